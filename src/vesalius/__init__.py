@@ -1,0 +1,56 @@
+"""Vesalius: text-prompted segmentation that works on your own images.
+
+The names below are public. They are loaded when they are first used, so that `import vesalius` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vesalius.data.dataset import load_item, load_samples
+    from vesalius.data.images import read_image
+    from vesalius.errors import VesaliusError
+    from vesalius.evaluate import evaluate
+    from vesalius.inference.predictor import Predictor, load_predictor
+    from vesalius.training.run import train
+    from vesalius.types import Item, Prediction, Sample
+
+_HOME = {
+    "Item": "vesalius.types",
+    "Prediction": "vesalius.types",
+    "Predictor": "vesalius.inference.predictor",
+    "Sample": "vesalius.types",
+    "VesaliusError": "vesalius.errors",
+    "evaluate": "vesalius.evaluate",
+    "load_item": "vesalius.data.dataset",
+    "load_predictor": "vesalius.inference.predictor",
+    "load_samples": "vesalius.data.dataset",
+    "read_image": "vesalius.data.images",
+    "train": "vesalius.training.run",
+}
+
+__all__ = [
+    "Item",
+    "Prediction",
+    "Predictor",
+    "Sample",
+    "VesaliusError",
+    "evaluate",
+    "load_item",
+    "load_predictor",
+    "load_samples",
+    "read_image",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'vesalius' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

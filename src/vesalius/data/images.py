@@ -1,0 +1,148 @@
+"""Image and mask files to arrays: 8-bit RGB images, boolean masks, and a refusal of everything ambiguous."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePath
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+from PIL import Image, UnidentifiedImageError
+
+from vesalius.errors import AnnotationError, DataError, ImageError
+from vesalius.masks import Size
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+"""What counts as an image when a folder is searched, in any case of letters."""
+
+MAX_PIXELS = 200_000_000
+RGB_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")
+MASK_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "I;16L", "I;16B", "I;16N")
+
+# Pillow's own limit lies at 89 megapixels, with a warning, and at 179 with an error; ours must come first
+if Image.MAX_IMAGE_PIXELS is not None:
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, MAX_PIXELS)
+
+
+def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels of an 8-bit image file as RGB, in the orientation in which they are stored.
+
+    Raises ImageError, naming the file, if it is missing, empty, cut short or not an image, has more than 200
+    megapixels or several frames, is deeper than 8 bits, or is partly transparent.
+    """
+    image = _decode(path)
+    if image.mode.startswith(("I", "F")):
+        raise _too_deep(path, image.mode)
+    if image.mode not in RGB_MODES:
+        raise ImageError(f"{path}: has the colour mode {image.mode}; save it as RGB or grey")
+    return np.array(_opaque(image, path).convert("RGB"))
+
+
+def read_mask(path: Path, size: Size) -> Bool[np.ndarray, "h w"]:
+    """The mask in an image file: true where the pixel, or the index of its palette colour, is not 0.
+
+    Raises AnnotationError if it is not of `size`, if its channels differ, or if palette index 0 is not black
+    (then index and colour disagree on what is background); ImageError if the file cannot be read.
+    """
+    image = _decode(path)
+    if (image.height, image.width) != size:
+        raise AnnotationError(
+            f"{path}: the mask is {image.height} x {image.width} pixels (h x w) but its image is "
+            f"{size[0]} x {size[1]}; draw it on the image itself, or resize it"
+        )
+    if image.mode not in MASK_MODES:
+        raise AnnotationError(
+            f"{path}: has the colour mode {image.mode}; save the mask as 8-bit grey, 0 for background"
+        )
+    pixels = np.asarray(_opaque(image, path))
+    if image.mode == "P" and any((image.getpalette("RGB") or ())[:3]):
+        raise AnnotationError(
+            f"{path}: colour 0 of the palette is not black; save the mask as 8-bit grey, 0 for background"
+        )
+    if pixels.ndim == 2:
+        return pixels != 0
+    if (pixels != pixels[:, :, :1]).any():
+        raise AnnotationError(
+            f"{path}: the mask has several colours; save one 8-bit grey mask an object, 0 for background"
+        )
+    return pixels[:, :, 0] != 0
+
+
+def stored_turned(path: Path) -> bool:
+    """Whether the file asks viewers to turn or mirror it (EXIF), which `read_image` does not do."""
+    with Image.open(path) as image:
+        return image.getexif().get(0x0112, 1) != 1
+
+
+def sample_id(path: PurePath) -> str:
+    """The id of an image by its path under the data root: `images/p1/a.png` and `p1/a.png` both give `p1__a`.
+
+    A leading `images/` is dropped, so that an annotation file gives the same ids as the folder it describes.
+    """
+    parts = path.with_suffix("").parts
+    return "__".join(parts[1:] if parts[0] == "images" and len(parts) > 1 else parts)
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Image files under the folder, at any depth, in order of their names; hidden files are left out."""
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    return sorted(path for path in found if not path.name.startswith("."))
+
+
+def _decode(path: Path) -> Image.Image:
+    """One decoded frame of at most `MAX_PIXELS`, in its own mode; ImageError otherwise."""
+    try:
+        if not path.is_file():
+            raise ImageError(
+                f"{path}: {'is a folder' if path.is_dir() else 'there is no such file'}; give an image file"
+            )
+        if path.stat().st_size == 0:
+            raise ImageError(f"{path}: is empty (0 bytes); copy it again from its source")
+        with Image.open(path) as image:
+            _check_header(image, path)
+            image.load()
+            return image
+    except (DataError, MemoryError):
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(
+            f"{path}: has more than {MAX_PIXELS // 10**6} megapixels; cut it into tiles first"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{path}: is not an image that can be decoded; save it as PNG") from error
+    # Pillow's decoders raise whatever their parser met: OSError, SyntaxError, struct.error
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ImageError(f"{path}: cannot be decoded ({reason}); copy it again from its source") from error
+
+
+def _check_header(image: Image.Image, path: Path) -> None:
+    """Refuse what the header alone shows, before any pixel is decoded."""
+    if image.width * image.height > MAX_PIXELS:
+        megapixels = image.width * image.height / 1e6
+        raise ImageError(
+            f"{path}: has {megapixels:.0f} megapixels, {MAX_PIXELS // 10**6} are allowed; cut it into tiles"
+        )
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        raise ImageError(f"{path}: has {frames} frames; save each as an image of its own")
+    # Pillow opens 16-bit colour as 8-bit RGB and drops the low byte; only the raw mode of its tiles tells
+    if not image.mode.startswith("I") and any(";16" in str(tile[3]) for tile in getattr(image, "tile", [])):
+        raise _too_deep(path, f"16-bit {image.mode}")
+
+
+def _too_deep(path: Path, mode: str) -> ImageError:
+    return ImageError(
+        f"{path}: has pixels of more than 8 bits ({mode}); convert to 8 bits first, with the window you want"
+    )
+
+
+def _opaque(image: Image.Image, path: Path) -> Image.Image:
+    """The image without its alpha channel; ImageError where a pixel is transparent."""
+    if not image.has_transparency_data:
+        return image
+    if np.asarray(image.convert("RGBA").getchannel("A")).min() < 255:
+        raise ImageError(
+            f"{path}: is partly transparent; put it on the background you want and save it without alpha"
+        )
+    image.info.pop("transparency", None)
+    return image.convert({"LA": "L", "RGBA": "RGB"}.get(image.mode, image.mode))

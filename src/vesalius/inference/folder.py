@@ -1,0 +1,171 @@
+"""A prediction folder: one line of JSON a question, masks and whatever else was asked for, as files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from vesalius.data.dataset import load_item
+from vesalius.errors import DataError, OutputError, SettingError
+from vesalius.files import prepare_folder, replacing, to_json, write_json
+from vesalius.inference.predictor import Predictor
+from vesalius.lineage import versions
+from vesalius.masks import encode_rle
+from vesalius.names import result_stems
+from vesalius.types import Item, Prediction, Sample
+from vesalius.visualisation import GUESS_COLOUR, overlay
+
+SAVES = ("masks", "probs", "overlay", "rle")
+"""masks: PNG 0/255; probs: float16 .npz; overlay: PNG on the image; rle: COCO RLE in `predictions.jsonl`."""
+
+
+class Segmenter(Protocol):
+    """What prediction and evaluation need of a model, whatever its kind."""
+
+    batch: int
+    threshold: float
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """`name`, `kind`, `fingerprint`, `step`."""
+
+    def predict(self, items: Sequence[Item]) -> list[Prediction]:
+        """One prediction for each (item, prompt), in order."""
+
+
+def predict_samples(
+    segmenter: Segmenter, samples: Sequence[Sample]
+) -> Iterator[tuple[Sample, Item | None, list[Prediction]]]:
+    """Read and predict, a batch at a time: (sample, its item or None if unreadable, one prediction a prompt).
+
+    What cannot be read or predicted comes out as `failed` with the reason, never as an empty mask. The segmenter
+    does not see the masks of the items.
+    """
+    for start in range(0, len(samples), segmenter.batch):
+        loaded = [_load(sample) for sample in samples[start : start + segmenter.batch]]
+        items = [item for item in loaded if isinstance(item, Item)]
+        predicted = iter(_predict_or_fail(segmenter, items))
+        for sample, item in zip(samples[start : start + segmenter.batch], loaded, strict=True):
+            if isinstance(item, Item):
+                yield sample, item, [next(predicted) for _ in item.prompts]
+            else:
+                size = sample.size or (0, 0)
+                yield sample, None, [_failed(sample.id, prompt, size, item) for prompt in sample.prompts]
+
+
+def _load(sample: Sample) -> Item | DataError:
+    try:
+        return load_item(sample)
+    except DataError as error:
+        return error
+
+
+def _predict_or_fail(segmenter: Segmenter, items: Sequence[Item]) -> list[Prediction]:
+    """Predictions of a batch; where it fails, of each item alone, so that one cannot take others with it."""
+    unseen = [Item(item.id, item.frames, item.prompts) for item in items]
+    try:
+        return segmenter.predict(unseen) if unseen else []
+    except (RuntimeError, ValueError, MemoryError) as error:
+        if len(unseen) == 1:
+            item = unseen[0]
+            return [_failed(item.id, prompt, item.size, error) for prompt in item.prompts]
+        return [prediction for item in unseen for prediction in _predict_or_fail(segmenter, [item])]
+
+
+def _failed(name: str, prompt: str, size: tuple[int, int], error: Exception) -> Prediction:
+    nothing = np.zeros((0, 1, 1), dtype=np.float32)
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return Prediction(name, prompt, "failed", size, nothing, says_seg=False, error=reason)
+
+
+def write_predictions(
+    segmenter: Predictor,
+    samples: Sequence[Sample],
+    prompts: Sequence[str],
+    out: Path,
+    *,
+    save: Sequence[str] = ("masks", "rle"),
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> dict[str, Any]:
+    """Predict every prompt on every image into a new folder, and return its summary.
+
+    `predictions.jsonl` appears when all is done: a folder without it is unfinished. Refuses a folder that is not
+    empty (OutputError), an unknown `save` and repeated prompts (SettingError).
+    """
+    _check_request(prompts, save)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OutputError(f"{out}: is there already and not empty; choose another --out")
+    prepare_folder(out)
+    asked = [Sample(s.id, s.image, tuple(prompts), None, group=s.group) for s in samples]
+    coverage: Counter[str] = Counter(ok=0, no_seg=0, failed=0)
+    failures: list[str] = []
+    with replacing(out / "predictions.jsonl") as aside, aside.open("w", encoding="utf-8") as lines:
+        for done, (sample, item, predictions) in enumerate(predict_samples(segmenter, asked), start=1):
+            for prediction, name in zip(predictions, result_stems(sample.id, prompts), strict=True):
+                coverage[prediction.status] += 1
+                if prediction.status == "failed":
+                    failures.append(f"{sample.image}: {prediction.error}")
+                written = _write_files(prediction, item, out, name, save) if item is not None else {}
+                lines.write(to_json(_line(prediction, written, save)) + "\n")
+            on_progress(done)
+    summary = {"model": segmenter.card, "coverage": dict(coverage), "n_images": len(samples)}
+    settings = {"prompts": list(prompts), "threshold": segmenter.threshold, "answer": segmenter.answer, "save": list(save)}
+    write_json(out / "run.json", {**summary, "settings": settings, "versions": versions()})
+    return {**summary, "out": str(out), "failures": failures}
+
+
+def _check_request(prompts: Sequence[str], save: Sequence[str]) -> None:
+    for name in save:
+        if name not in SAVES:
+            raise SettingError(f"--save {name}: unknown; choose from {', '.join(SAVES)}")
+    for prompt in prompts:
+        if not prompt.strip():
+            raise SettingError('the prompt is empty; say what to segment, for example --prompt "blood vessel"')
+        if prompts.count(prompt) > 1:
+            raise SettingError(f"the prompt {prompt!r} is given twice")
+
+
+def _line(prediction: Prediction, written: dict[str, str], save: Sequence[str]) -> dict[str, Any]:
+    line: dict[str, Any] = {
+        "id": prediction.id,
+        "prompt": prediction.prompt,
+        "status": prediction.status,
+        "text": prediction.text,
+        "score": max(prediction.scores, default=None),
+        "size": list(prediction.size),
+    }
+    if prediction.status == "failed":
+        return {**line, "error": prediction.error}
+    if "rle" in save:
+        line["rle"] = encode_rle(prediction.mask)
+    return {**line, **written}
+
+
+def _write_files(
+    prediction: Prediction, item: Item, out: Path, name: str, save: Sequence[str]
+) -> dict[str, str]:
+    """Write what was asked for; the paths relative to `out`, by kind."""
+    if prediction.status == "failed":
+        return {}
+    written: dict[str, str] = {}
+
+    def place(kind: str, folder: str, suffix: str) -> AbstractContextManager[Path]:
+        written[kind] = f"{folder}/{name}{suffix}"
+        return replacing(out / folder / f"{name}{suffix}")
+
+    if "masks" in save:
+        with place("mask", "masks", ".png") as path:
+            Image.fromarray(prediction.mask.astype(np.uint8) * 255).save(path, format="PNG")
+    if "probs" in save:
+        with place("probabilities", "probs", ".npz") as path, path.open("wb") as stream:
+            np.savez_compressed(stream, probabilities=prediction.probabilities.astype(np.float16))
+    if "overlay" in save:
+        with place("overlay", "overlays", ".png") as path:
+            overlay(item.frames[0], prediction.mask, GUESS_COLOUR).save(path, format="PNG")
+    return written

@@ -1,0 +1,149 @@
+"""Images and phrases in, predictions out: the one inference path, for files, evaluation and validation alike."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vesalius.data.images import read_image
+from vesalius.errors import SettingError
+from vesalius.lineage import fingerprint_weights
+from vesalius.models.checkpoint import OpenedModel, find_bundle, open_bundle
+from vesalius.models.processor import Batch
+from vesalius.models.textseg import Answer, MaskLogits
+from vesalius.types import Item, Prediction
+
+log = logging.getLogger(__name__)
+
+AnswerMode = Literal["generate", "force"]
+MAX_NEW_TOKENS = 64
+
+
+def load_predictor(
+    model: str | Path,
+    *,
+    answer: AnswerMode = "generate",
+    threshold: float | None = None,
+    batch: int = 4,
+    device: str | None = None,
+) -> Predictor:
+    """Open MODEL (a bundle, a run, or `tiny`) for prediction: float32 on a CPU, bfloat16 on a GPU.
+
+    Without `threshold` the bundle's own is used; without `device` a GPU if there is one.
+    """
+    folder = find_bundle(model)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    opened = open_bundle(folder, device, dtype)
+    return Predictor(
+        opened,
+        answer=answer,
+        threshold=threshold,
+        batch=batch,
+        name=str(model),
+        fingerprint=fingerprint_weights(folder),
+    )
+
+
+class Predictor:
+    """A model ready to predict.
+
+    `answer`: `generate` lets the model write its answer, which may hold no [SEG]; `force` gives it the
+    template's answer and reads the [SEG] in it, so that every question gets a mask.
+    """
+
+    def __init__(
+        self,
+        opened: OpenedModel,
+        *,
+        answer: AnswerMode = "generate",
+        threshold: float | None = None,
+        batch: int = 4,
+        name: str = "",
+        fingerprint: str | None = None,
+    ) -> None:
+        if batch < 1:
+            raise SettingError(f"batch must be at least 1; got {batch}")
+        if threshold is not None and not 0 < threshold < 1:
+            raise SettingError(f"the threshold must lie between 0 and 1; got {threshold}")
+        self.model = opened.model
+        self.processor = opened.processor
+        self.bundle_card = opened.card
+        self.answer = answer
+        self.threshold = opened.card.threshold if threshold is None else threshold
+        self.batch = batch
+        self.name = name or opened.card.spec.name
+        self.fingerprint = fingerprint
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """What reports say of the model."""
+        card = self.bundle_card
+        return {"name": self.name, "kind": card.kind, "fingerprint": self.fingerprint, "step": card.step}
+
+    def __call__(self, image: str | Path | Image.Image | np.ndarray, prompt: str) -> Prediction:
+        """The prediction for one phrase on one image: a path, a PIL image or a uint8 array (h, w, 3) or (h, w)."""
+        name = Path(image).stem if isinstance(image, str | Path) else "image"
+        return self.predict([Item(name, _as_pixels(image)[None], (prompt,))])[0]
+
+    def predict(self, items: Sequence[Item]) -> list[Prediction]:
+        """One prediction for each (item, prompt), in order; masks that the items may hold are not looked at."""
+        predictions: list[Prediction] = []
+        for start in range(0, len(items), self.batch):
+            unseen = [replace(item, masks=None) for item in items[start : start + self.batch]]
+            predictions.extend(self._predict_batch(unseen))
+        return predictions
+
+    @torch.inference_mode()
+    def _predict_batch(self, items: Sequence[Item]) -> Iterator[Prediction]:
+        parameter = next(self.model.parameters())
+        batch = self.processor(items, answered=self.answer == "force").to(parameter.device, parameter.dtype)
+        limit = MAX_NEW_TOKENS if self.answer == "generate" else 0
+        answer = self.model.answer(batch, self.processor.stop_id, limit)
+        masks = self.model.decode(batch.g_pixel_values, answer.seg)
+        return self._to_predictions(items, batch, answer, masks)
+
+    def _to_predictions(
+        self, items: Sequence[Item], batch: Batch, answer: Answer, masks: MaskLogits
+    ) -> Iterator[Prediction]:
+        logits = masks.logits.float().cpu().numpy()
+        scores = masks.scores.float().cpu().numpy()
+        row_of_mask = answer.seg.row.cpu().numpy()
+        says_seg = answer.says_seg.tolist()
+        questions = [(item, prompt) for item in items for prompt in item.prompts]
+        cut = sum(self.processor.stop_id not in ids for ids in answer.ids)
+        if cut:
+            log.warning("%d of %d answers were cut after %d tokens", cut, len(questions), MAX_NEW_TOKENS)
+        for row, (item, prompt) in enumerate(questions):
+            mine = row_of_mask == row
+            yield Prediction(
+                id=item.id,
+                prompt=prompt,
+                status="ok" if mine.any() else "no_seg",
+                size=item.size,
+                logits=logits[mine],
+                input_size=self.processor.spec.sam_size,
+                scores=tuple(scores[mine].tolist()),
+                text=self.processor.text(answer.ids[row]),
+                says_seg=says_seg[row],
+                threshold=self.threshold,
+            )
+
+
+def _as_pixels(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
+    if isinstance(image, str | Path):
+        return read_image(Path(image))
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))
+    if image.dtype == np.uint8 and image.ndim == 2:
+        return np.repeat(image[:, :, None], 3, axis=2)
+    if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        return image
+    raise SettingError(f"an image array must be uint8 (h, w, 3) or (h, w); got {image.dtype} {image.shape}")

@@ -1,0 +1,157 @@
+"""Masks: polygon, RLE and file to boolean array and back, unions and resizing.
+
+Masks are bool (h, w). Polygon points are (x, y) in pixels of the original image, where (0, 0) is the outer corner
+of the first pixel. Rasterisation is that of pycocotools, the reference of the COCO data set: other rasterisers
+include the boundary (on coronary vessels `cv2.fillPoly` agrees with it to a Dice of 0.940 only).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+from jaxtyping import Bool, Float
+from pycocotools import mask as coco
+
+Size = tuple[int, int]
+"""(height, width) in pixels."""
+
+
+class Rle(TypedDict):
+    """COCO run-length encoding; `counts` is the compressed string, or a list of run lengths."""
+
+    size: list[int]
+    counts: str | list[int]
+
+
+def rasterise(polygons: Sequence[Sequence[float]], size: Size) -> Bool[np.ndarray, "h w"]:
+    """Union of polygons `[x1, y1, x2, y2, ...]` as a mask of `size`; no polygon gives an empty mask.
+
+    Parts outside the image are cut. Raises ValueError for fewer than 3 points or coordinates that are not finite.
+    """
+    for index, polygon in enumerate(polygons):
+        check_polygon(polygon, f"polygon {index}")
+    if not polygons:
+        return np.zeros(size, dtype=bool)
+    runs = coco.frPyObjects([list(map(float, polygon)) for polygon in polygons], *size)
+    return coco.decode(coco.merge(runs)).astype(bool)
+
+
+def check_polygon(polygon: Sequence[float], name: str) -> None:
+    """Raise ValueError, beginning with `name`, unless the polygon has >= 3 points and finite coordinates."""
+    if len(polygon) % 2:
+        raise ValueError(f"{name} has {len(polygon)} numbers; x and y must come in pairs")
+    if len(polygon) < 6:
+        points = len(polygon) // 2
+        raise ValueError(f"{name} has {points} point{'s' * (points != 1)}; at least 3 are needed")
+    if not np.isfinite(np.asarray(polygon, dtype=float)).all():
+        raise ValueError(f"{name} has a coordinate that is not a finite number")
+
+
+def encode_rle(mask: Bool[np.ndarray, "h w"]) -> Rle:
+    """Compressed COCO RLE of a mask, ready for JSON."""
+    runs: dict[str, Any] = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": [int(side) for side in runs["size"]], "counts": runs["counts"].decode("ascii")}
+
+
+def decode_rle(rle: Rle) -> Bool[np.ndarray, "h w"]:
+    """Mask of a COCO RLE, compressed or not.
+
+    Raises ValueError if it is malformed, or if the runs do not fill the stated size exactly.
+    """
+    try:
+        (height, width), counts = rle["size"], rle["counts"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError("an RLE needs size [h, w] and counts") from error
+    if not _whole([height, width]) or not isinstance(counts, (str, list)):
+        raise ValueError("an RLE needs two whole numbers as size, and text or a list as counts")
+    if isinstance(counts, list) and not _whole(counts):
+        raise ValueError("the RLE counts must be whole numbers >= 0")
+    # pycocotools checks nothing: a mask whose runs are too short keeps memory that nobody wrote. So the runs
+    # are read here, and only checked ones become pixels.
+    lengths = _run_lengths(counts.encode("ascii")) if isinstance(counts, str) else counts
+    return _decode_runs(lengths, (height, width))
+
+
+def _whole(values: Sequence[Any]) -> bool:
+    return all(type(value) is int and value >= 0 for value in values)
+
+
+def _run_lengths(counts: bytes) -> list[int]:
+    """Run lengths of a compressed RLE string: 5 bits a character, the sixth says that more follow.
+
+    From the third run on, the difference to the run two before is stored (pycocotools, maskApi.c, rleFrString).
+    """
+    lengths: list[int] = []
+    value = shift = 0
+    for character in counts:
+        chunk = character - 48
+        if not 0 <= chunk < 64 or shift > 30:
+            raise ValueError("the RLE string has a character or a number that no mask has")
+        value |= (chunk & 0x1F) << shift
+        shift += 5
+        if chunk & 0x20:
+            continue
+        if chunk & 0x10:
+            value -= 1 << shift
+        lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
+        value = shift = 0
+    if shift:
+        raise ValueError("the RLE string ends inside a number")
+    return lengths
+
+
+def _decode_runs(lengths: list[int], size: Size) -> Bool[np.ndarray, "h w"]:
+    height, width = size
+    if min(lengths, default=0) < 0:
+        raise ValueError("the RLE has a run of negative length")
+    if sum(lengths) != height * width or height * width >= 2**32:  # COCO counts pixels in 32 bits
+        raise ValueError(
+            f"the RLE runs cover {sum(lengths)} pixels; the stated size {height} x {width} has {height * width}"
+        )
+    values = np.zeros(len(lengths), dtype=bool)
+    values[1::2] = True
+    return np.repeat(values, lengths).reshape((width, height)).T
+
+
+def resize_bilinear(image: Float[np.ndarray, "h w"], size: Size) -> Float[np.ndarray, "H W"]:
+    """Bilinear resampling with half-pixel centres, no antialiasing and clamped borders.
+
+    The same numbers as `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)`, to which the
+    official code takes its logits, without importing torch.
+    """
+    for axis, new in enumerate(size):
+        image = _resize_axis(image, axis, new)
+    return image
+
+
+def _resize_axis(image: np.ndarray, axis: int, new: int) -> np.ndarray:
+    old = image.shape[axis]
+    if new == old:
+        return image
+    # float32, in torch's order of operations, so that a logit close to the threshold falls on the same side
+    place = (np.arange(new, dtype=np.float32) + np.float32(0.5)) * np.float32(old / new) - np.float32(0.5)
+    place = np.clip(place, 0, None)
+    low = np.minimum(place.astype(np.int64), old - 1)
+    high = np.minimum(low + 1, old - 1)
+    share = (place - low).astype(image.dtype)
+    share = share[:, None] if axis == 0 else share[None, :]
+    return image.take(low, axis) * (1 - share) + image.take(high, axis) * share
+
+
+def area_average(mask: np.ndarray, size: Size) -> Float[np.ndarray, "H W"]:
+    """Share of each target cell that the mask covers, float32 in [0, 1]; keeps thin lines that nearest drops.
+
+    Exact for any ratio of sizes (cells may cut pixels), and equal to area interpolation where they divide.
+    """
+    rows, columns = (cell_weights(old, new) for old, new in zip(mask.shape, size, strict=True))
+    return (rows @ mask.astype(np.float32) @ columns.T).astype(np.float32)
+
+
+def cell_weights(old: int, new: int) -> np.ndarray:
+    """(new, old) float32: the share of cell i that pixel j covers; each row sums to 1. Worked case 3 -> 2: [[2/3, 1/3, 0], [0, 1/3, 2/3]]."""
+    edges = np.arange(new + 1, dtype=np.float64) * old / new
+    pixel = np.arange(old, dtype=np.float64)
+    overlap = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
+    return (np.clip(overlap, 0, None) * new / old).astype(np.float32)

@@ -1,0 +1,67 @@
+"""The words around a phrase: question and answer templates, and the chat markup of each language model.
+
+Questions and answers are those of the official training code (ByteDance/Sa2VA, `projects/sa2va/datasets`);
+the markup is that of the official `qwen_chat`, `internlm2_chat` and `phi3_chat` templates, without a system prompt.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from vesalius.config import Settings
+from vesalius.errors import SettingError
+
+CHATS = {
+    "qwen_chat": ("<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"),
+    "internlm2_chat": ("<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"),
+    "phi3_chat": ("<|user|>\n{question}<|end|>\n<|assistant|>\n", "<|end|>"),
+}
+"""Name -> (what stands before the answer, what ends the answer)."""
+
+QUESTIONS = (
+    "Please segment the {phrase} in this image.",
+    "Can you segment the {phrase} in this image?",
+    "What is {phrase} in this image? Please respond with segmentation mask.",
+)
+ANSWERS = ("Sure, [SEG].",)
+
+
+class PromptTemplate(Settings):
+    """How a phrase becomes a question, and what the answer looks like."""
+
+    chat: Literal["qwen_chat", "internlm2_chat", "phi3_chat"] = "qwen_chat"
+    questions: tuple[str, ...] = Field(default=QUESTIONS, min_length=1)
+    """Each holds `{phrase}`. Prediction asks the first; training draws one."""
+    answers: tuple[str, ...] = Field(default=ANSWERS, min_length=1)
+    """Each holds `[SEG]` once. `answer: force` gives the first."""
+
+    @field_validator("questions")
+    @classmethod
+    def _questions_hold_the_phrase(cls, questions: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [text for text in questions if text.count("{phrase}") != 1]:
+            raise ValueError(f"a question must hold {{phrase}} once: {wrong[0]!r}")
+        return questions
+
+    @field_validator("answers")
+    @classmethod
+    def _answers_hold_seg(cls, answers: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [text for text in answers if text.count("[SEG]") != 1]:
+            raise ValueError(f"an answer must hold [SEG] once: {wrong[0]!r}")
+        return answers
+
+    def ask(self, phrase: str, which: int = 0) -> str:
+        """The question about a phrase. SettingError for an empty phrase."""
+        if not phrase.strip():
+            raise SettingError('the prompt is empty; say what to segment, for example --prompt "blood vessel"')
+        return self.questions[which % len(self.questions)].replace("{phrase}", phrase.strip())
+
+    def before_answer(self, question: str, image_tokens: str) -> str:
+        """All that stands before the answer; the image comes first, on a line of its own as in training."""
+        return CHATS[self.chat][0].replace("{question}", f"{image_tokens}\n{question}")
+
+    @property
+    def stop(self) -> str:
+        """The token that ends an answer."""
+        return CHATS[self.chat][1]

@@ -1,0 +1,68 @@
+"""File names of results: readable, of any script, and never the same for two answers."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+SLUG_LENGTH = 48
+"""Characters; a Chinese one takes 3 bytes in a file name."""
+STEM_BYTES = 200
+"""File systems allow 255 bytes a name; the rest is for suffixes and temporary names."""
+
+
+def result_stems(sample: str, prompts: Sequence[str]) -> list[str]:
+    """The file name without suffix of each prompt's result: the sample's id, with `--SLUG` where there are several.
+
+    A name that would be too long for a file system is cut, and ends with a hash of the whole.
+    Raises ValueError for an id that is no file name, or a prompt that is there twice.
+    """
+    if not sample or Path(sample).name != sample or "\0" in sample:
+        raise ValueError(f"the id {sample!r} cannot be a file name")
+    stems = [sample] if len(prompts) == 1 else [f"{sample}--{each}" for each in slugs(prompts)]
+    return [_cut(stem) for stem in stems]
+
+
+def slugs(prompts: Sequence[str]) -> list[str]:
+    """A slug for each prompt, all different: those that would be equal end with a hash of their prompt.
+
+    Raises ValueError for a prompt that is there twice.
+
+    >>> slugs(["blood vessel", "冠状动脉"])
+    ['blood-vessel', '冠状动脉']
+    """
+    if len(set(prompts)) < len(prompts):
+        twice = Counter(prompts).most_common(1)[0][0]
+        raise ValueError(f"the prompt {twice!r} is there twice")
+    plain = [slug(prompt) for prompt in prompts]
+    count = Counter(plain)
+    return [
+        each if count[each] == 1 else f"{each}-{short_hash(prompt)}"
+        for each, prompt in zip(plain, prompts, strict=True)
+    ]
+
+
+def slug(text: str) -> str:
+    """The letters and digits of the text, of any script, in lower case, `-` for all between; `prompt` without any.
+
+    Longer than `SLUG_LENGTH`, it is cut and ends with a hash of the whole text.
+    """
+    normal = unicodedata.normalize("NFKC", text).lower()
+    kept = "".join(each if unicodedata.category(each)[0] in "LNM" else " " for each in normal)
+    result = "-".join(kept.split()) or "prompt"
+    return result if len(result) <= SLUG_LENGTH else f"{result[:SLUG_LENGTH].rstrip('-')}-{short_hash(text)}"
+
+
+def _cut(stem: str) -> str:
+    name = stem.encode()
+    if len(name) <= STEM_BYTES:
+        return stem
+    return f"{name[:STEM_BYTES].decode(errors='ignore')}-{short_hash(stem)}"
+
+
+def short_hash(text: str) -> str:
+    """8 hexadecimal characters of the SHA-256 of the text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

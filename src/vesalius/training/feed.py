@@ -1,0 +1,59 @@
+"""Batches for training: which samples come when is fixed by (seed, epoch), what is drawn for each by its index too."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from vesalius.data.augment import AugmentSettings, augment
+from vesalius.data.dataset import epoch_order, load_item
+from vesalius.models.processor import Batch, Processor
+from vesalius.types import Sample
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Turns samples into batches. The same arguments give the same batches, whatever the number of workers."""
+
+    samples: Sequence[Sample]
+    processor: Processor
+    augment: AugmentSettings
+    batch: int
+    seed: int
+    workers: int = 0
+    rank: int = 0
+    world: int = 1
+    """This process takes every `world`-th sample, from `rank` on."""
+
+    def batches_in_epoch(self) -> int:
+        """Batches of one epoch; the last may be smaller. Equal on all ranks: of a ragged end all take the fewer."""
+        return max(1, -(-(len(self.samples) // self.world) // self.batch))
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[list[str], Batch]]:
+        """(sample ids, batch) of one epoch from its batch number `start` on."""
+        order = epoch_order(len(self.samples), self.seed, epoch)[self.rank :: self.world]
+        chunks = [order[i * self.batch : (i + 1) * self.batch] for i in range(start, self.batches_in_epoch())]
+        if not self.workers:
+            yield from (self._prepare(epoch, chunk) for chunk in chunks)
+            return
+        # threads, not processes: Pillow and numpy let go of the interpreter while they work
+        with ThreadPoolExecutor(self.workers) as pool:
+            waiting: deque[Future[tuple[list[str], Batch]]] = deque()
+            for chunk in chunks:
+                waiting.append(pool.submit(self._prepare, epoch, chunk))
+                if len(waiting) > self.workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+
+    def _prepare(self, epoch: int, indices: np.ndarray) -> tuple[list[str], Batch]:
+        items, choice = [], []
+        for index in indices.tolist():
+            rng = np.random.default_rng([self.seed, epoch, index])
+            items.append(augment(load_item(self.samples[index]), self.augment, rng))
+            choice += rng.integers(0, 2**31, size=len(items[-1].prompts)).tolist()
+        return [item.id for item in items], self.processor(items, answered=True, choice=choice)

@@ -1,0 +1,176 @@
+"""The training loop, in the order in which things happen."""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from vesalius.errors import TrainingError
+from vesalius.inference.predictor import Predictor
+from vesalius.models.checkpoint import Card, OpenedModel
+from vesalius.models.processor import Batch
+from vesalius.training.feed import Feed
+from vesalius.training.losses import Losses, measure
+from vesalius.training.rundir import RunDir, TrainState
+from vesalius.training.settings import RunSettings
+from vesalius.training.trainable import MovementCheck
+from vesalius.training.validate import validate
+from vesalius.types import Sample
+
+CHECKED_STEPS = 3
+"""After that many optimiser steps every trainable group must have moved."""
+
+
+@dataclass
+class Run:
+    """All that one run works on."""
+
+    settings: RunSettings
+    opened: OpenedModel
+    card: Card
+    groups: dict[str, list[torch.nn.Parameter]]
+    feed: Feed
+    val: list[Sample]
+    run_dir: RunDir
+    accelerator: Accelerator
+    optimiser: torch.optim.Optimizer
+    state: TrainState
+    on_step: Callable[[dict[str, Any]], None]
+    on_validation: Callable[[dict[str, Any]], None]
+
+    def total_steps(self) -> int | None:
+        """Optimiser steps of the whole run; None where it is bounded by time."""
+        settings = self.settings
+        if settings.epochs is not None:
+            return max(1, settings.epochs * self.feed.batches_in_epoch() // settings.optim.accumulate)
+        return settings.steps
+
+    def progress(self) -> float:
+        """Share of the run that is done."""
+        if self.settings.minutes is not None:
+            return self.state.trained_s / (60 * self.settings.minutes)
+        return self.state.step / (self.total_steps() or 1)
+
+
+def run_loop(run: Run) -> None:
+    """Train until the run's length is reached; validate and save at the end of epochs and of the run."""
+    state, settings = run.state, run.settings
+    model = run.accelerator.prepare_model(run.opened.model)
+    check = MovementCheck(run.groups) if state.step == 0 else None
+    while run.progress() < 1:
+        run.opened.model.train()
+        started = time.perf_counter()
+        for ids, batch in run.feed.epoch(state.epoch, state.batch_in_epoch):
+            with run.accelerator.accumulate(model):
+                losses, norm = train_step(run, model, batch, ids, check)
+            state.batch_in_epoch += 1
+            took_s = time.perf_counter() - started  # waiting for data included
+            started += took_s
+            state.trained_s += took_s
+            if not run.accelerator.sync_gradients:
+                continue
+            state.step += 1
+            report_step(run, losses, norm, len(ids) / took_s)
+            if check is not None and state.step == CHECKED_STEPS:
+                check.verify()
+                check = None
+            if run.progress() >= 1:
+                break
+        if state.batch_in_epoch >= run.feed.batches_in_epoch():
+            state.epoch, state.batch_in_epoch = state.epoch + 1, 0
+        ended = run.progress() >= 1
+        if ended or (state.batch_in_epoch == 0 and state.epoch % settings.validate_.every_epochs == 0):
+            validate_and_save(run)
+
+
+def train_step(
+    run: Run, model: torch.nn.Module, batch: Batch, ids: list[str], check: MovementCheck | None
+) -> tuple[Losses, float]:
+    """Forward, backward, and a step of the optimiser where the accumulation is complete."""
+    for group in run.optimiser.param_groups:
+        group["lr"] = run.settings.optim.lr * rate_factor(run)
+    with run.accelerator.autocast():
+        output = model(batch.to(run.accelerator.device))
+    losses = measure(output, [mask.to(run.accelerator.device) for mask in batch.masks], run.settings.loss)
+    if not torch.isfinite(losses.total):
+        raise TrainingError(
+            f"the loss became {losses.total.item()} at step {run.state.step + 1} with the samples "
+            f"{', '.join(ids)}: look at them, or lower optim.lr"
+        )
+    run.accelerator.backward(losses.total)
+    norm = 0.0
+    if run.accelerator.sync_gradients:
+        if check is not None:
+            check.note_gradients()
+        parameters = [p for group in run.groups.values() for p in group]
+        norm = float(run.accelerator.clip_grad_norm_(parameters, run.settings.optim.clip))
+    run.optimiser.step()
+    run.optimiser.zero_grad()
+    return losses, norm
+
+
+def rate_factor(run: Run) -> float:
+    """Factor on the learning rate: rises over the warm-up, then falls to 0 on a cosine."""
+    # the share at the end of this step, so that the first one already moves
+    done = run.progress() + (1 / total if (total := run.total_steps()) else 1e-3)
+    warmup = run.settings.optim.warmup
+    if done < warmup:
+        return done / warmup
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (done - warmup) / (1 - warmup))))
+
+
+def report_step(run: Run, losses: Losses, norm: float, images_per_s: float) -> None:
+    """One line in `log.jsonl`."""
+    if not run.accelerator.is_main_process:
+        return
+    line = {
+        "step": run.state.step,
+        "epoch": run.state.epoch,
+        "loss": losses.total.item(),
+        "loss_mask": losses.mask.item(),
+        "loss_dice": losses.dice.item(),
+        "loss_text": losses.text.item(),
+        "loss_iou": losses.iou.item(),
+        "lr": run.optimiser.param_groups[0]["lr"],
+        "grad_norm": norm,
+        "images_per_s": round(images_per_s * run.accelerator.num_processes, 3),
+        "peak_bytes": peak_bytes(run.accelerator.device),
+    }
+    run.run_dir.append(run.run_dir.log, line)
+    run.on_step({**line, "progress": run.progress()})
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory used so far: of the GPU, or of this process where there is none."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def validate_and_save(run: Run) -> None:
+    """Validate with the predictor, write the line and the checkpoint; the best one is the best by the metric."""
+    state, settings = run.state, run.settings
+    if run.accelerator.is_main_process:
+        card = run.card.changed(step=state.step)
+        is_best = True
+        if run.val:
+            model = run.opened.model.eval()
+            predictor = Predictor(
+                OpenedModel(model, run.opened.processor, card), answer="force", batch=settings.batch
+            )
+            line = {"step": state.step, "epoch": state.epoch, **validate(predictor, run.val)}
+            value = line[settings.validate_.metric]
+            is_best = value is not None and (state.best is None or value > state.best)
+            if is_best:
+                state.best = value
+            run.run_dir.append(run.run_dir.validation, line)
+            run.on_validation({**line, "best": is_best})
+        run.run_dir.save(run.opened, card, run.optimiser, state, is_best)
+    run.accelerator.wait_for_everyone()

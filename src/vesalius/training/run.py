@@ -1,0 +1,161 @@
+"""From a recipe to a run folder: open, check and write down everything, then hand over to the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from vesalius.config import read_settings
+from vesalius.data.augment import AugmentSettings
+from vesalius.data.dataset import DataSet, open_data_set
+from vesalius.data.images import read_image
+from vesalius.errors import SettingError, TrainingError
+from vesalius.lineage import commit, fingerprint_samples, fingerprint_weights, hash_pixels, versions
+from vesalius.models.checkpoint import Card, OpenedModel, find_bundle, new_model, open_bundle
+from vesalius.training.curves import draw_curves
+from vesalius.training.feed import Feed
+from vesalius.training.loop import Run, run_loop
+from vesalius.training.rundir import RunDir, TrainState
+from vesalius.training.settings import RunSettings
+from vesalius.training.trainable import set_trainable
+
+
+def train(
+    settings: RunSettings,
+    *,
+    resume: bool = False,
+    overfit: int | None = None,
+    on_note: Callable[[str], None] = lambda note: None,
+    on_step: Callable[[dict[str, Any]], None] = lambda line: None,
+    on_validation: Callable[[dict[str, Any]], None] = lambda line: None,
+) -> Path:
+    """Fine-tune, and return the run folder, whose `best` and `last` are bundles.
+
+    `resume` continues the run in `settings.out`. `overfit` trains and validates on the first that many training
+    samples without augmentation: a model that cannot learn those by heart cannot learn anything.
+    """
+    train_set, val_set = _open_data(settings, overfit)
+    for data_set in (train_set, val_set) if val_set else (train_set,):
+        on_note(f"{data_set.name}: {len(data_set.samples)} images, format {data_set.format}")
+        for note in data_set.notes:
+            on_note(note)
+    run_dir = RunDir(settings.out)
+    if resume and not (settings.out / "last").exists():
+        raise TrainingError(f"{settings.out}: has no checkpoint to resume from")
+    opened, origin = _open_model(settings, resume)
+    images = {sample.id: hash_pixels(read_image(sample.image)) for sample in train_set.samples}
+    lineage = {**origin, "data": fingerprint_samples(train_set.samples), "settings": settings.model_dump(mode="json")}
+    if not resume:
+        run_dir.create(_config_text(settings), _manifest(train_set, val_set, images))
+    card = opened.card.changed(lineage=lineage, training_images=tuple(sorted(set(images.values()))))
+    run = _prepare(settings, opened, card, train_set, val_set, run_dir, overfit, on_step, on_validation)
+    if resume:
+        run.state = run_dir.resume(run.optimiser)
+        on_note(f"resumed at step {run.state.step}")
+    run_loop(run)
+    draw_curves(run_dir.lines(run_dir.log), run_dir.lines(run_dir.validation), run_dir.path / "curves.png")
+    return run_dir.path
+
+
+def read_run_settings(recipe: Path, changes: list[str]) -> RunSettings:
+    """The settings of a recipe, or of a run folder's `config.yaml`, after `changes` such as `optim.lr=1e-4`."""
+    return read_settings(RunSettings, recipe / "config.yaml" if recipe.is_dir() else recipe, changes)
+
+
+def _open_data(settings: RunSettings, overfit: int | None) -> tuple[DataSet, DataSet | None]:
+    prompt = settings.data.prompt
+    train_set = open_data_set(settings.data.train, split=_split_at(settings.data.train, "train"), prompt=prompt)
+    if overfit is not None:
+        if overfit < 1:
+            raise SettingError(f"--overfit must be at least 1; got {overfit}")
+        train_set = train_set.first(overfit)
+        return train_set, train_set
+    if settings.data.val is None:
+        return train_set, None
+    return train_set, open_data_set(settings.data.val, split=_split_at(settings.data.val, "val"), prompt=prompt)
+
+
+def _split_at(data: Path, name: str) -> str | None:
+    """The split to ask for, where a folder has one of that name."""
+    return name if (data / f"annotations.{name}.json").is_file() else None
+
+
+def _open_model(settings: RunSettings, resume: bool) -> tuple[OpenedModel, dict[str, Any]]:
+    """The model to start from, and one line of its lineage."""
+    if settings.start == "random" and not resume:
+        return new_model(settings.model, settings.seed), {"start": f"random weights, seed {settings.seed}"}
+    folder = settings.out / "last" if resume else find_bundle(settings.model)
+    opened = open_bundle(folder)
+    if resume:
+        return opened, {key: opened.card.lineage[key] for key in ("start", "start_fingerprint") if key in opened.card.lineage}
+    return opened, {"start": settings.model, "start_fingerprint": fingerprint_weights(folder)}
+
+
+def _prepare(
+    settings: RunSettings,
+    opened: OpenedModel,
+    card: Card,
+    train_set: DataSet,
+    val_set: DataSet | None,
+    run_dir: RunDir,
+    overfit: int | None,
+    on_step: Callable[[dict[str, Any]], None],
+    on_validation: Callable[[dict[str, Any]], None],
+) -> Run:
+    torch.manual_seed(settings.seed)
+    accelerator = Accelerator(
+        mixed_precision="bf16" if settings.precision == "bf16" else "no",
+        gradient_accumulation_steps=settings.optim.accumulate,
+    )
+    opened.model.to(accelerator.device)
+    groups = set_trainable(opened.model, settings.what_trains)
+    optimiser = torch.optim.AdamW(
+        [parameter for group in groups.values() for parameter in group],
+        lr=settings.optim.lr,
+        betas=settings.optim.betas,
+        weight_decay=settings.optim.weight_decay,
+    )
+    feed = Feed(
+        samples=train_set.samples,
+        processor=opened.processor,
+        augment=AugmentSettings() if overfit else settings.augment,
+        batch=settings.batch,
+        seed=settings.seed,
+        workers=settings.workers,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
+    val = list(val_set.samples[: settings.validate_.limit]) if val_set else []
+    return Run(
+        settings=settings,
+        opened=opened,
+        card=card,
+        groups=groups,
+        feed=feed,
+        val=val,
+        run_dir=run_dir,
+        accelerator=accelerator,
+        optimiser=accelerator.prepare_optimizer(optimiser),
+        state=TrainState(),
+        on_step=on_step,
+        on_validation=on_validation,
+    )
+
+
+def _config_text(settings: RunSettings) -> str:
+    made_with = "".join(f"# {name} {version}\n" for name, version in versions().items())
+    return f"# commit {commit() or 'unknown'}\n{made_with}{settings.to_yaml()}"
+
+
+def _manifest(train_set: DataSet, val_set: DataSet | None, images: dict[str, str]) -> dict[str, Any]:
+    val = val_set.samples if val_set else ()
+    return {
+        "train": {"data": str(train_set.root), "samples": images},
+        "val": {"data": str(val_set.root) if val_set else None, "samples": [sample.id for sample in val]},
+        "versions": versions(),
+        "commit": commit(),
+    }

@@ -1,0 +1,335 @@
+"""Pictures of masks: overlays, the six panels that show one prediction beside its truth, and contact sheets.
+
+Images are uint8 (h, w, 3) RGB, masks bool (h, w). Drawn with Pillow alone: matplotlib takes some ten times as
+long.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from vesalius.masks import Size
+
+Colour = tuple[int, int, int]
+
+# From the palette for colour-blind readers of Okabe & Ito 2008, https://jfly.uni-koeln.de/color/. A missed
+# pixel has the colour of the truth and an invented one that of the prediction, because that is where they
+# come from.
+YELLOW, SKY_BLUE, VERMILLION = (240, 228, 66), (86, 180, 233), (213, 94, 0)
+TRUTH_COLOUR, GUESS_COLOUR = SKY_BLUE, VERMILLION
+TP_COLOUR, FP_COLOUR, FN_COLOUR = YELLOW, GUESS_COLOUR, TRUTH_COLOUR
+LEGEND = (
+    ("true positive", TP_COLOUR),
+    ("false positive: predicted only", FP_COLOUR),
+    ("false negative: missed", FN_COLOUR),
+)
+WHITE, INK, GREY = (255, 255, 255), (24, 24, 27), (96, 96, 104)
+
+PANEL_SIDE = 512
+"""Longer side of an image in a panel, pixels."""
+PANEL_WIDTH_MIN = 360
+"""A panel's title needs this width, even over a tall and narrow image."""
+GAP, LINE, TITLE_TEXT, TEXT = 16, 34, 26, 20
+SHOWN_COVERAGE = 0.25
+"""A panel's pixel belongs to a shrunken mask from this share on: at 0.5 vessels thinner than a pixel would vanish."""
+
+FONT_FOLDERS = (
+    Path("/usr/share/fonts"),
+    Path("/usr/local/share/fonts"),
+    Path("~/.local/share/fonts").expanduser(),
+    Path("~/.fonts").expanduser(),
+    Path("/System/Library/Fonts"),
+    Path("/Library/Fonts"),
+    Path("~/Library/Fonts").expanduser(),
+    Path("C:/Windows/Fonts"),
+    Path("~/AppData/Local/Microsoft/Windows/Fonts").expanduser(),
+)
+CJK_FONTS = (
+    *(
+        "notosanscjk",
+        "notosanssc",
+        "notosanshans",
+        "sourcehansans",
+        "wqy",
+        "msyh",
+        "simhei",
+        "pingfang",
+        "stheiti",
+    ),
+    *(
+        "hiragino",
+        "droidsansfallback",
+        "arialunicode",
+        "simsun",
+        "uming",
+        "ukai",
+        "yugoth",
+        "meiryo",
+        "malgun",
+    ),
+)
+"""Beginnings of the usual file names, lower case without spaces and hyphens, the preferred one first."""
+
+
+def six_panels(
+    image: UInt8[np.ndarray, "h w 3"],
+    truth: Bool[np.ndarray, "h w"],
+    guess: Bool[np.ndarray, "h w"],
+    *,
+    title: str,
+    prompt: str,
+    scores: Mapping[str, float | None],
+) -> Image.Image:
+    """Original, ground truth, prediction above their overlays and the difference, with a legend and Dice and IoU.
+
+    Every image is enlarged or shrunk to the same longer side, its aspect kept. Overlays and difference are
+    drawn on the image in grey: orange on a retina cannot be seen. Empty masks are drawn, and named as empty.
+    `scores` may lack `dice` or `iou`, then they are not shown; None is shown as undefined. Characters that no
+    font here has are drawn as codes (see `missing_font`). Raises ValueError for masks of another size.
+    """
+    for name, mask in (("truth", truth), ("guess", guess)):
+        if mask.dtype != np.bool_ or mask.shape != image.shape[:2]:
+            raise ValueError(f"{name} must be bool {image.shape[:2]}; got {mask.dtype} {mask.shape}")
+    size = panel_size(image.shape[:2])
+    small = _resize_image(image, size)
+    grey = np.asarray(Image.fromarray(small).convert("L").convert("RGB"))
+    shares = [_coverage(mask, size) for mask in (truth, guess)]
+    true, guessed = (share >= SHOWN_COVERAGE for share in shares)
+    empty = ["" if mask.any() else " (empty)" for mask in (truth, guess)]
+    panels = [
+        ("Original", small),
+        (f"Ground truth{empty[0]}", _grey(shares[0])),
+        (f"Prediction{empty[1]}", _grey(shares[1])),
+        ("Ground truth overlay", np.asarray(overlay(grey, true, TRUTH_COLOUR))),
+        ("Prediction overlay", np.asarray(overlay(grey, guessed, GUESS_COLOUR))),
+        ("Difference", _difference(grey, truth, guess)),
+    ]
+    return _lay_out(panels, size, title, prompt, scores)
+
+
+def panel_size(size: Size) -> Size:
+    """(h, w) of an image in a panel: longer side `PANEL_SIDE`, at least one pixel each way."""
+    factor = PANEL_SIDE / max(size)
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+
+
+def overlay(
+    image: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"], colour: Colour, alpha: float = 0.3
+) -> Image.Image:
+    """The image with the mask filled lightly and a contour around it; an empty mask leaves the image as it is.
+
+    The contour runs outside the mask, so that a thin vessel stays visible under its fill. It is one pixel
+    wide for a side up to `PANEL_SIDE` and grows with the image. `alpha` in [0, 1] is the share of the colour
+    in the fill.
+    """
+    paint = np.array(colour, dtype=np.float32)
+    result = image.copy()
+    result[mask] = (image[mask] * (1 - alpha) + paint * alpha).round()
+    wide = mask
+    for _ in range(max(1, round(max(mask.shape) / PANEL_SIDE))):
+        wide = _grown(wide)
+    result[wide & ~mask] = colour
+    return Image.fromarray(result)
+
+
+def contact_sheet(images: Sequence[Image.Image], columns: int, gap: int = 8) -> Image.Image:
+    """The images on one white sheet, row by row, each in the middle of a cell of the largest width and height.
+
+    Raises ValueError without images or columns.
+    """
+    if not images or columns < 1:
+        raise ValueError(f"a contact sheet needs images and columns; got {len(images)} and {columns}")
+    width, height = (max(sides) + gap for sides in zip(*(image.size for image in images), strict=True))
+    columns = min(columns, len(images))
+    sheet = Image.new("RGB", (columns * width + gap, -(-len(images) // columns) * height + gap), WHITE)
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        x = gap + column * width + (width - gap - image.width) // 2
+        y = gap + row * height + (height - gap - image.height) // 2
+        sheet.paste(image, (x, y))
+    return sheet
+
+
+def missing_font(text: str) -> str | None:
+    """One sentence that names the characters which no font here can draw and what to install; None if all can be.
+
+    Pictures show such characters as codes (`\\u8840`). Callers say it once and put it into the report.
+    """
+    lacking = [character for character in _lacking(_font_file(text), text) if character.isprintable()]
+    if not lacking:
+        return None
+    shown = "".join(lacking[:12]) + ("…" if len(lacking) > 12 else "")
+    return (
+        f"No font on this machine has the characters {shown}, so figures show them as codes like {_escape(lacking[0])}; "
+        "install one, for example: apt install fonts-noto-cjk"
+    )
+
+
+def _lay_out(
+    panels: Sequence[tuple[str, np.ndarray]],
+    size: Size,
+    title: str,
+    prompt: str,
+    scores: Mapping[str, float | None],
+) -> Image.Image:
+    height, width = size[0], max(size[1], PANEL_WIDTH_MIN)
+    top = GAP + 2 * LINE + GAP
+    row_height = LINE + height + GAP
+    sheet = Image.new("RGB", (GAP + 3 * (width + GAP), top + 2 * row_height + LINE + GAP), WHITE)
+    draw = ImageDraw.Draw(sheet)
+    inner = sheet.width - 2 * GAP
+    _write(draw, (GAP, GAP), title, TITLE_TEXT, INK, inner)
+    _write(draw, (GAP, GAP + LINE), f"prompt: {prompt}", TEXT, GREY, inner)
+    for index, (name, pixels) in enumerate(panels):
+        row, column = divmod(index, 3)
+        x, y = GAP + column * (width + GAP), top + row * row_height
+        _write(draw, (x, y), name, TEXT, INK, width)
+        sheet.paste(Image.fromarray(pixels), (x + (width - size[1]) // 2, y + LINE))
+    _write_legend(draw, (GAP, sheet.height - GAP - LINE), scores)
+    return sheet
+
+
+def _write_legend(
+    draw: ImageDraw.ImageDraw, place: tuple[int, int], scores: Mapping[str, float | None]
+) -> None:
+    x, y = place
+    for name, colour in LEGEND:
+        draw.rectangle((x, y + 4, x + TEXT, y + 4 + TEXT), fill=colour, outline=INK)
+        x += TEXT + 8
+        x += _write(draw, (x, y), name, TEXT, INK) + 2 * GAP
+    for metric, name in (("dice", "Dice"), ("iou", "IoU")):
+        if metric in scores:
+            value = scores[metric]
+            number = "undefined" if value is None else f"{value:.3f}"
+            x += _write(draw, (x, y), f"{name} {number}", TEXT, INK) + GAP
+
+
+def _difference(
+    small: UInt8[np.ndarray, "H W 3"], truth: Bool[np.ndarray, "h w"], guess: Bool[np.ndarray, "h w"]
+) -> UInt8[np.ndarray, "H W 3"]:
+    """The image darkened, under the three kinds of pixels, each counted at full size before it is shrunk."""
+    size = small.shape[0], small.shape[1]
+    kinds = ((truth & guess, TP_COLOUR), (guess & ~truth, FP_COLOUR), (truth & ~guess, FN_COLOUR))
+    shares = np.stack([_coverage(mask, size) for mask, _ in kinds], axis=-1)
+    # twice the share, up to all of the pixel: a line thinner than a panel's pixel would be too faint to see
+    total = shares.sum(axis=-1, keepdims=True)
+    shares *= np.minimum(1, 2 * total) / np.maximum(total, 1e-6)
+    paint = shares @ np.array([colour for _, colour in kinds], dtype=np.float32)
+    rest = 1 - shares.sum(axis=-1, keepdims=True)
+    return np.clip(paint + 0.35 * small * rest, 0, 255).round().astype(np.uint8)
+
+
+def _resize_image(image: UInt8[np.ndarray, "h w 3"], size: Size) -> UInt8[np.ndarray, "H W 3"]:
+    resized = Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC, reducing_gap=2.0)
+    return np.asarray(resized)
+
+
+def _coverage(mask: Bool[np.ndarray, "h w"], size: Size) -> Float[np.ndarray, "H W"]:
+    """Share of each target pixel that the mask covers, float32 in [0, 1]; whole pixels where it is enlarged."""
+    picture = Image.fromarray(mask.astype(np.uint8) * np.uint8(255))
+    return np.asarray(picture.resize(size[::-1], Image.Resampling.BOX), dtype=np.float32) / 255
+
+
+def _grey(share: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    return np.repeat((share * 255).round().astype(np.uint8)[:, :, None], 3, axis=2)
+
+
+def _grown(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """The mask and its neighbours above, below, left and right."""
+    wide = mask.copy()
+    wide[1:] |= mask[:-1]
+    wide[:-1] |= mask[1:]
+    wide[:, 1:] |= mask[:, :-1]
+    wide[:, :-1] |= mask[:, 1:]
+    return wide
+
+
+def _write(
+    draw: ImageDraw.ImageDraw,
+    place: tuple[int, int],
+    text: str,
+    size: int,
+    colour: Colour,
+    width: int | None = None,
+) -> int:
+    """Draw one line, cut with … where it is wider than `width`; the width drawn, pixels."""
+    text = " ".join(text.split())
+    file = _font_file(text)
+    font = _open_font(file, size)
+    lacking = _lacking(file, text)
+    text = "".join(_escape(character) if character in lacking else character for character in text)
+    if width is not None and font.getlength(text) > width:
+        text = text[: int(len(text) * width / font.getlength(text)) + 1]
+        while text and font.getlength(text + "…") > width:
+            text = text[:-1]
+        text += "…"
+    # fonts differ in height; from the middle of the line they all stand level
+    draw.text((place[0], place[1] + LINE * 0.42), text, fill=colour, font=font, anchor="lm")
+    return round(font.getlength(text))
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def _font_file(text: str) -> Path | None:
+    """The first font that has every character, or the one that has the most; None is Pillow's own, for Latin."""
+    if not _lacking(None, text):
+        return None
+    return min((None, *_font_files(FONT_FOLDERS)), key=lambda file: len(_lacking(file, text)))
+
+
+@lru_cache
+def _font_files(folders: tuple[Path, ...]) -> tuple[Path, ...]:
+    """matplotlib's font (Greek, Cyrillic, Arabic, mathematics), then fonts with Chinese, the preferred one first."""
+    found = []
+    matplotlib = importlib.util.find_spec(
+        "matplotlib"
+    )  # where it lies, without the third of a second of its import
+    if matplotlib is not None and matplotlib.origin is not None:
+        found.append(Path(matplotlib.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf")
+    files = [file for folder in folders for file in sorted(folder.rglob("*.[tToO][tT][fFcC]"))]
+    for name in CJK_FONTS:
+        found += [
+            file for file in files if file.name.lower().replace(" ", "").replace("-", "").startswith(name)
+        ]
+    return tuple(file for file in found if _opens(file))
+
+
+def _opens(file: Path) -> bool:
+    try:
+        _open_font(file, TEXT)
+    except OSError:  # a broken font file is one font fewer; what then cannot be drawn, missing_font says
+        return False
+    return True
+
+
+@lru_cache(maxsize=64)
+def _open_font(file: Path | None, size: int) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size) if file is None else ImageFont.truetype(file, size)
+    if not isinstance(font, ImageFont.FreeTypeFont):
+        raise ImportError(
+            "Pillow was built without FreeType; install its official wheel: pip install --force-reinstall pillow"
+        )
+    return font
+
+
+@lru_cache(maxsize=4096)
+def _lacking(file: Path | None, text: str) -> tuple[str, ...]:
+    """The characters of the text that the font has no glyph for, each once."""
+    return tuple(each for each in dict.fromkeys(text) if not each.isspace() and not _has_glyph(file, each))
+
+
+@lru_cache(maxsize=4096)
+def _has_glyph(file: Path | None, character: str) -> bool:
+    # Pillow does not show the character map; a font draws one and the same sign for everything that it lacks
+    font = _open_font(file, TEXT)
+    picture, unknown = font.getmask(character), font.getmask("\U0010ffff")
+    return (picture.size, bytes(picture)) != (unknown.size, bytes(unknown))
