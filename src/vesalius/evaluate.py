@@ -1,29 +1,29 @@
 """evaluate: predict, score, draw and report, one batch after the other.
 
-    samples -> items -> predictions -> one row each (samples.jsonl) and one figure each -> metrics.json,
-    report.html
+    samples -> items -> predictions -> a row (samples.jsonl) and a figure each -> metrics.json, report.html
 
-The model gets the items without their masks. A sample that cannot be read or predicted becomes a row that
-says so.
+The model never sees the masks. A sample that cannot be read or predicted becomes a row that says so.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from vesalius.data.dataset import DataSet, load_item
-from vesalius.errors import DataError, OutputError, SettingError
+from vesalius.data.dataset import DataSet
+from vesalius.data.images import read_image
+from vesalius.errors import DataError, ImageError, OutputError, SettingError
 from vesalius.evaluation.overlap import METRICS, score
 from vesalius.evaluation.statistics import summarise
 from vesalius.files import prepare_folder, replacing, to_json, write_json
-from vesalius.lineage import fingerprint_samples, versions
+from vesalius.inference.folder import Segmenter, predict_samples
+from vesalius.lineage import fingerprint_samples, hash_pixels, versions
 from vesalius.names import result_stems, short_hash
 from vesalius.report import write_report
 from vesalius.types import Item, Prediction, Sample, Status
@@ -41,27 +41,6 @@ IDENTICAL_MIN = 5
 """So many predictions that are their ground truth to the pixel, and most of all, are no chance."""
 
 Row = dict[str, Any]
-Progress = Callable[[int, int], None]
-"""Called with the images done and all images."""
-
-
-class Segmenter(Protocol):
-    """What evaluate needs of a model, whatever its kind."""
-
-    @property
-    def card(self) -> dict[str, Any]:
-        """`name`, `kind`, `fingerprint` and `step` (None where nobody trained it), for strict JSON."""
-
-    @property
-    def threshold(self) -> float:
-        """Probability above which a pixel belongs to a mask."""
-
-    @property
-    def batch(self) -> int:
-        """Images in one call of `predict`."""
-
-    def predict(self, items: Sequence[Item]) -> list[Prediction]:
-        """One prediction for each item and each of its prompts, in order."""
 
 
 def evaluate(
@@ -71,48 +50,52 @@ def evaluate(
     *,
     limit: int | None = None,
     figures: bool = True,
-    on_progress: Progress | None = None,
+    allow_training_samples: bool = False,
+    on_progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
-    """Score the segmenter on a data set, write the evaluation folder `out`, and return what metrics.json holds.
+    """Score the segmenter on a data set, write the evaluation folder `out`, return what metrics.json holds.
 
-    Where `coverage.failed` is above 0 the caller exits with 1. `limit` takes the first samples only. `took_s`
-    is the time of all; `images_per_s` counts the time in `predict` alone, without reading, scoring and
-    drawing, and is None when no image was predicted. An evaluation folder at `out` is replaced when the new
-    one is complete. Raises OutputError where `out` is anything else or cannot be written, SettingError for a
-    limit below 1, DataError for samples without masks, or when most predictions equal their ground truth to
-    the pixel.
+    Where `coverage.failed` is above 0 the caller exits with 1. `limit` takes the first samples only;
+    `on_progress` gets the number of samples done. `took_s` is the time of all; `images_per_s` counts the time
+    in `predict` alone, without reading, scoring and drawing, and is None when no image was predicted. An
+    evaluation folder at `out` is replaced when the new one is complete.
+
+    Raises OutputError where `out` is anything else or cannot be written; SettingError for a limit below 1;
+    DataError for samples without masks, for images that the segmenter was trained on (its `training_images`,
+    hashes of their pixels) unless they are allowed, and when most predictions equal their ground truth.
     """
     out = out.resolve()
     check_folder(out)
-    samples = _chosen(data_set, limit)
-    started = time.perf_counter()
-    tally = _Tally()
+    data_set = _checked(data_set, limit)
+    samples, started = data_set.samples, time.perf_counter()
+    notes, n_training = _training_note(segmenter, samples, allow_training_samples)
+    watched, tally = _Watched(segmenter), _Tally()
     with replacing(out) as folder:
         prepare_folder(folder / "figures" if figures else folder)
         with (folder / "samples.jsonl").open("w", encoding="utf-8") as lines:
-            for done, sample_rows in enumerate(
-                _score(segmenter, samples, folder if figures else None, tally), 1
-            ):
-                tally.rows += sample_rows
-                lines.writelines(to_json(row) + "\n" for row in sample_rows)
-                if on_progress is not None:
-                    on_progress(done, len(samples))
+            for done, (sample, item, predictions) in enumerate(predict_samples(watched, samples), start=1):
+                rows = _rows(sample, item, predictions, folder if figures else None, tally)
+                lines.writelines(to_json(row) + "\n" for row in rows)
+                tally.rows += rows
+                on_progress(done)
         _refuse_copies(tally)
+        fingerprint, more = _fingerprint(samples)
         metrics = {
             "model": segmenter.card,
             "data": {
                 "name": data_set.name,
                 "format": data_set.format,
-                "fingerprint": fingerprint_samples(samples),
+                "fingerprint": fingerprint,
                 "n_samples": len(samples),
                 "n_groups": len({_group(sample) for sample in samples}),
+                "n_training_samples": n_training,
             },
             "threshold": segmenter.threshold,
             **summarise(tally.rows, METRICS),
             "prompts": _by_prompt(tally.rows),
             "took_s": time.perf_counter() - started,
-            "images_per_s": tally.predicted / tally.predict_s if tally.predicted else None,
-            "notes": [*_notes(samples, data_set, tally), *data_set.notes],
+            "images_per_s": watched.images / watched.predict_s if watched.images else None,
+            "notes": [*notes, *more, *_notes(samples, tally), *data_set.notes],
             "settings": {"limit": limit, "figures": figures, "batch": segmenter.batch},
             "versions": versions(),
         }
@@ -133,18 +116,15 @@ def check_folder(out: Path) -> None:
         raise OutputError(f"{out}: holds {foreign[0]}, which is not of an evaluation; name another folder")
     if names and "metrics.json" not in names:
         raise OutputError(
-            f"{out}: has no metrics.json, so it is not an evaluation to replace; name another folder"
+            f"{out}: has no metrics.json, so it is no evaluation to replace; name another folder"
         )
 
 
 @dataclass
 class _Tally:
-    """What is known of the evaluation so far; numbers and texts only, never pixels."""
+    """What is known of the evaluation so far: numbers and texts, never pixels."""
 
     rows: list[Row] = field(default_factory=list)
-    predicted: int = 0
-    """Images that the model answered."""
-    predict_s: float = 0.0
     present: int = 0
     """Scored rows whose truth is not empty."""
     identical: int = 0
@@ -152,155 +132,168 @@ class _Tally:
     missing_font: str | None = None
 
 
-def _chosen(data_set: DataSet, limit: int | None) -> tuple[Sample, ...]:
+class _Watched:
+    """A segmenter whose answers are checked and whose time in `predict` is measured."""
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        self.card, self.batch, self.threshold = segmenter.card, segmenter.batch, segmenter.threshold
+        self.images, self.predict_s = 0, 0.0
+        self._segmenter = segmenter
+
+    def predict(self, items: Sequence[Item]) -> list[Prediction]:
+        started = time.perf_counter()
+        try:
+            predictions = self._segmenter.predict(items)
+        except Exception as error:  # out of memory, or a bug in any kind of model: a failure, counted as one
+            log.debug("predict failed", exc_info=True)
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
+        self.predict_s += time.perf_counter() - started
+        self.images += len(items)
+        expected = [(item.id, prompt) for item in items for prompt in item.prompts]
+        came = [(prediction.id, prediction.prompt) for prediction in predictions]
+        if came != expected:  # the score of one image must never be that of another
+            raise ValueError(f"predict must answer {expected} in this order; it answered {came}")
+        return predictions
+
+
+def _checked(data_set: DataSet, limit: int | None) -> DataSet:
+    """The data set, cut to `limit` samples; an error where it cannot be scored against."""
     if limit is not None and limit < 1:
         raise SettingError(f"limit must be 1 or more; got {limit}")
-    samples = data_set.samples[:limit]
+    data_set = data_set if limit is None else data_set.first(limit)
+    samples = data_set.samples
     if not samples:
         raise DataError(f"{data_set.name}: has no samples to evaluate")
     bare = [sample.id for sample in samples if sample.masks is None]
     if bare:
         raise DataError(
-            f"{data_set.name}: {len(bare)} of {len(samples)} samples have no masks, the first is {bare[0]}"
+            f"{data_set.name}: {len(bare)} of {len(samples)} samples have no masks (first: {bare[0]})"
         )
-    return samples
+    for sample in samples:
+        try:
+            result_stems(sample.id, sample.prompts)
+        except ValueError as error:
+            raise DataError(f"{sample.source or sample.id}: {error}") from error
+    return data_set
+
+
+def _training_note(
+    segmenter: Segmenter, samples: Sequence[Sample], allowed: bool
+) -> tuple[list[str], int | None]:
+    """What to note on samples the segmenter was trained on, and how many; None where it does not say.
+
+    Looked for before anything is predicted, so that a refusal comes at once. An image that cannot be read is
+    passed over here; it fails by itself.
+    """
+    trained: Collection[str] | None = getattr(segmenter, "training_images", None)
+    if trained is None:
+        return [
+            "The model does not say which images it was trained on; none could be looked for among these."
+        ], None
+    seen = [sample.id for sample in samples if trained and _hash_image(sample) in trained]
+    if not seen:
+        return [], 0
+    found = f"{len(seen)} of {len(samples)} images are among those the model was trained on"
+    if not allowed:
+        raise DataError(f"{found} (first: {seen[0]}); evaluate on others, or add --allow-training-samples")
+    return [f"{found}: the numbers do not tell how it does on images that it has not seen."], len(seen)
+
+
+def _hash_image(sample: Sample) -> str | None:
+    try:
+        return hash_pixels(read_image(sample.image))
+    except ImageError:
+        return None
+
+
+def _fingerprint(samples: Sequence[Sample]) -> tuple[str | None, list[str]]:
+    try:
+        return fingerprint_samples(samples), []
+    except ImageError as error:  # that sample has failed and is counted; it must not cost the others' results
+        return None, [f"The data have no fingerprint: {error}"]
 
 
 def _group(sample: Sample) -> str:
     return sample.group or sample.id
 
 
-def _score(
-    segmenter: Segmenter, samples: Sequence[Sample], folder: Path | None, tally: _Tally
-) -> Iterator[list[Row]]:
-    """The rows of each sample in turn; figures go into `folder` where there is one."""
-    for start in range(0, len(samples), segmenter.batch):
-        chunk = samples[start : start + segmenter.batch]
-        loaded = [_load(sample) for sample in chunk]
-        questions = [replace(item, masks=None) for item in loaded if isinstance(item, Item)]
-        answers = iter(_predict(segmenter, questions, tally))
-        for sample, item in zip(chunk, loaded, strict=True):
-            if isinstance(item, str):
-                yield [_failed_row(sample, prompt, item) for prompt in sample.prompts]
-                continue
-            answer = next(answers)
-            if isinstance(answer, str):
-                yield [_failed_row(sample, prompt, answer) for prompt in sample.prompts]
-                continue
-            yield [
-                _row(sample, item, index, prediction, folder, tally)
-                for index, prediction in enumerate(answer)
-            ]
+def _rows(
+    sample: Sample, item: Item | None, predictions: Sequence[Prediction], folder: Path | None, tally: _Tally
+) -> list[Row]:
+    """One row a prompt; figures go into `folder` where there is one."""
+    rows = []
+    for index, prediction in enumerate(predictions):
+        if prediction.status == "failed" or item is None or item.masks is None:
+            rows.append(_failed_row(sample, prediction, prediction.error or "no answer, and no reason given"))
+            continue
+        image, truth = item.frames[0], item.masks[index, 0]
+        try:
+            guess = prediction.mask
+            scores = score(truth, guess)
+        except (ValueError, MemoryError) as error:  # a mask of another size, or one too large
+            rows.append(_failed_row(sample, prediction, f"cannot be scored: {error}"))
+            continue
+        if truth.any():
+            tally.present += 1
+            tally.identical += np.array_equal(truth, guess)
+        figure = None
+        if folder is not None:
+            figure = _draw(folder, sample, prediction, image, truth, guess, scores)
+            tally.missing_font = tally.missing_font or missing_font(sample.id + prediction.prompt)
+        rows.append(_row(sample, prediction, prediction.status, scores, figure))
+    return rows
 
 
-def _load(sample: Sample) -> Item | str:
-    """The item with its masks, or why there is none."""
-    try:
-        item = load_item(sample)
-        if item.masks is None or len(item.frames) != 1:
-            raise DataError(
-                f"one image with masks is needed; got {len(item.frames)} frames, masks {item.masks is not None}"
-            )
-        result_stems(sample.id, sample.prompts)  # now, and not after the time that a prediction takes
-    except (
-        Exception
-    ) as error:  # whatever is wrong with one sample is its own failure, counted; the others go on
-        return _reason("cannot be read", sample.id, error)
-    return item
+def _draw(
+    folder: Path,
+    sample: Sample,
+    prediction: Prediction,
+    image: np.ndarray,
+    truth: np.ndarray,
+    guess: np.ndarray,
+    scores: Mapping[str, float | None],
+) -> str:
+    """Save the six panels; their path in the evaluation folder."""
+    stem = result_stems(sample.id, sample.prompts)[sample.prompts.index(prediction.prompt)]
+    path = folder / "figures" / f"{stem}.png"
+    if path.exists():  # `a--b` may be an id, or the prompt b of the id a
+        path = path.with_name(f"{stem}-{short_hash(prediction.prompt)}.png")
+    title = sample.id + (" · no [SEG]" if prediction.status == "no_seg" else "")
+    picture = six_panels(image, truth, guess, title=title, prompt=prediction.prompt, scores=scores)
+    picture.save(path, compress_level=1)  # a third of the time of the default, for a third more bytes
+    return f"figures/{path.name}"
 
 
-def _predict(segmenter: Segmenter, items: Sequence[Item], tally: _Tally) -> list[list[Prediction] | str]:
-    """For each item its predictions, one a prompt, or why there are none.
-
-    When a batch fails its items are tried one by one, so that one image too many or too large costs itself
-    only.
-    """
-    if not items:
-        return []
-    started = time.perf_counter()
-    try:
-        predictions = segmenter.predict(items)
-        _check_order(items, predictions)
-    except Exception as error:  # out of memory, a bug in a model: counted as failed, never scored
-        if len(items) > 1:
-            return [answer for item in items for answer in _predict(segmenter, [item], tally)]
-        return [_reason("cannot be predicted", items[0].id, error)]
-    tally.predict_s += time.perf_counter() - started
-    tally.predicted += len(items)
-    rest = iter(predictions)
-    return [[next(rest) for _ in item.prompts] for item in items]
-
-
-def _check_order(items: Sequence[Item], predictions: Sequence[Prediction]) -> None:
-    """Scores of one image must never be those of another."""
-    expected = [(item.id, prompt) for item in items for prompt in item.prompts]
-    came = [(prediction.id, prediction.prompt) for prediction in predictions]
-    if came != expected:
-        raise ValueError(f"predict must answer {expected} in this order; it answered {came}")
+def _failed_row(sample: Sample, prediction: Prediction, error: str) -> Row:
+    log.warning("%s, %s: failed: %s", sample.id, prediction.prompt, error)
+    return _row(sample, prediction, "failed", dict.fromkeys(METRICS), None, error)
 
 
 def _row(
-    sample: Sample, item: Item, index: int, prediction: Prediction, folder: Path | None, tally: _Tally
-) -> Row:
-    """The row of one answer, its figure drawn."""
-    prompt = sample.prompts[index]
-    if prediction.status == "failed":
-        return _failed_row(sample, prompt, prediction.error or "the model gave no answer and no reason")
-    assert item.masks is not None
-    image, truth = item.frames[0], item.masks[index, 0]
-    try:
-        guess = prediction.mask
-        scores = score(truth, guess)
-    except Exception as error:  # a mask of the wrong size, or too large for the memory
-        return _failed_row(sample, prompt, _reason("cannot be scored", sample.id, error))
-    if truth.any():
-        tally.present += 1
-        tally.identical += np.array_equal(truth, guess)
-    figure = None
-    if folder is not None:
-        title = sample.id + (" · no [SEG]" if prediction.status == "no_seg" else "")
-        tally.missing_font = tally.missing_font or missing_font(title + prompt)
-        path = _free(folder / "figures" / f"{result_stems(sample.id, sample.prompts)[index]}.png", prompt)
-        picture = six_panels(image, truth, guess, title=title, prompt=prompt, scores=scores)
-        picture.save(path, compress_level=1)  # a third of the time of the default, for a third more bytes
-        figure = f"figures/{path.name}"
-    return _make_row(sample, prompt, prediction.status, scores, figure=figure, text=prediction.text)
-
-
-def _free(path: Path, prompt: str) -> Path:
-    """The path, or one with a hash where another sample has that name: `a--b` may be an id, or a prompt of `a`."""
-    return path.with_name(f"{path.stem}-{short_hash(prompt)}{path.suffix}") if path.exists() else path
-
-
-def _failed_row(sample: Sample, prompt: str, error: str) -> Row:
-    log.warning("%s, %s: failed: %s", sample.id, prompt, error)
-    return _make_row(sample, prompt, "failed", dict.fromkeys(METRICS), error=error)
-
-
-def _make_row(
     sample: Sample,
-    prompt: str,
+    prediction: Prediction,
     status: Status,
     scores: Mapping[str, float | None],
-    *,
-    figure: str | None = None,
-    text: str = "",
+    figure: str | None,
     error: str | None = None,
 ) -> Row:
-    row = {"id": sample.id, "group": _group(sample), "prompt": prompt, "status": status, "figure": figure}
-    return {**row, **scores, "text": text, "error": error}
-
-
-def _reason(what: str, name: str, error: Exception) -> str:
-    log.debug("%s %s", name, what, exc_info=error)
-    return f"{what} ({type(error).__name__}: {error})"
+    return {
+        "id": sample.id,
+        "group": _group(sample),
+        "prompt": prediction.prompt,
+        "status": status,
+        "figure": figure,
+        **scores,
+        "text": prediction.text,
+        "error": error,
+    }
 
 
 def _refuse_copies(tally: _Tally) -> None:
     """Raise DataError when most predictions are the ground truth to the pixel: no model does that."""
     if tally.identical >= IDENTICAL_MIN and 2 * tally.identical > tally.present:
         raise DataError(
-            f"{tally.identical} of {tally.present} predictions equal the ground truth to the pixel, as no model's do: "
+            f"{tally.identical} of {tally.present} predictions equal the ground truth exactly; none should: "
             "the ground truth was copied, or was made by this model; nothing was written"
         )
 
@@ -310,26 +303,19 @@ def _by_prompt(rows: Sequence[Row]) -> dict[str, Any]:
     apart: dict[str, list[Row]] = {}
     for row in rows:
         apart.setdefault(row["prompt"], []).append(row)
-    return (
-        {prompt: summarise(its, METRICS) for prompt, its in apart.items()}
-        if len(apart) <= PROMPTS_APART
-        else {}
-    )
+    if len(apart) > PROMPTS_APART:
+        return {}
+    return {prompt: summarise(its, METRICS) for prompt, its in apart.items()}
 
 
-def _notes(samples: Sequence[Sample], data_set: DataSet, tally: _Tally) -> list[str]:
-    """What a reader of the numbers must know, a sentence each."""
+def _notes(samples: Sequence[Sample], tally: _Tally) -> list[str]:
+    """What a reader of the numbers must know beyond the notes of the data set, a sentence each."""
     notes = []
-    if len(samples) < len(data_set.samples):
-        notes.append(f"Only the first {len(samples)} of {len(data_set.samples)} samples were evaluated.")
-    alone = sum(sample.group is None for sample in samples)
-    if alone == len(samples):
+    if all(sample.group is None for sample in samples):
         notes.append(
-            "No patient or sequence is named, so each image is its own group: if several images show one patient, "
-            "the intervals are too narrow."
+            "The intervals take each image for a group of its own; where several images show one patient "
+            "they are too narrow."
         )
-    elif alone:
-        notes.append(f"{alone} of {len(samples)} samples name no patient or sequence; each is its own group.")
     groups = len({_group(sample) for sample in samples})
     if 2 <= groups < FEW_GROUPS:
         notes.append(f"With {groups} groups the intervals are rough and too narrow (docs/metrics.md).")

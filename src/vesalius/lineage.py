@@ -73,8 +73,8 @@ def hash_pixels(array: np.ndarray) -> str:
 def fingerprint_weights(bundle: Path) -> str:
     """SHA-256 over canonical name, dtype, shape and bytes of each tensor of a bundle.
 
-    Independent of sharding, of the order of keys and of everything that is not a tensor. Raises CheckpointError,
-    naming the file, where one is missing, cut short or damaged, or where two hold the same tensor.
+    Independent of sharding, of the order of keys and of everything that is not a tensor. Raises
+    CheckpointError, naming the file, where one is missing, cut short or damaged, or two hold the same tensor.
     """
     found: dict[str, tuple[TensorLine, Path]] = {}
     for prefix, pattern in PARTS.items():
@@ -105,7 +105,7 @@ def fingerprint_samples(samples: Iterable[Sample]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Version of Python and of each library that decides about results; `not installed` where there is none."""
+    """Version of Python and of the libraries that decide about results, or `not installed`."""
     found = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
@@ -180,7 +180,7 @@ def _tensors(path: Path) -> tuple[TensorLine, ...]:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-# a file of the same path, size and time is not hashed twice: a predictor and its report ask for the same weights
+# a file of the same path, size and time is not hashed twice: predictor and run both ask for it
 @lru_cache(maxsize=256)
 def _read_tensors(path: Path, n_bytes: int, time_ns: int) -> tuple[TensorLine, ...]:
     with path.open("rb") as file:
@@ -222,7 +222,8 @@ def _checked(
         expected = math.prod(shape) * ITEM_BYTES[dtype]
         if first != end or last - first != expected:
             raise CheckpointError(
-                f"{path}: tensor {name} should fill bytes {end} to {end + expected}, its header says {first} to {last}"
+                f"{path}: tensor {name} should fill bytes {end} to {end + expected}; "
+                f"its header says {first} to {last}"
             )
         end = last
         yield name, dtype, shape, (first, last)

@@ -15,7 +15,7 @@ STEM_BYTES = 200
 
 
 def result_stems(sample: str, prompts: Sequence[str]) -> list[str]:
-    """The file name without suffix of each prompt's result: the sample's id, with `--SLUG` where there are several.
+    """The file name of each prompt's result, without suffix: the id, and `--SLUG` if they are several.
 
     A name that would be too long for a file system is cut, and ends with a hash of the whole.
     Raises ValueError for an id that is no file name, or a prompt that is there twice.
@@ -39,16 +39,14 @@ def slugs(prompts: Sequence[str]) -> list[str]:
         raise ValueError(f"the prompt {twice!r} is there twice")
     plain = [slug(prompt) for prompt in prompts]
     count = Counter(plain)
-    return [
-        each if count[each] == 1 else f"{each}-{short_hash(prompt)}"
-        for each, prompt in zip(plain, prompts, strict=True)
-    ]
+    pairs = zip(plain, prompts, strict=True)
+    return [each if count[each] == 1 else f"{each}-{short_hash(prompt)}" for each, prompt in pairs]
 
 
 def slug(text: str) -> str:
-    """The letters and digits of the text, of any script, in lower case, `-` for all between; `prompt` without any.
+    """The letters and digits of the text, of any script, in lower case, with `-` for all between.
 
-    Longer than `SLUG_LENGTH`, it is cut and ends with a hash of the whole text.
+    Without any it is `prompt`. Longer than `SLUG_LENGTH`, it is cut and ends with a hash of the whole text.
     """
     normal = unicodedata.normalize("NFKC", text).lower()
     kept = "".join(each if unicodedata.category(each)[0] in "LNM" else " " for each in normal)

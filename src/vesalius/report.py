@@ -62,14 +62,14 @@ def write_report(folder: Path, metrics: Mapping[str, Any], rows: Sequence[Row]) 
 
 
 def extremes(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """The worst rows by Dice, worst first, and the best, best first; no row is in both, failed ones in neither."""
+    """The worst rows by Dice, worst first, and the best, best first; none is in both, none failed."""
     ranked = sorted((row for row in rows if row["dice"] is not None), key=_rank)
     worst = ranked[:WORST]
     return worst, ranked[len(worst) :][::-1][:BEST]
 
 
 def histogram(values: Sequence[float]) -> dict[str, Any]:
-    """`counts` of values in `BINS` equal bins of [0, 1] (1 is in the last), `top` (the largest, at least 1), `mean`."""
+    """`counts` in `BINS` equal bins of [0, 1] (1 is in the last), `top` (the largest or 1) and `mean`."""
     counts, _ = np.histogram(values, bins=BINS, range=(0, 1))
     mean = float(np.mean(values)) if len(values) else None
     return {"counts": counts.tolist(), "top": max(1, int(counts.max())), "mean": mean}

@@ -135,7 +135,8 @@ class Prediction:
     @property
     def probabilities(self) -> np.ndarray:
         """float32 (n, h, w) in [0, 1] at the original size."""
-        return 1 / (1 + np.exp(-self._full_logits()))
+        # exp(88) is the last that float32 holds; there the probability is 0 anyway
+        return 1 / (1 + np.exp(np.minimum(-self._full_logits(), np.float32(88))))
 
     @cached_property
     def masks(self) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Pictures of masks: overlays, the six panels that show one prediction beside its truth, and contact sheets.
 
-Images are uint8 (h, w, 3) RGB, masks bool (h, w). Drawn with Pillow alone: matplotlib takes some ten times as
-long.
+Images are uint8 (h, w, 3) RGB, masks bool (h, w). Drawn with Pillow alone, which
+takes a tenth of a second for six panels.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PANEL_WIDTH_MIN = 360
 """A panel's title needs this width, even over a tall and narrow image."""
 GAP, LINE, TITLE_TEXT, TEXT = 16, 34, 26, 20
 SHOWN_COVERAGE = 0.25
-"""A panel's pixel belongs to a shrunken mask from this share on: at 0.5 vessels thinner than a pixel would vanish."""
+"""From this share on a pixel of a panel belongs to the mask: at 0.5 vessels thinner than it would vanish."""
 
 FONT_FOLDERS = (
     Path("/usr/share/fonts"),
@@ -87,7 +87,7 @@ def six_panels(
     prompt: str,
     scores: Mapping[str, float | None],
 ) -> Image.Image:
-    """Original, ground truth, prediction above their overlays and the difference, with a legend and Dice and IoU.
+    """Original, ground truth and prediction above two overlays and the difference, with a legend and scores.
 
     Every image is enlarged or shrunk to the same longer side, its aspect kept. Overlays and difference are
     drawn on the image in grey: orange on a retina cannot be seen. Empty masks are drawn, and named as empty.
@@ -121,9 +121,12 @@ def panel_size(size: Size) -> Size:
 
 
 def overlay(
-    image: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"], colour: Colour, alpha: float = 0.3
+    image: UInt8[np.ndarray, "h w 3"],
+    mask: Bool[np.ndarray, "h w"],
+    colour: Colour = GUESS_COLOUR,
+    alpha: float = 0.3,
 ) -> Image.Image:
-    """The image with the mask filled lightly and a contour around it; an empty mask leaves the image as it is.
+    """The image with the mask filled lightly and a contour around it; an empty mask changes nothing.
 
     The contour runs outside the mask, so that a thin vessel stays visible under its fill. It is one pixel
     wide for a side up to `PANEL_SIDE` and grows with the image. `alpha` in [0, 1] is the share of the colour
@@ -140,7 +143,7 @@ def overlay(
 
 
 def contact_sheet(images: Sequence[Image.Image], columns: int, gap: int = 8) -> Image.Image:
-    """The images on one white sheet, row by row, each in the middle of a cell of the largest width and height.
+    """The images on one white sheet, row by row, each in the middle of a cell that fits the largest.
 
     Raises ValueError without images or columns.
     """
@@ -158,7 +161,7 @@ def contact_sheet(images: Sequence[Image.Image], columns: int, gap: int = 8) -> 
 
 
 def missing_font(text: str) -> str | None:
-    """One sentence that names the characters which no font here can draw and what to install; None if all can be.
+    """One sentence that names the characters which no font here has and what to install; None if all exist.
 
     Pictures show such characters as codes (`\\u8840`). Callers say it once and put it into the report.
     """
@@ -167,8 +170,8 @@ def missing_font(text: str) -> str | None:
         return None
     shown = "".join(lacking[:12]) + ("…" if len(lacking) > 12 else "")
     return (
-        f"No font on this machine has the characters {shown}, so figures show them as codes like {_escape(lacking[0])}; "
-        "install one, for example: apt install fonts-noto-cjk"
+        f"No font on this machine has the characters {shown}, so figures show them as codes like "
+        f"{_escape(lacking[0])}; install one, for example: apt install fonts-noto-cjk"
     )
 
 
@@ -232,7 +235,7 @@ def _resize_image(image: UInt8[np.ndarray, "h w 3"], size: Size) -> UInt8[np.nda
 
 
 def _coverage(mask: Bool[np.ndarray, "h w"], size: Size) -> Float[np.ndarray, "H W"]:
-    """Share of each target pixel that the mask covers, float32 in [0, 1]; whole pixels where it is enlarged."""
+    """Share of each target pixel that the mask covers, float32 in [0, 1]; 0 or 1 where it is enlarged."""
     picture = Image.fromarray(mask.astype(np.uint8) * np.uint8(255))
     return np.asarray(picture.resize(size[::-1], Image.Resampling.BOX), dtype=np.float32) / 255
 
@@ -280,7 +283,7 @@ def _escape(character: str) -> str:
 
 
 def _font_file(text: str) -> Path | None:
-    """The first font that has every character, or the one that has the most; None is Pillow's own, for Latin."""
+    """The first font that has every character, or else the most; None is Pillow's own, for Latin."""
     if not _lacking(None, text):
         return None
     return min((None, *_font_files(FONT_FOLDERS)), key=lambda file: len(_lacking(file, text)))
@@ -288,11 +291,10 @@ def _font_file(text: str) -> Path | None:
 
 @lru_cache
 def _font_files(folders: tuple[Path, ...]) -> tuple[Path, ...]:
-    """matplotlib's font (Greek, Cyrillic, Arabic, mathematics), then fonts with Chinese, the preferred one first."""
+    """matplotlib's font (Greek, Cyrillic, mathematics), then fonts with Chinese, the preferred one first."""
     found = []
-    matplotlib = importlib.util.find_spec(
-        "matplotlib"
-    )  # where it lies, without the third of a second of its import
+    # found, not imported: that takes a third of a second
+    matplotlib = importlib.util.find_spec("matplotlib")
     if matplotlib is not None and matplotlib.origin is not None:
         found.append(Path(matplotlib.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf")
     files = [file for folder in folders for file in sorted(folder.rglob("*.[tToO][tT][fFcC]"))]
@@ -315,9 +317,7 @@ def _opens(file: Path) -> bool:
 def _open_font(file: Path | None, size: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size) if file is None else ImageFont.truetype(file, size)
     if not isinstance(font, ImageFont.FreeTypeFont):
-        raise ImportError(
-            "Pillow was built without FreeType; install its official wheel: pip install --force-reinstall pillow"
-        )
+        raise ImportError("Pillow was built without FreeType; run: pip install --force-reinstall pillow")
     return font
 
 

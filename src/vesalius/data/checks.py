@@ -24,7 +24,7 @@ def inspect(
     """
     problems: list[DataError] = []
     data_set = open_data_set(data, split=split, prompt=prompt, group=group, problems=problems)
-    return data_set, [_error(str(data), problem) for problem in problems] + check(data_set)
+    return data_set, [_error(str(problem).partition(": ")[0], problem) for problem in problems] + check(data_set)
 
 
 def check(data_set: DataSet) -> list[Finding]:

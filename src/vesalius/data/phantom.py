@@ -18,6 +18,9 @@ from scipy.spatial.transform import Rotation
 
 REFERENCE_SIZE = 512
 
+N_CONTROL = 160
+"""Points of a course before it is resampled."""
+
 SAMPLE_STEP = 0.6
 """Pixels between neighbouring points of a centre line."""
 
@@ -84,7 +87,7 @@ def grow_tree(rng: np.random.Generator, size: int) -> tuple[list[Tube], list[Tub
     annotated = []
     for vessel in thick:
         thinned, found = _branch(
-            rng, view, vessel, int(rng.integers(2, 10)), (-40, 45), (-45, 5), (0.15, 0.4)
+            rng, view, vessel, int(rng.integers(2, 9)), (-50, 55), (-50, 8), (0.15, 0.45)
         )
         annotated.append(thinned)
         twigs += [replace(twig, radii=np.minimum(twig.radii, 1.5 * view.scale + 0.3)) for twig in found]
@@ -94,7 +97,7 @@ def grow_tree(rng: np.random.Generator, size: int) -> tuple[list[Tube], list[Tub
 def _grow_right(rng: np.random.Generator, view: View) -> list[Tube]:
     """The right coronary artery, its marginal branches, and most often both branches at its end."""
     trunk = _grow(rng, view, RIGHT, rng.uniform(4.4, 8.4) * view.scale, 0.88)
-    trunk, sides = _branch(rng, view, trunk, int(rng.integers(0, 4)), (20, 55), (-75, -30), (0.3, 0.65))
+    trunk, sides = _branch(rng, view, trunk, int(rng.integers(1, 5)), (20, 55), (-75, -30), (0.3, 0.65))
     share = rng.uniform(0.6, 0.8)
     vessels = [trunk]
     if rng.random() < 0.85:
@@ -112,7 +115,7 @@ def _grow_left(rng: np.random.Generator, view: View) -> list[Tube]:
     descending = _grow(rng, view, LEFT_DESCENDING, trunk.radii[-1] * share, 0.62, trunk)
     circumflex = _grow(rng, view, CIRCUMFLEX, trunk.radii[-1] * murray_share(share), 0.62, trunk)
     descending, sides = _branch(
-        rng, view, descending, int(rng.integers(1, 5)), (18, 55), (-75, -35), (0.35, 0.75)
+        rng, view, descending, int(rng.integers(2, 7)), (18, 55), (-75, -35), (0.35, 0.75)
     )
     circumflex, others = _branch(
         rng, view, circumflex, int(rng.integers(1, 5)), (-12, 25), (-70, -30), (0.35, 0.75)
@@ -161,12 +164,13 @@ def _grow(
     if parent is not None and parent.course is not None:
         way[0] = parent.course[start]
     knots = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(way, axis=0).T))])
-    course = PchipInterpolator(knots, way)(np.linspace(0, knots[-1], 240))
-    points = _wind(rng, view.project(course), view.scale)
+    course = PchipInterpolator(knots, way)(np.linspace(0, knots[-1], N_CONTROL))
+    points = _wind(rng, view.project(course), (35, 120), 14 * rng.uniform(0.3, 1) ** 2, view.scale)
+    points = _wind(rng, points, (18, 50), 3.5 * rng.uniform() ** 2, view.scale)
     if parent is not None:
         points = points + (parent.points[start] - points[0])
     places, points = _resample(points)
-    course = np.stack([np.interp(places, np.linspace(0, 1, 240), each) for each in course.T], axis=1)
+    course = np.stack([np.interp(places, np.linspace(0, 1, N_CONTROL), each) for each in course.T], axis=1)
     radii = radius * (1 + (taper - 1) * places) * (1 + 0.06 * _wave(rng, places, 6))
     if rng.random() < 0.35:  # a stenosis
         depth, middle, width = rng.uniform(0.25, 0.65), rng.uniform(0.15, 0.85), rng.uniform(0.01, 0.04)
@@ -174,18 +178,23 @@ def _grow(
     return Tube(points, np.maximum(radii, THINNEST_RADIUS), course)
 
 
-def _wind(rng: np.random.Generator, points: np.ndarray, scale: float) -> np.ndarray:
-    """The line with smooth sideways bends, larger towards its end and none at its start."""
+def _wind(
+    rng: np.random.Generator,
+    points: np.ndarray,
+    wave_px: tuple[float, float],
+    strength_px: float,
+    scale: float,
+) -> np.ndarray:
+    """The line with smooth sideways bends, of a wave length in `wave_px`, from its start on."""
     along = np.gradient(points, axis=0)
     length = np.hypot(*along.T)
     normal = np.stack([-along[:, 1], along[:, 0]], axis=1) / np.maximum(length, 1e-6)[:, None]
     reached = np.cumsum(length)
     places = reached / reached[-1]
-    wave_px = rng.uniform(35, 120) * scale
-    bends = _wave(rng, places, max(1.0, reached[-1] / wave_px)) * (
+    bends = _wave(rng, places, max(1.0, reached[-1] / (rng.uniform(*wave_px) * scale))) * (
         0.35 + 0.65 * np.abs(_wave(rng, places, 2))
     )
-    strength = rng.uniform(0.3, 1.0) ** 2 * 14 * scale * min(1.0, reached[-1] / (200 * scale))
+    strength = strength_px * scale * min(1.0, reached[-1] / (200 * scale))
     return points + normal * (bends * strength * np.minimum(1, 1.6 * places))[:, None]
 
 

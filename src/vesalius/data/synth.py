@@ -97,11 +97,14 @@ def _background(rng: np.random.Generator, size: int) -> Float[np.ndarray, "h w"]
     # half the resolution is enough: nothing here is sharper than two pixels
     half = max(32, size // 2)
     y, x = (np.mgrid[:half, :half].astype(np.float32) + 0.5) / half
-    field = rng.uniform(0.05, 0.2) * _smooth_noise(rng, 2, half) + rng.uniform(0.01, 0.04) * _smooth_noise(
-        rng, 5, half
-    )
-    for cells, strength in ((11, 0.018), (23, 0.018), (50, 0.018), (110, 0.02)):
+    field = rng.uniform(0.05, 0.2) * _smooth_noise(rng, 2, half)
+    for cells, strength in ((5, 0.04), (11, 0.018), (23, 0.018), (50, 0.018), (110, 0.02)):
         field += rng.uniform(0.2, 1.0) * strength * _smooth_noise(rng, cells, half)
+    # markings of lung and bone: lines, not clouds
+    for cells, strength in ((9, 0.09), (20, 0.08), (44, 0.08)):
+        ridges = np.exp(-((_smooth_noise(rng, cells, half) / 0.16) ** 2))
+        patches = np.clip(_smooth_noise(rng, 4, half) + 0.4, 0, 1)
+        field += rng.uniform(0, 1) ** 2 * strength * ridges * patches
     for _ in range(rng.integers(1, 6)):  # diaphragm, border of the heart, mediastinum
         field += rng.uniform(0.05, 0.38) * _soft_step(rng, x, y)
     if rng.random() < 0.6:
@@ -195,15 +198,20 @@ def _distractors(rng: np.random.Generator, trunk: Tube, size: int) -> np.ndarray
 
 
 def _collimator(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Share of the beam that passes, in [0, 1]: mostly open, often with dark borders."""
+    """Share of the beam that passes: about 1, below 0.5 behind the dark borders that many frames have."""
     y, x = (np.ogrid[:size, :size][axis].astype(np.float32) + 0.5 for axis in (0, 1))
     opening = np.ones((size, size), dtype=np.float32)
     if rng.random() < 0.35:
         return opening
+    scale = size / REFERENCE_SIZE
+    width_px = 20 if rng.random() < 0.2 else 5
+    softness_px = rng.choice([0.4, 1.0, 3.0])
+    glow, reach_px = rng.uniform(0, 0.5), rng.uniform(4, 25)
     for distance in (x, size - x, y, size - y):
-        width = rng.exponential(5) * size / REFERENCE_SIZE if rng.random() < 0.6 else 0.0
-        if width:
-            opening *= _rise((distance - width) / rng.choice([0.4, 1.0, 3.0]) * REFERENCE_SIZE / size)
+        if rng.random() < 0.75:
+            depth = (distance / scale - rng.exponential(width_px)).astype(np.float32)
+            # the border shines a little inwards, as after the equalisation of a real work station
+            opening *= _rise(depth / softness_px) * (1 + glow * np.exp(-np.abs(depth) / reach_px))
     return opening
 
 
@@ -214,16 +222,17 @@ def _expose(
     size = len(attenuation)
     beam = np.exp(-gaussian_filter(attenuation, rng.uniform(0.4, 1.1) * size / REFERENCE_SIZE))
     beam /= beam.mean()
-    photons = np.exp(rng.uniform(np.log(420), np.log(1600)))
+    photons = np.exp(rng.uniform(np.log(550), np.log(2200)))
     counts = rng.poisson(beam * opening * photons).astype(np.float32) / np.float32(photons)
     counts = gaussian_filter(counts, rng.uniform(0.35, 0.65))
-    if rng.random() < 0.5:  # edge enhancement
-        counts += rng.uniform(0.1, 0.7) * (counts - gaussian_filter(counts, rng.uniform(1.5, 4)))
+    if rng.random() < 0.75:  # edge enhancement
+        counts += rng.uniform(0.2, 1.1) * (counts - gaussian_filter(counts, rng.uniform(1.5, 5)))
     signal = np.clip(counts, 1e-3, None) ** rng.uniform(0.7, 1.5)
     inside = signal[opening > 0.5]
     low, middle, high = np.percentile(inside[:: max(1, len(inside) // 20000)], [1, 50, 99])
     brightness = rng.uniform(80, 155)
-    # a window of the work station: contrast as asked for, yet never so much that noise takes over
-    gain = min(rng.uniform(75, 165) / (high - low), 2.0 * brightness / middle)
+    # the window of a work station: neither drowned in noise nor black where there are vessels
+    limits = (2.0 * brightness / middle, 0.95 * brightness / max(middle - low, 1e-3))
+    gain = min(rng.uniform(75, 165) / (high - low), *limits)
     grey = ((signal - middle) * gain + brightness) * opening
     return np.clip(np.round(grey), 0, 255).astype(np.uint8)

@@ -49,8 +49,7 @@ def confusion(truth: Bool[np.ndarray, "h w"], guess: Bool[np.ndarray, "h w"]) ->
 
 
 EMPTY: Mapping[tuple[bool, bool], Mapping[str, float | None]] = {
-    # (truth is empty, guess is empty): nothing there, nothing said; nothing there, something said; a total
-    # miss
+    # (truth is empty, guess is empty): nothing there and nothing said; a false alarm; a total miss
     (True, True): {"dice": 1.0, "iou": 1.0, "precision": 1.0, "recall": 1.0},
     (True, False): {"dice": 0.0, "iou": 0.0, "precision": 0.0, "recall": None},
     (False, True): {"dice": 0.0, "iou": 0.0, "precision": 0.0, "recall": 0.0},
@@ -74,7 +73,7 @@ def precision(counts: Confusion) -> float | None:
 
 
 def recall(counts: Confusion) -> float | None:
-    """Share of the true pixels that were predicted, in [0, 1]; None where only the truth is empty: `EMPTY`."""
+    """Share of the true pixels that were predicted, in [0, 1]; None for a false alarm; others: `EMPTY`."""
     return _ratio("recall", counts.tp, counts.tp + counts.fn, counts)
 
 

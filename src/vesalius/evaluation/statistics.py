@@ -52,7 +52,7 @@ def bootstrap_interval(
 
 
 def _resampled_means(sums: np.ndarray, sizes: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """(resamples,) float64 means; `sums` and `sizes` (g,) are each group's sum of values and number of samples."""
+    """(resamples,) float64 means; `sums` and `sizes` (g,) are of the values of each group."""
     random = np.random.default_rng(seed)
     step = max(1, DRAWS_AT_ONCE // len(sums))
     means = []
@@ -63,7 +63,7 @@ def _resampled_means(sums: np.ndarray, sizes: np.ndarray, resamples: int, seed: 
 
 
 def summarise(rows: Iterable[Mapping[str, Any]], metrics: Iterable[str], *, seed: int = 0) -> dict[str, Any]:
-    """`mean`, `mean_answered`, `ci95`, `undefined` and `coverage` of rows that hold `status`, `group` and each metric.
+    """`coverage`, `mean`, `mean_answered`, `ci95` and `undefined` of rows with `status`, `group` and metrics.
 
     A row that failed has no score and is in no mean; one without [SEG] is in `mean` and not in
     `mean_answered`. A metric that is None in a scored row is left out of its mean and counted in `undefined`.

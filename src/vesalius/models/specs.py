@@ -63,11 +63,11 @@ def tiny() -> ModelSpec:
         image_size=512,
         hiera={
             "hidden_size": 24,
-            "blocks_per_stage": [2, 2, 3, 1],
+            "blocks_per_stage": [1, 2, 3, 1],
             "embed_dim_per_stage": [24, 48, 96, 192],
             "num_attention_heads_per_stage": [1, 2, 4, 8],
             "window_size_per_stage": [8, 8, 16, 16],
-            "global_attention_blocks": [6],
+            "global_attention_blocks": [5],
         },
         width=128,
         memory={"layers": 1, "mlp": 128, "fuser_layers": 1},

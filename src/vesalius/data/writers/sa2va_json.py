@@ -19,6 +19,7 @@ from vesalius.files import write_json
 from vesalius.masks import Size, encode_rle
 from vesalius.types import Absent, MaskFile, MaskReference, Polygons, RleMask, Sample
 
+
 def write(path: Path, samples: Sequence[Sample]) -> None:
     """Write samples as one JSON file; image paths become relative to it.
 

@@ -1,0 +1,206 @@
+"""Image and mask files: what is read, and what is refused in words that name the file."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vesalius.data.images import MAX_PIXELS, list_images, read_image, read_mask, sample_id, stored_turned
+from vesalius.errors import AnnotationError, ImageError
+
+RED = np.array([[[255, 0, 0], [0, 0, 0]], [[10, 20, 30], [255, 255, 255]]], dtype=np.uint8)
+GREY = np.array([[0, 7], [128, 255]], dtype=np.uint8)
+
+
+def png_of_16_bit_rgb(path: Path) -> None:
+    """Pillow cannot write this, but opens it as 8-bit RGB without a word."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)
+    rows = b"".join(b"\x00" + bytes(range(12)) for _ in range(2))
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+
+
+def test_rgb_pixels_come_back_exactly_from_a_path_that_is_not_ascii(tmp_path: Path) -> None:
+    path = tmp_path / "血管 é" / "图像.png"
+    path.parent.mkdir()
+    Image.fromarray(RED).save(path)
+    image = read_image(path)
+    assert image.dtype == np.uint8
+    assert image.flags.writeable
+    np.testing.assert_array_equal(image, RED)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+def test_every_8_bit_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    suffix = "tif" if mode == "CMYK" else "png"
+    black_and_white = np.where(GREY[..., None] > 100, 255, 0).astype(np.uint8).repeat(3, axis=2)
+    Image.fromarray(black_and_white).convert(mode).save(tmp_path / f"a.{suffix}")
+    np.testing.assert_array_equal(read_image(tmp_path / f"a.{suffix}"), black_and_white)
+
+
+def test_an_opaque_palette_colour_table_is_no_transparency(tmp_path: Path) -> None:
+    Image.fromarray(RED).quantize(4).save(tmp_path / "a.png", transparency=bytes([255, 255, 255, 255]))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), RED)
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_transparency_is_refused(tmp_path: Path, mode: str) -> None:
+    image = Image.fromarray(RED).convert(mode)
+    image.putpixel((0, 0), (9, 200) if mode == "LA" else (9, 9, 9, 200))
+    image.save(tmp_path / "a.png")
+    with pytest.raises(ImageError, match=r"a\.png: is partly transparent; put it"):
+        read_image(tmp_path / "a.png")
+
+
+def test_a_transparent_colour_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(GREY).save(tmp_path / "a.png", transparency=7)
+    with pytest.raises(ImageError, match="partly transparent"):
+        read_image(tmp_path / "a.png")
+
+
+def test_deep_pixels_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(GREY.astype(np.uint16)).save(tmp_path / "u16.png")
+    Image.fromarray(GREY.astype(np.int32)).save(tmp_path / "i32.tif")
+    Image.fromarray(GREY.astype(np.float32)).save(tmp_path / "f32.tif")
+    png_of_16_bit_rgb(tmp_path / "rgb48.png")
+    for name in ("u16.png", "i32.tif", "f32.tif", "rgb48.png"):
+        with pytest.raises(ImageError, match=rf"{name}: .*convert to 8 bits first, with the window you want"):
+            read_image(tmp_path / name)
+
+
+def test_missing_empty_broken_and_foreign_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("hello")
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    for suffix in ("png", "jpg", "bmp", "tif"):
+        Image.fromarray(noise).save(tmp_path / f"whole.{suffix}")
+        data = (tmp_path / f"whole.{suffix}").read_bytes()
+        (tmp_path / f"cut.{suffix}").write_bytes(data[: len(data) // 2])
+    reasons = {
+        "missing.png": "there is no such file",
+        "empty.png": "is empty",
+        "text.png": "is not an image",
+        ".": "is a folder",
+    }
+    reasons |= {f"cut.{suffix}": "decoded" for suffix in ("png", "jpg", "bmp", "tif")}
+    for name, reason in reasons.items():
+        with pytest.raises(ImageError, match=reason) as error:
+            read_image(tmp_path / name)
+        assert str(error.value).startswith(str(tmp_path / name))
+
+
+def test_flipped_bytes_give_an_image_or_an_image_error(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    path = tmp_path / "a"
+    for suffix in ("png", "jpeg", "bmp", "tiff"):
+        Image.fromarray(RED.repeat(8, axis=0)).save(path, format=suffix)
+        data = bytearray(path.read_bytes())
+        for _ in range(60):
+            broken = bytearray(data)
+            for place in rng.integers(0, len(data), 3):
+                broken[place] = rng.integers(256)
+            path.write_bytes(broken)
+            try:
+                assert read_image(path).dtype == np.uint8
+            except ImageError as error:
+                assert str(path) in str(error)
+
+
+def test_animations_are_refused(tmp_path: Path) -> None:
+    frames = [Image.fromarray(np.full((4, 4), grey, dtype=np.uint8)) for grey in (0, 99, 200)]
+    for name in ("a.gif", "a.tif"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+        with pytest.raises(ImageError, match="has 3 frames"):
+            read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("side", [14_200, 25_000])
+def test_huge_images_are_refused_before_they_are_decoded(tmp_path: Path, side: int) -> None:
+    header = (
+        b"BM"
+        + struct.pack("<IHHI", 54, 0, 0, 54)
+        + struct.pack("<IiiHHIIiiII", 40, side, side, 1, 24, *[0] * 6)
+    )
+    (tmp_path / "a.bmp").write_bytes(header)
+    assert side * side > MAX_PIXELS
+    with pytest.raises(ImageError, match="200"):
+        read_image(tmp_path / "a.bmp")
+
+
+def test_masks_are_true_where_the_pixel_is_not_zero(tmp_path: Path) -> None:
+    expected = GREY != 0
+    Image.fromarray(GREY).save(tmp_path / "grey.png")
+    Image.fromarray(GREY.astype(np.uint16) * 200).save(tmp_path / "deep.png")
+    Image.fromarray(expected).save(tmp_path / "bit.png")
+    Image.fromarray(GREY).convert("RGB").save(tmp_path / "rgb.png")
+    Image.fromarray(GREY).convert("RGBA").save(tmp_path / "rgba.png")
+    palette = Image.fromarray(expected.astype(np.uint8)).convert("P")
+    palette.putpalette([0, 0, 0, 128, 0, 0])
+    palette.save(tmp_path / "palette.png")
+    for path in sorted(tmp_path.glob("*.png")):
+        mask = read_mask(path, (2, 2))
+        assert mask.dtype == np.bool_
+        np.testing.assert_array_equal(mask, expected, err_msg=path.name)
+
+
+def test_ambiguous_masks_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(RED).save(tmp_path / "colour.png")
+    white_first = Image.fromarray(GREY.clip(0, 1)).convert("P")
+    white_first.putpalette([255, 255, 255, 0, 0, 0])
+    white_first.save(tmp_path / "palette.png")
+    Image.fromarray(GREY.astype(np.float32)).save(tmp_path / "float.tif")
+    reasons = {
+        "colour.png": "several colours",
+        "palette.png": "palette is not black",
+        "float.tif": "colour mode F",
+    }
+    for name, reason in reasons.items():
+        with pytest.raises(AnnotationError, match=rf"{name}: .*{reason}"):
+            read_mask(tmp_path / name, (2, 2))
+
+
+def test_a_mask_of_another_size_is_refused_with_both_sizes(tmp_path: Path) -> None:
+    Image.fromarray(GREY).save(tmp_path / "a.png")
+    with pytest.raises(AnnotationError, match=r"2 x 2 .* 512 x 400"):
+        read_mask(tmp_path / "a.png", (512, 400))
+
+
+def test_ids_are_paths_without_suffix_and_without_a_leading_images_folder() -> None:
+    for path, expected in {
+        "a.png": "a",
+        "images/a.png": "a",
+        "images/p1/a.b.png": "p1__a.b",
+        "p1/images/a.png": "p1__images__a",
+        "images.png": "images",
+    }.items():
+        assert sample_id(Path(path)) == expected
+
+
+def test_folders_list_images_at_any_depth_and_no_hidden_files(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    for name in ("b.PNG", "a.jpeg", "deep/c.TIFF", ".hidden.png", "notes.txt"):
+        (tmp_path / name).touch()
+    assert [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)] == [
+        "a.jpeg",
+        "b.PNG",
+        "deep/c.TIFF",
+    ]
+
+
+def test_stored_turned_reads_the_orientation(tmp_path: Path) -> None:
+    image = Image.fromarray(RED)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    image.save(tmp_path / "upright.jpg")
+    assert stored_turned(tmp_path / "turned.jpg")
+    assert not stored_turned(tmp_path / "upright.jpg")
