@@ -158,7 +158,8 @@ def test_answer_without_seg_is_scored_as_empty_and_counted(tmp_path):
 
 
 def test_answer_without_seg_is_right_where_nothing_is(tmp_path):
-    found = evaluate(FakeSegmenter({"a": None}), data_set(tmp_path / "data", truth=EMPTY), tmp_path / "out")
+    data = data_set(tmp_path / "data", truth=EMPTY)
+    found = evaluate(FakeSegmenter({"a": None}), data, tmp_path / "out", figures=False)
 
     assert [row["dice"] for row in rows_of(tmp_path / "out")] == [1.0, 0.0, 0.0]
     assert (found["mean"]["recall"], found["undefined"]["recall"]) == (1.0, 2)
@@ -173,7 +174,9 @@ def test_answer_without_seg_is_right_where_nothing_is(tmp_path):
     ],
 )
 def test_sample_that_cannot_be_predicted_fails_alone_and_has_no_score(tmp_path, answer, reason):
-    metrics = evaluate(FakeSegmenter({"b": answer}), data_set(tmp_path / "data"), tmp_path / "out")
+    metrics = evaluate(
+        FakeSegmenter({"b": answer}), data_set(tmp_path / "data"), tmp_path / "out", figures=False
+    )
 
     assert metrics["coverage"] == {"ok": 2, "failed": 1, "no_seg": 0}
     assert metrics["mean"]["dice"] == 0.5
@@ -188,7 +191,7 @@ def test_sample_that_cannot_be_predicted_fails_alone_and_has_no_score(tmp_path, 
 def test_image_that_cannot_be_read_fails_with_its_name(tmp_path, harm):
     data = data_set(tmp_path / "data")
     harm(data.samples[1].image)
-    metrics = evaluate(FakeSegmenter(), data, tmp_path / "out")
+    metrics = evaluate(FakeSegmenter(), data, tmp_path / "out", figures=False)
 
     assert metrics["coverage"] == {"ok": 2, "failed": 1, "no_seg": 0}
     assert "b.png" in rows_of(tmp_path / "out")[1]["error"]
@@ -298,7 +301,7 @@ def test_training_images_are_refused_unless_allowed(tmp_path):
     ):
         evaluate(segmenter, data, tmp_path / "out")
     assert segmenter.seen == [] and not (tmp_path / "out").exists()
-    metrics = evaluate(segmenter, data, tmp_path / "out", allow_training_samples=True)
+    metrics = evaluate(segmenter, data, tmp_path / "out", allow_training_samples=True, figures=False)
     assert metrics["data"]["n_training_samples"] == 1
     assert any("not tell how it does on images that it has not seen" in note for note in metrics["notes"])
 
@@ -315,13 +318,13 @@ def test_predictions_that_are_the_ground_truth_are_refused(tmp_path):
     copies = FakeSegmenter(dict.fromkeys("abcdef", square()))
 
     with pytest.raises(DataError, match="6 of 8 predictions equal the ground truth"):
-        evaluate(copies, data, tmp_path / "out")
+        evaluate(copies, data, tmp_path / "out", figures=False)
     assert not (tmp_path / "out").exists()
 
 
 def test_interrupted_evaluation_leaves_nothing_and_keeps_the_old_one(tmp_path):
     data, out = data_set(tmp_path / "data"), tmp_path / "results" / "out"
-    evaluate(FakeSegmenter(), data, out)
+    evaluate(FakeSegmenter(), data, out, figures=False)
     before = (out / "metrics.json").read_bytes()
 
     class Interrupted(FakeSegmenter):
@@ -331,7 +334,7 @@ def test_interrupted_evaluation_leaves_nothing_and_keeps_the_old_one(tmp_path):
             return super().predict(items)
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate(Interrupted(), data, out)
+        evaluate(Interrupted(), data, out, figures=False)
     assert (out / "metrics.json").read_bytes() == before
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 

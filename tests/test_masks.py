@@ -138,7 +138,6 @@ def test_polygons_that_enclose_nothing_are_refused(polygon: list[float], reason:
 
 
 @given(sizes, sizes, st.integers(0, 2**32 - 1))
-@settings(deadline=None)
 def test_bilinear_resizing_gives_the_numbers_of_torch(
     old: tuple[int, int], new: tuple[int, int], seed: int
 ) -> None:
@@ -148,7 +147,7 @@ def test_bilinear_resizing_gives_the_numbers_of_torch(
     )
     resized = resize_bilinear(image, new)
     assert resized.dtype == np.float32
-    np.testing.assert_allclose(resized, expected[0, 0].numpy(), rtol=0, atol=2e-5)
+    np.testing.assert_allclose(resized, expected[0, 0].numpy(), rtol=0, atol=1e-4)
 
 
 @given(masks, sizes)

@@ -131,6 +131,13 @@ class _Tally:
     """Those of them whose prediction is the truth to the pixel."""
     missing_font: str | None = None
 
+    def note_font(self, text: str) -> None:
+        """Keep, and say once, what is missing to write such texts in figures."""
+        if self.missing_font is None:
+            self.missing_font = missing_font(text)
+            if self.missing_font is not None:
+                log.warning(self.missing_font)
+
 
 class _Watched:
     """A segmenter whose answers are checked and whose time in `predict` is measured."""
@@ -239,7 +246,7 @@ def _rows(
         figure = None
         if folder is not None:
             figure = _draw(folder, sample, prediction, image, truth, guess, scores)
-            tally.missing_font = tally.missing_font or missing_font(sample.id + prediction.prompt)
+            tally.note_font(sample.id + prediction.prompt)
         rows.append(_row(sample, prediction, prediction.status, scores, figure))
     return rows
 

@@ -71,10 +71,18 @@ def hash_pixels(array: np.ndarray) -> str:
 
 
 def fingerprint_weights(bundle: Path) -> str:
-    """SHA-256 over canonical name, dtype, shape and bytes of each tensor of a bundle.
+    """SHA-256 over canonical name, dtype, shape and bytes of each tensor of a bundle; errors as in `list_tensors`."""
+    digest = hashlib.sha256()
+    for name, line in sorted(list_tensors(bundle).items()):
+        digest.update(json.dumps([name, *line[1:]]).encode() + b"\n")
+    return digest.hexdigest()
 
-    Independent of sharding, of the order of keys and of everything that is not a tensor. Raises
-    CheckpointError, naming the file, where one is missing, cut short or damaged, or two hold the same tensor.
+
+def list_tensors(bundle: Path) -> dict[str, TensorLine]:
+    """Canonical name -> each tensor of a bundle, hashed.
+
+    Independent of sharding, of the order of keys and of everything that is not a tensor. Raises CheckpointError,
+    naming the file, where one is missing, cut short or damaged, or where two hold the same tensor.
     """
     found: dict[str, tuple[TensorLine, Path]] = {}
     for prefix, pattern in PARTS.items():
@@ -89,10 +97,7 @@ def fingerprint_weights(bundle: Path) -> str:
         _check_index(bundle / pattern)
     if not found:
         raise CheckpointError(f"{bundle}: has no weights; a bundle has vlm/, sam/ and projector.safetensors")
-    digest = hashlib.sha256()
-    for name in sorted(found):
-        digest.update(json.dumps([name, *found[name][0][1:]]).encode() + b"\n")
-    return digest.hexdigest()
+    return {name: line for name, (line, _) in found.items()}
 
 
 def fingerprint_samples(samples: Iterable[Sample]) -> str:

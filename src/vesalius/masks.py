@@ -1,8 +1,8 @@
 """Masks: polygon, RLE and file to boolean array and back, unions and resizing.
 
-Masks are bool (h, w). Polygon points are (x, y) in pixels of the original image, where (0, 0) is the outer corner
-of the first pixel. Rasterisation is that of pycocotools, the reference of the COCO data set: other rasterisers
-include the boundary (on coronary vessels `cv2.fillPoly` agrees with it to a Dice of 0.940 only).
+Masks are bool (h, w). Polygon points are (x, y) in pixels of the original image, where (0, 0) is the outer
+corner of the first pixel. Rasterisation is that of pycocotools, the reference of the COCO data set: other
+rasterisers include the boundary (on coronary vessels `cv2.fillPoly` agrees with it to a Dice of 0.940 only).
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Rle(TypedDict):
 def rasterise(polygons: Sequence[Sequence[float]], size: Size) -> Bool[np.ndarray, "h w"]:
     """Union of polygons `[x1, y1, x2, y2, ...]` as a mask of `size`; no polygon gives an empty mask.
 
-    Parts outside the image are cut. Raises ValueError for fewer than 3 points or coordinates that are not finite.
+    Parts outside the image are cut. Raises ValueError for fewer than 3 points or coordinates that are not
+    finite. Points far outside cost time for the whole way there: check them first where they are not trusted.
     """
     for index, polygon in enumerate(polygons):
         check_polygon(polygon, f"polygon {index}")
@@ -82,7 +83,7 @@ def _whole(values: Sequence[Any]) -> bool:
 def _run_lengths(counts: bytes) -> list[int]:
     """Run lengths of a compressed RLE string: 5 bits a character, the sixth says that more follow.
 
-    From the third run on, the difference to the run two before is stored (pycocotools, maskApi.c, rleFrString).
+    From the fourth run on, the difference to the run two before is stored (pycocotools, maskApi.c).
     """
     lengths: list[int] = []
     value = shift = 0
@@ -109,7 +110,8 @@ def _decode_runs(lengths: list[int], size: Size) -> Bool[np.ndarray, "h w"]:
         raise ValueError("the RLE has a run of negative length")
     if sum(lengths) != height * width or height * width >= 2**32:  # COCO counts pixels in 32 bits
         raise ValueError(
-            f"the RLE runs cover {sum(lengths)} pixels; the stated size {height} x {width} has {height * width}"
+            f"the RLE runs cover {sum(lengths)} pixels; "
+            f"the stated size {height} x {width} has {height * width}"
         )
     values = np.zeros(len(lengths), dtype=bool)
     values[1::2] = True
@@ -130,8 +132,8 @@ def _resize_axis(image: np.ndarray, axis: int, new: int) -> np.ndarray:
     old = image.shape[axis]
     if new == old:
         return image
-    # torch's order of operations (width first) and its rounding: the place is one fused multiply-add in float32,
-    # whose double here is float64 rounded once. In plain float32, 128 -> 3504 is 20 times further from torch
+    # torch's order of operations (width first) and rounding: the place is a fused multiply-add in float32,
+    # which here is float64 rounded once. In plain float32, 128 -> 3504 is 20 times further from torch
     place = (np.arange(new) + 0.5) * float(np.float32(old / new)) - 0.5
     place = np.clip(place.astype(np.float32), 0, None)
     low = np.minimum(place.astype(np.int64), old - 1)
@@ -151,7 +153,10 @@ def area_average(mask: np.ndarray, size: Size) -> Float[np.ndarray, "H W"]:
 
 
 def cell_weights(old: int, new: int) -> np.ndarray:
-    """(new, old) float32: the share of cell i that pixel j covers; each row sums to 1. Worked case 3 -> 2: [[2/3, 1/3, 0], [0, 1/3, 2/3]]."""
+    """(new, old) float32: the share of cell i that pixel j covers; each row sums to 1.
+
+    Worked case 3 -> 2: [[2/3, 1/3, 0], [0, 1/3, 2/3]].
+    """
     edges = np.arange(new + 1, dtype=np.float64) * old / new
     pixel = np.arange(old, dtype=np.float64)
     overlap = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)

@@ -88,7 +88,9 @@ class Item:
     def __post_init__(self) -> None:
         frames, masks = self.frames, self.masks
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
-            raise ValueError(f"{self.id}: frames must be uint8 (f, h, w, 3); got {frames.dtype} {frames.shape}")
+            raise ValueError(
+                f"{self.id}: frames must be uint8 (f, h, w, 3); got {frames.dtype} {frames.shape}"
+            )
         expected = (len(self.prompts), *frames.shape[:3])
         if masks is not None and (masks.dtype != np.bool_ or masks.shape != expected):
             raise ValueError(f"{self.id}: masks must be bool {expected}; got {masks.dtype} {masks.shape}")
@@ -103,8 +105,8 @@ class Item:
 class Prediction:
     """The answer to one question about one image.
 
-    Keeps the mask decoder's small logits; masks and probabilities of the original size are computed when asked
-    for and not kept, except `masks` (25 phrases on a 3504 x 2336 image would be 0.8 GB of probabilities).
+    Keeps the mask decoder's small logits; masks and probabilities of the original size are computed when
+    asked for and not kept, except `masks` (25 phrases on a 3504 x 2336 image would be 0.8 GB of probabilities).
     """
 
     id: str
@@ -128,7 +130,9 @@ class Prediction:
     def __post_init__(self) -> None:
         n = len(self.logits)
         if self.logits.ndim != 3 or len(self.scores) != n:
-            raise ValueError(f"{self.id}: {n} logit maps of {self.logits.ndim - 1} axes with {len(self.scores)} scores")
+            raise ValueError(
+                f"{self.id}: {n} logit maps of {self.logits.ndim - 1} axes with {len(self.scores)} scores"
+            )
         if (self.status == "ok") != (n > 0):
             raise ValueError(f"{self.id}: status {self.status} with {n} masks")
 

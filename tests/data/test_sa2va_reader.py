@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from vesalius.data.readers.sa2va_json import read
@@ -167,6 +170,23 @@ def test_two_equal_ids_are_refused(root: Path) -> None:
         AnnotationError, match=r"entry 1 \(images/b.png\): has the same id b as .* entry 0 \(b.png\)"
     ):
         read(write(root, entry("b.png"), entry("images/b.png")))
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=7) | st.dictionaries(st.sampled_from(["size", "counts", "x"]), inner)
+    ),
+    max_leaves=12,
+)
+keys = st.sampled_from(["image", "mask", "text", "group", "size", "spacing_mm", "video", "other"])
+
+
+@given(st.dictionaries(keys, json_values, max_size=3))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_entry_gives_a_sample_or_an_annotation_error(root: Path, changes: dict[str, Any]) -> None:
+    with contextlib.suppress(AnnotationError):
+        assert len(read(write(root, entry() | changes))) == 1
 
 
 def test_all_wrong_entries_are_collected_where_asked(root: Path) -> None:

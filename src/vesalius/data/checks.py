@@ -24,7 +24,8 @@ def inspect(
     """
     problems: list[DataError] = []
     data_set = open_data_set(data, split=split, prompt=prompt, group=group, problems=problems)
-    return data_set, [_error(str(problem).partition(": ")[0], problem) for problem in problems] + check(data_set)
+    findings = [_error(str(problem).partition(": ")[0], problem) for problem in problems]
+    return data_set, findings + check(data_set)
 
 
 def check(data_set: DataSet) -> list[Finding]:

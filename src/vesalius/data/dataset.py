@@ -52,7 +52,9 @@ class DataSet:
         if n >= len(self.samples):
             return self
         note = f"only the first {n} of {len(self.samples)} samples"
-        return replace(self, samples=self.samples[:n], notes=(*self.notes, note))
+        kept = {sample.id for sample in self.samples[:n]}
+        merged = tuple(name for name in self.merged if name in kept)
+        return replace(self, samples=self.samples[:n], notes=(*self.notes, note), merged=merged)
 
 
 def open_data_set(

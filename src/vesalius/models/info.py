@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
-from vesalius.lineage import fingerprint_weights, tensor_table
+from vesalius.lineage import fingerprint_weights, list_tensors
 from vesalius.models.checkpoint import find_bundle, read_card
 
 
@@ -15,7 +16,8 @@ def describe(model: str | Path) -> dict[str, Any]:
     card = read_card(folder)
     parts: dict[str, int] = {"vlm": 0, "projector": 0, "sam": 0}
     dtypes: dict[str, int] = {}
-    for name, (dtype, count) in tensor_table(folder).items():
+    for name, (_, dtype, shape, _) in list_tensors(folder).items():
+        count = math.prod(shape)
         parts[name.partition(".")[0]] += count
         dtypes[dtype] = dtypes.get(dtype, 0) + count
     vlm, sam = card.spec.vlm, card.spec.sam

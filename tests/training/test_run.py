@@ -1,0 +1,196 @@
+"""A run from recipe to folder: golden losses, resumption, validation, refusals."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vesalius.config import make_settings
+from vesalius.data.synth import write_data_set
+from vesalius.errors import OutputError, SettingError, TrainingError
+from vesalius.lineage import fingerprint_weights
+from vesalius.models.checkpoint import open_bundle, read_card
+from vesalius.training.run import train
+from vesalius.training.settings import RunSettings
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "first_losses.json"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "set"
+    write_data_set(folder, 4, seed=7, size=96)
+    return folder
+
+
+def settings(data: Path, out: Path, **changes: Any) -> RunSettings:
+    values = {
+        "model": "tiny",
+        "start": "random",
+        "data": {"train": data, "val": data},
+        "what_trains": "full",
+        "steps": 5,
+        "batch": 2,
+        "workers": 0,
+        "optim": {"lr": 1e-3, "warmup": 0.2},
+        "augment": {"flip": 0.5, "rotate_degrees": 20, "gamma": 0.2},
+        "validate": {"every_epochs": 100},
+        "out": out,
+    }
+    return make_settings(RunSettings, {**values, **changes}, "test")
+
+
+def lines(run: Path, name: str = "log.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / name).read_text().splitlines()]
+
+
+def losses(run: Path) -> list[float]:
+    return [line["loss"] for line in lines(run)]
+
+
+def test_first_five_losses_are_the_stored_ones(data: Path, tmp_path: Path) -> None:
+    run = train(settings(data, tmp_path / "run"))
+    # a run of another machine rounds otherwise; a change of model, data, loss or order is far larger
+    np.testing.assert_allclose(losses(run), json.loads(GOLDEN.read_text()), rtol=2e-3)
+
+
+def test_workers_and_resumption_change_no_loss(data: Path, tmp_path: Path) -> None:
+    whole = train(settings(data, tmp_path / "whole", workers=2, steps=4))
+    # the first part ends after 2 of 4 steps, with the learning rates of a run of 4
+    part = settings(data, tmp_path / "part", steps=4)
+    stopped = StopAfter(2)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings(data, tmp_path / "part", steps=4, validate={"every_epochs": 1}), on_step=stopped)
+    assert lines(tmp_path / "part")[-1]["step"] == 3
+    resumed = train(part, resume=True)
+    assert losses(resumed) == losses(whole)
+    assert fingerprint_weights(resumed / "last") == fingerprint_weights(whole / "last")
+
+
+class StopAfter:
+    """Interrupts in the step after the given one, as Ctrl-C would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def __call__(self, line: dict[str, Any]) -> None:
+        if line["step"] > self.step:
+            raise KeyboardInterrupt
+
+
+def test_run_folder_holds_what_the_contract_says(data: Path, tmp_path: Path) -> None:
+    run = train(settings(data, tmp_path / "run", steps=4, validate={"every_epochs": 1}))
+    names = {path.name for path in run.iterdir()}
+    assert names == {"config.yaml", "manifest.json", "log.jsonl", "validation.jsonl", "curves.png", "checkpoints", "best", "last"}
+    wanted = {"step", "epoch", "loss", "loss_mask", "loss_dice", "loss_text", "lr", "grad_norm", "images_per_s", "peak_bytes"}
+    assert all(wanted <= line.keys() for line in lines(run))
+    assert [line["step"] for line in lines(run, "validation.jsonl")] == [2, 4]
+    assert (run / "last").readlink() == Path("checkpoints/step-000004")
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {(run / name).resolve().name for name in ("best", "last")}
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert len(manifest["train"]["samples"]) == 4
+    card = read_card(run / "last")
+    assert card.step == 4
+    assert set(card.training_images) == set(manifest["train"]["samples"].values())
+    assert card.lineage["start"] == "random weights, seed 0"
+    opened = open_bundle(run / "last")
+    assert not opened.model.training
+
+
+def test_best_is_the_best_validation_by_the_metric(data: Path, tmp_path: Path) -> None:
+    run = train(settings(data, tmp_path / "run", steps=6, validate={"every_epochs": 1, "metric": "recall"}))
+    values = {line["step"]: line["recall"] for line in lines(run, "validation.jsonl")}
+    best = int((run / "best").resolve().name.removeprefix("step-"))
+    assert values[best] == max(values.values())
+
+
+def test_accumulation_of_two_batches_makes_half_the_steps(data: Path, tmp_path: Path) -> None:
+    run = train(settings(data, tmp_path / "run", steps=None, epochs=2, batch=1, optim={"lr": 1e-3, "accumulate": 2}))
+    assert [line["step"] for line in lines(run)] == [1, 2, 3, 4]
+
+
+def test_loss_of_an_accumulated_step_is_the_mean_of_its_gradients(data: Path, tmp_path: Path) -> None:
+    """Two batches of one image accumulated give nearly the weights of one batch of two."""
+    plain = {"augment": {}, "steps": 1, "loss": {"text": 0, "iou": 0}, "what_trains": "projector"}
+    one = train(settings(data, tmp_path / "one", batch=2, optim={"lr": 1e-3, "warmup": 0}, **plain))
+    two = train(settings(data, tmp_path / "two", batch=1, optim={"lr": 1e-3, "warmup": 0, "accumulate": 2}, **plain))
+    assert lines(one)[0]["grad_norm"] == pytest.approx(lines(two)[0]["grad_norm"], rel=1e-3)
+
+
+def test_only_the_projector_trains_when_asked(data: Path, tmp_path: Path) -> None:
+    run = train(settings(data, tmp_path / "run", what_trains="projector", steps=2))
+    start = torch.random.initial_seed()
+    from vesalius.models.checkpoint import new_model
+
+    fresh, trained = new_model("tiny", seed=0).model, open_bundle(run / "last").model
+    changed = {
+        name.partition(".")[0]
+        for (name, a), b in zip(fresh.named_parameters(), trained.parameters(), strict=True)
+        if not torch.equal(a, b)
+    }
+    assert changed == {"projector"}
+    assert torch.random.initial_seed() == start
+
+
+def test_overfit_uses_the_first_samples_for_both(data: Path, tmp_path: Path) -> None:
+    run = train(settings(data, tmp_path / "run", steps=2), overfit=2)
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert list(manifest["train"]["samples"]) == manifest["val"]["samples"] == ["synth_00000", "synth_00001"]
+
+
+def test_folder_that_is_not_empty_is_refused_and_left_alone(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match="is not empty; choose another"):
+        train(settings(data, tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_resume_without_checkpoint_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="has no checkpoint to resume from"):
+        train(settings(data, tmp_path / "run"), resume=True)
+
+
+def test_loss_that_is_not_finite_stops_and_names_the_samples(data: Path, tmp_path: Path) -> None:
+    wild = settings(data, tmp_path / "run", optim={"lr": 1e12, "warmup": 0, "clip": 1e30}, steps=40)
+    with pytest.raises(TrainingError, match=r"the loss became .* with the samples synth_0000"):
+        train(wild)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 3}, "exactly one of steps, epochs and minutes; got steps, epochs"),
+        ({"steps": None}, "exactly one of steps, epochs and minutes; got none"),
+        ({"what_train": "full"}, "unknown key what_train; did you mean what_trains"),
+        ({"optim": {"learning_rate": 1}}, "unknown key optim.learning_rate; known here: lr"),
+        ({"validate": {"evry_epochs": 1}}, "unknown key validate.evry_epochs; did you mean every_epochs"),
+        ({"batch": 0}, "batch: Input should be greater than or equal to 1"),
+    ],
+)
+def test_wrong_settings_are_refused_in_the_words_that_were_typed(
+    data: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SettingError, match=message):
+        settings(data, tmp_path / "run", **changes)
+
+
+@pytest.mark.slow
+def test_four_samples_are_learned_by_heart(tmp_path: Path) -> None:
+    """Dice above 0.9 on four samples: a model that cannot do that cannot learn anything."""
+    write_data_set(tmp_path / "data", 4, seed=3)
+    loss = {"text": 1.0, "bce": 3.0, "dice": 1.0}
+    run = train(
+        settings(
+            tmp_path / "data",
+            tmp_path / "run",
+            steps=400,
+            batch=4,
+            loss=loss,
+            optim={"lr": 2e-3, "betas": (0.9, 0.98), "weight_decay": 0.0},
+        ),
+        overfit=4,
+    )
+    assert lines(run, "validation.jsonl")[-1]["dice"] > 0.9
