@@ -23,6 +23,7 @@ class Optim(Settings):
 
 class Run(Settings):
     optim: Optim = Optim()
+    check_: Optim = Field(default=Optim(), alias="check")
     steps: int | None = None
     name: str = "run"
 
@@ -45,7 +46,7 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
 
 def test_yaml_round_trip_writes_every_default(tmp_path: Path) -> None:
     text = Run(name="é").to_yaml()
-    assert set(yaml.safe_load(text)) == {"optim", "steps", "name"}
+    assert set(yaml.safe_load(text)) == {"optim", "check", "steps", "name"}
     assert read_settings(Run, recipe(tmp_path, text)) == Run(name="é")
 
 
@@ -54,7 +55,9 @@ def test_yaml_round_trip_writes_every_default(tmp_path: Path) -> None:
     [
         ("optin: {}", "unknown key optin; did you mean optim?"),
         ("optim: {rl: 1}", "unknown key optim.rl; did you mean lr?"),
-        ("zzzz: 1", "unknown key zzzz; known here: optim, steps, name"),
+        ("check: {rl: 1}", "unknown key check.rl; did you mean lr?"),
+        ("chek: {}", "unknown key chek; did you mean check?"),
+        ("zzzz: 1", "unknown key zzzz; known here: optim, check, steps, name"),
         ("optim: {lr: -1}", "optim.lr: Input should be greater than 0"),
         ("steps: many", "steps: Input should be a valid integer"),
         ("[1, 2]", "must hold keys and values, not a list"),

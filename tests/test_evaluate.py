@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,8 @@ class FakeSegmenter:
     """Answers by id and prompt: a mask, None for no [SEG], a status `failed` for text, an error to raise."""
 
     threshold = 0.4
+    settings: Mapping[str, Any] = MappingProxyType({"answer": "generate"})
+    training_images: set[str] | None = None
 
     def __init__(self, answers: dict[str, Any] | None = None, batch: int = 2) -> None:
         self.answers = answers or {}

@@ -69,7 +69,7 @@ def with_figures(folder: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any
     (folder / "figures").mkdir()
     for each in rows:
         each["figure"] = f"figures/{each['id']}.png"
-        Image.new("RGB", (1600, 1200), "navy").save(folder / each["figure"])
+        Image.new("RGB", (1200, 40), "navy").save(folder / each["figure"])
     return rows
 
 

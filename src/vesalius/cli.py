@@ -140,7 +140,9 @@ def info(args: argparse.Namespace) -> Result:
 
 def build_parser() -> argparse.ArgumentParser:
     """All verbs with their arguments."""
-    parser = argparse.ArgumentParser(prog="vesalius", description="Text-prompted segmentation of your own images.")
+    parser = argparse.ArgumentParser(
+        prog="vesalius", description="Text-prompted segmentation of your own images."
+    )
     parser.add_argument("--version", action="version", version=version("vesalius"))
     verbs = parser.add_subparsers(metavar="VERB", required=True)
 
@@ -155,7 +157,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     verb = _add(verbs, train)
     verb.add_argument("recipe", type=Path, metavar="RECIPE.yaml", nargs="?", help="settings of the run")
-    verb.add_argument("--set", metavar="a.b=c", nargs="+", action="extend", default=[], help="change settings")
+    verb.add_argument(
+        "--set", metavar="a.b=c", nargs="+", action="extend", default=[], help="change settings"
+    )
     verb.add_argument("--resume", type=Path, metavar="RUN", help="continue the run in this folder")
     verb.add_argument("--overfit", type=int, metavar="N", help="learn N samples by heart, as a test")
 
@@ -165,7 +169,10 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("--prompt", action="append", required=True, help="what to segment; may be given again")
     verb.add_argument("--out", type=Path, required=True, help="folder to make")
     verb.add_argument(
-        "--save", default="masks,rle", metavar="masks,probs,overlay,rle", help="what to write (default masks,rle)"
+        "--save",
+        default="masks,rle",
+        metavar="masks,probs,overlay,rle",
+        help="what to write (default masks,rle)",
     )
     _add_prediction(verb)
 
@@ -175,7 +182,9 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("--out", type=Path, required=True, help="folder to make")
     verb.add_argument("--limit", type=int, help="only the first so many images")
     verb.add_argument(
-        "--allow-training-samples", action="store_true", help="score images that the model was trained on, and say so"
+        "--allow-training-samples",
+        action="store_true",
+        help="score images that the model was trained on, and say so",
     )
     _add_prediction(verb)
 
@@ -194,15 +203,26 @@ def _add(verbs: Any, run: Callable[[argparse.Namespace], Result]) -> argparse.Ar
 
 
 def _add_data(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("data", type=Path, metavar="DATA", help="annotation file, or folder with images and masks")
+    verb.add_argument(
+        "data", type=Path, metavar="DATA", help="annotation file, or folder with images and masks"
+    )
     verb.add_argument("--prompt", help="map every phrase to this one")
     verb.add_argument("--split", metavar="NAME", help="which annotations.NAME.json of a folder")
-    verb.add_argument("--group", metavar="G", help="patient or sequence: a field, or a regular expression on the id")
+    verb.add_argument(
+        "--group", metavar="G", help="patient or sequence: a field, or a regular expression on the id"
+    )
 
 
 def _add_prediction(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--answer", choices=("generate", "force"), default="generate", help="who writes the answer")
-    verb.add_argument("--threshold", type=float, metavar="T", help="probability above which a pixel belongs (default: the model's)")
+    verb.add_argument(
+        "--answer", choices=("generate", "force"), default="generate", help="who writes the answer"
+    )
+    verb.add_argument(
+        "--threshold",
+        type=float,
+        metavar="T",
+        help="probability above which a pixel belongs (default: the model's)",
+    )
     verb.add_argument("--batch", type=int, default=4, metavar="N", help="images at once (default 4)")
 
 

@@ -98,10 +98,15 @@ def make_settings(kind: type[S], values: Mapping[str, Any], origin: str) -> S:
 def _nearest(kind: type[BaseModel], location: tuple[int | str, ...]) -> str:
     """`; did you mean optim?` for the nearest key at that place, or the list of keys there."""
     for part in location[:-1]:
-        annotation = kind.model_fields[str(part)].annotation if str(part) in kind.model_fields else None
+        annotation = _keys(kind).get(str(part))
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return ""
         kind = annotation
-    names = list(kind.model_fields)
+    names = list(_keys(kind))
     close = difflib.get_close_matches(str(location[-1]), names, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(names)}"
+
+
+def _keys(kind: type[BaseModel]) -> dict[str, Any]:
+    """Key as it is typed -> its type."""
+    return {field.alias or name: field.annotation for name, field in kind.model_fields.items()}

@@ -96,7 +96,7 @@ def evaluate(
             "took_s": time.perf_counter() - started,
             "images_per_s": watched.images / watched.predict_s if watched.images else None,
             "notes": [*notes, *more, *_notes(samples, tally), *data_set.notes],
-            "settings": {"limit": limit, "figures": figures, "batch": segmenter.batch},
+            "settings": {**segmenter.settings, "limit": limit, "figures": figures, "batch": segmenter.batch},
             "versions": versions(),
         }
         write_json(folder / "metrics.json", metrics)
@@ -144,6 +144,7 @@ class _Watched:
 
     def __init__(self, segmenter: Segmenter) -> None:
         self.card, self.batch, self.threshold = segmenter.card, segmenter.batch, segmenter.threshold
+        self.settings, self.training_images = segmenter.settings, segmenter.training_images
         self.images, self.predict_s = 0, 0.0
         self._segmenter = segmenter
 
@@ -192,7 +193,7 @@ def _training_note(
     Looked for before anything is predicted, so that a refusal comes at once. An image that cannot be read is
     passed over here; it fails by itself.
     """
-    trained: Collection[str] | None = getattr(segmenter, "training_images", None)
+    trained: Collection[str] | None = segmenter.training_images
     if trained is None:
         return [
             "The model does not say which images it was trained on; none could be looked for among these."

@@ -41,4 +41,7 @@ class Progress:
         if now - self._printed >= PLAIN_LINE_EVERY_S:
             self._printed = now
             share = 100 * done / self._total
-            print(f"{self._label}: {share:.0f} % after {now - self._started:.0f} s {note}".rstrip(), file=sys.stderr)
+            print(
+                f"{self._label}: {share:.0f} % after {now - self._started:.0f} s {note}".rstrip(),
+                file=sys.stderr,
+            )

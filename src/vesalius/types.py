@@ -106,7 +106,7 @@ class Prediction:
     """The answer to one question about one image.
 
     Keeps the mask decoder's small logits; masks and probabilities of the original size are computed when
-    asked for and not kept, except `masks` (25 phrases on a 3504 x 2336 image would be 0.8 GB of probabilities).
+    asked for and not kept, except `masks` (25 phrases at 3504 x 2336 would be 0.8 GB of probabilities).
     """
 
     id: str
@@ -147,7 +147,7 @@ class Prediction:
         """bool (n, h, w) at the original size: probability above the threshold."""
         # the same comparison in logits: log(t / (1 - t)); at 0.5 it is exactly 0, as in the official code
         border = np.log(self.threshold) - np.log1p(-self.threshold)
-        return self._full_logits() > np.float32(border)
+        return np.greater(self._full_logits(), np.float32(border))
 
     @property
     def mask(self) -> np.ndarray:

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vesalius.errors import SettingError
-from vesalius.models.processor import DEVIATION, MEAN, NOT_LEARNED, Processor, normalise, tile_grid, tile_image
+from vesalius.models.processor import (
+    DEVIATION,
+    MEAN,
+    NOT_LEARNED,
+    Processor,
+    normalise,
+    tile_grid,
+    tile_image,
+)
 from vesalius.models.specs import tiny
 from vesalius.models.tokenizers import byte_tokenizer
 from vesalius.types import Item
@@ -44,7 +52,9 @@ def test_tiles_are_cut_row_by_row_and_the_thumbnail_comes_last() -> None:
     assert len(tiles) == 3
     np.testing.assert_array_equal(np.asarray(tiles[0]), np.asarray(image)[:, :448])
     np.testing.assert_array_equal(np.asarray(tiles[1]), np.asarray(image)[:, 448:])
-    np.testing.assert_array_equal(np.asarray(tiles[2]), np.asarray(image.resize((448, 448), Image.Resampling.BICUBIC)))
+    np.testing.assert_array_equal(
+        np.asarray(tiles[2]), np.asarray(image.resize((448, 448), Image.Resampling.BICUBIC))
+    )
 
 
 def test_pixels_are_normalised_with_the_imagenet_numbers() -> None:
@@ -75,7 +85,18 @@ def test_question_stands_in_the_chat_markup_after_the_image(processor: Processor
 @given(st.text(min_size=1).filter(lambda text: text.strip() and "\x00" not in text))
 def test_every_phrase_of_every_language_survives_the_byte_tokenizer(phrase: str) -> None:
     tokenizer = byte_tokenizer()
-    marks = ("<|im_start|>", "<|im_end|>", "[SEG]", "<img>", "</img>", "<IMG_CONTEXT>", "<p>", "</p>", "<vp>", "</vp>")
+    marks = (
+        "<|im_start|>",
+        "<|im_end|>",
+        "[SEG]",
+        "<img>",
+        "</img>",
+        "<IMG_CONTEXT>",
+        "<p>",
+        "</p>",
+        "<vp>",
+        "</vp>",
+    )
     if not any(mark in phrase for mark in marks):
         assert tokenizer.decode(tokenizer.encode(phrase)) == phrase
 
@@ -117,5 +138,7 @@ def test_question_longer_than_the_context_is_refused(processor: Processor) -> No
 
 
 def test_training_draws_among_the_questions(processor: Processor) -> None:
-    texts = {processor.tokenizer.decode(processor([item("x")], choice=[which]).input_ids[0]) for which in range(6)}
+    texts = {
+        processor.tokenizer.decode(processor([item("x")], choice=[which]).input_ids[0]) for which in range(6)
+    }
     assert len(texts) == len(processor.spec.prompt.questions)

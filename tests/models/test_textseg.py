@@ -24,7 +24,12 @@ def opened() -> OpenedModel:
 def make_batch(opened: OpenedModel, prompts: list[tuple[str, ...]], answered: bool = True) -> Batch:
     rng = np.random.default_rng(0)
     items = [
-        Item(str(i), rng.integers(0, 256, (1, 64, 96, 3), dtype=np.uint8), of_image, rng.random((len(of_image), 1, 64, 96)) > 0.5)
+        Item(
+            str(i),
+            rng.integers(0, 256, (1, 64, 96, 3), dtype=np.uint8),
+            of_image,
+            rng.random((len(of_image), 1, 64, 96)) > 0.5,
+        )
         for i, of_image in enumerate(prompts)
     ]
     return opened.processor(items, answered=answered)
@@ -32,13 +37,18 @@ def make_batch(opened: OpenedModel, prompts: list[tuple[str, ...]], answered: bo
 
 def count_calls(module: torch.nn.Module) -> list[int]:
     sizes: list[int] = []
-    module.register_forward_pre_hook(lambda module, args, kwargs: sizes.append(len((args or list(kwargs.values()))[0])), with_kwargs=True)
+    module.register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append(len((args or list(kwargs.values()))[0])), with_kwargs=True
+    )
     return sizes
 
 
 def test_prompts_on_one_image_share_one_encoding_and_one_decoder_call(opened: OpenedModel) -> None:
     batch = make_batch(opened, [("vessel", "catheter", "wire")])
-    encodings, decodings = count_calls(opened.model.sam.vision_encoder), count_calls(opened.model.sam.mask_decoder)
+    encodings, decodings = (
+        count_calls(opened.model.sam.vision_encoder),
+        count_calls(opened.model.sam.mask_decoder),
+    )
     tiles = count_calls(opened.model.vlm.model.vision_tower)
     with torch.no_grad():
         output = opened.model(batch)
@@ -104,7 +114,9 @@ def test_gradient_of_the_mask_reaches_every_part(opened: OpenedModel) -> None:
         "language model": model.vlm.model.language_model.layers[0].self_attn.q_proj.weight,
         "vision encoder": model.vlm.model.vision_tower.embeddings.patch_embeddings.projection.weight,
     }
-    without = [name for name, parameter in reached.items() if parameter.grad is None or not parameter.grad.any()]
+    without = [
+        name for name, parameter in reached.items() if parameter.grad is None or not parameter.grad.any()
+    ]
     model.zero_grad()
     assert without == []
 

@@ -55,7 +55,9 @@ def test_iou_error_by_hand() -> None:
 
 def test_total_is_the_weighted_sum() -> None:
     rng = torch.Generator().manual_seed(0)
-    output = Output(torch.randn(5, 7, generator=rng), torch.arange(5), masks_of(torch.randn(2, 8, 8, generator=rng)))
+    output = Output(
+        torch.randn(5, 7, generator=rng), torch.arange(5), masks_of(torch.randn(2, 8, 8, generator=rng))
+    )
     truth = [(torch.rand(2, 16, 16, generator=rng) > 0.5).to(torch.uint8)]
     losses = measure(output, truth, LossSettings(text=0.3, bce=5, dice=7, iou=11))
     expected = 0.3 * losses.text + 5 * losses.mask + 7 * losses.dice + 11 * losses.iou
@@ -66,5 +68,5 @@ def test_total_is_the_weighted_sum() -> None:
 
 def test_a_mask_for_no_seg_is_an_error() -> None:
     output = Output(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64), masks_of(torch.zeros(1, 8, 8)))
-    with pytest.raises(ValueError, match="1 .SEG. in the answers but 2 masks"):
+    with pytest.raises(ValueError, match=r"1 .SEG. in the answers but 2 masks"):
         measure(output, [torch.zeros(2, 8, 8, dtype=torch.uint8)], LossSettings())

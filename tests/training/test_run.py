@@ -84,12 +84,34 @@ class StopAfter:
 def test_run_folder_holds_what_the_contract_says(data: Path, tmp_path: Path) -> None:
     run = train(settings(data, tmp_path / "run", steps=4, validate={"every_epochs": 1}))
     names = {path.name for path in run.iterdir()}
-    assert names == {"config.yaml", "manifest.json", "log.jsonl", "validation.jsonl", "curves.png", "checkpoints", "best", "last"}
-    wanted = {"step", "epoch", "loss", "loss_mask", "loss_dice", "loss_text", "lr", "grad_norm", "images_per_s", "peak_bytes"}
+    assert names == {
+        "config.yaml",
+        "manifest.json",
+        "log.jsonl",
+        "validation.jsonl",
+        "curves.png",
+        "checkpoints",
+        "best",
+        "last",
+    }
+    wanted = {
+        "step",
+        "epoch",
+        "loss",
+        "loss_mask",
+        "loss_dice",
+        "loss_text",
+        "lr",
+        "grad_norm",
+        "images_per_s",
+        "peak_bytes",
+    }
     assert all(wanted <= line.keys() for line in lines(run))
     assert [line["step"] for line in lines(run, "validation.jsonl")] == [2, 4]
     assert (run / "last").readlink() == Path("checkpoints/step-000004")
-    assert {path.name for path in (run / "checkpoints").iterdir()} == {(run / name).resolve().name for name in ("best", "last")}
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {
+        (run / name).resolve().name for name in ("best", "last")
+    }
     manifest = json.loads((run / "manifest.json").read_text())
     assert len(manifest["train"]["samples"]) == 4
     card = read_card(run / "last")
@@ -108,7 +130,9 @@ def test_best_is_the_best_validation_by_the_metric(data: Path, tmp_path: Path) -
 
 
 def test_accumulation_of_two_batches_makes_half_the_steps(data: Path, tmp_path: Path) -> None:
-    run = train(settings(data, tmp_path / "run", steps=None, epochs=2, batch=1, optim={"lr": 1e-3, "accumulate": 2}))
+    run = train(
+        settings(data, tmp_path / "run", steps=None, epochs=2, batch=1, optim={"lr": 1e-3, "accumulate": 2})
+    )
     assert [line["step"] for line in lines(run)] == [1, 2, 3, 4]
 
 
@@ -116,7 +140,9 @@ def test_loss_of_an_accumulated_step_is_the_mean_of_its_gradients(data: Path, tm
     """Two batches of one image accumulated give nearly the weights of one batch of two."""
     plain = {"augment": {}, "steps": 1, "loss": {"text": 0, "iou": 0}, "what_trains": "projector"}
     one = train(settings(data, tmp_path / "one", batch=2, optim={"lr": 1e-3, "warmup": 0}, **plain))
-    two = train(settings(data, tmp_path / "two", batch=1, optim={"lr": 1e-3, "warmup": 0, "accumulate": 2}, **plain))
+    two = train(
+        settings(data, tmp_path / "two", batch=1, optim={"lr": 1e-3, "warmup": 0, "accumulate": 2}, **plain)
+    )
     assert lines(one)[0]["grad_norm"] == pytest.approx(lines(two)[0]["grad_norm"], rel=1e-3)
 
 

@@ -11,7 +11,9 @@ from vesalius.training.trainable import GROUPS, WHAT_TRAINS, MovementCheck, set_
 from vesalius.types import Item
 
 
-def take_step(opened: OpenedModel, groups: dict[str, list[torch.nn.Parameter]], lr: float = 1e-3) -> MovementCheck:
+def take_step(
+    opened: OpenedModel, groups: dict[str, list[torch.nn.Parameter]], lr: float = 1e-3
+) -> MovementCheck:
     check = MovementCheck(groups)
     rng = np.random.default_rng(0)
     pixels, masks = rng.integers(0, 256, (1, 64, 64, 3), dtype=np.uint8), rng.random((1, 1, 64, 64)) > 0.5
@@ -31,7 +33,11 @@ def test_every_trainable_parameter_gets_a_gradient_and_all_others_stay(what: str
     before = {name: parameter.detach().clone() for name, parameter in opened.model.named_parameters()}
     take_step(opened, groups).verify()
     idle = [name for name, p in opened.model.named_parameters() if p.requires_grad and p.grad is None]
-    moved = [name for name, p in opened.model.named_parameters() if not p.requires_grad and not torch.equal(p, before[name])]
+    moved = [
+        name
+        for name, p in opened.model.named_parameters()
+        if not p.requires_grad and not torch.equal(p, before[name])
+    ]
     assert (idle, moved) == ([], [])
 
 

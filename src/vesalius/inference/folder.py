@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +14,6 @@ from PIL import Image
 from vesalius.data.dataset import load_item
 from vesalius.errors import DataError, OutputError, SettingError
 from vesalius.files import prepare_folder, replacing, to_json, write_json
-from vesalius.inference.predictor import Predictor
 from vesalius.lineage import versions
 from vesalius.masks import encode_rle
 from vesalius.names import result_stems
@@ -28,12 +27,25 @@ SAVES = ("masks", "probs", "overlay", "rle")
 class Segmenter(Protocol):
     """What prediction and evaluation need of a model, whatever its kind."""
 
-    batch: int
-    threshold: float
+    @property
+    def batch(self) -> int:
+        """Images in one call of `predict`."""
+
+    @property
+    def threshold(self) -> float:
+        """Probability above which a pixel belongs to a mask."""
 
     @property
     def card(self) -> dict[str, Any]:
-        """`name`, `kind`, `fingerprint`, `step`."""
+        """`name`, `kind`, `fingerprint`, `step` (None where nobody trained it): what reports say of the model."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What else decides the numbers, for reports: how it is asked, and how it answers."""
+
+    @property
+    def training_images(self) -> Collection[str] | None:
+        """SHA-256 of the pixels of each image it was trained on; None where that is not known."""
 
     def predict(self, items: Sequence[Item]) -> list[Prediction]:
         """One prediction for each (item, prompt), in order."""
@@ -85,7 +97,7 @@ def _failed(name: str, prompt: str, size: tuple[int, int], error: Exception) -> 
 
 
 def write_predictions(
-    segmenter: Predictor,
+    segmenter: Segmenter,
     samples: Sequence[Sample],
     prompts: Sequence[str],
     out: Path,
@@ -115,7 +127,12 @@ def write_predictions(
                 lines.write(to_json(_line(prediction, written, save)) + "\n")
             on_progress(done)
     summary = {"model": segmenter.card, "coverage": dict(coverage), "n_images": len(samples)}
-    settings = {"prompts": list(prompts), "threshold": segmenter.threshold, "answer": segmenter.answer, "save": list(save)}
+    settings = {
+        **segmenter.settings,
+        "prompts": list(prompts),
+        "threshold": segmenter.threshold,
+        "save": list(save),
+    }
     write_json(out / "run.json", {**summary, "settings": settings, "versions": versions()})
     return {**summary, "out": str(out), "failures": failures}
 
@@ -126,7 +143,9 @@ def _check_request(prompts: Sequence[str], save: Sequence[str]) -> None:
             raise SettingError(f"--save {name}: unknown; choose from {', '.join(SAVES)}")
     for prompt in prompts:
         if not prompt.strip():
-            raise SettingError('the prompt is empty; say what to segment, for example --prompt "blood vessel"')
+            raise SettingError(
+                'the prompt is empty; say what to segment, for example --prompt "blood vessel"'
+            )
         if prompts.count(prompt) > 1:
             raise SettingError(f"the prompt {prompt!r} is given twice")
 

@@ -88,6 +88,16 @@ class Predictor:
         card = self.bundle_card
         return {"name": self.name, "kind": card.kind, "fingerprint": self.fingerprint, "step": card.step}
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What else decides the numbers, for reports."""
+        return {"answer": self.answer, **self.processor.settings}
+
+    @property
+    def training_images(self) -> tuple[str, ...]:
+        """SHA-256 of the pixels of each image that the weights were trained on."""
+        return self.bundle_card.training_images
+
     def __call__(self, image: str | Path | Image.Image | np.ndarray, prompt: str) -> Prediction:
         """The prediction for one phrase on one image: a path, a PIL image or a uint8 array (h, w, 3) or (h, w)."""
         name = Path(image).stem if isinstance(image, str | Path) else "image"

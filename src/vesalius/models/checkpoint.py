@@ -6,6 +6,7 @@ Weights are read from safetensors only; nothing in a bundle is executed.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
@@ -16,8 +17,12 @@ import safetensors.torch
 import torch
 from pydantic import Field
 from safetensors import SafetensorError
-from torch import nn
-from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast, Sam2VideoModel
+from transformers import (
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Sam2VideoModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from vesalius.config import Settings, make_settings
@@ -52,11 +57,11 @@ class Card(Settings):
     threshold_origin: ThresholdOrigin = ThresholdOrigin()
     step: int | None = None
     """Training step of these weights; None where they were not trained here."""
-    lineage: dict[str, Any] = {}
+    lineage: dict[str, Any] = Field(default_factory=dict)
     """What made the weights: starting model, data fingerprint, settings."""
     training_images: tuple[str, ...] = ()
     """SHA-256 of the pixels of each image that the weights were trained on."""
-    versions: dict[str, str] = {}
+    versions: dict[str, str] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,10 +89,14 @@ def find_bundle(model: str | Path) -> Path:
     if str(model).lower() == "tiny":
         return Path(str(files("vesalius.models") / "tiny"))
     spec = find_spec(str(model))
-    raise CheckpointError(f"{spec.name}: its weights are not on this machine; give the folder of a bundle instead")
+    raise CheckpointError(
+        f"{spec.name}: its weights are not on this machine; give the folder of a bundle instead"
+    )
 
 
-def open_bundle(folder: Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> OpenedModel:
+def open_bundle(
+    folder: Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> OpenedModel:
     """Open a bundle strictly, in eval mode.
 
     Raises CheckpointError, naming the folder, for anything missing, unknown, misshapen or unreadable.
@@ -106,18 +115,12 @@ def read_card(folder: Path) -> Card:
     """The card of a bundle."""
     path = folder / CARD
     try:
-        return Card.model_validate_json(path.read_text(encoding="utf-8"))
+        return make_settings(Card, json.loads(path.read_text(encoding="utf-8")), str(path))
+    except SettingError as error:
+        raise CheckpointError(str(error)) from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}); is {folder} a bundle?") from error
     except ValueError as error:
-        try:
-            import json
-
-            make_settings(Card, json.loads(path.read_text(encoding="utf-8")), str(path))
-        except SettingError as sentence:
-            raise CheckpointError(str(sentence)) from error
-        except ValueError:
-            pass
         raise CheckpointError(f"{path}: is not the JSON of a model card") from error
 
 
@@ -130,12 +133,17 @@ def _opened(folder: Path, open_it: Any) -> Any:
         raise CheckpointError(f"{folder}: cannot be opened ({' '.join(str(error).split())[:300]})") from error
 
 
-def _open_half(folder: Path, kind: Any, dtype: torch.dtype) -> nn.Module:
+def _open_half(folder: Path, kind: Any, dtype: torch.dtype) -> PreTrainedModel:
     open_it = partial(kind.from_pretrained, dtype=dtype, output_loading_info=True, trust_remote_code=False)
     half, info = _opened(folder, partial(open_it, use_safetensors=True))
-    problems = {name: info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[name]}
+    problems = {
+        name: info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[name]
+    }
     if problems:
-        listed = "; ".join(f"{len(keys)} {name.replace('_', ' ')}: {sorted(map(str, keys))[:10]}" for name, keys in problems.items())
+        listed = "; ".join(
+            f"{len(keys)} {name.replace('_', ' ')}: {sorted(map(str, keys))[:10]}"
+            for name, keys in problems.items()
+        )
         raise CheckpointError(f"{folder}: the weights do not fit the configuration: {listed}")
     return half
 
@@ -174,7 +182,9 @@ def new_model(name: str, seed: int) -> OpenedModel:
     spec = find_spec(name)
     if spec.name != "tiny":
         with_tokenizer = [known for known in PRESETS if known == "tiny"]
-        raise SettingError(f"{spec.name}: random weights need a tokenizer, which only {with_tokenizer[0]} brings")
+        raise SettingError(
+            f"{spec.name}: random weights need a tokenizer, which only {with_tokenizer[0]} brings"
+        )
     processor = Processor(spec, byte_tokenizer())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

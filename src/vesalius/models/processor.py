@@ -122,7 +122,11 @@ class Processor:
             labels=labels,
             pixel_values=torch.stack([normalise(tile) for of_image in tiles for tile in of_image]),
             g_pixel_values=[normalise(resize_bicubic(frame, square)) for frame in frames],
-            masks=[torch.from_numpy(item.masks[:, 0].astype(np.uint8)) for item in items if item.masks is not None],
+            masks=[
+                torch.from_numpy(item.masks[:, 0].astype(np.uint8))
+                for item in items
+                if item.masks is not None
+            ],
             image_of_row=torch.tensor([i for i, _ in questions]),
             tiles_of_image=[len(of_image) for of_image in tiles],
             frames_per_batch=[1] * len(items),
@@ -139,7 +143,9 @@ class Processor:
         answer_ids = self.tokenizer.encode(answer, add_special_tokens=False)
         return ids + answer_ids, [NOT_LEARNED] * len(ids) + answer_ids
 
-    def _pad(self, rows: Sequence[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _pad(
+        self, rows: Sequence[tuple[list[int], list[int]]]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         longest = max(len(ids) for ids, _ in rows)
         limit = self.spec.vlm["text_config"]["max_position_embeddings"]
         if longest > limit:
@@ -165,7 +171,11 @@ class Processor:
     @property
     def settings(self) -> Mapping[str, Any]:
         """What fixes the numbers that come out, for reports."""
-        return {"question": self.spec.prompt.questions[0], "chat": self.spec.prompt.chat, "max_tiles": self.spec.max_tiles}
+        return {
+            "question": self.spec.prompt.questions[0],
+            "chat": self.spec.prompt.chat,
+            "max_tiles": self.spec.max_tiles,
+        }
 
 
 def tile_image(image: Image.Image, tile: int, max_tiles: int) -> list[Image.Image]:
@@ -203,7 +213,13 @@ def tile_grid(size_wh: tuple[int, int], tile: int, max_tiles: int) -> tuple[int,
 @cache
 def _grids(max_tiles: int) -> tuple[tuple[int, int], ...]:
     # the official code sorts a Python set by area alone, so equal areas keep the order of the set
-    grids = {(i, j) for n in range(1, max_tiles + 1) for i in range(1, n + 1) for j in range(1, n + 1) if i * j <= max_tiles}
+    grids = {
+        (i, j)
+        for n in range(1, max_tiles + 1)
+        for i in range(1, n + 1)
+        for j in range(1, n + 1)
+        if i * j <= max_tiles
+    }
     return tuple(sorted(grids, key=lambda grid: grid[0] * grid[1]))
 
 

@@ -54,7 +54,9 @@ class PromptTemplate(Settings):
     def ask(self, phrase: str, which: int = 0) -> str:
         """The question about a phrase. SettingError for an empty phrase."""
         if not phrase.strip():
-            raise SettingError('the prompt is empty; say what to segment, for example --prompt "blood vessel"')
+            raise SettingError(
+                'the prompt is empty; say what to segment, for example --prompt "blood vessel"'
+            )
         return self.questions[which % len(self.questions)].replace("{phrase}", phrase.strip())
 
     def before_answer(self, question: str, image_tokens: str) -> str:

@@ -90,7 +90,9 @@ def _internvl(vision: dict[str, Any], text: dict[str, Any], image_token: int) ->
     }
 
 
-def _vision(hidden: int, layers: int, heads: int, mlp: int, patch: int = 14, drop_bias: bool = False) -> dict[str, Any]:
+def _vision(
+    hidden: int, layers: int, heads: int, mlp: int, patch: int = 14, drop_bias: bool = False
+) -> dict[str, Any]:
     return {
         "model_type": "internvl_vision",
         "hidden_size": hidden,

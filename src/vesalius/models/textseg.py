@@ -12,7 +12,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, Sam2VideoConfig, Sam2VideoModel
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+    Sam2VideoConfig,
+    Sam2VideoModel,
+)
 from transformers.cache_utils import DynamicCache
 
 from vesalius.models.processor import NOT_LEARNED, Batch
@@ -83,7 +89,9 @@ class Projector(nn.Module):
 class TextSegModel(nn.Module):
     """Parameters, and the maths on them. Wrappers see `forward`; `answer` and `decode` are for the unwrapped model."""
 
-    def __init__(self, vlm: nn.Module, projector: Projector, sam: Sam2VideoModel, seg_id: int, image_id: int) -> None:
+    def __init__(
+        self, vlm: PreTrainedModel, projector: Projector, sam: Sam2VideoModel, seg_id: int, image_id: int
+    ) -> None:
         super().__init__()
         self.vlm = vlm
         self.projector = projector
@@ -95,7 +103,9 @@ class TextSegModel(nn.Module):
         """Text and mask logits for a batch whose rows hold their answers."""
         hidden = self._hidden_states(batch)
         learned = batch.labels[:, 1:] != NOT_LEARNED
-        seg = self._seg_prompts(hidden, (batch.input_ids == self.seg_id) & (batch.labels != NOT_LEARNED), batch)
+        seg = self._seg_prompts(
+            hidden, (batch.input_ids == self.seg_id) & (batch.labels != NOT_LEARNED), batch
+        )
         return Output(
             text_logits=self.vlm.lm_head(hidden[:, :-1][learned]),
             text_labels=batch.labels[:, 1:][learned],
@@ -151,7 +161,8 @@ class TextSegModel(nn.Module):
         inputs: dict[str, Any] = {"inputs_embeds": self.embed(batch), "position_ids": _positions(attention)}
         cache = DynamicCache()
         done = torch.zeros(len(attention), dtype=torch.bool, device=attention.device)
-        tokens, states = [], []
+        tokens: list[torch.Tensor] = []
+        states: list[torch.Tensor] = []
         for _ in range(max_new_tokens):
             hidden = self.vlm.model.language_model(
                 **inputs, attention_mask=attention, past_key_values=cache, use_cache=True
@@ -173,7 +184,9 @@ class TextSegModel(nn.Module):
         hidden = torch.stack(states, dim=1) if states else batch.pixel_values.new_zeros(len(written), 0, 1)
         at = written[:, : hidden.shape[1]] == self.seg_id
         ids = [_until(row, stop_id) for row in written.tolist()]
-        return Answer(ids, self._seg_prompts(hidden, at, batch) if at.any() else self._no_seg(batch), at.any(dim=1))
+        return Answer(
+            ids, self._seg_prompts(hidden, at, batch) if at.any() else self._no_seg(batch), at.any(dim=1)
+        )
 
     def _no_seg(self, batch: Batch) -> SegPrompts:
         nothing = batch.image_of_row[:0]
@@ -213,7 +226,9 @@ class TextSegModel(nn.Module):
             for feature, size in zip(flat, self.sam.backbone_feature_sizes, strict=True)
         ]
 
-    def _decode_masks(self, features: list[torch.Tensor], prompts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _decode_masks(
+        self, features: list[torch.Tensor], prompts: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Three maps and their predicted IoU for each of `prompts` (i, n, c)."""
         images, objects, _ = prompts.shape
         encoder = self.sam.prompt_encoder
@@ -222,9 +237,13 @@ class TextSegModel(nn.Module):
         side = encoder.image_embedding_size
         masks, scores, _, _ = self.sam.mask_decoder(
             image_embeddings=features[-1],
-            image_positional_embeddings=self.sam.get_image_wide_positional_embeddings().expand(images, -1, -1, -1),
+            image_positional_embeddings=self.sam.get_image_wide_positional_embeddings().expand(
+                images, -1, -1, -1
+            ),
             sparse_prompt_embeddings=torch.cat([no_points, prompts.unsqueeze(2)], dim=2),
-            dense_prompt_embeddings=encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(images, -1, *side),
+            dense_prompt_embeddings=encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(
+                images, -1, *side
+            ),
             multimask_output=True,
             high_resolution_features=features[:-1],
         )
@@ -234,8 +253,12 @@ class TextSegModel(nn.Module):
 def build(spec: ModelSpec, seg_id: int, image_id: int) -> TextSegModel:
     """The model of a spec with random weights, drawn from torch's global generator, in float32."""
     vlm_settings = dict(spec.vlm)
-    vlm = AutoModelForImageTextToText.from_config(AutoConfig.for_model(vlm_settings.pop("model_type"), **vlm_settings))
-    sam = Sam2VideoModel(Sam2VideoConfig(**{key: value for key, value in spec.sam.items() if key != "model_type"}))
+    vlm = AutoModelForImageTextToText.from_config(
+        AutoConfig.for_model(vlm_settings.pop("model_type"), **vlm_settings)
+    )
+    sam = Sam2VideoModel(
+        Sam2VideoConfig(**{key: value for key, value in spec.sam.items() if key != "model_type"})
+    )
     # transformers draws every weight from N(0, 0.02), made for wide pretrained parts. In one as narrow as tiny's the
     # signal dies (Dice 0.00 after 87 steps, 0.22 after 50 with PyTorch's own scales, which SAM's authors used).
     for part in (vlm.model.vision_tower, sam):
@@ -243,7 +266,7 @@ def build(spec: ModelSpec, seg_id: int, image_id: int) -> TextSegModel:
     return assemble(vlm, sam, seg_id, image_id)
 
 
-def assemble(vlm: nn.Module, sam: Sam2VideoModel, seg_id: int, image_id: int) -> TextSegModel:
+def assemble(vlm: PreTrainedModel, sam: Sam2VideoModel, seg_id: int, image_id: int) -> TextSegModel:
     """The model of two opened halves, with a random projector that fits them."""
     projector = Projector(vlm.config.text_config.hidden_size, sam.config.mask_decoder_config.hidden_size)
     return TextSegModel(vlm, projector, sam, seg_id, image_id)

@@ -12,7 +12,9 @@ from matplotlib.figure import Figure
 from vesalius.files import replacing
 
 
-def draw_curves(steps: Sequence[Mapping[str, Any]], validations: Sequence[Mapping[str, Any]], path: Path) -> None:
+def draw_curves(
+    steps: Sequence[Mapping[str, Any]], validations: Sequence[Mapping[str, Any]], path: Path
+) -> None:
     """Write a PNG with three panels; without validation the third stays empty and says so."""
     figure = Figure(figsize=(13, 4), layout="constrained")
     FigureCanvasAgg(figure)

@@ -44,7 +44,8 @@ def measure(output: Output, masks: Sequence[torch.Tensor], settings: LossSetting
     Targets are the share of each cell that the mask covers: a thin line that nearest-neighbour shrinking would
     break stays whole, as a grey one.
     """
-    targets = torch.cat([area_average(of_image, tuple(output.masks.logits.shape[-2:])) for of_image in masks])
+    grid = output.masks.logits.shape[-2], output.masks.logits.shape[-1]
+    targets = torch.cat([area_average(of_image, grid) for of_image in masks])
     logits = output.masks.logits.float()
     if len(targets) != len(logits):
         raise ValueError(f"{len(logits)} [SEG] in the answers but {len(targets)} masks")

@@ -48,7 +48,11 @@ def train(
         raise TrainingError(f"{settings.out}: has no checkpoint to resume from")
     opened, origin = _open_model(settings, resume)
     images = {sample.id: hash_pixels(read_image(sample.image)) for sample in train_set.samples}
-    lineage = {**origin, "data": fingerprint_samples(train_set.samples), "settings": settings.model_dump(mode="json")}
+    lineage = {
+        **origin,
+        "data": fingerprint_samples(train_set.samples),
+        "settings": settings.model_dump(mode="json"),
+    }
     if not resume:
         run_dir.create(_config_text(settings), _manifest(train_set, val_set, images))
     card = opened.card.changed(lineage=lineage, training_images=tuple(sorted(set(images.values()))))
@@ -68,7 +72,9 @@ def read_run_settings(recipe: Path, changes: list[str]) -> RunSettings:
 
 def _open_data(settings: RunSettings, overfit: int | None) -> tuple[DataSet, DataSet | None]:
     prompt = settings.data.prompt
-    train_set = open_data_set(settings.data.train, split=_split_at(settings.data.train, "train"), prompt=prompt)
+    train_set = open_data_set(
+        settings.data.train, split=_split_at(settings.data.train, "train"), prompt=prompt
+    )
     if overfit is not None:
         if overfit < 1:
             raise SettingError(f"--overfit must be at least 1; got {overfit}")
@@ -76,7 +82,9 @@ def _open_data(settings: RunSettings, overfit: int | None) -> tuple[DataSet, Dat
         return train_set, train_set
     if settings.data.val is None:
         return train_set, None
-    return train_set, open_data_set(settings.data.val, split=_split_at(settings.data.val, "val"), prompt=prompt)
+    return train_set, open_data_set(
+        settings.data.val, split=_split_at(settings.data.val, "val"), prompt=prompt
+    )
 
 
 def _split_at(data: Path, name: str) -> str | None:
@@ -91,7 +99,11 @@ def _open_model(settings: RunSettings, resume: bool) -> tuple[OpenedModel, dict[
     folder = settings.out / "last" if resume else find_bundle(settings.model)
     opened = open_bundle(folder)
     if resume:
-        return opened, {key: opened.card.lineage[key] for key in ("start", "start_fingerprint") if key in opened.card.lineage}
+        return opened, {
+            key: opened.card.lineage[key]
+            for key in ("start", "start_fingerprint")
+            if key in opened.card.lineage
+        }
     return opened, {"start": settings.model, "start_fingerprint": fingerprint_weights(folder)}
 
 

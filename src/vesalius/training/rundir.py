@@ -66,7 +66,12 @@ class RunDir:
         return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
     def save(
-        self, opened: OpenedModel, card: Card, optimiser: torch.optim.Optimizer, state: TrainState, is_best: bool
+        self,
+        opened: OpenedModel,
+        card: Card,
+        optimiser: torch.optim.Optimizer,
+        state: TrainState,
+        is_best: bool,
     ) -> Path:
         """Write a checkpoint, point `last` (and `best`) to it, and remove those that neither points to."""
         folder = self.path / "checkpoints" / f"step-{state.step:06d}"
@@ -90,7 +95,9 @@ class RunDir:
         try:
             saved = torch.load(path, weights_only=True, map_location="cpu")
         except Exception as error:
-            raise TrainingError(f"{path}: cannot be read ({error}); the run cannot be resumed from it") from error
+            raise TrainingError(
+                f"{path}: cannot be read ({error}); the run cannot be resumed from it"
+            ) from error
         optimiser.load_state_dict(saved["optimiser"])
         state = TrainState(**saved["state"])
         for file in (self.log, self.validation):

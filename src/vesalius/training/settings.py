@@ -77,5 +77,7 @@ class RunSettings(Settings):
     def _one_length(self) -> Self:
         given = [name for name in ("steps", "epochs", "minutes") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of steps, epochs and minutes; got {', '.join(given) or 'none'}")
+            raise ValueError(
+                f"give exactly one of steps, epochs and minutes; got {', '.join(given) or 'none'}"
+            )
         return self

@@ -71,7 +71,9 @@ class MovementCheck:
                     f"the {name} is set to train but had no gradient in the first steps: "
                     "nothing of the loss reaches it; check the weights in `loss`"
                 )
-            moved = (not torch.equal(a, _part(p)) for a, p in zip(self._before[name], parameters, strict=True))
+            moved = (
+                not torch.equal(a, _part(p)) for a, p in zip(self._before[name], parameters, strict=True)
+            )
             if not any(moved):
                 raise TrainingError(
                     f"the {name} is set to train but did not move in the first steps: "
