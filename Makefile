@@ -21,7 +21,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup
-	$(BIN)/python -m vesalius.demo
+	$(BIN)/python recipes/demo.py
 
 test: setup
 	$(BIN)/python -m pytest

@@ -32,11 +32,9 @@ def synth(args: argparse.Namespace) -> Result:
 def check(args: argparse.Namespace) -> Result:
     """Say what is wrong with a data set, before any computing time is spent on it."""
     from vesalius.data import checks
-    from vesalius.data.dataset import open_data_set
 
-    data_set = open_data_set(args.data, split=args.split, prompt=args.prompt, group=args.group)
+    data_set, findings = checks.inspect(args.data, split=args.split, prompt=args.prompt, group=args.group)
     counts = checks.counts(data_set)
-    findings = checks.check(data_set)
     print(f"{data_set.root}: format {data_set.format}")
     for note in data_set.notes:
         print(note)
@@ -56,11 +54,13 @@ def check(args: argparse.Namespace) -> Result:
 
 def train(args: argparse.Namespace) -> Result:
     """Fine-tune a model by a recipe."""
+    from vesalius.models.allocator import keep_freed_memory
     from vesalius.training.run import read_run_settings
     from vesalius.training.run import train as run_training
 
     if (args.recipe is None) == (args.resume is None):
         raise SettingError("give a recipe, or --resume RUN to continue a run")
+    keep_freed_memory()
     settings = read_run_settings(args.resume or args.recipe, args.set)
     with Progress(1.0, "train", unit="run") as progress:
         run = run_training(
@@ -88,7 +88,9 @@ def predict(args: argparse.Namespace) -> Result:
     from vesalius.data.dataset import find_images
     from vesalius.inference.folder import write_predictions
     from vesalius.inference.predictor import load_predictor
+    from vesalius.models.allocator import keep_freed_memory
 
+    keep_freed_memory()
     images = find_images(args.images)
     predictor = load_predictor(args.model, answer=args.answer, threshold=args.threshold, batch=args.batch)
     with Progress(len(images), "predict") as progress:
@@ -106,7 +108,9 @@ def evaluate(args: argparse.Namespace) -> Result:
     from vesalius.data.dataset import open_data_set
     from vesalius.evaluate import evaluate as run_evaluation
     from vesalius.inference.predictor import load_predictor
+    from vesalius.models.allocator import keep_freed_memory
 
+    keep_freed_memory()
     data_set = open_data_set(args.data, split=args.split, prompt=args.prompt, group=args.group)
     predictor = load_predictor(args.model, answer=args.answer, threshold=args.threshold, batch=args.batch)
     total = min(len(data_set.samples), args.limit or len(data_set.samples))

@@ -147,7 +147,7 @@ class Prediction:
         """bool (n, h, w) at the original size: probability above the threshold."""
         # the same comparison in logits: log(t / (1 - t)); at 0.5 it is exactly 0, as in the official code
         border = np.log(self.threshold) - np.log1p(-self.threshold)
-        return np.greater(self._full_logits(), np.float32(border))
+        return np.asarray(self._full_logits() > np.float32(border))
 
     @property
     def mask(self) -> np.ndarray:

@@ -1,0 +1,121 @@
+"""Prediction: one path, original sizes, and masks that are never looked at."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vesalius.errors import ImageError, SettingError
+from vesalius.inference.predictor import Predictor
+from vesalius.masks import resize_bilinear
+from vesalius.models.checkpoint import OpenedModel, new_model
+from vesalius.types import Item
+
+
+@pytest.fixture(scope="module")
+def opened() -> OpenedModel:
+    opened = new_model("tiny", seed=0)
+    opened.model.eval()
+    return opened
+
+
+@pytest.fixture(scope="module")
+def forced(opened: OpenedModel) -> Predictor:
+    return Predictor(opened, answer="force", batch=2)
+
+
+def pixels(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_masks_and_probabilities_have_the_original_size(forced: Predictor) -> None:
+    prediction = forced(pixels(70, 110), "blood vessel")
+    assert prediction.status == "ok"
+    assert prediction.masks.shape == (1, 70, 110)
+    assert prediction.masks.dtype == np.bool_
+    assert prediction.probabilities.shape == (1, 70, 110)
+    assert prediction.probabilities.dtype == np.float32
+    assert 0 <= prediction.probabilities.min() <= prediction.probabilities.max() <= 1
+    np.testing.assert_array_equal(prediction.mask, (prediction.probabilities > 0.5).any(axis=0))
+    assert prediction.text == "Sure, [SEG]."
+    assert len(prediction.scores) == 1
+
+
+def test_logits_are_enlarged_in_the_two_official_steps(forced: Predictor) -> None:
+    prediction = forced(pixels(70, 110), "blood vessel")
+    low = torch.from_numpy(prediction.logits)[None]
+    square = torch.nn.functional.interpolate(low, (512, 512), mode="bilinear", align_corners=False)
+    full = torch.nn.functional.interpolate(square, (70, 110), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(
+        torch.from_numpy(prediction.probabilities), full[0].sigmoid(), atol=1e-4, rtol=0
+    )
+    assert resize_bilinear(prediction.logits[0], (512, 512)).shape == (512, 512)
+
+
+def test_path_image_and_array_give_the_same(forced: Predictor, tmp_path: Path) -> None:
+    array = pixels(40, 60)
+    Image.fromarray(array).save(tmp_path / "血管.png")
+    expected = forced(array, "血管").logits
+    np.testing.assert_array_equal(forced(tmp_path / "血管.png", "血管").logits, expected)
+    np.testing.assert_array_equal(forced(str(tmp_path / "血管.png"), "血管").logits, expected)
+    np.testing.assert_array_equal(forced(Image.fromarray(array), "血管").logits, expected)
+
+
+def test_grey_array_is_taken_and_others_are_refused(forced: Predictor) -> None:
+    grey = pixels(40, 60)[:, :, 0]
+    np.testing.assert_array_equal(
+        forced(grey, "x").logits, forced(np.repeat(grey[:, :, None], 3, axis=2), "x").logits
+    )
+    with pytest.raises(SettingError, match=r"must be uint8 \(h, w, 3\) or \(h, w\); got float64 \(40, 60\)"):
+        forced(grey / 255.0, "x")
+
+
+def test_one_prediction_for_each_image_and_prompt_in_order(forced: Predictor) -> None:
+    items = [
+        Item("a", pixels(40, 60)[None], ("vessel", "catheter")),
+        Item("b", pixels(90, 50, 1)[None], ("wire",)),
+        Item("c", pixels(50, 50, 2)[None], ("vessel",)),
+    ]
+    predictions = forced.predict(items)
+    assert [(p.id, p.prompt, p.size) for p in predictions] == [
+        ("a", "vessel", (40, 60)),
+        ("a", "catheter", (40, 60)),
+        ("b", "wire", (90, 50)),
+        ("c", "vessel", (50, 50)),
+    ]
+    alone = forced(items[1].frames[0], "wire")
+    np.testing.assert_allclose(predictions[2].logits, alone.logits, atol=1e-3)
+
+
+def test_masks_of_the_items_have_no_influence(forced: Predictor) -> None:
+    plain = Item("a", pixels(40, 60)[None], ("vessel",))
+    with_mask = Item("a", plain.frames, plain.prompts, np.ones((1, 1, 40, 60), bool))
+    np.testing.assert_array_equal(forced.predict([plain])[0].logits, forced.predict([with_mask])[0].logits)
+
+
+def test_untrained_model_that_writes_no_seg_gives_no_mask(opened: OpenedModel) -> None:
+    prediction = Predictor(opened, answer="generate")(pixels(40, 60), "vessel")
+    assert prediction.status == "no_seg"
+    assert prediction.masks.shape == (0, 40, 60)
+    assert not prediction.mask.any()
+    assert not prediction.says_seg
+
+
+def test_threshold_is_on_probabilities(opened: OpenedModel) -> None:
+    image = pixels(40, 60)
+    low, high = (Predictor(opened, answer="force", threshold=t)(image, "vessel") for t in (0.2, 0.8))
+    np.testing.assert_array_equal(low.mask, low.probabilities[0] > 0.2)
+    np.testing.assert_array_equal(high.mask, high.probabilities[0] > 0.8)
+
+
+@pytest.mark.parametrize("threshold", [0, 1, -0.5, 7])
+def test_threshold_outside_0_to_1_is_refused(opened: OpenedModel, threshold: float) -> None:
+    with pytest.raises(SettingError, match="must lie between 0 and 1"):
+        Predictor(opened, threshold=threshold)
+
+
+def test_missing_image_is_named(forced: Predictor, tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"nowhere\.png"):
+        forced(tmp_path / "nowhere.png", "vessel")

@@ -1,0 +1,153 @@
+"""Bundles: what is written comes back, and what is broken is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from vesalius.errors import CheckpointError, OutputError, SettingError
+from vesalius.lineage import fingerprint_weights
+from vesalius.models.checkpoint import OpenedModel, find_bundle, new_model, open_bundle, read_card, save_bundle
+from vesalius.models.info import describe
+
+
+@pytest.fixture(scope="module")
+def opened() -> OpenedModel:
+    return new_model("tiny", seed=0)
+
+
+@pytest.fixture(scope="module")
+def stored(opened: OpenedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "模型"
+    save_bundle(folder, opened.model, opened.processor, opened.card.changed(threshold=0.3, step=7))
+    return folder
+
+
+@pytest.fixture
+def bundle(stored: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(stored, tmp_path / "bundle"))
+
+
+def test_every_tensor_comes_back_as_it_was(opened: OpenedModel, stored: Path) -> None:
+    again = open_bundle(stored)
+    assert again.card.threshold == 0.3
+    assert again.card.step == 7
+    expected, came = opened.model.state_dict(), again.model.state_dict()
+    assert expected.keys() == came.keys()
+    assert [name for name in expected if not torch.equal(expected[name], came[name])] == []
+    assert again.processor.tokenizer.encode("血管 [SEG]") == opened.processor.tokenizer.encode("血管 [SEG]")
+
+
+def test_same_seed_gives_same_weights_and_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(5)
+    first = torch.rand(1)
+    torch.manual_seed(5)
+    a, b = new_model("tiny", seed=3).model, new_model("tiny", seed=3).model
+    assert torch.equal(torch.rand(1), first)
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_fingerprint_is_that_of_the_weights_and_not_of_the_card(stored: Path, bundle: Path) -> None:
+    card = json.loads((bundle / "vesalius.json").read_text())
+    (bundle / "vesalius.json").write_text(json.dumps({**card, "threshold": 0.9}))
+    assert fingerprint_weights(bundle) == fingerprint_weights(stored)
+
+
+def test_info_counts_what_is_in_the_files(opened: OpenedModel, stored: Path) -> None:
+    facts = describe(stored)
+    state = opened.model.state_dict()
+    assert facts["parameters"]["total"] == sum(tensor.numel() for tensor in state.values())
+    assert facts["dtypes"] == {"F32": facts["parameters"]["total"]}
+    assert facts["fingerprint"] == fingerprint_weights(stored)
+
+
+def drop_tensor(path: Path) -> None:
+    tensors = safetensors.torch.load_file(path)
+    del tensors[sorted(tensors)[0]]
+    safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+
+
+def misshape_tensor(path: Path) -> None:
+    tensors = safetensors.torch.load_file(path)
+    tensors[sorted(tensors)[0]] = torch.zeros(3, 5)
+    safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+
+
+def add_tensor(path: Path) -> None:
+    tensors = {**safetensors.torch.load_file(path), "stranger": torch.zeros(2)}
+    safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize("damage", [drop_tensor, misshape_tensor, add_tensor, truncate, Path.unlink])
+@pytest.mark.parametrize("file", ["vlm/model.safetensors", "sam/model.safetensors", "projector.safetensors"])
+def test_damaged_weights_are_refused_by_name(bundle: Path, file: str, damage: object) -> None:
+    damage(bundle / file)  # type: ignore[operator]
+    with pytest.raises(CheckpointError, match=file.partition("/")[0].removesuffix(".safetensors")):
+        open_bundle(bundle)
+
+
+def test_missing_half_is_refused(bundle: Path) -> None:
+    shutil.rmtree(bundle / "sam")
+    with pytest.raises(CheckpointError, match="sam: missing; the bundle is incomplete"):
+        open_bundle(bundle)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"spec": 3}', '{"kind": "unet"}'])
+def test_broken_card_is_refused_by_name(bundle: Path, text: str) -> None:
+    (bundle / "vesalius.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"vesalius\.json"):
+        read_card(bundle)
+
+
+def test_names_of_models(stored: Path, tmp_path: Path) -> None:
+    assert find_bundle(stored) == stored
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "best").symlink_to(stored)
+    assert find_bundle(run) == run / "best"
+    assert (find_bundle("tiny") / "vesalius.json").is_file()
+    with pytest.raises(CheckpointError, match="holds no model"):
+        find_bundle(tmp_path)
+    with pytest.raises(CheckpointError, match="Sa2VA-4B: its weights are not on this machine"):
+        find_bundle("ByteDance/Sa2VA-4B")
+    with pytest.raises(SettingError, match="unknown model name 'tyni'; did you mean tiny"):
+        find_bundle("tyni")
+
+
+def test_random_weights_of_a_model_without_tokenizer_are_refused() -> None:
+    with pytest.raises(SettingError, match="need a tokenizer"):
+        new_model("Sa2VA-1B", seed=0)
+
+
+def test_failed_write_leaves_the_old_bundle_whole(
+    opened: OpenedModel, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = fingerprint_weights(bundle)
+
+    def no_space(folder: Path) -> None:
+        (folder / "half").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(opened.model.sam, "save_pretrained", no_space)
+    (bundle.parent / "elsewhere").mkdir()
+    with pytest.raises(OutputError, match="No space left on device"):
+        save_bundle(bundle, opened.model, opened.processor, opened.card)
+    assert fingerprint_weights(bundle) == before
+    assert {path.name for path in bundle.parent.iterdir()} == {"bundle", "elsewhere"}
+
+
+def test_shipped_tiny_opens_and_is_small() -> None:
+    folder = find_bundle("tiny")
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    assert size <= 16 * 2**20
+    facts = describe("tiny")
+    assert facts["parameters"]["total"] <= 4_000_000
+    assert facts["trained_on_images"] > 0
+    assert (folder / "README.md").is_file()
