@@ -61,7 +61,9 @@ def measure_one(what: str, steps: int, batch_size: int, keep: bool) -> dict[str,
 
 def main() -> None:
     """Run all settings and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--json", type=Path)
@@ -71,7 +73,9 @@ def main() -> None:
         print(json.dumps(measure_one(args.one[0], args.steps, args.batch, args.one[1] == "keep")))
         return
     rows = []
-    print(f"{'what trains':14}{'freed memory':>14}{'steps/s':>10}{'images/s':>10}{'peak MiB':>10}{'page faults':>13}")
+    print(
+        f"{'what trains':14}{'freed memory':>14}{'steps/s':>10}{'images/s':>10}{'peak MiB':>10}{'page faults':>13}"
+    )
     for what in ("projector", "decoder", "full"):
         for keep in ("return", "keep"):
             command = [sys.executable, __file__, "--steps", str(args.steps), "--batch", str(args.batch)]
@@ -85,7 +89,9 @@ def main() -> None:
             )
     if args.json:
         machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-        args.json.write_text(json.dumps({"machine": machine, "batch": args.batch, "rows": rows}, indent=2) + "\n")
+        args.json.write_text(
+            json.dumps({"machine": machine, "batch": args.batch, "rows": rows}, indent=2) + "\n"
+        )
 
 
 if __name__ == "__main__":

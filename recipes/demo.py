@@ -52,9 +52,13 @@ def dice_against_the_wrong_mask(model: Path, data: Path) -> float:
 
 def main() -> None:
     """Make everything anew under `--out`, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("demo"))
-    parser.add_argument("--set", nargs="+", default=[], metavar="a.b=c", help="change settings of recipes/demo.yaml")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="a.b=c", help="change settings of recipes/demo.yaml"
+    )
     args = parser.parse_args()
     out: Path = args.out
     started = time.perf_counter()
@@ -67,7 +71,15 @@ def main() -> None:
     vesalius("train", RECIPE, "--set", *data, *args.set)
     untrained = new_model("tiny", seed=0)
     save_bundle(out / "untrained", untrained.model, untrained.processor, untrained.card)
-    vesalius("evaluate", out / "untrained", out / "test", "--answer", "force", "--out", out / "evaluation-untrained")
+    vesalius(
+        "evaluate",
+        out / "untrained",
+        out / "test",
+        "--answer",
+        "force",
+        "--out",
+        out / "evaluation-untrained",
+    )
     vesalius("evaluate", "tiny", out / "test", "--out", out / "evaluation-tiny")
     vesalius("evaluate", out / "run", out / "test", "--out", out / "evaluation")
     wrong = dice_against_the_wrong_mask(out / "run", out / "test")
@@ -80,7 +92,7 @@ def main() -> None:
     ):
         vessel, catheter = (mean_dice(out / folder, prompt) for prompt in ("blood vessel", "catheter"))
         print(f"{label:44}{vessel:14.3f}{catheter:12.3f}")
-    print(f'{"answer to blood vessel, catheter as truth":44}{wrong:14.3f}')
+    print(f"{'answer to blood vessel, catheter as truth':44}{wrong:14.3f}")
     print(f"\nreport: {out / 'evaluation' / 'report.html'}")
     print(f"took {(time.perf_counter() - started) / 60:.1f} minutes")
 

@@ -7,8 +7,7 @@ VesaliusError              one sentence for the user; the command line prints it
 │   └── ImageError         an image cannot be read; names the file
 ├── CheckpointError        a model cannot be found, opened or written
 ├── TrainingError          a run cannot start, continue or be trusted
-├── OutputError            a result cannot be written; names the path
-└── MissingExtraError      an optional library is absent; says which command installs it
+└── OutputError            a result cannot be written; names the path
 """
 
 from __future__ import annotations
@@ -44,10 +43,3 @@ class TrainingError(VesaliusError):
 
 class OutputError(VesaliusError):
     """A result cannot be written."""
-
-
-class MissingExtraError(VesaliusError):
-    """An optional library is not installed."""
-
-    def __init__(self, library: str, extra: str) -> None:
-        super().__init__(f"{library} is not installed; run: pip install 'vesalius[{extra}]'")

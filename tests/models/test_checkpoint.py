@@ -10,7 +10,14 @@ import torch
 
 from vesalius.errors import CheckpointError, OutputError, SettingError
 from vesalius.lineage import fingerprint_weights
-from vesalius.models.checkpoint import OpenedModel, find_bundle, new_model, open_bundle, read_card, save_bundle
+from vesalius.models.checkpoint import (
+    OpenedModel,
+    find_bundle,
+    new_model,
+    open_bundle,
+    read_card,
+    save_bundle,
+)
 from vesalius.models.info import describe
 
 

@@ -21,7 +21,7 @@ from vesalius.types import Item, Prediction, Sample
 from vesalius.visualisation import GUESS_COLOUR, overlay
 
 SAVES = ("masks", "probs", "overlay", "rle")
-"""masks: PNG 0/255; probs: float16 .npz; overlay: PNG on the image; rle: COCO RLE in `predictions.jsonl`."""
+"""masks: PNG 0/255; probs: float32 .npz; overlay: PNG on the image; rle: COCO RLE in `predictions.jsonl`."""
 
 
 class Segmenter(Protocol):
@@ -183,7 +183,7 @@ def _write_files(
             Image.fromarray(prediction.mask.astype(np.uint8) * 255).save(path, format="PNG")
     if "probs" in save:
         with place("probabilities", "probs", ".npz") as path, path.open("wb") as stream:
-            np.savez_compressed(stream, probabilities=prediction.probabilities.astype(np.float16))
+            np.savez_compressed(stream, probabilities=prediction.probabilities)
     if "overlay" in save:
         with place("overlay", "overlays", ".png") as path:
             overlay(item.frames[0], prediction.mask, GUESS_COLOUR).save(path, format="PNG")

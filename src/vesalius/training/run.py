@@ -11,8 +11,7 @@ from accelerate import Accelerator
 
 from vesalius.config import read_settings
 from vesalius.data.augment import AugmentSettings
-from vesalius.data.dataset import DataSet, open_data_set
-from vesalius.data.images import read_image
+from vesalius.data.dataset import DataSet, load_item, open_data_set
 from vesalius.errors import SettingError, TrainingError
 from vesalius.lineage import commit, fingerprint_samples, fingerprint_weights, hash_pixels, versions
 from vesalius.models.checkpoint import Card, OpenedModel, find_bundle, new_model, open_bundle
@@ -47,7 +46,7 @@ def train(
     if resume and not (settings.out / "last").exists():
         raise TrainingError(f"{settings.out}: has no checkpoint to resume from")
     opened, origin = _open_model(settings, resume)
-    images = {sample.id: hash_pixels(read_image(sample.image)) for sample in train_set.samples}
+    images = _read_all(train_set, val_set)
     lineage = {
         **origin,
         "data": fingerprint_samples(train_set.samples),
@@ -63,6 +62,14 @@ def train(
     run_loop(run)
     draw_curves(run_dir.lines(run_dir.log), run_dir.lines(run_dir.validation), run_dir.path / "curves.png")
     return run_dir.path
+
+
+def _read_all(train_set: DataSet, val_set: DataSet | None) -> dict[str, str]:
+    """Id -> hash of the pixels of each training image. Reads every image and mask once, so that nothing in them
+    can stop the run later: raises DataError for the first that is wrong."""
+    for sample in val_set.samples if val_set else ():
+        load_item(sample)
+    return {sample.id: hash_pixels(load_item(sample).frames[0]) for sample in train_set.samples}
 
 
 def read_run_settings(recipe: Path, changes: list[str]) -> RunSettings:
