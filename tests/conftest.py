@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# two test processes on two cores: more threads would only wait for one another
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # no deadline: the machine may be busy; the same examples each time: a red run can be repeated
 settings.register_profile("house", deadline=None, derandomize=True)

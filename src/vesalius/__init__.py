@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from vesalius.data.dataset import load_item, load_samples
     from vesalius.data.images import read_image
     from vesalius.errors import VesaliusError
-    from vesalius.evaluate import evaluate
+    from vesalius.scoring import evaluate
     from vesalius.inference.predictor import Predictor, load_predictor
     from vesalius.training.run import train
     from vesalius.types import Item, Prediction, Sample
@@ -23,7 +23,7 @@ _HOME = {
     "Predictor": "vesalius.inference.predictor",
     "Sample": "vesalius.types",
     "VesaliusError": "vesalius.errors",
-    "evaluate": "vesalius.evaluate",
+    "evaluate": "vesalius.scoring",
     "load_item": "vesalius.data.dataset",
     "load_predictor": "vesalius.inference.predictor",
     "load_samples": "vesalius.data.dataset",

@@ -62,6 +62,8 @@ def train(args: argparse.Namespace) -> Result:
         raise SettingError("give a recipe, or --resume RUN to continue a run")
     keep_freed_memory()
     settings = read_run_settings(args.resume or args.recipe, args.set)
+    if args.resume is not None:  # the run may have been moved since
+        settings = settings.changed(out=args.resume)
     with Progress(1.0, "train", unit="run") as progress:
         run = run_training(
             settings,
@@ -106,7 +108,7 @@ def predict(args: argparse.Namespace) -> Result:
 def evaluate(args: argparse.Namespace) -> Result:
     """Predict, score against the ground truth, draw, and report."""
     from vesalius.data.dataset import open_data_set
-    from vesalius.evaluate import evaluate as run_evaluation
+    from vesalius.scoring import evaluate as run_evaluation
     from vesalius.inference.predictor import load_predictor
     from vesalius.models.allocator import keep_freed_memory
 

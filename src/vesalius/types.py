@@ -1,4 +1,4 @@
-"""The nouns that travel between the rooms: Sample, Item, Prediction, Score, Finding.
+"""The nouns that travel between the rooms: Sample, Item, Prediction, Finding.
 
 Sizes are (h, w), points (x, y) in pixels of the original image. Values are checked when they are made.
 """
@@ -158,18 +158,6 @@ class Prediction:
         square = (self.input_size, self.input_size)
         full = [resize_bilinear(resize_bilinear(each, square), self.size) for each in self.logits]
         return np.stack(full) if full else np.zeros((0, *self.size), dtype=np.float32)
-
-
-@dataclass(frozen=True)
-class Score:
-    """One number about one prediction."""
-
-    sample: str
-    prompt: str
-    metric: str
-    value: float | None
-    """None where the metric is not defined for this pair of masks."""
-    unit: str = ""
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,11 @@ class DataSet:
     merged: tuple[str, ...] = ()
     """Ids of samples in which one phrase had several objects, before any mapping of phrases."""
 
+    @classmethod
+    def of(cls, samples: Sequence[Sample]) -> DataSet:
+        """Samples that somebody chose in Python."""
+        return cls("samples", "python", Path(), tuple(samples))
+
     def first(self, n: int) -> DataSet:
         """The first `n` samples (all where there are fewer), which a note says."""
         if n >= len(self.samples):

@@ -91,7 +91,9 @@ class Predictor:
     @property
     def settings(self) -> dict[str, Any]:
         """What else decides the numbers, for reports."""
-        return {"answer": self.answer, **self.processor.settings}
+        parameter = next(self.model.parameters())
+        where = {"device": str(parameter.device), "dtype": str(parameter.dtype).removeprefix("torch.")}
+        return {"answer": self.answer, **where, **self.processor.settings}
 
     @property
     def training_images(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,19 @@ def describe(model: str | Path) -> dict[str, Any]:
     """Facts about MODEL without loading its weights: counted in the files, not taken from names."""
     folder = find_bundle(model)
     card = read_card(folder)
-    parts: dict[str, int] = {"vlm": 0, "projector": 0, "sam": 0}
-    dtypes: dict[str, int] = {}
+    parts: Counter[str] = Counter()
+    dtypes: Counter[str] = Counter()
     for name, (_, dtype, shape, _) in list_tensors(folder).items():
         count = math.prod(shape)
         parts[name.partition(".")[0]] += count
-        dtypes[dtype] = dtypes.get(dtype, 0) + count
+        dtypes[dtype] += count
     vlm, sam = card.spec.vlm, card.spec.sam
     return {
         "folder": str(folder),
         "name": card.spec.name,
         "family": card.spec.family,
-        "parameters": {**parts, "total": sum(parts.values())},
-        "dtypes": dtypes,
+        "parameters": {**parts, "total": parts.total()},
+        "dtypes": dict(dtypes),
         "language_model": {
             "layers": vlm["text_config"]["num_hidden_layers"],
             "hidden_size": vlm["text_config"]["hidden_size"],

@@ -56,7 +56,7 @@ def find_spec(name: str) -> ModelSpec:
 
 
 def tiny() -> ModelSpec:
-    """About 2 M parameters: every command on a laptop, in tests and in the demo."""
+    """About 3 M parameters: every command on a laptop, in tests and in the demo."""
     vision = _vision(hidden=64, layers=2, heads=2, mlp=128, patch=56, drop_bias=False)
     text = _qwen2(hidden=128, layers=3, heads=4, kv_heads=2, mlp=256, vocab=272, context=4096)
     sam = _sam2(

@@ -16,6 +16,7 @@ from vesalius.errors import TrainingError
 from vesalius.inference.predictor import Predictor
 from vesalius.models.checkpoint import Card, OpenedModel
 from vesalius.models.processor import Batch
+from vesalius.training.curves import draw_curves
 from vesalius.training.feed import Feed
 from vesalius.training.losses import Losses, measure
 from vesalius.training.rundir import RunDir, TrainState
@@ -88,6 +89,8 @@ def run_loop(run: Run) -> None:
         ended = run.progress() >= 1
         if ended or (state.batch_in_epoch == 0 and state.epoch % settings.validate_.every_epochs == 0):
             validate_and_save(run)
+    if check is not None:  # a run of fewer steps than are waited for
+        check.verify()
 
 
 def train_step(
@@ -172,5 +175,7 @@ def validate_and_save(run: Run) -> None:
                 state.best = value
             run.run_dir.append(run.run_dir.validation, line)
             run.on_validation({**line, "best": is_best})
-        run.run_dir.save(run.opened, card, run.optimiser, state, is_best)
+        folder = run.run_dir
+        folder.save(run.opened, card, run.optimiser, state, is_best)
+        draw_curves(folder.lines(folder.log), folder.lines(folder.validation), folder.path / "curves.png")
     run.accelerator.wait_for_everyone()

@@ -14,8 +14,14 @@ from vesalius.data.augment import AugmentSettings
 from vesalius.data.dataset import DataSet, load_item, open_data_set
 from vesalius.errors import SettingError, TrainingError
 from vesalius.lineage import commit, fingerprint_samples, fingerprint_weights, hash_pixels, versions
-from vesalius.models.checkpoint import Card, OpenedModel, find_bundle, new_model, open_bundle
-from vesalius.training.curves import draw_curves
+from vesalius.models.checkpoint import (
+    Card,
+    OpenedModel,
+    ThresholdOrigin,
+    find_bundle,
+    new_model,
+    open_bundle,
+)
 from vesalius.training.feed import Feed
 from vesalius.training.loop import Run, run_loop
 from vesalius.training.rundir import RunDir, TrainState
@@ -47,20 +53,27 @@ def train(
         raise TrainingError(f"{settings.out}: has no checkpoint to resume from")
     opened, origin = _open_model(settings, resume)
     images = _read_all(train_set, val_set)
-    lineage = {
-        **origin,
-        "data": fingerprint_samples(train_set.samples),
-        "settings": settings.model_dump(mode="json"),
-    }
+    card = opened.card
     if not resume:
-        run_dir.create(_config_text(settings), _manifest(train_set, val_set, images))
-    card = opened.card.changed(lineage=lineage, training_images=tuple(sorted(set(images.values()))))
+        card = card.changed(
+            lineage={
+                **origin,
+                "data": fingerprint_samples(train_set.samples),
+                "settings": settings.model_dump(mode="json"),
+            },
+            # what the starting weights have seen, these have seen too
+            training_images=tuple(sorted({*card.training_images, *images.values()})),
+            # tuned for other weights
+            threshold=0.5,
+            threshold_origin=ThresholdOrigin(),
+        )
     run = _prepare(settings, opened, card, train_set, val_set, run_dir, overfit, on_step, on_validation)
     if resume:
         run.state = run_dir.resume(run.optimiser)
         on_note(f"resumed at step {run.state.step}")
+    elif run.accelerator.is_main_process:
+        run_dir.create(_config_text(settings), _manifest(train_set, val_set, images))
     run_loop(run)
-    draw_curves(run_dir.lines(run_dir.log), run_dir.lines(run_dir.validation), run_dir.path / "curves.png")
     return run_dir.path
 
 
@@ -100,18 +113,17 @@ def _split_at(data: Path, name: str) -> str | None:
 
 
 def _open_model(settings: RunSettings, resume: bool) -> tuple[OpenedModel, dict[str, Any]]:
-    """The model to start from, and one line of its lineage."""
+    """The model to start from, and where it comes from."""
     if settings.start == "random" and not resume:
         return new_model(settings.model, settings.seed), {"start": f"random weights, seed {settings.seed}"}
     folder = settings.out / "last" if resume else find_bundle(settings.model)
     opened = open_bundle(folder)
-    if resume:
-        return opened, {
-            key: opened.card.lineage[key]
-            for key in ("start", "start_fingerprint")
-            if key in opened.card.lineage
-        }
-    return opened, {"start": settings.model, "start_fingerprint": fingerprint_weights(folder)}
+    origin = {
+        "start": settings.model,
+        "start_fingerprint": fingerprint_weights(folder),
+        "start_lineage": opened.card.lineage,
+    }
+    return opened, origin
 
 
 def _prepare(

@@ -45,8 +45,8 @@ Row = dict[str, Any]
 
 def evaluate(
     segmenter: Segmenter,
-    data_set: DataSet,
-    out: Path,
+    data: DataSet | Sequence[Sample],
+    out: str | Path,
     *,
     limit: int | None = None,
     figures: bool = True,
@@ -64,9 +64,9 @@ def evaluate(
     DataError for samples without masks, for images that the segmenter was trained on (its `training_images`,
     hashes of their pixels) unless they are allowed, and when most predictions equal their ground truth.
     """
-    out = out.resolve()
+    out = Path(out).resolve()
     check_folder(out)
-    data_set = _checked(data_set, limit)
+    data_set = _checked(data if isinstance(data, DataSet) else DataSet.of(data), limit)
     samples, started = data_set.samples, time.perf_counter()
     notes, n_training = _training_note(segmenter, samples, allow_training_samples)
     watched, tally = _Watched(segmenter), _Tally()
