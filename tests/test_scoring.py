@@ -16,8 +16,8 @@ from vesalius import visualisation
 from vesalius.data.dataset import DataSet
 from vesalius.data.images import read_image
 from vesalius.errors import DataError, OutputError, SettingError
-from vesalius.scoring import evaluate
 from vesalius.lineage import hash_pixels
+from vesalius.scoring import evaluate
 from vesalius.types import Item, MaskFile, Prediction, Sample
 
 SIDE = 16

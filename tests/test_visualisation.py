@@ -17,7 +17,6 @@ from vesalius.visualisation import (
     LINE,
     PANEL_SIDE,
     TP_COLOUR,
-    contact_sheet,
     missing_font,
     overlay,
     panel_size,
@@ -124,17 +123,6 @@ def test_overlay_fills_the_mask_lightly_and_draws_the_contour_around_it():
 def test_overlay_of_an_empty_mask_is_the_image():
     image = np.random.default_rng(0).integers(0, 255, (9, 5, 3), dtype=np.uint8)
     assert (np.asarray(overlay(image, np.zeros((9, 5), dtype=bool))) == image).all()
-
-
-def test_contact_sheet_has_room_for_the_largest_image():
-    images = [Image.new("RGB", (20, 10), "red"), Image.new("RGB", (10, 30), "blue"), Image.new("RGB", (5, 5))]
-    sheet = contact_sheet(images, columns=2, gap=4)
-
-    assert sheet.size == (2 * 24 + 4, 2 * 34 + 4)
-    assert sheet.getpixel((14, 19)) == (255, 0, 0)
-    assert sheet.getpixel((38, 19)) == (0, 0, 255)
-    with pytest.raises(ValueError, match="needs images and columns"):
-        contact_sheet([], columns=2)
 
 
 # Machado, Oliveira & Fernandes 2009, severity 1, on linear RGB

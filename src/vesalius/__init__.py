@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from vesalius.data.dataset import load_item, load_samples
     from vesalius.data.images import read_image
     from vesalius.errors import VesaliusError
-    from vesalius.scoring import evaluate
     from vesalius.inference.predictor import Predictor, load_predictor
+    from vesalius.scoring import evaluate
     from vesalius.training.run import train
     from vesalius.types import Item, Prediction, Sample
 

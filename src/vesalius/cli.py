@@ -108,9 +108,9 @@ def predict(args: argparse.Namespace) -> Result:
 def evaluate(args: argparse.Namespace) -> Result:
     """Predict, score against the ground truth, draw, and report."""
     from vesalius.data.dataset import open_data_set
-    from vesalius.scoring import evaluate as run_evaluation
     from vesalius.inference.predictor import load_predictor
     from vesalius.models.allocator import keep_freed_memory
+    from vesalius.scoring import evaluate as run_evaluation
 
     keep_freed_memory()
     data_set = open_data_set(args.data, split=args.split, prompt=args.prompt, group=args.group)

@@ -1,4 +1,4 @@
-"""Pictures of masks: overlays, the six panels that show one prediction beside its truth, and contact sheets.
+"""Pictures of masks: overlays, and the six panels that show one prediction beside its truth.
 
 Images are uint8 (h, w, 3) RGB, masks bool (h, w). Drawn with Pillow alone, which
 takes a tenth of a second for six panels.
@@ -140,24 +140,6 @@ def overlay(
         wide = _grown(wide)
     result[wide & ~mask] = colour
     return Image.fromarray(result)
-
-
-def contact_sheet(images: Sequence[Image.Image], columns: int, gap: int = 8) -> Image.Image:
-    """The images on one white sheet, row by row, each in the middle of a cell that fits the largest.
-
-    Raises ValueError without images or columns.
-    """
-    if not images or columns < 1:
-        raise ValueError(f"a contact sheet needs images and columns; got {len(images)} and {columns}")
-    width, height = (max(sides) + gap for sides in zip(*(image.size for image in images), strict=True))
-    columns = min(columns, len(images))
-    sheet = Image.new("RGB", (columns * width + gap, -(-len(images) // columns) * height + gap), WHITE)
-    for index, image in enumerate(images):
-        row, column = divmod(index, columns)
-        x = gap + column * width + (width - gap - image.width) // 2
-        y = gap + row * height + (height - gap - image.height) // 2
-        sheet.paste(image, (x, y))
-    return sheet
 
 
 def missing_font(text: str) -> str | None:

@@ -98,7 +98,7 @@ def train_step(
 ) -> tuple[Losses, float]:
     """Forward, backward, and a step of the optimiser where the accumulation is complete."""
     for group in run.optimiser.param_groups:
-        group["lr"] = run.settings.optim.lr * rate_factor(run)
+        group["lr"] = run.settings.optim.lr * rate_factor(run) * group["factor"]
     with run.accelerator.autocast():
         output = model(batch.to(run.accelerator.device))
     losses = measure(output, [mask.to(run.accelerator.device) for mask in batch.masks], run.settings.loss)
@@ -133,6 +133,8 @@ def report_step(run: Run, losses: Losses, norm: float, images_per_s: float) -> N
     """One line in `log.jsonl`."""
     if not run.accelerator.is_main_process:
         return
+    first = run.optimiser.param_groups[0]
+    lr = first["lr"] / first["factor"]
     line = {
         "step": run.state.step,
         "epoch": run.state.epoch,
@@ -141,7 +143,7 @@ def report_step(run: Run, losses: Losses, norm: float, images_per_s: float) -> N
         "loss_dice": losses.dice.item(),
         "loss_text": losses.text.item(),
         "loss_iou": losses.iou.item(),
-        "lr": run.optimiser.param_groups[0]["lr"],
+        "lr": lr,
         "grad_norm": norm,
         "images_per_s": round(images_per_s * run.accelerator.num_processes, 3),
         "peak_bytes": peak_bytes(run.accelerator.device),

@@ -144,8 +144,9 @@ def _prepare(
     )
     opened.model.to(accelerator.device)
     groups = set_trainable(opened.model, settings.what_trains)
+    factors = settings.optim.factors
     optimiser = torch.optim.AdamW(
-        [parameter for group in groups.values() for parameter in group],
+        [{"params": group, "factor": factors.get(name, 1.0)} for name, group in groups.items()],
         lr=settings.optim.lr,
         betas=settings.optim.betas,
         weight_decay=settings.optim.weight_decay,

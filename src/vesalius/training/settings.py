@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from vesalius.config import Settings
 from vesalius.data.augment import AugmentSettings
 from vesalius.training.losses import LossSettings
+from vesalius.training.trainable import GROUPS
 
 
 class TrainingData(Settings):
@@ -34,6 +35,16 @@ class OptimSettings(Settings):
     """Share of the run in which the rate rises to `lr`."""
     accumulate: int = Field(default=1, ge=1)
     """Batches an optimiser step."""
+    factors: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """Factor on `lr` for a part of the model: vision encoder, language model, language head, projector, SAM
+    encoder, SAM decoder. Others have 1."""
+
+    @field_validator("factors")
+    @classmethod
+    def _factors_name_parts(cls, factors: dict[str, float]) -> dict[str, float]:
+        if unknown := [name for name in factors if name not in GROUPS]:
+            raise ValueError(f"no part of the model is called {unknown[0]!r}; known: {', '.join(GROUPS)}")
+        return factors
 
 
 class ValidateSettings(Settings):

@@ -11,7 +11,8 @@ from vesalius.models.textseg import TextSegModel
 
 GROUPS = {
     "vision encoder": ("vlm.model.vision_tower.", "vlm.model.multi_modal_projector."),
-    "language model": ("vlm.model.language_model.", "vlm.lm_head."),
+    "language model": ("vlm.model.language_model.",),
+    "language head": ("vlm.lm_head.",),
     "projector": ("projector.",),
     "SAM encoder": ("sam.vision_encoder.", "sam.no_memory_embedding"),
     "SAM decoder": ("sam.mask_decoder.",),
