@@ -33,7 +33,7 @@ ROOMS_WITHOUT_TORCH = (
     "report",
     "data",
     "evaluation",
-    "evaluate",
+    "scoring",
     "cli",
 )
 

@@ -268,10 +268,16 @@ def build(spec: ModelSpec, seg_id: int, image_id: int) -> TextSegModel:
         lambda module: module.reset_parameters() if isinstance(module, nn.Linear) else None
     )
     model = assemble(vlm, sam, seg_id, image_id)
-    # from the phrase to the mask leads a chain of twenty small layers: with PyTorch's scales another phrase changes
-    # the logits by 0.003 at first, and training settles on one mask for all phrases; with these it is 0.06
-    for part in (model.projector, model.sam.mask_decoder):
+    # Another phrase must change the mask from the start, or training settles on one mask for all phrases and takes
+    # long to leave it (one image, two phrases, 80 steps: soft Dice 0.66 and 0.19; with what follows 0.71 and 0.80).
+    # The decoder's own tokens must not drown the phrase's, as the first layer averages over all nine of them.
+    for part in (model.projector, sam.mask_decoder.output_hypernetworks_mlps):
         part.apply(_keep_variance)
+    decoder = sam.mask_decoder
+    tokens = (decoder.mask_tokens, decoder.iou_token, decoder.obj_score_token, sam.prompt_encoder.not_a_point_embed)
+    with torch.no_grad():
+        for token in tokens:
+            token.weight.mul_(0.1)
     return model
 
 
