@@ -152,7 +152,7 @@ class Prediction:
     @property
     def mask(self) -> np.ndarray:
         """bool (h, w): the union of the objects; empty when the model answered without [SEG]."""
-        return self.masks.any(axis=0)
+        return np.logical_or.reduce(self.masks, axis=0)
 
     def _full_logits(self) -> np.ndarray:
         square = (self.input_size, self.input_size)
