@@ -139,6 +139,7 @@ def test_failed_write_leaves_the_old_bundle_whole(
     before = fingerprint_weights(bundle)
 
     def no_space(folder: Path) -> None:
+        folder.mkdir()
         (folder / "half").write_text("half")
         raise OSError(28, "No space left on device")
 

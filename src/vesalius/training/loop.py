@@ -121,8 +121,8 @@ def train_step(
 
 def rate_factor(run: Run) -> float:
     """Factor on the learning rate: rises over the warm-up, then falls to 0 on a cosine."""
-    # the share at the end of this step, so that the first one already moves
-    done = run.progress() + (1 / total if (total := run.total_steps()) else 1e-3)
+    # the share in the middle of this step, so that neither the first nor the last stands still
+    done = run.progress() + (0.5 / total if (total := run.total_steps()) else 5e-4)
     warmup = run.settings.optim.warmup
     if done < warmup:
         return done / warmup
