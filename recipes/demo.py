@@ -25,6 +25,10 @@ SETS = {"train": (160, 1), "val": (12, 2), "test": (24, 3)}
 """Name -> images and seed."""
 
 
+MARKER = ".made-by-demo"
+"""Says that the folder may be made anew."""
+
+
 def vesalius(*arguments: str | Path) -> None:
     """Run one command line, shown as a user would type it."""
     words = [str(argument) for argument in arguments]
@@ -62,13 +66,16 @@ def main() -> None:
     args = parser.parse_args()
     out: Path = args.out
     started = time.perf_counter()
-    for name in ("train", "val", "test", "run", "untrained"):
-        shutil.rmtree(out / name, ignore_errors=True)
+    if out.exists() and any(out.iterdir()) and not (out / MARKER).exists():
+        sys.exit(f"{out}: is not empty and not of an earlier demo; choose another --out")
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    (out / MARKER).touch()
     for name, (n, seed) in SETS.items():
         vesalius("synth", out / name, "--n", str(n), "--seed", str(seed))
         vesalius("check", out / name)
     data = [f"data.train={out / 'train'}", f"data.val={out / 'val'}", f"out={out / 'run'}"]
-    vesalius("train", RECIPE, "--set", *data, *args.set)
+    vesalius("train", RECIPE, "--set", *args.set, *data)
     untrained = new_model("tiny", seed=0)
     save_bundle(out / "untrained", untrained.model, untrained.processor, untrained.card)
     vesalius(

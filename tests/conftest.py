@@ -10,6 +10,8 @@ from hypothesis import settings
 
 # two test processes on two cores: more threads would only wait for one another
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# the stored numbers are those of a CPU
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 # no deadline: the machine may be busy; the same examples each time: a red run can be repeated
 settings.register_profile("house", deadline=None, derandomize=True)

@@ -209,7 +209,11 @@ def test_refusals_are_one_sentence_that_names_the_place(
         (["train", recipe], "run: is not empty; choose another `out`, or continue it with --resume"),
         (["train", "--resume", tmp_path / "empty"], "config.yaml: cannot be read"),
         (["synth", work / "data"], "not empty"),
-        (["synth", tmp_path / "s", "--n", "0"], "n"),
+        (["synth", tmp_path / "s", "--n", "0"], "n 0 is too small"),
+        (["synth", tmp_path / "s", "--seed", "-1"], "seed -1 is negative"),
+        (["train", recipe, "--set", f"out={recipe}"], "is a file; choose another `out`"),
+        (["train", recipe, "--set", "optim.betas=[0.9, 1.5]"], "optim.betas"),
+        (["train", "--resume", work / "run", "--set", "batch=1"], "batch cannot change in a resumed run"),
         (["info", "Sa2VA-8B"], "Sa2VA-8B: its weights are not on this machine"),
     ]
     for command, expected in cases:

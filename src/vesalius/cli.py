@@ -247,6 +247,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"vesalius: {error}", file=sys.stderr)
         return 1
+    except Exception as error:
+        if args.verbose:
+            traceback.print_exc()
+        reason = " ".join(str(error).split())
+        print(f"vesalius: unexpected {type(error).__name__}: {reason} (-v shows where)", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("vesalius: interrupted", file=sys.stderr)
         return 1

@@ -20,13 +20,15 @@ def replacing(path: Path) -> Iterator[Path]:
     The block may write a file there or make a folder; an existing file or folder at `path` is replaced.
     Missing parent folders are made. Raises OutputError, naming `path`, when the disk says no.
     """
+    path = path.parent.resolve() / path.name if path.name else path.resolve()  # "." needs a name
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        temporary.replace(path)
+            _exchange(temporary, path)
+        else:
+            temporary.replace(path)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
@@ -35,6 +37,18 @@ def replacing(path: Path) -> Iterator[Path]:
         else:
             with suppress(OSError):  # it may never have come to be; the first error is the one to tell
                 temporary.unlink()
+
+
+def _exchange(new: Path, folder: Path) -> None:
+    """Put a new folder in the place of an old one, which is removed only when the new one stands there."""
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    folder.replace(old)
+    try:
+        new.replace(folder)
+    except OSError:
+        old.replace(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -122,7 +122,7 @@ class Prediction:
     """Predicted IoU of each mask, in [0, 1]."""
     text: str = ""
     says_seg: bool = True
-    """The model itself chose [SEG], also where the answer was forced."""
+    """The model itself writes [SEG]; where the answer was forced, it would have written the same up to there."""
     threshold: float = 0.5
     error: str = ""
     """Why it failed."""

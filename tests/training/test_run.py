@@ -125,6 +125,64 @@ def test_accumulation_of_two_batches_makes_half_the_steps(data: Path, tmp_path: 
     assert [line["step"] for line in lines(run)] == [1, 2, 3, 4]
 
 
+def test_an_epoch_ends_with_a_whole_step_and_resumes_exactly(data: Path, tmp_path: Path) -> None:
+    changes = {"steps": None, "epochs": 2, "batch": 1, "optim": {"lr": 1e-3, "accumulate": 3}}
+    whole = train(settings(data, tmp_path / "whole", **changes))
+    assert [(line["step"], line["epoch"]) for line in lines(whole)] == [(1, 0), (2, 0), (3, 1), (4, 1)]
+    with pytest.raises(KeyboardInterrupt):
+        part = {**changes, "validate": {"every_epochs": 1}}
+        train(settings(data, tmp_path / "part", **part), on_step=StopAfter(2))
+    assert losses(train(settings(data, tmp_path / "part", **changes), resume=True)) == losses(whole)
+
+
+def test_resumed_run_keeps_its_data_and_settings(data: Path, tmp_path: Path) -> None:
+    run = train(settings(data, tmp_path / "run", steps=2), overfit=2)
+    longer = settings(data, run, steps=4)
+    train(longer, resume=True)  # two samples, as begun
+    assert len(read_card(run / "last").training_images) == 2
+    with pytest.raises(TrainingError, match="what_trains cannot change in a resumed run"):
+        train(settings(data, run, steps=6, what_trains="projector"), resume=True)
+    write_data_set(tmp_path / "other", 2, seed=8, size=96)
+    with pytest.raises(TrainingError, match="is not what the run was trained on"):
+        train(settings(tmp_path / "other", run, steps=6), resume=True)
+
+
+def test_checkpoints_of_others_and_a_cut_log_line_do_no_harm(data: Path, tmp_path: Path) -> None:
+    run = train(settings(data, tmp_path / "run", steps=2))
+    (run / "checkpoints" / "mine").mkdir()
+    (run / "checkpoints" / "notes.txt").touch()
+    with (run / "log.jsonl").open("a") as log:
+        log.write('{"step": 3, "lo')
+    train(settings(data, run, steps=4), resume=True)
+    assert {"mine", "notes.txt", "step-000004"} <= {path.name for path in (run / "checkpoints").iterdir()}
+    assert [line["step"] for line in lines(run)] == [1, 2, 3, 4]
+
+
+def test_fine_tuning_remembers_what_its_start_was_trained_on(data: Path, tmp_path: Path) -> None:
+    first = train(settings(data, tmp_path / "first", steps=1))
+    write_data_set(tmp_path / "other", 2, seed=8, size=96)
+    second = train(
+        settings(tmp_path / "other", tmp_path / "second", steps=1, model=str(first), start="weights")
+    )
+    first_card, second_card = read_card(first / "best"), read_card(second / "best")
+    assert set(first_card.training_images) < set(second_card.training_images)
+    assert len(second_card.training_images) == 6
+    assert second_card.lineage["start_lineage"] == first_card.lineage
+
+
+def test_run_by_minutes_ends_in_time_with_a_checkpoint(data: Path, tmp_path: Path) -> None:
+    run = train(settings(data, tmp_path / "run", steps=None, minutes=0.03))
+    assert lines(run)
+    assert lines(run)[-1]["lr"] < 1e-3
+    assert (run / "best" / "vesalius.json").is_file()
+
+
+def test_phrase_with_a_control_token_is_refused_before_the_run(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"holds \[SEG\], which the model takes as a command"):
+        train(settings(data, tmp_path / "run").changed(data={"train": data, "prompt": "a [SEG] vessel"}))
+    assert not (tmp_path / "run").exists()
+
+
 def test_loss_of_an_accumulated_step_is_the_mean_of_its_gradients(data: Path, tmp_path: Path) -> None:
     """Two batches of one image accumulated give nearly the weights of one batch of two."""
     plain = {"augment": {}, "steps": 1, "loss": {"text": 0, "iou": 0}, "what_trains": "projector"}

@@ -6,6 +6,7 @@ the prompts of a sample are distinct, in order of first appearance, and their ma
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from vesalius.data.images import list_images, read_image, read_mask, sample_id
+from vesalius.data.images import ignored_files, list_images, read_image, read_mask, sample_id
 from vesalius.data.readers import maskfolder, sa2va_json
 from vesalius.errors import AnnotationError, DataError, ImageError, SettingError
 from vesalius.masks import Size, decode_rle, rasterise
@@ -23,6 +24,8 @@ from vesalius.types import Absent, Item, MaskFile, MaskReference, Polygons, Samp
 
 Problems = list[DataError] | None
 """Where readers put what is wrong with single entries; with None the first one is raised."""
+
+log = logging.getLogger(__name__)
 
 LOSSY = (".jpg", ".jpeg")
 
@@ -117,11 +120,16 @@ def find_images(paths: Sequence[Path]) -> list[Sample]:
     samples: dict[str, Sample] = {}
     for path in paths:
         files = list_images(path) if path.is_dir() else [path]
+        others = len(ignored_files(path)) if path.is_dir() else 0
+        if others:
+            log.warning("%s: %s not read: no png, jpg, bmp or tif", path, _count(others, "file"))
         if not files:
             raise ImageError(f"{path}: holds no image; png, jpg, bmp and tif are looked for")
         for file in files:
             if not file.exists():
                 raise ImageError(f"{file}: there is no such file; give images or folders of images")
+            if str(file) != str(file).encode(errors="replace").decode():
+                raise ImageError(f"{str(file)!r}: the name is not UTF-8; rename the file")
             name = sample_id(file.relative_to(path) if path.is_dir() else Path(file.name))
             if name in samples:
                 raise ImageError(

@@ -88,6 +88,12 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(path for path in found if not path.name.startswith("."))
 
 
+def ignored_files(folder: Path) -> list[Path]:
+    """Files under the folder that are no images by their suffix; hidden ones are left out."""
+    found = (path for path in folder.rglob("*") if path.suffix.lower() not in SUFFIXES and path.is_file())
+    return sorted(path for path in found if not path.name.startswith("."))
+
+
 def _decode(path: Path) -> Image.Image:
     """One decoded frame of at most `MAX_PIXELS`, in its own mode; ImageError otherwise."""
     try:

@@ -32,6 +32,8 @@ def draw(seed: int, index: int, size: int = REFERENCE_SIZE) -> Item:
     The same arguments give the same bytes. Twigs and vessels elsewhere are drawn but, as in real annotations,
     are not in the mask; nor is what the collimator hides. Raises SettingError for a size below 64.
     """
+    if seed < 0:
+        raise SettingError(f"seed {seed} is negative; give 0 or more")
     if size < SMALLEST_SIZE:
         raise SettingError(f"size {size} is too small; at least {SMALLEST_SIZE} pixels are needed")
     rng = np.random.default_rng([seed, index])
@@ -65,7 +67,7 @@ def write_data_set(
 ) -> None:
     """Write `out/images/synth_00000.png ...` and `out/annotations.json`; the folder appears as a whole.
 
-    `on_progress` gets the number of frames written so far. Raises SettingError for n < 1 or a size below 64,
+    `on_progress` gets the number of frames written so far. Raises SettingError for n < 1, a negative seed or a size below 64,
     OutputError where `out` exists and is not an empty folder.
     """
     if n < 1:

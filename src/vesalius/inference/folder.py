@@ -83,7 +83,7 @@ def _predict_or_fail(segmenter: Segmenter, items: Sequence[Item]) -> list[Predic
     unseen = [Item(item.id, item.frames, item.prompts) for item in items]
     try:
         return segmenter.predict(unseen) if unseen else []
-    except (RuntimeError, ValueError, MemoryError) as error:
+    except (RuntimeError, ValueError, MemoryError, SettingError) as error:
         if len(unseen) == 1:
             item = unseen[0]
             return [_failed(item.id, prompt, item.size, error) for prompt in item.prompts]

@@ -26,7 +26,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from vesalius.config import Settings, make_settings
-from vesalius.errors import CheckpointError, SettingError
+from vesalius.errors import CheckpointError, OutputError, SettingError
 from vesalius.files import replacing, to_json
 from vesalius.lineage import versions
 from vesalius.models.processor import Processor
@@ -129,7 +129,7 @@ def _opened(folder: Path, open_it: Any) -> Any:
         raise CheckpointError(f"{folder}: missing; the bundle is incomplete, copy or convert it again")
     try:
         return open_it(folder, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError, KeyError) as error:
+    except Exception as error:  # a broken file makes the libraries raise nearly anything
         raise CheckpointError(f"{folder}: cannot be opened ({' '.join(str(error).split())[:300]})") from error
 
 
@@ -165,11 +165,14 @@ def save_bundle(folder: Path, model: TextSegModel, processor: Processor, card: C
 def write_bundle(folder: Path, model: TextSegModel, processor: Processor, card: Card) -> None:
     """Write the files of a bundle into `folder`, which is made."""
     folder.mkdir(parents=True)
-    model.vlm.save_pretrained(folder / "vlm")
-    processor.tokenizer.save_pretrained(folder / "vlm")
-    model.sam.save_pretrained(folder / "sam")
     projector = {name: tensor.contiguous() for name, tensor in model.projector.state_dict().items()}
-    safetensors.torch.save_file(projector, folder / "projector.safetensors", metadata={"format": "pt"})
+    try:
+        model.vlm.save_pretrained(folder / "vlm")
+        processor.tokenizer.save_pretrained(folder / "vlm")
+        model.sam.save_pretrained(folder / "sam")
+        safetensors.torch.save_file(projector, folder / "projector.safetensors", metadata={"format": "pt"})
+    except SafetensorError as error:  # what it makes of a full disk
+        raise OutputError(f"{folder}: cannot be written ({error})") from error
     card = card.changed(versions=versions())
     (folder / CARD).write_text(to_json(card.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
 

@@ -107,6 +107,8 @@ class Processor:
         questions = [(i, prompt) for i, item in enumerate(items) for prompt in item.prompts]
         if not questions:
             raise SettingError("there is nothing to ask: no image, or no prompt")
+        for _, prompt in questions:
+            self.check_phrase(prompt)
         frames = [Image.fromarray(item.frames[0]) for item in items]
         tiles = [tile_image(frame, self.spec.tile_size, self.spec.max_tiles) for frame in frames]
         chosen = choice if choice is not None else [0] * len(questions)
@@ -132,6 +134,17 @@ class Processor:
             frames_per_batch=[1] * len(items),
             sizes=[item.size for item in items],
         )
+
+    def check_phrase(self, phrase: str) -> None:
+        """Raise SettingError for a phrase that cannot be asked about: empty, no text, or with a control token."""
+        try:
+            phrase.encode()
+        except UnicodeEncodeError as error:
+            raise SettingError(f"the prompt {phrase!r} is not valid text") from error
+        self.spec.prompt.ask(phrase)
+        for token in self.tokenizer.get_added_vocab():
+            if token in phrase:
+                raise SettingError(f"the prompt {phrase!r} holds {token}, which the model takes as a command")
 
     def _row(self, phrase: str, tiles: int, answered: bool, which: int) -> tuple[list[int], list[int]]:
         template = self.spec.prompt

@@ -45,7 +45,7 @@ class Answer:
     """Tokens of each answer, the closing one included."""
     seg: SegPrompts
     says_seg: torch.Tensor
-    """bool (b,): the model itself chooses [SEG], also where the answer was given to it."""
+    """bool (b,): the model itself writes [SEG]; where the answer was given, it agrees with all of it up to there."""
 
 
 @dataclass(frozen=True)
@@ -149,10 +149,13 @@ class TextSegModel(nn.Module):
     def _read(self, batch: Batch) -> Answer:
         hidden = self._hidden_states(batch)
         at = (batch.input_ids == self.seg_id) & (batch.labels != NOT_LEARNED)
-        before = at.roll(-1, dims=1)
-        chosen = self.vlm.lm_head(hidden[before]).argmax(dim=-1) == self.seg_id
-        says_seg = torch.zeros(len(at), dtype=torch.bool, device=at.device)
-        says_seg[before.nonzero()[:, 0]] = chosen
+        # the model would write so itself if each token up to [SEG] is its own first choice
+        target = batch.labels[:, 1:]
+        is_seg = (target == self.seg_id).long()
+        checked = (target != NOT_LEARNED) & (is_seg.cumsum(dim=1) - is_seg == 0)
+        agrees = self.vlm.lm_head(hidden[:, :-1][checked]).argmax(dim=-1) == target[checked]
+        says_seg = torch.ones(len(at), dtype=torch.bool, device=at.device)
+        says_seg[checked.nonzero()[:, 0][~agrees]] = False
         ids = [row[row != NOT_LEARNED].tolist() for row in batch.labels]
         return Answer(ids, self._seg_prompts(hidden, at, batch), says_seg)
 

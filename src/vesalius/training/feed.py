@@ -33,6 +33,24 @@ class Feed:
         """Batches of one epoch; the last may be smaller. Equal on all ranks: of a ragged end all take the fewer."""
         return max(1, -(-(len(self.samples) // self.world) // self.batch))
 
+    def steps(self, epoch: int, start: int, accumulate: int) -> Iterator[list[tuple[list[str], Batch]]]:
+        """The batches of each optimiser step of an epoch, from its batch number `start` on.
+
+        An epoch ends with a whole step: the last one has fewer batches where `accumulate` does not divide.
+        """
+        group: list[tuple[list[str], Batch]] = []
+        for batch in self.epoch(epoch, start):
+            group.append(batch)
+            if len(group) == accumulate:
+                yield group
+                group = []
+        if group:
+            yield group
+
+    def steps_in_epoch(self, accumulate: int) -> int:
+        """Optimiser steps of one epoch."""
+        return -(-self.batches_in_epoch() // accumulate)
+
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[list[str], Batch]]:
         """(sample ids, batch) of one epoch from its batch number `start` on."""
         order = epoch_order(len(self.samples), self.seed, epoch)[self.rank :: self.world]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import resource
 import time
+from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from vesalius.models.checkpoint import Card, OpenedModel
 from vesalius.models.processor import Batch
 from vesalius.training.curves import draw_curves
 from vesalius.training.feed import Feed
-from vesalius.training.losses import Losses, measure
+from vesalius.training.losses import measure
 from vesalius.training.rundir import RunDir, TrainState
 from vesalius.training.settings import RunSettings
 from vesalius.training.trainable import MovementCheck
@@ -50,7 +52,7 @@ class Run:
         """Optimiser steps of the whole run; None where it is bounded by time."""
         settings = self.settings
         if settings.epochs is not None:
-            return max(1, settings.epochs * self.feed.batches_in_epoch() // settings.optim.accumulate)
+            return settings.epochs * self.feed.steps_in_epoch(settings.optim.accumulate)
         return settings.steps
 
     def progress(self) -> float:
@@ -68,17 +70,14 @@ def run_loop(run: Run) -> None:
     while run.progress() < 1:
         run.opened.model.train()
         started = time.perf_counter()
-        for ids, batch in run.feed.epoch(state.epoch, state.batch_in_epoch):
-            with run.accelerator.accumulate(model):
-                losses, norm = train_step(run, model, batch, ids, check)
-            state.batch_in_epoch += 1
+        for batches in run.feed.steps(state.epoch, state.batch_in_epoch, settings.optim.accumulate):
+            losses, norm = train_step(run, model, batches, check)
             took_s = time.perf_counter() - started  # waiting for data included
             started += took_s
             state.trained_s += took_s
-            if not run.accelerator.sync_gradients:
-                continue
+            state.batch_in_epoch += len(batches)
             state.step += 1
-            report_step(run, losses, norm, len(ids) / took_s)
+            report_step(run, losses, norm, sum(len(ids) for ids, _ in batches) / took_s)
             if check is not None and state.step == CHECKED_STEPS:
                 check.verify()
                 check = None
@@ -94,11 +93,32 @@ def run_loop(run: Run) -> None:
 
 
 def train_step(
-    run: Run, model: torch.nn.Module, batch: Batch, ids: list[str], check: MovementCheck | None
-) -> tuple[Losses, float]:
-    """Forward, backward, and a step of the optimiser where the accumulation is complete."""
+    run: Run, model: torch.nn.Module, batches: list[tuple[list[str], Batch]], check: MovementCheck | None
+) -> tuple[dict[str, float], float]:
+    """One step of the optimiser on the mean loss over the images of all `batches`: (losses, gradient's norm)."""
     for group in run.optimiser.param_groups:
         group["lr"] = run.settings.optim.lr * rate_factor(run) * group["factor"]
+    images = sum(len(ids) for ids, _ in batches)
+    totals: dict[str, float] = defaultdict(float)
+    for index, (ids, batch) in enumerate(batches):
+        last = index == len(batches) - 1
+        with contextlib.nullcontext() if last else run.accelerator.no_sync(model):
+            losses = backward(run, model, ids, batch, share=len(ids) / images)
+        for name, value in losses.items():
+            totals[name] += value
+    if check is not None:
+        check.note_gradients()
+    parameters = [p for group in run.groups.values() for p in group]
+    norm = float(run.accelerator.clip_grad_norm_(parameters, run.settings.optim.clip))
+    run.optimiser.step()
+    run.optimiser.zero_grad()
+    return totals, norm
+
+
+def backward(
+    run: Run, model: torch.nn.Module, ids: list[str], batch: Batch, share: float
+) -> dict[str, float]:
+    """Add the gradient of `share` times the losses of one batch, and return those."""
     with run.accelerator.autocast():
         output = model(batch.to(run.accelerator.device))
     losses = measure(output, [mask.to(run.accelerator.device) for mask in batch.masks], run.settings.loss)
@@ -107,16 +127,8 @@ def train_step(
             f"the loss became {losses.total.item()} at step {run.state.step + 1} with the samples "
             f"{', '.join(ids)}: look at them, or lower optim.lr"
         )
-    run.accelerator.backward(losses.total)
-    norm = 0.0
-    if run.accelerator.sync_gradients:
-        if check is not None:
-            check.note_gradients()
-        parameters = [p for group in run.groups.values() for p in group]
-        norm = float(run.accelerator.clip_grad_norm_(parameters, run.settings.optim.clip))
-    run.optimiser.step()
-    run.optimiser.zero_grad()
-    return losses, norm
+    run.accelerator.backward(share * losses.total)
+    return {field.name: share * getattr(losses, field.name).item() for field in fields(losses)}
 
 
 def rate_factor(run: Run) -> float:
@@ -129,7 +141,7 @@ def rate_factor(run: Run) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (done - warmup) / (1 - warmup))))
 
 
-def report_step(run: Run, losses: Losses, norm: float, images_per_s: float) -> None:
+def report_step(run: Run, losses: dict[str, float], norm: float, images_per_s: float) -> None:
     """One line in `log.jsonl`."""
     if not run.accelerator.is_main_process:
         return
@@ -138,11 +150,11 @@ def report_step(run: Run, losses: Losses, norm: float, images_per_s: float) -> N
     line = {
         "step": run.state.step,
         "epoch": run.state.epoch,
-        "loss": losses.total.item(),
-        "loss_mask": losses.mask.item(),
-        "loss_dice": losses.dice.item(),
-        "loss_text": losses.text.item(),
-        "loss_iou": losses.iou.item(),
+        "loss": losses["total"],
+        "loss_mask": losses["mask"],
+        "loss_dice": losses["dice"],
+        "loss_text": losses["text"],
+        "loss_iou": losses["iou"],
         "lr": lr,
         "grad_norm": norm,
         "images_per_s": round(images_per_s * run.accelerator.num_processes, 3),
@@ -172,7 +184,7 @@ def validate_and_save(run: Run) -> None:
             )
             line = {"step": state.step, "epoch": state.epoch, **validate(predictor, run.val)}
             value = line[settings.validate_.metric]
-            is_best = value is not None and (state.best is None or value > state.best)
+            is_best = state.best is None or (value is not None and value > state.best)
             if is_best:
                 state.best = value
             run.run_dir.append(run.run_dir.validation, line)

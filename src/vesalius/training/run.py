@@ -43,22 +43,27 @@ def train(
     `resume` continues the run in `settings.out`. `overfit` trains and validates on the first that many training
     samples without augmentation: a model that cannot learn those by heart cannot learn anything.
     """
+    run_dir = RunDir(settings.out)
+    opened, origin = _open_model(settings, resume)
+    if resume:
+        overfit = opened.card.lineage.get("overfit")
+        _refuse_changes(settings)
+    else:
+        run_dir.check_new()
     train_set, val_set = _open_data(settings, overfit)
     for data_set in (train_set, val_set) if val_set else (train_set,):
         on_note(f"{data_set.name}: {len(data_set.samples)} images, format {data_set.format}")
         for note in data_set.notes:
             on_note(note)
-    run_dir = RunDir(settings.out)
-    if resume and not (settings.out / "last").exists():
-        raise TrainingError(f"{settings.out}: has no checkpoint to resume from")
-    opened, origin = _open_model(settings, resume)
-    images = _read_all(train_set, val_set)
+    images = _read_all(train_set, val_set, opened)
+    data = fingerprint_samples(train_set.samples)
     card = opened.card
     if not resume:
         card = card.changed(
             lineage={
                 **origin,
-                "data": fingerprint_samples(train_set.samples),
+                "data": data,
+                "overfit": overfit,
                 "settings": settings.model_dump(mode="json"),
             },
             # what the starting weights have seen, these have seen too
@@ -66,6 +71,11 @@ def train(
             # tuned for other weights
             threshold=0.5,
             threshold_origin=ThresholdOrigin(),
+        )
+    elif card.lineage.get("data") != data:
+        raise TrainingError(
+            f"{settings.data.train}: is not what the run was trained on (other images, masks or phrases); "
+            "start a new run from its checkpoint instead"
         )
     run = _prepare(settings, opened, card, train_set, val_set, run_dir, overfit, on_step, on_validation)
     if resume:
@@ -77,9 +87,30 @@ def train(
     return run_dir.path
 
 
-def _read_all(train_set: DataSet, val_set: DataSet | None) -> dict[str, str]:
-    """Id -> hash of the pixels of each training image. Reads every image and mask once, so that nothing in them
-    can stop the run later: raises DataError for the first that is wrong."""
+MAY_CHANGE = frozenset({"out", "data", "steps", "epochs", "minutes", "workers", "validate"})
+"""Settings that may differ when a run is resumed; the data are compared by content."""
+
+
+def _refuse_changes(settings: RunSettings) -> None:
+    """Raise TrainingError for a setting that a resumed run cannot take up: its checkpoint decides."""
+    begun = read_settings(RunSettings, settings.out / "config.yaml").model_dump()
+    for name, value in settings.model_dump().items():
+        if name not in MAY_CHANGE and value != begun[name]:
+            raise TrainingError(
+                f"{settings.out}: {name} cannot change in a resumed run (it was {begun[name]}); start a new run "
+                "from its checkpoint instead"
+            )
+
+
+def _read_all(train_set: DataSet, val_set: DataSet | None, opened: OpenedModel) -> dict[str, str]:
+    """Id -> hash of the pixels of each training image.
+
+    Reads every image and mask, and asks for every phrase, so that nothing in them can stop the run later: raises
+    DataError or SettingError for the first that is wrong.
+    """
+    samples = (*train_set.samples, *(val_set.samples if val_set else ()))
+    for phrase in {prompt for sample in samples for prompt in sample.prompts}:
+        opened.processor.check_phrase(phrase)
     for sample in val_set.samples if val_set else ():
         load_item(sample)
     return {sample.id: hash_pixels(load_item(sample).frames[0]) for sample in train_set.samples}
@@ -116,6 +147,8 @@ def _open_model(settings: RunSettings, resume: bool) -> tuple[OpenedModel, dict[
     """The model to start from, and where it comes from."""
     if settings.start == "random" and not resume:
         return new_model(settings.model, settings.seed), {"start": f"random weights, seed {settings.seed}"}
+    if resume and not (settings.out / "last").exists():
+        raise TrainingError(f"{settings.out}: has no checkpoint to resume from")
     folder = settings.out / "last" if resume else find_bundle(settings.model)
     opened = open_bundle(folder)
     origin = {
@@ -138,10 +171,7 @@ def _prepare(
     on_validation: Callable[[dict[str, Any]], None],
 ) -> Run:
     torch.manual_seed(settings.seed)
-    accelerator = Accelerator(
-        mixed_precision="bf16" if settings.precision == "bf16" else "no",
-        gradient_accumulation_steps=settings.optim.accumulate,
-    )
+    accelerator = Accelerator(mixed_precision="bf16" if settings.precision == "bf16" else "no")
     opened.model.to(accelerator.device)
     groups = set_trainable(opened.model, settings.what_trains)
     factors = settings.optim.factors

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ from vesalius.files import replacing, to_json, write_json, write_text
 from vesalius.models.checkpoint import Card, OpenedModel, write_bundle
 
 STATE = "train_state.pt"
+CHECKPOINT = re.compile(r"step-\d{6,}")
 
 
 @dataclass
@@ -34,6 +36,14 @@ class TrainState:
     """Best value of the validation metric so far."""
 
 
+def write_tensors(path: Path, value: Any) -> None:
+    """torch.save, with OutputError where the disk is full: torch calls that a RuntimeError."""
+    try:
+        torch.save(value, path)
+    except RuntimeError as error:
+        raise OutputError(f"{path}: cannot be written ({' '.join(str(error).split())[:200]})") from error
+
+
 class RunDir:
     """One run on disk. Every file is written whole or not at all; the log grows by a line a step."""
 
@@ -44,12 +54,18 @@ class RunDir:
 
     def create(self, settings_yaml: str, manifest: Mapping[str, Any]) -> None:
         """Make the folder; OutputError if a run or anything else is there already."""
+        self.check_new()
+        write_text(self.path / "config.yaml", settings_yaml)
+        write_json(self.path / "manifest.json", manifest)
+
+    def check_new(self) -> None:
+        """Raise OutputError unless nothing, or an empty folder, is at the path."""
+        if self.path.exists() and not self.path.is_dir():
+            raise OutputError(f"{self.path}: is a file; choose another `out`")
         if self.path.exists() and any(self.path.iterdir()):
             raise OutputError(
                 f"{self.path}: is not empty; choose another `out`, or continue it with --resume {self.path}"
             )
-        write_text(self.path / "config.yaml", settings_yaml)
-        write_json(self.path / "manifest.json", manifest)
 
     def append(self, file: Path, line: Mapping[str, Any]) -> None:
         """Add one line of JSON to a log."""
@@ -60,10 +76,15 @@ class RunDir:
             raise OutputError(f"{file}: cannot be written ({error.strerror})") from error
 
     def lines(self, file: Path) -> list[dict[str, Any]]:
-        """The lines of a log; none where it does not exist."""
+        """The lines of a log; none where it does not exist. A last line that a crash cut short does not count."""
         if not file.exists():
             return []
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        text = file.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]
+        try:
+            return [json.loads(line) for line in whole.splitlines()]
+        except ValueError as error:
+            raise TrainingError(f"{file}: holds a line that is not JSON; mend or remove it") from error
 
     def save(
         self,
@@ -77,15 +98,15 @@ class RunDir:
         folder = self.path / "checkpoints" / f"step-{state.step:06d}"
         with replacing(folder) as aside:
             write_bundle(aside, opened.model, opened.processor, card)
-            torch.save({"state": asdict(state), "optimiser": optimiser.state_dict()}, aside / STATE)
+            write_tensors(aside / STATE, {"state": asdict(state), "optimiser": optimiser.state_dict()})
         for name in ("last", "best") if is_best else ("last",):
             link = self.path / f".{name}.partial"
             link.unlink(missing_ok=True)
             link.symlink_to(os.path.relpath(folder, self.path))
             link.replace(self.path / name)
         kept = {(self.path / name).resolve() for name in ("last", "best")}
-        for other in folder.parent.iterdir():
-            if other.resolve() not in kept:
+        for other in folder.parent.glob("step-*"):  # whatever else lies there is somebody's
+            if CHECKPOINT.fullmatch(other.name) and other.is_dir() and other.resolve() not in kept:
                 shutil.rmtree(other)
         return folder
 

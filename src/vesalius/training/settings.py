@@ -28,7 +28,7 @@ class OptimSettings(Settings):
 
     lr: float = Field(default=4e-5, gt=0)
     weight_decay: float = Field(default=0.05, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of the whole gradient."""
     warmup: float = Field(default=0.05, ge=0, lt=1)
@@ -80,7 +80,7 @@ class RunSettings(Settings):
     optim: OptimSettings = OptimSettings()
     augment: AugmentSettings = AugmentSettings()
     validate_: ValidateSettings = Field(default=ValidateSettings(), alias="validate")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     out: Path
     """The run folder."""
 
