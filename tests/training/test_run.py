@@ -170,6 +170,14 @@ def test_fine_tuning_remembers_what_its_start_was_trained_on(data: Path, tmp_pat
     assert second_card.lineage["start_lineage"] == first_card.lineage
 
 
+def test_learning_rate_rises_then_falls_and_never_stands_still(data: Path, tmp_path: Path) -> None:
+    optim = {"lr": 1e-3, "warmup": 0.4, "factors": {"language model": 0.1}}
+    run = train(settings(data, tmp_path / "run", steps=10, batch=1, optim=optim, what_trains="projector"))
+    rates = [line["lr"] / 1e-3 for line in lines(run)]
+    assert rates[:4] == pytest.approx([0.125, 0.375, 0.625, 0.875])
+    assert rates[4:] == pytest.approx([0.5 * (1 + np.cos(np.pi * (k + 0.5) / 6)) for k in range(6)])
+
+
 def test_run_by_minutes_ends_in_time_with_a_checkpoint(data: Path, tmp_path: Path) -> None:
     run = train(settings(data, tmp_path / "run", steps=None, minutes=0.03))
     assert lines(run)
@@ -259,10 +267,11 @@ def test_four_samples_are_learned_by_heart(tmp_path: Path) -> None:
         settings(
             tmp_path / "data",
             tmp_path / "run",
-            steps=400,
+            start="weights",
+            steps=200,
             batch=4,
             loss=loss,
-            optim={"lr": 2e-3, "betas": (0.9, 0.98), "weight_decay": 0.0},
+            optim={"lr": 1e-3, "betas": (0.9, 0.98), "weight_decay": 0.0},
         ),
         overfit=4,
     )
