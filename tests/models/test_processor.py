@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from vesalius.data.images import read_image
 from vesalius.errors import SettingError
 from vesalius.models.processor import (
     DEVIATION,
@@ -17,10 +18,11 @@ from vesalius.models.processor import (
     NOT_LEARNED,
     Processor,
     normalise,
+    resize_bicubic,
     tile_grid,
     tile_image,
 )
-from vesalius.models.specs import tiny
+from vesalius.models.specs import find_spec, tiny
 from vesalius.models.tokenizers import byte_tokenizer
 from vesalius.types import Item
 
@@ -142,3 +144,19 @@ def test_training_draws_among_the_questions(processor: Processor) -> None:
         processor.tokenizer.decode(processor([item("x")], choice=[which]).input_ids[0]) for which in range(6)
     }
     assert len(texts) == len(processor.spec.prompt.questions)
+
+
+@pytest.mark.parametrize("name", ["odd_517x389", "square_400", "square_700"])
+def test_pixels_are_those_of_the_official_code(name: str) -> None:
+    folder = GOLDEN.parent / "preprocessing"
+    pixels = read_image(folder / f"{name}.png")
+    spec = find_spec("Sa2VA-1B")
+    tiles = torch.stack(
+        [normalise(tile) for tile in tile_image(Image.fromarray(pixels), spec.tile_size, spec.max_tiles)]
+    )
+    square = normalise(resize_bicubic(Image.fromarray(pixels), (spec.sam_size, spec.sam_size)))
+    with np.load(folder / "expected.npz") as expected:
+        for_words, for_masks = expected[f"{name}/pixel_values"], expected[f"{name}/g_pixel_values"]
+    assert tiles.shape == (len(for_words), 3, 448, 448)
+    np.testing.assert_allclose(tiles[:, :, 5::32, 5::32].numpy(), for_words, atol=1e-6, rtol=0)
+    np.testing.assert_allclose(square[None, :, 7::64, 7::64].numpy(), for_masks, atol=1e-6, rtol=0)
