@@ -1,4 +1,4 @@
-# make demo: set up, then synth -> check -> train -> evaluate -> report on this machine (about 10 minutes on two cores)
+# make demo: set up, then synth -> check -> train -> evaluate -> report on this machine (about 8 minutes on two cores)
 # make test: set up, then the fast tests       make test-slow: the slow ones       make check: all a contributor runs
 # The packages are pinned in constraints.txt. torch is apart because its build depends on the machine:
 #   make setup TORCH=torch==2.13.0 TORCH_INDEX=<address of the wheel index for your CUDA or CPU build>
