@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from vesalius.data.synth import draw
 from vesalius.errors import ImageError, SettingError
-from vesalius.inference.predictor import Predictor
+from vesalius.inference.predictor import Predictor, load_predictor
 from vesalius.masks import resize_bilinear
 from vesalius.models.checkpoint import OpenedModel, new_model
 from vesalius.types import Item
@@ -119,3 +120,13 @@ def test_threshold_outside_0_to_1_is_refused(opened: OpenedModel, threshold: flo
 def test_missing_image_is_named(forced: Predictor, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"nowhere\.png"):
         forced(tmp_path / "nowhere.png", "vessel")
+
+
+@pytest.mark.parametrize("size", [(512, 512), (500, 700), (300, 1200), (960, 999)])
+def test_shipped_tiny_answers_images_of_any_shape(size: tuple[int, int]) -> None:
+    frame = draw(1, 0).frames[0]
+    image = np.asarray(Image.fromarray(frame).resize((size[1], size[0])))
+    prediction = load_predictor("tiny", device="cpu")(image, "blood vessel")
+    assert prediction.status == "ok"
+    assert prediction.text == "Sure, [SEG]."
+    assert prediction.mask.any()
