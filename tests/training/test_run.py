@@ -268,7 +268,7 @@ def test_four_samples_are_learned_by_heart(tmp_path: Path) -> None:
             tmp_path / "data",
             tmp_path / "run",
             start="weights",
-            steps=60,
+            steps=200,
             batch=4,
             loss=loss,
             optim={"lr": 1e-3, "betas": (0.9, 0.98), "weight_decay": 0.0},
