@@ -25,13 +25,10 @@ class Feed:
     batch: int
     seed: int
     workers: int = 0
-    rank: int = 0
-    world: int = 1
-    """This process takes every `world`-th sample, from `rank` on."""
 
     def batches_in_epoch(self) -> int:
-        """Batches of one epoch; the last may be smaller. Equal on all ranks: of a ragged end all take the fewer."""
-        return max(1, -(-(len(self.samples) // self.world) // self.batch))
+        """Batches of one epoch; the last may be smaller."""
+        return -(-len(self.samples) // self.batch)
 
     def steps(self, epoch: int, start: int, accumulate: int) -> Iterator[list[tuple[list[str], Batch]]]:
         """The batches of each optimiser step of an epoch, from its batch number `start` on.
@@ -53,7 +50,7 @@ class Feed:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[list[str], Batch]]:
         """(sample ids, batch) of one epoch from its batch number `start` on."""
-        order = epoch_order(len(self.samples), self.seed, epoch)[self.rank :: self.world]
+        order = epoch_order(len(self.samples), self.seed, epoch)
         chunks = [order[i * self.batch : (i + 1) * self.batch] for i in range(start, self.batches_in_epoch())]
         if not self.workers:
             yield from (self._prepare(epoch, chunk) for chunk in chunks)

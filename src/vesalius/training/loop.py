@@ -119,9 +119,10 @@ def backward(
     run: Run, model: torch.nn.Module, ids: list[str], batch: Batch, share: float
 ) -> dict[str, float]:
     """Add the gradient of `share` times the losses of one batch, and return those."""
+    batch = batch.to(run.accelerator.device)
     with run.accelerator.autocast():
-        output = model(batch.to(run.accelerator.device))
-    losses = measure(output, [mask.to(run.accelerator.device) for mask in batch.masks], run.settings.loss)
+        output = model(batch)
+    losses = measure(output, batch.masks, run.settings.loss)
     if not torch.isfinite(losses.total):
         raise TrainingError(
             f"the loss became {losses.total.item()} at step {run.state.step + 1} with the samples "

@@ -81,7 +81,7 @@ def train(
     if resume:
         run.state = run_dir.resume(run.optimiser)
         on_note(f"resumed at step {run.state.step}")
-    elif run.accelerator.is_main_process:
+    else:
         run_dir.create(_config_text(settings), _manifest(train_set, val_set, images))
     run_loop(run)
     return run_dir.path
@@ -172,6 +172,10 @@ def _prepare(
 ) -> Run:
     torch.manual_seed(settings.seed)
     accelerator = Accelerator(mixed_precision="bf16" if settings.precision == "bf16" else "no")
+    if accelerator.num_processes > 1:
+        raise TrainingError(
+            f"{accelerator.num_processes} processes were started; this version trains in one: start it with vesalius train"
+        )
     opened.model.to(accelerator.device)
     groups = set_trainable(opened.model, settings.what_trains)
     factors = settings.optim.factors
@@ -188,8 +192,6 @@ def _prepare(
         batch=settings.batch,
         seed=settings.seed,
         workers=settings.workers,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
     )
     val = list(val_set.samples[: settings.validate_.limit]) if val_set else []
     return Run(
