@@ -1,0 +1,434 @@
+"""Official Sa2VA names of weights, and their names in a bundle: one table a part, read in both directions.
+
+A name may hold `{}` (a number), `{p}` (`weight` or `bias`), `{a}` (`q`, `k` or `v`) and `{*}` (whatever follows, where
+the official code uses the native class). Every relation between the two layouts
+is one of rows: rows of one tensor are rows of another, so that conversion moves bytes and computes nothing.
+The official names are those of ByteDance/Sa2VA on the Hugging Face hub; the bundle's are the names that
+transformers' `save_pretrained` writes, after `vlm.`, `sam.` or `projector.`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate
+from typing import Literal
+
+from vesalius.errors import CheckpointError
+from vesalius.models.specs import ModelSpec
+
+Shape = tuple[int, ...]
+
+Layout = Literal["whole", "thirds", "groups", "copies", "row 0", "row 1", "row 2", "row 3"]
+"""How the rows of an official tensor lie in the bundle.
+
+`whole`: the same tensor. `thirds`: query, key and value one after the other. `groups`: InternLM2's `wqkv`, which
+holds for each key-value head its queries, then its key, then its value. `copies`: the same tensor under each of the
+names. `row i`: row i of a tensor that several official ones make up.
+"""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One line of a table."""
+
+    official: str
+    bundle: tuple[str, ...]
+    layout: Layout = "whole"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """`count` rows of the tensor `source`, from row `first` on."""
+
+    source: str
+    first: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """A tensor made of rows of others, one after the other."""
+
+    shape: Shape
+    rows: tuple[Rows, ...]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows `first` to `first + rows` of an official tensor are rows `place` to `place + rows` of a bundle's."""
+
+    official: str
+    first: int
+    bundle: str
+    place: int
+    rows: int
+
+
+WILDCARDS = {"{}": r"(\d+)", "{p}": "(weight|bias)", "{a}": "([qkv])", "{*}": "(.+)"}
+
+
+def _rules(official: str, bundle: str, lines: str) -> list[Rule]:
+    """A rule a line, `official -> bundle [bundle ...] [: layout]`, each name after its prefix."""
+    rules = []
+    for line in filter(None, map(str.strip, lines.splitlines())):
+        names, _, layout = line.partition(" : ")
+        left, _, right = names.partition(" -> ")
+        rules.append(
+            Rule(official + left.strip(), tuple(bundle + name for name in right.split()), layout or "whole")
+        )
+    return rules
+
+
+INTERN_VIT = _rules(
+    "vision_model.",
+    "vlm.vision_tower.",
+    """
+    embeddings.class_embedding -> embeddings.cls_token
+    embeddings.position_embedding -> embeddings.position_embeddings
+    embeddings.patch_embedding.{p} -> embeddings.patch_embeddings.projection.{p}
+    encoder.layers.{}.ls1 -> encoder.layer.{}.lambda_1
+    encoder.layers.{}.ls2 -> encoder.layer.{}.lambda_2
+    encoder.layers.{}.norm1.{p} -> encoder.layer.{}.layernorm_before.{p}
+    encoder.layers.{}.norm2.{p} -> encoder.layer.{}.layernorm_after.{p}
+    encoder.layers.{}.attn.qkv.{p} -> encoder.layer.{}.attention.q_proj.{p} encoder.layer.{}.attention.k_proj.{p} encoder.layer.{}.attention.v_proj.{p} : thirds
+    encoder.layers.{}.attn.q_norm.weight -> encoder.layer.{}.attention.q_norm.weight
+    encoder.layers.{}.attn.k_norm.weight -> encoder.layer.{}.attention.k_norm.weight
+    encoder.layers.{}.attn.proj.{p} -> encoder.layer.{}.attention.projection_layer.{p}
+    encoder.layers.{}.mlp.fc1.{p} -> encoder.layer.{}.mlp.fc1.{p}
+    encoder.layers.{}.mlp.fc2.{p} -> encoder.layer.{}.mlp.fc2.{p}
+    """,
+) + _rules(
+    "mlp1.",
+    "vlm.multi_modal_projector.",
+    """
+    0.{p} -> layer_norm.{p}
+    1.{p} -> linear_1.{p}
+    3.{p} -> linear_2.{p}
+    """,
+)
+
+# Qwen2 and Phi-3: the official code uses transformers' own classes
+NATIVE_LANGUAGE = _rules("language_model.", "vlm.language_model.", "{*} -> {*}")
+
+INTERNLM2 = _rules(
+    "language_model.",
+    "vlm.language_model.",
+    """
+    model.tok_embeddings.weight -> model.embed_tokens.weight
+    model.layers.{}.attention.wqkv.weight -> model.layers.{}.self_attn.q_proj.weight model.layers.{}.self_attn.k_proj.weight model.layers.{}.self_attn.v_proj.weight : groups
+    model.layers.{}.attention.wo.weight -> model.layers.{}.self_attn.o_proj.weight
+    model.layers.{}.feed_forward.w1.weight -> model.layers.{}.mlp.gate_proj.weight
+    model.layers.{}.feed_forward.w3.weight -> model.layers.{}.mlp.up_proj.weight
+    model.layers.{}.feed_forward.w2.weight -> model.layers.{}.mlp.down_proj.weight
+    model.layers.{}.attention_norm.weight -> model.layers.{}.input_layernorm.weight
+    model.layers.{}.ffn_norm.weight -> model.layers.{}.post_attention_layernorm.weight
+    model.norm.weight -> model.norm.weight
+    output.weight -> lm_head.weight
+    """,
+)
+
+QWEN2_5_VL = _rules(
+    "model.",
+    "vlm.",
+    """
+    model.visual.{*} -> visual.{*}
+    model.language_model.{*} -> model.{*}
+    lm_head.weight -> lm_head.weight
+    """,
+)
+
+QWEN3_VL = _rules(
+    "model.",
+    "vlm.",
+    """
+    model.visual.{*} -> model.visual.{*}
+    model.language_model.{*} -> model.language_model.{*}
+    lm_head.weight -> lm_head.weight
+    """,
+)
+
+PROJECTOR = _rules(
+    "text_hidden_fcs.",
+    "projector.",
+    """
+    0.{p} -> linear_1.{p}
+    2.{p} -> linear_2.{p}
+    """,
+)
+
+SAM2 = _rules(
+    "grounding_encoder.sam2_model.",
+    "sam.",
+    """
+    maskmem_tpos_enc -> memory_temporal_positional_encoding
+    no_mem_embed -> no_memory_embedding
+    no_mem_pos_enc -> no_memory_positional_encoding
+    no_obj_ptr -> no_object_pointer
+    mask_downsample.{p} -> mask_downsample.{p}
+    obj_ptr_proj.layers.0.{p} -> object_pointer_proj.proj_in.{p}
+    obj_ptr_proj.layers.1.{p} -> object_pointer_proj.layers.0.{p}
+    obj_ptr_proj.layers.2.{p} -> object_pointer_proj.proj_out.{p}
+    """,
+) + _rules(
+    "grounding_encoder.sam2_model.image_encoder.",
+    "sam.vision_encoder.",
+    """
+    trunk.pos_embed -> backbone.pos_embed
+    trunk.pos_embed_window -> backbone.pos_embed_window
+    trunk.patch_embed.proj.{p} -> backbone.patch_embed.projection.{p}
+    trunk.blocks.{}.norm1.{p} -> backbone.blocks.{}.layer_norm1.{p}
+    trunk.blocks.{}.norm2.{p} -> backbone.blocks.{}.layer_norm2.{p}
+    trunk.blocks.{}.attn.qkv.{p} -> backbone.blocks.{}.attn.qkv.{p}
+    trunk.blocks.{}.attn.proj.{p} -> backbone.blocks.{}.attn.proj.{p}
+    trunk.blocks.{}.mlp.layers.0.{p} -> backbone.blocks.{}.mlp.proj_in.{p}
+    trunk.blocks.{}.mlp.layers.1.{p} -> backbone.blocks.{}.mlp.proj_out.{p}
+    trunk.blocks.{}.proj.{p} -> backbone.blocks.{}.proj.{p}
+    neck.convs.{}.conv.{p} -> neck.convs.{}.{p}
+    """,
+) + _rules(
+    "grounding_encoder.sam2_model.memory_",
+    "sam.memory_",
+    """
+    attention.norm.{p} -> attention.layer_norm.{p}
+    attention.layers.{}.self_attn.out_proj.{p} -> attention.layers.{}.self_attn.o_proj.{p}
+    attention.layers.{}.self_attn.{a}_proj.{p} -> attention.layers.{}.self_attn.{a}_proj.{p}
+    attention.layers.{}.cross_attn_image.out_proj.{p} -> attention.layers.{}.cross_attn_image.o_proj.{p}
+    attention.layers.{}.cross_attn_image.{a}_proj.{p} -> attention.layers.{}.cross_attn_image.{a}_proj.{p}
+    attention.layers.{}.linear1.{p} -> attention.layers.{}.linear1.{p}
+    attention.layers.{}.linear2.{p} -> attention.layers.{}.linear2.{p}
+    attention.layers.{}.norm{}.{p} -> attention.layers.{}.layer_norm{}.{p}
+    encoder.mask_downsampler.encoder.0.{p} -> encoder.mask_downsampler.layers.0.conv.{p}
+    encoder.mask_downsampler.encoder.1.{p} -> encoder.mask_downsampler.layers.0.layer_norm.{p}
+    encoder.mask_downsampler.encoder.3.{p} -> encoder.mask_downsampler.layers.1.conv.{p}
+    encoder.mask_downsampler.encoder.4.{p} -> encoder.mask_downsampler.layers.1.layer_norm.{p}
+    encoder.mask_downsampler.encoder.6.{p} -> encoder.mask_downsampler.layers.2.conv.{p}
+    encoder.mask_downsampler.encoder.7.{p} -> encoder.mask_downsampler.layers.2.layer_norm.{p}
+    encoder.mask_downsampler.encoder.9.{p} -> encoder.mask_downsampler.layers.3.conv.{p}
+    encoder.mask_downsampler.encoder.10.{p} -> encoder.mask_downsampler.layers.3.layer_norm.{p}
+    encoder.mask_downsampler.encoder.12.{p} -> encoder.mask_downsampler.final_conv.{p}
+    encoder.pix_feat_proj.{p} -> encoder.feature_projection.{p}
+    encoder.fuser.layers.{}.g_weight -> encoder.memory_fuser.layers.{}.scale
+    encoder.fuser.layers.{}.dwconv.{p} -> encoder.memory_fuser.layers.{}.depthwise_conv.{p}
+    encoder.fuser.layers.{}.norm.{p} -> encoder.memory_fuser.layers.{}.layer_norm.{p}
+    encoder.fuser.layers.{}.pwconv1.{p} -> encoder.memory_fuser.layers.{}.pointwise_conv1.{p}
+    encoder.fuser.layers.{}.pwconv2.{p} -> encoder.memory_fuser.layers.{}.pointwise_conv2.{p}
+    encoder.out_proj.{p} -> encoder.projection.{p}
+    """,
+) + _rules(
+    "grounding_encoder.sam2_model.sam_prompt_encoder.",
+    "sam.",
+    """
+    pe_layer.positional_encoding_gaussian_matrix -> shared_image_embedding.positional_embedding prompt_encoder.shared_embedding.positional_embedding : copies
+    point_embeddings.0.weight -> prompt_encoder.point_embed.weight : row 0
+    point_embeddings.1.weight -> prompt_encoder.point_embed.weight : row 1
+    point_embeddings.2.weight -> prompt_encoder.point_embed.weight : row 2
+    point_embeddings.3.weight -> prompt_encoder.point_embed.weight : row 3
+    not_a_point_embed.weight -> prompt_encoder.not_a_point_embed.weight
+    no_mask_embed.weight -> prompt_encoder.no_mask_embed.weight
+    mask_downscaling.0.{p} -> prompt_encoder.mask_embed.conv1.{p}
+    mask_downscaling.1.{p} -> prompt_encoder.mask_embed.layer_norm1.{p}
+    mask_downscaling.3.{p} -> prompt_encoder.mask_embed.conv2.{p}
+    mask_downscaling.4.{p} -> prompt_encoder.mask_embed.layer_norm2.{p}
+    mask_downscaling.6.{p} -> prompt_encoder.mask_embed.conv3.{p}
+    """,
+) + _rules(
+    "grounding_encoder.sam2_model.sam_mask_decoder.",
+    "sam.mask_decoder.",
+    """
+    iou_token.weight -> iou_token.weight
+    mask_tokens.weight -> mask_tokens.weight
+    obj_score_token.weight -> obj_score_token.weight
+    conv_s0.{p} -> conv_s0.{p}
+    conv_s1.{p} -> conv_s1.{p}
+    output_upscaling.0.{p} -> upscale_conv1.{p}
+    output_upscaling.1.{p} -> upscale_layer_norm.{p}
+    output_upscaling.3.{p} -> upscale_conv2.{p}
+    output_hypernetworks_mlps.{}.layers.0.{p} -> output_hypernetworks_mlps.{}.proj_in.{p}
+    output_hypernetworks_mlps.{}.layers.1.{p} -> output_hypernetworks_mlps.{}.layers.0.{p}
+    output_hypernetworks_mlps.{}.layers.2.{p} -> output_hypernetworks_mlps.{}.proj_out.{p}
+    iou_prediction_head.layers.0.{p} -> iou_prediction_head.proj_in.{p}
+    iou_prediction_head.layers.1.{p} -> iou_prediction_head.layers.0.{p}
+    iou_prediction_head.layers.2.{p} -> iou_prediction_head.proj_out.{p}
+    pred_obj_score_head.layers.0.{p} -> pred_obj_score_head.proj_in.{p}
+    pred_obj_score_head.layers.1.{p} -> pred_obj_score_head.layers.0.{p}
+    pred_obj_score_head.layers.2.{p} -> pred_obj_score_head.proj_out.{p}
+    transformer.norm_final_attn.{p} -> transformer.layer_norm_final_attn.{p}
+    transformer.final_attn_token_to_image.out_proj.{p} -> transformer.final_attn_token_to_image.o_proj.{p}
+    transformer.final_attn_token_to_image.{a}_proj.{p} -> transformer.final_attn_token_to_image.{a}_proj.{p}
+    transformer.layers.{}.self_attn.out_proj.{p} -> transformer.layers.{}.self_attn.o_proj.{p}
+    transformer.layers.{}.self_attn.{a}_proj.{p} -> transformer.layers.{}.self_attn.{a}_proj.{p}
+    transformer.layers.{}.cross_attn_token_to_image.out_proj.{p} -> transformer.layers.{}.cross_attn_token_to_image.o_proj.{p}
+    transformer.layers.{}.cross_attn_token_to_image.{a}_proj.{p} -> transformer.layers.{}.cross_attn_token_to_image.{a}_proj.{p}
+    transformer.layers.{}.cross_attn_image_to_token.out_proj.{p} -> transformer.layers.{}.cross_attn_image_to_token.o_proj.{p}
+    transformer.layers.{}.cross_attn_image_to_token.{a}_proj.{p} -> transformer.layers.{}.cross_attn_image_to_token.{a}_proj.{p}
+    transformer.layers.{}.mlp.layers.0.{p} -> transformer.layers.{}.mlp.proj_in.{p}
+    transformer.layers.{}.mlp.layers.1.{p} -> transformer.layers.{}.mlp.proj_out.{p}
+    transformer.layers.{}.norm{}.{p} -> transformer.layers.{}.layer_norm{}.{p}
+    """,
+)
+
+LANGUAGE = {"qwen2": NATIVE_LANGUAGE, "phi3": NATIVE_LANGUAGE, "llama": INTERNLM2}
+"""Type of the language model in a bundle -> its table."""
+
+DROPPED = {
+    "language_model.model.layers.{}.attention.rotary_emb.inv_freq": "computed from the configuration",
+    "language_model.model.layers.{}.self_attn.rotary_emb.inv_freq": "computed from the configuration",
+}
+"""Official names that a bundle does not hold, and why."""
+
+SAVED_NAMES = {
+    "internvl": (
+        ("model.language_model.", "language_model.model."),
+        ("model.vision_tower.", "vision_tower."),
+        ("model.multi_modal_projector.", "multi_modal_projector."),
+        ("lm_head.", "language_model.lm_head."),
+    ),
+    "qwen2_5_vl": (("model.visual.", "visual."), ("model.language_model.", "model.")),
+    "qwen3_vl": (),
+}
+"""Family -> (name in the module, name in the file) of the vision-language half: `save_pretrained` renames some."""
+
+
+def rules_of(spec: ModelSpec) -> tuple[Rule, ...]:
+    """The tables of a model, in one."""
+    families = {"qwen2_5_vl": QWEN2_5_VL, "qwen3_vl": QWEN3_VL}
+    vlm = families.get(spec.family) or INTERN_VIT + LANGUAGE[spec.vlm["text_config"]["model_type"]]
+    return (*vlm, *PROJECTOR, *SAM2)
+
+
+def saved_name(family: str, module_name: str) -> str:
+    """Name in `vlm/*.safetensors` of a tensor of the module's state."""
+    for inside, saved in SAVED_NAMES[family]:
+        if module_name.startswith(inside):
+            return saved + module_name.removeprefix(inside)
+    return module_name
+
+
+def to_bundle(spec: ModelSpec, shapes: Mapping[str, Shape]) -> tuple[dict[str, Assembly], dict[str, str]]:
+    """Each tensor of the bundle, assembled of official ones; and what was dropped, with the reason.
+
+    CheckpointError with the first ten names that no table knows.
+    """
+    pieces, dropped, unknown = [], {}, []
+    for name, shape in shapes.items():
+        found = next(_matches(rules_of(spec), name, "official"), None)
+        reason = next((why for template, why in DROPPED.items() if _pattern(template).fullmatch(name)), None)
+        if found is not None:
+            pieces += _pieces(found[0], name, found[1], shape[0], spec)
+        elif reason is not None:
+            dropped[name] = reason
+        else:
+            unknown.append(name)
+    _refuse(unknown, f"an official {spec.name}")
+    rows = [(piece.bundle, piece.place, Rows(piece.official, piece.first, piece.rows)) for piece in pieces]
+    return _assemble(rows, shapes), dropped
+
+
+def to_official(spec: ModelSpec, shapes: Mapping[str, Shape]) -> dict[str, Assembly]:
+    """Each official tensor, assembled of the bundle's: the same tables the other way.
+
+    Where several tensors of the bundle are copies of one, the first is read. CheckpointError as for `to_bundle`.
+    """
+    pieces: list[Piece] = []
+    for name, shape in shapes.items():
+        for rule, filling in _matches(rules_of(spec), name, "bundle"):
+            official = _fill(rule.official, filling)
+            pieces += _pieces(rule, official, filling, _official_rows(rule, shape[0], spec), spec)
+    known = {piece.bundle for piece in pieces}
+    _refuse([name for name in shapes if name not in known], f"a bundle of {spec.name}")
+    _refuse([name for name in known if name not in shapes], f"a bundle of {spec.name}", "lacks")
+    first_copies = {(piece.official, piece.first): piece for piece in reversed(pieces)}.values()
+    rows = [
+        (piece.official, piece.first, Rows(piece.bundle, piece.place, piece.rows)) for piece in first_copies
+    ]
+    return _assemble(rows, shapes)
+
+
+def _pieces(rule: Rule, official: str, filling: tuple[str, ...], rows: int, spec: ModelSpec) -> list[Piece]:
+    names = [_fill(template, filling) for template in rule.bundle]
+    match rule.layout:
+        case "whole" | "copies":
+            return [Piece(official, 0, name, 0, rows) for name in names]
+        case "thirds":
+            third = rows // 3
+            return [Piece(official, i * third, name, 0, third) for i, name in enumerate(names)]
+        case "groups":
+            return list(_groups(official, names, rows, *_heads(spec)))
+    return [Piece(official, 0, names[0], int(rule.layout.removeprefix("row ")), 1)]
+
+
+def _groups(official: str, names: list[str], rows: int, queries: int, groups: int) -> Iterator[Piece]:
+    """Worked case: 2 queries a group, 4 rows a head: rows 0-7 of a group are queries, 8-11 the key, 12-15 the value."""
+    head = rows // (groups * (queries + 2))
+    parts = ((0, queries * head), (queries * head, head), ((queries + 1) * head, head))
+    for group in range(groups):
+        start = group * (queries + 2) * head
+        for name, (offset, count) in zip(names, parts, strict=True):
+            yield Piece(official, start + offset, name, group * count, count)
+
+
+def _heads(spec: ModelSpec) -> tuple[int, int]:
+    """Queries of each key-value head, and key-value heads."""
+    text = spec.vlm["text_config"]
+    groups = text["num_key_value_heads"]
+    return text["num_attention_heads"] // groups, groups
+
+
+def _official_rows(rule: Rule, rows: int, spec: ModelSpec) -> int:
+    """Rows of the official tensor of which the first of the rule's bundle tensors has `rows`."""
+    match rule.layout:
+        case "whole" | "copies":
+            return rows
+        case "thirds":
+            return 3 * rows
+        case "groups":
+            queries, _ = _heads(spec)
+            return rows // queries * (queries + 2)
+    return 1
+
+
+def _assemble(rows: list[tuple[str, int, Rows]], shapes: Mapping[str, Shape]) -> dict[str, Assembly]:
+    parts: dict[str, list[tuple[int, Rows]]] = {}
+    for name, place, part in rows:
+        parts.setdefault(name, []).append((place, part))
+    assemblies = {}
+    for name, placed in parts.items():
+        placed.sort(key=lambda pair: pair[0])
+        ordered = tuple(part for _, part in placed)
+        ends = [0, *accumulate(part.count for part in ordered)]
+        tails = {shapes[part.source][1:] for part in ordered}
+        if [place for place, _ in placed] != ends[:-1] or len(tails) != 1:
+            sources = sorted({part.source for part in ordered})
+            raise CheckpointError(f"{name}: cannot be made of {', '.join(sources)}: a part is missing or misshapen")
+        assemblies[name] = Assembly((ends[-1], *tails.pop()), ordered)
+    return assemblies
+
+
+def _matches(rules: Iterable[Rule], name: str, side: Literal["official", "bundle"]) -> Iterator[tuple[Rule, tuple[str, ...]]]:
+    """The rules whose official name, or whose first name in the bundle, is this one; and what fills the template."""
+    for rule in rules:
+        template = rule.official if side == "official" else rule.bundle[0]
+        if found := _pattern(template).fullmatch(name):
+            yield rule, found.groups()
+
+
+@cache
+def _pattern(template: str) -> re.Pattern[str]:
+    pattern = re.escape(template)
+    for wildcard, meaning in WILDCARDS.items():
+        pattern = pattern.replace(re.escape(wildcard), meaning)
+    return re.compile(pattern)
+
+
+def _fill(template: str, filling: tuple[str, ...]) -> str:
+    values = iter(filling)
+    return re.sub(r"\{[pa*]?\}", lambda _: next(values), template)
+
+
+def _refuse(names: list[str], what: str, verb: str = "has") -> None:
+    if names:
+        listed = ", ".join(sorted(names)[:10])
+        raise CheckpointError(f"{what} {verb} {len(names)} tensors that do not belong together with it: {listed}")
