@@ -77,7 +77,7 @@ def main() -> None:
     data = [f"data.train={out / 'train'}", f"data.val={out / 'val'}", f"out={out / 'run'}"]
     vesalius("train", RECIPE, "--set", *args.set, *data)
     untrained = new_model("tiny", seed=0)
-    save_bundle(out / "untrained", untrained.model, untrained.processor, untrained.card)
+    save_bundle(out / "untrained", untrained)
     vesalius(
         "evaluate",
         out / "untrained",

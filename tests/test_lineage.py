@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -15,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from vesalius import lineage
 from vesalius.errors import CheckpointError, ImageError
 from vesalius.lineage import (
     commit,
@@ -215,6 +218,80 @@ def test_random_bytes_never_raise_anything_else(bundle: Path, header: bytes, dat
     (bundle / "sam" / "model.safetensors").write_bytes(safetensors_bytes(header, data))
     with suppress(CheckpointError):  # `{}` is a file without tensors, and in order
         fingerprint_weights(bundle)
+
+
+@pytest.fixture
+def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle large enough for its hashes to be kept, last changed a minute ago; the cache is the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    bundle = make_bundle(tmp_path / "large", {"model.safetensors": {"w": np.zeros(9 << 20, np.float32)}})
+    age(bundle / "vlm" / "model.safetensors", 60)
+    return bundle
+
+
+def age(path: Path, seconds: float) -> None:
+    changed_ns = time.time_ns() - int(seconds * 1e9)
+    os.utime(path, ns=(changed_ns, changed_ns))
+
+
+def forget() -> None:
+    """What a new process remembers."""
+    lineage._hash_tensors.cache_clear()
+
+
+def change_unseen(path: Path) -> None:
+    """Change the last byte, so that neither size nor time tells."""
+    stat = path.stat()
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"x")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_a_large_file_of_the_same_path_size_and_time_is_hashed_once(large: Path, tmp_path: Path) -> None:
+    path = large / "vlm" / "model.safetensors"
+    before = fingerprint_weights(large)
+    assert len(list((tmp_path / "cache").rglob("*.json"))) == 1, (
+        "one for each large file, none for small ones"
+    )
+    change_unseen(path)
+    forget()
+    assert fingerprint_weights(large) == before
+    age(path, 30)
+    forget()
+    after = fingerprint_weights(large)
+    assert after != before
+    forget()
+    assert fingerprint_weights(large) == after
+
+
+def test_a_file_that_changed_only_now_is_hashed_again(large: Path) -> None:
+    path = large / "vlm" / "model.safetensors"
+    age(path, 0)
+    before = fingerprint_weights(large)
+    change_unseen(path)
+    forget()
+    assert fingerprint_weights(large) != before
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"files": 3}', '{"files": [], "tensors": [[1]]}'])
+def test_a_spoilt_cache_is_hashed_anew(large: Path, tmp_path: Path, content: str) -> None:
+    before = fingerprint_weights(large)
+    [note] = (tmp_path / "cache").rglob("*.json")
+    note.write_text(content)
+    forget()
+    assert fingerprint_weights(large) == before
+    assert json.loads(note.read_text())["tensors"]
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(
+    large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    before = fingerprint_weights(large)
+    forget()
+    assert fingerprint_weights(large) == before
 
 
 @pytest.fixture

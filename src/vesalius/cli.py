@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -144,6 +145,28 @@ def info(args: argparse.Namespace) -> Result:
     return facts
 
 
+def convert(args: argparse.Namespace) -> Result:
+    """Write a model in the other layout, or a training checkpoint as a whole model, and prove it."""
+    from vesalius.models.convert import convert as run_conversion
+    from vesalius.models.proof import summarise
+
+    with Progress(1.0, "convert", unit="model") as progress:
+        proof = run_conversion(
+            args.source,
+            args.out,
+            to=args.to,
+            base=args.base,
+            keep_adapter=args.keep_adapter,
+            lora_alpha=args.lora_alpha,
+            on_bytes=lambda done, total: progress.reach(
+                done / total, f"{done / 1e9:.1f} of {total / 1e9:.1f} GB"
+            ),
+        )
+    for line in summarise(proof):
+        print(line)
+    return proof
+
+
 def build_parser() -> argparse.ArgumentParser:
     """All verbs with their arguments."""
     parser = argparse.ArgumentParser(
@@ -196,6 +219,25 @@ def build_parser() -> argparse.ArgumentParser:
 
     verb = _add(verbs, info)
     verb.add_argument("model", metavar="MODEL", help="a bundle, a run folder, or tiny")
+
+    verb = _add(verbs, convert)
+    verb.add_argument("source", metavar="SOURCE", help="an official folder, a bundle, or a training .pth")
+    verb.add_argument("out", type=Path, metavar="OUT", help="folder to make")
+    verb.add_argument(
+        "--to",
+        choices=("vesalius", "sa2va"),
+        default="vesalius",
+        help="a bundle, or the official layout (default vesalius)",
+    )
+    verb.add_argument(
+        "--base",
+        metavar="MODEL",
+        help="the model that a .pth belongs to; of any other source, a model to compare with",
+    )
+    verb.add_argument("--keep-adapter", action="store_true", help="keep LoRA beside the weights, unmerged")
+    verb.add_argument(
+        "--lora-alpha", type=float, metavar="A", help="LoRA's alpha, where the .pth does not tell it"
+    )
     return parser
 
 
@@ -237,6 +279,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     level = logging.INFO if args.verbose else logging.WARNING
     logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s: %(message)s")
+    # a cancelled job cleans up as after Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     stdout = sys.stdout
     if args.json:
         sys.stdout = sys.stderr

@@ -8,20 +8,32 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import math
+import os
 import platform
 import subprocess
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-from vesalius.errors import CheckpointError, ImageError
+from vesalius.errors import CheckpointError, ImageError, OutputError
+from vesalius.files import write_json
+from vesalius.tensorfiles import (
+    Block,
+    TensorPlace,
+    TensorType,
+    find_places,
+    find_shards,
+    read_blocks,
+    read_places,
+)
 from vesalius.types import Absent, MaskFile, MaskReference, Polygons, RleMask, Sample
 
-BLOCK_BYTES = 1 << 20
 PACKAGE = Path(__file__).resolve().parent
 
 PARTS = {
@@ -44,17 +56,14 @@ LIBRARIES = (
     "safetensors",
 )
 
-# https://github.com/huggingface/safetensors/blob/main/safetensors/src/tensor.rs: MAX_HEADER_SIZE and Dtype
-MAX_HEADER_BYTES = 100_000_000
-ITEM_BYTES = {
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 1),
-    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 2),
-    **dict.fromkeys(("I32", "U32", "F32"), 4),
-    **dict.fromkeys(("I64", "U64", "F64", "C64"), 8),
-}
-
 TensorLine = tuple[str, str, tuple[int, ...], str]
 """Name, dtype, shape and SHA-256 of the bytes of one tensor."""
+
+Stamp = tuple[str, int, int]
+"""Path, size and time of change of a file: as long as these are the same it is not hashed again."""
+
+REMEMBERED_FROM_BYTES = 32 << 20  # less is hashed sooner than a note about it is found and trusted
+SETTLED_NS = 2 * 10**9
 
 
 def hash_file(path: Path) -> str:
@@ -72,8 +81,13 @@ def hash_pixels(array: np.ndarray) -> str:
 
 def fingerprint_weights(bundle: Path) -> str:
     """SHA-256 over canonical name, dtype, shape and bytes of each tensor of a bundle; errors as in `list_tensors`."""
+    return fingerprint_lines(list_tensors(bundle))
+
+
+def fingerprint_lines(tensors: Mapping[str, TensorLine]) -> str:
+    """SHA-256 over canonical name -> tensor, in whatever order they come."""
     digest = hashlib.sha256()
-    for name, line in sorted(list_tensors(bundle).items()):
+    for name, line in sorted(tensors.items()):
         digest.update(json.dumps([name, *line[1:]]).encode() + b"\n")
     return digest.hexdigest()
 
@@ -84,20 +98,25 @@ def list_tensors(bundle: Path) -> dict[str, TensorLine]:
     Independent of sharding, of the order of keys and of everything that is not a tensor. Raises CheckpointError,
     naming the file, where one is missing, cut short or damaged, or where two hold the same tensor.
     """
-    found: dict[str, tuple[TensorLine, Path]] = {}
-    for prefix, pattern in PARTS.items():
-        for path in sorted(bundle.glob(pattern)):
-            for line in _tensors(path):
-                name = prefix + line[0]
-                if name in found:
-                    raise CheckpointError(
-                        f"{path}: holds the tensor {line[0]}, and so does {found[name][1].name}"
-                    )
-                found[name] = (line, path)
-        _check_index(bundle / pattern)
+    find_tensors(bundle)  # refuses what does not belong together before anything is hashed
+    return {
+        prefix + line[0]: line
+        for prefix, paths in _weight_files(bundle).items()
+        for path in paths
+        for line in _tensors(path)
+    }
+
+
+def find_tensors(bundle: Path) -> dict[str, TensorPlace]:
+    """Canonical name -> where each tensor of a bundle lies; errors as in `list_tensors`."""
+    found = {
+        prefix + name: place
+        for prefix, paths in _weight_files(bundle).items()
+        for name, place in find_places(paths).items()
+    }
     if not found:
         raise CheckpointError(f"{bundle}: has no weights; a bundle has vlm/, sam/ and projector.safetensors")
-    return {name: line for name, (line, _) in found.items()}
+    return found
 
 
 def fingerprint_samples(samples: Iterable[Sample]) -> str:
@@ -165,95 +184,98 @@ def _hash_readable(path: Path) -> str:
         raise ImageError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def _check_index(pattern: Path) -> None:
-    """Refuse a sharded half of which a shard is missing."""
-    for index in sorted(pattern.parent.glob("*.safetensors.index.json")):
-        try:
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{index}: is not an index of shards ({error})") from error
-        missing = sorted(shard for shard in shards if not (index.parent / shard).is_file())
-        if missing:
-            raise CheckpointError(f"{index}: names {missing[0]}, which is missing; copy the model again")
+def _weight_files(bundle: Path) -> dict[str, list[Path]]:
+    return {
+        prefix: [path for path in find_shards((bundle / pattern).parent) if path.match(pattern)]
+        for prefix, pattern in PARTS.items()
+    }
 
 
 def _tensors(path: Path) -> tuple[TensorLine, ...]:
-    try:
-        stat = path.stat()
-        return _read_tensors(path.resolve(), stat.st_size, stat.st_mtime_ns)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    stamp = _stamp(path)
+    return _hash_tensors(*stamp)
 
 
 # a file of the same path, size and time is not hashed twice: predictor and run both ask for it
 @lru_cache(maxsize=256)
-def _read_tensors(path: Path, n_bytes: int, time_ns: int) -> tuple[TensorLine, ...]:
-    with path.open("rb") as file:
-        header, start = _read_header(file, path, n_bytes)
-        lines = []
-        for name, dtype, shape, (first, last) in _checked(header, path, n_bytes - start):
-            file.seek(start + first)
-            digest = hashlib.sha256()
-            for block in _blocks(file, last - first, path):
-                digest.update(block)
-            lines.append((name, dtype, shape, digest.hexdigest()))
-    return tuple(lines)
+def _hash_tensors(path: str, n_bytes: int, time_ns: int) -> tuple[TensorLine, ...]:
+    file = Path(path)
+    return hashed_once([file], lambda: _lines_of(read_places(file)))
 
 
-def _read_header(file: BinaryIO, path: Path, n_bytes: int) -> tuple[dict[str, Any], int]:
-    """The JSON header of a safetensors file, and where its data begin."""
-    length = int.from_bytes(file.read(8), "little")
-    if n_bytes < 8 or length > min(MAX_HEADER_BYTES, n_bytes - 8):
-        raise CheckpointError(f"{path}: is cut short or no safetensors file ({n_bytes} bytes); copy it again")
+def _lines_of(places: Mapping[str, TensorPlace]) -> list[TensorLine]:
+    return hash_tensors(
+        {name: place.type for name, place in places.items()},
+        lambda name: read_blocks(places[name], 0, places[name].n_bytes),
+    )
+
+
+def hash_tensors(
+    tensors: Mapping[str, TensorType], read: Callable[[str], Iterable[Block]]
+) -> list[TensorLine]:
+    """The line of each tensor, of which `read` gives the bytes; two tensors at a time."""
+
+    def hash_one(name: str) -> TensorLine:
+        digest = hashlib.sha256()
+        for block in read(name):
+            digest.update(block)
+        return name, *tensors[name], digest.hexdigest()
+
+    with ThreadPoolExecutor(max_workers=2) as threads:
+        return list(threads.map(hash_one, tensors))
+
+
+def hashed_once(
+    files: Sequence[Path], hash_them: Callable[[], Iterable[TensorLine]]
+) -> tuple[TensorLine, ...]:
+    """What `hash_them` finds in `files`, which is kept beside their paths, sizes and times and then found again."""
+    before = [_stamp(path) for path in files]
+    known = _recall(before)
+    if known is not None:
+        return known
+    lines = tuple(hash_them())
+    # a file that changed only now may change again within the same tick of the clock of its file system
+    settled = time.time_ns() - max(time_ns for _, _, time_ns in before) > SETTLED_NS
+    if settled and before == [_stamp(path) for path in files]:
+        remember(files, lines)
+    return lines
+
+
+def remember(files: Sequence[Path], lines: Iterable[TensorLine]) -> None:
+    """Keep what was found in `files`, if it is worth it; that it cannot be kept is no error."""
+    stamps = [_stamp(path) for path in files]
+    if sum(n_bytes for _, n_bytes, _ in stamps) >= REMEMBERED_FROM_BYTES:
+        with suppress(OutputError, RuntimeError):  # RuntimeError: there is no home
+            write_json(_memory(stamps), {"files": stamps, "tensors": list(lines)})
+
+
+def remember_tensors(bundle: Path, lines: Mapping[str, TensorLine]) -> None:
+    """Keep the hashes of a bundle that was only now written, by canonical name: they cost no second reading."""
+    for prefix, paths in _weight_files(bundle).items():
+        for path in paths:
+            remember([path], [(name, *lines[prefix + name][1:]) for name in read_places(path)])
+
+
+def _recall(stamps: list[Stamp]) -> tuple[TensorLine, ...] | None:
     try:
-        header = json.loads(file.read(length))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: the safetensors header is not JSON; copy it again") from error
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{path}: the safetensors header is not a JSON object; copy it again")
-    header.pop("__metadata__", None)
-    return header, 8 + length
+        found = json.loads(_memory(stamps).read_text(encoding="utf-8"))
+        if found["files"] != [list(stamp) for stamp in stamps]:
+            return None
+        return tuple((name, dtype, tuple(shape), sha) for name, dtype, shape, sha in found["tensors"])
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError):
+        return None
 
 
-def _checked(
-    header: dict[str, Any], path: Path, data_bytes: int
-) -> Iterator[tuple[str, str, tuple[int, ...], tuple[int, int]]]:
-    """Name, dtype, shape and place of each tensor in the order of the data, which they must fill exactly."""
-    entries = [(*_entry(name, value, path), name) for name, value in header.items()]
-    end = 0
-    for (first, last), dtype, shape, name in sorted(entries):
-        if dtype not in ITEM_BYTES:
-            raise CheckpointError(f"{path}: tensor {name} has the unknown dtype {dtype}")
-        expected = math.prod(shape) * ITEM_BYTES[dtype]
-        if first != end or last - first != expected:
-            raise CheckpointError(
-                f"{path}: tensor {name} should fill bytes {end} to {end + expected}; "
-                f"its header says {first} to {last}"
-            )
-        end = last
-        yield name, dtype, shape, (first, last)
-    if end != data_bytes:
-        raise CheckpointError(
-            f"{path}: should hold {end} bytes of tensors but holds {data_bytes}; copy it again"
-        )
+def _memory(stamps: list[Stamp]) -> Path:
+    """Where the hashes of files are kept. Raises RuntimeError where there is no home."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = hashlib.sha256(json.dumps([path for path, _, _ in stamps]).encode()).hexdigest()
+    return cache / "vesalius" / "tensors" / f"{name}.json"
 
 
-def _entry(name: str, value: Any, path: Path) -> tuple[tuple[int, int], str, tuple[int, ...]]:
+def _stamp(path: Path) -> Stamp:
     try:
-        dtype, shape, (first, last) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
-    except (TypeError, KeyError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: tensor {name} needs dtype, shape and data_offsets in the header"
-        ) from error
-    if not isinstance(dtype, str) or not all(type(n) is int and n >= 0 for n in (*shape, first, last)):
-        raise CheckpointError(f"{path}: tensor {name} has a dtype, shape or offset that no tensor has")
-    return (first, last), dtype, shape
-
-
-def _blocks(file: BinaryIO, n_bytes: int, path: Path) -> Iterator[bytes]:
-    while n_bytes:
-        block = file.read(min(BLOCK_BYTES, n_bytes))
-        if not block:
-            raise CheckpointError(f"{path}: ended early while it was read")
-        n_bytes -= len(block)
-        yield block
+        stat = path.stat()
+        return str(path.resolve()), stat.st_size, stat.st_mtime_ns
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error

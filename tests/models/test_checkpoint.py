@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from vesalius.errors import CheckpointError, OutputError, SettingError
 from vesalius.lineage import fingerprint_weights
 from vesalius.models.checkpoint import (
     OpenedModel,
-    find_bundle,
+    find_model,
     new_model,
     open_bundle,
     read_card,
@@ -29,7 +30,7 @@ def opened() -> OpenedModel:
 @pytest.fixture(scope="module")
 def stored(opened: OpenedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "模型"
-    save_bundle(folder, opened.model, opened.processor, opened.card.changed(threshold=0.3, step=7))
+    save_bundle(folder, replace(opened, card=opened.card.changed(threshold=0.3, step=7)))
     return folder
 
 
@@ -114,18 +115,18 @@ def test_broken_card_is_refused_by_name(bundle: Path, text: str) -> None:
 
 
 def test_names_of_models(stored: Path, tmp_path: Path) -> None:
-    assert find_bundle(stored) == stored
+    assert find_model(stored) == stored
     run = tmp_path / "run"
     run.mkdir()
     (run / "best").symlink_to(stored)
-    assert find_bundle(run) == run / "best"
-    assert (find_bundle("tiny") / "vesalius.json").is_file()
+    assert find_model(run) == run / "best"
+    assert (find_model("tiny") / "vesalius.json").is_file()
     with pytest.raises(CheckpointError, match="holds no model"):
-        find_bundle(tmp_path)
+        find_model(tmp_path)
     with pytest.raises(CheckpointError, match="Sa2VA-4B: its weights are not on this machine"):
-        find_bundle("ByteDance/Sa2VA-4B")
+        find_model("ByteDance/Sa2VA-4B")
     with pytest.raises(SettingError, match="unknown model name 'tyni'; did you mean tiny"):
-        find_bundle("tyni")
+        find_model("tyni")
 
 
 def test_random_weights_of_a_model_without_tokenizer_are_refused() -> None:
@@ -146,13 +147,13 @@ def test_failed_write_leaves_the_old_bundle_whole(
     monkeypatch.setattr(opened.model.sam, "save_pretrained", no_space)
     (bundle.parent / "elsewhere").mkdir()
     with pytest.raises(OutputError, match="No space left on device"):
-        save_bundle(bundle, opened.model, opened.processor, opened.card)
+        save_bundle(bundle, opened)
     assert fingerprint_weights(bundle) == before
     assert {path.name for path in bundle.parent.iterdir()} == {"bundle", "elsewhere"}
 
 
 def test_shipped_tiny_opens_and_is_small() -> None:
-    folder = find_bundle("tiny")
+    folder = find_model("tiny")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     assert size <= 16 * 2**20
     facts = describe("tiny")

@@ -17,12 +17,15 @@ PUBLISHED_VALUES = {  # as counted in the official checkpoints
     "Sa2VA-InternVL3-2B": 2316157490,
     "Sa2VA-InternVL3-8B": 8182606386,
     "Sa2VA-InternVL3-14B": 15369268786,
+    "Sa2VA-Qwen2_5-VL-3B": 4293849650,
+    "Sa2VA-Qwen2_5-VL-7B": 8527539250,
+    "Sa2VA-Qwen3-VL-4B": 5057072690,
 }
 
 
 def count(name: str) -> int:
     with torch.device("meta"):
-        model = build(find_spec(name), seg_id=0, image_id=1)
+        model = build(find_spec(name), seg_id=0)
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -14,9 +14,10 @@ from PIL import Image
 
 from vesalius.data.images import read_image
 from vesalius.errors import SettingError
-from vesalius.lineage import fingerprint_weights
-from vesalius.models.checkpoint import OpenedModel, find_bundle, open_bundle
+from vesalius.inference.official import predict_forward
+from vesalius.models.checkpoint import OpenedModel, find_model, open_model
 from vesalius.models.processor import Batch
+from vesalius.models.stored import fingerprint_model
 from vesalius.models.textseg import Answer, MaskLogits
 from vesalius.types import Item, Prediction
 
@@ -38,17 +39,17 @@ def load_predictor(
 
     Without `threshold` the bundle's own is used; without `device` a GPU if there is one.
     """
-    folder = find_bundle(model)
+    folder = find_model(model)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    opened = open_bundle(folder, device, dtype)
+    opened = open_model(folder, device, dtype)
     return Predictor(
         opened,
         answer=answer,
         threshold=threshold,
         batch=batch,
         name=str(model),
-        fingerprint=fingerprint_weights(folder),
+        fingerprint=fingerprint_model(folder),
     )
 
 
@@ -112,6 +113,14 @@ class Predictor:
             unseen = [replace(item, masks=None) for item in items[start : start + self.batch]]
             predictions.extend(self._predict_batch(unseen))
         return predictions
+
+    def predict_forward(self, **asked: Any) -> dict[str, Any]:
+        """The official interface: `image` or `video` (PIL images), `text`, `past_text`, `mask_prompts`, `official`.
+
+        Gives `prediction`, the answer with its special tokens, and `prediction_masks`, for each [SEG] in it a bool
+        (frames, h, w); see `inference/official.py`.
+        """
+        return predict_forward(self, **asked)
 
     @torch.inference_mode()
     def _predict_batch(self, items: Sequence[Item]) -> Iterator[Prediction]:

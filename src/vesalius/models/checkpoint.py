@@ -1,24 +1,24 @@
-"""A model on disk: a bundle of two native Hugging Face checkpoints, a projector and one small card.
+"""A model on disk: a bundle of two native Hugging Face checkpoints, a projector and one small card; or the official layout.
 
 Each half is opened by the library that owns it, strictly: a missing, unknown or misshapen tensor is an error.
-Weights are read from safetensors only; nothing in a bundle is executed.
+Weights are read from safetensors only; nothing in a folder is executed.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
 import safetensors.torch
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 from pydantic import Field
 from safetensors import SafetensorError
 from transformers import (
-    AutoModelForImageTextToText,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Sam2VideoModel,
@@ -29,12 +29,21 @@ from vesalius.config import Settings, make_settings
 from vesalius.errors import CheckpointError, OutputError, SettingError
 from vesalius.files import replacing, to_json
 from vesalius.lineage import versions
+from vesalius.models.adapter import apply_adapter
+from vesalius.models.keymaps import to_bundle
+from vesalius.models.official import is_official, read_spec
 from vesalius.models.processor import Processor
+from vesalius.models.smallfiles import SmallFiles, find_small_files
 from vesalius.models.specs import PRESETS, ModelSpec, find_spec
-from vesalius.models.textseg import TextSegModel, assemble, build
-from vesalius.models.tokenizers import byte_tokenizer
+from vesalius.models.textseg import VLM_CLASSES, TextSegModel, assemble, build, configs
+from vesalius.models.tokenizers import byte_tokenizer, official_tokenizer
+from vesalius.models.weights import AssembledWeights, load_tensor, open_weights
 
 CARD = "vesalius.json"
+ADAPTER = "adapter"
+"""Folder of a bundle with a LoRA over its `vlm/`."""
+SOURCE = "source"
+"""Folder of a bundle with the small files of the official folder that it came from."""
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -71,27 +80,58 @@ class OpenedModel:
     model: TextSegModel
     processor: Processor
     card: Card
+    source: SmallFiles | None = None
+    """The small files of the official folder that it came from, where it did."""
+    has_adapter: bool = False
+    """Whether a LoRA is kept beside the weights, not in them."""
 
 
-def find_bundle(model: str | Path) -> Path:
-    """The bundle folder that MODEL names: a bundle, a run (its best checkpoint), or `tiny`.
+def find_model(model: str | Path) -> Path:
+    """The folder that MODEL names: a bundle, a run (its best checkpoint), an official folder, a hub id, or `tiny`.
 
-    CheckpointError where there is none, saying what was looked for.
+    A hub id is looked up among what was downloaded before; nothing is fetched. CheckpointError where there is no
+    model, saying what was looked for.
     """
     path = Path(model)
     for candidate in (path, path / "best"):
         if (candidate / CARD).is_file():
             return candidate
+    if is_official(path):
+        return path
     if path.is_dir():
         raise CheckpointError(
-            f"{path}: holds no model: neither {CARD} (a bundle) nor best/{CARD} (a run with a checkpoint) is there"
+            f"{path}: holds no model: neither {CARD} (a bundle), best/{CARD} (a run with a checkpoint) nor the "
+            f"config.json of an official Sa2VA model is there"
         )
     if str(model).lower() == "tiny":
         return Path(str(files("vesalius.models") / "tiny"))
-    spec = find_spec(str(model))
-    raise CheckpointError(
-        f"{spec.name}: its weights are not on this machine; give the folder of a bundle instead"
-    )
+    return _find_downloaded(str(model))
+
+
+def _find_downloaded(name: str) -> Path:
+    repository = name if "/" in name else f"ByteDance/{find_spec(name).name}"
+    try:
+        folder = Path(snapshot_download(repository, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError) as error:
+        if "/" not in name or name.startswith("ByteDance/"):
+            find_spec(name)  # an unknown name has a better sentence
+            hint = f"download it with `hf download {repository}`, or give the folder of a model instead"
+            raise CheckpointError(f"{repository}: its weights are not on this machine; {hint}") from error
+        raise CheckpointError(
+            f"{name}: is neither a folder nor a model that was downloaded before"
+        ) from error
+    if not is_official(folder):
+        raise CheckpointError(f"{repository}: {folder} holds no model in the official Sa2VA layout")
+    return folder
+
+
+def open_model(
+    folder: Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> OpenedModel:
+    """Open a bundle or an official folder strictly, in eval mode; CheckpointError as for `open_bundle`."""
+    if (folder / CARD).is_file():
+        return open_bundle(folder, device, dtype)
+    return _open_official(folder, device, dtype)
 
 
 def open_bundle(
@@ -102,13 +142,42 @@ def open_bundle(
     Raises CheckpointError, naming the folder, for anything missing, unknown, misshapen or unreadable.
     """
     card = read_card(folder)
-    tokenizer = _opened(folder / "vlm", PreTrainedTokenizerFast.from_pretrained)
-    processor = Processor(card.spec, tokenizer)
-    vlm = _open_half(folder / "vlm", AutoModelForImageTextToText, dtype)
+    processor = Processor(card.spec, _tokenizer(folder / "vlm"))
+    vlm = _open_half(folder / "vlm", VLM_CLASSES[card.spec.family], dtype)
+    has_adapter = (folder / ADAPTER).is_dir()
+    if has_adapter:
+        apply_adapter(vlm, folder / ADAPTER)
     sam = _open_half(folder / "sam", Sam2VideoModel, dtype)
-    model = assemble(vlm, sam, processor.seg_id, processor.image_id)
-    _load_projector(model, folder / "projector.safetensors")
-    return OpenedModel(model.to(device=device, dtype=dtype).eval(), processor, card)
+    model = assemble(vlm, sam, card.spec, processor.seg_id)
+    path = folder / "projector.safetensors"
+    _load_projector(model, _read_projector(path), path)
+    source = find_small_files(folder / SOURCE) if (folder / SOURCE).is_dir() else None
+    return OpenedModel(model.to(device=device, dtype=dtype).eval(), processor, card, source, has_adapter)
+
+
+def _open_official(folder: Path, device: str | torch.device, dtype: torch.dtype) -> OpenedModel:
+    weights = open_weights(folder)
+    shapes = {name: tensor.shape for name, tensor in weights.tensors.items()}
+    spec = read_spec(folder, shapes)
+    assemblies, _ = to_bundle(spec, shapes)
+    state = AssembledWeights(weights, assemblies)
+    processor = Processor(spec, official_tokenizer(folder))
+    vlm_config, sam_config = configs(spec)
+
+    def half(kind: Any, config: Any, prefix: str) -> PreTrainedModel:
+        names = [name for name in assemblies if name.startswith(prefix)]
+        tensors = {name.removeprefix(prefix): load_tensor(state, name).to(dtype) for name in names}
+        return _open_half(folder, kind, dtype, (config, tensors))
+
+    vlm = half(VLM_CLASSES[spec.family], vlm_config, "vlm.")
+    sam = half(Sam2VideoModel, sam_config, "sam.")
+    model = assemble(vlm, sam, spec, processor.seg_id)
+    names = [name for name in assemblies if name.startswith("projector.")]
+    projector = {name.removeprefix("projector."): load_tensor(state, name) for name in names}
+    _load_projector(model, projector, folder)
+    return OpenedModel(
+        model.to(device=device, dtype=dtype).eval(), processor, Card(spec=spec), find_small_files(folder)
+    )
 
 
 def read_card(folder: Path) -> Card:
@@ -124,18 +193,32 @@ def read_card(folder: Path) -> Card:
         raise CheckpointError(f"{path}: is not the JSON of a model card") from error
 
 
-def _opened(folder: Path, open_it: Any) -> Any:
+def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: missing; the bundle is incomplete, copy or convert it again")
     try:
-        return open_it(folder, local_files_only=True)
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # a broken file makes the libraries raise nearly anything
-        raise CheckpointError(f"{folder}: cannot be opened ({' '.join(str(error).split())[:300]})") from error
+        raise _cannot_be_opened(folder, error) from error
 
 
-def _open_half(folder: Path, kind: Any, dtype: torch.dtype) -> PreTrainedModel:
-    open_it = partial(kind.from_pretrained, dtype=dtype, output_loading_info=True, trust_remote_code=False)
-    half, info = _opened(folder, partial(open_it, use_safetensors=True))
+def _open_half(
+    folder: Path, kind: Any, dtype: torch.dtype, state: tuple[Any, dict[str, torch.Tensor]] | None = None
+) -> PreTrainedModel:
+    """A half from its folder, or from the configuration and tensors in `state`, which come from `folder`."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: missing; the bundle is incomplete, copy or convert it again")
+    source = (
+        {"pretrained_model_name_or_path": folder, "use_safetensors": True}
+        if state is None
+        else {"pretrained_model_name_or_path": None, "config": state[0], "state_dict": state[1]}
+    )
+    try:
+        half, info = kind.from_pretrained(
+            **source, dtype=dtype, output_loading_info=True, local_files_only=True
+        )
+    except Exception as error:  # a broken file makes the libraries raise nearly anything
+        raise _cannot_be_opened(folder, error) from error
     problems = {
         name: info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[name]
     }
@@ -148,31 +231,51 @@ def _open_half(folder: Path, kind: Any, dtype: torch.dtype) -> PreTrainedModel:
     return half
 
 
-def _load_projector(model: TextSegModel, path: Path) -> None:
+def _load_projector(model: TextSegModel, tensors: dict[str, torch.Tensor], place: Path) -> None:
     try:
-        tensors = safetensors.torch.load_file(path)
         model.projector.load_state_dict(tensors)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: cannot be opened ({' '.join(str(error).split())[:300]})") from error
+    except RuntimeError as error:
+        raise _cannot_be_opened(place, error) from error
 
 
-def save_bundle(folder: Path, model: TextSegModel, processor: Processor, card: Card) -> None:
+def _read_projector(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise _cannot_be_opened(path, error) from error
+
+
+def _cannot_be_opened(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path}: cannot be opened ({' '.join(str(error).split())[:300]})")
+
+
+def save_bundle(folder: Path, opened: OpenedModel) -> None:
     """Write a bundle as a whole or not at all; one at that place is replaced."""
     with replacing(folder) as aside:
-        write_bundle(aside, model, processor, card)
+        write_bundle(aside, opened, opened.card)
 
 
-def write_bundle(folder: Path, model: TextSegModel, processor: Processor, card: Card) -> None:
-    """Write the files of a bundle into `folder`, which is made."""
+def write_bundle(folder: Path, opened: OpenedModel, card: Card) -> None:
+    """Write the files of a bundle with that card into `folder`, which is made.
+
+    CheckpointError for a model with an adapter, whose weights are not its own.
+    """
+    if opened.has_adapter:
+        raise CheckpointError(
+            f"{folder}: a model that keeps a LoRA as an adapter cannot be saved; merge it first"
+        )
     folder.mkdir(parents=True)
+    model = opened.model
     projector = {name: tensor.contiguous() for name, tensor in model.projector.state_dict().items()}
     try:
         model.vlm.save_pretrained(folder / "vlm")
-        processor.tokenizer.save_pretrained(folder / "vlm")
+        opened.processor.tokenizer.save_pretrained(folder / "vlm")
         model.sam.save_pretrained(folder / "sam")
         safetensors.torch.save_file(projector, folder / "projector.safetensors", metadata={"format": "pt"})
     except SafetensorError as error:  # what it makes of a full disk
         raise OutputError(f"{folder}: cannot be written ({error})") from error
+    if opened.source is not None:
+        opened.source.copy_to(folder / SOURCE)
     card = card.changed(versions=versions())
     (folder / CARD).write_text(to_json(card.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
 
@@ -191,5 +294,5 @@ def new_model(name: str, seed: int) -> OpenedModel:
     processor = Processor(spec, byte_tokenizer())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = build(spec, processor.seg_id, processor.image_id)
+        model = build(spec, processor.seg_id)
     return OpenedModel(model, processor, Card(spec=spec))

@@ -1,41 +1,130 @@
-"""What a model is, read from its files: parts, parameters, dtype, lineage."""
+"""What a model is, read from its files: parts, parameters, sizes, dtype, lineage; not taken from names."""
 
 from __future__ import annotations
 
+import difflib
 import math
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from vesalius.lineage import fingerprint_weights, list_tensors
-from vesalius.models.checkpoint import find_bundle, read_card
+from vesalius.lineage import find_tensors
+from vesalius.models.checkpoint import ADAPTER, CARD, Card, find_model, read_card
+from vesalius.models.official import CONFIG, identify, read_spec
+from vesalius.models.specs import PRESETS, ModelSpec
+from vesalius.models.stored import bundle_view, fingerprint_model, shapes_of
+from vesalius.models.weights import FileWeights, Weights, open_weights
+
+PART_NAMES = {
+    "vlm": "vision-language model",
+    "projector": "projector",
+    "sam": "segmenter",
+    "adapter": "LoRA adapter, over the vision-language model",
+}
 
 
 def describe(model: str | Path) -> dict[str, Any]:
-    """Facts about MODEL without loading its weights: counted in the files, not taken from names."""
-    folder = find_bundle(model)
-    card = read_card(folder)
+    """Facts about MODEL without loading its weights. `warnings` says where its name promises another size."""
+    folder = find_model(model)
+    card, weights, layout = _open(folder)
     parts: Counter[str] = Counter()
     dtypes: Counter[str] = Counter()
-    for name, (_, dtype, shape, _) in list_tensors(folder).items():
-        count = math.prod(shape)
+    for name, tensor in weights.tensors.items():
+        count = math.prod(tensor.shape)
         parts[name.partition(".")[0]] += count
-        dtypes[dtype] += count
-    vlm, sam = card.spec.vlm, card.spec.sam
+        dtypes[tensor.dtype] += count
+    spec = card.spec
     return {
         "folder": str(folder),
-        "name": card.spec.name,
-        "family": card.spec.family,
+        "layout": layout,
+        "name": spec.name,
+        "family": spec.family,
+        "published_size": identify(spec),
         "parameters": {**parts, "total": parts.total()},
         "dtypes": dict(dtypes),
-        "language_model": {
-            "layers": vlm["text_config"]["num_hidden_layers"],
-            "hidden_size": vlm["text_config"]["hidden_size"],
-        },
-        "sam_input": sam["image_size"],
+        **_sizes(spec),
+        "chat": spec.prompt.chat,
+        "adapter": (folder / ADAPTER).is_dir(),
         "threshold": card.threshold,
+        "threshold_origin": card.threshold_origin.model_dump(),
         "step": card.step,
         "trained_on_images": len(card.training_images),
         "lineage": card.lineage,
-        "fingerprint": fingerprint_weights(folder),
+        "fingerprint": fingerprint_model(folder),
+        "warnings": _false_claims(folder, spec, parts.total()),
     }
+
+
+def _open(folder: Path) -> tuple[Card, Weights, str]:
+    """The card, the tensors under their canonical names, and the layout they are stored in."""
+    if (folder / CARD).is_file():
+        return read_card(folder), FileWeights(find_tensors(folder)), "bundle"
+    files = open_weights(folder)
+    spec = read_spec(folder, shapes_of(files))
+    return Card(spec=spec), bundle_view(spec, files, folder)[0], f"official ({CONFIG})"
+
+
+def _sizes(spec: ModelSpec) -> dict[str, Any]:
+    vision, text = spec.vlm["vision_config"], spec.text
+    trunk = spec.sam["vision_config"]["backbone_config"]
+    return {
+        "language_model": {
+            "type": text["model_type"],
+            "layers": text["num_hidden_layers"],
+            "hidden_size": text["hidden_size"],
+            "vocabulary": text["vocab_size"],
+        },
+        "vision_encoder": {
+            "layers": vision.get("num_hidden_layers", vision.get("depth")),
+            "hidden_size": vision["hidden_size"],
+        },
+        "segmenter": {
+            "encoder_blocks": sum(trunk["blocks_per_stage"]),
+            "hidden_size": trunk["hidden_size"],
+            "input_size": spec.sam["image_size"],
+        },
+    }
+
+
+def _false_claims(folder: Path, spec: ModelSpec, parameters: int) -> list[str]:
+    """Sizes that the folder's name promises and its tensors do not have."""
+    name = folder.resolve().name
+    real = spec.name if identify(spec) else f"{spec.name} ({parameters / 1e9:.2f} B parameters)"
+    claimed = re.findall(r"(?<![0-9.])(\d+(?:\.\d+)?)B(?![a-z])", name)
+    own = re.findall(r"(\d+(?:\.\d+)?)B", spec.name)
+    wrong = [f"{size}B" for size in claimed if size not in own and not _about(float(size), parameters)]
+    warnings = [f"the folder is called {name}, but it holds {real}, not {size}" for size in wrong]
+    known = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.9)
+    if not warnings and known and identify(spec) not in (None, known[0]):
+        warnings.append(f"the folder is called {name}, but it holds {real}")
+    return warnings
+
+
+def _about(billions: float, parameters: int) -> bool:
+    """Whether a size in the name is that of the parameters, give or take a fifth."""
+    return abs(parameters / 1e9 - billions) <= 0.2 * billions
+
+
+def summarise(facts: dict[str, Any]) -> list[str]:
+    """Lines for a terminal."""
+    parts = {name: count for name, count in facts["parameters"].items() if name != "total"}
+    total = facts["parameters"]["total"]
+    language, vision, segmenter = facts["language_model"], facts["vision_encoder"], facts["segmenter"]
+    lines = [
+        f"{facts['name']}, {facts['family']}, {total:,} parameters ({total / 1e9:.2f} B)",
+        *(f"  {PART_NAMES[name]}: {count:,}" for name, count in parts.items()),
+        f"language model: {language['type']}, {language['layers']} layers of {language['hidden_size']}, "
+        f"{language['vocabulary']:,} tokens",
+        f"vision encoder: {vision['layers']} layers of {vision['hidden_size']}",
+        f"segmenter: {segmenter['encoder_blocks']} blocks from {segmenter['hidden_size']}, "
+        f"{segmenter['input_size']} x {segmenter['input_size']} pixels",
+        "stored as " + ", ".join(f"{dtype} ({count:,})" for dtype, count in facts["dtypes"].items()),
+        f"folder: {facts['folder']} ({facts['layout']})",
+        f"threshold: {facts['threshold']} ({facts['threshold_origin']['how']})",
+    ]
+    if facts["step"] is not None:
+        lines.append(f"trained here: step {facts['step']}, {facts['trained_on_images']} images")
+    lines += [f"{name}: {value}" for name, value in facts["lineage"].items()]
+    lines.append(f"fingerprint: {facts['fingerprint']}")
+    return lines + [f"WARNING: {warning}" for warning in facts["warnings"]]

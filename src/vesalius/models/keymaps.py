@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
-from typing import Literal
+from typing import Literal, cast
 
 from vesalius.errors import CheckpointError
 from vesalius.models.specs import ModelSpec
@@ -77,7 +77,11 @@ def _rules(official: str, bundle: str, lines: str) -> list[Rule]:
         names, _, layout = line.partition(" : ")
         left, _, right = names.partition(" -> ")
         rules.append(
-            Rule(official + left.strip(), tuple(bundle + name for name in right.split()), layout or "whole")
+            Rule(
+                official + left.strip(),
+                tuple(bundle + name for name in right.split()),
+                cast(Layout, layout or "whole"),
+            )
         )
     return rules
 
@@ -159,10 +163,11 @@ PROJECTOR = _rules(
     """,
 )
 
-SAM2 = _rules(
-    "grounding_encoder.sam2_model.",
-    "sam.",
-    """
+SAM2 = (
+    _rules(
+        "grounding_encoder.sam2_model.",
+        "sam.",
+        """
     maskmem_tpos_enc -> memory_temporal_positional_encoding
     no_mem_embed -> no_memory_embedding
     no_mem_pos_enc -> no_memory_positional_encoding
@@ -172,10 +177,11 @@ SAM2 = _rules(
     obj_ptr_proj.layers.1.{p} -> object_pointer_proj.layers.0.{p}
     obj_ptr_proj.layers.2.{p} -> object_pointer_proj.proj_out.{p}
     """,
-) + _rules(
-    "grounding_encoder.sam2_model.image_encoder.",
-    "sam.vision_encoder.",
-    """
+    )
+    + _rules(
+        "grounding_encoder.sam2_model.image_encoder.",
+        "sam.vision_encoder.",
+        """
     trunk.pos_embed -> backbone.pos_embed
     trunk.pos_embed_window -> backbone.pos_embed_window
     trunk.patch_embed.proj.{p} -> backbone.patch_embed.projection.{p}
@@ -188,10 +194,11 @@ SAM2 = _rules(
     trunk.blocks.{}.proj.{p} -> backbone.blocks.{}.proj.{p}
     neck.convs.{}.conv.{p} -> neck.convs.{}.{p}
     """,
-) + _rules(
-    "grounding_encoder.sam2_model.memory_",
-    "sam.memory_",
-    """
+    )
+    + _rules(
+        "grounding_encoder.sam2_model.memory_",
+        "sam.memory_",
+        """
     attention.norm.{p} -> attention.layer_norm.{p}
     attention.layers.{}.self_attn.out_proj.{p} -> attention.layers.{}.self_attn.o_proj.{p}
     attention.layers.{}.self_attn.{a}_proj.{p} -> attention.layers.{}.self_attn.{a}_proj.{p}
@@ -217,10 +224,11 @@ SAM2 = _rules(
     encoder.fuser.layers.{}.pwconv2.{p} -> encoder.memory_fuser.layers.{}.pointwise_conv2.{p}
     encoder.out_proj.{p} -> encoder.projection.{p}
     """,
-) + _rules(
-    "grounding_encoder.sam2_model.sam_prompt_encoder.",
-    "sam.",
-    """
+    )
+    + _rules(
+        "grounding_encoder.sam2_model.sam_prompt_encoder.",
+        "sam.",
+        """
     pe_layer.positional_encoding_gaussian_matrix -> shared_image_embedding.positional_embedding prompt_encoder.shared_embedding.positional_embedding : copies
     point_embeddings.0.weight -> prompt_encoder.point_embed.weight : row 0
     point_embeddings.1.weight -> prompt_encoder.point_embed.weight : row 1
@@ -234,10 +242,11 @@ SAM2 = _rules(
     mask_downscaling.4.{p} -> prompt_encoder.mask_embed.layer_norm2.{p}
     mask_downscaling.6.{p} -> prompt_encoder.mask_embed.conv3.{p}
     """,
-) + _rules(
-    "grounding_encoder.sam2_model.sam_mask_decoder.",
-    "sam.mask_decoder.",
-    """
+    )
+    + _rules(
+        "grounding_encoder.sam2_model.sam_mask_decoder.",
+        "sam.mask_decoder.",
+        """
     iou_token.weight -> iou_token.weight
     mask_tokens.weight -> mask_tokens.weight
     obj_score_token.weight -> obj_score_token.weight
@@ -268,6 +277,7 @@ SAM2 = _rules(
     transformer.layers.{}.mlp.layers.1.{p} -> transformer.layers.{}.mlp.proj_out.{p}
     transformer.layers.{}.norm{}.{p} -> transformer.layers.{}.layer_norm{}.{p}
     """,
+    )
 )
 
 LANGUAGE = {"qwen2": NATIVE_LANGUAGE, "phi3": NATIVE_LANGUAGE, "llama": INTERNLM2}
@@ -402,12 +412,16 @@ def _assemble(rows: list[tuple[str, int, Rows]], shapes: Mapping[str, Shape]) ->
         tails = {shapes[part.source][1:] for part in ordered}
         if [place for place, _ in placed] != ends[:-1] or len(tails) != 1:
             sources = sorted({part.source for part in ordered})
-            raise CheckpointError(f"{name}: cannot be made of {', '.join(sources)}: a part is missing or misshapen")
+            raise CheckpointError(
+                f"{name}: cannot be made of {', '.join(sources)}: a part is missing or misshapen"
+            )
         assemblies[name] = Assembly((ends[-1], *tails.pop()), ordered)
     return assemblies
 
 
-def _matches(rules: Iterable[Rule], name: str, side: Literal["official", "bundle"]) -> Iterator[tuple[Rule, tuple[str, ...]]]:
+def _matches(
+    rules: Iterable[Rule], name: str, side: Literal["official", "bundle"]
+) -> Iterator[tuple[Rule, tuple[str, ...]]]:
     """The rules whose official name, or whose first name in the bundle, is this one; and what fills the template."""
     for rule in rules:
         template = rule.official if side == "official" else rule.bundle[0]
@@ -431,4 +445,6 @@ def _fill(template: str, filling: tuple[str, ...]) -> str:
 def _refuse(names: list[str], what: str, verb: str = "has") -> None:
     if names:
         listed = ", ".join(sorted(names)[:10])
-        raise CheckpointError(f"{what} {verb} {len(names)} tensors that do not belong together with it: {listed}")
+        raise CheckpointError(
+            f"{what} {verb} {len(names)} tensors that do not belong together with it: {listed}"
+        )

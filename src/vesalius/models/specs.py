@@ -17,6 +17,12 @@ from vesalius.models.prompts import PromptTemplate
 
 SEG = "[SEG]"
 IMAGE_TOKEN = "<IMG_CONTEXT>"
+IMAGE_MARKS = {
+    "internvl": ("<img>", IMAGE_TOKEN, "</img>"),
+    "qwen2_5_vl": ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>"),
+    "qwen3_vl": ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>"),
+}
+"""Family -> what stands in the text before an image's tokens, for each of them, and after."""
 ADDED_TOKENS = ("<img>", "</img>", IMAGE_TOKEN, SEG, "<p>", "</p>", "<vp>", "</vp>")
 
 
@@ -24,13 +30,15 @@ class ModelSpec(Settings):
     """What to build. `vlm` and `sam` are the configurations that transformers writes to `config.json`."""
 
     name: str
-    family: Literal["internvl"]
+    family: Literal["internvl", "qwen2_5_vl", "qwen3_vl"]
     """Which vision-language family: how images become tokens."""
     vlm: dict[str, Any]
     sam: dict[str, Any]
     tile_size: int = 448
     max_tiles: int = 12
-    """Most tiles of one image for the language model; a thumbnail is added when there is more than one."""
+    """InternVL: most tiles of one image for the language model; a thumbnail is added when there is more than one."""
+    seg_before_norm: bool = False
+    """Whether the state of [SEG] is taken before the last norm, as Sa2VA on Qwen3-VL was trained."""
     prompt: PromptTemplate = Field(default_factory=PromptTemplate)
 
     @property
@@ -39,9 +47,16 @@ class ModelSpec(Settings):
         return self.sam["image_size"]
 
     @property
-    def tokens_per_tile(self) -> int:
-        """Image tokens of one tile in the language model."""
-        return self.vlm["image_seq_length"]
+    def text(self) -> dict[str, Any]:
+        """The configuration of the language model."""
+        return self.vlm["text_config"]
+
+    @property
+    def context(self) -> int:
+        """Most tokens of a question with its answer; a language model with dynamic RoPE scaling reads further."""
+        rope = self.text["rope_parameters"]
+        stretch = rope.get("factor", 1) if rope["rope_type"] == "dynamic" else 1
+        return int(stretch * self.text["max_position_embeddings"])
 
 
 def find_spec(name: str) -> ModelSpec:
@@ -59,7 +74,7 @@ def tiny() -> ModelSpec:
     """About 3 M parameters: every command on a laptop, in tests and in the demo."""
     vision = _vision(hidden=64, layers=2, heads=2, mlp=128, patch=56, drop_bias=False)
     text = _qwen2(hidden=128, layers=3, heads=4, kv_heads=2, mlp=256, vocab=272, context=4096)
-    sam = _sam2(
+    sam = sam2(
         image_size=512,
         hiera={
             "hidden_size": 24,
@@ -150,9 +165,10 @@ def _internlm2(hidden: int, layers: int, heads: int, kv_heads: int, mlp: int) ->
     }
 
 
-def _sam2(
+def sam2(
     image_size: int, hiera: dict[str, Any], width: int, memory: dict[str, int], decoder: dict[str, int]
 ) -> dict[str, Any]:
+    """The configuration of a SAM 2.0 with memory, of these sizes."""
     grid = image_size // 16
     return {
         "model_type": "sam2_video",
@@ -194,7 +210,7 @@ def _sam2(
 
 
 def _sam2_large() -> dict[str, Any]:
-    return _sam2(
+    return sam2(
         image_size=1024,
         hiera={
             "hidden_size": 144,
@@ -208,6 +224,76 @@ def _sam2_large() -> dict[str, Any]:
         width=256,
         memory={"layers": 4, "mlp": 2048, "fuser_layers": 2},
         decoder={"mlp_dim": 2048, "num_attention_heads": 8},
+    )
+
+
+def _qwen_vl(vision: dict[str, Any], text: dict[str, Any], kind: str) -> dict[str, Any]:
+    return {
+        "model_type": kind,
+        "vision_config": {"model_type": f"{kind}_vision", "out_hidden_size": text["hidden_size"], **vision},
+        "text_config": {"model_type": f"{kind}_text", **text},
+        "image_token_id": 151655,
+        "video_token_id": 151656,
+        "vision_start_token_id": 151652,
+        "vision_end_token_id": 151653,
+        "tie_word_embeddings": False,
+    }
+
+
+def _qwen2_5_vl(hidden: int, layers: int, heads: int, kv_heads: int, mlp: int) -> dict[str, Any]:
+    text = _qwen2(hidden, layers, heads, kv_heads, mlp, vocab=151670, context=128000)
+    del text["model_type"], text["tie_word_embeddings"]
+    text["rope_parameters"] |= {"mrope_section": [16, 24, 24]}
+    vision = {
+        "depth": 32,
+        "hidden_size": 1280,
+        "intermediate_size": 3420,
+        "num_heads": 16,
+        "patch_size": 14,
+        "window_size": 112,
+        "fullatt_block_indexes": [7, 15, 23, 31],
+        "tokens_per_second": 2,
+    }
+    return _qwen_vl(vision, text, "qwen2_5_vl")
+
+
+def _qwen3_vl_4b() -> dict[str, Any]:
+    text = {
+        "hidden_size": 2560,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size": 9728,
+        "vocab_size": 151674,
+        "max_position_embeddings": 262144,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 5e6,
+            "mrope_section": [24, 20, 20],
+            "mrope_interleaved": True,
+        },
+    }
+    vision = {
+        "depth": 24,
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_heads": 16,
+        "patch_size": 16,
+        "num_position_embeddings": 2304,
+        "deepstack_visual_indexes": [5, 11, 17],
+    }
+    return _qwen_vl(vision, text, "qwen3_vl")
+
+
+def _published_qwen(name: str, vlm: dict[str, Any]) -> ModelSpec:
+    return ModelSpec(
+        name=name,
+        family=vlm["model_type"],
+        vlm=vlm,
+        sam=_sam2_large(),
+        seg_before_norm=vlm["model_type"] == "qwen3_vl",
     )
 
 
@@ -237,4 +323,11 @@ PRESETS = {
     "Sa2VA-InternVL3-14B": lambda: _published(
         "Sa2VA-InternVL3-14B", INTERN_VIT_300M, _qwen2(5120, 48, 40, 8, 13824)
     ),
+    "Sa2VA-Qwen2_5-VL-3B": lambda: _published_qwen(
+        "Sa2VA-Qwen2_5-VL-3B", _qwen2_5_vl(2048, 36, 16, 2, 11008)
+    ),
+    "Sa2VA-Qwen2_5-VL-7B": lambda: _published_qwen(
+        "Sa2VA-Qwen2_5-VL-7B", _qwen2_5_vl(3584, 28, 28, 4, 18944)
+    ),
+    "Sa2VA-Qwen3-VL-4B": lambda: _published_qwen("Sa2VA-Qwen3-VL-4B", _qwen3_vl_4b()),
 }

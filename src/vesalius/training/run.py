@@ -13,15 +13,16 @@ from vesalius.config import read_settings
 from vesalius.data.augment import AugmentSettings
 from vesalius.data.dataset import DataSet, load_item, open_data_set
 from vesalius.errors import SettingError, TrainingError
-from vesalius.lineage import commit, fingerprint_samples, fingerprint_weights, hash_pixels, versions
+from vesalius.lineage import commit, fingerprint_samples, hash_pixels, versions
 from vesalius.models.checkpoint import (
     Card,
     OpenedModel,
     ThresholdOrigin,
-    find_bundle,
+    find_model,
     new_model,
-    open_bundle,
+    open_model,
 )
+from vesalius.models.stored import fingerprint_model
 from vesalius.training.feed import Feed
 from vesalius.training.loop import Run, run_loop
 from vesalius.training.rundir import RunDir, TrainState
@@ -149,11 +150,16 @@ def _open_model(settings: RunSettings, resume: bool) -> tuple[OpenedModel, dict[
         return new_model(settings.model, settings.seed), {"start": f"random weights, seed {settings.seed}"}
     if resume and not (settings.out / "last").exists():
         raise TrainingError(f"{settings.out}: has no checkpoint to resume from")
-    folder = settings.out / "last" if resume else find_bundle(settings.model)
-    opened = open_bundle(folder)
+    folder = settings.out / "last" if resume else find_model(settings.model)
+    opened = open_model(folder)
+    if opened.has_adapter:
+        raise TrainingError(
+            f"{folder}: keeps a LoRA as an adapter, which this version does not train on; "
+            "convert its training checkpoint again without --keep-adapter"
+        )
     origin = {
         "start": settings.model,
-        "start_fingerprint": fingerprint_weights(folder),
+        "start_fingerprint": fingerprint_model(folder),
         "start_lineage": opened.card.lineage,
     }
     return opened, origin

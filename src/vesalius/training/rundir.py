@@ -97,7 +97,7 @@ class RunDir:
         """Write a checkpoint, point `last` (and `best`) to it, and remove those that neither points to."""
         folder = self.path / "checkpoints" / f"step-{state.step:06d}"
         with replacing(folder) as aside:
-            write_bundle(aside, opened.model, opened.processor, card)
+            write_bundle(aside, opened, card)
             write_tensors(aside / STATE, {"state": asdict(state), "optimiser": optimiser.state_dict()})
         for name in ("last", "best") if is_best else ("last",):
             link = self.path / f".{name}.partial"

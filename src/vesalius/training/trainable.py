@@ -10,7 +10,7 @@ from vesalius.errors import TrainingError
 from vesalius.models.textseg import TextSegModel
 
 GROUPS = {
-    "vision encoder": ("vlm.model.vision_tower.", "vlm.model.multi_modal_projector."),
+    "vision encoder": ("vlm.model.vision_tower.", "vlm.model.multi_modal_projector.", "vlm.model.visual."),
     "language model": ("vlm.model.language_model.",),
     "language head": ("vlm.lm_head.",),
     "projector": ("projector.",),

@@ -1,0 +1,71 @@
+"""The official interface: `predict_forward`, so that a script made for the official model needs one changed line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vesalius.models.conversation import read_conversation, spoken
+from vesalius.models.memory import VideoSession
+from vesalius.types import Prediction
+
+if TYPE_CHECKING:
+    from vesalius.inference.predictor import Predictor
+
+MAX_NEW_TOKENS = 2048
+
+
+@torch.inference_mode()
+def predict_forward(
+    predictor: Predictor,
+    image: Image.Image | None = None,
+    video: Sequence[Image.Image] = (),
+    text: str = "",
+    past_text: str = "",
+    mask_prompts: Sequence[np.ndarray] = (),
+    official: bool = False,
+) -> dict[str, Any]:
+    """The model's answer, and for each [SEG] in it a mask bool (frames, h, w); an image has one frame.
+
+    `official` keeps what the official code gets wrong (docs/decisions/0006-official-numbers.md).
+    """
+    image = None if image is None else image.convert("RGB")
+    frames = [frame.convert("RGB") for frame in video]
+    processor, model = predictor.processor, predictor.model
+    parameter = next(model.parameters())
+    batch = read_conversation(processor, text, image, frames, past_text, mask_prompts)
+    squares = batch.g_pixel_values
+    # the frames stay where they are until their turn comes
+    batch = replace(batch, g_pixel_values=[]).to(parameter.device, parameter.dtype)
+    answer = model.answer(batch, processor.stop_id, MAX_NEW_TOKENS, official)
+    said = {"prediction": spoken(processor, answer.ids[0]), "prediction_masks": []}
+    if not len(answer.seg.row) or not squares:
+        return said
+    if not video:
+        logits = model.decode([squares[0].to(parameter)], answer.seg).logits
+        return said | {"prediction_masks": list(_masks(predictor, logits, batch.sizes[0])[:, None])}
+    session = VideoSession(model.sam, answer.seg.embedding)
+    masks = [
+        _masks(predictor, session.segment(square[None].to(parameter)).logits, batch.sizes[0])
+        for square in squares
+    ]
+    return said | {"prediction_masks": list(np.stack(masks, axis=1))}
+
+
+def _masks(predictor: Predictor, logits: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
+    """bool (n, h, w) of one frame."""
+    return Prediction(
+        id="frame",
+        prompt="",
+        status="ok",
+        size=size,
+        logits=logits.float().cpu().numpy(),
+        input_size=predictor.processor.spec.sam_size,
+        scores=(1.0,) * len(logits),
+        threshold=predictor.threshold,
+    ).masks

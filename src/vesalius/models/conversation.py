@@ -1,0 +1,136 @@
+"""Free text about an image, a video or nothing, as the official `predict_forward` takes it, to a `Batch` of one row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional
+
+from vesalius.errors import SettingError
+from vesalius.models.pixels import Pixels, read_frames, read_pixels
+from vesalius.models.processor import NOT_LEARNED, Batch, Processor
+from vesalius.models.prompts import CHATS
+from vesalius.models.specs import IMAGE_MARKS
+
+IMAGE = "<image>"
+"""Where in the text the image is."""
+
+SEEN_FRAMES = 5
+"""How many frames of a video the language model sees: its first ones."""
+
+QWEN2_5_VL_SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+"""What the official code says first to Qwen2.5-VL when it predicts, though never when it trains."""
+
+
+def read_conversation(
+    processor: Processor,
+    text: str,
+    image: Image.Image | None = None,
+    video: Sequence[Image.Image] = (),
+    past_text: str = "",
+    mask_prompts: Sequence[np.ndarray] = (),
+) -> Batch:
+    """One row that ends where the model must speak. For a video each of its frames has a `g_pixel_values`.
+
+    `past_text` stands before the text as it is. `mask_prompts` are masks (n, h, w) of regions that the text speaks
+    of, for InternVL. SettingError where text and images do not fit together.
+    """
+    _check(processor, text, image, video, mask_prompts)
+    frames = list(video) or ([] if image is None else [image])
+    if not frames:
+        return _batch(processor, past_text + _ask(processor, text.replace(IMAGE, "")), None, [], None)
+    spec = processor.spec
+    pixels = read_frames(frames[:SEEN_FRAMES], spec) if video else read_pixels(frames[0], spec)
+    tokens = processor.image_tokens(pixels)
+    regions = _regions(mask_prompts[0], spec.vlm["image_seq_length"]) if len(mask_prompts) else None
+    if spec.family == "internvl":
+        asked = text.replace(IMAGE, "\n".join(tokens) + _name_regions(regions, IMAGE_MARKS["internvl"][1]))
+    else:
+        asked = "".join(tokens) + text.replace(IMAGE, "")
+    return _batch(processor, past_text + _ask(processor, asked), pixels, frames, regions)
+
+
+def _check(
+    processor: Processor,
+    text: str,
+    image: Image.Image | None,
+    video: Sequence[Image.Image],
+    mask_prompts: Sequence[np.ndarray],
+) -> None:
+    if image is not None and len(video):
+        raise SettingError("give an image or a video, not both")
+    internvl = processor.spec.family == "internvl"
+    if (image is not None or len(video)) and internvl and text.count(IMAGE) != 1:
+        raise SettingError(f"the text must hold {IMAGE} once, where the image is; it says {text!r}")
+    if len({frame.size for frame in video}) > 1:
+        raise SettingError(f"the frames of a video must have one size; got {sorted({f.size for f in video})}")
+    if len(mask_prompts) and (image is None or not internvl):
+        raise SettingError("mask_prompts need an image and an InternVL model")
+
+
+def _ask(processor: Processor, question: str) -> str:
+    system = QWEN2_5_VL_SYSTEM if processor.spec.family == "qwen2_5_vl" else ""
+    return system + CHATS[processor.spec.prompt.chat][0].replace("{question}", question)
+
+
+def _regions(masks: np.ndarray, cells: int) -> torch.Tensor:
+    """bool (n, side, side) of side^2 = `cells`: regions on the cells of a tile, by the nearest pixel."""
+    side = int(cells**0.5)
+    pixels = torch.as_tensor(np.asarray(masks, dtype=np.float32))
+    if pixels.ndim != 3:
+        raise SettingError(f"mask_prompts must hold masks of shape (n, h, w); got {tuple(pixels.shape)}")
+    return functional.interpolate(pixels[None], size=(side, side), mode="nearest")[0].bool()
+
+
+def _name_regions(regions: torch.Tensor | None, token: str) -> str:
+    if regions is None:
+        return ""
+    cells = regions.flatten(1).sum(dim=1).tolist()
+    named = ", ".join(f"region{i}<vp>{token * count}</vp>" for i, count in enumerate(cells, start=1))
+    return f"\nThere are {len(cells)} part regions in the picture: {named}.\n"
+
+
+def _batch(
+    processor: Processor,
+    prompt: str,
+    pixels: Pixels | None,
+    frames: list[Image.Image],
+    regions: torch.Tensor | None,
+) -> Batch:
+    ids = processor.tokenizer.encode(prompt)
+    input_ids, labels, attention = processor.pad([(ids, [NOT_LEARNED] * len(ids))])
+    return Batch(
+        input_ids=input_ids,
+        attention_mask=attention,
+        labels=labels,
+        pixel_values=torch.zeros(0) if pixels is None else pixels.values,
+        image_grid_thw=torch.zeros(0, 3, dtype=torch.int64) if pixels is None else pixels.grid,
+        g_pixel_values=[processor.for_segmenter(frame) for frame in frames],
+        masks=[],
+        image_of_row=torch.tensor([0]),
+        tiles_of_image=[] if pixels is None else [pixels.parts],
+        frames_per_batch=[len(frames)] if frames else [],
+        sizes=[(frame.height, frame.width) for frame in frames],
+        regions=regions,
+    )
+
+
+def spoken(processor: Processor, ids: Sequence[int]) -> str:
+    """An answer as the official code words it, special tokens and the closing one kept.
+
+    InternLM2's own tokenizer puts a space around each special token.
+    """
+    tokenizer = processor.tokenizer
+    if processor.spec.prompt.chat != "internlm2_chat":
+        return tokenizer.decode(list(ids), skip_special_tokens=False).strip()
+    special = set(tokenizer.get_added_vocab().values())
+    runs: list[list[int]] = []
+    for token in ids:
+        if runs and token not in special and runs[-1][-1] not in special:
+            runs[-1].append(token)
+        else:
+            runs.append([token])
+    return " ".join(tokenizer.decode(run, skip_special_tokens=False) for run in runs).strip()

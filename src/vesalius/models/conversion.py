@@ -1,0 +1,216 @@
+"""What is to be converted into what: all that is known, and all that can be refused, before a byte is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+
+from vesalius.errors import CheckpointError, SettingError
+from vesalius.models.lora import MergedWeights
+from vesalius.models.official import CONFIG, is_official, read_spec
+from vesalius.models.smallfiles import SmallFiles, find_small_files
+from vesalius.models.specs import ModelSpec
+from vesalius.models.stored import (
+    Layout,
+    StoredModel,
+    bundle_view,
+    check_fit,
+    differences,
+    official_view,
+    open_stored,
+    shapes_of,
+)
+from vesalius.models.textseg import configs
+from vesalius.models.tokenizers import official_tokenizer
+from vesalius.models.training_checkpoint import (
+    LORA_NAME,
+    Alpha,
+    TrainingCheckpoint,
+    open_training_checkpoint,
+)
+from vesalius.models.weights import AssembledWeights, HashedWeights
+
+SOURCE = "source"
+"""Folder of a bundle with the small files of the official folder that it came from."""
+
+COPIED = "a copy of another tensor, which the official layout holds once"
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training checkpoint, and what becomes of its LoRA."""
+
+    checkpoint: TrainingCheckpoint
+    alpha: Alpha | None
+    keeps_adapter: bool
+    merged: MergedWeights
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A model as it is, and as it is to be written."""
+
+    to: Layout
+    model: StoredModel
+    """The source; of a training checkpoint its base, whose weights are here those after training."""
+    training: Training | None
+    canonical: HashedWeights
+    """The weights under the names of a bundle, hashed while they are read."""
+    outgoing: HashedWeights | AssembledWeights
+    """The same under the names that they are written under."""
+    small_files: SmallFiles
+
+    @property
+    def n_weight_bytes(self) -> int:
+        return sum(tensor.n_bytes for tensor in self.outgoing.tensors.values())
+
+    @property
+    def names(self) -> tuple[Mapping[str, tuple[str, ...]], Mapping[str, str]]:
+        """Each name of the source with those that it became in the result; and each that was dropped, with the reason."""
+        if isinstance(self.outgoing, HashedWeights) or self.training is not None:
+            return self.model.renamed, self.model.dropped
+        renamed = self.outgoing.uses()
+        return renamed, {name: COPIED for name in self.canonical.tensors if name not in renamed}
+
+
+def prepare(
+    source: str | Path,
+    to: Layout,
+    base: str | Path | None = None,
+    keep_adapter: bool = False,
+    lora_alpha: float | None = None,
+) -> Conversion:
+    """Open all that a conversion needs; no weights are read.
+
+    SettingError for arguments that do not go together; CheckpointError for what is damaged, unknown, or does not fit
+    the model that it is said to be.
+    """
+    training = None
+    if Path(source).is_file():
+        model, training = _open_training(Path(source), to, base, keep_adapter, lora_alpha)
+    else:
+        model = _open_whole(source, to, keep_adapter, lora_alpha)
+    check_fit(model.spec, shapes_of(model.weights), model.folder)
+    canonical = HashedWeights(model.weights)
+    if to == "vesalius":
+        return Conversion(to, model, training, canonical, canonical, _files_for_bundle(model))
+    outgoing = official_view(model.spec, canonical)
+    return Conversion(to, model, training, canonical, outgoing, _files_for_official(model, base))
+
+
+def _open_whole(source: str | Path, to: Layout, keep_adapter: bool, lora_alpha: float | None) -> StoredModel:
+    if keep_adapter or lora_alpha is not None:
+        raise SettingError(
+            f"{source}: is no training checkpoint (.pth), and only for one --keep-adapter and --lora-alpha have a meaning"
+        )
+    model = open_stored(source)
+    if model.layout == to:
+        kind, other = ("a bundle", "sa2va") if to == "vesalius" else ("in the official layout", "vesalius")
+        raise SettingError(f"{source}: is {kind} already; --to {other} gives the other layout")
+    return model
+
+
+def _open_training(
+    path: Path, to: Layout, base: str | Path | None, keep_adapter: bool, lora_alpha: float | None
+) -> tuple[StoredModel, Training]:
+    """The base with the checkpoint's weights in the place of its own."""
+    if base is None:
+        raise SettingError(
+            f"{path}: holds part of a model; give the model that was trained with --base MODEL"
+        )
+    if keep_adapter and to == "sa2va":
+        raise SettingError(
+            f"{path}: the official layout has no place for an adapter; leave out --keep-adapter"
+        )
+    checkpoint = open_training_checkpoint(path)
+    alpha = checkpoint.find_alpha(lora_alpha)
+    if keep_adapter and alpha is None:
+        raise SettingError(f"{path}: holds no LoRA to keep as an adapter; leave out --keep-adapter")
+    before = open_stored(base)
+    merged = MergedWeights(
+        before.official, checkpoint, None if keep_adapter or alpha is None else alpha.value
+    )
+    weights, _ = bundle_view(before.spec, merged, path)
+    made = dict(weights.uses()) if to == "vesalius" else {}
+    if keep_adapter:
+        halves = adapter_weights(checkpoint, before.spec)
+        made |= {name: tuple(ADAPTER + each for each in names) for name, names in halves.uses().items()}
+    renamed = {
+        name: made.get(_place(official, keep_adapter), (_place(official, keep_adapter),))
+        for name, official in checkpoint.renamed.items()
+    }
+    model = StoredModel(before.folder, before.layout, before.spec, weights, renamed, checkpoint.dropped)
+    return model, Training(checkpoint, alpha, keep_adapter, merged)
+
+
+def _place(name: str, keep_adapter: bool) -> str:
+    """Where a tensor goes: LoRA into the weight that it changes, or to the adapter, there by that weight and its half."""
+    lora = LORA_NAME.fullmatch(name)
+    if lora is None:
+        return name
+    return f"{lora[1]}.weight.{lora[2]}" if keep_adapter else f"{lora[1]}.weight"
+
+
+def open_tokenizer(model: StoredModel) -> PreTrainedTokenizerFast:
+    """The tokenizer of a model in either layout; CheckpointError where there is none."""
+    return official_tokenizer(model.folder if model.layout == "sa2va" else model.folder / "vlm")
+
+
+def _files_for_bundle(model: StoredModel) -> SmallFiles:
+    open_tokenizer(model)  # without one a bundle is of no use
+    if model.layout == "sa2va":
+        return find_small_files(model.folder)
+    source = model.folder / SOURCE
+    return find_small_files(source) if source.is_dir() else SmallFiles(source, (), {})
+
+
+def _files_for_official(model: StoredModel, base: str | Path | None) -> SmallFiles:
+    """The official layout's own files: those that the model came with, else those of the base.
+
+    They must describe this very model, or the official code would build another one of its weights.
+    """
+    folder = _official_folder(model)
+    if not is_official(folder) and base is not None:
+        other = open_stored(base)
+        if table := differences(shapes_of(other.weights), shapes_of(model.weights)):
+            raise CheckpointError(f"{base}: is not of the shape of {model.folder}: {table}")
+        folder = _official_folder(other)
+    if not is_official(folder):
+        raise SettingError(
+            f"{folder}: is missing, and with it the small files of the official layout; "
+            "name an official folder of the same model with --base"
+        )
+    found = read_spec(folder, shapes_of(model.official))
+    if wrong := next(_disagreements(_facts(found), _facts(model.spec)), None):
+        raise CheckpointError(f"{folder / CONFIG}: describes another model than {model.folder}: {wrong}")
+    return find_small_files(folder)
+
+
+def _official_folder(model: StoredModel) -> Path:
+    return model.folder if model.layout == "sa2va" else model.folder / SOURCE
+
+
+def _facts(spec: ModelSpec) -> dict[str, Any]:
+    """All that decides what the weights compute, defaults of the configurations filled in."""
+    vlm, sam = configs(spec)
+    return {
+        "family": spec.family,
+        "vlm": vlm.to_dict(),
+        "sam": sam.to_dict(),
+        "tile_size": spec.tile_size,
+        "max_tiles": spec.max_tiles,
+        "seg_before_norm": spec.seg_before_norm,
+        "chat": spec.prompt.chat,
+    }
+
+
+def _disagreements(found: Any, wanted: Any, place: str = "") -> Iterator[str]:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for name in sorted(found.keys() | wanted.keys()):
+            yield from _disagreements(found.get(name), wanted.get(name), f"{place}.{name}".lstrip("."))
+    elif found != wanted:
+        yield f"{place} is {found!r} there and {wanted!r} here"

@@ -1,0 +1,182 @@
+"""The vision-language half of each family, from a batch to the hidden states of its tokens.
+
+Families differ in how images become tokens and in what position a token has; all else is one code path.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from vesalius.models.processor import Batch
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the language model reads: tokens with the image's features in their places."""
+
+    embeddings: torch.Tensor
+    """float (b, t, hidden)."""
+    positions: torch.Tensor
+    """int64 (b, t); Qwen-VL: (3, b, t), in time, down and across."""
+    attention: torch.Tensor
+    """int64 (b, t), 0 where padded."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Qwen3-VL: image features that are added to the first layers' states."""
+
+
+@dataclass(frozen=True)
+class States:
+    """Hidden states of the tokens that were read, float (b, t, hidden)."""
+
+    last: torch.Tensor
+    """After the last norm: what the head reads."""
+    seg: torch.Tensor
+    """What the projector reads."""
+
+
+def vision_part(vlm: PreTrainedModel) -> torch.nn.Module:
+    """The image encoder."""
+    return vlm.model.vision_tower if vlm.config.model_type == "internvl" else vlm.model.visual
+
+
+def read_batch(vlm: PreTrainedModel, batch: Batch) -> Inputs:
+    """The rows of a batch. Each image is encoded once, however many questions are asked about it."""
+    image_id = vlm.config.image_token_id
+    places = batch.input_ids == image_id
+    embeddings = vlm.get_input_embeddings()(batch.input_ids)
+    if not len(batch.pixel_values):
+        return Inputs(embeddings, _text_positions(vlm, batch.attention_mask), batch.attention_mask)
+    if vlm.config.model_type == "internvl":
+        features, deep = _internvl_features(vlm, batch), list[list[torch.Tensor]]()
+        positions = count_positions(batch.attention_mask)
+    else:
+        features, deep = _qwen_features(vlm, batch)
+        positions = _qwen_positions(vlm, batch, places)
+    embeddings = embeddings.masked_scatter(
+        places.unsqueeze(-1), _of_rows(features, batch).to(embeddings.dtype)
+    )
+    layers = [_of_rows(layer, batch) for layer in deep]
+    extra = {"visual_pos_masks": places, "deepstack_visual_embeds": layers} if layers else {}
+    return Inputs(embeddings, positions, batch.attention_mask, extra)
+
+
+def read_token(vlm: PreTrainedModel, before: Inputs, token: torch.Tensor) -> Inputs:
+    """One more token (b,) after what was read before."""
+    attention = torch.cat([before.attention, torch.ones_like(before.attention[:, :1])], dim=1)
+    positions = before.positions
+    # one past the largest so far, which an image's positions may put off from the number of tokens
+    largest = positions.amax(dim=-1) if positions.ndim == 2 else positions.amax(dim=(0, -1)).expand(3, -1)
+    return Inputs(vlm.get_input_embeddings()(token)[:, None], largest[..., None] + 1, attention)
+
+
+def run(vlm: PreTrainedModel, inputs: Inputs, seg_before_norm: bool, cache: Cache | None = None) -> States:
+    """Hidden states of the tokens of `inputs`; with a cache they come after what it holds."""
+    language_model = vlm.model.language_model
+    with _input_of(language_model.norm) as before_norm:
+        last = language_model(
+            inputs_embeds=inputs.embeddings,
+            attention_mask=inputs.attention,
+            position_ids=inputs.positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            **inputs.extra,
+        ).last_hidden_state
+    return States(last, before_norm[0] if seg_before_norm else last)
+
+
+@contextmanager
+def _input_of(module: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
+    """What the module is called with, while the block runs."""
+    caught: list[torch.Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, arguments: caught.append(arguments[0]))
+    try:
+        yield caught
+    finally:
+        handle.remove()
+
+
+def restart_rope(vlm: PreTrainedModel) -> None:
+    """Forget how long earlier questions were: dynamic RoPE scaling keeps the base of the longest in its module.
+
+    The official InternLM2 never goes back, so that each short question after a long one is misread.
+    """
+    if rope := _dynamic_rope(vlm):
+        rope.inv_freq = rope.original_inv_freq
+        rope.max_seq_len_cached = rope.original_max_seq_len
+
+
+def hold_rope(vlm: PreTrainedModel) -> None:
+    """Keep the base of the question while its answer is written.
+
+    Else, beyond the context that the model was trained on, each token changes it, and the keys in the cache, which
+    were turned with an older one, no longer fit. The official code does so.
+    """
+    if rope := _dynamic_rope(vlm):
+        rope.max_seq_len_cached = sys.maxsize
+
+
+def beyond_context(vlm: PreTrainedModel, attention: torch.Tensor) -> bool:
+    """Whether dynamic RoPE scaling has to stretch the context for what was read."""
+    rope = _dynamic_rope(vlm)
+    return rope is not None and attention.shape[1] > rope.original_max_seq_len
+
+
+def _dynamic_rope(vlm: PreTrainedModel) -> Any:
+    rope = vlm.model.language_model.rotary_emb
+    return rope if getattr(rope, "rope_type", "default") == "dynamic" else None
+
+
+def count_positions(attention: torch.Tensor) -> torch.Tensor:
+    """Place of each token in its own row, int64 (b, t): padding on the left does not count."""
+    return (attention.cumsum(dim=1) - 1).clamp(min=0)
+
+
+def _text_positions(vlm: PreTrainedModel, attention: torch.Tensor) -> torch.Tensor:
+    positions = count_positions(attention)
+    return positions if vlm.config.model_type == "internvl" else positions.expand(3, -1, -1)
+
+
+def _internvl_features(vlm: PreTrainedModel, batch: Batch) -> list[torch.Tensor]:
+    """Of each image float (tokens, hidden); after them the features of the regions that a question points at."""
+    tiles = vlm.get_image_features(pixel_values=batch.pixel_values).pooler_output
+    images = [tiles_of_image.flatten(0, 1) for tiles_of_image in tiles.split(batch.tiles_of_image)]
+    if batch.regions is not None:
+        images = [torch.cat([images[0], *(tiles[-1][region.flatten()] for region in batch.regions)])]
+    return images
+
+
+def _qwen_features(vlm: PreTrainedModel, batch: Batch) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:
+    """Of each image float (tokens, hidden); and the same of each layer whose features go into the language model."""
+    read = vlm.model.get_image_features(batch.pixel_values, image_grid_thw=batch.image_grid_thw)
+    deep = getattr(read, "deepstack_features", None) or []
+    return _of_images(read.pooler_output, batch), [_of_images(layer, batch) for layer in deep]
+
+
+def _of_images(frames: tuple[torch.Tensor, ...], batch: Batch) -> list[torch.Tensor]:
+    ends = torch.tensor(batch.tiles_of_image).cumsum(0).tolist()
+    return [
+        torch.cat(frames[end - count : end]) for end, count in zip(ends, batch.tiles_of_image, strict=True)
+    ]
+
+
+def _of_rows(features: list[torch.Tensor], batch: Batch) -> torch.Tensor:
+    return torch.cat([features[i] for i in batch.image_of_row.tolist()])
+
+
+def _qwen_positions(vlm: PreTrainedModel, batch: Batch, places: torch.Tensor) -> torch.Tensor:
+    grids = batch.image_grid_thw.split(batch.tiles_of_image)
+    positions, _ = vlm.model.get_rope_index(
+        batch.input_ids,
+        mm_token_type_ids=places.int(),
+        image_grid_thw=torch.cat([grids[i] for i in batch.image_of_row.tolist()]),
+        attention_mask=batch.attention_mask,
+    )
+    return positions

@@ -1,0 +1,58 @@
+"""Two folders, one model: the same probe image through both, and how far the answers are apart."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vesalius.errors import CheckpointError
+from vesalius.models.checkpoint import open_model
+from vesalius.types import Item
+
+LARGEST_BYTES = 6 * 10**9
+"""Most memory in float32 of a model that is probed: above it a forward pass on a CPU takes minutes."""
+
+TOLERANCE = 1e-3
+"""Largest difference of logits. Equal weights in equal models give equal bits; another CPU kernel may not."""
+
+
+def forward_parity(source: Path, result: Path, n_parameters: int) -> dict[str, Any]:
+    """Largest differences of what two models say about a probe image, or why it was not tried.
+
+    One is in memory at a time. CheckpointError where they differ: their weights are equal, so a configuration or the
+    tokenizer is not.
+    """
+    needed = 4 * n_parameters
+    if needed > LARGEST_BYTES or 2 * needed > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+        return {"skipped": f"in float32 the model takes {needed / 1e9:.1f} GB of memory"}
+    before, after = _outputs(source), _outputs(result)
+    if not torch.equal(before.pop("tokens"), after.pop("tokens")):
+        raise CheckpointError(f"{source}: was not converted, as the result reads a question as other tokens")
+    differences = {
+        name: (before[name] - after[name]).abs().max().item() if before[name].numel() else 0.0
+        for name in before
+    }
+    if not max(differences.values()) <= TOLERANCE:
+        raise CheckpointError(f"{source}: was not converted, as the result answers otherwise: {differences}")
+    return {"largest_difference": differences}
+
+
+@torch.inference_mode()
+def _outputs(folder: Path) -> dict[str, torch.Tensor]:
+    opened = open_model(folder)
+    down, across = np.mgrid[0:240, 0:320]
+    rings = 127.5 + 127.5 * np.sin(np.hypot(down - 90, across - 140) / 9)
+    pixels = np.stack([rings, 255 - rings, rings * down / 240], axis=-1).astype(np.uint8)
+    batch = opened.processor([Item("probe", pixels[None], ("vessel",))], answered=True)
+    output = opened.model(batch)
+    masks = output.masks
+    return {
+        "tokens": batch.input_ids,
+        "text_logits": output.text_logits,
+        "mask_logits": masks.candidates,
+        "mask_scores": masks.candidate_scores,
+    }

@@ -1,0 +1,107 @@
+"""What a conversion did, in numbers that somebody else can check: the parts of `conversion.json`."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from vesalius.lineage import TensorLine, fingerprint_lines, hash_file
+from vesalius.models.conversion import Conversion, Training
+from vesalius.models.lora import prove_merge
+from vesalius.models.stored import SHOWN
+
+
+def describe(job: Conversion) -> dict[str, Any]:
+    """Keys and what became of them, sizes, dtypes and small files."""
+    renamed, dropped = job.names
+    parts: Counter[str] = Counter()
+    dtypes: Counter[str] = Counter()
+    for name, tensor in job.canonical.tensors.items():
+        parts[name.partition(".")[0]] += math.prod(tensor.shape)
+        dtypes[tensor.dtype] += 1
+    return {
+        "model": job.model.spec.name,
+        "keys": {
+            "read": len(renamed) + len(dropped),
+            "written": len(job.outgoing.tensors),
+            "renamed": renamed,
+            "dropped": dropped,
+        },
+        "parameters": {**parts, "total": parts.total()},
+        "tensors_of_dtype": dict(dtypes),
+        "bytes": job.n_weight_bytes,
+        "small_files": {"verbatim": job.small_files.names, "left_out": job.small_files.left_out},
+    }
+
+
+def compare(before: Mapping[str, TensorLine], after: Mapping[str, TensorLine]) -> dict[str, Any]:
+    """How many tensors differ from the base's by their hashes, and the first of them."""
+    changed = sorted(name for name in before.keys() & after.keys() if before[name][1:] != after[name][1:])
+    return {
+        "fingerprint": fingerprint_lines(before),
+        "changed": len(changed),
+        "unchanged": len(before.keys() & after.keys()) - len(changed),
+        "only_in_base": len(before.keys() - after.keys()),
+        "only_in_result": len(after.keys() - before.keys()),
+        "first_changed": changed[:SHOWN],
+    }
+
+
+def describe_training(training: Training) -> dict[str, Any]:
+    """Where LoRA's scale comes from, and how far merged weights are from weights plus adapter on a probe."""
+    checkpoint, alpha = training.checkpoint, training.alpha
+    merge = prove_merge(training.merged)
+    return {
+        "sha256": hash_file(checkpoint.path),
+        "step": checkpoint.step,
+        "lora_rank": checkpoint.rank,
+        "lora_alpha": None if alpha is None else alpha.value,
+        "lora_alpha_from": None if alpha is None else alpha.origin,
+        "lora": "kept as an adapter"
+        if training.keeps_adapter
+        else f"merged into {len(merge.merged)} weights",
+        "merged_weights": len(merge.merged),
+        "largest_relative_merge_error": merge.error,
+        "worst_merged": merge.worst,
+        "remarks": merge.remarks,
+    }
+
+
+def summarise(proof: Mapping[str, Any]) -> list[str]:
+    """The proof in a few lines for a reader."""
+    keys = proof["keys"]
+    lines = [
+        f"{proof['result']}: {proof['model']}, {proof['bytes'] / 1e9:.2f} GB of weights",
+        f"keys: {keys['read']} read, {len(keys['renamed'])} renamed, {len(keys['dropped'])} dropped, {keys['written']} written",
+        *(f"dropped: {name}: {reason}" for name, reason in keys["dropped"].items()),
+        "parameters: " + ", ".join(f"{part} {count:,}" for part, count in proof["parameters"].items()),
+        "tensors: " + ", ".join(f"{count} {dtype}" for dtype, count in proof["tensors_of_dtype"].items()),
+        *(f"left out: {name}: {reason}" for name, reason in proof["small_files"]["left_out"].items()),
+    ]
+    if training := proof["training"]:
+        lines += _summarise_training(training)
+    if base := proof["base"]:
+        lines.append(f"against {base['model']}: {base['changed']} tensors changed, {base['unchanged']} not")
+    probed = proof["parity"].get("largest_difference")
+    lines.append(
+        f"probe image: not tried, as {proof['parity']['skipped']}"
+        if probed is None
+        else f"probe image: largest difference of all outputs {max(probed.values()):.1e}"
+    )
+    prints = proof["fingerprints"]
+    if prints["source"] == prints["result"]:
+        return [*lines, f"fingerprint of source and result: {prints['result']}"]
+    return [*lines, f"fingerprint of the result, adapter included: {prints['result']}"]
+
+
+def _summarise_training(training: Mapping[str, Any]) -> list[str]:
+    if training["lora_rank"] is None:
+        return ["LoRA: none", *training["remarks"]]
+    error = f"; merge error {training['largest_relative_merge_error']:.1e} of the largest output"
+    return [
+        f"LoRA: rank {training['lora_rank']}, alpha {training['lora_alpha']:g} ({training['lora_alpha_from']}), "
+        f"{training['lora']}{error if training['merged_weights'] else ''}",
+        *training["remarks"],
+    ]

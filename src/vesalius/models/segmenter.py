@@ -1,0 +1,101 @@
+"""The maths of SAM 2 on one image: pixels to features, features and prompts to masks.
+
+Functions of a native `Sam2VideoModel`, whose own entries take points and boxes and run without gradient. Masks live in
+the square of S x S pixels that the encoder sees, on g = S / 4 cells a side. Gradients flow through everything here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers import Sam2VideoModel
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the image encoder sees in i images of S x S pixels; nothing of any memory is in it."""
+
+    stride_4: torch.Tensor
+    """float (i, c / 8, S / 4, S / 4), ready for the decoder's last upscaling."""
+    stride_8: torch.Tensor
+    """float (i, c / 4, S / 8, S / 8), ready for the decoder's first upscaling."""
+    stride_16: torch.Tensor
+    """float (i, c, S / 16, S / 16)."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Three masks for each of n prompts on each of i images; whoever wants one takes the highest score (`take_best`)."""
+
+    candidates: torch.Tensor
+    """float (i, n, 3, g, g): logits. They stay as they are where the object score says that nothing is there."""
+    scores: torch.Tensor
+    """float (i, n, 3): predicted IoU of each mask."""
+    object_scores: torch.Tensor
+    """float (i, n): logit of whether the object is in the image at all."""
+    tokens: torch.Tensor
+    """float (i, n, 3, c): what the decoder knows about the object of each mask."""
+
+
+def encode_images(sam: Sam2VideoModel, pixels: torch.Tensor) -> Features:
+    """Features of float (i, 3, S, S).
+
+    Not `Sam2VideoModel.get_image_embeddings`: it runs without gradient and has the "no memory" embedding in it.
+    """
+    stride_4, stride_8, stride_16 = sam.vision_encoder(pixels, return_dict=True).fpn_hidden_states
+    # the decoder's two convolutions need to run once an image, not once a prompt
+    return Features(sam.mask_decoder.conv_s0(stride_4), sam.mask_decoder.conv_s1(stride_8), stride_16)
+
+
+def decode(sam: Sam2VideoModel, features: Features, prompts: torch.Tensor) -> Decoded:
+    """Masks of what `prompts` (i, n, c), the embeddings of [SEG], mean on images that have no past."""
+    coarse = features.stride_16 + sam.no_memory_embedding.reshape(1, -1, 1, 1)
+    return _decode(sam, coarse, [features.stride_4, features.stride_8], prompts.unsqueeze(2))
+
+
+def decode_remembered(sam: Sam2VideoModel, features: Features, remembered: torch.Tensor) -> Decoded:
+    """Masks, as (n, 1, ..), of n objects on one image, with no prompt.
+
+    `remembered` (n, c, S / 16, S / 16) stands in for the image's features of stride 16: for each object the same
+    features, after attention to what is remembered of it.
+    """
+    objects, channels = remembered.shape[:2]
+    fine = [level.expand(objects, -1, -1, -1) for level in (features.stride_4, features.stride_8)]
+    return _decode(sam, remembered, fine, remembered.new_zeros(objects, 1, 0, channels))
+
+
+def _decode(
+    sam: Sam2VideoModel, coarse: torch.Tensor, fine: list[torch.Tensor], prompts: torch.Tensor
+) -> Decoded:
+    """Masks for `prompts` (i, n, k, c), k tokens each, on features of stride 16 and the two finer levels."""
+    images, objects = prompts.shape[:2]
+    encoder = sam.prompt_encoder
+    # SAM 2's two padding points: its own, and the one that stands for "no point was given"
+    no_points = encoder.not_a_point_embed.weight.expand(images, objects, 2, -1)
+    masks, scores, tokens, object_scores = sam.mask_decoder(
+        image_embeddings=coarse,
+        image_positional_embeddings=sam.get_image_wide_positional_embeddings().expand(images, -1, -1, -1),
+        sparse_prompt_embeddings=torch.cat([no_points, prompts.to(coarse.dtype)], dim=2),
+        dense_prompt_embeddings=encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand_as(coarse),
+        multimask_output=True,
+        high_resolution_features=fine,
+    )
+    return Decoded(masks, scores, object_scores.squeeze(-1), tokens)
+
+
+def take_best(values: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """The entry of `values` (*, 3, ..) where `scores` (*, 3) is highest, as (*, ..)."""
+    axis = scores.ndim - 1
+    index = scores.argmax(dim=-1, keepdim=True)
+    index = index.reshape(index.shape + (1,) * (values.ndim - scores.ndim))
+    return values.take_along_dim(index, dim=axis).squeeze(axis)
+
+
+def make_pointers(sam: Sam2VideoModel, decoded: Decoded) -> torch.Tensor:
+    """float (i, n, c): what later frames of a video are told about each object.
+
+    A hard choice: where the object score is not above 0, all objects have the same learned pointer.
+    """
+    pointers = sam.object_pointer_proj(take_best(decoded.tokens, decoded.scores))
+    return torch.where(decoded.object_scores.unsqueeze(-1) > 0, pointers, sam.no_object_pointer)

@@ -1,0 +1,113 @@
+"""The small files of an official folder: all that is no weights. They are carried along verbatim and never executed."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from vesalius.errors import CheckpointError
+
+PROOF = "conversion.json"
+LARGEST_BYTES = 64 << 20
+
+WEIGHT_ENDINGS = (
+    ".safetensors",
+    ".safetensors.index.json",
+    ".bin",
+    ".bin.index.json",
+    ".ckpt",
+    ".gguf",
+    ".h5",
+    ".msgpack",
+    ".onnx",
+    ".pt",
+    ".pth",
+)
+NOT_THE_MODEL = {
+    ".git": "the history of the repository",
+    ".cache": "notes of the program that downloaded it",
+    "__pycache__": "compiled by Python",
+}
+
+
+@dataclass(frozen=True)
+class SmallFiles:
+    """Files of a folder by their paths in it, and what of it stays behind."""
+
+    folder: Path
+    names: tuple[str, ...]
+    left_out: dict[str, str]
+    """Path in the folder -> why it is not carried along."""
+
+    @property
+    def n_bytes(self) -> int:
+        return sum((self.folder / name).stat().st_size for name in self.names)
+
+    def copy_to(self, target: Path) -> None:
+        """Copy each file's bytes to the same place under `target`; not its rights, so that nothing is a program."""
+        for name in self.names:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (target / name).write_bytes(_content(self.folder / name))
+
+
+def find_small_files(folder: Path) -> SmallFiles:
+    """The small files of an official folder and of its subfolders.
+
+    A link may lead to a place inside the folder, or to the store of the hub's cache that the folder belongs to.
+    CheckpointError, naming it, for a link to anywhere else and for what is neither file nor folder.
+    """
+    names: list[str] = []
+    left_out: dict[str, str] = {}
+    for place, folders, files in os.walk(folder, onerror=_refuse):
+        inside = Path(place).relative_to(folder)
+        for name in sorted(folders):
+            if name in NOT_THE_MODEL:
+                folders.remove(name)
+                left_out[(inside / name).as_posix()] = NOT_THE_MODEL[name]
+            elif (Path(place) / name).is_symlink():
+                raise CheckpointError(
+                    f"{Path(place) / name}: is a link to a folder; copy the files themselves"
+                )
+        for name in sorted(files):
+            path = inside / name
+            reason = _reason_to_leave(folder, path)
+            if reason is None:
+                names.append(path.as_posix())
+            else:
+                left_out[path.as_posix()] = reason
+    return SmallFiles(folder, tuple(sorted(names)), left_out)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _refuse(error: OSError) -> None:
+    raise CheckpointError(f"{error.filename}: cannot be read ({error.strerror})") from error
+
+
+def _reason_to_leave(folder: Path, name: Path) -> str | None:
+    path = folder / name
+    if name.name.endswith((".safetensors", ".safetensors.index.json")):
+        return "weights, which are converted"
+    if name.name.endswith(WEIGHT_ENDINGS):
+        return "weights of another format, which are not read"
+    if name.as_posix() == PROOF:
+        return "the proof of an earlier conversion"
+    if path.is_symlink() and not _stays_inside(folder, path):
+        raise CheckpointError(f"{path}: is a link that leads out of the folder; copy the file itself")
+    if not path.is_file():
+        raise CheckpointError(f"{path}: is not a file; remove it or copy the model again")
+    n_bytes = path.stat().st_size
+    return f"{n_bytes} bytes are more than a small file has" if n_bytes > LARGEST_BYTES else None
+
+
+def _stays_inside(folder: Path, link: Path) -> bool:
+    target, root = link.resolve(), folder.resolve()
+    # models--OWNER--NAME/snapshots/COMMIT/config.json is a link to models--OWNER--NAME/blobs/HASH
+    store = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
+    return target.is_relative_to(root) or target.is_relative_to(store)

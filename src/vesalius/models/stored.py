@@ -1,0 +1,208 @@
+"""A model as it lies on disk, in either layout: its tensors under both kinds of names, none of them read yet."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import Sam2VideoModel
+
+from vesalius.errors import CheckpointError
+from vesalius.lineage import (
+    TensorLine,
+    find_tensors,
+    fingerprint_lines,
+    hash_tensors,
+    hashed_once,
+    list_tensors,
+    remember,
+    remember_tensors,
+)
+from vesalius.models.checkpoint import CARD, find_model, read_card
+from vesalius.models.keymaps import Shape, saved_name, to_bundle, to_official
+from vesalius.models.official import CONFIG, read_spec
+from vesalius.models.specs import PRESETS, ModelSpec
+from vesalius.models.textseg import VLM_CLASSES, TextSegModel, assemble, configs
+from vesalius.models.weights import AssembledWeights, FileWeights, Weights, open_weights
+from vesalius.tensorfiles import find_shards
+
+Layout = Literal["vesalius", "sa2va"]
+
+ADAPTER = "adapter."
+SHOWN = 10
+"""Most names of one kind in a message."""
+
+EMBEDDINGS = ("embed_tokens.weight", "tok_embeddings.weight")
+LANGUAGE_LAYER = re.compile(r"(?:language_model|^vlm\.model)\.(?:.*\.)?layers\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A model on disk, and views of its weights."""
+
+    folder: Path
+    layout: Layout
+    spec: ModelSpec
+    weights: Weights
+    """Canonical names: those of a bundle."""
+    renamed: Mapping[str, tuple[str, ...]]
+    """Name on disk -> the canonical names of what it became."""
+    dropped: Mapping[str, str]
+    """Name on disk -> why it has no canonical name."""
+
+    @cached_property
+    def official(self) -> AssembledWeights:
+        """The weights under the official names."""
+        return official_view(self.spec, self.weights)
+
+
+def open_stored(model: str | Path) -> StoredModel:
+    """The model that MODEL names, unread; CheckpointError for what is missing, damaged or of an unknown kind."""
+    folder = find_model(model)
+    return _open_bundle(folder) if (folder / CARD).is_file() else _open_official(folder)
+
+
+def _open_bundle(folder: Path) -> StoredModel:
+    weights = FileWeights(find_tensors(folder))
+    if any(name.startswith(ADAPTER) for name in weights.tensors):
+        raise CheckpointError(
+            f"{folder}: keeps a LoRA as an adapter; convert its training checkpoint without --keep-adapter first"
+        )
+    names = {name: (name,) for name in weights.tensors}
+    return StoredModel(folder, "vesalius", read_card(folder).spec, weights, names, {})
+
+
+def _open_official(folder: Path) -> StoredModel:
+    files = open_weights(folder)
+    spec = read_spec(folder, shapes_of(files))
+    weights, dropped = bundle_view(spec, files, folder)
+    return StoredModel(folder, "sa2va", spec, weights, weights.uses(), dropped)
+
+
+def bundle_view(spec: ModelSpec, official: Weights, place: Path) -> tuple[AssembledWeights, dict[str, str]]:
+    """Official weights under canonical names; and what was dropped, with the reason.
+
+    CheckpointError, naming `place`, where there are tensors that a model of this spec has not.
+    """
+    shapes = shapes_of(official)
+    try:
+        assemblies, dropped = to_bundle(spec, shapes)
+    except CheckpointError as error:
+        raise CheckpointError(f"{place}: {error}{_hint(spec, shapes)}") from error
+    return AssembledWeights(official, assemblies), dropped
+
+
+def official_view(spec: ModelSpec, weights: Weights) -> AssembledWeights:
+    """Canonical weights under the official names."""
+    return AssembledWeights(weights, to_official(spec, shapes_of(weights)))
+
+
+def shapes_of(weights: Weights) -> dict[str, Shape]:
+    """Name -> shape of each tensor."""
+    return {name: tensor.shape for name, tensor in weights.tensors.items()}
+
+
+def fingerprint_model(model: str | Path) -> str:
+    """The fingerprint of a bundle's weights, and the same for the official folder that it was made of."""
+    return fingerprint_lines(hash_model(model))
+
+
+def hash_model(model: str | Path) -> dict[str, TensorLine]:
+    """Canonical name -> each tensor of MODEL, hashed; what was hashed before is remembered by path, size and time."""
+    folder = find_model(model)
+    if (folder / CARD).is_file():
+        return list_tensors(folder)
+    stored = _open_official(folder)
+    lines = hashed_once(_hashed_files(folder), lambda: hash_weights(stored.weights))
+    return {line[0]: line for line in lines}
+
+
+def remember_model(folder: Path, lines: Mapping[str, TensorLine]) -> None:
+    """Keep the hashes of a model that was only now written, by canonical name, as `hash_model` would find them."""
+    if (folder / CARD).is_file():
+        remember_tensors(folder, lines)
+    else:
+        remember(_hashed_files(folder), lines.values())
+
+
+def _hashed_files(folder: Path) -> list[Path]:
+    # the configuration says how the rows of a tensor are split
+    return [*find_shards(folder), folder / CONFIG]
+
+
+def hash_weights(weights: Weights) -> list[TensorLine]:
+    """Each tensor, read and hashed."""
+    return hash_tensors(weights.tensors, weights.read)
+
+
+def empty_model(spec: ModelSpec) -> TextSegModel:
+    """The model of a spec on the meta device: names, shapes and configurations without memory for any number."""
+    vlm_config, sam_config = configs(spec)
+    with torch.device("meta"):
+        vlm = VLM_CLASSES[spec.family](vlm_config)
+        return assemble(vlm, Sam2VideoModel(sam_config), spec, seg_id=0)
+
+
+def expected_shapes(spec: ModelSpec) -> dict[str, Shape]:
+    """Canonical name -> shape of each tensor of the native model of a spec."""
+    expected = {}
+    for name, tensor in empty_model(spec).state_dict().items():
+        part, _, inside = name.partition(".")
+        saved = saved_name(spec.family, inside) if part == "vlm" else inside
+        expected[f"{part}.{saved}"] = tuple(tensor.shape)
+    return expected
+
+
+def check_fit(spec: ModelSpec, shapes: Mapping[str, Shape], place: Path) -> None:
+    """Refuse tensors that are not exactly those of the native model of a spec.
+
+    CheckpointError, naming `place`, with the first names that are missing, unknown or misshapen, and with the
+    published size that has these tensors where one has.
+    """
+    if table := differences(shapes, expected_shapes(spec)):
+        raise CheckpointError(
+            f"{place}: the tensors are not those of its configuration ({spec.name}): {table}{_hint(spec, shapes)}"
+        )
+
+
+def differences(shapes: Mapping[str, Shape], expected: Mapping[str, Shape]) -> str:
+    """The first names that are missing, unknown or misshapen; empty where there are none."""
+    wrong = {
+        "missing": sorted(expected.keys() - shapes.keys()),
+        "unknown": sorted(shapes.keys() - expected.keys()),
+        "misshapen": [
+            f"{name} {list(shapes[name])} instead of {list(expected[name])}"
+            for name in sorted(expected.keys() & shapes.keys())
+            if shapes[name] != expected[name]
+        ],
+    }
+    return "; ".join(
+        f"{len(names)} {kind}: {', '.join(names[:SHOWN])}" for kind, names in wrong.items() if names
+    )
+
+
+def _hint(spec: ModelSpec, shapes: Mapping[str, Shape]) -> str:
+    published = find_published(shapes)
+    return "" if published in (None, spec.name) else f"; these sizes are those of {published}"
+
+
+def find_published(shapes: Mapping[str, Shape]) -> str | None:
+    """The published model whose language model has the vocabulary, width and layers of these tensors.
+
+    The names may be official or canonical. None where no model has them, or where there are no embeddings.
+    """
+    embeddings = [shape for name, shape in shapes.items() if name.endswith(EMBEDDINGS)]
+    layers = {int(found[1]) for name in shapes if (found := LANGUAGE_LAYER.search(name))}
+    for name, make in PRESETS.items():
+        text = make().text
+        if (
+            embeddings == [(text["vocab_size"], text["hidden_size"])]
+            and len(layers) == text["num_hidden_layers"]
+        ):
+            return name
+    return None

@@ -1,0 +1,202 @@
+"""Weights that are never all in memory: named tensors that are read a block at a time, and views of them.
+
+Views compose: files, tensors assembled of other tensors' rows, a fine-tune merged into its base.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from vesalius.errors import CheckpointError
+from vesalius.lineage import TensorLine, hash_tensors
+from vesalius.models.keymaps import Assembly, Rows
+from vesalius.tensorfiles import (
+    Block,
+    TensorPlace,
+    TensorType,
+    find_places,
+    find_shards,
+    read_blocks,
+)
+
+TORCH_TYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "U16": torch.uint16,
+    "I32": torch.int32,
+    "U32": torch.uint32,
+    "I64": torch.int64,
+    "U64": torch.uint64,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "C64": torch.complex64,
+}
+"""The names of dtypes in safetensors files, and torch's own."""
+
+
+class Weights(Protocol):
+    """Named tensors, of which rows can be read."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorType]:
+        """What there is, known without reading any of it."""
+        ...
+
+    def read(self, name: str, first: int = 0, count: int | None = None) -> Iterator[Block]:
+        """Rows `first` to `first + count` (all from `first` on without a count) along the first dimension.
+
+        Raw little-endian bytes in blocks, each of whole numbers; a scalar is one row.
+        """
+        ...
+
+
+class FileWeights:
+    """The tensors of safetensors files."""
+
+    def __init__(self, places: Mapping[str, TensorPlace]) -> None:
+        self._places = places
+        self.tensors = {name: place.type for name, place in places.items()}
+
+    def read(self, name: str, first: int = 0, count: int | None = None) -> Iterator[Block]:
+        row_bytes = self.tensors[name].row_bytes
+        count = _rows_to_read(self.tensors[name], first, count)
+        yield from read_blocks(self._places[name], first * row_bytes, count * row_bytes)
+
+
+class AssembledWeights:
+    """Tensors made of rows of other weights, which are read where they lie."""
+
+    def __init__(self, inner: Weights, assemblies: Mapping[str, Assembly]) -> None:
+        self._inner = inner
+        self._assemblies = assemblies
+        self.tensors = {name: self._type_of(name) for name in assemblies}
+
+    def _type_of(self, name: str) -> TensorType:
+        """CheckpointError where the sources have several dtypes: one tensor has one."""
+        assembly = self._assemblies[name]
+        dtypes = {self._inner.tensors[rows.source].dtype for rows in assembly.rows}
+        if len(dtypes) != 1:
+            sources = ", ".join(sorted({rows.source for rows in assembly.rows}))
+            raise CheckpointError(
+                f"{name}: would be made of {sources}, which are of several dtypes ({', '.join(sorted(dtypes))})"
+            )
+        return TensorType(dtypes.pop(), assembly.shape)
+
+    def uses(self) -> dict[str, tuple[str, ...]]:
+        """Name of a source -> the names of what is made of it."""
+        made: dict[str, list[str]] = {}
+        for name, assembly in self._assemblies.items():
+            for source in dict.fromkeys(rows.source for rows in assembly.rows):
+                made.setdefault(source, []).append(name)
+        return {source: tuple(names) for source, names in made.items()}
+
+    def read(self, name: str, first: int = 0, count: int | None = None) -> Iterator[Block]:
+        count = _rows_to_read(self.tensors[name], first, count)
+        for rows in rows_within(self._assemblies[name], first, count):
+            yield from self._inner.read(rows.source, rows.first, rows.count)
+
+
+class RenamedWeights:
+    """Some of other weights' tensors, by other names."""
+
+    def __init__(self, inner: Weights, names: Mapping[str, str]) -> None:
+        self._inner = inner
+        self._names = names
+        self.tensors = {name: inner.tensors[inside] for name, inside in names.items()}
+
+    def read(self, name: str, first: int = 0, count: int | None = None) -> Iterator[Block]:
+        yield from self._inner.read(self._names[name], first, count)
+
+
+class HashedWeights:
+    """Other weights, whose tensors are hashed in a second thread while they are read from first row to last."""
+
+    def __init__(self, inner: Weights) -> None:
+        self._inner = inner
+        self.tensors = inner.tensors
+        self._digests = {name: hashlib.sha256() for name in inner.tensors}
+        self._rows_hashed: dict[str, int | None] = dict.fromkeys(inner.tensors, 0)
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._last: Future[None] | None = None
+
+    def read(self, name: str, first: int = 0, count: int | None = None) -> Iterator[Block]:
+        count = _rows_to_read(self.tensors[name], first, count)
+        if self._rows_hashed[name] != first:
+            yield from self._inner.read(name, first, count)
+            return
+        self._rows_hashed[name] = None  # for good, if whoever reads stops halfway
+        for block in self._inner.read(name, first, count):
+            if self._last is not None:
+                self._last.result()  # no more than two blocks are held
+            self._last = self._thread.submit(self._digests[name].update, block)
+            yield block
+        self._rows_hashed[name] = first + count
+
+    def lines(self) -> dict[str, TensorLine]:
+        """Each tensor with its hash; what was not read from first row to last is read now."""
+        if self._last is not None:
+            self._last.result()
+        done = {name for name, tensor in self.tensors.items() if self._rows_hashed[name] == tensor.rows}
+        rest = {name: tensor for name, tensor in self.tensors.items() if name not in done}
+        lines = {name: (name, *self.tensors[name], self._digests[name].hexdigest()) for name in done}
+        return lines | {line[0]: line for line in hash_tensors(rest, self._inner.read)}
+
+
+def rows_within(assembly: Assembly, first: int, count: int) -> Iterator[Rows]:
+    """Which rows of the sources are rows `first` to `first + count` of the assembled tensor.
+
+    Worked case: parts of 2, 3 and 2 rows, rows 1 to 4 asked for: the last row of the first part, then the first
+    two of the second.
+    """
+    start = 0
+    for rows in assembly.rows:
+        skipped = max(first - start, 0)
+        taken = min(start + rows.count, first + count) - start - skipped
+        if taken > 0:
+            yield Rows(rows.source, rows.first + skipped, taken)
+        start += rows.count
+
+
+def _rows_to_read(tensor: TensorType, first: int, count: int | None) -> int:
+    count = tensor.rows - first if count is None else count
+    assert 0 <= first <= first + count <= tensor.rows, f"rows {first} to {first + count} of {tensor}"
+    return count
+
+
+def load_tensor(weights: Weights, name: str) -> torch.Tensor:
+    """One tensor, in memory of its own."""
+    dtype, shape = weights.tensors[name]
+    buffer = torch.empty(weights.tensors[name].n_bytes, dtype=torch.uint8)
+    view, at = buffer.numpy(), 0
+    for block in weights.read(name):
+        view[at : at + len(block)] = np.frombuffer(block, dtype=np.uint8)
+        at += len(block)
+    assert at == len(view), f"{name}: {at} bytes of {len(view)} came"
+    return buffer.view(TORCH_TYPES[dtype]).reshape(shape)
+
+
+def open_weights(folder: Path) -> FileWeights:
+    """The weights of a folder of safetensors files under the names that they have there.
+
+    CheckpointError where there are none, or where a file or the index of shards is damaged.
+    """
+    paths = find_shards(folder)
+    if not paths:
+        raise CheckpointError(f"{folder}: has no weights (*.safetensors)")
+    return FileWeights(find_places(paths))

@@ -1,0 +1,540 @@
+"""Conversion: what goes there comes back byte for byte, and what cannot be converted leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vesalius.cli import main
+from vesalius.errors import CheckpointError, OutputError, SettingError
+from vesalius.lineage import fingerprint_weights
+from vesalius.models import convert as convert_module
+from vesalius.models import parity
+from vesalius.models.checkpoint import open_model, read_card
+from vesalius.models.conversion import COPIED, Conversion
+from vesalius.models.convert import convert
+from vesalius.models.keymaps import to_official
+from vesalius.models.official import CONFIG
+from vesalius.models.smallfiles import PROOF
+from vesalius.models.specs import ModelSpec, find_spec, sam2
+from vesalius.models.stored import check_fit, expected_shapes, fingerprint_model, hash_weights
+from vesalius.models.tokenizers import byte_tokenizer
+from vesalius.models.weights import TORCH_TYPES, open_weights
+from vesalius.progress import Progress
+from vesalius.tensorfiles import TensorType, find_shards, read_places, write_file, write_shards
+
+INDEX = "model.safetensors.index.json"
+
+DTYPES = {"vision_model": "BF16", "mlp1": "BF16", "language_model": "F32", "text_hidden_fcs": "F32"}
+"""First word of an official name -> dtype, as in a real mixed checkpoint; SAM 2 is float16 here."""
+
+SMALL_FILES = {
+    "README.md": b"# A model \xe8\xa1\x80\n",
+    "modeling_sa2va_chat.py": b"import os\nos.mkdir('executed')\n",
+    "chat_template.jinja": b"{{ 1 }}",
+    "assets/nested/figure.bytes": bytes(range(256)),
+    "empty.txt": b"",
+}
+
+
+def small_spec(chat: str) -> ModelSpec:
+    """InternVL of two layers, with the language model that goes with the chat, and the smallest SAM 2."""
+    internlm = chat == "internlm2_chat"
+    spec = find_spec("Sa2VA-8B" if internlm else "Sa2VA-1B")
+    text = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    vision = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    spec.vlm["text_config"] |= {**text, "intermediate_size": 48, "vocab_size": 270}
+    spec.vlm["vision_config"] |= {
+        **vision,
+        "norm_type": "rms_norm" if internlm else "layer_norm",
+        "use_qk_norm": internlm,
+        "attention_bias": not internlm,
+    }
+    sam = sam2(
+        image_size=1024,
+        hiera={
+            "hidden_size": 8,
+            "num_attention_heads": 1,
+            "blocks_per_stage": [1, 2, 2, 1],
+            "embed_dim_per_stage": [8, 16, 32, 64],
+            "num_attention_heads_per_stage": [1, 2, 4, 8],
+            "window_size_per_stage": [8, 4, 16, 8],
+            "global_attention_blocks": [4],
+        },
+        width=64,
+        memory={"layers": 1, "mlp": 32, "fuser_layers": 1},
+        decoder={"mlp_dim": 32, "num_attention_heads": 8},
+    )
+    return spec.changed(sam=sam)
+
+
+def official_config(spec: ModelSpec) -> dict[str, Any]:
+    vision, text = dict(spec.vlm["vision_config"]), dict(spec.text)
+    rope = text.pop("rope_parameters")
+    vision |= {"image_size": 448, "patch_size": 14}
+    vision["qkv_bias"], vision["qk_normalization"] = vision.pop("attention_bias"), vision.pop("use_qk_norm")
+    architecture = {"llama": "InternLM2ForCausalLM", "qwen2": "Qwen2ForCausalLM"}[text.pop("model_type")]
+    scaling = {"type": rope["rope_type"], "factor": rope["factor"]} if "factor" in rope else None
+    return {
+        "model_type": "sa2va_chat",
+        "auto_map": {"AutoModel": "modeling_sa2va_chat.Sa2VAChatModel"},
+        "template": spec.prompt.chat,
+        "vision_config": vision,
+        "llm_config": {
+            "architectures": [architecture],
+            **text,
+            "rope_theta": rope["rope_theta"],
+            "rope_scaling": scaling,
+        },
+    }
+
+
+def make_official(folder: Path, chat: str) -> Path:
+    """An official folder with seeded random weights, in several shards."""
+    spec = small_spec(chat)
+    generator = torch.Generator().manual_seed(0)
+    types, data = {}, {}
+    for name, assembly in to_official(spec, expected_shapes(spec)).items():
+        dtype = DTYPES.get(name.partition(".")[0], "F16")
+        tensor = (0.1 * torch.randn(assembly.shape, generator=generator)).to(TORCH_TYPES[dtype])
+        types[name] = TensorType(dtype, assembly.shape)
+        data[name] = tensor.view(torch.uint8).numpy().tobytes()
+    folder.mkdir(parents=True)
+    write_shards(folder, types, lambda name: [data[name]], shard_bytes=300_000)
+    (folder / CONFIG).write_text(json.dumps(official_config(spec), indent=3))
+    byte_tokenizer().save_pretrained(folder)
+    for name, content in SMALL_FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    (folder / "modeling_sa2va_chat.py").chmod(0o755)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """An official folder of each language model, which tests copy before they change anything."""
+    root = tmp_path_factory.mktemp("official")
+    return {chat: make_official(root / chat, chat) for chat in ("qwen_chat", "internlm2_chat")}
+
+
+@pytest.fixture
+def official(kept: dict[str, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(kept["internlm2_chat"], tmp_path / "official"))
+
+
+@pytest.fixture(autouse=True)
+def no_probe(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forward pass at 1024 x 1024 takes seconds: only the test of it makes one."""
+    if "probe" not in request.node.name:
+        monkeypatch.setattr(parity, "LARGEST_BYTES", 0)
+
+
+def bytes_of(folder: Path) -> list[Any]:
+    """Name, dtype, shape and hash of each tensor of an official folder."""
+    return sorted(hash_weights(open_weights(folder)))
+
+
+def small_files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and ".safetensors" not in path.name and path.name != PROOF
+    }
+
+
+def assert_round_trip(source: Path, place: Path) -> None:
+    there = convert(source, place / "bundle")
+    assert fingerprint_weights(place / "bundle") == fingerprint_model(source)
+    assert there["fingerprints"] == dict.fromkeys(("source", "result"), fingerprint_model(source))
+    back = convert(place / "bundle", place / "back", to="sa2va")
+    assert back["fingerprints"] == there["fingerprints"]
+    assert bytes_of(place / "back") == bytes_of(source)
+    assert small_files_of(place / "back") == small_files_of(source)
+    assert fingerprint_model(place / "back") == fingerprint_model(source)
+
+
+@pytest.mark.parametrize("chat", ["qwen_chat", "internlm2_chat"])
+def test_there_and_back_changes_no_byte(kept: dict[str, Path], tmp_path: Path, chat: str) -> None:
+    assert_round_trip(kept[chat], tmp_path)
+
+
+@pytest.mark.parametrize("name", ["internvl_qwen2", "internvl_internlm2", "qwen2_5_vl", "qwen3_vl"])
+def test_stored_official_models_go_there_and_back(shared: Path, tmp_path: Path, name: str) -> None:
+    assert_round_trip(shared / "oracle" / name, tmp_path)
+
+
+def test_source_and_result_answer_a_probe_alike(official: Path, tmp_path: Path) -> None:
+    proof = convert(official, tmp_path / "bundle")
+    assert set(proof["parity"]["largest_difference"].values()) == {0.0}
+    opened = open_model(tmp_path / "bundle")
+    assert opened.card.spec == open_model(official).card.spec
+    assert opened.card.lineage["fingerprint"] == fingerprint_weights(tmp_path / "bundle")
+
+
+def test_a_result_that_answers_otherwise_is_not_kept_by_the_probe(
+    official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def configs_of_another_model(job: Conversion, folder: Path, **dtypes: torch.dtype) -> None:
+        write_configs(job, folder, **dtypes)
+        path = folder / "vlm" / CONFIG
+        path.write_text(path.read_text().replace('"hidden_act": "silu"', '"hidden_act": "relu"'))
+
+    write_configs = convert_module._write_configs
+    monkeypatch.setattr(convert_module, "_write_configs", configs_of_another_model)
+    with pytest.raises(CheckpointError, match="was not converted, as the result answers otherwise"):
+        convert(official, tmp_path / "bundle")
+    assert_nothing_left(tmp_path, official)
+
+
+def assert_nothing_left(place: Path, *known: Path) -> None:
+    assert sorted(place.iterdir()) == sorted(known)
+
+
+def test_the_proof_accounts_for_every_key_and_parameter(official: Path, tmp_path: Path) -> None:
+    proof = convert(official, tmp_path / "bundle")
+    assert json.loads((tmp_path / "bundle" / PROOF).read_text()) == json.loads(json.dumps(proof))
+    keys, source = proof["keys"], open_weights(official).tensors
+    assert keys["renamed"].keys() == source.keys()
+    assert (keys["read"], keys["dropped"]) == (len(source), {})
+    assert keys["renamed"]["language_model.model.layers.1.attention.wqkv.weight"] == tuple(
+        f"vlm.language_model.model.layers.1.self_attn.{each}_proj.weight" for each in "qkv"
+    )
+    spec = read_card(tmp_path / "bundle").spec
+    written = {name for names in keys["renamed"].values() for name in names}
+    assert written == expected_shapes(spec).keys()
+    assert keys["written"] == len(written) == sum(proof["tensors_of_dtype"].values())
+    n_parameters = sum(torch.Size(shape).numel() for shape in expected_shapes(spec).values())
+    assert proof["parameters"]["total"] == n_parameters
+    assert proof["base"] is None
+    back = convert(tmp_path / "bundle", tmp_path / "back", to="sa2va", base=official)
+    assert set(back["keys"]["dropped"].values()) == {COPIED}
+    assert back["keys"]["read"] == len(expected_shapes(spec))
+    assert (back["base"]["changed"], back["base"]["unchanged"]) == (0, len(written))
+
+
+def test_a_dropped_key_has_its_reason(official: Path, tmp_path: Path) -> None:
+    name = "language_model.model.layers.0.attention.rotary_emb.inv_freq"
+    add_tensor(official, name, torch.ones(4))
+    proof = convert(official, tmp_path / "bundle")
+    assert proof["keys"]["dropped"] == {name: "computed from the configuration"}
+
+
+def test_changed_tensors_are_counted_and_named(kept: dict[str, Path], official: Path, tmp_path: Path) -> None:
+    name = "text_hidden_fcs.0.bias"
+    change_tensor(official, name, lambda tensor: tensor + 1)
+    proof = convert(official, tmp_path / "bundle", base=kept["internlm2_chat"])
+    assert (proof["base"]["changed"], proof["base"]["first_changed"]) == (1, ["projector.linear_1.bias"])
+    assert proof["base"]["fingerprint"] == fingerprint_model(kept["internlm2_chat"])
+
+
+def shard_with(folder: Path, name: str) -> Path:
+    return next(path for path in find_shards(folder) if name in read_places(path))
+
+
+def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(path)
+    change(tensors)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+
+
+def change_tensor(folder: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    rewrite(shard_with(folder, name), lambda tensors: tensors.update({name: change(tensors[name])}))
+
+
+def add_tensor(folder: Path, name: str, tensor: torch.Tensor) -> None:
+    path = find_shards(folder)[0]
+    rewrite(path, lambda tensors: tensors.update({name: tensor}))
+    change_json(folder / INDEX, lambda index: index["weight_map"].update({name: path.name}))
+
+
+def change_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def test_nothing_of_the_folder_is_run_or_can_be(
+    official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    convert(official, tmp_path / "bundle")
+    assert not (tmp_path / "executed").exists()
+    assert (tmp_path / "bundle" / "source" / "modeling_sa2va_chat.py").stat().st_mode & 0o111 == 0
+
+
+def test_what_is_no_part_of_the_model_stays_behind_and_is_named(official: Path, tmp_path: Path) -> None:
+    for name in (".git/config", "pytorch_model.bin", "conversion.json"):
+        (official / name).parent.mkdir(exist_ok=True)
+        (official / name).write_text("x")
+    with (official / "video.mp4").open("wb") as file:
+        file.truncate(65 << 20)
+    left_out = convert(official, tmp_path / "bundle")["small_files"]["left_out"]
+    assert {".git", "pytorch_model.bin", "conversion.json", "video.mp4"} <= left_out.keys()
+    assert sorted(path.name for path in (tmp_path / "bundle" / "source").iterdir()) == sorted(
+        [*{Path(name).parts[0] for name in SMALL_FILES}, CONFIG, "tokenizer.json", "tokenizer_config.json"]
+    )
+
+
+def test_a_folder_of_the_hub_cache_is_links_and_converts(official: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--A--B" / "snapshots" / "abc"
+    blobs = tmp_path / "models--A--B" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for path in sorted(official.iterdir()):
+        if path.is_file():
+            path.rename(blobs / path.name)
+            (snapshot / path.name).symlink_to(Path("../../blobs") / path.name)
+    convert(snapshot, tmp_path / "bundle")
+    source = tmp_path / "bundle" / "source"
+    assert (source / CONFIG).is_file() and not (source / CONFIG).is_symlink()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "pipe", "nowhere"])
+def test_links_that_lead_out_are_refused(official: Path, tmp_path: Path, kind: str) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "key").write_text("secret")
+    targets = {"file": "../secret/key", "folder": "../secret", "nowhere": "gone"}
+    if kind == "pipe":
+        os.mkfifo(official / "notes.txt")
+    else:
+        (official / "notes.txt").symlink_to(targets[kind])
+    with pytest.raises(CheckpointError, match=r"notes\.txt: is (not a file|a link)"):
+        convert(official, tmp_path / "bundle")
+    assert_nothing_left(tmp_path, official, tmp_path / "secret")
+
+
+def test_a_bundle_without_source_takes_the_small_files_of_a_base(
+    kept: dict[str, Path], official: Path, tmp_path: Path
+) -> None:
+    convert(official, tmp_path / "bundle")
+    shutil.rmtree(tmp_path / "bundle" / "source")
+    with pytest.raises(SettingError, match=r"source: is missing.*--base"):
+        convert(tmp_path / "bundle", tmp_path / "back", to="sa2va")
+    with pytest.raises(CheckpointError, match="is not of the shape of"):
+        convert(tmp_path / "bundle", tmp_path / "back", to="sa2va", base=kept["qwen_chat"])
+    other = Path(shutil.copytree(official, tmp_path / "other"))
+    change_json(other / CONFIG, lambda config: config["llm_config"].update(rope_theta=5.0))
+    with pytest.raises(CheckpointError, match=r"rope_theta is 5\.0 there and 1000000\.0 here"):
+        convert(tmp_path / "bundle", tmp_path / "back", to="sa2va", base=other)
+    convert(tmp_path / "bundle", tmp_path / "back", to="sa2va", base=official)
+    assert bytes_of(tmp_path / "back") == bytes_of(official)
+    assert small_files_of(tmp_path / "back") == small_files_of(official)
+
+
+def test_copies_that_differ_are_not_lost_in_silence(official: Path, tmp_path: Path) -> None:
+    convert(official, tmp_path / "bundle")
+    name = "prompt_encoder.shared_embedding.positional_embedding"
+    change_tensor(tmp_path / "bundle" / "sam", name, lambda tensor: tensor + 1)
+    with pytest.raises(
+        CheckpointError, match=f"1 tensors on the disk are not those of the source: sam.{name}"
+    ):
+        convert(tmp_path / "bundle", tmp_path / "back", to="sa2va")
+    assert_nothing_left(tmp_path, official, tmp_path / "bundle")
+
+
+def test_a_disk_that_does_not_keep_what_was_written_is_found_out(
+    official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_badly(path: Path, *arguments: Any, **options: Any) -> None:
+        write_file(path, *arguments, **options)
+        with path.open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            last = file.read(1)[0]
+            file.seek(-1, os.SEEK_END)
+            file.write(bytes([last ^ 1]))
+
+    monkeypatch.setattr(convert_module, "write_file", write_badly)
+    with pytest.raises(
+        CheckpointError, match=r"1 tensors on the disk are not those of the source: projector\."
+    ):
+        convert(official, tmp_path / "bundle")
+    assert_nothing_left(tmp_path, official)
+
+
+def test_arguments_that_do_not_go_together_are_refused(official: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="in the official layout already; --to vesalius"):
+        convert(official, tmp_path / "out", to="sa2va")
+    with pytest.raises(SettingError, match="a bundle already; --to sa2va"):
+        convert("tiny", tmp_path / "out")
+    for options in ({"keep_adapter": True}, {"lora_alpha": 16.0}):
+        with pytest.raises(SettingError, match="is no training checkpoint"):
+            convert(official, tmp_path / "out", **options)
+    (tmp_path / "iter_1.pth").write_bytes(b"PK")
+    with pytest.raises(SettingError, match=r"holds part of a model.*--base MODEL"):
+        convert(tmp_path / "iter_1.pth", tmp_path / "out")
+
+
+def test_only_a_new_or_empty_folder_is_written_to(official: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "mine").mkdir(parents=True)
+    with pytest.raises(OutputError, match="out: is there already and not empty"):
+        convert(official, out)
+    assert [path.name for path in out.iterdir()] == ["mine"]
+    with pytest.raises(OutputError, match="lies inside the model that is read"):
+        convert(official, official / "bundle")
+    (out / "mine").rmdir()
+    convert(official, out)
+    assert (out / PROOF).is_file()
+
+
+def test_the_command_line_prints_the_proof(
+    official: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bundle"
+    assert main(["convert", str(official), str(out), "--json"]) == 0
+    captured = capsys.readouterr()
+    proof = json.loads(captured.out)
+    assert proof == json.loads((out / PROOF).read_text())
+    assert f"fingerprint of source and result: {proof['fingerprints']['result']}" in captured.err
+    assert f"total {proof['parameters']['total']:,}" in captured.err
+
+
+def truncate(folder: Path) -> None:
+    path = find_shards(folder)[1]
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def spoil_header(folder: Path) -> None:
+    path = find_shards(folder)[1]
+    path.write_bytes(path.read_bytes().replace(b'"dtype"', b'"dtypo"', 1))
+
+
+def cut_vocabulary(folder: Path) -> None:
+    for name in ("language_model.model.tok_embeddings.weight", "language_model.output.weight"):
+        change_tensor(folder, name, lambda tensor: tensor[:-1])
+
+
+def lose(folder: Path, name: str) -> None:
+    path = shard_with(folder, name)
+    rewrite(path, lambda tensors: tensors.pop(name))
+    change_json(folder / INDEX, lambda index: index["weight_map"].pop(name))
+
+
+FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "cut short": (truncate, "model-00002-of-.*should hold"),
+    "corrupt header": (spoil_header, "model-00002-of-.*needs dtype"),
+    "shard missing": (lambda folder: find_shards(folder)[1].unlink(), "names model-00002-.*is missing"),
+    "shard not in the index": (
+        lambda folder: shutil.copy(find_shards(folder)[0], folder / "x.safetensors"),
+        "does not name x.safetensors",
+    ),
+    "no weights": (
+        lambda folder: [path.unlink() for path in [*find_shards(folder), folder / INDEX]],
+        "has no weights",
+    ),
+    "unknown architecture": (
+        lambda folder: change_json(
+            folder / CONFIG, lambda config: config["llm_config"].update(architectures=["GPT2LMHeadModel"])
+        ),
+        "GPT2LMHeadModel has no native class",
+    ),
+    "another kind of model": (
+        lambda folder: change_json(folder / CONFIG, lambda config: config.update(model_type="llava")),
+        "holds no model",
+    ),
+    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer"),
+    "unknown tensor": (lambda folder: add_tensor(folder, "extra.weight", torch.ones(2)), "extra.weight"),
+    "tensor lost": (
+        lambda folder: lose(folder, "language_model.model.norm.weight"),
+        "1 missing: vlm.language_model.model.norm.weight",
+    ),
+    "wrong shape": (cut_vocabulary, r"2 misshapen: vlm.language_model.lm_head.weight \[269, 32\] instead of"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_one_sentence_and_leaves_nothing(
+    official: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], fault: str
+) -> None:
+    make, sentence = FAULTS[fault]
+    make(official)
+    assert main(["convert", str(official), str(tmp_path / "out")]) == 1
+    error = capfd.readouterr().err
+    assert re.fullmatch(f"vesalius: .*{sentence}.*\n", error), error
+    assert_nothing_left(tmp_path, official)
+
+
+def test_the_published_size_that_would_fit_is_named() -> None:
+    shapes = expected_shapes(find_spec("Sa2VA-4B"))
+    sentence = r"here: the tensors are not .*\(Sa2VA-1B\): 144 unknown: .*; these sizes are those of Sa2VA-4B"
+    with pytest.raises(CheckpointError, match=sentence):
+        check_fit(find_spec("Sa2VA-1B"), shapes, Path("here"))
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(
+    official: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
+    try:
+        assert main(["convert", str(official), str(tmp_path / "out")]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert capfd.readouterr().err == f"vesalius: {tmp_path / 'out'}: cannot be written (File too large)\n"
+    assert_nothing_left(tmp_path, official)
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_written(official: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(small)]
+    if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount a small disk")
+    try:
+        with pytest.raises(OutputError, match=r"out: 0\.07 GB are needed and 0\.01 GB are free"):
+            convert(official, small / "out")
+        assert_nothing_left(small)
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_an_interrupted_conversion_leaves_nothing(official: Path, tmp_path: Path) -> None:
+    def interrupt(done: int, total: int) -> None:
+        if done > total / 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(official, tmp_path / "out", on_bytes=interrupt)
+    assert_nothing_left(tmp_path, official)
+
+
+def test_a_cancelled_job_cleans_up(
+    official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Progress, "reach", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main(["convert", str(official), str(tmp_path / "out")]) == 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capfd.readouterr().err == "vesalius: interrupted\n"
+    assert_nothing_left(tmp_path, official)
+
+
+def test_a_killed_conversion_leaves_nothing_that_looks_finished(official: Path, tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from vesalius.models.convert import convert\n"
+        "convert(sys.argv[1], Path(sys.argv[2]), on_bytes=lambda *_: os.kill(os.getpid(), 9))"
+    )
+    out = tmp_path / "out"
+    done = subprocess.run([sys.executable, "-c", code, str(official), str(out)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not out.exists()
+    [rest] = [path for path in tmp_path.iterdir() if path != official]
+    assert rest.name.startswith(".out.") and rest.name.endswith(".partial")
+    assert not (rest / "vesalius.json").exists()
+    convert(official, out)
+    assert fingerprint_weights(out) == fingerprint_model(official)

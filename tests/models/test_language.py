@@ -1,0 +1,125 @@
+"""The vision-language half of each family gives the numbers of the official code; all that is needed is in the repository."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vesalius.models.conversation import read_conversation, spoken
+from vesalius.models.keymaps import to_bundle
+from vesalius.models.language import count_positions, read_batch, read_token, run
+from vesalius.models.official import read_spec
+from vesalius.models.processor import Processor
+from vesalius.models.specs import ModelSpec
+from vesalius.models.stored import shapes_of
+from vesalius.models.textseg import VLM_CLASSES, Projector, configs
+from vesalius.models.tokenizers import official_tokenizer
+from vesalius.models.weights import AssembledWeights, FileWeights, load_tensor, open_weights
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+MODELS = ("internvl_qwen2", "internvl_internlm2", "qwen2_5_vl", "qwen3_vl")
+SEGMENTER_SHAPES = {
+    "grounding_encoder.sam2_model.image_encoder.trunk.patch_embed.proj.weight": (16, 3, 7, 7),
+    "grounding_encoder.sam2_model.image_encoder.trunk.pos_embed": (1, 16, 7, 7),
+    "grounding_encoder.sam2_model.image_encoder.neck.convs.0.conv.weight": (256, 128, 1, 1),
+    "grounding_encoder.sam2_model.memory_attention.layers.0.linear1.weight": (256, 256),
+    "grounding_encoder.sam2_model.sam_mask_decoder.transformer.layers.0.mlp.layers.0.weight": (256, 256),
+    **{f"grounding_encoder.sam2_model.image_encoder.trunk.blocks.{i}.norm1.bias": (16,) for i in range(6)},
+    **{
+        f"grounding_encoder.sam2_model.image_encoder.trunk.blocks.{i}.proj.weight": (16, 16)
+        for i in (1, 3, 5)
+    },
+}
+"""What tells the sizes of the segmenter, which the stored models lack."""
+
+
+class Half:
+    """The vision-language half and the projector of a stored model, with what the official code computed."""
+
+    def __init__(self, name: str) -> None:
+        folder = GOLDEN / "official" / name
+        weights = open_weights(folder)
+        self.spec: ModelSpec = read_spec(folder, shapes_of(weights) | SEGMENTER_SHAPES)
+        self.processor = Processor(self.spec, official_tokenizer(folder))
+        names, dropped = to_bundle(self.spec, shapes_of(weights))
+        assert dropped == {}
+        state = self._state(weights, names, "vlm.")
+        self.vlm, info = VLM_CLASSES[self.spec.family].from_pretrained(
+            None,
+            config=configs(self.spec)[0],
+            state_dict=state,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+        self.vlm.eval()
+        self.projector = Projector(self.spec.text["hidden_size"], 256)
+        self.projector.load_state_dict(self._state(weights, names, "projector."))
+        self.facts = json.loads((folder / "expected.json").read_text())
+        self.expected = np.load(folder / "expected.npz")
+        image = Image.open(GOLDEN / "preprocessing" / self.facts["image"]).convert("RGB")
+        self.batch = read_conversation(self.processor, self.facts["text"], image)
+
+    def _state(self, weights: FileWeights, names: dict, prefix: str) -> dict[str, torch.Tensor]:
+        view = AssembledWeights(weights, {name: names[name] for name in names if name.startswith(prefix)})
+        return {name.removeprefix(prefix): load_tensor(view, name).float() for name in view.tensors}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def half(request: pytest.FixtureRequest) -> Half:
+    return Half(request.param)
+
+
+def test_tokens_are_the_official_ones(half: Half) -> None:
+    assert half.batch.input_ids[0].tolist() == half.expected["prompt_ids"].tolist()
+    answer = half.processor.tokenizer.encode(half.facts["answer"], add_special_tokens=False)
+    assert answer == half.expected["answer_ids"].tolist()
+
+
+@torch.inference_mode()
+def test_states_and_logits_are_the_official_ones(half: Half) -> None:
+    answer = torch.from_numpy(half.expected["answer_ids"][:-1].astype(np.int64))[None]
+    ids = torch.cat([half.batch.input_ids, answer], dim=1)
+    batch = replace(half.batch, input_ids=ids, attention_mask=torch.ones_like(ids))
+    states = run(half.vlm, read_batch(half.vlm, batch), half.spec.seg_before_norm)
+    at = ids[0] == half.processor.seg_id
+    # float32 against an independent float32 computation
+    close(half.vlm.lm_head(states.last[0, -8:]), half.expected["logits_last8"], 1e-4)
+    close(states.seg[0, at], half.expected["seg_hidden"], 1e-4)
+    close(half.projector(states.seg[0, at]), half.expected["seg_embeds"], 2e-4)
+
+
+@torch.inference_mode()
+def test_token_by_token_gives_the_states_of_one_pass(half: Half) -> None:
+    from transformers.cache_utils import DynamicCache
+
+    answer = half.expected["answer_ids"][:-1]
+    cache, inputs, states = DynamicCache(), read_batch(half.vlm, half.batch), []
+    run(half.vlm, inputs, half.spec.seg_before_norm, cache)
+    for token in answer.tolist():
+        inputs = read_token(half.vlm, inputs, torch.tensor([token]))
+        states.append(run(half.vlm, inputs, half.spec.seg_before_norm, cache).seg[0, -1])
+    at = answer == half.processor.seg_id
+    close(torch.stack(states)[torch.from_numpy(at)], half.expected["seg_hidden"], 2e-4)
+
+
+def test_answer_is_worded_as_the_official_tokenizer_does(half: Half) -> None:
+    said = spoken(half.processor, half.expected["answer_ids"].tolist())
+    spaced = {"It is [SEG] and [SEG].<|im_end|>": "It is  [SEG]  and  [SEG] . <|im_end|>"}
+    internlm2 = half.spec.prompt.chat == "internlm2_chat"
+    assert said == (spaced[half.facts["answer"]] if internlm2 else half.facts["answer"])
+
+
+def test_padding_on_the_left_does_not_count_as_a_place() -> None:
+    attention = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    assert count_positions(attention).tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]]
+
+
+def close(ours: torch.Tensor, theirs: np.ndarray, tolerance: float) -> None:
+    assert tuple(ours.shape) == theirs.shape
+    assert np.abs(ours.numpy() - theirs).max() <= tolerance

@@ -1,0 +1,123 @@
+"""The official training batch: two images, the second with a conversation of two turns; its losses and gradients."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional
+
+from vesalius.models.checkpoint import open_model
+from vesalius.models.pixels import read_pixels
+from vesalius.models.processor import Batch
+
+
+@pytest.fixture(scope="module")
+def computed(oracle: Path) -> dict[str, Any]:
+    folder = oracle
+    opened = open_model(folder / "internvl_qwen2")
+    facts = json.loads((folder / "internvl_qwen2/train/train_expected.json").read_text())
+    stored = np.load(folder / "internvl_qwen2/train/train_expected.npz")
+    pictures = [Image.open(folder / "inputs" / each["image"]).convert("RGB") for each in facts["batch"]]
+    pixels = [read_pixels(picture, opened.processor.spec) for picture in pictures]
+    batch = Batch(
+        input_ids=torch.from_numpy(stored["input_ids"]).long(),
+        attention_mask=torch.from_numpy(stored["attention_mask"]).long(),
+        labels=torch.from_numpy(stored["labels"]).long(),
+        pixel_values=torch.cat([each.values for each in pixels]),
+        image_grid_thw=torch.cat([each.grid for each in pixels]),
+        g_pixel_values=[opened.processor.for_segmenter(picture) for picture in pictures],
+        masks=[],
+        image_of_row=torch.tensor([0, 1]),
+        tiles_of_image=[each.parts for each in pixels],
+        frames_per_batch=[1, 1],
+        sizes=[picture.size[::-1] for picture in pictures],
+    )
+    output = opened.model(batch)
+    masks = []
+    for i, shape in enumerate((facts["gt_mask0_shape"], facts["gt_mask1_shape"])):
+        bits = np.unpackbits(stored[f"gt_mask{i}_packed"], axis=1)[:, : shape[1] * shape[2]]
+        truth = torch.from_numpy(bits.reshape(shape)).float()[None]
+        masks.append(functional.interpolate(truth, size=(256, 256), mode="nearest")[0])
+    # the official code fills each image up to five objects by repeating them
+    five = [[0] * 5, [1, 2, 1, 2, 1]]
+    logits = torch.stack([output.masks.logits[rows] for rows in five])
+    truth = torch.stack([masks[0][[0] * 5], masks[1][[0, 1, 0, 1, 0]]])
+    return {
+        "model": opened.model,
+        "facts": facts,
+        "stored": stored,
+        "output": output,
+        "logits": logits,
+        "truth": truth,
+    }
+
+
+def test_text_loss(computed: dict[str, Any]) -> None:
+    output = computed["output"]
+    loss = functional.cross_entropy(output.text_logits, output.text_labels)
+    assert loss.item() == pytest.approx(computed["facts"]["full"]["llm_loss"], rel=1e-5)
+
+
+def test_maps_of_the_first_objects(computed: dict[str, Any]) -> None:
+    difference = computed["logits"][:, 0].detach() - torch.from_numpy(
+        computed["stored"]["pred_masks_lowres_obj0_of_each"]
+    )
+    assert difference.abs().max() <= 1e-3
+
+
+def test_mask_losses_on_whole_maps(computed: dict[str, Any]) -> None:
+    mask, dice = losses(
+        computed["logits"].flatten(0, 1).flatten(1), computed["truth"].flatten(0, 1).flatten(1)
+    )
+    assert mask.item() == pytest.approx(computed["facts"]["full"]["loss_mask"], rel=1e-5)
+    assert dice.item() == pytest.approx(computed["facts"]["full"]["loss_dice"], rel=1e-5)
+
+
+def test_mask_losses_on_sampled_points(computed: dict[str, Any]) -> None:
+    points = torch.from_numpy(computed["stored"]["points/point_coords"])[:, None] * 2 - 1
+    sampled = [
+        functional.grid_sample(
+            maps.flatten(0, 1)[:, None], points, mode="bilinear", align_corners=False
+        ).flatten(1)
+        for maps in (computed["logits"], computed["truth"])
+    ]
+    mask, dice = losses(*sampled)
+    assert mask.item() == pytest.approx(computed["facts"]["points"]["loss_mask"], rel=1e-4)
+    assert dice.item() == pytest.approx(computed["facts"]["points"]["loss_dice"], rel=1e-4)
+
+
+def test_gradients(computed: dict[str, Any]) -> None:
+    output, model = computed["output"], computed["model"]
+    model.zero_grad()
+    mask, dice = losses(
+        computed["logits"].flatten(0, 1).flatten(1), computed["truth"].flatten(0, 1).flatten(1)
+    )
+    text = functional.cross_entropy(output.text_logits, output.text_labels)
+    (mask + dice + text).backward(retain_graph=True)
+    names = {
+        "text_hidden_fcs.0.weight": model.projector.linear_1.weight,
+        "text_hidden_fcs.2.weight": model.projector.linear_2.weight,
+        "grounding_encoder.sam2_model.sam_mask_decoder.mask_tokens.weight": model.sam.mask_decoder.mask_tokens.weight,
+        "grounding_encoder.sam2_model.sam_mask_decoder.conv_s0.weight": model.sam.mask_decoder.conv_s0.weight,
+        "mllm.model.mlp1.1.weight": model.vlm.model.multi_modal_projector.linear_1.weight,
+        "mllm.model.language_model.model.layers.1.mlp.down_proj.weight": (
+            model.vlm.model.language_model.layers[1].mlp.down_proj.weight
+        ),
+        "mllm.model.language_model.lm_head.weight": model.vlm.lm_head.weight,
+        "mllm.model.language_model.model.embed_tokens.weight": model.vlm.get_input_embeddings().weight,
+    }
+    for name, parameter in names.items():
+        expected = computed["facts"]["full_grads"][name]["norm"]
+        assert parameter.grad.norm().item() == pytest.approx(expected, rel=1e-3), name
+
+
+def losses(logits: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The official mask losses with their weights: mean binary cross entropy, and naive Dice with eps 1."""
+    probabilities = logits.sigmoid()
+    both = (probabilities * truth).sum(dim=1)
+    dice = 1 - (2 * both + 1) / (probabilities.sum(dim=1) + truth.sum(dim=1) + 1)
+    return 2 * functional.binary_cross_entropy_with_logits(logits, truth), 0.5 * dice.mean()

@@ -1,0 +1,192 @@
+"""Safetensors files: what is written is what the library reads, and what is wrong is refused by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from vesalius.errors import CheckpointError, OutputError
+from vesalius.files import replacing
+from vesalius.tensorfiles import (
+    TensorType,
+    find_places,
+    find_shards,
+    read_blocks,
+    read_places,
+    write_file,
+    write_shards,
+)
+
+TENSORS = {
+    "half": np.arange(3, dtype=np.float16),
+    "single": np.arange(4, dtype=np.float32).reshape(2, 2),
+    "flags": np.array([True, False, True]),
+    "none": np.zeros((0, 3), dtype=np.float32),
+    "scalar": np.array(7, dtype=np.int64),
+}
+NAMES = {"float16": "F16", "float32": "F32", "bool": "BOOL", "int64": "I64"}
+
+
+def types_of(tensors: Mapping[str, np.ndarray]) -> dict[str, TensorType]:
+    return {name: TensorType(NAMES[array.dtype.name], array.shape) for name, array in tensors.items()}
+
+
+def reader(tensors: Mapping[str, np.ndarray], block: int = 5) -> Callable[[str], Iterator[bytes]]:
+    def read(name: str) -> Iterator[bytes]:
+        data = tensors[name].tobytes()
+        yield from (data[i : i + block] for i in range(0, len(data), block))
+
+    return read
+
+
+def assert_same(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> None:
+    assert found.keys() == wanted.keys()
+    for name, array in wanted.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array)
+
+
+def test_the_library_reads_what_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    done: list[int] = []
+    write_file(path, types_of(TENSORS), reader(TENSORS), on_bytes=done.append)
+    assert_same(load_file(path), TENSORS)
+    with safe_open(path, "numpy") as file:
+        assert file.metadata() == {"format": "pt"}
+    assert sum(done) == sum(array.nbytes for array in TENSORS.values())
+
+
+def test_every_number_lies_where_its_type_may_lie(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    write_file(path, types_of(TENSORS), reader(TENSORS))
+    for name, place in read_places(path).items():
+        assert place.offset % TENSORS[name].dtype.itemsize == 0, name
+
+
+def test_places_are_read_in_blocks_from_any_byte(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file(TENSORS, path)
+    place = read_places(path)["single"]
+    assert (place.dtype, place.shape, place.n_bytes) == ("F32", (2, 2), 16)
+    assert b"".join(read_blocks(place, 4, 8)) == TENSORS["single"].tobytes()[4:12]
+    assert list(read_blocks(place, 4, 0)) == []
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file(TENSORS, path)
+    place = read_places(path)["single"]
+    os.truncate(path, place.offset + 4)
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: ended early"):
+        list(read_blocks(place, 0, 16))
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: cannot be read"):
+        list(read_blocks(place, 0, 16))
+
+
+@given(sizes=st.lists(st.integers(0, 9), max_size=6), limit=st.integers(1, 20))
+def test_shards_hold_all_tensors_once_and_are_no_larger_than_asked(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], limit: int
+) -> None:
+    folder = tmp_path_factory.mktemp("shards")
+    tensors = {f"t{i}": np.full(size, i, dtype=np.float16) for i, size in enumerate(sizes)}
+    write_shards(folder, types_of(tensors), reader(tensors), shard_bytes=limit)
+    paths = find_shards(folder)
+    assert_same({name: array for path in paths for name, array in load_file(path).items()}, tensors)
+    for path in paths:
+        shard = load_file(path)
+        assert sum(array.nbytes for array in shard.values()) <= limit or len(shard) == 1
+    names = [path.name for path in paths]
+    index = folder / "model.safetensors.index.json"
+    if len(names) == 1:
+        assert names == ["model.safetensors"] and not index.exists()
+    else:
+        assert names == [f"model-{i + 1:05d}-of-{len(names):05d}.safetensors" for i in range(len(names))]
+        found = json.loads(index.read_text())
+        assert found["metadata"] == {"total_size": sum(array.nbytes for array in tensors.values())}
+        assert set(found["weight_map"]) == set(tensors)
+
+
+@pytest.mark.parametrize("said", [(5,), (3,)], ids=["too few", "too many"])
+def test_bytes_that_were_not_announced_are_refused(tmp_path: Path, said: tuple[int, ...]) -> None:
+    tensors = {"a": np.arange(4, dtype=np.float16)}
+    with pytest.raises(CheckpointError, match=r"a: 8 bytes came where F16 \[\d\] needs"):
+        write_file(tmp_path / "a.safetensors", {"a": TensorType("F16", said)}, reader(tensors))
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+    tensors = {"a": np.zeros(1 << 20, dtype=np.float32)}
+    out = tmp_path / "out"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    try:
+        with pytest.raises(OutputError, match="out: cannot be written"), replacing(out) as aside:
+            aside.mkdir()
+            write_shards(aside, types_of(tensors), reader(tensors, block=1 << 18))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    write_shards(tmp_path, types_of(TENSORS), reader(TENSORS), shard_bytes=16)
+    assert len(find_shards(tmp_path)) > 1
+    return tmp_path
+
+
+def change_index(folder: Path, change: Callable[[dict[str, str]], object]) -> None:
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    change(index["weight_map"])
+    path.write_text(json.dumps(index))
+
+
+def test_a_shard_that_the_index_names_must_be_there(sharded: Path) -> None:
+    gone = find_shards(sharded)[1]
+    gone.unlink()
+    with pytest.raises(CheckpointError, match=rf"index\.json: names {gone.name}, which is missing"):
+        find_shards(sharded)
+
+
+@pytest.mark.parametrize("name", ["../other.safetensors", "sub/model.safetensors"])
+def test_an_index_may_not_lead_out_of_its_folder(sharded: Path, name: str) -> None:
+    (sharded / "sub").mkdir()
+    for place in (sharded / name, sharded.parent / "other.safetensors"):
+        save_file(TENSORS, place)
+    change_index(sharded, lambda weight_map: weight_map.update(half=name))
+    with pytest.raises(CheckpointError, match="which is missing"):
+        find_shards(sharded)
+
+
+def test_a_shard_that_the_index_does_not_name_is_refused(sharded: Path) -> None:
+    save_file(TENSORS, sharded / "stray.safetensors")
+    with pytest.raises(CheckpointError, match=r"does not name stray\.safetensors, which is beside it"):
+        find_shards(sharded)
+
+
+def test_an_index_that_disagrees_with_its_shards_is_refused(sharded: Path) -> None:
+    first = find_shards(sharded)[0].name
+    change_index(sharded, lambda weight_map: weight_map.update(more=first))
+    with pytest.raises(CheckpointError, match=rf"disagrees with {first}, which lacks the tensor more"):
+        find_shards(sharded)
+    change_index(sharded, lambda weight_map: (weight_map.pop("more"), weight_map.pop("flags")))
+    with pytest.raises(CheckpointError, match="which holds the tensor flags"):
+        find_shards(sharded)
+
+
+def test_two_files_with_the_same_tensor_are_refused(tmp_path: Path) -> None:
+    for name in ("a.safetensors", "b.safetensors"):
+        save_file({"x": TENSORS["half"]}, tmp_path / name)
+    with pytest.raises(CheckpointError, match=r"b\.safetensors: holds the tensor x, and so does a\.saf"):
+        find_places(find_shards(tmp_path))
