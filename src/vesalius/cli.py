@@ -19,6 +19,8 @@ from vesalius.progress import Progress
 Result = dict[str, Any]
 """What a verb found out: printed as JSON with `--json`. `failed` counts what went wrong and makes exit 1."""
 
+MODEL = "a bundle, a run folder, an official Sa2VA folder, the hub name of one that is here, or tiny"
+
 
 def synth(args: argparse.Namespace) -> Result:
     """Write synthetic angiograms with exact masks."""
@@ -141,15 +143,20 @@ def info(args: argparse.Namespace) -> Result:
 
     facts = describe(args.model)
     for name, value in facts.items():
-        print(f"{name}: {value}")
+        if name != "warnings":
+            print(f"{name}: {value}")
+    for warning in facts["warnings"]:
+        print(f"warning: {warning}")
     return facts
 
 
 def convert(args: argparse.Namespace) -> Result:
     """Write a model in the other layout, or a training checkpoint as a whole model, and prove it."""
+    from vesalius.models.allocator import keep_freed_memory
     from vesalius.models.convert import convert as run_conversion
     from vesalius.models.proof import summarise
 
+    keep_freed_memory()
     with Progress(1.0, "convert", unit="model") as progress:
         proof = run_conversion(
             args.source,
@@ -193,7 +200,7 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("--overfit", type=int, metavar="N", help="learn N samples by heart, as a test")
 
     verb = _add(verbs, predict)
-    verb.add_argument("model", metavar="MODEL", help="a bundle, a run folder, or tiny")
+    verb.add_argument("model", metavar="MODEL", help=MODEL)
     verb.add_argument("images", type=Path, metavar="IMAGE_OR_FOLDER", nargs="+")
     verb.add_argument("--prompt", action="append", required=True, help="what to segment; may be given again")
     verb.add_argument("--out", type=Path, required=True, help="folder to make")
@@ -206,7 +213,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_prediction(verb)
 
     verb = _add(verbs, evaluate)
-    verb.add_argument("model", metavar="MODEL", help="a bundle, a run folder, or tiny")
+    verb.add_argument("model", metavar="MODEL", help=MODEL)
     _add_data(verb)
     verb.add_argument("--out", type=Path, required=True, help="folder to make")
     verb.add_argument("--limit", type=int, help="only the first so many images")
@@ -218,8 +225,22 @@ def build_parser() -> argparse.ArgumentParser:
     _add_prediction(verb)
 
     verb = _add(verbs, info)
-    verb.add_argument("model", metavar="MODEL", help="a bundle, a run folder, or tiny")
+    verb.add_argument("model", metavar="MODEL", help=MODEL)
 
+    _add_convert(verbs)
+    return parser
+
+
+def _add(verbs: Any, run: Callable[[argparse.Namespace], Result]) -> argparse.ArgumentParser:
+    summary = (run.__doc__ or "").strip()
+    verb: argparse.ArgumentParser = verbs.add_parser(run.__name__, help=summary, description=summary)
+    verb.set_defaults(run=run)
+    verb.add_argument("--json", action="store_true", help="the result as one line of JSON, last on stdout")
+    verb.add_argument("-v", "--verbose", action="store_true", help="more messages, and a traceback of errors")
+    return verb
+
+
+def _add_convert(verbs: Any) -> None:
     verb = _add(verbs, convert)
     verb.add_argument("source", metavar="SOURCE", help="an official folder, a bundle, or a training .pth")
     verb.add_argument("out", type=Path, metavar="OUT", help="folder to make")
@@ -238,16 +259,6 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--lora-alpha", type=float, metavar="A", help="LoRA's alpha, where the .pth does not tell it"
     )
-    return parser
-
-
-def _add(verbs: Any, run: Callable[[argparse.Namespace], Result]) -> argparse.ArgumentParser:
-    summary = (run.__doc__ or "").strip()
-    verb: argparse.ArgumentParser = verbs.add_parser(run.__name__, help=summary, description=summary)
-    verb.set_defaults(run=run)
-    verb.add_argument("--json", action="store_true", help="the result as one line of JSON, last on stdout")
-    verb.add_argument("-v", "--verbose", action="store_true", help="more messages, and a traceback of errors")
-    return verb
 
 
 def _add_data(verb: argparse.ArgumentParser) -> None:

@@ -1,8 +1,6 @@
-"""Overlap metrics: worked out by hand, their properties, and the table of empty masks."""
+"""Overlap metrics: worked out by hand, and their properties."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from vesalius.evaluation.overlap import EMPTY, METRICS, Confusion, confusion, score
-
-METRICS_PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
+from vesalius.evaluation.overlap import (
+    Confusion,
+    ReferringTally,
+    balanced_accuracy,
+    confusion,
+    score,
+    specificity,
+)
 
 pairs = hnp.array_shapes(min_dims=2, max_dims=2, max_side=6).flatmap(
     lambda shape: st.tuples(hnp.arrays(bool, shape), hnp.arrays(bool, shape))
@@ -73,29 +76,50 @@ def test_nothing_there_and_nothing_said_is_right():
     assert set(score(empty, empty).values()) == {1.0}
 
 
-def test_page_on_metrics_holds_the_table_of_the_code():
-    header, *lines = [
-        [cell.strip() for cell in line.strip("|\n").split("|")]
-        for line in METRICS_PAGE.read_text(encoding="utf-8")
-        .split("## Empty masks")[1]
-        .split("##")[0]
-        .splitlines()
-        if line.startswith("|") and not line.startswith("|---")
-    ]
-    assert header[2:] == list(METRICS)
-    page = {(truth == "empty", guess == "empty"): values for truth, guess, *values in lines}
-    assert len(page) == len(lines) == 4
-
-    for case, values in page.items():
-        for name, cell in zip(METRICS, values, strict=True):
-            assert _cell(case, name) == cell, f"{name} where (truth, prediction) is empty: {case}"
+def test_specificity_is_the_share_of_background_left_alone():
+    # 16 pixels of background, of which 2 were taken for the square
+    assert specificity(confusion(square(1, 1), square(1, 2))) == 14 / 16
+    assert specificity(confusion(square(1, 1), np.zeros((4, 5), bool))) == 1.0
+    assert specificity(confusion(np.ones((4, 5), bool), square(1, 1))) is None
 
 
-def _cell(case: tuple[bool, bool], name: str) -> str:
-    if name not in EMPTY.get(case, {}):
-        return "formula"
-    value = EMPTY[case][name]
-    return "null" if value is None else f"{value:g}"
+def test_balanced_accuracy_is_the_mean_of_recall_and_specificity():
+    nothing, everything = np.zeros((4, 5), bool), np.ones((4, 5), bool)
+
+    assert balanced_accuracy(confusion(square(1, 1), square(1, 2))) == (2 / 4 + 14 / 16) / 2
+    assert balanced_accuracy(confusion(square(1, 1), nothing)) == 0.5
+    assert balanced_accuracy(confusion(nothing, square(1, 1))) == 16 / 20  # its specificity
+    assert balanced_accuracy(confusion(everything, nothing)) == 0.0
+    assert balanced_accuracy(confusion(nothing, nothing)) == 1.0
+
+
+def test_only_pixels_within_the_region_are_counted():
+    left = np.zeros((4, 5), bool)
+    left[:, :3] = True
+
+    # of the squares in columns 1-2 and 2-3 the region holds 4 and 2 pixels
+    assert confusion(square(1, 1), square(1, 2), left) == Confusion(tp=2, fp=0, fn=2, tn=8)
+
+
+def test_giou_is_a_mean_over_samples_and_ciou_over_pixels():
+    tally = ReferringTally()
+    assert (tally.giou, tally.ciou) == (None, None)
+    tally.add(confusion(square(1, 1), square(1, 2)))  # 2 of 6 pixels
+    tally.add(confusion(square(0, 0, side=4), square(0, 0, side=4)))  # 16 of 16
+
+    assert tally.giou == pytest.approx((1 / 3 + 1) / 2)
+    assert tally.ciou == 18 / 22
+
+
+def test_absent_object_counts_for_giou_and_a_false_alarm_for_both():
+    nothing = np.zeros((4, 5), bool)
+    tally = ReferringTally()
+    tally.add(confusion(nothing, nothing))
+    assert (tally.giou, tally.ciou) == (1.0, 1.0)
+    tally.add(confusion(square(1, 1), square(1, 1)))
+    tally.add(confusion(nothing, square(1, 1)))
+
+    assert (tally.giou, tally.ciou) == (pytest.approx(2 / 3), 4 / 8)
 
 
 @given(pairs)
@@ -142,3 +166,12 @@ def test_a_mask_against_itself_is_perfect_and_counts_add_up(masks):
 def test_masks_that_do_not_fit_are_refused(truth, guess, words):
     with pytest.raises(ValueError, match=words):
         confusion(truth, guess)
+
+
+def test_region_that_does_not_fit_is_refused():
+    masks = square(0, 0), square(1, 1)
+
+    with pytest.raises(ValueError, match=r"truth and within must have one size; got \(4, 5\) and \(5, 4\)"):
+        confusion(*masks, np.ones((5, 4), bool))
+    with pytest.raises(ValueError, match="no pixel"):
+        confusion(*masks, np.zeros((4, 5), bool))

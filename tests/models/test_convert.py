@@ -203,6 +203,12 @@ def assert_nothing_left(place: Path, *known: Path) -> None:
     assert sorted(place.iterdir()) == sorted(known)
 
 
+def test_numbers_that_are_none_on_both_sides_do_not_differ() -> None:
+    none, some = torch.tensor([torch.nan, torch.inf]), torch.tensor([1.0, torch.inf])
+    assert parity._largest_difference(none, none) == 0.0
+    assert parity._largest_difference(none, some) == parity._largest_difference(some, none) == torch.inf
+
+
 def test_the_proof_accounts_for_every_key_and_parameter(official: Path, tmp_path: Path) -> None:
     proof = convert(official, tmp_path / "bundle")
     assert json.loads((tmp_path / "bundle" / PROOF).read_text()) == json.loads(json.dumps(proof))
@@ -364,6 +370,68 @@ def test_a_disk_that_does_not_keep_what_was_written_is_found_out(
     assert_nothing_left(tmp_path, official)
 
 
+@pytest.fixture
+def trained(official: Path) -> Path:
+    """A training checkpoint of the official folder: LoRA of rank 2 on `wqkv`, and the first projector whole."""
+    prefix = "mllm.model.language_model.base_model.model.model.layers.1.attention.wqkv.lora_"
+    generator = torch.Generator().manual_seed(1)
+    state = {
+        f"{prefix}A.default.weight": torch.randn(2, 32, generator=generator),
+        f"{prefix}B.default.weight": torch.randn(64, 2, generator=generator),
+        "text_hidden_fcs.0.bias": torch.ones(32),
+    }
+    path = official.parent / "iter_7.pth"
+    torch.save({"state_dict": state, "meta": {"iter": 7}}, path)
+    return path
+
+
+def test_a_training_checkpoint_becomes_a_whole_model_in_either_layout(
+    official: Path, trained: Path, tmp_path: Path
+) -> None:
+    proof = convert(trained, tmp_path / "bundle", base=official, lora_alpha=4.0)
+    assert proof["training"]["lora"] == "merged into 1 weights"
+    assert proof["training"]["lora_alpha_from"] == "given"
+    assert proof["training"]["largest_relative_merge_error"] < 1e-6
+    assert proof["base"]["changed"] == 4, "query, key, value and one bias"
+    assert proof["keys"]["read"] == 3
+    assert read_card(tmp_path / "bundle").step == 7
+    assert small_files_of(tmp_path / "bundle" / "source") == small_files_of(official)
+    convert(official, tmp_path / "base")
+    for base in (official, tmp_path / "base"):
+        out = tmp_path / f"official-{base.name}"
+        there = convert(trained, out, to="sa2va", base=base, lora_alpha=4.0)
+        assert there["fingerprints"] == proof["fingerprints"]
+        assert small_files_of(out) == small_files_of(official)
+    changed = {line[0] for line in bytes_of(out)} - {
+        line[0] for line in bytes_of(out) if line in bytes_of(official)
+    }
+    assert changed == {"language_model.model.layers.1.attention.wqkv.weight", "text_hidden_fcs.0.bias"}
+
+
+def test_lora_that_is_kept_goes_to_the_adapter(official: Path, trained: Path, tmp_path: Path) -> None:
+    proof = convert(trained, tmp_path / "bundle", base=official, keep_adapter=True, lora_alpha=4.0)
+    assert proof["base"]["changed"] == 1 and proof["base"]["only_in_result"] == 6
+    assert proof["fingerprints"]["result"] == fingerprint_weights(tmp_path / "bundle")
+    assert {name.partition(".")[0] for names in proof["keys"]["renamed"].values() for name in names} == {
+        "adapter",
+        "projector",
+    }
+    with pytest.raises(CheckpointError, match="keeps a LoRA as an adapter"):
+        convert(tmp_path / "bundle", tmp_path / "back", to="sa2va")
+    with pytest.raises(SettingError, match="the official layout has no place for an adapter"):
+        convert(trained, tmp_path / "x", to="sa2va", base=official, keep_adapter=True, lora_alpha=4.0)
+
+
+def test_a_training_checkpoint_of_another_model_is_refused(
+    kept: dict[str, Path], trained: Path, official: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=r"wqkv.* absent in the base"):
+        convert(trained, tmp_path / "out", base=kept["qwen_chat"], lora_alpha=4.0)
+    with pytest.raises(CheckpointError, match="LoRA alpha is not known"):
+        convert(trained, tmp_path / "out", base=official)
+    assert_nothing_left(tmp_path, trained, official)
+
+
 def test_arguments_that_do_not_go_together_are_refused(official: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="in the official layout already; --to vesalius"):
         convert(official, tmp_path / "out", to="sa2va")
@@ -423,6 +491,10 @@ def lose(folder: Path, name: str) -> None:
     change_json(folder / INDEX, lambda index: index["weight_map"].pop(name))
 
 
+def replace_text(path: Path, old: str, new: str) -> None:
+    path.write_text(path.read_text().replace(old, new))
+
+
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut short": (truncate, "model-00002-of-.*should hold"),
     "corrupt header": (spoil_header, "model-00002-of-.*needs dtype"),
@@ -446,6 +518,10 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         "holds no model",
     ),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer"),
+    "no token [SEG]": (
+        lambda folder: replace_text(folder / "tokenizer.json", "[SEG]", "[GES]"),
+        r"official: the tokenizer has no token \[SEG\]",
+    ),
     "unknown tensor": (lambda folder: add_tensor(folder, "extra.weight", torch.ones(2)), "extra.weight"),
     "tensor lost": (
         lambda folder: lose(folder, "language_model.model.norm.weight"),

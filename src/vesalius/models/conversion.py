@@ -10,8 +10,11 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from vesalius.errors import CheckpointError, SettingError
+from vesalius.models.adapter import adapter_weights
+from vesalius.models.checkpoint import ADAPTER, SOURCE
 from vesalius.models.lora import MergedWeights
 from vesalius.models.official import CONFIG, is_official, read_spec
+from vesalius.models.processor import Processor
 from vesalius.models.smallfiles import SmallFiles, find_small_files
 from vesalius.models.specs import ModelSpec
 from vesalius.models.stored import (
@@ -33,9 +36,6 @@ from vesalius.models.training_checkpoint import (
     open_training_checkpoint,
 )
 from vesalius.models.weights import AssembledWeights, HashedWeights
-
-SOURCE = "source"
-"""Folder of a bundle with the small files of the official folder that it came from."""
 
 COPIED = "a copy of another tensor, which the official layout holds once"
 
@@ -67,6 +67,14 @@ class Conversion:
     @property
     def n_weight_bytes(self) -> int:
         return sum(tensor.n_bytes for tensor in self.outgoing.tensors.values())
+
+    @property
+    def n_bytes(self) -> int:
+        """All that is written, an adapter as large as the checkpoint that holds it."""
+        adapter = 0
+        if self.training is not None and self.training.keeps_adapter:
+            adapter = self.training.checkpoint.path.stat().st_size
+        return self.n_weight_bytes + self.small_files.n_bytes + adapter
 
     @property
     def names(self) -> tuple[Mapping[str, tuple[str, ...]], Mapping[str, str]]:
@@ -138,11 +146,11 @@ def _open_training(
     made = dict(weights.uses()) if to == "vesalius" else {}
     if keep_adapter:
         halves = adapter_weights(checkpoint, before.spec)
-        made |= {name: tuple(ADAPTER + each for each in names) for name, names in halves.uses().items()}
-    renamed = {
-        name: made.get(_place(official, keep_adapter), (_place(official, keep_adapter),))
-        for name, official in checkpoint.renamed.items()
-    }
+        assert isinstance(halves, AssembledWeights)
+        for half, names in halves.uses().items():
+            made[half] = tuple(f"{ADAPTER}.{name}" for name in names)
+    places = {name: _place(official, keep_adapter) for name, official in checkpoint.renamed.items()}
+    renamed = {name: made.get(place, (place,)) for name, place in places.items()}
     model = StoredModel(before.folder, before.layout, before.spec, weights, renamed, checkpoint.dropped)
     return model, Training(checkpoint, alpha, keep_adapter, merged)
 
@@ -161,7 +169,10 @@ def open_tokenizer(model: StoredModel) -> PreTrainedTokenizerFast:
 
 
 def _files_for_bundle(model: StoredModel) -> SmallFiles:
-    open_tokenizer(model)  # without one a bundle is of no use
+    try:
+        Processor(model.spec, open_tokenizer(model))
+    except SettingError as error:  # a token that the model cannot do without
+        raise CheckpointError(f"{model.folder}: {error}") from error
     if model.layout == "sa2va":
         return find_small_files(model.folder)
     source = model.folder / SOURCE

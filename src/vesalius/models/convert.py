@@ -27,13 +27,12 @@ from vesalius.lineage import (
     versions,
 )
 from vesalius.models.adapter import write_adapter
-from vesalius.models.checkpoint import CARD, Card
-from vesalius.models.conversion import SOURCE, Conversion, open_tokenizer, prepare
+from vesalius.models.checkpoint import ADAPTER, CARD, SOURCE, Card
+from vesalius.models.conversion import Conversion, open_tokenizer, prepare
 from vesalius.models.parity import forward_parity
 from vesalius.models.proof import compare, describe, describe_training
 from vesalius.models.smallfiles import PROOF
 from vesalius.models.stored import (
-    ADAPTER,
     SHOWN,
     Layout,
     empty_model,
@@ -112,7 +111,7 @@ def _check_place(out: Path, source: str | Path) -> None:
 
 def _check_room(out: Path, job: Conversion) -> None:
     parent = next(folder for folder in out.absolute().parents if folder.is_dir())
-    free, needed = shutil.disk_usage(parent).free, job.n_weight_bytes + job.small_files.n_bytes + MARGIN_BYTES
+    free, needed = shutil.disk_usage(parent).free, job.n_bytes + MARGIN_BYTES
     if free < needed:
         raise OutputError(
             f"{out}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free; make room or choose another disk"
@@ -131,7 +130,7 @@ class _Progress:
         with self._lock:
             self._done += n_bytes
             if self._on_bytes is not None:
-                self._on_bytes(self._done, self._total)
+                self._on_bytes(min(self._done, self._total), self._total)
 
 
 def _write(job: Conversion, folder: Path, on_bytes: Report) -> None:
@@ -150,7 +149,7 @@ def _write(job: Conversion, folder: Path, on_bytes: Report) -> None:
     if job.training is not None and job.training.keeps_adapter:
         assert job.training.alpha is not None
         checkpoint, alpha = job.training.checkpoint, job.training.alpha.value
-        write_adapter(folder / "adapter", checkpoint, job.model.spec, alpha)
+        write_adapter(folder / ADAPTER, checkpoint, job.model.spec, alpha)
 
 
 def _part(weights: Weights, part: str) -> RenamedWeights:
@@ -209,7 +208,7 @@ def _parity(job: Conversion, folder: Path) -> dict[str, Any]:
 
 def _check_equal(read: Mapping[str, TensorLine], written: Mapping[str, TensorLine], out: Path) -> None:
     """Refuse a result whose tensors, an adapter's aside, are not those that were read."""
-    names = {name for name in written if not name.startswith(ADAPTER)} | read.keys()
+    names = {name for name in written if not name.startswith(f"{ADAPTER}.")} | read.keys()
     if wrong := sorted(name for name in names if read.get(name) != written.get(name)):
         raise CheckpointError(
             f"{out}: was not kept, as {len(wrong)} tensors on the disk are not those of the source: "

@@ -32,13 +32,17 @@ def forward_parity(source: Path, result: Path, n_parameters: int) -> dict[str, A
     before, after = _outputs(source), _outputs(result)
     if not torch.equal(before.pop("tokens"), after.pop("tokens")):
         raise CheckpointError(f"{source}: was not converted, as the result reads a question as other tokens")
-    differences = {
-        name: (before[name] - after[name]).abs().max().item() if before[name].numel() else 0.0
-        for name in before
-    }
-    if not max(differences.values()) <= TOLERANCE:
+    differences = {name: _largest_difference(before[name], after[name]) for name in before}
+    if max(differences.values()) > TOLERANCE:
         raise CheckpointError(f"{source}: was not converted, as the result answers otherwise: {differences}")
     return {"largest_difference": differences}
+
+
+def _largest_difference(before: torch.Tensor, after: torch.Tensor) -> float:
+    """Where one has a number and the other none, it is infinite; where both have none, there is no difference."""
+    same = (before == after) | (before.isnan() & after.isnan())
+    difference = (before - after).abs().nan_to_num(nan=torch.inf).masked_fill(same, 0.0)
+    return difference.max().item() if difference.numel() else 0.0
 
 
 @torch.inference_mode()

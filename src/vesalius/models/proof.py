@@ -25,7 +25,7 @@ def describe(job: Conversion) -> dict[str, Any]:
         "model": job.model.spec.name,
         "keys": {
             "read": len(renamed) + len(dropped),
-            "written": len(job.outgoing.tensors),
+            "written": len({*job.outgoing.tensors} | {name for names in renamed.values() for name in names}),
             "renamed": renamed,
             "dropped": dropped,
         },
@@ -75,15 +75,22 @@ def summarise(proof: Mapping[str, Any]) -> list[str]:
     lines = [
         f"{proof['result']}: {proof['model']}, {proof['bytes'] / 1e9:.2f} GB of weights",
         f"keys: {keys['read']} read, {len(keys['renamed'])} renamed, {len(keys['dropped'])} dropped, {keys['written']} written",
-        *(f"dropped: {name}: {reason}" for name, reason in keys["dropped"].items()),
+        *_by_reason("dropped", keys["dropped"]),
         "parameters: " + ", ".join(f"{part} {count:,}" for part, count in proof["parameters"].items()),
         "tensors: " + ", ".join(f"{count} {dtype}" for dtype, count in proof["tensors_of_dtype"].items()),
-        *(f"left out: {name}: {reason}" for name, reason in proof["small_files"]["left_out"].items()),
+        f"small files: {len(proof['small_files']['verbatim'])} verbatim",
+        *_by_reason("left out", proof["small_files"]["left_out"]),
     ]
     if training := proof["training"]:
         lines += _summarise_training(training)
     if base := proof["base"]:
-        lines.append(f"against {base['model']}: {base['changed']} tensors changed, {base['unchanged']} not")
+        others = base["changed"] + base["only_in_base"] + base["only_in_result"]
+        lines.append(
+            f"against {base['model']}: {base['changed']} tensors changed, {base['unchanged']} not, "
+            f"{base['only_in_base']} only there, {base['only_in_result']} only here"
+            if others
+            else f"equal to {base['model']}: not one tensor differs"
+        )
     probed = proof["parity"].get("largest_difference")
     lines.append(
         f"probe image: not tried, as {proof['parity']['skipped']}"
@@ -94,6 +101,17 @@ def summarise(proof: Mapping[str, Any]) -> list[str]:
     if prints["source"] == prints["result"]:
         return [*lines, f"fingerprint of source and result: {prints['result']}"]
     return [*lines, f"fingerprint of the result, adapter included: {prints['result']}"]
+
+
+def _by_reason(verb: str, reasons: Mapping[str, str]) -> list[str]:
+    """A line for each reason, with the first names."""
+    names: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        names.setdefault(reason, []).append(name)
+    return [
+        f"{verb}: {', '.join(found[:SHOWN])}{' ...' if len(found) > SHOWN else ''} ({reason})"
+        for reason, found in names.items()
+    ]
 
 
 def _summarise_training(training: Mapping[str, Any]) -> list[str]:

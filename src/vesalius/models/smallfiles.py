@@ -92,10 +92,8 @@ def _refuse(error: OSError) -> None:
 
 def _reason_to_leave(folder: Path, name: Path) -> str | None:
     path = folder / name
-    if name.name.endswith((".safetensors", ".safetensors.index.json")):
-        return "weights, which are converted"
     if name.name.endswith(WEIGHT_ENDINGS):
-        return "weights of another format, which are not read"
+        return "weights are no small files"
     if name.as_posix() == PROOF:
         return "the proof of an earlier conversion"
     if path.is_symlink() and not _stays_inside(folder, path):

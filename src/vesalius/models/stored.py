@@ -23,7 +23,7 @@ from vesalius.lineage import (
     remember,
     remember_tensors,
 )
-from vesalius.models.checkpoint import CARD, find_model, read_card
+from vesalius.models.checkpoint import ADAPTER, CARD, find_model, read_card
 from vesalius.models.keymaps import Shape, saved_name, to_bundle, to_official
 from vesalius.models.official import CONFIG, read_spec
 from vesalius.models.specs import PRESETS, ModelSpec
@@ -33,7 +33,6 @@ from vesalius.tensorfiles import find_shards
 
 Layout = Literal["vesalius", "sa2va"]
 
-ADAPTER = "adapter."
 SHOWN = 10
 """Most names of one kind in a message."""
 
@@ -69,7 +68,7 @@ def open_stored(model: str | Path) -> StoredModel:
 
 def _open_bundle(folder: Path) -> StoredModel:
     weights = FileWeights(find_tensors(folder))
-    if any(name.startswith(ADAPTER) for name in weights.tensors):
+    if any(name.startswith(f"{ADAPTER}.") for name in weights.tensors):
         raise CheckpointError(
             f"{folder}: keeps a LoRA as an adapter; convert its training checkpoint without --keep-adapter first"
         )

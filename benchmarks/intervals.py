@@ -1,0 +1,78 @@
+"""How often does a 95 % interval hold the true mean, with few groups and with many?
+
+    .venv/bin/python benchmarks/intervals.py [--sets 2000] [--json FILE]
+
+Draws data sets of patients with several frames each, from two distributions whose mean is known, and prints
+how many intervals held it, by number of groups. The table stands in docs/metrics.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vesalius.evaluation.statistics import Method, bootstrap_interval
+from vesalius.files import write_json
+
+GROUPS = (5, 10, 20, 40)
+METHODS: tuple[Method, ...] = ("percentile", "bca")
+
+Draw = Callable[[np.random.Generator, int], list[np.ndarray]]
+"""The values of each group."""
+
+
+def even(random: np.random.Generator, groups: int) -> list[np.ndarray]:
+    """Patients normal around 0.7, 5 frames each."""
+    return [random.normal(0.7, 0.1) + random.normal(0, 0.05, 5) for _ in range(groups)]
+
+
+def skewed(random: np.random.Generator, groups: int) -> list[np.ndarray]:
+    """Most patients near 1 and a few far below, as Dice is (beta(4.5, 0.9), mean 5 / 6), 1 to 10 frames each."""
+    return [random.beta(4.5, 0.9) + random.normal(0, 0.03, random.integers(1, 11)) for _ in range(groups)]
+
+
+CASES: dict[str, tuple[Draw, float]] = {"even": (even, 0.7), "skewed": (skewed, 5 / 6)}
+
+
+def held(draw: Draw, mean: float, groups: int, sets: int, method: Method) -> float:
+    """Share of the data sets whose interval holds the mean."""
+    hits = 0
+    for seed in range(sets):
+        values = draw(np.random.default_rng([groups, seed]), groups)
+        members = np.repeat(np.arange(groups), [len(each) for each in values]).tolist()
+        interval = bootstrap_interval(np.concatenate(values).tolist(), members, seed=seed, method=method)
+        hits += interval is not None and interval.low <= mean <= interval.high
+    return hits / sets
+
+
+def main() -> None:
+    """Run all cases and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sets", type=int, default=2000, help="data sets for each number (default 2000)")
+    parser.add_argument("--json", type=Path, help="write the numbers there")
+    args = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    started = time.perf_counter()
+    print(f"{'patients':<10}{'interval':<12}" + "".join(f"{groups:>7}" for groups in GROUPS))
+    for name, (draw, mean) in CASES.items():
+        for method in METHODS:
+            shares = [held(draw, mean, groups, args.sets, method) for groups in GROUPS]
+            print(f"{name:<10}{method:<12}" + "".join(f"{share:>6.1%} " for share in shares), flush=True)
+            rows += [
+                {"patients": name, "method": method, "groups": groups, "held": share}
+                for groups, share in zip(GROUPS, shares, strict=True)
+            ]
+    print(f"{args.sets} data sets each, {time.perf_counter() - started:.0f} s")
+    if args.json:
+        write_json(args.json, {"sets": args.sets, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,323 @@
+"""compare: whether evaluations of the same samples differ, by how much, and how sure that is.
+
+    folders -> rows in pairs -> differences -> comparison.json, .csv, .md, .png and report.html
+
+The first evaluation is the reference. All numbers are of the same rows: those with a score in every evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vesalius.comparison_report import write_comparison
+from vesalius.errors import DataError, OutputError, SettingError
+from vesalius.evaluation.metrics import METRICS
+from vesalius.evaluation.statistics import FEW_GROUPS, Column, Paired, paired_comparisons
+from vesalius.files import prepare_folder, replacing, to_json
+from vesalius.lineage import versions
+from vesalius.results import Evaluation, Key, read_evaluation
+
+FILES = frozenset({"comparison.json", "comparison.csv", "comparison.md", "comparison.png", "report.html"})
+"""All that a comparison holds; a folder with anything else is somebody's, and is not replaced."""
+SYSTEM_FILES = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
+LISTED = 10
+"""So many of a kind are named; the rest is counted."""
+PROMPTS_APART = 50
+"""With more different prompts than this only all of them together are compared, and a note says so."""
+ALPHA = 0.05
+"""A difference is clear where its p-value, corrected for all that was tested, is below this."""
+LEVEL, RESAMPLES = 0.95, 2000
+NO_PART_IN_SCORES = frozenset({"batch", "figures", "limit"})
+"""Settings in which evaluations of the same samples may differ without a word."""
+
+Comparison = dict[str, Any]
+
+
+def compare(
+    folders: Sequence[str | Path], out: str | Path, *, only: Sequence[str] = (), seed: int = 0
+) -> dict[str, Any]:
+    """Compare evaluations with the first of them, write the folder `out`, return what comparison.json holds.
+
+    `only` names the metrics to compare (default: all that every evaluation has); the fewer, the less the
+    correction for many tests costs. A row that failed in any evaluation has no score and is compared in none:
+    it is listed, and where `coverage.failed` is above 0 the caller exits with 1. A row in which a metric is
+    undefined in any evaluation is left out of that metric, and counted. A comparison at `out` is replaced
+    when the new one is complete.
+
+    Raises SettingError for fewer than two folders, the same one twice, or an unknown metric; DataError for a
+    folder that cannot be read as an evaluation, and for evaluations that are not of the same samples,
+    prompts, groups and data; OutputError where `out` is anything else than a comparison.
+    """
+    out = Path(out).resolve()
+    check_folder(out)
+    evaluations = _open_all([Path(folder).resolve() for folder in folders])
+    reference, *others = evaluations
+    for other in others:
+        _refuse_differences(reference, other)
+    metrics, notes = _metrics_in_all(evaluations, only)
+    keys = [key for key in reference.rows if not any(each.failed(key) for each in evaluations)]
+    failed = _failed_rows(evaluations)
+    if not keys:
+        raise DataError(f"nothing to compare: each of the {len(failed)} answers failed in some evaluation")
+    prompts = list(dict.fromkeys(prompt for _, prompt in reference.rows))
+    comparisons = _compare(evaluations, keys, metrics, prompts, seed)
+    defined = {each["metric"] for each in comparisons if each["n"]}
+    if not defined:
+        raise DataError(f"nothing to compare: {', '.join(metrics)} defined in no answer of all evaluations")
+    result = {
+        "reference": reference.name,
+        "evaluations": [_card(each) for each in evaluations],
+        "data": reference.facts["data"],
+        "prompts": prompts,
+        "coverage": {"rows": len(reference.rows), "compared": len(keys), "failed": len(failed)},
+        "failed_rows": failed,
+        "metrics": {metric: _describe(metric) for metric in metrics},
+        "comparisons": comparisons,
+        "notes": [*notes, *_notes(evaluations, prompts, comparisons)],
+        "settings": {"alpha": ALPHA, "level": LEVEL, "resamples": RESAMPLES, "seed": seed},
+        "versions": versions(),
+    }
+    headline = next(metric for metric in ("dice", *metrics) if metric in defined)
+    with replacing(out) as folder:
+        write_comparison(prepare_folder(folder), result, headline, _by_group(evaluations, keys, headline))
+    return result
+
+
+def check_folder(out: Path) -> None:
+    """Raise OutputError unless `out` is absent, empty, or a comparison and nothing else."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise OutputError(f"{out}: is a file; name a folder for the comparison")
+    names = {entry.name for entry in out.iterdir()} - SYSTEM_FILES
+    foreign = sorted(names - FILES)
+    if foreign:
+        raise OutputError(f"{out}: holds {foreign[0]}, which is not of a comparison; name another folder")
+    if names and "comparison.json" not in names:
+        raise OutputError(
+            f"{out}: has no comparison.json, so it is no comparison to replace; name another folder"
+        )
+
+
+def _open_all(paths: Sequence[Path]) -> list[Evaluation]:
+    if len(paths) < 2:
+        raise SettingError("compare needs two or more evaluation folders")
+    for path in paths:
+        if paths.count(path) > 1:
+            raise SettingError(f"{path}: is named twice; an evaluation does not differ from itself")
+    return [read_evaluation(path, name) for path, name in zip(paths, _names(paths), strict=True)]
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The ends of the paths, as short as they are all different: `old` and `new`, or `a/eval` and `b/eval`."""
+    depth = 1
+    while len({path.parts[-depth:] for path in paths}) < len(paths):
+        depth += 1
+    return ["/".join(path.parts[-depth:]) for path in paths]
+
+
+def _refuse_differences(reference: Evaluation, other: Evaluation) -> None:
+    """Raise DataError, listing the differences, unless both are of the same answers on the same data."""
+    found = []
+    for its, theirs in ((reference, other), (other, reference)):
+        alone = [_shown(key) for key in its.rows if key not in theirs.rows]
+        if alone:
+            found.append(f"{len(alone)} only in {its.name}: {_listed(alone)}")
+    moved = [
+        f"{_shown(key)} in {row['group']} and {other.rows[key]['group']}"
+        for key, row in reference.rows.items()
+        if key in other.rows and row["group"] != other.rows[key]["group"]
+    ]
+    if moved:
+        found.append(f"{len(moved)} in different groups (evaluate with one --group): {_listed(moved)}")
+    prints = {each.name: each.facts["data"].get("fingerprint") for each in (reference, other)}
+    for name, fingerprint in prints.items():
+        if fingerprint is None:
+            found.append(f"{name} has no fingerprint of its data, so they cannot be known to be the same")
+    if None not in prints.values() and len(set(prints.values())) > 1:
+        found.append("images, masks or prompts differ: data fingerprints " + " and ".join(prints.values()))
+    if found:
+        raise DataError(
+            f"{reference.name} and {other.name} are not of the same samples and prompts: {'; '.join(found)}"
+        )
+
+
+def _metrics_in_all(evaluations: Sequence[Evaluation], only: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What to compare, in the order of the reference, and a note on each metric that not all have."""
+    shared = [name for name in evaluations[0].metrics if all(name in each.metrics for each in evaluations)]
+    for name in only:
+        if name not in shared:
+            raise SettingError(f"{name}: no metric of every evaluation; these are: {', '.join(shared)}")
+    if not shared:
+        raise DataError("the evaluations have no metric in common")
+    if only:
+        return [name for name in shared if name in only], []
+    every = dict.fromkeys(name for each in evaluations for name in each.metrics)
+    lacking = {name: [each.name for each in evaluations if name not in each.metrics] for name in every}
+    return shared, [
+        f"{name} is not compared: it is not in {', '.join(places)}."
+        for name, places in lacking.items()
+        if places
+    ]
+
+
+def _failed_rows(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
+    """Rows without a score in some evaluation: which, and why."""
+    failed = []
+    for key in evaluations[0].rows:
+        errors = {each.name: each.rows[key].get("error") for each in evaluations if each.failed(key)}
+        if errors:
+            failed.append({"id": key[0], "prompt": key[1], "errors": errors})
+    return failed
+
+
+def _compare(
+    evaluations: Sequence[Evaluation],
+    keys: Sequence[Key],
+    metrics: Sequence[str],
+    prompts: Sequence[str],
+    seed: int,
+) -> list[Comparison]:
+    """One for each other evaluation, prompt (None: all together) and metric, corrected for all of them."""
+    reference, *others = evaluations
+    pools: dict[str | None, list[Key]] = {None: list(keys)}
+    if 1 < len(prompts) <= PROMPTS_APART:
+        pools |= {prompt: [key for key in keys if key[1] == prompt] for prompt in prompts}
+    rows: list[Comparison] = []
+    hypotheses: list[Column] = []
+    for other, (prompt, pool), metric in product(others, pools.items(), metrics):
+        defined = [key for key in pool if all(each.rows[key][metric] is not None for each in evaluations)]
+        before, after = ([each.rows[key][metric] for key in defined] for each in (reference, other))
+        differences = [new - old for old, new in zip(before, after, strict=True)]
+        hypotheses.append((differences, [reference.rows[key]["group"] for key in defined]))
+        rows.append(
+            {
+                "evaluation": other.name,
+                "prompt": prompt,
+                "metric": metric,
+                "undefined": len(pool) - len(defined),
+                "mean_reference": float(np.mean(before)) if before else None,
+                "mean": float(np.mean(after)) if after else None,
+            }
+        )
+    found = paired_comparisons(hypotheses, level=LEVEL, resamples=RESAMPLES, seed=seed)
+    return [row | _numbers(row["metric"], each) for row, each in zip(rows, found, strict=True)]
+
+
+def _numbers(metric: str, found: Paired) -> Comparison:
+    interval = found.interval
+    return {
+        "n": found.n,
+        "n_groups": found.n_groups,
+        "difference": found.difference,
+        "ci95": [interval.low, interval.high] if interval else None,
+        "ci_method": interval.method if interval else None,
+        "p": found.p,
+        "p_holm": found.p_holm,
+        "rank_biserial": found.rank_biserial,
+        "d_z": found.d_z,
+        "verdict": _verdict(metric, found),
+    }
+
+
+def _verdict(metric: str, found: Paired) -> str | None:
+    """`better`, `worse` or `unclear`; `different` where a clear difference has no one direction; None: untested."""
+    if found.p_holm is None or found.difference is None or found.rank_biserial is None:
+        return None
+    if found.p_holm >= ALPHA:
+        return "unclear"
+    # a few large differences may outweigh many small ones in the mean and not in the ranks
+    if metric not in METRICS or found.difference * found.rank_biserial <= 0:
+        return "different"
+    return "better" if (found.difference > 0) == (METRICS[metric].better == "higher") else "worse"
+
+
+def _describe(metric: str) -> dict[str, str | None]:
+    """Title, unit and which way is better; of a metric from elsewhere only its name is known."""
+    known = METRICS.get(metric)
+    return {
+        "title": known.title if known else metric,
+        "unit": known.unit if known else "",
+        "better": known.better if known else None,
+    }
+
+
+def _card(evaluation: Evaluation) -> dict[str, Any]:
+    kept = ("model", "threshold", "coverage", "settings")
+    return {"name": evaluation.name} | {key: evaluation.facts.get(key) for key in kept}
+
+
+def _by_group(evaluations: Sequence[Evaluation], keys: Sequence[Key], metric: str) -> np.ndarray:
+    """(g, k) mean of a metric over the rows of each group, in each evaluation; undefined rows left out."""
+    groups: dict[str, list[list[float]]] = {}
+    for key in keys:
+        values = [each.rows[key][metric] for each in evaluations]
+        if None not in values:
+            groups.setdefault(evaluations[0].rows[key]["group"], []).append(values)
+    means = [np.mean(values, axis=0) for values in groups.values()]
+    return np.array(means).reshape(-1, len(evaluations))
+
+
+def _notes(
+    evaluations: Sequence[Evaluation], prompts: Sequence[str], comparisons: Sequence[Comparison]
+) -> list[str]:
+    """What a reader of the numbers must know, a sentence each."""
+    reference, *others = evaluations
+    notes = [
+        f"Settings differ: {name} is {to_json(one)} in {reference.name} and {to_json(two)} in {other.name}."
+        for other in others
+        for name, one, two in _settings_apart(reference.facts, other.facts)
+    ]
+    for other in others:
+        same = reference.facts["model"].get("fingerprint")
+        if same is not None and same == other.facts["model"].get("fingerprint"):
+            notes.append(f"{other.name} is of the same weights as {reference.name}.")
+    for each in evaluations:
+        trained = each.facts["data"].get("n_training_samples")
+        if trained:
+            notes.append(f"The model of {each.name} was trained on {trained} of the images.")
+    rows = reference.rows.values()
+    if all(row["group"] == row["id"] for row in rows):
+        notes.append(
+            "Each image is taken for a group of its own; where several images show one patient, the intervals "
+            "are too narrow and the p-values too small."
+        )
+    groups = len({row["group"] for row in rows})
+    if groups < FEW_GROUPS:
+        notes.append(f"With {groups} groups the intervals are rough and too narrow (docs/metrics.md).")
+    tested = [each for each in comparisons if each["p"] is not None]
+    if tested and len(tested) * 2.0 ** (1 - max(each["n_groups"] for each in tested)) >= ALPHA:
+        notes.append(
+            f"No corrected p-value can fall below {ALPHA} here (groups: {groups}, tests: {len(tested)}); "
+            "compare fewer metrics, or evaluate more groups."
+        )
+    if len(prompts) > PROMPTS_APART:
+        notes.append(
+            f"{len(prompts)} different prompts are compared together only (at most {PROMPTS_APART})."
+        )
+    return notes
+
+
+def _settings_apart(one: Mapping[str, Any], two: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Threshold and settings in which two evaluations differ: name, and both values."""
+    settings = [
+        {"threshold": facts.get("threshold"), **(facts.get("settings") or {})} for facts in (one, two)
+    ]
+    for name in dict.fromkeys(name for each in settings for name in each):
+        first, second = (each.get(name) for each in settings)
+        if first != second and name not in NO_PART_IN_SCORES:
+            yield name, first, second
+
+
+def _shown(key: Key) -> str:
+    return f"{key[0]} ({key[1]})"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more

@@ -1,0 +1,218 @@
+"""A comparison for readers: JSON, CSV, Markdown, a picture, and one HTML file that needs no other to be read."""
+
+from __future__ import annotations
+
+import base64
+import csv
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from textwrap import wrap
+from typing import Any, Literal
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.lines import Line2D
+
+from vesalius.files import replacing, write_json, write_text
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+MARKERS = ("o", "s", "D", "^", "v", "P")
+"""With the colour, one for each evaluation, so that colour-blind readers tell them apart. Okabe & Ito 2008."""
+INK, GREY, PALE = "#18181b", "#5f5f68", "#dcdce2"
+GROUPS_HEIGHT = 5.0
+"""Inches, also where there are many metrics beside: a taller plot makes slopes look steep."""
+LINES_MOST = 200
+"""More groups than this have a box with their quartiles, as their lines would hide each other."""
+NAME_LENGTH = 40
+"""Characters of a name in the picture."""
+VERDICTS = {
+    "better": "better",
+    "worse": "worse",
+    "different": "different",
+    "unclear": "no clear difference",
+    None: "not tested",
+}
+
+Result = Mapping[str, Any]
+Comparison = Mapping[str, Any]
+
+
+def write_comparison(folder: Path, result: Result, headline: str, by_group: np.ndarray) -> None:
+    """Write the five files of a comparison into a folder.
+
+    `result` is what comparison.json holds; `by_group` (g, k) the mean of the metric `headline` in each group
+    and evaluation, the reference first.
+    """
+    write_json(folder / "comparison.json", result)
+    _write_csv(folder / "comparison.csv", result["comparisons"])
+    draw_comparison(folder / "comparison.png", result, headline, by_group)
+    picture = base64.b64encode((folder / "comparison.png").read_bytes()).decode("ascii")
+    write_text(folder / "comparison.md", _render("comparison.md.jinja", result))
+    write_text(folder / "report.html", _render("comparison.html.jinja", result, picture=picture))
+
+
+def _render(template: str, result: Result, **more: str) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=template.endswith(".html.jinja"),  # names and prompts come from outside
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(number=_number, signed=_signed, chance=_chance, cell=_cell)
+    tables = [
+        (name, prompt, list(rows))
+        for (name, prompt), rows in groupby(result["comparisons"], key=itemgetter("evaluation", "prompt"))
+    ]
+    return environment.get_template(template).render(r=result, tables=tables, verdicts=VERDICTS, **more)
+
+
+def _write_csv(path: Path, comparisons: Sequence[Comparison]) -> None:
+    """A line each; None is an empty field, and so is the prompt where all are taken together."""
+    lines = []
+    for each in comparisons:
+        line = dict(each)
+        line["ci95_low"], line["ci95_high"] = line.pop("ci95") or (None, None)
+        lines.append(line)
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def draw_comparison(path: Path, result: Result, headline: str, by_group: np.ndarray) -> None:
+    """Write a PNG: differences with their intervals, an axis for each unit, beside one metric by group.
+
+    At least one metric must be defined. Of several prompts it shows all together. Characters beyond Latin are drawn as codes.
+    """
+    panels = _by_unit(result)
+    reference, *others = (_plain(each["name"]) for each in result["evaluations"])
+    rows = [len({each["metric"] for each in panel}) * (1 + 0.5 * len(others)) for panel in panels.values()]
+    height = max(GROUPS_HEIGHT, 0.28 * sum(rows) + 0.8 * len(rows) + 1.2)
+    figure = Figure(figsize=(13, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(1, 2, width_ratios=(1.6, 1))
+    left, right = (figure.add_subfigure(grid[0, column]) for column in (0, 1))
+    axes = left.subplots(len(panels), 1, height_ratios=[row + 1 for row in rows], squeeze=False)[:, 0]
+    for axis, (unit, panel) in zip(axes, panels.items(), strict=True):
+        _draw_differences(axis, unit, panel, result)
+    scope = ", all prompts together" if len(result["prompts"]) > 1 else ""
+    left.suptitle(f"Difference from {reference}, with 95 % interval{scope}", parse_math=False)
+    _draw_legend(left, others)
+    upper = right.add_gridspec(2, 1, height_ratios=(GROUPS_HEIGHT, max(0.01, height - GROUPS_HEIGHT)))[0, 0]
+    _draw_groups(
+        right.add_subplot(upper), result["metrics"][headline]["title"], [reference, *others], by_group
+    )
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def _by_unit(result: Result) -> dict[str, list[Comparison]]:
+    """What is drawn, all prompts together, by the unit of its axis; shares and counts have one each."""
+    panels: dict[str, list[Comparison]] = {}
+    shown = [each for each in result["comparisons"] if each["prompt"] is None and each["n"]]
+    counts = {each["metric"] for each in shown if max(each["mean_reference"], each["mean"]) > 1}
+    for each in shown:
+        unit = result["metrics"][each["metric"]]["unit"] or ("count" if each["metric"] in counts else "share")
+        panels.setdefault(unit, []).append(each)
+    return panels
+
+
+def _draw_differences(axis: Axes, unit: str, panel: Sequence[Comparison], result: Result) -> None:
+    others = [each["name"] for each in result["evaluations"][1:]]
+    metrics = list(dict.fromkeys(each["metric"] for each in panel))
+    step = 0.6 / len(others)
+    for each in panel:
+        index = others.index(each["evaluation"])
+        height = metrics.index(each["metric"]) + step * (index - (len(others) - 1) / 2)
+        colour = COLOURS[index % len(COLOURS)]
+        if each["ci95"]:
+            axis.plot(each["ci95"], [height, height], color=colour, linewidth=2, solid_capstyle="butt")
+        clear = each["verdict"] in ("better", "worse", "different")
+        axis.plot(
+            [each["difference"]],
+            [height],
+            marker=MARKERS[index % len(MARKERS)],
+            markersize=7,
+            color=colour,
+            markerfacecolor=colour if clear else "white",
+            markeredgewidth=1.5,
+        )
+    axis.axvline(0, color=INK, linewidth=1, zorder=0)
+    axis.set_yticks(range(len(metrics)), [_label(result["metrics"][metric]) for metric in metrics])
+    axis.set_ylim(len(metrics) - 0.5, -0.5)
+    axis.set_xlabel(
+        {"share": "difference of shares", "count": "difference of counts"}.get(unit, f"difference, {unit}")
+    )
+    _tidy(axis, "x")
+
+
+def _label(metric: Mapping[str, Any]) -> str:
+    return f"{metric['title']} (less is better)" if metric["better"] == "lower" else str(metric["title"])
+
+
+def _draw_legend(figure: SubFigure, others: Sequence[str]) -> None:
+    handles = [
+        Line2D([], [], color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], label=name)
+        for i, name in enumerate(others)
+    ]
+    handles.append(
+        Line2D([], [], color=GREY, marker="o", markerfacecolor="white", label="hollow: no clear difference")
+    )
+    legend = figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def _draw_groups(axis: Axes, title: str, names: Sequence[str], by_group: np.ndarray) -> None:
+    places = range(len(names))
+    if len(by_group) <= LINES_MOST:
+        axis.plot(places, by_group.T, color=GREY, alpha=0.5, linewidth=1, marker=".", markersize=5)
+    else:
+        axis.boxplot(by_group, positions=places, widths=0.3, manage_ticks=False, sym=".")
+    if len(by_group):
+        axis.plot(places, by_group.mean(axis=0), color=INK, linewidth=3, marker="o", markersize=8)
+    axis.set_xticks(places, ["\n".join(wrap(name, 18)) for name in names], parse_math=False)
+    axis.set_xlim(-0.3, len(names) - 0.7)
+    axis.set_title(f"{title} of {len(by_group)} groups; black: their mean")
+    _tidy(axis, "y")
+
+
+def _tidy(axis: Axes, direction: Literal["x", "y"]) -> None:
+    axis.grid(axis=direction, color=PALE)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _plain(name: str) -> str:
+    """The name as the font of the picture can show it, cut in the middle where it is long."""
+    text = name.encode("latin-1", "backslashreplace").decode("latin-1")
+    half = NAME_LENGTH // 2
+    return text if len(text) <= NAME_LENGTH else f"{text[:half]}…{text[-half:]}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _signed(value: float | None, digits: int = 3) -> str:
+    """With its sign, and a minus as wide as a plus."""
+    return "–" if value is None else f"{value:+.{digits}f}".replace("-", "−")
+
+
+def _chance(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _cell(text: str) -> str:
+    """The text as it stands in a cell of a Markdown table: one line, and no sign of it is taken for markup."""
+    line = " ".join(str(text).split())
+    return "".join("\\" + sign if sign in "\\|*_`[]<>#" else sign for sign in line)

@@ -1,0 +1,186 @@
+"""All metrics of one image and phrase: the ordered table, and one function that computes them together.
+
+Boundaries, distances, skeletons and pieces are found once and shared; masks are cut to their common box first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from types import MappingProxyType
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool
+
+from vesalius.evaluation import centreline, overlap, surface
+from vesalius.evaluation.centreline import WIDTHS, skeleton_recall_of_width
+from vesalius.evaluation.overlap import Confusion, confusion
+from vesalius.evaluation.shape import Shape
+from vesalius.evaluation.surface import Spacing, SurfaceDistances, surface_distances
+from vesalius.masks import Size
+
+OVERLAP: Mapping[str, Callable[[Confusion], float | None]] = {
+    **overlap.METRICS,
+    "specificity": overlap.specificity,
+    "balanced_accuracy": overlap.balanced_accuracy,
+}
+LINES: Mapping[str, Callable[[Shape, Shape], float | None]] = {
+    "cldice": centreline.cldice,
+    "topology_precision": centreline.topology_precision,
+    "topology_sensitivity": centreline.topology_sensitivity,
+    "betti0_error": centreline.betti0_error,
+    "betti1_error": centreline.betti1_error,
+    "breaks": centreline.breaks,
+    "skeleton_recall": centreline.skeleton_recall,
+}
+DISTANCES: Mapping[str, Callable[[SurfaceDistances], float | None]] = {
+    "hd_": surface.hd,
+    "hd95_": surface.hd95,
+    "assd_": surface.assd,
+    "nsd_1": partial(surface.nsd, tolerance=1),
+    "nsd_2": partial(surface.nsd, tolerance=2),
+}
+"""Under the name without its unit, which is added."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Truth and prediction of one image, cut to the box of both, and what several metrics need of them."""
+
+    counts: Confusion
+    """Over the whole image, or region."""
+    truth: Shape
+    guess: Shape
+    size: Size
+    """(h, w) of the image, or of the box of the region."""
+    spacing_mm: Spacing | None = None
+
+    @classmethod
+    def of(
+        cls,
+        truth: Bool[np.ndarray, "h w"],
+        guess: Bool[np.ndarray, "h w"],
+        *,
+        spacing_mm: Spacing | None = None,
+        within: Bool[np.ndarray, "h w"] | None = None,
+    ) -> Pair:
+        """The pair; pixels outside of the region `within` are as if they lay outside of the image.
+
+        Raises ValueError as `score`.
+        """
+        counts = confusion(truth, guess, within)
+        if spacing_mm is not None and not (
+            len(spacing_mm) == 2 and all(np.isfinite(step) and step > 0 for step in spacing_mm)
+        ):
+            raise ValueError(f"spacing_mm must be two positive numbers (row, column); got {spacing_mm}")
+        if within is not None:
+            region = _box(within)
+            within = within[region]
+            truth, guess = truth[region] & within, guess[region] & within
+        size = truth.shape
+        box = _box(truth | guess, margin=1)
+        known = None if within is None else within[box]
+        return cls(counts, Shape(truth[box], known), Shape(guess[box], known), size, spacing_mm)
+
+    @cached_property
+    def distances_px(self) -> SurfaceDistances:
+        """Distances between the boundaries in pixels."""
+        return surface_distances(self.truth, self.guess, size=self.size)
+
+    @cached_property
+    def distances_mm(self) -> SurfaceDistances | None:
+        """The same in mm; None where the spacing is not known."""
+        if self.spacing_mm is None:
+            return None
+        row, column = self.spacing_mm
+        if row == column:
+            return self.distances_px.scaled(row)
+        return surface_distances(self.truth, self.guess, spacing=self.spacing_mm, size=self.size)
+
+
+def _box(mask: Bool[np.ndarray, "h w"], margin: int = 0) -> tuple[slice, slice]:
+    """Rows and columns of the mask, and as many more around it as there are up to `margin`."""
+    sides = []
+    for axis in (1, 0):
+        places = np.flatnonzero(mask.any(axis=axis))
+        low, high = (places[0], places[-1] + 1) if len(places) else (0, 0)
+        sides.append(slice(max(0, low - margin), high + margin))
+    return sides[0], sides[1]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a reader must know of one column of the results."""
+
+    title: str
+    better: Literal["higher", "lower"]
+    rule: str
+    """Its row in the table of empty masks, `EMPTY`."""
+    unit: Literal["", "px", "mm"] = ""
+    """Empty for shares and counts."""
+
+
+METRICS: Mapping[str, Metric] = MappingProxyType(
+    {
+        "dice": Metric("Dice", "higher", "dice"),
+        "iou": Metric("IoU", "higher", "iou"),
+        "precision": Metric("Precision", "higher", "precision"),
+        "recall": Metric("Recall", "higher", "recall"),
+        "specificity": Metric("Specificity", "higher", "specificity"),
+        "accuracy": Metric("Accuracy", "higher", "accuracy"),
+        "balanced_accuracy": Metric("Balanced accuracy", "higher", "balanced_accuracy"),
+        "cldice": Metric("clDice", "higher", "cldice"),
+        "topology_precision": Metric("Topology precision", "higher", "topology_precision"),
+        "topology_sensitivity": Metric("Topology sensitivity", "higher", "topology_sensitivity"),
+        "betti0_error": Metric("Betti-0 error", "lower", "betti0_error"),
+        "betti1_error": Metric("Betti-1 error", "lower", "betti1_error"),
+        "breaks": Metric("Breaks", "lower", "breaks"),
+        "skeleton_recall": Metric("Skeleton recall", "higher", "skeleton_recall"),
+        **{
+            f"skeleton_recall_{name}": Metric(
+                f"Skeleton recall {title}", "higher", "skeleton_recall_of_width"
+            )
+            for name, title in zip(WIDTHS, ("to 2 px", "2 to 4 px", "4 to 8 px", "over 8 px"), strict=True)
+        },
+        "hd_px": Metric("Hausdorff distance", "lower", "hd", "px"),
+        "hd95_px": Metric("HD95", "lower", "hd95", "px"),
+        "assd_px": Metric("ASSD", "lower", "assd", "px"),
+        "nsd_1px": Metric("NSD at 1 px", "higher", "nsd"),
+        "nsd_2px": Metric("NSD at 2 px", "higher", "nsd"),
+        "hd_mm": Metric("Hausdorff distance", "lower", "hd", "mm"),
+        "hd95_mm": Metric("HD95", "lower", "hd95", "mm"),
+        "assd_mm": Metric("ASSD", "lower", "assd", "mm"),
+        "nsd_1mm": Metric("NSD at 1 mm", "higher", "nsd"),
+        "nsd_2mm": Metric("NSD at 2 mm", "higher", "nsd"),
+    }
+)
+"""All metrics of `score`, in the order of tables and files."""
+
+
+def score(
+    truth: Bool[np.ndarray, "h w"],
+    guess: Bool[np.ndarray, "h w"],
+    *,
+    spacing_mm: Spacing | None = None,
+    within: Bool[np.ndarray, "h w"] | None = None,
+) -> dict[str, float | None]:
+    """Every metric of `METRICS`, in that order; None where it is not defined, never NaN or infinite.
+
+    `spacing_mm` is (row, column); without it all in mm are None. With `within`, a region of interest, pixels
+    outside count nowhere: they are as if outside of the image, whose diagonal is then that of the region's
+    box. Empty masks: `EMPTY`.
+
+    Raises ValueError unless the masks are bool (h, w) of one size, with at least one pixel to count, and the
+    spacing is two positive numbers.
+    """
+    pair = Pair.of(truth, guess, spacing_mm=spacing_mm, within=within)
+    values: dict[str, float | None] = {name: metric(pair.counts) for name, metric in OVERLAP.items()}
+    values |= {name: metric(pair.truth, pair.guess) for name, metric in LINES.items()}
+    for name, (low, high) in WIDTHS.items():
+        values[f"skeleton_recall_{name}"] = skeleton_recall_of_width(pair.truth, pair.guess, low, high)
+    for unit, distances in (("px", pair.distances_px), ("mm", pair.distances_mm)):
+        for name, metric in DISTANCES.items():
+            values[name + unit] = None if distances is None else metric(distances)
+    return {name: values[name] for name in METRICS}

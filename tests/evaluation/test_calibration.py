@@ -1,0 +1,179 @@
+"""From probabilities: counted by hand, bounded against exact values, and the same masks as predictions have."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from vesalius.evaluation.calibration import (
+    BINS,
+    THRESHOLDS,
+    average_precision,
+    brier_score,
+    curves,
+    expected_calibration_error,
+    histogram,
+    reliability,
+)
+from vesalius.evaluation.overlap import confusion, dice, iou, precision, recall
+from vesalius.types import Prediction
+
+maps = hnp.array_shapes(min_dims=2, max_dims=2, max_side=6).flatmap(
+    lambda shape: st.tuples(
+        hnp.arrays(np.float32, shape, elements=st.floats(0, 1, width=32)), hnp.arrays(bool, shape)
+    )
+)
+METRICS = {"dice": dice, "iou": iou, "precision": precision, "recall": recall}
+
+
+def test_histogram_counts_each_pixel_once_and_a_threshold_belongs_to_the_bin_below():
+    probabilities = np.array([[0.0, 0.25, 0.2501], [0.25, 0.9995, 1.0]])
+    truth = np.array([[False, False, True], [True, False, True]])
+
+    counts = histogram(probabilities, truth)
+
+    quarter = THRESHOLDS.searchsorted(0.25)
+    assert counts.sum() == 6
+    assert counts[:, [0, quarter, quarter + 1, -1]].tolist() == [[1, 1, 0, 0], [0, 1, 1, 1]]
+
+
+@given(st.lists(st.floats(0, 1, width=32) | st.sampled_from([0.0, 1e-7, 0.001, 0.999, 1.0]), min_size=1))
+def test_bin_of_a_probability_is_where_it_stands_among_the_thresholds(values):
+    probabilities = np.array([values])
+    expected = np.bincount(THRESHOLDS.searchsorted(values), minlength=BINS)
+
+    assert np.array_equal(histogram(probabilities, np.zeros_like(probabilities, dtype=bool))[0], expected)
+
+
+def test_thresholds_rise_and_hold_all_thousandths():
+    assert (np.diff(THRESHOLDS) > 0).all() and THRESHOLDS[0] > 0 and THRESHOLDS[-1] < 1
+    assert set(np.arange(1, 1000) / 1000) <= set(THRESHOLDS)
+
+
+def test_histograms_add_up_and_leave_out_what_lies_outside_the_region():
+    rng = np.random.default_rng(0)
+    probabilities, truth = rng.random((90, 200)), rng.random((90, 200)) < 0.1
+    left = np.zeros_like(truth)
+    left[:, :80] = True
+
+    whole = histogram(probabilities, truth)
+    parts = [histogram(probabilities, truth, within=region) for region in (left, ~left)]
+
+    assert whole.dtype == np.int64 and whole.shape == (2, BINS)
+    assert np.array_equal(parts[0] + parts[1], whole)
+    assert np.array_equal(parts[0], histogram(probabilities[:, :80], truth[:, :80]))
+
+
+@given(maps)
+def test_curves_are_those_of_the_masks_at_each_threshold(drawn):
+    probabilities, truth = drawn
+    found = curves(histogram(probabilities, truth))
+    exact = probabilities.astype(np.float64)
+
+    for k in range(0, len(THRESHOLDS), 37):
+        counts = confusion(truth, exact > THRESHOLDS[k])
+        for name, metric in METRICS.items():
+            value, expected = getattr(found, name)[k], metric(counts)
+            assert np.isnan(value) if expected is None else value == pytest.approx(expected), name
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.37, 0.5, 0.8, 0.999])
+def test_curves_hold_the_dice_of_the_masks_that_a_prediction_has(threshold):
+    rng = np.random.default_rng(3)
+    logits = rng.normal(0, 3, (1, 32, 32)).astype(np.float32)
+    prediction = Prediction("a", "p", "ok", (96, 80), logits, 64, (1.0,), threshold=threshold)
+    truth = rng.random((96, 80)) < 0.3
+
+    found = curves(histogram(prediction.probabilities[0], truth))
+
+    k = THRESHOLDS.searchsorted(threshold)
+    assert THRESHOLDS[k] == threshold
+    assert found.dice[k] == dice(confusion(truth, prediction.mask))
+
+
+def test_average_precision_of_a_ranking_worked_out_by_hand():
+    # ranked: true, false, true, false: 1/2 * 1/1 + 1/2 * 2/3
+    probabilities = np.array([[0.9, 0.8, 0.7, 0.1]])
+    truth = np.array([[True, False, True, False]])
+
+    assert average_precision(histogram(probabilities, truth)) == pytest.approx(5 / 6)
+    assert average_precision(histogram(probabilities, ~truth)) == pytest.approx((1 / 2 + 2 / 4) / 2)
+    assert average_precision(histogram(probabilities, np.zeros_like(truth))) is None
+    assert average_precision(histogram(probabilities, np.ones_like(truth))) == 1.0
+
+
+@given(maps)
+def test_brier_score_is_within_a_bin_of_the_exact_one(drawn):
+    probabilities, truth = drawn
+    exact = ((probabilities.astype(np.float64) - truth) ** 2).mean()
+
+    assert brier_score(histogram(probabilities, truth)) == pytest.approx(exact, abs=0.001)
+
+
+@given(maps)
+def test_calibration_error_is_within_half_a_bin_of_the_exact_one(drawn):
+    probabilities, truth = drawn
+    values = probabilities.astype(np.float64).ravel()
+    place = np.maximum(np.ceil(values * 10) - 1, 0)
+    gaps = [abs((values - truth.ravel())[place == k].sum()) for k in range(10)]
+
+    found = expected_calibration_error(histogram(probabilities, truth))
+
+    assert found == pytest.approx(sum(gaps) / values.size, abs=0.0005 + 1e-9)
+
+
+def test_reliability_tells_what_was_said_and_what_came():
+    probabilities = np.array([[0.05, 0.15, 0.15, 0.15, 0.95]])
+    truth = np.array([[False, True, False, False, True]])
+
+    rows = reliability(histogram(probabilities, truth))
+
+    assert [row.pixels for row in rows] == [1, 3, 0, 0, 0, 0, 0, 0, 0, 1]
+    assert (rows[1].low, rows[1].high, rows[1].came) == (0.1, 0.2, 1 / 3)
+    assert rows[1].said == pytest.approx(0.15, abs=0.00051)
+    assert (rows[2].said, rows[2].came) == (None, None)
+    json.dumps([asdict(row) for row in rows], allow_nan=False)
+
+
+def test_honest_probabilities_have_a_small_error_and_confident_nonsense_a_large_one():
+    rng = np.random.default_rng(0)
+    probabilities = rng.random((300, 300))
+    honest = histogram(probabilities, rng.random(probabilities.shape) < probabilities)
+    nonsense = histogram(np.ones((9, 9)), np.zeros((9, 9), dtype=bool))
+
+    assert expected_calibration_error(honest) < 0.01
+    assert brier_score(honest) == pytest.approx(1 / 6, abs=0.01)
+    assert expected_calibration_error(nonsense) == pytest.approx(1.0, abs=0.001)
+    assert brier_score(nonsense) == pytest.approx(1.0, abs=0.001)
+
+
+def test_nothing_counted_has_no_score():
+    nothing = np.zeros((2, BINS), dtype=np.int64)
+
+    assert (average_precision(nothing), brier_score(nothing), expected_calibration_error(nothing)) == (
+        None,
+    ) * 3
+
+
+@pytest.mark.parametrize("wrong", [np.nan, -0.01, 1.01, np.inf])
+def test_what_is_no_probability_is_refused(wrong):
+    probabilities, truth = np.full((3, 3), 0.5), np.zeros((3, 3), dtype=bool)
+    probabilities[1, 1] = wrong
+
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+        histogram(probabilities, truth)
+
+
+def test_arrays_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"bool \(3, 3\), .* got bool \(3, 4\)"):
+        histogram(np.zeros((3, 3)), np.zeros((3, 4), dtype=bool))
+    with pytest.raises(ValueError, match="got uint8"):
+        histogram(np.zeros((3, 3)), np.zeros((3, 3), dtype=np.uint8))
+    with pytest.raises(ValueError, match="1000 steps of probability cannot be gathered into 15"):
+        reliability(np.zeros((2, BINS), dtype=np.int64), 15)

@@ -1,0 +1,171 @@
+"""All metrics together: names, sharing, regions of interest, crops and properties."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from vesalius.evaluation import overlap, shape
+from vesalius.evaluation.metrics import METRICS, score
+
+CONTRACT = {"dice", "iou", "precision", "recall", "accuracy", "cldice", "hd95_px", "nsd_2px"}
+pairs = hnp.array_shapes(min_dims=2, max_dims=2, max_side=9).flatmap(
+    lambda size: st.tuples(hnp.arrays(bool, size), hnp.arrays(bool, size))
+)
+OF_THE_BACKGROUND = {"specificity", "accuracy", "balanced_accuracy"}
+
+
+def without(scores: dict, *more: str) -> dict:
+    """The scores that do not depend on how much background there is."""
+    return {name: value for name, value in scores.items() if name not in {*OF_THE_BACKGROUND, *more}}
+
+
+def test_scores_have_the_names_of_the_table_in_its_order():
+    mask = np.eye(6, dtype=bool)
+
+    assert list(score(mask, mask)) == list(METRICS)
+    assert set(METRICS) >= CONTRACT
+    assert len({metric.title + metric.unit for metric in METRICS.values()}) == len(METRICS)
+
+
+def test_each_metric_has_the_number_of_its_own_function(vessel_pairs):
+    truth, guess = vessel_pairs[0]
+    scores = score(truth, guess)
+
+    assert overlap.score(truth, guess).items() <= scores.items()
+
+
+def test_metrics_in_mm_need_the_spacing(vessel_pairs):
+    truth, guess = vessel_pairs[0]
+    unknown, square, oblong = (
+        score(truth, guess, spacing_mm=each) for each in (None, (0.5, 0.5), (0.5, 0.25))
+    )
+    in_mm = {name for name in METRICS if name.endswith("mm")}
+
+    assert {name for name, value in unknown.items() if value is None} == in_mm
+    assert without(square, *in_mm) == without(oblong, *in_mm) == without(unknown, *in_mm)
+    assert square["hd_mm"] == pytest.approx(0.5 * square["hd_px"])
+    assert square["nsd_1mm"] == square["nsd_2px"]
+    assert 0.25 * square["hd_px"] <= oblong["hd_mm"] < square["hd_mm"]
+
+
+def test_nothing_is_computed_twice(vessel_pairs, monkeypatch):
+    calls = []
+    for name in ("skeletonize", "cKDTree", "label"):
+        found = getattr(shape, name)
+        monkeypatch.setattr(
+            shape,
+            name,
+            lambda *args, name=name, found=found, **options: calls.append(name) or found(*args, **options),
+        )
+
+    score(*vessel_pairs[0], spacing_mm=(0.3, 0.3))
+
+    # one distance tree for each boundary and one for the widths
+    assert {name: calls.count(name) for name in calls} == {"skeletonize": 2, "cKDTree": 3, "label": 2}
+
+
+@given(pairs)
+def test_a_mask_against_itself_is_perfect(masks):
+    mask = masks[0]
+    for name, value in score(mask, mask, spacing_mm=(0.5, 0.5)).items():
+        perfect = 1.0 if METRICS[name].better == "higher" else 0.0
+        nothing = METRICS[name].rule == "skeleton_recall_of_width" or not mask.any() or mask.all()
+        assert value == perfect or (value is None and nothing), name
+
+
+@given(pairs, st.tuples(*[st.integers(1, 4)] * 4))
+def test_background_around_both_masks_changes_nothing_but_what_counts_it(masks, sides):
+    truth, guess = (np.pad(mask, 1) for mask in masks)
+    top, bottom, left, right = sides
+    around = ((top, bottom), (left, right))
+    small = score(truth, guess, spacing_mm=(0.5, 0.25))
+    large = score(np.pad(truth, around), np.pad(guess, around), spacing_mm=(0.5, 0.25))
+
+    lengths = [name for name in METRICS if METRICS[name].unit]
+    only_one = truth.any() != guess.any()
+    if only_one:  # distances are the image's diagonal then
+        small, large = (without(scores, *lengths) for scores in (small, large))
+    assert without(small) == pytest.approx(without(large))
+
+
+@given(pairs, st.integers(0, 3), st.integers(0, 3))
+def test_moving_both_masks_changes_nothing(masks, down, right):
+    here = [np.pad(mask, ((1, 4), (1, 4))) for mask in masks]
+    there = [np.roll(mask, (down, right), axis=(0, 1)) for mask in here]
+
+    assert score(*here) == pytest.approx(score(*there))
+
+
+@given(pairs)
+def test_turning_both_masks_over_changes_nothing_but_what_is_thinned(masks):
+    truth, guess = masks
+    lines = [
+        name
+        for name in METRICS
+        if METRICS[name].rule.startswith(("cldice", "topology", "skeleton", "breaks"))
+    ]
+    turned = score(truth.T.copy(), guess.T.copy(), spacing_mm=(0.25, 0.5))
+
+    assert without(score(truth, guess, spacing_mm=(0.5, 0.25)), *lines) == pytest.approx(
+        without(turned, *lines)
+    )
+
+
+@given(pairs, st.data())
+def test_rectangular_region_scores_as_the_crop(masks, data):
+    truth, guess = masks
+    height, width = truth.shape
+    top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    box = (
+        slice(top, data.draw(st.integers(top + 1, height))),
+        slice(left, data.draw(st.integers(left + 1, width))),
+    )
+    within = np.zeros_like(truth)
+    within[box] = True
+
+    assert score(truth, guess, within=within) == score(truth[box].copy(), guess[box].copy())
+
+
+@given(pairs, st.data())
+def test_pixels_outside_the_region_count_nowhere(masks, data):
+    truth, guess = masks
+    within = data.draw(hnp.arrays(bool, truth.shape))
+    within[0, 0] = True
+    other_truth, other_guess = (mask ^ (data.draw(hnp.arrays(bool, mask.shape)) & ~within) for mask in masks)
+
+    assert score(truth, guess, within=within) == score(other_truth, other_guess, within=within)
+
+
+def test_whole_image_as_region_is_no_restriction(vessel_pairs):
+    for truth, guess in vessel_pairs[:3]:
+        assert score(truth, guess, within=np.ones_like(truth)) == score(truth, guess)
+
+
+def test_vessel_that_the_region_cuts_is_not_taken_for_a_thin_one():
+    truth = np.zeros((40, 60), dtype=bool)
+    truth[10:30] = True
+    within = np.zeros_like(truth)
+    within[:, :30] = True
+    within[25:] = False  # cuts 5 of the 20 rows of the vessel
+
+    scores = score(truth, truth, within=within)
+
+    assert scores["skeleton_recall_over_8px"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "spacing", [(0.5,), (0.5, 0.0), (-1.0, 1.0), (float("nan"), 1.0), (1.0, float("inf"))]
+)
+def test_spacing_that_is_none_is_refused(spacing):
+    mask = np.eye(4, dtype=bool)
+    with pytest.raises(ValueError, match="two positive numbers"):
+        score(mask, mask, spacing_mm=spacing)
+
+
+def test_masks_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="one size"):
+        score(np.eye(4, dtype=bool), np.eye(5, dtype=bool))

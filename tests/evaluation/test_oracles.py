@@ -1,0 +1,225 @@
+"""The same numbers as other people's code: MONAI, torchmetrics, pycocotools, trackeval and stored ones.
+
+Where a library defines a metric otherwise, what it defines is computed here from our distances, so that the
+distances are compared and the difference is in plain sight.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco
+from scipy.ndimage import binary_dilation, distance_transform_edt
+from skimage.measure import label
+from skimage.morphology import diamond, skeletonize
+
+from vesalius.evaluation import surface, video
+from vesalius.evaluation.calibration import (
+    average_precision,
+    brier_score,
+    expected_calibration_error,
+    histogram,
+)
+from vesalius.evaluation.centreline import cldice
+from vesalius.evaluation.metrics import score
+from vesalius.evaluation.overlap import ReferringTally, confusion
+from vesalius.evaluation.shape import Shape
+from vesalius.evaluation.surface import surface_distances
+
+with warnings.catch_warnings():  # they use what others have deprecated
+    warnings.simplefilter("ignore")
+    import monai.metrics as monai
+    from torchmetrics.functional import classification as torchmetrics
+    from trackeval.metrics import JAndF
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "distances.json").read_text(encoding="utf-8"))
+SPACINGS = (None, (0.3, 0.3), (0.5, 0.25))
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning:monai"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+def batch(mask: np.ndarray) -> torch.Tensor:
+    # not bool: MONAI adds both masks up and looks for 2, which True + True is not, and says 0 without a word
+    return torch.from_numpy(mask.astype(np.float32))[None, None]
+
+
+def unpacked(text: str, size: tuple[int, int]) -> np.ndarray:
+    bits = np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype=np.uint8)
+    return np.unpackbits(bits, count=size[0] * size[1]).reshape(size).astype(bool)
+
+
+def test_monai_has_the_same_overlap(vessel_pairs):
+    names = ["precision", "recall", "specificity", "accuracy", "balanced accuracy"]
+    for truth, guess in vessel_pairs:
+        ours = score(truth, guess)
+        counts = monai.get_confusion_matrix(batch(guess), batch(truth))
+        theirs = {name: float(monai.compute_confusion_matrix_metric(name, counts)) for name in names}
+        theirs["dice"] = float(monai.compute_dice(batch(guess), batch(truth)))
+        theirs["iou"] = float(monai.compute_iou(batch(guess), batch(truth)))
+        for name, value in theirs.items():
+            assert ours[name.replace(" ", "_")] == pytest.approx(value, abs=1e-6), name
+
+
+def test_torchmetrics_has_the_same_overlap(vessel_pairs):
+    theirs = {
+        "dice": torchmetrics.binary_f1_score,
+        "iou": torchmetrics.binary_jaccard_index,
+        "precision": torchmetrics.binary_precision,
+        "recall": torchmetrics.binary_recall,
+        "specificity": torchmetrics.binary_specificity,
+        "accuracy": torchmetrics.binary_accuracy,
+    }
+    for truth, guess in vessel_pairs:
+        ours = score(truth, guess)
+        for name, metric in theirs.items():
+            value = float(metric(batch(guess).int(), batch(truth).int()))
+            assert ours[name] == pytest.approx(value, abs=1e-6), name
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_monai_has_the_same_distances(vessel_pairs, spacing):
+    unit = "px" if spacing is None else "mm"
+    for truth, guess in vessel_pairs:
+        ours = score(truth, guess, spacing_mm=spacing)
+        masks, options = (batch(guess), batch(truth)), {"spacing": spacing}
+        theirs = {
+            "hd_": monai.compute_hausdorff_distance(*masks, **options),
+            "hd95_": monai.compute_hausdorff_distance(*masks, percentile=95, **options),
+            "assd_": monai.compute_average_surface_distance(*masks, symmetric=True, **options),
+            "nsd_1": monai.compute_surface_dice(*masks, [1.0], **options),
+            "nsd_2": monai.compute_surface_dice(*masks, [2.0], **options),
+        }
+        for name, value in theirs.items():
+            assert ours[name + unit] == pytest.approx(float(value), rel=1e-5), name
+
+
+@pytest.mark.parametrize("golden", GOLDEN["pairs"], ids=range(len(GOLDEN["pairs"])))
+def test_panoptica_has_the_same_distances_and_puts_them_together_in_its_own_way(golden):
+    truth, guess = (unpacked(golden[name], golden["size"]) for name in ("truth", "guess"))
+    distances = surface_distances(Shape(truth), Shape(guess), spacing=tuple(golden["spacing"]))
+    both = np.concatenate([distances.from_truth, distances.from_guess])
+    theirs = golden["panoptica"]
+
+    assert surface.hd(distances) == pytest.approx(theirs["hd"])
+    assert np.percentile(both, 95) == pytest.approx(theirs["hd95"])  # of both lists together
+    assert (distances.from_truth.mean() + distances.from_guess.mean()) / 2 == pytest.approx(theirs["assd"])
+    for tolerance, value in zip(GOLDEN["tolerances"], theirs["nsd"], strict=True):  # a mean of shares
+        shares = [(each <= tolerance).mean() for each in (distances.from_truth, distances.from_guess)]
+        assert np.mean(shares) == pytest.approx(value)
+    if theirs["cldice"] is not None:
+        assert cldice(Shape(truth), Shape(guess)) == pytest.approx(theirs["cldice"])
+
+
+@pytest.mark.parametrize("golden", GOLDEN["pairs"], ids=range(len(GOLDEN["pairs"])))
+def test_surface_distance_which_goes_by_contour_length_between_pixels_is_near(golden):
+    # its contour runs through the corners of pixels: half a pixel farther out, and weighed by its length
+    truth, guess = (unpacked(golden[name], golden["size"]) for name in ("truth", "guess"))
+    distances = surface_distances(Shape(truth), Shape(guess), spacing=tuple(golden["spacing"]))
+    theirs, pixel = golden["surface_distance"], max(golden["spacing"])
+
+    assert surface.hd(distances) == pytest.approx(theirs["hd"], abs=1.5 * pixel)
+    assert surface.hd95(distances) == pytest.approx(theirs["hd95"], abs=2 * pixel)
+    means = [distances.from_truth.mean(), distances.from_guess.mean()]
+    assert means == pytest.approx(theirs["asd"], abs=0.75 * pixel)
+    for tolerance, value in zip(GOLDEN["tolerances"], theirs["nsd"], strict=True):
+        assert surface.nsd(distances, tolerance) == pytest.approx(value, abs=0.15)
+
+
+def test_centre_lines_agree_with_scikit_image_one_step_at_a_time(vessel_pairs):
+    for truth, guess in vessel_pairs:
+        ours = score(truth, guess)
+        line, other = skeletonize(truth), skeletonize(guess)
+        sensitivity, precision = guess[line].mean(), truth[other].mean()
+        width = 2 * distance_transform_edt(truth)
+        thin = line & (width <= 2)
+
+        assert ours["topology_sensitivity"] == ours["skeleton_recall"] == sensitivity
+        assert ours["topology_precision"] == precision
+        assert ours["cldice"] == pytest.approx(2 * precision * sensitivity / (precision + sensitivity))
+        assert ours["skeleton_recall_over_8px"] == pytest.approx(guess[line & (width > 8)].mean())
+        assert ours["skeleton_recall_to_2px"] == (pytest.approx(guess[thin].mean()) if thin.any() else None)
+
+
+def test_betti_errors_and_breaks_agree_with_scikit_image_labels(vessel_pairs):
+    for truth, guess in vessel_pairs:
+        ours = score(truth, guess)
+        pieces = [label(mask, connectivity=2, return_num=True)[1] for mask in (truth, guess)]
+        holes = [label(~np.pad(mask, 1), connectivity=1, return_num=True)[1] - 1 for mask in (truth, guess)]
+
+        assert ours["betti0_error"] == abs(pieces[0] - pieces[1])
+        assert ours["betti1_error"] == abs(holes[0] - holes[1])
+        vessels, line = label(truth, connectivity=2), skeletonize(truth)
+        near = label(guess & binary_dilation(truth, diamond(2)), connectivity=2)
+        met = [np.unique(near[line & (vessels == vessel) & (near > 0)]) for vessel in range(1, pieces[0] + 1)]
+        assert ours["breaks"] == sum(abs(len(each) - 1) for each in met)
+
+
+def test_pycocotools_has_the_same_giou_and_ciou(vessel_pairs):
+    tally = ReferringTally()
+    ious, shared, union = [], 0, 0
+    for truth, guess in vessel_pairs:
+        tally.add(confusion(truth, guess))
+        runs = [coco.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in (truth, guess)]
+        ious.append(coco.iou(runs[:1], runs[1:], [0])[0, 0])
+        shared += int(coco.area(coco.merge(runs, intersect=True)))
+        union += int(coco.area(coco.merge(runs)))
+
+    assert tally.giou == pytest.approx(np.mean(ious))
+    assert tally.ciou == pytest.approx(shared / union)
+
+
+@pytest.mark.parametrize("sharpness", [0.2, 2.0, 8.0, 30.0])
+def test_torchmetrics_has_the_same_calibration_but_for_the_bins(sharpness):
+    rng = np.random.default_rng(0)
+    truth = rng.random((300, 300)) < 0.1
+    logits = sharpness * (rng.normal(size=truth.shape) + 2.0 * truth - 1.5)
+    probabilities = (1 / (1 + np.exp(-logits))).astype(np.float32)
+    tensors = torch.from_numpy(probabilities).ravel(), torch.from_numpy(truth).ravel().int()
+
+    counts = histogram(probabilities, truth)
+
+    exact = float(torchmetrics.binary_average_precision(*tensors))
+    assert average_precision(counts) == pytest.approx(exact, abs=1e-3)
+    error = float(torchmetrics.binary_calibration_error(*tensors, n_bins=10, norm="l1"))
+    assert expected_calibration_error(counts) == pytest.approx(error, abs=1e-3)
+    brier = float(((tensors[0] - tensors[1]) ** 2).mean())
+    assert brier_score(counts) == pytest.approx(brier, abs=1e-3)
+
+
+def test_trackeval_has_the_same_j_and_f(vessel_pairs):
+    truth = np.stack([pair[0] for pair in vessel_pairs] + [np.zeros((128, 128), bool)] * 2)
+    guess = np.stack([pair[1] for pair in vessel_pairs] + [np.zeros((128, 128), bool), vessel_pairs[0][1]])
+
+    theirs = JAndF().eval_sequence(tracks(truth, guess))
+    ours = video.score(truth, guess)
+
+    assert ours["j"] == pytest.approx(theirs["J-Mean"])
+    assert ours["f"] == pytest.approx(theirs["F-Mean"])
+    assert ours["j_and_f"] == pytest.approx(theirs["J&F"])
+
+
+def tracks(truth: np.ndarray, guess: np.ndarray) -> dict:
+    """One object as trackeval takes it."""
+    runs = [
+        [[coco.encode(np.asfortranarray(frame, dtype=np.uint8))] for frame in clip] for clip in (truth, guess)
+    ]
+    ids = [np.array([0]) for _ in truth]
+    return {
+        "num_timesteps": len(truth),
+        "num_gt_ids": 1,
+        "num_tracker_ids": 1,
+        "gt_ids": ids,
+        "tracker_ids": ids,
+        "gt_dets": runs[0],
+        "tracker_dets": runs[1],
+    }
