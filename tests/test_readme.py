@@ -15,7 +15,8 @@ from PIL import Image
 from pydantic import BaseModel
 
 import vesalius
-from vesalius.cli import build_parser
+from vesalius.arguments import build_parser
+from vesalius.cli import VERBS
 from vesalius.config import read_settings
 from vesalius.data.dataset import open_data_set
 from vesalius.training.settings import RunSettings
@@ -117,8 +118,8 @@ def test_commands_parse(document: str) -> None:
     for line in commands(document):
         words = shlex.split(line, comments=True)
         if words[0] != "make":
-            assert build_parser().parse_args(words[1:])  # wrong usage would exit
-    parsers = verb_parsers(build_parser())
+            assert build_parser(VERBS).parse_args(words[1:])  # wrong usage would exit
+    parsers = verb_parsers(build_parser(VERBS))
     for verb, rest in re.findall(r"`(?:\.venv/bin/)?vesalius ([a-z]+)([^`]*)`", text_of(document)):
         assert verb in parsers, f"vesalius {verb}"
         flags = re.findall(r"--[a-z-]+", rest)
@@ -127,7 +128,9 @@ def test_commands_parse(document: str) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_flags_named_in_passing_exist(document: str) -> None:
-    known = {flag for verb in verb_parsers(build_parser()).values() for flag in verb._option_string_actions}
+    known = {
+        flag for verb in verb_parsers(build_parser(VERBS)).values() for flag in verb._option_string_actions
+    }
     for flag in re.findall(r"`(--[a-z-]+)", text_of(document)):
         assert flag in {*known, "--version"}, flag
 
@@ -199,7 +202,7 @@ def test_recipe_loads_and_opens_with_its_facts(recipe: Path) -> None:
     assert list(facts) == ["source", "hardware", "hours", "score", "command"]
     assert float(facts["hours"]) > 0
     words = shlex.split(facts["command"])
-    arguments = build_parser().parse_args(words[1:])
+    arguments = build_parser(VERBS).parse_args(words[1:])
     assert ROOT / arguments.recipe == recipe
     assert read_settings(RunSettings, recipe, arguments.set) == settings, "command and file differ"
     assert not any(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vesalius.data.images import read_image
     from vesalius.errors import VesaliusError
     from vesalius.inference.predictor import Predictor, load_predictor
-    from vesalius.scoring import evaluate
+    from vesalius.scoring.evaluate import evaluate
     from vesalius.training.run import train
     from vesalius.types import Item, Prediction, Sample
 
@@ -23,7 +23,7 @@ _HOME = {
     "Predictor": "vesalius.inference.predictor",
     "Sample": "vesalius.types",
     "VesaliusError": "vesalius.errors",
-    "evaluate": "vesalius.scoring",
+    "evaluate": "vesalius.scoring.evaluate",
     "load_item": "vesalius.data.dataset",
     "load_predictor": "vesalius.inference.predictor",
     "load_samples": "vesalius.data.dataset",

@@ -7,19 +7,17 @@ import logging
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vesalius.arguments import build_parser
 from vesalius.errors import SettingError, VesaliusError
 from vesalius.files import to_json
 from vesalius.progress import Progress
 
 Result = dict[str, Any]
 """What a verb found out: printed as JSON with `--json`. `failed` counts what went wrong and makes exit 1."""
-
-MODEL = "a bundle, a run folder, an official Sa2VA folder, the hub name of one that is here, or tiny"
 
 
 def synth(args: argparse.Namespace) -> Result:
@@ -109,52 +107,125 @@ def predict(args: argparse.Namespace) -> Result:
 
 
 def evaluate(args: argparse.Namespace) -> Result:
-    """Predict, score against the ground truth, draw, and report."""
+    """Predict, or read stored predictions, and score against the ground truth, draw, and report."""
     from vesalius.data.dataset import open_data_set
-    from vesalius.inference.predictor import load_predictor
-    from vesalius.models.allocator import keep_freed_memory
-    from vesalius.scoring import evaluate as run_evaluation
+    from vesalius.scoring.evaluate import evaluate as run_evaluation
 
-    keep_freed_memory()
-    data_set = open_data_set(args.data, split=args.split, prompt=args.prompt, group=args.group)
-    predictor = load_predictor(args.model, answer=args.answer, threshold=args.threshold, batch=args.batch)
-    total = min(len(data_set.samples), args.limit or len(data_set.samples))
-    with Progress(total, "evaluate") as progress:
+    model, data = _model_and_data(args)
+    data_set = open_data_set(data, split=args.split, prompt=args.prompt, group=args.group)
+    samples = data_set.samples[: args.limit]
+    with Progress(len(samples), "evaluate") as progress:
         metrics = run_evaluation(
-            predictor,
+            _segmenter(args, model, samples),
             data_set,
             args.out,
             limit=args.limit,
+            roi=args.roi,
+            workers=args.workers,
             allow_training_samples=args.allow_training_samples,
             on_progress=progress.reach,
         )
     for name, value in metrics["mean"].items():
         interval = metrics["ci95"].get(name)
         bounds = f"  (95 % {interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
-        print(f"{name:<12}{'undefined' if value is None else f'{value:.4f}'}{bounds}")
+        print(f"{name:<24}{'undefined' if value is None else f'{value:.4f}'}{bounds}")
     print("  ".join(f"{status} {count}" for status, count in metrics["coverage"].items()))
+    for note in metrics["notes"]:
+        print(note)
     print(f"report: {args.out / 'report.html'}")
     return {**metrics, "failed": metrics["coverage"]["failed"]}
 
 
+def _model_and_data(args: argparse.Namespace) -> tuple[str | None, Path]:
+    """The two names of `evaluate`, of which there is one with `--predictions`."""
+    given = args.model_and_data
+    if len(given) != (1 if args.predictions else 2):
+        wanted = "--predictions DIR DATA" if args.predictions else "MODEL DATA"
+        print(f"vesalius evaluate: takes {wanted}; got {' '.join(given)}", file=sys.stderr)
+        raise SystemExit(2)  # wrong usage, as argparse has it
+    return (None, Path(given[0])) if args.predictions else (given[0], Path(given[1]))
+
+
+def _segmenter(args: argparse.Namespace, model: str | None, samples: Sequence[Any]) -> Any:
+    if model is None:
+        from vesalius.scoring.stored import StoredPredictions
+
+        return StoredPredictions(args.predictions, samples)
+    from vesalius.inference.predictor import load_predictor
+    from vesalius.models.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    return load_predictor(model, answer=args.answer, threshold=args.threshold, batch=args.batch)
+
+
+def tune(args: argparse.Namespace) -> Result:
+    """Find the threshold that scores best on validation data, and store it in a bundle."""
+    from vesalius.data.dataset import open_data_set
+    from vesalius.inference.predictor import load_predictor
+    from vesalius.models.allocator import keep_freed_memory
+    from vesalius.models.checkpoint import ThresholdOrigin
+    from vesalius.models.threshold import check_target, store_threshold
+    from vesalius.scoring.tune import find_threshold
+
+    target = check_target(args.model, args.out)
+    keep_freed_memory()
+    data_set = open_data_set(args.data, split=args.split, prompt=args.prompt, group=args.group)
+    predictor = load_predictor(args.model, answer=args.answer, batch=args.batch)
+    with Progress(len(data_set.samples), "tune") as progress:
+        tuned = find_threshold(predictor, data_set, args.metric, on_progress=progress.reach)
+    origin = ThresholdOrigin(
+        how="tuned",
+        data=tuned.data,
+        data_fingerprint=tuned.data_fingerprint,
+        metric=tuned.metric,
+        value=tuned.value,
+        n_samples=tuned.n_samples,
+    )
+    store_threshold(args.model, target, tuned.threshold, origin, tuned.images)
+    print(
+        f"threshold {tuned.threshold:.2f}: mean {tuned.metric} {tuned.value:.4f} on {tuned.n_samples} images "
+        f"({tuned.at_default:.4f} at 0.50)"
+    )
+    print(f"{target}: evaluate it on other images than these")
+    return {**vars(tuned), "images": len(tuned.images), "bundle": str(target)}
+
+
+def compare(args: argparse.Namespace) -> Result:
+    """Say whether evaluations of the same samples differ, by how much, and how sure that is."""
+    from vesalius.scoring.compare import compare as run_comparison
+
+    result = run_comparison(args.evaluations, args.out, only=args.metric)
+    for row in result["comparisons"]:
+        if row["prompt"] is None and row["n"]:
+            bounds = "  (95 % {:+.4f} to {:+.4f})".format(*row["ci95"]) if row["ci95"] else ""
+            corrected = "" if row["p_holm"] is None else f"  p {row['p_holm']:.2g}"
+            print(
+                f"{row['evaluation']}  {row['metric']:<24}{row['difference']:+.4f}{bounds}{corrected}"
+                f"  {row['verdict'] or 'not tested'}"
+            )
+    for note in result["notes"]:
+        print(note)
+    for row in result["failed_rows"]:
+        print(f"failed: {row['id']} ({row['prompt']}) in {', '.join(row['errors'])}", file=sys.stderr)
+    print(f"report: {args.out / 'report.html'}")
+    return {**result, "failed": result["coverage"]["failed"]}
+
+
 def info(args: argparse.Namespace) -> Result:
     """Say what a model is."""
-    from vesalius.models.info import describe
+    from vesalius.models.info import describe, summarise
 
     facts = describe(args.model)
-    for name, value in facts.items():
-        if name != "warnings":
-            print(f"{name}: {value}")
-    for warning in facts["warnings"]:
-        print(f"warning: {warning}")
+    for line in summarise(facts):
+        print(line)
     return facts
 
 
 def convert(args: argparse.Namespace) -> Result:
     """Write a model in the other layout, or a training checkpoint as a whole model, and prove it."""
+    from vesalius.conversion.convert import convert as run_conversion
+    from vesalius.conversion.proof import summarise
     from vesalius.models.allocator import keep_freed_memory
-    from vesalius.models.convert import convert as run_conversion
-    from vesalius.models.proof import summarise
 
     keep_freed_memory()
     with Progress(1.0, "convert", unit="model") as progress:
@@ -174,120 +245,14 @@ def convert(args: argparse.Namespace) -> Result:
     return proof
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """All verbs with their arguments."""
-    parser = argparse.ArgumentParser(
-        prog="vesalius", description="Text-prompted segmentation of your own images."
-    )
-    parser.add_argument("--version", action="version", version=version("vesalius"))
-    verbs = parser.add_subparsers(metavar="VERB", required=True)
-
-    verb = _add(verbs, synth)
-    verb.add_argument("out", type=Path, metavar="OUT", help="folder to make")
-    verb.add_argument("--n", type=int, default=48, help="images (default 48)")
-    verb.add_argument("--seed", type=int, default=0, help="the same seed gives the same images (default 0)")
-    verb.add_argument("--size", type=int, default=512, help="side in pixels (default 512)")
-
-    verb = _add(verbs, check)
-    _add_data(verb)
-
-    verb = _add(verbs, train)
-    verb.add_argument("recipe", type=Path, metavar="RECIPE.yaml", nargs="?", help="settings of the run")
-    verb.add_argument(
-        "--set", metavar="a.b=c", nargs="+", action="extend", default=[], help="change settings"
-    )
-    verb.add_argument("--resume", type=Path, metavar="RUN", help="continue the run in this folder")
-    verb.add_argument("--overfit", type=int, metavar="N", help="learn N samples by heart, as a test")
-
-    verb = _add(verbs, predict)
-    verb.add_argument("model", metavar="MODEL", help=MODEL)
-    verb.add_argument("images", type=Path, metavar="IMAGE_OR_FOLDER", nargs="+")
-    verb.add_argument("--prompt", action="append", required=True, help="what to segment; may be given again")
-    verb.add_argument("--out", type=Path, required=True, help="folder to make")
-    verb.add_argument(
-        "--save",
-        default="masks,rle",
-        metavar="masks,probs,overlay,rle",
-        help="what to write (default masks,rle)",
-    )
-    _add_prediction(verb)
-
-    verb = _add(verbs, evaluate)
-    verb.add_argument("model", metavar="MODEL", help=MODEL)
-    _add_data(verb)
-    verb.add_argument("--out", type=Path, required=True, help="folder to make")
-    verb.add_argument("--limit", type=int, help="only the first so many images")
-    verb.add_argument(
-        "--allow-training-samples",
-        action="store_true",
-        help="score images that the model was trained on, and say so",
-    )
-    _add_prediction(verb)
-
-    verb = _add(verbs, info)
-    verb.add_argument("model", metavar="MODEL", help=MODEL)
-
-    _add_convert(verbs)
-    return parser
-
-
-def _add(verbs: Any, run: Callable[[argparse.Namespace], Result]) -> argparse.ArgumentParser:
-    summary = (run.__doc__ or "").strip()
-    verb: argparse.ArgumentParser = verbs.add_parser(run.__name__, help=summary, description=summary)
-    verb.set_defaults(run=run)
-    verb.add_argument("--json", action="store_true", help="the result as one line of JSON, last on stdout")
-    verb.add_argument("-v", "--verbose", action="store_true", help="more messages, and a traceback of errors")
-    return verb
-
-
-def _add_convert(verbs: Any) -> None:
-    verb = _add(verbs, convert)
-    verb.add_argument("source", metavar="SOURCE", help="an official folder, a bundle, or a training .pth")
-    verb.add_argument("out", type=Path, metavar="OUT", help="folder to make")
-    verb.add_argument(
-        "--to",
-        choices=("vesalius", "sa2va"),
-        default="vesalius",
-        help="a bundle, or the official layout (default vesalius)",
-    )
-    verb.add_argument(
-        "--base",
-        metavar="MODEL",
-        help="the model that a .pth belongs to; of any other source, a model to compare with",
-    )
-    verb.add_argument("--keep-adapter", action="store_true", help="keep LoRA beside the weights, unmerged")
-    verb.add_argument(
-        "--lora-alpha", type=float, metavar="A", help="LoRA's alpha, where the .pth does not tell it"
-    )
-
-
-def _add_data(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "data", type=Path, metavar="DATA", help="annotation file, or folder with images and masks"
-    )
-    verb.add_argument("--prompt", help="map every phrase to this one")
-    verb.add_argument("--split", metavar="NAME", help="which annotations.NAME.json of a folder")
-    verb.add_argument(
-        "--group", metavar="G", help="patient or sequence: a field, or a regular expression on the id"
-    )
-
-
-def _add_prediction(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "--answer", choices=("generate", "force"), default="generate", help="who writes the answer"
-    )
-    verb.add_argument(
-        "--threshold",
-        type=float,
-        metavar="T",
-        help="probability above which a pixel belongs (default: the model's)",
-    )
-    verb.add_argument("--batch", type=int, default=4, metavar="N", help="images at once (default 4)")
+VERBS = {
+    verb.__name__: verb for verb in (synth, check, train, predict, evaluate, tune, compare, info, convert)
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; 0 for success, 1 for a refused or failed job, 2 for wrong usage."""
-    args = build_parser().parse_args(arguments)
+    args = build_parser(VERBS).parse_args(arguments)
     level = logging.INFO if args.verbose else logging.WARNING
     logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s: %(message)s")
     # a cancelled job cleans up as after Ctrl-C

@@ -12,7 +12,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from vesalius.errors import CheckpointError, ImageError, OutputError
 from vesalius.files import write_json
@@ -35,6 +36,11 @@ from vesalius.tensorfiles import (
 from vesalius.types import Absent, MaskFile, MaskReference, Polygons, RleMask, Sample
 
 PACKAGE = Path(__file__).resolve().parent
+
+LOOK_SIDE = 16
+NEAR_BITS = 24
+"""Of 256. Measured on 300 angiograms of ARCADE: two images differ in at least 40 bits (median 118); the same image
+brightened by a fifth, cut by 2 pixels, resized, with noise or at JPEG quality 50 in at most 22 in 99 % of cases."""
 
 PARTS = {
     "vlm.": "vlm/*.safetensors",
@@ -77,6 +83,25 @@ def hash_pixels(array: np.ndarray) -> str:
     digest = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode())
     digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def hash_look(pixels: np.ndarray) -> str:
+    """64 hexadecimal digits of what an image uint8 (h, w, 3) looks like: small changes change few of the 256 bits.
+
+    The difference hash: the image in grey at 17 x 16, and for each cell whether its right neighbour is brighter.
+    Source: N. Krawetz 2013, Kind of like that.
+    """
+    small = Image.fromarray(pixels).convert("L").resize((LOOK_SIDE + 1, LOOK_SIDE), Image.Resampling.BOX)
+    values = np.asarray(small, dtype=np.int16)
+    return np.packbits(values[:, 1:] > values[:, :-1]).tobytes().hex()
+
+
+def near_looks(look: str, others: Collection[str]) -> list[str]:
+    """Those of `others` that differ from `look` in at most `NEAR_BITS` of 256 bits."""
+    names = list(others)
+    table = np.frombuffer(bytes.fromhex("".join(names)), dtype=np.uint8).reshape(len(names), -1)
+    bits = np.bitwise_count(table ^ np.frombuffer(bytes.fromhex(look), dtype=np.uint8)).sum(axis=1)
+    return [name for name, count in zip(names, bits, strict=True) if count <= NEAR_BITS]
 
 
 def fingerprint_weights(bundle: Path) -> str:
@@ -214,15 +239,16 @@ def hash_tensors(
     tensors: Mapping[str, TensorType], read: Callable[[str], Iterable[Block]]
 ) -> list[TensorLine]:
     """The line of each tensor, of which `read` gives the bytes; two tensors at a time."""
-
-    def hash_one(name: str) -> TensorLine:
-        digest = hashlib.sha256()
-        for block in read(name):
-            digest.update(block)
-        return name, *tensors[name], digest.hexdigest()
-
     with ThreadPoolExecutor(max_workers=2) as threads:
-        return list(threads.map(hash_one, tensors))
+        return list(threads.map(lambda name: hash_tensor(name, tensors[name], read(name)), tensors))
+
+
+def hash_tensor(name: str, tensor: TensorType, blocks: Iterable[Block]) -> TensorLine:
+    """The line of one tensor with these bytes."""
+    digest = hashlib.sha256()
+    for block in blocks:
+        digest.update(block)
+    return name, *tensor, digest.hexdigest()
 
 
 def hashed_once(

@@ -213,19 +213,24 @@ def write_shards(
     *,
     shard_bytes: int = SHARD_BYTES,
     on_bytes: Report = ignore,
+    on_file: Callable[[Path], None] = lambda path: None,
 ) -> None:
     """Write tensors to `folder` in files named as transformers names them; several files have an index.
 
-    `read` is asked for the bytes of each tensor when its turn comes. Errors as for `write_file`.
+    `read` is asked for the bytes of each tensor when its turn comes, `on_file` is told each file that is complete.
+    Errors as for `write_file`.
     """
     shards = _cut(tensors, shard_bytes)
     if len(shards) == 1:
-        write_file(folder / "model.safetensors", tensors, read, on_bytes=on_bytes)
+        path = folder / "model.safetensors"
+        write_file(path, tensors, read, on_bytes=on_bytes)
+        on_file(path)
         return
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         path = folder / f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         write_file(path, shard, read, on_bytes=on_bytes)
+        on_file(path)
         weight_map |= dict.fromkeys(shard, path.name)
     total = sum(tensor.n_bytes for tensor in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}

@@ -154,6 +154,12 @@ class Prediction:
         """bool (h, w): the union of the objects; empty when the model answered without [SEG]."""
         return np.logical_or.reduce(self.masks, axis=0)
 
+    @property
+    def probability(self) -> np.ndarray | None:
+        """float32 (h, w): the highest probability of any object; 0 without [SEG], None where nobody knows any."""
+        objects = self.probabilities
+        return objects.max(axis=0) if len(objects) else np.zeros(self.size, dtype=np.float32)
+
     def _full_logits(self) -> np.ndarray:
         square = (self.input_size, self.input_size)
         full = [resize_bilinear(resize_bilinear(each, square), self.size) for each in self.logits]

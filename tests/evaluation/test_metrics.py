@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -29,6 +31,12 @@ def test_scores_have_the_names_of_the_table_in_its_order():
     assert list(score(mask, mask)) == list(METRICS)
     assert set(METRICS) >= CONTRACT
     assert len({metric.title + metric.unit for metric in METRICS.values()}) == len(METRICS)
+
+
+def test_page_on_metrics_tells_of_each():
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+
+    assert [name for name in METRICS if f"`{name}`" not in page] == []
 
 
 def test_each_metric_has_the_number_of_its_own_function(vessel_pairs):
@@ -77,6 +85,7 @@ def test_a_mask_against_itself_is_perfect(masks):
         assert value == perfect or (value is None and nothing), name
 
 
+@settings(max_examples=50)
 @given(pairs, st.tuples(*[st.integers(1, 4)] * 4))
 def test_background_around_both_masks_changes_nothing_but_what_counts_it(masks, sides):
     truth, guess = (np.pad(mask, 1) for mask in masks)
@@ -92,6 +101,7 @@ def test_background_around_both_masks_changes_nothing_but_what_counts_it(masks, 
     assert without(small) == pytest.approx(without(large))
 
 
+@settings(max_examples=50)
 @given(pairs, st.integers(0, 3), st.integers(0, 3))
 def test_moving_both_masks_changes_nothing(masks, down, right):
     here = [np.pad(mask, ((1, 4), (1, 4))) for mask in masks]
@@ -100,6 +110,7 @@ def test_moving_both_masks_changes_nothing(masks, down, right):
     assert score(*here) == pytest.approx(score(*there))
 
 
+@settings(max_examples=50)
 @given(pairs)
 def test_turning_both_masks_over_changes_nothing_but_what_is_thinned(masks):
     truth, guess = masks
@@ -115,6 +126,7 @@ def test_turning_both_masks_over_changes_nothing_but_what_is_thinned(masks):
     )
 
 
+@settings(max_examples=50)
 @given(pairs, st.data())
 def test_rectangular_region_scores_as_the_crop(masks, data):
     truth, guess = masks
@@ -130,6 +142,7 @@ def test_rectangular_region_scores_as_the_crop(masks, data):
     assert score(truth, guess, within=within) == score(truth[box].copy(), guess[box].copy())
 
 
+@settings(max_examples=50)
 @given(pairs, st.data())
 def test_pixels_outside_the_region_count_nowhere(masks, data):
     truth, guess = masks

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vesalius.errors import CheckpointError
-from vesalius.models.keymaps import saved_name, to_bundle, to_official
+from vesalius.models.keymaps import saved_name
+from vesalius.models.layouts import to_bundle, to_official
 from vesalius.models.specs import ModelSpec, find_spec
 from vesalius.models.textseg import build
 
@@ -31,7 +32,9 @@ def native_tensors(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
         "projector": model.projector.state_dict(),
     }
     return {
-        f"{half}.{name}": tuple(tensor.shape) for half, state in halves.items() for name, tensor in state.items()
+        f"{half}.{name}": tuple(tensor.shape)
+        for half, state in halves.items()
+        for name, tensor in state.items()
     }
 
 
@@ -77,7 +80,9 @@ def test_fused_projection_is_split_by_groups(groups: int, queries: int, head: in
     fused = torch.arange(groups * (queries + 2) * head)
     bundle, _ = to_bundle(spec, {name: (len(fused), 7)})
     split = {
-        key.removesuffix("_proj.weight")[-1]: torch.cat([fused[r.first : r.first + r.count] for r in part.rows])
+        key.removesuffix("_proj.weight")[-1]: torch.cat(
+            [fused[r.first : r.first + r.count] for r in part.rows]
+        )
         for key, part in bundle.items()
     }
     # as the official code has it: (groups, queries + 2, head), the last two of each group being key and value

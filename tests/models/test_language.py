@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from vesalius.models.conversation import read_conversation, spoken
-from vesalius.models.keymaps import to_bundle
 from vesalius.models.language import count_positions, read_batch, read_token, run
+from vesalius.models.layouts import to_bundle
 from vesalius.models.official import read_spec
 from vesalius.models.processor import Processor
 from vesalius.models.specs import ModelSpec

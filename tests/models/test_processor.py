@@ -38,7 +38,11 @@ def test_only_the_answer_and_its_end_are_learned(processor: Processor) -> None:
 def test_question_stands_in_the_chat_markup_after_the_image(processor: Processor) -> None:
     batch = processor([item("blood vessel")])
     text = processor.tokenizer.decode(batch.input_ids[0])
-    image = "<img>" + "<IMG_CONTEXT>" * processor.spec.vlm["image_seq_length"] * batch.tiles_of_image[0] + "</img>"
+    image = (
+        "<img>"
+        + "<IMG_CONTEXT>" * processor.spec.vlm["image_seq_length"] * batch.tiles_of_image[0]
+        + "</img>"
+    )
     question = "Please segment the blood vessel in this image."
     assert text == f"<|im_start|>user\n{image}\n{question}<|im_end|>\n<|im_start|>assistant\n"
     assert (batch.labels == NOT_LEARNED).all()

@@ -68,7 +68,7 @@ def hd95(distances: SurfaceDistances) -> float | None:
 
     Between two ranks the percentile is interpolated. So has MONAI it, and Maier-Hein et al. 2024, Metrics
     reloaded, Nat. Methods 21; surface-distance takes the larger one too, but weighs by contour length. MedPy
-    and panoptica take one percentile of both lists together, which is never larger.
+    and panoptica take one percentile of both lists together, which hides a bad one behind a longer good one.
     """
     return settle("hd95", distances.case, lambda: _percentile(distances, 95), diagonal=distances.diagonal)
 

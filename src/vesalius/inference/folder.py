@@ -44,8 +44,20 @@ class Segmenter(Protocol):
         """What else decides the numbers, for reports: how it is asked, and how it answers."""
 
     @property
+    def threshold_origin(self) -> dict[str, Any]:
+        """Where the threshold comes from, for reports."""
+
+    @property
     def training_images(self) -> Collection[str] | None:
         """SHA-256 of the pixels of each image it was trained on; None where that is not known."""
+
+    @property
+    def training_looks(self) -> Collection[str]:
+        """Perceptual hash of each of them (`lineage.hash_look`), as far as they are known."""
+
+    @property
+    def tuning_images(self) -> Collection[str]:
+        """SHA-256 of the pixels of each image that its threshold was found on."""
 
     def predict(self, items: Sequence[Item]) -> list[Prediction]:
         """One prediction for each (item, prompt), in order."""

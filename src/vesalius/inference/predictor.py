@@ -101,6 +101,23 @@ class Predictor:
         """SHA-256 of the pixels of each image that the weights were trained on."""
         return self.bundle_card.training_images
 
+    @property
+    def training_looks(self) -> tuple[str, ...]:
+        """Perceptual hash of each of them."""
+        return self.bundle_card.training_looks
+
+    @property
+    def tuning_images(self) -> tuple[str, ...]:
+        """SHA-256 of the pixels of each image that the threshold was found on."""
+        return self.bundle_card.tuning_images if self.threshold == self.bundle_card.threshold else ()
+
+    @property
+    def threshold_origin(self) -> dict[str, Any]:
+        """Where the threshold comes from, for reports."""
+        if self.threshold != self.bundle_card.threshold:
+            return {"how": "given"}
+        return self.bundle_card.threshold_origin.model_dump(exclude_none=True)
+
     def __call__(self, image: str | Path | Image.Image | np.ndarray, prompt: str) -> Prediction:
         """The prediction for one phrase on one image: a path, a PIL image or a uint8 array (h, w, 3) or (h, w)."""
         name = Path(image).stem if isinstance(image, str | Path) else "image"

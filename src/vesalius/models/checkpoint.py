@@ -30,7 +30,7 @@ from vesalius.errors import CheckpointError, OutputError, SettingError
 from vesalius.files import replacing, to_json
 from vesalius.lineage import versions
 from vesalius.models.adapter import apply_adapter
-from vesalius.models.keymaps import to_bundle
+from vesalius.models.layouts import to_bundle
 from vesalius.models.official import is_official, read_spec
 from vesalius.models.processor import Processor
 from vesalius.models.smallfiles import SmallFiles, find_small_files
@@ -54,7 +54,11 @@ class ThresholdOrigin(Settings):
 
     how: str = "default"
     data: str | None = None
+    data_fingerprint: str | None = None
     metric: str | None = None
+    value: float | None = None
+    """Mean of the metric on those data at this threshold."""
+    n_samples: int | None = None
 
 
 class Card(Settings):
@@ -70,6 +74,10 @@ class Card(Settings):
     """What made the weights: starting model, data fingerprint, settings."""
     training_images: tuple[str, ...] = ()
     """SHA-256 of the pixels of each image that the weights were trained on."""
+    training_looks: tuple[str, ...] = ()
+    """Perceptual hash of each of them, by which near copies are found."""
+    tuning_images: tuple[str, ...] = ()
+    """SHA-256 of the pixels of each image that the threshold was found on."""
     versions: dict[str, str] = Field(default_factory=dict)
 
 

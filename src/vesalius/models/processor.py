@@ -187,7 +187,9 @@ class Processor:
             )
         if longest > self.spec.text["max_position_embeddings"] and len(rows) > 1:
             # dynamic RoPE scaling would turn all rows by the length of the longest
-            raise SettingError(f"a question of {longest} tokens must be asked alone, with one image and one prompt")
+            raise SettingError(
+                f"a question of {longest} tokens must be asked alone, with one image and one prompt"
+            )
         shape = (len(rows), longest)
         all_ids = torch.full(shape, self.stop_id)
         labels = torch.full(shape, NOT_LEARNED)

@@ -24,7 +24,8 @@ from vesalius.lineage import (
     remember_tensors,
 )
 from vesalius.models.checkpoint import ADAPTER, CARD, find_model, read_card
-from vesalius.models.keymaps import Shape, saved_name, to_bundle, to_official
+from vesalius.models.keymaps import saved_name
+from vesalius.models.layouts import Shape, to_bundle, to_official
 from vesalius.models.official import CONFIG, read_spec
 from vesalius.models.specs import PRESETS, ModelSpec
 from vesalius.models.textseg import VLM_CLASSES, TextSegModel, assemble, configs

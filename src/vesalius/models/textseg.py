@@ -141,9 +141,7 @@ class TextSegModel(nn.Module):
         return SegPrompts(self.projector(hidden[at]), row, batch.image_of_row[row])
 
     @torch.no_grad()
-    def answer(
-        self, batch: Batch, stop_id: int, max_new_tokens: int = 0, official: bool = False
-    ) -> Answer:
+    def answer(self, batch: Batch, stop_id: int, max_new_tokens: int = 0, official: bool = False) -> Answer:
         """Answers to the questions of a batch.
 
         With `max_new_tokens` = 0 the rows already hold the template's answer, which is read in one pass; else

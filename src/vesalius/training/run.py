@@ -13,7 +13,7 @@ from vesalius.config import read_settings
 from vesalius.data.augment import AugmentSettings
 from vesalius.data.dataset import DataSet, load_item, open_data_set
 from vesalius.errors import SettingError, TrainingError
-from vesalius.lineage import commit, fingerprint_samples, hash_pixels, versions
+from vesalius.lineage import commit, fingerprint_samples, hash_look, hash_pixels, versions
 from vesalius.models.checkpoint import (
     Card,
     OpenedModel,
@@ -56,7 +56,7 @@ def train(
         on_note(f"{data_set.name}: {len(data_set.samples)} images, format {data_set.format}")
         for note in data_set.notes:
             on_note(note)
-    images = _read_all(train_set, val_set, opened)
+    images, looks = _read_all(train_set, val_set, opened)
     data = fingerprint_samples(train_set.samples)
     card = opened.card
     if not resume:
@@ -69,9 +69,11 @@ def train(
             },
             # what the starting weights have seen, these have seen too
             training_images=tuple(sorted({*card.training_images, *images.values()})),
+            training_looks=tuple(sorted({*card.training_looks, *looks})),
             # tuned for other weights
             threshold=0.5,
             threshold_origin=ThresholdOrigin(),
+            tuning_images=(),
         )
     elif card.lineage.get("data") != data:
         raise TrainingError(
@@ -103,8 +105,10 @@ def _refuse_changes(settings: RunSettings) -> None:
             )
 
 
-def _read_all(train_set: DataSet, val_set: DataSet | None, opened: OpenedModel) -> dict[str, str]:
-    """Id -> hash of the pixels of each training image.
+def _read_all(
+    train_set: DataSet, val_set: DataSet | None, opened: OpenedModel
+) -> tuple[dict[str, str], list[str]]:
+    """Id -> hash of the pixels of each training image; and the perceptual hash of each.
 
     Reads every image and mask, and asks for every phrase, so that nothing in them can stop the run later: raises
     DataError or SettingError for the first that is wrong.
@@ -114,7 +118,12 @@ def _read_all(train_set: DataSet, val_set: DataSet | None, opened: OpenedModel) 
         opened.processor.check_phrase(phrase)
     for sample in val_set.samples if val_set else ():
         load_item(sample)
-    return {sample.id: hash_pixels(load_item(sample).frames[0]) for sample in train_set.samples}
+    images, looks = {}, []
+    for sample in train_set.samples:
+        pixels = load_item(sample).frames[0]
+        images[sample.id] = hash_pixels(pixels)
+        looks.append(hash_look(pixels))
+    return images, looks
 
 
 def read_run_settings(recipe: Path, changes: list[str]) -> RunSettings:

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from vesalius.conversion.job import Conversion, Training
+from vesalius.conversion.lora import prove_merge
 from vesalius.lineage import TensorLine, fingerprint_lines, hash_file
-from vesalius.models.conversion import Conversion, Training
-from vesalius.models.lora import prove_merge
 from vesalius.models.stored import SHOWN
 
 

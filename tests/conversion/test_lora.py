@@ -9,12 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vesalius.conversion import lora as lora_module
+from vesalius.conversion.lora import MergedWeights, TensorWeights, find_sizes, prove_merge, read_rows
+from vesalius.conversion.training_checkpoint import Lora, TrainingCheckpoint, open_training_checkpoint
 from vesalius.errors import CheckpointError
-from vesalius.models import lora as lora_module
-from vesalius.models.keymaps import to_bundle
-from vesalius.models.lora import MergedWeights, TensorWeights, find_sizes, prove_merge, read_rows
+from vesalius.models.layouts import to_bundle
 from vesalius.models.specs import PRESETS, ModelSpec, find_spec
-from vesalius.models.training_checkpoint import Lora, TrainingCheckpoint, open_training_checkpoint
 from vesalius.models.weights import AssembledWeights, load_tensor, open_weights
 
 QUERY = "language_model.model.layers.0.self_attn.q_proj.weight"

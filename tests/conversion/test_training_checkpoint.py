@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 
+from vesalius.conversion.training_checkpoint import Alpha, Inert, official_name, open_training_checkpoint
 from vesalius.errors import CheckpointError, SettingError
-from vesalius.models.training_checkpoint import Alpha, Inert, official_name, open_training_checkpoint
 
 LAYER = "mllm.model.language_model.base_model.model.model.layers.0.self_attn.q_proj"
 HEAD = "mllm.model.language_model.base_model.model.lm_head"

@@ -9,10 +9,16 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from vesalius.conversion.keep_adapter import adapter_weights
+from vesalius.conversion.lora import MergedWeights
+from vesalius.conversion.training_checkpoint import (
+    LORA_NAME,
+    Alpha,
+    TrainingCheckpoint,
+    open_training_checkpoint,
+)
 from vesalius.errors import CheckpointError, SettingError
-from vesalius.models.adapter import adapter_weights
 from vesalius.models.checkpoint import ADAPTER, SOURCE
-from vesalius.models.lora import MergedWeights
 from vesalius.models.official import CONFIG, is_official, read_spec
 from vesalius.models.processor import Processor
 from vesalius.models.smallfiles import SmallFiles, find_small_files
@@ -29,12 +35,6 @@ from vesalius.models.stored import (
 )
 from vesalius.models.textseg import configs
 from vesalius.models.tokenizers import official_tokenizer
-from vesalius.models.training_checkpoint import (
-    LORA_NAME,
-    Alpha,
-    TrainingCheckpoint,
-    open_training_checkpoint,
-)
 from vesalius.models.weights import AssembledWeights, HashedWeights
 
 COPIED = "a copy of another tensor, which the official layout holds once"

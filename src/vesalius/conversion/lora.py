@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
+from vesalius.conversion.training_checkpoint import Lora, TrainingCheckpoint
 from vesalius.errors import CheckpointError
-from vesalius.models.keymaps import Shape
+from vesalius.models.layouts import Shape
 from vesalius.models.specs import PRESETS
-from vesalius.models.training_checkpoint import Lora, TrainingCheckpoint
 from vesalius.models.weights import TORCH_TYPES, Weights
 from vesalius.tensorfiles import BLOCK_BYTES, Block, TensorType
 

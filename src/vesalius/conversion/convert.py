@@ -1,7 +1,7 @@
 """A model from one layout to the other, a block at a time, with proof that nothing was lost on the way.
 
-The result is written aside, read again from the disk, compared with what was read from the source, and only then gets
-its name.
+The result is written aside, read again from the disk file by file, compared with what was read from the source, and only
+then gets its name.
 """
 
 from __future__ import annotations
@@ -11,26 +11,24 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from vesalius.conversion.job import Conversion, open_tokenizer, prepare
+from vesalius.conversion.keep_adapter import write_adapter
+from vesalius.conversion.parity import forward_parity
+from vesalius.conversion.proof import compare, describe, describe_training
+from vesalius.conversion.rereading import Rereading
 from vesalius.errors import CheckpointError, OutputError
 from vesalius.files import replacing, to_json
-from vesalius.lineage import (
-    TensorLine,
-    find_tensors,
-    fingerprint_lines,
-    hash_tensors,
-    versions,
-)
-from vesalius.models.adapter import write_adapter
+from vesalius.lineage import TensorLine, find_tensors, fingerprint_lines, versions
+from vesalius.models.adapter import TENSORS as ADAPTER_TENSORS
 from vesalius.models.checkpoint import ADAPTER, CARD, SOURCE, Card
-from vesalius.models.conversion import Conversion, open_tokenizer, prepare
-from vesalius.models.parity import forward_parity
-from vesalius.models.proof import compare, describe, describe_training
+from vesalius.models.layouts import Assembly, to_bundle
 from vesalius.models.smallfiles import PROOF
 from vesalius.models.stored import (
     SHOWN,
@@ -39,9 +37,10 @@ from vesalius.models.stored import (
     hash_model,
     open_stored,
     remember_model,
+    shapes_of,
 )
 from vesalius.models.weights import TORCH_TYPES, FileWeights, RenamedWeights, Weights
-from vesalius.tensorfiles import Block, Report, write_file, write_shards
+from vesalius.tensorfiles import Report, TensorType, write_file, write_shards
 
 MARGIN_BYTES = 64 << 20
 """Room for headers, configurations, tokenizer and proof."""
@@ -73,11 +72,10 @@ def convert(
     _check_room(out, job)
     before = None if base is None else hash_model(base)
     progress = _Progress(2 * job.n_weight_bytes, on_bytes)
-    with replacing(out) as aside:
-        _write(job, aside, progress.add)
-        read = job.canonical.lines()
-        written = _read_again(to, aside, progress.add)
-        _check_equal(read, written, out)
+    with replacing(out) as aside, Rereading(_assemblies(job), progress.add) as again:
+        _write(job, aside, progress.add, again)
+        read, written = job.canonical.lines(), again.lines()
+        _check_equal(read, written, _tensors_of(to, aside), out)
         fingerprints = {"source": fingerprint_lines(read), "result": fingerprint_lines(written)}
         if to == "vesalius":
             _write_card(job, aside, str(source), fingerprints["result"])
@@ -133,23 +131,32 @@ class _Progress:
                 self._on_bytes(min(self._done, self._total), self._total)
 
 
-def _write(job: Conversion, folder: Path, on_bytes: Report) -> None:
+def _assemblies(job: Conversion) -> dict[str, Assembly] | None:
+    """How the official layout's tensors make up canonical ones, as whoever opens the result will do it."""
+    return None if job.to == "vesalius" else to_bundle(job.model.spec, shapes_of(job.outgoing))[0]
+
+
+def _write(job: Conversion, folder: Path, on_bytes: Report, again: Rereading) -> None:
     """All files but the card and the proof; the small ones first, as they are the most likely to fail."""
     folder.mkdir(parents=True)
     if job.to == "sa2va":
         job.small_files.copy_to(folder)
-        write_shards(folder, job.outgoing.tensors, job.outgoing.read, on_bytes=on_bytes)
+        write_shards(folder, job.outgoing.tensors, job.outgoing.read, on_bytes=on_bytes, on_file=again.add)
         return
     job.small_files.copy_to(folder / SOURCE)
-    vlm, sam, projector = (_part(job.canonical, part) for part in ("vlm", "sam", "projector"))
-    _write_configs(job, folder, vlm=_main_dtype(vlm), sam=_main_dtype(sam))
-    write_shards(folder / "vlm", vlm.tensors, vlm.read, on_bytes=on_bytes)
-    write_shards(folder / "sam", sam.tensors, sam.read, on_bytes=on_bytes)
-    write_file(folder / "projector.safetensors", projector.tensors, projector.read, on_bytes=on_bytes)
+    parts = {part: _part(job.canonical, part) for part in ("vlm", "sam", "projector")}
+    _write_configs(job, folder, vlm=_main_dtype(parts["vlm"]), sam=_main_dtype(parts["sam"]))
+    for part in ("vlm", "sam"):
+        add = partial(again.add, prefix=f"{part}.")
+        write_shards(folder / part, parts[part].tensors, parts[part].read, on_bytes=on_bytes, on_file=add)
+    path, projector = folder / "projector.safetensors", parts["projector"]
+    write_file(path, projector.tensors, projector.read, on_bytes=on_bytes)
+    again.add(path, prefix="projector.")
     if job.training is not None and job.training.keeps_adapter:
         assert job.training.alpha is not None
         checkpoint, alpha = job.training.checkpoint, job.training.alpha.value
         write_adapter(folder / ADAPTER, checkpoint, job.model.spec, alpha)
+        again.add(folder / ADAPTER / ADAPTER_TENSORS, prefix=f"{ADAPTER}.")
 
 
 def _part(weights: Weights, part: str) -> RenamedWeights:
@@ -187,18 +194,6 @@ def _write_card(job: Conversion, folder: Path, source: str, fingerprint: str) ->
     (folder / CARD).write_text(to_json(card.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
 
 
-def _read_again(to: Layout, folder: Path, on_bytes: Report) -> dict[str, TensorLine]:
-    """Each tensor of the result by its canonical name, hashed as the disk gives it back."""
-    weights = FileWeights(find_tensors(folder)) if to == "vesalius" else open_stored(folder).weights
-
-    def read(name: str) -> Iterator[Block]:
-        for block in weights.read(name):
-            yield block
-            on_bytes(len(block))
-
-    return {line[0]: line for line in hash_tensors(weights.tensors, read)}
-
-
 def _parity(job: Conversion, folder: Path) -> dict[str, Any]:
     if job.training is not None:
         return {"skipped": "a training checkpoint does not open by itself"}
@@ -206,11 +201,28 @@ def _parity(job: Conversion, folder: Path) -> dict[str, Any]:
     return forward_parity(job.model.folder, folder, n_parameters)
 
 
-def _check_equal(read: Mapping[str, TensorLine], written: Mapping[str, TensorLine], out: Path) -> None:
-    """Refuse a result whose tensors, an adapter's aside, are not those that were read."""
+def _tensors_of(layout: Layout, folder: Path) -> Mapping[str, TensorType]:
+    """What is in the finished folder for whoever opens it, by canonical name."""
+    weights = FileWeights(find_tensors(folder)) if layout == "vesalius" else open_stored(folder).weights
+    return weights.tensors
+
+
+def _check_equal(
+    read: Mapping[str, TensorLine],
+    written: Mapping[str, TensorLine],
+    held: Mapping[str, TensorType],
+    out: Path,
+) -> None:
+    """Refuse a result that does not hold, on the disk and as a folder, the tensors that were read.
+
+    An adapter is not compared: the source has it in another form.
+    """
     names = {name for name in written if not name.startswith(f"{ADAPTER}.")} | read.keys()
-    if wrong := sorted(name for name in names if read.get(name) != written.get(name)):
+    wrong = {name for name in names if read.get(name) != written.get(name)}
+    types = {name: TensorType(*line[1:3]) for name, line in written.items()}
+    wrong |= {name for name in types.keys() | held.keys() if types.get(name) != held.get(name)}
+    if wrong:
         raise CheckpointError(
             f"{out}: was not kept, as {len(wrong)} tensors on the disk are not those of the source: "
-            f"{', '.join(wrong[:SHOWN])}; check the disk, and whether copies of one tensor differ in the source"
+            f"{', '.join(sorted(wrong)[:SHOWN])}; check the disk, and whether copies of one tensor differ in the source"
         )

@@ -17,7 +17,7 @@ from vesalius.data.dataset import DataSet
 from vesalius.data.images import read_image
 from vesalius.errors import DataError, OutputError, SettingError
 from vesalius.lineage import hash_pixels
-from vesalius.scoring import evaluate
+from vesalius.scoring.evaluate import evaluate
 from vesalius.types import Item, MaskFile, Prediction, Sample
 
 SIDE = 16

@@ -19,14 +19,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vesalius.cli import main
+from vesalius.conversion import convert as convert_module
+from vesalius.conversion import parity
+from vesalius.conversion.convert import convert
+from vesalius.conversion.job import COPIED, Conversion
 from vesalius.errors import CheckpointError, OutputError, SettingError
 from vesalius.lineage import fingerprint_weights
-from vesalius.models import convert as convert_module
-from vesalius.models import parity
 from vesalius.models.checkpoint import open_model, read_card
-from vesalius.models.conversion import COPIED, Conversion
-from vesalius.models.convert import convert
-from vesalius.models.keymaps import to_official
+from vesalius.models.layouts import to_official
 from vesalius.models.official import CONFIG
 from vesalius.models.smallfiles import PROOF
 from vesalius.models.specs import ModelSpec, find_spec, sam2
@@ -602,7 +602,7 @@ def test_a_cancelled_job_cleans_up(
 
 def test_a_killed_conversion_leaves_nothing_that_looks_finished(official: Path, tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from vesalius.models.convert import convert\n"
+        "import os, sys; from pathlib import Path; from vesalius.conversion.convert import convert\n"
         "convert(sys.argv[1], Path(sys.argv[2]), on_bytes=lambda *_: os.kill(os.getpid(), 9))"
     )
     out = tmp_path / "out"

@@ -12,7 +12,7 @@ from PIL import Image
 
 from vesalius.evaluation.overlap import METRICS
 from vesalius.evaluation.statistics import summarise
-from vesalius.report import BEST, ROWS_SHOWN, WORST, extremes, histogram, write_report
+from vesalius.scoring.report import BEST, ROWS_SHOWN, WORST, extremes, histogram, write_report
 
 
 def row(index: int, dice: float | None, status: str = "ok", **changes: Any) -> dict[str, Any]:

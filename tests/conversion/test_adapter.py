@@ -14,14 +14,16 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
+from vesalius.conversion.keep_adapter import adapter_weights, write_adapter
+from vesalius.conversion.lora import MergedWeights, TensorWeights
+from vesalius.conversion.training_checkpoint import Lora, TrainingCheckpoint, open_training_checkpoint
 from vesalius.errors import CheckpointError
-from vesalius.models.adapter import CONFIG, TENSORS, adapter_weights, apply_adapter, write_adapter
-from vesalius.models.keymaps import saved_name, to_bundle, to_official
-from vesalius.models.lora import MergedWeights, TensorWeights
+from vesalius.models.adapter import CONFIG, TENSORS, apply_adapter
+from vesalius.models.keymaps import saved_name
+from vesalius.models.layouts import to_bundle, to_official
 from vesalius.models.official import read_spec
 from vesalius.models.specs import ModelSpec, find_spec
 from vesalius.models.textseg import VLM_CLASSES, configs
-from vesalius.models.training_checkpoint import Lora, TrainingCheckpoint, open_training_checkpoint
 from vesalius.models.weights import AssembledWeights, Weights, load_tensor, open_weights
 
 RANK, ALPHA = 2, 6.0

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vesalius.comparing import compare
 from vesalius.errors import DataError, OutputError, SettingError
 from vesalius.evaluation.statistics import summarise
+from vesalius.scoring.compare import compare
 
 FILES = ["comparison.csv", "comparison.json", "comparison.md", "comparison.png", "report.html"]
 
@@ -353,7 +353,7 @@ def test_interrupted_comparison_leaves_the_old_one(tmp_path, monkeypatch):
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vesalius.comparing.write_comparison", interrupt)
+    monkeypatch.setattr("vesalius.scoring.compare.write_comparison", interrupt)
     with pytest.raises(KeyboardInterrupt):
         compare(folders[::-1], tmp_path / "out")
     assert (tmp_path / "out" / "comparison.json").read_bytes() == before

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from vesalius.comparison_report import write_comparison
 from vesalius.errors import DataError, OutputError, SettingError
 from vesalius.evaluation.metrics import METRICS
 from vesalius.evaluation.statistics import FEW_GROUPS, Column, Paired, paired_comparisons
 from vesalius.files import prepare_folder, replacing, to_json
 from vesalius.lineage import versions
-from vesalius.results import Evaluation, Key, read_evaluation
+from vesalius.scoring.comparison_report import write_comparison
+from vesalius.scoring.results import Evaluation, Key, read_evaluation
 
 FILES = frozenset({"comparison.json", "comparison.csv", "comparison.md", "comparison.png", "report.html"})
 """All that a comparison holds; a folder with anything else is somebody's, and is not replaced."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from vesalius.errors import DataError
-from vesalius.results import read_evaluation
+from vesalius.scoring.results import read_evaluation
 
 GOOD = {"id": "a", "group": "p", "prompt": "vessel", "status": "ok", "dice": 0.5, "error": None}
 FACTS = {

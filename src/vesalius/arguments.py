@@ -1,0 +1,190 @@
+"""What each verb of the command line takes."""
+
+from __future__ import annotations
+
+import argparse
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+MODEL = "a bundle, a run folder, an official Sa2VA folder or its hub name, or tiny"
+
+
+def build_parser(verbs: dict[str, Any]) -> argparse.ArgumentParser:
+    """The parser of all verbs: name -> the function that runs it, whose docstring is its summary."""
+    parser = argparse.ArgumentParser(
+        prog="vesalius", description="Text-prompted segmentation of your own images."
+    )
+    parser.add_argument("--version", action="version", version=version("vesalius"))
+    subparsers = parser.add_subparsers(metavar="VERB", required=True)
+    for name, run in verbs.items():
+        summary = (run.__doc__ or "").strip()
+        verb = subparsers.add_parser(name, help=summary, description=summary)
+        verb.set_defaults(run=run)
+        ARGUMENTS[name](verb)
+        verb.add_argument(
+            "--json", action="store_true", help="the result as one line of JSON, last on stdout"
+        )
+        verb.add_argument(
+            "-v", "--verbose", action="store_true", help="more messages, and a traceback of errors"
+        )
+    return parser
+
+
+def _synth(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("out", type=Path, metavar="OUT", help="folder to make")
+    verb.add_argument("--n", type=int, default=48, help="images (default 48)")
+    verb.add_argument("--seed", type=int, default=0, help="the same seed gives the same images (default 0)")
+    verb.add_argument("--size", type=int, default=512, help="side in pixels (default 512)")
+
+
+def _check(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("data", type=Path, metavar="DATA", help=DATA)
+    _data(verb)
+
+
+def _train(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("recipe", type=Path, metavar="RECIPE.yaml", nargs="?", help="settings of the run")
+    verb.add_argument(
+        "--set", metavar="a.b=c", nargs="+", action="extend", default=[], help="change settings"
+    )
+    verb.add_argument("--resume", type=Path, metavar="RUN", help="continue the run in this folder")
+    verb.add_argument("--overfit", type=int, metavar="N", help="learn N samples by heart, as a test")
+
+
+def _predict(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("model", metavar="MODEL", help=MODEL)
+    verb.add_argument("images", type=Path, metavar="IMAGE_OR_FOLDER", nargs="+")
+    verb.add_argument("--prompt", action="append", required=True, help="what to segment; may be given again")
+    verb.add_argument("--out", type=Path, required=True, help="folder to make")
+    verb.add_argument(
+        "--save",
+        default="masks,rle",
+        metavar="masks,probs,overlay,rle",
+        help="what to write (default masks,rle)",
+    )
+    _prediction(verb)
+    _threshold(verb)
+
+
+def _evaluate(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "model_and_data", nargs="+", metavar="[MODEL] DATA", help=f"MODEL: {MODEL}; DATA: {DATA}"
+    )
+    verb.add_argument(
+        "--predictions",
+        type=Path,
+        metavar="DIR",
+        help="score stored predictions instead of a MODEL: what predict wrote, or mask files named by id",
+    )
+    _data(verb)
+    verb.add_argument("--out", type=Path, required=True, help="folder to make")
+    verb.add_argument("--limit", type=int, help="only the first so many images")
+    verb.add_argument(
+        "--roi", type=Path, metavar="DIR", help="masks named by id; nothing counts outside of them"
+    )
+    verb.add_argument(
+        "--allow-training-samples",
+        action="store_true",
+        help="score images that the model was trained on, and say so",
+    )
+    verb.add_argument(
+        "--workers", type=int, metavar="N", help="processes that score and draw (default: one a core but one)"
+    )
+    _prediction(verb)
+    _threshold(verb)
+
+
+def _tune(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("model", metavar="MODEL", help=MODEL)
+    verb.add_argument("data", type=Path, metavar="DATA", help=DATA)
+    _data(verb)
+    verb.add_argument(
+        "--metric", default="dice", choices=("dice", "iou"), help="what to raise (default dice)"
+    )
+    verb.add_argument(
+        "--out", type=Path, metavar="BUNDLE", help="bundle to make (default: change MODEL's card)"
+    )
+    _prediction(verb)
+
+
+def _compare(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "evaluations",
+        type=Path,
+        metavar="EVALUATION",
+        nargs="+",
+        help="folders that evaluate wrote; the first is the reference",
+    )
+    verb.add_argument("--out", type=Path, required=True, help="folder to make")
+    verb.add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="compare only this one; may be given again (default: all)",
+    )
+
+
+def _info(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("model", metavar="MODEL", help=MODEL)
+
+
+def _convert(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("source", metavar="SOURCE", help="an official folder, a bundle, or a training .pth")
+    verb.add_argument("out", type=Path, metavar="OUT", help="folder to make")
+    verb.add_argument(
+        "--to",
+        choices=("vesalius", "sa2va"),
+        default="vesalius",
+        help="a bundle, or the official layout (default vesalius)",
+    )
+    verb.add_argument(
+        "--base",
+        metavar="MODEL",
+        help="the model that a .pth belongs to; of any other source, a model to compare with",
+    )
+    verb.add_argument("--keep-adapter", action="store_true", help="keep LoRA beside the weights, unmerged")
+    verb.add_argument(
+        "--lora-alpha", type=float, metavar="A", help="LoRA's alpha, where the .pth does not tell it"
+    )
+
+
+DATA = "annotation file, or folder with images and masks"
+
+
+def _data(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--prompt", help="map every phrase to this one")
+    verb.add_argument("--split", metavar="NAME", help="which annotations.NAME.json of a folder")
+    verb.add_argument(
+        "--group", metavar="G", help="patient or sequence: a field, or a regular expression on the id"
+    )
+
+
+def _prediction(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--answer", choices=("generate", "force"), default="generate", help="who writes the answer"
+    )
+    verb.add_argument("--batch", type=int, default=4, metavar="N", help="images at once (default 4)")
+
+
+def _threshold(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--threshold",
+        type=float,
+        metavar="T",
+        help="probability above which a pixel belongs (default: the model's)",
+    )
+
+
+ARGUMENTS = {
+    "synth": _synth,
+    "check": _check,
+    "train": _train,
+    "predict": _predict,
+    "evaluate": _evaluate,
+    "tune": _tune,
+    "compare": _compare,
+    "info": _info,
+    "convert": _convert,
+}

@@ -1,0 +1,1 @@
+"""From one layout of a model to the other, with proof."""

@@ -1,0 +1,78 @@
+"""A LoRA that is kept and not merged: written as a standard PEFT adapter over the vision-language half of a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vesalius.conversion.lora import TensorWeights
+from vesalius.conversion.training_checkpoint import TrainingCheckpoint
+from vesalius.errors import CheckpointError
+from vesalius.files import to_json
+from vesalius.models.adapter import CONFIG, PREFIX, TENSORS
+from vesalius.models.keymaps import SAVED_NAMES
+from vesalius.models.layouts import Assembly, Rows, to_bundle
+from vesalius.models.specs import ModelSpec
+from vesalius.models.weights import AssembledWeights, Weights
+from vesalius.tensorfiles import write_file
+
+HALVES = ("A", "B")
+
+
+def adapter_weights(checkpoint: TrainingCheckpoint, spec: ModelSpec) -> Weights:
+    """The LoRA of a training checkpoint under PEFT's names for the native model.
+
+    Where the official layout joins query, key and value in one weight, each gets its rows of B, and all of A.
+    CheckpointError where LoRA changes the segmenter or the projector, over which there is no adapter.
+    """
+    shapes = {name: tuple(lora.b.shape) for name, lora in checkpoint.lora.items()}
+    halves = {
+        f"{name}.{half}": tensor
+        for name, lora in checkpoint.lora.items()
+        for half, tensor in zip(HALVES, lora, strict=True)
+    }
+    assemblies = {}
+    for name, assembly in to_bundle(spec, shapes)[0].items():
+        module = PREFIX + _module(spec.family, name, checkpoint.path)
+        source = assembly.rows[0].source
+        a = checkpoint.lora[source].a
+        b_rows = tuple(Rows(f"{rows.source}.B", rows.first, rows.count) for rows in assembly.rows)
+        assemblies[f"{module}.lora_A.weight"] = Assembly(tuple(a.shape), (Rows(f"{source}.A", 0, len(a)),))
+        assemblies[f"{module}.lora_B.weight"] = Assembly(assembly.shape, b_rows)
+    return AssembledWeights(TensorWeights(halves), assemblies)
+
+
+def _module(family: str, name: str, path: Path) -> str:
+    """Path in the native model of the layer that a weight of the bundle belongs to."""
+    half, _, saved = name.partition(".")
+    if half != "vlm":
+        raise CheckpointError(
+            f"{path}: has LoRA on {name}, and an adapter lies over the vision-language half only; merge it instead"
+        )
+    for inside, outside in SAVED_NAMES[family]:
+        if saved.startswith(outside):
+            saved = inside + saved.removeprefix(outside)
+            break
+    return saved.removesuffix(".weight")
+
+
+def write_adapter(folder: Path, checkpoint: TrainingCheckpoint, spec: ModelSpec, alpha: float) -> None:
+    """Write an adapter into `folder`, which is made. Errors as for `adapter_weights`; OSError passes through."""
+    weights = adapter_weights(checkpoint, spec)
+    config = {
+        "peft_type": "LORA",
+        "r": checkpoint.rank,
+        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+        "target_modules": sorted({_target(name) for name in weights.tensors}),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "inference_mode": True,
+        "task_type": None,
+        "base_model_name_or_path": None,
+    }
+    folder.mkdir(parents=True)
+    write_file(folder / TENSORS, weights.tensors, weights.read)
+    (folder / CONFIG).write_text(to_json(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _target(name: str) -> str:
+    return name.removeprefix(PREFIX).rpartition(".lora_")[0]

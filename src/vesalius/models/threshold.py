@@ -1,0 +1,52 @@
+"""A bundle with another threshold: the weights, and so their fingerprint, stay."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from vesalius.errors import CheckpointError, OutputError
+from vesalius.files import replacing, to_json
+from vesalius.models.checkpoint import CARD, ThresholdOrigin, find_model, read_card
+
+
+def check_target(model: str | Path, out: Path | None) -> Path:
+    """The bundle folder that the threshold is to be stored in, before any work is done for it.
+
+    Without `out` that is MODEL itself, if it is a bundle that can be written to. CheckpointError where MODEL is no
+    bundle; OutputError where the place is taken or cannot be written to.
+    """
+    folder = find_model(model)
+    if not (folder / CARD).is_file():
+        raise CheckpointError(
+            f"{model}: is in the official layout, which has no threshold; convert it to a bundle"
+        )
+    if out is not None:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise OutputError(f"{out}: is there already and not empty; choose another --out")
+        return out
+    if folder.resolve() != Path(model).resolve():
+        raise OutputError(f"{model}: is no bundle folder itself; name the bundle to write with --out")
+    if not os.access(folder / CARD, os.W_OK) or not os.access(folder, os.W_OK):
+        raise OutputError(f"{folder}: cannot be written; name another bundle with --out")
+    return folder
+
+
+def store_threshold(
+    model: str | Path, target: Path, threshold: float, origin: ThresholdOrigin, images: Sequence[str]
+) -> None:
+    """Write MODEL's bundle with that threshold to `target`, or only its card where that is the bundle itself."""
+    folder = find_model(model)
+    card = read_card(folder).changed(
+        threshold=threshold, threshold_origin=origin, tuning_images=tuple(sorted(images))
+    )
+    text = to_json(card.model_dump(mode="json"), indent=2) + "\n"
+    if target.resolve() == folder.resolve():
+        with replacing(target / CARD) as aside:
+            aside.write_text(text, encoding="utf-8")
+        return
+    with replacing(target) as aside:
+        shutil.copytree(folder, aside, ignore=shutil.ignore_patterns("train_state.pt"))
+        (aside / CARD).write_text(text, encoding="utf-8")
