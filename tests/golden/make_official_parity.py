@@ -18,7 +18,7 @@ CASES = {
     "qwen3_vl": "img_odd",
 }
 QUANTITIES = ("prompt_ids", "answer_ids", "logits_last8", "seg_hidden", "seg_embeds")
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tokenizer_cases.json")
 
 
 def main() -> None:

@@ -1,0 +1,104 @@
+"""Official folders are read without running any of their code, and refused with a sentence where they cannot be."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vesalius.errors import CheckpointError
+from vesalius.models.checkpoint import find_model
+from vesalius.models.official import identify, is_official, read_spec, sizes
+from vesalius.models.specs import PRESETS, find_spec
+from vesalius.models.stored import shapes_of
+from vesalius.models.weights import open_weights
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "official"
+
+
+@pytest.fixture
+def folder(shared: Path, tmp_path: Path) -> Path:
+    """A copy of an official folder that may be damaged."""
+    target = tmp_path / "Sa2VA"
+    shutil.copytree(shared / "oracle" / "internvl_qwen2", target)
+    return target
+
+
+def change(folder: Path, **values: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **values}))
+
+
+def read(folder: Path) -> None:
+    read_spec(folder, shapes_of(open_weights(folder)))
+
+
+def test_code_in_the_folder_is_not_run_and_nothing_is_asked(folder: Path, tmp_path: Path) -> None:
+    trap = f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n"
+    for name in ("modeling_sa2va_chat", "configuration_sa2va_chat", "tokenization_internlm2", "__init__"):
+        (folder / f"{name}.py").write_text(trap)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["auto_map"] = {"AutoTokenizer": ["tokenization_internlm2.Trap", None]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    # reading from this stdin raises, as it is closed
+    code = (
+        "import sys; sys.stdin.close()\n"
+        "from pathlib import Path; from vesalius.models.checkpoint import open_model\n"
+        f"print(open_model(Path({str(folder)!r})).card.spec.family)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "internvl", done.stderr
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"template": "vicuna"}, "template 'vicuna' is not one of qwen_chat, internlm2_chat, phi3_chat"),
+        ({"ps_version": "v1"}, "ps_version 'v1' is not supported"),
+        ({"select_layer": -4}, "select_layer -4 is not supported"),
+        ({"vision_config": {}}, "lacks 'image_size'"),
+        ({"llm_config": {"architectures": ["LlamaForCausalLM"]}}, "LlamaForCausalLM has no native class"),
+    ],
+)
+def test_what_cannot_be_built_is_said(folder: Path, values: dict[str, object], message: str) -> None:
+    change(folder, **values)
+    with pytest.raises(CheckpointError, match=message):
+        read(folder)
+
+
+def test_unknown_model_type_is_no_official_folder(folder: Path) -> None:
+    change(folder, model_type="llava")
+    assert not is_official(folder)
+    with pytest.raises(CheckpointError, match="holds no model"):
+        find_model(folder)
+
+
+def test_damaged_configuration_is_said(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+    assert not is_official(folder)
+    with pytest.raises(CheckpointError, match="is not JSON"):
+        read(folder)
+
+
+def test_chat_template_may_be_written_with_a_hyphen(folder: Path) -> None:
+    change(folder, template="internlm2-chat")
+    assert read_spec(folder, shapes_of(open_weights(folder))).prompt.chat == "internlm2_chat"
+
+
+def test_folder_without_a_segmenter_is_refused() -> None:
+    folder = GOLDEN / "internvl_qwen2"
+    with pytest.raises(CheckpointError, match="there is no whole SAM 2 in this folder"):
+        read_spec(folder, shapes_of(open_weights(folder)))
+
+
+def test_published_sizes_differ_and_are_told_apart() -> None:
+    known = [sizes(make()) for make in PRESETS.values()]
+    assert all(known.count(each) == 1 for each in known)
+    for name in PRESETS:
+        assert identify(find_spec(name)) == name
+    spec = find_spec("Sa2VA-4B")
+    changed = {**spec.vlm, "text_config": {**spec.text, "num_hidden_layers": 35}}
+    assert identify(spec.changed(vlm=changed)) is None
