@@ -11,12 +11,15 @@ from PIL import Image
 
 from vesalius import visualisation
 from vesalius.visualisation import (
+    CONTOUR_GREY,
     FN_COLOUR,
     FP_COLOUR,
     GAP,
+    GUESS_COLOUR,
     LINE,
     PANEL_SIDE,
     TP_COLOUR,
+    TRUTH_COLOUR,
     missing_font,
     overlay,
     panel_size,
@@ -44,7 +47,7 @@ def panel(figure: Image.Image, number: int, size: tuple[int, int]) -> np.ndarray
     height, width = panel_size(size)
     cell = (figure.width - GAP) // 3
     row, column = divmod(number, 3)
-    x = GAP + column * cell + (cell - GAP - width) // 2
+    x = GAP + column * cell
     y = TITLE_HEIGHT + row * (LINE + height + GAP) + LINE
     return np.asarray(figure)[y : y + height, x : x + width]
 
@@ -74,6 +77,29 @@ def test_panels_show_truth_guess_and_their_difference(size):
     assert tuple(difference[3 * height // 4, 3 * width // 4]) == (45, 45, 45)
 
 
+def test_contour_panels_show_lines_around_the_masks_and_nothing_over_them():
+    size = (512, 512)
+    figure = panels(*halves(size))
+    truth, guess = panel(figure, 3, size), panel(figure, 4, size)
+
+    line = (256, 257)  # two pixels, outside of the mask
+    assert (truth[:, line] == TRUTH_COLOUR).all() and (guess[line, :] == GUESS_COLOUR).all()
+    assert (np.delete(truth, line, axis=1) == CONTOUR_GREY).all()
+    assert (np.delete(guess, line, axis=0) == CONTOUR_GREY).all()
+
+
+def test_dark_images_keep_their_light_under_contours():
+    image, truth, guess = halves((64, 64))
+    figure = panels(image // 2, truth, guess)
+    assert (panel(figure, 3, (64, 64))[:, :16] == 64).all()
+
+
+@pytest.mark.parametrize("size", [(100, 100), (2336, 3504), (900, 60)])
+def test_texts_of_every_size_of_image_fit_between_the_margins(size):
+    figure = np.asarray(panels(*halves(size), scores={"dice": 0.123, "iou": None}))
+    assert (figure[-GAP - LINE :, -GAP:] == 255).all() and (figure[-GAP - LINE :, :GAP] == 255).all()
+
+
 def test_legend_shows_the_three_colours():
     figure = np.asarray(panels(*halves((64, 64))))
     legend = {tuple(pixel) for pixel in figure[-GAP - LINE : -GAP].reshape(-1, 3)}
@@ -97,7 +123,7 @@ def test_empty_masks_are_drawn():
     figure = panels(image, nothing, nothing)
 
     assert (panel(figure, 1, (64, 64)) == 0).all()
-    assert (panel(figure, 4, (64, 64)) == 128).all()
+    assert all((panel(figure, number, (64, 64)) == CONTOUR_GREY).all() for number in (3, 4))
 
 
 def test_masks_of_another_size_or_type_are_refused():

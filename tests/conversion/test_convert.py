@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,14 @@ def assert_round_trip(source: Path, place: Path) -> None:
 @pytest.mark.parametrize("chat", ["qwen_chat", "internlm2_chat"])
 def test_there_and_back_changes_no_byte(kept: dict[str, Path], tmp_path: Path, chat: str) -> None:
     assert_round_trip(kept[chat], tmp_path)
+
+
+def test_results_in_many_shards_go_there_and_back(
+    kept: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convert_module, "write_shards", partial(write_shards, shard_bytes=20_000))
+    assert_round_trip(kept["internlm2_chat"], tmp_path)
+    assert len(find_shards(tmp_path / "bundle" / "sam")) > 9 < len(find_shards(tmp_path / "back"))
 
 
 @pytest.mark.parametrize("name", ["internvl_qwen2", "internvl_internlm2", "qwen2_5_vl", "qwen3_vl"])
@@ -402,9 +411,8 @@ def test_a_training_checkpoint_becomes_a_whole_model_in_either_layout(
         there = convert(trained, out, to="sa2va", base=base, lora_alpha=4.0)
         assert there["fingerprints"] == proof["fingerprints"]
         assert small_files_of(out) == small_files_of(official)
-    changed = {line[0] for line in bytes_of(out)} - {
-        line[0] for line in bytes_of(out) if line in bytes_of(official)
-    }
+    before = bytes_of(official)
+    changed = {line[0] for line in bytes_of(out) if line not in before}
     assert changed == {"language_model.model.layers.1.attention.wqkv.weight", "text_hidden_fcs.0.bias"}
 
 
@@ -512,6 +520,16 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
             folder / CONFIG, lambda config: config["llm_config"].update(architectures=["GPT2LMHeadModel"])
         ),
         "GPT2LMHeadModel has no native class",
+    ),
+    "nonsense in the configuration": (
+        lambda folder: change_json(
+            folder / CONFIG, lambda config: config["vision_config"].update(hidden_size="wide")
+        ),
+        "official: the configuration describes no model that can be built .*hidden_size",
+    ),
+    "a number where a row should be": (
+        lambda folder: change_tensor(folder, "mlp1.0.bias", lambda tensor: tensor.sum()),
+        "official: .*",
     ),
     "another kind of model": (
         lambda folder: change_json(folder / CONFIG, lambda config: config.update(model_type="llava")),

@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from vesalius.evaluation.calibration import (
     BINS,
+    BORDERS,
     THRESHOLDS,
     average_precision,
     brier_score,
@@ -32,28 +33,29 @@ maps = hnp.array_shapes(min_dims=2, max_dims=2, max_side=6).flatmap(
 METRICS = {"dice": dice, "iou": iou, "precision": precision, "recall": recall}
 
 
-def test_histogram_counts_each_pixel_once_and_a_threshold_belongs_to_the_bin_below():
+def test_histogram_counts_each_pixel_once_and_a_border_belongs_to_the_bin_below():
     probabilities = np.array([[0.0, 0.25, 0.2501], [0.25, 0.9995, 1.0]])
     truth = np.array([[False, False, True], [True, False, True]])
 
     counts = histogram(probabilities, truth)
 
-    quarter = THRESHOLDS.searchsorted(0.25)
+    quarter = BORDERS.searchsorted(0.25)
     assert counts.sum() == 6
     assert counts[:, [0, quarter, quarter + 1, -1]].tolist() == [[1, 1, 0, 0], [0, 1, 1, 1]]
 
 
 @given(st.lists(st.floats(0, 1) | st.sampled_from([0.0, 1e-7, 0.001, 0.999, 1.0]), min_size=1))
-def test_bin_of_a_probability_is_where_it_stands_among_the_thresholds(values):
+def test_bin_of_a_probability_is_where_it_stands_among_the_borders(values):
     probabilities = np.array([values])
-    expected = np.bincount(THRESHOLDS.searchsorted(values), minlength=BINS)
+    expected = np.bincount(BORDERS.searchsorted(values), minlength=BINS)
 
     assert np.array_equal(histogram(probabilities, np.zeros_like(probabilities, dtype=bool))[0], expected)
 
 
-def test_thresholds_rise_and_hold_all_thousandths():
-    assert (np.diff(THRESHOLDS) > 0).all() and THRESHOLDS[0] > 0 and THRESHOLDS[-1] < 1
-    assert set(np.arange(1, 1000) / 1000) <= set(THRESHOLDS)
+def test_borders_rise_and_hold_all_thresholds():
+    assert (np.diff(BORDERS) > 0).all() and BORDERS[0] > 0 and BORDERS[-1] < 1
+    assert set(THRESHOLDS) <= set(BORDERS)
+    assert len(THRESHOLDS) == 999 and len(BORDERS) + 1 == BINS
 
 
 def test_histograms_add_up_and_leave_out_what_lies_outside_the_region():
@@ -76,6 +78,7 @@ def test_curves_are_those_of_the_masks_at_each_threshold(drawn):
     found = curves(histogram(probabilities, truth))
     exact = probabilities.astype(np.float64)
 
+    assert len(found.dice) == len(THRESHOLDS)
     for k in range(0, len(THRESHOLDS), 37):
         counts = confusion(truth, exact > THRESHOLDS[k])
         for name, metric in METRICS.items():

@@ -7,6 +7,7 @@ import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,17 @@ def parity() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize(("model", "case"), [(model, case) for model in CASES for case in CASES[model]])
+def cases() -> list[Any]:
+    """All of them; of the videos, which take long, two families are enough for every day."""
+    slow = (("internvl_internlm2", "video6"), ("qwen2_5_vl", "video6"))
+    return [
+        pytest.param(model, case, marks=pytest.mark.slow if (model, case) in slow else ())
+        for model in CASES
+        for case in CASES[model]
+    ]
+
+
+@pytest.mark.parametrize(("model", "case"), cases())
 def test_every_quantity_is_within_its_tolerance(
     parity: ModuleType, oracle: Path, model: str, case: str
 ) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,96 +17,36 @@ from vesalius import visualisation
 from vesalius.data.dataset import DataSet
 from vesalius.data.images import read_image
 from vesalius.errors import DataError, OutputError, SettingError
+from vesalius.evaluation.metrics import METRICS
 from vesalius.lineage import hash_pixels
-from vesalius.scoring.evaluate import evaluate
-from vesalius.types import Item, MaskFile, Prediction, Sample
+from vesalius.scoring import evaluate as scoring
+from vesalius.scoring.evaluate import check_folder
+from vesalius.scoring.tally import COUNTS, Tally
+from vesalius.types import Item, Prediction, Sample
 
-SIDE = 16
-METRIC_NAMES = ["dice", "iou", "precision", "recall", "accuracy"]
-
-
-def square(left: int = 1) -> np.ndarray:
-    """A square of 2 x 2 pixels; two that are a pixel apart share 2 pixels and have a Dice of 0.5."""
-    mask = np.zeros((SIDE, SIDE), dtype=bool)
-    mask[1:3, left : left + 2] = True
-    return mask
-
-
-EMPTY = np.zeros((SIDE, SIDE), dtype=bool)
-
-
-class FakeSegmenter:
-    """Answers by id and prompt: a mask, None for no [SEG], a status `failed` for text, an error to raise."""
-
-    threshold = 0.4
-    settings: Mapping[str, Any] = MappingProxyType({"answer": "generate"})
-    training_images: set[str] | None = None
-
-    def __init__(self, answers: dict[str, Any] | None = None, batch: int = 2) -> None:
-        self.answers = answers or {}
-        self.batch = batch
-        self.seen: list[Item] = []
-        self.calls: list[list[str]] = []
-
-    @property
-    def card(self) -> dict[str, Any]:
-        return {"name": "fake", "kind": "fake", "fingerprint": "f00d", "step": 7}
-
-    def predict(self, items: Sequence[Item]) -> list[Prediction]:
-        self.seen += items
-        self.calls.append([item.id for item in items])
-        return [self.answer(item, prompt) for item in items for prompt in item.prompts]
-
-    def answer(self, item: Item, prompt: str) -> Prediction:
-        answer = self.answers.get(f"{item.id} {prompt}", self.answers.get(item.id, square(2)))
-        if isinstance(answer, Exception):
-            raise answer
-        if isinstance(answer, str):
-            return self.prediction(item, prompt, "failed", np.zeros((0, 1, 1), np.float32), error=answer)
-        if answer is None:
-            return self.prediction(
-                item, prompt, "no_seg", np.zeros((0, 1, 1), np.float32), text="I see nothing."
-            )
-        return self.prediction(item, prompt, "ok", np.where(answer, 9, -9).astype(np.float32)[None])
-
-    def prediction(self, item: Item, prompt: str, status: Any, logits: np.ndarray, **more: Any) -> Prediction:
-        scores = (0.9,) * len(logits)
-        return Prediction(
-            item.id, prompt, status, item.size, logits, SIDE, scores, threshold=self.threshold, **more
-        )
-
-
-def data_set(
-    folder: Path,
-    ids: Sequence[str] = ("a", "b", "c"),
-    prompts: tuple[str, ...] = ("vessel",),
-    truth: np.ndarray | None = None,
-    groups: Sequence[str | None] | None = None,
-) -> DataSet:
-    """Grey images of their own brightness, all with the same true mask."""
-    folder.mkdir()
-    samples = []
-    for index, name in enumerate(ids):
-        image, mask = folder / f"{name}.png", folder / f"{name}.mask.png"
-        Image.fromarray(np.full((SIDE, SIDE, 3), 90 + index, dtype=np.uint8)).save(image)
-        Image.fromarray((square() if truth is None else truth).astype(np.uint8) * 255).save(mask)
-        objects = tuple((MaskFile(mask),) for _ in prompts)
-        group = groups[index] if groups else None
-        samples.append(Sample(name, image, prompts, objects, group=group))
-    return DataSet("squares", "maskfolder", folder, tuple(samples), ("read by hand",))
+evaluate = partial(scoring.evaluate, workers=0)
+EMPTY = np.zeros((16, 16), dtype=bool)
 
 
 def rows_of(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def test_squares_that_share_two_pixels_are_evaluated_as_worked_out_on_paper(tmp_path):
+def test_squares_that_share_two_pixels_are_evaluated_as_worked_out_on_paper(
+    tmp_path, FakeSegmenter, data_set
+):
     out = tmp_path / "out"
     metrics = evaluate(FakeSegmenter(), data_set(tmp_path / "data", groups=["p", "p", "q"]), out)
 
-    assert metrics["mean"] == pytest.approx(
-        {"dice": 0.5, "iou": 1 / 3, "precision": 0.5, "recall": 0.5, "accuracy": 252 / 256}
-    )
+    on_paper = {
+        "dice": 0.5,
+        "iou": 1 / 3,
+        "precision": 0.5,
+        "recall": 0.5,
+        "accuracy": 252 / 256,
+        "hd_px": 1.0,
+    }
+    assert {name: metrics["mean"][name] for name in on_paper} == pytest.approx(on_paper)
     assert metrics["mean_answered"] == metrics["mean"]
     assert metrics["ci95"]["dice"] == [0.5, 0.5]
     assert metrics["coverage"] == {"ok": 3, "failed": 0, "no_seg": 0}
@@ -122,26 +63,24 @@ def test_squares_that_share_two_pixels_are_evaluated_as_worked_out_on_paper(tmp_
     assert "numpy" in metrics["versions"] and "read by hand" in metrics["notes"]
 
 
-def test_folder_holds_what_the_contract_says(tmp_path):
+def test_folder_holds_what_the_contract_says(tmp_path, FakeSegmenter, data_set):
     out = tmp_path / "deep" / "out"
     metrics = evaluate(FakeSegmenter(), data_set(tmp_path / "data"), out)
 
-    assert sorted(path.name for path in out.iterdir()) == [
-        "figures",
-        "metrics.json",
-        "report.html",
-        "samples.jsonl",
-    ]
+    names = {path.name for path in out.iterdir()}
+    assert names >= {"figures", "metrics.json", "report.html", "samples.jsonl"} and names <= scoring.FILES
     assert json.loads((out / "metrics.json").read_text(encoding="utf-8")) == metrics
     assert sorted(path.name for path in (out / "figures").iterdir()) == ["a.png", "b.png", "c.png"]
     rows = rows_of(out)
     assert [row["id"] for row in rows] == ["a", "b", "c"]
-    assert list(rows[0]) == ["id", "group", "prompt", "status", "figure", *METRIC_NAMES, "text", "error"]
+    pixels = ["truth_pixels", "guess_pixels", "shared_pixels"]
+    asked = ["id", "group", "prompt", "status", "says_seg", "figure"]
+    assert list(rows[0]) == [*asked, *METRICS, *pixels, "text", "error"]
     assert rows[0]["group"] == "a" and rows[0]["figure"] == "figures/a.png" and rows[0]["dice"] == 0.5
     assert not list(out.parent.glob(".*"))
 
 
-def test_segmenter_never_gets_the_masks_and_gets_images_in_batches(tmp_path):
+def test_segmenter_never_gets_the_masks_and_gets_images_in_batches(tmp_path, FakeSegmenter, data_set):
     segmenter = FakeSegmenter(batch=2)
     evaluate(segmenter, data_set(tmp_path / "data"), tmp_path / "out", figures=False)
 
@@ -149,7 +88,7 @@ def test_segmenter_never_gets_the_masks_and_gets_images_in_batches(tmp_path):
     assert all(item.masks is None for item in segmenter.seen)
 
 
-def test_answer_without_seg_is_scored_as_empty_and_counted(tmp_path):
+def test_answer_without_seg_is_scored_as_empty_and_counted(tmp_path, FakeSegmenter, data_set):
     metrics = evaluate(FakeSegmenter({"b": None}), data_set(tmp_path / "data"), tmp_path / "out")
 
     assert metrics["coverage"] == {"ok": 2, "failed": 0, "no_seg": 1}
@@ -160,7 +99,7 @@ def test_answer_without_seg_is_scored_as_empty_and_counted(tmp_path):
     assert row["figure"] == "figures/b.png"
 
 
-def test_answer_without_seg_is_right_where_nothing_is(tmp_path):
+def test_answer_without_seg_is_right_where_nothing_is(tmp_path, FakeSegmenter, data_set):
     data = data_set(tmp_path / "data", truth=EMPTY)
     found = evaluate(FakeSegmenter({"a": None}), data, tmp_path / "out", figures=False)
 
@@ -176,7 +115,9 @@ def test_answer_without_seg_is_right_where_nothing_is(tmp_path):
         ("the model broke", "the model broke"),
     ],
 )
-def test_sample_that_cannot_be_predicted_fails_alone_and_has_no_score(tmp_path, answer, reason):
+def test_sample_that_cannot_be_predicted_fails_alone_and_has_no_score(
+    tmp_path, answer, reason, FakeSegmenter, data_set
+):
     metrics = evaluate(
         FakeSegmenter({"b": answer}), data_set(tmp_path / "data"), tmp_path / "out", figures=False
     )
@@ -185,13 +126,13 @@ def test_sample_that_cannot_be_predicted_fails_alone_and_has_no_score(tmp_path, 
     assert metrics["mean"]["dice"] == 0.5
     row = rows_of(tmp_path / "out")[1]
     assert row["status"] == "failed" and row["error"] == reason and row["figure"] is None
-    assert [row[name] for name in METRIC_NAMES] == [None] * 5
+    assert {row[name] for name in METRICS} == {None}
 
 
 @pytest.mark.parametrize(
     "harm", [lambda path: path.write_bytes(b"no image"), Path.unlink], ids=["broken", "missing"]
 )
-def test_image_that_cannot_be_read_fails_with_its_name(tmp_path, harm):
+def test_image_that_cannot_be_read_fails_with_its_name(tmp_path, harm, FakeSegmenter, data_set):
     data = data_set(tmp_path / "data")
     harm(data.samples[1].image)
     metrics = evaluate(FakeSegmenter(), data, tmp_path / "out", figures=False)
@@ -203,7 +144,7 @@ def test_image_that_cannot_be_read_fails_with_its_name(tmp_path, harm):
     )
 
 
-def test_mask_of_another_size_is_a_failure(tmp_path):
+def test_mask_of_another_size_is_a_failure(tmp_path, FakeSegmenter, data_set):
     class Smaller(FakeSegmenter):
         def prediction(self, item: Item, *rest: Any, **more: Any) -> Prediction:
             return super().prediction(Item(item.id, item.frames[:, :9], item.prompts), *rest, **more)
@@ -214,7 +155,7 @@ def test_mask_of_another_size_is_a_failure(tmp_path):
     assert "one size; got (16, 16) and (9, 16)" in rows_of(tmp_path / "out")[0]["error"]
 
 
-def test_answers_in_the_wrong_order_are_never_scored(tmp_path):
+def test_answers_in_the_wrong_order_are_never_scored(tmp_path, FakeSegmenter, data_set):
     class Muddled(FakeSegmenter):
         def predict(self, items: Sequence[Item]) -> list[Prediction]:
             return super().predict(items)[::-1]
@@ -223,7 +164,7 @@ def test_answers_in_the_wrong_order_are_never_scored(tmp_path):
     assert metrics["coverage"] == {"ok": 0, "failed": 6, "no_seg": 0}
 
 
-def test_report_is_written_when_all_failed(tmp_path):
+def test_report_is_written_when_all_failed(tmp_path, FakeSegmenter, data_set):
     metrics = evaluate(
         FakeSegmenter(dict.fromkeys("abc", ValueError("no"))), data_set(tmp_path / "data"), tmp_path / "o"
     )
@@ -233,7 +174,7 @@ def test_report_is_written_when_all_failed(tmp_path):
     assert (tmp_path / "o" / "report.html").exists()
 
 
-def test_several_prompts_have_a_row_and_a_figure_each(tmp_path):
+def test_several_prompts_have_a_row_and_a_figure_each(tmp_path, FakeSegmenter, data_set):
     data = data_set(tmp_path / "data", ids=["图1"], prompts=("blood vessel", "冠状动脉", "Blood-vessel"))
     metrics = evaluate(FakeSegmenter({"图1 冠状动脉": None}), data, tmp_path / "out")
 
@@ -247,7 +188,7 @@ def test_several_prompts_have_a_row_and_a_figure_each(tmp_path):
     assert "冠状动脉" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
-def test_id_that_looks_like_an_id_and_a_prompt_keeps_its_own_figure(tmp_path):
+def test_id_that_looks_like_an_id_and_a_prompt_keeps_its_own_figure(tmp_path, FakeSegmenter, data_set):
     one, two = (
         data_set(tmp_path / name, ids=ids, prompts=prompts)
         for name, ids, prompts in (("1", ["a"], ("b", "c")), ("2", ["a--b"], ("b",)))
@@ -259,7 +200,7 @@ def test_id_that_looks_like_an_id_and_a_prompt_keeps_its_own_figure(tmp_path):
     assert len(list((tmp_path / "out" / "figures").iterdir())) == 3
 
 
-def test_missing_font_is_a_note(tmp_path, monkeypatch):
+def test_missing_font_is_a_note(tmp_path, monkeypatch, FakeSegmenter, data_set):
     monkeypatch.setattr(visualisation, "FONT_FOLDERS", ())
     metrics = evaluate(FakeSegmenter(), data_set(tmp_path / "data", prompts=("血管",)), tmp_path / "out")
 
@@ -274,14 +215,14 @@ def test_missing_font_is_a_note(tmp_path, monkeypatch):
         (["p", "q", None], "With 3 groups the intervals are rough"),
     ],
 )
-def test_doubts_about_the_intervals_are_noted(tmp_path, groups, words):
+def test_doubts_about_the_intervals_are_noted(tmp_path, groups, words, FakeSegmenter, data_set):
     metrics = evaluate(
         FakeSegmenter(), data_set(tmp_path / "data", groups=groups), tmp_path / "out", figures=False
     )
     assert any(words in note for note in metrics["notes"])
 
 
-def test_limit_takes_the_first_samples_and_says_so(tmp_path):
+def test_limit_takes_the_first_samples_and_says_so(tmp_path, FakeSegmenter, data_set):
     done: list[int] = []
     data = data_set(tmp_path / "data")
     metrics = evaluate(
@@ -294,7 +235,7 @@ def test_limit_takes_the_first_samples_and_says_so(tmp_path):
     assert rows_of(tmp_path / "out")[0]["figure"] is None
 
 
-def test_training_images_are_refused_unless_allowed(tmp_path):
+def test_training_images_are_refused_unless_allowed(tmp_path, FakeSegmenter, data_set):
     data = data_set(tmp_path / "data")
     segmenter = FakeSegmenter()
     segmenter.training_images = {hash_pixels(read_image(data.samples[1].image))}
@@ -309,14 +250,14 @@ def test_training_images_are_refused_unless_allowed(tmp_path):
     assert any("not tell how it does on images that it has not seen" in note for note in metrics["notes"])
 
 
-def test_model_that_does_not_tell_its_training_images_is_noted(tmp_path):
+def test_model_that_does_not_tell_its_training_images_is_noted(tmp_path, FakeSegmenter, data_set):
     metrics = evaluate(FakeSegmenter(), data_set(tmp_path / "data"), tmp_path / "out", figures=False)
 
     assert metrics["data"]["n_training_samples"] is None
     assert any("does not say which images it was trained on" in note for note in metrics["notes"])
 
 
-def test_predictions_that_are_the_ground_truth_are_refused(tmp_path):
+def test_predictions_that_are_the_ground_truth_are_refused(tmp_path, FakeSegmenter, data_set, square):
     data = data_set(tmp_path / "data", ids=list("abcdefgh"))
     copies = FakeSegmenter(dict.fromkeys("abcdef", square()))
 
@@ -325,7 +266,7 @@ def test_predictions_that_are_the_ground_truth_are_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_interrupted_evaluation_leaves_nothing_and_keeps_the_old_one(tmp_path):
+def test_older_evaluation_stays_until_the_new_one_is_whole(tmp_path, FakeSegmenter, data_set):
     data, out = data_set(tmp_path / "data"), tmp_path / "results" / "out"
     evaluate(FakeSegmenter(), data, out, figures=False)
     before = (out / "metrics.json").read_bytes()
@@ -339,10 +280,12 @@ def test_interrupted_evaluation_leaves_nothing_and_keeps_the_old_one(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         evaluate(Interrupted(), data, out, figures=False)
     assert (out / "metrics.json").read_bytes() == before
-    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    names = sorted(path.name for path in out.parent.iterdir())
+    assert names == [".out.unfinished", "out"]
+    check_folder(out)
 
 
-def test_older_evaluation_is_replaced_as_a_whole(tmp_path):
+def test_older_evaluation_is_replaced_as_a_whole(tmp_path, FakeSegmenter, data_set):
     out = tmp_path / "out"
     evaluate(FakeSegmenter(), data_set(tmp_path / "one", ids=["a", "b"]), out)
     evaluate(FakeSegmenter(), data_set(tmp_path / "two", ids=["c"]), out)
@@ -351,7 +294,7 @@ def test_older_evaluation_is_replaced_as_a_whole(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["thesis.docx", "report.html"])
-def test_folder_that_is_no_evaluation_is_left_alone(tmp_path, name):
+def test_folder_that_is_no_evaluation_is_left_alone(tmp_path, name, FakeSegmenter, data_set):
     out = tmp_path / "mine"
     out.mkdir()
     (out / name).write_text("years of work")
@@ -361,7 +304,7 @@ def test_folder_that_is_no_evaluation_is_left_alone(tmp_path, name):
     assert (out / name).read_text() == "years of work"
 
 
-def test_evaluation_with_something_of_the_users_in_it_is_left_alone(tmp_path):
+def test_evaluation_with_something_of_the_users_in_it_is_left_alone(tmp_path, FakeSegmenter, data_set):
     data, out = data_set(tmp_path / "data"), tmp_path / "out"
     evaluate(FakeSegmenter(), data, out, figures=False)
     (out / "notes.md").write_text("mine")
@@ -371,7 +314,7 @@ def test_evaluation_with_something_of_the_users_in_it_is_left_alone(tmp_path):
     assert (out / "notes.md").exists()
 
 
-def test_out_that_is_a_file_is_refused_and_an_empty_folder_is_used(tmp_path):
+def test_out_that_is_a_file_is_refused_and_an_empty_folder_is_used(tmp_path, FakeSegmenter, data_set):
     data = data_set(tmp_path / "data")
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
@@ -382,7 +325,9 @@ def test_out_that_is_a_file_is_refused_and_an_empty_folder_is_used(tmp_path):
     assert (tmp_path / "empty" / "metrics.json").exists()
 
 
-def test_data_that_cannot_be_scored_is_refused_before_anything_is_predicted(tmp_path):
+def test_data_that_cannot_be_scored_is_refused_before_anything_is_predicted(
+    tmp_path, FakeSegmenter, data_set
+):
     data, segmenter = data_set(tmp_path / "data"), FakeSegmenter()
     bare = Sample("d", data.samples[0].image, ("vessel",), None)
     twice = Sample("e", data.samples[0].image, ("x", "x"), data.samples[0].masks * 2)
@@ -397,3 +342,240 @@ def test_data_that_cannot_be_scored_is_refused_before_anything_is_predicted(tmp_
     with pytest.raises(SettingError, match="limit must be 1 or more"):
         evaluate(segmenter, data, tmp_path / "out", limit=0)
     assert segmenter.seen == [] and not (tmp_path / "out").exists()
+
+
+TIMES = ("took_s", "images_per_s", "notes")
+
+
+def without_times(metrics: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in metrics.items() if name not in TIMES}
+
+
+def interrupted_after(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the next evaluation be killed, as it were, when it has so many rows."""
+    add = Tally.add
+
+    def add_or_die(self: Tally, outcome: Any) -> None:
+        if len(self.rows) == rows:
+            raise KeyboardInterrupt
+        add(self, outcome)
+
+    monkeypatch.setattr(Tally, "add", add_or_die)
+
+
+@pytest.mark.parametrize(
+    ("rows", "harm"),
+    [
+        (0, "none"),
+        (1, "none"),
+        (7, "none"),
+        (2, "a line without its record"),
+        (3, "half a line"),
+        (3, "half a record"),
+    ],
+)
+def test_interrupted_evaluation_continues_to_the_same_result(
+    tmp_path, monkeypatch, rows, harm, FakeSegmenter, data_set
+):
+    data = data_set(tmp_path / "data", ids=["a", "a--x", "c", "d"], prompts=("x", "y"))
+    answers = {"a": None, "c": RuntimeError("out of memory"), "d": np.linspace(-3, 3, 256).reshape(16, 16)}
+    whole = evaluate(FakeSegmenter(answers), data, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupted_after(rows, patch)
+        evaluate(FakeSegmenter(answers), data, tmp_path / "out")
+    unfinished = tmp_path / ".out.unfinished"
+    with (unfinished / "samples.jsonl").open("ab") as lines, (unfinished / COUNTS).open("ab") as counts:
+        if harm == "half a line":
+            lines.write(b'{"id": "a", "dic')
+        if harm == "half a record":
+            counts.write(b"half")
+        if harm == "a line without its record":
+            lines.write(b'{"id": "z", "prompt": "none"}\n')
+
+    segmenter = FakeSegmenter(answers)
+    continued = evaluate(segmenter, data, tmp_path / "out")
+
+    asked = [name for call in segmenter.calls for name in call]
+    assert sorted(set(asked)) == ["a", "a--x", "c", "d"][rows // 2 :]
+    assert without_times(continued) == without_times(whole) and continued["notes"] == whole["notes"]
+    for name in (
+        "samples.jsonl",
+        *(f"figures/{path.name}" for path in (tmp_path / "whole/figures").iterdir()),
+    ):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        path.name for path in (tmp_path / "whole").iterdir()
+    }
+    assert not unfinished.exists()
+
+
+def another_model(segmenter: Any, samples: list[Sample], roi: Path) -> None:
+    segmenter.fingerprint = "beef"
+
+
+def another_threshold(segmenter: Any, samples: list[Sample], roi: Path) -> None:
+    segmenter.threshold = 0.6
+
+
+def another_mask(segmenter: Any, samples: list[Sample], roi: Path) -> None:
+    Image.new("L", (16, 16), 255).save(samples[2].image.with_name("c.mask.png"))
+
+
+def another_order(segmenter: Any, samples: list[Sample], roi: Path) -> None:
+    samples.reverse()
+
+
+def another_group(segmenter: Any, samples: list[Sample], roi: Path) -> None:
+    samples[0] = replace(samples[0], group="p")
+
+
+def another_region(segmenter: Any, samples: list[Sample], roi: Path) -> None:
+    Image.new("L", (16, 16), 255).save(roi / "c.png")
+
+
+@pytest.mark.parametrize(
+    "change", [another_model, another_threshold, another_mask, another_order, another_group, another_region]
+)
+def test_another_evaluation_begins_anew(tmp_path, monkeypatch, change, FakeSegmenter, data_set, square):
+    samples, roi = list(data_set(tmp_path / "data").samples), tmp_path / "roi"
+    roi.mkdir()
+    for name in "abc":
+        Image.fromarray(np.eye(16, dtype=np.uint8)).save(roi / f"{name}.png")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupted_after(2, patch)
+        evaluate(FakeSegmenter(), samples, tmp_path / "out", roi=roi, figures=False)
+
+    segmenter = FakeSegmenter()
+    change(segmenter, samples, roi)
+    evaluate(segmenter, samples, tmp_path / "out", roi=roi, figures=False)
+
+    assert len(segmenter.seen) == 3
+    assert [row["id"] for row in rows_of(tmp_path / "out")] == [sample.id for sample in samples]
+
+
+def test_report_that_fails_costs_no_score(tmp_path, monkeypatch, FakeSegmenter, data_set):
+    data = data_set(tmp_path / "data")
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(scoring, "write_report", lambda *_: 1 / 0)
+        evaluate(FakeSegmenter(), data, tmp_path / "out", figures=False)
+
+    segmenter = FakeSegmenter()
+    evaluate(segmenter, data, tmp_path / "out", figures=False)
+    assert segmenter.seen == [] and len(rows_of(tmp_path / "out")) == 3
+
+
+def test_out_that_cannot_be_replaced_keeps_the_new_evaluation(tmp_path, monkeypatch, FakeSegmenter, data_set):
+    data, out = data_set(tmp_path / "data"), tmp_path / "out"
+    evaluate(FakeSegmenter(), data, out, figures=False)
+    move = Path.replace
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.name == ".out.unfinished":
+            raise OSError(16, "Device or resource busy")
+        return move(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(OutputError, match=r"busy.*complete and lies in"):
+        patch.setattr(Path, "replace", refuse)
+        evaluate(FakeSegmenter(), data, out, figures=False)
+    assert (out / "metrics.json").exists() and (tmp_path / ".out.unfinished" / "metrics.json").exists()
+    segmenter = FakeSegmenter()
+    evaluate(segmenter, data, out, figures=False)
+    assert segmenter.seen == [] and [path.name for path in tmp_path.glob(".*")] == []
+
+
+def test_second_evaluation_into_the_same_place_is_refused(tmp_path, FakeSegmenter, data_set):
+    data = data_set(tmp_path / "data")
+
+    class Greedy(FakeSegmenter):
+        def predict(self, items: Sequence[Item]) -> list[Prediction]:
+            with pytest.raises(OutputError, match="another evaluation is being written there"):
+                evaluate(FakeSegmenter(), data, tmp_path / "out", figures=False)
+            return super().predict(items)
+
+    assert evaluate(Greedy(), data, tmp_path / "out", figures=False)["coverage"]["ok"] == 3
+
+
+def test_pixels_outside_of_the_region_count_nowhere(tmp_path, FakeSegmenter, data_set, square):
+    data, roi = data_set(tmp_path / "data", ids=["a", "b", "c", "d", "e"]), tmp_path / "roi"
+    roi.mkdir()
+    for name in "abcde":
+        region = np.zeros((16, 16), np.uint8)
+        region[:, 2:8] = 255
+        Image.fromarray(region).save(roi / f"{name}.png")
+    logits = np.where(square(2), 9.0, -9.0)
+    logits[9:, 9:] = 9
+    asked = FakeSegmenter(dict.fromkeys("abcde", logits))
+    metrics = evaluate(asked, data, tmp_path / "out", roi=roi)
+
+    # in the region the truth is one column of 2 pixels, the prediction two of them
+    assert metrics["mean"]["dice"] == pytest.approx(2 / 3) and metrics["mean"]["accuracy"] == 94 / 96
+    row = rows_of(tmp_path / "out")[0]
+    assert (row["truth_pixels"], row["guess_pixels"], row["shared_pixels"]) == (2, 4, 2)
+    assert sum(each["pixels"] for each in metrics["calibration"]["reliability"]) == 5 * 96
+    assert metrics["referring"]["ciou"] == 0.5
+    assert metrics["settings"]["roi"] == str(roi) and len(metrics["settings"]["roi_fingerprint"]) == 64
+    metrics = evaluate(FakeSegmenter(dict.fromkeys("abcde", logits)), data, tmp_path / "out")
+    assert metrics["mean"]["dice"] < 0.1
+
+
+def test_region_that_is_missing_is_refused_and_one_that_does_not_fit_fails(tmp_path, FakeSegmenter, data_set):
+    data, roi = data_set(tmp_path / "data"), tmp_path / "roi"
+    with pytest.raises(DataError, match="is no folder of region masks"):
+        evaluate(FakeSegmenter(), data, tmp_path / "out", roi=roi)
+    roi.mkdir()
+    Image.new("L", (16, 16), 255).save(roi / "a.png")
+    with pytest.raises(DataError, match=r"no region for 2 of 3 images \(b, c\)"):
+        evaluate(FakeSegmenter(), data, tmp_path / "out", roi=roi)
+    Image.new("L", (9, 16), 255).save(roi / "b.png")
+    Image.new("L", (16, 16), 0).save(roi / "c.png")
+    metrics = evaluate(FakeSegmenter(), data, tmp_path / "out", roi=roi, figures=False)
+
+    assert metrics["coverage"] == {"ok": 1, "failed": 2, "no_seg": 0}
+    errors = [row["error"] for row in rows_of(tmp_path / "out")]
+    assert "16 x 9 pixels" in errors[1] and "the region has no pixel" in errors[2]
+
+
+def test_cases_of_empty_masks_are_counted_and_a_total_miss_is_neither_dropped_nor_perfect(
+    tmp_path, FakeSegmenter, data_set, square
+):
+    present = data_set(tmp_path / "present", ids=["a", "b", "c"]).samples
+    absent = data_set(tmp_path / "absent", ids=["d", "e"], truth=EMPTY).samples
+    segmenter = FakeSegmenter({"a": EMPTY, "b": None, "d": EMPTY})
+    metrics = evaluate(segmenter, present + absent, tmp_path / "out", figures=False)
+
+    assert metrics["empty"] == {"both_empty": 1, "false_alarm": 1, "total_miss": 2, "both": 1}
+    rows = {row["id"]: row for row in rows_of(tmp_path / "out")}
+    diagonal = np.hypot(16, 16)
+    for name in "ab":
+        assert (rows[name]["dice"], rows[name]["cldice"], rows[name]["nsd_2px"]) == (0, 0, 0)
+        assert rows[name]["hd95_px"] == pytest.approx(diagonal)
+    assert (rows["d"]["dice"], rows["e"]["dice"], rows["d"]["hd95_px"]) == (1, 0, None)
+    assert metrics["mean"]["dice"] == pytest.approx((0 + 0 + 0.5 + 1 + 0) / 5)
+    assert metrics["undefined"]["hd95_px"] == 1
+    for text in ((tmp_path / "out" / name).read_text() for name in ("metrics.json", "samples.jsonl")):
+        assert "NaN" not in text and "Infinity" not in text
+
+
+def test_a_few_large_copies_of_the_ground_truth_are_refused(tmp_path, FakeSegmenter, data_set):
+    truth = np.zeros((64, 64), dtype=bool)
+    truth[5:40, 5:40] = True
+    data = data_set(tmp_path / "data", truth=truth, ids=["a", "b", "c"])
+    with pytest.raises(DataError, match="2 of 3 predictions equal the ground truth"):
+        evaluate(FakeSegmenter({"a": truth, "b": truth, "c": None}), data, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+def test_two_samples_of_one_id_are_refused(tmp_path, FakeSegmenter, data_set):
+    samples = data_set(tmp_path / "data").samples
+    with pytest.raises(DataError, match="2 samples have the id b"):
+        evaluate(FakeSegmenter(), [*samples, samples[1]], tmp_path / "out")
+
+
+def test_text_of_an_answer_may_hold_any_character(tmp_path, monkeypatch, FakeSegmenter, data_set):
+    data, text = data_set(tmp_path / "data"), "one\u2028two\x85three\nfour"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupted_after(2, patch)
+        evaluate(FakeSegmenter({"a": text}), data, tmp_path / "out", figures=False)
+    segmenter = FakeSegmenter({"a": text})
+    evaluate(segmenter, data, tmp_path / "out", figures=False)
+    assert [item.id for item in segmenter.seen] == ["c"]

@@ -2,41 +2,96 @@
 
 from __future__ import annotations
 
+import csv
+import html
+import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from vesalius.evaluation.overlap import METRICS
+from vesalius.evaluation.metrics import METRICS
 from vesalius.evaluation.statistics import summarise
-from vesalius.scoring.report import BEST, ROWS_SHOWN, WORST, extremes, histogram, write_report
+from vesalius.scoring import charts
+from vesalius.scoring.report import BEST, GROUPS_SHOWN, MEDIAN, ROWS_SHOWN, WORST, sections, write_report
+from vesalius.scoring.tables import by_kind, number, title
+
+NAMES = [name for name in METRICS if not name.endswith("mm")]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt install chromium")
 
 
 def row(index: int, dice: float | None, status: str = "ok", **changes: Any) -> dict[str, Any]:
-    scores = dict.fromkeys(METRICS, dice)
     base = {"id": f"image_{index:03}", "group": f"p{index % 4}", "prompt": "blood vessel", "status": status}
+    pixels = dict.fromkeys(("truth_pixels", "guess_pixels", "shared_pixels"), None if dice is None else 100)
     error = "cannot be read" if status == "failed" else None
-    return {**base, "figure": None, **scores, "text": "", "error": error, **changes}
+    told = {"says_seg": status == "ok", "figure": None, **dict.fromkeys(METRICS, dice), **pixels}
+    return {**base, **told, "text": "", "error": error, **changes}
+
+
+def calibration(peak: float = 0.3) -> dict[str, Any]:
+    """Curves that are highest at `peak`; precision is not known at the last threshold."""
+    tried = [k / 100 for k in range(1, 100)]
+    curve = [0.6 - abs(threshold - peak) / 2 for threshold in tried]
+    edges = [k / 10 for k in range(11)]
+    bins = [
+        {"low": low, "high": high, "pixels": 10**k, "said": low + 0.05, "came": low}
+        for k, (low, high) in enumerate(pairwise(edges))
+    ]
+    bins[3] |= {"pixels": 0, "said": None, "came": None}
+    return {
+        "average_precision": 0.471,
+        "brier": 0.0275,
+        "ece": 0.0229,
+        "reliability": bins,
+        "thresholds": tried,
+        "curves": {"dice": curve, "iou": curve, "precision": [*curve[:-1], None], "recall": curve},
+    }
 
 
 def metrics(rows: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
     prompts = dict.fromkeys(each["prompt"] for each in rows)
+    groups: dict[str, list[float | None]] = {}
+    for each in rows:
+        groups.setdefault(each["group"], []).append(each["dice"])
+    known = {group: [value for value in values if value is not None] for group, values in groups.items()}
     return {
         "model": {"name": "tiny", "kind": "textseg", "fingerprint": "a1b2c3", "step": 400},
-        "data": {"name": "arcade/test", "format": "sa2va_json", "fingerprint": "d4e5", "n_samples": len(rows)}
-        | {"n_groups": 4, "n_training_samples": 0},
-        "threshold": 0.35,
-        **summarise(rows, METRICS),
-        "prompts": {
-            each: summarise([one for one in rows if one["prompt"] == each], METRICS) for each in prompts
+        "data": {
+            "name": "arcade/test",
+            "format": "sa2va_json",
+            "fingerprint": "d4e5",
+            "n_samples": len(rows),
+            "n_groups": len(groups),
+            "n_training_samples": 0,
+            "near_training_samples": ["twin_007"],
         },
+        "threshold": 0.35,
+        "threshold_origin": {"how": "tuned", "metric": "dice"},
+        **summarise(rows, NAMES),
+        "seg_rate": 0.875,
+        "empty": {"both_empty": 31, "false_alarm": 32, "total_miss": 33, "both": 34},
+        "referring": {"giou": 0.421, "ciou": 0.432},
+        "prompts": {
+            each: summarise([one for one in rows if one["prompt"] == each], NAMES) for each in prompts
+        },
+        "groups": [
+            {"group": group, "answers": len(values), "failed": len(values) - len(known[group])}
+            | {"dice": float(np.mean(known[group])) if known[group] else None}
+            for group, values in groups.items()
+        ],
+        "calibration": calibration(),
         "took_s": 12.34,
         "images_per_s": 3.456,
         "notes": ["no groups are stated: each image is its own group"],
-        "settings": {"limit": None, "batch": 4},
+        "settings": {"limit": None, "figures": True, "batch": 4},
         "versions": {"python": "3.11.7"},
         **changes,
     }
@@ -82,11 +137,11 @@ def test_report_holds_the_numbers_and_where_they_come_from(tmp_path):
 
 
 def test_report_needs_no_other_file_and_no_network(tmp_path):
-    rows = with_figures(tmp_path, [row(index, index / 12) for index in range(12)])
+    rows = with_figures(tmp_path, [row(index, index / 32) for index in range(32)])
     page = Tags(report(tmp_path, rows))
 
     pictures = page.named("img")
-    assert len(pictures) == WORST + BEST
+    assert len(pictures) == WORST + MEDIAN + BEST
     assert all(picture["src"].startswith("data:image/jpeg;base64,") for picture in pictures)
     assert not page.named("script") and not page.named("link")
     links = [link["href"] for link in page.named("a")]
@@ -135,32 +190,245 @@ def test_report_can_be_written_when_everything_failed(tmp_path):
     text = Tags(report(tmp_path, rows, images_per_s=None)).text
 
     assert "1 of 1 answers failed" in text
-    assert "no interval: fewer than 2 groups" in text
+    assert "no value" in text and text.count("No answer has a score.") == 3
+    assert "No answer has a score." in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def test_one_group_has_no_interval_and_says_why(tmp_path):
+    assert "no interval: fewer than 2 groups" in Tags(report(tmp_path, [row(0, 0.5)])).text
 
 
 def test_prompts_have_a_table_when_there_are_several(tmp_path):
     one = report(tmp_path, [row(0, 0.5)])
-    two = report(tmp_path, [row(0, 0.5), row(1, 0.7, prompt="catheter")])
+    prompts = ("blood vessel", "catheter", "冠状动脉血管")
+    three = report(tmp_path, [row(index, 0.5, prompt=prompt) for index, prompt in enumerate(prompts)])
 
-    assert "By prompt" not in one and "By prompt" in two
+    assert "By prompt" not in one and "By prompt" in three
+    assert all(prompt in Tags(three).text for prompt in prompts)
+    assert "| 冠状动脉血管 | 1 | 0 | 0 | 0.500 |" in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
 def test_long_lists_say_what_they_leave_out(tmp_path):
-    text = Tags(report(tmp_path, [row(index, 0.5) for index in range(ROWS_SHOWN + 5)])).text
-    assert f"The worst {ROWS_SHOWN} of {ROWS_SHOWN + 5}; all are in samples.jsonl." in text
+    rows = [row(index, 0.5, group=f"p{index:03}") for index in range(ROWS_SHOWN + 5)]
+    text = Tags(report(tmp_path, rows)).text
+
+    assert f"The worst {ROWS_SHOWN} of {ROWS_SHOWN + 5}." in text
+    assert f"and {ROWS_SHOWN + 5 - GROUPS_SHOWN} better groups more." in text
+    assert len(read_csv(tmp_path / "groups.csv")) == len(read_csv(tmp_path / "samples.csv")) == ROWS_SHOWN + 5
 
 
-def test_worst_and_best_share_no_row_and_leave_failures_out():
-    rows = [row(0, 0.2), row(1, None, "failed"), *(row(index, index / 10) for index in range(3, 10))]
-    worst, best = extremes(rows)
+def test_every_section_is_there_in_order_in_both_reports(tmp_path):
+    page = report(tmp_path, [row(index, index / 40, prompt=f"prompt {index % 2}") for index in range(40)])
+    order = "coverage headline metrics distributions widths prompts groups calibration cases empty settings"
 
-    assert [each["dice"] for each in worst] == [0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
-    assert [each["dice"] for each in best] == [0.9, 0.8]
+    assert [each["id"] for each in Tags(page).named("section")] == order.split()
+    told = re.findall("^## (.*)$", (tmp_path / "report.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert told == [
+        "Metrics",
+        "By prompt",
+        "By group, the worst first",
+        "Probabilities and thresholds",
+        "Cases by Dice",
+        "Empty masks",
+        "Settings and lineage",
+    ]
 
 
-def test_histogram_counts_both_ends():
-    result = histogram([0.0, 0.04, 0.05, 0.999, 1.0])
+def test_every_metric_has_its_row_with_direction_interval_and_count(tmp_path):
+    rows = [row(index, index / 10) for index in range(10)]
+    rows[3]["hd95_px"] = None
+    page = report(tmp_path, rows)
 
-    assert result["counts"] == [2, 1, *[0] * 16, 0, 2]
-    assert (result["top"], result["mean"]) == (2, pytest.approx(0.4178))
-    assert histogram([])["top"] == 1
+    for name in NAMES:
+        assert f"<tr><td>{title(name)}</td>" in page
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", page[page.index("<tr><td>HD95, px</td>") :])[:7]
+    assert cells[1] == "0.467" and cells[3:6] == ["↓ lower", "0.467", "1"]
+    assert "HD95, mm" not in page
+
+
+def test_kinds_hold_every_metric_once():
+    kinds = by_kind(METRICS)
+
+    assert [kind for kind, _ in kinds] == ["Overlap", "Lines and topology", "Distances between boundaries"]
+    assert [name for _, part in kinds for name, _ in part] == list(METRICS)
+    assert [kind for kind, _ in by_kind(["nsd_1px"])] == ["Distances between boundaries"]
+
+
+def test_numbers_never_look_perfect_when_they_are_not():
+    assert [number(value) for value in (0.99996, 1.0, 0.0004, 0.0)] == [
+        "> 0.999",
+        "1.000",
+        "< 0.001",
+        "0.000",
+    ]
+
+
+def test_settings_tell_the_threshold_its_origin_and_what_looks_like_training_data(tmp_path):
+    text = " ".join(Tags(report(tmp_path, [row(0, 0.5)])).text.split())
+
+    assert "0.35 · how: tuned, metric: dice" in text
+    assert "1 look nearly like one: twin_007" in text
+
+
+def test_empty_masks_are_counted_by_what_they_mean(tmp_path):
+    page = report(tmp_path, [row(0, 0.5)])
+
+    for count, meaning in ((34, "its metrics"), (33, "total miss"), (32, "false alarm"), (31, "right")):
+        assert re.search(rf"<td>{count}</td><td class=\"text\">{meaning}", page)
+    assert "Total misses: <b>33</b>" in page and "False alarms: <b>32</b>" in page
+
+
+def test_better_threshold_is_told_with_a_warning(tmp_path):
+    far = report(tmp_path, [row(0, 0.5)], threshold=0.5)
+    assert "At a threshold of 0.30 the mean Dice would be 0.600" in far and "tune on validation data" in far
+    assert "At a threshold of 0.30" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    near = report(tmp_path, [row(0, 0.5)], threshold=0.31)
+    assert "At a threshold of" not in near
+
+
+def test_no_probabilities_is_a_sentence_and_no_drawing(tmp_path):
+    page = report(tmp_path, [row(0, 0.5)], calibration=None)
+
+    assert "There are no probabilities" in page and "Reliability diagram" not in page
+    assert "There are no probabilities" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def test_every_drawing_says_in_words_what_it_shows(tmp_path):
+    rows = [row(index, index / 10) for index in range(11)]
+    drawings = Tags(report(tmp_path, rows)).named("svg")
+    words = [drawing["aria-label"] or "" for drawing in drawings]
+
+    assert all(drawing["role"] == "img" for drawing in drawings)
+    assert words[0] == (
+        "Histogram of Dice of 11 answers: mean 0.500, median 0.500, half of them between 0.250 and 0.750"
+    )
+    assert any(said.startswith("Skeleton recall to 2 px: 0.500 (") for said in words)
+    assert any("Dice is highest at 0.30 with 0.600" in said for said in words)
+    assert any("said 0.95, came 0.90" in said for said in words)
+
+
+def test_cases_are_worst_median_and_best_without_overlap():
+    rows = [row(0, None, "failed"), *(row(index, index / 100) for index in range(1, 41))]
+    shown = [(name, [each["id"][-2:] for each in its]) for name, its in sections(rows)]
+
+    assert shown == [
+        ("Worst 12", [f"{index:02}" for index in range(1, 13)]),
+        ("Median 4", ["19", "20", "21", "22"]),
+        ("Best 4", ["40", "39", "38", "37"]),
+    ]
+
+
+@pytest.mark.parametrize("count", range(30))
+def test_cases_of_few_rows_show_none_twice(count):
+    shown = [
+        each["id"] for _, its in sections([row(index, index / 30) for index in range(count)]) for each in its
+    ]
+
+    assert len(shown) == len(set(shown))
+    assert len(shown) == count if count <= WORST else len(shown) > WORST - 1
+
+
+def test_histogram_bars_hold_every_value_and_both_ends():
+    drawing = charts.histogram([0.0, 0.04, 0.06, 0.999, 1.0], "dice")
+    tips = re.findall(r"<title>(.*?)</title>", drawing)
+
+    assert tips == ["0.000 to 0.050: 2", "0.050 to 0.100: 1", "0.950 to 1.000: 2"]
+    assert "no values" in charts.histogram([], "hd95_px")
+    assert (
+        sum(
+            int(tip.split(": ")[1])
+            for tip in re.findall(r"<title>(.*?)</title>", charts.histogram([0, 3, 176.2], "hd95_px"))
+        )
+        == 3
+    )
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_samples_csv_parses_back_to_the_rows(tmp_path):
+    rows = [
+        row(0, 1 / 3, prompt='冠状动脉, "left"', text="Sure,\nit is [SEG]."),
+        row(1, 0.1 + 0.2, id="a;b"),
+        row(2, None, "failed"),
+    ]
+    report(tmp_path, rows)
+    read = read_csv(tmp_path / "samples.csv")
+
+    assert [list(each) for each in read] == [list(each) for each in rows]
+    for was, came in zip(rows, read, strict=True):
+        for key, value in was.items():
+            same = float(came[key]) if isinstance(value, float) else came[key]
+            assert same == (value if isinstance(value, float) else "" if value is None else str(value))
+    assert (tmp_path / "samples.csv").read_bytes().startswith(b"\xef\xbb\xbfid,")  # for Excel
+
+
+def test_groups_csv_has_the_means_of_every_metric(tmp_path):
+    rows = [row(index, value, group="p") for index, value in enumerate((0.2, 0.4, None))]
+    rows[0]["hd95_px"] = None
+    report(tmp_path, rows)
+    (group,) = read_csv(tmp_path / "groups.csv")
+
+    assert list(group) == ["group", "answers", "failed", *NAMES]
+    assert (group["group"], group["answers"], group["failed"]) == ("p", "3", "1")
+    assert float(group["iou"]) == pytest.approx(0.3) and float(group["hd95_px"]) == 0.4
+
+
+def test_markdown_keeps_markup_in_ids_and_prompts_as_text(tmp_path):
+    report(tmp_path, [row(0, 0.5, id="a|b_c", prompt="[x](http://y) <b>"), row(1, 0.4)])
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+
+    assert "a\\|b\\_c" in text and "\\[x\\](http://y) \\<b\\>" in text
+
+
+def browse(*arguments: str) -> str:
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+
+
+def awkward_report(folder: Path) -> Path:
+    """Long ids, three prompts, failures, many groups and figures."""
+    rows = [row(index, index / 40, prompt=("血管", "catheter", "x" * 200)[index % 3]) for index in range(40)]
+    rows[7]["id"] = "patient_with_a_name_that_never_ends_" * 4
+    rows = with_figures(folder, rows)
+    rows.append(row(41, None, "failed", error="/a/very/long/path" * 20))
+    return write_report(folder, metrics(rows), rows)
+
+
+@needs_chromium
+def test_browser_shows_no_more_than_the_width_of_a_phone(tmp_path):
+    page = awkward_report(tmp_path).read_text(encoding="utf-8")
+    measure = """
+      const page = document.querySelector("iframe").contentDocument, root = page.documentElement;
+      const letters = [...page.querySelectorAll("svg text")].map(each => each.getBoundingClientRect().height);
+      const found = {width: root.clientWidth, needed: root.scrollWidth, sections: page.querySelectorAll("section").length,
+        bars: [...page.querySelectorAll("#distributions rect")].filter(each => each.getBoundingClientRect().height > 1).length,
+        smallest: Math.min(...letters), scripts: page.scripts.length};
+      document.body.textContent = "FOUND" + JSON.stringify(found) + "END";
+    """
+    frame = f'<iframe style="width:390px;height:800px;border:0" srcdoc="{html.escape(page)}"></iframe>'
+    wrapper = tmp_path / "wrapper.html"
+    wrapper.write_text(
+        f'<meta charset="utf-8"><body>{frame}<script>onload = () => {{{measure}}}</script>', encoding="utf-8"
+    )
+    told = browse("--dump-dom", wrapper.as_uri())
+    found = json.loads(told[told.index("FOUND") + 5 : told.index("END", told.index("FOUND"))])
+
+    assert found["width"] == 390 and found["needed"] <= 390
+    assert found["sections"] == 11 and found["bars"] > 20 and found["scripts"] == 0
+    assert found["smallest"] >= 10
+
+
+@needs_chromium
+def test_browser_draws_the_page(tmp_path):
+    page = awkward_report(tmp_path)
+    browse(f"--screenshot={tmp_path / 'page.png'}", "--window-size=1200,3000", page.as_uri())
+    shown = np.asarray(Image.open(tmp_path / "page.png").convert("RGB"))
+
+    assert shown.shape == (3000, 1200, 3)
+    blue = (shown == (0x00, 0x72, 0xB2)).all(axis=2)  # of bars
+    red = (shown == (0xB3, 0x26, 0x1E)).all(axis=2)  # of the failure
+    assert blue.sum() > 2000 and red[:600].sum() > 100
+    assert (shown[:, -8:] == 255).all()

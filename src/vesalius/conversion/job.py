@@ -145,9 +145,7 @@ def _open_training(
     weights, _ = bundle_view(before.spec, merged, path)
     made = dict(weights.uses()) if to == "vesalius" else {}
     if keep_adapter:
-        halves = adapter_weights(checkpoint, before.spec)
-        assert isinstance(halves, AssembledWeights)
-        for half, names in halves.uses().items():
+        for half, names in adapter_weights(checkpoint, before.spec).uses().items():
             made[half] = tuple(f"{ADAPTER}.{name}" for name in names)
     places = {name: _place(official, keep_adapter) for name, official in checkpoint.renamed.items()}
     renamed = {name: made.get(place, (place,)) for name, place in places.items()}

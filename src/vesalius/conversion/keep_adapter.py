@@ -12,13 +12,13 @@ from vesalius.models.adapter import CONFIG, PREFIX, TENSORS
 from vesalius.models.keymaps import SAVED_NAMES
 from vesalius.models.layouts import Assembly, Rows, to_bundle
 from vesalius.models.specs import ModelSpec
-from vesalius.models.weights import AssembledWeights, Weights
+from vesalius.models.weights import AssembledWeights
 from vesalius.tensorfiles import write_file
 
 HALVES = ("A", "B")
 
 
-def adapter_weights(checkpoint: TrainingCheckpoint, spec: ModelSpec) -> Weights:
+def adapter_weights(checkpoint: TrainingCheckpoint, spec: ModelSpec) -> AssembledWeights:
     """The LoRA of a training checkpoint under PEFT's names for the native model.
 
     Where the official layout joins query, key and value in one weight, each gets its rows of B, and all of A.

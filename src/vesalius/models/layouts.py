@@ -60,7 +60,7 @@ def to_bundle(spec: ModelSpec, shapes: Mapping[str, Shape]) -> tuple[dict[str, A
         found = next(_matches(rules_of(spec), name, "official"), None)
         reason = next((why for template, why in DROPPED.items() if _pattern(template).fullmatch(name)), None)
         if found is not None:
-            pieces += _pieces(found[0], name, found[1], shape[0], spec)
+            pieces += _pieces(found[0], name, found[1], _rows_of(name, shape), spec)
         elif reason is not None:
             dropped[name] = reason
         else:
@@ -79,7 +79,9 @@ def to_official(spec: ModelSpec, shapes: Mapping[str, Shape]) -> dict[str, Assem
     for name, shape in shapes.items():
         for rule, filling in _matches(rules_of(spec), name, "bundle"):
             official = _fill(rule.official, filling)
-            pieces += _pieces(rule, official, filling, _official_rows(rule, shape[0], spec), spec)
+            pieces += _pieces(
+                rule, official, filling, _official_rows(rule, _rows_of(name, shape), spec), spec
+            )
     known = {piece.bundle for piece in pieces}
     _refuse([name for name in shapes if name not in known], f"a bundle of {spec.name}")
     _refuse([name for name in known if name not in shapes], f"a bundle of {spec.name}", "lacks")
@@ -88,6 +90,12 @@ def to_official(spec: ModelSpec, shapes: Mapping[str, Shape]) -> dict[str, Assem
         (piece.official, piece.first, Rows(piece.bundle, piece.place, piece.rows)) for piece in first_copies
     ]
     return _assemble(rows, shapes)
+
+
+def _rows_of(name: str, shape: Shape) -> int:
+    if not shape:
+        raise CheckpointError(f"{name}: is a single number; a tensor of that name has rows")
+    return shape[0]
 
 
 def _pieces(rule: Rule, official: str, filling: tuple[str, ...], rows: int, spec: ModelSpec) -> list[Piece]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Literal
 import torch
 from transformers import Sam2VideoModel
 
-from vesalius.errors import CheckpointError
+from vesalius.errors import CheckpointError, VesaliusError
 from vesalius.lineage import (
     TensorLine,
     find_tensors,
@@ -79,9 +80,24 @@ def _open_bundle(folder: Path) -> StoredModel:
 
 def _open_official(folder: Path) -> StoredModel:
     files = open_weights(folder)
-    spec = read_spec(folder, shapes_of(files))
-    weights, dropped = bundle_view(spec, files, folder)
+    with _building(folder):
+        spec = read_spec(folder, shapes_of(files))
+        weights, dropped = bundle_view(spec, files, folder)
     return StoredModel(folder, "sa2va", spec, weights, weights.uses(), dropped)
+
+
+@contextmanager
+def _building(place: Path) -> Iterator[None]:
+    """Turn whatever a nonsensical configuration makes the libraries raise into CheckpointError."""
+    try:
+        yield
+    except VesaliusError:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise CheckpointError(
+            f"{place}: the configuration describes no model that can be built ({reason})"
+        ) from error
 
 
 def bundle_view(spec: ModelSpec, official: Weights, place: Path) -> tuple[AssembledWeights, dict[str, str]]:
@@ -164,7 +180,9 @@ def check_fit(spec: ModelSpec, shapes: Mapping[str, Shape], place: Path) -> None
     CheckpointError, naming `place`, with the first names that are missing, unknown or misshapen, and with the
     published size that has these tensors where one has.
     """
-    if table := differences(shapes, expected_shapes(spec)):
+    with _building(place):
+        expected = expected_shapes(spec)
+    if table := differences(shapes, expected):
         raise CheckpointError(
             f"{place}: the tensors are not those of its configuration ({spec.name}): {table}{_hint(spec, shapes)}"
         )

@@ -32,39 +32,46 @@ def find_leaks(segmenter: Segmenter, samples: Sequence[Sample], allowed: bool) -
     which is not proof: they are listed. DataError for the same pixels, unless they are allowed, and always for
     images that the threshold was tuned on. An image that cannot be read is passed over here; it fails by itself.
     """
-    trained, looks = segmenter.training_images, segmenter.training_looks
-    if trained is None:
-        note = "The model does not say which images it was trained on; none could be looked for among these."
-        return Leaks(None, (), (note,))
-    tuned = segmenter.tuning_images
-    if not (trained or looks or tuned):
-        return Leaks(0, (), ())
-    seen, near = [], []
-    for sample in samples:
+    trained, tuned = set(segmenter.training_images or ()), set(segmenter.tuning_images)
+    looks = segmenter.training_looks
+    seen, near, used = [], [], []
+    for sample in samples if trained or tuned or looks else ():
         try:
             pixels = read_image(sample.image)
         except ImageError:
             continue
         name = hash_pixels(pixels)
         if name in tuned:
-            raise DataError(
-                f"{sample.id}: the threshold of this model was tuned on this image; evaluate on others"
-            )
+            used.append(sample.id)
         if name in trained:
             seen.append(sample.id)
         elif looks and near_looks(hash_look(pixels), looks):
             near.append(sample.id)
-    return Leaks(len(seen), tuple(near), tuple(_notes(seen, near, len(samples), allowed)))
+    if used:
+        raise DataError(
+            f"the threshold of this model was tuned on {len(used)} of {len(samples)} images (first: {used[0]}); "
+            "evaluate on others"
+        )
+    if seen and not allowed:
+        raise DataError(
+            f"{_found(seen, samples)} (first: {seen[0]}); evaluate on others, or add --allow-training-samples"
+        )
+    unknown = segmenter.training_images is None
+    return Leaks(None if unknown else len(seen), tuple(near), tuple(_notes(unknown, seen, near, samples)))
 
 
-def _notes(seen: list[str], near: list[str], total: int, allowed: bool) -> list[str]:
+def _found(seen: Sequence[str], samples: Sequence[Sample]) -> str:
+    return f"{len(seen)} of {len(samples)} images are among those the model was trained on"
+
+
+def _notes(unknown: bool, seen: list[str], near: list[str], samples: Sequence[Sample]) -> list[str]:
     notes = []
+    if unknown:
+        notes.append(
+            "The model does not say which images it was trained on; none could be looked for among these."
+        )
     if seen:
-        found = f"{len(seen)} of {total} images are among those the model was trained on"
-        if not allowed:
-            raise DataError(
-                f"{found} (first: {seen[0]}); evaluate on others, or add --allow-training-samples"
-            )
+        found = _found(seen, samples)
         notes.append(f"{found}: the numbers do not tell how it does on images that it has not seen.")
     if near:
         more = f", and {len(near) - LISTED} more" if len(near) > LISTED else ""

@@ -3,161 +3,223 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from vesalius.errors import DataError, OutputError
-from vesalius.evaluation.calibration import BINS, Curves, Histogram, curves
+from vesalius.evaluation.calibration import BINS, THRESHOLDS, Histogram, curves
+from vesalius.evaluation.empty import CASES
 from vesalius.evaluation.overlap import Confusion, ReferringTally
 from vesalius.files import prepare_folder, to_json, write_json
 from vesalius.scoring.task import Outcome, Row
 
+log = logging.getLogger(__name__)
+
 STATE = "state.json"
 ROWS = "samples.jsonl"
 COUNTS = "counts.bin"
-RECORD = 2 * BINS
-"""Numbers of a row in `COUNTS`, int64; -1 in the first where nobody knows probabilities."""
-IDENTICAL_MIN = 5
-"""So many predictions that are their ground truth to the pixel, and most of all, are no chance."""
+NO_COUNTS = np.full((2, BINS), -1, dtype=np.int32)
+"""Stands in `COUNTS` for a row of which nobody knows probabilities; each row has one such table, as int32."""
+TRIED = np.arange(1, 100) / 100
+"""Thresholds at which means over rows are known: finer ones differ by less than another sample would."""
+PLACES = THRESHOLDS.searchsorted(TRIED)
+"""Where they stand among all."""
+CURVES = ("dice", "iou", "precision", "recall")
+IDENTICAL_MIN, IDENTICAL_PIXELS = 5, 1000
+"""So many predictions that are their ground truth to the pixel, or with so many pixels, and most of all, are no
+chance."""
 
 
 class Tally:
-    """Rows of an evaluation, one after the other, in a folder that becomes the result when all are there.
+    """Rows of an evaluation, one after the other, in a folder that takes the place of `out` when all are there.
 
     The folder outlives an interruption. Opened again for the same evaluation it continues where it stopped; for
-    another one it is begun anew.
+    another one it is begun anew. A context manager, which closes its files and lets go of the folder.
     """
 
-    def __init__(self, folder: Path, state: Mapping[str, Any], ends: Sequence[int]) -> None:
-        """`ends` tells, for each sample in order, how many rows there are when it is done."""
-        self.folder = folder
+    def __init__(self, out: Path, state: Mapping[str, Any], ends: Sequence[int]) -> None:
+        """`ends` tells, for each sample in order, how many rows there are when it is done.
+
+        OutputError where the folder cannot be written to, or another process is at the same.
+        """
+        self.out, self.folder = out, prepare_folder(out.with_name(f".{out.name}.unfinished"))
         self._ends = ends
         self.rows: list[Row] = []
         self.counts = np.zeros((2, BINS), dtype=np.int64)
-        self._curves = {name: np.zeros(BINS - 1) for name in ("dice", "iou", "precision", "recall")}
-        self._defined = {name: np.zeros(BINS - 1) for name in self._curves}
-        self.missing_font: str | None = None
-        if not self._continues(state):
-            shutil.rmtree(folder, ignore_errors=True)
-            prepare_folder(folder / "figures")
-            write_json(folder / STATE, state)
-        try:
-            self._lines = (folder / ROWS).open("a", encoding="utf-8")
-            self._numbers = (folder / COUNTS).open("ab")
-        except OSError as error:
-            raise OutputError(f"{folder}: cannot be written ({error.strerror})") from error
+        self.n_with_probabilities = 0
+        self._curves = {name: np.zeros(len(TRIED)) for name in CURVES}
+        self._defined = {name: np.zeros(len(TRIED)) for name in CURVES}
+        with ExitStack() as files:
+            _lock(self.folder, files)
+            try:
+                if not self._continues(json.loads(to_json(state))):
+                    self._begin(state)
+                self._lines = files.enter_context((self.folder / ROWS).open("ab"))
+                self._numbers = files.enter_context((self.folder / COUNTS).open("ab"))
+            except OSError as error:
+                raise OutputError(f"{self.folder}: cannot be written ({error.strerror})") from error
+            self._files = files.pop_all()
 
-    def _continues(self, state: Mapping[str, Any]) -> bool:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):  # what a full disk did not take was told of when it was written
+            self._files.close()
+
+    def _begin(self, state: Mapping[str, Any]) -> None:
+        old = list(self.folder.iterdir())
+        if old:
+            log.warning("%s: was of another evaluation, or cannot be read, and is begun anew", self.folder)
+        for path in old:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        write_json(self.folder / STATE, state)
+
+    def _continues(self, state: Any) -> bool:
         """Whether the folder holds the beginning of this very evaluation, which is then taken in."""
         try:
-            known = json.loads((self.folder / STATE).read_text(encoding="utf-8"))
-            rows = list(_whole_lines(self.folder / ROWS))
-            numbers = np.fromfile(self.folder / COUNTS, dtype=np.int64)
+            if json.loads((self.folder / STATE).read_text(encoding="utf-8")) != state:
+                return False
+            written = (self.folder / ROWS).read_bytes()
+            lines = written.split(b"\n")[:-1]  # a last line that was cut short does not count
+            counted = (self.folder / COUNTS).stat().st_size // NO_COUNTS.nbytes
+            # a sample of which a prompt is missing is scored again
+            whole = bisect_right(self._ends, min(len(lines), counted))
+            done = self._ends[whole - 1] if whole else 0
+            rows = [json.loads(line) for line in lines[:done]]
         except (OSError, ValueError):
             return False
-        written = min(len(rows), len(numbers) // RECORD)
-        # a sample of which a prompt is missing is scored again
-        done = max((end for end in self._ends if end <= written), default=0)
-        if known != json.loads(to_json(state)):
-            return False
-        numbers = numbers[: done * RECORD]
-        for row, record in zip(rows[:done], numbers.reshape(done, 2, BINS), strict=True):
-            self._take(row, None if record[0, 0] < 0 else record)
-        text = "".join(to_json(row) + "\n" for row in rows[:done])
-        (self.folder / ROWS).write_text(text, encoding="utf-8")
-        numbers.tofile(self.folder / COUNTS)
+        with (self.folder / COUNTS).open("rb") as numbers:
+            for row in rows:
+                record = np.frombuffer(numbers.read(NO_COUNTS.nbytes), dtype=np.int32).reshape(2, BINS)
+                self._take(row, None if record[0, 0] < 0 else record)
+        os.truncate(self.folder / ROWS, sum(len(line) + 1 for line in lines[:done]))
+        os.truncate(self.folder / COUNTS, done * NO_COUNTS.nbytes)
         return True
+
+    @property
+    def samples_done(self) -> int:
+        """How many samples have all their rows."""
+        return bisect_right(self._ends, len(self.rows))
 
     def add(self, outcome: Outcome) -> None:
         """Keep one more row; OutputError where the disk says no."""
-        record = np.full((2, BINS), -1, dtype=np.int64) if outcome.counts is None else outcome.counts
+        record = NO_COUNTS if outcome.counts is None else outcome.counts.astype(np.int32)
         try:
-            self._lines.write(to_json(outcome.row) + "\n")
+            self._lines.write(to_json(outcome.row).encode() + b"\n")
             self._lines.flush()
-            record.tofile(self._numbers)
+            self._numbers.write(record.tobytes())
             self._numbers.flush()
         except OSError as error:
             raise OutputError(f"{self.folder}: cannot be written ({error.strerror})") from error
         self._take(outcome.row, outcome.counts)
-        self.missing_font = self.missing_font or outcome.missing_font
 
     def _take(self, row: Row, counts: Histogram | None) -> None:
         self.rows.append(row)
-        if counts is None or row["status"] == "failed":
+        if counts is None:
             return
         self.counts += counts
-        of_row: Curves = curves(counts)
-        for name in self._curves:
-            values = getattr(of_row, name)
+        self.n_with_probabilities += 1
+        of_row = curves(counts)
+        for name in CURVES:
+            values = getattr(of_row, name)[PLACES]
             defined = ~np.isnan(values)
             self._curves[name] += np.where(defined, values, 0)
             self._defined[name] += defined
 
     def finish(self) -> None:
-        """Close the files and remove what only a continuation needs."""
-        self._lines.close()
-        self._numbers.close()
+        """Put the folder, which is complete, in the place of `out`; OutputError where that cannot be done."""
+        old = self.out.with_name(f".{self.out.name}.old")
+        try:
+            shutil.rmtree(old, ignore_errors=True)
+            if self.out.exists():
+                self.out.replace(old)
+            try:
+                self.folder.replace(self.out)
+            except OSError:
+                if old.exists():
+                    old.replace(self.out)
+                raise
+        except OSError as error:
+            raise OutputError(
+                f"{self.out}: cannot be replaced ({error.strerror}); the new evaluation is complete and lies in "
+                f"{self.folder}"
+            ) from error
+        # only now: killed before, it is continued and has nothing left to do but this
         for name in (STATE, COUNTS):
-            (self.folder / name).unlink()
+            (self.out / name).unlink()
+        shutil.rmtree(old, ignore_errors=True)
 
     def discard(self) -> None:
         """Remove all of it: the evaluation was refused."""
-        self._lines.close()
-        self._numbers.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
-    def knows_probabilities(self) -> bool:
-        return bool(self.counts.sum())
-
-    @property
     def mean_curves(self) -> dict[str, np.ndarray]:
-        """Mean over rows of each metric at each of the thresholds 1 / BINS ... ; NaN where no row defines it."""
+        """Mean over rows of each metric at each of the thresholds `TRIED`; NaN where no row defines it."""
         with np.errstate(invalid="ignore"):
-            return {name: self._curves[name] / self._defined[name] for name in self._curves}
+            return {name: self._curves[name] / self._defined[name] for name in CURVES}
 
     @property
     def scored(self) -> list[Row]:
         return [row for row in self.rows if row["status"] != "failed"]
 
     @property
-    def empty(self) -> dict[str, int]:
-        """How many scored rows have an empty truth, an empty prediction, both, or neither."""
-        kinds = [(row["truth_pixels"] == 0, row["guess_pixels"] == 0) for row in self.scored]
-        names = {
-            (True, True): "both",
-            (True, False): "truth",
-            (False, True): "prediction",
-            (False, False): "none",
-        }
-        return {name: kinds.count(kind) for kind, name in names.items()}
+    def cases(self) -> dict[str, int]:
+        """How many scored rows are of which case of the table of empty masks."""
+        found = [confusion_of(row).case for row in self.scored]
+        return {case: found.count(case) for case in (*CASES, "both")}
 
     @property
     def referring(self) -> dict[str, float | None]:
         """gIoU and cIoU over all scored rows."""
         tally = ReferringTally()
         for row in self.scored:
-            both, true, guessed = (row[f"{name}_pixels"] for name in ("shared", "truth", "guess"))
-            tally.add(Confusion(tp=both, fp=guessed - both, fn=true - both, tn=0))
+            tally.add(confusion_of(row))
         return {"giou": tally.giou, "ciou": tally.ciou}
 
     def refuse_copies(self) -> None:
         """Raise DataError when most predictions are the ground truth to the pixel: no model does that."""
         present = [row for row in self.scored if row["truth_pixels"]]
-        identical = sum(row["truth_pixels"] == row["guess_pixels"] == row["shared_pixels"] for row in present)
-        if identical >= IDENTICAL_MIN and 2 * identical > len(present):
+        identical = [
+            row["truth_pixels"]
+            for row in present
+            if row["truth_pixels"] == row["guess_pixels"] == row["shared_pixels"]
+        ]
+        no_chance = len(identical) >= IDENTICAL_MIN or sum(identical) >= IDENTICAL_PIXELS
+        if no_chance and 2 * len(identical) > len(present):
             raise DataError(
-                f"{identical} of {len(present)} predictions equal the ground truth exactly; none should: "
+                f"{len(identical)} of {len(present)} predictions equal the ground truth exactly; none should: "
                 "the ground truth was copied, or was made by this model; nothing was written"
             )
 
 
-def _whole_lines(path: Path) -> Iterator[Row]:
-    """The rows of a file; a last line that an interruption cut short does not count."""
-    text = path.read_text(encoding="utf-8")
-    for line in text[: text.rfind("\n") + 1].splitlines():
-        yield json.loads(line)
+def confusion_of(row: Row) -> Confusion:
+    """The pixels of a scored row, but those in neither mask."""
+    both, true, guessed = (row[f"{name}_pixels"] for name in ("shared", "truth", "guess"))
+    return Confusion(tp=both, fp=guessed - both, fn=true - both, tn=0)
+
+
+def _lock(folder: Path, files: ExitStack) -> None:
+    """Hold the folder until the files are closed; OutputError where another process, or thread, holds it."""
+    try:
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):  # a system without such locks
+        return
+    files.callback(os.close, descriptor)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise OutputError(f"{folder}: another evaluation is being written there; wait for its end") from error
+    except OSError:
+        log.debug("%s: lies on a file system without locks", folder)

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from vesalius.errors import OutputError
 from vesalius.evaluation.calibration import Histogram, histogram
 from vesalius.evaluation.metrics import METRICS, score
 from vesalius.evaluation.overlap import confusion
 from vesalius.types import Prediction
-from vesalius.visualisation import missing_font, six_panels
+from vesalius.visualisation import six_panels
 
 Row = dict[str, Any]
 
@@ -45,39 +46,48 @@ class Outcome:
     row: Row
     counts: Histogram | None
     """Pixels by probability; None where nobody knows any."""
-    missing_font: str | None = None
 
 
 def perform(task: Task) -> Outcome:
-    """Score one answer and draw it. What cannot be scored becomes a failed row with the reason."""
-    prediction = task.prediction
-    if prediction.status == "failed" or task.truth is None or task.image is None:
+    """Score one answer and draw it. What cannot be scored becomes a failed row with the reason.
+
+    OutputError where the picture cannot be written.
+    """
+    prediction, truth, within = task.prediction, task.truth, task.within
+    if prediction.status == "failed" or truth is None or task.image is None:
         return _failed(task, prediction.error or "no answer, and no reason given")
     try:
-        guess, truth = prediction.mask, task.truth
-        scores = score(truth, guess, spacing_mm=task.spacing_mm, within=task.within)
+        guess = prediction.mask
+        scores = score(truth, guess, spacing_mm=task.spacing_mm, within=within)
         probability = prediction.probability
-        counts = None if probability is None else histogram(probability, truth, within=task.within)
+        counts = None if probability is None else histogram(probability, truth, within=within)
     except (ValueError, MemoryError) as error:  # a mask of another size, or one too large
         return _failed(task, f"cannot be scored: {error}")
-    figure = _draw(task, guess, scores) if task.folder is not None else None
-    counted = confusion(truth, guess, task.within)
+    if within is not None:  # what does not count is not shown as right or wrong either
+        truth, guess = truth & within, guess & within
+    figure = None
+    if task.folder is not None:
+        figure = _draw(task, task.image, truth, guess, scores)
+    counted = confusion(truth, guess)
     pixels = {
         "truth_pixels": counted.tp + counted.fn,
         "guess_pixels": counted.tp + counted.fp,
         "shared_pixels": counted.tp,
     }
-    font = missing_font(task.about["id"] + task.about["prompt"]) if figure else None
-    return Outcome(_row(task, prediction.status, scores, figure, pixels), counts, font)
+    return Outcome(_row(task, prediction.status, scores, figure, pixels), counts)
 
 
-def _draw(task: Task, guess: np.ndarray, scores: Mapping[str, float | None]) -> str:
+def _draw(
+    task: Task, image: np.ndarray, truth: np.ndarray, guess: np.ndarray, scores: Mapping[str, float | None]
+) -> str:
     title = task.about["id"] + (" · no [SEG]" if task.prediction.status == "no_seg" else "")
-    assert task.image is not None and task.truth is not None and task.folder is not None
-    picture = six_panels(
-        task.image, task.truth, guess, title=title, prompt=task.about["prompt"], scores=scores
-    )
-    picture.save(task.folder / task.figure, compress_level=1)  # a third of the time, for a third more bytes
+    picture = six_panels(image, truth, guess, title=title, prompt=task.about["prompt"], scores=scores)
+    assert task.folder is not None
+    path = task.folder / task.figure
+    try:
+        picture.save(path, compress_level=1)  # a third of the time, for a third more bytes
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
     return task.figure
 
 

@@ -10,15 +10,15 @@ import numpy as np
 from vesalius.data.dataset import DataSet
 from vesalius.data.images import read_image
 from vesalius.errors import DataError, SettingError
-from vesalius.evaluation.calibration import BINS, curves, histogram
+from vesalius.evaluation.calibration import curves, histogram
 from vesalius.inference.folder import Segmenter, predict_samples
 from vesalius.lineage import fingerprint_samples, hash_pixels
-from vesalius.scoring.evaluate import Watched, group_of
+from vesalius.scoring.evaluate import Watched
+from vesalius.scoring.summary import group_of
+from vesalius.scoring.tally import PLACES, TRIED
 from vesalius.types import Sample
 
 METRICS = ("dice", "iou")
-STEP = 10
-"""Thresholds are tried every 1 / 100: finer ones differ by less than another sample would."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def find_threshold(
         raise SettingError(f"metric {metric!r} cannot be tuned; choose from {', '.join(METRICS)}")
     samples = data_set.samples
     images = _hash_images(segmenter, samples)
-    total, rows = np.zeros(BINS - 1), 0
+    total, rows = np.zeros(len(TRIED)), 0
     for done, (sample, item, predictions) in enumerate(predict_samples(Watched(segmenter), samples), start=1):
         for index, prediction in enumerate(predictions):
             if prediction.status == "failed" or item is None or item.masks is None:
@@ -64,18 +64,17 @@ def find_threshold(
             probability = prediction.probability
             if probability is None:
                 raise DataError(f"{sample.id}: there are no probabilities to find a threshold in")
-            total += getattr(curves(histogram(probability, item.masks[index, 0])), metric)
+            total += getattr(curves(histogram(probability, item.masks[index, 0])), metric)[PLACES]
             rows += 1
         on_progress(done)
-    mean = total[STEP - 1 :: STEP] / rows
-    thresholds = np.arange(STEP, BINS, STEP) / BINS
-    best = max(range(len(mean)), key=lambda k: (round(float(mean[k]), 12), -abs(thresholds[k] - 0.5)))
+    mean = total / rows
+    best = max(range(len(mean)), key=lambda k: (round(float(mean[k]), 12), -abs(TRIED[k] - 0.5)))
     return Tuned(
-        threshold=float(thresholds[best]),
+        threshold=float(TRIED[best]),
         metric=metric,
         value=float(mean[best]),
-        at_default=float(mean[len(mean) // 2]),
-        curve=tuple(zip(thresholds.tolist(), mean.tolist(), strict=True)),
+        at_default=float(mean[TRIED.searchsorted(0.5)]),
+        curve=tuple(zip(TRIED.tolist(), mean.tolist(), strict=True)),
         data=data_set.name,
         data_fingerprint=fingerprint_samples(samples),
         n_samples=len(samples),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
+
+from vesalius.errors import VesaliusError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -14,11 +17,13 @@ IN_FLIGHT = 4
 """Jobs of each process that wait or are done and not yet taken."""
 
 
-def map_in_order(work: Callable[[Job], Result], jobs: Iterable[Job], processes: int) -> Iterator[Result]:
+def map_in_order(
+    work: Callable[[Job], Result], jobs: Iterable[Job], processes: int
+) -> Generator[Result, None, None]:
     """`work` on each job, results in the order of the jobs; with 0 processes it is done here.
 
     Jobs are taken from the iterable only as results are taken, at most `IN_FLIGHT` ahead for each process. An
-    exception of `work` is raised here; a process that was killed raises BrokenProcessPool.
+    exception of `work` is raised here; VesaliusError where a process was killed.
     """
     if processes == 0:
         yield from map(work, jobs)
@@ -35,6 +40,11 @@ def map_in_order(work: Callable[[Job], Result], jobs: Iterable[Job], processes: 
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+    except BrokenProcessPool as error:
+        raise VesaliusError(
+            "a process that scores was killed, perhaps because memory ran out; run the same again to continue "
+            f"where it stopped, with fewer workers than {processes} if it happens twice"
+        ) from error
     finally:
         for future in pending:
             future.cancel()

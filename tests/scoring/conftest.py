@@ -1,0 +1,105 @@
+"""A segmenter that answers what a test tells it, and small squares for it to find."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vesalius.data.dataset import DataSet
+from vesalius.types import Item, MaskFile, Prediction, Sample
+
+SIDE = 16
+
+
+def square(left: int = 1) -> np.ndarray:
+    """A square of 2 x 2 pixels; two that are a pixel apart share 2 pixels and have a Dice of 0.5."""
+    mask = np.zeros((SIDE, SIDE), dtype=bool)
+    mask[1:3, left : left + 2] = True
+    return mask
+
+
+class FakeSegmenter:
+    """Answers by id and prompt: a mask or logits, None for no [SEG], a reason why it failed, an error to raise."""
+
+    threshold = 0.4
+    threshold_origin: Mapping[str, Any] = MappingProxyType({"how": "default"})
+    settings: Mapping[str, Any] = MappingProxyType({"answer": "generate"})
+    training_images: Any = None
+    training_looks: Any = ()
+    tuning_images: Any = ()
+
+    def __init__(self, answers: dict[str, Any] | None = None, batch: int = 2) -> None:
+        self.answers = answers or {}
+        self.batch = batch
+        self.fingerprint = "f00d"
+        self.seen: list[Item] = []
+        self.calls: list[list[str]] = []
+
+    @property
+    def card(self) -> dict[str, Any]:
+        return {"name": "fake", "kind": "fake", "fingerprint": self.fingerprint, "step": 7}
+
+    def predict(self, items: Sequence[Item]) -> list[Prediction]:
+        self.seen += items
+        self.calls.append([item.id for item in items])
+        return [self.answer(item, prompt) for item in items for prompt in item.prompts]
+
+    def answer(self, item: Item, prompt: str) -> Prediction:
+        answer = self.answers.get(f"{item.id} {prompt}", self.answers.get(item.id, square(2)))
+        nothing = np.zeros((0, 1, 1), np.float32)
+        if isinstance(answer, BaseException):
+            raise answer
+        if isinstance(answer, str):
+            return self.prediction(item, prompt, "failed", nothing, says_seg=False, error=answer)
+        if answer is None:
+            return self.prediction(item, prompt, "no_seg", nothing, says_seg=False, text="I see nothing.")
+        logits = np.where(answer, 9, -9) if answer.dtype == bool else answer
+        return self.prediction(item, prompt, "ok", logits.astype(np.float32).reshape(-1, *item.size))
+
+    def prediction(self, item: Item, prompt: str, status: Any, logits: np.ndarray, **more: Any) -> Prediction:
+        scores, side = (0.9,) * len(logits), item.size[0]
+        return Prediction(
+            item.id, prompt, status, item.size, logits, side, scores, threshold=self.threshold, **more
+        )
+
+
+def data_set(
+    folder: Path,
+    ids: Sequence[str] = ("a", "b", "c"),
+    prompts: tuple[str, ...] = ("vessel",),
+    truth: np.ndarray | None = None,
+    groups: Sequence[str | None] | None = None,
+) -> DataSet:
+    """Grey images of their own brightness, all with the same true mask."""
+    truth = square() if truth is None else truth
+    folder.mkdir()
+    samples = []
+    for index, name in enumerate(ids):
+        image, mask = folder / f"{name}.png", folder / f"{name}.mask.png"
+        Image.fromarray(np.full((*truth.shape, 3), 90 + index, dtype=np.uint8)).save(image)
+        Image.fromarray(truth.astype(np.uint8) * 255).save(mask)
+        objects = tuple((MaskFile(mask),) for _ in prompts)
+        group = groups[index] if groups else None
+        samples.append(Sample(name, image, prompts, objects, group=group))
+    return DataSet("squares", "maskfolder", folder, tuple(samples), ("read by hand",))
+
+
+@pytest.fixture(name="FakeSegmenter")
+def _fake_segmenter() -> type[FakeSegmenter]:
+    return FakeSegmenter
+
+
+@pytest.fixture(name="square")
+def _square() -> Callable[..., np.ndarray]:
+    return square
+
+
+@pytest.fixture(name="data_set")
+def _data_set() -> Callable[..., DataSet]:
+    return data_set

@@ -1,0 +1,95 @@
+"""Images that the model has seen are found by their pixels, and near copies are listed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vesalius.data.images import read_image
+from vesalius.errors import DataError
+from vesalius.lineage import hash_look, hash_pixels
+from vesalius.scoring.leaks import LISTED, Leaks, find_leaks
+from vesalius.types import Sample
+
+
+def picture(seed: int) -> Image.Image:
+    """Smooth and structured, as an angiogram is."""
+    small = np.random.default_rng(seed).integers(0, 256, (6, 6), dtype=np.uint8)
+    return Image.fromarray(small).resize((96, 96), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def samples(tmp_path) -> list[Sample]:
+    """Five images that have nothing in common."""
+    found = []
+    for index in range(5):
+        path = tmp_path / f"{index}.png"
+        picture(index).save(path)
+        found.append(Sample(str(index), path, ("vessel",), ((),)))
+    return found
+
+
+def renamed(path: Path, name: str, **options: object) -> np.ndarray:
+    """The pixels of a copy of the image under another name."""
+    copy = path.with_name(name)
+    Image.open(path).save(copy, **options)
+    return read_image(copy)
+
+
+@pytest.mark.parametrize("name", ["other.png", "other.bmp", "other.tif"])
+def test_same_pixels_in_another_file_are_refused(samples, FakeSegmenter, name):
+    model = FakeSegmenter()
+    model.training_images = (hash_pixels(renamed(samples[2].image, name)), "0" * 64)
+    with pytest.raises(
+        DataError, match=r"1 of 5 images .* trained on \(first: 2\); .*--allow-training-samples"
+    ):
+        find_leaks(model, samples, allowed=False)
+    leaks = find_leaks(model, samples, allowed=True)
+    assert (leaks.n_training, leaks.near) == (1, ())
+    assert "1 of 5 images" in leaks.notes[0]
+
+
+def test_near_copies_are_listed_and_not_refused(samples, FakeSegmenter):
+    model = FakeSegmenter()
+    near = renamed(samples[3].image, "other.jpg", quality=60)
+    model.training_images, model.training_looks = (hash_pixels(near),), (hash_look(near),)
+    leaks = find_leaks(model, samples, allowed=False)
+    assert (leaks.n_training, leaks.near) == (0, ("3",))
+    assert "look nearly like" in leaks.notes[0] and leaks.notes[0].endswith("3")
+
+
+def test_long_lists_of_near_copies_are_cut_with_a_count(samples, FakeSegmenter):
+    model = FakeSegmenter()
+    model.training_images, model.training_looks = (), (hash_look(read_image(samples[0].image)),)
+    many = [Sample(f"copy{index}", samples[0].image, ("vessel",), ((),)) for index in range(LISTED + 7)]
+    leaks = find_leaks(model, many, allowed=False)
+    assert len(leaks.near) == LISTED + 7 and leaks.notes[0].endswith(", and 7 more")
+
+
+@pytest.mark.parametrize("trained", [None, ()])
+def test_images_that_the_threshold_was_tuned_on_are_refused_even_if_allowed(samples, FakeSegmenter, trained):
+    model = FakeSegmenter()
+    model.training_images = trained
+    model.tuning_images = tuple(hash_pixels(read_image(sample.image)) for sample in samples[1:3])
+    with pytest.raises(DataError, match=r"tuned on 2 of 5 images \(first: 1\)"):
+        find_leaks(model, samples, allowed=True)
+
+
+def test_unreadable_image_stops_nothing(samples, FakeSegmenter):
+    model = FakeSegmenter()
+    model.training_images = (hash_pixels(read_image(samples[4].image)),)
+    samples[0].image.write_bytes(b"no image")
+    samples[1].image.unlink()
+    assert find_leaks(model, samples, allowed=True).n_training == 1
+
+
+def test_model_that_saw_nothing_or_does_not_tell(samples, FakeSegmenter):
+    model = FakeSegmenter()
+    model.training_images = ()
+    assert find_leaks(model, samples, allowed=False) == Leaks(0, (), ())
+    model.training_images = None
+    leaks = find_leaks(model, samples, allowed=False)
+    assert leaks.n_training is None and "does not say" in leaks.notes[0]

@@ -1,0 +1,276 @@
+"""Stored predictions score as the model that gave them, and whatever is wrong with them is said."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vesalius.data.images import read_image
+from vesalius.errors import DataError, SettingError
+from vesalius.inference.folder import write_predictions
+from vesalius.lineage import hash_pixels
+from vesalius.scoring import evaluate as scoring
+from vesalius.scoring.stored import StoredPredictions
+
+evaluate = partial(scoring.evaluate, workers=0, figures=False)
+
+
+def logits(seed: int, n: int = 1) -> np.ndarray:
+    """float32 (n, 16, 16): n objects of any shape."""
+    return np.random.default_rng(seed).normal(0, 2, (n, 16, 16)).astype(np.float32)
+
+
+@pytest.fixture
+def answers() -> dict[str, Any]:
+    return {"a": logits(1), "b": None, "c": logits(3, 2), "d": "out of memory"}
+
+
+@pytest.fixture
+def stored(tmp_path, FakeSegmenter, data_set, answers):
+    """A function that predicts and stores; it gives the samples and the folder."""
+    data = data_set(tmp_path / "data", ids=list("abcd"))
+
+    def store(*save: str, prompts: tuple[str, ...] = ("vessel",)) -> tuple[Any, Path]:
+        out = tmp_path / "predictions"
+        write_predictions(FakeSegmenter(answers), data.samples, prompts, out, save=save)
+        return data, out
+
+    return store
+
+
+def rows_of(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+
+
+def write_lines(folder: Path, lines: list[Any]) -> None:
+    text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+    (folder / "predictions.jsonl").write_text(text)
+
+
+@pytest.mark.parametrize("save", [("rle",), ("masks",), ("probs",), ("masks", "rle", "probs", "overlay")])
+def test_prediction_folder_scores_as_the_model_itself(tmp_path, save, stored, answers, FakeSegmenter):
+    data, folder = stored(*save)
+    of_model = evaluate(FakeSegmenter(answers), data, tmp_path / "model")
+    of_files = evaluate(StoredPredictions(folder, data.samples), data, tmp_path / "files")
+
+    for one, other in zip(rows_of(tmp_path / "model"), rows_of(tmp_path / "files"), strict=True):
+        assert one == other
+    same = ["model", "threshold", "coverage", "mean", "ci95", "empty", "referring", "seg_rate"]
+    assert {name: of_files[name] for name in same} == {name: of_model[name] for name in same}
+    assert of_files["threshold_origin"] == {"how": "as predicted"}
+    assert of_files["calibration"] == (of_model["calibration"] if "probs" in save else None)
+
+
+def test_prediction_may_be_scored_at_another_threshold(tmp_path, stored, answers, FakeSegmenter):
+    data, folder = stored("rle", "probs")
+    model = FakeSegmenter(answers)
+    model.threshold = 0.7
+    evaluate(model, data, tmp_path / "model")
+    metrics = evaluate(StoredPredictions(folder, data.samples, threshold=0.7), data, tmp_path / "files")
+
+    assert metrics["threshold"] == 0.7 and metrics["threshold_origin"] == {"how": "given"}
+    assert rows_of(tmp_path / "model") == rows_of(tmp_path / "files")
+
+
+def test_another_threshold_needs_probabilities(stored):
+    data, folder = stored("rle")
+    with pytest.raises(SettingError, match=r"needs probabilities .* 2 of 4 answers have none \(first: a"):
+        StoredPredictions(folder, data.samples, threshold=0.7)
+    with pytest.raises(SettingError, match="between 0 and 1"):
+        StoredPredictions(folder, data.samples, threshold=1.7)
+
+
+@pytest.mark.parametrize("prompts", [("vessel",), ("vessel", "冠状动脉")])
+@pytest.mark.parametrize("place", [".", "masks"])
+def test_folder_of_masks_named_by_id_is_scored(tmp_path, prompts, place, FakeSegmenter, data_set, square):
+    data = data_set(tmp_path / "data", prompts=prompts)
+    folder = tmp_path / "found"
+    (folder / place).mkdir(parents=True)
+    names = ["a", "b", "c"] if len(prompts) == 1 else [f"{id}--{p}" for id in "abc" for p in prompts]
+    for name in [*names, "somebody else's"]:
+        Image.fromarray(square(2)).save(folder / place / f"{name}.png")
+    (folder / place / "._a.png").write_bytes(b"macOS was here")
+    metrics = evaluate(StoredPredictions(folder, data.samples), data, tmp_path / "files")
+
+    assert metrics["mean"]["dice"] == 0.5 and metrics["coverage"]["ok"] == len(names)
+    assert metrics["settings"]["predictions_of_other_images"] == 1
+    assert metrics["model"] == {"name": "found", "kind": "predictions", "fingerprint": None, "step": None}
+    assert metrics["threshold"] is None and metrics["threshold_origin"] == {"how": "unknown"}
+    assert any("no probabilities" in note for note in metrics["notes"])
+    assert any("does not say which images it was trained on" in note for note in metrics["notes"])
+
+
+def test_masks_are_found_in_the_folders_that_their_images_have(tmp_path, data_set, square):
+    data = data_set(tmp_path / "data", ids=["p1__a", "p2__a"])
+    for patient in ("p1", "p2"):
+        (tmp_path / "found" / patient).mkdir(parents=True)
+        Image.fromarray(square(2)).save(tmp_path / "found" / patient / "a.png")
+    assert (
+        evaluate(StoredPredictions(tmp_path / "found", data.samples), data, tmp_path / "o")["coverage"]["ok"]
+        == 2
+    )
+    Image.fromarray(square(2)).save(tmp_path / "found" / "p1__a.png")
+    with pytest.raises(DataError, match="both belong to p1__a"):
+        StoredPredictions(tmp_path / "found", data.samples)
+
+
+def test_missing_predictions_are_refused_and_the_first_ten_listed(tmp_path, data_set, square):
+    data = data_set(tmp_path / "data", ids=[f"i{index:02}" for index in range(14)])
+    folder = tmp_path / "found"
+    folder.mkdir()
+    for name in ("i00", "other"):
+        Image.fromarray(square(2)).save(folder / f"{name}.png")
+    with pytest.raises(DataError) as caught:
+        StoredPredictions(folder, data.samples)
+    message = str(caught.value)
+    assert "no prediction for 13 of 14 questions: i01 (vessel), i02" in message
+    assert "i10 (vessel) and 3 more; it has 1 of others (first: other)" in message and "i11" not in message
+
+
+def test_predictions_of_other_images_are_counted(tmp_path, stored):
+    data, folder = stored("rle")
+    stored_ones = StoredPredictions(folder, data.samples[:1])
+    assert stored_ones.settings["predictions_of_other_images"] == 3
+
+
+def harmed(folder: Path, **changes: Any) -> None:
+    """Change the first line."""
+    lines = lines_of(folder)
+    lines[0] = {name: value for name, value in {**lines[0], **changes}.items() if value is not None}
+    write_lines(folder, lines)
+
+
+def write_probabilities(folder: Path, values: np.ndarray) -> None:
+    np.savez_compressed(folder / "probs" / "a.npz", probabilities=values)
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda folder: Image.new("L", (9, 16)).save(folder / "masks/a.png"), "is 16 x 9 pixels"),
+        (lambda folder: (folder / "masks/a.png").write_bytes(b"\x89PNG corrupt"), "a.png: "),
+        (lambda folder: (folder / "masks/a.png").unlink(), "there is no such file"),
+        (lambda folder: harmed(folder, mask="../outside.png"), "lies outside of it"),
+        (lambda folder: harmed(folder, mask="/etc/passwd"), "lies outside of it"),
+        (lambda folder: harmed(folder, mask=7), "cannot be used"),
+        (lambda folder: harmed(folder, mask=None, rle={"size": [4, 4], "counts": "0"}), "cannot be used"),
+        (lambda folder: harmed(folder, mask=None, rle="none"), "an RLE needs size"),
+        (
+            lambda folder: harmed(folder, mask=None, rle={"size": [4, 4], "counts": [16]}),
+            "mask is 4 x 4 pixels",
+        ),
+        (lambda folder: harmed(folder, mask=None, probabilities=None), "neither rle, mask nor probabilities"),
+        (lambda folder: write_probabilities(folder, np.full((1, 16, 16), np.nan)), "no numbers from 0 to 1"),
+        (lambda folder: write_probabilities(folder, np.full((1, 16, 16), 1.5)), "no numbers from 0 to 1"),
+        (lambda folder: write_probabilities(folder, np.zeros((1, 9, 16))), "map is 9 x 16 pixels"),
+        (
+            lambda folder: write_probabilities(folder, np.zeros((16, 16))),
+            r"must hold probabilities \(n, h, w\)",
+        ),
+        (lambda folder: (folder / "probs/a.npz").write_bytes(b"PK"), "cannot be used"),
+        (lambda folder: (folder / "probs/a.npz").write_bytes(b""), "cannot be used"),
+    ],
+)
+def test_prediction_that_cannot_be_used_fails_alone_and_says_why(tmp_path, harm, words, stored):
+    data, folder = stored("masks", "probs")
+    harm(folder)
+    metrics = evaluate(StoredPredictions(folder, data.samples), data, tmp_path / "out")
+
+    assert metrics["coverage"] == {"ok": 1, "failed": 2, "no_seg": 1}
+    row = rows_of(tmp_path / "out")[0]
+    assert row["dice"] is None
+    assert re.search(words, row["error"]), row["error"]
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda lines: [*lines, '{"id": "e", "pro'], "line 5: is no prediction"),
+        (lambda lines: [lines[0], "", *lines[1:]], "line 2: is no prediction"),
+        (lambda lines: [*lines, "[1, 2]"], "line 5: is no prediction"),
+        (lambda lines: [*lines, lines[0]], r"line 5: a \(vessel\) is there twice"),
+        (lambda lines: [*lines, {**lines[0], "id": "e", "status": "fine"}], "unknown status 'fine'"),
+        (
+            lambda lines: [*lines, {**lines[0], "id": ["e"]}],
+            "line 5: id, prompt, status and model must be text",
+        ),
+        (
+            lambda lines: [*lines, {**lines[0], "id": "e", "model": "beef"}],
+            "predictions of more than one model",
+        ),
+        (lambda lines: [{**line, "model": "beef"} for line in lines], "predictions of more than one model"),
+    ],
+)
+def test_list_of_predictions_that_cannot_be_trusted_is_refused(harm, words, stored):
+    data, folder = stored("rle")
+    write_lines(folder, harm(lines_of(folder)))
+    with pytest.raises(DataError, match=words):
+        StoredPredictions(folder, data.samples)
+
+
+def test_lines_that_name_the_model_of_the_folder_are_one_model(stored):
+    data, folder = stored("rle")
+    write_lines(folder, [{**line, "model": "f00d"} for line in lines_of(folder)])
+    assert StoredPredictions(folder, data.samples).card["fingerprint"] == "f00d"
+
+
+def test_list_that_is_not_text_and_odd_run_files_are_refused(stored):
+    data, folder = stored("rle")
+    (folder / "predictions.jsonl").write_bytes(b"\xff\xfe{}\n")
+    with pytest.raises(DataError, match="line 1: is no prediction"):
+        StoredPredictions(folder, data.samples)
+    for text in ("{", "[1]", '{"model": 7}', '{"settings": {"threshold": "high"}}'):
+        (folder / "run.json").write_text(text)
+        with pytest.raises(DataError, match=r"run\.json: "):
+            StoredPredictions(folder, data.samples)
+
+
+def test_line_end_within_a_text_is_no_line_end(tmp_path, stored):
+    data, folder = stored("rle")
+    text = "one\u2028two\x85"
+    lines = [json.dumps({**line, "text": text}, ensure_ascii=False) for line in lines_of(folder)]
+    write_lines(folder, lines)
+    evaluate(StoredPredictions(folder, data.samples), data, tmp_path / "out")
+    assert (
+        json.loads((tmp_path / "out/samples.jsonl").read_text(encoding="utf-8").split("\n")[0])["text"]
+        == text
+    )
+
+
+def test_training_and_tuning_images_that_predict_noted_are_looked_for(tmp_path, stored):
+    data, folder = stored("rle")
+    run = json.loads((folder / "run.json").read_text())
+    name = hash_pixels(read_image(data.samples[1].image))
+    for kind, words in (("training_images", "was trained on"), ("tuning_images", "was tuned on")):
+        (folder / "run.json").write_text(json.dumps({**run, "lineage": {kind: [name]}}))
+        with pytest.raises(DataError, match=words):
+            evaluate(StoredPredictions(folder, data.samples), data, tmp_path / "out")
+
+
+def test_changed_predictions_are_not_mixed_with_those_that_were_scored_before(tmp_path, stored):
+    data, folder = stored("masks")
+    before = StoredPredictions(folder, data.samples).settings["predictions_fingerprint"]
+    Image.new("L", (16, 16), 255).save(folder / "masks/a.png")
+    assert StoredPredictions(folder, data.samples).settings["predictions_fingerprint"] != before
+
+
+def test_copies_of_the_ground_truth_are_refused(tmp_path, data_set, square):
+    data = data_set(tmp_path / "data", ids=list("abcdef"))
+    folder = tmp_path / "copies"
+    folder.mkdir()
+    for sample in data.samples:
+        Image.fromarray(square()).save(folder / f"{sample.id}.png")
+    with pytest.raises(DataError, match="6 of 6 predictions equal the ground truth"):
+        evaluate(StoredPredictions(folder, data.samples), data, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copies", "data"]
