@@ -19,6 +19,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 
 from vesalius.files import replacing, write_json, write_text
+from vesalius.scoring.tables import cell
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = ("o", "s", "D", "^", "v", "P")
@@ -65,7 +66,7 @@ def _render(template: str, result: Result, **more: str) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(number=_number, signed=_signed, chance=_chance, cell=_cell)
+    environment.filters.update(number=_number, signed=_signed, chance=_chance, cell=cell)
     tables = [
         (name, prompt, list(rows))
         for (name, prompt), rows in groupby(result["comparisons"], key=itemgetter("evaluation", "prompt"))
@@ -210,9 +211,3 @@ def _chance(value: float | None) -> str:
     if value is None:
         return "–"
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _cell(text: str) -> str:
-    """The text as it stands in a cell of a Markdown table: one line, and no sign of it is taken for markup."""
-    line = " ".join(str(text).split())
-    return "".join("\\" + sign if sign in "\\|*_`[]<>#" else sign for sign in line)
