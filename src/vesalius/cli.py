@@ -128,7 +128,7 @@ def evaluate(args: argparse.Namespace) -> Result:
     for name, value in metrics["mean"].items():
         interval = metrics["ci95"].get(name)
         bounds = f"  (95 % {interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
-        print(f"{name:<24}{'undefined' if value is None else f'{value:.4f}'}{bounds}")
+        print(f"{name:<26}{'undefined' if value is None else f'{value:.4f}'}{bounds}")
     print("  ".join(f"{status} {count}" for status, count in metrics["coverage"].items()))
     for note in metrics["notes"]:
         print(note)
@@ -200,7 +200,7 @@ def compare(args: argparse.Namespace) -> Result:
             bounds = "  (95 % {:+.4f} to {:+.4f})".format(*row["ci95"]) if row["ci95"] else ""
             corrected = "" if row["p_holm"] is None else f"  p {row['p_holm']:.2g}"
             print(
-                f"{row['evaluation']}  {row['metric']:<24}{row['difference']:+.4f}{bounds}{corrected}"
+                f"{row['evaluation']}  {row['metric']:<26}{row['difference']:+.4f}{bounds}{corrected}"
                 f"  {row['verdict'] or 'not tested'}"
             )
     for note in result["notes"]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vesalius.errors import CheckpointError, OutputError
-from vesalius.files import replacing, to_json
+from vesalius.files import prepare_folder, replacing, to_json
 from vesalius.models.checkpoint import CARD, ThresholdOrigin, find_model, read_card
 
 
@@ -26,6 +26,7 @@ def check_target(model: str | Path, out: Path | None) -> Path:
     if out is not None:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise OutputError(f"{out}: is there already and not empty; choose another --out")
+        prepare_folder(out.resolve().parent)
         return out
     if folder.resolve() != Path(model).resolve():
         raise OutputError(f"{model}: is no bundle folder itself; name the bundle to write with --out")

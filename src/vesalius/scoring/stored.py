@@ -132,7 +132,7 @@ class StoredPredictions:
             return Prediction(**facts, status="failed", error=error)
         try:
             mask, probability = self._pixels(answer, item.size)
-        except CANNOT_BE_READ as error:
+        except Exception as error:  # a damaged file makes the libraries that read it raise nearly anything
             return Prediction(
                 **facts, status="failed", error=f"its stored prediction cannot be used: {error}"
             )

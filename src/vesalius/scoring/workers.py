@@ -43,7 +43,7 @@ def map_in_order(
     except BrokenProcessPool as error:
         raise VesaliusError(
             "a process that scores was killed, perhaps because memory ran out; run the same again to continue "
-            f"where it stopped, with fewer workers than {processes} if it happens twice"
+            f"where it stopped, with fewer workers than these {processes} if it happens twice"
         ) from error
     finally:
         for future in pending:

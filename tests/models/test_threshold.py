@@ -1,0 +1,102 @@
+"""A bundle with another threshold: the card says where it came from, the weights stay."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from vesalius.errors import CheckpointError, DataError, OutputError
+from vesalius.models.checkpoint import CARD, ThresholdOrigin, find_model, read_card
+from vesalius.models.stored import fingerprint_model
+from vesalius.models.threshold import check_target, store_threshold
+
+ORIGIN = ThresholdOrigin(
+    how="tuned", data="val", data_fingerprint="d4e5", metric="dice", value=0.8, n_samples=3
+)
+
+
+@pytest.fixture
+def bundle(tmp_path) -> Path:
+    return Path(shutil.copytree(find_model("tiny"), tmp_path / "bundle"))
+
+
+def test_copy_has_the_threshold_its_origin_and_the_same_weights(tmp_path, bundle):
+    out = tmp_path / "tuned"
+    (bundle / "train_state.pt").write_bytes(b"much")
+    before = (bundle / CARD).read_bytes()
+    store_threshold(bundle, check_target(bundle, out), 0.37, ORIGIN, ["b", "a"])
+
+    card = read_card(out)
+    assert (card.threshold, card.threshold_origin, card.tuning_images) == (0.37, ORIGIN, ("a", "b"))
+    same = {"threshold": None, "threshold_origin": None, "tuning_images": None}
+    assert card.model_dump() | same == read_card(bundle).model_dump() | same
+    assert fingerprint_model(out) == fingerprint_model(bundle)
+    assert (bundle / CARD).read_bytes() == before
+    names = {path.relative_to(bundle) for path in bundle.rglob("*")} - {Path("train_state.pt")}
+    assert {path.relative_to(out) for path in out.rglob("*")} == names
+
+
+def test_in_place_only_the_card_changes(bundle):
+    before = {path: path.stat().st_mtime_ns for path in bundle.rglob("*") if path.is_file()}
+    store_threshold(bundle, check_target(bundle, None), 0.37, ORIGIN, ["a"])
+    after = {path: path.stat().st_mtime_ns for path in bundle.rglob("*") if path.is_file()}
+    assert {path.name for path in after if after[path] != before.get(path)} == {CARD}
+    assert json.loads((bundle / CARD).read_text())["threshold"] == 0.37
+
+
+def test_places_that_cannot_take_it_are_refused_before_the_work(tmp_path, bundle):
+    with pytest.raises(OutputError, match="is no bundle folder itself; name the bundle to write with --out"):
+        check_target("tiny", None)
+    (tmp_path / "run").mkdir()
+    bundle.rename(tmp_path / "run" / "best")
+    with pytest.raises(OutputError, match="is no bundle folder itself"):
+        check_target(tmp_path / "run", None)
+    with pytest.raises(OutputError, match="is there already and not empty"):
+        check_target(tmp_path / "run", tmp_path / "run")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be written"):
+        check_target(tmp_path / "run", tmp_path / "file" / "bundle")
+    with pytest.raises(CheckpointError):
+        check_target(tmp_path / "nothing", None)
+
+
+def test_bundle_that_cannot_be_written_is_refused(bundle, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(OutputError, match="name another bundle with --out"):
+        check_target(bundle, None)
+
+
+def test_evaluation_uses_the_tuned_threshold_and_refuses_the_images_it_was_tuned_on(tmp_path, bundle):
+    from vesalius.data.dataset import open_data_set
+    from vesalius.data.synth import write_data_set
+    from vesalius.inference.predictor import load_predictor
+    from vesalius.scoring.evaluate import evaluate
+    from vesalius.scoring.tune import find_threshold
+
+    for name, seed in (("val", 1), ("test", 2)):
+        write_data_set(tmp_path / name, 2, seed=seed, size=64)
+    val, test = (open_data_set(tmp_path / name) for name in ("val", "test"))
+    tuned = find_threshold(load_predictor(bundle), val)
+    origin = ThresholdOrigin(how="tuned", data=tuned.data, metric=tuned.metric, value=tuned.value)
+    store_threshold(bundle, bundle, 0.41, origin, tuned.images)
+
+    predictor = load_predictor(bundle)
+    with pytest.raises(DataError, match="tuned on 2 of 2 images"):
+        evaluate(predictor, val, tmp_path / "out", figures=False, workers=0)
+    assert not (tmp_path / "out").exists()
+    metrics = evaluate(predictor, test, tmp_path / "out", figures=False, workers=0)
+    assert metrics["threshold"] == 0.41
+    assert metrics["threshold_origin"] == {
+        "how": "tuned",
+        "data": "val",
+        "metric": "dice",
+        "value": tuned.value,
+    }
+    other = load_predictor(bundle, threshold=0.6)
+    assert evaluate(other, val, tmp_path / "out", figures=False, workers=0)["threshold_origin"] == {
+        "how": "given"
+    }
