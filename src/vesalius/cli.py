@@ -128,7 +128,7 @@ def evaluate(args: argparse.Namespace) -> Result:
     for name, value in metrics["mean"].items():
         interval = metrics["ci95"].get(name)
         bounds = f"  (95 % {interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
-        print(f"{name:<26}{'undefined' if value is None else f'{value:.4f}'}{bounds}")
+        print(f"{name:<28}{'undefined' if value is None else f'{value:.4f}'}{bounds}")
     print("  ".join(f"{status} {count}" for status, count in metrics["coverage"].items()))
     for note in metrics["notes"]:
         print(note)
@@ -150,7 +150,7 @@ def _segmenter(args: argparse.Namespace, model: str | None, samples: Sequence[An
     if model is None:
         from vesalius.scoring.stored import StoredPredictions
 
-        return StoredPredictions(args.predictions, samples)
+        return StoredPredictions(args.predictions, samples, threshold=args.threshold)
     from vesalius.inference.predictor import load_predictor
     from vesalius.models.allocator import keep_freed_memory
 
@@ -200,7 +200,7 @@ def compare(args: argparse.Namespace) -> Result:
             bounds = "  (95 % {:+.4f} to {:+.4f})".format(*row["ci95"]) if row["ci95"] else ""
             corrected = "" if row["p_holm"] is None else f"  p {row['p_holm']:.2g}"
             print(
-                f"{row['evaluation']}  {row['metric']:<26}{row['difference']:+.4f}{bounds}{corrected}"
+                f"{row['evaluation']}  {row['metric']:<28}{row['difference']:+.4f}{bounds}{corrected}"
                 f"  {row['verdict'] or 'not tested'}"
             )
     for note in result["notes"]:

@@ -32,8 +32,8 @@ class Segmenter(Protocol):
         """Images in one call of `predict`."""
 
     @property
-    def threshold(self) -> float:
-        """Probability above which a pixel belongs to a mask."""
+    def threshold(self) -> float | None:
+        """Probability above which a pixel belongs to a mask; None where masks are given and nobody says."""
 
     @property
     def card(self) -> dict[str, Any]:
@@ -136,7 +136,8 @@ def write_predictions(
                 if prediction.status == "failed":
                     failures.append(f"{sample.image}: {prediction.error}")
                 written = _write_files(prediction, item, out, name, save) if item is not None else {}
-                lines.write(to_json(_line(prediction, written, save)) + "\n")
+                line = _line(prediction, written, save)
+                lines.write(to_json({**line, "model": segmenter.card["fingerprint"]}) + "\n")
             on_progress(done)
     summary = {"model": segmenter.card, "coverage": dict(coverage), "n_images": len(samples)}
     settings = {
@@ -145,7 +146,15 @@ def write_predictions(
         "threshold": segmenter.threshold,
         "save": list(save),
     }
-    write_json(out / "run.json", {**summary, "settings": settings, "versions": versions()})
+    trained = segmenter.training_images
+    lineage = {
+        "training_images": None if trained is None else sorted(trained),
+        "training_looks": sorted(segmenter.training_looks),
+        "tuning_images": sorted(segmenter.tuning_images),
+    }
+    write_json(
+        out / "run.json", {**summary, "settings": settings, "lineage": lineage, "versions": versions()}
+    )
     return {**summary, "out": str(out), "failures": failures}
 
 
@@ -168,6 +177,7 @@ def _line(prediction: Prediction, written: dict[str, str], save: Sequence[str]) 
         "prompt": prediction.prompt,
         "status": prediction.status,
         "text": prediction.text,
+        "says_seg": prediction.says_seg,
         "score": max(prediction.scores, default=None),
         "size": list(prediction.size),
     }

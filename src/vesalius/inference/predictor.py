@@ -97,8 +97,8 @@ class Predictor:
         return {"answer": self.answer, **where, **self.processor.settings}
 
     @property
-    def training_images(self) -> tuple[str, ...]:
-        """SHA-256 of the pixels of each image that the weights were trained on."""
+    def training_images(self) -> tuple[str, ...] | None:
+        """SHA-256 of the pixels of each image that the weights were trained on; None where nobody knows."""
         return self.bundle_card.training_images
 
     @property

@@ -72,8 +72,9 @@ class Card(Settings):
     """Training step of these weights; None where they were not trained here."""
     lineage: dict[str, Any] = Field(default_factory=dict)
     """What made the weights: starting model, data fingerprint, settings."""
-    training_images: tuple[str, ...] = ()
-    """SHA-256 of the pixels of each image that the weights were trained on."""
+    training_images: tuple[str, ...] | None = ()
+    """SHA-256 of the pixels of each image that the weights were trained on; None where nobody knows, as of official
+    models."""
     training_looks: tuple[str, ...] = ()
     """Perceptual hash of each of them, by which near copies are found."""
     tuning_images: tuple[str, ...] = ()
@@ -184,7 +185,10 @@ def _open_official(folder: Path, device: str | torch.device, dtype: torch.dtype)
     projector = {name.removeprefix("projector."): load_tensor(state, name) for name in names}
     _load_projector(model, projector, folder)
     return OpenedModel(
-        model.to(device=device, dtype=dtype).eval(), processor, Card(spec=spec), find_small_files(folder)
+        model.to(device=device, dtype=dtype).eval(),
+        processor,
+        Card(spec=spec, training_images=None),
+        find_small_files(folder),
     )
 
 

@@ -49,7 +49,7 @@ def describe(model: str | Path) -> dict[str, Any]:
         "threshold": card.threshold,
         "threshold_origin": card.threshold_origin.model_dump(),
         "step": card.step,
-        "trained_on_images": len(card.training_images),
+        "trained_on_images": None if card.training_images is None else len(card.training_images),
         "lineage": card.lineage,
         "fingerprint": fingerprint_model(folder),
         "warnings": _false_claims(folder, spec, parts.total()),
@@ -124,7 +124,9 @@ def summarise(facts: dict[str, Any]) -> list[str]:
         f"threshold: {facts['threshold']} ({facts['threshold_origin']['how']})",
     ]
     if facts["step"] is not None:
-        lines.append(f"trained here: step {facts['step']}, {facts['trained_on_images']} images")
+        images = facts["trained_on_images"]
+        known = "of images that it does not name" if images is None else f"of {images} images"
+        lines.append(f"training: step {facts['step']}, {known}")
     lines += [f"{name}: {value}" for name, value in facts["lineage"].items()]
     lines.append(f"fingerprint: {facts['fingerprint']}")
     return lines + [f"WARNING: {warning}" for warning in facts["warnings"]]

@@ -68,7 +68,7 @@ def train(
                 "settings": settings.model_dump(mode="json"),
             },
             # what the starting weights have seen, these have seen too
-            training_images=tuple(sorted({*card.training_images, *images.values()})),
+            training_images=tuple(sorted({*(card.training_images or ()), *images.values()})),
             training_looks=tuple(sorted({*card.training_looks, *looks})),
             # tuned for other weights
             threshold=0.5,
