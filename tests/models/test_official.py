@@ -59,7 +59,10 @@ def test_code_in_the_folder_is_not_run_and_nothing_is_asked(folder: Path, tmp_pa
         ({"template": "vicuna"}, "template 'vicuna' is not one of qwen_chat, internlm2_chat, phi3_chat"),
         ({"ps_version": "v1"}, "ps_version 'v1' is not supported"),
         ({"select_layer": -4}, "select_layer -4 is not supported"),
-        ({"vision_config": {}}, "lacks 'image_size'"),
+        ({"vision_config": {}}, "lacks '"),
+        ({"vision_config": None}, "describes no model that can be built"),
+        ({"template": None}, "template 'None' is not one of"),
+        ({"architectures": [], "llm_config": {"architectures": []}}, "describes no model that can be built"),
         ({"llm_config": {"architectures": ["LlamaForCausalLM"]}}, "LlamaForCausalLM has no native class"),
     ],
 )
@@ -80,6 +83,23 @@ def test_damaged_configuration_is_said(folder: Path) -> None:
     (folder / "config.json").write_text("{")
     assert not is_official(folder)
     with pytest.raises(CheckpointError, match="is not JSON"):
+        read(folder)
+
+
+def test_rope_is_read_as_transformers_4_and_5_write_it(folder: Path) -> None:
+    before = read_spec(folder, shapes_of(open_weights(folder)))
+    text = json.loads((folder / "config.json").read_text())["llm_config"]
+    scaling = text.pop("rope_scaling")
+    text["rope_parameters"] = {
+        "rope_theta": text.pop("rope_theta"),
+        "rope_type": "dynamic",
+        "factor": scaling["factor"],
+    }
+    change(folder, llm_config=text)
+    assert read_spec(folder, shapes_of(open_weights(folder))) == before
+    del text["rope_parameters"]["rope_theta"]
+    change(folder, llm_config=text)
+    with pytest.raises(CheckpointError, match="lacks 'rope_theta'"):
         read(folder)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from vesalius.conversion.job import Conversion, Training
 from vesalius.conversion.lora import prove_merge
 from vesalius.lineage import TensorLine, fingerprint_lines, hash_file
+from vesalius.models.checkpoint import CARD, read_card
 from vesalius.models.stored import SHOWN
 
 
@@ -33,7 +34,21 @@ def describe(job: Conversion) -> dict[str, Any]:
         "tensors_of_dtype": dict(dtypes),
         "bytes": job.n_weight_bytes,
         "small_files": {"verbatim": job.small_files.names, "left_out": job.small_files.left_out},
+        "not_kept": _not_kept(job),
     }
+
+
+def _not_kept(job: Conversion) -> dict[str, Any]:
+    """What the card of a bundle says and the official layout has no place for."""
+    if job.to == "vesalius" or not (job.model.folder / CARD).is_file():
+        return {}
+    card = read_card(job.model.folder)
+    facts = {
+        "threshold": None if card.threshold == 0.5 else card.threshold,
+        "training_images": len(card.training_images or ()),
+        "tuning_images": len(card.tuning_images),
+    }
+    return {name: value for name, value in facts.items() if value}
 
 
 def compare(before: Mapping[str, TensorLine], after: Mapping[str, TensorLine]) -> dict[str, Any]:
@@ -80,6 +95,10 @@ def summarise(proof: Mapping[str, Any]) -> list[str]:
         "tensors: " + ", ".join(f"{count} {dtype}" for dtype, count in proof["tensors_of_dtype"].items()),
         f"small files: {len(proof['small_files']['verbatim'])} verbatim",
         *_by_reason("left out", proof["small_files"]["left_out"]),
+        *(
+            f"not kept, for the official layout has no place for it: {name} {value}"
+            for name, value in proof["not_kept"].items()
+        ),
     ]
     if training := proof["training"]:
         lines += _summarise_training(training)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image, UnidentifiedImageError
 
-from vesalius.errors import AnnotationError, DataError, ImageError
+from vesalius.errors import AnnotationError, DataError, ImageError, SettingError
 from vesalius.masks import Size
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
@@ -35,6 +35,24 @@ def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
     if image.mode not in RGB_MODES:
         raise ImageError(f"{path}: has the colour mode {image.mode}; save it as RGB or grey")
     return np.array(_opaque(image, path).convert("RGB"))
+
+
+def as_pixels(image: str | Path | Image.Image | np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels of an image given as a path, a PIL image or a uint8 array (h, w, 3) or (h, w).
+
+    ImageError as for `read_image`, also for a PIL image of more than 8 bits; SettingError for other arrays.
+    """
+    if isinstance(image, str | Path):
+        return read_image(Path(image))
+    if isinstance(image, Image.Image):
+        if image.mode.startswith(("I", "F")):
+            raise _too_deep(Path("a PIL image"), image.mode)
+        return np.array(image.convert("RGB"))
+    if image.dtype == np.uint8 and image.ndim == 2:
+        return np.repeat(image[:, :, None], 3, axis=2)
+    if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        return image
+    raise SettingError(f"an image array must be uint8 (h, w, 3) or (h, w); got {image.dtype} {image.shape}")
 
 
 def read_mask(path: Path, size: Size) -> Bool[np.ndarray, "h w"]:

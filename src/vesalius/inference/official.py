@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from vesalius.data.images import as_pixels
 from vesalius.models.conversation import read_conversation, spoken
 from vesalius.models.memory import VideoSession
 from vesalius.types import Prediction
@@ -19,34 +21,41 @@ if TYPE_CHECKING:
 
 MAX_NEW_TOKENS = 2048
 
+Picture = str | Path | Image.Image | np.ndarray
+
 
 @torch.inference_mode()
 def predict_forward(
     predictor: Predictor,
-    image: Image.Image | None = None,
-    video: Sequence[Image.Image] = (),
-    text: str = "",
-    past_text: str = "",
-    mask_prompts: Sequence[np.ndarray] = (),
+    image: Picture | None = None,
+    video: Sequence[Picture] | None = None,
+    text: str | None = None,
+    past_text: str | None = "",
+    mask_prompts: Sequence[np.ndarray] | None = None,
+    tokenizer: object = None,
+    processor: object = None,
+    *,
     official: bool = False,
 ) -> dict[str, Any]:
     """The model's answer, and for each [SEG] in it a mask bool (frames, h, w); an image has one frame.
 
-    `official` keeps what the official code gets wrong (docs/decisions/0006-official-numbers.md).
+    Arguments and their order are the official ones; `tokenizer` and `processor` are not looked at, for the model has
+    its own. `official` keeps what the official code gets wrong (docs/decisions/0006-official-numbers.md).
     """
-    image = None if image is None else image.convert("RGB")
-    frames = [frame.convert("RGB") for frame in video]
-    processor, model = predictor.processor, predictor.model
+    del tokenizer, processor
+    picture = None if image is None else Image.fromarray(as_pixels(image))
+    frames = [Image.fromarray(as_pixels(frame)) for frame in video or ()]
+    reader, model = predictor.processor, predictor.model
     parameter = next(model.parameters())
-    batch = read_conversation(processor, text, image, frames, past_text, mask_prompts)
+    batch = read_conversation(reader, text or "", picture, frames, past_text or "", mask_prompts or ())
     squares = batch.g_pixel_values
     # the frames stay where they are until their turn comes
     batch = replace(batch, g_pixel_values=[]).to(parameter.device, parameter.dtype)
-    answer = model.answer(batch, processor.stop_id, MAX_NEW_TOKENS, official)
-    said = {"prediction": spoken(processor, answer.ids[0]), "prediction_masks": []}
+    answer = model.answer(batch, reader.stop_id, MAX_NEW_TOKENS, official)
+    said = {"prediction": spoken(reader, answer.ids[0]), "prediction_masks": []}
     if not len(answer.seg.row) or not squares:
         return said
-    if not video:
+    if not frames:
         logits = model.decode([squares[0].to(parameter)], answer.seg).logits
         return said | {"prediction_masks": list(_masks(predictor, logits, batch.sizes[0])[:, None])}
     session = VideoSession(model.sam, answer.seg.embedding)

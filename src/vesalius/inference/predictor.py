@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vesalius.data.images import read_image
+from vesalius.data.images import as_pixels
 from vesalius.errors import SettingError
 from vesalius.inference.official import predict_forward
 from vesalius.models.checkpoint import OpenedModel, find_model, open_model
@@ -35,7 +35,7 @@ def load_predictor(
     batch: int = 4,
     device: str | None = None,
 ) -> Predictor:
-    """Open MODEL (a bundle, a run, or `tiny`) for prediction: float32 on a CPU, bfloat16 on a GPU.
+    """Open MODEL (a bundle, a run, an official folder, or `tiny`) for prediction: float32 on a CPU, bfloat16 on a GPU.
 
     Without `threshold` the bundle's own is used; without `device` a GPU if there is one.
     """
@@ -121,7 +121,7 @@ class Predictor:
     def __call__(self, image: str | Path | Image.Image | np.ndarray, prompt: str) -> Prediction:
         """The prediction for one phrase on one image: a path, a PIL image or a uint8 array (h, w, 3) or (h, w)."""
         name = Path(image).stem if isinstance(image, str | Path) else "image"
-        return self.predict([Item(name, _as_pixels(image)[None], (prompt,))])[0]
+        return self.predict([Item(name, as_pixels(image)[None], (prompt,))])[0]
 
     def predict(self, items: Sequence[Item]) -> list[Prediction]:
         """One prediction for each (item, prompt), in order; masks that the items may hold are not looked at."""
@@ -131,13 +131,13 @@ class Predictor:
             predictions.extend(self._predict_batch(unseen))
         return predictions
 
-    def predict_forward(self, **asked: Any) -> dict[str, Any]:
-        """The official interface: `image` or `video` (PIL images), `text`, `past_text`, `mask_prompts`, `official`.
+    def predict_forward(self, *asked: Any, **more: Any) -> dict[str, Any]:
+        """The official interface: `image` or `video`, `text`, `past_text`, `mask_prompts`; and `official`.
 
         Gives `prediction`, the answer with its special tokens, and `prediction_masks`, for each [SEG] in it a bool
         (frames, h, w); see `inference/official.py`.
         """
-        return predict_forward(self, **asked)
+        return predict_forward(self, *asked, **more)
 
     @torch.inference_mode()
     def _predict_batch(self, items: Sequence[Item]) -> Iterator[Prediction]:
@@ -173,15 +173,3 @@ class Predictor:
                 says_seg=says_seg[row],
                 threshold=self.threshold,
             )
-
-
-def _as_pixels(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
-    if isinstance(image, str | Path):
-        return read_image(Path(image))
-    if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
-    if image.dtype == np.uint8 and image.ndim == 2:
-        return np.repeat(image[:, :, None], 3, axis=2)
-    if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
-        return image
-    raise SettingError(f"an image array must be uint8 (h, w, 3) or (h, w); got {image.dtype} {image.shape}")

@@ -161,7 +161,7 @@ def open_bundle(
     path = folder / "projector.safetensors"
     _load_projector(model, _read_projector(path), path)
     source = find_small_files(folder / SOURCE) if (folder / SOURCE).is_dir() else None
-    return OpenedModel(model.to(device=device, dtype=dtype).eval(), processor, card, source, has_adapter)
+    return OpenedModel(_placed(model, device, dtype), processor, card, source, has_adapter)
 
 
 def _open_official(folder: Path, device: str | torch.device, dtype: torch.dtype) -> OpenedModel:
@@ -185,11 +185,24 @@ def _open_official(folder: Path, device: str | torch.device, dtype: torch.dtype)
     projector = {name.removeprefix("projector."): load_tensor(state, name) for name in names}
     _load_projector(model, projector, folder)
     return OpenedModel(
-        model.to(device=device, dtype=dtype).eval(),
+        _placed(model, device, dtype),
         processor,
         Card(spec=spec, training_images=None),
         find_small_files(folder),
     )
+
+
+def _placed(model: TextSegModel, device: str | torch.device, dtype: torch.dtype) -> TextSegModel:
+    """The model in eval mode on its device; its parameters in that dtype, its rotary frequencies in float32.
+
+    `model.to(dtype)` would round these too: in bfloat16 the angle of token 3300 is wrong by up to 3.8.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    for name, buffer in model.named_buffers():
+        if "inv_freq" not in name and buffer.is_floating_point():
+            buffer.data = buffer.data.to(dtype)
+    return model.to(device).eval()
 
 
 def read_card(folder: Path) -> Card:

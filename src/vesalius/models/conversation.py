@@ -10,6 +10,7 @@ from PIL import Image
 from torch.nn import functional
 
 from vesalius.errors import SettingError
+from vesalius.masks import Size
 from vesalius.models.pixels import Pixels, read_frames, read_pixels
 from vesalius.models.processor import NOT_LEARNED, Batch, Processor
 from vesalius.models.prompts import CHATS
@@ -45,7 +46,8 @@ def read_conversation(
     spec = processor.spec
     pixels = read_frames(frames[:SEEN_FRAMES], spec) if video else read_pixels(frames[0], spec)
     tokens = processor.image_tokens(pixels)
-    regions = _regions(mask_prompts[0], spec.vlm["image_seq_length"]) if len(mask_prompts) else None
+    size = (frames[0].height, frames[0].width)
+    regions = _regions(mask_prompts[0], size, spec.vlm["image_seq_length"]) if len(mask_prompts) else None
     if spec.family == "internvl":
         asked = text.replace(IMAGE, "\n".join(tokens) + _name_regions(regions, IMAGE_MARKS["internvl"][1]))
     else:
@@ -76,13 +78,19 @@ def _ask(processor: Processor, question: str) -> str:
     return system + CHATS[processor.spec.prompt.chat][0].replace("{question}", question)
 
 
-def _regions(masks: np.ndarray, cells: int) -> torch.Tensor:
+def _regions(masks: np.ndarray, size: Size, cells: int) -> torch.Tensor:
     """bool (n, side, side) of side^2 = `cells`: regions on the cells of a tile, by the nearest pixel."""
     side = int(cells**0.5)
+    shapes = {np.shape(mask) for mask in masks}
+    if shapes != {tuple(size)}:
+        raise SettingError(f"mask_prompts must hold masks of the image's size {size}; got {sorted(shapes)}")
     pixels = torch.as_tensor(np.asarray(masks, dtype=np.float32))
-    if pixels.ndim != 3:
-        raise SettingError(f"mask_prompts must hold masks of shape (n, h, w); got {tuple(pixels.shape)}")
-    return functional.interpolate(pixels[None], size=(side, side), mode="nearest")[0].bool()
+    regions = functional.interpolate(pixels[None], size=(side, side), mode="nearest")[0].bool()
+    if lost := [i for i, region in enumerate(regions, start=1) if not region.any()]:
+        raise SettingError(
+            f"region {lost[0]} of mask_prompts is empty, or too small for the {side} x {side} cells"
+        )
+    return regions
 
 
 def _name_regions(regions: torch.Tensor | None, token: str) -> str:
@@ -101,6 +109,10 @@ def _batch(
     regions: torch.Tensor | None,
 ) -> Batch:
     ids = processor.tokenizer.encode(prompt)
+    wanted = 0 if pixels is None else sum(pixels.tokens) + (0 if regions is None else int(regions.sum()))
+    if pixels is not None and ids.count(processor.image_id) != wanted:
+        token = IMAGE_MARKS[processor.spec.family][1]
+        raise SettingError(f"the text must not hold {token}: it stands for a part of the image")
     input_ids, labels, attention = processor.pad([(ids, [NOT_LEARNED] * len(ids))])
     return Batch(
         input_ids=input_ids,

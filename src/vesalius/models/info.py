@@ -13,7 +13,7 @@ from vesalius.lineage import find_tensors
 from vesalius.models.checkpoint import ADAPTER, CARD, Card, find_model, read_card
 from vesalius.models.official import CONFIG, identify, read_spec
 from vesalius.models.specs import PRESETS, ModelSpec
-from vesalius.models.stored import bundle_view, fingerprint_model, shapes_of
+from vesalius.models.stored import bundle_view, check_fit, fingerprint_model, shapes_of
 from vesalius.models.weights import FileWeights, Weights, open_weights
 
 PART_NAMES = {
@@ -62,7 +62,9 @@ def _open(folder: Path) -> tuple[Card, Weights, str]:
         return read_card(folder), FileWeights(find_tensors(folder)), "bundle"
     files = open_weights(folder)
     spec = read_spec(folder, shapes_of(files))
-    return Card(spec=spec), bundle_view(spec, files, folder)[0], f"official ({CONFIG})"
+    weights = bundle_view(spec, files, folder)[0]
+    check_fit(spec, shapes_of(weights), folder)
+    return Card(spec=spec, training_images=None), weights, f"official ({CONFIG})"
 
 
 def _sizes(spec: ModelSpec) -> dict[str, Any]:
@@ -127,6 +129,6 @@ def summarise(facts: dict[str, Any]) -> list[str]:
         images = facts["trained_on_images"]
         known = "of images that it does not name" if images is None else f"of {images} images"
         lines.append(f"training: step {facts['step']}, {known}")
-    lines += [f"{name}: {value}" for name, value in facts["lineage"].items()]
+    lines += [f"{name}: {value}" for name, value in facts["lineage"].items() if name != "fingerprint"]
     lines.append(f"fingerprint: {facts['fingerprint']}")
     return lines + [f"WARNING: {warning}" for warning in facts["warnings"]]

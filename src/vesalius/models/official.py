@@ -33,6 +33,7 @@ TRUNKS: dict[tuple[int, ...], dict[str, Any]] = {
 """Blocks of each stage of Hiera -> what the shapes of its tensors do not show."""
 
 TEXT_FIELDS = (
+    "hidden_act",
     "hidden_size",
     "intermediate_size",
     "max_position_embeddings",
@@ -85,12 +86,22 @@ def read_spec(folder: Path, shapes: Mapping[str, Shape]) -> ModelSpec:
     except ValueError as error:
         raise CheckpointError(f"{path}: is not JSON; copy the model again") from error
     try:
-        vlm = _internvl(config, folder) if "llm_config" in config else _qwen_vl(config)
-        chat = config.get("template", "").replace("-", "_")
+        return _read_spec(config, folder, shapes)
+    except CheckpointError:
+        raise
     except KeyError as error:
         raise CheckpointError(f"{path}: lacks {error}, without which the model cannot be built") from error
+    except Exception as error:  # whatever a value of another kind leads to
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise CheckpointError(f"{path}: describes no model that can be built ({reason})") from error
+
+
+def _read_spec(config: dict[str, Any], folder: Path, shapes: Mapping[str, Shape]) -> ModelSpec:
+    path = folder / CONFIG
+    chat: Any = str(config.get("template", "")).replace("-", "_")
     if chat not in CHATS:
         raise CheckpointError(f"{path}: template {chat!r} is not one of {', '.join(CHATS)}")
+    vlm = _internvl(config, folder) if "llm_config" in config else _qwen_vl(config)
     family = vlm["model_type"]
     spec = ModelSpec(
         name="",
@@ -133,6 +144,10 @@ def _internvl(config: dict[str, Any], folder: Path) -> dict[str, Any]:
             raise CheckpointError(
                 f"{folder / CONFIG}: {field} {config[field]!r} is not supported, only {value!r}"
             )
+    if vision["norm_type"] not in ("layer_norm", "rms_norm"):
+        raise CheckpointError(
+            f"{folder / CONFIG}: vision_config.norm_type {vision['norm_type']!r} is not known"
+        )
     image, patch = vision["image_size"], vision.get("patch_size", 14)
     return {
         "model_type": "internvl",
@@ -145,6 +160,7 @@ def _internvl(config: dict[str, Any], folder: Path) -> dict[str, Any]:
             "image_size": [image, image],
             "patch_size": [patch, patch],
             "layer_norm_eps": vision.get("layer_norm_eps", 1e-6),
+            "hidden_act": vision.get("hidden_act", "gelu"),
             "attention_bias": vision["qkv_bias"],
             "norm_type": vision["norm_type"],
             "use_qk_norm": vision["qk_normalization"],
@@ -166,8 +182,9 @@ def _language_model(text: dict[str, Any], path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: the language model {architecture} has no native class; known: {', '.join(kinds)}"
         )
-    if text.get("bias"):
-        raise CheckpointError(f"{path}: llm_config.bias true is not supported")
+    for field in ("bias", "use_sliding_window"):
+        if text.get(field):
+            raise CheckpointError(f"{path}: llm_config.{field} {text[field]!r} is not supported")
     own = {
         "model_type": kinds[architecture],
         "rope_parameters": _rope(text),
@@ -196,12 +213,16 @@ def _qwen_vl(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rope(text: dict[str, Any]) -> dict[str, Any]:
-    scaling = dict(text.get("rope_scaling") or {})
+    # transformers 5 writes `rope_parameters`, earlier ones `rope_scaling` and `rope_theta` beside it
+    scaling = dict(text.get("rope_parameters") or text.get("rope_scaling") or {})
+    theta = scaling.pop("rope_theta", None) or text.get("rope_theta")
+    if theta is None:
+        raise KeyError("rope_theta")
     kind = scaling.pop("rope_type", None) or scaling.get("type") or "default"
     scaling.pop("type", None)
     if kind == "su":  # the older name of the same method
         kind = "longrope"
-    return {"rope_type": kind, "rope_theta": float(text.get("rope_theta", 10000.0)), **scaling}
+    return {"rope_type": kind, "rope_theta": float(theta), **scaling}
 
 
 def _only(config: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

@@ -1,0 +1,95 @@
+"""The official interface: its arguments as scripts give them, and what is wrong with them said in a sentence."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vesalius.errors import ImageError, SettingError
+from vesalius.inference.predictor import Predictor, load_predictor
+from vesalius.models.checkpoint import find_model, open_model
+
+TEXT = "<image>Please segment the blood vessel."
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return load_predictor("tiny")
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def test_a_script_for_the_official_model_runs(predictor: Predictor, picture: Image.Image) -> None:
+    asked = {
+        "image": picture,
+        "video": None,
+        "text": TEXT,
+        "past_text": "",
+        "mask_prompts": None,
+        "tokenizer": object(),
+        "processor": None,
+    }
+    answer = predictor.predict_forward(**asked)
+    assert answer["prediction"].endswith("<|im_end|>")
+    assert "[SEG]" in answer["prediction"]
+    assert [(mask.shape, mask.dtype) for mask in answer["prediction_masks"]] == [((1, 60, 80), np.bool_)]
+    again = predictor.predict_forward(picture, None, TEXT)
+    np.testing.assert_array_equal(again["prediction_masks"][0], answer["prediction_masks"][0])
+
+
+def test_path_array_and_picture_give_the_same(
+    predictor: Predictor, picture: Image.Image, tmp_path: Path
+) -> None:
+    picture.save(tmp_path / "a.png")
+    masks = [
+        predictor.predict_forward(image=image, text=TEXT)["prediction_masks"][0]
+        for image in (picture, np.asarray(picture), tmp_path / "a.png")
+    ]
+    np.testing.assert_array_equal(masks[0], masks[1])
+    np.testing.assert_array_equal(masks[0], masks[2])
+
+
+def test_text_alone_has_no_masks(predictor: Predictor) -> None:
+    assert predictor.predict_forward(text="What is a vessel?")["prediction_masks"] == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"text": "no place for the image"}, "must hold <image> once"),
+        ({"text": TEXT + TEXT}, "must hold <image> once"),
+        ({"text": TEXT + "<IMG_CONTEXT>"}, "must not hold <IMG_CONTEXT>"),
+        ({"text": TEXT, "video": ["x.png"]}, "x.png"),
+        ({"text": TEXT, "mask_prompts": [np.zeros((0, 60, 80))]}, "masks of the image's size"),
+        ({"text": TEXT, "mask_prompts": [np.ones((1, 40, 40))]}, "masks of the image's size"),
+        ({"text": TEXT, "mask_prompts": [np.zeros((1, 60, 80))]}, "region 1 of mask_prompts is empty"),
+    ],
+)
+def test_what_does_not_fit_is_said(
+    predictor: Predictor, picture: Image.Image, asked: dict[str, object], message: str
+) -> None:
+    with pytest.raises((SettingError, ImageError), match=message):
+        predictor.predict_forward(image=picture, **asked)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_deep_pictures_are_refused_and_not_turned_white(predictor: Predictor, mode: str) -> None:
+    deep = Image.new(mode, (40, 30))
+    with pytest.raises(ImageError, match="more than 8 bits"):
+        predictor.predict_forward(image=deep, text=TEXT)
+    with pytest.raises(ImageError, match="more than 8 bits"):
+        predictor(deep, "blood vessel")
+
+
+def test_rotary_frequencies_stay_in_float32() -> None:
+    model = open_model(find_model("tiny"), dtype=torch.bfloat16).model
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    frequencies = {name: buffer.dtype for name, buffer in model.named_buffers() if "inv_freq" in name}
+    assert frequencies
+    assert set(frequencies.values()) == {torch.float32}
