@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,30 @@ def _exchange(new: Path, folder: Path) -> None:
         old.replace(folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+SYSTEM_FILES = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
+
+
+def check_replaceable(folder: Path, what: str, names: Collection[str], marker: str) -> None:
+    """Raise OutputError unless `folder` is absent, empty, or the result called `what` and nothing else.
+
+    Such a result holds the file `marker`, and no other names than `names`; with anything else it is somebody's.
+    """
+    article = "an" if what[0] in "aeiou" else "a"
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise OutputError(f"{folder}: is a file; name a folder for the {what}")
+    if folder.is_mount():
+        raise OutputError(f"{folder}: is where a disk is mounted and cannot be replaced; name a folder in it")
+    found = {entry.name for entry in folder.iterdir()} - SYSTEM_FILES
+    if foreign := sorted(found - set(names)):
+        raise OutputError(
+            f"{folder}: holds {foreign[0]}, which is not of {article} {what}; name another folder"
+        )
+    if found and marker not in found:
+        raise OutputError(f"{folder}: has no {marker}, so it is no {what} to replace; name another folder")
 
 
 def write_text(path: Path, text: str) -> None:

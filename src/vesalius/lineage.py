@@ -55,9 +55,12 @@ LIBRARIES = (
     "torch",
     "transformers",
     "accelerate",
+    "peft",
     "numpy",
     "scipy",
+    "scikit-image",
     "pillow",
+    "sentencepiece",
     "pycocotools",
     "safetensors",
 )

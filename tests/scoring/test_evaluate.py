@@ -18,9 +18,10 @@ from vesalius.data.dataset import DataSet
 from vesalius.data.images import read_image
 from vesalius.errors import DataError, OutputError, SettingError
 from vesalius.evaluation.metrics import METRICS
+from vesalius.files import check_replaceable
 from vesalius.lineage import hash_pixels
 from vesalius.scoring import evaluate as scoring
-from vesalius.scoring.evaluate import check_folder
+from vesalius.scoring.evaluate import FILES
 from vesalius.scoring.tally import COUNTS, Tally
 from vesalius.types import Item, Prediction, Sample
 
@@ -282,7 +283,7 @@ def test_older_evaluation_stays_until_the_new_one_is_whole(tmp_path, FakeSegment
     assert (out / "metrics.json").read_bytes() == before
     names = sorted(path.name for path in out.parent.iterdir())
     assert names == [".out.unfinished", "out"]
-    check_folder(out)
+    check_replaceable(out, "evaluation", FILES, "metrics.json")
 
 
 def test_older_evaluation_is_replaced_as_a_whole(tmp_path, FakeSegmenter, data_set):

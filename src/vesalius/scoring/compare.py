@@ -14,17 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from vesalius.errors import DataError, OutputError, SettingError
+from vesalius.errors import DataError, SettingError
 from vesalius.evaluation.metrics import METRICS
 from vesalius.evaluation.statistics import FEW_GROUPS, Column, Paired, paired_comparisons
-from vesalius.files import prepare_folder, replacing, to_json
+from vesalius.files import check_replaceable, prepare_folder, replacing, to_json
 from vesalius.lineage import versions
 from vesalius.scoring.comparison_report import write_comparison
 from vesalius.scoring.results import Evaluation, Key, read_evaluation
 
 FILES = frozenset({"comparison.json", "comparison.csv", "comparison.md", "comparison.png", "report.html"})
 """All that a comparison holds; a folder with anything else is somebody's, and is not replaced."""
-SYSTEM_FILES = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 LISTED = 10
 """So many of a kind are named; the rest is counted."""
 PROMPTS_APART = 50
@@ -54,7 +53,7 @@ def compare(
     prompts, groups and data; OutputError where `out` is anything else than a comparison.
     """
     out = Path(out).resolve()
-    check_folder(out)
+    check_replaceable(out, "comparison", FILES, "comparison.json")
     evaluations = _open_all([Path(folder).resolve() for folder in folders])
     reference, *others = evaluations
     for other in others:
@@ -86,22 +85,6 @@ def compare(
     with replacing(out) as folder:
         write_comparison(prepare_folder(folder), result, headline, _by_group(evaluations, keys, headline))
     return result
-
-
-def check_folder(out: Path) -> None:
-    """Raise OutputError unless `out` is absent, empty, or a comparison and nothing else."""
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise OutputError(f"{out}: is a file; name a folder for the comparison")
-    names = {entry.name for entry in out.iterdir()} - SYSTEM_FILES
-    foreign = sorted(names - FILES)
-    if foreign:
-        raise OutputError(f"{out}: holds {foreign[0]}, which is not of a comparison; name another folder")
-    if names and "comparison.json" not in names:
-        raise OutputError(
-            f"{out}: has no comparison.json, so it is no comparison to replace; name another folder"
-        )
 
 
 def _open_all(paths: Sequence[Path]) -> list[Evaluation]:

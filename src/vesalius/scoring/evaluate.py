@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from vesalius.data.dataset import DataSet
-from vesalius.errors import DataError, ImageError, OutputError, SettingError
-from vesalius.files import prepare_folder, write_json
+from vesalius.errors import DataError, ImageError, SettingError
+from vesalius.files import check_replaceable, prepare_folder, write_json
 from vesalius.inference.folder import Segmenter, predict_samples
 from vesalius.lineage import fingerprint_samples, versions
 from vesalius.names import result_stems, short_hash
@@ -42,7 +42,6 @@ FILES = frozenset(
     | {STATE, COUNTS}  # left by one that was killed in its last moment
 )
 """All that an evaluation folder holds; a folder with anything else is somebody's, and is not replaced."""
-SYSTEM_FILES = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 
 
 def evaluate(
@@ -70,7 +69,7 @@ def evaluate(
     for images that its threshold was tuned on, and when most predictions equal their ground truth.
     """
     out, started = Path(out).resolve(), time.perf_counter()
-    check_folder(out)
+    check_replaceable(out, "evaluation", FILES, "metrics.json")
     processes = _processes(workers)
     data_set = _checked(data if isinstance(data, DataSet) else DataSet.of(data), limit)
     samples = data_set.samples
@@ -97,24 +96,6 @@ def evaluate(
         write_report(tally.folder, metrics, tally.rows)
         tally.finish()
     return metrics
-
-
-def check_folder(out: Path) -> None:
-    """Raise OutputError unless `out` is absent, empty, or an evaluation folder and nothing else."""
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise OutputError(f"{out}: is a file; name a folder for the evaluation")
-    if out.is_mount():
-        raise OutputError(f"{out}: is where a disk is mounted and cannot be replaced; name a folder in it")
-    names = {entry.name for entry in out.iterdir()} - SYSTEM_FILES
-    foreign = sorted(names - FILES)
-    if foreign:
-        raise OutputError(f"{out}: holds {foreign[0]}, which is not of an evaluation; name another folder")
-    if names and "metrics.json" not in names:
-        raise OutputError(
-            f"{out}: has no metrics.json, so it is no evaluation to replace; name another folder"
-        )
 
 
 class Watched:
