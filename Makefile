@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-slow check fix
+.PHONY: setup browser demo test test-slow check fix
 
 setup: $(VENV)/.ready
 
@@ -20,16 +20,23 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+# report pages are looked at in a real browser; only root can install one, and without it those tests are skipped
+browser:
+	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && { timeout 200 apt-get install -y -qq chromium || { timeout 60 apt-get update -qq && timeout 200 apt-get install -y -qq chromium; }; } >/dev/null 2>&1; \
+	then echo "installed Chromium for the tests of report pages"; \
+	else echo "NOTE: no Chromium and no right to install it: the tests of report pages in a browser are skipped"; fi
+
 demo: setup
 	$(BIN)/python recipes/demo.py
 
-test: setup
+test: setup browser
 	$(BIN)/python -m pytest
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
-check: setup
+check: setup browser
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

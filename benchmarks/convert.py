@@ -78,7 +78,7 @@ def make(folder: Path, gigabytes: float) -> None:
         },
         "llm_config": {
             "architectures": ["InternLM2ForCausalLM"],
-            **{name: text[name] for name in TEXT_FIELDS},
+            **{name: text[name] for name in TEXT_FIELDS if name in text},
             "rope_theta": text["rope_parameters"]["rope_theta"],
             "rope_scaling": {"type": "dynamic", "factor": text["rope_parameters"]["factor"]},
         },
