@@ -104,7 +104,9 @@ def test_public_names_are_the_same_everywhere() -> None:
         _ = vesalius.segment
 
 
-@pytest.mark.parametrize("first", ["pass", "import vesalius.cli, vesalius.scoring.evaluate, vesalius.training.run"])
+@pytest.mark.parametrize(
+    "first", ["pass", "import vesalius.cli, vesalius.scoring.evaluate, vesalius.training.run"]
+)
 def test_public_names_are_classes_and_functions_whatever_was_imported_before(first: str) -> None:
     names = ", ".join(vesalius.__all__)
     code = f"{first}\nfrom vesalius import {names}\nprint(*(each.__name__ for each in ({names})))"

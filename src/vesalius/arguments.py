@@ -89,7 +89,7 @@ def _evaluate(verb: argparse.ArgumentParser) -> None:
         help="score images that the model was trained on, and say so",
     )
     verb.add_argument(
-        "--workers", type=int, metavar="N", help="processes that score and draw (default: one a core but one)"
+        "--workers", type=int, metavar="N", help="processes that score and draw (default: one a core)"
     )
     _prediction(verb)
     _threshold(verb)

@@ -60,7 +60,7 @@ def evaluate(
 
     Where `coverage.failed` is above 0 the caller exits with 1. `limit` takes the first samples only; `roi` is a
     folder of masks named by id, outside of which nothing counts; `workers` processes score and draw (default: one
-    a core but one; 0: none apart); `on_progress` gets the number of samples done. `took_s` is the time of all;
+    a core; 0: none apart); `on_progress` gets the number of samples done. `took_s` is the time of all;
     `images_per_s` counts the time in `predict` alone, and is None when no image was predicted. An evaluation folder
     at `out` is replaced when the new one is complete. One that was interrupted is continued.
 
@@ -212,7 +212,7 @@ def _figures(samples: Sequence[Sample]) -> dict[tuple[str, str], str]:
 def _processes(workers: int | None) -> int:
     if workers is not None and workers < 0:
         raise SettingError(f"workers must be 0 or more; got {workers}")
-    return max(0, (os.cpu_count() or 1) - 1) if workers is None else workers
+    return os.cpu_count() or 1 if workers is None else workers
 
 
 def _checked(data_set: DataSet, limit: int | None) -> DataSet:
