@@ -123,6 +123,11 @@ def test_names_of_models(stored: Path, tmp_path: Path) -> None:
     assert (find_model("tiny") / "vesalius.json").is_file()
     with pytest.raises(CheckpointError, match="holds no model"):
         find_model(tmp_path)
+    (tmp_path / "iter_12.pth").touch()
+    with pytest.raises(
+        CheckpointError, match=r"is a file; .* vesalius convert .*iter_12.pth OUT --base MODEL"
+    ):
+        find_model(tmp_path / "iter_12.pth")
     with pytest.raises(CheckpointError, match="Sa2VA-4B: its weights are not on this machine"):
         find_model("ByteDance/Sa2VA-4B")
     with pytest.raises(SettingError, match="unknown model name 'tyni'; did you mean tiny"):

@@ -112,6 +112,10 @@ def find_model(model: str | Path) -> Path:
             f"{path}: holds no model: neither {CARD} (a bundle), best/{CARD} (a run with a checkpoint) nor the "
             f"config.json of an official Sa2VA model is there"
         )
+    if path.is_file():
+        raise CheckpointError(
+            f"{path}: is a file; a training checkpoint becomes a model with `vesalius convert {path} OUT --base MODEL`"
+        )
     if str(model).lower() == "tiny":
         return Path(str(files("vesalius.models") / "tiny"))
     return _find_downloaded(str(model))
