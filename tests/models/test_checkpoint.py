@@ -125,7 +125,7 @@ def test_names_of_models(stored: Path, tmp_path: Path) -> None:
         find_model(tmp_path)
     (tmp_path / "iter_12.pth").touch()
     with pytest.raises(
-        CheckpointError, match=r"is a file; .* vesalius convert .*iter_12.pth OUT --base MODEL"
+        CheckpointError, match=r"is a file; .*vesalius convert .*iter_12.pth OUT --base MODEL"
     ):
         find_model(tmp_path / "iter_12.pth")
     with pytest.raises(CheckpointError, match="Sa2VA-4B: its weights are not on this machine"):
