@@ -27,6 +27,8 @@ ROOMS_WITHOUT_TORCH = (
     "files",
     "names",
     "progress",
+    "arguments",
+    "tensorfiles",
     "config",
     "lineage",
     "visualisation",
