@@ -22,11 +22,13 @@ FORBIDDEN = {
 }
 ROOMS_WITHOUT_TORCH = (
     "errors",
+    "extras",
     "types",
     "masks",
     "files",
     "names",
     "progress",
+    "workers",
     "arguments",
     "tensorfiles",
     "config",

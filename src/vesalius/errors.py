@@ -6,6 +6,7 @@ VesaliusError              one sentence for the user; the command line prints it
 │   ├── AnnotationError    an annotation file or a mask; names file, entry and field
 │   └── ImageError         an image cannot be read; names the file
 ├── CheckpointError        a model cannot be found, opened or written
+├── MissingExtraError      a library is not installed; names the command that installs it
 ├── TrainingError          a run cannot start, continue or be trusted
 └── OutputError            a result cannot be written; names the path
 """
@@ -22,15 +23,30 @@ class SettingError(VesaliusError):
 
 
 class DataError(VesaliusError):
-    """A data set cannot be used."""
+    """A data set cannot be used; `code` is the kind of fault in one word, as `vesalius check` lists them."""
+
+    code = "data"
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        if code is not None:
+            self.code = code
 
 
 class AnnotationError(DataError):
     """An annotation file or a mask is wrong."""
 
+    code = "annotation"
+
 
 class ImageError(DataError):
     """An image cannot be read."""
+
+    code = "image"
+
+
+class MissingExtraError(VesaliusError):
+    """A library that this needs is not installed."""
 
 
 class CheckpointError(VesaliusError):

@@ -190,7 +190,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
 def _sample_line(sample: Sample) -> list[Any]:
     masks = sample.masks
     objects = None if masks is None else [[_mask_line(each) for each in group] for group in masks]
-    return [sample.id, list(sample.prompts), objects, _hash_readable(sample.image)]
+    return [sample.id, sample.frame, list(sample.prompts), objects, _hash_readable(sample.image)]
 
 
 def _mask_line(reference: MaskReference) -> list[Any]:

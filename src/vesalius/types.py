@@ -24,6 +24,8 @@ class Polygons:
     """One object drawn as polygons `(x1, y1, x2, y2, ...)` in pixels; their union is the mask."""
 
     parts: tuple[tuple[float, ...], ...]
+    flat: bool = False
+    """The file has one bare list of coordinates, where others have a list of such lists."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ MaskReference = Polygons | RleMask | MaskFile | Absent
 
 @dataclass(frozen=True)
 class Sample:
-    """One annotated image on disk, nothing read yet.
+    """One annotated image, or frame of a clip, on disk; nothing read yet.
 
     `masks[i]` are the objects of `prompts[i]`; their union is the target of that phrase. Without annotation
     `masks` is None. `size` is (h, w) as the annotation states it, None where it does not.
@@ -63,8 +65,12 @@ class Sample:
     masks: tuple[tuple[MaskReference, ...], ...] | None
     source: str = ""
     """Where the annotation stands, for messages: `annotations.json, entry 3`."""
+    frame: int | None = None
+    """Which frame of a file of several (cine, video, volume), from 0; None where the file is one image."""
     group: str | None = None
     """Patient or sequence; None where nobody said, then each image is its own group."""
+    sequence: str | None = None
+    """The clip that this is a frame of, if any; its frames are samples in their order."""
     size: Size | None = None
     spacing_mm: tuple[float, float] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)

@@ -14,12 +14,12 @@ from PIL import Image
 
 from vesalius.data.dataset import (
     epoch_order,
-    find_images,
     load_item,
     load_samples,
     merge_phrases,
     open_data_set,
 )
+from vesalius.data.search import find_images
 from vesalius.errors import AnnotationError, ImageError, SettingError
 from vesalius.masks import encode_rle, rasterise
 from vesalius.types import Absent, MaskFile, Polygons, RleMask, Sample
@@ -103,7 +103,7 @@ def test_what_is_no_data_set_is_refused_with_what_was_looked_for(tmp_path: Path)
         AnnotationError, match=r"neither annotations\*\.json nor images/ with masks/.*train\.json"
     ):
         open_data_set(tmp_path)
-    with pytest.raises(AnnotationError, match=r"neither a folder nor a \.json file"):
+    with pytest.raises(AnnotationError, match=r"notes\.txt: is in no format that is read \(sa2va_json"):
         open_data_set(tmp_path / "notes.txt")
     with pytest.raises(AnnotationError, match="does not exist"):
         open_data_set(tmp_path / "none")

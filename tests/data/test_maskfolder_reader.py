@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vesalius.data.readers.maskfolder import ignored, read, recognise
+from vesalius.data.readers.maskfolder import notes, read, recognise
+from vesalius.data.source import Source
 from vesalius.errors import AnnotationError, DataError
 from vesalius.types import MaskFile
 
@@ -29,8 +30,8 @@ def test_images_and_masks_pair_by_stem_whatever_the_suffix(tmp_path: Path) -> No
         "images/p1/é.png",
         "masks/p1/é.PNG",
     )
-    assert recognise(tmp_path)
-    samples = read(tmp_path, "vessel")
+    assert recognise(Source(tmp_path))
+    samples = read(Source(tmp_path), "vessel")
     assert [sample.id for sample in samples] == ["a", "b", "p1__é"]
     assert all(sample.prompts == ("vessel",) for sample in samples)
     assert samples[1].image == tmp_path / "images" / "b.JPG"
@@ -43,27 +44,27 @@ def test_a_missing_partner_is_named(tmp_path: Path, lonely: str, other: str) -> 
     with pytest.raises(
         AnnotationError, match=rf"{lonely}: no file in {other}/ has the stem of x0, .*x4 and 2 more"
     ):
-        read(tmp_path, "vessel")
+        read(Source(tmp_path), "vessel")
 
 
 @pytest.mark.parametrize("side", ["images", "masks"])
 def test_two_files_of_one_stem_are_refused(tmp_path: Path, side: str) -> None:
     fill(tmp_path, "images/a.png", "masks/a.png", f"{side}/a.bmp")
     with pytest.raises(AnnotationError, match=r"a\.png: has the same stem as a\.bmp"):
-        read(tmp_path, "vessel")
+        read(Source(tmp_path), "vessel")
 
 
 def test_an_empty_side_is_refused(tmp_path: Path) -> None:
     fill(tmp_path, "images/a.png")
     (tmp_path / "masks").mkdir()
     with pytest.raises(AnnotationError, match="masks: holds no image"):
-        read(tmp_path, "vessel")
+        read(Source(tmp_path), "vessel")
 
 
 def test_problems_are_collected_where_asked(tmp_path: Path) -> None:
     fill(tmp_path, "images/a.png", "masks/a.png", "images/b.png", "masks/c.png", "masks/c.bmp")
     problems: list[DataError] = []
-    assert [sample.id for sample in read(tmp_path, "vessel", problems)] == ["a"]
+    assert [sample.id for sample in read(Source(tmp_path), "vessel", problems)] == ["a"]
     assert len(problems) == 3
 
 
@@ -71,8 +72,8 @@ def test_other_siblings_are_listed(tmp_path: Path) -> None:
     fill(tmp_path, "images/a.png", "masks/a.png", "masks_2nd/a.png", "fov/a.png")
     (tmp_path / "README.md").touch()
     (tmp_path / ".DS_Store").touch()
-    assert ignored(tmp_path) == ["README.md", "fov/", "masks_2nd/"]
+    assert notes(Source(tmp_path)) == ["ignored beside images/ and masks/: README.md, fov/, masks_2nd/"]
 
 
 def test_a_folder_without_masks_is_not_recognised(tmp_path: Path) -> None:
-    assert not recognise(fill(tmp_path, "images/a.png"))
+    assert not recognise(Source(fill(tmp_path, "images/a.png")))

@@ -13,10 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vesalius.data.readers.sa2va_json import read
+from vesalius.data.dataset import check_polygons
+from vesalius.data.readers import sa2va_json
+from vesalius.data.source import Problems, Source
 from vesalius.errors import AnnotationError, DataError
 from vesalius.masks import encode_rle
-from vesalius.types import Absent, Polygons, RleMask
+from vesalius.types import Absent, Polygons, RleMask, Sample
 
 TRIANGLE = [1, 1, 6, 1, 1, 6]
 
@@ -35,6 +37,15 @@ def write(root: Path, *entries: Any) -> Path:
     return path
 
 
+def read(path: Path, problems: Problems = None) -> list[Sample]:
+    """As a data set is opened: polygons that are none are refused too."""
+    samples = sa2va_json.read(Source(path), "", problems)
+    if problems is None:
+        for sample in samples:
+            check_polygons(sample)
+    return samples
+
+
 def entry(
     image: str = "a.png", mask: Any = ((TRIANGLE,),), text: Any = ("vessel",), **more: Any
 ) -> dict[str, Any]:
@@ -51,7 +62,7 @@ def test_every_kind_of_object_is_read(root: Path) -> None:
     assert sample.prompts == tuple(texts)
     assert sample.masks == (
         (Polygons((polygon, polygon)),),
-        (Polygons((polygon,)),),
+        (Polygons((polygon,), flat=True),),
         (RleMask(packed),),
         (RleMask({"size": [8, 10], "counts": [80]}),),
         (Absent(),),
@@ -73,6 +84,20 @@ def test_images_are_found_beside_the_file_and_then_in_images(root: Path) -> None
     assert all(sample.image.is_file() for sample in samples)
 
 
+def test_a_clip_gives_one_sample_a_frame(root: Path) -> None:
+    clip = {"video": ["a.png", "images/b.png"], "mask": [[[TRIANGLE], None], None], "text": ["v", "w"]}
+    first, second = read(write(root, clip))
+    polygon = Polygons((tuple(float(number) for number in TRIANGLE),))
+    assert (first.masks, second.masks) == (((polygon,), (Absent(),)), ((Absent(),), (Absent(),)))
+    assert [sample.id for sample in (first, second)] == ["a", "b"]
+    assert first.sequence == second.sequence == first.group == "a"
+
+
+def test_an_entry_without_mask_and_text_is_not_annotated(root: Path) -> None:
+    (sample,) = read(write(root, {"image": "a.png", "frame": 0, "sequence": "s"}))
+    assert (sample.masks, sample.prompts, sample.frame, sample.sequence) == (None, (), 0, "s")
+
+
 def test_a_text_may_come_twice_and_keeps_its_place(root: Path) -> None:
     (sample,) = read(write(root, entry(mask=[TRIANGLE, None, TRIANGLE], text=["x", "y", "x"])))
     assert sample.prompts == ("x", "y", "x")
@@ -81,8 +106,8 @@ def test_a_text_may_come_twice_and_keeps_its_place(root: Path) -> None:
 WRONG = {
     "one point": (entry(mask=[[[1, 2]]]), "mask 0, polygon 0 has 1 point; at least 3 are needed"),
     "odd": (entry(mask=[[[1, 2, 3, 4, 5, 6, 7]]]), "must come in pairs"),
-    "NaN": (entry(mask=[[[1, 2, 3, 4, 5, float("nan")]]]), "not a finite number: nan"),
-    "Infinity": (entry(mask=[[1, 2, 3, 4, 5, float("inf")]]), "not a finite number: inf"),
+    "NaN": (entry(mask=[[[1, 2, 3, 4, 5, float("nan")]]]), "is not a finite number"),
+    "Infinity": (entry(mask=[[1, 2, 3, 4, 5, float("inf")]]), "is not a finite number"),
     "huge": (entry(mask=[[1, 2, 3, 4, 5, 10**400]]), "not a finite number: 1000"),
     "text as number": (entry(mask=[[1, 2, 3, 4, 5, "6"]]), "not a finite number: '6'"),
     "true as number": (entry(mask=[[[1, 2, 3, 4, 5, True]]]), "not a finite number: True"),
@@ -108,7 +133,15 @@ WRONG = {
     "image is null": (entry(None), "image must be a path"),
     "no image": ({"mask": [], "text": []}, "has no image"),
     "not an object": ([1], "must be an object with image, mask and text, not a list"),
-    "video": ({"video": ["a.png"], "mask": [], "text": []}, "video entries cannot be read; give images"),
+    "video of text": ({"video": "a.mp4", "mask": [], "text": []}, "video must be a list"),
+    "track too short": (
+        {"video": ["a.png", "images/b.png"], "mask": [[TRIANGLE]], "text": ["v"]},
+        "must be a list of 2 values, one a frame, not 1 value",
+    ),
+    "frame": (entry(frame=-1), "frame must be a whole number"),
+    "frame twice": ({"video": ["a.png", "a.png"], "mask": [None], "text": ["v"]}, "has the same id a"),
+    "sequence": (entry(sequence=1.5), "sequence must be a name"),
+    "masks without texts": ({"image": "c.png", "mask": [None]}, "has no text"),
     "RLE of another size": (
         entry(mask=[{"size": [4, 4], "counts": [16]}], size=[8, 10]),
         "4 x 4 .* states 8 x 10",

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vesalius.data.readers import sa2va_json as reader
+from vesalius.data.source import Source
 from vesalius.data.writers import sa2va_json as writer
 from vesalius.errors import AnnotationError
 from vesalius.masks import decode_rle, encode_rle
@@ -34,7 +35,7 @@ def sample(image: Path) -> Sample:
 
 
 def read_back(path: Path) -> Sample:
-    (sample,) = reader.read(path)
+    (sample,) = reader.read(Source(path))
     return replace(sample, source="")
 
 
@@ -72,7 +73,9 @@ def test_what_is_written_reads_back_as_the_same_sample(
 ) -> None:
     prompts = tuple(text for text, _ in rows)
     masks = tuple((reference,) for _, reference in rows)
-    sample = Sample("a", image, prompts, masks, "", group, size, spacing_mm, {"note": note})
+    sample = Sample(
+        "a", image, prompts, masks, group=group, size=size, spacing_mm=spacing_mm, metadata={"note": note}
+    )
     path = image.parent.parent / "annotations.json"
     writer.write(path, [sample])
     assert read_back(path) == sample
@@ -133,8 +136,7 @@ def test_no_sample_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"masks": None}, "a: has no masks"),
-        ({"prompts": (), "masks": ()}, "a: has no masks"),
+        ({"prompts": (), "masks": ()}, "a: names no phrase"),
         ({"metadata": {"text": 1, "video": 2}}, "text, video"),
         ({"masks": ((Polygons(()),),)}, "without polygons"),
     ],
@@ -145,3 +147,9 @@ def test_what_the_reader_would_refuse_is_not_written(
     with pytest.raises(AnnotationError, match=message):
         writer.write(tmp_path / "annotations.json", [replace(sample, **change)])
     assert not (tmp_path / "annotations.json").exists()
+
+
+def test_a_frame_without_annotation_reads_back(sample: Sample, tmp_path: Path) -> None:
+    bare = replace(sample, prompts=(), masks=None, frame=0, group="p", sequence="s")
+    writer.write(tmp_path / "annotations.json", [bare])
+    assert read_back(tmp_path / "annotations.json") == bare

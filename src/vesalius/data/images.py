@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image, UnidentifiedImageError
 
+from vesalius.data import framefiles
 from vesalius.errors import AnnotationError, DataError, ImageError, SettingError
 from vesalius.masks import Size
 
@@ -23,12 +24,19 @@ if Image.MAX_IMAGE_PIXELS is not None:
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, MAX_PIXELS)
 
 
-def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
-    """The pixels of an 8-bit image file as RGB, in the orientation in which they are stored.
+def read_image(path: Path, frame: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels of an 8-bit image file, or of one frame of a DICOM file, volume or video, as RGB.
 
-    Raises ImageError, naming the file, if it is missing, empty, cut short or not an image, has more than 200
-    megapixels or several frames, is deeper than 8 bits, or is partly transparent.
+    They come in the orientation in which they are stored. Raises ImageError, naming the file, if it is missing,
+    empty, cut short or not an image, has more than 200 megapixels, is deeper than 8 bits (DICOM and NIfTI apart:
+    they say how they are to be shown), is partly transparent, or has no such frame.
     """
+    if path.suffix.lower() not in SUFFIXES:
+        pixels = framefiles.read_frame(path, frame)
+        if pixels is not None:
+            return pixels
+    if frame:
+        raise ImageError(f"{path}: is a single image and has no frame {frame}")
     image = _decode(path)
     if image.mode.startswith(("I", "F")):
         raise _too_deep(path, image.mode)
@@ -96,19 +104,20 @@ def sample_id(path: PurePath) -> str:
 
     A leading `images/` is dropped, so that an annotation file gives the same ids as the folder it describes.
     """
-    parts = path.with_suffix("").parts
+    suffix = "".join(path.suffixes[-2:]) if path.name.lower().endswith(".nii.gz") else path.suffix
+    # a file named by a DICOM UID, 1.2.840.113, has no suffix at all
+    parts = (path if suffix[1:].isdigit() else path.with_name(path.name.removesuffix(suffix))).parts
     return "__".join(parts[1:] if parts[0] == "images" and len(parts) > 1 else parts)
+
+
+def frame_id(name: str, frame: int) -> str:
+    """The id of one frame of the file whose id is `name`."""
+    return f"{name}__{frame:04d}"
 
 
 def list_images(folder: Path) -> list[Path]:
     """Image files under the folder, at any depth, in order of their names; hidden files are left out."""
     found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    return sorted(path for path in found if not path.name.startswith("."))
-
-
-def ignored_files(folder: Path) -> list[Path]:
-    """Files under the folder that are no images by their suffix; hidden ones are left out."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() not in SUFFIXES and path.is_file())
     return sorted(path for path in found if not path.name.startswith("."))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -126,7 +127,7 @@ def write_predictions(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out}: is there already and not empty; choose another --out")
     prepare_folder(out)
-    asked = [Sample(s.id, s.image, tuple(prompts), None, group=s.group) for s in samples]
+    asked = [replace(sample, prompts=tuple(prompts), masks=None) for sample in samples]
     coverage: Counter[str] = Counter(ok=0, no_seg=0, failed=0)
     failures: list[str] = []
     with replacing(out / "predictions.jsonl") as aside, aside.open("w", encoding="utf-8") as lines:

@@ -32,8 +32,8 @@ from vesalius.scoring.report import write_report
 from vesalius.scoring.summary import group_of, notes, numbers
 from vesalius.scoring.tally import COUNTS, STATE, Tally
 from vesalius.scoring.task import Task, perform
-from vesalius.scoring.workers import map_in_order
 from vesalius.types import Item, Prediction, Sample
+from vesalius.workers import map_in_order
 
 log = logging.getLogger(__name__)
 
@@ -223,11 +223,7 @@ def _checked(data_set: DataSet, limit: int | None) -> DataSet:
     samples = data_set.samples
     if not samples:
         raise DataError(f"{data_set.name}: has no samples to evaluate")
-    bare = [sample.id for sample in samples if not sample.masks]
-    if bare:
-        raise DataError(
-            f"{data_set.name}: {len(bare)} of {len(samples)} samples have no masks (first: {bare[0]})"
-        )
+    data_set.annotated()
     name, times = Counter(sample.id for sample in samples).most_common(1)[0]
     if times > 1:
         raise DataError(f"{data_set.name}: {times} samples have the id {name}; each needs its own")

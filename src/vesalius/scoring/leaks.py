@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vesalius.data.images import read_image
+from vesalius.data.dataset import load_image
 from vesalius.errors import DataError, ImageError
 from vesalius.inference.folder import Segmenter
 from vesalius.lineage import hash_look, hash_pixels, near_looks
@@ -37,7 +37,7 @@ def find_leaks(segmenter: Segmenter, samples: Sequence[Sample], allowed: bool) -
     seen, near, used = [], [], []
     for sample in samples if trained or tuned or looks else ():
         try:
-            pixels = read_image(sample.image)
+            pixels = load_image(sample)
         except ImageError:
             continue
         name = hash_pixels(pixels)

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vesalius.data.dataset import DataSet
-from vesalius.data.images import read_image
+from vesalius.data.dataset import DataSet, load_image
 from vesalius.errors import DataError, SettingError
 from vesalius.evaluation.calibration import curves, histogram
 from vesalius.inference.folder import Segmenter, predict_samples
@@ -54,7 +53,7 @@ def find_threshold(
     """
     if metric not in METRICS:
         raise SettingError(f"metric {metric!r} cannot be tuned; choose from {', '.join(METRICS)}")
-    samples = data_set.samples
+    samples = data_set.annotated().samples
     images = _hash_images(segmenter, samples)
     total, rows = np.zeros(len(TRIED)), 0
     for done, (sample, item, predictions) in enumerate(predict_samples(Watched(segmenter), samples), start=1):
@@ -86,10 +85,7 @@ def find_threshold(
 def _hash_images(segmenter: Segmenter, samples: Sequence[Sample]) -> list[str]:
     if not samples:
         raise DataError("there are no samples to find a threshold on")
-    bare = [sample.id for sample in samples if sample.masks is None]
-    if bare:
-        raise DataError(f"{len(bare)} of {len(samples)} samples have no masks (first: {bare[0]})")
-    images = [hash_pixels(read_image(sample.image)) for sample in samples]
+    images = [hash_pixels(load_image(sample)) for sample in samples]
     trained = set(segmenter.training_images or ())
     seen = [sample.id for sample, name in zip(samples, images, strict=True) if name in trained]
     if seen:

@@ -135,7 +135,7 @@ def _open_data(settings: RunSettings, overfit: int | None) -> tuple[DataSet, Dat
     prompt = settings.data.prompt
     train_set = open_data_set(
         settings.data.train, split=_split_at(settings.data.train, "train"), prompt=prompt
-    )
+    ).annotated()
     if overfit is not None:
         if overfit < 1:
             raise SettingError(f"--overfit must be at least 1; got {overfit}")
@@ -145,7 +145,7 @@ def _open_data(settings: RunSettings, overfit: int | None) -> tuple[DataSet, Dat
         return train_set, None
     return train_set, open_data_set(
         settings.data.val, split=_split_at(settings.data.val, "val"), prompt=prompt
-    )
+    ).annotated()
 
 
 def _split_at(data: Path, name: str) -> str | None:

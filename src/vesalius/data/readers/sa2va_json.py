@@ -3,192 +3,185 @@
     [{"image": "a.png", "mask": [object, ...], "text": [str, ...], "group": "p1", "size": [h, w]}, ...]
 
 `mask[i]` is one object of the phrase `text[i]`: nested polygons `[[x1, y1, ...], ...]`, one flat polygon
-`[x1, y1, ...]`, COCO RLE, or null where the phrase is not in the image.
+`[x1, y1, ...]`, COCO RLE, or null where the phrase is not in the image. An entry with neither `mask` nor `text` is
+not annotated. `frame` is a number in a file of several frames, `sequence` the clip that an image belongs to. Instead
+of `image`, `video` is a list of paths, one a frame; an object is then a list with one such value for each frame.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import posixpath
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vesalius.data.images import sample_id
-from vesalius.errors import AnnotationError, DataError
-from vesalius.masks import Size, check_polygon
-from vesalius.types import Absent, MaskReference, Polygons, RleMask, Sample
+from vesalius.data.readers import fields
+from vesalius.data.readers.fields import is_number, kind, show
+from vesalius.data.source import Problems, Source, report
+from vesalius.errors import AnnotationError
+from vesalius.masks import Size
+from vesalius.types import Absent, MaskReference, Sample
 
-KEYS = ("image", "mask", "text", "group", "size", "spacing_mm")
+KEYS = ("image", "video", "mask", "text", "frame", "group", "sequence", "size", "spacing_mm")
 
 
-def read(path: Path, problems: list[DataError] | None = None) -> list[Sample]:
+def recognise(source: Source) -> bool:
+    """Whether it is a JSON file with a list, the first entry of which, if any, has `image` or `video`."""
+    value = source.json
+    return isinstance(value, list) and (
+        not value or not isinstance(value[0], dict) or bool({"image", "video", "mask"} & value[0].keys())
+    )
+
+
+def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sample]:
     """Samples of an annotation file, in its order; one prompt for each text, repeated where the text is.
 
-    Images lie beside the file or in `images/` beside it, and their paths may not leave its folder. Raises
-    AnnotationError naming file, entry (counted from 0) and image; with `problems`, a wrong entry is put there
-    instead and left out. A file that is no list of entries raises in both cases.
+    A video gives one sample a frame. Images lie beside the file or in `images/` beside it, and their paths may
+    not leave its folder. Raises AnnotationError naming file, entry (counted from 0) and image; with `problems`,
+    a wrong entry is put there instead and left out. A file that is no list of entries raises in both cases.
     """
     samples: dict[str, Sample] = {}
-    for index, entry in enumerate(_read_entries(path)):
+    for index, entry in enumerate(_entries(source)):
         try:
-            sample = _read_entry(entry, f"{path}, entry {index}", path.parent)
-            if sample.id in samples:
-                raise AnnotationError(
-                    f"{sample.source}: has the same id {sample.id} as {samples[sample.id].source}; "
-                    "put all objects of an image in one entry, and name images apart by more than the suffix"
-                )
+            found: dict[str, Sample] = {}
+            for sample in _read_entry(entry, f"{source.path}, entry {index}", source.root):
+                _check_new(sample, samples)
+                _check_new(sample, found)
+                found[sample.id] = sample
         except AnnotationError as error:
-            if problems is None:
-                raise
-            problems.append(error)
+            report(error, problems)
         else:
-            samples[sample.id] = sample
+            samples.update(found)
     return list(samples.values())
 
 
-def _read_entries(path: Path) -> list[Any]:
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise AnnotationError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise AnnotationError(f"{path}: is not JSON ({error}); write it again as UTF-8 JSON") from error
+def _check_new(sample: Sample, samples: dict[str, Sample]) -> None:
+    if sample.id in samples:
+        raise AnnotationError(
+            f"{sample.source}: has the same id {sample.id} as {samples[sample.id].source}; "
+            "put all objects of an image in one entry, and name images apart by more than the suffix",
+            "equal_ids",
+        )
+
+
+def _entries(source: Source) -> list[Any]:
+    entries = source.json
     if not isinstance(entries, list):
-        raise AnnotationError(f"{path}: must hold a list of entries, not {_kind(entries)}")
+        raise AnnotationError(f"{source.path}: must hold a list of entries, not {kind(entries)}")
     if not entries:
-        raise AnnotationError(f"{path}: has no entries; give at least one image")
+        raise AnnotationError(f"{source.path}: has no entries; give at least one image")
     return entries
 
 
-def _read_entry(entry: Any, place: str, root: Path) -> Sample:
+def _read_entry(entry: Any, place: str, root: Path) -> list[Sample]:
     if not isinstance(entry, dict):
-        raise AnnotationError(f"{place}: must be an object with image, mask and text, not {_kind(entry)}")
-    if "video" in entry:
-        raise AnnotationError(f"{place}: video entries cannot be read; give images")
-    missing = [key for key in ("image", "mask", "text") if key not in entry]
+        raise AnnotationError(f"{place}: must be an object with image, mask and text, not {kind(entry)}")
+    clip = "video" in entry
+    labelled = "mask" in entry or "text" in entry
+    needed = ("video" if clip else "image", *(("mask", "text") if labelled else ()))
+    missing = [key for key in needed if key not in entry]
     if missing:
         raise AnnotationError(
             f"{place}: has no {' and no '.join(missing)}; an entry needs image, mask and text"
         )
-    image, name = _find_image(entry["image"], place, root)
-    place = f"{place} ({entry['image']})"
-    texts, size = _read_texts(entry, place), _read_size(entry.get("size"), place)
-    objects = [_read_object(value, f"{place}: mask {i}", size) for i, value in enumerate(entry["mask"])]
-    return Sample(
-        id=name,
-        image=image,
-        prompts=tuple(texts),
-        masks=tuple((each,) for each in objects),
-        source=place,
-        group=_read_group(entry.get("group"), place),
-        size=size,
-        spacing_mm=_read_spacing(entry.get("spacing_mm"), place),
-        metadata=_read_metadata(entry, place),
-    )
-
-
-def _find_image(value: Any, place: str, root: Path) -> tuple[Path, str]:
-    """The image file and the sample id; the file is looked for in `root`, then in `images/` in it."""
-    if not isinstance(value, str) or not value.strip():
-        raise AnnotationError(f"{place}: image must be a path, not {_kind(value) if value else 'empty'}")
-    name = PurePosixPath(posixpath.normpath(value))
-    # judged by name alone: a folder of images that is a link to another disk is the user's own choice
-    if name.is_absolute() or name.parts[:1] == ("..",):
-        raise AnnotationError(
-            f"{place}: image {value} lies outside of {root}; give a path relative to the annotation file"
+    if clip and (not isinstance(entry["video"], list) or not entry["video"]):
+        raise AnnotationError(f"{place}: video must be a list of the paths of its frames")
+    paths = entry["video"] if clip else [entry["image"]]
+    # the images first, so that every later message can name one
+    images = [fields.find_image(path, place, root) for path in paths]
+    named = f"{place} ({paths[0]})"
+    texts = _read_texts(entry, named) if labelled else ()
+    tracks = [
+        _read_track(value, f"{named}: mask {i}", len(paths)) if clip else [value]
+        for i, value in enumerate(entry["mask"] if labelled else ())
+    ]
+    shared = _read_shared(entry, named, _clip_name(paths, images) if clip else None)
+    samples = []
+    for i, (image, name) in enumerate(images):
+        at = f"{place} ({paths[i]})"
+        masks = tuple(
+            (_read_object(track[i], f"{at}: mask {j}", shared["size"]),) for j, track in enumerate(tracks)
         )
-    for candidate in (root / name, root / "images" / name):
-        if _is_file(candidate):
-            return candidate, sample_id(name)
-    raise AnnotationError(f"{place}: image {value} is neither in {root} nor in images/ there")
+        samples.append(Sample(name, image, texts, masks if labelled else None, at, **shared))
+    return samples
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name too long, or one that no file system has
-        return False
+def _read_shared(entry: dict[str, Any], place: str, clip: str | None) -> dict[str, Any]:
+    """What all frames of an entry have in common, as arguments of Sample."""
+    metadata = {key: value for key, value in entry.items() if key not in KEYS}
+    fields.check_metadata(metadata, place)
+    frame = entry.get("frame")
+    if frame is not None and (type(frame) is not int or frame < 0 or clip):
+        raise AnnotationError(f"{place}: frame must be a whole number >= 0 of an image, not {show(frame)}")
+    sequence = _read_name(entry, "sequence", place) or clip
+    return {
+        "frame": frame,
+        "group": _read_name(entry, "group", place) or clip,
+        "sequence": sequence,
+        "size": fields.read_size(entry.get("size"), place),
+        "spacing_mm": _read_spacing(entry.get("spacing_mm"), place),
+        "metadata": metadata,
+    }
 
 
-def _read_texts(entry: dict[str, Any], place: str) -> list[str]:
+def _clip_name(paths: list[str], images: list[tuple[Path, str]]) -> str:
+    """The folder of the frames where they have one of their own, else the id of the first."""
+    folders = {PurePosixPath(path).parent for path in paths}
+    name = folders.pop().name if len(folders) == 1 else ""
+    return name if name not in ("", "images") else images[0][1]
+
+
+def _read_texts(entry: dict[str, Any], place: str) -> tuple[str, ...]:
     masks, texts = entry["mask"], entry["text"]
     if not isinstance(masks, list) or not isinstance(texts, list):
         raise AnnotationError(f"{place}: mask and text must be lists of equal length, one text an object")
     if len(masks) != len(texts):
         raise AnnotationError(
-            f"{place}: has {len(masks)} masks but {len(texts)} texts; give one text an object"
+            f"{place}: has {len(masks)} masks but {len(texts)} texts; give one text an object",
+            "unequal_counts",
         )
     if not texts:
         raise AnnotationError(
-            f"{place}: names no phrase; give at least one text, with null where it is not in the image"
+            f"{place}: names no phrase; give at least one text, with null where it is not in the image",
+            "no_phrase",
         )
     for index, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
             raise AnnotationError(
-                f"{place}: text {index} must be a phrase, not {_kind(text) if text else 'empty'}"
+                f"{place}: text {index} must be a phrase, not {kind(text) if text else 'empty'}", "no_phrase"
             )
-    return texts
+    return tuple(texts)
+
+
+def _read_track(value: Any, place: str, n_frames: int) -> list[Any]:
+    """The values of one object of a clip, one a frame; null stands for null in each."""
+    if value is None:
+        return [None] * n_frames
+    if not isinstance(value, list) or len(value) != n_frames:
+        found = f"{len(value)} values" if isinstance(value, list) else kind(value)
+        raise AnnotationError(f"{place} must be a list of {n_frames} values, one a frame, not {found}")
+    return value
 
 
 def _read_object(value: Any, place: str, size: Size | None) -> MaskReference:
     if value is None:
         return Absent()
     if isinstance(value, dict):
-        return _read_rle(value, place, size)
+        return fields.read_rle(value, place, size)
     if not isinstance(value, list):
-        raise AnnotationError(f"{place} must be polygons, RLE or null, not {_kind(value)}")
+        raise AnnotationError(f"{place} must be polygons, RLE or null, not {kind(value)}")
     if not value:
-        raise AnnotationError(f"{place} is empty; use null to say that the phrase is not there")
-    nested = value if isinstance(value[0], list) else [value]
-    return Polygons(tuple(_read_polygon(part, f"{place}, polygon {i}") for i, part in enumerate(nested)))
-
-
-def _read_polygon(value: Any, place: str) -> tuple[float, ...]:
-    if not isinstance(value, list):
-        raise AnnotationError(f"{place} must be a list of coordinates, not {_kind(value)}")
-    for number in value:
-        if not _is_number(number):
-            raise AnnotationError(f"{place} has a coordinate that is not a finite number: {_show(number)}")
-    try:
-        check_polygon(value, place)
-    except ValueError as error:
-        raise AnnotationError(f"{error}; draw it again or remove it") from error
-    return tuple(float(number) for number in value)
-
-
-def _read_rle(value: dict[str, Any], place: str, size: Size | None) -> RleMask:
-    stated = _read_size(value.get("size"), f"{place}, RLE")
-    counts = value.get("counts")
-    if stated is None or not isinstance(counts, (str, list)):
-        raise AnnotationError(f"{place}: COCO RLE needs size [h, w] and counts (text or a list)")
-    if isinstance(counts, list) and not all(type(run) is int and run >= 0 for run in counts):
-        raise AnnotationError(f"{place}: the RLE counts must be whole numbers >= 0")
-    if size is not None and stated != size:
         raise AnnotationError(
-            f"{place}: the RLE is {stated[0]} x {stated[1]} (h x w), the entry states {size[0]} x {size[1]}"
+            f"{place} is empty; use null to say that the phrase is not there", "empty_object"
         )
-    return RleMask({"size": list(stated), "counts": counts})
+    return fields.read_polygons(value, place)
 
 
-def _read_size(value: Any, place: str) -> Size | None:
-    if value is None:
-        return None
-    if (
-        not isinstance(value, list)
-        or len(value) != 2
-        or not all(type(side) is int and side > 0 for side in value)
-    ):
-        raise AnnotationError(f"{place}: size must be [height, width] in pixels, not {_show(value)}")
-    return value[0], value[1]
-
-
-def _read_group(value: Any, place: str) -> str | None:
+def _read_name(entry: dict[str, Any], key: str, place: str) -> str | None:
+    value = entry.get(key)
     if value is None:
         return None
     if type(value) not in (str, int) or value == "":
-        raise AnnotationError(f"{place}: group must be a name or a whole number, not {_show(value)}")
+        raise AnnotationError(f"{place}: {key} must be a name or a whole number, not {show(value)}")
     return str(value)
 
 
@@ -197,37 +190,6 @@ def _read_spacing(value: Any, place: str) -> tuple[float, float] | None:
     if value is None:
         return None
     pair: Sequence[Any] = value if isinstance(value, list) else [value, value]
-    if len(pair) != 2 or not all(_is_number(number) and number > 0 for number in pair):
-        raise AnnotationError(
-            f"{place}: spacing_mm must be one number or [y, x], above 0, not {_show(value)}"
-        )
+    if len(pair) != 2 or not all(is_number(number) and number > 0 for number in pair):
+        raise AnnotationError(f"{place}: spacing_mm must be one number or [y, x], above 0, not {show(value)}")
     return float(pair[0]), float(pair[1])
-
-
-def _read_metadata(entry: dict[str, Any], place: str) -> dict[str, Any]:
-    metadata = {key: value for key, value in entry.items() if key not in KEYS}
-    try:
-        json.dumps(metadata, allow_nan=False)
-    except ValueError as error:
-        raise AnnotationError(
-            f"{place}: NaN and Infinity are not JSON; use null in {', '.join(metadata)}"
-        ) from error
-    return metadata
-
-
-def _is_number(value: Any) -> bool:
-    """Whether it is a finite number; JSON's true and false are none, nor is an integer beyond float."""
-    try:
-        return type(value) in (int, float) and math.isfinite(value)
-    except OverflowError:
-        return False
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
-
-
-def _show(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."

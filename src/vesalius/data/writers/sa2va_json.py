@@ -24,8 +24,9 @@ def write(path: Path, samples: Sequence[Sample]) -> None:
     """Write samples as one JSON file; image paths become relative to it.
 
     A phrase with several objects becomes several rows with that text, one without any a row with null; a mask
-    file is read and becomes RLE. Raises AnnotationError for what the reader would refuse: no sample, a sample
-    without annotation or phrases, an image outside of the file's folder, metadata named like a key.
+    file is read and becomes RLE; a sample without annotation has neither. Raises AnnotationError for what the
+    reader would refuse: no sample, a sample with an annotation but no phrase, an image outside of the file's
+    folder, metadata named like a key.
     """
     if not samples:
         raise AnnotationError(f"{path}: there is no sample to write")
@@ -33,25 +34,23 @@ def write(path: Path, samples: Sequence[Sample]) -> None:
 
 
 def _entry(sample: Sample, folder: Path) -> dict[str, Any]:
-    if not sample.masks:
-        raise AnnotationError(f"{sample.id}: has no masks; this format holds annotated images only")
-    clash = sorted(set(sample.metadata) & {*KEYS, "video"})
+    if sample.masks == ():
+        raise AnnotationError(f"{sample.id}: names no phrase; give at least one, or no masks at all")
+    clash = sorted(set(sample.metadata) & set(KEYS))
     if clash:
         raise AnnotationError(
             f"{sample.id}: metadata may not be named {', '.join(clash)}; the format uses that name"
         )
     rows = [
         (text, _encode(reference, sample))
-        for text, objects in zip(sample.prompts, sample.masks, strict=True)
+        for text, objects in zip(sample.prompts, sample.masks or (), strict=sample.masks is not None)
         for reference in objects or (Absent(),)
     ]
-    entry: dict[str, Any] = {
-        "image": _relative(sample.image, folder),
-        "mask": [mask for _, mask in rows],
-        "text": [text for text, _ in rows],
-    }
-    if sample.group is not None:
-        entry["group"] = sample.group
+    entry: dict[str, Any] = {"image": _relative(sample.image, folder)}
+    if sample.masks is not None:
+        entry |= {"mask": [mask for _, mask in rows], "text": [text for text, _ in rows]}
+    named = {"frame": sample.frame, "group": sample.group, "sequence": sample.sequence}
+    entry |= {key: value for key, value in named.items() if value is not None}
     if sample.size is not None:
         entry["size"] = list(sample.size)
     if sample.spacing_mm is not None:
@@ -78,7 +77,7 @@ def _encode(reference: MaskReference, sample: Sample) -> Any:
 def _size(sample: Sample) -> Size:
     if sample.size is not None:
         return sample.size
-    height, width, _ = read_image(sample.image).shape
+    height, width, _ = read_image(sample.image, sample.frame).shape
     return height, width
 
 

@@ -42,7 +42,7 @@ def map_in_order(
             yield pending.popleft().result()
     except BrokenProcessPool as error:
         raise VesaliusError(
-            "a process that scores was killed, perhaps because memory ran out; run the same again to continue "
+            "a working process was killed, perhaps because memory ran out; run the same again to continue "
             f"where it stopped, with fewer workers than these {processes} if it happens twice"
         ) from error
     finally:

@@ -15,7 +15,7 @@ import pytest
 
 from vesalius.errors import OutputError, VesaliusError
 from vesalius.scoring import evaluate as scoring
-from vesalius.scoring.workers import IN_FLIGHT, map_in_order
+from vesalius.workers import IN_FLIGHT, map_in_order
 
 
 def wait_longer_for_the_first(number: int) -> int:

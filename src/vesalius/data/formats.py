@@ -1,0 +1,85 @@
+"""Every format that a data set may come in, told apart by what files hold, not by what they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vesalius.data.readers import maskfolder, sa2va_json
+from vesalius.data.source import Problems, Source
+from vesalius.errors import AnnotationError, SettingError
+from vesalius.types import Sample
+
+
+def _nothing(source: Source) -> list[str]:
+    return []
+
+
+@dataclass(frozen=True)
+class Format:
+    """How to know a data set, and to read it."""
+
+    recognise: Callable[[Source], bool]
+    """Raises AnnotationError only where no reader could go on: a `.json` file that is not JSON."""
+    read: Callable[[Source, str, Problems], list[Sample]]
+    """`read(source, phrase, problems)`: `phrase` names what masks show where the format does not ("" if nobody said).
+    Raises AnnotationError for an entry, or puts it into `problems` and leaves the entry out; SettingError where a
+    phrase is needed."""
+    notes: Callable[[Source], list[str]] = _nothing
+    """One line each for what lies beside it and is not read."""
+
+
+FORMATS: dict[str, Format] = {
+    "sa2va_json": Format(sa2va_json.recognise, sa2va_json.read),
+    "maskfolder": Format(maskfolder.recognise, maskfolder.read, maskfolder.notes),
+}
+"""The first that recognises a source reads it: a format stands before those that know less about their files."""
+
+ANNOTATION_FILES = ("annotations*.json", "annotations*.xml")
+"""What is looked for in a folder first. With several, a split chooses."""
+
+
+def detect(data: Path, split: str | None) -> tuple[str, Source, list[str]]:
+    """(name of the format, what to read, notes).
+
+    Raises AnnotationError where there is nothing that can be read, SettingError where `split` has to choose between
+    several annotation files and does not.
+    """
+    source, notes = _find_source(data, split)
+    for name, each in FORMATS.items():
+        if each.recognise(source):
+            return name, source, [*notes, *each.notes(source)]
+    if not source.path.is_dir():
+        raise AnnotationError(f"{source.path}: is in no format that is read ({', '.join(FORMATS)})")
+    others = ", ".join(sorted(file.name for file in data.glob("*.json"))[:5])
+    raise AnnotationError(
+        f"{data}: is no data set: neither annotations*.json nor images/ with masks/ was found"
+        + (f"; if {others} is the annotation file, name it" if others else "")
+    )
+
+
+def _find_source(data: Path, split: str | None) -> tuple[Source, list[str]]:
+    """The annotation file of a folder where it has one, else what was named."""
+    if not data.exists():
+        raise AnnotationError(f"{data}: does not exist; give a data set folder or an annotation file")
+    files = (
+        sorted(file for pattern in ANNOTATION_FILES for file in data.glob(pattern)) if data.is_dir() else []
+    )
+    if len(files) > 1:
+        return Source(_pick(data, files, split)), []
+    source = Source(files[0] if files else data)
+    if split is None or source.path.stem == f"annotations.{split}":
+        return source, []
+    return source, [f"split {split!r} picks nothing here: {source.path.name} is the only choice"]
+
+
+def _pick(folder: Path, files: list[Path], split: str | None) -> Path:
+    for file in files:
+        if split is not None and file.stem == f"annotations.{split}":
+            return file
+    names = ", ".join(file.name for file in files)
+    asked = f"has no annotations.{split}.json" if split is not None else "has several annotation files"
+    raise SettingError(
+        f"{folder}: {asked}; pick one with --split NAME (annotations.NAME.json), or name the file: {names}"
+    )
