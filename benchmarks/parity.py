@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from vesalius.inference.predictor import Predictor
+from vesalius.models.answering import read_answer
 from vesalius.models.checkpoint import open_model
 from vesalius.models.conversation import read_conversation
 from vesalius.models.language import read_batch, run
@@ -126,8 +127,8 @@ class Case:
             yield self.row("seg_hidden", states.seg[0, at], 1e-4)
 
     def _masks(self, answered: Batch) -> Iterator[Row]:
-        model, processor = self.predictor.model, self.predictor.processor
-        seg = model.answer(answered, processor.stop_id).seg
+        model = self.predictor.model
+        seg = read_answer(model, answered).seg
         yield self.row("seg_embeds", seg.embedding, 2e-4)
         session = VideoSession(model.sam, seg.embedding)
         frames = [session.segment(pixels[None]) for pixels in answered.g_pixel_values]

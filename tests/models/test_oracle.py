@@ -17,6 +17,7 @@ from PIL import Image
 from vesalius.data.images import read_image
 from vesalius.errors import SettingError
 from vesalius.inference.predictor import Predictor
+from vesalius.models.answering import read_answer, write_answer
 from vesalius.models.checkpoint import OpenedModel, open_model
 from vesalius.models.conversation import read_conversation
 from vesalius.models.processor import Batch
@@ -84,7 +85,7 @@ QUESTION = "<image>Please segment the blood vessel."
 def ask(opened: OpenedModel, oracle: Path, image: str) -> torch.Tensor:
     picture = Image.open(oracle / "inputs" / image).convert("RGB")
     batch = read_conversation(opened.processor, QUESTION, picture)
-    return opened.model.answer(batch, opened.processor.stop_id, 24).seg.embedding
+    return write_answer(opened.model, batch, opened.processor.stop_id, 24).seg.embedding
 
 
 def test_a_long_question_does_not_change_the_answer_to_the_next(internlm2: OpenedModel, oracle: Path) -> None:
@@ -98,13 +99,13 @@ def test_beyond_the_context_written_and_given_answers_agree(internlm2: OpenedMod
     processor = internlm2.processor
     picture = Image.open(oracle / "inputs/odd_517x389.png").convert("RGB")
     batch = read_conversation(processor, QUESTION, picture)
-    written = internlm2.model.answer(batch, processor.stop_id, 24)
+    written = write_answer(internlm2.model, batch, processor.stop_id, 24)
     ids, labels, attention = processor.pad(
         [(batch.input_ids[0].tolist() + written.ids[0], [-100] * batch.input_ids.shape[1] + written.ids[0])]
     )
-    given = internlm2.model.answer(
+    given = read_answer(
+        internlm2.model,
         Batch(**{**vars(batch), "input_ids": ids, "labels": labels, "attention_mask": attention}),
-        processor.stop_id,
     )
     torch.testing.assert_close(written.seg.embedding, given.seg.embedding, atol=1e-4, rtol=0)
     with pytest.raises(SettingError, match="must be asked alone"):

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from vesalius.data.images import as_pixels
+from vesalius.models.answering import write_answer
 from vesalius.models.conversation import read_conversation, spoken
 from vesalius.models.memory import VideoSession
 from vesalius.types import Prediction
@@ -51,7 +52,7 @@ def predict_forward(
     squares = batch.g_pixel_values
     # the frames stay where they are until their turn comes
     batch = replace(batch, g_pixel_values=[]).to(parameter.device, parameter.dtype)
-    answer = model.answer(batch, reader.stop_id, MAX_NEW_TOKENS, official)
+    answer = write_answer(model, batch, reader.stop_id, MAX_NEW_TOKENS, official)
     said = {"prediction": spoken(reader, answer.ids[0]), "prediction_masks": []}
     if not len(answer.seg.row) or not squares:
         return said

@@ -15,22 +15,23 @@ from PIL import Image
 from vesalius.data.images import as_pixels
 from vesalius.errors import SettingError
 from vesalius.inference.official import predict_forward
+from vesalius.models.answering import Answer, Drafts, read_answer, verify_answer, write_answer
 from vesalius.models.checkpoint import OpenedModel, find_model, open_model
 from vesalius.models.processor import Batch
 from vesalius.models.stored import fingerprint_model
-from vesalius.models.textseg import Answer, MaskLogits
+from vesalius.models.textseg import MaskLogits
 from vesalius.types import Item, Prediction
 
 log = logging.getLogger(__name__)
 
-AnswerMode = Literal["generate", "force"]
+AnswerMode = Literal["verify", "generate", "force"]
 MAX_NEW_TOKENS = 64
 
 
 def load_predictor(
     model: str | Path,
     *,
-    answer: AnswerMode = "generate",
+    answer: AnswerMode = "verify",
     threshold: float | None = None,
     batch: int = 4,
     device: str | None = None,
@@ -56,15 +57,16 @@ def load_predictor(
 class Predictor:
     """A model ready to predict.
 
-    `answer`: `generate` lets the model write its answer, which may hold no [SEG]; `force` gives it the
-    template's answer and reads the [SEG] in it, so that every question gets a mask.
+    `answer`: `generate` lets the model write its answer, token by token, which may hold no [SEG]; `verify` gives the
+    same answer sooner (`models/answering.py`); `force` gives it the template's answer and reads the [SEG] in it, so
+    that every question gets a mask.
     """
 
     def __init__(
         self,
         opened: OpenedModel,
         *,
-        answer: AnswerMode = "generate",
+        answer: AnswerMode = "verify",
         threshold: float | None = None,
         batch: int = 4,
         name: str = "",
@@ -82,6 +84,8 @@ class Predictor:
         self.batch = batch
         self.name = name or opened.card.spec.name
         self.fingerprint = fingerprint
+        self.drafts = Drafts(self.processor.template_answer())
+        """Answers of this run, from which the next is guessed."""
 
     @property
     def card(self) -> dict[str, Any]:
@@ -143,10 +147,19 @@ class Predictor:
     def _predict_batch(self, items: Sequence[Item]) -> Iterator[Prediction]:
         parameter = next(self.model.parameters())
         batch = self.processor(items, answered=self.answer == "force").to(parameter.device, parameter.dtype)
-        limit = MAX_NEW_TOKENS if self.answer == "generate" else 0
-        answer = self.model.answer(batch, self.processor.stop_id, limit)
+        answer = self._answer(batch)
         masks = self.model.decode(batch.g_pixel_values, answer.seg)
         return self._to_predictions(items, batch, answer, masks)
+
+    def _answer(self, batch: Batch) -> Answer:
+        stop_id = self.processor.stop_id
+        match self.answer:
+            case "verify":
+                return verify_answer(self.model, batch, self.drafts, stop_id, MAX_NEW_TOKENS)
+            case "generate":
+                return write_answer(self.model, batch, stop_id, MAX_NEW_TOKENS)
+            case "force":
+                return read_answer(self.model, batch)
 
     def _to_predictions(
         self, items: Sequence[Item], batch: Batch, answer: Answer, masks: MaskLogits
@@ -171,5 +184,6 @@ class Predictor:
                 scores=tuple(scores[mine].tolist()),
                 text=self.processor.text(answer.ids[row]),
                 says_seg=says_seg[row],
+                answered=answer.origins[row],
                 threshold=self.threshold,
             )

@@ -167,9 +167,14 @@ class Processor:
         ids = self.tokenizer.encode(template.before_answer(template.ask(phrase, which), image))
         if not answered:
             return ids, [NOT_LEARNED] * len(ids)
-        answer = template.answers[which % len(template.answers)] + template.stop
-        answer_ids = self.tokenizer.encode(answer, add_special_tokens=False)
+        answer_ids = self.template_answer(which)
         return ids + answer_ids, [NOT_LEARNED] * len(ids) + answer_ids
+
+    def template_answer(self, which: int = 0) -> list[int]:
+        """Tokens of an answer of the template, the closing one included."""
+        template = self.spec.prompt
+        answer = template.answers[which % len(template.answers)] + template.stop
+        return self.tokenizer.encode(answer, add_special_tokens=False)
 
     def pad(
         self, rows: Sequence[tuple[list[int], list[int]]]

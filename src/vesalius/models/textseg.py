@@ -7,7 +7,7 @@ The two large parts are native transformers models; this file is what lies betwe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -20,18 +20,10 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
     Sam2VideoModel,
 )
-from transformers.cache_utils import DynamicCache
 
 from vesalius.models import segmenter
-from vesalius.models.language import (
-    beyond_context,
-    hold_rope,
-    read_batch,
-    read_token,
-    restart_rope,
-    run,
-    vision_part,
-)
+from vesalius.models.answering import SegPrompts
+from vesalius.models.language import read_batch, restart_rope, run, vision_part
 from vesalius.models.processor import NOT_LEARNED, Batch
 from vesalius.models.specs import ModelSpec
 
@@ -41,29 +33,6 @@ VLM_CLASSES = {
     "qwen3_vl": Qwen3VLForConditionalGeneration,
 }
 """Family -> the native class of the vision-language half."""
-
-
-@dataclass(frozen=True)
-class SegPrompts:
-    """One row for each [SEG] of a batch, in order of the questions."""
-
-    embedding: torch.Tensor
-    """float (m, c): what the projector made of its hidden state."""
-    row: torch.Tensor
-    """int64 (m,): the question it answers."""
-    image: torch.Tensor
-    """int64 (m,): the image it is about."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the language model said to each question of a batch."""
-
-    ids: list[list[int]]
-    """Tokens of each answer, the closing one included."""
-    seg: SegPrompts
-    says_seg: torch.Tensor
-    """bool (b,): the model itself writes [SEG]; where the answer was given, it agrees with all of it up to there."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +74,7 @@ class Projector(nn.Module):
 
 
 class TextSegModel(nn.Module):
-    """Parameters, and the maths on them. Wrappers see `forward`; `answer` and `decode` are for the unwrapped model."""
+    """Parameters, and the maths on them. Wrappers see `forward`; `decode` and `answering.py` take the unwrapped model."""
 
     def __init__(
         self,
@@ -127,92 +96,17 @@ class TextSegModel(nn.Module):
         restart_rope(self.vlm)
         states = run(self.vlm, read_batch(self.vlm, batch), self.seg_before_norm)
         learned = batch.labels[:, 1:] != NOT_LEARNED
-        seg = self._seg_prompts(
-            states.seg, (batch.input_ids == self.seg_id) & (batch.labels != NOT_LEARNED), batch
-        )
+        at = (batch.input_ids == self.seg_id) & (batch.labels != NOT_LEARNED)
+        seg = self.seg_prompts(states.seg[at], at.nonzero()[:, 0], batch)
         return Output(
             text_logits=self.vlm.lm_head(states.last[:, :-1][learned]),
             text_labels=batch.labels[:, 1:][learned],
             masks=self.decode(batch.g_pixel_values, seg),
         )
 
-    def _seg_prompts(self, hidden: torch.Tensor, at: torch.Tensor, batch: Batch) -> SegPrompts:
-        row = at.nonzero()[:, 0]
-        return SegPrompts(self.projector(hidden[at]), row, batch.image_of_row[row])
-
-    @torch.no_grad()
-    def answer(self, batch: Batch, stop_id: int, max_new_tokens: int = 0, official: bool = False) -> Answer:
-        """Answers to the questions of a batch.
-
-        With `max_new_tokens` = 0 the rows already hold the template's answer, which is read in one pass; else
-        the model writes up to that many tokens greedily, and may well not say [SEG]. `official` keeps what the
-        official code gets wrong there (docs/decisions/0006-official-numbers.md).
-        """
-        if max_new_tokens:
-            return self._generate(batch, stop_id, max_new_tokens, official)
-        return self._read(batch)
-
-    def _read(self, batch: Batch) -> Answer:
-        restart_rope(self.vlm)
-        states = run(self.vlm, read_batch(self.vlm, batch), self.seg_before_norm)
-        at = (batch.input_ids == self.seg_id) & (batch.labels != NOT_LEARNED)
-        # the model would write so itself if each token up to [SEG] is its own first choice
-        target = batch.labels[:, 1:]
-        is_seg = (target == self.seg_id).long()
-        checked = (target != NOT_LEARNED) & (is_seg.cumsum(dim=1) - is_seg == 0)
-        agrees = self.vlm.lm_head(states.last[:, :-1][checked]).argmax(dim=-1) == target[checked]
-        says_seg = torch.ones(len(at), dtype=torch.bool, device=at.device)
-        says_seg[checked.nonzero()[:, 0][~agrees]] = False
-        ids = [row[row != NOT_LEARNED].tolist() for row in batch.labels]
-        return Answer(ids, self._seg_prompts(states.seg, at, batch), says_seg)
-
-    def _generate(self, batch: Batch, stop_id: int, max_new_tokens: int, official: bool) -> Answer:
-        restart_rope(self.vlm)
-        inputs = read_batch(self.vlm, batch)
-        cache = DynamicCache()
-        done = torch.zeros(len(inputs.attention), dtype=torch.bool, device=inputs.attention.device)
-        tokens: list[torch.Tensor] = []
-        seg_states: list[torch.Tensor] = []
-        for _ in range(max_new_tokens):
-            states = run(self.vlm, inputs, self.seg_before_norm, cache)
-            if not official:
-                hold_rope(self.vlm)
-            if tokens:
-                seg_states.append(states.seg[:, -1])  # the state where the last token is the input
-            token = self.vlm.lm_head(states.last[:, -1]).argmax(dim=-1).masked_fill(done, stop_id)
-            tokens.append(token)
-            done = done | (token == stop_id)
-            if done.all():
-                break
-            inputs = read_token(self.vlm, inputs, token)
-        written = torch.stack(tokens, dim=1)
-        if not official and beyond_context(self.vlm, inputs.attention):
-            return self._read_again(batch, written)
-        # the state of a [SEG] that is the very last token allowed was never computed: the answer was cut there
-        at = written[:, : len(seg_states)] == self.seg_id
-        ids = [_until(row, stop_id) for row in written.tolist()]
-        seg = (
-            self._seg_prompts(torch.stack(seg_states, dim=1), at, batch) if at.any() else self._no_seg(batch)
-        )
-        return Answer(ids, seg, at.any(dim=1))
-
-    def _read_again(self, batch: Batch, written: torch.Tensor) -> Answer:
-        """The answer (1, t) to a question that is longer than the trained context, read in one pass.
-
-        There the turn of each key depends on the length of the whole, which was not known when the cache was filled.
-        """
-        answered = replace(
-            batch,
-            input_ids=torch.cat([batch.input_ids, written], dim=1),
-            labels=torch.cat([batch.labels, written], dim=1),
-            attention_mask=torch.cat([batch.attention_mask, torch.ones_like(written)], dim=1),
-        )
-        return replace(self._read(answered), says_seg=(written == self.seg_id).any(dim=1))
-
-    def _no_seg(self, batch: Batch) -> SegPrompts:
-        nothing = batch.image_of_row[:0]
-        channels = self.projector.linear_2.out_features
-        return SegPrompts(self.projector.linear_2.weight.new_zeros(0, channels), nothing, nothing)
+    def seg_prompts(self, hidden: torch.Tensor, row: torch.Tensor, batch: Batch) -> SegPrompts:
+        """Prompts of the states (m, hidden) of [SEG], each in the question `row` (m,)."""
+        return SegPrompts(self.projector(hidden), row, batch.image_of_row[row])
 
     def decode(self, g_pixel_values: Sequence[torch.Tensor], seg: SegPrompts) -> MaskLogits:
         """One low-resolution map for each [SEG], of g = S / 4 cells a side.
@@ -301,8 +195,3 @@ def _rank_within(groups: torch.Tensor) -> torch.Tensor:
     """How many earlier entries have the same value: [5, 5, 7, 5] gives [0, 1, 0, 2]."""
     same = groups[:, None] == groups[None, :]
     return same.tril(diagonal=-1).sum(dim=1)
-
-
-def _until(ids: list[int], stop_id: int) -> list[int]:
-    """The tokens up to the first closing one, which is included."""
-    return ids[: ids.index(stop_id) + 1] if stop_id in ids else ids

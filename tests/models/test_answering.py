@@ -1,0 +1,147 @@
+"""Drafted answers: the same tokens and states as written ones, in fewer passes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vesalius.models.answering import (
+    Answer,
+    Drafts,
+    verify_answer,
+    write_answer,
+)
+from vesalius.models.checkpoint import OpenedModel, new_model, open_model
+from vesalius.models.processor import Batch
+from vesalius.types import Item
+
+MOST = 9
+PROMPTS = (("vessel", "catheter"), ("a rather longer phrase",))
+
+
+def make_batch(opened: OpenedModel) -> Batch:
+    rng = np.random.default_rng(0)
+    items = [
+        Item(str(i), rng.integers(0, 256, (1, 64, 96, 3), dtype=np.uint8), prompts)
+        for i, prompts in enumerate(PROMPTS)
+    ]
+    return opened.processor(items)
+
+
+@pytest.fixture(scope="module")
+def opened() -> OpenedModel:
+    """Random weights, loud where words come in and go out: each question has an answer of changing tokens."""
+    opened = new_model("tiny", seed=3)
+    vlm, generator = opened.model.vlm, torch.Generator().manual_seed(2)
+    for part in (vlm.get_input_embeddings(), vlm.lm_head):
+        part.weight = torch.nn.Parameter(0.4 * torch.randn(part.weight.shape, generator=generator))
+    opened.model.eval()
+    return opened
+
+
+@contextmanager
+def passes(opened: OpenedModel) -> Iterator[list[int]]:
+    """Tokens a row of each pass through the language model."""
+    lengths: list[int] = []
+    hook = opened.model.vlm.model.language_model.register_forward_pre_hook(
+        lambda _, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    try:
+        yield lengths
+    finally:
+        hook.remove()
+
+
+def check_equal(found: Answer, written: Answer) -> None:
+    assert found.ids == written.ids
+    assert found.says_seg.tolist() == written.says_seg.tolist()
+    assert found.seg.row.tolist() == written.seg.row.tolist()
+    assert found.seg.image.tolist() == written.seg.image.tolist()
+    torch.testing.assert_close(found.seg.embedding, written.seg.embedding, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("place", range(MOST + 1))
+@pytest.mark.parametrize("row", range(3))
+def test_a_draft_that_goes_wrong_anywhere_changes_nothing(opened: OpenedModel, row: int, place: int) -> None:
+    batch, nothing_stops = make_batch(opened), -1
+    model = opened.model
+    ids = write_answer(model, batch, nothing_stops, MOST).ids
+    assert len({tuple(each) for each in ids}) == 3
+    model.seg_id = ids[1][3]  # a token that is said counts as [SEG]
+    written = write_answer(model, batch, nothing_stops, MOST)
+    assert written.says_seg.any()
+    draft = [*ids[row][:place], *([1] if place < MOST else [])]
+    found = verify_answer(model, batch, Drafts(draft), nothing_stops, MOST)
+    check_equal(found, written)
+    # only the whole answer of that row was right
+    assert found.origins == ["verified" if (each, place) == (row, MOST) else "generated" for each in range(3)]
+
+
+@pytest.mark.parametrize("row", range(3))
+def test_the_right_draft_is_verified_in_one_pass(opened: OpenedModel, row: int) -> None:
+    batch, model = make_batch(opened), opened.model
+    ids = write_answer(model, batch, -1, MOST).ids
+    stop = ids[row][5]
+    model.seg_id = ids[row][2]
+    written = write_answer(model, batch, stop, MOST)
+    with passes(opened) as lengths:
+        found = verify_answer(model, batch, Drafts(written.ids[row]), stop, MOST)
+    check_equal(found, written)
+    assert found.origins[row] == "verified"
+    alone = replace(
+        batch,
+        input_ids=batch.input_ids[[row]],
+        labels=batch.labels[[row]],
+        attention_mask=batch.attention_mask[[row]],
+        image_of_row=batch.image_of_row[[row]],
+    )
+    with passes(opened) as lengths:
+        verify_answer(model, alone, Drafts(written.ids[row]), stop, MOST)
+    assert lengths == [batch.input_ids.shape[1] + len(written.ids[row])]
+
+
+def test_half_precision_asks_again_where_two_logits_are_close(opened: OpenedModel) -> None:
+    batch, model = make_batch(opened).to("cpu", torch.bfloat16), opened.model.to(torch.bfloat16)
+    head = model.vlm.lm_head.weight
+    kept = head.detach().clone()
+    try:
+        ids = write_answer(model, batch, -1, 4).ids
+        with torch.no_grad():
+            head[(ids[0][0] + 1) % len(head)] = head[ids[0][0]]  # a twin: both have the same logit
+        written = write_answer(model, batch, -1, 4)
+        with passes(opened) as lengths:
+            found = verify_answer(model, batch, Drafts([*written.ids[0], 7]), 7, 5)
+        assert (
+            lengths[0] > lengths[1] > lengths[2] == 1
+        )  # once with the draft, once without, then token by token
+        assert found.origins == ["generated"] * 3
+    finally:
+        with torch.no_grad():
+            head.copy_(kept)
+        model.to(torch.float32)
+
+
+def test_the_commonest_answer_is_the_next_draft() -> None:
+    drafts = Drafts([1, 2, 9])
+    assert drafts.best() == (1, 2, 9)
+    drafts.hear([[3, 9], [4, 4]], stop_id=9)  # the second was cut
+    assert drafts.best() == (1, 2, 9)
+    drafts.hear([[3, 9]], stop_id=9)
+    assert drafts.best() == (3, 9)
+
+
+@pytest.mark.parametrize("family", ["internvl_qwen2", "internvl_internlm2", "qwen2_5_vl", "qwen3_vl"])
+def test_every_family_verifies_what_it_would_write(oracle: Path, family: str) -> None:
+    opened = open_model(oracle / family)
+    batch = make_batch(opened)
+    ids = write_answer(opened.model, batch, -1, MOST).ids
+    for place in (0, 4, MOST):
+        draft = [*ids[2][:place], 5]
+        check_equal(
+            verify_answer(opened.model, batch, Drafts(draft), -1, MOST),
+            write_answer(opened.model, batch, -1, MOST),
+        )
