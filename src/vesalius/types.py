@@ -35,11 +35,19 @@ class RleMask:
     rle: Rle
 
 
+Value = int | tuple[int, int, int]
+"""What a pixel of a mask file may say: a grey level or palette index, or a colour (r, g, b)."""
+
+
 @dataclass(frozen=True)
 class MaskFile:
-    """One object as an image file: pixels other than 0 belong to it."""
+    """One object as an image file: pixels other than 0 belong to it, or those of one class of a map of classes."""
 
     path: Path
+    values: tuple[Value, ...] | None = None
+    """Of a map: what the pixels of this class have. A class that no pixel has is not in the image."""
+    known: tuple[Value, ...] = ()
+    """Of a map: the values of all its classes. Any other is a fault, but for 0 or black, the background."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,25 @@ class Item:
 
 
 @dataclass(frozen=True)
+class Window:
+    """A part of an image, in its pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What the mask decoder made of one window."""
+
+    window: Window
+    logits: np.ndarray
+    """float32 (n, g, g): one map for each [SEG]."""
+
+
+@dataclass(frozen=True)
 class Prediction:
     """The answer to one question about one image.
 
@@ -121,7 +148,7 @@ class Prediction:
     size: Size
     """(h, w) of the original image."""
     logits: np.ndarray
-    """float32 (n, g, g): one low-resolution map for each [SEG]; n = 0 unless status is ok."""
+    """float32 (n, g, g): one low-resolution map for each [SEG]; n = 0 unless status is ok. (n, 0, 0) beside tiles."""
     input_size: int = 1024
     """Side of the square the segmenter saw; logits are enlarged to it first, as the official code does."""
     scores: tuple[float, ...] = ()
@@ -129,6 +156,10 @@ class Prediction:
     text: str = ""
     says_seg: bool = True
     """The model itself writes [SEG]; where the answer was forced, it would have written the same up to there."""
+    answered: Literal["forced", "verified", "generated", ""] = ""
+    """How the answer came to be: given, drafted and then verified, or written; "" where nobody said."""
+    tiles: tuple[Tile, ...] = ()
+    """The image in windows that cover it, where it was looked at so; their blend takes the place of `logits`."""
     threshold: float = 0.5
     error: str = ""
     """Why it failed."""
@@ -167,9 +198,34 @@ class Prediction:
         return objects.max(axis=0) if len(objects) else np.zeros(self.size, dtype=np.float32)
 
     def _full_logits(self) -> np.ndarray:
-        square = (self.input_size, self.input_size)
-        full = [resize_bilinear(resize_bilinear(each, square), self.size) for each in self.logits]
+        if self.tiles:
+            return self._blend()
+        full = [self._enlarge(each, self.size) for each in self.logits]
         return np.stack(full) if full else np.zeros((0, *self.size), dtype=np.float32)
+
+    def _enlarge(self, logits: np.ndarray, size: Size) -> np.ndarray:
+        return resize_bilinear(resize_bilinear(logits, (self.input_size, self.input_size)), size)
+
+    def _blend(self) -> np.ndarray:
+        """Mean of the tiles over each pixel; a tile counts the less the nearer the pixel lies to the tile's border."""
+        total = np.zeros((len(self.logits), *self.size), dtype=np.float32)
+        weights = np.zeros(self.size, dtype=np.float32)
+        for tile in self.tiles:
+            height, width = tile.window.height, tile.window.width
+            place = np.s_[
+                tile.window.top : tile.window.top + height, tile.window.left : tile.window.left + width
+            ]
+            weight = np.minimum(_nearness(height)[:, None], _nearness(width))
+            weights[place] += weight
+            for index, logits in enumerate(tile.logits):
+                total[index][place] += weight * self._enlarge(logits, (height, width))
+        return total / weights
+
+
+def _nearness(length: int) -> np.ndarray:
+    """(length,) float32: how far the middle of each pixel lies from the nearer end, as a share of half the length."""
+    place = np.arange(length, dtype=np.float32) + 0.5
+    return np.minimum(place, length - place) / (length / 2)
 
 
 @dataclass(frozen=True)
@@ -178,7 +234,13 @@ class Finding:
 
     code: str
     severity: Literal["error", "warning"]
+    file: str
+    """The image, mask, annotation file or folder that it is about."""
     place: str
-    """File and entry."""
+    """Entry and object in words, such as `entry 3 (a.png): 'vessel', object 1`; "" where it is the whole file."""
     message: str
-    """What is wrong and what to do."""
+    """What is wrong, with numbers."""
+    remedy: str
+    """What to do."""
+    samples: tuple[str, ...] = ()
+    """Ids of samples concerned, which are distinct within one split."""

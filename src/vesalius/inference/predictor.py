@@ -15,12 +15,12 @@ from PIL import Image
 from vesalius.data.images import as_pixels
 from vesalius.errors import SettingError
 from vesalius.inference.official import predict_forward
-from vesalius.models.answering import Answer, Drafts, read_answer, verify_answer, write_answer
+from vesalius.inference.tiles import TileSettings, decode_tiles
+from vesalius.models.answering import Answer, Drafts, SegPrompts, read_answer, verify_answer, write_answer
 from vesalius.models.checkpoint import OpenedModel, find_model, open_model
 from vesalius.models.processor import Batch
 from vesalius.models.stored import fingerprint_model
-from vesalius.models.textseg import MaskLogits
-from vesalius.types import Item, Prediction
+from vesalius.types import Item, Prediction, Tile
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ def load_predictor(
     *,
     answer: AnswerMode = "verify",
     threshold: float | None = None,
+    tiles: TileSettings | None = None,
     batch: int = 4,
     device: str | None = None,
 ) -> Predictor:
@@ -48,6 +49,7 @@ def load_predictor(
         opened,
         answer=answer,
         threshold=threshold,
+        tiles=tiles,
         batch=batch,
         name=str(model),
         fingerprint=fingerprint_model(folder),
@@ -59,7 +61,7 @@ class Predictor:
 
     `answer`: `generate` lets the model write its answer, token by token, which may hold no [SEG]; `verify` gives the
     same answer sooner (`models/answering.py`); `force` gives it the template's answer and reads the [SEG] in it, so
-    that every question gets a mask.
+    that every question gets a mask. With `tiles` masks come from windows of the image (`inference/tiles.py`).
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Predictor:
         *,
         answer: AnswerMode = "verify",
         threshold: float | None = None,
+        tiles: TileSettings | None = None,
         batch: int = 4,
         name: str = "",
         fingerprint: str | None = None,
@@ -81,6 +84,7 @@ class Predictor:
         self.bundle_card = opened.card
         self.answer = answer
         self.threshold = opened.card.threshold if threshold is None else threshold
+        self.tiles = tiles
         self.batch = batch
         self.name = name or opened.card.spec.name
         self.fingerprint = fingerprint
@@ -98,7 +102,8 @@ class Predictor:
         """What else decides the numbers, for reports."""
         parameter = next(self.model.parameters())
         where = {"device": str(parameter.device), "dtype": str(parameter.dtype).removeprefix("torch.")}
-        return {"answer": self.answer, **where, **self.processor.settings}
+        tiles = {} if self.tiles is None else {"tiles": self.tiles.model_dump()}
+        return {"answer": self.answer, **tiles, **where, **self.processor.settings}
 
     @property
     def training_images(self) -> tuple[str, ...] | None:
@@ -148,8 +153,30 @@ class Predictor:
         parameter = next(self.model.parameters())
         batch = self.processor(items, answered=self.answer == "force").to(parameter.device, parameter.dtype)
         answer = self._answer(batch)
-        masks = self.model.decode(batch.g_pixel_values, answer.seg)
-        return self._to_predictions(items, batch, answer, masks)
+        if self.tiles is None:
+            masks = self.model.decode(batch.g_pixel_values, answer.seg)
+            return self._to_predictions(items, answer, masks.logits, masks.scores, {})
+        tiles, logits, scores = self._decode_tiles(items, answer.seg)
+        return self._to_predictions(items, answer, logits, scores, tiles)
+
+    def _decode_tiles(
+        self, items: Sequence[Item], seg: SegPrompts
+    ) -> tuple[dict[int, list[Tile]], torch.Tensor, torch.Tensor]:
+        """Image -> its tiles with the maps of all its [SEG]; empty logits (m, 0, 0); scores (m,)."""
+        assert self.tiles is not None
+        scores = seg.embedding.new_zeros(len(seg.row))
+        tiles = {}
+        for index in seg.image.unique().tolist():
+            mine = seg.image == index
+            tiles[index], scores[mine] = decode_tiles(
+                self.model,
+                self.processor,
+                items[index].frames[0],
+                seg.embedding[mine],
+                self.tiles,
+                self.batch,
+            )
+        return tiles, scores.new_zeros(len(scores), 0, 0), scores
 
     def _answer(self, batch: Batch) -> Answer:
         stop_id = self.processor.stop_id
@@ -162,28 +189,35 @@ class Predictor:
                 return read_answer(self.model, batch)
 
     def _to_predictions(
-        self, items: Sequence[Item], batch: Batch, answer: Answer, masks: MaskLogits
+        self,
+        items: Sequence[Item],
+        answer: Answer,
+        logits: torch.Tensor,
+        scores: torch.Tensor,
+        tiles: dict[int, list[Tile]],
     ) -> Iterator[Prediction]:
-        logits = masks.logits.float().cpu().numpy()
-        scores = masks.scores.float().cpu().numpy()
-        row_of_mask = answer.seg.row.cpu().numpy()
+        maps, ious = logits.float().cpu().numpy(), scores.float().cpu().numpy()
+        row_of_mask, image_of_mask = answer.seg.row.cpu().numpy(), answer.seg.image.cpu().numpy()
         says_seg = answer.says_seg.tolist()
-        questions = [(item, prompt) for item in items for prompt in item.prompts]
+        questions = [(i, item, prompt) for i, item in enumerate(items) for prompt in item.prompts]
         cut = sum(self.processor.stop_id not in ids for ids in answer.ids)
         if cut:
             log.warning("%d of %d answers were cut after %d tokens", cut, len(questions), MAX_NEW_TOKENS)
-        for row, (item, prompt) in enumerate(questions):
+        for row, (image, item, prompt) in enumerate(questions):
             mine = row_of_mask == row
+            among = mine[image_of_mask == image]  # tiles hold the maps of one image only
+            shown = tiles.get(image, ()) if mine.any() else ()
             yield Prediction(
                 id=item.id,
                 prompt=prompt,
                 status="ok" if mine.any() else "no_seg",
                 size=item.size,
-                logits=logits[mine],
+                logits=maps[mine],
                 input_size=self.processor.spec.sam_size,
-                scores=tuple(scores[mine].tolist()),
+                scores=tuple(ious[mine].tolist()),
                 text=self.processor.text(answer.ids[row]),
                 says_seg=says_seg[row],
                 answered=answer.origins[row],
+                tiles=tuple(replace(tile, logits=tile.logits[among]) for tile in shown),
                 threshold=self.threshold,
             )

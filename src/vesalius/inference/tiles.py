@@ -1,0 +1,91 @@
+"""Where a large image is looked at closely: windows that overlap, each as large as the segmenter's input shows well.
+
+The mask decoder's map has a quarter of the side of the segmenter's input. On the whole of a fundus image of
+3504 x 2336 a cell of it is 14 pixels wide, and even the ground truth, brought to that map and back, has a Dice of
+0.77; in windows of half the input's side, where a cell is 2 pixels, it has 0.99 (benchmarks/tiles.py).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field
+
+from vesalius.config import Settings
+from vesalius.masks import Size
+from vesalius.models.answering import SegPrompts
+from vesalius.models.processor import Processor
+from vesalius.models.textseg import TextSegModel
+from vesalius.types import Tile, Window
+
+
+class TileSettings(Settings):
+    """How an image is cut into windows. The language model sees the whole image; each [SEG] is decoded in each window."""
+
+    sides: tuple[Annotated[int, Field(ge=32)], ...] = ()
+    """Sides of the square windows in pixels, one for each scale; none: half of the segmenter's input."""
+    overlap: Annotated[float, Field(ge=0, le=0.9)] = 0.25
+    """Least share of a window's side that it has in common with the next."""
+
+
+def find_windows(size: Size, side: int, overlap: float) -> list[Window]:
+    """Windows of `side` that cover an image of `size`, evenly spaced, from the top left row by row.
+
+    Worked case: 110 pixels, side 64, overlap 0.5: steps of at most 32, so starts 0, 23, 46. An axis that is not longer
+    than `side` has one window of its own length.
+    """
+    return [
+        Window(top, left, min(side, size[0]), min(side, size[1]))
+        for top in _starts(size[0], side, overlap)
+        for left in _starts(size[1], side, overlap)
+    ]
+
+
+def decode_tiles(
+    model: TextSegModel,
+    processor: Processor,
+    frame: np.ndarray,
+    prompts: torch.Tensor,
+    settings: TileSettings,
+    batch: int,
+) -> tuple[list[Tile], torch.Tensor]:
+    """The tiles of a frame uint8 (h, w, 3), and float (n,) the predicted IoU of each prompt, its mean over the tiles.
+
+    `prompts` float (n, c) are the embeddings of each [SEG]; `batch` windows are encoded together.
+    """
+    size = frame.shape[0], frame.shape[1]
+    sides = settings.sides or (processor.spec.sam_size // 2,)
+    windows = [window for side in sides for window in find_windows(size, side, settings.overlap)]
+    tiles: list[Tile] = []
+    scores = []
+    for start in range(0, len(windows), batch):
+        some = windows[start : start + batch]
+        squares = [
+            processor.for_segmenter(Image.fromarray(_cut(frame, window))).to(prompts) for window in some
+        ]
+        decoded = model.decode(squares, _on_each(prompts, len(some)))
+        maps = decoded.logits.unflatten(0, (len(some), -1)).float().cpu().numpy()
+        tiles += [Tile(window, each) for window, each in zip(some, maps, strict=True)]
+        scores.append(decoded.scores.unflatten(0, (len(some), -1)))
+    return tiles, torch.cat(scores).mean(dim=0)
+
+
+def _cut(frame: np.ndarray, window: Window) -> np.ndarray:
+    return frame[window.top : window.top + window.height, window.left : window.left + window.width]
+
+
+def _on_each(prompts: torch.Tensor, images: int) -> SegPrompts:
+    """The same prompts on each of several images, image by image."""
+    image = torch.arange(images, device=prompts.device).repeat_interleave(len(prompts))
+    return SegPrompts(prompts.repeat(images, 1), image, image)
+
+
+def _starts(length: int, side: int, overlap: float) -> list[int]:
+    if length <= side:
+        return [0]
+    steps = math.ceil((length - side) / max(1.0, side * (1 - overlap)))
+    return [round(step * (length - side) / steps) for step in range(steps + 1)]
