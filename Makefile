@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup browser demo test test-slow check fix
+.PHONY: setup browser dicom-validator demo test test-slow check fix
 
 setup: $(VENV)/.ready
 
@@ -27,16 +27,23 @@ browser:
 	then echo "installed Chromium for the tests of report pages"; \
 	else echo "NOTE: no Chromium and no right to install it: the tests of report pages in a browser are skipped"; fi
 
+# DICOM segmentations are checked by an independent program; without it that test is skipped
+dicom-validator:
+	@command -v dciodvfy >/dev/null && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && { timeout 200 apt-get install -y -qq dicom3tools || { timeout 60 apt-get update -qq && timeout 200 apt-get install -y -qq dicom3tools; }; } >/dev/null 2>&1; \
+	then echo "installed dicom3tools for the test of DICOM segmentations"; \
+	else echo "NOTE: no dciodvfy and no right to install it: DICOM segmentations are not validated"; fi
+
 demo: setup
 	$(BIN)/python recipes/demo.py
 
-test: setup browser
+test: setup browser dicom-validator
 	$(BIN)/python -m pytest
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
-check: setup browser
+check: setup browser dicom-validator
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

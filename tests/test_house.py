@@ -33,6 +33,7 @@ ROOMS_WITHOUT_TORCH = (
     "tensorfiles",
     "config",
     "lineage",
+    "plots",
     "visualisation",
     "data",
     "evaluation",

@@ -33,13 +33,86 @@ def build_parser(verbs: dict[str, Any]) -> argparse.ArgumentParser:
 
 def _synth(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("out", type=Path, metavar="OUT", help="folder to make")
-    verb.add_argument("--n", type=int, default=48, help="images (default 48)")
+    verb.add_argument("--n", type=int, default=48, help="images, or clips (default 48)")
+    verb.add_argument("--frames", type=int, default=1, help="of each clip (default 1: still images)")
     verb.add_argument("--seed", type=int, default=0, help="the same seed gives the same images (default 0)")
     verb.add_argument("--size", type=int, default=512, help="side in pixels (default 512)")
+    verb.add_argument(
+        "--kind",
+        choices=("coronary", "retina", "mixed"),
+        default="coronary",
+        help="what to draw; mixed alternates (default coronary)",
+    )
+    verb.add_argument(
+        "--phrases",
+        choices=("default", "all"),
+        default="default",
+        help="all: those too that need reading, such as 'the widest vessel' or 'stenosis'",
+    )
+    verb.add_argument("--workers", type=int, metavar="N", help="processes that draw (default: one a core)")
 
 
 def _check(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("data", type=Path, metavar="DATA", help=DATA)
+    _data(verb)
+    verb.add_argument(
+        "--workers", type=int, metavar="N", help="processes that read images (default: one a core)"
+    )
+    verb.add_argument(
+        "--report",
+        type=Path,
+        metavar="DIR",
+        help="write check.html with pictures of what was found, findings.json and augmented.png into DIR",
+    )
+    verb.add_argument(
+        "--fix",
+        type=Path,
+        metavar="OUT",
+        help="write a copy in OUT, corrected where that is certain: masks of another size rescaled, objects of a "
+        "phrase united, coordinates outside clipped; what cannot be corrected is dropped; fixes.json lists all. "
+        "Exit status 1 then means that the copy still has errors",
+    )
+
+
+def _split(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("data", type=Path, metavar="DATA", help=DATA)
+    verb.add_argument("out", type=Path, metavar="OUT", help="folder to make")
+    how = verb.add_mutually_exclusive_group(required=True)
+    how.add_argument(
+        "--fractions",
+        type=float,
+        nargs="+",
+        default=(),
+        metavar="F",
+        help="shares of the images, which sum to 1: TRAIN VAL TEST, or TRAIN VAL",
+    )
+    how.add_argument(
+        "--folds", type=int, default=0, metavar="K", help="K folds instead: fold1.train, fold1.val, ..."
+    )
+    verb.add_argument("--seed", type=int, default=0, help="decides between equal choices (default 0)")
+    _data(verb)
+
+
+def _import(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("source", type=Path, metavar="SOURCE", help=f"{DATA}, or images without annotation")
+    verb.add_argument("out", type=Path, metavar="OUT", help="folder to make")
+    verb.add_argument(
+        "--to",
+        choices=("house", "coco", "labelme", "masks"),
+        default="house",
+        help="format to write (default house)",
+    )
+    verb.add_argument(
+        "--pseudonymise",
+        action="store_true",
+        help="no names, no metadata: the key and what is what go to OUT.key.json, for its owner alone",
+    )
+    verb.add_argument(
+        "--key",
+        type=Path,
+        metavar="FILE",
+        help="a .key.json: the same patients get the same pseudonyms again",
+    )
     _data(verb)
 
 
@@ -60,7 +133,7 @@ def _predict(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--save",
         default="masks,rle",
-        metavar="masks,probs,overlay,rle",
+        metavar="masks,probs,overlay,rle,dicom",
         help="what to write (default masks,rle)",
     )
     _prediction(verb)
@@ -157,13 +230,19 @@ def _data(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--prompt", help="map every phrase to this one")
     verb.add_argument("--split", metavar="NAME", help="which annotations.NAME.json of a folder")
     verb.add_argument(
-        "--group", metavar="G", help="patient or sequence: a field, or a regular expression on the id"
+        "--group",
+        metavar="G",
+        help="patient or sequence: a field, folder, PatientID and the like of DICOM files, or a regular expression on the id",
     )
 
 
 def _prediction(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
-        "--answer", choices=("generate", "force"), default="generate", help="who writes the answer"
+        "--answer",
+        choices=("verify", "generate", "force"),
+        default="verify",
+        help="verify: the model's own answer, guessed and then proved (default); generate: the same, token by token; "
+        "force: the template's answer",
     )
     verb.add_argument("--batch", type=int, default=4, metavar="N", help="images at once (default 4)")
 
@@ -180,6 +259,8 @@ def _threshold(verb: argparse.ArgumentParser) -> None:
 ARGUMENTS = {
     "synth": _synth,
     "check": _check,
+    "split": _split,
+    "import": _import,
     "train": _train,
     "predict": _predict,
     "evaluate": _evaluate,

@@ -21,36 +21,117 @@ Result = dict[str, Any]
 
 
 def synth(args: argparse.Namespace) -> Result:
-    """Write synthetic angiograms with exact masks."""
+    """Write synthetic angiograms or retinas with exact masks."""
     from vesalius.data.synth import write_data_set
 
-    with Progress(args.n, "synth") as progress:
-        write_data_set(args.out, args.n, seed=args.seed, size=args.size, on_progress=progress.reach)
-    print(f"{args.out}: {args.n} images, {2 * args.n} masks")
-    return {"out": str(args.out), "n": args.n, "seed": args.seed, "size": args.size}
+    settings = {name: getattr(args, name) for name in ("seed", "size", "frames", "kind", "phrases")}
+    with Progress(args.n * args.frames, "synth") as progress:
+        written = write_data_set(
+            args.out, args.n, on_progress=progress.reach, workers=args.workers, **settings
+        )
+    missing = f", {written.absent} phrases that are not there" if written.absent else ""
+    print(f"{args.out}: {written.images} images, {written.masks} masks{missing}")
+    return {"out": str(args.out), "n": args.n, **settings, **vars(written)}
 
 
 def check(args: argparse.Namespace) -> Result:
     """Say what is wrong with a data set, before any computing time is spent on it."""
-    from vesalius.data import checks
+    from vesalius.data.checks import fixes, sheet
+    from vesalius.data.checks.inspection import inspect
+    from vesalius.data.checks.listing import list_findings
 
-    data_set, findings = checks.inspect(args.data, split=args.split, prompt=args.prompt, group=args.group)
-    counts = checks.counts(data_set)
-    print(f"{data_set.root}: format {data_set.format}")
-    for note in data_set.notes:
-        print(note)
-    for name, count in counts.items():
+    if args.report is not None:
+        sheet.check_target(args.report)
+    if args.fix is not None:
+        fixes.check_target(args.fix, args.data)
+    with Progress(1.0, "check", unit="data set") as progress:
+        report = inspect(
+            args.data,
+            split=args.split,
+            prompt=args.prompt,
+            group=args.group,
+            workers=args.workers,
+            on_progress=progress.reach,
+        )
+    for name, part in report.parts.items():
+        print(f"{part.root}{name and f', {name}'}: format {part.format}")
+        for note in part.notes:
+            print(note)
+    for name, count in report.counts.items():
         print(f"{name}: {count}")
-    for finding in findings:
-        print(f"{finding.severity}: {finding.place}: {finding.message} [{finding.code}]")
-    errors = sum(finding.severity == "error" for finding in findings)
-    print(f"{errors} errors, {len(findings) - errors} warnings")
-    return {
-        "format": data_set.format,
-        "counts": counts,
-        "findings": [vars(finding) for finding in findings],
-        "failed": errors,
+    for line in list_findings(report.findings, every=args.verbose):
+        print(line)
+    result: Result = {
+        "format": ", ".join(dict.fromkeys(part.format for part in report.parts.values())),
+        "counts": report.counts,
+        "findings": [vars(finding) for finding in report.findings],
+        "failed": sum(finding.severity == "error" for finding in report.findings),
     }
+    if args.report is not None:
+        with Progress(1.0, "report", unit="page") as progress:
+            page = sheet.write_sheet(report, args.report, workers=args.workers, on_progress=progress.reach)
+        print(f"report: {page}")
+    return result if args.fix is None else result | _fix(args, report, result["failed"])
+
+
+def _fix(args: argparse.Namespace, report: Any, errors: int) -> Result:
+    """Write the corrected copy; the job fails only where errors are left in it."""
+    from vesalius.data.checks.fixes import write_fixed
+
+    with Progress(1.0, "fix", unit="copy") as progress:
+        fixes = write_fixed(report, args.fix, workers=args.workers, on_progress=progress.reach)
+    done = ", ".join(f"{n} {deed}" for deed, n in fixes.counts.items())
+    print(f"{args.fix}: {done}; fixes.json lists them")
+    print(f"errors: {errors} in {args.data}, {fixes.errors} in {args.fix}")
+    return {"out": str(args.fix), "fixes": fixes.counts, "failed": fixes.errors}
+
+
+def split(args: argparse.Namespace) -> Result:
+    """Cut a data set into parts, or folds, of whole patients or sequences."""
+    from vesalius.data.dataset import open_data_set
+    from vesalius.data.splits import split_data_set
+
+    data_set = open_data_set(args.data, split=args.split, prompt=args.prompt, group=args.group)
+    with Progress(len(data_set.samples), "split") as progress:
+        result = split_data_set(
+            data_set,
+            args.out,
+            fractions=args.fractions,
+            folds=args.folds,
+            seed=args.seed,
+            group=args.group,
+            on_progress=progress.reach,
+        )
+    for name, part in result["parts"].items():
+        area = "" if part["mean_area"] is None else f"  mean area {part['mean_area']:.4f}"
+        phrases = "  ".join(f"{phrase} {n}" for phrase, n in part["phrases"].items())
+        print(f"{name:<12}{part['images']} images  {part['groups']} groups{area}  {phrases}".rstrip())
+    for note in result["notes"]:
+        print(note)
+    print(f"{args.out}: open a part with --split NAME")
+    return result
+
+
+def import_(args: argparse.Namespace) -> Result:
+    """Bring annotation exports, DICOM files and videos into one data set, under pseudonyms if asked for."""
+    from vesalius.data.importing import import_data_set
+
+    with Progress(1.0, "import", unit="data set") as progress:
+        result = import_data_set(
+            args.source,
+            args.out,
+            to=args.to,
+            pseudonymise=args.pseudonymise,
+            key=args.key,
+            prompt=args.prompt,
+            split=args.split,
+            group=args.group,
+            on_progress=progress.reach,
+        )
+    for note in result["notes"]:
+        print(note)
+    print(f"{args.out}: {result['counts']['images']} images, format {args.to}")
+    return result
 
 
 def train(args: argparse.Namespace) -> Result:
@@ -88,7 +169,7 @@ def _validation_line(line: dict[str, Any]) -> str:
 
 def predict(args: argparse.Namespace) -> Result:
     """Write masks for images."""
-    from vesalius.data.dataset import find_images
+    from vesalius.data.search import find_images
     from vesalius.inference.folder import write_predictions
     from vesalius.inference.predictor import load_predictor
     from vesalius.models.allocator import keep_freed_memory
@@ -246,7 +327,8 @@ def convert(args: argparse.Namespace) -> Result:
 
 
 VERBS = {
-    verb.__name__: verb for verb in (synth, check, train, predict, evaluate, tune, compare, info, convert)
+    verb.__name__.rstrip("_"): verb  # import is a word of Python's own
+    for verb in (synth, check, split, import_, train, predict, evaluate, tune, compare, info, convert)
 }
 
 

@@ -199,8 +199,8 @@ def _mask_line(reference: MaskReference) -> list[Any]:
             return ["polygons", [[float(number) for number in part] for part in parts]]
         case RleMask(rle):
             return ["rle", list(rle["size"]), rle["counts"]]
-        case MaskFile(path):
-            return ["file", _hash_readable(path)]
+        case MaskFile(path, values):
+            return ["file", _hash_readable(path), *([] if values is None else [list(values)])]
         case Absent():
             return ["absent"]
 

@@ -85,23 +85,24 @@ def _run_lengths(counts: bytes) -> list[int]:
 
     From the fourth run on, the difference to the run two before is stored (pycocotools, maskApi.c).
     """
-    lengths: list[int] = []
-    value = shift = 0
-    for character in counts:
-        chunk = character - 48
-        if not 0 <= chunk < 64 or shift > 30:
-            raise ValueError("the RLE string has a character or a number that no mask has")
-        value |= (chunk & 0x1F) << shift
-        shift += 5
-        if chunk & 0x20:
-            continue
-        if chunk & 0x10:
-            value -= 1 << shift
-        lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
-        value = shift = 0
-    if shift:
+    chunks = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
+    if not len(chunks):
+        return []
+    ends = np.flatnonzero(chunks & 0x20 == 0)
+    if not len(ends) or ends[-1] != len(chunks) - 1:
         raise ValueError("the RLE string ends inside a number")
-    return lengths
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    digits = ends - starts + 1
+    if chunks.min() < 0 or chunks.max() > 63 or digits.max() > 7:
+        raise ValueError("the RLE string has a character or a number that no mask has")
+    shifts = 5 * (np.arange(len(chunks)) - np.repeat(starts, digits))
+    values = np.add.reduceat((chunks & 0x1F) << shifts, starts)
+    negative = chunks[ends] & 0x10 != 0
+    values[negative] -= np.int64(1) << (5 * digits[negative])
+    # run 1 is stored as it is too: the first difference is that of run 3 to run 1
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    return values.tolist()
 
 
 def _decode_runs(lengths: list[int], size: Size) -> Bool[np.ndarray, "h w"]:

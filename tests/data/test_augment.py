@@ -6,9 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+from scipy import ndimage
 
 from vesalius.config import make_settings
-from vesalius.data.augment import AugmentSettings, augment
+from vesalius.data.augment import FOLD_LIMIT, AugmentSettings, Probabilities, augment
+from vesalius.data.warping import Elastic, PlaceMap
 from vesalius.errors import SettingError
 from vesalius.types import Item
 
@@ -18,8 +23,10 @@ EVERYTHING = AugmentSettings(
     rotate_degrees=30,
     scale=0.2,
     shift=0.1,
+    elastic=0.04,
     gamma=0.3,
     contrast=0.3,
+    blur=1.5,
     noise=5,
     invert=0.5,
 )
@@ -59,11 +66,46 @@ def test_the_generator_decides() -> None:
     assert (first.frames != other.frames).any()
 
 
-def test_one_setting_does_not_change_what_another_draws() -> None:
-    item = disc()
-    moved = change(item, rotate_degrees=30, shift=0.1)
-    both = change(item, rotate_degrees=30, shift=0.1, gamma=0.3, noise=4)
-    np.testing.assert_array_equal(masks_of(moved), masks_of(both))
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"gamma": 0.3, "noise": 4},
+        {"blur": 2},
+        {"invert": 1},
+        {"contrast": 0.5, "probability": {"contrast": 0.5, "gamma": 0.1}},
+    ],
+)
+def test_one_setting_does_not_change_what_another_draws(other: dict[str, Any]) -> None:
+    moves = {"rotate_degrees": 30, "shift": 0.1, "elastic": 0.04}
+    np.testing.assert_array_equal(
+        masks_of(change(disc(), **moves)), masks_of(change(disc(), **moves, **other))
+    )
+
+
+def test_what_is_drawn_afterwards_does_not_depend_on_the_settings() -> None:
+    nothing, everything = np.random.default_rng(5), np.random.default_rng(5)
+    augment(disc(), AugmentSettings(), nothing)
+    augment(disc(), EVERYTHING, everything)
+    assert nothing.random() == everything.random()
+
+
+def test_draws_are_the_same_as_before_elastic_and_blur_came() -> None:
+    """A stored run repeats itself: flip is the first number, rotation the third, and ten come before the
+    seed."""
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        first = rng.random(10)
+        rng.integers(2**63)
+        after = np.random.default_rng(seed)
+        mirrored = augment(disc(), AugmentSettings(flip=0.5), after)
+        assert (mirrored.frames != disc().frames).any() == (first[0] < 0.5)
+        assert after.random() == rng.random()
+        turned = masks_of(change(disc((96, 96)), seed, rotate_degrees=90))[0, 0]
+        angle = np.radians((2 * first[2] - 1) * 90)
+        y, x = (mean - 48 for mean in np.argwhere(masks_of(disc((96, 96)))[0, 0]).mean(axis=0) + 0.5)
+        expected = x * np.cos(angle) - y * np.sin(angle), x * np.sin(angle) + y * np.cos(angle)
+        got = np.argwhere(turned).mean(axis=0)[::-1] + 0.5 - 48
+        np.testing.assert_allclose(got, expected, atol=0.3)
 
 
 @pytest.mark.parametrize(("name", "axis"), [("flip", 2), ("flip_vertical", 1)])
@@ -84,6 +126,106 @@ def test_the_mask_stays_on_its_object(values: dict[str, float]) -> None:
         mask = masks_of(moved)[0, 0]
         assert 2 * (bright & mask).sum() / (bright.sum() + mask.sum()) > 0.98
         assert not masks_of(moved)[1].any()
+
+
+moves = st.fixed_dictionaries(
+    {
+        "flip": st.sampled_from([0.0, 1.0]),
+        "flip_vertical": st.sampled_from([0.0, 1.0]),
+        "rotate_degrees": st.floats(0, 180),
+        "scale": st.floats(0, 0.4),
+        "shift": st.floats(0, 0.15),
+        "elastic": st.floats(0, 0.06),
+    }
+)
+
+
+@given(moves, st.integers(0, 10**6), st.tuples(st.integers(60, 130), st.integers(60, 130)))
+@examples(max_examples=60)
+def test_image_and_mask_move_alike(values: dict[str, float], seed: int, size: tuple[int, int]) -> None:
+    y, x = np.mgrid[: size[0], : size[1]]
+    distance = np.hypot(x + 0.5 - size[1] * 0.55, y + 0.5 - size[0] * 0.45)
+    soft = np.clip(9 - distance, 0, 1)  # a disc with a border of one pixel, half of it inside of the mask
+    frames = np.rint(200 * soft).astype(np.uint8)[None, ..., None].repeat(3, axis=3)
+    blob = Item("blob", frames, ("blob",), (distance < 8.5)[None, None])
+    moved = change(blob, seed, **values)
+    light, mask = moved.frames[0, :, :, 0].astype(float), masks_of(moved)[0, 0]
+    border = np.concatenate([light[0], light[-1], light[:, 0], light[:, -1]])
+    if not mask.any() or border.any():
+        return  # it left the image, in part or as a whole
+    centre = np.array(ndimage.center_of_mass(light))
+    assert np.abs(centre - ndimage.center_of_mass(mask)).max() < 0.5
+    assert light.sum() / 200 == pytest.approx(mask.sum(), rel=0.12)
+
+
+@given(st.integers(0, 10**6), st.floats(0, 180), st.sampled_from([0.01, 0.02, 0.04]))
+@examples(max_examples=40)
+def test_a_line_of_two_pixels_stays_in_one_piece(seed: int, degrees: float, elastic: float) -> None:
+    mask = np.zeros((128, 128), bool)
+    mask[64:66, 24:104] = True
+    mask[30:98, 70:72] = True
+    frames = np.where(mask, 40, 180).astype(np.uint8)[None, ..., None].repeat(3, axis=3)
+    moved = change(
+        Item("line", frames, ("line",), mask[None, None]), seed, elastic=elastic, rotate_degrees=degrees
+    )
+    _, n = ndimage.label(masks_of(moved)[0, 0], structure=np.ones((3, 3)))
+    assert n == 1
+    assert masks_of(moved).sum() == pytest.approx(mask.sum(), rel=0.25)
+    assert moved.frames[0, :, :, 0][masks_of(moved)[0, 0]].mean() < 90  # it is blurred once, not twice
+
+
+def test_elastic_moves_no_point_further_than_it_says() -> None:
+    height, width = 90, 140
+    for seed in range(10):
+        elastic = Elastic.drawn(np.random.default_rng(seed), (height, width), amplitude=5, extent=20)
+        by = elastic.displacement(0, height)
+        assert by.shape == (2, height, width)
+        assert np.abs(by).max() < 5
+        np.testing.assert_array_equal(elastic.displacement(30, 50), by[:, 30:50])
+
+
+def test_elastic_at_its_limit_does_not_fold() -> None:
+    """Points moved as far apart as can be: the map keeps its sense of rotation at every pixel."""
+    side, extent = 100, 20.0
+    limit = FOLD_LIMIT * extent
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        drawn = Elastic.drawn(rng, (side, side), limit, extent)
+        corners = rng.choice([-limit, limit], (2, drawn.rows.shape[1], drawn.rows.shape[1]))
+        for elastic in (drawn, Elastic(drawn.rows, (corners @ drawn.rows.T).astype(np.float32))):
+            x, y = elastic.displacement(0, side) + np.mgrid[:side, :side][::-1]
+            (x_y, x_x), (y_y, y_x) = np.gradient(x), np.gradient(y)
+            assert (x_x * y_y - x_y * y_x).min() > 0
+
+
+def test_a_place_map_takes_each_pixel_from_its_place() -> None:
+    ramp = np.arange(12, dtype=np.uint8).reshape(1, 3, 4) * 10
+    right = np.array([[1, 0, 0.25], [0, 1, 0], [0, 0, 1.0]])  # a quarter of a pixel further right
+    pixels, masks = PlaceMap((3, 4), right).move(ramp, np.zeros((0, 3, 4), bool))
+    np.testing.assert_array_equal(pixels[0, 0], [3, 13, 23, 30])  # 2.5 and 12.5 rounded up; the edge goes on
+    assert masks.shape == (0, 3, 4)
+    mask = ramp[:, :, :] >= 60
+    down = np.array([[1, 0, 0], [0, 1, -1.0], [0, 0, 1]])
+    _, masks = PlaceMap((3, 4), down).move(ramp, mask)
+    np.testing.assert_array_equal(masks[0], [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 1, 1]])
+
+
+def test_images_of_any_size_can_be_changed() -> None:
+    for size in ((1, 1), (1, 40), (37, 2), (300, 3)):
+        item = disc(size)
+        for seed in range(4):
+            changed = augment(item, EVERYTHING, np.random.default_rng(seed))
+            assert changed.frames.shape == item.frames.shape
+            assert masks_of(changed).shape == masks_of(item).shape
+
+
+def test_a_grey_image_changes_as_the_same_image_in_three_channels() -> None:
+    grey = disc()
+    coloured = Item("disc", grey.frames.copy(), grey.prompts, grey.masks)
+    coloured.frames[0, 0, 0] += np.array([0, 0, 1], np.uint8)  # so that it is not grey
+    values = {"rotate_degrees": 30, "elastic": 0.04, "gamma": 0.3, "blur": 1.0, "noise": 3}
+    one, three = change(grey, **values).frames, change(coloured, **values).frames
+    np.testing.assert_array_equal(one[0, 20:, 20:], three[0, 20:, 20:])
 
 
 def test_scale_and_shift_keep_to_their_range() -> None:
@@ -139,12 +281,62 @@ def test_noise_is_grey_and_of_the_stated_strength() -> None:
     assert 8 < max(strengths) < 10.5
 
 
+def test_blur_is_gaussian_of_the_stated_width_and_keeps_the_light() -> None:
+    frames = np.zeros((2, 61, 61, 3), np.uint8)
+    frames[:, 30, 30] = 255
+    frames[:, 25:36, 25:36] = 255
+    widths = []
+    for seed in range(12):
+        light = change(Item("square", frames, ()), seed, blur=3.0).frames[0, :, :, 0].astype(float)
+        assert light.sum() == pytest.approx(121 * 255, rel=0.02)
+        share = light.sum(axis=0) / light.sum()
+        variance = share @ (np.arange(61) - 30) ** 2
+        widths.append(np.sqrt(max(0, variance - 10)))  # 10 is the variance of a square of 11
+    assert 0 <= min(widths) < 0.7
+    assert 2.3 < max(widths) < 3.1
+
+
+@pytest.mark.parametrize("name", sorted(Probabilities.model_fields))
+def test_each_kind_of_change_has_a_probability(name: str) -> None:
+    amount = {"rotate_degrees": 40, "elastic": 0.05, "noise": 9, "blur": 3}.get(name, 0.4)
+    wide = disc((70, 60))
+    wide.frames[0] += np.random.default_rng(0).integers(0, 40, (70, 60, 1), np.uint8)
+    changed = [
+        (change(wide, seed, **{name: amount, "probability": {name: 0.3}}).frames != wide.frames).any()
+        for seed in range(100)
+    ]
+    assert 17 <= sum(changed) <= 43
+    assert not (change(wide, **{name: amount, "probability": {name: 0.0}}).frames != wide.frames).any()
+    always = change(wide, **{name: amount})
+    first = changed.index(True)
+    one = change(wide, first, **{name: amount, "probability": {name: 0.3}})
+    np.testing.assert_array_equal(one.frames, change(wide, first, **{name: amount}).frames)
+    assert always.frames.shape == one.frames.shape
+
+
 def test_an_item_without_masks_stays_without() -> None:
     bare = Item("bare", disc().frames, ("disc",))
     assert augment(bare, EVERYTHING, np.random.default_rng(0)).masks is None
 
 
-@pytest.mark.parametrize("values", [{"flip": 1.5}, {"scale": 1.0}, {"noise": -1}, {"rotation": 3}])
-def test_settings_out_of_range_are_refused(values: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"flip": 1.5},
+        {"scale": 1.0},
+        {"noise": -1},
+        {"rotation": 3},
+        {"blur": 51},
+        {"elastic_extent": 0.01},
+        {"probability": {"flip": 1}},
+        {"elastic": 0.1},
+    ],
+)
+def test_settings_out_of_range_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(SettingError, match=f"augment: .*{next(iter(values))}"):
         make_settings(AugmentSettings, values, "augment")
+
+
+def test_elastic_that_would_fold_names_how_much_is_allowed() -> None:
+    with pytest.raises(SettingError, match=r"with elastic_extent 0\.2 it may be at most 0\.08"):
+        make_settings(AugmentSettings, {"elastic": 0.1, "elastic_extent": 0.2}, "augment")

@@ -8,9 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
-from vesalius.data.images import MAX_PIXELS, list_images, read_image, read_mask, sample_id, stored_turned
+from vesalius.data.images import (
+    MAX_PIXELS,
+    list_images,
+    mask_values,
+    read_image,
+    read_mask,
+    sample_id,
+    stored_turned,
+)
 from vesalius.errors import AnnotationError, ImageError
 
 RED = np.array([[[255, 0, 0], [0, 0, 0]], [[10, 20, 30], [255, 255, 255]]], dtype=np.uint8)
@@ -173,6 +184,80 @@ def test_a_mask_of_another_size_is_refused_with_both_sizes(tmp_path: Path) -> No
     Image.fromarray(GREY).save(tmp_path / "a.png")
     with pytest.raises(AnnotationError, match=r"2 x 2 .* 512 x 400"):
         read_mask(tmp_path / "a.png", (512, 400))
+
+
+CLASSES = np.array([[0, 1, 2], [2, 7, 0]], dtype=np.uint8)
+PALETTE = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0], *[[9, 9, 9]] * 4, [1, 2, 3]], dtype=np.uint8)
+INDICES: tuple[int, ...] = (1, 2, 7)
+
+
+def test_a_map_of_classes_gives_the_mask_of_each_from_grey_levels_or_palette_indices(tmp_path: Path) -> None:
+    Image.fromarray(CLASSES).save(tmp_path / "grey.png")
+    Image.fromarray(CLASSES.astype(np.uint16)).save(tmp_path / "deep.png")
+    Image.fromarray(CLASSES).convert("RGB").save(tmp_path / "rgb.png")
+    palette = Image.fromarray(CLASSES).convert("P")
+    palette.putpalette(PALETTE.ravel().tolist())
+    palette.save(tmp_path / "palette.png")
+    for path in sorted(tmp_path.glob("*.png")):
+        for values in ((1,), (7,), (2, 7), (300,)):
+            mask = read_mask(path, (2, 3), values, (*INDICES, 300))
+            np.testing.assert_array_equal(mask, np.isin(CLASSES, values), err_msg=path.name)
+        assert mask_values(path) == [0, 1, 2, 7]
+
+
+def test_a_map_of_classes_gives_the_mask_of_each_from_colours(tmp_path: Path) -> None:
+    Image.fromarray(PALETTE[CLASSES]).save(tmp_path / "rgb.png")
+    Image.fromarray(PALETTE[CLASSES]).convert("RGBA").save(tmp_path / "rgba.png")
+    Image.fromarray(PALETTE[CLASSES]).quantize(4).save(tmp_path / "palette.png")
+    colours = {index: (int(r), int(g), int(b)) for index in INDICES for r, g, b in [PALETTE[index]]}
+    for path in sorted(tmp_path.glob("*.png")):
+        for index, colour in colours.items():
+            mask = read_mask(path, (2, 3), [colour], list(colours.values()))
+            np.testing.assert_array_equal(mask, index == CLASSES, err_msg=path.name)
+
+
+def test_a_value_that_no_class_has_is_named_with_its_pixels(tmp_path: Path) -> None:
+    Image.fromarray(CLASSES).save(tmp_path / "grey.png")
+    Image.fromarray(PALETTE[CLASSES]).save(tmp_path / "rgb.png")
+    Image.fromarray(CLASSES.astype(np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(AnnotationError, match=r"the value 2 \(pixels: 2\) and 1 other such values") as error:
+        read_mask(tmp_path / "grey.png", (2, 3), (1,))
+    assert error.value.code == "unknown_value"
+    red, last = (255, 0, 0), (1, 2, 3)
+    with pytest.raises(
+        AnnotationError, match=r"\[0, 255, 0\] \(pixels: 2\) is that of no class, which have \[255, 0, 0\]"
+    ):
+        read_mask(tmp_path / "rgb.png", (2, 3), (red,), (red, last))
+    with pytest.raises(AnnotationError, match="several colours"):
+        read_mask(tmp_path / "rgb.png", (2, 3), (1,), (1,))
+    with pytest.raises(AnnotationError, match=r"colour mode I.* its classes are colours"):
+        read_mask(tmp_path / "deep.png", (2, 3), (red,), (red,))
+
+
+@given(
+    arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.integers(0, 7)),
+    st.booleans(),
+)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_palette_image_comes_back_class_by_class(
+    tmp_path: Path, classes: np.ndarray, bits: bool
+) -> None:
+    image = Image.fromarray(classes).convert("P")
+    image.putpalette(np.random.default_rng(0).permutation(np.arange(24, dtype=np.uint8)).tolist())
+    image.putpalette([0, 0, 0, *(image.getpalette() or [])[3:]])
+    image.save(tmp_path / "a.png", **({"bits": 4} if bits else {}))
+    size = classes.shape[0], classes.shape[1]
+    for value in range(1, 8):
+        mask = read_mask(tmp_path / "a.png", size, (value,), range(1, 8))
+        np.testing.assert_array_equal(mask, classes == value)
+    assert mask_values(tmp_path / "a.png") == sorted(set(classes.ravel().tolist()))
+
+
+def test_the_values_of_a_mask_are_at_most_256(tmp_path: Path) -> None:
+    Image.fromarray(np.arange(400, dtype=np.uint16).reshape(20, 20)[::-1].copy()).save(tmp_path / "a.png")
+    assert mask_values(tmp_path / "a.png") == list(range(256))
+    Image.fromarray(GREY != 0).save(tmp_path / "b.png")
+    assert mask_values(tmp_path / "b.png") == [0, 1]
 
 
 def test_ids_are_paths_without_suffix_and_without_a_leading_images_folder() -> None:

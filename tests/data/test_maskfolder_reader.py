@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from vesalius.data.dataset import load_item, open_data_set
 from vesalius.data.readers.maskfolder import notes, read, recognise
 from vesalius.data.source import Source
-from vesalius.errors import AnnotationError, DataError
-from vesalius.types import MaskFile
+from vesalius.data.writers import sa2va_json
+from vesalius.errors import AnnotationError, DataError, SettingError
+from vesalius.lineage import fingerprint_samples
+from vesalius.types import Absent, MaskFile, RleMask
+
+CLASSES = np.array([[0, 1, 1], [2, 0, 0]], dtype=np.uint8)
+COLOURS = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]], dtype=np.uint8)
 
 
 def fill(root: Path, *names: str) -> Path:
@@ -77,3 +87,126 @@ def test_other_siblings_are_listed(tmp_path: Path) -> None:
 
 def test_a_folder_without_masks_is_not_recognised(tmp_path: Path) -> None:
     assert not recognise(Source(fill(tmp_path, "images/a.png")))
+
+
+def fill_classes(root: Path, mask: np.ndarray, table: Any) -> Path:
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(exist_ok=True)
+    Image.new("RGB", (3, 2)).save(root / "images" / "a.png")
+    Image.fromarray(mask).save(root / "masks" / "a.png")
+    (root / "classes.json").write_text(json.dumps(table), encoding="utf-8")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("mask", "table"),
+    [
+        (CLASSES, {"血管": 1, "catheter": 2, "wire": 3}),
+        (CLASSES, {"background": 0, "血管": 1, "catheter": 2, "wire": 300}),
+        (COLOURS[CLASSES], {"血管": [255, 0, 0], "catheter": [0, 255, 0], "wire": [0, 0, 1]}),
+    ],
+)
+def test_with_a_table_every_class_is_a_prompt_of_every_image(
+    tmp_path: Path, mask: np.ndarray, table: Any
+) -> None:
+    (sample,) = open_data_set(fill_classes(tmp_path, mask, table)).samples
+    assert sample.prompts == ("血管", "catheter", "wire")
+    item = load_item(sample)
+    assert item.masks is not None
+    for drawn, value in zip(item.masks[:, 0], (1, 2, 3), strict=True):
+        np.testing.assert_array_equal(drawn, value == CLASSES)
+
+
+def test_a_class_without_pixels_is_written_as_absent(tmp_path: Path) -> None:
+    samples = open_data_set(fill_classes(tmp_path, CLASSES, {"vessel": 1, "wire": 3, "catheter": 2})).samples
+    sa2va_json.write(tmp_path / "annotations.json", samples)
+    (written,) = open_data_set(tmp_path).samples
+    assert written.prompts == ("vessel", "wire", "catheter") and written.masks is not None
+    assert isinstance(written.masks[0][0], RleMask)
+    assert written.masks[1] == (Absent(),)
+
+
+def test_a_prompt_maps_all_classes_to_one(tmp_path: Path) -> None:
+    root = fill_classes(tmp_path, CLASSES, {"vessel": 1, "catheter": 2})
+    (sample,) = open_data_set(root, prompt="anything").samples
+    item = load_item(sample)
+    assert item.prompts == ("anything",) and item.masks is not None
+    np.testing.assert_array_equal(item.masks[0, 0], CLASSES > 0)
+
+
+def test_the_same_files_with_another_table_have_another_fingerprint(tmp_path: Path) -> None:
+    one = open_data_set(fill_classes(tmp_path, CLASSES, {"vessel": 1, "catheter": 2})).samples
+    other = open_data_set(fill_classes(tmp_path, CLASSES, {"vessel": 2, "catheter": 1})).samples
+    assert fingerprint_samples(one) != fingerprint_samples(other)
+
+
+def test_a_value_that_no_class_has_is_refused_when_the_mask_is_read(tmp_path: Path) -> None:
+    (sample,) = read(Source(fill_classes(tmp_path, CLASSES, {"vessel": 1})))
+    with pytest.raises(
+        AnnotationError, match=r"masks/a\.png: the value 2 \(pixels: 1\) is that of no class"
+    ) as error:
+        load_item(sample)
+    assert error.value.code == "unknown_value"
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ([], "must be an object of phrases and values, not a list"),
+        ({}, "names no phrase"),
+        ({"background": 0}, "names no phrase"),
+        ({" ": 1}, "names no phrase"),
+        ({"vessel": 0, "b": 1}, "0 and black are the background"),
+        ({"vessel": [0, 0, 0], "b": [1, 1, 1]}, "0 and black are the background"),
+        ({"a": 1, "b": 1}, "must be distinct"),
+        ({"a": 1, "b": [1, 2, 3]}, "all numbers or all colours"),
+        ({"a": 1, "background": [0, 0, 0]}, "all numbers or all colours"),
+        ({"a": True}, "must be a whole number from 1 to 65535 or a colour"),
+        ({"a": 70_000}, "must be a whole number from 1 to 65535 or a colour"),
+        ({"a": -1}, "must be a whole number"),
+        ({"a": [1, 2]}, "must be a whole number"),
+        ({"a": [1, 2, 256]}, "must be a whole number"),
+        ({"a": "red"}, "must be a whole number"),
+    ],
+)
+def test_a_wrong_table_is_refused(tmp_path: Path, table: Any, words: str) -> None:
+    with pytest.raises(AnnotationError, match=words) as error:
+        read(Source(fill_classes(tmp_path, CLASSES, table)), "vessel", [])
+    assert error.value.code == "table"
+    assert str(tmp_path / "classes.json") in str(error.value)
+
+
+def test_a_folder_with_neither_phrase_nor_table_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        SettingError, match=r"--prompt \"blood vessel\", or give the values .* in classes\.json"
+    ):
+        read(Source(fill(tmp_path, "images/a.png", "masks/a.png")))
+
+
+def test_damaged_tables_and_masks_give_samples_or_data_errors(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    root = fill_classes(tmp_path, CLASSES, {"vessel": 1, "catheter": 2})
+    pieces = (
+        b"0",
+        b"-1",
+        b"1e999",
+        b"null",
+        b'"',
+        b"[",
+        b"{}",
+        b"1",
+        b"]",
+        b",",
+        b"9" * 40,
+        b"\xff",
+        b"[255, 0, 0]",
+    )
+    files = [(root / name, (root / name).read_bytes()) for name in ("classes.json", "masks/a.png")]
+    for case in range(300):
+        for path, whole in files:
+            place, piece = int(rng.integers(0, len(whole))), pieces[rng.integers(len(pieces))]
+            broken = whole[:place] + piece + whole[place + int(rng.integers(0, 12)) :]
+            path.write_bytes(broken if path.suffix == ".json" or case % 3 == 0 else whole)
+        with contextlib.suppress(DataError):
+            for sample in read(Source(root), "", [] if case % 2 else None):
+                load_item(sample)

@@ -150,6 +150,6 @@ def test_what_the_reader_would_refuse_is_not_written(
 
 
 def test_a_frame_without_annotation_reads_back(sample: Sample, tmp_path: Path) -> None:
-    bare = replace(sample, prompts=(), masks=None, frame=0, group="p", sequence="s")
+    bare = replace(sample, id="a__0000", prompts=(), masks=None, frame=0, group="p", sequence="s")
     writer.write(tmp_path / "annotations.json", [bare])
     assert read_back(tmp_path / "annotations.json") == bare

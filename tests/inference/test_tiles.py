@@ -1,5 +1,7 @@
 """Windows: they cover the image, and what they show is put back where it came from."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -34,7 +36,7 @@ def test_windows_cover_the_image_and_overlap_enough(size: tuple[int, int], side:
     assert covered.min() >= 1
     assert covered.sum() == sum(window.height * window.width for window in windows)  # none reaches outside
     tops = sorted({window.top for window in windows})
-    for above, below in zip(tops, tops[1:], strict=False):
+    for above, below in itertools.pairwise(tops):
         assert above + side - below >= np.floor(overlap * side) - 1
 
 

@@ -1,21 +1,40 @@
-"""Random changes of training images: one affine map for pixels and masks, then grey levels."""
+"""Random changes of training images: one map for pixels and masks, then grey levels, blur, noise."""
 
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Self
 
 import numpy as np
-from PIL import Image
-from pydantic import Field
+from jaxtyping import Bool, Float32, Float64, UInt8
+from PIL import Image, ImageFilter
+from pydantic import Field, model_validator
 
 from vesalius.config import Settings
+from vesalius.data.warping import Elastic, PlaceMap
 from vesalius.masks import Size
 from vesalius.types import Item
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Part = Annotated[float, Field(ge=0, lt=1)]
 Amount = Annotated[float, Field(ge=0)]
+
+FOLD_LIMIT = 0.4
+"""Share of the extent that elastic points may move; the image folds over itself from 0.48 on (Choi & Lee
+2000, https://doi.org/10.1006/gmod.2000.0531)."""
+
+
+class Probabilities(Settings):
+    """How often each kind of change is made at all; how much is drawn apart from that."""
+
+    rotate_degrees: Share = 1.0
+    scale: Share = 1.0
+    shift: Share = 1.0
+    elastic: Share = 1.0
+    gamma: Share = 1.0
+    contrast: Share = 1.0
+    blur: Share = 1.0
+    noise: Share = 1.0
 
 
 class AugmentSettings(Settings):
@@ -31,39 +50,79 @@ class AugmentSettings(Settings):
     """Largest change of size: 0.2 draws from 0.8 to 1.2."""
     shift: Share = 0.0
     """Largest shift, as a share of the side, each axis by itself."""
+    elastic: Share = 0.0
+    """Largest distance that a point moves along either axis in a smooth random bending, as a share of the
+    shorter side; the usual point moves a quarter of it."""
+    elastic_extent: Annotated[float, Field(ge=0.05, le=1)] = 0.15
+    """Distance between points that move by themselves, as a share of the shorter side."""
     gamma: Amount = 0.0
     """Largest change of the logarithm of gamma: 0.3 draws gamma from 0.74 to 1.35."""
     contrast: Part = 0.0
     """Largest change of contrast about the mean grey level: 0.2 draws from 0.8 to 1.2."""
+    blur: Annotated[float, Field(ge=0, le=50)] = 0.0
+    """Largest standard deviation of a Gaussian blur, in pixels."""
     noise: Amount = 0.0
     """Largest standard deviation of Gaussian noise, in grey levels of 255."""
     invert: Share = 0.0
     """Probability of exchanging bright and dark."""
+    probability: Probabilities = Probabilities()
+    """For changes of which the settings above say how much; 1 where it is not stated."""
+
+    @model_validator(mode="after")
+    def _does_not_fold(self) -> Self:
+        if self.elastic > FOLD_LIMIT * self.elastic_extent:
+            raise ValueError(
+                f"elastic {self.elastic:g} would fold the image over itself; with elastic_extent "
+                f"{self.elastic_extent:g} it may be at most {FOLD_LIMIT * self.elastic_extent:g}"
+            )
+        return self
 
 
 def augment(item: Item, settings: AugmentSettings, rng: np.random.Generator) -> Item:
     """The item after random changes; sizes, prompts and the number of frames stay. All frames change alike.
 
     The image continues beyond its border with its edge pixels (a black border would look like a collimator,
-    and a mirrored one would show objects that no mask has); masks are False there. Both are resampled
-    bilinearly; a mask is true where at least half is covered.
+    and a mirrored one would show objects that no mask has); masks are False there. All that moves pixels is
+    one map, and both are resampled by it once, bilinearly: a mask is true where at least half is covered.
     """
-    # all numbers are drawn whatever is switched on, so that one setting does not change what another draws
-    draw = dict(zip(AugmentSettings.model_fields, rng.random(len(AugmentSettings.model_fields)), strict=True))
-    shift_y = rng.random()
-    noise_seed = int(rng.integers(2**63))
-    inverse = _inverse_affine(settings, draw, shift_y, item.size)
-    frames, masks = item.frames, item.masks
-    if not np.array_equal(inverse, np.eye(3)):
-        frames = np.stack([_warp_frame(frame, inverse) for frame in frames])
-        if masks is not None:
-            masks = np.stack([_warp_mask(each, inverse) for mask in masks for each in mask]).reshape(
-                masks.shape
-            )
-    frames = _change_grey(frames, settings, draw)
+    draw, seed = _draw(rng)
+    settings = _switched(settings, draw)
+    places = _place_map(settings, draw, seed, item.size)
+    planes, masks = _to_planes(item.frames), item.masks
+    if places is not None:
+        planes, masks = _move(planes, masks, places)
+    planes = _change_grey(planes, settings, draw)
+    if settings.blur:
+        planes = _blur(planes, settings.blur * draw["blur"])
     if settings.noise:
-        frames = _add_noise(frames, settings.noise * draw["noise"], noise_seed)
-    return Item(item.id, frames, item.prompts, masks)
+        planes = _add_noise(planes, settings.noise * draw["noise"], seed)
+    return Item(item.id, _to_frames(planes), item.prompts, masks)
+
+
+DRAWN_FIRST = (
+    *("flip", "flip_vertical", "rotate_degrees", "scale", "shift", "gamma", "contrast", "noise", "invert"),
+    "shift_y",
+)
+DRAWN_LATER = ("elastic", "blur", *(f"{name} at all" for name in Probabilities.model_fields))
+
+
+def _draw(rng: np.random.Generator) -> tuple[dict[str, float], int]:
+    """A number in [0, 1) for each thing that is drawn, and a seed for fields of numbers.
+
+    All are drawn whatever is switched on, so that one setting does not change what another draws. What was
+    added later comes from the seed, so that it changes neither what stood before nor what is drawn after.
+    """
+    draw = dict(zip(DRAWN_FIRST, rng.random(len(DRAWN_FIRST)).tolist(), strict=True))
+    seed = int(rng.integers(2**63))
+    later = np.random.default_rng([seed, 1]).random(len(DRAWN_LATER)).tolist()
+    return draw | dict(zip(DRAWN_LATER, later, strict=True)), seed
+
+
+def _switched(settings: AugmentSettings, draw: dict[str, float]) -> AugmentSettings:
+    """The settings with 0 for what is not done this time."""
+    often = settings.probability
+    left_out = [name for name in type(often).model_fields if draw[f"{name} at all"] >= getattr(often, name)]
+    return settings.model_copy(update=dict.fromkeys(left_out, 0.0))
 
 
 def _spread(share: float, limit: float) -> float:
@@ -71,10 +130,23 @@ def _spread(share: float, limit: float) -> float:
     return (2 * share - 1) * limit
 
 
+def _place_map(settings: AugmentSettings, draw: dict[str, float], seed: int, size: Size) -> PlaceMap | None:
+    """All that moves pixels as one map; None where nothing does."""
+    inverse = _inverse_affine(settings, draw, size)
+    amplitude = settings.elastic * draw["elastic"] * min(size)
+    elastic = None
+    if amplitude:
+        rng = np.random.default_rng([seed, 2])
+        elastic = Elastic.drawn(rng, size, amplitude, settings.elastic_extent * min(size))
+    if elastic is None and np.array_equal(inverse, np.eye(3)):
+        return None
+    return PlaceMap(size, inverse, elastic)
+
+
 def _inverse_affine(
-    settings: AugmentSettings, draw: dict[str, float], shift_y: float, size: Size
-) -> np.ndarray:
-    """(3, 3): a point (x, y, 1) of the result to the point of the original that is shown there."""
+    settings: AugmentSettings, draw: dict[str, float], size: Size
+) -> Float64[np.ndarray, "3 3"]:
+    """A point (x, y, 1) of the result to the point of the original that is shown there."""
     height, width = size
     angle = math.radians(_spread(draw["rotate_degrees"], settings.rotate_degrees))
     scale = 1 + _spread(draw["scale"], settings.scale)
@@ -83,7 +155,7 @@ def _inverse_affine(
     cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
     centre = np.array([width / 2, height / 2])
     shift = np.array(
-        [_spread(draw["shift"], settings.shift) * width, _spread(shift_y, settings.shift) * height]
+        [_spread(draw["shift"], settings.shift) * width, _spread(draw["shift_y"], settings.shift) * height]
     )
     matrix = np.eye(3)
     matrix[:2, :2] = np.diag([mirror_x, mirror_y]) @ np.array([[cos, sin], [-sin, cos]])
@@ -91,51 +163,59 @@ def _inverse_affine(
     return matrix
 
 
-def _warp_frame(frame: np.ndarray, inverse: np.ndarray) -> np.ndarray:
-    height, width = frame.shape[:2]
-    # the corners of the result reach furthest out; Pillow itself would fill what lies outside with black
-    corners = inverse @ np.array([[0, width, 0, width], [0, 0, height, height], [1, 1, 1, 1]])
-    over_x = max(-corners[0].min(), corners[0].max() - width, 0)
-    over_y = max(-corners[1].min(), corners[1].max() - height, 0)
-    x, y = math.ceil(over_x) + 1, math.ceil(over_y) + 1
-    padded = inverse.copy()
-    padded[:2, 2] += x, y
-    source = Image.fromarray(np.pad(frame, ((y, y), (x, x), (0, 0)), mode="edge"))
-    return _warp(source, padded, (height, width))
+def _move(
+    planes: UInt8[np.ndarray, "f c h w"], masks: Bool[np.ndarray, "n f h w"] | None, places: PlaceMap
+) -> tuple[np.ndarray, np.ndarray | None]:
+    size = planes.shape[2:]
+    flat = np.zeros((0, *size), bool) if masks is None else masks.reshape(-1, *size)
+    moved, moved_masks = places.move(planes.reshape(-1, *size), flat)
+    return moved.reshape(planes.shape), None if masks is None else moved_masks.reshape(masks.shape)
 
 
-def _warp_mask(mask: np.ndarray, inverse: np.ndarray) -> np.ndarray:
-    if not mask.any():
-        return mask
-    return _warp(Image.fromarray(mask.astype(np.uint8) * 255), inverse, (mask.shape[0], mask.shape[1])) > 127
+def _to_planes(frames: UInt8[np.ndarray, "f h w 3"]) -> UInt8[np.ndarray, "f c h w"]:
+    """One plane a frame where the image is grey, which saves two thirds of the work; else three."""
+    first = frames[..., 0]
+    grey = np.array_equal(first, frames[..., 1]) and np.array_equal(first, frames[..., 2])
+    return np.moveaxis(frames[..., :1] if grey else frames, 3, 1)
 
 
-def _warp(source: Image.Image, inverse: np.ndarray, size: Size) -> np.ndarray:
-    coefficients = inverse[:2].ravel().tolist()
-    moved = source.transform(
-        (size[1], size[0]), Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR
-    )
-    return np.array(moved)
+def _to_frames(planes: UInt8[np.ndarray, "f c h w"]) -> UInt8[np.ndarray, "f h w 3"]:
+    last = np.moveaxis(planes, 1, 3)
+    return np.repeat(last, 3, axis=3) if last.shape[3] == 1 else np.ascontiguousarray(last)
 
 
-def _change_grey(frames: np.ndarray, settings: AugmentSettings, draw: dict[str, float]) -> np.ndarray:
+def _change_grey(
+    planes: UInt8[np.ndarray, "f c h w"], settings: AugmentSettings, draw: dict[str, float]
+) -> UInt8[np.ndarray, "f c h w"]:
     """Gamma, then contrast, then inversion, as one table of 256 grey levels for all channels."""
     gamma = math.exp(_spread(draw["gamma"], settings.gamma))
     contrast = 1 + _spread(draw["contrast"], settings.contrast)
     inverted = draw["invert"] < settings.invert
     if gamma == 1 and contrast == 1 and not inverted:
-        return frames
+        return planes
     table = 255 * (np.arange(256) / 255) ** gamma
-    mean = float(np.bincount(frames.ravel(), minlength=256) @ table) / frames.size
+    mean = float(np.bincount(planes.ravel(), minlength=256) @ table) / planes.size
     table = (table - mean) * contrast + mean
     table = 255 - table if inverted else table
-    return np.clip(np.rint(table), 0, 255).astype(np.uint8)[frames]
+    return np.clip(np.rint(table), 0, 255).astype(np.uint8).take(planes)
 
 
-def _add_noise(frames: np.ndarray, deviation: float, seed: int) -> np.ndarray:
-    """The same noise in all three channels, as in grey images, and other noise in each frame."""
-    noise = np.random.default_rng(seed).standard_normal((*frames.shape[:3], 1), dtype=np.float32)
+def _blur(planes: UInt8[np.ndarray, "f c h w"], deviation: float) -> UInt8[np.ndarray, "f c h w"]:
+    """Gaussian blur, as three box blurs; the image continues beyond its border with its edge pixels."""
+    blur = ImageFilter.GaussianBlur(deviation)
+    flat = planes.reshape(-1, *planes.shape[2:])
+    return np.stack([np.asarray(Image.fromarray(plane).filter(blur)) for plane in flat]).reshape(planes.shape)
+
+
+def _add_noise(
+    planes: UInt8[np.ndarray, "f c h w"], deviation: float, seed: int
+) -> UInt8[np.ndarray, "f c h w"]:
+    """The same noise in all channels, as in grey images, and other noise in each frame."""
+    shape = (len(planes), 1, *planes.shape[2:])
+    noise: Float32[np.ndarray, "f 1 h w"] = np.random.default_rng(seed).standard_normal(
+        shape, dtype=np.float32
+    )
     noise *= np.float32(deviation)
     # int16: three times as fast as adding in float32, and the pixels are whole numbers anyway
     steps = np.clip(np.rint(noise), -255, 255).astype(np.int16)
-    return np.clip(frames + steps, 0, 255).astype(np.uint8)
+    return np.clip(planes + steps, 0, 255).astype(np.uint8)

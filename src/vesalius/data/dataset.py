@@ -6,33 +6,23 @@ the prompts of a sample are distinct, in order of first appearance, and their ma
 
 from __future__ import annotations
 
-import logging
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Int64, UInt8
 
-from vesalius.data.images import ignored_files, list_images, read_image, read_mask, sample_id
-from vesalius.data.readers import maskfolder, sa2va_json
-from vesalius.errors import AnnotationError, DataError, ImageError, SettingError
-from vesalius.masks import Size, decode_rle, rasterise
+from vesalius.data.formats import FORMATS, detect
+from vesalius.data.grouping import note_on_groups, regroup
+from vesalius.data.images import read_image, read_mask
+from vesalius.data.source import Problems
+from vesalius.errors import AnnotationError, SettingError
+from vesalius.masks import Size, check_polygon, decode_rle, rasterise
 from vesalius.types import Absent, Item, MaskFile, MaskReference, Polygons, Sample
 
-Problems = list[DataError] | None
-"""Where readers put what is wrong with single entries; with None the first one is raised."""
-
-log = logging.getLogger(__name__)
-
 LOSSY = (".jpg", ".jpeg")
-
-READERS: dict[str, Callable[[Path, str, Problems], list[Sample]]] = {
-    "sa2va_json": lambda path, phrase, problems: sa2va_json.read(path, problems),
-    "maskfolder": maskfolder.read,
-}
 
 
 @dataclass(frozen=True)
@@ -41,7 +31,7 @@ class DataSet:
 
     name: str
     format: str
-    """A key of `READERS`."""
+    """A key of `FORMATS`."""
     root: Path
     """The folder that sample ids are relative to."""
     samples: tuple[Sample, ...]
@@ -54,6 +44,17 @@ class DataSet:
     def of(cls, samples: Sequence[Sample]) -> DataSet:
         """Samples that somebody chose in Python."""
         return cls("samples", "python", Path(), tuple(samples))
+
+    def annotated(self) -> DataSet:
+        """The data set itself; AnnotationError, naming the first, where a sample has no masks."""
+        bare = [sample.id for sample in self.samples if not sample.masks]
+        if bare:
+            raise AnnotationError(
+                f"{self.name}: {len(bare)} of {len(self.samples)} samples have no masks (first: {bare[0]}); "
+                "draw them, or use null for a phrase that is not in the image",
+                "unlabelled",
+            )
+        return self
 
     def first(self, n: int) -> DataSet:
         """The first `n` samples (all where there are fewer), which a note says."""
@@ -76,32 +77,30 @@ def open_data_set(
     """The data set in a folder or annotation file.
 
     `split` picks `annotations.NAME.json` where a folder has several. `prompt` replaces every phrase, and says
-    what the masks of an image/mask folder show. `group` is a field of the annotations, or a regular
-    expression on the id whose first group is the patient or sequence. Raises DataError for what is wrong in
+    what the masks of an image/mask folder show. `group` says which patient or sequence
+    an image is of (`regroup`). Raises DataError for what is wrong in
     the data, unless it is one entry's and `problems` takes it; SettingError where an argument does not fit.
     """
     path = Path(data)
     if prompt is not None and not prompt.strip():
         raise SettingError("the prompt is empty; name what to segment, for example 'blood vessel'")
-    kind, place, notes = _detect(path, split)
-    if kind == "maskfolder" and prompt is None:
-        raise SettingError(
-            f'{path}: nothing says what the masks show; name it, for example --prompt "blood vessel"'
-        )
-    found = READERS[kind](place, prompt or "", problems)
+    kind, source, notes = detect(path, split)
+    found = FORMATS[kind].read(source, prompt or "", problems)
+    if problems is None:
+        for sample in found:
+            check_polygons(sample)
     samples = [merge_phrases(sample) for sample in found]
     merged = tuple(
         before.id for before, after in zip(found, samples, strict=True) if before.prompts != after.prompts
     )
-    notes += _notes(kind, place, samples, merged)
-    if prompt is not None and kind != "maskfolder":
+    notes += _notes(samples, merged)
+    if prompt is not None and any(each.prompts != (prompt,) for each in samples if each.masks is not None):
         notes.append(f"every phrase mapped to {prompt!r}: all objects of an image are one target")
         samples = [merge_phrases(replace(each, prompts=(prompt,) * len(each.prompts))) for each in samples]
     if group is not None:
-        samples = _regroup(samples, group)
-    notes.append(_note_on_groups(samples))
-    root = place if place.is_dir() else place.parent
-    return DataSet(_name(place), kind, root, tuple(samples), tuple(notes), merged)
+        samples = regroup(samples, group)
+    notes.append(note_on_groups(samples))
+    return DataSet(_name(source.path), kind, source.root, tuple(samples), tuple(notes), merged)
 
 
 def load_samples(
@@ -111,44 +110,13 @@ def load_samples(
     return list(open_data_set(data, split=split, prompt=prompt, group=group).samples)
 
 
-def find_images(paths: Sequence[Path]) -> list[Sample]:
-    """Samples without annotation for image files, and for the images at any depth in folders.
-
-    They come in the order given. Ids are paths under the given folder, or the stem of a given file. Raises
-    ImageError where a path does not exist, a folder holds no image, or two ids are equal.
-    """
-    samples: dict[str, Sample] = {}
-    for path in paths:
-        files = list_images(path) if path.is_dir() else [path]
-        others = len(ignored_files(path)) if path.is_dir() else 0
-        if others:
-            log.warning("%s: %s not read: no png, jpg, bmp or tif", path, _count(others, "file"))
-        if not files:
-            raise ImageError(f"{path}: holds no image; png, jpg, bmp and tif are looked for")
-        for file in files:
-            if not file.exists():
-                raise ImageError(f"{file}: there is no such file; give images or folders of images")
-            if str(file) != str(file).encode(errors="replace").decode():
-                raise ImageError(f"{str(file)!r}: the name is not UTF-8; rename the file")
-            name = sample_id(file.relative_to(path) if path.is_dir() else Path(file.name))
-            if name in samples:
-                raise ImageError(
-                    f"{file}: has the same id {name} as {samples[name].image}; "
-                    "give the folder above both, or rename one"
-                )
-            samples[name] = Sample(name, file, prompts=(), masks=None, source=str(file))
-    if not samples:
-        raise ImageError("no image was given; name image files, or folders that hold images")
-    return list(samples.values())
-
-
 def load_item(sample: Sample) -> Item:
     """Pixels uint8 (1, h, w, 3) and, where annotated, masks bool (n, 1, h, w), one for each prompt.
 
     Raises ImageError for the image; AnnotationError, naming the entry, for masks that do not fit it: another
     stated size, coordinates outside by more than a pixel, a broken RLE, a mask file of another size.
     """
-    image = read_image(sample.image)
+    image = load_image(sample)
     size = image.shape[0], image.shape[1]
     check_size(sample, size)
     if sample.masks is None:
@@ -160,11 +128,29 @@ def load_item(sample: Sample) -> Item:
     return Item(sample.id, image[None], sample.prompts, masks)
 
 
+def load_image(sample: Sample) -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels of a sample; ImageError as for `read_image`."""
+    return read_image(sample.image, sample.frame)
+
+
+def check_polygons(sample: Sample) -> None:
+    """Raise AnnotationError where a polygon has fewer than 3 points or a coordinate that is not finite."""
+    for index, objects in enumerate(sample.masks or ()):
+        for reference in objects:
+            parts = reference.parts if isinstance(reference, Polygons) else ()
+            for number, part in enumerate(parts):
+                try:
+                    check_polygon(part, f"{sample.source}: mask {index}, polygon {number}")
+                except ValueError as error:
+                    raise AnnotationError(f"{error}; draw it again or remove it") from error
+
+
 def check_size(sample: Sample, size: Size) -> None:
     """Raise AnnotationError unless the size that the annotation states, if any, is that of its image."""
     if sample.size is not None and sample.size != size:
         raise AnnotationError(
-            f"{sample.source}: was annotated at {_compare(sample.size, size)}; rescale the coordinates"
+            f"{sample.source}: was annotated at {_compare(sample.size, size)}; rescale the coordinates",
+            "size",
         )
 
 
@@ -173,7 +159,7 @@ def load_mask(reference: MaskReference, size: Size, place: str) -> Bool[np.ndarr
     if isinstance(reference, Absent):
         return np.zeros(size, dtype=bool)
     if isinstance(reference, MaskFile):
-        return read_mask(reference.path, size)
+        return read_mask(reference.path, size, reference.values, reference.known)
     try:
         if isinstance(reference, Polygons):
             _check_inside(reference, size)
@@ -205,44 +191,6 @@ def epoch_order(n: int, seed: int, epoch: int) -> Int64[np.ndarray, " n"]:
     return np.random.default_rng([seed, epoch]).permutation(n).astype(np.int64)
 
 
-def _detect(path: Path, split: str | None) -> tuple[str, Path, list[str]]:
-    """(key of READERS, path for it, notes)."""
-    if path.is_file() and path.suffix.lower() == ".json":
-        return "sa2va_json", path, _note_on_split(path, split)
-    if not path.is_dir():
-        reason = "is neither a folder nor a .json file" if path.exists() else "does not exist"
-        raise AnnotationError(f"{path}: {reason}; give a data set folder or an annotation file")
-    files = sorted(path.glob("annotations*.json"))
-    if len(files) == 1:
-        return "sa2va_json", files[0], _note_on_split(files[0], split)
-    if files:
-        return "sa2va_json", _pick(path, files, split), []
-    if maskfolder.recognise(path):
-        return "maskfolder", path, _note_on_split(path, split)
-    others = ", ".join(sorted(file.name for file in path.glob("*.json"))[:5])
-    raise AnnotationError(
-        f"{path}: is no data set: neither annotations*.json nor images/ with masks/ was found"
-        + (f"; if {others} is the annotation file, name it" if others else "")
-    )
-
-
-def _pick(path: Path, files: list[Path], split: str | None) -> Path:
-    chosen = path / f"annotations.{split}.json"
-    if split is not None and chosen in files:
-        return chosen
-    names = ", ".join(file.name for file in files)
-    asked = f"has no {chosen.name}" if split is not None else "has several annotation files"
-    raise SettingError(
-        f"{path}: {asked}; pick one with --split NAME (annotations.NAME.json), or name the file: {names}"
-    )
-
-
-def _note_on_split(path: Path, split: str | None) -> list[str]:
-    if split is None or path.name == f"annotations.{split}.json":
-        return []
-    return [f"split {split!r} picks nothing here: {path.name} is the only choice"]
-
-
 def _name(place: Path) -> str:
     """`arcade` for a folder or its `annotations.json`, `arcade/test` for its `annotations.test.json`."""
     folder = place.resolve() if place.is_dir() else place.resolve().parent
@@ -251,21 +199,15 @@ def _name(place: Path) -> str:
     return f"{folder.name}/{place.stem.removeprefix('annotations.')}"
 
 
-def _notes(kind: str, place: Path, samples: list[Sample], merged: tuple[str, ...]) -> list[str]:
+def _notes(samples: list[Sample], merged: tuple[str, ...]) -> list[str]:
     notes = []
-    if kind == "maskfolder":
-        others = maskfolder.ignored(place)
-        if others:
-            notes.append(f"ignored beside images/ and masks/: {', '.join(others)}")
-        lossy = sum(each.path.suffix.lower() in LOSSY for sample in samples for each in _mask_files(sample))
-        if lossy:
-            notes.append(
-                f"masks stored as JPEG, where every grey level above 0 counts as the object: {lossy}"
-            )
+    lossy = sum(each.path.suffix.lower() in LOSSY for sample in samples for each in _mask_files(sample))
+    if lossy:
+        notes.append(f"masks stored as JPEG, where every grey level above 0 counts as the object: {lossy}")
     unknown = Counter(key for sample in samples for key in sample.metadata)
     if unknown:
         counted = ", ".join(f"{key} ({_count(n, 'entry', 'entries')})" for key, n in unknown.items())
-        notes.append(f"unknown keys kept as metadata: {counted}")
+        notes.append(f"further keys kept as metadata: {counted}")
     if merged:
         notes.append(f"merged objects of the same phrase: {_count(len(merged), 'image')}")
     return notes
@@ -273,56 +215,6 @@ def _notes(kind: str, place: Path, samples: list[Sample], merged: tuple[str, ...
 
 def _mask_files(sample: Sample) -> list[MaskFile]:
     return [each for objects in sample.masks or () for each in objects if isinstance(each, MaskFile)]
-
-
-def _note_on_groups(samples: list[Sample]) -> str:
-    groups = {sample.group for sample in samples if sample.group is not None}
-    alone = sum(sample.group is None for sample in samples)
-    if not groups:
-        return "no groups are stated: each image is its own group"
-    rest = f"; {_count(alone, 'image')} without one, each its own group" if alone else ""
-    return f"{_count(len(groups), 'group')}{rest}"
-
-
-def _regroup(samples: list[Sample], group: str) -> list[Sample]:
-    """Samples with the group that a field names or, without such a field, an expression finds in the id."""
-    if any(_field(sample, group) is not None for sample in samples):
-        return [replace(sample, group=_group_of_field(sample, group)) for sample in samples]
-    try:
-        pattern = re.compile(group)
-    except re.error as error:
-        raise SettingError(
-            f"group {group!r} is neither a field of the annotations nor a regular expression ({error})"
-        ) from error
-    if not pattern.groups:
-        fields = ", ".join(dict.fromkeys(key for sample in samples for key in sample.metadata)) or "none"
-        raise SettingError(
-            f"group {group!r} is no field of the annotations (fields: {fields}), and as a regular expression "
-            "it needs parentheses around the patient or sequence"
-        )
-    return [replace(sample, group=_group_of_id(sample, pattern)) for sample in samples]
-
-
-def _field(sample: Sample, name: str) -> object:
-    return sample.group if name == "group" else sample.metadata.get(name)
-
-
-def _group_of_field(sample: Sample, name: str) -> str:
-    value = _field(sample, name)
-    if type(value) not in (str, int) or value == "":
-        raise SettingError(
-            f"{sample.source}: field {name!r} gives no group (it is {value!r}); write a name or number there"
-        )
-    return str(value)
-
-
-def _group_of_id(sample: Sample, pattern: re.Pattern[str]) -> str:
-    match = pattern.search(sample.id)
-    if match is None or not match[1]:
-        raise SettingError(
-            f"group {pattern.pattern!r} finds nothing in the id {sample.id!r}; widen the expression"
-        )
-    return match[1]
 
 
 def _check_inside(reference: Polygons, size: Size) -> None:

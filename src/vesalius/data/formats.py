@@ -6,7 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vesalius.data.readers import maskfolder, sa2va_json
+from vesalius.data.readers import (
+    coco,
+    cvat,
+    dicom,
+    frames,
+    labelme,
+    labelstudio,
+    maskfolder,
+    nnunet,
+    sa2va_json,
+)
 from vesalius.data.source import Problems, Source
 from vesalius.errors import AnnotationError, SettingError
 from vesalius.types import Sample
@@ -31,8 +41,16 @@ class Format:
 
 
 FORMATS: dict[str, Format] = {
+    "coco": Format(coco.recognise, coco.read, coco.notes),
+    "labelstudio": Format(labelstudio.recognise, labelstudio.read, labelstudio.notes),
     "sa2va_json": Format(sa2va_json.recognise, sa2va_json.read),
+    "labelme": Format(labelme.recognise, labelme.read, labelme.notes),
+    "cvat": Format(cvat.recognise, cvat.read),
+    "nnunet": Format(nnunet.recognise, nnunet.read, nnunet.notes),
     "maskfolder": Format(maskfolder.recognise, maskfolder.read, maskfolder.notes),
+    "dicom": Format(dicom.recognise, dicom.read, dicom.notes),
+    "nifti": Format(frames.NIFTI.recognise, frames.NIFTI.read, frames.NIFTI.notes),
+    "video": Format(frames.VIDEO.recognise, frames.VIDEO.read, frames.VIDEO.notes),
 }
 """The first that recognises a source reads it: a format stands before those that know less about their files."""
 

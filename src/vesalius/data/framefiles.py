@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vesalius.data import nifti, video
+from vesalius.data.dicom import image as dicom
 from vesalius.errors import ImageError
 
 HEAD_BYTES = 512
@@ -27,7 +29,11 @@ class FrameFile:
     """uint8 (h, w, 3) of a frame, counted from 0, as it is meant to be looked at."""
 
 
-KINDS: dict[str, FrameFile] = {}
+KINDS: dict[str, FrameFile] = {
+    "dicom": FrameFile(dicom.SUFFIXES, dicom.recognise, dicom.count_frames, dicom.read_frame),
+    "nifti": FrameFile(nifti.SUFFIXES, nifti.recognise, nifti.count_frames, nifti.read_frame),
+    "video": FrameFile(video.SUFFIXES, video.recognise, video.count_frames, video.read_frame),
+}
 
 SUFFIXES = tuple(suffix for kind in KINDS.values() for suffix in kind.suffixes)
 

@@ -15,14 +15,16 @@ from PIL import Image
 from vesalius.data.dataset import load_item
 from vesalius.errors import DataError, OutputError, SettingError
 from vesalius.files import prepare_folder, replacing, to_json, write_json
+from vesalius.inference.segmentations import SegmentationFolder
 from vesalius.lineage import versions
 from vesalius.masks import encode_rle
 from vesalius.names import result_stems
 from vesalius.types import Item, Prediction, Sample
 from vesalius.visualisation import GUESS_COLOUR, overlay
 
-SAVES = ("masks", "probs", "overlay", "rle")
-"""masks: PNG 0/255; probs: float32 .npz; overlay: PNG on the image; rle: COCO RLE in `predictions.jsonl`."""
+SAVES = ("masks", "probs", "overlay", "rle", "dicom")
+"""masks: PNG 0/255; probs: float32 .npz; overlay: PNG on the image; rle: COCO RLE in `predictions.jsonl`; dicom: a
+segmentation object for each DICOM file."""
 
 
 class Segmenter(Protocol):
@@ -121,9 +123,11 @@ def write_predictions(
     """Predict every prompt on every image into a new folder, and return its summary.
 
     `predictions.jsonl` appears when all is done: a folder without it is unfinished. Refuses a folder that is not
-    empty (OutputError), an unknown `save` and repeated prompts (SettingError).
+    empty (OutputError), an unknown `save` and repeated prompts (SettingError), and, to save DICOM, any other image
+    and what else `SegmentationFolder` refuses.
     """
     _check_request(prompts, save)
+    objects = SegmentationFolder(out, samples, prompts, segmenter.card) if "dicom" in save else None
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out}: is there already and not empty; choose another --out")
     prepare_folder(out)
@@ -137,6 +141,8 @@ def write_predictions(
                 if prediction.status == "failed":
                     failures.append(f"{sample.image}: {prediction.error}")
                 written = _write_files(prediction, item, out, name, save) if item is not None else {}
+                if objects is not None:
+                    written |= objects.add(sample, prediction)
                 line = _line(prediction, written, save)
                 lines.write(to_json({**line, "model": segmenter.card["fingerprint"]}) + "\n")
             on_progress(done)

@@ -109,6 +109,8 @@ def check_metadata(metadata: Mapping[str, Any], place: str) -> None:
         raise AnnotationError(
             f"{place}: NaN and Infinity are not JSON; use null in {', '.join(metadata)}"
         ) from error
+    except RecursionError as error:
+        raise AnnotationError(f"{place}: is nested too deeply in {', '.join(metadata)}") from error
 
 
 def is_number(value: Any) -> bool:
@@ -127,5 +129,8 @@ def kind(value: Any) -> str:
 
 def show(value: Any) -> str:
     """A value in at most 40 characters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        return "something nested too deeply"
     return text if len(text) <= 40 else text[:37] + "..."

@@ -10,18 +10,20 @@ of `image`, `video` is a list of paths, one a frame; an object is then a list wi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from vesalius.data.images import frame_id
+from vesalius.data.particulars import KEYS as PARTICULARS
+from vesalius.data.particulars import read_particulars
 from vesalius.data.readers import fields
-from vesalius.data.readers.fields import is_number, kind, show
+from vesalius.data.readers.fields import kind
 from vesalius.data.source import Problems, Source, report
 from vesalius.errors import AnnotationError
 from vesalius.masks import Size
 from vesalius.types import Absent, MaskReference, Sample
 
-KEYS = ("image", "video", "mask", "text", "frame", "group", "sequence", "size", "spacing_mm")
+KEYS = ("image", "video", "mask", "text", "size", *PARTICULARS)
 
 
 def recognise(source: Source) -> bool:
@@ -101,7 +103,9 @@ def _read_entry(entry: Any, place: str, root: Path) -> list[Sample]:
         masks = tuple(
             (_read_object(track[i], f"{at}: mask {j}", shared["size"]),) for j, track in enumerate(tracks)
         )
-        samples.append(Sample(name, image, texts, masks if labelled else None, at, **shared))
+        frame = shared["frame"]
+        known_as = name if frame is None else frame_id(name, frame)
+        samples.append(Sample(known_as, image, texts, masks if labelled else None, at, **shared))
     return samples
 
 
@@ -109,16 +113,14 @@ def _read_shared(entry: dict[str, Any], place: str, clip: str | None) -> dict[st
     """What all frames of an entry have in common, as arguments of Sample."""
     metadata = {key: value for key, value in entry.items() if key not in KEYS}
     fields.check_metadata(metadata, place)
-    frame = entry.get("frame")
-    if frame is not None and (type(frame) is not int or frame < 0 or clip):
-        raise AnnotationError(f"{place}: frame must be a whole number >= 0 of an image, not {show(frame)}")
-    sequence = _read_name(entry, "sequence", place) or clip
+    particulars = read_particulars(entry, place)
+    if clip and particulars["frame"] is not None:
+        raise AnnotationError(f"{place}: a video has no frame of its own; its paths are its frames")
+    named = {key: particulars[key] or clip for key in ("group", "sequence")}
     return {
-        "frame": frame,
-        "group": _read_name(entry, "group", place) or clip,
-        "sequence": sequence,
+        **particulars,
+        **named,
         "size": fields.read_size(entry.get("size"), place),
-        "spacing_mm": _read_spacing(entry.get("spacing_mm"), place),
         "metadata": metadata,
     }
 
@@ -174,22 +176,3 @@ def _read_object(value: Any, place: str, size: Size | None) -> MaskReference:
             f"{place} is empty; use null to say that the phrase is not there", "empty_object"
         )
     return fields.read_polygons(value, place)
-
-
-def _read_name(entry: dict[str, Any], key: str, place: str) -> str | None:
-    value = entry.get(key)
-    if value is None:
-        return None
-    if type(value) not in (str, int) or value == "":
-        raise AnnotationError(f"{place}: {key} must be a name or a whole number, not {show(value)}")
-    return str(value)
-
-
-def _read_spacing(value: Any, place: str) -> tuple[float, float] | None:
-    """(y, x) in mm; one number stands for both."""
-    if value is None:
-        return None
-    pair: Sequence[Any] = value if isinstance(value, list) else [value, value]
-    if len(pair) != 2 or not all(is_number(number) and number > 0 for number in pair):
-        raise AnnotationError(f"{place}: spacing_mm must be one number or [y, x], above 0, not {show(value)}")
-    return float(pair[0]), float(pair[1])

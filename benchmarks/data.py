@@ -1,0 +1,234 @@
+"""How fast is data checked, read and fed, and does memory stay flat?
+
+    .venv/bin/python benchmarks/data.py [--images 5000] [--annotations 100000] [--json FILE]
+
+Three questions, each in a process of its own:
+check    `vesalius check` of 512 x 512 angiograms with masks of two phrases, by two processes; memory of all of them
+         at a fifth of the images and at all, because it must not grow with their number.
+read     annotations in the house's format and in COCO, 20 polygons of 30 points an image.
+feed     batches for training, augmented, by one thread, beside what one step of the tiny model takes.
+The images are synthetic; 50 are drawn, and the others are these under other names with a few pixels changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from PIL import Image
+
+from vesalius.data.augment import AugmentSettings
+from vesalius.data.dataset import load_samples, open_data_set
+from vesalius.files import write_json
+
+DRAWN = 50
+POINTS, POLYGONS = 30, 20
+
+
+def make_images(folder: Path, n: int) -> None:
+    """A data set of `n` different images in `folder`."""
+    from vesalius.data.synth import write_data_set
+
+    write_data_set(folder, min(n, DRAWN), seed=5)
+    entries = json.loads((folder / "annotations.json").read_text())
+    rng = np.random.default_rng(0)
+    for i in range(len(entries), n):
+        entry = entries[i % DRAWN]
+        pixels = np.array(Image.open(folder / entry["image"]))
+        # blocks of another grey, so that no two images look alike to the search for duplicates
+        blocks = rng.integers(0, 60, (8, 8), dtype=np.uint8).repeat(64, 0).repeat(64, 1)
+        name = f"images/copy_{i:06d}.png"
+        Image.fromarray(pixels // 2 + blocks).save(folder / name, compress_level=1)
+        entries.append({**entry, "image": name, "group": f"copy_{i}"})
+    (folder / "annotations.json").write_text(json.dumps(entries))
+
+
+class PeakMemory:
+    """The most that this process and its children hold at one time, looked at ten times a second."""
+
+    def __init__(self) -> None:
+        self.peak_bytes = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        me = psutil.Process()
+        while not self._ended.wait(0.1):
+            held = 0
+            for process in (me, *me.children(recursive=True)):
+                try:
+                    held += process.memory_full_info().uss
+                except psutil.Error:  # it ended meanwhile
+                    continue
+            self.peak_bytes = max(self.peak_bytes, held)
+
+
+def measure_check(folder: Path) -> dict[str, Any]:
+    """Images a second and memory of a check by two processes."""
+    from vesalius.data.checks.inspection import inspect
+
+    with PeakMemory() as memory:
+        started = time.perf_counter()
+        report = inspect(folder, workers=2)
+        took_s = time.perf_counter() - started
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    n = len(report.measures)
+    return {
+        "images": n,
+        "took_s": took_s,
+        "images_per_s": n / took_s,
+        "cpu_ms_per_image": 1000
+        * sum((own.ru_utime, own.ru_stime, children.ru_utime, children.ru_stime))
+        / n,
+        "peak_mib": memory.peak_bytes / 2**20,
+        "findings": sorted({finding.code for finding in report.findings}),
+    }
+
+
+def make_annotations(folder: Path, annotations: int, kind: str) -> Path:
+    """An annotation file of one format whose images are empty files: reading does not open them."""
+    rng = np.random.default_rng(0)
+    n = annotations // POLYGONS
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    shapes = rng.uniform(0, 512, (n, POLYGONS, 2 * POINTS)).round(2)
+    names = [f"{i:06d}.png" for i in range(n)]
+    for name in names:
+        (folder / "images" / name).touch()
+    if kind == "sa2va_json":
+        value: Any = [
+            {
+                "image": name,
+                "mask": [[row] for row in shapes[i].tolist()],
+                "text": [f"v{j}" for j in range(POLYGONS)],
+            }
+            for i, name in enumerate(names)
+        ]
+    else:
+        images = [{"id": i, "file_name": name, "width": 512, "height": 512} for i, name in enumerate(names)]
+        rows = [
+            {"id": POLYGONS * i + j, "image_id": i, "category_id": j, "segmentation": [row], "iscrowd": 0}
+            for i in range(n)
+            for j, row in enumerate(shapes[i].tolist())
+        ]
+        categories = [{"id": j, "name": f"v{j}"} for j in range(POLYGONS)]
+        value = {"images": images, "annotations": rows, "categories": categories}
+    path = folder / "annotations.json"
+    path.write_text(json.dumps(value))
+    return path
+
+
+def measure_reading(path: Path) -> dict[str, Any]:
+    """Seconds and peak memory of opening an annotation file."""
+    started = time.perf_counter()
+    data_set = open_data_set(path)
+    took_s = time.perf_counter() - started
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    objects = sum(len(sample.masks or ()) for sample in data_set.samples)
+    return {"format": data_set.format, "annotations": objects, "took_s": took_s, "peak_mib": peak_mib}
+
+
+def measure_feed(folder: Path, steps: int) -> dict[str, Any]:
+    """Images a second that one thread prepares, and that a step of the tiny model takes, in the same process."""
+    import torch
+
+    from vesalius.models.allocator import keep_freed_memory
+    from vesalius.models.checkpoint import new_model
+    from vesalius.training.feed import Feed
+    from vesalius.training.losses import LossSettings, measure
+    from vesalius.training.trainable import set_trainable
+
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    opened = new_model("tiny", seed=0)
+    groups = set_trainable(opened.model, "full")
+    optimiser = torch.optim.AdamW([p for group in groups.values() for p in group], lr=1e-4)
+    augment = AugmentSettings(
+        flip=0.5, rotate_degrees=30, scale=0.2, shift=0.05, gamma=0.4, contrast=0.2, noise=4
+    )
+    batch = 4
+    feed = Feed(load_samples(folder), opened.processor, augment, batch, seed=0)
+    feeding, training = [], []
+    batches = feed.epoch(0)
+    for _ in range(steps):
+        started = time.perf_counter()
+        _, prepared = next(batches)
+        feeding.append(time.perf_counter() - started)
+        started = time.perf_counter()
+        measure(opened.model(prepared), prepared.masks, LossSettings()).total.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        training.append(time.perf_counter() - started)
+    fed, eaten = (batch / statistics.median(seconds[2:]) for seconds in (feeding, training))
+    return {"fed_images_per_s": fed, "eaten_images_per_s": eaten, "ratio": fed / eaten}
+
+
+def main() -> None:
+    """Run every question and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--annotations", type=int, default=100_000)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--one", nargs=2, metavar=("QUESTION", "PATH"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        question, path = args.one[0], Path(args.one[1])
+        answers = {
+            "check": measure_check,
+            "read": measure_reading,
+            "feed": lambda p: measure_feed(p, args.steps),
+        }
+        print(json.dumps(answers[question](path)))
+        return
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for n in (args.images // 5, args.images):
+            make_images(Path(scratch) / f"check_{n}", n)
+            rows.append(_ask("check", Path(scratch) / f"check_{n}", args.steps))
+        for kind in ("sa2va_json", "coco"):
+            path = make_annotations(Path(scratch) / kind, args.annotations, kind)
+            rows.append(_ask("read", path, args.steps))
+        rows.append(_ask("feed", Path(scratch) / f"check_{args.images // 5}", args.steps))
+    if args.json:
+        machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+        write_json(args.json, {"machine": machine, "rows": rows})
+
+
+def _ask(question: str, path: Path, steps: int) -> dict[str, Any]:
+    """The answer of a process of its own, printed."""
+    command = [sys.executable, __file__, "--one", question, str(path), "--steps", str(steps)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    row = {"question": question, **json.loads(done.stdout)}
+    shown = (
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
+    )
+    print("  ".join(shown), flush=True)
+    return row
+
+
+if __name__ == "__main__":
+    main()

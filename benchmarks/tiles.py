@@ -1,0 +1,80 @@
+"""What is the best Dice that masks of a model can have, on the whole image and in tiles?
+
+    .venv/bin/python benchmarks/tiles.py FOLDER... [--cells 256] [--input 1024] [--json FILE]
+
+Each FOLDER holds `masks/`. The ground truth takes the place of a perfect model: averaged over the cells of the mask
+decoder's map, once for the whole image and once for each window, then enlarged, blended and cut at a half, as
+predictions are. What is lost is what no training can win back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vesalius.data.images import list_images
+from vesalius.files import write_json
+from vesalius.inference.tiles import TileSettings, find_windows
+from vesalius.masks import area_average
+from vesalius.types import Prediction, Tile, Window
+
+
+def perfect(truth: np.ndarray, windows: list[Window], cells: int, input_size: int) -> np.ndarray:
+    """The mask bool (h, w) that a model would make whose maps are the ground truth."""
+    tiles = []
+    for window in windows:
+        part = truth[window.top : window.top + window.height, window.left : window.left + window.width]
+        tiles.append(Tile(window, area_average(part, (cells, cells))[None] - np.float32(0.5)))
+    size = truth.shape[0], truth.shape[1]
+    nothing = np.zeros((1, 0, 0), dtype=np.float32)
+    return Prediction("truth", "", "ok", size, nothing, input_size, (1.0,), tiles=tuple(tiles)).mask
+
+
+def dice(truth: np.ndarray, guess: np.ndarray) -> float:
+    """Dice of two masks, of which one at least is not empty."""
+    return 2 * float((truth & guess).sum()) / float(truth.sum() + guess.sum())
+
+
+def measure(folder: Path, cells: int, input_size: int) -> list[dict[str, Any]]:
+    """The mean of the best Dice over a folder's masks, for the whole image and windows of several sides."""
+    truths = [np.asarray(Image.open(path).convert("L")) > 0 for path in list_images(folder / "masks")]
+    rows = []
+    overlap = TileSettings().overlap
+    for side in (None, input_size, input_size * 3 // 4, input_size // 2, input_size // 4):
+        values = []
+        for truth in truths:
+            size = truth.shape[0], truth.shape[1]
+            windows = [Window(0, 0, *size)] if side is None else find_windows(size, side, overlap)
+            values.append(dice(truth, perfect(truth, windows, cells, input_size)))
+        row = {"data": folder.name, "images": len(truths), "side": side, "best_dice": statistics.mean(values)}
+        row["windows"] = len(windows)
+        rows.append(row)
+        shown = "whole image" if side is None else f"tiles of {side}"
+        print(f"{folder.name:12}{shown:>16}{row['windows']:5d} windows{row['best_dice']:10.4f}", flush=True)
+    return rows
+
+
+def main() -> None:
+    """Measure every folder and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
+    parser.add_argument("--cells", type=int, default=256, help="side of the mask decoder's map (default 256)")
+    parser.add_argument(
+        "--input", type=int, default=1024, help="side of the segmenter's input (default 1024)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    args = parser.parse_args()
+    rows = [row for folder in args.folders for row in measure(folder, args.cells, args.input)]
+    if args.json:
+        write_json(args.json, {"cells": args.cells, "input": args.input, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

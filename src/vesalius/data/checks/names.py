@@ -1,0 +1,174 @@
+"""File names: those that look like a person's, and images that no entry names."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from vesalius.data.checks.findings import count, finding, some
+from vesalius.data.dataset import DataSet
+from vesalius.data.images import SUFFIXES
+from vesalius.types import Finding, MaskFile, Sample
+
+ORDINARY_WORDS = """
+    image images img frame slice scan view series study case sample patient subject visit session video clip
+    cine left right eye od os upper lower top bottom front back mask masks label labels vessel vessels
+    artery arteries vein coronary carotid aorta cerebral renal lad lcx lca rca lm lao rao ap pa cranial
+    caudal straight heart cardiac brain lung liver kidney spleen chest head neck knee hip hand spine breast
+    skin cell cells nuclei polyp colon retina fundus optic disc cup ct mr mri us xa xr dx dsa oct oca octa
+    cta mra pet flair dwi adc angio angiogram angiography xray normal abnormal healthy disease lesion tumor
+    tumour benign malignant train training test testing val valid validation fold set data dataset raw
+    original copy final new old crop cropped resized frontal lateral axial sagittal coronal anterior
+    posterior proximal distal mid pre post rest stress phase contrast high low quality db version part one
+    two three first second third north south east west camera screenshot screen shot picture photo untitled
+    synth synthetic demo example grey gray rgb color colour png jpg jpeg tif dcm and of the with without
+"""
+
+ORDINARY = frozenset(ORDINARY_WORDS.split())
+"""Words of file names that are no names of persons."""
+
+SURNAMES = "王李张刘陈杨黄赵吴周徐孙马朱胡郭何林罗郑梁谢宋唐许韩冯邓曹彭曾肖田董袁潘于蒋蔡余杜叶苏魏吕丁任沈姚卢姜崔钟谭陆汪范石廖贾夏韦付邹孟熊秦邱江尹薛闫段雷侯龙史陶黎贺顾毛郝龚邵万钱严武戴莫孔向汤"
+
+ORDINARY_CHINESE = (
+    "周期",
+    "周边",
+    "周围",
+    "石灰",
+    "江苏",
+    "马鞍",
+    "万方",
+    "向左",
+    "向右",
+    "向上",
+    "向下",
+    "许可",
+    "任务",
+    "史",
+)
+
+UUID = re.compile(r"(?i)[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+HASH = re.compile(r"(?i)(?<![0-9a-z])(?=(?:[a-z]*[0-9]+[a-z]+){2})[0-9a-z]{16,}(?![0-9a-z])")
+DICOM_UID = re.compile(r"\d+(\.\d+){5,}")
+RECORD = re.compile(r"(?<!\d)(?!00)\d{6,12}(?!\d)")
+KEYED_RECORD = re.compile(
+    r"(?i)(?<![a-z])(mrn|medrec|patient[-_ ]?(?:name|id)|病历号?|住院号?|门诊号?)[-_ ]?[0-9a-z]{4,}"
+)
+BIRTH = re.compile(r"(?<!\d)(19|20)\d\d[-_.](0[1-9]|1[0-2])[-_.](0[1-9]|[12]\d|3[01])(?!\d)")
+CARET = re.compile(r"[^\W\d_]+\s*[\^,]\s*[^\W\d_]+")
+WORD = "([A-Z][a-z]{1,14}|[A-Z]{2,15})"
+TWO_WORDS = re.compile(rf"(?<![^\W_])(?={WORD}[_\- ]{WORD}(?![^\W_]))")
+CHINESE = re.compile(rf"(?<![\u4e00-\u9fff])[{SURNAMES}][\u4e00-\u9fff]{{1,2}}(?![\u4e00-\u9fff])")
+
+
+def check_names(data_set: DataSet) -> list[Finding]:
+    """`personal_name`, once for each file or folder name that looks like a person's; it is not repeated in full."""
+    suspects: dict[tuple[str, ...], str] = {}
+    numbers: dict[tuple[str, ...], int] = defaultdict(int)
+    for sample in data_set.samples:
+        parts = _parts(sample.image, data_set.root)
+        for depth, part in enumerate(parts, 1):
+            kind = find_person(part)
+            if kind:
+                suspects[parts[:depth]] = kind
+                numbers[parts[:depth]] += 1
+    findings = []
+    for parts, kind in suspects.items():
+        place = "/".join(hide(part) if find_person(part) else part for part in parts)
+        n = numbers[parts]
+        of = f" ({count(n, 'image')})" if n > 1 else ""
+        findings.append(finding("personal_name", data_set.root, place, f"the name{of} looks like {kind}"))
+    return findings
+
+
+def find_person(name: str) -> str:
+    """What in a file or folder name points to a person, in words; "" where nothing does.
+
+    Names as `LAST_First`, `Last^First` or two or three Chinese characters; birth dates; numbers of 6 to 12 digits.
+    Not found: names in small letters. Counters that begin with 00, UUIDs, hashes and DICOM UIDs are none.
+    """
+    stem = re.sub(r"\.[A-Za-z]{2,5}(\.gz)?$", "", name)
+    for pattern in (UUID, HASH, DICOM_UID):
+        stem = pattern.sub(" ", stem)
+    if CARET.search(stem) or any(_is_name(match) for match in TWO_WORDS.finditer(stem)):
+        return "the name of a person"
+    if any(not match[0].startswith(ORDINARY_CHINESE) for match in CHINESE.finditer(stem)):
+        return "the name of a person"
+    if BIRTH.search(stem) or any(_is_date(match[0]) for match in RECORD.finditer(stem)):
+        return "a date, perhaps of birth"
+    if KEYED_RECORD.search(stem) or RECORD.search(stem):
+        return "a record number"
+    return ""
+
+
+def hide(name: str) -> str:
+    """The first character of each word: `WANG_Li_1970.png` -> `W***_L***_1***.png`."""
+    stem, dot, suffix = name.rpartition(".")
+    return re.sub(r"[^\W_]+", lambda match: match[0][0] + "***", stem if dot else name) + (
+        dot and dot + suffix
+    )
+
+
+def check_unnamed(parts: Sequence[DataSet], annotations: Sequence[Path]) -> list[Finding]:
+    """`unnamed_image`, once: images in the folders of those that annotation files name, but not named there."""
+    root, samples = parts[0].root, [sample for data_set in parts for sample in data_set.samples]
+    known = {sample.image for sample in samples}
+    known |= {each.path for sample in samples for each in _mask_files(sample)}
+    folders = dict.fromkeys(sample.image.parent for sample in samples)
+    beside = [
+        file
+        for folder in folders
+        for file in sorted(folder.iterdir())
+        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file not in known
+    ]
+    if not beside:
+        return []
+    # entries that cannot be used name their images all the same
+    named = {name for annotation in annotations for name in _names_in(annotation)}
+    found = [file.relative_to(root).as_posix() for file in beside if file.name not in named]
+    if not found:
+        return []
+    message = f"{count(len(found), 'image')} {'is' if len(found) == 1 else 'are'} named by no entry"
+    return [finding("unnamed_image", root, some(found), message)]
+
+
+def _parts(image: Path, root: Path) -> tuple[str, ...]:
+    return image.relative_to(root).parts if image.is_relative_to(root) else (image.name,)
+
+
+def _is_name(words: re.Match[str]) -> bool:
+    return not {words[1].lower(), words[2].lower()} & ORDINARY
+
+
+def _is_date(digits: str) -> bool:
+    return re.fullmatch(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])", digits) is not None
+
+
+def _mask_files(sample: Sample) -> list[MaskFile]:
+    return [each for objects in sample.masks or () for each in objects if isinstance(each, MaskFile)]
+
+
+def _names_in(annotation: Path) -> set[str]:
+    """File names among all texts of an annotation file."""
+    text = annotation.read_text(encoding="utf-8-sig", errors="replace")
+    texts: Iterable[str] = re.findall(r'"([^"]*)"', text)
+    if annotation.suffix.lower() == ".json":
+        # a file that is not JSON has a finding of its own; what it quotes will do here
+        with suppress(ValueError, RecursionError):
+            texts = _texts(json.loads(text))
+    return {re.split(r"[/\\]", each)[-1] for each in texts}
+
+
+def _texts(value: Any) -> Iterable[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for each in value:
+            yield from _texts(each) if not isinstance(each, (int, float)) else ()
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from _texts(each)

@@ -1,0 +1,109 @@
+"""Containers of video by their bytes: which one a file is, and how long its own headers say that it is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+# the brands of still pictures and of sound in the same container
+NOT_VIDEO = (b"heic", b"heix", b"mif1", b"msf1", b"avif", b"avis", b"M4A ", b"M4B ")
+BOXES = (b"ftyp", b"styp", b"sidx", b"moov", b"moof", b"mfra", b"mdat", b"free", b"skip", b"wide", b"uuid")
+FIRST_BOXES = (b"moov", b"mdat", b"free", b"skip", b"wide")
+"""What an old QuickTime file may begin with, which has no `ftyp`."""
+
+EBML, SEGMENT = bytes.fromhex("1a45dfa3"), bytes.fromhex("18538067")
+TS_PACKET = 188
+
+
+def container_of(head: bytes) -> str | None:
+    """`mov` (MP4 too), `matroska` (WebM too), `avi`, `mpegts` or `mpeg` by the first 512 bytes, else None."""
+    if head[4:8] == b"ftyp":
+        return "mov" if head[8:12] not in NOT_VIDEO else None
+    if head[4:8] in FIRST_BOXES:
+        return "mov"
+    if head.startswith(EBML):
+        return "matroska"
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        return "avi"
+    if head.startswith(b"\x00\x00\x01\xba"):
+        return "mpeg"
+    return "mpegts" if head[: 2 * TS_PACKET + 1 : TS_PACKET] == b"GGG" else None
+
+
+def stated_bytes(path: Path, container: str) -> int | None:
+    """How many bytes the file must have at least, as its own headers count them; None where they do not say.
+
+    An MPEG program stream has no such header, and a recorder that was switched off may have left none.
+    """
+    walk = WALKS.get(container)
+    if walk is None:
+        return None
+    with path.open("rb") as file:
+        return walk(file)
+
+
+def _walk_boxes(file: BinaryIO) -> int | None:
+    """ISO 14496-12: boxes of a 32-bit size and a name; size 1 is followed by 64 bits, 0 is to the end."""
+    end, actual = 0, os.fstat(file.fileno()).st_size
+    while end < actual:
+        file.seek(end)
+        head = file.read(16)
+        size, name = int.from_bytes(head[:4]), head[4:8]
+        if name not in BOXES:
+            return end or None  # something was put behind the film
+        if size == 1:
+            size = int.from_bytes(head[8:16])
+        if size < 8:
+            return end + 8
+        end += size
+    return end
+
+
+def _walk_riff(file: BinaryIO) -> int | None:
+    """RIFF chunks of a 32-bit size: `AVI `, then `AVIX` for each further gigabyte; a recorder may leave size
+    0."""
+    end, actual = 0, os.fstat(file.fileno()).st_size
+    while end < actual:
+        file.seek(end)
+        head = file.read(12)
+        size = int.from_bytes(head[4:8], "little")
+        if head[:4] != b"RIFF" or head[8:12] not in (b"AVI ", b"AVIX") or size == 0:
+            return end or None
+        end += 8 + size
+    return end
+
+
+def _walk_ebml(file: BinaryIO) -> int | None:
+    """RFC 8794: the EBML header, then one segment; a size of ones alone is unknown."""
+    head = file.read(4096)
+    size, start = _vint(head, len(EBML))
+    place = start + size
+    if size < 0 or head[place : place + 4] != SEGMENT:
+        return None
+    size, start = _vint(head, place + 4)
+    return None if size < 0 else start + size
+
+
+def _vint(data: bytes, place: int) -> tuple[int, int]:
+    """(value, where it ends) of a number whose leading zero bits count its further bytes; -1 for unknown."""
+    width = 9 - data[place].bit_length() if place < len(data) else 9
+    if width > 8 or place + width > len(data):
+        return -1, place
+    ones = (1 << 7 * width) - 1
+    value = int.from_bytes(data[place : place + width]) & ones
+    return (-1 if value == ones else value), place + width
+
+
+def _walk_packets(file: BinaryIO) -> int:
+    """ISO 13818-1: a transport stream is packets of 188 bytes, and does not say how many."""
+    return -(-os.fstat(file.fileno()).st_size // TS_PACKET) * TS_PACKET
+
+
+WALKS: dict[str, Callable[[BinaryIO], int | None]] = {
+    "mov": _walk_boxes,
+    "avi": _walk_riff,
+    "matroska": _walk_ebml,
+    "mpegts": _walk_packets,
+}

@@ -1,0 +1,166 @@
+"""Data of any format brought into one data set, with an account of what became of each image."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from vesalius.data.dataset import DataSet, open_data_set
+from vesalius.data.formats import detect
+from vesalius.data.framefiles import SUFFIXES as FRAME_SUFFIXES
+from vesalius.data.framefiles import kind_of
+from vesalius.data.grouping import group_of, note_on_groups, regroup
+from vesalius.data.images import SUFFIXES
+from vesalius.data.placing import place_images
+from vesalius.data.privacy.namelessness import Nameless
+from vesalius.data.search import find_images
+from vesalius.data.writers.formats import WRITERS
+from vesalius.errors import AnnotationError, OutputError, SettingError
+from vesalius.files import replacing, write_json
+from vesalius.lineage import hash_file, versions
+from vesalius.types import MaskFile, Sample
+
+MARKER = "import.json"
+
+ANNOTATIONS = ("*.json", "*.xml", "*.csv", "*.txt", "*.yaml", "*.yml")
+"""A folder with such a file may be annotated in a format that is not read: its images are not taken as they are."""
+
+Progress = Callable[[float], None]
+"""Hears the share that is done."""
+
+
+def import_data_set(
+    source: Path,
+    out: Path,
+    *,
+    to: str = "house",
+    pseudonymise: bool = False,
+    key: Path | None = None,
+    prompt: str | None = None,
+    split: str | None = None,
+    group: str | None = None,
+    on_progress: Progress = lambda share: None,
+) -> dict[str, Any]:
+    """Write the images of `source` into `out/images/`, their annotation by `WRITERS[to]`, and `import.json`.
+
+    Images that nobody annotated are samples without masks. With `pseudonymise` nothing that names a person gets into
+    `out`, a message or the log: ids, groups and clips are keyed pseudonyms, images are decoded and written anew,
+    metadata is left out but for a few keys, DICOM headers are kept in `out/dicom/` by the basic profile. Key and
+    names go to `OUT.key.json` beside it; `key` is such a file of an earlier import. Returns `import.json` without its
+    samples. Raises OutputError where `out`, or its key, is there already, SettingError where an argument does not
+    fit, DataError where the source cannot be read: with `pseudonymise` it does not say what is wrong.
+    """
+    if to not in WRITERS:
+        raise SettingError(f"{to!r} is no format to write; choose one of {', '.join(WRITERS)}")
+    if key is not None and not pseudonymise:
+        raise SettingError("--key belongs to --pseudonymise")
+    _check_out(source, out)
+    open_source = partial(_open_source, source, split=split, prompt=prompt, group=group)
+    if not pseudonymise:
+        data_set = open_source()
+        with replacing(out) as folder:
+            placed = place_images(data_set.samples, folder, on_progress=_share(on_progress, data_set.samples))
+            notes = [*data_set.notes, *WRITERS[to](folder, placed)]
+            record = _account(data_set, placed, folder, to) | {"source": data_set.name, "notes": notes}
+            write_json(folder / MARKER, record)
+        return _summary(record, out)
+    nameless = Nameless.prepare(out, key)
+    with nameless.hidden():
+        data_set = open_source()
+    with nameless.keeping_key(out), replacing(out) as folder:
+        with nameless.hidden():
+            placed = nameless.place(data_set.samples, folder, _share(on_progress, data_set.samples))
+            record = _account(data_set, placed, folder, to)
+            record |= nameless.write_dicom(data_set.samples, folder)
+            record |= nameless.look_for_writing(placed)
+        notes = [note_on_groups(placed), *nameless.notes, *WRITERS[to](folder, placed)]
+        record |= {"pseudonymised": True, "notes": notes}
+        write_json(folder / MARKER, record)
+        nameless.write_key()
+    return _summary(record, out) | {"key": str(nameless.key_file)}
+
+
+def _check_out(source: Path, out: Path) -> None:
+    if source.resolve().is_relative_to(out.resolve()):
+        raise SettingError(f"{out}: the source lies in it; name another folder")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OutputError(f"{out}: exists and is not empty; name another folder, or remove this one first")
+
+
+def _open_source(path: Path, *, split: str | None, prompt: str | None, group: str | None) -> DataSet:
+    """The data set, or the images where there is no annotation."""
+    try:
+        detect(path, split)
+    except AnnotationError as error:
+        if error.code != AnnotationError.code or not _is_bare(path):
+            raise
+    else:
+        return open_data_set(path, split=split, prompt=prompt, group=group)
+    samples = find_images([path])
+    if group is not None:
+        samples = regroup(samples, group)
+    root = path if path.is_dir() else path.parent
+    note = f"no annotation was found: {len(samples)} images without masks"
+    return DataSet(root.resolve().name, "images", root, tuple(samples), (note, note_on_groups(samples)))
+
+
+def _is_bare(path: Path) -> bool:
+    """Whether there are images, and nothing that may be their annotation."""
+    if path.is_dir():
+        return not any(file for pattern in ANNOTATIONS for file in path.rglob(pattern))
+    return path.is_file() and (path.suffix.lower() in SUFFIXES or kind_of(path) is not None)
+
+
+def _share(on_progress: Progress, samples: Sequence[Sample]) -> Callable[[int], None]:
+    return lambda done: on_progress(0.9 * done / max(len(samples), 1))
+
+
+def _account(data_set: DataSet, placed: Sequence[Sample], folder: Path, to: str) -> dict[str, Any]:
+    """What `import.json` says of a data set whose images are in place."""
+    hashes: dict[Path, str] = {}
+    rows = []
+    for before, after in zip(data_set.samples, placed, strict=True):
+        if before.image not in hashes:
+            hashes[before.image] = hash_file(before.image)
+        row: dict[str, Any] = {
+            "id": after.id,
+            "group": after.group,
+            "image": after.image.relative_to(folder).as_posix(),
+        }
+        rows.append(row | {"frame": before.frame, "source_sha256": hashes[before.image]})
+    masks = [each for sample in data_set.samples for objects in sample.masks or () for each in objects]
+    suffixes = Counter(
+        f"{_known_suffix(before.image)} to {after.image.suffix}"
+        for before, after in zip(data_set.samples, placed, strict=True)
+        if before.image.suffix != after.image.suffix or before.frame is not None
+    )
+    return {
+        "format": data_set.format,
+        "to": to,
+        "pseudonymised": False,
+        "counts": {
+            "images": len(placed),
+            "files": len(hashes),
+            "annotated": sum(sample.masks is not None for sample in placed),
+            "groups": len({group_of(sample) for sample in placed}),
+        },
+        "converted": {
+            "images": dict(sorted(suffixes.items())),
+            "mask files to RLE": sum(isinstance(each, MaskFile) for each in masks),
+        },
+        "versions": versions(),
+        "samples": rows,
+    }
+
+
+def _known_suffix(path: Path) -> str:
+    """The suffix where it is one of images; any other may be part of a name."""
+    suffix = path.suffix.lower()
+    return suffix if suffix in SUFFIXES + FRAME_SUFFIXES else "other"
+
+
+def _summary(record: dict[str, Any], out: Path) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name != "samples"} | {"out": str(out)}

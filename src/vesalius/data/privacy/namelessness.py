@@ -1,0 +1,167 @@
+"""An import that lets no name out: pseudonyms, images and headers written anew, and silence about the source."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vesalius.data.dicom import image as dicom
+from vesalius.data.grouping import is_dicom
+from vesalius.data.images import read_image
+from vesalius.data.placing import place_images
+from vesalius.data.privacy.burned_in import Box, find_writing
+from vesalius.data.privacy.deidentify import write_deidentified
+from vesalius.data.privacy.pseudonyms import KEPT_METADATA, Pseudonyms, read_key, rename, strip, write_key
+from vesalius.errors import DataError, MissingExtraError, OutputError
+from vesalius.types import Sample
+
+LISTED = 10
+
+SHOWN_BY_CHECK = "what may name somebody is not shown here; vesalius check shows it, with the same arguments"
+
+
+@dataclass
+class Nameless:
+    """The state of one such import."""
+
+    pseudonyms: Pseudonyms = field(repr=False)
+    key_file: Path
+    ids: dict[str, str] = field(default_factory=dict, repr=False)
+    tables: dict[str, Any] = field(default_factory=dict, repr=False)
+    notes: list[str] = field(default_factory=list)
+    written: bool = False
+
+    @classmethod
+    def prepare(cls, out: Path, key: Path | None) -> Nameless:
+        """With the key in `key`, or a new one; OutputError where the place of the key file beside `out` is taken."""
+        place = out.resolve()
+        key_file = place.with_name(f"{place.name}.key.json")
+        if key_file.exists():
+            raise OutputError(
+                f"{key_file}: is the key of an earlier import; move it elsewhere, and name it with --key to use it again"
+            )
+        return cls(Pseudonyms.new() if key is None else read_key(key), key_file)
+
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """No log line, warning or message of an error that comes from inside gets out: each may quote the source."""
+        disabled = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        except (OutputError, MissingExtraError):
+            raise
+        except Exception as error:
+            code = getattr(error, "code", None) or type(error).__name__
+            # without the error that it came of: a traceback would quote it
+            raise DataError(f"the source cannot be imported [{code}]; {SHOWN_BY_CHECK}", code) from None
+        finally:
+            logging.disable(disabled)
+
+    @contextmanager
+    def keeping_key(self, out: Path) -> Iterator[None]:
+        """A block in which `out` comes to be after `write_key`: where it does not, the key is taken away again."""
+        try:
+            yield
+        except BaseException:
+            if self.written and not (out.is_dir() and any(out.iterdir())):
+                with suppress(OSError):
+                    self.key_file.unlink()
+            raise
+
+    def write_key(self) -> None:
+        """Write the key and who is who, for the owner's eyes; to be done before the data set is at its place."""
+        write_key(self.key_file, self.pseudonyms, self.tables)
+        self.written = True
+
+    def place(
+        self, samples: Sequence[Sample], folder: Path, on_progress: Callable[[int], None]
+    ) -> list[Sample]:
+        """The samples under pseudonyms, their images decoded and written anew, and their names in the tables."""
+        renaming = rename(samples, self.pseudonyms)
+        self.ids = renaming.ids
+        self.tables = {
+            "groups": {new: old for old, new in renaming.groups.items()},
+            "sequences": {new: old for old, new in renaming.sequences.items()},
+            "samples": {
+                renaming.ids[sample.id]: {
+                    "id": sample.id,
+                    "path": str(sample.image.absolute()),
+                    "frame": sample.frame,
+                    "group": sample.group,
+                }
+                for sample in samples
+            },
+        }
+        dropped = Counter(key for sample in samples for key in sample.metadata if key not in KEPT_METADATA)
+        if dropped:
+            counted = ", ".join(f"{key} ({n})" for key, n in sorted(dropped.items()))
+            self.notes.append(f"metadata left out, which may name somebody: {counted}")
+        phrases = {prompt for sample in samples for prompt in sample.prompts}
+        if phrases:
+            self.notes.append(f"phrases are kept as they are, look at them: {len(phrases)}")
+        self.notes.append(f"notes on the source: {SHOWN_BY_CHECK}")
+        stripped = [strip(sample, renaming) for sample in samples]
+        return place_images(stripped, folder, renaming.ids, decode=True, on_progress=on_progress)
+
+    def write_dicom(self, samples: Sequence[Sample], folder: Path) -> dict[str, Any]:
+        """Write `dicom/` by the basic profile, one file for each of the source, and note what is burned in."""
+        first = {sample.image: sample for sample in reversed(samples)}
+        files: dict[str, dict[str, Any]] = {}
+        for path, sample in reversed(first.items()):
+            if not is_dicom(path):
+                continue
+            name = self.ids[sample.id]
+            if sample.sequence and sample.frame is not None:
+                name = name.rpartition("-")[0]
+            if name in files:
+                name = self.ids[sample.id]
+            target = folder / "dicom" / f"{name}.dcm"
+            target.parent.mkdir(exist_ok=True)
+            patient = self.ids[sample.id].partition("-")[0]
+            done = write_deidentified(path, target, self.pseudonyms, patient)
+            burned_in = dicom.read_facts(path).burned_in_annotation
+            files[name] = {"file": f"dicom/{name}.dcm", "attributes": dict(done), "burned_in": burned_in}
+            self.tables.setdefault("dicom", {})[name] = str(path.absolute())
+        if not files:
+            return {}
+        stated = [name for name, facts in files.items() if facts["burned_in"]]
+        silent = sum(facts["burned_in"] is None for facts in files.values())
+        if stated:
+            self.notes.append(
+                f"DICOM files whose pictures show who the patient is, as they say: {_list(stated)}"
+            )
+        if silent:
+            self.notes.append(
+                f"DICOM files that do not say whether their pictures show who the patient is: {silent}"
+            )
+        return {"dicom": list(files.values())}
+
+    def look_for_writing(self, placed: Sequence[Sample]) -> dict[str, Any]:
+        """Regions of the pictures that may be writing; nothing is painted over."""
+        found: dict[str, list[Box]] = {}
+        for sample in placed:
+            boxes = find_writing(read_image(sample.image))
+            if boxes:
+                found[sample.id] = boxes
+        if found:
+            shown = [f"{name} (x {b[0]} to {b[2]}, y {b[1]} to {b[3]})" for name, (b, *_) in found.items()]
+            self.notes.append(f"images that may have writing in the picture, look at them: {_list(shown)}")
+        else:
+            self.notes.append(
+                "no writing was found in the pictures; small, pale or slanted writing is missed, so look at them"
+            )
+        return {"writing": {name: [list(box) for box in boxes] for name, boxes in found.items()}}
+
+
+def _list(names: Sequence[str]) -> str:
+    more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"{len(names)}: {', '.join(names[:LISTED])}{more}"

@@ -1,0 +1,232 @@
+"""DICOM files: one, or a folder of them at any depth, whatever they are called.
+
+A file is a sample, a cine one for each frame. They are not annotated, unless segmentation objects beside them speak
+of them: then each segment is a phrase, by its label. Identifiers come as the beginnings of their hashes, which keep
+patients apart and name nobody; who knows a patient's number can still find its hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from vesalius.data.dicom import image as dicom
+from vesalius.data.dicom.image import DicomFacts
+from vesalius.data.images import SUFFIXES, frame_id, sample_id
+from vesalius.data.readers import dicom_seg
+from vesalius.data.readers.dicom_seg import Segment
+from vesalius.data.source import HEAD_BYTES, Problems, Source, report
+from vesalius.errors import AnnotationError, DataError, ImageError
+from vesalius.types import Absent, RleMask, Sample
+
+KINDS = {
+    dicom_seg.SOP_CLASS: "segmentations",
+    "1.2.840.10008.1.3.10": "directories",
+    "1.2.840.10008.5.1.4.1.1.11.": "presentation states",
+    "1.2.840.10008.5.1.4.1.1.88.": "reports",
+    "": "other objects without an image",
+}
+"""Beginning of an SOP class -> what such objects are called in notes; the first that fits."""
+
+
+def recognise(source: Source) -> bool:
+    """Whether the file is a DICOM image, or one lies in the folder."""
+    return any(dicom.recognise(path, head) for path, head in _heads(source))
+
+
+def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sample]:
+    """Samples of all images, those of a series together and in order of their instance numbers.
+
+    An image that a segmentation speaks of has its segments as phrases in every frame, absent where they have no
+    pixel. Raises ImageError for a file that cannot be read; AnnotationError for a segmentation that cannot, or of an
+    image that is not here, for an image that is there twice, and for equal ids; with `problems`, they are put there
+    and the file is left out.
+    """
+    images: dict[Path, DicomFacts] = {}
+    segmentations = []
+    for path, head in _heads(source):
+        if dicom.sop_class(head) == dicom_seg.SOP_CLASS:
+            segmentations.append(path)
+        elif dicom.recognise(path, head):
+            try:
+                images[path] = _facts(path)
+            except ImageError as error:
+                report(error, problems)
+    uids = _by_uid(images, problems)
+    segments = _read_segments(segmentations, uids, source, problems)
+    samples: dict[str, Sample] = {}
+    for path, sequence in _order({path: images[path] for path in uids.values()}).items():
+        facts = images[path]
+        for sample in _samples(path, facts, sequence, segments.get(facts.sop_instance_uid), source):
+            if sample.id in samples:
+                message = (
+                    f"{path}: has the same id {sample.id} as {samples[sample.id].image}; rename one of them"
+                )
+                report(AnnotationError(message, "equal_ids"), problems)
+            samples.setdefault(sample.id, sample)
+    return list(samples.values())
+
+
+def notes(source: Source) -> list[str]:
+    """How many images and frames there are, what lies beside them, and what their headers leave open."""
+    heads = list(_heads(source))
+    kinds: Counter[str] = Counter({"files that are no DICOM": len(_files(source)) - len(heads)})
+    facts = []
+    for path, head in heads:
+        if not dicom.recognise(path, head):
+            kinds[_kind(dicom.sop_class(head))] += 1
+            continue
+        try:
+            facts.append(_facts(path))
+        except ImageError:
+            continue  # read says so
+    found = [f"DICOM images: {len(facts)}, with {sum(each.frames for each in facts)} frames"]
+    read_too = kinds.pop("segmentations", 0)
+    found += [f"DICOM segmentations: {read_too}"] if read_too else []
+    ignored = ", ".join(f"{kind} ({n})" for kind, n in kinds.items() if n)
+    found += [f"ignored: {ignored}"] if ignored else []
+    nameless = sum(not each.patient_id for each in facts)
+    found += [f"images without PatientID, grouped by study or series: {nameless}"] if nameless else []
+    detector = sum(each.spacing_of == "ImagerPixelSpacing" for each in facts)
+    return found + (
+        [f"images with the spacing of the detector, where all looks larger than it is: {detector}"]
+        if detector
+        else []
+    )
+
+
+def _files(source: Source) -> list[Path]:
+    """Everything that is not hidden, in order of the names."""
+    found = sorted(source.path.rglob("*")) if source.path.is_dir() else [source.path]
+    return [path for path in found if path.is_file() and not path.name.startswith(".")]
+
+
+def _heads(source: Source) -> Iterator[tuple[Path, bytes]]:
+    """Every DICOM file, images or not, with its first bytes."""
+    for path in _files(source):
+        if path.suffix.lower() in SUFFIXES:
+            continue
+        try:
+            with path.open("rb") as file:
+                head = file.read(HEAD_BYTES)
+        except OSError:
+            continue
+        if head[128:132] == b"DICM":
+            yield path, head
+
+
+def _facts(path: Path) -> DicomFacts:
+    state = path.stat()
+    return _read_facts(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=4096)
+def _read_facts(path: Path, changed_ns: int, length: int) -> DicomFacts:
+    """Asked for twice, by `notes` and by `read`."""
+    return dicom.read_facts(path)
+
+
+def _by_uid(images: Mapping[Path, DicomFacts], problems: Problems) -> dict[str, Path]:
+    """Instance UID, or the path where there is none, -> file; an image that is there twice is a problem."""
+    found: dict[str, Path] = {}
+    for path, facts in images.items():
+        uid = facts.sop_instance_uid or str(path)
+        if uid in found:
+            message = f"{path}: is the same DICOM image as {found[uid]}; remove one of them"
+            report(AnnotationError(message, "repeated_image"), problems)
+        found.setdefault(uid, path)
+    return found
+
+
+def _read_segments(
+    paths: Sequence[Path], uids: Mapping[str, Path], source: Source, problems: Problems
+) -> dict[str, list[Segment]]:
+    """Instance UID of each image that a segmentation speaks of -> the segments of all of them."""
+    found: dict[str, list[Segment]] = defaultdict(list)
+    for path in paths:
+        try:
+            segmentation = dicom_seg.read_segmentation(path)
+            missing = len(segmentation.images - uids.keys())
+            if missing:
+                raise AnnotationError(
+                    f"{path}: is a segmentation of images of which {missing} cannot be found in {source.root}; "
+                    "put them there, or remove it",
+                    "missing_image",
+                )
+        except DataError as error:
+            report(error, problems)
+        else:
+            for uid in segmentation.images:
+                found[uid] += segmentation.segments
+    return found
+
+
+def _order(images: Mapping[Path, DicomFacts]) -> dict[Path, str | None]:
+    """Files in order, those of a series together, and the sequence of each: a cine, or several files of a series."""
+    series: dict[str, list[Path]] = defaultdict(list)
+    for path, facts in images.items():
+        series[facts.series_uid or str(path)].append(path)
+    found: dict[Path, str | None] = {}
+    for uid, paths in series.items():
+        single = [path for path in paths if images[path].frames == 1]
+        name = pseudonym("series", uid)
+        for path in sorted(paths, key=lambda each: (images[each].instance_number or 0, each)):
+            cine = f"{name}-{_hash(images[path].sop_instance_uid or str(path))}"
+            found[path] = cine if images[path].frames > 1 else name if len(single) > 1 else None
+    return found
+
+
+def _samples(
+    path: Path, facts: DicomFacts, sequence: str | None, segments: list[Segment] | None, source: Source
+) -> Iterator[Sample]:
+    name = sample_id(path.relative_to(source.root))
+    identifiers = {
+        keyword: pseudonym(kind, value)
+        for keyword, kind, value in (
+            ("PatientID", "patient", facts.patient_id),
+            ("StudyInstanceUID", "study", facts.study_uid),
+            ("SeriesInstanceUID", "series", facts.series_uid),
+        )
+        if value
+    }
+    metadata: dict[str, Any] = dict(identifiers)
+    if facts.frame_time_ms is not None:
+        metadata["frame_time_ms"] = facts.frame_time_ms
+    several = facts.frames > 1
+    for frame in range(facts.frames):
+        masks = None if segments is None else tuple(_reference(each, facts, frame) for each in segments)
+        yield Sample(
+            frame_id(name, frame) if several else name,
+            path,
+            tuple(each.label for each in segments or ()),
+            masks,
+            f"{path}, frame {frame}" if several else str(path),
+            frame=frame if several else None,
+            group=next(iter(identifiers.values()), sequence),
+            sequence=sequence,
+            size=facts.size,
+            spacing_mm=facts.spacing_mm,
+            metadata=metadata,
+        )
+
+
+def _reference(segment: Segment, facts: DicomFacts, frame: int) -> tuple[RleMask | Absent]:
+    rle = segment.masks.get((facts.sop_instance_uid, frame))
+    return (Absent() if rle is None else RleMask(rle),)
+
+
+def pseudonym(kind: str, value: str) -> str:
+    """A name for an identifier that stays the same and does not show it: `patient-4fc82b26aecb`."""
+    return f"{kind}-{_hash(value)}"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:12]
+
+
+def _kind(uid: str) -> str:
+    return next(name for start, name in KINDS.items() if uid.startswith(start))

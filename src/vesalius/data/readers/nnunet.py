@@ -1,0 +1,178 @@
+"""The raw data of nnU-Net, in two dimensions: `dataset.json`, `imagesTr/CASE_0000.png`, `labelsTr/CASE.png`.
+
+    {"channel_names": {"0": "X-ray"}, "labels": {"background": 0, "vessel": 1}, "numTraining": 48, "file_ending": ".png"}
+
+The name of a label is the phrase, and its value that of the pixels in the label file; a list of values is a region,
+made of all of them. Version 1 has `{"0": "background", "1": "vessel"}` and no `file_ending`. Every label is a prompt
+of every case. An image is one file: three channels are a colour image in `CASE_0000.png`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from vesalius.data.images import SUFFIXES
+from vesalius.data.readers.fields import is_file, kind, show
+from vesalius.data.readers.maskfolder import classes_of
+from vesalius.data.source import Problems, Source, read_json, report
+from vesalius.errors import AnnotationError
+from vesalius.types import Sample, Value
+
+FILE = "dataset.json"
+FIRST_ENDING = ".nii.gz"
+"""Of version 1, which had no other."""
+Labels = dict[str, tuple[Value, ...]]
+
+
+def recognise(source: Source) -> bool:
+    """Whether it is a folder with `dataset.json` and `imagesTr/`, or that file."""
+    named = source.path.is_dir() or source.path.name == FILE
+    return named and is_file(source.root / FILE) and (source.root / "imagesTr").is_dir()
+
+
+def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sample]:
+    """Samples of the training cases, in order of their names, which are their ids.
+
+    Raises AnnotationError for a `dataset.json` that cannot be followed, files that are no images, and cases that lack
+    a label or have several channels or no image; with `problems`, such a case is put there and left out.
+    """
+    root, path = source.root, source.root / FILE
+    top = _read_top(path)
+    labels, _ = _read_labels(top.get("labels"), path)
+    ending = _read_ending(top, path)
+    images = _list_images(root / "imagesTr", ending)
+    drawn = {file.name.removesuffix(ending): file for file in _list_files(root / "labelsTr", ending)}
+    cases = sorted(images.keys() | drawn.keys())
+    if not cases:
+        raise AnnotationError(f"{root / 'imagesTr'}: holds no image CASE_0000{ending}", "no_image")
+    stated = top.get("numTraining")
+    if stated is not None and stated != len(cases):
+        message = f"{path}: numTraining is {show(stated)}, but there are {len(cases)} cases; copy the rest, or correct it"
+        report(AnnotationError(message, "case_count"), problems)
+    samples = []
+    for case in cases:
+        try:
+            image = _only_channel(images.get(case, []), case, root, ending)
+            if case not in drawn:
+                raise AnnotationError(
+                    f"{image}: there is no labelsTr/{case}{ending}; add it, or remove the image", "unpaired"
+                )
+        except AnnotationError as error:
+            report(error, problems)
+        else:
+            masks = classes_of(drawn[case], labels)
+            samples.append(Sample(case, image, tuple(labels), masks, f"{path}, case {case}"))
+    return samples
+
+
+def notes(source: Source) -> list[str]:
+    """What is not read: cases without labels, files of other names, the label `ignore`."""
+    root = source.root
+    top = _read_top(root / FILE)
+    ending = _read_ending(top, root / FILE)
+    found = []
+    tests = len(_list_files(root / "imagesTs", ending))
+    if tests:
+        found.append(f"imagesTs/ is not read, which has no labels here: {tests} files")
+    for folder, pattern in (
+        ("imagesTr", rf".+_\d{{4}}{re.escape(ending)}"),
+        ("labelsTr", f".+{re.escape(ending)}"),
+    ):
+        others = Counter(
+            file.suffix or file.name
+            for file in _list_files(root / folder, "")
+            if not re.fullmatch(pattern, file.name, re.DOTALL)
+        )
+        if others:
+            counted = ", ".join(f"{suffix} ({n})" for suffix, n in others.items())
+            found.append(f"not read in {folder}/, by their names: {counted}")
+    _, ignored = _read_labels(top.get("labels"), root / FILE)
+    if ignored is not None:
+        found.append(
+            f"the label 'ignore' ({ignored}) says that nobody annotated a pixel: images with it are refused"
+        )
+    return found
+
+
+def _read_top(path: Path) -> dict[str, Any]:
+    top = read_json(path)
+    if not isinstance(top, dict):
+        raise AnnotationError(f"{path}: must be an object with labels, not {kind(top)}")
+    if "dataset" in top:
+        raise AnnotationError(
+            f"{path}: lists its cases under dataset, which is not read; lay them out in imagesTr/ and labelsTr/"
+        )
+    return top
+
+
+def _read_labels(value: Any, path: Path) -> tuple[Labels, int | None]:
+    """Phrase -> values, without the background; and the value of the label `ignore`, if any."""
+    if not isinstance(value, dict) or not value:
+        raise AnnotationError(
+            f'{path}: labels must be an object such as {{"background": 0, "vessel": 1}}', "labels"
+        )
+    if all(key.isdecimal() and isinstance(name, str) for key, name in value.items()):
+        value = {name: int(key) if len(key) < 6 else key for key, name in value.items()}
+    labels: Labels = {}
+    ignored = None
+    for name, each in value.items():
+        values = each if isinstance(each, list) else [each]
+        if not name.strip() or not values or not all(type(one) is int and 0 <= one < 2**16 for one in values):
+            raise AnnotationError(
+                f"{path}: the label {show(name)} must be a name with a whole number or a list of such, not {show(each)}",
+                "labels",
+            )
+        if values != [0] and (0 in values or name == "background"):
+            raise AnnotationError(f"{path}: 0 must be the background, and nothing else", "labels")
+        if name == "ignore":
+            ignored = values[0]
+        elif values != [0]:
+            labels[name] = tuple(dict.fromkeys(values))
+    if not labels:
+        raise AnnotationError(f"{path}: labels names nothing but the background", "labels")
+    return labels, ignored
+
+
+def _read_ending(top: dict[str, Any], path: Path) -> str:
+    ending = top.get("file_ending", FIRST_ENDING)
+    if ending not in SUFFIXES:
+        raise AnnotationError(
+            f"{path}: the files end in {show(ending)}, and of nnU-Net's data sets those of "
+            f"{', '.join(SUFFIXES)} are read; write each slice as an image, and its labels as another",
+            "file_ending",
+        )
+    return str(ending)
+
+
+def _list_files(folder: Path, ending: str) -> list[Path]:
+    """Files of a folder in order of their names, hidden ones left out; none where there is no folder."""
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [file for file in files if file.name.endswith(ending) and file.name[0] != "." and is_file(file)]
+
+
+def _list_images(folder: Path, ending: str) -> dict[str, list[Path]]:
+    """Case -> its files, one a channel."""
+    found: dict[str, list[Path]] = {}
+    for file in _list_files(folder, ending):
+        match = re.fullmatch(r"(.+)_[0-9]{4}", file.name.removesuffix(ending), re.DOTALL)
+        if match:
+            found.setdefault(match[1], []).append(file)
+    return found
+
+
+def _only_channel(files: list[Path], case: str, root: Path, ending: str) -> Path:
+    name = f"{case}_0000{ending}"
+    if files and [file.name for file in files] != [name]:
+        raise AnnotationError(
+            f"{files[-1]}: is a channel of its own, and an image in one file is needed; save all as {name}",
+            "several_channels",
+        )
+    if not files:
+        raise AnnotationError(
+            f"{root / 'labelsTr' / (case + ending)}: there is no imagesTr/{name}; add it, or remove the label",
+            "unpaired",
+        )
+    return files[0]

@@ -1,0 +1,112 @@
+"""Whole groups shared out to parts of given fractions, so that each part is like the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int64
+
+TRIED, ROUNDS = 200, 10
+
+
+def stratify(
+    sizes: Int64[np.ndarray, " groups"],
+    labels: Int64[np.ndarray, "groups labels"],
+    fractions: Sequence[float],
+    seed: int,
+) -> Int64[np.ndarray, " groups"]:
+    """The part of each group: the images with each label, and the images, come in `fractions` as nearly as may be.
+
+    `sizes` counts the images of a group, `labels` those of them that have each label. No part stays empty, and the
+    images of a part differ from its fraction by at most the largest group, unless filling a part asks for more.
+    `seed` decides between equal choices alone. Raises ValueError for fewer groups than parts.
+
+    Iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011, On the stratification of multi-label data), with
+    whole groups in the place of examples: the rarest label is shared out first, its largest group first, each to the
+    part that lacks it most.
+    """
+    if len(sizes) < len(fractions):
+        raise ValueError(f"{len(sizes)} groups cannot fill {len(fractions)} parts")
+    lacking = np.outer(fractions, labels.sum(axis=0)).astype(float)
+    room = np.asarray(fractions) * sizes.sum()
+    left = labels.sum(axis=0)
+    lots = np.random.default_rng(seed).permutation(len(sizes))
+    parts = np.full(len(sizes), -1, dtype=np.int64)
+    for n_open in range(len(sizes), 0, -1):
+        waiting = np.flatnonzero(parts < 0)
+        label = int(np.where(left > 0, left, np.iinfo(np.int64).max).argmin()) if left.any() else None
+        wanted = sizes[waiting] if label is None else labels[waiting, label]
+        group = int(waiting[np.lexsort((lots[waiting], -sizes[waiting], -wanted))[0]])
+        allowed = _allowed(room, parts, int(sizes[group]), int(sizes.max()), n_open)
+        need = np.zeros(len(fractions)) if label is None else lacking[:, label]
+        part = int(allowed[np.lexsort((-room[allowed], -need[allowed].round(9)))[0]])
+        parts[group] = part
+        lacking[part] -= labels[group]
+        room[part] -= sizes[group]
+        left = left - labels[group]
+    return parts
+
+
+def _allowed(room: np.ndarray, parts: np.ndarray, size: int, largest: int, n_open: int) -> np.ndarray:
+    """The parts that a group of `size` may join, `n_open` groups, itself included, being without one.
+
+    What is too much in some parts is missing in others, so the sum of it is held below the largest group. The part
+    with the most room can always take the group: were another one short by more than that in the end, it would have
+    had the most room before.
+    """
+    empty = np.flatnonzero([part not in parts for part in range(len(room))])
+    if n_open <= len(empty):
+        return empty
+    excess = np.clip(-room, 0, None)
+    after = excess.sum() - excess + np.clip(size - room, 0, None)
+    allowed = np.flatnonzero((room > 0) & (after <= largest))
+    return allowed if len(allowed) else np.array([int(room.argmax())])
+
+
+def improve(
+    parts: Int64[np.ndarray, " groups"],
+    sizes: Int64[np.ndarray, " groups"],
+    measures: Float[np.ndarray, "groups measures"],
+    fractions: Sequence[float],
+    seed: int,
+) -> Int64[np.ndarray, " groups"]:
+    """The parts after every exchange of two groups that brings the sums of the measures nearer to `fractions`.
+
+    Nearness is chi-squared, summed over parts and measures. Each group is tried against `TRIED` others, which `seed`
+    draws, in at most `ROUNDS` rounds. No exchange takes a part further from its share of images than the largest
+    group, or than it was. Measures of which there is nothing do not count.
+    """
+    draw = np.random.default_rng([seed, 1])
+    measures = measures[:, measures.sum(axis=0) > 0]
+    parts = parts.copy()
+    targets = np.outer(fractions, measures.sum(axis=0))
+    off = np.stack([measures[parts == part].sum(axis=0) for part in range(len(fractions))]) - targets
+    room = np.asarray(fractions) * sizes.sum() - np.bincount(parts, sizes, len(fractions))
+    for _ in range(ROUNDS):
+        before = parts.copy()
+        for one in draw.permutation(len(parts)):
+            others = draw.choice(len(parts), min(TRIED, len(parts)), replace=False)
+            others = others[parts[others] != parts[one]]
+            here, there = parts[one], parts[others]
+            moved, n_moved = measures[others] - measures[one], sizes[others] - sizes[one]
+            gain = _chi(off[here], targets[here]) + _chi(off[there], targets[there])
+            gain = gain - _chi(off[here] + moved, targets[here]) - _chi(off[there] - moved, targets[there])
+            furthest = np.maximum(abs(room[here] - n_moved), abs(room[there] + n_moved))
+            gain[furthest > np.maximum(sizes.max(), np.maximum(abs(room[here]), abs(room[there])))] = 0
+            if not len(gain) or gain.max() <= 1e-9:
+                continue
+            best = int(gain.argmax())
+            other = others[best]
+            off[here] += moved[best]
+            off[parts[other]] -= moved[best]
+            room[here] -= n_moved[best]
+            room[parts[other]] += n_moved[best]
+            parts[one], parts[other] = parts[other], parts[one]
+        if (parts == before).all():
+            break
+    return parts
+
+
+def _chi(off: np.ndarray, target: np.ndarray) -> np.ndarray:
+    return np.asarray((off**2 / target).sum(axis=-1))

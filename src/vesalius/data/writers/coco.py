@@ -1,0 +1,94 @@
+"""COCO instances: `annotations.json`, which `readers.coco` reads back and pycocotools opens.
+
+Polygons stay polygons, RLE stays RLE, mask files become RLE; each object is one annotation.
+`neg_category_ids`, as LVIS has it, lists what is not in an image; group, sequence, frame, spacing and
+metadata stand in the image's record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vesalius.data.dataset import load_mask
+from vesalius.data.particulars import write_particulars
+from vesalius.data.readers.coco import KEYS
+from vesalius.data.writers.samples import check_any, check_metadata_names, image_path, rows_of, size_of
+from vesalius.files import to_json, write_text
+from vesalius.masks import Size, encode_rle
+from vesalius.types import Absent, MaskReference, Polygons, RleMask, Sample
+
+
+def write(folder: Path, samples: Sequence[Sample]) -> list[str]:
+    """Write `annotations.json` for samples whose images lie in `folder`; nothing is lost, and no note given.
+
+    Image and annotation ids count from 1, categories from 1 in the order in which phrases appear. Raises
+    AnnotationError where there is no sample, a mask does not fit its image, or metadata is named like a key.
+    """
+    check_any(folder, samples)
+    categories: dict[str, int] = {}
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number, sample in enumerate(samples, 1):
+        rows, size = rows_of(sample), size_of(sample)
+        for phrase, _ in rows:
+            categories.setdefault(phrase, len(categories) + 1)
+        images.append(_image(sample, number, size, rows, categories, folder))
+        for phrase, reference in rows:
+            if not isinstance(reference, Absent):
+                ids = {"id": len(annotations) + 1, "image_id": number, "category_id": categories[phrase]}
+                annotations.append(ids | _shape(reference, size, sample.source or sample.id))
+    value = {
+        "info": {"description": "written by Vesalius", "version": "1.0"},
+        "licenses": [],
+        "images": images,
+        "annotations": annotations,
+        "categories": [
+            {"id": number, "name": phrase, "supercategory": ""} for phrase, number in categories.items()
+        ],
+    }
+    # one line: indented, each coordinate would be a line of its own
+    write_text(folder / "annotations.json", to_json(value) + "\n")
+    return []
+
+
+def _image(
+    sample: Sample,
+    number: int,
+    size: Size,
+    rows: Sequence[tuple[str, MaskReference]],
+    categories: Mapping[str, int],
+    folder: Path,
+) -> dict[str, Any]:
+    check_metadata_names(sample, KEYS)
+    absent = dict.fromkeys(phrase for phrase, reference in rows if isinstance(reference, Absent))
+    return {
+        "id": number,
+        "file_name": image_path(sample, folder).as_posix(),
+        "height": size[0],
+        "width": size[1],
+        "neg_category_ids": [categories[phrase] for phrase in absent],
+        **write_particulars(sample),
+        **sample.metadata,
+    }
+
+
+def _shape(reference: MaskReference, size: Size, place: str) -> dict[str, Any]:
+    """`segmentation`, and of its pixels `area` and `bbox` (x, y, w, h)."""
+    mask = load_mask(reference, size, place)
+    columns, rows = (np.flatnonzero(mask.any(axis=axis)) for axis in (0, 1))
+    box = [0, 0, 0, 0]
+    if len(rows):
+        x, y = int(columns[0]), int(rows[0])
+        box = [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y]
+    match reference:
+        case Polygons(parts):
+            segmentation: Any = [list(part) for part in parts]
+        case RleMask(rle):
+            segmentation = dict(rle)
+        case _:
+            segmentation = encode_rle(mask)
+    return {"segmentation": segmentation, "area": int(mask.sum()), "bbox": box, "iscrowd": 0}

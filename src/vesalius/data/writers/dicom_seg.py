@@ -1,0 +1,288 @@
+"""DICOM Segmentation objects: the masks of one DICOM image, single or multi-frame, as a file beside it (PS3.3 A.51).
+
+Binary, one segment a phrase, one stored frame for each segment and source frame that it has a pixel in. The source
+needs no frame of reference, which angiography has not: frames are tied to it by its UID and frame number. Patient
+and study are those of the source, series and object are new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vesalius.data.dicom.file import reading, silence
+from vesalius.data.readers.dicom_seg import SOP_CLASS
+from vesalius.errors import ImageError, SettingError
+from vesalius.files import replacing
+from vesalius.masks import Rle, Size, decode_rle, encode_rle
+
+LONGEST_LABEL = 64
+"""Characters of a segment's label (value representation LO)."""
+
+PATIENT_AND_STUDY = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+    "StudyID",
+)
+"""Copied, and written empty where the source has none."""
+WHERE_STATED = (
+    "PatientIdentityRemoved",
+    "DeidentificationMethod",
+    "StudyDescription",
+    "LossyImageCompression",
+    "LossyImageCompressionRatio",
+    "LossyImageCompressionMethod",
+)
+"""Copied where the source has them; sequences of codes are not."""
+
+Code = tuple[str, str, str]
+"""Value, coding scheme, meaning."""
+ANATOMY: Code = ("91723000", "SCT", "Anatomical Structure")
+OBJECT: Code = ("260787004", "SCT", "Physical object")
+LESION: Code = ("49755003", "SCT", "Morphologically Abnormal Structure")
+SOURCE_IMAGE: Code = ("121322", "DCM", "Source image for image processing operation")
+UNKNOWN: tuple[Code, Code] = (
+    ("309825002", "SCT", "Spatial and Relational Concept"),
+    ("111099", "DCM", "Selected region"),
+)
+CODES: dict[str, tuple[Code, Code]] = {
+    "blood vessel": (ANATOMY, ("59820001", "SCT", "Blood Vessel")),
+    "vessel": (ANATOMY, ("59820001", "SCT", "Blood Vessel")),
+    "artery": (ANATOMY, ("51114001", "SCT", "Artery")),
+    "vein": (ANATOMY, ("29092000", "SCT", "Vein")),
+    "coronary artery": (ANATOMY, ("41801008", "SCT", "Coronary artery")),
+    "left coronary artery": (ANATOMY, ("50018008", "SCT", "Left Coronary Artery")),
+    "right coronary artery": (ANATOMY, ("13647002", "SCT", "Right Coronary Artery")),
+    "aorta": (ANATOMY, ("15825003", "SCT", "Aorta")),
+    "catheter": (OBJECT, ("19923001", "SCT", "Catheter")),
+    "guide wire": (OBJECT, ("272224001", "SCT", "Guide Wire")),
+    "guidewire": (OBJECT, ("272224001", "SCT", "Guide Wire")),
+    "stent": (OBJECT, ("65818007", "SCT", "Stent")),
+    "stenosis": (LESION, ("415582006", "SCT", "Stenosis")),
+    "aneurysm": (LESION, ("85659009", "SCT", "Aneurysm")),
+}
+"""Phrase in small letters -> category and type of what a segment shows; any other phrase is `UNKNOWN`, a region."""
+
+
+def check_labels(phrases: Sequence[str]) -> None:
+    """Raise SettingError where a phrase cannot be the label of a segment: too long, or with a backslash."""
+    for phrase in phrases:
+        if len(phrase) > LONGEST_LABEL or "\\" in phrase or not phrase.isprintable():
+            raise SettingError(
+                f"the phrase {phrase[:80]!r} cannot label a DICOM segment: at most {LONGEST_LABEL} characters, "
+                "without backslashes and line ends; ask with a shorter one, or leave dicom out of --save"
+            )
+
+
+def check_source(source: Path) -> None:
+    """Raise ImageError unless a segmentation can refer to this image."""
+    with _describing(source):
+        pass
+
+
+def write_segmentation(
+    path: Path,
+    source: Path,
+    segments: Mapping[str, Mapping[int, Rle]],
+    *,
+    series_description: str,
+    algorithm: str,
+    unanswered: Sequence[int] = (),
+) -> None:
+    """Write what was found in the frames of `source`: phrase -> frame, counted from 0 -> mask.
+
+    A frame without a mask, or with an empty one, is not stored, and so empty to whoever reads it; where that is
+    every frame, one is stored, as an object needs it. `unanswered` are frames that nobody has a mask of;
+    the image comment names them. Raises SettingError for a phrase that is no label, ImageError for a source that
+    cannot be referred to, ValueError for a mask of another size or a frame that the source does not have.
+    """
+    check_labels((*segments, series_description, algorithm))
+    with _describing(source) as (tags, found):
+        found.SeriesDescription = series_description
+        size, n_frames = (int(tags.Rows), int(tags.Columns)), int(tags.get("NumberOfFrames") or 0)
+    with silence():
+        masks = list(_filled(segments, size, max(n_frames, 1)))
+        found.SegmentSequence = [
+            _describe_segment(number, phrase, algorithm) for number, phrase in enumerate(segments, start=1)
+        ]
+        if unanswered:
+            found.ImageComments = _name_frames(unanswered)
+        _add_functional_groups(found, tags, [(number, frame) for number, frame, _ in masks], n_frames > 0)
+        found.Rows, found.Columns = size
+        bits = b"".join(_pack([rle for _, _, rle in masks]))
+        found.PixelData = bits + b"\0" * (len(bits) % 2)
+        found["PixelData"].VR = "OB"
+        with replacing(path) as temporary:
+            found.save_as(temporary, enforce_file_format=True)
+
+
+def _filled(
+    segments: Mapping[str, Mapping[int, Rle]], size: Size, n_frames: int
+) -> Iterator[tuple[int, int, Rle]]:
+    """(number of the segment from 1, frame from 0, mask) of all that is not empty, or of one that is."""
+    empty = True
+    for number, (phrase, frames) in enumerate(segments.items(), start=1):
+        for frame in sorted(frames):
+            if not 0 <= frame < n_frames or tuple(frames[frame]["size"]) != size:
+                raise ValueError(
+                    f"{phrase}: the mask of frame {frame} does not fit {n_frames} frames of {size}"
+                )
+            if decode_rle(frames[frame]).any():
+                empty = False
+                yield number, frame, frames[frame]
+    if empty:
+        yield 1, 0, encode_rle(np.zeros(size, dtype=bool))
+
+
+def _pack(masks: Sequence[Rle]) -> Iterator[bytes]:
+    """A bit a pixel, the lowest first; eight frames at a time, which are whole bytes whatever their size."""
+    for start in range(0, len(masks), 8):
+        pixels = np.concatenate([decode_rle(rle).ravel() for rle in masks[start : start + 8]])
+        yield np.packbits(pixels, bitorder="little").tobytes()
+
+
+@contextmanager
+def _describing(source: Path) -> Iterator[tuple[Any, Any]]:
+    """(header of the source, the new object without segments); ImageError where it cannot be referred to."""
+    with reading(source) as (tags, _):
+        for keyword in (
+            "SOPClassUID",
+            "SOPInstanceUID",
+            "SeriesInstanceUID",
+            "StudyInstanceUID",
+            "Rows",
+            "Columns",
+        ):
+            if not tags.get(keyword):
+                raise ImageError(
+                    f"{source}: has no {keyword}, so no segmentation can refer to it; export it again",
+                    "missing_tag",
+                )
+        yield tags, _describe(tags)
+
+
+def _describe(tags: Any) -> Any:
+    """What the source alone decides: everything but segments, functional groups and pixels."""
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    found: Any = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+    now = datetime.now()
+    date, time = f"{now:%Y%m%d}", f"{now:%H%M%S}"
+    # every name of the source becomes text in UTF-8, whatever it was written in
+    found.SpecificCharacterSet = "ISO_IR 192"
+    found.update({keyword: str(tags.get(keyword) or "") for keyword in PATIENT_AND_STUDY})
+    found.LossyImageCompression = "00"
+    found.update({keyword: tags[keyword].value for keyword in WHERE_STATED if tags.get(keyword)})
+    found.update({"SOPClassUID": SOP_CLASS, "SOPInstanceUID": generate_uid(prefix=None)})
+    found.update({"StudyInstanceUID": tags.StudyInstanceUID, "SeriesInstanceUID": generate_uid(prefix=None)})
+    found.update({"Modality": "SEG", "SeriesNumber": 1000 + int(tags.get("SeriesNumber") or 0)})
+    found.update({"SeriesDate": date, "SeriesTime": time})
+    found.update({"Manufacturer": "Vesalius", "ManufacturerModelName": "Vesalius", "DeviceSerialNumber": "0"})
+    found.SoftwareVersions = version("vesalius")
+    found.PatientOrientation = tags.get("PatientOrientation") or ""
+    found.update({"InstanceNumber": 1, "ImageType": ["DERIVED", "PRIMARY"]})
+    found.update({"ContentDate": date, "ContentTime": time, "ContentCreatorName": ""})
+    found.update({"ContentLabel": "SEGMENTATION", "ContentDescription": "", "SegmentationType": "BINARY"})
+    found.update({"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "PixelRepresentation": 0})
+    found.update({"BitsAllocated": 1, "BitsStored": 1, "HighBit": 0})
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = found.SOPClassUID, found.SOPInstanceUID
+    return found
+
+
+def _describe_segment(number: int, phrase: str, algorithm: str) -> Any:
+    category, kind = CODES.get(phrase.lower(), UNKNOWN)
+    return _dataset(
+        SegmentNumber=number,
+        SegmentLabel=phrase,
+        SegmentAlgorithmType="AUTOMATIC",
+        SegmentAlgorithmName=algorithm,
+        SegmentedPropertyCategoryCodeSequence=[_code(category)],
+        SegmentedPropertyTypeCodeSequence=[_code(kind)],
+    )
+
+
+def _add_functional_groups(
+    found: Any, tags: Any, stored: Sequence[tuple[int, int]], multi_frame: bool
+) -> None:
+    """Which segment and which source frame each stored frame is of; dimensions are ordered by the two in turn."""
+    from pydicom.datadict import tag_for_keyword
+    from pydicom.uid import generate_uid
+
+    organization = generate_uid(prefix=None)
+    dimensions = (
+        ("SegmentIdentificationSequence", "ReferencedSegmentNumber"),
+        ("FrameContentSequence", "TemporalPositionIndex"),
+    )
+    found.DimensionOrganizationSequence = [_dataset(DimensionOrganizationUID=organization)]
+    found.DimensionIndexSequence = [
+        _dataset(
+            DimensionOrganizationUID=organization,
+            DimensionIndexPointer=tag_for_keyword(pointer),
+            FunctionalGroupPointer=tag_for_keyword(group),
+            DimensionDescriptionLabel=pointer,
+        )
+        for group, pointer in dimensions
+    ]
+    instance = {"ReferencedSOPClassUID": tags.SOPClassUID, "ReferencedSOPInstanceUID": tags.SOPInstanceUID}
+    found.ReferencedSeriesSequence = [
+        _dataset(SeriesInstanceUID=tags.SeriesInstanceUID, ReferencedInstanceSequence=[_dataset(**instance)])
+    ]
+    found.SharedFunctionalGroupsSequence = [_dataset()]
+    found.NumberOfFrames = len(stored)
+    found.PerFrameFunctionalGroupsSequence = [
+        _dataset(
+            SegmentIdentificationSequence=[_dataset(ReferencedSegmentNumber=number)],
+            FrameContentSequence=[
+                _dataset(DimensionIndexValues=[number, frame + 1], TemporalPositionIndex=frame + 1)
+            ],
+            DerivationImageSequence=[
+                _dataset(
+                    DerivationCodeSequence=[_code(("113076", "DCM", "Segmentation"))],
+                    SourceImageSequence=[
+                        _dataset(
+                            **instance,
+                            **({"ReferencedFrameNumber": frame + 1} if multi_frame else {}),
+                            SpatialLocationsPreserved="YES",
+                            PurposeOfReferenceCodeSequence=[_code(SOURCE_IMAGE)],
+                        )
+                    ],
+                )
+            ],
+        )
+        for number, frame in stored
+    ]
+
+
+def _dataset(**values: Any) -> Any:
+    from pydicom import Dataset
+
+    found = Dataset()
+    found.update(values)
+    return found
+
+
+def _code(code: Code) -> Any:
+    value, scheme, meaning = code
+    return _dataset(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)
+
+
+def _name_frames(frames: Sequence[int]) -> str:
+    """A comment on frames, counted from 1 as DICOM does, in at most 1024 characters."""
+    shown = ", ".join(str(frame + 1) for frame in sorted(frames)[:100])
+    more = f" and {len(frames) - 100} more" if len(frames) > 100 else ""
+    return f"no answer for {len(frames)} frames of the source, which are not empty but unknown: {shown}{more}"

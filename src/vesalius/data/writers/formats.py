@@ -1,0 +1,25 @@
+"""Every format that a data set can be written in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from vesalius.data.writers import coco, labelme, masks, sa2va_json
+from vesalius.types import Sample
+
+
+def _house(folder: Path, samples: Sequence[Sample]) -> list[str]:
+    sa2va_json.write(folder / "annotations.json", samples)
+    return []
+
+
+WRITERS: dict[str, Callable[[Path, Sequence[Sample]], list[str]]] = {
+    "house": _house,
+    "coco": coco.write,
+    "labelme": labelme.write,
+    "masks": masks.write,
+}
+"""`write(folder, samples)` for samples whose images already lie in `folder`, by custom in its `images/`.
+Gives one note each for what the format cannot hold; raises AnnotationError for what it cannot be written
+of."""

@@ -1,0 +1,107 @@
+"""LabelMe: one JSON file beside each image, which `readers.labelme` reads back and LabelMe itself opens.
+
+Polygons stay polygons; RLE and mask files become mask shapes. Parts of one object share a `group_id`. What
+LabelMe has no word for stands under the key `vesalius`, which it keeps when it saves.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vesalius.data.dataset import check_polygons, load_mask
+from vesalius.data.images import frame_id
+from vesalius.data.particulars import write_particulars
+from vesalius.data.readers.labelme import OURS
+from vesalius.data.writers.samples import check_any, check_metadata_names, image_path, rows_of, size_of
+from vesalius.errors import AnnotationError
+from vesalius.files import write_json
+from vesalius.types import Absent, Polygons, Sample
+
+VERSION = "5.5.0"
+"""The LabelMe whose format this is; the next ones open it too."""
+
+
+def write(folder: Path, samples: Sequence[Sample]) -> list[str]:
+    """Write the JSON files of samples whose images lie in `folder`; notes on what LabelMe cannot show.
+
+    Raises AnnotationError where there is no sample, two would be written to one file, a mask does not fit
+    its image, or metadata is named like a key.
+    """
+    check_any(folder, samples)
+    written: set[Path] = set()
+    for sample in samples:
+        image_path(sample, folder)  # raises where it lies elsewhere
+        stem = sample.image.stem if sample.frame is None else frame_id(sample.image.stem, sample.frame)
+        path = sample.image.with_name(f"{stem}.json")
+        if path in written:
+            raise AnnotationError(
+                f"{path}: would be written for two samples, the second being {sample.id}; rename an image"
+            )
+        written.add(path)
+        write_json(path, _entry(sample))
+    frames = sum(sample.frame is not None for sample in samples)
+    return [f"frames of larger files, which LabelMe itself does not open: {frames}"] if frames else []
+
+
+def _entry(sample: Sample) -> dict[str, Any]:
+    check_polygons(sample)
+    check_metadata_names(sample, OURS)
+    rows, size = rows_of(sample), size_of(sample)
+    shapes: list[dict[str, Any]] = []
+    groups = 0
+    for phrase, reference in rows:
+        if isinstance(reference, Polygons):
+            several = len(reference.parts) > 1
+            groups += several
+            shapes += [_polygon(phrase, part, groups if several else None) for part in reference.parts]
+        elif not isinstance(reference, Absent):
+            shapes.append(_mask(phrase, load_mask(reference, size, sample.source or sample.id)))
+    absent = list(dict.fromkeys(phrase for phrase, reference in rows if isinstance(reference, Absent)))
+    ours = {**({"absent": absent} if absent else {}), **write_particulars(sample), **sample.metadata}
+    return {
+        "version": VERSION,
+        "flags": {},
+        "shapes": shapes,
+        "imagePath": sample.image.name,
+        "imageData": None,
+        "imageHeight": size[0],
+        "imageWidth": size[1],
+        **({"vesalius": ours} if ours else {}),
+    }
+
+
+def _polygon(phrase: str, part: Sequence[float], group: int | None) -> dict[str, Any]:
+    points = [list(point) for point in zip(part[::2], part[1::2], strict=True)]
+    return _shape(phrase, "polygon", points, group, None)
+
+
+def _mask(phrase: str, mask: np.ndarray) -> dict[str, Any]:
+    """The patch that holds the mask; one pixel of background where it is empty."""
+    columns, rows = (np.flatnonzero(mask.any(axis=axis)) for axis in (0, 1))
+    left, right = (int(columns[0]), int(columns[-1])) if len(columns) else (0, 0)
+    top, bottom = (int(rows[0]), int(rows[-1])) if len(rows) else (0, 0)
+    file = io.BytesIO()
+    Image.fromarray(mask[top : bottom + 1, left : right + 1].astype(np.uint8)).save(file, format="PNG")
+    packed = base64.b64encode(file.getvalue()).decode("ascii")
+    return _shape(phrase, "mask", [[left, top], [right, bottom]], None, packed)
+
+
+def _shape(
+    phrase: str, form: str, points: list[list[Any]], group: int | None, mask: str | None
+) -> dict[str, Any]:
+    return {
+        "label": phrase,
+        "points": points,
+        "group_id": group,
+        "description": "",
+        "shape_type": form,
+        "flags": {},
+        "mask": mask,
+    }

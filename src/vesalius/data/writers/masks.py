@@ -1,0 +1,77 @@
+"""Mask images: `masks/ID.png`, 0 and 255; with several phrases on an image `masks/ID--PHRASE.png`.
+
+A folder with one phrase on every image reads back as an image/mask folder (`readers.maskfolder`), which has
+to be told the phrase. With several phrases the files are for other programs: no reader pairs them again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vesalius.data.dataset import load_mask, merge_phrases
+from vesalius.data.particulars import KEYS
+from vesalius.data.writers.samples import check_any, image_path, rows_of, size_of
+from vesalius.files import replacing
+from vesalius.masks import Size
+from vesalius.names import result_stems
+from vesalius.types import Absent, MaskReference, Sample
+
+
+def write(folder: Path, samples: Sequence[Sample]) -> list[str]:
+    """Write the masks of samples whose images lie in `folder`; notes on what a mask image cannot say.
+
+    Raises AnnotationError where there is no sample, an image lies elsewhere, or a mask does not fit its
+    image; ValueError where an id is no file name.
+    """
+    check_any(folder, samples)
+    merged = [merge_phrases(sample) for sample in samples]
+    for sample in merged:
+        image_path(sample, folder)  # raises where it lies elsewhere
+        rows_of(sample)  # raises where it names no phrase
+        size = size_of(sample)
+        # without annotation there is nothing to write
+        stems = result_stems(sample.id, sample.prompts) if sample.masks is not None else []
+        for stem, objects in zip(stems, sample.masks or (), strict=True):
+            mask = _union(objects, size, sample.source or sample.id)
+            with replacing(folder / "masks" / f"{stem}.png") as temporary:
+                Image.fromarray(mask.astype(np.uint8) * 255).save(temporary, format="PNG")
+    return _notes(merged)
+
+
+def _union(objects: Sequence[MaskReference], size: Size, place: str) -> np.ndarray:
+    mask = np.zeros(size, dtype=bool)
+    for reference in objects:
+        mask |= load_mask(reference, size, place)
+    return mask
+
+
+def _notes(samples: Sequence[Sample]) -> list[str]:
+    """What is lost, of samples whose phrases are merged."""
+    targets = [objects for sample in samples for objects in sample.masks or ()]
+    phrases = list(dict.fromkeys(phrase for sample in samples for phrase in sample.prompts))
+    lost = Counter(key for sample in samples for key in KEYS if getattr(sample, key) is not None)
+    lost += Counter(key for sample in samples for key in sample.metadata)
+    bare = sum(sample.masks is None for sample in samples)
+    joined = sum(len(objects) > 1 for objects in targets)
+    absent = sum(all(isinstance(each, Absent) for each in objects) for objects in targets)
+    notes = []
+    if len(phrases) == 1:
+        notes.append(f"no file says what the masks show: name {phrases[0]!r} when the folder is read")
+    elif phrases:
+        notes.append(
+            f"{len(phrases)} phrases: they stand in the names of files, and no reader pairs these again"
+        )
+    if bare:
+        notes.append(f"images without annotation, which have no mask file and so cannot be read back: {bare}")
+    if joined:
+        notes.append(f"masks that join several objects of a phrase: {joined}")
+    if absent:
+        notes.append(f"empty masks of phrases that are not in the image: {absent}")
+    if lost:
+        notes.append(f"not kept: {', '.join(f'{key} ({n})' for key, n in lost.items())}")
+    return notes

@@ -1,0 +1,72 @@
+"""Overlays of masks on the frames of a clip, as one MP4 file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from vesalius.errors import OutputError
+from vesalius.extras import require
+from vesalius.files import replacing
+from vesalius.visualisation import overlay
+
+CODECS = (("libx264", {"crf": "18", "preset": "medium"}), ("mpeg4", {"qscale": "2"}))
+"""The first that this build of FFmpeg has; at these settings contours of one pixel stay clean."""
+
+
+def write_overlay(
+    path: Path,
+    frames: Iterable[UInt8[np.ndarray, "h w 3"]],
+    masks: Iterable[Bool[np.ndarray, "h w"]],
+    fps: float,
+) -> int:
+    """Write each frame under its mask to an MP4 file, one at a time, as a whole or not at all; how many there
+    were.
+
+    H.264, or MPEG-4 where FFmpeg has no encoder for it. Both store colour for two by two pixels: an odd
+    height or width is filled up by repeating the last row or column, so the film is then a pixel larger than
+    the frames. Raises OutputError for a name that is not MP4, no frame, or a rate that is not above 0;
+    ValueError where frames and masks differ in number or size; MissingExtraError.
+    """
+    av = require("av", "video", "video files")
+    if path.suffix.lower() != ".mp4":
+        raise OutputError(f"{path}: overlays are written as MP4; name a file that ends in .mp4")
+    if not 0 < fps <= 1000:
+        raise OutputError(f"{path}: a film needs more than 0 and at most 1000 frames a second, not {fps:g}")
+    count = 0
+    with replacing(path) as temporary:
+        try:
+            with av.open(str(temporary), "w", format="mp4") as container:
+                stream: Any = None
+                for frame, mask in zip(frames, masks, strict=True):
+                    picture = _even(np.asarray(overlay(frame, mask)))
+                    stream = stream or _add_stream(container, picture.shape, fps)
+                    if picture.shape[:2] != (stream.height, stream.width):
+                        raise ValueError(f"frame {count} is {picture.shape[:2]}, the first was another size")
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+                    count += 1
+                if stream is None:
+                    raise OutputError(f"{path}: there is no frame to write")
+                container.mux(stream.encode())
+        except av.FFmpegError as error:
+            raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+    return count
+
+
+def _add_stream(container: Any, shape: tuple[int, ...], fps: float) -> Any:
+    av = require("av", "video", "video files")
+    codec, options = next(each for each in CODECS if each[0] in av.codecs_available)
+    stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options)
+    stream.height, stream.width = shape[:2]
+    stream.pix_fmt = "yuv420p"
+    return stream
+
+
+def _even(picture: np.ndarray) -> np.ndarray:
+    height, width = picture.shape[:2]
+    return np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")

@@ -1,0 +1,145 @@
+"""Drawings with two axes as SVG inside a page: no other file, no script, and each says in words what it shows.
+
+Drawn as wide as a phone, so that their letters stay legible there. Colours: Okabe & Ito 2008.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from markupsafe import Markup
+
+WIDTH, LEFT, RIGHT, TOP, BOTTOM = 340, 42, 18, 10, 40
+"""Pixels of the drawing, and of its margins."""
+BLUE, VERMILLION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
+INK, GREY, PALE = "#18181b", "#5f5f68", "#dcdce2"
+BINS = 20
+
+Ticks = Sequence[tuple[float, str]]
+Range = tuple[float, float]
+SHARES: Ticks = [(0, "0"), (0.25, "0.25"), (0.5, "0.5"), (0.75, "0.75"), (1, "1")]
+
+
+class Plot:
+    """A drawing with two axes; what is drawn is given in the numbers of the data."""
+
+    def __init__(self, x: Range, y: Range, height: int = 150, left: int = LEFT, bottom: int = BOTTOM) -> None:
+        """`height` is that of the area between the axes."""
+        self._x, self._y, self._height, self._left, self._bottom = x, y, height, left, bottom
+        self._parts: list[Markup] = []
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        """Where a point of the data lies in the drawing."""
+        width = WIDTH - self._left - RIGHT
+        across = (x - self._x[0]) / (self._x[1] - self._x[0])
+        up = (y - self._y[0]) / (self._y[1] - self._y[0])
+        return round(self._left + across * width, 1), round(TOP + (1 - up) * self._height, 1)
+
+    def axes(self, x: Ticks = (), y: Ticks = (), name: str = "") -> None:
+        """Both axes with their marks; `name` stands under the lower one."""
+        for value, label in y:
+            self.line([(self._x[0], value), (self._x[1], value)], PALE, 1)
+            self.text(self._x[0], value, label, dx=-6, dy=4, anchor="end")
+        for value, label in x:
+            self.text(value, self._y[0], label, dy=16)
+        self.line([(self._x[0], self._y[0]), (self._x[1], self._y[0])], GREY, 1)
+        if name:
+            self.text(sum(self._x) / 2, self._y[0], name, dy=33)
+
+    def line(
+        self, points: Sequence[tuple[float, float]], colour: str, width: float = 2, dash: str = ""
+    ) -> None:
+        places = " ".join("{},{}".format(*self.at(*point)) for point in points)
+        self._add(
+            '<polyline points="{}" fill="none" stroke="{}" stroke-width="{}" stroke-dasharray="{}"/>',
+            places,
+            colour,
+            width,
+            dash or "none",
+        )
+
+    def bar(self, x: Range, y: Range, colour: str, tip: str, inset: float = 0) -> None:
+        """A rectangle; `inset` pixels are left free at its left and right."""
+        (left, bottom), (right, top) = self.at(x[0], y[0]), self.at(x[1], y[1])
+        self._add(
+            '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" fill="{}"><title>{}</title></rect>',
+            left + inset,
+            top,
+            max(0.0, right - left - 2 * inset),
+            bottom - top,
+            colour,
+            tip,
+        )
+
+    def dot(self, x: float, y: float, radius: float, colour: str, tip: str) -> None:
+        self._add(
+            '<circle cx="{}" cy="{}" r="{:.1f}" fill="{}"><title>{}</title></circle>',
+            *self.at(x, y),
+            radius,
+            colour,
+            tip,
+        )
+
+    def text(
+        self,
+        x: float,
+        y: float,
+        text: str,
+        dx: float = 0,
+        dy: float = 0,
+        anchor: str = "middle",
+        colour: str = GREY,
+    ) -> None:
+        place = self.at(x, y)
+        self._add(
+            '<text x="{:.1f}" y="{:.1f}" text-anchor="{}" fill="{}">{}</text>',
+            place[0] + dx,
+            place[1] + dy,
+            anchor,
+            colour,
+            text,
+        )
+
+    def svg(self, words: str) -> Markup:
+        """The drawing; `words` say the same to those who do not see it."""
+        box = f"0 0 {WIDTH} {TOP + self._height + self._bottom}"
+        start = Markup('<svg viewBox="{}" role="img" aria-label="{}" font-size="12">').format(box, words)
+        return start + Markup("\n").join(self._parts) + Markup("</svg>")
+
+    def _add(self, shape: str, *values: object) -> None:
+        self._parts.append(Markup(shape).format(*values))
+
+
+def histogram(
+    values: Sequence[float], name: str, ticks: Ticks, *, of: str, said: Callable[[float], str]
+) -> Markup:
+    """How often each value occurs, and their mean: `BINS` bars from 0 to the last of the `ticks`.
+
+    `said` is how a value is written, `of` what has the values. Without any the axes stay empty.
+    """
+    most = ticks[-1][0]
+    counts, edges = np.histogram(values, bins=BINS, range=(0, most))
+    top = max(1, int(counts.max()))
+    plot = Plot((0, most), (0, top), height=110)
+    plot.axes(ticks, [(0, "0"), (top, f"{top}")], name)
+    for count, low, high in zip(counts.tolist(), edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+        if count:
+            plot.bar((low, high), (0, count), BLUE, f"{said(low)} to {said(high)}: {count}", inset=0.75)
+    if not len(values):
+        return plot.svg(f"{name}: no values")
+    mean = float(np.mean(values))
+    plot.line([(mean, 0), (mean, top)], INK, 2, "5 4")
+    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
+    return plot.svg(
+        f"Histogram of {name} of {len(values)} {of}: mean {said(mean)}, median {said(middle)}, "
+        f"half of them between {said(low)} and {said(high)}"
+    )
+
+
+def ticks_to(most: float) -> Ticks:
+    """From 0 to `most` or a little over, in steps of 1, 2 or 5 times a power of ten: four to eight of them or so."""
+    size = 10.0 ** math.floor(math.log10(max(most, 1) / 4))
+    step = next(factor * size for factor in (1, 2, 5, 10) if factor * size >= max(most, 1) / 5)
+    return [(k * step, f"{k * step:g}") for k in range(math.ceil(max(most, 1) / step) + 1)]

@@ -1,0 +1,374 @@
+"""The XML of CVAT: each shape to its pixels, tracks to frames, and hostile files to one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from PIL import Image
+
+from vesalius.data.dataset import load_item, load_mask, open_data_set
+from vesalius.data.readers import cvat
+from vesalius.data.source import Problems, Source
+from vesalius.errors import AnnotationError, DataError
+from vesalius.types import Absent, Sample
+
+SIZE = (8, 10)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "images" / "p1").mkdir(parents=True)
+    names = ("a.png", "images/b.png", "images/p1/c.png", "images/frame_000000.PNG", "images/frame_000005.png")
+    for name in names:
+        Image.new("L", SIZE[::-1]).save(tmp_path / name, format="PNG")
+    return tmp_path
+
+
+def write(root: Path, *elements: str) -> Path:
+    path = root / "annotations.xml"
+    body = "\n".join(("<version>1.1</version>", *elements))
+    path.write_text(
+        f'<?xml version="1.0" encoding="utf-8"?>\n<annotations>{body}</annotations>', encoding="utf-8"
+    )
+    return path
+
+
+def image(*shapes: str, name: str = "a.png", size: str = 'width="10" height="8"') -> str:
+    return f'<image id="0" name="{name}" {size}>{"".join(shapes)}</image>'
+
+
+def read(path: Path, problems: Problems = None) -> list[Sample]:
+    assert cvat.recognise(Source(path))
+    return cvat.read(Source(path), "", problems)
+
+
+def mask_of(root: Path, shape: str) -> np.ndarray:
+    (sample,) = read(write(root, image(shape)))
+    assert sample.masks is not None and len(sample.masks) == 1
+    return load_mask(sample.masks[0][0], SIZE, "here")
+
+
+def box(rows: slice, columns: slice) -> np.ndarray:
+    mask = np.zeros(SIZE, dtype=bool)
+    mask[rows, columns] = True
+    return mask
+
+
+def runs_of(mask: np.ndarray) -> str:
+    """CVAT's runs, written here a pixel at a time: rows one after the other, background first."""
+    runs, value = [0], False
+    for pixel in mask.ravel():
+        if pixel != value:
+            runs.append(0)
+            value = not value
+        runs[-1] += 1
+    return ", ".join(map(str, runs))
+
+
+def test_polygons_boxes_ellipses_and_masks_have_the_pixels_that_were_drawn(root: Path) -> None:
+    polygon = '<polygon label="vessel" points="1.00,2.00;5.00,2.00;5.00,6.00;1.00,6.00" occluded="0"/>'
+    np.testing.assert_array_equal(mask_of(root, polygon), box(slice(2, 6), slice(1, 5)))
+    upright = '<box label="vessel" xtl="1" ytl="2" xbr="5" ybr="6"/>'
+    np.testing.assert_array_equal(mask_of(root, upright), box(slice(2, 6), slice(1, 5)))
+    mask = '<mask label="vessel" left="3" top="1" width="3" height="2" rle="1, 2, 2, 1"/>'
+    expected = box(slice(1, 2), slice(4, 6)) | box(slice(2, 3), slice(5, 6))
+    np.testing.assert_array_equal(mask_of(root, mask), expected)
+    ellipse = '<ellipse label="vessel" cx="5" cy="4" rx="4" ry="2"/>'
+    y, x = np.mgrid[:8, :10] + 0.5
+    np.testing.assert_array_equal(mask_of(root, ellipse), ((x - 5) / 4) ** 2 + ((y - 4) / 2) ** 2 <= 1)
+
+
+def test_boxes_and_ellipses_turn_clockwise_around_their_centre(root: Path) -> None:
+    turned = '<box label="v" xtl="1" ytl="3" xbr="9" ybr="5" rotation="90"/>'
+    np.testing.assert_array_equal(mask_of(root, turned), box(slice(0, 8), slice(4, 6)))
+    # a long box turned by 30 degrees: its right end goes down, where y grows
+    down = mask_of(root, '<box label="v" xtl="1" ytl="3.5" xbr="9" ybr="4.5" rotation="30"/>')
+    rows, columns = np.nonzero(down)
+    assert np.corrcoef(rows, columns)[0, 1] > 0.9
+    ellipse = mask_of(root, '<ellipse label="v" cx="5" cy="4" rx="4" ry="1" rotation="30"/>')
+    assert np.corrcoef(*np.nonzero(ellipse))[0, 1] > 0.8
+
+
+def test_what_is_turned_over_the_border_ends_there(root: Path) -> None:
+    over = mask_of(root, '<box label="v" xtl="-2" ytl="3" xbr="10" ybr="5" rotation="90"/>')
+    np.testing.assert_array_equal(over, box(slice(0, 8), slice(3, 5)))
+    bulging = mask_of(root, '<ellipse label="v" cx="9" cy="1" rx="4" ry="4"/>')
+    y, x = np.mgrid[:8, :10] + 0.5
+    np.testing.assert_array_equal(bulging, np.hypot(x - 9, y - 1) <= 4)
+
+
+@given(arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=12)), st.integers(0, 5), st.integers(0, 5))
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_mask_comes_back_from_its_runs(root: Path, drawn: np.ndarray, left: int, top: int) -> None:
+    height, width = drawn.shape
+    size = (top + height + 1, left + width + 2)
+    shape = f'<mask label="v" left="{left}" top="{top}" width="{width}" height="{height}" rle="{runs_of(drawn)}"/>'
+    (sample,) = read(write(root, image(shape, size=f'width="{size[1]}" height="{size[0]}"')))
+    expected = np.zeros(size, dtype=bool)
+    expected[top : top + height, left : left + width] = drawn
+    assert sample.masks is not None and sample.size == size
+    np.testing.assert_array_equal(load_mask(sample.masks[0][0], size, "here"), expected)
+
+
+def test_labels_attributes_tags_and_subsets_are_kept(root: Path) -> None:
+    attribute = '<attribute name="side">left</attribute>'
+    polygon = f'<polygon label="vessel 血管" points="1,1;5,1;5,5">{attribute}</polygon>'
+    bare = '<box label="catheter" xtl="1" ytl="1" xbr="3" ybr="3"/>'
+    tag = '<tag label="sharp"/>'
+    xml = write(root, image(polygon, bare, tag, name="c.png", size='subset="p1" width="10" height="8"'))
+    (sample,) = read(xml)
+    assert sample.prompts == ("vessel 血管", "catheter")
+    assert sample.metadata == {
+        "tags": ["sharp"],
+        "shapes": [{"label": "vessel 血管", "side": "left"}],
+        "subset": "p1",
+    }
+    assert (sample.id, sample.image, sample.size) == ("c", root / "images" / "p1" / "c.png", SIZE)
+
+
+def test_a_folder_with_the_export_is_opened_and_an_image_without_shapes_is_not_annotated(root: Path) -> None:
+    write(root, image('<box label="v" xtl="1" ytl="2" xbr="5" ybr="6"/>'), image(name="p1/c.png"))
+    data_set = open_data_set(root)
+    assert data_set.format == "cvat"
+    assert [(sample.id, sample.masks is None) for sample in data_set.samples] == [
+        ("a", False),
+        ("p1__c", True),
+    ]
+    item = load_item(data_set.samples[0])
+    assert item.masks is not None
+    np.testing.assert_array_equal(item.masks[0, 0], box(slice(2, 6), slice(1, 5)))
+
+
+VIDEO = (
+    "<meta><task><name>run 7</name><original_size><width>10</width><height>8</height></original_size></task>"
+    "<source>run.mp4</source></meta>"
+)
+
+
+def track(*shapes: str, number: int = 0, label: str = "vessel") -> str:
+    return f'<track id="{number}" label="{label}">{"".join(shapes)}</track>'
+
+
+def at(frame: int, outside: int = 0) -> str:
+    return f'<box frame="{frame}" outside="{outside}" keyframe="1" xtl="1" ytl="2" xbr="5" ybr="6"/>'
+
+
+def test_tracks_become_frames_and_outside_says_that_the_label_is_not_there(root: Path) -> None:
+    mask = '<mask frame="5" outside="0" left="0" top="0" width="2" height="1" rle="0, 2"/>'
+    xml = write(root, VIDEO, track(at(0), at(5, outside=1)), track(mask, number=1, label="catheter"))
+    first, second = read(xml)
+    assert [first.id, second.id] == ["frame_000000", "frame_000005"]
+    assert first.prompts == ("vessel",)
+    assert second.prompts == ("vessel", "catheter")
+    assert second.masks is not None and second.masks[0] == (Absent(),)
+    np.testing.assert_array_equal(load_mask(second.masks[1][0], SIZE, "here"), box(slice(0, 1), slice(0, 2)))
+    assert {first.sequence, second.sequence, first.group} == {"run 7"}
+    assert first.image == root / "images" / "frame_000000.PNG"
+    assert first.size == SIZE
+
+
+def test_a_track_that_skips_a_frame_is_refused_with_its_video(root: Path) -> None:
+    for silent in (track(at(0)), track(at(0), at(7, outside=1))):
+        xml = write(root, VIDEO, silent, track(at(5), at(7, outside=1), number=1), image(name="b.png"))
+        with pytest.raises(
+            AnnotationError, match="track '0': is in view at frame 0 and says nothing of frame 5"
+        ) as error:
+            read(xml)
+        assert error.value.code == "track_gap"
+        problems: list[DataError] = []
+        assert [sample.id for sample in read(xml, problems)] == ["b"]
+        assert len(problems) == 1
+
+
+def test_a_frame_that_is_not_there_is_named(root: Path) -> None:
+    xml = write(root, VIDEO, track(at(0), at(3), at(5, outside=1)))
+    with pytest.raises(
+        AnnotationError, match=r"frame 3: there is no images/frame_000003\.png, nor is the video 'run.mp4'"
+    ):
+        read(xml)
+    problems: list[DataError] = []
+    assert [sample.id for sample in read(xml, problems)] == ["frame_000000", "frame_000005"]
+    assert [problem.code for problem in problems] == ["missing_image"]
+
+
+def test_an_image_listed_without_suffix_is_a_frame_that_was_stored_with_one(root: Path) -> None:
+    (sample,) = read(write(root, image(name="frame_000000")))
+    assert (sample.id, sample.image.name) == ("frame_000000", "frame_000000.PNG")
+
+
+def test_frames_are_read_from_the_video_where_there_are_no_images(tmp_path: Path) -> None:
+    av = pytest.importorskip("av", reason="needs the extra video")
+    with av.open(str(tmp_path / "run.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=5, width=32, height=16)
+        for level in (20, 120, 220):
+            grey = np.full((16, 32, 3), level, dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+        container.mux(stream.encode())
+    meta = VIDEO.replace(">10<", ">32<").replace(">8<", ">16<")
+    first, last = read(write(tmp_path, meta, track(at(0), at(2))))
+    assert (first.id, first.frame, last.id, last.frame) == ("run__0000", 0, "run__0002", 2)
+    assert abs(int(load_item(last).frames.mean()) - 220) < 6
+
+
+@pytest.mark.parametrize(
+    ("shape", "code", "words"),
+    [
+        ('<polyline label="v" points="1,1;2,2"/>', "no_area", "a polyline has no area"),
+        ('<points label="v" points="1,1"/>', "no_area", "a points has no area"),
+        ('<cuboid label="v"/>', "no_area", "a cuboid has no area"),
+        ('<star label="v"/>', "unknown_shape", "unknown"),
+        ('<polygon points="1,1;2,2;3,3"/>', "no_phrase", "has no label"),
+        ('<polygon label=" " points="1,1;2,2;3,3"/>', "no_phrase", "has no label"),
+        ('<polygon label="v" points="1,1;2;3,3"/>', "points", "pairs of numbers"),
+        ('<polygon label="v" points="1,1;2,x;3,3"/>', "points", "pairs of numbers"),
+        ('<box label="v" xtl="1" ytl="1" xbr="3"/>', "points", "ybr must be a number, not None"),
+        ('<box label="v" xtl="nan" ytl="1" xbr="3" ybr="3"/>', "points", "xtl must be a number"),
+        ('<ellipse label="v" cx="1" cy="1" rx="1e300" ry="3"/>', "points", "rx must be a number"),
+        (
+            '<mask label="v" left="3" top="1" width="3" height="2" rle="1, 2, 2"/>',
+            "rle",
+            "must fill the 3 x 2",
+        ),
+        ('<mask label="v" left="3" top="1" width="3" height="2" rle="7, -1"/>', "rle", "must fill"),
+        (
+            '<mask label="v" left="3" top="1" width="3" height="2" rle="9999999999999, 1"/>',
+            "rle",
+            "must fill",
+        ),
+        ('<mask label="v" left="3" top="1" width="3" height="2" rle=""/>', "rle", "whole numbers"),
+        ('<mask label="v" left="8" top="1" width="3" height="2" rle="6"/>', "rle", "x 8 to 11"),
+        (
+            '<mask label="v" left="-1" top="1" width="3" height="2" rle="6"/>',
+            "annotation",
+            "left must be a whole",
+        ),
+        ('<mask label="v" left="0" top="0" width="999999999" height="999999999" rle="1"/>', "rle", "spans"),
+    ],
+)
+def test_what_is_no_mask_is_refused_with_its_place(root: Path, shape: str, code: str, words: str) -> None:
+    xml = write(root, image(shape), image('<box label="v" xtl="1" ytl="1" xbr="3" ybr="3"/>', name="b.png"))
+    with pytest.raises(AnnotationError, match=words) as error:
+        read(xml)
+    assert error.value.code == code
+    assert str(error.value).startswith(f"{xml}, image 'a.png', {shape[1:].split(' ', maxsplit=1)[0]} 0: ")
+    problems: list[DataError] = []
+    assert [sample.id for sample in read(xml, problems)] == ["b"]
+    assert len(problems) == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        ('width="100000" height="100000"', "is not from 1 to 200 million pixels"),
+        ('width="0" height="8"', "is not from 1"),
+        ('width="-3" height="8"', "must be a whole number"),
+        ("", "a mask needs the width and height"),
+    ],
+)
+def test_sizes_that_no_image_has_are_refused_before_a_mask_is_made(root: Path, size: str, words: str) -> None:
+    shape = '<mask label="v" left="0" top="0" width="99999" height="99999" rle="9999800001"/>'
+    with pytest.raises(AnnotationError, match=words):
+        read(write(root, image(shape, size=size)))
+
+
+@pytest.mark.parametrize("name", ["../a.png", "/etc/passwd", "none.png", "", "a" * 5000, "p1"])
+def test_images_are_looked_for_in_the_data_set_only(root: Path, name: str) -> None:
+    with pytest.raises(AnnotationError):
+        read(write(root, image(name=name)))
+    outside = f'<image name="{root.name}/a.png" subset=".."/>'
+    with pytest.raises(AnnotationError, match="neither in"):
+        read(write(root, outside))
+
+
+def test_equal_ids_and_files_without_images_are_refused(root: Path) -> None:
+    with pytest.raises(AnnotationError, match="has the same id a as"):
+        read(write(root, image(), image()))
+    with pytest.raises(AnnotationError, match="neither images nor tracks"):
+        read(write(root))
+
+
+LAUGHS = """<?xml version="1.0"?><!DOCTYPE annotations [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;&a;&a;">
+<!ENTITY c "&b;&b;&b;&b;&b;&b;&b;&b;&b;&b;"><!ENTITY d "&c;&c;&c;&c;&c;&c;&c;&c;&c;&c;">]>
+<annotations><image name="&d;"/></annotations>"""
+FOREIGN = '<!DOCTYPE annotations SYSTEM "file:///etc/passwd"><annotations><image name="a.png"/></annotations>'
+
+
+@pytest.mark.parametrize("text", [LAUGHS, FOREIGN])
+def test_a_doctype_is_refused_before_anything_is_built(root: Path, text: str) -> None:
+    (root / "annotations.xml").write_text(text)
+    with pytest.raises(AnnotationError, match="has a DOCTYPE") as error:
+        read(root / "annotations.xml", [])
+    assert error.value.code == "unreadable"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<annotations>",
+        "<annotations></image>",
+        "<annotations>&nbsp;</annotations>",
+        '<?xml version="1.0" encoding="utf-7"?><annotations></annotations>',
+        "<annotations>" + "<image>" * 100_000,
+    ],
+)
+def test_what_is_no_xml_is_refused(root: Path, text: str) -> None:
+    (root / "annotations.xml").write_text(text)
+    with pytest.raises(AnnotationError, match=r"is no XML|is nested 33 deep") as error:
+        read(root / "annotations.xml", [])
+    assert error.value.code == "unreadable"
+
+
+def test_other_files_are_not_recognised(tmp_path: Path) -> None:
+    for text in ("", "<annotation><folder/></annotation>", "[]", "annotations"):
+        (tmp_path / "a.xml").write_text(text)
+        assert not cvat.recognise(Source(tmp_path / "a.xml"))
+    assert not cvat.recognise(Source(tmp_path))
+
+
+WHOLE = (
+    VIDEO,
+    image('<polygon label="v" points="1,2;5,2;5,6"><attribute name="n">1</attribute></polygon>'),
+    image('<mask label="v" left="3" top="1" width="3" height="2" rle="1, 2, 2, 1"/>', name="b.png"),
+    image('<ellipse label="v" cx="5" cy="4" rx="4" ry="1" rotation="30"/>', name="p1/c.png"),
+    track(at(0), at(5, outside=1)),
+)
+PIECES = (
+    "9" * 12,
+    "-1",
+    "1e999",
+    "nan",
+    "&lt;",
+    "<",
+    ">",
+    '"',
+    "\x00",
+    "0",
+    "&a;",
+    "<!DOCTYPE a>",
+    "<image>",
+    "../",
+    "é",
+)
+
+
+def test_damaged_files_give_samples_or_data_errors(root: Path) -> None:
+    rng = np.random.default_rng(0)
+    whole = write(root, *WHOLE).read_bytes()
+    for case in range(300):
+        place, end = sorted(int(each) for each in rng.integers(0, len(whole), 2))
+        piece = PIECES[rng.integers(len(PIECES))].encode()
+        cut = {0: whole[:place], 1: whole[:place] + piece + whole[place + len(piece) :]}
+        damaged = cut.get(
+            case % 3, whole[:place] + whole[end:] if rng.random() < 0.5 else whole[:end] + whole[place:]
+        )
+        (root / "annotations.xml").write_bytes(damaged)
+        for problems in (None, []):
+            with contextlib.suppress(DataError):
+                for sample in cvat.read(Source(root / "annotations.xml"), "", problems):
+                    load_item(sample)

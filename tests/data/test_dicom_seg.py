@@ -1,0 +1,188 @@
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydicom.sr.codedict import codes
+
+from vesalius.data.readers.dicom_seg import read_segmentation
+from vesalius.data.writers import dicom_seg
+from vesalius.data.writers.dicom_seg import CODES, write_segmentation
+from vesalius.errors import AnnotationError, DataError, ImageError, SettingError
+from vesalius.masks import Rle, decode_rle, encode_rle
+
+from .dicomfiles import PATIENT, angiogram, read_masks
+
+VALIDATOR = shutil.which("dciodvfy")
+VESSEL, CATHETER = "blood vessel", "catheter"
+
+
+def random_masks(seed: int, size: tuple[int, int], frames: list[int]) -> dict[int, Rle]:
+    generator = np.random.default_rng(seed)
+    return {frame: encode_rle(generator.random(size) > 0.6) for frame in frames}
+
+
+def write_masks(path: Path, source: Path, segments: dict, **more: object) -> Path:
+    write_segmentation(path, source, segments, series_description="Vesalius", algorithm="tiny", **more)
+    return path
+
+
+@pytest.mark.parametrize("n", [1, 7])
+def test_what_is_written_is_read_back(n: int, tmp_path: Path) -> None:
+    source = angiogram(tmp_path / "a.dcm", n)  # 143 pixels a frame: none but the first begins with a byte
+    segments = {VESSEL: random_masks(0, (11, 13), list(range(n))), "导管": random_masks(1, (11, 13), [n - 1])}
+    path = write_masks(tmp_path / "seg.dcm", source, segments)
+    assert read_masks(path) == segments
+
+
+@settings(max_examples=25)
+@given(size=st.tuples(st.integers(1, 9), st.integers(1, 9)), n=st.integers(1, 4), seed=st.integers(0, 99))
+def test_any_size_is_read_back(size, n, seed, tmp_path_factory) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    source = angiogram(folder / "size.dcm", n, size)
+    generator = np.random.default_rng(seed)
+    masks = {frame: generator.random(size) > 0.5 for frame in range(n)}
+    path = write_masks(
+        folder / "seg.dcm", source, {VESSEL: {i: encode_rle(mask) for i, mask in masks.items()}}
+    )
+    assert read_masks(path)[VESSEL] == {i: encode_rle(mask) for i, mask in masks.items() if mask.any()}
+
+
+def test_empty_frames_are_not_stored_but_one_where_all_are_empty(tmp_path: Path) -> None:
+    source = angiogram(tmp_path / "a.dcm", 4)
+    nothing, full = (encode_rle(np.full((11, 13), value)) for value in (False, True))
+    path = write_masks(tmp_path / "seg.dcm", source, {VESSEL: {0: nothing, 2: full}, CATHETER: {0: nothing}})
+    assert read_masks(path) == {VESSEL: {2: full}, CATHETER: {}}
+    assert pydicom.dcmread(path).NumberOfFrames == 1
+    path = write_masks(tmp_path / "none.dcm", source, {VESSEL: {0: nothing}})
+    assert read_masks(path) == {VESSEL: {}}
+    assert pydicom.dcmread(path).NumberOfFrames == 1
+
+
+def test_patient_and_study_are_the_sources_and_names_stay_readable(tmp_path: Path) -> None:
+    source = angiogram(
+        tmp_path / "a.dcm", 2, PatientName="Müller^Jürgen", StudyDescription="Koronarangiographie"
+    )
+    path = write_masks(tmp_path / "seg.dcm", source, {VESSEL: random_masks(0, (11, 13), [1])}, unanswered=[0])
+    made, tags = pydicom.dcmread(path), pydicom.dcmread(source)
+    for keyword in ("PatientID", "StudyInstanceUID", "StudyDate", "StudyDescription"):
+        assert made[keyword].value == tags[keyword].value
+    assert str(made.PatientName) == "Müller^Jürgen"
+    assert made.SeriesInstanceUID != tags.SeriesInstanceUID and made.SOPInstanceUID != tags.SOPInstanceUID
+    reference = made.PerFrameFunctionalGroupsSequence[0].DerivationImageSequence[0].SourceImageSequence[0]
+    assert (reference.ReferencedSOPInstanceUID, reference.ReferencedFrameNumber) == (tags.SOPInstanceUID, 2)
+    assert made.ImageComments.startswith("no answer for 1 frames") and made.ImageComments.endswith(": 1")
+
+
+def test_a_source_with_odd_values_is_copied_without_complaint(tmp_path: Path) -> None:
+    with pydicom.config.disable_value_validation():
+        source = angiogram(tmp_path / "a.dcm", 1, PatientBirthDate="1.2.1950", PatientID="x" * 80)
+    path = write_masks(tmp_path / "seg.dcm", source, {VESSEL: random_masks(0, (11, 13), [0])})
+    with pydicom.config.disable_value_validation():
+        assert pydicom.dcmread(path).PatientBirthDate == "1.2.1950"
+
+
+def test_codes_are_those_of_the_dictionary() -> None:
+    known = {(code.value, code.scheme_designator): code.meaning.lower() for code in _all_codes()}
+    pairs = [pair for pairs in (*CODES.values(), dicom_seg.UNKNOWN) for pair in pairs]
+    for value, scheme, meaning in (*pairs, dicom_seg.SOURCE_IMAGE):
+        assert known[value, scheme] == meaning.lower()
+
+
+def _all_codes() -> list:
+    names = "BloodVessel Artery Vein CoronaryArtery LeftCoronaryArtery RightCoronaryArtery Aorta Catheter GuideWire Stent"
+    names += " Stenosis Aneurysm AnatomicalStructure PhysicalObject MorphologicallyAbnormalStructure"
+    found = [getattr(codes.SCT, name) for name in (names + " SpatialAndRelationalConcept").split()]
+    return [*found, codes.DCM.SelectedRegion, codes.DCM.SourceImageForImageProcessingOperation]
+
+
+@pytest.mark.parametrize("phrase", ["x" * 65, "a\\b", "two\nlines"])
+def test_a_phrase_that_is_no_label_is_refused(phrase: str, tmp_path: Path) -> None:
+    source = angiogram(tmp_path / "a.dcm", 1)
+    with pytest.raises(SettingError, match="cannot label a DICOM segment"):
+        write_masks(tmp_path / "seg.dcm", source, {phrase: {}})
+    assert not (tmp_path / "seg.dcm").exists()
+
+
+def test_masks_that_do_not_fit_and_sources_without_uid_are_refused(tmp_path: Path) -> None:
+    source = angiogram(tmp_path / "a.dcm", 2)
+    for masks in (random_masks(0, (11, 13), [2]), random_masks(0, (11, 12), [0])):
+        with pytest.raises(ValueError, match="does not fit 2 frames"):
+            write_masks(tmp_path / "seg.dcm", source, {VESSEL: masks})
+    nameless = angiogram(tmp_path / "b.dcm", 1, StudyInstanceUID=None)
+    with pytest.raises(ImageError, match="has no StudyInstanceUID"):
+        dicom_seg.check_source(nameless)
+
+
+def test_other_segmentations_are_refused(tmp_path: Path) -> None:
+    source = angiogram(tmp_path / "a.dcm", 2)
+    path = write_masks(tmp_path / "seg.dcm", source, {VESSEL: random_masks(0, (11, 13), [0, 1])})
+    with pytest.raises(AnnotationError, match="is no binary DICOM segmentation"):
+        read_segmentation(source)
+
+    def changed(change) -> Path:
+        tags = pydicom.dcmread(path)
+        change(tags)
+        tags.save_as(tmp_path / "changed.dcm")
+        return tmp_path / "changed.dcm"
+
+    for change, message in (
+        (lambda tags: setattr(tags, "SegmentationType", "FRACTIONAL"), "no binary"),
+        (lambda tags: setattr(tags, "NumberOfFrames", 9), "states 9 frames"),
+        (lambda tags: setattr(tags, "Rows", 900), "cut short"),
+        (lambda tags: setattr(tags.SegmentSequence[0], "SegmentLabel", ""), "without a label"),
+        (lambda tags: setattr(tags.SegmentSequence[0], "SegmentNumber", 5), "names no segment"),
+        (
+            lambda tags: tags.PerFrameFunctionalGroupsSequence[1].pop("DerivationImageSequence"),
+            "and no image",
+        ),
+    ):
+        with pytest.raises(AnnotationError, match=message):
+            read_segmentation(changed(change))
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_a_damaged_segmentation_gives_a_data_error(data: st.DataObject, tmp_path_factory) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    whole = folder / "whole.dcm"
+    if not whole.exists():
+        source = angiogram(folder / "source.dcm", 3)
+        write_masks(whole, source, {VESSEL: random_masks(0, (11, 13), [0, 2])})
+    content = bytearray(whole.read_bytes())
+    at = st.integers(0, len(content) - 1)
+    for place, value in data.draw(st.lists(st.tuples(at, st.integers(0, 255)), min_size=1, max_size=8)):
+        content[place] = value
+    (folder / "damaged.dcm").write_bytes(content[: data.draw(st.just(len(content)) | at)])
+    try:
+        for segment in read_segmentation(folder / "damaged.dcm").segments:
+            for rle in segment.masks.values():
+                decode_rle(rle)
+    except DataError as error:
+        assert PATIENT.split("^")[0] not in str(error)
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_dciodvfy_finds_nothing_wrong(n: int, tmp_path: Path) -> None:
+    if VALIDATOR is None:
+        pytest.skip(
+            "dciodvfy is not installed (apt-get install dicom3tools): no DICOM segmentation was validated"
+        )
+    source = angiogram(tmp_path / "a.dcm", n)
+    segments = {
+        VESSEL: random_masks(0, (11, 13), list(range(0, n, 2))),
+        "导管": random_masks(1, (11, 13), [0]),
+    }
+    path = write_masks(tmp_path / "seg.dcm", source, segments, unanswered=list(range(1, n, 2)))
+    done = subprocess.run([VALIDATOR, "-new", str(path)], capture_output=True, text=True, check=False)
+    assert (done.stdout + done.stderr).split("\n") == ["Segmentation", ""]
+    # that it would: an object without its type is no segmentation
+    tags = pydicom.dcmread(path)
+    del tags.SegmentationType
+    tags.save_as(path)
+    done = subprocess.run([VALIDATOR, "-new", str(path)], capture_output=True, text=True, check=False)
+    assert "Error" in done.stderr

@@ -1,0 +1,96 @@
+"""Which patient or sequence a sample belongs to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vesalius.data.grouping import group_of, regroup
+from vesalius.data.readers.dicom import pseudonym
+from vesalius.errors import ImageError, SettingError
+from vesalius.types import Sample
+
+
+def sample(name: str, image: str | Path = "x.png", **more: Any) -> Sample:
+    return Sample(name, Path(image), (), None, source=f"file, {name}", **more)
+
+
+def groups(samples: list[Sample], group: str) -> list[str | None]:
+    return [each.group for each in regroup(samples, group)]
+
+
+def test_a_field_of_the_annotations_names_the_group() -> None:
+    samples = [sample("a", metadata={"patient": "p1"}), sample("b", metadata={"patient": 2})]
+    assert groups(samples, "patient") == ["p1", "2"]
+    assert groups([sample("a", group="g", sequence="s")], "group") == ["g"]
+    assert groups([sample("a", group="g", sequence="s")], "sequence") == ["s"]
+
+
+@pytest.mark.parametrize("value", [None, "", True, 1.5, ["p"]])
+def test_a_field_that_gives_one_sample_no_name_is_refused(value: object) -> None:
+    samples = [sample("a", metadata={"patient": "p1"}), sample("b", metadata={"patient": value})]
+    with pytest.raises(SettingError, match="file, b: field 'patient' gives no group"):
+        regroup(samples, "patient")
+
+
+def test_without_such_a_field_it_is_an_expression_on_the_id() -> None:
+    assert groups([sample("p1_001"), sample("p1_002"), sample("p2_001")], r"(p\d+)_") == ["p1", "p1", "p2"]
+    for group, reason in (
+        ("(", "neither a field of the annotations nor a regular expression"),
+        ("patient", r"is no field of the annotations \(fields: k\).*needs parentheses"),
+        (r"_(x)", "finds nothing in the id 'p1_001'"),
+    ):
+        with pytest.raises(SettingError, match=reason):
+            regroup([sample("p1_001", metadata={"k": 1})], group)
+
+
+def test_folder_is_what_tells_the_folders_of_the_images_apart() -> None:
+    samples = [sample(name, f"/data/in/{name}.png") for name in ("p1/cine/1", "p1/cine/2", "p2/1")]
+    assert groups(samples, "folder") == ["p1/cine", "p1/cine", "p2"]
+    assert groups([sample("a", "in/p1/a.png"), sample("b", "in/p1/b.png")], "folder") == ["p1", "p1"]
+    assert groups([sample("a", "in/a.png"), sample("b", "in/p1/b.png")], "folder") == ["in", "p1"]
+
+
+def test_a_field_called_folder_wins() -> None:
+    assert groups([sample("a", "in/p1/a.png", metadata={"folder": "ward"})], "folder") == ["ward"]
+
+
+def test_a_sample_without_a_group_is_its_own() -> None:
+    assert (group_of(sample("a")), group_of(sample("a", group="g"))) == ("a", "g")
+
+
+def write_dicom(path: Path, **attributes: str) -> Path:
+    pydicom = pytest.importorskip("pydicom")
+    header = pydicom.Dataset()
+    header.SOPClassUID, header.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.7", "1.2.3"
+    header.file_meta = pydicom.dataset.FileMetaDataset()
+    header.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    header.Rows = header.Columns = 2
+    header.SamplesPerPixel, header.PhotometricInterpretation, header.PixelRepresentation = 1, "MONOCHROME2", 0
+    header.BitsAllocated, header.BitsStored, header.HighBit = 8, 8, 7
+    header.PixelData = bytes(4)
+    for keyword, value in attributes.items():
+        setattr(header, keyword, value)
+    header.save_as(path, enforce_file_format=True)
+    return path
+
+
+def test_a_dicom_attribute_is_read_from_the_files(tmp_path: Path) -> None:
+    paths = [write_dicom(tmp_path / f"{i}.dcm", PatientID=f"P{i // 2}") for i in range(3)]
+    samples = [sample(f"{path.stem}__{frame}", path, frame=frame) for path in paths for frame in range(2)]
+    assert groups(samples, "PatientID") == [pseudonym("patient", "P0")] * 4 + [pseudonym("patient", "P1")] * 2
+    with pytest.raises(SettingError, match=r"0\.dcm: states no SeriesInstanceUID"):
+        regroup(samples, "SeriesInstanceUID")
+    paths[0].write_bytes(paths[0].read_bytes()[:140])
+    with pytest.raises((ImageError, SettingError), match=r"0\.dcm"):
+        regroup(samples, "PatientID")
+
+
+def test_a_dicom_attribute_of_other_images_is_refused_unless_it_is_a_field(tmp_path: Path) -> None:
+    image = tmp_path / "a.png"
+    image.write_bytes(b"png")
+    with pytest.raises(SettingError, match=r"a\.png: is no DICOM file and has no PatientID"):
+        regroup([sample("a", image)], "PatientID")
+    assert groups([sample("a", image, metadata={"PatientID": "P7"})], "PatientID") == ["P7"]

@@ -1,0 +1,202 @@
+"""The raw data of nnU-Net: cases, labels and regions, and what of it is not read."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vesalius.data.dataset import load_item, open_data_set
+from vesalius.data.readers import nnunet
+from vesalius.data.source import Problems, Source
+from vesalius.errors import AnnotationError, DataError
+from vesalius.types import MaskFile, Sample
+
+LABELS = np.array([[0, 1, 1], [2, 0, 3]], dtype=np.uint8)
+TOP = {
+    "channel_names": {"0": "X-ray"},
+    "labels": {"background": 0, "vessel": 1, "catheter": 2, "all": [1, 2, 3]},
+    "numTraining": 2,
+    "file_ending": ".png",
+}
+
+
+def make(root: Path, top: Any, ending: str = ".png") -> Path:
+    for folder in ("imagesTr", "labelsTr", "imagesTs"):
+        (root / folder).mkdir(exist_ok=True)
+    for case in ("case_1", "case_2"):
+        Image.fromarray(np.zeros((2, 3, 3), dtype=np.uint8)).save(root / "imagesTr" / f"{case}_0000{ending}")
+        Image.fromarray(LABELS if case == "case_1" else LABELS * 0).save(
+            root / "labelsTr" / f"{case}{ending}"
+        )
+    (root / "dataset.json").write_text(json.dumps(top))
+    return root
+
+
+def read(root: Path, problems: Problems = None) -> list[Sample]:
+    assert nnunet.recognise(Source(root))
+    return nnunet.read(Source(root), "", problems)
+
+
+def test_every_label_is_a_prompt_of_every_case_and_a_region_is_its_values(tmp_path: Path) -> None:
+    data_set = open_data_set(make(tmp_path, TOP))
+    assert data_set.format == "nnunet"
+    first, second = data_set.samples
+    assert (first.id, second.id) == ("case_1", "case_2")
+    assert first.image == tmp_path / "imagesTr" / "case_1_0000.png"
+    assert first.group is None
+    item = load_item(first)
+    assert item.prompts == ("vessel", "catheter", "all") and item.masks is not None
+    for mask, expected in zip(item.masks[:, 0], (LABELS == 1, LABELS == 2, LABELS > 0), strict=True):
+        np.testing.assert_array_equal(mask, expected)
+    nothing = load_item(second).masks
+    assert nothing is not None and not nothing.any()
+
+
+def test_the_file_itself_may_be_named_and_a_prompt_maps_all_labels_to_one(tmp_path: Path) -> None:
+    data_set = open_data_set(make(tmp_path, TOP) / "dataset.json", prompt="anything")
+    assert data_set.format == "nnunet"
+    masks = load_item(data_set.samples[0]).masks
+    assert data_set.samples[0].prompts == ("anything",) and masks is not None
+    np.testing.assert_array_equal(masks[0, 0], LABELS > 0)
+
+
+def test_version_1_names_labels_by_their_values(tmp_path: Path) -> None:
+    top = {
+        "labels": {"0": "background", "1": "vessel", "2": "b", "3": "c"},
+        "modality": {"0": "X"},
+        "file_ending": ".bmp",
+    }
+    first, _ = read(make(tmp_path, top, ".bmp"))
+    mask = tmp_path / "labelsTr" / "case_1.bmp"
+    assert first.prompts == ("vessel", "b", "c")
+    assert first.masks == tuple((MaskFile(mask, (value,), (1, 2, 3)),) for value in (1, 2, 3))
+
+
+def test_a_value_that_no_label_has_is_refused_when_it_is_met(tmp_path: Path) -> None:
+    samples = read(make(tmp_path, TOP | {"labels": {"background": 0, "vessel": 1, "ignore": 3, "wire": 4}}))
+    load_item(samples[1])
+    with pytest.raises(AnnotationError, match=r"the value 2 \(pixels: 1\) and 1 other such values") as error:
+        load_item(samples[0])
+    assert error.value.code == "unknown_value"
+
+
+def test_notes_name_what_is_not_read(tmp_path: Path) -> None:
+    make(tmp_path, TOP | {"labels": {"background": 0, "vessel": 1, "ignore": 3}})
+    Image.new("L", (3, 2)).save(tmp_path / "imagesTs" / "x_0000.png")
+    (tmp_path / "imagesTr" / "case_1_0000.json").touch()
+    (tmp_path / "imagesTr" / ".hidden").touch()
+    Image.new("L", (3, 2)).save(tmp_path / "imagesTr" / "loose.png")
+    assert nnunet.notes(Source(tmp_path)) == [
+        "imagesTs/ is not read, which has no labels here: 1 files",
+        "not read in imagesTr/, by their names: .json (1), .png (1)",
+        "the label 'ignore' (3) says that nobody annotated a pixel: images with it are refused",
+    ]
+
+
+def test_cases_without_a_partner_and_with_several_channels_are_refused(tmp_path: Path) -> None:
+    make(tmp_path, TOP | {"numTraining": 5})
+    for name in (
+        "imagesTr/case_2_0001.png",
+        "imagesTr/case_3_0000.png",
+        "labelsTr/case_4.png",
+        "labelsTr/case_5.png",
+    ):
+        Image.new("L", (3, 2)).save(tmp_path / name)
+    Image.new("L", (3, 2)).save(tmp_path / "imagesTr" / "case_5_0002.png")
+    problems: list[DataError] = []
+    assert [sample.id for sample in read(tmp_path, problems)] == ["case_1"]
+    words = (
+        "case_2_0001.png: is a channel",
+        "no labelsTr/case_3.png",
+        "no imagesTr/case_4_0000.png",
+        "case_5_0002.png: is a",
+    )
+    assert [problem.code for problem in problems] == [
+        "several_channels",
+        "unpaired",
+        "unpaired",
+        "several_channels",
+    ]
+    assert all(each in str(problem) for each, problem in zip(words, problems, strict=True))
+
+
+def test_a_number_of_cases_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AnnotationError, match="numTraining is 3, but there are 2 cases") as error:
+        read(make(tmp_path, TOP | {"numTraining": 3}))
+    assert error.value.code == "case_count"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ([], "must be an object with labels, not a list"),
+        ({"labels": None}, "labels must be an object"),
+        ({"labels": {}}, "labels must be an object"),
+        ({"labels": {"background": 0}}, "names nothing but the background"),
+        ({"labels": {"background": 1, "vessel": 2}}, "0 must be the background"),
+        ({"labels": {"vessel": [0, 1]}}, "0 must be the background"),
+        ({"labels": {"vessel": []}}, "'vessel' must be a name with a whole number"),
+        ({"labels": {"vessel": True}}, "'vessel' must be a name with a whole number"),
+        ({"labels": {"vessel": -1}}, "'vessel' must be a name with a whole number"),
+        ({"labels": {" ": 1}}, "must be a name with"),
+        ({"labels": {"9" * 5000: "vessel"}}, "must be a name with a whole number"),
+        ({"file_ending": ".nii.gz"}, r"end in '\.nii\.gz', and of nnU-Net's .* write each slice"),
+        ({"file_ending": 3}, "the files end in 3"),
+        ({"file_ending": ".tif"}, "holds no image CASE_0000.tif"),
+        ({"dataset": {}}, "lists its cases under dataset"),
+    ],
+)
+def test_a_table_that_cannot_be_followed_is_refused(tmp_path: Path, change: Any, words: str) -> None:
+    top = TOP | change if isinstance(change, dict) else change
+    with pytest.raises(AnnotationError, match=words):
+        read(make(tmp_path, top), [])
+
+
+def test_without_a_stated_ending_the_files_are_those_of_version_1(tmp_path: Path) -> None:
+    top = {key: value for key, value in TOP.items() if key != "file_ending"}
+    with pytest.raises(AnnotationError, match=r"end in '\.nii\.gz'") as error:
+        read(make(tmp_path, top))
+    assert error.value.code == "file_ending"
+
+
+def test_other_folders_are_not_recognised(tmp_path: Path) -> None:
+    assert not nnunet.recognise(Source(tmp_path))
+    (tmp_path / "dataset.json").write_text("{}")
+    assert not nnunet.recognise(Source(tmp_path))
+    (tmp_path / "imagesTr").mkdir()
+    (tmp_path / "other.json").write_text("{}")
+    assert not nnunet.recognise(Source(tmp_path / "other.json"))
+
+
+def test_damaged_tables_give_samples_or_data_errors(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    whole = (make(tmp_path, TOP) / "dataset.json").read_bytes()
+    pieces = (
+        b"0",
+        b"-1",
+        b"1e999",
+        b"null",
+        b'"',
+        b"[",
+        b"{}",
+        b"1",
+        b".",
+        b",",
+        b"9" * 40,
+        b'"dataset": 1,',
+    )
+    for case in range(300):
+        place = int(rng.integers(0, len(whole)))
+        piece = pieces[rng.integers(len(pieces))]
+        end = place + (len(piece) if case % 2 else int(rng.integers(0, 9)))
+        (tmp_path / "dataset.json").write_bytes(whole[:place] + piece + whole[end:])
+        with contextlib.suppress(DataError):
+            nnunet.notes(Source(tmp_path))
+            for sample in read(tmp_path, [] if case % 2 else None):
+                load_item(sample)
