@@ -14,6 +14,7 @@ from PIL import Image
 from vesalius.cli import main
 from vesalius.data.dataset import load_item, load_samples
 from vesalius.data.synth import PROMPTS, draw, draw_clip, write_data_set
+from vesalius.data.synth.series import Kind
 from vesalius.errors import OutputError, SettingError
 from vesalius.types import Absent
 
@@ -47,7 +48,7 @@ def test_another_process_gives_the_same_bytes() -> None:
 
 
 @pytest.mark.parametrize("kind", ["coronary", "retina"])
-def test_another_seed_or_index_gives_another_frame(kind: str) -> None:
+def test_another_seed_or_index_gives_another_frame(kind: Kind) -> None:
     frames = {draw(seed, index, 64, kind=kind).frames.tobytes() for seed in range(3) for index in range(3)}
     assert len(frames) == 9
 

@@ -4,8 +4,9 @@ blood vessel            every annotated vessel, where it is visible
 artery, vein            those of one kind; in a retina
 catheter, guide wire    the whole device in the frame; of a wire the part beyond the catheter's tip
 optic disc              all of it, vessels before it included
-stenosis                the lumen as it would be without disease, from shoulder to shoulder of each narrowing of half the
-                        diameter or more; left out where another vessel lies over half of one
+stenosis                the lumen as it would be without disease, from shoulder to shoulder (a fifth of the diameter lost)
+                        of each narrowing of half the diameter or more the narrowest point of which is visible; left out
+                        where other vessels lie over more than half of one
 the widest vessel       the branch with the largest mean radius along what is visible of it; left out unless the next
                         one is narrower by 15 %
 the vessel on the left  the branch the mask of which has the leftmost centre of gravity; left out unless there is another

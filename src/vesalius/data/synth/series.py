@@ -98,7 +98,7 @@ def draw_clip(
 ) -> Iterator[Item]:
     """The frames of coronary clip number `index`, 15 a second: the heart beats, and contrast medium comes and goes.
 
-    Each is asked about by itself, so the phrases may differ. `draw` shows another tree than the clip of its number.
+    Each is asked about by itself, so the phrases may differ. Tree and chest are those of `draw` with the same number.
     """
     return (item for item, _ in _draw(Series(seed, size, frames, phrases=phrases), index))
 
