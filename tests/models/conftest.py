@@ -89,7 +89,7 @@ def small_sam() -> Sam2VideoModel:
         decoder={"mlp_dim": 128, "num_attention_heads": 4},
     )
     torch.manual_seed(0)
-    sam = _make(config | {"memory_encoder_output_channels": 64})
+    sam = _make(config)
     sam.apply(lambda module: module.reset_parameters() if hasattr(module, "reset_parameters") else None)
     with torch.no_grad():
         for name, parameter in sam.named_parameters():

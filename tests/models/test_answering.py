@@ -115,14 +115,39 @@ def test_half_precision_asks_again_where_two_logits_are_close(opened: OpenedMode
         written = write_answer(model, batch, -1, 4)
         with passes(opened) as lengths:
             found = verify_answer(model, batch, Drafts([*written.ids[0], 7]), 7, 5)
-        assert (
-            lengths[0] > lengths[1] > lengths[2] == 1
-        )  # once with the draft, once without, then token by token
+        # once with the draft of 5 tokens behind the questions, once without it, then token by token
+        image, drafted, again, asked, *rest = lengths
+        assert (image, drafted) == (again, asked + 5)
+        assert set(rest) == {1}
         assert found.origins == ["generated"] * 3
     finally:
         with torch.no_grad():
             head.copy_(kept)
         model.to(torch.float32)
+
+
+def test_the_image_is_read_once_for_all_questions_about_it(opened: OpenedModel) -> None:
+    rng = np.random.default_rng(1)
+    frames = rng.integers(0, 256, (1, 64, 96, 3), dtype=np.uint8)
+    prompts = ("vessel", "a rather longer phrase", "wire", "x")
+    together = opened.processor([Item("a", frames, prompts)])
+    shapes: list[tuple[int, ...]] = []
+    hook = opened.model.vlm.model.language_model.register_forward_pre_hook(
+        lambda _, args, kwargs: shapes.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
+    )
+    try:
+        found = write_answer(opened.model, together, -1, 3)
+    finally:
+        hook.remove()
+    image_tokens = int((together.input_ids[0] == opened.processor.image_id).sum())
+    assert shapes[0][0] == 1
+    assert shapes[0][1] >= image_tokens
+    assert shapes[1] == (4, together.input_ids.shape[1] - shapes[0][1])
+    alone = [
+        write_answer(opened.model, opened.processor([Item("a", frames, (prompt,))]), -1, 3).ids[0]
+        for prompt in prompts
+    ]
+    assert found.ids == alone
 
 
 def test_the_commonest_answer_is_the_next_draft() -> None:

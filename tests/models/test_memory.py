@@ -1,7 +1,7 @@
-"""A video: equal to the official code, and to transformers' own memory where the stored video is too short."""
+"""A video: `VideoSession` equals the official code, `Tracker` transformers' own propagation of masks."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from transformers import Sam2VideoInferenceSession, Sam2VideoModel
 
 from vesalius.errors import CheckpointError, SettingError
 from vesalius.masks import resize_bilinear
-from vesalius.models.memory import PROMPTED_FRAMES, FrameMasks, VideoSession
+from vesalius.models.memory import NO_OBJECT, PROMPTED_FRAMES, FrameMasks, Tracker, VideoSession
 from vesalius.models.segmenter import decode, encode_images, take_best
 
 FAMILIES = [
@@ -249,6 +249,138 @@ def test_a_video_in_half_precision_stays_near(small_sam: Sam2VideoModel) -> None
         assert (one.float() - other).abs().mean() < 0.15 * other.std()
 
 
+def propagate(
+    sam: Sam2VideoModel,
+    clip: Sequence[torch.Tensor],
+    shown: dict[int, torch.Tensor],
+    start: int,
+    reverse: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> dict[int, torch.Tensor]:
+    """Frame -> logits (n, g, g) as transformers finds them, after masks bool (n, S, S) were shown on some frames.
+
+    transformers takes the pointer to a shown mask from the best of three tokens; SAM 2's own code, by which it was
+    trained, from that of the single mask.
+    """
+    whole = sam._single_frame_forward
+
+    def with_one_token(**given: Any) -> Any:
+        return whole(**given, **({} if "multimask_output" in given else {"multimask_output": False}))
+
+    monkeypatch.setattr(sam, "_single_frame_forward", with_one_token)
+    session = Sam2VideoInferenceSession(video=torch.cat(list(clip)), dtype=torch.float32)
+    with torch.inference_mode():
+        for frame, masks in shown.items():
+            for index, mask in enumerate(masks):
+                session.add_mask_inputs(session.obj_id_to_idx(index), frame, mask[None, None].float())
+            session.obj_with_new_inputs = [*range(len(masks))]
+            sam(session, frame_idx=frame)
+        found = sam.propagate_in_video_iterator(
+            session, start_frame_idx=start, reverse=reverse, max_frame_num_to_track=len(clip)
+        )
+        logits = {output.frame_idx: output.pred_masks[:, 0] for output in found}
+    monkeypatch.undo()
+    return logits
+
+
+def shown_masks(sam: Sam2VideoModel, masks: FrameMasks) -> torch.Tensor:
+    """bool (n, S, S): the masks of a key frame as they are shown to the memory."""
+    square = (sam.config.image_size, sam.config.image_size)
+    full = torch.nn.functional.interpolate(masks.logits[None], square, mode="bilinear", align_corners=False)
+    return full[0] > 0
+
+
+@pytest.mark.parametrize(
+    "family", ["internvl_internlm2", pytest.param("internvl_qwen2", marks=pytest.mark.slow)]
+)
+def test_following_with_the_weights_of_the_official_code_equals_transformers(
+    oracle: Path,
+    official_sam: Callable[[str], Sam2VideoModel],
+    square: Callable[[Path], torch.Tensor],
+    family: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sam = official_sam(family)
+    clip = [square(path) for path in video_files(oracle)[:4]]
+    tracker = Tracker(sam, torch.from_numpy(np.load(oracle / family / "expected.npz")["video6/seg_embeds"]))
+    shown = {key: shown_masks(sam, tracker.prompt(key, clip[key])) for key in (0, 3)}
+    expected = propagate(sam, clip, shown, 0, False, monkeypatch)
+    for t in (1, 2):
+        close(tracker.follow(t, clip[t]).logits, expected[t].numpy(), LOGITS)
+
+
+@pytest.mark.parametrize(("keys", "reverse"), [((0, 10, 25), False), ((24,), True), ((3, 24), True)])
+def test_following_several_objects_through_a_long_clip_equals_transformers(
+    small_sam: Sam2VideoModel, keys: tuple[int, ...], reverse: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long enough that both windows, of 6 frames and of 15 pointers, have moved on."""
+    clip, tracker = frames(26), Tracker(small_sam, phrases(2))
+    shown = {key: shown_masks(small_sam, tracker.prompt(key, clip[key])) for key in keys}
+    start = max(keys) if reverse else min(keys)
+    if reverse:
+        tracker.turn()
+    expected = propagate(small_sam, clip, shown, start, reverse, monkeypatch)
+    others = [t for t in (range(start, -1, -1) if reverse else range(start, 26)) if t not in keys]
+    for t in others:
+        close(tracker.follow(t, clip[t]).logits, expected[t].numpy(), LOGITS)
+    assert len(others) > 15
+
+
+def test_an_object_that_is_not_there_has_no_mask_and_is_found_again(small_sam: Sam2VideoModel) -> None:
+    tracker, clip = Tracker(small_sam, phrases(2)), frames(3)
+    tracker.prompt(0, clip[0])
+    head = small_sam.mask_decoder.pred_obj_score_head.proj_out
+    with torch.no_grad():
+        head.bias.sub_(1000)
+    gone = tracker.follow(1, clip[1])
+    assert (gone.logits == NO_OBJECT).all()
+    assert (gone.object_scores < 0).all()
+    torch.testing.assert_close(gone.pointers, small_sam.no_object_pointer.expand(2, -1), atol=0, rtol=0)
+    with torch.no_grad():
+        head.bias.add_(1000)
+    assert (tracker.follow(2, clip[2]).logits > NO_OBJECT).all()
+
+
+def test_a_tracker_holds_no_more_for_a_long_clip_and_encodes_each_frame_once(
+    small_sam: Sam2VideoModel,
+) -> None:
+    encoded = []
+    small_sam.vision_encoder.register_forward_hook(lambda *_: encoded.append(1))
+    tracker, clip = Tracker(small_sam, phrases(2)), frames(40)
+
+    def held_bytes() -> int:
+        tensors = [each for pair in tracker._keys.values() for each in pair]
+        tensors += [*tracker._memories.values(), *tracker._pointers.values()]
+        return sum(each.untyped_storage().nbytes() for each in tensors)
+
+    sizes = []
+    for t, frame in enumerate(clip):
+        if t % 10 == 0:
+            tracker.prompt(t, frame)
+            if t:
+                tracker.forget(t - 10)
+        else:
+            tracker.follow(t, frame)
+        sizes.append(held_bytes())
+    assert sizes[1] < sizes[5] < sizes[19]
+    assert sizes[19] == sizes[29] == sizes[39]
+    assert len(encoded) == 40
+
+
+def test_what_was_followed_is_forgotten_where_the_tracker_turns(small_sam: Sam2VideoModel) -> None:
+    clip = frames(6)
+    once, twice = Tracker(small_sam, phrases(1)), Tracker(small_sam, phrases(1))
+    for tracker in (once, twice):
+        tracker.prompt(2, clip[2])
+    for t in (3, 4, 5):
+        twice.follow(t, clip[t])
+    for tracker in (once, twice):
+        tracker.turn()
+    torch.testing.assert_close(
+        once.follow(1, clip[1]).logits, twice.follow(1, clip[1]).logits, atol=0, rtol=0
+    )
+
+
 def test_what_cannot_be_followed_is_refused(small_sam: Sam2VideoModel) -> None:
     embeddings = phrases(1)
     with pytest.raises(SettingError, match=r"no \[SEG\]"):
@@ -257,6 +389,10 @@ def test_what_cannot_be_followed_is_refused(small_sam: Sam2VideoModel) -> None:
         VideoSession(small_sam, embeddings, prompted_frames=0)
     with pytest.raises(ValueError, match=r"\(1, 3, 128, 128\); got \(2, 3, 128, 128\)"):
         VideoSession(small_sam, embeddings).segment(random(2, 3, 128, 128))
+    with pytest.raises(SettingError, match=r"no \[SEG\]"):
+        Tracker(small_sam, embeddings[:0])
+    with pytest.raises(ValueError, match="no key frame"):
+        Tracker(small_sam, embeddings).follow(0, random(1, 3, 128, 128))
     small_sam.mem_dim = 32
     with pytest.raises(CheckpointError, match="memories have 32 channels, and its memory attention reads 64"):
         VideoSession(small_sam, embeddings)

@@ -24,6 +24,7 @@ from vesalius.models.language import (
     read_token,
     restart_rope,
     run,
+    run_questions,
 )
 from vesalius.models.processor import NOT_LEARNED, Batch
 
@@ -81,10 +82,12 @@ class Drafts:
 def read_answer(model: TextSegModel, batch: Batch) -> Answer:
     """The answers that the rows of a batch hold already, read in one pass."""
     restart_rope(model.vlm)
-    states = run(model.vlm, read_batch(model.vlm, batch), model.seg_before_norm)
-    at = (batch.input_ids == model.seg_id) & (batch.labels != NOT_LEARNED)
+    inputs, cache = read_batch(model.vlm, batch), DynamicCache()
+    states, _ = run_questions(model.vlm, inputs, batch, model.seg_before_norm, cache)
+    labels = batch.labels[:, -states.last.shape[1] :]
+    at = labels == model.seg_id
     # the model would write so itself if each token up to [SEG] is its own first choice
-    target = batch.labels[:, 1:]
+    target = labels[:, 1:]
     is_seg = (target == model.seg_id).long()
     checked = (target != NOT_LEARNED) & (is_seg.cumsum(dim=1) - is_seg == 0)
     agrees = model.vlm.lm_head(states.last[:, :-1][checked]).argmax(dim=-1) == target[checked]
@@ -133,8 +136,9 @@ def _write(
     """Each row reads its question with the draft behind it, and is written on from where it would differ."""
     restart_rope(model.vlm)
     n = len(draft)
-    inputs, cache = read_batch(model.vlm, _append(batch, draft)), DynamicCache()
-    states = run(model.vlm, inputs, model.seg_before_norm, cache)
+    drafted, cache = _append(batch, draft), DynamicCache()
+    inputs = read_batch(model.vlm, drafted)
+    states, inputs = run_questions(model.vlm, inputs, drafted, model.seg_before_norm, cache)
     if not official:
         hold_rope(model.vlm)
     # said[:, i] is what the model says after i tokens of the draft
@@ -228,11 +232,12 @@ def _reject(inputs: Inputs, agreed: torch.Tensor, n: int, rest: Sequence[int]) -
     """What the rows `rest` have read, without what the draft of `n` tokens said after `agreed` (b,) of them."""
     if not n:
         return inputs
-    wrong = torch.zeros_like(inputs.attention, dtype=torch.bool)
-    wrong[:, -n:] = torch.arange(n, device=agreed.device) >= agreed[:, None]
+    wrong = torch.arange(n, device=agreed.device) >= agreed[:, None]
+    attention, positions = inputs.attention.clone(), inputs.positions.clone()
+    attention[:, -n:].masked_fill_(wrong, 0)
     # the next token follows the last that was kept: its place is one past the largest of those
-    positions = inputs.positions.masked_fill(wrong, 0)[..., rest, :]
-    return Inputs(inputs.embeddings[rest], positions, inputs.attention.masked_fill(wrong, 0)[rest])
+    positions[..., -n:].masked_fill_(wrong, 0)
+    return Inputs(inputs.embeddings[rest], positions[..., rest, :], attention[rest])
 
 
 def _read_again(model: TextSegModel, batch: Batch, ids: list[list[int]]) -> Answer:

@@ -92,6 +92,65 @@ def run(vlm: PreTrainedModel, inputs: Inputs, seg_before_norm: bool, cache: Cach
     return States(last, before_norm[0] if seg_before_norm else last)
 
 
+def run_questions(
+    vlm: PreTrainedModel, inputs: Inputs, batch: Batch, seg_before_norm: bool, cache: Cache
+) -> tuple[States, Inputs]:
+    """States of the ends of the rows, (b, k, hidden), and what was read there; with all of it in the cache.
+
+    Questions about one image begin alike. What they have in common, the image, is read once and shared; k is the
+    length of the longest rest, or of the rows where nothing is shared.
+    """
+    rows = batch.image_of_row
+    images, of_row = rows.unique(return_inverse=True)
+    # beyond the trained context the length of the whole turns the keys, so that parts cannot be read apart
+    if len(images) == len(rows) or not len(batch.pixel_values) or beyond_context(vlm, inputs.attention):
+        return run(vlm, inputs, seg_before_norm, cache), inputs
+    ends = _ends_of_images(vlm, batch)
+    first = torch.stack([(of_row == image).nonzero()[0, 0] for image in range(len(images))])
+    shared = _begin(inputs, first, ends)
+    run(vlm, shared, seg_before_norm, cache)
+    cache.batch_select_indices(of_row)
+    rest = inputs.attention.shape[1] - int(ends.min())
+    after = torch.arange(inputs.attention.shape[1], device=ends.device)[-rest:] >= ends[:, None]
+    own = inputs.attention[:, -rest:] * after
+    read = Inputs(
+        inputs.embeddings[:, -rest:],
+        inputs.positions[..., -rest:],
+        torch.cat([shared.attention[of_row], own], dim=1),
+    )
+    return run(vlm, read, seg_before_norm, cache), read
+
+
+def _ends_of_images(vlm: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """int64 (b,): the column behind the last image token of each row."""
+    places = batch.input_ids == vlm.config.image_token_id
+    return places.shape[1] - places.flip(1).int().argmax(dim=1)
+
+
+def _begin(inputs: Inputs, rows: torch.Tensor, ends: torch.Tensor) -> Inputs:
+    """What `rows` have up to their `ends`, padded on the left."""
+    starts = inputs.attention.argmax(dim=1)  # rows are padded on the left themselves
+    width = int((ends - starts)[rows].max())
+    columns = ends[rows, None] - width + torch.arange(width, device=ends.device)
+    inside = columns >= starts[rows, None]
+    picked = rows[:, None], columns.clamp(min=0)
+    extra = {}
+    if inputs.extra:
+        marks = inputs.extra["visual_pos_masks"]
+        counts = marks.sum(dim=1).tolist()
+        layers = [layer.split(counts) for layer in inputs.extra["deepstack_visual_embeds"]]
+        extra = {
+            "visual_pos_masks": marks[picked] & inside,
+            "deepstack_visual_embeds": [torch.cat([parts[row] for row in rows.tolist()]) for parts in layers],
+        }
+    return Inputs(
+        inputs.embeddings[picked],
+        inputs.positions[(..., *picked)],
+        inputs.attention[picked] * inside,
+        extra,
+    )
+
+
 @contextmanager
 def _input_of(module: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
     """What the module is called with, while the block runs."""

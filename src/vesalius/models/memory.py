@@ -1,12 +1,14 @@
-"""SAM 2's memory: objects that language pointed out in the first frames of a video, followed through the rest.
+"""SAM 2's memory: objects that language pointed out in some frames of a video, followed through the others.
 
-The behaviour is that of the official Sa2VA code, which follows each [SEG] on its own and encodes each frame several
-times; here all objects share one encoding of each frame and one call of each part.
+`VideoSession` behaves as the official Sa2VA code, `Tracker` as SAM 2 itself. Both codes follow each object on its own,
+and the official one encodes each frame several times; here all objects share one encoding of each frame and one call
+of each part.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +35,12 @@ SAM_2_0 = {
     "max_cond_frame_num": -1,
 }
 """What a configuration must say: the other values are those of SAM 2.1, whose memory works otherwise."""
+
+PROMPTED_AGE = -1
+"""Prompted frames have the last temporal encoding, however old they are; the frame before has the first."""
+
+NO_OBJECT = -1024.0
+"""SAM 2's logit where an object is not in the frame."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +93,7 @@ class VideoSession:
     @torch.no_grad()
     def segment(self, pixels: torch.Tensor) -> FrameMasks:
         """Masks of the next frame, float (1, 3, S, S) as the segmenter takes images."""
-        side = self._sam.config.image_size
-        if pixels.shape != (1, 3, side, side):
-            raise ValueError(f"a frame must be (1, 3, {side}, {side}); got {tuple(pixels.shape)}")
-        features = encode_images(self._sam, pixels)
+        features = _see(self._sam, pixels)
         prompted = len(self._prompted) < self._prompted_frames
         if prompted:
             decoded = decode(self._sam, features, self._embeddings.unsqueeze(0))
@@ -105,41 +110,179 @@ class VideoSession:
         return masks
 
     def _remember(self, features: Features, masks: FrameMasks, prompted: bool) -> None:
-        memory = encode_memory(self._sam, features, masks.logits).flatten(2).transpose(1, 2)
+        # soft masks, on the prompted frames too: SAM 2 makes them hard there, the official code of Sa2VA does not
+        memory = _encode(self._sam, features, _enlarge(self._sam, masks.logits).sigmoid())
         (self._prompted if prompted else self._recent).append(memory.to(self._memory_dtype))
         (self._prompted_pointers if prompted else self._recent_pointers).append(masks.pointers)
 
     def _look_back(self, features: Features) -> torch.Tensor:
         """float (n, c, S / 16, S / 16): for each object, the frame's features after attention to its memories."""
-        sam, coarse = self._sam, features.stride_16
-        # prompted frames have the last temporal encoding, however old they are; frame t - 1 has the first
-        ages = [-1] * len(self._prompted) + [*reversed(range(len(self._recent)))]
-        times = sam.memory_temporal_positional_encoding[ages].flatten(1, 2)
-        places = (times + _places(sam.memory_encoder.position_encoding, coarse)).flatten(0, 1)
-        # a pointer is wider than a memory: it becomes several tokens, which have no place
-        pointers = torch.stack([*self._prompted_pointers, *self._recent_pointers], dim=1)
-        pointers = pointers.reshape(len(pointers), -1, places.shape[-1])
-        memories = [memory.to(coarse.dtype) for memory in (*self._prompted, *self._recent)]
-        own_places = _places(sam.vision_encoder.neck.position_encoding, coarse)
-        # the native module wants (tokens, objects, channels)
-        attended = sam.memory_attention(
-            current_vision_features=coarse.flatten(2).permute(2, 0, 1).expand(-1, len(pointers), -1),
-            current_vision_position_embeddings=own_places[:, None],
-            memory=torch.cat([*memories, pointers], dim=1).transpose(0, 1),
-            memory_posision_embeddings=pad(places, (0, 0, 0, pointers.shape[1]))[:, None],
-            num_object_pointer_tokens=pointers.shape[1],
+        ages = [PROMPTED_AGE] * len(self._prompted) + [*reversed(range(len(self._recent)))]
+        return attend(
+            self._sam,
+            features,
+            ages,
+            [*self._prompted, *self._recent],
+            [*self._prompted_pointers, *self._recent_pointers],
         )
-        return attended[0].transpose(1, 2).unflatten(2, coarse.shape[2:])
 
 
-def encode_memory(sam: Sam2VideoModel, features: Features, logits: torch.Tensor) -> torch.Tensor:
-    """float (n, m, S / 16, S / 16): what to remember of a frame with the features of one image and masks (n, g, g)."""
+class Tracker:
+    """SAM 2's own memory of one video: masks of key frames are shown to it, and it finds the objects in the others.
+
+    Frames are named by their place in the video. Key frames may come in any order and lie ahead; the others are
+    followed one way, from a key frame on, and `turn` begins anew at the key frames for the other way. Of the frames
+    followed it holds memories as far back as the next one looks (six frames; fifteen for pointers), of key frames
+    both, until they are forgotten.
+
+    It differs from `VideoSession` as SAM 2 differs from the official code of Sa2VA: a prompt is a mask, remembered as
+    a hard one; an object whose score is not above 0 has no mask; memories are bfloat16.
+    """
+
+    def __init__(self, sam: Sam2VideoModel, embeddings: torch.Tensor, border: float = 0.0) -> None:
+        """`embeddings` (n, c): one [SEG] for each object. `border`: logit above which a cell belongs to its mask."""
+        _check_remembers(sam)
+        if not len(embeddings):
+            raise SettingError("there is nothing to follow through the video: no [SEG]")
+        self._sam = sam
+        self._embeddings = embeddings
+        self._border = border
+        self._step = 1
+        self._keys: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        """Key frame -> its memory (n, cells, m) and pointers (n, c)."""
+        self._memories: dict[int, torch.Tensor] = {}
+        self._pointers: dict[int, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def prompt(self, frame: int, pixels: torch.Tensor) -> FrameMasks:
+        """Masks that [SEG] means on this frame alone, as in training; they are remembered as a key frame's."""
+        sam, features = self._sam, _see(self._sam, pixels)
+        decoded = decode(sam, features, self._embeddings.unsqueeze(0))
+        logits = take_best(decoded.candidates, decoded.scores)[0]
+        shown = (_enlarge(sam, logits) > self._border).float()
+        pointers = _point(sam, features, shown)
+        self._keys[frame] = (_encode(sam, features, shown).to(torch.bfloat16), pointers)
+        return FrameMasks(logits, decoded.scores[0], decoded.object_scores[0], pointers)
+
+    @torch.no_grad()
+    def follow(self, frame: int, pixels: torch.Tensor) -> FrameMasks:
+        """Masks of a frame after (before, once turned) those that were followed so far; none is a key frame.
+
+        Some may have been left out. At least one key frame must be known, else ValueError.
+        """
+        if not self._keys:
+            raise ValueError("there is no key frame to look back at")
+        sam, features = self._sam, _see(self._sam, pixels)
+        self._memories = _near(self._memories, frame, sam.config.num_maskmem - 1)
+        self._pointers = _near(self._pointers, frame, sam.config.max_object_pointers_in_encoder - 1)
+        decoded = decode_remembered(sam, features, self._look_back(frame, features))
+        there = decoded.object_scores > 0
+        logits = take_best(decoded.candidates, decoded.scores)
+        logits = torch.where(there[..., None, None], logits, NO_OBJECT)[:, 0]
+        pointers = make_pointers(sam, decoded)[:, 0]
+        memory = _encode(sam, features, _enlarge(sam, logits).sigmoid())
+        self._memories[frame], self._pointers[frame] = memory.to(torch.bfloat16), pointers
+        return FrameMasks(logits, decoded.scores[:, 0], decoded.object_scores[:, 0], pointers)
+
+    def forget(self, frame: int) -> None:
+        """Let go of a key frame."""
+        del self._keys[frame]
+
+    def turn(self) -> None:
+        """Follow the other way from now on; of the frames followed so far nothing is kept."""
+        self._step = -self._step
+        self._memories, self._pointers = {}, {}
+
+    def _look_back(self, frame: int, features: Features) -> torch.Tensor:
+        """float (n, c, S / 16, S / 16): the frame's features after attention to all key frames and the last others.
+
+        Pointers of key frames that lie ahead are left out, as SAM 2 does; the memories are not.
+        """
+        passed = [pointers for key, (_, pointers) in self._keys.items() if (frame - key) * self._step >= 0]
+        return attend(
+            self._sam,
+            features,
+            [PROMPTED_AGE] * len(self._keys) + [abs(frame - other) - 1 for other in self._memories],
+            [*(memory for memory, _ in self._keys.values()), *self._memories.values()],
+            [*passed, *self._pointers.values()],
+        )
+
+
+def attend(
+    sam: Sam2VideoModel,
+    features: Features,
+    ages: Sequence[int],
+    memories: Sequence[torch.Tensor],
+    pointers: Sequence[torch.Tensor],
+) -> torch.Tensor:
+    """float (n, c, S / 16, S / 16): for each of n objects the features of one image, after attention to its memories.
+
+    `memories` (n, cells, m) of as many `ages` (0 for the frame before this one, `PROMPTED_AGE`), `pointers` (n, c).
+    """
+    coarse = features.stride_16
+    times = sam.memory_temporal_positional_encoding[[*ages]].flatten(1, 2)
+    places = (times + _places(sam.memory_encoder.position_encoding, coarse)).flatten(0, 1)
+    remembered = torch.cat([memory.to(coarse.dtype) for memory in memories], dim=1)
+    # a pointer is wider than a memory: it becomes several tokens, which have no place
+    pointing = remembered[:, :0]
+    if pointers:
+        pointing = torch.stack([*pointers], dim=1).reshape(len(remembered), -1, places.shape[-1])
+    own_places = _places(sam.vision_encoder.neck.position_encoding, coarse)
+    # the native module wants (tokens, objects, channels)
+    attended = sam.memory_attention(
+        current_vision_features=coarse.flatten(2).permute(2, 0, 1).expand(-1, len(remembered), -1),
+        current_vision_position_embeddings=own_places[:, None],
+        memory=torch.cat([remembered, pointing], dim=1).transpose(0, 1),
+        memory_posision_embeddings=pad(places, (0, 0, 0, pointing.shape[1]))[:, None],
+        num_object_pointer_tokens=pointing.shape[1],
+    )
+    return attended[0].transpose(1, 2).unflatten(2, coarse.shape[2:])
+
+
+def _near(kept: dict[int, torch.Tensor], frame: int, most: int) -> dict[int, torch.Tensor]:
+    return {other: each for other, each in kept.items() if abs(frame - other) <= most}
+
+
+def _see(sam: Sam2VideoModel, pixels: torch.Tensor) -> Features:
+    side = sam.config.image_size
+    if pixels.shape != (1, 3, side, side):
+        raise ValueError(f"a frame must be (1, 3, {side}, {side}); got {tuple(pixels.shape)}")
+    return encode_images(sam, pixels)
+
+
+def _enlarge(sam: Sam2VideoModel, logits: torch.Tensor) -> torch.Tensor:
+    """Logits (n, g, g) on the square that the encoder sees, float32 (n, S, S)."""
     square = (sam.config.image_size, sam.config.image_size)
-    masks = interpolate(logits.float().unsqueeze(1), square, mode="bilinear", align_corners=False)
-    # soft masks, on the prompted frames too: SAM 2 makes them hard there, the official code of Sa2VA does not
-    masks = masks.sigmoid() * sam.config.sigmoid_scale_for_mem_enc + sam.config.sigmoid_bias_for_mem_enc
-    memory, _ = sam.memory_encoder(features.stride_16, masks.to(features.stride_16.dtype))
-    return memory
+    return interpolate(logits.float().unsqueeze(1), square, mode="bilinear", align_corners=False)[:, 0]
+
+
+def _encode(sam: Sam2VideoModel, features: Features, masks: torch.Tensor) -> torch.Tensor:
+    """float (n, cells, m): what to remember of a frame with the features of one image and masks (n, S, S) in [0, 1]."""
+    masks = masks * sam.config.sigmoid_scale_for_mem_enc + sam.config.sigmoid_bias_for_mem_enc
+    memory, _ = sam.memory_encoder(features.stride_16, masks.unsqueeze(1).to(features.stride_16.dtype))
+    return memory.flatten(2).transpose(1, 2)
+
+
+def _point(sam: Sam2VideoModel, features: Features, masks: torch.Tensor) -> torch.Tensor:
+    """float (n, c): pointers to objects that are shown as masks (n, S, S) of 0 and 1.
+
+    The decoder reads the mask as a prompt, and the token of its single mask is the pointer, as SAM 2 was trained
+    (`_use_mask_as_output` of facebookresearch/sam2); transformers takes that of the best of three instead.
+    """
+    objects, coarse = len(masks), features.stride_16
+    prompts = masks.unsqueeze(1).to(coarse.dtype)
+    _, _, tokens, scores = sam.mask_decoder(
+        image_embeddings=coarse.expand(objects, -1, -1, -1),
+        image_positional_embeddings=sam.get_image_wide_positional_embeddings().expand(objects, -1, -1, -1),
+        sparse_prompt_embeddings=sam.prompt_encoder.not_a_point_embed.weight.expand(objects, 1, 2, -1),
+        dense_prompt_embeddings=sam.prompt_encoder.mask_embed(sam.mask_downsample(prompts)),
+        multimask_output=False,
+        high_resolution_features=[
+            level.expand(objects, -1, -1, -1) for level in (features.stride_4, features.stride_8)
+        ],
+    )
+    there = (scores.reshape(objects, 1) > 0) & masks.flatten(1).any(dim=1, keepdim=True)
+    return torch.where(there, sam.object_pointer_proj(tokens[:, 0, 0]), sam.no_object_pointer)
 
 
 def _places(encoding: nn.Module, features: torch.Tensor) -> torch.Tensor:

@@ -85,6 +85,15 @@ class Batch:
         }
 
 
+@dataclass(frozen=True)
+class View:
+    """What both halves see of one image: the slow part of a `Batch`, which needs no model and can be made ahead."""
+
+    pixels: Pixels
+    square: torch.Tensor
+    """float32 (3, S, S) for the segmenter."""
+
+
 class Processor:
     """Items to a `Batch`. Fixed once made."""
 
@@ -102,21 +111,27 @@ class Processor:
         return ids[0]
 
     def __call__(
-        self, items: Sequence[Item], *, answered: bool = False, choice: Sequence[int] | None = None
+        self,
+        items: Sequence[Item],
+        *,
+        answered: bool = False,
+        choice: Sequence[int] | None = None,
+        views: Sequence[View] | None = None,
     ) -> Batch:
         """One row for each (item, prompt), in order.
 
         `answered` appends the template's answer, whose tokens are the labels; without it the rows end where the
         model must speak. `choice` picks the question and answer template of each row (training draws it);
-        None takes the first. Raises SettingError for no items, no prompts, or an empty prompt.
+        None takes the first. `views` are what `look` made of the items. Raises SettingError for no items, no prompts,
+        or an empty prompt.
         """
         questions = [(i, prompt) for i, item in enumerate(items) for prompt in item.prompts]
         if not questions:
             raise SettingError("there is nothing to ask: no image, or no prompt")
         for _, prompt in questions:
             self.check_phrase(prompt)
-        frames = [Image.fromarray(item.frames[0]) for item in items]
-        pixels = [read_pixels(frame, self.spec) for frame in frames]
+        views = [self.look(item) for item in items] if views is None else views
+        pixels = [view.pixels for view in views]
         chosen = choice if choice is not None else [0] * len(questions)
         rows = [
             self._row(prompt, pixels[i], answered, which)
@@ -129,7 +144,7 @@ class Processor:
             labels=labels,
             pixel_values=torch.cat([of_image.values for of_image in pixels]),
             image_grid_thw=torch.cat([of_image.grid for of_image in pixels]),
-            g_pixel_values=[self.for_segmenter(frame) for frame in frames],
+            g_pixel_values=[view.square for view in views],
             masks=[
                 torch.from_numpy(item.masks[:, 0].astype(np.uint8))
                 for item in items
@@ -140,6 +155,11 @@ class Processor:
             frames_per_batch=[1] * len(items),
             sizes=[item.size for item in items],
         )
+
+    def look(self, item: Item) -> View:
+        """What both halves see of the item's image; SettingError where the language model's half takes no such."""
+        frame = Image.fromarray(item.frames[0])
+        return View(read_pixels(frame, self.spec), self.for_segmenter(frame))
 
     def for_segmenter(self, frame: Image.Image) -> torch.Tensor:
         """float32 (3, S, S): a frame as SAM 2 sees it; the aspect ratio is not kept."""

@@ -198,7 +198,8 @@ def sam2(
         "memory_attention_feed_forward_hidden_size": memory["mlp"],
         "memory_attention_rope_feat_sizes": [grid, grid],
         "memory_encoder_hidden_size": width,
-        "memory_encoder_output_channels": width // 4,
+        # what the native memory attention reads, whatever the width
+        "memory_encoder_output_channels": 64,
         "mask_downsampler_embed_dim": width,
         "memory_fuser_embed_dim": width,
         "memory_fuser_intermediate_dim": 4 * width,

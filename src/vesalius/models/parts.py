@@ -1,0 +1,29 @@
+"""The parts of a model, by the names of their tensors: what is counted, trained and placed apart."""
+
+from __future__ import annotations
+
+PARTS = {
+    "vision encoder": ("vlm.model.vision_tower.", "vlm.model.multi_modal_projector.", "vlm.model.visual."),
+    "language model": ("vlm.model.language_model.",),
+    "language head": ("vlm.lm_head.",),
+    "projector": ("projector.",),
+    "SAM encoder": ("sam.vision_encoder.", "sam.no_memory_embedding"),
+    "SAM decoder": ("sam.mask_decoder.",),
+    "SAM prompts and memory": ("sam.",),
+}
+"""Name of a part -> how the names of its tensors begin; the first that fits counts."""
+
+WHAT_TRAINS = {
+    "projector": ("projector",),
+    "decoder": ("projector", "SAM decoder"),
+    "full": tuple(part for part in PARTS if part != "SAM prompts and memory"),
+}
+"""The setting `what_trains` -> the parts that it names."""
+
+
+def part_of(name: str) -> str:
+    """The part that a tensor of a `TextSegModel` belongs to; KeyError for a name that such a model does not have."""
+    for part, starts in PARTS.items():
+        if name.startswith(starts):
+            return part
+    raise KeyError(name)
