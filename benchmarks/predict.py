@@ -81,7 +81,7 @@ class Stages:
         parts = {
             "vision encoder": vision_part(model.vlm),
             "language model": model.vlm.model.language_model,
-            "SAM encoder": model.sam.vision_encoder,
+            "SAM encoder": model.sam.vision_encoder.backbone,
             "SAM decoder": model.sam.mask_decoder,
         }
         hooks = [hook for name, part in parts.items() for hook in self._hooks(name, part)]

@@ -46,7 +46,7 @@ def count_calls(module: torch.nn.Module) -> list[int]:
 def test_prompts_on_one_image_share_one_encoding_and_one_decoder_call(opened: OpenedModel) -> None:
     batch = make_batch(opened, [("vessel", "catheter", "wire")])
     encodings, decodings = (
-        count_calls(opened.model.sam.vision_encoder),
+        count_calls(opened.model.sam.vision_encoder.backbone),
         count_calls(opened.model.sam.mask_decoder),
     )
     tiles = count_calls(opened.model.vlm.model.vision_tower)
@@ -132,7 +132,7 @@ def test_prompt_embedding_decides_the_mask(opened: OpenedModel) -> None:
 
 def test_no_seg_decodes_to_no_mask_and_encodes_nothing(opened: OpenedModel) -> None:
     nothing = torch.zeros(0, dtype=torch.int64)
-    encodings = count_calls(opened.model.sam.vision_encoder)
+    encodings = count_calls(opened.model.sam.vision_encoder.backbone)
     masks = opened.model.decode([], SegPrompts(torch.zeros(0, 128), nothing, nothing))
     assert masks.logits.shape == (0, 128, 128)
     assert masks.scores.shape == (0,)

@@ -6,10 +6,13 @@ the square of S x S pixels that the encoder sees, on g = S / 4 cells a side. Gra
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import interpolate
 from transformers import Sam2VideoModel
+from transformers.models.sam2.modeling_sam2 import Sam2VisionNeck
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,25 @@ def encode_images(sam: Sam2VideoModel, pixels: torch.Tensor) -> Features:
 
     Not `Sam2VideoModel.get_image_embeddings`: it runs without gradient and has the "no memory" embedding in it.
     """
-    stride_4, stride_8, stride_16 = sam.vision_encoder(pixels, return_dict=True).fpn_hidden_states
+    encoder = sam.vision_encoder
+    stride_4, stride_8, stride_16 = _pyramid(encoder.neck, encoder.backbone(pixels).intermediate_hidden_states)
     # the decoder's two convolutions need to run once an image, not once a prompt
     return Features(sam.mask_decoder.conv_s0(stride_4), sam.mask_decoder.conv_s1(stride_8), stride_16)
+
+
+def _pyramid(neck: Sam2VisionNeck, levels: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The neck's features, from stride 4 to 16, of the backbone's (i, h, w, c), from stride 4 to 32.
+
+    As `Sam2VisionNeck.forward`, without its positional encodings: they are the same for every image, nothing here needs
+    them, and on a CPU they are a quarter of the encoder's time.
+    """
+    found: list[torch.Tensor] = []
+    for depth, (level, convolution) in enumerate(zip(reversed(levels), neck.convs, strict=True)):
+        features = convolution(level.permute(0, 3, 1, 2))
+        if found and len(levels) - 1 - depth in neck.fpn_top_down_levels:
+            features = features + interpolate(found[-1], scale_factor=2.0, mode="nearest")
+        found.append(features)
+    return found[:0:-1]
 
 
 def decode(sam: Sam2VideoModel, features: Features, prompts: torch.Tensor) -> Decoded:
