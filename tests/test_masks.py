@@ -92,7 +92,7 @@ def test_a_damaged_rle_string_is_a_mask_of_the_size_or_a_value_error(
 @pytest.mark.parametrize(
     ("size", "runs", "reason"),
     [
-        ([2, 3], [7], "cover 7 pixels; the stated size 2 x 3 has 6"),
+        ([2, 3], [7], "cover 7 pixels, but the stated size 2 x 3 has 6"),
         ([2, 3], [2**62, 2**62, 2**62, 2**62, 6], "cover"),
         ([10**9, 10**9], [10**18], "cover"),
         ([2, 3], [1.0, 5.0], "whole numbers"),

@@ -133,8 +133,23 @@ def _predict(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--save",
         default="masks,rle",
-        metavar="masks,probs,overlay,rle,dicom",
+        metavar="masks,probs,overlay,rle,dicom,films",
         help="what to write (default masks,rle)",
+    )
+    verb.add_argument(
+        "--propagation",
+        choices=("frames", "official", "sam2"),
+        default="frames",
+        help="of clips: each frame by itself (default); first frames seen, the rest by Sa2VA's memory; frames from "
+        "all over the clip seen, the rest by SAM 2's memory",
+    )
+    verb.add_argument(
+        "--reprompt-every", type=int, metavar="N", help="sam2: decode the answer anew on each Nth frame"
+    )
+    verb.add_argument(
+        "--devices",
+        metavar="cuda:0,cuda:1",
+        help="a process on each of these, which share the images (default: here, on a GPU if there is one)",
     )
     _prediction(verb)
     _threshold(verb)
@@ -199,6 +214,33 @@ def _compare(verb: argparse.ArgumentParser) -> None:
     )
 
 
+def _plan(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "model", metavar="MODEL", help=f"{MODEL}; or a published name, whose weights need not be here"
+    )
+    verb.add_argument(
+        "--gpus",
+        metavar="4x24GiB",
+        help="GPUs and their memory, also as 24GiB,48GiB (default: those of this machine, else its CPU)",
+    )
+    verb.add_argument(
+        "--for",
+        dest="purpose",
+        choices=("predict", "train"),
+        default="predict",
+        help="what the model is to do (default predict)",
+    )
+    verb.add_argument(
+        "--set",
+        metavar="a=b",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="batch, prompts, image=[H,W], text_tokens, dtype; predict: quantise=8bit or 4bit, cpu_memory=64GiB; "
+        "train: what_trains, checkpointing",
+    )
+
+
 def _info(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("model", metavar="MODEL", help=MODEL)
 
@@ -245,6 +287,14 @@ def _prediction(verb: argparse.ArgumentParser) -> None:
         "force: the template's answer",
     )
     verb.add_argument("--batch", type=int, default=4, metavar="N", help="images at once (default 4)")
+    verb.add_argument(
+        "--tiles",
+        type=int,
+        nargs="*",
+        metavar="SIDE",
+        help="decode masks in windows of these sides in pixels, for thin structures on large images (alone: half of "
+        "what the segmenter sees)",
+    )
 
 
 def _threshold(verb: argparse.ArgumentParser) -> None:
@@ -253,6 +303,20 @@ def _threshold(verb: argparse.ArgumentParser) -> None:
         type=float,
         metavar="T",
         help="probability above which a pixel belongs (default: the model's)",
+    )
+    verb.add_argument(
+        "--fill-holes",
+        type=int,
+        default=0,
+        metavar="PX",
+        help="fill holes of up to so many pixels in each object's mask (default 0)",
+    )
+    verb.add_argument(
+        "--drop-specks",
+        type=int,
+        default=0,
+        metavar="PX",
+        help="then drop pieces of up to so many pixels (default 0)",
     )
 
 
@@ -266,6 +330,7 @@ ARGUMENTS = {
     "evaluate": _evaluate,
     "tune": _tune,
     "compare": _compare,
+    "plan": _plan,
     "info": _info,
     "convert": _convert,
 }

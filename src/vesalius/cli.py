@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +141,7 @@ def train(args: argparse.Namespace) -> Result:
     from vesalius.models.allocator import keep_freed_memory
     from vesalius.training.run import read_run_settings
     from vesalius.training.run import train as run_training
+    from vesalius.training.validate import summarise
 
     if (args.recipe is None) == (args.resume is None):
         raise SettingError("give a recipe, or --resume RUN to continue a run")
@@ -155,42 +158,72 @@ def train(args: argparse.Namespace) -> Result:
             on_step=lambda line: progress.reach(
                 min(1.0, line["progress"]), f"step {line['step']} loss {line['loss']:.3f}"
             ),
-            on_validation=lambda line: print(_validation_line(line), flush=True),
+            on_validation=lambda line: print(summarise(line), flush=True),
         )
     print(f"{run}: best and last checkpoint, log.jsonl, curves.png")
     return {"run": str(run), "best": str((run / "best").resolve())}
 
 
-def _validation_line(line: dict[str, Any]) -> str:
-    shown = ("dice", "iou", "precision", "recall", "seg_rate")
-    scores = "  ".join(f"{name} {line[name]:.3f}" for name in shown if line[name] is not None)
-    return f"validation at step {line['step']}: {scores}{'  (best so far)' if line['best'] else ''}"
-
-
 def predict(args: argparse.Namespace) -> Result:
     """Write masks for images."""
     from vesalius.data.search import find_images
-    from vesalius.inference.folder import write_predictions
+    from vesalius.inference.clipfolder import ask_clips
+    from vesalius.inference.folder import check_request, write_predictions
+
+    saves = args.save.split(",")
+    check_request(args.prompt, saves)
+    images = find_images(args.images)
+    clips = {"propagation": args.propagation, "reprompt_every": args.reprompt_every}
+    with _answering(args) as loaded, Progress(len(images), "predict") as progress:
+        segmenter, asked, answer = ask_clips(*loaded, images, args.prompt, saves, **clips)
+        summary = write_predictions(
+            segmenter, asked, args.prompt, args.out, save=saves, answer=answer, on_progress=progress.reach
+        )
+    print(f"{args.out}: " + ", ".join(f"{count} {status}" for status, count in summary["coverage"].items()))
+    print("answers: " + ", ".join(f"{count} {origin}" for origin, count in summary["answers"].items()))
+    for line in summary["failures"]:
+        print(f"failed: {line}", file=sys.stderr)
+    return {**summary, "failed": summary["coverage"]["failed"]}
+
+
+@contextmanager
+def _answering(args: argparse.Namespace) -> Iterator[tuple[Any, Any]]:
+    """The segmenter, and who answers in its place where it lives in other processes."""
+    if args.devices is None:
+        yield _load(args, args.model), None
+        return
+    from vesalius.inference.processes import Processes, order_predictors
+
+    with Processes(order_predictors(args.model, args.devices.split(","), _asked(args))) as processes:
+        yield processes.description, processes.answer_samples
+
+
+def _load(args: argparse.Namespace, model: str) -> Any:
     from vesalius.inference.predictor import load_predictor
     from vesalius.models.allocator import keep_freed_memory
 
     keep_freed_memory()
-    images = find_images(args.images)
-    predictor = load_predictor(args.model, answer=args.answer, threshold=args.threshold, batch=args.batch)
-    with Progress(len(images), "predict") as progress:
-        summary = write_predictions(
-            predictor, images, args.prompt, args.out, save=args.save.split(","), on_progress=progress.reach
-        )
-    print(f"{args.out}: " + ", ".join(f"{count} {status}" for status, count in summary["coverage"].items()))
-    for line in summary["failures"]:
-        print(f"failed: {line}", file=sys.stderr)
-    return {**summary, "failed": summary["coverage"]["failed"]}
+    return load_predictor(model, **_asked(args))
+
+
+def _asked(args: argparse.Namespace) -> Result:
+    """How a model is asked: arguments of `load_predictor`."""
+    from vesalius.config import make_settings
+    from vesalius.inference.postprocess import Cleaning
+    from vesalius.inference.tiles import TileSettings
+
+    asked = {name: value for name, value in vars(args).items() if name in ("answer", "threshold", "batch")}
+    mended = {name: vars(args)[name] for name in ("fill_holes", "drop_specks") if vars(args).get(name)}
+    if args.tiles is not None:
+        asked["tiles"] = make_settings(TileSettings, {"sides": args.tiles}, "--tiles")
+    return asked | ({"cleaning": make_settings(Cleaning, mended, "mending masks")} if mended else {})
 
 
 def evaluate(args: argparse.Namespace) -> Result:
     """Predict, or read stored predictions, and score against the ground truth, draw, and report."""
     from vesalius.data.dataset import open_data_set
     from vesalius.scoring.evaluate import evaluate as run_evaluation
+    from vesalius.scoring.summary import list_numbers
 
     model, data = _model_and_data(args)
     data_set = open_data_set(data, split=args.split, prompt=args.prompt, group=args.group)
@@ -206,13 +239,8 @@ def evaluate(args: argparse.Namespace) -> Result:
             allow_training_samples=args.allow_training_samples,
             on_progress=progress.reach,
         )
-    for name, value in metrics["mean"].items():
-        interval = metrics["ci95"].get(name)
-        bounds = f"  (95 % {interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
-        print(f"{name:<28}{'undefined' if value is None else f'{value:.4f}'}{bounds}")
-    print("  ".join(f"{status} {count}" for status, count in metrics["coverage"].items()))
-    for note in metrics["notes"]:
-        print(note)
+    for line in list_numbers(metrics):
+        print(line)
     print(f"report: {args.out / 'report.html'}")
     return {**metrics, "failed": metrics["coverage"]["failed"]}
 
@@ -231,27 +259,24 @@ def _segmenter(args: argparse.Namespace, model: str | None, samples: Sequence[An
     if model is None:
         from vesalius.scoring.stored import StoredPredictions
 
+        if args.tiles is not None or args.fill_holes or args.drop_specks:
+            raise SettingError(
+                "--tiles, --fill-holes and --drop-specks are for a MODEL, not for --predictions"
+            )
         return StoredPredictions(args.predictions, samples, threshold=args.threshold)
-    from vesalius.inference.predictor import load_predictor
-    from vesalius.models.allocator import keep_freed_memory
-
-    keep_freed_memory()
-    return load_predictor(model, answer=args.answer, threshold=args.threshold, batch=args.batch)
+    return _load(args, model)
 
 
 def tune(args: argparse.Namespace) -> Result:
     """Find the threshold that scores best on validation data, and store it in a bundle."""
     from vesalius.data.dataset import open_data_set
-    from vesalius.inference.predictor import load_predictor
-    from vesalius.models.allocator import keep_freed_memory
     from vesalius.models.checkpoint import ThresholdOrigin
     from vesalius.models.threshold import check_target, store_threshold
     from vesalius.scoring.tune import find_threshold
 
     target = check_target(args.model, args.out)
-    keep_freed_memory()
     data_set = open_data_set(args.data, split=args.split, prompt=args.prompt, group=args.group)
-    predictor = load_predictor(args.model, answer=args.answer, batch=args.batch)
+    predictor = _load(args, args.model)
     with Progress(len(data_set.samples), "tune") as progress:
         tuned = find_threshold(predictor, data_set, args.metric, on_progress=progress.reach)
     origin = ThresholdOrigin(
@@ -274,22 +299,24 @@ def tune(args: argparse.Namespace) -> Result:
 def compare(args: argparse.Namespace) -> Result:
     """Say whether evaluations of the same samples differ, by how much, and how sure that is."""
     from vesalius.scoring.compare import compare as run_comparison
+    from vesalius.scoring.compare import summarise
 
     result = run_comparison(args.evaluations, args.out, only=args.metric)
-    for row in result["comparisons"]:
-        if row["prompt"] is None and row["n"]:
-            bounds = "  (95 % {:+.4f} to {:+.4f})".format(*row["ci95"]) if row["ci95"] else ""
-            corrected = "" if row["p_holm"] is None else f"  p {row['p_holm']:.2g}"
-            print(
-                f"{row['evaluation']}  {row['metric']:<28}{row['difference']:+.4f}{bounds}{corrected}"
-                f"  {row['verdict'] or 'not tested'}"
-            )
-    for note in result["notes"]:
-        print(note)
+    for line in summarise(result):
+        print(line)
     for row in result["failed_rows"]:
         print(f"failed: {row['id']} ({row['prompt']}) in {', '.join(row['errors'])}", file=sys.stderr)
     print(f"report: {args.out / 'report.html'}")
     return {**result, "failed": result["coverage"]["failed"]}
+
+
+def plan(args: argparse.Namespace) -> Result:
+    """Say what fits where, with the reason for each number."""
+    from vesalius.inference.plan import make_plan, summarise
+
+    made = make_plan(args.model, args.gpus, args.purpose, args.set)
+    print("\n".join(summarise(made)))
+    return {**made.as_json(), "failed": made.device_map is None}
 
 
 def info(args: argparse.Namespace) -> Result:
@@ -328,7 +355,7 @@ def convert(args: argparse.Namespace) -> Result:
 
 VERBS = {
     verb.__name__.rstrip("_"): verb  # import is a word of Python's own
-    for verb in (synth, check, split, import_, train, predict, evaluate, tune, compare, info, convert)
+    for verb in (synth, check, split, import_, train, predict, evaluate, tune, compare, plan, info, convert)
 }
 
 
@@ -348,6 +375,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.verbose:
             traceback.print_exc()
         print(f"vesalius: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # whoever read the output, such as head, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
         return 1
     except Exception as error:
         if args.verbose:

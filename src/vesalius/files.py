@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from vesalius.errors import OutputError
+from vesalius.errors import OutputError, SettingError
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -31,6 +34,10 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.replace(path)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+    except OutputError as error:  # who writes in the block knows the temporary name alone
+        if str(temporary) not in str(error):
+            raise
+        raise OutputError(str(error).replace(str(temporary), str(path))) from error
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -75,6 +82,17 @@ def check_replaceable(folder: Path, what: str, names: Collection[str], marker: s
         raise OutputError(f"{folder}: has no {marker}, so it is no {what} to replace; name another folder")
 
 
+def check_outside(out: Path, data: Path) -> None:
+    """Raise SettingError where a result is to go into the data that it is made of, or to take its place."""
+    place, root = out.resolve(), data.resolve()
+    if root.is_relative_to(place) and root != place:
+        raise SettingError(f"{out}: the data set lies in it; name another folder")
+    if place.is_relative_to(root):
+        raise SettingError(
+            f"{out}: lies in the data set, which is never changed; name a folder outside of {root}"
+        )
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text to `path` as a whole or not at all."""
     with replacing(path) as temporary:
@@ -101,3 +119,20 @@ def prepare_folder(path: Path) -> Path:
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
     return path
+
+
+def hold_folder(folder: Path, what: str, files: ExitStack) -> None:
+    """Hold the folder until `files` is closed; OutputError where another process, or thread, writes its `what` there."""
+    try:
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):  # a system without such locks
+        return
+    files.callback(os.close, descriptor)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise OutputError(f"{folder}: another {what} is being written there; wait for its end") from error
+    except OSError:
+        log.debug("%s: lies on a file system without locks", folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -94,6 +95,20 @@ def test_the_same_data_has_the_same_ids_in_both_formats(tmp_path: Path) -> None:
     described = [sample.id for sample in load_samples(tmp_path)]
     (tmp_path / "annotations.json").unlink()
     assert described == [sample.id for sample in load_samples(tmp_path, prompt="vessel")]
+
+
+def test_a_folder_that_may_not_be_entered_is_said_to_be_one(tmp_path: Path) -> None:
+    locked = tmp_path / "locked"
+    (locked / "images").mkdir(parents=True)
+    for mode in (0o000, 0o400):
+        locked.chmod(mode)
+        try:
+            if os.access(locked, os.X_OK):
+                pytest.skip("this user may enter locked folders (root)")
+            with pytest.raises(AnnotationError, match="locked: cannot be read"):
+                open_data_set(locked)
+        finally:
+            locked.chmod(0o700)
 
 
 def test_what_is_no_data_set_is_refused_with_what_was_looked_for(tmp_path: Path) -> None:

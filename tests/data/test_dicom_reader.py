@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,8 @@ def mark(path: Path, source: Path, **frames: list[int]) -> np.ndarray:
 
 def test_files_are_found_whatever_they_are_called_and_nobody_is_named(tmp_path: Path) -> None:
     angiogram(tmp_path / "a" / "run", 2)
-    angiogram(tmp_path / "1.2.840.1", SOPInstanceUID="1.2.5", SeriesInstanceUID="1.2.6", PatientID="18")
+    other = {"SOPInstanceUID": "1.2.5", "SeriesInstanceUID": "1.2.6", "StudyInstanceUID": "1.2.7"}
+    angiogram(tmp_path / "1.2.840.1", **other, PatientID="18")
     data = open_data_set(tmp_path)
     assert data.format == "dicom"
     assert [sample.id for sample in data.samples] == ["1.2.840.1", "a__run__0000", "a__run__0001"]
@@ -51,7 +53,9 @@ def test_files_are_found_whatever_they_are_called_and_nobody_is_named(tmp_path: 
     assert load_item(second).frames.shape == (1, 6, 8, 3)
     assert PATIENT not in repr(data) and "1.2.3.4" not in repr(data)
     by_study = open_data_set(tmp_path, group="StudyInstanceUID")
-    assert len({sample.group for sample in by_study.samples}) == 1
+    assert [each.group for each in by_study.samples] == [
+        each.metadata["StudyInstanceUID"] for each in data.samples
+    ]
 
 
 def test_files_of_a_series_come_by_instance_number(tmp_path: Path) -> None:
@@ -68,6 +72,45 @@ def test_without_patient_the_study_is_the_group(tmp_path: Path) -> None:
     assert data.samples[0].group == data.samples[0].metadata["StudyInstanceUID"]
     assert "PatientID" not in data.samples[0].metadata
     assert "images without PatientID, grouped by study or series: 1" in data.notes
+
+
+def test_what_shares_a_patient_a_study_or_a_series_is_one_group(tmp_path: Path) -> None:
+    for name, patient, study, series in (
+        ("a", "17", "1.1", "1.1.1"),
+        ("b", "", "1.1", "1.1.2"),  # by the study of a
+        ("c", "", "", "1.1.2"),  # by the series of b
+        ("d", "18", "1.2", "1.2.1"),
+        ("e", "18", "1.1", "1.1.3"),  # two numbers of one person: nothing tells them apart
+        ("f", "", "1.4", "1.4.1"),
+        ("g", "", "1.4", "1.4.2"),
+    ):
+        tags = {"PatientID": patient, "StudyInstanceUID": study, "SeriesInstanceUID": series}
+        angiogram(tmp_path / f"{name}.dcm", SOPInstanceUID=f"1.9.{ord(name)}", **tags)
+    data = open_data_set(tmp_path)
+    groups = {sample.id: sample.group for sample in data.samples}
+    assert {groups[name] for name in "abcde"} == {GROUP}
+    assert groups["f"] == groups["g"] == dicom.pseudonym("study", "1.4")
+    assert any(note.endswith("with which they are one group: 2") for note in data.notes)
+
+
+def test_a_file_or_folder_that_cannot_be_opened_is_not_passed_over(tmp_path: Path) -> None:
+    angiogram(tmp_path / "a.dcm")
+    (tmp_path / "b.dcm").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ImageError, match=r"b\.dcm: cannot be read \(No such file") as caught:
+        open_data_set(tmp_path)
+    assert caught.value.code == "unreadable"
+    problems: list[DataError] = []
+    assert len(dicom.read(Source(tmp_path), "", problems)) == len(problems) == 1
+    (tmp_path / "b.dcm").unlink()
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o000)
+    try:
+        if os.access(locked, os.R_OK):
+            pytest.skip("this user may read locked folders (root)")
+        with pytest.raises(ImageError, match="locked: cannot be read"):
+            open_data_set(tmp_path)
+    finally:
+        locked.chmod(0o700)
 
 
 def test_segmentations_beside_images_are_their_masks(tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ def annotated(root: Path) -> Path:
             image.save(folder / f"PID4711_{i}.png", pnginfo=chunk)
         name = f"{folder.name}/PID4711_{i}.{'jpg' if i % 2 else 'png'}"
         row = {
+            "Vogelweide": name,
             "image": name,
             "mask": [BOX, None],
             "text": ["vessel", "wire"],
@@ -79,7 +80,7 @@ def dicom_folder(root: Path) -> Path:
     ):
         uids = {
             "SOPInstanceUID": f"1.2.826.1951.{uid}", "SeriesInstanceUID": f"1.2.826.1951.7.{uid}",
-            "StudyInstanceUID": "1.2.826.1951.8",
+            "StudyInstanceUID": f"1.2.826.1951.8.{len(patient)}",
         }  # fmt: skip
         write_xa(root / name, frames, **tags | uids | {"PatientID": patient, "BurnedInAnnotation": burned_in})
     return root
@@ -183,11 +184,14 @@ def test_a_folder_of_bare_images_is_taken_and_said_to_be_without_annotation(tmp_
     assert "no annotation was found: 1 images without masks" in result["notes"]
     (sample,) = load_samples(tmp_path / "out")
     assert (sample.id, sample.masks, sample.group) == ("p1__a", None, "p1")
+    for name in ("README.txt", "p1/ages.csv", "p1/settings.yaml"):
+        (tmp_path / "in" / name).write_text("no annotation")
+    assert import_data_set(tmp_path / "in", tmp_path / "two")["format"] == "images"
     result = import_data_set(tmp_path / "in" / "p1" / "a.png", tmp_path / "one")
     assert result["counts"]["images"] == 1
 
 
-@pytest.mark.parametrize("name", ["instances.json", "p1/a.csv", "labels.xml"])
+@pytest.mark.parametrize("name", ["instances.json", "p1/a.json", "labels.xml"])
 def test_images_beside_an_annotation_that_is_not_read_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
@@ -195,7 +199,9 @@ def test_images_beside_an_annotation_that_is_not_read_are_refused(
     write_png(tmp_path / "in" / "p1" / "a.png", np.repeat(texture(1)[:, :, None], 3, 2))
     (tmp_path / "in" / name).write_text('{"nothing": "known"}')
     assert cli("import", tmp_path / "in", tmp_path / "out") == 1
-    assert "is no data set" in capsys.readouterr().err
+    assert f"is no data set: neither annotations*.json nor images/ with masks/ was found; if {name} is" in (
+        capsys.readouterr().err
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -209,7 +215,7 @@ def test_no_name_gets_out_of_annotated_images(
     assert cli("import", source, tmp_path / "out", *arguments) == 0
     told = capfd.readouterr()
     assert leaks(tmp_path / "out", told.out + told.err) == []
-    assert "birth (4), patient (4)" in told.out + told.err
+    assert "metadata left out, which may name somebody: 3 other keys" in told.out + told.err
     before, after = load_samples(source, group="patient"), load_samples(written(tmp_path / "out", to))
     assert len({sample.group for sample in after}) == 2
     table = json.loads((tmp_path / "out.key.json").read_text())
@@ -237,8 +243,10 @@ def test_no_name_gets_out_of_dicom_files(tmp_path: Path, capfd: pytest.CaptureFi
     files = [dcmread(path) for path in sorted((tmp_path / "out" / "dicom").iterdir())]
     assert len(files) == 3
     assert len({file.PatientID for file in files}) == 2
-    assert len({file.StudyInstanceUID for file in files}) == 1
+    assert len({file.StudyInstanceUID for file in files}) == 2
     assert {file.PatientID for file in files} == {sample.group for sample in load_samples(tmp_path / "out")}
+    table = json.loads((tmp_path / "out.key.json").read_text())["groups"]
+    assert sorted(table.values()) == ["PID4711", "PID4711b"]
     assert sum(file.get("NumberOfFrames", 1) for file in files) == 5
     stems = {path.stem for path in (tmp_path / "out" / "dicom").iterdir()}
     assert all(any(sample.id.startswith(stem) for stem in stems) for sample in load_samples(tmp_path / "out"))
@@ -259,6 +267,64 @@ def test_the_same_patient_has_the_same_pseudonym_under_one_key_and_another_under
         key = json.loads((tmp_path / f"{name}.key.json").read_text())["key"]
         everything = b"".join(path.read_bytes() for path in (tmp_path / name).rglob("*") if path.is_file())
         assert key.encode() not in everything and bytes.fromhex(key) not in everything
+
+
+def test_a_patient_has_one_pseudonym_whether_a_header_or_an_annotation_names_them(tmp_path: Path) -> None:
+    import_data_set(dicom_folder(tmp_path / "dicom"), tmp_path / "one", pseudonymise=True)
+    Image.fromarray(texture(1)).save(tmp_path / "a.png")
+    row = {"image": "a.png", "mask": [BOX], "text": ["vessel"], "PatientID": "PID4711"}
+    (tmp_path / "annotations.json").write_text(json.dumps([row]))
+    key = tmp_path / "one.key.json"
+    source = tmp_path / "annotations.json"
+    import_data_set(source, tmp_path / "two", pseudonymise=True, key=key, group="PatientID")
+    groups = [{sample.group for sample in load_samples(tmp_path / name)} for name in ("one", "two")]
+    assert len(groups[0]) == 2 and groups[1] < groups[0]
+
+
+def test_hashes_of_the_source_are_keyed_and_in_order_of_the_pseudonyms(tmp_path: Path) -> None:
+    source = annotated(tmp_path / "in")
+    for name, pseudonymise in (("plain", False), ("nameless", True)):
+        import_data_set(source, tmp_path / name, group="patient", pseudonymise=pseudonymise)
+    plain, nameless = (
+        json.loads((tmp_path / name / "import.json").read_text())["samples"] for name in ("plain", "nameless")
+    )
+    assert [row["id"] for row in nameless] == sorted(row["id"] for row in nameless)
+    assert not {row["source_sha256"] for row in plain} & {row["source_hmac_sha256"] for row in nameless}
+    assert all("source_sha256" not in row for row in nameless)
+    ids = [sample.id for sample in load_samples(tmp_path / "nameless")]
+    assert ids == sorted(ids)
+
+
+def test_what_the_user_gave_is_named_in_full_under_pseudonyms_too(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = annotated(tmp_path / "in")
+    for arguments, told in (
+        ((source / "no", tmp_path / "out"), f"{source / 'no'}: does not exist"),
+        ((source, source / "out"), f"{source / 'out'}: lies in the data set"),
+        ((source, tmp_path / "out", "--group", "(x)"), "--group '(x)' does not fit the source"),
+    ):
+        assert cli("import", *arguments, "--pseudonymise") == 1
+        assert told in capfd.readouterr().err
+    (source / "annotations.json").rename(source / "annotations.train.json")
+    (source / "annotations.val.json").write_text("[]")
+    assert cli("import", source, tmp_path / "out", "--pseudonymise") == 1
+    assert "the source needs --split" in capfd.readouterr().err
+    assert cli("import", source, tmp_path / "out", "--pseudonymise", "--split", "tset") == 1
+    assert "--split 'tset' does not fit the source" in capfd.readouterr().err
+
+
+def test_an_image_that_cannot_be_read_is_told_by_its_place_where_it_may_not_be_named(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    for i in range(3):
+        Image.fromarray(texture(i)).save(tmp_path / "in" / f"Vogelweide{i}.png")
+    (tmp_path / "in" / "Vogelweide1.png").write_bytes(b"cut")
+    assert cli("import", tmp_path / "in", tmp_path / "out", "--pseudonymise") == 1
+    told = capfd.readouterr().err
+    assert "image 2 of 3 in the order of their names" in told
+    assert "Vogelweide" not in told and "vesalius check" not in told
 
 
 def test_what_is_wrong_with_a_nameless_source_is_not_quoted(
@@ -286,7 +352,10 @@ def test_what_is_wrong_with_a_nameless_source_is_not_quoted(
         assert cli("import", source, tmp_path / "out", "--pseudonymise", "-v", *arguments) == 1, fault
         told = capfd.readouterr()
         assert leaks(tmp_path / "none", told.out + told.err) == [], told
-        assert "the source cannot be imported" in told.err
+        assert {
+            "group": "does not fit the source",
+            "prompt": "the source needs --prompt",
+        }.get(fault, "the source cannot be imported") in told.err
         assert "vesalius check shows it" in told.err
         left = sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith("Vogelweide"))
         assert left == [], fault
@@ -312,8 +381,11 @@ def test_a_place_that_is_taken_is_refused_before_anything_is_done(tmp_path: Path
     import_data_set(source, tmp_path / "out", pseudonymise=True)
     with pytest.raises(OutputError, match="not empty"):
         import_data_set(source, tmp_path / "out")
-    with pytest.raises(SettingError, match="the source lies in it"):
+    with pytest.raises(SettingError, match="the data set lies in it"):
         import_data_set(source, tmp_path)
+    for place in (source, source / "out"):
+        with pytest.raises(SettingError, match="lies in the data set"):
+            import_data_set(source, place)
     with pytest.raises(SettingError, match="belongs to"):
         import_data_set(source, tmp_path / "two", key=tmp_path / "out.key.json")
     with pytest.raises(SettingError, match="no format to write"):

@@ -15,6 +15,7 @@ from vesalius.data.dataset import load_item
 from vesalius.data.images import read_image, sample_id
 from vesalius.data.placing import place_images
 from vesalius.errors import AnnotationError, ImageError, OutputError
+from vesalius.files import replacing
 from vesalius.types import Absent, MaskFile, Polygons, RleMask, Sample
 
 LINE = Polygons(((0.0, 0.0, 4.0, 0.0, 4.0, 8.0),))
@@ -36,6 +37,22 @@ def test_images_are_linked_under_their_ids_and_samples_point_to_them(tmp_path: P
     assert placed == replace(sample, image=tmp_path / "out" / "images" / "p1__a.JPG")
     assert placed.image.samefile(image)
     assert sample_id(placed.image.relative_to(tmp_path / "out")) == placed.id
+
+
+def test_a_copy_shares_nothing_with_the_image(tmp_path: Path) -> None:
+    image = picture(tmp_path / "a.png")
+    (placed,) = place_images([Sample("a", image, (), None)], tmp_path / "out", copy=True)
+    assert not placed.image.samefile(image)
+    assert placed.image.read_bytes() == image.read_bytes()
+
+
+def test_a_disk_that_says_no_is_told_of_where_the_result_was_to_be(tmp_path: Path) -> None:
+    image = picture(tmp_path / "a.png")
+    with pytest.raises(OutputError) as caught, replacing(tmp_path / "out") as folder:
+        folder.mkdir()
+        (folder / "images").touch()
+        place_images([Sample("a", image, (), None)], folder)
+    assert str(caught.value) == f"{tmp_path / 'out' / 'images'}: cannot be written (File exists)"
 
 
 def test_a_link_to_an_image_becomes_a_name_of_the_image_itself(tmp_path: Path) -> None:

@@ -219,8 +219,11 @@ def test_only_a_split_is_replaced_and_never_the_data_themselves(tmp_path: Path) 
     data_set = open_data_set(data)
     with pytest.raises(OutputError, match=r"holds mine\.txt"):
         split_data_set(data_set, out, folds=2)
-    for place in (data, data / "..", tmp_path):
+    for place in (data / "..", tmp_path):
         with pytest.raises(SettingError, match="the data set lies in it"):
+            split_data_set(data_set, place, folds=2)
+    for place in (data, data / "parts"):
+        with pytest.raises(SettingError, match="lies in the data set"):
             split_data_set(data_set, place, folds=2)
 
 

@@ -75,7 +75,7 @@ def test_folder_holds_what_the_contract_says(tmp_path, FakeSegmenter, data_set):
     rows = rows_of(out)
     assert [row["id"] for row in rows] == ["a", "b", "c"]
     pixels = ["truth_pixels", "guess_pixels", "shared_pixels"]
-    asked = ["id", "group", "prompt", "status", "says_seg", "figure"]
+    asked = ["id", "group", "prompt", "status", "says_seg", "answered", "figure"]
     assert list(rows[0]) == [*asked, *METRICS, *pixels, "text", "error"]
     assert rows[0]["group"] == "a" and rows[0]["figure"] == "figures/a.png" and rows[0]["dice"] == 0.5
     assert not list(out.parent.glob(".*"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,17 +71,40 @@ def detect(data: Path, split: str | None) -> tuple[str, Source, list[str]]:
             return name, source, [*notes, *each.notes(source)]
     if not source.path.is_dir():
         raise AnnotationError(f"{source.path}: is in no format that is read ({', '.join(FORMATS)})")
-    others = ", ".join(sorted(file.name for file in data.glob("*.json"))[:5])
+    others = ", ".join(str(file.relative_to(data)) for file in find_annotations(data)[:5])
     raise AnnotationError(
         f"{data}: is no data set: neither annotations*.json nor images/ with masks/ was found"
-        + (f"; if {others} is the annotation file, name it" if others else "")
+        + (
+            f"; if {others} is the annotation file, name it, and if it is none, move it elsewhere"
+            * bool(others)
+        )
     )
+
+
+def check_there(data: Path) -> None:
+    """Raise AnnotationError where there is nothing, or a folder that may not be entered."""
+    try:
+        data.stat()
+        if data.is_dir():
+            os.scandir(data).close()
+            (data / "images").exists()  # where it may be listed, but not entered
+    except FileNotFoundError:
+        raise AnnotationError(
+            f"{data}: does not exist; give a data set folder or an annotation file"
+        ) from None
+    except OSError as error:
+        raise AnnotationError(f"{data}: cannot be read ({error.strerror})", "unreadable") from error
+
+
+def find_annotations(folder: Path) -> list[Path]:
+    """Files at any depth that may be an annotation, in whatever format; hidden ones are left out."""
+    found = (file for pattern in ("*.json", "*.xml") for file in folder.rglob(pattern))
+    return sorted(file for file in found if not file.name.startswith("."))
 
 
 def _find_source(data: Path, split: str | None) -> tuple[Source, list[str]]:
     """The annotation file of a folder where it has one, else what was named."""
-    if not data.exists():
-        raise AnnotationError(f"{data}: does not exist; give a data set folder or an annotation file")
+    check_there(data)
     files = (
         sorted(file for pattern in ANNOTATION_FILES for file in data.glob(pattern)) if data.is_dir() else []
     )

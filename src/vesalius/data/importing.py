@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vesalius.data.dataset import DataSet, open_data_set
-from vesalius.data.formats import detect
+from vesalius.data.formats import check_there, detect, find_annotations
 from vesalius.data.framefiles import SUFFIXES as FRAME_SUFFIXES
 from vesalius.data.framefiles import kind_of
 from vesalius.data.grouping import group_of, note_on_groups, regroup
@@ -19,14 +19,11 @@ from vesalius.data.privacy.namelessness import Nameless
 from vesalius.data.search import find_images
 from vesalius.data.writers.formats import WRITERS
 from vesalius.errors import AnnotationError, OutputError, SettingError
-from vesalius.files import replacing, write_json
+from vesalius.files import check_outside, replacing, write_json
 from vesalius.lineage import hash_file, versions
 from vesalius.types import MaskFile, Sample
 
 MARKER = "import.json"
-
-ANNOTATIONS = ("*.json", "*.xml", "*.csv", "*.txt", "*.yaml", "*.yml")
-"""A folder with such a file may be annotated in a format that is not read: its images are not taken as they are."""
 
 Progress = Callable[[float], None]
 """Hears the share that is done."""
@@ -51,16 +48,15 @@ def import_data_set(
     metadata is left out but for a few keys, DICOM headers are kept in `out/dicom/` by the basic profile. Key and
     names go to `OUT.key.json` beside it; `key` is such a file of an earlier import. Returns `import.json` without its
     samples. Raises OutputError where `out`, or its key, is there already, SettingError where an argument does not
-    fit, DataError where the source cannot be read: with `pseudonymise` it does not say what is wrong.
+    fit, DataError where the source cannot be read: with `pseudonymise` it quotes nothing of the source.
     """
     if to not in WRITERS:
         raise SettingError(f"{to!r} is no format to write; choose one of {', '.join(WRITERS)}")
     if key is not None and not pseudonymise:
         raise SettingError("--key belongs to --pseudonymise")
     _check_out(source, out)
-    open_source = partial(_open_source, source, split=split, prompt=prompt, group=group)
     if not pseudonymise:
-        data_set = open_source()
+        data_set = _open(source, _is_annotated(source, split), split=split, prompt=prompt, group=group)
         with replacing(out) as folder:
             placed = place_images(data_set.samples, folder, on_progress=_share(on_progress, data_set.samples))
             notes = [*data_set.notes, *WRITERS[to](folder, placed)]
@@ -68,14 +64,14 @@ def import_data_set(
             write_json(folder / MARKER, record)
         return _summary(record, out)
     nameless = Nameless.prepare(out, key)
-    with nameless.hidden():
-        data_set = open_source()
+    data_set = _open_hidden(nameless, source, split=split, prompt=prompt, group=group)
     with nameless.keeping_key(out), replacing(out) as folder:
         with nameless.hidden():
             placed = nameless.place(data_set.samples, folder, _share(on_progress, data_set.samples))
-            record = _account(data_set, placed, folder, to)
+            record = nameless.cover(_account(data_set, placed, folder, to))
             record |= nameless.write_dicom(data_set.samples, folder)
             record |= nameless.look_for_writing(placed)
+        placed.sort(key=lambda sample: sample.id)  # the order of the source is one of names
         notes = [note_on_groups(placed), *nameless.notes, *WRITERS[to](folder, placed)]
         record |= {"pseudonymised": True, "notes": notes}
         write_json(folder / MARKER, record)
@@ -84,20 +80,28 @@ def import_data_set(
 
 
 def _check_out(source: Path, out: Path) -> None:
-    if source.resolve().is_relative_to(out.resolve()):
-        raise SettingError(f"{out}: the source lies in it; name another folder")
+    check_there(source)
+    check_outside(out, source)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out}: exists and is not empty; name another folder, or remove this one first")
 
 
-def _open_source(path: Path, *, split: str | None, prompt: str | None, group: str | None) -> DataSet:
-    """The data set, or the images where there is no annotation."""
+def _is_annotated(path: Path, split: str | None) -> bool:
+    """Whether it is in a format that is read; AnnotationError where it is neither that nor images alone."""
     try:
         detect(path, split)
     except AnnotationError as error:
         if error.code != AnnotationError.code or not _is_bare(path):
             raise
-    else:
+        return False
+    return True
+
+
+def _open(
+    path: Path, annotated: bool, *, split: str | None, prompt: str | None, group: str | None
+) -> DataSet:
+    """The data set, or the images where there is no annotation."""
+    if annotated:
         return open_data_set(path, split=split, prompt=prompt, group=group)
     samples = find_images([path])
     if group is not None:
@@ -107,10 +111,28 @@ def _open_source(path: Path, *, split: str | None, prompt: str | None, group: st
     return DataSet(root.resolve().name, "images", root, tuple(samples), (note, note_on_groups(samples)))
 
 
+def _open_hidden(
+    nameless: Nameless, path: Path, *, split: str | None, prompt: str | None, group: str | None
+) -> DataSet:
+    """The same, step by step: an argument that does not fit is named, and nothing of the source is."""
+    with nameless.hidden(_misfit("--split", split)):
+        nameless.annotated = _is_annotated(path, split)
+    with nameless.hidden(_misfit("--prompt", prompt)):
+        data_set = _open(path, nameless.annotated, split=split, prompt=prompt, group=None)
+    if group is None:
+        return data_set
+    with nameless.hidden(_misfit("--group", group)):
+        return replace(data_set, samples=tuple(regroup(data_set.samples, group)))
+
+
+def _misfit(option: str, value: str | None) -> str:
+    return f"the source needs {option}" if value is None else f"{option} {value!r} does not fit the source"
+
+
 def _is_bare(path: Path) -> bool:
     """Whether there are images, and nothing that may be their annotation."""
     if path.is_dir():
-        return not any(file for pattern in ANNOTATIONS for file in path.rglob(pattern))
+        return not find_annotations(path)
     return path.is_file() and (path.suffix.lower() in SUFFIXES or kind_of(path) is not None)
 
 

@@ -24,11 +24,12 @@ def place_images(
     names: Mapping[str, str] | None = None,
     *,
     decode: bool = False,
+    copy: bool = False,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Sample]:
     """The samples as they stand when their images lie in `folder/images/`, each under its id.
 
-    An image is linked where the file system can and copied where it cannot; a frame of a file of several, and an
+    An image is linked where the file system can, and copied where it cannot or with `copy`; a frame of a file of several, and an
     image whose suffix is none of `SUFFIXES`, is decoded and written as PNG, grey where its channels are equal. With
     `decode` every image is: the same pixels, and nothing else that its file held. `names` gives new ids. Masks in
     files of their own become RLE. One image is in memory at a time; `on_progress` hears how many are done.
@@ -40,7 +41,8 @@ def place_images(
     try:
         images.mkdir(parents=True, exist_ok=True)
         for sample in samples:
-            placed.append(_place(sample, images, sample.id if names is None else names[sample.id], decode))
+            name = sample.id if names is None else names[sample.id]
+            placed.append(_place(sample, images, name, decode, copy))
             if on_progress is not None:
                 on_progress(len(placed))
     except OSError as error:
@@ -55,7 +57,7 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
         Image.fromarray(pixels[:, :, 0] if grey else pixels).save(file, format="PNG")
 
 
-def _place(sample: Sample, images: Path, name: str, decode: bool) -> Sample:
+def _place(sample: Sample, images: Path, name: str, decode: bool, copy: bool) -> Sample:
     if name in ("", "..") or Path(name).name != name or "\0" in name:
         raise OutputError(f"{sample.source or sample.id}: the id {name!r} cannot be a file name")
     anew = decode or _has_to_be_decoded(sample)
@@ -68,7 +70,7 @@ def _place(sample: Sample, images: Path, name: str, decode: bool) -> Sample:
         if anew and pixels is not None:
             write_png(target, pixels)
         else:
-            _link(sample.image, target)
+            _link(sample.image, target, copy)
     except FileExistsError:
         raise OutputError(
             f"{target}: there are two images of this name; give each a name of its own, in small letters too"
@@ -100,15 +102,22 @@ def _as_rle(reference: MaskReference, size: Size) -> MaskReference:
     return RleMask(encode_rle(mask)) if reference.values is None or mask.any() else Absent()
 
 
-def _link(image: Path, target: Path) -> None:
-    """A second name for the file, or a copy where there can be none: another disk, or somebody else's file."""
+def _link(image: Path, target: Path, copy: bool) -> None:
+    """A second name for the file; a copy where it is asked for or there can be none: another disk, another owner."""
     source = image.resolve()
     if not source.is_file():
         raise ImageError(f"{image}: there is no such file; give an image file", "missing_image")
     try:
-        target.hardlink_to(source)
+        if not copy:
+            target.hardlink_to(source)
+            return
     except FileExistsError:
         raise
     except OSError:
-        with source.open("rb") as before, target.open("xb") as after:
-            shutil.copyfileobj(before, after)
+        pass
+    try:
+        before = source.open("rb")
+    except OSError as error:
+        raise ImageError(f"{image}: cannot be read ({error.strerror})", "unreadable") from error
+    with before, target.open("xb") as after:
+        shutil.copyfileobj(before, after)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from vesalius.data import framefiles
 from vesalius.data.images import SUFFIXES, frame_id, sample_id
+from vesalius.data.readers.fields import is_file
 from vesalius.errors import ImageError
 from vesalius.types import Sample
 
@@ -19,7 +21,7 @@ def find_images(paths: Sequence[Path]) -> list[Sample]:
 
     A file of several frames gives a sample for each, which share a sequence. They come in the order given. Ids are
     paths under the given folder, or the stem of a given file. Raises ImageError where a path does not exist, a
-    folder holds no image, or two ids are equal.
+    folder holds no image or has one inside that cannot be entered, or two ids are equal.
     """
     samples: dict[str, Sample] = {}
     for path in paths:
@@ -55,7 +57,14 @@ def frames_of(file: Path, name: str) -> list[Sample]:
 
 def _list_files(folder: Path) -> list[Path]:
     """Images and files of frames under the folder, in order of their names; what is neither is counted."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+
+    def refuse(error: OSError) -> None:
+        raise ImageError(
+            f"{error.filename}: cannot be read ({error.strerror}); open it, or take it away"
+        ) from error
+
+    paths = (Path(parent, name) for parent, _, names in os.walk(folder, onerror=refuse) for name in names)
+    files = sorted(path for path in paths if not path.name.startswith(".") and is_file(path))
     found = [
         path for path in files if path.suffix.lower() in SUFFIXES or framefiles.kind_of(path) is not None
     ]

@@ -20,7 +20,7 @@ from vesalius.data.placing import place_images
 from vesalius.data.stratification import improve, stratify
 from vesalius.data.writers import sa2va_json
 from vesalius.errors import DataError, SettingError
-from vesalius.files import check_replaceable, replacing, write_json
+from vesalius.files import check_outside, check_replaceable, replacing, write_json
 from vesalius.types import Sample
 
 PARTS = {2: ("train", "val"), 3: ("train", "val", "test")}
@@ -202,8 +202,7 @@ def _check_shares(fractions: Sequence[float], folds: int) -> list[float]:
 
 
 def _check_out(data_set: DataSet, out: Path) -> None:
-    if data_set.root.resolve().is_relative_to(out.resolve()):
-        raise SettingError(f"{out}: the data set lies in it, and would be replaced; name another folder")
+    check_outside(out, data_set.root)
     names = {file.name for file in out.glob("annotations.*.json")} if out.is_dir() else set()
     check_replaceable(out, "split", {MARKER, "images", *names}, MARKER)
 

@@ -1,20 +1,27 @@
-"""A prediction folder: one line of JSON a question, masks and whatever else was asked for, as files."""
+"""A prediction folder: one line of JSON a question, masks and whatever else was asked for, as files.
+
+samples -> items, in threads -> predictions -> files and a line each, in threads -> predictions.jsonl
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager
+import hashlib
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from PIL import Image
 
 from vesalius.data.dataset import load_item
-from vesalius.errors import DataError, OutputError, SettingError
-from vesalius.files import prepare_folder, replacing, to_json, write_json
+from vesalius.errors import DataError, SettingError
+from vesalius.files import replacing, to_json
+from vesalius.inference.ledger import Ledger, Line
+from vesalius.inference.pipeline import map_in_threads
 from vesalius.inference.segmentations import SegmentationFolder
 from vesalius.lineage import versions
 from vesalius.masks import encode_rle
@@ -22,13 +29,22 @@ from vesalius.names import result_stems
 from vesalius.types import Item, Prediction, Sample
 from vesalius.visualisation import GUESS_COLOUR, overlay
 
-SAVES = ("masks", "probs", "overlay", "rle", "dicom")
+SAVES = ("masks", "probs", "overlay", "rle", "dicom", "films")
 """masks: PNG 0/255; probs: float32 .npz; overlay: PNG on the image; rle: COCO RLE in `predictions.jsonl`; dicom: a
-segmentation object for each DICOM file."""
+segmentation object for each DICOM file; films: for each clip an overlay as MP4 and the masks as MKV."""
+
+MOST_CHARACTERS = 2000
+"""Of a prompt, which is a phrase or a question."""
+REASONS = (RuntimeError, ValueError, MemoryError, SettingError)
+"""What makes an item, or its batch, fail; anything else is a fault of the job."""
 
 
-class Segmenter(Protocol):
-    """What prediction and evaluation need of a model, whatever its kind."""
+Answered = tuple[Sample, Item | None, list[Prediction]]
+"""A sample, its item or None if unreadable, one prediction a prompt."""
+
+
+class Described(Protocol):
+    """What reports say of a model, whatever its kind."""
 
     @property
     def batch(self) -> int:
@@ -62,110 +78,161 @@ class Segmenter(Protocol):
     def tuning_images(self) -> Collection[str]:
         """SHA-256 of the pixels of each image that its threshold was found on."""
 
+
+class Segmenter(Described, Protocol):
+    """What prediction and evaluation need of a model, whatever its kind.
+
+    One that has a method `prepare(item) -> item`, as `Predictor`, is given items that went through it in another
+    thread.
+    """
+
     def predict(self, items: Sequence[Item]) -> list[Prediction]:
         """One prediction for each (item, prompt), in order."""
 
 
 def predict_samples(
-    segmenter: Segmenter, samples: Sequence[Sample]
-) -> Iterator[tuple[Sample, Item | None, list[Prediction]]]:
+    segmenter: Segmenter, samples: Iterable[Sample]
+) -> Generator[tuple[Sample, Item | None, list[Prediction]], None, None]:
     """Read and predict, a batch at a time: (sample, its item or None if unreadable, one prediction a prompt).
 
     What cannot be read or predicted comes out as `failed` with the reason, never as an empty mask. The segmenter
-    does not see the masks of the items.
+    does not see the masks of the items. Images are read, in other threads, while the ones before are predicted.
     """
-    for start in range(0, len(samples), segmenter.batch):
-        loaded = [_load(sample) for sample in samples[start : start + segmenter.batch]]
-        items = [item for item in loaded if isinstance(item, Item)]
-        predicted = iter(_predict_or_fail(segmenter, items))
-        for sample, item in zip(samples[start : start + segmenter.batch], loaded, strict=True):
-            if isinstance(item, Item):
-                yield sample, item, [next(predicted) for _ in item.prompts]
-            else:
-                size = sample.size or (0, 0)
-                yield sample, None, [_failed(sample.id, prompt, size, item) for prompt in sample.prompts]
+    size = segmenter.batch
+    read = partial(_read, getattr(segmenter, "prepare", None))
+    with closing(map_in_threads(read, samples, 2 * size, _bytes_of_item)) as loaded:
+        while some := list(islice(loaded, size)):
+            items = [item for _, _, item in some if isinstance(item, Item)]
+            predicted = iter(_predict_or_fail(segmenter, items))
+            for sample, seen, item in some:
+                if isinstance(item, Item):
+                    yield sample, seen, [next(predicted) for _ in item.prompts]
+                else:
+                    size_of = sample.size or (0, 0)
+                    yield (
+                        sample,
+                        None,
+                        [failure(sample.id, prompt, size_of, item) for prompt in sample.prompts],
+                    )
 
 
-def _load(sample: Sample) -> Item | DataError:
+Loaded = tuple[Sample, Item | None, Item | DataError]
+"""A sample, its item with masks, and what the segmenter is to see, or why there is nothing."""
+
+
+def _read(prepare: Callable[[Item], Item] | None, sample: Sample) -> Loaded:
     try:
-        return load_item(sample)
+        item = load_item(sample)
     except DataError as error:
-        return error
+        return sample, None, error
+    unseen = Item(item.id, item.frames, item.prompts)
+    if prepare is not None:
+        with suppress(*REASONS):  # `predict` meets it again, and says so
+            unseen = prepare(unseen)
+    return sample, item, unseen
+
+
+def _bytes_of_item(each: Sample | Loaded) -> int:
+    """Bytes of an image that was read, roughly: prepared for the model it takes a few times as many."""
+    return 0 if isinstance(each, Sample) or each[1] is None else each[1].frames.nbytes
 
 
 def _predict_or_fail(segmenter: Segmenter, items: Sequence[Item]) -> list[Prediction]:
-    """Predictions of a batch; where it fails, of each item alone, so that one cannot take others with it."""
-    unseen = [Item(item.id, item.frames, item.prompts) for item in items]
+    """Predictions of a batch; where it fails, of each half of it, so that one item cannot take others with it."""
     try:
-        return segmenter.predict(unseen) if unseen else []
-    except (RuntimeError, ValueError, MemoryError, SettingError) as error:
-        if len(unseen) == 1:
-            item = unseen[0]
-            return [_failed(item.id, prompt, item.size, error) for prompt in item.prompts]
-        return [prediction for item in unseen for prediction in _predict_or_fail(segmenter, [item])]
+        return segmenter.predict(items) if items else []
+    except REASONS as error:
+        if len(items) == 1:
+            item = items[0]
+            return [failure(item.id, prompt, item.size, error) for prompt in item.prompts]
+    middle = len(items) // 2
+    return _predict_or_fail(segmenter, items[:middle]) + _predict_or_fail(segmenter, items[middle:])
 
 
-def _failed(name: str, prompt: str, size: tuple[int, int], error: Exception) -> Prediction:
+def failure(name: str, prompt: str, size: tuple[int, int], error: Exception) -> Prediction:
+    """The prediction of what could not be read or predicted."""
     nothing = np.zeros((0, 1, 1), dtype=np.float32)
     reason = " ".join(str(error).split()) or type(error).__name__
     return Prediction(name, prompt, "failed", size, nothing, says_seg=False, error=reason)
 
 
+Answering = Callable[[Iterable[Sample], Path, Sequence[str]], Generator[list[Line], None, None]]
+"""Samples, the folder and what to save -> the lines of each sample, in order, whose files are written."""
+
+
 def write_predictions(
-    segmenter: Segmenter,
+    segmenter: Described,
     samples: Sequence[Sample],
     prompts: Sequence[str],
     out: Path,
     *,
     save: Sequence[str] = ("masks", "rle"),
+    answer: Answering | None = None,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
     """Predict every prompt on every image into a new folder, and return its summary.
 
-    `predictions.jsonl` appears when all is done: a folder without it is unfinished. Refuses a folder that is not
-    empty (OutputError), an unknown `save` and repeated prompts (SettingError), and, to save DICOM, any other image
-    and what else `SegmentationFolder` refuses.
+    `predictions.jsonl` appears when all is done: a folder without it is unfinished, and the same request continues it
+    where it stopped. `answer` does the work (`processes.py`); without it `segmenter` does, by `answer_samples`. Refuses a folder that is not empty and the unfinished job of
+    another request (OutputError), what `check_request` refuses, and, to save DICOM, any other image and what else
+    `SegmentationFolder` refuses.
     """
-    _check_request(prompts, save)
-    objects = SegmentationFolder(out, samples, prompts, segmenter.card) if "dicom" in save else None
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputError(f"{out}: is there already and not empty; choose another --out")
-    prepare_folder(out)
-    asked = [replace(sample, prompts=tuple(prompts), masks=None) for sample in samples]
-    coverage: Counter[str] = Counter(ok=0, no_seg=0, failed=0)
-    failures: list[str] = []
-    with replacing(out / "predictions.jsonl") as aside, aside.open("w", encoding="utf-8") as lines:
-        for done, (sample, item, predictions) in enumerate(predict_samples(segmenter, asked), start=1):
-            for prediction, name in zip(predictions, result_stems(sample.id, prompts), strict=True):
-                coverage[prediction.status] += 1
-                if prediction.status == "failed":
-                    failures.append(f"{sample.image}: {prediction.error}")
-                written = _write_files(prediction, item, out, name, save) if item is not None else {}
-                if objects is not None:
-                    written |= objects.add(sample, prediction)
-                line = _line(prediction, written, save)
-                lines.write(to_json({**line, "model": segmenter.card["fingerprint"]}) + "\n")
-            on_progress(done)
-    summary = {"model": segmenter.card, "coverage": dict(coverage), "n_images": len(samples)}
-    settings = {
-        **segmenter.settings,
-        "prompts": list(prompts),
-        "threshold": segmenter.threshold,
-        "save": list(save),
-    }
-    trained = segmenter.training_images
-    lineage = {
-        "training_images": None if trained is None else sorted(trained),
-        "training_looks": sorted(segmenter.training_looks),
-        "tuning_images": sorted(segmenter.tuning_images),
-    }
-    write_json(
-        out / "run.json", {**summary, "settings": settings, "lineage": lineage, "versions": versions()}
-    )
-    return {**summary, "out": str(out), "failures": failures}
+    check_request(prompts, save)
+    by_file = "dicom" in save
+    objects = SegmentationFolder(out, samples, prompts, segmenter.card) if by_file else None
+    answer = answer or partial(answer_samples, cast(Segmenter, segmenter))
+    request = _request(segmenter, samples, prompts, save)
+    with Ledger(out, request, samples, prompts, whole_files=by_file) as ledger:
+        if objects is not None and ledger.done:
+            objects = SegmentationFolder(out, samples[ledger.done :], prompts, segmenter.card)
+        asked = (
+            replace(sample, prompts=tuple(prompts), masks=None)
+            for sample in islice(samples, ledger.done, None)
+        )
+        with closing(answer(asked, out, save)) as answered:
+            for lines in answered:
+                sample = samples[ledger.done]
+                for line in lines:
+                    if objects is not None:
+                        line.update(objects.add(sample, line["prompt"], line.get("rle")))
+                    if "rle" not in save:
+                        line.pop("rle", None)
+                    line["model"] = segmenter.card["fingerprint"]
+                ledger.add(lines)
+                on_progress(ledger.done)
+        counts = ledger.counts
+        summary = {
+            "model": segmenter.card,
+            "coverage": dict(counts.coverage),
+            "answers": dict(counts.answers),
+            "batch_halved": getattr(segmenter, "times_halved", 0),
+            "n_images": len(samples),
+        }
+        ledger.finish({**summary, **_about(segmenter, prompts, save)})
+    return {**summary, "out": str(out), "failures": counts.failures}
 
 
-def _check_request(prompts: Sequence[str], save: Sequence[str]) -> None:
+def answer_samples(
+    segmenter: Segmenter, samples: Iterable[Sample], out: Path, save: Sequence[str]
+) -> Generator[list[Line], None, None]:
+    """Predict samples and write the files of their answers into `out`, in threads; the lines of each, in order.
+
+    `rle` is in a line where `save` has `rle` or `dicom`.
+    """
+    yield from write_answers(predict_samples(segmenter, samples), out, save, segmenter.batch)
+
+
+def write_answers(
+    predicted: Generator[Answered, None, None], out: Path, save: Sequence[str], ahead: int
+) -> Generator[list[Line], None, None]:
+    """Write the files of answers into `out`, in threads, up to `ahead` at a time; the lines of each, in order."""
+    write = partial(_write, out, save)
+    with closing(predicted), closing(map_in_threads(write, predicted, ahead, _bytes_of_answer)) as written:
+        yield from written
+
+
+def check_request(prompts: Sequence[str], save: Sequence[str]) -> None:
+    """Raise SettingError for an unknown `save`, and for a prompt that is empty, far too long, or there twice."""
     for name in save:
         if name not in SAVES:
             raise SettingError(f"--save {name}: unknown; choose from {', '.join(SAVES)}")
@@ -174,23 +241,80 @@ def _check_request(prompts: Sequence[str], save: Sequence[str]) -> None:
             raise SettingError(
                 'the prompt is empty; say what to segment, for example --prompt "blood vessel"'
             )
+        if len(prompt) > MOST_CHARACTERS:
+            raise SettingError(
+                f"the prompt {prompt[:40]!r}... has {len(prompt)} characters ({len(prompt.split())} words), "
+                f"{MOST_CHARACTERS} are allowed; name what to segment in a phrase"
+            )
         if prompts.count(prompt) > 1:
             raise SettingError(f"the prompt {prompt!r} is given twice")
 
 
-def _line(prediction: Prediction, written: dict[str, str], save: Sequence[str]) -> dict[str, Any]:
-    line: dict[str, Any] = {
+def _request(
+    segmenter: Described, samples: Sequence[Sample], prompts: Sequence[str], save: Sequence[str]
+) -> dict[str, Any]:
+    """All that decides about what is written: a job that stopped is continued where this is the same."""
+    settings = {name: value for name, value in segmenter.settings.items() if name != "device"}
+    images = hashlib.sha256()
+    for sample in samples:
+        try:
+            state = sample.image.stat()
+            known = [sample.id, sample.frame, state.st_size, state.st_mtime_ns]
+        except OSError:
+            known = [sample.id, sample.frame]
+        images.update(to_json(known).encode())
+    return {
+        "model": segmenter.card["fingerprint"] or segmenter.card,
+        "images": images.hexdigest(),
+        "prompts": list(prompts),
+        "threshold": segmenter.threshold,
+        "save": sorted(save),
+        **settings,
+        "versions": versions(),
+    }
+
+
+def _about(segmenter: Described, prompts: Sequence[str], save: Sequence[str]) -> dict[str, Any]:
+    """What `run.json` says beside the summary."""
+    asked = {"prompts": list(prompts), "threshold": segmenter.threshold, "save": list(save)}
+    trained = segmenter.training_images
+    lineage = {
+        "training_images": None if trained is None else sorted(trained),
+        "training_looks": sorted(segmenter.training_looks),
+        "tuning_images": sorted(segmenter.tuning_images),
+    }
+    return {"settings": {**segmenter.settings, **asked}, "lineage": lineage, "versions": versions()}
+
+
+def _bytes_of_answer(each: Answered | list[Line]) -> int:
+    """Bytes that writing an answer takes, roughly: logits of the size of the image, twice."""
+    if isinstance(each, list) or each[1] is None:
+        return 0
+    return 3 * each[1].frames.nbytes
+
+
+def _write(out: Path, save: Sequence[str], answered: Answered) -> list[Line]:
+    sample, item, predictions = answered
+    return [
+        _line(prediction, {} if item is None else _write_files(prediction, item, out, name, save), save)
+        for prediction, name in zip(predictions, result_stems(sample.id, sample.prompts), strict=True)
+    ]
+
+
+def _line(prediction: Prediction, written: dict[str, str], save: Sequence[str]) -> Line:
+    line: Line = {
         "id": prediction.id,
         "prompt": prediction.prompt,
         "status": prediction.status,
         "text": prediction.text,
         "says_seg": prediction.says_seg,
+        "answered": prediction.answered,
         "score": max(prediction.scores, default=None),
         "size": list(prediction.size),
     }
     if prediction.status == "failed":
         return {**line, "error": prediction.error}
-    if "rle" in save:
+    if {"rle", "dicom"} & set(save):
         line["rle"] = encode_rle(prediction.mask)
     return {**line, **written}
 
@@ -215,5 +339,6 @@ def _write_files(
             np.savez_compressed(stream, probabilities=prediction.probabilities)
     if "overlay" in save:
         with place("overlay", "overlays", ".png") as path:
-            overlay(item.frames[0], prediction.mask, GUESS_COLOUR).save(path, format="PNG")
+            # a third of the time, for a third more bytes
+            overlay(item.frames[0], prediction.mask, GUESS_COLOUR).save(path, format="PNG", compress_level=1)
     return written

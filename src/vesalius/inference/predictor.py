@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,10 +15,13 @@ from PIL import Image
 from vesalius.data.images import as_pixels
 from vesalius.errors import SettingError
 from vesalius.inference.official import predict_forward
+from vesalius.inference.plan import make_plan, place_of
+from vesalius.inference.postprocess import CleanedPrediction, Cleaning
 from vesalius.inference.tiles import TileSettings, decode_tiles
+from vesalius.inference.video import FramePredictions, predict_video
 from vesalius.models.answering import Answer, Drafts, SegPrompts, read_answer, verify_answer, write_answer
 from vesalius.models.checkpoint import OpenedModel, find_model, open_model
-from vesalius.models.processor import Batch
+from vesalius.models.processor import Batch, View
 from vesalius.models.stored import fingerprint_model
 from vesalius.types import Item, Prediction, Tile
 
@@ -26,6 +29,7 @@ log = logging.getLogger(__name__)
 
 AnswerMode = Literal["verify", "generate", "force"]
 MAX_NEW_TOKENS = 64
+SHORTAGES = ("out of memory", "not enough memory", "can't allocate memory")
 
 
 def load_predictor(
@@ -34,26 +38,54 @@ def load_predictor(
     answer: AnswerMode = "verify",
     threshold: float | None = None,
     tiles: TileSettings | None = None,
+    cleaning: Cleaning | None = None,
     batch: int = 4,
     device: str | None = None,
+    gpus: str | None = None,
 ) -> Predictor:
     """Open MODEL (a bundle, a run, an official folder, or `tiny`) for prediction: float32 on a CPU, bfloat16 on a GPU.
 
-    Without `threshold` the bundle's own is used; without `device` a GPU if there is one.
+    Without `threshold` the bundle's own is used; without `device` a GPU if there is one. `tiles`, `cleaning` and
+    `batch` as for `Predictor`. `gpus` such as 2x24GiB spreads one model over GPUs as `vesalius plan` says.
+    SettingError for a device that this machine does not have, or GPUs that do not hold the model.
     """
     folder = find_model(model)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    opened = open_model(folder, device, dtype)
+    if gpus is None:
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        _check_device(device)
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        opened = open_model(folder, device, dtype)
+    else:
+        if device is not None:
+            raise SettingError(f"give a device ({device}) or gpus ({gpus}), not both")
+        opened = open_model(folder, *place_of(make_plan(model, gpus, changes=[f"batch={batch}"])))
     return Predictor(
         opened,
         answer=answer,
         threshold=threshold,
         tiles=tiles,
+        cleaning=cleaning,
         batch=batch,
         name=str(model),
         fingerprint=fingerprint_model(folder),
     )
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise SettingError(
+            f"the device {device!r} cannot be used ({reason}); name one as cpu, cuda or cuda:1"
+        ) from error
+
+
+@dataclass(frozen=True)
+class LookedAt(Item):
+    """An item whose image is ready for the model."""
+
+    view: View | None = None
 
 
 class Predictor:
@@ -61,7 +93,9 @@ class Predictor:
 
     `answer`: `generate` lets the model write its answer, token by token, which may hold no [SEG]; `verify` gives the
     same answer sooner (`models/answering.py`); `force` gives it the template's answer and reads the [SEG] in it, so
-    that every question gets a mask. With `tiles` masks come from windows of the image (`inference/tiles.py`).
+    that every question gets a mask. With `tiles` masks come from windows of the image (`inference/tiles.py`). `cleaning`
+    mends masks (`inference/postprocess.py`). `batch` images go through the model together; where memory runs out, half
+    as many from then on.
     """
 
     def __init__(
@@ -71,6 +105,7 @@ class Predictor:
         answer: AnswerMode = "verify",
         threshold: float | None = None,
         tiles: TileSettings | None = None,
+        cleaning: Cleaning | None = None,
         batch: int = 4,
         name: str = "",
         fingerprint: str | None = None,
@@ -85,7 +120,10 @@ class Predictor:
         self.answer = answer
         self.threshold = opened.card.threshold if threshold is None else threshold
         self.tiles = tiles
+        self.cleaning = cleaning
         self.batch = batch
+        self.times_halved = 0
+        """How often `batch` was halved, as memory ran out."""
         self.name = name or opened.card.spec.name
         self.fingerprint = fingerprint
         self.drafts = Drafts(self.processor.template_answer())
@@ -102,8 +140,9 @@ class Predictor:
         """What else decides the numbers, for reports."""
         parameter = next(self.model.parameters())
         where = {"device": str(parameter.device), "dtype": str(parameter.dtype).removeprefix("torch.")}
-        tiles = {} if self.tiles is None else {"tiles": self.tiles.model_dump()}
-        return {"answer": self.answer, **tiles, **where, **self.processor.settings}
+        more = {"tiles": self.tiles, "cleaning": self.cleaning}
+        given = {name: each.model_dump() for name, each in more.items() if each is not None}
+        return {"answer": self.answer, **given, **where, **self.processor.settings}
 
     @property
     def training_images(self) -> tuple[str, ...] | None:
@@ -135,10 +174,35 @@ class Predictor:
     def predict(self, items: Sequence[Item]) -> list[Prediction]:
         """One prediction for each (item, prompt), in order; masks that the items may hold are not looked at."""
         predictions: list[Prediction] = []
-        for start in range(0, len(items), self.batch):
-            unseen = [replace(item, masks=None) for item in items[start : start + self.batch]]
-            predictions.extend(self._predict_batch(unseen))
+        done = 0
+        while done < len(items):
+            some = items[done : done + self.batch]
+            try:
+                predictions += self._predict_batch([replace(item, masks=None) for item in some])
+            except (RuntimeError, MemoryError) as error:
+                if len(some) == 1 or not _is_shortage(error):
+                    raise
+                reason = " ".join(str(error).split())
+            else:
+                done += len(some)
+                continue
+            # here, and not above, the error no longer holds the tensors of the batch
+            self._halve_batch(len(some), reason)
         return predictions
+
+    def prepare(self, item: Item) -> Item:
+        """The item for `predict`, with what can be done before the model is free; for any thread.
+
+        Masks are left out. SettingError where the model takes no such image.
+        """
+        return LookedAt(item.id, item.frames, item.prompts, view=self.processor.look(item))
+
+    def _halve_batch(self, images: int, reason: str) -> None:
+        self.batch = images // 2
+        self.times_halved += 1
+        log.warning("memory ran out with %d images at once (%s); from here on %d", images, reason, self.batch)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def predict_forward(self, *asked: Any, **more: Any) -> dict[str, Any]:
         """The official interface: `image` or `video`, `text`, `past_text`, `mask_prompts`; and `official`.
@@ -148,16 +212,26 @@ class Predictor:
         """
         return predict_forward(self, *asked, **more)
 
+    def predict_video(
+        self, clip: str | Path | Sequence[Any], prompts: Sequence[str], **settings: Any
+    ) -> Iterator[FramePredictions]:
+        """The predictions of each frame of a clip as they come; `settings` as for `inference/video.py`."""
+        return predict_video(self, clip, prompts, **settings)
+
     @torch.inference_mode()
-    def _predict_batch(self, items: Sequence[Item]) -> Iterator[Prediction]:
+    def _predict_batch(self, items: Sequence[Item]) -> list[Prediction]:
         parameter = next(self.model.parameters())
-        batch = self.processor(items, answered=self.answer == "force").to(parameter.device, parameter.dtype)
-        answer = self._answer(batch)
+        views = [
+            (item.view if isinstance(item, LookedAt) else None) or self.processor.look(item) for item in items
+        ]
+        batch = self.processor(items, answered=self.answer == "force", views=views)
+        batch = batch.to(parameter.device, parameter.dtype)
+        answer = self.answer_batch(batch)
         if self.tiles is None:
             masks = self.model.decode(batch.g_pixel_values, answer.seg)
-            return self._to_predictions(items, answer, masks.logits, masks.scores, {})
+            return list(self._to_predictions(items, answer, masks.logits, masks.scores, {}))
         tiles, logits, scores = self._decode_tiles(items, answer.seg)
-        return self._to_predictions(items, answer, logits, scores, tiles)
+        return list(self._to_predictions(items, answer, logits, scores, tiles))
 
     def _decode_tiles(
         self, items: Sequence[Item], seg: SegPrompts
@@ -178,7 +252,8 @@ class Predictor:
             )
         return tiles, scores.new_zeros(len(scores), 0, 0), scores
 
-    def _answer(self, batch: Batch) -> Answer:
+    def answer_batch(self, batch: Batch) -> Answer:
+        """What the model says to each row, in the way that was chosen."""
         stop_id = self.processor.stop_id
         match self.answer:
             case "verify":
@@ -207,7 +282,7 @@ class Predictor:
             mine = row_of_mask == row
             among = mine[image_of_mask == image]  # tiles hold the maps of one image only
             shown = tiles.get(image, ()) if mine.any() else ()
-            yield Prediction(
+            prediction = Prediction(
                 id=item.id,
                 prompt=prompt,
                 status="ok" if mine.any() else "no_seg",
@@ -221,3 +296,11 @@ class Predictor:
                 tiles=tuple(replace(tile, logits=tile.logits[among]) for tile in shown),
                 threshold=self.threshold,
             )
+            cleaning = self.cleaning
+            yield prediction if cleaning is None else CleanedPrediction(**vars(prediction), cleaning=cleaning)
+
+
+def _is_shortage(error: Exception) -> bool:
+    """Whether memory ran out: PyTorch's allocator for CPUs says so in words alone."""
+    told = any(words in str(error).lower() for words in SHORTAGES)
+    return told or isinstance(error, torch.OutOfMemoryError | MemoryError)

@@ -12,9 +12,9 @@ from vesalius.data.dicom import image as dicom
 from vesalius.data.images import frame_id
 from vesalius.data.writers.dicom_seg import check_labels, check_source, write_segmentation
 from vesalius.errors import SettingError
-from vesalius.masks import Rle, encode_rle
+from vesalius.masks import Rle
 from vesalius.names import result_stems, slug
-from vesalius.types import Prediction, Sample
+from vesalius.types import Sample
 
 
 class SegmentationFolder:
@@ -41,18 +41,19 @@ class SegmentationFolder:
         )
         self._failed: dict[Path, set[int]] = defaultdict(set)
 
-    def add(self, sample: Sample, prediction: Prediction) -> dict[str, str]:
-        """Keep one answer, and write the object if it was the last of its file; where that is, under `dicom`."""
+    def add(self, sample: Sample, prompt: str, mask: Rle | None) -> dict[str, str]:
+        """Keep one answer, None where it failed, and write the object if it was the last of its file; where that is,
+        under `dicom`."""
         frame = sample.frame or 0
-        if prediction.status == "failed":
+        if mask is None:
             self._failed[sample.image].add(frame)
         else:
-            self._masks[sample.image][prediction.prompt][frame] = encode_rle(prediction.mask)
+            self._masks[sample.image][prompt][frame] = mask
         self._missing[sample.image] -= 1
         name = f"dicom/{self.stems[sample.image]}.dcm"
         if not self._missing[sample.image]:
             self._write(sample.image, self.out / name)
-        return {} if prediction.status == "failed" else {"dicom": name}
+        return {} if mask is None else {"dicom": name}
 
     def _write(self, source: Path, path: Path) -> None:
         masks, failed = self._masks.pop(source, None), self._failed.pop(source, set())

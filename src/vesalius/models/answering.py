@@ -160,7 +160,7 @@ def _write(
     if rest:
         inputs = _reject(inputs, agreed, n, rest)
         if len(rest) < len(ids):
-            cache.batch_select_indices(torch.tensor(rest, device=said.device))
+            cache.batch_select_indices(torch.tensor(rest))
         token = said.gather(1, agreed[:, None])[rest, 0]
         written, states_of = [ids[row] for row in rest], [heard[row] for row in rest]
         inputs = _go_on(model, inputs, cache, token, written, states_of, stop_id, most_tokens)

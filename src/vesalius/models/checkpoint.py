@@ -7,6 +7,8 @@ Weights are read from safetensors only; nothing in a folder is executed.
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -35,6 +37,7 @@ from vesalius.models.official import is_official, read_spec
 from vesalius.models.processor import Processor
 from vesalius.models.smallfiles import SmallFiles, find_small_files
 from vesalius.models.specs import PRESETS, ModelSpec, find_spec
+from vesalius.models.spread import DeviceMap, bring_home, home_of, map_of_vlm
 from vesalius.models.textseg import VLM_CLASSES, TextSegModel, assemble, build, configs
 from vesalius.models.tokenizers import byte_tokenizer, official_tokenizer
 from vesalius.models.weights import AssembledWeights, load_tensor, open_weights
@@ -47,6 +50,8 @@ SOURCE = "source"
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
+# it says at each opening that weights which wait elsewhere are not here
+logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
 
 
 class ThresholdOrigin(Settings):
@@ -139,7 +144,9 @@ def _find_downloaded(name: str) -> Path:
 
 
 def open_model(
-    folder: Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    folder: Path,
+    device: str | torch.device | DeviceMap = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> OpenedModel:
     """Open a bundle or an official folder strictly, in eval mode; CheckpointError as for `open_bundle`."""
     if (folder / CARD).is_file():
@@ -148,16 +155,22 @@ def open_model(
 
 
 def open_bundle(
-    folder: Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    folder: Path,
+    device: str | torch.device | DeviceMap = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> OpenedModel:
-    """Open a bundle strictly, in eval mode.
+    """Open a bundle strictly, in eval mode; on a device, or spread over several as a plan's device map says.
 
     Raises CheckpointError, naming the folder, for anything missing, unknown, misshapen or unreadable.
     """
     card = read_card(folder)
     processor = Processor(card.spec, _tokenizer(folder / "vlm"))
-    vlm = _open_half(folder / "vlm", VLM_CLASSES[card.spec.family], dtype)
     has_adapter = (folder / ADAPTER).is_dir()
+    if has_adapter and isinstance(device, Mapping):
+        raise CheckpointError(
+            f"{folder}: a model that keeps a LoRA as an adapter cannot be spread over devices; merge it first"
+        )
+    vlm = _open_half(folder / "vlm", VLM_CLASSES[card.spec.family], dtype, device_map=device)
     if has_adapter:
         apply_adapter(vlm, folder / ADAPTER)
     sam = _open_half(folder / "sam", Sam2VideoModel, dtype)
@@ -168,7 +181,12 @@ def open_bundle(
     return OpenedModel(_placed(model, device, dtype), processor, card, source, has_adapter)
 
 
-def _open_official(folder: Path, device: str | torch.device, dtype: torch.dtype) -> OpenedModel:
+def _open_official(folder: Path, device: str | torch.device | DeviceMap, dtype: torch.dtype) -> OpenedModel:
+    if isinstance(device, Mapping) and "disk" in device.values():
+        raise CheckpointError(
+            f"{folder}: weights can wait on disk only where a bundle's files hold them; "
+            f"make one with `vesalius convert {folder} OUT`"
+        )
     weights = open_weights(folder)
     shapes = {name: tensor.shape for name, tensor in weights.tensors.items()}
     spec = read_spec(folder, shapes)
@@ -180,7 +198,7 @@ def _open_official(folder: Path, device: str | torch.device, dtype: torch.dtype)
     def half(kind: Any, config: Any, prefix: str) -> PreTrainedModel:
         names = [name for name in assemblies if name.startswith(prefix)]
         tensors = {name.removeprefix(prefix): load_tensor(state, name).to(dtype) for name in names}
-        return _open_half(folder, kind, dtype, (config, tensors))
+        return _open_half(folder, kind, dtype, (config, tensors), device if prefix == "vlm." else "cpu")
 
     vlm = half(VLM_CLASSES[spec.family], vlm_config, "vlm.")
     sam = half(Sam2VideoModel, sam_config, "sam.")
@@ -196,17 +214,24 @@ def _open_official(folder: Path, device: str | torch.device, dtype: torch.dtype)
     )
 
 
-def _placed(model: TextSegModel, device: str | torch.device, dtype: torch.dtype) -> TextSegModel:
+def _placed(model: TextSegModel, device: str | torch.device | DeviceMap, dtype: torch.dtype) -> TextSegModel:
     """The model in eval mode on its device; its parameters in that dtype, its rotary frequencies in float32.
 
     `model.to(dtype)` would round these too: in bfloat16 the angle of token 3300 is wrong by up to 3.8.
     """
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
-    for name, buffer in model.named_buffers():
-        if "inv_freq" not in name and buffer.is_floating_point():
-            buffer.data = buffer.data.to(dtype)
-    return model.to(device).eval()
+    # a spread half was opened where it belongs, in its dtype
+    parts = (model.projector, model.sam) if isinstance(device, Mapping) else (model,)
+    home = home_of(device) if isinstance(device, Mapping) else device
+    for part in parts:
+        for parameter in part.parameters():
+            parameter.data = parameter.data.to(dtype)
+        for name, buffer in part.named_buffers():
+            if "inv_freq" not in name and buffer.is_floating_point():
+                buffer.data = buffer.data.to(dtype)
+        part.to(home)
+    if isinstance(device, Mapping):
+        bring_home(model.vlm, home_of(device))
+    return model.eval()
 
 
 def read_card(folder: Path) -> Card:
@@ -232,16 +257,26 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def _open_half(
-    folder: Path, kind: Any, dtype: torch.dtype, state: tuple[Any, dict[str, torch.Tensor]] | None = None
+    folder: Path,
+    kind: Any,
+    dtype: torch.dtype,
+    state: tuple[Any, dict[str, torch.Tensor]] | None = None,
+    device_map: str | torch.device | DeviceMap = "cpu",
 ) -> PreTrainedModel:
-    """A half from its folder, or from the configuration and tensors in `state`, which come from `folder`."""
+    """A half from its folder, or from the configuration and tensors in `state`, which come from `folder`.
+
+    Spread over devices where there is a map of them, and else in the CPU's memory.
+    """
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: missing; the bundle is incomplete, copy or convert it again")
-    source = (
+    source: dict[str, Any] = (
         {"pretrained_model_name_or_path": folder, "use_safetensors": True}
         if state is None
         else {"pretrained_model_name_or_path": None, "config": state[0], "state_dict": state[1]}
     )
+    if isinstance(device_map, Mapping):
+        home_of(device_map)
+        source["device_map"] = map_of_vlm(device_map)
     try:
         half, info = kind.from_pretrained(
             **source, dtype=dtype, output_loading_info=True, local_files_only=True

@@ -89,7 +89,8 @@ def run(vlm: PreTrainedModel, inputs: Inputs, seg_before_norm: bool, cache: Cach
             use_cache=cache is not None,
             **inputs.extra,
         ).last_hidden_state
-    return States(last, before_norm[0] if seg_before_norm else last)
+    # where the layers are spread over devices, the last of them may be elsewhere than what it is asked for
+    return States(last, before_norm[0].to(last.device) if seg_before_norm else last)
 
 
 def run_questions(
@@ -109,7 +110,7 @@ def run_questions(
     first = torch.stack([(of_row == image).nonzero()[0, 0] for image in range(len(images))])
     shared = _begin(inputs, first, ends)
     run(vlm, shared, seg_before_norm, cache)
-    cache.batch_select_indices(of_row)
+    cache.batch_select_indices(of_row.cpu())  # the layers may be on several devices
     rest = inputs.attention.shape[1] - int(ends.min())
     after = torch.arange(inputs.attention.shape[1], device=ends.device)[-rest:] >= ends[:, None]
     own = inputs.attention[:, -rest:] * after

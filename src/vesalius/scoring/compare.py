@@ -87,6 +87,20 @@ def compare(
     return result
 
 
+def summarise(result: Mapping[str, Any]) -> list[str]:
+    """What a comparison found over all prompts, as lines."""
+    lines = []
+    for row in result["comparisons"]:
+        if row["prompt"] is None and row["n"]:
+            bounds = "  (95 % {:+.4f} to {:+.4f})".format(*row["ci95"]) if row["ci95"] else ""
+            corrected = "" if row["p_holm"] is None else f"  p {row['p_holm']:.2g}"
+            lines.append(
+                f"{row['evaluation']}  {row['metric']:<28}{row['difference']:+.4f}{bounds}{corrected}"
+                f"  {row['verdict'] or 'not tested'}"
+            )
+    return [*lines, *result["notes"]]
+
+
 def _open_all(paths: Sequence[Path]) -> list[Evaluation]:
     if len(paths) < 2:
         raise SettingError("compare needs two or more evaluation folders")

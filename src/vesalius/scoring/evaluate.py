@@ -88,7 +88,13 @@ def evaluate(
             **numbers(tally, samples),
             "took_s": time.perf_counter() - started,
             "images_per_s": watched.images / watched.predict_s if watched.images else None,
-            "notes": [*leaks.notes, *missing, *notes(tally, samples), *data_set.notes],
+            "notes": [
+                *leaks.notes,
+                *missing,
+                *_on_memory(segmenter),
+                *notes(tally, samples),
+                *data_set.notes,
+            ],
             "settings": {**settings, "batch": segmenter.batch, "workers": processes},
             "versions": versions(),
         }
@@ -259,6 +265,11 @@ def _fingerprint(samples: Sequence[Sample]) -> tuple[str | None, list[str]]:
         return fingerprint_samples(samples), []
     except ImageError as error:  # that sample fails and is counted; it must not cost the others' results
         return None, [f"The data have no fingerprint: {error}"]
+
+
+def _on_memory(segmenter: Segmenter) -> list[str]:
+    times = getattr(segmenter, "times_halved", 0)
+    return [f"Memory ran out, and the batch was halved {times} times."] if times else []
 
 
 def _about_regions(regions: Regions | None) -> dict[str, str | None]:

@@ -126,6 +126,7 @@ class StoredPredictions:
             "text": str(answer.get("text", "")),
             "logits": np.zeros((0, 1, 1), dtype=np.float32),
             "says_seg": bool(answer.get("says_seg", answer["status"] == "ok")),
+            "answered": str(answer.get("answered", "")),
         }
         if answer["status"] == "failed":
             error = str(answer.get("error") or "the prediction failed")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ def numbers(tally: Tally, samples: Sequence[Sample]) -> dict[str, Any]:
     return {
         **summarise(tally.rows, names),
         "seg_rate": sum(row["says_seg"] for row in scored) / len(scored) if scored else None,
+        "answers": dict(Counter(row["answered"] for row in scored if row.get("answered"))),
         "empty": tally.cases,
         "referring": tally.referring,
         "prompts": _by_prompt(tally.rows, names),
@@ -69,6 +71,18 @@ def notes(tally: Tally, samples: Sequence[Sample]) -> list[str]:
     written = {text for row in tally.rows if row["figure"] for text in (row["id"], row["prompt"])}
     lacking = next(filter(None, map(missing_font, sorted(written))), None)
     return found if lacking is None else [*found, lacking]
+
+
+def list_numbers(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """What metrics.json says in short, a line each: means with their intervals, counts, notes."""
+    for name, value in metrics["mean"].items():
+        interval = metrics["ci95"].get(name)
+        bounds = f"  (95 % {interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
+        yield f"{name:<28}{'undefined' if value is None else f'{value:.4f}'}{bounds}"
+    for counts in (metrics["coverage"], metrics["answers"]):
+        if counts:
+            yield "  ".join(f"{name} {count}" for name, count in counts.items())
+    yield from metrics["notes"]
 
 
 def _calibration(tally: Tally) -> dict[str, Any]:

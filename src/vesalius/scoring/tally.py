@@ -18,7 +18,7 @@ from vesalius.errors import DataError, OutputError
 from vesalius.evaluation.calibration import BINS, THRESHOLDS, Histogram, curves
 from vesalius.evaluation.empty import CASES
 from vesalius.evaluation.overlap import Confusion, ReferringTally
-from vesalius.files import prepare_folder, to_json, write_json
+from vesalius.files import hold_folder, prepare_folder, to_json, write_json
 from vesalius.scoring.task import Outcome, Row
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Tally:
         self._curves = {name: np.zeros(len(TRIED)) for name in CURVES}
         self._defined = {name: np.zeros(len(TRIED)) for name in CURVES}
         with ExitStack() as files:
-            _lock(self.folder, files)
+            hold_folder(self.folder, "evaluation", files)
             try:
                 if not self._continues(json.loads(to_json(state))):
                     self._begin(state)
@@ -206,20 +206,3 @@ def confusion_of(row: Row) -> Confusion:
     """The pixels of a scored row, but those in neither mask."""
     both, true, guessed = (row[f"{name}_pixels"] for name in ("shared", "truth", "guess"))
     return Confusion(tp=both, fp=guessed - both, fn=true - both, tn=0)
-
-
-def _lock(folder: Path, files: ExitStack) -> None:
-    """Hold the folder until the files are closed; OutputError where another process, or thread, holds it."""
-    try:
-        import fcntl
-
-        descriptor = os.open(folder, os.O_RDONLY)
-    except (ImportError, OSError):  # a system without such locks
-        return
-    files.callback(os.close, descriptor)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise OutputError(f"{folder}: another evaluation is being written there; wait for its end") from error
-    except OSError:
-        log.debug("%s: lies on a file system without locks", folder)

@@ -109,6 +109,7 @@ def _row(
         **task.about,
         "status": status,
         "says_seg": task.prediction.says_seg,
+        "answered": task.prediction.answered,
         "figure": figure,
         **scores,
         **pixels,

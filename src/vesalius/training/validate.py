@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -31,3 +32,10 @@ def validate(predictor: Predictor, samples: Sequence[Sample]) -> dict[str, float
         name: float(np.mean(values)) if values else None for name, values in scores.items()
     }
     return {**means, "seg_rate": float(np.mean(says_seg)), "n": len(says_seg)}
+
+
+def summarise(line: Mapping[str, Any]) -> str:
+    """A line of `validation.jsonl` in words."""
+    shown = ("dice", "iou", "precision", "recall", "seg_rate")
+    scores = "  ".join(f"{name} {line[name]:.3f}" for name in shown if line[name] is not None)
+    return f"validation at step {line['step']}: {scores}{'  (best so far)' if line['best'] else ''}"

@@ -14,12 +14,13 @@ from PIL import Image, ImageEnhance
 from vesalius.cli import main
 from vesalius.data.checks import inspection
 from vesalius.data.checks.duplicates import near_clusters
-from vesalius.data.checks.inspection import inspect
+from vesalius.data.checks.inspection import families, inspect
 from vesalius.data.checks.listing import list_findings
 from vesalius.data.checks.phrases import counts
 from vesalius.data.dataset import load_item
 from vesalius.data.likeness import Likeness, likeness_of
 from vesalius.errors import AnnotationError, SettingError
+from vesalius.types import Finding, MaskFile, Sample
 
 
 def codes(report: Any) -> list[tuple[str, str]]:
@@ -114,11 +115,11 @@ def test_entries_drawn_at_one_other_size_are_summed_up(drawn: Any) -> None:
     )
     assert found[4].samples == tuple(f"synth_0000{i}" for i in range(4))
     assert list_findings(found) == [
-        "error    size      5  entry 0 (images/synth_00000.png); entry 1 (images/synth_00001.png); "
+        "error    size      4  entry 0 (images/synth_00000.png); entry 1 (images/synth_00001.png); "
         "entry 2 (images/synth_00002.png); entry 3 (images/synth_00003.png)",
         "  4 of 6 entries were drawn at 200 x 200 for an image of 128 x 128 (h x w), ratio 1.5625",
         "  scale coordinates and masks by the ratio, or put the image that was drawn on in its place",
-        "5 errors, 0 warnings",
+        "4 errors, 0 warnings",
     ]
 
 
@@ -188,7 +189,9 @@ def test_mask_files_are_looked_at_for_their_values_and_kind(tmp_path: Path) -> N
     Image.new("L", (32, 64), 255).save(tmp_path / "masks" / "d.png")
     found = inspect(tmp_path, prompt="thing", group="(.)").findings
     assert found[2].code == "size"
-    assert found[2].message == "was drawn at 64 x 32 for an image of 64 x 64 (h x w), ratio 1 x 0.5"
+    unlike = ", not the same in height and width: stretched, cut or padded"
+    assert found[2].remedy == "put the image that was drawn on in its place, or draw again"
+    assert found[2].message == f"was drawn at 64 x 32 for an image of 64 x 64 (h x w), ratio 1 x 0.5{unlike}"
 
 
 def test_a_dicom_file_that_says_whose_it_is_is_warned_of_without_saying_it(drawn: Any) -> None:
@@ -246,6 +249,55 @@ def test_frames_of_one_clip_may_be_alike(drawn: Any) -> None:
     assert drawn.findings() == ()
 
 
+def in_two_folds(set_: Any) -> None:
+    for number in (1, 2):
+        held = set_.entries[3 * (number - 1) : 3 * number]
+        set_.write(f"fold{number}.train", [entry for entry in set_.entries if entry not in held])
+        set_.write(f"fold{number}.val", held)
+
+
+def test_folds_are_compared_within_themselves_and_count_each_image_once(drawn: Any) -> None:
+    in_two_folds(drawn)
+    report = drawn.check()
+    assert report.findings == ()
+    assert report.counts["images"] == 6 and len(report.counts["splits"]) == 4
+    drawn.entries[0]["group"] = drawn.entries[5]["group"]
+    in_two_folds(drawn)
+    leaks = [each.message for each in drawn.findings() if each.code == "group_leak"]
+    assert leaks == [f"is in 2 splits: 1 image in fold{n}.train, 1 image in fold{n}.val" for n in (1, 2)]
+
+
+def test_what_must_share_nothing_is_told_by_the_names_of_the_splits() -> None:
+    assert families(["train", "val", "test"]) == [{"train", "val", "test"}]
+    folds = ["f1.train", "f1.val", "f2.train", "f2.val"]
+    assert families([*folds, "test"]) == [{"f1.train", "f1.val", "test"}, {"f2.train", "f2.val", "test"}]
+    assert families(["train.v1", "val.v1"]) == [{"train.v1", "val.v1"}]
+
+
+def test_one_split_named_by_its_file_is_not_told_of_the_images_of_the_others(drawn: Any) -> None:
+    in_two_splits(drawn)
+    assert inspect(drawn.root / "annotations.train.json", workers=0).findings == ()
+
+
+def test_images_that_look_alike_in_one_group_are_not_told_of(drawn: Any) -> None:
+    image = Image.open(drawn.image(0)).convert("RGB")
+    ImageEnhance.Brightness(image).enhance(0.85).save(drawn.root / "images" / "again.png")
+    again = {**drawn.entries[0], "image": "images/again.png"}
+    drawn.write(entries=[*drawn.entries, again])
+    assert drawn.findings() == ()
+    drawn.write(entries=[*drawn.entries, {**again, "group": "other"}])
+    assert [each.code for each in drawn.findings()] == ["near_duplicate"]
+
+
+def test_a_value_that_no_class_has_is_told_of_once_a_file(tmp_path: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)).save(tmp_path / "a.png")
+    levels = np.arange(64, dtype=np.uint8).reshape(8, 8) % 4
+    Image.fromarray(levels).save(tmp_path / "m.png")
+    masks = tuple((MaskFile(tmp_path / "m.png", (value,), (1, 2)),) for value in (1, 2))
+    (found,) = inspection.inspect_sample(Sample("a", tmp_path / "a.png", ("v", "w"), masks)).findings
+    assert found.code == "unknown_value"
+
+
 def clusters(looks: np.ndarray, grains: np.ndarray) -> list[list[int]]:
     likenesses = [
         Likeness(str(i), look.tobytes().hex(), grain.tobytes())
@@ -290,7 +342,7 @@ def test_the_command_prints_a_table_and_exits_by_its_errors(
         "  has 2 points; at least 3 are needed",
         "  draw it again or remove it",
         "warning  no_groups       1  annotations.json",
-        "  1 of 6 images have no patient or sequence: each is its own group, and splits cannot keep frames of one "
+        "  1 of 6 images has no patient or sequence: each is its own group, and splits cannot keep frames of one "
         "patient together",
         "  name a field or expression with --group, so that splits keep frames of one patient together",
         "2 errors, 1 warning",
@@ -310,6 +362,27 @@ def test_the_command_prints_a_table_and_exits_by_its_errors(
         "remedy",
         "samples",
     ]
+
+
+def test_each_remedy_has_a_row_and_each_whole_file_its_name() -> None:
+    def about(file: str, place: str, remedy: str = "mend") -> Finding:
+        return Finding("image", "error", file, place, f"{file} is odd", remedy)
+
+    assert list_findings([about("d/A.dcm", "frame 0"), about("d/B.dcm", "entry 11 (b.png)", "turn")]) == [
+        *("error    image      1  A.dcm, frame 0", "  d/A.dcm is odd", "  mend"),
+        *("error    image      1  entry 11 (b.png)", "  d/B.dcm is odd", "  turn"),
+        "2 errors, 0 warnings",
+    ]
+    many = list_findings([about(f"{i}.json", "") for i in range(7)])
+    assert many[0].endswith("  0.json; 1.json; 2.json; 3.json; 4.json and 2 more")
+    assert many[1:3] == ["  0.json: 0.json is odd", "  1.json: 1.json is odd"]
+
+
+def test_an_rle_that_is_too_short_is_told_of_with_what_to_do(drawn: Any) -> None:
+    drawn.entries[0]["mask"][0] = {"size": [128, 128], "counts": [7]}
+    (found,) = [each for each in drawn.findings() if each.code == "rle"]
+    assert found.remedy == "encode the mask again"
+    assert found.message == "the RLE runs cover 7 pixels, but the stated size 128 x 128 has 16384"
 
 
 def test_a_list_of_many_places_is_cut_and_says_so(drawn: Any) -> None:

@@ -118,7 +118,8 @@ def test_sizes_are_compared_with_one_ratio_or_two() -> None:
         compare_sizes((800, 800), (512, 512)) == "800 x 800 for an image of 512 x 512 (h x w), ratio 1.5625"
     )
     assert (
-        compare_sizes((512, 256), (512, 512)) == "512 x 256 for an image of 512 x 512 (h x w), ratio 1 x 0.5"
+        compare_sizes((512, 256), (512, 512)) == "512 x 256 for an image of 512 x 512 (h x w), "
+        "ratio 1 x 0.5, not the same in height and width: stretched, cut or padded"
     )
 
 
@@ -138,6 +139,20 @@ def test_sizes_are_compared_with_one_ratio_or_two() -> None:
         "MRN-A1234.png",
         "病历号8841.png",
         "Left_WANG_LI_2.png",
+        "Müller_Jürgen.png",
+        "Mu\u0308ller_Ju\u0308rgen.png",
+        "Иванов_Пётр.png",
+        "Smith.John.png",
+        "Smith.John",
+        "Smith__John_3.dcm",
+        "欧阳修.png",
+        "诸葛小明_2.png",
+        "张三造影.png",
+        "李小明左冠01.png",
+        "患者张三.png",
+        "a_12.04.1956.png",
+        "a_12-31-1956.png",
+        "31121956.png",
     ],
 )
 def test_names_of_persons_are_suspected_and_hidden(name: str) -> None:
@@ -146,7 +161,14 @@ def test_names_of_persons_are_suspected_and_hidden(name: str) -> None:
         word for word in Path(name).stem.replace("^", "_").replace(", ", "_").split("_") if len(word) > 4
     ]
     assert not any(word in hide(name) for word in words)
-    assert hide(name).endswith(Path(name).suffix)
+    if Path(name).suffix != ".John":
+        assert hide(name).endswith(Path(name).suffix)
+    assert "John" not in hide(name) and "小" not in hide(name)
+
+
+def test_dates_are_told_from_record_numbers() -> None:
+    assert find_person("31121956.png") == find_person("a_12.04.1956.png") == "a date, perhaps of birth"
+    assert find_person("31131956.png") == "a record number"
 
 
 @pytest.mark.parametrize(
@@ -170,6 +192,15 @@ def test_names_of_persons_are_suspected_and_hidden(name: str) -> None:
         "左冠状动脉_001.png",
         "造影12.png",
         "高清图像.png",
+        "黄斑造影.png",
+        "陈旧病变_1.png",
+        "严重狭窄.png",
+        "版本_1.2.2019.png",
+        "Left.Coronary.png",
+        "3f2504e04f8911d39a0c0305e82c3301",
+        "synth_00012",
+        "Image_01L_1stHO.png",
+        "test_0001",
     ],
 )
 def test_ordinary_names_are_not_suspected(name: str) -> None:

@@ -21,7 +21,7 @@ from vesalius.cli import main
 from vesalius.data.checks import sheet, tiles
 from vesalius.data.checks.inspection import Report, inspect
 from vesalius.data.checks.sheet import FLAGGED_MOST, GOOD_MOST, find_flagged, write_sheet
-from vesalius.errors import ImageError, OutputError
+from vesalius.errors import ImageError, OutputError, SettingError
 from vesalius.masks import encode_rle, rasterise
 from vesalius.types import MaskFile, Polygons, RleMask, Sample
 
@@ -198,6 +198,26 @@ def test_good_samples_are_drawn_by_the_seed(tmp_path: Path) -> None:
     ]
     assert pages[0] == pages[1] != pages[2]
     assert f"{GOOD_MOST}, drawn at random" in pages[0]
+
+
+def test_names_of_persons_are_hidden_in_captions(tmp_path: Path) -> None:
+    data = write_data(
+        tmp_path / "data", [{"image": "WANG_Li.png"}, {"image": "Müller_Jan.png", "size": [9, 9]}]
+    )
+    _, page = make(data, tmp_path / "out")
+    (data / "WANG_Li.png").write_bytes(b"")
+    _, cut = make(data, tmp_path / "cut")
+    for each in (page, cut):
+        assert "W***_L***" in each.text
+        assert not any(name in each.text for name in ("WANG", "Müller"))
+        assert not any(
+            name in str(picture["alt"]) for picture in each.named("img") for name in ("WANG", "Müller")
+        )
+
+
+def test_findings_that_sum_up_are_not_counted(tmp_path: Path) -> None:
+    _, page = make(write_data(tmp_path / "data", [{"size": [128, 192]}] * 3), tmp_path / "out")
+    assert "size × 3" in " ".join(page.text.split())
 
 
 def test_a_clean_data_set_says_so(tmp_path: Path) -> None:
@@ -382,3 +402,8 @@ def test_browser_shows_no_more_than_its_width_and_follows_dark_mode(broken: Path
     assert light["page"] == "rgb(255, 255, 255)" and dark["page"] == "rgb(24, 24, 27)"
     assert light["words"] == light["ink"] == "rgb(24, 24, 27)" and dark["words"] == dark["ink"]
     assert light["bar"] != dark["bar"]
+
+
+def test_a_sheet_inside_of_the_data_is_refused(broken: Path) -> None:
+    with pytest.raises(SettingError, match="lies in the data set"):
+        make(broken, broken / "report")

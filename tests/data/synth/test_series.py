@@ -141,6 +141,7 @@ def test_what_is_left_out_or_absent_is_so_in_the_file(tmp_path: Path) -> None:
     [
         ({"size": 63}, "size 63 .* at least 64"),
         ({"size": -1}, "size -1 .* at least 64"),
+        ({"size": 100_000}, "size 100000 is too large; at most 8192"),
         ({"n": 0}, r"n 0 .* at least 1"),
         ({"seed": -1}, "seed -1 is negative"),
         ({"frames": 0}, "frames 0 .* at least 1"),

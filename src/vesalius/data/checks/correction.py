@@ -28,6 +28,8 @@ Deed = Literal["rescaled", "united", "clipped", "dropped"]
 EIGHT = np.ones((3, 3), dtype=bool)
 ENLARGED_MOST = 2.0
 """A border drawn in pixels is known to half a pixel: enlarged by more than this, it could be off by more than one."""
+STRAY_PX, STRAY = 2.0, 0.02
+"""How far outside a hand may slip: pixels, or if more, share of the side. Further out, it was drawn on another size."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Corrected:
     sample: Sample | None
     """None where nothing of it is left."""
     changes: tuple[Change, ...] = ()
+    unscaled: bool = False
+    """Dropped because nobody knows on what size it was drawn."""
     key: str | None = None
     """The same for two samples whose pixels, masks, groups and metadata are equal; None where that says nothing."""
 
@@ -73,6 +77,10 @@ def correct(sample: Sample) -> Corrected:
         note("dropped", "image", str(error))
         return Corrected(None, tuple(changes))
     size = image.shape[0], image.shape[1]
+    unknown = _find_stray(sample, sample.size or size)
+    if unknown:
+        note("dropped", "image", unknown)
+        return Corrected(None, tuple(changes), unscaled=True)
     kept: dict[str, tuple[MaskReference, ...]] = {}
     for phrase, objects in zip(sample.prompts, sample.masks or (), strict=sample.masks is not None):
         try:
@@ -88,7 +96,7 @@ def correct(sample: Sample) -> Corrected:
         sample = replace(sample, size=size)
     if sample.masks is not None:
         sample = replace(sample, prompts=tuple(kept), masks=tuple(kept.values()))
-    return Corrected(sample, tuple(changes), _key(sample, image, size))
+    return Corrected(sample, tuple(changes), key=_key(sample, image, size))
 
 
 Note = Callable[[Deed, str, str], None]
@@ -136,20 +144,12 @@ def _correct_polygons(
     if stated not in (None, size):
         assert stated is not None
         _check_scale(stated, size)
-        if _outside(parts, stated) > 1:
-            raise Uncertain(f"it lies outside even of the {_by(stated)} that its size states")
         scale = size[1] / stated[1], size[0] / stated[0]
         parts = [tuple(value * scale[i % 2] for i, value in enumerate(part)) for part in parts]
         note("rescaled", name, _way(stated, size))
     over = _outside(parts, size)
     if over <= 1:
         return Polygons(tuple(parts))
-    if stated is None:
-        raise Uncertain(
-            f"it lies outside by {over:.4g} pixels, and no size is stated that would say on what it was drawn"
-        )
-    if over > max(size):
-        raise Uncertain(f"it lies outside by {over:.4g} pixels, more than the image is long")
     note("clipped", name, f"was outside by {over:.4g} pixels")
     # as pixels: a polygon cut at the border has other corners, and is not rasterised to the same mask
     return RleMask(encode_rle(rasterise(parts, size)))
@@ -157,16 +157,20 @@ def _correct_polygons(
 
 def _degenerate(part: Sequence[float]) -> str:
     """Why a polygon encloses nothing, "" where it may; Uncertain where a piece was drawn that cannot be known."""
-    points = np.array(part[: len(part) // 2 * 2], dtype=float).reshape(-1, 2)
-    sound = points[np.isfinite(points).all(axis=1)]
+    n, sound = len(part) // 2, _sound_points(part)
     if not _spans_area(sound):
-        n = len(points)
         return f"its {n} point{'s' * (n != 1)} enclose no area" if len(sound) == n else "is no polygon (NaN)"
-    if len(sound) < len(points):
+    if len(sound) < n:
         raise Uncertain("a polygon of it has a coordinate that is no number, so a piece would be missing")
     if len(part) % 2:
         raise Uncertain(f"a polygon of it has {len(part)} numbers; nobody knows which one is missing")
     return ""
+
+
+def _sound_points(part: Sequence[float]) -> np.ndarray:
+    """(n, 2): those of which both numbers are finite."""
+    points = np.array(part[: len(part) // 2 * 2], dtype=float).reshape(-1, 2)
+    return points[np.isfinite(points).all(axis=1)]
 
 
 def _spans_area(points: np.ndarray) -> bool:
@@ -259,11 +263,37 @@ def _unite(objects: Sequence[MaskReference], size: Size) -> MaskReference:
 
 
 def _check_scale(stated: Size, size: Size) -> None:
-    """Raise Uncertain where the image may have been turned."""
+    """Raise Uncertain where the image may have been turned, cut, padded or stretched."""
     if stated == size[::-1]:
         raise Uncertain(
             f"its size states {_by(stated)}, which is the image ({_by(size)}) turned or the two sides exchanged"
         )
+    if not same_ratio(stated, size):
+        raise Uncertain(
+            f"its size states {_by(stated)} for an image of {_by(size)}: another ratio in height than in width, and "
+            "nobody knows whether the image was stretched, cut or padded"
+        )
+
+
+def same_ratio(one: Size, other: Size) -> bool:
+    """Whether height and width differ by the same factor, to 1 %."""
+    return math.isclose(one[0] / other[0], one[1] / other[1], rel_tol=0.01)
+
+
+def _find_stray(sample: Sample, drawn: Size) -> str:
+    """Why polygons cannot have been drawn at a size; "" where they may."""
+    furthest = 0.0
+    for reference in (each for objects in sample.masks or () for each in objects):
+        for part in reference.parts if isinstance(reference, Polygons) else ():
+            points = _sound_points(part)
+            if _spans_area(points):
+                beyond = np.maximum(-points, points - (drawn[1], drawn[0])).max(axis=0)
+                if (beyond > np.maximum(STRAY_PX, STRAY * np.array([drawn[1], drawn[0]]))).any():
+                    furthest = max(furthest, float(beyond.max()))
+    if not furthest:
+        return ""
+    on = f"even of the {_by(drawn)} that its size states" if sample.size else "of the image"
+    return f"coordinates lie outside {on} by {furthest:.4g} pixels, so nobody knows on what size it was drawn"
 
 
 def _outside(parts: Sequence[Sequence[float]], size: Size) -> float:
@@ -290,8 +320,7 @@ def _key(sample: Sample, image: np.ndarray, size: Size) -> str | None:
 
 def _way(before: Size | None, after: Size) -> str:
     assert before is not None
-    factors = [new / old for new, old in zip(after, before, strict=True)]
-    alike = math.isclose(*factors, rel_tol=0.01)
+    alike = same_ratio(before, after)
     return f"{_by(before)} to {_by(after)}" + ("" if alike else ", by another factor in height than in width")
 
 

@@ -16,14 +16,15 @@ from vesalius.types import Finding
 def check_duplicates(measures: Sequence[Measure]) -> list[Finding]:
     """`duplicate`, `near_duplicate` and `leak`: one finding for each cluster of images.
 
-    Frames of one clip are expected to be alike, and are not compared.
+    Frames of one clip are expected to be alike, and are not compared; nor are, but for equal pixels, images of one
+    split that share a stated group, for which the remedy is to give them one.
     """
     same = defaultdict(list)
     for measure in measures:
         if measure.likeness is not None:
             same[measure.likeness].append(measure)
     findings = [_exact(group) for group in same.values() if not _one_clip(group)]
-    clips = [f"{each.sequence or each.id}\n{each.split}" for each, *_ in same.values()]
+    clips = [f"{_kin(each)}\n{each.split}" for each, *_ in same.values()]
     likenesses = list(same)
     for cluster in near_clusters(likenesses, clips):
         findings.append(_near([each for index in cluster for each in same[likenesses[index]]]))
@@ -49,6 +50,13 @@ def near_clusters(likenesses: Sequence[Likeness], clips: Sequence[str]) -> list[
     for index, name in enumerate(label.tolist()):
         clusters[name].append(index)
     return [cluster for cluster in clusters.values() if len(cluster) > 1]
+
+
+def _kin(measure: Measure) -> str:
+    """The same for images that are expected to be alike."""
+    if measure.group is not None:
+        return f"group {measure.group}"
+    return f"clip {measure.sequence}" if measure.sequence is not None else f"image {measure.id}"
 
 
 def _one_clip(group: Sequence[Measure]) -> bool:

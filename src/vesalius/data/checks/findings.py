@@ -224,6 +224,16 @@ def finding(
     )
 
 
+def sums_up(found: Finding) -> bool:
+    """Whether it says of a whole split what findings of its samples say one by one; it is not counted with them."""
+    return found.code in ("size", "outside") and not found.place and len(found.samples) > 1
+
+
+def count_errors(findings: Iterable[Finding]) -> int:
+    """How many are errors, without those that sum up."""
+    return sum(each.severity == "error" and not sums_up(each) for each in findings)
+
+
 def of_error(error: DataError) -> Finding:
     """What a reader raised about an entry or file; always an error, because that could not be used."""
     head, separator, text = str(error).partition(": ")
@@ -256,11 +266,11 @@ def split_place(source: str) -> tuple[str, str]:
     return (match[1], match[2]) if match else (source, "")
 
 
-def some(names: Iterable[str], most: int = 5) -> str:
+def some(names: Iterable[str], most: int = 5, between: str = ", ") -> str:
     """The first names, and how many more there are."""
     listed = list(names)
     more = len(listed) - most
-    return ", ".join(listed[:most]) + (f" and {more} more" if more > 0 else "")
+    return between.join(listed[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def count(n: int, one: str, many: str = "") -> str:

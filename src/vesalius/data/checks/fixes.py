@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -10,18 +11,21 @@ from pathlib import Path
 from typing import Any, get_args
 
 from vesalius.data.checks.correction import Change, Corrected, Deed, correct
+from vesalius.data.checks.findings import count_errors, finding
 from vesalius.data.checks.inspection import FEW, Report, inspect
 from vesalius.data.formats import ANNOTATION_FILES
 from vesalius.data.placing import place_images
 from vesalius.data.writers import sa2va_json
 from vesalius.errors import AnnotationError, OutputError
-from vesalius.files import replacing, write_json
+from vesalius.files import check_outside, replacing, write_json
 from vesalius.types import Finding, Sample
 from vesalius.workers import map_in_order
 
 DEEDS = get_args(Deed)
 UNSEEN = ("lossy_mask", "grey_mask")
 """Codes about mask files, which the copy has as RLE: they would be forgotten."""
+PART = re.compile(r", (polygon|object) \d+$")
+"""How a `Change` calls a part of a phrase."""
 
 
 @dataclass(frozen=True)
@@ -37,24 +41,35 @@ class Fixes:
     @property
     def errors(self) -> int:
         """How many of `remaining` are errors."""
-        return sum(finding.severity == "error" for finding in self.remaining)
+        return count_errors(self.remaining)
 
     @property
     def counts(self) -> dict[str, int]:
-        """Images kept, and how often each deed was done."""
-        done = Counter(change.deed for change in self.changes)
-        return {"kept": self.kept, **{deed: done[deed] for deed in DEEDS}}
+        """Images kept, how often each deed was done, and of what was dropped how many were images, phrases or parts.
+
+        An entry that was refused when it was read is an image.
+        """
+        done = Counter(change.deed for change in self.changes if change.deed != "dropped")
+        dropped = Counter(_rank(change) for change in self.changes if change.deed == "dropped")
+        return {
+            "kept": self.kept,
+            **{deed: done[deed] for deed in DEEDS if deed != "dropped"},
+            **{f"{rank} dropped": dropped[rank] for rank in ("images", "phrases", "parts")},
+        }
 
 
 def check_target(out: Path, data: Path) -> None:
-    """Raise OutputError unless `out` is absent or empty, and neither the data set nor inside of it."""
-    root = (data if data.is_dir() else data.parent).resolve()
-    if out.resolve().is_relative_to(root):
-        raise OutputError(
-            f"{out}: lies in the data set, which is never changed; name a folder outside of {root}"
-        )
+    """Raise OutputError unless `out` is absent or empty; SettingError where it is the data set or lies inside of it."""
+    check_outside(out, data if data.is_dir() else data.parent)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out}: is not empty; name a folder that is, or none yet")
+
+
+def _rank(change: Change) -> str:
+    """What kind of thing a change dropped."""
+    if not change.id or change.what == "image":
+        return "images"
+    return "parts" if PART.search(change.what) else "phrases"
 
 
 def write_fixed(
@@ -71,6 +86,7 @@ def write_fixed(
     nothing would be left of a split, or one cannot be read at all; OutputError where the disk says no, and then there is no `out`.
     """
     changes = _refused(report)
+    unscaled: Counter[str] = Counter()
     total = sum(len(part.samples) for part in report.parts.values())
     processes = workers if workers is not None else 0 if total <= FEW else os.cpu_count() or 1
     kept: dict[str, list[Sample]] = {}
@@ -83,6 +99,7 @@ def write_fixed(
             changes += [replace(change, split=split) for change in (*corrected.changes, *again)]
             if corrected.sample is not None and not again:
                 kept[split].append(corrected.sample)
+            unscaled[split] += corrected.unscaled
             done += 1
             on_progress(0.5 * done / total, f"{done} of {total} images")
         if not kept[split]:
@@ -94,8 +111,13 @@ def write_fixed(
         after = inspect(
             temporary, workers=workers, on_progress=lambda share, note: on_progress(0.6 + 0.4 * share, note)
         )
-        left = [_at(finding, temporary.name, out.resolve().name) for finding in after.findings]
-        left += [finding for finding in report.findings if finding.code in UNSEEN]
+        left = [_at(each, temporary.name, out.resolve().name) for each in after.findings]
+        left += [each for each in report.findings if each.code in UNSEEN]
+        left += [
+            _doubt(n, len(report.parts[split].samples), out / _name(split))
+            for split, n in unscaled.items()
+            if n > 1
+        ]
         fixes = Fixes(tuple(changes), n, tuple(left))
         write_json(temporary / "fixes.json", to_dict(fixes))
     return fixes
@@ -128,7 +150,7 @@ def to_dict(fixes: Fixes) -> dict[str, Any]:
         ]
         for deed in DEEDS
     }
-    return {"kept": fixes.kept, **deeds, "remaining": [asdict(finding) for finding in fixes.remaining]}
+    return {"kept": fixes.kept, **deeds, "remaining": [asdict(each) for each in fixes.remaining]}
 
 
 def _find_again(corrected: Corrected, seen: dict[str, str]) -> list[Change]:
@@ -151,12 +173,25 @@ def _write(kept: Mapping[str, Sequence[Sample]], folder: Path, on_image: Callabl
         # without masks, which the writer reads anyway
         new = [replace(each, masks=None) for each in samples if (each.image, each.frame) not in placed]
         names = {each.id: f"{each.id}__{split}" if each.id in taken else each.id for each in new}
-        there = place_images(new, folder, names, on_progress=on_image)
+        there = place_images(new, folder, names, copy=True, on_progress=on_image)
         placed |= {(each.image, each.frame): now for each, now in zip(new, there, strict=True)}
         taken.update(names.values())
         rows = [_on(each, placed[each.image, each.frame]) for each in samples]
-        sa2va_json.write(folder / (f"annotations.{split}.json" if split else "annotations.json"), rows)
+        sa2va_json.write(folder / _name(split), rows)
     return sum(map(len, kept.values()))
+
+
+def _name(split: str) -> str:
+    return f"annotations.{split}.json" if split else "annotations.json"
+
+
+def _doubt(n: int, of: int, file: Path) -> Finding:
+    """That the entries which stayed may be wrong as well."""
+    message = (
+        f"{n} of {of} entries are dropped because nobody knows on what size they were drawn; "
+        "other entries may be drawn at the same wrong scale"
+    )
+    return finding("outside", file, "", message)
 
 
 def _on(sample: Sample, placed: Sample) -> Sample:
@@ -164,9 +199,9 @@ def _on(sample: Sample, placed: Sample) -> Sample:
     return replace(sample, id=placed.id, image=placed.image, frame=None)
 
 
-def _at(finding: Finding, before: str, after: str) -> Finding:
+def _at(found: Finding, before: str, after: str) -> Finding:
     """The finding with the name of the folder that it will lie in."""
     texts = {
-        key: getattr(finding, key).replace(before, after) for key in ("file", "place", "message", "remedy")
+        key: getattr(found, key).replace(before, after) for key in ("file", "place", "message", "remedy")
     }
-    return replace(finding, **texts)
+    return replace(found, **texts)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -30,6 +31,9 @@ from vesalius.workers import map_in_order
 
 BATCH = 16
 """Samples of one job of a process."""
+
+FOLD = re.compile(r"\.(train|val|test)(ing|id|idation)?$", re.IGNORECASE)
+"""How the name of a split ends of which several belong to one fold: `fold1.train`, `fold1.val`."""
 
 FEW = 128
 """Samples that are checked sooner than other processes have started (1 to 2 s)."""
@@ -109,7 +113,7 @@ def inspect(
     # with one split chosen, images of the others would seem to have no entry
     if split is None:
         findings += _check_folder(parts, files)
-    findings += phrases.check_group_leaks(parts) + check_duplicates(measures)
+    findings += _check_shared(parts, measures)
     counted = phrases.counts([sample for data_set in parts.values() for sample in data_set.samples])
     if usual:
         counted["overlapping"] = dict(usual)
@@ -205,9 +209,31 @@ def _check_whole(data_set: DataSet, records: list[Record]) -> list[Finding]:
     ]
 
 
+def families(names: Sequence[str]) -> list[set[str]]:
+    """Splits that must share nothing: `a.train`, `a.val` and `a.test` of one fold, with those that are of no fold."""
+    folds = {name: name.rpartition(".")[0] if FOLD.search(name) else "" for name in names}
+    alone = {name for name, fold in folds.items() if not fold}
+    each = dict.fromkeys(fold for fold in folds.values() if fold)
+    return [alone | {name for name in names if folds[name] == fold} for fold in each] or [alone]
+
+
+def _check_shared(parts: dict[str, DataSet], measures: Sequence[Measure]) -> list[Finding]:
+    """What images have in common, in one split and between those that must share nothing; each finding once."""
+    findings: dict[Finding, None] = {}
+    for family in families(list(parts)):
+        among = {name: part for name, part in parts.items() if name in family}
+        found = phrases.check_group_leaks(among)
+        found += check_duplicates([each for each in measures if each.split in family])
+        findings |= dict.fromkeys(found)
+    return list(findings)
+
+
 def _check_folder(parts: dict[str, DataSet], files: dict[str, Path]) -> list[Finding]:
-    """`unnamed_image` over all annotation files of a folder."""
+    """`unnamed_image` over all annotation files of a folder, those beside the one that was named among them."""
     annotations = [file for file in files.values() if file.is_file()]
+    if len(annotations) == 1 and any(annotations[0].match(pattern) for pattern in ANNOTATION_FILES):
+        folder = annotations[0].parent
+        annotations = sorted(file for pattern in ANNOTATION_FILES for file in folder.glob(pattern))
     if not parts or not annotations:
         return []
     return check_unnamed(list(parts.values()), annotations)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from PIL import Image
 
+from vesalius.data.checks.correction import same_ratio
 from vesalius.data.checks.findings import known_code, of_sample, some, split_remedy
 from vesalius.data.checks.geometry import check_polygons
 from vesalius.data.checks.measures import Target
@@ -25,14 +28,18 @@ def check_masks(sample: Sample, size: Size) -> tuple[tuple[Target, ...], list[Ov
     drawn_at = find_drawn_size(sample, size)
     if drawn_at is not None:
         message = f"was drawn at {compare_sizes(drawn_at, size)}"
-        return (), [], [of_sample("size", sample, message)]
+        return (), [], [of_sample("size", sample, message, remedy=size_remedy(drawn_at, size))]
     targets, findings, cover = [], [], Cover(size)
+    told: set[Path | None] = set()  # maps of classes, which all phrases have in common
     for phrase, objects in zip(sample.prompts, sample.masks or (), strict=sample.masks is not None):
         union: np.ndarray | None = np.zeros(size, dtype=bool, order="F")
         for number, reference in enumerate(objects):
             within = f"{phrase!r}, object {number}" if len(objects) > 1 else f"{phrase!r}"
             mask, faults = _check_object(reference, size, sample, within)
-            findings += faults
+            findings += [
+                each for each in faults if each.code != "unknown_value" or _file(reference) not in told
+            ]
+            told.update(_file(reference) for each in faults if each.code == "unknown_value")
             if mask is not None:
                 cover.add(phrase, within, mask)
             union = None if mask is None or union is None else np.logical_or(union, mask, out=union)
@@ -55,9 +62,16 @@ def find_drawn_size(sample: Sample, size: Size) -> Size | None:
 def compare_sizes(drawn: Size, real: Size) -> str:
     """`800 x 800 for an image of 512 x 512 (h x w), ratio 1.5625`."""
     ratios = dict.fromkeys(f"{one / other:.5g}" for one, other in zip(drawn, real, strict=True))
+    unlike = "" if same_ratio(drawn, real) else ", not the same in height and width: stretched, cut or padded"
     return (
-        f"{drawn[0]} x {drawn[1]} for an image of {real[0]} x {real[1]} (h x w), ratio {' x '.join(ratios)}"
+        f"{drawn[0]} x {drawn[1]} for an image of {real[0]} x {real[1]} (h x w), "
+        f"ratio {' x '.join(ratios)}{unlike}"
     )
+
+
+def size_remedy(drawn: Size, real: Size) -> str:
+    """What to do where two sizes are not one scaled by one ratio; "" where the table of codes says it."""
+    return "" if same_ratio(drawn, real) else "put the image that was drawn on in its place, or draw again"
 
 
 def measure_target(phrase: str, mask: np.ndarray) -> Target:
@@ -99,6 +113,7 @@ def _check_object(
     except DataError as error:
         code = "rle" if isinstance(reference, RleMask) else known_code(error)
         message, remedy = split_remedy(str(error).removeprefix(f"{within}: "))
+        within = "" if code == "unknown_value" else within
         return None, [of_sample(code, sample, message, within=within, remedy=remedy)]
     if isinstance(reference, MaskFile):
         findings = _check_file(reference, sample, within)
@@ -106,6 +121,10 @@ def _check_object(
         findings.append(of_sample("empty_mask", sample, "the mask has no pixel", within=within))
         return None, findings
     return mask, findings
+
+
+def _file(reference: MaskReference) -> Path | None:
+    return reference.path if isinstance(reference, MaskFile) else None
 
 
 def _may_be_empty(reference: MaskReference) -> bool:

@@ -7,18 +7,19 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from vesalius.data.checks.findings import count, finding, some
-from vesalius.data.checks.masks import compare_sizes
+from vesalius.data.checks.masks import compare_sizes, size_remedy
 from vesalius.data.dataset import DataSet
 from vesalius.masks import Size
 from vesalius.types import Absent, Finding, Polygons, Sample
 
 
 def counts(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Numbers of a data set, ready for JSON.
+    """Numbers of a data set, ready for JSON; an image of several splits or folds counts once, as it first comes.
 
     `images`, `pairs` (image x phrase), `objects`, `absent` (pairs whose phrase is not in the image),
     `groups`, `phrases` (phrase -> number of images, the commonest first).
     """
+    samples = list({(sample.image, sample.frame): sample for sample in reversed(samples)}.values())[::-1]
     targets = [objects for sample in samples for objects in sample.masks or ()]
     drawn = [sum(not isinstance(each, Absent) for each in objects) for objects in targets]
     stated = {sample.group for sample in samples if sample.group is not None}
@@ -59,7 +60,8 @@ def check_groups(data_set: DataSet, file: str) -> list[Finding]:
     if not alone:
         return []
     message = (
-        f"{len(alone)} of {count(len(data_set.samples), 'image')} have no patient or sequence: each is its own "
+        f"{len(alone)} of {count(len(data_set.samples), 'image')} "
+        f"{'has' if len(alone) == 1 else 'have'} no patient or sequence: each is its own "
         "group, and splits cannot keep frames of one patient together"
     )
     return [finding("no_groups", file, "", message)]
@@ -92,7 +94,8 @@ def check_sizes(drawn: Iterable[tuple[str, Size, Size]], n: int, file: str) -> l
     for (stated, real), names in alike.items():
         if len(names) > 1:
             message = f"{len(names)} of {n} entries were drawn at {compare_sizes(stated, real)}"
-            findings.append(finding("size", file, "", message, samples=names))
+            remedy = size_remedy(stated, real)
+            findings.append(finding("size", file, "", message, remedy=remedy, samples=names))
     return findings
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import base64
 import io
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,11 @@ from vesalius.data.augment import AugmentSettings
 from vesalius.data.augment_picture import draw_examples
 from vesalius.data.checks import tiles
 from vesalius.data.checks.distributions import draw_distributions
-from vesalius.data.checks.findings import CODES
+from vesalius.data.checks.findings import CODES, sums_up
 from vesalius.data.checks.inspection import FEW, Report
+from vesalius.data.checks.names import SUFFIX, hide_persons
 from vesalius.errors import DataError
-from vesalius.files import check_replaceable, replacing, write_json, write_text
+from vesalius.files import check_outside, check_replaceable, replacing, write_json, write_text
 from vesalius.types import Finding, Sample
 from vesalius.visualisation import Colour
 from vesalius.workers import map_in_order
@@ -73,9 +75,11 @@ def write_sheet(
     """Write the sheet of a checked data set into a new folder, or over one; the path of the page.
 
     Shown are up to 200 samples with findings, every code in turn, and 24 others that `seed` draws. Raises
-    OutputError where `folder` holds anything else than a sheet, or the disk says no.
+    OutputError where `folder` holds anything else than a sheet, or the disk says no, SettingError where it lies in the data.
     """
     check_target(folder)
+    for part in report.parts.values():
+        check_outside(folder, part.root)
     flagged = find_flagged(report)
     good = [place for place in _places(report) if place not in flagged]
     rng = np.random.default_rng(seed)
@@ -140,12 +144,14 @@ def _places(report: Report) -> Iterable[Place]:
 
 def _draw(job: tuple[Sample, str, tuple[str, ...]]) -> Tile:
     sample, split, codes = job
+    name = hide_persons(sample.id)
     try:
         drawn = tiles.draw(sample)
     except DataError as error:
-        return Tile(sample.id, split, codes, undrawn=(str(error),))
+        return Tile(name, split, codes, undrawn=(hide_persons(str(error), sample.image.parts),))
     legend = tuple((_css(colour), words) for colour, words in drawn.legend)
-    return Tile(sample.id, split, codes, _address(drawn.picture), legend, drawn.undrawn)
+    undrawn = tuple(hide_persons(each, sample.image.parts) for each in drawn.undrawn)
+    return Tile(name, split, codes, _address(drawn.picture), legend, undrawn)
 
 
 def _css(colour: Colour) -> str:
@@ -182,7 +188,7 @@ def _render(report: Report, drawn: Sequence[Tile], n_flagged: int, examples: Ima
     return environment.get_template("check.html.jinja").render(
         names=[part.name for part in report.parts.values()],
         told=to_dict(report),
-        severities=[finding.severity for finding in report.findings],
+        severities=[finding.severity for finding in report.findings if not sums_up(finding)],
         kinds=_by_code(report.findings),
         flagged=drawn[: min(n_flagged, FLAGGED_MOST)],
         n_flagged=n_flagged,
@@ -192,6 +198,18 @@ def _render(report: Report, drawn: Sequence[Tile], n_flagged: int, examples: Ima
         augmented=AUGMENTED,
         settings=MODERATE.model_dump(exclude_unset=True),
     )
+
+
+def _discreet(finding: Finding) -> Finding:
+    """The finding without names of persons, which files and the images of entries may have."""
+    named = [
+        *Path(finding.file).parts,
+        *(part for part in re.split(r"[/()]", finding.place) if SUFFIX.search(part)),
+    ]
+    file, place, message = (
+        hide_persons(text, named) for text in (finding.file, finding.place, finding.message)
+    )
+    return replace(finding, file=file, place=place, message=message)
 
 
 def _by_code(findings: Sequence[Finding]) -> list[dict[str, Any]]:
@@ -205,8 +223,9 @@ def _by_code(findings: Sequence[Finding]) -> list[dict[str, Any]]:
             "severity": its[0].severity,
             "meaning": CODES[code].meaning,
             "remedies": list(dict.fromkeys(finding.remedy for finding in its))[:3],
-            "n": len(its),
-            "shown": its[:LINES_MOST],
+            "n": sum(not sums_up(finding) for finding in its),
+            "more": max(0, len(its) - LINES_MOST),
+            "shown": [_discreet(finding) for finding in its[:LINES_MOST]],
         }
         for code, its in found.items()
     ]

@@ -7,7 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,20 @@ from vesalius.data.placing import place_images
 from vesalius.data.privacy.burned_in import Box, find_writing
 from vesalius.data.privacy.deidentify import write_deidentified
 from vesalius.data.privacy.pseudonyms import KEPT_METADATA, Pseudonyms, read_key, rename, strip, write_key
-from vesalius.errors import DataError, MissingExtraError, OutputError
+from vesalius.data.readers.dicom import identify
+from vesalius.errors import DataError, MissingExtraError, OutputError, SettingError
 from vesalius.types import Sample
 
 LISTED = 10
 
-SHOWN_BY_CHECK = "what may name somebody is not shown here; vesalius check shows it, with the same arguments"
+NOT_SHOWN = "what may name somebody is not shown here"
+SHOWN_BY_CHECK = f"{NOT_SHOWN}; vesalius check shows it, with the same arguments"
+
+HARMLESS_KEYS = (
+    *("PatientID", "StudyInstanceUID", "SeriesInstanceUID"),
+    *("shapes", "flags", "tags", "license", "date_captured", "coco_url", "flickr_url"),
+)
+"""Keys of metadata that may be named; any other may be a name itself, and is counted."""
 
 
 @dataclass
@@ -36,6 +44,10 @@ class Nameless:
     tables: dict[str, Any] = field(default_factory=dict, repr=False)
     notes: list[str] = field(default_factory=list)
     written: bool = False
+    annotated: bool = True
+    """Whether `vesalius check` can read the source."""
+    at: str = ""
+    """Which image is being placed."""
 
     @classmethod
     def prepare(cls, out: Path, key: Path | None) -> Nameless:
@@ -49,8 +61,11 @@ class Nameless:
         return cls(Pseudonyms.new() if key is None else read_key(key), key_file)
 
     @contextmanager
-    def hidden(self) -> Iterator[None]:
-        """No log line, warning or message of an error that comes from inside gets out: each may quote the source."""
+    def hidden(self, misfit: str = "an argument does not fit the source") -> Iterator[None]:
+        """No log line, warning or message of an error that comes from inside gets out: each may quote the source.
+
+        A SettingError comes out as one that says `misfit`.
+        """
         disabled = logging.root.manager.disable
         logging.disable(logging.CRITICAL)
         try:
@@ -59,12 +74,19 @@ class Nameless:
                 yield
         except (OutputError, MissingExtraError):
             raise
+        # without the error that it came of: a traceback would quote it
+        except SettingError:
+            raise SettingError(f"{misfit}; {self._where_shown}") from None
         except Exception as error:
             code = getattr(error, "code", None) or type(error).__name__
-            # without the error that it came of: a traceback would quote it
-            raise DataError(f"the source cannot be imported [{code}]; {SHOWN_BY_CHECK}", code) from None
+            message = f"the source cannot be imported [{code}]{self.at}; {self._where_shown}"
+            raise DataError(message, code) from None
         finally:
             logging.disable(disabled)
+
+    @property
+    def _where_shown(self) -> str:
+        return SHOWN_BY_CHECK if self.annotated else NOT_SHOWN
 
     @contextmanager
     def keeping_key(self, out: Path) -> Iterator[None]:
@@ -86,6 +108,7 @@ class Nameless:
         self, samples: Sequence[Sample], folder: Path, on_progress: Callable[[int], None]
     ) -> list[Sample]:
         """The samples under pseudonyms, their images decoded and written anew, and their names in the tables."""
+        samples = _under_their_names(samples)
         renaming = rename(samples, self.pseudonyms)
         self.ids = renaming.ids
         self.tables = {
@@ -103,14 +126,33 @@ class Nameless:
         }
         dropped = Counter(key for sample in samples for key in sample.metadata if key not in KEPT_METADATA)
         if dropped:
-            counted = ", ".join(f"{key} ({n})" for key, n in sorted(dropped.items()))
-            self.notes.append(f"metadata left out, which may name somebody: {counted}")
+            shown = [f"{key} ({dropped[key]})" for key in sorted(dropped) if key in HARMLESS_KEYS]
+            n = len(dropped) - len(shown)
+            shown += [f"{n} other {'key' if n == 1 else 'keys'}"] * bool(n)
+            self.notes.append(f"metadata left out, which may name somebody: {', '.join(shown)}")
         phrases = {prompt for sample in samples for prompt in sample.prompts}
         if phrases:
             self.notes.append(f"phrases are kept as they are, look at them: {len(phrases)}")
-        self.notes.append(f"notes on the source: {SHOWN_BY_CHECK}")
+        if self.annotated:
+            self.notes.append(f"notes on the source: {SHOWN_BY_CHECK}")
         stripped = [strip(sample, renaming) for sample in samples]
-        return place_images(stripped, folder, renaming.ids, decode=True, on_progress=on_progress)
+
+        def follow(done: int) -> None:
+            order = "their annotation" if self.annotated else "their names"
+            self.at = f", image {done + 1} of {len(samples)} in the order of {order}" * (done < len(samples))
+            on_progress(done)
+
+        follow(0)
+        return place_images(stripped, folder, renaming.ids, decode=True, on_progress=follow)
+
+    def cover(self, record: dict[str, Any]) -> dict[str, Any]:
+        """`import.json` with keyed hashes of the source, by which nobody finds an image again, in order of the ids."""
+        rows = [
+            {key: value for key, value in row.items() if key != "source_sha256"}
+            | {"source_hmac_sha256": self.pseudonyms.hash("file", row["source_sha256"])}
+            for row in record["samples"]
+        ]
+        return record | {"samples": sorted(rows, key=lambda row: str(row["id"]))}
 
     def write_dicom(self, samples: Sequence[Sample], folder: Path) -> dict[str, Any]:
         """Write `dicom/` by the basic profile, one file for each of the source, and note what is burned in."""
@@ -160,6 +202,18 @@ class Nameless:
                 "no writing was found in the pictures; small, pale or slanted writing is missed, so look at them"
             )
         return {"writing": {name: [list(box) for box in boxes] for name, boxes in found.items()}}
+
+
+def _under_their_names(samples: Sequence[Sample]) -> list[Sample]:
+    """The samples with the identifiers of DICOM files themselves as groups, where these have their hashes.
+
+    The same patient gets the same pseudonym from an annotation file that states the identifier.
+    """
+    stated: dict[str, str] = {}
+    for path in dict.fromkeys(sample.image for sample in samples):
+        if is_dicom(path):
+            stated |= identify(path)
+    return [replace(each, group=stated.get(each.group or "", each.group)) for each in samples]
 
 
 def _list(names: Sequence[str]) -> str:

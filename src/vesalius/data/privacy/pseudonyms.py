@@ -47,6 +47,10 @@ class Pseudonyms:
         """
         return base64.b32encode(self._digest(kind, name)).decode("ascii").lower()[:LENGTH]
 
+    def hash(self, kind: str, text: str) -> str:
+        """HMAC-SHA256 in 64 hexadecimal figures, for what has to be told apart and is not shown."""
+        return self._digest(kind, text).hex()
+
     def uid(self, uid: str) -> str:
         """The DICOM UID in the place of another: 2.25 and a number of 128 bits (PS3.5 B.2)."""
         return f"2.25.{uuid.UUID(bytes=self._digest('uid', uid)[:16], version=5).int}"

@@ -1,15 +1,18 @@
 """DICOM files: one, or a folder of them at any depth, whatever they are called.
 
 A file is a sample, a cine one for each frame. They are not annotated, unless segmentation objects beside them speak
-of them: then each segment is a phrase, by its label. Identifiers come as the beginnings of their hashes, which keep
-patients apart and name nobody; who knows a patient's number can still find its hash.
+of them: then each segment is a phrase, by its label. Files that share a patient, a study or a series are one group.
+Identifiers come as the beginnings of their hashes, which keep patients apart and name nobody; who knows a patient's
+number can still find its hash.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -32,23 +35,29 @@ KINDS = {
 }
 """Beginning of an SOP class -> what such objects are called in notes; the first that fits."""
 
+IDENTIFIERS = {"PatientID": "patient", "StudyInstanceUID": "study", "SeriesInstanceUID": "series"}
+"""Keyword -> kind, the one that names a group best first."""
+
+Identifier = tuple[str, str]
+"""(keyword, value)"""
+
 
 def recognise(source: Source) -> bool:
     """Whether the file is a DICOM image, or one lies in the folder."""
-    return any(dicom.recognise(path, head) for path, head in _heads(source))
+    return any(dicom.recognise(path, head) for path, head in _heads(source, []))
 
 
 def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sample]:
     """Samples of all images, those of a series together and in order of their instance numbers.
 
     An image that a segmentation speaks of has its segments as phrases in every frame, absent where they have no
-    pixel. Raises ImageError for a file that cannot be read; AnnotationError for a segmentation that cannot, or of an
+    pixel. Raises ImageError for a file or folder that cannot be read; AnnotationError for a segmentation that cannot, or of an
     image that is not here, for an image that is there twice, and for equal ids; with `problems`, they are put there
     and the file is left out.
     """
     images: dict[Path, DicomFacts] = {}
     segmentations = []
-    for path, head in _heads(source):
+    for path, head in _heads(source, problems):
         if dicom.sop_class(head) == dicom_seg.SOP_CLASS:
             segmentations.append(path)
         elif dicom.recognise(path, head):
@@ -58,10 +67,13 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
                 report(error, problems)
     uids = _by_uid(images, problems)
     segments = _read_segments(segmentations, uids, source, problems)
+    groups = _name_groups(images.values())
     samples: dict[str, Sample] = {}
     for path, sequence in _order({path: images[path] for path in uids.values()}).items():
         facts = images[path]
-        for sample in _samples(path, facts, sequence, segments.get(facts.sop_instance_uid), source):
+        group = next((groups[each] for each in _identify(facts).items()), sequence)
+        its = segments.get(facts.sop_instance_uid)
+        for sample in _samples(path, facts, group, sequence, its, source):
             if sample.id in samples:
                 message = (
                     f"{path}: has the same id {sample.id} as {samples[sample.id].image}; rename one of them"
@@ -73,8 +85,11 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
 
 def notes(source: Source) -> list[str]:
     """How many images and frames there are, what lies beside them, and what their headers leave open."""
-    heads = list(_heads(source))
-    kinds: Counter[str] = Counter({"files that are no DICOM": len(_files(source)) - len(heads)})
+    unfound: list[DataError] = []
+    unread: list[DataError] = []
+    files, heads = list(_files(source, unfound)), list(_heads(source, unread))
+    n_others = len(files) - len(heads) - (len(unread) - len(unfound))  # read says what cannot be read
+    kinds: Counter[str] = Counter({"files that are no DICOM": n_others})
     facts = []
     for path, head in heads:
         if not dicom.recognise(path, head):
@@ -91,6 +106,11 @@ def notes(source: Source) -> list[str]:
     found += [f"ignored: {ignored}"] if ignored else []
     nameless = sum(not each.patient_id for each in facts)
     found += [f"images without PatientID, grouped by study or series: {nameless}"] if nameless else []
+    patients = [{value for name, value in each if name == "PatientID"} for each in _sets(_unite(facts))]
+    shared = sum(len(each) for each in patients if len(each) > 1)
+    found += [f"PatientIDs in a study or series of another, with which they are one group: {shared}"] * bool(
+        shared
+    )
     detector = sum(each.spacing_of == "ImagerPixelSpacing" for each in facts)
     return found + (
         [f"images with the spacing of the detector, where all looks larger than it is: {detector}"]
@@ -99,24 +119,51 @@ def notes(source: Source) -> list[str]:
     )
 
 
-def _files(source: Source) -> list[Path]:
-    """Everything that is not hidden, in order of the names."""
-    found = sorted(source.path.rglob("*")) if source.path.is_dir() else [source.path]
-    return [path for path in found if path.is_file() and not path.name.startswith(".")]
+def identify(path: Path) -> dict[str, str]:
+    """Pseudonym -> what it stands for, of all identifiers that the file states; ImageError as for `read`."""
+    return {pseudonym(IDENTIFIERS[name], value): value for name, value in _identify(_facts(path)).items()}
 
 
-def _heads(source: Source) -> Iterator[tuple[Path, bytes]]:
+def _files(source: Source, problems: Problems) -> Iterator[Path]:
+    """Every file that is not hidden, in order of the names; a folder that cannot be entered is a problem."""
+
+    def refuse(error: OSError) -> None:
+        report(_unreadable(error.filename, error), problems)
+
+    found = [source.path]
+    if source.path.is_dir():
+        walked = os.walk(source.path, onerror=refuse)
+        found = sorted(Path(folder, name) for folder, _, names in walked for name in names)
+    for path in found:
+        if path.name.startswith("."):
+            continue
+        try:
+            if stat.S_ISREG(path.stat().st_mode):
+                yield path
+        except OSError as error:  # a link that leads nowhere
+            refuse(error)
+
+
+def _heads(source: Source, problems: Problems) -> Iterator[tuple[Path, bytes]]:
     """Every DICOM file, images or not, with its first bytes."""
-    for path in _files(source):
+    for path in _files(source, problems):
         if path.suffix.lower() in SUFFIXES:
             continue
         try:
             with path.open("rb") as file:
                 head = file.read(HEAD_BYTES)
-        except OSError:
+        except OSError as error:
+            report(_unreadable(path, error), problems)
             continue
         if head[128:132] == b"DICM":
             yield path, head
+
+
+def _unreadable(path: object, error: OSError) -> ImageError:
+    return ImageError(
+        f"{path}: cannot be read ({error.strerror}); copy it again from its source, or take it away",
+        "unreadable",
+    )
 
 
 def _facts(path: Path) -> DicomFacts:
@@ -180,20 +227,53 @@ def _order(images: Mapping[Path, DicomFacts]) -> dict[Path, str | None]:
     return found
 
 
+def _identify(facts: DicomFacts) -> dict[str, str]:
+    """Keyword -> value, of what the header states."""
+    values = facts.patient_id, facts.study_uid, facts.series_uid
+    return {name: value for name, value in zip(IDENTIFIERS, values, strict=True) if value}
+
+
+def _unite(images: Iterable[DicomFacts]) -> dict[Identifier, set[Identifier]]:
+    """Identifier -> all that belong to the same person: those that a file states together are one set."""
+    found: dict[Identifier, set[Identifier]] = {}
+    for facts in images:
+        own = set(_identify(facts).items())
+        parts = _sets({each: found.get(each, {each}) for each in own})
+        largest = max(parts, key=len, default=own)
+        for part in parts:
+            if part is not largest:
+                largest |= part
+                found |= dict.fromkeys(part, largest)
+        found |= dict.fromkeys(own, largest)
+    return found
+
+
+def _sets(united: Mapping[Identifier, set[Identifier]]) -> list[set[Identifier]]:
+    return list({id(each): each for each in united.values()}.values())
+
+
+def _name_groups(images: Iterable[DicomFacts]) -> dict[Identifier, str]:
+    """Identifier -> its group, called by the first PatientID in it, else the first study, else the first series."""
+    order = list(IDENTIFIERS)
+    groups: dict[Identifier, str] = {}
+    for united in _sets(_unite(images)):
+        name, value = min(united, key=lambda each: (order.index(each[0]), each[1]))
+        groups |= dict.fromkeys(united, pseudonym(IDENTIFIERS[name], value))
+    return groups
+
+
 def _samples(
-    path: Path, facts: DicomFacts, sequence: str | None, segments: list[Segment] | None, source: Source
+    path: Path,
+    facts: DicomFacts,
+    group: str | None,
+    sequence: str | None,
+    segments: list[Segment] | None,
+    source: Source,
 ) -> Iterator[Sample]:
     name = sample_id(path.relative_to(source.root))
-    identifiers = {
-        keyword: pseudonym(kind, value)
-        for keyword, kind, value in (
-            ("PatientID", "patient", facts.patient_id),
-            ("StudyInstanceUID", "study", facts.study_uid),
-            ("SeriesInstanceUID", "series", facts.series_uid),
-        )
-        if value
+    metadata: dict[str, Any] = {
+        keyword: pseudonym(IDENTIFIERS[keyword], value) for keyword, value in _identify(facts).items()
     }
-    metadata: dict[str, Any] = dict(identifiers)
     if facts.frame_time_ms is not None:
         metadata["frame_time_ms"] = facts.frame_time_ms
     several = facts.frames > 1
@@ -206,7 +286,7 @@ def _samples(
             masks,
             f"{path}, frame {frame}" if several else str(path),
             frame=frame if several else None,
-            group=next(iter(identifiers.values()), sequence),
+            group=group,
             sequence=sequence,
             size=facts.size,
             spacing_mm=facts.spacing_mm,

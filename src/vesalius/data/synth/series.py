@@ -28,7 +28,7 @@ from vesalius.types import Absent, Item, MaskReference, RleMask, Sample
 from vesalius.workers import map_in_order
 
 PROMPTS = angiogram.PHRASES
-SMALLEST_SIZE = 64
+SMALLEST_SIZE, LARGEST_SIZE = 64, 8192
 FRAMES_PER_JOB = 8
 """What a process draws of a clip at once; the clip's anatomy is made anew for each job."""
 WORTH_PROCESSES = 32
@@ -67,6 +67,8 @@ class Series:
             raise SettingError(f"seed {self.seed} is negative; give 0 or more")
         if self.size < SMALLEST_SIZE:
             raise SettingError(f"size {self.size} is too small; at least {SMALLEST_SIZE} pixels are needed")
+        if self.size > LARGEST_SIZE:
+            raise SettingError(f"size {self.size} is too large; at most {LARGEST_SIZE} pixels are drawn")
         if self.frames < 1:
             raise SettingError(f"frames {self.frames} is too small; at least 1 is needed")
         for name, value, known in (("kind", self.kind, Kind), ("phrases", self.phrases, Phrases)):
@@ -88,7 +90,7 @@ def draw(
 
     The same arguments give the same bytes. Twigs and vessels elsewhere are drawn but, as in real annotations, are
     not in the masks; nor is what the collimator hides. What phrases mean, and when one is left out, stands in
-    `phrases.py`. Raises SettingError for a size below 64, a negative seed or an unknown kind.
+    `phrases.py`. Raises SettingError for a size outside of 64 to 8192, a negative seed or an unknown kind.
     """
     return next(_draw(Series(seed, size, 1, kind, phrases), index))[0]
 

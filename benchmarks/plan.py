@@ -1,0 +1,205 @@
+"""Is what `vesalius plan` says a prediction needs what a process really takes?
+
+    .venv/bin/python benchmarks/plan.py [--image 512x512 ...] [--json FILE]
+
+Builds a bundle of 360 M random parameters (1.4 GB in float32) in one process and opens it in others, in float32 on the
+CPU. Such a process has predicted with `tiny` before: what it holds then, libraries included, is idle. Measured is the
+increase over that: the high-water mark of resident memory (VmHWM of /proc/self/status, set back as each phase begins)
+while one image with one prompt is predicted a second time, for only then all weights are in memory: they are mapped
+from their files and read as they are needed. Two ways: with an allocator that hands back what is freed, so that the
+mark follows what is alive; and as the command line runs, with `keep_freed_memory`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+MIB = 2**20
+PHASES = ("vision encoder", "language model", "SAM encoder", "SAM decoder")
+
+
+def make_spec() -> Any:
+    """`tiny` widened: InternVL's own width with 8 layers, a language model of 6 layers, SAM's smallest trunk at 1024."""
+    from vesalius.models.specs import find_spec, sam2
+
+    tiny = find_spec("tiny")
+    vision = tiny.vlm["vision_config"] | {
+        "hidden_size": 1024,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+        "patch_size": [14, 14],
+    }
+    text = tiny.text | {
+        "hidden_size": 1536,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 12,
+        "intermediate_size": 6144,
+    }
+    sam = sam2(
+        image_size=1024,
+        hiera={
+            "hidden_size": 96,
+            "num_attention_heads": 1,
+            "blocks_per_stage": [1, 2, 7, 2],
+            "embed_dim_per_stage": [96, 192, 384, 768],
+            "num_attention_heads_per_stage": [1, 2, 4, 8],
+            "window_size_per_stage": [8, 4, 14, 7],
+            "global_attention_blocks": [5, 7, 9],
+        },
+        width=256,
+        memory={"layers": 4, "mlp": 2048, "fuser_layers": 2},
+        decoder={"mlp_dim": 2048, "num_attention_heads": 8},
+    )
+    vlm = tiny.vlm | {"vision_config": vision, "text_config": text, "image_seq_length": 256}
+    return tiny.changed(name="widened", vlm=vlm, sam=sam, max_tiles=12)
+
+
+def build(folder: Path) -> None:
+    """Write the bundle."""
+    import torch
+
+    from vesalius.models.checkpoint import Card, OpenedModel, save_bundle
+    from vesalius.models.processor import Processor
+    from vesalius.models.textseg import build as build_model
+    from vesalius.models.tokenizers import byte_tokenizer
+
+    spec = make_spec()
+    processor = Processor(spec, byte_tokenizer())
+    torch.manual_seed(0)
+    save_bundle(folder, OpenedModel(build_model(spec, processor.seg_id), processor, Card(spec=spec)))
+
+
+def read_status(name: str) -> int:
+    """Bytes of a field of /proc/self/status."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{name}:"):
+            return 1024 * int(line.split()[1])
+    raise KeyError(name)
+
+
+def measure(folder: Path, image: tuple[int, int], keep: bool) -> dict[str, Any]:
+    """Bytes over an idle process, in this one: after opening, and the most in each phase of a prediction."""
+    import gc
+
+    import numpy as np
+
+    from vesalius.inference.predictor import load_predictor
+    from vesalius.models.allocator import keep_freed_memory
+    from vesalius.models.language import vision_part
+
+    if keep:
+        keep_freed_memory()
+    frame = np.random.default_rng(0).integers(0, 256, (*image, 3), dtype=np.uint8)
+    load_predictor("tiny", answer="force", device="cpu")(frame, "blood vessel")
+    gc.collect()
+    idle = read_status("VmRSS")
+    predictor = load_predictor(folder, answer="force", device="cpu")
+    opened = read_status("VmRSS") - idle
+    predictor(frame, "blood vessel")
+    model = predictor.model
+    held = read_status("VmRSS") - idle
+    peaks: dict[str, int] = {}
+    phase = ["inputs"]
+
+    def begin(name: str) -> None:
+        peaks[phase[0]] = max(peaks.get(phase[0], 0), read_status("VmHWM") - idle)
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        phase[0] = name
+
+    modules = (
+        vision_part(model.vlm),
+        model.vlm.model.language_model,
+        model.sam.vision_encoder.backbone,
+        model.sam.mask_decoder,
+    )
+    for name, module in zip(PHASES, modules, strict=True):
+        module.register_forward_pre_hook(lambda *_, name=name: begin(name))
+    begin("inputs")
+    peaks.clear()
+    predictor(frame, "blood vessel")
+    begin("end")
+    return {"opened": opened, "held": held, "anonymous": read_status("RssAnon"), "peaks": peaks}
+
+
+def estimate(image: tuple[int, int]) -> dict[str, Any]:
+    """The plan's numbers for the same."""
+    import torch
+
+    from vesalius.inference.footprint import Work, measure_prediction, weigh
+    from vesalius.models.stored import empty_model
+
+    spec = make_spec()
+    cost = measure_prediction(spec, torch.float32, Work(1, 1, image, 64), 0)
+    weights = sum(weigh(empty_model(spec)).values())
+    return {"weights": weights, "peaks": cost.peaks, "tokens": cost.tokens, "tiles": cost.tiles}
+
+
+def run_in_process(step: str, folder: str, image: str) -> dict[str, Any]:
+    """One step in a process of its own."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    if step == "follow":  # blocks of 64 KiB and more go back to the system when they are freed
+        environment |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    command = [sys.executable, __file__, "--step", step, "--folder", folder, "--image", image]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def compare(folder: str, image: str) -> dict[str, Any]:
+    """Estimated and measured bytes for images of one size, printed as a table."""
+    steps = {step: run_in_process(step, folder, image) for step in ("estimate", "follow", "keep")}
+    planned = steps["estimate"]
+    print(
+        f"{image}: {planned['tiles']} tiles, {planned['tokens']} tokens; weights {planned['weights'] / MIB:,.0f} MiB"
+    )
+    print(f"{'':<18}{'planned':>10}{'measured':>10}{'ratio':>8}   MiB over an idle process")
+    for phase in PHASES:
+        says = planned["weights"] + planned["peaks"][phase]
+        took = steps["follow"]["peaks"][phase]
+        print(f"{phase:<18}{says / MIB:>10,.0f}{took / MIB:>10,.0f}{says / took:>8.3f}")
+    says = planned["weights"] + max(planned["peaks"].values())
+    ratios = {}
+    for step, meaning in {"follow": "whole", "keep": "keeping freed"}.items():
+        took = max(steps[step]["peaks"].values())
+        ratios[step] = says / took
+        print(f"{meaning:<18}{says / MIB:>10,.0f}{took / MIB:>10,.0f}{ratios[step]:>8.3f}")
+    return {"image": image, **steps, "ratio": ratios["follow"], "ratio_keeping_freed_memory": ratios["keep"]}
+
+
+def main() -> None:
+    """Run the benchmark, or one step of it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--image", nargs="+", default=["512x512", "1344x1792"], help="sizes, height x width")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--step", choices=("build", "estimate", "follow", "keep"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.step is None:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = f"{scratch}/bundle"
+            run_in_process("build", folder, "1x1")
+            results = [compare(folder, image) for image in args.image]
+        if args.json:
+            args.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        return
+    height, width = map(int, args.image[0].split("x"))
+    match args.step:
+        case "build":
+            print(json.dumps(build(args.folder)))
+        case "estimate":
+            print(json.dumps(estimate((height, width))))
+        case step:
+            print(json.dumps(measure(args.folder, (height, width), keep=step == "keep")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""How many bytes a model needs, from its configuration alone: weights by part, and what a pass over a batch allocates.
+
+Nothing is loaded. The weights are counted on an empty model; the rest is counted while that model's own code runs on
+tensors without numbers (`inference/meter.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from PIL import Image
+from transformers.cache_utils import DynamicCache
+
+from vesalius.inference.meter import META, Meter
+from vesalius.masks import Size
+from vesalius.models.language import read_batch, run_questions, vision_part
+from vesalius.models.memory import PROMPTED_FRAMES
+from vesalius.models.parts import PARTS, WHAT_TRAINS, part_of
+from vesalius.models.pixels import QWEN_SECOND, read_pixels
+from vesalius.models.processor import NOT_LEARNED, Batch
+from vesalius.models.specs import ModelSpec
+from vesalius.models.stored import empty_model
+from vesalius.models.textseg import TextSegModel
+
+Quantised = Literal["8bit", "4bit"]
+ANSWER = 8
+"""Tokens of an answer such as "Sure, [SEG]." with the closing one."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is done at once."""
+
+    images: int
+    prompts: int
+    """Of each image."""
+    size: Size
+    """(h, w) of each image in pixels."""
+    text_tokens: int
+    """Of each question without its image."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Bytes that one pass over a batch needs besides the weights."""
+
+    peaks: dict[str, int]
+    """Phase -> most bytes that are alive in it; phases follow one another, so the largest counts."""
+    cache: int
+    """KV cache, which is part of the peak of the language model."""
+    features: int
+    """SAM's features of the images, which are part of the peak of its decoder."""
+    tokens: int
+    """Of each question, with its image and answer."""
+    tiles: int
+    """Tiles of an image, thumbnail included; Qwen-VL: 1."""
+
+    @property
+    def peak(self) -> int:
+        """Bytes of the largest phase."""
+        return max(self.peaks.values())
+
+    def grown(self, other: Pass, steps: int) -> Pass:
+        """This pass with `steps` times what `other` needs more than it, as each further image does."""
+
+        def at(here: int, there: int) -> int:
+            return here + steps * (there - here)
+
+        peaks = {phase: at(size, other.peaks[phase]) for phase, size in self.peaks.items()}
+        cache, features = at(self.cache, other.cache), at(self.features, other.features)
+        return replace(self, peaks=peaks, cache=cache, features=features)
+
+
+def largest_image(spec: ModelSpec) -> Size:
+    """(h, w) of an image that becomes as many tokens as any."""
+    if spec.family == "internvl":
+        return spec.tile_size, spec.tile_size * spec.max_tiles
+    side = int((QWEN_SECOND["max_pixels"] // 2) ** 0.5)
+    return side, 2 * side
+
+
+def weigh(model: TextSegModel) -> dict[str, int]:
+    """Part -> bytes of its weights."""
+    sizes = dict.fromkeys(PARTS, 0)
+    for name, parameter in model.named_parameters():
+        sizes[part_of(name)] += parameter.nbytes
+    return sizes
+
+
+def quantised(model: TextSegModel, quantise: Quantised) -> TextSegModel:
+    """The empty model with the matrices of its vision-language half as bytes of the size that bitsandbytes gives them.
+
+    8bit: a byte a value and a float a row. 4bit (NF4): half a byte a value and a float for each 64. Embeddings, head
+    and norms stay as they are, and so does all of SAM.
+    """
+    for module in model.vlm.model.modules():
+        if isinstance(module, torch.nn.Linear):
+            values, rows = module.weight.numel(), module.out_features
+            size = values + 4 * rows if quantise == "8bit" else values // 2 + 4 * math.ceil(values / 64)
+            weight = torch.empty(size, dtype=torch.uint8, device=META)
+            module.weight = torch.nn.Parameter(weight, requires_grad=False)
+    return model
+
+
+def measure_prediction(spec: ModelSpec, dtype: torch.dtype, work: Work, new_tokens: int) -> Pass:
+    """What predicting a batch in that dtype allocates; answers may grow by `new_tokens`."""
+    model = empty_model(spec).to(dtype).eval()
+    batch = _batch(spec, work, dtype)
+    meter = _watch(model)
+    with torch.no_grad(), meter.running():
+        _count_inputs(meter, batch)
+        inputs, cache = read_batch(model.vlm, batch), DynamicCache()
+        states, _ = run_questions(model.vlm, inputs, batch, model.seg_before_norm, cache)
+        # an answer is drafted: each of its tokens is checked
+        model.vlm.lm_head(states.last[:, -ANSWER - 1 :])
+        kept = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+        at = batch.input_ids[:, -states.last.shape[1] :] == model.seg_id
+        seg = model.seg_prompts(states.seg[at], at.nonzero()[:, 0], batch)
+        del inputs, states, cache
+        model.decode(batch.g_pixel_values, seg)
+    tokens = batch.input_ids.shape[1]
+    growth = kept // tokens * new_tokens
+    peaks = dict(meter.peaks)
+    peaks["language model"] += growth
+    return Pass(peaks, kept + growth, _features(spec, work.images, dtype), tokens, _tiles(batch))
+
+
+def measure_training(
+    spec: ModelSpec, dtype: torch.dtype, work: Work, what_trains: str, checkpointing: bool
+) -> Pass:
+    """What a training step allocates besides weights and the optimiser's averages: what is kept for the backward pass.
+
+    What an earlier phase keeps for it is alive in the later ones. `dtype` is that of the activations; weights and
+    gradients are in float32.
+    """
+    model = empty_model(spec).to(dtype)
+    meter = _watch(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(part_of(name) in WHAT_TRAINS[what_trains])
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(lambda p: meter.add(4 * p.numel() - p.grad.nbytes))
+    model.train()
+    if checkpointing:
+        model.vlm.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+    batch = _batch(spec, work, dtype)
+    with meter.running():
+        _count_inputs(meter, batch)
+        output = model(batch)
+        # the losses work on values that are few beside what lies below them
+        loss = output.text_logits.float().logsumexp(dim=-1).sum() + output.masks.candidates.float().sum()
+        meter.enter("backward pass")
+        loss.backward()
+    # AdamW goes through all parameters at once and needs their gradients and one square root for each value
+    step = 2 * sum(4 * p.numel() for p in model.parameters() if p.requires_grad)
+    peaks = meter.peaks | {"optimiser step": step}
+    return Pass(peaks, 0, _features(spec, work.images, dtype), batch.input_ids.shape[1], _tiles(batch))
+
+
+def _watch(model: TextSegModel) -> Meter:
+    meter = Meter()
+    meter.enter("inputs")
+    meter.ignore(model)
+    meter.enter_with("vision encoder", vision_part(model.vlm))
+    meter.enter_with("language model", model.vlm.model.language_model)
+    meter.enter_with("SAM encoder", model.sam.vision_encoder.backbone)
+    meter.enter_with("SAM decoder", model.sam.mask_decoder)
+    return meter
+
+
+def _count_inputs(meter: Meter, batch: Batch) -> None:
+    for pixels in (batch.pixel_values, *batch.g_pixel_values):
+        meter.count(pixels)
+
+
+def _batch(spec: ModelSpec, work: Work, dtype: torch.dtype) -> Batch:
+    """A batch as the processor makes it, whose pixels have no numbers; [SEG] is token 0."""
+    pixels = read_pixels(Image.new("RGB", work.size[::-1]), spec)
+    image_tokens = sum(pixels.tokens)
+    rows = work.images * work.prompts
+    ids = torch.ones(rows, work.text_tokens + image_tokens + ANSWER, dtype=torch.int64)
+    # any token but those that mean something
+    ids[:] = spec.vlm["image_token_id"] + 1
+    ids[:, 1 : 1 + image_tokens] = spec.vlm["image_token_id"]
+    ids[:, -3] = 0
+    labels = torch.full_like(ids, NOT_LEARNED)
+    labels[:, -ANSWER:] = ids[:, -ANSWER:]
+    attention = torch.ones_like(ids)
+    attention[1:, 0] = 0  # questions of unequal length need a mask
+    values = torch.empty(
+        (work.images * len(pixels.values), *pixels.values.shape[1:]), dtype=dtype, device=META
+    )
+    square = (3, spec.sam_size, spec.sam_size)
+    return Batch(
+        input_ids=ids,
+        attention_mask=attention,
+        labels=labels,
+        pixel_values=values,
+        image_grid_thw=pixels.grid.repeat(work.images, 1),
+        g_pixel_values=[torch.empty(square, dtype=dtype, device=META) for _ in range(work.images)],
+        masks=[],
+        image_of_row=torch.arange(work.images).repeat_interleave(work.prompts),
+        tiles_of_image=[pixels.parts] * work.images,
+        frames_per_batch=[1] * work.images,
+        sizes=[work.size] * work.images,
+    )
+
+
+def _tiles(batch: Batch) -> int:
+    return batch.tiles_of_image[0]
+
+
+def _features(spec: ModelSpec, images: int, dtype: torch.dtype) -> int:
+    """Bytes of `segmenter.Features`: c / 8, c / 4 and c channels at strides 4, 8 and 16."""
+    channels, side = spec.sam["vision_config"]["fpn_hidden_size"], spec.sam_size
+    values = (
+        channels // 8 * (side // 4) ** 2 + channels // 4 * (side // 8) ** 2 + channels * (side // 16) ** 2
+    )
+    return images * values * dtype.itemsize
+
+
+def video_memory(model: TextSegModel) -> int:
+    """Bytes that a `VideoSession` keeps of one object: its memories of the prompted and the last other frames."""
+    config = model.sam.config
+    cells = (config.image_size // 16) ** 2
+    frames = PROMPTED_FRAMES + config.num_maskmem - 1
+    return frames * cells * model.sam.mem_dim * model.sam.dtype.itemsize

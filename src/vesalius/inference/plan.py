@@ -1,0 +1,349 @@
+"""What fits where, before any GPU is touched: bytes by part, devices, dtype, batch and tile, each with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vesalius.config import apply_changes, make_settings
+from vesalius.errors import CheckpointError, SettingError
+from vesalius.inference.fitting import (
+    MOST_AT_ONCE,
+    NEW_TOKENS,
+    PredictionSettings,
+    Purpose,
+    Task,
+    TrainingSettings,
+)
+from vesalius.inference.footprint import Pass, video_memory
+from vesalius.inference.placement import (
+    GIB,
+    Device,
+    Load,
+    Placement,
+    find_cpu,
+    find_gpus,
+    parse_gpus,
+    parse_size,
+)
+from vesalius.models.checkpoint import ADAPTER, CARD, find_model, read_card
+from vesalius.models.official import read_spec
+from vesalius.models.specs import PRESETS, ModelSpec, find_spec
+from vesalius.models.spread import DeviceMap
+from vesalius.models.stored import empty_model, shapes_of
+from vesalius.models.weights import open_weights
+
+SETTINGS: dict[str, type[PredictionSettings] | type[TrainingSettings]] = {
+    "predict": PredictionSettings,
+    "train": TrainingSettings,
+}
+MOST_SUGGESTED = 8
+"""GPUs of one machine, beyond which more of them are not suggested."""
+
+
+@dataclass(frozen=True)
+class Amount:
+    """Bytes of one kind, of one part or phase."""
+
+    kind: str
+    of: str
+    size: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Devices, dtype, batch and tile for a model, and the reason for each number."""
+
+    model: str
+    purpose: Purpose
+    dtype: str
+    quantise: str | None
+    batch: int
+    tile: int
+    """Side in pixels of the windows that a large image is cut into."""
+    device_map: dict[str, int | str] | None
+    """Where the parts go; None where they do not fit."""
+    loads: tuple[Load, ...]
+    """What that puts on each device that is used."""
+    waiting: dict[str, int]
+    """`cpu`, `disk` -> bytes of weights that wait there."""
+    copies: int
+    """Models that the devices hold side by side, each of which takes a share of the images."""
+    amounts: tuple[Amount, ...]
+    need: int
+    """Bytes on a device that holds all: the weights and the largest phase."""
+    reasons: dict[str, str]
+    remedies: tuple[str, ...]
+    """Where it does not fit, or only with offloading: what would."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan with plain values, for `--json`."""
+        loads = [
+            {**asdict(load), "device": load.device.name, "size": load.device.size, "total": load.total}
+            for load in self.loads
+        ]
+        return {**asdict(self), "loads": loads, "fits": self.device_map is not None}
+
+
+def make_plan(
+    model: str | Path, gpus: str | None = None, purpose: Purpose = "predict", changes: Sequence[str] = ()
+) -> Plan:
+    """The plan for MODEL: a bundle, a run, an official folder, or a published name, whose weights need not be here.
+
+    `gpus` such as 4x24GiB; None: those that torch sees, else the CPU. `changes` such as batch=8 are settings of
+    `PredictionSettings` or `TrainingSettings`. Raises SettingError for an unknown model, GPU or setting.
+    """
+    settings = make_settings(SETTINGS[purpose], apply_changes({}, changes), "--set")
+    spec, folder = read_model(model)
+    cpu = find_cpu()
+    if isinstance(settings, PredictionSettings) and settings.cpu_memory is not None:
+        cpu = Device("cpu", parse_size(settings.cpu_memory, "--set cpu_memory"))
+    task = Task(spec, settings, find_gpus() if gpus is None else parse_gpus(gpus), cpu)
+    return _plan(task, str(model), on_disk=folder is None or (folder / CARD).is_file())
+
+
+def place_of(plan: Plan) -> tuple[str | DeviceMap, torch.dtype]:
+    """What `open_model` takes to carry out a plan for prediction.
+
+    SettingError where nothing fits, where the plan is of GPUs that this machine does not have, or of quantised weights.
+    """
+    if plan.device_map is None:
+        raise SettingError(f"{plan.model} does not fit; would fit: {'; or '.join(plan.remedies)}")
+    if plan.quantise is not None:
+        raise SettingError(
+            f"this version plans {plan.quantise} weights and cannot open them; plan without quantise"
+        )
+    count = torch.cuda.device_count()
+    if any(isinstance(place, int) and place >= count for place in plan.device_map.values()):
+        needed = ", ".join(load.device.name for load in plan.loads)
+        raise SettingError(
+            f"the plan for {plan.model} is of {needed}; this machine has {count} GPUs that torch sees"
+        )
+    whole = plan.device_map.get("")
+    dtype: torch.dtype = getattr(torch, plan.dtype)
+    return (plan.device_map if whole is None else f"cuda:{whole}" if isinstance(whole, int) else whole), dtype
+
+
+def read_model(model: str | Path) -> tuple[ModelSpec, Path | None]:
+    """The configuration of MODEL, of which no weights are read; and its folder, None for a published name without."""
+    name = str(model)
+    if (
+        not Path(model).exists()
+        and name.lower() != "tiny"
+        and ("/" not in name or name.startswith("ByteDance/"))
+    ):
+        return find_spec(name), None
+    folder = find_model(model)
+    if not (folder / CARD).is_file():
+        return read_spec(folder, shapes_of(open_weights(folder))), folder
+    if (folder / ADAPTER).is_dir():
+        raise CheckpointError(
+            f"{folder}: keeps a LoRA as an adapter, which a plan does not count; merge it first"
+        )
+    return read_card(folder).spec, folder
+
+
+def _plan(task: Task, name: str, on_disk: bool) -> Plan:
+    batch = task.settings.batch or task.choose_batch()
+    cost = task.cost(batch)
+    placement = task.fit(cost)
+    remedies: tuple[str, ...] = ()
+    if placement is None:
+        remedies = tuple(_remedies(task, batch))
+        placement = task.offload(cost, disk=False) or (task.offload(cost, disk=True) if on_disk else None)
+    used = len(placement.loads) if placement else 0
+    alike = len({device.size for device in task.devices}) == 1
+    return Plan(
+        model=name,
+        purpose=task.purpose,
+        dtype=str(task.dtype).removeprefix("torch."),
+        quantise=getattr(task.settings, "quantise", None),
+        batch=batch,
+        tile=task.spec.sam_size // 2,
+        device_map=placement.device_map if placement else None,
+        loads=placement.loads if placement else (),
+        waiting=placement.waiting if placement else {},
+        copies=len(task.devices) // used if used and alike and task.purpose == "predict" else min(used, 1),
+        amounts=tuple(_amounts(task, cost)),
+        need=task.held + cost.peak,
+        reasons=_reasons(task, cost, batch, placement),
+        remedies=remedies,
+    )
+
+
+def _amounts(task: Task, cost: Pass) -> Iterator[Amount]:
+    width = task.dtype.itemsize if task.purpose == "predict" else 4
+    quantise = getattr(task.settings, "quantise", None)
+    for part, size in task.weights.items():
+        if part in ("vision encoder", "language model") and quantise:
+            reason = f"{quantise} matrices with their scales; the rest at {width} bytes a value"
+        else:
+            reason = f"{size // width:,} values of {width} bytes"
+        yield Amount("weights", part, size, reason)
+    for part, size in task.remembered.items():
+        copies = "" if task.dtype.itemsize == 4 else ", and a 16-bit copy that autocast makes"
+        yield Amount("optimiser", part, size, f"AdamW's two averages of each value in float32{copies}")
+    if task.purpose == "predict":
+        reason = f"keys and values of {cost.tokens + NEW_TOKENS:,} tokens a question, in each layer"
+        yield Amount("kept", "KV cache", cost.cache, reason)
+    reason = "three levels of each image, for all of its prompts"
+    yield Amount("kept", "SAM features", cost.features, reason)
+    if task.purpose == "predict":
+        reason = (
+            "of an object in a video, of any length: 5 prompted frames and the last 6 others; not in the sums"
+        )
+        yield Amount("kept", "SAM memory", video_memory(task.empty), reason)
+    backward = ", what the backward pass needs included" if task.purpose == "train" else ""
+    for phase, size in cost.peaks.items():
+        if phase == "inputs":
+            yield Amount("phase", phase, size, "the pixels that both encoders read")
+        elif phase == "backward pass":
+            yield Amount("phase", phase, size, "what the phases before kept, and gradients in float32")
+        elif phase == "optimiser step":
+            yield Amount("phase", phase, size, "gradients in float32, and as much again while AdamW steps")
+        else:
+            kept = {"language model": ", KV cache included", "SAM decoder": ", SAM features included"}
+            named = kept.get(phase, "") if task.purpose == "predict" else backward
+            yield Amount("phase", phase, size, f"most that is alive in it at once{named}")
+
+
+def _reasons(task: Task, cost: Pass, batch: int, placement: Placement | None) -> dict[str, str]:
+    settings = task.settings
+    kind = "GPU" if task.gpus else "CPU"
+    if settings.dtype:
+        dtype = "as set"
+    elif task.purpose == "train":
+        dtype = "weights are trained in float32; dtype=bfloat16 is autocast, which halves the activations"
+    else:
+        dtype = (
+            "half the bytes and the speed of a GPU"
+            if task.gpus
+            else "a CPU is not faster in 16 bits, and less exact"
+        )
+    tiles = f" in {cost.tiles} tile{'s' * (cost.tiles > 1)}" if task.spec.family == "internvl" else ""
+    images = "images of " + " x ".join(map(str, settings.image)) if settings.image else "the largest images"
+    if settings.batch:
+        chosen = "as set"
+    elif placement is None or placement.waiting:
+        chosen = "the smallest"
+    else:
+        chosen = f"the largest that fits, up to {MOST_AT_ONCE[kind]}"
+    if placement is None:
+        where = "nothing holds it"
+    elif placement.waiting:
+        places = {"cpu": "in the CPU's memory", "disk": "on disk"}
+        waiting = " and ".join(f"{_gib(size)} {places[place]}" for place, size in placement.waiting.items())
+        where = (
+            f"of the weights {waiting} wait, and are brought to the first device in each pass, which is slow"
+        )
+    elif len(placement.loads) > 1:
+        where = (
+            "the fewest that hold it; the language model's layers are split, all else is whole on the first"
+        )
+    else:
+        where = "one holds it all"
+    return {
+        "dtype": dtype,
+        "batch": f"{chosen}; {images}{tiles}, {cost.tokens:,} tokens a question",
+        "tile": "half of the side of SAM's input; as many windows at once as images",
+        "devices": where,
+        "reserve": "1 GiB of a GPU for CUDA itself, workspaces and fragments: assumed, not measured",
+    }
+
+
+def _remedies(task: Task, batch: int) -> Iterator[str]:
+    """Changes with which the task would fit, each on its own, the gentlest first."""
+    settings = task.settings
+    smaller = batch // 2
+    while smaller and task.fit(task.expect(smaller)) is None:
+        smaller //= 2
+    if smaller:
+        yield f"batch={smaller} instead of {batch}"
+    if task.dtype.itemsize == 4 and _fits(task.changed(dtype="bfloat16"), batch):
+        yield "dtype=bfloat16 instead of float32"
+    if isinstance(settings, TrainingSettings):
+        if settings.what_trains == "full":
+            if not settings.checkpointing and _fits(task.changed(checkpointing=True), batch):
+                yield "checkpointing=true, a third more time a step"
+            if _fits(task.changed(what_trains="decoder", checkpointing=False), batch):
+                yield "what_trains=decoder instead of full"
+    elif settings.quantise is None:
+        for kind in ("8bit", "4bit"):
+            if _fits(task.changed(quantise=kind), batch):
+                yield f"quantise={kind}, with the language model in bitsandbytes; this version plans it and cannot open it"
+    for count in (
+        range(len(task.gpus) + 1, MOST_SUGGESTED + 1) if task.gpus and task.purpose == "predict" else ()
+    ):
+        more = [Device(i, min(gpu.size for gpu in task.gpus)) for i in range(count)]
+        if _fits(task.changed(gpus=more), batch):
+            yield f"{count} GPUs of {_gib(more[0].size)}"
+            break
+    need = task.held + task.cost(batch).peak
+    yield f"one device with {_gib(need + (GIB if task.gpus else 0))}"
+    if name := _smaller_model(task, batch):
+        yield f"{name}, of the same family"
+
+
+def _fits(task: Task, batch: int) -> bool:
+    room = sum(device.size for device in task.devices)
+    return task.held < room and task.fit(task.cost(batch)) is not None
+
+
+def _smaller_model(task: Task, batch: int) -> str | None:
+    """The largest published model of the family that is smaller and would fit."""
+    own = sum(p.numel() for p in empty_model(task.spec).parameters())
+    family = [name for name in PRESETS if name != "tiny" and find_spec(name).family == task.spec.family]
+    for name in sorted(family, key=count_published, reverse=True):
+        if count_published(name) < own:
+            other = Task(find_spec(name), task.settings, task.gpus, task.cpu)
+            if _fits(other, batch):
+                return name
+    return None
+
+
+@cache
+def count_published(name: str) -> int:
+    """Parameters of a published model."""
+    return sum(parameter.numel() for parameter in empty_model(find_spec(name)).parameters())
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.1f} GiB"
+
+
+def summarise(plan: Plan) -> Iterator[str]:
+    """Lines for a terminal."""
+    yield f"{plan.model} for {'training' if plan.purpose == 'train' else 'prediction'}"
+    yield f"  dtype {plan.dtype}: {plan.reasons['dtype']}"
+    yield f"  batch {plan.batch}: {plan.reasons['batch']}"
+    yield f"  tile {plan.tile}: {plan.reasons['tile']}"
+    for kind, title in {
+        "weights": "weights",
+        "optimiser": "what the optimiser remembers",
+        "kept": "kept within a pass",
+        "phase": "phases, which follow one another: the largest counts",
+    }.items():
+        rows = [amount for amount in plan.amounts if amount.kind == kind]
+        if rows:
+            yield title
+        for row in rows:
+            yield f"  {row.of:<24}{row.size / 2**20:>12,.1f} MiB  {row.reason}"
+    yield f"on one device: {_gib(plan.need)}"
+    for load in plan.loads:
+        yield (
+            f"{load.device.name}: {_gib(load.total)} of {_gib(load.device.size)}: weights {_gib(load.weights)}, "
+            f"KV cache {_gib(load.cache)}, activations {_gib(load.activations)}, left alone {_gib(load.reserve)}"
+        )
+    yield f"{'fits' if plan.device_map else 'does not fit'}: {plan.reasons['devices']}"
+    if plan.copies > 1:
+        yield f"{plan.copies} copies fit side by side, each for a share of the images"
+    if plan.loads and isinstance(plan.loads[0].device.place, int):
+        yield f"left alone: {plan.reasons['reserve']}"
+    for remedy in plan.remedies:
+        yield f"would fit{' whole' if plan.waiting else ''}: {remedy}"

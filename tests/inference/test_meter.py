@@ -1,0 +1,111 @@
+"""What is counted on the meta device is what torch allocates."""
+
+import pytest
+import torch
+from torch.nn import functional
+from torch.profiler import ProfilerActivity, profile
+
+from vesalius.inference.footprint import Work, measure_prediction, measure_training
+from vesalius.inference.meter import Meter
+from vesalius.inference.predictor import Predictor
+from vesalius.models.checkpoint import new_model
+from vesalius.types import Item
+
+META = torch.device("meta")
+
+
+def test_what_is_freed_no_longer_counts_and_views_never_do() -> None:
+    meter = Meter()
+    with meter.running():
+        meter.enter("first")
+        a = torch.empty(100, device=META)
+        b = a.view(10, 10).T + 1
+        assert (meter.live, meter.peaks["first"]) == (800, 800)
+        del a
+        assert meter.live == 400
+        meter.enter("second")
+        b = b * 2
+        assert meter.live == 400
+    assert meter.peaks == {"first": 800, "second": 800}
+
+
+def test_weights_and_views_of_them_are_left_out() -> None:
+    layer = torch.nn.Linear(8, 8, device=META)
+    meter = Meter()
+    meter.ignore(layer)
+    with meter.running(), torch.no_grad():
+        assert layer(torch.empty(2, 8, device=META)).shape == (2, 8)
+    assert meter.peaks[""] == 128
+    assert meter.live == 0
+
+
+def test_small_integers_keep_their_numbers() -> None:
+    with Meter().running():
+        assert torch.arange(3, device=META).tolist() == [0, 1, 2]
+        mask = torch.tensor([True, False, True])
+        assert torch.empty(3, 5, device=META)[mask].shape == (2, 5)
+        filled = torch.empty(3, 5, device=META)
+        filled[mask] = torch.empty(2, 5, device=META)
+        assert (torch.empty(3, device=META) * torch.arange(3)).device == META
+
+
+def test_attention_holds_no_scores_of_pairs_and_its_backward_pass_runs() -> None:
+    mask = torch.ones(50, 50, dtype=torch.bool)
+    meter = Meter()
+    with meter.running():
+        query = torch.empty(1, 2, 50, 4, device=META, requires_grad=True)
+        made = functional.scaled_dot_product_attention(query, query, query)
+        assert (made.shape, meter.live) == (query.shape, 2 * query.nbytes + 4 * 2 * 50)
+        functional.scaled_dot_product_attention(query, query, query, attn_mask=mask).sum().backward()
+    assert query.grad is not None
+    assert meter.peaks[""] < 2 * 50 * 50 * 4 + 50 * 50 * 4
+
+
+def test_attention_between_numbers_is_left_alone() -> None:
+    query = torch.randn(1, 2, 5, 4, generator=torch.Generator().manual_seed(0))
+    before = functional.scaled_dot_product_attention
+    expected = before(query, query, query)
+    with Meter().running():
+        assert torch.equal(functional.scaled_dot_product_attention(query, query, query), expected)
+    assert functional.scaled_dot_product_attention is before
+
+
+def allocated(events: profile) -> int:
+    """Most bytes that torch held at once, as its own profiler tells."""
+    held, most = {}, 0
+    for event in sorted(events.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            held["now"] = held.get("now", 0) + event.nbytes()
+            most = max(most, held["now"])
+    return most
+
+
+def test_a_prediction_allocates_what_was_counted() -> None:
+    opened = new_model("tiny", seed=0)
+    opened.model.eval()
+    predictor = Predictor(opened, answer="force", batch=2)
+    frames = torch.zeros(1, 512, 512, 3, dtype=torch.uint8).numpy()
+    items = [Item(str(i), frames, ("blood vessel",)) for i in range(2)]
+    predictor.predict(items)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as events:
+        predictor.predict(items)
+    counted = measure_prediction(opened.card.spec, torch.float32, Work(2, 1, (512, 512), 64), 0)
+    assert counted.peak == pytest.approx(allocated(events), rel=0.1)
+
+
+def test_a_training_step_allocates_what_was_counted() -> None:
+    opened = new_model("tiny", seed=0)
+    frames = torch.zeros(1, 512, 512, 3, dtype=torch.uint8).numpy()
+    batch = opened.processor([Item(str(i), frames, ("vessel",)) for i in range(2)], answered=True)
+
+    def step() -> None:
+        output = opened.model(batch)
+        (output.text_logits.sum() + output.masks.candidates.sum()).backward()
+        opened.model.zero_grad()
+
+    step()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as events:
+        step()
+    counted = measure_training(opened.card.spec, torch.float32, Work(2, 1, (512, 512), 64), "full", False)
+    pixels = sum(p.nbytes for p in (batch.pixel_values, *batch.g_pixel_values))  # made before
+    assert counted.peak - pixels == pytest.approx(allocated(events), rel=0.1)

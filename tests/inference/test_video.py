@@ -1,0 +1,233 @@
+"""Clips: the same question about all frames, by the official procedure and by SAM 2's own memory."""
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from transformers import Sam2VideoModel
+
+from vesalius.errors import CheckpointError, ImageError, SettingError
+from vesalius.inference.clips import Clip
+from vesalius.inference.predictor import Predictor
+from vesalius.inference.tiles import TileSettings
+from vesalius.inference.video import (
+    KEY_FRAMES,
+    FramePredictions,
+    _Follower,
+    nearest_keys,
+    read_questions,
+    spread,
+)
+from vesalius.models.answering import Answer
+from vesalius.models.processor import Batch
+
+FRAMES = 7
+
+
+@pytest.fixture
+def predictor(small_predictor: Predictor) -> Predictor:
+    return small_predictor
+
+
+@pytest.fixture(scope="module")
+def clip() -> list[np.ndarray]:
+    """A dark disc that crosses a light field."""
+    y, x = np.mgrid[:60, :80]
+    frames = [np.full((60, 80, 3), 200, np.uint8) for _ in range(FRAMES)]
+    for t, frame in enumerate(frames):
+        frame[(y - 30) ** 2 + (x - 15 - 8 * t) ** 2 < 100] = 40
+    return frames
+
+
+def logits(frames: Sequence[FramePredictions], prompt: int = 0) -> dict[int, np.ndarray]:
+    return {frame.index: frame.predictions[prompt].logits for frame in frames}
+
+
+def close(found: dict[int, np.ndarray], expected: dict[int, np.ndarray]) -> None:
+    assert found.keys() == expected.keys()
+    for index, each in expected.items():
+        np.testing.assert_allclose(found[index], each, atol=1e-3)
+
+
+def test_the_official_procedure_is_that_of_predict_forward(
+    predictor: Predictor, clip: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = [Image.fromarray(frame) for frame in clip[:5]]
+    asked = []
+
+    def read_instead(model: object, batch: Batch, *_: object) -> Answer:
+        """These weights write no [SEG] by themselves."""
+        asked.append(batch.input_ids)
+        return predictor.answer_batch(
+            read_questions(predictor.processor, pictures, ["blood vessel"], answered=True)
+        )
+
+    monkeypatch.setattr("vesalius.inference.official.write_answer", read_instead)
+    question = predictor.processor.spec.prompt.ask("blood vessel")
+    expected = predictor.predict_forward(video=clip, text=f"<image>\n{question}")
+    own = read_questions(predictor.processor, pictures, ["blood vessel"])
+    torch.testing.assert_close(asked, [own.input_ids], atol=0, rtol=0)
+    found = list(predictor.predict_video(clip, ["blood vessel"], propagation="official"))
+    assert [frame.index for frame in found] == list(range(FRAMES))
+    (masks,) = expected["prediction_masks"]
+    np.testing.assert_array_equal([frame.predictions[0].masks[0] for frame in found], masks)
+    assert found[0].predictions[0].text + "<|im_end|>" == expected["prediction"]
+
+
+def test_each_frame_is_encoded_once_and_comes_in_its_turn(
+    predictor: Predictor, clip: list[np.ndarray]
+) -> None:
+    encoded = []
+    hook = predictor.model.sam.vision_encoder.backbone.register_forward_hook(lambda *_: encoded.append(1))
+    found = list(predictor.predict_video(clip, ["blood vessel", "catheter"], reprompt_every=2))
+    hook.remove()
+    assert [frame.index for frame in found] == list(range(FRAMES))
+    assert len(encoded) == FRAMES
+    assert [each.prompt for each in found[3].predictions] == ["blood vessel", "catheter"]
+    assert {each.id for each in found[3].predictions} == {"frame__0003"}
+    assert {each.status for frame in found for each in frame.predictions} == {"ok"}
+    for frame in found:
+        np.testing.assert_array_equal(frame.pixels, clip[frame.index])
+        assert all(each.masks.shape == (1, 60, 80) for each in frame.predictions)
+
+
+def test_prompts_together_equal_each_alone(predictor: Predictor, clip: list[np.ndarray]) -> None:
+    prompts = ["blood vessel", "catheter"]
+    together = list(predictor.predict_video(clip, prompts))
+    for index, prompt in enumerate(prompts):
+        close(logits(list(predictor.predict_video(clip, [prompt]))), logits(together, index))
+
+
+def test_frames_before_the_first_key_frame_are_followed_back(
+    predictor: Predictor, clip: list[np.ndarray]
+) -> None:
+    order = [frame.index for frame in predictor.predict_video(clip, ["blood vessel"], key_frames=[3])]
+    assert order == [2, 1, 0, 3, 4, 5, 6]
+    embedding = torch.randn(1, 128, generator=torch.Generator().manual_seed(0))
+
+    def follow(frames: list[np.ndarray]) -> dict[int, np.ndarray]:
+        followed = _Follower(predictor, Clip(frames), embedding, [3]).follow()
+        return {index: masks.logits.numpy() for index, _, masks in followed if masks is not None}
+
+    there, back = follow(clip), follow(clip[::-1])
+    close({FRAMES - 1 - index: each for index, each in back.items()}, there)
+    assert np.abs(there[2] - there[4]).max() > 1e-2
+
+
+def test_a_broken_frame_fails_and_the_others_go_on(predictor: Predictor, clip: list[np.ndarray]) -> None:
+    broken: list[Any] = [*clip[:3], Path("lost.png"), clip[4], np.zeros((9, 9, 3), np.uint8), clip[6]]
+    found = list(predictor.predict_video(broken, ["blood vessel"], key_frames=[0]))
+    assert [frame.predictions[0].status for frame in found] == ["ok"] * 3 + ["failed", "ok", "failed", "ok"]
+    assert found[3].pixels is None
+    assert "lost.png" in found[3].predictions[0].error
+    assert "has 9 x 9 pixels (h x w), in a clip of 60 x 80" in found[5].predictions[0].error
+    whole = list(predictor.predict_video(clip, ["blood vessel"], key_frames=[0]))
+    assert np.abs(found[4].predictions[0].logits - whole[4].predictions[0].logits).max() > 0
+
+
+def test_a_key_frame_that_is_broken_gives_way_to_the_next(
+    predictor: Predictor, clip: list[np.ndarray]
+) -> None:
+    broken: list[Any] = [Path("lost.png"), *clip[1:]]
+    found = list(predictor.predict_video(broken, ["blood vessel"], reprompt_every=6))
+    assert [(frame.index, frame.predictions[0].status) for frame in found] == [
+        (0, "failed"),
+        *((t, "ok") for t in range(1, FRAMES)),
+    ]
+    with pytest.raises(ImageError, match=r"lost\.png"):
+        list(predictor.predict_video([Path("lost.png")] * 2, ["blood vessel"]))
+
+
+def test_without_seg_frames_are_looked_at_all_the_same(
+    predictor: Predictor, clip: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer_batch = predictor.answer_batch
+
+    def without_seg(batch: Any) -> Any:
+        answer = answer_batch(batch)
+        seg = replace(answer.seg, embedding=answer.seg.embedding[:0], row=answer.seg.row[:0])
+        return replace(answer, seg=seg)
+
+    monkeypatch.setattr(predictor, "answer_batch", without_seg)
+    found = list(predictor.predict_video([*clip[:2], Path("lost.png")], ["blood vessel"]))
+    assert [frame.predictions[0].status for frame in found] == ["no_seg", "no_seg", "failed"]
+    assert not found[0].predictions[0].mask.any()
+
+
+def test_frames_are_read_when_they_are_needed_and_not_kept(
+    predictor: Predictor, clip: list[np.ndarray]
+) -> None:
+    alive: list[weakref.ref[Image.Image]] = []
+
+    class Film(Sequence[Image.Image]):
+        def __len__(self) -> int:
+            return 20
+
+        def __getitem__(self, index: Any) -> Any:
+            picture = Image.fromarray(clip[index % FRAMES])
+            alive.append(weakref.ref(picture))
+            return picture
+
+    most = 0
+    for _ in predictor.predict_video(Film(), ["blood vessel"], reprompt_every=10):
+        most = max(most, sum(each() is not None for each in alive))
+    assert len(alive) <= 20 + len(spread(20))
+    assert most <= KEY_FRAMES + 1
+
+
+@given(st.sets(st.integers(0, 60), min_size=1, max_size=20), st.integers(0, 60))
+def test_the_key_frames_that_are_remembered_are_those_of_sam2(keys: set[int], frame: int) -> None:
+    shown: Any = dict.fromkeys(sorted(keys))
+    expected, _ = Sam2VideoModel._select_closest_cond_frames(SimpleNamespace(), frame, shown, KEY_FRAMES)
+    assert set(nearest_keys(sorted(keys), frame)) == set(expected)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 6, 300])
+def test_the_language_model_sees_frames_from_the_whole_clip(n: int) -> None:
+    seen = spread(n)
+    assert len(set(seen)) == len(seen) == min(n, 5)
+    assert (seen[0], seen[-1]) == (0, n - 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"propagation": "frames"}, "choose official or sam2"),
+        ({"propagation": "official", "reprompt_every": 3}, "has no key frames"),
+        ({"key_frames": [1], "reprompt_every": 3}, "not both"),
+        ({"key_frames": [FRAMES]}, f"the clip has {FRAMES}, from 0"),
+        ({"reprompt_every": 0}, "at least 1; got 0"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(
+    predictor: Predictor, clip: list[np.ndarray], settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SettingError, match=message):
+        predictor.predict_video(clip, ["blood vessel"], **settings)
+
+
+def test_what_cannot_be_asked_of_a_clip_is_refused(
+    predictor: Predictor, clip: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SettingError, match="no prompt"):
+        predictor.predict_video(clip, [])
+    with pytest.raises(SettingError, match="no frames"):
+        predictor.predict_video([], ["blood vessel"])
+    with pytest.raises(SettingError, match=r"holds \[SEG\]"):
+        list(predictor.predict_video(clip, ["[SEG]"]))
+    monkeypatch.setattr(predictor, "tiles", TileSettings())
+    with pytest.raises(SettingError, match="tiles have no memory"):
+        predictor.predict_video(clip, ["blood vessel"])
+    monkeypatch.undo()
+    monkeypatch.setattr(predictor.model.sam, "mem_dim", 32)
+    with pytest.raises(CheckpointError, match="memories have 32 channels"):
+        list(predictor.predict_video(clip[:1], ["blood vessel"]))
