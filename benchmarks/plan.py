@@ -164,13 +164,20 @@ def compare(folder: str, image: str) -> dict[str, Any]:
         says = planned["weights"] + planned["peaks"][phase]
         took = steps["follow"]["peaks"][phase]
         print(f"{phase:<18}{says / MIB:>10,.0f}{took / MIB:>10,.0f}{says / took:>8.3f}")
-    says = planned["weights"] + max(planned["peaks"].values())
+    largest = max(planned["peaks"].values())
     ratios = {}
-    for step, meaning in {"follow": "whole", "keep": "keeping freed"}.items():
+    # what the plan leaves alone on a CPU is for an allocator that keeps what was freed
+    for step, title, says in (("follow", "whole", largest), ("keep", "keeping freed", 2 * largest)):
+        says += planned["weights"]
         took = max(steps[step]["peaks"].values())
         ratios[step] = says / took
-        print(f"{meaning:<18}{says / MIB:>10,.0f}{took / MIB:>10,.0f}{ratios[step]:>8.3f}")
-    return {"image": image, **steps, "ratio": ratios["follow"], "ratio_keeping_freed_memory": ratios["keep"]}
+        print(f"{title:<18}{says / MIB:>10,.0f}{took / MIB:>10,.0f}{ratios[step]:>8.3f}")
+    return {
+        "image": image,
+        **steps,
+        "ratio": ratios["follow"],
+        "ratio_keeping_freed_memory": ratios["keep"],
+    }
 
 
 def main() -> None:

@@ -39,6 +39,7 @@ def synth(args: argparse.Namespace) -> Result:
 def check(args: argparse.Namespace) -> Result:
     """Say what is wrong with a data set, before any computing time is spent on it."""
     from vesalius.data.checks import fixes, sheet
+    from vesalius.data.checks.findings import count_errors
     from vesalius.data.checks.inspection import inspect
     from vesalius.data.checks.listing import list_findings
 
@@ -67,7 +68,7 @@ def check(args: argparse.Namespace) -> Result:
         "format": ", ".join(dict.fromkeys(part.format for part in report.parts.values())),
         "counts": report.counts,
         "findings": [vars(finding) for finding in report.findings],
-        "failed": sum(finding.severity == "error" for finding in report.findings),
+        "failed": count_errors(report.findings),
     }
     if args.report is not None:
         with Progress(1.0, "report", unit="page") as progress:

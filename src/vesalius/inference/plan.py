@@ -30,6 +30,7 @@ from vesalius.inference.placement import (
     find_gpus,
     parse_gpus,
     parse_size,
+    reserve_of,
 )
 from vesalius.models.checkpoint import ADAPTER, CARD, find_model, read_card
 from vesalius.models.official import read_spec
@@ -253,7 +254,11 @@ def _reasons(task: Task, cost: Pass, batch: int, placement: Placement | None) ->
         "batch": f"{chosen}; {images}{tiles}, {cost.tokens:,} tokens a question",
         "tile": "half of the side of SAM's input; as many windows at once as images",
         "devices": where,
-        "reserve": "1 GiB of a GPU for CUDA itself, workspaces and fragments: assumed, not measured",
+        "reserve": (
+            "1 GiB of a GPU for CUDA itself, workspaces and fragments: assumed, not measured"
+            if task.gpus
+            else "as much again as the largest phase, as the allocator keeps what was freed: measured"
+        ),
     }
 
 
@@ -284,8 +289,8 @@ def _remedies(task: Task, batch: int) -> Iterator[str]:
         if _fits(task.changed(gpus=more), batch):
             yield f"{count} GPUs of {_gib(more[0].size)}"
             break
-    need = task.held + task.cost(batch).peak
-    yield f"one device with {_gib(need + (GIB if task.gpus else 0))}"
+    cost = task.cost(batch)
+    yield f"one device with {_gib(task.held + cost.peak + reserve_of(task.devices[0], cost))}"
     if name := _smaller_model(task, batch):
         yield f"{name}, of the same family"
 
@@ -343,7 +348,7 @@ def summarise(plan: Plan) -> Iterator[str]:
     yield f"{'fits' if plan.device_map else 'does not fit'}: {plan.reasons['devices']}"
     if plan.copies > 1:
         yield f"{plan.copies} copies fit side by side, each for a share of the images"
-    if plan.loads and isinstance(plan.loads[0].device.place, int):
+    if plan.loads:
         yield f"left alone: {plan.reasons['reserve']}"
     for remedy in plan.remedies:
         yield f"would fit{' whole' if plan.waiting else ''}: {remedy}"

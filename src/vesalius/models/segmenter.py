@@ -47,7 +47,9 @@ def encode_images(sam: Sam2VideoModel, pixels: torch.Tensor) -> Features:
     Not `Sam2VideoModel.get_image_embeddings`: it runs without gradient and has the "no memory" embedding in it.
     """
     encoder = sam.vision_encoder
-    stride_4, stride_8, stride_16 = _pyramid(encoder.neck, encoder.backbone(pixels).intermediate_hidden_states)
+    stride_4, stride_8, stride_16 = _pyramid(
+        encoder.neck, encoder.backbone(pixels).intermediate_hidden_states
+    )
     # the decoder's two convolutions need to run once an image, not once a prompt
     return Features(sam.mask_decoder.conv_s0(stride_4), sam.mask_decoder.conv_s1(stride_8), stride_16)
 

@@ -44,7 +44,10 @@ CODES: dict[str, Kind] = {
         "an entry names an image outside of the data set's folder",
         "move the image into the folder and give a path relative to the annotation file",
     ),
-    "unreadable": _error("an annotation file cannot be read, or is not JSON", "write it again as UTF-8 JSON"),
+    "unreadable": _error(
+        "a file or folder cannot be opened, or an annotation file is not JSON",
+        "give yourself the right to read it, or write it again as UTF-8 JSON",
+    ),
     "ambiguous_image": _error(
         "an entry names an image that may be any of several files", "rename all but one"
     ),
