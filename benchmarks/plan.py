@@ -167,8 +167,8 @@ def compare(folder: str, image: str) -> dict[str, Any]:
     largest = max(planned["peaks"].values())
     ratios = {}
     # what the plan leaves alone on a CPU is for an allocator that keeps what was freed
-    for step, title, says in (("follow", "whole", largest), ("keep", "keeping freed", 2 * largest)):
-        says += planned["weights"]
+    for step, title, times in (("follow", "whole", 1), ("keep", "keeping freed", 2)):
+        says = planned["weights"] + times * largest
         took = max(steps[step]["peaks"].values())
         ratios[step] = says / took
         print(f"{title:<18}{says / MIB:>10,.0f}{took / MIB:>10,.0f}{ratios[step]:>8.3f}")
@@ -201,7 +201,8 @@ def main() -> None:
     height, width = map(int, args.image[0].split("x"))
     match args.step:
         case "build":
-            print(json.dumps(build(args.folder)))
+            build(args.folder)
+            print("{}")
         case "estimate":
             print(json.dumps(estimate((height, width))))
         case step:

@@ -150,7 +150,7 @@ class Task:
         settings = self.settings
         size = settings.image or largest_image(self.spec)
         work = Work(batch, settings.prompts, size, settings.text_tokens)
-        key = (self.purpose, str(self.dtype), repr(work))
+        key: tuple[str, ...] = (self.purpose, str(self.dtype), repr(work))
         if isinstance(settings, TrainingSettings):
             key += (settings.what_trains, str(settings.checkpointing))
         if key not in self._costs:

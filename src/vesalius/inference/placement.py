@@ -16,7 +16,7 @@ from accelerate import infer_auto_device_map
 from vesalius.errors import SettingError
 from vesalius.inference.footprint import Pass
 from vesalius.models.language import vision_part
-from vesalius.models.spread import find_place
+from vesalius.models.spread import DeviceMap, find_place
 from vesalius.models.textseg import TextSegModel
 
 GIB = 2**30
@@ -140,8 +140,10 @@ def place_split(
         return None
     vision = vision_part(model.vlm)
     whole = {type(vision).__name__, *model.vlm._no_split_modules}
+    most: dict[int | str, int] = dict(room)
+    most.update(spill)
     with _quiet():
-        inside = infer_auto_device_map(model.vlm, {**room, **spill}, sorted(whole))
+        inside: dict[str, int | str] = infer_auto_device_map(model.vlm, most, sorted(whole))
     device_map = {f"vlm.{name}".removesuffix("."): place for name, place in inside.items()}
     device_map |= {"projector": gpus[0].place, "sam": gpus[0].place}
     if any(place not in room and place not in spill for place in device_map.values()):
@@ -173,10 +175,10 @@ def _weigh(
     weights = dict.fromkeys(device_map.values(), 0)
     caches = dict.fromkeys(device_map.values(), 0)
     for name, parameter in model.named_parameters():
-        weights[find_place(device_map, name)] += parameter.nbytes
+        weights[_place_in(device_map, name)] += parameter.nbytes
     layers = len(model.vlm.model.language_model.layers)
     for number in range(layers):
-        place = find_place(device_map, f"vlm.model.language_model.layers.{number}.")
+        place = _place_in(device_map, f"vlm.model.language_model.layers.{number}")
         # a layer that waits elsewhere runs on the first GPU, and its cache stays there
         caches[place if place in here else gpus[0].place] += cost.cache // layers
     loads = tuple(
@@ -194,6 +196,12 @@ def _weigh(
     return Placement(device_map, loads, waiting)
 
 
+def _place_in(device_map: DeviceMap, name: str) -> int | str:
+    if (place := find_place(device_map, name)) is None:
+        raise KeyError(f"the device map leaves out {name}")
+    return place
+
+
 def _activations(cost: Pass, first: bool) -> int:
     """The first device runs all phases; the others run layers of the language model."""
     language = cost.peaks["language model"] - cost.cache
@@ -205,7 +213,7 @@ def reserve_of(device: Device, cost: Pass) -> int:
     """Bytes of a device that a plan leaves alone.
 
     On a CPU as much again as the largest phase: the allocator keeps what was freed (`models/allocator.py`), and cannot
-    use all of it again. `benchmarks/plan.py` measured 0.9 to 1.2 times that.
+    use all of it again. `benchmarks/plan.py` measured 0.4 to 1.4 times that.
     """
     return RESERVE if isinstance(device.place, int) else cost.peak
 
