@@ -92,16 +92,11 @@ def measure_check(folder: Path) -> dict[str, Any]:
         started = time.perf_counter()
         report = inspect(folder, workers=2)
         took_s = time.perf_counter() - started
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    own = resource.getrusage(resource.RUSAGE_SELF)
     n = len(report.measures)
     return {
         "images": n,
         "took_s": took_s,
         "images_per_s": n / took_s,
-        "cpu_ms_per_image": 1000
-        * sum((own.ru_utime, own.ru_stime, children.ru_utime, children.ru_stime))
-        / n,
         "peak_mib": memory.peak_bytes / 2**20,
         "findings": sorted({finding.code for finding in report.findings}),
     }

@@ -26,7 +26,8 @@ FAMILIES = ("internvl_qwen2", "internvl_internlm2", "qwen2_5_vl", "qwen3_vl")
 def two_parts(opened: OpenedModel, other: str, first_elsewhere: int = 1) -> dict[str, int | str]:
     """The first layers and all that is not the language model on the CPU, the rest on the other device."""
     model = opened.model.vlm.model
-    places = {f"vlm.model.{name}": "cpu" for name, _ in model.named_children() if name != "language_model"}
+    parts = [name for name, _ in model.named_children() if name != "language_model"]
+    places: dict[str, int | str] = {f"vlm.model.{name}": "cpu" for name in parts}
     for name, _ in model.language_model.named_children():
         if name != "layers":
             places[f"vlm.model.language_model.{name}"] = other if name == "norm" else "cpu"

@@ -7,23 +7,11 @@ from dataclasses import dataclass
 import torch
 
 from vesalius.errors import TrainingError
+from vesalius.models.parts import PARTS, WHAT_TRAINS
 from vesalius.models.textseg import TextSegModel
 
-GROUPS = {
-    "vision encoder": ("vlm.model.vision_tower.", "vlm.model.multi_modal_projector.", "vlm.model.visual."),
-    "language model": ("vlm.model.language_model.",),
-    "language head": ("vlm.lm_head.",),
-    "projector": ("projector.",),
-    "SAM encoder": ("sam.vision_encoder.", "sam.no_memory_embedding"),
-    "SAM decoder": ("sam.mask_decoder.",),
-}
+GROUPS = {name: PARTS[name] for name in WHAT_TRAINS["full"]}
 """Name of a group -> how the names of its parameters begin."""
-
-WHAT_TRAINS = {
-    "projector": ("projector",),
-    "decoder": ("projector", "SAM decoder"),
-    "full": tuple(GROUPS),
-}
 
 # No mask of Sa2VA's passes through these: the object score is not used, and of four maps the first, which
 # stands for unambiguous clicks, is never chosen.
