@@ -44,7 +44,7 @@ def check(args: argparse.Namespace) -> Result:
     from vesalius.data.checks.listing import list_findings
 
     if args.report is not None:
-        sheet.check_target(args.report)
+        sheet.check_target(args.report, args.data)
     if args.fix is not None:
         fixes.check_target(args.fix, args.data)
     with Progress(1.0, "check", unit="data set") as progress:
@@ -181,7 +181,8 @@ def predict(args: argparse.Namespace) -> Result:
             segmenter, asked, args.prompt, args.out, save=saves, answer=answer, on_progress=progress.reach
         )
     print(f"{args.out}: " + ", ".join(f"{count} {status}" for status, count in summary["coverage"].items()))
-    print("answers: " + ", ".join(f"{count} {origin}" for origin, count in summary["answers"].items()))
+    if summary["answers"]:
+        print("answers: " + ", ".join(f"{count} {origin}" for origin, count in summary["answers"].items()))
     for line in summary["failures"]:
         print(f"failed: {line}", file=sys.stderr)
     return {**summary, "failed": summary["coverage"]["failed"]}

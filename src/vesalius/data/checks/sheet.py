@@ -59,8 +59,9 @@ class Tile:
     undrawn: tuple[str, ...] = ()
 
 
-def check_target(folder: Path) -> None:
-    """Raise OutputError unless `folder` is absent, empty, or a sheet and nothing else."""
+def check_target(folder: Path, data: Path) -> None:
+    """Raise OutputError unless `folder` is absent, empty, or a sheet; SettingError where it lies in the data set."""
+    check_outside(folder, data if data.is_dir() else data.parent)
     check_replaceable(folder, "check report", (PAGE, FINDINGS, AUGMENTED), PAGE)
 
 
@@ -77,9 +78,8 @@ def write_sheet(
     Shown are up to 200 samples with findings, every code in turn, and 24 others that `seed` draws. Raises
     OutputError where `folder` holds anything else than a sheet, or the disk says no, SettingError where it lies in the data.
     """
-    check_target(folder)
     for part in report.parts.values():
-        check_outside(folder, part.root)
+        check_target(folder, part.root)
     flagged = find_flagged(report)
     good = [place for place in _places(report) if place not in flagged]
     rng = np.random.default_rng(seed)
