@@ -8,19 +8,17 @@ import resource
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from vesalius.errors import TrainingError
-from vesalius.inference.predictor import Predictor
-from vesalius.models.checkpoint import Card, OpenedModel
-from vesalius.models.processor import Batch
+from vesalius.models.checkpoint import Card
 from vesalius.training.curves import draw_curves
 from vesalius.training.feed import Feed
-from vesalius.training.losses import measure
+from vesalius.training.learner import Learner, Movable
 from vesalius.training.rundir import RunDir, TrainState
 from vesalius.training.settings import RunSettings
 from vesalius.training.trainable import MovementCheck
@@ -36,9 +34,8 @@ class Run:
     """All that one run works on."""
 
     settings: RunSettings
-    opened: OpenedModel
+    learner: Learner
     card: Card
-    groups: dict[str, list[torch.nn.Parameter]]
     feed: Feed
     val: list[Sample]
     run_dir: RunDir
@@ -65,10 +62,10 @@ class Run:
 def run_loop(run: Run) -> None:
     """Train until the run's length is reached; validate and save at the end of epochs and of the run."""
     state, settings = run.state, run.settings
-    model = run.accelerator.prepare_model(run.opened.model)
-    check = MovementCheck(run.groups) if state.step == 0 else None
+    model = run.accelerator.prepare_model(run.learner.module)
+    check = MovementCheck(run.learner.groups) if state.step == 0 else None
     while run.progress() < 1:
-        run.opened.model.train()
+        run.learner.module.train()
         started = time.perf_counter()
         for batches in run.feed.steps(state.epoch, state.batch_in_epoch, settings.optim.accumulate):
             losses, norm = train_step(run, model, batches, check)
@@ -93,7 +90,7 @@ def run_loop(run: Run) -> None:
 
 
 def train_step(
-    run: Run, model: torch.nn.Module, batches: list[tuple[list[str], Batch]], check: MovementCheck | None
+    run: Run, model: torch.nn.Module, batches: list[tuple[list[str], Movable]], check: MovementCheck | None
 ) -> tuple[dict[str, float], float]:
     """One step of the optimiser on the mean loss over the images of all `batches`: (losses, gradient's norm)."""
     for group in run.optimiser.param_groups:
@@ -108,7 +105,7 @@ def train_step(
             totals[name] += value
     if check is not None:
         check.note_gradients()
-    parameters = [p for group in run.groups.values() for p in group]
+    parameters = [p for group in run.learner.groups.values() for p in group]
     norm = float(run.accelerator.clip_grad_norm_(parameters, run.settings.optim.clip))
     run.optimiser.step()
     run.optimiser.zero_grad()
@@ -116,20 +113,19 @@ def train_step(
 
 
 def backward(
-    run: Run, model: torch.nn.Module, ids: list[str], batch: Batch, share: float
+    run: Run, model: torch.nn.Module, ids: list[str], batch: Movable, share: float
 ) -> dict[str, float]:
     """Add the gradient of `share` times the losses of one batch, and return those."""
     batch = batch.to(run.accelerator.device)
-    with run.accelerator.autocast():
-        output = model(batch)
-    losses = measure(output, batch.masks, run.settings.loss)
-    if not torch.isfinite(losses.total):
+    losses = run.learner.losses(model, batch)
+    total = losses["total"]
+    if not torch.isfinite(total):
         raise TrainingError(
-            f"the loss became {losses.total.item()} at step {run.state.step + 1} with the samples "
+            f"the loss became {total.item()} at step {run.state.step + 1} with the samples "
             f"{', '.join(ids)}: look at them, or lower optim.lr"
         )
-    run.accelerator.backward(share * losses.total)
-    return {field.name: share * getattr(losses, field.name).item() for field in fields(losses)}
+    run.accelerator.backward(share * total)
+    return {name: share * value.item() for name, value in losses.items()}
 
 
 def rate_factor(run: Run) -> float:
@@ -152,10 +148,7 @@ def report_step(run: Run, losses: dict[str, float], norm: float, images_per_s: f
         "step": run.state.step,
         "epoch": run.state.epoch,
         "loss": losses["total"],
-        "loss_mask": losses["mask"],
-        "loss_dice": losses["dice"],
-        "loss_text": losses["text"],
-        "loss_iou": losses["iou"],
+        **{f"loss_{name}": value for name, value in losses.items() if name != "total"},
         "lr": lr,
         "grad_norm": norm,
         "images_per_s": round(images_per_s * run.accelerator.num_processes, 3),
@@ -179,11 +172,8 @@ def validate_and_save(run: Run) -> None:
         card = run.card.changed(step=state.step)
         is_best = True
         if run.val:
-            model = run.opened.model.eval()
-            predictor = Predictor(
-                OpenedModel(model, run.opened.processor, card), answer="force", batch=settings.batch
-            )
-            line = {"step": state.step, "epoch": state.epoch, **validate(predictor, run.val)}
+            segmenter = run.learner.segmenter(card, settings.batch)
+            line = {"step": state.step, "epoch": state.epoch, **validate(segmenter, run.val)}
             value = line[settings.validate_.metric]
             is_best = state.best is None or (value is not None and value > state.best)
             if is_best:
@@ -191,6 +181,6 @@ def validate_and_save(run: Run) -> None:
             run.run_dir.append(run.run_dir.validation, line)
             run.on_validation({**line, "best": is_best})
         folder = run.run_dir
-        folder.save(run.opened, card, run.optimiser, state, is_best)
+        folder.save(run.learner, card, run.optimiser, state, is_best)
         draw_curves(folder.lines(folder.log), folder.lines(folder.validation), folder.path / "curves.png")
     run.accelerator.wait_for_everyone()

@@ -24,6 +24,7 @@ from vesalius.models.checkpoint import (
 )
 from vesalius.models.stored import fingerprint_model
 from vesalius.training.feed import Feed
+from vesalius.training.learner import Learner, TextSegLearner
 from vesalius.training.loop import Run, run_loop
 from vesalius.training.rundir import RunDir, TrainState
 from vesalius.training.settings import RunSettings
@@ -45,9 +46,9 @@ def train(
     samples without augmentation: a model that cannot learn those by heart cannot learn anything.
     """
     run_dir = RunDir(settings.out)
-    opened, origin = _open_model(settings, resume)
+    learner, card, origin = _open_learner(settings, resume)
     if resume:
-        overfit = opened.card.lineage.get("overfit")
+        overfit = card.lineage.get("overfit")
         _refuse_changes(settings)
     else:
         run_dir.check_new()
@@ -56,9 +57,8 @@ def train(
         on_note(f"{data_set.name}: {len(data_set.samples)} images, format {data_set.format}")
         for note in data_set.notes:
             on_note(note)
-    images, looks = _read_all(train_set, val_set, opened)
+    images, looks = _read_all(train_set, val_set, learner)
     data = fingerprint_samples(train_set.samples)
-    card = opened.card
     if not resume:
         card = card.changed(
             lineage={
@@ -80,7 +80,7 @@ def train(
             f"{settings.data.train}: is not what the run was trained on (other images, masks or phrases); "
             "start a new run from its checkpoint instead"
         )
-    run = _prepare(settings, opened, card, train_set, val_set, run_dir, overfit, on_step, on_validation)
+    run = _prepare(settings, learner, card, train_set, val_set, run_dir, overfit, on_step, on_validation)
     if resume:
         run.state = run_dir.resume(run.optimiser)
         on_note(f"resumed at step {run.state.step}")
@@ -106,7 +106,7 @@ def _refuse_changes(settings: RunSettings) -> None:
 
 
 def _read_all(
-    train_set: DataSet, val_set: DataSet | None, opened: OpenedModel
+    train_set: DataSet, val_set: DataSet | None, learner: Learner
 ) -> tuple[dict[str, str], list[str]]:
     """Id -> hash of the pixels of each training image; and the perceptual hash of each.
 
@@ -115,7 +115,7 @@ def _read_all(
     """
     samples = (*train_set.samples, *(val_set.samples if val_set else ()))
     for phrase in {prompt for sample in samples for prompt in sample.prompts}:
-        opened.processor.check_phrase(phrase)
+        learner.check_phrase(phrase)
     for sample in val_set.samples if val_set else ():
         load_item(sample)
     images, looks = {}, []
@@ -153,6 +153,13 @@ def _split_at(data: Path, name: str) -> str | None:
     return name if (data / f"annotations.{name}.json").is_file() else None
 
 
+def _open_learner(settings: RunSettings, resume: bool) -> tuple[Learner, Card, dict[str, Any]]:
+    """The model to start from, ready to train; its card; and where it comes from."""
+    opened, origin = _open_model(settings, resume)
+    groups = set_trainable(opened.model, settings.what_trains)
+    return TextSegLearner(opened, groups, settings.loss), opened.card, origin
+
+
 def _open_model(settings: RunSettings, resume: bool) -> tuple[OpenedModel, dict[str, Any]]:
     """The model to start from, and where it comes from."""
     if settings.start == "random" and not resume:
@@ -176,7 +183,7 @@ def _open_model(settings: RunSettings, resume: bool) -> tuple[OpenedModel, dict[
 
 def _prepare(
     settings: RunSettings,
-    opened: OpenedModel,
+    learner: Learner,
     card: Card,
     train_set: DataSet,
     val_set: DataSet | None,
@@ -191,18 +198,17 @@ def _prepare(
         raise TrainingError(
             f"{accelerator.num_processes} processes were started; this version trains in one: start it with vesalius train"
         )
-    opened.model.to(accelerator.device)
-    groups = set_trainable(opened.model, settings.what_trains)
+    learner.module.to(accelerator.device)
     factors = settings.optim.factors
     optimiser = torch.optim.AdamW(
-        [{"params": group, "factor": factors.get(name, 1.0)} for name, group in groups.items()],
+        [{"params": group, "factor": factors.get(name, 1.0)} for name, group in learner.groups.items()],
         lr=settings.optim.lr,
         betas=settings.optim.betas,
         weight_decay=settings.optim.weight_decay,
     )
     feed = Feed(
         samples=train_set.samples,
-        processor=opened.processor,
+        learner=learner,
         augment=AugmentSettings() if overfit else settings.augment,
         batch=settings.batch,
         seed=settings.seed,
@@ -211,9 +217,8 @@ def _prepare(
     val = list(val_set.samples[: settings.validate_.limit]) if val_set else []
     return Run(
         settings=settings,
-        opened=opened,
+        learner=learner,
         card=card,
-        groups=groups,
         feed=feed,
         val=val,
         run_dir=run_dir,

@@ -15,7 +15,8 @@ import torch
 
 from vesalius.errors import OutputError, TrainingError
 from vesalius.files import replacing, to_json, write_json, write_text
-from vesalius.models.checkpoint import Card, OpenedModel, write_bundle
+from vesalius.models.checkpoint import Card
+from vesalius.training.learner import Learner
 
 STATE = "train_state.pt"
 CHECKPOINT = re.compile(r"step-\d{6,}")
@@ -88,7 +89,7 @@ class RunDir:
 
     def save(
         self,
-        opened: OpenedModel,
+        learner: Learner,
         card: Card,
         optimiser: torch.optim.Optimizer,
         state: TrainState,
@@ -97,7 +98,7 @@ class RunDir:
         """Write a checkpoint, point `last` (and `best`) to it, and remove those that neither points to."""
         folder = self.path / "checkpoints" / f"step-{state.step:06d}"
         with replacing(folder) as aside:
-            write_bundle(aside, opened, card)
+            learner.write(aside, card)
             write_tensors(aside / STATE, {"state": asdict(state), "optimiser": optimiser.state_dict()})
         for name in ("last", "best") if is_best else ("last",):
             link = self.path / f".{name}.partial"

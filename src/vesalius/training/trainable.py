@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +41,7 @@ def _group_of(name: str) -> str | None:
 class MovementCheck:
     """Remembers trainable parameters as they were, and says which group did not change."""
 
-    groups: dict[str, list[torch.nn.Parameter]]
+    groups: Mapping[str, list[torch.nn.Parameter]]
 
     def __post_init__(self) -> None:
         self._before = {name: [_part(p) for p in parameters] for name, parameters in self.groups.items()}

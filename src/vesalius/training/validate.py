@@ -9,21 +9,21 @@ import numpy as np
 
 from vesalius.data.dataset import load_item
 from vesalius.evaluation.overlap import METRICS, score
-from vesalius.inference.predictor import Predictor
+from vesalius.inference.folder import Segmenter
 from vesalius.types import Sample
 
 
-def validate(predictor: Predictor, samples: Sequence[Sample]) -> dict[str, float | int | None]:
+def validate(segmenter: Segmenter, samples: Sequence[Sample]) -> dict[str, float | int | None]:
     """Mean of each metric over (sample, prompt), and `seg_rate`: how often the model itself would say [SEG].
 
     A metric that is defined nowhere is None. An unreadable sample raises DataError.
     """
     scores: dict[str, list[float]] = {name: [] for name in METRICS}
     says_seg: list[bool] = []
-    for start in range(0, len(samples), predictor.batch):
-        items = [load_item(sample) for sample in samples[start : start + predictor.batch]]
+    for start in range(0, len(samples), segmenter.batch):
+        items = [load_item(sample) for sample in samples[start : start + segmenter.batch]]
         truths = [mask[0] for item in items if item.masks is not None for mask in item.masks]
-        for prediction, truth in zip(predictor.predict(items), truths, strict=True):
+        for prediction, truth in zip(segmenter.predict(items), truths, strict=True):
             says_seg.append(prediction.says_seg)
             for name, value in score(truth, prediction.mask).items():
                 if value is not None:
