@@ -1,0 +1,127 @@
+"""How long is an optimiser step of `tiny`, against an earlier version of this project?
+
+    git worktree add /tmp/before COMMIT
+    .venv/bin/python benchmarks/training_ratio.py --against /tmp/before [--rounds 5] [--batch 4] [--json FILE]
+
+Both versions train everything that images pass through (`what_trains: full`), on the same synthetic images of 512 x 512
+with the same phrases, from the same weights, the earlier version's. Each runs in a process of its own; the processes
+take turns, so that the ratio holds on a machine that is busy with other things. `loss` is that of the first and the last
+step: equal to rounding, or the versions do not do the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from vesalius.files import write_json
+
+STEPS = 6
+"""Of each process; the first warms up."""
+
+PROGRAM = """
+import json, sys, time
+import numpy as np, torch
+from pathlib import Path
+from vesalius.models.allocator import keep_freed_memory
+from vesalius.models.checkpoint import open_bundle
+from vesalius.training.losses import LossSettings, measure
+from vesalius.training.trainable import set_trainable
+from vesalius.types import Item
+
+keep_freed_memory()
+data = np.load(sys.argv[1])
+opened = open_bundle(Path(sys.argv[2]))
+model = opened.model.train()
+parameters = [p for group in set_trainable(model, "full").values() for p in group]
+optimiser = torch.optim.AdamW(parameters, lr=1e-4)
+items = [Item(str(i), f, ("blood vessel",), m) for i, (f, m) in enumerate(zip(data["frames"], data["masks"]))]
+batch = opened.processor(items, answered=True, choice=[0] * len(items))
+losses, took = [], []
+for step in range(int(sys.argv[3])):
+    started = time.perf_counter()
+    loss = measure(model(batch), batch.masks, LossSettings()).total
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimiser.step()
+    optimiser.zero_grad()
+    took.append(time.perf_counter() - started)
+    losses.append(loss.item())
+print(json.dumps({"seconds": took[1:], "losses": losses}))
+"""
+
+
+def measure(tree: Path, data: Path, bundle: Path) -> dict[str, Any]:
+    """Seconds of each step and all losses, of the version of the sources in `tree`."""
+    ran = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(data), str(bundle), str(STEPS)],
+        env={**os.environ, "PYTHONPATH": str(tree / "src")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Compare, print one line a round, and write the medians."""
+    import tempfile
+
+    import numpy as np
+
+    from vesalius.data.synth import draw
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--against", type=Path, required=True, metavar="TREE")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    args = parser.parse_args()
+    here = Path(__file__).resolve().parents[1]
+    trees = {"before": args.against, "now": here}
+    bundle = args.against / "src/vesalius/models/tiny"
+    seconds: dict[str, list[float]] = {name: [] for name in trees}
+    losses: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        items = [draw(9, i) for i in range(args.batch)]
+        data = Path(folder) / "data.npz"
+        masks = [item.masks[:1] for item in items if item.masks is not None]
+        np.savez(data, frames=np.stack([item.frames for item in items]), masks=np.stack(masks))
+        for number in range(args.rounds):
+            for name, tree in trees.items():
+                found = measure(tree, data, bundle)
+                seconds[name].append(statistics.median(found["seconds"]))
+                losses[name] = found["losses"]
+            ratio = seconds["before"][-1] / seconds["now"][-1]
+            print(
+                f"round {number}: {seconds['before'][-1]:.3f} s, {seconds['now'][-1]:.3f} s, {ratio:.2f} x",
+                flush=True,
+            )
+    ratios = [before / now for before, now in zip(seconds["before"], seconds["now"], strict=True)]
+    difference = max(abs(a - b) / a for a, b in zip(losses["before"], losses["now"], strict=True))
+    print(f"{statistics.median(ratios):.2f} x; losses differ by {difference:.1e} at most")
+    if args.json:
+        write_json(
+            args.json,
+            {
+                "cores": os.cpu_count(),
+                "batch": args.batch,
+                "ratio": statistics.median(ratios),
+                "ratios": ratios,
+                "seconds": seconds,
+                "losses": losses,
+                "largest_relative_difference": difference,
+            },
+        )
+
+
+if __name__ == "__main__":
+    main()
