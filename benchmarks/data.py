@@ -150,9 +150,11 @@ def measure_feed(folder: Path, steps: int) -> dict[str, Any]:
 
     from vesalius.models.allocator import keep_freed_memory
     from vesalius.models.checkpoint import new_model
+    from vesalius.models.trainable import set_trainable
     from vesalius.training.feed import Feed
-    from vesalius.training.losses import LossSettings, measure
-    from vesalius.training.trainable import set_trainable
+    from vesalius.training.learner import TextSegLearner
+    from vesalius.training.losses import LossSettings
+    from vesalius.training.tasks import Mixture, TaskSettings
 
     keep_freed_memory()
     torch.set_num_threads(1)
@@ -163,15 +165,16 @@ def measure_feed(folder: Path, steps: int) -> dict[str, Any]:
         flip=0.5, rotate_degrees=30, scale=0.2, shift=0.05, gamma=0.4, contrast=0.2, noise=4
     )
     batch = 4
-    feed = Feed(load_samples(folder), opened.processor, augment, batch, seed=0)
+    learner = TextSegLearner(opened, groups, LossSettings())
+    feed = Feed(Mixture(load_samples(folder), TaskSettings()), learner, augment, batch, seed=0)
     feeding, training = [], []
-    batches = feed.epoch(0)
+    prepared_steps = feed.steps(0, 0, accumulate=1)
     for _ in range(steps):
         started = time.perf_counter()
-        _, prepared = next(batches)
+        prepared: Any = next(prepared_steps).parts[0].batch
         feeding.append(time.perf_counter() - started)
         started = time.perf_counter()
-        measure(opened.model(prepared), prepared.masks, LossSettings()).total.backward()
+        learner.losses(opened.model, prepared)["total"].backward()
         optimiser.step()
         optimiser.zero_grad()
         training.append(time.perf_counter() - started)

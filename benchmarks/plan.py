@@ -91,7 +91,7 @@ def measure(folder: Path, image: tuple[int, int], keep: bool) -> dict[str, Any]:
 
     import numpy as np
 
-    from vesalius.inference.predictor import load_predictor
+    from vesalius.inference.predictor import Predictor, load_predictor
     from vesalius.models.allocator import keep_freed_memory
     from vesalius.models.language import vision_part
 
@@ -102,6 +102,7 @@ def measure(folder: Path, image: tuple[int, int], keep: bool) -> dict[str, Any]:
     gc.collect()
     idle = read_status("VmRSS")
     predictor = load_predictor(folder, answer="force", device="cpu")
+    assert isinstance(predictor, Predictor)
     opened = read_status("VmRSS") - idle
     predictor(frame, "blood vessel")
     model = predictor.model

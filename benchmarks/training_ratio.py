@@ -32,7 +32,10 @@ from pathlib import Path
 from vesalius.models.allocator import keep_freed_memory
 from vesalius.models.checkpoint import open_bundle
 from vesalius.training.losses import LossSettings, measure
-from vesalius.training.trainable import set_trainable
+try:
+    from vesalius.models.trainable import set_trainable
+except ImportError:
+    from vesalius.training.trainable import set_trainable
 from vesalius.types import Item
 
 keep_freed_memory()
@@ -42,7 +45,7 @@ model = opened.model.train()
 parameters = [p for group in set_trainable(model, "full").values() for p in group]
 optimiser = torch.optim.AdamW(parameters, lr=1e-4)
 items = [Item(str(i), f, ("blood vessel",), m) for i, (f, m) in enumerate(zip(data["frames"], data["masks"]))]
-batch = opened.processor(items, answered=True, choice=[0] * len(items))
+batch = opened.processor(items, answered=True)
 losses, took = [], []
 for step in range(int(sys.argv[3])):
     started = time.perf_counter()

@@ -23,15 +23,15 @@ from typing import Any
 WARM_UP = 2
 
 
-def measure_one(what: str, steps: int, batch_size: int, keep: bool) -> dict[str, Any]:
+def measure_one(what: Any, steps: int, batch_size: int, keep: bool) -> dict[str, Any]:
     """The numbers of one setting, in this process."""
     import torch
 
     from vesalius.data.synth import draw
     from vesalius.models.allocator import keep_freed_memory
     from vesalius.models.checkpoint import new_model
+    from vesalius.models.trainable import set_trainable
     from vesalius.training.losses import LossSettings, measure
-    from vesalius.training.trainable import set_trainable
 
     if keep:
         keep_freed_memory()

@@ -63,6 +63,7 @@ def score(sample: Sample, predictions: list[Prediction]) -> list[tuple[float, fl
 def measure(model: str, folder: Path, frames: int, way: str, scored: bool) -> dict[str, Any]:
     """One row, in this process."""
     predictor = load_predictor(model, answer="force")
+    assert isinstance(predictor, Predictor)
     samples = load_samples(folder)[:frames]
     passes: list[int] = []
     backbone = predictor.model.sam.vision_encoder.backbone

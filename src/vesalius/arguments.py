@@ -121,13 +121,30 @@ def _train(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--set", metavar="a.b=c", nargs="+", action="extend", default=[], help="change settings"
     )
-    verb.add_argument("--resume", type=Path, metavar="RUN", help="continue the run in this folder")
-    verb.add_argument("--overfit", type=int, metavar="N", help="learn N samples by heart, as a test")
+    kind = verb.add_mutually_exclusive_group()
+    kind.add_argument("--resume", type=Path, metavar="RUN", help="continue the run in this folder")
+    kind.add_argument("--overfit", type=int, metavar="N", help="learn N samples by heart, as a test")
+    kind.add_argument(
+        "--find-lr",
+        type=Path,
+        metavar="FILE.png",
+        help="train a little with rising learning rates, suggest one, draw it into FILE.png, and keep nothing else",
+    )
+
+
+def _runs(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("folder", type=Path, metavar="DIR", help="a run, or a folder with runs below it")
 
 
 def _predict(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("model", metavar="MODEL", help=MODEL)
-    verb.add_argument("images", type=Path, metavar="IMAGE_OR_FOLDER", nargs="+")
+    verb.add_argument(
+        "images",
+        type=Path,
+        metavar="IMAGE_OR_VIDEO_OR_FOLDER",
+        nargs="+",
+        help="images, DICOM files, volumes, videos, or folders of them",
+    )
     verb.add_argument("--prompt", action="append", required=True, help="what to segment; may be given again")
     verb.add_argument("--out", type=Path, required=True, help="folder to make")
     verb.add_argument(
@@ -146,10 +163,16 @@ def _predict(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--reprompt-every", type=int, metavar="N", help="sam2: decode the answer anew on each Nth frame"
     )
-    verb.add_argument(
+    where = verb.add_mutually_exclusive_group()
+    where.add_argument(
         "--devices",
         metavar="cuda:0,cuda:1",
         help="a process on each of these, which share the images (default: here, on a GPU if there is one)",
+    )
+    where.add_argument(
+        "--gpus",
+        metavar="2x24GiB",
+        help="one model over GPUs of this memory, also 24GiB,48GiB, placed and in the dtype as `vesalius plan` says",
     )
     _prediction(verb)
     _threshold(verb)
@@ -192,6 +215,15 @@ def _tune(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument(
         "--out", type=Path, metavar="BUNDLE", help="bundle to make (default: change MODEL's card)"
+    )
+    verb.add_argument(
+        "--tta",
+        dest="views",
+        type=lambda text: text.split(","),
+        default=(),
+        metavar="flip,smaller,larger",
+        help="also measure test-time augmentation with each choice of these views; the best is allowed from then on, "
+        "if it is surely a gain",
     )
     _prediction(verb)
 
@@ -295,6 +327,18 @@ def _prediction(verb: argparse.ArgumentParser) -> None:
         help="decode masks in windows of these sides in pixels, for thin structures on large images (alone: half of "
         "what the segmenter sees)",
     )
+    verb.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="keep what SAM 2's encoder makes of each image in DIR, for the next time with this model",
+    )
+    verb.add_argument(
+        "--cache-size",
+        default="8GiB",
+        metavar="SIZE",
+        help="of that folder; beyond it what was not used for longest is removed (default 8GiB)",
+    )
 
 
 def _threshold(verb: argparse.ArgumentParser) -> None:
@@ -303,6 +347,11 @@ def _threshold(verb: argparse.ArgumentParser) -> None:
         type=float,
         metavar="T",
         help="probability above which a pixel belongs (default: the model's)",
+    )
+    verb.add_argument(
+        "--tta",
+        action="store_true",
+        help="test-time augmentation: the mean over several views of each image, which tune --tta measured to help",
     )
     verb.add_argument(
         "--fill-holes",
@@ -326,6 +375,7 @@ ARGUMENTS = {
     "split": _split,
     "import": _import,
     "train": _train,
+    "runs": _runs,
     "predict": _predict,
     "evaluate": _evaluate,
     "tune": _tune,

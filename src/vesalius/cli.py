@@ -39,9 +39,8 @@ def synth(args: argparse.Namespace) -> Result:
 def check(args: argparse.Namespace) -> Result:
     """Say what is wrong with a data set, before any computing time is spent on it."""
     from vesalius.data.checks import fixes, sheet
-    from vesalius.data.checks.findings import count_errors
     from vesalius.data.checks.inspection import inspect
-    from vesalius.data.checks.listing import list_findings
+    from vesalius.data.checks.listing import as_json, summarise
 
     if args.report is not None:
         sheet.check_target(args.report, args.data)
@@ -56,20 +55,9 @@ def check(args: argparse.Namespace) -> Result:
             workers=args.workers,
             on_progress=progress.reach,
         )
-    for name, part in report.parts.items():
-        print(f"{part.root}{name and f', {name}'}: format {part.format}")
-        for note in part.notes:
-            print(note)
-    for name, count in report.counts.items():
-        print(f"{name}: {count}")
-    for line in list_findings(report.findings, every=args.verbose):
+    for line in summarise(report, every=args.verbose):
         print(line)
-    result: Result = {
-        "format": ", ".join(dict.fromkeys(part.format for part in report.parts.values())),
-        "counts": report.counts,
-        "findings": [vars(finding) for finding in report.findings],
-        "failed": count_errors(report.findings),
-    }
+    result = as_json(report)
     if args.report is not None:
         with Progress(1.0, "report", unit="page") as progress:
             page = sheet.write_sheet(report, args.report, workers=args.workers, on_progress=progress.reach)
@@ -92,7 +80,7 @@ def _fix(args: argparse.Namespace, report: Any, errors: int) -> Result:
 def split(args: argparse.Namespace) -> Result:
     """Cut a data set into parts, or folds, of whole patients or sequences."""
     from vesalius.data.dataset import open_data_set
-    from vesalius.data.splits import split_data_set
+    from vesalius.data.splits import split_data_set, summarise
 
     data_set = open_data_set(args.data, split=args.split, prompt=args.prompt, group=args.group)
     with Progress(len(data_set.samples), "split") as progress:
@@ -105,12 +93,8 @@ def split(args: argparse.Namespace) -> Result:
             group=args.group,
             on_progress=progress.reach,
         )
-    for name, part in result["parts"].items():
-        area = "" if part["mean_area"] is None else f"  mean area {part['mean_area']:.4f}"
-        phrases = "  ".join(f"{phrase} {n}" for phrase, n in part["phrases"].items())
-        print(f"{name:<12}{part['images']} images  {part['groups']} groups{area}  {phrases}".rstrip())
-    for note in result["notes"]:
-        print(note)
+    for line in summarise(result):
+        print(line)
     print(f"{args.out}: open a part with --split NAME")
     return result
 
@@ -148,6 +132,8 @@ def train(args: argparse.Namespace) -> Result:
         raise SettingError("give a recipe, or --resume RUN to continue a run")
     keep_freed_memory()
     settings = read_run_settings(args.resume or args.recipe, args.set)
+    if args.find_lr is not None:
+        return _find_rate(args, settings)
     if args.resume is not None:  # the run may have been moved since
         settings = settings.changed(out=args.resume)
     with Progress(1.0, "train", unit="run") as progress:
@@ -163,6 +149,25 @@ def train(args: argparse.Namespace) -> Result:
         )
     print(f"{run}: best and last checkpoint, log.jsonl, curves.png")
     return {"run": str(run), "best": str((run / "best").resolve())}
+
+
+def _find_rate(args: argparse.Namespace, settings: Any) -> Result:
+    from vesalius.training.run import search_rate
+
+    with Progress(1.0, "find-lr", unit="search") as progress:
+        found = search_rate(settings, args.find_lr, on_note=print, on_progress=progress.reach)
+    print(f"{found}; picture: {args.find_lr}")
+    return {"picture": str(args.find_lr), **found.as_json()}
+
+
+def runs(args: argparse.Namespace) -> Result:
+    """List runs: how far each came, how good it became, and in which settings they differ."""
+    from vesalius.training.runs import as_json, list_runs, tabulate
+
+    found = list_runs(args.folder)
+    for line in tabulate(found):
+        print(line)
+    return as_json(found)
 
 
 def predict(args: argparse.Namespace) -> Result:
@@ -211,13 +216,20 @@ def _load(args: argparse.Namespace, model: str) -> Any:
 def _asked(args: argparse.Namespace) -> Result:
     """How a model is asked: arguments of `load_predictor`."""
     from vesalius.config import make_settings
+    from vesalius.inference.featurecache import CacheSettings
+    from vesalius.inference.placement import parse_size
     from vesalius.inference.postprocess import Cleaning
     from vesalius.inference.tiles import TileSettings
 
-    asked = {name: value for name, value in vars(args).items() if name in ("answer", "threshold", "batch")}
+    names = ("answer", "threshold", "batch", "tta", "gpus")
+    asked = {name: vars(args)[name] for name in names if name in args}
     mended = {name: vars(args)[name] for name in ("fill_holes", "drop_specks") if vars(args).get(name)}
     if args.tiles is not None:
         asked["tiles"] = make_settings(TileSettings, {"sides": args.tiles}, "--tiles")
+    if args.cache is not None:
+        asked["cache"] = CacheSettings(
+            folder=args.cache, most_bytes=parse_size(args.cache_size, "--cache-size")
+        )
     return asked | ({"cleaning": make_settings(Cleaning, mended, "mending masks")} if mended else {})
 
 
@@ -261,10 +273,9 @@ def _segmenter(args: argparse.Namespace, model: str | None, samples: Sequence[An
     if model is None:
         from vesalius.scoring.stored import StoredPredictions
 
-        if args.tiles is not None or args.fill_holes or args.drop_specks:
-            raise SettingError(
-                "--tiles, --fill-holes and --drop-specks are for a MODEL, not for --predictions"
-            )
+        for_models = ("tiles", "tta", "cache", "fill_holes", "drop_specks")
+        if given := [name for name in for_models if getattr(args, name) not in (None, False, 0)]:
+            raise SettingError(f"--{given[0].replace('_', '-')} is for a MODEL, not for --predictions")
         return StoredPredictions(args.predictions, samples, threshold=args.threshold)
     return _load(args, model)
 
@@ -272,30 +283,18 @@ def _segmenter(args: argparse.Namespace, model: str | None, samples: Sequence[An
 def tune(args: argparse.Namespace) -> Result:
     """Find the threshold that scores best on validation data, and store it in a bundle."""
     from vesalius.data.dataset import open_data_set
-    from vesalius.models.checkpoint import ThresholdOrigin
     from vesalius.models.threshold import check_target, store_threshold
-    from vesalius.scoring.tune import find_threshold
+    from vesalius.scoring.tune import as_json, find_threshold, summarise
 
     target = check_target(args.model, args.out)
     data_set = open_data_set(args.data, split=args.split, prompt=args.prompt, group=args.group)
     predictor = _load(args, args.model)
     with Progress(len(data_set.samples), "tune") as progress:
-        tuned = find_threshold(predictor, data_set, args.metric, on_progress=progress.reach)
-    origin = ThresholdOrigin(
-        how="tuned",
-        data=tuned.data,
-        data_fingerprint=tuned.data_fingerprint,
-        metric=tuned.metric,
-        value=tuned.value,
-        n_samples=tuned.n_samples,
-    )
-    store_threshold(args.model, target, tuned.threshold, origin, tuned.images)
-    print(
-        f"threshold {tuned.threshold:.2f}: mean {tuned.metric} {tuned.value:.4f} on {tuned.n_samples} images "
-        f"({tuned.at_default:.4f} at 0.50)"
-    )
-    print(f"{target}: evaluate it on other images than these")
-    return {**vars(tuned), "images": len(tuned.images), "bundle": str(target)}
+        tuned = find_threshold(predictor, data_set, args.metric, views=args.views, on_progress=progress.reach)
+    store_threshold(args.model, target, tuned.threshold, tuned.origin, tuned.images, tuned.view_gain)
+    for line in summarise(tuned, target, had_gain=predictor.bundle_card.tta is not None):
+        print(line)
+    return {**as_json(tuned), "bundle": str(target)}
 
 
 def compare(args: argparse.Namespace) -> Result:
@@ -355,10 +354,9 @@ def convert(args: argparse.Namespace) -> Result:
     return proof
 
 
-VERBS = {
-    verb.__name__.rstrip("_"): verb  # import is a word of Python's own
-    for verb in (synth, check, split, import_, train, predict, evaluate, tune, compare, plan, info, convert)
-}
+MAKING = (synth, check, split, import_, train, runs)
+USING = (predict, evaluate, tune, compare, plan, info, convert)
+VERBS = {verb.__name__.rstrip("_"): verb for verb in (*MAKING, *USING)}  # import is a word of Python's own
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -377,7 +375,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.verbose:
             traceback.print_exc()
         print(f"vesalius: {error}", file=sys.stderr)
-        return 1
+        return error.exit_code
     except BrokenPipeError:  # whoever read the output, such as head, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
         return 1

@@ -8,6 +8,7 @@ VesaliusError              one sentence for the user; the command line prints it
 ├── CheckpointError        a model cannot be found, opened or written
 ├── MissingExtraError      a library is not installed; names the command that installs it
 ├── TrainingError          a run cannot start, continue or be trusted
+├── InterruptionError      a signal ended a run, whose work is saved; the exit code is 128 + the signal's number
 └── OutputError            a result cannot be written; names the path
 """
 
@@ -16,6 +17,8 @@ from __future__ import annotations
 
 class VesaliusError(Exception):
     """One clear sentence: what is wrong, where, and what to do."""
+
+    exit_code = 1
 
 
 class SettingError(VesaliusError):
@@ -55,6 +58,14 @@ class CheckpointError(VesaliusError):
 
 class TrainingError(VesaliusError):
     """A run cannot start, continue or be trusted."""
+
+
+class InterruptionError(VesaliusError):
+    """A signal ended a run, whose work is saved."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number
 
 
 class OutputError(VesaliusError):

@@ -47,13 +47,16 @@ PARTS = {
     "sam.": "sam/*.safetensors",
     "projector.": "projector.safetensors",
     "adapter.": "adapter/*.safetensors",
+    "unet.": "unet.safetensors",
 }
-"""Canonical prefix -> files of a bundle. Without an adapter a bundle has the fingerprint of its base."""
+"""Canonical prefix -> files of a bundle, of which a U-Net has the last alone. Without an adapter a bundle has the
+fingerprint of its base."""
 
 LIBRARIES = (
     "vesalius",
     "torch",
     "transformers",
+    "bitsandbytes",
     "accelerate",
     "peft",
     "numpy",

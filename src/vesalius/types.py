@@ -88,6 +88,10 @@ class Sample:
             raise ValueError(f"{self.id}: {len(self.prompts)} prompts but {len(self.masks)} masks")
 
 
+Turn = tuple[str, str]
+"""A question and its answer."""
+
+
 @dataclass(frozen=True)
 class Item:
     """One image (or clip) in memory, with its prompts and, where known, their masks."""
@@ -98,6 +102,10 @@ class Item:
     prompts: tuple[str, ...]
     masks: np.ndarray | None = None
     """bool (n, f, h, w), one for each prompt."""
+    absent: frozenset[int] = frozenset()
+    """Training: places in `prompts` of phrases that are to be answered with words, as nothing is there."""
+    turns: tuple[Turn, ...] = ()
+    """Training: a conversation about the image, apart from the prompts."""
 
     def __post_init__(self) -> None:
         frames, masks = self.frames, self.masks
@@ -108,6 +116,8 @@ class Item:
         expected = (len(self.prompts), *frames.shape[:3])
         if masks is not None and (masks.dtype != np.bool_ or masks.shape != expected):
             raise ValueError(f"{self.id}: masks must be bool {expected}; got {masks.dtype} {masks.shape}")
+        if masks is not None and (there := [place for place in self.absent if masks[place].any()]):
+            raise ValueError(f"{self.id}: {self.prompts[there[0]]!r} is called absent but has a mask")
 
     @property
     def size(self) -> Size:

@@ -32,8 +32,8 @@ from vesalius.models.segmenter import encode_images
 from vesalius.models.specs import ModelSpec, find_spec
 from vesalius.models.spread import find_place
 from vesalius.models.stored import empty_model
-from vesalius.training.trainable import GROUPS, set_trainable
-from vesalius.training.trainable import WHAT_TRAINS as TRAINED
+from vesalius.models.trainable import GROUPS, set_trainable
+from vesalius.models.trainable import WHAT_TRAINS as TRAINED
 
 CPU = Device("cpu", 64 * GIB)
 COSTS: dict[tuple[str, ...], Pass] = {}
@@ -203,15 +203,13 @@ def test_the_batch_is_the_largest_that_fits_without_more_gpus(wide: ModelSpec) -
     assert plan_of(wide, "").batch == 4
 
 
-def test_quantised_weights_are_smaller_and_cannot_be_opened(wide: ModelSpec) -> None:
+def test_quantised_weights_are_smaller(wide: ModelSpec) -> None:
     sizes = {
         kind: plan_of(wide, "80GiB", batch=1, quantise=kind).loads[0].weights for kind in ("8bit", "4bit")
     }
     plain = plan_of(wide, "80GiB", batch=1).loads[0].weights
     assert sizes["8bit"] == pytest.approx(plain / 2, rel=0.1)
     assert sizes["4bit"] == pytest.approx(0.5625 * plain / 2, rel=0.15)
-    with pytest.raises(SettingError, match="cannot open them"):
-        place_of(plan_of(wide, "80GiB", batch=1, quantise="4bit"))
 
 
 @pytest.mark.slow

@@ -77,3 +77,16 @@ def test_device_that_is_not_there_is_one_sentence() -> None:
         order()
     with pytest.raises(SettingError, match="name one or more, with commas"):
         order_predictors("tiny", ["cpu", ""], {})
+
+
+def test_gpus_on_the_command_line_are_those_that_one_model_is_spread_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw_squares(tmp_path / "in", 1)
+    command = ["predict", "tiny", str(tmp_path / "in"), "--prompt", "x", "--out", str(tmp_path / "out")]
+    assert main([*command, "--gpus", "2x24GiB"]) == 1
+    assert "the plan for tiny is of GPU 0; this machine has 0 GPUs" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--gpus", "2x24GiB", "--devices", "cpu,cpu"])
+    assert stop.value.code == 2
+    assert not (tmp_path / "out").exists()

@@ -144,7 +144,7 @@ def test_failed_write_leaves_the_old_bundle_whole(
 ) -> None:
     before = fingerprint_weights(bundle)
 
-    def no_space(folder: Path) -> None:
+    def no_space(folder: Path, **more: object) -> None:
         folder.mkdir()
         (folder / "half").write_text("half")
         raise OSError(28, "No space left on device")

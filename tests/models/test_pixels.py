@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from vesalius.data.images import read_image
-from vesalius.models.pixels import DEVIATION, MEAN, normalise, resize_bicubic, tile_grid, tile_image
+from vesalius.models.pixels import normalise, resize_bicubic, tile_grid, tile_image
 from vesalius.models.specs import find_spec
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "tiling.json"
@@ -36,11 +36,14 @@ def test_tiles_are_cut_row_by_row_and_the_thumbnail_comes_last() -> None:
 
 
 def test_pixels_are_normalised_with_the_imagenet_numbers() -> None:
-    grey = Image.fromarray(np.full((2, 3, 3), 128, dtype=np.uint8))
-    expected = (128 / 255 - MEAN) / DEVIATION
-    tensor = normalise(grey)
-    assert tensor.shape == (3, 2, 3)
-    np.testing.assert_allclose(tensor[:, 0, 0].numpy(), expected, atol=1e-6)
+    values = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
+    values[3, 5] = 0, 128, 255
+    tensor = normalise(Image.fromarray(values))
+    assert (tensor.shape, tensor.dtype, tensor.is_contiguous()) == ((3, 16, 16), torch.float32, True)
+    mean, deviation = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+    # all 256 values of each channel, to the bit
+    expected = ((values.astype(np.float32) / 255 - mean) / deviation).transpose(2, 0, 1)
+    np.testing.assert_array_equal(tensor.numpy(), expected)
 
 
 @pytest.mark.parametrize("name", ["odd_517x389", "square_400", "square_700"])

@@ -1,5 +1,6 @@
 """Items to a batch."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vesalius.errors import SettingError
-from vesalius.models.processor import NOT_LEARNED, Processor
+from vesalius.models.processor import NOT_LEARNED, Batch, Processor
+from vesalius.models.prompts import PromptTemplate
 from vesalius.models.specs import tiny
 from vesalius.models.tokenizers import byte_tokenizer
 from vesalius.types import Item
@@ -105,6 +107,103 @@ def test_question_longer_than_the_context_is_refused(processor: Processor) -> No
 
 def test_training_draws_among_the_questions(processor: Processor) -> None:
     texts = {
-        processor.tokenizer.decode(processor([item("x")], choice=[which]).input_ids[0]) for which in range(6)
+        processor.tokenizer.decode(processor.teach([item("x")], [which]).input_ids[0]) for which in range(6)
     }
     assert len(texts) == len(processor.spec.prompt.questions)
+
+
+def clip(frames: int, *prompts: str) -> Item:
+    pixels = np.random.default_rng(0).integers(0, 256, (frames, 40, 60, 3), dtype=np.uint8)
+    masks = np.zeros((len(prompts), frames, 40, 60), bool)
+    for place in range(len(prompts)):
+        for frame in range(frames):
+            masks[place, frame, place, frame] = True
+    return Item("clip", pixels, prompts, masks)
+
+
+def learned_text(processor: Processor, batch: Batch, row: int) -> str:
+    return processor.tokenizer.decode(batch.labels[row][batch.labels[row] != NOT_LEARNED].tolist())
+
+
+def test_teaching_a_still_is_the_template_that_was_drawn(processor: Processor) -> None:
+    items = [item("a", "b"), item("c")]
+    taught, asked = processor.teach(items, [0, 0, 0]), processor(items, answered=True)
+    for name in ("input_ids", "labels", "attention_mask", "pixel_values", "image_of_row"):
+        assert torch.equal(getattr(taught, name), getattr(asked, name)), name
+    assert [mask.shape for mask in taught.masks] == [mask.shape for mask in asked.masks]
+    assert taught.draws == (0, 0, 0)
+    with pytest.raises(ValueError, match="2 draws for"):
+        processor.teach(items, [0, 0])
+
+
+def test_absent_phrase_is_answered_with_words_and_has_no_mask(processor: Processor) -> None:
+    one = replace(item("vessel", "catheter"), absent=frozenset({1}))
+    batch = processor.teach([one], [0, 0])
+    assert learned_text(processor, batch, 0) == "Sure, [SEG].<|im_end|>"
+    assert learned_text(processor, batch, 1) == "There is no catheter in this image.<|im_end|>"
+    assert [tuple(mask.shape) for mask in batch.masks] == [(1, 40, 60)]
+
+
+def test_every_denial_follows_every_question(processor: Processor) -> None:
+    one = replace(item("x"), absent=frozenset({0}))
+    texts = {processor.tokenizer.decode(processor.teach([one], [which]).input_ids[0]) for which in range(9)}
+    template = processor.spec.prompt
+    assert len(texts) == len(template.questions) * len(template.absent_answers) == 9
+
+
+def test_absent_phrase_with_a_mask_is_refused() -> None:
+    masks = np.ones((1, 1, 40, 60), bool)
+    with pytest.raises(ValueError, match="'x' is called absent but has a mask"):
+        replace(item("x"), masks=masks, absent=frozenset({0}))
+
+
+def test_only_the_answers_of_a_conversation_are_learned(processor: Processor) -> None:
+    talk = replace(
+        item(masks=False), turns=(("What is this?", "An angiogram."), ("Of what?", "Of the heart."))
+    )
+    batch = processor.teach([talk], [])
+    assert learned_text(processor, batch, 0) == "An angiogram.<|im_end|>Of the heart.<|im_end|>"
+    text = processor.tokenizer.decode(batch.input_ids[0])
+    assert text.partition("</img>\n")[2] == (
+        "What is this?<|im_end|>\n<|im_start|>assistant\nAn angiogram.<|im_end|>\n"
+        "<|im_start|>user\nOf what?<|im_end|>\n<|im_start|>assistant\nOf the heart.<|im_end|>"
+    )
+    assert [len(mask) for mask in batch.masks] == [0]
+
+
+def test_masks_of_a_clip_come_phrase_by_phrase(processor: Processor) -> None:
+    batch = processor.teach([item("a"), clip(3, "b", "c")], [0, 0, 0])
+    assert batch.frames_per_batch == [1, 3]
+    assert len(batch.g_pixel_values) == 4
+    assert batch.tiles_of_image[1] == 3
+    assert batch.masks[1].flatten(1).argmax(1).tolist() == [0, 1, 2, 60, 61, 62]
+    text = processor.tokenizer.decode(batch.input_ids[1])
+    assert text.count("</img>\n<img>") == 2
+
+
+def test_clip_is_no_image_to_ask_about(processor: Processor) -> None:
+    with pytest.raises(ValueError, match="is a clip of 2 frames, not an image"):
+        processor([clip(2, "a")])
+
+
+@pytest.mark.parametrize(
+    ("turns", "message"),
+    [
+        ((("a [SEG]?", "b"),), r"holds \[SEG\], which the model takes as a command"),
+        ((("a?", "b <|im_end|>"),), "holds <|im_end|>"),
+        ((("a?", "word " * 1000),), "longer than the model's context of 4096"),
+    ],
+)
+def test_conversation_that_cannot_be_learned_is_refused(
+    processor: Processor, turns: tuple[tuple[str, str], ...], message: str
+) -> None:
+    processor.check_turns((("What is this?", "An angiogram."),), (40, 60))
+    with pytest.raises(SettingError, match=message):
+        processor.check_turns(turns, (40, 60))
+
+
+def test_card_without_absent_answers_opens_with_those_of_today() -> None:
+    old = {"chat": "qwen_chat", "questions": ("Where is {phrase}?",), "answers": ("[SEG]",)}
+    assert PromptTemplate(**old).deny("wire") == "There is no wire in this image."
+    with pytest.raises(ValueError, match=r"an absent answer must hold {phrase} once, and no \[SEG\]"):
+        PromptTemplate(absent_answers=("No {phrase} [SEG].",))

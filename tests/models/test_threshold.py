@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from vesalius.errors import CheckpointError, DataError, OutputError
-from vesalius.models.checkpoint import CARD, ThresholdOrigin, find_model, read_card
+from vesalius.models.cards import CARD, ThresholdOrigin, read_card
+from vesalius.models.checkpoint import find_model
 from vesalius.models.stored import fingerprint_model
 from vesalius.models.threshold import check_target, store_threshold
 

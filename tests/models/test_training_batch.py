@@ -13,6 +13,8 @@ from torch.nn import functional
 from vesalius.models.checkpoint import open_model
 from vesalius.models.pixels import read_pixels
 from vesalius.models.processor import Batch
+from vesalius.training.mask_losses import binary_cross_entropy, soft_dice_loss
+from vesalius.training.targets import read_at, uncertain_points
 
 
 @pytest.fixture(scope="module")
@@ -70,32 +72,33 @@ def test_maps_of_the_first_objects(computed: dict[str, Any]) -> None:
 
 
 def test_mask_losses_on_whole_maps(computed: dict[str, Any]) -> None:
-    mask, dice = losses(
-        computed["logits"].flatten(0, 1).flatten(1), computed["truth"].flatten(0, 1).flatten(1)
-    )
+    mask, dice = losses(computed["logits"].flatten(0, 1), computed["truth"].flatten(0, 1))
     assert mask.item() == pytest.approx(computed["facts"]["full"]["loss_mask"], rel=1e-5)
     assert dice.item() == pytest.approx(computed["facts"]["full"]["loss_dice"], rel=1e-5)
 
 
 def test_mask_losses_on_sampled_points(computed: dict[str, Any]) -> None:
-    points = torch.from_numpy(computed["stored"]["points/point_coords"])[:, None] * 2 - 1
-    sampled = [
-        functional.grid_sample(
-            maps.flatten(0, 1)[:, None], points, mode="bilinear", align_corners=False
-        ).flatten(1)
-        for maps in (computed["logits"], computed["truth"])
-    ]
-    mask, dice = losses(*sampled)
+    mask, dice = losses(*at_stored_points(computed))
     assert mask.item() == pytest.approx(computed["facts"]["points"]["loss_mask"], rel=1e-4)
     assert dice.item() == pytest.approx(computed["facts"]["points"]["loss_dice"], rel=1e-4)
 
 
-def test_gradients(computed: dict[str, Any]) -> None:
+def test_points_are_as_uncertain_as_the_official_ones(computed: dict[str, Any]) -> None:
+    logits = computed["logits"].flatten(0, 1).detach()
+    stored = torch.from_numpy(computed["stored"]["points/point_coords"])
+    drawn = uncertain_points(logits, 2048, 3.0, 0.75, torch.Generator().manual_seed(0))
+    assert drawn.shape == stored.shape
+    for part in (slice(1536), slice(1536, None)):  # the uncertain ones come first
+        ours, theirs = (read_at(logits, points[:, part]).abs().mean(dim=1) for points in (drawn, stored))
+        torch.testing.assert_close(ours, theirs, rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("where", ["full", "points"])
+def test_gradients(computed: dict[str, Any], where: str) -> None:
     output, model = computed["output"], computed["model"]
     model.zero_grad()
-    mask, dice = losses(
-        computed["logits"].flatten(0, 1).flatten(1), computed["truth"].flatten(0, 1).flatten(1)
-    )
+    whole = computed["logits"].flatten(0, 1), computed["truth"].flatten(0, 1)
+    mask, dice = losses(*(whole if where == "full" else at_stored_points(computed)))
     text = functional.cross_entropy(output.text_logits, output.text_labels)
     (mask + dice + text).backward(retain_graph=True)
     names = {
@@ -111,13 +114,16 @@ def test_gradients(computed: dict[str, Any]) -> None:
         "mllm.model.language_model.model.embed_tokens.weight": model.vlm.get_input_embeddings().weight,
     }
     for name, parameter in names.items():
-        expected = computed["facts"]["full_grads"][name]["norm"]
+        expected = computed["facts"][f"{where}_grads"][name]["norm"]
         assert parameter.grad.norm().item() == pytest.approx(expected, rel=1e-3), name
 
 
+def at_stored_points(computed: dict[str, Any]) -> list[torch.Tensor]:
+    points = torch.from_numpy(computed["stored"]["points/point_coords"])
+    return [read_at(computed[name].flatten(0, 1), points) for name in ("logits", "truth")]
+
+
 def losses(logits: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The official mask losses with their weights: mean binary cross entropy, and naive Dice with eps 1."""
-    probabilities = logits.sigmoid()
-    both = (probabilities * truth).sum(dim=1)
-    dice = 1 - (2 * both + 1) / (probabilities.sum(dim=1) + truth.sum(dim=1) + 1)
-    return 2 * functional.binary_cross_entropy_with_logits(logits, truth), 0.5 * dice.mean()
+    """The official mask losses with their weights."""
+    mask = binary_cross_entropy(logits, truth, "pixels").mean()
+    return 2 * mask, 0.5 * soft_dice_loss(logits, truth).mean()

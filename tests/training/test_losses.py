@@ -1,72 +1,197 @@
-"""Losses by hand, and targets that keep thin lines."""
+"""The parts of the loss together: weights, masks that are absent, precision, what a resumed run sees."""
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from vesalius.config import make_settings
+from vesalius.errors import SettingError
+from vesalius.models.checkpoint import OpenedModel, new_model
 from vesalius.models.textseg import MaskLogits, Output
-from vesalius.training.losses import LossSettings, area_average, iou_error, measure, soft_dice_loss
+from vesalius.training.learner import TextSegLearner
+from vesalius.training.losses import LossSettings, measure
+from vesalius.training.targets import area_average
+from vesalius.types import Item
+
+WAYS: tuple[dict[str, Any], ...] = (
+    {"cldice": 1.0, "focal": 3.0, "skeleton_steps": 2},
+    {"at": "points", "points": 40, "focal": 3.0},
+    {"at": "pixels", "cldice": 1.0, "skeleton_steps": 2},
+    {"balance": "objects", "focal": 1.0},
+)
 
 
-def masks_of(logits: torch.Tensor, scores: torch.Tensor | None = None) -> MaskLogits:
-    candidates = logits[:, None].expand(-1, 3, -1, -1)
-    all_scores = torch.full((len(logits), 3), 0.5) if scores is None else scores
-    return MaskLogits(logits, all_scores[:, 0], candidates, all_scores)
+def output_of(logits: torch.Tensor, words: int = 5) -> Output:
+    scores = torch.full((len(logits), 3), 0.5)
+    rng = torch.Generator().manual_seed(0)
+    masks = MaskLogits(logits, scores[:, 0], logits[:, None].expand(-1, 3, -1, -1), scores)
+    return Output(torch.randn(words, 7, generator=rng).requires_grad_(), torch.arange(words), masks)
 
 
-def test_area_average_equals_torch_where_sizes_divide() -> None:
-    masks = (torch.rand(2, 64, 96, generator=torch.Generator().manual_seed(0)) > 0.9).to(torch.uint8)
-    expected = torch.nn.functional.avg_pool2d(masks.float(), (4, 6))
-    torch.testing.assert_close(area_average(masks, (16, 16)), expected)
+def random_logits(count: int) -> torch.Tensor:
+    return torch.randn(count, 8, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
 
 
-@pytest.mark.parametrize("size", [(999, 960), (37, 800), (100, 100)])
-def test_area_average_keeps_the_area_at_any_ratio(size: tuple[int, int]) -> None:
-    mask = (torch.rand(1, *size, generator=torch.Generator().manual_seed(1)) > 0.7).to(torch.uint8)
-    assert area_average(mask, (128, 128)).mean().item() == pytest.approx(mask.float().mean().item(), abs=1e-5)
-
-
-def test_a_one_pixel_line_stays_whole_in_the_target() -> None:
-    mask = torch.zeros(1, 512, 512, dtype=torch.uint8)
-    mask[0, :, 301] = 1
-    target = area_average(mask, (128, 128))[0]
-    assert (target[:, 75] == 0.25).all()
-    assert target.sum() == pytest.approx(32)
-
-
-def test_soft_dice_of_certain_masks() -> None:
-    target = torch.zeros(1, 4, 4)
-    target[0, :2] = 1
-    right, wrong = (2 * target - 1) * 1e3, (1 - 2 * target) * 1e3
-    assert soft_dice_loss(right, target).item() == pytest.approx(0, abs=1e-6)
-    assert soft_dice_loss(wrong, target).item() == pytest.approx(1 - 1 / 17)
-    assert soft_dice_loss(torch.full((1, 4, 4), -1e3), torch.zeros(1, 4, 4)).item() == pytest.approx(0)
-
-
-def test_iou_error_by_hand() -> None:
-    target = torch.zeros(1, 4, 4)
-    target[0, :2] = 1
-    guess = torch.full((1, 4, 4), -9.0)
-    guess[0, 1:3] = 9  # 4 cells in common, 12 in all
-    assert iou_error(masks_of(guess), target).item() == pytest.approx(0.5 - 1 / 3)
-    nothing = torch.full((1, 4, 4), -9.0)
-    assert iou_error(masks_of(nothing), torch.zeros(1, 4, 4)).item() == pytest.approx(0.5)
+def random_masks(*shape: int) -> torch.Tensor:
+    return (torch.rand(*shape, generator=torch.Generator().manual_seed(2)) > 0.5).to(torch.uint8)
 
 
 def test_total_is_the_weighted_sum() -> None:
-    rng = torch.Generator().manual_seed(0)
-    output = Output(
-        torch.randn(5, 7, generator=rng), torch.arange(5), masks_of(torch.randn(2, 8, 8, generator=rng))
-    )
-    truth = [(torch.rand(2, 16, 16, generator=rng) > 0.5).to(torch.uint8)]
-    losses = measure(output, truth, LossSettings(text=0.3, bce=5, dice=7, iou=11))
-    expected = 0.3 * losses.text + 5 * losses.mask + 7 * losses.dice + 11 * losses.iou
+    output, truth = output_of(random_logits(2)), [random_masks(2, 16, 16)]
+    weights: dict[str, Any] = {
+        "text": 0.3,
+        "bce": 5.0,
+        "dice": 7.0,
+        "iou": 11.0,
+        "cldice": 13.0,
+        "focal": 17.0,
+    }
+    losses = measure(output, truth, LossSettings(**weights))
+    assert losses.cldice is not None
+    assert losses.focal is not None
+    parts = (losses.text, losses.mask, losses.dice, losses.iou, losses.cldice, losses.focal)
+    expected = sum(weight * part for weight, part in zip(weights.values(), parts, strict=True))
     torch.testing.assert_close(losses.total, expected)
-    logits, target = output.masks.logits.numpy(), area_average(truth[0], (8, 8)).numpy()
+    logits, target = output.masks.logits.detach().numpy(), area_average(truth[0], (8, 8)).numpy()
     assert losses.mask.item() == pytest.approx(np.mean(np.log1p(np.exp(logits)) - logits * target), rel=1e-5)
 
 
+def test_parts_that_cost_are_absent_without_a_weight() -> None:
+    losses = measure(output_of(random_logits(1)), [random_masks(1, 16, 16)], LossSettings())
+    assert (losses.cldice, losses.focal) == (None, None)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_every_way_gives_each_map_a_gradient(way: dict[str, Any]) -> None:
+    logits = random_logits(3)
+    masks = [random_masks(2, 33, 20), random_masks(1, 16, 40)]
+    losses = measure(output_of(logits), masks, LossSettings(**way), draws=[4])
+    losses.total.backward()
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
+    assert (logits.grad.abs().sum(dim=(1, 2)) > 0).all()
+
+
+def test_each_mask_counts_the_same_whatever_the_size_of_its_image() -> None:
+    logits, masks = random_logits(2), [random_masks(1, 100, 100), random_masks(1, 12, 12)]
+    settings = LossSettings(at="pixels")
+    both = measure(output_of(logits), masks, settings)
+    single = [measure(output_of(logits[i : i + 1]), masks[i : i + 1], settings) for i in (0, 1)]
+    for name in ("mask", "dice"):
+        mean = (getattr(single[0], name) + getattr(single[1], name)) / 2
+        torch.testing.assert_close(getattr(both, name), mean)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_a_question_without_seg_changes_nothing(way: dict[str, Any]) -> None:
+    logits, masks = random_logits(2), [random_masks(1, 16, 16), random_masks(1, 20, 12)]
+    empty = torch.zeros(0, 16, 16, dtype=torch.uint8)
+    expected = measure(output_of(logits), masks, LossSettings(**way), draws=[1])
+    more = measure(output_of(logits), [empty, masks[0], empty, masks[1]], LossSettings(**way), draws=[1])
+    assert vars(more) == vars(expected)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize("masks", [[], [torch.zeros(0, 16, 16, dtype=torch.uint8)]])
+def test_without_any_seg_only_the_text_is_learned(way: dict[str, Any], masks: list[torch.Tensor]) -> None:
+    logits = random_logits(0)
+    output = output_of(logits)
+    losses = measure(output, masks, LossSettings(**{**way, "text": 2.0}))
+    assert (losses.mask.item(), losses.dice.item(), losses.iou.item()) == (0, 0, 0)
+    torch.testing.assert_close(losses.total, 2 * losses.text)
+    losses.total.backward()
+    assert logits.grad is not None  # of shape (0, 8, 8): the graph is whole
+    assert output.text_logits.grad is not None
+    assert output.text_logits.grad.abs().sum() > 0
+
+
 def test_a_mask_for_no_seg_is_an_error() -> None:
-    output = Output(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64), masks_of(torch.zeros(1, 8, 8)))
     with pytest.raises(ValueError, match=r"1 .SEG. in the answers but 2 masks"):
-        measure(output, [torch.zeros(2, 8, 8, dtype=torch.uint8)], LossSettings())
+        measure(output_of(random_logits(1)), [random_masks(2, 8, 8)], LossSettings())
+    with pytest.raises(ValueError, match=r"2 .SEG. in the answers but 0 masks"):
+        measure(output_of(random_logits(2)), [], LossSettings())
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_autocast_changes_nothing(way: dict[str, Any]) -> None:
+    output, masks = output_of(random_logits(2)), [random_masks(2, 37, 53)]
+    plain = measure(output, masks, LossSettings(**way))
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = measure(output, masks, LossSettings(**way))
+    assert vars(mixed) == vars(plain)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_measured_in_float32(way: dict[str, Any], dtype: torch.dtype) -> None:
+    output = output_of(1e4 * random_logits(1).detach())
+    half = Output(
+        output.text_logits.to(dtype),
+        output.text_labels,
+        MaskLogits(*(part.to(dtype) for part in vars(output.masks).values())),
+    )
+    losses = measure(half, [random_masks(1, 300, 300)], LossSettings(**way))
+    for value in vars(losses).values():
+        assert value is None or (value.dtype == torch.float32 and torch.isfinite(value))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"cldice": 1.0, "at": "points"}, "cldice needs whole maps"),
+        ({"focal": -1.0}, "focal"),
+        ({"focal_gamma": 0.5}, "focal_gamma"),
+        ({"importance_sample_ratio": 1.5}, "importance_sample_ratio"),
+        ({"oversample_ratio": 0.5}, "oversample_ratio"),
+        ({"points": 0}, "points"),
+        ({"at": "corners"}, "at"),
+        ({"cl_dice": 1.0}, "did you mean cldice"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        make_settings(LossSettings, wrong, "test")
+
+
+@pytest.fixture(scope="module")
+def opened() -> OpenedModel:
+    return new_model("tiny", seed=0)
+
+
+Measured = Callable[[dict[str, Any], list[int]], dict[str, torch.Tensor]]
+
+
+@pytest.fixture
+def of_learner(opened: OpenedModel) -> Measured:
+    """What a learner measures of one small image, under given draws."""
+    rng = np.random.default_rng(0)
+    pixels, masks = rng.integers(0, 256, (1, 64, 64, 3), dtype=np.uint8), rng.random((1, 1, 64, 64)) > 0.5
+
+    def measured(way: dict[str, Any], draws: list[int]) -> dict[str, torch.Tensor]:
+        learner = TextSegLearner(opened, {}, LossSettings(**way))
+        batch = learner.make_batch([Item("a", pixels, ("vessel",), masks)], draws)
+        with torch.no_grad():
+            return dict(learner.losses(opened.model, batch))
+
+    return measured
+
+
+def test_a_resumed_run_samples_the_points_of_the_uninterrupted_one(of_learner: Measured) -> None:
+    way = {"at": "points", "points": 300}
+    torch.manual_seed(0)
+    before = of_learner(way, [7])
+    torch.manual_seed(1)  # torch's generator stands elsewhere when a run is resumed
+    assert of_learner(way, [7]) == before
+    same_words = 7 + 5040  # any count of templates up to 10 divides the difference
+    after = of_learner(way, [same_words])
+    assert after["text"] == before["text"]
+    assert after["mask"] != before["mask"]
+
+
+def test_a_learner_reports_what_was_measured(of_learner: Measured) -> None:
+    assert set(of_learner({}, [0])) == {"total", "text", "mask", "dice", "iou"}
+    whole = of_learner({"cldice": 1.0, "focal": 1.0}, [0])
+    assert set(whole) == {"total", "text", "mask", "dice", "iou", "cldice", "focal"}

@@ -28,7 +28,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings(data: Path, out: Path, **changes: Any) -> RunSettings:
     stored = json.loads((GOLDEN / "first_losses_settings.json").read_text())
-    values = {**stored, "data": {"train": data, "val": data}, "out": out}
+    values = {**stored, "data": {"train": data, "val": data}, "trackers": [], "out": out}
     return make_settings(RunSettings, {**values, **changes}, "test")
 
 
@@ -78,6 +78,7 @@ def test_run_folder_holds_what_the_contract_says(data: Path, tmp_path: Path) -> 
         "manifest.json",
         "log.jsonl",
         "validation.jsonl",
+        "validation",
         "curves.png",
         "checkpoints",
         "best",
@@ -140,7 +141,7 @@ def test_resumed_run_keeps_its_data_and_settings(data: Path, tmp_path: Path) -> 
     longer = settings(data, run, steps=4)
     train(longer, resume=True)  # two samples, as begun
     assert len(read_card(run / "last").training_images) == 2
-    with pytest.raises(TrainingError, match="what_trains cannot change in a resumed run"):
+    with pytest.raises(TrainingError, match=r"what_trains\S* \(it was .*\) cannot change in a resumed run"):
         train(settings(data, run, steps=6, what_trains="projector"), resume=True)
     write_data_set(tmp_path / "other", 2, seed=8, size=96)
     with pytest.raises(TrainingError, match="is not what the run was trained on"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Annotated, Self
 
 import numpy as np
@@ -96,7 +97,7 @@ def augment(item: Item, settings: AugmentSettings, rng: np.random.Generator) -> 
         planes = _blur(planes, settings.blur * draw["blur"])
     if settings.noise:
         planes = _add_noise(planes, settings.noise * draw["noise"], seed)
-    return Item(item.id, _to_frames(planes), item.prompts, masks)
+    return replace(item, frames=_to_frames(planes), masks=masks)
 
 
 DRAWN_FIRST = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,15 @@ def split_data_set(
             sa2va_json.write(folder / f"annotations.{name}.json", [placed[i] for i in members])
         write_json(folder / MARKER, {**record, "parts": rows})
     return {**record, "out": str(out), "parts": table}
+
+
+def summarise(result: Mapping[str, Any]) -> Iterator[str]:
+    """Lines for a terminal of what `split_data_set` gave: a line a part, then its notes."""
+    for name, part in result["parts"].items():
+        area = "" if part["mean_area"] is None else f"  mean area {part['mean_area']:.4f}"
+        phrases = "  ".join(f"{phrase} {n}" for phrase, n in part["phrases"].items())
+        yield f"{name:<12}{part['images']} images  {part['groups']} groups{area}  {phrases}".rstrip()
+    yield from result["notes"]
 
 
 def look_at(sample: Sample) -> Seen:

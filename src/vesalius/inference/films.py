@@ -19,14 +19,13 @@ from vesalius.extras import require
 from vesalius.files import replacing
 from vesalius.inference.clips import frame_rate
 from vesalius.inference.folder import Answering
-from vesalius.inference.ledger import Line
+from vesalius.inference.ledger import FILMS, Line
 from vesalius.masks import Size
 from vesalius.names import result_stems
 from vesalius.types import Sample
 
 log = logging.getLogger(__name__)
 
-FOLDER = "films"
 USUAL_RATE = 15.0
 """Frames a second where a clip does not say: the commonest of coronary angiography."""
 
@@ -57,7 +56,7 @@ def with_films(answer: Answering, clips: Mapping[str, Sequence[Sample]], prompts
 def write_films(out: Path, name: str, frames: Sequence[Sample], prompts: Sequence[str]) -> None:
     """Film a clip for each prompt, unless that was done; OutputError, MissingExtraError."""
     stems = result_stems(name, prompts)
-    places = [(out / FOLDER / f"{stem}.mp4", out / FOLDER / f"{stem}.masks.mkv") for stem in stems]
+    places = [(out / FILMS / f"{stem}.mp4", out / FILMS / f"{stem}.masks.mkv") for stem in stems]
     if all(place.is_file() for pair in places for place in pair):
         return
     fps = frame_rate(frames[0])

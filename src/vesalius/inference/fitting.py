@@ -14,7 +14,6 @@ from vesalius.config import Settings
 from vesalius.errors import SettingError
 from vesalius.inference.footprint import (
     Pass,
-    Quantised,
     Work,
     largest_image,
     measure_prediction,
@@ -24,6 +23,7 @@ from vesalius.inference.footprint import (
 )
 from vesalius.inference.placement import Device, Placement, place_split, place_whole
 from vesalius.models.parts import WHAT_TRAINS
+from vesalius.models.quantised import Quantised
 from vesalius.models.specs import ModelSpec
 from vesalius.models.stored import empty_model
 from vesalius.models.textseg import TextSegModel

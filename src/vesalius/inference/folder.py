@@ -206,10 +206,16 @@ def write_predictions(
             "coverage": dict(counts.coverage),
             "answers": dict(counts.answers),
             "batch_halved": getattr(segmenter, "times_halved", 0),
+            **_use_of_cache(segmenter),
             "n_images": len(samples),
         }
         ledger.finish({**summary, **_about(segmenter, prompts, save)})
     return {**summary, "out": str(out), "failures": counts.failures}
+
+
+def _use_of_cache(segmenter: Described) -> dict[str, Any]:
+    cache = getattr(segmenter, "cache", None)
+    return {} if cache is None else {"cache": dict(vars(cache.use))}
 
 
 def answer_samples(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from PIL import Image
@@ -21,11 +20,11 @@ from vesalius.models.memory import PROMPTED_FRAMES
 from vesalius.models.parts import PARTS, WHAT_TRAINS, part_of
 from vesalius.models.pixels import QWEN_SECOND, read_pixels
 from vesalius.models.processor import NOT_LEARNED, Batch
+from vesalius.models.quantised import BLOCK, Quantised
 from vesalius.models.specs import ModelSpec
 from vesalius.models.stored import empty_model
 from vesalius.models.textseg import TextSegModel
 
-Quantised = Literal["8bit", "4bit"]
 ANSWER = 8
 """Tokens of an answer such as "Sure, [SEG]." with the closing one."""
 
@@ -99,7 +98,9 @@ def quantised(model: TextSegModel, quantise: Quantised) -> TextSegModel:
     for module in model.vlm.model.modules():
         if isinstance(module, torch.nn.Linear):
             values, rows = module.weight.numel(), module.out_features
-            size = values + 4 * rows if quantise == "8bit" else values // 2 + 4 * math.ceil(values / 64)
+            size = (
+                values + 4 * rows if quantise == "8bit" else -(-values // 2) + 4 * math.ceil(values / BLOCK)
+            )
             weight = torch.empty(size, dtype=torch.uint8, device=META)
             module.weight = torch.nn.Parameter(weight, requires_grad=False)
     return model

@@ -31,6 +31,8 @@ LINES, REQUEST, RESULT, RUN = (
 )
 FILES = {"mask": "masks", "probabilities": "probs", "overlay": "overlays", "dicom": "dicom"}
 """What a line may name a file by, and the folder of such files."""
+FILMS = "films"
+"""The folder of films, which are of whole clips: no line names them."""
 SETTLED_EVERY_S = 5.0
 """So often lines are brought to the disk itself; before that a power cut may take them, a killed process does not."""
 
@@ -104,7 +106,7 @@ class Ledger:
 
     def _remove_partial(self) -> None:
         """Remove what was being written when a process was killed."""
-        for folder in (self.out, *(self.out / name for name in FILES.values())):
+        for folder in (self.out, *(self.out / name for name in (*FILES.values(), FILMS))):
             for pattern in PARTIAL:
                 for left in folder.glob(pattern):
                     left.unlink(missing_ok=True)

@@ -112,14 +112,11 @@ def make_plan(
 def place_of(plan: Plan) -> tuple[str | DeviceMap, torch.dtype]:
     """What `open_model` takes to carry out a plan for prediction.
 
-    SettingError where nothing fits, where the plan is of GPUs that this machine does not have, or of quantised weights.
+    Besides them its `quantise`. SettingError where nothing fits, or where the plan is of GPUs that this machine does not
+    have.
     """
     if plan.device_map is None:
         raise SettingError(f"{plan.model} does not fit; would fit: {'; or '.join(plan.remedies)}")
-    if plan.quantise is not None:
-        raise SettingError(
-            f"this version plans {plan.quantise} weights and cannot open them; plan without quantise"
-        )
     count = torch.cuda.device_count()
     if any(isinstance(place, int) and place >= count for place in plan.device_map.values()):
         needed = ", ".join(load.device.name for load in plan.loads)
@@ -281,7 +278,7 @@ def _remedies(task: Task, batch: int) -> Iterator[str]:
     elif settings.quantise is None:
         for kind in ("8bit", "4bit"):
             if _fits(task.changed(quantise=kind), batch):
-                yield f"quantise={kind}, with the language model in bitsandbytes; this version plans it and cannot open it"
+                yield f"quantise={kind}, with the vision-language half in bitsandbytes"
     for count in (
         range(len(task.gpus) + 1, MOST_SUGGESTED + 1) if task.gpus and task.purpose == "predict" else ()
     ):

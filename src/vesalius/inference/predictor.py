@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -14,14 +17,27 @@ from PIL import Image
 
 from vesalius.data.images import as_pixels
 from vesalius.errors import SettingError
+from vesalius.inference.featurecache import CacheSettings, FeatureCache
 from vesalius.inference.official import predict_forward
 from vesalius.inference.plan import make_plan, place_of
 from vesalius.inference.postprocess import CleanedPrediction, Cleaning
+from vesalius.inference.rivals import Rival, is_rival, load_rival
+from vesalius.inference.threads import decode_on_cores, map_on_cores
 from vesalius.inference.tiles import TileSettings, decode_tiles
 from vesalius.inference.video import FramePredictions, predict_video
+from vesalius.inference.views import (
+    ViewedPrediction,
+    check_phrases,
+    check_whole_images,
+    choose_views,
+    decode_views,
+    find_gain,
+)
 from vesalius.models.answering import Answer, Drafts, SegPrompts, read_answer, verify_answer, write_answer
 from vesalius.models.checkpoint import OpenedModel, find_model, open_model
 from vesalius.models.processor import Batch, View
+from vesalius.models.quantised import Quantised, kind_of
+from vesalius.models.segmenter import encode_images
 from vesalius.models.stored import fingerprint_model
 from vesalius.types import Item, Prediction, Tile
 
@@ -40,25 +56,39 @@ def load_predictor(
     tiles: TileSettings | None = None,
     cleaning: Cleaning | None = None,
     batch: int = 4,
+    tta: bool = False,
+    cache: CacheSettings | None = None,
     device: str | None = None,
     gpus: str | None = None,
-) -> Predictor:
+    quantised: Quantised | None = None,
+) -> Predictor | Rival:
     """Open MODEL (a bundle, a run, an official folder, or `tiny`) for prediction: float32 on a CPU, bfloat16 on a GPU.
 
-    Without `threshold` the bundle's own is used; without `device` a GPU if there is one. `tiles`, `cleaning` and
-    `batch` as for `Predictor`. `gpus` such as 2x24GiB spreads one model over GPUs as `vesalius plan` says.
+    A U-Net and the filter `frangi` predict in float32, and have neither words nor a choice of how to be asked: `answer`
+    does not matter to them, and SettingError refuses `tiles`, `tta`, `cache` and `gpus`.
+    Without `threshold` the bundle's own is used; without `device` a GPU if there is one. `tiles`, `cleaning`,
+    `batch`, `tta` and `cache` as for `Predictor`. `gpus` such as 2x24GiB spreads one model over GPUs as `vesalius plan` says.
+    `quantised` turns the matrices of the vision-language half into 8 or 4 bits a value; needs the extra of that name.
     SettingError for a device that this machine does not have, or GPUs that do not hold the model.
     """
+    if is_rival(model):
+        refused = {"tiles": tiles, "tta": tta, "cache": cache, "gpus": gpus, "quantised": quantised}
+        for setting in (name for name, value in refused.items() if value):
+            raise SettingError(f"{model}: {setting} is for text-prompted models; leave it out")
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        _check_device(device)
+        return load_rival(model, threshold=threshold, cleaning=cleaning, batch=batch, device=device)
     folder = find_model(model)
     if gpus is None:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         _check_device(device)
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
-        opened = open_model(folder, device, dtype)
+        opened = open_model(folder, device, dtype, quantised)
     else:
         if device is not None:
             raise SettingError(f"give a device ({device}) or gpus ({gpus}), not both")
-        opened = open_model(folder, *place_of(make_plan(model, gpus, changes=[f"batch={batch}"])))
+        changes = [f"batch={batch}", *([f"quantise={quantised}"] if quantised else [])]
+        opened = open_model(folder, *place_of(make_plan(model, gpus, changes=changes)), quantised)
     return Predictor(
         opened,
         answer=answer,
@@ -66,6 +96,8 @@ def load_predictor(
         tiles=tiles,
         cleaning=cleaning,
         batch=batch,
+        tta=tta,
+        cache=cache,
         name=str(model),
         fingerprint=fingerprint_model(folder),
     )
@@ -85,7 +117,7 @@ def _check_device(device: str) -> None:
 class LookedAt(Item):
     """An item whose image is ready for the model."""
 
-    view: View | None = None
+    view: View = field(kw_only=True)
 
 
 class Predictor:
@@ -95,7 +127,9 @@ class Predictor:
     same answer sooner (`models/answering.py`); `force` gives it the template's answer and reads the [SEG] in it, so
     that every question gets a mask. With `tiles` masks come from windows of the image (`inference/tiles.py`). `cleaning`
     mends masks (`inference/postprocess.py`). `batch` images go through the model together; where memory runs out, half
-    as many from then on.
+    as many from then on. `tta` shows the segmenter each image in the views that `vesalius tune` measured a gain of
+    (`inference/views.py`), with the threshold found for them. `cache` keeps what the segmenter's encoder sees
+    (`inference/featurecache.py`).
     """
 
     def __init__(
@@ -107,6 +141,8 @@ class Predictor:
         tiles: TileSettings | None = None,
         cleaning: Cleaning | None = None,
         batch: int = 4,
+        tta: bool = False,
+        cache: CacheSettings | None = None,
         name: str = "",
         fingerprint: str | None = None,
     ) -> None:
@@ -118,7 +154,11 @@ class Predictor:
         self.processor = opened.processor
         self.bundle_card = opened.card
         self.answer = answer
-        self.threshold = opened.card.threshold if threshold is None else threshold
+        self.gain = find_gain(opened.card, tiles, name) if tta else None
+        """What allows test-time augmentation; None without."""
+        self.views = () if self.gain is None else self.gain.views
+        own = opened.card.threshold if self.gain is None else self.gain.threshold
+        self.threshold = own if threshold is None else threshold
         self.tiles = tiles
         self.cleaning = cleaning
         self.batch = batch
@@ -126,6 +166,8 @@ class Predictor:
         """How often `batch` was halved, as memory ran out."""
         self.name = name or opened.card.spec.name
         self.fingerprint = fingerprint
+        self.cache = None if cache is None else FeatureCache(cache, fingerprint)
+        self.encode = encode_images if self.cache is None else self.cache.encode
         self.drafts = Drafts(self.processor.template_answer())
         """Answers of this run, from which the next is guessed."""
 
@@ -141,7 +183,11 @@ class Predictor:
         parameter = next(self.model.parameters())
         where = {"device": str(parameter.device), "dtype": str(parameter.dtype).removeprefix("torch.")}
         more = {"tiles": self.tiles, "cleaning": self.cleaning}
-        given = {name: each.model_dump() for name, each in more.items() if each is not None}
+        given: dict[str, Any] = {name: each.model_dump() for name, each in more.items() if each is not None}
+        if self.views:
+            given["tta"] = list(self.views)
+        if kind := kind_of(self.model.vlm):
+            given["quantised"] = kind
         return {"answer": self.answer, **given, **where, **self.processor.settings}
 
     @property
@@ -156,14 +202,18 @@ class Predictor:
 
     @property
     def tuning_images(self) -> tuple[str, ...]:
-        """SHA-256 of the pixels of each image that the threshold was found on."""
-        return self.bundle_card.tuning_images if self.threshold == self.bundle_card.threshold else ()
+        """SHA-256 of the pixels of each image that the threshold, or the gain of the views, was found on."""
+        found = self.views or self.threshold == self.bundle_card.threshold
+        return self.bundle_card.tuning_images if found else ()
 
     @property
     def threshold_origin(self) -> dict[str, Any]:
         """Where the threshold comes from, for reports."""
-        if self.threshold != self.bundle_card.threshold:
+        own = self.bundle_card.threshold if self.gain is None else self.gain.threshold
+        if self.threshold != own:
             return {"how": "given"}
+        if self.gain is not None:
+            return {"how": "tuned", **self.gain.model_dump(mode="json", exclude={"threshold"})}
         return self.bundle_card.threshold_origin.model_dump(exclude_none=True)
 
     def __call__(self, image: str | Path | Image.Image | np.ndarray, prompt: str) -> Prediction:
@@ -190,6 +240,17 @@ class Predictor:
             self._halve_batch(len(some), reason)
         return predictions
 
+    def trying(self, views: Sequence[str], prompts: Iterable[str]) -> Predictor:
+        """The same predictor for `tune`, whose predictions keep what each of the views shows (`ViewedPrediction`).
+
+        SettingError for no or an unknown view, beside tiles, and for prompts that a view does not allow.
+        """
+        check_whole_images(self.tiles)
+        tried = copy(self)
+        tried.views = choose_views(views)
+        check_phrases(prompts, tried.views)
+        return tried
+
     def prepare(self, item: Item) -> Item:
         """The item for `predict`, with what can be done before the model is free; for any thread.
 
@@ -208,8 +269,12 @@ class Predictor:
         """The official interface: `image` or `video`, `text`, `past_text`, `mask_prompts`; and `official`.
 
         Gives `prediction`, the answer with its special tokens, and `prediction_masks`, for each [SEG] in it a bool
-        (frames, h, w); see `inference/official.py`.
+        (frames, h, w); see `inference/official.py`. SettingError with test-time augmentation, which is not official.
         """
+        if self.views:
+            raise SettingError(
+                "the official interface has no test-time augmentation; open the model without tta"
+            )
         return predict_forward(self, *asked, **more)
 
     def predict_video(
@@ -220,15 +285,20 @@ class Predictor:
 
     @torch.inference_mode()
     def _predict_batch(self, items: Sequence[Item]) -> list[Prediction]:
+        check_phrases((prompt for item in items for prompt in item.prompts), self.views)
         parameter = next(self.model.parameters())
-        views = [
-            (item.view if isinstance(item, LookedAt) else None) or self.processor.look(item) for item in items
-        ]
+        unseen = [item for item in items if not isinstance(item, LookedAt)]
+        looked = iter(map_on_cores(self.processor.look, unseen))
+        views = [item.view if isinstance(item, LookedAt) else next(looked) for item in items]
         batch = self.processor(items, answered=self.answer == "force", views=views)
         batch = batch.to(parameter.device, parameter.dtype)
         answer = self.answer_batch(batch)
+        decode = partial(decode_on_cores, partial(self.model.decode, encode=self.encode))
+        if self.views:
+            seen = decode_views(decode, batch.g_pixel_values, answer.seg, self.views)
+            return list(self._to_predictions(items, answer, seen.logits, seen.scores, {}, seen.maps))
         if self.tiles is None:
-            masks = self.model.decode(batch.g_pixel_values, answer.seg)
+            masks = decode(batch.g_pixel_values, answer.seg)
             return list(self._to_predictions(items, answer, masks.logits, masks.scores, {}))
         tiles, logits, scores = self._decode_tiles(items, answer.seg)
         return list(self._to_predictions(items, answer, logits, scores, tiles))
@@ -249,6 +319,7 @@ class Predictor:
                 seg.embedding[mine],
                 self.tiles,
                 self.batch,
+                self.encode,
             )
         return tiles, scores.new_zeros(len(scores), 0, 0), scores
 
@@ -270,6 +341,7 @@ class Predictor:
         logits: torch.Tensor,
         scores: torch.Tensor,
         tiles: dict[int, list[Tile]],
+        seen: Mapping[str, np.ndarray] = MappingProxyType({}),
     ) -> Iterator[Prediction]:
         maps, ious = logits.float().cpu().numpy(), scores.float().cpu().numpy()
         row_of_mask, image_of_mask = answer.seg.row.cpu().numpy(), answer.seg.image.cpu().numpy()
@@ -296,8 +368,12 @@ class Predictor:
                 tiles=tuple(replace(tile, logits=tile.logits[among]) for tile in shown),
                 threshold=self.threshold,
             )
-            cleaning = self.cleaning
-            yield prediction if cleaning is None else CleanedPrediction(**vars(prediction), cleaning=cleaning)
+            if self.cleaning is not None:
+                prediction = CleanedPrediction(**vars(prediction), cleaning=self.cleaning)
+            elif seen:
+                each = {name: its[mine] for name, its in seen.items()}
+                prediction = ViewedPrediction(**vars(prediction), maps=each)
+            yield prediction
 
 
 def _is_shortage(error: Exception) -> bool:

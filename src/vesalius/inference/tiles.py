@@ -19,7 +19,8 @@ from vesalius.config import Settings
 from vesalius.masks import Size
 from vesalius.models.answering import SegPrompts
 from vesalius.models.processor import Processor
-from vesalius.models.textseg import TextSegModel
+from vesalius.models.segmenter import encode_images
+from vesalius.models.textseg import Encode, TextSegModel
 from vesalius.types import Tile, Window
 
 
@@ -52,10 +53,11 @@ def decode_tiles(
     prompts: torch.Tensor,
     settings: TileSettings,
     batch: int,
+    encode: Encode = encode_images,
 ) -> tuple[list[Tile], torch.Tensor]:
     """The tiles of a frame uint8 (h, w, 3), and float (n,) the predicted IoU of each prompt, its mean over the tiles.
 
-    `prompts` float (n, c) are the embeddings of each [SEG]; `batch` windows are encoded together.
+    `prompts` float (n, c) are the embeddings of each [SEG]; `batch` windows are encoded together, by `encode`.
     """
     size = frame.shape[0], frame.shape[1]
     sides = settings.sides or (processor.spec.sam_size // 2,)
@@ -67,7 +69,7 @@ def decode_tiles(
         squares = [
             processor.for_segmenter(Image.fromarray(_cut(frame, window))).to(prompts) for window in some
         ]
-        decoded = model.decode(squares, _on_each(prompts, len(some)))
+        decoded = model.decode(squares, _on_each(prompts, len(some)), encode)
         maps = decoded.logits.unflatten(0, (len(some), -1)).float().cpu().numpy()
         tiles += [Tile(window, each) for window, each in zip(some, maps, strict=True)]
         scores.append(decoded.scores.unflatten(0, (len(some), -1)))

@@ -82,9 +82,18 @@ def predict_video(
 
 
 def check_whole(predictor: Predictor) -> None:
-    """Raise SettingError for a predictor that looks at windows of a frame."""
+    """Raise SettingError for a predictor that looks at windows or views of a frame, or keeps its features."""
     if predictor.tiles is not None:
         raise SettingError("tiles have no memory of a clip; predict its frames one by one, or without tiles")
+    if predictor.views:
+        raise SettingError(
+            "test-time augmentation has no memory of a clip; predict its frames one by one, or without --tta"
+        )
+    if predictor.cache is not None:
+        raise SettingError(
+            "a cache of features is for images and single frames; predict the frames of a clip one by one, or "
+            "without --cache"
+        )
 
 
 def choose_keys(

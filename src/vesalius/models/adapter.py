@@ -1,8 +1,11 @@
-"""A LoRA that is kept and not merged: a standard PEFT adapter over the vision-language half of a bundle."""
+"""A LoRA that is kept and not merged: a standard PEFT adapter over the vision-language half of a bundle, with rows of its
+vocabulary where those train too."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,17 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from vesalius.errors import CheckpointError
+from vesalius.files import to_json
+from vesalius.models.quantised import no_kernels_fetched
+from vesalius.models.token_rows import TokenRows, find_rows
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
+EMBEDDINGS = "model.language_model.embed_tokens"
+HEAD = "lm_head"
+ROWS = ".token_adapter.trainable_tokens_delta"
+"""How PEFT names rows of the two matrices that train alone; they replace rows, whatever the name says."""
 
 NO_MATTER = {
     "auto_mapping",
@@ -38,27 +48,88 @@ def apply_adapter(vlm: PreTrainedModel, folder: Path) -> None:
     CheckpointError where the adapter is damaged, computes something else than LoRA, or does not fit exactly; the
     model is of no use then.
     """
-    from peft import LoraConfig, inject_adapter_in_model  # slow to import, and few bundles have an adapter
+    with no_kernels_fetched():
+        from peft import LoraConfig  # slow to import, and few bundles have an adapter
 
     config = _read_config(folder / CONFIG, LoraConfig().to_dict())
     try:
         tensors = safetensors.torch.load_file(folder / TENSORS)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder / TENSORS}: cannot be opened ({error})") from error
+    tokens = config.pop("trainable_token_indices", None)
     try:
-        inject_adapter_in_model(LoraConfig(**config), vlm)
+        _inject(vlm, config)
+        if tokens is not None:
+            TokenRows(vlm, tokens[EMBEDDINGS]).lay_over(vlm)
     except Exception as error:  # names of modules that are not there, and numbers that are none
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{folder}: does not fit the model ({reason})") from error
-    parameters = {
-        PREFIX + name.replace(".default.", "."): parameter
-        for name, parameter in vlm.named_parameters()
-        if ".lora_" in name
-    }
+    parameters = _parameters(vlm)
     _check_fit(folder, parameters, tensors)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
+
+
+def write_adapter(vlm: PreTrainedModel, folder: Path) -> None:
+    """Write the adapter of a native model into `folder`, which is made, as PEFT does. SafetensorError passes through."""
+    folder.mkdir(parents=True)
+    tensors = {name: parameter.detach().contiguous() for name, parameter in _parameters(vlm).items()}
+    safetensors.torch.save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
+    config = {**_config_of(sizes_of(vlm)), "bias": "none", "inference_mode": True}
+    if (rows := find_rows(vlm)) is not None:
+        names = (EMBEDDINGS,) if rows.head is None else (EMBEDDINGS, HEAD)
+        config["trainable_token_indices"] = dict.fromkeys(names, rows.ids.tolist())
+    (folder / CONFIG).write_text(to_json(config, indent=2) + "\n", encoding="utf-8")
+
+
+def layers_of(vlm: PreTrainedModel) -> dict[str, Any]:
+    """Path -> each layer of a native model that has LoRA beside it; none where there is no adapter."""
+    return {path: module for path, module in vlm.named_modules() if hasattr(module, "lora_A")}
+
+
+def sizes_of(vlm: PreTrainedModel) -> dict[str, tuple[int, float]]:
+    """Path -> rank and alpha of the LoRA of each layer that has one."""
+    return {path: (each.r["default"], each.lora_alpha["default"]) for path, each in layers_of(vlm).items()}
+
+
+def inject(vlm: PreTrainedModel, sizes: Mapping[str, tuple[int, float]]) -> None:
+    """Lay LoRA of these ranks and alphas over the layers at these paths; B is zero, and all else frozen."""
+    _inject(vlm, {name: value for name, value in _config_of(sizes).items() if name != "peft_type"})
+
+
+def _inject(vlm: PreTrainedModel, config: Mapping[str, Any]) -> None:
+    with no_kernels_fetched():
+        from peft import LoraConfig, inject_adapter_in_model
+
+        inject_adapter_in_model(LoraConfig(**config), vlm)
+
+
+def _config_of(sizes: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
+    """The configuration of a LoRA; sizes other than the commonest are named by layer."""
+    rank, alpha = Counter(sizes.values()).most_common(1)[0][0]
+    return {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": alpha,
+        "target_modules": sorted(sizes),
+        "rank_pattern": {path: r for path, (r, _) in sizes.items() if r != rank},
+        "alpha_pattern": {path: a for path, (_, a) in sizes.items() if a != alpha},
+    }
+
+
+def _parameters(vlm: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
+    """PEFT's name -> each parameter of the adapter of a native model."""
+    found = {
+        PREFIX + name.replace(".default.", "."): parameter
+        for name, parameter in vlm.named_parameters()
+        if ".lora_" in name
+    }
+    if (rows := find_rows(vlm)) is not None:
+        found[PREFIX + EMBEDDINGS + ROWS] = rows.embedding
+        if rows.head is not None:
+            found[PREFIX + HEAD + ROWS] = rows.head
+    return found
 
 
 def _read_config(path: Path, neutral: dict[str, Any]) -> dict[str, Any]:
@@ -73,11 +144,28 @@ def _read_config(path: Path, neutral: dict[str, Any]) -> dict[str, Any]:
     missing = [name for name in wanted if name not in config]
     if missing or config.get("peft_type") != "LORA":
         raise CheckpointError(f"{path}: is not a LoRA with {', '.join(wanted)}")
-    others = {name: value for name, value in config.items() if name not in {*wanted, *NO_MATTER, "peft_type"}}
+    tokens = config.get("trainable_token_indices")
+    if tokens is not None and not _are_rows(tokens):
+        raise CheckpointError(
+            f"{path}: trainable_token_indices is not of the same tokens of {EMBEDDINGS}, and of {HEAD} too where it "
+            "has a matrix of its own"
+        )
+    taken = (*wanted, "rank_pattern", "alpha_pattern", "trainable_token_indices")
+    others = {name: value for name, value in config.items() if name not in {*taken, *NO_MATTER, "peft_type"}}
     special = sorted(name for name, value in others.items() if value and value != neutral.get(name))
     if special:
         raise CheckpointError(f"{path}: {', '.join(special)} is not supported, only plain LoRA is")
-    return {name: config[name] for name in wanted}
+    return {name: config[name] for name in taken if name in wanted or config.get(name)}
+
+
+def _are_rows(tokens: Any) -> bool:
+    """Whether these are ids under the names that `write_adapter` gives them."""
+    if not isinstance(tokens, dict) or set(tokens) not in ({EMBEDDINGS}, {EMBEDDINGS, HEAD}):
+        return False
+    ids = tokens[EMBEDDINGS]
+    return (
+        isinstance(ids, list) and all(type(i) is int and i >= 0 for i in ids) and tokens.get(HEAD, ids) == ids
+    )
 
 
 def _check_fit(folder: Path, model: dict[str, torch.nn.Parameter], file: dict[str, torch.Tensor]) -> None:

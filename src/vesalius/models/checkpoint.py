@@ -6,19 +6,18 @@ Weights are read from safetensors only; nothing in a folder is executed.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import safetensors.torch
 import torch
+from accelerate import dispatch_model
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
-from pydantic import Field
 from safetensors import SafetensorError
 from transformers import (
     PreTrainedModel,
@@ -27,64 +26,38 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from vesalius.config import Settings, make_settings
 from vesalius.errors import CheckpointError, OutputError, SettingError
 from vesalius.files import replacing, to_json
 from vesalius.lineage import versions
-from vesalius.models.adapter import apply_adapter
+from vesalius.models.adapter import apply_adapter, layers_of, write_adapter
+from vesalius.models.cards import CARD, Card, read_card
+from vesalius.models.halves import is_frozen, take_over, write_half
 from vesalius.models.layouts import to_bundle
+from vesalius.models.lora import merge_adapter
 from vesalius.models.official import is_official, read_spec
 from vesalius.models.processor import Processor
+from vesalius.models.quantised import Quantised, kind_of, quantise
 from vesalius.models.smallfiles import SmallFiles, find_small_files
-from vesalius.models.specs import PRESETS, ModelSpec, find_spec
+from vesalius.models.specs import PRESETS, find_spec
 from vesalius.models.spread import DeviceMap, bring_home, home_of, map_of_vlm
 from vesalius.models.textseg import VLM_CLASSES, TextSegModel, assemble, build, configs
 from vesalius.models.tokenizers import byte_tokenizer, official_tokenizer
 from vesalius.models.weights import AssembledWeights, load_tensor, open_weights
 
-CARD = "vesalius.json"
 ADAPTER = "adapter"
 """Folder of a bundle with a LoRA over its `vlm/`."""
+FRANGI = "frangi"
+"""What MODEL is called for the filter of `inference/rivals.py`, which has no folder."""
 SOURCE = "source"
 """Folder of a bundle with the small files of the official folder that it came from."""
+
+EXACT = ("inv_freq", ".scales")
+"""Buffers that stay in float32: rotary frequencies, and scales of quantised matrices."""
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 # it says at each opening that weights which wait elsewhere are not here
 logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
-
-
-class ThresholdOrigin(Settings):
-    """Where the threshold of a bundle comes from."""
-
-    how: str = "default"
-    data: str | None = None
-    data_fingerprint: str | None = None
-    metric: str | None = None
-    value: float | None = None
-    """Mean of the metric on those data at this threshold."""
-    n_samples: int | None = None
-
-
-class Card(Settings):
-    """`vesalius.json`: all that the two halves' own files do not say."""
-
-    kind: Literal["textseg"] = "textseg"
-    spec: ModelSpec
-    threshold: float = Field(default=0.5, gt=0, lt=1)
-    threshold_origin: ThresholdOrigin = ThresholdOrigin()
-    step: int | None = None
-    """Training step of these weights; None where they were not trained here."""
-    lineage: dict[str, Any] = Field(default_factory=dict)
-    """What made the weights: starting model, data fingerprint, settings."""
-    training_images: tuple[str, ...] | None = ()
-    """SHA-256 of the pixels of each image that the weights were trained on; None where nobody knows, as of official
-    models."""
-    training_looks: tuple[str, ...] = ()
-    """Perceptual hash of each of them, by which near copies are found."""
-    tuning_images: tuple[str, ...] = ()
-    """SHA-256 of the pixels of each image that the threshold was found on."""
-    versions: dict[str, str] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -96,8 +69,13 @@ class OpenedModel:
     card: Card
     source: SmallFiles | None = None
     """The small files of the official folder that it came from, where it did."""
-    has_adapter: bool = False
-    """Whether a LoRA is kept beside the weights, not in them."""
+    folder: Path | None = None
+    """The bundle that it was opened from; None where it is of anything else, or no longer what is there."""
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether a LoRA is kept beside the weights, not in them."""
+        return bool(layers_of(self.model.vlm))
 
 
 def find_model(model: str | Path) -> Path:
@@ -106,6 +84,10 @@ def find_model(model: str | Path) -> Path:
     A hub id is looked up among what was downloaded before; nothing is fetched. CheckpointError where there is no
     model, saying what was looked for.
     """
+    if str(model) == FRANGI:
+        raise CheckpointError(
+            f"{FRANGI}: is a filter without weights, which only predict and evaluate take; --threshold sets its threshold"
+        )
     path = Path(model)
     for candidate in (path, path / "best"):
         if (candidate / CARD).is_file():
@@ -147,21 +129,25 @@ def open_model(
     folder: Path,
     device: str | torch.device | DeviceMap = "cpu",
     dtype: torch.dtype = torch.float32,
+    quantised: Quantised | None = None,
 ) -> OpenedModel:
     """Open a bundle or an official folder strictly, in eval mode; CheckpointError as for `open_bundle`."""
     if (folder / CARD).is_file():
-        return open_bundle(folder, device, dtype)
-    return _open_official(folder, device, dtype)
+        return open_bundle(folder, device, dtype, quantised)
+    return _open_official(folder, device, dtype, quantised)
 
 
 def open_bundle(
     folder: Path,
     device: str | torch.device | DeviceMap = "cpu",
     dtype: torch.dtype = torch.float32,
+    quantised: Quantised | None = None,
 ) -> OpenedModel:
     """Open a bundle strictly, in eval mode; on a device, or spread over several as a plan's device map says.
 
-    Raises CheckpointError, naming the folder, for anything missing, unknown, misshapen or unreadable.
+    With `quantised` the matrices of the vision-language half become 8 or 4 bits a value; those under an adapter that
+    was trained so become it in any case. Raises CheckpointError, naming the folder, for anything missing, unknown,
+    misshapen or unreadable.
     """
     card = read_card(folder)
     processor = Processor(card.spec, _tokenizer(folder / "vlm"))
@@ -170,7 +156,15 @@ def open_bundle(
         raise CheckpointError(
             f"{folder}: a model that keeps a LoRA as an adapter cannot be spread over devices; merge it first"
         )
-    vlm = _open_half(folder / "vlm", VLM_CLASSES[card.spec.family], dtype, device_map=device)
+    kind = card.quantised or quantised
+    if quantised not in (None, kind):
+        raise CheckpointError(
+            f"{folder}: was trained over weights of {kind} and cannot be opened in {quantised}"
+        )
+    vlm = _open_half(
+        folder / "vlm", VLM_CLASSES[card.spec.family], dtype, device_map="cpu" if kind else device
+    )
+    _shrink(vlm, kind, device)
     if has_adapter:
         apply_adapter(vlm, folder / ADAPTER)
     sam = _open_half(folder / "sam", Sam2VideoModel, dtype)
@@ -178,10 +172,12 @@ def open_bundle(
     path = folder / "projector.safetensors"
     _load_projector(model, _read_projector(path), path)
     source = find_small_files(folder / SOURCE) if (folder / SOURCE).is_dir() else None
-    return OpenedModel(_placed(model, device, dtype), processor, card, source, has_adapter)
+    return OpenedModel(_placed(model, device, dtype), processor, card, source, folder)
 
 
-def _open_official(folder: Path, device: str | torch.device | DeviceMap, dtype: torch.dtype) -> OpenedModel:
+def _open_official(
+    folder: Path, device: str | torch.device | DeviceMap, dtype: torch.dtype, quantised: Quantised | None
+) -> OpenedModel:
     if isinstance(device, Mapping) and "disk" in device.values():
         raise CheckpointError(
             f"{folder}: weights can wait on disk only where a bundle's files hold them; "
@@ -198,9 +194,11 @@ def _open_official(folder: Path, device: str | torch.device | DeviceMap, dtype: 
     def half(kind: Any, config: Any, prefix: str) -> PreTrainedModel:
         names = [name for name in assemblies if name.startswith(prefix)]
         tensors = {name.removeprefix(prefix): load_tensor(state, name).to(dtype) for name in names}
-        return _open_half(folder, kind, dtype, (config, tensors), device if prefix == "vlm." else "cpu")
+        place = "cpu" if quantised or prefix != "vlm." else device
+        return _open_half(folder, kind, dtype, (config, tensors), place)
 
     vlm = half(VLM_CLASSES[spec.family], vlm_config, "vlm.")
+    _shrink(vlm, quantised, device)
     sam = half(Sam2VideoModel, sam_config, "sam.")
     model = assemble(vlm, sam, spec, processor.seg_id)
     names = [name for name in assemblies if name.startswith("projector.")]
@@ -214,6 +212,19 @@ def _open_official(folder: Path, device: str | torch.device | DeviceMap, dtype: 
     )
 
 
+def _shrink(vlm: PreTrainedModel, kind: Quantised | None, device: str | torch.device | DeviceMap) -> None:
+    """Quantise a half that was opened on the CPU, and bring it to its devices, where a kind is asked for."""
+    if kind is None:
+        return
+    if not isinstance(device, Mapping):
+        quantise(vlm, kind, device)
+        return
+    if {"cpu", "disk"} & set(device.values()) - {home_of(device)}:
+        raise CheckpointError("quantised weights cannot wait in another memory; put all of them on devices")
+    quantise(vlm, kind)
+    dispatch_model(vlm, map_of_vlm(device), skip_keys=vlm._skip_keys_device_placement)
+
+
 def _placed(model: TextSegModel, device: str | torch.device | DeviceMap, dtype: torch.dtype) -> TextSegModel:
     """The model in eval mode on its device; its parameters in that dtype, its rotary frequencies in float32.
 
@@ -224,27 +235,15 @@ def _placed(model: TextSegModel, device: str | torch.device | DeviceMap, dtype: 
     home = home_of(device) if isinstance(device, Mapping) else device
     for part in parts:
         for parameter in part.parameters():
-            parameter.data = parameter.data.to(dtype)
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
         for name, buffer in part.named_buffers():
-            if "inv_freq" not in name and buffer.is_floating_point():
+            if not name.endswith(EXACT) and buffer.is_floating_point():
                 buffer.data = buffer.data.to(dtype)
         part.to(home)
     if isinstance(device, Mapping):
         bring_home(model.vlm, home_of(device))
     return model.eval()
-
-
-def read_card(folder: Path) -> Card:
-    """The card of a bundle."""
-    path = folder / CARD
-    try:
-        return make_settings(Card, json.loads(path.read_text(encoding="utf-8")), str(path))
-    except SettingError as error:
-        raise CheckpointError(str(error)) from error
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); is {folder} a bundle?") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: is not the JSON of a model card") from error
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -313,34 +312,46 @@ def _cannot_be_opened(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"{path}: cannot be opened ({' '.join(str(error).split())[:300]})")
 
 
+def merged(opened: OpenedModel) -> OpenedModel:
+    """The same model, whose parts are changed, without an adapter and plain: it computes the same."""
+    merge_adapter(opened.model.vlm)
+    return replace(opened, card=opened.card.changed(quantised=None), folder=None)
+
+
 def save_bundle(folder: Path, opened: OpenedModel) -> None:
     """Write a bundle as a whole or not at all; one at that place is replaced."""
     with replacing(folder) as aside:
         write_bundle(aside, opened, opened.card)
 
 
-def write_bundle(folder: Path, opened: OpenedModel, card: Card) -> None:
-    """Write the files of a bundle with that card into `folder`, which is made.
+def write_bundle(folder: Path, opened: OpenedModel, card: Card, like: Path | None = None) -> None:
+    """Write the files of a bundle with that card into `folder`, which is made; an adapter stays one, in `adapter/`.
 
-    CheckpointError for a model with an adapter, whose weights are not its own.
+    `like` is a bundle with the same weights in each half of which nothing trains: the files of these are taken over
+    from it, and cost nothing where it is an earlier checkpoint of the run. CheckpointError for a model of 8 bits.
     """
-    if opened.has_adapter:
-        raise CheckpointError(
-            f"{folder}: a model that keeps a LoRA as an adapter cannot be saved; merge it first"
-        )
-    folder.mkdir(parents=True)
     model = opened.model
+    kind = kind_of(model.vlm)
+    if kind == "8bit":
+        raise CheckpointError(f"{folder}: a model of 8 bits is for prediction and cannot be saved")
+    folder.mkdir(parents=True)
     projector = {name: tensor.contiguous() for name, tensor in model.projector.state_dict().items()}
     try:
-        model.vlm.save_pretrained(folder / "vlm")
-        opened.processor.tokenizer.save_pretrained(folder / "vlm")
-        model.sam.save_pretrained(folder / "sam")
+        for name, half in (("vlm", model.vlm), ("sam", model.sam)):
+            if like is not None and (like / name).is_dir() and is_frozen(half):
+                take_over(like / name, folder / name)
+                continue
+            write_half(half, folder / name)
+            if name == "vlm":
+                opened.processor.tokenizer.save_pretrained(folder / name)
+        if opened.has_adapter:
+            write_adapter(model.vlm, folder / ADAPTER)
         safetensors.torch.save_file(projector, folder / "projector.safetensors", metadata={"format": "pt"})
     except SafetensorError as error:  # what it makes of a full disk
         raise OutputError(f"{folder}: cannot be written ({error})") from error
     if opened.source is not None:
         opened.source.copy_to(folder / SOURCE)
-    card = card.changed(versions=versions())
+    card = card.changed(versions=versions(), quantised=kind)
     (folder / CARD).write_text(to_json(card.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
 
 

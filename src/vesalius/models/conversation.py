@@ -13,7 +13,6 @@ from vesalius.errors import SettingError
 from vesalius.masks import Size
 from vesalius.models.pixels import Pixels, read_frames, read_pixels
 from vesalius.models.processor import NOT_LEARNED, Batch, Processor
-from vesalius.models.prompts import CHATS
 from vesalius.models.specs import IMAGE_MARKS
 
 IMAGE = "<image>"
@@ -75,7 +74,7 @@ def _check(
 
 def _ask(processor: Processor, question: str) -> str:
     system = QWEN2_5_VL_SYSTEM if processor.spec.family == "qwen2_5_vl" else ""
-    return system + CHATS[processor.spec.prompt.chat][0].replace("{question}", question)
+    return system + processor.spec.prompt.mark_up(question)
 
 
 def _regions(masks: np.ndarray, size: Size, cells: int) -> torch.Tensor:

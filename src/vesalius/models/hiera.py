@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn import functional
 from transformers import Sam2VideoModel
 from transformers.models.sam2.modeling_sam2 import Sam2MultiScaleAttention, do_pool
 
@@ -27,7 +27,7 @@ class WindowAttention(Sam2MultiScaleAttention):
             query = do_pool(query.reshape(windows, height, width, -1), self.query_stride)
             height, width = query.shape[1:3]
             query = query.reshape(windows, height * width, heads, -1)
-        attended = scaled_dot_product_attention(
+        attended = functional.scaled_dot_product_attention(
             query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), scale=self.scale
         )
         return self.proj(attended.transpose(1, 2).reshape(windows, height, width, -1))

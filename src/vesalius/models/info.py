@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from vesalius.lineage import find_tensors
-from vesalius.models.checkpoint import ADAPTER, CARD, Card, find_model, read_card
+from vesalius.models.cards import CARD, Card, ModelCard, UNetCard, read_any_card, read_card
+from vesalius.models.checkpoint import ADAPTER, find_model
 from vesalius.models.official import CONFIG, identify, read_spec
 from vesalius.models.specs import PRESETS, ModelSpec
 from vesalius.models.stored import bundle_view, check_fit, fingerprint_model, shapes_of
+from vesalius.models.unet import is_unet
 from vesalius.models.weights import FileWeights, Weights, open_weights
 
 PART_NAMES = {
@@ -27,6 +29,8 @@ PART_NAMES = {
 def describe(model: str | Path) -> dict[str, Any]:
     """Facts about MODEL without loading its weights. `warnings` says where its name promises another size."""
     folder = find_model(model)
+    if is_unet(folder):
+        return _describe_unet(folder)
     card, weights, layout = _open(folder)
     parts: Counter[str] = Counter()
     dtypes: Counter[str] = Counter()
@@ -46,13 +50,39 @@ def describe(model: str | Path) -> dict[str, Any]:
         **_sizes(spec),
         "chat": spec.prompt.chat,
         "adapter": (folder / ADAPTER).is_dir(),
+        **_history(card, folder),
+        "warnings": _false_claims(folder, spec, parts.total()),
+    }
+
+
+def _describe_unet(folder: Path) -> dict[str, Any]:
+    """The same of a U-Net, which has no halves but phrases."""
+    card = read_any_card(folder)
+    assert isinstance(card, UNetCard)
+    tensors = FileWeights(find_tensors(folder)).tensors.values()
+    dtypes: Counter[str] = Counter()
+    for tensor in tensors:
+        dtypes[tensor.dtype] += math.prod(tensor.shape)
+    return {
+        "folder": str(folder),
+        "layout": "bundle",
+        "name": card.kind,
+        "parameters": {"total": dtypes.total()},
+        "dtypes": dict(dtypes),
+        "unet": card.spec.model_dump(mode="json"),
+        **_history(card, folder),
+        "warnings": [],
+    }
+
+
+def _history(card: ModelCard, folder: Path) -> dict[str, Any]:
+    return {
         "threshold": card.threshold,
         "threshold_origin": card.threshold_origin.model_dump(),
         "step": card.step,
         "trained_on_images": None if card.training_images is None else len(card.training_images),
         "lineage": card.lineage,
         "fingerprint": fingerprint_model(folder),
-        "warnings": _false_claims(folder, spec, parts.total()),
     }
 
 
@@ -110,17 +140,8 @@ def _about(billions: float, parameters: int) -> bool:
 
 def summarise(facts: dict[str, Any]) -> list[str]:
     """Lines for a terminal."""
-    parts = {name: count for name, count in facts["parameters"].items() if name != "total"}
-    total = facts["parameters"]["total"]
-    language, vision, segmenter = facts["language_model"], facts["vision_encoder"], facts["segmenter"]
     lines = [
-        f"{facts['name']}, {facts['family']}, {total:,} parameters ({total / 1e9:.2f} B)",
-        *(f"  {PART_NAMES[name]}: {count:,}" for name, count in parts.items()),
-        f"language model: {language['type']}, {language['layers']} layers of {language['hidden_size']}, "
-        f"{language['vocabulary']:,} tokens",
-        f"vision encoder: {vision['layers']} layers of {vision['hidden_size']}",
-        f"segmenter: {segmenter['encoder_blocks']} blocks from {segmenter['hidden_size']}, "
-        f"{segmenter['input_size']} x {segmenter['input_size']} pixels",
+        *(_summarise_unet(facts) if "unet" in facts else _summarise_halves(facts)),
         "stored as " + ", ".join(f"{dtype} ({count:,})" for dtype, count in facts["dtypes"].items()),
         f"folder: {facts['folder']} ({facts['layout']})",
         f"threshold: {facts['threshold']} ({facts['threshold_origin']['how']})",
@@ -132,3 +153,27 @@ def summarise(facts: dict[str, Any]) -> list[str]:
     lines += [f"{name}: {value}" for name, value in facts["lineage"].items() if name != "fingerprint"]
     lines.append(f"fingerprint: {facts['fingerprint']}")
     return lines + [f"WARNING: {warning}" for warning in facts["warnings"]]
+
+
+def _summarise_halves(facts: dict[str, Any]) -> list[str]:
+    parts = {name: count for name, count in facts["parameters"].items() if name != "total"}
+    total = facts["parameters"]["total"]
+    language, vision, segmenter = facts["language_model"], facts["vision_encoder"], facts["segmenter"]
+    return [
+        f"{facts['name']}, {facts['family']}, {total:,} parameters ({total / 1e9:.2f} B)",
+        *(f"  {PART_NAMES[name]}: {count:,}" for name, count in parts.items()),
+        f"language model: {language['type']}, {language['layers']} layers of {language['hidden_size']}, "
+        f"{language['vocabulary']:,} tokens",
+        f"vision encoder: {vision['layers']} layers of {vision['hidden_size']}",
+        f"segmenter: {segmenter['encoder_blocks']} blocks from {segmenter['hidden_size']}, "
+        f"{segmenter['input_size']} x {segmenter['input_size']} pixels",
+    ]
+
+
+def _summarise_unet(facts: dict[str, Any]) -> list[str]:
+    shape = facts["unet"]
+    return [
+        f"{facts['name']}, {facts['parameters']['total']:,} parameters, no text",
+        f"channels at each level: {', '.join(map(str, shape['widths']))}; patches of {shape['patch']} pixels",
+        f"phrases: {', '.join(shape['phrases'])}",
+    ]

@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from vesalius.errors import SettingError
 from vesalius.masks import Size
-from vesalius.models.pixels import Pixels, normalise, read_pixels, resize_bicubic
+from vesalius.models.pixels import Pixels, normalise, read_frames, read_pixels, resize_bicubic
 from vesalius.models.specs import IMAGE_MARKS, SEG, ModelSpec
-from vesalius.types import Item
+from vesalius.types import Item, Turn
 
 NOT_LEARNED = -100
 """Label of a position whose token is given, not learned."""
@@ -36,19 +36,22 @@ class Batch:
     image_grid_thw: torch.Tensor
     """Qwen-VL: int64 (images, or frames of a video, 3), patches in time, down and across. InternVL: (0, 3)."""
     g_pixel_values: list[torch.Tensor]
-    """An image each: float (3, S, S) for the segmenter."""
+    """An image, or frame of a clip, each: float (3, S, S) for the segmenter."""
     masks: list[torch.Tensor]
-    """An image each: uint8 (n, H, W) at the original size; empty list where nothing is known."""
+    """An image or clip each: uint8 (n, H, W) at the original size; empty list where nothing is known. In training as
+    many as its answers have [SEG]; of a clip with f frames f times as many, all of the first [SEG] before the second."""
     image_of_row: torch.Tensor
     """int64 (b,)."""
     tiles_of_image: list[int]
     """An image each: how many tiles of `pixel_values`, or rows of `image_grid_thw`, are its."""
     frames_per_batch: list[int]
-    """Frames of each image: 1."""
+    """Frames of each image: 1, or more of a clip."""
     sizes: list[Size]
     """Original (h, w) of each image."""
     regions: torch.Tensor | None = None
     """bool (n, 16, 16): InternVL's cells of the last tile that a question points at (`mask_prompts`); for one image."""
+    draws: tuple[int, ...] = ()
+    """Training: what was drawn for the rows. It picked their templates, and seeds what a loss samples."""
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
         """The batch on a device; `dtype` is for the two pixel inputs."""
@@ -94,6 +97,14 @@ class View:
     """float32 (3, S, S) for the segmenter."""
 
 
+def _mask_rows(item: Item) -> torch.Tensor:
+    """uint8 (n * f, h, w): the masks of an item's prompts that are answered with [SEG], of each its frames in order."""
+    if item.masks is None:
+        return torch.zeros(0, *item.size, dtype=torch.uint8)
+    answered = [place for place in range(len(item.prompts)) if place not in item.absent]
+    return torch.from_numpy(item.masks[answered].reshape(-1, *item.size).astype(np.uint8))
+
+
 class Processor:
     """Items to a `Batch`. Fixed once made."""
 
@@ -103,6 +114,7 @@ class Processor:
         self.seg_id = self._id_of(SEG)
         self.image_id = self._id_of(IMAGE_MARKS[spec.family][1])
         self.stop_id = self._id_of(spec.prompt.stop)
+        self._pixels_of_size: dict[Size, Pixels] = {}
 
     def _id_of(self, token: str) -> int:
         ids = self.tokenizer.encode(token, add_special_tokens=False)
@@ -115,49 +127,87 @@ class Processor:
         items: Sequence[Item],
         *,
         answered: bool = False,
-        choice: Sequence[int] | None = None,
         views: Sequence[View] | None = None,
     ) -> Batch:
         """One row for each (item, prompt), in order.
 
         `answered` appends the template's answer, whose tokens are the labels; without it the rows end where the
-        model must speak. `choice` picks the question and answer template of each row (training draws it);
-        None takes the first. `views` are what `look` made of the items. Raises SettingError for no items, no prompts,
+        model must speak. `views` are what `look` made of the items. Raises SettingError for no items, no prompts,
         or an empty prompt.
         """
         questions = [(i, prompt) for i, item in enumerate(items) for prompt in item.prompts]
-        if not questions:
-            raise SettingError("there is nothing to ask: no image, or no prompt")
         for _, prompt in questions:
             self.check_phrase(prompt)
         views = [self.look(item) for item in items] if views is None else views
         pixels = [view.pixels for view in views]
-        chosen = choice if choice is not None else [0] * len(questions)
-        rows = [
-            self._row(prompt, pixels[i], answered, which)
-            for (i, prompt), which in zip(questions, chosen, strict=True)
-        ]
-        ids, labels, attention = self.pad(rows)
+        template = self.spec.prompt
+        answer = template.answer() if answered else None
+        rows = [self.encode([(template.ask(prompt), answer)], pixels[i]) for i, prompt in questions]
+        return self._batch(
+            items,
+            rows=[(i, *row) for (i, _), row in zip(questions, rows, strict=True)],
+            pixels=pixels,
+            squares=[[view.square] for view in views],
+            masks=[_mask_rows(item) for item in items if item.masks is not None],
+        )
+
+    def teach(self, items: Sequence[Item], draws: Sequence[int]) -> Batch:
+        """One row for each (item, prompt), in order, and one for an item's `turns`, with the answers as labels.
+
+        A draw for each (item, prompt) picks its question and answer. A phrase in `absent` is answered without [SEG]
+        and has no masks. The language model sees all frames of a clip. Raises SettingError as for `__call__`.
+        """
+        if len(draws) != sum(len(item.prompts) for item in items):
+            raise ValueError(f"{len(draws)} draws for {[len(item.prompts) for item in items]} prompts")
+        pixels, squares, rows = [], [], []
+        template, left = self.spec.prompt, iter(draws)
+        for i, item in enumerate(items):
+            frames = [Image.fromarray(frame) for frame in item.frames]
+            pixels.append(
+                read_pixels(frames[0], self.spec) if len(frames) == 1 else read_frames(frames, self.spec)
+            )
+            squares.append([self.for_segmenter(frame) for frame in frames])
+            for place, prompt in enumerate(item.prompts):
+                self.check_phrase(prompt)
+                which = next(left)
+                absent = place in item.absent
+                answer = template.deny(prompt, which) if absent else template.answer(which)
+                rows.append((i, *self.encode([(template.ask(prompt, which), answer)], pixels[i])))
+            if item.turns:
+                rows.append((i, *self.encode(item.turns, pixels[i])))
+        masks = [_mask_rows(item) for item in items]
+        return replace(self._batch(items, rows, pixels, squares, masks), draws=tuple(draws))
+
+    def _batch(
+        self,
+        items: Sequence[Item],
+        rows: Sequence[tuple[int, list[int], list[int]]],
+        pixels: Sequence[Pixels],
+        squares: Sequence[list[torch.Tensor]],
+        masks: list[torch.Tensor],
+    ) -> Batch:
+        """Rows of (item, tokens, labels) and what is seen of the items, together."""
+        if not rows:
+            raise SettingError("there is nothing to ask: no image, or no prompt")
+        ids, labels, attention = self.pad([(ids, labels) for _, ids, labels in rows])
         return Batch(
             input_ids=ids,
             attention_mask=attention,
             labels=labels,
             pixel_values=torch.cat([of_image.values for of_image in pixels]),
             image_grid_thw=torch.cat([of_image.grid for of_image in pixels]),
-            g_pixel_values=[view.square for view in views],
-            masks=[
-                torch.from_numpy(item.masks[:, 0].astype(np.uint8))
-                for item in items
-                if item.masks is not None
-            ],
-            image_of_row=torch.tensor([i for i, _ in questions]),
+            g_pixel_values=[square for frames in squares for square in frames],
+            masks=masks,
+            image_of_row=torch.tensor([i for i, _, _ in rows]),
             tiles_of_image=[of_image.parts for of_image in pixels],
-            frames_per_batch=[1] * len(items),
+            frames_per_batch=[len(frames) for frames in squares],
             sizes=[item.size for item in items],
         )
 
     def look(self, item: Item) -> View:
         """What both halves see of the item's image; SettingError where the language model's half takes no such."""
+        if len(item.frames) > 1:
+            raise ValueError(f"{item.id}: is a clip of {len(item.frames)} frames, not an image")
         frame = Image.fromarray(item.frames[0])
         return View(read_pixels(frame, self.spec), self.for_segmenter(frame))
 
@@ -172,29 +222,54 @@ class Processor:
         except UnicodeEncodeError as error:
             raise SettingError(f"the prompt {phrase!r} is not valid text") from error
         self.spec.prompt.ask(phrase)
-        for token in self.tokenizer.get_added_vocab():
-            if token in phrase:
-                raise SettingError(f"the prompt {phrase!r} holds {token}, which the model takes as a command")
+        if token := self._command_in(phrase):
+            raise SettingError(f"the prompt {phrase!r} holds {token}, which the model takes as a command")
+
+    def check_turns(self, turns: Sequence[Turn], size: Size) -> None:
+        """Raise SettingError for a conversation with a control token, or too long beside an image of `size`."""
+        for text in (text for turn in turns for text in turn):
+            if token := self._command_in(text):
+                raise SettingError(f"{text!r} holds {token}, which the model takes as a command")
+        if size not in self._pixels_of_size:  # how many tokens it becomes depends on nothing else
+            pixels = read_pixels(Image.new("RGB", size[::-1]), self.spec)
+            self._pixels_of_size[size] = replace(pixels, values=pixels.values.new_zeros(0))
+        self.pad([self.encode(turns, self._pixels_of_size[size])])
+
+    def _command_in(self, text: str) -> str | None:
+        return next((token for token in self.tokenizer.get_added_vocab() if token in text), None)
 
     def image_tokens(self, pixels: Pixels) -> list[str]:
         """What stands in the text for an image, or for each frame of a video."""
         start, token, end = IMAGE_MARKS[self.spec.family]
         return [f"{start}{token * count}{end}" for count in pixels.tokens]
 
-    def _row(self, phrase: str, pixels: Pixels, answered: bool, which: int) -> tuple[list[int], list[int]]:
-        template = self.spec.prompt
-        image = "".join(self.image_tokens(pixels))
-        ids = self.tokenizer.encode(template.before_answer(template.ask(phrase, which), image))
-        if not answered:
-            return ids, [NOT_LEARNED] * len(ids)
-        answer_ids = self.template_answer(which)
-        return ids + answer_ids, [NOT_LEARNED] * len(ids) + answer_ids
+    def encode(self, turns: Sequence[tuple[str, str | None]], pixels: Pixels) -> tuple[list[int], list[int]]:
+        """Tokens and labels of a conversation that begins with an image or clip; all but the answers is given.
 
-    def template_answer(self, which: int = 0) -> list[int]:
-        """Tokens of an answer of the template, the closing one included."""
+        An answer of None ends it where the model must speak. Turns are joined by a line break, as in the official
+        training, which puts one behind the last as well.
+        """
         template = self.spec.prompt
-        answer = template.answers[which % len(template.answers)] + template.stop
-        return self.tokenizer.encode(answer, add_special_tokens=False)
+        joint = "\n" if self.spec.family == "internvl" else ""
+        image = joint.join(self.image_tokens(pixels))
+        ids: list[int] = []
+        labels: list[int] = []
+        for number, (question, answer) in enumerate(turns):
+            if number == 0:
+                given = self.tokenizer.encode(template.before_answer(question, image))
+            else:
+                given = self._encode_part("\n" + template.mark_up(question))
+            learned = [] if answer is None else self._encode_part(answer + template.stop)
+            ids += given + learned
+            labels += [NOT_LEARNED] * len(given) + learned
+        return ids, labels
+
+    def _encode_part(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def template_answer(self) -> list[int]:
+        """Tokens of the first answer of the template, the closing one included."""
+        return self._encode_part(self.spec.prompt.answer() + self.spec.prompt.stop)
 
     def pad(
         self, rows: Sequence[tuple[list[int], list[int]]]

@@ -1,6 +1,6 @@
 """The words around a phrase: question and answer templates, and the chat markup of each language model.
 
-Questions and answers are those of the official training code (ByteDance/Sa2VA, `projects/sa2va/datasets`);
+Questions and answers with [SEG] are those of the official training code (ByteDance/Sa2VA, `projects/sa2va/datasets`);
 the markup is that of the official `qwen_chat`, `internlm2_chat` and `phi3_chat` templates, without a system prompt.
 """
 
@@ -26,6 +26,11 @@ QUESTIONS = (
     "What is {phrase} in this image? Please respond with segmentation mask.",
 )
 ANSWERS = ("Sure, [SEG].",)
+ABSENT_ANSWERS = (
+    "There is no {phrase} in this image.",
+    "No, I see no {phrase} in this image.",
+    "This image shows no {phrase}.",
+)
 
 
 class PromptTemplate(Settings):
@@ -36,6 +41,8 @@ class PromptTemplate(Settings):
     """Each holds `{phrase}`. Prediction asks the first; training draws one."""
     answers: tuple[str, ...] = Field(default=ANSWERS, min_length=1)
     """Each holds `[SEG]` once. `answer: force` gives the first."""
+    absent_answers: tuple[str, ...] = Field(default=ABSENT_ANSWERS, min_length=1)
+    """What training draws from for a phrase that is not in the image; each holds `{phrase}` and no `[SEG]`."""
 
     @field_validator("questions")
     @classmethod
@@ -51,6 +58,13 @@ class PromptTemplate(Settings):
             raise ValueError(f"an answer must hold [SEG] once: {wrong[0]!r}")
         return answers
 
+    @field_validator("absent_answers")
+    @classmethod
+    def _absent_answers_name_the_phrase(cls, answers: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [text for text in answers if text.count("{phrase}") != 1 or "[SEG]" in text]:
+            raise ValueError(f"an absent answer must hold {{phrase}} once, and no [SEG]: {wrong[0]!r}")
+        return answers
+
     def ask(self, phrase: str, which: int = 0) -> str:
         """The question about a phrase. SettingError for an empty phrase."""
         if not phrase.strip():
@@ -59,9 +73,23 @@ class PromptTemplate(Settings):
             )
         return self.questions[which % len(self.questions)].replace("{phrase}", phrase.strip())
 
+    def answer(self, which: int = 0) -> str:
+        """The answer with [SEG]."""
+        return self.answers[which % len(self.answers)]
+
+    def deny(self, phrase: str, which: int = 0) -> str:
+        """The answer about a phrase that is not in the image."""
+        # apart from what the same draw picks among the questions, so that every answer follows every question
+        which //= len(self.questions)
+        return self.absent_answers[which % len(self.absent_answers)].replace("{phrase}", phrase.strip())
+
     def before_answer(self, question: str, image_tokens: str) -> str:
         """All that stands before the answer; the image comes first, on a line of its own as in training."""
-        return CHATS[self.chat][0].replace("{question}", f"{image_tokens}\n{question}")
+        return self.mark_up(f"{image_tokens}\n{question}")
+
+    def mark_up(self, question: str) -> str:
+        """A question without an image, up to where its answer begins."""
+        return CHATS[self.chat][0].replace("{question}", question)
 
     @property
     def stop(self) -> str:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import interpolate
+from torch import nn
+from torch.nn.functional import interpolate, linear
 from transformers import Sam2VideoModel
 from transformers.models.sam2.modeling_sam2 import Sam2VisionNeck
 
@@ -46,27 +47,45 @@ def encode_images(sam: Sam2VideoModel, pixels: torch.Tensor) -> Features:
 
     Not `Sam2VideoModel.get_image_embeddings`: it runs without gradient and has the "no memory" embedding in it.
     """
-    encoder = sam.vision_encoder
-    stride_4, stride_8, stride_16 = _pyramid(
-        encoder.neck, encoder.backbone(pixels).intermediate_hidden_states
-    )
+    levels = sam.vision_encoder.backbone(pixels).intermediate_hidden_states
+    decoder = sam.mask_decoder
     # the decoder's two convolutions need to run once an image, not once a prompt
-    return Features(sam.mask_decoder.conv_s0(stride_4), sam.mask_decoder.conv_s1(stride_8), stride_16)
+    return Features(*_pyramid(sam.vision_encoder.neck, levels, (decoder.conv_s0, decoder.conv_s1, None)))
 
 
-def _pyramid(neck: Sam2VisionNeck, levels: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The neck's features, from stride 4 to 16, of the backbone's (i, h, w, c), from stride 4 to 32.
+def _pyramid(
+    neck: Sam2VisionNeck, levels: Sequence[torch.Tensor], after: Sequence[nn.Conv2d | None]
+) -> list[torch.Tensor]:
+    """The neck's features, from stride 4 to 16, of the backbone's (i, h, w, c), from stride 4 to 32; each through `after`.
 
     As `Sam2VisionNeck.forward`, without its positional encodings: they are the same for every image, nothing here needs
     them, and on a CPU they are a quarter of the encoder's time.
     """
     found: list[torch.Tensor] = []
-    for depth, (level, convolution) in enumerate(zip(reversed(levels), neck.convs, strict=True)):
-        features = convolution(level.permute(0, 3, 1, 2))
-        if found and len(levels) - 1 - depth in neck.fpn_top_down_levels:
-            features = features + interpolate(found[-1], scale_factor=2.0, mode="nearest")
-        found.append(features)
+    coarser = None
+    for place in reversed(range(len(levels))):
+        convolution, then = neck.convs[len(levels) - 1 - place], after[place] if place < len(after) else None
+        adds = coarser is not None and place in neck.fpn_top_down_levels
+        if then is not None and not adds and place - 1 not in neck.fpn_top_down_levels:
+            found.append(_convolve_twice(convolution, then, levels[place]))
+            continue
+        features = convolution(levels[place].permute(0, 3, 1, 2))
+        if coarser is not None and adds:
+            features = features + interpolate(coarser, scale_factor=2.0, mode="nearest")
+        coarser = features
+        found.append(features if then is None else then(features))
     return found[:0:-1]
+
+
+def _convolve_twice(first: nn.Conv2d, second: nn.Conv2d, level: torch.Tensor) -> torch.Tensor:
+    """What two convolutions of 1 x 1 make of (i, h, w, c), as (i, c', h, w): one matrix, several times smaller than both."""
+    assert first.bias is not None and second.bias is not None
+    # sums over the channels between, in 32 bits: autocast would take a matrix product to 16
+    outer = second.weight.flatten(1).float().unsqueeze(-1)
+    matrix = (outer * first.weight.flatten(1).float()).sum(dim=1)
+    offset = (outer * first.bias.float().unsqueeze(-1)).sum(dim=1).squeeze(-1) + second.bias.float()
+    matrix, offset = matrix.to(first.weight.dtype), offset.to(first.weight.dtype)
+    return linear(level, matrix, offset).permute(0, 3, 1, 2)
 
 
 def decode(sam: Sam2VideoModel, features: Features, prompts: torch.Tensor) -> Decoded:

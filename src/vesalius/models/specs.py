@@ -7,9 +7,9 @@ Sizes of the real models: the published configurations of ByteDance/Sa2VA on the
 from __future__ import annotations
 
 import difflib
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vesalius.config import Settings
 from vesalius.errors import SettingError
@@ -57,6 +57,31 @@ class ModelSpec(Settings):
         rope = self.text["rope_parameters"]
         stretch = rope.get("factor", 1) if rope["rope_type"] == "dynamic" else 1
         return int(stretch * self.text["max_position_embeddings"])
+
+
+class UNetShape(Settings):
+    """How large a U-Net is. The defaults are those of nnU-Net with half of its widths, for two cores."""
+
+    widths: tuple[Annotated[int, Field(ge=2)], ...] = Field(default=(16, 32, 64, 128, 128), min_length=3)
+    """Channels at each level, from the resolution of the image down; each level halves the sides."""
+    patch: int = Field(default=256, ge=16)
+    """Side in pixels of the square crops that it is trained on, and of the windows that it predicts in."""
+
+    @model_validator(mode="after")
+    def _levels_fit(self) -> Self:
+        least = 2 * 2 ** (len(self.widths) - 1)
+        if self.patch % (least // 2) or self.patch < least:
+            raise ValueError(
+                f"a patch of {self.patch} cannot be halved {len(self.widths) - 1} times; take a multiple of "
+                f"{least // 2} from {least} on, or fewer widths"
+            )
+        return self
+
+
+class UNetSpec(UNetShape):
+    """A U-Net, and what each of its output channels is."""
+
+    phrases: tuple[str, ...] = Field(min_length=1)
 
 
 def find_spec(name: str) -> ModelSpec:

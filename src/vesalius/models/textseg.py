@@ -6,7 +6,7 @@ The two large parts are native transformers models; this file is what lies betwe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +36,10 @@ VLM_CLASSES = {
 """Family -> the native class of the vision-language half."""
 
 
+Encode = Callable[[Sam2VideoModel, torch.Tensor], segmenter.Features]
+"""`segmenter.encode_images`, or what gives the same."""
+
+
 @dataclass(frozen=True)
 class MaskLogits:
     """The mask decoder's best map for each [SEG]."""
@@ -59,7 +63,7 @@ class Output:
     text_labels: torch.Tensor
     """int64 (k,)."""
     masks: MaskLogits
-    """One for each [SEG], in order of the questions."""
+    """One for each [SEG], in order of the questions; of a clip one for each frame, all of a [SEG] together."""
 
 
 class Projector(nn.Module):
@@ -99,6 +103,7 @@ class TextSegModel(nn.Module):
         learned = batch.labels[:, 1:] != NOT_LEARNED
         at = (batch.input_ids == self.seg_id) & (batch.labels != NOT_LEARNED)
         seg = self.seg_prompts(states.seg[at], at.nonzero()[:, 0], batch)
+        seg = _on_frames(seg, batch.frames_per_batch)
         return Output(
             text_logits=self.vlm.lm_head(states.last[:, :-1][learned]),
             text_labels=batch.labels[:, 1:][learned],
@@ -109,7 +114,12 @@ class TextSegModel(nn.Module):
         """Prompts of the states (m, hidden) of [SEG], each in the question `row` (m,)."""
         return SegPrompts(self.projector(hidden), row, batch.image_of_row[row])
 
-    def decode(self, g_pixel_values: Sequence[torch.Tensor], seg: SegPrompts) -> MaskLogits:
+    def decode(
+        self,
+        g_pixel_values: Sequence[torch.Tensor],
+        seg: SegPrompts,
+        encode: Encode = segmenter.encode_images,
+    ) -> MaskLogits:
         """One low-resolution map for each [SEG], of g = S / 4 cells a side.
 
         All images are encoded together, and all [SEG] of an image share one encoding and one decoder call.
@@ -120,7 +130,7 @@ class TextSegModel(nn.Module):
             empty = seg.embedding.new_zeros(0, 3, side, side)
             return MaskLogits(empty[:, 0], empty[:, 0, 0, 0], empty, empty[:, :, 0, 0])
         used, position = seg.image.unique(return_inverse=True)
-        features = segmenter.encode_images(self.sam, torch.stack([g_pixel_values[i] for i in used.tolist()]))
+        features = encode(self.sam, torch.stack([g_pixel_values[i] for i in used.tolist()]))
         slot = _rank_within(position)
         prompts = seg.embedding.new_zeros(len(used), int(slot.max()) + 1, seg.embedding.shape[-1])
         prompts = prompts.index_put((position, slot), seg.embedding)
@@ -191,6 +201,17 @@ def assemble(vlm: PreTrainedModel, sam: Sam2VideoModel, spec: ModelSpec, seg_id:
     relieve(sam)
     projector = Projector(vlm.config.text_config.hidden_size, sam.config.mask_decoder_config.hidden_size)
     return TextSegModel(vlm, projector, sam, seg_id, spec.seg_before_norm)
+
+
+def _on_frames(seg: SegPrompts, frames: Sequence[int]) -> SegPrompts:
+    """Each [SEG] once for every frame of its clip; `image` counts frames then. `frames` of each image or clip.
+
+    As in the official training: no memory, but the same prompt on each frame.
+    """
+    counts = torch.tensor(frames, device=seg.image.device)
+    which = torch.repeat_interleave(counts[seg.image])
+    first = (counts.cumsum(0) - counts)[seg.image[which]]
+    return SegPrompts(seg.embedding[which], seg.row[which], first + _rank_within(which))
 
 
 def _rank_within(groups: torch.Tensor) -> torch.Tensor:

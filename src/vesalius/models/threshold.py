@@ -9,7 +9,8 @@ from pathlib import Path
 
 from vesalius.errors import CheckpointError, OutputError
 from vesalius.files import prepare_folder, replacing, to_json
-from vesalius.models.checkpoint import CARD, ThresholdOrigin, find_model, read_card
+from vesalius.models.cards import CARD, ThresholdOrigin, ViewGain, read_any_card
+from vesalius.models.checkpoint import find_model
 
 
 def check_target(model: str | Path, out: Path | None) -> Path:
@@ -36,12 +37,20 @@ def check_target(model: str | Path, out: Path | None) -> Path:
 
 
 def store_threshold(
-    model: str | Path, target: Path, threshold: float, origin: ThresholdOrigin, images: Sequence[str]
+    model: str | Path,
+    target: Path,
+    threshold: float,
+    origin: ThresholdOrigin,
+    images: Sequence[str],
+    tta: ViewGain | None = None,
 ) -> None:
-    """Write MODEL's bundle with that threshold to `target`, or only its card where that is the bundle itself."""
+    """Write MODEL's bundle with that threshold to `target`, or only its card where that is the bundle itself.
+
+    `tta` takes the place of what the card says of it, also where it is None: it was measured on other images.
+    """
     folder = find_model(model)
-    card = read_card(folder).changed(
-        threshold=threshold, threshold_origin=origin, tuning_images=tuple(sorted(images))
+    card = read_any_card(folder).changed(
+        threshold=threshold, threshold_origin=origin, tuning_images=tuple(sorted(images)), tta=tta
     )
     text = to_json(card.model_dump(mode="json"), indent=2) + "\n"
     if target.resolve() == folder.resolve():
@@ -49,5 +58,5 @@ def store_threshold(
             aside.write_text(text, encoding="utf-8")
         return
     with replacing(target) as aside:
-        shutil.copytree(folder, aside, ignore=shutil.ignore_patterns("train_state.pt"))
+        shutil.copytree(folder, aside, ignore=shutil.ignore_patterns("train_state.*"))
         (aside / CARD).write_text(text, encoding="utf-8")

@@ -92,6 +92,7 @@ def evaluate(
                 *leaks.notes,
                 *missing,
                 *_on_memory(segmenter),
+                *_on_cache(segmenter),
                 *notes(tally, samples),
                 *data_set.notes,
             ],
@@ -270,6 +271,15 @@ def _fingerprint(samples: Sequence[Sample]) -> tuple[str | None, list[str]]:
 def _on_memory(segmenter: Segmenter) -> list[str]:
     times = getattr(segmenter, "times_halved", 0)
     return [f"Memory ran out, and the batch was halved {times} times."] if times else []
+
+
+def _on_cache(segmenter: Segmenter) -> list[str]:
+    cache = getattr(segmenter, "cache", None)
+    if cache is None:
+        return []
+    use = cache.use
+    damaged = f", of {use.damaged} because the entry was damaged" if use.damaged else ""
+    return [f"Features of {use.read} images were read from a cache; {use.encoded} were encoded{damaged}."]
 
 
 def _about_regions(regions: Regions | None) -> dict[str, str | None]:

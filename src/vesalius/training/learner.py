@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -11,10 +11,12 @@ import torch
 
 from vesalius.inference.folder import Segmenter
 from vesalius.inference.predictor import Predictor
-from vesalius.models.checkpoint import Card, OpenedModel, write_bundle
+from vesalius.masks import Size
+from vesalius.models.cards import Card
+from vesalius.models.checkpoint import OpenedModel, write_bundle
 from vesalius.models.processor import Batch
 from vesalius.training.losses import LossSettings, measure
-from vesalius.types import Item
+from vesalius.types import Item, Turn
 
 
 class Movable(Protocol):
@@ -38,17 +40,26 @@ class Learner(Protocol):
     def check_phrase(self, phrase: str) -> None:
         """Raise SettingError for a phrase that cannot be asked about."""
 
+    def check_turns(self, turns: Sequence[Turn], size: Size) -> None:
+        """Raise SettingError for a conversation about an image of `size` (h, w) that cannot be learned."""
+
     def make_batch(self, items: Sequence[Item], draws: Sequence[int]) -> Movable:
-        """The batch of augmented items with masks; a draw for each (item, prompt) picks what is drawn. For any thread."""
+        """The batch of augmented items with masks or turns; a draw for each (item, prompt) picks what is drawn.
+
+        For any thread.
+        """
 
     def losses(self, module: torch.nn.Module, batch: Any) -> Mapping[str, torch.Tensor]:
         """Scalars of one batch by name; `total` is made small, the others are reported."""
 
-    def segmenter(self, card: Card, batch: int) -> Segmenter:
-        """The model as it is now, ready to predict; it is in eval mode then."""
+    def segmenter(self, card: Any, batch: int) -> Segmenter:
+        """The model as it is now, with a card of its kind, ready to predict; it is in eval mode then."""
 
-    def write(self, folder: Path, card: Card) -> None:
-        """Write it as a folder that every verb takes as MODEL."""
+    def write(self, folder: Path, card: Any, before: Path | None) -> None:
+        """Write it, with a card of its kind, as a folder that every verb takes as MODEL.
+
+        `before` is the run's checkpoint before this one, from which files that cannot have changed are taken over.
+        """
 
 
 @dataclass(frozen=True)
@@ -68,20 +79,24 @@ class TextSegLearner:
         """As `Processor.check_phrase`."""
         self.opened.processor.check_phrase(phrase)
 
+    def check_turns(self, turns: Sequence[Turn], size: Size) -> None:
+        """As `Processor.check_turns`."""
+        self.opened.processor.check_turns(turns, size)
+
     def make_batch(self, items: Sequence[Item], draws: Sequence[int]) -> Batch:
-        """One row for each (item, prompt), with the template's answer; the draw picks the template."""
-        return self.opened.processor(items, answered=True, choice=draws)
+        """As `Processor.teach`: one row for each (item, prompt) or conversation; the draw picks the template."""
+        return self.opened.processor.teach(items, draws)
 
     def losses(self, module: torch.nn.Module, batch: Batch) -> Mapping[str, torch.Tensor]:
         """As `training/losses.py` measures them."""
-        losses = measure(module(batch), batch.masks, self.loss)
-        return {field.name: getattr(losses, field.name) for field in fields(losses)}
+        losses = measure(module(batch), batch.masks, self.loss, batch.draws)
+        return {name: value for name, value in vars(losses).items() if value is not None}
 
     def segmenter(self, card: Card, batch: int) -> Predictor:
         """A predictor that forces its answers: whether the model would say [SEG] is reported by itself."""
         opened = OpenedModel(self.opened.model.eval(), self.opened.processor, card)
         return Predictor(opened, answer="force", batch=batch)
 
-    def write(self, folder: Path, card: Card) -> None:
+    def write(self, folder: Path, card: Card, before: Path | None) -> None:
         """Write a bundle."""
-        write_bundle(folder, self.opened, card)
+        write_bundle(folder, self.opened, card, like=before or self.opened.folder)

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import resource
 import time
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
-from accelerate import Accelerator
 
 from vesalius.errors import TrainingError
-from vesalius.models.checkpoint import Card
-from vesalius.training.curves import draw_curves
-from vesalius.training.feed import Feed
-from vesalius.training.learner import Learner, Movable
+from vesalius.files import write_json
+from vesalius.models.cards import ModelCard
+from vesalius.training.engine import Engine
+from vesalius.training.feed import Feed, Part
+from vesalius.training.interruption import Interruption
+from vesalius.training.learner import Learner
+from vesalius.training.movement import MovementCheck
 from vesalius.training.rundir import RunDir, TrainState
 from vesalius.training.settings import RunSettings
-from vesalius.training.trainable import MovementCheck
-from vesalius.training.validate import validate
+from vesalius.training.watch import Watch, begin, describe, draw, judge, measure, record, write_beside
 from vesalius.types import Sample
 
 CHECKED_STEPS = 3
@@ -35,15 +36,20 @@ class Run:
 
     settings: RunSettings
     learner: Learner
-    card: Card
+    card: ModelCard
     feed: Feed
     val: list[Sample]
     run_dir: RunDir
-    accelerator: Accelerator
+    engine: Engine
+    model: torch.nn.Module
+    """The learner's module as the engine wrapped it, which is called."""
     optimiser: torch.optim.Optimizer
     state: TrainState
     on_step: Callable[[dict[str, Any]], None]
     on_validation: Callable[[dict[str, Any]], None]
+    watch: Watch = field(default_factory=Watch)
+    saved_step: int = 0
+    saved_at: float = field(default_factory=time.monotonic)
 
     def total_steps(self) -> int | None:
         """Optimiser steps of the whole run; None where it is bounded by time."""
@@ -58,74 +64,131 @@ class Run:
             return self.state.trained_s / (60 * self.settings.minutes)
         return self.state.step / (self.total_steps() or 1)
 
+    def validation_is_due(self) -> bool:
+        """Whether an epoch after which to validate, or the run, has ended and was not validated."""
+        state = self.state
+        epoch_ended = state.batch_in_epoch == 0 and state.epoch % self.settings.validate_.every_epochs == 0
+        return state.step != state.validated and (epoch_ended or self.progress() >= 1)
+
 
 def run_loop(run: Run) -> None:
-    """Train until the run's length is reached; validate and save at the end of epochs and of the run."""
-    state, settings = run.state, run.settings
-    model = run.accelerator.prepare_model(run.learner.module)
-    check = MovementCheck(run.learner.groups) if state.step == 0 else None
-    while run.progress() < 1:
-        run.learner.module.train()
-        started = time.perf_counter()
-        for batches in run.feed.steps(state.epoch, state.batch_in_epoch, settings.optim.accumulate):
-            losses, norm = train_step(run, model, batches, check)
-            took_s = time.perf_counter() - started  # waiting for data included
-            started += took_s
-            state.trained_s += took_s
-            state.batch_in_epoch += len(batches)
-            state.step += 1
-            report_step(run, losses, norm, sum(len(ids) for ids, _ in batches) / took_s)
-            if check is not None and state.step == CHECKED_STEPS:
-                check.verify()
-                check = None
-            if run.progress() >= 1:
+    """Train until the run's length is reached, or a signal comes; validate at the end of epochs and of the run.
+
+    Saves then and every `save_every_minutes`. After a signal raises InterruptionError when the step is saved.
+    """
+    begin(run)
+    check = MovementCheck(run.learner.groups, run.engine.anywhere) if run.state.step == 0 else None
+    with Interruption(run.run_dir.path) as interruption:
+        while True:
+            if run.validation_is_due():
+                if run.saved_step != run.state.step:
+                    save(run)
+                with interruption.nothing_to_lose(run.state.step):
+                    validate_run(run)
+            if run.watch.ended or run.progress() >= 1:
                 break
-        if state.batch_in_epoch >= run.feed.batches_in_epoch():
-            state.epoch, state.batch_in_epoch = state.epoch + 1, 0
-        ended = run.progress() >= 1
-        if ended or (state.batch_in_epoch == 0 and state.epoch % settings.validate_.every_epochs == 0):
-            validate_and_save(run)
-    if check is not None:  # a run of fewer steps than are waited for
+            train_epoch(run, check, interruption)
+    if check is not None and run.state.step < CHECKED_STEPS:
         check.verify()
 
 
+def train_epoch(run: Run, check: MovementCheck | None, interruption: Interruption) -> None:
+    """The rest of an epoch, or of the run."""
+    state, accumulate = run.state, run.settings.optim.accumulate
+    run.learner.module.train()
+    started = time.perf_counter()
+    for step in run.feed.steps(state.epoch, state.batch_in_epoch, accumulate):
+        losses, norm = train_step(run, step.parts, check if state.step < CHECKED_STEPS else None)
+        took_s = run.engine.agree(time.perf_counter() - started)  # waiting for data included
+        started = time.perf_counter()
+        if run.watch.average is not None:
+            run.watch.average.update()
+        state.trained_s += took_s
+        state.batch_in_epoch += len(step.parts)
+        state.step += 1
+        report_step(run, losses, norm, step.images / took_s)
+        if state.batch_in_epoch >= run.feed.batches_in_epoch():
+            state.epoch, state.batch_in_epoch = state.epoch + 1, 0
+        if check is not None and state.step == CHECKED_STEPS:
+            check.verify()
+        stop_or_save(run, interruption)
+        if run.progress() >= 1:
+            break
+
+
 def train_step(
-    run: Run, model: torch.nn.Module, batches: list[tuple[list[str], Movable]], check: MovementCheck | None
+    run: Run, parts: Sequence[Part], check: MovementCheck | None
 ) -> tuple[dict[str, float], float]:
-    """One step of the optimiser on the mean loss over the images of all `batches`: (losses, gradient's norm)."""
+    """One step of the optimiser on the mean loss over the images of all processes: (losses, gradient's norm)."""
+    seed_step(run)
     for group in run.optimiser.param_groups:
         group["lr"] = run.settings.optim.lr * rate_factor(run) * group["factor"]
-    images = sum(len(ids) for ids, _ in batches)
-    totals: dict[str, float] = defaultdict(float)
-    for index, (ids, batch) in enumerate(batches):
-        last = index == len(batches) - 1
-        with contextlib.nullcontext() if last else run.accelerator.no_sync(model):
-            losses = backward(run, model, ids, batch, share=len(ids) / images)
-        for name, value in losses.items():
-            totals[name] += value
+    measured = []
+    for part in parts:
+        with run.engine.alone(run.model, last=part is parts[-1]):
+            measured.append((part.ids, part.share, backward(run, part)))
     if check is not None:
         check.note_gradients()
     parameters = [p for group in run.learner.groups.values() for p in group]
-    norm = float(run.accelerator.clip_grad_norm_(parameters, run.settings.optim.clip))
+    norm = run.engine.clip(parameters, run.settings.optim.clip)
+    everywhere = [each for of_one in run.engine.gather(measured) for each in of_one]
+    refuse_what_is_not_finite(run, everywhere, norm)
     run.optimiser.step()
     run.optimiser.zero_grad()
+    totals: dict[str, float] = defaultdict(float)
+    for _, share, losses in everywhere:
+        for name, value in losses.items():
+            totals[name] += share * value
     return totals, norm
 
 
-def backward(
-    run: Run, model: torch.nn.Module, ids: list[str], batch: Movable, share: float
-) -> dict[str, float]:
-    """Add the gradient of `share` times the losses of one batch, and return those."""
-    batch = batch.to(run.accelerator.device)
-    losses = run.learner.losses(model, batch)
-    total = losses["total"]
-    if not torch.isfinite(total):
-        raise TrainingError(
-            f"the loss became {total.item()} at step {run.state.step + 1} with the samples "
-            f"{', '.join(ids)}: look at them, or lower optim.lr"
-        )
-    run.accelerator.backward(share * total)
-    return {name: share * value.item() for name, value in losses.items()}
+def seed_step(run: Run) -> None:
+    """Make what torch draws in this step, as dropout does, a matter of (seed, step, process) alone."""
+    entropy = [run.settings.seed, run.state.step, run.engine.rank]
+    torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
+
+
+def backward(run: Run, part: Part) -> dict[str, float]:
+    """Add the gradient of one batch's share of the step, and return its losses."""
+    losses = run.learner.losses(run.model, part.batch.to(run.engine.device))
+    run.engine.backward(part.share * losses["total"])
+    return {name: value.item() for name, value in losses.items()}
+
+
+def refuse_what_is_not_finite(
+    run: Run, measured: Sequence[tuple[list[str], float, dict[str, float]]], norm: float
+) -> None:
+    """Raise TrainingError before a loss or gradient that is no number reaches the weights; `failure.json` tells of it."""
+    wrong = [
+        (ids, losses["total"]) for ids, _, losses in measured if not all(map(math.isfinite, losses.values()))
+    ]
+    if not wrong and math.isfinite(norm):
+        return
+    step = run.state.step + 1
+    what, value = ("loss", wrong[0][1]) if wrong else ("gradient", norm)
+    if run.engine.is_main:
+        batches = [
+            {"ids": ids, "losses": {name: str(v) for name, v in losses.items()}}
+            for ids, _, losses in measured
+        ]
+        failure = {"step": step, "epoch": run.state.epoch, "grad_norm": str(norm), "batches": batches}
+        write_json(run.run_dir.path / "failure.json", failure)
+    ids = [each for of_batch, _ in wrong for each in of_batch] or [e for each in measured for e in each[0]]
+    raise TrainingError(
+        f"the {what} became {value} at step {step} with the samples {', '.join(dict.fromkeys(ids))}: look at them, "
+        f"or lower optim.lr; {run.run_dir.path / 'failure.json'} has the losses, and the last checkpoint is whole"
+    )
+
+
+def stop_or_save(run: Run, interruption: Interruption) -> None:
+    """Save where it is time, or where a signal came to any process, which also ends the run."""
+    due = time.monotonic() - run.saved_at > 60 * run.settings.save_every_minutes
+    news = run.engine.gather((interruption.signal, due))
+    signals = [number for number, _ in news if number is not None]
+    if signals or news[0][1]:
+        save(run)
+    if signals:
+        raise interruption.told(signals[0], run.state.step)
 
 
 def rate_factor(run: Run) -> float:
@@ -140,7 +203,7 @@ def rate_factor(run: Run) -> float:
 
 def report_step(run: Run, losses: dict[str, float], norm: float, images_per_s: float) -> None:
     """One line in `log.jsonl`."""
-    if not run.accelerator.is_main_process:
+    if not run.engine.is_main:
         return
     first = run.optimiser.param_groups[0]
     lr = first["lr"] / first["factor"]
@@ -151,11 +214,13 @@ def report_step(run: Run, losses: dict[str, float], norm: float, images_per_s: f
         **{f"loss_{name}": value for name, value in losses.items() if name != "total"},
         "lr": lr,
         "grad_norm": norm,
-        "images_per_s": round(images_per_s * run.accelerator.num_processes, 3),
-        "peak_bytes": peak_bytes(run.accelerator.device),
+        "images_per_s": round(images_per_s, 3),
+        "peak_bytes": peak_bytes(run.engine.device),
+        "progress": run.progress(),
     }
     run.run_dir.append(run.run_dir.log, line)
-    run.on_step({**line, "progress": run.progress()})
+    run.watch.trackers.log_step(line)
+    run.on_step(line)
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -165,22 +230,30 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def validate_and_save(run: Run) -> None:
-    """Validate with the predictor, write the line and the checkpoint; the best one is the best by the metric."""
-    state, settings = run.state, run.settings
-    if run.accelerator.is_main_process:
-        card = run.card.changed(step=state.step)
-        is_best = True
-        if run.val:
-            segmenter = run.learner.segmenter(card, settings.batch)
-            line = {"step": state.step, "epoch": state.epoch, **validate(segmenter, run.val)}
-            value = line[settings.validate_.metric]
-            is_best = state.best is None or (value is not None and value > state.best)
-            if is_best:
-                state.best = value
-            run.run_dir.append(run.run_dir.validation, line)
-            run.on_validation({**line, "best": is_best})
-        folder = run.run_dir
-        folder.save(run.learner, card, run.optimiser, state, is_best)
-        draw_curves(folder.lines(folder.log), folder.lines(folder.validation), folder.path / "curves.png")
-    run.accelerator.wait_for_everyone()
+def save(run: Run) -> None:
+    """Write a checkpoint, from which the run continues exactly. A collective."""
+    card = run.card.changed(step=run.state.step)
+    with run.watch.averaged():
+        run.run_dir.save(
+            run.engine,
+            run.learner,
+            card,
+            run.model,
+            run.optimiser,
+            run.state,
+            lambda folder: write_beside(run, folder),
+        )
+    run.saved_step, run.saved_at = run.state.step, time.monotonic()
+
+
+def validate_run(run: Run) -> None:
+    """Validate the checkpoint just saved and write the line; the best one is the best by the metric. A collective."""
+    line = measure(run) if run.val else None
+    best = record(run, line) if line is not None else True
+    run.state.validated = run.state.step
+    if run.engine.is_main:
+        describe(run, run.run_dir.last(), line)
+        run.run_dir.mark_validated(run.state, best)
+        draw(run)
+    run.engine.wait()
+    judge(run)

@@ -2,83 +2,139 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch.nn import functional
 
 from vesalius.config import Settings
-from vesalius.masks import Size, cell_weights
-from vesalius.models.textseg import MaskLogits, Output
+from vesalius.models.textseg import Output
+from vesalius.training.mask_losses import (
+    Balance,
+    binary_cross_entropy,
+    focal_loss,
+    iou_error,
+    soft_cldice_loss,
+    soft_dice_loss,
+)
+from vesalius.training.targets import Pair, on_cells, on_pixels, on_points
 
 
 class LossSettings(Settings):
-    """Weight of each part; 0 leaves it out."""
+    """Weight of each part, 0 leaving it out; and where a map and its mask are compared.
+
+    Each part of the masks is the mean over all masks of a batch, and 0 where it has none.
+    """
 
     text: float = Field(default=1.0, ge=0)
     """Cross-entropy of the answer's tokens."""
     bce: float = Field(default=2.0, ge=0)
-    """Binary cross-entropy of mask cells, mean over cells."""
+    """Binary cross-entropy."""
     dice: float = Field(default=0.5, ge=0)
-    """1 - soft Dice of each mask."""
+    """1 - soft Dice."""
+    cldice: float = Field(default=0.0, ge=0)
+    """1 - soft clDice, which is about whole lines: a gap costs as much in a thin line as in a wide one."""
+    focal: float = Field(default=0.0, ge=0)
+    """Focal loss: cross-entropy that looks away from what is learned already; beside `bce`, or in its place."""
     iou: float = Field(default=0.05, ge=0)
     """Absolute error of the predicted IoU, by which one of three maps is chosen (as in SAM 2's own training)."""
+    at: Literal["cells", "points", "pixels"] = "cells"
+    """`cells`: the decoder's map, against the share of each of its cells that the mask covers. `points`: at sampled
+    points, most of them where the map is uncertain, as in the official training. `pixels`: on the map enlarged to the
+    size of the image, as for a prediction. The IoU is always that of cells."""
+    balance: Balance = "pixels"
+    """What counts the same in `bce` and `focal`: each pixel, so that an object counts by its area; or each object,
+    for which the pixels in it weigh together as much as those around it."""
+    points: int = Field(default=12544, ge=1)
+    """How many points a mask."""
+    oversample_ratio: float = Field(default=3.0, ge=1)
+    """Times as many points are drawn, of which the least certain are taken."""
+    importance_sample_ratio: float = Field(default=0.75, ge=0, le=1)
+    """Share of the points that is taken so; the others are anywhere."""
+    focal_gamma: float = Field(default=2.0, ge=1)
+    """Power of the distance from the target by which the focal loss is weighed."""
+    skeleton_steps: int = Field(default=10, ge=0)
+    """Erosions of the soft skeleton of clDice: at least half of the widest line's width, in cells or pixels."""
+
+    @model_validator(mode="after")
+    def _lines_need_maps(self) -> Self:
+        if self.cldice and self.at == "points":
+            raise ValueError("cldice needs whole maps, not points: set at to cells or pixels, or cldice to 0")
+        return self
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Scalars; `total` is their weighted sum."""
+    """Scalars; `total` is their weighted sum. None where the weight is 0 and a look would cost too much."""
 
     total: torch.Tensor
     text: torch.Tensor
     mask: torch.Tensor
     dice: torch.Tensor
     iou: torch.Tensor
+    cldice: torch.Tensor | None = None
+    focal: torch.Tensor | None = None
 
 
-def measure(output: Output, masks: Sequence[torch.Tensor], settings: LossSettings) -> Losses:
-    """Losses of one batch; `masks` are uint8 (n, H, W) an image, in order of the questions.
+def measure(
+    output: Output, masks: Sequence[torch.Tensor], settings: LossSettings, draws: Sequence[int] = ()
+) -> Losses:
+    """Losses of one batch, in float32 whatever the model computes in.
 
-    Targets are the share of each cell that the mask covers: a thin line that nearest-neighbour shrinking would
-    break stays whole, as a grey one.
+    `masks` are uint8 (n, H, W) an image, one for each [SEG] in the order of the questions; an image may have none, and
+    so may the batch: then the losses of masks are 0. `draws` seed what is sampled for `at: points`. Raises ValueError
+    where masks and [SEG] differ in number.
     """
-    grid = output.masks.logits.shape[-2], output.masks.logits.shape[-1]
-    targets = torch.cat([area_average(of_image, grid) for of_image in masks])
+    with torch.autocast(output.masks.logits.device.type, enabled=False):
+        return _measure(output, masks, settings, draws)
+
+
+def _measure(
+    output: Output, masks: Sequence[torch.Tensor], settings: LossSettings, draws: Sequence[int]
+) -> Losses:
     logits = output.masks.logits.float()
-    if len(targets) != len(logits):
-        raise ValueError(f"{len(logits)} [SEG] in the answers but {len(targets)} masks")
+    if (count := sum(map(len, masks))) != len(logits):
+        raise ValueError(f"{len(logits)} [SEG] in the answers but {count} masks")
     text = functional.cross_entropy(output.text_logits.float(), output.text_labels)
-    bce = functional.binary_cross_entropy_with_logits(logits, targets)
-    dice = soft_dice_loss(logits, targets)
-    iou = iou_error(output.masks, targets)
-    total = settings.text * text + settings.bce * bce + settings.dice * dice + settings.iou * iou
-    return Losses(total, text, bce, dice, iou)
+    if not count:  # without a graph where no mask was decoded; that of the text is whole
+        none = logits.sum()
+        return Losses(settings.text * text + none, text, none, none, none)
+    cells = on_cells(masks, (logits.shape[-2], logits.shape[-1]))
+    pairs = _pairs(logits, masks, cells, settings, draws)
+    mask = _mean(partial(binary_cross_entropy, balance=settings.balance), pairs)
+    dice = _mean(soft_dice_loss, pairs)
+    iou = iou_error(output.masks.candidate_scores.float(), output.masks.candidates, cells).mean()
+    total = settings.text * text + settings.bce * mask + settings.dice * dice + settings.iou * iou
+    cldice = focal = None
+    if settings.cldice:
+        cldice = _mean(partial(soft_cldice_loss, steps=settings.skeleton_steps), pairs)
+        total = total + settings.cldice * cldice
+    if settings.focal:
+        focal = _mean(partial(focal_loss, gamma=settings.focal_gamma, balance=settings.balance), pairs)
+        total = total + settings.focal * focal
+    return Losses(total, text, mask, dice, iou, cldice, focal)
 
 
-def soft_dice_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Mean over masks (m, g, g) of 1 - (2 |p t| + 1) / (|p| + |t| + 1); the 1 makes empty against empty 0."""
-    probabilities = logits.sigmoid().flatten(1)
-    targets = targets.flatten(1)
-    overlap = 2 * (probabilities * targets).sum(1) + 1
-    return (1 - overlap / (probabilities.sum(1) + targets.sum(1) + 1)).mean()
+def _pairs(
+    logits: torch.Tensor,
+    masks: Sequence[torch.Tensor],
+    cells: torch.Tensor,
+    settings: LossSettings,
+    draws: Sequence[int],
+) -> list[Pair]:
+    """Logits and targets where they are compared: one pair for all masks, or one an image."""
+    if settings.at == "pixels":
+        return on_pixels(logits, [of_image for of_image in masks if len(of_image)])
+    if settings.at == "points":
+        ratios = settings.oversample_ratio, settings.importance_sample_ratio
+        return [on_points(logits, masks, settings.points, *ratios, draws)]
+    return [(logits, cells)]
 
 
-def iou_error(masks: MaskLogits, targets: torch.Tensor) -> torch.Tensor:
-    """Mean absolute error of the predicted IoU of all three candidates (m, 3, g, g)."""
-    guessed = masks.candidates.detach() > 0
-    wanted = targets[:, None] > 0.5
-    union = (guessed | wanted).sum((-2, -1))
-    actual = (guessed & wanted).sum((-2, -1)) / union.clamp(min=1)
-    # nothing wanted and nothing guessed is a perfect guess
-    actual = torch.where(union == 0, 1.0, actual)
-    return (masks.candidate_scores.float() - actual).abs().mean()
-
-
-def area_average(masks: torch.Tensor, size: Size) -> torch.Tensor:
-    """Share of each cell that the mask covers: (n, H, W) to float32 (n, h, w), exact for any ratio of sizes."""
-    height, width = masks.shape[-2:]
-    rows = torch.from_numpy(cell_weights(height, size[0])).to(masks.device)
-    columns = torch.from_numpy(cell_weights(width, size[1])).to(masks.device)
-    return rows @ masks.float() @ columns.T
+def _mean(loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], pairs: Sequence[Pair]) -> torch.Tensor:
+    """Mean over all masks."""
+    return torch.cat([loss(logits, targets) for logits, targets in pairs]).mean()

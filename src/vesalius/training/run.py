@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from vesalius.config import read_settings
 from vesalius.data.augment import AugmentSettings
 from vesalius.data.dataset import DataSet, load_item, open_data_set
 from vesalius.errors import SettingError, TrainingError
-from vesalius.lineage import commit, fingerprint_samples, hash_look, hash_pixels, versions
-from vesalius.models.checkpoint import (
-    Card,
-    OpenedModel,
-    ThresholdOrigin,
-    find_model,
-    new_model,
-    open_model,
-)
+from vesalius.files import write_text
+from vesalius.lineage import commit, hash_look, hash_pixels, versions
+from vesalius.models.cards import ModelCard, ThresholdOrigin
+from vesalius.models.checkpoint import OpenedModel, find_model, merged, new_model, open_model
 from vesalius.models.stored import fingerprint_model
+from vesalius.models.token_rows import new_tokens
+from vesalius.models.trainable import set_trainable
+from vesalius.training.engine import Engine, start_engine
 from vesalius.training.feed import Feed
+from vesalius.training.finder import Search, draw_search, find_rate
 from vesalius.training.learner import Learner, TextSegLearner
 from vesalius.training.loop import Run, run_loop
+from vesalius.training.resumption import check_batches, find_changes
 from vesalius.training.rundir import RunDir, TrainState
 from vesalius.training.settings import RunSettings
-from vesalius.training.trainable import set_trainable
+from vesalius.training.tasks import Mixture, TaskSettings, open_mixture
+from vesalius.training.trackers import check_trackers, open_trackers
+from vesalius.training.unet_learner import open_unet_learner, trains_unet
+from vesalius.training.watch import Watch, finish, make_average, read_beside
 
 
 def train(
@@ -45,84 +48,155 @@ def train(
     `resume` continues the run in `settings.out`. `overfit` trains and validates on the first that many training
     samples without augmentation: a model that cannot learn those by heart cannot learn anything.
     """
+    check_trackers(settings.trackers or ())
+    engine = start_engine(settings.precision)
+    if not engine.is_main:
+        on_note = on_step = on_validation = _say_nothing
     run_dir = RunDir(settings.out)
-    learner, card, origin = _open_learner(settings, resume)
-    if resume:
-        overfit = card.lineage.get("overfit")
-        _refuse_changes(settings)
-    else:
-        run_dir.check_new()
-    train_set, val_set = _open_data(settings, overfit)
-    for data_set in (train_set, val_set) if val_set else (train_set,):
-        on_note(f"{data_set.name}: {len(data_set.samples)} images, format {data_set.format}")
-        for note in data_set.notes:
+    with ExitStack() as held:
+        if resume:
+            run_dir.last()
+        if engine.is_main:
+            run_dir.hold(held) if resume else run_dir.check_new()
+        changes = find_changes(settings) if resume else []
+        with run_dir.reading_last() if resume else nullcontext():
+            learner, card, origin = _open_learner(settings, resume, overfit, on_note)
+        if resume:
+            overfit = card.lineage.get("overfit")
+        train_set, val_set = _open_data(settings, overfit)
+        mixture = open_mixture(
+            train_set.samples, settings.tasks, settings.data.questions, overfit is not None
+        )
+        for note in _describe(train_set, val_set, mixture):
             on_note(note)
-    images, looks = _read_all(train_set, val_set, learner)
-    data = fingerprint_samples(train_set.samples)
-    if not resume:
-        card = card.changed(
-            lineage={
-                **origin,
-                "data": data,
-                "overfit": overfit,
-                "settings": settings.model_dump(mode="json"),
-            },
-            # what the starting weights have seen, these have seen too
-            training_images=tuple(sorted({*(card.training_images or ()), *images.values()})),
-            training_looks=tuple(sorted({*card.training_looks, *looks})),
-            # tuned for other weights
-            threshold=0.5,
-            threshold_origin=ThresholdOrigin(),
-            tuning_images=(),
+        images, looks = _read_all(mixture, val_set, learner)
+        data = mixture.fingerprint()
+        if resume:
+            _refuse_other_data(settings, card, data)
+        else:
+            begun = {"data": data, "overfit": overfit, "settings": settings.model_dump(mode="json")}
+            card = _begin_card(card, {**origin, **begun}, images, looks)
+        run = _prepare(
+            settings, engine, learner, card, mixture, val_set, run_dir, overfit, on_step, on_validation
         )
-    elif card.lineage.get("data") != data:
-        raise TrainingError(
-            f"{settings.data.train}: is not what the run was trained on (other images, masks or phrases); "
-            "start a new run from its checkpoint instead"
-        )
-    run = _prepare(settings, learner, card, train_set, val_set, run_dir, overfit, on_step, on_validation)
-    if resume:
-        run.state = run_dir.resume(run.optimiser)
-        on_note(f"resumed at step {run.state.step}")
-    else:
-        run_dir.create(_config_text(settings), _manifest(train_set, val_set, images))
-    run_loop(run)
+        run.watch.on_note = on_note
+        if resume:
+            with run_dir.reading_last():
+                _continue(run, changes, on_note)
+        elif engine.is_main:
+            run_dir.create(_config_text(settings), _manifest(train_set, val_set, images), held)
+        if engine.is_main:
+            _open_trackers(run, held)
+        engine.wait()
+        run_loop(run)
+        finish(run)
+        engine.close()
     return run_dir.path
 
 
-MAY_CHANGE = frozenset({"out", "data", "steps", "epochs", "minutes", "workers", "validate"})
-"""Settings that may differ when a run is resumed; the data are compared by content."""
+def search_rate(
+    settings: RunSettings,
+    picture: Path,
+    *,
+    on_note: Callable[[str], None] = lambda note: None,
+    on_progress: Callable[[float], None] = lambda share: None,
+) -> Search:
+    """Look for a learning rate for a recipe (`finder.py`), and draw what was tried; no run folder is made."""
+    engine = start_engine(settings.precision)
+    if not engine.is_main:
+        on_note = on_progress = _say_nothing
+    learner, card, _ = _open_learner(settings, False, None, on_note)
+    train_set, _ = _open_data(settings, None)
+    mixture = open_mixture(train_set.samples, settings.tasks, settings.data.questions, False)
+    ignored = RunDir(settings.out), None, _say_nothing, _say_nothing
+    found = find_rate(_prepare(settings, engine, learner, card, mixture, None, *ignored), on_progress)
+    if engine.is_main:
+        draw_search(found, picture)
+    engine.close()
+    return found
 
 
-def _refuse_changes(settings: RunSettings) -> None:
-    """Raise TrainingError for a setting that a resumed run cannot take up: its checkpoint decides."""
-    begun = read_settings(RunSettings, settings.out / "config.yaml").model_dump()
-    for name, value in settings.model_dump().items():
-        if name not in MAY_CHANGE and value != begun[name]:
-            raise TrainingError(
-                f"{settings.out}: {name} cannot change in a resumed run (it was {begun[name]}); start a new run "
-                "from its checkpoint instead"
-            )
+def _describe(train_set: DataSet, val_set: DataSet | None, mixture: Mixture) -> Iterator[str]:
+    """What is trained and validated on, a line each."""
+    for data_set in (train_set, val_set) if val_set else (train_set,):
+        yield f"{data_set.name}: {len(data_set.samples)} images, format {data_set.format}"
+        yield from data_set.notes
+    yield from mixture.notes()
+
+
+def _say_nothing(_: object) -> None:
+    """What the processes beside the main one have to tell."""
+
+
+def _begin_card(
+    card: ModelCard, lineage: dict[str, Any], images: dict[str, str], looks: list[str]
+) -> ModelCard:
+    """The card of a run that begins, from that of its start."""
+    return card.changed(
+        lineage=lineage,
+        # what the starting weights have seen, these have seen too
+        training_images=tuple(sorted({*(card.training_images or ()), *images.values()})),
+        training_looks=tuple(sorted({*card.training_looks, *looks})),
+        # tuned for other weights
+        threshold=0.5,
+        threshold_origin=ThresholdOrigin(),
+        tuning_images=(),
+        tta=None,
+    )
+
+
+def _refuse_other_data(settings: RunSettings, card: ModelCard, data: str) -> None:
+    if card.lineage.get("data") != data:
+        raise TrainingError(
+            f"{settings.data.train}: is not what the run was trained on (other images, masks, phrases or "
+            "questions); "
+            "start a new run from its checkpoint instead"
+        )
+
+
+def _continue(run: Run, changes: list[str], on_note: Callable[[str], None]) -> None:
+    """Bring a run to where its last checkpoint stands."""
+    state = run.run_dir.read_state()
+    check_batches(run.settings, state, run.engine)
+    run.engine.read_optimiser(run.run_dir.last(), run.model, run.optimiser)
+    read_beside(run, run.run_dir.last())
+    run.state, run.saved_step = state, state.step
+    if run.engine.is_main:
+        run.run_dir.rewind(state)
+        if changes:
+            write_text(run.run_dir.path / "config.yaml", _config_text(run.settings))
+    on_note(f"resumed at step {state.step}")
+    for change in changes:
+        on_note(f"changed: {change}")
 
 
 def _read_all(
-    train_set: DataSet, val_set: DataSet | None, learner: Learner
+    mixture: Mixture, val_set: DataSet | None, learner: Learner
 ) -> tuple[dict[str, str], list[str]]:
     """Id -> hash of the pixels of each training image; and the perceptual hash of each.
 
-    Reads every image and mask, and asks for every phrase, so that nothing in them can stop the run later: raises
+    Reads every image, mask and conversation, and asks for every phrase, so that nothing in them can stop the run later: raises
     DataError or SettingError for the first that is wrong.
     """
-    samples = (*train_set.samples, *(val_set.samples if val_set else ()))
+    samples = (*mixture.samples, *(val_set.samples if val_set else ()))
     for phrase in {prompt for sample in samples for prompt in sample.prompts}:
         learner.check_phrase(phrase)
     for sample in val_set.samples if val_set else ():
         load_item(sample)
-    images, looks = {}, []
-    for sample in train_set.samples:
-        pixels = load_item(sample).frames[0]
-        images[sample.id] = hash_pixels(pixels)
-        looks.append(hash_look(pixels))
+    images, looks, sizes = {}, [], {}
+    for sample in mixture.samples:
+        item = load_item(sample)
+        images[item.id], sizes[item.id] = hash_pixels(item.frames[0]), item.size
+        looks.append(hash_look(item.frames[0]))
+    mixture.check_sizes(sizes)
+    for conversation in mixture.conversations:
+        item = conversation.load()
+        try:
+            learner.check_turns(item.turns, item.size)
+        except SettingError as error:
+            raise SettingError(f"{conversation.sample.source}: {error}") from error
+        images[item.id] = hash_pixels(item.frames[0])
+        looks.append(hash_look(item.frames[0]))
     return images, looks
 
 
@@ -153,10 +227,24 @@ def _split_at(data: Path, name: str) -> str | None:
     return name if (data / f"annotations.{name}.json").is_file() else None
 
 
-def _open_learner(settings: RunSettings, resume: bool) -> tuple[Learner, Card, dict[str, Any]]:
+def _open_learner(
+    settings: RunSettings, resume: bool, overfit: int | None, on_note: Callable[[str], None]
+) -> tuple[Learner, ModelCard, dict[str, Any]]:
     """The model to start from, ready to train; its card; and where it comes from."""
+    if trains_unet(settings, resume):
+        if settings.tasks != TaskSettings():
+            raise SettingError("tasks: are for a model that reads text; a U-Net learns masks alone")
+        samples = () if resume else _open_data(settings, overfit)[0].samples
+        phrases = list(dict.fromkeys(prompt for sample in samples for prompt in sample.prompts))
+        unet, origin, notes = open_unet_learner(settings, resume, phrases)
+        for note in notes:
+            on_note(note)
+        return unet, unet.opened.card, origin
+    if settings.unet is not None:
+        raise SettingError("unet: is for a U-Net; leave it out, or begin one with model=unet")
     opened, origin = _open_model(settings, resume)
-    groups = set_trainable(opened.model, settings.what_trains)
+    tokens = new_tokens(opened.processor.tokenizer)
+    groups = set_trainable(opened.model, settings.what_trains, tokens, settings.seed)
     return TextSegLearner(opened, groups, settings.loss), opened.card, origin
 
 
@@ -164,15 +252,10 @@ def _open_model(settings: RunSettings, resume: bool) -> tuple[OpenedModel, dict[
     """The model to start from, and where it comes from."""
     if settings.start == "random" and not resume:
         return new_model(settings.model, settings.seed), {"start": f"random weights, seed {settings.seed}"}
-    if resume and not (settings.out / "last").exists():
-        raise TrainingError(f"{settings.out}: has no checkpoint to resume from")
-    folder = settings.out / "last" if resume else find_model(settings.model)
+    folder = RunDir(settings.out).last() if resume else find_model(settings.model)
     opened = open_model(folder)
-    if opened.has_adapter:
-        raise TrainingError(
-            f"{folder}: keeps a LoRA as an adapter, which this version does not train on; "
-            "convert its training checkpoint again without --keep-adapter"
-        )
+    if opened.has_adapter and not resume:
+        opened = merged(opened)
     origin = {
         "start": settings.model,
         "start_fingerprint": fingerprint_model(folder),
@@ -183,36 +266,34 @@ def _open_model(settings: RunSettings, resume: bool) -> tuple[OpenedModel, dict[
 
 def _prepare(
     settings: RunSettings,
+    engine: Engine,
     learner: Learner,
-    card: Card,
-    train_set: DataSet,
+    card: ModelCard,
+    mixture: Mixture,
     val_set: DataSet | None,
     run_dir: RunDir,
     overfit: int | None,
     on_step: Callable[[dict[str, Any]], None],
     on_validation: Callable[[dict[str, Any]], None],
 ) -> Run:
-    torch.manual_seed(settings.seed)
-    accelerator = Accelerator(mixed_precision="bf16" if settings.precision == "bf16" else "no")
-    if accelerator.num_processes > 1:
-        raise TrainingError(
-            f"{accelerator.num_processes} processes were started; this version trains in one: start it with vesalius train"
-        )
-    learner.module.to(accelerator.device)
-    factors = settings.optim.factors
-    optimiser = torch.optim.AdamW(
-        [{"params": group, "factor": factors.get(name, 1.0)} for name, group in learner.groups.items()],
-        lr=settings.optim.lr,
-        betas=settings.optim.betas,
-        weight_decay=settings.optim.weight_decay,
-    )
+    factors, optim = settings.optim.factors, settings.optim
+
+    def make_optimiser() -> torch.optim.Optimizer:
+        groups = [
+            {"params": group, "factor": factors.get(name, 1.0)} for name, group in learner.groups.items()
+        ]
+        return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
+
+    model, optimiser = engine.prepare(learner, make_optimiser)
     feed = Feed(
-        samples=train_set.samples,
+        mixture=mixture,
         learner=learner,
         augment=AugmentSettings() if overfit else settings.augment,
         batch=settings.batch,
         seed=settings.seed,
         workers=settings.workers,
+        rank=engine.rank,
+        ranks=engine.ranks,
     )
     val = list(val_set.samples[: settings.validate_.limit]) if val_set else []
     return Run(
@@ -222,12 +303,24 @@ def _prepare(
         feed=feed,
         val=val,
         run_dir=run_dir,
-        accelerator=accelerator,
-        optimiser=accelerator.prepare_optimizer(optimiser),
-        state=TrainState(),
+        engine=engine,
+        model=model,
+        optimiser=optimiser,
+        state=TrainState(images_a_batch=settings.batch * engine.ranks),
         on_step=on_step,
         on_validation=on_validation,
+        watch=Watch(average=make_average(learner.module, optim.ema)),
     )
+
+
+def _open_trackers(run: Run, held: ExitStack) -> None:
+    """Open them until `held` is closed, and say where there are none."""
+    settings = run.settings.model_dump(mode="json")
+    trackers, note = open_trackers(run.settings.trackers, run.run_dir.path, settings, run.state.step)
+    held.callback(trackers.close)
+    run.watch.trackers = trackers
+    if note is not None:
+        run.watch.on_note(note)
 
 
 def _config_text(settings: RunSettings) -> str:

@@ -6,19 +6,22 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vesalius.errors import OutputError, TrainingError
-from vesalius.files import replacing, to_json, write_json, write_text
-from vesalius.models.checkpoint import Card
+from vesalius.errors import CheckpointError, OutputError, TrainingError
+from vesalius.files import hold_folder, prepare_folder, replacing, to_json, write_json, write_text
+from vesalius.models.cards import ModelCard
+from vesalius.training.engine import Engine
 from vesalius.training.learner import Learner
+from vesalius.training.sharding import whole
 
-STATE = "train_state.pt"
+STATE = "train_state.json"
 CHECKPOINT = re.compile(r"step-\d{6,}")
 
 
@@ -33,16 +36,10 @@ class TrainState:
     """Batches of this epoch that are used up."""
     trained_s: float = 0.0
     """Time spent in training steps."""
-    best: float | None = None
-    """Best value of the validation metric so far."""
-
-
-def write_tensors(path: Path, value: Any) -> None:
-    """torch.save, with OutputError where the disk is full: torch calls that a RuntimeError."""
-    try:
-        torch.save(value, path)
-    except RuntimeError as error:
-        raise OutputError(f"{path}: cannot be written ({' '.join(str(error).split())[:200]})") from error
+    validated: int = 0
+    """Step that was validated last."""
+    images_a_batch: int = 0
+    """Of all processes together."""
 
 
 class RunDir:
@@ -53,9 +50,12 @@ class RunDir:
         self.log = path / "log.jsonl"
         self.validation = path / "validation.jsonl"
 
-    def create(self, settings_yaml: str, manifest: Mapping[str, Any]) -> None:
-        """Make the folder; OutputError if a run or anything else is there already."""
+    def create(self, settings_yaml: str, manifest: Mapping[str, Any], held: ExitStack) -> None:
+        """Make the folder and hold it as `hold` does; OutputError if a run or anything else is there already."""
         self.check_new()
+        prepare_folder(self.path)
+        self.hold(held)
+        self.check_new()  # another may have been faster
         write_text(self.path / "config.yaml", settings_yaml)
         write_json(self.path / "manifest.json", manifest)
 
@@ -87,42 +87,114 @@ class RunDir:
         except ValueError as error:
             raise TrainingError(f"{file}: holds a line that is not JSON; mend or remove it") from error
 
+    def hold(self, held: ExitStack) -> None:
+        """Hold an existing run folder until `held` is closed; OutputError where another process trains in it."""
+        hold_folder(self.path, "training run", held)
+
     def save(
         self,
+        engine: Engine,
         learner: Learner,
-        card: Card,
+        card: ModelCard,
+        model: torch.nn.Module,
         optimiser: torch.optim.Optimizer,
         state: TrainState,
-        is_best: bool,
-    ) -> Path:
-        """Write a checkpoint, point `last` (and `best`) to it, and remove those that neither points to."""
+        also: Callable[[Path], None] = lambda folder: None,
+    ) -> None:
+        """Write a checkpoint, point `last` to it, and remove those to which neither `last` nor `best` points.
+
+        `also` writes what else is to be in it, in the main process.
+        It takes its name when all of it is on the disk: until then `last` is the one before. A collective.
+        """
         folder = self.path / "checkpoints" / f"step-{state.step:06d}"
-        with replacing(folder) as aside:
-            learner.write(aside, card)
-            write_tensors(aside / STATE, {"state": asdict(state), "optimiser": optimiser.state_dict()})
-        for name in ("last", "best") if is_best else ("last",):
+        with replacing(folder) if engine.is_main else nullcontext(folder) as made:
+            aside = engine.agree(made)
+            with whole(learner.module, aside.with_name(f".weights{aside.name}"), engine.is_main):
+                if engine.is_main:
+                    last = self.path / "last"
+                    learner.write(aside, card, last.resolve() if last.exists() else None)
+                    also(aside)
+            engine.wait()
+            engine.write_optimiser(aside, model, optimiser)
+            if engine.is_main:
+                write_json(aside / STATE, asdict(state))
+                _push_to_disk(aside)
+            engine.wait()
+        if engine.is_main:
+            self._point("last", folder)
+
+    def mark_validated(self, state: TrainState, is_best: bool) -> None:
+        """Note in the last checkpoint that it was validated, and point `best` to it where it is."""
+        if is_best:
+            self._point("best", (self.path / "last").resolve())
+        write_json(self.path / "last" / STATE, asdict(state))
+
+    def _point(self, name: str, folder: Path) -> None:
+        """Let a link point to a checkpoint, and remove those that no link points to."""
+        try:
             link = self.path / f".{name}.partial"
             link.unlink(missing_ok=True)
-            link.symlink_to(os.path.relpath(folder, self.path))
+            link.symlink_to(os.path.relpath(folder.resolve(), self.path.resolve()))
             link.replace(self.path / name)
-        kept = {(self.path / name).resolve() for name in ("last", "best")}
+        except OSError as error:
+            raise OutputError(f"{self.path / name}: cannot be written ({error.strerror})") from error
+        kept = {(self.path / each).resolve() for each in ("last", "best")}
         for other in folder.parent.glob("step-*"):  # whatever else lies there is somebody's
             if CHECKPOINT.fullmatch(other.name) and other.is_dir() and other.resolve() not in kept:
-                shutil.rmtree(other)
-        return folder
+                shutil.rmtree(other, ignore_errors=True)
 
-    def resume(self, optimiser: torch.optim.Optimizer) -> TrainState:
-        """Load the last checkpoint's optimiser and state, and drop log lines of steps after it."""
+    def last(self) -> Path:
+        """The checkpoint to continue from; TrainingError where there is none."""
+        last = self.path / "last"
+        if not last.exists():
+            raise TrainingError(f"{self.path}: has no checkpoint to resume from{self._way_out()}")
+        return last
+
+    @contextmanager
+    def reading_last(self) -> Iterator[None]:
+        """Where the last checkpoint turns out to be damaged within it, the error tells what else there is."""
+        try:
+            yield
+        except (CheckpointError, TrainingError) as error:
+            raise TrainingError(f"{error}{self._way_out()}") from error
+
+    def _way_out(self) -> str:
+        best, last = (self.path / name for name in ("best", "last"))
+        if not best.exists() or best.resolve() == last.resolve():
+            return ""
+        return (
+            f"; to go on from {best.resolve().name}, the best so far, point `last` to it: "
+            f"ln -sfn {best.readlink()} {last}"
+        )
+
+    def read_state(self) -> TrainState:
+        """Where the last checkpoint stands; TrainingError where that cannot be read."""
         path = self.path / "last" / STATE
         try:
-            saved = torch.load(path, weights_only=True, map_location="cpu")
-        except Exception as error:
+            return TrainState(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
             raise TrainingError(
                 f"{path}: cannot be read ({error}); the run cannot be resumed from it"
             ) from error
-        optimiser.load_state_dict(saved["optimiser"])
-        state = TrainState(**saved["state"])
-        for file in (self.log, self.validation):
-            kept = [line for line in self.lines(file) if line["step"] <= state.step]
+
+    def rewind(self, state: TrainState) -> None:
+        """Drop the log's lines of steps after the last checkpoint, and what a killed process left half written."""
+        for file, step in ((self.log, state.step), (self.validation, state.validated)):
+            kept = [line for line in self.lines(file) if line["step"] <= step]
             write_text(file, "".join(to_json(line) + "\n" for line in kept))
-        return state
+        for folder in (self.path, self.path / "checkpoints"):
+            for debris in (*folder.glob(".*.partial"), *folder.glob(".*.old")):
+                if debris.is_dir() and not debris.is_symlink():
+                    shutil.rmtree(debris, ignore_errors=True)
+                else:
+                    debris.unlink(missing_ok=True)
+
+
+def _push_to_disk(folder: Path) -> None:
+    """Wait until the files of a folder are where a power cut leaves them."""
+    for path in (*(path for path in folder.rglob("*") if path.is_file()), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -9,8 +9,11 @@ from pydantic import Field, field_validator, model_validator
 
 from vesalius.config import Settings
 from vesalius.data.augment import AugmentSettings
+from vesalius.evaluation.metrics import METRICS
+from vesalius.models.specs import UNetShape
+from vesalius.models.trainable import GROUPS, NEW_TOKENS, TrainsSettings
 from vesalius.training.losses import LossSettings
-from vesalius.training.trainable import GROUPS
+from vesalius.training.tasks import TaskSettings
 
 
 class TrainingData(Settings):
@@ -21,6 +24,8 @@ class TrainingData(Settings):
     """Without it there is no validation, and the last checkpoint is the best."""
     prompt: str | None = None
     """Maps every phrase to this one; all objects of an image become one target."""
+    questions: Path | None = None
+    """Conversations about images, in the form of LLaVA's training files; `tasks.questions` says how many."""
 
 
 class OptimSettings(Settings):
@@ -35,15 +40,19 @@ class OptimSettings(Settings):
     """Share of the run in which the rate rises to `lr`."""
     accumulate: int = Field(default=1, ge=1)
     """Batches an optimiser step."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Share that a running mean of the weights keeps at each step, such as 0.99; the mean is validated and saved. None:
+    the weights themselves are."""
     factors: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """Factor on `lr` for a part of the model: vision encoder, language model, language head, projector, SAM
-    encoder, SAM decoder. Others have 1."""
+    encoder, SAM decoder, new tokens. Others have 1."""
 
     @field_validator("factors")
     @classmethod
     def _factors_name_parts(cls, factors: dict[str, float]) -> dict[str, float]:
-        if unknown := [name for name in factors if name not in GROUPS]:
-            raise ValueError(f"no part of the model is called {unknown[0]!r}; known: {', '.join(GROUPS)}")
+        known = (*GROUPS, NEW_TOKENS)
+        if unknown := [name for name in factors if name not in known]:
+            raise ValueError(f"no part of the model is called {unknown[0]!r}; known: {', '.join(known)}")
         return factors
 
 
@@ -53,20 +62,33 @@ class ValidateSettings(Settings):
     every_epochs: int = Field(default=1, ge=1)
     limit: int | None = Field(default=None, ge=1)
     """Only the first that many samples; None: all."""
-    metric: Literal["dice", "iou", "precision", "recall", "accuracy"] = "dice"
-    """The mean by which the best checkpoint is chosen."""
+    metric: str = "dice"
+    """The mean by which the best checkpoint is chosen: any metric of `vesalius evaluate`, such as cldice or hd95_px."""
+    patience: int | None = Field(default=None, ge=1)
+    """The run ends after that many validations without a better one; None: it does not."""
+    figures: int = Field(default=4, ge=0)
+    """Answers drawn at each validation, the same ones each time."""
+
+    @field_validator("metric")
+    @classmethod
+    def _metric_exists(cls, metric: str) -> str:
+        if metric not in METRICS:
+            raise ValueError(f"is {metric!r}; known: {', '.join(METRICS)}")
+        return metric
 
 
 class RunSettings(Settings):
     """One run. Give exactly one of `steps`, `epochs` and `minutes`."""
 
     model: str
-    """A bundle, a run, or a model name."""
+    """A bundle, a run, or a model name; `unet` begins a U-Net with a channel for each phrase of the data."""
     start: Literal["weights", "random"] = "weights"
     """`random` takes only the shape of `model`, and new weights."""
     data: TrainingData
-    what_trains: Literal["projector", "decoder", "full"] = "decoder"
-    """`projector`: the [SEG] projector; `decoder`: also SAM's mask decoder; `full`: all that images pass through."""
+    unet: UNetShape | None = None
+    """Widths and patch of a U-Net that begins with `model: unet`; without it those of `UNetShape`."""
+    what_trains: TrainsSettings = TrainsSettings(level="decoder")
+    """From the projector alone to all weights, by the name of a level; or with sizes of LoRA, 4 bits, checkpointing."""
     loss: LossSettings = LossSettings()
     steps: int | None = Field(default=None, ge=1)
     epochs: int | None = Field(default=None, ge=1)
@@ -79,7 +101,13 @@ class RunSettings(Settings):
     precision: Literal["fp32", "bf16"] = "fp32"
     optim: OptimSettings = OptimSettings()
     augment: AugmentSettings = AugmentSettings()
+    tasks: TaskSettings = TaskSettings()
     validate_: ValidateSettings = Field(default=ValidateSettings(), alias="validate")
+    save_every_minutes: float = Field(default=15.0, gt=0)
+    """A checkpoint is written after that time, besides those before each validation."""
+    trackers: tuple[str, ...] | None = None
+    """Programs that also get the numbers: tensorboard, wandb, mlflow and others of Accelerate, with files in the run
+    folder. None: TensorBoard where it is installed; []: none."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     out: Path
     """The run folder."""

@@ -2,40 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from vesalius.data.dataset import load_item
-from vesalius.evaluation.overlap import METRICS, score
+from vesalius.evaluation import metrics, overlap
 from vesalius.inference.folder import Segmenter
-from vesalius.types import Sample
+from vesalius.types import Item, Prediction, Sample
+
+Row = dict[str, Any]
+"""`id`, `prompt`, `says_seg`, `absent`, `logits` (their SHA-256) and each metric of one answer."""
+
+Watcher = Callable[[Item, Prediction, np.ndarray, Mapping[str, float | None]], None]
+"""Shown each answer with its truth, bool (h, w), and scores."""
 
 
-def validate(segmenter: Segmenter, samples: Sequence[Sample]) -> dict[str, float | int | None]:
-    """Mean of each metric over (sample, prompt), and `seg_rate`: how often the model itself would say [SEG].
+def score_answers(
+    segmenter: Segmenter,
+    samples: Sequence[Sample],
+    metric: str = "dice",
+    on_answer: Watcher = lambda item, prediction, truth, scores: None,
+) -> list[Row]:
+    """A row for each (sample, prompt): the metrics of overlap, and `metric`, one of `evaluation.metrics.METRICS`.
 
-    A metric that is defined nowhere is None. An unreadable sample raises DataError.
+    An empty truth that the model itself would answer without [SEG] is scored as the empty mask that this is, as
+    `vesalius evaluate` does where answers are not forced. An unreadable sample raises DataError.
     """
-    scores: dict[str, list[float]] = {name: [] for name in METRICS}
-    says_seg: list[bool] = []
+    rows: list[Row] = []
     for start in range(0, len(samples), segmenter.batch):
-        items = [load_item(sample) for sample in samples[start : start + segmenter.batch]]
-        truths = [mask[0] for item in items if item.masks is not None for mask in item.masks]
-        for prediction, truth in zip(segmenter.predict(items), truths, strict=True):
-            says_seg.append(prediction.says_seg)
-            for name, value in score(truth, prediction.mask).items():
-                if value is not None:
-                    scores[name].append(value)
-    means: dict[str, float | int | None] = {
-        name: float(np.mean(values)) if values else None for name, values in scores.items()
-    }
-    return {**means, "seg_rate": float(np.mean(says_seg)), "n": len(says_seg)}
+        some = samples[start : start + segmenter.batch]
+        items = [load_item(sample) for sample in some]
+        answers = iter(segmenter.predict(items))
+        for sample, item in zip(some, items, strict=True):
+            for (truth,) in () if item.masks is None else item.masks:
+                prediction = next(answers)
+                absent = not truth.any()
+                # a mask that was forced on a phrase of which the model itself would say that it is not there
+                guess = truth if absent and not prediction.says_seg else prediction.mask
+                scores = _scores(truth, guess, metric, sample.spacing_mm)
+                on_answer(item, prediction, truth, scores)
+                rows.append(
+                    {
+                        "id": item.id,
+                        "prompt": prediction.prompt,
+                        "says_seg": prediction.says_seg,
+                        "absent": absent,
+                        "logits": hashlib.sha256(prediction.logits.tobytes()).hexdigest(),
+                        **scores,
+                    }
+                )
+    return rows
+
+
+def _scores(
+    truth: np.ndarray, guess: np.ndarray, metric: str, spacing_mm: tuple[float, float] | None
+) -> dict[str, float | None]:
+    scores = overlap.score(truth, guess)
+    if metric not in scores:  # skeletons and distances take far longer than counts
+        scores[metric] = metrics.score(truth, guess, spacing_mm=spacing_mm)[metric]
+    return scores
+
+
+def average(rows: Sequence[Row]) -> dict[str, float | int | str | None]:
+    """Mean of each metric over rows, None where it is defined in none; and four more.
+
+    `seg_rate`: how often the model itself would say [SEG]; `absent_seg_rate`: the same of phrases whose mask is empty,
+    None where there are none; `n`: how many answers; `fingerprint` of all their logits, which
+    do not repeat to the bit unless the weights that they come from do.
+    """
+    names = [name for name in rows[0] if name in metrics.METRICS]
+    values = {name: [row[name] for row in rows if row[name] is not None] for name in names}
+    means = {name: float(np.mean(found)) if found else None for name, found in values.items()}
+    seg_rate = float(np.mean([row["says_seg"] for row in rows]))
+    absent = [row["says_seg"] for row in rows if row["absent"]]
+    rates = {"seg_rate": seg_rate, "absent_seg_rate": float(np.mean(absent)) if absent else None}
+    logits = "".join(sorted(f"{row['id']} {row['prompt']} {row['logits']}\n" for row in rows))
+    fingerprint = hashlib.sha256(logits.encode()).hexdigest()[:16]
+    return {**means, **rates, "n": len(rows), "fingerprint": fingerprint}
 
 
 def summarise(line: Mapping[str, Any]) -> str:
     """A line of `validation.jsonl` in words."""
-    shown = ("dice", "iou", "precision", "recall", "seg_rate")
+    shown = [name for name in line if name in metrics.METRICS and name != "accuracy"]
+    shown += ["seg_rate", "absent_seg_rate"]
     scores = "  ".join(f"{name} {line[name]:.3f}" for name in shown if line[name] is not None)
     return f"validation at step {line['step']}: {scores}{'  (best so far)' if line['best'] else ''}"

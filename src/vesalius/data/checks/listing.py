@@ -6,8 +6,10 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from vesalius.data.checks.findings import count, count_errors, some, sums_up
+from vesalius.data.checks.inspection import Report
 from vesalius.types import Finding
 
 SHOWN = 5
@@ -15,6 +17,26 @@ SHOWN = 5
 
 BARE = re.compile(r"[a-z]+ \d+\b(?! \()")
 """A place that says nothing of which file: `frame 0`, not `entry 3 (a.png)`."""
+
+
+def summarise(report: Report, every: bool = False) -> Iterator[str]:
+    """All that is told of a data set on a terminal; `every` as for `list_findings`."""
+    for name, part in report.parts.items():
+        yield f"{part.root}{name and f', {name}'}: format {part.format}"
+        yield from part.notes
+    for name, count_of_it in report.counts.items():
+        yield f"{name}: {count_of_it}"
+    yield from list_findings(report.findings, every)
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """The same for `--json`; `failed` counts errors."""
+    return {
+        "format": ", ".join(dict.fromkeys(part.format for part in report.parts.values())),
+        "counts": report.counts,
+        "findings": [vars(finding) for finding in report.findings],
+        "failed": count_errors(report.findings),
+    }
 
 
 def list_findings(findings: Sequence[Finding], every: bool = False) -> list[str]:

@@ -1,0 +1,121 @@
+"""Does a running mean of the weights (`optim.ema`) predict better than the weights of the last step?
+
+    .venv/bin/python benchmarks/averaging.py [--steps 100] [--decays 0.9 0.97 0.99] [--seeds 2] [--json FILE]
+
+One run a seed of `tiny` on synthetic angiograms, from its shipped weights, everything training, with a constant rate and with
+the cosine of a recipe. After the last step the same validation images are scored with the weights and with each mean, so
+that all share one trajectory and differ in nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vesalius.data.augment import AugmentSettings
+from vesalius.data.dataset import open_data_set
+from vesalius.data.synth import write_data_set
+from vesalius.files import write_json
+from vesalius.models.allocator import keep_freed_memory
+from vesalius.models.checkpoint import find_model, open_model
+from vesalius.models.trainable import set_trainable
+from vesalius.training.averaging import WeightAverage
+from vesalius.training.feed import Feed
+from vesalius.training.learner import TextSegLearner
+from vesalius.training.losses import LossSettings
+from vesalius.training.tasks import TaskSettings, open_mixture
+from vesalius.training.validate import average, score_answers
+
+LR = 5e-4
+
+
+def measure(data: Path, steps: int, decays: list[float], seed: int, cosine: bool) -> dict[str, float]:
+    """Mean Dice on the validation images of the weights after the last step, and of each mean."""
+    torch.manual_seed(seed)
+    opened = open_model(find_model("tiny"))
+    loss = LossSettings(text=0.1, bce=3.0, dice=1.0)
+    learner = TextSegLearner(opened, set_trainable(opened.model, "full"), loss)
+    train, val = (open_data_set(data / name).samples for name in ("train", "val"))
+    mixture = open_mixture(train, TaskSettings(), None, True)
+    feed = Feed(mixture, learner, AugmentSettings(flip=0.5, gamma=0.3), batch=4, seed=seed)
+    parameters = [p for group in learner.groups.values() for p in group]
+    optimiser = torch.optim.AdamW(parameters, lr=LR, betas=(0.9, 0.98), weight_decay=0.05)
+    means = {f"ema {decay}": WeightAverage(parameters, decay) for decay in decays}
+    done = epoch = 0
+    while done < steps:
+        opened.model.train()
+        for step in feed.steps(epoch, 0, 1):
+            factor = 0.5 * (1 + math.cos(math.pi * done / steps)) if cosine else 1.0
+            for group in optimiser.param_groups:
+                group["lr"] = LR * factor * min(1, (done + 1) / 5)
+            batch: Any = step.parts[0].batch
+            learner.losses(opened.model, batch)["total"].backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimiser.step()
+            optimiser.zero_grad()
+            for mean in means.values():
+                mean.update()
+            done += 1
+            if done == steps:
+                break
+        epoch += 1
+
+    def score() -> float:
+        found = average(score_answers(learner.segmenter(opened.card, 4), val))["dice"]
+        assert isinstance(found, float)
+        return found
+
+    result = {"last weights": score()}
+    for name, mean in means.items():
+        with mean.applied():
+            result[name] = score()
+    return result
+
+
+def main() -> None:
+    """Measure, print a table, and write it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--decays", type=float, nargs="+", default=[0.9, 0.97, 0.99])
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    args = parser.parse_args()
+    keep_freed_memory()
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder)
+        write_data_set(data / "train", 48, seed=500, size=args.size)
+        write_data_set(data / "val", 16, seed=501, size=args.size)
+        for cosine in (False, True):
+            for seed in range(args.seeds):
+                found = measure(data, args.steps, args.decays, seed, cosine)
+                rows.append({"rate": "cosine" if cosine else "constant", "seed": seed, **found})
+                print(
+                    "  ".join(
+                        f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()
+                    ),
+                    flush=True,
+                )
+    names = [name for name in rows[0] if name not in ("rate", "seed")]
+    for rate in ("constant", "cosine"):
+        means = {name: statistics.mean(row[name] for row in rows if row["rate"] == rate) for name in names}
+        print(f"{rate}: " + "  ".join(f"{name} {value:.4f}" for name, value in means.items()))
+    if args.json:
+        write_json(
+            args.json,
+            {"cores": os.cpu_count(), "steps": args.steps, "size": args.size, "lr": LR, "rows": rows},
+        )
+
+
+if __name__ == "__main__":
+    main()

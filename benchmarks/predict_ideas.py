@@ -1,0 +1,225 @@
+"""How much faster is prediction for each idea in it: how much longer without that one, all others kept?
+
+    .venv/bin/python benchmarks/predict_ideas.py [--model tiny] [--images 16] [--rounds 7] [--quick] [--json FILE]
+
+Each idea is taken out alone, by a setting of `Predictor` or by putting a plain rewrite in its place here, and all
+variants take turns in one process on the same synthetic images. `slower` is the median over the rounds of the time
+without an idea to the time with all of them; shares do not add up, as ideas share what they save. `masks_equal` is the
+share of pixels in which both agree. Not here: `keep_freed_memory`, which a process cannot take back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from transformers.models.sam2.modeling_sam2 import Sam2MultiScaleAttention
+
+from vesalius.data.synth import draw
+from vesalius.files import write_json
+from vesalius.inference import predictor as predictor_module
+from vesalius.inference.predictor import Predictor, load_predictor
+from vesalius.inference.threads import Decode
+from vesalius.models import answering, pixels, processor, segmenter
+from vesalius.models.allocator import keep_freed_memory
+from vesalius.models.answering import SegPrompts
+from vesalius.models.hiera import WindowAttention
+from vesalius.models.language import run
+from vesalius.models.textseg import MaskLogits
+from vesalius.types import Item
+
+PROMPTS = ("blood vessel", "catheter", "guide wire", "rib")
+
+Change = Callable[[Predictor, list[Item], ExitStack], tuple[Predictor, list[Item]]]
+"""Takes an idea out until the stack is closed: who is to be asked, and what."""
+
+
+def all_kept(predictor: Predictor, items: list[Item], _: ExitStack) -> tuple[Predictor, list[Item]]:
+    """Nothing taken out."""
+    return predictor, items
+
+
+def token_by_token(predictor: Predictor, items: list[Item], stack: ExitStack) -> tuple[Predictor, list[Item]]:
+    """Answers are written, not guessed and verified."""
+    stack.enter_context(patch.object(predictor, "answer", "generate"))
+    return predictor, items
+
+
+def alone(predictor: Predictor, items: list[Item], stack: ExitStack) -> tuple[Predictor, list[Item]]:
+    """One image at a time."""
+    stack.enter_context(patch.object(predictor, "batch", 1))
+    return predictor, items
+
+
+def image_a_question(predictor: Predictor, items: list[Item], _: ExitStack) -> tuple[Predictor, list[Item]]:
+    """Both halves see the image anew for each question."""
+    return predictor, [Item(item.id, item.frames, (prompt,)) for item in items for prompt in item.prompts]
+
+
+def words_a_question(
+    predictor: Predictor, items: list[Item], stack: ExitStack
+) -> tuple[Predictor, list[Item]]:
+    """The language model reads the image's tokens again for each question."""
+
+    def read(vlm: Any, inputs: Any, _: Any, seg_before_norm: bool, cache: Any) -> Any:
+        return run(vlm, inputs, seg_before_norm, cache), inputs
+
+    stack.enter_context(patch.object(answering, "run_questions", read))
+    return predictor, items
+
+
+def encoding_a_seg(predictor: Predictor, items: list[Item], stack: ExitStack) -> tuple[Predictor, list[Item]]:
+    """SAM encodes the image anew for each [SEG]."""
+
+    def decode_each(decode: Decode, squares: Sequence[torch.Tensor], seg: SegPrompts) -> MaskLogits:
+        rows = [slice(i, i + 1) for i in range(len(seg.row))]
+        made = [decode(squares, SegPrompts(seg.embedding[i], seg.row[i], seg.image[i])) for i in rows]
+        return MaskLogits(
+            *(torch.cat(maps) for maps in zip(*(vars(each).values() for each in made), strict=True))
+        )
+
+    stack.enter_context(patch.object(predictor_module, "decode_on_cores", decode_each))
+    return predictor, items
+
+
+def one_by_one(predictor: Predictor, items: list[Item], stack: ExitStack) -> tuple[Predictor, list[Item]]:
+    """All cores on one operation at a time, instead of images side by side."""
+    together = lambda decode, squares, seg: decode(squares, seg)  # noqa: E731
+    in_turn = lambda work, jobs: [work(job) for job in jobs]  # noqa: E731
+    stack.enter_context(patch.object(predictor_module, "decode_on_cores", together))
+    stack.enter_context(patch.object(predictor_module, "map_on_cores", in_turn))
+    return predictor, items
+
+
+def two_convolutions(
+    predictor: Predictor, items: list[Item], stack: ExitStack
+) -> tuple[Predictor, list[Item]]:
+    """The neck's and the decoder's convolutions on the fine levels one after the other."""
+
+    def convolve(first: nn.Module, second: nn.Module, level: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = second(first(level.permute(0, 3, 1, 2)))
+        return made
+
+    stack.enter_context(patch.object(segmenter, "_convolve_twice", convolve))
+    return predictor, items
+
+
+def many_copies(predictor: Predictor, items: list[Item], stack: ExitStack) -> tuple[Predictor, list[Item]]:
+    """Pixels are normalised through a new array for each step."""
+    mean, deviation = pixels.MEAN.flatten().numpy(), pixels.DEVIATION.flatten().numpy()
+
+    def normalise(image: Image.Image) -> torch.Tensor:
+        values = (np.asarray(image, dtype=np.float32) / 255 - mean) / deviation
+        return torch.from_numpy(values.transpose(2, 0, 1).copy())
+
+    for module in (pixels, processor):
+        stack.enter_context(patch.object(module, "normalise", normalise))
+    return predictor, items
+
+
+def unread_attention(
+    predictor: Predictor, items: list[Item], stack: ExitStack
+) -> tuple[Predictor, list[Item]]:
+    """SAM's encoder as transformers has it, with the attention whose result nothing reads."""
+    for module in predictor.model.sam.vision_encoder.modules():
+        if isinstance(module, WindowAttention):
+            module.__class__ = Sam2MultiScaleAttention
+            stack.callback(setattr, module, "__class__", WindowAttention)
+    return predictor, items
+
+
+IDEAS: dict[str, Change] = {
+    "all ideas": all_kept,
+    "answers guessed and verified": token_by_token,
+    "images in batches": alone,
+    "each image seen once, for all questions": image_a_question,
+    "its tokens read once": words_a_question,
+    "its SAM features for all [SEG]": encoding_a_seg,
+    "images side by side on the cores": one_by_one,
+    "attention that nothing reads left out": unread_attention,
+    "two convolutions as one": two_convolutions,
+    "pixels normalised in place": many_copies,
+}
+
+
+@contextmanager
+def without(idea: str, predictor: Predictor, items: list[Item]) -> Iterator[tuple[Predictor, list[Item]]]:
+    """Who is to be asked, and what, with the idea taken out inside the block."""
+    with ExitStack() as stack:
+        yield IDEAS[idea](predictor, items, stack)
+
+
+def measure(predictor: Predictor, items: list[Item], rounds: int) -> list[dict[str, Any]]:
+    """A row for each idea."""
+    took: dict[str, list[float]] = {idea: [] for idea in IDEAS}
+    masks: dict[str, list[np.ndarray]] = {}
+    for number in range(rounds + 1):
+        for idea, times in took.items():
+            with without(idea, predictor, items) as (asked, questions):
+                started = time.perf_counter()
+                masks[idea] = [prediction.mask for prediction in asked.predict(questions)]
+                if number:  # the first is to warm up
+                    times.append(time.perf_counter() - started)
+    whole = took["all ideas"]
+    total = sum(mask.size for mask in masks["all ideas"])
+    return [
+        {
+            "idea": idea,
+            "prompts": len(items[0].prompts),
+            "ms_per_image_without": 1000 * statistics.median(times) / len(items),
+            "slower": statistics.median(each / all_on for each, all_on in zip(times, whole, strict=True)),
+            "masks_equal": sum(
+                int((a == b).sum()) for a, b in zip(masks[idea], masks["all ideas"], strict=True)
+            )
+            / total,
+        }
+        for idea, times in took.items()
+    ]
+
+
+def main() -> None:
+    """Take each idea out, for one and for four prompts an image, and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--quick", action="store_true", help="8 images, 2 rounds")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    args = parser.parse_args()
+    images, rounds = (8, 2) if args.quick else (args.images, args.rounds)
+    keep_freed_memory()
+    predictor = load_predictor(args.model, batch=args.batch)
+    assert isinstance(predictor, Predictor)
+    rows = []
+    for n in (1, 4):
+        items = [Item(str(i), draw(9, i).frames, PROMPTS[:n]) for i in range(images)]
+        for row in measure(predictor, items, rounds):
+            rows.append(row)
+            print(
+                f"{row['prompts']} prompts  {row['idea']:42}{row['ms_per_image_without']:8.1f} ms without  "
+                f"{row['slower']:.3f} x  masks equal {100 * row['masks_equal']:.4f} %",
+                flush=True,
+            )
+    if args.json:
+        settings = predictor.settings | {"batch": args.batch, "images": images, "rounds": rounds}
+        machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+        write_json(args.json, {"machine": machine, "model": args.model, "settings": settings, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,379 @@
+"""Which is better on the same images in the same minutes: `tiny`, a U-Net, or a filter that nobody trained?
+
+    .venv/bin/python benchmarks/quality.py [DATA] [--minutes 11] [--seeds 3] [--only arcade] [--work FOLDER]
+
+DATA holds `arcade/` and `chase_db1/`. Four questions:
+
+arcade           both start from the same synthetic pre-training, which has seen none of these images
+arcade_scratch   both start from random weights
+chase            20 images of the retina to train on and 8 to test, cut by child, from the same pre-training; `tiny` in
+                 tiles: it trains on windows of half its input's side, as it predicts
+segments         `tiny` alone, asked for 25 named segments; and the same model asked for another segment each time
+
+Every training is a process of its own, `vesalius train` with the recipe of its kind. Thresholds are found on `val` where
+there is one, and the filter's on the training images of CHASE_DB1, which it has not been trained on. What is done is kept
+in FOLDER and not done again. The numbers are means over seeds; an interval is of groups, each image's value being its mean
+over seeds, so it does not hold how much seeds differ: that is in `by_seed`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vesalius.data.dataset import DataSet, load_item, open_data_set
+from vesalius.evaluation.statistics import bootstrap_interval
+from vesalius.files import write_json
+from vesalius.inference.folder import Segmenter
+from vesalius.inference.predictor import load_predictor
+from vesalius.inference.tiles import TileSettings, find_windows
+from vesalius.lineage import commit, versions
+from vesalius.scoring.compare import compare
+from vesalius.scoring.evaluate import evaluate
+from vesalius.scoring.results import Evaluation, read_evaluation
+from vesalius.scoring.tune import find_threshold
+from vesalius.types import Item, Prediction
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = {"tiny": ROOT / "recipes" / "arcade.yaml", "unet": ROOT / "recipes" / "unet.yaml"}
+PRETRAINING = {"tiny": ROOT / "recipes" / "tiny.yaml", "unet": ROOT / "recipes" / "unet.yaml"}
+RATES = {"tiny": (1e-3, 5e-4), "unet": (2e-3, 1e-3)}
+"""Learning rates from random weights, and from trained ones."""
+QUESTIONS = ("arcade", "arcade_scratch", "chase", "segments")
+PHRASE = "blood vessel"
+CHILD = re.compile(r"Image_(\d+)[LR]")
+WINDOW = 256
+"""Side in pixels of the tiles in which `tiny` sees CHASE_DB1: half of its segmenter's input."""
+COMPARED = ("dice", "cldice")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked for; the same plan continues in the same folder."""
+
+    data: Path
+    work: Path
+    minutes: float
+    pretrain_minutes: float
+    synthetic: int
+    seeds: int
+    limit: int | None
+
+    def facts(self) -> dict[str, Any]:
+        """All that decides about the numbers."""
+        return {name: value for name, value in vars(self).items() if name not in ("data", "work")}
+
+
+def read_json(path: Path) -> Any:
+    """What a file holds."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def train(plan: Plan, name: str, recipe: Path, minutes: float, seed: int, changes: Sequence[str]) -> Path:
+    """The run of that name, trained where it is not there."""
+    run, done = plan.work / "runs" / name, plan.work / "runs" / f"{name}.json"
+    if done.is_file():
+        return run
+    if run.exists():  # cut short: its minutes cannot be told from those of a whole run
+        shutil.rmtree(run)
+    command = [sys.executable, "-m", "vesalius", "train", str(recipe), "--set"]
+    settings = [f"minutes={minutes}", f"seed={seed}", f"out={run}", *changes]
+    print(f"{name}: {minutes} minutes", flush=True)
+    subprocess.run([*command, *settings], check=True)
+    last = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+    write_json(done, {"minutes": minutes, "steps": json.loads(last)["step"], "settings": settings})
+    return run
+
+
+def pretrain(plan: Plan, kind: str) -> Path:
+    """The run on synthetic angiograms that all of a kind start from."""
+    train_set, val_set = plan.work / "synthetic", plan.work / "synthetic_val"
+    for folder, n, seed in ((train_set, plan.synthetic, 100), (val_set, min(24, plan.synthetic), 101)):
+        if not folder.exists():
+            command = [sys.executable, "-m", "vesalius", "synth", str(folder)]
+            subprocess.run([*command, "--n", str(n), "--seed", str(seed)], check=True)
+    changes = [
+        f"data.train={train_set}",
+        f"data.val={val_set}",
+        "data.prompt=null",
+        "validate.every_epochs=1",
+    ]
+    changes += begin(kind, None)
+    return train(plan, f"synthetic-{kind}", PRETRAINING[kind], plan.pretrain_minutes, 0, changes)
+
+
+def begin(kind: str, trained: Path | None) -> list[str]:
+    """Settings of a run from the weights of another, or from random ones."""
+    if trained is None:
+        return [f"model={kind}", "start=random", f"optim.lr={RATES[kind][0]}"]
+    return [f"model={trained}", "start=weights", f"optim.lr={RATES[kind][1]}"]
+
+
+def train_on(
+    plan: Plan, question: str, kind: str, seed: int, data: Sequence[str], scratch: bool = False
+) -> Path:
+    """The run of one kind and seed on one question."""
+    start = begin(kind, None if scratch else pretrain(plan, kind))
+    return train(plan, f"{question}-{kind}-{seed}", RECIPES[kind], plan.minutes, seed, [*start, *data])
+
+
+def open_arcade(plan: Plan, split: str, prompt: str | None = PHRASE) -> DataSet:
+    """One part of ARCADE."""
+    part = open_data_set(plan.data / "arcade", split=split, prompt=prompt)
+    return part if plan.limit is None or split == "train" else part.first(plan.limit)
+
+
+def open_chase(plan: Plan, split: str) -> DataSet:
+    """One part of CHASE_DB1; both eyes of a child are one group."""
+    whole = open_data_set(plan.data / "chase_db1", prompt=PHRASE, group=CHILD.pattern)
+    splits = read_json(plan.data / "chase_db1" / "manifest.json")
+    samples = [each for each in whole.samples if splits[each.id]["split_common"] == split]
+    part = replace(whole, name=f"chase_db1 {split}", samples=tuple(samples))
+    return part if plan.limit is None or split == "train" else part.first(plan.limit)
+
+
+def write_chase(plan: Plan, kind: str) -> Path:
+    """The training images as a folder: whole for the U-Net, which cuts them itself, and in windows for `tiny`."""
+    out = plan.work / f"chase_train_{kind}"
+    if out.exists():
+        return out
+    aside = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    for folder in ("images", "masks"):
+        (aside / folder).mkdir(parents=True)
+    for sample in open_chase(plan, "train").samples:
+        item = load_item(sample)
+        assert item.masks is not None
+        side = WINDOW if kind == "tiny" else max(item.size)
+        for index, window in enumerate(find_windows(item.size, side, TileSettings().overlap)):
+            place = np.s_[window.top : window.top + window.height, window.left : window.left + window.width]
+            name = f"{sample.id}_{index:02d}.png"
+            Image.fromarray(item.frames[0][place]).save(aside / "images" / name)
+            Image.fromarray(item.masks[0, 0][place].astype(np.uint8) * 255).save(aside / "masks" / name)
+    aside.rename(out)
+    return out
+
+
+def score(
+    plan: Plan, name: str, model: str | Path, test: DataSet, val: DataSet | None, tiles: bool = False
+) -> Path:
+    """The evaluation folder of that name, with the threshold that is best on `val`; nothing where it is there."""
+    out = plan.work / "evaluations" / name
+    if (out / "metrics.json").is_file():
+        return out
+    settings: dict[str, Any] = {"tiles": TileSettings(sides=(WINDOW,)) if tiles else None}
+    threshold = None
+    if val is not None:
+        threshold = find_threshold(load_predictor(model, **settings), val).threshold
+    segmenter = load_predictor(model, threshold=threshold, **settings)
+    print(f"{name}: {len(test.samples)} images, threshold {segmenter.threshold}", flush=True)
+    evaluate(segmenter, test, out, figures=False)
+    return out
+
+
+def ask_vessels(plan: Plan, question: str) -> dict[str, Any]:
+    """The entry of one of the three questions about `blood vessel`."""
+    if question == "chase":
+        test, val, filter_val = open_chase(plan, "test"), None, open_chase(plan, "train")
+        data = {
+            kind: [f"data.train={write_chase(plan, kind)}", "data.val=null", f"data.prompt={PHRASE}"]
+            for kind in RECIPES
+        }
+    else:
+        test, val = open_arcade(plan, "test"), open_arcade(plan, "val")
+        filter_val = val
+        files = [
+            f"data.{part}={plan.data / 'arcade' / f'annotations.{part}.json'}" for part in ("train", "val")
+        ]
+        limit = [] if plan.limit is None else [f"validate.limit={plan.limit}"]
+        data = {kind: [*files, *limit] for kind in RECIPES}
+    scratch = question == "arcade_scratch"
+    folders: dict[str, list[Path]] = {kind: [] for kind in RECIPES}
+    for seed in range(plan.seeds):
+        for kind in RECIPES:
+            run = train_on(plan, question, kind, seed, data[kind], scratch)
+            tiles = question == "chase" and kind == "tiny"
+            folders[kind].append(score(plan, run.name, run, test, val, tiles))
+    data_name = "chase" if question == "chase" else "arcade"
+    folders["frangi"] = [score(plan, f"{data_name}-frangi", "frangi", test, filter_val)]
+    entry = {kind: summarise(plan, found) for kind, found in folders.items()}
+    for seed in range(plan.seeds):
+        chosen = [folders["unet"][seed], folders["tiny"][seed], folders["frangi"][0]]
+        compare(chosen, plan.work / "comparisons" / f"{question}-{seed}", only=COMPARED)
+    return entry
+
+
+def summarise(plan: Plan, folders: Sequence[Path]) -> dict[str, Any]:
+    """Means over the evaluations of several seeds."""
+    found = [read_evaluation(folder, folder.name) for folder in folders]
+    by_seed = {name: [each.facts["mean"][name] for each in found] for name in found[0].metrics}
+    known = {name: values for name, values in by_seed.items() if None not in values}
+    return {
+        **{name: mean(values) for name, values in known.items()},
+        "ci95": {name: interval_of(found, name) for name in COMPARED},
+        "by_seed": {name: known[name] for name in COMPARED},
+        "threshold": [each.facts["threshold"] for each in found],
+        "failed": sum(each.facts["coverage"]["failed"] for each in found),
+        "no_seg": sum(each.facts["coverage"]["no_seg"] for each in found),
+        "steps": [steps_of(plan, folder.name) for folder in folders],
+        "evaluations": [folder.name for folder in folders],
+    }
+
+
+def steps_of(plan: Plan, name: str) -> int | None:
+    """Steps that a run came to; None for what nobody trained."""
+    done = plan.work / "runs" / f"{name}.json"
+    return read_json(done)["steps"] if done.is_file() else None
+
+
+def interval_of(found: Sequence[Evaluation], metric: str) -> list[float] | None:
+    """95 % interval of the mean over seeds, by groups of images."""
+    rows = {key: [each.rows[key][metric] for each in found] for key in found[0].rows}
+    kept = [key for key, values in rows.items() if None not in values]
+    groups = [found[0].rows[key]["group"] for key in kept]
+    interval = bootstrap_interval([mean(rows[key]) for key in kept], groups)
+    return None if interval is None else [interval.low, interval.high]
+
+
+class Shuffled:
+    """The same model, asked for another phrase each time; its answers come back under the phrase that was meant."""
+
+    def __init__(self, segmenter: Segmenter, phrases: Sequence[str], seed: int) -> None:
+        self._segmenter = segmenter
+        order = np.random.default_rng(seed).permutation(len(phrases)).tolist()
+        # each is asked as the next one of a shuffled ring, and so never as itself
+        self.asked_as = {phrases[order[i - 1]]: phrases[order[i]] for i in range(len(order))}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._segmenter, name)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those of the model, and what it was asked instead."""
+        return {**self._segmenter.settings, "asked_as": self.asked_as}
+
+    def predict(self, items: Sequence[Item]) -> list[Prediction]:
+        """The answers to other phrases, under those that were meant."""
+        asked = [replace(item, prompts=tuple(map(self.asked_as.__getitem__, item.prompts))) for item in items]
+        meant = [prompt for item in items for prompt in item.prompts]
+        answers = self._segmenter.predict(asked)
+        return [replace(each, prompt=prompt) for each, prompt in zip(answers, meant, strict=True)]
+
+
+def ask_segments(plan: Plan) -> dict[str, Any]:
+    """F1 over 25 named segments, as they are asked for and as they are not: the mean over phrases of each image."""
+    test = open_arcade(plan, "test", prompt=None)
+    phrases = sorted(read_json(plan.data / "arcade" / "segments.json").values())
+    files = [f"data.{part}={plan.data / 'arcade' / f'annotations.{part}.json'}" for part in ("train", "val")]
+    # a mirrored left artery is no right one
+    changes = [*files, "data.prompt=null", "augment.flip=0", "augment.flip_vertical=0"]
+    changes += [f"validate.limit={plan.limit or 10}"]
+    rows = []
+    for seed in range(plan.seeds):
+        run = train_on(plan, "segments", "tiny", seed, changes)
+        asked = score(plan, run.name, run, test, None)
+        shuffled = plan.work / "evaluations" / f"{run.name}-shuffled"
+        if not (shuffled / "metrics.json").is_file():
+            evaluate(Shuffled(load_predictor(run), phrases, seed), test, shuffled, figures=False)
+        rows.append((f1_by_image(asked), f1_by_image(shuffled)))
+    f1, control = (mean(values) for values in zip(*rows, strict=True))
+    return {
+        "tiny": {
+            "f1": f1,
+            "f1_shuffled": control,
+            "ratio": f1 / control if control else None,
+            "by_seed": [{"f1": one, "f1_shuffled": other} for one, other in rows],
+            "phrases": len({prompt for sample in test.samples for prompt in sample.prompts}),
+            "images": len(test.samples),
+        }
+    }
+
+
+def f1_by_image(folder: Path) -> float:
+    """Mean over images of the mean Dice, which is F1, of the phrases of each."""
+    rows: dict[str, list[float]] = {}
+    for (sample, _), row in read_evaluation(folder, folder.name).rows.items():
+        if row["dice"] is None:
+            raise SystemExit(f"{folder}: {sample} ({row['prompt']}) has no score: {row['error']}")
+        rows.setdefault(sample, []).append(row["dice"])
+    return mean(mean(values) for values in rows.values())
+
+
+def keep_metrics(plan: Plan, out: Path) -> None:
+    """Copy what each evaluation and comparison found beside the result."""
+    for kind, name in (("evaluations", "metrics.json"), ("comparisons", "comparison.json")):
+        for found in sorted((plan.work / kind).glob(f"*/{name}")):
+            write_json(out / found.parent.name / name, read_json(found))
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """A line for each question and rival."""
+    for question in (name for name in QUESTIONS if name in result):
+        for rival, numbers in result[question].items():
+            shown = {
+                name: numbers[name] for name in (*COMPARED, "f1", "f1_shuffled", "ratio") if name in numbers
+            }
+            line = "  ".join(f"{name} {value:.4f}" for name, value in shown.items() if value is not None)
+            print(f"{question:16}{rival:8}{line}  steps {numbers.get('steps', '')}")
+
+
+def main() -> None:
+    """Do what is not done, print the table and write the result."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, nargs="?", default=ROOT / ".." / "shared" / "data", metavar="DATA")
+    parser.add_argument("--minutes", type=float, default=11, help="of each training on real images")
+    parser.add_argument(
+        "--pretrain-minutes", type=float, default=25, help="of each training on synthetic ones"
+    )
+    parser.add_argument("--synthetic", type=int, default=1200, help="synthetic images")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=QUESTIONS, default=QUESTIONS)
+    parser.add_argument("--limit", type=int, help="so many images to validate and test on, to try it out")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "quality", metavar="FOLDER")
+    parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "quality.json")
+    args = parser.parse_args()
+    plan = Plan(
+        args.data.resolve(),
+        args.work.resolve(),
+        args.minutes,
+        args.pretrain_minutes,
+        args.synthetic,
+        args.seeds,
+        args.limit,
+    )
+    begun = plan.work / "plan.json"
+    if begun.is_file() and read_json(begun) != plan.facts():
+        raise SystemExit(f"{plan.work}: was begun with {read_json(begun)}; take another --work")
+    write_json(begun, plan.facts())
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "gpu": gpu}
+    before = read_json(args.json) if args.json.is_file() else {}
+    same = before.get("settings") == plan.facts()
+    result: dict[str, Any] = {name: before[name] for name in QUESTIONS if same and name in before}
+    for question in args.only:
+        result[question] = ask_segments(plan) if question == "segments" else ask_vessels(plan, question)
+        facts = {"machine": machine, "settings": plan.facts(), "commit": commit(), "versions": versions()}
+        write_json(args.json, {**result, **facts})
+        keep_metrics(plan, args.json.with_suffix(""))
+    print_table(result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""A U-Net: the rival without language. Each of its output channels is one phrase, and it knows no other.
+
+Its shape follows nnU-Net (Isensee et al. 2021, doi 10.1038/s41592-020-01008-z): 3 x 3 convolutions, instance norm,
+leaky ReLU, strided convolutions down and transposed ones up, deep supervision. The layers are MONAI's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from jaxtyping import Float32, UInt8
+from safetensors import SafetensorError
+
+from vesalius.errors import CheckpointError, OutputError
+from vesalius.extras import require
+from vesalius.files import to_json
+from vesalius.lineage import versions
+from vesalius.models.cards import CARD, UNetCard, read_any_card
+from vesalius.models.specs import UNetShape, UNetSpec
+
+WEIGHTS = "unet.safetensors"
+NAME = "unet"
+"""What `model` is called in a recipe that begins a new one."""
+HEADS = ("output_block.", "deep_supervision_heads.")
+"""How the names of parameters begin that have a row for each phrase."""
+SUPERVISED = 2
+"""Levels below the first whose maps are trained too; the two lowest are not."""
+SHOWN = 10
+
+
+@dataclass(frozen=True)
+class OpenedUNet:
+    """A U-Net in memory, and its card."""
+
+    model: torch.nn.Module
+    card: UNetCard
+
+
+def build_unet(spec: UNetSpec) -> torch.nn.Module:
+    """The network with random weights: float (b, 3, h, w) to logits (b, n, h, w) for n phrases.
+
+    h and w are multiples of 2 for each level below the first. In training mode it gives (b, k, n, h, w): the maps of
+    the first k levels, enlarged. MissingExtraError without MONAI.
+    """
+    levels = len(spec.widths)
+    model: torch.nn.Module = require("monai.networks.nets", "rival", "U-Nets").DynUNet(
+        spatial_dims=2,
+        in_channels=3,
+        out_channels=len(spec.phrases),
+        kernel_size=[3] * levels,
+        strides=[1] + [2] * (levels - 1),
+        upsample_kernel_size=[2] * (levels - 1),
+        filters=spec.widths,
+        deep_supervision=True,
+        deep_supr_num=min(SUPERVISED, levels - 2),
+    )
+    return model
+
+
+def new_unet(shape: UNetShape, phrases: Sequence[str], seed: int) -> OpenedUNet:
+    """A U-Net with random weights for these phrases, in training mode."""
+    spec = UNetSpec(**shape.model_dump(include=set(UNetShape.model_fields)), phrases=tuple(phrases))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return OpenedUNet(build_unet(spec), UNetCard(spec=spec))
+
+
+def with_phrases(opened: OpenedUNet, phrases: Sequence[str], seed: int) -> tuple[OpenedUNet, str]:
+    """The U-Net with a channel for each of these phrases, and a note that says which are new and which are gone.
+
+    A phrase that it had keeps its channel's weights; others have random ones. The note is "" where nothing changed.
+    """
+    before = opened.card.spec.phrases
+    if before == tuple(phrases):
+        return opened, ""
+    made = new_unet(opened.card.spec, phrases, seed)
+    place = {phrase: row for row, phrase in enumerate(before)}
+    old = dict(opened.model.named_parameters())
+    with torch.no_grad():
+        for name, parameter in made.model.named_parameters():
+            if not name.startswith(HEADS):
+                parameter.copy_(old[name])
+                continue
+            for row, phrase in enumerate(phrases):
+                if phrase in place:
+                    parameter[row] = old[name][place[phrase]]
+    new = [phrase for phrase in phrases if phrase not in place]
+    gone = [phrase for phrase in before if phrase not in phrases]
+    said = [f"{what}: {', '.join(some)}" for what, some in (("new", new), ("gone", gone)) if some]
+    note = f"channels of the U-Net: {len(phrases) - len(new)} kept; {'; '.join(said) or 'in another order'}"
+    return OpenedUNet(made.model, opened.card.changed(spec=made.card.spec.model_dump())), note
+
+
+def is_unet(folder: Path) -> bool:
+    """Whether a model's folder is the bundle of a U-Net."""
+    return (folder / CARD).is_file() and isinstance(read_any_card(folder), UNetCard)
+
+
+def open_unet(folder: Path, device: str | torch.device = "cpu") -> OpenedUNet:
+    """Open the bundle of a U-Net strictly, in eval mode and float32.
+
+    Raises CheckpointError, naming the folder, for anything missing, unknown, misshapen or unreadable.
+    """
+    card = read_any_card(folder)
+    if not isinstance(card, UNetCard):
+        raise CheckpointError(f"{folder}: is no U-Net but a text-prompted model")
+    path = folder / WEIGHTS
+    try:
+        stored = safetensors.torch.load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be opened ({' '.join(str(error).split())[:300]}); copy the model again"
+        ) from error
+    model = build_unet(card.spec)
+    expected = dict(model.named_parameters())
+    wrong = [
+        f"{name} ({problem})"
+        for name in sorted(stored.keys() | expected.keys())
+        if (problem := _problem(stored.get(name), expected.get(name)))
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{path}: the weights do not fit {CARD}: {len(wrong)} wrong: {', '.join(wrong[:SHOWN])}"
+        )
+    with torch.no_grad():
+        for name, parameter in expected.items():
+            parameter.copy_(stored[name])
+    return OpenedUNet(model.to(device).eval(), card)
+
+
+def _problem(stored: torch.Tensor | None, expected: torch.Tensor | None) -> str:
+    if stored is None:
+        return "missing"
+    if expected is None:
+        return "unknown"
+    if stored.shape != expected.shape:
+        return f"{list(stored.shape)} instead of {list(expected.shape)}"
+    return "" if stored.dtype == expected.dtype else f"{stored.dtype} instead of {expected.dtype}"
+
+
+def write_unet(folder: Path, opened: OpenedUNet, card: UNetCard) -> None:
+    """Write the files of a bundle with that card into `folder`, which is made."""
+    folder.mkdir(parents=True)
+    # MONAI's network holds its layers under two names; a parameter is written once
+    weights = {name: parameter.detach().contiguous() for name, parameter in opened.model.named_parameters()}
+    try:
+        safetensors.torch.save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    except SafetensorError as error:  # what it makes of a full disk
+        raise OutputError(f"{folder}: cannot be written ({error})") from error
+    card = card.changed(versions=versions())
+    (folder / CARD).write_text(to_json(card.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
+
+
+def standardise(frame: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "3 h w"]:
+    """The image with mean 0 and deviation 1 in each channel, as nnU-Net has it; 0 where a channel is flat."""
+    planes = np.moveaxis(frame, 2, 0).astype(np.float32)
+    mean = planes.mean(axis=(1, 2), keepdims=True, dtype=np.float64)
+    deviation = planes.std(axis=(1, 2), keepdims=True, dtype=np.float64)
+    scaled = (planes - mean) / np.where(deviation > 0, deviation, 1)
+    return scaled.astype(np.float32)

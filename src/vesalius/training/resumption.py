@@ -1,0 +1,61 @@
+"""Whether a run can go on: what may change between its parts, and what would corrupt it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from vesalius.config import read_settings
+from vesalius.errors import TrainingError
+from vesalius.training.engine import Engine
+from vesalius.training.rundir import TrainState
+from vesalius.training.settings import RunSettings
+
+MAY_CHANGE = frozenset(
+    {
+        "out",
+        "data",
+        "steps",
+        "epochs",
+        "minutes",
+        "batch",
+        "workers",
+        "validate",
+        "trackers",
+        "save_every_minutes",
+    }
+)
+"""Settings that may differ when a run is resumed: the data are compared by content, the batch with all processes."""
+
+
+def find_changes(settings: RunSettings) -> list[str]:
+    """A sentence for each setting that is not as the run began, but may change; TrainingError for the others."""
+    begun = dict(_flat(read_settings(RunSettings, settings.out / "config.yaml").model_dump(by_alias=True)))
+    asked = dict(_flat(settings.model_dump(by_alias=True)))
+    changed = [name for name in {**begun, **asked} if begun.get(name) != asked.get(name) and name != "out"]
+    refused = [name for name in changed if name.partition(".")[0] not in MAY_CHANGE]
+    if refused:
+        listed = ", ".join(f"{name} (it was {begun.get(name)})" for name in refused)
+        raise TrainingError(
+            f"{settings.out}: {listed} cannot change in a resumed run; start a new run from its checkpoint instead"
+        )
+    return [f"{name}: {asked.get(name)}; it was {begun.get(name)}" for name in changed]
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings with their names as `--set` takes them."""
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield above + name, value
+
+
+def check_batches(settings: RunSettings, state: TrainState, engine: Engine) -> None:
+    """Raise TrainingError where a batch of all processes would not hold the images that it would have held."""
+    images = settings.batch * engine.ranks
+    if images != state.images_a_batch:
+        raise TrainingError(
+            f"{settings.out}: a batch had {state.images_a_batch} images over all processes and would have {images} "
+            f"({engine.ranks} with batch {settings.batch}): start as many processes as before, or change batch"
+        )

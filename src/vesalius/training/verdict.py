@@ -1,0 +1,80 @@
+"""What the validations of a run say: better or not, long enough, alive at all, learnt by heart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vesalius.errors import TrainingError
+from vesalius.evaluation.metrics import METRICS
+
+BY_HEART = 0.9
+"""Mean Dice from which on samples count as learnt by heart."""
+
+Line = Mapping[str, Any]
+"""A line of `validation.jsonl`."""
+
+
+def best_line(lines: Sequence[Line], metric: str) -> Line | None:
+    """The first of the best validations of trained weights; None where there is none with a value."""
+    found: Line | None = None
+    for line in lines:
+        value = line.get(metric)
+        if line["step"] and value is not None and _improves(value, found[metric] if found else None, metric):
+            found = line
+    return found
+
+
+def is_best(lines: Sequence[Line], metric: str) -> bool:
+    """Whether the last line is the best, or none has a value: then the last weights are as good as any."""
+    best = best_line(lines, metric)
+    return best is None or best["step"] == lines[-1]["step"]
+
+
+def _improves(value: float, best: float | None, metric: str) -> bool:
+    if best is None:
+        return True
+    return value > best if METRICS[metric].better == "higher" else value < best
+
+
+def validations_since_best(lines: Sequence[Line], metric: str) -> int:
+    """How many validations came after the best one; all of them where none has a value."""
+    best = best_line(lines, metric)
+    return sum(line["step"] > (best["step"] if best else 0) for line in lines)
+
+
+def check_changed(lines: Sequence[Line]) -> None:
+    """TrainingError where the last two validations agree to the bit, although there were steps between them."""
+    if len(lines) < 2:
+        return
+    before, now = lines[-2:]
+    if now["step"] > before["step"] and now.get("fingerprint") == before.get("fingerprint") is not None:
+        raise TrainingError(
+            f"the validations at step {before['step']} and step {now['step']} agree to the last bit: training does not "
+            "reach what predicts; look at what_trains, optim.lr and precision, and at the loss in log.jsonl"
+        )
+
+
+def judge_overfit(lines: Sequence[Line]) -> str:
+    """One sentence: whether the samples were learnt by heart."""
+    best = best_line(lines, "dice")
+    if best is None:
+        return "not learnt by heart: no Dice could be computed; are the masks of these samples empty?"
+    reached = f"mean Dice {best['dice']:.3f} on {best['n']} answers at step {best['step']}"
+    if best["dice"] >= BY_HEART:
+        return f"learnt by heart: {reached} (at least {BY_HEART} counts): the set-up can learn"
+    return (
+        f"not learnt by heart: {reached}, {BY_HEART} was wanted; give it more steps or a higher optim.lr, let more train "
+        "(what_trains: full), and look at the pictures in validation/: if the truth there is wrong, the data are"
+    )
+
+
+def compare_with_start(lines: Sequence[Line], metric: str) -> str | None:
+    """One sentence: what training did to the metric; None where the start was not validated."""
+    best, start = best_line(lines, metric), next((line for line in lines if line["step"] == 0), None)
+    if start is None or best is None or start.get(metric) is None:
+        return None
+    told = f"{METRICS[metric].title} {best[metric]:.4g} at step {best['step']}, {start[metric]:.4g} before training"
+    if _improves(best[metric], start[metric], metric):
+        return f"better than its start: {told}"
+    return f"NOT better than its start: {told}; lower optim.lr, or look at the data with vesalius check"

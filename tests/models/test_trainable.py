@@ -1,0 +1,347 @@
+"""What trains has gradients and moves, nothing else does, and what is written goes on from where it stopped."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vesalius.config import make_settings
+from vesalius.errors import SettingError, TrainingError
+from vesalius.models.adapter import layers_of
+from vesalius.models.checkpoint import OpenedModel, merged, new_model, open_bundle, save_bundle, write_bundle
+from vesalius.models.language import vision_part
+from vesalius.models.parts import WHAT_TRAINS
+from vesalius.models.processor import Batch
+from vesalius.models.specs import find_spec
+from vesalius.models.stored import empty_model
+from vesalius.models.token_rows import new_tokens
+from vesalius.models.trainable import GROUPS, KEEPS, TrainsSettings, set_trainable
+from vesalius.training.losses import LossSettings, measure
+from vesalius.training.movement import MovementCheck
+from vesalius.types import Item
+
+LEVELS = {
+    "projector": {"projector"},
+    "decoder": {"projector", "SAM decoder"},
+    "lora": {"projector", "SAM decoder", "language model"},
+    "tokens": {"projector", "SAM decoder", "language model", "new tokens"},
+    "vision": {"projector", "SAM decoder", "language model", "new tokens", "vision encoder"},
+    "full": set(WHAT_TRAINS["full"]),
+}
+CHOICES: dict[str, dict[str, Any]] = {
+    **{level: {"level": level} for level in LEVELS},
+    "vision, 4bit": {"level": "vision", "quantised": "4bit"},
+    "other sizes": {
+        "level": "vision",
+        "lora": {"language": {"rank": 4, "targets": ["q_proj", "v_proj"]}, "vision": {"rank": 2, "alpha": 1}},
+    },
+}
+
+
+def prepared(choice: dict[str, Any]) -> tuple[OpenedModel, dict[str, list[torch.nn.Parameter]]]:
+    if "quantised" in choice:
+        pytest.importorskip("bitsandbytes", reason="needs the extra quantised")
+    opened = new_model("tiny", seed=0)
+    return opened, make_trainable(opened, choice)
+
+
+def make_trainable(opened: OpenedModel, choice: dict[str, Any]) -> dict[str, list[torch.nn.Parameter]]:
+    settings = make_settings(TrainsSettings, choice, "test")
+    return set_trainable(opened.model, settings, new_tokens(opened.processor.tokenizer), seed=1)
+
+
+@torch.no_grad()
+def stir(opened: OpenedModel) -> None:
+    """Let LoRA, whose B begins at zero, change the outputs, and its A have a gradient."""
+    torch.manual_seed(2)
+    for layer in layers_of(opened.model.vlm).values():
+        layer.lora_B["default"].weight.normal_(std=0.1)
+
+
+def batch_of(opened: OpenedModel) -> Batch:
+    rng = np.random.default_rng(0)
+    pixels, masks = rng.integers(0, 256, (1, 64, 64, 3), dtype=np.uint8), rng.random((1, 1, 64, 64)) > 0.5
+    return opened.processor([Item("a", pixels, ("vessel",), masks)], answered=True)
+
+
+def adamw(groups: dict[str, list[torch.nn.Parameter]], lr: float = 1e-2) -> torch.optim.Optimizer:
+    return torch.optim.AdamW([{"params": group} for group in groups.values()], lr=lr, weight_decay=0.1)
+
+
+def loss_of(opened: OpenedModel, seed: int = 0) -> torch.Tensor:
+    torch.manual_seed(seed)
+    batch = batch_of(opened)
+    return measure(opened.model(batch), batch.masks, LossSettings(iou=1.0)).total
+
+
+def take_steps(
+    opened: OpenedModel, optimiser: torch.optim.Optimizer, steps: range, then: Callable[[], object] = int
+) -> None:
+    opened.model.train()
+    for step in steps:
+        loss_of(opened, step).backward()
+        then()
+        optimiser.step()
+        optimiser.zero_grad()
+
+
+def bytes_of(opened: OpenedModel) -> dict[str, bytes]:
+    tensors = {**dict(opened.model.named_parameters()), **dict(opened.model.named_buffers())}
+    return {
+        name: each.detach().reshape(-1).view(torch.uint8).numpy().tobytes() for name, each in tensors.items()
+    }
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_exactly_what_trains_has_gradients_moves_and_is_remembered(choice: str) -> None:
+    opened, groups = prepared(CHOICES[choice])
+    stir(opened)
+    assert set(groups) == LEVELS[CHOICES[choice]["level"]]
+    assert set(groups) == set(make_settings(TrainsSettings, CHOICES[choice], "test").groups)
+    trained = {id(each) for group in groups.values() for each in group}
+    names = {name for name, each in opened.model.named_parameters() if id(each) in trained}
+    assert names == {name for name, each in opened.model.named_parameters() if each.requires_grad}
+    before, check, optimiser = bytes_of(opened), MovementCheck(groups), adamw(groups)
+    idle = set()
+
+    def look() -> None:
+        check.note_gradients()
+        gradients = {
+            name: each.grad for name, each in opened.model.named_parameters() if each.grad is not None
+        }
+        assert gradients.keys() == names
+        idle.update(name for name, gradient in gradients.items() if not gradient.any())
+
+    take_steps(opened, optimiser, range(1), look)
+    check.verify()
+    # of three maps one is chosen, and what only makes the others stays
+    assert all(name.startswith("sam.mask_decoder.output_hypernetworks_mlps.") for name in idle)
+    after = bytes_of(opened)
+    changed = {name for name in before if before[name] != after[name]}
+    assert names - idle <= changed <= names
+    assert {id(each) for each in optimiser.state} == trained
+
+
+def test_a_name_alone_stands_for_the_defaults_and_is_written_out() -> None:
+    settings = TrainsSettings.model_validate("vision")
+    assert settings.model_dump(exclude_none=True) == {
+        "level": "vision",
+        "lora": {
+            "language": {"rank": 16, "alpha": 32.0, "dropout": 0.05},
+            "vision": {"rank": 16, "alpha": 32.0, "dropout": 0.05},
+        },
+        "checkpointing": (),
+        "keep": "merged",
+    }
+    assert TrainsSettings.model_validate(settings.model_dump(mode="json")) == settings
+    assert TrainsSettings.model_validate({"level": "lora", "quantised": "4bit"}).keep == "adapter"
+    assert TrainsSettings.model_validate("decoder").lora.language is None
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ("all", "level: Input should be 'projector'"),
+        ({"level": ["full"]}, "level: Input should be 'projector'"),
+        (
+            {"level": "full", "lora": {"language": {}}},
+            "level full trains no LoRA over language; leave lora.language",
+        ),
+        ({"level": "tokens", "lora": {"vision": {}}}, "LoRA over vision; .* a level that does: vision"),
+        (
+            {"level": "lora", "lora": {"language": {"rank": 0}}},
+            "lora.language.rank: .* greater than or equal to 1",
+        ),
+        ({"level": "lora", "lora": {"language": {"alpha": 0}}}, "lora.language.alpha: .* greater than 0"),
+        (
+            {"level": "lora", "lora": {"tongue": {}}},
+            "unknown key what_trains.lora.tongue; did you mean language",
+        ),
+        ({"level": "full", "quantised": "4bit"}, "weights of 4 bits cannot train; take the level vision"),
+        ({"level": "lora", "quantised": "8bit"}, "quantised: Input should be '4bit'"),
+        ({"level": "decoder", "keep": "merged"}, "no adapter to keep or to merge"),
+        ({"level": "lora", "checkpointing": ["SAM encoder"]}, "saves nothing at the level lora"),
+        ({"quantised": "4bit"}, "level: Field required"),
+    ],
+)
+def test_what_cannot_be_is_refused(choice: Any, message: str) -> None:
+    from vesalius.config import Settings
+
+    class Recipe(Settings):
+        what_trains: TrainsSettings
+
+    with pytest.raises(SettingError, match=message):
+        make_settings(Recipe, {"what_trains": choice}, "recipe")
+
+
+def test_layers_that_are_not_there_are_refused() -> None:
+    choice = {"level": "lora", "lora": {"language": {"targets": ["qkv"]}}}
+    with pytest.raises(
+        SettingError, match="language model: no linear layer is called 'qkv'; known: down_proj"
+    ):
+        prepared(choice)
+    with pytest.raises(TrainingError, match="tokenizer has none of the tokens"):
+        set_trainable(new_model("tiny", seed=0).model, "tokens")
+
+
+def test_frozen_encoders_keep_nothing_for_the_backward_pass() -> None:
+    opened, _ = prepared({"level": "decoder"})
+    model, traced = opened.model, []
+    for module in (vision_part(model.vlm), model.vlm.model.language_model, model.sam.vision_encoder.backbone):
+        module.register_forward_hook(lambda _, inputs, made: traced.append(made[0].requires_grad))
+    kept = [loss_and_kept(opened)[1]]
+    assert traced == [False, False, False]
+    kept += [loss_and_kept(prepared({"level": level})[0])[1] for level in ("lora", "vision", "full")]
+    assert kept == sorted(kept)
+    assert kept[0] < kept[1] < 0.2 * kept[3]
+
+
+def loss_and_kept(opened: OpenedModel) -> tuple[torch.Tensor, int]:
+    """The loss, and the bytes that autograd keeps for its backward pass, weights not counted."""
+    sizes: dict[int, int] = {}
+    own = {each.untyped_storage().data_ptr() for each in opened.model.parameters()}
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    opened.model.train()
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        loss = loss_of(opened)
+    return loss, sum(sizes.values())
+
+
+@pytest.mark.parametrize(
+    ("level", "parts"),
+    [("vision", KEEPS["vision"]), ("full", KEEPS["full"][-1:])],
+)
+def test_checkpointing_changes_no_gradient_and_keeps_less(level: str, parts: tuple[str, ...]) -> None:
+    plain = step_with(level, [])
+    for part in parts:
+        loss, gradients, kept = step_with(level, [part])
+        assert loss == plain[0]
+        assert all(torch.equal(a, b) for a, b in zip(gradients, plain[1], strict=True))
+        assert kept < plain[2], part
+
+
+def step_with(level: str, parts: list[str]) -> tuple[float, list[torch.Tensor], int]:
+    opened, groups = prepared({"level": level, "checkpointing": parts})
+    stir(opened)
+    loss, kept = loss_and_kept(opened)
+    loss.backward()
+    return (
+        loss.item(),
+        [each.grad for group in groups.values() for each in group if each.grad is not None],
+        kept,
+    )
+
+
+@pytest.mark.parametrize("choice", ["vision, 4bit"])
+def test_a_run_goes_on_from_its_checkpoint_to_the_byte(choice: str, tmp_path: Path) -> None:
+    # from a file as what goes on is: memory that begins elsewhere is summed in another order
+    save_bundle(tmp_path / "start", new_model("tiny", seed=0))
+    opened = open_bundle(tmp_path / "start")
+    optimiser = adamw(make_trainable(opened, CHOICES[choice]))
+    take_steps(opened, optimiser, range(1))
+    save_bundle(tmp_path / "step", opened)
+    state = copy.deepcopy(optimiser.state_dict())
+    take_steps(opened, optimiser, range(1, 2))
+    resumed = open_bundle(tmp_path / "step")
+    assert resumed.has_adapter
+    optimiser = adamw(make_trainable(resumed, CHOICES[choice]))
+    optimiser.load_state_dict(state)
+    take_steps(resumed, optimiser, range(1, 2))
+    assert bytes_of(resumed) == bytes_of(opened)
+
+
+@pytest.mark.parametrize("choice", ["vision, 4bit", "other sizes"])
+def test_reopened_equals_and_merged_equals_the_adapter(choice: str, tmp_path: Path) -> None:
+    opened, groups = prepared(CHOICES[choice])
+    stir(opened)
+    with torch.no_grad():
+        for rows in groups["new tokens"]:
+            rows.normal_()
+    expected = outputs(opened)
+    save_bundle(tmp_path / "kept", opened)
+    kept = open_bundle(tmp_path / "kept")
+    assert kept.card.quantised == CHOICES[choice].get("quantised")
+    assert (outputs(kept) - expected).abs().max() <= 1e-5
+    plain = merged(kept)
+    assert (plain.has_adapter, plain.card.quantised, plain.folder) == (False, None, None)
+    save_bundle(tmp_path / "merged", plain)
+    again = open_bundle(tmp_path / "merged")
+    assert not (tmp_path / "merged" / "adapter").exists()
+    names = {name for name, _ in empty_model(find_spec("tiny")).named_parameters()}
+    assert {name for name, _ in again.model.named_parameters()} == names
+    assert (outputs(again) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def outputs(opened: OpenedModel) -> torch.Tensor:
+    opened.model.eval()
+    with torch.no_grad():
+        made = opened.model(batch_of(opened))
+    return torch.cat([made.text_logits.flatten(), made.masks.logits.flatten()])
+
+
+def test_a_half_that_does_not_train_is_linked_between_checkpoints_and_copied_from_elsewhere(
+    tmp_path: Path,
+) -> None:
+    start = tmp_path / "start"
+    save_bundle(start, new_model("tiny", seed=0))
+    opened = open_bundle(start)
+    groups = make_trainable(opened, CHOICES["vision"])
+    assert opened.folder == start
+    first, second = tmp_path / "run" / "step-1", tmp_path / "run" / "step-2"
+    write_bundle(first, opened, opened.card, like=opened.folder)
+    take_steps(opened, adamw(groups), range(1))
+    write_bundle(second, opened, opened.card, like=first)
+    inode = {
+        folder: (folder / "vlm" / "model.safetensors").stat().st_ino for folder in (start, first, second)
+    }
+    assert inode[start] != inode[first] == inode[second]
+    assert (first / "sam/model.safetensors").read_bytes() != (second / "sam/model.safetensors").read_bytes()
+    assert (start / "vlm/model.safetensors").read_bytes() == (second / "vlm/model.safetensors").read_bytes()
+    assert (outputs(open_bundle(second)) - outputs(opened)).abs().max() <= 1e-5
+
+
+def test_a_model_with_an_adapter_trains_on_with_the_same_one_or_merged() -> None:
+    opened, _ = prepared({"level": "lora"})
+    with pytest.raises(SettingError, match="other ranks, alphas or layers than what_trains asks for"):
+        make_trainable(opened, {"level": "lora", "lora": {"language": {"rank": 4}}})
+    with pytest.raises(TrainingError, match="keeps a LoRA as an adapter, and at the level full none trains"):
+        make_trainable(opened, {"level": "full"})
+    make_trainable(merged(opened), {"level": "lora", "lora": {"language": {"rank": 4}}})
+    assert {each.r["default"] for each in layers_of(opened.model.vlm).values()} == {4}
+
+
+def test_groups_are_disjoint_and_name_parameters() -> None:
+    names = {
+        name
+        for known in ("tiny", "Sa2VA-Qwen3-VL-4B")  # InternVL and Qwen-VL name their image encoders otherwise
+        for name, _ in empty_model(find_spec(known)).named_parameters()
+    }
+    for starts in GROUPS.values():
+        for start in starts:
+            assert any(name.startswith(start) for name in names), start
+    assert all(sum(name.startswith(starts) for starts in GROUPS.values()) <= 1 for name in names)
+
+
+def test_group_without_gradient_is_named() -> None:
+    opened = new_model("tiny", seed=0)
+    check = MovementCheck(set_trainable(opened.model, "projector"))
+    with pytest.raises(TrainingError, match="projector is set to train but had no gradient"):
+        check.verify()
+
+
+def test_group_that_does_not_move_is_named() -> None:
+    opened, groups = prepared({"level": "projector"})
+    check = MovementCheck(groups)
+    take_steps(opened, adamw(groups, lr=0.0), range(1), check.note_gradients)
+    with pytest.raises(TrainingError, match="projector is set to train but did not move"):
+        check.verify()

@@ -1,0 +1,133 @@
+"""Runs that learn more than masks: stills, clips, absent phrases and conversations together."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from vesalius.config import make_settings
+from vesalius.data.dataset import load_item, load_samples
+from vesalius.data.synth import write_data_set
+from vesalius.errors import AnnotationError, SettingError, TrainingError
+from vesalius.inference.predictor import load_predictor
+from vesalius.models.checkpoint import read_card
+from vesalius.training.run import train
+from vesalius.training.settings import RunSettings
+
+TASKS = {"negatives": 0.2, "clips": 0.2, "frames": 2, "questions": 0.2, "absent": "words"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two clips of two frames; the second one's annotation does not speak of the catheter."""
+    folder = tmp_path_factory.mktemp("multitask") / "set"
+    write_data_set(folder, 2, seed=7, size=64, frames=2, workers=0)
+    path = folder / "annotations.json"
+    entries = json.loads(path.read_text())
+    for entry in entries[2:]:
+        entry["mask"], entry["text"] = entry["mask"][:1], entry["text"][:1]
+    path.write_text(json.dumps(entries))
+    Image.new("RGB", (40, 30), (200, 30, 30)).save(folder / "red.png")
+    talk(folder / "talk.json", "Red.")
+    return folder
+
+
+def talk(path: Path, answer: str) -> None:
+    messages = [{"from": "human", "value": "<image>\nWhich colour?"}, {"from": "gpt", "value": answer}]
+    path.write_text(json.dumps([{"image": "red.png", "conversations": messages}]))
+
+
+def settings(folder: Path, out: Path, **changes: Any) -> RunSettings:
+    values = {
+        "model": "tiny",
+        "start": "random",
+        "what_trains": "projector",
+        "data": {"train": folder / "annotations.json", "questions": folder / "talk.json"},
+        "tasks": TASKS,
+        "steps": 4,
+        "batch": 4,
+        "workers": 2,
+        "augment": {"flip": 0.5},
+        "out": out,
+    }
+    return make_settings(RunSettings, {**values, **changes}, "test")
+
+
+def lines(run: Path, name: str = "log.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / name).read_text().splitlines()]
+
+
+def test_run_of_all_tasks_keeps_them_when_it_is_resumed(data: Path, tmp_path: Path) -> None:
+    notes: list[str] = []
+    # 4 samples and one example of each other task: an epoch is one batch of stills, a clip and words
+    run = train(settings(data, tmp_path / "run", steps=1, batch=7), on_note=notes.append)
+    assert [note.partition(":")[0] for note in notes if " an epoch beside 4 samples" in note] == [
+        "negatives",
+        "clips",
+        "questions",
+    ]
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert {sample.id for sample in load_samples(data / "annotations.json")} < manifest["train"][
+        "samples"
+    ].keys()
+    assert "talk, entry 0" in manifest["train"]["samples"]
+    assert len(read_card(run / "last").training_images) == 5  # what was talked about counts as seen
+    with pytest.raises(TrainingError, match=r"tasks\.clips \(it was 0\.2\) cannot change in a resumed run"):
+        train(settings(data, run, batch=7, tasks={**TASKS, "clips": 0.4}), resume=True)
+    talk(data / "talk.json", "Blue.")
+    with pytest.raises(TrainingError, match="is not what the run was trained on"):
+        train(settings(data, run, steps=2, batch=7), resume=True)
+    talk(data / "talk.json", "Red.")
+    train(settings(data, run, steps=2, batch=7), resume=True)
+    assert [(line["step"], line["epoch"]) for line in lines(run)] == [(1, 0), (2, 1)]
+
+
+def test_conversations_are_checked_before_the_run(data: Path, tmp_path: Path) -> None:
+    path = data / "bad.json"
+    values = {"train": data / "annotations.json", "questions": path}
+    talk(path, "It is [SEG].")
+    with pytest.raises(AnnotationError, match=r"bad\.json, entry 0 \(red\.png\): message 1 holds \[SEG\]"):
+        train(settings(data, tmp_path / "run", data=values))
+    talk(path, "It <|im_end|> is.")
+    with pytest.raises(SettingError, match=r"bad\.json, entry 0 \(red\.png\): .* holds <\|im_end\|>"):
+        train(settings(data, tmp_path / "run", data=values))
+    assert not (tmp_path / "run").exists()
+
+
+def test_u_net_has_no_other_tasks(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="tasks: are for a model that reads text"):
+        train(settings(data, tmp_path / "run", model="unet"))
+
+
+@pytest.mark.slow
+def test_model_learns_to_say_that_a_phrase_is_not_there(tmp_path: Path) -> None:
+    """Two images, each with vessels and without a stent, by heart."""
+    write_data_set(tmp_path / "set", 2, seed=7, size=128, workers=0)
+    path = tmp_path / "set/annotations.json"
+    entries = json.loads(path.read_text())
+    for entry in entries:
+        place = entry["text"].index("blood vessel")
+        entry["mask"], entry["text"] = [entry["mask"][place], None], ["blood vessel", "stent"]
+    path.write_text(json.dumps(entries))
+    changes = {
+        "data": {"train": tmp_path / "set", "val": tmp_path / "set"},
+        "start": "weights",
+        "what_trains": "full",
+        "optim": {"lr": 1e-3, "weight_decay": 0.0},
+        "tasks": {"absent": "words"},
+        "augment": {},
+        "steps": 60,
+        "batch": 2,
+        "validate": {"every_epochs": 1000},
+    }
+    run = train(settings(tmp_path / "set", tmp_path / "run", **changes))
+    before, after = lines(run, "validation.jsonl")
+    assert before["absent_seg_rate"] == 1.0
+    assert (after["seg_rate"], after["absent_seg_rate"]) == (0.5, 0.0)
+    assert after["dice"] > 0.9
+    predictor = load_predictor(run, answer="generate", device="cpu")
+    items = [load_item(sample) for sample in load_samples(tmp_path / "set")]
+    said = {(each.prompt, each.status) for each in predictor.predict(items)}
+    assert said == {("blood vessel", "ok"), ("stent", "no_seg")}

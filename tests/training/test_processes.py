@@ -1,0 +1,247 @@
+"""Two processes train as one does: DDP by torchrun, FSDP2 by accelerate launch; they end together."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from vesalius.config import make_settings
+from vesalius.data.augment import AugmentSettings
+from vesalius.data.synth import write_data_set
+from vesalius.errors import SettingError, TrainingError
+from vesalius.models.checkpoint import open_bundle
+from vesalius.training import engine
+from vesalius.training.feed import Feed
+from vesalius.training.run import train
+from vesalius.training.settings import RunSettings
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGURATIONS = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+RECIPE: dict[str, Any] = {
+    "model": "tiny",
+    "start": "random",
+    "what_trains": "decoder",
+    "epochs": 1,
+    "batch": 2,
+    "optim": {"lr": 1e-3, "warmup": 0.2, "accumulate": 2},
+    "augment": {"flip": 0.5},
+    "loss": {"text": 0.0},
+    "validate": {"limit": 2},
+}
+"""Five samples: a step of two batches of two, and one of a single image, of which the second process has none."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "set"
+    write_data_set(folder, 5, seed=7, size=64)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process."""
+    return train(settings(data, tmp_path_factory.mktemp("alone") / "run"))
+
+
+def settings(data: Path, out: Path, **changes: Any) -> RunSettings:
+    values = {**RECIPE, "data": {"train": data, "val": data}, "out": out, **changes}
+    return make_settings(RunSettings, values, "test")
+
+
+def lines(run: Path, name: str = "log.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / name).read_text().splitlines()]
+
+
+def start(launcher: list[str], arguments: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    return subprocess.run(
+        [*launcher, *arguments], env=environment, capture_output=True, text=True, check=False, cwd=ROOT
+    )
+
+
+def assert_equal(run: Path, alone: Path) -> None:
+    """Losses within 1e-5, and so the weights that they lead to, and what those predict."""
+    for one, other in zip(lines(run), lines(alone), strict=True):
+        for name in ("loss", "loss_mask", "loss_dice", "loss_iou", "grad_norm"):
+            assert one[name] == pytest.approx(other[name], rel=1e-5, abs=1e-5), (one["step"], name)
+    assert lines(run, "validation.jsonl")[-1]["dice"] == pytest.approx(
+        lines(alone, "validation.jsonl")[-1]["dice"], abs=1e-3
+    )
+    one, other = (dict(open_bundle(each / "last").model.named_parameters()) for each in (run, alone))
+    assert one.keys() == other.keys()
+    for name, parameter in one.items():
+        torch.testing.assert_close(parameter, other[name], atol=1e-4, rtol=1e-3, msg=name)
+
+
+def test_two_processes_of_torchrun_lose_what_one_does(data: Path, alone: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(settings(data, tmp_path / "run", batch=1).to_yaml())
+    done = start(TORCHRUN, ["-m", "vesalius", "train", str(recipe)])
+    assert done.returncode == 0, done.stderr
+    assert_equal(tmp_path / "run", alone)
+    assert done.stdout.count("validation at step 2") == 1
+    assert json.loads((tmp_path / "run" / "last" / "train_state.json").read_text())["images_a_batch"] == 2
+
+
+SHARDED = """
+import sys
+from torch.distributed.tensor import DTensor
+from vesalius.training import loop
+whole = loop.train_step
+def checked(run, *args):
+    parameters = list(run.learner.module.parameters())
+    assert all(isinstance(p, DTensor) for p in parameters)
+    held, of = (sum(n) for n in zip(*((p.to_local().numel(), p.numel()) for p in parameters)))
+    assert 0.4 < held / of < 0.6  # a tensor of one row lies in the first process
+    moved = [p for group in run.optimiser.param_groups for p in group["params"]]
+    assert {id(p) for p in moved} <= {id(p) for p in parameters}
+    print(f"{len(parameters)} parameters in shards, {len(moved)} move", flush=True)
+    if STOPPED and run.state.step == 1:
+        sys.exit(9)
+    return whole(run, *args)
+loop.train_step = checked
+from vesalius.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_of_accelerate_launch_train_in_shards_and_resume(
+    data: Path, alone: Path, tmp_path: Path
+) -> None:
+    """On a CPU, where Accelerate would make DDP of it: each parameter is a DTensor, of which a process has a part."""
+    recipe, script, run = tmp_path / "recipe.yaml", tmp_path / "script.py", tmp_path / "run"
+    script.write_text(SHARDED)
+    configuration = ["--config_file", str(ROOT / "recipes" / "accelerate" / "fsdp2.yaml")]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *configuration, "--main_process_port", "0"]
+    recipe.write_text(settings(data, run, batch=1, save_every_minutes=1e-9).to_yaml())
+    for stopped, arguments in ((True, [str(recipe)]), (False, ["--resume", str(run)])):
+        script.write_text(SHARDED.replace("STOPPED", str(stopped)))
+        done = start(launch, [str(script), "train", *arguments])
+        assert (done.returncode == 0) != stopped, done.stderr
+        assert re.search(r"\d\d+ parameters in shards, \d\d+ move", done.stdout), done.stderr
+        assert (run / "last" / "train_state.shards" / ".metadata").is_file()
+    assert [line["step"] for line in lines(run)] == [1, 2]
+    assert_equal(run, alone)
+
+
+@pytest.mark.slow
+def test_signal_to_the_launcher_saves_in_all_processes(data: Path, tmp_path: Path) -> None:
+    recipe, run = tmp_path / "recipe.yaml", tmp_path / "run"
+    recipe.write_text(settings(data, run, batch=1, epochs=1000).to_yaml())
+    command = [*TORCHRUN, "-m", "vesalius", "train", str(recipe)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, text=True, **pipes) as job:  # type: ignore[call-overload]
+        while not (run / "log.jsonl").exists():
+            assert job.poll() is None, job.stderr.read()
+            time.sleep(0.05)
+        job.send_signal(signal.SIGTERM)
+        told = job.stderr.read()
+    assert "stopped by SIGTERM after step" in told, told
+    step = int(re.findall(r"after step (\d+), which is saved", told)[0])
+    assert (run / "last").readlink().name == f"step-{step:06d}"
+    assert lines(run)[-1]["step"] == step
+
+
+@pytest.mark.slow
+def test_error_of_one_process_ends_both_with_its_sentence(data: Path, tmp_path: Path) -> None:
+    """A loss that is no number in the second process alone: both say so, and none waits for the other."""
+    recipe, script, run = tmp_path / "recipe.yaml", tmp_path / "script.py", tmp_path / "run"
+    script.write_text(
+        "import os, sys\nfrom vesalius.training import loop\nwhole = loop.backward\n"
+        "def spoiled(run, part):\n    losses = whole(run, part)\n"
+        "    return {**losses, 'total': float('nan')} if run.engine.rank == 1 else losses\n"
+        "loop.backward = spoiled\nfrom vesalius.cli import main\nsys.exit(main(sys.argv[1:]))\n"
+    )
+    recipe.write_text(settings(data, run, batch=1).to_yaml())
+    done = start(TORCHRUN, [str(script), "train", str(recipe)])
+    assert done.returncode == 1
+    assert "the loss became nan at step 1 with the samples synth_0000" in done.stderr
+    failure = json.loads((run / "failure.json").read_text())
+    assert [batch["losses"]["total"] == "nan" for batch in failure["batches"]] == [False, False, True, True]
+
+
+def feeds(data: Path, ranks: int, batch: int) -> list[Feed]:
+    from vesalius.data.dataset import open_data_set
+    from vesalius.models.checkpoint import new_model
+    from vesalius.training.learner import TextSegLearner
+    from vesalius.training.losses import LossSettings
+    from vesalius.training.tasks import open_mixture
+
+    run = settings(data, Path("run"))
+    learner = TextSegLearner(new_model("tiny", 0), {}, LossSettings())
+    mixture = open_mixture(open_data_set(data).samples, run.tasks, None, False)
+    return [
+        Feed(mixture, learner, AugmentSettings(), batch, seed=3, rank=rank, ranks=ranks)
+        for rank in range(ranks)
+    ]
+
+
+@pytest.mark.parametrize(("ranks", "batch"), [(2, 1), (2, 2), (3, 1), (4, 2)])
+def test_processes_share_each_batch_and_count_what_one_process_would(
+    data: Path, ranks: int, batch: int
+) -> None:
+    (one,), several = feeds(data, 1, ranks * batch), feeds(data, ranks, batch)
+    assert {feed.steps_in_epoch(2) for feed in several} == {one.steps_in_epoch(2)}
+    for whole, *steps in zip(one.steps(1, 0, 2), *(feed.steps(1, 0, 2) for feed in several), strict=True):
+        assert {step.images for step in steps} == {whole.images}
+        assert sum(part.share for step in steps for part in step.parts) == pytest.approx(1)
+        for index, part in enumerate(whole.parts):
+            parts = [step.parts[index] for step in steps]
+            assert part.ids == [i for each in parts if each.share for i in each.ids]
+            np.testing.assert_allclose(
+                [each.share * whole.images for each in parts],
+                [len(each.ids) * bool(each.share) for each in parts],
+            )
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        (
+            "ACCELERATE_MIXED_PRECISION",
+            "fp16",
+            "asks for mixed precision fp16, the recipe for precision fp32",
+        ),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", r"write optim\.accumulate: 4 in the recipe and 1"),
+    ],
+)
+def test_launch_configuration_that_contradicts_the_recipe_is_refused(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingError, match=message):
+        train(settings(data, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_that_do_not_find_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would train alone, into one folder."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(TrainingError, match="2 processes were started and 1 joined"):
+        engine.start_engine("fp32")
+
+
+@pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.stem)
+def test_launch_configuration_is_one_that_accelerate_reads_and_says_where_it_ran(path: Path) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    assert load_config_from_file(str(path)).mixed_precision == "no"
+    text = path.read_text()
+    assert re.search(r"^# run: +\S", text, re.MULTILINE)
+    assert f"--config_file recipes/accelerate/{path.name}" in text
+    assert yaml.safe_load(text)["num_machines"] == 1

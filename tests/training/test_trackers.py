@@ -1,0 +1,63 @@
+"""TensorBoard reads back what a run wrote; trackers that are not there are named."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vesalius.errors import MissingExtraError, SettingError
+from vesalius.training import trackers
+from vesalius.training.trackers import open_trackers
+
+pytest.importorskip("tensorboard")
+
+
+def read_back(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "trackers" / "tensorboard")).Reload()
+    tags = events.Tags()
+    found = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags["scalars"]}
+    return found | {tag: [(e.step, e.width) for e in events.Images(tag)] for tag in tags["images"]}
+
+
+def test_tensorboard_is_written_by_default_and_reads_back(tmp_path: Path) -> None:
+    opened, note = open_trackers(None, tmp_path, {"optim": {"lr": 1e-4}})
+    assert note is None
+    opened.log_step({"step": 1, "loss": 0.5, "lr": 1e-4})
+    opened.log_step({"step": 2, "loss": 0.25, "lr": 1e-4})
+    opened.log_validation({"step": 2, "dice": 0.75, "hd95_mm": None, "fingerprint": "ab"})
+    opened.log_sheet(Image.new("RGB", (64, 32)), step=2)
+    opened.close()
+    found = read_back(tmp_path)
+    assert found["train/loss"] == [(1, 0.5), (2, 0.25)]
+    assert found["validation/dice"] == [(2, 0.75)]
+    assert found["validation"] == [(2, 64)]
+    assert not any("fingerprint" in name or "hd95" in name for name in found)
+
+
+def test_a_resumed_run_hides_what_came_after_its_checkpoint(tmp_path: Path) -> None:
+    first, _ = open_trackers(None, tmp_path, {})
+    for step in (1, 2, 3):
+        first.log_step({"step": step, "loss": float(step)})
+    first.close()
+    resumed, _ = open_trackers(None, tmp_path, {}, step=2)
+    resumed.log_step({"step": 3, "loss": 9.0})
+    resumed.close()
+    assert read_back(tmp_path)["train/loss"] == [(1, 1.0), (2, 2.0), (3, 9.0)]
+
+
+def test_without_tensorboard_a_note_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trackers, "_installed", lambda name: False)
+    opened, note = open_trackers(None, tmp_path, {})
+    assert note is not None and 'pip install "vesalius[tensorboard]"' in note
+    opened.log_step({"step": 1, "loss": 0.5})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_trackers_that_are_unknown_or_not_installed_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="tensorbord is unknown; known: aim, "):
+        open_trackers(["tensorbord"], tmp_path, {})
+    with pytest.raises(MissingExtraError, match="trackers: aim is not installed; pip install aim"):
+        open_trackers(["aim"], tmp_path, {})
+    assert open_trackers([], tmp_path, {})[1] is None

@@ -1,0 +1,52 @@
+"""The numbers of a validation, by hand."""
+
+import numpy as np
+import pytest
+
+from vesalius.evaluation.metrics import METRICS
+from vesalius.training.validate import _scores, average, summarise
+
+
+def square(low: int, high: int) -> np.ndarray:
+    mask = np.zeros((40, 40), dtype=bool)
+    mask[low:high, low:high] = True
+    return mask
+
+
+def test_any_metric_can_be_asked_for_beside_those_of_overlap() -> None:
+    scores = _scores(square(10, 20), square(10, 22), "hd95_px", None)
+    assert list(scores) == ["dice", "iou", "precision", "recall", "accuracy", "hd95_px"]
+    assert scores["dice"] == pytest.approx(2 * 100 / (100 + 144))
+    assert scores["hd95_px"] == pytest.approx(2 * 2**0.5, abs=0.9)
+    assert _scores(square(10, 20), square(10, 22), "hd95_mm", None)["hd95_mm"] is None
+    in_mm = _scores(square(10, 20), square(10, 22), "hd95_mm", (0.5, 0.5))["hd95_mm"]
+    assert in_mm == pytest.approx((scores["hd95_px"] or 0) / 2)
+
+
+def row(name: str, dice: float | None, logits: str, says_seg: bool = True) -> dict[str, object]:
+    about = {"id": name, "prompt": "vessel", "says_seg": says_seg, "absent": not says_seg, "logits": logits}
+    return {**about, "dice": dice, "iou": None}
+
+
+def test_means_are_over_the_rows_that_have_a_value() -> None:
+    means = average([row("a", 0.5, "x"), row("b", None, "y", says_seg=False), row("c", 0.7, "z")])
+    assert means["dice"] == pytest.approx(0.6)
+    assert means["iou"] is None
+    assert (means["seg_rate"], means["absent_seg_rate"], means["n"]) == (pytest.approx(2 / 3), 0, 3)
+    assert average([row("a", 0.5, "x")])["absent_seg_rate"] is None
+
+
+def test_the_fingerprint_is_that_of_all_logits_in_any_order() -> None:
+    rows = [row("a", 0.5, "x"), row("b", 0.5, "y")]
+    same = average(rows)["fingerprint"]
+    assert average(rows[::-1])["fingerprint"] == same
+    assert average([rows[0], row("b", 0.5, "other")])["fingerprint"] != same
+
+
+def test_a_line_in_words_has_the_metric_that_was_asked_for() -> None:
+    line = {"step": 500, "dice": 0.5, "accuracy": 0.9, "cldice": 0.25, "seg_rate": 1.0, "best": True}
+    line["absent_seg_rate"] = None
+    assert (
+        summarise(line) == "validation at step 500: dice 0.500  cldice 0.250  seg_rate 1.000  (best so far)"
+    )
+    assert "cldice" in METRICS

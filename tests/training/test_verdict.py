@@ -1,0 +1,74 @@
+"""What the validations of a run say, by hand."""
+
+from typing import Any
+
+import pytest
+
+from vesalius.errors import TrainingError
+from vesalius.training.verdict import (
+    best_line,
+    check_changed,
+    compare_with_start,
+    is_best,
+    judge_overfit,
+    validations_since_best,
+)
+
+
+def lines(*values: float | None, metric: str = "dice", first: int = 10) -> list[dict[str, Any]]:
+    return [{"step": first + 10 * i, metric: value, "n": 8} for i, value in enumerate(values)]
+
+
+def test_the_best_is_the_highest_dice_and_the_lowest_distance() -> None:
+    values = (0.3, 0.7, 0.5)
+    assert best_line(lines(*values), "dice")["step"] == 20  # type: ignore[index]
+    assert best_line(lines(*values, metric="hd95_px"), "hd95_px")["step"] == 10  # type: ignore[index]
+
+
+def test_of_equal_validations_the_first_is_best_and_one_without_a_value_is_not() -> None:
+    assert best_line(lines(None, 0.7, 0.7), "dice")["step"] == 20  # type: ignore[index]
+    assert best_line(lines(None, None), "dice") is None
+    assert is_best(lines(0.1, 0.2), "dice")
+    assert not is_best(lines(0.2, 0.2), "dice")
+    assert not is_best(lines(0.2, None), "dice")
+    assert is_best(lines(None, None), "dice")
+
+
+def test_the_start_does_not_compete_but_is_compared_with() -> None:
+    told = lines(0.8, 0.5, 0.6, first=0)
+    assert best_line(told, "dice")["step"] == 20  # type: ignore[index]
+    assert (
+        compare_with_start(told, "dice")
+        == "NOT better than its start: Dice 0.6 at step 20, 0.8 before training; lower optim.lr, or look at the data with "
+        "vesalius check"
+    )
+    assert compare_with_start(lines(9.0, 4.0, metric="hd95_px", first=0), "hd95_px") == (
+        "better than its start: HD95 4 at step 10, 9 before training"
+    )
+    assert compare_with_start(lines(0.4, 0.5), "dice") is None
+
+
+def test_patience_counts_validations_after_the_best() -> None:
+    assert validations_since_best(lines(0.5, 0.7, 0.6, 0.7), "dice") == 2
+    assert validations_since_best(lines(0.5, 0.7), "dice") == 0
+    assert validations_since_best(lines(None, None), "dice") == 2
+    assert validations_since_best(lines(0.9, 0.5, first=0), "dice") == 0
+
+
+def test_validations_that_agree_to_the_bit_stop_the_run() -> None:
+    told = [{"step": 0, "fingerprint": "ab"}, {"step": 5, "fingerprint": "ab"}]
+    with pytest.raises(
+        TrainingError, match="step 0 and step 5 agree to the last bit: training does not reach"
+    ):
+        check_changed(told)
+    check_changed(told[:1])
+    check_changed([*told, {"step": 9, "fingerprint": "cd"}])
+    check_changed([told[0], {"step": 0, "fingerprint": "ab"}])  # nothing was trained between them
+
+
+def test_overfit_ends_with_a_verdict() -> None:
+    assert judge_overfit(lines(0.2, 0.93)).startswith(
+        "learnt by heart: mean Dice 0.930 on 8 answers at step 20"
+    )
+    assert judge_overfit(lines(0.2, 0.89)).startswith("not learnt by heart: mean Dice 0.890 on 8 answers")
+    assert judge_overfit(lines(None)).startswith("not learnt by heart: no Dice could be computed")
