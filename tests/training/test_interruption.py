@@ -154,7 +154,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_digits(data: Path, whole: Pa
     assert_same(run, whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_signal_ends_the_step_saves_and_tells_how_to_go_on(
     data: Path, whole: Path, tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +181,7 @@ def test_signal_ends_the_step_saves_and_tells_how_to_go_on(
     assert_same(train(settings(data, run), resume=True), whole)
 
 
+@pytest.mark.slow
 def test_signal_in_a_validation_ends_the_run_at_once_as_the_step_is_saved(
     data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,6 +209,7 @@ def test_second_signal_ends_the_run_without_waiting_for_the_step(
     assert not (tmp_path / "run" / "last").exists()
 
 
+@pytest.mark.slow
 def test_command_that_is_told_to_end_exits_with_the_number_of_the_signal(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -229,12 +231,14 @@ def test_command_that_is_told_to_end_exits_with_the_number_of_the_signal(
     assert "vesalius: " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_checkpoints_in_the_middle_of_an_epoch_change_no_digit(
     data: Path, whole: Path, tmp_path: Path
 ) -> None:
     assert_same(train(settings(data, tmp_path / "run", save_every_minutes=EVERY_STEP)), whole)
 
 
+@pytest.mark.slow
 def test_dropout_is_drawn_by_seed_and_step_alone(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,6 +273,7 @@ def small_disk(place: Path, megabytes: int) -> Iterator[None]:
         subprocess.run(["umount", str(place)], check=True)
 
 
+@pytest.mark.slow
 def test_full_disk_keeps_the_last_good_checkpoint_and_room_lets_the_run_end(
     data: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -322,6 +327,7 @@ def test_second_job_in_a_run_folder_is_refused(data: Path, tmp_path: Path) -> No
     assert [line["step"] for line in lines(run)] == [1, 2]
 
 
+@pytest.mark.slow
 def test_damaged_checkpoint_is_named_with_the_way_out(data: Path, tmp_path: Path) -> None:
     changes = {"steps": 4, "validate": {"every_epochs": 1, "metric": "accuracy"}}
     run = train(settings(data, tmp_path / "run", **changes))

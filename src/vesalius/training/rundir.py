@@ -17,12 +17,13 @@ import torch
 from vesalius.errors import CheckpointError, OutputError, TrainingError
 from vesalius.files import hold_folder, prepare_folder, replacing, to_json, write_json, write_text
 from vesalius.models.cards import ModelCard
+from vesalius.models.checkpoint import merged, open_bundle, write_bundle
 from vesalius.training.engine import Engine
 from vesalius.training.learner import Learner
 from vesalius.training.sharding import whole
 
 STATE = "train_state.json"
-CHECKPOINT = re.compile(r"step-\d{6,}")
+CHECKPOINT = re.compile(r"step-\d{6,}(-merged)?")
 
 
 @dataclass
@@ -129,6 +130,16 @@ class RunDir:
             self._point("best", (self.path / "last").resolve())
         write_json(self.path / "last" / STATE, asdict(state))
 
+    def merge_best(self, describe: Callable[[Path], None]) -> None:
+        """Let `best` be a bundle in which the adapter is part of the weights; `describe` writes its model card."""
+        best = (self.path / "best").resolve()
+        folder = best.with_name(f"{best.name}-merged")
+        with replacing(folder) as aside:
+            opened = merged(open_bundle(best))
+            write_bundle(aside, opened, opened.card)
+            describe(aside)
+        self._point("best", folder)
+
     def _point(self, name: str, folder: Path) -> None:
         """Let a link point to a checkpoint, and remove those that no link points to."""
         try:
@@ -160,7 +171,7 @@ class RunDir:
 
     def _way_out(self) -> str:
         best, last = (self.path / name for name in ("best", "last"))
-        if not best.exists() or best.resolve() == last.resolve():
+        if not (best / STATE).exists() or best.resolve() == last.resolve():
             return ""
         return (
             f"; to go on from {best.resolve().name}, the best so far, point `last` to it: "

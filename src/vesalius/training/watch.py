@@ -120,8 +120,13 @@ def judge(run: Run) -> None:
 
 
 def finish(run: Run) -> None:
-    """At the end: what came of it, in a sentence."""
-    if not run.val or not run.engine.is_main:
+    """At the end: what came of it, in a sentence, and LoRA in the weights, where that is wanted."""
+    if not run.engine.is_main:
+        return
+    best = best_line(_lines(run), run.settings.validate_.metric)
+    if run.settings.what_trains.keep == "merged":
+        run.run_dir.merge_best(lambda folder: describe(run, folder, best))
+    if not run.val:
         return
     if run.card.lineage.get("overfit"):
         run.watch.on_note(judge_overfit(_lines(run)))
@@ -143,7 +148,7 @@ def describe(run: Run, folder: Path, line: Line | None = None) -> None:
     """Write the model card into a checkpoint; `line` is its validation."""
     samples = run.feed.samples
     phrases = list(dict.fromkeys(prompt for sample in samples for prompt in sample.prompts))
-    card = run.card.changed(step=run.state.step)
+    card = run.card.changed(step=run.state.step if line is None else line["step"])
     write_model_card(folder, card, run.settings, len(samples), phrases, line)
 
 
