@@ -1,6 +1,6 @@
-"""Is what `vesalius plan` says a prediction needs what a process really takes?
+"""Is what `vesalius plan` says a prediction or a training step needs what a process really takes?
 
-    .venv/bin/python benchmarks/plan.py [--image 512x512 ...] [--json FILE]
+    .venv/bin/python benchmarks/plan.py [--for train] [--image 512x512 ...] [--json FILE]
 
 Builds a bundle of 360 M random parameters (1.4 GB in float32) in one process and opens it in others, in float32 on the
 CPU. Such a process has predicted with `tiny` before: what it holds then, libraries included, is idle. Measured is the
@@ -8,6 +8,9 @@ increase over that: the high-water mark of resident memory (VmHWM of /proc/self/
 while one image with one prompt is predicted a second time, for only then all weights are in memory: they are mapped
 from their files and read as they are needed. Two ways: with an allocator that hands back what is freed, so that the
 mark follows what is alive; and as the command line runs, with `keep_freed_memory`.
+
+`--for train`: the high-water mark of the second step of AdamW on one image, with the allocator that hands back, for
+several settings of `what_trains`; the weights are copied from their files first.
 """
 
 from __future__ import annotations
@@ -23,6 +26,15 @@ from typing import Any
 
 MIB = 2**20
 PHASES = ("vision encoder", "language model", "SAM encoder", "SAM decoder")
+CHECKPOINTED = {"level": "vision", "quantised": "4bit", "checkpointing": ["language model", "vision encoder"]}
+TRAINED: dict[str, tuple[dict[str, Any], str]] = {
+    "lora": ({"level": "lora", "lora": {"language": {"rank": 64}}}, "float32"),
+    "lora, 4bit": ({"level": "lora", "quantised": "4bit"}, "float32"),
+    "lora, bf16": ({"level": "lora", "lora": {"language": {"rank": 64}}}, "bfloat16"),
+    "vision, 4bit, bf16, checkpointing": (CHECKPOINTED, "bfloat16"),
+    "full, bf16": ({"level": "full"}, "bfloat16"),
+}
+"""Name -> the setting `what_trains`, and the dtype of the activations."""
 
 
 def make_spec() -> Any:
@@ -143,12 +155,101 @@ def estimate(image: tuple[int, int]) -> dict[str, Any]:
     return {"weights": weights, "peaks": cost.peaks, "tokens": cost.tokens, "tiles": cost.tiles}
 
 
-def run_in_process(step: str, folder: str, image: str) -> dict[str, Any]:
+def measure_step(folder: Path, image: tuple[int, int], name: str) -> dict[str, Any]:
+    """Bytes over an idle process: held between steps, and the most in the second step."""
+    import gc
+
+    import numpy as np
+    import torch
+
+    from vesalius.models.checkpoint import open_model
+    from vesalius.models.token_rows import new_tokens
+    from vesalius.models.trainable import TrainsSettings, set_trainable
+    from vesalius.training.losses import LossSettings, measure
+    from vesalius.types import Item
+
+    choice, dtype = TRAINED[name]
+    rng = np.random.default_rng(0)
+    item = Item(
+        "a",
+        rng.integers(0, 256, (1, *image, 3), dtype=np.uint8),
+        ("vessel",),
+        rng.random((1, 1, *image)) > 0.5,
+    )
+
+    def prepare(model: str | Path, steps: int) -> Any:
+        opened = open_model(model)
+        for parameter in opened.model.parameters():
+            parameter.data = parameter.data.clone()
+        tokens = new_tokens(opened.processor.tokenizer)
+        groups = set_trainable(opened.model, TrainsSettings(**choice), tokens)
+        optimiser = torch.optim.AdamW([{"params": group} for group in groups.values()])
+        opened.model.train()
+
+        def step() -> None:
+            batch = opened.processor([item], answered=True)
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+                output = opened.model(batch)
+            measure(output, batch.masks, LossSettings()).total.backward()
+            del output
+            optimiser.step()
+            optimiser.zero_grad()
+
+        for _ in range(steps):
+            step()
+        return step
+
+    from vesalius.models.checkpoint import find_model
+
+    prepare(find_model("tiny"), 2)
+    gc.collect()
+    idle = read_status("VmRSS")
+    step = prepare(folder, 1)
+    gc.collect()
+    held = read_status("VmRSS") - idle
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    step()
+    return {"held": held, "peak": read_status("VmHWM") - idle}
+
+
+def estimate_step(image: tuple[int, int], name: str) -> dict[str, Any]:
+    """The plan's numbers for the same."""
+    from vesalius.inference.fitting import Task, TrainingSettings
+    from vesalius.inference.placement import find_cpu
+
+    choice, dtype = TRAINED[name]
+    settings = TrainingSettings.model_validate(
+        {"what_trains": choice, "dtype": dtype, "image": image, "batch": 1}
+    )
+    task = Task(make_spec(), settings, (), find_cpu())
+    cost = task.cost(1)
+    return {"held": task.held, "peak": task.held + cost.peak, "phases": cost.peaks, "tokens": cost.tokens}
+
+
+def compare_steps(folder: str, image: str) -> list[dict[str, Any]]:
+    """Estimated and measured bytes of training steps, printed as a table."""
+    results = []
+    print(f"{image}\n{'':<36}{'planned':>10}{'measured':>10}{'ratio':>8}   MiB over an idle process")
+    for name in TRAINED:
+        planned = run_in_process("estimate step", folder, image, name)
+        took = run_in_process("step", folder, image, name)
+        ratio = planned["peak"] / took["peak"]
+        print(
+            f"{name:<36}{planned['peak'] / MIB:>10,.0f}{took['peak'] / MIB:>10,.0f}{ratio:>8.3f}", flush=True
+        )
+        held = f"{planned['held'] / MIB:>10,.0f}{took['held'] / MIB:>10,.0f}{planned['held'] / took['held']:>8.3f}"
+        print(f"{'  between steps':<36}{held}", flush=True)
+        results.append({"image": image, "what": name, "planned": planned, "measured": took, "ratio": ratio})
+    return results
+
+
+def run_in_process(step: str, folder: str, image: str, what: str = "") -> dict[str, Any]:
     """One step in a process of its own."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    if step == "follow":  # blocks of 64 KiB and more go back to the system when they are freed
+    if step in ("follow", "step"):  # blocks of 64 KiB and more go back to the system when they are freed
         environment |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     command = [sys.executable, __file__, "--step", step, "--folder", folder, "--image", image]
+    command += ["--what", what] if what else []
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -187,15 +288,21 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--image", nargs="+", default=["512x512", "1344x1792"], help="sizes, height x width")
+    parser.add_argument("--for", dest="purpose", choices=("predict", "train"), default="predict")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--step", choices=("build", "estimate", "follow", "keep"), help=argparse.SUPPRESS)
+    steps = ("build", "estimate", "follow", "keep", "estimate step", "step")
+    parser.add_argument("--step", choices=steps, help=argparse.SUPPRESS)
+    parser.add_argument("--what", choices=tuple(TRAINED), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.step is None:
         with tempfile.TemporaryDirectory() as scratch:
             folder = f"{scratch}/bundle"
             run_in_process("build", folder, "1x1")
-            results = [compare(folder, image) for image in args.image]
+            if args.purpose == "train":
+                results = [row for image in args.image for row in compare_steps(folder, image)]
+            else:
+                results = [compare(folder, image) for image in args.image]
         if args.json:
             args.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         return
@@ -206,6 +313,10 @@ def main() -> None:
             print("{}")
         case "estimate":
             print(json.dumps(estimate((height, width))))
+        case "estimate step":
+            print(json.dumps(estimate_step((height, width), args.what)))
+        case "step":
+            print(json.dumps(measure_step(args.folder, (height, width), args.what)))
         case step:
             print(json.dumps(measure(args.folder, (height, width), keep=step == "keep")))
 

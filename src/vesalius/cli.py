@@ -147,7 +147,6 @@ def train(args: argparse.Namespace) -> Result:
             ),
             on_validation=lambda line: print(summarise(line), flush=True),
         )
-    print(f"{run}: best and last checkpoint, log.jsonl, curves.png")
     return {"run": str(run), "best": str((run / "best").resolve())}
 
 

@@ -11,6 +11,8 @@ from vesalius.inference.footprint import Work, measure_prediction, measure_train
 from vesalius.inference.meter import Meter
 from vesalius.inference.predictor import Predictor
 from vesalius.models.checkpoint import new_model
+from vesalius.models.token_rows import new_tokens
+from vesalius.models.trainable import Level, TrainsSettings, set_trainable
 from vesalius.types import Item
 
 META = torch.device("meta")
@@ -95,19 +97,26 @@ def test_a_prediction_allocates_what_was_counted() -> None:
     assert counted.peak == pytest.approx(allocated(events), rel=0.1)
 
 
-def test_a_training_step_allocates_what_was_counted() -> None:
+@pytest.mark.parametrize(("level", "dtype"), [("full", torch.float32), ("vision", torch.bfloat16)])
+def test_a_training_step_allocates_what_was_counted(level: Level, dtype: torch.dtype) -> None:
     opened = new_model("tiny", seed=0)
+    what = TrainsSettings(level=level)
+    set_trainable(opened.model, what, new_tokens(opened.processor.tokenizer))
+    opened.model.train()
     frames = torch.zeros(1, 512, 512, 3, dtype=torch.uint8).numpy()
     batch = opened.processor([Item(str(i), frames, ("vessel",)) for i in range(2)], answered=True)
 
     def step() -> None:
-        output = opened.model(batch)
+        with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+            output = opened.model(batch)
         (output.text_logits.sum() + output.masks.candidates.sum()).backward()
         opened.model.zero_grad()
 
     step()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as events:
         step()
-    counted = measure_training(opened.card.spec, torch.float32, Work(2, 1, (512, 512), 64), "full", False)
+    counted = measure_training(opened.card.spec, dtype, Work(2, 1, (512, 512), 64), what)
     pixels = sum(p.nbytes for p in (batch.pixel_values, *batch.g_pixel_values))  # made before
-    assert counted.peak - pixels == pytest.approx(allocated(events), rel=0.1)
+    # autocast computes norms in 32 bits on a GPU, which is what is counted, and in 16 on a CPU
+    within = 0.1 if dtype == torch.float32 else 0.15
+    assert counted.peak - pixels == pytest.approx(allocated(events), rel=within)

@@ -20,20 +20,22 @@ from vesalius.inference.footprint import (
     largest_image,
     measure_prediction,
     measure_training,
+    prepared,
+    share,
     weigh,
 )
 from vesalius.inference.placement import GIB, RESERVE, Device, parse_gpus, parse_size
 from vesalius.inference.plan import Plan, make_plan, place_of, summarise
 from vesalius.inference.predictor import MAX_NEW_TOKENS, load_predictor
 from vesalius.models.checkpoint import new_model, save_bundle
-from vesalius.models.parts import PARTS, WHAT_TRAINS, part_of
+from vesalius.models.parts import PARTS, part_of
 from vesalius.models.pixels import read_pixels
 from vesalius.models.segmenter import encode_images
 from vesalius.models.specs import ModelSpec, find_spec
 from vesalius.models.spread import find_place
 from vesalius.models.stored import empty_model
-from vesalius.models.trainable import GROUPS, set_trainable
-from vesalius.models.trainable import WHAT_TRAINS as TRAINED
+from vesalius.models.token_rows import new_tokens
+from vesalius.models.trainable import KEEPS, TrainsSettings, set_trainable
 
 CPU = Device("cpu", 64 * GIB)
 COSTS: dict[tuple[str, ...], Pass] = {}
@@ -72,16 +74,60 @@ def test_a_name_of_no_part_is_an_error() -> None:
         part_of("head.weight")
 
 
-def test_parts_that_train_are_those_that_training_sets() -> None:
-    assert {what: set(parts) for what, parts in WHAT_TRAINS.items()} == {
-        what: set(parts) for what, parts in TRAINED.items()
-    }
-    assert all(PARTS[name] == starts for name, starts in GROUPS.items())
-    model = empty_model(find_spec("tiny"))
-    for what, parts in WHAT_TRAINS.items():
-        trained = sum(p.numel() for group in set_trainable(model, what).values() for p in group)
-        planned = sum(weigh(model)[part] for part in parts) / 4
-        assert planned == pytest.approx(trained, rel=0.12)  # some of the decoder's make no mask of ours
+def task_of(spec: ModelSpec, what: Any, gpus: str = "", **settings: Any) -> Task:
+    asked = TrainingSettings(what_trains=what, **settings)
+    return Task(spec, asked, parse_gpus(gpus) if gpus else (), CPU)
+
+
+@pytest.mark.parametrize("level", KEEPS)
+def test_what_a_plan_lets_train_is_what_training_does(level: str) -> None:
+    opened = new_model("tiny", seed=0)
+    trained = set_trainable(opened.model, TrainsSettings(level=level), new_tokens(opened.processor.tokenizer))
+    task = task_of(opened.card.spec, level)
+    expected = {group: 2 * sum(p.nbytes for p in parameters) for group, parameters in trained.items()}
+    rows = task.remembered.pop("new tokens", 0)
+    assert rows >= expected.pop("new tokens", 0)  # a tokenizer may lack some of the words
+    assert task.remembered == expected
+    weights = sum(p.nbytes for p in opened.model.parameters())
+    assert sum(task.weights.values()) == pytest.approx(weights, rel=1e-3)
+
+
+def test_four_bits_are_counted_as_bitsandbytes_makes_them() -> None:
+    pytest.importorskip("bitsandbytes", reason="needs the extra quantised")
+    opened, what = new_model("tiny", seed=0), {"level": "vision", "quantised": "4bit"}
+    set_trainable(opened.model, TrainsSettings.model_validate(what), new_tokens(opened.processor.tokenizer))
+    buffers = (buffer.nbytes for name, buffer in opened.model.named_buffers() if name.endswith(".scales"))
+    weights = sum(p.nbytes for p in opened.model.parameters()) + sum(buffers)
+    assert sum(task_of(opened.card.spec, what).weights.values()) == pytest.approx(weights, rel=1e-3)
+
+
+def test_shards_divide_what_is_held_and_copies_add_what_is_sent(wide: ModelSpec) -> None:
+    what = {"level": "lora", "quantised": "4bit"}
+    whole, two, four = (
+        task_of(wide, what, gpus, sharded=sharded, batch=1)
+        for gpus, sharded in (("1x24GiB", False), ("2x24GiB", True), ("4x24GiB", True))
+    )
+    scales = sum(
+        p.nbytes
+        for name, p in prepared(wide, TrainsSettings.model_validate(what))[0].named_parameters()
+        if name.endswith(".scales")
+    )
+    for task, count in ((two, 2), (four, 4)):
+        assert task.held - scales == pytest.approx((whole.held - scales) / count, rel=0.01)
+    # the gathered layers come on top, the gradients of the others' layers do not
+    assert four.cost(1).peak > 1.02 * whole.cost(1).peak
+    assert four.cost(1).peaks["optimiser step"] < 0.3 * whole.cost(1).peaks["optimiser step"]
+    together = task_of(wide, what, "2x24GiB")
+    assert together.remembered == {group: size * 3 // 2 for group, size in whole.remembered.items()}
+    made = planning._plan(four, "wide", True)
+    assert [load.device.name for load in made.loads] == [f"GPU {i}" for i in range(4)]
+    assert len({load.total for load in made.loads}) == 1
+
+
+def test_a_tensor_is_shared_out_by_rows() -> None:
+    assert share(torch.empty(5, 3), 2) == 3 * 3 * 4
+    assert share(torch.empty(1, 8), 4) == 8 * 4
+    assert share(torch.empty(()), 4) == 4
 
 
 def test_the_cache_is_that_of_the_formula() -> None:
@@ -128,18 +174,43 @@ def test_memory_grows_with_images_and_prompts_and_halves_with_the_width(wide: Mo
     assert peak(2, 1, torch.bfloat16) == pytest.approx(two / 2, rel=0.1)
 
 
-@pytest.mark.parametrize(("what", "checkpointing"), [("decoder", False), ("full", True)])
-def test_training_keeps_more_the_more_trains(wide: ModelSpec, what: str, checkpointing: bool) -> None:
+def test_training_keeps_more_the_more_trains(wide: ModelSpec) -> None:
     work = Work(1, 1, (448, 448), 64)
-    cost = measure_training(wide, torch.float32, work, what, checkpointing)
-    full = measure_training(wide, torch.float32, work, "full", False)
-    assert cost.peak <= full.peak
-    trained = sum(weigh(empty_model(wide))[part] for part in WHAT_TRAINS[what])
-    assert cost.peaks["optimiser step"] == 2 * trained
-    if what == "full":  # the gradients are alive at the end of the backward pass
-        assert cost.peaks["backward pass"] >= trained
-    if checkpointing:
-        assert cost.peaks["language model"] < 0.5 * full.peaks["language model"]
+
+    def cost(level: str, dtype: torch.dtype = torch.float32, **more: Any) -> Pass:
+        return measure_training(wide, dtype, work, TrainsSettings(level=level, **more))
+
+    full, again, lora, decoder = (
+        cost("full"),
+        cost("full", checkpointing=("language model",)),
+        cost("lora"),
+        cost("decoder"),
+    )
+    assert decoder.peak <= lora.peak <= full.peak
+    trained = sum(
+        p.nbytes for group in prepared(wide, TrainsSettings(level="full"))[1].values() for p in group
+    )
+    assert full.peaks["optimiser step"] == 2 * trained
+    # the gradients are alive at the end of the backward pass
+    assert full.peaks["backward pass"] >= trained
+    assert again.peaks["language model"] < 0.5 * full.peaks["language model"]
+    assert decoder.peaks["language model"] < 0.5 * lora.peaks["language model"]
+
+
+def test_autocast_keeps_a_copy_of_frozen_weights_below_lora_but_not_of_layers_done_again(
+    wide: ModelSpec,
+) -> None:
+    work = Work(1, 1, (448, 448), 64)
+    language = sum(p.numel() for p in empty_model(wide).vlm.model.language_model.layers.parameters())
+
+    def kept(**more: Any) -> int:
+        what = TrainsSettings(level="lora", **more)
+        return measure_training(wide, torch.bfloat16, work, what).peaks["SAM encoder"]
+
+    plain = kept()
+    assert plain > 2 * language
+    assert kept(quantised="4bit") < plain - 1.9 * language
+    assert kept(checkpointing=("language model",)) < plain - 1.9 * language
 
 
 def test_a_model_that_fits_one_gpu_is_whole_there_and_once_on_each(wide: ModelSpec) -> None:
@@ -237,8 +308,11 @@ def test_training_on_one_device_counts_the_optimiser() -> None:
         by_kind[amount.kind] = by_kind.get(amount.kind, 0) + amount.size
     assert made.dtype == "float32"
     assert by_kind["optimiser"] == pytest.approx(2 * by_kind["weights"], rel=0.2)
-    assert {"dtype=bfloat16 instead of float32", "what_trains=decoder instead of full"} <= set(
-        trained(200).remedies
+    assert any(remedy.startswith("what_trains=") for remedy in trained(200).remedies)
+    # of tiny SAM's encoder keeps the most
+    assert (
+        "what_trains.checkpointing=[language model, vision encoder, SAM encoder], a third more time a step"
+        in (trained(240).remedies)
     )
 
 
@@ -312,7 +386,8 @@ def test_a_gpu_may_be_of_part_of_a_gib() -> None:
         ("tiny", None, "predict", ["batsh=1"], "did you mean batch"),
         ("tiny", None, "predict", ["what_trains=full"], "unknown key what_trains"),
         ("tiny", None, "train", ["quantise=4bit"], "unknown key quantise"),
-        ("tiny", None, "train", ["checkpointing=true"], "what_trains=full"),
+        ("tiny", None, "train", ["what_trains=decode"], "what_trains.level"),
+        ("tiny", "1x24GiB", "train", ["sharded=true"], "between several GPUs, and here are 1"),
         ("tiny", None, "train", ["dtype=float16"], "loss scaling"),
         ("tiny", None, "predict", ["batch=16", "prompts=32"], "must not exceed"),
         ("tiny", None, "predict", ["image=[0, 5]"], "between 1 and 20000"),

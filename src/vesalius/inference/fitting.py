@@ -18,15 +18,17 @@ from vesalius.inference.footprint import (
     largest_image,
     measure_prediction,
     measure_training,
+    prepared,
     quantised,
+    share,
     weigh,
 )
-from vesalius.inference.placement import Device, Placement, place_split, place_whole
-from vesalius.models.parts import WHAT_TRAINS
+from vesalius.inference.placement import Device, Placement, place_shards, place_split, place_whole
 from vesalius.models.quantised import Quantised
 from vesalius.models.specs import ModelSpec
 from vesalius.models.stored import empty_model
 from vesalius.models.textseg import TextSegModel
+from vesalius.models.trainable import TrainsSettings
 
 Purpose = Literal["predict", "train"]
 NEW_TOKENS = 64
@@ -71,17 +73,13 @@ class PredictionSettings(PlanSettings):
 class TrainingSettings(PlanSettings):
     """The same for training."""
 
-    what_trains: Literal["projector", "decoder", "full"] = "decoder"
-    checkpointing: bool = False
-    """Compute the vision-language model's layers again in the backward pass, instead of keeping what they made."""
+    what_trains: TrainsSettings = TrainsSettings(level="decoder")
+    """As in a recipe."""
+    sharded: bool = False
+    """Each GPU holds a part of every weight, gradient and average (FSDP2) instead of the whole model (DDP)."""
 
     @model_validator(mode="after")
     def _sensible(self) -> Self:
-        if self.checkpointing and self.what_trains != "full":
-            raise ValueError(
-                "checkpointing saves memory where the language model trains (what_trains=full); "
-                "a frozen one keeps nothing for the backward pass"
-            )
         if self.dtype == "float16":
             raise ValueError(
                 "dtype float16 needs loss scaling, which training here does not do; take bfloat16"
@@ -127,23 +125,44 @@ class Task:
     @cached_property
     def empty(self) -> TextSegModel:
         """The model without numbers, with weights of the size that they will have."""
+        return self._made[0]
+
+    @cached_property
+    def _made(self) -> tuple[TextSegModel, dict[str, list[torch.nn.Parameter]]]:
         if isinstance(self.settings, TrainingSettings):
-            return empty_model(self.spec)  # trained in float32, whatever the activations are in
+            return prepared(self.spec, self.settings.what_trains)  # float32, whatever the activations are in
         model = empty_model(self.spec).to(self.dtype)
-        return quantised(model, self.settings.quantise) if self.settings.quantise else model
+        return quantised(model, self.settings.quantise) if self.settings.quantise else model, {}
+
+    @property
+    def quantise(self) -> Quantised | None:
+        """What the matrices of the vision-language half are turned into."""
+        settings = self.settings
+        return settings.what_trains.quantised if isinstance(settings, TrainingSettings) else settings.quantise
+
+    @property
+    def shards(self) -> int:
+        """Processes that divide the weights between them."""
+        return len(self.gpus) if isinstance(self.settings, TrainingSettings) and self.settings.sharded else 1
+
+    @property
+    def copies(self) -> int:
+        """GPUs that each hold a whole model in training."""
+        return 1 if self.shards > 1 or self.purpose == "predict" else len(self.devices)
 
     @cached_property
     def weights(self) -> dict[str, int]:
-        """Part -> bytes."""
-        return weigh(self.empty)
+        """Part -> bytes on a device, LoRA included."""
+        return weigh(self.empty, self.shards)
 
     @cached_property
     def remembered(self) -> dict[str, int]:
-        """Part -> bytes that training keeps besides its weights: two averages, and a 16-bit copy under autocast."""
-        if not isinstance(self.settings, TrainingSettings):
-            return {}
-        times = 2.0 if self.dtype == torch.float32 else 2.5
-        return {part: int(times * self.weights[part]) for part in WHAT_TRAINS[self.settings.what_trains]}
+        """Group -> bytes on a device that training keeps: two averages, and DDP's copy of the gradients."""
+        times = 3 if self.copies > 1 else 2
+        return {
+            group: sum(times * share(parameter, self.shards) for parameter in parameters)
+            for group, parameters in self._made[1].items()
+        }
 
     def cost(self, batch: int) -> Pass:
         """What a pass over so many images needs besides; measured once."""
@@ -152,12 +171,10 @@ class Task:
         work = Work(batch, settings.prompts, size, settings.text_tokens)
         key: tuple[str, ...] = (self.purpose, str(self.dtype), repr(work))
         if isinstance(settings, TrainingSettings):
-            key += (settings.what_trains, str(settings.checkpointing))
+            key += (repr(settings.what_trains), str(self.shards))
         if key not in self._costs:
             if isinstance(settings, TrainingSettings):
-                cost = measure_training(
-                    self.spec, self.dtype, work, settings.what_trains, settings.checkpointing
-                )
+                cost = measure_training(self.spec, self.dtype, work, settings.what_trains, self.shards)
             else:
                 cost = measure_prediction(self.spec, self.dtype, work, NEW_TOKENS)
             if cost.tokens > self.spec.context:
@@ -178,7 +195,12 @@ class Task:
         return self.cost(1).grown(self.cost(2), batch - 1) if batch > 1 else self.cost(1)
 
     def fit(self, cost: Pass) -> Placement | None:
-        """On one device, or the fewest GPUs that the language model's layers must be split over; else None."""
+        """On one device, or the fewest GPUs that the language model's layers must be split over; else None.
+
+        In shards on all of them.
+        """
+        if self.shards > 1:
+            return place_shards(self.held, cost, self.gpus)
         for device in self.devices:
             if whole := place_whole(self.held, cost, device):
                 return whole

@@ -7,6 +7,7 @@ tensors without numbers (`inference/meter.py`).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,14 +18,18 @@ from vesalius.inference.meter import META, Meter
 from vesalius.masks import Size
 from vesalius.models.language import read_batch, run_questions, vision_part
 from vesalius.models.memory import PROMPTED_FRAMES
-from vesalius.models.parts import PARTS, WHAT_TRAINS, part_of
+from vesalius.models.parts import PARTS, part_of
 from vesalius.models.pixels import QWEN_SECOND, read_pixels
 from vesalius.models.processor import NOT_LEARNED, Batch
-from vesalius.models.quantised import BLOCK, Quantised
-from vesalius.models.specs import ModelSpec
+from vesalius.models.quantised import BLOCK, Product4bit, Quantised, QuantisedLinear, replace_module
+from vesalius.models.specs import ADDED_TOKENS, ModelSpec
 from vesalius.models.stored import empty_model
 from vesalius.models.textseg import TextSegModel
+from vesalius.models.token_rows import PREFIX as ROWS
+from vesalius.models.trainable import NEW_TOKENS, TrainsSettings, set_trainable
 
+GATHERED = 3
+"""Blocks of FSDP2 that are whole at once: that which computes, and the next, which is gathered and then copied out."""
 ANSWER = 8
 """Tokens of an answer such as "Sure, [SEG]." with the closing one."""
 
@@ -81,29 +86,69 @@ def largest_image(spec: ModelSpec) -> Size:
     return side, 2 * side
 
 
-def weigh(model: TextSegModel) -> dict[str, int]:
-    """Part -> bytes of its weights."""
+def weigh(model: TextSegModel, shards: int = 1) -> dict[str, int]:
+    """Part -> bytes of its weights, LoRA included, in one of so many processes; scales are whole in each."""
     sizes = dict.fromkeys(PARTS, 0)
     for name, parameter in model.named_parameters():
-        sizes[part_of(name)] += parameter.nbytes
+        part = NEW_TOKENS if name.startswith(f"vlm.{ROWS}") else part_of(name)
+        whole = name.endswith(".scales")
+        sizes[part] = sizes.get(part, 0) + share(parameter, 1 if whole else shards)
     return sizes
 
 
-def quantised(model: TextSegModel, quantise: Quantised) -> TextSegModel:
+def share(tensor: torch.Tensor, shards: int) -> int:
+    """Bytes of a process's part of a tensor, of which FSDP2 divides the rows."""
+    rows = len(tensor) if tensor.ndim else 1
+    return tensor.nbytes // max(1, rows) * math.ceil(rows / shards)
+
+
+class PackedLinear(QuantisedLinear):
+    """A quantised layer without numbers, and without bitsandbytes. Its scales are a parameter, as parameters are placed."""
+
+    def __init__(self, layer: torch.nn.Linear, kind: Quantised, dtype: torch.dtype) -> None:
+        torch.nn.Module.__init__(self)
+        self.in_features, self.out_features, self.kind = layer.in_features, layer.out_features, kind
+        self.dtype = dtype
+        values = layer.weight.numel()
+        size, scales = (
+            (values, layer.out_features) if kind == "8bit" else (-(-values // 2), math.ceil(values / BLOCK))
+        )
+        packed = torch.empty(size, dtype=torch.uint8, device=META)
+        self.weight = torch.nn.Parameter(packed, requires_grad=False)
+        self.scales = torch.nn.Parameter(torch.empty(scales, device=META), requires_grad=False)
+        self.bias = layer.bias
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Of 4 bits, which alone train: the product, for which the matrix is made whole."""
+        product = Product4bit.apply(input.to(self.dtype), self)
+        return product if self.bias is None else product + self.bias.to(self.dtype)
+
+    def plain(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """(out, in)."""
+        return torch.empty(self.out_features, self.in_features, dtype=dtype, device=META)
+
+
+def quantised(model: TextSegModel, quantise: Quantised, dtype: torch.dtype = torch.float32) -> TextSegModel:
     """The empty model with the matrices of its vision-language half as bytes of the size that bitsandbytes gives them.
 
     8bit: a byte a value and a float a row. 4bit (NF4): half a byte a value and a float for each 64. Embeddings, head
-    and norms stay as they are, and so does all of SAM.
+    and norms stay as they are, and so does all of SAM. The layers compute in `dtype`.
     """
-    for module in model.vlm.model.modules():
+    for path, module in list(model.vlm.model.named_modules()):
         if isinstance(module, torch.nn.Linear):
-            values, rows = module.weight.numel(), module.out_features
-            size = (
-                values + 4 * rows if quantise == "8bit" else -(-values // 2) + 4 * math.ceil(values / BLOCK)
-            )
-            weight = torch.empty(size, dtype=torch.uint8, device=META)
-            module.weight = torch.nn.Parameter(weight, requires_grad=False)
+            replace_module(model.vlm.model, path, PackedLinear(module, quantise, dtype))
     return model
+
+
+def prepared(
+    spec: ModelSpec, what: TrainsSettings, dtype: torch.dtype = torch.float32
+) -> tuple[TextSegModel, dict[str, list[torch.nn.Parameter]]]:
+    """The empty model that trains, with LoRA and all, and its parameters that move, by group."""
+    model = empty_model(spec)
+    if what.quantised:
+        quantised(model, what.quantised, dtype)
+    with torch.device("meta"):
+        return model, set_trainable(model, what, range(len(ADDED_TOKENS)))
 
 
 def measure_prediction(spec: ModelSpec, dtype: torch.dtype, work: Work, new_tokens: int) -> Pass:
@@ -130,34 +175,66 @@ def measure_prediction(spec: ModelSpec, dtype: torch.dtype, work: Work, new_toke
 
 
 def measure_training(
-    spec: ModelSpec, dtype: torch.dtype, work: Work, what_trains: str, checkpointing: bool
+    spec: ModelSpec, dtype: torch.dtype, work: Work, what: TrainsSettings, shards: int = 1
 ) -> Pass:
-    """What a training step allocates besides weights and the optimiser's averages: what is kept for the backward pass.
+    """What a training step allocates in each process besides weights and the optimiser's averages.
 
-    What an earlier phase keeps for it is alive in the later ones. `dtype` is that of the activations; weights and
-    gradients are in float32.
+    What an earlier phase keeps for the backward pass is alive in the later ones. `dtype` bfloat16 is autocast over
+    weights in float32; in shards FSDP2 gathers the weights in that dtype instead. Gradients are in float32.
     """
-    model = empty_model(spec).to(dtype)
+    model, groups = prepared(spec, what, dtype)
+    trained = [parameter for group in groups.values() for parameter in group]
+    gathered, in_blocks = gather(model, dtype) if shards > 1 else (0, set[int]())
+    gradients = sum(4 * share(p, shards) // p.element_size() for p in trained)
+    if shards > 1:
+        model.to(dtype)
     meter = _watch(model)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(part_of(name) in WHAT_TRAINS[what_trains])
-        if parameter.requires_grad:
-            parameter.register_post_accumulate_grad_hook(lambda p: meter.add(4 * p.numel() - p.grad.nbytes))
+    for parameter in trained:
+        parameter.register_post_accumulate_grad_hook(
+            lambda p: _keep_gradient(meter, p, shards if id(p) in in_blocks else 1)
+        )
     model.train()
-    if checkpointing:
-        model.vlm.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
-    batch = _batch(spec, work, dtype)
-    with meter.running():
+    batch = _batch(spec, work, dtype if shards > 1 else torch.float32)
+    meter.add(gathered)
+    with meter.running(autocast=dtype if shards == 1 and dtype != torch.float32 else None):
         _count_inputs(meter, batch)
         output = model(batch)
         # the losses work on values that are few beside what lies below them
         loss = output.text_logits.float().logsumexp(dim=-1).sum() + output.masks.candidates.float().sum()
+        meter.end_forward()
         meter.enter("backward pass")
         loss.backward()
     # AdamW goes through all parameters at once and needs their gradients and one square root for each value
-    step = 2 * sum(4 * p.numel() for p in model.parameters() if p.requires_grad)
-    peaks = meter.peaks | {"optimiser step": step}
+    peaks = meter.peaks | {"optimiser step": 2 * gradients}
     return Pass(peaks, 0, _features(spec, work.images, dtype), batch.input_ids.shape[1], _tiles(batch))
+
+
+def _keep_gradient(meter: Meter, parameter: torch.nn.Parameter, shards: int) -> None:
+    """Count a gradient in float32; of a layer in shards only the process's part stays."""
+    assert parameter.grad is not None
+    kept = 4 * share(parameter, shards) // parameter.element_size()
+    if shards > 1:
+        parameter.grad = None
+        meter.add(kept)
+    else:
+        meter.add(kept - parameter.grad.nbytes)
+
+
+def gather(model: TextSegModel, dtype: torch.dtype) -> tuple[int, set[int]]:
+    """Bytes of weights that FSDP2 has whole in each process at once; and the ids of the parameters of its blocks.
+
+    What lies in no block stays whole from the forward pass on. Of the blocks, `GATHERED` of the largest are counted.
+    """
+    names = {name for part in model.modules() for name in getattr(part, "_no_split_modules", None) or ()}
+    blocks = [part for part in model.modules() if type(part).__name__ in names]
+    inside = {id(p) for block in blocks for p in block.parameters()}
+
+    def size(parameters: Sequence[torch.nn.Parameter]) -> int:
+        return sum(p.numel() * min(p.element_size(), dtype.itemsize) for p in parameters)
+
+    largest = max(size(list(block.parameters())) for block in blocks)
+    outside = [p for p in model.parameters() if id(p) not in inside]
+    return size(outside) + GATHERED * largest, inside
 
 
 def _watch(model: TextSegModel) -> Meter:

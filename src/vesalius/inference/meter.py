@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -24,6 +25,13 @@ INDEXING = (
     torch.ops.aten.index_put.default,
     torch.ops.aten.index_put_.default,
 )
+NARROWED = (
+    *((functional, name) for name in ("linear", "conv2d", "conv3d", "conv_transpose2d")),
+    *((torch, name) for name in ("matmul", "bmm")),
+    *((torch.Tensor, name) for name in ("matmul", "__matmul__")),
+)
+"""What autocast computes in 16 bits; in 32 bits `KEPT`, and all else in the dtype of its inputs."""
+KEPT = tuple((functional, name) for name in ("layer_norm", "group_norm", "softmax"))
 
 
 class Meter:
@@ -35,6 +43,8 @@ class Meter:
         """Phase -> most bytes that were alive in it."""
         self.phase = ""
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self._copies: dict[int, torch.Tensor] | None = {}
+        """What autocast made of the weights that train, which it keeps until the forward pass ends."""
 
     def ignore(self, module: torch.nn.Module) -> None:
         """Leave the weights of a model out of the count, and all views of them."""
@@ -51,10 +61,24 @@ class Meter:
         self.peaks[phase] = max(self.peaks.get(phase, 0), self.live)
 
     @contextmanager
-    def running(self) -> Iterator[None]:
-        """Count within the block."""
-        with _Counted(self), _fused_attention():
+    def running(self, autocast: torch.dtype | None = None) -> Iterator[None]:
+        """Count within the block, in which autocast is as on a GPU, where a dtype of it is given."""
+        with _Counted(self), _fused_attention(), _autocast(autocast, self):
             yield
+
+    def end_forward(self) -> None:
+        """Let go of what autocast keeps for the length of a forward pass."""
+        self._copies = None
+
+    def narrow(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """A tensor of the meta device as autocast casts it: weights that train once, all else at each use."""
+        if tensor.device != META or not tensor.is_floating_point() or tensor.dtype == dtype:
+            return tensor
+        if self._copies is None or not (tensor.is_leaf and tensor.requires_grad):
+            return tensor.to(dtype)
+        if id(tensor) not in self._copies:
+            self._copies[id(tensor)] = tensor.to(dtype)
+        return self._copies[id(tensor)]
 
     def count(self, tensor: torch.Tensor) -> None:
         """Add a tensor of the meta device for as long as it lives; a view of another costs nothing."""
@@ -145,6 +169,40 @@ def _fused_attention() -> Iterator[None]:
         yield
     finally:
         functional.scaled_dot_product_attention = original
+
+
+@contextmanager
+def _autocast(dtype: torch.dtype | None, meter: Meter) -> Iterator[None]:
+    """What `torch.autocast` does, of which there is none on the meta device."""
+    if dtype is None:
+        yield
+        return
+    with ExitStack() as patches:
+        for owner, name in (*NARROWED, (functional, "scaled_dot_product_attention")):
+            patches.enter_context(_casting(owner, name, dtype, meter))
+        for owner, name in KEPT:
+            patches.enter_context(_casting(owner, name, torch.float32, meter))
+        yield
+
+
+@contextmanager
+def _casting(owner: Any, name: str, dtype: torch.dtype, meter: Meter) -> Iterator[None]:
+    """A function that casts its floats on the meta device first."""
+    original, inherited = getattr(owner, name), name not in vars(owner)
+
+    @wraps(original)
+    def run(*args: Any, **named: Any) -> Any:
+        args, named = tree_map_only(torch.Tensor, partial(meter.narrow, dtype=dtype), (args, named))
+        return original(*args, **named)
+
+    setattr(owner, name, run)
+    try:
+        yield
+    finally:
+        if inherited:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, original)
 
 
 class _Attention(torch.autograd.Function):

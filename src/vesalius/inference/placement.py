@@ -118,6 +118,15 @@ def place_whole(weights: int, cost: Pass, device: Device) -> Placement | None:
     return Placement({"": device.place}, (load,), {}) if load.total <= device.size else None
 
 
+def place_shards(weights: int, cost: Pass, gpus: Sequence[Device]) -> Placement | None:
+    """A part of all weights, of so many bytes, on each of the GPUs; None where one of them is too small."""
+    loads = tuple(
+        Load(gpu, weights, cost.cache, cost.peak - cost.cache, reserve_of(gpu, cost)) for gpu in gpus
+    )
+    fit = all(load.total <= load.device.size for load in loads)
+    return Placement({"": gpus[0].place}, loads, {}) if fit else None
+
+
 def place_split(
     model: TextSegModel, cost: Pass, gpus: Sequence[Device], spill: Mapping[str, int]
 ) -> Placement | None:

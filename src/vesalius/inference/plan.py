@@ -20,7 +20,7 @@ from vesalius.inference.fitting import (
     Task,
     TrainingSettings,
 )
-from vesalius.inference.footprint import Pass, video_memory
+from vesalius.inference.footprint import GATHERED, Pass, video_memory
 from vesalius.inference.placement import (
     GIB,
     Device,
@@ -37,6 +37,7 @@ from vesalius.models.official import read_spec
 from vesalius.models.specs import PRESETS, ModelSpec, find_spec
 from vesalius.models.spread import DeviceMap
 from vesalius.models.stored import empty_model, shapes_of
+from vesalius.models.trainable import KEEPS, TrainsSettings
 from vesalius.models.weights import open_weights
 
 SETTINGS: dict[str, type[PredictionSettings] | type[TrainingSettings]] = {
@@ -69,7 +70,7 @@ class Plan:
     tile: int
     """Side in pixels of the windows that a large image is cut into."""
     device_map: dict[str, int | str] | None
-    """Where the parts go; None where they do not fit."""
+    """Where the parts go; None where they do not fit. In training the first GPU: the others hold the like."""
     loads: tuple[Load, ...]
     """What that puts on each device that is used."""
     waiting: dict[str, int]
@@ -106,6 +107,11 @@ def make_plan(
     if isinstance(settings, PredictionSettings) and settings.cpu_memory is not None:
         cpu = Device("cpu", parse_size(settings.cpu_memory, "--set cpu_memory"))
     task = Task(spec, settings, find_gpus() if gpus is None else parse_gpus(gpus), cpu)
+    if isinstance(settings, TrainingSettings) and settings.sharded and len(task.gpus) < 2:
+        raise SettingError(
+            f"sharded=true divides a model between several GPUs, and here are {len(task.gpus)}; name them, as in "
+            "--gpus 4x80GiB"
+        )
     return _plan(task, str(model), on_disk=folder is None or (folder / CARD).is_file())
 
 
@@ -161,7 +167,7 @@ def _plan(task: Task, name: str, on_disk: bool) -> Plan:
         model=name,
         purpose=task.purpose,
         dtype=str(task.dtype).removeprefix("torch."),
-        quantise=getattr(task.settings, "quantise", None),
+        quantise=task.quantise,
         batch=batch,
         tile=task.spec.sam_size // 2,
         device_map=placement.device_map if placement else None,
@@ -177,16 +183,16 @@ def _plan(task: Task, name: str, on_disk: bool) -> Plan:
 
 def _amounts(task: Task, cost: Pass) -> Iterator[Amount]:
     width = task.dtype.itemsize if task.purpose == "predict" else 4
-    quantise = getattr(task.settings, "quantise", None)
+    here = f", one part of {task.shards}" if task.shards > 1 else ""
     for part, size in task.weights.items():
-        if part in ("vision encoder", "language model") and quantise:
-            reason = f"{quantise} matrices with their scales; the rest at {width} bytes a value"
+        if part in ("vision encoder", "language model") and task.quantise:
+            reason = f"{task.quantise} matrices with their scales; the rest at {width} bytes a value"
         else:
             reason = f"{size // width:,} values of {width} bytes"
-        yield Amount("weights", part, size, reason)
+        yield Amount("weights", part, size, reason + here)
     for part, size in task.remembered.items():
-        copies = "" if task.dtype.itemsize == 4 else ", and a 16-bit copy that autocast makes"
-        yield Amount("optimiser", part, size, f"AdamW's two averages of each value in float32{copies}")
+        buckets = ", and the gradients as DDP sends them" if task.copies > 1 else ""
+        yield Amount("optimiser", part, size, f"AdamW's two averages of each value in float32{buckets}{here}")
     if task.purpose == "predict":
         reason = f"keys and values of {cost.tokens + NEW_TOKENS:,} tokens a question, in each layer"
         yield Amount("kept", "KV cache", cost.cache, reason)
@@ -197,7 +203,8 @@ def _amounts(task: Task, cost: Pass) -> Iterator[Amount]:
             "of an object in a video, of any length: 5 prompted frames and the last 6 others; not in the sums"
         )
         yield Amount("kept", "SAM memory", video_memory(task.empty), reason)
-    backward = ", what the backward pass needs included" if task.purpose == "train" else ""
+    gathered = f" and the layers that FSDP2 has whole ({GATHERED} of the largest, assumed)" if here else ""
+    backward = f", what the backward pass needs{gathered} included" if task.purpose == "train" else ""
     for phase, size in cost.peaks.items():
         if phase == "inputs":
             yield Amount("phase", phase, size, "the pixels that both encoders read")
@@ -217,7 +224,7 @@ def _reasons(task: Task, cost: Pass, batch: int, placement: Placement | None) ->
     if settings.dtype:
         dtype = "as set"
     elif task.purpose == "train":
-        dtype = "weights are trained in float32; dtype=bfloat16 is autocast, which halves the activations"
+        dtype = "weights are trained in float32; dtype=bfloat16 is autocast, which makes activations smaller"
     else:
         dtype = (
             "half the bytes and the speed of a GPU"
@@ -240,6 +247,8 @@ def _reasons(task: Task, cost: Pass, batch: int, placement: Placement | None) ->
         where = (
             f"of the weights {waiting} wait, and are brought to the first device in each pass, which is slow"
         )
+    elif task.shards > 1:
+        where = "each holds a part of every weight, gradient and average"
     elif len(placement.loads) > 1:
         where = (
             "the fewest that hold it; the language model's layers are split, all else is whole on the first"
@@ -270,11 +279,7 @@ def _remedies(task: Task, batch: int) -> Iterator[str]:
     if task.dtype.itemsize == 4 and _fits(task.changed(dtype="bfloat16"), batch):
         yield "dtype=bfloat16 instead of float32"
     if isinstance(settings, TrainingSettings):
-        if settings.what_trains == "full":
-            if not settings.checkpointing and _fits(task.changed(checkpointing=True), batch):
-                yield "checkpointing=true, a third more time a step"
-            if _fits(task.changed(what_trains="decoder", checkpointing=False), batch):
-                yield "what_trains=decoder instead of full"
+        yield from _training_remedies(task, settings.what_trains, batch)
     elif settings.quantise is None:
         for kind in ("8bit", "4bit"):
             if _fits(task.changed(quantise=kind), batch):
@@ -290,6 +295,23 @@ def _remedies(task: Task, batch: int) -> Iterator[str]:
     yield f"one device with {_gib(task.held + cost.peak + reserve_of(task.devices[0], cost))}"
     if name := _smaller_model(task, batch):
         yield f"{name}, of the same family"
+
+
+def _training_remedies(task: Task, what: TrainsSettings, batch: int) -> Iterator[str]:
+    """Recomputing, 4 bits, shards, and the largest level that would fit."""
+    every = KEEPS[what.level]
+    recomputing, packed = what.changed(checkpointing=every), what.changed(quantised="4bit", keep=None)
+    if recomputing != what and _fits(task.changed(what_trains=recomputing), batch):
+        yield f"what_trains.checkpointing=[{', '.join(every)}], a third more time a step"
+    if what.level != "full" and what.quantised is None and _fits(task.changed(what_trains=packed), batch):
+        yield "what_trains.quantised=4bit, with the vision-language half in bitsandbytes"
+    if len(task.gpus) > 1 and task.shards == 1 and _fits(task.changed(sharded=True), batch):
+        yield f"sharded=true, a part of the model on each of the {len(task.gpus)} GPUs"
+    levels = [*KEEPS]
+    for level in reversed(levels[: levels.index(what.level)]):
+        if _fits(task.changed(what_trains=TrainsSettings(level=level)), batch):
+            yield f"what_trains={level} instead of {what.level}"
+            break
 
 
 def _fits(task: Task, batch: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
@@ -16,6 +17,7 @@ from vesalius.data.images import SUFFIXES
 from vesalius.errors import TrainingError, VesaliusError
 from vesalius.inference.plan import make_plan
 from vesalius.masks import Size
+from vesalius.training.sharding import is_sharded
 from vesalius.types import Item, Sample
 
 if TYPE_CHECKING:
@@ -141,7 +143,8 @@ def _size_of(sample: Sample) -> Size:
 def _advice(run: Run) -> str:
     """What to lower, with the plan's numbers where it can make one."""
     settings = run.settings
-    wanted = [f"batch={settings.batch}", f"what_trains={settings.what_trains.level}"]
+    what = json.dumps(settings.what_trains.model_dump(mode="json", exclude_none=True))
+    wanted = [f"batch={settings.batch}", f"what_trains={what}", f"sharded={is_sharded(run.learner.module)}"]
     if settings.precision == "bf16":
         wanted.append("dtype=bfloat16")
     try:

@@ -69,7 +69,7 @@ def train(
         )
         for note in _describe(train_set, val_set, mixture):
             on_note(note)
-        images, looks = _read_all(mixture, val_set, learner)
+        images, looks = _read_all(mixture, val_set, learner, on_note if overfit is None else _say_nothing)
         data = mixture.fingerprint()
         if resume:
             _refuse_other_data(settings, card, data)
@@ -90,6 +90,7 @@ def train(
         engine.wait()
         run_loop(run)
         finish(run)
+        on_note(f"{run_dir.path}: best and last checkpoint, log.jsonl, curves.png")
         engine.close()
     return run_dir.path
 
@@ -171,9 +172,9 @@ def _continue(run: Run, changes: list[str], on_note: Callable[[str], None]) -> N
 
 
 def _read_all(
-    mixture: Mixture, val_set: DataSet | None, learner: Learner
+    mixture: Mixture, val_set: DataSet | None, learner: Learner, on_note: Callable[[str], None]
 ) -> tuple[dict[str, str], list[str]]:
-    """Id -> hash of the pixels of each training image; and the perceptual hash of each.
+    """Id -> hash of the pixels of each training image; and the perceptual hash of each. Notes what is validated on too.
 
     Reads every image, mask and conversation, and asks for every phrase, so that nothing in them can stop the run later: raises
     DataError or SettingError for the first that is wrong.
@@ -181,13 +182,20 @@ def _read_all(
     samples = (*mixture.samples, *(val_set.samples if val_set else ()))
     for phrase in {prompt for sample in samples for prompt in sample.prompts}:
         learner.check_phrase(phrase)
-    for sample in val_set.samples if val_set else ():
-        load_item(sample)
+    validated = [hash_pixels(load_item(sample).frames[0]) for sample in val_set.samples] if val_set else []
     images, looks, sizes = {}, [], {}
     for sample in mixture.samples:
         item = load_item(sample)
         images[item.id], sizes[item.id] = hash_pixels(item.frames[0]), item.size
         looks.append(hash_look(item.frames[0]))
+    shared = len(set(images.values()).intersection(validated))
+    groups = [
+        {each.group for each in of_set} - {None}
+        for of_set in (mixture.samples, val_set.samples if val_set else ())
+    ]
+    for count, what in ((shared, "images"), (len(set.intersection(*groups)), "groups (patients, sequences)")):
+        if count:
+            on_note(f"{count} validation {what} are trained on too: the scores will be too good")
     mixture.check_sizes(sizes)
     for conversation in mixture.conversations:
         item = conversation.load()
