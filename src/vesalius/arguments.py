@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-MODEL = "a bundle, a run folder, an official Sa2VA folder or its hub name, or tiny"
+MODEL = "a bundle, a run folder, an official Sa2VA folder or its hub name, or tiny; rivals: a U-Net run, or frangi"
 
 
 def build_parser(verbs: dict[str, Any]) -> argparse.ArgumentParser:

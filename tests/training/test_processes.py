@@ -245,3 +245,18 @@ def test_launch_configuration_is_one_that_accelerate_reads_and_says_where_it_ran
     assert re.search(r"^# run: +\S", text, re.MULTILINE)
     assert f"--config_file recipes/accelerate/{path.name}" in text
     assert yaml.safe_load(text)["num_machines"] == 1
+
+
+@pytest.mark.slow
+def test_a_model_in_shards_is_looked_at_and_validated_before_the_first_step(
+    data: Path, tmp_path: Path
+) -> None:
+    recipe, run = tmp_path / "recipe.yaml", tmp_path / "run"
+    recipe.write_text(settings(data, run, start="weights", what_trains="decoder").to_yaml())
+    configuration = ["--config_file", str(ROOT / "recipes" / "accelerate" / "fsdp2.yaml")]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *configuration, "--main_process_port", "0"]
+    done = start(launch, ["-m", "vesalius", "train", str(recipe)])
+    assert done.returncode == 0, done.stderr
+    assert "before training: says [SEG] to" in done.stdout
+    assert lines(run, "validation.jsonl")[0]["step"] == 0
+    assert len({line["fingerprint"] for line in lines(run, "validation.jsonl")}) > 1

@@ -300,11 +300,13 @@ def _remedies(task: Task, batch: int) -> Iterator[str]:
 def _training_remedies(task: Task, what: TrainsSettings, batch: int) -> Iterator[str]:
     """Recomputing, 4 bits, shards, and the largest level that would fit."""
     every = KEEPS[what.level]
-    recomputing, packed = what.changed(checkpointing=every), what.changed(quantised="4bit", keep=None)
+    recomputing = what.changed(checkpointing=every)
     if recomputing != what and _fits(task.changed(what_trains=recomputing), batch):
         yield f"what_trains.checkpointing=[{', '.join(every)}], a third more time a step"
-    if what.level != "full" and what.quantised is None and _fits(task.changed(what_trains=packed), batch):
-        yield "what_trains.quantised=4bit, with the vision-language half in bitsandbytes"
+    if what.level != "full" and what.quantised is None:
+        packed = what.changed(quantised="4bit", keep=None)
+        if _fits(task.changed(what_trains=packed), batch):
+            yield "what_trains.quantised=4bit, with the vision-language half in bitsandbytes"
     if len(task.gpus) > 1 and task.shards == 1 and _fits(task.changed(sharded=True), batch):
         yield f"sharded=true, a part of the model on each of the {len(task.gpus)} GPUs"
     levels = [*KEEPS]

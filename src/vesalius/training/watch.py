@@ -65,6 +65,8 @@ def make_average(model: torch.nn.Module, decay: float | None) -> WeightAverage |
 
 def begin(run: Run) -> None:
     """Before the first step: does it fit, what can the model do, and how good is it. A collective."""
+    if is_sharded(run.learner.module):
+        _set_up_shards(run)
     if run.state.step:
         return
     if run.engine.device.type == "cuda":
@@ -76,6 +78,13 @@ def begin(run: Run) -> None:
     run.watch.on_note(str(start))
     if run.val:
         record(run, measure(run))
+
+
+def _set_up_shards(run: Run) -> None:
+    """FSDP2 sets itself up in the first pass through the whole model, which must be one of training."""
+    run.learner.module.train()
+    part = next(run.feed.steps(0, 0, 1)).parts[0]
+    run.learner.losses(run.model, part.batch.to(run.engine.device))
 
 
 def measure(run: Run) -> dict[str, Any]:
