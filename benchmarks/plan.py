@@ -178,7 +178,7 @@ def measure_step(folder: Path, image: tuple[int, int], name: str) -> dict[str, A
     )
 
     def prepare(model: str | Path, steps: int) -> Any:
-        opened = open_model(model)
+        opened = open_model(Path(model))
         for parameter in opened.model.parameters():
             parameter.data = parameter.data.clone()
         tokens = new_tokens(opened.processor.tokenizer)

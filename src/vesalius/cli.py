@@ -155,7 +155,6 @@ def _find_rate(args: argparse.Namespace, settings: Any) -> Result:
 
     with Progress(1.0, "find-lr", unit="search") as progress:
         found = search_rate(settings, args.find_lr, on_note=print, on_progress=progress.reach)
-    print(f"{found}; picture: {args.find_lr}")
     return {"picture": str(args.find_lr), **found.as_json()}
 
 
@@ -215,7 +214,7 @@ def _load(args: argparse.Namespace, model: str) -> Any:
 def _asked(args: argparse.Namespace) -> Result:
     """How a model is asked: arguments of `load_predictor`."""
     from vesalius.config import make_settings
-    from vesalius.inference.featurecache import CacheSettings
+    from vesalius.inference.featurecache import CacheSettings, check_apart
     from vesalius.inference.placement import parse_size
     from vesalius.inference.postprocess import Cleaning
     from vesalius.inference.tiles import TileSettings
@@ -226,6 +225,7 @@ def _asked(args: argparse.Namespace) -> Result:
     if args.tiles is not None:
         asked["tiles"] = make_settings(TileSettings, {"sides": args.tiles}, "--tiles")
     if args.cache is not None:
+        check_apart(args.cache, args.out)
         asked["cache"] = CacheSettings(
             folder=args.cache, most_bytes=parse_size(args.cache_size, "--cache-size")
         )

@@ -6,11 +6,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from vesalius.errors import SettingError
+from vesalius.inference.featurecache import CacheUse
 from vesalius.types import Item, Prediction
 
 SIDE = 16
@@ -57,6 +60,30 @@ class BrightOrder:
 
     def __call__(self) -> Bright:
         return Bright(pause_s=0.005)
+
+
+class Cached(Bright):
+    """Knows of vessels only, and of each image says that it was encoded."""
+
+    def __init__(self) -> None:
+        super().__init__(batch=1)
+        self.cache = SimpleNamespace(use=CacheUse())
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        if unknown := [prompt for prompt in prompts if prompt != "vessel"]:
+            raise SettingError(f"knows no {unknown[0]!r}")
+
+    def predict(self, items: Sequence[Item]) -> list[Prediction]:
+        self.cache.use.encoded += len(items)
+        return super().predict(items)
+
+
+@dataclass(frozen=True)
+class CachedOrder(BrightOrder):
+    """Makes a `Cached` in another process."""
+
+    def __call__(self) -> Bright:
+        return Cached()
 
 
 def draw_squares(folder: Path, n: int) -> list[np.ndarray]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vesalius.errors import OutputError, SettingError
-from vesalius.inference.featurecache import CacheSettings, FeatureCache
+from vesalius.inference.featurecache import CacheSettings, FeatureCache, check_apart
 from vesalius.inference.predictor import Predictor
 from vesalius.inference.tiles import TileSettings
 from vesalius.models.checkpoint import OpenedModel
@@ -153,6 +153,26 @@ def test_what_was_not_used_for_longest_is_removed(small_predictor, tmp_path):
     assert tight.use.encoded == 2
 
 
+def test_processes_that_share_a_cache_keep_to_its_size_together(small_predictor, tmp_path):
+    sam, images = small_predictor.model.sam, torch.rand(6, 1, 3, 128, 128)
+    FeatureCache(CacheSettings(folder=tmp_path), "a").encode(sam, images[0])
+    size = entries(tmp_path)[0].stat().st_size
+    one, two = (FeatureCache(CacheSettings(folder=tmp_path, most_bytes=4 * size), "a") for _ in range(2))
+    for k in range(1, 6):  # neither writes more than 3 itself
+        (one if k % 2 else two).encode(sam, images[k])
+        assert len(entries(tmp_path)) <= 4
+
+
+def test_cache_and_results_lie_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "out"
+    for cache in (out, Path("out/cache"), tmp_path):
+        with pytest.raises(SettingError, match=r"must lie apart from --out .*; name another folder"):
+            check_apart(cache, out)
+    check_apart(tmp_path / "out2", out)
+    check_apart(out, None)
+
+
 def test_folder_of_somebody_else_is_left_alone(small_predictor, tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(
@@ -182,6 +202,7 @@ def test_what_a_killed_process_left_is_no_hindrance(small_predictor, tmp_path):
     (whole,) = entries(tmp_path)
     left = tmp_path / f".{whole.name}.4711.partial"
     left.write_bytes(whole.read_bytes()[:100])
+    (tmp_path / ".4711.probe").touch()
     again = cached(small_predictor, tmp_path)
     again.predict(items(0))
     assert use(again) == (1, 0, 0)

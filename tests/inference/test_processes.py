@@ -18,7 +18,7 @@ from vesalius.inference import processes as module
 from vesalius.inference.folder import write_predictions
 from vesalius.inference.processes import Processes, order_predictors
 
-from .segmenters import Bright, BrightOrder, draw_squares
+from .segmenters import Bright, BrightOrder, CachedOrder, draw_squares
 
 
 def assert_same(one: Path, two: Path) -> None:
@@ -90,3 +90,15 @@ def test_gpus_on_the_command_line_are_those_that_one_model_is_spread_over(
         main([*command, "--gpus", "2x24GiB", "--devices", "cpu,cpu"])
     assert stop.value.code == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_processes_refuse_prompts_and_count_their_caches_together(tmp_path: Path) -> None:
+    draw_squares(tmp_path / "in", 3)
+    images = find_images([tmp_path / "in"])
+    with Processes([CachedOrder(0), CachedOrder(1)]) as processes:
+        write = partial(write_predictions, processes.description, images, answer=processes.answer_samples)
+        with pytest.raises(SettingError, match="knows no 'liver'"):
+            write(["vessel", "liver"], tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+        summary = write(["vessel"], tmp_path / "out")
+    assert summary["cache"] == {"read": 0, "encoded": 3, "damaged": 0, "not_kept": 0}

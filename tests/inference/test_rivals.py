@@ -1,5 +1,6 @@
 """The U-Net and the filter as segmenters: full-size maps, phrases they know, settings they refuse."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from vesalius.data.dataset import DataSet
 from vesalius.errors import CheckpointError, SettingError
+from vesalius.inference.clipfolder import ask_clips
+from vesalius.inference.folder import write_predictions
+from vesalius.inference.plan import make_plan
 from vesalius.inference.postprocess import Cleaning, clean
 from vesalius.inference.predictor import load_predictor
 from vesalius.inference.rivals import FLOOR, SIGMAS, FrangiFilter, UNetPredictor
@@ -15,7 +20,9 @@ from vesalius.inference.tiles import TileSettings
 from vesalius.models.specs import UNetShape
 from vesalius.models.threshold import check_target
 from vesalius.models.unet import new_unet, standardise, write_unet
-from vesalius.types import Item
+from vesalius.scoring.evaluate import evaluate
+from vesalius.scoring.tune import find_threshold
+from vesalius.types import Absent, Item, Sample
 
 
 def line_image(dark: bool = True) -> tuple[np.ndarray, np.ndarray]:
@@ -137,3 +144,38 @@ def test_a_file_can_be_asked_about(unet: Path, tmp_path: Path) -> None:
     Image.fromarray(image).save(tmp_path / "frame.png")
     prediction = load_predictor(unet, device="cpu")(tmp_path / "frame.png", "vessel")
     assert (prediction.id, prediction.size) == ("frame", (60, 80))
+
+
+def test_phrases_without_a_channel_are_refused_together_before_the_job_starts(
+    unet: Path, tmp_path: Path
+) -> None:
+    image, _ = line_image()
+    sample = Sample("a", tmp_path / "a.png", ("vessel",), masks=((Absent(),),))
+    Image.fromarray(image).save(sample.image)
+    segmenter, out = load_predictor(unet, device="cpu"), tmp_path / "out"
+    asked = replace(sample, prompts=("vessel", "liver", "bone"), masks=sample.masks * 3)
+    for refused in (
+        lambda: write_predictions(segmenter, [sample], asked.prompts, out),
+        lambda: evaluate(segmenter, [asked], out, workers=0),
+        lambda: find_threshold(segmenter, DataSet.of([asked])),
+    ):
+        with pytest.raises(
+            SettingError, match="no channel for 'liver', 'bone'; it was trained on: vessel, c"
+        ):
+            refused()
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("model", ["unet", "frangi"])
+@pytest.mark.parametrize("propagation", ["sam2", "official"])
+def test_rivals_have_no_memory_of_a_clip(unet: Path, model: str, propagation: str) -> None:
+    segmenter = load_predictor(unet if model == "unet" else model, device="cpu")
+    with pytest.raises(
+        SettingError, match=f"{model}.*: has no memory of a clip; predict its frames one by one"
+    ):
+        ask_clips(segmenter, None, [], ["vessel"], ["masks"], propagation=propagation)
+
+
+def test_a_plan_of_the_filter_says_what_it_is() -> None:
+    with pytest.raises(CheckpointError, match="frangi: is a filter without weights"):
+        make_plan("frangi")

@@ -14,7 +14,15 @@ from vesalius.inference.postprocess import Cleaning
 from vesalius.inference.predictor import Predictor
 from vesalius.inference.tiles import TileSettings
 from vesalius.inference.video import check_whole
-from vesalius.inference.views import PLAIN, VIEWS, ViewedPrediction, average, choose_views, decode_views
+from vesalius.inference.views import (
+    PLAIN,
+    VIEWS,
+    ViewedPrediction,
+    average,
+    check_phrases,
+    choose_views,
+    decode_views,
+)
 from vesalius.masks import area_average
 from vesalius.models.answering import SegPrompts
 from vesalius.models.cards import ViewGain
@@ -164,6 +172,8 @@ def test_what_was_not_measured_or_makes_no_sense_is_refused_in_a_sentence(small_
     ):
         with pytest.raises(SettingError, match="give --tta or --tiles, not both"):
             refused()
+    with pytest.raises(SettingError, match="open the model without cleaning"):
+        Predictor(opened(small_predictor), cleaning=Cleaning(drop_specks=3)).trying(["flip"], [])
     for names, words in (
         ((), "no view; choose from flip"),
         (("turn",), "unknown view 'turn'; choose from flip"),
@@ -177,7 +187,7 @@ def test_what_was_not_measured_or_makes_no_sense_is_refused_in_a_sentence(small_
         predictor.predict_forward(image=item().frames[0], text="<image>vessel")
 
 
-@pytest.mark.parametrize("prompt", ["the Left coronary artery", "vessel on the right", "左冠状动脉"])
+@pytest.mark.parametrize("prompt", ["the Left coronary artery", "左冠状动脉"])
 def test_phrase_that_names_a_side_is_not_flipped(small_predictor, prompt):
     predictor = Predictor(opened(small_predictor), answer="force", tta=True)
     with pytest.raises(SettingError, match="names a side"):
@@ -190,3 +200,69 @@ def test_phrase_that_names_a_side_is_not_flipped(small_predictor, prompt):
     )
     assert prediction.status == "ok"
     assert predictor.predict([replace(item(), prompts=("the bright leftover",))])[0].status == "ok"
+
+
+@pytest.mark.parametrize(
+    "phrase",
+    [
+        "left_ventricle",
+        "leftmost vessel",
+        "LeftLung",
+        "lungRIGHT",
+        "RIGHTLung",
+        "right2",
+        "rightward",
+        "vessel on the right",
+        "left肺\n    ",
+        "linke Lunge",
+        "der rechte Ast",
+        "linksseitig",
+        "l'artère gauche",
+        "ventricule droit",
+        "arteria derecha",
+        "ventrículo izquierdo\n    ",
+        "arteria sinistra",
+        "polmone destro",
+        "arteria coronaria dextra",
+        "pulmão esquerdo",
+        "artéria direita\n    ",
+        "левая артерия",
+        "Правое лёгкое",
+        "слева",
+        "왼쪽 폐",
+        "오른쪽 관상동맥",
+        "좌측",
+        "左冠状动脉",
+        "右肺",
+    ],
+)
+def test_word_for_a_side_is_known_in_its_spellings_and_languages(phrase):
+    with pytest.raises(SettingError, match="names a side"):
+        check_phrases([phrase.strip()], ("flip",))
+    check_phrases([phrase.strip()], ("larger",))
+
+
+@pytest.mark.parametrize(
+    "phrase",
+    [
+        "bright",
+        "upright",
+        "cleft",
+        "copyright",
+        "leftover",
+        "righteous",
+        "linked",
+        "adroit",
+        "destroyed",
+        "правильный",
+        "dextrose",
+    ],
+)
+def test_word_that_only_holds_a_side_is_asked(phrase):
+    check_phrases([phrase, phrase.title()], ("flip",))
+
+
+def test_phrases_that_name_a_side_are_refused_together_before_any_image(small_predictor):
+    with pytest.raises(SettingError, match=r"elsewhere: 'left lung', 'right lung'; ask without"):
+        Predictor(opened(small_predictor), tta=True).check_prompts(["left lung", "heart", "right lung"])
+    small_predictor.check_prompts(["left lung"])

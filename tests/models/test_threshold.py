@@ -27,7 +27,10 @@ def bundle(tmp_path) -> Path:
 
 def test_copy_has_the_threshold_its_origin_and_the_same_weights(tmp_path, bundle):
     out = tmp_path / "tuned"
-    (bundle / "train_state.pt").write_bytes(b"much")
+    for name in ("train_state.pt", "average.pt", "README.md", "recipe.yaml"):
+        (bundle / name).write_bytes(b"much")
+    (bundle / "source").mkdir(exist_ok=True)
+    (bundle / "source" / "README.md").write_text("of the official folder")
     before = (bundle / CARD).read_bytes()
     store_threshold(bundle, check_target(bundle, out), 0.37, ORIGIN, ["b", "a"])
 
@@ -37,7 +40,8 @@ def test_copy_has_the_threshold_its_origin_and_the_same_weights(tmp_path, bundle
     assert card.model_dump() | same == read_card(bundle).model_dump() | same
     assert fingerprint_model(out) == fingerprint_model(bundle)
     assert (bundle / CARD).read_bytes() == before
-    names = {path.relative_to(bundle) for path in bundle.rglob("*")} - {Path("train_state.pt")}
+    left = {Path("train_state.pt"), Path("average.pt"), Path("README.md")}
+    names = {path.relative_to(bundle) for path in bundle.rglob("*")} - left
     assert {path.relative_to(out) for path in out.rglob("*")} == names
 
 

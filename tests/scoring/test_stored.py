@@ -274,3 +274,12 @@ def test_copies_of_the_ground_truth_are_refused(tmp_path, data_set, square):
     with pytest.raises(DataError, match="6 of 6 predictions equal the ground truth"):
         evaluate(StoredPredictions(folder, data.samples), data, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copies", "data"]
+
+
+def test_images_that_views_were_chosen_on_stay_known_at_another_threshold(stored):
+    data, folder = stored("probs")
+    run = json.loads((folder / "run.json").read_text())
+    for views, known in (({}, ()), ({"tta": ["flip"]}, ["a"])):
+        told = {**run, "settings": {**run["settings"], **views}, "lineage": {"tuning_images": ["a"]}}
+        (folder / "run.json").write_text(json.dumps(told))
+        assert StoredPredictions(folder, data.samples, threshold=0.3).tuning_images == known

@@ -30,7 +30,9 @@ def settings(data: Path, out: Path, **changes: Any) -> RunSettings:
     return make_settings(RunSettings, {**values, "what_trains": "tokens", "steps": 2, **changes}, "test")
 
 
-def test_a_run_of_lora_ends_in_merged_weights_and_resumes_from_its_adapter(data: Path, tmp_path: Path) -> None:
+def test_a_run_of_lora_ends_in_merged_weights_and_resumes_from_its_adapter(
+    data: Path, tmp_path: Path
+) -> None:
     run = train(settings(data, tmp_path / "run"))
     last, best = open_bundle(run / "last"), open_bundle(run / "best")
     assert last.has_adapter
@@ -56,7 +58,11 @@ def test_a_run_of_lora_ends_in_merged_weights_and_resumes_from_its_adapter(data:
 def test_an_adapter_is_resumed_to_the_last_digit_and_frozen_halves_are_written_once(
     data: Path, tmp_path: Path
 ) -> None:
-    changes = {"steps": 4, "validate": {"every_epochs": 1}, "what_trains": {"level": "lora", "keep": "adapter"}}
+    changes = {
+        "steps": 4,
+        "validate": {"every_epochs": 1},
+        "what_trains": {"level": "lora", "keep": "adapter"},
+    }
     whole = train(settings(data, tmp_path / "whole", **changes))
 
     def stop(line: dict[str, Any]) -> None:

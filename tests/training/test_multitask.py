@@ -43,7 +43,7 @@ def settings(folder: Path, out: Path, **changes: Any) -> RunSettings:
     values = {
         "model": "tiny",
         "start": "random",
-        "what_trains": "projector",
+        "what_trains": "lora",
         "data": {"train": folder / "annotations.json", "questions": folder / "talk.json"},
         "tasks": TASKS,
         "steps": 4,

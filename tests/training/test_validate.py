@@ -47,6 +47,7 @@ def test_a_line_in_words_has_the_metric_that_was_asked_for() -> None:
     line = {"step": 500, "dice": 0.5, "accuracy": 0.9, "cldice": 0.25, "seg_rate": 1.0, "best": True}
     line["absent_seg_rate"] = None
     assert (
-        summarise(line) == "validation at step 500: dice 0.500  cldice 0.250  seg_rate 1.000  (best so far)"
+        summarise(line)
+        == "validation at step 500: dice 0.500  cldice 0.250  seg_rate 1.000  (best checkpoint so far)"
     )
     assert "cldice" in METRICS

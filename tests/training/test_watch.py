@@ -117,16 +117,23 @@ def test_training_that_changes_nothing_is_noticed_at_the_first_validation(data: 
         train(still)
 
 
-def test_a_run_ends_when_its_patience_does_and_overfit_with_a_sentence(data: Path, tmp_path: Path) -> None:
+def test_a_run_ends_when_its_patience_does_and_overfit_with_a_sentence(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     notes: list[str] = []
-    # recall of lines wider than any in these small images is defined nowhere, so that no validation is better
+    # recall of lines wider than any in these small images is defined nowhere
     patient = {"metric": "skeleton_recall_over_8px", "patience": 2, "figures": 0}
+    for room in ("watch", "runs"):
+        monkeypatch.setattr(f"vesalius.training.{room}.validations_since_best", lambda lines, _: len(lines))
     asked = settings(data, tmp_path / "run", steps=50, start="random", batch=1, validate=patient)
     run = train(asked, overfit=1, on_note=notes.append)
     assert [line["step"] for line in lines(run)] == [1, 2]
     assert notes[-3] == f"ends early: 2 validations without a better {patient['metric']} (best: none)"
     assert notes[-2].startswith("not learnt by heart: mean Dice 0.")
     assert not (run / "validation").exists()
+    assert any(
+        note.startswith("skeleton_recall_over_8px is defined in none of the ") for note in notes
+    )
     assert list_runs(tmp_path)[0].state == "stopped early"
 
 

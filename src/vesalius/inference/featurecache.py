@@ -33,10 +33,15 @@ log = logging.getLogger(__name__)
 
 ENTRY = re.compile(r"\.?[0-9a-f]{64}\.safetensors(\.\d+\.partial)?")
 """Name of an entry, or of one that was being written when its process was killed."""
+PROBE = re.compile(r"\.\d+\.probe")
+"""Name of what `prepare_folder` of another process writes, to see whether it can."""
 LEVELS = tuple(level.name for level in fields(Features))
 DIGEST = "sha256"
 LEFT = 0.9
 """Share of the most bytes that is left when the least recently used entries are removed."""
+
+RECOUNTED = 0.05
+"""Share of the most bytes after which a process that wrote them looks what others wrote."""
 
 
 class CacheSettings(Settings):
@@ -84,6 +89,8 @@ class FeatureCache:
         )
         self._lock = Lock()
         self._bytes = sum(size for _, size, _ in self._entries())
+        self._written = 0
+        """Bytes of what was written since the entries were counted."""
 
     def encode(self, sam: Sam2VideoModel, pixels: torch.Tensor) -> Features:
         """Features of float (i, 3, S, S), as `encode_images`; what is not in the cache is encoded together, and kept."""
@@ -137,18 +144,23 @@ class FeatureCache:
                         safetensors.torch.save_file(tensors, aside)
                     except SafetensorError as error:  # what it makes of a full disk
                         raise OutputError(f"{path}: cannot be written ({error})") from error
-                self._bytes += path.stat().st_size
+                size = path.stat().st_size
+                self._bytes += size
+                self._written += size
             except (OSError, OutputError) as error:
                 if not self.use.not_kept:
                     log.warning("%s; the features of this image, and perhaps of others, are not kept", error)
                 self.use.not_kept += 1
-            if self._bytes > self.settings.most_bytes:
+            if self._bytes > self.settings.most_bytes or self._written > RECOUNTED * self.settings.most_bytes:
                 self._shrink()
 
     def _shrink(self) -> None:
-        """Remove what was not used for longest."""
+        """Count the entries, and where they are too many remove those that were not used for longest."""
         entries = sorted(self._entries())
         self._bytes = sum(size for _, size, _ in entries)
+        self._written = 0
+        if self._bytes <= self.settings.most_bytes:
+            return
         for _, size, path in entries:
             if self._bytes <= LEFT * self.settings.most_bytes:
                 return
@@ -168,8 +180,15 @@ class FeatureCache:
         return found
 
 
+def check_apart(folder: Path, out: Path | None) -> None:
+    """Raise SettingError where a cache and the folder of results are one, or one lies in the other."""
+    cache, results = folder.resolve(), None if out is None else out.resolve()
+    if results is not None and (cache.is_relative_to(results) or results.is_relative_to(cache)):
+        raise SettingError(f"--cache {folder}: must lie apart from --out {out}; name another folder")
+
+
 def _is_ours(name: str) -> bool:
-    return name in SYSTEM_FILES or ENTRY.fullmatch(name) is not None
+    return name in SYSTEM_FILES or any(ours.fullmatch(name) for ours in (ENTRY, PROBE))
 
 
 def _bytes(tensor: torch.Tensor) -> np.ndarray:

@@ -83,11 +83,19 @@ class Segmenter(Described, Protocol):
     """What prediction and evaluation need of a model, whatever its kind.
 
     One that has a method `prepare(item) -> item`, as `Predictor`, is given items that went through it in another
-    thread.
+    thread. One that has a method `check_prompts(prompts)` is asked once, before anything is predicted, and raises one
+    SettingError that names all those that it cannot answer.
     """
 
     def predict(self, items: Sequence[Item]) -> list[Prediction]:
         """One prediction for each (item, prompt), in order."""
+
+
+def check_prompts(segmenter: Described, prompts: Iterable[str]) -> None:
+    """Raise SettingError for prompts that the segmenter knows it cannot answer."""
+    check = getattr(segmenter, "check_prompts", None)
+    if check is not None:
+        check(tuple(dict.fromkeys(prompts)))
 
 
 def predict_samples(
@@ -174,10 +182,11 @@ def write_predictions(
 
     `predictions.jsonl` appears when all is done: a folder without it is unfinished, and the same request continues it
     where it stopped. `answer` does the work (`processes.py`); without it `segmenter` does, by `answer_samples`. Refuses a folder that is not empty and the unfinished job of
-    another request (OutputError), what `check_request` refuses, and, to save DICOM, any other image and what else
+    another request (OutputError), what `check_request` and the segmenter's `check_prompts` refuse, and, to save DICOM, any other image and what else
     `SegmentationFolder` refuses.
     """
     check_request(prompts, save)
+    check_prompts(segmenter, prompts)
     by_file = "dicom" in save
     objects = SegmentationFolder(out, samples, prompts, segmenter.card) if by_file else None
     answer = answer or partial(answer_samples, cast(Segmenter, segmenter))
@@ -206,16 +215,17 @@ def write_predictions(
             "coverage": dict(counts.coverage),
             "answers": dict(counts.answers),
             "batch_halved": getattr(segmenter, "times_halved", 0),
-            **_use_of_cache(segmenter),
+            **({"cache": cached} if (cached := count_cached(segmenter)) else {}),
             "n_images": len(samples),
         }
         ledger.finish({**summary, **_about(segmenter, prompts, save)})
     return {**summary, "out": str(out), "failures": counts.failures}
 
 
-def _use_of_cache(segmenter: Described) -> dict[str, Any]:
+def count_cached(segmenter: Described) -> dict[str, int]:
+    """What came of the segmenter's cache so far, in images (`CacheUse`); empty without a cache."""
     cache = getattr(segmenter, "cache", None)
-    return {} if cache is None else {"cache": dict(vars(cache.use))}
+    return dict(getattr(segmenter, "cached", {})) if cache is None else dict(vars(cache.use))
 
 
 def answer_samples(

@@ -32,7 +32,7 @@ from vesalius.inference.placement import (
     parse_size,
     reserve_of,
 )
-from vesalius.models.checkpoint import ADAPTER, CARD, find_model, read_card
+from vesalius.models.checkpoint import ADAPTER, CARD, FRANGI, find_model, read_card
 from vesalius.models.official import read_spec
 from vesalius.models.specs import PRESETS, ModelSpec, find_spec
 from vesalius.models.spread import DeviceMap
@@ -138,7 +138,8 @@ def read_model(model: str | Path) -> tuple[ModelSpec, Path | None]:
     """The configuration of MODEL, of which no weights are read; and its folder, None for a published name without."""
     name = str(model)
     if (
-        not Path(model).exists()
+        name != FRANGI
+        and not Path(model).exists()
         and name.lower() != "tiny"
         and ("/" not in name or name.startswith("ByteDance/"))
     ):
@@ -148,7 +149,8 @@ def read_model(model: str | Path) -> tuple[ModelSpec, Path | None]:
         return read_spec(folder, shapes_of(open_weights(folder))), folder
     if (folder / ADAPTER).is_dir():
         raise CheckpointError(
-            f"{folder}: keeps a LoRA as an adapter, which a plan does not count; merge it first"
+            f"{folder}: keeps a LoRA as an adapter, which a plan does not count; "
+            "of a run, merge it: vesalius train --resume RUN --set what_trains.keep=merged"
         )
     return read_card(folder).spec, folder
 

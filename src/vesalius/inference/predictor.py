@@ -243,13 +243,19 @@ class Predictor:
     def trying(self, views: Sequence[str], prompts: Iterable[str]) -> Predictor:
         """The same predictor for `tune`, whose predictions keep what each of the views shows (`ViewedPrediction`).
 
-        SettingError for no or an unknown view, beside tiles, and for prompts that a view does not allow.
+        SettingError for no or an unknown view, beside tiles or cleaning, and for prompts that a view does not allow.
         """
         check_whole_images(self.tiles)
+        if self.cleaning is not None:
+            raise SettingError("views are tried on masks as they are; open the model without cleaning")
         tried = copy(self)
         tried.views = choose_views(views)
         check_phrases(prompts, tried.views)
         return tried
+
+    def check_prompts(self, prompts: Iterable[str]) -> None:
+        """Raise SettingError for prompts that the views do not allow."""
+        check_phrases(prompts, self.views)
 
     def prepare(self, item: Item) -> Item:
         """The item for `predict`, with what can be done before the model is free; for any thread.
@@ -285,7 +291,7 @@ class Predictor:
 
     @torch.inference_mode()
     def _predict_batch(self, items: Sequence[Item]) -> list[Prediction]:
-        check_phrases((prompt for item in items for prompt in item.prompts), self.views)
+        self.check_prompts(prompt for item in items for prompt in item.prompts)
         parameter = next(self.model.parameters())
         unseen = [item for item in items if not isinstance(item, LookedAt)]
         looked = iter(map_on_cores(self.processor.look, unseen))

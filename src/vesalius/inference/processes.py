@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
-from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from vesalius.errors import SettingError, VesaliusError
-from vesalius.inference.folder import Segmenter, answer_samples
+from vesalius.inference.folder import Segmenter, answer_samples, check_prompts, count_cached
 from vesalius.inference.ledger import Line
 from vesalius.types import Sample
 
@@ -66,7 +65,9 @@ def order_predictors(model: str, devices: Sequence[str], settings: Mapping[str, 
     """
     if not devices or not all(devices):
         raise SettingError("--devices: name one or more, with commas, for example cuda:0,cuda:1")
-    cores = max(1, (os.cpu_count() or 1) // max(1, devices.count("cpu")))
+    import torch
+
+    cores = max(1, torch.get_num_threads() // max(1, devices.count("cpu")))
     return [
         PredictorOrder(str(model), device, cores if device == "cpu" else None, tuple(settings.items()))
         for device in devices
@@ -85,8 +86,12 @@ class Description:
     training_images: Collection[str] | None
     training_looks: Collection[str]
     tuning_images: Collection[str]
+    cached: dict[str, int]
+    """What came of the cache, of all processes together, so far; empty without one."""
     times_halved: int = 0
     """Of all processes together, so far."""
+    check_prompts: Callable[[Sequence[str]], None] | None = None
+    """As of a `Segmenter`; asks one of the processes."""
 
 
 class Processes:
@@ -99,6 +104,7 @@ class Processes:
         self.orders = orders
         self._executors = [ProcessPoolExecutor(max_workers=1) for _ in orders]
         self._halved = [0] * len(orders)
+        self._cached: list[dict[str, int]] = [{} for _ in orders]
 
     def __enter__(self) -> Self:
         return self
@@ -124,14 +130,19 @@ class Processes:
                 f"--devices: they would calculate in {' and '.join(dtypes)}, and not give the same; "
                 "name devices of one kind"
             )
-        return found[0]
+        description = found[0]
+        description.check_prompts = self._check_prompts
+        return description
+
+    def _check_prompts(self, prompts: Sequence[str]) -> None:
+        self._result(0, self._executors[0].submit(_check, self.orders[0], tuple(prompts)))
 
     def answer_samples(
         self, samples: Iterable[Sample], out: Path, save: Sequence[str]
     ) -> Generator[list[Line], None, None]:
         """As `folder.answer_samples`, in pieces of the list; VesaliusError where a process was killed."""
         samples, size = iter(samples), BATCHES * self.description.batch
-        pending: deque[tuple[int, Future[tuple[list[list[Line]], int]]]] = deque()
+        pending: deque[tuple[int, Future[_Piece]]] = deque()
         busy = [0] * len(self.orders)
         while True:
             while len(pending) < AHEAD * len(self.orders) and (piece := list(islice(samples, size))):
@@ -142,8 +153,11 @@ class Processes:
             if not pending:
                 return
             k, future = pending.popleft()
-            lines, self._halved[k] = self._result(k, future)
+            lines, self._halved[k], self._cached[k] = self._result(k, future)
             self.description.times_halved = sum(self._halved)
+            self.description.cached = {
+                name: sum(each.get(name, 0) for each in self._cached) for name in self.description.cached
+            }
             busy[k] -= 1
             yield from lines
 
@@ -174,12 +188,19 @@ def _describe(order: Order) -> Description:
         training_images=made.training_images,
         training_looks=made.training_looks,
         tuning_images=made.tuning_images,
+        cached=count_cached(made),
     )
 
 
-def _answer(
-    order: Order, piece: list[Sample], out: Path, save: tuple[str, ...]
-) -> tuple[list[list[Line]], int]:
-    """The lines of each sample, and how often the batch of this process was halved so far."""
+def _check(order: Order, prompts: tuple[str, ...]) -> None:
+    check_prompts(_make(order), prompts)
+
+
+_Piece = tuple[list[list[Line]], int, dict[str, int]]
+"""The lines of each sample; and of its process so far, how often the batch was halved, and what came of its cache."""
+
+
+def _answer(order: Order, piece: list[Sample], out: Path, save: tuple[str, ...]) -> _Piece:
     segmenter = _make(order)
-    return list(answer_samples(segmenter, piece, out, save)), getattr(segmenter, "times_halved", 0)
+    lines = list(answer_samples(segmenter, piece, out, save))
+    return lines, getattr(segmenter, "times_halved", 0), count_cached(segmenter)

@@ -7,7 +7,7 @@ answers every phrase with the same mask.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -161,12 +161,15 @@ class UNetPredictor(Rival):
         where = {"device": str(parameter.device), "dtype": str(parameter.dtype).removeprefix("torch.")}
         return {**where, "patch": self.spec.patch, "overlap": OVERLAP, "phrases": list(self.spec.phrases)}
 
+    def check_prompts(self, prompts: Iterable[str]) -> None:
+        """Raise SettingError for phrases that the U-Net has no channel for."""
+        check_channel(self.spec, *prompts)
+
     @torch.inference_mode()
     def _find_logits(
         self, frame: UInt8[np.ndarray, "h w 3"], prompts: Sequence[str]
     ) -> Float32[np.ndarray, "n h w"]:
-        for prompt in prompts:
-            check_channel(self.spec, prompt)
+        self.check_prompts(prompts)
         infer = require("monai.inferers", "rival", "U-Nets").sliding_window_inference
         device = next(self.model.parameters()).device
         pixels = torch.from_numpy(standardise(frame))[None].to(device)
@@ -210,11 +213,11 @@ class FrangiFilter(Rival):
         return np.repeat(logits.astype(np.float32)[None], len(prompts), axis=0)
 
 
-def check_channel(spec: UNetSpec, phrase: str) -> None:
-    """Raise SettingError for a phrase that a U-Net has no channel for."""
-    if phrase not in spec.phrases:
+def check_channel(spec: UNetSpec, *phrases: str) -> None:
+    """Raise SettingError for phrases that a U-Net has no channel for."""
+    if unknown := [repr(phrase) for phrase in phrases if phrase not in spec.phrases]:
         raise SettingError(
-            f"this U-Net has no channel for {phrase!r}; it was trained on: {', '.join(spec.phrases)}"
+            f"this U-Net has no channel for {', '.join(unknown)}; it was trained on: {', '.join(spec.phrases)}"
         )
 
 

@@ -82,7 +82,13 @@ def predict_video(
 
 
 def check_whole(predictor: Predictor) -> None:
-    """Raise SettingError for a predictor that looks at windows or views of a frame, or keeps its features."""
+    """Raise SettingError for a rival, and for a predictor that looks at windows or views of a frame, or keeps its
+    features."""
+    if not hasattr(predictor, "predict_video"):
+        raise SettingError(
+            f"{predictor.card['name']}: has no memory of a clip; predict its frames one by one, or with a "
+            "text-prompted model"
+        )
     if predictor.tiles is not None:
         raise SettingError("tiles have no memory of a clip; predict its frames one by one, or without tiles")
     if predictor.views:

@@ -154,7 +154,8 @@ def open_bundle(
     has_adapter = (folder / ADAPTER).is_dir()
     if has_adapter and isinstance(device, Mapping):
         raise CheckpointError(
-            f"{folder}: a model that keeps a LoRA as an adapter cannot be spread over devices; merge it first"
+            f"{folder}: a model that keeps a LoRA as an adapter cannot be spread over devices; "
+            "of a run, merge it: vesalius train --resume RUN --set what_trains.keep=merged"
         )
     kind = card.quantised or quantised
     if quantised not in (None, kind):

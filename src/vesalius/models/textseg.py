@@ -127,7 +127,8 @@ class TextSegModel(nn.Module):
         """
         if not len(seg.row):
             side = self.sam.config.image_size // 4
-            empty = seg.embedding.new_zeros(0, 3, side, side)
+            # of no numbers, but with the projector's graph: a batch without [SEG] has a gradient, of 0, there
+            empty = seg.embedding.sum() * seg.embedding.new_zeros(0, 3, side, side)
             return MaskLogits(empty[:, 0], empty[:, 0, 0, 0], empty, empty[:, :, 0, 0])
         used, position = seg.image.unique(return_inverse=True)
         features = encode(self.sam, torch.stack([g_pixel_values[i] for i in used.tolist()]))

@@ -5,12 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from vesalius.errors import CheckpointError, OutputError
 from vesalius.files import prepare_folder, replacing, to_json
 from vesalius.models.cards import CARD, ThresholdOrigin, ViewGain, read_any_card
 from vesalius.models.checkpoint import find_model
+
+
+def _leave_out(bundle: str, folder: str, names: list[str]) -> set[str]:
+    """What is not copied: the state of training, and the README of the run, which tells of the threshold before."""
+    if folder != bundle:
+        return set()
+    return {name for name in names if name in ("average.pt", "README.md") or name.startswith("train_state.")}
 
 
 def check_target(model: str | Path, out: Path | None) -> Path:
@@ -58,5 +66,5 @@ def store_threshold(
             aside.write_text(text, encoding="utf-8")
         return
     with replacing(target) as aside:
-        shutil.copytree(folder, aside, ignore=shutil.ignore_patterns("train_state.*"))
+        shutil.copytree(folder, aside, ignore=partial(_leave_out, str(folder)))
         (aside / CARD).write_text(text, encoding="utf-8")

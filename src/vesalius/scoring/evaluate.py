@@ -23,7 +23,7 @@ import numpy as np
 from vesalius.data.dataset import DataSet
 from vesalius.errors import DataError, ImageError, SettingError
 from vesalius.files import check_replaceable, prepare_folder, write_json
-from vesalius.inference.folder import Segmenter, predict_samples
+from vesalius.inference.folder import Segmenter, check_prompts, predict_samples
 from vesalius.lineage import fingerprint_samples, versions
 from vesalius.names import result_stems, short_hash
 from vesalius.scoring.leaks import Leaks, find_leaks
@@ -64,8 +64,8 @@ def evaluate(
     `images_per_s` counts the time in `predict` alone, and is None when no image was predicted. An evaluation folder
     at `out` is replaced when the new one is complete. One that was interrupted is continued.
 
-    Raises OutputError where `out` is anything else or cannot be written; SettingError for a limit below 1 or workers
-    below 0; DataError for samples without masks, for images that the segmenter was trained on unless they are allowed,
+    Raises OutputError where `out` is anything else or cannot be written; SettingError for a limit below 1, workers
+    below 0 and prompts that the segmenter refuses; DataError for samples without masks, for images that the segmenter was trained on unless they are allowed,
     for images that its threshold was tuned on, and when most predictions equal their ground truth.
     """
     out, started = Path(out).resolve(), time.perf_counter()
@@ -73,6 +73,7 @@ def evaluate(
     processes = _processes(workers)
     data_set = _checked(data if isinstance(data, DataSet) else DataSet.of(data), limit)
     samples = data_set.samples
+    check_prompts(segmenter, (prompt for sample in samples for prompt in sample.prompts))
     regions = None if roi is None else Regions(Path(roi), samples)
     leaks = find_leaks(segmenter, samples, allow_training_samples)
     settings = {**segmenter.settings, "limit": limit, "figures": figures, **_about_regions(regions)}

@@ -112,7 +112,9 @@ class StoredPredictions:
 
     @property
     def tuning_images(self) -> Collection[str]:
-        return self._run["lineage"].get("tuning_images", ()) if self._given is None else ()
+        # with test-time augmentation the views were chosen on them too
+        chosen = self._given is None or "tta" in self._run["settings"]
+        return self._run["lineage"].get("tuning_images", ()) if chosen else ()
 
     def predict(self, items: Sequence[Item]) -> list[Prediction]:
         return [self._read(item, prompt) for item in items for prompt in item.prompts]

@@ -18,7 +18,7 @@ from vesalius.data.dataset import DataSet, load_image
 from vesalius.errors import DataError, SettingError
 from vesalius.evaluation.calibration import curves, histogram
 from vesalius.evaluation.statistics import paired_bootstrap
-from vesalius.inference.folder import Segmenter, predict_samples
+from vesalius.inference.folder import Segmenter, check_prompts, predict_samples
 from vesalius.lineage import fingerprint_samples, hash_pixels
 from vesalius.models.cards import ThresholdOrigin, ViewGain
 from vesalius.scoring.evaluate import Watched
@@ -118,20 +118,21 @@ def find_threshold(
 
     Each image is predicted once; its histogram of probabilities gives the metric at all thresholds. An answer
     without [SEG] has the empty mask at each. With `views` each choice of them is tried too, by the segmenter's method
-    `trying` (`Predictor`), whose predictions are `Viewed`. SettingError for an unknown metric, and for views that the
-    segmenter or a prompt does not allow; DataError where an image cannot be
+    `trying` (`Predictor`), whose predictions are `Viewed`. SettingError for an unknown metric, for prompts that
+    the segmenter refuses, and for views that it or a prompt does not allow; DataError where an image cannot be
     read or predicted, for samples without masks, and for images that the model was trained on.
     """
     if metric not in METRICS:
         raise SettingError(f"metric {metric!r} cannot be tuned; choose from {', '.join(METRICS)}")
     samples = data_set.annotated().samples
+    prompts = [prompt for sample in samples for prompt in sample.prompts]
+    check_prompts(segmenter, prompts)
     images = _hash_images(segmenter, samples)
     if views:
         if not hasattr(segmenter, "trying"):
             raise SettingError(
                 f"{segmenter.card['name']}: test-time augmentation is for text-prompted models"
             )
-        prompts = [prompt for sample in samples for prompt in sample.prompts]
         segmenter = cast(Any, segmenter).trying(views, prompts)
         views = cast(Any, segmenter).views
     choices = [some for count in range(len(views) + 1) for some in combinations(views, count)]

@@ -50,7 +50,7 @@ class Search:
 
     @property
     def found(self) -> bool:
-        """Whether the loss fell, by a tenth at least, and rose again or stood still."""
+        """Whether the loss fell, by a tenth at least."""
         return min(self.means) < 0.9 * self.means[0]
 
     def as_json(self) -> dict[str, Any]:
@@ -63,6 +63,11 @@ class Search:
             return (
                 f"no learning rate found: the loss did not fall between {self.rates[0]:.0e} and {self.rates[-1]:.0e} "
                 f"({self.means[0]:.3f} at first, {min(self.means):.3f} at best); look at the data and at what_trains"
+            )
+        if self.lowest_at == self.rates[-1]:
+            return (
+                f"learning rate: the loss still fell ({self.means[0]:.3f} to {min(self.means):.3f}) at the highest rate "
+                f"that was tried, {self.rates[-1]:.1e}; optim.lr={self.suggestion:.1e} is the most to try"
             )
         return (
             f"learning rate: try optim.lr={self.suggestion:.1e}; the loss was lowest ({min(self.means):.3f}, "
@@ -125,14 +130,15 @@ def _step(run: Run, rate: float, parts: Sequence[Part]) -> float:
         group["lr"] = rate * group["factor"]
     total = 0.0
     for part in parts:
-        loss = part.share * run.learner.losses(run.model, part.batch.to(run.engine.device))["total"]
-        run.engine.backward(loss)
+        with run.engine.alone(run.model, last=part is parts[-1]):
+            loss = part.share * run.learner.losses(run.model, part.batch.to(run.engine.device))["total"]
+            run.engine.backward(loss)
         total += loss.item()
     parameters = [p for group in run.learner.groups.values() for p in group]
     run.engine.clip(parameters, run.settings.optim.clip)
     run.optimiser.step()
     run.optimiser.zero_grad()
-    return total
+    return sum(run.engine.gather(total))
 
 
 def draw_search(found: Search, path: Path) -> None:

@@ -26,8 +26,8 @@ from vesalius.training.settings import RunSettings
 from vesalius.training.watch import Watch, begin, describe, draw, judge, measure, record, write_beside
 from vesalius.types import Sample
 
-CHECKED_STEPS = 3
-"""After that many optimiser steps every trainable group must have moved."""
+LOWEST_RATE = 1e-3
+"""Share of `optim.lr` that is always left: weights that stand still would look like training that reaches nothing."""
 
 
 @dataclass
@@ -39,6 +39,8 @@ class Run:
     card: ModelCard
     feed: Feed
     val: list[Sample]
+    val_fingerprint: str
+    """Of the samples that are validated on."""
     run_dir: RunDir
     engine: Engine
     model: torch.nn.Module
@@ -77,6 +79,8 @@ def run_loop(run: Run) -> None:
     Saves then and every `save_every_minutes`. After a signal raises InterruptionError when the step is saved.
     """
     begin(run)
+    if run.state.step and run.state.validated == run.state.step:
+        judge(run)  # the part of the run before may have ended early
     check = MovementCheck(run.learner.groups, run.engine.anywhere) if run.state.step == 0 else None
     with Interruption(run.run_dir.path) as interruption:
         while True:
@@ -88,8 +92,8 @@ def run_loop(run: Run) -> None:
             if run.watch.ended or run.progress() >= 1:
                 break
             train_epoch(run, check, interruption)
-    if check is not None and run.state.step < CHECKED_STEPS:
-        check.verify()
+    if check is not None:
+        check.verify_at_end()
 
 
 def train_epoch(run: Run, check: MovementCheck | None, interruption: Interruption) -> None:
@@ -98,7 +102,7 @@ def train_epoch(run: Run, check: MovementCheck | None, interruption: Interruptio
     run.learner.module.train()
     started = time.perf_counter()
     for step in run.feed.steps(state.epoch, state.batch_in_epoch, accumulate):
-        losses, norm = train_step(run, step.parts, check if state.step < CHECKED_STEPS else None)
+        losses, norm = train_step(run, step.parts, check)
         took_s = run.engine.agree(time.perf_counter() - started)  # waiting for data included
         started = time.perf_counter()
         if run.watch.average is not None:
@@ -109,8 +113,8 @@ def train_epoch(run: Run, check: MovementCheck | None, interruption: Interruptio
         report_step(run, losses, norm, step.images / took_s)
         if state.batch_in_epoch >= run.feed.batches_in_epoch():
             state.epoch, state.batch_in_epoch = state.epoch + 1, 0
-        if check is not None and state.step == CHECKED_STEPS:
-            check.verify()
+        if check is not None:
+            check.verify_when_due()
         stop_or_save(run, interruption)
         if run.progress() >= 1:
             break
@@ -127,12 +131,12 @@ def train_step(
     for part in parts:
         with run.engine.alone(run.model, last=part is parts[-1]):
             measured.append((part.ids, part.share, backward(run, part)))
-    if check is not None:
-        check.note_gradients()
     parameters = [p for group in run.learner.groups.values() for p in group]
     norm = run.engine.clip(parameters, run.settings.optim.clip)
     everywhere = [each for of_one in run.engine.gather(measured) for each in of_one]
     refuse_what_is_not_finite(run, everywhere, norm)
+    if check is not None:
+        check.note_gradients(any(losses["mask"] > 0 for _, _, losses in everywhere))
     run.optimiser.step()
     run.optimiser.zero_grad()
     totals: dict[str, float] = defaultdict(float)
@@ -174,9 +178,11 @@ def refuse_what_is_not_finite(
         failure = {"step": step, "epoch": run.state.epoch, "grad_norm": str(norm), "batches": batches}
         write_json(run.run_dir.path / "failure.json", failure)
     ids = [each for of_batch, _ in wrong for each in of_batch] or [e for each in measured for e in each[0]]
+    last = run.run_dir.path / "last"
+    left = "the last checkpoint is whole" if last.exists() else "there is no checkpoint yet"
     raise TrainingError(
         f"the {what} became {value} at step {step} with the samples {', '.join(dict.fromkeys(ids))}: look at them, "
-        f"or lower optim.lr; {run.run_dir.path / 'failure.json'} has the losses, and the last checkpoint is whole"
+        f"or lower optim.lr; {run.run_dir.path / 'failure.json'} has the losses, and {left}"
     )
 
 
@@ -192,13 +198,13 @@ def stop_or_save(run: Run, interruption: Interruption) -> None:
 
 
 def rate_factor(run: Run) -> float:
-    """Factor on the learning rate: rises over the warm-up, then falls to 0 on a cosine."""
+    """Factor on the learning rate: rises over the warm-up, then falls to `LOWEST_RATE` on a cosine."""
     # the share in the middle of this step, so that neither the first nor the last stands still
     done = run.progress() + (0.5 / total if (total := run.total_steps()) else 5e-4)
     warmup = run.settings.optim.warmup
     if done < warmup:
         return done / warmup
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (done - warmup) / (1 - warmup))))
+    return max(LOWEST_RATE, 0.5 * (1 + math.cos(math.pi * min(1.0, (done - warmup) / (1 - warmup)))))
 
 
 def report_step(run: Run, losses: dict[str, float], norm: float, images_per_s: float) -> None:
@@ -249,7 +255,8 @@ def save(run: Run) -> None:
 def validate_run(run: Run) -> None:
     """Validate the checkpoint just saved and write the line; the best one is the best by the metric. A collective."""
     line = measure(run) if run.val else None
-    best = record(run, line) if line is not None else True
+    # validated before on data that are not there any more, a run keeps the best of then
+    best = record(run, line) if line is not None else not run.run_dir.validation.exists()
     run.state.validated = run.state.step
     if run.engine.is_main:
         describe(run, run.run_dir.last(), line)

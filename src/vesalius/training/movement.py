@@ -12,6 +12,8 @@ from vesalius.training.sharding import own_shard
 
 CHECKED_VALUES = 4096
 """Values of each parameter that are compared before and after."""
+CHECKED_STEPS = 3
+"""After that many optimiser steps with masks every trainable group must have moved."""
 
 
 @dataclass
@@ -22,15 +24,34 @@ class MovementCheck:
     anywhere: Callable[[bool], bool] = bool
     """Whether something is so in any process: of a model in shards each has a part."""
 
+    steps: int = 0
+    """Steps so far in which there was a mask to learn: without one nothing reaches most of a model."""
+
     def __post_init__(self) -> None:
         self._before = {name: [_part(p) for p in parameters] for name, parameters in self.groups.items()}
         self._had_gradient: set[str] = set()
 
-    def note_gradients(self) -> None:
-        """To be called after each backward pass, before the gradients are cleared."""
+    def note_gradients(self, has_masks: bool) -> None:
+        """To be called in each step before the weights move; `has_masks` of any process."""
+        if self.steps >= CHECKED_STEPS or not has_masks:
+            return
+        self.steps += 1
         for name, parameters in self.groups.items():
             if any(p.grad is not None and bool(own_shard(p.grad).any()) for p in parameters):
                 self._had_gradient.add(name)
+
+    def verify_when_due(self) -> None:
+        """As `verify`, once, when there were enough steps. A collective."""
+        if self.steps == CHECKED_STEPS and self._before:
+            self.verify()
+            self._before = {}
+
+    def verify_at_end(self) -> None:
+        """As `verify`, where the run ended before; TrainingError where no step had a mask. A collective."""
+        if not self.steps:
+            raise TrainingError("nothing that was trained on has a mask, so that no mask was learned")
+        if self._before:
+            self.verify()
 
     def verify(self) -> None:
         """TrainingError naming every group that never had a gradient, or never moved."""

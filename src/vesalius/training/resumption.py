@@ -23,6 +23,7 @@ MAY_CHANGE = frozenset(
         "validate",
         "trackers",
         "save_every_minutes",
+        "what_trains.keep",
     }
 )
 """Settings that may differ when a run is resumed: the data are compared by content, the batch with all processes."""
@@ -33,7 +34,7 @@ def find_changes(settings: RunSettings) -> list[str]:
     begun = dict(_flat(read_settings(RunSettings, settings.out / "config.yaml").model_dump(by_alias=True)))
     asked = dict(_flat(settings.model_dump(by_alias=True)))
     changed = [name for name in {**begun, **asked} if begun.get(name) != asked.get(name) and name != "out"]
-    refused = [name for name in changed if name.partition(".")[0] not in MAY_CHANGE]
+    refused = [name for name in changed if not {name, name.partition(".")[0]} & MAY_CHANGE]
     if refused:
         listed = ", ".join(f"{name} (it was {begun.get(name)})" for name in refused)
         raise TrainingError(

@@ -14,7 +14,7 @@ from vesalius.data.augment import AugmentSettings
 from vesalius.data.dataset import DataSet, load_item, open_data_set
 from vesalius.errors import SettingError, TrainingError
 from vesalius.files import write_text
-from vesalius.lineage import commit, hash_look, hash_pixels, versions
+from vesalius.lineage import commit, fingerprint_samples, hash_look, hash_pixels, versions
 from vesalius.models.cards import ModelCard, ThresholdOrigin
 from vesalius.models.checkpoint import OpenedModel, find_model, merged, new_model, open_model
 from vesalius.models.stored import fingerprint_model
@@ -72,7 +72,7 @@ def train(
         images, looks = _read_all(mixture, val_set, learner, on_note if overfit is None else _say_nothing)
         data = mixture.fingerprint()
         if resume:
-            _refuse_other_data(settings, card, data)
+            card = _continue_card(settings, card, data)
         else:
             begun = {"data": data, "overfit": overfit, "settings": settings.model_dump(mode="json")}
             card = _begin_card(card, {**origin, **begun}, images, looks)
@@ -113,13 +113,14 @@ def search_rate(
     found = find_rate(_prepare(settings, engine, learner, card, mixture, None, *ignored), on_progress)
     if engine.is_main:
         draw_search(found, picture)
+    on_note(f"{found}; picture: {picture}")
     engine.close()
     return found
 
 
 def _describe(train_set: DataSet, val_set: DataSet | None, mixture: Mixture) -> Iterator[str]:
     """What is trained and validated on, a line each."""
-    for data_set in (train_set, val_set) if val_set else (train_set,):
+    for data_set in (train_set, val_set) if val_set not in (None, train_set) else (train_set,):
         yield f"{data_set.name}: {len(data_set.samples)} images, format {data_set.format}"
         yield from data_set.notes
     yield from mixture.notes()
@@ -138,21 +139,28 @@ def _begin_card(
         # what the starting weights have seen, these have seen too
         training_images=tuple(sorted({*(card.training_images or ()), *images.values()})),
         training_looks=tuple(sorted({*card.training_looks, *looks})),
-        # tuned for other weights
-        threshold=0.5,
-        threshold_origin=ThresholdOrigin(),
-        tuning_images=(),
-        tta=None,
+        **UNTUNED,
     )
 
 
-def _refuse_other_data(settings: RunSettings, card: ModelCard, data: str) -> None:
+UNTUNED: dict[str, Any] = {
+    "threshold": 0.5,
+    "threshold_origin": ThresholdOrigin(),
+    "tuning_images": (),
+    "tta": None,
+}
+"""Of a card: what was found for other weights does not hold for those that train."""
+
+
+def _continue_card(settings: RunSettings, card: ModelCard, data: str) -> ModelCard:
+    """The card of a run that goes on, from that of its last checkpoint; TrainingError for other data."""
     if card.lineage.get("data") != data:
         raise TrainingError(
             f"{settings.data.train}: is not what the run was trained on (other images, masks, phrases or "
             "questions); "
             "start a new run from its checkpoint instead"
         )
+    return card.changed(**UNTUNED)
 
 
 def _continue(run: Run, changes: list[str], on_note: Callable[[str], None]) -> None:
@@ -310,6 +318,7 @@ def _prepare(
         card=card,
         feed=feed,
         val=val,
+        val_fingerprint=fingerprint_samples(val) if val else "",
         run_dir=run_dir,
         engine=engine,
         model=model,

@@ -17,13 +17,13 @@ import torch
 from vesalius.errors import CheckpointError, OutputError, TrainingError
 from vesalius.files import hold_folder, prepare_folder, replacing, to_json, write_json, write_text
 from vesalius.models.cards import ModelCard
-from vesalius.models.checkpoint import merged, open_bundle, write_bundle
+from vesalius.models.checkpoint import ADAPTER, merged, open_bundle, write_bundle
 from vesalius.training.engine import Engine
 from vesalius.training.learner import Learner
 from vesalius.training.sharding import whole
 
 STATE = "train_state.json"
-CHECKPOINT = re.compile(r"step-\d{6,}(-merged)?")
+CHECKPOINT = re.compile(r"step-\d{6,}(-merged)*")
 
 
 @dataclass
@@ -131,8 +131,10 @@ class RunDir:
         write_json(self.path / "last" / STATE, asdict(state))
 
     def merge_best(self, describe: Callable[[Path], None]) -> None:
-        """Let `best` be a bundle in which the adapter is part of the weights; `describe` writes its model card."""
+        """Let `best` be a bundle in which an adapter is part of the weights; `describe` writes its model card."""
         best = (self.path / "best").resolve()
+        if not (best / ADAPTER).is_dir():
+            return
         folder = best.with_name(f"{best.name}-merged")
         with replacing(folder) as aside:
             opened = merged(open_bundle(best))
@@ -193,6 +195,7 @@ class RunDir:
         for file, step in ((self.log, state.step), (self.validation, state.validated)):
             kept = [line for line in self.lines(file) if line["step"] <= step]
             write_text(file, "".join(to_json(line) + "\n" for line in kept))
+        (self.path / "failure.json").unlink(missing_ok=True)
         for folder in (self.path, self.path / "checkpoints"):
             for debris in (*folder.glob(".*.partial"), *folder.glob(".*.old")):
                 if debris.is_dir() and not debris.is_symlink():

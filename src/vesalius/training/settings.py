@@ -29,7 +29,7 @@ class TrainingData(Settings):
 
 
 class OptimSettings(Settings):
-    """AdamW with warm-up and cosine decay to zero. The defaults are those of the published fine-tuning."""
+    """AdamW with warm-up and cosine decay to a thousandth. The defaults are those of the published fine-tuning."""
 
     lr: float = Field(default=4e-5, gt=0)
     weight_decay: float = Field(default=0.05, ge=0)
@@ -118,5 +118,18 @@ class RunSettings(Settings):
         if len(given) != 1:
             raise ValueError(
                 f"give exactly one of steps, epochs and minutes; got {', '.join(given) or 'none'}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _words_can_be_learned(self) -> Self:
+        tasks = self.tasks
+        if (tasks.questions or tasks.absent == "words") and self.what_trains.level in (
+            "projector",
+            "decoder",
+        ):
+            raise ValueError(
+                f"at the level {self.what_trains.level} of what_trains no words are learned: leave tasks.questions and "
+                "absent: words out, or train the language model (lora, tokens, vision, full)"
             )
         return self

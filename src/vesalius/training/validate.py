@@ -89,4 +89,6 @@ def summarise(line: Mapping[str, Any]) -> str:
     shown = [name for name in line if name in metrics.METRICS and name != "accuracy"]
     shown += ["seg_rate", "absent_seg_rate"]
     scores = "  ".join(f"{name} {line[name]:.3f}" for name in shown if line[name] is not None)
-    return f"validation at step {line['step']}: {scores}{'  (best so far)' if line['best'] else ''}"
+    return (
+        f"validation at step {line['step']}: {scores}{'  (best checkpoint so far)' if line['best'] else ''}"
+    )

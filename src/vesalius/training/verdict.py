@@ -15,10 +15,15 @@ Line = Mapping[str, Any]
 """A line of `validation.jsonl`."""
 
 
+def comparable(lines: Sequence[Line]) -> list[Line]:
+    """Those of the same samples as the last: a resumed run may be validated on others."""
+    return [line for line in lines if line.get("data") == lines[-1].get("data")]
+
+
 def best_line(lines: Sequence[Line], metric: str) -> Line | None:
-    """The first of the best validations of trained weights; None where there is none with a value."""
+    """The first of the best validations of trained weights, on the samples of the last; None where none has a value."""
     found: Line | None = None
-    for line in lines:
+    for line in comparable(lines):
         value = line.get(metric)
         if line["step"] and value is not None and _improves(value, found[metric] if found else None, metric):
             found = line
@@ -38,13 +43,14 @@ def _improves(value: float, best: float | None, metric: str) -> bool:
 
 
 def validations_since_best(lines: Sequence[Line], metric: str) -> int:
-    """How many validations came after the best one; all of them where none has a value."""
+    """How many validations came after the best one; 0 where none has a value."""
     best = best_line(lines, metric)
-    return sum(line["step"] > (best["step"] if best else 0) for line in lines)
+    return sum(line["step"] > best["step"] for line in comparable(lines)) if best else 0
 
 
 def check_changed(lines: Sequence[Line]) -> None:
     """TrainingError where the last two validations agree to the bit, although there were steps between them."""
+    lines = comparable(lines)
     if len(lines) < 2:
         return
     before, now = lines[-2:]
@@ -71,10 +77,13 @@ def judge_overfit(lines: Sequence[Line]) -> str:
 
 def compare_with_start(lines: Sequence[Line], metric: str) -> str | None:
     """One sentence: what training did to the metric; None where the start was not validated."""
-    best, start = best_line(lines, metric), next((line for line in lines if line["step"] == 0), None)
+    best, start = (
+        best_line(lines, metric),
+        next((line for line in comparable(lines) if line["step"] == 0), None),
+    )
     if start is None or best is None or start.get(metric) is None:
         return None
     told = f"{METRICS[metric].title} {best[metric]:.4g} at step {best['step']}, {start[metric]:.4g} before training"
     if _improves(best[metric], start[metric], metric):
         return f"better than its start: {told}"
-    return f"NOT better than its start: {told}; lower optim.lr, or look at the data with vesalius check"
+    return f"NOT better than its start: {told}; train longer, lower optim.lr, or look at the data with vesalius check"

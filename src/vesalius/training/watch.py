@@ -100,7 +100,7 @@ def measure(run: Run) -> dict[str, Any]:
     scores = run.engine.agree(average(rows))
     if (picture := sheet.write(run.run_dir.path / "validation")) is not None:
         run.watch.trackers.log_sheet(picture, state.step)
-    return {"step": state.step, "epoch": state.epoch, **scores}
+    return {"step": state.step, "epoch": state.epoch, **scores, "data": run.val_fingerprint}
 
 
 def record(run: Run, line: Line) -> bool:
@@ -111,6 +111,11 @@ def record(run: Run, line: Line) -> bool:
     best = line["step"] > 0 and is_best(_lines(run), run.settings.validate_.metric)
     run.watch.trackers.log_validation(line)
     run.on_validation({**line, "best": best})
+    if line[run.settings.validate_.metric] is None:
+        run.watch.on_note(
+            f"{run.settings.validate_.metric} is defined in none of the {line['n']} answers: nothing is chosen by it; "
+            "take another validate.metric, or data that have it (mm need spacing_mm)"
+        )
     return best
 
 
