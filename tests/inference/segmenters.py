@@ -13,7 +13,6 @@ import numpy as np
 from PIL import Image
 
 from vesalius.errors import SettingError
-from vesalius.inference.featurecache import CacheUse
 from vesalius.types import Item, Prediction
 
 SIDE = 16
@@ -67,7 +66,7 @@ class Cached(Bright):
 
     def __init__(self) -> None:
         super().__init__(batch=1)
-        self.cache = SimpleNamespace(use=CacheUse())
+        self.cache = SimpleNamespace(use=SimpleNamespace(read=0, encoded=0, damaged=0, not_kept=0))
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         if unknown := [prompt for prompt in prompts if prompt != "vessel"]:

@@ -326,7 +326,7 @@ def test_folders_are_planned_from_their_files(shared: Path, tmp_path: Path) -> N
     )
     assert by_name.amounts == by_folder.amounts
     (tmp_path / "bundle" / "adapter").mkdir()
-    with pytest.raises(CheckpointError, match="merge it first"):
+    with pytest.raises(CheckpointError, match="of a run, merge it"):
         make_plan(tmp_path / "bundle")
 
 

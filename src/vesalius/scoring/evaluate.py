@@ -64,16 +64,15 @@ def evaluate(
     `images_per_s` counts the time in `predict` alone, and is None when no image was predicted. An evaluation folder
     at `out` is replaced when the new one is complete. One that was interrupted is continued.
 
-    Raises OutputError where `out` is anything else or cannot be written; SettingError for a limit below 1, workers
-    below 0 and prompts that the segmenter refuses; DataError for samples without masks, for images that the segmenter was trained on unless they are allowed,
-    for images that its threshold was tuned on, and when most predictions equal their ground truth.
+    Raises OutputError where `out` is anything else or cannot be written; SettingError for a limit below 1, workers below
+    0 and prompts that the segmenter refuses; DataError for samples without masks, for images that it was trained on unless
+    they are allowed, for images that its threshold was tuned on, and when most predictions equal their ground truth.
     """
     out, started = Path(out).resolve(), time.perf_counter()
     check_replaceable(out, "evaluation", FILES, "metrics.json")
     processes = _processes(workers)
-    data_set = _checked(data if isinstance(data, DataSet) else DataSet.of(data), limit)
+    data_set = _checked(segmenter, data if isinstance(data, DataSet) else DataSet.of(data), limit)
     samples = data_set.samples
-    check_prompts(segmenter, (prompt for sample in samples for prompt in sample.prompts))
     regions = None if roi is None else Regions(Path(roi), samples)
     leaks = find_leaks(segmenter, samples, allow_training_samples)
     settings = {**segmenter.settings, "limit": limit, "figures": figures, **_about_regions(regions)}
@@ -223,8 +222,8 @@ def _processes(workers: int | None) -> int:
     return os.cpu_count() or 1 if workers is None else workers
 
 
-def _checked(data_set: DataSet, limit: int | None) -> DataSet:
-    """The data set, cut to `limit` samples; an error where it cannot be scored against."""
+def _checked(segmenter: Segmenter, data_set: DataSet, limit: int | None) -> DataSet:
+    """The data set, cut to `limit` samples; an error where it cannot be scored against, or asked about."""
     if limit is not None and limit < 1:
         raise SettingError(f"limit must be 1 or more; got {limit}")
     data_set = data_set if limit is None else data_set.first(limit)
@@ -240,6 +239,7 @@ def _checked(data_set: DataSet, limit: int | None) -> DataSet:
             result_stems(sample.id, sample.prompts)
         except ValueError as error:
             raise DataError(f"{sample.source or sample.id}: {error}") from error
+    check_prompts(segmenter, (prompt for sample in samples for prompt in sample.prompts))
     return data_set
 
 
