@@ -92,12 +92,16 @@ def test_images_that_it_was_trained_on_are_refused(data: Path, run: Path, tmp_pa
         evaluate(load_predictor(run, device="cpu"), open_data_set(data / "train"), tmp_path / "leak")
 
 
-def test_another_phrase_fails_with_a_list_and_is_no_empty_mask(data: Path, run: Path, tmp_path: Path) -> None:
+def test_another_phrase_is_refused_with_a_list_and_is_no_empty_mask(
+    data: Path, run: Path, tmp_path: Path
+) -> None:
     val = open_data_set(data / "val")
     predictor = load_predictor(run, device="cpu")
-    summary = write_predictions(predictor, val.samples, ["liver"], tmp_path / "masks")
-    assert summary["coverage"]["failed"] == 2
-    assert "no channel for 'liver'; it was trained on: blood vessel, catheter" in summary["failures"][0]
+    with pytest.raises(
+        SettingError, match="no channel for 'liver'; it was trained on: blood vessel, catheter"
+    ):
+        write_predictions(predictor, val.samples, ["liver"], tmp_path / "masks")
+    assert not (tmp_path / "masks").exists()
 
 
 def test_it_goes_on_from_a_run_with_the_channels_of_other_data(data: Path, run: Path, tmp_path: Path) -> None:

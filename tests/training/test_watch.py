@@ -131,9 +131,7 @@ def test_a_run_ends_when_its_patience_does_and_overfit_with_a_sentence(
     assert notes[-3] == f"ends early: 2 validations without a better {patient['metric']} (best: none)"
     assert notes[-2].startswith("not learnt by heart: mean Dice 0.")
     assert not (run / "validation").exists()
-    assert any(
-        note.startswith("skeleton_recall_over_8px is defined in none of the ") for note in notes
-    )
+    assert any(note.startswith("skeleton_recall_over_8px is defined in none of the ") for note in notes)
     assert list_runs(tmp_path)[0].state == "stopped early"
 
 
