@@ -277,3 +277,17 @@ def test_four_samples_are_learned_by_heart(tmp_path: Path) -> None:
         overfit=4,
     )
     assert lines(run, "validation.jsonl")[-1]["dice"] > 0.9
+
+
+def test_images_and_groups_that_are_validated_and_trained_on_are_told(data: Path, tmp_path: Path) -> None:
+    notes: list[str] = []
+    train(settings(data, tmp_path / "run", steps=1, what_trains="projector"), on_note=notes.append)
+    assert "4 validation images are trained on too: the scores will be too good" in notes
+    assert (
+        "4 groups (patients, sequences) are both trained and validated on: the scores will be too good" in notes
+    )
+    notes.clear()
+    write_data_set(tmp_path / "val", 1, seed=8, size=96)
+    other = settings(data, tmp_path / "other", steps=1, what_trains="projector")
+    train(other.changed(data=other.data.changed(val=tmp_path / "val")), on_note=notes.append)
+    assert not any("too good" in note for note in notes)

@@ -124,6 +124,11 @@ def _describe(train_set: DataSet, val_set: DataSet | None, mixture: Mixture) -> 
         yield f"{data_set.name}: {len(data_set.samples)} images, format {data_set.format}"
         yield from data_set.notes
     yield from mixture.notes()
+    if val_set is None or val_set is train_set or val_set.root != train_set.root:
+        return  # names of groups mean the same within one data set only
+    trained, validated = ({sample.group for sample in each.samples} - {None} for each in (train_set, val_set))
+    if shared := len(trained & validated):
+        yield f"{shared} groups (patients, sequences) are both trained and validated on: the scores will be too good"
 
 
 def _say_nothing(_: object) -> None:
@@ -197,13 +202,8 @@ def _read_all(
         images[item.id], sizes[item.id] = hash_pixels(item.frames[0]), item.size
         looks.append(hash_look(item.frames[0]))
     shared = len(set(images.values()).intersection(validated))
-    groups = [
-        {each.group for each in of_set} - {None}
-        for of_set in (mixture.samples, val_set.samples if val_set else ())
-    ]
-    for count, what in ((shared, "images"), (len(set.intersection(*groups)), "groups (patients, sequences)")):
-        if count:
-            on_note(f"{count} validation {what} are trained on too: the scores will be too good")
+    if shared:
+        on_note(f"{shared} validation images are trained on too: the scores will be too good")
     mixture.check_sizes(sizes)
     for conversation in mixture.conversations:
         item = conversation.load()
