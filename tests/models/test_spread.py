@@ -167,5 +167,5 @@ def test_a_model_with_a_kept_adapter_is_not_spread(tmp_path: Path) -> None:
     opened = new_model("tiny", seed=0)
     save_bundle(tmp_path / "bundle", opened)
     (tmp_path / "bundle" / "adapter").mkdir()
-    with pytest.raises(CheckpointError, match="merge it first"):
+    with pytest.raises(CheckpointError, match="merge it: vesalius train --resume"):
         open_model(tmp_path / "bundle", two_parts(opened, "disk"))
