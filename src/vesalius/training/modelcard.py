@@ -47,7 +47,7 @@ def write_model_card(
 
 
 def without_absolute_paths(value: Any) -> Any:
-    """The same settings with `/home/someone/data/vessels` as `vessels`; relative paths and names stay."""
+    """The same settings with absolute paths cut to their last part; relative paths and names stay."""
     if isinstance(value, Mapping):
         return {name: without_absolute_paths(each) for name, each in value.items()}
     if isinstance(value, list):
