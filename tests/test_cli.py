@@ -213,7 +213,10 @@ def test_refusals_are_one_sentence_that_names_the_place(
         (["synth", tmp_path / "s", "--seed", "-1"], "seed -1 is negative"),
         (["train", recipe, "--set", f"out={recipe}"], "is a file; choose another `out`"),
         (["train", recipe, "--set", "optim.betas=[0.9, 1.5]"], "optim.betas"),
-        (["train", "--resume", work / "run", "--set", "batch=1"], "a batch had 2 images over all processes and would have 1"),
+        (
+            ["train", "--resume", work / "run", "--set", "batch=1"],
+            "a batch had 2 images over all processes and would have 1",
+        ),
         (["info", "Sa2VA-8B"], "Sa2VA-8B: its weights are not on this machine"),
     ]
     for command, expected in cases:

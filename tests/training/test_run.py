@@ -284,7 +284,8 @@ def test_images_and_groups_that_are_validated_and_trained_on_are_told(data: Path
     train(settings(data, tmp_path / "run", steps=1, what_trains="projector"), on_note=notes.append)
     assert "4 validation images are trained on too: the scores will be too good" in notes
     assert (
-        "4 groups (patients, sequences) are both trained and validated on: the scores will be too good" in notes
+        "4 groups (patients, sequences) are both trained and validated on: the scores will be too good"
+        in notes
     )
     notes.clear()
     write_data_set(tmp_path / "val", 1, seed=8, size=96)
