@@ -1,6 +1,6 @@
 """Which is better on the same images in the same minutes: `tiny`, a U-Net, or a filter that nobody trained?
 
-    .venv/bin/python benchmarks/quality.py [DATA] [--minutes 11] [--seeds 3] [--only arcade] [--work FOLDER]
+    .venv/bin/python benchmarks/quality.py [DATA] [--minutes 7] [--seeds 3] [--only arcade] [--work FOLDER]
 
 DATA holds `arcade/` and `chase_db1/`. Four questions:
 
@@ -10,7 +10,8 @@ chase            20 images of the retina to train on and 8 to test, cut by child
                  tiles: it trains on windows of half its input's side, as it predicts
 segments         `tiny` alone, asked for 25 named segments; and the same model asked for another segment each time
 
-Every training is a process of its own, `vesalius train` with the recipe of its kind. Thresholds are found on `val` where
+Every training is a process of its own, `vesalius train` with the recipe of its kind. The two kinds train side by side,
+each on half of the cores, so that whatever else the machine does disturbs both alike. Thresholds are found on `val` where
 there is one, and the filter's on the training images of CHASE_DB1, which it has not been trained on. What is done is kept
 in FOLDER and not done again. The numbers are means over seeds; an interval is of groups, each image's value being its mean
 over seeds, so it does not hold how much seeds differ: that is in `by_seed`.
@@ -27,6 +28,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -60,6 +62,8 @@ CHILD = re.compile(r"Image_(\d+)[LR]")
 WINDOW = 256
 """Side in pixels of the tiles in which `tiny` sees CHASE_DB1: half of its segmenter's input."""
 COMPARED = ("dice", "cldice")
+THREADS = max(1, (os.cpu_count() or 1) // len(RECIPES))
+"""Of a training."""
 
 
 @dataclass(frozen=True)
@@ -94,19 +98,29 @@ def train(plan: Plan, name: str, recipe: Path, minutes: float, seed: int, change
     command = [sys.executable, "-m", "vesalius", "train", str(recipe), "--set"]
     settings = [f"minutes={minutes}", f"seed={seed}", f"out={run}", *changes]
     print(f"{name}: {minutes} minutes", flush=True)
-    subprocess.run([*command, *settings], check=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS)}
+    with (plan.work / f"{name}.txt").open("w", encoding="utf-8") as told:
+        subprocess.run([*command, *settings], check=True, env=environment, stdout=told, stderr=told)
     last = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1]
     write_json(done, {"minutes": minutes, "steps": json.loads(last)["step"], "settings": settings})
     return run
 
 
+SYNTHETIC = {"synthetic": 100, "synthetic_val": 101}
+"""Folders of synthetic images, and their seeds."""
+
+
+def synthesise(plan: Plan) -> None:
+    """The synthetic images, where they are not there."""
+    for (name, seed), n in zip(SYNTHETIC.items(), (plan.synthetic, min(24, plan.synthetic)), strict=True):
+        if not (plan.work / name).exists():
+            command = [sys.executable, "-m", "vesalius", "synth", str(plan.work / name)]
+            subprocess.run([*command, "--n", str(n), "--seed", str(seed)], check=True)
+
+
 def pretrain(plan: Plan, kind: str) -> Path:
     """The run on synthetic angiograms that all of a kind start from."""
-    train_set, val_set = plan.work / "synthetic", plan.work / "synthetic_val"
-    for folder, n, seed in ((train_set, plan.synthetic, 100), (val_set, min(24, plan.synthetic), 101)):
-        if not folder.exists():
-            command = [sys.executable, "-m", "vesalius", "synth", str(folder)]
-            subprocess.run([*command, "--n", str(n), "--seed", str(seed)], check=True)
+    train_set, val_set = (plan.work / name for name in SYNTHETIC)
     changes = [
         f"data.train={train_set}",
         f"data.val={val_set}",
@@ -124,12 +138,37 @@ def begin(kind: str, trained: Path | None) -> list[str]:
     return [f"model={trained}", "start=weights", f"optim.lr={RATES[kind][1]}"]
 
 
-def train_on(
-    plan: Plan, question: str, kind: str, seed: int, data: Sequence[str], scratch: bool = False
-) -> Path:
+def train_on(plan: Plan, question: str, kind: str, seed: int) -> Path:
     """The run of one kind and seed on one question."""
-    start = begin(kind, None if scratch else pretrain(plan, kind))
-    return train(plan, f"{question}-{kind}-{seed}", RECIPES[kind], plan.minutes, seed, [*start, *data])
+    start = begin(kind, None if question == "arcade_scratch" else pretrain(plan, kind))
+    changes = [*start, *data_of(plan, question, kind)]
+    return train(plan, f"{question}-{kind}-{seed}", RECIPES[kind], plan.minutes, seed, changes)
+
+
+def data_of(plan: Plan, question: str, kind: str) -> list[str]:
+    """Settings of a run that say what it is trained and validated on."""
+    if question == "chase":
+        return [f"data.train={write_chase(plan, kind)}", "data.val=null", f"data.prompt={PHRASE}"]
+    changes = [
+        f"data.{part}={plan.data / 'arcade' / f'annotations.{part}.json'}" for part in ("train", "val")
+    ]
+    if question == "segments":  # a mirrored left artery is no right one
+        changes += ["data.prompt=null", "augment.flip=0", "augment.flip_vertical=0"]
+    limit = plan.limit or (10 if question == "segments" else None)
+    return changes if limit is None else [*changes, f"validate.limit={limit}"]
+
+
+def train_side_by_side(plan: Plan, questions: Sequence[str]) -> None:
+    """All runs that the questions need, in the same order for both kinds."""
+
+    def train_kind(kind: str) -> None:
+        for question in questions:
+            for seed in range(plan.seeds if question != "segments" or kind == "tiny" else 0):
+                train_on(plan, question, kind, seed)
+
+    synthesise(plan)
+    with ThreadPoolExecutor(len(RECIPES)) as pool:
+        list(pool.map(train_kind, RECIPES))
 
 
 def open_arcade(plan: Plan, split: str, prompt: str | None = PHRASE) -> DataSet:
@@ -190,23 +229,13 @@ def ask_vessels(plan: Plan, question: str) -> dict[str, Any]:
     """The entry of one of the three questions about `blood vessel`."""
     if question == "chase":
         test, val, filter_val = open_chase(plan, "test"), None, open_chase(plan, "train")
-        data = {
-            kind: [f"data.train={write_chase(plan, kind)}", "data.val=null", f"data.prompt={PHRASE}"]
-            for kind in RECIPES
-        }
     else:
         test, val = open_arcade(plan, "test"), open_arcade(plan, "val")
         filter_val = val
-        files = [
-            f"data.{part}={plan.data / 'arcade' / f'annotations.{part}.json'}" for part in ("train", "val")
-        ]
-        limit = [] if plan.limit is None else [f"validate.limit={plan.limit}"]
-        data = {kind: [*files, *limit] for kind in RECIPES}
-    scratch = question == "arcade_scratch"
     folders: dict[str, list[Path]] = {kind: [] for kind in RECIPES}
     for seed in range(plan.seeds):
         for kind in RECIPES:
-            run = train_on(plan, question, kind, seed, data[kind], scratch)
+            run = train_on(plan, question, kind, seed)
             tiles = question == "chase" and kind == "tiny"
             folders[kind].append(score(plan, run.name, run, test, val, tiles))
     data_name = "chase" if question == "chase" else "arcade"
@@ -279,13 +308,9 @@ def ask_segments(plan: Plan) -> dict[str, Any]:
     """F1 over 25 named segments, as they are asked for and as they are not: the mean over phrases of each image."""
     test = open_arcade(plan, "test", prompt=None)
     phrases = sorted(read_json(plan.data / "arcade" / "segments.json").values())
-    files = [f"data.{part}={plan.data / 'arcade' / f'annotations.{part}.json'}" for part in ("train", "val")]
-    # a mirrored left artery is no right one
-    changes = [*files, "data.prompt=null", "augment.flip=0", "augment.flip_vertical=0"]
-    changes += [f"validate.limit={plan.limit or 10}"]
     rows = []
     for seed in range(plan.seeds):
-        run = train_on(plan, "segments", "tiny", seed, changes)
+        run = train_on(plan, "segments", "tiny", seed)
         asked = score(plan, run.name, run, test, None)
         shuffled = plan.work / "evaluations" / f"{run.name}-shuffled"
         if not (shuffled / "metrics.json").is_file():
@@ -338,9 +363,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", type=Path, nargs="?", default=ROOT / ".." / "shared" / "data", metavar="DATA")
-    parser.add_argument("--minutes", type=float, default=11, help="of each training on real images")
+    parser.add_argument("--minutes", type=float, default=7, help="of each training on real images")
     parser.add_argument(
-        "--pretrain-minutes", type=float, default=25, help="of each training on synthetic ones"
+        "--pretrain-minutes", type=float, default=14, help="of each training on synthetic ones"
     )
     parser.add_argument("--synthetic", type=int, default=1200, help="synthetic images")
     parser.add_argument("--seeds", type=int, default=3)
@@ -367,6 +392,7 @@ def main() -> None:
     before = read_json(args.json) if args.json.is_file() else {}
     same = before.get("settings") == plan.facts()
     result: dict[str, Any] = {name: before[name] for name in QUESTIONS if same and name in before}
+    train_side_by_side(plan, args.only)
     for question in args.only:
         result[question] = ask_segments(plan) if question == "segments" else ask_vessels(plan, question)
         facts = {"machine": machine, "settings": plan.facts(), "commit": commit(), "versions": versions()}

@@ -66,8 +66,9 @@ def lines(run: Path, name: str = "log.jsonl") -> list[dict[str, Any]]:
 
 def start(launcher: list[str], arguments: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    command = [*launcher, *arguments]
     return subprocess.run(
-        [*launcher, *arguments], env=environment, capture_output=True, text=True, check=False, cwd=ROOT
+        command, env=environment, capture_output=True, text=True, check=False, cwd=ROOT, timeout=600
     )
 
 

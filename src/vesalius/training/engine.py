@@ -17,7 +17,7 @@ from accelerate.utils import (
     broadcast_object_list,
     gather_object,
 )
-from torch.distributed import checkpoint
+from torch.distributed import ProcessGroup, checkpoint, group
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
@@ -26,6 +26,10 @@ from vesalius.training.learner import Learner
 from vesalius.training.sharding import blocks_of, follow, is_sharded, name_groups, shard
 
 T = TypeVar("T")
+
+_left: list[ProcessGroup | None] = []
+"""Groups that were left. DDP would let go of the last reference with Python locked and wait for the group's threads,
+which may wait for Python to let go of a tensor (seen with torch 2.13); Python itself lets go without being locked."""
 
 WAYS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
 
@@ -113,6 +117,7 @@ class Engine:
     def close(self) -> None:
         """Take leave of the others, at the end of a run."""
         if self.ranks > 1:
+            _left.append(group.WORLD)
             self.accelerator.end_training()
 
     def write_optimiser(self, folder: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer) -> None:
