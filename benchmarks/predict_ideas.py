@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from transformers.models.sam2.modeling_sam2 import Sam2MultiScaleAttention
 
 from vesalius.data.synth import draw
 from vesalius.files import write_json
@@ -35,8 +34,9 @@ from vesalius.inference.threads import Decode
 from vesalius.models import answering, pixels, processor, segmenter
 from vesalius.models.allocator import keep_freed_memory
 from vesalius.models.answering import SegPrompts
-from vesalius.models.hiera import WindowAttention
+from vesalius.models.hiera import Hiera, PatchEmbeddings, WindowAttention
 from vesalius.models.language import run
+from vesalius.models.maskdecoder import MaskDecoder
 from vesalius.models.textseg import MaskLogits
 from vesalius.types import Item
 
@@ -129,15 +129,17 @@ def many_copies(predictor: Predictor, items: list[Item], stack: ExitStack) -> tu
     return predictor, items
 
 
-def unread_attention(
-    predictor: Predictor, items: list[Item], stack: ExitStack
-) -> tuple[Predictor, list[Item]]:
-    """SAM's encoder as transformers has it, with the attention whose result nothing reads."""
-    for module in predictor.model.sam.vision_encoder.modules():
-        if isinstance(module, WindowAttention):
-            module.__class__ = Sam2MultiScaleAttention
-            stack.callback(setattr, module, "__class__", WindowAttention)
-    return predictor, items
+def as_transformers(*parts: type[nn.Module]) -> Change:
+    """These kinds of parts of SAM as transformers has them."""
+
+    def take_out(predictor: Predictor, items: list[Item], stack: ExitStack) -> tuple[Predictor, list[Item]]:
+        for module in predictor.model.sam.modules():
+            if (kind := type(module)) in parts:
+                module.__class__ = kind.__base__
+                stack.callback(setattr, module, "__class__", kind)
+        return predictor, items
+
+    return take_out
 
 
 IDEAS: dict[str, Change] = {
@@ -148,7 +150,9 @@ IDEAS: dict[str, Change] = {
     "its tokens read once": words_a_question,
     "its SAM features for all [SEG]": encoding_a_seg,
     "images side by side on the cores": one_by_one,
-    "attention that nothing reads left out": unread_attention,
+    "attention that nothing reads left out": as_transformers(WindowAttention),
+    "channels of a patch side by side": as_transformers(Hiera, PatchEmbeddings),
+    "decoder shared by the questions of an image": as_transformers(MaskDecoder),
     "two convolutions as one": two_convolutions,
     "pixels normalised in place": many_copies,
 }

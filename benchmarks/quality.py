@@ -30,6 +30,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -159,16 +160,20 @@ def data_of(plan: Plan, question: str, kind: str) -> list[str]:
 
 
 def train_side_by_side(plan: Plan, questions: Sequence[str]) -> None:
-    """All runs that the questions need, in the same order for both kinds."""
+    """All runs that the questions need, in the same order for both kinds; the segments are shared out."""
 
-    def train_kind(kind: str) -> None:
+    def train_share(kind: str, parity: int) -> None:
         for question in questions:
-            for seed in range(plan.seeds if question != "segments" or kind == "tiny" else 0):
-                train_on(plan, question, kind, seed)
+            for seed in range(plan.seeds):
+                if question != "segments":
+                    train_on(plan, question, kind, seed)
+                elif seed % 2 == parity:
+                    train_on(plan, question, "tiny", seed)
 
     synthesise(plan)
     with ThreadPoolExecutor(len(RECIPES)) as pool:
-        list(pool.map(train_kind, RECIPES))
+        list(pool.map(partial(pretrain, plan), RECIPES))
+        list(pool.map(train_share, RECIPES, range(2)))
 
 
 def open_arcade(plan: Plan, split: str, prompt: str | None = PHRASE) -> DataSet:
@@ -350,11 +355,9 @@ def print_table(result: dict[str, Any]) -> None:
     """A line for each question and rival."""
     for question in (name for name in QUESTIONS if name in result):
         for rival, numbers in result[question].items():
-            shown = {
-                name: numbers[name] for name in (*COMPARED, "f1", "f1_shuffled", "ratio") if name in numbers
-            }
+            shown = {name: numbers.get(name) for name in (*COMPARED, "f1", "f1_shuffled", "ratio")}
             line = "  ".join(f"{name} {value:.4f}" for name, value in shown.items() if value is not None)
-            print(f"{question:16}{rival:8}{line}  steps {numbers.get('steps', '')}")
+            print(f"{question:16}{rival:8}{line}")
 
 
 def main() -> None:
@@ -364,9 +367,7 @@ def main() -> None:
     )
     parser.add_argument("data", type=Path, nargs="?", default=ROOT / ".." / "shared" / "data", metavar="DATA")
     parser.add_argument("--minutes", type=float, default=7, help="of each training on real images")
-    parser.add_argument(
-        "--pretrain-minutes", type=float, default=14, help="of each training on synthetic ones"
-    )
+    parser.add_argument("--pretrain-minutes", type=float, default=14, help="of each on synthetic ones")
     parser.add_argument("--synthetic", type=int, default=1200, help="synthetic images")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=QUESTIONS, default=QUESTIONS)
@@ -374,15 +375,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "quality", metavar="FOLDER")
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "quality.json")
     args = parser.parse_args()
-    plan = Plan(
-        args.data.resolve(),
-        args.work.resolve(),
-        args.minutes,
-        args.pretrain_minutes,
-        args.synthetic,
-        args.seeds,
-        args.limit,
-    )
+    paths = args.data.resolve(), args.work.resolve()
+    plan = Plan(*paths, args.minutes, args.pretrain_minutes, args.synthetic, args.seeds, args.limit)
     begun = plan.work / "plan.json"
     if begun.is_file() and read_json(begun) != plan.facts():
         raise SystemExit(f"{plan.work}: was begun with {read_json(begun)}; take another --work")

@@ -159,7 +159,7 @@ def test_images_that_are_there_twice_or_nearly_stay_in_one_part_with_their_patie
     assert cli("split", data, out, "--fractions", "0.5", "0.5", "--group", r"(p\d+)_") == 0
     told = capsys.readouterr().out
     assert "images that are there twice: 1; pairs that nearly look the same: 2" in told
-    assert "6 groups are 4 that share none" in told
+    assert "6 groups are divided as 4" in told
     part = {row["id"]: name for name, rows in parts_of(out).items() for row in rows}
     assert len({part[name] for name in ("p0_0", "p4_same", "p5_near", "p4_8", "p5_10")}) == 1
 

@@ -133,7 +133,7 @@ def unite(samples: Sequence[Sample], seen: Sequence[Seen]) -> tuple[Int64[np.nda
     if same or near:
         notes.append(
             f"images that are there twice: {len(same)}; pairs that nearly look the same: {len(near)}; they stay in one "
-            f"part, with all of their groups: {n_stated} groups are {n_units} that share none"
+            f"part, with all of their groups: {n_stated} groups are divided as {n_units}"
         )
     return units, notes
 

@@ -1,13 +1,19 @@
-"""SAM 2's image encoder, relieved of work whose result nothing reads."""
+"""SAM 2's image encoder, relieved of work whose result nothing reads, and of maps whose channels lie apart."""
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
 from torch.nn import functional
 from transformers import Sam2VideoModel
-from transformers.models.sam2.modeling_sam2 import Sam2MultiScaleAttention, do_pool
+from transformers.models.sam2.modeling_sam2 import (
+    Sam2HieraDetModel,
+    Sam2MultiScaleAttention,
+    Sam2PatchEmbeddings,
+    do_pool,
+)
 
 
 class WindowAttention(Sam2MultiScaleAttention):
@@ -33,8 +39,50 @@ class WindowAttention(Sam2MultiScaleAttention):
         return self.proj(attended.transpose(1, 2).reshape(windows, height, width, -1))
 
 
+class PatchEmbeddings(Sam2PatchEmbeddings):
+    """The same numbers with the channels of a patch side by side, as all that follows reads them."""
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(i, 3, S, S) to (i, S / 4, S / 4, c)."""
+        return super().forward(pixel_values).contiguous()
+
+
+class Hiera(Sam2HieraDetModel):
+    """The trunk, whose positional embedding is stretched to the image by two small products of matrices."""
+
+    def _get_pos_embed(self, hw: tuple[int, int]) -> torch.Tensor:
+        """(1, h, w, c): what `interpolate` makes of the parameter, bicubic, and one window's embedding in each window."""
+        (height, width), side = hw, self.pos_embed_window.shape[-1]
+        embedding = self.pos_embed[0].permute(1, 2, 0).float()
+        down, across = (
+            _stretch(*sizes).to(embedding.device)
+            for sizes in ((embedding.shape[0], height), (embedding.shape[1], width))
+        )
+        with torch.autocast(embedding.device.type, enabled=False):  # 16 bits are too few for these sums
+            columns = (down @ embedding.flatten(1)).unflatten(1, (embedding.shape[1], -1))
+            whole = (across @ columns).to(self.pos_embed.dtype)
+        window = self.pos_embed_window.permute(0, 2, 3, 1).unsqueeze(2)
+        parted = whole.reshape(height // side, side, width // side, side, -1)
+        return (parted + window).reshape(1, height, width, -1)
+
+
+@cache
+def _stretch(cells: int, to: int) -> torch.Tensor:
+    """float32 (to, cells): the matrix of torch's bicubic interpolation of so many values to so many."""
+    with torch.inference_mode(False):  # kept for training, too
+        each = torch.eye(cells, device="cpu").reshape(cells, 1, cells, 1)
+        return functional.interpolate(each, size=(to, 1), mode="bicubic")[:, 0, :, 0].T.contiguous()
+
+
+RELIEVED: dict[type, type] = {
+    Sam2HieraDetModel: Hiera,
+    Sam2MultiScaleAttention: WindowAttention,
+    Sam2PatchEmbeddings: PatchEmbeddings,
+}
+
+
 def relieve(sam: Sam2VideoModel) -> None:
-    """Let the encoder's attention do only what is needed; its parameters and their names stay."""
+    """Let the encoder do only what is needed; its parameters and their names stay."""
     for module in sam.vision_encoder.modules():
-        if type(module) is Sam2MultiScaleAttention:
-            module.__class__ = WindowAttention
+        if (relieved := RELIEVED.get(type(module))) is not None:
+            module.__class__ = relieved

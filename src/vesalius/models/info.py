@@ -24,6 +24,8 @@ PART_NAMES = {
     "sam": "segmenter",
     "adapter": "LoRA adapter, over the vision-language model",
 }
+LINE = 100
+"""Characters of a line that is easily read."""
 
 
 def describe(model: str | Path) -> dict[str, Any]:
@@ -150,9 +152,21 @@ def summarise(facts: dict[str, Any]) -> list[str]:
         images = facts["trained_on_images"]
         known = "of images that it does not name" if images is None else f"of {images} images"
         lines.append(f"training: step {facts['step']}, {known}")
-    lines += [f"{name}: {value}" for name, value in facts["lineage"].items() if name != "fingerprint"]
+    for name, value in facts["lineage"].items():
+        if name != "fingerprint" and value is not None:
+            lines += _unfold(name, value)
     lines.append(f"fingerprint: {facts['fingerprint']}")
     return lines + [f"WARNING: {warning}" for warning in facts["warnings"]]
+
+
+def _unfold(name: str, value: Any, indent: str = "") -> list[str]:
+    """A value in a line, or what it holds in a line each where that would be long."""
+    if not isinstance(value, dict) or len(str(value)) < LINE:
+        return [f"{indent}{name}: {value}"]
+    held = [
+        line for key, each in value.items() if each is not None for line in _unfold(key, each, f"{indent}  ")
+    ]
+    return [f"{indent}{name}:", *held]
 
 
 def _summarise_halves(facts: dict[str, Any]) -> list[str]:
@@ -160,7 +174,7 @@ def _summarise_halves(facts: dict[str, Any]) -> list[str]:
     total = facts["parameters"]["total"]
     language, vision, segmenter = facts["language_model"], facts["vision_encoder"], facts["segmenter"]
     return [
-        f"{facts['name']}, {facts['family']}, {total:,} parameters ({total / 1e9:.2f} B)",
+        f"{facts['name']}, {facts['family']}, {total:,} parameters",
         *(f"  {PART_NAMES[name]}: {count:,}" for name, count in parts.items()),
         f"language model: {language['type']}, {language['layers']} layers of {language['hidden_size']}, "
         f"{language['vocabulary']:,} tokens",

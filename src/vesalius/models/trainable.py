@@ -47,9 +47,13 @@ KEEPS: dict[Level, tuple[Checkpointed, ...]] = {
 }
 """Level -> the parts that keep activations for the backward pass; a frozen part with nothing below it keeps none."""
 
-# No mask of Sa2VA's passes through these: the object score is not used, and of four maps the first, which
-# stands for unambiguous clicks, is never chosen.
-WITHOUT_GRADIENT = ("sam.mask_decoder.pred_obj_score_head.", "sam.mask_decoder.output_hypernetworks_mlps.0.")
+# No mask of Sa2VA's passes through these: the object score is not used, of four maps the first, which stands for
+# unambiguous clicks, is never chosen, and a bias of keys adds the same to all logits of a softmax.
+WITHOUT_GRADIENT = (
+    "sam.mask_decoder.pred_obj_score_head.",
+    "sam.mask_decoder.output_hypernetworks_mlps.0.",
+    "attn_token_to_image.k_proj.bias",
+)
 
 
 class LoraParts(Settings):
@@ -193,7 +197,7 @@ def _group_of(name: str, settings: TrainsSettings) -> str | None:
     if name.startswith(f"vlm.{ROWS}"):
         return NEW_TOKENS
     group = next((group for group, starts in GROUPS.items() if name.startswith(starts)), None)
-    if group not in settings.groups or name.startswith(WITHOUT_GRADIENT):
+    if group not in settings.groups or any(part in name for part in WITHOUT_GRADIENT):
         return None
     by_lora = name.startswith("vlm.") and settings.level != "full"
     return group if not by_lora or ".lora_" in name else None

@@ -1,0 +1,189 @@
+"""SAM 2's mask decoder, relieved of what it does once a prompt where once an image is enough, and of moving maps about."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import layer_norm, linear
+from transformers.models.sam2_video.modeling_sam2_video import (
+    Sam2VideoAttention,
+    Sam2VideoMaskDecoder,
+    Sam2VideoTwoWayAttentionBlock,
+)
+
+
+class MaskDecoder(Sam2VideoMaskDecoder):
+    """The same maths as transformers', whose prompts are all asked on copies of the image's features.
+
+    Here the prompts of an image share its features until the first layer has changed them, and share the finer levels.
+    Each cell of the features becomes the 4 x 4 cells of the masks where it lies, as rows of matrices; only the masks
+    are put in the order of an image. On a CPU that is less than half of the time (`benchmarks/predict.py`).
+    """
+
+    def forward(
+        self,
+        image_embeddings: torch.Tensor,
+        image_positional_embeddings: torch.Tensor,
+        sparse_prompt_embeddings: torch.Tensor,
+        dense_prompt_embeddings: torch.Tensor,
+        multimask_output: bool,
+        high_resolution_features: list[torch.Tensor],
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Masks (i, n, 3, 4 h, 4 w), their scores (i, n, 3) and tokens (i, n, 3, c), and object scores (i, n, 1).
+
+        For features (i, c, h, w) with the places of their cells, the same for all i; n prompts (i, n, k, c) of k tokens;
+        and what is added to the features, (i, c, h, w). A single mask is left to transformers.
+        """
+        if not multimask_output:
+            return super().forward(
+                image_embeddings,
+                image_positional_embeddings,
+                sparse_prompt_embeddings,
+                dense_prompt_embeddings,
+                multimask_output,
+                high_resolution_features,
+                **kwargs,
+            )
+        images, prompts = sparse_prompt_embeddings.shape[:2]
+        own = torch.cat([self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight])
+        tokens = torch.cat([own.expand(images, prompts, -1, -1), sparse_prompt_embeddings], dim=2)
+        places = _as_rows(image_positional_embeddings[:1])
+        cells = _as_rows(image_embeddings + dense_prompt_embeddings)
+        queries = tokens
+        for layer in self.transformer.layers:
+            queries, cells = _read_both_ways(layer, queries, cells, tokens, places)
+        last = self.transformer.final_attn_token_to_image
+        queries = queries + _tokens_read(last, queries + tokens, cells + places, cells)
+        queries = self.transformer.layer_norm_final_attn(queries)
+        by_mask = queries[:, :, 3 : 2 + self.num_mask_tokens]
+        weights = torch.stack(
+            [mlp(by_mask[:, :, index]) for index, mlp in enumerate(list(self.output_hypernetworks_mlps)[1:])],
+            dim=2,
+        )
+        finest, finer = high_resolution_features
+        masks = self._draw(cells, weights, finest, finer, image_embeddings.shape[-1])
+        scores = self.iou_prediction_head(queries[:, :, 1])[:, :, 1:]
+        return masks, scores, by_mask, self.pred_obj_score_head(queries[:, :, 0])
+
+    def _draw(
+        self,
+        cells: torch.Tensor,
+        weights: torch.Tensor,
+        finest: torch.Tensor,
+        finer: torch.Tensor,
+        width: int,
+    ) -> torch.Tensor:
+        """Masks (i, n, m, 4 h, 4 w) of cells (i, n or 1, h * w, c), by the weights (i, n, m, c / 8) of m masks."""
+        images, prompts, count = weights.shape[:3]
+        height = cells.shape[2] // width
+        for convolution, level, sides in (
+            (self.upscale_conv1, finer, (2,)),
+            (self.upscale_conv2, finest, (2, 2)),
+        ):
+            # (c, c', 2, 2): a row of the matrix for each of the four cells that one becomes
+            cells = linear(cells, convolution.weight.permute(2, 3, 1, 0).flatten(0, 2))
+            cells = cells.reshape(images, -1, height * width * 4 ** len(sides), level.shape[1])
+            cells = cells.add_(_in_blocks(level + convolution.bias.reshape(-1, 1, 1), height, width, sides))
+            if convolution is self.upscale_conv1:
+                norm = self.upscale_layer_norm
+                cells = layer_norm(cells, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+            cells = self.activation(cells)
+        masks = weights @ cells.transpose(-1, -2)
+        # y, x, and then twice which half of each
+        masks = masks.reshape(images, prompts, count, height, width, 2, 2, 2, 2)
+        masks = masks.permute(0, 1, 2, 3, 5, 7, 4, 6, 8)
+        return masks.reshape(images, prompts, count, 4 * height, 4 * width)
+
+
+def _as_rows(maps: torch.Tensor) -> torch.Tensor:
+    """(i, c, h, w) as (i, 1, h * w, c), which is laid out so: what is added to it many times over should be."""
+    return maps.flatten(2).transpose(1, 2).unsqueeze(1).contiguous()
+
+
+def _in_blocks(level: torch.Tensor, height: int, width: int, sides: tuple[int, ...]) -> torch.Tensor:
+    """(i, c, h * s, w * s) as (i, 1, h * w * s * s, c): the cells of each block of s x s, halved again and again, together."""
+    halves = len(sides)
+    parted = level.reshape(*level.shape[:2], height, *sides, width, *sides)
+    rows, columns = range(3, 3 + halves), range(4 + halves, 4 + 2 * halves)
+    within = [axis for pair in zip(rows, columns, strict=True) for axis in pair]
+    return parted.permute(0, 2, 3 + halves, *within, 1).flatten(1, -2).unsqueeze(1)
+
+
+def _read_both_ways(
+    layer: Sam2VideoTwoWayAttentionBlock,
+    queries: torch.Tensor,
+    cells: torch.Tensor,
+    tokens: torch.Tensor,
+    places: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries (i, n, t, c) and cells (i, n, l, c) after one layer, in which each attends to the other; cells may be (i, 1, ..)."""
+    if layer.skip_first_layer_pe:
+        queries = layer.self_attn(queries, queries, queries)[0]
+    else:
+        asking = queries + tokens
+        queries = queries + layer.self_attn(asking, asking, queries)[0]
+    queries = layer.layer_norm1(queries)
+    placed = cells + places
+    read = _tokens_read(layer.cross_attn_token_to_image, queries + tokens, placed, cells)
+    queries = layer.layer_norm2(queries + read)
+    queries = layer.layer_norm3(queries + layer.mlp(queries))
+    read = _cells_read(layer.cross_attn_image_to_token, placed, queries + tokens, queries)
+    return queries, layer.layer_norm4(read.add_(cells))
+
+
+# In the next two, a projection of all cells, of which there are thousands, is instead put into the few tokens on the
+# other side of a product: (cells @ W) @ token = cells @ (W @ token).
+
+
+def _tokens_read(
+    attention: Sam2VideoAttention, queries: torch.Tensor, placed: torch.Tensor, cells: torch.Tensor
+) -> torch.Tensor:
+    """What tokens (i, n, t, c) take from cells (i, n or 1, l, c), to which `placed` adds their places."""
+    prompts, count = queries.shape[1:3]
+    asked = _by_head(attention.q_proj, queries, attention) @ _weight_by_head(attention.k_proj, attention)
+    # a bias of the keys would change no share
+    taken = _ask(asked * attention.scaling, placed).softmax(dim=-1) @ cells
+    taken = taken.reshape(len(cells), prompts, attention.num_attention_heads, count, -1)
+    values = taken @ _weight_by_head(attention.v_proj, attention).transpose(-1, -2)
+    return attention.o_proj(values.transpose(2, 3).flatten(-2) + attention.v_proj.bias)
+
+
+def _cells_read(
+    attention: Sam2VideoAttention, placed: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+) -> torch.Tensor:
+    """What cells with their places, (i, n or 1, l, c), take from tokens (i, n, t, c): (i, n, l, c)."""
+    heads, (prompts, count) = attention.num_attention_heads, keys.shape[1:3]
+    key = _by_head(attention.k_proj, keys, attention) * attention.scaling
+    asked = key @ _weight_by_head(attention.q_proj, attention)
+    offset = key @ attention.q_proj.bias.reshape(heads, -1, 1)
+    # shares lie with cells last, where a softmax over the few tokens is quick
+    logits = _ask(asked, placed).reshape(len(placed), prompts, heads, count, -1) + offset
+    share = logits.softmax(dim=-2).flatten(2, 3)
+    out = attention.o_proj.weight.unflatten(1, (heads, -1)).permute(1, 2, 0)
+    # the shares of a head sum to 1, so that each adds its part of the bias
+    given = _by_head(attention.v_proj, values, attention) @ out + attention.o_proj.bias / heads
+    return share.transpose(-1, -2) @ given.flatten(2, 3)
+
+
+def _ask(asked: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+    """Logits (i, n or 1, rows, l) of cells (i, n or 1, l, c) for (i, n, heads, t, c); those that share cells in one product."""
+    images, apart, _, channels = cells.shape
+    return asked.reshape(images, apart, -1, channels) @ cells.transpose(-1, -2)
+
+
+def _by_head(project: nn.Linear, tokens: torch.Tensor, attention: Sam2VideoAttention) -> torch.Tensor:
+    """Tokens (i, n, t, c), projected, as (i, n, heads, t, d)."""
+    return project(tokens).unflatten(-1, (attention.num_attention_heads, -1)).transpose(2, 3)
+
+
+def _weight_by_head(project: nn.Linear, attention: Sam2VideoAttention) -> torch.Tensor:
+    """The matrix of a projection as (heads, d, c)."""
+    return project.weight.unflatten(0, (attention.num_attention_heads, -1))
+
+
+def relieve_mask_decoder(decoder: Sam2VideoMaskDecoder) -> None:
+    """Let it do each thing once; its parameters and their names stay."""
+    decoder.__class__ = MaskDecoder
