@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
 import torch
+from torch.amp import is_autocast_available
 from torch.nn import functional
 from transformers import Sam2VideoModel
 from transformers.models.sam2.modeling_sam2 import (
@@ -58,12 +60,18 @@ class Hiera(Sam2HieraDetModel):
             _stretch(*sizes).to(embedding.device)
             for sizes in ((embedding.shape[0], height), (embedding.shape[1], width))
         )
-        with torch.autocast(embedding.device.type, enabled=False):  # 16 bits are too few for these sums
-            columns = (down @ embedding.flatten(1)).unflatten(1, (embedding.shape[1], -1))
-            whole = (across @ columns).to(self.pos_embed.dtype)
+        whole = _stretched(embedding, down, across).to(self.pos_embed.dtype)
         window = self.pos_embed_window.permute(0, 2, 3, 1).unsqueeze(2)
         parted = whole.reshape(height // side, side, width // side, side, -1)
         return (parted + window).reshape(1, height, width, -1)
+
+
+def _stretched(embedding: torch.Tensor, down: torch.Tensor, across: torch.Tensor) -> torch.Tensor:
+    """(rows, columns, c) to (h, w, c) by the products with (h, rows) and (w, columns), in float32 under autocast, too."""
+    device = embedding.device.type
+    no_autocast = torch.autocast(device, enabled=False) if is_autocast_available(device) else nullcontext()
+    with no_autocast:  # 16 bits are too few for these sums
+        return across @ (down @ embedding.flatten(1)).unflatten(1, (embedding.shape[1], -1))
 
 
 @cache
