@@ -298,7 +298,8 @@ def _prepare(
         groups = [
             {"params": group, "factor": factors.get(name, 1.0)} for name, group in learner.groups.items()
         ]
-        return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
+        betas, decay = optim.betas, optim.weight_decay
+        return torch.optim.AdamW(groups, lr=optim.lr, betas=betas, weight_decay=decay, fused=True)
 
     model, optimiser = engine.prepare(learner, make_optimiser)
     feed = Feed(
