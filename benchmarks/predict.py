@@ -40,9 +40,9 @@ from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoMaskDeco
 from vesalius.data.synth import draw
 from vesalius.files import write_json
 from vesalius.inference.predictor import MAX_NEW_TOKENS, Predictor, load_predictor
-from vesalius.inference.threads import map_on_cores
 from vesalius.models.allocator import keep_freed_memory
 from vesalius.models.answering import write_answer
+from vesalius.models.cores import map_on_cores
 from vesalius.models.hiera import Hiera, PatchEmbeddings
 from vesalius.models.language import vision_part
 from vesalius.models.maskdecoder import MaskDecoder

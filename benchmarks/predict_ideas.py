@@ -30,14 +30,14 @@ from vesalius.data.synth import draw
 from vesalius.files import write_json
 from vesalius.inference import predictor as predictor_module
 from vesalius.inference.predictor import Predictor, load_predictor
-from vesalius.inference.threads import Decode
 from vesalius.models import answering, pixels, processor, segmenter
 from vesalius.models.allocator import keep_freed_memory
 from vesalius.models.answering import SegPrompts
+from vesalius.models.cores import Decode
 from vesalius.models.hiera import Hiera, PatchEmbeddings, WindowAttention
 from vesalius.models.language import run
 from vesalius.models.maskdecoder import MaskDecoder
-from vesalius.models.textseg import MaskLogits
+from vesalius.models.segmenter import MaskLogits
 from vesalius.types import Item
 
 PROMPTS = ("blood vessel", "catheter", "guide wire", "rib")

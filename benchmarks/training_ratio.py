@@ -43,7 +43,7 @@ data = np.load(sys.argv[1])
 opened = open_bundle(Path(sys.argv[2]))
 model = opened.model.train()
 parameters = [p for group in set_trainable(model, "full").values() for p in group]
-optimiser = torch.optim.AdamW(parameters, lr=1e-4)
+optimiser = torch.optim.AdamW(parameters, lr=1e-4, fused=json.loads(sys.argv[4]))
 items = [Item(str(i), f, ("blood vessel",), m) for i, (f, m) in enumerate(zip(data["frames"], data["masks"]))]
 batch = opened.processor(items, answered=True)
 losses, took = [], []

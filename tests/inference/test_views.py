@@ -27,7 +27,7 @@ from vesalius.masks import area_average
 from vesalius.models.answering import SegPrompts
 from vesalius.models.cards import ViewGain
 from vesalius.models.checkpoint import OpenedModel
-from vesalius.models.textseg import MaskLogits
+from vesalius.models.segmenter import MaskLogits
 from vesalius.types import Item
 
 GAIN = ViewGain(

@@ -10,7 +10,8 @@ import torch
 from vesalius.config import make_settings
 from vesalius.errors import SettingError
 from vesalius.models.checkpoint import OpenedModel, new_model
-from vesalius.models.textseg import MaskLogits, Output
+from vesalius.models.segmenter import MaskLogits
+from vesalius.models.textseg import Output
 from vesalius.training.learner import TextSegLearner
 from vesalius.training.losses import LossSettings, measure
 from vesalius.training.targets import area_average

@@ -22,7 +22,6 @@ from vesalius.inference.official import predict_forward
 from vesalius.inference.plan import make_plan, place_of
 from vesalius.inference.postprocess import CleanedPrediction, Cleaning
 from vesalius.inference.rivals import Rival, is_rival, load_rival
-from vesalius.inference.threads import decode_on_cores, map_on_cores
 from vesalius.inference.tiles import TileSettings, decode_tiles
 from vesalius.inference.video import FramePredictions, predict_video
 from vesalius.inference.views import (
@@ -35,6 +34,7 @@ from vesalius.inference.views import (
 )
 from vesalius.models.answering import Answer, Drafts, SegPrompts, read_answer, verify_answer, write_answer
 from vesalius.models.checkpoint import OpenedModel, find_model, open_model
+from vesalius.models.cores import decode_on_cores, map_on_cores
 from vesalius.models.processor import Batch, View
 from vesalius.models.quantised import Quantised, kind_of
 from vesalius.models.segmenter import encode_images

@@ -21,7 +21,8 @@ from vesalius.inference.tiles import TileSettings
 from vesalius.masks import resize_bilinear
 from vesalius.models.answering import SegPrompts
 from vesalius.models.cards import Card, ViewGain
-from vesalius.models.textseg import MaskLogits
+from vesalius.models.cores import Decode
+from vesalius.models.segmenter import MaskLogits
 from vesalius.types import Prediction
 
 PLAIN = "plain"
@@ -47,9 +48,6 @@ SIDE_WORDS = re.compile(
 """The words that are known to name a side, in English, German, Dutch, French, Spanish, Portuguese, Italian, Latin,
 Russian, Korean, Chinese and Japanese. Others, and abbreviations such as LAD, are not noticed: whoever asks in them leaves
 the view flip out."""
-
-Decode = Callable[[Sequence[torch.Tensor], SegPrompts], MaskLogits]
-"""Squares float (3, S, S) and the [SEG] of each to their masks: `TextSegModel.decode`."""
 
 
 @dataclass(frozen=True)

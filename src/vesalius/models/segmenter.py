@@ -42,6 +42,20 @@ class Decoded:
     """float (i, n, 3, c): what the decoder knows about the object of each mask."""
 
 
+@dataclass(frozen=True)
+class MaskLogits:
+    """The mask decoder's best map for each [SEG]."""
+
+    logits: torch.Tensor
+    """float (m, g, g)."""
+    scores: torch.Tensor
+    """float (m,): predicted IoU of that map."""
+    candidates: torch.Tensor
+    """float (m, 3, g, g): all three maps, of which `logits` is the one with the highest score."""
+    candidate_scores: torch.Tensor
+    """float (m, 3)."""
+
+
 def encode_images(sam: Sam2VideoModel, pixels: torch.Tensor) -> Features:
     """Features of float (i, 3, S, S).
 

@@ -23,10 +23,12 @@ from transformers import (
 
 from vesalius.models import segmenter
 from vesalius.models.answering import SegPrompts
+from vesalius.models.cores import learn_on_cores
 from vesalius.models.hiera import relieve
 from vesalius.models.language import read_batch, restart_rope, run, vision_part
 from vesalius.models.maskdecoder import relieve_mask_decoder
 from vesalius.models.processor import NOT_LEARNED, Batch
+from vesalius.models.segmenter import MaskLogits
 from vesalius.models.specs import ModelSpec
 
 VLM_CLASSES = {
@@ -39,20 +41,6 @@ VLM_CLASSES = {
 
 Encode = Callable[[Sam2VideoModel, torch.Tensor], segmenter.Features]
 """`segmenter.encode_images`, or what gives the same."""
-
-
-@dataclass(frozen=True)
-class MaskLogits:
-    """The mask decoder's best map for each [SEG]."""
-
-    logits: torch.Tensor
-    """float (m, g, g)."""
-    scores: torch.Tensor
-    """float (m,): predicted IoU of that map."""
-    candidates: torch.Tensor
-    """float (m, 3, g, g): all three maps, of which `logits` is the one with the highest score."""
-    candidate_scores: torch.Tensor
-    """float (m, 3)."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +96,7 @@ class TextSegModel(nn.Module):
         return Output(
             text_logits=self.vlm.lm_head(states.last[:, :-1][learned]),
             text_labels=batch.labels[:, 1:][learned],
-            masks=self.decode(batch.g_pixel_values, seg),
+            masks=learn_on_cores(self.decode, batch.g_pixel_values, seg, self.sam.parameters()),
         )
 
     def seg_prompts(self, hidden: torch.Tensor, row: torch.Tensor, batch: Batch) -> SegPrompts:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,10 @@ import pytest
 import torch
 
 from vesalius.inference.predictor import Predictor
-from vesalius.inference.threads import decode_on_cores, map_on_cores
 from vesalius.models.answering import SegPrompts
 from vesalius.models.checkpoint import OpenedModel
-from vesalius.models.textseg import MaskLogits
+from vesalius.models.cores import decode_on_cores, learn_on_cores, map_on_cores
+from vesalius.models.segmenter import MaskLogits
 from vesalius.types import Item, Prediction
 
 
@@ -165,3 +167,64 @@ def test_memory_that_runs_out_on_one_core_halves_the_batch(
     assert calls[0][0] == 2 and [images for images, _, _ in calls].count(1) == 4
     assert values(found) == values(expected)
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("trains", ["all", "SAM alone", "[SEG] alone"])
+def test_gradients_are_those_of_one_thread_and_the_same_each_time(
+    opened: OpenedModel, items: list[Item], use_cores: Callable[[int], None], trains: str
+) -> None:
+    sam = copy.deepcopy(opened.model).sam.requires_grad_(trains != "[SEG] alone")
+    model = copy.deepcopy(opened.model)
+    model.sam = sam
+    batch = opened.processor(items[:4], answered=True)
+    draw = torch.Generator().manual_seed(0)
+    channels = sam.config.mask_decoder_config.hidden_size
+    drawn = torch.randn(len(batch.image_of_row), channels, generator=draw)
+
+    def learn() -> tuple[list[torch.Tensor], dict[str, torch.Tensor], list[tuple[int, int, bool]]]:
+        embedding = drawn.clone().requires_grad_(trains != "SAM alone")
+        prompts = SegPrompts(embedding, torch.arange(len(drawn)), batch.image_of_row)
+        with watched(replace(opened, model=model)) as calls:
+            masks = learn_on_cores(model.decode, batch.g_pixel_values, prompts, sam.parameters())
+        sum(part.square().mean() for part in (masks.logits, masks.candidate_scores)).backward()
+        found = {name: p.grad for name, p in sam.named_parameters() if p.grad is not None}
+        if embedding.grad is not None:
+            found["[SEG]"] = embedding.grad
+        sam.zero_grad()
+        return list(vars(masks).values()), found, calls
+
+    use_cores(1)
+    masks, gradients, calls = learn()
+    assert calls == [(4, 1, True)]
+    use_cores(2)
+    shared_masks, shared, calls = learn()
+    assert calls == [(2, 1, False)] * 2
+    again = learn()[1]
+    assert gradients.keys() == shared.keys() == again.keys()
+    assert ("[SEG]" in shared, len(shared) > 1) == {
+        "all": (True, True),
+        "SAM alone": (False, True),
+        "[SEG] alone": (True, False),
+    }[trains]
+    for one, other in zip(masks, shared_masks, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, shared[name], rtol=1e-3, atol=1e-6, msg=name)
+        assert torch.equal(shared[name], again[name])
+
+
+def test_precision_is_that_of_the_thread_that_asks(use_cores: Callable[[int], None]) -> None:
+    use_cores(2)
+    weight = torch.nn.Parameter(torch.ones(3, 3))
+
+    def decode(squares: Sequence[torch.Tensor], seg: SegPrompts) -> MaskLogits:
+        maps = seg.embedding @ weight
+        return MaskLogits(maps, maps, maps, maps)
+
+    prompts = SegPrompts(torch.rand(2, 3), torch.arange(2), torch.arange(2))
+    for dtype in (torch.bfloat16, torch.float32):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            masks = learn_on_cores(decode, [], prompts, [weight])
+        assert masks.logits.dtype == dtype and masks.logits.requires_grad
+    with torch.no_grad():
+        assert not learn_on_cores(decode, [], prompts, [weight]).logits.requires_grad
