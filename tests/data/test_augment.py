@@ -181,7 +181,8 @@ def test_elastic_moves_no_point_further_than_it_says() -> None:
         by = elastic.displacement(0, height)
         assert by.shape == (2, height, width)
         assert np.abs(by).max() < 5
-        np.testing.assert_array_equal(elastic.displacement(30, 50), by[:, 30:50])
+        # a product of matrices rounds by its size, so a strip is the same to the last bits only
+        np.testing.assert_allclose(elastic.displacement(30, 50), by[:, 30:50], rtol=0, atol=1e-5)
 
 
 def test_elastic_at_its_limit_does_not_fold() -> None:
