@@ -228,3 +228,20 @@ def test_precision_is_that_of_the_thread_that_asks(use_cores: Callable[[int], No
         assert masks.logits.dtype == dtype and masks.logits.requires_grad
     with torch.no_grad():
         assert not learn_on_cores(decode, [], prompts, [weight]).logits.requires_grad
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_masks_of_two_phrases_of_a_clip_stay_in_order(use_cores: Callable[[int], None], learns: bool) -> None:
+    use_cores(2)
+
+    def decode(squares: Sequence[torch.Tensor], seg: SegPrompts) -> MaskLogits:
+        return MaskLogits(*[seg.embedding * 2] * 4)
+
+    embedding = torch.arange(8.0).reshape(8, 1).requires_grad_()
+    prompts = SegPrompts(embedding, torch.arange(8) // 4, torch.tensor([0, 1, 2, 3] * 2))
+    masks = learn_on_cores(decode, [], prompts, []) if learns else decode_on_cores(decode, [], prompts)
+    assert masks.logits.flatten().tolist() == [0, 2, 4, 6, 8, 10, 12, 14]
+    if learns:
+        (masks.logits.flatten() * torch.arange(8)).sum().backward()
+        assert embedding.grad is not None
+        assert embedding.grad.flatten().tolist() == [0, 2, 4, 6, 8, 10, 12, 14]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from math import gcd
 from typing import Any, TypeVar
@@ -61,7 +62,7 @@ def decode_on_cores(decode: Decode, squares: Sequence[torch.Tensor], seg: SegPro
     parts = _parts(seg)
     if len(parts) < 2:
         return decode(squares, seg)
-    return _joined(map_on_cores(lambda mine: decode(squares, _of_part(seg, mine)), parts))
+    return _in_order(_joined(map_on_cores(lambda mine: decode(squares, _of_part(seg, mine)), parts)), parts)
 
 
 def learn_on_cores(
@@ -77,10 +78,10 @@ def learn_on_cores(
         return decode(squares, seg)
 
     def decode_part(mine: torch.Tensor, embedding: torch.Tensor) -> MaskLogits:
-        return decode(squares, SegPrompts(embedding[mine], seg.row[mine], seg.image[mine]))
+        return decode(squares, _of_part(replace(seg, embedding=embedding), mine))
 
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    return MaskLogits(*_Parts.apply(decode_part, parts, seg.embedding, *trained))
+    return _in_order(MaskLogits(*_Parts.apply(decode_part, parts, seg.embedding, *trained)), parts)
 
 
 class _Parts(torch.autograd.Function):
@@ -135,7 +136,6 @@ def _parts(seg: SegPrompts) -> list[torch.Tensor]:
     """bool (m,) for each part of the images: which [SEG] are of it. One part, or none, where cores cannot be shared."""
     images = seg.image.unique()
     parts = gcd(len(images), torch.get_num_threads()) if seg.image.device.type == "cpu" and len(images) else 1
-    # [SEG] come in order of the questions, and those in order of the images: so do the parts
     return [torch.isin(seg.image, part) for part in images.tensor_split(parts)]
 
 
@@ -147,3 +147,9 @@ def _joined(decoded: Sequence[MaskLogits]) -> MaskLogits:
     return MaskLogits(
         *(torch.cat(maps) for maps in zip(*(vars(part).values() for part in decoded), strict=True))
     )
+
+
+def _in_order(joined: MaskLogits, parts: Sequence[torch.Tensor]) -> MaskLogits:
+    """Part after part to the order of the [SEG]: those of a clip go through all its frames, one [SEG] after the other."""
+    place = torch.cat([mine.nonzero()[:, 0] for mine in parts]).argsort()
+    return MaskLogits(*(maps[place] for maps in vars(joined).values()))
