@@ -4,9 +4,9 @@
     .venv/bin/python benchmarks/training_ratio.py --against /tmp/before [--rounds 5] [--batch 4] [--json FILE]
 
 Both versions train everything that images pass through (`what_trains: full`), on the same synthetic images of 512 x 512
-with the same phrases, from the same weights, the earlier version's; each with AdamW as its loop has it (now fused). Each runs in a process of its own; the processes
-take turns, so that the ratio holds on a machine that is busy with other things. `loss` is that of the first and the last
-step: equal to rounding, or the versions do not do the same.
+with the same phrases, from the same weights, the earlier version's, each with AdamW as its own loop has it. Each runs in
+a process of its own; the processes take turns, so that the ratio holds on a machine that is busy with other things.
+`loss` is that of the first and the last step: equal to rounding, or the versions do not do the same.
 """
 
 from __future__ import annotations
@@ -60,8 +60,9 @@ print(json.dumps({"seconds": took[1:], "losses": losses}))
 """
 
 
-def measure(tree: Path, data: Path, bundle: Path, fused: bool) -> dict[str, Any]:
+def measure(tree: Path, data: Path, bundle: Path) -> dict[str, Any]:
     """Seconds of each step and all losses, of the version of the sources in `tree`."""
+    fused = "fused=True" in (tree / "src/vesalius/training/run.py").read_text(encoding="utf-8")
     ran = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(data), str(bundle), str(STEPS), json.dumps(fused)],
         env={**os.environ, "PYTHONPATH": str(tree / "src")},
@@ -100,7 +101,7 @@ def main() -> None:
         np.savez(data, frames=np.stack([item.frames for item in items]), masks=np.stack(masks))
         for number in range(args.rounds):
             for name, tree in trees.items():
-                found = measure(tree, data, bundle, fused=name == "now")
+                found = measure(tree, data, bundle)
                 seconds[name].append(statistics.median(found["seconds"]))
                 losses[name] = found["losses"]
             ratio = seconds["before"][-1] / seconds["now"][-1]
