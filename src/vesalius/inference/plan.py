@@ -213,7 +213,7 @@ def _amounts(task: Task, cost: Pass) -> Iterator[Amount]:
         elif phase == "backward pass":
             yield Amount("phase", phase, size, "what the phases before kept, and gradients in float32")
         elif phase == "optimiser step":
-            yield Amount("phase", phase, size, "gradients in float32, and as much again while AdamW steps")
+            yield Amount("phase", phase, size, "gradients in float32; fused AdamW needs nothing beside them")
         else:
             kept = {"language model": ", KV cache included", "SAM decoder": ", SAM features included"}
             named = kept.get(phase, "") if task.purpose == "predict" else backward

@@ -82,6 +82,11 @@ class Engine:
         return model, optimiser
 
     @property
+    def shards(self) -> bool:
+        """Whether each process holds a part of the model, which need not fit whole on its device."""
+        return self.shards_itself or self.accelerator.distributed_type == DistributedType.FSDP
+
+    @property
     def shards_itself(self) -> bool:
         """Accelerate has no FSDP on a CPU, and makes DDP of it without a word."""
         return self.accelerator.distributed_type == DistributedType.MULTI_CPU and asked("ACCELERATE_USE_FSDP")

@@ -25,6 +25,7 @@ from vesalius.training.feed import Feed
 from vesalius.training.finder import Search, draw_search, find_rate
 from vesalius.training.learner import Learner, TextSegLearner
 from vesalius.training.loop import Run, run_loop
+from vesalius.training.projector import fit_projector
 from vesalius.training.resumption import check_batches, find_changes
 from vesalius.training.rundir import RunDir, TrainState
 from vesalius.training.settings import RunSettings
@@ -64,6 +65,8 @@ def train(
         if resume:
             overfit = card.lineage.get("overfit")
         train_set, val_set = _open_data(settings, overfit)
+        if not resume:
+            _fit_projector(settings, engine, learner, train_set, on_note)
         mixture = open_mixture(
             train_set.samples, settings.tasks, settings.data.questions, overfit is not None
         )
@@ -108,6 +111,7 @@ def search_rate(
         on_note = on_progress = _say_nothing
     learner, card, _ = _open_learner(settings, False, None, on_note)
     train_set, _ = _open_data(settings, None)
+    _fit_projector(settings, engine, learner, train_set, on_note)
     mixture = open_mixture(train_set.samples, settings.tasks, settings.data.questions, False)
     ignored = RunDir(settings.out), None, _say_nothing, _say_nothing
     found = find_rate(_prepare(settings, engine, learner, card, mixture, None, *ignored), on_progress)
@@ -262,6 +266,15 @@ def _open_learner(
     tokens = new_tokens(opened.processor.tokenizer)
     groups = set_trainable(opened.model, settings.what_trains, tokens, settings.seed)
     return TextSegLearner(opened, groups, settings.loss), opened.card, origin
+
+
+def _fit_projector(
+    settings: RunSettings, engine: Engine, learner: Learner, data: DataSet, on_note: Callable[[str], None]
+) -> None:
+    """Where the settings say so; a U-Net has none."""
+    if settings.projector == "fitted" and isinstance(learner, TextSegLearner):
+        device = torch.device("cpu") if engine.shards else engine.device
+        on_note(fit_projector(learner.opened, data.samples, device, settings.seed))
 
 
 def _open_model(settings: RunSettings, resume: bool) -> tuple[OpenedModel, dict[str, Any]]:

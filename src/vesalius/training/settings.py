@@ -84,6 +84,9 @@ class RunSettings(Settings):
     """A bundle, a run, or a model name; `unet` begins a U-Net with a channel for each phrase of the data."""
     start: Literal["weights", "random"] = "weights"
     """`random` takes only the shape of `model`, and new weights."""
+    projector: Literal["kept", "fitted"] = "kept"
+    """`fitted` makes it anew, for the phrases of the data to lie apart from the first step: for two and more that the model
+    has not learned yet."""
     data: TrainingData
     unet: UNetShape | None = None
     """Widths and patch of a U-Net that begins with `model: unet`; without it those of `UNetShape`."""

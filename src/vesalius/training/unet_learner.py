@@ -40,7 +40,7 @@ from vesalius.types import Item, Turn
 
 ABOUT_OBJECTS = 1 / 3
 """Share of the crops that have a pixel of an object in their middle, as far as the border allows."""
-NO_PART = "what_trains, optim.factors, loss.text, loss.iou and loss.at"
+NO_PART = "projector, what_trains, optim.factors, loss.text, loss.iou and loss.at"
 
 
 @dataclass(frozen=True)
