@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vesalius.evaluation.metrics import METRICS
-from vesalius.training.validate import _scores, average, summarise
+from vesalius.training.validate import _alike, _scores, average, summarise
 
 
 def square(low: int, high: int) -> np.ndarray:
@@ -25,7 +25,7 @@ def test_any_metric_can_be_asked_for_beside_those_of_overlap() -> None:
 
 def row(name: str, dice: float | None, logits: str, says_seg: bool = True) -> dict[str, object]:
     about = {"id": name, "prompt": "vessel", "says_seg": says_seg, "absent": not says_seg, "logits": logits}
-    return {**about, "dice": dice, "iou": None}
+    return {**about, "alike": None, "dice": dice, "iou": None}
 
 
 def test_means_are_over_the_rows_that_have_a_value() -> None:
@@ -34,6 +34,23 @@ def test_means_are_over_the_rows_that_have_a_value() -> None:
     assert means["iou"] is None
     assert (means["seg_rate"], means["absent_seg_rate"], means["n"]) == (pytest.approx(2 / 3), 0, 3)
     assert average([row("a", 0.5, "x")])["absent_seg_rate"] is None
+
+
+def test_it_is_told_how_alike_the_masks_of_two_phrases_of_an_image_are() -> None:
+    one, other, none = square(0, 10), square(0, 20), square(0, 0)
+    assert _alike((one, one), (one, other)) == (1.0, pytest.approx(2 * 100 / 500))
+    assert _alike((one, one), (none, other)) == (0.0, pytest.approx(0.4))
+    assert _alike((none, one), (none, one)) is None
+    assert _alike((one, none), (one, none)) is None
+    pairs = [
+        row("a", 0.5, "x"),
+        row("a", 0.5, "x") | {"alike": (1.0, 0.2)},
+        row("b", 0.5, "x") | {"alike": (0.5, 0)},
+    ]
+    means = average(pairs)
+    assert (means["answers_alike"], means["truths_alike"]) == (0.75, 0.1)
+    alone = average(pairs[:1])
+    assert (alone["answers_alike"], alone["truths_alike"]) == (None, None)
 
 
 def test_the_fingerprint_is_that_of_all_logits_in_any_order() -> None:
@@ -45,9 +62,10 @@ def test_the_fingerprint_is_that_of_all_logits_in_any_order() -> None:
 
 def test_a_line_in_words_has_the_metric_that_was_asked_for() -> None:
     line = {"step": 500, "dice": 0.5, "accuracy": 0.9, "cldice": 0.25, "seg_rate": 1.0, "best": True}
-    line["absent_seg_rate"] = None
+    line |= {"absent_seg_rate": None, "answers_alike": 0.75, "truths_alike": None}
     assert (
         summarise(line)
-        == "validation at step 500: dice 0.500  cldice 0.250  seg_rate 1.000  (best checkpoint so far)"
+        == "validation at step 500: dice 0.500  cldice 0.250  seg_rate 1.000  answers_alike 0.750  "
+        "(best checkpoint so far)"
     )
     assert "cldice" in METRICS

@@ -11,6 +11,7 @@ from vesalius.training.verdict import (
     compare_with_start,
     is_best,
     judge_overfit,
+    judge_phrases,
     validations_since_best,
 )
 
@@ -72,3 +73,14 @@ def test_overfit_ends_with_a_verdict() -> None:
     )
     assert judge_overfit(lines(0.2, 0.89)).startswith("not learnt by heart: mean Dice 0.890 on 8 answers")
     assert judge_overfit(lines(None)).startswith("not learnt by heart: no Dice could be computed")
+
+
+def test_a_phrase_that_decides_nothing_is_told_of() -> None:
+    def told(answers: float | None, truths: float | None) -> str | None:
+        return judge_phrases({"step": 30, "answers_alike": answers, "truths_alike": truths})
+
+    said = told(0.97, 0.02) or ""
+    assert said.startswith("THE PHRASE DECIDES NOTHING at step 30") and "0.97" in said and "0.02" in said
+    assert told(0.5, 0.02) is None
+    assert told(0.97, 0.95) is None, "two words for one thing"
+    assert told(None, None) is None, "one phrase an image"

@@ -14,7 +14,7 @@ from vesalius.inference.folder import Segmenter
 from vesalius.types import Item, Prediction, Sample
 
 Row = dict[str, Any]
-"""`id`, `prompt`, `says_seg`, `absent`, `logits` (their SHA-256) and each metric of one answer."""
+"""`id`, `prompt`, `says_seg`, `absent`, `logits` (their SHA-256), `alike` and each metric of one answer."""
 
 Watcher = Callable[[Item, Prediction, np.ndarray, Mapping[str, float | None]], None]
 """Shown each answer with its truth, bool (h, w), and scores."""
@@ -37,6 +37,7 @@ def score_answers(
         items = [load_item(sample) for sample in some]
         answers = iter(segmenter.predict(items))
         for sample, item in zip(some, items, strict=True):
+            before: tuple[np.ndarray, np.ndarray] | None = None
             for (truth,) in () if item.masks is None else item.masks:
                 prediction = next(answers)
                 absent = not truth.any()
@@ -51,10 +52,25 @@ def score_answers(
                         "says_seg": prediction.says_seg,
                         "absent": absent,
                         "logits": hashlib.sha256(prediction.logits.tobytes()).hexdigest(),
+                        "alike": None if before is None else _alike(before, (prediction.mask, truth)),
                         **scores,
                     }
                 )
+                before = prediction.mask, truth
     return rows
+
+
+def _alike(
+    one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]
+) -> tuple[float, float] | None:
+    """Dice between the masks of two phrases of an image, and between their truths; None where both are empty."""
+    found = []
+    for first, second in zip(one, other, strict=True):
+        pixels = np.count_nonzero(first) + np.count_nonzero(second)
+        if not pixels:
+            return None
+        found.append(2 * np.count_nonzero(first & second) / pixels)
+    return found[0], found[1]
 
 
 def _scores(
@@ -67,10 +83,11 @@ def _scores(
 
 
 def average(rows: Sequence[Row]) -> dict[str, float | int | str | None]:
-    """Mean of each metric over rows, None where it is defined in none; and four more.
+    """Mean of each metric over rows, None where it is defined in none; and six more.
 
     `seg_rate`: how often the model itself would say [SEG]; `absent_seg_rate`: the same of phrases whose mask is empty,
-    None where there are none; `n`: how many answers; `fingerprint` of all their logits, which
+    None where there are none; `answers_alike`: Dice between the masks of two phrases of an image, and `truths_alike`
+    between their truths, None where no image has two; `n`: how many answers; `fingerprint` of all their logits, which
     do not repeat to the bit unless the weights that they come from do.
     """
     names = [name for name in rows[0] if name in metrics.METRICS]
@@ -79,6 +96,9 @@ def average(rows: Sequence[Row]) -> dict[str, float | int | str | None]:
     seg_rate = float(np.mean([row["says_seg"] for row in rows]))
     absent = [row["says_seg"] for row in rows if row["absent"]]
     rates = {"seg_rate": seg_rate, "absent_seg_rate": float(np.mean(absent)) if absent else None}
+    pairs = [row["alike"] for row in rows if row["alike"] is not None]
+    answers, truths = np.mean(pairs, axis=0).tolist() if pairs else (None, None)
+    rates |= {"answers_alike": answers, "truths_alike": truths}
     logits = "".join(sorted(f"{row['id']} {row['prompt']} {row['logits']}\n" for row in rows))
     fingerprint = hashlib.sha256(logits.encode()).hexdigest()[:16]
     return {**means, **rates, "n": len(rows), "fingerprint": fingerprint}
@@ -87,7 +107,7 @@ def average(rows: Sequence[Row]) -> dict[str, float | int | str | None]:
 def summarise(line: Mapping[str, Any]) -> str:
     """A line of `validation.jsonl` in words."""
     shown = [name for name in line if name in metrics.METRICS and name != "accuracy"]
-    shown += ["seg_rate", "absent_seg_rate"]
+    shown += ["seg_rate", "absent_seg_rate", "answers_alike", "truths_alike"]
     scores = "  ".join(f"{name} {line[name]:.3f}" for name in shown if line[name] is not None)
     return (
         f"validation at step {line['step']}: {scores}{'  (best checkpoint so far)' if line['best'] else ''}"

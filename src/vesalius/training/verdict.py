@@ -11,6 +11,11 @@ from vesalius.evaluation.metrics import METRICS
 BY_HEART = 0.9
 """Mean Dice from which on samples count as learnt by heart."""
 
+ALIKE = 0.9
+"""Mean Dice between the masks of two phrases from which on the phrase decides nothing, if their truths do differ."""
+APART = 0.5
+"""Mean Dice between two truths up to which they do."""
+
 Line = Mapping[str, Any]
 """A line of `validation.jsonl`."""
 
@@ -87,3 +92,14 @@ def compare_with_start(lines: Sequence[Line], metric: str) -> str | None:
     if _improves(best[metric], start[metric], metric):
         return f"better than its start: {told}"
     return f"NOT better than its start: {told}; train longer, lower optim.lr, or look at the data with vesalius check"
+
+
+def judge_phrases(line: Line) -> str | None:
+    """One sentence where a validation shows that the phrase does not decide the mask; None where it does, or nobody can tell."""
+    answers, truths = line["answers_alike"], line["truths_alike"]
+    if answers is None or answers < ALIKE or truths > APART:
+        return None
+    return (
+        f"THE PHRASE DECIDES NOTHING at step {line['step']}: the masks of two phrases of an image agree to a Dice of "
+        f"{answers:.2f}, their truths to {truths:.2f}; for phrases that the model has not learned yet set projector: fitted"
+    )

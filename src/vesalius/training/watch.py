@@ -27,6 +27,7 @@ from vesalius.training.verdict import (
     compare_with_start,
     is_best,
     judge_overfit,
+    judge_phrases,
     validations_since_best,
 )
 
@@ -116,6 +117,8 @@ def record(run: Run, line: Line) -> bool:
             f"{run.settings.validate_.metric} is defined in none of the {line['n']} answers: nothing is chosen by it; "
             "take another validate.metric, or data that have it (mm need spacing_mm)"
         )
+    if told := judge_phrases(line):
+        run.watch.on_note(told)
     return best
 
 
