@@ -72,17 +72,29 @@ def test_each_unit_of_both_layers_has_mean_0_and_variance_1(
             torch.testing.assert_close(outputs.std(dim=0), torch.ones(outputs.shape[1]), rtol=0, atol=1e-3)
 
 
-def test_states_are_those_of_training(
+def test_states_do_not_depend_on_how_many_phrases_are_read_at_once(
     opened: OpenedModel, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many phrases are read at once."""
     opened.model.eval()
     with torch.no_grad():
         whole = seg_states(opened, samples, PHRASES)
         monkeypatch.setattr(projector, "AT_ONCE", 4)
         torch.testing.assert_close(seg_states(opened, samples, PHRASES), whole, rtol=0, atol=1e-5)
-        alone = seg_states(opened, samples[1:], PHRASES[-1:])
-    torch.testing.assert_close(alone[0, 0], whole[1, -1], rtol=0, atol=1e-5)
+        alone = seg_states(opened, samples[:1], PHRASES[-1:])
+    torch.testing.assert_close(alone[0, 0], whole[0, -1], rtol=0, atol=1e-5)
+
+
+def test_other_words_of_the_question_move_a_prompt_less_than_another_phrase(
+    opened: OpenedModel, samples: list[Sample]
+) -> None:
+    questions = len(opened.processor.spec.prompt.questions)
+    fit_projector(opened, samples, CPU, seed=0)
+    with torch.no_grad():
+        states = seg_states(opened, samples[:1], PHRASES)[:questions]
+        prompts = opened.model.projector(states)
+    by_words = prompts.std(dim=0).norm(dim=-1).mean()
+    by_phrase = prompts.mean(dim=0).std(dim=0).norm()
+    assert by_words < 0.5 * by_phrase
 
 
 def test_the_same_seed_gives_the_same_projector(opened: OpenedModel, samples: list[Sample]) -> None:

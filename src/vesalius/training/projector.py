@@ -20,20 +20,20 @@ from vesalius.models.checkpoint import OpenedModel
 from vesalius.models.language import read_batch, run_questions
 from vesalius.types import Item, Sample
 
-IMAGES = 8
-"""Training images, spread over all, each asked about every phrase."""
+IMAGES = 12
+"""Training images, spread over all, each asked about every phrase, and each in other words."""
 AT_ONCE = 16
 """Phrases in one pass of the language model."""
 RIDGE = 1e-3
-"""Added to the variance of each direction, as a share of the mean one: directions that hold rounding alone stay small."""
+"""Added to the variance of each direction, as a share of the mean one: what is but rounding stays small."""
 
 
 def fit_projector(opened: OpenedModel, samples: Sequence[Sample], device: torch.device, seed: int) -> str:
     """Draw the projector again and fit it to the phrases of the samples; returns a sentence about what was found.
 
-    States are whitened, so that what little tells two phrases apart counts as much as anything; then each unit of both
-    layers gets mean 0 and variance 1 over them, as in Krähenbühl et al. 2016 (arXiv 1511.06856). Computes on `device`,
-    where the model stays. SettingError for fewer than two phrases; errors as for `load_item`.
+    What little tells two phrases apart comes to count as much as anything; then each unit of both layers gets mean 0
+    and variance 1 over the states, as in Krähenbühl et al. 2016 (arXiv 1511.06856). Computes on `device`, where the
+    model stays. SettingError for fewer than two phrases; errors as for `load_item`.
     """
     phrases = tuple(dict.fromkeys(phrase for sample in samples for phrase in sample.prompts))
     if len(phrases) < 2:
@@ -44,11 +44,11 @@ def fit_projector(opened: OpenedModel, samples: Sequence[Sample], device: torch.
     with torch.no_grad():
         before = seg_states(opened, samples, phrases)
         alike = _likeness(model.projector(before))
-        states = before.flatten(0, 1).float()
         draw = torch.Generator().manual_seed(seed)
         first, second = model.projector.linear_1, model.projector.linear_2
         _draw(first, draw)
-        first.weight.copy_(first.weight @ _whitening(states))
+        first.weight.copy_(first.weight @ _set_apart(before.float()))
+        states = before.flatten(0, 1).float()
         _standardise(first, states)
         _draw(second, draw)
         _standardise(second, torch.relu(first(states)))
@@ -60,32 +60,45 @@ def fit_projector(opened: OpenedModel, samples: Sequence[Sample], device: torch.
 
 
 def seg_states(opened: OpenedModel, samples: Sequence[Sample], phrases: Sequence[str]) -> torch.Tensor:
-    """float (i, n, hidden): what the projector reads of `IMAGES` of the samples and all phrases, answered with [SEG]."""
-    places = np.linspace(0, len(samples) - 1, min(IMAGES, len(samples))).round().astype(int)
+    """float (i, n, hidden): what the projector reads of `IMAGES` of the samples and all phrases, answered with [SEG].
+
+    The questions take turns: what differs between them must not look like what differs between phrases.
+    """
+    places = np.linspace(0, len(samples) - 1, IMAGES).round().astype(int)
     found = []
-    for place in places.tolist():
+    for draw, place in enumerate(places.tolist()):
         item = load_item(samples[place])
-        parts = (phrases[first : first + AT_ONCE] for first in range(0, len(phrases), AT_ONCE))
-        asked = [Item(item.id, item.frames, tuple(part)) for part in parts]
-        found.append(torch.cat([_states_of(opened, each) for each in asked]))
+        parts = [tuple(phrases[first : first + AT_ONCE]) for first in range(0, len(phrases), AT_ONCE)]
+        found.append(torch.cat([_states_of(opened, item, part, draw) for part in parts]))
     return torch.stack(found)
 
 
-def _states_of(opened: OpenedModel, item: Item) -> torch.Tensor:
-    """float (n, hidden): of the prompts of an item."""
+def _states_of(opened: OpenedModel, item: Item, phrases: tuple[str, ...], draw: int) -> torch.Tensor:
+    """float (n, hidden): of phrases about an image, all asked in the words that the draw picks."""
+    masks = np.zeros((len(phrases), 1, *item.size), dtype=np.bool_)
+    asked = Item(item.id, item.frames, phrases, masks)
     model = opened.model
-    batch = opened.processor([item], answered=True).to(model.projector.linear_1.weight.device)
+    batch = opened.processor.teach([asked], [draw] * len(phrases))
+    batch = batch.to(model.projector.linear_1.weight.device)
     inputs = read_batch(model.vlm, batch)
     states, _ = run_questions(model.vlm, inputs, batch, model.seg_before_norm, DynamicCache())
     return states.seg[batch.input_ids[:, -states.seg.shape[1] :] == model.seg_id]
 
 
-def _whitening(states: torch.Tensor) -> torch.Tensor:
-    """(hidden, hidden): after it states (m, hidden) have the same variance in each direction in which they differ."""
-    centred = (states - states.mean(dim=0)).double().cpu()
-    variances, directions = torch.linalg.eigh(centred.T @ centred / len(centred))
+def _set_apart(states: torch.Tensor) -> torch.Tensor:
+    """(hidden, hidden): what takes states (i, n, hidden) of n phrases to where phrases, and nothing else, lie apart.
+
+    All directions are whitened and then weighed by the share of their variance that is between phrases: that within
+    one, from image to image and from question to question, goes (as in Fisher's linear discriminant).
+    """
+    centred = (states - states.mean(dim=(0, 1))).double().cpu()
+    means = centred.mean(dim=0)
+    covariance = torch.einsum("ind,ine->de", centred, centred) / (centred.shape[0] * centred.shape[1])
+    variances, directions = torch.linalg.eigh(covariance)
     scales = (variances.clamp(min=0) + RIDGE * variances.mean()).rsqrt()
-    return (directions * scales @ directions.T).to(states)
+    whitening = directions * scales @ directions.T
+    between = whitening @ (means.T @ means / len(means)) @ whitening
+    return (between @ whitening).to(states)
 
 
 def _draw(layer: nn.Linear, draw: torch.Generator) -> None:
