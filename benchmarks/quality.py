@@ -54,6 +54,7 @@ from vesalius.types import Item, Prediction
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = {"tiny": ROOT / "recipes" / "arcade.yaml", "unet": ROOT / "recipes" / "unet.yaml"}
+SEGMENTS = ROOT / "recipes" / "segments.yaml"
 PRETRAINING = {"tiny": ROOT / "recipes" / "tiny.yaml", "unet": ROOT / "recipes" / "unet.yaml"}
 RATES = {"tiny": (1e-3, 1e-3), "unet": (2e-3, 1e-3)}
 """Learning rates from random weights, and from trained ones."""
@@ -143,7 +144,8 @@ def train_on(plan: Plan, question: str, kind: str, seed: int) -> Path:
     """The run of one kind and seed on one question."""
     start = begin(kind, None if question == "arcade_scratch" else pretrain(plan, kind))
     changes = [*start, *data_of(plan, question, kind)]
-    return train(plan, f"{question}-{kind}-{seed}", RECIPES[kind], plan.minutes, seed, changes)
+    recipe = SEGMENTS if question == "segments" else RECIPES[kind]
+    return train(plan, f"{question}-{kind}-{seed}", recipe, plan.minutes, seed, changes)
 
 
 def data_of(plan: Plan, question: str, kind: str) -> list[str]:
@@ -153,8 +155,6 @@ def data_of(plan: Plan, question: str, kind: str) -> list[str]:
     changes = [
         f"data.{part}={plan.data / 'arcade' / f'annotations.{part}.json'}" for part in ("train", "val")
     ]
-    if question == "segments":  # a mirrored left artery is no right one
-        changes += ["data.prompt=null", "augment.flip=0", "augment.flip_vertical=0"]
     limit = plan.limit or (10 if question == "segments" else None)
     return changes if limit is None else [*changes, f"validate.limit={limit}"]
 
@@ -172,7 +172,7 @@ def train_side_by_side(plan: Plan, questions: Sequence[str]) -> None:
 
     synthesise(plan)
     with ThreadPoolExecutor(len(RECIPES)) as pool:
-        list(pool.map(partial(pretrain, plan), RECIPES))
+        list(pool.map(partial(pretrain, plan), ["tiny"] if list(questions) == ["segments"] else RECIPES))
         list(pool.map(train_share, RECIPES, range(2)))
 
 
@@ -386,10 +386,12 @@ def main() -> None:
     before = read_json(args.json) if args.json.is_file() else {}
     same = before.get("settings") == plan.facts()
     result: dict[str, Any] = {name: before[name] for name in QUESTIONS if same and name in before}
+    commits = {name: before["commits"][name] for name in result}
     train_side_by_side(plan, args.only)
     for question in args.only:
         result[question] = ask_segments(plan) if question == "segments" else ask_vessels(plan, question)
-        facts = {"machine": machine, "settings": plan.facts(), "commit": commit(), "versions": versions()}
+        commits[question] = commit()
+        facts = {"machine": machine, "settings": plan.facts(), "commits": commits, "versions": versions()}
         write_json(args.json, {**result, **facts})
         keep_metrics(plan, args.json.with_suffix(""))
     print_table(result)

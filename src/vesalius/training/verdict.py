@@ -101,5 +101,6 @@ def judge_phrases(line: Line) -> str | None:
         return None
     return (
         f"THE PHRASE DECIDES NOTHING at step {line['step']}: the masks of two phrases of an image agree to a Dice of "
-        f"{answers:.2f}, their truths to {truths:.2f}; for phrases that the model has not learned yet set projector: fitted"
+        f"{answers:.2f}, their truths to {truths:.2f}; for phrases that the model has not learned yet set projector: fitted "
+        "and what_trains: decoder"
     )
