@@ -30,7 +30,6 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -40,6 +39,7 @@ import torch
 from PIL import Image
 
 from vesalius.data.dataset import DataSet, load_item, open_data_set
+from vesalius.data.source import read_json
 from vesalius.evaluation.statistics import bootstrap_interval
 from vesalius.files import write_json
 from vesalius.inference.folder import Segmenter
@@ -64,6 +64,8 @@ CHILD = re.compile(r"Image_(\d+)[LR]")
 WINDOW = 256
 """Side in pixels of the tiles in which `tiny` sees CHASE_DB1: half of its segmenter's input."""
 COMPARED = ("dice", "cldice")
+LONGER = 2.5
+"""Times as many minutes for the segments, where nobody competes."""
 THREADS = max(1, (os.cpu_count() or 1) // len(RECIPES))
 """Of a training."""
 
@@ -83,11 +85,6 @@ class Plan:
     def facts(self) -> dict[str, Any]:
         """All that decides about the numbers."""
         return {name: value for name, value in vars(self).items() if name not in ("data", "work")}
-
-
-def read_json(path: Path) -> Any:
-    """What a file holds."""
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def train(plan: Plan, name: str, recipe: Path, minutes: float, seed: int, changes: Sequence[str]) -> Path:
@@ -142,19 +139,18 @@ def begin(kind: str, trained: Path | None) -> list[str]:
 
 def train_on(plan: Plan, question: str, kind: str, seed: int) -> Path:
     """The run of one kind and seed on one question."""
-    start = begin(kind, None if question == "arcade_scratch" else pretrain(plan, kind))
-    changes = [*start, *data_of(plan, question, kind)]
-    recipe = SEGMENTS if question == "segments" else RECIPES[kind]
-    return train(plan, f"{question}-{kind}-{seed}", recipe, plan.minutes, seed, changes)
+    changes = begin(kind, None if question == "arcade_scratch" else pretrain(plan, kind))
+    changes += data_of(plan, question, kind)
+    recipe, times = (SEGMENTS, LONGER) if question == "segments" else (RECIPES[kind], 1)
+    return train(plan, f"{question}-{kind}-{seed}", recipe, times * plan.minutes, seed, changes)
 
 
 def data_of(plan: Plan, question: str, kind: str) -> list[str]:
     """Settings of a run that say what it is trained and validated on."""
     if question == "chase":
         return [f"data.train={write_chase(plan, kind)}", "data.val=null", f"data.prompt={PHRASE}"]
-    changes = [
-        f"data.{part}={plan.data / 'arcade' / f'annotations.{part}.json'}" for part in ("train", "val")
-    ]
+    arcade = plan.data / "arcade"
+    changes = [f"data.{part}={arcade / f'annotations.{part}.json'}" for part in ("train", "val")]
     limit = plan.limit or (10 if question == "segments" else None)
     return changes if limit is None else [*changes, f"validate.limit={limit}"]
 
@@ -172,7 +168,8 @@ def train_side_by_side(plan: Plan, questions: Sequence[str]) -> None:
 
     synthesise(plan)
     with ThreadPoolExecutor(len(RECIPES)) as pool:
-        list(pool.map(partial(pretrain, plan), ["tiny"] if list(questions) == ["segments"] else RECIPES))
+        kinds = ["tiny"] if set(questions) == {"segments"} else list(RECIPES)
+        list(pool.map(pretrain, [plan] * len(kinds), kinds))
         list(pool.map(train_share, RECIPES, range(2)))
 
 
@@ -186,8 +183,8 @@ def open_chase(plan: Plan, split: str) -> DataSet:
     """One part of CHASE_DB1; both eyes of a child are one group."""
     whole = open_data_set(plan.data / "chase_db1", prompt=PHRASE, group=CHILD.pattern)
     splits = read_json(plan.data / "chase_db1" / "manifest.json")
-    samples = [each for each in whole.samples if splits[each.id]["split_common"] == split]
-    part = replace(whole, name=f"chase_db1 {split}", samples=tuple(samples))
+    samples = tuple(each for each in whole.samples if splits[each.id]["split_common"] == split)
+    part = replace(whole, name=f"chase_db1 {split}", samples=samples)
     return part if plan.limit is None or split == "train" else part.first(plan.limit)
 
 

@@ -65,8 +65,6 @@ def train(
         if resume:
             overfit = card.lineage.get("overfit")
         train_set, val_set = _open_data(settings, overfit)
-        if not resume:
-            _fit_projector(settings, engine, learner, train_set, on_note)
         mixture = open_mixture(
             train_set.samples, settings.tasks, settings.data.questions, overfit is not None
         )
@@ -77,6 +75,7 @@ def train(
         if resume:
             card = _continue_card(settings, card, data)
         else:
+            _fit_projector(settings, engine, learner, train_set, on_note)
             begun = {"data": data, "overfit": overfit, "settings": settings.model_dump(mode="json")}
             card = _begin_card(card, {**origin, **begun}, images, looks)
         run = _prepare(
@@ -88,8 +87,7 @@ def train(
                 _continue(run, changes, on_note)
         elif engine.is_main:
             run_dir.create(_config_text(settings), _manifest(train_set, val_set, images), held)
-        if engine.is_main:
-            _open_trackers(run, held)
+        _open_trackers(run, held)
         engine.wait()
         run_loop(run)
         finish(run)
