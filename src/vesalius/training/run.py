@@ -343,7 +343,9 @@ def _prepare(
 
 
 def _open_trackers(run: Run, held: ExitStack) -> None:
-    """Open them until `held` is closed, and say where there are none."""
+    """Open them until `held` is closed, in the main process, and say where there are none."""
+    if not run.engine.is_main:
+        return
     settings = run.settings.model_dump(mode="json")
     trackers, note = open_trackers(run.settings.trackers, run.run_dir.path, settings, run.state.step)
     held.callback(trackers.close)
