@@ -19,9 +19,13 @@ from vesalius.training.verdict import best_line
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Of Okabe & Ito 2008, as in `visualisation.py`; each line has a dash or a mark of its own as well."""
 DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (1, 1)))
-MARKS = "osD^vP*"
+MARKS = "osD^vP*Xh"
 GREY = "#777777"
-RATES = {"seg_rate": "[SEG] rate", "absent_seg_rate": "[SEG] rate, absent"}
+RATES = {
+    "seg_rate": "[SEG] rate",
+    "absent_seg_rate": "[SEG] rate, absent",
+    "answers_alike": "Dice of two answers",
+}
 SMOOTHED = 25
 """A line is smoothed over that part of the run."""
 SPANS_LOG = 5
@@ -36,8 +40,10 @@ def draw_curves(steps: Lines, validations: Lines, path: Path, metric: str = "dic
     `steps` and `validations` are the lines of `log.jsonl` and `validation.jsonl`, whose losses may have any names;
     `metric` is the one whose best is marked. A panel without anything to draw says so.
     """
-    figure = Figure(figsize=(14, 8.5), layout="constrained")
+    figure = Figure(figsize=(14, 8.5))
     FigureCanvasAgg(figure)
+    # fixed: a layout that fits itself takes as long as drawing, at each validation
+    figure.subplots_adjust(left=0.06, right=0.94, bottom=0.12, top=0.95, wspace=0.22, hspace=0.44)
     ((loss, parts), (rate, scores)) = figure.subplots(2, 2)
     _draw_loss(loss, steps)
     _draw_parts(parts, steps)
@@ -154,4 +160,4 @@ def _finish(axes: Axes, title: str, values: Sequence[float] = ()) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
     handles, _ = axes.get_legend_handles_labels()
     if handles:
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.11), ncols=5, fontsize=9, frameon=False)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=5, fontsize=9, frameon=False)
