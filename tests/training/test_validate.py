@@ -1,10 +1,16 @@
 """The numbers of a validation, by hand."""
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from vesalius.evaluation.metrics import METRICS
-from vesalius.training.validate import _alike, _scores, average, summarise
+from vesalius.training.validate import _alike, _scores, average, score_answers, summarise
+from vesalius.types import Item, MaskFile, Prediction, Sample
 
 
 def square(low: int, high: int) -> np.ndarray:
@@ -69,3 +75,54 @@ def test_a_line_in_words_has_the_metric_that_was_asked_for() -> None:
         "(best checkpoint so far)"
     )
     assert "cldice" in METRICS
+
+
+class Answering:
+    """Gives a square for each phrase, and says of its own accord that what it would deny is there."""
+
+    batch = 2
+
+    def __init__(self, squares: dict[str, tuple[int, int]], denies: str = "") -> None:
+        self.squares, self.denies = squares, denies
+
+    def predict(self, items: Sequence[Item]) -> list[Prediction]:
+        return [
+            Prediction(
+                item.id,
+                prompt,
+                "ok",
+                item.size,
+                np.where(square(*self.squares[prompt]), 9, -9).astype(np.float32)[None],
+                input_size=40,
+                scores=(0.5,),
+                says_seg=prompt != self.denies,
+            )
+            for item in items
+            for prompt in item.prompts
+        ]
+
+
+def test_phrases_are_compared_within_an_image_and_as_they_are_scored(tmp_path: Path) -> None:
+    """Three images of the phrases "low" and "high", the last of which lacks "high"."""
+    samples = []
+    for number in range(3):
+        Image.new("L", (40, 40)).save(tmp_path / f"{number}.png")
+        masks = []
+        for name, place in (("low", (0, 10)), ("high", (20, 30))):
+            path = tmp_path / f"{number}-{name}.png"
+            there = square(*place) if (number, name) != (2, "high") else square(0, 0)
+            Image.fromarray(there.astype(np.uint8) * 255).save(path)
+            masks.append((MaskFile(path),))
+        samples.append(Sample(str(number), tmp_path / f"{number}.png", ("low", "high"), tuple(masks)))
+
+    def alike(**answers: Any) -> list[Any]:
+        segmenter: Any = Answering(**answers)
+        return [row["alike"] for row in score_answers(segmenter, samples)]
+
+    same = {"low": (0, 10), "high": (0, 10)}
+    assert alike(squares=same) == [None, (1.0, 0.0)] * 3
+    right = {"low": (0, 10), "high": (20, 30)}
+    assert alike(squares=right) == [None, (0.0, 0.0)] * 3
+    # a mask was forced on it for scoring; where there is no "high" it would have said so
+    assert alike(squares=same, denies="high")[-1] == (0.0, 0.0)
+    assert alike(squares=same, denies="high")[1] == (1.0, 0.0)

@@ -75,12 +75,21 @@ def test_overfit_ends_with_a_verdict() -> None:
     assert judge_overfit(lines(None)).startswith("not learnt by heart: no Dice could be computed")
 
 
-def test_a_phrase_that_decides_nothing_is_told_of() -> None:
-    def told(answers: float | None, truths: float | None) -> str | None:
-        return judge_phrases({"step": 30, "answers_alike": answers, "truths_alike": truths})
+def test_a_phrase_that_decides_nothing_is_told_of_once() -> None:
+    def line(answers: float | None, truths: float | None) -> dict[str, Any]:
+        return {"step": 30, "answers_alike": answers, "truths_alike": truths}
 
-    said = told(0.97, 0.02) or ""
-    assert said.startswith("THE PHRASE DECIDES NOTHING at step 30") and "0.97" in said and "0.02" in said
-    assert told(0.5, 0.02) is None
-    assert told(0.97, 0.95) is None, "two words for one thing"
-    assert told(None, None) is None, "one phrase an image"
+    def told(*lines: dict[str, Any], fitted: bool = False) -> str | None:
+        return judge_phrases(lines, fitted)
+
+    assert told(line(0.9, 0.5)) == (
+        "THE PHRASE DECIDES NOTHING at step 30: the masks of two phrases of an image agree to a Dice of 0.90, their truths "
+        "to 0.50; for phrases that the model has not learned set projector: fitted and what_trains: decoder"
+    )
+    assert "give it more steps" in (told(line(0.97, 0.02), fitted=True) or "")
+    assert told(line(0.89, 0.02)) is None
+    assert told(line(0.97, 0.51)) is None, "two words for one thing"
+    assert told(line(None, None)) is None, "one phrase an image"
+    assert told(line(0.97, 0.02), line(0.97, 0.02)) is None, "it was told of"
+    assert told(line(0.5, 0.02), line(0.97, 0.02)) is not None
+    assert told({"step": 30}, line(0.97, 0.02)) is not None, "a run that an earlier version began"

@@ -30,9 +30,7 @@ class WindowAttention(Sam2MultiScaleAttention):
         windows, height, width, _ = hidden_states.shape
         heads = self.num_attention_heads
         qkv = self.qkv(hidden_states).reshape(windows, height * width, 3 * heads, -1)
-        query, key, value = qkv.split(
-            heads, dim=2
-        )  # not five axes, whose gradients come back in another order
+        query, key, value = qkv.split(heads, dim=2)
         if self.query_stride:
             query = do_pool(query.reshape(windows, height, width, -1), self.query_stride)
             height, width = query.shape[1:3]

@@ -272,7 +272,7 @@ def _fit_projector(
     """Where the settings say so; a U-Net has none."""
     if settings.projector == "fitted" and isinstance(learner, TextSegLearner):
         device = torch.device("cpu") if engine.shards else engine.device
-        on_note(fit_projector(learner.opened, data.samples, device, settings.seed))
+        fit_projector(learner.opened, data.samples, device, settings.seed, on_note)
 
 
 def _open_model(settings: RunSettings, resume: bool) -> tuple[OpenedModel, dict[str, Any]]:

@@ -85,7 +85,7 @@ class RunSettings(Settings):
     start: Literal["weights", "random"] = "weights"
     """`random` takes only the shape of `model`, and new weights."""
     projector: Literal["kept", "fitted"] = "kept"
-    """`fitted` makes it anew, for the phrases of the data to lie apart from the first step: for two and more that the model
+    """`fitted` makes it anew, for the phrases of the data to lie apart from the first step: for two or more that the model
     has not learned yet."""
     data: TrainingData
     unet: UNetShape | None = None
@@ -121,6 +121,14 @@ class RunSettings(Settings):
         if len(given) != 1:
             raise ValueError(
                 f"give exactly one of steps, epochs and minutes; got {', '.join(given) or 'none'}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _phrases_can_be_set_apart(self) -> Self:
+        if self.projector == "fitted" and self.data.prompt is not None:
+            raise ValueError(
+                "projector: fitted sets phrases apart, but data.prompt makes one of all; leave one of them out"
             )
         return self
 

@@ -14,7 +14,9 @@ from vesalius.inference.folder import Segmenter
 from vesalius.types import Item, Prediction, Sample
 
 Row = dict[str, Any]
-"""`id`, `prompt`, `says_seg`, `absent`, `logits` (their SHA-256), `alike` and each metric of one answer."""
+"""`id`, `prompt`, `says_seg`, `absent`, `logits` (their SHA-256), `alike` and each metric of one answer.
+
+`alike`: Dice of its mask with that of the phrase before it about the same image, and the same of their truths; or None."""
 
 Watcher = Callable[[Item, Prediction, np.ndarray, Mapping[str, float | None]], None]
 """Shown each answer with its truth, bool (h, w), and scores."""
@@ -52,18 +54,19 @@ def score_answers(
                         "says_seg": prediction.says_seg,
                         "absent": absent,
                         "logits": hashlib.sha256(prediction.logits.tobytes()).hexdigest(),
-                        "alike": None if before is None else _alike(before, (prediction.mask, truth)),
+                        "alike": None if before is None else _alike(before, (guess, truth)),
                         **scores,
                     }
                 )
-                before = prediction.mask, truth
+                before = guess, truth
     return rows
 
 
 def _alike(
     one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]
 ) -> tuple[float, float] | None:
-    """Dice between the masks of two phrases of an image, and between their truths; None where both are empty."""
+    """Dice between the masks of two phrases of an image, and between their truths; None where both masks, or both truths,
+    are empty."""
     found = []
     for first, second in zip(one, other, strict=True):
         pixels = np.count_nonzero(first) + np.count_nonzero(second)
@@ -86,8 +89,8 @@ def average(rows: Sequence[Row]) -> dict[str, float | int | str | None]:
     """Mean of each metric over rows, None where it is defined in none; and six more.
 
     `seg_rate`: how often the model itself would say [SEG]; `absent_seg_rate`: the same of phrases whose mask is empty,
-    None where there are none; `answers_alike`: Dice between the masks of two phrases of an image, and `truths_alike`
-    between their truths, None where no image has two; `n`: how many answers; `fingerprint` of all their logits, which
+    None where there are none; `answers_alike`: Dice between the masks of a phrase and the one before it about
+    the same image, and `truths_alike` between their truths, without pairs of empty ones, None where there is no pair; `n`: how many answers; `fingerprint` of all their logits, which
     do not repeat to the bit unless the weights that they come from do.
     """
     names = [name for name in rows[0] if name in metrics.METRICS]

@@ -94,13 +94,23 @@ def compare_with_start(lines: Sequence[Line], metric: str) -> str | None:
     return f"NOT better than its start: {told}; train longer, lower optim.lr, or look at the data with vesalius check"
 
 
-def judge_phrases(line: Line) -> str | None:
-    """One sentence where a validation shows that the phrase does not decide the mask; None where it does, or nobody can tell."""
-    answers, truths = line["answers_alike"], line["truths_alike"]
-    if answers is None or answers < ALIKE or truths > APART:
+def judge_phrases(lines: Sequence[Line], fitted: bool) -> str | None:
+    """One sentence where the last validation shows that the phrase does not decide the mask, and the one before did not.
+
+    None where it does, or nobody can tell. `fitted`: the run has made its projector anew.
+    """
+    if not lines or not _ignores_phrases(lines[-1]) or (len(lines) > 1 and _ignores_phrases(lines[-2])):
         return None
+    line = lines[-1]
+    remedy = "give it more steps, and leave the language model as it is (what_trains: decoder)"
+    if not fitted:
+        remedy = "for phrases that the model has not learned set projector: fitted and what_trains: decoder"
     return (
         f"THE PHRASE DECIDES NOTHING at step {line['step']}: the masks of two phrases of an image agree to a Dice of "
-        f"{answers:.2f}, their truths to {truths:.2f}; for phrases that the model has not learned yet set projector: fitted "
-        "and what_trains: decoder"
+        f"{line['answers_alike']:.2f}, their truths to {line['truths_alike']:.2f}; {remedy}"
     )
+
+
+def _ignores_phrases(line: Line) -> bool:
+    answers, truths = line.get("answers_alike"), line.get("truths_alike")
+    return answers is not None and truths is not None and answers >= ALIKE and truths <= APART

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +76,8 @@ def begin(run: Run) -> None:
         return
     with readable(run.learner.module):
         start = look_at_start(run.learner, run.card, run.feed.samples, run.settings.batch)
+    if run.settings.projector == "fitted":
+        start = replace(start, fresh=True)
     run.watch.on_note(str(start))
     if run.val:
         record(run, measure(run))
@@ -117,7 +119,10 @@ def record(run: Run, line: Line) -> bool:
             f"{run.settings.validate_.metric} is defined in none of the {line['n']} answers: nothing is chosen by it; "
             "take another validate.metric, or data that have it (mm need spacing_mm)"
         )
-    if told := judge_phrases(line):
+    # a U-Net has no projector, and a channel for each phrase
+    if hasattr(run.learner.module, "projector") and (
+        told := judge_phrases(_lines(run), run.settings.projector == "fitted")
+    ):
         run.watch.on_note(told)
     return best
 
