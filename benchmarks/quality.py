@@ -6,9 +6,10 @@ DATA holds `arcade/` and `chase_db1/`. Four questions:
 
 arcade           both start from the same synthetic pre-training, which has seen none of these images
 arcade_scratch   both start from random weights
-chase            20 images of the retina to train on and 8 to test, cut by child, from the same pre-training; `tiny` in
-                 tiles: it trains on windows of half its input's side, as it predicts
-segments         `tiny` alone, asked for 25 named segments; and the same model asked for another segment each time
+chase            20 images of the retina to train on and 8 to test, cut by child, from the same pre-training; `tiny` trains
+                 and predicts in windows of half its input's side
+segments         `tiny` alone, 2.5 times as long, asked for 25 named segments, of which 23 occur in the training images; and
+                 the same model asked for another segment each time
 
 Every training is a process of its own, `vesalius train` with the recipe of its kind. The two kinds train side by side,
 each on half of the cores, so that whatever else the machine does disturbs both alike. Thresholds are found on `val` where
@@ -363,7 +364,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", type=Path, nargs="?", default=ROOT / ".." / "shared" / "data", metavar="DATA")
-    parser.add_argument("--minutes", type=float, default=6, help="of each training on real images")
+    parser.add_argument(
+        "--minutes", type=float, default=6, help="of each training on real images; segments: 2.5 times"
+    )
     parser.add_argument("--pretrain-minutes", type=float, default=14, help="of each on synthetic ones")
     parser.add_argument("--synthetic", type=int, default=1200, help="synthetic images")
     parser.add_argument("--seeds", type=int, default=3)
@@ -375,9 +378,10 @@ def main() -> None:
     paths = args.data.resolve(), args.work.resolve()
     plan = Plan(*paths, args.minutes, args.pretrain_minutes, args.synthetic, args.seeds, args.limit)
     begun = plan.work / "plan.json"
-    if begun.is_file() and read_json(begun) != plan.facts():
+    asked = {**plan.facts(), "commit": commit()}  # what one version has done is not another's
+    if begun.is_file() and read_json(begun) != asked:
         raise SystemExit(f"{plan.work}: was begun with {read_json(begun)}; take another --work")
-    write_json(begun, plan.facts())
+    write_json(begun, asked)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "gpu": gpu}
     before = read_json(args.json) if args.json.is_file() else {}

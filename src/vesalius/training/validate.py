@@ -110,7 +110,7 @@ def average(rows: Sequence[Row]) -> dict[str, float | int | str | None]:
 def summarise(line: Mapping[str, Any]) -> str:
     """A line of `validation.jsonl` in words."""
     shown = [name for name in line if name in metrics.METRICS and name != "accuracy"]
-    shown += ["seg_rate", "absent_seg_rate", "answers_alike", "truths_alike"]
+    shown += ["seg_rate", "absent_seg_rate"]
     scores = "  ".join(f"{name} {line[name]:.3f}" for name in shown if line[name] is not None)
     return (
         f"validation at step {line['step']}: {scores}{'  (best checkpoint so far)' if line['best'] else ''}"
