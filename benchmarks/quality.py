@@ -39,11 +39,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from shuffled import Shuffled
 from vesalius.data.dataset import DataSet, load_item, open_data_set
 from vesalius.data.source import read_json
 from vesalius.evaluation.statistics import bootstrap_interval
 from vesalius.files import write_json
-from vesalius.inference.folder import Segmenter
 from vesalius.inference.predictor import load_predictor
 from vesalius.inference.tiles import TileSettings, find_windows
 from vesalius.lineage import commit, versions
@@ -51,7 +51,6 @@ from vesalius.scoring.compare import compare
 from vesalius.scoring.evaluate import evaluate
 from vesalius.scoring.results import Evaluation, read_evaluation
 from vesalius.scoring.tune import find_threshold
-from vesalius.types import Item, Prediction
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = {"tiny": ROOT / "recipes" / "arcade.yaml", "unet": ROOT / "recipes" / "unet.yaml"}
@@ -280,31 +279,6 @@ def interval_of(found: Sequence[Evaluation], metric: str) -> list[float] | None:
     groups = [found[0].rows[key]["group"] for key in kept]
     interval = bootstrap_interval([mean(rows[key]) for key in kept], groups)
     return None if interval is None else [interval.low, interval.high]
-
-
-class Shuffled:
-    """The same model, asked for another phrase each time; its answers come back under the phrase that was meant."""
-
-    def __init__(self, segmenter: Segmenter, phrases: Sequence[str], seed: int) -> None:
-        self._segmenter = segmenter
-        order = np.random.default_rng(seed).permutation(len(phrases)).tolist()
-        # each is asked as the next one of a shuffled ring, and so never as itself
-        self.asked_as = {phrases[order[i - 1]]: phrases[order[i]] for i in range(len(order))}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._segmenter, name)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Those of the model, and what it was asked instead."""
-        return {**self._segmenter.settings, "asked_as": self.asked_as}
-
-    def predict(self, items: Sequence[Item]) -> list[Prediction]:
-        """The answers to other phrases, under those that were meant."""
-        asked = [replace(item, prompts=tuple(map(self.asked_as.__getitem__, item.prompts))) for item in items]
-        meant = [prompt for item in items for prompt in item.prompts]
-        answers = self._segmenter.predict(asked)
-        return [replace(each, prompt=prompt) for each, prompt in zip(answers, meant, strict=True)]
 
 
 def ask_segments(plan: Plan) -> dict[str, Any]:
