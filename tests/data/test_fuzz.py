@@ -8,7 +8,7 @@ from pathlib import Path
 from vesalius.data.formats import FORMATS
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-CASES = 300
+CASES = 150
 
 
 def test_no_damage_breaks_a_reader(tmp_path: Path) -> None:
