@@ -223,8 +223,11 @@ def test_questions_without_a_weight_are_refused(samples: list[Sample], tmp_path:
         Mixture(samples, TaskSettings(), talks(tmp_path, 1))
 
 
-def test_drawn_negatives_need_the_same_answer_as_annotated_ones() -> None:
-    with pytest.raises(
-        SettingError, match=r"recipe: negatives answer an absent phrase with words.*set absent: words"
-    ):
-        make_settings(TaskSettings, {"negatives": 0.2}, "recipe")
+def test_drawn_negatives_are_answered_as_annotated_ones(samples: list[Sample]) -> None:
+    for absent, places in (("mask", frozenset()), ("words", frozenset({0}))):
+        tasks = make_settings(TaskSettings, {"negatives": 1, "absent": absent}, "recipe")
+        mixture = Mixture(samples, tasks)
+        drawn = [number for number in range(len(mixture)) if mixture.task_of(number)[0] == "negatives"]
+        item = mixture.load(drawn[0], 0, 0, np.random.default_rng(0))
+        assert item.masks is not None and not item.masks.any()
+        assert item.absent == places

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Int64
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from vesalius.config import Settings
 from vesalius.data.dataset import epoch_order, load_item
@@ -35,8 +35,8 @@ class TaskSettings(Settings):
     """
 
     negatives: float = Field(default=0.0, ge=0, le=10)
-    """An image and a phrase of other images that it lacks: the answer says so, without [SEG]. Right where the
-    annotation is complete, so that a phrase that an image lacks is not in it."""
+    """An image and a phrase of other images that it lacks, answered as `absent` says. Right where the annotation is
+    complete, so that a phrase that an image lacks is not in it."""
     clips: float = Field(default=0.0, ge=0, le=10)
     """Several frames of one sequence: one [SEG] a phrase means its masks in all of them."""
     frames: int = Field(default=5, ge=2)
@@ -44,16 +44,8 @@ class TaskSettings(Settings):
     questions: float = Field(default=0.0, ge=0, le=10)
     """Conversations of `data.questions`, whose answers are learned."""
     absent: Literal["mask", "words"] = "mask"
-    """What a phrase that is annotated as absent is answered with: [SEG] and an empty mask, or words without [SEG]."""
-
-    @model_validator(mode="after")
-    def _absent_phrases_have_one_answer(self) -> Self:
-        if self.negatives and self.absent == "mask":
-            raise ValueError(
-                "negatives answer an absent phrase with words, but absent: mask with an empty mask; "
-                "set absent: words"
-            )
-        return self
+    """What a phrase that is absent, as annotated or drawn, is answered with: [SEG] and an empty mask, or words without
+    [SEG]."""
 
 
 @dataclass(frozen=True)
@@ -152,8 +144,7 @@ class Mixture:
         """The image with one phrase that it lacks."""
         others = [phrase for phrase in self.phrases if phrase not in sample.prompts]
         phrase = others[rng.integers(len(others))]
-        item = load_item(replace(sample, prompts=(phrase,), masks=((Absent(),),)))
-        return replace(item, absent=frozenset({0}))
+        return self._answered([replace(sample, prompts=(phrase,), masks=((Absent(),),))])
 
     @cached_property
     def phrases(self) -> tuple[str, ...]:
