@@ -83,6 +83,29 @@ def check_card(bundle: Path, line: dict[str, Any], data: Path) -> None:
     open_bundle(bundle)
 
 
+def test_a_run_says_once_that_the_phrase_decides_nothing(tmp_path: Path) -> None:
+    """Halves of the vessels, by names that say nothing to the model: one mask for both."""
+    write_data_set(tmp_path / "set", 2, seed=7, size=96)
+    path = tmp_path / "set/annotations.json"
+    entries = json.loads(path.read_text())
+    half = [[0, 0, 48, 0, 48, 96, 0, 96]], [[48, 0, 96, 0, 96, 96, 48, 96]]
+    for entry in entries:
+        entry["mask"], entry["text"] = list(half), ["blood vessel 1", "blood vessel 2"]
+    path.write_text(json.dumps(entries))
+    asked = settings(path, tmp_path / "run")
+    notes: list[str] = []
+    run = train(
+        asked.model_copy(update={"data": asked.data.model_copy(update={"prompt": None})}),
+        on_note=notes.append,
+    )
+    validations = lines(run)
+    assert {line["truths_alike"] for line in validations} == {0.0}
+    assert min(line["answers_alike"] for line in validations) > 0.9
+    (note,) = (note for note in notes if "THE PHRASE DECIDES NOTHING" in note)
+    assert "at step 0:" in note
+    assert note.endswith("set projector: fitted and what_trains: decoder")
+
+
 @pytest.mark.slow
 def test_a_run_with_averaged_weights_saves_the_mean_and_continues_exactly(data: Path, tmp_path: Path) -> None:
     changes = {"optim": {"lr": 1e-3, "warmup": 0.2, "ema": 0.9}, "start": "random"}
