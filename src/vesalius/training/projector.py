@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Int64
 from torch import nn
 from transformers.cache_utils import DynamicCache
 
@@ -23,7 +24,7 @@ from vesalius.types import Item, Sample
 MOST_PHRASES = 100
 """The first so many of the data are fitted to; what tells these apart serves for others, too."""
 QUESTIONS = 400
-"""So many are asked, or more: the fewer phrases, the more images. What varies between images is seen by them alone."""
+"""So many are asked, or more: the fewer phrases, the more images, of whose differences nothing else tells."""
 FEWEST_IMAGES = 12
 HELD_OUT = 4
 """One in so many images is not fitted to: it shows what has been reached."""
@@ -51,29 +52,31 @@ def fit_projector(
     as for `load_item`.
     """
     phrases = _phrases(samples)
-    count = max(FEWEST_IMAGES, QUESTIONS // len(phrases))
-    on_note(f"fitting a projector to {len(phrases)} phrases: each is asked about {count} images")
+    places = _places(len(samples), len(phrases), len(opened.processor.spec.prompt.questions))
+    distinct = np.unique(places)
+    on_note(f"fitting a projector to {len(phrases)} phrases, each asked about {len(distinct)} images")
+    shown = torch.from_numpy(np.isin(places, distinct[HELD_OUT - 1 :: HELD_OUT]))
     model = opened.model.to(device).eval()
     with torch.no_grad():
-        states = seg_states(opened, samples, phrases, count).float()
-        shown = torch.arange(count) % HELD_OUT == HELD_OUT - 1
-        before = likeness(model.projector(states[shown]))
+        states = seg_states(opened, [samples[place] for place in places], phrases).float()
+        fitted_to, others = states[~shown], states[shown] if shown.any() else states
+        before = likeness(model.projector(others))
         first, second = model.projector.linear_1, model.projector.linear_2
-        fitted_to = states[~shown]
         generator = torch.Generator().manual_seed(seed)
         for layer in (first, second):
             _redraw(layer, generator)
         first.weight.copy_(first.weight @ _set_apart(fitted_to))
         _standardise(first, fitted_to.flatten(0, 1))
         _standardise(second, torch.relu(first(fitted_to.flatten(0, 1))))
-        after = likeness(model.projector(states[shown]))
+        after = likeness(model.projector(others))
     if not np.isfinite(after):
         raise TrainingError(
             "projector: fitted cannot set the phrases apart: the language model answers all of them from one state"
         )
     on_note(
-        f"projector fitted: between the prompts of two phrases about an image that it was not fitted to, the mean cosine "
-        f"is {after:.2f}, and was {before:.2f}" + (": THEY ARE STILL ALIKE" if after > TOO_ALIKE else "")
+        f"projector fitted: the mean cosine between the prompts of two phrases is {after:.2f}, and was {before:.2f}"
+        + (", about images that it was not fitted to" if shown.any() else "")
+        + (": THEY ARE STILL ALIKE" if after > TOO_ALIKE else "")
     )
 
 
@@ -88,18 +91,21 @@ def _phrases(samples: Sequence[Sample]) -> tuple[str, ...]:
     return phrases[:MOST_PHRASES]
 
 
-def seg_states(
-    opened: OpenedModel, samples: Sequence[Sample], phrases: Sequence[str], count: int
-) -> torch.Tensor:
-    """float (count, n, hidden): what the projector reads of so many of the samples and all phrases, answered with [SEG].
+def _places(samples: int, phrases: int, questions: int) -> Int64[np.ndarray, " i"]:
+    """Which samples are asked about, spread over all; where they are few, each several times, but no question twice."""
+    count = min(max(FEWEST_IMAGES, QUESTIONS // phrases), samples * questions)
+    return np.linspace(0, samples - 1, count).round().astype(np.int64)
 
-    The samples are spread over all, and come again where there are fewer. The template's questions take turns, so that
-    what differs between them does not look like what differs between phrases.
+
+def seg_states(opened: OpenedModel, samples: Sequence[Sample], phrases: Sequence[str]) -> torch.Tensor:
+    """float (i, n, hidden): what the projector reads of i samples and n phrases, answered with [SEG].
+
+    The template's questions take turns, so that what differs between them does not look like what differs between
+    phrases.
     """
-    places = np.linspace(0, len(samples) - 1, count).round().astype(int)
     found = []
-    for which, place in enumerate(places.tolist()):
-        item = load_item(samples[place])
+    for which, sample in enumerate(samples):
+        item = load_item(sample)
         parts = [tuple(phrases[first : first + AT_ONCE]) for first in range(0, len(phrases), AT_ONCE)]
         asked = [Item(item.id, item.frames, part) for part in parts]
         found.append(torch.cat([_states_of(opened, each, which) for each in asked]))
