@@ -26,6 +26,7 @@ MOST_PHRASES = 100
 QUESTIONS = 400
 """So many are asked, or more: the fewer phrases, the more images, of whose differences nothing else tells."""
 FEWEST_IMAGES = 12
+"""However many phrases there are."""
 HELD_OUT = 4
 """One in so many images is not fitted to: it shows what has been reached."""
 AT_ONCE = 8

@@ -89,9 +89,10 @@ def average(rows: Sequence[Row]) -> dict[str, float | int | str | None]:
     """Mean of each metric over rows, None where it is defined in none; and six more.
 
     `seg_rate`: how often the model itself would say [SEG]; `absent_seg_rate`: the same of phrases whose mask is empty,
-    None where there are none; `answers_alike`: Dice between the masks of a phrase and the one before it about
-    the same image, and `truths_alike` between their truths, without pairs of empty ones, None where there is no pair; `n`: how many answers; `fingerprint` of all their logits, which
-    do not repeat to the bit unless the weights that they come from do.
+    None where there are none; `answers_alike`: Dice between the masks of a phrase and the one before it about the same
+    image, and `truths_alike` between their truths, without pairs of empty ones, None where there is no pair; `n`: how
+    many answers; `fingerprint` of all their logits, which do not repeat to the bit unless the weights that they come
+    from do.
     """
     names = [name for name in rows[0] if name in metrics.METRICS]
     values = {name: [row[name] for row in rows if row[name] is not None] for name in names}
