@@ -302,6 +302,7 @@ def ask_segments(plan: Plan) -> dict[str, Any]:
             "by_seed": [{"f1": one, "f1_shuffled": other} for one, other in rows],
             "phrases": len({prompt for sample in test.samples for prompt in sample.prompts}),
             "images": len(test.samples),
+            "minutes": LONGER * plan.minutes,
         }
     }
 
