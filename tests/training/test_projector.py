@@ -143,6 +143,15 @@ def test_the_same_seed_gives_the_same_projector(opened: OpenedModel, samples: li
     assert not torch.equal(fitted(3), fitted(4))
 
 
+def test_it_is_said_which_phrases_are_left_out(
+    opened: OpenedModel, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(projector, "MOST_PHRASES", 4)
+    notes: list[str] = []
+    fit_projector(opened, samples[:1], CPU, seed=0, on_note=notes.append)
+    assert notes[0] == "fitting a projector to the first 4 of 6 phrases, each asked about 1 images"
+
+
 def test_one_phrase_cannot_be_set_apart(opened: OpenedModel, samples: list[Sample]) -> None:
     one = [
         replace(each, prompts=(PHRASES[0], f" {PHRASES[0]} "), masks=((Absent(),),) * 2) for each in samples

@@ -52,10 +52,12 @@ def fit_projector(
     two phrases or a question that cannot be asked, TrainingError where the model does not tell them apart at all; errors
     as for `load_item`.
     """
-    phrases = _phrases(samples)
+    known = _phrases(samples)
+    phrases = known[:MOST_PHRASES]
     places = _places(len(samples), len(phrases), len(opened.processor.spec.prompt.questions))
     distinct = np.unique(places)
-    on_note(f"fitting a projector to {len(phrases)} phrases, each asked about {len(distinct)} images")
+    which = f"{len(phrases)}" if phrases == known else f"the first {len(phrases)} of {len(known)}"
+    on_note(f"fitting a projector to {which} phrases, each asked about {len(distinct)} images")
     shown = torch.from_numpy(np.isin(places, distinct[HELD_OUT - 1 :: HELD_OUT]))
     model = opened.model.to(device).eval()
     with torch.no_grad():
@@ -82,14 +84,14 @@ def fit_projector(
 
 
 def _phrases(samples: Sequence[Sample]) -> tuple[str, ...]:
-    """Those to fit to, without spaces around them, which no question has."""
+    """Those of the samples in order of first appearance, without spaces around them, which no question has."""
     phrases = tuple(dict.fromkeys(phrase.strip() for sample in samples for phrase in sample.prompts))
     if len(phrases) < 2:
         raise SettingError(
             f"projector: fitted sets phrases apart, but the training images have only {', '.join(phrases) or 'none'}; "
             "leave it out"
         )
-    return phrases[:MOST_PHRASES]
+    return phrases
 
 
 def _places(samples: int, phrases: int, questions: int) -> Int64[np.ndarray, " i"]:
