@@ -27,7 +27,7 @@ def bundle(tmp_path) -> Path:
 
 def test_copy_has_the_threshold_its_origin_and_the_same_weights(tmp_path, bundle):
     out = tmp_path / "tuned"
-    for name in ("train_state.pt", "average.pt", "README.md", "recipe.yaml"):
+    for name in ("optimiser.safetensors", "average.pt", "README.md", "recipe.yaml"):
         (bundle / name).write_bytes(b"much")
     (bundle / "source").mkdir(exist_ok=True)
     (bundle / "source" / "README.md").write_text("of the official folder")
@@ -40,7 +40,7 @@ def test_copy_has_the_threshold_its_origin_and_the_same_weights(tmp_path, bundle
     assert card.model_dump() | same == read_card(bundle).model_dump() | same
     assert fingerprint_model(out) == fingerprint_model(bundle)
     assert (bundle / CARD).read_bytes() == before
-    left = {Path("train_state.pt"), Path("average.pt"), Path("README.md")}
+    left = {Path("optimiser.safetensors"), Path("average.pt"), Path("README.md")}
     names = {path.relative_to(bundle) for path in bundle.rglob("*")} - left
     assert {path.relative_to(out) for path in out.rglob("*")} == names
 

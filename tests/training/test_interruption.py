@@ -333,10 +333,10 @@ def test_damaged_checkpoint_is_named_with_the_way_out(data: Path, tmp_path: Path
     run = train(settings(data, tmp_path / "run", **changes))
     if (run / "best").resolve() == (run / "last").resolve():
         pytest.skip("the last checkpoint is the best one")
-    state = run / "last" / "train_state.pt"
+    state = run / "last" / "optimiser.safetensors"
     state.write_bytes(state.read_bytes()[:1000])
     way_out = rf"; to go on from step-\d+, the best so far, point `last` to it: ln -sfn checkpoints/step-\d+ {run}/last"
-    with pytest.raises(TrainingError, match=rf"train_state.pt: cannot be read \(.*{way_out}"):
+    with pytest.raises(TrainingError, match=rf"optimiser.safetensors: cannot be read \(.*{way_out}"):
         train(settings(data, run, steps=5), resume=True)
     (run / "last" / "sam" / "model.safetensors").unlink()
     with pytest.raises(TrainingError, match=rf"/sam: cannot be opened .*{way_out}"):

@@ -13,12 +13,12 @@ from vesalius.files import prepare_folder, replacing, to_json
 from vesalius.models.cards import CARD, ThresholdOrigin, ViewGain, read_any_card
 from vesalius.models.checkpoint import find_model
 
+RUN_ONLY = {"train_state.json", "optimiser.safetensors", "average.pt", "README.md"}
+"""Of a checkpoint in a run: its state of training, and the README, which tells of the threshold before."""
+
 
 def _leave_out(bundle: str, folder: str, names: list[str]) -> set[str]:
-    """What is not copied: the state of training, and the README of the run, which tells of the threshold before."""
-    if folder != bundle:
-        return set()
-    return {name for name in names if name in ("average.pt", "README.md") or name.startswith("train_state.")}
+    return RUN_ONLY & set(names) if folder == bundle else set()
 
 
 def check_target(model: str | Path, out: Path | None) -> Path:

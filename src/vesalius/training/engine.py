@@ -6,8 +6,7 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -17,13 +16,11 @@ from accelerate.utils import (
     broadcast_object_list,
     gather_object,
 )
-from torch.distributed import ProcessGroup, checkpoint, group
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed import ProcessGroup, group
 
-from vesalius.errors import OutputError, SettingError, TrainingError
+from vesalius.errors import SettingError, TrainingError
 from vesalius.training.learner import Learner
-from vesalius.training.sharding import blocks_of, follow, is_sharded, name_groups, shard
+from vesalius.training.sharding import blocks_of, follow, name_groups, shard
 
 T = TypeVar("T")
 
@@ -32,9 +29,6 @@ _left: list[ProcessGroup | None] = []
 which may wait for Python to let go of a tensor (seen with torch 2.13); Python itself lets go without being locked."""
 
 WAYS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
-
-OPTIMISER, SHARDS = "train_state.pt", "train_state.shards"
-"""In a checkpoint: what the optimiser remembers, in a file; in a folder where the model was trained in shards."""
 
 
 @dataclass(frozen=True)
@@ -125,44 +119,6 @@ class Engine:
             _left.append(group.WORLD)
             self.accelerator.end_training()
 
-    def write_optimiser(self, folder: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer) -> None:
-        """Write what the optimiser remembers: the main process, or in shards each process its own. A collective."""
-        path = folder / (SHARDS if is_sharded(model) else OPTIMISER)
-        try:
-            if is_sharded(model):
-                checkpoint.save(_state_of(model, optimiser), checkpoint_id=path)
-            elif self.is_main:
-                torch.save(optimiser.state_dict(), path)
-        except (RuntimeError, CheckpointException) as error:  # what torch makes of a full disk
-            raise OutputError(f"{path}: cannot be written ({' '.join(str(error).split())[:200]})") from error
-
-    def read_optimiser(self, folder: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer) -> None:
-        """Load what `write_optimiser` wrote; TrainingError where it is damaged or of the other kind."""
-        path = folder / (SHARDS if is_sharded(model) else OPTIMISER)
-        if not path.exists() and (folder / SHARDS).exists() != is_sharded(model):
-            ways = ("in shards", "whole") if (folder / SHARDS).exists() else ("whole", "in shards")
-            raise TrainingError(
-                f"{folder}: was trained {ways[0]} and cannot continue {ways[1]}; start it as before"
-            )
-        try:
-            if is_sharded(model):
-                state = _state_of(model, optimiser)
-                checkpoint.load(state, checkpoint_id=path)
-                set_optimizer_state_dict(model, _inner(optimiser), state["optimiser"])
-            else:
-                optimiser.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
-        except (Exception, CheckpointException) as error:  # a broken file makes torch raise nearly anything
-            reason = " ".join(str(error).split())[:200]
-            raise TrainingError(f"{path}: cannot be read ({reason})") from error
-
-
-def _state_of(model: torch.nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
-    return {"optimiser": get_optimizer_state_dict(model, _inner(optimiser))}
-
-
-def _inner(optimiser: Any) -> torch.optim.Optimizer:
-    return getattr(optimiser, "optimizer", optimiser)  # Accelerate's wrapper is none for torch
-
 
 def asked(name: str) -> bool:
     """Whether a launcher set this variable to true."""
@@ -185,6 +141,11 @@ def start_engine(precision: str) -> Engine:
         raise SettingError(
             f"accelerate launch asks for {held} gradient accumulation steps; write optim.accumulate: {held} in the "
             "recipe and 1 in the launch configuration"
+        )
+    if asked("ACCELERATE_USE_DEEPSPEED"):
+        raise SettingError(
+            "accelerate launch asks for DeepSpeed, by which Vesalius does not train; recipes/accelerate/fsdp2.yaml "
+            "shards as ZeRO-3 does, and fsdp2-offload.yaml keeps the shards in the CPU's memory"
         )
     accelerator = Accelerator(
         mixed_precision=mixed,

@@ -244,7 +244,6 @@ def save(run: Run) -> None:
             run.engine,
             run.learner,
             card,
-            run.model,
             run.optimiser,
             run.state,
             lambda folder: write_beside(run, folder),

@@ -25,6 +25,7 @@ from vesalius.training.feed import Feed
 from vesalius.training.finder import Search, draw_search, find_rate
 from vesalius.training.learner import Learner, TextSegLearner
 from vesalius.training.loop import Run, run_loop
+from vesalius.training.optimiser_file import read_optimiser
 from vesalius.training.projector import fit_projector
 from vesalius.training.resumption import check_batches, find_changes
 from vesalius.training.rundir import RunDir, TrainState
@@ -174,7 +175,7 @@ def _continue(run: Run, changes: list[str], on_note: Callable[[str], None]) -> N
     """Bring a run to where its last checkpoint stands."""
     state = run.run_dir.read_state()
     check_batches(run.settings, state, run.engine)
-    run.engine.read_optimiser(run.run_dir.last(), run.model, run.optimiser)
+    read_optimiser(run.run_dir.last(), run.learner.module, run.optimiser)
     read_beside(run, run.run_dir.last())
     run.state, run.saved_step = state, state.step
     if run.engine.is_main:

@@ -20,6 +20,7 @@ from vesalius.models.cards import ModelCard
 from vesalius.models.checkpoint import ADAPTER, merged, open_bundle, write_bundle
 from vesalius.training.engine import Engine
 from vesalius.training.learner import Learner
+from vesalius.training.optimiser_file import write_optimiser
 from vesalius.training.sharding import whole
 
 STATE = "train_state.json"
@@ -97,7 +98,6 @@ class RunDir:
         engine: Engine,
         learner: Learner,
         card: ModelCard,
-        model: torch.nn.Module,
         optimiser: torch.optim.Optimizer,
         state: TrainState,
         also: Callable[[Path], None] = lambda folder: None,
@@ -116,7 +116,7 @@ class RunDir:
                     learner.write(aside, card, last.resolve() if last.exists() else None)
                     also(aside)
             engine.wait()
-            engine.write_optimiser(aside, model, optimiser)
+            write_optimiser(aside, learner.module, optimiser, engine.is_main)
             if engine.is_main:
                 write_json(aside / STATE, asdict(state))
                 _push_to_disk(aside)

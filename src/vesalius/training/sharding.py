@@ -93,19 +93,10 @@ def whole(module: torch.nn.Module, file: Path, is_main: bool) -> Iterator[None]:
     if not sharded:
         yield
         return
-    types = {name: TensorType(DTYPES[p.dtype], tuple(p.shape)) for name, p in sharded.items()}
+    write_whole(file, sharded, is_main)
     if not is_main:
-        for name in sorted(types, key=lambda name: -ITEM_BYTES[types[name].dtype]):  # as write_file asks
-            sharded[name].full_tensor()
         yield
         return
-
-    def read(name: str) -> Iterator[Block]:
-        tensor = sharded[name].full_tensor().detach().cpu().contiguous()
-        yield tensor.flatten().view(torch.uint8).numpy().data
-
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_file(file, types, read)
     try:
         with safe_open(file, framework="pt") as tensors:  # mapped, not read
             for name, parameter in sharded.items():
@@ -115,6 +106,29 @@ def whole(module: torch.nn.Module, file: Path, is_main: bool) -> Iterator[None]:
         for name, parameter in sharded.items():
             _put(module, name, parameter)
         file.unlink(missing_ok=True)
+
+
+def write_whole(file: Path, tensors: Mapping[str, torch.Tensor], is_main: bool) -> None:
+    """Write tensors to a new safetensors file, in the main process; those in shards are gathered one after the other.
+
+    A collective, of which no process needs more memory than for one tensor. OSError passes through.
+    """
+    types = {name: TensorType(DTYPES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()}
+
+    def read(name: str) -> Iterator[Block]:
+        block = _gathered(tensors[name]).detach().cpu().contiguous()
+        yield block.flatten().view(torch.uint8).numpy().data
+
+    if is_main:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_file(file, types, read)
+        return
+    for name in sorted(types, key=lambda name: -ITEM_BYTES[types[name].dtype]):  # as write_file asks
+        _gathered(tensors[name])
+
+
+def _gathered(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _put(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter) -> None:

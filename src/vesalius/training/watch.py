@@ -87,7 +87,8 @@ def _set_up_shards(run: Run) -> None:
     """FSDP2 sets itself up in the first pass through the whole model, which must be one of training."""
     run.learner.module.train()
     part = next(run.feed.steps(0, 0, 1)).parts[0]
-    run.learner.losses(run.model, part.batch.to(run.engine.device))
+    with readable(run.learner.module):  # which cuts up again what waits for a backward pass
+        run.learner.losses(run.model, part.batch.to(run.engine.device))
 
 
 def measure(run: Run) -> dict[str, Any]:

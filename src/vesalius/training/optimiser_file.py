@@ -1,0 +1,77 @@
+"""What the optimiser remembers, on disk: whole tensors by the names of their parameters, however these lie in memory.
+
+A run may therefore go on in another way than it began: in shards, in other shards, or whole. A safetensors file holds
+no code; torch's own format for what lies in shards is opened with pickle, which executes what a file says.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from vesalius.errors import CheckpointError, OutputError, TrainingError
+from vesalius.tensorfiles import read_places
+from vesalius.training.sharding import write_whole
+
+OPTIMISER = "optimiser.safetensors"
+"""Its name in a checkpoint. A tensor in it is called as its parameter, a colon, and what it is: `...weight:exp_avg`."""
+
+
+def write_optimiser(
+    folder: Path, module: torch.nn.Module, optimiser: torch.optim.Optimizer, is_main: bool
+) -> None:
+    """Write what is remembered of the module's parameters: the main process, tensor by tensor. A collective.
+
+    OutputError where the disk says no.
+    """
+    state = optimiser.state
+    tensors = {
+        f"{name}:{key}": value
+        for name, parameter in module.named_parameters()
+        for key, value in state.get(parameter, {}).items()
+    }
+    path = folder / OPTIMISER
+    try:
+        write_whole(path, tensors, is_main)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def read_optimiser(folder: Path, module: torch.nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    """Let the optimiser remember what `write_optimiser` wrote; each process reads it all and keeps its own part.
+
+    TrainingError where the file is damaged or is not about these parameters.
+    """
+    path = folder / OPTIMISER
+    parameters = dict(module.named_parameters())
+    moved = {id(p): n for n, p in enumerate(p for group in optimiser.param_groups for p in group["params"])}
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    try:
+        places = read_places(path)
+        with safe_open(path, framework="pt") as tensors:
+            for name, place in places.items():
+                of, _, key = name.rpartition(":")
+                parameter = parameters.get(of)
+                if (
+                    parameter is None
+                    or id(parameter) not in moved
+                    or place.shape not in ((), parameter.shape)
+                ):
+                    raise TrainingError(f"{path}: cannot be read ({name} is not of what trains here)")
+                state.setdefault(moved[id(parameter)], {})[key] = _lie_as(tensors.get_tensor(name), parameter)
+    except (CheckpointError, OSError, SafetensorError) as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise TrainingError(f"{path}: cannot be read ({reason})") from error
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+
+
+def _lie_as(tensor: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
+    """A copy of a tensor, in shards where its parameter lies in shards; a count of steps stays whole."""
+    if isinstance(parameter, DTensor) and tensor.ndim:
+        # each process has the whole of it, so nothing has to be sent
+        here = tensor.to(parameter.to_local().device)
+        return distribute_tensor(here, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return tensor.clone()
