@@ -16,6 +16,8 @@ from vesalius.training.settings import RunSettings
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 
+pytestmark = pytest.mark.usefixtures("small")
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:

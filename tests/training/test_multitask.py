@@ -18,6 +18,8 @@ from vesalius.training.settings import RunSettings
 
 TASKS = {"negatives": 0.2, "clips": 0.2, "frames": 2, "questions": 0.2, "absent": "words"}
 
+pytestmark = pytest.mark.usefixtures("small")
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
