@@ -119,7 +119,6 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.slow
 def test_two_processes_of_accelerate_launch_train_in_shards_and_resume_in_shards_or_whole(
     data: Path, alone: Path, tmp_path: Path
 ) -> None:
