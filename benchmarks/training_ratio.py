@@ -1,7 +1,7 @@
 """How long is an optimiser step of `tiny`, against an earlier version of this project?
 
-    git worktree add /tmp/before COMMIT
-    .venv/bin/python benchmarks/training_ratio.py --against /tmp/before [--rounds 5] [--batch 4] [--json FILE]
+    git worktree add ../before COMMIT
+    .venv/bin/python benchmarks/training_ratio.py --against ../before [--rounds 5] [--batch 4] [--json FILE]
 
 Both versions train everything that images pass through (`what_trains: full`), on the same synthetic images of 512 x 512
 with the same phrases, from the same weights, the earlier version's, each with AdamW as its own loop has it. Each runs in

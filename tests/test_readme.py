@@ -7,6 +7,7 @@ import shlex
 from argparse import ArgumentParser, _SubParsersAction
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,14 +71,18 @@ def verb_parsers(parser: ArgumentParser) -> dict[str, ArgumentParser]:
     return next(dict(action.choices) for action in parser._actions if isinstance(action, _SubParsersAction))
 
 
-def setting_names(kind: type[BaseModel], before: str = "") -> Iterator[str]:
-    """`optim.lr` for every setting that a recipe may hold."""
+def setting_defaults(kind: type[BaseModel], before: str = "") -> Iterator[tuple[str, Any]]:
+    """`optim.lr` and its default for every setting that a recipe may hold; ... where it must."""
     for name, field in kind.model_fields.items():
         key = before + (field.alias or name)
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from setting_names(field.annotation, f"{key}.")
+            yield from setting_defaults(field.annotation, f"{key}.")
         else:
-            yield key
+            yield key, ... if field.is_required() else field.get_default(call_default_factory=True)
+
+
+def setting_names(kind: type[BaseModel]) -> list[str]:
+    return [name for name, _ in setting_defaults(kind)]
 
 
 @pytest.mark.parametrize("readme", READMES)
@@ -166,6 +171,28 @@ def test_every_setting_of_a_recipe_is_explained(readme: str) -> None:
         r"`([a-z_.]+)`", "".join(re.findall(r"^\| `.*$", text_of(readme), re.MULTILINE)).lower()
     )
     assert [name for name in setting_names(RunSettings) if name not in explained] == []
+
+
+@pytest.mark.parametrize(("readme", "needed"), [("README.md", "needed"), ("README.zh-CN.md", "必填")])
+def test_defaults_in_the_table_of_settings_are_those_of_the_code(readme: str, needed: str) -> None:
+    defaults = dict(setting_defaults(RunSettings))
+    level = RunSettings.model_fields["what_trains"].default.level  # `what_trains: decoder` is short for it
+    defaults |= {"what_trains": level, "what_trains.level": level}
+    rows = re.findall(r"^\| (`[a-z_.]+`[^|]*) \| ([^|]*) \| [^|]* \|$", text_of(readme), re.MULTILINE)
+    told = {tuple(re.findall(r"`(.*?)`", first)): cell for first, cell in rows}
+    told = {names: cell for names, cell in told.items() if names[0] in defaults}
+    assert sorted(name for names in told for name in names) == sorted(defaults)
+    for names, cell in told.items():
+        values = [shown(defaults[name], needed) for name in names]
+        assert cell == (values[0] if len(set(values)) == 1 else ", ".join(values)), names
+
+
+def shown(value: Any, needed: str) -> str:
+    if value is None or value is ...:
+        return needed if value is ... else "–"
+    if isinstance(value, tuple):
+        return f"[{', '.join(shown(each, needed) for each in value)}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 @pytest.mark.parametrize("readme", READMES)

@@ -7,7 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-MODEL = "a bundle, a run folder, an official Sa2VA folder or its hub name, or tiny; rivals: a U-Net run, or frangi"
+MODEL = "a bundle, a run folder, an official Sa2VA folder or its hub name, or tiny; a U-Net run is a rival"
+RIVALS = f"{MODEL}, and so is frangi, a filter"
 
 
 def build_parser(verbs: dict[str, Any]) -> argparse.ArgumentParser:
@@ -137,7 +138,7 @@ def _runs(verb: argparse.ArgumentParser) -> None:
 
 
 def _predict(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("model", metavar="MODEL", help=MODEL)
+    verb.add_argument("model", metavar="MODEL", help=RIVALS)
     verb.add_argument(
         "images",
         type=Path,
@@ -180,7 +181,7 @@ def _predict(verb: argparse.ArgumentParser) -> None:
 
 def _evaluate(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
-        "model_and_data", nargs="+", metavar="[MODEL] DATA", help=f"MODEL: {MODEL}; DATA: {DATA}"
+        "model_and_data", nargs="+", metavar="[MODEL] DATA", help=f"MODEL: {RIVALS}; DATA: {DATA}"
     )
     verb.add_argument(
         "--predictions",

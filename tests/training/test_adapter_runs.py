@@ -9,6 +9,7 @@ import torch
 
 from vesalius.config import make_settings
 from vesalius.data.synth import write_data_set
+from vesalius.errors import TrainingError
 from vesalius.lineage import fingerprint_weights
 from vesalius.models.checkpoint import open_bundle, read_card
 from vesalius.training.run import train
@@ -46,6 +47,12 @@ def test_a_run_of_lora_ends_in_merged_weights_and_resumes_from_its_adapter(
         states = [each.model.vlm.model.language_model(prompts).last_hidden_state for each in (last, best)]
     torch.testing.assert_close(*states, rtol=1e-4, atol=1e-5)
     assert read_card(run / "best").step == 2
+
+    late = {"level": "tokens", "keep": "adapter"}
+    with pytest.raises(
+        TrainingError, match=r"keep: adapter comes too late, best \(step-000002-merged\) is merged"
+    ):
+        train(settings(data, run, what_trains=late), resume=True)
 
     longer = train(settings(data, run, steps=4), resume=True)
     whole = train(settings(data, tmp_path / "whole", steps=4))

@@ -8,7 +8,7 @@ from typing import Any
 from vesalius.config import read_settings
 from vesalius.errors import TrainingError
 from vesalius.training.engine import Engine
-from vesalius.training.rundir import TrainState
+from vesalius.training.rundir import MERGED, TrainState
 from vesalius.training.settings import RunSettings
 
 MAY_CHANGE = frozenset(
@@ -39,6 +39,12 @@ def find_changes(settings: RunSettings) -> list[str]:
         listed = ", ".join(f"{name} (it was {begun.get(name)})" for name in refused)
         raise TrainingError(
             f"{settings.out}: {listed} cannot change in a resumed run; start a new run from its checkpoint instead"
+        )
+    best = (settings.out / "best").resolve().name
+    if asked.get("what_trains.keep") == "adapter" and best.endswith(MERGED):
+        raise TrainingError(
+            f"{settings.out}: what_trains.keep: adapter comes too late, best ({best}) is merged; the adapter of the last "
+            f"step is still in {settings.out / 'last'}"
         )
     return [f"{name}: {asked.get(name)}; it was {begun.get(name)}" for name in changed]
 

@@ -24,7 +24,8 @@ from vesalius.training.optimiser_file import write_optimiser
 from vesalius.training.sharding import whole
 
 STATE = "train_state.json"
-CHECKPOINT = re.compile(r"step-\d{6,}(-merged)*")
+MERGED = "-merged"
+CHECKPOINT = re.compile(rf"step-\d{{6,}}({MERGED})*")
 
 
 @dataclass
@@ -135,7 +136,7 @@ class RunDir:
         best = (self.path / "best").resolve()
         if not (best / ADAPTER).is_dir():
             return
-        folder = best.with_name(f"{best.name}-merged")
+        folder = best.with_name(f"{best.name}{MERGED}")
         with replacing(folder) as aside:
             opened = merged(open_bundle(best))
             write_bundle(aside, opened, opened.card)
