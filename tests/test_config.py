@@ -62,6 +62,8 @@ def test_yaml_round_trip_writes_every_default(tmp_path: Path) -> None:
         ("steps: many", "steps: Input should be a valid integer"),
         ("[1, 2]", "must hold keys and values, not a list"),
         ("a: [", "is not YAML"),
+        ("steps: 1\nname: a\nsteps: 2", "is not YAML (steps stands there twice"),
+        ("optim: {lr: 1, lr: 2}", "is not YAML (lr stands there twice"),
         ("a: !!python/name:os.system", "is not YAML"),
     ],
 )

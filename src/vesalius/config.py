@@ -33,13 +33,26 @@ class Settings(BaseModel):
 S = TypeVar("S", bound=Settings)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML as `safe_load` reads it, but for a key that stands there twice, of which that would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for place, (key, _) in enumerate(node.value):
+            if names[place] in names[:place]:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{names[place]} stands there twice", problem_mark=key.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
 def read_settings(kind: type[S], path: Path, changes: Sequence[str] = ()) -> S:
     """Settings of `kind` from a YAML file, after `changes` such as `optim.lr=1e-4`.
 
     Raises SettingError that names the file and the field.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a kind of SafeLoader
     except OSError as error:
         raise SettingError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -22,7 +22,7 @@ from vesalius.data.images import (
     sample_id,
     stored_turned,
 )
-from vesalius.errors import AnnotationError, ImageError
+from vesalius.errors import AnnotationError, ImageError, InterruptionError
 
 RED = np.array([[[255, 0, 0], [0, 0, 0]], [[10, 20, 30], [255, 255, 255]]], dtype=np.uint8)
 GREY = np.array([[0, 7], [128, 255]], dtype=np.uint8)
@@ -125,6 +125,18 @@ def test_flipped_bytes_give_an_image_or_an_image_error(tmp_path: Path) -> None:
                 assert stored_turned(path) in (True, False)
             except ImageError as error:
                 assert str(path) in str(error)
+
+
+def test_a_signal_while_an_image_is_decoded_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(image: Image.Image) -> None:
+        raise InterruptionError("stopped by SIGTERM", 15)
+
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", stopped)
+    with pytest.raises(InterruptionError):
+        read_image(tmp_path / "a.png")
 
 
 def test_animations_are_refused(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ class Bright:
 
     threshold, threshold_origin = 0.5, {}
     training_images, training_looks, tuning_images = None, (), ()
+    trained_on_unknown = True
 
     def __init__(
         self, batch: int = 2, pause_s: float = 0.0, stop_at: str = "", fingerprint: str = "f" * 64

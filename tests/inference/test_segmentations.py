@@ -44,6 +44,7 @@ class Halves:
 
     batch, threshold, settings, threshold_origin = 2, 0.5, {}, {}
     training_images, training_looks, tuning_images = None, (), ()
+    trained_on_unknown = True
     card = {"name": "halves", "kind": "test", "fingerprint": "f" * 64, "step": None}  # noqa: RUF012
 
     def __init__(self, *failing: str) -> None:

@@ -42,6 +42,10 @@ class FakeSegmenter:
         self.calls: list[list[str]] = []
 
     @property
+    def trained_on_unknown(self) -> bool:
+        return self.training_images is None
+
+    @property
     def card(self) -> dict[str, Any]:
         return {"name": "fake", "kind": "fake", "fingerprint": self.fingerprint, "step": 7}
 

@@ -57,6 +57,7 @@ class Segmenter:
     batch, threshold, threshold_origin, settings = 2, 0.5, {}, {}
     card = {"name": "script", "kind": "script", "fingerprint": None, "step": None}
     training_images, training_looks, tuning_images = (), (), ()
+    trained_on_unknown = False
 
     def predict(self, items):
         return [

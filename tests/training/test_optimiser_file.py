@@ -59,10 +59,15 @@ def test_the_others_write_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_before_the_first_step_there_is_nothing_to_remember(tmp_path: Path) -> None:
-    write_optimiser(tmp_path, *made(0), is_main=True)
+@pytest.mark.parametrize("lacking", ["step", "exp_avg", "exp_avg_sq", ""])
+def test_a_file_that_lacks_something_is_refused(tmp_path: Path, lacking: str) -> None:
+    write_optimiser(tmp_path, *made(0, steps=1), is_main=True)
+    kept = {} if not lacking else load_file(tmp_path / OPTIMISER)
+    kept.pop(f"0.bias:{lacking}", None)
+    save_file(kept, tmp_path / OPTIMISER)
     module, optimiser = made(1)
-    read_optimiser(tmp_path, module, optimiser)
+    with pytest.raises(TrainingError, match="it lacks some of what AdamW remembers"):
+        read_optimiser(tmp_path, module, optimiser)
     assert len(optimiser.state) == 0
 
 
@@ -90,7 +95,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
     path = tmp_path / OPTIMISER
     write_optimiser(tmp_path, *made(0, steps=1), is_main=True)
     path.unlink() if damage == "missing" else path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(TrainingError, match=rf"^{path}: cannot be read \("):
+    with pytest.raises(TrainingError, match=rf"^{path}: cannot be read \((?!cannot)"):
         read_optimiser(tmp_path, *made(0))
 
 

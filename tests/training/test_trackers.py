@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vesalius.errors import MissingExtraError, SettingError
+from vesalius.errors import InterruptionError, MissingExtraError, SettingError
 from vesalius.training import trackers
-from vesalius.training.trackers import open_trackers
+from vesalius.training.trackers import Trackers, open_trackers
 
 pytest.importorskip("tensorboard")
 
@@ -61,3 +61,39 @@ def test_trackers_that_are_unknown_or_not_installed_are_refused(tmp_path: Path) 
     with pytest.raises(MissingExtraError, match="trackers: aim is not installed; pip install aim"):
         open_trackers(["aim"], tmp_path, {})
     assert open_trackers([], tmp_path, {})[1] is None
+
+
+class Broken:
+    name = "broken"
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        raise OSError(28, "No space left on device")
+
+
+class Working(Broken):
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self.steps.append(step)
+
+
+def test_one_that_fails_is_given_up_and_the_run_goes_on() -> None:
+    notes: list[str] = []
+    working = Working()
+    both = Trackers([Broken(), working], notes.append)  # type: ignore[list-item]
+    for step in (1, 2):
+        both.log_step({"step": step, "loss": 0.5})
+    assert working.steps == [1, 2]
+    assert notes == [
+        "broken failed and gets nothing more ([Errno 28] No space left on device); the run goes on without it"
+    ]
+
+
+def test_a_signal_is_not_taken_for_a_failure() -> None:
+    class Stopped(Broken):
+        def log(self, values: dict[str, float], step: int) -> None:
+            raise InterruptionError("stopped by SIGTERM", 15)
+
+    with pytest.raises(InterruptionError):
+        Trackers([Stopped()]).log_step({"step": 1, "loss": 0.5})  # type: ignore[list-item]

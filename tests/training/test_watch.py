@@ -163,7 +163,13 @@ def test_the_search_for_a_rate_leaves_a_picture_and_no_run(
 ) -> None:
     monkeypatch.setattr(finder, "STEPS", 4)
     shares: list[float] = []
-    found = search_rate(settings(data, tmp_path / "run"), tmp_path / "lr.png", on_progress=shares.append)
+    notes: list[str] = []
+    asked, picture = settings(data, tmp_path / "run"), tmp_path / "lr.png"
+    found = search_rate(asked, picture, on_note=notes.append, on_progress=shares.append)
+    assert notes[-2:] == [
+        str(found),
+        f"picture: {picture}",
+    ]  # it is told before anything can go wrong with a file
     assert found.rates == pytest.approx([1e-7, 2.1544e-05, 4.6416e-3, 1.0], rel=1e-4)
     assert [path.name for path in tmp_path.iterdir()] == ["lr.png"]
     assert shares == [0.25, 0.5, 0.75, 1.0]

@@ -190,7 +190,14 @@ def _write_configs(job: Conversion, folder: Path, **dtypes: torch.dtype) -> None
 def _write_card(job: Conversion, folder: Path, source: str, fingerprint: str) -> None:
     step = None if job.training is None else job.training.checkpoint.step
     lineage = {"converted_from": source, "fingerprint": fingerprint}
-    card = Card(spec=job.model.spec, step=step, lineage=lineage, training_images=None, versions=versions())
+    card = Card(
+        spec=job.model.spec,
+        step=step,
+        lineage=lineage,
+        training_images=None,
+        adapter=job.training is not None and job.training.keeps_adapter,
+        versions=versions(),
+    )
     (folder / CARD).write_text(to_json(card.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
 
 

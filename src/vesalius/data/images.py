@@ -10,7 +10,7 @@ from jaxtyping import Bool, Integer, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from vesalius.data import framefiles
-from vesalius.errors import AnnotationError, DataError, ImageError, SettingError
+from vesalius.errors import AnnotationError, ImageError, SettingError, VesaliusError
 from vesalius.masks import Size
 from vesalius.types import Value
 
@@ -142,7 +142,7 @@ def _decode(path: Path) -> Image.Image:
             _check_header(image, path)
             image.load()
             return image
-    except (DataError, MemoryError):
+    except (VesaliusError, MemoryError):  # a signal may end the run in here
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(

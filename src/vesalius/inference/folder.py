@@ -71,6 +71,10 @@ class Described(Protocol):
         """SHA-256 of the pixels of each image it was trained on; None where that is not known."""
 
     @property
+    def trained_on_unknown(self) -> bool:
+        """Whether it was, or may have been, trained on other images that nobody knows."""
+
+    @property
     def training_looks(self) -> Collection[str]:
         """Perceptual hash of each of them (`lineage.hash_look`), as far as they are known."""
 
@@ -296,6 +300,7 @@ def _about(segmenter: Described, prompts: Sequence[str], save: Sequence[str]) ->
     trained = segmenter.training_images
     lineage = {
         "training_images": None if trained is None else sorted(trained),
+        "trained_on_unknown": segmenter.trained_on_unknown,
         "training_looks": sorted(segmenter.training_looks),
         "tuning_images": sorted(segmenter.tuning_images),
     }

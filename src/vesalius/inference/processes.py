@@ -84,6 +84,7 @@ class Description:
     settings: dict[str, Any]
     threshold_origin: dict[str, Any]
     training_images: Collection[str] | None
+    trained_on_unknown: bool
     training_looks: Collection[str]
     tuning_images: Collection[str]
     cached: dict[str, int]
@@ -186,6 +187,7 @@ def _describe(order: Order) -> Description:
         settings=made.settings,
         threshold_origin=made.threshold_origin,
         training_images=made.training_images,
+        trained_on_unknown=made.trained_on_unknown,
         training_looks=made.training_looks,
         tuning_images=made.tuning_images,
         cached=count_cached(made),

@@ -91,6 +91,11 @@ class Rival(ABC):
         return self.bundle_card.training_images
 
     @property
+    def trained_on_unknown(self) -> bool:
+        """Whether they were trained on others, too, that nobody knows."""
+        return self.bundle_card.training_images is None or self.bundle_card.trained_on_unknown
+
+    @property
     def training_looks(self) -> tuple[str, ...]:
         """Perceptual hash of each of them."""
         return self.bundle_card.training_looks

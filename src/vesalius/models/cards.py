@@ -62,6 +62,9 @@ class ModelCard(Settings):
     training_images: tuple[str, ...] | None = ()
     """SHA-256 of the pixels of each image that the weights were trained on; None where nobody knows, as of official
     models."""
+    trained_on_unknown: bool = False
+    """Whether the weights were trained on other images, too, of which nobody knows: those of the official model with which
+    fine-tuning began."""
     training_looks: tuple[str, ...] = ()
     """Perceptual hash of each of them, by which near copies are found."""
     tuning_images: tuple[str, ...] = ()
@@ -76,6 +79,8 @@ class Card(ModelCard):
 
     kind: Literal["textseg"] = "textseg"
     spec: ModelSpec
+    adapter: bool = False
+    """Whether a LoRA lies beside the weights, in `adapter/`; without it they are another model."""
     quantised: Literal["4bit"] | None = None
     """What the matrices of the vision-language half were when the rest was trained over them, and are when it opens."""
 

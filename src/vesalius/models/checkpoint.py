@@ -152,6 +152,8 @@ def open_bundle(
     card = read_card(folder)
     processor = Processor(card.spec, _tokenizer(folder / "vlm"))
     has_adapter = (folder / ADAPTER).is_dir()
+    if card.adapter and not has_adapter:
+        raise CheckpointError(f"{folder / ADAPTER}: is missing; copy the model again")
     if has_adapter and isinstance(device, Mapping):
         raise CheckpointError(
             f"{folder}: a model that keeps a LoRA as an adapter cannot be spread over devices; "
@@ -352,7 +354,7 @@ def write_bundle(folder: Path, opened: OpenedModel, card: Card, like: Path | Non
         raise OutputError(f"{folder}: cannot be written ({error})") from error
     if opened.source is not None:
         opened.source.copy_to(folder / SOURCE)
-    card = card.changed(versions=versions(), quantised=kind)
+    card = card.changed(versions=versions(), quantised=kind, adapter=opened.has_adapter)
     (folder / CARD).write_text(to_json(card.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
 
 

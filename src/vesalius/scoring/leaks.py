@@ -19,7 +19,7 @@ class Leaks:
     """What was found, and the sentences that say so."""
 
     n_training: int | None
-    """Images that the model was trained on; None where it does not say which these are."""
+    """Images that the model was trained on; None where it does not say which these are, or not of all of them."""
     near: tuple[str, ...]
     """Ids of images that look nearly like one of them."""
     notes: tuple[str, ...]
@@ -56,17 +56,25 @@ def find_leaks(segmenter: Segmenter, samples: Sequence[Sample], allowed: bool) -
         raise DataError(
             f"{_found(seen, samples)} (first: {seen[0]}); evaluate on others, or add --allow-training-samples"
         )
-    unknown = segmenter.training_images is None
-    return Leaks(None if unknown else len(seen), tuple(near), tuple(_notes(unknown, seen, near, samples)))
+    unknown = segmenter.trained_on_unknown
+    notes = _notes(unknown, bool(trained), seen, near, samples)
+    return Leaks(None if unknown else len(seen), tuple(near), tuple(notes))
 
 
 def _found(seen: Sequence[str], samples: Sequence[Sample]) -> str:
     return f"{len(seen)} of {len(samples)} images are among those the model was trained on"
 
 
-def _notes(unknown: bool, seen: list[str], near: list[str], samples: Sequence[Sample]) -> list[str]:
+def _notes(
+    unknown: bool, some_known: bool, seen: list[str], near: list[str], samples: Sequence[Sample]
+) -> list[str]:
     notes = []
-    if unknown:
+    if unknown and some_known:
+        notes.append(
+            "The model says which images it was fine-tuned on, and none of these could be found among others that it was "
+            "trained on before: nobody knows those."
+        )
+    elif unknown:
         notes.append(
             "The model does not say which images it was trained on; none could be looked for among these."
         )

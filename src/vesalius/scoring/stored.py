@@ -107,6 +107,11 @@ class StoredPredictions:
         return self._run["lineage"].get("training_images")
 
     @property
+    def trained_on_unknown(self) -> bool:
+        """As `predict` noted it."""
+        return self._run["lineage"].get("trained_on_unknown", self.training_images is None)
+
+    @property
     def training_looks(self) -> Collection[str]:
         return self._run["lineage"].get("training_looks", ())
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
@@ -147,6 +148,8 @@ def start_engine(precision: str) -> Engine:
             "accelerate launch asks for DeepSpeed, by which Vesalius does not train; recipes/accelerate/fsdp2.yaml "
             "shards as ZeRO-3 does, and fsdp2-offload.yaml keeps the shards in the CPU's memory"
         )
+    if started == 1:  # an earlier run of this program may have had another precision
+        AcceleratorState._reset_state()
     accelerator = Accelerator(
         mixed_precision=mixed,
         cpu=True if started > 1 and not torch.cuda.is_available() else None,  # else each would train alone

@@ -20,9 +20,10 @@ from vesalius.training.engine import Engine
 from vesalius.training.feed import Feed, Part
 from vesalius.training.interruption import Interruption
 from vesalius.training.learner import Learner
-from vesalius.training.movement import MovementCheck
+from vesalius.training.movement import CHECKED_STEPS, MovementCheck
 from vesalius.training.rundir import RunDir, TrainState
 from vesalius.training.settings import RunSettings
+from vesalius.training.sharding import own_shard
 from vesalius.training.watch import Watch, begin, describe, draw, judge, measure, record, write_beside
 from vesalius.types import Sample
 
@@ -81,7 +82,9 @@ def run_loop(run: Run) -> None:
     begin(run)
     if run.state.step and run.state.validated == run.state.step:
         judge(run)  # the part of the run before may have ended early
-    check = MovementCheck(run.learner.groups, run.engine.anywhere) if run.state.step == 0 else None
+    # a run that was interrupted before it was checked is checked when it goes on
+    begun, checked = run.state.step, run.state.step >= CHECKED_STEPS
+    check = None if checked else MovementCheck(run.learner.groups, run.engine.anywhere)
     with Interruption(run.run_dir.path) as interruption:
         while True:
             if run.validation_is_due():
@@ -92,7 +95,7 @@ def run_loop(run: Run) -> None:
             if run.watch.ended or run.progress() >= 1:
                 break
             train_epoch(run, check, interruption)
-    if check is not None:
+    if check is not None and run.state.step > begun:
         check.verify_at_end()
 
 
@@ -104,7 +107,6 @@ def train_epoch(run: Run, check: MovementCheck | None, interruption: Interruptio
     for step in run.feed.steps(state.epoch, state.batch_in_epoch, accumulate):
         losses, norm = train_step(run, step.parts, check)
         took_s = run.engine.agree(time.perf_counter() - started)  # waiting for data included
-        started = time.perf_counter()
         if run.watch.average is not None:
             run.watch.average.update()
         state.trained_s += took_s
@@ -116,6 +118,7 @@ def train_epoch(run: Run, check: MovementCheck | None, interruption: Interruptio
         if check is not None:
             check.verify_when_due()
         stop_or_save(run, interruption)
+        started = time.perf_counter()  # what a checkpoint takes is no time of a step
         if run.progress() >= 1:
             break
 
@@ -237,7 +240,20 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def save(run: Run) -> None:
-    """Write a checkpoint, from which the run continues exactly. A collective."""
+    """Write a checkpoint, from which the run continues exactly. A collective.
+
+    TrainingError where a weight is no number, and the checkpoint before stays the last.
+    """
+    spoiled = [
+        name
+        for name, group in run.learner.groups.items()
+        if not all(bool(own_shard(parameter.detach()).isfinite().all()) for parameter in group)
+    ]
+    if run.engine.anywhere(bool(spoiled)):
+        raise TrainingError(
+            f"weights of {', '.join(spoiled) or 'another process'} became nan or infinite by step {run.state.step}, which is "
+            "not saved: lower optim.lr"
+        )
     card = run.card.changed(step=run.state.step)
     with run.watch.averaged():
         run.run_dir.save(
@@ -255,7 +271,7 @@ def validate_run(run: Run) -> None:
     """Validate the checkpoint just saved and write the line; the best one is the best by the metric. A collective."""
     line = measure(run) if run.val else None
     # validated before on data that are not there any more, a run keeps the best of then
-    best = record(run, line) if line is not None else not run.run_dir.validation.exists()
+    best = record(run, line) if line is not None else not run.run_dir.lines(run.run_dir.validation)
     run.state.validated = run.state.step
     if run.engine.is_main:
         describe(run, run.run_dir.last(), line)

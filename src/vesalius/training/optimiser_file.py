@@ -18,6 +18,8 @@ from vesalius.training.sharding import write_whole
 
 OPTIMISER = "optimiser.safetensors"
 """Its name in a checkpoint. A tensor in it is called as its parameter, a colon, and what it is: `...weight:exp_avg`."""
+REMEMBERED = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW remembers of each parameter that ever had a gradient."""
 
 
 def write_optimiser(
@@ -55,17 +57,21 @@ def read_optimiser(folder: Path, module: torch.nn.Module, optimiser: torch.optim
             for name, place in places.items():
                 of, _, key = name.rpartition(":")
                 parameter = parameters.get(of)
-                if (
-                    parameter is None
-                    or id(parameter) not in moved
-                    or place.shape not in ((), parameter.shape)
-                ):
+                number = moved.get(id(parameter))
+                if parameter is None or number is None or place.shape != _shapes(parameter).get(key):
                     raise TrainingError(f"{path}: cannot be read ({name} is not of what trains here)")
-                state.setdefault(moved[id(parameter)], {})[key] = _lie_as(tensors.get_tensor(name), parameter)
+                state.setdefault(number, {})[key] = _lie_as(tensors.get_tensor(name), parameter)
     except (CheckpointError, OSError, SafetensorError) as error:
-        reason = str(error).removeprefix(f"{path}: ")
+        reason = str(error).removeprefix(f"{path}: ").removeprefix("cannot be read (").removesuffix(")")
         raise TrainingError(f"{path}: cannot be read ({reason})") from error
+    if not state or any(len(remembered) != len(REMEMBERED) for remembered in state.values()):
+        raise TrainingError(f"{path}: cannot be read (it lacks some of what AdamW remembers of a parameter)")
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+
+
+def _shapes(parameter: torch.nn.Parameter) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of what AdamW remembers of a parameter: a count of steps, and two averages."""
+    return {name: () if name == "step" else tuple(parameter.shape) for name in REMEMBERED}
 
 
 def _lie_as(tensor: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:

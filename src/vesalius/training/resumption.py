@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from vesalius.config import read_settings
+from vesalius.config import make_settings
 from vesalius.errors import TrainingError
+from vesalius.models.cards import read_any_card
 from vesalius.training.engine import Engine
 from vesalius.training.rundir import MERGED, TrainState
 from vesalius.training.settings import RunSettings
@@ -31,8 +32,10 @@ MAY_CHANGE = frozenset(
 
 def find_changes(settings: RunSettings) -> list[str]:
     """A sentence for each setting that is not as the run began, but may change; TrainingError for the others."""
-    begun = dict(_flat(read_settings(RunSettings, settings.out / "config.yaml").model_dump(by_alias=True)))
-    asked = dict(_flat(settings.model_dump(by_alias=True)))
+    last = settings.out / "last"
+    told = read_any_card(last).lineage["settings"]  # not config.yaml, which invites to be edited
+    begun = dict(_flat(make_settings(RunSettings, told, str(last)).model_dump()))
+    asked = dict(_flat(settings.model_dump()))
     changed = [name for name in {**begun, **asked} if begun.get(name) != asked.get(name) and name != "out"]
     refused = [name for name in changed if not {name, name.partition(".")[0]} & MAY_CHANGE]
     if refused:

@@ -13,9 +13,9 @@ from vesalius.config import read_settings
 from vesalius.data.augment import AugmentSettings
 from vesalius.data.dataset import DataSet, load_item, open_data_set
 from vesalius.errors import SettingError, TrainingError
-from vesalius.files import write_text
+from vesalius.files import check_outside, write_text
 from vesalius.lineage import commit, fingerprint_samples, hash_look, hash_pixels, versions
-from vesalius.models.cards import ModelCard, ThresholdOrigin
+from vesalius.models.cards import CARD, ModelCard, ThresholdOrigin
 from vesalius.models.checkpoint import OpenedModel, find_model, merged, new_model, open_model
 from vesalius.models.stored import fingerprint_model
 from vesalius.models.token_rows import new_tokens
@@ -60,8 +60,8 @@ def train(
             run_dir.last()
         if engine.is_main:
             run_dir.hold(held) if resume else run_dir.check_new()
-        changes = find_changes(settings) if resume else []
         with run_dir.reading_last() if resume else nullcontext():
+            changes = find_changes(settings) if resume else []
             learner, card, origin = _open_learner(settings, resume, overfit, on_note)
         if resume:
             overfit = card.lineage.get("overfit")
@@ -114,9 +114,10 @@ def search_rate(
     mixture = open_mixture(train_set.samples, settings.tasks, settings.data.questions, False)
     ignored = RunDir(settings.out), None, _say_nothing, _say_nothing
     found = find_rate(_prepare(settings, engine, learner, card, mixture, None, *ignored), on_progress)
+    on_note(str(found))
     if engine.is_main:
         draw_search(found, picture)
-    on_note(f"{found}; picture: {picture}")
+    on_note(f"picture: {picture}")
     engine.close()
     return found
 
@@ -146,6 +147,7 @@ def _begin_card(
         lineage=lineage,
         # what the starting weights have seen, these have seen too
         training_images=tuple(sorted({*(card.training_images or ()), *images.values()})),
+        trained_on_unknown=card.trained_on_unknown or card.training_images is None,
         training_looks=tuple(sorted({*card.training_looks, *looks})),
         **UNTUNED,
     )
@@ -168,7 +170,8 @@ def _continue_card(settings: RunSettings, card: ModelCard, data: str) -> ModelCa
             "questions); "
             "start a new run from its checkpoint instead"
         )
-    return card.changed(**UNTUNED)
+    lineage = {**card.lineage, "settings": settings.model_dump(mode="json")}
+    return card.changed(lineage=lineage, **UNTUNED)
 
 
 def _continue(run: Run, changes: list[str], on_note: Callable[[str], None]) -> None:
@@ -180,9 +183,10 @@ def _continue(run: Run, changes: list[str], on_note: Callable[[str], None]) -> N
     run.state, run.saved_step = state, state.step
     if run.engine.is_main:
         run.run_dir.rewind(state)
-        if changes:
-            write_text(run.run_dir.path / "config.yaml", _config_text(run.settings))
+        write_text(run.run_dir.path / "config.yaml", _config_text(run.settings))
     on_note(f"resumed at step {state.step}")
+    if run.val and state.validated and not run.run_dir.lines(run.run_dir.validation):
+        on_note("no validation is kept: `best` is chosen among those that come now")
     for change in changes:
         on_note(f"changed: {change}")
 
@@ -220,18 +224,32 @@ def _read_all(
 
 
 def read_run_settings(recipe: Path, changes: list[str]) -> RunSettings:
-    """The settings of a recipe, or of a run folder's `config.yaml`, after `changes` such as `optim.lr=1e-4`."""
+    """The settings of a recipe, or of a run folder's `config.yaml`, after `changes` such as `optim.lr=1e-4`.
+
+    SettingError as for `read_settings`, for a checkpoint in the place of its run, and for another `out` of a run.
+    """
+    if recipe.is_dir() and (recipe / CARD).is_file():
+        raise SettingError(f"{recipe}: is a checkpoint; name its run, in which it is last or best")
+    if recipe.is_dir() and any(change.startswith("out=") for change in changes):
+        raise SettingError(f"{recipe}: a run goes on in its own folder; leave out out=")
     return read_settings(RunSettings, recipe / "config.yaml" if recipe.is_dir() else recipe, changes)
 
 
 def _open_data(settings: RunSettings, overfit: int | None) -> tuple[DataSet, DataSet | None]:
     prompt = settings.data.prompt
+    for place in (settings.data.train, settings.data.val):
+        if place is not None and place.is_dir():  # its reader would meet the run's pictures
+            check_outside(settings.out, place)
     train_set = open_data_set(
         settings.data.train, split=_split_at(settings.data.train, "train"), prompt=prompt
     ).annotated()
     if overfit is not None:
         if overfit < 1:
             raise SettingError(f"--overfit must be at least 1; got {overfit}")
+        if overfit > len(train_set.samples):
+            raise SettingError(
+                f"--overfit {overfit}: there are only {len(train_set.samples)} training images"
+            )
         train_set = train_set.first(overfit)
         return train_set, train_set
     if settings.data.val is None:
@@ -264,6 +282,8 @@ def _open_learner(
     opened, origin = _open_model(settings, resume)
     tokens = new_tokens(opened.processor.tokenizer)
     groups = set_trainable(opened.model, settings.what_trains, tokens, settings.seed)
+    if idle := [name for name in settings.optim.factors if name not in groups]:
+        on_note(f"optim.factors: {', '.join(idle)} does not train, so that its factor takes no part")
     return TextSegLearner(opened, groups, settings.loss), opened.card, origin
 
 
@@ -279,6 +299,10 @@ def _fit_projector(
 def _open_model(settings: RunSettings, resume: bool) -> tuple[OpenedModel, dict[str, Any]]:
     """The model to start from, and where it comes from."""
     if settings.start == "random" and not resume:
+        if Path(settings.model).is_dir():
+            raise SettingError(
+                f"start: random makes new weights of tiny alone; {settings.model} has its own: leave it out"
+            )
         return new_model(settings.model, settings.seed), {"start": f"random weights, seed {settings.seed}"}
     folder = RunDir(settings.out).last() if resume else find_model(settings.model)
     opened = open_model(folder)
@@ -348,7 +372,9 @@ def _open_trackers(run: Run, held: ExitStack) -> None:
     if not run.engine.is_main:
         return
     settings = run.settings.model_dump(mode="json")
-    trackers, note = open_trackers(run.settings.trackers, run.run_dir.path, settings, run.state.step)
+    trackers, note = open_trackers(
+        run.settings.trackers, run.run_dir.path, settings, run.state.step, run.watch.on_note
+    )
     held.callback(trackers.close)
     run.watch.trackers = trackers
     if note is not None:

@@ -67,9 +67,9 @@ class RunDir:
         if self.path.exists() and not self.path.is_dir():
             raise OutputError(f"{self.path}: is a file; choose another `out`")
         if self.path.exists() and any(self.path.iterdir()):
-            raise OutputError(
-                f"{self.path}: is not empty; choose another `out`, or continue it with --resume {self.path}"
-            )
+            begun = (self.path / "last").exists()
+            more = f", or continue it with --resume {self.path}" if begun else ""
+            raise OutputError(f"{self.path}: is not empty; choose another `out`{more}")
 
     def append(self, file: Path, line: Mapping[str, Any]) -> None:
         """Add one line of JSON to a log."""
@@ -83,12 +83,16 @@ class RunDir:
         """The lines of a log; none where it does not exist. A last line that a crash cut short does not count."""
         if not file.exists():
             return []
-        text = file.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]
         try:
-            return [json.loads(line) for line in whole.splitlines()]
-        except ValueError as error:
-            raise TrainingError(f"{file}: holds a line that is not JSON; mend or remove it") from error
+            text = file.read_text(encoding="utf-8")
+            lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+            if not all(isinstance(line["step"], int) for line in lines):
+                raise ValueError
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise TrainingError(
+                f"{file}: holds a line that is no JSON with a step; mend or remove the line"
+            ) from error
+        return lines
 
     def hold(self, held: ExitStack) -> None:
         """Hold an existing run folder until `held` is closed; OutputError where another process trains in it."""
@@ -120,7 +124,8 @@ class RunDir:
             write_optimiser(aside, learner.module, optimiser, engine.is_main)
             if engine.is_main:
                 write_json(aside / STATE, asdict(state))
-                _push_to_disk(aside)
+                for path in (*aside.rglob("*"), aside):
+                    _push_to_disk(path)
             engine.wait()
         if engine.is_main:
             self._point("last", folder)
@@ -150,6 +155,8 @@ class RunDir:
             link.unlink(missing_ok=True)
             link.symlink_to(os.path.relpath(folder.resolve(), self.path.resolve()))
             link.replace(self.path / name)
+            _push_to_disk(folder.parent)
+            _push_to_disk(self.path)
         except OSError as error:
             raise OutputError(f"{self.path / name}: cannot be written ({error.strerror})") from error
         kept = {(self.path / each).resolve() for each in ("last", "best")}
@@ -162,6 +169,12 @@ class RunDir:
         last = self.path / "last"
         if not last.exists():
             raise TrainingError(f"{self.path}: has no checkpoint to resume from{self._way_out()}")
+        for link in (last, self.path / "best"):
+            if link.exists() and not link.is_symlink():
+                raise TrainingError(
+                    f"{link}: is a folder where a run has a link, as a copy that follows links makes it; copy the run "
+                    "with cp -a or rsync -a"
+                )
         return last
 
     @contextmanager
@@ -177,8 +190,9 @@ class RunDir:
         if not (best / STATE).exists() or best.resolve() == last.resolve():
             return ""
         return (
-            f"; to go on from {best.resolve().name}, the best so far, point `last` to it: "
-            f"ln -sfn {best.readlink()} {last}"
+            "; a half that does not train is one file in all checkpoints, to be copied from the model with which the run began; "
+            f"to go on from {best.resolve().name}, the best so far, point `last` to it: "
+            f"ln -sfn {os.path.relpath(best.resolve(), self.path.resolve())} {last}"
         )
 
     def read_state(self) -> TrainState:
@@ -194,6 +208,8 @@ class RunDir:
     def rewind(self, state: TrainState) -> None:
         """Drop the log's lines of steps after the last checkpoint, and what a killed process left half written."""
         for file, step in ((self.log, state.step), (self.validation, state.validated)):
+            if not file.exists():  # a run without validations has none
+                continue
             kept = [line for line in self.lines(file) if line["step"] <= step]
             write_text(file, "".join(to_json(line) + "\n" for line in kept))
         (self.path / "failure.json").unlink(missing_ok=True)
@@ -205,11 +221,10 @@ class RunDir:
                     debris.unlink(missing_ok=True)
 
 
-def _push_to_disk(folder: Path) -> None:
-    """Wait until the files of a folder are where a power cut leaves them."""
-    for path in (*(path for path in folder.rglob("*") if path.is_file()), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _push_to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are where a power cut leaves them."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from PIL import Image
 
-from vesalius.errors import MissingExtraError, SettingError
+from vesalius.errors import MissingExtraError, SettingError, VesaliusError
 from vesalius.training.runs import flat
 
 DEFAULT = "tensorboard"
@@ -20,10 +20,18 @@ WITH_FOLDER = {"wandb": "dir", "mlflow": "logging_dir"}
 
 
 class Trackers:
-    """Those that are open. Each gets the numbers of `log.jsonl` and `validation.jsonl` under the same names."""
+    """Those that are open. Each gets the numbers of `log.jsonl` and `validation.jsonl` under the same names.
 
-    def __init__(self, open_ones: Sequence[GeneralTracker] = ()) -> None:
+    One that fails is given up with a note, and training goes on: all that it shows is in the run folder, too.
+    """
+
+    def __init__(
+        self,
+        open_ones: Sequence[GeneralTracker] = (),
+        on_note: Callable[[str], None] = lambda note: None,
+    ) -> None:
         self._open = list(open_ones)
+        self._on_note = on_note
 
     def log_step(self, line: Mapping[str, Any]) -> None:
         """A line of `log.jsonl`."""
@@ -35,16 +43,18 @@ class Trackers:
 
     def log_sheet(self, sheet: Image.Image, step: int) -> None:
         """The pictures of a validation, for the trackers that show pictures."""
-        for tracker in self._open:
+        pixels = np.asarray(sheet)[None]
+
+        def show(tracker: GeneralTracker) -> None:
             if hasattr(tracker, "log_images"):
-                pixels = np.asarray(sheet)[None]
                 more = {"dataformats": "NHWC"} if tracker.name == DEFAULT else {}
                 tracker.log_images({"validation": pixels}, step=step, **more)
 
+        self._each(show)
+
     def close(self) -> None:
         """Write what is not written yet."""
-        for tracker in self._open:
-            tracker.finish()
+        self._each(lambda tracker: tracker.finish())
 
     def _log(self, kind: str, line: Mapping[str, Any]) -> None:
         values = {
@@ -52,12 +62,28 @@ class Trackers:
             for name, value in line.items()
             if isinstance(value, int | float) and not isinstance(value, bool) and name != "step"
         }
-        for tracker in self._open:
-            tracker.log(values, step=line["step"])
+        self._each(lambda tracker: tracker.log(values, step=line["step"]))
+
+    def _each(self, act: Callable[[GeneralTracker], object]) -> None:
+        for tracker in list(self._open):
+            try:
+                act(tracker)
+            except VesaliusError:  # a signal, which ends the run
+                raise
+            except Exception as error:  # a full disk, a network that is gone: whatever its program met
+                self._open.remove(tracker)
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                self._on_note(
+                    f"{tracker.name} failed and gets nothing more ({reason}); the run goes on without it"
+                )
 
 
 def open_trackers(
-    wanted: Sequence[str] | None, folder: Path, settings: Mapping[str, Any], step: int = 0
+    wanted: Sequence[str] | None,
+    folder: Path,
+    settings: Mapping[str, Any],
+    step: int = 0,
+    on_note: Callable[[str], None] = lambda note: None,
 ) -> tuple[Trackers, str | None]:
     """The trackers, whose files go below the run folder; and a note on what is not written, if so.
 
@@ -68,7 +94,7 @@ def open_trackers(
         return Trackers(), 'no TensorBoard: it is not installed; pip install "vesalius[tensorboard]"'
     names = (DEFAULT,) if wanted is None else tuple(dict.fromkeys(wanted))
     check_trackers(names)
-    return Trackers([_open(name, folder, settings, step) for name in names]), None
+    return Trackers([_open(name, folder, settings, step) for name in names], on_note), None
 
 
 def check_trackers(names: Sequence[str]) -> None:

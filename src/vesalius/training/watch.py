@@ -76,7 +76,7 @@ def begin(run: Run) -> None:
         return
     with readable(run.learner.module):
         start = look_at_start(run.learner, run.card, run.feed.samples, run.settings.batch)
-    if run.settings.projector == "fitted":
+    if run.settings.projector == "fitted" and hasattr(run.learner.module, "projector"):
         start = replace(start, fresh=True)
     run.watch.on_note(str(start))
     if run.val:

@@ -1,0 +1,206 @@
+"""Whether a run can go on, and as what: settings, folders and rails of the part before."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vesalius.config import make_settings
+from vesalius.data.synth import write_data_set
+from vesalius.errors import CheckpointError, OutputError, SettingError, TrainingError
+from vesalius.models.checkpoint import read_card
+from vesalius.training.engine import start_engine
+from vesalius.training.learner import TextSegLearner
+from vesalius.training.run import read_run_settings, train
+from vesalius.training.settings import RunSettings
+
+pytestmark = pytest.mark.usefixtures("small")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "set"
+    write_data_set(folder, 4, seed=7, size=64, workers=0)
+    return folder
+
+
+def settings(data: Path, out: Path, **changes: Any) -> RunSettings:
+    values = {
+        "model": "tiny",
+        "start": "random",
+        "what_trains": "projector",
+        "data": {"train": data},
+        "steps": 2,
+        "batch": 2,
+        "trackers": [],
+        "out": out,
+    }
+    return make_settings(RunSettings, {**values, **changes}, "test")
+
+
+@pytest.fixture(scope="module")
+def begun(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps, to be copied; its model sees all of the pixels of `tiny`."""
+    return train(settings(data, tmp_path_factory.mktemp("begun") / "run"))
+
+
+@pytest.fixture
+def run(begun: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(begun, tmp_path / "run", symlinks=True))
+
+
+def test_without_validation_the_last_checkpoint_stays_the_best(data: Path, run: Path) -> None:
+    train(settings(data, run, steps=3), resume=True)
+    assert {(run / name).resolve().name for name in ("best", "last")} == {"step-000003"}
+    assert not (run / "validation.jsonl").exists()
+
+
+def test_the_bundle_says_by_which_settings_it_was_trained_last(data: Path, run: Path) -> None:
+    train(settings(data, run, steps=3, workers=2), resume=True)
+    told = read_card(run / "last").lineage["settings"]
+    assert (told["steps"], told["workers"]) == (3, 2)
+    assert "workers: 2" in (run / "config.yaml").read_text()
+
+
+def test_a_config_that_was_edited_is_compared_with_what_was_trained(run: Path) -> None:
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("lr: 4.0e-05", "lr: 0.01"))
+    edited = read_run_settings(run, ["steps=3"]).changed(out=run)
+    assert edited.optim.lr == 0.01
+    with pytest.raises(TrainingError, match=r"optim\.lr \(it was 4e-05\) cannot change in a resumed run"):
+        train(edited, resume=True)
+
+
+def test_a_copy_that_followed_links_is_refused_before_it_trains(data: Path, run: Path) -> None:
+    moved = Path(shutil.copytree(run, run.with_name("moved")))
+    with pytest.raises(TrainingError, match=r"last: is a folder where a run has a link, .* cp -a"):
+        train(settings(data, moved, steps=3), resume=True)
+    assert len((moved / "log.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("line", [b"5", b'{"a": 1}', b"\xff\xfe", b"nonsense"])
+def test_a_damaged_log_is_named(data: Path, run: Path, line: bytes) -> None:
+    with (run / "log.jsonl").open("ab") as log:
+        log.write(line + b"\n")
+    with pytest.raises(TrainingError, match=r"log\.jsonl: holds a line that is no JSON with a step"):
+        train(settings(data, run, steps=3), resume=True)
+
+
+def test_what_names_no_run_is_refused(run: Path) -> None:
+    with pytest.raises(SettingError, match=r"last: is a checkpoint; name its run"):
+        read_run_settings(run / "last", [])
+    with pytest.raises(SettingError, match="a run goes on in its own folder"):
+        read_run_settings(run, ["out=elsewhere"])
+
+
+def test_where_validations_are_lost_it_is_said(data: Path, tmp_path: Path) -> None:
+    both = {"train": data, "val": data}
+    run = train(settings(data, tmp_path / "run", steps=1).changed(data=both))
+    (run / "validation.jsonl").unlink()
+    notes: list[str] = []
+    train(settings(data, run, steps=2).changed(data=both), resume=True, on_note=notes.append)
+    assert "no validation is kept: `best` is chosen among those that come now" in notes
+
+
+def test_a_run_that_was_interrupted_early_is_checked_when_it_goes_on(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path without gradient is found though the run ended before its third step."""
+    measured = TextSegLearner.losses
+
+    def unreached(self: TextSegLearner, module: torch.nn.Module, batch: Any) -> Any:
+        found = measured(self, module, batch)
+        return {**found, "total": 0.0 * found["total"]}
+
+    monkeypatch.setattr(TextSegLearner, "losses", unreached)
+    with pytest.raises(TrainingError, match="projector"):
+        train(settings(data, tmp_path / "run", steps=1))
+    with pytest.raises(TrainingError, match="projector"):
+        train(settings(data, tmp_path / "run", steps=5), resume=True)
+
+
+def test_weights_that_are_no_number_are_not_saved(
+    data: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last step before a checkpoint may be the one that spoils them, after its loss was looked at."""
+    step = torch.optim.AdamW.step
+
+    def spoiled(self: torch.optim.AdamW, *args: Any) -> Any:
+        found = step(self, *args)
+        with torch.no_grad():
+            self.param_groups[0]["params"][0].view(-1)[0] = float("inf")
+        return found
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spoiled)
+    with pytest.raises(
+        TrainingError, match=r"weights of projector became nan or infinite by step 3, .* lower optim\.lr"
+    ):
+        train(settings(data, run, steps=3), resume=True)
+    assert (run / "last").readlink().name == "step-000002"
+
+
+def test_a_run_does_not_go_into_its_data(data: Path) -> None:
+    with pytest.raises(SettingError, match="lies in the data set, which is never changed"):
+        train(settings(data, data / "run"))
+    assert not (data / "run").exists()
+
+
+def test_a_folder_without_a_checkpoint_is_not_called_a_run(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(OutputError, match=r"choose another `out`$"):
+        train(settings(data, tmp_path))
+
+
+def test_an_adapter_that_is_missing_is_missed(data: Path, tmp_path: Path) -> None:
+    run = train(settings(data, tmp_path / "run", steps=1, what_trains="lora"))
+    shutil.rmtree(run / "last" / "adapter")
+    with pytest.raises(TrainingError, match="adapter: is missing; copy the model again"):
+        train(settings(data, run, what_trains="lora"), resume=True)
+
+
+def test_images_that_nobody_knows_stay_unknown(data: Path, run: Path, tmp_path: Path) -> None:
+    """As of an official model, with which fine-tuning begins."""
+    path = run / "last" / "vesalius.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "training_images": None}))
+    tuned = train(settings(data, tmp_path / "tuned", model=str(run / "last"), start="weights", steps=1))
+    card = read_card(tuned / "last")
+    assert len(card.training_images) == 4 and card.trained_on_unknown
+    again = train(settings(data, tmp_path / "again", model=str(tuned), start="weights", steps=1))
+    assert read_card(again / "last").trained_on_unknown
+
+
+def test_more_images_by_heart_than_there_are(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="--overfit 9: there are only 4 training images"):
+        train(settings(data, tmp_path / "run"), overfit=9)
+
+
+def test_new_weights_of_a_folder_are_refused_and_a_factor_of_nothing_is_told(
+    data: Path, run: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingError, match="start: random makes new weights of tiny alone"):
+        train(settings(data, tmp_path / "other", model=str(run)))
+    notes: list[str] = []
+    factors = {"lr": 4e-5, "factors": {"language model": 0.05}}
+    train(settings(data, tmp_path / "idle", steps=1, optim=factors), on_note=notes.append)
+    assert "optim.factors: language model does not train, so that its factor takes no part" in notes
+
+
+def test_runs_of_one_program_may_differ_in_precision() -> None:
+    for precision in ("fp32", "bf16", "fp32"):
+        assert start_engine(precision).accelerator.mixed_precision == (
+            "bf16" if precision == "bf16" else "no"
+        )
+
+
+def test_a_bundle_without_its_adapter_does_not_open(run: Path) -> None:
+    from vesalius.models.checkpoint import open_bundle
+
+    path = run / "last" / "vesalius.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "adapter": True}))
+    with pytest.raises(CheckpointError, match="adapter: is missing"):
+        open_bundle(run / "last")
