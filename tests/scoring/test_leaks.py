@@ -100,7 +100,7 @@ def test_model_that_was_fine_tuned_from_one_that_does_not_tell(samples, FakeSegm
     model = type("FineTuned", (FakeSegmenter,), {"trained_on_unknown": True})()
     model.training_images = ("0" * 64,)
     leaks = find_leaks(model, samples, allowed=False)
-    assert leaks.n_training is None and "nobody knows those" in leaks.notes[0]
+    assert leaks.n_training is None and "which nobody knows" in leaks.notes[0]
     model.training_images = (hash_pixels(read_image(samples[0].image)),)
     with pytest.raises(DataError, match="1 of 5 images"):
         find_leaks(model, samples, allowed=False)

@@ -71,8 +71,8 @@ def _notes(
     notes = []
     if unknown and some_known:
         notes.append(
-            "The model says which images it was fine-tuned on, and none of these could be found among others that it was "
-            "trained on before: nobody knows those."
+            "The model says which images it was fine-tuned on; it was trained on others before, which nobody knows, so that "
+            "they could not be looked for among these."
         )
     elif unknown:
         notes.append(

@@ -9,7 +9,7 @@ from vesalius.config import make_settings
 from vesalius.errors import TrainingError
 from vesalius.models.cards import read_any_card
 from vesalius.training.engine import Engine
-from vesalius.training.rundir import MERGED, TrainState
+from vesalius.training.rundir import MERGED, RunDir, TrainState
 from vesalius.training.settings import RunSettings
 
 MAY_CHANGE = frozenset(
@@ -30,12 +30,15 @@ MAY_CHANGE = frozenset(
 """Settings that may differ when a run is resumed: the data are compared by content, the batch with all processes."""
 
 
-def find_changes(settings: RunSettings) -> list[str]:
-    """A sentence for each setting that is not as the run began, but may change; TrainingError for the others."""
-    last = settings.out / "last"
-    told = read_any_card(last).lineage["settings"]  # not config.yaml, which invites to be edited
-    begun = dict(_flat(make_settings(RunSettings, told, str(last)).model_dump()))
-    asked = dict(_flat(settings.model_dump()))
+def find_changes(settings: RunSettings, run_dir: RunDir) -> list[str]:
+    """A sentence for each setting that is not as before, but may change; TrainingError for the others.
+
+    What was before is what the last checkpoint says, because `config.yaml` invites to be edited.
+    """
+    last = run_dir.last()
+    with run_dir.reading_last():
+        before = make_settings(RunSettings, read_any_card(last).lineage["settings"], str(last))
+    begun, asked = (dict(_flat(each.model_dump())) for each in (before, settings))
     changed = [name for name in {**begun, **asked} if begun.get(name) != asked.get(name) and name != "out"]
     refused = [name for name in changed if not {name, name.partition(".")[0]} & MAY_CHANGE]
     if refused:

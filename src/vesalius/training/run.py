@@ -60,8 +60,8 @@ def train(
             run_dir.last()
         if engine.is_main:
             run_dir.hold(held) if resume else run_dir.check_new()
+        changes = find_changes(settings, run_dir) if resume else []
         with run_dir.reading_last() if resume else nullcontext():
-            changes = find_changes(settings) if resume else []
             learner, card, origin = _open_learner(settings, resume, overfit, on_note)
         if resume:
             overfit = card.lineage.get("overfit")

@@ -124,8 +124,7 @@ class RunDir:
             write_optimiser(aside, learner.module, optimiser, engine.is_main)
             if engine.is_main:
                 write_json(aside / STATE, asdict(state))
-                for path in (*aside.rglob("*"), aside):
-                    _push_to_disk(path)
+                _push_to_disk(*aside.rglob("*"), aside)
             engine.wait()
         if engine.is_main:
             self._point("last", folder)
@@ -146,6 +145,7 @@ class RunDir:
             opened = merged(open_bundle(best))
             write_bundle(aside, opened, opened.card)
             describe(aside)
+            _push_to_disk(*aside.rglob("*"), aside)
         self._point("best", folder)
 
     def _point(self, name: str, folder: Path) -> None:
@@ -155,8 +155,7 @@ class RunDir:
             link.unlink(missing_ok=True)
             link.symlink_to(os.path.relpath(folder.resolve(), self.path.resolve()))
             link.replace(self.path / name)
-            _push_to_disk(folder.parent)
-            _push_to_disk(self.path)
+            _push_to_disk(folder.parent, self.path)
         except OSError as error:
             raise OutputError(f"{self.path / name}: cannot be written ({error.strerror})") from error
         kept = {(self.path / each).resolve() for each in ("last", "best")}
@@ -221,10 +220,11 @@ class RunDir:
                     debris.unlink(missing_ok=True)
 
 
-def _push_to_disk(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are where a power cut leaves them."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _push_to_disk(*paths: Path) -> None:
+    """Wait until files, and the names in folders, are where a power cut leaves them."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
