@@ -5,7 +5,8 @@
 One run a seed of `tiny`, from its shipped weights, everything training, with a constant rate and with the cosine of a
 recipe; on FOLDER's annotations.train.json, all objects of an image as one "blood vessel", or on synthetic angiograms. After
 the last step the same validation images are scored with the weights and with each mean, so that all share one trajectory
-and differ in nothing else. Fewer than some 80 steps tell nothing: so long all decays are the same, as they rise.
+and differ in nothing else. Decays rise, and are the same until they are reached: 0.9 after 80 steps, 0.97 after 290, 0.99
+after 890.
 """
 
 from __future__ import annotations
