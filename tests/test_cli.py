@@ -239,17 +239,19 @@ def test_refusals_are_one_sentence_that_names_the_place(
 def test_wrong_annotations_stop_training_before_it_begins(
     work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], entry: dict[str, Any], expected: str
 ) -> None:
-    Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(tmp_path / "图.png")
-    (tmp_path / "annotations.json").write_text(json.dumps([{"image": "图.png", **entry}]), encoding="utf-8")
-    assert main(["check", str(tmp_path)]) == 1
+    data = tmp_path / "set"
+    data.mkdir()
+    Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(data / "图.png")
+    (data / "annotations.json").write_text(json.dumps([{"image": "图.png", **entry}]), encoding="utf-8")
+    assert main(["check", str(data)]) == 1
     out = tmp_path / "run"
     sentence = refusal(
         capsys,
         "train",
         work / "recipe.yaml",
         "--set",
-        f"data.train={tmp_path}",
-        f"data.val={tmp_path}",
+        f"data.train={data}",
+        f"data.val={data}",
         f"out={out}",
     )
     assert expected in sentence
