@@ -231,7 +231,6 @@ def test_command_that_is_told_to_end_exits_with_the_number_of_the_signal(
     assert "vesalius: " in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_checkpoints_in_the_middle_of_an_epoch_change_no_digit(
     data: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -273,7 +272,6 @@ def small_disk(place: Path, megabytes: int) -> Iterator[None]:
         subprocess.run(["umount", str(place)], check=True)
 
 
-@pytest.mark.slow
 def test_full_disk_keeps_the_last_good_checkpoint_and_room_lets_the_run_end(
     data: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -327,7 +325,6 @@ def test_second_job_in_a_run_folder_is_refused(data: Path, tmp_path: Path) -> No
     assert [line["step"] for line in lines(run)] == [1, 2]
 
 
-@pytest.mark.slow
 def test_damaged_checkpoint_is_named_with_the_way_out(data: Path, tmp_path: Path) -> None:
     changes = {"steps": 4, "validate": {"every_epochs": 1, "metric": "accuracy"}}
     run = train(settings(data, tmp_path / "run", **changes))

@@ -252,7 +252,6 @@ def test_launch_configuration_is_one_that_accelerate_reads_and_says_where_it_ran
     assert yaml.safe_load(text)["num_machines"] == 1
 
 
-@pytest.mark.slow
 def test_a_model_in_shards_is_looked_at_and_validated_before_the_first_step(
     data: Path, tmp_path: Path
 ) -> None:

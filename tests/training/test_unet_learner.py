@@ -125,7 +125,6 @@ def test_it_goes_on_from_a_run_with_the_channels_of_other_data(data: Path, run: 
         train(wrong)
 
 
-@pytest.mark.slow
 def test_a_resumed_run_continues_its_losses(data: Path, tmp_path: Path) -> None:
     class Stop(Exception):
         pass

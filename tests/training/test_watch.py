@@ -106,7 +106,6 @@ def test_a_run_says_once_that_the_phrase_decides_nothing(tmp_path: Path) -> None
     assert note.endswith("set projector: fitted and what_trains: decoder")
 
 
-@pytest.mark.slow
 def test_a_run_with_averaged_weights_saves_the_mean_and_continues_exactly(data: Path, tmp_path: Path) -> None:
     changes = {"optim": {"lr": 1e-3, "warmup": 0.2, "ema": 0.9}, "start": "random"}
 
