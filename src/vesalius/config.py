@@ -84,7 +84,7 @@ def apply_changes(values: Mapping[str, Any], changes: Sequence[str]) -> dict[str
 
 def _parse_value(text: str, change: str) -> Any:
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise SettingError(f"--set {change}: the value is not YAML") from error
     if isinstance(value, str):

@@ -126,6 +126,15 @@ def test_a_run_that_was_interrupted_early_is_checked_when_it_goes_on(
         train(settings(data, tmp_path / "run", steps=5), resume=True)
 
 
+def test_a_run_that_was_checked_is_not_checked_again(data: Path, run: Path) -> None:
+    def moved() -> bool:
+        return json.loads((run / "last" / "train_state.json").read_text())["moved"]
+
+    assert not moved()
+    train(settings(data, run, steps=6), resume=True)
+    assert moved()
+
+
 def test_weights_that_are_no_number_are_not_saved(
     data: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

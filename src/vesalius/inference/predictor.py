@@ -198,7 +198,7 @@ class Predictor:
     @property
     def trained_on_unknown(self) -> bool:
         """Whether they were trained on others, too, that nobody knows."""
-        return self.bundle_card.training_images is None or self.bundle_card.trained_on_unknown
+        return self.bundle_card.saw_unknown_images
 
     @property
     def training_looks(self) -> tuple[str, ...]:

@@ -73,6 +73,11 @@ class ModelCard(Settings):
     """What allows test-time augmentation; None where no gain was measured."""
     versions: dict[str, str] = Field(default_factory=dict)
 
+    @property
+    def saw_unknown_images(self) -> bool:
+        """Whether the weights were trained on images that `training_images` does not name."""
+        return self.training_images is None or self.trained_on_unknown
+
 
 class Card(ModelCard):
     """Of a text-prompted model: all that the two halves' own files do not say."""

@@ -83,7 +83,7 @@ def _history(card: ModelCard, folder: Path) -> dict[str, Any]:
         "threshold_origin": card.threshold_origin.model_dump(),
         "step": card.step,
         "trained_on_images": None if card.training_images is None else len(card.training_images),
-        "trained_on_unknown": card.trained_on_unknown or card.training_images is None,
+        "trained_on_unknown": card.saw_unknown_images,
         "lineage": card.lineage,
         "fingerprint": fingerprint_model(folder),
     }

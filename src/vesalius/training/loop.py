@@ -20,7 +20,7 @@ from vesalius.training.engine import Engine
 from vesalius.training.feed import Feed, Part
 from vesalius.training.interruption import Interruption
 from vesalius.training.learner import Learner
-from vesalius.training.movement import CHECKED_STEPS, MovementCheck
+from vesalius.training.movement import MovementCheck
 from vesalius.training.rundir import RunDir, TrainState
 from vesalius.training.settings import RunSettings
 from vesalius.training.sharding import own_shard
@@ -82,9 +82,8 @@ def run_loop(run: Run) -> None:
     begin(run)
     if run.state.step and run.state.validated == run.state.step:
         judge(run)  # the part of the run before may have ended early
-    # a run that was interrupted before it was checked is checked when it goes on
-    begun, checked = run.state.step, run.state.step >= CHECKED_STEPS
-    check = None if checked else MovementCheck(run.learner.groups, run.engine.anywhere)
+    begun = run.state.step
+    check = None if run.state.moved else MovementCheck(run.learner.groups, run.engine.anywhere)
     with Interruption(run.run_dir.path) as interruption:
         while True:
             if run.validation_is_due():
@@ -116,7 +115,7 @@ def train_epoch(run: Run, check: MovementCheck | None, interruption: Interruptio
         if state.batch_in_epoch >= run.feed.batches_in_epoch():
             state.epoch, state.batch_in_epoch = state.epoch + 1, 0
         if check is not None:
-            check.verify_when_due()
+            state.moved = state.moved or check.verify_when_due()
         stop_or_save(run, interruption)
         started = time.perf_counter()  # what a checkpoint takes is no time of a step
         if run.progress() >= 1:
@@ -252,7 +251,7 @@ def save(run: Run) -> None:
     if run.engine.anywhere(bool(spoiled)):
         raise TrainingError(
             f"weights of {', '.join(spoiled) or 'another process'} became nan or infinite by step {run.state.step}, which is "
-            "not saved: lower optim.lr"
+            "not saved: start anew with a lower optim.lr"
         )
     card = run.card.changed(step=run.state.step)
     with run.watch.averaged():

@@ -40,11 +40,12 @@ class MovementCheck:
             if any(p.grad is not None and bool(own_shard(p.grad).any()) for p in parameters):
                 self._had_gradient.add(name)
 
-    def verify_when_due(self) -> None:
-        """As `verify`, once, when there were enough steps. A collective."""
+    def verify_when_due(self) -> bool:
+        """As `verify`, once, when there were enough steps; whether that is done. A collective."""
         if self.steps == CHECKED_STEPS and self._before:
             self.verify()
             self._before = {}
+        return not self._before
 
     def verify_at_end(self) -> None:
         """As `verify`, where the run ended before; TrainingError where no step had a mask. A collective."""

@@ -147,7 +147,7 @@ def _begin_card(
         lineage=lineage,
         # what the starting weights have seen, these have seen too
         training_images=tuple(sorted({*(card.training_images or ()), *images.values()})),
-        trained_on_unknown=card.trained_on_unknown or card.training_images is None,
+        trained_on_unknown=card.saw_unknown_images,
         training_looks=tuple(sorted({*card.training_looks, *looks})),
         **UNTUNED,
     )

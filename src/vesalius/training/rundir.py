@@ -41,6 +41,8 @@ class TrainState:
     """Time spent in training steps."""
     validated: int = 0
     """Step that was validated last."""
+    moved: bool = False
+    """Whether all that trains was seen to move; a run that was interrupted before is checked when it goes on."""
     images_a_batch: int = 0
     """Of all processes together."""
 

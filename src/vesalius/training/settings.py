@@ -83,7 +83,7 @@ class RunSettings(Settings):
     model: str
     """A bundle, a run, or a model name; `unet` begins a U-Net with a channel for each phrase of the data."""
     start: Literal["weights", "random"] = "weights"
-    """`random` takes only the shape of `model`, and new weights."""
+    """`random`: new weights, of `tiny` or of a U-Net."""
     projector: Literal["kept", "fitted"] = "kept"
     """`fitted` makes it anew, for the phrases of the data to lie apart from the first step: for two or more that the model
     has not learned yet."""

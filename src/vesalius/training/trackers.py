@@ -43,10 +43,10 @@ class Trackers:
 
     def log_sheet(self, sheet: Image.Image, step: int) -> None:
         """The pictures of a validation, for the trackers that show pictures."""
-        pixels = np.asarray(sheet)[None]
 
         def show(tracker: GeneralTracker) -> None:
             if hasattr(tracker, "log_images"):
+                pixels = np.asarray(sheet)[None]
                 more = {"dataformats": "NHWC"} if tracker.name == DEFAULT else {}
                 tracker.log_images({"validation": pixels}, step=step, **more)
 
