@@ -86,7 +86,8 @@ def _parse_value(text: str, change: str) -> Any:
     try:
         value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise SettingError(f"--set {change}: the value is not YAML") from error
+        reason = getattr(error, "problem", None) or "unknown"
+        raise SettingError(f"--set {change}: the value is not YAML ({reason})") from error
     if isinstance(value, str):
         try:  # YAML 1.1 reads 1e-4 as text because it has no dot
             return float(value) if "e" in value.lower() else value
