@@ -22,18 +22,18 @@ from typing import Any
 import torch
 
 from vesalius.data.augment import AugmentSettings
-from vesalius.data.dataset import open_data_set
-from vesalius.data.synth import write_data_set
+from vesalius.data.dataset import open_dataset
 from vesalius.files import write_json
 from vesalius.models.allocator import keep_freed_memory
 from vesalius.models.checkpoint import find_model, open_model
 from vesalius.models.trainable import set_trainable
-from vesalius.training.averaging import WeightAverage
-from vesalius.training.feed import Feed
+from vesalius.synth import write_dataset
+from vesalius.training.ema import WeightAverage
 from vesalius.training.learner import TextSegLearner
+from vesalius.training.loader import Feed
 from vesalius.training.losses import LossSettings
-from vesalius.training.tasks import TaskSettings, open_mixture
-from vesalius.training.validate import average, score_answers
+from vesalius.training.mixture import TaskSettings, open_mixture
+from vesalius.training.validation import average, score_answers
 
 LR = 5e-4
 
@@ -47,24 +47,24 @@ def measure(
     loss = LossSettings(text=0.1, bce=3.0, dice=1.0)
     learner = TextSegLearner(opened, set_trainable(opened.model, "full"), loss)
     prompt = "blood vessel" if sets[0].suffix else None
-    train, val = (open_data_set(each, prompt=prompt).annotated().samples for each in sets)
+    train, val = (open_dataset(each, prompt=prompt).annotated().samples for each in sets)
     mixture = open_mixture(train, TaskSettings(), None, True)
     feed = Feed(mixture, learner, AugmentSettings(flip=0.5, gamma=0.3), batch=4, seed=seed)
     parameters = [p for group in learner.groups.values() for p in group]
-    optimiser = torch.optim.AdamW(parameters, lr=LR, betas=(0.9, 0.98), weight_decay=0.05)
+    optimizer = torch.optim.AdamW(parameters, lr=LR, betas=(0.9, 0.98), weight_decay=0.05)
     means = {f"ema {decay}": WeightAverage(parameters, decay) for decay in decays}
     done = epoch = 0
     while done < steps:
         opened.model.train()
         for step in feed.steps(epoch, 0, 1):
             factor = 0.5 * (1 + math.cos(math.pi * done / steps)) if cosine else 1.0
-            for group in optimiser.param_groups:
+            for group in optimizer.param_groups:
                 group["lr"] = LR * factor * min(1, (done + 1) / 5)
             batch: Any = step.parts[0].batch
             learner.losses(opened.model, batch)["total"].backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimiser.step()
-            optimiser.zero_grad()
+            optimizer.step()
+            optimizer.zero_grad()
             for mean in means.values():
                 mean.update()
             done += 1
@@ -103,8 +103,8 @@ def main() -> None:
             sets = args.data / "annotations.train.json", args.data / "annotations.val.json"
         else:
             sets = Path(folder) / "train", Path(folder) / "val"
-            write_data_set(sets[0], 48, seed=500, size=args.size)
-            write_data_set(sets[1], 16, seed=501, size=args.size)
+            write_dataset(sets[0], 48, seed=500, size=args.size)
+            write_dataset(sets[1], 16, seed=501, size=args.size)
         for cosine in (False, True):
             for seed in range(args.seeds):
                 found = measure(sets, args.steps, args.decays, seed, cosine)

@@ -31,7 +31,7 @@ import psutil
 from PIL import Image
 
 from vesalius.data.augment import AugmentSettings
-from vesalius.data.dataset import load_samples, open_data_set
+from vesalius.data.dataset import load_samples, open_dataset
 from vesalius.files import write_json
 
 DRAWN = 50
@@ -39,16 +39,16 @@ POINTS, POLYGONS = 30, 20
 
 
 def make_images(folder: Path, n: int) -> None:
-    """A data set of `n` different images in `folder`."""
-    from vesalius.data.synth import write_data_set
+    """A dataset of `n` different images in `folder`."""
+    from vesalius.synth import write_dataset
 
-    write_data_set(folder, min(n, DRAWN), seed=5)
+    write_dataset(folder, min(n, DRAWN), seed=5)
     entries = json.loads((folder / "annotations.json").read_text())
     rng = np.random.default_rng(0)
     for i in range(len(entries), n):
         entry = entries[i % DRAWN]
         pixels = np.array(Image.open(folder / entry["image"]))
-        # blocks of another grey, so that no two images look alike to the search for duplicates
+        # blocks of another gray, so that no two images look alike to the search for duplicates
         blocks = rng.integers(0, 60, (8, 8), dtype=np.uint8).repeat(64, 0).repeat(64, 1)
         name = f"images/copy_{i:06d}.png"
         Image.fromarray(pixels // 2 + blocks).save(folder / name, compress_level=1)
@@ -86,7 +86,7 @@ class PeakMemory:
 
 def measure_check(folder: Path) -> dict[str, Any]:
     """Images a second and memory of a check by two processes."""
-    from vesalius.data.checks.inspection import inspect
+    from vesalius.checks.inspection import inspect
 
     with PeakMemory() as memory:
         started = time.perf_counter()
@@ -137,11 +137,11 @@ def make_annotations(folder: Path, annotations: int, kind: str) -> Path:
 def measure_reading(path: Path) -> dict[str, Any]:
     """Seconds and peak memory of opening an annotation file."""
     started = time.perf_counter()
-    data_set = open_data_set(path)
+    dataset = open_dataset(path)
     took_s = time.perf_counter() - started
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    objects = sum(len(sample.masks or ()) for sample in data_set.samples)
-    return {"format": data_set.format, "annotations": objects, "took_s": took_s, "peak_mib": peak_mib}
+    objects = sum(len(sample.masks or ()) for sample in dataset.samples)
+    return {"format": dataset.format, "annotations": objects, "took_s": took_s, "peak_mib": peak_mib}
 
 
 def measure_feed(folder: Path, steps: int) -> dict[str, Any]:
@@ -151,16 +151,16 @@ def measure_feed(folder: Path, steps: int) -> dict[str, Any]:
     from vesalius.models.allocator import keep_freed_memory
     from vesalius.models.checkpoint import new_model
     from vesalius.models.trainable import set_trainable
-    from vesalius.training.feed import Feed
     from vesalius.training.learner import TextSegLearner
+    from vesalius.training.loader import Feed
     from vesalius.training.losses import LossSettings
-    from vesalius.training.tasks import Mixture, TaskSettings
+    from vesalius.training.mixture import Mixture, TaskSettings
 
     keep_freed_memory()
     torch.set_num_threads(1)
     opened = new_model("tiny", seed=0)
     groups = set_trainable(opened.model, "full")
-    optimiser = torch.optim.AdamW([p for group in groups.values() for p in group], lr=1e-4)
+    optimizer = torch.optim.AdamW([p for group in groups.values() for p in group], lr=1e-4)
     augment = AugmentSettings(
         flip=0.5, rotate_degrees=30, scale=0.2, shift=0.05, gamma=0.4, contrast=0.2, noise=4
     )
@@ -175,8 +175,8 @@ def measure_feed(folder: Path, steps: int) -> dict[str, Any]:
         feeding.append(time.perf_counter() - started)
         started = time.perf_counter()
         learner.losses(opened.model, prepared)["total"].backward()
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         training.append(time.perf_counter() - started)
     fed, eaten = (batch / statistics.median(seconds[2:]) for seconds in (feeding, training))
     return {"fed_images_per_s": fed, "eaten_images_per_s": eaten, "ratio": fed / eaten}

@@ -31,9 +31,9 @@ from scipy.ndimage import binary_dilation, distance_transform_edt, gaussian_filt
 from skimage.measure import euler_number, label
 from skimage.morphology import diamond, skeletonize
 
-from vesalius.data.synth import draw
-from vesalius.evaluation.centreline import WIDTHS
+from vesalius.evaluation.centerline import WIDTHS
 from vesalius.evaluation.metrics import score
+from vesalius.synth import draw
 
 PROCESSES = 2
 Spacing = tuple[float, float] | None

@@ -1,9 +1,9 @@
-"""Does any damaged file break a reader? Small data sets of every format, damaged thousands of times and opened.
+"""Does any damaged file break a reader? Small datasets of every format, damaged thousands of times and opened.
 
     python benchmarks/fuzz_readers.py --cases 20000 --json
 
 A case is one damage to one file: bytes flipped, cut, doubled or put in, numbers made extreme, values of JSON exchanged
-for others, paths that lead away. The data set is then opened as `check` does, and every sample is loaded. Allowed are
+for others, paths that lead away. The dataset is then opened as `check` does, and every sample is loaded. Allowed are
 DataError and SettingError; anything else, more than 5 seconds, more than 3 GiB of memory or the end of the process is
 a failure, named by format and number: the same number makes the same damage again.
 """
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from specimens import SPECIMENS, Files
-from vesalius.data.dataset import load_item, open_data_set
+from vesalius.data.dataset import load_item, open_dataset
 from vesalius.data.formats import FORMATS
 from vesalius.errors import DataError, SettingError
 from vesalius.files import write_json
@@ -146,8 +146,8 @@ def try_case(name: str, files: Files, number: int, seed: int) -> str:
         signal.setitimer(signal.ITIMER_REAL, LIMIT_S)
         try:
             problems: list[DataError] = []
-            data_set = open_data_set(folder, prompt=None if name != "maskfolder" else "v", problems=problems)
-            for sample in data_set.samples:
+            dataset = open_dataset(folder, prompt=None if name != "maskfolder" else "v", problems=problems)
+            for sample in dataset.samples:
                 load_item(sample)
             return "refused an entry" if problems else "read"
         except (DataError, SettingError) as error:

@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/intervals.py [--sets 2000] [--json FILE]
 
-Draws data sets of patients with several frames each, from two distributions whose mean is known, and prints
+Draws datasets of patients with several frames each, from two distributions whose mean is known, and prints
 how many intervals held it, by number of groups. The table stands in docs/metrics.md.
 """
 
@@ -40,7 +40,7 @@ CASES: dict[str, tuple[Draw, float]] = {"even": (even, 0.7), "skewed": (skewed, 
 
 
 def held(draw: Draw, mean: float, groups: int, sets: int, method: Method) -> float:
-    """Share of the data sets whose interval holds the mean."""
+    """Share of the datasets whose interval holds the mean."""
     hits = 0
     for seed in range(sets):
         values = draw(np.random.default_rng([groups, seed]), groups)
@@ -55,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sets", type=int, default=2000, help="data sets for each number (default 2000)")
+    parser.add_argument("--sets", type=int, default=2000, help="datasets for each number (default 2000)")
     parser.add_argument("--json", type=Path, help="write the numbers there")
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
@@ -69,7 +69,7 @@ def main() -> None:
                 {"patients": name, "method": method, "groups": groups, "held": share}
                 for groups, share in zip(GROUPS, shares, strict=True)
             ]
-    print(f"{args.sets} data sets each, {time.perf_counter() - started:.0f} s")
+    print(f"{args.sets} datasets each, {time.perf_counter() - started:.0f} s")
     if args.json:
         write_json(args.json, {"sets": args.sets, "rows": rows})
 

@@ -26,14 +26,14 @@ from typing import Any
 import numpy as np
 
 from vesalius.config import read_settings
-from vesalius.data.dataset import load_item, open_data_set
-from vesalius.data.synth import write_data_set
-from vesalius.evaluation.centreline import cldice
+from vesalius.data.dataset import load_item, open_dataset
+from vesalius.evaluation.centerline import cldice
 from vesalius.evaluation.overlap import score
 from vesalius.evaluation.shape import Shape
 from vesalius.files import write_json
 from vesalius.inference.predictor import load_predictor
 from vesalius.lineage import versions
+from vesalius.synth import write_dataset
 from vesalius.training.run import train
 from vesalius.training.settings import RunSettings
 from vesalius.types import Item
@@ -97,7 +97,7 @@ def score_one(run: Path, items: list[Item]) -> dict[str, float]:
 
 def measure(name: str, sets: dict[str, Path], args: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
     """For each way a row for each seed; prints one line for each way."""
-    samples = open_data_set(sets["val"], prompt="blood vessel").annotated().samples[: args.images]
+    samples = open_dataset(sets["val"], prompt="blood vessel").annotated().samples[: args.images]
     items = [load_item(sample) for sample in samples]
     print(f"\n{name}: {args.steps} steps, {len(items)} validation images, seeds {args.seeds}")
     print(f"{'loss':16}{'Dice':>16}{'clDice':>16}{'best Dice':>16}{'at':>7}{'s/step':>9}")
@@ -145,8 +145,8 @@ def main() -> None:
         else:
             name = "synthetic retinas"
             sets = {part: Path(folder) / part for part in ("train", "val")}
-            write_data_set(sets["train"], 160, seed=300, kind="retina")
-            write_data_set(sets["val"], args.images, seed=301, kind="retina")
+            write_dataset(sets["train"], 160, seed=300, kind="retina")
+            write_dataset(sets["val"], args.images, seed=301, kind="retina")
         for of_way in measure(name, sets, args):
             rows += of_way
             if args.json:

@@ -26,10 +26,10 @@ from typing import Any
 
 MIB = 2**20
 PHASES = ("vision encoder", "language model", "SAM encoder", "SAM decoder")
-CHECKPOINTED = {"level": "vision", "quantised": "4bit", "checkpointing": ["language model", "vision encoder"]}
+CHECKPOINTED = {"level": "vision", "quantized": "4bit", "checkpointing": ["language model", "vision encoder"]}
 TRAINED: dict[str, tuple[dict[str, Any], str]] = {
     "lora": ({"level": "lora", "lora": {"language": {"rank": 64}}}, "float32"),
-    "lora, 4bit": ({"level": "lora", "quantised": "4bit"}, "float32"),
+    "lora, 4bit": ({"level": "lora", "quantized": "4bit"}, "float32"),
     "lora, bf16": ({"level": "lora", "lora": {"language": {"rank": 64}}}, "bfloat16"),
     "vision, 4bit, bf16, checkpointing": (CHECKPOINTED, "bfloat16"),
     "full, bf16": ({"level": "full"}, "bfloat16"),
@@ -183,7 +183,7 @@ def measure_step(folder: Path, image: tuple[int, int], name: str) -> dict[str, A
             parameter.data = parameter.data.clone()
         tokens = new_tokens(opened.processor.tokenizer)
         groups = set_trainable(opened.model, TrainsSettings(**choice), tokens)
-        optimiser = torch.optim.AdamW([{"params": group} for group in groups.values()])
+        optimizer = torch.optim.AdamW([{"params": group} for group in groups.values()])
         opened.model.train()
 
         def step() -> None:
@@ -192,8 +192,8 @@ def measure_step(folder: Path, image: tuple[int, int], name: str) -> dict[str, A
                 output = opened.model(batch)
             measure(output, batch.masks, LossSettings()).total.backward()
             del output
-            optimiser.step()
-            optimiser.zero_grad()
+            optimizer.step()
+            optimizer.zero_grad()
 
         for _ in range(steps):
             step()

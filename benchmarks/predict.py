@@ -37,7 +37,6 @@ from transformers import Sam2VideoModel
 from transformers.models.sam2.modeling_sam2 import Sam2HieraDetModel, Sam2PatchEmbeddings
 from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoMaskDecoder
 
-from vesalius.data.synth import draw
 from vesalius.files import write_json
 from vesalius.inference.predictor import MAX_NEW_TOKENS, Predictor, load_predictor
 from vesalius.models.allocator import keep_freed_memory
@@ -45,7 +44,8 @@ from vesalius.models.answering import write_answer
 from vesalius.models.cores import map_on_cores
 from vesalius.models.hiera import Hiera, PatchEmbeddings
 from vesalius.models.language import vision_part
-from vesalius.models.maskdecoder import MaskDecoder
+from vesalius.models.mask_decoder import MaskDecoder
+from vesalius.synth import draw
 from vesalius.types import Item, Prediction
 
 PROMPTS = ("blood vessel", "catheter", "guide wire", "rib")

@@ -26,7 +26,6 @@ import torch
 from PIL import Image
 from torch import nn
 
-from vesalius.data.synth import draw
 from vesalius.files import write_json
 from vesalius.inference import predictor as predictor_module
 from vesalius.inference.predictor import Predictor, load_predictor
@@ -36,8 +35,9 @@ from vesalius.models.answering import SegPrompts
 from vesalius.models.cores import Decode
 from vesalius.models.hiera import Hiera, PatchEmbeddings, WindowAttention
 from vesalius.models.language import run
-from vesalius.models.maskdecoder import MaskDecoder
+from vesalius.models.mask_decoder import MaskDecoder
 from vesalius.models.segmenter import MaskLogits
+from vesalius.synth import draw
 from vesalius.types import Item
 
 PROMPTS = ("blood vessel", "catheter", "guide wire", "rib")
@@ -117,15 +117,15 @@ def two_convolutions(
 
 
 def many_copies(predictor: Predictor, items: list[Item], stack: ExitStack) -> tuple[Predictor, list[Item]]:
-    """Pixels are normalised through a new array for each step."""
+    """Pixels are normalized through a new array for each step."""
     mean, deviation = pixels.MEAN.flatten().numpy(), pixels.DEVIATION.flatten().numpy()
 
-    def normalise(image: Image.Image) -> torch.Tensor:
+    def normalize(image: Image.Image) -> torch.Tensor:
         values = (np.asarray(image, dtype=np.float32) / 255 - mean) / deviation
         return torch.from_numpy(values.transpose(2, 0, 1).copy())
 
     for module in (pixels, processor):
-        stack.enter_context(patch.object(module, "normalise", normalise))
+        stack.enter_context(patch.object(module, "normalize", normalize))
     return predictor, items
 
 
@@ -154,7 +154,7 @@ IDEAS: dict[str, Change] = {
     "channels of a patch side by side": as_transformers(Hiera, PatchEmbeddings),
     "decoder shared by the questions of an image": as_transformers(MaskDecoder),
     "two convolutions as one": two_convolutions,
-    "pixels normalised in place": many_copies,
+    "pixels normalized in place": many_copies,
 }
 
 

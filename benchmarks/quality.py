@@ -40,7 +40,7 @@ import torch
 from PIL import Image
 
 from shuffled import Shuffled
-from vesalius.data.dataset import DataSet, load_item, open_data_set
+from vesalius.data.dataset import Dataset, load_item, open_dataset
 from vesalius.data.source import read_json
 from vesalius.evaluation.statistics import bootstrap_interval
 from vesalius.files import write_json
@@ -109,7 +109,7 @@ SYNTHETIC = {"synthetic": 100, "synthetic_val": 101}
 """Folders of synthetic images, and their seeds."""
 
 
-def synthesise(plan: Plan) -> None:
+def synthesize(plan: Plan) -> None:
     """The synthetic images, where they are not there."""
     for (name, seed), n in zip(SYNTHETIC.items(), (plan.synthetic, min(24, plan.synthetic)), strict=True):
         if not (plan.work / name).exists():
@@ -166,22 +166,22 @@ def train_side_by_side(plan: Plan, questions: Sequence[str]) -> None:
                 elif seed % 2 == parity:
                     train_on(plan, question, "tiny", seed)
 
-    synthesise(plan)
+    synthesize(plan)
     with ThreadPoolExecutor(len(RECIPES)) as pool:
         kinds = ["tiny"] if set(questions) == {"segments"} else list(RECIPES)
         list(pool.map(pretrain, [plan] * len(kinds), kinds))
         list(pool.map(train_share, RECIPES, range(2)))
 
 
-def open_arcade(plan: Plan, split: str, prompt: str | None = PHRASE) -> DataSet:
+def open_arcade(plan: Plan, split: str, prompt: str | None = PHRASE) -> Dataset:
     """One part of ARCADE."""
-    part = open_data_set(plan.data / "arcade", split=split, prompt=prompt)
+    part = open_dataset(plan.data / "arcade", split=split, prompt=prompt)
     return part if plan.limit is None or split == "train" else part.first(plan.limit)
 
 
-def open_chase(plan: Plan, split: str) -> DataSet:
+def open_chase(plan: Plan, split: str) -> Dataset:
     """One part of CHASE_DB1; both eyes of a child are one group."""
-    whole = open_data_set(plan.data / "chase_db1", prompt=PHRASE, group=CHILD.pattern)
+    whole = open_dataset(plan.data / "chase_db1", prompt=PHRASE, group=CHILD.pattern)
     splits = read_json(plan.data / "chase_db1" / "manifest.json")
     samples = tuple(each for each in whole.samples if splits[each.id]["split_common"] == split)
     part = replace(whole, name=f"chase_db1 {split}", samples=samples)
@@ -211,7 +211,7 @@ def write_chase(plan: Plan, kind: str) -> Path:
 
 
 def score(
-    plan: Plan, name: str, model: str | Path, test: DataSet, val: DataSet | None, tiles: bool = False
+    plan: Plan, name: str, model: str | Path, test: Dataset, val: Dataset | None, tiles: bool = False
 ) -> Path:
     """The evaluation folder of that name, with the threshold that is best on `val`; nothing where it is there."""
     out = plan.work / "evaluations" / name
@@ -242,14 +242,14 @@ def ask_vessels(plan: Plan, question: str) -> dict[str, Any]:
             folders[kind].append(score(plan, run.name, run, test, val, tiles))
     data_name = "chase" if question == "chase" else "arcade"
     folders["frangi"] = [score(plan, f"{data_name}-frangi", "frangi", test, filter_val)]
-    entry = {kind: summarise(plan, found) for kind, found in folders.items()}
+    entry = {kind: summarize(plan, found) for kind, found in folders.items()}
     for seed in range(plan.seeds):
         chosen = [folders["unet"][seed], folders["tiny"][seed], folders["frangi"][0]]
         compare(chosen, plan.work / "comparisons" / f"{question}-{seed}", only=COMPARED)
     return entry
 
 
-def summarise(plan: Plan, folders: Sequence[Path]) -> dict[str, Any]:
+def summarize(plan: Plan, folders: Sequence[Path]) -> dict[str, Any]:
     """Means over the evaluations of several seeds."""
     found = [read_evaluation(folder, folder.name) for folder in folders]
     by_seed = {name: [each.facts["mean"][name] for each in found] for name in found[0].metrics}
@@ -325,12 +325,12 @@ def keep_metrics(plan: Plan, out: Path) -> None:
 
 
 def print_table(result: dict[str, Any]) -> None:
-    """A line for each question and rival."""
+    """A line for each question and baseline."""
     for question in (name for name in QUESTIONS if name in result):
-        for rival, numbers in result[question].items():
+        for baseline, numbers in result[question].items():
             shown = {name: numbers.get(name) for name in (*COMPARED, "f1", "f1_shuffled", "ratio")}
             line = "  ".join(f"{name} {value:.4f}" for name, value in shown.items() if value is not None)
-            print(f"{question:16}{rival:8}{line}")
+            print(f"{question:16}{baseline:8}{line}")
 
 
 def main() -> None:

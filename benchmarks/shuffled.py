@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vesalius.inference.folder import Segmenter
+from vesalius.jobs.folder import Segmenter
 from vesalius.types import Item, Prediction
 
 

@@ -1,4 +1,4 @@
-"""The smallest data set of every format, for scripts that damage them: name of the format -> files."""
+"""The smallest dataset of every format, for scripts that damage them: name of the format -> files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vesalius.masks import encode_rle
 SIDE = 24
 
 Files = dict[str, bytes]
-"""Path in the data set -> what the file holds."""
+"""Path in the dataset -> what the file holds."""
 
 
 def _png(pixels: np.ndarray) -> bytes:

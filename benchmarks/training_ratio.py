@@ -1,4 +1,4 @@
-"""How long is an optimiser step of `tiny`, against an earlier version of this project?
+"""How long is an optimizer step of `tiny`, against an earlier version of this project?
 
     git worktree add ../before COMMIT
     .venv/bin/python benchmarks/training_ratio.py --against ../before [--rounds 5] [--batch 4] [--json FILE]
@@ -43,7 +43,7 @@ data = np.load(sys.argv[1])
 opened = open_bundle(Path(sys.argv[2]))
 model = opened.model.train()
 parameters = [p for group in set_trainable(model, "full").values() for p in group]
-optimiser = torch.optim.AdamW(parameters, lr=1e-4, fused=json.loads(sys.argv[4]))
+optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=json.loads(sys.argv[4]))
 items = [Item(str(i), f, ("blood vessel",), m) for i, (f, m) in enumerate(zip(data["frames"], data["masks"]))]
 batch = opened.processor(items, answered=True)
 losses, took = [], []
@@ -52,8 +52,8 @@ for step in range(int(sys.argv[3])):
     loss = measure(model(batch), batch.masks, LossSettings()).total
     loss.backward()
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-    optimiser.step()
-    optimiser.zero_grad()
+    optimizer.step()
+    optimizer.zero_grad()
     took.append(time.perf_counter() - started)
     losses.append(loss.item())
 print(json.dumps({"seconds": took[1:], "losses": losses}))
@@ -79,7 +79,7 @@ def main() -> None:
 
     import numpy as np
 
-    from vesalius.data.synth import draw
+    from vesalius.synth import draw
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -27,25 +27,25 @@ def measure_one(what: Any, steps: int, batch_size: int, keep: bool) -> dict[str,
     """The numbers of one setting, in this process."""
     import torch
 
-    from vesalius.data.synth import draw
     from vesalius.models.allocator import keep_freed_memory
     from vesalius.models.checkpoint import new_model
     from vesalius.models.trainable import set_trainable
+    from vesalius.synth import draw
     from vesalius.training.losses import LossSettings, measure
 
     if keep:
         keep_freed_memory()
     opened = new_model("tiny", seed=0)
     groups = set_trainable(opened.model, what)
-    optimiser = torch.optim.AdamW([p for group in groups.values() for p in group], lr=1e-4)
+    optimizer = torch.optim.AdamW([p for group in groups.values() for p in group], lr=1e-4)
     batch = opened.processor([draw(0, i) for i in range(batch_size)], answered=True)
     seconds = []
     for _ in range(steps + WARM_UP):
         started = time.perf_counter()
         losses = measure(opened.model(batch), batch.masks, LossSettings())
         losses.total.backward()
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         seconds.append(time.perf_counter() - started)
     median = statistics.median(seconds[WARM_UP:])
     usage = resource.getrusage(resource.RUSAGE_SELF)

@@ -22,10 +22,10 @@ from statistics import mean
 from typing import Any
 
 from vesalius.data.dataset import load_item, load_samples
-from vesalius.data.synth import write_data_set
 from vesalius.evaluation import video
 from vesalius.files import to_json, write_json
 from vesalius.inference.predictor import Predictor, load_predictor
+from vesalius.synth import write_dataset
 from vesalius.types import Item, Prediction, Sample
 
 PROMPTS = ("blood vessel", "catheter")
@@ -96,7 +96,7 @@ def main() -> None:
         return
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        write_data_set(Path(folder) / "cine", 1, frames=max(args.frames), workers=0)
+        write_dataset(Path(folder) / "cine", 1, frames=max(args.frames), workers=0)
         for way in WAYS:
             for scored, n in [*(("plain", n) for n in sorted(args.frames)), ("scored", max(args.frames))]:
                 one = [str(Path(folder) / "cine"), str(n), way, scored]

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from vesalius.inference.predictor import Predictor
 
 # two test processes on two cores: more threads would only wait for one another
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,7 +31,52 @@ SHARED = Path(__file__).resolve().parents[1] / ".." / "shared"
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real data sets beside the repository; the test is skipped where it is absent."""
+    """The folder of real datasets beside the repository; the test is skipped where it is absent."""
     if not (SHARED / "data").is_dir():
-        pytest.skip(f"real data sets are not at {SHARED / 'data'}")
+        pytest.skip(f"real datasets are not at {SHARED / 'data'}")
     return SHARED.resolve()
+
+
+@pytest.fixture(scope="session")
+def small_predictor() -> Predictor:
+    """A predictor with random weights: the language model of `tiny` and a SAM 2 of 128 x 128 pixels.
+
+    Its object scores are high, so that every prompt gets a mask, and masks of different prompts differ.
+    """
+    import torch
+
+    from vesalius.inference.predictor import Predictor
+    from vesalius.models.checkpoint import Card, OpenedModel
+    from vesalius.models.processor import Processor
+    from vesalius.models.specs import find_spec, sam2
+    from vesalius.models.textseg import build
+    from vesalius.models.tokenizers import byte_tokenizer
+
+    sam = sam2(
+        image_size=128,
+        hiera={
+            "hidden_size": 16,
+            "num_attention_heads": 1,
+            "blocks_per_stage": [1, 1, 2, 1],
+            "embed_dim_per_stage": [16, 32, 64, 128],
+            "num_attention_heads_per_stage": [1, 2, 4, 8],
+            "window_size_per_stage": [8, 4, 8, 4],
+            "global_attention_blocks": [3],
+        },
+        width=128,
+        memory={"layers": 1, "mlp": 128, "fuser_layers": 1},
+        decoder={"mlp_dim": 128, "num_attention_heads": 4},
+    )
+    spec = find_spec("tiny").changed(name="small", sam=sam)
+    processor = Processor(spec, byte_tokenizer())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build(spec, processor.seg_id).eval()
+        with torch.no_grad():
+            model.sam.mask_decoder.pred_obj_score_head.proj_out.bias.add_(100)
+            for name, parameter in model.sam.named_parameters():
+                if name.startswith(("no_", "memory_temporal_")):
+                    parameter.normal_()
+            for layer in model.sam.memory_attention.layers:
+                layer.cross_attn_image.o_proj.weight.mul_(10)
+    return Predictor(OpenedModel(model, processor, Card(spec=spec)), answer="force", batch=2)

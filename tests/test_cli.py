@@ -19,7 +19,7 @@ from vesalius.masks import decode_rle
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a data set, a recipe and a run of two steps."""
+    """A folder with a dataset, a recipe and a run of two steps."""
     folder = tmp_path_factory.mktemp("工作")
     assert main(["synth", str(folder / "data"), "--n", "5", "--size", "96", "--seed", "4"]) == 0
     recipe = {
@@ -198,7 +198,7 @@ def test_refusals_are_one_sentence_that_names_the_place(
             ["predict", work / "run", image, "--prompt", "x", "--out", "/proc/out"],
             "/proc/out: cannot be written",
         ),
-        (["evaluate", work / "run", tmp_path / "empty", *out], "empty: is no data set"),
+        (["evaluate", work / "run", tmp_path / "empty", *out], "empty: is no dataset"),
         (["evaluate", work / "run", data, "--limit", "0", *out], "limit must be 1 or more"),
         (["check", tmp_path / "nowhere"], "nowhere: does not exist"),
         (["train"], "give a recipe, or --resume RUN"),

@@ -14,7 +14,7 @@ from vesalius.cli import main
 from vesalius.data.dataset import load_image, load_item, load_samples
 from vesalius.data.images import read_image
 
-from .data.dicomfiles import PATIENT, write_xa
+from .dicom_files import PATIENT, write_xa
 
 VESSEL = "blood vessel"
 
@@ -30,7 +30,7 @@ def test_a_synthetic_cine_becomes_dicom_is_imported_without_names_segmented_and_
     write_xa(tmp_path / "hospital" / "vogel_greta.dcm", frames, "jpeg 2000 lossless")
 
     imported = tmp_path / "imported"
-    assert main(["import", str(tmp_path / "hospital"), str(imported), "--pseudonymise"]) == 0
+    assert main(["import", str(tmp_path / "hospital"), str(imported), "--pseudonymize"]) == 0
     pictures = sorted((imported / "images").iterdir())
     assert len(pictures) == 5
     for picture, frame in zip(pictures, frames, strict=True):

@@ -35,7 +35,7 @@ ROOMS_WITHOUT_TORCH = (
     "config",
     "lineage",
     "plots",
-    "visualisation",
+    "visualization",
     "data",
     "evaluation",
     "scoring",

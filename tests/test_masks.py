@@ -20,7 +20,7 @@ from vesalius.masks import (
     check_polygon,
     decode_rle,
     encode_rle,
-    rasterise,
+    rasterize,
     resize_bilinear,
 )
 
@@ -106,20 +106,20 @@ def test_rle_that_does_not_fill_its_size_is_refused(size: list[int], runs: Any, 
 
 
 @given(st.lists(polygons, min_size=1, max_size=3), sizes)
-def test_polygons_rasterise_as_in_pycocotools(parts: list[list[float]], size: tuple[int, int]) -> None:
+def test_polygons_rasterize_as_in_pycocotools(parts: list[list[float]], size: tuple[int, int]) -> None:
     runs = coco.frPyObjects(parts, *size)
-    np.testing.assert_array_equal(rasterise(parts, size), coco_decode(runs).any(axis=2))
+    np.testing.assert_array_equal(rasterize(parts, size), coco_decode(runs).any(axis=2))
 
 
 def test_a_square_covers_the_pixels_between_its_corners() -> None:
-    mask = rasterise([[1, 1, 3, 1, 3, 3, 1, 3]], (4, 5))
+    mask = rasterize([[1, 1, 3, 1, 3, 3, 1, 3]], (4, 5))
     np.testing.assert_array_equal(mask, [[0] * 5, [0, 1, 1, 0, 0], [0, 1, 1, 0, 0], [0] * 5])
 
 
 def test_no_polygon_is_an_empty_mask_and_overlap_is_a_union() -> None:
-    assert not rasterise([], (3, 4)).any()
+    assert not rasterize([], (3, 4)).any()
     square = [0, 0, 3, 0, 3, 3, 0, 3]
-    np.testing.assert_array_equal(rasterise([square, square], (4, 4)), rasterise([square], (4, 4)))
+    np.testing.assert_array_equal(rasterize([square, square], (4, 4)), rasterize([square], (4, 4)))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import vesalius
 from vesalius.arguments import build_parser
 from vesalius.cli import VERBS
 from vesalius.config import read_settings
-from vesalius.data.dataset import open_data_set
+from vesalius.data.dataset import open_dataset
 from vesalius.training.settings import RunSettings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -213,8 +213,8 @@ def test_annotation_example_can_be_read(readme: str, tmp_path: Path) -> None:
     (tmp_path / "annotations.json").write_text(example, encoding="utf-8")
     for entry in json.loads(example):
         Image.fromarray(np.zeros((512, 512), np.uint8)).save(tmp_path / entry["image"])
-    data_set = open_data_set(tmp_path)
-    items = [vesalius.load_item(sample) for sample in data_set.samples]
+    dataset = open_dataset(tmp_path)
+    items = [vesalius.load_item(sample) for sample in dataset.samples]
     assert [item.prompts for item in items] == [("blood vessel", "catheter"), ("blood vessel",)]
     assert [[bool(mask.any()) for mask in item.masks] for item in items if item.masks is not None] == [
         [True, False],

@@ -86,10 +86,10 @@ def check_outside(out: Path, data: Path) -> None:
     """Raise SettingError where a result is to go into the data that it is made of, or to take its place."""
     place, root = out.resolve(), data.resolve()
     if root.is_relative_to(place) and root != place:
-        raise SettingError(f"{out}: the data set lies in it; name another folder")
+        raise SettingError(f"{out}: the dataset lies in it; name another folder")
     if place.is_relative_to(root):
         raise SettingError(
-            f"{out}: lies in the data set, which is never changed; name a folder outside of {root}"
+            f"{out}: lies in the dataset, which is never changed; name a folder outside of {root}"
         )
 
 

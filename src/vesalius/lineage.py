@@ -1,4 +1,4 @@
-"""Fingerprints of files, pixels, weights and data sets; versions and commit: where a result came from.
+"""Fingerprints of files, pixels, weights and datasets; versions and commit: where a result came from.
 
 A fingerprint is a SHA-256 in hexadecimal. Nothing here imports torch, and weights are never held in memory.
 """
@@ -94,7 +94,7 @@ def hash_pixels(array: np.ndarray) -> str:
 def hash_look(pixels: np.ndarray) -> str:
     """64 hexadecimal digits of what an image uint8 (h, w, 3) looks like: small changes change few of the 256 bits.
 
-    The difference hash: the image in grey at 17 x 16, and for each cell whether its right neighbour is brighter.
+    The difference hash: the image in gray at 17 x 16, and for each cell whether its right neighbor is brighter.
     Source: N. Krawetz 2013, Kind of like that.
     """
     small = Image.fromarray(pixels).convert("L").resize((LOOK_SIDE + 1, LOOK_SIDE), Image.Resampling.BOX)

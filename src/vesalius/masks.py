@@ -1,8 +1,8 @@
 """Masks: polygon, RLE and file to boolean array and back, unions and resizing.
 
 Masks are bool (h, w). Polygon points are (x, y) in pixels of the original image, where (0, 0) is the outer
-corner of the first pixel. Rasterisation is that of pycocotools, the reference of the COCO data set: other
-rasterisers include the boundary (on coronary vessels `cv2.fillPoly` agrees with it to a Dice of 0.940 only).
+corner of the first pixel. Rasterization is that of pycocotools, the reference of the COCO dataset: other
+rasterizers include the boundary (on coronary vessels `cv2.fillPoly` agrees with it to a Dice of 0.940 only).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Rle(TypedDict):
     counts: str | list[int]
 
 
-def rasterise(polygons: Sequence[Sequence[float]], size: Size) -> Bool[np.ndarray, "h w"]:
+def rasterize(polygons: Sequence[Sequence[float]], size: Size) -> Bool[np.ndarray, "h w"]:
     """Union of polygons `[x1, y1, x2, y2, ...]` as a mask of `size`; no polygon gives an empty mask.
 
     Parts outside the image are cut. Raises ValueError for fewer than 3 points or coordinates that are not
@@ -120,7 +120,7 @@ def _decode_runs(lengths: list[int], size: Size) -> Bool[np.ndarray, "h w"]:
 
 
 def resize_bilinear(image: Float[np.ndarray, "h w"], size: Size) -> Float[np.ndarray, "H W"]:
-    """Bilinear resampling with half-pixel centres, no antialiasing and clamped borders.
+    """Bilinear resampling with half-pixel centers, no antialiasing and clamped borders.
 
     The same numbers as `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)`, to which the
     official code takes its logits, without importing torch.

@@ -1,6 +1,6 @@
 """Drawings with two axes as SVG inside a page: no other file, no script, and each says in words what it shows.
 
-Drawn as wide as a phone, so that their letters stay legible there. Colours: Okabe & Ito 2008.
+Drawn as wide as a phone, so that their letters stay legible there. Colors: Okabe & Ito 2008.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from markupsafe import Markup
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 340, 42, 18, 10, 40
 """Pixels of the drawing, and of its margins."""
 BLUE, VERMILLION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
-INK, GREY, PALE = "#18181b", "#5f5f68", "#dcdce2"
+INK, GRAY, PALE = "#18181b", "#5f5f68", "#dcdce2"
 BINS = 20
 
 Ticks = Sequence[tuple[float, str]]
@@ -44,23 +44,23 @@ class Plot:
             self.text(self._x[0], value, label, dx=-6, dy=4, anchor="end")
         for value, label in x:
             self.text(value, self._y[0], label, dy=16)
-        self.line([(self._x[0], self._y[0]), (self._x[1], self._y[0])], GREY, 1)
+        self.line([(self._x[0], self._y[0]), (self._x[1], self._y[0])], GRAY, 1)
         if name:
             self.text(sum(self._x) / 2, self._y[0], name, dy=33)
 
     def line(
-        self, points: Sequence[tuple[float, float]], colour: str, width: float = 2, dash: str = ""
+        self, points: Sequence[tuple[float, float]], color: str, width: float = 2, dash: str = ""
     ) -> None:
         places = " ".join("{},{}".format(*self.at(*point)) for point in points)
         self._add(
             '<polyline points="{}" fill="none" stroke="{}" stroke-width="{}" stroke-dasharray="{}"/>',
             places,
-            colour,
+            color,
             width,
             dash or "none",
         )
 
-    def bar(self, x: Range, y: Range, colour: str, tip: str, inset: float = 0) -> None:
+    def bar(self, x: Range, y: Range, color: str, tip: str, inset: float = 0) -> None:
         """A rectangle; `inset` pixels are left free at its left and right."""
         (left, bottom), (right, top) = self.at(x[0], y[0]), self.at(x[1], y[1])
         self._add(
@@ -69,16 +69,16 @@ class Plot:
             top,
             max(0.0, right - left - 2 * inset),
             bottom - top,
-            colour,
+            color,
             tip,
         )
 
-    def dot(self, x: float, y: float, radius: float, colour: str, tip: str) -> None:
+    def dot(self, x: float, y: float, radius: float, color: str, tip: str) -> None:
         self._add(
             '<circle cx="{}" cy="{}" r="{:.1f}" fill="{}"><title>{}</title></circle>',
             *self.at(x, y),
             radius,
-            colour,
+            color,
             tip,
         )
 
@@ -90,7 +90,7 @@ class Plot:
         dx: float = 0,
         dy: float = 0,
         anchor: str = "middle",
-        colour: str = GREY,
+        color: str = GRAY,
     ) -> None:
         place = self.at(x, y)
         self._add(
@@ -98,7 +98,7 @@ class Plot:
             place[0] + dx,
             place[1] + dy,
             anchor,
-            colour,
+            color,
             text,
         )
 

@@ -36,7 +36,7 @@ class RleMask:
 
 
 Value = int | tuple[int, int, int]
-"""What a pixel of a mask file may say: a grey level or palette index, or a colour (r, g, b)."""
+"""What a pixel of a mask file may say: a gray level or palette index, or a color (r, g, b)."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Absent:
 
 
 MaskReference = Polygons | RleMask | MaskFile | Absent
-"""A mask as it lies on disk: nothing is read or rasterised yet."""
+"""A mask as it lies on disk: nothing is read or rasterized yet."""
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,7 @@ def _nearness(length: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong, or worth knowing, in a data set."""
+    """Something wrong, or worth knowing, in a dataset."""
 
     code: str
     severity: Literal["error", "warning"]

@@ -14,7 +14,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
-from vesalius.conversion.keep_adapter import adapter_weights, write_adapter
+from vesalius.conversion.adapter import adapter_weights, write_adapter
 from vesalius.conversion.lora import MergedWeights, TensorWeights
 from vesalius.conversion.training_checkpoint import Lora, TrainingCheckpoint, open_training_checkpoint
 from vesalius.errors import CheckpointError

@@ -33,7 +33,7 @@ EVERYTHING = AugmentSettings(
 
 
 def disc(size: tuple[int, int] = (96, 128), frames: int = 1) -> Item:
-    """A bright disc off the centre on grey, with its mask and an empty one."""
+    """A bright disc off the center on gray, with its mask and an empty one."""
     y, x = np.mgrid[: size[0], : size[1]]
     mask = (x + 0.5 - size[1] * 0.6) ** 2 + (y + 0.5 - size[0] * 0.4) ** 2 < (size[0] * 0.2) ** 2
     image = np.where(mask, 200, 60).astype(np.uint8)[..., None].repeat(3, axis=2)
@@ -153,8 +153,8 @@ def test_image_and_mask_move_alike(values: dict[str, float], seed: int, size: tu
     border = np.concatenate([light[0], light[-1], light[:, 0], light[:, -1]])
     if not mask.any() or border.any():
         return  # it left the image, in part or as a whole
-    centre = np.array(ndimage.center_of_mass(light))
-    assert np.abs(centre - ndimage.center_of_mass(mask)).max() < 0.5
+    center = np.array(ndimage.center_of_mass(light))
+    assert np.abs(center - ndimage.center_of_mass(mask)).max() < 0.5
     assert light.sum() / 200 == pytest.approx(mask.sum(), rel=0.12)
 
 
@@ -220,12 +220,12 @@ def test_images_of_any_size_can_be_changed() -> None:
             assert masks_of(changed).shape == masks_of(item).shape
 
 
-def test_a_grey_image_changes_as_the_same_image_in_three_channels() -> None:
-    grey = disc()
-    coloured = Item("disc", grey.frames.copy(), grey.prompts, grey.masks)
-    coloured.frames[0, 0, 0] += np.array([0, 0, 1], np.uint8)  # so that it is not grey
+def test_a_gray_image_changes_as_the_same_image_in_three_channels() -> None:
+    gray = disc()
+    colored = Item("disc", gray.frames.copy(), gray.prompts, gray.masks)
+    colored.frames[0, 0, 0] += np.array([0, 0, 1], np.uint8)  # so that it is not gray
     values = {"rotate_degrees": 30, "elastic": 0.04, "gamma": 0.3, "blur": 1.0, "noise": 3}
-    one, three = change(grey, **values).frames, change(coloured, **values).frames
+    one, three = change(gray, **values).frames, change(colored, **values).frames
     np.testing.assert_array_equal(one[0, 20:, 20:], three[0, 20:, 20:])
 
 
@@ -257,7 +257,7 @@ def test_inversion_exchanges_bright_and_dark() -> None:
     np.testing.assert_array_equal(change(disc(), invert=1.0).frames, 255 - disc().frames)
 
 
-def test_gamma_and_contrast_keep_the_order_of_grey_levels() -> None:
+def test_gamma_and_contrast_keep_the_order_of_gray_levels() -> None:
     ramp = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
     for seed in range(5):
         changed = change(Item("ramp", ramp, ()), seed, gamma=0.5, contrast=0.4).frames[0, :, :, 0].ravel()
@@ -272,7 +272,7 @@ def test_contrast_keeps_the_mean() -> None:
         )
 
 
-def test_noise_is_grey_and_of_the_stated_strength() -> None:
+def test_noise_is_gray_and_of_the_stated_strength() -> None:
     flat = Item("flat", np.full((2, 128, 128, 3), 128, np.uint8), ())
     noise = change(flat, noise=10).frames.astype(float) - 128
     assert (noise == noise[..., :1]).all()

@@ -22,7 +22,7 @@ from vesalius.data.dataset import (
     load_item,
     load_mask,
     merge_phrases,
-    open_data_set,
+    open_dataset,
 )
 from vesalius.data.readers import coco
 from vesalius.data.source import Problems, Source
@@ -71,7 +71,7 @@ def write(root: Path, content: Any, name: str = "annotations.json") -> Path:
 
 
 def read(path: Path, problems: Problems = None) -> list[Sample]:
-    """As a data set is opened: polygons that are none are refused too."""
+    """As a dataset is opened: polygons that are none are refused too."""
     samples = coco.read(Source(path), "", problems)
     if problems is None:
         for sample in samples:
@@ -96,12 +96,12 @@ def test_every_kind_of_segmentation_is_read(root: Path) -> None:
     assert sample.metadata == {"license": 2}
 
 
-def test_a_data_set_of_this_format_is_opened_and_named(root: Path) -> None:
+def test_a_dataset_of_this_format_is_opened_and_named(root: Path) -> None:
     write(root, value([image(), image(2, "b.png")], [annotation(), annotation(iscrowd=1, score=0.5)]))
-    data_set = open_data_set(root)
-    assert data_set.format == "coco"
-    assert data_set.samples[0].masks == ((FLAT, FLAT),)
-    assert data_set.notes[:3] == (
+    dataset = open_dataset(root)
+    assert dataset.format == "coco"
+    assert dataset.samples[0].masks == ((FLAT, FLAT),)
+    assert dataset.notes[:3] == (
         "crowds (iscrowd) read as objects of their category: 1",
         "keys of annotations that are not kept: score (1)",
         "images without annotation, read as not annotated: 1",
@@ -110,8 +110,8 @@ def test_a_data_set_of_this_format_is_opened_and_named(root: Path) -> None:
 
 @pytest.mark.parametrize("other", [[], {"images": []}, {"images": {}, "annotations": []}, {"shapes": []}, 3])
 def test_other_json_is_not_coco(root: Path, other: Any) -> None:
-    assert not coco.recognise(Source(write(root, other)))
-    assert not coco.recognise(Source(root))
+    assert not coco.recognize(Source(write(root, other)))
+    assert not coco.recognize(Source(root))
 
 
 def test_an_image_without_annotation_shows_nothing_of_the_only_category(root: Path) -> None:
@@ -288,13 +288,13 @@ def test_a_file_of_another_form_is_refused(root: Path, content: Any, reason: str
         read(write(root, content), problems=[])
 
 
-def test_points_that_are_no_polygon_are_found_when_the_data_set_is_opened(root: Path) -> None:
+def test_points_that_are_no_polygon_are_found_when_the_dataset_is_opened(root: Path) -> None:
     for wrong, reason in (
         ([[1, 2]], "has 1 point"),
         ([[1, 2, 3, 4, 5, float("nan")]], "not a finite number"),
     ):
         with pytest.raises(AnnotationError, match=rf"image 0 \(a\.png\): mask 0, polygon 0 .*{reason}"):
-            open_data_set(write(root, value(annotations=[annotation(wrong)])))
+            open_dataset(write(root, value(annotations=[annotation(wrong)])))
 
 
 polygon = st.lists(st.floats(-1, 8, allow_subnormal=False), min_size=6, max_size=14).filter(
@@ -355,9 +355,9 @@ def mutated(data: st.DataObject, content: Any) -> Any:
 
 
 def read_all(path: Path) -> None:
-    """Read and rasterise; only AnnotationError may come out."""
+    """Read and rasterize; only AnnotationError may come out."""
     with contextlib.suppress(AnnotationError):
-        if coco.recognise(Source(path)):
+        if coco.recognize(Source(path)):
             coco.notes(Source(path))
         for sample in read(path):
             load_item(merge_phrases(sample))

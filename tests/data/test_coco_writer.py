@@ -22,7 +22,7 @@ from vesalius.data.source import Source
 from vesalius.data.writers import coco
 from vesalius.data.writers.formats import WRITERS
 from vesalius.errors import AnnotationError
-from vesalius.masks import encode_rle, rasterise
+from vesalius.masks import encode_rle, rasterize
 from vesalius.types import Absent, MaskFile, MaskReference, Polygons, RleMask, Sample
 
 SIZE = (8, 10)
@@ -126,7 +126,7 @@ def test_pycocotools_opens_it(image: Path, sample: Sample) -> None:
         masks = [opened.annToMask(opened.anns[i]).astype(bool) for i in sorted(opened.anns)]
     column = np.zeros(SIZE, dtype=bool)
     column[:, 1] = True
-    expected = [rasterise(SQUARE.parts, SIZE), column, drawn, np.zeros(SIZE, dtype=bool)]
+    expected = [rasterize(SQUARE.parts, SIZE), column, drawn, np.zeros(SIZE, dtype=bool)]
     assert (np.array(masks) == np.array(expected)).all()
     assert [opened.anns[i]["area"] for i in (1, 2, 3, 4)] == [16, 8, 12, 0]
     assert [opened.anns[i]["bbox"] for i in (1, 2, 3, 4)] == [

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
-from vesalius.data.dataset import load_item, load_mask, open_data_set
+from vesalius.data.dataset import load_item, load_mask, open_dataset
 from vesalius.data.readers import cvat
 from vesalius.data.source import Problems, Source
 from vesalius.errors import AnnotationError, DataError
@@ -44,7 +44,7 @@ def image(*shapes: str, name: str = "a.png", size: str = 'width="10" height="8"'
 
 
 def read(path: Path, problems: Problems = None) -> list[Sample]:
-    assert cvat.recognise(Source(path))
+    assert cvat.recognize(Source(path))
     return cvat.read(Source(path), "", problems)
 
 
@@ -84,7 +84,7 @@ def test_polygons_boxes_ellipses_and_masks_have_the_pixels_that_were_drawn(root:
     np.testing.assert_array_equal(mask_of(root, ellipse), ((x - 5) / 4) ** 2 + ((y - 4) / 2) ** 2 <= 1)
 
 
-def test_boxes_and_ellipses_turn_clockwise_around_their_centre(root: Path) -> None:
+def test_boxes_and_ellipses_turn_clockwise_around_their_center(root: Path) -> None:
     turned = '<box label="v" xtl="1" ytl="3" xbr="9" ybr="5" rotation="90"/>'
     np.testing.assert_array_equal(mask_of(root, turned), box(slice(0, 8), slice(4, 6)))
     # a long box turned by 30 degrees: its right end goes down, where y grows
@@ -134,13 +134,13 @@ def test_labels_attributes_tags_and_subsets_are_kept(root: Path) -> None:
 
 def test_a_folder_with_the_export_is_opened_and_an_image_without_shapes_is_not_annotated(root: Path) -> None:
     write(root, image('<box label="v" xtl="1" ytl="2" xbr="5" ybr="6"/>'), image(name="p1/c.png"))
-    data_set = open_data_set(root)
-    assert data_set.format == "cvat"
-    assert [(sample.id, sample.masks is None) for sample in data_set.samples] == [
+    dataset = open_dataset(root)
+    assert dataset.format == "cvat"
+    assert [(sample.id, sample.masks is None) for sample in dataset.samples] == [
         ("a", False),
         ("p1__c", True),
     ]
-    item = load_item(data_set.samples[0])
+    item = load_item(dataset.samples[0])
     assert item.masks is not None
     np.testing.assert_array_equal(item.masks[0, 0], box(slice(2, 6), slice(1, 5)))
 
@@ -207,8 +207,8 @@ def test_frames_are_read_from_the_video_where_there_are_no_images(tmp_path: Path
     with av.open(str(tmp_path / "run.mp4"), "w") as container:
         stream = container.add_stream("mpeg4", rate=5, width=32, height=16)
         for level in (20, 120, 220):
-            grey = np.full((16, 32, 3), level, dtype=np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+            gray = np.full((16, 32, 3), level, dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(gray, format="rgb24")))
         container.mux(stream.encode())
     meta = VIDEO.replace(">10<", ">32<").replace(">8<", ">16<")
     first, last = read(write(tmp_path, meta, track(at(0), at(2))))
@@ -278,7 +278,7 @@ def test_sizes_that_no_image_has_are_refused_before_a_mask_is_made(root: Path, s
 
 
 @pytest.mark.parametrize("name", ["../a.png", "/etc/passwd", "none.png", "", "a" * 5000, "p1"])
-def test_images_are_looked_for_in_the_data_set_only(root: Path, name: str) -> None:
+def test_images_are_looked_for_in_the_dataset_only(root: Path, name: str) -> None:
     with pytest.raises(AnnotationError):
         read(write(root, image(name=name)))
     outside = f'<image name="{root.name}/a.png" subset=".."/>'
@@ -324,11 +324,11 @@ def test_what_is_no_xml_is_refused(root: Path, text: str) -> None:
     assert error.value.code == "unreadable"
 
 
-def test_other_files_are_not_recognised(tmp_path: Path) -> None:
+def test_other_files_are_not_recognized(tmp_path: Path) -> None:
     for text in ("", "<annotation><folder/></annotation>", "[]", "annotations"):
         (tmp_path / "a.xml").write_text(text)
-        assert not cvat.recognise(Source(tmp_path / "a.xml"))
-    assert not cvat.recognise(Source(tmp_path))
+        assert not cvat.recognize(Source(tmp_path / "a.xml"))
+    assert not cvat.recognize(Source(tmp_path))
 
 
 WHOLE = (

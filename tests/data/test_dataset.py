@@ -1,4 +1,4 @@
-"""Data sets: which format is found, how phrases merge, and how a sample becomes pixels and masks."""
+"""Datasets: which format is found, how phrases merge, and how a sample becomes pixels and masks."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from vesalius.data.dataset import (
     load_item,
     load_samples,
     merge_phrases,
-    open_data_set,
+    open_dataset,
 )
-from vesalius.data.search import find_images
+from vesalius.data.image_files import find_images
 from vesalius.errors import AnnotationError, ImageError, SettingError
-from vesalius.masks import encode_rle, rasterise
+from vesalius.masks import encode_rle, rasterize
 from vesalius.types import Absent, MaskFile, Polygons, RleMask, Sample
 
 LEFT = [0, 0, 4, 0, 4, 8, 0, 8]
@@ -43,9 +43,9 @@ def one(mask: list[Any], text: list[str], **more: Any) -> dict[str, Any]:
     return {"image": "a.png", "mask": mask, "text": text, **more}
 
 
-def test_a_file_and_its_folder_are_the_same_data_set(tmp_path: Path) -> None:
-    folder = open_data_set(make(tmp_path))
-    file = open_data_set(str(tmp_path / "annotations.json"))
+def test_a_file_and_its_folder_are_the_same_dataset(tmp_path: Path) -> None:
+    folder = open_dataset(make(tmp_path))
+    file = open_dataset(str(tmp_path / "annotations.json"))
     assert folder == file
     assert (folder.format, folder.root, folder.name) == ("sa2va_json", tmp_path, tmp_path.name)
     assert load_samples(tmp_path) == list(folder.samples)
@@ -54,21 +54,21 @@ def test_a_file_and_its_folder_are_the_same_data_set(tmp_path: Path) -> None:
 def test_of_several_annotation_files_the_split_picks_one(tmp_path: Path) -> None:
     for name in ("annotations.train.json", "annotations.test.json"):
         make(tmp_path, name)
-    data_set = open_data_set(tmp_path, split="test")
-    assert data_set.name == f"{tmp_path.name}/test"
+    dataset = open_dataset(tmp_path, split="test")
+    assert dataset.name == f"{tmp_path.name}/test"
     for split, reason in ((None, "has several annotation files"), ("val", r"has no annotations\.val\.json")):
         with pytest.raises(
             SettingError, match=rf"{reason}.*annotations\.test\.json, annotations\.train\.json"
         ):
-            open_data_set(tmp_path, split=split)
+            open_dataset(tmp_path, split=split)
 
 
 def test_a_split_that_has_nothing_to_pick_is_said(tmp_path: Path) -> None:
     make(tmp_path)
     note = "split 'train' picks nothing here: annotations.json is the only choice"
-    assert note in open_data_set(tmp_path, split="train").notes
+    assert note in open_dataset(tmp_path, split="train").notes
     make(tmp_path / "named", "annotations.train.json")
-    assert not any("split" in note for note in open_data_set(tmp_path / "named", split="train").notes)
+    assert not any("split" in note for note in open_dataset(tmp_path / "named", split="train").notes)
 
 
 def test_a_folder_of_masks_needs_a_prompt_and_names_what_it_ignores(tmp_path: Path) -> None:
@@ -76,13 +76,13 @@ def test_a_folder_of_masks_needs_a_prompt_and_names_what_it_ignores(tmp_path: Pa
         (tmp_path / name).parent.mkdir()
         Image.new("L", (10, 8), 255).save(tmp_path / name)
     with pytest.raises(SettingError, match='--prompt "blood vessel"'):
-        open_data_set(tmp_path)
-    data_set = open_data_set(tmp_path, prompt="nerve")
-    assert data_set.format == "maskfolder"
-    assert data_set.samples[0].prompts == ("nerve",)
-    assert data_set.notes == (
+        open_dataset(tmp_path)
+    dataset = open_dataset(tmp_path, prompt="nerve")
+    assert dataset.format == "maskfolder"
+    assert dataset.samples[0].prompts == ("nerve",)
+    assert dataset.notes == (
         "ignored beside images/ and masks/: fov/",
-        "masks stored as JPEG, where every grey level above 0 counts as the object: 1",
+        "masks stored as JPEG, where every gray level above 0 counts as the object: 1",
         "no groups are stated: each image is its own group",
     )
 
@@ -106,35 +106,35 @@ def test_a_folder_that_may_not_be_entered_is_said_to_be_one(tmp_path: Path) -> N
             if os.access(locked, os.X_OK):
                 pytest.skip("this user may enter locked folders (root)")
             with pytest.raises(AnnotationError, match="locked: cannot be read"):
-                open_data_set(locked)
+                open_dataset(locked)
         finally:
             locked.chmod(0o700)
 
 
-def test_what_is_no_data_set_is_refused_with_what_was_looked_for(tmp_path: Path) -> None:
+def test_what_is_no_dataset_is_refused_with_what_was_looked_for(tmp_path: Path) -> None:
     (tmp_path / "train.json").write_text("[]")
     (tmp_path / "notes.txt").touch()
     with pytest.raises(
         AnnotationError, match=r"neither annotations\*\.json nor images/ with masks/.*train\.json"
     ):
-        open_data_set(tmp_path)
+        open_dataset(tmp_path)
     with pytest.raises(AnnotationError, match=r"notes\.txt: is in no format that is read \(.*sa2va_json"):
-        open_data_set(tmp_path / "notes.txt")
+        open_dataset(tmp_path / "notes.txt")
     with pytest.raises(AnnotationError, match="does not exist"):
-        open_data_set(tmp_path / "none")
+        open_dataset(tmp_path / "none")
     with pytest.raises(SettingError, match="prompt is empty"):
-        open_data_set(tmp_path, prompt=" ")
+        open_dataset(tmp_path, prompt=" ")
 
 
 def test_objects_of_one_phrase_become_one_target_in_order_of_first_appearance(tmp_path: Path) -> None:
-    data_set = open_data_set(make(tmp_path, "annotations.json", one([LEFT, None, RIGHT], ["x", "y", "x"])))
-    item = load_item(data_set.samples[0])
+    dataset = open_dataset(make(tmp_path, "annotations.json", one([LEFT, None, RIGHT], ["x", "y", "x"])))
+    item = load_item(dataset.samples[0])
     assert item.prompts == ("x", "y")
     assert item.masks is not None
-    np.testing.assert_array_equal(item.masks[0, 0], rasterise([LEFT, RIGHT], (8, 10)))
+    np.testing.assert_array_equal(item.masks[0, 0], rasterize([LEFT, RIGHT], (8, 10)))
     assert not item.masks[1].any()
-    assert data_set.merged == ("a",)
-    assert "merged objects of the same phrase: 1 image" in data_set.notes
+    assert dataset.merged == ("a",)
+    assert "merged objects of the same phrase: 1 image" in dataset.notes
 
 
 def test_a_prompt_maps_every_phrase_and_absent_ones_vanish_in_the_union(tmp_path: Path) -> None:
@@ -142,15 +142,15 @@ def test_a_prompt_maps_every_phrase_and_absent_ones_vanish_in_the_union(tmp_path
         one([LEFT, None, RIGHT], ["x", "y", "z"], extra=1),
         {"image": "b.png", "mask": [None], "text": ["y"]},
     )
-    data_set = open_data_set(make(tmp_path, "annotations.json", *rows), prompt="vessel")
-    first, second = data_set.samples
+    dataset = open_dataset(make(tmp_path, "annotations.json", *rows), prompt="vessel")
+    first, second = dataset.samples
     assert first.prompts == second.prompts == ("vessel",)
     assert first.masks is not None
     assert [type(each) for each in first.masks[0]] == [Polygons, Polygons]
     assert second.masks == ((Absent(),),)
-    assert data_set.merged == ()
-    assert "further keys kept as metadata: extra (1 entry)" in data_set.notes
-    assert any("mapped to 'vessel'" in note for note in data_set.notes)
+    assert dataset.merged == ()
+    assert "further keys kept as metadata: extra (1 entry)" in dataset.notes
+    assert any("mapped to 'vessel'" in note for note in dataset.notes)
 
 
 def test_merging_leaves_distinct_phrases_alone() -> None:
@@ -164,16 +164,16 @@ def test_groups_come_from_a_field_or_from_the_id(tmp_path: Path) -> None:
     assert [sample.group for sample in load_samples(tmp_path)] == [None, None]
     assert [sample.group for sample in load_samples(tmp_path, group="patient")] == ["3", "3"]
     assert [sample.group for sample in load_samples(tmp_path, group="^(.)")] == ["a", "b"]
-    assert "1 group" in open_data_set(tmp_path, group="patient").notes
+    assert "1 group" in open_dataset(tmp_path, group="patient").notes
 
 
 def test_groups_in_the_annotations_count_without_being_asked_for(tmp_path: Path) -> None:
     rows = [one([None], ["v"], group="p1"), {"image": "b.png", "mask": [None], "text": ["v"]}]
-    data_set = open_data_set(make(tmp_path, "annotations.json", *rows))
-    assert data_set.samples[0].group == "p1"
-    assert "1 group; 1 image without one, each its own group" in data_set.notes
+    dataset = open_dataset(make(tmp_path, "annotations.json", *rows))
+    assert dataset.samples[0].group == "p1"
+    assert "1 group; 1 image without one, each its own group" in dataset.notes
     with pytest.raises(SettingError, match=r"entry 1 \(b\.png\): field 'group' gives no group"):
-        open_data_set(tmp_path, group="group")
+        open_dataset(tmp_path, group="group")
 
 
 @pytest.mark.parametrize(
@@ -186,12 +186,12 @@ def test_groups_in_the_annotations_count_without_being_asked_for(tmp_path: Path)
 )
 def test_a_group_that_does_not_fit_is_refused(tmp_path: Path, group: str, reason: str) -> None:
     with pytest.raises(SettingError, match=reason):
-        open_data_set(make(tmp_path), group=group)
+        open_dataset(make(tmp_path), group=group)
 
 
 def test_every_kind_of_mask_becomes_the_same_pixels(tmp_path: Path) -> None:
     root = make(tmp_path)
-    mask = rasterise([LEFT], (8, 10))
+    mask = rasterize([LEFT], (8, 10))
     Image.fromarray(mask).save(root / "mask.png")
     references = (Polygons((tuple(LEFT),)), RleMask(encode_rle(mask)), MaskFile(root / "mask.png"))
     sample = Sample("a", root / "images/a.png", ("p", "r", "f"), tuple((each,) for each in references))
@@ -267,10 +267,10 @@ GOLDEN_ORDER = [15, 25, 37, 23, 30, 6]
 
 
 def test_the_first_samples_say_how_many_were_left_out(tmp_path: Path) -> None:
-    data_set = open_data_set(make(tmp_path))
-    assert data_set.first(2) == data_set
-    assert data_set.first(1).samples == data_set.samples[:1]
-    assert data_set.first(1).notes[-1] == "only the first 1 of 2 samples"
+    dataset = open_dataset(make(tmp_path))
+    assert dataset.first(2) == dataset
+    assert dataset.first(1).samples == dataset.samples[:1]
+    assert dataset.first(1).notes[-1] == "only the first 1 of 2 samples"
 
 
 @pytest.mark.parametrize(("split", "n"), [("train", 160), ("val", 40), ("test", 100)])
@@ -287,16 +287,16 @@ def test_arcade_polygons_give_the_stored_masks(shared: Path, split: str, n: int)
 
 
 def test_chase_db1_is_read_whole_with_two_eyes_a_child(shared: Path) -> None:
-    data_set = open_data_set(shared / "data" / "chase_db1", prompt="blood vessel", group=r"Image_(\d+)")
-    assert len(data_set.samples) == 28
-    assert len({sample.group for sample in data_set.samples}) == 14
-    assert any("fov/" in note and "masks_2nd/" in note for note in data_set.notes)
-    masks = load_item(data_set.samples[0]).masks
+    dataset = open_dataset(shared / "data" / "chase_db1", prompt="blood vessel", group=r"Image_(\d+)")
+    assert len(dataset.samples) == 28
+    assert len({sample.group for sample in dataset.samples}) == 14
+    assert any("fov/" in note and "masks_2nd/" in note for note in dataset.notes)
+    masks = load_item(dataset.samples[0]).masks
     assert masks is not None
     assert masks.shape == (1, 1, 960, 999)
     assert masks.mean() == pytest.approx(0.06974, abs=1e-5)  # the publisher's share, in manifest.json
 
 
 def test_reading_data_does_not_import_torch() -> None:
-    code = "import sys, vesalius.data.checks, vesalius.data.augment; sys.exit('torch' in sys.modules)"
+    code = "import sys, vesalius.checks, vesalius.data.augment; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

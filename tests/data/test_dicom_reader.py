@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vesalius.data.dataset import load_item, open_data_set
+from vesalius.data.dataset import load_item, open_dataset
 from vesalius.data.formats import FORMATS
 from vesalius.data.readers import dicom
 from vesalius.data.source import Source
@@ -14,7 +14,7 @@ from vesalius.errors import AnnotationError, DataError, ImageError
 from vesalius.masks import encode_rle
 from vesalius.types import Absent, RleMask
 
-from .dicomfiles import PATIENT, write_report, write_xa
+from ..dicom_files import PATIENT, write_report, write_xa
 
 GROUP = "patient-4523540f1504"
 """The first 12 figures of the SHA-256 of `17`."""
@@ -38,7 +38,7 @@ def test_files_are_found_whatever_they_are_called_and_nobody_is_named(tmp_path: 
     angiogram(tmp_path / "a" / "run", 2)
     other = {"SOPInstanceUID": "1.2.5", "SeriesInstanceUID": "1.2.6", "StudyInstanceUID": "1.2.7"}
     angiogram(tmp_path / "1.2.840.1", **other, PatientID="18")
-    data = open_data_set(tmp_path)
+    data = open_dataset(tmp_path)
     assert data.format == "dicom"
     assert [sample.id for sample in data.samples] == ["1.2.840.1", "a__run__0000", "a__run__0001"]
     single, first, second = data.samples
@@ -52,7 +52,7 @@ def test_files_are_found_whatever_they_are_called_and_nobody_is_named(tmp_path: 
     assert first.masks is None and first.prompts == ()
     assert load_item(second).frames.shape == (1, 6, 8, 3)
     assert PATIENT not in repr(data) and "1.2.3.4" not in repr(data)
-    by_study = open_data_set(tmp_path, group="StudyInstanceUID")
+    by_study = open_dataset(tmp_path, group="StudyInstanceUID")
     assert [each.group for each in by_study.samples] == [
         each.metadata["StudyInstanceUID"] for each in data.samples
     ]
@@ -61,14 +61,14 @@ def test_files_are_found_whatever_they_are_called_and_nobody_is_named(tmp_path: 
 def test_files_of_a_series_come_by_instance_number(tmp_path: Path) -> None:
     for name, number in (("a", 10), ("b", 9), ("c", 1)):
         angiogram(tmp_path / f"{name}.dcm", SOPInstanceUID=f"1.2.{number}", InstanceNumber=number)
-    samples = open_data_set(tmp_path).samples
+    samples = open_dataset(tmp_path).samples
     assert [sample.id for sample in samples] == ["c", "b", "a"]
     assert {sample.sequence for sample in samples} == {samples[0].metadata["SeriesInstanceUID"]}
 
 
 def test_without_patient_the_study_is_the_group(tmp_path: Path) -> None:
     angiogram(tmp_path / "a.dcm", PatientID="")
-    data = open_data_set(tmp_path / "a.dcm")
+    data = open_dataset(tmp_path / "a.dcm")
     assert data.samples[0].group == data.samples[0].metadata["StudyInstanceUID"]
     assert "PatientID" not in data.samples[0].metadata
     assert "images without PatientID, grouped by study or series: 1" in data.notes
@@ -86,7 +86,7 @@ def test_what_shares_a_patient_a_study_or_a_series_is_one_group(tmp_path: Path) 
     ):
         tags = {"PatientID": patient, "StudyInstanceUID": study, "SeriesInstanceUID": series}
         angiogram(tmp_path / f"{name}.dcm", SOPInstanceUID=f"1.9.{ord(name)}", **tags)
-    data = open_data_set(tmp_path)
+    data = open_dataset(tmp_path)
     groups = {sample.id: sample.group for sample in data.samples}
     assert {groups[name] for name in "abcde"} == {GROUP}
     assert groups["f"] == groups["g"] == dicom.pseudonym("study", "1.4")
@@ -97,7 +97,7 @@ def test_a_file_or_folder_that_cannot_be_opened_is_not_passed_over(tmp_path: Pat
     angiogram(tmp_path / "a.dcm")
     (tmp_path / "b.dcm").symlink_to(tmp_path / "nowhere")
     with pytest.raises(ImageError, match=r"b\.dcm: cannot be read \(No such file") as caught:
-        open_data_set(tmp_path)
+        open_dataset(tmp_path)
     assert caught.value.code == "unreadable"
     problems: list[DataError] = []
     assert len(dicom.read(Source(tmp_path), "", problems)) == len(problems) == 1
@@ -108,7 +108,7 @@ def test_a_file_or_folder_that_cannot_be_opened_is_not_passed_over(tmp_path: Pat
         if os.access(locked, os.R_OK):
             pytest.skip("this user may read locked folders (root)")
         with pytest.raises(ImageError, match="locked: cannot be read"):
-            open_data_set(tmp_path)
+            open_dataset(tmp_path)
     finally:
         locked.chmod(0o700)
 
@@ -117,7 +117,7 @@ def test_segmentations_beside_images_are_their_masks(tmp_path: Path) -> None:
     cine = angiogram(tmp_path / "cine.dcm", 3)
     angiogram(tmp_path / "other.dcm", SOPInstanceUID="1.2.5")
     mask = mark(tmp_path / "seg", cine, vessel=[0, 2], catheter=[2])
-    data = open_data_set(tmp_path)
+    data = open_dataset(tmp_path)
     samples = {sample.id: sample for sample in data.samples}
     assert samples["other"].masks is None and samples["other"].prompts == ()
     for frame, (vessel, catheter) in enumerate([(True, False), (False, False), (True, True)]):
@@ -133,7 +133,7 @@ def test_two_segmentations_of_one_image_are_united_by_phrase(tmp_path: Path) -> 
     cine = angiogram(tmp_path / "cine.dcm", 2)
     mark(tmp_path / "a.seg", cine, vessel=[0])
     mark(tmp_path / "b.seg", cine, vessel=[1], catheter=[])
-    data = open_data_set(tmp_path)
+    data = open_dataset(tmp_path)
     assert [sample.prompts for sample in data.samples] == [("vessel", "catheter")] * 2
     assert [[type(each[0]) for each in sample.masks] for sample in data.samples] == [[RleMask, Absent]] * 2
 
@@ -189,7 +189,7 @@ def test_equal_ids_are_a_problem(tmp_path: Path) -> None:
 def test_annotations_of_other_formats_come_first(tmp_path: Path) -> None:
     angiogram(tmp_path / "images" / "a.dcm")
     (tmp_path / "annotations.json").write_text('[{"image": "a.dcm", "mask": [null], "text": ["vessel"]}]')
-    data = open_data_set(tmp_path)
+    data = open_dataset(tmp_path)
     assert data.format == "sa2va_json"
     assert load_item(data.samples[0]).frames.shape == (1, 6, 8, 3)
 
@@ -197,5 +197,5 @@ def test_annotations_of_other_formats_come_first(tmp_path: Path) -> None:
 def test_folders_without_a_dicom_image_are_none(tmp_path: Path) -> None:
     write_report(tmp_path / "state.dcm")
     (tmp_path / "b.dcm").write_text("no")
-    assert not dicom.recognise(Source(tmp_path))
+    assert not dicom.recognize(Source(tmp_path))
     assert list(FORMATS).index("dicom") > list(FORMATS).index("maskfolder")

@@ -15,7 +15,7 @@ from vesalius.data.writers.dicom_seg import CODES, write_segmentation
 from vesalius.errors import AnnotationError, DataError, ImageError, SettingError
 from vesalius.masks import Rle, decode_rle, encode_rle
 
-from .dicomfiles import PATIENT, angiogram, read_masks
+from ..dicom_files import PATIENT, angiogram, read_masks
 
 VALIDATOR = shutil.which("dciodvfy")
 VESSEL, CATHETER = "blood vessel", "catheter"

@@ -25,7 +25,7 @@ from vesalius.data.images import (
 from vesalius.errors import AnnotationError, ImageError, InterruptionError
 
 RED = np.array([[[255, 0, 0], [0, 0, 0]], [[10, 20, 30], [255, 255, 255]]], dtype=np.uint8)
-GREY = np.array([[0, 7], [128, 255]], dtype=np.uint8)
+GRAY = np.array([[0, 7], [128, 255]], dtype=np.uint8)
 
 
 def png_of_16_bit_rgb(path: Path) -> None:
@@ -53,12 +53,12 @@ def test_rgb_pixels_come_back_exactly_from_a_path_that_is_not_ascii(tmp_path: Pa
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
 def test_every_8_bit_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     suffix = "tif" if mode == "CMYK" else "png"
-    black_and_white = np.where(GREY[..., None] > 100, 255, 0).astype(np.uint8).repeat(3, axis=2)
+    black_and_white = np.where(GRAY[..., None] > 100, 255, 0).astype(np.uint8).repeat(3, axis=2)
     Image.fromarray(black_and_white).convert(mode).save(tmp_path / f"a.{suffix}")
     np.testing.assert_array_equal(read_image(tmp_path / f"a.{suffix}"), black_and_white)
 
 
-def test_an_opaque_palette_colour_table_is_no_transparency(tmp_path: Path) -> None:
+def test_an_opaque_palette_color_table_is_no_transparency(tmp_path: Path) -> None:
     Image.fromarray(RED).quantize(4).save(tmp_path / "a.png", transparency=bytes([255, 255, 255, 255]))
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), RED)
 
@@ -72,16 +72,16 @@ def test_transparency_is_refused(tmp_path: Path, mode: str) -> None:
         read_image(tmp_path / "a.png")
 
 
-def test_a_transparent_colour_is_refused(tmp_path: Path) -> None:
-    Image.fromarray(GREY).save(tmp_path / "a.png", transparency=7)
+def test_a_transparent_color_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(GRAY).save(tmp_path / "a.png", transparency=7)
     with pytest.raises(ImageError, match="partly transparent"):
         read_image(tmp_path / "a.png")
 
 
 def test_deep_pixels_are_refused(tmp_path: Path) -> None:
-    Image.fromarray(GREY.astype(np.uint16)).save(tmp_path / "u16.png")
-    Image.fromarray(GREY.astype(np.int32)).save(tmp_path / "i32.tif")
-    Image.fromarray(GREY.astype(np.float32)).save(tmp_path / "f32.tif")
+    Image.fromarray(GRAY.astype(np.uint16)).save(tmp_path / "u16.png")
+    Image.fromarray(GRAY.astype(np.int32)).save(tmp_path / "i32.tif")
+    Image.fromarray(GRAY.astype(np.float32)).save(tmp_path / "f32.tif")
     png_of_16_bit_rgb(tmp_path / "rgb48.png")
     for name in ("u16.png", "i32.tif", "f32.tif", "rgb48.png"):
         with pytest.raises(ImageError, match=rf"{name}: .*convert to 8 bits first, with the window you want"):
@@ -140,7 +140,7 @@ def test_a_signal_while_an_image_is_decoded_is_no_damage(
 
 
 def test_animations_are_refused(tmp_path: Path) -> None:
-    frames = [Image.fromarray(np.full((4, 4), grey, dtype=np.uint8)) for grey in (0, 99, 200)]
+    frames = [Image.fromarray(np.full((4, 4), gray, dtype=np.uint8)) for gray in (0, 99, 200)]
     for name in ("a.gif", "a.tif"):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
         with pytest.raises(ImageError, match="has 3 frames"):
@@ -161,12 +161,12 @@ def test_huge_images_are_refused_before_they_are_decoded(tmp_path: Path, side: i
 
 
 def test_masks_are_true_where_the_pixel_is_not_zero(tmp_path: Path) -> None:
-    expected = GREY != 0
-    Image.fromarray(GREY).save(tmp_path / "grey.png")
-    Image.fromarray(GREY.astype(np.uint16) * 200).save(tmp_path / "deep.png")
+    expected = GRAY != 0
+    Image.fromarray(GRAY).save(tmp_path / "gray.png")
+    Image.fromarray(GRAY.astype(np.uint16) * 200).save(tmp_path / "deep.png")
     Image.fromarray(expected).save(tmp_path / "bit.png")
-    Image.fromarray(GREY).convert("RGB").save(tmp_path / "rgb.png")
-    Image.fromarray(GREY).convert("RGBA").save(tmp_path / "rgba.png")
+    Image.fromarray(GRAY).convert("RGB").save(tmp_path / "rgb.png")
+    Image.fromarray(GRAY).convert("RGBA").save(tmp_path / "rgba.png")
     palette = Image.fromarray(expected.astype(np.uint8)).convert("P")
     palette.putpalette([0, 0, 0, 128, 0, 0])
     palette.save(tmp_path / "palette.png")
@@ -177,15 +177,15 @@ def test_masks_are_true_where_the_pixel_is_not_zero(tmp_path: Path) -> None:
 
 
 def test_ambiguous_masks_are_refused(tmp_path: Path) -> None:
-    Image.fromarray(RED).save(tmp_path / "colour.png")
-    white_first = Image.fromarray(GREY.clip(0, 1)).convert("P")
+    Image.fromarray(RED).save(tmp_path / "color.png")
+    white_first = Image.fromarray(GRAY.clip(0, 1)).convert("P")
     white_first.putpalette([255, 255, 255, 0, 0, 0])
     white_first.save(tmp_path / "palette.png")
-    Image.fromarray(GREY.astype(np.float32)).save(tmp_path / "float.tif")
+    Image.fromarray(GRAY.astype(np.float32)).save(tmp_path / "float.tif")
     reasons = {
-        "colour.png": "several colours",
+        "color.png": "several colors",
         "palette.png": "palette is not black",
-        "float.tif": "colour mode F",
+        "float.tif": "color mode F",
     }
     for name, reason in reasons.items():
         with pytest.raises(AnnotationError, match=rf"{name}: .*{reason}"):
@@ -193,7 +193,7 @@ def test_ambiguous_masks_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_mask_of_another_size_is_refused_with_both_sizes(tmp_path: Path) -> None:
-    Image.fromarray(GREY).save(tmp_path / "a.png")
+    Image.fromarray(GRAY).save(tmp_path / "a.png")
     with pytest.raises(AnnotationError, match=r"2 x 2 .* 512 x 400"):
         read_mask(tmp_path / "a.png", (512, 400))
 
@@ -203,8 +203,8 @@ PALETTE = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0], *[[9, 9, 9]] * 4, [1, 2
 INDICES: tuple[int, ...] = (1, 2, 7)
 
 
-def test_a_map_of_classes_gives_the_mask_of_each_from_grey_levels_or_palette_indices(tmp_path: Path) -> None:
-    Image.fromarray(CLASSES).save(tmp_path / "grey.png")
+def test_a_map_of_classes_gives_the_mask_of_each_from_gray_levels_or_palette_indices(tmp_path: Path) -> None:
+    Image.fromarray(CLASSES).save(tmp_path / "gray.png")
     Image.fromarray(CLASSES.astype(np.uint16)).save(tmp_path / "deep.png")
     Image.fromarray(CLASSES).convert("RGB").save(tmp_path / "rgb.png")
     palette = Image.fromarray(CLASSES).convert("P")
@@ -217,32 +217,32 @@ def test_a_map_of_classes_gives_the_mask_of_each_from_grey_levels_or_palette_ind
         assert mask_values(path) == [0, 1, 2, 7]
 
 
-def test_a_map_of_classes_gives_the_mask_of_each_from_colours(tmp_path: Path) -> None:
+def test_a_map_of_classes_gives_the_mask_of_each_from_colors(tmp_path: Path) -> None:
     Image.fromarray(PALETTE[CLASSES]).save(tmp_path / "rgb.png")
     Image.fromarray(PALETTE[CLASSES]).convert("RGBA").save(tmp_path / "rgba.png")
     Image.fromarray(PALETTE[CLASSES]).quantize(4).save(tmp_path / "palette.png")
-    colours = {index: (int(r), int(g), int(b)) for index in INDICES for r, g, b in [PALETTE[index]]}
+    colors = {index: (int(r), int(g), int(b)) for index in INDICES for r, g, b in [PALETTE[index]]}
     for path in sorted(tmp_path.glob("*.png")):
-        for index, colour in colours.items():
-            mask = read_mask(path, (2, 3), [colour], list(colours.values()))
+        for index, color in colors.items():
+            mask = read_mask(path, (2, 3), [color], list(colors.values()))
             np.testing.assert_array_equal(mask, index == CLASSES, err_msg=path.name)
 
 
 def test_a_value_that_no_class_has_is_named_with_its_pixels(tmp_path: Path) -> None:
-    Image.fromarray(CLASSES).save(tmp_path / "grey.png")
+    Image.fromarray(CLASSES).save(tmp_path / "gray.png")
     Image.fromarray(PALETTE[CLASSES]).save(tmp_path / "rgb.png")
     Image.fromarray(CLASSES.astype(np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(AnnotationError, match=r"the value 2 \(pixels: 2\) and 1 other such values") as error:
-        read_mask(tmp_path / "grey.png", (2, 3), (1,))
+        read_mask(tmp_path / "gray.png", (2, 3), (1,))
     assert error.value.code == "unknown_value"
     red, last = (255, 0, 0), (1, 2, 3)
     with pytest.raises(
         AnnotationError, match=r"\[0, 255, 0\] \(pixels: 2\) is that of no class, which have \[255, 0, 0\]"
     ):
         read_mask(tmp_path / "rgb.png", (2, 3), (red,), (red, last))
-    with pytest.raises(AnnotationError, match="several colours"):
+    with pytest.raises(AnnotationError, match="several colors"):
         read_mask(tmp_path / "rgb.png", (2, 3), (1,), (1,))
-    with pytest.raises(AnnotationError, match=r"colour mode I.* its classes are colours"):
+    with pytest.raises(AnnotationError, match=r"color mode I.* its classes are colors"):
         read_mask(tmp_path / "deep.png", (2, 3), (red,), (red,))
 
 
@@ -268,7 +268,7 @@ def test_every_palette_image_comes_back_class_by_class(
 def test_the_values_of_a_mask_are_at_most_256(tmp_path: Path) -> None:
     Image.fromarray(np.arange(400, dtype=np.uint16).reshape(20, 20)[::-1].copy()).save(tmp_path / "a.png")
     assert mask_values(tmp_path / "a.png") == list(range(256))
-    Image.fromarray(GREY != 0).save(tmp_path / "b.png")
+    Image.fromarray(GRAY != 0).save(tmp_path / "b.png")
     assert mask_values(tmp_path / "b.png") == [0, 1]
 
 

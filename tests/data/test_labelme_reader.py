@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vesalius.data.dataset import check_polygons, check_size, load_item, merge_phrases, open_data_set
+from vesalius.data.dataset import check_polygons, check_size, load_item, merge_phrases, open_dataset
 from vesalius.data.readers import labelme
 from vesalius.data.source import Problems, Source
 from vesalius.errors import AnnotationError, DataError
-from vesalius.masks import decode_rle, rasterise
+from vesalius.masks import decode_rle, rasterize
 from vesalius.types import Absent, Polygons, RleMask, Sample
 
 TRIANGLE = [[1, 1], [6, 1], [1, 6]]
@@ -60,7 +60,7 @@ def write(root: Path, value: Any, name: str = "a.json") -> Path:
 
 
 def read(path: Path, problems: Problems = None) -> list[Sample]:
-    """As a data set is opened: polygons that are none are refused too."""
+    """As a dataset is opened: polygons that are none are refused too."""
     samples = labelme.read(Source(path), "", problems)
     if problems is None:
         for sample in samples:
@@ -82,25 +82,25 @@ def area(sample: Sample) -> float:
     return abs(float(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1)))) / 2
 
 
-def test_a_folder_of_files_is_recognised_and_read_in_order(root: Path) -> None:
+def test_a_folder_of_files_is_recognized_and_read_in_order(root: Path) -> None:
     write(root, entry(shape(), image="b.png"), "images/b.json")
     write(root, entry(shape(None), shape(label="other")))
     write(root, "hidden", ".labelme/x.json")
-    assert labelme.recognise(Source(root))
+    assert labelme.recognize(Source(root))
     first, second = read(root)
     assert (first.id, second.id) == ("a", "b")
     assert first.prompts == ("vessel", "other")
     assert first.masks == ((FLAT,), (FLAT,))
     assert (first.image, first.size, first.source) == (root / "a.png", SIZE, str(root / "a.json"))
     assert not first.metadata
-    data_set = open_data_set(root)
-    assert data_set.format == "labelme"
-    assert data_set.notes[0] == "images that no JSON file is named after, not read: 1 (c.png)"
+    dataset = open_dataset(root)
+    assert dataset.format == "labelme"
+    assert dataset.notes[0] == "images that no JSON file is named after, not read: 1 (c.png)"
 
 
-def test_a_single_file_is_recognised(root: Path) -> None:
+def test_a_single_file_is_recognized(root: Path) -> None:
     path = write(root, entry(shape()))
-    assert labelme.recognise(Source(path))
+    assert labelme.recognize(Source(path))
     assert read(path)[0].masks == ((FLAT,),)
     assert labelme.notes(Source(path)) == []
 
@@ -113,15 +113,15 @@ def test_a_folder_with_other_json_is_not_labelme(root: Path, value: Any) -> None
         path = write(root, value, f"{i}.json")
         if value == "[":
             path.write_text(value)
-    assert not labelme.recognise(Source(root))
-    assert not labelme.recognise(Source(root / "a.png"))
-    assert not labelme.recognise(Source(root / "nowhere"))
+    assert not labelme.recognize(Source(root))
+    assert not labelme.recognize(Source(root / "a.png"))
+    assert not labelme.recognize(Source(root / "nowhere"))
 
 
 def test_a_file_of_something_else_among_them_is_named(root: Path) -> None:
     write(root, entry(shape()))
     write(root, {"classes": 3}, "dataset.json")
-    assert labelme.recognise(Source(root))
+    assert labelme.recognize(Source(root))
     with pytest.raises(AnnotationError, match=r"dataset\.json: is no LabelMe file.* move it out") as error:
         read(root)
     assert error.value.code == "not_labelme"
@@ -334,14 +334,14 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "rectangle": (entry(shape("rectangle", TRIANGLE)), "a rectangle has 2 or 4 points, not 3"),
     "circle": (entry(shape("circle", TRIANGLE)), "a circle has 2 points, not 3"),
     "no mask": (entry(shape("mask", [[0, 0], [0, 0]])), "mask must be a PNG in base64, not null"),
-    "not base64": (entry(shape("mask", [[0, 0], [0, 0]], mask="%")), "mask must be a grey PNG in base64"),
-    "not PNG": (entry(shape("mask", [[0, 0], [0, 0]], mask="QUJD")), "mask must be a grey PNG in base64"),
-    "BMP": (entry(shape("mask", [[0, 0], [0, 0]], mask=png([[1]], form="BMP"))), "must be a grey PNG"),
+    "not base64": (entry(shape("mask", [[0, 0], [0, 0]], mask="%")), "mask must be a gray PNG in base64"),
+    "not PNG": (entry(shape("mask", [[0, 0], [0, 0]], mask="QUJD")), "mask must be a gray PNG in base64"),
+    "BMP": (entry(shape("mask", [[0, 0], [0, 0]], mask=png([[1]], form="BMP"))), "must be a gray PNG"),
     "cut short": (
         entry(shape("mask", [[0, 0], [7, 7]], mask=png(NOISE)[:120])),
-        "must be a grey PNG in base64",
+        "must be a gray PNG in base64",
     ),
-    "colour": (entry(shape("mask", [[0, 0], [0, 0]], mask=png([[1]], "RGB"))), "1 x 1 pixels of mode RGB"),
+    "color": (entry(shape("mask", [[0, 0], [0, 0]], mask=png([[1]], "RGB"))), "1 x 1 pixels of mode RGB"),
     "larger": (entry(shape("mask", [[0, 0], [99, 99]], mask=png(np.ones((99, 99))))), "99 x 99 pixels"),
     "points of a mask": (entry(shape("mask", [[0, 0]], mask=ONE)), "a mask has 2 points"),
     "far mask": (
@@ -386,7 +386,7 @@ def test_a_decompression_bomb_is_refused_by_its_header(root: Path) -> None:
     content = bytearray(base64.b64decode(ONE))
     content[12:33] = header + struct.pack(">I", zlib.crc32(header))
     packed = base64.b64encode(content).decode()
-    with pytest.raises(AnnotationError, match="mask must be a grey PNG"):
+    with pytest.raises(AnnotationError, match="mask must be a gray PNG"):
         read(write(root, entry(shape("mask", [[0, 0], [0, 0]], mask=packed))))
 
 
@@ -436,7 +436,7 @@ def mutated(data: st.DataObject, value: Any) -> Any:
 
 
 def read_all(path: Path) -> None:
-    """Read and rasterise; only AnnotationError may come out."""
+    """Read and rasterize; only AnnotationError may come out."""
     with contextlib.suppress(AnnotationError):
         for sample in read(path):
             load_item(merge_phrases(sample))
@@ -461,8 +461,8 @@ def test_any_change_of_bytes_gives_a_sample_or_an_annotation_error(
     read_all(path)
 
 
-def test_a_polygon_is_rasterised_as_everywhere(root: Path) -> None:
+def test_a_polygon_is_rasterized_as_everywhere(root: Path) -> None:
     (sample,) = read(write(root, entry(shape())))
     masks = load_item(sample).masks
     assert masks is not None
-    assert (masks[0, 0] == rasterise(FLAT.parts, SIZE)).all()
+    assert (masks[0, 0] == rasterize(FLAT.parts, SIZE)).all()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
-from vesalius.data.dataset import load_item, load_mask, open_data_set
+from vesalius.data.dataset import load_item, load_mask, open_dataset
 from vesalius.data.readers import labelstudio
 from vesalius.data.readers.brush import decode_brush
 from vesalius.data.source import Problems, Source
@@ -47,7 +47,7 @@ def write(root: Path, *tasks: Any) -> Path:
 
 
 def read(path: Path, problems: Problems = None) -> list[Sample]:
-    assert labelstudio.recognise(Source(path))
+    assert labelstudio.recognize(Source(path))
     return labelstudio.read(Source(path), "", problems)
 
 
@@ -118,7 +118,7 @@ def test_a_rectangle_turns_clockwise_around_its_first_corner_and_in_pixels_not_i
     # 2 x 4 pixels at (6, 1), a quarter to the right: down becomes left
     turned = region(x=60, y=12.5, width=20, height=50, rotation=90)
     np.testing.assert_array_equal(mask_of(root, turned), box(slice(1, 3), slice(2, 6)))
-    # an ellipse turns around its centre
+    # an ellipse turns around its center
     ellipse = region("ellipselabels", x=50, y=50, radiusX=40, radiusY=12.5, rotation=90)
     upright = region("ellipselabels", x=50, y=50, radiusX=10, radiusY=50)
     np.testing.assert_array_equal(mask_of(root, ellipse), mask_of(root, upright))
@@ -134,10 +134,10 @@ def test_a_rectangle_turns_clockwise_around_its_first_corner_and_in_pixels_not_i
 )
 @settings(max_examples=300)
 def test_every_brush_stroke_comes_back_from_its_bits(
-    alpha: np.ndarray, lengths: list[int], literal: int, colour: tuple[int, int, int]
+    alpha: np.ndarray, lengths: list[int], literal: int, color: tuple[int, int, int]
 ) -> None:
     pixels = np.empty((*alpha.shape, 4), dtype=np.uint8)
-    pixels[..., :3], pixels[..., 3] = colour, alpha
+    pixels[..., :3], pixels[..., 3] = color, alpha
     # as Label Studio writes it, and in whatever other way the format allows
     for values in (encode(pixels.ravel()), encode(pixels.ravel(), tuple(sorted(lengths)), literal)):
         size = alpha.shape[0], alpha.shape[1]
@@ -198,7 +198,7 @@ def test_images_are_found_by_the_end_of_their_path(root: Path, image: str, file:
         ("/data/upload/1/e.png", "ambiguous_image", "may be any of 2 files"),
         ("/data/upload/1/99999999-e.png", "ambiguous_image", "may be any of 2 files"),
         ("/data/upload/1/none.png", "missing_image", "no file 'none.png' is in"),
-        ("../a.png", "outside_path", "names no file of the data set"),
+        ("../a.png", "outside_path", "names no file of the dataset"),
         ("/data/local-files/?d=../../etc/passwd", "outside_path", "names no file"),
         ("%2e%2e/b.png/x", "outside_path", "names no file"),
         ("http://[a.png", "missing_image", "is no address"),
@@ -235,10 +235,10 @@ def test_of_several_annotations_one_has_to_be_marked(root: Path) -> None:
 def test_predictions_are_not_read_and_notes_say_what_is_not(root: Path) -> None:
     predicted = {"data": {"image": "a.png"}, "predictions": [{"result": [BOX]}]}
     cancelled = {"data": {"image": "b.png"}, "annotations": [{"was_cancelled": True, "result": [BOX]}]}
-    data_set = open_data_set(write(root, predicted, cancelled))
-    assert data_set.format == "labelstudio"
-    assert [sample.masks for sample in data_set.samples] == [None, None]
-    assert data_set.notes[:3] == (
+    dataset = open_dataset(write(root, predicted, cancelled))
+    assert dataset.format == "labelstudio"
+    assert [sample.masks for sample in dataset.samples] == [None, None]
+    assert dataset.notes[:3] == (
         "tasks whose predictions are not read, which are a model's: 1",
         "annotations that were cancelled, and are not read: 1",
         "tasks that nobody drew on, read as not annotated: 2",
@@ -247,8 +247,8 @@ def test_predictions_are_not_read_and_notes_say_what_is_not(root: Path) -> None:
 
 def test_a_shape_and_its_label_in_two_regions_are_one_object(root: Path) -> None:
     bare = BOX | {"type": "rectangle"}
-    labelled = BOX | {"type": "labels", "value": {**BOX["value"], "labels": ["catheter", "wire"]}}
-    (sample,) = read(write(root, task(bare, labelled)))
+    labeled = BOX | {"type": "labels", "value": {**BOX["value"], "labels": ["catheter", "wire"]}}
+    (sample,) = read(write(root, task(bare, labeled)))
     assert sample.prompts == ("catheter", "wire")
     with pytest.raises(AnnotationError, match="needs a label") as error:
         read(write(root, task(bare)))
@@ -260,8 +260,8 @@ def test_other_fields_and_remarks_are_metadata(root: Path) -> None:
     texts = [{"type": "textarea", "from_name": "size", "value": {"textarea": [one]}} for one in ("x", "y")]
     entry = task(BOX, chosen, *texts, {"type": "relation", "from_id": "r1"})
     entry["data"] |= {"patient": "p7", "group": 3}
-    data_set = open_data_set(write(root, entry), group="patient")
-    (sample,) = data_set.samples
+    dataset = open_dataset(write(root, entry), group="patient")
+    (sample,) = dataset.samples
     assert sample.metadata == {
         "patient": "p7",
         "labelstudio_group": 3,
@@ -294,13 +294,13 @@ def test_json_min_is_read(root: Path) -> None:
         ],
         "brush": [{"format": "rle", "rle": rle, "brushlabels": ["wire"], **size}],
     }
-    data_set = open_data_set(write(root, entry))
-    assert data_set.format == "labelstudio"
-    item = load_item(data_set.samples[0])
+    dataset = open_dataset(write(root, entry))
+    assert dataset.format == "labelstudio"
+    item = load_item(dataset.samples[0])
     assert item.prompts == ("vessel", "wire") and item.masks is not None
     np.testing.assert_array_equal(item.masks[0, 0], box(slice(2, 6), slice(1, 5)))
     np.testing.assert_array_equal(item.masks[1, 0], box(slice(0, 1), slice(0, 2)))
-    assert data_set.samples[0].metadata == {"patient": "p1"}
+    assert dataset.samples[0].metadata == {"patient": "p1"}
 
 
 @pytest.mark.parametrize(
@@ -358,10 +358,10 @@ def test_tasks_that_are_wrong_as_a_whole_are_refused(root: Path) -> None:
         assert words in str(problem)
 
 
-def test_other_lists_are_not_recognised(root: Path) -> None:
+def test_other_lists_are_not_recognized(root: Path) -> None:
     for value in ([], [{"image": "a.png", "mask": [], "text": []}], [{"data": 3}], ["a"], {"data": {}}):
         (root / "b.json").write_text(json.dumps(value))
-        assert not labelstudio.recognise(Source(root / "b.json"))
+        assert not labelstudio.recognize(Source(root / "b.json"))
 
 
 VALUES = (None, True, -1, 0, 1e300, 10**400, float("nan"), "", "a.png", [], {}, [[]], [None], {"a": 1})
@@ -392,7 +392,7 @@ def test_random_values_give_samples_or_data_errors(root: Path) -> None:
             broken = mutate(broken, rng)
         source = Source(write(root, *broken) if isinstance(broken, list) else write(root, broken))
         with contextlib.suppress(DataError):
-            if labelstudio.recognise(source):
+            if labelstudio.recognize(source):
                 labelstudio.notes(source)
                 for sample in labelstudio.read(source, "", [] if case % 2 else None):
                     load_item(sample)

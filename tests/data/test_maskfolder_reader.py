@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vesalius.data.dataset import load_item, open_data_set
-from vesalius.data.readers.maskfolder import notes, read, recognise
+from vesalius.data.dataset import load_item, open_dataset
+from vesalius.data.readers.maskfolder import notes, read, recognize
 from vesalius.data.source import Source
 from vesalius.data.writers import sa2va_json
 from vesalius.errors import AnnotationError, DataError, SettingError
@@ -20,7 +20,7 @@ from vesalius.lineage import fingerprint_samples
 from vesalius.types import Absent, MaskFile, RleMask
 
 CLASSES = np.array([[0, 1, 1], [2, 0, 0]], dtype=np.uint8)
-COLOURS = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]], dtype=np.uint8)
+COLORS = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]], dtype=np.uint8)
 
 
 def fill(root: Path, *names: str) -> Path:
@@ -40,7 +40,7 @@ def test_images_and_masks_pair_by_stem_whatever_the_suffix(tmp_path: Path) -> No
         "images/p1/é.png",
         "masks/p1/é.PNG",
     )
-    assert recognise(Source(tmp_path))
+    assert recognize(Source(tmp_path))
     samples = read(Source(tmp_path), "vessel")
     assert [sample.id for sample in samples] == ["a", "b", "p1__é"]
     assert all(sample.prompts == ("vessel",) for sample in samples)
@@ -85,8 +85,8 @@ def test_other_siblings_are_listed(tmp_path: Path) -> None:
     assert notes(Source(tmp_path)) == ["ignored beside images/ and masks/: README.md, fov/, masks_2nd/"]
 
 
-def test_a_folder_without_masks_is_not_recognised(tmp_path: Path) -> None:
-    assert not recognise(Source(fill(tmp_path, "images/a.png")))
+def test_a_folder_without_masks_is_not_recognized(tmp_path: Path) -> None:
+    assert not recognize(Source(fill(tmp_path, "images/a.png")))
 
 
 def fill_classes(root: Path, mask: np.ndarray, table: Any) -> Path:
@@ -103,13 +103,13 @@ def fill_classes(root: Path, mask: np.ndarray, table: Any) -> Path:
     [
         (CLASSES, {"血管": 1, "catheter": 2, "wire": 3}),
         (CLASSES, {"background": 0, "血管": 1, "catheter": 2, "wire": 300}),
-        (COLOURS[CLASSES], {"血管": [255, 0, 0], "catheter": [0, 255, 0], "wire": [0, 0, 1]}),
+        (COLORS[CLASSES], {"血管": [255, 0, 0], "catheter": [0, 255, 0], "wire": [0, 0, 1]}),
     ],
 )
 def test_with_a_table_every_class_is_a_prompt_of_every_image(
     tmp_path: Path, mask: np.ndarray, table: Any
 ) -> None:
-    (sample,) = open_data_set(fill_classes(tmp_path, mask, table)).samples
+    (sample,) = open_dataset(fill_classes(tmp_path, mask, table)).samples
     assert sample.prompts == ("血管", "catheter", "wire")
     item = load_item(sample)
     assert item.masks is not None
@@ -118,9 +118,9 @@ def test_with_a_table_every_class_is_a_prompt_of_every_image(
 
 
 def test_a_class_without_pixels_is_written_as_absent(tmp_path: Path) -> None:
-    samples = open_data_set(fill_classes(tmp_path, CLASSES, {"vessel": 1, "wire": 3, "catheter": 2})).samples
+    samples = open_dataset(fill_classes(tmp_path, CLASSES, {"vessel": 1, "wire": 3, "catheter": 2})).samples
     sa2va_json.write(tmp_path / "annotations.json", samples)
-    (written,) = open_data_set(tmp_path).samples
+    (written,) = open_dataset(tmp_path).samples
     assert written.prompts == ("vessel", "wire", "catheter") and written.masks is not None
     assert isinstance(written.masks[0][0], RleMask)
     assert written.masks[1] == (Absent(),)
@@ -128,15 +128,15 @@ def test_a_class_without_pixels_is_written_as_absent(tmp_path: Path) -> None:
 
 def test_a_prompt_maps_all_classes_to_one(tmp_path: Path) -> None:
     root = fill_classes(tmp_path, CLASSES, {"vessel": 1, "catheter": 2})
-    (sample,) = open_data_set(root, prompt="anything").samples
+    (sample,) = open_dataset(root, prompt="anything").samples
     item = load_item(sample)
     assert item.prompts == ("anything",) and item.masks is not None
     np.testing.assert_array_equal(item.masks[0, 0], CLASSES > 0)
 
 
 def test_the_same_files_with_another_table_have_another_fingerprint(tmp_path: Path) -> None:
-    one = open_data_set(fill_classes(tmp_path, CLASSES, {"vessel": 1, "catheter": 2})).samples
-    other = open_data_set(fill_classes(tmp_path, CLASSES, {"vessel": 2, "catheter": 1})).samples
+    one = open_dataset(fill_classes(tmp_path, CLASSES, {"vessel": 1, "catheter": 2})).samples
+    other = open_dataset(fill_classes(tmp_path, CLASSES, {"vessel": 2, "catheter": 1})).samples
     assert fingerprint_samples(one) != fingerprint_samples(other)
 
 
@@ -159,10 +159,10 @@ def test_a_value_that_no_class_has_is_refused_when_the_mask_is_read(tmp_path: Pa
         ({"vessel": 0, "b": 1}, "0 and black are the background"),
         ({"vessel": [0, 0, 0], "b": [1, 1, 1]}, "0 and black are the background"),
         ({"a": 1, "b": 1}, "must be distinct"),
-        ({"a": 1, "b": [1, 2, 3]}, "all numbers or all colours"),
-        ({"a": 1, "background": [0, 0, 0]}, "all numbers or all colours"),
-        ({"a": True}, "must be a whole number from 1 to 65535 or a colour"),
-        ({"a": 70_000}, "must be a whole number from 1 to 65535 or a colour"),
+        ({"a": 1, "b": [1, 2, 3]}, "all numbers or all colors"),
+        ({"a": 1, "background": [0, 0, 0]}, "all numbers or all colors"),
+        ({"a": True}, "must be a whole number from 1 to 65535 or a color"),
+        ({"a": 70_000}, "must be a whole number from 1 to 65535 or a color"),
         ({"a": -1}, "must be a whole number"),
         ({"a": [1, 2]}, "must be a whole number"),
         ({"a": [1, 2, 256]}, "must be a whole number"),

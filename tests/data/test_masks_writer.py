@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vesalius.data.dataset import load_item, load_samples, open_data_set
+from vesalius.data.dataset import load_item, load_samples, open_dataset
 from vesalius.data.writers import masks
 from vesalius.data.writers.formats import WRITERS
 from vesalius.errors import AnnotationError
-from vesalius.masks import encode_rle, rasterise
+from vesalius.masks import encode_rle, rasterize
 from vesalius.names import result_stems
 from vesalius.types import Absent, MaskReference, Polygons, RleMask, Sample
 
@@ -41,7 +41,7 @@ def test_one_phrase_reads_back_as_a_folder_of_images_and_masks(tmp_path: Path) -
         "masks that join several objects of a phrase: 1",
         "empty masks of phrases that are not in the image: 1",
     ]
-    assert open_data_set(tmp_path, prompt="vessel").format == "maskfolder"
+    assert open_dataset(tmp_path, prompt="vessel").format == "maskfolder"
     for sample, back in zip(samples, load_samples(tmp_path, prompt="vessel"), strict=True):
         assert (back.id, back.image, back.prompts) == (sample.id, sample.image, sample.prompts)
         before, after = load_item(sample).masks, load_item(back).masks
@@ -61,7 +61,7 @@ def test_several_phrases_are_files_named_as_results_are(tmp_path: Path) -> None:
     ]
     stems = result_stems("a", sample.prompts)
     assert {path.stem for path in (tmp_path / "masks").iterdir()} == set(stems)
-    for stem, expected in zip(stems, (rasterise(SQUARE.parts, SIZE), np.eye(*SIZE, dtype=bool)), strict=True):
+    for stem, expected in zip(stems, (rasterize(SQUARE.parts, SIZE), np.eye(*SIZE, dtype=bool)), strict=True):
         with Image.open(tmp_path / "masks" / f"{stem}.png") as image:
             assert ((np.asarray(image) == 255) == expected).all()
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vesalius.data.dataset import load_item, open_data_set
+from vesalius.data.dataset import load_item, open_dataset
 from vesalius.data.readers import nnunet
 from vesalius.data.source import Problems, Source
 from vesalius.errors import AnnotationError, DataError
@@ -39,14 +39,14 @@ def make(root: Path, top: Any, ending: str = ".png") -> Path:
 
 
 def read(root: Path, problems: Problems = None) -> list[Sample]:
-    assert nnunet.recognise(Source(root))
+    assert nnunet.recognize(Source(root))
     return nnunet.read(Source(root), "", problems)
 
 
 def test_every_label_is_a_prompt_of_every_case_and_a_region_is_its_values(tmp_path: Path) -> None:
-    data_set = open_data_set(make(tmp_path, TOP))
-    assert data_set.format == "nnunet"
-    first, second = data_set.samples
+    dataset = open_dataset(make(tmp_path, TOP))
+    assert dataset.format == "nnunet"
+    first, second = dataset.samples
     assert (first.id, second.id) == ("case_1", "case_2")
     assert first.image == tmp_path / "imagesTr" / "case_1_0000.png"
     assert first.group is None
@@ -59,10 +59,10 @@ def test_every_label_is_a_prompt_of_every_case_and_a_region_is_its_values(tmp_pa
 
 
 def test_the_file_itself_may_be_named_and_a_prompt_maps_all_labels_to_one(tmp_path: Path) -> None:
-    data_set = open_data_set(make(tmp_path, TOP) / "dataset.json", prompt="anything")
-    assert data_set.format == "nnunet"
-    masks = load_item(data_set.samples[0]).masks
-    assert data_set.samples[0].prompts == ("anything",) and masks is not None
+    dataset = open_dataset(make(tmp_path, TOP) / "dataset.json", prompt="anything")
+    assert dataset.format == "nnunet"
+    masks = load_item(dataset.samples[0]).masks
+    assert dataset.samples[0].prompts == ("anything",) and masks is not None
     np.testing.assert_array_equal(masks[0, 0], LABELS > 0)
 
 
@@ -165,13 +165,13 @@ def test_without_a_stated_ending_the_files_are_those_of_version_1(tmp_path: Path
     assert error.value.code == "file_ending"
 
 
-def test_other_folders_are_not_recognised(tmp_path: Path) -> None:
-    assert not nnunet.recognise(Source(tmp_path))
+def test_other_folders_are_not_recognized(tmp_path: Path) -> None:
+    assert not nnunet.recognize(Source(tmp_path))
     (tmp_path / "dataset.json").write_text("{}")
-    assert not nnunet.recognise(Source(tmp_path))
+    assert not nnunet.recognize(Source(tmp_path))
     (tmp_path / "imagesTr").mkdir()
     (tmp_path / "other.json").write_text("{}")
-    assert not nnunet.recognise(Source(tmp_path / "other.json"))
+    assert not nnunet.recognize(Source(tmp_path / "other.json"))
 
 
 def test_damaged_tables_give_samples_or_data_errors(tmp_path: Path) -> None:

@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vesalius.data import video
+from vesalius.data.decoders import video
 from vesalius.data.writers import overlay_video
 from vesalius.data.writers.overlay_video import write_overlay
 from vesalius.errors import OutputError
-from vesalius.visualisation import overlay
+from vesalius.visualization import overlay
 
 pytest.importorskip("av", reason="needs the extra video")
 
 
 def clip(n: int, size: tuple[int, int] = (64, 96)) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """A grey square that moves to the right, and its masks; the last mask is empty."""
+    """A gray square that moves to the right, and its masks; the last mask is empty."""
     frames, masks = [], []
     for i in range(n):
         mask = np.zeros(size, dtype=bool)
@@ -41,7 +41,7 @@ def test_the_film_shows_each_frame_under_its_mask(
     assert video.frame_time_ms(path) == pytest.approx(80)
     for got, frame, mask in zip(read, frames, masks, strict=True):
         error = np.abs(got.astype(int) - np.asarray(overlay(frame, mask)))
-        assert error[24:32, 8:88].mean() < 6  # inside, away from the contour, whose colour is halved in size
+        assert error[24:32, 8:88].mean() < 6  # inside, away from the contour, whose color is halved in size
         assert error.mean() < 6
     assert [each.name for each in path.parent.iterdir()] == ["film.mp4"]
 

@@ -38,7 +38,7 @@ def write(root: Path, *entries: Any) -> Path:
 
 
 def read(path: Path, problems: Problems = None) -> list[Sample]:
-    """As a data set is opened: polygons that are none are refused too."""
+    """As a dataset is opened: polygons that are none are refused too."""
     samples = sa2va_json.read(Source(path), "", problems)
     if problems is None:
         for sample in samples:

@@ -27,7 +27,7 @@ from vesalius.evaluation.calibration import (
     expected_calibration_error,
     histogram,
 )
-from vesalius.evaluation.centreline import cldice
+from vesalius.evaluation.centerline import cldice
 from vesalius.evaluation.metrics import score
 from vesalius.evaluation.overlap import ReferringTally, confusion
 from vesalius.evaluation.shape import Shape
@@ -135,7 +135,7 @@ def test_surface_distance_which_goes_by_contour_length_between_pixels_is_near(go
         assert surface.nsd(distances, tolerance) == pytest.approx(value, abs=0.15)
 
 
-def test_centre_lines_agree_with_scikit_image_one_step_at_a_time(vessel_pairs):
+def test_center_lines_agree_with_scikit_image_one_step_at_a_time(vessel_pairs):
     for truth, guess in vessel_pairs:
         ours = score(truth, guess)
         line, other = skeletonize(truth), skeletonize(guess)

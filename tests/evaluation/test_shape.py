@@ -26,7 +26,7 @@ def line(width: int, size: tuple[int, int] = (40, 60)) -> np.ndarray:
     return mask
 
 
-def test_boundary_is_the_mask_without_what_four_neighbours_surround():
+def test_boundary_is_the_mask_without_what_four_neighbors_surround():
     mask = drawn("#####", "#####", "#####", ".....")
 
     assert np.array_equal(Shape(mask).boundary, drawn("#####", "#...#", "#####", "....."))
@@ -126,7 +126,7 @@ def test_widths_are_those_of_the_distance_transform(mask):
 
 
 @given(masks)
-def test_points_are_in_the_order_of_nonzero_and_dilation_adds_the_four_neighbours(mask):
+def test_points_are_in_the_order_of_nonzero_and_dilation_adds_the_four_neighbors(mask):
     wider = dilate(mask)
     near = distance_transform_edt(~np.pad(mask, 1))[1:-1, 1:-1] <= 1 if mask.any() else mask
 

@@ -20,7 +20,7 @@ from vesalius.evaluation.statistics import (
     paired_comparisons,
     rank_biserial,
     signed_rank_test,
-    summarise,
+    summarize,
 )
 
 
@@ -284,7 +284,7 @@ def test_one_group_or_none_is_not_tested(differences, mean):
 
 
 def test_failed_rows_have_no_score_and_rows_without_seg_are_scored_as_empty():
-    summary = summarise(
+    summary = summarize(
         [row("ok", "a", 0.8), row("ok", "b", 0.6), row("no_seg", "c", 0.0), row("failed", "d", None)],
         ["dice"],
     )
@@ -296,7 +296,7 @@ def test_failed_rows_have_no_score_and_rows_without_seg_are_scored_as_empty():
 
 
 def test_undefined_values_leave_the_mean_and_are_counted():
-    summary = summarise([row("ok", "a", 0.5), row("ok", "b", None)], ["dice"])
+    summary = summarize([row("ok", "a", 0.5), row("ok", "b", None)], ["dice"])
 
     assert (summary["mean"]["dice"], summary["undefined"]["dice"], summary["ci95"]["dice"]) == (0.5, 1, None)
     assert (summary["n_groups"]["dice"], summary["ci_method"]["dice"]) == (1, None)
@@ -306,7 +306,7 @@ def test_every_interval_says_how_it_was_found_and_from_how_many_groups():
     rows = [
         {**row("ok", str(group), group / 10), "hd95_px": 2.0 if group < 3 else None} for group in range(6)
     ]
-    summary = summarise(rows, ["dice", "hd95_px"])
+    summary = summarize(rows, ["dice", "hd95_px"])
 
     assert summary["n_groups"] == {"dice": 6, "hd95_px": 3}
     assert summary["ci_method"] == {"dice": "bca", "hd95_px": "percentile"}
@@ -318,7 +318,7 @@ def test_every_interval_says_how_it_was_found_and_from_how_many_groups():
 
 
 def test_mean_of_nothing_is_none():
-    summary = summarise([row("failed", "a", None)], ["dice"])
+    summary = summarize([row("failed", "a", None)], ["dice"])
 
     assert (summary["mean"]["dice"], summary["mean_answered"]["dice"], summary["ci95"]["dice"]) == (
         None,

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from vesalius.config import make_settings
-from vesalius.data.synth import write_data_set
+from vesalius.synth import write_dataset
 from vesalius.training.run import train
 from vesalius.training.settings import RunSettings
 
@@ -24,7 +24,7 @@ def main() -> None:
     settings = json.loads((HERE / "first_losses_settings.json").read_text())
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "set"
-        write_data_set(data, 4, seed=7, size=96)
+        write_dataset(data, 4, seed=7, size=96)
         values = {**settings, "data": {"train": data, "val": data}, "out": Path(folder) / "run"}
         run = train(make_settings(RunSettings, values, "golden"))
         losses = [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]

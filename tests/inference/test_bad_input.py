@@ -13,21 +13,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vesalius.cleaning import Cleaning
+from vesalius.cleaning import clean as mend
 from vesalius.cli import main
-from vesalius.data.search import find_images
+from vesalius.data.image_files import find_images
 from vesalius.errors import OutputError
-from vesalius.inference.folder import write_predictions
-from vesalius.inference.postprocess import Cleaning
-from vesalius.inference.postprocess import clean as mend
+from vesalius.jobs.folder import write_predictions
 from vesalius.masks import decode_rle
 
-from .segmenters import Bright, draw_squares
+from ..segmenters import Bright, draw_squares
 
 ANSWERED = {"cmyk": (30, 40), "long": (50, 20_000), "one": (1, 1), "tall": (300, 2)}
 REFUSED = {
     "animated": "has 2 frames; save each as an image of its own",
     "deep": "has pixels of more than 8 bits",
-    "deep_colour": "has pixels of more than 8 bits (16-bit RGB)",
+    "deep_color": "has pixels of more than 8 bits (16-bit RGB)",
     "empty": "is empty (0 bytes)",
     "text": "is not an image that can be decoded",
     "truncated": "cannot be decoded",
@@ -51,10 +51,10 @@ def draw_bad_images(folder: Path) -> None:
     (folder / "truncated.png").write_bytes((folder / "truncated.png").read_bytes()[:5000])
     (folder / "empty.png").touch()
     (folder / "text.png").write_text("I am an image")
-    write_deep_colour(folder / "deep_colour.png")
+    write_deep_color(folder / "deep_color.png")
 
 
-def write_deep_colour(path: Path) -> None:
+def write_deep_color(path: Path) -> None:
     """A PNG of 16 bits a channel, which Pillow cannot write."""
     import struct
     import zlib

@@ -15,7 +15,7 @@ from PIL import Image
 
 from vesalius.masks import decode_rle
 
-from .segmenters import draw_squares
+from ..segmenters import draw_squares
 
 N = 2000
 

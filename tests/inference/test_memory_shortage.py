@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from vesalius.data.search import find_images
-from vesalius.inference.folder import write_predictions
+from vesalius.data.image_files import find_images
 from vesalius.inference.predictor import Predictor
+from vesalius.jobs.folder import write_predictions
 from vesalius.models.checkpoint import OpenedModel, new_model
 
-from .segmenters import draw_squares
+from ..segmenters import draw_squares
 
 
 @pytest.fixture(scope="module")

@@ -25,14 +25,14 @@ from vesalius.inference.footprint import (
     weigh,
 )
 from vesalius.inference.placement import GIB, RESERVE, Device, parse_gpus, parse_size
-from vesalius.inference.plan import Plan, make_plan, place_of, summarise
+from vesalius.inference.plan import Plan, make_plan, place_of, summarize
 from vesalius.inference.predictor import MAX_NEW_TOKENS, load_predictor
 from vesalius.models.checkpoint import new_model, save_bundle
+from vesalius.models.device_map import find_place
 from vesalius.models.parts import PARTS, part_of
 from vesalius.models.pixels import read_pixels
 from vesalius.models.segmenter import encode_images
 from vesalius.models.specs import ModelSpec, find_spec
-from vesalius.models.spread import find_place
 from vesalius.models.stored import empty_model
 from vesalius.models.token_rows import new_tokens
 from vesalius.models.trainable import KEEPS, TrainsSettings, set_trainable
@@ -93,8 +93,8 @@ def test_what_a_plan_lets_train_is_what_training_does(level: str) -> None:
 
 
 def test_four_bits_are_counted_as_bitsandbytes_makes_them() -> None:
-    pytest.importorskip("bitsandbytes", reason="needs the extra quantised")
-    opened, what = new_model("tiny", seed=0), {"level": "vision", "quantised": "4bit"}
+    pytest.importorskip("bitsandbytes", reason="needs the extra quantized")
+    opened, what = new_model("tiny", seed=0), {"level": "vision", "quantized": "4bit"}
     set_trainable(opened.model, TrainsSettings.model_validate(what), new_tokens(opened.processor.tokenizer))
     buffers = (buffer.nbytes for name, buffer in opened.model.named_buffers() if name.endswith(".scales"))
     weights = sum(p.nbytes for p in opened.model.parameters()) + sum(buffers)
@@ -102,7 +102,7 @@ def test_four_bits_are_counted_as_bitsandbytes_makes_them() -> None:
 
 
 def test_shards_divide_what_is_held_and_copies_add_what_is_sent(wide: ModelSpec) -> None:
-    what = {"level": "lora", "quantised": "4bit"}
+    what = {"level": "lora", "quantized": "4bit"}
     whole, two, four = (
         task_of(wide, what, gpus, sharded=sharded, batch=1)
         for gpus, sharded in (("1x24GiB", False), ("2x24GiB", True), ("4x24GiB", True))
@@ -116,7 +116,7 @@ def test_shards_divide_what_is_held_and_copies_add_what_is_sent(wide: ModelSpec)
         assert task.held - scales == pytest.approx((whole.held - scales) / count, rel=0.01)
     # the gathered layers come on top, the gradients of the others' layers do not
     assert four.cost(1).peak > 1.02 * whole.cost(1).peak
-    assert four.cost(1).peaks["optimiser step"] < 0.3 * whole.cost(1).peaks["optimiser step"]
+    assert four.cost(1).peaks["optimizer step"] < 0.3 * whole.cost(1).peaks["optimizer step"]
     together = task_of(wide, what, "2x24GiB")
     assert together.remembered == {group: size * 3 // 2 for group, size in whole.remembered.items()}
     made = planning._plan(four, "wide", True)
@@ -190,7 +190,7 @@ def test_training_keeps_more_the_more_trains(wide: ModelSpec) -> None:
     trained = sum(
         p.nbytes for group in prepared(wide, TrainsSettings(level="full"))[1].values() for p in group
     )
-    assert full.peaks["optimiser step"] == trained
+    assert full.peaks["optimizer step"] == trained
     # the gradients are alive at the end of the backward pass
     assert full.peaks["backward pass"] >= trained
     assert again.peaks["language model"] < 0.5 * full.peaks["language model"]
@@ -209,7 +209,7 @@ def test_autocast_keeps_a_copy_of_frozen_weights_below_lora_but_not_of_layers_do
 
     plain = kept()
     assert plain > 2 * language
-    assert kept(quantised="4bit") < plain - 1.9 * language
+    assert kept(quantized="4bit") < plain - 1.9 * language
     assert kept(checkpointing=("language model",)) < plain - 1.9 * language
 
 
@@ -256,13 +256,13 @@ def test_where_nothing_fits_the_plan_says_what_would(wide: ModelSpec) -> None:
     none = plan_of(wide, mib(20), batch=2)
     assert (none.device_map, none.loads) == (None, ())
     assert f"one device with {(none.need + RESERVE) / GIB:.1f} GiB" in none.remedies
-    assert "does not fit" in "\n".join(summarise(none))
+    assert "does not fit" in "\n".join(summarize(none))
     smaller = plan_of(wide, mib(670), batch=8)
     assert any(remedy.startswith("batch=") for remedy in smaller.remedies)
     narrower = plan_of(wide, mib(900), batch=1, dtype="float32")
     assert "dtype=bfloat16 instead of float32" in narrower.remedies
-    quantised = plan_of(wide, mib(500), batch=1).remedies
-    assert any(remedy.startswith("quantise=8bit") for remedy in quantised)
+    quantized = plan_of(wide, mib(500), batch=1).remedies
+    assert any(remedy.startswith("quantize=8bit") for remedy in quantized)
 
 
 def test_the_batch_is_the_largest_that_fits_without_more_gpus(wide: ModelSpec) -> None:
@@ -274,9 +274,9 @@ def test_the_batch_is_the_largest_that_fits_without_more_gpus(wide: ModelSpec) -
     assert plan_of(wide, "").batch == 4
 
 
-def test_quantised_weights_are_smaller(wide: ModelSpec) -> None:
+def test_quantized_weights_are_smaller(wide: ModelSpec) -> None:
     sizes = {
-        kind: plan_of(wide, "80GiB", batch=1, quantise=kind).loads[0].weights for kind in ("8bit", "4bit")
+        kind: plan_of(wide, "80GiB", batch=1, quantize=kind).loads[0].weights for kind in ("8bit", "4bit")
     }
     plain = plan_of(wide, "80GiB", batch=1).loads[0].weights
     assert sizes["8bit"] == pytest.approx(plain / 2, rel=0.1)
@@ -290,12 +290,12 @@ def test_the_26b_model_goes_over_three_of_four_gpus_of_24_gib() -> None:
     assert made.dtype == "bfloat16"
     assert made.device_map is not None
     assert made.device_map["sam"] == made.device_map["vlm.model.vision_tower"] == 0
-    text = "\n".join(summarise(made))
+    text = "\n".join(summarize(made))
     assert "GPU 2" in text
     assert "5,652,925,824 values of 2 bytes" in text
 
 
-def test_training_on_one_device_counts_the_optimiser() -> None:
+def test_training_on_one_device_counts_the_optimizer() -> None:
     spec, costs = find_spec("tiny"), dict[tuple[str, ...], Pass]()
 
     def trained(size: int, **settings: Any) -> Plan:
@@ -307,7 +307,7 @@ def test_training_on_one_device_counts_the_optimiser() -> None:
     for amount in made.amounts:
         by_kind[amount.kind] = by_kind.get(amount.kind, 0) + amount.size
     assert made.dtype == "float32"
-    assert by_kind["optimiser"] == pytest.approx(2 * by_kind["weights"], rel=0.2)
+    assert by_kind["optimizer"] == pytest.approx(2 * by_kind["weights"], rel=0.2)
     assert any(remedy.startswith("what_trains=") for remedy in trained(200).remedies)
     # of tiny SAM's encoder keeps the most
     assert (
@@ -385,7 +385,7 @@ def test_a_gpu_may_be_of_part_of_a_gib() -> None:
         ("tiny", None, "predict", ["batch=0"], "batch: .*greater than or equal to 1"),
         ("tiny", None, "predict", ["batsh=1"], "did you mean batch"),
         ("tiny", None, "predict", ["what_trains=full"], "unknown key what_trains"),
-        ("tiny", None, "train", ["quantise=4bit"], "unknown key quantise"),
+        ("tiny", None, "train", ["quantize=4bit"], "unknown key quantize"),
         ("tiny", None, "train", ["what_trains=decode"], "what_trains.level"),
         ("tiny", "1x24GiB", "train", ["sharded=true"], "between several GPUs, and here are 1"),
         ("tiny", None, "train", ["dtype=float16"], "loss scaling"),

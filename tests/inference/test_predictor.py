@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from vesalius.data.synth import draw
 from vesalius.errors import ImageError, SettingError
 from vesalius.inference.predictor import Predictor, load_predictor
 from vesalius.masks import resize_bilinear
 from vesalius.models.checkpoint import OpenedModel, new_model
+from vesalius.synth import draw
 from vesalius.types import Item
 
 
@@ -64,13 +64,13 @@ def test_path_image_and_array_give_the_same(forced: Predictor, tmp_path: Path) -
     np.testing.assert_array_equal(forced(Image.fromarray(array), "血管").logits, expected)
 
 
-def test_grey_array_is_taken_and_others_are_refused(forced: Predictor) -> None:
-    grey = pixels(40, 60)[:, :, 0]
+def test_gray_array_is_taken_and_others_are_refused(forced: Predictor) -> None:
+    gray = pixels(40, 60)[:, :, 0]
     np.testing.assert_array_equal(
-        forced(grey, "x").logits, forced(np.repeat(grey[:, :, None], 3, axis=2), "x").logits
+        forced(gray, "x").logits, forced(np.repeat(gray[:, :, None], 3, axis=2), "x").logits
     )
     with pytest.raises(SettingError, match=r"must be uint8 \(h, w, 3\) or \(h, w\); got float64 \(40, 60\)"):
-        forced(grey / 255.0, "x")
+        forced(gray / 255.0, "x")
 
 
 def test_one_prediction_for_each_image_and_prompt_in_order(forced: Predictor) -> None:

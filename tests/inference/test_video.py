@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import Sam2VideoModel
 
+from vesalius.data.clips import Clip
 from vesalius.errors import CheckpointError, ImageError, SettingError
-from vesalius.inference.clips import Clip
 from vesalius.inference.predictor import Predictor
 from vesalius.inference.tiles import TileSettings
 from vesalius.inference.video import (

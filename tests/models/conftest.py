@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import Sam2VideoConfig, Sam2VideoModel
 
 from vesalius.models.layouts import to_bundle
-from vesalius.models.pixels import normalise, resize_bicubic
+from vesalius.models.pixels import normalize, resize_bicubic
 from vesalius.models.specs import find_spec, sam2
 
 
@@ -67,7 +67,7 @@ def _official_sam(path: Path) -> Sam2VideoModel:
 @pytest.fixture
 def square() -> Callable[[Path], torch.Tensor]:
     """float (1, 3, 1024, 1024) of an image file, as the segmenter takes it."""
-    return lambda path: normalise(resize_bicubic(Image.open(path).convert("RGB"), (1024, 1024)))[None]
+    return lambda path: normalize(resize_bicubic(Image.open(path).convert("RGB"), (1024, 1024)))[None]
 
 
 @pytest.fixture

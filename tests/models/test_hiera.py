@@ -6,7 +6,7 @@ import torch
 from transformers import Sam2VideoModel
 from transformers.models.sam2.modeling_sam2 import Sam2MultiScaleAttention
 
-from vesalius.models.hiera import RELIEVED, Hiera, relieve
+from vesalius.models.hiera import RELIEVED, Hiera, replace_modules
 
 
 def test_relieved_encoder_equals_that_of_transformers(small_sam: Sam2VideoModel) -> None:
@@ -19,7 +19,7 @@ def test_relieved_encoder_equals_that_of_transformers(small_sam: Sam2VideoModel)
         for embedding in (trunk.pos_embed, trunk.pos_embed_window):
             embedding.normal_(generator=draw)
     ours = copy.deepcopy(theirs)
-    relieve(ours)
+    replace_modules(ours)
     found = [type(module) for module in ours.modules()]
     for theirs_kind, ours_kind in RELIEVED.items():
         assert found.count(ours_kind) == kinds.count(theirs_kind) > found.count(theirs_kind) == 0

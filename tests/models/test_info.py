@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vesalius.models.checkpoint import find_model
-from vesalius.models.info import _false_claims, describe, summarise
+from vesalius.models.info import _false_claims, describe, summarize
 from vesalius.models.specs import find_spec
 from vesalius.models.stored import fingerprint_model
 
@@ -69,9 +69,9 @@ def test_hub_name_is_found_where_it_was_downloaded(
 
 def test_lines_for_a_terminal_hold_the_facts() -> None:
     facts = describe("tiny")
-    lines = summarise(facts)
+    lines = summarize(facts)
     assert f"{facts['parameters']['total']:,} parameters" in lines[0]
     assert lines[-1] == f"fingerprint: {facts['fingerprint']}"
     json.dumps(facts)
     facts["warnings"] = ["the folder lies"]
-    assert summarise(facts)[-1] == "WARNING: the folder lies"
+    assert summarize(facts)[-1] == "WARNING: the folder lies"

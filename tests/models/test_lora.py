@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from vesalius.errors import CheckpointError, SettingError
 from vesalius.models.adapter import CONFIG, TENSORS, apply_adapter, layers_of, write_adapter
-from vesalius.models.halves import own_weights
+from vesalius.models.components import own_weights
 from vesalius.models.lora import LAYERS, LoraSettings, add_lora, find_targets, merge_adapter
 from vesalius.models.specs import find_spec
 from vesalius.models.stored import empty_model
@@ -125,12 +125,12 @@ def test_rows_train_and_all_other_rows_stay_to_the_byte(tied: bool) -> None:
     rows = find_rows(vlm)
     assert rows is not None
     assert (rows.head is None) == tied
-    optimiser = torch.optim.AdamW([p for p in vlm.parameters() if p.requires_grad], lr=0.01, weight_decay=0.5)
+    optimizer = torch.optim.AdamW([p for p in vlm.parameters() if p.requires_grad], lr=0.01, weight_decay=0.5)
     for _ in range(3):
         vlm(input_ids=torch.arange(2, 14)[None]).logits.logsumexp(-1).sum().backward()
         assert all(bool(each.grad.any()) for each in rows.parameters())
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
     expected = logits(vlm)
     rows.merge_into(vlm)
     assert (logits(vlm) - expected).abs().max() <= 1e-6

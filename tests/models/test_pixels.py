@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from vesalius.data.images import read_image
-from vesalius.models.pixels import normalise, resize_bicubic, tile_grid, tile_image
+from vesalius.models.pixels import normalize, resize_bicubic, tile_grid, tile_image
 from vesalius.models.specs import find_spec
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "tiling.json"
@@ -35,10 +35,10 @@ def test_tiles_are_cut_row_by_row_and_the_thumbnail_comes_last() -> None:
     )
 
 
-def test_pixels_are_normalised_with_the_imagenet_numbers() -> None:
+def test_pixels_are_normalized_with_the_imagenet_numbers() -> None:
     values = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
     values[3, 5] = 0, 128, 255
-    tensor = normalise(Image.fromarray(values))
+    tensor = normalize(Image.fromarray(values))
     assert (tensor.shape, tensor.dtype, tensor.is_contiguous()) == ((3, 16, 16), torch.float32, True)
     mean, deviation = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
     # all 256 values of each channel, to the bit
@@ -52,9 +52,9 @@ def test_pixels_are_those_of_the_official_code(name: str) -> None:
     pixels = read_image(folder / f"{name}.png")
     spec = find_spec("Sa2VA-1B")
     tiles = torch.stack(
-        [normalise(tile) for tile in tile_image(Image.fromarray(pixels), spec.tile_size, spec.max_tiles)]
+        [normalize(tile) for tile in tile_image(Image.fromarray(pixels), spec.tile_size, spec.max_tiles)]
     )
-    square = normalise(resize_bicubic(Image.fromarray(pixels), (spec.sam_size, spec.sam_size)))
+    square = normalize(resize_bicubic(Image.fromarray(pixels), (spec.sam_size, spec.sam_size)))
     with np.load(folder / "expected.npz") as expected:
         for_words, for_masks = expected[f"{name}/pixel_values"], expected[f"{name}/g_pixel_values"]
     assert tiles.shape == (len(for_words), 3, 448, 448)

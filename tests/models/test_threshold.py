@@ -27,7 +27,7 @@ def bundle(tmp_path) -> Path:
 
 def test_copy_has_the_threshold_its_origin_and_the_same_weights(tmp_path, bundle):
     out = tmp_path / "tuned"
-    for name in ("optimiser.safetensors", "average.pt", "README.md", "recipe.yaml"):
+    for name in ("optimizer.safetensors", "average.pt", "README.md", "recipe.yaml"):
         (bundle / name).write_bytes(b"much")
     (bundle / "source").mkdir(exist_ok=True)
     (bundle / "source" / "README.md").write_text("of the official folder")
@@ -40,7 +40,7 @@ def test_copy_has_the_threshold_its_origin_and_the_same_weights(tmp_path, bundle
     assert card.model_dump() | same == read_card(bundle).model_dump() | same
     assert fingerprint_model(out) == fingerprint_model(bundle)
     assert (bundle / CARD).read_bytes() == before
-    left = {Path("optimiser.safetensors"), Path("average.pt"), Path("README.md")}
+    left = {Path("optimizer.safetensors"), Path("average.pt"), Path("README.md")}
     names = {path.relative_to(bundle) for path in bundle.rglob("*")} - left
     assert {path.relative_to(out) for path in out.rglob("*")} == names
 
@@ -76,15 +76,15 @@ def test_bundle_that_cannot_be_written_is_refused(bundle, monkeypatch):
 
 
 def test_evaluation_uses_the_tuned_threshold_and_refuses_the_images_it_was_tuned_on(tmp_path, bundle):
-    from vesalius.data.dataset import open_data_set
-    from vesalius.data.synth import write_data_set
+    from vesalius.data.dataset import open_dataset
     from vesalius.inference.predictor import load_predictor
     from vesalius.scoring.evaluate import evaluate
     from vesalius.scoring.tune import find_threshold
+    from vesalius.synth import write_dataset
 
     for name, seed in (("val", 1), ("test", 2)):
-        write_data_set(tmp_path / name, 2, seed=seed, size=64)
-    val, test = (open_data_set(tmp_path / name) for name in ("val", "test"))
+        write_dataset(tmp_path / name, 2, seed=seed, size=64)
+    val, test = (open_dataset(tmp_path / name) for name in ("val", "test"))
     tuned = find_threshold(load_predictor(bundle), val)
     origin = ThresholdOrigin(how="tuned", data=tuned.data, metric=tuned.metric, value=tuned.value)
     store_threshold(bundle, bundle, 0.41, origin, tuned.images)

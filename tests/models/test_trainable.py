@@ -20,8 +20,8 @@ from vesalius.models.specs import find_spec
 from vesalius.models.stored import empty_model
 from vesalius.models.token_rows import new_tokens
 from vesalius.models.trainable import GROUPS, KEEPS, TrainsSettings, set_trainable
+from vesalius.training.gradient_check import MovementCheck
 from vesalius.training.losses import LossSettings, measure
-from vesalius.training.movement import MovementCheck
 from vesalius.types import Item
 
 LEVELS = {
@@ -34,7 +34,7 @@ LEVELS = {
 }
 CHOICES: dict[str, dict[str, Any]] = {
     **{level: {"level": level} for level in LEVELS},
-    "vision, 4bit": {"level": "vision", "quantised": "4bit"},
+    "vision, 4bit": {"level": "vision", "quantized": "4bit"},
     "other sizes": {
         "level": "vision",
         "lora": {"language": {"rank": 4, "targets": ["q_proj", "v_proj"]}, "vision": {"rank": 2, "alpha": 1}},
@@ -43,8 +43,8 @@ CHOICES: dict[str, dict[str, Any]] = {
 
 
 def prepared(choice: dict[str, Any]) -> tuple[OpenedModel, dict[str, list[torch.nn.Parameter]]]:
-    if "quantised" in choice:
-        pytest.importorskip("bitsandbytes", reason="needs the extra quantised")
+    if "quantized" in choice:
+        pytest.importorskip("bitsandbytes", reason="needs the extra quantized")
     opened = new_model("tiny", seed=0)
     return opened, make_trainable(opened, choice)
 
@@ -79,14 +79,14 @@ def loss_of(opened: OpenedModel, seed: int = 0) -> torch.Tensor:
 
 
 def take_steps(
-    opened: OpenedModel, optimiser: torch.optim.Optimizer, steps: range, then: Callable[[], object] = int
+    opened: OpenedModel, optimizer: torch.optim.Optimizer, steps: range, then: Callable[[], object] = int
 ) -> None:
     opened.model.train()
     for step in steps:
         loss_of(opened, step).backward()
         then()
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def bytes_of(opened: OpenedModel) -> dict[str, bytes]:
@@ -105,7 +105,7 @@ def test_exactly_what_trains_has_gradients_moves_and_is_remembered(choice: str) 
     trained = {id(each) for group in groups.values() for each in group}
     names = {name for name, each in opened.model.named_parameters() if id(each) in trained}
     assert names == {name for name, each in opened.model.named_parameters() if each.requires_grad}
-    before, check, optimiser = bytes_of(opened), MovementCheck(groups), adamw(groups)
+    before, check, optimizer = bytes_of(opened), MovementCheck(groups), adamw(groups)
     idle = set()
 
     def look() -> None:
@@ -116,14 +116,14 @@ def test_exactly_what_trains_has_gradients_moves_and_is_remembered(choice: str) 
         assert gradients.keys() == names
         idle.update(name for name, gradient in gradients.items() if not gradient.any())
 
-    take_steps(opened, optimiser, range(1), look)
+    take_steps(opened, optimizer, range(1), look)
     check.verify()
     # of three maps one is chosen, and what only makes the others stays
     assert all(name.startswith("sam.mask_decoder.output_hypernetworks_mlps.") for name in idle)
     after = bytes_of(opened)
     changed = {name for name in before if before[name] != after[name]}
     assert names - idle <= changed <= names
-    assert {id(each) for each in optimiser.state} == trained
+    assert {id(each) for each in optimizer.state} == trained
 
 
 def test_a_name_alone_stands_for_the_defaults_and_is_written_out() -> None:
@@ -138,7 +138,7 @@ def test_a_name_alone_stands_for_the_defaults_and_is_written_out() -> None:
         "keep": "merged",
     }
     assert TrainsSettings.model_validate(settings.model_dump(mode="json")) == settings
-    assert TrainsSettings.model_validate({"level": "lora", "quantised": "4bit"}).keep == "adapter"
+    assert TrainsSettings.model_validate({"level": "lora", "quantized": "4bit"}).keep == "adapter"
     assert TrainsSettings.model_validate("decoder").lora.language is None
 
 
@@ -161,11 +161,11 @@ def test_a_name_alone_stands_for_the_defaults_and_is_written_out() -> None:
             {"level": "lora", "lora": {"tongue": {}}},
             "unknown key what_trains.lora.tongue; did you mean language",
         ),
-        ({"level": "full", "quantised": "4bit"}, "weights of 4 bits cannot train; take the level vision"),
-        ({"level": "lora", "quantised": "8bit"}, "quantised: Input should be '4bit'"),
+        ({"level": "full", "quantized": "4bit"}, "weights of 4 bits cannot train; take the level vision"),
+        ({"level": "lora", "quantized": "8bit"}, "quantized: Input should be '4bit'"),
         ({"level": "decoder", "keep": "merged"}, "no adapter to keep or to merge"),
         ({"level": "lora", "checkpointing": ["SAM encoder"]}, "saves nothing at the level lora"),
-        ({"quantised": "4bit"}, "level: Field required"),
+        ({"quantized": "4bit"}, "level: Field required"),
     ],
 )
 def test_what_cannot_be_is_refused(choice: Any, message: str) -> None:
@@ -247,16 +247,16 @@ def test_a_run_goes_on_from_its_checkpoint_to_the_byte(choice: str, tmp_path: Pa
     # from a file as what goes on is: memory that begins elsewhere is summed in another order
     save_bundle(tmp_path / "start", new_model("tiny", seed=0))
     opened = open_bundle(tmp_path / "start")
-    optimiser = adamw(make_trainable(opened, CHOICES[choice]))
-    take_steps(opened, optimiser, range(1))
+    optimizer = adamw(make_trainable(opened, CHOICES[choice]))
+    take_steps(opened, optimizer, range(1))
     save_bundle(tmp_path / "step", opened)
-    state = copy.deepcopy(optimiser.state_dict())
-    take_steps(opened, optimiser, range(1, 2))
+    state = copy.deepcopy(optimizer.state_dict())
+    take_steps(opened, optimizer, range(1, 2))
     resumed = open_bundle(tmp_path / "step")
     assert resumed.has_adapter
-    optimiser = adamw(make_trainable(resumed, CHOICES[choice]))
-    optimiser.load_state_dict(state)
-    take_steps(resumed, optimiser, range(1, 2))
+    optimizer = adamw(make_trainable(resumed, CHOICES[choice]))
+    optimizer.load_state_dict(state)
+    take_steps(resumed, optimizer, range(1, 2))
     assert bytes_of(resumed) == bytes_of(opened)
 
 
@@ -270,10 +270,10 @@ def test_reopened_equals_and_merged_equals_the_adapter(choice: str, tmp_path: Pa
     expected = outputs(opened)
     save_bundle(tmp_path / "kept", opened)
     kept = open_bundle(tmp_path / "kept")
-    assert kept.card.quantised == CHOICES[choice].get("quantised")
+    assert kept.card.quantized == CHOICES[choice].get("quantized")
     assert (outputs(kept) - expected).abs().max() <= 1e-5
     plain = merged(kept)
-    assert (plain.has_adapter, plain.card.quantised, plain.folder) == (False, None, None)
+    assert (plain.has_adapter, plain.card.quantized, plain.folder) == (False, None, None)
     save_bundle(tmp_path / "merged", plain)
     again = open_bundle(tmp_path / "merged")
     assert not (tmp_path / "merged" / "adapter").exists()

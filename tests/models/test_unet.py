@@ -12,7 +12,7 @@ from vesalius.errors import CheckpointError
 from vesalius.lineage import fingerprint_weights
 from vesalius.models.cards import CARD, read_card
 from vesalius.models.checkpoint import find_model
-from vesalius.models.info import describe, summarise
+from vesalius.models.info import describe, summarize
 from vesalius.models.specs import UNetShape
 from vesalius.models.unet import (
     WEIGHTS,
@@ -20,7 +20,7 @@ from vesalius.models.unet import (
     is_unet,
     new_unet,
     open_unet,
-    standardise,
+    standardize,
     with_phrases,
     write_unet,
 )
@@ -121,11 +121,11 @@ def test_channels_follow_their_phrases_and_the_note_says_which_are_new(opened: O
     assert with_phrases(opened, ("vessel", "catheter"), seed=9) == (opened, "")
 
 
-def test_images_are_standardised_by_channel_and_flat_ones_are_zero() -> None:
+def test_images_are_standardized_by_channel_and_flat_ones_are_zero() -> None:
     rng = np.random.default_rng(0)
     frame = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
     frame[:, :, 2] = 90
-    planes = standardise(frame)
+    planes = standardize(frame)
     assert planes.shape == (3, 5, 7)
     assert planes.dtype == np.float32
     np.testing.assert_allclose(planes[:2].mean(axis=(1, 2)), 0, atol=1e-6)
@@ -147,7 +147,7 @@ def test_info_tells_its_phrases_and_size(opened: OpenedUNet, bundle: Path) -> No
     assert facts["parameters"]["total"] == sum(each.numel() for each in opened.model.parameters())
     assert facts["unet"]["phrases"] == ["vessel", "catheter"]
     assert facts["fingerprint"] == fingerprint_weights(bundle)
-    lines = summarise(facts)
+    lines = summarize(facts)
     assert lines[0].endswith("parameters, no text")
     assert "phrases: vessel, catheter" in lines
 

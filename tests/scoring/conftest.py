@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vesalius.data.dataset import DataSet
+from vesalius.data.dataset import Dataset
 from vesalius.types import Item, MaskFile, Prediction, Sample
 
 SIDE = 16
@@ -73,14 +73,14 @@ class FakeSegmenter:
         )
 
 
-def data_set(
+def dataset(
     folder: Path,
     ids: Sequence[str] = ("a", "b", "c"),
     prompts: tuple[str, ...] = ("vessel",),
     truth: np.ndarray | None = None,
     groups: Sequence[str | None] | None = None,
-) -> DataSet:
-    """Grey images of their own brightness, all with the same true mask."""
+) -> Dataset:
+    """Gray images of their own brightness, all with the same true mask."""
     truth = square() if truth is None else truth
     folder.mkdir()
     samples = []
@@ -91,7 +91,7 @@ def data_set(
         objects = tuple((MaskFile(mask),) for _ in prompts)
         group = groups[index] if groups else None
         samples.append(Sample(name, image, prompts, objects, group=group))
-    return DataSet("squares", "maskfolder", folder, tuple(samples), ("read by hand",))
+    return Dataset("squares", "maskfolder", folder, tuple(samples), ("read by hand",))
 
 
 @pytest.fixture(name="FakeSegmenter")
@@ -104,6 +104,6 @@ def _square() -> Callable[..., np.ndarray]:
     return square
 
 
-@pytest.fixture(name="data_set")
-def _data_set() -> Callable[..., DataSet]:
-    return data_set
+@pytest.fixture(name="dataset")
+def _dataset() -> Callable[..., Dataset]:
+    return dataset

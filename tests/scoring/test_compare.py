@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from vesalius.errors import DataError, OutputError, SettingError
-from vesalius.evaluation.statistics import summarise
+from vesalius.evaluation.statistics import summarize
 from vesalius.scoring.compare import compare
 
 FILES = ["comparison.csv", "comparison.json", "comparison.md", "comparison.png", "report.html"]
@@ -35,7 +35,7 @@ def write(folder: Path, rows: list[dict[str, Any]], **changes: Any) -> Path:
         "model": {"name": folder.name, "kind": "fake", "fingerprint": folder.name, "step": 7},
         "data": data | {"n_groups": len({each["group"] for each in rows})} | changes.pop("data", {}),
         "threshold": 0.5,
-        **summarise(rows, metrics),
+        **summarize(rows, metrics),
         "settings": {"answer": "generate", "batch": 4} | changes.pop("settings", {}),
         **changes,
     }

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vesalius import visualisation
-from vesalius.data.dataset import DataSet
+from vesalius import visualization
+from vesalius.data.dataset import Dataset
 from vesalius.data.images import read_image
 from vesalius.errors import DataError, OutputError, SettingError
 from vesalius.evaluation.metrics import METRICS
@@ -22,7 +22,7 @@ from vesalius.files import check_replaceable
 from vesalius.lineage import hash_pixels
 from vesalius.scoring import evaluate as scoring
 from vesalius.scoring.evaluate import FILES
-from vesalius.scoring.tally import COUNTS, Tally
+from vesalius.scoring.results_log import COUNTS, ResultsLog
 from vesalius.types import Item, Prediction, Sample
 
 evaluate = partial(scoring.evaluate, workers=0)
@@ -33,11 +33,9 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def test_squares_that_share_two_pixels_are_evaluated_as_worked_out_on_paper(
-    tmp_path, FakeSegmenter, data_set
-):
+def test_squares_that_share_two_pixels_are_evaluated_as_worked_out_on_paper(tmp_path, FakeSegmenter, dataset):
     out = tmp_path / "out"
-    metrics = evaluate(FakeSegmenter(), data_set(tmp_path / "data", groups=["p", "p", "q"]), out)
+    metrics = evaluate(FakeSegmenter(), dataset(tmp_path / "data", groups=["p", "p", "q"]), out)
 
     on_paper = {
         "dice": 0.5,
@@ -64,9 +62,9 @@ def test_squares_that_share_two_pixels_are_evaluated_as_worked_out_on_paper(
     assert "numpy" in metrics["versions"] and "read by hand" in metrics["notes"]
 
 
-def test_folder_holds_what_the_contract_says(tmp_path, FakeSegmenter, data_set):
+def test_folder_holds_what_the_contract_says(tmp_path, FakeSegmenter, dataset):
     out = tmp_path / "deep" / "out"
-    metrics = evaluate(FakeSegmenter(), data_set(tmp_path / "data"), out)
+    metrics = evaluate(FakeSegmenter(), dataset(tmp_path / "data"), out)
 
     names = {path.name for path in out.iterdir()}
     assert names >= {"figures", "metrics.json", "report.html", "samples.jsonl"} and names <= scoring.FILES
@@ -74,23 +72,23 @@ def test_folder_holds_what_the_contract_says(tmp_path, FakeSegmenter, data_set):
     assert sorted(path.name for path in (out / "figures").iterdir()) == ["a.png", "b.png", "c.png"]
     rows = rows_of(out)
     assert [row["id"] for row in rows] == ["a", "b", "c"]
-    pixels = ["truth_pixels", "guess_pixels", "shared_pixels"]
+    pixels = ["truth_pixels", "guess_pixels", "intersection"]
     asked = ["id", "group", "prompt", "status", "says_seg", "answered", "figure"]
     assert list(rows[0]) == [*asked, *METRICS, *pixels, "text", "error"]
     assert rows[0]["group"] == "a" and rows[0]["figure"] == "figures/a.png" and rows[0]["dice"] == 0.5
     assert not list(out.parent.glob(".*"))
 
 
-def test_segmenter_never_gets_the_masks_and_gets_images_in_batches(tmp_path, FakeSegmenter, data_set):
+def test_segmenter_never_gets_the_masks_and_gets_images_in_batches(tmp_path, FakeSegmenter, dataset):
     segmenter = FakeSegmenter(batch=2)
-    evaluate(segmenter, data_set(tmp_path / "data"), tmp_path / "out", figures=False)
+    evaluate(segmenter, dataset(tmp_path / "data"), tmp_path / "out", figures=False)
 
     assert segmenter.calls == [["a", "b"], ["c"]]
     assert all(item.masks is None for item in segmenter.seen)
 
 
-def test_answer_without_seg_is_scored_as_empty_and_counted(tmp_path, FakeSegmenter, data_set):
-    metrics = evaluate(FakeSegmenter({"b": None}), data_set(tmp_path / "data"), tmp_path / "out")
+def test_answer_without_seg_is_scored_as_empty_and_counted(tmp_path, FakeSegmenter, dataset):
+    metrics = evaluate(FakeSegmenter({"b": None}), dataset(tmp_path / "data"), tmp_path / "out")
 
     assert metrics["coverage"] == {"ok": 2, "failed": 0, "no_seg": 1}
     assert metrics["mean"]["dice"] == pytest.approx(1 / 3)
@@ -100,8 +98,8 @@ def test_answer_without_seg_is_scored_as_empty_and_counted(tmp_path, FakeSegment
     assert row["figure"] == "figures/b.png"
 
 
-def test_answer_without_seg_is_right_where_nothing_is(tmp_path, FakeSegmenter, data_set):
-    data = data_set(tmp_path / "data", truth=EMPTY)
+def test_answer_without_seg_is_right_where_nothing_is(tmp_path, FakeSegmenter, dataset):
+    data = dataset(tmp_path / "data", truth=EMPTY)
     found = evaluate(FakeSegmenter({"a": None}), data, tmp_path / "out", figures=False)
 
     assert [row["dice"] for row in rows_of(tmp_path / "out")] == [1.0, 0.0, 0.0]
@@ -117,10 +115,10 @@ def test_answer_without_seg_is_right_where_nothing_is(tmp_path, FakeSegmenter, d
     ],
 )
 def test_sample_that_cannot_be_predicted_fails_alone_and_has_no_score(
-    tmp_path, answer, reason, FakeSegmenter, data_set
+    tmp_path, answer, reason, FakeSegmenter, dataset
 ):
     metrics = evaluate(
-        FakeSegmenter({"b": answer}), data_set(tmp_path / "data"), tmp_path / "out", figures=False
+        FakeSegmenter({"b": answer}), dataset(tmp_path / "data"), tmp_path / "out", figures=False
     )
 
     assert metrics["coverage"] == {"ok": 2, "failed": 1, "no_seg": 0}
@@ -133,8 +131,8 @@ def test_sample_that_cannot_be_predicted_fails_alone_and_has_no_score(
 @pytest.mark.parametrize(
     "harm", [lambda path: path.write_bytes(b"no image"), Path.unlink], ids=["broken", "missing"]
 )
-def test_image_that_cannot_be_read_fails_with_its_name(tmp_path, harm, FakeSegmenter, data_set):
-    data = data_set(tmp_path / "data")
+def test_image_that_cannot_be_read_fails_with_its_name(tmp_path, harm, FakeSegmenter, dataset):
+    data = dataset(tmp_path / "data")
     harm(data.samples[1].image)
     metrics = evaluate(FakeSegmenter(), data, tmp_path / "out", figures=False)
 
@@ -145,29 +143,29 @@ def test_image_that_cannot_be_read_fails_with_its_name(tmp_path, harm, FakeSegme
     )
 
 
-def test_mask_of_another_size_is_a_failure(tmp_path, FakeSegmenter, data_set):
+def test_mask_of_another_size_is_a_failure(tmp_path, FakeSegmenter, dataset):
     class Smaller(FakeSegmenter):
         def prediction(self, item: Item, *rest: Any, **more: Any) -> Prediction:
             return super().prediction(Item(item.id, item.frames[:, :9], item.prompts), *rest, **more)
 
-    metrics = evaluate(Smaller(), data_set(tmp_path / "data"), tmp_path / "out")
+    metrics = evaluate(Smaller(), dataset(tmp_path / "data"), tmp_path / "out")
 
     assert metrics["coverage"]["failed"] == 3
     assert "one size; got (16, 16) and (9, 16)" in rows_of(tmp_path / "out")[0]["error"]
 
 
-def test_answers_in_the_wrong_order_are_never_scored(tmp_path, FakeSegmenter, data_set):
+def test_answers_in_the_wrong_order_are_never_scored(tmp_path, FakeSegmenter, dataset):
     class Muddled(FakeSegmenter):
         def predict(self, items: Sequence[Item]) -> list[Prediction]:
             return super().predict(items)[::-1]
 
-    metrics = evaluate(Muddled(batch=3), data_set(tmp_path / "data", prompts=("x", "y")), tmp_path / "out")
+    metrics = evaluate(Muddled(batch=3), dataset(tmp_path / "data", prompts=("x", "y")), tmp_path / "out")
     assert metrics["coverage"] == {"ok": 0, "failed": 6, "no_seg": 0}
 
 
-def test_report_is_written_when_all_failed(tmp_path, FakeSegmenter, data_set):
+def test_report_is_written_when_all_failed(tmp_path, FakeSegmenter, dataset):
     metrics = evaluate(
-        FakeSegmenter(dict.fromkeys("abc", ValueError("no"))), data_set(tmp_path / "data"), tmp_path / "o"
+        FakeSegmenter(dict.fromkeys("abc", ValueError("no"))), dataset(tmp_path / "data"), tmp_path / "o"
     )
 
     assert metrics["coverage"]["failed"] == 3
@@ -175,8 +173,8 @@ def test_report_is_written_when_all_failed(tmp_path, FakeSegmenter, data_set):
     assert (tmp_path / "o" / "report.html").exists()
 
 
-def test_several_prompts_have_a_row_and_a_figure_each(tmp_path, FakeSegmenter, data_set):
-    data = data_set(tmp_path / "data", ids=["图1"], prompts=("blood vessel", "冠状动脉", "Blood-vessel"))
+def test_several_prompts_have_a_row_and_a_figure_each(tmp_path, FakeSegmenter, dataset):
+    data = dataset(tmp_path / "data", ids=["图1"], prompts=("blood vessel", "冠状动脉", "Blood-vessel"))
     metrics = evaluate(FakeSegmenter({"图1 冠状动脉": None}), data, tmp_path / "out")
 
     names = sorted(path.name for path in (tmp_path / "out" / "figures").iterdir())
@@ -189,21 +187,21 @@ def test_several_prompts_have_a_row_and_a_figure_each(tmp_path, FakeSegmenter, d
     assert "冠状动脉" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
-def test_id_that_looks_like_an_id_and_a_prompt_keeps_its_own_figure(tmp_path, FakeSegmenter, data_set):
+def test_id_that_looks_like_an_id_and_a_prompt_keeps_its_own_figure(tmp_path, FakeSegmenter, dataset):
     one, two = (
-        data_set(tmp_path / name, ids=ids, prompts=prompts)
+        dataset(tmp_path / name, ids=ids, prompts=prompts)
         for name, ids, prompts in (("1", ["a"], ("b", "c")), ("2", ["a--b"], ("b",)))
     )
-    both = DataSet("both", "maskfolder", tmp_path, one.samples + two.samples)
+    both = Dataset("both", "maskfolder", tmp_path, one.samples + two.samples)
     evaluate(FakeSegmenter(), both, tmp_path / "out")
 
     assert len({row["figure"] for row in rows_of(tmp_path / "out")}) == 3
     assert len(list((tmp_path / "out" / "figures").iterdir())) == 3
 
 
-def test_missing_font_is_a_note(tmp_path, monkeypatch, FakeSegmenter, data_set):
-    monkeypatch.setattr(visualisation, "FONT_FOLDERS", ())
-    metrics = evaluate(FakeSegmenter(), data_set(tmp_path / "data", prompts=("血管",)), tmp_path / "out")
+def test_missing_font_is_a_note(tmp_path, monkeypatch, FakeSegmenter, dataset):
+    monkeypatch.setattr(visualization, "FONT_FOLDERS", ())
+    metrics = evaluate(FakeSegmenter(), dataset(tmp_path / "data", prompts=("血管",)), tmp_path / "out")
 
     assert sum("No font on this machine" in note for note in metrics["notes"]) == 1
     assert "No font on this machine" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
@@ -216,16 +214,16 @@ def test_missing_font_is_a_note(tmp_path, monkeypatch, FakeSegmenter, data_set):
         (["p", "q", None], "With 3 groups the intervals are rough"),
     ],
 )
-def test_doubts_about_the_intervals_are_noted(tmp_path, groups, words, FakeSegmenter, data_set):
+def test_doubts_about_the_intervals_are_noted(tmp_path, groups, words, FakeSegmenter, dataset):
     metrics = evaluate(
-        FakeSegmenter(), data_set(tmp_path / "data", groups=groups), tmp_path / "out", figures=False
+        FakeSegmenter(), dataset(tmp_path / "data", groups=groups), tmp_path / "out", figures=False
     )
     assert any(words in note for note in metrics["notes"])
 
 
-def test_limit_takes_the_first_samples_and_says_so(tmp_path, FakeSegmenter, data_set):
+def test_limit_takes_the_first_samples_and_says_so(tmp_path, FakeSegmenter, dataset):
     done: list[int] = []
-    data = data_set(tmp_path / "data")
+    data = dataset(tmp_path / "data")
     metrics = evaluate(
         FakeSegmenter(), data, tmp_path / "out", limit=2, figures=False, on_progress=done.append
     )
@@ -236,8 +234,8 @@ def test_limit_takes_the_first_samples_and_says_so(tmp_path, FakeSegmenter, data
     assert rows_of(tmp_path / "out")[0]["figure"] is None
 
 
-def test_training_images_are_refused_unless_allowed(tmp_path, FakeSegmenter, data_set):
-    data = data_set(tmp_path / "data")
+def test_training_images_are_refused_unless_allowed(tmp_path, FakeSegmenter, dataset):
+    data = dataset(tmp_path / "data")
     segmenter = FakeSegmenter()
     segmenter.training_images = {hash_pixels(read_image(data.samples[1].image))}
 
@@ -251,15 +249,15 @@ def test_training_images_are_refused_unless_allowed(tmp_path, FakeSegmenter, dat
     assert any("not tell how it does on images that it has not seen" in note for note in metrics["notes"])
 
 
-def test_model_that_does_not_tell_its_training_images_is_noted(tmp_path, FakeSegmenter, data_set):
-    metrics = evaluate(FakeSegmenter(), data_set(tmp_path / "data"), tmp_path / "out", figures=False)
+def test_model_that_does_not_tell_its_training_images_is_noted(tmp_path, FakeSegmenter, dataset):
+    metrics = evaluate(FakeSegmenter(), dataset(tmp_path / "data"), tmp_path / "out", figures=False)
 
     assert metrics["data"]["n_training_samples"] is None
     assert any("does not say which images it was trained on" in note for note in metrics["notes"])
 
 
-def test_predictions_that_are_the_ground_truth_are_refused(tmp_path, FakeSegmenter, data_set, square):
-    data = data_set(tmp_path / "data", ids=list("abcdefgh"))
+def test_predictions_that_are_the_ground_truth_are_refused(tmp_path, FakeSegmenter, dataset, square):
+    data = dataset(tmp_path / "data", ids=list("abcdefgh"))
     copies = FakeSegmenter(dict.fromkeys("abcdef", square()))
 
     with pytest.raises(DataError, match="6 of 8 predictions equal the ground truth"):
@@ -267,8 +265,8 @@ def test_predictions_that_are_the_ground_truth_are_refused(tmp_path, FakeSegment
     assert not (tmp_path / "out").exists()
 
 
-def test_older_evaluation_stays_until_the_new_one_is_whole(tmp_path, FakeSegmenter, data_set):
-    data, out = data_set(tmp_path / "data"), tmp_path / "results" / "out"
+def test_older_evaluation_stays_until_the_new_one_is_whole(tmp_path, FakeSegmenter, dataset):
+    data, out = dataset(tmp_path / "data"), tmp_path / "results" / "out"
     evaluate(FakeSegmenter(), data, out, figures=False)
     before = (out / "metrics.json").read_bytes()
 
@@ -286,27 +284,27 @@ def test_older_evaluation_stays_until_the_new_one_is_whole(tmp_path, FakeSegment
     check_replaceable(out, "evaluation", FILES, "metrics.json")
 
 
-def test_older_evaluation_is_replaced_as_a_whole(tmp_path, FakeSegmenter, data_set):
+def test_older_evaluation_is_replaced_as_a_whole(tmp_path, FakeSegmenter, dataset):
     out = tmp_path / "out"
-    evaluate(FakeSegmenter(), data_set(tmp_path / "one", ids=["a", "b"]), out)
-    evaluate(FakeSegmenter(), data_set(tmp_path / "two", ids=["c"]), out)
+    evaluate(FakeSegmenter(), dataset(tmp_path / "one", ids=["a", "b"]), out)
+    evaluate(FakeSegmenter(), dataset(tmp_path / "two", ids=["c"]), out)
 
     assert [path.name for path in (out / "figures").iterdir()] == ["c.png"]
 
 
 @pytest.mark.parametrize("name", ["thesis.docx", "report.html"])
-def test_folder_that_is_no_evaluation_is_left_alone(tmp_path, name, FakeSegmenter, data_set):
+def test_folder_that_is_no_evaluation_is_left_alone(tmp_path, name, FakeSegmenter, dataset):
     out = tmp_path / "mine"
     out.mkdir()
     (out / name).write_text("years of work")
 
     with pytest.raises(OutputError, match="mine: h"):
-        evaluate(FakeSegmenter(), data_set(tmp_path / "data"), out)
+        evaluate(FakeSegmenter(), dataset(tmp_path / "data"), out)
     assert (out / name).read_text() == "years of work"
 
 
-def test_evaluation_with_something_of_the_users_in_it_is_left_alone(tmp_path, FakeSegmenter, data_set):
-    data, out = data_set(tmp_path / "data"), tmp_path / "out"
+def test_evaluation_with_something_of_the_users_in_it_is_left_alone(tmp_path, FakeSegmenter, dataset):
+    data, out = dataset(tmp_path / "data"), tmp_path / "out"
     evaluate(FakeSegmenter(), data, out, figures=False)
     (out / "notes.md").write_text("mine")
 
@@ -315,8 +313,8 @@ def test_evaluation_with_something_of_the_users_in_it_is_left_alone(tmp_path, Fa
     assert (out / "notes.md").exists()
 
 
-def test_out_that_is_a_file_is_refused_and_an_empty_folder_is_used(tmp_path, FakeSegmenter, data_set):
-    data = data_set(tmp_path / "data")
+def test_out_that_is_a_file_is_refused_and_an_empty_folder_is_used(tmp_path, FakeSegmenter, dataset):
+    data = dataset(tmp_path / "data")
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
 
@@ -326,10 +324,8 @@ def test_out_that_is_a_file_is_refused_and_an_empty_folder_is_used(tmp_path, Fak
     assert (tmp_path / "empty" / "metrics.json").exists()
 
 
-def test_data_that_cannot_be_scored_is_refused_before_anything_is_predicted(
-    tmp_path, FakeSegmenter, data_set
-):
-    data, segmenter = data_set(tmp_path / "data"), FakeSegmenter()
+def test_data_that_cannot_be_scored_is_refused_before_anything_is_predicted(tmp_path, FakeSegmenter, dataset):
+    data, segmenter = dataset(tmp_path / "data"), FakeSegmenter()
     bare = Sample("d", data.samples[0].image, ("vessel",), None)
     twice = Sample("e", data.samples[0].image, ("x", "x"), data.samples[0].masks * 2)
 
@@ -339,7 +335,7 @@ def test_data_that_cannot_be_scored_is_refused_before_anything_is_predicted(
         ((twice,), "'x' is there twice"),
     ]:
         with pytest.raises(DataError, match=words):
-            evaluate(segmenter, DataSet("bad", "maskfolder", tmp_path, samples), tmp_path / "out")
+            evaluate(segmenter, Dataset("bad", "maskfolder", tmp_path, samples), tmp_path / "out")
     with pytest.raises(SettingError, match="limit must be 1 or more"):
         evaluate(segmenter, data, tmp_path / "out", limit=0)
     assert segmenter.seen == [] and not (tmp_path / "out").exists()
@@ -354,14 +350,14 @@ def without_times(metrics: dict[str, Any]) -> dict[str, Any]:
 
 def interrupted_after(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the next evaluation be killed, as it were, when it has so many rows."""
-    add = Tally.add
+    add = ResultsLog.add
 
-    def add_or_die(self: Tally, outcome: Any) -> None:
+    def add_or_die(self: ResultsLog, outcome: Any) -> None:
         if len(self.rows) == rows:
             raise KeyboardInterrupt
         add(self, outcome)
 
-    monkeypatch.setattr(Tally, "add", add_or_die)
+    monkeypatch.setattr(ResultsLog, "add", add_or_die)
 
 
 @pytest.mark.parametrize(
@@ -376,9 +372,9 @@ def interrupted_after(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_interrupted_evaluation_continues_to_the_same_result(
-    tmp_path, monkeypatch, rows, harm, FakeSegmenter, data_set
+    tmp_path, monkeypatch, rows, harm, FakeSegmenter, dataset
 ):
-    data = data_set(tmp_path / "data", ids=["a", "a--x", "c", "d"], prompts=("x", "y"))
+    data = dataset(tmp_path / "data", ids=["a", "a--x", "c", "d"], prompts=("x", "y"))
     answers = {"a": None, "c": RuntimeError("out of memory"), "d": np.linspace(-3, 3, 256).reshape(16, 16)}
     drawn = harm == "half a line"  # pictures take most of the time
     whole = evaluate(FakeSegmenter(answers), data, tmp_path / "whole", figures=drawn)
@@ -438,8 +434,8 @@ def another_region(segmenter: Any, samples: list[Sample], roi: Path) -> None:
 @pytest.mark.parametrize(
     "change", [another_model, another_threshold, another_mask, another_order, another_group, another_region]
 )
-def test_another_evaluation_begins_anew(tmp_path, monkeypatch, change, FakeSegmenter, data_set, square):
-    samples, roi = list(data_set(tmp_path / "data").samples), tmp_path / "roi"
+def test_another_evaluation_begins_anew(tmp_path, monkeypatch, change, FakeSegmenter, dataset, square):
+    samples, roi = list(dataset(tmp_path / "data").samples), tmp_path / "roi"
     roi.mkdir()
     for name in "abc":
         Image.fromarray(np.eye(16, dtype=np.uint8)).save(roi / f"{name}.png")
@@ -455,8 +451,8 @@ def test_another_evaluation_begins_anew(tmp_path, monkeypatch, change, FakeSegme
     assert [row["id"] for row in rows_of(tmp_path / "out")] == [sample.id for sample in samples]
 
 
-def test_report_that_fails_costs_no_score(tmp_path, monkeypatch, FakeSegmenter, data_set):
-    data = data_set(tmp_path / "data")
+def test_report_that_fails_costs_no_score(tmp_path, monkeypatch, FakeSegmenter, dataset):
+    data = dataset(tmp_path / "data")
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(scoring, "write_report", lambda *_: 1 / 0)
         evaluate(FakeSegmenter(), data, tmp_path / "out", figures=False)
@@ -466,8 +462,8 @@ def test_report_that_fails_costs_no_score(tmp_path, monkeypatch, FakeSegmenter, 
     assert segmenter.seen == [] and len(rows_of(tmp_path / "out")) == 3
 
 
-def test_out_that_cannot_be_replaced_keeps_the_new_evaluation(tmp_path, monkeypatch, FakeSegmenter, data_set):
-    data, out = data_set(tmp_path / "data"), tmp_path / "out"
+def test_out_that_cannot_be_replaced_keeps_the_new_evaluation(tmp_path, monkeypatch, FakeSegmenter, dataset):
+    data, out = dataset(tmp_path / "data"), tmp_path / "out"
     evaluate(FakeSegmenter(), data, out, figures=False)
     move = Path.replace
 
@@ -485,8 +481,8 @@ def test_out_that_cannot_be_replaced_keeps_the_new_evaluation(tmp_path, monkeypa
     assert segmenter.seen == [] and [path.name for path in tmp_path.glob(".*")] == []
 
 
-def test_second_evaluation_into_the_same_place_is_refused(tmp_path, FakeSegmenter, data_set):
-    data = data_set(tmp_path / "data")
+def test_second_evaluation_into_the_same_place_is_refused(tmp_path, FakeSegmenter, dataset):
+    data = dataset(tmp_path / "data")
 
     class Greedy(FakeSegmenter):
         def predict(self, items: Sequence[Item]) -> list[Prediction]:
@@ -497,8 +493,8 @@ def test_second_evaluation_into_the_same_place_is_refused(tmp_path, FakeSegmente
     assert evaluate(Greedy(), data, tmp_path / "out", figures=False)["coverage"]["ok"] == 3
 
 
-def test_pixels_outside_of_the_region_count_nowhere(tmp_path, FakeSegmenter, data_set, square):
-    data, roi = data_set(tmp_path / "data", ids=["a", "b", "c", "d", "e"]), tmp_path / "roi"
+def test_pixels_outside_of_the_region_count_nowhere(tmp_path, FakeSegmenter, dataset, square):
+    data, roi = dataset(tmp_path / "data", ids=["a", "b", "c", "d", "e"]), tmp_path / "roi"
     roi.mkdir()
     for name in "abcde":
         region = np.zeros((16, 16), np.uint8)
@@ -512,7 +508,7 @@ def test_pixels_outside_of_the_region_count_nowhere(tmp_path, FakeSegmenter, dat
     # in the region the truth is one column of 2 pixels, the prediction two of them
     assert metrics["mean"]["dice"] == pytest.approx(2 / 3) and metrics["mean"]["accuracy"] == 94 / 96
     row = rows_of(tmp_path / "out")[0]
-    assert (row["truth_pixels"], row["guess_pixels"], row["shared_pixels"]) == (2, 4, 2)
+    assert (row["truth_pixels"], row["guess_pixels"], row["intersection"]) == (2, 4, 2)
     assert sum(each["pixels"] for each in metrics["calibration"]["reliability"]) == 5 * 96
     assert metrics["referring"]["ciou"] == 0.5
     assert metrics["settings"]["roi"] == str(roi) and len(metrics["settings"]["roi_fingerprint"]) == 64
@@ -520,8 +516,8 @@ def test_pixels_outside_of_the_region_count_nowhere(tmp_path, FakeSegmenter, dat
     assert metrics["mean"]["dice"] < 0.1
 
 
-def test_region_that_is_missing_is_refused_and_one_that_does_not_fit_fails(tmp_path, FakeSegmenter, data_set):
-    data, roi = data_set(tmp_path / "data"), tmp_path / "roi"
+def test_region_that_is_missing_is_refused_and_one_that_does_not_fit_fails(tmp_path, FakeSegmenter, dataset):
+    data, roi = dataset(tmp_path / "data"), tmp_path / "roi"
     with pytest.raises(DataError, match="is no folder of region masks"):
         evaluate(FakeSegmenter(), data, tmp_path / "out", roi=roi)
     roi.mkdir()
@@ -538,10 +534,10 @@ def test_region_that_is_missing_is_refused_and_one_that_does_not_fit_fails(tmp_p
 
 
 def test_cases_of_empty_masks_are_counted_and_a_total_miss_is_neither_dropped_nor_perfect(
-    tmp_path, FakeSegmenter, data_set, square
+    tmp_path, FakeSegmenter, dataset, square
 ):
-    present = data_set(tmp_path / "present", ids=["a", "b", "c"]).samples
-    absent = data_set(tmp_path / "absent", ids=["d", "e"], truth=EMPTY).samples
+    present = dataset(tmp_path / "present", ids=["a", "b", "c"]).samples
+    absent = dataset(tmp_path / "absent", ids=["d", "e"], truth=EMPTY).samples
     segmenter = FakeSegmenter({"a": EMPTY, "b": None, "d": EMPTY})
     metrics = evaluate(segmenter, present + absent, tmp_path / "out", figures=False)
 
@@ -558,23 +554,23 @@ def test_cases_of_empty_masks_are_counted_and_a_total_miss_is_neither_dropped_no
         assert "NaN" not in text and "Infinity" not in text
 
 
-def test_a_few_large_copies_of_the_ground_truth_are_refused(tmp_path, FakeSegmenter, data_set):
+def test_a_few_large_copies_of_the_ground_truth_are_refused(tmp_path, FakeSegmenter, dataset):
     truth = np.zeros((64, 64), dtype=bool)
     truth[5:40, 5:40] = True
-    data = data_set(tmp_path / "data", truth=truth, ids=["a", "b", "c"])
+    data = dataset(tmp_path / "data", truth=truth, ids=["a", "b", "c"])
     with pytest.raises(DataError, match="2 of 3 predictions equal the ground truth"):
         evaluate(FakeSegmenter({"a": truth, "b": truth, "c": None}), data, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
 
 
-def test_two_samples_of_one_id_are_refused(tmp_path, FakeSegmenter, data_set):
-    samples = data_set(tmp_path / "data").samples
+def test_two_samples_of_one_id_are_refused(tmp_path, FakeSegmenter, dataset):
+    samples = dataset(tmp_path / "data").samples
     with pytest.raises(DataError, match="2 samples have the id b"):
         evaluate(FakeSegmenter(), [*samples, samples[1]], tmp_path / "out")
 
 
-def test_text_of_an_answer_may_hold_any_character(tmp_path, monkeypatch, FakeSegmenter, data_set):
-    data, text = data_set(tmp_path / "data"), "one\u2028two\x85three\nfour"
+def test_text_of_an_answer_may_hold_any_character(tmp_path, monkeypatch, FakeSegmenter, dataset):
+    data, text = dataset(tmp_path / "data"), "one\u2028two\x85three\nfour"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupted_after(2, patch)
         evaluate(FakeSegmenter({"a": text}), data, tmp_path / "out", figures=False)

@@ -16,8 +16,8 @@ from vesalius.scoring import evaluate as scoring
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_evaluation_is_the_same_with_other_processes(tmp_path, workers, FakeSegmenter, data_set):
-    data = data_set(tmp_path / "data", ids=list("abcd"), prompts=("x", "y"))
+def test_evaluation_is_the_same_with_other_processes(tmp_path, workers, FakeSegmenter, dataset):
+    data = dataset(tmp_path / "data", ids=list("abcd"), prompts=("x", "y"))
     drawn = workers == 2
     answers = {"a": None, "c": RuntimeError("no"), "d": np.linspace(-3, 3, 256).reshape(16, 16)}
     here = scoring.evaluate(FakeSegmenter(answers), data, tmp_path / "here", workers=0, figures=drawn)
@@ -34,8 +34,8 @@ def test_evaluation_is_the_same_with_other_processes(tmp_path, workers, FakeSegm
         assert (tmp_path / "here" / path).read_bytes() == (tmp_path / "apart" / path).read_bytes()
 
 
-def test_figure_that_cannot_be_written_in_another_process_is_one_sentence(tmp_path, FakeSegmenter, data_set):
-    data = data_set(tmp_path / "data")
+def test_figure_that_cannot_be_written_in_another_process_is_one_sentence(tmp_path, FakeSegmenter, dataset):
+    data = dataset(tmp_path / "data")
     (tmp_path / ".out.unfinished/figures/a.png").mkdir(parents=True)
 
     class InTheWay(FakeSegmenter):
@@ -71,9 +71,9 @@ print(json.dumps(metrics["coverage"]))
 
 
 def test_script_needs_no_guard_around_its_lines(tmp_path):
-    from vesalius.data.synth import write_data_set
+    from vesalius.synth import write_dataset
 
-    write_data_set(tmp_path / "data", 3, seed=0, size=64)
+    write_dataset(tmp_path / "data", 3, seed=0, size=64)
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [sys.executable, tmp_path / "script.py", tmp_path / "data", tmp_path / "out"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from vesalius.evaluation.metrics import METRICS
-from vesalius.evaluation.statistics import summarise
+from vesalius.evaluation.statistics import summarize
 from vesalius.scoring import charts
 from vesalius.scoring.report import BEST, GROUPS_SHOWN, MEDIAN, ROWS_SHOWN, WORST, sections, write_report
 from vesalius.scoring.tables import by_kind, number, title
@@ -30,7 +30,7 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: ap
 
 def row(index: int, dice: float | None, status: str = "ok", **changes: Any) -> dict[str, Any]:
     base = {"id": f"image_{index:03}", "group": f"p{index % 4}", "prompt": "blood vessel", "status": status}
-    pixels = dict.fromkeys(("truth_pixels", "guess_pixels", "shared_pixels"), None if dice is None else 100)
+    pixels = dict.fromkeys(("truth_pixels", "guess_pixels", "intersection"), None if dice is None else 100)
     error = "cannot be read" if status == "failed" else None
     told = {"says_seg": status == "ok", "figure": None, **dict.fromkeys(METRICS, dice), **pixels}
     return {**base, **told, "text": "", "error": error, **changes}
@@ -75,12 +75,12 @@ def metrics(rows: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
         },
         "threshold": 0.35,
         "threshold_origin": {"how": "tuned", "metric": "dice"},
-        **summarise(rows, NAMES),
+        **summarize(rows, NAMES),
         "seg_rate": 0.875,
         "empty": {"both_empty": 31, "false_alarm": 32, "total_miss": 33, "both": 34},
         "referring": {"giou": 0.421, "ciou": 0.432},
         "prompts": {
-            each: summarise([one for one in rows if one["prompt"] == each], NAMES) for each in prompts
+            each: summarize([one for one in rows if one["prompt"] == each], NAMES) for each in prompts
         },
         "groups": [
             {"group": group, "answers": len(values), "failed": len(values) - len(known[group])}

@@ -14,7 +14,7 @@ from PIL import Image
 
 from vesalius.data.images import read_image
 from vesalius.errors import DataError, SettingError
-from vesalius.inference.folder import write_predictions
+from vesalius.jobs.folder import write_predictions
 from vesalius.lineage import hash_pixels
 from vesalius.scoring import evaluate as scoring
 from vesalius.scoring.stored import StoredPredictions
@@ -33,9 +33,9 @@ def answers() -> dict[str, Any]:
 
 
 @pytest.fixture
-def stored(tmp_path, FakeSegmenter, data_set, answers):
+def stored(tmp_path, FakeSegmenter, dataset, answers):
     """A function that predicts and stores; it gives the samples and the folder."""
-    data = data_set(tmp_path / "data", ids=list("abcd"))
+    data = dataset(tmp_path / "data", ids=list("abcd"))
 
     def store(*save: str, prompts: tuple[str, ...] = ("vessel",)) -> tuple[Any, Path]:
         out = tmp_path / "predictions"
@@ -93,8 +93,8 @@ def test_another_threshold_needs_probabilities(stored):
 
 @pytest.mark.parametrize("prompts", [("vessel",), ("vessel", "冠状动脉")])
 @pytest.mark.parametrize("place", [".", "masks"])
-def test_folder_of_masks_named_by_id_is_scored(tmp_path, prompts, place, FakeSegmenter, data_set, square):
-    data = data_set(tmp_path / "data", prompts=prompts)
+def test_folder_of_masks_named_by_id_is_scored(tmp_path, prompts, place, FakeSegmenter, dataset, square):
+    data = dataset(tmp_path / "data", prompts=prompts)
     folder = tmp_path / "found"
     (folder / place).mkdir(parents=True)
     names = ["a", "b", "c"] if len(prompts) == 1 else [f"{id}--{p}" for id in "abc" for p in prompts]
@@ -111,8 +111,8 @@ def test_folder_of_masks_named_by_id_is_scored(tmp_path, prompts, place, FakeSeg
     assert any("does not say which images it was trained on" in note for note in metrics["notes"])
 
 
-def test_masks_are_found_in_the_folders_that_their_images_have(tmp_path, data_set, square):
-    data = data_set(tmp_path / "data", ids=["p1__a", "p2__a"])
+def test_masks_are_found_in_the_folders_that_their_images_have(tmp_path, dataset, square):
+    data = dataset(tmp_path / "data", ids=["p1__a", "p2__a"])
     for patient in ("p1", "p2"):
         (tmp_path / "found" / patient).mkdir(parents=True)
         Image.fromarray(square(2)).save(tmp_path / "found" / patient / "a.png")
@@ -125,8 +125,8 @@ def test_masks_are_found_in_the_folders_that_their_images_have(tmp_path, data_se
         StoredPredictions(tmp_path / "found", data.samples)
 
 
-def test_missing_predictions_are_refused_and_the_first_ten_listed(tmp_path, data_set, square):
-    data = data_set(tmp_path / "data", ids=[f"i{index:02}" for index in range(14)])
+def test_missing_predictions_are_refused_and_the_first_ten_listed(tmp_path, dataset, square):
+    data = dataset(tmp_path / "data", ids=[f"i{index:02}" for index in range(14)])
     folder = tmp_path / "found"
     folder.mkdir()
     for name in ("i00", "other"):
@@ -265,8 +265,8 @@ def test_changed_predictions_are_not_mixed_with_those_that_were_scored_before(tm
     assert StoredPredictions(folder, data.samples).settings["predictions_fingerprint"] != before
 
 
-def test_copies_of_the_ground_truth_are_refused(tmp_path, data_set, square):
-    data = data_set(tmp_path / "data", ids=list("abcdef"))
+def test_copies_of_the_ground_truth_are_refused(tmp_path, dataset, square):
+    data = dataset(tmp_path / "data", ids=list("abcdef"))
     folder = tmp_path / "copies"
     folder.mkdir()
     for sample in data.samples:

@@ -10,7 +10,7 @@ from vesalius.evaluation.calibration import BINS
 from vesalius.evaluation.metrics import METRICS, score
 from vesalius.scoring.task import Task, perform
 from vesalius.types import Item
-from vesalius.visualisation import TP_COLOUR
+from vesalius.visualization import TP_COLOR
 
 ABOUT = {"id": "a", "group": "p", "prompt": "vessel"}
 
@@ -30,7 +30,7 @@ def test_row_holds_every_metric_and_the_counts_of_pixels(ask, square):
     outcome = perform(Task(ABOUT, ask(square(2)), IMAGE, square()))
     scores = score(square(), square(2))
     assert {name: outcome.row[name] for name in METRICS} == scores
-    assert (outcome.row["truth_pixels"], outcome.row["guess_pixels"], outcome.row["shared_pixels"]) == (
+    assert (outcome.row["truth_pixels"], outcome.row["guess_pixels"], outcome.row["intersection"]) == (
         4,
         4,
         2,
@@ -47,7 +47,7 @@ def test_figure_shows_nothing_outside_of_the_region(tmp_path, ask, square):
         task = Task(ABOUT, ask(logits), IMAGE, square(), region, folder=tmp_path, figure=f"{name}.png")
         assert perform(task).row["figure"] == f"{name}.png"
     hits = {
-        name: int((np.asarray(Image.open(tmp_path / f"{name}.png"))[:-60] == TP_COLOUR).all(axis=2).sum())
+        name: int((np.asarray(Image.open(tmp_path / f"{name}.png"))[:-60] == TP_COLOR).all(axis=2).sum())
         for name in ("all", "below")
     }
     assert hits["all"] > 1000 and hits["below"] == 0

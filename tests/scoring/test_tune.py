@@ -16,20 +16,20 @@ from vesalius.errors import DataError, SettingError
 from vesalius.evaluation.metrics import score
 from vesalius.evaluation.statistics import paired_bootstrap
 from vesalius.files import to_json
-from vesalius.inference.views import ViewedPrediction
+from vesalius.inference.tta import ViewedPrediction
 from vesalius.lineage import hash_pixels
-from vesalius.scoring.tune import as_json, find_threshold, summarise
+from vesalius.scoring.tune import as_json, find_threshold, summarize
 from vesalius.types import Item
 
 
 @pytest.fixture
-def case(tmp_path, FakeSegmenter, data_set):
+def case(tmp_path, FakeSegmenter, dataset):
     """Images with several objects, an empty truth and an answer without [SEG], and noisy logits of them."""
     random = np.random.default_rng(5)
     truth = np.zeros((24, 24), dtype=bool)
     truth[4:9, 3:20] = True
-    drawn = data_set(tmp_path / "drawn", ids=list("abcde"), truth=truth, groups=["p", "p", "q", "q", "r"])
-    absent = data_set(tmp_path / "absent", ids=["f"], truth=np.zeros_like(truth))
+    drawn = dataset(tmp_path / "drawn", ids=list("abcde"), truth=truth, groups=["p", "p", "q", "q", "r"])
+    absent = dataset(tmp_path / "absent", ids=["f"], truth=np.zeros_like(truth))
     answers: dict[str, Any] = {}
     for name in "abdef":
         answers[name] = random.normal(-1.5, 1, (24, 24)) + 1.8 * truth * (name != "f")
@@ -64,8 +64,8 @@ def test_threshold_and_curve_are_those_of_trying_all(case, metric):
     assert tuned.images == tuple(hash_pixels(read_image(sample.image)) for sample in data.samples)
 
 
-def test_of_equal_thresholds_that_nearest_to_a_half_is_taken(tmp_path, FakeSegmenter, data_set, square):
-    data = data_set(tmp_path / "data")
+def test_of_equal_thresholds_that_nearest_to_a_half_is_taken(tmp_path, FakeSegmenter, dataset, square):
+    data = dataset(tmp_path / "data")
     assert find_threshold(FakeSegmenter(), data).threshold == 0.5
     logits = np.where(square(), 0.0, np.log(0.3 / 0.7))  # a half inside, 0.3 outside
     assert find_threshold(FakeSegmenter(dict.fromkeys("abc", logits)), data).threshold == 0.49
@@ -128,13 +128,13 @@ class ViewedSegmenter:
 
 
 @pytest.fixture
-def viewed(tmp_path, FakeSegmenter, data_set):
+def viewed(tmp_path, FakeSegmenter, dataset):
     """Noise over the truth: independent noise in `flip`, which a mean lowers, and worse noise in `smaller`."""
     random = np.random.default_rng(3)
     truth = np.zeros((24, 24), dtype=bool)
     truth[4:9, 3:20] = True
     ids = [f"{k:02d}" for k in range(12)]
-    data = data_set(
+    data = dataset(
         tmp_path / "val", ids=ids, truth=truth, groups=[name[0] + str(int(name) % 8) for name in ids]
     )
 
@@ -178,7 +178,7 @@ def test_gain_of_each_choice_of_views_is_that_of_trying_it(viewed):
     card = tuned.view_gain
     assert (card.views, card.threshold, card.gain) == (("flip",), tuned.gain.threshold, tuned.gain.gain)
     assert (card.data, card.n_samples, card.n_groups) == ("squares", 12, 10)
-    lines = summarise(tuned, Path("bundle"), had_gain=False)
+    lines = summarize(tuned, Path("bundle"), had_gain=False)
     assert lines[1].endswith(": a gain")
     assert lines[2].endswith(": no gain")
     assert "--tta see flip too" in lines[4]
@@ -197,16 +197,14 @@ def test_views_that_do_not_help_or_of_one_group_alone_leave_no_gain(viewed):
     worse = find_threshold(segmenter, data, views=["smaller"])
     assert worse.trials[0].gain < 0
     assert worse.view_gain is None
-    assert "--tta stays refused" in summarise(worse, Path("b"), had_gain=True)[2]
+    assert "--tta stays refused" in summarize(worse, Path("b"), had_gain=True)[2]
     one = replace(data, samples=tuple(replace(sample, group="p") for sample in data.samples))
     alone = find_threshold(segmenter, one, views=["flip"])
     assert alone.trials[0].gain > 0
     assert (alone.trials[0].interval, alone.view_gain) == (None, None)
 
 
-def test_card_holds_the_gain_until_the_next_tuning_and_its_images_are_never_scored(
-    tmp_path, viewed, data_set
-):
+def test_card_holds_the_gain_until_the_next_tuning_and_its_images_are_never_scored(tmp_path, viewed, dataset):
     from vesalius.inference.predictor import load_predictor
     from vesalius.models.cards import read_card
     from vesalius.models.checkpoint import find_model
@@ -224,14 +222,14 @@ def test_card_holds_the_gain_until_the_next_tuning_and_its_images_are_never_scor
     predictor = load_predictor(bundle, tta=True, threshold=0.77)
     with pytest.raises(DataError, match="tuned on 12 of 12 images"):
         evaluate(predictor, data, tmp_path / "out", figures=False, workers=0)
-    other = data_set(tmp_path / "test", ids=["x"], truth=np.ones((20, 20), dtype=bool))
+    other = dataset(tmp_path / "test", ids=["x"], truth=np.ones((20, 20), dtype=bool))
     metrics = evaluate(load_predictor(bundle, tta=True), other, tmp_path / "out", figures=False, workers=0)
     assert metrics["settings"]["tta"] == ["flip"]
     assert metrics["threshold"] == tuned.gain.threshold
     assert metrics["threshold_origin"]["gain"] == tuned.gain.gain
 
     again = find_threshold(segmenter, data)
-    assert "no longer known" in summarise(again, bundle, had_gain=True)[1]
+    assert "no longer known" in summarize(again, bundle, had_gain=True)[1]
     store_threshold(bundle, bundle, again.threshold, again.origin, again.images, again.view_gain)
     with pytest.raises(SettingError, match="no gain of test-time augmentation was measured"):
         load_predictor(bundle, tta=True)

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from vesalius.config import make_settings
-from vesalius.data.synth import write_data_set
 from vesalius.errors import TrainingError
 from vesalius.lineage import fingerprint_weights
 from vesalius.models.checkpoint import open_bundle, read_card
+from vesalius.synth import write_dataset
 from vesalius.training.run import train
 from vesalius.training.settings import RunSettings
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("small")
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "set"
-    write_data_set(folder, 4, seed=7, size=96)
+    write_dataset(folder, 4, seed=7, size=96)
     return folder
 
 

@@ -19,10 +19,10 @@ from vesalius.training.mask_losses import (
 CERTAIN = 100.0
 
 
-def random_pair(seed: int, grey: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+def random_pair(seed: int, gray: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     rng = torch.Generator().manual_seed(seed)
     shares = torch.rand(3, 24, 32, generator=rng)
-    return 4 * torch.randn(3, 24, 32, generator=rng), shares if grey else (shares > 0.8).float()
+    return 4 * torch.randn(3, 24, 32, generator=rng), shares if gray else (shares > 0.8).float()
 
 
 def certain(masks: torch.Tensor) -> torch.Tensor:
@@ -55,9 +55,9 @@ def test_iou_error_by_hand() -> None:
     assert iou_error(scores, nothing, torch.zeros(1, 4, 4)).item() == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("grey", [False, True])
-def test_cross_entropy_is_that_of_torch(grey: bool) -> None:
-    logits, targets = random_pair(0, grey)
+@pytest.mark.parametrize("gray", [False, True])
+def test_cross_entropy_is_that_of_torch(gray: bool) -> None:
+    logits, targets = random_pair(0, gray)
     expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     torch.testing.assert_close(
         binary_cross_entropy(logits, targets, "pixels"), expected.mean(dim=(1, 2)), rtol=1e-6, atol=0
@@ -71,7 +71,7 @@ def test_focal_loss_is_monais_for_masks_of_zero_and_one(gamma: float) -> None:
     torch.testing.assert_close(focal_loss(logits, targets, gamma, "pixels"), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_focal_loss_of_a_grey_cell_is_least_at_its_share() -> None:
+def test_focal_loss_of_a_gray_cell_is_least_at_its_share() -> None:
     logits = torch.linspace(-4, 4, 161)[:, None]
     for share in (0.2, 0.5, 0.9):
         loss = focal_loss(logits, torch.full_like(logits, share), 2.0, "pixels")
@@ -120,9 +120,9 @@ def test_balance_of_a_mask_with_one_side_only_is_the_mean_over_that(value: float
     )
 
 
-@pytest.mark.parametrize(("steps", "grey"), [(0, False), (3, False), (3, True), (10, True)])
-def test_soft_cldice_and_its_gradient_are_monais(steps: int, grey: bool) -> None:
-    logits, targets = random_pair(3, grey)
+@pytest.mark.parametrize(("steps", "gray"), [(0, False), (3, False), (3, True), (10, True)])
+def test_soft_cldice_and_its_gradient_are_monais(steps: int, gray: bool) -> None:
+    logits, targets = random_pair(3, gray)
     # its harmonic mean has a smoothing term of its own, which is not in the paper
     reference = SoftclDiceLoss(iter_=steps, smooth=1e-12, sigmoid=True, reduction="none")
     ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
@@ -190,15 +190,15 @@ def test_half_precision_of_large_logits_on_large_maps_stays_finite_in_float32(ba
     scale=st.floats(0, 50),
     shift=st.floats(-50, 50),
     cover=st.floats(0, 1),
-    grey=st.booleans(),
+    gray=st.booleans(),
 )
 def test_losses_of_any_masks_are_in_their_range_and_each_masks_own(
-    seed: int, scale: float, shift: float, cover: float, grey: bool
+    seed: int, scale: float, shift: float, cover: float, gray: bool
 ) -> None:
     rng = torch.Generator().manual_seed(seed)
     logits = scale * torch.randn(2, 9, 11, generator=rng) + shift
     targets = torch.rand(2, 9, 11, generator=rng)
-    targets = targets * cover if grey else (targets < cover).float()
+    targets = targets * cover if gray else (targets < cover).float()
     for loss in (
         soft_dice_loss,
         lambda x, t: soft_cldice_loss(x, t, 3),

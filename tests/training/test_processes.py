@@ -18,11 +18,11 @@ import yaml
 
 from vesalius.config import make_settings
 from vesalius.data.augment import AugmentSettings
-from vesalius.data.synth import write_data_set
 from vesalius.errors import SettingError, TrainingError
 from vesalius.models.checkpoint import open_bundle
-from vesalius.training import engine
-from vesalius.training.feed import Feed
+from vesalius.synth import write_dataset
+from vesalius.training import distributed as engine
+from vesalius.training.loader import Feed
 from vesalius.training.run import train
 from vesalius.training.settings import RunSettings
 
@@ -46,7 +46,7 @@ RECIPE: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "set"
-    write_data_set(folder, 5, seed=7, size=64)
+    write_dataset(folder, 5, seed=7, size=64)
     return folder
 
 
@@ -107,7 +107,7 @@ def checked(run, *args):
     assert all(isinstance(p, DTensor) for p in parameters)
     held, of = (sum(n) for n in zip(*((p.to_local().numel(), p.numel()) for p in parameters)))
     assert 0.4 < held / of < 0.6, (held, of)  # a tensor of one row lies in the first process
-    moved = [p for group in run.optimiser.param_groups for p in group["params"]]
+    moved = [p for group in run.optimizer.param_groups for p in group["params"]]
     assert {id(p) for p in moved} <= {id(p) for p in parameters}
     print(f"{len(parameters)} parameters in shards, {len(moved)} move", flush=True)
     if STOPPED and run.state.step == 1:
@@ -179,15 +179,15 @@ def test_error_of_one_process_ends_both_with_its_sentence(data: Path, tmp_path: 
 
 
 def feeds(data: Path, ranks: int, batch: int) -> list[Feed]:
-    from vesalius.data.dataset import open_data_set
+    from vesalius.data.dataset import open_dataset
     from vesalius.models.checkpoint import new_model
     from vesalius.training.learner import TextSegLearner
     from vesalius.training.losses import LossSettings
-    from vesalius.training.tasks import open_mixture
+    from vesalius.training.mixture import open_mixture
 
     run = settings(data, Path("run"))
     learner = TextSegLearner(new_model("tiny", 0), {}, LossSettings())
-    mixture = open_mixture(open_data_set(data).samples, run.tasks, None, False)
+    mixture = open_mixture(open_dataset(data).samples, run.tasks, None, False)
     return [
         Feed(mixture, learner, AugmentSettings(), batch, seed=3, rank=rank, ranks=ranks)
         for rank in range(ranks)

@@ -11,9 +11,9 @@ import torch
 
 from vesalius.config import make_settings
 from vesalius.data.dataset import load_samples
-from vesalius.data.synth import write_data_set
 from vesalius.errors import SettingError, TrainingError
 from vesalius.models.checkpoint import OpenedModel, find_model, open_bundle
+from vesalius.synth import write_dataset
 from vesalius.training import projector
 from vesalius.training.projector import fit_projector, likeness, seg_states
 from vesalius.training.run import train
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
     folder = tmp_path_factory.mktemp("phrases") / "set"
-    write_data_set(folder, 4, seed=7, size=64, workers=0)
+    write_dataset(folder, 4, seed=7, size=64, workers=0)
     read = load_samples(folder / "annotations.json")
     return [replace(each, prompts=PHRASES, masks=((Absent(),),) * len(PHRASES)) for each in read]
 
@@ -42,8 +42,8 @@ def opened() -> OpenedModel:
 
 def share_between(prompts: torch.Tensor) -> float:
     """Share of the variance of prompts (i, n, c) that lies between phrases."""
-    centred = prompts - prompts.mean(dim=(0, 1))
-    return (centred.mean(dim=0).square().mean() / centred.square().mean()).item()
+    centerd = prompts - prompts.mean(dim=(0, 1))
+    return (centerd.mean(dim=0).square().mean() / centerd.square().mean()).item()
 
 
 def prompts_of(opened: OpenedModel, samples: list[Sample]) -> torch.Tensor:
@@ -180,7 +180,7 @@ def run_settings(folder: Path, **changes: Any) -> RunSettings:
 def test_a_run_begins_with_it_and_a_resumed_one_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_data_set(tmp_path / "set", 2, seed=7, size=64, workers=0)
+    write_dataset(tmp_path / "set", 2, seed=7, size=64, workers=0)
     monkeypatch.setattr(projector, "QUESTIONS", 24)
     notes: list[str] = []
     train(run_settings(tmp_path), on_note=notes.append)

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from vesalius.config import make_settings
-from vesalius.data.synth import write_data_set
 from vesalius.errors import CheckpointError, OutputError, SettingError, TrainingError
 from vesalius.models.checkpoint import read_card
-from vesalius.training.engine import start_engine
+from vesalius.synth import write_dataset
+from vesalius.training.distributed import start_engine
 from vesalius.training.learner import TextSegLearner
 from vesalius.training.run import read_run_settings, train
 from vesalius.training.settings import RunSettings
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("small")
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "set"
-    write_data_set(folder, 4, seed=7, size=64, workers=0)
+    write_dataset(folder, 4, seed=7, size=64, workers=0)
     return folder
 
 
@@ -156,7 +156,7 @@ def test_weights_that_are_no_number_are_not_saved(
 
 
 def test_a_run_does_not_go_into_its_data(data: Path) -> None:
-    with pytest.raises(SettingError, match="lies in the data set, which is never changed"):
+    with pytest.raises(SettingError, match="lies in the dataset, which is never changed"):
         train(settings(data, data / "run"))
     assert not (data / "run").exists()
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from vesalius.config import make_settings
-from vesalius.data.synth import write_data_set
 from vesalius.errors import OutputError, SettingError, TrainingError
 from vesalius.lineage import fingerprint_weights
 from vesalius.models.checkpoint import open_bundle, read_card
+from vesalius.synth import write_dataset
 from vesalius.training.run import train
 from vesalius.training.settings import RunSettings
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("small")
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "set"
-    write_data_set(folder, 4, seed=7, size=96)
+    write_dataset(folder, 4, seed=7, size=96)
     return folder
 
 
@@ -148,7 +148,7 @@ def test_resumed_run_keeps_its_data_and_settings(data: Path, tmp_path: Path) -> 
     assert len(read_card(run / "last").training_images) == 2
     with pytest.raises(TrainingError, match=r"what_trains\S* \(it was .*\) cannot change in a resumed run"):
         train(settings(data, run, steps=6, what_trains="projector"), resume=True)
-    write_data_set(tmp_path / "other", 2, seed=8, size=96)
+    write_dataset(tmp_path / "other", 2, seed=8, size=96)
     with pytest.raises(TrainingError, match="is not what the run was trained on"):
         train(settings(tmp_path / "other", run, steps=6), resume=True)
 
@@ -166,7 +166,7 @@ def test_checkpoints_of_others_and_a_cut_log_line_do_no_harm(data: Path, tmp_pat
 
 def test_fine_tuning_remembers_what_its_start_was_trained_on(data: Path, tmp_path: Path) -> None:
     first = train(settings(data, tmp_path / "first", steps=1))
-    write_data_set(tmp_path / "other", 2, seed=8, size=96)
+    write_dataset(tmp_path / "other", 2, seed=8, size=96)
     second = train(
         settings(tmp_path / "other", tmp_path / "second", steps=1, model=str(first), start="weights")
     )
@@ -267,7 +267,7 @@ def test_wrong_settings_are_refused_in_the_words_that_were_typed(
 @pytest.mark.slow
 def test_four_samples_are_learned_by_heart(tmp_path: Path) -> None:
     """Dice above 0.9 on four samples: a model that cannot do that cannot learn anything."""
-    write_data_set(tmp_path / "data", 4, seed=3)
+    write_dataset(tmp_path / "data", 4, seed=3)
     loss = {"text": 1.0, "bce": 3.0, "dice": 1.0}
     run = train(
         settings(
@@ -293,7 +293,7 @@ def test_images_and_groups_that_are_validated_and_trained_on_are_told(data: Path
         in notes
     )
     notes.clear()
-    write_data_set(tmp_path / "val", 1, seed=8, size=96)
+    write_dataset(tmp_path / "val", 1, seed=8, size=96)
     other = settings(data, tmp_path / "other", steps=1, what_trains="projector")
     train(other.changed(data=other.data.changed(val=tmp_path / "val")), on_note=notes.append)
     assert not any("too good" in note for note in notes)

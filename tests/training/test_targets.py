@@ -52,7 +52,7 @@ def test_values_between_cells_are_read_linearly() -> None:
     maps = torch.tensor([[[0.0, 4.0], [8.0, 12.0]]])
     points = torch.tensor([[[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.5, 0.5], [0.5, 0.25]]])
     torch.testing.assert_close(read_at(maps, points), torch.tensor([[0.0, 4.0, 8.0, 6.0, 2.0]]))
-    # beyond the outermost centres there is nothing but 0, as in the official code
+    # beyond the outermost centers there is nothing but 0, as in the official code
     torch.testing.assert_close(read_at(maps, torch.tensor([[[1.0, 1.0]]])), torch.tensor([[3.0]]))
 
 

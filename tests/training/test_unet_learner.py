@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from vesalius.config import make_settings
-from vesalius.data.dataset import open_data_set
-from vesalius.data.synth import write_data_set
+from vesalius.data.dataset import open_dataset
 from vesalius.errors import DataError, SettingError
-from vesalius.inference.folder import write_predictions
 from vesalius.inference.predictor import load_predictor
+from vesalius.jobs.folder import write_predictions
 from vesalius.models.cards import read_any_card
 from vesalius.models.specs import UNetShape
 from vesalius.models.unet import new_unet
 from vesalius.scoring.compare import compare
 from vesalius.scoring.evaluate import evaluate
+from vesalius.synth import write_dataset
 from vesalius.training.losses import LossSettings
 from vesalius.training.run import train
 from vesalius.training.settings import RunSettings
@@ -33,7 +33,7 @@ SHAPE = {"widths": [4, 8, 16], "patch": 64}
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     for name, n, seed in (("train", 4, 7), ("val", 2, 8)):
-        write_data_set(folder / name, n, seed=seed, size=96)
+        write_dataset(folder / name, n, seed=seed, size=96)
     return folder
 
 
@@ -66,7 +66,7 @@ def test_it_trains_predicts_is_evaluated_and_compared_as_any_model(
     data: Path, run: Path, tmp_path: Path
 ) -> None:
     assert losses(run)[-1] < losses(run)[0]
-    val = open_data_set(data / "val")
+    val = open_dataset(data / "val")
     predictor = load_predictor(run, device="cpu")
     found = evaluate(predictor, val, tmp_path / "unet", workers=0, figures=False)
     assert found["model"]["kind"] == "unet"
@@ -89,13 +89,13 @@ def test_its_bundle_says_what_it_learned_and_from_what(data: Path, run: Path) ->
 
 def test_images_that_it_was_trained_on_are_refused(data: Path, run: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="4 of 4 images are among those the model was trained on"):
-        evaluate(load_predictor(run, device="cpu"), open_data_set(data / "train"), tmp_path / "leak")
+        evaluate(load_predictor(run, device="cpu"), open_dataset(data / "train"), tmp_path / "leak")
 
 
 def test_another_phrase_is_refused_with_a_list_and_is_no_empty_mask(
     data: Path, run: Path, tmp_path: Path
 ) -> None:
-    val = open_data_set(data / "val")
+    val = open_dataset(data / "val")
     predictor = load_predictor(run, device="cpu")
     with pytest.raises(
         SettingError, match="no channel for 'liver'; it was trained on: blood vessel, catheter"

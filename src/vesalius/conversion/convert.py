@@ -18,18 +18,18 @@ from typing import Any
 
 import torch
 
+from vesalius.conversion.adapter import write_adapter
 from vesalius.conversion.job import Conversion, open_tokenizer, prepare
-from vesalius.conversion.keep_adapter import write_adapter
 from vesalius.conversion.parity import forward_parity
 from vesalius.conversion.proof import compare, describe, describe_training
-from vesalius.conversion.rereading import Rereading
+from vesalius.conversion.verification import Rereading
 from vesalius.errors import CheckpointError, OutputError
 from vesalius.files import replacing, to_json
 from vesalius.lineage import TensorLine, find_tensors, fingerprint_lines, versions
 from vesalius.models.adapter import TENSORS as ADAPTER_TENSORS
 from vesalius.models.checkpoint import ADAPTER, CARD, SOURCE, Card
+from vesalius.models.config_files import PROOF
 from vesalius.models.layouts import Assembly, to_bundle
-from vesalius.models.smallfiles import PROOF
 from vesalius.models.stored import (
     SHOWN,
     Layout,

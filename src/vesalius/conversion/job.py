@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from vesalius.conversion.keep_adapter import adapter_weights
+from vesalius.conversion.adapter import adapter_weights
 from vesalius.conversion.lora import MergedWeights
 from vesalius.conversion.training_checkpoint import (
     LORA_NAME,
@@ -19,9 +19,9 @@ from vesalius.conversion.training_checkpoint import (
 )
 from vesalius.errors import CheckpointError, SettingError
 from vesalius.models.checkpoint import ADAPTER, SOURCE
+from vesalius.models.config_files import SmallFiles, find_small_files
 from vesalius.models.official import CONFIG, is_official, read_spec
 from vesalius.models.processor import Processor
-from vesalius.models.smallfiles import SmallFiles, find_small_files
 from vesalius.models.specs import ModelSpec
 from vesalius.models.stored import (
     Layout,

@@ -84,7 +84,7 @@ def describe_training(training: Training) -> dict[str, Any]:
     }
 
 
-def summarise(proof: Mapping[str, Any]) -> list[str]:
+def summarize(proof: Mapping[str, Any]) -> list[str]:
     """The proof in a few lines for a reader."""
     keys = proof["keys"]
     lines = [
@@ -101,7 +101,7 @@ def summarise(proof: Mapping[str, Any]) -> list[str]:
         ),
     ]
     if training := proof["training"]:
-        lines += _summarise_training(training)
+        lines += _summarize_training(training)
     if base := proof["base"]:
         others = base["changed"] + base["only_in_base"] + base["only_in_result"]
         lines.append(
@@ -133,7 +133,7 @@ def _by_reason(verb: str, reasons: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _summarise_training(training: Mapping[str, Any]) -> list[str]:
+def _summarize_training(training: Mapping[str, Any]) -> list[str]:
     if training["lora_rank"] is None:
         return ["LoRA: none", *training["remarks"]]
     error = f"; merge error {training['largest_relative_merge_error']:.1e} of the largest output"

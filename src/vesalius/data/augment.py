@@ -1,4 +1,4 @@
-"""Random changes of training images: one map for pixels and masks, then grey levels, blur, noise."""
+"""Random changes of training images: one map for pixels and masks, then gray levels, blur, noise."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class AugmentSettings(Settings):
     flip_vertical: Share = 0.0
     """Probability of mirroring top and bottom."""
     rotate_degrees: Annotated[float, Field(ge=0, le=180)] = 0.0
-    """Largest turn about the centre, either way."""
+    """Largest turn about the center, either way."""
     scale: Part = 0.0
     """Largest change of size: 0.2 draws from 0.8 to 1.2."""
     shift: Share = 0.0
@@ -59,11 +59,11 @@ class AugmentSettings(Settings):
     gamma: Amount = 0.0
     """Largest change of the logarithm of gamma: 0.3 draws gamma from 0.74 to 1.35."""
     contrast: Part = 0.0
-    """Largest change of contrast about the mean grey level: 0.2 draws from 0.8 to 1.2."""
+    """Largest change of contrast about the mean gray level: 0.2 draws from 0.8 to 1.2."""
     blur: Annotated[float, Field(ge=0, le=50)] = 0.0
     """Largest standard deviation of a Gaussian blur, in pixels."""
     noise: Amount = 0.0
-    """Largest standard deviation of Gaussian noise, in grey levels of 255."""
+    """Largest standard deviation of Gaussian noise, in gray levels of 255."""
     invert: Share = 0.0
     """Probability of exchanging bright and dark."""
     probability: Probabilities = Probabilities()
@@ -92,7 +92,7 @@ def augment(item: Item, settings: AugmentSettings, rng: np.random.Generator) -> 
     planes, masks = _to_planes(item.frames), item.masks
     if places is not None:
         planes, masks = _move(planes, masks, places)
-    planes = _change_grey(planes, settings, draw)
+    planes = _change_gray(planes, settings, draw)
     if settings.blur:
         planes = _blur(planes, settings.blur * draw["blur"])
     if settings.noise:
@@ -154,13 +154,13 @@ def _inverse_affine(
     mirror_x = -1.0 if draw["flip"] < settings.flip else 1.0
     mirror_y = -1.0 if draw["flip_vertical"] < settings.flip_vertical else 1.0
     cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
-    centre = np.array([width / 2, height / 2])
+    center = np.array([width / 2, height / 2])
     shift = np.array(
         [_spread(draw["shift"], settings.shift) * width, _spread(draw["shift_y"], settings.shift) * height]
     )
     matrix = np.eye(3)
     matrix[:2, :2] = np.diag([mirror_x, mirror_y]) @ np.array([[cos, sin], [-sin, cos]])
-    matrix[:2, 2] = centre - matrix[:2, :2] @ (centre + shift)
+    matrix[:2, 2] = center - matrix[:2, :2] @ (center + shift)
     return matrix
 
 
@@ -174,10 +174,10 @@ def _move(
 
 
 def _to_planes(frames: UInt8[np.ndarray, "f h w 3"]) -> UInt8[np.ndarray, "f c h w"]:
-    """One plane a frame where the image is grey, which saves two thirds of the work; else three."""
+    """One plane a frame where the image is gray, which saves two thirds of the work; else three."""
     first = frames[..., 0]
-    grey = np.array_equal(first, frames[..., 1]) and np.array_equal(first, frames[..., 2])
-    return np.moveaxis(frames[..., :1] if grey else frames, 3, 1)
+    gray = np.array_equal(first, frames[..., 1]) and np.array_equal(first, frames[..., 2])
+    return np.moveaxis(frames[..., :1] if gray else frames, 3, 1)
 
 
 def _to_frames(planes: UInt8[np.ndarray, "f c h w"]) -> UInt8[np.ndarray, "f h w 3"]:
@@ -185,10 +185,10 @@ def _to_frames(planes: UInt8[np.ndarray, "f c h w"]) -> UInt8[np.ndarray, "f h w
     return np.repeat(last, 3, axis=3) if last.shape[3] == 1 else np.ascontiguousarray(last)
 
 
-def _change_grey(
+def _change_gray(
     planes: UInt8[np.ndarray, "f c h w"], settings: AugmentSettings, draw: dict[str, float]
 ) -> UInt8[np.ndarray, "f c h w"]:
-    """Gamma, then contrast, then inversion, as one table of 256 grey levels for all channels."""
+    """Gamma, then contrast, then inversion, as one table of 256 gray levels for all channels."""
     gamma = math.exp(_spread(draw["gamma"], settings.gamma))
     contrast = 1 + _spread(draw["contrast"], settings.contrast)
     inverted = draw["invert"] < settings.invert
@@ -211,7 +211,7 @@ def _blur(planes: UInt8[np.ndarray, "f c h w"], deviation: float) -> UInt8[np.nd
 def _add_noise(
     planes: UInt8[np.ndarray, "f c h w"], deviation: float, seed: int
 ) -> UInt8[np.ndarray, "f c h w"]:
-    """The same noise in all channels, as in grey images, and other noise in each frame."""
+    """The same noise in all channels, as in gray images, and other noise in each frame."""
     shape = (len(planes), 1, *planes.shape[2:])
     noise: Float32[np.ndarray, "f 1 h w"] = np.random.default_rng(seed).standard_normal(
         shape, dtype=np.float32

@@ -1,4 +1,4 @@
-"""Data sets: any supported format to samples, and a sample to pixels and masks.
+"""Datasets: any supported format to samples, and a sample to pixels and masks.
 
 The format is told by content. Whatever the format, objects of the same phrase on one image are one target:
 the prompts of a sample are distinct, in order of first appearance, and their masks are unions.
@@ -19,14 +19,14 @@ from vesalius.data.grouping import note_on_groups, regroup
 from vesalius.data.images import read_image, read_mask
 from vesalius.data.source import Problems
 from vesalius.errors import AnnotationError, SettingError
-from vesalius.masks import Size, check_polygon, decode_rle, rasterise
+from vesalius.masks import Size, check_polygon, decode_rle, rasterize
 from vesalius.types import Absent, Item, MaskFile, MaskReference, Polygons, Sample
 
 LOSSY = (".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)
-class DataSet:
+class Dataset:
     """Samples with distinct ids, and what there is to say about how they were read."""
 
     name: str
@@ -41,22 +41,22 @@ class DataSet:
     """Ids of samples in which one phrase had several objects, before any mapping of phrases."""
 
     @classmethod
-    def of(cls, samples: Sequence[Sample]) -> DataSet:
+    def of(cls, samples: Sequence[Sample]) -> Dataset:
         """Samples that somebody chose in Python."""
         return cls("samples", "python", Path(), tuple(samples))
 
-    def annotated(self) -> DataSet:
-        """The data set itself; AnnotationError, naming the first, where a sample has no masks."""
+    def annotated(self) -> Dataset:
+        """The dataset itself; AnnotationError, naming the first, where a sample has no masks."""
         bare = [sample.id for sample in self.samples if not sample.masks]
         if bare:
             raise AnnotationError(
                 f"{self.name}: {len(bare)} of {len(self.samples)} samples have no masks (first: {bare[0]}); "
                 "draw them, or use null for a phrase that is not in the image",
-                "unlabelled",
+                code="unlabeled",
             )
         return self
 
-    def first(self, n: int) -> DataSet:
+    def first(self, n: int) -> Dataset:
         """The first `n` samples (all where there are fewer), which a note says."""
         if n >= len(self.samples):
             return self
@@ -66,15 +66,15 @@ class DataSet:
         return replace(self, samples=self.samples[:n], notes=(*self.notes, note), merged=merged)
 
 
-def open_data_set(
+def open_dataset(
     data: str | Path,
     *,
     split: str | None = None,
     prompt: str | None = None,
     group: str | None = None,
     problems: Problems = None,
-) -> DataSet:
-    """The data set in a folder or annotation file.
+) -> Dataset:
+    """The dataset in a folder or annotation file.
 
     `split` picks `annotations.NAME.json` where a folder has several. `prompt` replaces every phrase, and says
     what the masks of an image/mask folder show. `group` says which patient or sequence
@@ -100,14 +100,14 @@ def open_data_set(
     if group is not None:
         samples = regroup(samples, group)
     notes.append(note_on_groups(samples))
-    return DataSet(_name(source.path), kind, source.root, tuple(samples), tuple(notes), merged)
+    return Dataset(_name(source.path), kind, source.root, tuple(samples), tuple(notes), merged)
 
 
 def load_samples(
     data: str | Path, *, split: str | None = None, prompt: str | None = None, group: str | None = None
 ) -> list[Sample]:
-    """The samples of `open_data_set` with the same arguments."""
-    return list(open_data_set(data, split=split, prompt=prompt, group=group).samples)
+    """The samples of `open_dataset` with the same arguments."""
+    return list(open_dataset(data, split=split, prompt=prompt, group=group).samples)
 
 
 def load_item(sample: Sample) -> Item:
@@ -150,7 +150,7 @@ def check_size(sample: Sample, size: Size) -> None:
     if sample.size is not None and sample.size != size:
         raise AnnotationError(
             f"{sample.source}: was annotated at {_compare(sample.size, size)}; rescale the coordinates",
-            "size",
+            code="size",
         )
 
 
@@ -163,7 +163,7 @@ def load_mask(reference: MaskReference, size: Size, place: str) -> Bool[np.ndarr
     try:
         if isinstance(reference, Polygons):
             _check_inside(reference, size)
-            return rasterise(reference.parts, size)
+            return rasterize(reference.parts, size)
         stated = reference.rle["size"][0], reference.rle["size"][1]
         if stated != size:
             raise ValueError(f"the RLE was made at {_compare(stated, size)}; make it again on this image")
@@ -203,7 +203,7 @@ def _notes(samples: list[Sample], merged: tuple[str, ...]) -> list[str]:
     notes = []
     lossy = sum(each.path.suffix.lower() in LOSSY for sample in samples for each in _mask_files(sample))
     if lossy:
-        notes.append(f"masks stored as JPEG, where every grey level above 0 counts as the object: {lossy}")
+        notes.append(f"masks stored as JPEG, where every gray level above 0 counts as the object: {lossy}")
     unknown = Counter(key for sample in samples for key in sample.metadata)
     if unknown:
         counted = ", ".join(f"{key} ({_count(n, 'entry', 'entries')})" for key, n in unknown.items())

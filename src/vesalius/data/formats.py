@@ -1,4 +1,4 @@
-"""Every format that a data set may come in, told apart by what files hold, not by what they are called."""
+"""Every format that a dataset may come in, told apart by what files hold, not by what they are called."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def _nothing(source: Source) -> list[str]:
 
 @dataclass(frozen=True)
 class Format:
-    """How to know a data set, and to read it."""
+    """How to know a dataset, and to read it."""
 
-    recognise: Callable[[Source], bool]
+    recognize: Callable[[Source], bool]
     """Raises AnnotationError only where no reader could go on: a `.json` file that is not JSON."""
     read: Callable[[Source, str, Problems], list[Sample]]
     """`read(source, phrase, problems)`: `phrase` names what masks show where the format does not ("" if nobody said).
@@ -42,18 +42,18 @@ class Format:
 
 
 FORMATS: dict[str, Format] = {
-    "coco": Format(coco.recognise, coco.read, coco.notes),
-    "labelstudio": Format(labelstudio.recognise, labelstudio.read, labelstudio.notes),
-    "sa2va_json": Format(sa2va_json.recognise, sa2va_json.read),
-    "labelme": Format(labelme.recognise, labelme.read, labelme.notes),
-    "cvat": Format(cvat.recognise, cvat.read),
-    "nnunet": Format(nnunet.recognise, nnunet.read, nnunet.notes),
-    "maskfolder": Format(maskfolder.recognise, maskfolder.read, maskfolder.notes),
-    "dicom": Format(dicom.recognise, dicom.read, dicom.notes),
-    "nifti": Format(frames.NIFTI.recognise, frames.NIFTI.read, frames.NIFTI.notes),
-    "video": Format(frames.VIDEO.recognise, frames.VIDEO.read, frames.VIDEO.notes),
+    "coco": Format(coco.recognize, coco.read, coco.notes),
+    "labelstudio": Format(labelstudio.recognize, labelstudio.read, labelstudio.notes),
+    "sa2va_json": Format(sa2va_json.recognize, sa2va_json.read),
+    "labelme": Format(labelme.recognize, labelme.read, labelme.notes),
+    "cvat": Format(cvat.recognize, cvat.read),
+    "nnunet": Format(nnunet.recognize, nnunet.read, nnunet.notes),
+    "maskfolder": Format(maskfolder.recognize, maskfolder.read, maskfolder.notes),
+    "dicom": Format(dicom.recognize, dicom.read, dicom.notes),
+    "nifti": Format(frames.NIFTI.recognize, frames.NIFTI.read, frames.NIFTI.notes),
+    "video": Format(frames.VIDEO.recognize, frames.VIDEO.read, frames.VIDEO.notes),
 }
-"""The first that recognises a source reads it: a format stands before those that know less about their files."""
+"""The first that recognizes a source reads it: a format stands before those that know less about their files."""
 
 ANNOTATION_FILES = ("annotations*.json", "annotations*.xml")
 """What is looked for in a folder first. With several, a split chooses."""
@@ -67,13 +67,13 @@ def detect(data: Path, split: str | None) -> tuple[str, Source, list[str]]:
     """
     source, notes = _find_source(data, split)
     for name, each in FORMATS.items():
-        if each.recognise(source):
+        if each.recognize(source):
             return name, source, [*notes, *each.notes(source)]
     if not source.path.is_dir():
         raise AnnotationError(f"{source.path}: is in no format that is read ({', '.join(FORMATS)})")
     others = ", ".join(str(file.relative_to(data)) for file in find_annotations(data)[:5])
     raise AnnotationError(
-        f"{data}: is no data set: neither annotations*.json nor images/ with masks/ was found"
+        f"{data}: is no dataset: neither annotations*.json nor images/ with masks/ was found"
         + (
             f"; if {others} is the annotation file, name it, and if it is none, move it elsewhere"
             * bool(others)
@@ -90,10 +90,10 @@ def check_there(data: Path) -> None:
             (data / "images").exists()  # where it may be listed, but not entered
     except FileNotFoundError:
         raise AnnotationError(
-            f"{data}: does not exist; give a data set folder or an annotation file"
+            f"{data}: does not exist; give a dataset folder or an annotation file"
         ) from None
     except OSError as error:
-        raise AnnotationError(f"{data}: cannot be read ({error.strerror})", "unreadable") from error
+        raise AnnotationError(f"{data}: cannot be read ({error.strerror})", code="unreadable") from error
 
 
 def find_annotations(folder: Path) -> list[Path]:

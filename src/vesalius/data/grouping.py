@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vesalius.data.dicom import image as dicom
-from vesalius.data.framefiles import HEAD_BYTES
+from vesalius.data.decoders import dicom_image as dicom
+from vesalius.data.decoders.frame_files import HEAD_BYTES
 from vesalius.data.readers.dicom import pseudonym
 from vesalius.errors import SettingError
 from vesalius.types import Sample
@@ -69,7 +69,7 @@ def is_dicom(path: Path) -> bool:
     """Whether it is a DICOM file with an image; False where it cannot be opened."""
     try:
         with path.open("rb") as file:
-            return dicom.recognise(path, file.read(HEAD_BYTES))
+            return dicom.recognize(path, file.read(HEAD_BYTES))
     except OSError:
         return False
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Integer, UInt8
 from PIL import Image, UnidentifiedImageError
 
-from vesalius.data import framefiles
+from vesalius.data.decoders import frame_files
 from vesalius.errors import AnnotationError, ImageError, SettingError, VesaliusError
 from vesalius.masks import Size
 from vesalius.types import Value
@@ -34,7 +34,7 @@ def read_image(path: Path, frame: int | None = None) -> UInt8[np.ndarray, "h w 3
     they say how they are to be shown), is partly transparent, or has no such frame.
     """
     if path.suffix.lower() not in SUFFIXES:
-        pixels = framefiles.read_frame(path, frame)
+        pixels = frame_files.read_frame(path, frame)
         if pixels is not None:
             return pixels
     if frame:
@@ -43,7 +43,7 @@ def read_image(path: Path, frame: int | None = None) -> UInt8[np.ndarray, "h w 3
     if image.mode.startswith(("I", "F")):
         raise _too_deep(path, image.mode)
     if image.mode not in RGB_MODES:
-        raise ImageError(f"{path}: has the colour mode {image.mode}; save it as RGB or grey")
+        raise ImageError(f"{path}: has the color mode {image.mode}; save it as RGB or gray")
     return np.array(_opaque(image, path).convert("RGB"))
 
 
@@ -68,11 +68,11 @@ def as_pixels(image: str | Path | Image.Image | np.ndarray) -> UInt8[np.ndarray,
 def read_mask(
     path: Path, size: Size, values: Sequence[Value] | None = None, known: Sequence[Value] = ()
 ) -> Bool[np.ndarray, "h w"]:
-    """The mask in an image file: true where the pixel, or the index of its palette colour, is not 0.
+    """The mask in an image file: true where the pixel, or the index of its palette color, is not 0.
 
     With `values` the file is a map of classes, and the mask true where the pixel has one of them: all of `values` and
-    `known` are grey levels or palette indices, or all are colours. Raises AnnotationError if it is not of `size`, if
-    its channels differ or palette index 0 is not black where colours are not asked for (then index and colour
+    `known` are gray levels or palette indices, or all are colors. Raises AnnotationError if it is not of `size`, if
+    its channels differ or palette index 0 is not black where colors are not asked for (then index and color
     disagree on what is background), or if a pixel of a map is neither 0 or black nor one of `known`, with the code
     `unknown_value`; ImageError if the file cannot be read.
     """
@@ -84,17 +84,17 @@ def read_mask(
         )
     if values is None:
         return _levels(image, path) != 0
-    coloured = any(isinstance(value, tuple) for value in values)
-    pixels = _packed_colours(image, path) if coloured else _levels(image, path)
+    colored = any(isinstance(value, tuple) for value in values)
+    pixels = _packed_colors(image, path) if colored else _levels(image, path)
     numbers = {_number(value): value for value in (*values, *known)}
     others = pixels[~np.isin(pixels, [0, *numbers])]
     if len(others):
-        raise _unknown_value(path, others, list(numbers.values()), coloured)
+        raise _unknown_value(path, others, list(numbers.values()), colored)
     return np.isin(pixels, [_number(value) for value in values])
 
 
 def mask_values(path: Path) -> list[int]:
-    """The different grey levels or palette indices of a mask file, ascending; the lowest 256 where there are more.
+    """The different gray levels or palette indices of a mask file, ascending; the lowest 256 where there are more.
 
     Raises AnnotationError where its channels differ or its palette does not begin with black; ImageError.
     """
@@ -166,57 +166,57 @@ def _check_header(image: Image.Image, path: Path) -> None:
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         raise ImageError(f"{path}: has {frames} frames; save each as an image of its own")
-    # Pillow opens 16-bit colour as 8-bit RGB and drops the low byte; only the raw mode of its tiles tells
+    # Pillow opens 16-bit color as 8-bit RGB and drops the low byte; only the raw mode of its tiles tells
     if not image.mode.startswith("I") and any(";16" in str(tile[3]) for tile in getattr(image, "tile", [])):
         raise _too_deep(path, f"16-bit {image.mode}")
 
 
 def _levels(image: Image.Image, path: Path) -> Integer[np.ndarray, "h w"]:
-    """Grey levels or palette indices of a mask."""
+    """Gray levels or palette indices of a mask."""
     if image.mode not in MASK_MODES:
         raise AnnotationError(
-            f"{path}: has the colour mode {image.mode}; save the mask as 8-bit grey, 0 for background"
+            f"{path}: has the color mode {image.mode}; save the mask as 8-bit gray, 0 for background"
         )
     pixels = np.asarray(_opaque(image, path))
     if image.mode == "P" and any((image.getpalette("RGB") or ())[:3]):
         raise AnnotationError(
-            f"{path}: colour 0 of the palette is not black; save the mask as 8-bit grey, 0 for background"
+            f"{path}: color 0 of the palette is not black; save the mask as 8-bit gray, 0 for background"
         )
     if pixels.ndim == 2:
         return pixels.astype(np.uint8) if pixels.dtype == np.bool_ else pixels
     if (pixels != pixels[:, :, :1]).any():
         raise AnnotationError(
-            f"{path}: the mask has several colours; save one 8-bit grey mask an object, 0 for background"
+            f"{path}: the mask has several colors; save one 8-bit gray mask an object, 0 for background"
         )
     return pixels[:, :, 0]
 
 
-def _packed_colours(image: Image.Image, path: Path) -> Integer[np.ndarray, "h w"]:
-    """The colour of each pixel of a mask as one number."""
+def _packed_colors(image: Image.Image, path: Path) -> Integer[np.ndarray, "h w"]:
+    """The color of each pixel of a mask as one number."""
     if image.mode not in MASK_MODES or image.mode.startswith("I"):
         raise AnnotationError(
-            f"{path}: has the colour mode {image.mode}, but its classes are colours; save the mask as RGB"
+            f"{path}: has the color mode {image.mode}, but its classes are colors; save the mask as RGB"
         )
     pixels = np.asarray(_opaque(image, path).convert("RGB")).astype(np.int32)
     return pixels[:, :, 0] << 16 | pixels[:, :, 1] << 8 | pixels[:, :, 2]
 
 
 def _number(value: Value) -> int:
-    """A value as `_levels` or `_packed_colours` give it."""
+    """A value as `_levels` or `_packed_colors` give it."""
     return value if isinstance(value, int) else value[0] << 16 | value[1] << 8 | value[2]
 
 
-def _unknown_value(path: Path, others: np.ndarray, known: Sequence[Value], coloured: bool) -> AnnotationError:
+def _unknown_value(path: Path, others: np.ndarray, known: Sequence[Value], colored: bool) -> AnnotationError:
     """Names the commonest of the values that no class has."""
     levels, counts = np.unique(others, return_counts=True)
     value = int(levels[counts.argmax()])
-    shown = [value >> 16, value >> 8 & 255, value & 255] if coloured else value
+    shown = [value >> 16, value >> 8 & 255, value & 255] if colored else value
     more = f" and {len(levels) - 1} other such values" if len(levels) > 1 else ""
     names = ", ".join(str(list(each) if isinstance(each, tuple) else each) for each in known)
     return AnnotationError(
         f"{path}: the value {shown} (pixels: {counts.max()}){more} is that of no class, which have {names}; "
         "add it to the table of classes, or draw these pixels again",
-        "unknown_value",
+        code="unknown_value",
     )
 
 

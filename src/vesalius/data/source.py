@@ -1,4 +1,4 @@
-"""Where a data set lies, and what every reader of one is given."""
+"""Where a dataset lies, and what every reader of one is given."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HEAD_BYTES = 4096
 
 @dataclass(frozen=True)
 class Source:
-    """A file or folder that somebody named as a data set; what a file holds is read once, for all readers."""
+    """A file or folder that somebody named as a dataset; what a file holds is read once, for all readers."""
 
     path: Path
 
@@ -49,10 +49,10 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise AnnotationError(f"{path}: cannot be read ({error.strerror})", "unreadable") from error
+        raise AnnotationError(f"{path}: cannot be read ({error.strerror})", code="unreadable") from error
     except (ValueError, RecursionError) as error:
         raise AnnotationError(
-            f"{path}: is not JSON ({error}); write it again as UTF-8 JSON", "unreadable"
+            f"{path}: is not JSON ({error}); write it again as UTF-8 JSON", code="unreadable"
         ) from error
 
 

@@ -78,7 +78,7 @@ class PlaceMap:
     def _bands(
         self,
     ) -> Iterator[tuple[slice, Float32[np.ndarray, "r w"], Float32[np.ndarray, "r w"]]]:
-        """(rows of the result, x, y): places in the original; (0, 0) is the centre of its first pixel."""
+        """(rows of the result, x, y): places in the original; (0, 0) is the center of its first pixel."""
         height, width = self.size
         step = max(1, BAND_PIXELS // width)
         (xx, xy, x0), (yx, yy, y0) = self.inverse[:2]
@@ -142,7 +142,7 @@ class _MaskCorners(_Corners):
 
 
 def _spline_weights(side: int, extent: float) -> Float64[np.ndarray, "s k"]:
-    """Weights of points `extent` apart for each pixel centre of a side, by the uniform cubic B-spline.
+    """Weights of points `extent` apart for each pixel center of a side, by the uniform cubic B-spline.
 
     Worked case side 1, extent 1: the pixel lies half way between two points; (1, 23, 23, 1) / 48.
     """

@@ -1,7 +1,7 @@
 """From probabilities: are they honest, and what would each threshold give? All from one histogram.
 
 One pass counts the pixels of the background and of the truth between each border and the next. Histograms add
-up: over images, or over a data set. Bin k holds BORDERS[k - 1] < p <= BORDERS[k]; so the mask at a threshold,
+up: over images, or over a dataset. Bin k holds BORDERS[k - 1] < p <= BORDERS[k]; so the mask at a threshold,
 where p is above it as in `Prediction.masks`, is made of the bins behind that border, exactly.
 """
 

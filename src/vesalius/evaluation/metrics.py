@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool
 
-from vesalius.evaluation import centreline, overlap, surface
-from vesalius.evaluation.centreline import WIDTHS, skeleton_recall_of_width
+from vesalius.evaluation import centerline, overlap, surface
+from vesalius.evaluation.centerline import WIDTHS, skeleton_recall_of_width
 from vesalius.evaluation.overlap import Confusion, confusion
 from vesalius.evaluation.shape import Shape
 from vesalius.evaluation.surface import Spacing, SurfaceDistances, surface_distances
@@ -27,13 +27,13 @@ OVERLAP: Mapping[str, Callable[[Confusion], float | None]] = {
     "balanced_accuracy": overlap.balanced_accuracy,
 }
 LINES: Mapping[str, Callable[[Shape, Shape], float | None]] = {
-    "cldice": centreline.cldice,
-    "topology_precision": centreline.topology_precision,
-    "topology_sensitivity": centreline.topology_sensitivity,
-    "betti0_error": centreline.betti0_error,
-    "betti1_error": centreline.betti1_error,
-    "breaks": centreline.breaks,
-    "skeleton_recall": centreline.skeleton_recall,
+    "cldice": centerline.cldice,
+    "topology_precision": centerline.topology_precision,
+    "topology_sensitivity": centerline.topology_sensitivity,
+    "betti0_error": centerline.betti0_error,
+    "betti1_error": centerline.betti1_error,
+    "breaks": centerline.breaks,
+    "skeleton_recall": centerline.skeleton_recall,
 }
 DISTANCES: Mapping[str, Callable[[SurfaceDistances], float | None]] = {
     "hd_": surface.hd,

@@ -45,7 +45,7 @@ class Shape:
 
     @cached_property
     def skeleton(self) -> Bool[np.ndarray, "h w"]:
-        """Centre line, one pixel wide, with the pieces and holes of the mask.
+        """Center line, one pixel wide, with the pieces and holes of the mask.
 
         Source: Zhang & Suen 1984, A fast parallel algorithm for thinning digital patterns, Comm. ACM 27(3), as
         scikit-image has it (there a 2 x 2 square keeps a pixel).
@@ -80,7 +80,7 @@ class Shape:
     def widths(self) -> Float[np.ndarray, " n"]:
         """Local width in pixels at each pixel of the skeleton, in the order of `skeleton.nonzero()`.
 
-        Twice the distance from there to the centre of the nearest background pixel: 2 for a line of 1 or 2
+        Twice the distance from there to the center of the nearest background pixel: 2 for a line of 1 or 2
         pixels, 4 for 3 or 4. Strips of 1.5 to 12 pixels at any angle come out 0 to 0.5 too wide in the mean
         (standard deviation up to 0.7). A border of the image is no wall of the vessel; infinite where there is
         no background at all.

@@ -78,7 +78,7 @@ def bootstrap_interval(
     taken over the samples drawn. BCa corrects the quantiles for bias and for skewness, with the acceleration
     from leaving out one group at a time; it needs `BCA_GROUPS` groups, which are not all alike, and draws on
     both sides of the mean. None with fewer than 2 groups, from which nothing about other groups can be
-    learnt; too narrow with few (see `FEW_GROUPS`).
+    learned; too narrow with few (see `FEW_GROUPS`).
 
     Raises ValueError for lengths that differ, values that are not finite, or a level outside (0, 1). Source:
     Davison & Hinkley 1997, Bootstrap Methods and their Application, sections 3.8 and 5.3; Efron 1987, Better
@@ -220,7 +220,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
-def summarise(rows: Iterable[Mapping[str, Any]], metrics: Iterable[str], *, seed: int = 0) -> dict[str, Any]:
+def summarize(rows: Iterable[Mapping[str, Any]], metrics: Iterable[str], *, seed: int = 0) -> dict[str, Any]:
     """What `metrics.json` says of rows with `status`, `group` and a number or None for each metric.
 
     `coverage` counts the rows by status; by metric there are `mean`, `mean_answered`, `ci95`, `ci_method`

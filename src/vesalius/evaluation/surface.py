@@ -1,7 +1,7 @@
-"""Distances between the boundaries of two masks: HD, HD95, ASSD and normalised surface distance.
+"""Distances between the boundaries of two masks: HD, HD95, ASSD and normalized surface distance.
 
 All from one list of distances, measured once: from each boundary pixel of either mask (`Shape.boundary`) to the
-nearest one of the other, centre to centre, in pixels or, with the spacing of rows and columns, in mm.
+nearest one of the other, center to center, in pixels or, with the spacing of rows and columns, in mm.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def assd(distances: SurfaceDistances) -> float | None:
 def nsd(distances: SurfaceDistances, tolerance: float) -> float | None:
     """Share of all boundary pixels whose distance is at most `tolerance`, in [0, 1]; empty masks as Dice.
 
-    The normalised surface distance, or surface Dice, of Nikolov et al. 2021, J. Med. Internet Res. 23(7),
+    The normalized surface distance, or surface Dice, of Nikolov et al. 2021, J. Med. Internet Res. 23(7),
     with boundary pixels for lengths as MONAI has it; surface-distance weighs by contour length.
     """
 

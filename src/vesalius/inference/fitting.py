@@ -19,12 +19,12 @@ from vesalius.inference.footprint import (
     measure_prediction,
     measure_training,
     prepared,
-    quantised,
+    quantized,
     share,
     weigh,
 )
 from vesalius.inference.placement import Device, Placement, place_shards, place_split, place_whole
-from vesalius.models.quantised import Quantised
+from vesalius.models.quantization import Quantized
 from vesalius.models.specs import ModelSpec
 from vesalius.models.stored import empty_model
 from vesalius.models.textseg import TextSegModel
@@ -64,7 +64,7 @@ class PlanSettings(Settings):
 class PredictionSettings(PlanSettings):
     """The same for prediction."""
 
-    quantise: Quantised | None = None
+    quantize: Quantized | None = None
     """Of the matrices of the vision-language model, but its head."""
     cpu_memory: str | None = None
     """What offloaded weights may take, such as 64GiB; None: what is available on this machine."""
@@ -132,13 +132,13 @@ class Task:
         if isinstance(self.settings, TrainingSettings):
             return prepared(self.spec, self.settings.what_trains)  # float32, whatever the activations are in
         model = empty_model(self.spec).to(self.dtype)
-        return quantised(model, self.settings.quantise) if self.settings.quantise else model, {}
+        return quantized(model, self.settings.quantize) if self.settings.quantize else model, {}
 
     @property
-    def quantise(self) -> Quantised | None:
+    def quantize(self) -> Quantized | None:
         """What the matrices of the vision-language half are turned into."""
         settings = self.settings
-        return settings.what_trains.quantised if isinstance(settings, TrainingSettings) else settings.quantise
+        return settings.what_trains.quantized if isinstance(settings, TrainingSettings) else settings.quantize
 
     @property
     def shards(self) -> int:
@@ -213,7 +213,7 @@ class Task:
     def offload(self, cost: Pass, disk: bool) -> Placement | None:
         """The same with some of the weights in the CPU's memory, and with `disk` on disk too; else None."""
         if self.purpose == "train" or (
-            isinstance(self.settings, PredictionSettings) and self.settings.quantise
+            isinstance(self.settings, PredictionSettings) and self.settings.quantize
         ):
             return None
         elsewhere = {"cpu": self.cpu.size} if self.gpus else {}

@@ -21,7 +21,7 @@ from vesalius.models.memory import PROMPTED_FRAMES
 from vesalius.models.parts import PARTS, part_of
 from vesalius.models.pixels import QWEN_SECOND, read_pixels
 from vesalius.models.processor import NOT_LEARNED, Batch
-from vesalius.models.quantised import BLOCK, Product4bit, Quantised, QuantisedLinear, replace_module
+from vesalius.models.quantization import BLOCK, Product4bit, Quantized, QuantizedLinear, replace_module
 from vesalius.models.specs import ADDED_TOKENS, ModelSpec
 from vesalius.models.stored import empty_model
 from vesalius.models.textseg import TextSegModel
@@ -102,10 +102,10 @@ def share(tensor: torch.Tensor, shards: int) -> int:
     return tensor.nbytes // max(1, rows) * math.ceil(rows / shards)
 
 
-class PackedLinear(QuantisedLinear):
-    """A quantised layer without numbers, and without bitsandbytes. Its scales are a parameter, as parameters are placed."""
+class PackedLinear(QuantizedLinear):
+    """A quantized layer without numbers, and without bitsandbytes. Its scales are a parameter, as parameters are placed."""
 
-    def __init__(self, layer: torch.nn.Linear, kind: Quantised, dtype: torch.dtype) -> None:
+    def __init__(self, layer: torch.nn.Linear, kind: Quantized, dtype: torch.dtype) -> None:
         torch.nn.Module.__init__(self)
         self.in_features, self.out_features, self.kind = layer.in_features, layer.out_features, kind
         self.dtype = dtype
@@ -128,7 +128,7 @@ class PackedLinear(QuantisedLinear):
         return torch.empty(self.out_features, self.in_features, dtype=dtype, device=META)
 
 
-def quantised(model: TextSegModel, quantise: Quantised, dtype: torch.dtype = torch.float32) -> TextSegModel:
+def quantized(model: TextSegModel, quantize: Quantized, dtype: torch.dtype = torch.float32) -> TextSegModel:
     """The empty model with the matrices of its vision-language half as bytes of the size that bitsandbytes gives them.
 
     8bit: a byte a value and a float a row. 4bit (NF4): half a byte a value and a float for each 64. Embeddings, head
@@ -136,7 +136,7 @@ def quantised(model: TextSegModel, quantise: Quantised, dtype: torch.dtype = tor
     """
     for path, module in list(model.vlm.model.named_modules()):
         if isinstance(module, torch.nn.Linear):
-            replace_module(model.vlm.model, path, PackedLinear(module, quantise, dtype))
+            replace_module(model.vlm.model, path, PackedLinear(module, quantize, dtype))
     return model
 
 
@@ -145,8 +145,8 @@ def prepared(
 ) -> tuple[TextSegModel, dict[str, list[torch.nn.Parameter]]]:
     """The empty model that trains, with LoRA and all, and its parameters that move, by group."""
     model = empty_model(spec)
-    if what.quantised:
-        quantised(model, what.quantised, dtype)
+    if what.quantized:
+        quantized(model, what.quantized, dtype)
     with torch.device("meta"):
         return model, set_trainable(model, what, range(len(ADDED_TOKENS)))
 
@@ -177,7 +177,7 @@ def measure_prediction(spec: ModelSpec, dtype: torch.dtype, work: Work, new_toke
 def measure_training(
     spec: ModelSpec, dtype: torch.dtype, work: Work, what: TrainsSettings, shards: int = 1
 ) -> Pass:
-    """What a training step allocates in each process besides weights and the optimiser's averages.
+    """What a training step allocates in each process besides weights and the optimizer's averages.
 
     What an earlier phase keeps for the backward pass is alive in the later ones. `dtype` bfloat16 is autocast over
     weights in float32; in shards FSDP2 gathers the weights in that dtype instead. Gradients are in float32.
@@ -205,7 +205,7 @@ def measure_training(
         meter.enter("backward pass")
         loss.backward()
     # fused AdamW needs nothing beside the gradients
-    peaks = meter.peaks | {"optimiser step": gradients}
+    peaks = meter.peaks | {"optimizer step": gradients}
     return Pass(peaks, 0, _features(spec, work.images, dtype), batch.input_ids.shape[1], _tiles(batch))
 
 

@@ -15,8 +15,8 @@ from accelerate import infer_auto_device_map
 
 from vesalius.errors import SettingError
 from vesalius.inference.footprint import Pass
+from vesalius.models.device_map import DeviceMap, find_place
 from vesalius.models.language import vision_part
-from vesalius.models.spread import DeviceMap, find_place
 from vesalius.models.textseg import TextSegModel
 
 GIB = 2**30
@@ -48,7 +48,7 @@ class Load:
 
     device: Device
     weights: int
-    """In training with what the optimiser remembers of them."""
+    """In training with what the optimizer remembers of them."""
     cache: int
     """KV cache of the layers that are there."""
     activations: int

@@ -33,9 +33,9 @@ from vesalius.inference.placement import (
     reserve_of,
 )
 from vesalius.models.checkpoint import ADAPTER, CARD, FRANGI, find_model, read_card
+from vesalius.models.device_map import DeviceMap
 from vesalius.models.official import read_spec
 from vesalius.models.specs import PRESETS, ModelSpec, find_spec
-from vesalius.models.spread import DeviceMap
 from vesalius.models.stored import empty_model, shapes_of
 from vesalius.models.trainable import KEEPS, TrainsSettings
 from vesalius.models.weights import open_weights
@@ -65,7 +65,7 @@ class Plan:
     model: str
     purpose: Purpose
     dtype: str
-    quantise: str | None
+    quantize: str | None
     batch: int
     tile: int
     """Side in pixels of the windows that a large image is cut into."""
@@ -118,7 +118,7 @@ def make_plan(
 def place_of(plan: Plan) -> tuple[str | DeviceMap, torch.dtype]:
     """What `open_model` takes to carry out a plan for prediction.
 
-    Besides them its `quantise`. SettingError where nothing fits, or where the plan is of GPUs that this machine does not
+    Besides them its `quantize`. SettingError where nothing fits, or where the plan is of GPUs that this machine does not
     have.
     """
     if plan.device_map is None:
@@ -169,7 +169,7 @@ def _plan(task: Task, name: str, on_disk: bool) -> Plan:
         model=name,
         purpose=task.purpose,
         dtype=str(task.dtype).removeprefix("torch."),
-        quantise=task.quantise,
+        quantize=task.quantize,
         batch=batch,
         tile=task.spec.sam_size // 2,
         device_map=placement.device_map if placement else None,
@@ -187,14 +187,14 @@ def _amounts(task: Task, cost: Pass) -> Iterator[Amount]:
     width = task.dtype.itemsize if task.purpose == "predict" else 4
     here = f", one part of {task.shards}" if task.shards > 1 else ""
     for part, size in task.weights.items():
-        if part in ("vision encoder", "language model") and task.quantise:
-            reason = f"{task.quantise} matrices with their scales; the rest at {width} bytes a value"
+        if part in ("vision encoder", "language model") and task.quantize:
+            reason = f"{task.quantize} matrices with their scales; the rest at {width} bytes a value"
         else:
             reason = f"{size // width:,} values of {width} bytes"
         yield Amount("weights", part, size, reason + here)
     for part, size in task.remembered.items():
         buckets = ", and the gradients as DDP sends them" if task.copies > 1 else ""
-        yield Amount("optimiser", part, size, f"AdamW's two averages of each value in float32{buckets}{here}")
+        yield Amount("optimizer", part, size, f"AdamW's two averages of each value in float32{buckets}{here}")
     if task.purpose == "predict":
         reason = f"keys and values of {cost.tokens + NEW_TOKENS:,} tokens a question, in each layer"
         yield Amount("kept", "KV cache", cost.cache, reason)
@@ -212,7 +212,7 @@ def _amounts(task: Task, cost: Pass) -> Iterator[Amount]:
             yield Amount("phase", phase, size, "the pixels that both encoders read")
         elif phase == "backward pass":
             yield Amount("phase", phase, size, "what the phases before kept, and gradients in float32")
-        elif phase == "optimiser step":
+        elif phase == "optimizer step":
             yield Amount("phase", phase, size, "gradients in float32; fused AdamW needs nothing beside them")
         else:
             kept = {"language model": ", KV cache included", "SAM decoder": ", SAM features included"}
@@ -282,10 +282,10 @@ def _remedies(task: Task, batch: int) -> Iterator[str]:
         yield "dtype=bfloat16 instead of float32"
     if isinstance(settings, TrainingSettings):
         yield from _training_remedies(task, settings.what_trains, batch)
-    elif settings.quantise is None:
+    elif settings.quantize is None:
         for kind in ("8bit", "4bit"):
-            if _fits(task.changed(quantise=kind), batch):
-                yield f"quantise={kind}, with the vision-language half in bitsandbytes"
+            if _fits(task.changed(quantize=kind), batch):
+                yield f"quantize={kind}, with the vision-language half in bitsandbytes"
     for count in (
         range(len(task.gpus) + 1, MOST_SUGGESTED + 1) if task.gpus and task.purpose == "predict" else ()
     ):
@@ -305,10 +305,10 @@ def _training_remedies(task: Task, what: TrainsSettings, batch: int) -> Iterator
     recomputing = what.changed(checkpointing=every)
     if recomputing != what and _fits(task.changed(what_trains=recomputing), batch):
         yield f"what_trains.checkpointing=[{', '.join(every)}], a third more time a step"
-    if what.level != "full" and what.quantised is None:
-        packed = what.changed(quantised="4bit", keep=None)
+    if what.level != "full" and what.quantized is None:
+        packed = what.changed(quantized="4bit", keep=None)
         if _fits(task.changed(what_trains=packed), batch):
-            yield "what_trains.quantised=4bit, with the vision-language half in bitsandbytes"
+            yield "what_trains.quantized=4bit, with the vision-language half in bitsandbytes"
     if len(task.gpus) > 1 and task.shards == 1 and _fits(task.changed(sharded=True), batch):
         yield f"sharded=true, a part of the model on each of the {len(task.gpus)} GPUs"
     levels = [*KEEPS]
@@ -345,7 +345,7 @@ def _gib(size: int) -> str:
     return f"{size / GIB:.1f} GiB"
 
 
-def summarise(plan: Plan) -> Iterator[str]:
+def summarize(plan: Plan) -> Iterator[str]:
     """Lines for a terminal."""
     yield f"{plan.model} for {'training' if plan.purpose == 'train' else 'prediction'}"
     yield f"  dtype {plan.dtype}: {plan.reasons['dtype']}"
@@ -353,7 +353,7 @@ def summarise(plan: Plan) -> Iterator[str]:
     yield f"  tile {plan.tile}: {plan.reasons['tile']}"
     for kind, title in {
         "weights": "weights",
-        "optimiser": "what the optimiser remembers",
+        "optimizer": "what the optimizer remembers",
         "kept": "kept within a pass",
         "phase": "phases, which follow one another: the largest counts",
     }.items():

@@ -15,16 +15,15 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vesalius.cleaning import CleanedPrediction, Cleaning
 from vesalius.data.images import as_pixels
 from vesalius.errors import SettingError
-from vesalius.inference.featurecache import CacheSettings, FeatureCache
+from vesalius.inference.baselines import Baseline, is_baseline, load_baseline
+from vesalius.inference.feature_cache import CacheSettings, FeatureCache
 from vesalius.inference.official import predict_forward
 from vesalius.inference.plan import make_plan, place_of
-from vesalius.inference.postprocess import CleanedPrediction, Cleaning
-from vesalius.inference.rivals import Rival, is_rival, load_rival
 from vesalius.inference.tiles import TileSettings, decode_tiles
-from vesalius.inference.video import FramePredictions, predict_video
-from vesalius.inference.views import (
+from vesalius.inference.tta import (
     ViewedPrediction,
     check_phrases,
     check_whole_images,
@@ -32,11 +31,12 @@ from vesalius.inference.views import (
     decode_views,
     find_gain,
 )
+from vesalius.inference.video import FramePredictions, predict_video
 from vesalius.models.answering import Answer, Drafts, SegPrompts, read_answer, verify_answer, write_answer
 from vesalius.models.checkpoint import OpenedModel, find_model, open_model
 from vesalius.models.cores import decode_on_cores, map_on_cores
 from vesalius.models.processor import Batch, View
-from vesalius.models.quantised import Quantised, kind_of
+from vesalius.models.quantization import Quantized, kind_of
 from vesalius.models.segmenter import encode_images
 from vesalius.models.stored import fingerprint_model
 from vesalius.types import Item, Prediction, Tile
@@ -60,35 +60,35 @@ def load_predictor(
     cache: CacheSettings | None = None,
     device: str | None = None,
     gpus: str | None = None,
-    quantised: Quantised | None = None,
-) -> Predictor | Rival:
+    quantized: Quantized | None = None,
+) -> Predictor | Baseline:
     """Open MODEL (a bundle, a run, an official folder, or `tiny`) for prediction: float32 on a CPU, bfloat16 on a GPU.
 
     A U-Net and the filter `frangi` predict in float32, and have neither words nor a choice of how to be asked: `answer`
     does not matter to them, and SettingError refuses `tiles`, `tta`, `cache` and `gpus`.
     Without `threshold` the bundle's own is used; without `device` a GPU if there is one. `tiles`, `cleaning`,
     `batch`, `tta` and `cache` as for `Predictor`. `gpus` such as 2x24GiB spreads one model over GPUs as `vesalius plan` says.
-    `quantised` turns the matrices of the vision-language half into 8 or 4 bits a value; needs the extra of that name.
+    `quantized` turns the matrices of the vision-language half into 8 or 4 bits a value; needs the extra of that name.
     SettingError for a device that this machine does not have, or GPUs that do not hold the model.
     """
-    if is_rival(model):
-        refused = {"tiles": tiles, "tta": tta, "cache": cache, "gpus": gpus, "quantised": quantised}
+    if is_baseline(model):
+        refused = {"tiles": tiles, "tta": tta, "cache": cache, "gpus": gpus, "quantized": quantized}
         for setting in (name for name, value in refused.items() if value):
             raise SettingError(f"{model}: {setting} is for text-prompted models; leave it out")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         _check_device(device)
-        return load_rival(model, threshold=threshold, cleaning=cleaning, batch=batch, device=device)
+        return load_baseline(model, threshold=threshold, cleaning=cleaning, batch=batch, device=device)
     folder = find_model(model)
     if gpus is None:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         _check_device(device)
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
-        opened = open_model(folder, device, dtype, quantised)
+        opened = open_model(folder, device, dtype, quantized)
     else:
         if device is not None:
             raise SettingError(f"give a device ({device}) or gpus ({gpus}), not both")
-        changes = [f"batch={batch}", *([f"quantise={quantised}"] if quantised else [])]
-        opened = open_model(folder, *place_of(make_plan(model, gpus, changes=changes)), quantised)
+        changes = [f"batch={batch}", *([f"quantize={quantized}"] if quantized else [])]
+        opened = open_model(folder, *place_of(make_plan(model, gpus, changes=changes)), quantized)
     return Predictor(
         opened,
         answer=answer,
@@ -114,7 +114,7 @@ def _check_device(device: str) -> None:
 
 
 @dataclass(frozen=True)
-class LookedAt(Item):
+class Preprocessed(Item):
     """An item whose image is ready for the model."""
 
     view: View = field(kw_only=True)
@@ -126,10 +126,10 @@ class Predictor:
     `answer`: `generate` lets the model write its answer, token by token, which may hold no [SEG]; `verify` gives the
     same answer sooner (`models/answering.py`); `force` gives it the template's answer and reads the [SEG] in it, so
     that every question gets a mask. With `tiles` masks come from windows of the image (`inference/tiles.py`). `cleaning`
-    mends masks (`inference/postprocess.py`). `batch` images go through the model together; where memory runs out, half
+    mends masks (`cleaning.py`). `batch` images go through the model together; where memory runs out, half
     as many from then on. `tta` shows the segmenter each image in the views that `vesalius tune` measured a gain of
-    (`inference/views.py`), with the threshold found for them. `cache` keeps what the segmenter's encoder sees
-    (`inference/featurecache.py`).
+    (`inference/tta.py`), with the threshold found for them. `cache` keeps what the segmenter's encoder sees
+    (`inference/feature_cache.py`).
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class Predictor:
         if self.views:
             given["tta"] = list(self.views)
         if kind := kind_of(self.model.vlm):
-            given["quantised"] = kind
+            given["quantized"] = kind
         return {"answer": self.answer, **given, **where, **self.processor.settings}
 
     @property
@@ -267,7 +267,7 @@ class Predictor:
 
         Masks are left out. SettingError where the model takes no such image.
         """
-        return LookedAt(item.id, item.frames, item.prompts, view=self.processor.look(item))
+        return Preprocessed(item.id, item.frames, item.prompts, view=self.processor.look(item))
 
     def _halve_batch(self, images: int, reason: str) -> None:
         self.batch = images // 2
@@ -298,9 +298,9 @@ class Predictor:
     def _predict_batch(self, items: Sequence[Item]) -> list[Prediction]:
         self.check_prompts(prompt for item in items for prompt in item.prompts)
         parameter = next(self.model.parameters())
-        unseen = [item for item in items if not isinstance(item, LookedAt)]
+        unseen = [item for item in items if not isinstance(item, Preprocessed)]
         looked = iter(map_on_cores(self.processor.look, unseen))
-        views = [item.view if isinstance(item, LookedAt) else next(looked) for item in items]
+        views = [item.view if isinstance(item, Preprocessed) else next(looked) for item in items]
         batch = self.processor(items, answered=self.answer == "force", views=views)
         batch = batch.to(parameter.device, parameter.dtype)
         answer = self.answer_batch(batch)

@@ -20,9 +20,9 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image
 
+from vesalius.cleaning import CleanedPrediction
+from vesalius.data.clips import Clip, open_clip
 from vesalius.errors import DataError, SettingError
-from vesalius.inference.clips import Clip, open_clip
-from vesalius.inference.postprocess import CleanedPrediction
 from vesalius.models.conversation import SEEN_FRAMES
 from vesalius.models.memory import FrameMasks, Tracker, VideoSession
 from vesalius.models.pixels import read_frames
@@ -82,7 +82,7 @@ def predict_video(
 
 
 def check_whole(predictor: Predictor) -> None:
-    """Raise SettingError for a rival, and for a predictor that looks at windows or views of a frame, or keeps its
+    """Raise SettingError for a baseline, and for a predictor that looks at windows or views of a frame, or keeps its
     features."""
     if not hasattr(predictor, "predict_video"):
         raise SettingError(

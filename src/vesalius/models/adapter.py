@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from vesalius.errors import CheckpointError
 from vesalius.files import to_json
-from vesalius.models.quantised import no_kernels_fetched
+from vesalius.models.quantization import no_kernels_fetched
 from vesalius.models.token_rows import TokenRows, find_rows
 
 CONFIG = "adapter_config.json"

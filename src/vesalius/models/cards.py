@@ -27,7 +27,7 @@ class ThresholdOrigin(Settings):
     n_samples: int | None = None
 
 
-class ViewGain(Settings):
+class TtaGain(Settings):
     """A gain of test-time augmentation that was measured, on the images that the threshold was found on."""
 
     views: tuple[str, ...] = Field(min_length=1)
@@ -69,7 +69,7 @@ class ModelCard(Settings):
     """Perceptual hash of each of them, by which near copies are found."""
     tuning_images: tuple[str, ...] = ()
     """SHA-256 of the pixels of each image that the threshold was found on, and the gain of `tta` measured."""
-    tta: ViewGain | None = None
+    tta: TtaGain | None = None
     """What allows test-time augmentation; None where no gain was measured."""
     versions: dict[str, str] = Field(default_factory=dict)
 
@@ -86,7 +86,7 @@ class Card(ModelCard):
     spec: ModelSpec
     adapter: bool = False
     """Whether a LoRA lies beside the weights, in `adapter/`; without it they are another model."""
-    quantised: Literal["4bit"] | None = None
+    quantized: Literal["4bit"] | None = None
     """What the matrices of the vision-language half were when the rest was trained over them, and are when it opens."""
 
 

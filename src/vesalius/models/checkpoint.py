@@ -31,15 +31,15 @@ from vesalius.files import replacing, to_json
 from vesalius.lineage import versions
 from vesalius.models.adapter import apply_adapter, layers_of, write_adapter
 from vesalius.models.cards import CARD, Card, read_card
-from vesalius.models.halves import is_frozen, take_over, write_half
+from vesalius.models.components import is_frozen, take_over, write_half
+from vesalius.models.config_files import SmallFiles, find_small_files
+from vesalius.models.device_map import DeviceMap, home_of, map_of_vlm, return_to_device
 from vesalius.models.layouts import to_bundle
 from vesalius.models.lora import merge_adapter
 from vesalius.models.official import is_official, read_spec
 from vesalius.models.processor import Processor
-from vesalius.models.quantised import Quantised, kind_of, quantise
-from vesalius.models.smallfiles import SmallFiles, find_small_files
+from vesalius.models.quantization import Quantized, kind_of, quantize
 from vesalius.models.specs import PRESETS, find_spec
-from vesalius.models.spread import DeviceMap, bring_home, home_of, map_of_vlm
 from vesalius.models.textseg import VLM_CLASSES, TextSegModel, assemble, build, configs
 from vesalius.models.tokenizers import byte_tokenizer, official_tokenizer
 from vesalius.models.weights import AssembledWeights, load_tensor, open_weights
@@ -47,12 +47,12 @@ from vesalius.models.weights import AssembledWeights, load_tensor, open_weights
 ADAPTER = "adapter"
 """Folder of a bundle with a LoRA over its `vlm/`."""
 FRANGI = "frangi"
-"""What MODEL is called for the filter of `inference/rivals.py`, which has no folder."""
+"""What MODEL is called for the filter of `inference/baselines.py`, which has no folder."""
 SOURCE = "source"
 """Folder of a bundle with the small files of the official folder that it came from."""
 
 EXACT = ("inv_freq", ".scales")
-"""Buffers that stay in float32: rotary frequencies, and scales of quantised matrices."""
+"""Buffers that stay in float32: rotary frequencies, and scales of quantized matrices."""
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -129,23 +129,23 @@ def open_model(
     folder: Path,
     device: str | torch.device | DeviceMap = "cpu",
     dtype: torch.dtype = torch.float32,
-    quantised: Quantised | None = None,
+    quantized: Quantized | None = None,
 ) -> OpenedModel:
     """Open a bundle or an official folder strictly, in eval mode; CheckpointError as for `open_bundle`."""
     if (folder / CARD).is_file():
-        return open_bundle(folder, device, dtype, quantised)
-    return _open_official(folder, device, dtype, quantised)
+        return open_bundle(folder, device, dtype, quantized)
+    return _open_official(folder, device, dtype, quantized)
 
 
 def open_bundle(
     folder: Path,
     device: str | torch.device | DeviceMap = "cpu",
     dtype: torch.dtype = torch.float32,
-    quantised: Quantised | None = None,
+    quantized: Quantized | None = None,
 ) -> OpenedModel:
     """Open a bundle strictly, in eval mode; on a device, or spread over several as a plan's device map says.
 
-    With `quantised` the matrices of the vision-language half become 8 or 4 bits a value; those under an adapter that
+    With `quantized` the matrices of the vision-language half become 8 or 4 bits a value; those under an adapter that
     was trained so become it in any case. Raises CheckpointError, naming the folder, for anything missing, unknown,
     misshapen or unreadable.
     """
@@ -159,10 +159,10 @@ def open_bundle(
             f"{folder}: a model that keeps a LoRA as an adapter cannot be spread over devices; "
             "of a run, merge it: vesalius train --resume RUN --set what_trains.keep=merged"
         )
-    kind = card.quantised or quantised
-    if quantised not in (None, kind):
+    kind = card.quantized or quantized
+    if quantized not in (None, kind):
         raise CheckpointError(
-            f"{folder}: was trained over weights of {kind} and cannot be opened in {quantised}"
+            f"{folder}: was trained over weights of {kind} and cannot be opened in {quantized}"
         )
     vlm = _open_half(
         folder / "vlm", VLM_CLASSES[card.spec.family], dtype, device_map="cpu" if kind else device
@@ -179,7 +179,7 @@ def open_bundle(
 
 
 def _open_official(
-    folder: Path, device: str | torch.device | DeviceMap, dtype: torch.dtype, quantised: Quantised | None
+    folder: Path, device: str | torch.device | DeviceMap, dtype: torch.dtype, quantized: Quantized | None
 ) -> OpenedModel:
     if isinstance(device, Mapping) and "disk" in device.values():
         raise CheckpointError(
@@ -197,11 +197,11 @@ def _open_official(
     def half(kind: Any, config: Any, prefix: str) -> PreTrainedModel:
         names = [name for name in assemblies if name.startswith(prefix)]
         tensors = {name.removeprefix(prefix): load_tensor(state, name).to(dtype) for name in names}
-        place = "cpu" if quantised or prefix != "vlm." else device
+        place = "cpu" if quantized or prefix != "vlm." else device
         return _open_half(folder, kind, dtype, (config, tensors), place)
 
     vlm = half(VLM_CLASSES[spec.family], vlm_config, "vlm.")
-    _shrink(vlm, quantised, device)
+    _shrink(vlm, quantized, device)
     sam = half(Sam2VideoModel, sam_config, "sam.")
     model = assemble(vlm, sam, spec, processor.seg_id)
     names = [name for name in assemblies if name.startswith("projector.")]
@@ -215,16 +215,16 @@ def _open_official(
     )
 
 
-def _shrink(vlm: PreTrainedModel, kind: Quantised | None, device: str | torch.device | DeviceMap) -> None:
-    """Quantise a half that was opened on the CPU, and bring it to its devices, where a kind is asked for."""
+def _shrink(vlm: PreTrainedModel, kind: Quantized | None, device: str | torch.device | DeviceMap) -> None:
+    """Quantize a half that was opened on the CPU, and bring it to its devices, where a kind is asked for."""
     if kind is None:
         return
     if not isinstance(device, Mapping):
-        quantise(vlm, kind, device)
+        quantize(vlm, kind, device)
         return
     if {"cpu", "disk"} & set(device.values()) - {home_of(device)}:
-        raise CheckpointError("quantised weights cannot wait in another memory; put all of them on devices")
-    quantise(vlm, kind)
+        raise CheckpointError("quantized weights cannot wait in another memory; put all of them on devices")
+    quantize(vlm, kind)
     dispatch_model(vlm, map_of_vlm(device), skip_keys=vlm._skip_keys_device_placement)
 
 
@@ -245,7 +245,7 @@ def _placed(model: TextSegModel, device: str | torch.device | DeviceMap, dtype: 
                 buffer.data = buffer.data.to(dtype)
         part.to(home)
     if isinstance(device, Mapping):
-        bring_home(model.vlm, home_of(device))
+        return_to_device(model.vlm, home_of(device))
     return model.eval()
 
 
@@ -318,7 +318,7 @@ def _cannot_be_opened(path: Path, error: Exception) -> CheckpointError:
 def merged(opened: OpenedModel) -> OpenedModel:
     """The same model, whose parts are changed, without an adapter and plain: it computes the same."""
     merge_adapter(opened.model.vlm)
-    return replace(opened, card=opened.card.changed(quantised=None), folder=None)
+    return replace(opened, card=opened.card.changed(quantized=None), folder=None)
 
 
 def save_bundle(folder: Path, opened: OpenedModel) -> None:
@@ -354,7 +354,7 @@ def write_bundle(folder: Path, opened: OpenedModel, card: Card, like: Path | Non
         raise OutputError(f"{folder}: cannot be written ({error})") from error
     if opened.source is not None:
         opened.source.copy_to(folder / SOURCE)
-    card = card.changed(versions=versions(), quantised=kind, adapter=opened.has_adapter)
+    card = card.changed(versions=versions(), quantized=kind, adapter=opened.has_adapter)
     (folder / CARD).write_text(to_json(card.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
 
 

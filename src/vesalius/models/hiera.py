@@ -89,7 +89,7 @@ RELIEVED: dict[type, type] = {
 }
 
 
-def relieve(sam: Sam2VideoModel) -> None:
+def replace_modules(sam: Sam2VideoModel) -> None:
     """Let the encoder do only what is needed; its parameters and their names stay."""
     for module in sam.vision_encoder.modules():
         if (relieved := RELIEVED.get(type(module))) is not None:

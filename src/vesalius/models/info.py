@@ -141,10 +141,10 @@ def _about(billions: float, parameters: int) -> bool:
     return abs(parameters / 1e9 - billions) <= 0.2 * billions
 
 
-def summarise(facts: dict[str, Any]) -> list[str]:
+def summarize(facts: dict[str, Any]) -> list[str]:
     """Lines for a terminal."""
     lines = [
-        *(_summarise_unet(facts) if "unet" in facts else _summarise_halves(facts)),
+        *(_summarize_unet(facts) if "unet" in facts else _summarize_halves(facts)),
         "stored as " + ", ".join(f"{dtype} ({count:,})" for dtype, count in facts["dtypes"].items()),
         f"folder: {facts['folder']} ({facts['layout']})",
         f"threshold: {facts['threshold']} ({facts['threshold_origin']['how']})",
@@ -170,7 +170,7 @@ def _unfold(name: str, value: Any, indent: str = "") -> list[str]:
     return [f"{indent}{name}:", *held]
 
 
-def _summarise_halves(facts: dict[str, Any]) -> list[str]:
+def _summarize_halves(facts: dict[str, Any]) -> list[str]:
     parts = {name: count for name, count in facts["parameters"].items() if name != "total"}
     total = facts["parameters"]["total"]
     language, vision, segmenter = facts["language_model"], facts["vision_encoder"], facts["segmenter"]
@@ -185,7 +185,7 @@ def _summarise_halves(facts: dict[str, Any]) -> list[str]:
     ]
 
 
-def _summarise_unet(facts: dict[str, Any]) -> list[str]:
+def _summarize_unet(facts: dict[str, Any]) -> list[str]:
     shape = facts["unet"]
     return [
         f"{facts['name']}, {facts['parameters']['total']:,} parameters, no text",

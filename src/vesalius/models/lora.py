@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from vesalius.config import Settings
 from vesalius.errors import SettingError
 from vesalius.models.adapter import inject, layers_of, sizes_of
-from vesalius.models.quantised import QuantisedLinear, as_linear, dequantise, replace_module
+from vesalius.models.quantization import QuantizedLinear, as_linear, dequantize, replace_module
 from vesalius.models.token_rows import find_rows
 
 LANGUAGE_LAYERS = "model.language_model.layers."
@@ -78,14 +78,14 @@ def add_lora(vlm: PreTrainedModel, parts: Mapping[str, LoraSettings]) -> None:
 def merge_adapter(vlm: PreTrainedModel) -> None:
     """Turn a half with an adapter into a plain one that computes the same: W + alpha / rank times B @ A, in float32.
 
-    Quantised matrices become the numbers that they stand for. A half without an adapter only becomes plain.
+    Quantized matrices become the numbers that they stand for. A half without an adapter only becomes plain.
     """
     for path, layer in layers_of(vlm).items():
         base = layer.get_base_layer()
-        weight = base.plain() if isinstance(base, QuantisedLinear) else base.weight
+        weight = base.plain() if isinstance(base, QuantizedLinear) else base.weight
         merged = weight.float() + layer.get_delta_weight("default").float()
         replace_module(vlm, path, as_linear(merged.to(weight.dtype), base.bias))
-    dequantise(vlm)
+    dequantize(vlm)
     if (rows := find_rows(vlm)) is not None:
         rows.merge_into(vlm)
     if hasattr(vlm, "peft_config"):

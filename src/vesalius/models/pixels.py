@@ -68,7 +68,7 @@ def read_frames(frames: Sequence[Image.Image], spec: ModelSpec) -> Pixels:
 
 def _tiles(tiles: Sequence[Image.Image], tokens: tuple[int, ...]) -> Pixels:
     return Pixels(
-        torch.stack([normalise(tile) for tile in tiles]), torch.zeros(0, 3, dtype=torch.int64), tokens
+        torch.stack([normalize(tile) for tile in tiles]), torch.zeros(0, 3, dtype=torch.int64), tokens
     )
 
 
@@ -153,7 +153,7 @@ def resize_bicubic(image: Image.Image, size: Size) -> Image.Image:
     return image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
 
 
-def normalise(image: Image.Image) -> torch.Tensor:
+def normalize(image: Image.Image) -> torch.Tensor:
     """float32 (3, h, w): ImageNet mean and deviation."""
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     planes = pixels.to(torch.float32, memory_format=torch.contiguous_format)

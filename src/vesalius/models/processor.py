@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from vesalius.errors import SettingError
 from vesalius.masks import Size
-from vesalius.models.pixels import Pixels, normalise, read_frames, read_pixels, resize_bicubic
+from vesalius.models.pixels import Pixels, normalize, read_frames, read_pixels, resize_bicubic
 from vesalius.models.specs import IMAGE_MARKS, SEG, ModelSpec
 from vesalius.types import Item, Turn
 
@@ -213,7 +213,7 @@ class Processor:
 
     def for_segmenter(self, frame: Image.Image) -> torch.Tensor:
         """float32 (3, S, S): a frame as SAM 2 sees it; the aspect ratio is not kept."""
-        return normalise(resize_bicubic(frame, (self.spec.sam_size, self.spec.sam_size)))
+        return normalize(resize_bicubic(frame, (self.spec.sam_size, self.spec.sam_size)))
 
     def check_phrase(self, phrase: str) -> None:
         """Raise SettingError for a phrase that cannot be asked about: empty, no text, or with a control token."""

@@ -24,9 +24,9 @@ from transformers import (
 from vesalius.models import segmenter
 from vesalius.models.answering import SegPrompts
 from vesalius.models.cores import learn_on_cores
-from vesalius.models.hiera import relieve
+from vesalius.models.hiera import replace_modules
 from vesalius.models.language import read_batch, restart_rope, run, vision_part
-from vesalius.models.maskdecoder import relieve_mask_decoder
+from vesalius.models.mask_decoder import relieve_mask_decoder
 from vesalius.models.processor import NOT_LEARNED, Batch
 from vesalius.models.segmenter import MaskLogits
 from vesalius.models.specs import ModelSpec
@@ -188,7 +188,7 @@ def _keep_variance(module: nn.Module) -> None:
 
 def assemble(vlm: PreTrainedModel, sam: Sam2VideoModel, spec: ModelSpec, seg_id: int) -> TextSegModel:
     """The model of two opened halves, with a random projector that fits them."""
-    relieve(sam)
+    replace_modules(sam)
     relieve_mask_decoder(sam.mask_decoder)
     projector = Projector(vlm.config.text_config.hidden_size, sam.config.mask_decoder_config.hidden_size)
     return TextSegModel(vlm, projector, sam, seg_id, spec.seg_before_norm)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from vesalius.errors import CheckpointError, OutputError
 from vesalius.files import prepare_folder, replacing, to_json
-from vesalius.models.cards import CARD, ThresholdOrigin, ViewGain, read_any_card
+from vesalius.models.cards import CARD, ThresholdOrigin, TtaGain, read_any_card
 from vesalius.models.checkpoint import find_model
 
-RUN_ONLY = {"train_state.json", "optimiser.safetensors", "average.pt", "README.md"}
+RUN_ONLY = {"train_state.json", "optimizer.safetensors", "average.pt", "README.md"}
 """Of a checkpoint in a run: its state of training, and the README, which tells of the threshold before."""
 
 
@@ -50,7 +50,7 @@ def store_threshold(
     threshold: float,
     origin: ThresholdOrigin,
     images: Sequence[str],
-    tta: ViewGain | None = None,
+    tta: TtaGain | None = None,
 ) -> None:
     """Write MODEL's bundle with that threshold to `target`, or only its card where that is the bundle itself.
 

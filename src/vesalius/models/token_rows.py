@@ -1,6 +1,6 @@
 """Rows of the embeddings and of the head that train alone: those of the tokens that Sa2VA adds to a vocabulary.
 
-The rows are parameters of their own, laid over the frozen matrices; an optimiser that lets weights decay sees no other
+The rows are parameters of their own, laid over the frozen matrices; an optimizer that lets weights decay sees no other
 row. On disk they lie in the adapter, as PEFT's trainable tokens do.
 """
 

@@ -18,7 +18,7 @@ from vesalius.models.adapter import layers_of
 from vesalius.models.language import vision_part
 from vesalius.models.lora import LoraSettings, add_lora
 from vesalius.models.parts import PARTS, WHAT_TRAINS
-from vesalius.models.quantised import kind_of, quantise
+from vesalius.models.quantization import kind_of, quantize
 from vesalius.models.textseg import TextSegModel
 from vesalius.models.token_rows import PREFIX as ROWS
 from vesalius.models.token_rows import TokenRows, find_rows
@@ -77,8 +77,8 @@ class TrainsSettings(Settings):
     """
     lora: LoraParts = LoraParts()
     """Its sizes, of the parts that the level has LoRA over."""
-    quantised: Literal["4bit"] | None = None
-    """QLoRA: the frozen matrices of the vision-language half in 4 bits; needs the extra `quantised`."""
+    quantized: Literal["4bit"] | None = None
+    """QLoRA: the frozen matrices of the vision-language half in 4 bits; needs the extra `quantized`."""
     checkpointing: tuple[Checkpointed, ...] = ()
     """Parts whose layers are computed again in the backward pass, instead of keeping what they made."""
     keep: Literal["merged", "adapter"] | None = None
@@ -100,7 +100,7 @@ class TrainsSettings(Settings):
             return given
         default = dict.fromkeys(LORA_PARTS[given["level"]], LoraSettings())
         written = {**default, **{part: each for part, each in (lora or {}).items() if each is not None}}
-        return {**given, "lora": written, "keep": given.get("keep") or _usual_form(given.get("quantised"))}
+        return {**given, "lora": written, "keep": given.get("keep") or _usual_form(given.get("quantized"))}
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -112,7 +112,7 @@ class TrainsSettings(Settings):
             )
         if self.keep is not None and not has:
             raise ValueError(f"the level {self.level} has no adapter to keep or to merge; leave keep out")
-        if self.quantised and self.level == "full":
+        if self.quantized and self.level == "full":
             raise ValueError(
                 "weights of 4 bits cannot train; take the level vision, which has LoRA over them"
             )
@@ -138,8 +138,8 @@ class TrainsSettings(Settings):
         return self.level in ("tokens", "vision")
 
 
-def _usual_form(quantised: str | None) -> str:
-    return "merged" if quantised is None else "adapter"
+def _usual_form(quantized: str | None) -> str:
+    return "merged" if quantized is None else "adapter"
 
 
 def set_trainable(
@@ -147,7 +147,7 @@ def set_trainable(
 ) -> dict[str, list[torch.nn.Parameter]]:
     """Make a model into what the setting says, freeze all but what trains, and return its parameters by group.
 
-    The vision-language half is quantised, and LoRA, drawn with `seed`, and rows of the tokens `new_tokens` are laid
+    The vision-language half is quantized, and LoRA, drawn with `seed`, and rows of the tokens `new_tokens` are laid
     over it, where they are not there yet. Before the model goes to its device. TrainingError where the model has what
     the setting does not; SettingError for LoRA over layers that it does not have.
     """
@@ -164,12 +164,12 @@ def set_trainable(
 
 
 def _lay_over(vlm: PreTrainedModel, settings: TrainsSettings, new_tokens: Sequence[int], seed: int) -> None:
-    """Quantise a half and lay LoRA and rows over it, as the setting says; what is there already stays."""
-    if settings.quantised and kind_of(vlm) is None:
-        quantise(vlm, settings.quantised)
-    if kind_of(vlm) != settings.quantised:
+    """Quantize a half and lay LoRA and rows over it, as the setting says; what is there already stays."""
+    if settings.quantized and kind_of(vlm) is None:
+        quantize(vlm, settings.quantized)
+    if kind_of(vlm) != settings.quantized:
         raise TrainingError(
-            f"the weights are of {kind_of(vlm)}, and what_trains.quantised is {settings.quantised}"
+            f"the weights are of {kind_of(vlm)}, and what_trains.quantized is {settings.quantized}"
         )
     lora = {"language model": settings.lora.language, "vision encoder": settings.lora.vision}
     wanted = {part: each for part, each in lora.items() if each is not None}

@@ -1,4 +1,4 @@
-"""A U-Net: the rival without language. Each of its output channels is one phrase, and it knows no other.
+"""A U-Net: the baseline without language. Each of its output channels is one phrase, and it knows no other.
 
 Its shape follows nnU-Net (Isensee et al. 2021, doi 10.1038/s41592-020-01008-z): 3 x 3 convolutions, instance norm,
 leaky ReLU, strided convolutions down and transposed ones up, deep supervision. The layers are MONAI's.
@@ -48,7 +48,7 @@ def build_unet(spec: UNetSpec) -> torch.nn.Module:
     the first k levels, enlarged. MissingExtraError without MONAI.
     """
     levels = len(spec.widths)
-    model: torch.nn.Module = require("monai.networks.nets", "rival", "U-Nets").DynUNet(
+    model: torch.nn.Module = require("monai.networks.nets", "baseline", "U-Nets").DynUNet(
         spatial_dims=2,
         in_channels=3,
         out_channels=len(spec.phrases),
@@ -156,7 +156,7 @@ def write_unet(folder: Path, opened: OpenedUNet, card: UNetCard) -> None:
     (folder / CARD).write_text(to_json(card.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
 
 
-def standardise(frame: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "3 h w"]:
+def standardize(frame: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "3 h w"]:
     """The image with mean 0 and deviation 1 in each channel, as nnU-Net has it; 0 where a channel is flat."""
     planes = np.moveaxis(frame, 2, 0).astype(np.float32)
     mean = planes.mean(axis=(1, 2), keepdims=True, dtype=np.float64)

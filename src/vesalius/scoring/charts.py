@@ -1,6 +1,6 @@
 """The charts of a report: distributions, means with their intervals, curves over thresholds.
 
-Each has a dash or a shape of its own beside its colour.
+Each has a dash or a shape of its own beside its color.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from vesalius.evaluation.metrics import METRICS
 from vesalius.plots import (
     BLUE,
     BOTTOM,
+    GRAY,
     GREEN,
-    GREY,
     INK,
     LEFT,
     PURPLE,
@@ -36,7 +36,7 @@ LINES = (
     ("precision", GREEN, "2 3"),
     ("recall", PURPLE, "9 3 2 3"),
 )
-"""The curves over thresholds: metric, colour and dashes."""
+"""The curves over thresholds: metric, color and dashes."""
 
 Curves = Mapping[str, Sequence[float | None]]
 
@@ -57,7 +57,7 @@ def bars(mean: Mapping[str, float | None], ci95: Mapping[str, Any], names: Seque
         value, ends = mean[name], ci95[name]
         said = "not defined" if value is None else number(value) + (f" ({interval(ends)})" if ends else "")
         words.append(f"{title(name)}: {said}")
-        plot.text(0, row, words[-1], dy=16, anchor="start", colour=INK)
+        plot.text(0, row, words[-1], dy=16, anchor="start", color=INK)
         if value is None:
             continue
         plot.bar((0, value), (row + 0.82, row + 0.45), BLUE, words[-1])
@@ -72,7 +72,7 @@ def reliability(bins: Sequence[Mapping[str, Any]]) -> Markup:
     """Probability said against share that came true; a bin with few pixels has a small dot."""
     plot = Plot((0, 1), (0, 1), height=WIDTH - LEFT - RIGHT)
     plot.axes(SHARES, SHARES, "probability said; upwards: share that was true")
-    plot.line([(0, 0), (1, 1)], GREY, 1.5, "5 4")
+    plot.line([(0, 0), (1, 1)], GRAY, 1.5, "5 4")
     full = [each for each in bins if each["pixels"]]
     plot.line([(each["said"], each["came"]) for each in full], BLUE, 2)
     most = math.log10(max((10, *(each["pixels"] for each in full))))
@@ -89,18 +89,18 @@ def thresholds(tried: Sequence[float], curves: Curves, threshold: float) -> Mark
     plot = Plot((0, 1), (0, 1), height=220, bottom=BOTTOM + 44)
     plot.axes(SHARES, SHARES, "threshold")
     words = []
-    for place, (name, colour, dash) in enumerate(LINES):
+    for place, (name, color, dash) in enumerate(LINES):
         for run in _runs(tried, curves[name]):
-            plot.line(run, colour, 2.5, dash)
+            plot.line(run, color, 2.5, dash)
         best = _highest(tried, curves[name])
         if best:
             words.append(f"{title(name)} is highest at {best[0]:.2f} with {number(best[1])}")
         x, down = 0.5 * (place % 2), 0.25 + 0.09 * (place // 2)
-        plot.line([(x, -down), (x + 0.13, -down)], colour, 2.5, dash)
+        plot.line([(x, -down), (x + 0.13, -down)], color, 2.5, dash)
         plot.text(x + 0.15, -down, title(name), dy=4, anchor="start")
     plot.line([(threshold, 0), (threshold, 1)], INK, 1.5)
     dx, anchor = (-5, "end") if threshold > 0.5 else (5, "start")
-    plot.text(threshold, 1, f"in use: {threshold:.3g}", dx=dx, dy=10, anchor=anchor, colour=INK)
+    plot.text(threshold, 1, f"in use: {threshold:.3g}", dx=dx, dy=10, anchor=anchor, color=INK)
     return plot.svg(f"Curves over thresholds, {threshold:.3g} in use: " + "; ".join(words))
 
 

@@ -87,7 +87,7 @@ def compare(
     return result
 
 
-def summarise(result: Mapping[str, Any]) -> list[str]:
+def summarize(result: Mapping[str, Any]) -> list[str]:
     """What a comparison found over all prompts, as lines."""
     lines = []
     for row in result["comparisons"]:

@@ -21,10 +21,10 @@ from matplotlib.lines import Line2D
 from vesalius.files import replacing, write_json, write_text
 from vesalius.scoring.tables import cell
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = ("o", "s", "D", "^", "v", "P")
-"""With the colour, one for each evaluation, so that colour-blind readers tell them apart. Okabe & Ito 2008."""
-INK, GREY, PALE = "#18181b", "#5f5f68", "#dcdce2"
+"""With the color, one for each evaluation, so that color-blind readers tell them apart. Okabe & Ito 2008."""
+INK, GRAY, PALE = "#18181b", "#5f5f68", "#dcdce2"
 GROUPS_HEIGHT = 5.0
 """Inches, also where there are many metrics beside: a taller plot makes slopes look steep."""
 LINES_MOST = 200
@@ -132,17 +132,17 @@ def _draw_differences(axis: Axes, unit: str, panel: Sequence[Comparison], result
     for each in panel:
         index = others.index(each["evaluation"])
         height = metrics.index(each["metric"]) + step * (index - (len(others) - 1) / 2)
-        colour = COLOURS[index % len(COLOURS)]
+        color = COLORS[index % len(COLORS)]
         if each["ci95"]:
-            axis.plot(each["ci95"], [height, height], color=colour, linewidth=2, solid_capstyle="butt")
+            axis.plot(each["ci95"], [height, height], color=color, linewidth=2, solid_capstyle="butt")
         clear = each["verdict"] in ("better", "worse", "different")
         axis.plot(
             [each["difference"]],
             [height],
             marker=MARKERS[index % len(MARKERS)],
             markersize=7,
-            color=colour,
-            markerfacecolor=colour if clear else "white",
+            color=color,
+            markerfacecolor=color if clear else "white",
             markeredgewidth=1.5,
         )
     axis.axvline(0, color=INK, linewidth=1, zorder=0)
@@ -160,11 +160,11 @@ def _label(metric: Mapping[str, Any]) -> str:
 
 def _draw_legend(figure: SubFigure, others: Sequence[str]) -> None:
     handles = [
-        Line2D([], [], color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], label=name)
+        Line2D([], [], color=COLORS[i % len(COLORS)], marker=MARKERS[i % len(MARKERS)], label=name)
         for i, name in enumerate(others)
     ]
     handles.append(
-        Line2D([], [], color=GREY, marker="o", markerfacecolor="white", label="hollow: no clear difference")
+        Line2D([], [], color=GRAY, marker="o", markerfacecolor="white", label="hollow: no clear difference")
     )
     legend = figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
     for text in legend.get_texts():
@@ -174,7 +174,7 @@ def _draw_legend(figure: SubFigure, others: Sequence[str]) -> None:
 def _draw_groups(axis: Axes, title: str, names: Sequence[str], by_group: np.ndarray) -> None:
     places = range(len(names))
     if len(by_group) <= LINES_MOST:
-        axis.plot(places, by_group.T, color=GREY, alpha=0.5, linewidth=1, marker=".", markersize=5)
+        axis.plot(places, by_group.T, color=GRAY, alpha=0.5, linewidth=1, marker=".", markersize=5)
     else:
         axis.boxplot(by_group, positions=places, widths=0.3, manage_ticks=False, sym=".")
     if len(by_group):

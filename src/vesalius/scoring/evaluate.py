@@ -20,20 +20,20 @@ from typing import Any
 
 import numpy as np
 
-from vesalius.data.dataset import DataSet
+from vesalius.data.dataset import Dataset
 from vesalius.errors import DataError, ImageError, SettingError
 from vesalius.files import check_replaceable, prepare_folder, write_json
-from vesalius.inference.folder import Segmenter, check_prompts, predict_samples
+from vesalius.jobs.folder import Segmenter, check_prompts, predict_samples
 from vesalius.lineage import fingerprint_samples, versions
 from vesalius.names import result_stems, short_hash
+from vesalius.parallel import map_in_order
 from vesalius.scoring.leaks import Leaks, find_leaks
 from vesalius.scoring.regions import Regions
 from vesalius.scoring.report import write_report
+from vesalius.scoring.results_log import COUNTS, STATE, ResultsLog
 from vesalius.scoring.summary import group_of, notes, numbers
-from vesalius.scoring.tally import COUNTS, STATE, Tally
 from vesalius.scoring.task import Task, perform
 from vesalius.types import Item, Prediction, Sample
-from vesalius.workers import map_in_order
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ FILES = frozenset(
 
 def evaluate(
     segmenter: Segmenter,
-    data: DataSet | Sequence[Sample],
+    data: Dataset | Sequence[Sample],
     out: str | Path,
     *,
     limit: int | None = None,
@@ -56,7 +56,7 @@ def evaluate(
     allow_training_samples: bool = False,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
-    """Score the segmenter on a data set, write the evaluation folder `out`, return what metrics.json holds.
+    """Score the segmenter on a dataset, write the evaluation folder `out`, return what metrics.json holds.
 
     Where `coverage.failed` is above 0 the caller exits with 1. `limit` takes the first samples only; `roi` is a
     folder of masks named by id, outside of which nothing counts; `workers` processes score and draw (default: one
@@ -71,18 +71,18 @@ def evaluate(
     out, started = Path(out).resolve(), time.perf_counter()
     check_replaceable(out, "evaluation", FILES, "metrics.json")
     processes = _processes(workers)
-    data_set = _checked(segmenter, data if isinstance(data, DataSet) else DataSet.of(data), limit)
-    samples = data_set.samples
+    dataset = _checked(segmenter, data if isinstance(data, Dataset) else Dataset.of(data), limit)
+    samples = dataset.samples
     regions = None if roi is None else Regions(Path(roi), samples)
     leaks = find_leaks(segmenter, samples, allow_training_samples)
     settings = {**segmenter.settings, "limit": limit, "figures": figures, **_about_regions(regions)}
     fingerprint, missing = _fingerprint(samples)
     watched = Watched(segmenter)
-    with Tally(out, _state(segmenter, samples, settings), _ends(samples)) as tally:
+    with ResultsLog(out, _state(segmenter, samples, settings), _ends(samples)) as tally:
         _score_all(tally, watched, samples, regions, figures, processes, on_progress)
         metrics = {
             "model": segmenter.card,
-            "data": _about_data(data_set, fingerprint, leaks),
+            "data": _about_data(dataset, fingerprint, leaks),
             "threshold": segmenter.threshold,
             "threshold_origin": dict(segmenter.threshold_origin),
             **numbers(tally, samples),
@@ -94,7 +94,7 @@ def evaluate(
                 *_on_memory(segmenter),
                 *_on_cache(segmenter),
                 *notes(tally, samples),
-                *data_set.notes,
+                *dataset.notes,
             ],
             "settings": {**settings, "batch": segmenter.batch, "workers": processes},
             "versions": versions(),
@@ -132,7 +132,7 @@ class Watched:
 
 
 def _score_all(
-    tally: Tally,
+    tally: ResultsLog,
     watched: Watched,
     samples: Sequence[Sample],
     regions: Regions | None,
@@ -222,25 +222,25 @@ def _processes(workers: int | None) -> int:
     return os.cpu_count() or 1 if workers is None else workers
 
 
-def _checked(segmenter: Segmenter, data_set: DataSet, limit: int | None) -> DataSet:
-    """The data set, cut to `limit` samples; an error where it cannot be scored against, or asked about."""
+def _checked(segmenter: Segmenter, dataset: Dataset, limit: int | None) -> Dataset:
+    """The dataset, cut to `limit` samples; an error where it cannot be scored against, or asked about."""
     if limit is not None and limit < 1:
         raise SettingError(f"limit must be 1 or more; got {limit}")
-    data_set = data_set if limit is None else data_set.first(limit)
-    samples = data_set.samples
+    dataset = dataset if limit is None else dataset.first(limit)
+    samples = dataset.samples
     if not samples:
-        raise DataError(f"{data_set.name}: has no samples to evaluate")
-    data_set.annotated()
+        raise DataError(f"{dataset.name}: has no samples to evaluate")
+    dataset.annotated()
     name, times = Counter(sample.id for sample in samples).most_common(1)[0]
     if times > 1:
-        raise DataError(f"{data_set.name}: {times} samples have the id {name}; each needs its own")
+        raise DataError(f"{dataset.name}: {times} samples have the id {name}; each needs its own")
     for sample in samples:
         try:
             result_stems(sample.id, sample.prompts)
         except ValueError as error:
             raise DataError(f"{sample.source or sample.id}: {error}") from error
     check_prompts(segmenter, (prompt for sample in samples for prompt in sample.prompts))
-    return data_set
+    return dataset
 
 
 def _state(segmenter: Segmenter, samples: Sequence[Sample], settings: dict[str, Any]) -> dict[str, Any]:
@@ -289,13 +289,13 @@ def _about_regions(regions: Regions | None) -> dict[str, str | None]:
     return {"roi": str(regions.folder), "roi_fingerprint": regions.fingerprint}
 
 
-def _about_data(data_set: DataSet, fingerprint: str | None, leaks: Leaks) -> dict[str, Any]:
+def _about_data(dataset: Dataset, fingerprint: str | None, leaks: Leaks) -> dict[str, Any]:
     return {
-        "name": data_set.name,
-        "format": data_set.format,
+        "name": dataset.name,
+        "format": dataset.format,
         "fingerprint": fingerprint,
-        "n_samples": len(data_set.samples),
-        "n_groups": len({group_of(sample) for sample in data_set.samples}),
+        "n_samples": len(dataset.samples),
+        "n_groups": len({group_of(sample) for sample in dataset.samples}),
         "n_training_samples": leaks.n_training,
         "near_training_samples": list(leaks.near),
     }

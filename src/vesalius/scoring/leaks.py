@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from vesalius.data.dataset import load_image
 from vesalius.errors import DataError, ImageError
-from vesalius.inference.folder import Segmenter
+from vesalius.jobs.folder import Segmenter
 from vesalius.lineage import hash_look, hash_pixels, near_looks
 from vesalius.types import Sample
 

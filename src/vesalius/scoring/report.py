@@ -15,7 +15,7 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from vesalius.evaluation.centreline import WIDTHS
+from vesalius.evaluation.centerline import WIDTHS
 from vesalius.files import write_text
 from vesalius.scoring import charts
 from vesalius.scoring.tables import Row, by_kind, cell, group_table, interval, number, title, write_csv

@@ -15,11 +15,11 @@ from vesalius.evaluation.calibration import (
     reliability,
 )
 from vesalius.evaluation.metrics import METRICS
-from vesalius.evaluation.statistics import FEW_GROUPS, summarise
-from vesalius.scoring.tally import TRIED, Tally
+from vesalius.evaluation.statistics import FEW_GROUPS, summarize
+from vesalius.scoring.results_log import TRIED, ResultsLog
 from vesalius.scoring.task import Row
 from vesalius.types import Sample
-from vesalius.visualisation import missing_font
+from vesalius.visualization import missing_font
 
 PROMPTS_APART = 50
 """With more different prompts than this, means by prompt are left out, and a note says so."""
@@ -30,13 +30,13 @@ def group_of(sample: Sample) -> str:
     return sample.group or sample.id
 
 
-def numbers(tally: Tally, samples: Sequence[Sample]) -> dict[str, Any]:
+def numbers(tally: ResultsLog, samples: Sequence[Sample]) -> dict[str, Any]:
     """All of metrics.json that comes from rows and counts."""
     spaced = any(sample.spacing_mm for sample in samples)
     names = [name for name, metric in METRICS.items() if spaced or not name.endswith("mm")]
     scored = tally.scored
     return {
-        **summarise(tally.rows, names),
+        **summarize(tally.rows, names),
         "seg_rate": sum(row["says_seg"] for row in scored) / len(scored) if scored else None,
         "answers": dict(Counter(row["answered"] for row in scored if row.get("answered"))),
         "empty": tally.cases,
@@ -47,8 +47,8 @@ def numbers(tally: Tally, samples: Sequence[Sample]) -> dict[str, Any]:
     }
 
 
-def notes(tally: Tally, samples: Sequence[Sample]) -> list[str]:
-    """What a reader of the numbers must know beyond the notes of the data set, a sentence each."""
+def notes(tally: ResultsLog, samples: Sequence[Sample]) -> list[str]:
+    """What a reader of the numbers must know beyond the notes of the dataset, a sentence each."""
     found = []
     if all(sample.group is None for sample in samples):
         found.append(
@@ -85,7 +85,7 @@ def list_numbers(metrics: Mapping[str, Any]) -> Iterator[str]:
     yield from metrics["notes"]
 
 
-def _calibration(tally: Tally) -> dict[str, Any]:
+def _calibration(tally: ResultsLog) -> dict[str, Any]:
     counts = tally.counts
     return {
         "average_precision": average_precision(counts),
@@ -107,7 +107,7 @@ def _by_prompt(rows: Sequence[Row], names: Sequence[str]) -> dict[str, Any]:
         apart.setdefault(row["prompt"], []).append(row)
     if len(apart) > PROMPTS_APART:
         return {}
-    return {prompt: summarise(its, names) for prompt, its in apart.items()}
+    return {prompt: summarize(its, names) for prompt, its in apart.items()}
 
 
 def _by_group(rows: Sequence[Row]) -> list[dict[str, Any]]:

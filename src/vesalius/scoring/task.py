@@ -14,7 +14,7 @@ from vesalius.evaluation.calibration import Histogram, histogram
 from vesalius.evaluation.metrics import METRICS, score
 from vesalius.evaluation.overlap import confusion
 from vesalius.types import Prediction
-from vesalius.visualisation import six_panels
+from vesalius.visualization import six_panels
 
 Row = dict[str, Any]
 
@@ -72,7 +72,7 @@ def perform(task: Task) -> Outcome:
     pixels = {
         "truth_pixels": counted.tp + counted.fn,
         "guess_pixels": counted.tp + counted.fp,
-        "shared_pixels": counted.tp,
+        "intersection": counted.tp,
     }
     return Outcome(_row(task, prediction.status, scores, figure, pixels), counts)
 
@@ -93,7 +93,7 @@ def _draw(
 
 def _failed(task: Task, error: str) -> Outcome:
     nothing = dict.fromkeys(METRICS)
-    pixels = dict.fromkeys(("truth_pixels", "guess_pixels", "shared_pixels"))
+    pixels = dict.fromkeys(("truth_pixels", "guess_pixels", "intersection"))
     return Outcome(_row(task, "failed", nothing, None, pixels, error), None)
 
 

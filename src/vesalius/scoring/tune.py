@@ -14,16 +14,16 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
-from vesalius.data.dataset import DataSet, load_image
+from vesalius.data.dataset import Dataset, load_image
 from vesalius.errors import DataError, SettingError
 from vesalius.evaluation.calibration import curves, histogram
 from vesalius.evaluation.statistics import paired_bootstrap
-from vesalius.inference.folder import Segmenter, check_prompts, predict_samples
+from vesalius.jobs.folder import Segmenter, check_prompts, predict_samples
 from vesalius.lineage import fingerprint_samples, hash_pixels
-from vesalius.models.cards import ThresholdOrigin, ViewGain
+from vesalius.models.cards import ThresholdOrigin, TtaGain
 from vesalius.scoring.evaluate import Watched
+from vesalius.scoring.results_log import PLACES, TRIED
 from vesalius.scoring.summary import group_of
-from vesalius.scoring.tally import PLACES, TRIED
 from vesalius.types import Item, Prediction, Sample
 
 METRICS = ("dice", "iou")
@@ -88,11 +88,11 @@ class Tuned:
         return ThresholdOrigin(how="tuned", value=self.value, **self._data())
 
     @property
-    def view_gain(self) -> ViewGain | None:
+    def view_gain(self) -> TtaGain | None:
         """The gain and where it comes from, for a card."""
         if self.gain is None:
             return None
-        return ViewGain(**asdict(self.gain), **self._data(), n_groups=self.n_groups)
+        return TtaGain(**asdict(self.gain), **self._data(), n_groups=self.n_groups)
 
     def _data(self) -> dict[str, Any]:
         names = ("data", "data_fingerprint", "metric", "n_samples")
@@ -108,7 +108,7 @@ class Viewed(Protocol):
 
 def find_threshold(
     segmenter: Segmenter,
-    data_set: DataSet,
+    dataset: Dataset,
     metric: str = "dice",
     on_progress: Callable[[int], None] = lambda done: None,
     *,
@@ -124,7 +124,7 @@ def find_threshold(
     """
     if metric not in METRICS:
         raise SettingError(f"metric {metric!r} cannot be tuned; choose from {', '.join(METRICS)}")
-    samples = data_set.annotated().samples
+    samples = dataset.annotated().samples
     prompts = [prompt for sample in samples for prompt in sample.prompts]
     check_prompts(segmenter, prompts)
     images = _hash_images(segmenter, samples)
@@ -155,7 +155,7 @@ def find_threshold(
         value=float(mean[best]),
         at_default=float(mean[TRIED.searchsorted(0.5)]),
         curve=tuple(zip(TRIED.tolist(), mean.tolist(), strict=True)),
-        data=data_set.name,
+        data=dataset.name,
         data_fingerprint=fingerprint_samples(samples),
         n_samples=len(samples),
         n_groups=len(set(groups)),
@@ -164,7 +164,7 @@ def find_threshold(
     )
 
 
-def summarise(tuned: Tuned, target: Path, had_gain: bool) -> list[str]:
+def summarize(tuned: Tuned, target: Path, had_gain: bool) -> list[str]:
     """Lines for a terminal; `had_gain` where the card told of a gain before, which this tuning replaces."""
     lines = [
         f"threshold {tuned.threshold:.2f}: mean {tuned.metric} {tuned.value:.4f} on {tuned.n_samples} images "

@@ -14,17 +14,17 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from vesalius.evaluation.metrics import METRICS
 from vesalius.files import replacing
-from vesalius.training.verdict import best_line
+from vesalius.training.early_stopping import best_line
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Of Okabe & Ito 2008, as in `visualisation.py`; each line has a dash or a mark of its own as well."""
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+"""Of Okabe & Ito 2008, as in `visualization.py`; each line has a dash or a mark of its own as well."""
 DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (1, 1)))
 MARKS = "osD^vP*Xh"
-GREY = "#777777"
+GRAY = "#777777"
 RATES = {
     "seg_rate": "[SEG] rate",
     "absent_seg_rate": "[SEG] rate, absent",
-    "answers_alike": "Dice of two answers",
+    "prediction_similarity": "Dice of two answers",
 }
 SMOOTHED = 25
 """A line is smoothed over that part of the run."""
@@ -60,8 +60,8 @@ def draw_curves(steps: Lines, validations: Lines, path: Path, metric: str = "dic
 
 def _draw_loss(axes: Axes, steps: Lines) -> None:
     at, values = _points(steps, "loss")
-    axes.plot(at, values, color=GREY, alpha=0.35, linewidth=0.8)
-    axes.plot(at, _smooth(values), color=COLOURS[0], linewidth=2, label=f"loss, {_how_smooth(values)}")
+    axes.plot(at, values, color=GRAY, alpha=0.35, linewidth=0.8)
+    axes.plot(at, _smooth(values), color=COLORS[0], linewidth=2, label=f"loss, {_how_smooth(values)}")
     _finish(axes, "training loss", values)
 
 
@@ -73,7 +73,7 @@ def _draw_parts(axes: Axes, steps: Lines) -> None:
         if values:
             smooth = _smooth(values)
             style: dict[str, Any] = {
-                "color": COLOURS[index % len(COLOURS)],
+                "color": COLORS[index % len(COLORS)],
                 "linestyle": DASHES[index % len(DASHES)],
             }
             axes.plot(at, smooth, linewidth=1.8, label=name.removeprefix("loss_"), **style)
@@ -83,16 +83,16 @@ def _draw_parts(axes: Axes, steps: Lines) -> None:
 
 
 def _draw_rate(axes: Axes, steps: Lines) -> None:
-    axes.plot(*_points(steps, "lr"), color=COLOURS[0], linewidth=2, label="learning rate")
+    axes.plot(*_points(steps, "lr"), color=COLORS[0], linewidth=2, label="learning rate")
     axes.set_ylim(bottom=0)
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
-    axes.tick_params(axis="y", labelcolor=COLOURS[0])
+    axes.tick_params(axis="y", labelcolor=COLORS[0])
     other = axes.twinx()
     at, norms = _points(steps, "grad_norm")
-    other.plot(at, _smooth(norms), color=COLOURS[1], linewidth=1.2, linestyle="--")
-    other.tick_params(axis="y", labelcolor=COLOURS[1])
+    other.plot(at, _smooth(norms), color=COLORS[1], linewidth=1.2, linestyle="--")
+    other.tick_params(axis="y", labelcolor=COLORS[1])
     other.set_ylim(bottom=0)
-    axes.plot([], [], color=COLOURS[1], linestyle="--", label="gradient's norm before clipping (right)")
+    axes.plot([], [], color=COLORS[1], linestyle="--", label="gradient's norm before clipping (right)")
     _finish(axes, "learning rate and gradient")
 
 
@@ -108,7 +108,7 @@ def _draw_scores(axes: Axes, validations: Lines, metric: str) -> None:
             other = axes.twinx()
         target = axes if share or other is None else other
         style: dict[str, Any] = {
-            "color": COLOURS[index % len(COLOURS)],
+            "color": COLORS[index % len(COLORS)],
             "linestyle": DASHES[index % len(DASHES)],
         }
         label = RATES.get(name) or METRICS[name].title
@@ -120,7 +120,7 @@ def _draw_scores(axes: Axes, validations: Lines, metric: str) -> None:
     axes.set_ylim(-0.02, 1.02)
     best = best_line(validations, metric)
     if best is not None:
-        axes.axvline(best["step"], color=GREY, linewidth=1, zorder=0)
+        axes.axvline(best["step"], color=GRAY, linewidth=1, zorder=0)
         title = f"validation: best {METRICS[metric].title} {best[metric]:.4g} at step {best['step']}"
     else:
         title = "validation" if validations else "validation: no data for it"
@@ -143,7 +143,7 @@ def _how_smooth(values: Sequence[float]) -> str:
 
 
 def _smooth(values: Sequence[float]) -> list[float]:
-    """Mean of each value and its neighbours on both sides, which does not lag behind; fewer of them at the ends."""
+    """Mean of each value and its neighbors on both sides, which does not lag behind; fewer of them at the ends."""
     sums = np.cumsum([0.0, *values])
     reach = _span(values) // 2
     ends = [(max(0, i - reach), min(len(values), i + reach + 1)) for i in range(len(values))]

@@ -9,8 +9,8 @@ from typing import Any, Protocol, Self
 
 import torch
 
-from vesalius.inference.folder import Segmenter
 from vesalius.inference.predictor import Predictor
+from vesalius.jobs.folder import Segmenter
 from vesalius.masks import Size
 from vesalius.models.cards import Card
 from vesalius.models.checkpoint import OpenedModel, write_bundle
@@ -31,7 +31,7 @@ class Learner(Protocol):
 
     @property
     def module(self) -> torch.nn.Module:
-        """All parameters, in float32 unless a part is quantised."""
+        """All parameters, in float32 unless a part is quantized."""
 
     @property
     def groups(self) -> Mapping[str, list[torch.nn.Parameter]]:

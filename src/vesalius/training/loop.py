@@ -16,15 +16,15 @@ import torch
 from vesalius.errors import TrainingError
 from vesalius.files import write_json
 from vesalius.models.cards import ModelCard
-from vesalius.training.engine import Engine
-from vesalius.training.feed import Feed, Part
-from vesalius.training.interruption import Interruption
+from vesalius.training.distributed import Engine
+from vesalius.training.gradient_check import MovementCheck
 from vesalius.training.learner import Learner
-from vesalius.training.movement import MovementCheck
-from vesalius.training.rundir import RunDir, TrainState
+from vesalius.training.loader import Feed, Part
+from vesalius.training.monitoring import Watch, begin, describe, draw, judge, measure, record, write_beside
+from vesalius.training.run_folder import RunFolder, TrainState
 from vesalius.training.settings import RunSettings
 from vesalius.training.sharding import own_shard
-from vesalius.training.watch import Watch, begin, describe, draw, judge, measure, record, write_beside
+from vesalius.training.signals import Interruption
 from vesalius.types import Sample
 
 LOWEST_RATE = 1e-3
@@ -42,11 +42,11 @@ class Run:
     val: list[Sample]
     val_fingerprint: str
     """Of the samples that are validated on."""
-    run_dir: RunDir
+    run_folder: RunFolder
     engine: Engine
     model: torch.nn.Module
     """The learner's module as the engine wrapped it, which is called."""
-    optimiser: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer
     state: TrainState
     on_step: Callable[[dict[str, Any]], None]
     on_validation: Callable[[dict[str, Any]], None]
@@ -55,7 +55,7 @@ class Run:
     saved_at: float = field(default_factory=time.monotonic)
 
     def total_steps(self) -> int | None:
-        """Optimiser steps of the whole run; None where it is bounded by time."""
+        """Optimizer steps of the whole run; None where it is bounded by time."""
         settings = self.settings
         if settings.epochs is not None:
             return settings.epochs * self.feed.steps_in_epoch(settings.optim.accumulate)
@@ -84,7 +84,7 @@ def run_loop(run: Run) -> None:
         judge(run)  # the part of the run before may have ended early
     begun = run.state.step
     check = None if run.state.moved else MovementCheck(run.learner.groups, run.engine.anywhere)
-    with Interruption(run.run_dir.path) as interruption:
+    with Interruption(run.run_folder.path) as interruption:
         while True:
             if run.validation_is_due():
                 if run.saved_step != run.state.step:
@@ -125,9 +125,9 @@ def train_epoch(run: Run, check: MovementCheck | None, interruption: Interruptio
 def train_step(
     run: Run, parts: Sequence[Part], check: MovementCheck | None
 ) -> tuple[dict[str, float], float]:
-    """One step of the optimiser on the mean loss over the images of all processes: (losses, gradient's norm)."""
+    """One step of the optimizer on the mean loss over the images of all processes: (losses, gradient's norm)."""
     seed_step(run)
-    for group in run.optimiser.param_groups:
+    for group in run.optimizer.param_groups:
         group["lr"] = run.settings.optim.lr * rate_factor(run) * group["factor"]
     measured = []
     for part in parts:
@@ -139,8 +139,8 @@ def train_step(
     refuse_what_is_not_finite(run, everywhere, norm)
     if check is not None:
         check.note_gradients(any(losses["mask"] > 0 for _, _, losses in everywhere))
-    run.optimiser.step()
-    run.optimiser.zero_grad()
+    run.optimizer.step()
+    run.optimizer.zero_grad()
     totals: dict[str, float] = defaultdict(float)
     for _, share, losses in everywhere:
         for name, value in losses.items():
@@ -178,13 +178,13 @@ def refuse_what_is_not_finite(
             for ids, _, losses in measured
         ]
         failure = {"step": step, "epoch": run.state.epoch, "grad_norm": str(norm), "batches": batches}
-        write_json(run.run_dir.path / "failure.json", failure)
+        write_json(run.run_folder.path / "failure.json", failure)
     ids = [each for of_batch, _ in wrong for each in of_batch] or [e for each in measured for e in each[0]]
-    last = run.run_dir.path / "last"
+    last = run.run_folder.path / "last"
     left = "the last checkpoint is whole" if last.exists() else "there is no checkpoint yet"
     raise TrainingError(
         f"the {what} became {value} at step {step} with the samples {', '.join(dict.fromkeys(ids))}: look at them, "
-        f"or lower optim.lr; {run.run_dir.path / 'failure.json'} has the losses, and {left}"
+        f"or lower optim.lr; {run.run_folder.path / 'failure.json'} has the losses, and {left}"
     )
 
 
@@ -213,7 +213,7 @@ def report_step(run: Run, losses: dict[str, float], norm: float, images_per_s: f
     """One line in `log.jsonl`."""
     if not run.engine.is_main:
         return
-    first = run.optimiser.param_groups[0]
+    first = run.optimizer.param_groups[0]
     lr = first["lr"] / first["factor"]
     line = {
         "step": run.state.step,
@@ -226,7 +226,7 @@ def report_step(run: Run, losses: dict[str, float], norm: float, images_per_s: f
         "peak_bytes": peak_bytes(run.engine.device),
         "progress": run.progress(),
     }
-    run.run_dir.append(run.run_dir.log, line)
+    run.run_folder.append(run.run_folder.log, line)
     run.watch.trackers.log_step(line)
     run.on_step(line)
 
@@ -255,11 +255,11 @@ def save(run: Run) -> None:
         )
     card = run.card.changed(step=run.state.step)
     with run.watch.averaged():
-        run.run_dir.save(
+        run.run_folder.save(
             run.engine,
             run.learner,
             card,
-            run.optimiser,
+            run.optimizer,
             run.state,
             lambda folder: write_beside(run, folder),
         )
@@ -270,11 +270,11 @@ def validate_run(run: Run) -> None:
     """Validate the checkpoint just saved and write the line; the best one is the best by the metric. A collective."""
     line = measure(run) if run.val else None
     # validated before on data that are not there any more, a run keeps the best of then
-    best = record(run, line) if line is not None else not run.run_dir.lines(run.run_dir.validation)
+    best = record(run, line) if line is not None else not run.run_folder.lines(run.run_folder.validation)
     run.state.validated = run.state.step
     if run.engine.is_main:
-        describe(run, run.run_dir.last(), line)
-        run.run_dir.mark_validated(run.state, best)
+        describe(run, run.run_folder.last(), line)
+        run.run_folder.mark_validated(run.state, best)
         draw(run)
     run.engine.wait()
     judge(run)

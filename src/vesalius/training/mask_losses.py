@@ -64,7 +64,7 @@ def soft_dice_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 def soft_cldice_loss(logits: torch.Tensor, targets: torch.Tensor, steps: int) -> torch.Tensor:
     """1 - soft clDice of maps (m, h, w), in [0, 1); empty against empty is 0.
 
-    The harmonic mean of two shares, each with 1 above and below: how much of the guessed centreline lies in the
+    The harmonic mean of two shares, each with 1 above and below: how much of the guessed centerline lies in the
     target, and how much of the target's lies in the guess. A gap in a line costs as much as its length is of all lines,
     however thin the line. Source: Shit et al. 2021, clDice, CVPR (arXiv:2003.07311). `steps` as `soft_skeleton`.
     """
@@ -79,7 +79,7 @@ def _share_inside(lines: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
 
 
 def soft_skeleton(maps: torch.Tensor, steps: int) -> torch.Tensor:
-    """The centreline of maps (m, h, w) in [0, 1], of the same shape: what openings remove after 0 to `steps` erosions.
+    """The centerline of maps (m, h, w) in [0, 1], of the same shape: what openings remove after 0 to `steps` erosions.
 
     `steps` must reach half of the widest line's width, in cells; more changes nothing. Source: Shit et al. 2021,
     algorithm 1.
@@ -96,14 +96,14 @@ def soft_skeleton(maps: torch.Tensor, steps: int) -> torch.Tensor:
 
 
 def _erode(maps: torch.Tensor) -> torch.Tensor:
-    """The least of each cell and its four neighbours."""
+    """The least of each cell and its four neighbors."""
     down = -functional.max_pool2d(-maps, (3, 1), stride=1, padding=(1, 0))
     across = -functional.max_pool2d(-maps, (1, 3), stride=1, padding=(0, 1))
     return torch.minimum(down, across)
 
 
 def _dilate(maps: torch.Tensor) -> torch.Tensor:
-    """The largest of each cell and its eight neighbours."""
+    """The largest of each cell and its eight neighbors."""
     return functional.max_pool2d(maps, 3, stride=1, padding=1)
 
 

@@ -72,8 +72,8 @@ def fit_projector(
         for layer in (first, second):
             _redraw(layer, generator)
         first.weight.copy_(first.weight @ _set_apart(fitted_to))
-        _standardise(first, fitted_to.flatten(0, 1))
-        _standardise(second, torch.relu(first(fitted_to.flatten(0, 1))))
+        _standardize(first, fitted_to.flatten(0, 1))
+        _standardize(second, torch.relu(first(fitted_to.flatten(0, 1))))
         after = likeness(model.projector(others))
     if not np.isfinite(after):
         raise TrainingError(
@@ -136,9 +136,9 @@ def _set_apart(states: torch.Tensor) -> torch.Tensor:
     All directions are whitened and then weighed by the share of their variance that is between phrases: that within
     one, from image to image and from question to question, goes.
     """
-    centred = (states - states.mean(dim=(0, 1))).double().cpu()
-    means = centred.mean(dim=0)
-    covariance = torch.einsum("ind,ine->de", centred, centred) / (centred.shape[0] * centred.shape[1])
+    centerd = (states - states.mean(dim=(0, 1))).double().cpu()
+    means = centerd.mean(dim=0)
+    covariance = torch.einsum("ind,ine->de", centerd, centerd) / (centerd.shape[0] * centerd.shape[1])
     variances, directions = torch.linalg.eigh(covariance)
     scales = (variances.clamp(min=0) + RIDGE * variances.mean()).rsqrt()
     whitening = directions * scales @ directions.T
@@ -154,7 +154,7 @@ def _redraw(layer: nn.Linear, generator: torch.Generator) -> None:
     nn.init.zeros_(layer.bias)
 
 
-def _standardise(layer: nn.Linear, inputs: torch.Tensor) -> None:
+def _standardize(layer: nn.Linear, inputs: torch.Tensor) -> None:
     """Give each output of `inputs` (m, d) mean 0 and variance 1; an output that never differs is then not finite."""
     outputs = layer(inputs)
     spread = outputs.std(dim=0)

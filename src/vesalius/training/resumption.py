@@ -8,8 +8,8 @@ from typing import Any
 from vesalius.config import make_settings
 from vesalius.errors import TrainingError
 from vesalius.models.cards import read_any_card
-from vesalius.training.engine import Engine
-from vesalius.training.rundir import MERGED, RunDir, TrainState
+from vesalius.training.distributed import Engine
+from vesalius.training.run_folder import MERGED, RunFolder, TrainState
 from vesalius.training.settings import RunSettings
 
 MAY_CHANGE = frozenset(
@@ -30,13 +30,13 @@ MAY_CHANGE = frozenset(
 """Settings that may differ when a run is resumed: the data are compared by content, the batch with all processes."""
 
 
-def find_changes(settings: RunSettings, run_dir: RunDir) -> list[str]:
+def find_changes(settings: RunSettings, run_folder: RunFolder) -> list[str]:
     """A sentence for each setting that is not as before, but may change; TrainingError for the others.
 
     What was before is what the last checkpoint says, because `config.yaml` invites to be edited.
     """
-    last = run_dir.last()
-    with run_dir.reading_last():
+    last = run_folder.last()
+    with run_folder.reading_last():
         before = make_settings(RunSettings, read_any_card(last).lineage["settings"], str(last))
     begun, asked = (dict(_flat(each.model_dump())) for each in (before, settings))
     changed = [name for name in {**begun, **asked} if begun.get(name) != asked.get(name) and name != "out"]

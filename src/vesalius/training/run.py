@@ -11,7 +11,7 @@ import torch
 
 from vesalius.config import read_settings
 from vesalius.data.augment import AugmentSettings
-from vesalius.data.dataset import DataSet, load_item, open_data_set
+from vesalius.data.dataset import Dataset, load_item, open_dataset
 from vesalius.errors import SettingError, TrainingError
 from vesalius.files import check_outside, write_text
 from vesalius.lineage import commit, fingerprint_samples, hash_look, hash_pixels, versions
@@ -20,20 +20,20 @@ from vesalius.models.checkpoint import OpenedModel, find_model, merged, new_mode
 from vesalius.models.stored import fingerprint_model
 from vesalius.models.token_rows import new_tokens
 from vesalius.models.trainable import set_trainable
-from vesalius.training.engine import Engine, start_engine
-from vesalius.training.feed import Feed
-from vesalius.training.finder import Search, draw_search, find_rate
+from vesalius.training.distributed import Engine, start_engine
 from vesalius.training.learner import Learner, TextSegLearner
+from vesalius.training.loader import Feed
 from vesalius.training.loop import Run, run_loop
-from vesalius.training.optimiser_file import read_optimiser
+from vesalius.training.lr_finder import Search, draw_search, find_rate
+from vesalius.training.mixture import Mixture, TaskSettings, open_mixture
+from vesalius.training.monitoring import Watch, finish, make_average, read_beside
+from vesalius.training.optimizer_state import read_optimizer
 from vesalius.training.projector import fit_projector
 from vesalius.training.resumption import check_batches, find_changes
-from vesalius.training.rundir import RunDir, TrainState
+from vesalius.training.run_folder import RunFolder, TrainState
 from vesalius.training.settings import RunSettings
-from vesalius.training.tasks import Mixture, TaskSettings, open_mixture
 from vesalius.training.trackers import check_trackers, open_trackers
 from vesalius.training.unet_learner import open_unet_learner, trains_unet
-from vesalius.training.watch import Watch, finish, make_average, read_beside
 
 
 def train(
@@ -54,14 +54,14 @@ def train(
     engine = start_engine(settings.precision)
     if not engine.is_main:
         on_note = on_step = on_validation = _say_nothing
-    run_dir = RunDir(settings.out)
+    run_folder = RunFolder(settings.out)
     with ExitStack() as held:
         if resume:
-            run_dir.last()
+            run_folder.last()
         if engine.is_main:
-            run_dir.hold(held) if resume else run_dir.check_new()
-        changes = find_changes(settings, run_dir) if resume else []
-        with run_dir.reading_last() if resume else nullcontext():
+            run_folder.hold(held) if resume else run_folder.check_new()
+        changes = find_changes(settings, run_folder) if resume else []
+        with run_folder.reading_last() if resume else nullcontext():
             learner, card, origin = _open_learner(settings, resume, overfit, on_note)
         if resume:
             overfit = card.lineage.get("overfit")
@@ -80,21 +80,21 @@ def train(
             begun = {"data": data, "overfit": overfit, "settings": settings.model_dump(mode="json")}
             card = _begin_card(card, {**origin, **begun}, images, looks)
         run = _prepare(
-            settings, engine, learner, card, mixture, val_set, run_dir, overfit, on_step, on_validation
+            settings, engine, learner, card, mixture, val_set, run_folder, overfit, on_step, on_validation
         )
         run.watch.on_note = on_note
         if resume:
-            with run_dir.reading_last():
+            with run_folder.reading_last():
                 _continue(run, changes, on_note)
         elif engine.is_main:
-            run_dir.create(_config_text(settings), _manifest(train_set, val_set, images), held)
+            run_folder.create(_config_text(settings), _manifest(train_set, val_set, images), held)
         _open_trackers(run, held)
         engine.wait()
         run_loop(run)
         finish(run)
-        on_note(f"{run_dir.path}: best and last checkpoint, log.jsonl, curves.png")
+        on_note(f"{run_folder.path}: best and last checkpoint, log.jsonl, curves.png")
         engine.close()
-    return run_dir.path
+    return run_folder.path
 
 
 def search_rate(
@@ -112,7 +112,7 @@ def search_rate(
     train_set, _ = _open_data(settings, None)
     _fit_projector(settings, engine, learner, train_set, on_note)
     mixture = open_mixture(train_set.samples, settings.tasks, settings.data.questions, False)
-    ignored = RunDir(settings.out), None, _say_nothing, _say_nothing
+    ignored = RunFolder(settings.out), None, _say_nothing, _say_nothing
     found = find_rate(_prepare(settings, engine, learner, card, mixture, None, *ignored), on_progress)
     on_note(str(found))
     if engine.is_main:
@@ -122,14 +122,14 @@ def search_rate(
     return found
 
 
-def _describe(train_set: DataSet, val_set: DataSet | None, mixture: Mixture) -> Iterator[str]:
+def _describe(train_set: Dataset, val_set: Dataset | None, mixture: Mixture) -> Iterator[str]:
     """What is trained and validated on, a line each."""
-    for data_set in (train_set, val_set) if val_set not in (None, train_set) else (train_set,):
-        yield f"{data_set.name}: {len(data_set.samples)} images, format {data_set.format}"
-        yield from data_set.notes
+    for dataset in (train_set, val_set) if val_set not in (None, train_set) else (train_set,):
+        yield f"{dataset.name}: {len(dataset.samples)} images, format {dataset.format}"
+        yield from dataset.notes
     yield from mixture.notes()
     if val_set is None or val_set is train_set or val_set.root != train_set.root:
-        return  # names of groups mean the same within one data set only
+        return  # names of groups mean the same within one dataset only
     trained, validated = ({sample.group for sample in each.samples} - {None} for each in (train_set, val_set))
     if shared := len(trained & validated):
         yield f"{shared} groups (patients, sequences) are both trained and validated on: the scores will be too good"
@@ -176,23 +176,23 @@ def _continue_card(settings: RunSettings, card: ModelCard, data: str) -> ModelCa
 
 def _continue(run: Run, changes: list[str], on_note: Callable[[str], None]) -> None:
     """Bring a run to where its last checkpoint stands."""
-    state = run.run_dir.read_state()
+    state = run.run_folder.read_state()
     check_batches(run.settings, state, run.engine)
-    read_optimiser(run.run_dir.last(), run.learner.module, run.optimiser)
-    read_beside(run, run.run_dir.last())
+    read_optimizer(run.run_folder.last(), run.learner.module, run.optimizer)
+    read_beside(run, run.run_folder.last())
     run.state, run.saved_step = state, state.step
     if run.engine.is_main:
-        run.run_dir.rewind(state)
-        write_text(run.run_dir.path / "config.yaml", _config_text(run.settings))
+        run.run_folder.rewind(state)
+        write_text(run.run_folder.path / "config.yaml", _config_text(run.settings))
     on_note(f"resumed at step {state.step}")
-    if run.val and state.validated and not run.run_dir.lines(run.run_dir.validation):
+    if run.val and state.validated and not run.run_folder.lines(run.run_folder.validation):
         on_note("no validation is kept: `best` is chosen among those that come now")
     for change in changes:
         on_note(f"changed: {change}")
 
 
 def _read_all(
-    mixture: Mixture, val_set: DataSet | None, learner: Learner, on_note: Callable[[str], None]
+    mixture: Mixture, val_set: Dataset | None, learner: Learner, on_note: Callable[[str], None]
 ) -> tuple[dict[str, str], list[str]]:
     """Id -> hash of the pixels of each training image; and the perceptual hash of each. Notes what is validated on too.
 
@@ -235,12 +235,12 @@ def read_run_settings(recipe: Path, changes: list[str]) -> RunSettings:
     return read_settings(RunSettings, recipe / "config.yaml" if recipe.is_dir() else recipe, changes)
 
 
-def _open_data(settings: RunSettings, overfit: int | None) -> tuple[DataSet, DataSet | None]:
+def _open_data(settings: RunSettings, overfit: int | None) -> tuple[Dataset, Dataset | None]:
     prompt = settings.data.prompt
     for place in (settings.data.train, settings.data.val):
         if place is not None and place.is_dir():  # its reader would meet the run's pictures
             check_outside(settings.out, place)
-    train_set = open_data_set(
+    train_set = open_dataset(
         settings.data.train, split=_split_at(settings.data.train, "train"), prompt=prompt
     ).annotated()
     if overfit is not None:
@@ -254,7 +254,7 @@ def _open_data(settings: RunSettings, overfit: int | None) -> tuple[DataSet, Dat
         return train_set, train_set
     if settings.data.val is None:
         return train_set, None
-    return train_set, open_data_set(
+    return train_set, open_dataset(
         settings.data.val, split=_split_at(settings.data.val, "val"), prompt=prompt
     ).annotated()
 
@@ -288,7 +288,7 @@ def _open_learner(
 
 
 def _fit_projector(
-    settings: RunSettings, engine: Engine, learner: Learner, data: DataSet, on_note: Callable[[str], None]
+    settings: RunSettings, engine: Engine, learner: Learner, data: Dataset, on_note: Callable[[str], None]
 ) -> None:
     """Where the settings say so; a U-Net has none."""
     if settings.projector == "fitted" and isinstance(learner, TextSegLearner):
@@ -304,7 +304,7 @@ def _open_model(settings: RunSettings, resume: bool) -> tuple[OpenedModel, dict[
                 f"start: random makes new weights of tiny alone; {settings.model} has its own: leave it out"
             )
         return new_model(settings.model, settings.seed), {"start": f"random weights, seed {settings.seed}"}
-    folder = RunDir(settings.out).last() if resume else find_model(settings.model)
+    folder = RunFolder(settings.out).last() if resume else find_model(settings.model)
     opened = open_model(folder)
     if opened.has_adapter and not resume:
         opened = merged(opened)
@@ -322,22 +322,22 @@ def _prepare(
     learner: Learner,
     card: ModelCard,
     mixture: Mixture,
-    val_set: DataSet | None,
-    run_dir: RunDir,
+    val_set: Dataset | None,
+    run_folder: RunFolder,
     overfit: int | None,
     on_step: Callable[[dict[str, Any]], None],
     on_validation: Callable[[dict[str, Any]], None],
 ) -> Run:
     factors, optim = settings.optim.factors, settings.optim
 
-    def make_optimiser() -> torch.optim.Optimizer:
+    def make_optimizer() -> torch.optim.Optimizer:
         groups = [
             {"params": group, "factor": factors.get(name, 1.0)} for name, group in learner.groups.items()
         ]
         betas, decay = optim.betas, optim.weight_decay
         return torch.optim.AdamW(groups, lr=optim.lr, betas=betas, weight_decay=decay, fused=True)
 
-    model, optimiser = engine.prepare(learner, make_optimiser)
+    model, optimizer = engine.prepare(learner, make_optimizer)
     feed = Feed(
         mixture=mixture,
         learner=learner,
@@ -356,10 +356,10 @@ def _prepare(
         feed=feed,
         val=val,
         val_fingerprint=fingerprint_samples(val) if val else "",
-        run_dir=run_dir,
+        run_folder=run_folder,
         engine=engine,
         model=model,
-        optimiser=optimiser,
+        optimizer=optimizer,
         state=TrainState(images_a_batch=settings.batch * engine.ranks),
         on_step=on_step,
         on_validation=on_validation,
@@ -373,7 +373,7 @@ def _open_trackers(run: Run, held: ExitStack) -> None:
         return
     settings = run.settings.model_dump(mode="json")
     trackers, note = open_trackers(
-        run.settings.trackers, run.run_dir.path, settings, run.state.step, run.watch.on_note
+        run.settings.trackers, run.run_folder.path, settings, run.state.step, run.watch.on_note
     )
     held.callback(trackers.close)
     run.watch.trackers = trackers
@@ -386,7 +386,7 @@ def _config_text(settings: RunSettings) -> str:
     return f"# commit {commit() or 'unknown'}\n{made_with}{settings.to_yaml()}"
 
 
-def _manifest(train_set: DataSet, val_set: DataSet | None, images: dict[str, str]) -> dict[str, Any]:
+def _manifest(train_set: Dataset, val_set: Dataset | None, images: dict[str, str]) -> dict[str, Any]:
     val = val_set.samples if val_set else ()
     return {
         "train": {"data": str(train_set.root), "samples": images},

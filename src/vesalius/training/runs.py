@@ -15,7 +15,7 @@ import yaml
 from vesalius.errors import OutputError, SettingError
 from vesalius.evaluation.metrics import METRICS
 from vesalius.files import hold_folder
-from vesalius.training.verdict import best_line, validations_since_best
+from vesalius.training.early_stopping import best_line, validations_since_best
 
 CONFIG, LOG, VALIDATION = "config.yaml", "log.jsonl", "validation.jsonl"
 ABOUT_THE_PLACE = ("out",)
@@ -51,7 +51,7 @@ def list_runs(folder: Path) -> list[Summary]:
     """
     if not folder.is_dir():
         raise SettingError(f"{folder}: is no folder; name one that holds runs")
-    found = [_summarise(place, folder) for place in sorted(_find(folder))]
+    found = [_summarize(place, folder) for place in sorted(_find(folder))]
     if not found:
         raise SettingError(f"{folder}: no run is in it: none of its folders holds {CONFIG} and {LOG}")
     return found
@@ -65,7 +65,7 @@ def _find(folder: Path) -> Iterator[Path]:
         folders[:] = [name for name in folders if not name.startswith(".")]
 
 
-def _summarise(run: Path, folder: Path) -> Summary:
+def _summarize(run: Path, folder: Path) -> Summary:
     name = run.relative_to(folder).as_posix() if run != folder else run.resolve().name
     problems: list[str] = []
     settings = _read_settings(run / CONFIG, problems)

@@ -13,11 +13,11 @@ from vesalius.evaluation.metrics import METRICS
 from vesalius.models.specs import UNetShape
 from vesalius.models.trainable import GROUPS, NEW_TOKENS, TrainsSettings
 from vesalius.training.losses import LossSettings
-from vesalius.training.tasks import TaskSettings
+from vesalius.training.mixture import TaskSettings
 
 
 class TrainingData(Settings):
-    """Which data sets, in any supported format."""
+    """Which datasets, in any supported format."""
 
     train: Path
     val: Path | None = None
@@ -39,7 +39,7 @@ class OptimSettings(Settings):
     warmup: float = Field(default=0.05, ge=0, lt=1)
     """Share of the run in which the rate rises to `lr`."""
     accumulate: int = Field(default=1, ge=1)
-    """Batches an optimiser step."""
+    """Batches an optimizer step."""
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Share that a running mean of the weights keeps at each step, such as 0.99; the mean is validated and saved. None:
     the weights themselves are."""

@@ -17,7 +17,7 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 def on_cells(masks: Sequence[torch.Tensor], size: Size) -> torch.Tensor:
     """Targets float32 (m, h, w) of masks (n, H, W) an image: the share of each cell that a mask covers.
 
-    A thin line that nearest-neighbour shrinking would break stays whole, as a grey one.
+    A thin line that nearest-neighbor shrinking would break stays whole, as a gray one.
     """
     return torch.cat([area_average(of_image, size) for of_image in masks])
 
@@ -32,7 +32,7 @@ def on_points(
 ) -> Pair:
     """Logits and targets (m, count) at sampled points, as the official training has them.
 
-    Logits (m, h, w), and masks (n, H, W) an image shrunk to (h, w) by nearest neighbours, are read at
+    Logits (m, h, w), and masks (n, H, W) an image shrunk to (h, w) by nearest neighbors, are read at
     `uncertain_points`, which `draws` seed: the same logits and draws give the same points, on any device.
     """
     size = logits.shape[-2:]
@@ -67,9 +67,9 @@ def uncertain_points(
 
 
 def read_at(maps: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """Values (m, k) of maps (m, h, w) at points (m, k, 2) as `uncertain_points`, bilinear between centres of cells.
+    """Values (m, k) of maps (m, h, w) at points (m, k, 2) as `uncertain_points`, bilinear between centers of cells.
 
-    Beyond the outermost centres values fade towards 0, in maps and targets alike, as in the official training.
+    Beyond the outermost centers values fade towards 0, in maps and targets alike, as in the official training.
     """
     return functional.grid_sample(maps[:, None], 2 * points[:, None] - 1, align_corners=False)[:, 0, 0]
 

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool
 
 from vesalius.errors import SettingError
-from vesalius.inference.rivals import UNetPredictor, check_channel
+from vesalius.inference.baselines import UNetPredictor, check_channel
 from vesalius.masks import Size
 from vesalius.models.cards import UNetCard
 from vesalius.models.checkpoint import find_model
@@ -28,13 +28,13 @@ from vesalius.models.unet import (
     is_unet,
     new_unet,
     open_unet,
-    standardise,
+    standardize,
     with_phrases,
     write_unet,
 )
 from vesalius.training.losses import LossSettings
 from vesalius.training.mask_losses import binary_cross_entropy, focal_loss, soft_cldice_loss
-from vesalius.training.rundir import RunDir
+from vesalius.training.run_folder import RunFolder
 from vesalius.training.settings import RunSettings
 from vesalius.types import Item, Turn
 
@@ -48,7 +48,7 @@ class CropBatch:
     """Crops and the masks of the phrases that were annotated; a row for each mask."""
 
     pixels: torch.Tensor
-    """float32 (b, 3, p, p), standardised over the whole image; 0 beyond its border."""
+    """float32 (b, 3, p, p), standardized over the whole image; 0 beyond its border."""
     masks: torch.Tensor
     """float32 (rows, p, p), 0 or 1."""
     image: torch.Tensor
@@ -96,7 +96,7 @@ class UNetLearner:
             assert item.masks is not None
             rng = np.random.default_rng(draws[row])
             place = draw_place(np.any(item.masks, axis=(0, 1)), spec.patch, rng)
-            pixels.append(cut(standardise(item.frames[0]), place, spec.patch))
+            pixels.append(cut(standardize(item.frames[0]), place, spec.patch))
             masks.append(cut(item.masks[:, 0], place, spec.patch))
         return CropBatch(
             torch.from_numpy(np.stack(pixels)),
@@ -185,7 +185,7 @@ def open_unet_learner(
     notes = [f"a U-Net has no text: {NO_PART} take no part"]
     origin: dict[str, Any] = {"start": f"random weights, seed {settings.seed}"}
     if resume:
-        opened = open_unet(RunDir(settings.out).last())
+        opened = open_unet(RunFolder(settings.out).last())
     elif settings.model == NAME:
         opened = new_unet(settings.unet or UNetShape(), phrases, settings.seed)
     else:
@@ -204,7 +204,7 @@ def open_unet_learner(
 def trains_unet(settings: RunSettings, resume: bool) -> bool:
     """Whether the run is of a U-Net."""
     if resume:
-        return is_unet(RunDir(settings.out).last())
+        return is_unet(RunFolder(settings.out).last())
     if settings.model == NAME:
         return True
     by_name = settings.start == "random" and not Path(settings.model).exists()

@@ -29,7 +29,9 @@ def decode_brush(values: Any, size: Size, place: str) -> Bool[np.ndarray, "h w"]
     try:
         return _decode(_Bits(values), size)
     except ValueError as error:
-        raise AnnotationError(f"{place}: the rle of the brush {error}; export it again", "rle") from error
+        raise AnnotationError(
+            f"{place}: the rle of the brush {error}; export it again", code="rle"
+        ) from error
 
 
 class _Bits:

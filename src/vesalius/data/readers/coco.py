@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from vesalius.data.images import frame_id
-from vesalius.data.particulars import KEYS as PARTICULARS
-from vesalius.data.particulars import read_particulars
 from vesalius.data.readers import fields
 from vesalius.data.readers.fields import kind, show
+from vesalius.data.sample_fields import KEYS as PARTICULARS
+from vesalius.data.sample_fields import read_particulars
 from vesalius.data.source import Problems, Source, report
 from vesalius.errors import AnnotationError
 from vesalius.masks import Size
@@ -53,7 +53,7 @@ class _Image:
     rows: list[tuple[str, MaskReference]] = field(default_factory=list)
 
 
-def recognise(source: Source) -> bool:
+def recognize(source: Source) -> bool:
     """Whether it is a JSON file whose top has the lists `images` and `annotations`."""
     value = source.json
     return isinstance(value, dict) and all(
@@ -81,7 +81,7 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
             if image_id in refused:
                 continue
             if image_id not in images:
-                raise AnnotationError(f"{place}: no image has the id {show(image_id)}", "unknown_id")
+                raise AnnotationError(f"{place}: no image has the id {show(image_id)}", code="unknown_id")
             image = images[image_id]
             image.rows.append(_read_annotation(annotation, place, image.size, categories))
         except AnnotationError as error:
@@ -141,9 +141,9 @@ def _read_categories(records: list[Any], path: Path, problems: Problems) -> dict
             name = record.get("name")
             if not isinstance(name, str) or not name.strip():
                 found = kind(name) if name else "empty"
-                raise AnnotationError(f"{place}: name must be a phrase, not {found}", "no_phrase")
+                raise AnnotationError(f"{place}: name must be a phrase, not {found}", code="no_phrase")
             if number in categories:
-                raise AnnotationError(f"{place}: has the same id {show(number)} as another", "equal_ids")
+                raise AnnotationError(f"{place}: has the same id {show(number)} as another", code="equal_ids")
         except AnnotationError as error:
             report(error, problems)
         else:
@@ -164,13 +164,13 @@ def _read_images(
         try:
             number = _read_id(record, "id", place)
             if number in images or number in refused:
-                raise AnnotationError(f"{place}: has the same id {show(number)} as another", "equal_ids")
+                raise AnnotationError(f"{place}: has the same id {show(number)} as another", code="equal_ids")
             image = _read_image(record, place, root, folders, categories)
             if image.id in places:
                 raise AnnotationError(
                     f"{image.place}: has the same sample id {image.id} as {places[image.id]}; "
                     "list each image once, and name images apart by more than the suffix",
-                    "equal_ids",
+                    code="equal_ids",
                 )
         except AnnotationError as error:
             refused.add(number)
@@ -218,7 +218,7 @@ def _read_absent(value: Any, place: str, categories: Mapping[Id, str]) -> tuple[
         raise AnnotationError(f"{place}: neg_category_ids must be a list of ids, not {show(value)}")
     unknown = [each for each in value if each not in categories]
     if unknown:
-        raise AnnotationError(f"{place}: no category has the id {show(unknown[0])}", "unknown_id")
+        raise AnnotationError(f"{place}: no category has the id {show(unknown[0])}", code="unknown_id")
     return tuple(categories[each] for each in value)
 
 
@@ -228,11 +228,13 @@ def _read_annotation(
     """Its phrase and its mask."""
     category = _read_id(annotation, "category_id", place)
     if category not in categories:
-        raise AnnotationError(f"{place}: no category has the id {show(category)}", "unknown_id")
+        raise AnnotationError(f"{place}: no category has the id {show(category)}", code="unknown_id")
     shape = annotation.get("segmentation")
     if shape is None or shape in ([], {}):
         box = "only a box (bbox) and " if annotation.get("bbox") else ""
-        raise AnnotationError(f"{place}: has {box}no segmentation; draw its mask or remove it", "no_mask")
+        raise AnnotationError(
+            f"{place}: has {box}no segmentation; draw its mask or remove it", code="no_mask"
+        )
     if isinstance(shape, dict):
         return categories[category], fields.read_rle(shape, place, size)
     if not isinstance(shape, list):

@@ -29,7 +29,7 @@ from xml.parsers import expat
 
 import numpy as np
 
-from vesalius.data import framefiles
+from vesalius.data.decoders import frame_files
 from vesalius.data.images import MAX_PIXELS, SUFFIXES, frame_id
 from vesalius.data.readers import fields, shapes
 from vesalius.data.readers.fields import is_file, show
@@ -46,7 +46,7 @@ MAX_COORDINATE = 1e7
 BLOCK_BYTES = 1 << 16
 
 
-def recognise(source: Source) -> bool:
+def recognize(source: Source) -> bool:
     """Whether it is an XML file whose first bytes hold `<annotations>`."""
     return source.head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<") and b"<annotations>" in source.head
 
@@ -85,7 +85,7 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
             report(error, problems)
     if not samples and not problems:
         raise AnnotationError(
-            f"{source.path}: has neither images nor tracks; export it again from CVAT", "no_image"
+            f"{source.path}: has neither images nor tracks; export it again from CVAT", code="no_image"
         )
     return list(samples.values())
 
@@ -102,16 +102,16 @@ def _parse(path: Path) -> Iterator[Element]:
                     root = element
                 if depth > MAX_DEPTH:
                     raise AnnotationError(
-                        f"{path}: is nested {depth} deep, which no file of CVAT is", "unreadable"
+                        f"{path}: is nested {depth} deep, which no file of CVAT is", code="unreadable"
                     )
                 if event == "end" and depth == 1:
                     yield element
                     root.clear()
     except OSError as error:
-        raise AnnotationError(f"{path}: cannot be read ({error.strerror})", "unreadable") from error
+        raise AnnotationError(f"{path}: cannot be read ({error.strerror})", code="unreadable") from error
     except (ElementTree.ParseError, expat.ExpatError, ValueError, LookupError) as error:
         raise AnnotationError(
-            f"{path}: is no XML ({error}); export it again from CVAT", "unreadable"
+            f"{path}: is no XML ({error}); export it again from CVAT", code="unreadable"
         ) from error
 
 
@@ -119,7 +119,9 @@ def _refuse_doctype(path: Path) -> None:
     """AnnotationError where the file declares a document type: entities could grow without end, or name other files."""
 
     def refuse(*declared: Any) -> None:
-        raise AnnotationError(f"{path}: has a DOCTYPE, which no file of CVAT has; remove it", "unreadable")
+        raise AnnotationError(
+            f"{path}: has a DOCTYPE, which no file of CVAT has; remove it", code="unreadable"
+        )
 
     started = False
 
@@ -140,7 +142,7 @@ def _add(sample: Sample, samples: dict[str, Sample]) -> None:
         raise AnnotationError(
             f"{sample.source}: has the same id {sample.id} as {samples[sample.id].source}; "
             "name images apart by more than the suffix",
-            "equal_ids",
+            code="equal_ids",
         )
     samples[sample.id] = sample
 
@@ -186,10 +188,12 @@ def _read_shape(shape: Element, place: str, size: Size | None) -> MaskReference:
     if shape.tag in WITHOUT_AREA:
         raise AnnotationError(
             f"{place}: a {shape.tag} has no area; draw a polygon around what is meant, or remove it",
-            "no_area",
+            code="no_area",
         )
     if shape.tag not in SHAPES:
-        raise AnnotationError(f"{place}: is a shape that is unknown; draw it as a polygon", "unknown_shape")
+        raise AnnotationError(
+            f"{place}: is a shape that is unknown; draw it as a polygon", code="unknown_shape"
+        )
     return SHAPES[shape.tag](shape, place, size)
 
 
@@ -199,7 +203,8 @@ def _read_polygon(shape: Element, place: str, size: Size | None) -> Polygons:
         points = tuple(float(number) for x, y in pairs for number in (x, y))
     except ValueError as error:
         raise AnnotationError(
-            f'{place}: points must be pairs of numbers, "x,y;x,y", not {show(shape.get("points"))}', "points"
+            f'{place}: points must be pairs of numbers, "x,y;x,y", not {show(shape.get("points"))}',
+            code="points",
         ) from error
     return Polygons((points,))
 
@@ -217,7 +222,7 @@ def _read_ellipse(shape: Element, place: str, size: Size | None) -> Polygons:
 
 
 def _turned(outline: shapes.Points, shape: Element, place: str, size: Size | None) -> Polygons:
-    """The outline, turned around its centre, and cut at the border of the image."""
+    """The outline, turned around its center, and cut at the border of the image."""
     angle = _read_number(shape, "rotation", place) if shape.get("rotation") is not None else 0.0
     x, y = outline.mean(axis=0)
     outline = shapes.turn(outline, angle, x, y) if angle else outline
@@ -228,24 +233,24 @@ def _turned(outline: shapes.Points, shape: Element, place: str, size: Size | Non
 
 def _read_mask(shape: Element, place: str, size: Size | None) -> RleMask:
     if size is None:
-        raise AnnotationError(f"{place}: a mask needs the width and height of its image", "size")
+        raise AnnotationError(f"{place}: a mask needs the width and height of its image", code="size")
     left, top, width, height = (_read_whole(shape, key, place) for key in ("left", "top", "width", "height"))
     if left + width > size[1] or top + height > size[0]:
         raise AnnotationError(
             f"{place}: the mask spans x {left} to {left + width} and y {top} to {top + height}, but the image is "
             f"{size[0]} x {size[1]} (h x w)",
-            "rle",
+            code="rle",
         )
     try:
         runs = [int(run) for run in shape.get("rle", "").split(",")]
     except ValueError as error:
         raise AnnotationError(
-            f"{place}: rle must be whole numbers with commas between them", "rle"
+            f"{place}: rle must be whole numbers with commas between them", code="rle"
         ) from error
     if min(runs) < 0 or sum(runs) != width * height:
         raise AnnotationError(
             f"{place}: the runs of rle must fill the {width} x {height} pixels of the mask, not {sum(runs)}",
-            "rle",
+            code="rle",
         )
     mask = np.zeros(size, dtype=bool)
     inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
@@ -264,7 +269,7 @@ SHAPES: dict[str, Callable[[Element, str, Size | None], MaskReference]] = {
 def _read_label(element: Element, place: str) -> str:
     label = element.get("label", "")
     if not label.strip():
-        raise AnnotationError(f"{place}: has no label; give it one in CVAT", "no_phrase")
+        raise AnnotationError(f"{place}: has no label; give it one in CVAT", code="no_phrase")
     return label
 
 
@@ -276,7 +281,7 @@ def _read_size(element: Element, place: str) -> Size | None:
     if not 0 < height * width <= MAX_PIXELS:
         raise AnnotationError(
             f"{place}: the size {height} x {width} (h x w) is not from 1 to {MAX_PIXELS // 10**6} million pixels",
-            "size",
+            code="size",
         )
     return height, width
 
@@ -287,7 +292,7 @@ def _read_number(element: Element, key: str, place: str) -> float:
     except ValueError:
         number = math.nan
     if not abs(number) <= MAX_COORDINATE:
-        raise AnnotationError(f"{place}: {key} must be a number, not {show(element.get(key))}", "points")
+        raise AnnotationError(f"{place}: {key} must be a number, not {show(element.get(key))}", code="points")
     return number
 
 
@@ -347,7 +352,7 @@ class _Clip:
                     raise AnnotationError(
                         f"{place}: is in view at frame {frame} and says nothing of frame {order[place_in_order]}; "
                         "export all frames, not key frames alone",
-                        "track_gap",
+                        code="track_gap",
                     )
 
     def sample(self, frame: int, source: Source) -> Sample:
@@ -380,10 +385,10 @@ class _Clip:
             except AnnotationError:
                 pass  # the message below says more
             else:
-                if framefiles.kind_of(video) is not None:
+                if frame_files.kind_of(video) is not None:
                     return video, frame_id(name, frame), frame
         beside = f", nor is the video {show(self.video)} beside the file" if self.video else ""
         raise AnnotationError(
             f"{place}: there is no images/{stem}.png{beside}; export with images, or extract the frames under such names",
-            "missing_image",
+            code="missing_image",
         )

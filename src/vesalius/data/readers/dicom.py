@@ -17,8 +17,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from vesalius.data.dicom import image as dicom
-from vesalius.data.dicom.image import DicomFacts
+from vesalius.data.decoders import dicom_image as dicom
+from vesalius.data.decoders.dicom_image import DicomFacts
 from vesalius.data.images import SUFFIXES, frame_id, sample_id
 from vesalius.data.readers import dicom_seg
 from vesalius.data.readers.dicom_seg import Segment
@@ -42,9 +42,9 @@ Identifier = tuple[str, str]
 """(keyword, value)"""
 
 
-def recognise(source: Source) -> bool:
+def recognize(source: Source) -> bool:
     """Whether the file is a DICOM image, or one lies in the folder."""
-    return any(dicom.recognise(path, head) for path, head in _heads(source, []))
+    return any(dicom.recognize(path, head) for path, head in _heads(source, []))
 
 
 def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sample]:
@@ -60,7 +60,7 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
     for path, head in _heads(source, problems):
         if dicom.sop_class(head) == dicom_seg.SOP_CLASS:
             segmentations.append(path)
-        elif dicom.recognise(path, head):
+        elif dicom.recognize(path, head):
             try:
                 images[path] = _facts(path)
             except ImageError as error:
@@ -78,7 +78,7 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
                 message = (
                     f"{path}: has the same id {sample.id} as {samples[sample.id].image}; rename one of them"
                 )
-                report(AnnotationError(message, "equal_ids"), problems)
+                report(AnnotationError(message, code="equal_ids"), problems)
             samples.setdefault(sample.id, sample)
     return list(samples.values())
 
@@ -92,7 +92,7 @@ def notes(source: Source) -> list[str]:
     kinds: Counter[str] = Counter({"files that are no DICOM": n_others})
     facts = []
     for path, head in heads:
-        if not dicom.recognise(path, head):
+        if not dicom.recognize(path, head):
             kinds[_kind(dicom.sop_class(head))] += 1
             continue
         try:
@@ -162,7 +162,7 @@ def _heads(source: Source, problems: Problems) -> Iterator[tuple[Path, bytes]]:
 def _unreadable(path: object, error: OSError) -> ImageError:
     return ImageError(
         f"{path}: cannot be read ({error.strerror}); copy it again from its source, or take it away",
-        "unreadable",
+        code="unreadable",
     )
 
 
@@ -184,7 +184,7 @@ def _by_uid(images: Mapping[Path, DicomFacts], problems: Problems) -> dict[str, 
         uid = facts.sop_instance_uid or str(path)
         if uid in found:
             message = f"{path}: is the same DICOM image as {found[uid]}; remove one of them"
-            report(AnnotationError(message, "repeated_image"), problems)
+            report(AnnotationError(message, code="repeated_image"), problems)
         found.setdefault(uid, path)
     return found
 
@@ -202,7 +202,7 @@ def _read_segments(
                 raise AnnotationError(
                     f"{path}: is a segmentation of images of which {missing} cannot be found in {source.root}; "
                     "put them there, or remove it",
-                    "missing_image",
+                    code="missing_image",
                 )
         except DataError as error:
             report(error, problems)

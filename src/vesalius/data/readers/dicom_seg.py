@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from vesalius.data.dicom.file import reading
+from vesalius.data.decoders.dicom_file import reading
 from vesalius.data.images import MAX_PIXELS
 from vesalius.errors import AnnotationError
 from vesalius.masks import Rle, Size, encode_rle
@@ -48,7 +48,7 @@ def read_segmentation(path: Path) -> Segmentation:
     with reading(path) as (tags, file):
         if tags.get("SOPClassUID") != SOP_CLASS or tags.get("SegmentationType") != "BINARY":
             raise AnnotationError(
-                f"{path}: is no binary DICOM segmentation; only those are read", "segmentation"
+                f"{path}: is no binary DICOM segmentation; only those are read", code="segmentation"
             )
         size, n_frames = (int(tags.Rows), int(tags.Columns)), int(tags.NumberOfFrames)
         groups = tags.PerFrameFunctionalGroupsSequence
@@ -57,11 +57,11 @@ def read_segmentation(path: Path) -> Segmentation:
             raise AnnotationError(
                 f"{path}: states {n_frames} frames of {size[0]} x {size[1]} (h x w) and describes {len(groups)}; "
                 "export it again",
-                "segmentation",
+                code="segmentation",
             )
         labels = {int(item.SegmentNumber): str(item.SegmentLabel).strip() for item in tags.SegmentSequence}
         if not labels or not all(labels.values()):
-            raise AnnotationError(f"{path}: has a segment without a label; name it", "no_phrase")
+            raise AnnotationError(f"{path}: has a segment without a label; name it", code="no_phrase")
         found: dict[int, dict[Frame, Rle]] = {number: {} for number in labels}
         for index, mask in enumerate(_unpack(path, file, tags, size, n_frames)):
             number, sources = _describe(groups[index], shared)
@@ -69,7 +69,7 @@ def read_segmentation(path: Path) -> Segmentation:
                 raise AnnotationError(
                     f"{path}, frame {index}: names no segment and no image that it belongs to; only segmentations "
                     "of single images, with references to them, are read",
-                    "segmentation",
+                    code="segmentation",
                 )
             found[number].update(dict.fromkeys(sources, encode_rle(mask)) if mask.any() else {})
         images = {uid for masks in found.values() for uid, _ in masks} | set(_referenced(tags))
@@ -87,10 +87,12 @@ def _unpack(path: Path, file: BinaryIO, tags: Any, size: Size, n_frames: int) ->
         tags.file_meta.TransferSyntaxUID.is_encapsulated
         or not tags.file_meta.TransferSyntaxUID.is_little_endian
     ):
-        raise AnnotationError(f"{path}: is compressed or big endian; write it uncompressed", "segmentation")
+        raise AnnotationError(
+            f"{path}: is compressed or big endian; write it uncompressed", code="segmentation"
+        )
     if held * 8 < n * n_frames:
         raise AnnotationError(
-            f"{path}: is cut short in its pixels; copy it again from its source", "truncated"
+            f"{path}: is cut short in its pixels; copy it again from its source", code="truncated"
         )
     for index in range(n_frames):
         first, skip = divmod(index * n, 8)

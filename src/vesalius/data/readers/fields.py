@@ -1,7 +1,7 @@
 """Values of annotation files, checked: paths, polygons, RLE, sizes. Each error begins with the place it is given.
 
 Whether a polygon is a shape at all (three points, finite numbers) is not asked here but by `masks.check_polygon`,
-when a data set is opened: `vesalius check` has to see such polygons to tell of them, and to drop them.
+when a dataset is opened: `vesalius check` has to see such polygons to tell of them, and to drop them.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def find_image(
     if name.is_absolute() or name.parts[:1] == ("..",):
         raise AnnotationError(
             f"{place}: image {value} lies outside of {root}; give a path relative to the annotation file",
-            "outside_path",
+            code="outside_path",
         )
     for folder in folders:
         if is_file(root / folder / name):
             return root / folder / name, sample_id(name)
     others = " and ".join(f"{folder}/" for folder in folders if folder)
     raise AnnotationError(
-        f"{place}: image {value} is neither in {root} nor in {others} there", "missing_image"
+        f"{place}: image {value} is neither in {root} nor in {others} there", code="missing_image"
     )
 
 
@@ -83,7 +83,7 @@ def read_rle(value: Mapping[str, Any], place: str, size: Size | None = None) -> 
     if size is not None and stated != size:
         raise AnnotationError(
             f"{place}: the RLE is {stated[0]} x {stated[1]} (h x w), the entry states {size[0]} x {size[1]}",
-            "size",
+            code="size",
         )
     return RleMask({"size": list(stated), "counts": counts})
 

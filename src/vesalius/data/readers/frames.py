@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vesalius.data import nifti, video
+from vesalius.data.decoders import nifti, video
+from vesalius.data.image_files import frames_of
 from vesalius.data.images import sample_id
-from vesalius.data.search import frames_of
 from vesalius.data.source import Problems, Source, report
 from vesalius.errors import AnnotationError, ImageError
 from vesalius.types import Sample
@@ -30,7 +30,7 @@ class FrameReader:
     is_one: Callable[[Path, bytes], bool]
     spacing_mm: Callable[[Path], tuple[float, float] | None] = _unknown
 
-    def recognise(self, source: Source) -> bool:
+    def recognize(self, source: Source) -> bool:
         """Whether it is such a file, or a folder with one at any depth."""
         if source.path.is_dir():
             return any(self._is_listed(path) for path in _files(source.path))
@@ -50,7 +50,7 @@ class FrameReader:
                 if name in seen:
                     raise AnnotationError(
                         f"{file}: has the same id {name} as {seen[name].name}; rename one of them",
-                        "equal_ids",
+                        code="equal_ids",
                     )
                 spacing = self.spacing_mm(file)
                 samples += [replace(sample, spacing_mm=spacing) for sample in frames_of(file, name)]
@@ -79,5 +79,5 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if not path.name.startswith(".") and path.is_file())
 
 
-NIFTI = FrameReader("NIfTI volumes", nifti.SUFFIXES, nifti.recognise, nifti.spacing_mm)
-VIDEO = FrameReader("videos", video.SUFFIXES, video.recognise)
+NIFTI = FrameReader("NIfTI volumes", nifti.SUFFIXES, nifti.recognize, nifti.spacing_mm)
+VIDEO = FrameReader("videos", video.SUFFIXES, video.recognize)

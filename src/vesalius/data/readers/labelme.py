@@ -27,11 +27,11 @@ import numpy as np
 from PIL import Image
 
 from vesalius.data.images import MAX_PIXELS, frame_id, list_images
-from vesalius.data.particulars import KEYS as PARTICULARS
-from vesalius.data.particulars import read_particulars
 from vesalius.data.readers import fields
 from vesalius.data.readers.fields import is_number, kind, show
 from vesalius.data.readers.shapes import ellipse
+from vesalius.data.sample_fields import KEYS as PARTICULARS
+from vesalius.data.sample_fields import read_particulars
 from vesalius.data.source import Problems, Source, read_json, report
 from vesalius.errors import AnnotationError
 from vesalius.masks import Size, encode_rle
@@ -53,7 +53,7 @@ LOOKED_INTO = 5
 Outline = tuple[float, ...]
 
 
-def recognise(source: Source) -> bool:
+def recognize(source: Source) -> bool:
     """Whether the file, or one of the first JSON files of the folder, has `shapes` and `imagePath`."""
     if not source.path.is_dir():
         return _is_labelme(source.json)
@@ -79,7 +79,7 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
                 raise AnnotationError(
                     f"{file}: has the same id {sample.id} as {samples[sample.id].source}; "
                     "keep one file an image, and name images apart by more than the suffix",
-                    "equal_ids",
+                    code="equal_ids",
                 )
         except AnnotationError as error:
             report(error, problems)
@@ -128,7 +128,7 @@ def _read_file(value: Any, file: Path, root: Path, folders: Sequence[str]) -> Sa
     if not _is_labelme(value):
         raise AnnotationError(
             f"{place}: is no LabelMe file, which has shapes and imagePath; move it out of {root}",
-            "not_labelme",
+            code="not_labelme",
         )
     image, name = _find_image(value["imagePath"], file, root, folders)
     stated = [value.get("imageHeight"), value.get("imageWidth")]
@@ -163,7 +163,7 @@ def _find_image(value: Any, file: Path, root: Path, folders: Sequence[str]) -> t
     if path.drive:
         raise AnnotationError(
             f"{place}: image {value} is on another machine; write imagePath relative to this file",
-            "outside_path",
+            code="outside_path",
         )
     own = file.parent.relative_to(root)
     named = posixpath.join(own.as_posix(), path.as_posix())
@@ -175,7 +175,7 @@ def _find_image(value: Any, file: Path, root: Path, folders: Sequence[str]) -> t
         raise AnnotationError(
             f"{place}: image {value} is not beside it, but both {found[0]} and {found[1]} are there; "
             "write imagePath relative to this file",
-            "missing_image",
+            code="missing_image",
         )
     return fields.find_image(found[0] if found else named, place, root)
 
@@ -199,7 +199,9 @@ def _read_metadata(value: dict[str, Any], ours: dict[str, Any], place: str) -> d
 
 def _read_absent(value: Any, place: str) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(each, str) and each.strip() for each in value):
-        raise AnnotationError(f"{place}: absent must be a list of phrases, not {show(value)}", "no_phrase")
+        raise AnnotationError(
+            f"{place}: absent must be a list of phrases, not {show(value)}", code="no_phrase"
+        )
     return value
 
 
@@ -215,7 +217,7 @@ def _read_objects(
         label, group = shape.get("label"), shape.get("group_id")
         if not isinstance(label, str) or not label.strip():
             raise AnnotationError(
-                f"{at}: label must be a phrase, not {kind(label) if label else 'empty'}", "no_phrase"
+                f"{at}: label must be a phrase, not {kind(label) if label else 'empty'}", code="no_phrase"
             )
         if group is not None and type(group) not in (int, str):
             raise AnnotationError(f"{at}: group_id must be a whole number, not {show(group)}")
@@ -235,14 +237,15 @@ def _read_shape(shape: dict[str, Any], place: str, size: Size | None) -> MaskRef
     form = shape.get("shape_type") or "polygon"  # files of before 2018 have polygons only
     if form in WITHOUT_AREA:
         raise AnnotationError(
-            f"{place}: a {form} has no area; draw a polygon around what is meant, or remove it", "no_area"
+            f"{place}: a {form} has no area; draw a polygon around what is meant, or remove it",
+            code="no_area",
         )
     points = _read_points(shape.get("points"), place)
     if form == "mask":
         return _read_mask(shape.get("mask"), points, place, size)
     if not isinstance(form, str) or form not in OUTLINES:
         raise AnnotationError(
-            f"{place}: the shape_type {show(form)} is unknown; draw it as a polygon", "unknown_shape"
+            f"{place}: the shape_type {show(form)} is unknown; draw it as a polygon", code="unknown_shape"
         )
     return Polygons((OUTLINES[form](points, place, size),))
 
@@ -264,19 +267,19 @@ def _rectangle(points: Outline, place: str, size: Size | None) -> Outline:
     if len(xs) == 2:
         return xs[0], ys[0], xs[1], ys[0], xs[1], ys[1], xs[0], ys[1]
     if len(xs) != 4:
-        raise AnnotationError(f"{place}: a rectangle has 2 or 4 points, not {len(xs)}", "points")
+        raise AnnotationError(f"{place}: a rectangle has 2 or 4 points, not {len(xs)}", code="points")
     x, y = sum(xs) / 4, sum(ys) / 4
     corners = sorted(zip(xs, ys, strict=True), key=lambda corner: math.atan2(corner[1] - y, corner[0] - x))
     return tuple(number for corner in corners for number in corner)
 
 
 def _circle(points: Outline, place: str, size: Size | None) -> Outline:
-    """By centre and a point of the edge: a polygon of the same area.
+    """By center and a point of the edge: a polygon of the same area.
 
     LabelMe lets both be set within the image only, and the circle ends at its border.
     """
     if len(points) != 4:
-        raise AnnotationError(f"{place}: a circle has 2 points, not {len(points) // 2}", "points")
+        raise AnnotationError(f"{place}: a circle has 2 points, not {len(points) // 2}", code="points")
     x, y, edge_x, edge_y = points
     radius = math.hypot(edge_x - x, edge_y - y)
     if not math.isfinite(radius):
@@ -301,10 +304,12 @@ def _read_mask(value: Any, points: Outline, place: str, size: Size | None) -> Rl
     if size is None or size[0] * size[1] > MAX_PIXELS:
         raise AnnotationError(
             f"{place}: a mask needs imageHeight and imageWidth, of at most {MAX_PIXELS // 10**6} megapixels",
-            "size",
+            code="size",
         )
     if len(points) != 4 or not all(map(is_number, points)):
-        raise AnnotationError(f"{place}: a mask has 2 points, those of its first and last pixel", "points")
+        raise AnnotationError(
+            f"{place}: a mask has 2 points, those of its first and last pixel", code="points"
+        )
     patch = _decode_patch(value, place, size)
     left, top = round(points[0]), round(points[1])
     spanned = round(points[3] - points[1]) + 1, round(points[2] - points[0]) + 1
@@ -314,14 +319,14 @@ def _read_mask(value: Any, points: Outline, place: str, size: Size | None) -> Rl
         raise AnnotationError(
             f"{place}: the mask is {patch.shape[0]} x {patch.shape[1]} pixels (h x w) but its points span "
             f"{spanned[0]} x {spanned[1]}",
-            "size",
+            code="size",
         )
     seen = patch[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
     if seen.sum() < patch.sum():
         raise AnnotationError(
             f"{place}: the mask reaches outside of the image, {size[0]} x {size[1]} (h x w); "
             "was it drawn on another?",
-            "size",
+            code="size",
         )
     mask = np.zeros(size, dtype=bool)
     mask[rows, columns] = seen
@@ -334,9 +339,9 @@ def _span(first: int, length: int, border: int) -> slice:
 
 
 def _decode_patch(value: Any, place: str, most: Size) -> np.ndarray:
-    """bool (h, w) of a grey PNG in base64, no larger than `most`; pixels other than 0 are the object."""
+    """bool (h, w) of a gray PNG in base64, no larger than `most`; pixels other than 0 are the object."""
     if not isinstance(value, str):
-        raise AnnotationError(f"{place}: mask must be a PNG in base64, not {kind(value)}", "unreadable")
+        raise AnnotationError(f"{place}: mask must be a PNG in base64, not {kind(value)}", code="unreadable")
     try:
         with Image.open(io.BytesIO(base64.b64decode(value, validate=True)), formats=["PNG"]) as image:
             if image.height > most[0] or image.width > most[1] or image.mode not in ("1", "L"):
@@ -347,5 +352,6 @@ def _decode_patch(value: Any, place: str, most: Size) -> np.ndarray:
     # base64 and Pillow raise whatever their parser met
     except Exception as error:
         raise AnnotationError(
-            f"{place}: mask must be a grey PNG in base64, not larger than the image ({error})", "unreadable"
+            f"{place}: mask must be a gray PNG in base64, not larger than the image ({error})",
+            code="unreadable",
         ) from error

@@ -35,7 +35,7 @@ MIN_KEYS = ("id", "annotator", "annotation_id", "created_at", "updated_at", "lea
 MOST_PERCENT = 1e6
 
 
-def recognise(source: Source) -> bool:
+def recognize(source: Source) -> bool:
     """Whether it is a JSON list of tasks: `data` with annotations or predictions, or JSON-MIN."""
     value = source.json
     if not isinstance(value, list) or not value or not isinstance(value[0], dict):
@@ -62,7 +62,7 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
             if sample.id in samples:
                 raise AnnotationError(
                     f"{sample.source}: has the same image {sample.id} as {samples[sample.id].source}; keep one of them",
-                    "equal_ids",
+                    code="equal_ids",
                 )
             samples[sample.id] = sample
         except AnnotationError as error:
@@ -112,13 +112,13 @@ def _read_task(task: Any, place: str, uploads: Uploads) -> Sample:
     rows: list[tuple[str, MaskReference]] = []
     size: Size | None = None
     regions = _regions(annotation, at)
-    labelled = {show(each.get("id")) for _, each in regions if _is_labelled(each)}
+    labeled = {show(each.get("id")) for _, each in regions if _is_labeled(each)}
     for within, region in regions:
         form = str(region["type"])
         if form in REMARKS:
             remarks.setdefault(str(region.get("from_name")), []).append(region["value"].get(form))
         # a shape and its label may be two regions of one id, both with the outline
-        elif _is_labelled(region) or show(region.get("id")) not in labelled:
+        elif _is_labeled(region) or show(region.get("id")) not in labeled:
             size = _read_size(region, within, size)
             rows += [(label, _read_shape(region, within, size)) for label in _read_labels(region, within)]
     metadata = _metadata({name: value for name, value in data.items() if name != key}, remarks, at)
@@ -158,7 +158,7 @@ def _image_key(data: dict[str, Any], place: str) -> str:
         return "image" if "image" in data else found[0]
     raise AnnotationError(
         f"{place}: data must name one image, and has {', '.join(map(show, found)) or 'none'}; call its field image",
-        "missing_image",
+        code="missing_image",
     )
 
 
@@ -172,7 +172,7 @@ def _only_annotation(task: dict[str, Any], place: str) -> dict[str, Any]:
         raise AnnotationError(
             f"{place}: has {len(found)} annotations ({names}), and nothing says which counts; mark one as ground truth "
             "in Label Studio, or cancel the others",
-            "several_annotations",
+            code="several_annotations",
         )
     return found[0] if found else {"result": []}
 
@@ -186,7 +186,7 @@ def _regions(annotation: dict[str, Any], place: str) -> list[tuple[str, dict[str
     for number, region in enumerate(result):
         within = f"{place}, annotation {show(annotation.get('id'))}, region {number}"
         if not isinstance(region, dict) or not isinstance(region.get("type"), str):
-            raise AnnotationError(f"{within}: must be an object with type and value", "unknown_shape")
+            raise AnnotationError(f"{within}: must be an object with type and value", code="unknown_shape")
         if region["type"] == "relation":
             continue
         if not isinstance(region.get("value"), dict):
@@ -195,7 +195,7 @@ def _regions(annotation: dict[str, Any], place: str) -> list[tuple[str, dict[str
     return regions
 
 
-def _is_labelled(region: dict[str, Any]) -> bool:
+def _is_labeled(region: dict[str, Any]) -> bool:
     return str(region["type"]).endswith("labels")
 
 
@@ -208,7 +208,7 @@ def _read_labels(region: dict[str, Any], place: str) -> list[str]:
     ):
         raise AnnotationError(
             f"{place}: a {show(region['type'])} needs a label, and has {show(labels)}; give it one",
-            "no_phrase",
+            code="no_phrase",
         )
     return labels
 
@@ -225,18 +225,18 @@ def _read_size(region: dict[str, Any], place: str, known: Size | None) -> Size:
         raise AnnotationError(
             f"{place}: original_height and original_width must be whole numbers of pixels, not {show(height)} and "
             f"{show(width)}",
-            "size",
+            code="size",
         )
     if region.get("image_rotation"):
         raise AnnotationError(
             f"{place}: the image was turned by {show(region['image_rotation'])} degrees when it was annotated; turn "
             "the image itself, and annotate that",
-            "image_rotation",
+            code="image_rotation",
         )
     if known is not None and known != (height, width):
         raise AnnotationError(
             f"{place}: was drawn at {height} x {width} (h x w), other regions at {known[0]} x {known[1]}",
-            "size",
+            code="size",
         )
     return height, width
 
@@ -256,13 +256,13 @@ def _read_shape(region: dict[str, Any], place: str, size: Size) -> MaskReference
         raise AnnotationError(
             f"{place}: a {show(region['type'])} that is a point or a line has no area; draw a polygon around what is "
             "meant, or remove it",
-            "no_area",
+            code="no_area",
         )
     scale = width / 100, height / 100
     if "x" not in value:
         raise AnnotationError(
             f"{place}: {show(region['type'])} is a form that is not read; draw a polygon or use the brush",
-            "unknown_shape",
+            code="unknown_shape",
         )
     angle = _number(value, "rotation", place) if "rotation" in value else 0.0
     x, y = _number(value, "x", place) * scale[0], _number(value, "y", place) * scale[1]
@@ -281,7 +281,7 @@ def _read_polygon(points: Any, place: str, size: Size) -> Polygons:
     if not isinstance(points, list) or not all(
         isinstance(point, list) and len(point) == 2 for point in points
     ):
-        raise AnnotationError(f"{place}: points must be a list of [x, y]", "points")
+        raise AnnotationError(f"{place}: points must be a list of [x, y]", code="points")
     numbers = fields.read_polygon([number for point in points for number in point], f"{place}: points")
     sides = size[1], size[0]
     return Polygons((tuple(number / 100 * sides[i % 2] for i, number in enumerate(numbers)),))
@@ -290,7 +290,7 @@ def _read_polygon(points: Any, place: str, size: Size) -> Polygons:
 def _number(value: dict[str, Any], key: str, place: str) -> float:
     number = value.get(key)
     if number is None or not is_number(number) or abs(number) > MOST_PERCENT:
-        raise AnnotationError(f"{place}: {key} must be a number, not {show(number)}", "points")
+        raise AnnotationError(f"{place}: {key} must be a number, not {show(number)}", code="points")
     return float(number)
 
 

@@ -2,8 +2,8 @@
 
 Beside them may stand a table of classes, `classes.json`, which makes each mask file a map of classes:
 
-    {"blood vessel": 1, "catheter": 2}       grey levels, or indices of the file's palette
-    {"blood vessel": [255, 0, 0]}            colours
+    {"blood vessel": 1, "catheter": 2}       gray levels, or indices of the file's palette
+    {"blood vessel": [255, 0, 0]}            colors
 
 Every class is then a prompt of every image: a map also says what is not there. Without the table, pixels other than 0
 are the one object of the image.
@@ -23,7 +23,7 @@ from vesalius.types import MaskFile, Sample, Value
 TABLE = "classes.json"
 
 
-def recognise(source: Source) -> bool:
+def recognize(source: Source) -> bool:
     """Whether the folder has both `images/` and `masks/`."""
     return (source.path / "images").is_dir() and (source.path / "masks").is_dir()
 
@@ -49,7 +49,7 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
     ):
         if lonely:
             message = f"{path / side}: no file in {other}/ has the stem of {_first(lonely)}; add or remove it"
-            report(AnnotationError(message, "unpaired"), problems)
+            report(AnnotationError(message, code="unpaired"), problems)
     return [
         Sample(
             stem,
@@ -69,19 +69,23 @@ def read_table(path: Path) -> dict[str, tuple[Value, ...]]:
     """
     value = read_json(path)
     if not isinstance(value, dict):
-        raise AnnotationError(f"{path}: must be an object of phrases and values, not {kind(value)}", "table")
+        raise AnnotationError(
+            f"{path}: must be an object of phrases and values, not {kind(value)}", code="table"
+        )
     found = {phrase: _read_value(each, f"{path}, {show(phrase)}") for phrase, each in value.items()}
     table = {phrase: each for phrase, each in found.items() if each not in (0, (0, 0, 0))}
     if "" in {phrase.strip() for phrase in table} or not table:
-        raise AnnotationError(f"{path}: names no phrase; give each class one", "table")
+        raise AnnotationError(f"{path}: names no phrase; give each class one", code="table")
     nothing = [phrase for phrase in found.keys() - table.keys() if phrase != "background"]
     if nothing:
         raise AnnotationError(
             f"{path}, {show(nothing[0])}: 0 and black are the background; give the class another value",
-            "table",
+            code="table",
         )
     if len(set(table.values())) < len(table) or len({type(each) for each in found.values()}) > 1:
-        raise AnnotationError(f"{path}: the values must be distinct, and all numbers or all colours", "table")
+        raise AnnotationError(
+            f"{path}: the values must be distinct, and all numbers or all colors", code="table"
+        )
     return {phrase: (each,) for phrase, each in table.items()}
 
 
@@ -109,8 +113,8 @@ def _read_value(value: Any, place: str) -> Value:
         red, green, blue = value
         return red, green, blue
     raise AnnotationError(
-        f"{place}: the value of a class must be a whole number from 1 to 65535 or a colour [r, g, b], not {show(value)}",
-        "table",
+        f"{place}: the value of a class must be a whole number from 1 to 65535 or a color [r, g, b], not {show(value)}",
+        code="table",
     )
 
 
@@ -121,7 +125,7 @@ def _by_stem(folder: Path, problems: Problems) -> dict[str, Path]:
         stem = sample_id("images" / file.relative_to(folder))
         if stem in found:
             message = f"{file}: has the same stem as {found[stem].name}; remove one of them"
-            report(AnnotationError(message, "equal_ids"), problems)
+            report(AnnotationError(message, code="equal_ids"), problems)
         found.setdefault(stem, file)
     if not found:
         raise AnnotationError(f"{folder}: holds no image; png, jpg, bmp and tif are looked for")

@@ -4,7 +4,7 @@
 
 The name of a label is the phrase, and its value that of the pixels in the label file; a list of values is a region,
 made of all of them. Version 1 has `{"0": "background", "1": "vessel"}` and no `file_ending`. Every label is a prompt
-of every case. An image is one file: three channels are a colour image in `CASE_0000.png`.
+of every case. An image is one file: three channels are a color image in `CASE_0000.png`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FIRST_ENDING = ".nii.gz"
 Labels = dict[str, tuple[Value, ...]]
 
 
-def recognise(source: Source) -> bool:
+def recognize(source: Source) -> bool:
     """Whether it is a folder with `dataset.json` and `imagesTr/`, or that file."""
     named = source.path.is_dir() or source.path.name == FILE
     return named and is_file(source.root / FILE) and (source.root / "imagesTr").is_dir()
@@ -47,18 +47,19 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
     drawn = {file.name.removesuffix(ending): file for file in _list_files(root / "labelsTr", ending)}
     cases = sorted(images.keys() | drawn.keys())
     if not cases:
-        raise AnnotationError(f"{root / 'imagesTr'}: holds no image CASE_0000{ending}", "no_image")
+        raise AnnotationError(f"{root / 'imagesTr'}: holds no image CASE_0000{ending}", code="no_image")
     stated = top.get("numTraining")
     if stated is not None and stated != len(cases):
         message = f"{path}: numTraining is {show(stated)}, but there are {len(cases)} cases; copy the rest, or correct it"
-        report(AnnotationError(message, "case_count"), problems)
+        report(AnnotationError(message, code="case_count"), problems)
     samples = []
     for case in cases:
         try:
             image = _only_channel(images.get(case, []), case, root, ending)
             if case not in drawn:
                 raise AnnotationError(
-                    f"{image}: there is no labelsTr/{case}{ending}; add it, or remove the image", "unpaired"
+                    f"{image}: there is no labelsTr/{case}{ending}; add it, or remove the image",
+                    code="unpaired",
                 )
         except AnnotationError as error:
             report(error, problems)
@@ -112,7 +113,7 @@ def _read_labels(value: Any, path: Path) -> tuple[Labels, int | None]:
     """Phrase -> values, without the background; and the value of the label `ignore`, if any."""
     if not isinstance(value, dict) or not value:
         raise AnnotationError(
-            f'{path}: labels must be an object such as {{"background": 0, "vessel": 1}}', "labels"
+            f'{path}: labels must be an object such as {{"background": 0, "vessel": 1}}', code="labels"
         )
     if all(key.isdecimal() and isinstance(name, str) for key, name in value.items()):
         value = {name: int(key) if len(key) < 6 else key for key, name in value.items()}
@@ -123,16 +124,16 @@ def _read_labels(value: Any, path: Path) -> tuple[Labels, int | None]:
         if not name.strip() or not values or not all(type(one) is int and 0 <= one < 2**16 for one in values):
             raise AnnotationError(
                 f"{path}: the label {show(name)} must be a name with a whole number or a list of such, not {show(each)}",
-                "labels",
+                code="labels",
             )
         if values != [0] and (0 in values or name == "background"):
-            raise AnnotationError(f"{path}: 0 must be the background, and nothing else", "labels")
+            raise AnnotationError(f"{path}: 0 must be the background, and nothing else", code="labels")
         if name == "ignore":
             ignored = values[0]
         elif values != [0]:
             labels[name] = tuple(dict.fromkeys(values))
     if not labels:
-        raise AnnotationError(f"{path}: labels names nothing but the background", "labels")
+        raise AnnotationError(f"{path}: labels names nothing but the background", code="labels")
     return labels, ignored
 
 
@@ -140,9 +141,9 @@ def _read_ending(top: dict[str, Any], path: Path) -> str:
     ending = top.get("file_ending", FIRST_ENDING)
     if ending not in SUFFIXES:
         raise AnnotationError(
-            f"{path}: the files end in {show(ending)}, and of nnU-Net's data sets those of "
+            f"{path}: the files end in {show(ending)}, and of nnU-Net's datasets those of "
             f"{', '.join(SUFFIXES)} are read; write each slice as an image, and its labels as another",
-            "file_ending",
+            code="file_ending",
         )
     return str(ending)
 
@@ -168,11 +169,11 @@ def _only_channel(files: list[Path], case: str, root: Path, ending: str) -> Path
     if files and [file.name for file in files] != [name]:
         raise AnnotationError(
             f"{files[-1]}: is a channel of its own, and an image in one file is needed; save all as {name}",
-            "several_channels",
+            code="several_channels",
         )
     if not files:
         raise AnnotationError(
             f"{root / 'labelsTr' / (case + ending)}: there is no imagesTr/{name}; add it, or remove the label",
-            "unpaired",
+            code="unpaired",
         )
     return files[0]

@@ -14,10 +14,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vesalius.data.images import frame_id
-from vesalius.data.particulars import KEYS as PARTICULARS
-from vesalius.data.particulars import read_particulars
 from vesalius.data.readers import fields
 from vesalius.data.readers.fields import kind
+from vesalius.data.sample_fields import KEYS as PARTICULARS
+from vesalius.data.sample_fields import read_particulars
 from vesalius.data.source import Problems, Source, report
 from vesalius.errors import AnnotationError
 from vesalius.masks import Size
@@ -26,7 +26,7 @@ from vesalius.types import Absent, MaskReference, Sample
 KEYS = ("image", "video", "mask", "text", "size", *PARTICULARS)
 
 
-def recognise(source: Source) -> bool:
+def recognize(source: Source) -> bool:
     """Whether it is a JSON file with a list, the first entry of which, if any, has `image` or `video`."""
     value = source.json
     return isinstance(value, list) and (
@@ -61,7 +61,7 @@ def _check_new(sample: Sample, samples: dict[str, Sample]) -> None:
         raise AnnotationError(
             f"{sample.source}: has the same id {sample.id} as {samples[sample.id].source}; "
             "put all objects of an image in one entry, and name images apart by more than the suffix",
-            "equal_ids",
+            code="equal_ids",
         )
 
 
@@ -78,8 +78,8 @@ def _read_entry(entry: Any, place: str, root: Path) -> list[Sample]:
     if not isinstance(entry, dict):
         raise AnnotationError(f"{place}: must be an object with image, mask and text, not {kind(entry)}")
     clip = "video" in entry
-    labelled = "mask" in entry or "text" in entry
-    needed = ("video" if clip else "image", *(("mask", "text") if labelled else ()))
+    labeled = "mask" in entry or "text" in entry
+    needed = ("video" if clip else "image", *(("mask", "text") if labeled else ()))
     missing = [key for key in needed if key not in entry]
     if missing:
         raise AnnotationError(
@@ -91,10 +91,10 @@ def _read_entry(entry: Any, place: str, root: Path) -> list[Sample]:
     # the images first, so that every later message can name one
     images = [fields.find_image(path, place, root) for path in paths]
     named = f"{place} ({paths[0]})"
-    texts = _read_texts(entry, named) if labelled else ()
+    texts = _read_texts(entry, named) if labeled else ()
     tracks = [
         _read_track(value, f"{named}: mask {i}", len(paths)) if clip else [value]
-        for i, value in enumerate(entry["mask"] if labelled else ())
+        for i, value in enumerate(entry["mask"] if labeled else ())
     ]
     shared = _read_shared(entry, named, _clip_name(paths, images) if clip else None)
     samples = []
@@ -105,7 +105,7 @@ def _read_entry(entry: Any, place: str, root: Path) -> list[Sample]:
         )
         frame = shared["frame"]
         known_as = name if frame is None else frame_id(name, frame)
-        samples.append(Sample(known_as, image, texts, masks if labelled else None, at, **shared))
+        samples.append(Sample(known_as, image, texts, masks if labeled else None, at, **shared))
     return samples
 
 
@@ -139,17 +139,18 @@ def _read_texts(entry: dict[str, Any], place: str) -> tuple[str, ...]:
     if len(masks) != len(texts):
         raise AnnotationError(
             f"{place}: has {len(masks)} masks but {len(texts)} texts; give one text an object",
-            "unequal_counts",
+            code="unequal_counts",
         )
     if not texts:
         raise AnnotationError(
             f"{place}: names no phrase; give at least one text, with null where it is not in the image",
-            "no_phrase",
+            code="no_phrase",
         )
     for index, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
             raise AnnotationError(
-                f"{place}: text {index} must be a phrase, not {kind(text) if text else 'empty'}", "no_phrase"
+                f"{place}: text {index} must be a phrase, not {kind(text) if text else 'empty'}",
+                code="no_phrase",
             )
     return tuple(texts)
 
@@ -173,6 +174,6 @@ def _read_object(value: Any, place: str, size: Size | None) -> MaskReference:
         raise AnnotationError(f"{place} must be polygons, RLE or null, not {kind(value)}")
     if not value:
         raise AnnotationError(
-            f"{place} is empty; use null to say that the phrase is not there", "empty_object"
+            f"{place} is empty; use null to say that the phrase is not there", code="empty_object"
         )
     return fields.read_polygons(value, place)

@@ -34,7 +34,7 @@ def turn(points: Points, angle: float, x: float, y: float) -> Points:
 
 
 def clip(points: Points, size: Size) -> Points:
-    """The part of a convex polygon that lies in an image of `size`; all of it where its centre lies outside.
+    """The part of a convex polygon that lies in an image of `size`; all of it where its center lies outside.
 
     What turns or bulges over the border is meant to end there; what lies beside the image was drawn on another.
     Source: I. Sutherland and G. Hodgman 1974, Reentrant polygon clipping.

@@ -1,4 +1,4 @@
-"""Images that an annotation tool names by where it kept them, found again among the files of a data set."""
+"""Images that an annotation tool names by where it kept them, found again among the files of a dataset."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ class Uploads:
                     shown = ", ".join(str(each.relative_to(self.root)) for each in found[:5])
                     raise AnnotationError(
                         f"{place}: image {show(value)} may be any of {len(found)} files ({shown}); rename all but one",
-                        "ambiguous_image",
+                        code="ambiguous_image",
                     )
                 if found:
                     return found[0], sample_id(found[0].relative_to(self.root))
         raise AnnotationError(
             f"{place}: no file {show(_parts(value, place)[-1])} is in {self.root} or in images/ there; copy the images to "
             "images/",
-            "missing_image",
+            code="missing_image",
         )
 
     def _find(self, parts: tuple[str, ...]) -> list[Path]:
@@ -76,7 +76,9 @@ def _parts(value: str, place: str) -> tuple[str, ...]:
             parse_qs(address.query).get("d") if address.path.rstrip("/").endswith("local-files") else None
         )
     except ValueError as error:
-        raise AnnotationError(f"{place}: {show(value)} is no address ({error})", "missing_image") from error
+        raise AnnotationError(
+            f"{place}: {show(value)} is no address ({error})", code="missing_image"
+        ) from error
     path = (
         served[0]
         if served
@@ -87,6 +89,7 @@ def _parts(value: str, place: str) -> tuple[str, ...]:
     parts = tuple(part for part in path.replace("\\", "/").split("/") if part not in ("", "."))
     if ".." in parts or not parts:
         raise AnnotationError(
-            f"{place}: image {show(value)} names no file of the data set; give a path in it", "outside_path"
+            f"{place}: image {show(value)} names no file of the dataset; give a path in it",
+            code="outside_path",
         )
     return parts

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from vesalius.data.dataset import load_mask
-from vesalius.data.particulars import write_particulars
 from vesalius.data.readers.coco import KEYS
+from vesalius.data.sample_fields import write_particulars
 from vesalius.data.writers.samples import check_any, check_metadata_names, image_path, rows_of, size_of
 from vesalius.files import to_json, write_text
 from vesalius.masks import Size, encode_rle

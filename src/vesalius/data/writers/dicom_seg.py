@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from vesalius.data.dicom.file import reading, silence
+from vesalius.data.decoders.dicom_file import reading, silence
 from vesalius.data.readers.dicom_seg import SOP_CLASS
 from vesalius.errors import ImageError, SettingError
 from vesalius.files import replacing
@@ -168,7 +168,7 @@ def _describing(source: Path) -> Iterator[tuple[Any, Any]]:
             if not tags.get(keyword):
                 raise ImageError(
                     f"{source}: has no {keyword}, so no segmentation can refer to it; export it again",
-                    "missing_tag",
+                    code="missing_tag",
                 )
         yield tags, _describe(tags)
 

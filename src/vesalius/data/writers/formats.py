@@ -1,4 +1,4 @@
-"""Every format that a data set can be written in."""
+"""Every format that a dataset can be written in."""
 
 from __future__ import annotations
 

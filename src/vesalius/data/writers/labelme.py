@@ -17,8 +17,8 @@ from PIL import Image
 
 from vesalius.data.dataset import check_polygons, load_mask
 from vesalius.data.images import frame_id
-from vesalius.data.particulars import write_particulars
 from vesalius.data.readers.labelme import OURS
+from vesalius.data.sample_fields import write_particulars
 from vesalius.data.writers.samples import check_any, check_metadata_names, image_path, rows_of, size_of
 from vesalius.errors import AnnotationError
 from vesalius.files import write_json

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from vesalius.data.dataset import load_mask, merge_phrases
-from vesalius.data.particulars import KEYS
+from vesalius.data.sample_fields import KEYS
 from vesalius.data.writers.samples import check_any, image_path, rows_of, size_of
 from vesalius.files import replacing
 from vesalius.masks import Size

@@ -13,7 +13,7 @@ from jaxtyping import Bool, UInt8
 from vesalius.errors import OutputError
 from vesalius.extras import require
 from vesalius.files import replacing
-from vesalius.visualisation import overlay
+from vesalius.visualization import overlay
 
 CODECS = (("libx264", {"crf": "18", "preset": "medium"}), ("mpeg4", {"qscale": "2"}))
 """The first that this build of FFmpeg has; at these settings contours of one pixel stay clean."""
@@ -28,7 +28,7 @@ def write_overlay(
     """Write each frame under its mask to an MP4 file, one at a time, as a whole or not at all; how many there
     were.
 
-    H.264, or MPEG-4 where FFmpeg has no encoder for it. Both store colour for two by two pixels: an odd
+    H.264, or MPEG-4 where FFmpeg has no encoder for it. Both store color for two by two pixels: an odd
     height or width is filled up by repeating the last row or column, so the film is then a pixel larger than
     the frames. Raises OutputError for a name that is not MP4, no frame, or a rate that is not above 0;
     ValueError where frames and masks differ in number or size; MissingExtraError.

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from vesalius.data.images import read_mask
-from vesalius.data.particulars import write_particulars
 from vesalius.data.readers.sa2va_json import KEYS
+from vesalius.data.sample_fields import write_particulars
 from vesalius.data.writers.samples import check_any, check_metadata_names, image_path, rows_of, size_of
 from vesalius.files import write_json
 from vesalius.masks import encode_rle

@@ -1,0 +1,87 @@
+"""Images that are there twice, exactly or nearly, in one split or in two."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from vesalius.checks.findings import finding, some
+from vesalius.checks.measures import Measure
+from vesalius.data.perceptual_hash import Likeness, near_pairs
+from vesalius.types import Finding
+
+
+def check_duplicates(measures: Sequence[Measure]) -> list[Finding]:
+    """`duplicate`, `near_duplicate` and `leak`: one finding for each cluster of images.
+
+    Frames of one clip are expected to be alike, and are not compared; nor are, but for equal pixels, images of one
+    split that share a stated group, for which the remedy is to give them one.
+    """
+    same = defaultdict(list)
+    for measure in measures:
+        if measure.likeness is not None:
+            same[measure.likeness].append(measure)
+    findings = [_exact(group) for group in same.values() if not _one_clip(group)]
+    clips = [f"{_kin(each)}\n{each.split}" for each, *_ in same.values()]
+    likenesses = list(same)
+    for cluster in near_clusters(likenesses, clips):
+        findings.append(_near([each for index in cluster for each in same[likenesses[index]]]))
+    return findings
+
+
+def near_clusters(likenesses: Sequence[Likeness], clips: Sequence[str]) -> list[list[int]]:
+    """Places of images that look nearly alike, directly or by way of others; not those of one clip."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    n = len(likenesses)
+    label, clip = np.arange(n), np.unique(clips, return_inverse=True)[1]
+
+    def unlinked(pairs: np.ndarray) -> np.ndarray:
+        return (label[pairs[0]] != label[pairs[1]]) & (clip[pairs[0]] != clip[pairs[1]])
+
+    for first, second in near_pairs(likenesses, unlinked):
+        if len(first):
+            links = (np.ones(len(first)), (label[first], label[second]))
+            label = connected_components(coo_array(links, shape=(n, n)), directed=False)[1][label]
+    clusters = defaultdict(list)
+    for index, name in enumerate(label.tolist()):
+        clusters[name].append(index)
+    return [cluster for cluster in clusters.values() if len(cluster) > 1]
+
+
+def _kin(measure: Measure) -> str:
+    """The same for images that are expected to be alike."""
+    if measure.group is not None:
+        return f"group {measure.group}"
+    return f"clip {measure.sequence}" if measure.sequence is not None else f"image {measure.id}"
+
+
+def _one_clip(group: Sequence[Measure]) -> bool:
+    """Whether these are one image, or frames of one clip."""
+    clips = {(each.split, each.sequence) for each in group}
+    return len(group) == 1 or (len(clips) == 1 and group[0].sequence is not None)
+
+
+def _exact(group: Sequence[Measure]) -> Finding:
+    return _duplicates("duplicate", group, "have the same pixels")
+
+
+def _near(group: Sequence[Measure]) -> Finding:
+    return _duplicates("near_duplicate", group, "look nearly the same")
+
+
+def _duplicates(code: str, group: Sequence[Measure], alike: str) -> Finding:
+    """A finding about images that are alike: a leak where they are in several splits."""
+    splits = dict.fromkeys(each.split for each in group)
+    names = [f"{each.split}: {each.id}" if len(splits) > 1 else each.id for each in group]
+    where = f" and are in {len(splits)} splits" if len(splits) > 1 else ""
+    return finding(
+        "leak" if len(splits) > 1 else code,
+        group[1].file,
+        some(names),
+        f"{len(group)} images {alike}{where}",
+        samples=[each.id for each in group],
+    )

@@ -1,0 +1,127 @@
+"""Polygons as they were drawn: points, coordinates, outlines that cross themselves."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from vesalius.checks.findings import count, of_sample
+from vesalius.masks import Size
+from vesalius.types import Finding, Polygons, Sample
+
+MOST_PAIRS = 20_000_000
+"""Pairs of edges that are looked at in one polygon (2 s); an outline of 1,000 points has some 10,000."""
+
+CHUNK = 1_000_000
+
+Points = Float[np.ndarray, "n 2"]
+
+
+def check_polygons(reference: Polygons, size: Size, sample: Sample, within: str) -> list[Finding]:
+    """Findings about one object, which is `within` its sample; where one is an error the object has no mask."""
+    findings = []
+    for number, part in enumerate(reference.parts):
+        at = f"{within}, polygon {number}" if len(reference.parts) > 1 else within
+        found = _find_fault(part, size)
+        if found is not None:
+            code, message = found
+            findings.append(of_sample(code, sample, message, within=at))
+    return findings
+
+
+def _find_fault(part: tuple[float, ...], size: Size) -> tuple[str, str] | None:
+    """The code and message of the worst fault of a polygon."""
+    if len(part) % 2:
+        return "few_points", f"has {len(part)} numbers; x and y must come in pairs"
+    if len(part) < 6:
+        return "few_points", f"has {count(len(part) // 2, 'point')}; at least 3 are needed"
+    points = np.reshape(part, (-1, 2))
+    if not np.isfinite(points).all():
+        wrong = int(np.flatnonzero(~np.isfinite(points).all(axis=1))[0])
+        return "not_finite", f"point {wrong} has a coordinate that is not a finite number"
+    beyond = _beyond(points, size)
+    if beyond > 1:
+        return "outside", f"{_span(points, size)}, {beyond:.4g} px beyond its border"
+    if not np.any(_cross(points[1:] - points[0], _direction(points))):
+        return "zero_area", f"its {len(points)} points lie on one line"
+    crossings = count_crossings(points)
+    if crossings is None:
+        return "self_crossing", f"its {len(points)} long edges were too many to look for crossings among them"
+    if crossings:
+        lost = int(np.count_nonzero(_lost(points, size)))
+        effect = (
+            f"{count(lost, 'pixel')} inside {'is' if lost == 1 else 'are'} left out"
+            if lost
+            else "no pixel is lost"
+        )
+        return "self_crossing", f"the outline crosses itself {count(crossings, 'time')}; {effect}"
+    if beyond > 0:
+        return "border", f"{_span(points, size)}, {beyond:.2g} px beyond its border"
+    return None
+
+
+def count_crossings(points: Points) -> int | None:
+    """How often the closed outline crosses itself; touching is not crossing. None with more than `MOST_PAIRS` to look at.
+
+    Only edges that share a height can cross: each is compared with those that begin below its end.
+    """
+    ends = np.roll(points, -1, axis=0)
+    low, high = np.minimum(points[:, 1], ends[:, 1]), np.maximum(points[:, 1], ends[:, 1])
+    order = np.argsort(low, kind="stable")
+    points, ends, low, high = points[order], ends[order], low[order], high[order]
+    others = np.searchsorted(low, high, side="right") - np.arange(len(points)) - 1
+    total = int(others.sum())
+    if total > MOST_PAIRS:
+        return None
+    found = 0
+    starts = np.concatenate([[0], np.cumsum(others)])
+    for begin in range(0, total, CHUNK):
+        pairs = np.arange(begin, min(begin + CHUNK, total))
+        first = np.searchsorted(starts, pairs, side="right") - 1
+        second = first + 1 + pairs - starts[first]
+        found += _count_pairs(points, ends, first, second)
+    return found
+
+
+def _count_pairs(points: Points, ends: Points, i: Int[np.ndarray, " p"], j: Int[np.ndarray, " p"]) -> int:
+    """How many of the pairs of edges cross: the ends of each lie on both sides of the other."""
+    a, b, c, d = points[i], ends[i], points[j], ends[j]
+    apart = np.sign(_cross(b - a, c - a)) * np.sign(_cross(b - a, d - a)) < 0
+    apart &= np.sign(_cross(d - c, a - c)) * np.sign(_cross(d - c, b - c)) < 0
+    return int(np.count_nonzero(apart))
+
+
+def _lost(points: Points, size: Size) -> np.ndarray:
+    """Pixels of an image of `size` that the outline winds around an even number of times, but not 0.
+
+    Masks are filled by the even-odd rule, which leaves them out; other programs fill them.
+    """
+    height, width = size
+    steps = np.zeros((height, width + 1), dtype=np.int32)
+    for (x, y), (x_end, y_end) in zip(points, np.roll(points, -1, axis=0), strict=True):
+        low, high = np.clip(np.ceil(np.sort([y, y_end]) - 0.5), 0, height).astype(int)
+        rows = np.arange(low, high)
+        at = x + (rows + 0.5 - y) * (x_end - x) / (y_end - y) if len(rows) else rows
+        steps[rows, np.clip(np.ceil(at - 0.5), 0, width).astype(int)] += 1 if y_end > y else -1
+    winding = np.cumsum(steps, axis=1)[:, :-1]
+    return (winding != 0) & (winding % 2 == 0)
+
+
+def _beyond(points: Points, size: Size) -> float:
+    """How far the furthest point lies outside of the image, in pixels; 0 or less where none does."""
+    return float(max(-points.min(), points[:, 0].max() - size[1], points[:, 1].max() - size[0]))
+
+
+def _span(points: Points, size: Size) -> str:
+    (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
+    return f"spans x {left:g} to {right:g} and y {top:g} to {bottom:g} in an image of {size[0]} x {size[1]} (h x w)"
+
+
+def _direction(points: Points) -> Points:
+    """From the first point to the one furthest from it."""
+    rays = points - points[0]
+    return rays[np.argmax((rays**2).sum(axis=1))]
+
+
+def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]

@@ -1,0 +1,239 @@
+"""The check of a dataset: every problem in one pass, each image read once, in several processes."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from vesalius.checks import phrases
+from vesalius.checks.duplicates import check_duplicates
+from vesalius.checks.findings import of_error, of_sample, split_place
+from vesalius.checks.images import check_image
+from vesalius.checks.masks import check_masks, find_drawn_size
+from vesalius.checks.measures import Measure
+from vesalius.checks.names import check_names, check_unnamed
+from vesalius.checks.overlaps import Overlap, check_overlaps
+from vesalius.checks.widths import check_widths
+from vesalius.data.dataset import Dataset, open_dataset
+from vesalius.data.formats import ANNOTATION_FILES
+from vesalius.data.perceptual_hash import likeness_of
+from vesalius.errors import DataError, SettingError
+from vesalius.masks import Size
+from vesalius.parallel import map_in_order
+from vesalius.types import Finding, Polygons, Sample
+
+BATCH = 16
+"""Samples of one job of a process."""
+
+FOLD = re.compile(r"\.(train|val|test)(ing|id|idation)?$", re.IGNORECASE)
+"""How the name of a split ends of which several belong to one fold: `fold1.train`, `fold1.val`."""
+
+FEW = 128
+"""Samples that are checked sooner than other processes have started (1 to 2 s)."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found in a dataset, or in all splits of a folder."""
+
+    parts: dict[str, Dataset]
+    """Name of the split -> its samples; one part without a name unless a folder has several annotation files."""
+    findings: tuple[Finding, ...]
+    counts: dict[str, Any]
+    """`phrases.counts` over all parts; `overlapping` (pair of phrases -> images) where two overlap as a rule, and `splits`
+    (name -> images) where there are several."""
+    measures: tuple[Measure, ...]
+    """One for each sample of each part, in order."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one sample gave."""
+
+    measure: Measure
+    findings: tuple[Finding, ...]
+    drawn_at: Size | None = None
+    """The size that its masks were drawn at, where that is not the image's."""
+    overlaps: tuple[Overlap, ...] = ()
+    reach: float | None = None
+    """Largest coordinate over the side of the image, where one lies outside."""
+
+
+def inspect(
+    data: str | Path,
+    *,
+    split: str | None = None,
+    prompt: str | None = None,
+    group: str | None = None,
+    workers: int | None = None,
+    on_progress: Callable[[float, str], None] = lambda share, note: None,
+) -> Report:
+    """All that is wrong with a dataset, and what was measured on the way.
+
+    A folder with several annotation files is checked as a whole, and for what its splits share, unless `split`
+    picks one. `workers` processes read the images (0: this one; default: one a core, for few samples this one).
+    `on_progress(share, note)` hears of the share in [0, 1]. Raises DataError where there is no dataset at all,
+    SettingError where an argument does not fit it.
+    """
+    if workers is not None and workers < 0:
+        raise SettingError(f"workers must be 0 or more; got {workers}")
+    findings: list[Finding] = []
+    parts: dict[str, Dataset] = {}
+    files = _find_parts(Path(data), split)
+    for name, file in files.items():
+        problems: list[DataError] = []
+        try:
+            parts[name] = open_dataset(file, split=split, prompt=prompt, group=group, problems=problems)
+        except DataError as error:
+            if len(files) == 1:
+                raise
+            problems = [error]
+        findings += map(of_error, problems)
+    records = _measure(parts, workers, on_progress)
+    measures = [record.measure for record in records]
+    findings += (each for record in records for each in record.findings)
+    usual: Counter[str] = Counter()
+    for name, dataset in parts.items():
+        own = [record for record in records if record.measure.split == name]
+        overlaps, by_nature = check_overlaps(
+            [
+                (sample, [target.phrase for target in record.measure.targets], record.overlaps)
+                for sample, record in zip(dataset.samples, own, strict=True)
+            ]
+        )
+        usual.update(by_nature)
+        findings += overlaps + _check_whole(dataset, own)
+    # with one split chosen, images of the others would seem to have no entry
+    if split is None:
+        findings += _check_folder(parts, files)
+    findings += _check_shared(parts, measures)
+    counted = phrases.counts([sample for dataset in parts.values() for sample in dataset.samples])
+    if usual:
+        counted["overlapping"] = dict(usual)
+    if len(parts) > 1:
+        counted["splits"] = {name: len(dataset.samples) for name, dataset in parts.items()}
+    return Report(parts, tuple(findings), counted, tuple(measures))
+
+
+def _find_parts(data: Path, split: str | None) -> dict[str, Path]:
+    """Name of each split of a folder -> its annotation file; otherwise what was named, under no name."""
+    if split is not None or not data.is_dir():
+        return {"": data}
+    files = sorted(file for pattern in ANNOTATION_FILES for file in data.glob(pattern))
+    if len(files) < 2:
+        return {"": files[0] if files else data}
+    names = [file.stem.removeprefix("annotations").lstrip("._-") or file.name for file in files]
+    distinct = len(set(names)) == len(names)
+    return dict(zip(names if distinct else [file.name for file in files], files, strict=True))
+
+
+def _measure(
+    parts: dict[str, Dataset], workers: int | None, on_progress: Callable[[float, str], None]
+) -> list[Record]:
+    n = sum(len(dataset.samples) for dataset in parts.values())
+    if workers is None:
+        workers = 0 if n <= FEW else os.cpu_count() or 1
+    records: list[Record] = []
+    for batch in map_in_order(inspect_samples, _batches(parts), workers):
+        records += batch
+        on_progress(len(records) / n, f"{len(records)} of {n} images")
+    return records
+
+
+def _batches(parts: dict[str, Dataset]) -> Iterator[tuple[str, list[Sample]]]:
+    for name, dataset in parts.items():
+        samples = iter(dataset.samples)
+        while batch := list(islice(samples, BATCH)):
+            yield name, batch
+
+
+def inspect_samples(job: tuple[str, list[Sample]]) -> list[Record]:
+    """What there is to say about each of some samples of one split."""
+    split, samples = job
+    return [inspect_sample(sample, split) for sample in samples]
+
+
+def inspect_sample(sample: Sample, split: str = "") -> Record:
+    """What there is to say about one sample: its image and masks are read once, and nothing of them is kept."""
+    measure = Measure(sample.id, split, str(sample.image), sample.group, sample.sequence)
+    pixels, findings = check_image(sample)
+    if sample.masks is None:
+        findings.append(of_sample("unlabeled", sample, "has no annotation"))
+    if pixels is None:
+        return Record(measure, tuple(findings))
+    size = pixels.shape[0], pixels.shape[1]
+    targets, overlaps, found = check_masks(sample, size)
+    measure = replace(
+        measure,
+        size=size,
+        likeness=likeness_of(pixels),
+        targets=targets,
+    )
+    reach = _find_reach(sample, size) if any(each.code == "outside" for each in found) else None
+    return Record(measure, (*findings, *found), find_drawn_size(sample, size), tuple(overlaps), reach)
+
+
+def _find_reach(sample: Sample, size: Size) -> float:
+    """Largest coordinate over the side of the image that it runs along."""
+    references = [each for objects in sample.masks or () for each in objects if isinstance(each, Polygons)]
+    parts = [part for reference in references for part in reference.parts]
+    x, y = ([each for part in parts for each in part[axis::2] if math.isfinite(each)] for axis in (0, 1))
+    return max(max(x) / size[1], max(y) / size[0])
+
+
+def _check_whole(dataset: Dataset, records: list[Record]) -> list[Finding]:
+    """What is said once about one split."""
+    n = len(records)
+    file, place = split_place(dataset.samples[0].source) if n else ("", "")
+    name = file if place else str(dataset.root)
+    drawn = [
+        (record.measure.id, record.drawn_at, record.measure.size)
+        for record in records
+        if record.drawn_at is not None and record.measure.size is not None
+    ]
+    reach = [(record.measure.id, record.reach) for record in records if record.reach is not None]
+    return [
+        *phrases.check_sizes(drawn, n, name),
+        *phrases.check_reach(reach, n, name),
+        *phrases.check_phrases(dataset, name),
+        *phrases.check_groups(dataset, name),
+        *check_widths([record.measure for record in records], name),
+        *check_names(dataset),
+    ]
+
+
+def families(names: Sequence[str]) -> list[set[str]]:
+    """Splits that must share nothing: `a.train`, `a.val` and `a.test` of one fold, with those that are of no fold."""
+    folds = {name: name.rpartition(".")[0] if FOLD.search(name) else "" for name in names}
+    alone = {name for name, fold in folds.items() if not fold}
+    each = dict.fromkeys(fold for fold in folds.values() if fold)
+    return [alone | {name for name in names if folds[name] == fold} for fold in each] or [alone]
+
+
+def _check_shared(parts: dict[str, Dataset], measures: Sequence[Measure]) -> list[Finding]:
+    """What images have in common, in one split and between those that must share nothing; each finding once."""
+    findings: dict[Finding, None] = {}
+    for family in families(list(parts)):
+        among = {name: part for name, part in parts.items() if name in family}
+        found = phrases.check_group_leaks(among)
+        found += check_duplicates([each for each in measures if each.split in family])
+        findings |= dict.fromkeys(found)
+    return list(findings)
+
+
+def _check_folder(parts: dict[str, Dataset], files: dict[str, Path]) -> list[Finding]:
+    """`unnamed_image` over all annotation files of a folder, those beside the one that was named among them."""
+    annotations = [file for file in files.values() if file.is_file()]
+    if len(annotations) == 1 and any(annotations[0].match(pattern) for pattern in ANNOTATION_FILES):
+        folder = annotations[0].parent
+        annotations = sorted(file for pattern in ANNOTATION_FILES for file in folder.glob(pattern))
+    if not parts or not annotations:
+        return []
+    return check_unnamed(list(parts.values()), annotations)

@@ -1,0 +1,143 @@
+"""The masks of a sample: whether they fit the image, what they cover, and what they have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vesalius.checks.correction import same_ratio
+from vesalius.checks.findings import known_code, of_sample, some, split_remedy
+from vesalius.checks.geometry import check_polygons
+from vesalius.checks.measures import Target
+from vesalius.checks.overlaps import Cover, Overlap
+from vesalius.checks.widths import cell_px, skeleton_widths
+from vesalius.data.dataset import LOSSY, load_mask
+from vesalius.data.images import mask_values
+from vesalius.errors import DataError
+from vesalius.masks import Size
+from vesalius.types import Absent, Finding, MaskFile, MaskReference, Polygons, RleMask, Sample
+
+
+def check_masks(sample: Sample, size: Size) -> tuple[tuple[Target, ...], list[Overlap], list[Finding]]:
+    """What each phrase covers, which objects overlap, and findings.
+
+    Nothing is measured of a phrase whose objects are not all right.
+    """
+    drawn_at = find_drawn_size(sample, size)
+    if drawn_at is not None:
+        message = f"was drawn at {compare_sizes(drawn_at, size)}"
+        return (), [], [of_sample("size", sample, message, remedy=size_remedy(drawn_at, size))]
+    targets, findings, cover = [], [], Cover(size)
+    told: set[Path | None] = set()  # maps of classes, which all phrases have in common
+    for phrase, objects in zip(sample.prompts, sample.masks or (), strict=sample.masks is not None):
+        union: np.ndarray | None = np.zeros(size, dtype=bool, order="F")
+        for number, reference in enumerate(objects):
+            within = f"{phrase!r}, object {number}" if len(objects) > 1 else f"{phrase!r}"
+            mask, faults = _check_object(reference, size, sample, within)
+            findings += [
+                each for each in faults if each.code != "unknown_value" or _file(reference) not in told
+            ]
+            told.update(_file(reference) for each in faults if each.code == "unknown_value")
+            if mask is not None:
+                cover.add(phrase, within, mask)
+            union = None if mask is None or union is None else np.logical_or(union, mask, out=union)
+        if union is not None:
+            targets.append(measure_target(phrase, union))
+    return tuple(targets), cover.overlaps, findings
+
+
+def find_drawn_size(sample: Sample, size: Size) -> Size | None:
+    """(h, w) that the entry, or else the first RLE or mask file that differs from the image, was drawn at."""
+    if sample.size is not None and sample.size != size:
+        return sample.size
+    for reference in (each for objects in sample.masks or () for each in objects):
+        stated = _stated_size(reference)
+        if stated is not None and stated != size:
+            return stated
+    return None
+
+
+def compare_sizes(drawn: Size, real: Size) -> str:
+    """`800 x 800 for an image of 512 x 512 (h x w), ratio 1.5625`."""
+    ratios = dict.fromkeys(f"{one / other:.5g}" for one, other in zip(drawn, real, strict=True))
+    unlike = "" if same_ratio(drawn, real) else ", not the same in height and width: stretched, cut or padded"
+    return (
+        f"{drawn[0]} x {drawn[1]} for an image of {real[0]} x {real[1]} (h x w), "
+        f"ratio {' x '.join(ratios)}{unlike}"
+    )
+
+
+def size_remedy(drawn: Size, real: Size) -> str:
+    """What to do where two sizes are not one scaled by one ratio; "" where the table of codes says it."""
+    return "" if same_ratio(drawn, real) else "put the image that was drawn on in its place, or draw again"
+
+
+def measure_target(phrase: str, mask: np.ndarray) -> Target:
+    """The numbers of one phrase, whose objects together are `mask`."""
+    widths = skeleton_widths(mask)
+    return Target(
+        phrase,
+        np.count_nonzero(mask) / mask.size,
+        (float(widths.min()), float(np.median(widths))) if len(widths) else None,
+        len(widths),
+        int(np.count_nonzero(widths < cell_px((mask.shape[0], mask.shape[1])))),
+    )
+
+
+def _stated_size(reference: MaskReference) -> Size | None:
+    """The size that an RLE or the header of a mask file states; None where there is none."""
+    if isinstance(reference, RleMask):
+        return reference.rle["size"][0], reference.rle["size"][1]
+    if not isinstance(reference, MaskFile):
+        return None
+    try:
+        with Image.open(reference.path) as image:
+            return image.height, image.width
+    except Exception:  # Pillow's parsers raise what they like; the file is read again, and then told of
+        return None
+
+
+def _check_object(
+    reference: MaskReference, size: Size, sample: Sample, within: str
+) -> tuple[np.ndarray | None, list[Finding]]:
+    """The mask of one object, None where there is none, and findings."""
+    findings = []
+    if isinstance(reference, Polygons):
+        findings = check_polygons(reference, size, sample, within)
+        if any(each.severity == "error" for each in findings):
+            return None, findings
+    try:
+        mask: np.ndarray = load_mask(reference, size, within)
+    except DataError as error:
+        code = "rle" if isinstance(reference, RleMask) else known_code(error)
+        message, remedy = split_remedy(str(error).removeprefix(f"{within}: "))
+        within = "" if code == "unknown_value" else within
+        return None, [of_sample(code, sample, message, within=within, remedy=remedy)]
+    if isinstance(reference, MaskFile):
+        findings = _check_file(reference, sample, within)
+    if not _may_be_empty(reference) and not mask.any():
+        findings.append(of_sample("empty_mask", sample, "the mask has no pixel", within=within))
+        return None, findings
+    return mask, findings
+
+
+def _file(reference: MaskReference) -> Path | None:
+    return reference.path if isinstance(reference, MaskFile) else None
+
+
+def _may_be_empty(reference: MaskReference) -> bool:
+    """Whether no pixel means that the phrase is not there: a map of classes shows only those that are."""
+    return isinstance(reference, Absent) or (isinstance(reference, MaskFile) and reference.values is not None)
+
+
+def _check_file(reference: MaskFile, sample: Sample, within: str) -> list[Finding]:
+    path = reference.path
+    if path.suffix.lower() in LOSSY:
+        return [of_sample("lossy_mask", sample, f"{path.name} is a JPEG", within=within)]
+    values = mask_values(path) if reference.values is None else []
+    if len(values) <= 2:
+        return []
+    message = f"{path.name} has {len(values)} values ({some(map(str, values))})"
+    return [of_sample("gray_mask", sample, message, within=within)]

@@ -1,0 +1,173 @@
+"""Small pictures of samples as they stand: the image with the outlines that its annotation draws, wherever they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+from PIL import Image, ImageDraw
+
+from vesalius.checks.correction import Uncertain, own_size
+from vesalius.data.dataset import load_image
+from vesalius.data.images import MAX_PIXELS, read_mask
+from vesalius.errors import DataError
+from vesalius.masks import Size, decode_rle
+from vesalius.types import Absent, MaskFile, MaskReference, Polygons, RleMask, Sample
+from vesalius.visualization import SKY_BLUE, VERMILLION, YELLOW, Color, contour
+
+SIDE = 320
+"""Longer side of a picture, pixels; it is drawn at twice that, so that lines are smooth."""
+OUTLINE = 3
+"""Pixels of the doubled picture."""
+AS_STATED, RESCALED = VERMILLION, SKY_BLUE
+COLORS: tuple[Color, ...] = (
+    *(SKY_BLUE, VERMILLION, YELLOW, (0, 158, 115), (204, 121, 167), (230, 159, 0)),
+    *((0, 114, 178), (255, 255, 255)),
+)
+"""Of the phrases in turn, as far as they go. Okabe & Ito 2008, https://jfly.uni-koeln.de/color/, and white."""
+BEYOND = (236, 236, 240)
+"""What lies outside of the image."""
+FURTHEST = 1.0
+"""How far outside of the image outlines are followed, in sides of it."""
+SHOWN_COVERAGE = 64
+"""Of 255: from this share on a pixel of the picture belongs to a mask; thin vessels would vanish at half."""
+
+Points = list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Outline:
+    """One object in pixels of its own: a line around it, or the mask itself."""
+
+    color: Color
+    line: Points = field(default_factory=list)
+    mask: Bool[np.ndarray, "h w"] | None = None
+    scale: tuple[float, float] = (1.0, 1.0)
+    """(x, y): from its own pixels to those of the image."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A picture, and what stands under it."""
+
+    picture: Image.Image
+    legend: tuple[tuple[Color, str], ...]
+    """What has which color."""
+    undrawn: tuple[str, ...]
+    """Why a mask is not in it."""
+
+
+def draw(sample: Sample) -> Drawn:
+    """The sample with every mask as its file has it, `SIDE` pixels long; ImageError where the image cannot be read.
+
+    Each phrase has a color. Where a mask was made on another size, it is drawn twice instead: as its numbers stand,
+    and rescaled to the image. Of what lies outside the image at most `FURTHEST` of its side is shown.
+    """
+    image = load_image(sample)
+    size = image.shape[0], image.shape[1]
+    outlines: list[Outline] = []
+    undrawn: list[str] = []
+    for index, objects in enumerate(sample.masks or ()):
+        for reference in objects:
+            try:
+                outlines += _outlines(reference, COLORS[index % len(COLORS)], sample.size, size)
+            except (DataError, ValueError) as error:
+                undrawn.append(f"{sample.prompts[index]!r}: {error}")
+    legend: tuple[tuple[Color, str], ...]
+    if any(outline.scale != (1, 1) for outline in outlines):
+        legend = ((AS_STATED, "as it stands"), (RESCALED, "rescaled to the image"))
+    else:
+        legend = tuple((COLORS[i % len(COLORS)], prompt) for i, prompt in enumerate(sample.prompts))
+    return Drawn(_draw(image, outlines), legend, tuple(undrawn))
+
+
+def _outlines(reference: MaskReference, color: Color, stated: Size | None, size: Size) -> Iterator[Outline]:
+    if isinstance(reference, Absent):
+        return
+    if isinstance(reference, Polygons):
+        own, lines, mask = stated or size, [_points(part) for part in reference.parts], None
+    else:
+        own, lines = own_size(reference), [[]]
+        mask = _read(reference, own)
+    scale = size[1] / own[1], size[0] / own[0]
+    for line in lines:
+        if own != size:
+            yield Outline(AS_STATED, line, mask)
+        yield Outline(color if own == size else RESCALED, line, mask, scale)
+
+
+def _read(reference: RleMask | MaskFile, own: Size) -> Bool[np.ndarray, "h w"]:
+    if own[0] * own[1] > MAX_PIXELS:
+        raise Uncertain(f"has more than {MAX_PIXELS // 10**6} megapixels")
+    if isinstance(reference, RleMask):
+        return decode_rle(reference.rle)
+    return read_mask(reference.path, own, reference.values, reference.known)
+
+
+def _points(part: Sequence[float]) -> Points:
+    pairs = np.array(part[: len(part) // 2 * 2], dtype=float).reshape(-1, 2)
+    return [(float(x), float(y)) for x, y in pairs[np.isfinite(pairs).all(axis=1)]]
+
+
+def _draw(image: UInt8[np.ndarray, "h w 3"], outlines: Sequence[Outline]) -> Image.Image:
+    """Image and outlines on a sheet that holds both."""
+    height, width = image.shape[:2]
+    left, top, right, bottom = _extent(outlines, (height, width))
+    zoom = 2 * SIDE / max(right - left, bottom - top)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return (x - left) * zoom, (y - top) * zoom
+
+    sheet = Image.new("RGB", _whole(right - left, bottom - top, zoom), BEYOND)
+    pixels = Image.fromarray(image)
+    sheet.paste(pixels.resize(_whole(width, height, zoom), Image.Resampling.BILINEAR), _corner(place(0, 0)))
+    pen = ImageDraw.Draw(sheet)
+    for each in outlines:
+        # a line that leads far away is bent where it has long left the sheet; Pillow counts pixels in 32 bits
+        line = [place(x * each.scale[0], y * each.scale[1]) for x, y in each.line]
+        line = [(min(max(x, -1e5), 1e5), min(max(y, -1e5), 1e5)) for x, y in line]
+        if line:
+            pen.line([*line, line[0]], fill=each.color, width=OUTLINE)
+    for each in outlines:
+        if each.mask is not None:
+            sheet = _with_mask(sheet, each, zoom, _corner(place(0, 0)))
+    return sheet.resize((max(1, sheet.width // 2), max(1, sheet.height // 2)), Image.Resampling.BOX)
+
+
+def _with_mask(sheet: Image.Image, outline: Outline, zoom: float, corner: tuple[int, int]) -> Image.Image:
+    assert outline.mask is not None
+    height, width = outline.mask.shape
+    extent = _whole(width * outline.scale[0], height * outline.scale[1], zoom)
+    share = Image.fromarray(outline.mask.astype(np.uint8) * 255).resize(extent, Image.Resampling.BOX)
+    whole = Image.new("L", sheet.size)
+    whole.paste(share, corner)
+    shown = np.asarray(whole) >= SHOWN_COVERAGE
+    return Image.fromarray(contour(np.asarray(sheet), shown, outline.color, width=OUTLINE - 1))
+
+
+def _extent(outlines: Sequence[Outline], size: Size) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom of what is shown: the image, and outlines outside of it up to `FURTHEST`."""
+    height, width = size
+    xs, ys = [0.0, float(width)], [0.0, float(height)]
+    for each in outlines:
+        corners = each.line
+        if each.mask is not None:
+            corners = [(float(each.mask.shape[1]), float(each.mask.shape[0]))]
+        xs += [x * each.scale[0] for x, _ in corners]
+        ys += [y * each.scale[1] for _, y in corners]
+    return (
+        max(min(xs), -FURTHEST * width),
+        max(min(ys), -FURTHEST * height),
+        min(max(xs), (1 + FURTHEST) * width),
+        min(max(ys), (1 + FURTHEST) * height),
+    )
+
+
+def _whole(width: float, height: float, zoom: float) -> tuple[int, int]:
+    return max(1, round(width * zoom)), max(1, round(height * zoom))
+
+
+def _corner(point: tuple[float, float]) -> tuple[int, int]:
+    return round(point[0]), round(point[1])

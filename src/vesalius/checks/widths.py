@@ -1,0 +1,75 @@
+"""How wide drawn vessels are along their skeleton, against one cell of the model's mask grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from vesalius.checks.findings import finding
+from vesalius.checks.measures import Measure
+from vesalius.masks import Size
+from vesalius.types import Finding
+
+GRID = 256
+"""Cells along a side of SAM 2's masks at its input of 1024 x 1024; they are enlarged to the image afterwards."""
+
+MUCH = 0.1
+"""Share of the skeleton above which a dataset is warned of."""
+
+
+def skeleton_widths(mask: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, " n"]:
+    """Width in pixels at each pixel of the skeleton of a mask; empty for an empty mask.
+
+    A straight bar of n pixels has the width n. The distance from a skeleton pixel to the nearest background pixel
+    gives the width up to one pixel, because a bar of an even width has no pixel on its axis; so it is measured again
+    half a pixel further from there, and the larger one counts.
+    """
+    # both take a third of a second to import, and only this needs them
+    from scipy.spatial import KDTree
+    from skimage.morphology import skeletonize
+
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return np.zeros(0)
+    inside = np.pad(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], 1)
+    around = KDTree(np.argwhere(_neighbors(inside)), balanced_tree=False, compact_nodes=False)
+    points = np.argwhere(skeletonize(inside)).astype(float)
+    distance, nearest = around.query(points)
+    away = (points - around.data[nearest]) / distance[:, None]
+    further, _ = around.query(points + away / 2)
+    return 2 * np.maximum(distance, further) - 1
+
+
+def cell_px(size: Size) -> float:
+    """Side of one cell of the mask grid, in pixels of an image of `size`, along its longer side."""
+    return max(size) / GRID
+
+
+def check_widths(measures: Sequence[Measure], file: str) -> list[Finding]:
+    """`thin`, once for all samples of a split: how much of the skeleton is thinner than a cell."""
+    targets = [target for measure in measures for target in measure.targets]
+    skeleton = sum(target.skeleton for target in targets)
+    thin = sum(target.thin for target in targets)
+    if not skeleton or thin / skeleton <= MUCH:
+        return []
+    sides = sorted({max(measure.size) for measure in measures if measure.size})
+    at = f"{sides[0]} px" if len(sides) == 1 else f"{sides[0]} to {sides[-1]} px"
+    cells = " to ".join(f"{side / GRID:.3g}" for side in dict.fromkeys((sides[0], sides[-1])))
+    message = (
+        f"{thin / skeleton:.0%} of the skeleton is thinner than one mask cell at {at} ({cells} px, of the official "
+        f"grid of {GRID} x {GRID} cells over the image)".replace("%", " %")
+    )
+    worst = sorted(measures, key=lambda measure: -sum(target.thin for target in measure.targets))
+    return [finding("thin", file, "", message, samples=[measure.id for measure in worst[:5]])]
+
+
+def _neighbors(inside: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """Pixels outside of the mask that share a side with it."""
+    near = np.zeros_like(inside)
+    near[1:] |= inside[:-1]
+    near[:-1] |= inside[1:]
+    near[:, 1:] |= inside[:, :-1]
+    near[:, :-1] |= inside[:, 1:]
+    return near & ~inside

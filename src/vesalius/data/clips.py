@@ -1,0 +1,122 @@
+"""Clips: frames in their order, read one at a time; and which images belong to one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from vesalius.data.dataset import load_image
+from vesalius.data.decoders import dicom_image as dicom
+from vesalius.data.decoders import frame_files, video
+from vesalius.data.image_files import find_images
+from vesalius.data.images import as_pixels, frame_id
+from vesalius.errors import DataError, ImageError, SettingError
+from vesalius.masks import Size
+from vesalius.types import Sample
+
+
+class Clip:
+    """The frames of a clip, of which none is kept; all have the size of the first that could be read."""
+
+    def __init__(self, frames: Sequence[Any]) -> None:
+        """`frames` are samples, paths, PIL images or uint8 arrays, each asked for when it is needed.
+
+        SettingError where there are none.
+        """
+        if not len(frames):
+            raise SettingError("the clip has no frames")
+        self.frames = frames
+        self.size: Size | None = None
+        # any other sequence may decode a frame each time that it is asked for one
+        self._are_samples = isinstance(frames, list) and isinstance(frames[0], Sample)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def name(self, index: int) -> str:
+        """The id of a frame: its sample's, else its place."""
+        return self.frames[index].id if self._are_samples else frame_id("frame", index)
+
+    def read(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        """The pixels of a frame; ImageError where it cannot be read or has another size."""
+        frame = self.frames[index]
+        pixels = load_image(frame) if isinstance(frame, Sample) else as_pixels(frame)
+        size = pixels.shape[0], pixels.shape[1]
+        self.size = self.size or size
+        if size != self.size:
+            raise ImageError(
+                f"{self.name(index)}: has {size[0]} x {size[1]} pixels (h x w), in a clip of "
+                f"{self.size[0]} x {self.size[1]}; predict it apart"
+            )
+        return pixels
+
+    def read_some(self, indices: Iterable[int]) -> list[UInt8[np.ndarray, "h w 3"]]:
+        """The pixels of those of the frames that can be read; the first ImageError where none can."""
+        found, errors = [], []
+        for index in indices:
+            try:
+                found.append(self.read(index))
+            except DataError as error:
+                errors.append(error)
+        if not found:
+            raise errors[0]
+        return found
+
+
+def open_clip(clip: str | Path | Sequence[Any]) -> Clip:
+    """The clip in a file of several frames or in a folder of images, or of a sequence of frames.
+
+    ImageError as for `find_images`; SettingError where a folder holds several clips.
+    """
+    if not isinstance(clip, str | Path):
+        return Clip(clip)
+    found = group_clips(find_images([Path(clip)]))
+    if len(found) > 1:
+        raise SettingError(f"{clip}: holds {len(found)} clips ({', '.join([*found][:3])}, ...); give one")
+    return Clip(next(iter(found.values())))
+
+
+def group_clips(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
+    """Name -> frames: those that share a sequence; and of single images, those that lie in one folder.
+
+    Single images come in order of the numbers in their ids, `frame_2` before `frame_10`. The name is the sequence, or
+    what the ids have before the name of the file, else the folder's.
+    """
+    clips: dict[tuple[str, str], list[Sample]] = {}
+    for sample in samples:
+        folder = sample.id.rpartition("__")[0] or sample.image.parent.resolve().name
+        where = str(sample.image.parent) if sample.sequence is None else ""
+        clips.setdefault((sample.sequence or folder or "clip", where), []).append(sample)
+    names = [name for name, _ in clips]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise SettingError(
+            f"there are two clips called {twice[0]}; give the folder above both, or rename one"
+        )
+    return {
+        name: frames if frames[0].sequence else sorted(frames, key=lambda frame: _natural_order(frame.id))
+        for (name, _), frames in clips.items()
+    }
+
+
+def _natural_order(name: str) -> list[tuple[int, str]]:
+    """A key by which numbers in names count as numbers."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def frame_rate(frame: Sample) -> float | None:
+    """Frames a second of the file that a frame is of; None where it does not say."""
+    if frame.frame is None:
+        return None
+    kind = frame_files.kind_of(frame.image)
+    if kind is frame_files.KINDS["video"]:
+        time_ms = video.frame_time_ms(frame.image)
+    elif kind is frame_files.KINDS["dicom"]:
+        time_ms = dicom.read_facts(frame.image).frame_time_ms
+    else:
+        return None
+    return 1000 / time_ms if time_ms else None

@@ -1,0 +1,145 @@
+"""Stored DICOM values to the grays and colors that they are meant to be looked at in (PS3.3 C.7.6.3, C.11.1, C.11.2).
+
+A gray image goes through one table with an entry for each value that its bits can hold, at most 65536: modality,
+then window or look-up table of interest, then polarity. What is in the table is decided by the header alone; where
+that states no window, images of at most 8 bits show the full range of their bits, and deeper ones the range given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from vesalius.errors import ImageError
+
+GRAYS = ("MONOCHROME1", "MONOCHROME2")
+X_RAY_RUNS = ("1.2.840.10008.5.1.4.1.1.12.1", "1.2.840.10008.5.1.4.1.1.12.2", "1.2.840.10008.5.1.4.1.1.12.3")
+"""Angiography, fluoroscopy, and the retired biplane angiography."""
+
+Range = tuple[int, int]
+
+
+def gray_table(
+    tags: Any, frame: int, dtype: np.dtype[Any], find_range: Callable[[], Range], place: str
+) -> np.ndarray:
+    """uint8 (256 or 65536,): the gray of each stored value, by the unsigned reading of its bits.
+
+    `find_range` gives the lowest and highest stored value where nothing states a window and the image is deeper
+    than 8 bits; it is asked for only then. Pixels of padding are black. Raises ImageError, beginning with `place`,
+    for a window or table that cannot be applied.
+    """
+    stored = np.arange(2 ** (8 * dtype.itemsize)).astype(f"u{dtype.itemsize}").view(dtype)
+    values = _apply_modality(tags, frame, stored, place)
+    share = _apply_voi(tags, frame, values, place)
+    if share is None:
+        low, high = _bits_range(tags) if int(tags.BitsStored) <= 8 else find_range()
+        shown = values[(stored >= low) & (stored <= high)]
+        floor, ceiling = (shown.min(), shown.max()) if shown.size else (0.0, 0.0)
+        share = (values - floor) / (ceiling - floor) if ceiling > floor else np.zeros_like(values)
+    if tags.PhotometricInterpretation == "MONOCHROME1" or tags.get("PresentationLUTShape") == "INVERSE":
+        share = 1 - share
+    table = np.floor(np.clip(share, 0, 1) * 255 + 0.5).astype(np.uint8)
+    table[is_padding(tags, stored)] = 0
+    return table
+
+
+def is_padding(tags: Any, stored: np.ndarray) -> np.ndarray:
+    """Bool, of the shape of `stored`: the value only fills the picture up (Pixel Padding Value, and its range)."""
+    value = tags.get("PixelPaddingValue")
+    if value is None:
+        return np.zeros(stored.shape, dtype=bool)
+    limit = tags.get("PixelPaddingRangeLimit")
+    low, high = sorted((int(value), int(value if limit is None else limit)))
+    return (stored >= low) & (stored <= high)
+
+
+def colors(pixels: np.ndarray, bits: int) -> np.ndarray:
+    """uint8 (h, w, 3) of color samples that fill `bits` bits; deeper ones are scaled, as no window speaks of them."""
+    if bits == 8 and pixels.dtype == np.uint8:
+        return pixels
+    full = 2.0**bits - 1
+    return np.floor(np.clip(pixels / full, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def functional_group(tags: Any, frame: int, keyword: str) -> Any:
+    """What an enhanced image says of one frame, or of all, in the macro `keyword`; None where it does not."""
+    for groups, index in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
+        items = tags.get(groups) or ()
+        found = items[index].get(keyword) if index < len(items) else None
+        if found:
+            return found[0]
+    return None
+
+
+def _bits_range(tags: Any) -> Range:
+    bits = int(tags.BitsStored)
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if tags.PixelRepresentation else (0, 2**bits - 1)
+
+
+def _apply_modality(tags: Any, frame: int, stored: np.ndarray, place: str) -> np.ndarray:
+    # there it leads back to X-ray intensity and is not for display (PS3.4 N.2.1.1, PS3.17 FFF.2.3.1.3.4)
+    if tags.get("SOPClassUID") in X_RAY_RUNS and tags.get("PixelIntensityRelationship") in ("LOG", "DISP"):
+        return stored.astype(np.float64)
+    if tags.get("ModalityLUTSequence"):
+        return _look_up(tags, tags.ModalityLUTSequence[0], stored, place)[0]
+    stated = functional_group(tags, frame, "PixelValueTransformationSequence") or tags
+    slope = _number(stated, "RescaleSlope", place)
+    intercept = _number(stated, "RescaleIntercept", place)
+    return stored * (1.0 if slope is None else slope) + (intercept or 0.0)
+
+
+def _apply_voi(tags: Any, frame: int, values: np.ndarray, place: str) -> np.ndarray | None:
+    """Share of full white of each value, None where the header states neither table nor window; the first of several."""
+    stated = functional_group(tags, frame, "FrameVOILUTSequence") or tags
+    if stated.get("VOILUTSequence"):
+        found, bits = _look_up(tags, stated.VOILUTSequence[0], values, place)
+        return found / (2.0**bits - 1)
+    center, width = (_number(stated, keyword, place) for keyword in ("WindowCenter", "WindowWidth"))
+    if center is None and width is None:
+        return None
+    function = str(stated.get("VOILUTFunction") or "LINEAR")
+    least = {"LINEAR": 1.0, "LINEAR_EXACT": 0.0, "SIGMOID": 0.0}.get(function)
+    if center is None or width is None or least is None or width < least or width == 0:
+        raise ImageError(
+            f"{place}: the window (center {center}, width {width}) cannot be applied; correct its tags",
+            code="window",
+        )
+    if function == "SIGMOID":
+        return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700)))
+    if function == "LINEAR":
+        center, width = center - 0.5, width - 1
+    # of width 0 there is only below and above
+    return (values - center) / width + 0.5 if width else (values > center).astype(np.float64)
+
+
+def _look_up(tags: Any, item: Any, values: np.ndarray, place: str) -> tuple[np.ndarray, int]:
+    """The entries of a look-up table for values, which beyond its ends have those of the ends, and their bits."""
+    stated, first, bits = (int(number) for number in item.LUTDescriptor)
+    data = item.LUTData
+    n = stated or 2**16
+    if isinstance(data, bytes):
+        order = "<" if tags.original_encoding[1] else ">"
+        table = np.frombuffer(data, "u1" if len(data) < 2 * n else f"{order}u2")
+    else:
+        table = np.atleast_1d(np.asarray(data))
+    if len(table) < n or not 1 <= bits <= 16:
+        raise ImageError(
+            f"{place}: a look-up table states {n} entries of {bits} bits and has {len(table)}; copy it again",
+            code="lut",
+        )
+    index = np.clip(np.floor(values - first), 0, n - 1).astype(np.int64)
+    return table[index].astype(np.float64), bits
+
+
+def _number(stated: Any, keyword: str, place: str) -> float | None:
+    """The first value of a number; None where there is none."""
+    value = stated.get(keyword)
+    if value is None or value == "":
+        return None
+    number = float(value if isinstance(value, int | float | str) else value[0])
+    if not math.isfinite(number):
+        raise ImageError(f"{place}: {keyword} is no finite number; correct the tag", code="window")
+    return number

@@ -1,0 +1,290 @@
+"""A DICOM file that is open and checked: its header, and the stored values of single frames.
+
+Nothing that identifies a person gets into a message: errors name the file and the kind of fault, never a value of
+a tag that is free text, and what pydicom warns of, which may quote values, is not let out.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from vesalius.errors import ImageError, VesaliusError
+from vesalius.extras import require
+from vesalius.masks import Size
+
+GREATEST_VALUE = 2**20
+"""Bytes of a value that is read with the header; larger ones stay in the file until they are asked for."""
+
+
+@dataclass(frozen=True)
+class DicomImage:
+    """An open file whose header makes sense."""
+
+    path: Path
+    file: BinaryIO
+    tags: Any
+    size: Size
+    frames: int
+    offset: int
+    """Where the value of the pixels begins."""
+    kind: str
+    """OB or OW, which decides the order of bytes in big endian; anything else where the file does not say."""
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[tuple[Any, BinaryIO]]:
+    """(header, the file, which stands where the pixels begin), for a while in which pydicom is silent.
+
+    Whatever goes wrong inside comes out as ImageError, which names the file and no value of it.
+    """
+    pydicom = require("pydicom", "dicom", "DICOM files")
+    try:
+        with silence(), path.open("rb") as file:
+            _check_syntax(pydicom, path)
+            yield pydicom.dcmread(file, stop_before_pixels=True, defer_size=GREATEST_VALUE), file
+    except VesaliusError:
+        raise
+    except pydicom.errors.InvalidDicomError as error:
+        raise ImageError(
+            f"{path}: is not a DICOM file; give the file as the scanner wrote it", code="not_dicom"
+        ) from error
+    # parser and decoders raise whatever they met: struct.error, EOFError, KeyError, MemoryError for a length of 4 GB
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise ImageError(
+            f"{path}: cannot be read as DICOM ({reason}); copy it again from its source", code="damaged"
+        ) from error
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[DicomImage]:
+    """An image whose header is whole and whose file is long enough for it; ImageError as for `reading`."""
+    with reading(path) as (tags, file):
+        yield _check(path, file, tags)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """No warning or log line, which may quote the file, gets out, and no value is refused for its looks."""
+    config = require("pydicom.config", "dicom", "DICOM files")
+    loggers = [logging.getLogger(name) for name in ("pydicom", "pylibjpeg", "openjpeg")]
+    levels = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings(), config.disable_value_validation():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
+
+
+def _check_syntax(pydicom: Any, path: Path) -> None:
+    """Refuse, before the header is read, what is compressed in a way that nothing here can undo."""
+    syntax = pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID")
+    if syntax is None:
+        raise ImageError(
+            f"{path}: does not say how it is encoded (transfer syntax); export it again",
+            code="transfer_syntax",
+        )
+    # unpacked as a whole before anything can be checked, a small file may fill the memory
+    if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:
+        raise ImageError(
+            f"{path}: is deflated as a whole; write it in explicit little endian", code="transfer_syntax"
+        )
+    name = syntax.name if syntax.name != syntax else "unknown"
+    try:
+        decoder = pydicom.pixels.get_decoder(syntax)
+    except NotImplementedError as error:
+        raise ImageError(
+            f"{path}: has the transfer syntax {name}, which is not read; write it uncompressed",
+            code="transfer_syntax",
+        ) from error
+    if not decoder.is_available:
+        raise ImageError(
+            f'{path}: needs a decoder of {name}; install it with: pip install "vesalius[dicom]"', code="codec"
+        )
+
+
+def _check(path: Path, file: BinaryIO, tags: Any) -> DicomImage:
+    """Refuse what header and length of the file alone show, before any pixel is decoded."""
+    from vesalius.data.images import MAX_PIXELS  # which imports this module to read DICOM
+
+    if "Rows" not in tags or "Columns" not in tags:
+        raise ImageError(
+            f"{path}: holds no image, only a DICOM object of another kind; leave it out", code="no_pixels"
+        )
+    needed = (
+        "SamplesPerPixel",
+        "PhotometricInterpretation",
+        "BitsAllocated",
+        "BitsStored",
+        "PixelRepresentation",
+    )
+    missing = [name for name in needed if tags.get(name) is None]
+    if missing:
+        raise ImageError(
+            f"{path}: has no {missing[0]}, so its pixels cannot be read; export it again", code="missing_tag"
+        )
+    size = int(tags.Rows), int(tags.Columns)
+    frames = int(tags.get("NumberOfFrames") or 1)
+    samples, bits, stored = (
+        int(tags[name].value) for name in ("SamplesPerPixel", "BitsAllocated", "BitsStored")
+    )
+    gray = str(tags.PhotometricInterpretation).startswith(("MONOCHROME", "PALETTE"))
+    if min(*size, frames) < 1 or samples != (1 if gray else 3):
+        raise ImageError(
+            f"{path}: states {frames} frames of {size[0]} x {size[1]} (h x w) with {samples} values a "
+            f"{'gray' if gray else 'colored'} pixel; export it again",
+            code="size",
+        )
+    if size[0] * size[1] > MAX_PIXELS:
+        megapixels, allowed = size[0] * size[1] / 1e6, MAX_PIXELS // 10**6
+        raise ImageError(
+            f"{path}: has {megapixels:.0f} megapixels, {allowed} are allowed; cut it into tiles", code="size"
+        )
+    if bits not in (8, 16) or not 1 <= stored <= bits or int(tags.get("HighBit") or stored - 1) != stored - 1:
+        raise ImageError(
+            f"{path}: has {stored} bits in {bits} a value; images of up to 16 bits, in the low ones, are read",
+            code="bits",
+        )
+    frame_bytes = size[0] * size[1] * samples * bits // 8
+    if tags.PhotometricInterpretation == "YBR_FULL_422":
+        frame_bytes = frame_bytes // 3 * 2
+    return DicomImage(path, file, tags, size, frames, *_check_pixels(path, file, tags, frames, frame_bytes))
+
+
+def _check_pixels(path: Path, file: BinaryIO, tags: Any, frames: int, frame_bytes: int) -> tuple[int, str]:
+    """Where the value of the pixels begins, and its kind; ImageError unless it is as long as the header says."""
+    order = "<" if tags.original_encoding[1] else ">"
+    head = file.read(8)
+    if len(head) < 8 or struct.unpack(f"{order}HH", head[:4]) != (0x7FE0, 0x0010):
+        raise ImageError(f"{path}: has no pixel data; copy it again from its source", code="no_pixels")
+    # some files leave the kind of value out although their transfer syntax wants it: what stands there decides
+    kind = head[4:6].decode("ascii", "replace")
+    if kind in ("OB", "OW", "UN"):
+        head += file.read(4)
+    length = struct.unpack(f"{order}L", head[-4:])[0]
+    offset = file.tell()
+    end = os.fstat(file.fileno()).st_size
+    if tags.file_meta.TransferSyntaxUID.is_encapsulated:
+        parts = _count_fragments(path, file, end)
+        file.seek(offset)
+        if parts < frames:
+            raise ImageError(
+                f"{path}: states {frames} frames and holds {parts}; copy it again", code="frames"
+            )
+        return offset, kind
+    held = min(length, end - offset)
+    if held < frames * frame_bytes:
+        raise ImageError(
+            f"{path}: is cut short: {frames} frames need {frames * frame_bytes} bytes of pixels, {held} are there; "
+            "copy it again from its source",
+            code="truncated",
+        )
+    if held - frames * frame_bytes >= frame_bytes:
+        raise ImageError(
+            f"{path}: states {frames} frames and holds {held // frame_bytes}; correct NumberOfFrames",
+            code="frames",
+        )
+    return offset, kind
+
+
+def _count_fragments(path: Path, file: BinaryIO, end: int) -> int:
+    """Pieces of compressed pixels, of which each frame has one at least."""
+    parts = -1  # the first item is the table of offsets
+    while True:
+        head = file.read(8)
+        if head[:4] == b"\xfe\xff\xdd\xe0":
+            return parts
+        if head[:4] != b"\xfe\xff\x00\xe0" or file.tell() + int.from_bytes(head[4:], "little") > end:
+            raise ImageError(
+                f"{path}: is cut short in its pixels; copy it again from its source", code="truncated"
+            )
+        file.seek(int.from_bytes(head[4:], "little"), os.SEEK_CUR)
+        parts += 1
+
+
+def decode(image: DicomImage, index: int) -> np.ndarray:
+    """The stored values of one frame: (h, w), or (h, w, 3) in RGB, of 8 or 16 bits in the order of this machine."""
+    from pydicom.pixels import get_decoder
+    from pydicom.pixels.utils import as_pixel_options
+
+    if not 0 <= index < image.frames:
+        raise ImageError(
+            f"{image.path}: has {image.frames} frames, so there is no frame {index}", code="frames"
+        )
+    syntax = image.tags.file_meta.TransferSyntaxUID
+    options = as_pixel_options(image.tags, transfer_syntax_uid=syntax, pixel_keyword="PixelData")
+    options |= {"number_of_frames": image.frames, "allow_excess_frames": False}
+    options["pixel_vr"] = image.kind
+    if syntax.is_encapsulated and syntax.keyword != "RLELossless":
+        _check_stream(image, index, options)
+    image.file.seek(image.offset)
+    # pylibjpeg's decoder of run lengths, in Rust, panics where they lead out of the frame; pydicom's own refuses
+    plugin = "pydicom" if syntax.keyword == "RLELossless" else ""
+    try:
+        pixels, _ = get_decoder(syntax).as_array(image.file, index=index, decoding_plugin=plugin, **options)
+    except Exception as error:
+        raise ImageError(
+            f"{image.path}, frame {index}: cannot be decoded ({syntax.name}); copy it again from its source",
+            code="damaged",
+        ) from error
+    return np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))
+
+
+def _check_stream(image: DicomImage, index: int, options: dict[str, Any]) -> None:
+    """Refuse a compressed frame of another size than the header's: decoders believe it, and one may fill the memory."""
+    from pydicom import encaps
+
+    image.file.seek(image.offset)
+    stream = encaps.get_frame(
+        image.file,
+        index,
+        number_of_frames=image.frames,
+        extended_offsets=options.get("extended_offsets"),
+    )
+    found = stream_shape(stream)
+    stated = (*image.size, int(image.tags.SamplesPerPixel))
+    if found != stated:
+        sizes = [
+            " x ".join(map(str, each)) if each else "nothing that can be read" for each in (found, stated)
+        ]
+        raise ImageError(
+            f"{image.path}, frame {index}: is compressed as {sizes[0]} but the header states {sizes[1]} "
+            "(h x w x values a pixel); export it again",
+            code="size",
+        )
+
+
+def stream_shape(stream: bytes) -> tuple[int, int, int] | None:
+    """(h, w, values a pixel) that a JPEG, JPEG-LS or JPEG 2000 stream states; None where it is none."""
+    if stream[:2] == b"\xff\xd8":
+        position = 2
+        while position + 10 <= len(stream):
+            marker, length = stream[position + 1], int.from_bytes(stream[position + 2 : position + 4], "big")
+            # SOF0 to SOF15 without the tables DHT, JPG and DAC among them, and SOF55 of JPEG-LS
+            if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+                return struct.unpack(">HHB", stream[position + 5 : position + 10])
+            position += 1 if marker == 0xFF else 2 + length
+        return None
+    start = 0
+    if stream[4:8] == b"jP  ":  # boxes around it, which DICOM forbids and some files have
+        while stream[start + 4 : start + 8] not in (b"jp2c", b""):
+            start += max(8, int.from_bytes(stream[start : start + 4], "big"))
+        start += 8
+    if stream[start : start + 4] != b"\xff\x4f\xff\x51" or len(stream) < start + 42:
+        return None
+    right, lower, left, upper = struct.unpack(">4L", stream[start + 8 : start + 24])
+    return lower - upper, right - left, int.from_bytes(stream[start + 40 : start + 42], "big")

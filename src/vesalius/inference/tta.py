@@ -1,0 +1,210 @@
+"""Test-time augmentation: the segmenter sees an image in several views, and the mean of what it says is the answer.
+
+A view changes the square that SAM 2 sees, and its map is changed back. The language model sees the image once, as it
+is: on `tiny` its answer to the flipped image gave the same masks (docs/prediction.md). Probabilities are averaged, not
+logits: a view that is very sure and wrong then counts as one voice among several.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch.nn.functional import interpolate, pad
+
+from vesalius.errors import SettingError
+from vesalius.inference.tiles import TileSettings
+from vesalius.masks import resize_bilinear
+from vesalius.models.answering import SegPrompts
+from vesalius.models.cards import Card, TtaGain
+from vesalius.models.cores import Decode
+from vesalius.models.segmenter import MaskLogits
+from vesalius.types import Prediction
+
+PLAIN = "plain"
+VIEWS = {
+    "flip": "left to right",
+    "smaller": "3/4 of the size, on a gray ground",
+    "larger": "4/3 of the size, in four windows that overlap",
+}
+"""Beside the plain one. A scale is of the square; 3/4 of it is a whole number of cells of every map."""
+FINER = 2
+"""Cells of a map of another scale for one of the plain map. With 1 the mean with `larger` had a Dice of 0.781 on 20
+synthetic angiograms, with 2 of 0.795, with 4 of 0.800 (fine-tuned on ARCADE 0.700, 0.701, 0.700)."""
+
+HUMPS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+"""Where a word of camel case begins."""
+SIDE_WORDS = re.compile(
+    r"(?<![a-zà-ɏ])(?:(?:left|right)(?:most|wards?|sided|hand(?:ed)?)?"
+    r"|(?:link|recht)(?:e[mnrs]?|s\w*)|gauches?|droit(?:es?|s)?|(?:izquierd|derech|esquerd|direit)[ao]s?"
+    r"|(?:sinistr|destr|dextr)(?:[aeio]|ae|um))(?![a-zà-ɏ])"
+    r"|(?<![а-яё])(?:с|на)?(?:лев|прав)[аоуы]|왼|오른|[좌우]측|[左右]",
+    re.IGNORECASE,
+)
+"""The words that are known to name a side, in English, German, Dutch, French, Spanish, Portuguese, Italian, Latin,
+Russian, Korean, Chinese and Japanese. Others, and abbreviations such as LAD, are not noticed: whoever asks in them leaves
+the view flip out."""
+
+
+@dataclass(frozen=True)
+class ViewedPrediction(Prediction):
+    """A prediction that knows what each view showed; its logits are those of the mean."""
+
+    maps: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """View -> float32 (n, g, g): logits, in the frame of the plain image; g is `FINER` times that of the plain map
+    where the scale is another."""
+
+    def through(self, views: Iterable[str]) -> Prediction:
+        """The prediction as it is with these views beside the plain one; with none, the plain one."""
+        values = {each.name: getattr(self, each.name) for each in fields(Prediction)}
+        return Prediction(**{**values, "logits": average([self.maps[name] for name in (PLAIN, *views)])})
+
+
+def average(maps: Sequence[Float[np.ndarray, "n _ _"]]) -> Float[np.ndarray, "n g g"]:
+    """The logits of the mean probability of several maps of logits, on the finest of their grids.
+
+    One map is itself, to the bit.
+
+    >>> float(average([np.array([[[0.0]]]), np.array([[[np.log(3)]]])])[0, 0, 0])  # of 0.5 and 0.75: 0.625
+    0.5108256237659907
+    """
+    if len(maps) == 1:
+        return maps[0]
+    side = max(each.shape[-1] for each in maps)
+    stacked = np.stack([_enlarge(each, side) for each in maps]).astype(np.float64)
+    # log p and log(1 - p), summed as they are: a probability of 1 - 1e-20 has no float
+    inside = np.logaddexp.reduce(-np.logaddexp(0, -stacked), axis=0)
+    outside = np.logaddexp.reduce(-np.logaddexp(0, stacked), axis=0)
+    return np.asarray(inside - outside, dtype=maps[0].dtype)
+
+
+def _enlarge(maps: np.ndarray, side: int) -> np.ndarray:
+    if maps.shape[-1] == side:
+        return maps
+    enlarged = [resize_bilinear(each, (side, side)) for each in maps]
+    return np.stack(enlarged) if enlarged else maps.reshape(0, side, side)
+
+
+def choose_views(names: Collection[str]) -> tuple[str, ...]:
+    """The views of these names, in the order of `VIEWS`; SettingError for none, or for another name."""
+    if not names or (unknown := [name for name in names if name not in VIEWS]):
+        wrong = f"unknown view {unknown[0]!r}" if names else "no view"
+        raise SettingError(f"test-time augmentation: {wrong}; choose from {', '.join(VIEWS)}")
+    return tuple(name for name in VIEWS if name in names)
+
+
+def check_whole_images(tiles: TileSettings | None) -> None:
+    """Raise SettingError for views of windows."""
+    if tiles is not None:
+        raise SettingError("test-time augmentation is of whole images; give --tta or --tiles, not both")
+
+
+def find_gain(card: Card, tiles: TileSettings | None, name: str) -> TtaGain:
+    """The views that a card allows; SettingError where no gain was measured, and beside tiles."""
+    check_whole_images(tiles)
+    if card.tta is None:
+        raise SettingError(
+            f"{name or card.spec.name}: no gain of test-time augmentation was measured for it; run `vesalius tune "
+            f"{name or 'MODEL'} DATA --tta {','.join(VIEWS)}` on validation data, or predict without --tta"
+        )
+    return card.tta
+
+
+def check_phrases(prompts: Iterable[str], views: Collection[str]) -> None:
+    """Raise SettingError for phrases that name a side by one of `SIDE_WORDS`, where an image is to be flipped."""
+    sided = [repr(each) for each in prompts if SIDE_WORDS.search(HUMPS.sub(" ", each))]
+    if sided and "flip" in views:
+        raise SettingError(
+            f"a phrase names a side, which a flipped image has elsewhere: {', '.join(dict.fromkeys(sided))}; "
+            "ask without the view flip, or without test-time augmentation"
+        )
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the views showed of each [SEG]."""
+
+    maps: dict[str, np.ndarray]
+    """View -> float32 (m, g, g): logits, as in `ViewedPrediction`."""
+    logits: torch.Tensor
+    """float32 (m, g, g): those of the mean."""
+    scores: torch.Tensor
+    """float (m,): mean of the predicted IoU."""
+
+
+def decode_views(
+    decode: Decode, squares: Sequence[torch.Tensor], seg: SegPrompts, views: Sequence[str]
+) -> Seen:
+    """What the plain view and `views` show of each [SEG]; one view after the other, so memory is that of one."""
+    shown = {PLAIN: decode(squares, seg)}
+    for name in views:
+        shown[name] = LOOKS[name](decode, squares, seg) if len(seg.row) else shown[PLAIN]
+    maps = {name: each.logits.float().cpu().numpy() for name, each in shown.items()}
+    return Seen(
+        maps,
+        torch.from_numpy(average(list(maps.values()))),
+        torch.stack([each.scores for each in shown.values()]).mean(dim=0),
+    )
+
+
+def _flip(decode: Decode, squares: Sequence[torch.Tensor], seg: SegPrompts) -> MaskLogits:
+    seen = decode([square.flip(-1) for square in squares], seg)
+    return _changed(seen, seen.logits.flip(-1))
+
+
+def _smaller(decode: Decode, squares: Sequence[torch.Tensor], seg: SegPrompts) -> MaskLogits:
+    side = squares[0].shape[-1]
+    edge = side // 8
+    # 0 is the mean color of what SAM 2 was trained on
+    seen = decode([pad(_resize(square, side * 3 // 4), [edge] * 4) for square in squares], seg)
+    cells = seen.logits.shape[-1]
+    cut = slice(cells // 8, cells - cells // 8)
+    return _changed(seen, _resize(seen.logits[:, cut, cut].float(), FINER * cells))
+
+
+def _larger(decode: Decode, squares: Sequence[torch.Tensor], seg: SegPrompts) -> MaskLogits:
+    side = squares[0].shape[-1]
+    windows = []
+    for down in (0, 1):
+        for right in (0, 1):
+            place = _corner(side, down), _corner(side, right)
+            seen = decode([_resize(square[:, place[0], place[1]], side) for square in squares], seg)
+            windows.append((down, right, seen))
+    cells = FINER * seen.logits.shape[-1]
+    whole = seen.logits.new_zeros(len(seg.row), cells, cells, dtype=torch.float32)
+    weights = torch.zeros_like(whole[0])
+    steps = torch.arange(cells * 3 // 4, device=weights.device) + 0.5
+    near = torch.minimum(steps, len(steps) - steps)
+    # as tiles are blended: a window counts the less the nearer the cell lies to its border
+    weight = torch.minimum(near[:, None], near)
+    for down, right, seen in windows:
+        place = _corner(cells, down), _corner(cells, right)
+        whole[:, place[0], place[1]] += weight * _resize(seen.logits.float(), len(steps))
+        weights[place] += weight
+    scores = torch.stack([seen.scores for _, _, seen in windows]).mean(dim=0)
+    return MaskLogits(whole / weights, scores, seen.candidates[:0], seen.candidate_scores[:0])
+
+
+def _corner(length: int, last: int) -> slice:
+    return slice(length // 4, length) if last else slice(0, length * 3 // 4)
+
+
+def _resize(maps: torch.Tensor, side: int) -> torch.Tensor:
+    """float (n, side, side) of float (n, s, s)."""
+    return interpolate(maps[None], (side, side), mode="bilinear", antialias=True, align_corners=False)[0]
+
+
+def _changed(seen: MaskLogits, logits: torch.Tensor) -> MaskLogits:
+    # the candidates lie in the frame of the view, where nobody wants them
+    return MaskLogits(logits, seen.scores, seen.candidates[:0], seen.candidate_scores[:0])
+
+
+LOOKS: dict[str, Callable[[Decode, Sequence[torch.Tensor], SegPrompts], MaskLogits]] = {
+    "flip": _flip,
+    "smaller": _smaller,
+    "larger": _larger,
+}

@@ -1,0 +1,90 @@
+"""DICOM segmentations of a prediction folder: one object for each source file, with every prompt as a segment."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vesalius.data.decoders import dicom_image as dicom
+from vesalius.data.decoders import frame_files
+from vesalius.data.images import frame_id
+from vesalius.data.writers.dicom_seg import check_labels, check_source, write_segmentation
+from vesalius.errors import SettingError
+from vesalius.masks import Rle
+from vesalius.names import result_stems, slug
+from vesalius.types import Sample
+
+
+class SegmentationFolder:
+    """`dicom/` of a prediction folder: masks wait as RLE until the last frame of their file has come.
+
+    Frames that failed are not in the object; its image comment names them. A file all of which failed has none.
+    """
+
+    def __init__(
+        self, out: Path, samples: Sequence[Sample], prompts: Sequence[str], card: dict[str, Any]
+    ) -> None:
+        """Look at every source first: raises SettingError for one that is no DICOM file, for two that would have the
+        same name, and for a prompt that is no label; ImageError for one that no segmentation can refer to."""
+        check_labels(prompts)
+        self.out = out
+        self.prompts = tuple(prompts)
+        self.card = card
+        self.stems = _name_files(samples)
+        for path in self.stems:
+            check_source(path)
+        self._missing = Counter(sample.image for sample in samples for _ in prompts)
+        self._masks: dict[Path, dict[str, dict[int, Rle]]] = defaultdict(
+            lambda: {name: {} for name in self.prompts}
+        )
+        self._failed: dict[Path, set[int]] = defaultdict(set)
+
+    def add(self, sample: Sample, prompt: str, mask: Rle | None) -> dict[str, str]:
+        """Keep one answer, None where it failed, and write the object if it was the last of its file; where that is,
+        under `dicom`."""
+        frame = sample.frame or 0
+        if mask is None:
+            self._failed[sample.image].add(frame)
+        else:
+            self._masks[sample.image][prompt][frame] = mask
+        self._missing[sample.image] -= 1
+        name = f"dicom/{self.stems[sample.image]}.dcm"
+        if not self._missing[sample.image]:
+            self._write(sample.image, self.out / name)
+        return {} if mask is None else {"dicom": name}
+
+    def _write(self, source: Path, path: Path) -> None:
+        masks, failed = self._masks.pop(source, None), self._failed.pop(source, set())
+        if masks is None:
+            return
+        answered = set.union(*(set(frames) for frames in masks.values())) - failed
+        write_segmentation(
+            path,
+            source,
+            masks,
+            series_description=f"Vesalius {str(self.card['fingerprint'])[:16]}",
+            algorithm=slug(str(self.card["name"])),
+            unanswered=sorted(set(range(dicom.count_frames(source))) - answered),
+        )
+
+
+def _name_files(samples: Sequence[Sample]) -> dict[Path, str]:
+    """Each file, and the name of its object without suffix: its id, without the frame."""
+    found: dict[Path, str] = {}
+    for sample in samples:
+        if sample.image in found:
+            continue
+        if frame_files.kind_of(sample.image) is not frame_files.KINDS["dicom"]:
+            raise SettingError(
+                f"--save dicom: {sample.image} is no DICOM image; give DICOM files alone, or leave dicom out"
+            )
+        name = sample.id if sample.frame is None else sample.id.removesuffix(frame_id("", sample.frame))
+        found[sample.image] = result_stems(name, ["dicom"])[0]
+    for stem, n in Counter(found.values()).items():
+        if n > 1:
+            raise SettingError(
+                f"--save dicom: {n} files would be written as {stem}.dcm; give the folder above them"
+            )
+    return found

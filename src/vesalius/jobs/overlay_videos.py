@@ -1,0 +1,115 @@
+"""Films of the clips in a prediction folder, made of the masks that lie there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+from PIL import Image
+
+from vesalius.data.clips import frame_rate
+from vesalius.data.dataset import load_image
+from vesalius.data.writers.overlay_video import write_overlay
+from vesalius.errors import DataError, OutputError
+from vesalius.extras import require
+from vesalius.files import replacing
+from vesalius.jobs.folder import Answering
+from vesalius.jobs.prediction_log import FILMS, Line
+from vesalius.masks import Size
+from vesalius.names import result_stems
+from vesalius.types import Sample
+
+log = logging.getLogger(__name__)
+
+USUAL_RATE = 15.0
+"""Frames a second where a clip does not say: the commonest of coronary angiography."""
+
+
+def with_films(answer: Answering, clips: Mapping[str, Sequence[Sample]], prompts: Sequence[str]) -> Answering:
+    """The same answering, which also films each clip as soon as its last frame is done.
+
+    `films/CLIP.mp4` shows the masks on the frames, and `films/CLIP.masks.mkv` the masks alone, without loss, 0/255;
+    `CLIP--PROMPT` for several prompts. A frame without a mask file, or that cannot be read, is black.
+    """
+    last = {frames[-1].id: name for name, frames in clips.items()}
+
+    def answer_and_film(
+        samples: Iterable[Sample], out: Path, save: Sequence[str]
+    ) -> Generator[list[Line], None, None]:
+        with closing(answer(samples, out, save)) as answered:
+            for lines in answered:
+                yield lines
+                if name := last.get(lines[0]["id"]):
+                    write_films(out, name, clips[name], prompts)
+        # those that a job which was killed did not come to
+        for name, frames in clips.items():
+            write_films(out, name, frames, prompts)
+
+    return answer_and_film
+
+
+def write_films(out: Path, name: str, frames: Sequence[Sample], prompts: Sequence[str]) -> None:
+    """Film a clip for each prompt, unless that was done; OutputError, MissingExtraError."""
+    stems = result_stems(name, prompts)
+    places = [(out / FILMS / f"{stem}.mp4", out / FILMS / f"{stem}.masks.mkv") for stem in stems]
+    if all(place.is_file() for pair in places for place in pair):
+        return
+    fps = frame_rate(frames[0])
+    if fps is None:
+        log.warning("%s: does not say how many frames it has a second; its films have %g", name, USUAL_RATE)
+        fps = USUAL_RATE
+    for prompt, (overlay, masks) in enumerate(places):
+        files = [out / "masks" / f"{result_stems(frame.id, prompts)[prompt]}.png" for frame in frames]
+        size = _size_of(files)
+        if size is None:
+            log.warning("%s: cannot be filmed, as none of its frames has a mask", name)
+            return
+        write_overlay(overlay, (_pixels(frame, size) for frame in frames), _masks(files, size), fps)
+        write_masks(masks, _masks(files, size), size, fps)
+
+
+def write_masks(path: Path, masks: Iterable[Bool[np.ndarray, "h w"]], size: Size, fps: float) -> None:
+    """Write masks of `size` as the frames of a Matroska file, 0 or 255 and without loss (FFV1), as a whole or not at all.
+
+    Raises OutputError where the file cannot be written; MissingExtraError without PyAV.
+    """
+    av = require("av", "video", "video files")
+    with replacing(path) as temporary:
+        try:
+            with av.open(str(temporary), "w", format="matroska") as container:
+                stream = container.add_stream("ffv1", rate=Fraction(fps).limit_denominator(1001))
+                stream.pix_fmt = "gray"
+                stream.height, stream.width = size
+                for mask in masks:
+                    pixels = mask.astype(np.uint8) * 255
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="gray")))
+                container.mux(stream.encode())
+        except av.FFmpegError as error:
+            raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def _size_of(files: Sequence[Path]) -> Size | None:
+    """The size of the first that is there."""
+    for file in files:
+        if file.is_file():
+            with Image.open(file) as image:
+                return image.height, image.width
+    return None
+
+
+def _pixels(frame: Sample, size: Size) -> UInt8[np.ndarray, "h w 3"]:
+    try:
+        pixels = load_image(frame)
+    except DataError:
+        return np.zeros((*size, 3), dtype=np.uint8)
+    return pixels if pixels.shape[:2] == size else np.zeros((*size, 3), dtype=np.uint8)
+
+
+def _masks(files: Iterable[Path], size: Size) -> Iterator[Bool[np.ndarray, "h w"]]:
+    for file in files:
+        yield np.asarray(Image.open(file)) > 0 if file.is_file() else np.zeros(size, dtype=bool)

@@ -1,0 +1,139 @@
+"""A synthetic coronary angiogram, still or a clip: X-ray physics over tubes.
+
+Every tube has one geometry, from which both its shadow (Beer-Lambert) and its mask come. Vessels are dark on
+a brighter background.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from vesalius.synth.chest import Chest, build_chest, close_collimator, puff
+from vesalius.synth.devices import CatheterLook, bend_catheter, choose_look, thread_wire
+from vesalius.synth.exposure import Detector, choose_detector, expose
+from vesalius.synth.heart import Tree, grow_tree
+from vesalius.synth.motion import VISIBLE_SHARE, Bolus, Motion, choose_bolus, choose_motion
+from vesalius.synth.picture import Picture, look_at
+from vesalius.synth.tubes import REFERENCE_SIZE, SAMPLE_STEP, Shadow, Tube, add_up, cast
+
+PHRASES = ("blood vessel", "catheter")
+"""Those of a dataset by default, and of the shipped tiny model."""
+ALL_PHRASES = (*PHRASES, "guide wire", "stenosis", "the widest vessel", "the vessel on the left")
+
+
+@dataclass(frozen=True)
+class Angiogram:
+    """All that does not change between the frames of a clip."""
+
+    tree: Tree
+    vessel_mu: float
+    """Attenuation of full contrast medium for each pixel of chord."""
+    twig_share: float
+    """Share of it in twigs."""
+    catheter: Tube | None
+    look: CatheterLook
+    wire: Tube | None
+    wire_attenuation: float
+    """In the middle of the wire's tip."""
+    chest: Chest
+    puff: Float[np.ndarray, "h w"]
+    """Attenuation of contrast medium in the aorta."""
+    opening: Float[np.ndarray, "h w"]
+    """Share of the beam that passes the collimator."""
+    detector: Detector
+    motion: Motion | None = None
+    """None where nothing moves, as in a single frame."""
+    bolus: Bolus | None = None
+    """None where all vessels are full of contrast medium."""
+
+    @property
+    def size(self) -> int:
+        """Side of a frame in pixels."""
+        return self.tree.view.size
+
+
+def compose(
+    rng: np.random.Generator, size: int, frames: int = 1, devices: np.random.Generator | None = None
+) -> Angiogram:
+    """A random angiogram. One frame is still and full of contrast medium; a clip moves, and shows how it comes.
+
+    There is one catheter and no guide wire, unless `devices` is there to choose them: then one of six has no
+    catheter, and two of five of the others have a wire.
+    """
+    tree = grow_tree(rng, size)
+    pixel = REFERENCE_SIZE / size
+    catheter: Tube | None = bend_catheter(rng, tree)
+    vessel_mu = rng.uniform(0.018, 0.04) * pixel
+    chest = build_chest(rng, size)
+    look = choose_look(rng, vessel_mu, size)
+    twig_share = rng.uniform(0.4, 1.0)
+    cloud = puff(rng, tree.vessels[0].tube, size)
+    opening, detector = close_collimator(rng, size), choose_detector(rng)
+    motion = choose_motion(rng, tree) if frames > 1 else None
+    bolus = choose_bolus(rng, tree, frames) if frames > 1 else None
+    wire, wire_attenuation = None, 0.0
+    if devices is not None:
+        wire, wire_attenuation = thread_wire(devices, tree), devices.uniform(0.2, 0.4)
+        choice = devices.random()
+        catheter, wire = (None, None) if choice < 1 / 6 else (catheter, wire if choice < 1 / 2 else None)
+    return Angiogram(
+        tree, vessel_mu, twig_share, catheter, look, wire, wire_attenuation, chest, cloud, opening, detector, motion, bolus
+    )  # fmt: skip
+
+
+def take(scene: Angiogram, noise: np.random.Generator, frame: int = 0) -> Picture:
+    """One frame of an angiogram; `noise` is its quantum noise."""
+    size, clear = scene.size, scene.opening > 0.5
+    breath = (0.0, 0.0) if scene.motion is None else tuple(scene.motion.breath_at(frame).tolist())
+    at_ostium = float(_filling(scene, np.zeros(1), frame)[0])
+    attenuation = scene.chest.at(breath) + at_ostium * scene.puff
+    things: dict[str, np.ndarray] = {}
+    sights = []
+    for vessels, share in ((scene.tree.vessels, 1.0), (scene.tree.twigs, scene.twig_share)):
+        tubes, shadows = [], []
+        for vessel in vessels:
+            tube = _moved(scene, vessel.tube, frame)
+            filling = _filling(scene, vessel.path_px, frame)
+            tubes.append(tube)
+            shadows.append(_cast(tube, size, filling))
+            if vessel.kind != "twig":
+                sights.append(look_at(vessel, tube, filling >= VISIBLE_SHARE, clear, shadows[-1]))
+        attenuation += scene.vessel_mu * share * add_up(tubes, shadows, size)
+    if scene.catheter is not None:
+        catheter = scene.catheter if scene.motion is None else scene.motion.carried(scene.catheter, frame)
+        whole = add_up([catheter], [cast(catheter, size)], size)
+        attenuation += scene.look.attenuation(catheter, whole, at_ostium)
+        things["catheter"] = (whole > 0) & clear
+    if scene.wire is not None:
+        shadow = _cast_wire(scene, frame)
+        attenuation[shadow.rows, shadow.columns] += shadow.chords
+        things["guide wire"] = np.zeros_like(clear)
+        things["guide wire"][shadow.rows, shadow.columns] = shadow.chords > 0
+        things["guide wire"] &= clear
+    gray = expose(noise, scene.detector, attenuation, scene.opening)
+    return Picture(np.repeat(gray[:, :, None], 3, axis=2), sights, clear, things)
+
+
+def _filling(scene: Angiogram, path_px: np.ndarray, frame: int) -> Float[np.ndarray, " k"]:
+    """Share of the full concentration of contrast medium at points that far from the ostium."""
+    return np.ones(len(path_px)) if scene.bolus is None else scene.bolus.concentration(path_px, frame)
+
+
+def _moved(scene: Angiogram, tube: Tube, frame: int) -> Tube:
+    return tube if scene.motion is None else Tube(scene.motion.moved(tube.points, frame), tube.radii)
+
+
+def _cast(tube: Tube, size: int, filling: np.ndarray) -> Shadow:
+    return cast(tube, size, None if filling.min() == 1 else filling)
+
+
+def _cast_wire(scene: Angiogram, frame: int) -> Shadow:
+    """The attenuation of the guide wire: its last part, a coil of platinum, is the darkest."""
+    assert scene.wire is not None
+    tube = _moved(scene, scene.wire, frame)
+    from_end = SAMPLE_STEP * np.arange(len(tube.points))[::-1] * REFERENCE_SIZE / scene.size
+    middle = scene.wire_attenuation / (2 * tube.radii)
+    return cast(tube, scene.size, middle * np.where(from_end < 40, 1.0, 0.6))

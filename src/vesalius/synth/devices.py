@@ -1,0 +1,127 @@
+"""What the cardiologist brought: a catheter and a guide wire; and lines that only look alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float
+
+from vesalius.synth.heart import Tree
+from vesalius.synth.tubes import REFERENCE_SIZE, THINNEST_RADIUS, Tube, cast, chords, resample, wave
+from vesalius.synth.vessels import Vessel
+
+
+def bend_catheter(rng: np.random.Generator, tree: Tree) -> Tube:
+    """A tube of constant radius that enters at a border, mostly the upper one, and ends at the ostium.
+
+    Of three it is the one that runs least over the vessels: it should meet them at the ostium only.
+    """
+    size = tree.view.size
+    covered = np.zeros((size, size), dtype=bool)
+    for vessel in tree.vessels:
+        shadow = cast(vessel.tube, size)
+        covered[shadow.rows, shadow.columns] |= shadow.chords > 0
+    trunk = tree.vessels[0].tube
+    tubes = [_bend_one(rng, trunk, size) for _ in range(3)]
+    return min(tubes, key=lambda tube: _points_over(tube, covered))
+
+
+def _bend_one(rng: np.random.Generator, trunk: Tube, size: int) -> Tube:
+    tip = trunk.points[0]
+    ahead = trunk.points[min(30, len(trunk.points) - 1)] - tip
+    angle = np.arctan2(ahead[1], ahead[0]) + rng.normal(0, 0.5)
+    heading = np.array([np.cos(angle), np.sin(angle)])
+    entry, inward = _choose_entry(rng, tip, size)
+    away = float(np.hypot(*(tip - entry)))
+    bow = inward[::-1] * rng.normal(0, 0.15) * away
+    second = entry + inward * away * rng.uniform(0.5, 1.0) + bow
+    third = tip - heading * min(away * 0.8, rng.uniform(25, 90) * size / REFERENCE_SIZE)
+    t = np.linspace(0, 1, 200)[:, None]
+    line = (1 - t) ** 3 * entry + 3 * (1 - t) ** 2 * t * second + 3 * (1 - t) * t**2 * third + t**3 * tip
+    points = resample(line)[1]
+    radius = max(rng.uniform(2.6, 4.4) * size / REFERENCE_SIZE, THINNEST_RADIUS)
+    return Tube(points, np.full(len(points), radius))
+
+
+def _choose_entry(rng: np.random.Generator, tip: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """(x, y) of a point just outside the frame, and the unit vector from that border inwards."""
+    x, y = np.clip(tip + rng.normal(0, 0.16 * size, 2), 0.05 * size, 0.95 * size)
+    near, far = -0.03 * size, 1.03 * size
+    entries = (((x, near), (0, 1)), ((near, y), (1, 0)), ((far, y), (-1, 0)), ((x, far), (0, -1)))
+    entry, inward = entries[rng.choice(4, p=[0.84, 0.06, 0.06, 0.04])]
+    return np.array(entry), np.array(inward, dtype=float)
+
+
+def _points_over(tube: Tube, covered: np.ndarray) -> int:
+    """How many points of the tube's center line lie on a vessel."""
+    x, y = np.clip(np.floor(tube.points).astype(int), 0, len(covered) - 1).T
+    return int(covered[y, x].sum())
+
+
+def thread_wire(rng: np.random.Generator, tree: Tree) -> Tube:
+    """A guide wire from the catheter's tip down the tree, almost to the end of one of its vessels."""
+    lumen, radii = _way_to(tree.vessels[rng.integers(len(tree.vessels))])
+    stop = max(4, int(len(lumen) * rng.uniform(0.75, 0.97)))
+    lumen, radii = lumen[:stop], radii[:stop]
+    # within the lumen, but not in its middle
+    aside = 0.4 * radii * wave(rng, np.linspace(0, 1, stop), max(1.0, stop / 120))
+    along = np.gradient(lumen, axis=0)
+    normal = np.stack([-along[:, 1], along[:, 0]], axis=1) / np.maximum(np.hypot(*along.T), 1e-6)[:, None]
+    points = resample(lumen + normal * aside[:, None])[1]
+    radius = max(rng.uniform(0.75, 1.0) * tree.view.scale, THINNEST_RADIUS)
+    return Tube(points, np.full(len(points), radius))
+
+
+def _way_to(vessel: Vessel) -> tuple[np.ndarray, np.ndarray]:
+    """Points and radii of the lumen from the tree's origin to the end of the vessel."""
+    points, radii = vessel.points, vessel.tube.radii
+    if vessel.parent is None:
+        return points, radii
+    before, wider = _way_to(vessel.parent)
+    kept = len(before) - len(vessel.parent.points) + vessel.start + 1
+    return np.concatenate([before[:kept], points[1:]]), np.concatenate([wider[:kept], radii[1:]])
+
+
+def scatter_lines(
+    rng: np.random.Generator, n: int, radius: tuple[float, float], bend: float, size: int
+) -> list[Tube]:
+    """`n` curves across the frame that belong to no tree: veins, wires. `bend` is a share of their length."""
+    lines = []
+    for _ in range(n):
+        start = rng.uniform(0, size, 2)
+        angle = rng.uniform(0, 2 * np.pi)
+        along = np.array([np.cos(angle), np.sin(angle)]) * rng.uniform(0.25, 0.9) * size
+        t = np.linspace(0, 1, 80)[:, None]
+        sideways = np.array([-along[1], along[0]]) * bend
+        points = resample(start + along * t + sideways * wave(rng, t[:, 0], 1.5)[:, None])[1]
+        radii = np.full(len(points), rng.uniform(*radius) * size / REFERENCE_SIZE)
+        lines.append(Tube(points, np.maximum(radii, THINNEST_RADIUS)))
+    return lines
+
+
+@dataclass(frozen=True)
+class CatheterLook:
+    """How a catheter attenuates: filled like the vessels, or a wall around a clearer lumen."""
+
+    mu: float
+    """Of the contrast medium or of the wall, for each pixel of chord."""
+    lumen: float
+    """Radius of the clearer lumen as a share of the catheter's; 0 where there is none."""
+    clear: float
+    """Share of the wall's attenuation that the lumen lacks."""
+
+    def attenuation(self, catheter: Tube, whole: np.ndarray, filled: float) -> Float[np.ndarray, "h w"]:
+        """Of the catheter, whose chords are `whole`, when contrast medium fills a share of it."""
+        if not self.lumen:
+            return self.mu * (0.4 + 0.6 * filled) * whole
+        inner = chords([replace(catheter, radii=catheter.radii * self.lumen)], len(whole))
+        return self.mu * (whole - self.clear * inner)
+
+
+def choose_look(rng: np.random.Generator, vessel_mu: float, size: int) -> CatheterLook:
+    """The look of a catheter beside vessels that attenuate by `vessel_mu` a pixel."""
+    if rng.random() < 0.6:
+        return CatheterLook(vessel_mu * rng.uniform(0.7, 1.3), 0.0, 0.0)
+    mu = rng.uniform(0.03, 0.06) * REFERENCE_SIZE / size
+    return CatheterLook(mu, rng.uniform(0.5, 0.72), rng.uniform(0.6, 1.0))

@@ -1,0 +1,131 @@
+"""A color picture of a synthetic retina: a lit round field, a bright disc, a dark macula, and vessels that absorb."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from scipy.ndimage import gaussian_filter
+
+from vesalius.synth.chest import enlarge, smooth_noise
+from vesalius.synth.picture import Picture, look_at
+from vesalius.synth.retina import Eye, grow_eye
+from vesalius.synth.tubes import REFERENCE_SIZE, Tube, add_up, cast
+
+PHRASES = ("blood vessel", "optic disc")
+"""Those of a dataset by default."""
+ALL_PHRASES = (*PHRASES, "artery", "vein", "the widest vessel", "the vessel on the left")
+
+ABSORPTION = {"vein": (0.075, 0.250, 0.210), "artery": (0.050, 0.190, 0.170)}
+"""Of blood in red, green and blue, for each pixel of chord where the disc has a diameter of 80."""
+SCATTERED = 0.35
+"""Share of the light that reaches the camera without having passed the vessels."""
+REFLEX = {"vein": 0.04, "artery": 0.14}
+"""How much brighter the middle of a thick vessel is than its rim would make it."""
+
+
+def photograph(rng: np.random.Generator, size: int) -> tuple[Picture, Eye]:
+    """A random retina in a frame of `size` x `size`, and the geometry that it was drawn from."""
+    eye = grow_eye(rng, size)
+    y, x = (np.ogrid[:size, :size][axis].astype(np.float32) + 0.5 for axis in (0, 1))
+    beyond = np.hypot(x - float(eye.center[0]), y - float(eye.center[1])) - eye.field_px
+    clear, whole = beyond < 0, np.ones(1, dtype=bool)
+    light = _light_ground(rng, eye)
+    disc = _light_disc(rng, eye, light, x, y)
+    depth = np.zeros((3, size, size), dtype=np.float32)
+    density, sights = rng.uniform(0.75, 1.3) * 80 / eye.disc_px, []
+    for kind, absorption in ABSORPTION.items():
+        vessels = [vessel for vessel in eye.vessels if vessel.kind == kind]
+        tubes = [vessel.tube for vessel in vessels]
+        shadows = [cast(tube, size) for tube in tubes]
+        blood, reflex = add_up(tubes, shadows, size), REFLEX[kind] * _reflex(tubes, size)
+        for channel, share in enumerate(absorption):
+            depth[channel] += density * share * blood - reflex
+        for vessel, tube, shadow in zip(vessels, tubes, shadows, strict=True):
+            sights.append(look_at(vessel, tube, whole.repeat(len(tube.points)), clear, shadow))
+    pixels = _develop(rng, light * (SCATTERED + (1 - SCATTERED) * np.exp(-depth)), beyond)
+    return Picture(pixels, sights, clear, {"optic disc": disc & clear}), eye
+
+
+def _light_ground(rng: np.random.Generator, eye: Eye) -> Float[np.ndarray, "3 h w"]:
+    """The retina without vessels and disc, RGB in shares of the brightest gray, float32."""
+    half = max(32, eye.size // 2)  # nothing here is sharp
+    y, x = (np.ogrid[:half, :half][axis].astype(np.float32) + 0.5 for axis in (0, 1))
+    (x0, y0), (x1, y1), (x2, y2) = (
+        (place * half / eye.size).tolist() for place in (eye.center, eye.disc, eye.macula)
+    )
+    field_px, disc_px = eye.field_px * half / eye.size, eye.disc_px * half / eye.size
+    across, down = (x - x0) / field_px, (y - y0) / field_px
+    lit = rng.uniform(0.9, 1.15) - rng.uniform(0.2, 0.6) * (across**2 + down**2)
+    lit += rng.normal(0, 0.12) * across + rng.normal(0, 0.12) * down
+    # a glow where the nerve fibers are thick, around the disc
+    lit += rng.uniform(0, 0.6) * np.exp(((x - x1) ** 2 + (y - y1) ** 2) / (-1.5 * disc_px**2))
+    mottle = np.zeros((half, half), dtype=np.float32)
+    for cells, strength in ((5, 0.06), (14, 0.03), (50, 0.025)):
+        mottle += rng.uniform(0.3, 1.2) * strength * smooth_noise(rng, cells, half)
+    if rng.random() < 0.5:  # vessels of the choroid shine through
+        ridges = np.exp(-((smooth_noise(rng, int(rng.integers(24, 40)), half) / 0.3) ** 2))
+        mottle += rng.uniform(0.02, 0.07) * ridges * np.clip(smooth_noise(rng, 4, half) + 0.5, 0, 1)
+    dark = rng.uniform(0.15, 0.4) * np.exp(
+        ((x - x2) ** 2 + (y - y2) ** 2) / (-rng.uniform(0.3, 0.9) * disc_px**2)
+    )
+    color = (rng.uniform(0.62, 0.95), rng.uniform(0.2, 0.32), rng.uniform(0.03, 0.14))
+    shares = ((0.7, 0.6), (1.0, 1.0), (1.0, 0.9))
+    return np.stack([
+        enlarge(lit * value * (1 + rough * mottle) * (1 - spot * dark), eye.size)
+        for value, (rough, spot) in zip(color, shares, strict=True)
+    ])  # fmt: skip
+
+
+def _light_disc(
+    rng: np.random.Generator, eye: Eye, light: np.ndarray, x: np.ndarray, y: np.ndarray
+) -> Bool[np.ndarray, "h w"]:
+    """Draw the optic disc into the light: pink or yellow, brighter in the cup. Its mask, an ellipse."""
+    long, angle = rng.uniform(1.0, 1.12), rng.normal(math.pi / 2, 0.3)
+    across, down = x - float(eye.disc[0]), y - float(eye.disc[1])
+    along = (across * math.cos(angle) + down * math.sin(angle)) / long
+    aside = (down * math.cos(angle) - across * math.sin(angle)) * long
+    inside = eye.disc_px / 2 - np.hypot(along, aside)
+    opaque = _soft_step(inside / (rng.uniform(0.015, 0.05) * eye.disc_px))
+    aside_px = (eye.temporal * rng.uniform(0.02, 0.15) * eye.disc_px, rng.normal(0, 0.04) * eye.disc_px)
+    away2 = (across - aside_px[0]) ** 2 + (down - aside_px[1]) ** 2
+    cup = rng.uniform(0.4, 1.0) * np.exp(-((away2 / (rng.uniform(0.15, 0.3) * eye.disc_px) ** 2) ** 1.5))
+    rim_color = (rng.uniform(0.95, 1.1), rng.uniform(0.42, 0.6), rng.uniform(0.16, 0.3))
+    cup_color = (1.05, rng.uniform(0.7, 0.9), rng.uniform(0.35, 0.65))
+    for channel, (rim, middle) in enumerate(zip(rim_color, cup_color, strict=True)):
+        light[channel] += opaque * (rim + cup * (middle - rim) - light[channel])
+    return inside > 0
+
+
+def _reflex(tubes: list[Tube], size: int) -> Float[np.ndarray, "h w"]:
+    """The light reflex along the middle of the thicker vessels, 0 to about 1."""
+    thick = [tube for tube in tubes if tube.radii[0] > 1.5]
+    cores = [replace(tube, radii=np.maximum(0.4 * tube.radii, 0.5)) for tube in thick]
+    total = np.zeros((size, size), dtype=np.float32)
+    for core in cores:
+        shadow = cast(core, size)
+        part = total[shadow.rows, shadow.columns]
+        np.maximum(part, shadow.chords / (2 * core.radii[0]), out=part)
+    return total
+
+
+def _develop(
+    rng: np.random.Generator, light: Float[np.ndarray, "3 h w"], beyond_px: Float[np.ndarray, "h w"]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The camera's picture: blur, gain, gamma, grain, and black beyond the field of view."""
+    scale = light.shape[1] / REFERENCE_SIZE
+    blur = rng.uniform(0.5, 0.9) * max(scale, 0.6)
+    # grain before blur: neighbors share some of it, as in the colors of a real camera
+    grain = rng.standard_normal(light.shape, dtype=np.float32)
+    seen = light + rng.uniform(0.02, 0.045) * blur * grain * (0.6 + light)
+    seen = np.maximum(rng.uniform(0.85, 1.15) * gaussian_filter(seen, (0, blur, blur), truncate=2), 0)
+    shown = seen ** rng.uniform(0.9, 1.15) * _soft_step(-beyond_px / (0.8 * scale))
+    return np.moveaxis(np.clip(np.rint(255 * shown), 0, 255).astype(np.uint8), 0, 2).copy()
+
+
+def _soft_step(value: np.ndarray) -> np.ndarray:
+    """From 0 to 1 around 0."""
+    step: np.ndarray = 1 / (1 + np.exp(-np.clip(value, -30, 30)))
+    return step

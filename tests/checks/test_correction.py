@@ -1,0 +1,318 @@
+"""One sample corrected: what is certain is put right, and nothing else is."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.ndimage import binary_dilation
+
+from vesalius.checks.correction import EIGHT, Corrected, correct, resample
+from vesalius.data.dataset import load_item
+from vesalius.masks import decode_rle, encode_rle, rasterize
+from vesalius.types import Absent, MaskFile, MaskReference, Polygons, RleMask, Sample
+
+SQUARE = Polygons(((10.0, 10.0, 30.0, 10.0, 30.0, 30.0, 10.0, 30.0),))
+OTHER = Polygons(((20.0, 20.0, 50.0, 20.0, 50.0, 40.0, 20.0, 40.0),))
+NAN = math.nan
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Gray, 64 x 96 (h x w)."""
+    path = tmp_path_factory.mktemp("images") / "a.png"
+    Image.fromarray(np.arange(64 * 96, dtype=np.uint8).reshape(64, 96)).save(path)
+    return path
+
+
+def sample(image: Path, *objects: MaskReference, **changes: Any) -> Sample:
+    told: dict[str, Any] = {"prompts": ("v",), "masks": (objects,), "source": "d.json, entry 0", **changes}
+    return Sample("a", image, **told)
+
+
+def deeds(corrected: Corrected) -> list[tuple[str, str]]:
+    return [(change.deed, change.what) for change in corrected.changes]
+
+
+def mask_of(corrected: Corrected) -> np.ndarray:
+    assert corrected.sample is not None
+    masks = load_item(corrected.sample).masks
+    assert masks is not None
+    return masks[0, 0]
+
+
+def test_a_sample_that_is_right_stays_as_it_is(image: Path) -> None:
+    right = sample(image, SQUARE, size=(64, 96), group="p", metadata={"k": 1})
+    assert correct(right).sample == right
+    assert correct(right).changes == ()
+    absent = sample(image, Absent())
+    assert correct(absent).sample == absent
+
+
+def test_polygons_drawn_on_another_size_are_rescaled(image: Path) -> None:
+    corrected = correct(sample(image, SQUARE, size=(128, 191)))  # 191: an odd side that was rounded
+    assert deeds(corrected) == [("rescaled", "'v'")]
+    assert corrected.changes[0].why == "128 x 191 to 64 x 96"
+    assert corrected.sample is not None and corrected.sample.size == (64, 96)
+    (reference,) = corrected.sample.masks[0]
+    assert isinstance(reference, Polygons)
+    expected = [value * (96 / 191, 1 / 2)[i % 2] for i, value in enumerate(SQUARE.parts[0])]
+    np.testing.assert_allclose(reference.parts[0], expected)
+
+
+@pytest.mark.parametrize("kind", ["polygons", "rle"])
+def test_a_size_with_another_ratio_in_height_than_in_width_is_not_certain(image: Path, kind: str) -> None:
+    rle = RleMask(encode_rle(rasterize(SQUARE.parts, (128, 288))))
+    wide = SQUARE if kind == "polygons" else rle
+    corrected = correct(sample(image, wide, size=(128, 288)))
+    assert corrected.sample is None
+    assert deeds(corrected) == [("dropped", "'v'"), ("dropped", "image")]
+    assert "another ratio in height than in width" in corrected.changes[0].why
+
+
+def test_a_size_that_is_the_image_turned_is_not_certain(image: Path) -> None:
+    corrected = correct(sample(image, SQUARE, size=(96, 64)))
+    assert corrected.sample is None
+    assert deeds(corrected) == [("dropped", "'v'"), ("dropped", "image")]
+    assert "turned" in corrected.changes[0].why
+
+
+@pytest.mark.parametrize("size", [None, (64, 96), (32, 48)])
+def test_far_outside_the_whole_entry_is_dropped_since_its_scale_is_unknown(
+    image: Path, size: tuple[int, int] | None
+) -> None:
+    far = Polygons(((10.0, 10.0, 98.1, 10.0, 80.0, 30.0),))
+    two = sample(image, prompts=("v", "w"), masks=((SQUARE,), (far,)), size=size)
+    corrected = correct(two)
+    assert corrected.sample is None and corrected.unscaled
+    assert deeds(corrected) == [("dropped", "image")]
+    assert "nobody knows on what size it was drawn" in corrected.changes[0].why
+    assert ("even of the 32 x 48" in corrected.changes[0].why) == (size == (32, 48))
+
+
+def test_a_little_outside_is_clipped_whether_a_size_is_stated_or_not(image: Path) -> None:
+    over = Polygons(((10.0, -2.0, 98.0, 10.0, 80.0, 30.0),))
+    for size in (None, (64, 96)):
+        corrected = correct(sample(image, over, size=size))
+        assert deeds(corrected) == [("clipped", "'v'")] and not corrected.unscaled
+        np.testing.assert_array_equal(mask_of(corrected), rasterize(over.parts, (64, 96)))
+
+
+def test_a_broken_part_of_a_phrase_does_not_hide_that_another_lies_far_outside(image: Path) -> None:
+    broken = Polygons(((5.0, 5.0, 9.0, 9.0, 5.0, 9.0, NAN, 1.0), (10.0, 10.0, 150.0, 10.0, 150.0, 30.0)))
+    assert correct(sample(image, prompts=("v", "w"), masks=((broken,), (SQUARE,)))).unscaled
+
+
+def test_a_border_that_was_a_pixel_off_on_a_smaller_copy_is_clipped_on_the_image(image: Path) -> None:
+    over = Polygons(((2.0, 2.0, 24.9, 2.0, 24.9, 12.0),))  # 24 wide; 0.9 over becomes 3.6
+    corrected = correct(sample(image, over, size=(16, 24)))
+    assert deeds(corrected) == [("rescaled", "'v'"), ("clipped", "'v'")]  # measured on what it was drawn on
+    np.testing.assert_array_equal(mask_of(corrected), rasterize([[8, 8, 99.6, 8, 99.6, 48]], (64, 96)))
+
+
+coordinates = st.floats(-2, 66, allow_nan=False).map(lambda value: round(value, 2))
+
+
+@given(
+    st.lists(
+        st.lists(coordinates, min_size=6, max_size=20).filter(lambda p: len(p) % 2 == 0),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_what_is_left_of_clipped_polygons_is_their_mask_pixel_for_pixel(
+    image: Path, parts: list[list[float]]
+) -> None:
+    corrected = correct(sample(image, Polygons(tuple(map(tuple, parts))), size=(64, 96)))
+    whole = rasterize(parts, (64, 96))
+    if corrected.sample is None:
+        assert not whole.any()
+    else:
+        np.testing.assert_array_equal(mask_of(corrected), whole)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        (),
+        (1.0, 2.0),
+        (1.0, 2.0, 3.0, 4.0),
+        (1.0, 2.0, 3.0),
+        (5.0, 5.0, 9.0, 9.0, 7.0, 7.0),
+        (0.1, 0.2, 0.3, 0.6, 0.2, 0.4),
+        (4.0, 4.0, 4.0, 4.0, 4.0, 4.0),
+        (NAN, NAN, 3.0, 4.0, 5.0, 6.0),
+        (NAN, 1.0, NAN, 1.0, NAN, 1.0),
+        (math.inf, 1.0, 2.0, 2.0, 3.0, 2.0),
+        (1e308, 1e308, -1e308, -1e308, 0.0, 0.0),
+    ],
+)
+def test_parts_without_an_area_are_left_out(image: Path, part: tuple[float, ...]) -> None:
+    corrected = correct(sample(image, Polygons((*SQUARE.parts, part))))
+    assert corrected.sample is not None
+    assert corrected.sample.masks == ((SQUARE,),)
+    assert deeds(corrected) == [("dropped", "'v', polygon 1")]
+    alone = correct(sample(image, Polygons((part,))))
+    assert alone.sample is None
+    assert deeds(alone)[-2:] == [("dropped", "'v'"), ("dropped", "image")]
+
+
+@pytest.mark.parametrize("more", [(NAN, 3.0), (40.0,), (0.0, math.inf)])
+def test_a_drawn_piece_that_cannot_be_known_drops_the_phrase_and_not_the_piece(
+    image: Path, more: tuple[float, ...]
+) -> None:
+    broken = Polygons((*SQUARE.parts, (*OTHER.parts[0], *more)))
+    two = sample(image, prompts=("v", "w"), masks=((broken,), (OTHER,)))
+    corrected = correct(two)
+    assert corrected.sample is not None
+    assert corrected.sample.prompts == ("w",)
+    assert deeds(corrected) == [("dropped", "'v'")]
+
+
+def test_a_phrase_is_not_kept_with_one_of_its_objects_missing(image: Path) -> None:
+    rle = RleMask({"size": [64, 96], "counts": [5]})
+    corrected = correct(sample(image, SQUARE, rle))
+    assert corrected.sample is None
+    assert "RLE" in corrected.changes[0].why
+
+
+def test_objects_of_one_phrase_become_one(image: Path) -> None:
+    corrected = correct(sample(image, SQUARE, OTHER))
+    assert corrected.sample is not None
+    assert corrected.sample.masks == ((Polygons((*SQUARE.parts, *OTHER.parts)),),)
+    assert deeds(corrected) == [("united", "'v'")]
+    whole = rasterize([*SQUARE.parts, *OTHER.parts], (64, 96))
+    np.testing.assert_array_equal(mask_of(corrected), whole)
+    rle = RleMask(encode_rle(rasterize(OTHER.parts, (64, 96))))
+    mixed = correct(sample(image, SQUARE, rle))
+    assert mixed.sample is not None and isinstance(mixed.sample.masks[0][0], RleMask)
+    np.testing.assert_array_equal(mask_of(mixed), whole)
+
+
+def test_an_empty_mask_is_dropped_and_not_taken_for_absent(image: Path) -> None:
+    nothing = Polygons(((2.1, 2.1, 2.3, 2.1, 2.1, 2.3),))
+    corrected = correct(
+        sample(image, prompts=("v", "w", "x"), masks=((nothing,), (Absent(),), (SQUARE, nothing)))
+    )
+    assert corrected.sample is not None
+    assert corrected.sample.prompts == ("w", "x")
+    assert corrected.sample.masks == ((Absent(),), (SQUARE,))
+    assert deeds(corrected) == [("dropped", "'v'"), ("dropped", "'x', object 1")]
+
+
+def test_images_that_cannot_be_read_are_dropped_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    corrected = correct(sample(tmp_path / "a.png", SQUARE))
+    assert corrected.sample is None
+    assert "0 bytes" in corrected.changes[0].why
+
+
+def test_samples_without_annotation_stay_with_the_right_size(image: Path) -> None:
+    plain = Sample("a", image, (), None, size=(128, 192))
+    corrected = correct(plain)
+    assert corrected.sample == Sample("a", image, (), None, size=(64, 96))
+    assert deeds(corrected) == [("rescaled", "stated size")]
+    assert corrected.key is None
+
+
+def vessel(side: int) -> np.ndarray:
+    """A curved line, of a 60th of the side in width, that forks."""
+    y, x = np.mgrid[0:side, 0:side] / side
+    first = np.abs(y - 0.5 - 0.2 * np.sin(5 * x)) < 1 / 120
+    second = (np.abs(y + 0.4 * x - 0.8) < 1 / 120) & (x > 0.3) & (x < 0.6)
+    return (first | second) & (x > 0.1) & (x < 0.9)
+
+
+@pytest.mark.parametrize(("before", "after"), [(800, 512), (512, 800), (512, 1024), (1000, 999), (600, 400)])
+def test_masks_in_pixels_are_rescaled_where_their_shape_stays(before: int, after: int) -> None:
+    right = resample(vessel(before), (after, after))
+    truth = vessel(after)
+    assert right is not None
+    assert not (right & ~binary_dilation(truth, EIGHT)).any()
+    assert not (truth & ~binary_dilation(right, EIGHT)).any()
+
+
+def test_masks_in_pixels_are_not_rescaled_where_their_shape_would_change() -> None:
+    assert resample(vessel(512), (25, 25)) is None  # breaks
+    assert resample(vessel(512), (1100, 1100)) is None  # known to two pixels only
+    dots = np.zeros((64, 64), dtype=bool)
+    dots[10, 10] = dots[40, 40] = True
+    assert resample(dots, (32, 32)) is None  # a dot vanishes
+    close = np.zeros((64, 64), dtype=bool)
+    close[10:20, 10:20] = close[10:20, 21:30] = True
+    assert resample(close, (32, 32)) is None  # two become one
+
+
+def test_rle_and_mask_files_of_another_size_are_rescaled_or_dropped(tmp_path: Path) -> None:
+    Image.new("L", (512, 512)).save(tmp_path / "a.png")
+    Image.fromarray(vessel(800)).save(tmp_path / "m.png")
+    for reference in (RleMask(encode_rle(vessel(800))), MaskFile(tmp_path / "m.png")):
+        corrected = correct(sample(tmp_path / "a.png", reference))
+        assert deeds(corrected) == [("rescaled", "'v'")]
+        np.testing.assert_array_equal(mask_of(corrected), resample(vessel(800), (512, 512)))
+    fine = correct(sample(tmp_path / "a.png", RleMask(encode_rle(np.eye(1500, dtype=bool)))))
+    assert fine.sample is None and "change its shape" in fine.changes[0].why
+
+
+def test_a_mask_of_a_size_that_no_machine_holds_is_dropped_before_it_is_decoded(image: Path) -> None:
+    side = 10**9
+    corrected = correct(sample(image, RleMask({"size": [side, side], "counts": [side * side]})))
+    assert corrected.sample is None
+    assert "megapixels" in corrected.changes[0].why
+
+
+def test_broken_mask_files_are_dropped_with_the_reason(image: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.png").write_bytes(b"no image")
+    corrected = correct(sample(image, MaskFile(tmp_path / "m.png")))
+    assert corrected.sample is None
+    assert "m.png" in corrected.changes[0].why
+
+
+def test_equal_samples_have_equal_keys_and_others_have_not(image: Path, tmp_path: Path) -> None:
+    key = correct(sample(image, SQUARE)).key
+    assert key is not None
+    rle = RleMask(encode_rle(rasterize(SQUARE.parts, (64, 96))))
+    assert correct(sample(image, rle)).key == key
+    for other in (
+        sample(image, OTHER),
+        sample(image, SQUARE, prompts=("w",)),
+        sample(image, SQUARE, group="p"),
+        sample(image, SQUARE, metadata={"k": 1}),
+    ):
+        assert correct(other).key not in (key, None)
+    assert correct(sample(image, SQUARE, sequence="clip")).key is None
+
+
+json_numbers = st.one_of(st.floats(), st.integers(-(10**6), 10**6).map(float))
+
+
+@given(
+    st.lists(st.lists(json_numbers, max_size=9), min_size=1, max_size=4),
+    st.one_of(st.none(), st.tuples(st.integers(1, 300), st.integers(1, 300))),
+)
+def test_whatever_polygons_hold_what_is_kept_can_be_loaded(
+    image: Path, parts: list[list[float]], size: tuple[int, int] | None
+) -> None:
+    corrected = correct(sample(image, Polygons(tuple(map(tuple, parts))), SQUARE, size=size))
+    if corrected.sample is None:
+        assert {"dropped"} == {change.deed for change in corrected.changes[-2:]}
+    else:
+        assert mask_of(corrected).any()
+        assert corrected.sample.size in (None, (64, 96))
+    json.dumps([vars(change) for change in corrected.changes], allow_nan=False)
+
+
+def test_decode_of_what_was_clipped_is_of_the_image_size(image: Path) -> None:
+    over = Polygons(((10.0, 10.0, 98.0, 10.0, 98.0, 30.0),))
+    corrected = correct(sample(image, over, size=(64, 96)))
+    assert corrected.sample is not None
+    (reference,) = corrected.sample.masks[0]
+    assert isinstance(reference, RleMask)
+    assert decode_rle(reference.rle).shape == (64, 96)

@@ -1,0 +1,409 @@
+"""The contact sheet: complete in one file, safe with any phrase, bounded, and silent about nothing."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vesalius.checks import sheet, tiles
+from vesalius.checks.inspection import Report, inspect
+from vesalius.checks.sheet import FLAGGED_MOST, GOOD_MOST, find_flagged, write_sheet
+from vesalius.cli import main
+from vesalius.errors import ImageError, OutputError, SettingError
+from vesalius.masks import encode_rle, rasterize
+from vesalius.types import MaskFile, Polygons, RleMask, Sample
+
+SQUARE = [[10.0, 10.0, 30.0, 10.0, 30.0, 30.0, 10.0, 30.0]]
+ATTACK = '<script>alert("x")</script><img src=x onerror=y>'
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt install chromium")
+
+
+class Tags(HTMLParser):
+    """All tags with their attributes, and all text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def named(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def write_data(folder: Path, rows: list[dict[str, Any]], size: tuple[int, int] = (64, 96)) -> Path:
+    """Entries with an image of noise each, and a square for the phrase `v`, unless a row says otherwise."""
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for index, row in enumerate(rows):
+        entry = {"image": f"{index:03}.png", "mask": [SQUARE], "text": ["v"], "group": str(index), **row}
+        pixels = np.random.default_rng(index).integers(0, 256, size, np.uint8)
+        Image.fromarray(pixels).save(folder / entry["image"])
+        entries.append(entry)
+    (folder / "annotations.json").write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
+    return folder
+
+
+def make(data: Path, out: Path) -> tuple[Report, Tags]:
+    report = inspect(data, workers=0)
+    page = write_sheet(report, out, workers=0)
+    assert page == out / "check.html"
+    return report, Tags(page.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(autouse=True)
+def few_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sheet, "EXAMPLES", 4)
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    return write_broken(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Tags, Path]:
+    """The sheet of `write_broken`."""
+    folder = tmp_path_factory.mktemp("made")
+    return *make(write_broken(folder), folder / "out"), folder / "out"
+
+
+def write_broken(folder: Path) -> Path:
+    """Right, of another size, outside, a phrase with HTML, a Chinese one, and an image without bytes."""
+    rows: list[dict[str, Any]] = [
+        {},
+        {"size": [128, 192]},
+        {"mask": [[[80.0, 10.0, 120.0, 10.0, 120.0, 50.0]]]},
+        {"text": [ATTACK]},
+        {"text": ["冠状动脉左前降支"], "image": "左冠 & <b>1.png"},
+        {"image": "cut.png"},
+        {"mask": []},
+    ]
+    data = write_data(folder / "data", rows)
+    (data / "cut.png").write_bytes(b"")
+    return data
+
+
+def test_the_sheet_holds_findings_remedies_counts_and_pictures(made: tuple[Report, Tags, Path]) -> None:
+    report, page, _ = made
+    text = " ".join(page.text.split())
+    assert "data Format sa2va_json" in text
+    for finding in report.findings:
+        assert finding.code in text
+        assert " ".join(finding.remedy.split()) in text
+        assert " ".join(finding.message.split()) in text
+    assert "as it stands" in text and "rescaled to the image" in text
+    assert "0 bytes" in text
+    assert [each["id"] for each in page.named("section")] == [
+        *("findings", "flagged", "good", "distributions", "augmented")
+    ]
+    # of the samples that there are, all but the one without bytes have a picture; and the augmented ones
+    assert len(page.named("img")) == 6
+    assert len([each for each in page.named("div") if each.get("class") == "none"]) == 1
+
+
+def test_findings_json_is_strict_and_whole(made: tuple[Report, Tags, Path]) -> None:
+    report, _, out = made
+    text = (out / "findings.json").read_text(encoding="utf-8")
+    told = json.loads(text, parse_constant=pytest.fail)
+    assert told["formats"] == ["sa2va_json"] and told["counts"] == report.counts
+    assert [each["code"] for each in told["findings"]] == [each.code for each in report.findings]
+    assert set(told["findings"][0]) == {
+        *("code", "severity", "file", "place", "message", "remedy", "samples")
+    }
+
+
+def test_phrases_and_names_that_hold_html_stay_text(made: tuple[Report, Tags, Path]) -> None:
+    _, page, _ = made
+    assert not page.named("script") and not page.named("link")
+    assert all(set(picture) <= {"src", "loading", "alt"} for picture in page.named("img"))
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert ATTACK in page.text
+    assert "冠状动脉左前降支" in page.text and "左冠 & <b>1" in page.text
+
+
+def test_the_sheet_needs_no_network_and_no_other_file_to_be_read(made: tuple[Report, Tags, Path]) -> None:
+    _, page, out = made
+    assert all((picture["src"] or "").startswith("data:image/jpeg;base64,") for picture in page.named("img"))
+    assert all((link["href"] or "")[0] == "#" or link["href"] == "augmented.png" for link in page.named("a"))
+    text = (out / "check.html").read_text(encoding="utf-8")
+    assert not re.search(r"url\(|@import|https?://", text)
+    assert "default-src 'none'" in text
+    assert sorted(path.name for path in out.iterdir()) == [*("augmented.png", "check.html", "findings.json")]
+
+
+def test_pictures_are_small(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data", [{}, {"size": [300, 1800]}], size=(300, 900))
+    _, page = make(data, tmp_path / "out")
+    for picture in page.named("img")[:2]:
+        coded = (picture["src"] or "").partition(",")[2]
+        assert max(Image.open(io.BytesIO(base64.b64decode(coded))).size) == tiles.SIDE
+
+
+def test_more_samples_than_are_shown_are_counted_and_each_code_has_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n = FLAGGED_MOST + 10
+    rows: list[dict[str, Any]] = [{"size": [128, 192]} for _ in range(n)]
+    rows += [{"mask": [[[1.0, 1.0, 1.1, 1.0, 1.0, 1.1]]]}, *({} for _ in range(GOOD_MOST + 5))]
+    data = write_data(tmp_path / "data", rows, size=(16, 24))
+    # the square is larger than these images; the size is what is wrong
+    report = inspect(data, workers=0)
+    order = list(find_flagged(report).values())
+    assert ("empty_mask",) in order[:3] and len(order) > n
+    monkeypatch.setattr(tiles, "SIDE", 16)
+    _, page = make(data, tmp_path / "out")
+    text = " ".join(page.text.split())
+    assert (
+        f"{FLAGGED_MOST} of {len(order)} are shown, each code in turn; {len(order) - FLAGGED_MOST} more"
+        in text
+    )
+    assert "The first 50 of" in text
+    shown = len([each for each in page.named("img") if (each["alt"] or "").endswith("with its masks")])
+    assert shown <= FLAGGED_MOST + GOOD_MOST
+
+
+def test_errors_come_before_warnings(tmp_path: Path) -> None:
+    border = {"mask": [[[-0.5, 5.0, 30.0, 5.0, 30.0, 30.0]]]}
+    rows: list[dict[str, Any]] = [border, border, {"size": [128, 192]}, {"size": [32, 48]}]
+    order = find_flagged(inspect(write_data(tmp_path / "data", rows), workers=0))
+    assert list(order.values()) == [("size",), ("size",), ("border",), ("border",)]
+
+
+def test_good_samples_are_drawn_by_the_seed(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data", [{} for _ in range(GOOD_MOST + 8)], size=(40, 48))
+    report = inspect(data, workers=0)
+    pages = [
+        write_sheet(report, tmp_path / str(i), workers=0, seed=seed).read_text()
+        for i, seed in enumerate((0, 0, 1))
+    ]
+    assert pages[0] == pages[1] != pages[2]
+    assert f"{GOOD_MOST}, drawn at random" in pages[0]
+
+
+def test_names_of_persons_are_hidden_in_captions(tmp_path: Path) -> None:
+    data = write_data(
+        tmp_path / "data", [{"image": "WANG_Li.png"}, {"image": "Müller_Jan.png", "size": [9, 9]}]
+    )
+    _, page = make(data, tmp_path / "out")
+    (data / "WANG_Li.png").write_bytes(b"")
+    _, cut = make(data, tmp_path / "cut")
+    for each in (page, cut):
+        assert "W***_L***" in each.text
+        assert not any(name in each.text for name in ("WANG", "Müller"))
+        assert not any(
+            name in str(picture["alt"]) for picture in each.named("img") for name in ("WANG", "Müller")
+        )
+
+
+def test_findings_that_sum_up_are_not_counted(tmp_path: Path) -> None:
+    _, page = make(write_data(tmp_path / "data", [{"size": [128, 192]}] * 3), tmp_path / "out")
+    assert "size × 3" in " ".join(page.text.split())
+
+
+def test_a_clean_dataset_says_so(tmp_path: Path) -> None:
+    _, page = make(write_data(tmp_path / "data", [{}, {}]), tmp_path / "out")
+    assert "Nothing was found." in page.text
+    assert "Samples with findings" not in page.text
+
+
+def test_a_dataset_of_which_nothing_can_be_drawn_has_a_sheet_too(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data", [{}])
+    (data / "000.png").write_bytes(b"")
+    _, page = make(data, tmp_path / "out")
+    assert "nothing to augment" in page.text and "There are none." in page.text
+    assert not (tmp_path / "out" / "augmented.png").exists()
+
+
+def test_several_splits_are_told_apart(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data", [{}, {"size": [128, 192]}])
+    entries = json.loads((data / "annotations.json").read_text())
+    for split in ("train", "val"):
+        (data / f"annotations.{split}.json").write_text(json.dumps(entries))
+    (data / "annotations.json").unlink()
+    report, page = make(data, tmp_path / "out")
+    assert set(find_flagged(report)) == {(split, i) for split in ("train", "val") for i in (0, 1)}
+    assert page.text.count("· train") == page.text.count("· val") == 2
+    assert "data/train, data/val" in page.text and "images in val" in page.text
+
+
+def test_only_a_sheet_is_replaced(broken: Path, tmp_path: Path) -> None:
+    make(broken, tmp_path / "out")
+    make(broken, tmp_path / "out")
+    (tmp_path / "out" / "mine.txt").touch()
+    with pytest.raises(OutputError, match=r"holds mine\.txt"):
+        make(broken, tmp_path / "out")
+    assert main(["check", str(broken), "--report", str(broken), "--workers", "0"]) == 1
+    assert not (broken / "check.html").exists()
+
+
+def test_the_command_names_the_page(broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(broken), "--report", str(tmp_path / "out"), "--workers", "0"]) == 1
+    assert f"report: {tmp_path / 'out' / 'check.html'}" in capsys.readouterr().out
+
+
+def test_a_sheet_is_whole_or_not_there(broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    report = inspect(broken, workers=0)
+    monkeypatch.setattr(sheet, "write_text", fail)
+    with pytest.raises(OutputError, match="No space left"):
+        write_sheet(report, tmp_path / "out", workers=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+def gray(path: Path, size: tuple[int, int] = (64, 96)) -> Path:
+    Image.fromarray(np.full(size, 90, np.uint8)).save(path)
+    return path
+
+
+def where(picture: Image.Image, color: tuple[int, int, int]) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom of what has this color, as shares of the picture."""
+    near = np.abs(np.asarray(picture, dtype=int) - color).max(axis=2) < 50
+    rows, columns = np.nonzero(near)
+    height, width = near.shape
+    return columns.min() / width, rows.min() / height, columns.max() / width, rows.max() / height
+
+
+BOX = Polygons(((24.0, 16.0, 72.0, 16.0, 72.0, 48.0, 24.0, 48.0),))
+
+
+def test_outlines_lie_where_the_mask_is(tmp_path: Path) -> None:
+    mask = rasterize(BOX.parts, (64, 96))
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    for reference in (BOX, RleMask(encode_rle(mask)), MaskFile(tmp_path / "m.png")):
+        drawn = tiles.draw(Sample("a", gray(tmp_path / "a.png"), ("v",), ((reference,),)))
+        assert drawn.picture.size == (320, 213)
+        assert drawn.legend == ((tiles.COLORS[0], "v"),) and drawn.undrawn == ()
+        assert where(drawn.picture, tiles.COLORS[0]) == pytest.approx((0.25, 0.25, 0.75, 0.75), abs=0.02)
+
+
+def test_masks_of_another_size_are_drawn_as_they_stand_and_rescaled(tmp_path: Path) -> None:
+    twice = Polygons((tuple(2 * value for value in BOX.parts[0]),))
+    rle = RleMask(encode_rle(rasterize(twice.parts, (128, 192))))
+    for reference, size in ((twice, (128, 192)), (rle, None)):
+        drawn = tiles.draw(Sample("a", gray(tmp_path / "a.png"), ("v",), ((reference,),), size=size))
+        assert [words for _, words in drawn.legend] == ["as it stands", "rescaled to the image"]
+        left, top, right, bottom = where(drawn.picture, tiles.RESCALED)
+        right_most, lowest = where(drawn.picture, tiles.AS_STATED)[2:]
+        # the sheet reaches as far as what stands there
+        assert (right / right_most, bottom / lowest) == pytest.approx((0.5, 0.5), abs=0.03)
+        assert (left / right, top / bottom) == pytest.approx((1 / 3, 1 / 3), abs=0.03)
+
+
+def test_what_lies_outside_is_shown_up_to_a_side_of_the_image(tmp_path: Path) -> None:
+    for far in (150.0, 1e5, 1e300):
+        over = Polygons(((48.0, 16.0, far, 16.0, far, 48.0, 48.0, 48.0),))
+        picture = tiles.draw(Sample("a", gray(tmp_path / "a.png"), ("v",), ((over,),))).picture
+        shown = min(far, 192)
+        assert picture.width / picture.height == pytest.approx(shown / 64, abs=0.05)
+        gray_part = (np.abs(np.asarray(picture, dtype=int) - 90).max(axis=2) < 10)[-3]
+        assert gray_part.mean() == pytest.approx(96 / shown, abs=0.02)
+
+
+def test_what_lies_far_to_the_left_and_above_is_cut_alike(tmp_path: Path) -> None:
+    over = Polygons(((48.0, 16.0, -1e9, -1e9, 48.0, 48.0),))
+    picture = tiles.draw(Sample("a", gray(tmp_path / "a.png"), ("v",), ((over,),))).picture
+    assert picture.width / picture.height == pytest.approx(192 / 128, abs=0.02)
+    assert np.asarray(picture)[-3, -3].tolist() == [90, 90, 90]
+
+
+@pytest.mark.parametrize(
+    "part", [(), (1.0,), (1.0, 2.0), (float("nan"),) * 6, (float("inf"), 1.0, 2.0, 2.0), (5.0, 5.0, 9.0, 9.0)]
+)
+def test_degenerate_polygons_do_no_harm(tmp_path: Path, part: tuple[float, ...]) -> None:
+    sample = Sample("a", gray(tmp_path / "a.png"), ("v",), ((Polygons((part, *BOX.parts)),),))
+    assert tiles.draw(sample).undrawn == ()
+
+
+def test_masks_that_cannot_be_drawn_are_named_and_the_others_drawn(tmp_path: Path) -> None:
+    bad = RleMask({"size": [64, 96], "counts": [5]})
+    huge = RleMask({"size": [10**9, 10**9], "counts": [10**18]})
+    gone = MaskFile(tmp_path / "none.png")
+    drawn = tiles.draw(Sample("a", gray(tmp_path / "a.png"), ("v", "w"), ((bad, huge, gone), (BOX,))))
+    assert [each[:3] for each in drawn.undrawn] == ["'v'"] * 3
+    assert where(drawn.picture, tiles.COLORS[1]) == pytest.approx((0.25, 0.25, 0.75, 0.75), abs=0.02)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1)])
+def test_images_of_any_shape_are_drawn(tmp_path: Path, size: tuple[int, int]) -> None:
+    drawn = tiles.draw(Sample("a", gray(tmp_path / "a.png", size), (), None))
+    assert max(drawn.picture.size) == tiles.SIDE
+
+
+def test_an_image_that_cannot_be_read_raises(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"x")
+    with pytest.raises(ImageError):
+        tiles.draw(Sample("a", tmp_path / "a.png", (), None))
+
+
+def browse(*arguments: str) -> str:
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+
+
+@needs_chromium
+def test_browser_shows_no_more_than_its_width_and_follows_dark_mode(broken: Path, tmp_path: Path) -> None:
+    entries = json.loads((broken / "annotations.json").read_text(encoding="utf-8"))
+    entries[0] |= {"text": ["x" * 300]}
+    (broken / "annotations.json").write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
+    make(broken, tmp_path / "out")
+    page = (tmp_path / "out" / "check.html").read_text(encoding="utf-8")
+    frames = "".join(
+        f'<iframe style="width:{width}px;height:800px;border:0" srcdoc="{html.escape(page)}"></iframe>'
+        for width in (400, 1200)
+    )
+    measure = """
+      const found = [...document.querySelectorAll("iframe")].map(frame => {
+        const page = frame.contentDocument, root = page.documentElement, style = frame.contentWindow.getComputedStyle;
+        const bar = page.querySelector("#distributions rect"), words = page.querySelector("#distributions text");
+        return {width: root.clientWidth, needed: root.scrollWidth, broken: [...page.images].filter(each => each.complete && !each.naturalWidth).length,
+          page: style(page.body).backgroundColor, ink: style(page.body).color, words: style(words).fill, bar: style(bar).fill,
+          letters: Math.min(...[...page.querySelectorAll("svg text")].map(each => each.getBoundingClientRect().height))};
+      });
+      document.body.textContent = "FOUND" + JSON.stringify(found) + "END";
+    """
+    wrapper = tmp_path / "wrapper.html"
+    wrapper.write_text(
+        f'<meta charset="utf-8"><meta name="color-scheme" content="light dark"><body>{frames}<script>onload = () => {{{measure}}}</script>',
+        encoding="utf-8",
+    )
+    looks = []
+    for flags in ([], ["--blink-settings=preferredColorScheme=0"]):
+        told = browse(*flags, "--dump-dom", wrapper.as_uri())
+        found = json.loads(
+            html.unescape(told[told.index("FOUND") + 5 : told.index("END", told.index("FOUND"))])
+        )
+        assert [each["width"] for each in found] == [400, 1200]
+        assert all(each["needed"] <= each["width"] and not each["broken"] for each in found)
+        assert all(each["letters"] >= 9 for each in found)
+        looks.append(found[0])
+    light, dark = looks
+    assert light["page"] == "rgb(255, 255, 255)" and dark["page"] == "rgb(24, 24, 27)"
+    assert light["words"] == light["ink"] == "rgb(24, 24, 27)" and dark["words"] == dark["ink"]
+    assert light["bar"] != dark["bar"]
+
+
+def test_a_sheet_inside_of_the_data_is_refused(broken: Path) -> None:
+    with pytest.raises(SettingError, match="lies in the dataset"):
+        make(broken, broken / "report")

@@ -1,0 +1,72 @@
+"""The sheet of augmented samples: what it shows, and in which order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vesalius.data.augment import AugmentSettings
+from vesalius.data.augment_figure import COLUMNS, GAP, TILE, draw_examples
+from vesalius.data.dataset import epoch_order
+from vesalius.errors import SettingError
+from vesalius.types import MaskFile, Sample
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> list[Sample]:
+    """Three images of different gray and shape, each with a square as mask; the third without annotation."""
+    found = []
+    for i, size in enumerate(((60, 80), (300, 200), (50, 50))):
+        image, mask = tmp_path / f"{i}.png", tmp_path / f"mask_{i}.png"
+        Image.new("L", size[::-1], 50 + 60 * i).save(image)
+        square = np.zeros(size, np.uint8)
+        square[size[0] // 4 : size[0] // 2, size[1] // 4 : size[1] // 2] = 255
+        Image.fromarray(square).save(mask)
+        masks = ((MaskFile(mask),),) if i < 2 else None
+        found.append(Sample(str(i), image, ("square",), masks))
+    return found
+
+
+def middle(sheet: np.ndarray, place: int) -> np.ndarray:
+    """The middle pixels of a tile, right and below of its mask."""
+    row, column = divmod(place, COLUMNS)
+    y, x = (GAP + each * (TILE + GAP) + TILE // 2 for each in (row, column))
+    return sheet[y + 5 : y + 20, x + 5 : x + 20]
+
+
+def test_samples_come_in_the_order_of_training_and_come_again(samples: list[Sample]) -> None:
+    sheet = draw_examples(samples, AugmentSettings(), seed=4, n=10)
+    assert sheet.dtype == np.uint8
+    assert sheet.shape == (GAP + 2 * (TILE + GAP), GAP + COLUMNS * (TILE + GAP), 3)
+    order = [int(index) for epoch in range(4) for index in epoch_order(3, 4, epoch)]
+    for place in range(10):
+        assert (middle(sheet, place) == 50 + 60 * order[place]).all()
+    assert (middle(sheet, 10) == 255).all()  # nothing there
+
+
+def test_masks_are_drawn_in_color_where_there_are_any(samples: list[Sample]) -> None:
+    sheet = draw_examples(samples[:2], AugmentSettings(), seed=0, n=2)
+    for place in range(2):
+        tile = sheet[GAP : GAP + TILE, GAP + place * (TILE + GAP) :][:, :TILE].astype(int)
+        colored = np.ptp(tile, axis=2) > 30
+        assert 0.03 < colored.mean() < 0.09  # a sixteenth of the image
+    bare = draw_examples(samples[2:], AugmentSettings(), seed=0, n=1)
+    assert not np.ptp(bare, axis=2).any()
+
+
+def test_the_seed_decides_and_each_drawing_differs(samples: list[Sample]) -> None:
+    moving = AugmentSettings(rotate_degrees=90, shift=0.2)
+    one, same, other = (draw_examples(samples[:1], moving, seed, n=3) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert (one != other).any()
+    tiles = [one[:, GAP + i * (TILE + GAP) :][:, :TILE] for i in range(3)]
+    assert (tiles[0] != tiles[1]).any()
+
+
+@pytest.mark.parametrize(("kept", "n"), [(0, 4), (3, 0)])
+def test_nothing_to_draw_is_refused(samples: list[Sample], kept: int, n: int) -> None:
+    with pytest.raises(SettingError, match="nothing to draw"):
+        draw_examples(samples[:kept], AugmentSettings(), seed=0, n=n)

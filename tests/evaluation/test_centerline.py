@@ -1,0 +1,249 @@
+"""clDice, Betti errors, skeleton recall and breaks: worked out by hand, and their properties."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from vesalius.evaluation.centerline import (
+    WIDTHS,
+    betti0_error,
+    betti1_error,
+    breaks,
+    cldice,
+    skeleton_recall,
+    skeleton_recall_of_width,
+    topology_precision,
+    topology_sensitivity,
+)
+from vesalius.evaluation.shape import Shape
+
+pairs = hnp.array_shapes(min_dims=2, max_dims=2, max_side=9).flatmap(
+    lambda shape: st.tuples(hnp.arrays(bool, shape), hnp.arrays(bool, shape))
+)
+
+
+def drawn(*rows: str) -> Shape:
+    return Shape(np.array([[pixel == "#" for pixel in row] for row in rows]))
+
+
+def row(
+    *columns: tuple[int, int], at: int = 5, width: int = 1, size: tuple[int, int] = (20, 40)
+) -> np.ndarray:
+    """Lines along the rows from `at` on, each from one column up to another."""
+    mask = np.zeros(size, dtype=bool)
+    for first, last in columns:
+        mask[at : at + width, first:last] = True
+    return mask
+
+
+def test_half_of_a_line_and_as_much_elsewhere():
+    # 20 of 30 pixels found; of 30 predicted 20 are right
+    truth, guess = Shape(row((0, 30))), Shape(row((10, 30)) | row((0, 10), at=15))
+
+    assert topology_precision(truth, guess) == topology_sensitivity(truth, guess) == 20 / 30
+    assert cldice(truth, guess) == pytest.approx(2 / 3)
+
+
+def test_wider_prediction_finds_all_of_the_line_and_keeps_its_middle():
+    truth, guess = Shape(row((0, 40), at=6)), Shape(row((0, 40), at=5, width=3))
+
+    assert topology_sensitivity(truth, guess) == 1.0
+    # the skeleton of a band of 3 x 40 keeps to its middle row, but for one of its 39 pixels at an end
+    assert topology_precision(truth, guess) == 38 / 39
+    assert cldice(truth, guess) == pytest.approx(2 * (38 / 39) / (1 + 38 / 39))
+
+
+def test_lines_apart_have_cldice_zero():
+    assert cldice(Shape(row((0, 30))), Shape(row((0, 30), at=12))) == 0.0
+
+
+def test_betti_errors_count_pieces_and_holes_over_the_whole_image():
+    ring = drawn("###....", "#.#....", "###....")
+    three = drawn("#.#.#..", ".......", ".......")
+
+    assert (betti0_error(ring, three), betti1_error(ring, three)) == (2.0, 1.0)
+    assert (betti0_error(ring, ring), betti1_error(ring, ring)) == (0.0, 0.0)
+
+
+def test_betti_errors_of_a_total_miss_are_not_zero():
+    line, nothing = drawn("####", "...."), drawn("....", "....")
+    two_rings = drawn("###.###", "#.#.#.#", "###.###")
+    blank = drawn(*["......."] * 3)
+
+    assert (betti0_error(line, nothing), betti1_error(line, nothing)) == (1.0, 1.0)
+    assert (betti0_error(nothing, line), betti1_error(nothing, line)) == (1.0, 1.0)
+    assert (betti0_error(two_rings, blank), betti1_error(two_rings, blank)) == (2.0, 2.0)
+    assert (betti0_error(blank, blank), betti1_error(blank, blank)) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("guess", "expected"),
+    [
+        (row((0, 40)), 0),
+        (row((0, 20)), 0),  # the end is missing: one piece
+        (row((0, 15), (20, 40)), 1),
+        (row((0, 10), (15, 20), (30, 40)), 2),
+        (row((5, 10), (15, 20)), 1),
+        (row((0, 40), at=12), 1),  # found nowhere: lost whole
+        (row((0, 15), (20, 40)) | row((14, 21), at=6), 0),  # goes around the gap, 1 pixel off
+        (row((0, 15), (20, 40)) | row((14, 21), at=7), 1),  # 2 off, but not connected with the rest
+        (row((0, 40)) | row((0, 40), at=15), 0),  # a line elsewhere breaks nothing
+    ],
+)
+def test_breaks_of_a_straight_line(guess, expected):
+    assert breaks(Shape(row((0, 40))), Shape(guess)) == expected
+
+
+def test_detour_farther_than_two_pixels_does_not_mend_a_gap():
+    gap = row((0, 15), (20, 40), size=(30, 40))
+    far = gap.copy()
+    far[5:16, 14] = far[5:16, 20] = far[15, 14:21] = True
+
+    assert Shape(far).betti0 == 1
+    assert breaks(Shape(row((0, 40), size=(30, 40))), Shape(far)) == 1
+
+
+def test_hole_along_the_middle_of_a_wide_vessel_is_no_break():
+    truth = row((0, 40), at=4, width=11)
+    guess = truth.copy()
+    guess[8:11, 10:30] = False
+
+    assert breaks(Shape(truth), Shape(guess)) == 0
+    assert skeleton_recall(Shape(truth), Shape(guess)) < 0.7
+
+
+def test_ring_breaks_with_its_second_gap_and_a_fork_with_two_branches_off():
+    ring = np.zeros((21, 21), dtype=bool)
+    ring[2:19, 2:19] = True
+    ring[3:18, 3:18] = False
+    once, twice = ring.copy(), ring.copy()
+    once[2, 8:13] = twice[2, 8:13] = twice[18, 8:13] = False
+    assert (breaks(Shape(ring), Shape(once)), breaks(Shape(ring), Shape(twice))) == (0, 1)
+
+    fork = np.zeros((21, 21), dtype=bool)
+    fork[10, :11] = fork[:10, 10] = fork[11:, 10] = True
+    off = fork.copy()
+    off[7:14, 7:14] = False
+    assert breaks(Shape(fork), Shape(off)) == 2
+
+
+def test_each_lost_vessel_counts_one_break_so_that_a_total_miss_is_not_perfect():
+    truth = row((0, 40)) | row((0, 40), at=15)
+    nothing = np.zeros_like(truth)
+
+    assert breaks(Shape(truth), Shape(row((0, 40)))) == 1
+    assert breaks(Shape(truth), Shape(nothing)) == 2
+    assert breaks(Shape(nothing), Shape(truth)) is None
+    assert breaks(Shape(nothing), Shape(nothing)) == 0
+
+
+@given(pairs)
+def test_breaks_agree_with_their_definition_word_by_word(masks):
+    truth, guess = masks
+    if not truth.any():
+        return
+    assert breaks(Shape(truth), Shape(guess)) == slow_breaks(truth, guess)
+
+
+def slow_breaks(truth: np.ndarray, guess: np.ndarray) -> int:
+    true, guessed = set(zip(*truth.nonzero(), strict=True)), set(zip(*guess.nonzero(), strict=True))
+    near = {place for place in guessed if any(abs(place[0] - r) + abs(place[1] - c) <= 2 for r, c in true)}
+    skeleton = set(zip(*Shape(truth).skeleton.nonzero(), strict=True))
+    pieces = flooded(near)
+    total = 0
+    for vessel in flooded(true):
+        total += abs(sum(bool(piece & skeleton & vessel) for piece in pieces) - 1)
+    return total
+
+
+def flooded(places: set) -> list[set]:
+    """The connected pieces of a set of places, corners included."""
+    left, pieces = set(places), []
+    while left:
+        piece, front = set(), [left.pop()]
+        while front:
+            r, c = front.pop()
+            piece.add((r, c))
+            around = {(r + i, c + j) for i in (-1, 0, 1) for j in (-1, 0, 1)} & left
+            left -= around
+            front += around
+        pieces.append(piece)
+    return pieces
+
+
+def test_skeleton_recall_by_width_tells_which_vessels_were_lost():
+    size = (80, 40)
+    lines = {
+        width: row((0, 40), at=at, width=width, size=size)
+        for at, width in ((2, 1), (12, 3), (24, 7), (50, 15))
+    }
+    truth = np.logical_or.reduce(list(lines.values()))
+    guess = truth & ~lines[1] & ~lines[7]
+    guess[:, 20:] &= ~lines[3][:, 20:]
+
+    recalls = [skeleton_recall_of_width(Shape(truth), Shape(guess), *limits) for limits in WIDTHS.values()]
+
+    assert recalls[0] == 0.0
+    assert recalls[1] == pytest.approx(0.5, abs=0.05)  # near its ends the band of 7 is as narrow as this
+    assert recalls[2] == pytest.approx(0.0, abs=0.35)
+    assert recalls[3] == 1.0
+
+
+def test_stratum_without_vessels_has_no_recall():
+    line = Shape(row((0, 40)))
+    nothing = Shape(np.zeros_like(line.mask))
+
+    assert [skeleton_recall_of_width(line, line, *limits) for limits in WIDTHS.values()] == [
+        1,
+        None,
+        None,
+        None,
+    ]
+    assert [skeleton_recall_of_width(line, nothing, *limits) for limits in WIDTHS.values()] == [
+        0,
+        None,
+        None,
+        None,
+    ]
+    assert {skeleton_recall_of_width(nothing, line, *limits) for limits in WIDTHS.values()} == {None}
+    assert {skeleton_recall_of_width(nothing, nothing, *limits) for limits in WIDTHS.values()} == {None}
+
+
+@given(pairs)
+def test_strata_share_out_the_skeleton(masks):
+    truth, guess = Shape(masks[0]), Shape(masks[1])
+    if truth.empty:
+        return
+    found = 0.0
+    for low, high in WIDTHS.values():
+        length = np.count_nonzero((truth.widths > low) & (truth.widths <= high))
+        found += length * (skeleton_recall_of_width(truth, guess, low, high) or 0.0)
+    assert skeleton_recall(truth, guess) == pytest.approx(found / np.count_nonzero(truth.skeleton))
+    assert skeleton_recall(truth, guess) == topology_sensitivity(truth, guess)
+
+
+@given(pairs)
+def test_cldice_and_betti_errors_do_not_depend_on_the_order_of_the_masks(masks):
+    one, other = Shape(masks[0]), Shape(masks[1])
+    for metric in (cldice, betti0_error, betti1_error):
+        assert metric(one, other) == pytest.approx(metric(other, one))
+
+
+@given(pairs)
+def test_a_mask_against_itself_is_perfect(masks):
+    mask = Shape(masks[0])
+    assert cldice(mask, mask) == 1.0
+    assert (betti0_error(mask, mask), betti1_error(mask, mask), breaks(mask, mask)) == (0.0, 0.0, 0.0)
+
+
+@given(pairs)
+def test_more_of_the_truth_predicted_never_lowers_sensitivity(masks):
+    truth, guess = masks
+    less, more = guess & truth, truth & (guess | np.roll(guess, 1, axis=1))
+    if truth.any():
+        both = (topology_sensitivity(Shape(truth), Shape(mask)) for mask in (less, less | more))
+        assert next(both) <= next(both)

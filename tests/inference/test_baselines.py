@@ -1,0 +1,181 @@
+"""The U-Net and the filter as segmenters: full-size maps, phrases they know, settings they refuse."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vesalius.cleaning import Cleaning, clean
+from vesalius.data.dataset import Dataset
+from vesalius.errors import CheckpointError, SettingError
+from vesalius.inference.baselines import FLOOR, SIGMAS, FrangiFilter, UNetPredictor
+from vesalius.inference.plan import make_plan
+from vesalius.inference.predictor import load_predictor
+from vesalius.inference.tiles import TileSettings
+from vesalius.jobs.clip_folder import ask_clips
+from vesalius.jobs.folder import write_predictions
+from vesalius.models.specs import UNetShape
+from vesalius.models.threshold import check_target
+from vesalius.models.unet import new_unet, standardize, write_unet
+from vesalius.scoring.evaluate import evaluate
+from vesalius.scoring.tune import find_threshold
+from vesalius.types import Absent, Item, Sample
+
+
+def line_image(dark: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """A gray image uint8 (60, 80, 3) with a line of 6 pixels across, and the line."""
+    line = np.zeros((60, 80), bool)
+    line[27:33] = True
+    # along a line without any noise the curvature is 0, and scikit-image finds a bright one too
+    noise = np.random.default_rng(0).normal(0, 2, line.shape)
+    gray = np.where(line, 60 if dark else 200, 130) + noise
+    return np.repeat(gray.astype(np.uint8)[..., None], 3, axis=2), line
+
+
+@pytest.fixture(scope="module")
+def unet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    opened = new_unet(UNetShape(widths=(4, 8, 8), patch=32), ("vessel", "catheter"), seed=0)
+    folder = tmp_path_factory.mktemp("unet") / "bundle"
+    card = opened.card.changed(threshold=0.4, training_images=("a" * 64,), tuning_images=("b" * 64,))
+    write_unet(folder, opened, card)
+    return folder
+
+
+def test_the_filter_finds_a_dark_line_and_no_bright_one() -> None:
+    image, line = line_image()
+    prediction = FrangiFilter()(image, "blood vessel")
+    shared = (prediction.mask & line).sum()
+    assert shared > 0.95 * prediction.mask.sum()
+    assert shared > 0.6 * line.sum()
+    bright, _ = line_image(dark=False)
+    assert not FrangiFilter()(bright, "blood vessel").mask[29:31].any()
+
+
+def test_the_filter_answers_every_phrase_with_one_mask_and_says_that_it_reads_none() -> None:
+    image, _ = line_image()
+    segmenter = FrangiFilter()
+    vessel, liver = segmenter.predict([Item("a", image[None], ("vessel", "liver"))])
+    assert (vessel.prompt, liver.prompt) == ("vessel", "liver")
+    np.testing.assert_array_equal(vessel.mask, liver.mask)
+    assert segmenter.card == {"name": "frangi", "kind": "frangi", "fingerprint": None, "step": None}
+    assert segmenter.settings["text"] == "not read"
+    assert segmenter.training_images == ()
+
+
+def test_half_is_otsus_threshold_and_a_flat_image_has_nothing() -> None:
+    from skimage.filters import frangi, threshold_otsu
+
+    image, _ = line_image()
+    response = frangi(image[:, :, 1] / 255, sigmas=SIGMAS, black_ridges=True)
+    prediction = FrangiFilter()(image, "vessel")
+    np.testing.assert_array_equal(prediction.mask, response > threshold_otsu(response))
+    more = FrangiFilter(threshold=0.01)(image, "vessel").mask
+    assert more.sum() > prediction.mask.sum()
+    flat = FrangiFilter()(np.full((40, 40, 3), 90, np.uint8), "vessel")
+    assert not flat.mask.any()
+    np.testing.assert_allclose(flat.probabilities, FLOOR, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(48, 70), (20, 100), (32, 32)])
+def test_maps_have_the_size_of_the_image(unet: Path, size: tuple[int, int]) -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    predictor = load_predictor(unet, device="cpu", batch=2)
+    vessel, catheter = predictor.predict([Item("a", frame[None], ("vessel", "catheter"))])
+    assert vessel.logits.shape == vessel.masks.shape == (1, *size)
+    assert 0 <= vessel.scores[0] <= 1
+    assert not np.array_equal(vessel.logits, catheter.logits)
+    np.testing.assert_array_equal(vessel.masks, vessel.probabilities > np.float32(0.4))
+
+
+def test_a_single_window_gives_what_the_network_gives(unet: Path) -> None:
+    frame = np.random.default_rng(1).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    predictor = load_predictor(unet, device="cpu")
+    assert isinstance(predictor, UNetPredictor)
+    with torch.no_grad():
+        expected = predictor.model(torch.from_numpy(standardize(frame))[None])[0, 1].numpy()
+    np.testing.assert_allclose(predictor(frame, "catheter").logits[0], expected, atol=1e-5)
+
+
+def test_a_phrase_without_a_channel_is_refused_with_those_that_there_are(unet: Path) -> None:
+    frame = np.zeros((32, 32, 3), np.uint8)
+    with pytest.raises(SettingError, match=r"no channel for 'liver'; it was trained on: vessel, catheter"):
+        load_predictor(unet, device="cpu")(frame, "liver")
+
+
+def test_masks_are_mended_as_those_of_other_models(unet: Path) -> None:
+    frame = np.random.default_rng(2).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    cleaning = Cleaning(fill_holes=5, drop_specks=5)
+    plain = load_predictor(unet, device="cpu")(frame, "vessel")
+    mended = load_predictor(unet, device="cpu", cleaning=cleaning)
+    np.testing.assert_array_equal(mended(frame, "vessel").mask, clean(plain.mask, cleaning))
+    assert mended.settings["cleaning"] == {"fill_holes": 5, "drop_specks": 5}
+
+
+def test_its_card_tells_where_threshold_and_weights_come_from(unet: Path) -> None:
+    own, given = load_predictor(unet, device="cpu"), load_predictor(unet, device="cpu", threshold=0.7)
+    assert (own.threshold, own.tuning_images) == (0.4, ("b" * 64,))
+    assert own.training_images == ("a" * 64,)
+    assert own.card["kind"] == "unet"
+    assert len(own.card["fingerprint"]) == 64
+    assert (given.threshold_origin, given.tuning_images) == ({"how": "given"}, ())
+
+
+def test_settings_for_text_prompted_models_are_refused(unet: Path) -> None:
+    with pytest.raises(SettingError, match="tiles is for text-prompted models; leave it out"):
+        load_predictor(unet, tiles=TileSettings())
+    with pytest.raises(SettingError, match="frangi: gpus is for text-prompted models"):
+        load_predictor("frangi", gpus="2x24GiB")
+    with pytest.raises(SettingError, match="the threshold must lie between 0 and 1; got 2"):
+        load_predictor("frangi", threshold=2)
+    with pytest.raises(SettingError, match="batch must be at least 1; got 0"):
+        load_predictor(unet, device="cpu", batch=0)
+
+
+def test_tuning_the_filter_says_how_its_threshold_is_given() -> None:
+    with pytest.raises(CheckpointError, match=r"--threshold sets its threshold"):
+        check_target("frangi", None)
+
+
+def test_a_file_can_be_asked_about(unet: Path, tmp_path: Path) -> None:
+    image, _ = line_image()
+    Image.fromarray(image).save(tmp_path / "frame.png")
+    prediction = load_predictor(unet, device="cpu")(tmp_path / "frame.png", "vessel")
+    assert (prediction.id, prediction.size) == ("frame", (60, 80))
+
+
+def test_phrases_without_a_channel_are_refused_together_before_the_job_starts(
+    unet: Path, tmp_path: Path
+) -> None:
+    image, _ = line_image()
+    sample = Sample("a", tmp_path / "a.png", ("vessel",), masks=((Absent(),),))
+    Image.fromarray(image).save(sample.image)
+    segmenter, out = load_predictor(unet, device="cpu"), tmp_path / "out"
+    asked = replace(sample, prompts=("vessel", "liver", "bone"), masks=sample.masks * 3)
+    for refused in (
+        lambda: write_predictions(segmenter, [sample], asked.prompts, out),
+        lambda: evaluate(segmenter, [asked], out, workers=0),
+        lambda: find_threshold(segmenter, Dataset.of([asked])),
+    ):
+        with pytest.raises(
+            SettingError, match="no channel for 'liver', 'bone'; it was trained on: vessel, c"
+        ):
+            refused()
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("model", ["unet", "frangi"])
+@pytest.mark.parametrize("propagation", ["sam2", "official"])
+def test_rivals_have_no_memory_of_a_clip(unet: Path, model: str, propagation: str) -> None:
+    segmenter = load_predictor(unet if model == "unet" else model, device="cpu")
+    with pytest.raises(
+        SettingError, match=f"{model}.*: has no memory of a clip; predict its frames one by one"
+    ):
+        ask_clips(segmenter, None, [], ["vessel"], ["masks"], propagation=propagation)
+
+
+def test_a_plan_of_the_filter_says_what_it_is() -> None:
+    with pytest.raises(CheckpointError, match="frangi: is a filter without weights"):
+        make_plan("frangi")

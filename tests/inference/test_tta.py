@@ -1,0 +1,268 @@
+"""Test-time augmentation: views lie over one another, their mean is that of probabilities, and nothing is allowed unmeasured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import avg_pool2d
+
+from vesalius.cleaning import Cleaning
+from vesalius.errors import SettingError
+from vesalius.inference.predictor import Predictor
+from vesalius.inference.tiles import TileSettings
+from vesalius.inference.tta import (
+    PLAIN,
+    VIEWS,
+    ViewedPrediction,
+    average,
+    check_phrases,
+    choose_views,
+    decode_views,
+)
+from vesalius.inference.video import check_whole
+from vesalius.masks import area_average
+from vesalius.models.answering import SegPrompts
+from vesalius.models.cards import TtaGain
+from vesalius.models.checkpoint import OpenedModel
+from vesalius.models.segmenter import MaskLogits
+from vesalius.types import Item
+
+GAIN = TtaGain(
+    views=("flip", "larger"),
+    threshold=0.31,
+    metric="dice",
+    value=0.8,
+    gain=0.02,
+    interval=(0.01, 0.03),
+    level=0.95,
+    data="val",
+    data_fingerprint="d4e5",
+    n_samples=9,
+    n_groups=9,
+)
+
+
+def item(prompt: str = "vessel", seed: int = 0) -> Item:
+    pixels = np.random.default_rng(seed).integers(0, 256, (1, 50, 70, 3), dtype=np.uint8)
+    return Item("a", pixels, (prompt,))
+
+
+def opened(plain: Predictor, gain: TtaGain | None = GAIN) -> OpenedModel:
+    card = plain.bundle_card.changed(tta=gain, tuning_images=("ab", "cd"))
+    return OpenedModel(plain.model, plain.processor, card)
+
+
+def prompts(n: int = 1, channels: int = 128) -> SegPrompts:
+    embedding = torch.randn(n, channels, generator=torch.Generator().manual_seed(1))
+    return SegPrompts(embedding, torch.arange(n), torch.zeros(n, dtype=torch.int64))
+
+
+def brightness(squares, seg: SegPrompts) -> MaskLogits:
+    """A segmenter that looks at each cell by itself: the logit is its mean brightness."""
+    maps = torch.cat([avg_pool2d(squares[int(i)][:1], 4) for i in seg.image])
+    nothing = maps.new_zeros(0, 3)
+    return MaskLogits(maps, maps.new_full((len(maps),), 0.5), nothing[..., None, None], nothing)
+
+
+def test_mean_is_that_of_probabilities_and_holds_far_from_a_half():
+    maps = [np.random.default_rng(k).normal(0, 4, (2, 5, 5)) for k in range(3)]
+    mean = np.mean([1 / (1 + np.exp(-each)) for each in maps], axis=0)
+    np.testing.assert_allclose(average(maps), np.log(mean / (1 - mean)), rtol=1e-9)
+    sure = np.full((1, 1, 1), 200, np.float32)
+    assert average([sure, sure]).item() == pytest.approx(200)
+    assert average([-sure, -sure]).item() == pytest.approx(-200)
+    assert average([sure, -sure]).item() == pytest.approx(0, abs=1e-6)
+    assert average([sure, -sure]).dtype == np.float32
+    assert average(maps[:1]) is maps[0]
+    finer = average([np.full((1, 2, 2), 3.0), np.full((1, 4, 4), 3.0)])
+    np.testing.assert_allclose(finer, np.full((1, 4, 4), 3.0))
+    assert average([np.zeros((0, 2, 2)), np.zeros((0, 4, 4))]).shape == (0, 4, 4)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_each_view_is_put_back_where_it_came_from(view):
+    rows, columns = torch.meshgrid(torch.arange(128.0), torch.arange(128.0), indexing="ij")
+    square = torch.exp(-((rows - 85) ** 2 + (columns - 50) ** 2) / 600)[None].repeat(3, 1, 1)
+    seen = decode_views(brightness, [square], prompts(), (view,))
+    plain, other = seen.maps[PLAIN][0], seen.maps[view][0]
+    assert plain.shape == (32, 32)
+    if view != "flip":
+        assert other.shape == (64, 64)
+        other = area_average(other, (32, 32))
+    np.testing.assert_allclose(other, plain, atol=1e-6 if view == "flip" else 0.03)
+    assert np.unravel_index(other.argmax(), other.shape) == (21, 12)
+    assert seen.scores.tolist() == [0.5]
+
+
+def test_flipped_image_has_the_flipped_mask_where_its_flip_is_a_view(small_predictor):
+    square = small_predictor.processor.look(item()).square
+    decode = small_predictor.model.decode
+    with torch.inference_mode():
+        seen, turned = (
+            decode_views(decode, [each], prompts(2), ("flip",)) for each in (square, square.flip(-1))
+        )
+        alone = decode([square], prompts(2)).logits
+        alone_turned = decode([square.flip(-1)], prompts(2)).logits
+    assert torch.equal(turned.logits, seen.logits.flip(-1))
+    assert not torch.equal(alone_turned, alone.flip(-1))
+
+
+def test_prediction_through_no_view_is_the_plain_one_and_through_all_is_itself(small_predictor):
+    asked = [item(), item("wire", seed=1)]
+    plain = small_predictor.predict(asked)
+    predictor = Predictor(opened(small_predictor), answer="force", batch=2, tta=True)
+    seen = predictor.predict(asked)
+    for one, other in zip(plain, seen, strict=True):
+        assert isinstance(other, ViewedPrediction)
+        assert set(other.maps) == {PLAIN, *GAIN.views}
+        np.testing.assert_array_equal(other.through(()).logits, one.logits)
+        np.testing.assert_array_equal(other.through(GAIN.views).logits, other.logits)
+        assert not np.array_equal(other.logits, one.logits)
+        assert (other.text, other.size, other.answered) == (one.text, one.size, one.answered)
+    tried = small_predictor.trying(["larger", "flip"], ["vessel"])
+    assert tried.views == ("flip", "larger")
+    assert small_predictor.views == ()
+    for one, other in zip(tried.predict(asked), seen, strict=True):
+        np.testing.assert_array_equal(one.logits, other.logits)
+
+
+def test_answer_without_seg_has_no_view(small_predictor):
+    predictor = Predictor(opened(small_predictor), answer="generate", tta=True)
+    (prediction,) = predictor.predict([item()])
+    assert prediction.status == "no_seg"
+    assert prediction.mask.shape == (50, 70)
+    assert isinstance(prediction, ViewedPrediction)
+    assert prediction.through(()).status == "no_seg"
+
+
+def test_mended_masks_are_those_of_the_mean(small_predictor):
+    seen = Predictor(opened(small_predictor), answer="force", tta=True)
+    mended = Predictor(
+        opened(small_predictor), answer="force", tta=True, cleaning=Cleaning(drop_specks=10**6)
+    )
+    np.testing.assert_array_equal(mended.predict([item()])[0].logits, seen.predict([item()])[0].logits)
+    assert not mended.predict([item()])[0].mask.any()
+
+
+def test_threshold_views_and_tuned_images_are_those_of_the_gain(small_predictor):
+    predictor = Predictor(opened(small_predictor), tta=True)
+    assert (predictor.threshold, predictor.views) == (0.31, ("flip", "larger"))
+    assert predictor.settings["tta"] == ["flip", "larger"]
+    assert predictor.tuning_images == ("ab", "cd")
+    assert predictor.threshold_origin["gain"] == 0.02
+    given = Predictor(opened(small_predictor), tta=True, threshold=0.7)
+    assert (given.threshold, given.threshold_origin) == (0.7, {"how": "given"})
+    assert given.tuning_images == ("ab", "cd")
+    without = Predictor(opened(small_predictor), threshold=0.7)
+    assert without.tuning_images == ()
+    assert "tta" not in without.settings
+
+
+def test_what_was_not_measured_or_makes_no_sense_is_refused_in_a_sentence(small_predictor):
+    with pytest.raises(
+        SettingError, match=r"no gain .* was measured for it; run `vesalius tune mine DATA --tta flip,"
+    ):
+        Predictor(opened(small_predictor, None), tta=True, name="mine")
+    for refused in (
+        lambda: Predictor(opened(small_predictor), tta=True, tiles=TileSettings()),
+        lambda: Predictor(opened(small_predictor), tiles=TileSettings()).trying(["flip"], []),
+    ):
+        with pytest.raises(SettingError, match="give --tta or --tiles, not both"):
+            refused()
+    with pytest.raises(SettingError, match="open the model without cleaning"):
+        Predictor(opened(small_predictor), cleaning=Cleaning(drop_specks=3)).trying(["flip"], [])
+    for names, words in (
+        ((), "no view; choose from flip"),
+        (("turn",), "unknown view 'turn'; choose from flip"),
+    ):
+        with pytest.raises(SettingError, match=words):
+            choose_views(names)
+    predictor = Predictor(opened(small_predictor), answer="force", tta=True)
+    with pytest.raises(SettingError, match="without --tta"):
+        check_whole(predictor)
+    with pytest.raises(SettingError, match="no test-time augmentation"):
+        predictor.predict_forward(image=item().frames[0], text="<image>vessel")
+
+
+@pytest.mark.parametrize("prompt", ["the Left coronary artery", "左冠状动脉"])
+def test_phrase_that_names_a_side_is_not_flipped(small_predictor, prompt):
+    predictor = Predictor(opened(small_predictor), answer="force", tta=True)
+    with pytest.raises(SettingError, match="names a side"):
+        predictor.predict([item(prompt)])
+    with pytest.raises(SettingError, match="names a side"):
+        small_predictor.trying(["flip"], [prompt])
+    larger = GAIN.changed(views=("larger",))
+    (prediction,) = Predictor(opened(small_predictor, larger), answer="force", tta=True).predict(
+        [item(prompt)]
+    )
+    assert prediction.status == "ok"
+    assert predictor.predict([replace(item(), prompts=("the bright leftover",))])[0].status == "ok"
+
+
+@pytest.mark.parametrize(
+    "phrase",
+    [
+        "left_ventricle",
+        "leftmost vessel",
+        "LeftLung",
+        "lungRIGHT",
+        "RIGHTLung",
+        "right2",
+        "rightward",
+        "vessel on the right",
+        "left肺\n    ",
+        "linke Lunge",
+        "der rechte Ast",
+        "linksseitig",
+        "l'artère gauche",
+        "ventricule droit",
+        "arteria derecha",
+        "ventrículo izquierdo\n    ",
+        "arteria sinistra",
+        "polmone destro",
+        "arteria coronaria dextra",
+        "pulmão esquerdo",
+        "artéria direita\n    ",
+        "левая артерия",
+        "Правое лёгкое",
+        "слева",
+        "왼쪽 폐",
+        "오른쪽 관상동맥",
+        "좌측",
+        "左冠状动脉",
+        "右肺",
+    ],
+)
+def test_word_for_a_side_is_known_in_its_spellings_and_languages(phrase):
+    with pytest.raises(SettingError, match="names a side"):
+        check_phrases([phrase.strip()], ("flip",))
+    check_phrases([phrase.strip()], ("larger",))
+
+
+@pytest.mark.parametrize(
+    "phrase",
+    [
+        "bright",
+        "upright",
+        "cleft",
+        "copyright",
+        "leftover",
+        "righteous",
+        "linked",
+        "adroit",
+        "destroyed",
+        "правильный",
+        "dextrose",
+    ],
+)
+def test_word_that_only_holds_a_side_is_asked(phrase):
+    check_phrases([phrase, phrase.title()], ("flip",))
+
+
+def test_phrases_that_name_a_side_are_refused_together_before_any_image(small_predictor):
+    with pytest.raises(SettingError, match=r"elsewhere: 'left lung', 'right lung'; ask without"):
+        Predictor(opened(small_predictor), tta=True).check_prompts(["left lung", "heart", "right lung"])
+    small_predictor.check_prompts(["left lung"])

@@ -1,0 +1,104 @@
+"""Several processes at one list of images: the same files as one process, and one sentence when one is killed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from vesalius.cli import main
+from vesalius.data.image_files import find_images
+from vesalius.errors import SettingError, VesaliusError
+from vesalius.jobs import processes as module
+from vesalius.jobs.folder import write_predictions
+from vesalius.jobs.processes import Processes, order_predictors
+
+from ..segmenters import Bright, BrightOrder, CachedOrder, draw_squares
+
+
+def assert_same(one: Path, two: Path) -> None:
+    first, second = (sorted(path for path in out.rglob("*") if path.is_file()) for out in (one, two))
+    assert [path.relative_to(one) for path in first] == [path.relative_to(two) for path in second]
+    for a, b in zip(first, second, strict=True):
+        assert a.read_bytes() == b.read_bytes(), a.name
+
+
+def test_two_processes_write_what_one_does(tmp_path: Path) -> None:
+    draw_squares(tmp_path / "in", 9)
+    command = ["predict", "tiny", str(tmp_path / "in"), "--prompt", "vessel", "--batch", "1", "--save", "rle"]
+    assert main([*command, "--out", str(tmp_path / "one")]) == 0
+    assert main([*command, "--out", str(tmp_path / "two"), "--devices", "cpu,cpu"]) == 0
+    assert_same(tmp_path / "one", tmp_path / "two")
+
+
+def test_process_that_is_killed_stops_the_job_which_then_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "BATCHES", 1)
+    draw_squares(tmp_path / "in", 30)
+    (tmp_path / "in" / "005.png").write_bytes(b"no image")
+    write = partial(write_predictions, samples=find_images([tmp_path / "in"]), prompts=["vessel", "wire"])
+    write(Bright(), out=tmp_path / "one")
+
+    with Processes([BrightOrder(0), BrightOrder(1)]) as processes:
+        children = [executor.submit(os.getpid).result() for executor in processes._executors]
+        assert len({*children, os.getpid()}) == 3
+
+        def kill(done: int) -> None:
+            if done == 7:
+                os.kill(children[0], signal.SIGKILL)
+
+        with pytest.raises(VesaliusError, match=r"process on cpu was killed.*run the same again to continue"):
+            write(
+                processes.description,
+                out=tmp_path / "two",
+                answer=processes.answer_samples,
+                on_progress=kill,
+            )
+    assert not (tmp_path / "two" / "predictions.jsonl").exists()
+
+    with caplog.at_level(logging.WARNING), Processes([BrightOrder(0), BrightOrder(1)]) as processes:
+        summary = write(processes.description, out=tmp_path / "two", answer=processes.answer_samples)
+    assert "two: continues after" in caplog.text
+    assert summary["coverage"] == {"ok": 58, "no_seg": 0, "failed": 2}
+    assert "005.png" in summary["failures"][0]
+    assert_same(tmp_path / "one", tmp_path / "two")
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["answers"] == {"verified": 58}
+
+
+def test_device_that_is_not_there_is_one_sentence() -> None:
+    (order,) = order_predictors("tiny", ["cuda:7"], {})
+    with pytest.raises(SettingError, match=r"the device 'cuda:7' cannot be used \("):
+        order()
+    with pytest.raises(SettingError, match="name one or more, with commas"):
+        order_predictors("tiny", ["cpu", ""], {})
+
+
+def test_gpus_on_the_command_line_are_those_that_one_model_is_spread_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw_squares(tmp_path / "in", 1)
+    command = ["predict", "tiny", str(tmp_path / "in"), "--prompt", "x", "--out", str(tmp_path / "out")]
+    assert main([*command, "--gpus", "2x24GiB"]) == 1
+    assert "the plan for tiny is of GPU 0; this machine has 0 GPUs" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--gpus", "2x24GiB", "--devices", "cpu,cpu"])
+    assert stop.value.code == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_processes_refuse_prompts_and_count_their_caches_together(tmp_path: Path) -> None:
+    draw_squares(tmp_path / "in", 3)
+    images = find_images([tmp_path / "in"])
+    with Processes([CachedOrder(0), CachedOrder(1)]) as processes:
+        write = partial(write_predictions, processes.description, images, answer=processes.answer_samples)
+        with pytest.raises(SettingError, match="knows no 'liver'"):
+            write(["vessel", "liver"], tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+        summary = write(["vessel"], tmp_path / "out")
+    assert summary["cache"] == {"read": 0, "encoded": 3, "damaged": 0, "not_kept": 0}

@@ -1,0 +1,174 @@
+"""Matrices of 8 and 4 bits: the numbers that they stand for, their gradients, their size, and models made of them."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import linear
+
+from vesalius.errors import CheckpointError, MissingExtraError, SettingError
+from vesalius.inference.footprint import quantized, weigh
+from vesalius.inference.predictor import load_predictor
+from vesalius.models.checkpoint import new_model, open_bundle, open_model, read_card, save_bundle
+from vesalius.models.quantization import (
+    Quantized,
+    QuantizedLinear,
+    as_linear,
+    dequantize,
+    kind_of,
+    load_bitsandbytes,
+    no_kernels_fetched,
+    quantize,
+)
+from vesalius.models.specs import find_spec
+from vesalius.models.stored import empty_model
+
+pytest.importorskip("bitsandbytes", reason="needs the extra quantized")
+
+BELOW = (-1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004)
+ABOVE = (0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0)
+NF4 = torch.tensor([*BELOW, 0.0, *ABOVE])
+"""The 16 values of arXiv 2305.14314, appendix E."""
+
+
+def layer(rows: int, columns: int, bias: bool = True) -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(columns, rows, bias=bias)
+
+
+# 64 divides neither the rows of the third nor of the fourth, nor all values of the last
+@pytest.mark.parametrize("shape", [(16, 64), (48, 128), (64, 160), (6, 96), (3, 22)])
+def test_four_bits_stand_for_the_nearest_values_whatever_the_length_of_a_row(shape: tuple[int, int]) -> None:
+    plain = layer(*shape)
+    weight = plain.weight.detach()
+    blocks = torch.cat([weight.flatten(), torch.zeros(-weight.numel() % 64)]).view(-1, 64)
+    scales = blocks.abs().amax(dim=1, keepdim=True)
+    nearest = NF4[(blocks[..., None] / scales[..., None] - NF4).abs().argmin(dim=-1)] * scales
+    expected = nearest.flatten()[: weight.numel()].view(shape)
+    small = QuantizedLinear(plain, "4bit", "cpu")
+    assert torch.allclose(small.plain(), expected, atol=1e-6)
+    x = torch.randn(2, 5, shape[1], requires_grad=True)
+    made = small(x)
+    assert torch.allclose(made, linear(x, expected, plain.bias), atol=1e-5)
+    (gradient,) = torch.autograd.grad(made.square().sum(), x)
+    (wanted,) = torch.autograd.grad(linear(x, expected, plain.bias).square().sum(), x)
+    assert torch.allclose(gradient, wanted, atol=1e-4)
+    assert not any(each.requires_grad for each in small.parameters())
+    again = QuantizedLinear(as_linear(small.plain(), small.bias), "4bit", "cpu")
+    assert torch.equal(again.weight, small.weight)
+    assert torch.equal(again.scales, small.scales)
+
+
+def test_eight_bits_are_within_half_a_step_of_each_row() -> None:
+    plain = layer(24, 96)
+    small = QuantizedLinear(plain, "8bit", "cpu")
+    step = plain.weight.abs().amax(dim=1, keepdim=True) / 127
+    # the matrix is rounded to 16 bits first
+    assert ((small.plain() - plain.weight).abs() <= 0.5 * step + 1e-3 * plain.weight.abs()).all()
+    x = torch.randn(7, 96)
+    with torch.inference_mode():
+        # inputs are of 8 bits too
+        assert (small(x) - plain(x)).abs().max() <= 0.02 * plain(x).abs().max()
+
+
+def test_autocast_takes_the_product_to_16_bits() -> None:
+    small = QuantizedLinear(layer(8, 64), "4bit", "cpu")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert small(torch.randn(2, 64)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", ["8bit", "4bit"])
+def test_a_model_is_as_small_as_planned_and_can_become_plain_again(kind: Quantized) -> None:
+    vlm = new_model("tiny", seed=0).model.vlm
+    names = set(vlm.state_dict())
+    head = vlm.lm_head.weight
+    quantize(vlm, kind)
+    assert kind_of(vlm) == kind
+    assert vlm.lm_head.weight is head
+    planned = weigh(quantized(empty_model(find_spec("tiny")), kind))
+    scales = sum(each.nbytes for name, each in vlm.named_buffers() if name.endswith(".scales"))
+    there = sum(each.nbytes for each in vlm.parameters()) + scales
+    assert there == sum(planned[part] for part in ("vision encoder", "language model", "language head"))
+    dequantize(vlm)
+    assert kind_of(vlm) is None
+    assert set(vlm.state_dict()) == names
+
+
+@pytest.mark.parametrize("kind", ["8bit", "4bit"])
+def test_a_predictor_opens_in_fewer_bits_and_says_so(kind: Quantized) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (80, 60, 3), dtype=np.uint8)
+    plain = load_predictor("tiny", answer="force", device="cpu")
+    small = load_predictor("tiny", answer="force", device="cpu", quantized=kind)
+    assert "quantized" not in plain.settings
+    assert small.settings["quantized"] == kind
+    maps = [predictor(image, "blood vessel").logits for predictor in (plain, small)]
+    assert maps[0].shape == maps[1].shape
+    difference = np.abs(maps[0] - maps[1]).max() / np.abs(maps[0]).max()
+    assert 0 < difference < {"8bit": 0.01, "4bit": 0.05}[kind]
+
+
+def test_parts_go_where_a_device_map_puts_them_and_scales_stay_exact(tmp_path: Path) -> None:
+    save_bundle(tmp_path / "bundle", new_model("tiny", seed=0))
+    whole = open_model(tmp_path / "bundle", dtype=torch.bfloat16, quantized="4bit")
+    spread = open_model(
+        tmp_path / "bundle", {"vlm": "cpu", "projector": "cpu", "sam": "cpu"}, torch.bfloat16, "4bit"
+    )
+    for opened in (whole, spread):
+        kinds = {name: each.dtype for name, each in opened.model.named_buffers() if name.endswith(".scales")}
+        assert set(kinds.values()) == {torch.float32}
+        assert opened.model.vlm.lm_head.weight.dtype == torch.bfloat16
+    ids = torch.arange(2, 14)[None]
+    with torch.no_grad():
+        assert torch.equal(whole.model.vlm(input_ids=ids).logits, spread.model.vlm(input_ids=ids).logits)
+
+
+def test_weights_of_4_bits_wait_nowhere(tmp_path: Path) -> None:
+    save_bundle(tmp_path / "bundle", new_model("tiny", seed=0))
+    with pytest.raises(CheckpointError, match="quantized weights cannot wait in another memory"):
+        open_model(
+            tmp_path / "bundle",
+            {"vlm": "cpu", "vlm.lm_head": "disk", "projector": "cpu", "sam": "cpu"},
+            quantized="4bit",
+        )
+
+
+def test_what_was_trained_over_4_bits_opens_in_4_bits_and_in_no_others(tmp_path: Path) -> None:
+    opened = new_model("tiny", seed=0)
+    quantize(opened.model.vlm, "4bit")
+    save_bundle(tmp_path / "bundle", opened)
+    assert read_card(tmp_path / "bundle").quantized == "4bit"
+    again = open_bundle(tmp_path / "bundle")
+    ids = torch.arange(2, 14)[None]
+    with torch.no_grad():
+        difference = again.model.vlm(input_ids=ids).logits - opened.model.eval().vlm(input_ids=ids).logits
+    assert difference.abs().max() <= 1e-5
+    with pytest.raises(
+        CheckpointError, match="was trained over weights of 4bit and cannot be opened in 8bit"
+    ):
+        open_bundle(tmp_path / "bundle", quantized="8bit")
+    dequantize(opened.model.vlm)
+    quantize(opened.model.vlm, "8bit")
+    with pytest.raises(CheckpointError, match="8 bits is for prediction and cannot be saved"):
+        save_bundle(tmp_path / "bundle", opened)
+
+
+def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(MissingExtraError, match=r'need the extra "quantized"; .*vesalius\[quantized\]'):
+        load_bitsandbytes()
+
+
+def test_nothing_is_fetched_when_the_library_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "bitsandbytes")
+    before = sys.modules.get("kernels")
+    with no_kernels_fetched(), pytest.raises(ImportError):
+        import kernels  # noqa: F401
+    assert sys.modules.get("kernels") is before
+
+
+def test_a_rival_has_no_matrices_of_few_bits() -> None:
+    with pytest.raises(SettingError, match="quantized is for text-prompted models"):
+        load_predictor("frangi", quantized="4bit")

@@ -1,0 +1,106 @@
+"""Trees: Murray's law at each fork, narrowings, and where branches begin."""
+
+import doctest
+
+import numpy as np
+import pytest
+
+from vesalius.synth import vessels
+from vesalius.synth.heart import grow_tree
+from vesalius.synth.retina import grow_eye
+from vesalius.synth.vessels import STENOSIS, Vessel, calibre, choose_origins, fork, murray_share
+
+
+def straight(radius: float, n: int = 400) -> Vessel:
+    points = np.stack([10 + 0.6 * np.arange(n), np.full(n, 50.0)], axis=1)
+    return Vessel(points, np.full(n, float(radius)), np.zeros(n))
+
+
+def all_of(seed: int, kind: str, size: int = 512) -> list[Vessel]:
+    rng = np.random.default_rng(seed)
+    if kind == "retina":
+        return list(grow_eye(rng, size).vessels)
+    tree = grow_tree(rng, size)
+    return [*tree.vessels, *tree.twigs]
+
+
+def test_radii_of_two_children_obey_murray() -> None:
+    for share in (0.3, 0.6, 0.9):
+        assert share**3 + murray_share(share) ** 3 == pytest.approx(1)
+    assert doctest.testmod(vessels).failed == 0
+
+
+def test_a_vessel_is_thinner_behind_each_origin() -> None:
+    vessel, radii = fork(straight(5), np.array([100, 200]), lambda radius: 0.5)
+    behind = murray_share(0.5)
+    assert radii == pytest.approx([2.5, 2.5 * behind])
+    np.testing.assert_allclose(
+        vessel.healthy[[0, 100, 101, 200, 201]], 5 * behind ** np.array([0, 0, 1, 1, 2])
+    )
+
+
+@pytest.mark.parametrize("kind", ["coronary", "retina"])
+def test_murrays_law_holds_at_each_fork_of_a_tree(kind: str) -> None:
+    forks = 0
+    for seed in range(8):
+        found: dict[tuple[int, int], list[Vessel]] = {}
+        for vessel in all_of(seed, kind):
+            if vessel.parent is not None:
+                found.setdefault((id(vessel.parent), vessel.start), []).append(vessel)
+        for children in found.values():
+            parent, start = children[0].parent, children[0].start
+            assert parent is not None
+            last = start == len(parent.healthy) - 1
+            ways = [child.healthy[0] for child in children] + ([] if last else [parent.healthy[start + 1]])
+            if last and len(children) == 1:
+                continue  # the other branch is not in the picture
+            assert len(ways) == 2
+            total = sum(radius**3 for radius in ways) ** (1 / 3)
+            # from one point to the next the parent tapers too, the shorter it is the more
+            assert total == pytest.approx(parent.healthy[start], rel=0.01 + 1.5 / len(parent.points))
+            forks += 1
+    assert forks > 60
+
+
+@pytest.mark.parametrize("kind", ["coronary", "retina"])
+@pytest.mark.parametrize("size", [64, 512])
+def test_branches_begin_on_their_parent_and_are_thinner(kind: str, size: int) -> None:
+    for seed in range(4):
+        for vessel in all_of(seed, kind, size):
+            assert vessel.points.shape == (len(vessel.healthy), 2) and len(vessel.narrowing) == len(
+                vessel.healthy
+            )
+            if vessel.parent is not None:
+                np.testing.assert_allclose(vessel.points[0], vessel.parent.points[vessel.start], atol=1e-9)
+                assert vessel.healthy[0] < vessel.parent.healthy[vessel.start]
+                assert vessel.path_px[0] == vessel.parent.path_px[vessel.start]
+
+
+def test_origins_are_distinct_and_in_order_even_on_the_shortest_vessel() -> None:
+    rng = np.random.default_rng(0)
+    origins = choose_origins(rng, straight(3), 8, (0.1, 0.8))
+    assert len(origins) == 8 and (np.diff(origins) > 0).all() and origins[0] >= 39 and origins[-1] < 320
+    assert len(choose_origins(rng, straight(3, n=4), 8, (0.1, 0.8))) == 2
+
+
+def test_a_calibre_begins_at_its_radius_and_tapers() -> None:
+    radii = calibre(np.random.default_rng(1), np.linspace(0, 1, 200), 6.0, 0.5)
+    assert radii[0] == 6.0 and 2.5 < radii[-1] < 3.5
+
+
+@pytest.mark.parametrize(("depth", "expected"), [(0.49, 0), (0.51, 1), (0.7, 1)])
+def test_a_stenosis_takes_half_the_diameter_or_more_from_shoulder_to_shoulder(
+    depth: float, expected: int
+) -> None:
+    place = np.arange(400)
+    narrowing = depth * np.exp(-(((place - 200) / 20) ** 2))
+    vessel = Vessel(straight(6).points, np.full(400, 6.0), narrowing)
+    assert vessel.stenosis.any() == expected
+    if expected:
+        np.testing.assert_array_equal(vessel.stenosis, narrowing >= vessels.SHOULDER)
+        assert 1 - vessel.tube.radii.min() / 6 >= STENOSIS
+
+
+def test_a_vessel_as_thin_as_a_pixel_has_no_stenosis() -> None:
+    vessel = Vessel(straight(1).points, np.full(400, 0.8), np.full(400, 0.7))
+    assert not vessel.stenosis.any()

@@ -1,0 +1,226 @@
+"""Six panels, overlays and contact sheets: what is drawn where, and what is said when a font is missing."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vesalius import visualization
+from vesalius.visualization import (
+    CONTOUR_GRAY,
+    FN_COLOR,
+    FP_COLOR,
+    GAP,
+    GUESS_COLOR,
+    LINE,
+    PANEL_SIDE,
+    TP_COLOR,
+    TRUTH_COLOR,
+    missing_font,
+    overlay,
+    panel_size,
+    six_panels,
+)
+
+TITLE_HEIGHT = 2 * GAP + 2 * LINE
+
+
+def panels(image, truth, guess, **texts) -> Image.Image:
+    shown = {"title": "a", "prompt": "vessel", "scores": {"dice": 0.5, "iou": None}, **texts}
+    return six_panels(image, truth, guess, **shown)
+
+
+def halves(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A gray image; the truth is its left half, the guess its upper half."""
+    truth, guess = np.zeros(size, dtype=bool), np.zeros(size, dtype=bool)
+    truth[:, : size[1] // 2] = True
+    guess[: size[0] // 2] = True
+    return np.full((*size, 3), 128, dtype=np.uint8), truth, guess
+
+
+def panel(figure: Image.Image, number: int, size: tuple[int, int]) -> np.ndarray:
+    """Pixels of panel 0 to 5."""
+    height, width = panel_size(size)
+    cell = (figure.width - GAP) // 3
+    row, column = divmod(number, 3)
+    x = GAP + column * cell
+    y = TITLE_HEIGHT + row * (LINE + height + GAP) + LINE
+    return np.asarray(figure)[y : y + height, x : x + width]
+
+
+@pytest.mark.parametrize("size", [(100, 100), (512, 512), (2336, 3504), (900, 60), (60, 900), (1, 1)])
+def test_every_image_fills_its_panels_with_its_aspect_kept(size):
+    height, width = panel_size(size)
+    figure = panels(*halves(size))
+
+    assert max(height, width) == PANEL_SIDE
+    assert height / width == pytest.approx(size[0] / size[1], rel=0.05)
+    assert (panel(figure, 0, size) == 128).all()
+    cell = max(width, visualization.PANEL_WIDTH_MIN) + GAP
+    assert figure.size == (GAP + 3 * cell, TITLE_HEIGHT + 2 * (LINE + height + GAP) + LINE + GAP)
+
+
+@pytest.mark.parametrize("size", [(100, 100), (512, 512), (1024, 2048)])
+def test_panels_show_truth_guess_and_their_difference(size):
+    figure = panels(*halves(size))
+    height, width = panel_size(size)
+    quarters = [(height // 4, width // 4), (height // 4, 3 * width // 4), (3 * height // 4, width // 4)]
+    truth, guess, difference = (panel(figure, number, size) for number in (1, 2, 5))
+
+    assert [truth[place][0] for place in quarters] == [255, 0, 255]
+    assert [guess[place][0] for place in quarters] == [255, 255, 0]
+    assert [tuple(difference[place]) for place in quarters] == [TP_COLOR, FP_COLOR, FN_COLOR]
+    assert tuple(difference[3 * height // 4, 3 * width // 4]) == (45, 45, 45)
+
+
+def test_contour_panels_show_lines_around_the_masks_and_nothing_over_them():
+    size = (512, 512)
+    figure = panels(*halves(size))
+    truth, guess = panel(figure, 3, size), panel(figure, 4, size)
+
+    line = (256, 257)  # two pixels, outside of the mask
+    assert (truth[:, line] == TRUTH_COLOR).all() and (guess[line, :] == GUESS_COLOR).all()
+    assert (np.delete(truth, line, axis=1) == CONTOUR_GRAY).all()
+    assert (np.delete(guess, line, axis=0) == CONTOUR_GRAY).all()
+
+
+def test_dark_images_keep_their_light_under_contours():
+    image, truth, guess = halves((64, 64))
+    figure = panels(image // 2, truth, guess)
+    assert (panel(figure, 3, (64, 64))[:, :16] == 64).all()
+
+
+@pytest.mark.parametrize("size", [(100, 100), (2336, 3504), (900, 60)])
+def test_texts_of_every_size_of_image_fit_between_the_margins(size):
+    figure = np.asarray(panels(*halves(size), scores={"dice": 0.123, "iou": None}))
+    assert (figure[-GAP - LINE :, -GAP:] == 255).all() and (figure[-GAP - LINE :, :GAP] == 255).all()
+
+
+def test_legend_shows_the_three_colors():
+    figure = np.asarray(panels(*halves((64, 64))))
+    legend = {tuple(pixel) for pixel in figure[-GAP - LINE : -GAP].reshape(-1, 3)}
+
+    assert {TP_COLOR, FP_COLOR, FN_COLOR} <= legend
+
+
+def test_vessel_thinner_than_a_panel_pixel_is_still_seen():
+    image, truth, _ = halves((2048, 2048))
+    truth[:] = False
+    truth[:, 1000:1002] = True
+    figure = panels(image, truth, np.zeros_like(truth))
+
+    missed = panel(figure, 5, (2048, 2048)).astype(int)
+    assert (np.abs(missed - FN_COLOR).sum(axis=2) < 60).any(axis=1).all()
+
+
+def test_empty_masks_are_drawn():
+    image, truth, _ = halves((64, 64))
+    nothing = np.zeros_like(truth)
+    figure = panels(image, nothing, nothing)
+
+    assert (panel(figure, 1, (64, 64)) == 0).all()
+    assert all((panel(figure, number, (64, 64)) == CONTOUR_GRAY).all() for number in (3, 4))
+
+
+def test_masks_of_another_size_or_type_are_refused():
+    image, truth, guess = halves((64, 32))
+    with pytest.raises(ValueError, match=r"truth must be bool \(64, 32\); got bool \(32, 64\)"):
+        panels(image, truth.T, guess)
+    with pytest.raises(ValueError, match=r"guess must be bool .* got uint8"):
+        panels(image, truth, guess.astype(np.uint8))
+
+
+def test_overlay_fills_the_mask_lightly_and_draws_the_contour_around_it():
+    image = np.full((7, 7, 3), 100, dtype=np.uint8)
+    mask = np.zeros((7, 7), dtype=bool)
+    mask[3, 3] = True
+    drawn = np.asarray(overlay(image, mask, (200, 0, 0), alpha=0.5))
+
+    assert tuple(drawn[3, 3]) == (150, 50, 50)
+    assert {tuple(drawn[place]) for place in ((2, 3), (4, 3), (3, 2), (3, 4))} == {(200, 0, 0)}
+    assert (drawn[2, 2] == 100).all() and (drawn[0] == 100).all()
+    assert (image == 100).all()
+
+
+def test_overlay_of_an_empty_mask_is_the_image():
+    image = np.random.default_rng(0).integers(0, 255, (9, 5, 3), dtype=np.uint8)
+    assert (np.asarray(overlay(image, np.zeros((9, 5), dtype=bool))) == image).all()
+
+
+# Machado, Oliveira & Fernandes 2009, severity 1, on linear RGB
+DEFICIENCIES = {
+    "protanopia": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deuteranopia": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.01182, 0.04294, 0.968881],
+    ],
+    "tritanopia": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.3039],
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", DEFICIENCIES)
+def test_color_blind_readers_can_tell_the_three_colors_apart(kind):
+    seen = [_lab(np.array(DEFICIENCIES[kind]) @ _linear(color)) for color in (TP_COLOR, FP_COLOR, FN_COLOR)]
+
+    # CIE76; 2.3 is a just noticeable difference
+    assert min(np.linalg.norm(one - two) for one, two in combinations(seen, 2)) > 30
+
+
+def _linear(color) -> np.ndarray:
+    value = np.array(color) / 255
+    return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+
+
+def _lab(linear: np.ndarray) -> np.ndarray:
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    x, y, z = np.cbrt(np.array(to_xyz) @ np.clip(linear, 0, 1) / [0.9505, 1, 1.089])
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def test_missing_characters_are_named_with_what_to_install_and_drawn_as_codes(monkeypatch):
+    monkeypatch.setattr(visualization, "FONT_FOLDERS", ())
+    sentence = missing_font("冠状动脉 vessel")
+
+    assert "冠状动脉" in sentence and "\\u51a0" in sentence and "fonts-noto-cjk" in sentence
+    image, truth, guess = halves((64, 64))
+    drawn, codes = (panels(image, truth, guess, prompt=prompt) for prompt in ("血", "\\u8840"))
+    assert drawn.tobytes() == codes.tobytes()
+
+
+@pytest.mark.parametrize("text", ["blood vessel – 0.5", "Ωμέγα", "кровеносный сосуд", "", "  \n\t", "\x07"])
+def test_scripts_of_the_fonts_that_come_along_lack_nothing(text, monkeypatch):
+    monkeypatch.setattr(visualization, "FONT_FOLDERS", ())
+    assert missing_font(text) is None
+
+
+def test_font_of_the_machine_is_found_by_its_usual_name(tmp_path, monkeypatch):
+    deja_vu = visualization._font_files(())[0]
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "wqy-microhei.ttc").symlink_to(deja_vu)
+    (tmp_path / "msyh.ttc").write_bytes(b"no font")
+    (tmp_path / "Other.ttf").symlink_to(deja_vu)
+
+    assert visualization._font_files((tmp_path, Path("/no/such/folder"))) == (
+        deja_vu,
+        tmp_path / "deep" / "wqy-microhei.ttc",
+    )
+
+
+def test_very_long_texts_are_cut_to_the_width():
+    image, truth, guess = halves((64, 64))
+    figure = panels(image, truth, guess, title="patient " * 2000, prompt="血管" * 500)
+
+    assert (np.asarray(figure)[:, -GAP:] == 255).all()

@@ -1,0 +1,107 @@
+"""LLaVA's form of conversations: what is read, and what is refused with the entry's place."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vesalius.errors import AnnotationError
+from vesalius.training.conversations import Questions, read_questions
+
+
+def entry(*texts: str, **others: Any) -> dict[str, Any]:
+    messages = [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
+    return {"id": "1", "image": "a.png", "conversations": messages, **others}
+
+
+def write(folder: Path, *entries: Any) -> Path:
+    (folder / "images").mkdir(exist_ok=True)
+    Image.new("RGB", (12, 8), (9, 9, 9)).save(folder / "images/a.png")
+    path = folder / "talk.json"
+    path.write_text(json.dumps(list(entries)))
+    return path
+
+
+def read(folder: Path, *entries: Any) -> Questions:
+    return read_questions(write(folder, *entries))
+
+
+def test_turns_and_pixels_are_read_and_the_mark_of_the_image_left_out(tmp_path: Path) -> None:
+    found = read(
+        tmp_path,
+        entry("<image>\nWhat is this?", "A heart.", "Whose?", " Unknown. "),
+        entry("Why? <image>", "So."),
+    )
+    first, second = found.conversations
+    assert first.turns == (("What is this?", "A heart."), ("Whose?", "Unknown."))
+    assert second.turns == (("Why?", "So."),)
+    item = first.load()
+    assert item.id == "talk, entry 0"
+    np.testing.assert_array_equal(item.frames, np.full((1, 8, 12, 3), 9))
+    assert item.prompts == ()
+    assert item.turns == first.turns
+
+
+def test_keys_that_nothing_reads_are_counted(tmp_path: Path) -> None:
+    found = read(tmp_path, entry("<image> a", "b", model="x"), entry("<image> a", "b", model="y", source=1))
+    assert found.notes == ("talk.json: further keys, which nothing reads: model (2), source (1)",)
+    assert read(tmp_path, entry("<image> a", "b")).notes == ()
+
+
+def test_fingerprint_is_of_words_pixels_and_order(tmp_path: Path) -> None:
+    one, two = entry("<image> a", "b"), entry("<image> c", "d")
+    marks = {read(tmp_path, *some).fingerprint() for some in ([one], [two], [one, two], [two, one])}
+    assert len(marks) == 4
+    before = read(tmp_path, one).fingerprint()
+    assert read(tmp_path, {**one, "id": "other"}).fingerprint() == before
+    Image.new("RGB", (12, 8), (1, 1, 1)).save(tmp_path / "images/a.png")
+    assert read_questions(tmp_path / "talk.json").fingerprint() != before
+
+
+def wrong_turn(**message: Any) -> dict[str, Any]:
+    return {**entry("<image> a", "b"), "conversations": [message, {"from": "gpt", "value": "b"}]}
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("text", r"entry 1: must be an object with image and conversations, not text"),
+        ({"id": "2", "conversations": []}, "entry 1: has no image; questions without one are not trained on"),
+        (entry("<image> a", "b", image="../a.png"), r"entry 1: image \.\./a\.png lies outside of"),
+        (entry("<image> a", "b", image="/etc/a.png"), "entry 1: image /etc/a.png lies outside of"),
+        (
+            entry("<image> a", "b", image="b.png"),
+            r"entry 1: image b\.png is neither in .* nor in images/ there",
+        ),
+        (entry(), r"entry 1 \(a\.png\): conversations must be a list of messages"),
+        (entry("<image> a"), "ends with a question; give its answer"),
+        (entry("a", "b"), "<image> must stand once, in the first question"),
+        (entry("<image> a <image>", "b"), "<image> must stand once"),
+        (entry("<image> a", "b", "<image> c", "d"), "<image> must stand once"),
+        (entry("<image>\n", "b"), "the first question holds nothing but <image>"),
+        (
+            entry("<image> a", "Sure, [SEG]."),
+            r"message 1 holds \[SEG\], for which a conversation has no mask",
+        ),
+        (entry("<image> a", " "), "message 1 has no text"),
+        (entry("<image> a", "\ud800"), "message 1 is not valid text"),
+        (wrong_turn(**{"from": "gpt", "value": "<image>"}), "message 0 must be from human, not 'gpt'"),
+        (wrong_turn(**{"from": "human"}), "message 0 must be an object with from and value alone"),
+        (wrong_turn(**{"from": "human", "value": 3}), "message 0 has no text"),
+    ],
+)
+def test_wrong_entry_is_refused_with_its_place(tmp_path: Path, bad: Any, message: str) -> None:
+    with pytest.raises(AnnotationError, match=message):
+        read(tmp_path, entry("<image> a", "b"), bad)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("[]", "not an empty list"), ("{}", "not an object"), ("[", "is not JSON")]
+)
+def test_file_that_is_no_list_of_conversations_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "talk.json").write_text(text)
+    with pytest.raises(AnnotationError, match=message):
+        read_questions(tmp_path / "talk.json")

@@ -1,0 +1,97 @@
+"""Batches: the same whatever the workers and wherever they begin."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vesalius.data.augment import AugmentSettings
+from vesalius.data.dataset import load_item, load_samples
+from vesalius.synth import write_dataset
+from vesalius.training.conversations import read_questions
+from vesalius.training.loader import Feed
+from vesalius.training.mixture import Mixture, TaskSettings
+from vesalius.types import Item
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a batch was made of."""
+
+    items: tuple[Item, ...]
+    draws: tuple[int, ...]
+
+
+class Recorder:
+    """A learner whose batches are the items themselves."""
+
+    def make_batch(self, items: Sequence[Item], draws: Sequence[int]) -> Made:
+        return Made(tuple(items), tuple(draws))
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Mixture:
+    folder = tmp_path_factory.mktemp("feed")
+    write_dataset(folder / "set", 2, seed=7, size=64, frames=3, workers=0)
+    Image.fromarray(np.arange(20 * 30 * 3, dtype=np.uint8).reshape(20, 30, 3)).save(folder / "a.png")
+    messages = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "That."}]
+    (folder / "talk.json").write_text(json.dumps([{"image": "a.png", "conversations": messages}]))
+    tasks = TaskSettings(clips=0.5, frames=2, questions=0.5, absent="words")
+    return Mixture(load_samples(folder / "set"), tasks, read_questions(folder / "talk.json"))
+
+
+def made(mixture: Mixture, workers: int = 0, epoch: int = 1, start: int = 0) -> list[Made]:
+    augment = AugmentSettings(rotate_degrees=30, flip=0.5, noise=5)
+    feed = Feed(mixture, Recorder(), augment, batch=5, seed=2, workers=workers)  # type: ignore[arg-type]
+    return [part.batch for step in feed.steps(epoch, start, accumulate=2) for part in step.parts]  # type: ignore[misc]
+
+
+def assert_same(one: Sequence[Made], two: Sequence[Made]) -> None:
+    assert [each.draws for each in one] == [each.draws for each in two]
+    for a, b in zip(
+        (i for each in one for i in each.items), (i for each in two for i in each.items), strict=True
+    ):
+        assert (a.id, a.prompts, a.turns, a.absent) == (b.id, b.prompts, b.turns, b.absent)
+        np.testing.assert_array_equal(a.frames, b.frames)
+        if a.masks is not None:
+            np.testing.assert_array_equal(a.masks, b.masks)
+
+
+def test_workers_and_place_to_begin_change_no_batch(mixture: Mixture) -> None:
+    whole = made(mixture)
+    assert [len(each.items) for each in whole] == [5, 5, 2]
+    assert_same(whole, made(mixture, workers=3))
+    assert_same(whole[1:], made(mixture, start=1))
+
+
+def test_each_sample_comes_once_beside_the_other_tasks(mixture: Mixture) -> None:
+    items = [item for each in made(mixture) for item in each.items]
+    stills = [item.id for item in items if len(item.frames) == 1 and not item.turns]
+    assert sorted(stills) == sorted(sample.id for sample in mixture.samples)
+    assert sum(len(item.frames) == 2 for item in items) == 3
+    assert sum(bool(item.turns) for item in items) == 3
+
+
+def test_pictures_of_questions_stay_as_they_are_and_others_change(mixture: Mixture) -> None:
+    items = [item for each in made(mixture) for item in each.items]
+    (talk, *_) = [item for item in items if item.turns]
+    np.testing.assert_array_equal(talk.frames, mixture.conversations[0].load().frames)
+    by_id = {sample.id: sample for sample in mixture.samples}
+    for item in items:
+        if item.id in by_id:
+            assert (item.frames != load_item(by_id[item.id]).frames).any()
+
+
+def test_what_is_absent_stays_so_through_augmentation(mixture: Mixture) -> None:
+    items = [item for each in made(mixture) for item in each.items]
+    # the first frames of synthetic clips have no contrast medium
+    found = {(item.id, item.prompts[place]) for item in items for place in item.absent}
+    assert found >= {("synth_00000_000", "blood vessel"), ("synth_00001_000", "blood vessel")}
+
+
+def test_a_draw_for_each_prompt_and_none_for_turns(mixture: Mixture) -> None:
+    for each in made(mixture):
+        assert len(each.draws) == sum(len(item.prompts) for item in each.items)

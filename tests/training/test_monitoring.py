@@ -1,0 +1,173 @@
+"""What watches over a run, in whole runs of the tiny model: start, pictures, averages, early end, cards, alarms."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from vesalius.config import make_settings, read_settings
+from vesalius.errors import TrainingError
+from vesalius.lineage import fingerprint_weights
+from vesalius.models.checkpoint import open_bundle
+from vesalius.synth import write_dataset
+from vesalius.training.run import search_rate, train
+from vesalius.training.runs import list_runs
+from vesalius.training.settings import RunSettings
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("people") / "vessels"
+    write_dataset(folder, 2, seed=7, size=96)
+    return folder
+
+
+def settings(data: Path, out: Path, **changes: Any) -> RunSettings:
+    """One epoch is one step."""
+    values = {
+        "model": "tiny",
+        "data": {"train": data, "val": data, "prompt": "blood vessel"},
+        "what_trains": "projector",
+        "batch": 2,
+        "workers": 0,
+        "steps": 2,
+        "optim": {"lr": 1e-3, "warmup": 0.2},
+        "validate": {"figures": 1},
+        "trackers": [],
+        "out": out,
+    }
+    return make_settings(RunSettings, {**values, **changes}, "test")
+
+
+def lines(run: Path, name: str = "validation.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / name).read_text().splitlines()]
+
+
+def test_a_run_is_watched_from_its_start_to_its_end(data: Path, tmp_path: Path) -> None:
+    notes: list[str] = []
+    asked = settings(data, tmp_path / "mine", validate={"metric": "hd95_px", "figures": 2}, trackers=None)
+    run = train(asked, on_note=notes.append)
+    validations = lines(run)
+    assert [line["step"] for line in validations] == [0, 1, 2]
+    assert len({line["fingerprint"] for line in validations}) == 3
+    trained = {line["step"]: line["hd95_px"] for line in validations[1:]}
+    best = int((run / "best").resolve().name.removeprefix("step-"))
+    assert trained[best] == min(trained.values()) > 0
+    assert any(
+        note.startswith("before training: says [SEG] to 2 of 2 questions; mean Dice 0.") for note in notes
+    )
+    assert notes[-2].startswith(("better than its start: HD95 ", "NOT better than its start: HD95 "))
+    for step in (0, 1, 2):
+        with Image.open(run / "validation" / f"step-{step:06d}.png") as sheet:
+            assert sheet.width == 1920
+    assert list((run / "trackers" / "tensorboard").glob("events.*"))
+    assert lines(run, "log.jsonl")[-1]["progress"] == 1
+    (found,) = list_runs(tmp_path)
+    assert (found.state, found.best_step, found.start) == ("finished", best, validations[0]["hd95_px"])
+    check_card(run / "last", validations[-1], data)
+
+
+def check_card(bundle: Path, line: dict[str, Any], data: Path) -> None:
+    """The card has the scores of its weights and no private path, and the recipe reads again."""
+    card, recipe = (bundle / "README.md").read_text(), (bundle / "recipe.yaml").read_text()
+    assert card.startswith("---\nlibrary_name: vesalius\n")
+    assert f"| HD95 | {line['hd95_px']:.4g} px |" in card
+    assert all(words in card for words in ("images: 2, of vessels", "`blood vessel`", "not a medical device"))
+    assert not any(str(data.parent) in text or str(bundle.parents[2]) in text for text in (card, recipe))
+    again = read_settings(RunSettings, bundle / "recipe.yaml")
+    assert (again.data.train, again.optim.lr) == (Path("vessels"), 1e-3)
+    open_bundle(bundle)
+
+
+def test_a_run_says_once_that_the_phrase_decides_nothing(tmp_path: Path) -> None:
+    """Halves of the vessels, by names that say nothing to the model: one mask for both."""
+    write_dataset(tmp_path / "set", 2, seed=7, size=96)
+    path = tmp_path / "set/annotations.json"
+    entries = json.loads(path.read_text())
+    half = [[0, 0, 48, 0, 48, 96, 0, 96]], [[48, 0, 96, 0, 96, 96, 48, 96]]
+    for entry in entries:
+        entry["mask"], entry["text"] = list(half), ["blood vessel 1", "blood vessel 2"]
+    path.write_text(json.dumps(entries))
+    asked = settings(path, tmp_path / "run")
+    notes: list[str] = []
+    run = train(
+        asked.model_copy(update={"data": asked.data.model_copy(update={"prompt": None})}),
+        on_note=notes.append,
+    )
+    validations = lines(run)
+    assert {line["target_similarity"] for line in validations} == {0.0}
+    assert min(line["prediction_similarity"] for line in validations) > 0.9
+    (note,) = (note for note in notes if "THE PHRASE DECIDES NOTHING" in note)
+    assert "at step 0:" in note
+    assert note.endswith("set projector: fitted and what_trains: decoder")
+
+
+def test_a_run_with_averaged_weights_saves_the_mean_and_continues_exactly(data: Path, tmp_path: Path) -> None:
+    changes = {"optim": {"lr": 1e-3, "warmup": 0.2, "ema": 0.9}, "start": "random"}
+
+    def asked(name: str) -> RunSettings:
+        return settings(data, tmp_path / name, **changes).changed(data={"train": data})
+
+    whole = train(asked("whole"))
+
+    def interrupt(line: dict[str, Any]) -> None:
+        if line["step"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(asked("part"), on_step=interrupt)
+    part = train(asked("part"), resume=True)
+    assert fingerprint_weights(part / "last") == fingerprint_weights(whole / "last")
+    ours, theirs = (torch.load(run / "last" / "average.pt", weights_only=True) for run in (whole, part))
+    assert ours["updates"] == theirs["updates"] == 2
+    for name in ("weights", "average"):
+        assert all(torch.equal(a, b) for a, b in zip(ours[name], theirs[name], strict=True))
+    saved = open_bundle(whole / "last").model.projector.state_dict().values()
+    assert {each.sum().item() for each in saved} == {each.sum().item() for each in ours["average"]}
+    assert not torch.equal(ours["weights"][0], ours["average"][0])
+
+
+def test_training_that_changes_nothing_is_noticed_at_the_first_validation(data: Path, tmp_path: Path) -> None:
+    still = settings(data, tmp_path / "run", optim={"lr": 1e-30, "weight_decay": 0})
+    with pytest.raises(
+        TrainingError, match="at step 0 and step 1 agree to the last bit: training does not reach"
+    ):
+        train(still)
+
+
+def test_a_run_ends_when_its_patience_does_and_overfit_with_a_sentence(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+    # recall of lines wider than any in these small images is defined nowhere
+    patient = {"metric": "skeleton_recall_over_8px", "patience": 2, "figures": 0}
+    for room in ("watch", "runs"):
+        monkeypatch.setattr(f"vesalius.training.{room}.validations_since_best", lambda lines, _: len(lines))
+    asked = settings(data, tmp_path / "run", steps=50, start="random", batch=1, validate=patient)
+    run = train(asked, overfit=1, on_note=notes.append)
+    assert [line["step"] for line in lines(run)] == [1, 2]
+    assert notes[-3] == f"ends early: 2 validations without a better {patient['metric']} (best: none)"
+    assert notes[-2].startswith("not learned by heart: mean Dice 0.")
+    assert not (run / "validation").exists()
+    assert any(note.startswith("skeleton_recall_over_8px is defined in none of the ") for note in notes)
+    assert list_runs(tmp_path)[0].state == "stopped early"
+
+
+def test_the_search_for_a_rate_leaves_a_picture_and_no_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finder, "STEPS", 4)
+    shares: list[float] = []
+    notes: list[str] = []
+    asked, picture = settings(data, tmp_path / "run"), tmp_path / "lr.png"
+    found = search_rate(asked, picture, on_note=notes.append, on_progress=shares.append)
+    assert notes[-2:] == [
+        str(found),
+        f"picture: {picture}",
+    ]  # it is told before anything can go wrong with a file
+    assert found.rates == pytest.approx([1e-7, 2.1544e-05, 4.6416e-3, 1.0], rel=1e-4)
+    assert [path.name for path in tmp_path.iterdir()] == ["lr.png"]
+    assert shares == [0.25, 0.5, 0.75, 1.0]

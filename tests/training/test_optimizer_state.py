@@ -1,0 +1,105 @@
+"""What the optimizer remembers, on disk and back; in shards: tests/training/test_processes.py."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vesalius.errors import OutputError, TrainingError
+from vesalius.training.optimizer_state import OPTIMIZER, read_optimizer, write_optimizer
+
+
+def made(seed: int, steps: int = 0) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    """A module whose last layer is frozen and whose second group never had a gradient, and its optimizer."""
+    torch.manual_seed(seed)
+    module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2), torch.nn.Linear(2, 2))
+    module[2].requires_grad_(False)
+    groups = [{"params": list(module[0].parameters())}, {"params": list(module[1].parameters()), "lr": 0.5}]
+    optimizer = torch.optim.AdamW(groups, lr=0.1, fused=True)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        module[0](torch.randn(5, 3)).square().sum().backward()
+        optimizer.step()
+    return module, optimizer
+
+
+def step(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    optimizer.zero_grad()
+    module(torch.ones(2, 3)).square().sum().backward()
+    optimizer.step()
+    return [parameter.detach().clone() for parameter in module.parameters()]
+
+
+def test_the_next_step_is_the_same_to_the_bit(tmp_path: Path) -> None:
+    module, optimizer = made(0, steps=3)
+    write_optimizer(tmp_path, module, optimizer, is_main=True)
+    other, fresh = made(1)
+    other.load_state_dict(module.state_dict())
+    read_optimizer(tmp_path, other, fresh)
+    assert [group["lr"] for group in fresh.param_groups] == [0.1, 0.5]
+    for one, two in zip(step(module, optimizer), step(other, fresh), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_it_is_called_as_its_parameters(tmp_path: Path) -> None:
+    write_optimizer(tmp_path, *made(0, steps=1), is_main=True)
+    kept = load_file(tmp_path / OPTIMIZER)
+    parts = ("step", "exp_avg", "exp_avg_sq")
+    assert set(kept) == {f"0.{name}:{part}" for name in ("weight", "bias") for part in parts}
+
+
+def test_the_others_write_nothing(tmp_path: Path) -> None:
+    write_optimizer(tmp_path, *made(0, steps=1), is_main=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("lacking", ["step", "exp_avg", "exp_avg_sq", ""])
+def test_a_file_that_lacks_something_is_refused(tmp_path: Path, lacking: str) -> None:
+    write_optimizer(tmp_path, *made(0, steps=1), is_main=True)
+    kept = {} if not lacking else load_file(tmp_path / OPTIMIZER)
+    kept.pop(f"0.bias:{lacking}", None)
+    save_file(kept, tmp_path / OPTIMIZER)
+    module, optimizer = made(1)
+    with pytest.raises(TrainingError, match="it lacks some of what AdamW remembers"):
+        read_optimizer(tmp_path, module, optimizer)
+    assert len(optimizer.state) == 0
+
+
+@pytest.mark.parametrize("name", ["3.weight:exp_avg", "2.weight:exp_avg", "0.weight:exp_avg", "nonsense"])
+def test_what_is_not_of_these_parameters_is_refused(tmp_path: Path, name: str) -> None:
+    """Unknown, frozen, of another shape, of no parameter at all."""
+    save_file({name: torch.zeros(5)}, tmp_path / OPTIMIZER)
+    with pytest.raises(TrainingError, match=re.escape(f"({name} is not of what trains here)")):
+        read_optimizer(tmp_path, *made(0))
+
+
+def test_code_in_its_place_is_not_run(tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    (tmp_path / OPTIMIZER).write_bytes(pickle.dumps(Payload()))
+    with pytest.raises(TrainingError, match="cannot be read"):
+        read_optimizer(tmp_path, *made(0))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("damage", ["missing", "short"])
+def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / OPTIMIZER
+    write_optimizer(tmp_path, *made(0, steps=1), is_main=True)
+    path.unlink() if damage == "missing" else path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(TrainingError, match=rf"^{path}: cannot be read \((?!cannot)"):
+        read_optimizer(tmp_path, *made(0))
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / OPTIMIZER).mkdir()
+    with pytest.raises(OutputError, match=rf"^{tmp_path / OPTIMIZER}: cannot be written \("):
+        write_optimizer(tmp_path, *made(0, steps=1), is_main=True)

@@ -1,0 +1,370 @@
+"""Never lose work: kills at many moments, signals, full disks, broken checkpoints, two jobs in one folder."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from vesalius.cli import main
+from vesalius.config import make_settings
+from vesalius.errors import InterruptionError, OutputError, TrainingError
+from vesalius.files import hold_folder
+from vesalius.lineage import fingerprint_weights
+from vesalius.synth import write_dataset
+from vesalius.training import loop
+from vesalius.training.learner import TextSegLearner
+from vesalius.training.run import train
+from vesalius.training.settings import RunSettings
+
+EVERY_STEP = 1e-9
+RECIPE: dict[str, Any] = {
+    "model": "tiny",
+    "start": "random",
+    "what_trains": "decoder",
+    "steps": 6,
+    "batch": 1,
+    "workers": 2,
+    "optim": {"lr": 1e-3, "warmup": 0.2, "accumulate": 2},
+    "augment": {"flip": 0.5, "gamma": 0.2},
+    "validate": {"every_epochs": 1, "limit": 1},
+}
+"""Five samples: epochs of two steps of two batches, and one of one."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "set"
+    write_dataset(folder, 5, seed=7, size=64)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupted."""
+    return train(settings(data, tmp_path_factory.mktemp("whole") / "run"))
+
+
+def settings(data: Path, out: Path, **changes: Any) -> RunSettings:
+    values = {**RECIPE, "data": {"train": data, "val": data}, "out": out, **changes}
+    return make_settings(RunSettings, values, "test")
+
+
+def lines(run: Path, name: str = "log.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / name).read_text().splitlines()]
+
+
+def assert_same(run: Path, whole: Path) -> None:
+    """To the last digit: losses, gradients, scores, weights."""
+    for name, ignored in (("log.jsonl", {"images_per_s", "peak_bytes"}), ("validation.jsonl", set())):
+        kept = [
+            [{key: line[key] for key in line.keys() - ignored} for line in lines(each, name)]
+            for each in (run, whole)
+        ]
+        assert kept[0] == kept[1]
+    for name in ("last", "best"):
+        assert (run / name).readlink() == (whole / name).readlink()
+        assert fingerprint_weights(run / name) == fingerprint_weights(whole / name)
+    assert not [path for folder in (run, run / "checkpoints") for path in folder.glob(".*")]
+
+
+KILLED = """
+import os, signal, sys
+from vesalius.training import {module}
+whole, calls = {module}.{name}, 0
+def kill(*args, **kwargs):
+    global calls
+    calls += 1
+    if calls == {call}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(*args, **kwargs)
+{module}.{name} = kill
+from vesalius.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def kill_at(module: str, name: str, call: int, command: list[str]) -> None:
+    """Run the command in a process that kills itself, without a chance to clean up, in a call of a function."""
+    code = KILLED.format(module=module, name=name, call=call)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def write_recipe(data: Path, path: Path, out: Path, **changes: Any) -> Path:
+    path.write_text(settings(data, out, **changes).to_yaml())
+    return path
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_of_an_epoch_of_accumulation_and_of_a_save_it_ends_with_the_same_digits(
+    data: Path, whole: Path, tmp_path: Path
+) -> None:
+    """One run is killed three times, with data workers: each time elsewhere, each time continued."""
+    run = tmp_path / "run"
+    recipe = write_recipe(data, tmp_path / "recipe.yaml", run, save_every_minutes=EVERY_STEP)
+    kill_at("loop", "backward", 4, ["train", str(recipe)])  # second batch of the second step
+    assert (run / "last").readlink().name == "step-000001"
+    assert len(lines(run)) == 1
+    # the second save, after two calls of the first: all is written, nothing has its name
+    kill_at("rundir", "_push_to_disk", 3, ["train", "--resume", str(run)])
+    assert (run / "last").readlink().name == "step-000002"
+    assert list((run / "checkpoints").glob(".step-000003.*.partial"))
+    # the validation after the first epoch's last step
+    kill_at("loop", "measure", 1, ["train", "--resume", str(run)])
+    assert (run / "last").readlink().name == "step-000003"
+    assert main(["train", "--resume", str(run)]) == 0
+    assert_same(run, whole)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_ends_with_the_same_digits(data: Path, whole: Path, tmp_path: Path) -> None:
+    """Killed from outside after times that have nothing to do with what the process does."""
+    run = tmp_path / "run"
+    recipe = write_recipe(data, tmp_path / "recipe.yaml", run, save_every_minutes=EVERY_STEP)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    killed = 0
+    for pause in (0.05, 0.4, 0.1, 0.7, 0.25, 1.1, 0.0, 0.55):
+        arguments = ["--resume", str(run)] if (run / "last").exists() else [str(recipe)]
+        command = [sys.executable, "-m", "vesalius", "train", *arguments]
+        before = len(lines(run)) if (run / "log.jsonl").exists() else 0
+        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as job:
+            while job.poll() is None:
+                grown = (run / "log.jsonl").exists() and len(lines(run)) != before
+                if grown and (run / "last").exists():
+                    time.sleep(pause)
+                    job.kill()
+                    break
+                time.sleep(0.005)
+            killed += job.wait() == -signal.SIGKILL
+    assert killed >= 3
+    assert main(["train", "--resume", str(run)]) == 0
+    assert_same(run, whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_signal_ends_the_step_saves_and_tells_how_to_go_on(
+    data: Path, whole: Path, tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    backward, calls = loop.backward, 0
+
+    def interrupted(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:  # the first batch of two of the second step
+            os.kill(os.getpid(), number)
+        return backward(*args)
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr(loop, "backward", interrupted)
+    with pytest.raises(
+        InterruptionError, match=f"stopped by {number.name} after step 2, which is saved"
+    ) as told:
+        train(settings(data, run))
+    assert told.value.exit_code == 128 + number
+    assert f"vesalius train --resume {run}" in str(told.value)
+    assert signal.getsignal(number) is before
+    assert (run / "last").readlink().name == "step-000002"
+    assert_same(train(settings(data, run), resume=True), whole)
+
+
+@pytest.mark.slow
+def test_signal_in_a_validation_ends_the_run_at_once_as_the_step_is_saved(
+    data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "measure", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(InterruptionError, match="stopped by SIGTERM after step 3, which is saved"):
+            train(settings(data, run))
+    assert not (run / "validation.jsonl").exists()
+    assert_same(train(settings(data, run), resume=True), whole)
+
+
+def test_second_signal_ends_the_run_without_waiting_for_the_step(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backward = loop.backward
+
+    def interrupted(*args: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return backward(*args)
+
+    monkeypatch.setattr(loop, "backward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings(data, tmp_path / "run"))
+    assert not (tmp_path / "run" / "last").exists()
+
+
+@pytest.mark.slow
+def test_command_that_is_told_to_end_exits_with_the_number_of_the_signal(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(data, tmp_path / "recipe.yaml", tmp_path / "run")
+    backward = loop.backward
+    before = signal.getsignal(signal.SIGTERM)
+
+    def interrupted(*args: Any) -> Any:
+        if not (tmp_path / "told").exists():
+            (tmp_path / "told").touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+        return backward(*args)
+
+    monkeypatch.setattr(loop, "backward", interrupted)
+    try:
+        assert main(["train", str(recipe)]) == 143
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "vesalius: " in capsys.readouterr().err
+
+
+def test_checkpoints_in_the_middle_of_an_epoch_change_no_digit(
+    data: Path, whole: Path, tmp_path: Path
+) -> None:
+    assert_same(train(settings(data, tmp_path / "run", save_every_minutes=EVERY_STEP)), whole)
+
+
+@pytest.mark.slow
+def test_dropout_is_drawn_by_seed_and_step_alone(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever was drawn before, a step draws the same: so a resumed run does."""
+    seen: list[float] = []
+    backward = loop.backward
+
+    def drawing(*args: Any) -> Any:
+        seen.append(torch.rand(()).item())
+        return backward(*args)
+
+    monkeypatch.setattr(loop, "backward", drawing)
+    train(settings(data, tmp_path / "one", steps=3))
+    first, seen = seen, []
+    train(settings(data, tmp_path / "two", steps=2))
+    torch.rand(100)
+    train(settings(data, tmp_path / "two", steps=3), resume=True)
+    assert seen == first
+    assert len(set(seen)) == len(seen)
+
+
+@contextmanager
+def small_disk(place: Path, megabytes: int) -> Iterator[None]:
+    """A disk of its own at `place`; the test is skipped where none can be mounted."""
+    place.mkdir()
+    options = ["-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(place)]
+    if subprocess.run(["mount", *options], capture_output=True, check=False).returncode:
+        pytest.skip("a full disk can be made by root alone: mount -t tmpfs failed")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_full_disk_keeps_the_last_good_checkpoint_and_room_lets_the_run_end(
+    data: Path, whole: Path, tmp_path: Path
+) -> None:
+    disk, run = tmp_path / "disk", tmp_path / "disk" / "run"
+    size = sum(path.stat().st_size for path in (whole / "last").rglob("*") if path.is_file())
+    with small_disk(disk, int(1.4 * size / 2**20) + 1):  # the frozen half is linked
+        with pytest.raises(
+            OutputError, match=r"step-000002: cannot be written|step-000002/.*cannot be written"
+        ):
+            train(settings(data, run, save_every_minutes=EVERY_STEP))
+        assert (run / "last").readlink().name == "step-000001"
+        assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000001"]
+        subprocess.run(["mount", "-o", f"remount,size={size * 5}", str(disk)], check=True)
+        assert_same(train(settings(data, run), resume=True), whole)
+
+
+def test_loss_that_is_not_finite_leaves_weights_alone_and_writes_out_which_images(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    measured, seen = TextSegLearner.losses, 0
+
+    def spoiled(self: TextSegLearner, module: torch.nn.Module, batch: Any) -> Any:
+        nonlocal seen
+        seen += 1
+        found = measured(self, module, batch)
+        return {**found, "total": found["total"] * float("nan")} if seen == 3 else found
+
+    monkeypatch.setattr(TextSegLearner, "losses", spoiled)
+    with pytest.raises(
+        TrainingError, match=r"the loss became nan at step 2 with the samples synth_0000\d: look"
+    ):
+        train(settings(data, run, save_every_minutes=EVERY_STEP))
+    failure = json.loads((run / "failure.json").read_text())
+    assert failure["step"] == 2 and failure["grad_norm"] == "nan"
+    first, second = failure["batches"]
+    assert first["losses"]["total"] == "nan" and float(second["losses"]["total"]) > 0
+    assert first["ids"] != second["ids"]
+    assert (run / "last").readlink().name == "step-000001"
+
+
+def test_second_job_in_a_run_folder_is_refused(data: Path, tmp_path: Path) -> None:
+    run = train(settings(data, tmp_path / "run", steps=1))
+    with ExitStack() as held:
+        hold_folder(run, "training run", held)
+        with pytest.raises(
+            OutputError, match="another training run is being written there; wait for its end"
+        ):
+            train(settings(data, run, steps=2), resume=True)
+    train(settings(data, run, steps=2), resume=True)
+    assert [line["step"] for line in lines(run)] == [1, 2]
+
+
+def test_damaged_checkpoint_is_named_with_the_way_out(data: Path, tmp_path: Path) -> None:
+    changes = {"steps": 4, "validate": {"every_epochs": 1, "metric": "accuracy"}}
+    run = train(settings(data, tmp_path / "run", **changes))
+    if (run / "best").resolve() == (run / "last").resolve():
+        pytest.skip("the last checkpoint is the best one")
+    state = run / "last" / "optimizer.safetensors"
+    state.write_bytes(state.read_bytes()[:1000])
+    way_out = rf"; to go on from step-\d+, the best so far, point `last` to it: ln -sfn checkpoints/step-\d+ {run}/last"
+    with pytest.raises(TrainingError, match=rf"optimizer.safetensors: cannot be read \(.*{way_out}"):
+        train(settings(data, run, steps=5), resume=True)
+    (run / "last" / "sam" / "model.safetensors").unlink()
+    with pytest.raises(TrainingError, match=rf"/sam: cannot be opened .*{way_out}"):
+        train(settings(data, run, steps=5), resume=True)
+    with pytest.raises(TrainingError) as told:
+        train(settings(data, run, steps=5), resume=True)
+    subprocess.run(str(told.value).partition("to it: ")[2].split(), check=True)
+    train(settings(data, run, steps=5), resume=True)
+    assert [line["step"] for line in lines(run)] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"step": 1, "unknown": 2}'])
+def test_damaged_state_is_refused(data: Path, tmp_path: Path, text: str) -> None:
+    run = train(settings(data, tmp_path / "run", steps=1))
+    (run / "last" / "train_state.json").write_text(text)
+    with pytest.raises(TrainingError, match=r"train_state\.json: cannot be read"):
+        train(settings(data, run, steps=2), resume=True)
+
+
+def test_changed_settings_are_told_and_those_that_would_corrupt_refused_by_name(
+    data: Path, tmp_path: Path
+) -> None:
+    run = train(settings(data, tmp_path / "run", steps=1))
+    changed = settings(data, run, optim={"lr": 2e-3, "warmup": 0.2, "accumulate": 1}, seed=3)
+    sentence = r"optim.lr \(it was 0.001\), optim.accumulate \(it was 2\), seed \(it was 0\) cannot change"
+    with pytest.raises(TrainingError, match=sentence):
+        train(changed, resume=True)
+    with pytest.raises(TrainingError, match="a batch had 1 images over all processes and would have 2"):
+        train(settings(data, run, steps=2, batch=2), resume=True)
+    notes: list[str] = []
+    train(settings(data, run, steps=2, workers=0), resume=True, on_note=notes.append)
+    assert notes[-3:-1] == ["changed: steps: 2; it was 1", "changed: workers: 0; it was 2"]
+    begun = yaml.safe_load((run / "config.yaml").read_text())
+    assert (begun["steps"], begun["workers"]) == (2, 0)
