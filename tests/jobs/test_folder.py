@@ -228,7 +228,7 @@ write_predictions(
 def test_job_killed_at_random_moments_ends_complete(tmp_path: Path) -> None:
     masks = draw_squares(tmp_path / "in", 60)
     out = tmp_path / "out"
-    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(tmp_path / "in"), str(out)]
+    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parents[1]), str(tmp_path / "in"), str(out)]
     rng = random.Random(6)
     reached = [0]
     for _ in range(4):
