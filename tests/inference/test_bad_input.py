@@ -129,7 +129,7 @@ def test_tiles_and_mended_masks_go_through_the_command_line(
     assert metrics["settings"]["cleaning"] == run["settings"]["cleaning"]
     rows = [json.loads(line) for line in (tmp_path / "score" / "samples.jsonl").read_text().splitlines()]
     assert metrics["answers"] == {"verified": len(rows)}
-    assert {row["guess_pixels"] for row in rows} == {clean.sum()}, (
+    assert {row["prediction_pixels"] for row in rows} == {clean.sum()}, (
         "mapped to one phrase, whose mask is the same"
     )
 

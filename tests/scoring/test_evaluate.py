@@ -72,7 +72,7 @@ def test_folder_holds_what_the_contract_says(tmp_path, FakeSegmenter, dataset):
     assert sorted(path.name for path in (out / "figures").iterdir()) == ["a.png", "b.png", "c.png"]
     rows = rows_of(out)
     assert [row["id"] for row in rows] == ["a", "b", "c"]
-    pixels = ["truth_pixels", "guess_pixels", "intersection"]
+    pixels = ["target_pixels", "prediction_pixels", "intersection"]
     asked = ["id", "group", "prompt", "status", "says_seg", "answered", "figure"]
     assert list(rows[0]) == [*asked, *METRICS, *pixels, "text", "error"]
     assert rows[0]["group"] == "a" and rows[0]["figure"] == "figures/a.png" and rows[0]["dice"] == 0.5
@@ -508,7 +508,7 @@ def test_pixels_outside_of_the_region_count_nowhere(tmp_path, FakeSegmenter, dat
     # in the region the truth is one column of 2 pixels, the prediction two of them
     assert metrics["mean"]["dice"] == pytest.approx(2 / 3) and metrics["mean"]["accuracy"] == 94 / 96
     row = rows_of(tmp_path / "out")[0]
-    assert (row["truth_pixels"], row["guess_pixels"], row["intersection"]) == (2, 4, 2)
+    assert (row["target_pixels"], row["prediction_pixels"], row["intersection"]) == (2, 4, 2)
     assert sum(each["pixels"] for each in metrics["calibration"]["reliability"]) == 5 * 96
     assert metrics["referring"]["ciou"] == 0.5
     assert metrics["settings"]["roi"] == str(roi) and len(metrics["settings"]["roi_fingerprint"]) == 64

@@ -18,7 +18,7 @@ STATE_OF_ALL: dict[str, Any] = {"model": "m"}
 
 
 def outcome(name: str, true: int = 10, guessed: int = 10, shared: int = 5, counts: Any = None) -> Outcome:
-    pixels = {"truth_pixels": true, "guess_pixels": guessed, "intersection": shared}
+    pixels = {"target_pixels": true, "prediction_pixels": guessed, "intersection": shared}
     return Outcome({"id": name, "status": "ok", **pixels}, counts)
 
 

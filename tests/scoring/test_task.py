@@ -30,7 +30,7 @@ def test_row_holds_every_metric_and_the_counts_of_pixels(ask, square):
     outcome = perform(Task(ABOUT, ask(square(2)), IMAGE, square()))
     scores = score(square(), square(2))
     assert {name: outcome.row[name] for name in METRICS} == scores
-    assert (outcome.row["truth_pixels"], outcome.row["guess_pixels"], outcome.row["intersection"]) == (
+    assert (outcome.row["target_pixels"], outcome.row["prediction_pixels"], outcome.row["intersection"]) == (
         4,
         4,
         2,
@@ -64,7 +64,7 @@ def test_figure_shows_nothing_outside_of_the_region(tmp_path, ask, square):
 def test_what_cannot_be_scored_is_a_failed_row_with_the_reason(ask, square, truth, within, words):
     outcome = perform(Task(ABOUT, ask(square()), IMAGE, truth, within))
     assert outcome.row["status"] == "failed" and words in outcome.row["error"] and outcome.counts is None
-    assert {outcome.row[name] for name in (*METRICS, "truth_pixels", "figure")} == {None}
+    assert {outcome.row[name] for name in (*METRICS, "target_pixels", "figure")} == {None}
 
 
 def test_probabilities_that_are_no_numbers_fail(ask):

@@ -188,11 +188,11 @@ class ResultsLog:
 
     def refuse_copies(self) -> None:
         """Raise DataError when most predictions are the ground truth to the pixel: no model does that."""
-        present = [row for row in self.scored if row["truth_pixels"]]
+        present = [row for row in self.scored if row["target_pixels"]]
         identical = [
-            row["truth_pixels"]
+            row["target_pixels"]
             for row in present
-            if row["truth_pixels"] == row["guess_pixels"] == row["intersection"]
+            if row["target_pixels"] == row["prediction_pixels"] == row["intersection"]
         ]
         no_chance = len(identical) >= IDENTICAL_MIN or sum(identical) >= IDENTICAL_PIXELS
         if no_chance and 2 * len(identical) > len(present):
@@ -204,5 +204,5 @@ class ResultsLog:
 
 def confusion_of(row: Row) -> Confusion:
     """The pixels of a scored row, but those in neither mask."""
-    both, true, guessed = (row[f"{name}_pixels"] for name in ("shared", "truth", "guess"))
-    return Confusion(tp=both, fp=guessed - both, fn=true - both, tn=0)
+    both = row["intersection"]
+    return Confusion(tp=both, fp=row["prediction_pixels"] - both, fn=row["target_pixels"] - both, tn=0)

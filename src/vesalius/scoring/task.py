@@ -70,8 +70,8 @@ def perform(task: Task) -> Outcome:
         figure = _draw(task, task.image, truth, guess, scores)
     counted = confusion(truth, guess)
     pixels = {
-        "truth_pixels": counted.tp + counted.fn,
-        "guess_pixels": counted.tp + counted.fp,
+        "target_pixels": counted.tp + counted.fn,
+        "prediction_pixels": counted.tp + counted.fp,
         "intersection": counted.tp,
     }
     return Outcome(_row(task, prediction.status, scores, figure, pixels), counts)
@@ -93,7 +93,7 @@ def _draw(
 
 def _failed(task: Task, error: str) -> Outcome:
     nothing = dict.fromkeys(METRICS)
-    pixels = dict.fromkeys(("truth_pixels", "guess_pixels", "intersection"))
+    pixels = dict.fromkeys(("target_pixels", "prediction_pixels", "intersection"))
     return Outcome(_row(task, "failed", nothing, None, pixels, error), None)
 
 
