@@ -14,9 +14,9 @@ import pytest
 import yaml
 from PIL import Image
 from pydantic import BaseModel
+from vesalius.arguments import build_parser
 
 import vesalius
-from vesalius.arguments import build_parser
 from vesalius.cli import VERBS
 from vesalius.config import read_settings
 from vesalius.data.dataset import open_dataset

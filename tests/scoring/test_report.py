@@ -30,7 +30,9 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: ap
 
 def row(index: int, dice: float | None, status: str = "ok", **changes: Any) -> dict[str, Any]:
     base = {"id": f"image_{index:03}", "group": f"p{index % 4}", "prompt": "blood vessel", "status": status}
-    pixels = dict.fromkeys(("target_pixels", "prediction_pixels", "intersection"), None if dice is None else 100)
+    pixels = dict.fromkeys(
+        ("target_pixels", "prediction_pixels", "intersection"), None if dice is None else 100
+    )
     error = "cannot be read" if status == "failed" else None
     told = {"says_seg": status == "ok", "figure": None, **dict.fromkeys(METRICS, dice), **pixels}
     return {**base, **told, "text": "", "error": error, **changes}
