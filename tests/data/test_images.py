@@ -13,15 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
-from vesalius.data.images import (
-    MAX_PIXELS,
-    list_images,
-    mask_values,
-    read_image,
-    read_mask,
-    sample_id,
-    stored_turned,
-)
+from vesalius.data.decoders.limits import MAX_PIXELS
+from vesalius.data.decoders.picture import stored_turned
+from vesalius.data.images import list_images, mask_values, read_image, read_mask, sample_id
 from vesalius.errors import AnnotationError, ImageError, InterruptionError
 
 RED = np.array([[[255, 0, 0], [0, 0, 0]], [[10, 20, 30], [255, 255, 255]]], dtype=np.uint8)

@@ -17,7 +17,8 @@ from PIL import Image
 from scipy.ndimage import binary_dilation, label
 
 from vesalius.data.dataset import load_image, load_mask
-from vesalius.data.images import MAX_PIXELS, read_mask
+from vesalius.data.decoders.limits import MAX_PIXELS
+from vesalius.data.images import read_mask
 from vesalius.errors import DataError, ImageError
 from vesalius.files import to_json
 from vesalius.lineage import hash_pixels

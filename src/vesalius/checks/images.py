@@ -11,7 +11,7 @@ from PIL import Image
 from vesalius.checks.findings import finding, known_code, of_sample, split_place, split_remedy
 from vesalius.data.dataset import load_image
 from vesalius.data.decoders import frame_files
-from vesalius.data.images import SUFFIXES, stored_turned
+from vesalius.data.decoders.picture import SUFFIXES, stored_turned
 from vesalius.errors import DataError
 from vesalius.types import Finding, Sample
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from vesalius.checks.findings import count, finding, some
 from vesalius.data.dataset import Dataset
-from vesalius.data.images import SUFFIXES
+from vesalius.data.decoders.picture import SUFFIXES
 from vesalius.types import Finding, MaskFile, Sample
 
 ORDINARY_WORDS = """

@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw
 
 from vesalius.checks.correction import Uncertain, own_size
 from vesalius.data.dataset import load_image
-from vesalius.data.images import MAX_PIXELS, read_mask
+from vesalius.data.decoders.limits import MAX_PIXELS
+from vesalius.data.images import read_mask
 from vesalius.errors import DataError
 from vesalius.masks import Size, decode_rle
 from vesalius.types import Absent, MaskFile, MaskReference, Polygons, RleMask, Sample

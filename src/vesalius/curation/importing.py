@@ -13,10 +13,10 @@ from vesalius.data.copying import place_images
 from vesalius.data.dataset import Dataset, open_dataset
 from vesalius.data.decoders.frame_files import SUFFIXES as FRAME_SUFFIXES
 from vesalius.data.decoders.frame_files import kind_of
+from vesalius.data.decoders.picture import SUFFIXES
 from vesalius.data.formats import check_there, detect, find_annotations
 from vesalius.data.grouping import group_of, note_on_groups, regroup
 from vesalius.data.image_files import find_images
-from vesalius.data.images import SUFFIXES
 from vesalius.data.writers.formats import WRITERS
 from vesalius.errors import AnnotationError, OutputError, SettingError
 from vesalius.files import check_outside, replacing, write_json

@@ -12,7 +12,8 @@ from PIL import Image
 
 from vesalius.data.dataset import check_size
 from vesalius.data.decoders.frame_files import kind_of
-from vesalius.data.images import SUFFIXES, read_image, read_mask
+from vesalius.data.decoders.picture import SUFFIXES
+from vesalius.data.images import read_image, read_mask
 from vesalius.errors import ImageError, OutputError
 from vesalius.masks import Size, encode_rle
 from vesalius.types import Absent, MaskFile, MaskReference, RleMask, Sample

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vesalius.data.decoders import frame_files
-from vesalius.data.images import SUFFIXES, frame_id, sample_id
+from vesalius.data.decoders.picture import SUFFIXES
+from vesalius.data.images import frame_id, sample_id
 from vesalius.data.readers.fields import is_file
 from vesalius.errors import ImageError
 from vesalius.types import Sample

@@ -7,23 +7,15 @@ from pathlib import Path, PurePath
 
 import numpy as np
 from jaxtyping import Bool, Integer, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from vesalius.data.decoders import frame_files
-from vesalius.errors import AnnotationError, ImageError, SettingError, VesaliusError
+from vesalius.data.decoders.picture import SUFFIXES, decode, drop_alpha, read_picture, too_deep
+from vesalius.errors import AnnotationError, ImageError, SettingError
 from vesalius.masks import Size
 from vesalius.types import Value
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-"""What counts as an image when a folder is searched, in any case of letters."""
-
-MAX_PIXELS = 200_000_000
-RGB_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")
 MASK_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "I;16L", "I;16B", "I;16N")
-
-# Pillow's own limit lies at 89 megapixels, with a warning, and at 179 with an error; ours must come first
-if Image.MAX_IMAGE_PIXELS is not None:
-    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, MAX_PIXELS)
 
 
 def read_image(path: Path, frame: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
@@ -39,12 +31,7 @@ def read_image(path: Path, frame: int | None = None) -> UInt8[np.ndarray, "h w 3
             return pixels
     if frame:
         raise ImageError(f"{path}: is a single image and has no frame {frame}")
-    image = _decode(path)
-    if image.mode.startswith(("I", "F")):
-        raise _too_deep(path, image.mode)
-    if image.mode not in RGB_MODES:
-        raise ImageError(f"{path}: has the color mode {image.mode}; save it as RGB or gray")
-    return np.array(_opaque(image, path).convert("RGB"))
+    return read_picture(path)
 
 
 def as_pixels(image: str | Path | Image.Image | np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
@@ -56,7 +43,7 @@ def as_pixels(image: str | Path | Image.Image | np.ndarray) -> UInt8[np.ndarray,
         return read_image(Path(image))
     if isinstance(image, Image.Image):
         if image.mode.startswith(("I", "F")):
-            raise _too_deep(Path("a PIL image"), image.mode)
+            raise too_deep("a PIL image", image.mode)
         return np.array(image.convert("RGB"))
     if image.dtype == np.uint8 and image.ndim == 2:
         return np.repeat(image[:, :, None], 3, axis=2)
@@ -76,7 +63,7 @@ def read_mask(
     disagree on what is background), or if a pixel of a map is neither 0 or black nor one of `known`, with the code
     `unknown_value`; ImageError if the file cannot be read.
     """
-    image = _decode(path)
+    image = decode(path)
     if (image.height, image.width) != size:
         raise AnnotationError(
             f"{path}: the mask is {image.height} x {image.width} pixels (h x w) but its image is "
@@ -98,13 +85,7 @@ def mask_values(path: Path) -> list[int]:
 
     Raises AnnotationError where its channels differ or its palette does not begin with black; ImageError.
     """
-    return [int(level) for level in np.unique(_levels(_decode(path), path))[:256]]
-
-
-def stored_turned(path: Path) -> bool:
-    """Whether the file asks viewers to turn or mirror it (EXIF), which `read_image` does not do."""
-    with Image.open(path) as image:
-        return image.getexif().get(0x0112, 1) != 1
+    return [int(level) for level in np.unique(_levels(decode(path), path))[:256]]
 
 
 def sample_id(path: PurePath) -> str:
@@ -129,55 +110,13 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(path for path in found if not path.name.startswith("."))
 
 
-def _decode(path: Path) -> Image.Image:
-    """One decoded frame of at most `MAX_PIXELS`, in its own mode; ImageError otherwise."""
-    try:
-        if not path.is_file():
-            raise ImageError(
-                f"{path}: {'is a folder' if path.is_dir() else 'there is no such file'}; give an image file"
-            )
-        if path.stat().st_size == 0:
-            raise ImageError(f"{path}: is empty (0 bytes); copy it again from its source")
-        with Image.open(path) as image:
-            _check_header(image, path)
-            image.load()
-            return image
-    except (VesaliusError, MemoryError):  # a signal may end the run in here
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(
-            f"{path}: has more than {MAX_PIXELS // 10**6} megapixels; cut it into tiles first"
-        ) from error
-    except UnidentifiedImageError as error:
-        raise ImageError(f"{path}: is not an image that can be decoded; save it as PNG") from error
-    # Pillow's decoders raise whatever their parser met: OSError, SyntaxError, struct.error
-    except Exception as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise ImageError(f"{path}: cannot be decoded ({reason}); copy it again from its source") from error
-
-
-def _check_header(image: Image.Image, path: Path) -> None:
-    """Refuse what the header alone shows, before any pixel is decoded."""
-    if image.width * image.height > MAX_PIXELS:
-        megapixels = image.width * image.height / 1e6
-        raise ImageError(
-            f"{path}: has {megapixels:.0f} megapixels, {MAX_PIXELS // 10**6} are allowed; cut it into tiles"
-        )
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1:
-        raise ImageError(f"{path}: has {frames} frames; save each as an image of its own")
-    # Pillow opens 16-bit color as 8-bit RGB and drops the low byte; only the raw mode of its tiles tells
-    if not image.mode.startswith("I") and any(";16" in str(tile[3]) for tile in getattr(image, "tile", [])):
-        raise _too_deep(path, f"16-bit {image.mode}")
-
-
 def _levels(image: Image.Image, path: Path) -> Integer[np.ndarray, "h w"]:
     """Gray levels or palette indices of a mask."""
     if image.mode not in MASK_MODES:
         raise AnnotationError(
             f"{path}: has the color mode {image.mode}; save the mask as 8-bit gray, 0 for background"
         )
-    pixels = np.asarray(_opaque(image, path))
+    pixels = np.asarray(drop_alpha(image, path))
     if image.mode == "P" and any((image.getpalette("RGB") or ())[:3]):
         raise AnnotationError(
             f"{path}: color 0 of the palette is not black; save the mask as 8-bit gray, 0 for background"
@@ -197,7 +136,7 @@ def _packed_colors(image: Image.Image, path: Path) -> Integer[np.ndarray, "h w"]
         raise AnnotationError(
             f"{path}: has the color mode {image.mode}, but its classes are colors; save the mask as RGB"
         )
-    pixels = np.asarray(_opaque(image, path).convert("RGB")).astype(np.int32)
+    pixels = np.asarray(drop_alpha(image, path).convert("RGB")).astype(np.int32)
     return pixels[:, :, 0] << 16 | pixels[:, :, 1] << 8 | pixels[:, :, 2]
 
 
@@ -218,21 +157,3 @@ def _unknown_value(path: Path, others: np.ndarray, known: Sequence[Value], color
         "add it to the table of classes, or draw these pixels again",
         code="unknown_value",
     )
-
-
-def _too_deep(path: Path, mode: str) -> ImageError:
-    return ImageError(
-        f"{path}: has pixels of more than 8 bits ({mode}); convert to 8 bits first, with the window you want"
-    )
-
-
-def _opaque(image: Image.Image, path: Path) -> Image.Image:
-    """The image without its alpha channel; ImageError where a pixel is transparent."""
-    if not image.has_transparency_data:
-        return image
-    if np.asarray(image.convert("RGBA").getchannel("A")).min() < 255:
-        raise ImageError(
-            f"{path}: is partly transparent; put it on the background you want and save it without alpha"
-        )
-    image.info.pop("transparency", None)
-    return image.convert({"LA": "L", "RGBA": "RGB"}.get(image.mode, image.mode))

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from vesalius.data.dataset import load_item
-from vesalius.data.images import SUFFIXES
+from vesalius.data.decoders.picture import SUFFIXES
 from vesalius.errors import TrainingError, VesaliusError
 from vesalius.inference.plan import make_plan
 from vesalius.masks import Size

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import Dataset
 
+from vesalius.data import images
 from vesalius.data.decoders import dicom_image as dicom
-from vesalius.data.decoders import frame_files, images
+from vesalius.data.decoders import frame_files
 from vesalius.data.image_files import find_images
 from vesalius.errors import ImageError, MissingExtraError
 

@@ -274,7 +274,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("vesalius.data.decoders.video.MAX_FRAMES", 2)
     with pytest.raises(ImageError, match="has more than 2 frames"):
         video.count_frames(film)
-    monkeypatch.setattr("vesalius.data.images.MAX_PIXELS", 1000)
+    monkeypatch.setattr("vesalius.data.decoders.limits.MAX_PIXELS", 1000)
     os.utime(film, (1, 1))
     with pytest.raises(ImageError, match="megapixels a picture"):
         video.count_frames(film)

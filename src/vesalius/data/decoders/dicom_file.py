@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from vesalius.data.decoders.limits import MAX_PIXELS
 from vesalius.errors import ImageError, VesaliusError
 from vesalius.extras import require
 from vesalius.masks import Size
@@ -119,8 +120,6 @@ def _check_syntax(pydicom: Any, path: Path) -> None:
 
 def _check(path: Path, file: BinaryIO, tags: Any) -> DicomImage:
     """Refuse what header and length of the file alone show, before any pixel is decoded."""
-    from vesalius.data.images import MAX_PIXELS  # which imports this module to read DICOM
-
     if "Rows" not in tags or "Columns" not in tags:
         raise ImageError(
             f"{path}: holds no image, only a DICOM object of another kind; leave it out", code="no_pixels"

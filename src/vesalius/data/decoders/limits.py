@@ -8,6 +8,9 @@ from pathlib import Path
 
 from vesalius.errors import ImageError, VesaliusError
 
+MAX_PIXELS = 200_000_000
+"""Pixels that one image, slice or frame may have."""
+
 Version = tuple[Path, int, int]
 """Path, size and time of change: what is known of a file is remembered by these."""
 
@@ -25,8 +28,6 @@ def version_of(path: Path) -> Version:
 
 def check_pixels(height: int, width: int, place: str) -> None:
     """Raise ImageError, beginning with `place`, where a picture has more pixels than an image may."""
-    from vesalius.data.images import MAX_PIXELS  # which reads files of frames by the modules that ask here
-
     if height * width > MAX_PIXELS:
         raise ImageError(
             f"{place}: has {height * width / 1e6:.0f} megapixels a picture, "

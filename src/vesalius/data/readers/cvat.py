@@ -30,7 +30,9 @@ from xml.parsers import expat
 import numpy as np
 
 from vesalius.data.decoders import frame_files
-from vesalius.data.images import MAX_PIXELS, SUFFIXES, frame_id
+from vesalius.data.decoders.limits import MAX_PIXELS
+from vesalius.data.decoders.picture import SUFFIXES
+from vesalius.data.images import frame_id
 from vesalius.data.readers import fields, shapes
 from vesalius.data.readers.fields import is_file, show
 from vesalius.data.source import Problems, Source, report

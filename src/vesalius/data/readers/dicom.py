@@ -19,7 +19,8 @@ from typing import Any
 
 from vesalius.data.decoders import dicom_image as dicom
 from vesalius.data.decoders.dicom_image import DicomFacts
-from vesalius.data.images import SUFFIXES, frame_id, sample_id
+from vesalius.data.decoders.picture import SUFFIXES
+from vesalius.data.images import frame_id, sample_id
 from vesalius.data.readers import dicom_seg
 from vesalius.data.readers.dicom_seg import Segment
 from vesalius.data.source import HEAD_BYTES, Problems, Source, report

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from vesalius.data.decoders.dicom_file import reading
-from vesalius.data.images import MAX_PIXELS
+from vesalius.data.decoders.limits import MAX_PIXELS
 from vesalius.errors import AnnotationError
 from vesalius.masks import Rle, Size, encode_rle
 

@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vesalius.data.images import MAX_PIXELS, frame_id, list_images
+from vesalius.data.decoders.limits import MAX_PIXELS
+from vesalius.data.images import frame_id, list_images
 from vesalius.data.readers import fields
 from vesalius.data.readers.fields import is_number, kind, show
 from vesalius.data.readers.shapes import ellipse

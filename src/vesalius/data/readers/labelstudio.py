@@ -17,7 +17,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from vesalius.data.images import MAX_PIXELS, SUFFIXES
+from vesalius.data.decoders.limits import MAX_PIXELS
+from vesalius.data.decoders.picture import SUFFIXES
 from vesalius.data.readers import fields, shapes
 from vesalius.data.readers.brush import decode_brush
 from vesalius.data.readers.fields import is_number, kind, show

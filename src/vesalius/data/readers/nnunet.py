@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from vesalius.data.images import SUFFIXES
+from vesalius.data.decoders.picture import SUFFIXES
 from vesalius.data.readers.fields import is_file, kind, show
 from vesalius.data.readers.maskfolder import classes_of
 from vesalius.data.source import Problems, Source, read_json, report

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vesalius.data.dataset import load_image
-from vesalius.data.images import MAX_PIXELS
+from vesalius.data.decoders.limits import MAX_PIXELS
 from vesalius.errors import AnnotationError
 from vesalius.masks import Size
 from vesalius.types import Absent, MaskReference, Polygons, Sample
