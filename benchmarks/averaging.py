@@ -24,8 +24,8 @@ import torch
 from vesalius.data.augment import AugmentSettings
 from vesalius.data.dataset import open_dataset
 from vesalius.files import write_json
-from vesalius.models.allocator import keep_freed_memory
 from vesalius.models.checkpoint import find_model, open_model
+from vesalius.models.cpu_allocator import keep_freed_memory
 from vesalius.models.trainable import set_trainable
 from vesalius.synth import write_dataset
 from vesalius.training.ema import WeightAverage

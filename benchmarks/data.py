@@ -148,8 +148,8 @@ def measure_feed(folder: Path, steps: int) -> dict[str, Any]:
     """Images a second that one thread prepares, and that a step of the tiny model takes, in the same process."""
     import torch
 
-    from vesalius.models.allocator import keep_freed_memory
     from vesalius.models.checkpoint import new_model
+    from vesalius.models.cpu_allocator import keep_freed_memory
     from vesalius.models.trainable import set_trainable
     from vesalius.training.learner import TextSegLearner
     from vesalius.training.loader import Feed

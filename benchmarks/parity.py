@@ -19,12 +19,12 @@ import torch
 from PIL import Image
 
 from vesalius.inference.predictor import Predictor
-from vesalius.models.answering import read_answer
 from vesalius.models.checkpoint import open_model
-from vesalius.models.conversation import read_conversation
-from vesalius.models.language import read_batch, run
+from vesalius.models.generation import force_answer
 from vesalius.models.memory import VideoSession
+from vesalius.models.official_prompt import read_official_prompt
 from vesalius.models.processor import Batch
+from vesalius.models.vlm import embed_batch, run_language_model
 
 EXACT = 0.0
 
@@ -74,7 +74,7 @@ class Case:
 
     @torch.inference_mode()
     def compare(self) -> Iterator[Row]:
-        batch = read_conversation(self.predictor.processor, **self.asked)
+        batch = read_official_prompt(self.predictor.processor, **self.asked)
         yield self.row("prompt_ids", batch.input_ids[0], EXACT)
         yield from self._pixels(batch)
         answered = self._answered(batch)
@@ -112,13 +112,13 @@ class Case:
                 batch.pixel_values, batch.image_grid_thw
             ).pooler_output
             yield self.row("image_embeds_sample", torch.cat(features)[::16], 1e-4)
-        inputs = read_batch(model.vlm, answered)
+        inputs = embed_batch(model.vlm, answered)
         if "mrope_position_ids" in self.stored:
             yield self.row("mrope_position_ids", inputs.positions[:, 0], EXACT)
         if "inputs_embeds_sample" in self.stored:
-            prompt = read_batch(model.vlm, batch)
+            prompt = embed_batch(model.vlm, batch)
             yield self.row("inputs_embeds_sample", prompt.embeddings[0, ::37], 1e-4)
-        states = run(model.vlm, inputs, model.seg_before_norm)
+        states = run_language_model(model.vlm, inputs, model.seg_before_norm)
         yield self.row("logits_last8", model.vlm.lm_head(states.last[0, -8:]), 1e-4)
         yield self.row("last_hidden_last8", states.seg[0, -8:], 1e-4)
         yield self.row("last_hidden_sample", states.seg[0, ::37], 1e-4)
@@ -128,7 +128,7 @@ class Case:
 
     def _masks(self, answered: Batch) -> Iterator[Row]:
         model = self.predictor.model
-        seg = read_answer(model, answered).seg
+        seg = force_answer(model, answered).seg
         yield self.row("seg_embeds", seg.embedding, 2e-4)
         session = VideoSession(model.sam, seg.embedding)
         frames = [session.segment(pixels[None]) for pixels in answered.g_pixel_values]

@@ -104,8 +104,8 @@ def measure(folder: Path, image: tuple[int, int], keep: bool) -> dict[str, Any]:
     import numpy as np
 
     from vesalius.inference.predictor import Predictor, load_predictor
-    from vesalius.models.allocator import keep_freed_memory
-    from vesalius.models.language import vision_part
+    from vesalius.models.cpu_allocator import keep_freed_memory
+    from vesalius.models.vlm import vision_encoder_of
 
     if keep:
         keep_freed_memory()
@@ -128,7 +128,7 @@ def measure(folder: Path, image: tuple[int, int], keep: bool) -> dict[str, Any]:
         phase[0] = name
 
     modules = (
-        vision_part(model.vlm),
+        vision_encoder_of(model.vlm),
         model.vlm.model.language_model,
         model.sam.vision_encoder.backbone,
         model.sam.mask_decoder,
@@ -147,7 +147,7 @@ def estimate(image: tuple[int, int]) -> dict[str, Any]:
     import torch
 
     from vesalius.inference.footprint import Work, measure_prediction, weigh
-    from vesalius.models.stored import empty_model
+    from vesalius.models.stored_model import empty_model
 
     spec = make_spec()
     cost = measure_prediction(spec, torch.float32, Work(1, 1, image, 64), 0)

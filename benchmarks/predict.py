@@ -39,12 +39,12 @@ from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoMaskDeco
 
 from vesalius.files import write_json
 from vesalius.inference.predictor import MAX_NEW_TOKENS, Predictor, load_predictor
-from vesalius.models.allocator import keep_freed_memory
-from vesalius.models.answering import write_answer
-from vesalius.models.cores import map_on_cores
+from vesalius.models.cpu_allocator import keep_freed_memory
+from vesalius.models.cpu_parallel import map_on_cores
+from vesalius.models.generation import generate_answer
 from vesalius.models.hiera import Hiera, PatchEmbeddings
-from vesalius.models.language import vision_part
 from vesalius.models.mask_decoder import MaskDecoder
+from vesalius.models.vlm import vision_encoder_of
 from vesalius.synth import draw
 from vesalius.types import Item, Prediction
 
@@ -77,7 +77,7 @@ def predict_officially(predictor: Predictor, items: list[Item]) -> list[np.ndarr
     for item in items:
         for prompt in item.prompts:
             batch = processor([Item(item.id, item.frames, (prompt,))])
-            answer = write_answer(model, batch, processor.stop_id, MAX_NEW_TOKENS, official=True)
+            answer = generate_answer(model, batch, processor.stop_id, MAX_NEW_TOKENS, official=True)
             mask = np.zeros(item.size, dtype=bool)
             for i in range(len(answer.seg.row)):
                 one = type(answer.seg)(
@@ -101,7 +101,7 @@ def predict_officially(predictor: Predictor, items: list[Item]) -> list[np.ndarr
 
 def encode_alone(predictor: Predictor, items: list[Item]) -> Callable[[], object]:
     """What runs SAM's encoder over the images as `Predictor.predict` does, and nothing else."""
-    squares = [predictor.processor.look(item).square for item in items]
+    squares = [predictor.processor.preprocess(item).square for item in items]
     batches = [squares[i : i + predictor.batch] for i in range(0, len(squares), predictor.batch)]
 
     def encode(part: list[torch.Tensor]) -> None:
@@ -128,7 +128,7 @@ class Stages:
         """Count within the block."""
         model = predictor.model
         parts = {
-            "vision encoder": vision_part(model.vlm),
+            "vision encoder": vision_encoder_of(model.vlm),
             "language model": model.vlm.model.language_model,
             "SAM encoder": model.sam.vision_encoder.backbone,
             "SAM decoder": model.sam.mask_decoder,

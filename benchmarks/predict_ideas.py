@@ -29,14 +29,13 @@ from torch import nn
 from vesalius.files import write_json
 from vesalius.inference import predictor as predictor_module
 from vesalius.inference.predictor import Predictor, load_predictor
-from vesalius.models import answering, pixels, processor, segmenter
-from vesalius.models.allocator import keep_freed_memory
-from vesalius.models.answering import SegPrompts
-from vesalius.models.cores import Decode
+from vesalius.models import generation, pixels, processor, segmenter
+from vesalius.models.cpu_allocator import keep_freed_memory
+from vesalius.models.cpu_parallel import Decode
 from vesalius.models.hiera import Hiera, PatchEmbeddings, WindowAttention
-from vesalius.models.language import run
 from vesalius.models.mask_decoder import MaskDecoder
-from vesalius.models.segmenter import MaskLogits
+from vesalius.models.segmenter import MaskLogits, SegPrompts
+from vesalius.models.vlm import run
 from vesalius.synth import draw
 from vesalius.types import Item
 
@@ -76,7 +75,7 @@ def words_a_question(
     def read(vlm: Any, inputs: Any, _: Any, seg_before_norm: bool, cache: Any) -> Any:
         return run(vlm, inputs, seg_before_norm, cache), inputs
 
-    stack.enter_context(patch.object(answering, "run_questions", read))
+    stack.enter_context(patch.object(generation, "prefill", read))
     return predictor, items
 
 

@@ -29,7 +29,7 @@ PROGRAM = """
 import json, sys, time
 import numpy as np, torch
 from pathlib import Path
-from vesalius.models.allocator import keep_freed_memory
+from vesalius.models.cpu_allocator import keep_freed_memory
 from vesalius.models.checkpoint import open_bundle
 from vesalius.training.losses import LossSettings, measure
 try:

@@ -27,8 +27,8 @@ def measure_one(what: Any, steps: int, batch_size: int, keep: bool) -> dict[str,
     """The numbers of one setting, in this process."""
     import torch
 
-    from vesalius.models.allocator import keep_freed_memory
     from vesalius.models.checkpoint import new_model
+    from vesalius.models.cpu_allocator import keep_freed_memory
     from vesalius.models.trainable import set_trainable
     from vesalius.synth import draw
     from vesalius.training.losses import LossSettings, measure

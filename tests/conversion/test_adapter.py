@@ -20,8 +20,8 @@ from vesalius.conversion.training_checkpoint import Lora, TrainingCheckpoint, op
 from vesalius.errors import CheckpointError
 from vesalius.models.adapter import CONFIG, TENSORS, apply_adapter
 from vesalius.models.keymaps import saved_name
-from vesalius.models.layouts import to_bundle, to_official
-from vesalius.models.official import read_spec
+from vesalius.models.layout_mapping import to_bundle, to_official
+from vesalius.models.official_config import read_spec
 from vesalius.models.specs import ModelSpec, find_spec
 from vesalius.models.textseg import VLM_CLASSES, configs
 from vesalius.models.weights import AssembledWeights, Weights, load_tensor, open_weights

@@ -28,10 +28,10 @@ from vesalius.errors import CheckpointError, OutputError, SettingError
 from vesalius.lineage import fingerprint_weights
 from vesalius.models.checkpoint import open_model, read_card
 from vesalius.models.config_files import PROOF
-from vesalius.models.layouts import to_official
-from vesalius.models.official import CONFIG
+from vesalius.models.layout_mapping import to_official
+from vesalius.models.official_config import CONFIG
 from vesalius.models.specs import ModelSpec, find_spec, sam2
-from vesalius.models.stored import check_fit, expected_shapes, fingerprint_model, hash_weights
+from vesalius.models.stored_model import check_fit, expected_shapes, fingerprint_model, hash_weights
 from vesalius.models.tokenizers import byte_tokenizer
 from vesalius.models.weights import TORCH_TYPES, open_weights
 from vesalius.progress import Progress

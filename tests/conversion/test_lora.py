@@ -13,7 +13,7 @@ from vesalius.conversion import lora as lora_module
 from vesalius.conversion.lora import MergedWeights, TensorWeights, find_sizes, prove_merge, read_rows
 from vesalius.conversion.training_checkpoint import Lora, TrainingCheckpoint, open_training_checkpoint
 from vesalius.errors import CheckpointError
-from vesalius.models.layouts import to_bundle
+from vesalius.models.layout_mapping import to_bundle
 from vesalius.models.specs import PRESETS, ModelSpec, find_spec
 from vesalius.models.weights import AssembledWeights, load_tensor, open_weights
 

@@ -28,12 +28,12 @@ from vesalius.inference.placement import GIB, RESERVE, Device, parse_gpus, parse
 from vesalius.inference.plan import Plan, make_plan, place_of, summarize
 from vesalius.inference.predictor import MAX_NEW_TOKENS, load_predictor
 from vesalius.models.checkpoint import new_model, save_bundle
-from vesalius.models.device_map import find_place
-from vesalius.models.parts import PARTS, part_of
+from vesalius.models.device_map import find_device
+from vesalius.models.parameter_groups import PARTS, part_of
 from vesalius.models.pixels import read_pixels
 from vesalius.models.segmenter import encode_images
 from vesalius.models.specs import ModelSpec, find_spec
-from vesalius.models.stored import empty_model
+from vesalius.models.stored_model import empty_model
 from vesalius.models.token_rows import new_tokens
 from vesalius.models.trainable import KEEPS, TrainsSettings, set_trainable
 
@@ -230,9 +230,9 @@ def test_layers_are_split_over_the_fewest_gpus_and_all_else_is_whole(wide: Model
     assert made.waiting == {}
     assert made.copies == 6 // len(made.loads)
     for name in ("sam", "projector", "vlm.model.vision_tower"):
-        assert find_place(made.device_map, name) == 0
+        assert find_device(made.device_map, name) == 0
         assert not any(key.startswith(f"{name}.") for key in made.device_map)
-    places = [find_place(made.device_map, f"vlm.model.language_model.layers.{i}") for i in range(8)]
+    places = [find_device(made.device_map, f"vlm.model.language_model.layers.{i}") for i in range(8)]
     assert places == sorted(places, key=str)
     assert all(load.total <= load.device.size for load in made.loads)
     whole = plan_of(wide, "80GiB", batch=1).loads[0]

@@ -24,10 +24,9 @@ from vesalius.inference.tta import (
 )
 from vesalius.inference.video import check_whole
 from vesalius.masks import area_average
-from vesalius.models.answering import SegPrompts
 from vesalius.models.cards import TtaGain
 from vesalius.models.checkpoint import OpenedModel
-from vesalius.models.segmenter import MaskLogits
+from vesalius.models.segmenter import MaskLogits, SegPrompts
 from vesalius.types import Item
 
 GAIN = TtaGain(
@@ -98,7 +97,7 @@ def test_each_view_is_put_back_where_it_came_from(view):
 
 
 def test_flipped_image_has_the_flipped_mask_where_its_flip_is_a_view(small_predictor):
-    square = small_predictor.processor.look(item()).square
+    square = small_predictor.processor.preprocess(item()).square
     decode = small_predictor.model.decode
     with torch.inference_mode():
         seen, turned = (

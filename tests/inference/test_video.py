@@ -27,7 +27,7 @@ from vesalius.inference.video import (
     read_questions,
     spread,
 )
-from vesalius.models.answering import Answer
+from vesalius.models.generation import Answer
 from vesalius.models.processor import Batch
 
 FRAMES = 7
@@ -71,7 +71,7 @@ def test_the_official_procedure_is_that_of_predict_forward(
             read_questions(predictor.processor, pictures, ["blood vessel"], answered=True)
         )
 
-    monkeypatch.setattr("vesalius.inference.official.write_answer", read_instead)
+    monkeypatch.setattr("vesalius.inference.official.generate_answer", read_instead)
     question = predictor.processor.spec.prompt.ask("blood vessel")
     expected = predictor.predict_forward(video=clip, text=f"<image>\n{question}")
     own = read_questions(predictor.processor, pictures, ["blood vessel"])

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import Sam2VideoConfig, Sam2VideoModel
 
-from vesalius.models.layouts import to_bundle
+from vesalius.models.layout_mapping import to_bundle
 from vesalius.models.pixels import normalize, resize_bicubic
 from vesalius.models.specs import find_spec, sam2
 

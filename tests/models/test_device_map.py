@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from vesalius.errors import CheckpointError
-from vesalius.models.answering import read_answer, write_answer
 from vesalius.models.checkpoint import OpenedModel, new_model, open_model, save_bundle
-from vesalius.models.device_map import find_place, home_of, map_of_vlm, return_to_device
+from vesalius.models.device_map import find_device, home_device, return_to_device, vlm_device_map
+from vesalius.models.generation import force_answer, generate_answer
 from vesalius.models.processor import Batch
 from vesalius.types import Item
 
@@ -55,7 +55,7 @@ def test_masks_are_equal_where_half_of_the_layers_wait_on_disk(
     with torch.no_grad():
         maps = []
         for opened in (plain, spread):
-            answer = read_answer(opened.model, batch)
+            answer = force_answer(opened.model, batch)
             maps.append(opened.model.decode(batch.g_pixel_values, answer.seg).logits)
     assert maps[0].shape == (2, 256, 256)
     torch.testing.assert_close(maps[1], maps[0], atol=1e-4, rtol=0)
@@ -98,7 +98,7 @@ def is_array(value: Any) -> bool:
 def over_two_devices(opened: OpenedModel) -> Iterator[SecondDevice]:
     # of no layer here that takes image features, whose places would be lost
     taken = len(getattr(opened.model.vlm.config.vision_config, "deepstack_visual_indexes", ()))
-    places = map_of_vlm(two_parts(opened, "meta", max(1, taken)))
+    places = vlm_device_map(two_parts(opened, "meta", max(1, taken)))
     skipped = list(opened.model.vlm._skip_keys_device_placement)
     dispatch_model(opened.model.vlm, places, main_device="cpu", skip_keys=skipped)
     return_to_device(opened.model.vlm, "cpu")
@@ -113,11 +113,11 @@ def test_nothing_is_computed_from_tensors_of_two_devices(oracle: Path, family: s
     image = Image.open(oracle / "inputs" / "square_400.png")
     given, asked = ask(opened, image, answered=True), ask(opened, image, answered=False)
     with over_two_devices(opened) as second:
-        answer = read_answer(opened.model, given)
+        answer = force_answer(opened.model, given)
         assert opened.model.decode(given.g_pixel_values, answer.seg).logits.shape == (2, 256, 256)
         before = second.returned
         assert before > 0
-        write_answer(opened.model, asked, opened.processor.stop_id, 3)
+        generate_answer(opened.model, asked, opened.processor.stop_id, 3)
         assert second.returned > before
 
 
@@ -128,12 +128,12 @@ def test_the_second_device_is_one() -> None:
 
 def test_a_map_is_read_by_the_nearest_name() -> None:
     places = {"vlm.model": 0, "vlm.lm_head": 1, "projector": 0, "sam": 0}
-    assert find_place(places, "vlm.model.visual.blocks.3.weight") == 0
-    assert find_place(places, "vlm.lm_head.weight") == 1
-    assert find_place(places, "other") is None
-    assert home_of(places) == 0
-    assert map_of_vlm(places) == {"model": 0, "lm_head": 1}
-    assert map_of_vlm({"": 0}) == {"": 0}
+    assert find_device(places, "vlm.model.visual.blocks.3.weight") == 0
+    assert find_device(places, "vlm.lm_head.weight") == 1
+    assert find_device(places, "other") is None
+    assert home_device(places) == 0
+    assert vlm_device_map(places) == {"model": 0, "lm_head": 1}
+    assert vlm_device_map({"": 0}) == {"": 0}
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_a_map_is_read_by_the_nearest_name() -> None:
 )
 def test_a_map_without_one_home_is_refused(places: dict[str, int | str]) -> None:
     with pytest.raises(CheckpointError, match="on one device"):
-        home_of(places)
+        home_device(places)
 
 
 def test_an_official_folder_cannot_wait_on_disk(oracle: Path) -> None:

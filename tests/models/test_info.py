@@ -10,7 +10,7 @@ import pytest
 from vesalius.models.checkpoint import find_model
 from vesalius.models.info import _false_claims, describe, summarize
 from vesalius.models.specs import find_spec
-from vesalius.models.stored import fingerprint_model
+from vesalius.models.stored_model import fingerprint_model
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vesalius.errors import CheckpointError
 from vesalius.models.keymaps import saved_name
-from vesalius.models.layouts import to_bundle, to_official
+from vesalius.models.layout_mapping import to_bundle, to_official
 from vesalius.models.specs import ModelSpec, find_spec
 from vesalius.models.textseg import build
 

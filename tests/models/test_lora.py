@@ -14,7 +14,7 @@ from vesalius.models.adapter import CONFIG, TENSORS, apply_adapter, layers_of, w
 from vesalius.models.components import own_weights
 from vesalius.models.lora import LAYERS, LoraSettings, add_lora, find_targets, merge_adapter
 from vesalius.models.specs import find_spec
-from vesalius.models.stored import empty_model
+from vesalius.models.stored_model import empty_model
 from vesalius.models.textseg import VLM_CLASSES, configs
 from vesalius.models.token_rows import TokenRows, find_rows, new_tokens
 from vesalius.models.tokenizers import byte_tokenizer

@@ -17,9 +17,9 @@ from PIL import Image
 from vesalius.data.images import read_image
 from vesalius.errors import SettingError
 from vesalius.inference.predictor import Predictor
-from vesalius.models.answering import read_answer, write_answer
 from vesalius.models.checkpoint import OpenedModel, open_model
-from vesalius.models.conversation import read_conversation
+from vesalius.models.generation import force_answer, generate_answer
+from vesalius.models.official_prompt import read_official_prompt
 from vesalius.models.processor import Batch
 from vesalius.types import Item
 
@@ -84,8 +84,8 @@ QUESTION = "<image>Please segment the blood vessel."
 
 def ask(opened: OpenedModel, oracle: Path, image: str) -> torch.Tensor:
     picture = Image.open(oracle / "inputs" / image).convert("RGB")
-    batch = read_conversation(opened.processor, QUESTION, picture)
-    return write_answer(opened.model, batch, opened.processor.stop_id, 24).seg.embedding
+    batch = read_official_prompt(opened.processor, QUESTION, picture)
+    return generate_answer(opened.model, batch, opened.processor.stop_id, 24).seg.embedding
 
 
 def test_a_long_question_does_not_change_the_answer_to_the_next(internlm2: OpenedModel, oracle: Path) -> None:
@@ -98,12 +98,12 @@ def test_a_long_question_does_not_change_the_answer_to_the_next(internlm2: Opene
 def test_beyond_the_context_written_and_given_answers_agree(internlm2: OpenedModel, oracle: Path) -> None:
     processor = internlm2.processor
     picture = Image.open(oracle / "inputs/odd_517x389.png").convert("RGB")
-    batch = read_conversation(processor, QUESTION, picture)
-    written = write_answer(internlm2.model, batch, processor.stop_id, 24)
+    batch = read_official_prompt(processor, QUESTION, picture)
+    written = generate_answer(internlm2.model, batch, processor.stop_id, 24)
     ids, labels, attention = processor.pad(
         [(batch.input_ids[0].tolist() + written.ids[0], [-100] * batch.input_ids.shape[1] + written.ids[0])]
     )
-    given = read_answer(
+    given = force_answer(
         internlm2.model,
         Batch(**{**vars(batch), "input_ids": ids, "labels": labels, "attention_mask": attention}),
     )

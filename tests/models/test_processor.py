@@ -107,7 +107,7 @@ def test_question_longer_than_the_context_is_refused(processor: Processor) -> No
 
 def test_training_draws_among_the_questions(processor: Processor) -> None:
     texts = {
-        processor.tokenizer.decode(processor.teach([item("x")], [which]).input_ids[0]) for which in range(6)
+        processor.tokenizer.decode(processor.collate([item("x")], [which]).input_ids[0]) for which in range(6)
     }
     assert len(texts) == len(processor.spec.prompt.questions)
 
@@ -127,18 +127,18 @@ def learned_text(processor: Processor, batch: Batch, row: int) -> str:
 
 def test_teaching_a_still_is_the_template_that_was_drawn(processor: Processor) -> None:
     items = [item("a", "b"), item("c")]
-    taught, asked = processor.teach(items, [0, 0, 0]), processor(items, answered=True)
+    taught, asked = processor.collate(items, [0, 0, 0]), processor(items, answered=True)
     for name in ("input_ids", "labels", "attention_mask", "pixel_values", "image_of_row"):
         assert torch.equal(getattr(taught, name), getattr(asked, name)), name
     assert [mask.shape for mask in taught.masks] == [mask.shape for mask in asked.masks]
     assert taught.draws == (0, 0, 0)
     with pytest.raises(ValueError, match="2 draws for"):
-        processor.teach(items, [0, 0])
+        processor.collate(items, [0, 0])
 
 
 def test_absent_phrase_is_answered_with_words_and_has_no_mask(processor: Processor) -> None:
     one = replace(item("vessel", "catheter"), absent=frozenset({1}))
-    batch = processor.teach([one], [0, 0])
+    batch = processor.collate([one], [0, 0])
     assert learned_text(processor, batch, 0) == "Sure, [SEG].<|im_end|>"
     assert learned_text(processor, batch, 1) == "There is no catheter in this image.<|im_end|>"
     assert [tuple(mask.shape) for mask in batch.masks] == [(1, 40, 60)]
@@ -146,7 +146,7 @@ def test_absent_phrase_is_answered_with_words_and_has_no_mask(processor: Process
 
 def test_every_denial_follows_every_question(processor: Processor) -> None:
     one = replace(item("x"), absent=frozenset({0}))
-    texts = {processor.tokenizer.decode(processor.teach([one], [which]).input_ids[0]) for which in range(9)}
+    texts = {processor.tokenizer.decode(processor.collate([one], [which]).input_ids[0]) for which in range(9)}
     template = processor.spec.prompt
     assert len(texts) == len(template.questions) * len(template.absent_answers) == 9
 
@@ -161,7 +161,7 @@ def test_only_the_answers_of_a_conversation_are_learned(processor: Processor) ->
     talk = replace(
         item(masks=False), turns=(("What is this?", "An angiogram."), ("Of what?", "Of the heart."))
     )
-    batch = processor.teach([talk], [])
+    batch = processor.collate([talk], [])
     assert learned_text(processor, batch, 0) == "An angiogram.<|im_end|>Of the heart.<|im_end|>"
     text = processor.tokenizer.decode(batch.input_ids[0])
     assert text.partition("</img>\n")[2] == (
@@ -172,7 +172,7 @@ def test_only_the_answers_of_a_conversation_are_learned(processor: Processor) ->
 
 
 def test_masks_of_a_clip_come_phrase_by_phrase(processor: Processor) -> None:
-    batch = processor.teach([item("a"), clip(3, "b", "c")], [0, 0, 0])
+    batch = processor.collate([item("a"), clip(3, "b", "c")], [0, 0, 0])
     assert batch.frames_per_batch == [1, 3]
     assert len(batch.g_pixel_values) == 4
     assert batch.tiles_of_image[1] == 3

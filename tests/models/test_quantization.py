@@ -24,7 +24,7 @@ from vesalius.models.quantization import (
     quantize,
 )
 from vesalius.models.specs import find_spec
-from vesalius.models.stored import empty_model
+from vesalius.models.stored_model import empty_model
 
 pytest.importorskip("bitsandbytes", reason="needs the extra quantized")
 

@@ -10,7 +10,7 @@ import torch
 from transformers import Sam2VideoModel
 
 from vesalius.masks import resize_bilinear
-from vesalius.models.segmenter import Decoded, decode, encode_images, make_pointers, take_best
+from vesalius.models.segmenter import Decoded, decode, encode_images, object_pointers, take_best
 
 IMAGES = {"img_odd": "odd_517x389.png", "img_sq400": "square_400.png", "img_sq700_2seg": "square_700.png"}
 CASES = [
@@ -46,7 +46,7 @@ def test_image_masks_equal_the_official_code(
     close(features.stride_8[0, :, 3::16, 3::16], expected[f"{case}/frame0_fpn1_sample"], FEATURES)
     close(features.stride_16[0, ::4, 1::4, 1::4], expected[f"{case}/frame0_fpn2_sample"], FEATURES)
     decoded = decode(sam, features, torch.from_numpy(expected[f"{case}/seg_embeds"])[None])
-    logits, pointers = take_best(decoded.candidates, decoded.scores)[0], make_pointers(sam, decoded)[0]
+    logits, pointers = take_best(decoded.candidates, decoded.scores)[0], object_pointers(sam, decoded)[0]
     for i in range(len(logits)):
         seg = f"{case}/seg{i}"
         close(decoded.scores[0, i], expected[f"{seg}/ious"][0], LOGITS)
@@ -128,9 +128,9 @@ def test_absent_object_keeps_its_mask_and_loses_its_pointer(small_sam: Sam2Video
 
     present, absent = score_all(1.0), score_all(0.0)
     torch.testing.assert_close(present.candidates, absent.candidates, atol=0, rtol=0)
-    assert not torch.allclose(*make_pointers(small_sam, present)[0])
+    assert not torch.allclose(*object_pointers(small_sam, present)[0])
     nothing = small_sam.no_object_pointer.expand(2, -1)
-    torch.testing.assert_close(make_pointers(small_sam, absent)[0], nothing, atol=0, rtol=0)
+    torch.testing.assert_close(object_pointers(small_sam, absent)[0], nothing, atol=0, rtol=0)
 
 
 def test_gradient_reaches_prompts_encoder_and_decoder(small_sam: Sam2VideoModel) -> None:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from vesalius.models.answering import SegPrompts, read_answer, write_answer
 from vesalius.models.checkpoint import OpenedModel, new_model
+from vesalius.models.generation import force_answer, generate_answer
 from vesalius.models.processor import Batch
+from vesalius.models.segmenter import SegPrompts
 from vesalius.types import Item
 
 
@@ -141,7 +142,7 @@ def test_no_seg_decodes_to_no_mask_and_encodes_nothing(opened: OpenedModel) -> N
 
 def test_reading_a_given_answer_equals_the_training_pass(opened: OpenedModel) -> None:
     batch = make_batch(opened, [("vessel", "catheter"), ("wire",)])
-    answer = read_answer(opened.model, batch)
+    answer = force_answer(opened.model, batch)
     with torch.no_grad():
         output = opened.model(batch)
         decoded = opened.model.decode(batch.g_pixel_values, answer.seg)
@@ -174,9 +175,9 @@ def test_generation_collects_each_seg_where_it_is_the_input(opened: OpenedModel)
     script = [row[row != -100].tolist() for row in answered.labels]
     questions = make_batch(opened, [("vessel",), ("wire",)], answered=False)
     with speaking(opened, script):
-        generated = write_answer(model, questions, processor.stop_id, 20)
+        generated = generate_answer(model, questions, processor.stop_id, 20)
     assert generated.ids == script
-    given = read_answer(model, answered)
+    given = force_answer(model, answered)
     torch.testing.assert_close(generated.seg.embedding, given.seg.embedding, atol=1e-4, rtol=1e-4)
     assert generated.says_seg.tolist() == [True, True]
 
@@ -185,7 +186,7 @@ def test_rows_may_say_seg_never_once_or_twice(opened: OpenedModel) -> None:
     stop, seg = opened.processor.stop_id, opened.processor.seg_id
     batch = make_batch(opened, [("vessel",), ("wire",), ("none",)], answered=False)
     with speaking(opened, [[seg, stop], [seg, 65, seg, stop], [66, stop]]):
-        answer = write_answer(opened.model, batch, stop, 20)
+        answer = generate_answer(opened.model, batch, stop, 20)
     assert answer.ids == [[seg, stop], [seg, 65, seg, stop], [66, stop]]
     assert answer.seg.row.tolist() == [0, 1, 1]
     assert answer.says_seg.tolist() == [True, True, False]
@@ -194,6 +195,6 @@ def test_rows_may_say_seg_never_once_or_twice(opened: OpenedModel) -> None:
 def test_generation_stops_at_the_limit(opened: OpenedModel) -> None:
     batch = make_batch(opened, [("vessel",)], answered=False)
     with speaking(opened, [[70]]):
-        answer = write_answer(opened.model, batch, opened.processor.stop_id, 7)
+        answer = generate_answer(opened.model, batch, opened.processor.stop_id, 7)
     assert answer.ids == [[70] * 7]
     assert answer.seg.embedding.shape == (0, 128)

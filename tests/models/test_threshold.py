@@ -12,7 +12,7 @@ import pytest
 from vesalius.errors import CheckpointError, DataError, OutputError
 from vesalius.models.cards import CARD, ThresholdOrigin, read_card
 from vesalius.models.checkpoint import find_model
-from vesalius.models.stored import fingerprint_model
+from vesalius.models.stored_model import fingerprint_model
 from vesalius.models.threshold import check_target, store_threshold
 
 ORIGIN = ThresholdOrigin(

@@ -13,13 +13,13 @@ from vesalius.config import make_settings
 from vesalius.errors import SettingError, TrainingError
 from vesalius.models.adapter import layers_of
 from vesalius.models.checkpoint import OpenedModel, merged, new_model, open_bundle, save_bundle, write_bundle
-from vesalius.models.language import vision_part
-from vesalius.models.parts import WHAT_TRAINS
+from vesalius.models.parameter_groups import WHAT_TRAINS
 from vesalius.models.processor import Batch
 from vesalius.models.specs import find_spec
-from vesalius.models.stored import empty_model
+from vesalius.models.stored_model import empty_model
 from vesalius.models.token_rows import new_tokens
 from vesalius.models.trainable import GROUPS, KEEPS, TrainsSettings, set_trainable
+from vesalius.models.vlm import vision_encoder_of
 from vesalius.training.gradient_check import MovementCheck
 from vesalius.training.losses import LossSettings, measure
 from vesalius.types import Item
@@ -191,7 +191,11 @@ def test_layers_that_are_not_there_are_refused() -> None:
 def test_frozen_encoders_keep_nothing_for_the_backward_pass() -> None:
     opened, _ = prepared({"level": "decoder"})
     model, traced = opened.model, []
-    for module in (vision_part(model.vlm), model.vlm.model.language_model, model.sam.vision_encoder.backbone):
+    for module in (
+        vision_encoder_of(model.vlm),
+        model.vlm.model.language_model,
+        model.sam.vision_encoder.backbone,
+    ):
         module.register_forward_hook(lambda _, inputs, made: traced.append(made[0].requires_grad))
     kept = [loss_and_kept(opened)[1]]
     assert traced == [False, False, False]

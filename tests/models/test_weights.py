@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from vesalius.errors import CheckpointError
-from vesalius.models.layouts import Assembly, Rows
+from vesalius.models.layout_mapping import Assembly, Rows
 from vesalius.models.weights import (
     TORCH_TYPES,
     AssembledWeights,

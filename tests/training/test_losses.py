@@ -11,7 +11,7 @@ from vesalius.config import make_settings
 from vesalius.errors import SettingError
 from vesalius.models.checkpoint import OpenedModel, new_model
 from vesalius.models.segmenter import MaskLogits
-from vesalius.models.textseg import Output
+from vesalius.models.textseg import TextSegOutput
 from vesalius.training.learner import TextSegLearner
 from vesalius.training.losses import LossSettings, measure
 from vesalius.training.targets import area_average
@@ -25,11 +25,11 @@ WAYS: tuple[dict[str, Any], ...] = (
 )
 
 
-def output_of(logits: torch.Tensor, words: int = 5) -> Output:
+def output_of(logits: torch.Tensor, words: int = 5) -> TextSegOutput:
     scores = torch.full((len(logits), 3), 0.5)
     rng = torch.Generator().manual_seed(0)
     masks = MaskLogits(logits, scores[:, 0], logits[:, None].expand(-1, 3, -1, -1), scores)
-    return Output(torch.randn(words, 7, generator=rng).requires_grad_(), torch.arange(words), masks)
+    return TextSegOutput(torch.randn(words, 7, generator=rng).requires_grad_(), torch.arange(words), masks)
 
 
 def random_logits(count: int) -> torch.Tensor:
@@ -129,7 +129,7 @@ def test_autocast_changes_nothing(way: dict[str, Any]) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_measured_in_float32(way: dict[str, Any], dtype: torch.dtype) -> None:
     output = output_of(1e4 * random_logits(1).detach())
-    half = Output(
+    half = TextSegOutput(
         output.text_logits.to(dtype),
         output.text_labels,
         MaskLogits(*(part.to(dtype) for part in vars(output.masks).values())),

@@ -123,7 +123,7 @@ def import_(args: argparse.Namespace) -> Result:
 
 def train(args: argparse.Namespace) -> Result:
     """Fine-tune a model by a recipe."""
-    from vesalius.models.allocator import keep_freed_memory
+    from vesalius.models.cpu_allocator import keep_freed_memory
     from vesalius.training.run import read_run_settings
     from vesalius.training.run import train as run_training
     from vesalius.training.validation import summarize
@@ -205,7 +205,7 @@ def _answering(args: argparse.Namespace) -> Iterator[tuple[Any, Any]]:
 
 def _load(args: argparse.Namespace, model: str) -> Any:
     from vesalius.inference.predictor import load_predictor
-    from vesalius.models.allocator import keep_freed_memory
+    from vesalius.models.cpu_allocator import keep_freed_memory
 
     keep_freed_memory()
     return load_predictor(model, **_asked(args))
@@ -333,7 +333,7 @@ def convert(args: argparse.Namespace) -> Result:
     """Write a model in the other layout, or a training checkpoint as a whole model, and prove it."""
     from vesalius.conversion.convert import convert as run_conversion
     from vesalius.conversion.proof import summarize
-    from vesalius.models.allocator import keep_freed_memory
+    from vesalius.models.cpu_allocator import keep_freed_memory
 
     keep_freed_memory()
     with Progress(1.0, "convert", unit="model") as progress:

@@ -10,7 +10,7 @@ from vesalius.errors import CheckpointError
 from vesalius.files import to_json
 from vesalius.models.adapter import CONFIG, PREFIX, TENSORS
 from vesalius.models.keymaps import SAVED_NAMES
-from vesalius.models.layouts import Assembly, Rows, to_bundle
+from vesalius.models.layout_mapping import Assembly, Rows, to_bundle
 from vesalius.models.specs import ModelSpec
 from vesalius.models.weights import AssembledWeights
 from vesalius.tensorfiles import write_file

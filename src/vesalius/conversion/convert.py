@@ -29,8 +29,8 @@ from vesalius.lineage import TensorLine, find_tensors, fingerprint_lines, versio
 from vesalius.models.adapter import TENSORS as ADAPTER_TENSORS
 from vesalius.models.checkpoint import ADAPTER, CARD, SOURCE, Card
 from vesalius.models.config_files import PROOF
-from vesalius.models.layouts import Assembly, to_bundle
-from vesalius.models.stored import (
+from vesalius.models.layout_mapping import Assembly, to_bundle
+from vesalius.models.stored_model import (
     SHOWN,
     Layout,
     empty_model,

@@ -20,10 +20,10 @@ from vesalius.conversion.training_checkpoint import (
 from vesalius.errors import CheckpointError, SettingError
 from vesalius.models.checkpoint import ADAPTER, SOURCE
 from vesalius.models.config_files import SmallFiles, find_small_files
-from vesalius.models.official import CONFIG, is_official, read_spec
+from vesalius.models.official_config import CONFIG, is_official, read_spec
 from vesalius.models.processor import Processor
 from vesalius.models.specs import ModelSpec
-from vesalius.models.stored import (
+from vesalius.models.stored_model import (
     Layout,
     StoredModel,
     bundle_view,

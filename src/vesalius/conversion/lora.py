@@ -14,7 +14,7 @@ import torch
 
 from vesalius.conversion.training_checkpoint import Lora, TrainingCheckpoint
 from vesalius.errors import CheckpointError
-from vesalius.models.layouts import Shape
+from vesalius.models.layout_mapping import Shape
 from vesalius.models.specs import PRESETS
 from vesalius.models.weights import TORCH_TYPES, Weights
 from vesalius.tensorfiles import BLOCK_BYTES, Block, TensorType

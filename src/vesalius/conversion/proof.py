@@ -11,7 +11,7 @@ from vesalius.conversion.job import Conversion, Training
 from vesalius.conversion.lora import prove_merge
 from vesalius.lineage import TensorLine, fingerprint_lines, hash_file
 from vesalius.models.checkpoint import CARD, read_card
-from vesalius.models.stored import SHOWN
+from vesalius.models.stored_model import SHOWN
 
 
 def describe(job: Conversion) -> dict[str, Any]:

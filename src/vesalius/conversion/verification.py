@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from vesalius.lineage import TensorLine, hash_tensor
-from vesalius.models.layouts import Assembly
+from vesalius.models.layout_mapping import Assembly
 from vesalius.models.weights import AssembledWeights, FileWeights, Weights
 from vesalius.tensorfiles import Block, Report, TensorPlace, read_places
 

@@ -24,7 +24,7 @@ from vesalius.extras import require
 from vesalius.models.cards import ModelCard
 from vesalius.models.checkpoint import FRANGI, find_model
 from vesalius.models.specs import UNetSpec
-from vesalius.models.stored import fingerprint_model
+from vesalius.models.stored_model import fingerprint_model
 from vesalius.models.unet import OpenedUNet, is_unet, open_unet, standardize
 from vesalius.types import Item, Prediction
 

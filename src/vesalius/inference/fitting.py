@@ -26,7 +26,7 @@ from vesalius.inference.footprint import (
 from vesalius.inference.placement import Device, Placement, place_shards, place_split, place_whole
 from vesalius.models.quantization import Quantized
 from vesalius.models.specs import ModelSpec
-from vesalius.models.stored import empty_model
+from vesalius.models.stored_model import empty_model
 from vesalius.models.textseg import TextSegModel
 from vesalius.models.trainable import TrainsSettings
 

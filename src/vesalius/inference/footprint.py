@@ -16,17 +16,17 @@ from transformers.cache_utils import DynamicCache
 
 from vesalius.inference.meter import META, Meter
 from vesalius.masks import Size
-from vesalius.models.language import read_batch, run_questions, vision_part
 from vesalius.models.memory import PROMPTED_FRAMES
-from vesalius.models.parts import PARTS, part_of
+from vesalius.models.parameter_groups import PARTS, part_of
 from vesalius.models.pixels import QWEN_SECOND, read_pixels
 from vesalius.models.processor import NOT_LEARNED, Batch
 from vesalius.models.quantization import BLOCK, Product4bit, Quantized, QuantizedLinear, replace_module
 from vesalius.models.specs import ADDED_TOKENS, ModelSpec
-from vesalius.models.stored import empty_model
+from vesalius.models.stored_model import empty_model
 from vesalius.models.textseg import TextSegModel
 from vesalius.models.token_rows import PREFIX as ROWS
 from vesalius.models.trainable import NEW_TOKENS, TrainsSettings, set_trainable
+from vesalius.models.vlm import embed_batch, prefill, vision_encoder_of
 
 GATHERED = 3
 """Blocks of FSDP2 that are whole at once: that which computes, and the next, which is gathered and then copied out."""
@@ -158,8 +158,8 @@ def measure_prediction(spec: ModelSpec, dtype: torch.dtype, work: Work, new_toke
     meter = _watch(model)
     with torch.no_grad(), meter.running():
         _count_inputs(meter, batch)
-        inputs, cache = read_batch(model.vlm, batch), DynamicCache()
-        states, _ = run_questions(model.vlm, inputs, batch, model.seg_before_norm, cache)
+        inputs, cache = embed_batch(model.vlm, batch), DynamicCache()
+        states, _ = prefill(model.vlm, inputs, batch, model.seg_before_norm, cache)
         # an answer is drafted: each of its tokens is checked
         model.vlm.lm_head(states.last[:, -ANSWER - 1 :])
         kept = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
@@ -241,7 +241,7 @@ def _watch(model: TextSegModel) -> Meter:
     meter = Meter()
     meter.enter("inputs")
     meter.ignore(model)
-    meter.enter_with("vision encoder", vision_part(model.vlm))
+    meter.enter_with("vision encoder", vision_encoder_of(model.vlm))
     meter.enter_with("language model", model.vlm.model.language_model)
     meter.enter_with("SAM encoder", model.sam.vision_encoder.backbone)
     meter.enter_with("SAM decoder", model.sam.mask_decoder)

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from vesalius.data.images import as_pixels
-from vesalius.models.answering import write_answer
-from vesalius.models.conversation import read_conversation, spoken
+from vesalius.models.generation import generate_answer
 from vesalius.models.memory import VideoSession
+from vesalius.models.official_prompt import read_official_prompt, spoken
 from vesalius.types import Prediction
 
 if TYPE_CHECKING:
@@ -48,11 +48,11 @@ def predict_forward(
     frames = [Image.fromarray(as_pixels(frame)) for frame in video or ()]
     reader, model = predictor.processor, predictor.model
     parameter = next(model.parameters())
-    batch = read_conversation(reader, text or "", picture, frames, past_text or "", mask_prompts or ())
+    batch = read_official_prompt(reader, text or "", picture, frames, past_text or "", mask_prompts or ())
     squares = batch.g_pixel_values
     # the frames stay where they are until their turn comes
     batch = replace(batch, g_pixel_values=[]).to(parameter.device, parameter.dtype)
-    answer = write_answer(model, batch, reader.stop_id, MAX_NEW_TOKENS, official)
+    answer = generate_answer(model, batch, reader.stop_id, MAX_NEW_TOKENS, official)
     said = {"prediction": spoken(reader, answer.ids[0]), "prediction_masks": []}
     if not len(answer.seg.row) or not squares:
         return said

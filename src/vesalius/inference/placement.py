@@ -15,9 +15,9 @@ from accelerate import infer_auto_device_map
 
 from vesalius.errors import SettingError
 from vesalius.inference.footprint import Pass
-from vesalius.models.device_map import DeviceMap, find_place
-from vesalius.models.language import vision_part
+from vesalius.models.device_map import DeviceMap, find_device
 from vesalius.models.textseg import TextSegModel
+from vesalius.models.vlm import vision_encoder_of
 
 GIB = 2**30
 UNITS = {"gib": GIB, "gb": 10**9, "mib": 2**20, "mb": 10**6}
@@ -147,7 +147,7 @@ def place_split(
     needed = _bytes(model.vlm) + (0 if spill else cost.cache)
     if min(room.values()) <= 0 or sum(room.values()) + sum(spill.values()) < needed:
         return None
-    vision = vision_part(model.vlm)
+    vision = vision_encoder_of(model.vlm)
     whole = {type(vision).__name__, *model.vlm._no_split_modules}
     most: dict[int | str, int] = dict(room)
     most.update(spill)
@@ -157,7 +157,7 @@ def place_split(
     device_map |= {"projector": gpus[0].place, "sam": gpus[0].place}
     if any(place not in room and place not in spill for place in device_map.values()):
         return None
-    if find_place(device_map, f"vlm.model.{_name_of(vision, model.vlm.model)}") != gpus[0].place:
+    if find_device(device_map, f"vlm.model.{_name_of(vision, model.vlm.model)}") != gpus[0].place:
         return None  # it gets the images, and is not split
     placement = _weigh(model, cost, device_map, gpus)
     return placement if all(load.total <= load.device.size for load in placement.loads) else None
@@ -206,7 +206,7 @@ def _weigh(
 
 
 def _place_in(device_map: DeviceMap, name: str) -> int | str:
-    if (place := find_place(device_map, name)) is None:
+    if (place := find_device(device_map, name)) is None:
         raise KeyError(f"the device map leaves out {name}")
     return place
 
@@ -221,7 +221,7 @@ def _activations(cost: Pass, first: bool) -> int:
 def reserve_of(device: Device, cost: Pass) -> int:
     """Bytes of a device that a plan leaves alone.
 
-    On a CPU as much again as the largest phase: the allocator keeps what was freed (`models/allocator.py`), and cannot
+    On a CPU as much again as the largest phase: the allocator keeps what was freed (`models/cpu_allocator.py`), and cannot
     use all of it again. `benchmarks/plan.py` measured 0.4 to 1.4 times that.
     """
     return RESERVE if isinstance(device.place, int) else cost.peak

@@ -34,9 +34,9 @@ from vesalius.inference.placement import (
 )
 from vesalius.models.checkpoint import ADAPTER, CARD, FRANGI, find_model, read_card
 from vesalius.models.device_map import DeviceMap
-from vesalius.models.official import read_spec
+from vesalius.models.official_config import read_spec
 from vesalius.models.specs import PRESETS, ModelSpec, find_spec
-from vesalius.models.stored import empty_model, shapes_of
+from vesalius.models.stored_model import empty_model, shapes_of
 from vesalius.models.trainable import KEEPS, TrainsSettings
 from vesalius.models.weights import open_weights
 

@@ -32,13 +32,13 @@ from vesalius.inference.tta import (
     find_gain,
 )
 from vesalius.inference.video import FramePredictions, predict_video
-from vesalius.models.answering import Answer, Drafts, SegPrompts, read_answer, verify_answer, write_answer
 from vesalius.models.checkpoint import OpenedModel, find_model, open_model
-from vesalius.models.cores import decode_on_cores, map_on_cores
-from vesalius.models.processor import Batch, View
+from vesalius.models.cpu_parallel import decode_on_cores, map_on_cores
+from vesalius.models.generation import Answer, DraftTable, force_answer, generate_answer, verify_answer
+from vesalius.models.processor import Batch, PixelInputs
 from vesalius.models.quantization import Quantized, kind_of
-from vesalius.models.segmenter import encode_images
-from vesalius.models.stored import fingerprint_model
+from vesalius.models.segmenter import SegPrompts, encode_images
+from vesalius.models.stored_model import fingerprint_model
 from vesalius.types import Item, Prediction, Tile
 
 log = logging.getLogger(__name__)
@@ -117,14 +117,14 @@ def _check_device(device: str) -> None:
 class Preprocessed(Item):
     """An item whose image is ready for the model."""
 
-    view: View = field(kw_only=True)
+    view: PixelInputs = field(kw_only=True)
 
 
 class Predictor:
     """A model ready to predict.
 
     `answer`: `generate` lets the model write its answer, token by token, which may hold no [SEG]; `verify` gives the
-    same answer sooner (`models/answering.py`); `force` gives it the template's answer and reads the [SEG] in it, so
+    same answer sooner (`models/generation.py`); `force` gives it the template's answer and reads the [SEG] in it, so
     that every question gets a mask. With `tiles` masks come from windows of the image (`inference/tiles.py`). `cleaning`
     mends masks (`cleaning.py`). `batch` images go through the model together; where memory runs out, half
     as many from then on. `tta` shows the segmenter each image in the views that `vesalius tune` measured a gain of
@@ -168,7 +168,7 @@ class Predictor:
         self.fingerprint = fingerprint
         self.cache = None if cache is None else FeatureCache(cache, fingerprint)
         self.encode = encode_images if self.cache is None else self.cache.encode
-        self.drafts = Drafts(self.processor.template_answer())
+        self.drafts = DraftTable(self.processor.template_answer())
         """Answers of this run, from which the next is guessed."""
 
     @property
@@ -267,7 +267,7 @@ class Predictor:
 
         Masks are left out. SettingError where the model takes no such image.
         """
-        return Preprocessed(item.id, item.frames, item.prompts, view=self.processor.look(item))
+        return Preprocessed(item.id, item.frames, item.prompts, view=self.processor.preprocess(item))
 
     def _halve_batch(self, images: int, reason: str) -> None:
         self.batch = images // 2
@@ -301,7 +301,7 @@ class Predictor:
         unseen = [item for item in items if not isinstance(item, Preprocessed)]
         looked = iter(map_on_cores(self.processor.look, unseen))
         views = [item.view if isinstance(item, Preprocessed) else next(looked) for item in items]
-        batch = self.processor(items, answered=self.answer == "force", views=views)
+        batch = self.processor(items, answered=self.answer == "force", inputs=views)
         batch = batch.to(parameter.device, parameter.dtype)
         answer = self.answer_batch(batch)
         decode = partial(decode_on_cores, partial(self.model.decode, encode=self.encode))
@@ -341,9 +341,9 @@ class Predictor:
             case "verify":
                 return verify_answer(self.model, batch, self.drafts, stop_id, MAX_NEW_TOKENS)
             case "generate":
-                return write_answer(self.model, batch, stop_id, MAX_NEW_TOKENS)
+                return generate_answer(self.model, batch, stop_id, MAX_NEW_TOKENS)
             case "force":
-                return read_answer(self.model, batch)
+                return force_answer(self.model, batch)
 
     def _to_predictions(
         self,

@@ -17,9 +17,8 @@ from pydantic import Field
 
 from vesalius.config import Settings
 from vesalius.masks import Size
-from vesalius.models.answering import SegPrompts
 from vesalius.models.processor import Processor
-from vesalius.models.segmenter import encode_images
+from vesalius.models.segmenter import SegPrompts, encode_images
 from vesalius.models.textseg import Encode, TextSegModel
 from vesalius.types import Tile, Window
 

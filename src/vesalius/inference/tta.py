@@ -19,10 +19,9 @@ from torch.nn.functional import interpolate, pad
 from vesalius.errors import SettingError
 from vesalius.inference.tiles import TileSettings
 from vesalius.masks import resize_bilinear
-from vesalius.models.answering import SegPrompts
 from vesalius.models.cards import Card, TtaGain
-from vesalius.models.cores import Decode
-from vesalius.models.segmenter import MaskLogits
+from vesalius.models.cpu_parallel import Decode
+from vesalius.models.segmenter import MaskLogits, SegPrompts
 from vesalius.types import Prediction
 
 PLAIN = "plain"

@@ -23,8 +23,8 @@ from PIL import Image
 from vesalius.cleaning import CleanedPrediction
 from vesalius.data.clips import Clip, open_clip
 from vesalius.errors import DataError, SettingError
-from vesalius.models.conversation import SEEN_FRAMES
 from vesalius.models.memory import FrameMasks, Tracker, VideoSession
+from vesalius.models.official_prompt import SEEN_FRAMES
 from vesalius.models.pixels import read_frames
 from vesalius.models.processor import NOT_LEARNED, Batch, Processor
 from vesalius.types import Prediction, Status

@@ -50,7 +50,7 @@ class PredictorOrder:
         import torch
 
         from vesalius.inference.predictor import load_predictor
-        from vesalius.models.allocator import keep_freed_memory
+        from vesalius.models.cpu_allocator import keep_freed_memory
 
         keep_freed_memory()
         if self.threads is not None:

@@ -33,10 +33,10 @@ from vesalius.models.adapter import apply_adapter, layers_of, write_adapter
 from vesalius.models.cards import CARD, Card, read_card
 from vesalius.models.components import is_frozen, take_over, write_half
 from vesalius.models.config_files import SmallFiles, find_small_files
-from vesalius.models.device_map import DeviceMap, home_of, map_of_vlm, return_to_device
-from vesalius.models.layouts import to_bundle
+from vesalius.models.device_map import DeviceMap, home_device, return_to_device, vlm_device_map
+from vesalius.models.layout_mapping import to_bundle
 from vesalius.models.lora import merge_adapter
-from vesalius.models.official import is_official, read_spec
+from vesalius.models.official_config import is_official, read_spec
 from vesalius.models.processor import Processor
 from vesalius.models.quantization import Quantized, kind_of, quantize
 from vesalius.models.specs import PRESETS, find_spec
@@ -222,10 +222,10 @@ def _shrink(vlm: PreTrainedModel, kind: Quantized | None, device: str | torch.de
     if not isinstance(device, Mapping):
         quantize(vlm, kind, device)
         return
-    if {"cpu", "disk"} & set(device.values()) - {home_of(device)}:
+    if {"cpu", "disk"} & set(device.values()) - {home_device(device)}:
         raise CheckpointError("quantized weights cannot wait in another memory; put all of them on devices")
     quantize(vlm, kind)
-    dispatch_model(vlm, map_of_vlm(device), skip_keys=vlm._skip_keys_device_placement)
+    dispatch_model(vlm, vlm_device_map(device), skip_keys=vlm._skip_keys_device_placement)
 
 
 def _placed(model: TextSegModel, device: str | torch.device | DeviceMap, dtype: torch.dtype) -> TextSegModel:
@@ -235,7 +235,7 @@ def _placed(model: TextSegModel, device: str | torch.device | DeviceMap, dtype: 
     """
     # a spread half was opened where it belongs, in its dtype
     parts = (model.projector, model.sam) if isinstance(device, Mapping) else (model,)
-    home = home_of(device) if isinstance(device, Mapping) else device
+    home = home_device(device) if isinstance(device, Mapping) else device
     for part in parts:
         for parameter in part.parameters():
             if parameter.is_floating_point():
@@ -245,7 +245,7 @@ def _placed(model: TextSegModel, device: str | torch.device | DeviceMap, dtype: 
                 buffer.data = buffer.data.to(dtype)
         part.to(home)
     if isinstance(device, Mapping):
-        return_to_device(model.vlm, home_of(device))
+        return_to_device(model.vlm, home_device(device))
     return model.eval()
 
 
@@ -277,8 +277,8 @@ def _open_half(
         else {"pretrained_model_name_or_path": None, "config": state[0], "state_dict": state[1]}
     )
     if isinstance(device_map, Mapping):
-        home_of(device_map)
-        source["device_map"] = map_of_vlm(device_map)
+        home_device(device_map)
+        source["device_map"] = vlm_device_map(device_map)
     try:
         half, info = kind.from_pretrained(
             **source, dtype=dtype, output_loading_info=True, local_files_only=True

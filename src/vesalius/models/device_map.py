@@ -15,19 +15,19 @@ DeviceMap = Mapping[str, int | str]
 AT_HOME = ("vlm.model.vision_tower", "vlm.model.visual", "projector", "sam")
 
 
-def find_place(device_map: DeviceMap, name: str) -> int | str | None:
+def find_device(device_map: DeviceMap, name: str) -> int | str | None:
     """Where a device map puts a module or tensor of that name; None where it does not say."""
     while name and name not in device_map:
         name = name.rpartition(".")[0]
     return device_map.get(name)
 
 
-def home_of(device_map: DeviceMap) -> int | str:
+def home_device(device_map: DeviceMap) -> int | str:
     """The device that batches go to: that of the image encoder, the projector and SAM, each as a whole.
 
     CheckpointError where they are not on one, or where it is no device.
     """
-    places = [place for name in AT_HOME if (place := find_place(device_map, name)) is not None]
+    places = [place for name in AT_HOME if (place := find_device(device_map, name)) is not None]
     # of the image encoder there is one or the other
     if len(places) < 3 or len(set(places)) != 1 or "disk" in places:
         raise CheckpointError(
@@ -36,7 +36,7 @@ def home_of(device_map: DeviceMap) -> int | str:
     return places[0]
 
 
-def map_of_vlm(device_map: DeviceMap) -> dict[str, int | str]:
+def vlm_device_map(device_map: DeviceMap) -> dict[str, int | str]:
     """The part of the map that is of the vision-language half, in that half's names."""
     return {
         name.removeprefix("vlm").removeprefix("."): place

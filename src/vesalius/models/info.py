@@ -12,9 +12,9 @@ from typing import Any
 from vesalius.lineage import find_tensors
 from vesalius.models.cards import CARD, Card, ModelCard, UNetCard, read_any_card, read_card
 from vesalius.models.checkpoint import ADAPTER, find_model
-from vesalius.models.official import CONFIG, identify, read_spec
+from vesalius.models.official_config import CONFIG, identify, read_spec
 from vesalius.models.specs import PRESETS, ModelSpec
-from vesalius.models.stored import bundle_view, check_fit, fingerprint_model, shapes_of
+from vesalius.models.stored_model import bundle_view, check_fit, fingerprint_model, shapes_of
 from vesalius.models.unet import is_unet
 from vesalius.models.weights import FileWeights, Weights, open_weights
 

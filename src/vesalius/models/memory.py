@@ -20,9 +20,9 @@ from vesalius.errors import CheckpointError, SettingError
 from vesalius.models.segmenter import (
     Features,
     decode,
-    decode_remembered,
+    decode_with_memory,
     encode_images,
-    make_pointers,
+    object_pointers,
     take_best,
 )
 
@@ -98,13 +98,13 @@ class VideoSession:
         if prompted:
             decoded = decode(self._sam, features, self._embeddings.unsqueeze(0))
         else:
-            decoded = decode_remembered(self._sam, features, self._look_back(features))
+            decoded = decode_with_memory(self._sam, features, self._look_back(features))
         # of (1, n, ..) and (n, 1, ..) alike
         masks = FrameMasks(
             logits=take_best(decoded.candidates, decoded.scores).flatten(0, 1),
             scores=decoded.scores.flatten(0, 1),
             object_scores=decoded.object_scores.flatten(),
-            pointers=make_pointers(self._sam, decoded).flatten(0, 1),
+            pointers=object_pointers(self._sam, decoded).flatten(0, 1),
         )
         self._remember(features, masks, prompted)
         return masks
@@ -175,11 +175,11 @@ class Tracker:
         sam, features = self._sam, _see(self._sam, pixels)
         self._memories = _near(self._memories, frame, sam.config.num_maskmem - 1)
         self._pointers = _near(self._pointers, frame, sam.config.max_object_pointers_in_encoder - 1)
-        decoded = decode_remembered(sam, features, self._look_back(frame, features))
+        decoded = decode_with_memory(sam, features, self._look_back(frame, features))
         there = decoded.object_scores > 0
         logits = take_best(decoded.candidates, decoded.scores)
         logits = torch.where(there[..., None, None], logits, NO_OBJECT)[:, 0]
-        pointers = make_pointers(sam, decoded)[:, 0]
+        pointers = object_pointers(sam, decoded)[:, 0]
         memory = _encode(sam, features, _enlarge(sam, logits).sigmoid())
         self._memories[frame], self._pointers[frame] = memory.to(torch.bfloat16), pointers
         return FrameMasks(logits, decoded.scores[:, 0], decoded.object_scores[:, 0], pointers)

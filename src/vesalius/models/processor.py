@@ -89,7 +89,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class View:
+class PixelInputs:
     """What both halves see of one image: the slow part of a `Batch`, which needs no model and can be made ahead."""
 
     pixels: Pixels
@@ -127,19 +127,19 @@ class Processor:
         items: Sequence[Item],
         *,
         answered: bool = False,
-        views: Sequence[View] | None = None,
+        inputs: Sequence[PixelInputs] | None = None,
     ) -> Batch:
         """One row for each (item, prompt), in order.
 
         `answered` appends the template's answer, whose tokens are the labels; without it the rows end where the
-        model must speak. `views` are what `look` made of the items. Raises SettingError for no items, no prompts,
+        model must speak. `inputs` are what `preprocess` made of the items. Raises SettingError for no items, no prompts,
         or an empty prompt.
         """
         questions = [(i, prompt) for i, item in enumerate(items) for prompt in item.prompts]
         for _, prompt in questions:
             self.check_phrase(prompt)
-        views = [self.look(item) for item in items] if views is None else views
-        pixels = [view.pixels for view in views]
+        inputs = [self.preprocess(item) for item in items] if inputs is None else inputs
+        pixels = [each.pixels for each in inputs]
         template = self.spec.prompt
         answer = template.answer() if answered else None
         rows = [self.encode([(template.ask(prompt), answer)], pixels[i]) for i, prompt in questions]
@@ -147,11 +147,11 @@ class Processor:
             items,
             rows=[(i, *row) for (i, _), row in zip(questions, rows, strict=True)],
             pixels=pixels,
-            squares=[[view.square] for view in views],
+            squares=[[each.square] for each in inputs],
             masks=[_mask_rows(item) for item in items if item.masks is not None],
         )
 
-    def teach(self, items: Sequence[Item], draws: Sequence[int]) -> Batch:
+    def collate(self, items: Sequence[Item], draws: Sequence[int]) -> Batch:
         """One row for each (item, prompt), in order, and one for an item's `turns`, with the answers as labels.
 
         A draw for each (item, prompt) picks its question and answer. A phrase in `absent` is answered without [SEG]
@@ -204,12 +204,12 @@ class Processor:
             sizes=[item.size for item in items],
         )
 
-    def look(self, item: Item) -> View:
+    def preprocess(self, item: Item) -> PixelInputs:
         """What both halves see of the item's image; SettingError where the language model's half takes no such."""
         if len(item.frames) > 1:
             raise ValueError(f"{item.id}: is a clip of {len(item.frames)} frames, not an image")
         frame = Image.fromarray(item.frames[0])
-        return View(read_pixels(frame, self.spec), self.for_segmenter(frame))
+        return PixelInputs(read_pixels(frame, self.spec), self.for_segmenter(frame))
 
     def for_segmenter(self, frame: Image.Image) -> torch.Tensor:
         """float32 (3, S, S): a frame as SAM 2 sees it; the aspect ratio is not kept."""

@@ -43,6 +43,18 @@ class Decoded:
 
 
 @dataclass(frozen=True)
+class SegPrompts:
+    """The prompt embedding of each [SEG] of a batch, in order of the questions."""
+
+    embedding: torch.Tensor
+    """float (m, c): the projected hidden state of the token."""
+    row: torch.Tensor
+    """int64 (m,): index of its question."""
+    image: torch.Tensor
+    """int64 (m,): index of its image."""
+
+
+@dataclass(frozen=True)
 class MaskLogits:
     """The mask decoder's best map for each [SEG]."""
 
@@ -108,7 +120,7 @@ def decode(sam: Sam2VideoModel, features: Features, prompts: torch.Tensor) -> De
     return _decode(sam, coarse, [features.stride_4, features.stride_8], prompts.unsqueeze(2))
 
 
-def decode_remembered(sam: Sam2VideoModel, features: Features, remembered: torch.Tensor) -> Decoded:
+def decode_with_memory(sam: Sam2VideoModel, features: Features, remembered: torch.Tensor) -> Decoded:
     """Masks, as (n, 1, ..), of n objects on one image, with no prompt.
 
     `remembered` (n, c, S / 16, S / 16) stands in for the image's features of stride 16: for each object the same
@@ -146,7 +158,7 @@ def take_best(values: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
     return values.take_along_dim(index, dim=axis).squeeze(axis)
 
 
-def make_pointers(sam: Sam2VideoModel, decoded: Decoded) -> torch.Tensor:
+def object_pointers(sam: Sam2VideoModel, decoded: Decoded) -> torch.Tensor:
     """float (i, n, c): what later frames of a video are told about each object.
 
     A hard choice: where the object score is not above 0, all objects have the same learned pointer.

@@ -22,14 +22,13 @@ from transformers import (
 )
 
 from vesalius.models import segmenter
-from vesalius.models.answering import SegPrompts
-from vesalius.models.cores import learn_on_cores
+from vesalius.models.cpu_parallel import train_on_cores
 from vesalius.models.hiera import replace_modules
-from vesalius.models.language import read_batch, restart_rope, run, vision_part
 from vesalius.models.mask_decoder import relieve_mask_decoder
 from vesalius.models.processor import NOT_LEARNED, Batch
-from vesalius.models.segmenter import MaskLogits
+from vesalius.models.segmenter import MaskLogits, SegPrompts
 from vesalius.models.specs import ModelSpec
+from vesalius.models.vlm import embed_batch, reset_rope, run_language_model, vision_encoder_of
 
 VLM_CLASSES = {
     "internvl": InternVLForConditionalGeneration,
@@ -44,7 +43,7 @@ Encode = Callable[[Sam2VideoModel, torch.Tensor], segmenter.Features]
 
 
 @dataclass(frozen=True)
-class Output:
+class TextSegOutput:
     """What training needs of one batch."""
 
     text_logits: torch.Tensor
@@ -85,18 +84,18 @@ class TextSegModel(nn.Module):
         self.seg_id = seg_id
         self.seg_before_norm = seg_before_norm
 
-    def forward(self, batch: Batch) -> Output:
+    def forward(self, batch: Batch) -> TextSegOutput:
         """Text and mask logits for a batch whose rows hold their answers."""
-        restart_rope(self.vlm)
-        states = run(self.vlm, read_batch(self.vlm, batch), self.seg_before_norm)
+        reset_rope(self.vlm)
+        states = run_language_model(self.vlm, embed_batch(self.vlm, batch), self.seg_before_norm)
         learned = batch.labels[:, 1:] != NOT_LEARNED
         at = (batch.input_ids == self.seg_id) & (batch.labels != NOT_LEARNED)
         seg = self.seg_prompts(states.seg[at], at.nonzero()[:, 0], batch)
         seg = _on_frames(seg, batch.frames_per_batch)
-        return Output(
+        return TextSegOutput(
             text_logits=self.vlm.lm_head(states.last[:, :-1][learned]),
             text_labels=batch.labels[:, 1:][learned],
-            masks=learn_on_cores(self.decode, batch.g_pixel_values, seg, self.sam.parameters()),
+            masks=train_on_cores(self.decode, batch.g_pixel_values, seg, self.sam.parameters()),
         )
 
     def seg_prompts(self, hidden: torch.Tensor, row: torch.Tensor, batch: Batch) -> SegPrompts:
@@ -154,7 +153,7 @@ def _rescale(model: TextSegModel) -> None:
     authors used.
     """
     decoder, language_model = model.sam.mask_decoder, model.vlm.model.language_model
-    for part in (vision_part(model.vlm), model.sam):
+    for part in (vision_encoder_of(model.vlm), model.sam):
         part.apply(_reset)
     # the phrase must stay visible in the state of [SEG] beside the embedding of that token, which stays small
     language_model.apply(lambda module: module.reset_parameters() if isinstance(module, nn.Linear) else None)

@@ -15,13 +15,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from vesalius.config import Settings
 from vesalius.errors import TrainingError
 from vesalius.models.adapter import layers_of
-from vesalius.models.language import vision_part
 from vesalius.models.lora import LoraSettings, add_lora
-from vesalius.models.parts import PARTS, WHAT_TRAINS
+from vesalius.models.parameter_groups import PARTS, WHAT_TRAINS
 from vesalius.models.quantization import kind_of, quantize
 from vesalius.models.textseg import TextSegModel
 from vesalius.models.token_rows import PREFIX as ROWS
 from vesalius.models.token_rows import TokenRows, find_rows
+from vesalius.models.vlm import vision_encoder_of
 
 Level = Literal["projector", "decoder", "lora", "tokens", "vision", "full"]
 Checkpointed = Literal["language model", "vision encoder", "SAM encoder"]
@@ -207,7 +207,7 @@ def _checkpoint(model: TextSegModel, parts: Collection[str]) -> None:
     """Let the layers of these parts, and of no others, be computed again in the backward pass."""
     modules = {
         "language model": model.vlm.model.language_model,
-        "vision encoder": vision_part(model.vlm),
+        "vision encoder": vision_encoder_of(model.vlm),
         "SAM encoder": model.sam.vision_encoder,
     }
     for part, module in modules.items():

@@ -16,7 +16,7 @@ import torch
 
 from vesalius.errors import CheckpointError
 from vesalius.lineage import TensorLine, hash_tensors
-from vesalius.models.layouts import Assembly, Rows
+from vesalius.models.layout_mapping import Assembly, Rows
 from vesalius.tensorfiles import (
     Block,
     TensorPlace,

@@ -85,7 +85,7 @@ class TextSegLearner:
 
     def make_batch(self, items: Sequence[Item], draws: Sequence[int]) -> Batch:
         """As `Processor.teach`: one row for each (item, prompt) or conversation; the draw picks the template."""
-        return self.opened.processor.teach(items, draws)
+        return self.opened.processor.collate(items, draws)
 
     def losses(self, module: torch.nn.Module, batch: Batch) -> Mapping[str, torch.Tensor]:
         """As `training/losses.py` measures them."""

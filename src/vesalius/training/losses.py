@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch.nn import functional
 
 from vesalius.config import Settings
-from vesalius.models.textseg import Output
+from vesalius.models.textseg import TextSegOutput
 from vesalius.training.mask_losses import (
     Balance,
     binary_cross_entropy,
@@ -81,7 +81,7 @@ class Losses:
 
 
 def measure(
-    output: Output, masks: Sequence[torch.Tensor], settings: LossSettings, draws: Sequence[int] = ()
+    output: TextSegOutput, masks: Sequence[torch.Tensor], settings: LossSettings, draws: Sequence[int] = ()
 ) -> Losses:
     """Losses of one batch, in float32 whatever the model computes in.
 
@@ -94,7 +94,7 @@ def measure(
 
 
 def _measure(
-    output: Output, masks: Sequence[torch.Tensor], settings: LossSettings, draws: Sequence[int]
+    output: TextSegOutput, masks: Sequence[torch.Tensor], settings: LossSettings, draws: Sequence[int]
 ) -> Losses:
     logits = output.masks.logits.float()
     if (count := sum(map(len, masks))) != len(logits):

@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicCache
 from vesalius.data.dataset import load_item
 from vesalius.errors import SettingError, TrainingError
 from vesalius.models.checkpoint import OpenedModel
-from vesalius.models.language import read_batch, restart_rope, run_questions
+from vesalius.models.vlm import embed_batch, prefill, reset_rope
 from vesalius.types import Item, Sample
 
 MOST_PHRASES = 100
@@ -122,11 +122,11 @@ def seg_states(opened: OpenedModel, samples: Sequence[Sample], phrases: Sequence
 def _states_of(opened: OpenedModel, item: Item, which: int) -> torch.Tensor:
     """float (n, hidden): of the prompts of an image, all asked by the template's question of that number."""
     model = opened.model
-    restart_rope(model.vlm)
-    batch = opened.processor.teach([item], [which] * len(item.prompts))
+    reset_rope(model.vlm)
+    batch = opened.processor.collate([item], [which] * len(item.prompts))
     batch = batch.to(model.projector.linear_1.weight.device)
-    inputs = read_batch(model.vlm, batch)
-    states, _ = run_questions(model.vlm, inputs, batch, model.seg_before_norm, DynamicCache())
+    inputs = embed_batch(model.vlm, batch)
+    states, _ = prefill(model.vlm, inputs, batch, model.seg_before_norm, DynamicCache())
     return states.seg[batch.input_ids[:, -states.seg.shape[1] :] == model.seg_id]
 
 

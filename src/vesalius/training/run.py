@@ -17,7 +17,7 @@ from vesalius.files import check_outside, write_text
 from vesalius.lineage import commit, fingerprint_samples, hash_look, hash_pixels, versions
 from vesalius.models.cards import CARD, ModelCard, ThresholdOrigin
 from vesalius.models.checkpoint import OpenedModel, find_model, merged, new_model, open_model
-from vesalius.models.stored import fingerprint_model
+from vesalius.models.stored_model import fingerprint_model
 from vesalius.models.token_rows import new_tokens
 from vesalius.models.trainable import set_trainable
 from vesalius.training.distributed import Engine, start_engine

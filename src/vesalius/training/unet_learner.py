@@ -21,7 +21,7 @@ from vesalius.masks import Size
 from vesalius.models.cards import UNetCard
 from vesalius.models.checkpoint import find_model
 from vesalius.models.specs import UNetShape
-from vesalius.models.stored import fingerprint_model
+from vesalius.models.stored_model import fingerprint_model
 from vesalius.models.unet import (
     NAME,
     OpenedUNet,

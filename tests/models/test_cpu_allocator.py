@@ -8,7 +8,7 @@ import pytest
 
 CODE = """
 import resource, torch
-from vesalius.models.allocator import keep_freed_memory
+from vesalius.models.cpu_allocator import keep_freed_memory
 {call}
 for _ in range(20):
     torch.ones(8 << 20)

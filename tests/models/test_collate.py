@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from vesalius.models.answering import SegPrompts
 from vesalius.models.checkpoint import OpenedModel, new_model, open_model
 from vesalius.models.pixels import read_pixels
+from vesalius.models.segmenter import SegPrompts
 from vesalius.types import Item
 
 
@@ -60,7 +60,7 @@ def test_one_seg_is_decoded_on_every_frame_of_its_clip(opened: OpenedModel) -> N
     model, processor, clip = opened.model, opened.processor, video()
     still = Item("still", clip.frames[:1] // 2, ("vessel",), np.zeros((1, 1, 40, 60), bool))
     talk = Item("talk", clip.frames[1:], (), turns=(("What is it?", "A heart."),))
-    batch = processor.teach([still, clip, talk], [0, 0, 0])
+    batch = processor.collate([still, clip, talk], [0, 0, 0])
     heard = []
     handle = model.projector.register_forward_hook(lambda module, given, made: heard.append(made.detach()))
     maps = model(batch).masks.logits
@@ -83,7 +83,7 @@ def test_batch_of_words_alone_has_no_masks(opened: OpenedModel) -> None:
     clip = video()
     talk = Item("talk", clip.frames[:1], (), turns=(("What is it?", "A heart."),))
     nothing = Item("none", clip.frames[:1], ("wire",), np.zeros((1, 1, 40, 60), bool), absent=frozenset({0}))
-    output = opened.model(opened.processor.teach([talk, nothing], [0]))
+    output = opened.model(opened.processor.collate([talk, nothing], [0]))
     assert output.masks.logits.shape[0] == 0
     assert len(output.text_labels) > 0
 
@@ -97,7 +97,7 @@ def test_first_frames_of_a_video_are_decoded_as_the_official_code_does(oracle: P
     paths = sorted((oracle / "inputs/video6").iterdir())[:5]
     frames = np.stack([np.array(Image.open(path).convert("RGB")) for path in paths])
     masks = np.zeros((1, *frames.shape[:3]), bool)
-    batch = opened.processor.teach([Item("video6", frames, ("blood vessel",), masks)], [0])
+    batch = opened.processor.collate([Item("video6", frames, ("blood vessel",), masks)], [0])
     # the stored words are others than the template's
     answer = expected["video6/answer_ids"].tolist()
     ids = torch.tensor([[*expected["video6/prompt_ids"].reshape(-1).tolist(), *answer]])

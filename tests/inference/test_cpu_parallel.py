@@ -15,10 +15,9 @@ import pytest
 import torch
 
 from vesalius.inference.predictor import Predictor
-from vesalius.models.answering import SegPrompts
 from vesalius.models.checkpoint import OpenedModel
-from vesalius.models.cores import decode_on_cores, learn_on_cores, map_on_cores
-from vesalius.models.segmenter import MaskLogits
+from vesalius.models.cpu_parallel import decode_on_cores, map_on_cores, train_on_cores
+from vesalius.models.segmenter import MaskLogits, SegPrompts
 from vesalius.types import Item, Prediction
 
 
@@ -185,7 +184,7 @@ def test_gradients_are_those_of_one_thread_and_the_same_each_time(
         embedding = drawn.clone().requires_grad_(trains != "SAM alone")
         prompts = SegPrompts(embedding, torch.arange(len(drawn)), batch.image_of_row)
         with watched(replace(opened, model=model)) as calls:
-            masks = learn_on_cores(model.decode, batch.g_pixel_values, prompts, sam.parameters())
+            masks = train_on_cores(model.decode, batch.g_pixel_values, prompts, sam.parameters())
         sum(part.square().mean() for part in (masks.logits, masks.candidate_scores)).backward()
         found = {name: p.grad for name, p in sam.named_parameters() if p.grad is not None}
         if embedding.grad is not None:
@@ -224,10 +223,10 @@ def test_precision_is_that_of_the_thread_that_asks(use_cores: Callable[[int], No
     prompts = SegPrompts(torch.rand(2, 3), torch.arange(2), torch.arange(2))
     for dtype in (torch.bfloat16, torch.float32):
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-            masks = learn_on_cores(decode, [], prompts, [weight])
+            masks = train_on_cores(decode, [], prompts, [weight])
         assert masks.logits.dtype == dtype and masks.logits.requires_grad
     with torch.no_grad():
-        assert not learn_on_cores(decode, [], prompts, [weight]).logits.requires_grad
+        assert not train_on_cores(decode, [], prompts, [weight]).logits.requires_grad
 
 
 @pytest.mark.parametrize("learns", [False, True])
@@ -239,7 +238,7 @@ def test_masks_of_two_phrases_of_a_clip_stay_in_order(use_cores: Callable[[int],
 
     embedding = torch.arange(8.0).reshape(8, 1).requires_grad_()
     prompts = SegPrompts(embedding, torch.arange(8) // 4, torch.tensor([0, 1, 2, 3] * 2))
-    masks = learn_on_cores(decode, [], prompts, []) if learns else decode_on_cores(decode, [], prompts)
+    masks = train_on_cores(decode, [], prompts, []) if learns else decode_on_cores(decode, [], prompts)
     assert masks.logits.flatten().tolist() == [0, 2, 4, 6, 8, 10, 12, 14]
     if learns:
         (masks.logits.flatten() * torch.arange(8)).sum().backward()

@@ -18,8 +18,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.distributed import is_available, is_initialized
 
-from vesalius.models.answering import SegPrompts
-from vesalius.models.segmenter import MaskLogits
+from vesalius.models.segmenter import MaskLogits, SegPrompts
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -65,7 +64,7 @@ def decode_on_cores(decode: Decode, squares: Sequence[torch.Tensor], seg: SegPro
     return _in_order(_joined(map_on_cores(lambda mine: decode(squares, _of_part(seg, mine)), parts)), parts)
 
 
-def learn_on_cores(
+def train_on_cores(
     decode: Decode, squares: Sequence[torch.Tensor], seg: SegPrompts, parameters: Iterable[torch.nn.Parameter]
 ) -> MaskLogits:
     """As `decode_on_cores`, with gradients for `parameters`, which are those of `decode`, and for the [SEG].

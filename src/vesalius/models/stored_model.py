@@ -26,8 +26,8 @@ from vesalius.lineage import (
 )
 from vesalius.models.checkpoint import ADAPTER, CARD, find_model, read_card
 from vesalius.models.keymaps import saved_name
-from vesalius.models.layouts import Shape, to_bundle, to_official
-from vesalius.models.official import CONFIG, read_spec
+from vesalius.models.layout_mapping import Shape, to_bundle, to_official
+from vesalius.models.official_config import CONFIG, read_spec
 from vesalius.models.specs import PRESETS, ModelSpec
 from vesalius.models.textseg import VLM_CLASSES, TextSegModel, assemble, configs
 from vesalius.models.weights import AssembledWeights, FileWeights, Weights, open_weights

@@ -25,7 +25,7 @@ QWEN2_5_VL_SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\
 """What the official code says first to Qwen2.5-VL when it predicts, though never when it trains."""
 
 
-def read_conversation(
+def read_official_prompt(
     processor: Processor,
     text: str,
     image: Image.Image | None = None,

@@ -9,15 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from vesalius.models.conversation import read_conversation, spoken
-from vesalius.models.language import count_positions, read_batch, read_token, run
-from vesalius.models.layouts import to_bundle
-from vesalius.models.official import read_spec
+from vesalius.models.layout_mapping import to_bundle
+from vesalius.models.official_config import read_spec
+from vesalius.models.official_prompt import read_official_prompt, spoken
 from vesalius.models.processor import Processor
 from vesalius.models.specs import ModelSpec
-from vesalius.models.stored import shapes_of
+from vesalius.models.stored_model import shapes_of
 from vesalius.models.textseg import VLM_CLASSES, Projector, configs
 from vesalius.models.tokenizers import official_tokenizer
+from vesalius.models.vlm import count_positions, embed_batch, embed_token, run_language_model
 from vesalius.models.weights import AssembledWeights, FileWeights, load_tensor, open_weights
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -63,7 +63,7 @@ class Half:
         self.facts = json.loads((folder / "expected.json").read_text())
         self.expected = np.load(folder / "expected.npz")
         image = Image.open(GOLDEN / "preprocessing" / self.facts["image"]).convert("RGB")
-        self.batch = read_conversation(self.processor, self.facts["text"], image)
+        self.batch = read_official_prompt(self.processor, self.facts["text"], image)
 
     def _state(self, weights: FileWeights, names: dict, prefix: str) -> dict[str, torch.Tensor]:
         view = AssembledWeights(weights, {name: names[name] for name in names if name.startswith(prefix)})
@@ -86,7 +86,7 @@ def test_states_and_logits_are_the_official_ones(half: Half) -> None:
     answer = torch.from_numpy(half.expected["answer_ids"][:-1].astype(np.int64))[None]
     ids = torch.cat([half.batch.input_ids, answer], dim=1)
     batch = replace(half.batch, input_ids=ids, attention_mask=torch.ones_like(ids))
-    states = run(half.vlm, read_batch(half.vlm, batch), half.spec.seg_before_norm)
+    states = run_language_model(half.vlm, embed_batch(half.vlm, batch), half.spec.seg_before_norm)
     at = ids[0] == half.processor.seg_id
     # float32 against an independent float32 computation
     close(half.vlm.lm_head(states.last[0, -8:]), half.expected["logits_last8"], 1e-4)
@@ -99,11 +99,11 @@ def test_token_by_token_gives_the_states_of_one_pass(half: Half) -> None:
     from transformers.cache_utils import DynamicCache
 
     answer = half.expected["answer_ids"][:-1]
-    cache, inputs, states = DynamicCache(), read_batch(half.vlm, half.batch), []
-    run(half.vlm, inputs, half.spec.seg_before_norm, cache)
+    cache, inputs, states = DynamicCache(), embed_batch(half.vlm, half.batch), []
+    run_language_model(half.vlm, inputs, half.spec.seg_before_norm, cache)
     for token in answer.tolist():
-        inputs = read_token(half.vlm, inputs, torch.tensor([token]))
-        states.append(run(half.vlm, inputs, half.spec.seg_before_norm, cache).seg[0, -1])
+        inputs = embed_token(half.vlm, inputs, torch.tensor([token]))
+        states.append(run_language_model(half.vlm, inputs, half.spec.seg_before_norm, cache).seg[0, -1])
     at = answer == half.processor.seg_id
     close(torch.stack(states)[torch.from_numpy(at)], half.expected["seg_hidden"], 2e-4)
 

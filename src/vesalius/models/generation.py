@@ -11,25 +11,24 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from transformers.cache_utils import DynamicCache
 
-from vesalius.models.language import (
-    Inputs,
-    beyond_context,
-    hold_rope,
-    read_batch,
-    read_token,
-    restart_rope,
-    run,
-    run_questions,
-)
 from vesalius.models.processor import NOT_LEARNED, Batch
-
-if TYPE_CHECKING:
-    from vesalius.models.textseg import TextSegModel
+from vesalius.models.segmenter import SegPrompts
+from vesalius.models.textseg import TextSegModel
+from vesalius.models.vlm import (
+    LanguageInputs,
+    embed_batch,
+    embed_token,
+    exceeds_context,
+    freeze_rope,
+    prefill,
+    reset_rope,
+    run_language_model,
+)
 
 Origin = Literal["forced", "verified", "generated"]
 """forced: the answer was given; verified: it was drafted, and the model agrees; generated: the model wrote it."""
@@ -37,18 +36,6 @@ Origin = Literal["forced", "verified", "generated"]
 HALF_PRECISION_MARGIN = 0.25
 """Difference of the two best logits below which a draft proves nothing in 16 bits: whether tokens are read together
 or one by one then decides which is larger."""
-
-
-@dataclass(frozen=True)
-class SegPrompts:
-    """One row for each [SEG] of a batch, in order of the questions."""
-
-    embedding: torch.Tensor
-    """float (m, c): what the projector made of its hidden state."""
-    row: torch.Tensor
-    """int64 (m,): the question it answers."""
-    image: torch.Tensor
-    """int64 (m,): the image it is about."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +50,7 @@ class Answer:
     origins: list[Origin]
 
 
-class Drafts:
+class DraftTable:
     """Answers heard so far, the first of which is the template's; the commonest is the next draft."""
 
     def __init__(self, first: Sequence[int]) -> None:
@@ -79,11 +66,11 @@ class Drafts:
 
 
 @torch.no_grad()
-def read_answer(model: TextSegModel, batch: Batch) -> Answer:
+def force_answer(model: TextSegModel, batch: Batch) -> Answer:
     """The answers that the rows of a batch hold already, read in one pass."""
-    restart_rope(model.vlm)
-    inputs, cache = read_batch(model.vlm, batch), DynamicCache()
-    states, _ = run_questions(model.vlm, inputs, batch, model.seg_before_norm, cache)
+    reset_rope(model.vlm)
+    inputs, cache = embed_batch(model.vlm, batch), DynamicCache()
+    states, _ = prefill(model.vlm, inputs, batch, model.seg_before_norm, cache)
     labels = batch.labels[:, -states.last.shape[1] :]
     at = labels == model.seg_id
     # the model would write so itself if each token up to [SEG] is its own first choice
@@ -100,7 +87,7 @@ def read_answer(model: TextSegModel, batch: Batch) -> Answer:
 
 
 @torch.no_grad()
-def write_answer(
+def generate_answer(
     model: TextSegModel, batch: Batch, stop_id: int, most_tokens: int, official: bool = False
 ) -> Answer:
     """Answers that the model writes greedily, of up to `most_tokens` tokens each; it may well not say [SEG].
@@ -112,16 +99,16 @@ def write_answer(
 
 @torch.no_grad()
 def verify_answer(
-    model: TextSegModel, batch: Batch, drafts: Drafts, stop_id: int, most_tokens: int
+    model: TextSegModel, batch: Batch, drafts: DraftTable, stop_id: int, most_tokens: int
 ) -> Answer:
-    """The answers of `write_answer`, each of them drafted first; `drafts` hears what they became.
+    """The answers of `generate_answer`, each of them drafted first; `drafts` hears what they became.
 
     In float32 the tokens are equal. In 16 bits the batch is asked again without a draft where the two best logits lie
     within `HALF_PRECISION_MARGIN` of each other in it.
     """
     draft = drafts.best()[:most_tokens]
     reach = batch.attention_mask.new_ones(1, batch.attention_mask.shape[1] + len(draft))
-    if beyond_context(
+    if exceeds_context(
         model.vlm, reach
     ):  # there the length of the whole changes every state: a draft would too
         draft = ()
@@ -134,13 +121,13 @@ def _write(
     model: TextSegModel, batch: Batch, draft: Sequence[int], stop_id: int, most_tokens: int, official: bool
 ) -> Answer:
     """Each row reads its question with the draft behind it, and is written on from where it would differ."""
-    restart_rope(model.vlm)
+    reset_rope(model.vlm)
     n = len(draft)
     drafted, cache = _append(batch, draft), DynamicCache()
-    inputs = read_batch(model.vlm, drafted)
-    states, inputs = run_questions(model.vlm, inputs, drafted, model.seg_before_norm, cache)
+    inputs = embed_batch(model.vlm, drafted)
+    states, inputs = prefill(model.vlm, inputs, drafted, model.seg_before_norm, cache)
     if not official:
-        hold_rope(model.vlm)
+        freeze_rope(model.vlm)
     # said[:, i] is what the model says after i tokens of the draft
     said, sure = _choose(model, states.last[:, -n - 1 :])
     given = torch.tensor(draft, dtype=said.dtype, device=said.device)
@@ -164,7 +151,7 @@ def _write(
         token = said.gather(1, agreed[:, None])[rest, 0]
         written, states_of = [ids[row] for row in rest], [heard[row] for row in rest]
         inputs = _go_on(model, inputs, cache, token, written, states_of, stop_id, most_tokens)
-        if not official and beyond_context(model.vlm, inputs.attention):
+        if not official and exceeds_context(model.vlm, inputs.attention):
             return _read_again(model, batch, ids)
     origins: list[Origin] = ["generated" if row in rest else "verified" for row in range(len(ids))]
     states_heard = [state for row in heard for state in row]
@@ -178,14 +165,14 @@ def _write(
 
 def _go_on(
     model: TextSegModel,
-    inputs: Inputs,
+    inputs: LanguageInputs,
     cache: DynamicCache,
     token: torch.Tensor,
     ids: list[list[int]],
     heard: list[list[torch.Tensor]],
     stop_id: int,
     most_tokens: int,
-) -> Inputs:
+) -> LanguageInputs:
     """Write each row on from `token` (b,), to its end or to `most_tokens`; `ids` and the states of [SEG] grow.
 
     The state of a [SEG] that is the very last token allowed is never computed: the answer was cut there.
@@ -199,8 +186,8 @@ def _go_on(
                     open_rows.remove(row)
         if not open_rows:
             return inputs
-        inputs = read_token(model.vlm, inputs, token)
-        states = run(model.vlm, inputs, model.seg_before_norm, cache)
+        inputs = embed_token(model.vlm, inputs, token)
+        states = run_language_model(model.vlm, inputs, model.seg_before_norm, cache)
         for row in open_rows:
             if ids[row][-1] == model.seg_id:
                 heard[row].append(states.seg[row, -1])
@@ -228,7 +215,7 @@ def _choose(model: TextSegModel, states: torch.Tensor) -> tuple[torch.Tensor, to
     return best.indices[..., 0], best.values[..., 0] - best.values[..., 1] >= HALF_PRECISION_MARGIN
 
 
-def _reject(inputs: Inputs, agreed: torch.Tensor, n: int, rest: Sequence[int]) -> Inputs:
+def _reject(inputs: LanguageInputs, agreed: torch.Tensor, n: int, rest: Sequence[int]) -> LanguageInputs:
     """What the rows `rest` have read, without what the draft of `n` tokens said after `agreed` (b,) of them."""
     if not n:
         return inputs
@@ -237,7 +224,7 @@ def _reject(inputs: Inputs, agreed: torch.Tensor, n: int, rest: Sequence[int]) -
     attention[:, -n:].masked_fill_(wrong, 0)
     # the next token follows the last that was kept: its place is one past the largest of those
     positions[..., -n:].masked_fill_(wrong, 0)
-    return Inputs(inputs.embeddings[rest], positions[..., rest, :], attention[rest])
+    return LanguageInputs(inputs.embeddings[rest], positions[..., rest, :], attention[rest])
 
 
 def _read_again(model: TextSegModel, batch: Batch, ids: list[list[int]]) -> Answer:
@@ -245,6 +232,6 @@ def _read_again(model: TextSegModel, batch: Batch, ids: list[list[int]]) -> Answ
 
     There the turn of each key depends on the length of the whole, which was not known when the cache was filled.
     """
-    answer = read_answer(model, _append(batch, ids[0]))
+    answer = force_answer(model, _append(batch, ids[0]))
     says_seg = torch.tensor([model.seg_id in ids[0]], device=answer.says_seg.device)
     return replace(answer, says_seg=says_seg, origins=["generated"])

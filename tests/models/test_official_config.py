@@ -10,9 +10,9 @@ import pytest
 
 from vesalius.errors import CheckpointError
 from vesalius.models.checkpoint import find_model
-from vesalius.models.official import identify, is_official, read_spec, sizes
+from vesalius.models.official_config import identify, is_official, read_spec, sizes
 from vesalius.models.specs import PRESETS, find_spec
-from vesalius.models.stored import shapes_of
+from vesalius.models.stored_model import shapes_of
 from vesalius.models.weights import open_weights
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "official"

@@ -19,7 +19,7 @@ from vesalius.models.processor import Batch
 
 
 @dataclass(frozen=True)
-class Inputs:
+class LanguageInputs:
     """What the language model reads: tokens with the image's features in their places."""
 
     embeddings: torch.Tensor
@@ -33,7 +33,7 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class States:
+class HiddenStates:
     """Hidden states of the tokens that were read, float (b, t, hidden)."""
 
     last: torch.Tensor
@@ -42,18 +42,18 @@ class States:
     """What the projector reads."""
 
 
-def vision_part(vlm: PreTrainedModel) -> torch.nn.Module:
+def vision_encoder_of(vlm: PreTrainedModel) -> torch.nn.Module:
     """The image encoder."""
     return vlm.model.vision_tower if vlm.config.model_type == "internvl" else vlm.model.visual
 
 
-def read_batch(vlm: PreTrainedModel, batch: Batch) -> Inputs:
+def embed_batch(vlm: PreTrainedModel, batch: Batch) -> LanguageInputs:
     """The rows of a batch. Each image is encoded once, however many questions are asked about it."""
     image_id = vlm.config.image_token_id
     places = batch.input_ids == image_id
     embeddings = vlm.get_input_embeddings()(batch.input_ids)
     if not len(batch.pixel_values):
-        return Inputs(embeddings, _text_positions(vlm, batch.attention_mask), batch.attention_mask)
+        return LanguageInputs(embeddings, _text_positions(vlm, batch.attention_mask), batch.attention_mask)
     if vlm.config.model_type == "internvl":
         features, deep = _internvl_features(vlm, batch), list[list[torch.Tensor]]()
         positions = count_positions(batch.attention_mask)
@@ -65,19 +65,21 @@ def read_batch(vlm: PreTrainedModel, batch: Batch) -> Inputs:
     )
     layers = [_of_rows(layer, batch) for layer in deep]
     extra = {"visual_pos_masks": places, "deepstack_visual_embeds": layers} if layers else {}
-    return Inputs(embeddings, positions, batch.attention_mask, extra)
+    return LanguageInputs(embeddings, positions, batch.attention_mask, extra)
 
 
-def read_token(vlm: PreTrainedModel, before: Inputs, token: torch.Tensor) -> Inputs:
+def embed_token(vlm: PreTrainedModel, before: LanguageInputs, token: torch.Tensor) -> LanguageInputs:
     """One more token (b,) after what was read before."""
     attention = torch.cat([before.attention, torch.ones_like(before.attention[:, :1])], dim=1)
     positions = before.positions
     # one past the largest so far, which an image's positions may put off from the number of tokens
     largest = positions.amax(dim=-1) if positions.ndim == 2 else positions.amax(dim=(0, -1)).expand(3, -1)
-    return Inputs(vlm.get_input_embeddings()(token)[:, None], largest[..., None] + 1, attention)
+    return LanguageInputs(vlm.get_input_embeddings()(token)[:, None], largest[..., None] + 1, attention)
 
 
-def run(vlm: PreTrainedModel, inputs: Inputs, seg_before_norm: bool, cache: Cache | None = None) -> States:
+def run_language_model(
+    vlm: PreTrainedModel, inputs: LanguageInputs, seg_before_norm: bool, cache: Cache | None = None
+) -> HiddenStates:
     """Hidden states of the tokens of `inputs`; with a cache they come after what it holds."""
     language_model = vlm.model.language_model
     with _input_of(language_model.norm) as before_norm:
@@ -90,13 +92,13 @@ def run(vlm: PreTrainedModel, inputs: Inputs, seg_before_norm: bool, cache: Cach
             **inputs.extra,
         ).last_hidden_state
     # where the layers are spread over devices, the last of them may be elsewhere than what it is asked for
-    return States(last, before_norm[0].to(last.device) if seg_before_norm else last)
+    return HiddenStates(last, before_norm[0].to(last.device) if seg_before_norm else last)
 
 
-def run_questions(
-    vlm: PreTrainedModel, inputs: Inputs, batch: Batch, seg_before_norm: bool, cache: Cache
-) -> tuple[States, Inputs]:
-    """States of the ends of the rows, (b, k, hidden), and what was read there; with all of it in the cache.
+def prefill(
+    vlm: PreTrainedModel, inputs: LanguageInputs, batch: Batch, seg_before_norm: bool, cache: Cache
+) -> tuple[HiddenStates, LanguageInputs]:
+    """HiddenStates of the ends of the rows, (b, k, hidden), and what was read there; with all of it in the cache.
 
     Questions about one image begin alike. What they have in common, the image, is read once and shared; k is the
     length of the longest rest, or of the rows where nothing is shared.
@@ -104,22 +106,22 @@ def run_questions(
     rows = batch.image_of_row
     images, of_row = rows.unique(return_inverse=True)
     # beyond the trained context the length of the whole turns the keys, so that parts cannot be read apart
-    if len(images) == len(rows) or not len(batch.pixel_values) or beyond_context(vlm, inputs.attention):
-        return run(vlm, inputs, seg_before_norm, cache), inputs
+    if len(images) == len(rows) or not len(batch.pixel_values) or exceeds_context(vlm, inputs.attention):
+        return run_language_model(vlm, inputs, seg_before_norm, cache), inputs
     ends = _ends_of_images(vlm, batch)
     first = torch.stack([(of_row == image).nonzero()[0, 0] for image in range(len(images))])
     shared = _begin(inputs, first, ends)
-    run(vlm, shared, seg_before_norm, cache)
+    run_language_model(vlm, shared, seg_before_norm, cache)
     cache.batch_select_indices(of_row.cpu())  # the layers may be on several devices
     rest = inputs.attention.shape[1] - int(ends.min())
     after = torch.arange(inputs.attention.shape[1], device=ends.device)[-rest:] >= ends[:, None]
     own = inputs.attention[:, -rest:] * after
-    read = Inputs(
+    read = LanguageInputs(
         inputs.embeddings[:, -rest:],
         inputs.positions[..., -rest:],
         torch.cat([shared.attention[of_row], own], dim=1),
     )
-    return run(vlm, read, seg_before_norm, cache), read
+    return run_language_model(vlm, read, seg_before_norm, cache), read
 
 
 def _ends_of_images(vlm: PreTrainedModel, batch: Batch) -> torch.Tensor:
@@ -128,7 +130,7 @@ def _ends_of_images(vlm: PreTrainedModel, batch: Batch) -> torch.Tensor:
     return places.shape[1] - places.flip(1).int().argmax(dim=1)
 
 
-def _begin(inputs: Inputs, rows: torch.Tensor, ends: torch.Tensor) -> Inputs:
+def _begin(inputs: LanguageInputs, rows: torch.Tensor, ends: torch.Tensor) -> LanguageInputs:
     """What `rows` have up to their `ends`, padded on the left."""
     starts = inputs.attention.argmax(dim=1)  # rows are padded on the left themselves
     width = int((ends - starts)[rows].max())
@@ -144,7 +146,7 @@ def _begin(inputs: Inputs, rows: torch.Tensor, ends: torch.Tensor) -> Inputs:
             "visual_pos_masks": marks[picked] & inside,
             "deepstack_visual_embeds": [torch.cat([parts[row] for row in rows.tolist()]) for parts in layers],
         }
-    return Inputs(
+    return LanguageInputs(
         inputs.embeddings[picked],
         inputs.positions[(..., *picked)],
         inputs.attention[picked] * inside,
@@ -163,7 +165,7 @@ def _input_of(module: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
         handle.remove()
 
 
-def restart_rope(vlm: PreTrainedModel) -> None:
+def reset_rope(vlm: PreTrainedModel) -> None:
     """Forget how long earlier questions were: dynamic RoPE scaling keeps the base of the longest in its module.
 
     The official InternLM2 never goes back, so that each short question after a long one is misread.
@@ -173,7 +175,7 @@ def restart_rope(vlm: PreTrainedModel) -> None:
         rope.max_seq_len_cached = rope.original_max_seq_len
 
 
-def hold_rope(vlm: PreTrainedModel) -> None:
+def freeze_rope(vlm: PreTrainedModel) -> None:
     """Keep the base of the question while its answer is written.
 
     Else, beyond the context that the model was trained on, each token changes it, and the keys in the cache, which
@@ -183,7 +185,7 @@ def hold_rope(vlm: PreTrainedModel) -> None:
         rope.max_seq_len_cached = sys.maxsize
 
 
-def beyond_context(vlm: PreTrainedModel, attention: torch.Tensor) -> bool:
+def exceeds_context(vlm: PreTrainedModel, attention: torch.Tensor) -> bool:
     """Whether dynamic RoPE scaling has to stretch the context for what was read."""
     rope = _dynamic_rope(vlm)
     return rope is not None and attention.shape[1] > rope.original_max_seq_len

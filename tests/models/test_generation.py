@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from vesalius.models.answering import (
-    Answer,
-    Drafts,
-    verify_answer,
-    write_answer,
-)
 from vesalius.models.checkpoint import OpenedModel, new_model, open_model
+from vesalius.models.generation import (
+    Answer,
+    DraftTable,
+    generate_answer,
+    verify_answer,
+)
 from vesalius.models.processor import Batch
 from vesalius.types import Item
 
@@ -69,13 +69,13 @@ def check_equal(found: Answer, written: Answer) -> None:
 def test_a_draft_that_goes_wrong_anywhere_changes_nothing(opened: OpenedModel, row: int, place: int) -> None:
     batch, nothing_stops = make_batch(opened), -1
     model = opened.model
-    ids = write_answer(model, batch, nothing_stops, MOST).ids
+    ids = generate_answer(model, batch, nothing_stops, MOST).ids
     assert len({tuple(each) for each in ids}) == 3
     model.seg_id = ids[1][3]  # a token that is said counts as [SEG]
-    written = write_answer(model, batch, nothing_stops, MOST)
+    written = generate_answer(model, batch, nothing_stops, MOST)
     assert written.says_seg.any()
     draft = [*ids[row][:place], *([1] if place < MOST else [])]
-    found = verify_answer(model, batch, Drafts(draft), nothing_stops, MOST)
+    found = verify_answer(model, batch, DraftTable(draft), nothing_stops, MOST)
     check_equal(found, written)
     # only the whole answer of that row was right
     assert found.origins == ["verified" if (each, place) == (row, MOST) else "generated" for each in range(3)]
@@ -84,12 +84,12 @@ def test_a_draft_that_goes_wrong_anywhere_changes_nothing(opened: OpenedModel, r
 @pytest.mark.parametrize("row", range(3))
 def test_the_right_draft_is_verified_in_one_pass(opened: OpenedModel, row: int) -> None:
     batch, model = make_batch(opened), opened.model
-    ids = write_answer(model, batch, -1, MOST).ids
+    ids = generate_answer(model, batch, -1, MOST).ids
     stop = ids[row][5]
     model.seg_id = ids[row][2]
-    written = write_answer(model, batch, stop, MOST)
+    written = generate_answer(model, batch, stop, MOST)
     with passes(opened) as lengths:
-        found = verify_answer(model, batch, Drafts(written.ids[row]), stop, MOST)
+        found = verify_answer(model, batch, DraftTable(written.ids[row]), stop, MOST)
     check_equal(found, written)
     assert found.origins[row] == "verified"
     alone = replace(
@@ -100,7 +100,7 @@ def test_the_right_draft_is_verified_in_one_pass(opened: OpenedModel, row: int) 
         image_of_row=batch.image_of_row[[row]],
     )
     with passes(opened) as lengths:
-        verify_answer(model, alone, Drafts(written.ids[row]), stop, MOST)
+        verify_answer(model, alone, DraftTable(written.ids[row]), stop, MOST)
     assert lengths == [batch.input_ids.shape[1] + len(written.ids[row])]
 
 
@@ -109,12 +109,12 @@ def test_half_precision_asks_again_where_two_logits_are_close(opened: OpenedMode
     head = model.vlm.lm_head.weight
     kept = head.detach().clone()
     try:
-        ids = write_answer(model, batch, -1, 4).ids
+        ids = generate_answer(model, batch, -1, 4).ids
         with torch.no_grad():
             head[(ids[0][0] + 1) % len(head)] = head[ids[0][0]]  # a twin: both have the same logit
-        written = write_answer(model, batch, -1, 4)
+        written = generate_answer(model, batch, -1, 4)
         with passes(opened) as lengths:
-            found = verify_answer(model, batch, Drafts([*written.ids[0], 7]), 7, 5)
+            found = verify_answer(model, batch, DraftTable([*written.ids[0], 7]), 7, 5)
         # once with the draft of 5 tokens behind the questions, once without it, then token by token
         image, drafted, again, asked, *rest = lengths
         assert (image, drafted) == (again, asked + 5)
@@ -136,7 +136,7 @@ def test_the_image_is_read_once_for_all_questions_about_it(opened: OpenedModel) 
         lambda _, args, kwargs: shapes.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
     )
     try:
-        found = write_answer(opened.model, together, -1, 3)
+        found = generate_answer(opened.model, together, -1, 3)
     finally:
         hook.remove()
     image_tokens = int((together.input_ids[0] == opened.processor.image_id).sum())
@@ -144,14 +144,14 @@ def test_the_image_is_read_once_for_all_questions_about_it(opened: OpenedModel) 
     assert shapes[0][1] >= image_tokens
     assert shapes[1] == (4, together.input_ids.shape[1] - shapes[0][1])
     alone = [
-        write_answer(opened.model, opened.processor([Item("a", frames, (prompt,))]), -1, 3).ids[0]
+        generate_answer(opened.model, opened.processor([Item("a", frames, (prompt,))]), -1, 3).ids[0]
         for prompt in prompts
     ]
     assert found.ids == alone
 
 
 def test_the_commonest_answer_is_the_next_draft() -> None:
-    drafts = Drafts([1, 2, 9])
+    drafts = DraftTable([1, 2, 9])
     assert drafts.best() == (1, 2, 9)
     drafts.hear([[3, 9], [4, 4]], stop_id=9)  # the second was cut
     assert drafts.best() == (1, 2, 9)
@@ -163,10 +163,10 @@ def test_the_commonest_answer_is_the_next_draft() -> None:
 def test_every_family_verifies_what_it_would_write(oracle: Path, family: str) -> None:
     opened = open_model(oracle / family)
     batch = make_batch(opened)
-    ids = write_answer(opened.model, batch, -1, MOST).ids
+    ids = generate_answer(opened.model, batch, -1, MOST).ids
     for place in (0, 4, MOST):
         draft = [*ids[2][:place], 5]
         check_equal(
-            verify_answer(opened.model, batch, Drafts(draft), -1, MOST),
-            write_answer(opened.model, batch, -1, MOST),
+            verify_answer(opened.model, batch, DraftTable(draft), -1, MOST),
+            generate_answer(opened.model, batch, -1, MOST),
         )

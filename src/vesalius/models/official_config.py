@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vesalius.errors import CheckpointError
-from vesalius.models.layouts import Shape
+from vesalius.models.layout_mapping import Shape
 from vesalius.models.prompts import CHATS, PromptTemplate
 from vesalius.models.specs import IMAGE_TOKEN, PRESETS, ModelSpec, sam2
 from vesalius.models.tokenizers import official_tokenizer
