@@ -97,8 +97,25 @@ def test_a_prediction_allocates_what_was_counted() -> None:
     assert counted.peak == pytest.approx(allocated(events), rel=0.1)
 
 
+def bfloat16_scratch() -> float:
+    """Bytes that a bfloat16 matrix product allocates beyond its result, as a share of the result.
+
+    0.2 with native bfloat16 instructions (AVX512_BF16, AMX), 0 where torch computes it without oneDNN (no AVX-512),
+    2 where oneDNN computes in float32 and keeps a float32 copy of the result (AVX-512 without bfloat16).
+    """
+    a, b = torch.ones(512, 256, dtype=torch.bfloat16), torch.ones(256, 512, dtype=torch.bfloat16)
+    torch.mm(a, b)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as events:
+        result = torch.mm(a, b)
+    return allocated(events) / result.nbytes - 1
+
+
 @pytest.mark.parametrize(("level", "dtype"), [("full", torch.float32), ("vision", torch.bfloat16)])
 def test_a_training_step_allocates_what_was_counted(level: Level, dtype: torch.dtype) -> None:
+    if dtype == torch.bfloat16 and (scratch := bfloat16_scratch()) > 0.5:
+        pytest.skip(
+            f"bfloat16 products allocate {scratch:.1f} times their result as scratch on this CPU, and none on a GPU"
+        )
     opened = new_model("tiny", seed=0)
     what = TrainsSettings(level=level)
     set_trainable(opened.model, what, new_tokens(opened.processor.tokenizer))
