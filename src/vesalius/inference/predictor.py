@@ -299,7 +299,7 @@ class Predictor:
         self.check_prompts(prompt for item in items for prompt in item.prompts)
         parameter = next(self.model.parameters())
         unseen = [item for item in items if not isinstance(item, Preprocessed)]
-        looked = iter(map_on_cores(self.processor.look, unseen))
+        looked = iter(map_on_cores(self.processor.preprocess, unseen))
         views = [item.view if isinstance(item, Preprocessed) else next(looked) for item in items]
         batch = self.processor(items, answered=self.answer == "force", inputs=views)
         batch = batch.to(parameter.device, parameter.dtype)
