@@ -22,7 +22,7 @@ class Bright:
     """Its masks are the pixels above 100; each call takes `pause_s`, and fails or stops where told to."""
 
     threshold, threshold_origin = 0.5, {}
-    training_images, training_looks, tuning_images = None, (), ()
+    training_images, training_perceptual_hashes, tuning_images = None, (), ()
     trained_on_unknown = True
 
     def __init__(

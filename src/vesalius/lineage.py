@@ -37,7 +37,7 @@ from vesalius.types import Absent, MaskFile, MaskReference, Polygons, RleMask, S
 
 PACKAGE = Path(__file__).resolve().parent
 
-LOOK_SIDE = 16
+HASH_SIDE = 16
 NEAR_BITS = 24
 """Of 256. Measured on 300 angiograms of ARCADE: two images differ in at least 40 bits (median 118); the same image
 brightened by a fifth, cut by 2 pixels, resized, with noise or at JPEG quality 50 in at most 22 in 99 % of cases."""
@@ -91,22 +91,22 @@ def hash_pixels(array: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def hash_look(pixels: np.ndarray) -> str:
-    """64 hexadecimal digits of what an image uint8 (h, w, 3) looks like: small changes change few of the 256 bits.
+def perceptual_hash(pixels: np.ndarray) -> str:
+    """Perceptual hash of an image uint8 (h, w, 3), 64 hexadecimal digits; small changes flip few of its 256 bits.
 
-    The difference hash: the image in gray at 17 x 16, and for each cell whether its right neighbor is brighter.
+    Difference hash (dHash): the gray image at 17 x 16; each bit says whether a cell's right neighbor is brighter.
     Source: N. Krawetz 2013, Kind of like that.
     """
-    small = Image.fromarray(pixels).convert("L").resize((LOOK_SIDE + 1, LOOK_SIDE), Image.Resampling.BOX)
+    small = Image.fromarray(pixels).convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX)
     values = np.asarray(small, dtype=np.int16)
     return np.packbits(values[:, 1:] > values[:, :-1]).tobytes().hex()
 
 
-def near_looks(look: str, others: Collection[str]) -> list[str]:
-    """Those of `others` that differ from `look` in at most `NEAR_BITS` of 256 bits."""
+def near_hashes(digest: str, others: Collection[str]) -> list[str]:
+    """The perceptual hashes of `others` that differ from `digest` in at most `NEAR_BITS` of 256 bits."""
     names = list(others)
     table = np.frombuffer(bytes.fromhex("".join(names)), dtype=np.uint8).reshape(len(names), -1)
-    bits = np.bitwise_count(table ^ np.frombuffer(bytes.fromhex(look), dtype=np.uint8)).sum(axis=1)
+    bits = np.bitwise_count(table ^ np.frombuffer(bytes.fromhex(digest), dtype=np.uint8)).sum(axis=1)
     return [name for name, count in zip(names, bits, strict=True) if count <= NEAR_BITS]
 
 

@@ -18,7 +18,7 @@ from vesalius.checks.listing import list_findings
 from vesalius.checks.phrases import counts
 from vesalius.cli import main
 from vesalius.data.dataset import load_item
-from vesalius.data.perceptual_hash import Likeness, likeness_of
+from vesalius.data.perceptual_hash import ImageHashes, hash_image
 from vesalius.errors import AnnotationError, SettingError
 from vesalius.types import Finding, MaskFile, Sample
 
@@ -145,7 +145,7 @@ def test_measures_are_those_of_the_masks_and_pixels(drawn: Any) -> None:
     for sample, measure in zip(report.parts[""].samples, report.measures, strict=True):
         item = load_item(sample)
         assert (measure.id, measure.size, measure.group) == (sample.id, item.size, sample.group)
-        assert measure.likeness == likeness_of(item.frames[0])
+        assert measure.hashes == hash_image(item.frames[0])
         assert item.masks is not None
         assert [target.phrase for target in measure.targets] == list(sample.prompts)
         assert [target.share for target in measure.targets] == [mask.mean() for mask in item.masks]
@@ -154,7 +154,7 @@ def test_measures_are_those_of_the_masks_and_pixels(drawn: Any) -> None:
 def test_nothing_is_measured_of_what_cannot_be_read(drawn: Any) -> None:
     drawn.image(0).write_bytes(b"")
     measure = drawn.check().measures[0]
-    assert (measure.size, measure.likeness, measure.targets) == (None, None, ())
+    assert (measure.size, measure.hashes, measure.targets) == (None, None, ())
 
 
 def test_other_processes_find_the_same(drawn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,32 +298,32 @@ def test_a_value_that_no_class_has_is_told_of_once_a_file(tmp_path: Path) -> Non
     assert found.code == "unknown_value"
 
 
-def clusters(looks: np.ndarray, grains: np.ndarray) -> list[list[int]]:
-    likenesses = [
-        Likeness(str(i), look.tobytes().hex(), grain.tobytes())
-        for i, (look, grain) in enumerate(zip(looks, grains, strict=True))
+def clusters(perceptual: np.ndarray, textures: np.ndarray) -> list[list[int]]:
+    hashes = [
+        ImageHashes(str(i), bits.tobytes().hex(), texture.tobytes())
+        for i, (bits, texture) in enumerate(zip(perceptual, textures, strict=True))
     ]
-    return near_clusters(likenesses, [each.pixels for each in likenesses])
+    return near_clusters(hashes, [each.pixel_hash for each in hashes])
 
 
 def test_near_images_are_found_among_thousands_as_by_looking_at_every_pair() -> None:
     rng = np.random.default_rng(0)
     n = 1500
-    looks = rng.integers(0, 256, (n, 32), dtype=np.uint8)
-    grains = rng.integers(-100, 100, (n, 400)).astype(np.int8)
+    perceptual = rng.integers(0, 256, (n, 32), dtype=np.uint8)
+    textures = rng.integers(-100, 100, (n, 400)).astype(np.int8)
     for copy, original, bits in ((700, 3, 24), (1400, 700, 20), (900, 5, 25), (1000, 6, 24)):
-        looks[copy] = looks[original]
-        looks[copy, : bits // 8] ^= 255
-        looks[copy, 31] ^= (1 << bits % 8) - 1
-        grains[copy] = grains[original]
-    grains[1000] = -grains[6]
-    assert clusters(looks, grains) == [[3, 700, 1400]]
+        perceptual[copy] = perceptual[original]
+        perceptual[copy, : bits // 8] ^= 255
+        perceptual[copy, 31] ^= (1 << bits % 8) - 1
+        textures[copy] = textures[original]
+    textures[1000] = -textures[6]
+    assert clusters(perceptual, textures) == [[3, 700, 1400]]
 
 
 def test_images_that_are_all_alike_make_one_cluster() -> None:
-    looks, grains = np.zeros((600, 32), np.uint8), np.ones((600, 400), np.int8)
-    assert clusters(looks, grains) == [list(range(600))]
-    assert clusters(looks, 0 * grains) == []
+    perceptual, textures = np.zeros((600, 32), np.uint8), np.ones((600, 400), np.int8)
+    assert clusters(perceptual, textures) == [list(range(600))]
+    assert clusters(perceptual, 0 * textures) == []
 
 
 def test_the_command_prints_a_table_and_exits_by_its_errors(

@@ -20,7 +20,7 @@ from vesalius.cli import main
 from vesalius.curation.splits import Seen, check_leaks, look_at, split_dataset, unite
 from vesalius.data.dataset import load_samples, open_dataset
 from vesalius.data.images import list_images, read_image
-from vesalius.data.perceptual_hash import Likeness
+from vesalius.data.perceptual_hash import ImageHashes
 from vesalius.errors import DataError, OutputError, SettingError
 from vesalius.lineage import hash_pixels
 from vesalius.types import Sample
@@ -110,9 +110,9 @@ def test_folds_are_named_so_that_split_picks_them_and_each_image_is_validated_on
 
 
 def seen(pixels: str, vector: np.ndarray, phrases: tuple[str, ...], area: float | None) -> Seen:
-    look = np.packbits(vector[:256] > 0).tobytes().hex()
-    grain = np.resize(np.round(100 * vector / np.abs(vector).max()), 400).astype(np.int8)
-    return Seen(Likeness(pixels, look, grain.tobytes()), area, phrases)
+    perceptual = np.packbits(vector[:256] > 0).tobytes().hex()
+    texture = np.resize(np.round(100 * vector / np.abs(vector).max()), 400).astype(np.int8)
+    return Seen(ImageHashes(pixels, perceptual, texture.tobytes()), area, phrases)
 
 
 @given(st.data(), st.integers(3, 30), st.integers(0, 2**31))
@@ -133,7 +133,7 @@ def test_units_never_tear_a_group_a_clip_or_equal_pixels_apart(
             tied = (
                 (samples[i].group is not None and samples[i].group == samples[j].group)
                 or (samples[i].sequence is not None and samples[i].sequence == samples[j].sequence)
-                or images[i].likeness.pixels == images[j].likeness.pixels
+                or images[i].hashes.pixel_hash == images[j].hashes.pixel_hash
             )
             assert not tied or units[i] == units[j]
     alone = {f"part{unit}": np.flatnonzero(units == unit).tolist() for unit in set(units.tolist())}
@@ -172,7 +172,7 @@ def test_a_part_that_knows_a_patient_or_an_image_of_another_is_refused(tmp_path:
     for parts, what in (
         ({"train": [0, 2, 4, 5], "val": [1, 3]}, "p0_0 in train and p0_1 in val have the same group"),
         ({"train": [0, 1, 2, 3, 5], "val": [4]}, "p4_same in val have the same image"),
-        ({"train": [0, 1, 2, 3, 4], "val": [5]}, "p5_near in val have the same look"),
+        ({"train": [0, 1, 2, 3, 4], "val": [5]}, "p5_near in val have the same perceptual hash"),
     ):
         with pytest.raises(DataError, match=what) as caught:
             check_leaks(parts, samples, images)

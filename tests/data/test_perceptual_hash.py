@@ -1,4 +1,4 @@
-"""Which images are known again, and which are told apart."""
+"""Perceptual and texture hashes find altered copies and separate different images."""
 
 from pathlib import Path
 
@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from vesalius.data.dataset import load_image, open_dataset
-from vesalius.data.perceptual_hash import GRAIN_SIDE, Likeness, likeness_of, near_pairs
+from vesalius.data.perceptual_hash import TEXTURE_SIDE, ImageHashes, hash_image, near_pairs
 
 
-def pairs_of(likenesses: list[Likeness]) -> list[list[int]]:
-    return [pair for pairs in near_pairs(likenesses) for pair in pairs.T.tolist()]
+def pairs_of(hashes: list[ImageHashes]) -> list[list[int]]:
+    return [pair for pairs in near_pairs(hashes) for pair in pairs.T.tolist()]
 
 
 def texture(seed: int) -> np.ndarray:
@@ -23,7 +23,7 @@ def texture(seed: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("change", ["none", "brighter", "noise"])
-def test_a_changed_image_is_known_again(change: str) -> None:
+def test_an_altered_copy_is_found(change: str) -> None:
     image = texture(1)
     changed = {
         "none": image.astype(float),
@@ -31,26 +31,28 @@ def test_a_changed_image_is_known_again(change: str) -> None:
         "noise": image + np.random.default_rng(0).normal(0, 8, image.shape),
     }[change]
     again = np.clip(changed, 0, 255).astype(np.uint8)
-    assert pairs_of([likeness_of(image), likeness_of(texture(2)), likeness_of(again)]) == [[0, 2]]
+    assert pairs_of([hash_image(image), hash_image(texture(2)), hash_image(again)]) == [[0, 2]]
 
 
-def test_grain_does_not_change_with_brightness_and_is_nothing_for_a_flat_image() -> None:
+def test_the_texture_hash_ignores_brightness_and_is_zero_for_a_flat_image() -> None:
     image = texture(3) // 2
-    grains = [np.frombuffer(likeness_of(each).grain, np.int8).astype(float) for each in (image, image * 2)]
-    assert np.corrcoef(grains)[0, 1] > 0.98
-    flat = likeness_of(np.full((80, 80, 3), 7, np.uint8))
-    assert not any(flat.grain)
-    assert len(flat.grain) == GRAIN_SIDE**2
-    assert pairs_of([flat, flat]) == []  # empty frames are like none
+    textures = [
+        np.frombuffer(hash_image(each).texture_hash, np.int8).astype(float) for each in (image, image * 2)
+    ]
+    assert np.corrcoef(textures)[0, 1] > 0.98
+    flat = hash_image(np.full((80, 80, 3), 7, np.uint8))
+    assert not any(flat.texture_hash)
+    assert len(flat.texture_hash) == TEXTURE_SIDE**2
+    assert pairs_of([flat, flat]) == []  # flat frames match nothing
 
 
-def test_only_wanted_pairs_are_looked_at() -> None:
-    likenesses = [likeness_of(texture(1))] * 3
-    assert pairs_of(likenesses) == [[0, 1], [0, 2], [1, 2]]
-    some = near_pairs(likenesses, lambda pairs: pairs[0] == 0)
+def test_only_wanted_pairs_are_compared() -> None:
+    hashes = [hash_image(texture(1))] * 3
+    assert pairs_of(hashes) == [[0, 1], [0, 2], [1, 2]]
+    some = near_pairs(hashes, lambda pairs: pairs[0] == 0)
     assert [pair for pairs in some for pair in pairs.T.tolist()] == [[0, 1], [0, 2]]
 
 
-def test_retinas_of_different_eyes_are_told_apart(shared: Path) -> None:
+def test_retinas_of_different_eyes_are_no_near_duplicates(shared: Path) -> None:
     dataset = open_dataset(shared / "data" / "chase_db1", prompt="blood vessel")
-    assert pairs_of([likeness_of(load_image(sample)) for sample in dataset.samples[:12]]) == []
+    assert pairs_of([hash_image(load_image(sample)) for sample in dataset.samples[:12]]) == []

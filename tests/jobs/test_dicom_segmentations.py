@@ -43,7 +43,7 @@ class Halves:
     """Answers with the left half; fails on the frames named."""
 
     batch, threshold, settings, threshold_origin = 2, 0.5, {}, {}
-    training_images, training_looks, tuning_images = None, (), ()
+    training_images, training_perceptual_hashes, tuning_images = None, (), ()
     trained_on_unknown = True
     card = {"name": "halves", "kind": "test", "fingerprint": "f" * 64, "step": None}  # noqa: RUF012
 

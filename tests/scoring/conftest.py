@@ -31,7 +31,7 @@ class FakeSegmenter:
     threshold_origin: Mapping[str, Any] = MappingProxyType({"how": "default"})
     settings: Mapping[str, Any] = MappingProxyType({"answer": "generate"})
     training_images: Any = None
-    training_looks: Any = ()
+    training_perceptual_hashes: Any = ()
     tuning_images: Any = ()
 
     def __init__(self, answers: dict[str, Any] | None = None, batch: int = 2) -> None:

@@ -56,7 +56,7 @@ from vesalius import Prediction, evaluate, load_samples
 class Segmenter:
     batch, threshold, threshold_origin, settings = 2, 0.5, {}, {}
     card = {"name": "script", "kind": "script", "fingerprint": None, "step": None}
-    training_images, training_looks, tuning_images = (), (), ()
+    training_images, training_perceptual_hashes, tuning_images = (), (), ()
     trained_on_unknown = False
 
     def predict(self, items):

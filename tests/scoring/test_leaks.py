@@ -10,7 +10,7 @@ from PIL import Image
 
 from vesalius.data.images import read_image
 from vesalius.errors import DataError
-from vesalius.lineage import hash_look, hash_pixels
+from vesalius.lineage import hash_pixels, perceptual_hash
 from vesalius.scoring.leaks import LISTED, Leaks, find_leaks
 from vesalius.types import Sample
 
@@ -55,7 +55,7 @@ def test_same_pixels_in_another_file_are_refused(samples, FakeSegmenter, name):
 def test_near_copies_are_listed_and_not_refused(samples, FakeSegmenter):
     model = FakeSegmenter()
     near = renamed(samples[3].image, "other.jpg", quality=60)
-    model.training_images, model.training_looks = (hash_pixels(near),), (hash_look(near),)
+    model.training_images, model.training_perceptual_hashes = (hash_pixels(near),), (perceptual_hash(near),)
     leaks = find_leaks(model, samples, allowed=False)
     assert (leaks.n_training, leaks.near) == (0, ("3",))
     assert "look nearly like" in leaks.notes[0] and leaks.notes[0].endswith("3")
@@ -63,7 +63,10 @@ def test_near_copies_are_listed_and_not_refused(samples, FakeSegmenter):
 
 def test_long_lists_of_near_copies_are_cut_with_a_count(samples, FakeSegmenter):
     model = FakeSegmenter()
-    model.training_images, model.training_looks = (), (hash_look(read_image(samples[0].image)),)
+    model.training_images, model.training_perceptual_hashes = (
+        (),
+        (perceptual_hash(read_image(samples[0].image)),),
+    )
     many = [Sample(f"copy{index}", samples[0].image, ("vessel",), ((),)) for index in range(LISTED + 7)]
     leaks = find_leaks(model, many, allowed=False)
     assert len(leaks.near) == LISTED + 7 and leaks.notes[0].endswith(", and 7 more")

@@ -9,7 +9,7 @@ import numpy as np
 
 from vesalius.checks.findings import finding, some
 from vesalius.checks.measures import Measure
-from vesalius.data.perceptual_hash import Likeness, near_pairs
+from vesalius.data.perceptual_hash import ImageHashes, near_pairs
 from vesalius.types import Finding
 
 
@@ -21,28 +21,28 @@ def check_duplicates(measures: Sequence[Measure]) -> list[Finding]:
     """
     same = defaultdict(list)
     for measure in measures:
-        if measure.likeness is not None:
-            same[measure.likeness].append(measure)
+        if measure.hashes is not None:
+            same[measure.hashes].append(measure)
     findings = [_exact(group) for group in same.values() if not _one_clip(group)]
     clips = [f"{_kin(each)}\n{each.split}" for each, *_ in same.values()]
-    likenesses = list(same)
-    for cluster in near_clusters(likenesses, clips):
-        findings.append(_near([each for index in cluster for each in same[likenesses[index]]]))
+    hashes = list(same)
+    for cluster in near_clusters(hashes, clips):
+        findings.append(_near([each for index in cluster for each in same[hashes[index]]]))
     return findings
 
 
-def near_clusters(likenesses: Sequence[Likeness], clips: Sequence[str]) -> list[list[int]]:
+def near_clusters(hashes: Sequence[ImageHashes], clips: Sequence[str]) -> list[list[int]]:
     """Places of images that look nearly alike, directly or by way of others; not those of one clip."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    n = len(likenesses)
+    n = len(hashes)
     label, clip = np.arange(n), np.unique(clips, return_inverse=True)[1]
 
     def unlinked(pairs: np.ndarray) -> np.ndarray:
         return (label[pairs[0]] != label[pairs[1]]) & (clip[pairs[0]] != clip[pairs[1]])
 
-    for first, second in near_pairs(likenesses, unlinked):
+    for first, second in near_pairs(hashes, unlinked):
         if len(first):
             links = (np.ones(len(first)), (label[first], label[second]))
             label = connected_components(coo_array(links, shape=(n, n)), directed=False)[1][label]

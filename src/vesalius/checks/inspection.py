@@ -23,7 +23,7 @@ from vesalius.checks.overlaps import Overlap, check_overlaps
 from vesalius.checks.widths import check_widths
 from vesalius.data.dataset import Dataset, open_dataset
 from vesalius.data.formats import ANNOTATION_FILES
-from vesalius.data.perceptual_hash import likeness_of
+from vesalius.data.perceptual_hash import hash_image
 from vesalius.errors import DataError, SettingError
 from vesalius.masks import Size
 from vesalius.parallel import map_in_order
@@ -173,7 +173,7 @@ def inspect_sample(sample: Sample, split: str = "") -> Record:
     measure = replace(
         measure,
         size=size,
-        likeness=likeness_of(pixels),
+        hashes=hash_image(pixels),
         targets=targets,
     )
     reach = _find_reach(sample, size) if any(each.code == "outside" for each in found) else None

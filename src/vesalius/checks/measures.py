@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vesalius.data.perceptual_hash import Likeness
+from vesalius.data.perceptual_hash import ImageHashes
 from vesalius.masks import Size
 
 
@@ -36,6 +36,6 @@ class Measure:
     sequence: str | None
     size: Size | None = None
     """(h, w); None where the image cannot be read."""
-    likeness: Likeness | None = None
+    hashes: ImageHashes | None = None
     targets: tuple[Target, ...] = ()
     """Empty where the sample is not annotated or a mask does not fit."""

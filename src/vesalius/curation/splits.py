@@ -17,7 +17,7 @@ from vesalius.curation.stratification import improve, stratify
 from vesalius.data.copying import place_images
 from vesalius.data.dataset import Dataset, load_item
 from vesalius.data.grouping import group_of
-from vesalius.data.perceptual_hash import Likeness, likeness_of, near_pairs
+from vesalius.data.perceptual_hash import ImageHashes, hash_image, near_pairs
 from vesalius.data.writers import sa2va_json
 from vesalius.errors import DataError, SettingError
 from vesalius.files import check_outside, check_replaceable, replacing, write_json
@@ -36,7 +36,7 @@ AREA_BINS = 5
 class Seen:
     """What a split has to know of an image."""
 
-    likeness: Likeness
+    hashes: ImageHashes
     area: float | None
     """Share of the image that its masks cover together; None where it is not annotated."""
     phrases: tuple[str, ...]
@@ -114,7 +114,7 @@ def look_at(sample: Sample) -> Seen:
         phrase for phrase, mask in zip(item.prompts, masks, strict=item.masks is not None) if mask.any()
     )
     area = None if item.masks is None else float(masks.any(axis=0).mean())
-    return Seen(likeness_of(item.frames[0]), area, phrases)
+    return Seen(hash_image(item.frames[0]), area, phrases)
 
 
 def unite(samples: Sequence[Sample], seen: Sequence[Seen]) -> tuple[Int64[np.ndarray, " n"], list[str]]:
@@ -126,7 +126,7 @@ def unite(samples: Sequence[Sample], seen: Sequence[Seen]) -> tuple[Int64[np.nda
     for key in (group_of, lambda sample: sample.sequence or sample.id):
         pairs += _equal_pairs([key(sample) for sample in samples])
     n_stated, _ = _components(len(samples), pairs)
-    same = _equal_pairs([each.likeness.pixels for each in seen])
+    same = _equal_pairs([each.hashes.pixel_hash for each in seen])
     near = _near_pairs(seen)
     n_units, units = _components(len(samples), [*pairs, *same, *near])
     notes = []
@@ -144,8 +144,8 @@ def check_leaks(parts: Mapping[str, Sequence[int]], samples: Sequence[Sample], s
     found = {
         "group": _equal_pairs([group_of(sample) for sample in samples]),
         "sequence": _equal_pairs([sample.sequence or sample.id for sample in samples]),
-        "image": _equal_pairs([each.likeness.pixels for each in seen]),
-        "look": _near_pairs(seen),
+        "image": _equal_pairs([each.hashes.pixel_hash for each in seen]),
+        "perceptual hash": _near_pairs(seen),
     }
     for what, pairs in found.items():
         for i, j in pairs:
@@ -165,8 +165,8 @@ def _equal_pairs(keys: Sequence[str]) -> list[tuple[int, int]]:
 
 def _near_pairs(seen: Sequence[Seen]) -> list[tuple[int, int]]:
     """Pairs that nearly look the same, and are not."""
-    found = [pair for some in near_pairs([each.likeness for each in seen]) for pair in some.T.tolist()]
-    return [(i, j) for i, j in found if seen[i].likeness.pixels != seen[j].likeness.pixels]
+    found = [pair for some in near_pairs([each.hashes for each in seen]) for pair in some.T.tolist()]
+    return [(i, j) for i, j in found if seen[i].hashes.pixel_hash != seen[j].hashes.pixel_hash]
 
 
 def _components(n: int, pairs: Sequence[tuple[int, int]]) -> tuple[int, np.ndarray]:
@@ -234,8 +234,8 @@ def _row(sample: Sample, seen: Seen) -> dict[str, str]:
     return {
         "id": sample.id,
         "group": group_of(sample),
-        "image_sha256": seen.likeness.pixels,
-        "look": seen.likeness.look,
+        "image_sha256": seen.hashes.pixel_hash,
+        "perceptual_hash": seen.hashes.perceptual_hash,
     }
 
 

@@ -96,9 +96,9 @@ class Baseline(ABC):
         return self.bundle_card.saw_unknown_images
 
     @property
-    def training_looks(self) -> tuple[str, ...]:
+    def training_perceptual_hashes(self) -> tuple[str, ...]:
         """Perceptual hash of each of them."""
-        return self.bundle_card.training_looks
+        return self.bundle_card.training_perceptual_hashes
 
     @property
     def tuning_images(self) -> tuple[str, ...]:

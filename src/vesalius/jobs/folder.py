@@ -75,8 +75,8 @@ class Described(Protocol):
         """Whether it was, or may have been, trained on other images that nobody knows."""
 
     @property
-    def training_looks(self) -> Collection[str]:
-        """Perceptual hash of each of them (`lineage.hash_look`), as far as they are known."""
+    def training_perceptual_hashes(self) -> Collection[str]:
+        """Perceptual hash of each of them (`lineage.perceptual_hash`), as far as they are known."""
 
     @property
     def tuning_images(self) -> Collection[str]:
@@ -301,7 +301,7 @@ def _about(segmenter: Described, prompts: Sequence[str], save: Sequence[str]) ->
     lineage = {
         "training_images": None if trained is None else sorted(trained),
         "trained_on_unknown": segmenter.trained_on_unknown,
-        "training_looks": sorted(segmenter.training_looks),
+        "training_perceptual_hashes": sorted(segmenter.training_perceptual_hashes),
         "tuning_images": sorted(segmenter.tuning_images),
     }
     return {"settings": {**segmenter.settings, **asked}, "lineage": lineage, "versions": versions()}

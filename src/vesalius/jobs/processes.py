@@ -85,7 +85,7 @@ class Description:
     threshold_origin: dict[str, Any]
     training_images: Collection[str] | None
     trained_on_unknown: bool
-    training_looks: Collection[str]
+    training_perceptual_hashes: Collection[str]
     tuning_images: Collection[str]
     cached: dict[str, int]
     """What came of the cache, of all processes together, so far; empty without one."""
@@ -188,7 +188,7 @@ def _describe(order: Order) -> Description:
         threshold_origin=made.threshold_origin,
         training_images=made.training_images,
         trained_on_unknown=made.trained_on_unknown,
-        training_looks=made.training_looks,
+        training_perceptual_hashes=made.training_perceptual_hashes,
         tuning_images=made.tuning_images,
         cached=count_cached(made),
     )

@@ -65,7 +65,7 @@ class ModelCard(Settings):
     trained_on_unknown: bool = False
     """Whether the weights were trained on other images, too, of which nobody knows: those of the official model with which
     fine-tuning began."""
-    training_looks: tuple[str, ...] = ()
+    training_perceptual_hashes: tuple[str, ...] = ()
     """Perceptual hash of each of them, by which near copies are found."""
     tuning_images: tuple[str, ...] = ()
     """SHA-256 of the pixels of each image that the threshold was found on, and the gain of `tta` measured."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from vesalius.data.dataset import load_image
 from vesalius.errors import DataError, ImageError
 from vesalius.jobs.folder import Segmenter
-from vesalius.lineage import hash_look, hash_pixels, near_looks
+from vesalius.lineage import hash_pixels, near_hashes, perceptual_hash
 from vesalius.types import Sample
 
 LISTED = 20
@@ -33,9 +33,9 @@ def find_leaks(segmenter: Segmenter, samples: Sequence[Sample], allowed: bool) -
     images that the threshold was tuned on. An image that cannot be read is passed over here; it fails by itself.
     """
     trained, tuned = set(segmenter.training_images or ()), set(segmenter.tuning_images)
-    looks = segmenter.training_looks
+    hashes = segmenter.training_perceptual_hashes
     seen, near, used = [], [], []
-    for sample in samples if trained or tuned or looks else ():
+    for sample in samples if trained or tuned or hashes else ():
         try:
             pixels = load_image(sample)
         except ImageError:
@@ -45,7 +45,7 @@ def find_leaks(segmenter: Segmenter, samples: Sequence[Sample], allowed: bool) -
             used.append(sample.id)
         if name in trained:
             seen.append(sample.id)
-        elif looks and near_looks(hash_look(pixels), looks):
+        elif hashes and near_hashes(perceptual_hash(pixels), hashes):
             near.append(sample.id)
     if used:
         raise DataError(

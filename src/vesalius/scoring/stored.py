@@ -112,8 +112,8 @@ class StoredPredictions:
         return self._run["lineage"].get("trained_on_unknown", self.training_images is None)
 
     @property
-    def training_looks(self) -> Collection[str]:
-        return self._run["lineage"].get("training_looks", ())
+    def training_perceptual_hashes(self) -> Collection[str]:
+        return self._run["lineage"].get("training_perceptual_hashes", ())
 
     @property
     def tuning_images(self) -> Collection[str]:

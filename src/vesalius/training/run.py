@@ -14,7 +14,7 @@ from vesalius.data.augment import AugmentSettings
 from vesalius.data.dataset import Dataset, load_item, open_dataset
 from vesalius.errors import SettingError, TrainingError
 from vesalius.files import check_outside, write_text
-from vesalius.lineage import commit, fingerprint_samples, hash_look, hash_pixels, versions
+from vesalius.lineage import commit, fingerprint_samples, hash_pixels, perceptual_hash, versions
 from vesalius.models.cards import CARD, ModelCard, ThresholdOrigin
 from vesalius.models.checkpoint import OpenedModel, find_model, merged, new_model, open_model
 from vesalius.models.stored_model import fingerprint_model
@@ -71,14 +71,14 @@ def train(
         )
         for note in _describe(train_set, val_set, mixture):
             on_note(note)
-        images, looks = _read_all(mixture, val_set, learner, on_note if overfit is None else _say_nothing)
+        images, hashes = _read_all(mixture, val_set, learner, on_note if overfit is None else _say_nothing)
         data = mixture.fingerprint()
         if resume:
             card = _continue_card(settings, card, data)
         else:
             _fit_projector(settings, engine, learner, train_set, on_note)
             begun = {"data": data, "overfit": overfit, "settings": settings.model_dump(mode="json")}
-            card = _begin_card(card, {**origin, **begun}, images, looks)
+            card = _begin_card(card, {**origin, **begun}, images, hashes)
         run = _prepare(
             settings, engine, learner, card, mixture, val_set, run_folder, overfit, on_step, on_validation
         )
@@ -140,7 +140,7 @@ def _say_nothing(_: object) -> None:
 
 
 def _begin_card(
-    card: ModelCard, lineage: dict[str, Any], images: dict[str, str], looks: list[str]
+    card: ModelCard, lineage: dict[str, Any], images: dict[str, str], hashes: list[str]
 ) -> ModelCard:
     """The card of a run that begins, from that of its start."""
     return card.changed(
@@ -148,7 +148,7 @@ def _begin_card(
         # what the starting weights have seen, these have seen too
         training_images=tuple(sorted({*(card.training_images or ()), *images.values()})),
         trained_on_unknown=card.saw_unknown_images,
-        training_looks=tuple(sorted({*card.training_looks, *looks})),
+        training_perceptual_hashes=tuple(sorted({*card.training_perceptual_hashes, *hashes})),
         **UNTUNED,
     )
 
@@ -203,11 +203,11 @@ def _read_all(
     for phrase in {prompt for sample in samples for prompt in sample.prompts}:
         learner.check_phrase(phrase)
     validated = [hash_pixels(load_item(sample).frames[0]) for sample in val_set.samples] if val_set else []
-    images, looks, sizes = {}, [], {}
+    images, hashes, sizes = {}, [], {}
     for sample in mixture.samples:
         item = load_item(sample)
         images[item.id], sizes[item.id] = hash_pixels(item.frames[0]), item.size
-        looks.append(hash_look(item.frames[0]))
+        hashes.append(perceptual_hash(item.frames[0]))
     shared = len(set(images.values()).intersection(validated))
     if shared:
         on_note(f"{shared} validation images are trained on too: the scores will be too good")
@@ -219,8 +219,8 @@ def _read_all(
         except SettingError as error:
             raise SettingError(f"{conversation.sample.source}: {error}") from error
         images[item.id] = hash_pixels(item.frames[0])
-        looks.append(hash_look(item.frames[0]))
-    return images, looks
+        hashes.append(perceptual_hash(item.frames[0]))
+    return images, hashes
 
 
 def read_run_settings(recipe: Path, changes: list[str]) -> RunSettings:
