@@ -1,4 +1,4 @@
-"""Does a running mean of the weights (`optim.ema`) predict better than the weights of the last step?
+"""Does a running mean of the weights (`optim.ema_decay`) predict better than the weights of the last step?
 
     .venv/bin/python benchmarks/averaging.py [--data FOLDER] [--steps 300] [--decays 0.9 0.97 0.99] [--seeds 2] [--json FILE]
 

@@ -41,17 +41,17 @@ from vesalius.types import Item
 RECIPE = Path(__file__).resolve().parents[1] / "recipes/arcade.yaml"
 LOSSES: dict[str, dict[str, Any]] = {
     "default": {},
-    "official": {"at": "points", "iou": 0},
+    "official": {"resolution": "points", "iou": 0},
     "bce 3 dice 1": {"text": 0.1, "bce": 3, "dice": 1},
     "arcade.yaml": {"text": 0.1, "bce": 1, "dice": 1, "cldice": 0.5},
-    "points": {"at": "points"},
-    "pixels": {"at": "pixels"},
+    "points": {"resolution": "points"},
+    "pixels": {"resolution": "image"},
     "bce alone": {"dice": 0},
     "dice alone": {"bce": 0, "dice": 2.5},
     "cldice 0.5": {"cldice": 0.5},
     "cldice 2": {"cldice": 2},
     "focal for bce": {"bce": 0, "focal": 10},
-    "objects": {"balance": "objects"},
+    "objects": {"class_balanced": True},
 }
 """Name of a way -> what differs from the defaults of `LossSettings`."""
 THRESHOLDS = tuple(round(0.05 * k, 2) for k in range(1, 20))
@@ -71,7 +71,7 @@ def train_one(sets: dict[str, Path], way: str, seed: int, steps: int, folder: Pa
     settings = read_settings(RunSettings, RECIPE, written)
     run = train(settings)
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return run, statistics.median(settings.batch / line["images_per_s"] for line in lines)
+    return run, statistics.median(settings.batch_size / line["images_per_s"] for line in lines)
 
 
 def score_one(run: Path, items: list[Item]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from their files and read as they are needed. Two ways: with an allocator that h
 mark follows what is alive; and as the command line runs, with `keep_freed_memory`.
 
 `--for train`: the high-water mark of the second step of AdamW on one image, with the allocator that hands back, for
-several settings of `what_trains`; the weights are copied from their files first.
+several settings of `trainable`; the weights are copied from their files first.
 """
 
 from __future__ import annotations
@@ -26,15 +26,19 @@ from typing import Any
 
 MIB = 2**20
 PHASES = ("vision encoder", "language model", "SAM encoder", "SAM decoder")
-CHECKPOINTED = {"level": "vision", "quantized": "4bit", "checkpointing": ["language model", "vision encoder"]}
-TRAINED: dict[str, tuple[dict[str, Any], str]] = {
-    "lora": ({"level": "lora", "lora": {"language": {"rank": 64}}}, "float32"),
-    "lora, 4bit": ({"level": "lora", "quantized": "4bit"}, "float32"),
-    "lora, bf16": ({"level": "lora", "lora": {"language": {"rank": 64}}}, "bfloat16"),
-    "vision, 4bit, bf16, checkpointing": (CHECKPOINTED, "bfloat16"),
-    "full, bf16": ({"level": "full"}, "bfloat16"),
+CHECKPOINTED = {
+    "preset": "vision",
+    "quantization": "4bit",
+    "gradient_checkpointing": ["language model", "vision encoder"],
 }
-"""Name -> the setting `what_trains`, and the dtype of the activations."""
+TRAINED: dict[str, tuple[dict[str, Any], str]] = {
+    "lora": ({"preset": "lora", "lora": {"language": {"rank": 64}}}, "float32"),
+    "lora, 4bit": ({"preset": "lora", "quantization": "4bit"}, "float32"),
+    "lora, bf16": ({"preset": "lora", "lora": {"language": {"rank": 64}}}, "bfloat16"),
+    "vision, 4bit, bf16, checkpointing": (CHECKPOINTED, "bfloat16"),
+    "full, bf16": ({"preset": "full"}, "bfloat16"),
+}
+"""Name -> the setting `trainable`, and the dtype of the activations."""
 
 
 def make_spec() -> Any:
@@ -164,7 +168,7 @@ def measure_step(folder: Path, image: tuple[int, int], name: str) -> dict[str, A
 
     from vesalius.models.checkpoint import open_model
     from vesalius.models.token_rows import new_tokens
-    from vesalius.models.trainable import TrainsSettings, set_trainable
+    from vesalius.models.trainable import TrainableSettings, set_trainable
     from vesalius.training.losses import LossSettings, measure
     from vesalius.types import Item
 
@@ -182,7 +186,7 @@ def measure_step(folder: Path, image: tuple[int, int], name: str) -> dict[str, A
         for parameter in opened.model.parameters():
             parameter.data = parameter.data.clone()
         tokens = new_tokens(opened.processor.tokenizer)
-        groups = set_trainable(opened.model, TrainsSettings(**choice), tokens)
+        groups = set_trainable(opened.model, TrainableSettings(**choice), tokens)
         optimizer = torch.optim.AdamW([{"params": group} for group in groups.values()])
         opened.model.train()
 
@@ -219,7 +223,7 @@ def estimate_step(image: tuple[int, int], name: str) -> dict[str, Any]:
 
     choice, dtype = TRAINED[name]
     settings = TrainingSettings.model_validate(
-        {"what_trains": choice, "dtype": dtype, "image": image, "batch": 1}
+        {"trainable": choice, "dtype": dtype, "image": image, "batch": 1}
     )
     task = Task(make_spec(), settings, (), find_cpu())
     cost = task.cost(1)

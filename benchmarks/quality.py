@@ -133,8 +133,8 @@ def pretrain(plan: Plan, kind: str) -> Path:
 def begin(kind: str, trained: Path | None) -> list[str]:
     """Settings of a run from the weights of another, or from random ones."""
     if trained is None:
-        return [f"model={kind}", "start=random", f"optim.lr={RATES[kind][0]}"]
-    return [f"model={trained}", "start=weights", f"optim.lr={RATES[kind][1]}"]
+        return [f"model={kind}", "init=random", f"optim.lr={RATES[kind][0]}"]
+    return [f"model={trained}", "init=pretrained", f"optim.lr={RATES[kind][1]}"]
 
 
 def train_on(plan: Plan, question: str, kind: str, seed: int) -> Path:

@@ -1,9 +1,9 @@
 """How long is an optimizer step of `tiny`, against an earlier version of this project?
 
     git worktree add ../before COMMIT
-    .venv/bin/python benchmarks/training_ratio.py --against ../before [--rounds 5] [--batch 4] [--json FILE]
+    .venv/bin/python benchmarks/training_ratio.py --against ../before [--rounds 5] [--batch-size 4] [--json FILE]
 
-Both versions train everything that images pass through (`what_trains: full`), on the same synthetic images of 512 x 512
+Both versions train everything that images pass through (`trainable: full`), on the same synthetic images of 512 x 512
 with the same phrases, from the same weights, the earlier version's, each with AdamW as its own loop has it. Each runs in
 a process of its own; the processes take turns, so that the ratio holds on a machine that is busy with other things.
 `loss` is that of the first and the last step: equal to rounding, or the versions do not do the same.
@@ -86,7 +86,7 @@ def main() -> None:
     )
     parser.add_argument("--against", type=Path, required=True, metavar="TREE")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     here = Path(__file__).resolve().parents[1]
@@ -95,7 +95,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in trees}
     losses: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        items = [draw(9, i) for i in range(args.batch)]
+        items = [draw(9, i) for i in range(args.batch_size)]
         data = Path(folder) / "data.npz"
         masks = [item.masks[:1] for item in items if item.masks is not None]
         np.savez(data, frames=np.stack([item.frames for item in items]), masks=np.stack(masks))
@@ -117,7 +117,7 @@ def main() -> None:
             args.json,
             {
                 "cores": os.cpu_count(),
-                "batch": args.batch,
+                "batch_size": args.batch_size,
                 "ratio": statistics.median(ratios),
                 "ratios": ratios,
                 "seconds": seconds,

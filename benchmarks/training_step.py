@@ -1,6 +1,6 @@
 """How long is a training step of the tiny model, and what does it cost in memory?
 
-    .venv/bin/python benchmarks/training_step.py [--steps 8] [--batch 4] [--json FILE]
+    .venv/bin/python benchmarks/training_step.py [--steps 8] [--batch-size 4] [--json FILE]
 
 Prints steps/s, images/s and peak memory for what can be trained, each in a process of its own, with and without
 `keep_freed_memory`. The images are synthetic, 512 x 512 with two phrases; the first two steps are not counted.
@@ -50,7 +50,7 @@ def measure_one(what: Any, steps: int, batch_size: int, keep: bool) -> dict[str,
     median = statistics.median(seconds[WARM_UP:])
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return {
-        "what_trains": what,
+        "trainable": what,
         "keep_freed_memory": keep,
         "steps_per_s": 1 / median,
         "images_per_s": batch_size / median,
@@ -65,12 +65,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--one", nargs=2, metavar=("WHAT", "KEEP"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(measure_one(args.one[0], args.steps, args.batch, args.one[1] == "keep")))
+        print(json.dumps(measure_one(args.one[0], args.steps, args.batch_size, args.one[1] == "keep")))
         return
     rows = []
     print(
@@ -78,7 +78,14 @@ def main() -> None:
     )
     for what in ("projector", "decoder", "full"):
         for keep in ("return", "keep"):
-            command = [sys.executable, __file__, "--steps", str(args.steps), "--batch", str(args.batch)]
+            command = [
+                sys.executable,
+                __file__,
+                "--steps",
+                str(args.steps),
+                "--batch-size",
+                str(args.batch_size),
+            ]
             done = subprocess.run([*command, "--one", what, keep], check=True, capture_output=True, text=True)
             row = json.loads(done.stdout)
             rows.append(row)
@@ -90,7 +97,7 @@ def main() -> None:
     if args.json:
         machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
         args.json.write_text(
-            json.dumps({"machine": machine, "batch": args.batch, "rows": rows}, indent=2) + "\n"
+            json.dumps({"machine": machine, "batch_size": args.batch_size, "rows": rows}, indent=2) + "\n"
         )
 
 

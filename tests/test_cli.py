@@ -24,11 +24,11 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main(["synth", str(folder / "data"), "--n", "5", "--size", "96", "--seed", "4"]) == 0
     recipe = {
         "model": "tiny",
-        "start": "random",
+        "init": "random",
         "data": {"train": str(folder / "data"), "val": str(folder / "data")},
-        "what_trains": "full",
+        "trainable": "full",
         "steps": 2,
-        "batch": 2,
+        "batch_size": 2,
         "out": str(folder / "run"),
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True), encoding="utf-8")
@@ -214,7 +214,7 @@ def test_refusals_are_one_sentence_that_names_the_place(
         (["train", recipe, "--set", f"out={recipe}"], "is a file; choose another `out`"),
         (["train", recipe, "--set", "optim.betas=[0.9, 1.5]"], "optim.betas"),
         (
-            ["train", "--resume", work / "run", "--set", "batch=1"],
+            ["train", "--resume", work / "run", "--set", "batch_size=1"],
             "a batch had 2 images over all processes and would have 1",
         ),
         (["info", "Sa2VA-8B"], "Sa2VA-8B: its weights are not on this machine"),
@@ -279,7 +279,7 @@ def test_help_starts_without_torch() -> None:
 def test_interrupted_training_leaves_a_run_that_resumes(work: Path, tmp_path: Path) -> None:
     """A real process, killed without warning between checkpoints, then continued to the end."""
     out = tmp_path / "run"
-    settings = [f"out={out}", "steps=3", "validate.every_epochs=1", "batch=5"]
+    settings = [f"out={out}", "steps=3", "validate.every_epochs=1", "batch_size=5"]
     command = [sys.executable, "-m", "vesalius", "train", str(work / "recipe.yaml"), "--set", *settings]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

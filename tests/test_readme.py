@@ -176,8 +176,8 @@ def test_every_setting_of_a_recipe_is_explained(readme: str) -> None:
 @pytest.mark.parametrize(("readme", "needed"), [("README.md", "needed"), ("README.zh-CN.md", "必填")])
 def test_defaults_in_the_table_of_settings_are_those_of_the_code(readme: str, needed: str) -> None:
     defaults = dict(setting_defaults(RunSettings))
-    level = RunSettings.model_fields["what_trains"].default.level  # `what_trains: decoder` is short for it
-    defaults |= {"what_trains": level, "what_trains.level": level}
+    preset = RunSettings.model_fields["trainable"].default.preset  # `trainable: decoder` is short for it
+    defaults |= {"trainable": preset, "trainable.preset": preset}
     rows = re.findall(r"^\| (`[a-z_.]+`[^|]*) \| ([^|]*) \| [^|]* \|$", text_of(readme), re.MULTILINE)
     told = {tuple(re.findall(r"`(.*?)`", first)): cell for first, cell in rows}
     told = {names: cell for names, cell in told.items() if names[0] in defaults}

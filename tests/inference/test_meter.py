@@ -12,7 +12,7 @@ from vesalius.inference.meter import Meter
 from vesalius.inference.predictor import Predictor
 from vesalius.models.checkpoint import new_model
 from vesalius.models.token_rows import new_tokens
-from vesalius.models.trainable import Level, TrainsSettings, set_trainable
+from vesalius.models.trainable import Preset, TrainableSettings, set_trainable
 from vesalius.types import Item
 
 META = torch.device("meta")
@@ -110,14 +110,14 @@ def bfloat16_scratch() -> float:
     return allocated(events) / result.nbytes - 1
 
 
-@pytest.mark.parametrize(("level", "dtype"), [("full", torch.float32), ("vision", torch.bfloat16)])
-def test_a_training_step_allocates_what_was_counted(level: Level, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("preset", "dtype"), [("full", torch.float32), ("vision", torch.bfloat16)])
+def test_a_training_step_allocates_what_was_counted(preset: Preset, dtype: torch.dtype) -> None:
     if dtype == torch.bfloat16 and (scratch := bfloat16_scratch()) > 0.5:
         pytest.skip(
             f"bfloat16 products allocate {scratch:.1f} times their result as scratch on this CPU, and none on a GPU"
         )
     opened = new_model("tiny", seed=0)
-    what = TrainsSettings(level=level)
+    what = TrainableSettings(preset=preset)
     set_trainable(opened.model, what, new_tokens(opened.processor.tokenizer))
     opened.model.train()
     frames = torch.zeros(1, 512, 512, 3, dtype=torch.uint8).numpy()

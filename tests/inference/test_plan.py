@@ -35,7 +35,7 @@ from vesalius.models.segmenter import encode_images
 from vesalius.models.specs import ModelSpec, find_spec
 from vesalius.models.stored_model import empty_model
 from vesalius.models.token_rows import new_tokens
-from vesalius.models.trainable import KEEPS, TrainsSettings, set_trainable
+from vesalius.models.trainable import CHECKPOINTABLE, TrainableSettings, set_trainable
 
 CPU = Device("cpu", 64 * GIB)
 COSTS: dict[tuple[str, ...], Pass] = {}
@@ -75,15 +75,17 @@ def test_a_name_of_no_part_is_an_error() -> None:
 
 
 def task_of(spec: ModelSpec, what: Any, gpus: str = "", **settings: Any) -> Task:
-    asked = TrainingSettings(what_trains=what, **settings)
+    asked = TrainingSettings(trainable=what, **settings)
     return Task(spec, asked, parse_gpus(gpus) if gpus else (), CPU)
 
 
-@pytest.mark.parametrize("level", KEEPS)
-def test_what_a_plan_lets_train_is_what_training_does(level: str) -> None:
+@pytest.mark.parametrize("preset", CHECKPOINTABLE)
+def test_what_a_plan_lets_train_is_what_training_does(preset: str) -> None:
     opened = new_model("tiny", seed=0)
-    trained = set_trainable(opened.model, TrainsSettings(level=level), new_tokens(opened.processor.tokenizer))
-    task = task_of(opened.card.spec, level)
+    trained = set_trainable(
+        opened.model, TrainableSettings(preset=preset), new_tokens(opened.processor.tokenizer)
+    )
+    task = task_of(opened.card.spec, preset)
     expected = {group: 2 * sum(p.nbytes for p in parameters) for group, parameters in trained.items()}
     rows = task.remembered.pop("new tokens", 0)
     assert rows >= expected.pop("new tokens", 0)  # a tokenizer may lack some of the words
@@ -94,22 +96,24 @@ def test_what_a_plan_lets_train_is_what_training_does(level: str) -> None:
 
 def test_four_bits_are_counted_as_bitsandbytes_makes_them() -> None:
     pytest.importorskip("bitsandbytes", reason="needs the extra quantized")
-    opened, what = new_model("tiny", seed=0), {"level": "vision", "quantized": "4bit"}
-    set_trainable(opened.model, TrainsSettings.model_validate(what), new_tokens(opened.processor.tokenizer))
+    opened, what = new_model("tiny", seed=0), {"preset": "vision", "quantization": "4bit"}
+    set_trainable(
+        opened.model, TrainableSettings.model_validate(what), new_tokens(opened.processor.tokenizer)
+    )
     buffers = (buffer.nbytes for name, buffer in opened.model.named_buffers() if name.endswith(".scales"))
     weights = sum(p.nbytes for p in opened.model.parameters()) + sum(buffers)
     assert sum(task_of(opened.card.spec, what).weights.values()) == pytest.approx(weights, rel=1e-3)
 
 
 def test_shards_divide_what_is_held_and_copies_add_what_is_sent(wide: ModelSpec) -> None:
-    what = {"level": "lora", "quantized": "4bit"}
+    what = {"preset": "lora", "quantization": "4bit"}
     whole, two, four = (
         task_of(wide, what, gpus, sharded=sharded, batch=1)
         for gpus, sharded in (("1x24GiB", False), ("2x24GiB", True), ("4x24GiB", True))
     )
     scales = sum(
         p.nbytes
-        for name, p in prepared(wide, TrainsSettings.model_validate(what))[0].named_parameters()
+        for name, p in prepared(wide, TrainableSettings.model_validate(what))[0].named_parameters()
         if name.endswith(".scales")
     )
     for task, count in ((two, 2), (four, 4)):
@@ -177,18 +181,18 @@ def test_memory_grows_with_images_and_prompts_and_halves_with_the_width(wide: Mo
 def test_training_keeps_more_the_more_trains(wide: ModelSpec) -> None:
     work = Work(1, 1, (448, 448), 64)
 
-    def cost(level: str, dtype: torch.dtype = torch.float32, **more: Any) -> Pass:
-        return measure_training(wide, dtype, work, TrainsSettings(level=level, **more))
+    def cost(preset: str, dtype: torch.dtype = torch.float32, **more: Any) -> Pass:
+        return measure_training(wide, dtype, work, TrainableSettings(preset=preset, **more))
 
     full, again, lora, decoder = (
         cost("full"),
-        cost("full", checkpointing=("language model",)),
+        cost("full", gradient_checkpointing=("language model",)),
         cost("lora"),
         cost("decoder"),
     )
     assert decoder.peak <= lora.peak <= full.peak
     trained = sum(
-        p.nbytes for group in prepared(wide, TrainsSettings(level="full"))[1].values() for p in group
+        p.nbytes for group in prepared(wide, TrainableSettings(preset="full"))[1].values() for p in group
     )
     assert full.peaks["optimizer step"] == trained
     # the gradients are alive at the end of the backward pass
@@ -204,13 +208,13 @@ def test_autocast_keeps_a_copy_of_frozen_weights_below_lora_but_not_of_layers_do
     language = sum(p.numel() for p in empty_model(wide).vlm.model.language_model.layers.parameters())
 
     def kept(**more: Any) -> int:
-        what = TrainsSettings(level="lora", **more)
+        what = TrainableSettings(preset="lora", **more)
         return measure_training(wide, torch.bfloat16, work, what).peaks["SAM encoder"]
 
     plain = kept()
     assert plain > 2 * language
-    assert kept(quantized="4bit") < plain - 1.9 * language
-    assert kept(checkpointing=("language model",)) < plain - 1.9 * language
+    assert kept(quantization="4bit") < plain - 1.9 * language
+    assert kept(gradient_checkpointing=("language model",)) < plain - 1.9 * language
 
 
 def test_a_model_that_fits_one_gpu_is_whole_there_and_once_on_each(wide: ModelSpec) -> None:
@@ -299,7 +303,7 @@ def test_training_on_one_device_counts_the_optimizer() -> None:
     spec, costs = find_spec("tiny"), dict[tuple[str, ...], Pass]()
 
     def trained(size: int, **settings: Any) -> Plan:
-        asked = TrainingSettings(what_trains="full", batch=2, **settings)
+        asked = TrainingSettings(trainable="full", batch=2, **settings)
         return planning._plan(Task(spec, asked, parse_gpus(mib(size)), CPU, costs), "tiny", True)
 
     made = trained(4000)
@@ -308,10 +312,10 @@ def test_training_on_one_device_counts_the_optimizer() -> None:
         by_kind[amount.kind] = by_kind.get(amount.kind, 0) + amount.size
     assert made.dtype == "float32"
     assert by_kind["optimizer"] == pytest.approx(2 * by_kind["weights"], rel=0.2)
-    assert any(remedy.startswith("what_trains=") for remedy in trained(200).remedies)
+    assert any(remedy.startswith("trainable=") for remedy in trained(200).remedies)
     # of tiny SAM's encoder keeps the most
     assert (
-        "what_trains.checkpointing=[language model, vision encoder, SAM encoder], a third more time a step"
+        "trainable.gradient_checkpointing=[language model, vision encoder, SAM encoder], a third more time a step"
         in (trained(240).remedies)
     )
 
@@ -384,9 +388,9 @@ def test_a_gpu_may_be_of_part_of_a_gib() -> None:
         ("Sa2VA-9B", None, "predict", [], "did you mean Sa2VA-8B"),
         ("tiny", None, "predict", ["batch=0"], "batch: .*greater than or equal to 1"),
         ("tiny", None, "predict", ["batsh=1"], "did you mean batch"),
-        ("tiny", None, "predict", ["what_trains=full"], "unknown key what_trains"),
+        ("tiny", None, "predict", ["trainable=full"], "unknown key trainable"),
         ("tiny", None, "train", ["quantize=4bit"], "unknown key quantize"),
-        ("tiny", None, "train", ["what_trains=decode"], "what_trains.level"),
+        ("tiny", None, "train", ["trainable=decode"], "trainable.preset"),
         ("tiny", "1x24GiB", "train", ["sharded=true"], "between several GPUs, and here are 1"),
         ("tiny", None, "train", ["dtype=float16"], "loss scaling"),
         ("tiny", None, "predict", ["batch=16", "prompts=32"], "must not exceed"),

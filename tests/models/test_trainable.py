@@ -13,44 +13,44 @@ from vesalius.config import make_settings
 from vesalius.errors import SettingError, TrainingError
 from vesalius.models.adapter import layers_of
 from vesalius.models.checkpoint import OpenedModel, merged, new_model, open_bundle, save_bundle, write_bundle
-from vesalius.models.parameter_groups import WHAT_TRAINS
+from vesalius.models.parameter_groups import TRAINABLE_PARTS
 from vesalius.models.processor import Batch
 from vesalius.models.specs import find_spec
 from vesalius.models.stored_model import empty_model
 from vesalius.models.token_rows import new_tokens
-from vesalius.models.trainable import GROUPS, KEEPS, TrainsSettings, set_trainable
+from vesalius.models.trainable import GROUPS, CHECKPOINTABLE, TrainableSettings, set_trainable
 from vesalius.models.vlm import vision_encoder_of
 from vesalius.training.gradient_check import MovementCheck
 from vesalius.training.losses import LossSettings, measure
 from vesalius.types import Item
 
-LEVELS = {
+PRESETS = {
     "projector": {"projector"},
     "decoder": {"projector", "SAM decoder"},
     "lora": {"projector", "SAM decoder", "language model"},
     "tokens": {"projector", "SAM decoder", "language model", "new tokens"},
     "vision": {"projector", "SAM decoder", "language model", "new tokens", "vision encoder"},
-    "full": set(WHAT_TRAINS["full"]),
+    "full": set(TRAINABLE_PARTS["full"]),
 }
 CHOICES: dict[str, dict[str, Any]] = {
-    **{level: {"level": level} for level in LEVELS},
-    "vision, 4bit": {"level": "vision", "quantized": "4bit"},
+    **{preset: {"preset": preset} for preset in PRESETS},
+    "vision, 4bit": {"preset": "vision", "quantization": "4bit"},
     "other sizes": {
-        "level": "vision",
+        "preset": "vision",
         "lora": {"language": {"rank": 4, "targets": ["q_proj", "v_proj"]}, "vision": {"rank": 2, "alpha": 1}},
     },
 }
 
 
 def prepared(choice: dict[str, Any]) -> tuple[OpenedModel, dict[str, list[torch.nn.Parameter]]]:
-    if "quantized" in choice:
+    if "quantization" in choice:
         pytest.importorskip("bitsandbytes", reason="needs the extra quantized")
     opened = new_model("tiny", seed=0)
     return opened, make_trainable(opened, choice)
 
 
 def make_trainable(opened: OpenedModel, choice: dict[str, Any]) -> dict[str, list[torch.nn.Parameter]]:
-    settings = make_settings(TrainsSettings, choice, "test")
+    settings = make_settings(TrainableSettings, choice, "test")
     return set_trainable(opened.model, settings, new_tokens(opened.processor.tokenizer), seed=1)
 
 
@@ -100,8 +100,8 @@ def bytes_of(opened: OpenedModel) -> dict[str, bytes]:
 def test_exactly_what_trains_has_gradients_moves_and_is_remembered(choice: str) -> None:
     opened, groups = prepared(CHOICES[choice])
     stir(opened)
-    assert set(groups) == LEVELS[CHOICES[choice]["level"]]
-    assert set(groups) == set(make_settings(TrainsSettings, CHOICES[choice], "test").groups)
+    assert set(groups) == PRESETS[CHOICES[choice]["preset"]]
+    assert set(groups) == set(make_settings(TrainableSettings, CHOICES[choice], "test").groups)
     trained = {id(each) for group in groups.values() for each in group}
     names = {name for name, each in opened.model.named_parameters() if id(each) in trained}
     assert names == {name for name, each in opened.model.named_parameters() if each.requires_grad}
@@ -127,59 +127,62 @@ def test_exactly_what_trains_has_gradients_moves_and_is_remembered(choice: str) 
 
 
 def test_a_name_alone_stands_for_the_defaults_and_is_written_out() -> None:
-    settings = TrainsSettings.model_validate("vision")
+    settings = TrainableSettings.model_validate("vision")
     assert settings.model_dump(exclude_none=True) == {
-        "level": "vision",
+        "preset": "vision",
         "lora": {
             "language": {"rank": 16, "alpha": 32.0, "dropout": 0.05},
             "vision": {"rank": 16, "alpha": 32.0, "dropout": 0.05},
         },
-        "checkpointing": (),
-        "keep": "merged",
+        "gradient_checkpointing": (),
+        "save": "merged",
     }
-    assert TrainsSettings.model_validate(settings.model_dump(mode="json")) == settings
-    assert TrainsSettings.model_validate({"level": "lora", "quantized": "4bit"}).keep == "adapter"
-    assert TrainsSettings.model_validate("decoder").lora.language is None
+    assert TrainableSettings.model_validate(settings.model_dump(mode="json")) == settings
+    assert TrainableSettings.model_validate({"preset": "lora", "quantization": "4bit"}).save == "adapter"
+    assert TrainableSettings.model_validate("decoder").lora.language is None
 
 
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ("all", "level: Input should be 'projector'"),
-        ({"level": ["full"]}, "level: Input should be 'projector'"),
+        ("all", "preset: Input should be 'projector'"),
+        ({"preset": ["full"]}, "preset: Input should be 'projector'"),
         (
-            {"level": "full", "lora": {"language": {}}},
-            "level full trains no LoRA over language; leave lora.language",
+            {"preset": "full", "lora": {"language": {}}},
+            "preset full trains no LoRA over language; leave lora.language",
         ),
-        ({"level": "tokens", "lora": {"vision": {}}}, "LoRA over vision; .* a level that does: vision"),
+        ({"preset": "tokens", "lora": {"vision": {}}}, "LoRA over vision; .* a preset that does: vision"),
         (
-            {"level": "lora", "lora": {"language": {"rank": 0}}},
+            {"preset": "lora", "lora": {"language": {"rank": 0}}},
             "lora.language.rank: .* greater than or equal to 1",
         ),
-        ({"level": "lora", "lora": {"language": {"alpha": 0}}}, "lora.language.alpha: .* greater than 0"),
+        ({"preset": "lora", "lora": {"language": {"alpha": 0}}}, "lora.language.alpha: .* greater than 0"),
         (
-            {"level": "lora", "lora": {"tongue": {}}},
-            "unknown key what_trains.lora.tongue; did you mean language",
+            {"preset": "lora", "lora": {"tongue": {}}},
+            "unknown key trainable.lora.tongue; did you mean language",
         ),
-        ({"level": "full", "quantized": "4bit"}, "weights of 4 bits cannot train; take the level vision"),
-        ({"level": "lora", "quantized": "8bit"}, "quantized: Input should be '4bit'"),
-        ({"level": "decoder", "keep": "merged"}, "no adapter to keep or to merge"),
-        ({"level": "lora", "checkpointing": ["SAM encoder"]}, "saves nothing at the level lora"),
-        ({"quantized": "4bit"}, "level: Field required"),
+        (
+            {"preset": "full", "quantization": "4bit"},
+            "weights of 4 bits cannot train; take the preset vision",
+        ),
+        ({"preset": "lora", "quantization": "8bit"}, "quantization: Input should be '4bit'"),
+        ({"preset": "decoder", "save": "merged"}, "no adapter to keep or to merge"),
+        ({"preset": "lora", "gradient_checkpointing": ["SAM encoder"]}, "saves nothing with the preset lora"),
+        ({"quantization": "4bit"}, "preset: Field required"),
     ],
 )
 def test_what_cannot_be_is_refused(choice: Any, message: str) -> None:
     from vesalius.config import Settings
 
     class Recipe(Settings):
-        what_trains: TrainsSettings
+        trainable: TrainableSettings
 
     with pytest.raises(SettingError, match=message):
-        make_settings(Recipe, {"what_trains": choice}, "recipe")
+        make_settings(Recipe, {"trainable": choice}, "recipe")
 
 
 def test_layers_that_are_not_there_are_refused() -> None:
-    choice = {"level": "lora", "lora": {"language": {"targets": ["qkv"]}}}
+    choice = {"preset": "lora", "lora": {"language": {"targets": ["qkv"]}}}
     with pytest.raises(
         SettingError, match="language model: no linear layer is called 'qkv'; known: down_proj"
     ):
@@ -189,7 +192,7 @@ def test_layers_that_are_not_there_are_refused() -> None:
 
 
 def test_frozen_encoders_keep_nothing_for_the_backward_pass() -> None:
-    opened, _ = prepared({"level": "decoder"})
+    opened, _ = prepared({"preset": "decoder"})
     model, traced = opened.model, []
     for module in (
         vision_encoder_of(model.vlm),
@@ -199,7 +202,7 @@ def test_frozen_encoders_keep_nothing_for_the_backward_pass() -> None:
         module.register_forward_hook(lambda _, inputs, made: traced.append(made[0].requires_grad))
     kept = [loss_and_kept(opened)[1]]
     assert traced == [False, False, False]
-    kept += [loss_and_kept(prepared({"level": level})[0])[1] for level in ("lora", "vision", "full")]
+    kept += [loss_and_kept(prepared({"preset": preset})[0])[1] for preset in ("lora", "vision", "full")]
     assert kept == sorted(kept)
     assert kept[0] < kept[1] < 0.2 * kept[3]
 
@@ -222,20 +225,20 @@ def loss_and_kept(opened: OpenedModel) -> tuple[torch.Tensor, int]:
 
 
 @pytest.mark.parametrize(
-    ("level", "parts"),
-    [("vision", KEEPS["vision"]), ("full", KEEPS["full"][-1:])],
+    ("preset", "parts"),
+    [("vision", CHECKPOINTABLE["vision"]), ("full", CHECKPOINTABLE["full"][-1:])],
 )
-def test_checkpointing_changes_no_gradient_and_keeps_less(level: str, parts: tuple[str, ...]) -> None:
-    plain = step_with(level, [])
+def test_checkpointing_changes_no_gradient_and_keeps_less(preset: str, parts: tuple[str, ...]) -> None:
+    plain = step_with(preset, [])
     for part in parts:
-        loss, gradients, kept = step_with(level, [part])
+        loss, gradients, kept = step_with(preset, [part])
         assert loss == plain[0]
         assert all(torch.equal(a, b) for a, b in zip(gradients, plain[1], strict=True))
         assert kept < plain[2], part
 
 
-def step_with(level: str, parts: list[str]) -> tuple[float, list[torch.Tensor], int]:
-    opened, groups = prepared({"level": level, "checkpointing": parts})
+def step_with(preset: str, parts: list[str]) -> tuple[float, list[torch.Tensor], int]:
+    opened, groups = prepared({"preset": preset, "gradient_checkpointing": parts})
     stir(opened)
     loss, kept = loss_and_kept(opened)
     loss.backward()
@@ -274,7 +277,7 @@ def test_reopened_equals_and_merged_equals_the_adapter(choice: str, tmp_path: Pa
     expected = outputs(opened)
     save_bundle(tmp_path / "kept", opened)
     kept = open_bundle(tmp_path / "kept")
-    assert kept.card.quantized == CHOICES[choice].get("quantized")
+    assert kept.card.quantized == CHOICES[choice].get("quantization")
     assert (outputs(kept) - expected).abs().max() <= 1e-5
     plain = merged(kept)
     assert (plain.has_adapter, plain.card.quantized, plain.folder) == (False, None, None)
@@ -315,12 +318,12 @@ def test_a_half_that_does_not_train_is_linked_between_checkpoints_and_copied_fro
 
 
 def test_a_model_with_an_adapter_trains_on_with_the_same_one_or_merged() -> None:
-    opened, _ = prepared({"level": "lora"})
-    with pytest.raises(SettingError, match="other ranks, alphas or layers than what_trains asks for"):
-        make_trainable(opened, {"level": "lora", "lora": {"language": {"rank": 4}}})
-    with pytest.raises(TrainingError, match="keeps a LoRA as an adapter, and at the level full none trains"):
-        make_trainable(opened, {"level": "full"})
-    make_trainable(merged(opened), {"level": "lora", "lora": {"language": {"rank": 4}}})
+    opened, _ = prepared({"preset": "lora"})
+    with pytest.raises(SettingError, match="other ranks, alphas or layers than trainable asks for"):
+        make_trainable(opened, {"preset": "lora", "lora": {"language": {"rank": 4}}})
+    with pytest.raises(TrainingError, match="keeps a LoRA as an adapter, and with the preset full none trains"):
+        make_trainable(opened, {"preset": "full"})
+    make_trainable(merged(opened), {"preset": "lora", "lora": {"language": {"rank": 4}}})
     assert {each.r["default"] for each in layers_of(opened.model.vlm).values()} == {4}
 
 
@@ -344,7 +347,7 @@ def test_group_without_gradient_is_named() -> None:
 
 
 def test_group_that_does_not_move_is_named() -> None:
-    opened, groups = prepared({"level": "projector"})
+    opened, groups = prepared({"preset": "projector"})
     check = MovementCheck(groups)
     take_steps(opened, adamw(groups, lr=0.0), range(1), lambda: check.note_gradients(True))
     with pytest.raises(TrainingError, match="projector is set to train but did not move"):

@@ -30,7 +30,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(data: Path, out: Path, **changes: Any) -> RunSettings:
     stored = json.loads((GOLDEN / "first_losses_settings.json").read_text())
     values = {**stored, "data": {"train": data, "val": data}, "out": out, "trackers": []}
-    return make_settings(RunSettings, {**values, "what_trains": "tokens", "steps": 2, **changes}, "test")
+    return make_settings(RunSettings, {**values, "trainable": "tokens", "steps": 2, **changes}, "test")
 
 
 def test_a_run_of_lora_ends_in_merged_weights_and_resumes_from_its_adapter(
@@ -48,11 +48,11 @@ def test_a_run_of_lora_ends_in_merged_weights_and_resumes_from_its_adapter(
     torch.testing.assert_close(*states, rtol=1e-4, atol=1e-5)
     assert read_card(run / "best").step == 2
 
-    late = {"level": "tokens", "keep": "adapter"}
+    late = {"preset": "tokens", "save": "adapter"}
     with pytest.raises(
         TrainingError, match=r"keep: adapter comes too late, best \(step-000002-merged\) is merged"
     ):
-        train(settings(data, run, what_trains=late), resume=True)
+        train(settings(data, run, trainable=late), resume=True)
 
     longer = train(settings(data, run, steps=4), resume=True)
     whole = train(settings(data, tmp_path / "whole", steps=4))
@@ -70,7 +70,7 @@ def test_an_adapter_is_resumed_to_the_last_digit_and_frozen_halves_are_written_o
     changes = {
         "steps": 4,
         "validate": {"every_epochs": 1},
-        "what_trains": {"level": "lora", "keep": "adapter"},
+        "trainable": {"preset": "lora", "save": "adapter"},
     }
     whole = train(settings(data, tmp_path / "whole", **changes))
 

@@ -84,7 +84,7 @@ def test_a_phrase_that_decides_nothing_is_told_of_once() -> None:
 
     assert told(line(0.9, 0.5)) == (
         "THE PHRASE DECIDES NOTHING at step 30: the masks of two phrases of an image agree to a Dice of 0.90, their truths "
-        "to 0.50; for phrases that the model has not learned set projector: fitted and what_trains: decoder"
+        "to 0.50; for phrases that the model has not learned set projector: fitted and trainable: decoder"
     )
     assert "give it more steps" in (told(line(0.97, 0.02), fitted=True) or "")
     assert told(line(0.89, 0.02)) is None

@@ -19,9 +19,9 @@ from vesalius.types import Item
 
 WAYS: tuple[dict[str, Any], ...] = (
     {"cldice": 1.0, "focal": 3.0, "skeleton_steps": 2},
-    {"at": "points", "points": 40, "focal": 3.0},
-    {"at": "pixels", "cldice": 1.0, "skeleton_steps": 2},
-    {"balance": "objects", "focal": 1.0},
+    {"resolution": "points", "points": 40, "focal": 3.0},
+    {"resolution": "image", "cldice": 1.0, "skeleton_steps": 2},
+    {"class_balanced": True, "focal": 1.0},
 )
 
 
@@ -78,7 +78,7 @@ def test_every_way_gives_each_map_a_gradient(way: dict[str, Any]) -> None:
 
 def test_each_mask_counts_the_same_whatever_the_size_of_its_image() -> None:
     logits, masks = random_logits(2), [random_masks(1, 100, 100), random_masks(1, 12, 12)]
-    settings = LossSettings(at="pixels")
+    settings = LossSettings(resolution="image")
     both = measure(output_of(logits), masks, settings)
     single = [measure(output_of(logits[i : i + 1]), masks[i : i + 1], settings) for i in (0, 1)]
     for name in ("mask", "dice"):
@@ -142,13 +142,13 @@ def test_half_precision_is_measured_in_float32(way: dict[str, Any], dtype: torch
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"cldice": 1.0, "at": "points"}, "cldice needs whole maps"),
+        ({"cldice": 1.0, "resolution": "points"}, "cldice needs whole maps"),
         ({"focal": -1.0}, "focal"),
         ({"focal_gamma": 0.5}, "focal_gamma"),
         ({"importance_sample_ratio": 1.5}, "importance_sample_ratio"),
         ({"oversample_ratio": 0.5}, "oversample_ratio"),
         ({"points": 0}, "points"),
-        ({"at": "corners"}, "at"),
+        ({"resolution": "corners"}, "resolution"),
         ({"cl_dice": 1.0}, "did you mean cldice"),
     ],
 )
@@ -181,7 +181,7 @@ def of_learner(opened: OpenedModel) -> Measured:
 
 
 def test_a_resumed_run_samples_the_points_of_the_uninterrupted_one(of_learner: Measured) -> None:
-    way = {"at": "points", "points": 300}
+    way = {"resolution": "points", "points": 300}
     torch.manual_seed(0)
     before = of_learner(way, [7])
     torch.manual_seed(1)  # torch's generator stands elsewhere when a run is resumed

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from monai.losses import FocalLoss, SoftclDiceLoss
 
 from vesalius.training.mask_losses import (
-    Balance,
     binary_cross_entropy,
     focal_loss,
     iou_error,
@@ -60,7 +59,7 @@ def test_cross_entropy_is_that_of_torch(gray: bool) -> None:
     logits, targets = random_pair(0, gray)
     expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     torch.testing.assert_close(
-        binary_cross_entropy(logits, targets, "pixels"), expected.mean(dim=(1, 2)), rtol=1e-6, atol=0
+        binary_cross_entropy(logits, targets, False), expected.mean(dim=(1, 2)), rtol=1e-6, atol=0
     )
 
 
@@ -68,13 +67,13 @@ def test_cross_entropy_is_that_of_torch(gray: bool) -> None:
 def test_focal_loss_is_monais_for_masks_of_zero_and_one(gamma: float) -> None:
     logits, targets = random_pair(1)
     expected = FocalLoss(gamma=gamma, reduction="none")(logits[:, None], targets[:, None]).mean(dim=(1, 2, 3))
-    torch.testing.assert_close(focal_loss(logits, targets, gamma, "pixels"), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(focal_loss(logits, targets, gamma, False), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_focal_loss_of_a_gray_cell_is_least_at_its_share() -> None:
     logits = torch.linspace(-4, 4, 161)[:, None]
     for share in (0.2, 0.5, 0.9):
-        loss = focal_loss(logits, torch.full_like(logits, share), 2.0, "pixels")
+        loss = focal_loss(logits, torch.full_like(logits, share), 2.0, False)
         assert logits[loss.argmin(), 0].sigmoid().item() == pytest.approx(share, abs=0.01)
 
 
@@ -86,15 +85,15 @@ def test_balanced_by_hand(gamma: float) -> None:
     inside = (-(targets * easy) * p.log()).sum() / 1.25
     outside = (-((1 - targets) * easy) * (1 - p).log()).sum() / 2.75
     expected = (inside + outside) / 2
-    torch.testing.assert_close(focal_loss(logits, targets, gamma, "objects")[0], expected)
+    torch.testing.assert_close(focal_loss(logits, targets, gamma, True)[0], expected)
 
 
 def test_balance_by_objects_does_not_look_at_their_area() -> None:
     small, large = torch.zeros(1, 32, 32), torch.zeros(1, 32, 32)
     small[0, :2, :2], large[0, :16] = 1, 1
-    one, other = (binary_cross_entropy(3 * each - 1, each, "objects") for each in (small, large))
+    one, other = (binary_cross_entropy(3 * each - 1, each, True) for each in (small, large))
     torch.testing.assert_close(one, other)
-    one, other = (binary_cross_entropy(3 * each - 1, each, "pixels") for each in (small, large))
+    one, other = (binary_cross_entropy(3 * each - 1, each, False) for each in (small, large))
     assert (one - other).abs() > 0.05
 
 
@@ -104,10 +103,10 @@ def test_a_missed_speck_weighs_as_much_as_a_missed_vessel_by_objects_only() -> N
     nothing = torch.full((1, 32, 32), -5.0)
     missed = {
         balance: [binary_cross_entropy(nothing, each, balance).item() for each in (speck, vessel)]
-        for balance in ("pixels", "objects")
+        for balance in (False, True)
     }
-    assert missed["objects"][0] == pytest.approx(missed["objects"][1])
-    assert missed["pixels"][1] > 20 * missed["pixels"][0]
+    assert missed[True][0] == pytest.approx(missed[True][1])
+    assert missed[False][1] > 20 * missed[False][0]
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
@@ -116,7 +115,7 @@ def test_balance_of_a_mask_with_one_side_only_is_the_mean_over_that(value: float
     targets = torch.full_like(logits, value)
     targets = targets + 1e-7 * torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(
-        binary_cross_entropy(logits, targets, "objects"), binary_cross_entropy(logits, targets, "pixels")
+        binary_cross_entropy(logits, targets, True), binary_cross_entropy(logits, targets, False)
     )
 
 
@@ -164,8 +163,8 @@ def test_a_line_too_wide_is_better_in_cldice_than_in_dice() -> None:
     assert soft_cldice_loss(certain(wide), line, 4) < 0.1
 
 
-@pytest.mark.parametrize("balance", ["pixels", "objects"])
-def test_half_precision_of_large_logits_on_large_maps_stays_finite_in_float32(balance: Balance) -> None:
+@pytest.mark.parametrize("balance", [False, True])
+def test_half_precision_of_large_logits_on_large_maps_stays_finite_in_float32(balance: bool) -> None:
     logits = (6e4 * torch.ones(1, 512, 512)).half()
     logits[0, ::2] *= -1
     targets = torch.zeros(1, 512, 512)
@@ -202,8 +201,8 @@ def test_losses_of_any_masks_are_in_their_range_and_each_masks_own(
     for loss in (
         soft_dice_loss,
         lambda x, t: soft_cldice_loss(x, t, 3),
-        lambda x, t: focal_loss(x, t, 2.0, "objects"),
-        lambda x, t: binary_cross_entropy(x, t, "objects"),
+        lambda x, t: focal_loss(x, t, 2.0, True),
+        lambda x, t: binary_cross_entropy(x, t, True),
     ):
         both = loss(logits, targets)
         assert (both >= -1e-6).all()
@@ -220,4 +219,4 @@ def test_no_masks_at_all_give_no_losses() -> None:
     nothing = torch.zeros(0, 8, 8)
     for loss in (soft_dice_loss(nothing, nothing), soft_cldice_loss(nothing, nothing, 2)):
         assert loss.shape == (0,)
-    assert focal_loss(nothing, nothing, 2.0, "objects").shape == (0,)
+    assert focal_loss(nothing, nothing, 2.0, True).shape == (0,)

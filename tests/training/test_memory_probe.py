@@ -36,12 +36,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     (folder / "annotations.json").write_text(json.dumps(entries))
     values = {
         "model": "tiny",
-        "start": "random",
+        "init": "random",
         "data": {"train": folder},
-        "what_trains": "decoder",
-        "batch": 1,
+        "trainable": "decoder",
+        "batch_size": 1,
         "steps": 2,
-        "optim": {"accumulate": 2},
+        "optim": {"gradient_accumulation_steps": 2},
         "out": folder / "run",
     }
     settings = make_settings(RunSettings, values, "test")

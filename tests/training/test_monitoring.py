@@ -30,11 +30,11 @@ def settings(data: Path, out: Path, **changes: Any) -> RunSettings:
     values = {
         "model": "tiny",
         "data": {"train": data, "val": data, "prompt": "blood vessel"},
-        "what_trains": "projector",
-        "batch": 2,
-        "workers": 0,
+        "trainable": "projector",
+        "batch_size": 2,
+        "num_workers": 0,
         "steps": 2,
-        "optim": {"lr": 1e-3, "warmup": 0.2},
+        "optim": {"lr": 1e-3, "warmup_ratio": 0.2},
         "validate": {"figures": 1},
         "trackers": [],
         "out": out,
@@ -102,11 +102,11 @@ def test_a_run_says_once_that_the_phrase_decides_nothing(tmp_path: Path) -> None
     assert min(line["prediction_similarity"] for line in validations) > 0.9
     (note,) = (note for note in notes if "THE PHRASE DECIDES NOTHING" in note)
     assert "at step 0:" in note
-    assert note.endswith("set projector: fitted and what_trains: decoder")
+    assert note.endswith("set projector: fitted and trainable: decoder")
 
 
 def test_a_run_with_averaged_weights_saves_the_mean_and_continues_exactly(data: Path, tmp_path: Path) -> None:
-    changes = {"optim": {"lr": 1e-3, "warmup": 0.2, "ema": 0.9}, "start": "random"}
+    changes = {"optim": {"lr": 1e-3, "warmup_ratio": 0.2, "ema_decay": 0.9}, "init": "random"}
 
     def asked(name: str) -> RunSettings:
         return settings(data, tmp_path / name, **changes).changed(data={"train": data})
@@ -146,7 +146,7 @@ def test_a_run_ends_when_its_patience_does_and_overfit_with_a_sentence(
     patient = {"metric": "skeleton_recall_over_8px", "patience": 2, "figures": 0}
     for room in ("watch", "runs"):
         monkeypatch.setattr(f"vesalius.training.{room}.validations_since_best", lambda lines, _: len(lines))
-    asked = settings(data, tmp_path / "run", steps=50, start="random", batch=1, validate=patient)
+    asked = settings(data, tmp_path / "run", steps=50, init="random", batch_size=1, validate=patient)
     run = train(asked, overfit=1, on_note=notes.append)
     assert [line["step"] for line in lines(run)] == [1, 2]
     assert notes[-3] == f"ends early: 2 validations without a better {patient['metric']} (best: none)"

@@ -44,13 +44,13 @@ def talk(path: Path, answer: str) -> None:
 def settings(folder: Path, out: Path, **changes: Any) -> RunSettings:
     values = {
         "model": "tiny",
-        "start": "random",
-        "what_trains": "lora",
+        "init": "random",
+        "trainable": "lora",
         "data": {"train": folder / "annotations.json", "questions": folder / "talk.json"},
         "tasks": TASKS,
         "steps": 4,
-        "batch": 4,
-        "workers": 2,
+        "batch_size": 4,
+        "num_workers": 2,
         "augment": {"flip": 0.5},
         "out": out,
     }
@@ -64,7 +64,7 @@ def lines(run: Path, name: str = "log.jsonl") -> list[dict[str, Any]]:
 def test_run_of_all_tasks_keeps_them_when_it_is_resumed(data: Path, tmp_path: Path) -> None:
     notes: list[str] = []
     # 4 samples and one example of each other task: an epoch is one batch of stills, a clip and words
-    run = train(settings(data, tmp_path / "run", steps=1, batch=7), on_note=notes.append)
+    run = train(settings(data, tmp_path / "run", steps=1, batch_size=7), on_note=notes.append)
     assert [note.partition(":")[0] for note in notes if " an epoch beside 4 samples" in note] == [
         "negatives",
         "clips",
@@ -77,12 +77,12 @@ def test_run_of_all_tasks_keeps_them_when_it_is_resumed(data: Path, tmp_path: Pa
     assert "talk, entry 0" in manifest["train"]["samples"]
     assert len(read_card(run / "last").training_images) == 5  # what was talked about counts as seen
     with pytest.raises(TrainingError, match=r"tasks\.clips \(it was 0\.2\) cannot change in a resumed run"):
-        train(settings(data, run, batch=7, tasks={**TASKS, "clips": 0.4}), resume=True)
+        train(settings(data, run, batch_size=7, tasks={**TASKS, "clips": 0.4}), resume=True)
     talk(data / "talk.json", "Blue.")
     with pytest.raises(TrainingError, match="is not what the run was trained on"):
-        train(settings(data, run, steps=2, batch=7), resume=True)
+        train(settings(data, run, steps=2, batch_size=7), resume=True)
     talk(data / "talk.json", "Red.")
-    train(settings(data, run, steps=2, batch=7), resume=True)
+    train(settings(data, run, steps=2, batch_size=7), resume=True)
     assert [(line["step"], line["epoch"]) for line in lines(run)] == [(1, 0), (2, 1)]
 
 
@@ -115,13 +115,13 @@ def test_model_learns_to_say_that_a_phrase_is_not_there(tmp_path: Path) -> None:
     path.write_text(json.dumps(entries))
     changes = {
         "data": {"train": tmp_path / "set", "val": tmp_path / "set"},
-        "start": "weights",
-        "what_trains": "full",
+        "init": "pretrained",
+        "trainable": "full",
         "optim": {"lr": 1e-3, "weight_decay": 0.0},
         "tasks": {"absent": "words"},
         "augment": {},
         "steps": 60,
-        "batch": 2,
+        "batch_size": 2,
         "validate": {"every_epochs": 1000},
     }
     run = train(settings(tmp_path / "set", tmp_path / "run", **changes))

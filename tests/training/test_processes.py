@@ -31,11 +31,11 @@ CONFIGURATIONS = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 RECIPE: dict[str, Any] = {
     "model": "tiny",
-    "start": "random",
-    "what_trains": "decoder",
+    "init": "random",
+    "trainable": "decoder",
     "epochs": 1,
-    "batch": 2,
-    "optim": {"lr": 1e-3, "warmup": 0.2, "accumulate": 2},
+    "batch_size": 2,
+    "optim": {"lr": 1e-3, "warmup_ratio": 0.2, "gradient_accumulation_steps": 2},
     "augment": {"flip": 0.5},
     "loss": {"text": 0.0},
     "validate": {"limit": 2},
@@ -89,7 +89,7 @@ def assert_equal(run: Path, alone: Path) -> None:
 
 def test_two_processes_of_torchrun_lose_what_one_does(data: Path, alone: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(settings(data, tmp_path / "run", batch=1).to_yaml())
+    recipe.write_text(settings(data, tmp_path / "run", batch_size=1).to_yaml())
     done = start(TORCHRUN, ["-m", "vesalius", "train", str(recipe)])
     assert done.returncode == 0, done.stderr
     assert_equal(tmp_path / "run", alone)
@@ -127,7 +127,7 @@ def test_two_processes_of_accelerate_launch_train_in_shards_and_resume_in_shards
     script.write_text(SHARDED)
     configuration = ["--config_file", str(ROOT / "recipes" / "accelerate" / "fsdp2.yaml")]
     launch = [sys.executable, "-m", "accelerate.commands.launch", *configuration, "--main_process_port", "0"]
-    recipe.write_text(settings(data, run, batch=1, save_every_minutes=1e-9).to_yaml())
+    recipe.write_text(settings(data, run, batch_size=1, save_every_minutes=1e-9).to_yaml())
     for stopped, arguments in ((True, [str(recipe)]), (False, ["--resume", str(run)])):
         script.write_text(SHARDED.replace("STOPPED", str(stopped)))
         done = start(launch, [str(script), "train", *arguments])
@@ -137,14 +137,14 @@ def test_two_processes_of_accelerate_launch_train_in_shards_and_resume_in_shards
             shutil.copytree(run, tmp_path / "whole", symlinks=True)
     assert [line["step"] for line in lines(run)] == [1, 2]
     assert_equal(run, alone)
-    whole = train(settings(data, tmp_path / "whole", batch=2, save_every_minutes=1e-9), resume=True)
+    whole = train(settings(data, tmp_path / "whole", batch_size=2, save_every_minutes=1e-9), resume=True)
     assert_equal(whole, alone)
 
 
 @pytest.mark.slow
 def test_signal_to_the_launcher_saves_in_all_processes(data: Path, tmp_path: Path) -> None:
     recipe, run = tmp_path / "recipe.yaml", tmp_path / "run"
-    recipe.write_text(settings(data, run, batch=1, epochs=1000).to_yaml())
+    recipe.write_text(settings(data, run, batch_size=1, epochs=1000).to_yaml())
     command = [*TORCHRUN, "-m", "vesalius", "train", str(recipe)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
@@ -170,7 +170,7 @@ def test_error_of_one_process_ends_both_with_its_sentence(data: Path, tmp_path: 
         "    return {**losses, 'total': float('nan')} if run.engine.rank == 1 else losses\n"
         "loop.backward = spoiled\nfrom vesalius.cli import main\nsys.exit(main(sys.argv[1:]))\n"
     )
-    recipe.write_text(settings(data, run, batch=1).to_yaml())
+    recipe.write_text(settings(data, run, batch_size=1).to_yaml())
     done = start(TORCHRUN, [str(script), "train", str(recipe)])
     assert done.returncode == 1
     assert "the loss became nan at step 1 with the samples synth_0000" in done.stderr
@@ -220,7 +220,11 @@ def test_processes_share_each_batch_and_count_what_one_process_would(
             "fp16",
             "asks for mixed precision fp16, the recipe for precision fp32",
         ),
-        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", r"write optim\.accumulate: 4 in the recipe and 1"),
+        (
+            "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
+            "4",
+            r"write optim\.gradient_accumulation_steps: 4 in the recipe and 1",
+        ),
         ("ACCELERATE_USE_DEEPSPEED", "true", r"DeepSpeed.*fsdp2\.yaml shards as ZeRO-3 does"),
     ],
 )
@@ -256,7 +260,7 @@ def test_a_model_in_shards_is_looked_at_and_validated_before_the_first_step(
     data: Path, tmp_path: Path
 ) -> None:
     recipe, run = tmp_path / "recipe.yaml", tmp_path / "run"
-    recipe.write_text(settings(data, run, start="weights", what_trains="decoder").to_yaml())
+    recipe.write_text(settings(data, run, init="pretrained", trainable="decoder").to_yaml())
     configuration = ["--config_file", str(ROOT / "recipes" / "accelerate" / "fsdp2.yaml")]
     launch = [sys.executable, "-m", "accelerate.commands.launch", *configuration, "--main_process_port", "0"]
     done = start(launch, ["-m", "vesalius", "train", str(recipe)])

@@ -170,7 +170,7 @@ def run_settings(folder: Path, **changes: Any) -> RunSettings:
         "projector": "fitted",
         "data": {"train": folder / "set"},
         "steps": 1,
-        "batch": 2,
+        "batch_size": 2,
         "trackers": [],
         "out": folder / "run",
     }

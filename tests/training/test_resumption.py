@@ -32,11 +32,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(data: Path, out: Path, **changes: Any) -> RunSettings:
     values = {
         "model": "tiny",
-        "start": "random",
-        "what_trains": "projector",
+        "init": "random",
+        "trainable": "projector",
         "data": {"train": data},
         "steps": 2,
-        "batch": 2,
+        "batch_size": 2,
         "trackers": [],
         "out": out,
     }
@@ -61,10 +61,10 @@ def test_without_validation_the_last_checkpoint_stays_the_best(data: Path, run: 
 
 
 def test_the_bundle_says_by_which_settings_it_was_trained_last(data: Path, run: Path) -> None:
-    train(settings(data, run, steps=3, workers=2), resume=True)
+    train(settings(data, run, steps=3, num_workers=2), resume=True)
     told = read_card(run / "last").lineage["settings"]
-    assert (told["steps"], told["workers"]) == (3, 2)
-    assert "workers: 2" in (run / "config.yaml").read_text()
+    assert (told["steps"], told["num_workers"]) == (3, 2)
+    assert "num_workers: 2" in (run / "config.yaml").read_text()
 
 
 def test_a_config_that_was_edited_is_compared_with_what_was_trained(run: Path) -> None:
@@ -168,20 +168,20 @@ def test_a_folder_without_a_checkpoint_is_not_called_a_run(data: Path, tmp_path:
 
 
 def test_an_adapter_that_is_missing_is_missed(data: Path, tmp_path: Path) -> None:
-    run = train(settings(data, tmp_path / "run", steps=1, what_trains="lora"))
+    run = train(settings(data, tmp_path / "run", steps=1, trainable="lora"))
     shutil.rmtree(run / "last" / "adapter")
     with pytest.raises(TrainingError, match="adapter: is missing; copy the model again"):
-        train(settings(data, run, what_trains="lora"), resume=True)
+        train(settings(data, run, trainable="lora"), resume=True)
 
 
 def test_images_that_nobody_knows_stay_unknown(data: Path, run: Path, tmp_path: Path) -> None:
     """As of an official model, with which fine-tuning begins."""
     path = run / "last" / "vesalius.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "training_images": None}))
-    tuned = train(settings(data, tmp_path / "tuned", model=str(run / "last"), start="weights", steps=1))
+    tuned = train(settings(data, tmp_path / "tuned", model=str(run / "last"), init="pretrained", steps=1))
     card = read_card(tuned / "last")
     assert len(card.training_images) == 4 and card.trained_on_unknown
-    again = train(settings(data, tmp_path / "again", model=str(tuned), start="weights", steps=1))
+    again = train(settings(data, tmp_path / "again", model=str(tuned), init="pretrained", steps=1))
     assert read_card(again / "last").trained_on_unknown
 
 
@@ -193,12 +193,14 @@ def test_more_images_by_heart_than_there_are(data: Path, tmp_path: Path) -> None
 def test_new_weights_of_a_folder_are_refused_and_a_factor_of_nothing_is_told(
     data: Path, run: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(SettingError, match="start: random makes new weights of tiny alone"):
+    with pytest.raises(SettingError, match="init: random makes new weights of tiny alone"):
         train(settings(data, tmp_path / "other", model=str(run)))
     notes: list[str] = []
-    factors = {"lr": 4e-5, "factors": {"language model": 0.05}}
-    train(settings(data, tmp_path / "idle", steps=1, optim=factors), on_note=notes.append)
-    assert "optim.factors: language model does not train, so that its factor takes no part" in notes
+    multipliers = {"lr": 4e-5, "lr_multipliers": {"language model": 0.05}}
+    train(settings(data, tmp_path / "idle", steps=1, optim=multipliers), on_note=notes.append)
+    assert (
+        "optim.lr_multipliers: language model does not train, so that its multiplier takes no part" in notes
+    )
 
 
 def test_runs_of_one_program_may_differ_in_precision() -> None:

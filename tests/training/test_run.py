@@ -52,7 +52,7 @@ def test_first_five_losses_are_the_stored_ones(
 
 
 def test_workers_and_resumption_change_no_loss(data: Path, tmp_path: Path) -> None:
-    whole = train(settings(data, tmp_path / "whole", workers=2, steps=4))
+    whole = train(settings(data, tmp_path / "whole", num_workers=2, steps=4))
     # the first part ends after 2 of 4 steps, with the learning rates of a run of 4
     part = settings(data, tmp_path / "part", steps=4)
     stopped = StopAfter(2)
@@ -126,13 +126,25 @@ def test_best_is_the_best_validation_by_the_metric(data: Path, tmp_path: Path) -
 
 def test_accumulation_of_two_batches_makes_half_the_steps(data: Path, tmp_path: Path) -> None:
     run = train(
-        settings(data, tmp_path / "run", steps=None, epochs=2, batch=1, optim={"lr": 1e-3, "accumulate": 2})
+        settings(
+            data,
+            tmp_path / "run",
+            steps=None,
+            epochs=2,
+            batch_size=1,
+            optim={"lr": 1e-3, "gradient_accumulation_steps": 2},
+        )
     )
     assert [line["step"] for line in lines(run)] == [1, 2, 3, 4]
 
 
 def test_an_epoch_ends_with_a_whole_step_and_resumes_exactly(data: Path, tmp_path: Path) -> None:
-    changes = {"steps": None, "epochs": 2, "batch": 1, "optim": {"lr": 1e-3, "accumulate": 3}}
+    changes = {
+        "steps": None,
+        "epochs": 2,
+        "batch_size": 1,
+        "optim": {"lr": 1e-3, "gradient_accumulation_steps": 3},
+    }
     whole = train(settings(data, tmp_path / "whole", **changes))
     assert [(line["step"], line["epoch"]) for line in lines(whole)] == [(1, 0), (2, 0), (3, 1), (4, 1)]
     with pytest.raises(KeyboardInterrupt):
@@ -146,8 +158,8 @@ def test_resumed_run_keeps_its_data_and_settings(data: Path, tmp_path: Path) -> 
     longer = settings(data, run, steps=4)
     train(longer, resume=True)  # two samples, as begun
     assert len(read_card(run / "last").training_images) == 2
-    with pytest.raises(TrainingError, match=r"what_trains\S* \(it was .*\) cannot change in a resumed run"):
-        train(settings(data, run, steps=6, what_trains="projector"), resume=True)
+    with pytest.raises(TrainingError, match=r"trainable\S* \(it was .*\) cannot change in a resumed run"):
+        train(settings(data, run, steps=6, trainable="projector"), resume=True)
     write_dataset(tmp_path / "other", 2, seed=8, size=96)
     with pytest.raises(TrainingError, match="is not what the run was trained on"):
         train(settings(tmp_path / "other", run, steps=6), resume=True)
@@ -168,7 +180,7 @@ def test_fine_tuning_remembers_what_its_start_was_trained_on(data: Path, tmp_pat
     first = train(settings(data, tmp_path / "first", steps=1))
     write_dataset(tmp_path / "other", 2, seed=8, size=96)
     second = train(
-        settings(tmp_path / "other", tmp_path / "second", steps=1, model=str(first), start="weights")
+        settings(tmp_path / "other", tmp_path / "second", steps=1, model=str(first), init="pretrained")
     )
     first_card, second_card = read_card(first / "best"), read_card(second / "best")
     assert set(first_card.training_images) < set(second_card.training_images)
@@ -177,8 +189,8 @@ def test_fine_tuning_remembers_what_its_start_was_trained_on(data: Path, tmp_pat
 
 
 def test_learning_rate_rises_then_falls_and_never_stands_still(data: Path, tmp_path: Path) -> None:
-    optim = {"lr": 1e-3, "warmup": 0.4, "factors": {"language model": 0.1}}
-    run = train(settings(data, tmp_path / "run", steps=10, batch=1, optim=optim, what_trains="projector"))
+    optim = {"lr": 1e-3, "warmup_ratio": 0.4, "lr_multipliers": {"language model": 0.1}}
+    run = train(settings(data, tmp_path / "run", steps=10, batch_size=1, optim=optim, trainable="projector"))
     rates = [line["lr"] / 1e-3 for line in lines(run)]
     assert rates[:4] == pytest.approx([0.125, 0.375, 0.625, 0.875])
     assert rates[4:] == pytest.approx([0.5 * (1 + np.cos(np.pi * (k + 0.5) / 6)) for k in range(6)])
@@ -199,16 +211,24 @@ def test_phrase_with_a_control_token_is_refused_before_the_run(data: Path, tmp_p
 
 def test_loss_of_an_accumulated_step_is_the_mean_of_its_gradients(data: Path, tmp_path: Path) -> None:
     """Two batches of one image accumulated give nearly the weights of one batch of two."""
-    plain = {"augment": {}, "steps": 1, "loss": {"text": 0, "iou": 0}, "what_trains": "projector"}
-    one = train(settings(data, tmp_path / "one", batch=2, optim={"lr": 1e-3, "warmup": 0}, **plain))
+    plain = {"augment": {}, "steps": 1, "loss": {"text": 0, "iou": 0}, "trainable": "projector"}
+    one = train(
+        settings(data, tmp_path / "one", batch_size=2, optim={"lr": 1e-3, "warmup_ratio": 0}, **plain)
+    )
     two = train(
-        settings(data, tmp_path / "two", batch=1, optim={"lr": 1e-3, "warmup": 0, "accumulate": 2}, **plain)
+        settings(
+            data,
+            tmp_path / "two",
+            batch_size=1,
+            optim={"lr": 1e-3, "warmup_ratio": 0, "gradient_accumulation_steps": 2},
+            **plain,
+        )
     )
     assert lines(one)[0]["grad_norm"] == pytest.approx(lines(two)[0]["grad_norm"], rel=1e-3)
 
 
 def test_only_the_projector_trains_when_asked(data: Path, tmp_path: Path) -> None:
-    run = train(settings(data, tmp_path / "run", what_trains="projector", steps=2))
+    run = train(settings(data, tmp_path / "run", trainable="projector", steps=2))
     start = torch.random.initial_seed()
     from vesalius.models.checkpoint import new_model
 
@@ -241,7 +261,9 @@ def test_resume_without_checkpoint_is_refused(data: Path, tmp_path: Path) -> Non
 
 
 def test_loss_that_is_not_finite_stops_and_names_the_samples(data: Path, tmp_path: Path) -> None:
-    wild = settings(data, tmp_path / "run", optim={"lr": 1e12, "warmup": 0, "clip": 1e30}, steps=40)
+    wild = settings(
+        data, tmp_path / "run", optim={"lr": 1e12, "warmup_ratio": 0, "max_grad_norm": 1e30}, steps=40
+    )
     with pytest.raises(TrainingError, match=r"the loss became .* with the samples synth_0000"):
         train(wild)
 
@@ -251,10 +273,10 @@ def test_loss_that_is_not_finite_stops_and_names_the_samples(data: Path, tmp_pat
     [
         ({"epochs": 3}, "exactly one of steps, epochs and minutes; got steps, epochs"),
         ({"steps": None}, "exactly one of steps, epochs and minutes; got none"),
-        ({"what_train": "full"}, "unknown key what_train; did you mean what_trains"),
+        ({"trainabel": "full"}, "unknown key trainabel; did you mean trainable"),
         ({"optim": {"learning_rate": 1}}, "unknown key optim.learning_rate; known here: lr"),
         ({"validate": {"evry_epochs": 1}}, "unknown key validate.evry_epochs; did you mean every_epochs"),
-        ({"batch": 0}, "batch: Input should be greater than or equal to 1"),
+        ({"batch_size": 0}, "batch_size: Input should be greater than or equal to 1"),
     ],
 )
 def test_wrong_settings_are_refused_in_the_words_that_were_typed(
@@ -273,9 +295,9 @@ def test_four_samples_are_learned_by_heart(tmp_path: Path) -> None:
         settings(
             tmp_path / "data",
             tmp_path / "run",
-            start="weights",
+            init="pretrained",
             steps=200,
-            batch=4,
+            batch_size=4,
             loss=loss,
             optim={"lr": 1e-3, "betas": (0.9, 0.98), "weight_decay": 0.0},
         ),
@@ -286,7 +308,7 @@ def test_four_samples_are_learned_by_heart(tmp_path: Path) -> None:
 
 def test_images_and_groups_that_are_validated_and_trained_on_are_told(data: Path, tmp_path: Path) -> None:
     notes: list[str] = []
-    train(settings(data, tmp_path / "run", steps=1, what_trains="projector"), on_note=notes.append)
+    train(settings(data, tmp_path / "run", steps=1, trainable="projector"), on_note=notes.append)
     assert "4 validation images are trained on too: the scores will be too good" in notes
     assert (
         "4 groups (patients, sequences) are both trained and validated on: the scores will be too good"
@@ -294,6 +316,6 @@ def test_images_and_groups_that_are_validated_and_trained_on_are_told(data: Path
     )
     notes.clear()
     write_dataset(tmp_path / "val", 1, seed=8, size=96)
-    other = settings(data, tmp_path / "other", steps=1, what_trains="projector")
+    other = settings(data, tmp_path / "other", steps=1, trainable="projector")
     train(other.changed(data=other.data.changed(val=tmp_path / "val")), on_note=notes.append)
     assert not any("too good" in note for note in notes)

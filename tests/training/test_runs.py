@@ -27,7 +27,7 @@ def make_run(
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
     plain: dict[str, Any] = {
-        "batch": 4,
+        "batch_size": 4,
         "optim": {"lr": 1e-4},
         "validate": {"metric": "dice", "patience": None},
     }

@@ -29,12 +29,12 @@ from vesalius.training.settings import RunSettings
 EVERY_STEP = 1e-9
 RECIPE: dict[str, Any] = {
     "model": "tiny",
-    "start": "random",
-    "what_trains": "decoder",
+    "init": "random",
+    "trainable": "decoder",
     "steps": 6,
-    "batch": 1,
-    "workers": 2,
-    "optim": {"lr": 1e-3, "warmup": 0.2, "accumulate": 2},
+    "batch_size": 1,
+    "num_workers": 2,
+    "optim": {"lr": 1e-3, "warmup_ratio": 0.2, "gradient_accumulation_steps": 2},
     "augment": {"flip": 0.5, "gamma": 0.2},
     "validate": {"every_epochs": 1, "limit": 1},
 }
@@ -357,14 +357,16 @@ def test_changed_settings_are_told_and_those_that_would_corrupt_refused_by_name(
     data: Path, tmp_path: Path
 ) -> None:
     run = train(settings(data, tmp_path / "run", steps=1))
-    changed = settings(data, run, optim={"lr": 2e-3, "warmup": 0.2, "accumulate": 1}, seed=3)
-    sentence = r"optim.lr \(it was 0.001\), optim.accumulate \(it was 2\), seed \(it was 0\) cannot change"
+    changed = settings(
+        data, run, optim={"lr": 2e-3, "warmup_ratio": 0.2, "gradient_accumulation_steps": 1}, seed=3
+    )
+    sentence = r"optim.lr \(it was 0.001\), optim.gradient_accumulation_steps \(it was 2\), seed \(it was 0\) cannot change"
     with pytest.raises(TrainingError, match=sentence):
         train(changed, resume=True)
     with pytest.raises(TrainingError, match="a batch had 1 images over all processes and would have 2"):
-        train(settings(data, run, steps=2, batch=2), resume=True)
+        train(settings(data, run, steps=2, batch_size=2), resume=True)
     notes: list[str] = []
-    train(settings(data, run, steps=2, workers=0), resume=True, on_note=notes.append)
-    assert notes[-3:-1] == ["changed: steps: 2; it was 1", "changed: workers: 0; it was 2"]
+    train(settings(data, run, steps=2, num_workers=0), resume=True, on_note=notes.append)
+    assert notes[-3:-1] == ["changed: steps: 2; it was 1", "changed: num_workers: 0; it was 2"]
     begun = yaml.safe_load((run / "config.yaml").read_text())
-    assert (begun["steps"], begun["workers"]) == (2, 0)
+    assert (begun["steps"], begun["num_workers"]) == (2, 0)

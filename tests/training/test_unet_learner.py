@@ -43,10 +43,10 @@ def settings(data: Path, out: Path, **changes: Any) -> RunSettings:
         "unet": SHAPE,
         "data": {"train": data / "train"},
         "steps": 6,
-        "batch": 2,
-        "workers": 0,
+        "batch_size": 2,
+        "num_workers": 0,
         "loss": {"bce": 1, "dice": 1},
-        "optim": {"lr": 1e-2, "warmup": 0},
+        "optim": {"lr": 1e-2, "warmup_ratio": 0},
         "out": out,
     }
     values |= changes

@@ -270,7 +270,7 @@ def _plan(verb: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         help="batch, prompts, image=[H,W], text_tokens, dtype; predict: quantize=8bit or 4bit, cpu_memory=64GiB; "
-        "train: what_trains as in a recipe, sharded=true (FSDP2)",
+        "train: trainable as in a recipe, sharded=true (FSDP2)",
     )
 
 

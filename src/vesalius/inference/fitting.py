@@ -28,7 +28,7 @@ from vesalius.models.quantization import Quantized
 from vesalius.models.specs import ModelSpec
 from vesalius.models.stored_model import empty_model
 from vesalius.models.textseg import TextSegModel
-from vesalius.models.trainable import TrainsSettings
+from vesalius.models.trainable import TrainableSettings
 
 Purpose = Literal["predict", "train"]
 NEW_TOKENS = 64
@@ -73,7 +73,7 @@ class PredictionSettings(PlanSettings):
 class TrainingSettings(PlanSettings):
     """The same for training."""
 
-    what_trains: TrainsSettings = TrainsSettings(level="decoder")
+    trainable: TrainableSettings = TrainableSettings(preset="decoder")
     """As in a recipe."""
     sharded: bool = False
     """Each GPU holds a part of every weight, gradient and average (FSDP2) instead of the whole model (DDP)."""
@@ -130,7 +130,7 @@ class Task:
     @cached_property
     def _made(self) -> tuple[TextSegModel, dict[str, list[torch.nn.Parameter]]]:
         if isinstance(self.settings, TrainingSettings):
-            return prepared(self.spec, self.settings.what_trains)  # float32, whatever the activations are in
+            return prepared(self.spec, self.settings.trainable)  # float32, whatever the activations are in
         model = empty_model(self.spec).to(self.dtype)
         return quantized(model, self.settings.quantize) if self.settings.quantize else model, {}
 
@@ -138,7 +138,9 @@ class Task:
     def quantize(self) -> Quantized | None:
         """What the matrices of the vision-language half are turned into."""
         settings = self.settings
-        return settings.what_trains.quantized if isinstance(settings, TrainingSettings) else settings.quantize
+        return (
+            settings.trainable.quantization if isinstance(settings, TrainingSettings) else settings.quantize
+        )
 
     @property
     def shards(self) -> int:
@@ -171,10 +173,10 @@ class Task:
         work = Work(batch, settings.prompts, size, settings.text_tokens)
         key: tuple[str, ...] = (self.purpose, str(self.dtype), repr(work))
         if isinstance(settings, TrainingSettings):
-            key += (repr(settings.what_trains), str(self.shards))
+            key += (repr(settings.trainable), str(self.shards))
         if key not in self._costs:
             if isinstance(settings, TrainingSettings):
-                cost = measure_training(self.spec, self.dtype, work, settings.what_trains, self.shards)
+                cost = measure_training(self.spec, self.dtype, work, settings.trainable, self.shards)
             else:
                 cost = measure_prediction(self.spec, self.dtype, work, NEW_TOKENS)
             if cost.tokens > self.spec.context:

@@ -25,7 +25,7 @@ from vesalius.models.specs import ADDED_TOKENS, ModelSpec
 from vesalius.models.stored_model import empty_model
 from vesalius.models.textseg import TextSegModel
 from vesalius.models.token_rows import PREFIX as ROWS
-from vesalius.models.trainable import NEW_TOKENS, TrainsSettings, set_trainable
+from vesalius.models.trainable import NEW_TOKENS, TrainableSettings, set_trainable
 from vesalius.models.vlm import embed_batch, prefill, vision_encoder_of
 
 GATHERED = 3
@@ -141,12 +141,12 @@ def quantized(model: TextSegModel, quantize: Quantized, dtype: torch.dtype = tor
 
 
 def prepared(
-    spec: ModelSpec, what: TrainsSettings, dtype: torch.dtype = torch.float32
+    spec: ModelSpec, what: TrainableSettings, dtype: torch.dtype = torch.float32
 ) -> tuple[TextSegModel, dict[str, list[torch.nn.Parameter]]]:
     """The empty model that trains, with LoRA and all, and its parameters that move, by group."""
     model = empty_model(spec)
-    if what.quantized:
-        quantized(model, what.quantized, dtype)
+    if what.quantization:
+        quantized(model, what.quantization, dtype)
     with torch.device("meta"):
         return model, set_trainable(model, what, range(len(ADDED_TOKENS)))
 
@@ -175,7 +175,7 @@ def measure_prediction(spec: ModelSpec, dtype: torch.dtype, work: Work, new_toke
 
 
 def measure_training(
-    spec: ModelSpec, dtype: torch.dtype, work: Work, what: TrainsSettings, shards: int = 1
+    spec: ModelSpec, dtype: torch.dtype, work: Work, what: TrainableSettings, shards: int = 1
 ) -> Pass:
     """What a training step allocates in each process besides weights and the optimizer's averages.
 

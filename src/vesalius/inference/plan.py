@@ -37,7 +37,7 @@ from vesalius.models.device_map import DeviceMap
 from vesalius.models.official_config import read_spec
 from vesalius.models.specs import PRESETS, ModelSpec, find_spec
 from vesalius.models.stored_model import empty_model, shapes_of
-from vesalius.models.trainable import KEEPS, TrainsSettings
+from vesalius.models.trainable import CHECKPOINTABLE, TrainableSettings
 from vesalius.models.weights import open_weights
 
 SETTINGS: dict[str, type[PredictionSettings] | type[TrainingSettings]] = {
@@ -150,7 +150,7 @@ def read_model(model: str | Path) -> tuple[ModelSpec, Path | None]:
     if (folder / ADAPTER).is_dir():
         raise CheckpointError(
             f"{folder}: keeps a LoRA as an adapter, which a plan does not count; "
-            "of a run, merge it: vesalius train --resume RUN --set what_trains.keep=merged"
+            "of a run, merge it: vesalius train --resume RUN --set trainable.save=merged"
         )
     return read_card(folder).spec, folder
 
@@ -281,7 +281,7 @@ def _remedies(task: Task, batch: int) -> Iterator[str]:
     if task.dtype.itemsize == 4 and _fits(task.changed(dtype="bfloat16"), batch):
         yield "dtype=bfloat16 instead of float32"
     if isinstance(settings, TrainingSettings):
-        yield from _training_remedies(task, settings.what_trains, batch)
+        yield from _training_remedies(task, settings.trainable, batch)
     elif settings.quantize is None:
         for kind in ("8bit", "4bit"):
             if _fits(task.changed(quantize=kind), batch):
@@ -299,22 +299,22 @@ def _remedies(task: Task, batch: int) -> Iterator[str]:
         yield f"{name}, of the same family"
 
 
-def _training_remedies(task: Task, what: TrainsSettings, batch: int) -> Iterator[str]:
+def _training_remedies(task: Task, what: TrainableSettings, batch: int) -> Iterator[str]:
     """Recomputing, 4 bits, shards, and the largest level that would fit."""
-    every = KEEPS[what.level]
-    recomputing = what.changed(checkpointing=every)
-    if recomputing != what and _fits(task.changed(what_trains=recomputing), batch):
-        yield f"what_trains.checkpointing=[{', '.join(every)}], a third more time a step"
-    if what.level != "full" and what.quantized is None:
-        packed = what.changed(quantized="4bit", keep=None)
-        if _fits(task.changed(what_trains=packed), batch):
-            yield "what_trains.quantized=4bit, with the vision-language half in bitsandbytes"
+    every = CHECKPOINTABLE[what.preset]
+    recomputing = what.changed(gradient_checkpointing=every)
+    if recomputing != what and _fits(task.changed(trainable=recomputing), batch):
+        yield f"trainable.gradient_checkpointing=[{', '.join(every)}], a third more time a step"
+    if what.preset != "full" and what.quantization is None:
+        packed = what.changed(quantization="4bit", save=None)
+        if _fits(task.changed(trainable=packed), batch):
+            yield "trainable.quantization=4bit, with the vision-language half in bitsandbytes"
     if len(task.gpus) > 1 and task.shards == 1 and _fits(task.changed(sharded=True), batch):
         yield f"sharded=true, a part of the model on each of the {len(task.gpus)} GPUs"
-    levels = [*KEEPS]
-    for level in reversed(levels[: levels.index(what.level)]):
-        if _fits(task.changed(what_trains=TrainsSettings(level=level)), batch):
-            yield f"what_trains={level} instead of {what.level}"
+    presets = [*CHECKPOINTABLE]
+    for preset in reversed(presets[: presets.index(what.preset)]):
+        if _fits(task.changed(trainable=TrainableSettings(preset=preset)), batch):
+            yield f"trainable={preset} instead of {what.preset}"
             break
 
 

@@ -157,7 +157,7 @@ def open_bundle(
     if has_adapter and isinstance(device, Mapping):
         raise CheckpointError(
             f"{folder}: a model that keeps a LoRA as an adapter cannot be spread over devices; "
-            "of a run, merge it: vesalius train --resume RUN --set what_trains.keep=merged"
+            "of a run, merge it: vesalius train --resume RUN --set trainable.save=merged"
         )
     kind = card.quantized or quantized
     if quantized not in (None, kind):

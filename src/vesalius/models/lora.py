@@ -66,7 +66,7 @@ def add_lora(vlm: PreTrainedModel, parts: Mapping[str, LoraSettings]) -> None:
         inject(vlm, sizes)
     elif sizes_of(vlm) != sizes:
         raise SettingError(
-            "the adapter of the model has other ranks, alphas or layers than what_trains asks for; "
+            "the adapter of the model has other ranks, alphas or layers than trainable asks for; "
             "ask for the same, or merge it first"
         )
     for path, layer in layers_of(vlm).items():

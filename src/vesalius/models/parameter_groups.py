@@ -13,12 +13,12 @@ PARTS = {
 }
 """Name of a part -> how the names of its tensors begin; the first that fits counts."""
 
-WHAT_TRAINS = {
+TRAINABLE_PARTS = {
     "projector": ("projector",),
     "decoder": ("projector", "SAM decoder"),
     "full": tuple(part for part in PARTS if part != "SAM prompts and memory"),
 }
-"""The setting `what_trains` -> the parts that it names."""
+"""The setting `trainable` -> the parts that it names."""
 
 
 def part_of(name: str) -> str:

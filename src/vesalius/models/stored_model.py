@@ -73,7 +73,7 @@ def _open_bundle(folder: Path) -> StoredModel:
     if any(name.startswith(f"{ADAPTER}.") for name in weights.tensors):
         raise CheckpointError(
             f"{folder}: keeps a LoRA as an adapter; merge it first: of a run by vesalius train --resume RUN --set "
-            "what_trains.keep=merged, else convert its training checkpoint without --keep-adapter"
+            "trainable.save=merged, else convert its training checkpoint without --keep-adapter"
         )
     names = {name: (name,) for name in weights.tensors}
     return StoredModel(folder, "vesalius", read_card(folder).spec, weights, names, {})

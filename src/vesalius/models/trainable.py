@@ -16,28 +16,28 @@ from vesalius.config import Settings
 from vesalius.errors import TrainingError
 from vesalius.models.adapter import layers_of
 from vesalius.models.lora import LoraSettings, add_lora
-from vesalius.models.parameter_groups import PARTS, WHAT_TRAINS
+from vesalius.models.parameter_groups import PARTS, TRAINABLE_PARTS
 from vesalius.models.quantization import kind_of, quantize
 from vesalius.models.textseg import TextSegModel
 from vesalius.models.token_rows import PREFIX as ROWS
 from vesalius.models.token_rows import TokenRows, find_rows
 from vesalius.models.vlm import vision_encoder_of
 
-Level = Literal["projector", "decoder", "lora", "tokens", "vision", "full"]
+Preset = Literal["projector", "decoder", "lora", "tokens", "vision", "full"]
 Checkpointed = Literal["language model", "vision encoder", "SAM encoder"]
 
-GROUPS = {name: PARTS[name] for name in WHAT_TRAINS["full"]}
+GROUPS = {name: PARTS[name] for name in TRAINABLE_PARTS["full"]}
 """Name of a group -> how the names of its parameters begin; LoRA belongs to the part over which it lies."""
 NEW_TOKENS = "new tokens"
 """The group of the rows of the tokens that Sa2VA adds, in the embeddings and in the head."""
 
-LORA_PARTS: dict[Level, tuple[str, ...]] = {
+LORA_PARTS: dict[Preset, tuple[str, ...]] = {
     "lora": ("language",),
     "tokens": ("language",),
     "vision": ("language", "vision"),
 }
-"""Level -> the keys of `lora` that it needs; the others train no LoRA."""
-KEEPS: dict[Level, tuple[Checkpointed, ...]] = {
+"""Preset -> the keys of `lora` that it needs; the others train no LoRA."""
+CHECKPOINTABLE: dict[Preset, tuple[Checkpointed, ...]] = {
     "projector": (),
     "decoder": (),
     "lora": ("language model",),
@@ -45,7 +45,7 @@ KEEPS: dict[Level, tuple[Checkpointed, ...]] = {
     "vision": ("language model", "vision encoder"),
     "full": ("language model", "vision encoder", "SAM encoder"),
 }
-"""Level -> the parts that keep activations for the backward pass; a frozen part with nothing below it keeps none."""
+"""Preset -> the parts that keep activations for the backward pass; a frozen part with nothing below it keeps none."""
 
 # No mask of Sa2VA's passes through these: the object score is not used, of four maps the first, which stands for
 # unambiguous clicks, is never chosen, and a bias of keys adds the same to all logits of a softmax.
@@ -65,10 +65,10 @@ class LoraParts(Settings):
     """Over the layers of the image encoder of the vision-language half; never over what leads from it to words."""
 
 
-class TrainsSettings(Settings):
+class TrainableSettings(Settings):
     """What trains, from little to all; in a recipe the name of a level alone stands for its defaults."""
 
-    level: Level
+    preset: Preset
     """Each trains what those before it do, but that `full` has the weights themselves in the place of LoRA.
 
     `projector`: the [SEG] projector. `decoder`: also SAM's mask decoder. `lora`: also LoRA over the language model.
@@ -77,11 +77,11 @@ class TrainsSettings(Settings):
     """
     lora: LoraParts = LoraParts()
     """Its sizes, of the parts that the level has LoRA over."""
-    quantized: Literal["4bit"] | None = None
+    quantization: Literal["4bit"] | None = None
     """QLoRA: the frozen matrices of the vision-language half in 4 bits; needs the extra `quantized`."""
-    checkpointing: tuple[Checkpointed, ...] = ()
+    gradient_checkpointing: tuple[Checkpointed, ...] = ()
     """Parts whose layers are computed again in the backward pass, instead of keeping what they made."""
-    keep: Literal["merged", "adapter"] | None = None
+    save: Literal["merged", "adapter"] | None = None
     """What becomes of LoRA and rows when the run has ended: part of the weights, or an adapter beside them. None: merged,
     over 4 bits an adapter; over 4 bits, merged weights are those that the 4 bits stand for, at their full size."""
 
@@ -89,61 +89,65 @@ class TrainsSettings(Settings):
     @classmethod
     def _written_out(cls, given: Any) -> Any:
         if isinstance(given, str):
-            given = {"level": given}
+            given = {"preset": given}
         # whatever else is no level is refused with the field's own words
-        if not isinstance(given, dict) or given.get("level") not in [*LORA_PARTS]:
+        if not isinstance(given, dict) or given.get("preset") not in [*LORA_PARTS]:
             return given
         lora = given.get("lora")
         if isinstance(lora, LoraParts):
             lora = dict(lora)
         if not isinstance(lora, dict | None):
             return given
-        default = dict.fromkeys(LORA_PARTS[given["level"]], LoraSettings())
+        default = dict.fromkeys(LORA_PARTS[given["preset"]], LoraSettings())
         written = {**default, **{part: each for part, each in (lora or {}).items() if each is not None}}
-        return {**given, "lora": written, "keep": given.get("keep") or _usual_form(given.get("quantized"))}
+        return {
+            **given,
+            "lora": written,
+            "save": given.get("save") or _default_save(given.get("quantization")),
+        }
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
         has = [part for part, lora in self.lora if lora is not None]
-        if surplus := [part for part in has if part not in LORA_PARTS.get(self.level, ())]:
+        if surplus := [part for part in has if part not in LORA_PARTS.get(self.preset, ())]:
             raise ValueError(
-                f"the level {self.level} trains no LoRA over {surplus[0]}; leave lora.{surplus[0]} out, "
-                f"or take a level that does: {', '.join(level for level in LORA_PARTS if surplus[0] in LORA_PARTS[level])}"
+                f"the preset {self.preset} trains no LoRA over {surplus[0]}; leave lora.{surplus[0]} out, "
+                f"or take a preset that does: {', '.join(preset for preset in LORA_PARTS if surplus[0] in LORA_PARTS[preset])}"
             )
-        if self.keep is not None and not has:
-            raise ValueError(f"the level {self.level} has no adapter to keep or to merge; leave keep out")
-        if self.quantized and self.level == "full":
+        if self.save is not None and not has:
+            raise ValueError(f"the preset {self.preset} has no adapter to keep or to merge; leave save out")
+        if self.quantization and self.preset == "full":
             raise ValueError(
-                "weights of 4 bits cannot train; take the level vision, which has LoRA over them"
+                "weights of 4 bits cannot train; take the preset vision, which has LoRA over them"
             )
-        if idle := [part for part in self.checkpointing if part not in KEEPS[self.level]]:
+        if idle := [part for part in self.gradient_checkpointing if part not in CHECKPOINTABLE[self.preset]]:
             raise ValueError(
-                f"checkpointing of the {idle[0]} saves nothing at the level {self.level}, where it keeps no activations"
+                f"gradient_checkpointing of the {idle[0]} saves nothing with the preset {self.preset}, where it keeps no activations"
             )
         return self
 
     @property
     def groups(self) -> tuple[str, ...]:
         """Names of the groups of parameters that train."""
-        if self.level == "full":
-            return WHAT_TRAINS["full"]
+        if self.preset == "full":
+            return TRAINABLE_PARTS["full"]
         names = {"language": "language model", "vision": "vision encoder"}
-        parts = [names[part] for part in LORA_PARTS.get(self.level, ())]
+        parts = [names[part] for part in LORA_PARTS.get(self.preset, ())]
         rows = (NEW_TOKENS,) if self.trains_rows else ()
-        return (*WHAT_TRAINS["projector" if self.level == "projector" else "decoder"], *parts, *rows)
+        return (*TRAINABLE_PARTS["projector" if self.preset == "projector" else "decoder"], *parts, *rows)
 
     @property
     def trains_rows(self) -> bool:
         """Whether rows of the vocabulary train by themselves."""
-        return self.level in ("tokens", "vision")
+        return self.preset in ("tokens", "vision")
 
 
-def _usual_form(quantized: str | None) -> str:
-    return "merged" if quantized is None else "adapter"
+def _default_save(quantization: str | None) -> str:
+    return "merged" if quantization is None else "adapter"
 
 
 def set_trainable(
-    model: TextSegModel, what: TrainsSettings | Level, new_tokens: Sequence[int] = (), seed: int = 0
+    model: TextSegModel, what: TrainableSettings | Preset, new_tokens: Sequence[int] = (), seed: int = 0
 ) -> dict[str, list[torch.nn.Parameter]]:
     """Make a model into what the setting says, freeze all but what trains, and return its parameters by group.
 
@@ -151,7 +155,7 @@ def set_trainable(
     over it, where they are not there yet. Before the model goes to its device. TrainingError where the model has what
     the setting does not; SettingError for LoRA over layers that it does not have.
     """
-    settings = TrainsSettings.model_validate(what)
+    settings = TrainableSettings.model_validate(what)
     _lay_over(model.vlm, settings, new_tokens, seed)
     chosen: dict[str, list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -159,23 +163,25 @@ def set_trainable(
         parameter.requires_grad_(group is not None)
         if group is not None:
             chosen.setdefault(group, []).append(parameter)
-    _checkpoint(model, settings.checkpointing)
+    _checkpoint(model, settings.gradient_checkpointing)
     return chosen
 
 
-def _lay_over(vlm: PreTrainedModel, settings: TrainsSettings, new_tokens: Sequence[int], seed: int) -> None:
+def _lay_over(
+    vlm: PreTrainedModel, settings: TrainableSettings, new_tokens: Sequence[int], seed: int
+) -> None:
     """Quantize a half and lay LoRA and rows over it, as the setting says; what is there already stays."""
-    if settings.quantized and kind_of(vlm) is None:
-        quantize(vlm, settings.quantized)
-    if kind_of(vlm) != settings.quantized:
+    if settings.quantization and kind_of(vlm) is None:
+        quantize(vlm, settings.quantization)
+    if kind_of(vlm) != settings.quantization:
         raise TrainingError(
-            f"the weights are of {kind_of(vlm)}, and what_trains.quantized is {settings.quantized}"
+            f"the weights are of {kind_of(vlm)}, and trainable.quantization is {settings.quantization}"
         )
     lora = {"language model": settings.lora.language, "vision encoder": settings.lora.vision}
     wanted = {part: each for part, each in lora.items() if each is not None}
     if not wanted and layers_of(vlm):
         raise TrainingError(
-            f"the model keeps a LoRA as an adapter, and at the level {settings.level} none trains; merge it"
+            f"the model keeps a LoRA as an adapter, and with the preset {settings.preset} none trains; merge it"
         )
     if wanted:
         with torch.random.fork_rng(devices=[]):
@@ -186,20 +192,20 @@ def _lay_over(vlm: PreTrainedModel, settings: TrainsSettings, new_tokens: Sequen
         raise TrainingError("the model's tokenizer has none of the tokens whose rows are to train")
     if rows is not None and rows.ids.tolist() != (list(new_tokens) if settings.trains_rows else None):
         raise TrainingError(
-            "the model's adapter has rows of other tokens than what_trains asks for; merge it first"
+            "the model's adapter has rows of other tokens than trainable asks for; merge it first"
         )
     if settings.trains_rows and rows is None:
         TokenRows(vlm, new_tokens).lay_over(vlm)
 
 
-def _group_of(name: str, settings: TrainsSettings) -> str | None:
+def _group_of(name: str, settings: TrainableSettings) -> str | None:
     """The group of a parameter that trains; None of one that is frozen."""
     if name.startswith(f"vlm.{ROWS}"):
         return NEW_TOKENS
     group = next((group for group, starts in GROUPS.items() if name.startswith(starts)), None)
     if group not in settings.groups or any(part in name for part in WITHOUT_GRADIENT):
         return None
-    by_lora = name.startswith("vlm.") and settings.level != "full"
+    by_lora = name.startswith("vlm.") and settings.preset != "full"
     return group if not by_lora or ".lora_" in name else None
 
 

@@ -140,7 +140,7 @@ def start_engine(precision: str) -> Engine:
         )
     if (held := os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")) != "1":
         raise SettingError(
-            f"accelerate launch asks for {held} gradient accumulation steps; write optim.accumulate: {held} in the "
+            f"accelerate launch asks for {held} gradient accumulation steps; write optim.gradient_accumulation_steps: {held} in the "
             "recipe and 1 in the launch configuration"
         )
     if asked("ACCELERATE_USE_DEEPSPEED"):

@@ -62,7 +62,7 @@ def check_changed(lines: Sequence[Line]) -> None:
     if now["step"] > before["step"] and now.get("fingerprint") == before.get("fingerprint") is not None:
         raise TrainingError(
             f"the validations at step {before['step']} and step {now['step']} agree to the last bit: training does not "
-            "reach what predicts; look at what_trains, optim.lr and precision, and at the loss in log.jsonl"
+            "reach what predicts; look at trainable, optim.lr and precision, and at the loss in log.jsonl"
         )
 
 
@@ -76,7 +76,7 @@ def judge_overfit(lines: Sequence[Line]) -> str:
         return f"learned by heart: {reached} (at least {BY_HEART} counts): the set-up can learn"
     return (
         f"not learned by heart: {reached}, {BY_HEART} was wanted; give it more steps or a higher optim.lr, let more train "
-        "(what_trains: full), and look at the pictures in validation/: if the truth there is wrong, the data are"
+        "(trainable: full), and look at the pictures in validation/: if the truth there is wrong, the data are"
     )
 
 
@@ -102,9 +102,9 @@ def judge_phrases(lines: Sequence[Line], fitted: bool) -> str | None:
     if not lines or not _ignores_phrases(lines[-1]) or (len(lines) > 1 and _ignores_phrases(lines[-2])):
         return None
     line = lines[-1]
-    remedy = "give it more steps, and leave the language model as it is (what_trains: decoder)"
+    remedy = "give it more steps, and leave the language model as it is (trainable: decoder)"
     if not fitted:
-        remedy = "for phrases that the model has not learned set projector: fitted and what_trains: decoder"
+        remedy = "for phrases that the model has not learned set projector: fitted and trainable: decoder"
     return (
         f"THE PHRASE DECIDES NOTHING at step {line['step']}: the masks of two phrases of an image agree to a Dice of "
         f"{line['prediction_similarity']:.2f}, their truths to {line['target_similarity']:.2f}; {remedy}"

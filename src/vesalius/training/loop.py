@@ -58,7 +58,7 @@ class Run:
         """Optimizer steps of the whole run; None where it is bounded by time."""
         settings = self.settings
         if settings.epochs is not None:
-            return settings.epochs * self.feed.steps_in_epoch(settings.optim.accumulate)
+            return settings.epochs * self.feed.steps_in_epoch(settings.optim.gradient_accumulation_steps)
         return settings.steps
 
     def progress(self) -> float:
@@ -100,7 +100,7 @@ def run_loop(run: Run) -> None:
 
 def train_epoch(run: Run, check: MovementCheck | None, interruption: Interruption) -> None:
     """The rest of an epoch, or of the run."""
-    state, accumulate = run.state, run.settings.optim.accumulate
+    state, accumulate = run.state, run.settings.optim.gradient_accumulation_steps
     run.learner.module.train()
     started = time.perf_counter()
     for step in run.feed.steps(state.epoch, state.batch_in_epoch, accumulate):
@@ -128,13 +128,13 @@ def train_step(
     """One step of the optimizer on the mean loss over the images of all processes: (losses, gradient's norm)."""
     seed_step(run)
     for group in run.optimizer.param_groups:
-        group["lr"] = run.settings.optim.lr * rate_factor(run) * group["factor"]
+        group["lr"] = run.settings.optim.lr * rate_factor(run) * group["multiplier"]
     measured = []
     for part in parts:
         with run.engine.alone(run.model, last=part is parts[-1]):
             measured.append((part.ids, part.share, backward(run, part)))
     parameters = [p for group in run.learner.groups.values() for p in group]
-    norm = run.engine.clip(parameters, run.settings.optim.clip)
+    norm = run.engine.clip(parameters, run.settings.optim.max_grad_norm)
     everywhere = [each for of_one in run.engine.gather(measured) for each in of_one]
     refuse_what_is_not_finite(run, everywhere, norm)
     if check is not None:
@@ -203,7 +203,7 @@ def rate_factor(run: Run) -> float:
     """Factor on the learning rate: rises over the warm-up, then falls to `LOWEST_RATE` on a cosine."""
     # the share in the middle of this step, so that neither the first nor the last stands still
     done = run.progress() + (0.5 / total if (total := run.total_steps()) else 5e-4)
-    warmup = run.settings.optim.warmup
+    warmup = run.settings.optim.warmup_ratio
     if done < warmup:
         return done / warmup
     return max(LOWEST_RATE, 0.5 * (1 + math.cos(math.pi * min(1.0, (done - warmup) / (1 - warmup)))))
@@ -214,7 +214,7 @@ def report_step(run: Run, losses: dict[str, float], norm: float, images_per_s: f
     if not run.engine.is_main:
         return
     first = run.optimizer.param_groups[0]
-    lr = first["lr"] / first["factor"]
+    lr = first["lr"] / first["multiplier"]
     line = {
         "step": run.state.step,
         "epoch": run.state.epoch,

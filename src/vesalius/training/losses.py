@@ -14,7 +14,6 @@ from torch.nn import functional
 from vesalius.config import Settings
 from vesalius.models.textseg import TextSegOutput
 from vesalius.training.mask_losses import (
-    Balance,
     binary_cross_entropy,
     focal_loss,
     iou_error,
@@ -42,13 +41,13 @@ class LossSettings(Settings):
     """Focal loss: cross-entropy that looks away from what is learned already; beside `bce`, or in its place."""
     iou: float = Field(default=0.05, ge=0)
     """Absolute error of the predicted IoU, by which one of three maps is chosen (as in SAM 2's own training)."""
-    at: Literal["cells", "points", "pixels"] = "cells"
-    """`cells`: the decoder's map, against the share of each of its cells that the mask covers. `points`: at sampled
-    points, most of them where the map is uncertain, as in the official training. `pixels`: on the map enlarged to the
+    resolution: Literal["decoder", "points", "image"] = "decoder"
+    """`decoder`: the decoder's map, against the share of each of its cells that the mask covers. `points`: at sampled
+    points, most of them where the map is uncertain, as in the official training. `image`: on the map enlarged to the
     size of the image, as for a prediction. The IoU is always that of cells."""
-    balance: Balance = "pixels"
-    """What counts the same in `bce` and `focal`: each pixel, so that an object counts by its area; or each object,
-    for which the pixels in it weigh together as much as those around it."""
+    class_balanced: bool = False
+    """In `bce` and `focal`, weigh the pixels of an object together as much as those around it; else each pixel counts the
+    same."""
     points: int = Field(default=12544, ge=1)
     """How many points a mask."""
     oversample_ratio: float = Field(default=3.0, ge=1)
@@ -62,8 +61,10 @@ class LossSettings(Settings):
 
     @model_validator(mode="after")
     def _lines_need_maps(self) -> Self:
-        if self.cldice and self.at == "points":
-            raise ValueError("cldice needs whole maps, not points: set at to cells or pixels, or cldice to 0")
+        if self.cldice and self.resolution == "points":
+            raise ValueError(
+                "cldice needs whole maps, not points: set resolution to decoder or image, or cldice to 0"
+            )
         return self
 
 
@@ -86,7 +87,7 @@ def measure(
     """Losses of one batch, in float32 whatever the model computes in.
 
     `masks` are uint8 (n, H, W) an image, one for each [SEG] in the order of the questions; an image may have none, and
-    so may the batch: then the losses of masks are 0. `draws` seed what is sampled for `at: points`. Raises ValueError
+    so may the batch: then the losses of masks are 0. `draws` seed what is sampled for `resolution: points`. Raises ValueError
     where masks and [SEG] differ in number.
     """
     with torch.autocast(output.masks.logits.device.type, enabled=False):
@@ -105,7 +106,7 @@ def _measure(
         return Losses(settings.text * text + none, text, none, none, none)
     cells = on_cells(masks, (logits.shape[-2], logits.shape[-1]))
     pairs = _pairs(logits, masks, cells, settings, draws)
-    mask = _mean(partial(binary_cross_entropy, balance=settings.balance), pairs)
+    mask = _mean(partial(binary_cross_entropy, class_balanced=settings.class_balanced), pairs)
     dice = _mean(soft_dice_loss, pairs)
     iou = iou_error(output.masks.candidate_scores.float(), output.masks.candidates, cells).mean()
     total = settings.text * text + settings.bce * mask + settings.dice * dice + settings.iou * iou
@@ -114,7 +115,9 @@ def _measure(
         cldice = _mean(partial(soft_cldice_loss, steps=settings.skeleton_steps), pairs)
         total = total + settings.cldice * cldice
     if settings.focal:
-        focal = _mean(partial(focal_loss, gamma=settings.focal_gamma, balance=settings.balance), pairs)
+        focal = _mean(
+            partial(focal_loss, gamma=settings.focal_gamma, class_balanced=settings.class_balanced), pairs
+        )
         total = total + settings.focal * focal
     return Losses(total, text, mask, dice, iou, cldice, focal)
 
@@ -127,9 +130,9 @@ def _pairs(
     draws: Sequence[int],
 ) -> list[Pair]:
     """Logits and targets where they are compared: one pair for all masks, or one an image."""
-    if settings.at == "pixels":
+    if settings.resolution == "image":
         return on_pixels(logits, [of_image for of_image in masks if len(of_image)])
-    if settings.at == "points":
+    if settings.resolution == "points":
         ratios = settings.oversample_ratio, settings.importance_sample_ratio
         return [on_points(logits, masks, settings.points, *ratios, draws)]
     return [(logits, cells)]

@@ -62,7 +62,7 @@ class Search:
         if not self.found:
             return (
                 f"no learning rate found: the loss did not fall between {self.rates[0]:.0e} and {self.rates[-1]:.0e} "
-                f"({self.means[0]:.3f} at first, {min(self.means):.3f} at best); look at the data and at what_trains"
+                f"({self.means[0]:.3f} at first, {min(self.means):.3f} at best); look at the data and at trainable"
             )
         if self.lowest_at == self.rates[-1]:
             return (
@@ -121,13 +121,13 @@ def search(
 def _steps(run: Run) -> Iterator[Sequence[Part]]:
     """Parts of step after step, over as many epochs as there must be."""
     for epoch in count():
-        for step in run.feed.steps(epoch, 0, run.settings.optim.accumulate):
+        for step in run.feed.steps(epoch, 0, run.settings.optim.gradient_accumulation_steps):
             yield step.parts
 
 
 def _step(run: Run, rate: float, parts: Sequence[Part]) -> float:
     for group in run.optimizer.param_groups:
-        group["lr"] = rate * group["factor"]
+        group["lr"] = rate * group["multiplier"]
     total = 0.0
     for part in parts:
         with run.engine.alone(run.model, last=part is parts[-1]):
@@ -135,7 +135,7 @@ def _step(run: Run, rate: float, parts: Sequence[Part]) -> float:
             run.engine.backward(loss)
         total += loss.item()
     parameters = [p for group in run.learner.groups.values() for p in group]
-    run.engine.clip(parameters, run.settings.optim.clip)
+    run.engine.clip(parameters, run.settings.optim.max_grad_norm)
     run.optimizer.step()
     run.optimizer.zero_grad()
     return sum(run.engine.gather(total))

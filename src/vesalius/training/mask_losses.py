@@ -6,27 +6,25 @@ target is the share in [0, 1] of a cell that the mask covers, or 0 and 1. The an
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch.nn import functional
-
-Balance = Literal["pixels", "objects"]
 
 ROUNDING = 1e-6
 """Shares below are what is left of 0 after rounding: a pixel of the largest image covers more of its cell."""
 
 
-def binary_cross_entropy(logits: torch.Tensor, targets: torch.Tensor, balance: Balance) -> torch.Tensor:
-    """Binary cross-entropy; see `focal_loss` for `balance`."""
-    return focal_loss(logits, targets, 0.0, balance)
+def binary_cross_entropy(logits: torch.Tensor, targets: torch.Tensor, class_balanced: bool) -> torch.Tensor:
+    """Binary cross-entropy; see `focal_loss` for `class_balanced`."""
+    return focal_loss(logits, targets, 0.0, class_balanced)
 
 
-def focal_loss(logits: torch.Tensor, targets: torch.Tensor, gamma: float, balance: Balance) -> torch.Tensor:
+def focal_loss(
+    logits: torch.Tensor, targets: torch.Tensor, gamma: float, class_balanced: bool
+) -> torch.Tensor:
     """Cross-entropy times |target - probability| ** gamma, so that what is learned already counts little.
 
-    `pixels` is the mean over the pixels (cells, points) of a mask. `objects` is the mean over those of the object and
-    the mean over those outside, in equal parts, so that the area of the object no longer matters (class-balanced
+    The mean over the pixels (cells, points) of a mask; `class_balanced`: the mean over those of the object and the
+    mean over those outside, in equal parts, so that the area of the object no longer matters (class-balanced
     cross-entropy); where one of both is missing it is the mean over the other. A cell that is covered in part belongs
     to both by its shares. Sources: Lin et al. 2017, Focal loss (arXiv:1708.02002), for targets of 0 and 1; Li et al.
     2020, Generalized focal loss (arXiv:2006.04388), for shares; Xie and Tu 2015, Holistically-nested edge detection
@@ -38,7 +36,7 @@ def focal_loss(logits: torch.Tensor, targets: torch.Tensor, gamma: float, balanc
     if gamma:
         easy = (inside - logits.sigmoid()).abs() ** gamma
         missed, invented = easy * missed, easy * invented
-    if balance == "pixels":
+    if not class_balanced:
         return (inside * missed + outside * invented).mean(dim=1)
     (object_mean, has_object), (rest_mean, has_rest) = (
         _mean_over(missed, inside),

@@ -36,7 +36,7 @@ def probe_memory(run: Run) -> str:
     and random numbers are as they were, to the bit.
     """
     device = run.engine.device
-    items = heaviest(run, run.settings.batch)
+    items = heaviest(run, run.settings.batch_size)
     questions = sum(len(item.prompts) for item in items)
     what = f"the heaviest batch ({len(items)} images, {questions} questions)"
     torch.cuda.reset_peak_memory_stats(device)
@@ -58,7 +58,7 @@ def take_steps(run: Run, items: Sequence[Item], what: str = "this batch") -> Non
             batch = run.learner.make_batch(items, [0] * sum(len(item.prompts) for item in items))
             for _ in range(2):
                 # the second batch of a step meets the gradients of the first
-                for _ in range(min(2, run.settings.optim.accumulate)):
+                for _ in range(min(2, run.settings.optim.gradient_accumulation_steps)):
                     run.engine.backward(run.learner.losses(run.model, batch.to(device))["total"])
                 _step_without_moving(run)
     except (RuntimeError, MemoryError) as error:
@@ -143,15 +143,20 @@ def _size_of(sample: Sample) -> Size:
 def _advice(run: Run) -> str:
     """What to lower, with the plan's numbers where it can make one."""
     settings = run.settings
-    what = json.dumps(settings.what_trains.model_dump(mode="json", exclude_none=True))
-    wanted = [f"batch={settings.batch}", f"what_trains={what}", f"sharded={is_sharded(run.learner.module)}"]
+    what = json.dumps(settings.trainable.model_dump(mode="json", exclude_none=True))
+    wanted = [
+        f"batch={settings.batch_size}",
+        f"trainable={what}",
+        f"sharded={is_sharded(run.learner.module)}",
+    ]
     if settings.precision == "bf16":
         wanted.append("dtype=bfloat16")
     try:
         plan = make_plan(settings.model, purpose="train", changes=wanted)
     except VesaliusError as error:
-        return f"lower batch (now {settings.batch}), or let less train (what_trains); no plan could be made: {error}"
+        return f"lower batch_size (now {settings.batch_size}), or let less train (trainable); no plan could be made: {error}"
     remedies = (
-        "; or ".join(plan.remedies) or f"batch={max(1, settings.batch // 2)} instead of {settings.batch}"
+        "; or ".join(plan.remedies)
+        or f"batch_size={max(1, settings.batch_size // 2)} instead of {settings.batch_size}"
     )
     return f"the plan counts {plan.need / GIB:.1f} GiB; what would help: {remedies}"

@@ -89,12 +89,12 @@ def _body(card: ModelCard, settings: RunSettings, images: int, phrases: Sequence
     yield "BUNDLE is this folder. `vesalius evaluate` refuses images that it was trained on.\n"
     yield "## Training\n"
     yield f"- started from: {start}" + (f" (fingerprint {begun})" if begun else "")
-    yield f"- what trained: {settings.what_trains.level}"
+    yield f"- what trained: {settings.trainable.preset}"
     yield f"- images: {images}, of {train}; fingerprint of the data {str(card.lineage.get('data', ''))[:16]}"
     yield f"- phrases: {named}{more}"
     yield f"- validated on: {val}"
     optim = settings.optim
-    yield f"- batch {settings.batch}, learning rate {optim.lr:g}, precision {settings.precision}, seed {settings.seed}"
+    yield f"- batch size {settings.batch_size}, learning rate {optim.lr:g}, precision {settings.precision}, seed {settings.seed}"
     if card.lineage.get("overfit"):
         yield f"- **a test of the set-up: it learned {card.lineage['overfit']} images by heart and is of no other use**"
     yield ""

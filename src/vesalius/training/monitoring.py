@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from vesalius.training.loop import Run
 
 AVERAGE = "average.pt"
-"""In a checkpoint of a run with `optim.ema`: the weights themselves, and their mean."""
+"""In a checkpoint of a run with `optim.ema_decay`: the weights themselves, and their mean."""
 
 
 @dataclass
@@ -59,7 +59,7 @@ def make_average(model: torch.nn.Module, decay: float | None) -> WeightAverage |
         return None
     if is_sharded(model):
         raise SettingError(
-            "optim.ema cannot be used where the model lies in shards; leave it out, or use DDP"
+            "optim.ema_decay cannot be used where the model lies in shards; leave it out, or use DDP"
         )
     return WeightAverage([each for each in model.parameters() if each.requires_grad], decay)
 
@@ -75,7 +75,7 @@ def begin(run: Run) -> None:
     if "start_fingerprint" not in run.card.lineage:  # random weights can do nothing
         return
     with readable(run.learner.module):
-        start = look_at_start(run.learner, run.card, run.feed.samples, run.settings.batch)
+        start = look_at_start(run.learner, run.card, run.feed.samples, run.settings.batch_size)
     if run.settings.projector == "fitted" and hasattr(run.learner.module, "projector"):
         start = replace(start, fresh=True)
     run.watch.on_note(str(start))
@@ -99,7 +99,7 @@ def measure(run: Run) -> dict[str, Any]:
     state, settings = run.state, run.settings
     sheet = Sheet(run.val, settings.validate_.figures if run.engine.is_main else 0, state.step)
     with run.watch.averaged(), readable(run.learner.module):
-        segmenter = run.learner.segmenter(run.card.changed(step=state.step), settings.batch)
+        segmenter = run.learner.segmenter(run.card.changed(step=state.step), settings.batch_size)
         rows = score_answers(segmenter, run.val, settings.validate_.metric, sheet)
     scores = run.engine.agree(average(rows))
     if (picture := sheet.write(run.run_folder.path / "validation")) is not None:
@@ -147,7 +147,7 @@ def finish(run: Run) -> None:
     if not run.engine.is_main:
         return
     best = best_line(_lines(run), run.settings.validate_.metric)
-    if run.settings.what_trains.keep == "merged":
+    if run.settings.trainable.save == "merged":
         run.run_folder.merge_best(lambda folder: describe(run, folder, best))
     if not run.val:
         return

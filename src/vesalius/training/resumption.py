@@ -19,12 +19,12 @@ MAY_CHANGE = frozenset(
         "steps",
         "epochs",
         "minutes",
-        "batch",
-        "workers",
+        "batch_size",
+        "num_workers",
         "validate",
         "trackers",
         "save_every_minutes",
-        "what_trains.keep",
+        "trainable.save",
     }
 )
 """Settings that may differ when a run is resumed: the data are compared by content, the batch with all processes."""
@@ -47,9 +47,9 @@ def find_changes(settings: RunSettings, run_folder: RunFolder) -> list[str]:
             f"{settings.out}: {listed} cannot change in a resumed run; start a new run from its checkpoint instead"
         )
     best = (settings.out / "best").resolve().name
-    if asked.get("what_trains.keep") == "adapter" and best.endswith(MERGED):
+    if asked.get("trainable.save") == "adapter" and best.endswith(MERGED):
         raise TrainingError(
-            f"{settings.out}: what_trains.keep: adapter comes too late, best ({best}) is merged; the adapter of the last "
+            f"{settings.out}: trainable.save: adapter comes too late, best ({best}) is merged; the adapter of the last "
             f"step is still in {settings.out / 'last'}"
         )
     return [f"{name}: {asked.get(name)}; it was {begun.get(name)}" for name in changed]
@@ -66,9 +66,9 @@ def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any
 
 def check_batches(settings: RunSettings, state: TrainState, engine: Engine) -> None:
     """Raise TrainingError where a batch of all processes would not hold the images that it would have held."""
-    images = settings.batch * engine.ranks
+    images = settings.batch_size * engine.ranks
     if images != state.images_a_batch:
         raise TrainingError(
             f"{settings.out}: a batch had {state.images_a_batch} images over all processes and would have {images} "
-            f"({engine.ranks} with batch {settings.batch}): start as many processes as before, or change batch"
+            f"({engine.ranks} with batch_size {settings.batch_size}): start as many processes as before, or change batch_size"
         )

@@ -281,9 +281,11 @@ def _open_learner(
         raise SettingError("unet: is for a U-Net; leave it out, or begin one with model=unet")
     opened, origin = _open_model(settings, resume)
     tokens = new_tokens(opened.processor.tokenizer)
-    groups = set_trainable(opened.model, settings.what_trains, tokens, settings.seed)
-    if idle := [name for name in settings.optim.factors if name not in groups]:
-        on_note(f"optim.factors: {', '.join(idle)} does not train, so that its factor takes no part")
+    groups = set_trainable(opened.model, settings.trainable, tokens, settings.seed)
+    if idle := [name for name in settings.optim.lr_multipliers if name not in groups]:
+        on_note(
+            f"optim.lr_multipliers: {', '.join(idle)} does not train, so that its multiplier takes no part"
+        )
     return TextSegLearner(opened, groups, settings.loss), opened.card, origin
 
 
@@ -298,10 +300,10 @@ def _fit_projector(
 
 def _open_model(settings: RunSettings, resume: bool) -> tuple[OpenedModel, dict[str, Any]]:
     """The model to start from, and where it comes from."""
-    if settings.start == "random" and not resume:
+    if settings.init == "random" and not resume:
         if Path(settings.model).is_dir():
             raise SettingError(
-                f"start: random makes new weights of tiny alone; {settings.model} has its own: leave it out"
+                f"init: random makes new weights of tiny alone; {settings.model} has its own: leave it out"
             )
         return new_model(settings.model, settings.seed), {"start": f"random weights, seed {settings.seed}"}
     folder = RunFolder(settings.out).last() if resume else find_model(settings.model)
@@ -328,11 +330,12 @@ def _prepare(
     on_step: Callable[[dict[str, Any]], None],
     on_validation: Callable[[dict[str, Any]], None],
 ) -> Run:
-    factors, optim = settings.optim.factors, settings.optim
+    multipliers, optim = settings.optim.lr_multipliers, settings.optim
 
     def make_optimizer() -> torch.optim.Optimizer:
         groups = [
-            {"params": group, "factor": factors.get(name, 1.0)} for name, group in learner.groups.items()
+            {"params": group, "multiplier": multipliers.get(name, 1.0)}
+            for name, group in learner.groups.items()
         ]
         betas, decay = optim.betas, optim.weight_decay
         return torch.optim.AdamW(groups, lr=optim.lr, betas=betas, weight_decay=decay, fused=True)
@@ -342,9 +345,9 @@ def _prepare(
         mixture=mixture,
         learner=learner,
         augment=AugmentSettings() if overfit else settings.augment,
-        batch=settings.batch,
+        batch=settings.batch_size,
         seed=settings.seed,
-        workers=settings.workers,
+        workers=settings.num_workers,
         rank=engine.rank,
         ranks=engine.ranks,
     )
@@ -360,10 +363,10 @@ def _prepare(
         engine=engine,
         model=model,
         optimizer=optimizer,
-        state=TrainState(images_a_batch=settings.batch * engine.ranks),
+        state=TrainState(images_a_batch=settings.batch_size * engine.ranks),
         on_step=on_step,
         on_validation=on_validation,
-        watch=Watch(average=make_average(learner.module, optim.ema)),
+        watch=Watch(average=make_average(learner.module, optim.ema_decay)),
     )
 
 

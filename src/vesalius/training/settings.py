@@ -11,7 +11,7 @@ from vesalius.config import Settings
 from vesalius.data.augment import AugmentSettings
 from vesalius.evaluation.metrics import METRICS
 from vesalius.models.specs import UNetShape
-from vesalius.models.trainable import GROUPS, NEW_TOKENS, TrainsSettings
+from vesalius.models.trainable import GROUPS, NEW_TOKENS, TrainableSettings
 from vesalius.training.losses import LossSettings
 from vesalius.training.mixture import TaskSettings
 
@@ -34,26 +34,26 @@ class OptimSettings(Settings):
     lr: float = Field(default=4e-5, gt=0)
     weight_decay: float = Field(default=0.05, ge=0)
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    clip: float = Field(default=1.0, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
     """Largest norm of the whole gradient."""
-    warmup: float = Field(default=0.05, ge=0, lt=1)
+    warmup_ratio: float = Field(default=0.05, ge=0, lt=1)
     """Share of the run in which the rate rises to `lr`."""
-    accumulate: int = Field(default=1, ge=1)
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
     """Batches an optimizer step."""
-    ema: float | None = Field(default=None, gt=0, lt=1)
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """Share that a running mean of the weights keeps at each step, such as 0.99; the mean is validated and saved. None:
     the weights themselves are."""
-    factors: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    lr_multipliers: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """Factor on `lr` for a part of the model: vision encoder, language model, language head, projector, SAM
     encoder, SAM decoder, new tokens. Others have 1."""
 
-    @field_validator("factors")
+    @field_validator("lr_multipliers")
     @classmethod
-    def _factors_name_parts(cls, factors: dict[str, float]) -> dict[str, float]:
+    def _multipliers_name_parts(cls, multipliers: dict[str, float]) -> dict[str, float]:
         known = (*GROUPS, NEW_TOKENS)
-        if unknown := [name for name in factors if name not in known]:
+        if unknown := [name for name in multipliers if name not in known]:
             raise ValueError(f"no part of the model is called {unknown[0]!r}; known: {', '.join(known)}")
-        return factors
+        return multipliers
 
 
 class ValidateSettings(Settings):
@@ -82,7 +82,7 @@ class RunSettings(Settings):
 
     model: str
     """A bundle, a run, or a model name; `unet` begins a U-Net with a channel for each phrase of the data."""
-    start: Literal["weights", "random"] = "weights"
+    init: Literal["pretrained", "random"] = "pretrained"
     """`random`: new weights, of `tiny` or of a U-Net."""
     projector: Literal["kept", "fitted"] = "kept"
     """`fitted` makes it anew, for the phrases of the data to lie apart from the first step: for two or more that the model
@@ -90,16 +90,16 @@ class RunSettings(Settings):
     data: TrainingData
     unet: UNetShape | None = None
     """Widths and patch of a U-Net that begins with `model: unet`; without it those of `UNetShape`."""
-    what_trains: TrainsSettings = TrainsSettings(level="decoder")
+    trainable: TrainableSettings = TrainableSettings(preset="decoder")
     """From the projector alone to all weights, by the name of a level; or with sizes of LoRA, 4 bits, checkpointing."""
     loss: LossSettings = LossSettings()
     steps: int | None = Field(default=None, ge=1)
     epochs: int | None = Field(default=None, ge=1)
     minutes: float | None = Field(default=None, gt=0)
     """Time for training steps; validation comes on top. A run by minutes cannot be repeated to the digit."""
-    batch: int = Field(default=4, ge=1)
+    batch_size: int = Field(default=4, ge=1)
     """Images in one batch of one process; each brings all its phrases."""
-    workers: int = Field(default=1, ge=0)
+    num_workers: int = Field(default=1, ge=0)
     """Threads that prepare the next batches; 0 prepares them in the loop."""
     precision: Literal["fp32", "bf16"] = "fp32"
     optim: OptimSettings = OptimSettings()
@@ -135,12 +135,12 @@ class RunSettings(Settings):
     @model_validator(mode="after")
     def _words_can_be_learned(self) -> Self:
         tasks = self.tasks
-        if (tasks.questions or tasks.absent == "words") and self.what_trains.level in (
+        if (tasks.questions or tasks.absent == "words") and self.trainable.preset in (
             "projector",
             "decoder",
         ):
             raise ValueError(
-                f"at the level {self.what_trains.level} of what_trains no words are learned: leave tasks.questions and "
+                f"the preset {self.trainable.preset} of trainable learns no words: leave tasks.questions and "
                 "absent: words out, or train the language model (lora, tokens, vision, full)"
             )
         return self

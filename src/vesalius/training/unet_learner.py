@@ -40,7 +40,7 @@ from vesalius.types import Item, Turn
 
 ABOUT_OBJECTS = 1 / 3
 """Share of the crops that have a pixel of an object in their middle, as far as the border allows."""
-NO_PART = "projector, what_trains, optim.factors, loss.text, loss.iou and loss.at"
+NO_PART = "projector, trainable, optim.lr_multipliers, loss.text, loss.iou and loss.resolution"
 
 
 @dataclass(frozen=True)
@@ -123,13 +123,15 @@ class UNetLearner:
     def _measure(self, logits: torch.Tensor, batch: CropBatch) -> dict[str, torch.Tensor]:
         """The parts of the loss for maps (rows, p, p) of one level."""
         parts = {
-            "mask": binary_cross_entropy(logits, batch.masks, self.loss.balance).mean(),
+            "mask": binary_cross_entropy(logits, batch.masks, self.loss.class_balanced).mean(),
             "dice": batch_dice_loss(logits, batch.masks, batch.channel),
         }
         if self.loss.cldice:
             parts["cldice"] = soft_cldice_loss(logits, batch.masks, self.loss.skeleton_steps).mean()
         if self.loss.focal:
-            parts["focal"] = focal_loss(logits, batch.masks, self.loss.focal_gamma, self.loss.balance).mean()
+            parts["focal"] = focal_loss(
+                logits, batch.masks, self.loss.focal_gamma, self.loss.class_balanced
+            ).mean()
         return parts
 
     def segmenter(self, card: UNetCard, batch: int) -> UNetPredictor:
@@ -191,7 +193,7 @@ def open_unet_learner(
     else:
         opened = open_unet(folder := find_model(settings.model))
         _check_shape(settings, opened)
-        if settings.start == "random":
+        if settings.init == "random":
             opened = new_unet(opened.card.spec, phrases, settings.seed)
         else:
             fingerprint, lineage = fingerprint_model(folder), opened.card.lineage
@@ -207,7 +209,7 @@ def trains_unet(settings: RunSettings, resume: bool) -> bool:
         return is_unet(RunFolder(settings.out).last())
     if settings.model == NAME:
         return True
-    by_name = settings.start == "random" and not Path(settings.model).exists()
+    by_name = settings.init == "random" and not Path(settings.model).exists()
     return not by_name and is_unet(find_model(settings.model))
 
 
