@@ -18,7 +18,7 @@ from vesalius.models.processor import Batch
 from vesalius.models.specs import find_spec
 from vesalius.models.stored_model import empty_model
 from vesalius.models.token_rows import new_tokens
-from vesalius.models.trainable import GROUPS, CHECKPOINTABLE, TrainableSettings, set_trainable
+from vesalius.models.trainable import CHECKPOINTABLE, GROUPS, TrainableSettings, set_trainable
 from vesalius.models.vlm import vision_encoder_of
 from vesalius.training.gradient_check import MovementCheck
 from vesalius.training.losses import LossSettings, measure
@@ -321,7 +321,9 @@ def test_a_model_with_an_adapter_trains_on_with_the_same_one_or_merged() -> None
     opened, _ = prepared({"preset": "lora"})
     with pytest.raises(SettingError, match="other ranks, alphas or layers than trainable asks for"):
         make_trainable(opened, {"preset": "lora", "lora": {"language": {"rank": 4}}})
-    with pytest.raises(TrainingError, match="keeps a LoRA as an adapter, and with the preset full none trains"):
+    with pytest.raises(
+        TrainingError, match="keeps a LoRA as an adapter, and with the preset full none trains"
+    ):
         make_trainable(opened, {"preset": "full"})
     make_trainable(merged(opened), {"preset": "lora", "lora": {"language": {"rank": 4}}})
     assert {each.r["default"] for each in layers_of(opened.model.vlm).values()} == {4}
