@@ -1,6 +1,7 @@
 """The table of codes: one stable word for each kind of error, and for each finding of `vesalius check`.
 
-Codes are public: `--json` prints them, reports store them, and scripts may compare them. Sentences may change.
+Codes are public: `--json` prints them, reports store them, and scripts may compare them. Messages may change.
+`python -m vesalius.codes > docs/errors.md` writes the table as a page.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ Severity = Literal["error", "warning"]
 
 @dataclass(frozen=True)
 class Code:
-    """What one code of an error or a finding stands for."""
+    """Severity, meaning and remedy of one code."""
 
     severity: Severity
     meaning: str
@@ -30,180 +31,213 @@ def _warning(meaning: str, remedy: str) -> Code:
 
 CODES: dict[str, Code] = {
     # files
-    "image": _error(
-        "an image cannot be read: no bytes, cut short, no image, deeper than 8 bits, partly transparent",
+    "not_found": _error("a file or folder does not exist", "correct the path"),
+    "unreadable_file": _error(
+        "a file or folder cannot be opened or parsed",
+        "check its permissions, or write it again as its format asks, JSON as UTF-8",
+    ),
+    "unreadable_image": _error(
+        "an image cannot be read: empty, truncated, not an image, deeper than 8 bits, or partly transparent",
         "copy it again from its source, or save it as 8-bit PNG without transparency",
     ),
+    "image_too_large": _error("an image has more pixels than allowed", "cut it into tiles"),
     "missing_image": _error(
-        "an entry names an image that is not there", "put the image there, or correct or remove the entry"
+        "an entry names an image that does not exist",
+        "put the image there, or correct or remove the entry",
     ),
+    "ambiguous_image": _error("an entry names an image that matches several files", "rename all but one"),
     "outside_path": _error(
-        "an entry names an image outside of the dataset's folder",
+        "an entry names an image outside the dataset's folder",
         "move the image into the folder and give a path relative to the annotation file",
     ),
-    "unreadable": _error(
-        "a file or folder cannot be opened, or an annotation file is not JSON",
-        "give yourself the right to read it, or write it again as UTF-8 JSON",
+    "no_image": _error("an annotation file names no image, or its folder has none", "export it again"),
+    "unpaired_file": _error(
+        "an image has no mask file of the same name, or a mask file no image",
+        "add the missing file, or remove this one",
     ),
-    "ambiguous_image": _error(
-        "an entry names an image that may be any of several files", "rename all but one"
+    "duplicate_id": _error(
+        "two images or entries have the same id",
+        "put all objects of an image in one entry, and give images names that differ in more than the suffix",
     ),
-    "repeated_image": _error("two DICOM files hold the same image", "remove one of them"),
-    "no_image": _error("an annotation file names no image, or its folder holds none", "export it again"),
-    "unpaired": _error(
-        "an image has no mask file of its name, or a mask file no image", "add the missing file, or remove it"
+    "case_count_mismatch": _error(
+        "a dataset states another number of cases than it has",
+        "copy the missing cases, or correct the number",
     ),
-    "case_count": _error(
-        "a dataset states another number of cases than it has", "copy the rest, or correct the number"
+    "unsupported_file_type": _error(
+        "the files have a type that their format allows and Vesalius does not read", "write them as images"
     ),
-    "file_ending": _error(
-        "files are of a kind that their format allows and that is not read", "write them as images"
+    "separate_channels": _error("the channels of an image are separate files", "save them as one image"),
+    # DICOM
+    "not_dicom": _error("a file is not a DICOM file", "export it again, or remove it"),
+    "damaged_file": _error("a file cannot be parsed", "copy it again from its source"),
+    "truncated_file": _error("a file ends before its pixel data does", "copy it again from its source"),
+    "no_pixel_data": _error("a DICOM file has no image", "remove it"),
+    "missing_tag": _error("a DICOM file lacks a tag that is needed to display it", "export it again"),
+    "duplicate_instance": _error("two DICOM files hold the same image", "remove one of them"),
+    "frame_count_mismatch": _error(
+        "a file has fewer frames than it states, or than were requested", "export it again"
     ),
-    "several_channels": _error("the channels of an image are files of their own", "save them as one file"),
-    "not_dicom": _error("a file is no DICOM file", "export it again, or take it out"),
-    "damaged": _error("a DICOM file cannot be parsed", "copy it again from its source"),
-    "truncated": _error("a file ends before its pixels do", "copy it again from its source"),
-    "no_pixels": _error("a DICOM file holds no image", "take it out"),
-    "missing_tag": _error("a DICOM file lacks a tag without which it cannot be shown", "export it again"),
-    "frames": _error("a file has not the frames that it states, or that were asked for", "export it again"),
-    "bits": _error("a DICOM file states a depth of pixels that cannot be", "export it again"),
-    "photometric": _error("a DICOM file is in a kind of colors that is not read", "export it as gray or RGB"),
-    "window": _error("the window of a DICOM file cannot be used", "export it again"),
-    "lut": _error("a table of gray levels in a DICOM file cannot be used", "export it again"),
-    "transfer_syntax": _error(
-        "a DICOM file is compressed in a way that is not read", "export it uncompressed"
+    "invalid_bit_depth": _error(
+        "a DICOM file states an impossible or unsupported bit depth", "export it again"
     ),
-    "codec": _error("the compressed pixels of a DICOM file cannot be decoded", "export it uncompressed"),
-    "equal_ids": _error(
-        "two images get the same id",
-        "put all objects of an image in one entry, and name images apart by more than the suffix",
+    "invalid_window": _error("the display window of a DICOM file is unusable", "export it again"),
+    "invalid_lut": _error("a lookup table of a DICOM file is unusable", "export it again"),
+    "unsupported_color_model": _error(
+        "a DICOM file has a photometric interpretation that Vesalius does not read",
+        "export it as grayscale or RGB",
     ),
-    "image_rotation": _error(
-        "an entry says that its image was turned while masks were drawn",
-        "turn the image itself, or draw anew",
+    "unsupported_transfer_syntax": _error(
+        "a DICOM file has a transfer syntax that Vesalius does not read", "export it uncompressed"
     ),
-    # entries
-    "annotation": _error(
-        "an entry or a mask has not the form that its format asks for", "write it as its format asks"
+    "undecodable_pixels": _error(
+        "the compressed pixels of a DICOM file cannot be decoded", "export it uncompressed"
     ),
-    "data": _error("the data cannot be used for another reason, which the message tells", "see the message"),
+    "unsupported_segmentation": _error(
+        "a file is not a DICOM segmentation, or not a binary one", "export it as a binary segmentation"
+    ),
+    # entries of annotation files
+    "invalid_annotation": _error(
+        "an entry or a mask does not have the form that its format requires",
+        "write it as its format requires",
+    ),
+    "invalid_data": _error("a dataset is unusable for the reason in the message", "see the message"),
     "unknown_id": _error("an annotation names an image or category that is not listed", "export it again"),
-    "labels": _error("labels are no whole numbers, or have no phrase", "correct them as the message says"),
-    "table": _error("the table of classes does not give each class a phrase and a value", "correct it"),
-    "collision": _error("two names have the same pseudonym", "import again with a new key"),
-    "several_annotations": _error(
-        "an image has several annotations, and nothing says which counts",
+    "invalid_labels": _error(
+        "labels are not integers, or have no phrase", "correct the labels that the message names"
+    ),
+    "invalid_class_table": _error(
+        "the table of classes does not give each class a phrase and a value", "correct the table"
+    ),
+    "ambiguous_annotation": _error(
+        "an image has several annotations and none is marked as the valid one",
         "mark one as ground truth, or cancel the others",
     ),
-    "track_gap": _error("a track says nothing of some frames", "export all frames, not key frames alone"),
-    "not_labelme": _error("a JSON file among those of LabelMe is none", "move it elsewhere"),
-    "segmentation": _error(
-        "a DICOM segmentation is none, or of a kind that is not read", "export it as a binary segmentation"
+    "rotated_annotation": _error(
+        "an entry says that its image was rotated while masks were drawn",
+        "rotate the image itself, or draw again",
     ),
-    "unequal_counts": _error("an entry has not as many phrases as masks", "give one phrase for each object"),
+    "track_gap": _error("a track does not cover all frames", "export all frames, not only key frames"),
+    "not_labelme": _error("a JSON file in a LabelMe folder is not a LabelMe file", "move it elsewhere"),
+    "phrase_count_mismatch": _error(
+        "an entry has a different number of phrases than masks", "give one phrase for each object"
+    ),
     "no_phrase": _error(
-        "an object has no phrase", "name what it shows, with null as mask where it is not in the image"
+        "an object has no phrase", "give it a phrase; use null as its mask if it is not in the image"
     ),
-    "unlabeled": _error(
-        "an image has no annotation; nothing can be learned from it or scored on it",
-        "annotate it, or take it out of the annotation file",
+    "unlabeled_image": _error(
+        "an image has no annotation, so it is of no use for training or scoring",
+        "annotate it, or remove it from the annotation file",
     ),
+    "pseudonym_collision": _error("two names have the same pseudonym", "import again with a new key"),
     # masks
-    "empty_object": _error("an object is an empty list", "use null to say that the phrase is not there"),
-    "no_mask": _error("an annotation is only a box, or nothing", "draw its mask or remove it"),
-    "no_area": _error("a shape has no area, such as a point or a line", "draw a polygon, or remove it"),
-    "unknown_shape": _error("a shape is of a kind that is not known", "draw it as a polygon"),
-    "points": _error("the points of a shape are no pairs of numbers", "draw it again or remove it"),
-    "unknown_value": _error(
-        "a mask file has a value that is that of no class", "add it to the table of classes, or draw it again"
-    ),
-    "size": _error(
+    "size_mismatch": _error(
         "masks were drawn on a copy of another size",
-        "scale coordinates and masks by the ratio, or put the image that was drawn on in its place",
+        "scale coordinates and masks by the ratio, or replace the image by the one that was drawn on",
     ),
-    "outside": _error(
-        "coordinates lie outside of the image by more than a pixel",
-        "was it drawn on a copy of another size? scale the coordinates, or draw it again",
+    "outside_image": _error(
+        "coordinates lie more than a pixel outside the image",
+        "check whether it was drawn on a copy of another size; scale the coordinates, or draw it again",
     ),
-    "few_points": _error(
+    "invalid_points": _error("the points of a shape are not pairs of numbers", "draw it again or remove it"),
+    "too_few_points": _error(
         "a polygon has fewer than 3 points, or an odd number of coordinates", "draw it again or remove it"
     ),
     "not_finite": _error("a polygon has a coordinate that is NaN or infinite", "draw it again or remove it"),
     "zero_area": _error(
-        "all points of a polygon lie on one line, so it covers nothing", "draw it again or remove it"
+        "all points of a polygon lie on one line, so it covers no pixel", "draw it again or remove it"
     ),
-    "rle": _error("an RLE does not describe a mask of its size", "encode the mask again"),
-    "empty_mask": _error("a mask has no pixel", "draw it, or write null if the phrase is not in the image"),
-    "border": _warning(
-        "coordinates lie outside of the image by up to a pixel; the mask is cut there",
-        "nothing is needed, unless it was drawn on a copy of another size",
+    "no_area": _error("a shape has no area, such as a point or a line", "draw a polygon, or remove it"),
+    "unknown_shape": _error("a shape has an unknown type", "draw it as a polygon"),
+    "invalid_rle": _error("an RLE does not describe a mask of its size", "encode the mask again"),
+    "unknown_mask_value": _error(
+        "a mask file has a value that belongs to no class", "add it to the table of classes, or draw it again"
     ),
-    "self_crossing": _warning(
-        "the outline of a polygon crosses itself; what is wound around twice counts as outside",
-        "look at it, and draw it again where the mask has holes or tails",
+    "empty_object": _error("an object is an empty list", "use null if the phrase is not in the image"),
+    "no_mask": _error("an annotation has only a box, or nothing", "draw its mask or remove it"),
+    "empty_mask": _error("a mask has no pixel", "draw it, or use null if the phrase is not in the image"),
+    "border_overshoot": _warning(
+        "coordinates lie up to a pixel outside the image; the mask is clipped to the image",
+        "nothing to do, unless it was drawn on a copy of another size",
     ),
-    "overlap": _warning(
-        "objects of one image cover the same pixels by more than 1 % of the smaller one",
-        "draw each pixel for one object, unless they do lie over one another",
+    "self_intersection": _warning(
+        "the outline of a polygon crosses itself; areas enclosed twice count as outside (even-odd rule)",
+        "look at it, and draw it again if the mask has unwanted holes or tails",
     ),
-    "flat_mix": _warning(
+    "overlapping_objects": _warning(
+        "two objects of an image share more than 1 % of the pixels of the smaller one",
+        "assign each pixel to one object, unless the structures do lie on top of each other",
+    ),
+    "mixed_nesting": _warning(
         "some objects are one flat list of coordinates, others a list of such lists",
-        "write all alike: a list of polygons for each object",
+        "write all objects as lists of polygons",
     ),
     "lossy_mask": _warning(
         "a mask is stored as JPEG, which blurs its border into the background",
-        "save masks as PNG, from their source if it is still there",
+        "save masks as PNG, from their source if it still exists",
     ),
     "gray_mask": _warning(
         "a mask file has more than two values; every value above 0 counts as the object",
-        "save it with two values, 0 for background; save each object as a mask of its own",
+        "save it with two values, 0 for background; save each object as a separate mask",
     ),
-    "thin": _warning(
+    "thin_structures": _warning(
         "much of the skeleton of the masks is thinner than one cell of the model's mask grid",
         "use tiles or a larger input",
     ),
     # phrases and groups
     "repeated_phrase": _warning(
         "an image has several objects under one phrase; their union is the target",
-        "tell them apart in words if each should be found alone",
+        "use different phrases if each object should be found separately",
     ),
     "no_groups": _warning(
-        "images without patient or sequence: each is its own group",
-        "name a field or expression with --group, so that splits keep frames of one patient together",
+        "images have no patient or sequence, so each is its own group",
+        "name a field or regular expression with --group, so that splits keep the frames of one patient together",
     ),
     # images
-    "turned_image": _warning(
-        "a file asks viewers to turn it (EXIF), so masks drawn in one lie askew", "save it upright"
+    "exif_rotation": _warning(
+        "a file has an EXIF orientation, so viewers rotate it and masks drawn in them do not fit",
+        "save it upright",
     ),
-    "alpha": _warning(
-        "an image has an alpha channel, though nothing in it is transparent", "save it without alpha"
-    ),
-    "duplicate": _warning(
-        "images of one split have the same pixels", "keep one of them, with the better mask"
+    "alpha_channel": _warning("an image has an alpha channel but is fully opaque", "save it without alpha"),
+    "duplicate_image": _warning(
+        "images of one split have the same pixels", "keep the one with the better mask"
     ),
     "near_duplicate": _warning(
-        "images of one split look nearly the same",
+        "images of one split look almost the same",
         "look at them: keep one, or give them the same group if they are frames of one patient",
     ),
-    "unnamed_image": _warning(
-        "images lie beside those of the annotation file and no entry names them",
+    "unlisted_image": _warning(
+        "images lie beside those of the annotation file, but no entry names them",
         "add entries for them, or move them elsewhere",
     ),
     "personal_name": _warning(
         "a file name or DICOM tag looks like a person's name, birth date or record number",
-        "rename the files, or bring them in with vesalius import --pseudonymize",
+        "rename the files, or import them with vesalius import --pseudonymize",
     ),
     # splits
-    "leak": _error(
-        "the same image, or one that looks nearly the same, is in two splits",
+    "image_leak": _error(
+        "two splits share an image, or images that look almost the same",
         "keep it in one split, or split again by patient with vesalius split",
     ),
     "group_leak": _error(
-        "images of one patient or sequence are in two splits", "split again by patient with vesalius split"
+        "two splits share a patient or sequence", "split again by patient with vesalius split"
     ),
-    # general: settings, arguments, files
+    # settings, arguments, output
     "setting": _error("a setting, a recipe or an argument is wrong", "correct it as the message says"),
+    "bad_value": _error(
+        "a setting or argument has a value that is not allowed", "choose a value that the message allows"
+    ),
+    "unknown_setting": _error(
+        "a setting has an unknown name", "use the name that the message suggests, or remove the setting"
+    ),
+    "conflicting_settings": _error("two settings or arguments exclude each other", "remove one of them"),
     "output": _error("a result cannot be written", "see the message"),
+    "output_exists": _error(
+        "the output exists already", "choose another path, or remove the existing output"
+    ),
+    "output_inside_data": _error("the output lies inside the input data", "choose a path outside the data"),
+    "write_failed": _error(
+        "a file cannot be written", "free disk space or check the permissions of the folder"
+    ),
     "missing_extra": _error(
         "an optional library is not installed", "install the extra that the message names"
     ),
@@ -212,9 +246,42 @@ CODES: dict[str, Code] = {
     ),
     # models: opening, conversion
     "checkpoint": _error("a model cannot be found, opened or written", "see the message"),
+    "wrong_shape": _error(
+        "an array or tensor has an unexpected shape", "see the message for the expected shape"
+    ),
+    "incomplete_weights": _error(
+        "weights are missing from a checkpoint", "copy or convert the checkpoint again"
+    ),
     # prediction and memory planning
+    "unknown_phrase": _error(
+        "the model was not trained on a phrase", "use one of the phrases of the model's card"
+    ),
     # training
     "training": _error("a run cannot start, continue or be trusted", "see the message"),
     # evaluation and comparison
 }
-"""Every code of an error or a finding, in the order in which docs/errors.md lists them."""
+"""Every code of an error or a finding, in the order of docs/errors.md."""
+
+
+def as_markdown() -> str:
+    """The table as the page docs/errors.md."""
+    rows = [
+        f"| `{code}` | {each.severity} | {each.meaning} | {each.remedy} |" for code, each in CODES.items()
+    ]
+    return "\n".join(
+        [
+            "# Codes of errors and findings",
+            "",
+            "Every error has a code, and so has every finding of `vesalius check`. Codes are stable; messages may change.",
+            '`--json` prints an error as `{"error": {"code", "message", "path", "field"}}`, with null for an unknown path or field.',
+            "",
+            "| code | severity | meaning | remedy |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    print(as_markdown(), end="")

@@ -67,19 +67,19 @@ class SettingError(VesaliusError):
 class DataError(VesaliusError):
     """A dataset cannot be used."""
 
-    code = "data"
+    code = "invalid_data"
 
 
 class AnnotationError(DataError):
     """An annotation file or a mask is wrong."""
 
-    code = "annotation"
+    code = "invalid_annotation"
 
 
 class ImageError(DataError):
     """An image cannot be read."""
 
-    code = "image"
+    code = "unreadable_image"
 
 
 class MissingExtraError(VesaliusError):

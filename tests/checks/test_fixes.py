@@ -31,17 +31,25 @@ from vesalius.types import Polygons
 SQUARE = [[10.0, 10.0, 30.0, 10.0, 30.0, 30.0, 10.0, 30.0]]
 OTHER = [[20.0, 20.0, 50.0, 20.0, 50.0, 40.0, 20.0, 40.0]]
 FIXED = {
-    "size",
-    "outside",
-    "few_points",
+    "size_mismatch",
+    "outside_image",
+    "too_few_points",
     "not_finite",
     "zero_area",
-    "rle",
+    "invalid_rle",
     "empty_mask",
-    "image",
+    "unreadable_image",
     "missing_image",
 }
-FIXED |= {"annotation", "unequal_counts", "no_phrase", "equal_ids", "unpaired", "repeated_phrase", "flat_mix"}
+FIXED |= {
+    "invalid_annotation",
+    "phrase_count_mismatch",
+    "no_phrase",
+    "duplicate_id",
+    "unpaired_file",
+    "repeated_phrase",
+    "mixed_nesting",
+}
 COUNTS = {
     **{"kept": 7, "rescaled": 1, "united": 1, "clipped": 1},
     **{"images dropped": 9, "phrases dropped": 4, "parts dropped": 3},
@@ -107,9 +115,15 @@ def broken(tmp_path: Path) -> Path:
 def test_every_fault_is_mended_or_dropped_and_listed(broken: Path, tmp_path: Path) -> None:
     before = sorted((path, path.stat().st_mtime_ns) for path in broken.rglob("*") if path.is_file())
     report, fixes = fix(broken, tmp_path / "out")
-    assert {"size", "outside", "image", "few_points", "zero_area", "empty_mask", "rle"} <= codes(
-        report
-    ).keys()
+    assert {
+        "size_mismatch",
+        "outside_image",
+        "unreadable_image",
+        "too_few_points",
+        "zero_area",
+        "empty_mask",
+        "invalid_rle",
+    } <= codes(report).keys()
 
     told = listed(tmp_path / "out")
     assert {deed: [each["id"] for each in told[deed]] for deed in ("rescaled", "united", "clipped")} == {
@@ -211,7 +225,9 @@ def check_labelme(data: Path, out: Path, truth: dict[str, dict[str, np.ndarray]]
     """Half was annotated at 800 x 800: check finds it, --fix puts it right, to a pixel of the truth."""
     assert main(["check", str(data), "--workers", "0"]) == 1
     report = inspect(data, workers=0)
-    found = {name for finding in report.findings if finding.code == "size" for name in finding.samples}
+    found = {
+        name for finding in report.findings if finding.code == "size_mismatch" for name in finding.samples
+    }
     assert found == scaled
 
     assert main(["check", str(data), "--fix", str(out), "--workers", "0"]) == 0
@@ -281,7 +297,7 @@ def test_every_split_has_its_file_and_an_image_of_two_lies_there_once(tmp_path: 
     assert sorted(path.name for path in out.iterdir()) == [
         *("annotations.train.json", "annotations.val.json", "fixes.json", "images")
     ]
-    assert codes(fixes)["leak"] >= 1  # the same image in two splits stays an error, and is told
+    assert codes(fixes)["image_leak"] >= 1  # the same image in two splits stays an error, and is told
     assert (
         fixes.errors >= 1
         and main(["check", str(data), "--fix", str(tmp_path / "two"), "--workers", "0"]) == 1
@@ -313,7 +329,7 @@ def test_an_image_and_mask_folder_becomes_rle_and_what_was_said_of_its_files_rem
     (tmp_path / "data" / "masks" / "a.png").unlink()
     (tmp_path / "data" / "masks" / "c.png").unlink()
     report, fixes = fix(tmp_path / "data", tmp_path / "out", prompt="blood vessel")
-    assert codes(report)["unpaired"] == 1
+    assert codes(report)["unpaired_file"] == 1
     assert [(change.id, change.deed) for change in fixes.changes] == [("", "dropped")]
     assert codes(fixes)["lossy_mask"] == 1
     a, b = load_samples(tmp_path / "out")
@@ -393,7 +409,7 @@ def test_entries_of_unknown_scale_throw_doubt_on_the_others(tmp_path: Path, n: i
     (tmp_path / "data" / "annotations.json").write_text(json.dumps(entries))
     code = main(["check", str(tmp_path / "data"), "--fix", str(tmp_path / "out"), "--workers", "0"])
     assert [sample.id for sample in load_samples(tmp_path / "out")] == [str(i) for i in range(n, 4)]
-    doubts = [each for each in listed(tmp_path / "out")["remaining"] if each["code"] == "outside"]
+    doubts = [each for each in listed(tmp_path / "out")["remaining"] if each["code"] == "outside_image"]
     assert code == len(doubts) == n - 1
     for doubt in doubts:
         assert doubt["message"].startswith("2 of 4 entries") and "same wrong scale" in doubt["message"]

@@ -17,6 +17,7 @@ from vesalius.checks.inspection import families, inspect
 from vesalius.checks.listing import list_findings
 from vesalius.checks.phrases import counts
 from vesalius.cli import main
+from vesalius.codes import CODES
 from vesalius.data.dataset import load_item
 from vesalius.data.perceptual_hash import ImageHashes, hash_image
 from vesalius.errors import AnnotationError, SettingError
@@ -48,7 +49,7 @@ def test_the_same_image_in_two_splits_is_a_leak(clean: Any) -> None:
     clean.write("train", clean.entries[:3])
     clean.write("test", [*clean.entries[3:], again])
     (finding,) = clean.findings()
-    assert (finding.code, finding.severity) == ("leak", "error")
+    assert (finding.code, finding.severity) == ("image_leak", "error")
     assert "test: again" in finding.place
     assert "train: " in finding.place
     assert finding.message == "2 images have the same pixels and are in 2 splits"
@@ -61,7 +62,7 @@ def test_nearly_the_same_image_in_two_splits_is_a_leak(clean: Any) -> None:
     clean.write("train", clean.entries[:3])
     clean.write("test", [*clean.entries[3:], again])
     (finding,) = clean.findings()
-    assert (finding.code, finding.severity) == ("leak", "error")
+    assert (finding.code, finding.severity) == ("image_leak", "error")
     assert finding.message == "2 images look nearly the same and are in 2 splits"
 
 
@@ -79,7 +80,7 @@ def test_a_split_that_cannot_be_read_is_told_of_beside_the_others(clean: Any) ->
     clean.write("train")
     (clean.root / "annotations.test.json").write_text("[{")
     report = clean.check()
-    assert codes(report) == [("unreadable", "error")]
+    assert codes(report) == [("unreadable_file", "error")]
     assert list(report.parts) == ["train"]
 
 
@@ -92,15 +93,19 @@ def test_what_is_no_dataset_still_raises(tmp_path: Path) -> None:
 
 def test_the_official_splits_of_arcade_have_no_error(shared: Path) -> None:
     report = inspect(shared / "data" / "arcade", workers=0)
-    assert {finding.code for finding in report.findings} == {"self_crossing", "overlap", "no_groups"}
+    assert {finding.code for finding in report.findings} == {
+        "self_intersection",
+        "overlapping_objects",
+        "no_groups",
+    }
     assert all(finding.severity == "warning" for finding in report.findings)
-    assert sum(finding.code == "self_crossing" for finding in report.findings) == 14
+    assert sum(finding.code == "self_intersection" for finding in report.findings) == 14
     assert report.counts["splits"] == {"test": 100, "train": 160, "val": 40}
 
 
 def test_retinas_are_not_taken_for_one_another_and_their_vessels_are_thin(shared: Path) -> None:
     report = inspect(shared / "data" / "chase_db1", prompt="blood vessel", group=r"Image_(\d+)")
-    assert codes(report) == [("thin", "warning")]
+    assert codes(report) == [("thin_structures", "warning")]
     assert report.counts["groups"] == 14
 
 
@@ -108,17 +113,17 @@ def test_entries_drawn_at_one_other_size_are_summed_up(drawn: Any) -> None:
     for entry in drawn.entries[:4]:
         entry.update(mask=[[[1, 1, 190, 1, 190, 190]]], text=["thing"], size=[200, 200])
     found = drawn.findings()
-    assert [each.code for each in found] == ["size"] * 5
+    assert [each.code for each in found] == ["size_mismatch"] * 5
     assert (
         found[4].message
         == "4 of 6 entries were drawn at 200 x 200 for an image of 128 x 128 (h x w), ratio 1.5625"
     )
     assert found[4].samples == tuple(f"synth_0000{i}" for i in range(4))
     assert list_findings(found) == [
-        "error    size      4  entry 0 (images/synth_00000.png); entry 1 (images/synth_00001.png); "
+        "error    size_mismatch      4  entry 0 (images/synth_00000.png); entry 1 (images/synth_00001.png); "
         "entry 2 (images/synth_00002.png); entry 3 (images/synth_00003.png)",
         "  4 of 6 entries were drawn at 200 x 200 for an image of 128 x 128 (h x w), ratio 1.5625",
-        "  scale coordinates and masks by the ratio, or put the image that was drawn on in its place",
+        f"  {CODES['size_mismatch'].remedy}",
         "4 errors, 0 warnings",
     ]
 
@@ -128,7 +133,7 @@ def test_entries_that_reach_outside_without_a_stated_size_are_summed_up(drawn: A
         del entry["size"]
         entry.update(mask=[[[1, 1, 160, 1, 160, 190]]], text=["thing"])
     found = drawn.findings()
-    assert [each.code for each in found] == ["outside"] * 4
+    assert [each.code for each in found] == ["outside_image"] * 4
     assert found[3].message.startswith(
         "3 of 6 entries have coordinates outside of their image, up to 1.484 times its"
     )
@@ -188,7 +193,7 @@ def test_mask_files_are_looked_at_for_their_values_and_kind(tmp_path: Path) -> N
     assert found[0].message == "b.png has 3 values (0, 127, 255)"
     Image.new("L", (32, 64), 255).save(tmp_path / "masks" / "d.png")
     found = inspect(tmp_path, prompt="thing", group="(.)").findings
-    assert found[2].code == "size"
+    assert found[2].code == "size_mismatch"
     unlike = ", not the same in height and width: stretched, cut or padded"
     assert found[2].remedy == "put the image that was drawn on in its place, or draw again"
     assert found[2].message == f"was drawn at 64 x 32 for an image of 64 x 64 (h x w), ratio 1 x 0.5{unlike}"
@@ -295,7 +300,7 @@ def test_a_value_that_no_class_has_is_told_of_once_a_file(tmp_path: Path) -> Non
     Image.fromarray(levels).save(tmp_path / "m.png")
     masks = tuple((MaskFile(tmp_path / "m.png", (value,), (1, 2)),) for value in (1, 2))
     (found,) = inspection.inspect_sample(Sample("a", tmp_path / "a.png", ("v", "w"), masks)).findings
-    assert found.code == "unknown_value"
+    assert found.code == "unknown_mask_value"
 
 
 def clusters(perceptual: np.ndarray, textures: np.ndarray) -> list[list[int]]:
@@ -337,14 +342,14 @@ def test_the_command_prints_a_table_and_exits_by_its_errors(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{drawn.root}: format sa2va_json"
     assert lines[-7:] == [
-        "error    few_points      2  entry 1 (images/synth_00001.png): 'blood vessel'; "
+        "error    too_few_points      2  entry 1 (images/synth_00001.png): 'blood vessel'; "
         "entry 2 (images/synth_00002.png): 'blood vessel'",
         "  has 2 points; at least 3 are needed",
-        "  draw it again or remove it",
-        "warning  no_groups       1  annotations.json",
+        f"  {CODES['too_few_points'].remedy}",
+        "warning  no_groups           1  annotations.json",
         "  1 of 6 images has no patient or sequence: each is its own group, and splits cannot keep frames of one "
         "patient together",
-        "  name a field or expression with --group, so that splits keep frames of one patient together",
+        f"  {CODES['no_groups'].remedy}",
         "2 errors, 1 warning",
     ]
     assert main(["check", str(drawn.root), "-v"]) == 1
@@ -366,11 +371,11 @@ def test_the_command_prints_a_table_and_exits_by_its_errors(
 
 def test_each_remedy_has_a_row_and_each_whole_file_its_name() -> None:
     def about(file: str, place: str, remedy: str = "mend") -> Finding:
-        return Finding("image", "error", file, place, f"{file} is odd", remedy)
+        return Finding("unreadable_image", "error", file, place, f"{file} is odd", remedy)
 
     assert list_findings([about("d/A.dcm", "frame 0"), about("d/B.dcm", "entry 11 (b.png)", "turn")]) == [
-        *("error    image      1  A.dcm, frame 0", "  d/A.dcm is odd", "  mend"),
-        *("error    image      1  entry 11 (b.png)", "  d/B.dcm is odd", "  turn"),
+        *("error    unreadable_image      1  A.dcm, frame 0", "  d/A.dcm is odd", "  mend"),
+        *("error    unreadable_image      1  entry 11 (b.png)", "  d/B.dcm is odd", "  turn"),
         "2 errors, 0 warnings",
     ]
     many = list_findings([about(f"{i}.json", "") for i in range(7)])
@@ -380,7 +385,7 @@ def test_each_remedy_has_a_row_and_each_whole_file_its_name() -> None:
 
 def test_an_rle_that_is_too_short_is_told_of_with_what_to_do(drawn: Any) -> None:
     drawn.entries[0]["mask"][0] = {"size": [128, 128], "counts": [7]}
-    (found,) = [each for each in drawn.findings() if each.code == "rle"]
+    (found,) = [each for each in drawn.findings() if each.code == "invalid_rle"]
     assert found.remedy == "encode the mask again"
     assert found.message == "the RLE runs cover 7 pixels, but the stated size 128 x 128 has 16384"
 

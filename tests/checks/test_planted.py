@@ -157,46 +157,50 @@ def runs_of(set_: Any, more: int) -> dict[str, Any]:
 
 SQUARE = [10, 10, 60, 10, 60, 60, 10, 60]
 PLANTS: dict[str, tuple[Plant, str, str]] = {
-    "cut short": (cut_short, "image", "entry 1"),
-    "no bytes": (no_bytes, "image", "entry 1"),
-    "no image": (no_image, "image", "entry 1"),
-    "16 bits": (sixteen_bits, "image", "entry 1"),
-    "transparent": (transparent, "image", "entry 1"),
+    "cut short": (cut_short, "unreadable_image", "entry 1"),
+    "no bytes": (no_bytes, "unreadable_image", "entry 1"),
+    "no image": (no_image, "unreadable_image", "entry 1"),
+    "16 bits": (sixteen_bits, "unreadable_image", "entry 1"),
+    "transparent": (transparent, "unreadable_image", "entry 1"),
     "lost": (lost, "missing_image", "entry 1"),
     "elsewhere": (elsewhere, "outside_path", "entry 1"),
-    "drawn at another size": (other_size, "size", "entry 1"),
-    "RLE of another size": (redrawn({"size": [9, 9], "counts": [40, 20, 21]}), "size", "entry 1"),
-    "far outside": (redrawn([[0, 0, 3000, 0, 0, 50]]), "outside", "entry 1 "),
-    "far above": (redrawn([[0, -1.5, 50, 0, 0, 50]]), "outside", "entry 1 "),
-    "a pixel outside": (redrawn([[-1, 0, 50, 0, 0, 50]]), "border", "entry 1 "),
-    "two points": (redrawn([[1, 1, 5, 5]]), "few_points", "'thing'"),
-    "odd numbers": (redrawn([[1, 1, 5, 5, 9, 1, 4]]), "few_points", "'thing'"),
+    "drawn at another size": (other_size, "size_mismatch", "entry 1"),
+    "RLE of another size": (redrawn({"size": [9, 9], "counts": [40, 20, 21]}), "size_mismatch", "entry 1"),
+    "far outside": (redrawn([[0, 0, 3000, 0, 0, 50]]), "outside_image", "entry 1 "),
+    "far above": (redrawn([[0, -1.5, 50, 0, 0, 50]]), "outside_image", "entry 1 "),
+    "a pixel outside": (redrawn([[-1, 0, 50, 0, 0, 50]]), "border_overshoot", "entry 1 "),
+    "two points": (redrawn([[1, 1, 5, 5]]), "too_few_points", "'thing'"),
+    "odd numbers": (redrawn([[1, 1, 5, 5, 9, 1, 4]]), "too_few_points", "'thing'"),
     "NaN": (redrawn([SQUARE, [1, 1, 5, math.nan, 9, 1]]), "not_finite", "'thing', polygon 1"),
     "Infinity": (redrawn([[1, 1, 5, math.inf, 9, 1]]), "not_finite", "'thing'"),
     "on one line": (redrawn([[5, 5, 20, 20, 40, 40]]), "zero_area", "'thing'"),
     "one point thrice": (redrawn([[5, 5, 5, 5, 5, 5]]), "zero_area", "'thing'"),
     "between pixels": (redrawn([[5.1, 5.1, 5.2, 5.1, 5.1, 5.2]]), "empty_mask", "'thing'"),
     "RLE without a pixel": (nothing_drawn, "empty_mask", "'thing'"),
-    "RLE too short": (too_few_runs, "rle", "'thing'"),
-    "bow tie": (redrawn([[10, 10, 60, 60, 60, 10, 10, 60]]), "self_crossing", "'thing'"),
-    "over itself": (redrawn([SQUARE], [SQUARE], text=("thing", "copy")), "overlap", "'thing' and 'copy'"),
+    "RLE too short": (too_few_runs, "invalid_rle", "'thing'"),
+    "bow tie": (redrawn([[10, 10, 60, 60, 60, 10, 10, 60]]), "self_intersection", "'thing'"),
+    "over itself": (
+        redrawn([SQUARE], [SQUARE], text=("thing", "copy")),
+        "overlapping_objects",
+        "'thing' and 'copy'",
+    ),
     "twice one phrase": (
         redrawn([SQUARE], [[70, 70, 90, 70, 90, 90]], text=("thing", "thing")),
         "repeated_phrase",
         "",
     ),
-    "flat and nested": (flat_and_nested, "flat_mix", ""),
-    "no masks": (no_masks, "unlabeled", "entry 1"),
-    "no text": (one_text_too_few, "unequal_counts", "entry 1"),
-    "twice in the file": (twice_in_the_file, "equal_ids", "entry 2"),
+    "flat and nested": (flat_and_nested, "mixed_nesting", ""),
+    "no masks": (no_masks, "unlabeled_image", "entry 1"),
+    "no text": (one_text_too_few, "phrase_count_mismatch", "entry 1"),
+    "twice in the file": (twice_in_the_file, "duplicate_id", "entry 2"),
     "no group": (no_group, "no_groups", ""),
-    "turned": (turned, "turned_image", "entry 1"),
-    "opaque": (opaque, "alpha", "entry 1"),
+    "turned": (turned, "exif_rotation", "entry 1"),
+    "opaque": (opaque, "alpha_channel", "entry 1"),
     "a patient's name": (named_for_a_patient, "personal_name", "images/W***_X***.png"),
-    "copied": (copied, "duplicate", ", extra"),
+    "copied": (copied, "duplicate_image", ", extra"),
     "brightened": (brightened, "near_duplicate", ", extra"),
     "compressed": (compressed, "near_duplicate", ", extra"),
-    "forgotten": (forgotten, "unnamed_image", "images/forgotten.png"),
+    "forgotten": (forgotten, "unlisted_image", "images/forgotten.png"),
 }
 
 
@@ -243,7 +247,11 @@ def test_many_faults_at_once_are_all_found(twenty: Any) -> None:
         entries[1], entries[index] = entries[index], entries[1]
 
     chosen = [name for name in PLANTS if name not in ("flat and nested", "twice in the file", "transparent")]
-    single = [name for name in chosen if PLANTS[name][1] in ("image", "outside", "few_points", "overlap")]
+    single = [
+        name
+        for name in chosen
+        if PLANTS[name][1] in ("unreadable_image", "outside_image", "too_few_points", "overlapping_objects")
+    ]
     for index, name in enumerate(single):
         on(index, PLANTS[name][0])
     found = sorted((each.code, each.samples) for each in twenty.findings() if each.place)

@@ -186,7 +186,12 @@ def test_errors_come_before_warnings(tmp_path: Path) -> None:
     border = {"mask": [[[-0.5, 5.0, 30.0, 5.0, 30.0, 30.0]]]}
     rows: list[dict[str, Any]] = [border, border, {"size": [128, 192]}, {"size": [32, 48]}]
     order = find_flagged(inspect(write_data(tmp_path / "data", rows), workers=0))
-    assert list(order.values()) == [("size",), ("size",), ("border",), ("border",)]
+    assert list(order.values()) == [
+        ("size_mismatch",),
+        ("size_mismatch",),
+        ("border_overshoot",),
+        ("border_overshoot",),
+    ]
 
 
 def test_good_samples_are_drawn_by_the_seed(tmp_path: Path) -> None:
@@ -217,7 +222,7 @@ def test_names_of_persons_are_hidden_in_captions(tmp_path: Path) -> None:
 
 def test_findings_that_sum_up_are_not_counted(tmp_path: Path) -> None:
     _, page = make(write_data(tmp_path / "data", [{"size": [128, 192]}] * 3), tmp_path / "out")
-    assert "size × 3" in " ".join(page.text.split())
+    assert "size_mismatch × 3" in " ".join(page.text.split())
 
 
 def test_a_clean_dataset_says_so(tmp_path: Path) -> None:

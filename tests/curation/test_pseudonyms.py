@@ -79,7 +79,7 @@ def test_two_names_of_one_pseudonym_are_refused() -> None:
     known = Pseudonyms(KEY.key, {"p" + KEY.of("group", "Mueller"): "Schmidt"})
     with pytest.raises(DataError, match="new key") as caught:
         rename([sample("a", group="Mueller")], known)
-    assert caught.value.code == "collision"
+    assert caught.value.code == "pseudonym_collision"
     assert "Mueller" not in str(caught.value)
 
 

@@ -176,7 +176,7 @@ def test_a_part_that_knows_a_patient_or_an_image_of_another_is_refused(tmp_path:
     ):
         with pytest.raises(DataError, match=what) as caught:
             check_leaks(parts, samples, images)
-        assert caught.value.code == "leak"
+        assert caught.value.code == "image_leak"
 
 
 @pytest.mark.parametrize(

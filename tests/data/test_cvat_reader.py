@@ -225,30 +225,34 @@ def test_frames_are_read_from_the_video_where_there_are_no_images(tmp_path: Path
         ('<star label="v"/>', "unknown_shape", "unknown"),
         ('<polygon points="1,1;2,2;3,3"/>', "no_phrase", "has no label"),
         ('<polygon label=" " points="1,1;2,2;3,3"/>', "no_phrase", "has no label"),
-        ('<polygon label="v" points="1,1;2;3,3"/>', "points", "pairs of numbers"),
-        ('<polygon label="v" points="1,1;2,x;3,3"/>', "points", "pairs of numbers"),
-        ('<box label="v" xtl="1" ytl="1" xbr="3"/>', "points", "ybr must be a number, not None"),
-        ('<box label="v" xtl="nan" ytl="1" xbr="3" ybr="3"/>', "points", "xtl must be a number"),
-        ('<ellipse label="v" cx="1" cy="1" rx="1e300" ry="3"/>', "points", "rx must be a number"),
+        ('<polygon label="v" points="1,1;2;3,3"/>', "invalid_points", "pairs of numbers"),
+        ('<polygon label="v" points="1,1;2,x;3,3"/>', "invalid_points", "pairs of numbers"),
+        ('<box label="v" xtl="1" ytl="1" xbr="3"/>', "invalid_points", "ybr must be a number, not None"),
+        ('<box label="v" xtl="nan" ytl="1" xbr="3" ybr="3"/>', "invalid_points", "xtl must be a number"),
+        ('<ellipse label="v" cx="1" cy="1" rx="1e300" ry="3"/>', "invalid_points", "rx must be a number"),
         (
             '<mask label="v" left="3" top="1" width="3" height="2" rle="1, 2, 2"/>',
-            "rle",
+            "invalid_rle",
             "must fill the 3 x 2",
         ),
-        ('<mask label="v" left="3" top="1" width="3" height="2" rle="7, -1"/>', "rle", "must fill"),
+        ('<mask label="v" left="3" top="1" width="3" height="2" rle="7, -1"/>', "invalid_rle", "must fill"),
         (
             '<mask label="v" left="3" top="1" width="3" height="2" rle="9999999999999, 1"/>',
-            "rle",
+            "invalid_rle",
             "must fill",
         ),
-        ('<mask label="v" left="3" top="1" width="3" height="2" rle=""/>', "rle", "whole numbers"),
-        ('<mask label="v" left="8" top="1" width="3" height="2" rle="6"/>', "rle", "x 8 to 11"),
+        ('<mask label="v" left="3" top="1" width="3" height="2" rle=""/>', "invalid_rle", "whole numbers"),
+        ('<mask label="v" left="8" top="1" width="3" height="2" rle="6"/>', "invalid_rle", "x 8 to 11"),
         (
             '<mask label="v" left="-1" top="1" width="3" height="2" rle="6"/>',
-            "annotation",
+            "invalid_annotation",
             "left must be a whole",
         ),
-        ('<mask label="v" left="0" top="0" width="999999999" height="999999999" rle="1"/>', "rle", "spans"),
+        (
+            '<mask label="v" left="0" top="0" width="999999999" height="999999999" rle="1"/>',
+            "invalid_rle",
+            "spans",
+        ),
     ],
 )
 def test_what_is_no_mask_is_refused_with_its_place(root: Path, shape: str, code: str, words: str) -> None:
@@ -304,7 +308,7 @@ def test_a_doctype_is_refused_before_anything_is_built(root: Path, text: str) ->
     (root / "annotations.xml").write_text(text)
     with pytest.raises(AnnotationError, match="has a DOCTYPE") as error:
         read(root / "annotations.xml", [])
-    assert error.value.code == "unreadable"
+    assert error.value.code == "unreadable_file"
 
 
 @pytest.mark.parametrize(
@@ -321,7 +325,7 @@ def test_what_is_no_xml_is_refused(root: Path, text: str) -> None:
     (root / "annotations.xml").write_text(text)
     with pytest.raises(AnnotationError, match=r"is no XML|is nested 33 deep") as error:
         read(root / "annotations.xml", [])
-    assert error.value.code == "unreadable"
+    assert error.value.code == "unreadable_file"
 
 
 def test_other_files_are_not_recognized(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_a_file_or_folder_that_cannot_be_opened_is_not_passed_over(tmp_path: Pat
     (tmp_path / "b.dcm").symlink_to(tmp_path / "nowhere")
     with pytest.raises(ImageError, match=r"b\.dcm: cannot be read \(No such file") as caught:
         open_dataset(tmp_path)
-    assert caught.value.code == "unreadable"
+    assert caught.value.code == "unreadable_file"
     problems: list[DataError] = []
     assert len(dicom.read(Source(tmp_path), "", problems)) == len(problems) == 1
     (tmp_path / "b.dcm").unlink()
@@ -168,12 +168,12 @@ def test_what_is_wrong_is_collected_or_raised(tmp_path: Path) -> None:
     assert [sample.id for sample in samples] == ["cine__0000", "cine__0001"]
     found = {problem.code: problem for problem in problems}
     assert sorted(each.code for each in problems) == [
+        "duplicate_instance",
         "missing_image",
-        "repeated_image",
-        "truncated",
-        "truncated",
+        "truncated_file",
+        "truncated_file",
     ]
-    assert "is the same DICOM image as" in str(found["repeated_image"])
+    assert "is the same DICOM image as" in str(found["duplicate_instance"])
     assert "images of which 1 cannot be found" in str(found["missing_image"])
     with pytest.raises(ImageError):
         dicom.read(Source(tmp_path))

@@ -228,7 +228,7 @@ def test_a_value_that_no_class_has_is_named_with_its_pixels(tmp_path: Path) -> N
     Image.fromarray(CLASSES.astype(np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(AnnotationError, match=r"the value 2 \(pixels: 2\) and 1 other such values") as error:
         read_mask(tmp_path / "gray.png", (2, 3), (1,))
-    assert error.value.code == "unknown_value"
+    assert error.value.code == "unknown_mask_value"
     red, last = (255, 0, 0), (1, 2, 3)
     with pytest.raises(
         AnnotationError, match=r"\[0, 255, 0\] \(pixels: 2\) is that of no class, which have \[255, 0, 0\]"

@@ -219,7 +219,7 @@ def test_an_image_annotated_at_another_size_is_found(root: Path) -> None:
     (sample,) = read(write(root, entry(shape(), imageHeight=800, imageWidth=800)))
     with pytest.raises(AnnotationError, match="was annotated at 800 x 800") as error:
         check_size(sample, SIZE)
-    assert error.value.code == "size"
+    assert error.value.code == "size_mismatch"
     (unstated,) = read(write(root, entry(shape(), imageHeight=None, imageWidth=None)))
     assert unstated.size is None
 
@@ -268,9 +268,9 @@ def test_the_folder_of_images_comes_before_that_of_masks(root: Path) -> None:
         ("gone.png", "missing_image"),
         ("a\x00.png", "missing_image"),
         ("a" * 5000, "missing_image"),
-        ("", "annotation"),
-        (None, "annotation"),
-        (5, "annotation"),
+        ("", "invalid_annotation"),
+        (None, "invalid_annotation"),
+        (5, "invalid_annotation"),
     ],
 )
 def test_an_image_outside_or_missing_is_refused(root: Path, image: Any, code: str) -> None:
@@ -397,7 +397,7 @@ def test_all_wrong_files_are_collected_where_asked(root: Path) -> None:
     (root / "3.json").write_text("{")
     problems: list[DataError] = []
     assert [sample.id for sample in read(root, problems)] == ["a"]
-    assert [problem.code for problem in problems] == ["no_area", "equal_ids", "unreadable"]
+    assert [problem.code for problem in problems] == ["no_area", "duplicate_id", "unreadable_file"]
     assert "has the same id a as" in str(problems[1])
 
 

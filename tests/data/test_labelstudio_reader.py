@@ -168,7 +168,7 @@ def test_a_brush_region_is_an_object_of_its_label(root: Path) -> None:
 def test_a_brush_whose_numbers_lie_is_refused(root: Path, rle: Any, words: str) -> None:
     with pytest.raises(AnnotationError, match=words) as error:
         read(write(root, task(region("brushlabels", format="rle", rle=rle))))
-    assert error.value.code == "rle"
+    assert error.value.code == "invalid_rle"
 
 
 @pytest.mark.parametrize(
@@ -203,8 +203,8 @@ def test_images_are_found_by_the_end_of_their_path(root: Path, image: str, file:
         ("%2e%2e/b.png/x", "outside_path", "names no file"),
         ("http://[a.png", "missing_image", "is no address"),
         ("/", "outside_path", "names no file"),
-        (" ", "annotation", "must be a path"),
-        ("a" * 5000, "annotation", "must be a path"),
+        (" ", "invalid_annotation", "must be a path"),
+        ("a" * 5000, "invalid_annotation", "must be a path"),
         ("a" * 400 + ".png", "missing_image", "no file"),
         ("\x00.png", "missing_image", "no file"),
     ],
@@ -222,7 +222,7 @@ def test_of_several_annotations_one_has_to_be_marked(root: Path) -> None:
     yours = {"id": 6, "completed_by": {"id": 3, "email": "b@c"}, "result": []}
     with pytest.raises(AnnotationError, match=r"has 2 annotations \(5 by 2, 6 by \{'id': 3") as error:
         read(write(root, {"data": {"image": "a.png"}, "annotations": [mine, yours]}))
-    assert error.value.code == "several_annotations"
+    assert error.value.code == "ambiguous_annotation"
     for one in ({"was_cancelled": True}, {"skipped": True}):
         (sample,) = read(write(root, {"data": {"image": "a.png"}, "completions": [mine, yours | one]}))
         assert sample.prompts == ("vessel",)
@@ -310,20 +310,24 @@ def test_json_min_is_read(root: Path) -> None:
         (region("polygonlabels", points=[[1, 1], [9, 9], [5, 9]], closed=False), "no_area", "has no area"),
         (region("vectorlabels", vertices=[]), "no_area", "has no area"),
         (region("bitmasklabels", imageDataURL="data:"), "unknown_shape", "is a form that is not read"),
-        (region("polygonlabels", points=[[1, 1], [2]]), "points", r"a list of \[x, y\]"),
+        (region("polygonlabels", points=[[1, 1], [2]]), "invalid_points", r"a list of \[x, y\]"),
         (
             region("polygonlabels", points=[[1, 1], [2, "3"], [4, 4]]),
-            "annotation",
+            "invalid_annotation",
             "not a finite number: '3'",
         ),
-        (region(x=1, y=2, width=float("inf"), height=4), "points", "width must be a number"),
-        (region(x=1, y=2, width=None, height=4), "points", "width must be a number"),
+        (region(x=1, y=2, width=float("inf"), height=4), "invalid_points", "width must be a number"),
+        (region(x=1, y=2, width=None, height=4), "invalid_points", "width must be a number"),
         (region(label=" ", x=1, y=2, width=3, height=4), "no_phrase", "needs a label"),
-        (BOX | {"image_rotation": 90}, "image_rotation", "was turned by 90 degrees"),
-        (BOX | {"original_width": 99_999, "original_height": 99_999}, "size", "whole numbers of pixels"),
-        (BOX | {"original_width": -10, "original_height": -8}, "size", "whole numbers of pixels"),
-        (BOX | {"original_width": None}, "size", "whole numbers of pixels"),
-        (BOX | {"value": []}, "annotation", "value must be an object"),
+        (BOX | {"image_rotation": 90}, "rotated_annotation", "was turned by 90 degrees"),
+        (
+            BOX | {"original_width": 99_999, "original_height": 99_999},
+            "size_mismatch",
+            "whole numbers of pixels",
+        ),
+        (BOX | {"original_width": -10, "original_height": -8}, "size_mismatch", "whole numbers of pixels"),
+        (BOX | {"original_width": None}, "size_mismatch", "whole numbers of pixels"),
+        (BOX | {"value": []}, "invalid_annotation", "value must be an object"),
         (BOX | {"type": None}, "unknown_shape", "must be an object with type"),
         ([], "unknown_shape", "must be an object with type"),
     ],

@@ -146,7 +146,7 @@ def test_a_value_that_no_class_has_is_refused_when_the_mask_is_read(tmp_path: Pa
         AnnotationError, match=r"masks/a\.png: the value 2 \(pixels: 1\) is that of no class"
     ) as error:
         load_item(sample)
-    assert error.value.code == "unknown_value"
+    assert error.value.code == "unknown_mask_value"
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_a_value_that_no_class_has_is_refused_when_the_mask_is_read(tmp_path: Pa
 def test_a_wrong_table_is_refused(tmp_path: Path, table: Any, words: str) -> None:
     with pytest.raises(AnnotationError, match=words) as error:
         read(Source(fill_classes(tmp_path, CLASSES, table)), "vessel", [])
-    assert error.value.code == "table"
+    assert error.value.code == "invalid_class_table"
     assert str(tmp_path / "classes.json") in str(error.value)
 
 

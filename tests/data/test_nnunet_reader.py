@@ -83,7 +83,7 @@ def test_a_value_that_no_label_has_is_refused_when_it_is_met(tmp_path: Path) -> 
     load_item(samples[1])
     with pytest.raises(AnnotationError, match=r"the value 2 \(pixels: 1\) and 1 other such values") as error:
         load_item(samples[0])
-    assert error.value.code == "unknown_value"
+    assert error.value.code == "unknown_mask_value"
 
 
 def test_notes_name_what_is_not_read(tmp_path: Path) -> None:
@@ -118,10 +118,10 @@ def test_cases_without_a_partner_and_with_several_channels_are_refused(tmp_path:
         "case_5_0002.png: is a",
     )
     assert [problem.code for problem in problems] == [
-        "several_channels",
-        "unpaired",
-        "unpaired",
-        "several_channels",
+        "separate_channels",
+        "unpaired_file",
+        "unpaired_file",
+        "separate_channels",
     ]
     assert all(each in str(problem) for each, problem in zip(words, problems, strict=True))
 
@@ -129,7 +129,7 @@ def test_cases_without_a_partner_and_with_several_channels_are_refused(tmp_path:
 def test_a_number_of_cases_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AnnotationError, match="numTraining is 3, but there are 2 cases") as error:
         read(make(tmp_path, TOP | {"numTraining": 3}))
-    assert error.value.code == "case_count"
+    assert error.value.code == "case_count_mismatch"
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_without_a_stated_ending_the_files_are_those_of_version_1(tmp_path: Path
     top = {key: value for key, value in TOP.items() if key != "file_ending"}
     with pytest.raises(AnnotationError, match=r"end in '\.nii\.gz'") as error:
         read(make(tmp_path, top))
-    assert error.value.code == "file_ending"
+    assert error.value.code == "unsupported_file_type"
 
 
 def test_other_folders_are_not_recognized(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def _one_clip(group: Sequence[Measure]) -> bool:
 
 
 def _exact(group: Sequence[Measure]) -> Finding:
-    return _duplicates("duplicate", group, "have the same pixels")
+    return _duplicates("duplicate_image", group, "have the same pixels")
 
 
 def _near(group: Sequence[Measure]) -> Finding:
@@ -79,7 +79,7 @@ def _duplicates(code: str, group: Sequence[Measure], alike: str) -> Finding:
     names = [f"{each.split}: {each.id}" if len(splits) > 1 else each.id for each in group]
     where = f" and are in {len(splits)} splits" if len(splits) > 1 else ""
     return finding(
-        "leak" if len(splits) > 1 else code,
+        "image_leak" if len(splits) > 1 else code,
         group[1].file,
         some(names),
         f"{len(group)} images {alike}{where}",

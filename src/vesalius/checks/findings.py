@@ -30,7 +30,7 @@ def finding(
 
 def sums_up(found: Finding) -> bool:
     """Whether it says of a whole split what findings of its samples say one by one; it is not counted with them."""
-    return found.code in ("size", "outside") and not found.place and len(found.samples) > 1
+    return found.code in ("size_mismatch", "outside_image") and not found.place and len(found.samples) > 1
 
 
 def count_errors(findings: Iterable[Finding]) -> int:

@@ -191,7 +191,7 @@ def _doubt(n: int, of: int, file: Path) -> Finding:
         f"{n} of {of} entries are dropped because nobody knows on what size they were drawn; "
         "other entries may be drawn at the same wrong scale"
     )
-    return finding("outside", file, "", message)
+    return finding("outside_image", file, "", message)
 
 
 def _on(sample: Sample, placed: Sample) -> Sample:

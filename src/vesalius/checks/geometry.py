@@ -32,21 +32,24 @@ def check_polygons(reference: Polygons, size: Size, sample: Sample, within: str)
 def _find_fault(part: tuple[float, ...], size: Size) -> tuple[str, str] | None:
     """The code and message of the worst fault of a polygon."""
     if len(part) % 2:
-        return "few_points", f"has {len(part)} numbers; x and y must come in pairs"
+        return "too_few_points", f"has {len(part)} numbers; x and y must come in pairs"
     if len(part) < 6:
-        return "few_points", f"has {count(len(part) // 2, 'point')}; at least 3 are needed"
+        return "too_few_points", f"has {count(len(part) // 2, 'point')}; at least 3 are needed"
     points = np.reshape(part, (-1, 2))
     if not np.isfinite(points).all():
         wrong = int(np.flatnonzero(~np.isfinite(points).all(axis=1))[0])
         return "not_finite", f"point {wrong} has a coordinate that is not a finite number"
     beyond = _beyond(points, size)
     if beyond > 1:
-        return "outside", f"{_span(points, size)}, {beyond:.4g} px beyond its border"
+        return "outside_image", f"{_span(points, size)}, {beyond:.4g} px beyond its border"
     if not np.any(_cross(points[1:] - points[0], _direction(points))):
         return "zero_area", f"its {len(points)} points lie on one line"
     crossings = count_crossings(points)
     if crossings is None:
-        return "self_crossing", f"its {len(points)} long edges were too many to look for crossings among them"
+        return (
+            "self_intersection",
+            f"its {len(points)} long edges were too many to look for crossings among them",
+        )
     if crossings:
         lost = int(np.count_nonzero(_lost(points, size)))
         effect = (
@@ -54,9 +57,9 @@ def _find_fault(part: tuple[float, ...], size: Size) -> tuple[str, str] | None:
             if lost
             else "no pixel is lost"
         )
-        return "self_crossing", f"the outline crosses itself {count(crossings, 'time')}; {effect}"
+        return "self_intersection", f"the outline crosses itself {count(crossings, 'time')}; {effect}"
     if beyond > 0:
-        return "border", f"{_span(points, size)}, {beyond:.2g} px beyond its border"
+        return "border_overshoot", f"{_span(points, size)}, {beyond:.2g} px beyond its border"
     return None
 
 

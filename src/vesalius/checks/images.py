@@ -39,11 +39,11 @@ def _check_header(sample: Sample) -> list[Finding]:
     findings = []
     if _is_turned(sample.image):
         message = "the file asks viewers to turn it (EXIF), so masks drawn in one lie askew"
-        findings.append(of_sample("turned_image", sample, message))
+        findings.append(of_sample("exif_rotation", sample, message))
     with Image.open(sample.image) as image:
         if image.has_transparency_data:
             message = f"has an alpha channel ({image.mode}), though nothing in it is transparent"
-            findings.append(of_sample("alpha", sample, message))
+            findings.append(of_sample("alpha_channel", sample, message))
     return findings
 
 

@@ -165,7 +165,7 @@ def inspect_sample(sample: Sample, split: str = "") -> Record:
     measure = Measure(sample.id, split, str(sample.image), sample.group, sample.sequence)
     pixels, findings = check_image(sample)
     if sample.masks is None:
-        findings.append(of_sample("unlabeled", sample, "has no annotation"))
+        findings.append(of_sample("unlabeled_image", sample, "has no annotation"))
     if pixels is None:
         return Record(measure, tuple(findings))
     size = pixels.shape[0], pixels.shape[1]
@@ -176,7 +176,7 @@ def inspect_sample(sample: Sample, split: str = "") -> Record:
         hashes=hash_image(pixels),
         targets=targets,
     )
-    reach = _find_reach(sample, size) if any(each.code == "outside" for each in found) else None
+    reach = _find_reach(sample, size) if any(each.code == "outside_image" for each in found) else None
     return Record(measure, (*findings, *found), find_drawn_size(sample, size), tuple(overlaps), reach)
 
 
@@ -229,7 +229,7 @@ def _check_shared(parts: dict[str, Dataset], measures: Sequence[Measure]) -> lis
 
 
 def _check_folder(parts: dict[str, Dataset], files: dict[str, Path]) -> list[Finding]:
-    """`unnamed_image` over all annotation files of a folder, those beside the one that was named among them."""
+    """`unlisted_image` over all annotation files of a folder, those beside the one that was named among them."""
     annotations = [file for file in files.values() if file.is_file()]
     if len(annotations) == 1 and any(annotations[0].match(pattern) for pattern in ANNOTATION_FILES):
         folder = annotations[0].parent

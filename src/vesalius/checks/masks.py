@@ -28,7 +28,7 @@ def check_masks(sample: Sample, size: Size) -> tuple[tuple[Target, ...], list[Ov
     drawn_at = find_drawn_size(sample, size)
     if drawn_at is not None:
         message = f"was drawn at {compare_sizes(drawn_at, size)}"
-        return (), [], [of_sample("size", sample, message, remedy=size_remedy(drawn_at, size))]
+        return (), [], [of_sample("size_mismatch", sample, message, remedy=size_remedy(drawn_at, size))]
     targets, findings, cover = [], [], Cover(size)
     told: set[Path | None] = set()  # maps of classes, which all phrases have in common
     for phrase, objects in zip(sample.prompts, sample.masks or (), strict=sample.masks is not None):
@@ -37,9 +37,9 @@ def check_masks(sample: Sample, size: Size) -> tuple[tuple[Target, ...], list[Ov
             within = f"{phrase!r}, object {number}" if len(objects) > 1 else f"{phrase!r}"
             mask, faults = _check_object(reference, size, sample, within)
             findings += [
-                each for each in faults if each.code != "unknown_value" or _file(reference) not in told
+                each for each in faults if each.code != "unknown_mask_value" or _file(reference) not in told
             ]
-            told.update(_file(reference) for each in faults if each.code == "unknown_value")
+            told.update(_file(reference) for each in faults if each.code == "unknown_mask_value")
             if mask is not None:
                 cover.add(phrase, within, mask)
             union = None if mask is None or union is None else np.logical_or(union, mask, out=union)
@@ -111,9 +111,9 @@ def _check_object(
     try:
         mask: np.ndarray = load_mask(reference, size, within)
     except DataError as error:
-        code = "rle" if isinstance(reference, RleMask) else known_code(error)
+        code = "invalid_rle" if isinstance(reference, RleMask) else known_code(error)
         message, remedy = split_remedy(str(error).removeprefix(f"{within}: "))
-        within = "" if code == "unknown_value" else within
+        within = "" if code == "unknown_mask_value" else within
         return None, [of_sample(code, sample, message, within=within, remedy=remedy)]
     if isinstance(reference, MaskFile):
         findings = _check_file(reference, sample, within)

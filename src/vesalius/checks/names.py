@@ -181,7 +181,7 @@ def hide_persons(text: str, names: Iterable[str] | None = None) -> str:
 
 
 def check_unnamed(parts: Sequence[Dataset], annotations: Sequence[Path]) -> list[Finding]:
-    """`unnamed_image`, once: images in the folders of those that annotation files name, but not named there."""
+    """`unlisted_image`, once: images in the folders of those that annotation files name, but not named there."""
     root, samples = parts[0].root, [sample for dataset in parts for sample in dataset.samples]
     known = {sample.image for sample in samples}
     known |= {each.path for sample in samples for each in _mask_files(sample)}
@@ -200,7 +200,7 @@ def check_unnamed(parts: Sequence[Dataset], annotations: Sequence[Path]) -> list
     if not found:
         return []
     message = f"{count(len(found), 'image')} {'is' if len(found) == 1 else 'are'} named by no entry"
-    return [finding("unnamed_image", root, some(found), message)]
+    return [finding("unlisted_image", root, some(found), message)]
 
 
 def _parts(image: Path, root: Path) -> tuple[str, ...]:

@@ -85,5 +85,5 @@ def check_overlaps(
             worst = rare[0]
             more = f"; so do {count(len(rare) - 1, 'more pair')}" if len(rare) > 1 else ""
             message = f"{worst.common} pixels, {100 * worst.share:.3g} % of the smaller object, belong to both{more}"
-            findings.append(of_sample("overlap", sample, message, within=worst.within))
+            findings.append(of_sample("overlapping_objects", sample, message, within=worst.within))
     return findings, {f"{first!r} and {second!r}": n for (first, second), n in usual.items()}

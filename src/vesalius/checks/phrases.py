@@ -36,7 +36,7 @@ def counts(samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def check_phrases(dataset: Dataset, file: str) -> list[Finding]:
-    """`repeated_phrase` and `flat_mix`, once each."""
+    """`repeated_phrase` and `mixed_nesting`, once each."""
     findings = []
     if dataset.merged:
         n = len(dataset.merged)
@@ -50,7 +50,7 @@ def check_phrases(dataset: Dataset, file: str) -> list[Finding]:
             f"{count(sum(nested.values()), 'object')} in {count(len(nested), 'image')} as lists of lists"
         )
         rare = min(flat, nested, key=len)
-        findings.append(finding("flat_mix", file, some(rare), message, samples=rare))
+        findings.append(finding("mixed_nesting", file, some(rare), message, samples=rare))
     return findings
 
 
@@ -95,7 +95,7 @@ def check_sizes(drawn: Iterable[tuple[str, Size, Size]], n: int, file: str) -> l
         if len(names) > 1:
             message = f"{len(names)} of {n} entries were drawn at {compare_sizes(stated, real)}"
             remedy = size_remedy(stated, real)
-            findings.append(finding("size", file, "", message, remedy=remedy, samples=names))
+            findings.append(finding("size_mismatch", file, "", message, remedy=remedy, samples=names))
     return findings
 
 
@@ -108,7 +108,7 @@ def check_reach(reach: Sequence[tuple[str, float]], n: int, file: str) -> list[F
         f"{len(reach)} of {n} entries have coordinates outside of their image, up to {furthest:.4g} times its side; "
         "if they were drawn on copies of another size, those that lie inside are wrong as well"
     )
-    return [finding("outside", file, "", message, samples=[name for name, _ in reach])]
+    return [finding("outside_image", file, "", message, samples=[name for name, _ in reach])]
 
 
 def _with_polygons(samples: Iterable[Sample], flat: bool) -> dict[str, int]:

@@ -62,7 +62,7 @@ def check_widths(measures: Sequence[Measure], file: str) -> list[Finding]:
         f"grid of {GRID} x {GRID} cells over the image)".replace("%", " %")
     )
     worst = sorted(measures, key=lambda measure: -sum(target.thin for target in measure.targets))
-    return [finding("thin", file, "", message, samples=[measure.id for measure in worst[:5]])]
+    return [finding("thin_structures", file, "", message, samples=[measure.id for measure in worst[:5]])]
 
 
 def _neighbors(inside: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:

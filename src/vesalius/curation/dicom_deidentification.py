@@ -108,7 +108,7 @@ def write_deidentified(source: Path, target: Path, pseudonyms: Pseudonyms, patie
     except Exception as error:  # pydicom raises whatever its parser met, and quotes values
         raise ImageError(
             f"{source}: cannot be written again as DICOM ({type(error).__name__}); leave it out",
-            code="damaged",
+            code="damaged_file",
         ) from error
     try:
         target.write_bytes(file.getbuffer())

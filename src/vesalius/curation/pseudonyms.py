@@ -93,7 +93,8 @@ def rename(samples: Sequence[Sample], pseudonyms: Pseudonyms) -> Renaming:
     twice = any(len(set(each.values())) < len(each) for each in (groups, sequences, ids))
     if twice or any(pseudonyms.known.get(new, old) != old for new, old in known.items()):
         raise DataError(
-            "two names have the same pseudonym under this key; import again with a new key", code="collision"
+            "two names have the same pseudonym under this key; import again with a new key",
+            code="pseudonym_collision",
         )
     return Renaming(ids, groups, sequences)
 

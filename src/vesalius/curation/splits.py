@@ -153,7 +153,7 @@ def check_leaks(parts: Mapping[str, Sequence[int]], samples: Sequence[Sample], s
                 raise DataError(
                     f"{samples[i].id} in {part_of[i]} and {samples[j].id} in {part_of[j]} have the same {what}; "
                     "nothing was written",
-                    code="leak",
+                    code="image_leak",
                 )
 
 

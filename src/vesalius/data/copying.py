@@ -119,6 +119,6 @@ def _link(image: Path, target: Path, copy: bool) -> None:
     try:
         before = source.open("rb")
     except OSError as error:
-        raise ImageError(f"{image}: cannot be read ({error.strerror})", code="unreadable") from error
+        raise ImageError(f"{image}: cannot be read ({error.strerror})", code="unreadable_file") from error
     with before, target.open("xb") as after:
         shutil.copyfileobj(before, after)

@@ -52,7 +52,7 @@ class Dataset:
             raise AnnotationError(
                 f"{self.name}: {len(bare)} of {len(self.samples)} samples have no masks (first: {bare[0]}); "
                 "draw them, or use null for a phrase that is not in the image",
-                code="unlabeled",
+                code="unlabeled_image",
             )
         return self
 
@@ -150,7 +150,7 @@ def check_size(sample: Sample, size: Size) -> None:
     if sample.size is not None and sample.size != size:
         raise AnnotationError(
             f"{sample.source}: was annotated at {_compare(sample.size, size)}; rescale the coordinates",
-            code="size",
+            code="size_mismatch",
         )
 
 

@@ -93,7 +93,7 @@ def check_there(data: Path) -> None:
             f"{data}: does not exist; give a dataset folder or an annotation file"
         ) from None
     except OSError as error:
-        raise AnnotationError(f"{data}: cannot be read ({error.strerror})", code="unreadable") from error
+        raise AnnotationError(f"{data}: cannot be read ({error.strerror})", code="unreadable_file") from error
 
 
 def find_annotations(folder: Path) -> list[Path]:

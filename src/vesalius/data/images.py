@@ -61,7 +61,7 @@ def read_mask(
     `known` are gray levels or palette indices, or all are colors. Raises AnnotationError if it is not of `size`, if
     its channels differ or palette index 0 is not black where colors are not asked for (then index and color
     disagree on what is background), or if a pixel of a map is neither 0 or black nor one of `known`, with the code
-    `unknown_value`; ImageError if the file cannot be read.
+    `unknown_mask_value`; ImageError if the file cannot be read.
     """
     image = decode(path)
     if (image.height, image.width) != size:
@@ -155,5 +155,5 @@ def _unknown_value(path: Path, others: np.ndarray, known: Sequence[Value], color
     return AnnotationError(
         f"{path}: the value {shown} (pixels: {counts.max()}){more} is that of no class, which have {names}; "
         "add it to the table of classes, or draw these pixels again",
-        code="unknown_value",
+        code="unknown_mask_value",
     )

@@ -49,10 +49,10 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise AnnotationError(f"{path}: cannot be read ({error.strerror})", code="unreadable") from error
+        raise AnnotationError(f"{path}: cannot be read ({error.strerror})", code="unreadable_file") from error
     except (ValueError, RecursionError) as error:
         raise AnnotationError(
-            f"{path}: is not JSON ({error}); write it again as UTF-8 JSON", code="unreadable"
+            f"{path}: is not JSON ({error}); write it again as UTF-8 JSON", code="unreadable_file"
         ) from error
 
 

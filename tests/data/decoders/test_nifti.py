@@ -308,4 +308,4 @@ def test_a_folder_of_volumes_is_a_dataset_without_masks(tmp_path: Path) -> None:
     (tmp_path / "a.nii.gz").write_bytes((tmp_path / "a.nii.gz").read_bytes()[:80])
     (tmp_path / "c.nii").write_bytes(b"\x5c\x01\0\0" + bytes(340) + b"n+1\0")
     assert [sample.id for sample in open_dataset(tmp_path, problems=problems).samples] == ["b"]
-    assert [problem.code for problem in problems] == ["image", "image"]
+    assert [problem.code for problem in problems] == ["unreadable_image", "unreadable_image"]

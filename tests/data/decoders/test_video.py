@@ -394,7 +394,7 @@ def test_a_broken_video_in_a_folder_is_one_problem(clips: Path, tmp_path: Path) 
         open_dataset(tmp_path)
     problems: list[DataError] = []
     assert len(open_dataset(tmp_path, problems=problems).samples) == N
-    assert [problem.code for problem in problems] == ["equal_ids", "image"]
+    assert [problem.code for problem in problems] == ["duplicate_id", "unreadable_image"]
 
 
 def test_missing_library_is_named_with_its_command(clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:

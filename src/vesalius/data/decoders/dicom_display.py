@@ -105,7 +105,7 @@ def _apply_voi(tags: Any, frame: int, values: np.ndarray, place: str) -> np.ndar
     if center is None or width is None or least is None or width < least or width == 0:
         raise ImageError(
             f"{place}: the window (center {center}, width {width}) cannot be applied; correct its tags",
-            code="window",
+            code="invalid_window",
         )
     if function == "SIGMOID":
         return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700)))
@@ -128,7 +128,7 @@ def _look_up(tags: Any, item: Any, values: np.ndarray, place: str) -> tuple[np.n
     if len(table) < n or not 1 <= bits <= 16:
         raise ImageError(
             f"{place}: a look-up table states {n} entries of {bits} bits and has {len(table)}; copy it again",
-            code="lut",
+            code="invalid_lut",
         )
     index = np.clip(np.floor(values - first), 0, n - 1).astype(np.int64)
     return table[index].astype(np.float64), bits
@@ -141,5 +141,5 @@ def _number(stated: Any, keyword: str, place: str) -> float | None:
         return None
     number = float(value if isinstance(value, int | float | str) else value[0])
     if not math.isfinite(number):
-        raise ImageError(f"{place}: {keyword} is no finite number; correct the tag", code="window")
+        raise ImageError(f"{place}: {keyword} is no finite number; correct the tag", code="invalid_window")
     return number

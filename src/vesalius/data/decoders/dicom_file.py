@@ -63,7 +63,7 @@ def reading(path: Path) -> Iterator[tuple[Any, BinaryIO]]:
     except Exception as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise ImageError(
-            f"{path}: cannot be read as DICOM ({reason}); copy it again from its source", code="damaged"
+            f"{path}: cannot be read as DICOM ({reason}); copy it again from its source", code="damaged_file"
         ) from error
 
 
@@ -97,12 +97,13 @@ def _check_syntax(pydicom: Any, path: Path) -> None:
     if syntax is None:
         raise ImageError(
             f"{path}: does not say how it is encoded (transfer syntax); export it again",
-            code="transfer_syntax",
+            code="unsupported_transfer_syntax",
         )
     # unpacked as a whole before anything can be checked, a small file may fill the memory
     if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:
         raise ImageError(
-            f"{path}: is deflated as a whole; write it in explicit little endian", code="transfer_syntax"
+            f"{path}: is deflated as a whole; write it in explicit little endian",
+            code="unsupported_transfer_syntax",
         )
     name = syntax.name if syntax.name != syntax else "unknown"
     try:
@@ -110,11 +111,12 @@ def _check_syntax(pydicom: Any, path: Path) -> None:
     except NotImplementedError as error:
         raise ImageError(
             f"{path}: has the transfer syntax {name}, which is not read; write it uncompressed",
-            code="transfer_syntax",
+            code="unsupported_transfer_syntax",
         ) from error
     if not decoder.is_available:
         raise ImageError(
-            f'{path}: needs a decoder of {name}; install it with: pip install "vesalius[dicom]"', code="codec"
+            f'{path}: needs a decoder of {name}; install it with: pip install "vesalius[dicom]"',
+            code="undecodable_pixels",
         )
 
 
@@ -122,7 +124,7 @@ def _check(path: Path, file: BinaryIO, tags: Any) -> DicomImage:
     """Refuse what header and length of the file alone show, before any pixel is decoded."""
     if "Rows" not in tags or "Columns" not in tags:
         raise ImageError(
-            f"{path}: holds no image, only a DICOM object of another kind; leave it out", code="no_pixels"
+            f"{path}: holds no image, only a DICOM object of another kind; leave it out", code="no_pixel_data"
         )
     needed = (
         "SamplesPerPixel",
@@ -146,17 +148,18 @@ def _check(path: Path, file: BinaryIO, tags: Any) -> DicomImage:
         raise ImageError(
             f"{path}: states {frames} frames of {size[0]} x {size[1]} (h x w) with {samples} values a "
             f"{'gray' if gray else 'colored'} pixel; export it again",
-            code="size",
+            code="size_mismatch",
         )
     if size[0] * size[1] > MAX_PIXELS:
         megapixels, allowed = size[0] * size[1] / 1e6, MAX_PIXELS // 10**6
         raise ImageError(
-            f"{path}: has {megapixels:.0f} megapixels, {allowed} are allowed; cut it into tiles", code="size"
+            f"{path}: has {megapixels:.0f} megapixels, {allowed} are allowed; cut it into tiles",
+            code="size_mismatch",
         )
     if bits not in (8, 16) or not 1 <= stored <= bits or int(tags.get("HighBit") or stored - 1) != stored - 1:
         raise ImageError(
             f"{path}: has {stored} bits in {bits} a value; images of up to 16 bits, in the low ones, are read",
-            code="bits",
+            code="invalid_bit_depth",
         )
     frame_bytes = size[0] * size[1] * samples * bits // 8
     if tags.PhotometricInterpretation == "YBR_FULL_422":
@@ -169,7 +172,7 @@ def _check_pixels(path: Path, file: BinaryIO, tags: Any, frames: int, frame_byte
     order = "<" if tags.original_encoding[1] else ">"
     head = file.read(8)
     if len(head) < 8 or struct.unpack(f"{order}HH", head[:4]) != (0x7FE0, 0x0010):
-        raise ImageError(f"{path}: has no pixel data; copy it again from its source", code="no_pixels")
+        raise ImageError(f"{path}: has no pixel data; copy it again from its source", code="no_pixel_data")
     # some files leave the kind of value out although their transfer syntax wants it: what stands there decides
     kind = head[4:6].decode("ascii", "replace")
     if kind in ("OB", "OW", "UN"):
@@ -182,7 +185,8 @@ def _check_pixels(path: Path, file: BinaryIO, tags: Any, frames: int, frame_byte
         file.seek(offset)
         if parts < frames:
             raise ImageError(
-                f"{path}: states {frames} frames and holds {parts}; copy it again", code="frames"
+                f"{path}: states {frames} frames and holds {parts}; copy it again",
+                code="frame_count_mismatch",
             )
         return offset, kind
     held = min(length, end - offset)
@@ -190,12 +194,12 @@ def _check_pixels(path: Path, file: BinaryIO, tags: Any, frames: int, frame_byte
         raise ImageError(
             f"{path}: is cut short: {frames} frames need {frames * frame_bytes} bytes of pixels, {held} are there; "
             "copy it again from its source",
-            code="truncated",
+            code="truncated_file",
         )
     if held - frames * frame_bytes >= frame_bytes:
         raise ImageError(
             f"{path}: states {frames} frames and holds {held // frame_bytes}; correct NumberOfFrames",
-            code="frames",
+            code="frame_count_mismatch",
         )
     return offset, kind
 
@@ -209,7 +213,7 @@ def _count_fragments(path: Path, file: BinaryIO, end: int) -> int:
             return parts
         if head[:4] != b"\xfe\xff\x00\xe0" or file.tell() + int.from_bytes(head[4:], "little") > end:
             raise ImageError(
-                f"{path}: is cut short in its pixels; copy it again from its source", code="truncated"
+                f"{path}: is cut short in its pixels; copy it again from its source", code="truncated_file"
             )
         file.seek(int.from_bytes(head[4:], "little"), os.SEEK_CUR)
         parts += 1
@@ -222,7 +226,8 @@ def decode(image: DicomImage, index: int) -> np.ndarray:
 
     if not 0 <= index < image.frames:
         raise ImageError(
-            f"{image.path}: has {image.frames} frames, so there is no frame {index}", code="frames"
+            f"{image.path}: has {image.frames} frames, so there is no frame {index}",
+            code="frame_count_mismatch",
         )
     syntax = image.tags.file_meta.TransferSyntaxUID
     options = as_pixel_options(image.tags, transfer_syntax_uid=syntax, pixel_keyword="PixelData")
@@ -238,7 +243,7 @@ def decode(image: DicomImage, index: int) -> np.ndarray:
     except Exception as error:
         raise ImageError(
             f"{image.path}, frame {index}: cannot be decoded ({syntax.name}); copy it again from its source",
-            code="damaged",
+            code="damaged_file",
         ) from error
     return np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))
 
@@ -263,7 +268,7 @@ def _check_stream(image: DicomImage, index: int, options: dict[str, Any]) -> Non
         raise ImageError(
             f"{image.path}, frame {index}: is compressed as {sizes[0]} but the header states {sizes[1]} "
             "(h x w x values a pixel); export it again",
-            code="size",
+            code="size_mismatch",
         )
 
 

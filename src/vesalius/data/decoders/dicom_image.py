@@ -162,11 +162,13 @@ def _to_color(image: DicomImage, pixels: np.ndarray) -> np.ndarray:
         bits = 8 * pixels.dtype.itemsize
     elif kind not in ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"):
         raise ImageError(
-            f"{image.path}: has a color model that is not read; save it as RGB or gray", code="photometric"
+            f"{image.path}: has a color model that is not read; save it as RGB or gray",
+            code="unsupported_color_model",
         )
     if pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ImageError(
-            f"{image.path}: has not three colors a pixel; save it as RGB or gray", code="photometric"
+            f"{image.path}: has not three colors a pixel; save it as RGB or gray",
+            code="unsupported_color_model",
         )
     return display.colors(pixels, bits)
 

@@ -98,7 +98,7 @@ def read_labels(path: Path, frame: int) -> Int64[np.ndarray, "h w"]:
     volume = _volume(*version)
     if volume.dtype.fields:
         raise AnnotationError(
-            f"{path}: is in color and holds no labels; give the label volume", code="labels"
+            f"{path}: is in color and holds no labels; give the label volume", code="invalid_labels"
         )
     numbers = volume.scale(_reader(*version, threading.get_ident()).read(frame))
     with np.errstate(invalid="ignore"):  # NaN, and what lies beyond int64
@@ -107,7 +107,7 @@ def read_labels(path: Path, frame: int) -> Int64[np.ndarray, "h w"]:
     if wrong.size:
         raise AnnotationError(
             f"{path}, slice {frame}: holds {float(wrong[0]):g}, which is no label; labels are whole numbers",
-            code="labels",
+            code="invalid_labels",
         )
     return labels
 

@@ -30,7 +30,7 @@ def decode_brush(values: Any, size: Size, place: str) -> Bool[np.ndarray, "h w"]
         return _decode(_Bits(values), size)
     except ValueError as error:
         raise AnnotationError(
-            f"{place}: the rle of the brush {error}; export it again", code="rle"
+            f"{place}: the rle of the brush {error}; export it again", code="invalid_rle"
         ) from error
 
 

@@ -143,7 +143,9 @@ def _read_categories(records: list[Any], path: Path, problems: Problems) -> dict
                 found = kind(name) if name else "empty"
                 raise AnnotationError(f"{place}: name must be a phrase, not {found}", code="no_phrase")
             if number in categories:
-                raise AnnotationError(f"{place}: has the same id {show(number)} as another", code="equal_ids")
+                raise AnnotationError(
+                    f"{place}: has the same id {show(number)} as another", code="duplicate_id"
+                )
         except AnnotationError as error:
             report(error, problems)
         else:
@@ -164,13 +166,15 @@ def _read_images(
         try:
             number = _read_id(record, "id", place)
             if number in images or number in refused:
-                raise AnnotationError(f"{place}: has the same id {show(number)} as another", code="equal_ids")
+                raise AnnotationError(
+                    f"{place}: has the same id {show(number)} as another", code="duplicate_id"
+                )
             image = _read_image(record, place, root, folders, categories)
             if image.id in places:
                 raise AnnotationError(
                     f"{image.place}: has the same sample id {image.id} as {places[image.id]}; "
                     "list each image once, and name images apart by more than the suffix",
-                    code="equal_ids",
+                    code="duplicate_id",
                 )
         except AnnotationError as error:
             refused.add(number)

@@ -104,16 +104,16 @@ def _parse(path: Path) -> Iterator[Element]:
                     root = element
                 if depth > MAX_DEPTH:
                     raise AnnotationError(
-                        f"{path}: is nested {depth} deep, which no file of CVAT is", code="unreadable"
+                        f"{path}: is nested {depth} deep, which no file of CVAT is", code="unreadable_file"
                     )
                 if event == "end" and depth == 1:
                     yield element
                     root.clear()
     except OSError as error:
-        raise AnnotationError(f"{path}: cannot be read ({error.strerror})", code="unreadable") from error
+        raise AnnotationError(f"{path}: cannot be read ({error.strerror})", code="unreadable_file") from error
     except (ElementTree.ParseError, expat.ExpatError, ValueError, LookupError) as error:
         raise AnnotationError(
-            f"{path}: is no XML ({error}); export it again from CVAT", code="unreadable"
+            f"{path}: is no XML ({error}); export it again from CVAT", code="unreadable_file"
         ) from error
 
 
@@ -122,7 +122,7 @@ def _refuse_doctype(path: Path) -> None:
 
     def refuse(*declared: Any) -> None:
         raise AnnotationError(
-            f"{path}: has a DOCTYPE, which no file of CVAT has; remove it", code="unreadable"
+            f"{path}: has a DOCTYPE, which no file of CVAT has; remove it", code="unreadable_file"
         )
 
     started = False
@@ -144,7 +144,7 @@ def _add(sample: Sample, samples: dict[str, Sample]) -> None:
         raise AnnotationError(
             f"{sample.source}: has the same id {sample.id} as {samples[sample.id].source}; "
             "name images apart by more than the suffix",
-            code="equal_ids",
+            code="duplicate_id",
         )
     samples[sample.id] = sample
 
@@ -206,7 +206,7 @@ def _read_polygon(shape: Element, place: str, size: Size | None) -> Polygons:
     except ValueError as error:
         raise AnnotationError(
             f'{place}: points must be pairs of numbers, "x,y;x,y", not {show(shape.get("points"))}',
-            code="points",
+            code="invalid_points",
         ) from error
     return Polygons((points,))
 
@@ -235,24 +235,26 @@ def _turned(outline: shapes.Points, shape: Element, place: str, size: Size | Non
 
 def _read_mask(shape: Element, place: str, size: Size | None) -> RleMask:
     if size is None:
-        raise AnnotationError(f"{place}: a mask needs the width and height of its image", code="size")
+        raise AnnotationError(
+            f"{place}: a mask needs the width and height of its image", code="size_mismatch"
+        )
     left, top, width, height = (_read_whole(shape, key, place) for key in ("left", "top", "width", "height"))
     if left + width > size[1] or top + height > size[0]:
         raise AnnotationError(
             f"{place}: the mask spans x {left} to {left + width} and y {top} to {top + height}, but the image is "
             f"{size[0]} x {size[1]} (h x w)",
-            code="rle",
+            code="invalid_rle",
         )
     try:
         runs = [int(run) for run in shape.get("rle", "").split(",")]
     except ValueError as error:
         raise AnnotationError(
-            f"{place}: rle must be whole numbers with commas between them", code="rle"
+            f"{place}: rle must be whole numbers with commas between them", code="invalid_rle"
         ) from error
     if min(runs) < 0 or sum(runs) != width * height:
         raise AnnotationError(
             f"{place}: the runs of rle must fill the {width} x {height} pixels of the mask, not {sum(runs)}",
-            code="rle",
+            code="invalid_rle",
         )
     mask = np.zeros(size, dtype=bool)
     inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
@@ -283,7 +285,7 @@ def _read_size(element: Element, place: str) -> Size | None:
     if not 0 < height * width <= MAX_PIXELS:
         raise AnnotationError(
             f"{place}: the size {height} x {width} (h x w) is not from 1 to {MAX_PIXELS // 10**6} million pixels",
-            code="size",
+            code="size_mismatch",
         )
     return height, width
 
@@ -294,7 +296,9 @@ def _read_number(element: Element, key: str, place: str) -> float:
     except ValueError:
         number = math.nan
     if not abs(number) <= MAX_COORDINATE:
-        raise AnnotationError(f"{place}: {key} must be a number, not {show(element.get(key))}", code="points")
+        raise AnnotationError(
+            f"{place}: {key} must be a number, not {show(element.get(key))}", code="invalid_points"
+        )
     return number
 
 

@@ -79,7 +79,7 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
                 message = (
                     f"{path}: has the same id {sample.id} as {samples[sample.id].image}; rename one of them"
                 )
-                report(AnnotationError(message, code="equal_ids"), problems)
+                report(AnnotationError(message, code="duplicate_id"), problems)
             samples.setdefault(sample.id, sample)
     return list(samples.values())
 
@@ -163,7 +163,7 @@ def _heads(source: Source, problems: Problems) -> Iterator[tuple[Path, bytes]]:
 def _unreadable(path: object, error: OSError) -> ImageError:
     return ImageError(
         f"{path}: cannot be read ({error.strerror}); copy it again from its source, or take it away",
-        code="unreadable",
+        code="unreadable_file",
     )
 
 
@@ -185,7 +185,7 @@ def _by_uid(images: Mapping[Path, DicomFacts], problems: Problems) -> dict[str, 
         uid = facts.sop_instance_uid or str(path)
         if uid in found:
             message = f"{path}: is the same DICOM image as {found[uid]}; remove one of them"
-            report(AnnotationError(message, code="repeated_image"), problems)
+            report(AnnotationError(message, code="duplicate_instance"), problems)
         found.setdefault(uid, path)
     return found
 

@@ -48,7 +48,8 @@ def read_segmentation(path: Path) -> Segmentation:
     with reading(path) as (tags, file):
         if tags.get("SOPClassUID") != SOP_CLASS or tags.get("SegmentationType") != "BINARY":
             raise AnnotationError(
-                f"{path}: is no binary DICOM segmentation; only those are read", code="segmentation"
+                f"{path}: is no binary DICOM segmentation; only those are read",
+                code="unsupported_segmentation",
             )
         size, n_frames = (int(tags.Rows), int(tags.Columns)), int(tags.NumberOfFrames)
         groups = tags.PerFrameFunctionalGroupsSequence
@@ -57,7 +58,7 @@ def read_segmentation(path: Path) -> Segmentation:
             raise AnnotationError(
                 f"{path}: states {n_frames} frames of {size[0]} x {size[1]} (h x w) and describes {len(groups)}; "
                 "export it again",
-                code="segmentation",
+                code="unsupported_segmentation",
             )
         labels = {int(item.SegmentNumber): str(item.SegmentLabel).strip() for item in tags.SegmentSequence}
         if not labels or not all(labels.values()):
@@ -69,7 +70,7 @@ def read_segmentation(path: Path) -> Segmentation:
                 raise AnnotationError(
                     f"{path}, frame {index}: names no segment and no image that it belongs to; only segmentations "
                     "of single images, with references to them, are read",
-                    code="segmentation",
+                    code="unsupported_segmentation",
                 )
             found[number].update(dict.fromkeys(sources, encode_rle(mask)) if mask.any() else {})
         images = {uid for masks in found.values() for uid, _ in masks} | set(_referenced(tags))
@@ -88,11 +89,11 @@ def _unpack(path: Path, file: BinaryIO, tags: Any, size: Size, n_frames: int) ->
         or not tags.file_meta.TransferSyntaxUID.is_little_endian
     ):
         raise AnnotationError(
-            f"{path}: is compressed or big endian; write it uncompressed", code="segmentation"
+            f"{path}: is compressed or big endian; write it uncompressed", code="unsupported_segmentation"
         )
     if held * 8 < n * n_frames:
         raise AnnotationError(
-            f"{path}: is cut short in its pixels; copy it again from its source", code="truncated"
+            f"{path}: is cut short in its pixels; copy it again from its source", code="truncated_file"
         )
     for index in range(n_frames):
         first, skip = divmod(index * n, 8)

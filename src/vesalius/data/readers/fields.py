@@ -83,7 +83,7 @@ def read_rle(value: Mapping[str, Any], place: str, size: Size | None = None) -> 
     if size is not None and stated != size:
         raise AnnotationError(
             f"{place}: the RLE is {stated[0]} x {stated[1]} (h x w), the entry states {size[0]} x {size[1]}",
-            code="size",
+            code="size_mismatch",
         )
     return RleMask({"size": list(stated), "counts": counts})
 

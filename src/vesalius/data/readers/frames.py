@@ -50,7 +50,7 @@ class FrameReader:
                 if name in seen:
                     raise AnnotationError(
                         f"{file}: has the same id {name} as {seen[name].name}; rename one of them",
-                        code="equal_ids",
+                        code="duplicate_id",
                     )
                 spacing = self.spacing_mm(file)
                 samples += [replace(sample, spacing_mm=spacing) for sample in frames_of(file, name)]

@@ -80,7 +80,7 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
                 raise AnnotationError(
                     f"{file}: has the same id {sample.id} as {samples[sample.id].source}; "
                     "keep one file an image, and name images apart by more than the suffix",
-                    code="equal_ids",
+                    code="duplicate_id",
                 )
         except AnnotationError as error:
             report(error, problems)
@@ -268,7 +268,7 @@ def _rectangle(points: Outline, place: str, size: Size | None) -> Outline:
     if len(xs) == 2:
         return xs[0], ys[0], xs[1], ys[0], xs[1], ys[1], xs[0], ys[1]
     if len(xs) != 4:
-        raise AnnotationError(f"{place}: a rectangle has 2 or 4 points, not {len(xs)}", code="points")
+        raise AnnotationError(f"{place}: a rectangle has 2 or 4 points, not {len(xs)}", code="invalid_points")
     x, y = sum(xs) / 4, sum(ys) / 4
     corners = sorted(zip(xs, ys, strict=True), key=lambda corner: math.atan2(corner[1] - y, corner[0] - x))
     return tuple(number for corner in corners for number in corner)
@@ -280,7 +280,9 @@ def _circle(points: Outline, place: str, size: Size | None) -> Outline:
     LabelMe lets both be set within the image only, and the circle ends at its border.
     """
     if len(points) != 4:
-        raise AnnotationError(f"{place}: a circle has 2 points, not {len(points) // 2}", code="points")
+        raise AnnotationError(
+            f"{place}: a circle has 2 points, not {len(points) // 2}", code="invalid_points"
+        )
     x, y, edge_x, edge_y = points
     radius = math.hypot(edge_x - x, edge_y - y)
     if not math.isfinite(radius):
@@ -305,11 +307,11 @@ def _read_mask(value: Any, points: Outline, place: str, size: Size | None) -> Rl
     if size is None or size[0] * size[1] > MAX_PIXELS:
         raise AnnotationError(
             f"{place}: a mask needs imageHeight and imageWidth, of at most {MAX_PIXELS // 10**6} megapixels",
-            code="size",
+            code="size_mismatch",
         )
     if len(points) != 4 or not all(map(is_number, points)):
         raise AnnotationError(
-            f"{place}: a mask has 2 points, those of its first and last pixel", code="points"
+            f"{place}: a mask has 2 points, those of its first and last pixel", code="invalid_points"
         )
     patch = _decode_patch(value, place, size)
     left, top = round(points[0]), round(points[1])
@@ -320,14 +322,14 @@ def _read_mask(value: Any, points: Outline, place: str, size: Size | None) -> Rl
         raise AnnotationError(
             f"{place}: the mask is {patch.shape[0]} x {patch.shape[1]} pixels (h x w) but its points span "
             f"{spanned[0]} x {spanned[1]}",
-            code="size",
+            code="size_mismatch",
         )
     seen = patch[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
     if seen.sum() < patch.sum():
         raise AnnotationError(
             f"{place}: the mask reaches outside of the image, {size[0]} x {size[1]} (h x w); "
             "was it drawn on another?",
-            code="size",
+            code="size_mismatch",
         )
     mask = np.zeros(size, dtype=bool)
     mask[rows, columns] = seen
@@ -342,7 +344,9 @@ def _span(first: int, length: int, border: int) -> slice:
 def _decode_patch(value: Any, place: str, most: Size) -> np.ndarray:
     """bool (h, w) of a gray PNG in base64, no larger than `most`; pixels other than 0 are the object."""
     if not isinstance(value, str):
-        raise AnnotationError(f"{place}: mask must be a PNG in base64, not {kind(value)}", code="unreadable")
+        raise AnnotationError(
+            f"{place}: mask must be a PNG in base64, not {kind(value)}", code="unreadable_file"
+        )
     try:
         with Image.open(io.BytesIO(base64.b64decode(value, validate=True)), formats=["PNG"]) as image:
             if image.height > most[0] or image.width > most[1] or image.mode not in ("1", "L"):
@@ -354,5 +358,5 @@ def _decode_patch(value: Any, place: str, most: Size) -> np.ndarray:
     except Exception as error:
         raise AnnotationError(
             f"{place}: mask must be a gray PNG in base64, not larger than the image ({error})",
-            code="unreadable",
+            code="unreadable_file",
         ) from error

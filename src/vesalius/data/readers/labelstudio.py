@@ -63,7 +63,7 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
             if sample.id in samples:
                 raise AnnotationError(
                     f"{sample.source}: has the same image {sample.id} as {samples[sample.id].source}; keep one of them",
-                    code="equal_ids",
+                    code="duplicate_id",
                 )
             samples[sample.id] = sample
         except AnnotationError as error:
@@ -173,7 +173,7 @@ def _only_annotation(task: dict[str, Any], place: str) -> dict[str, Any]:
         raise AnnotationError(
             f"{place}: has {len(found)} annotations ({names}), and nothing says which counts; mark one as ground truth "
             "in Label Studio, or cancel the others",
-            code="several_annotations",
+            code="ambiguous_annotation",
         )
     return found[0] if found else {"result": []}
 
@@ -226,18 +226,18 @@ def _read_size(region: dict[str, Any], place: str, known: Size | None) -> Size:
         raise AnnotationError(
             f"{place}: original_height and original_width must be whole numbers of pixels, not {show(height)} and "
             f"{show(width)}",
-            code="size",
+            code="size_mismatch",
         )
     if region.get("image_rotation"):
         raise AnnotationError(
             f"{place}: the image was turned by {show(region['image_rotation'])} degrees when it was annotated; turn "
             "the image itself, and annotate that",
-            code="image_rotation",
+            code="rotated_annotation",
         )
     if known is not None and known != (height, width):
         raise AnnotationError(
             f"{place}: was drawn at {height} x {width} (h x w), other regions at {known[0]} x {known[1]}",
-            code="size",
+            code="size_mismatch",
         )
     return height, width
 
@@ -282,7 +282,7 @@ def _read_polygon(points: Any, place: str, size: Size) -> Polygons:
     if not isinstance(points, list) or not all(
         isinstance(point, list) and len(point) == 2 for point in points
     ):
-        raise AnnotationError(f"{place}: points must be a list of [x, y]", code="points")
+        raise AnnotationError(f"{place}: points must be a list of [x, y]", code="invalid_points")
     numbers = fields.read_polygon([number for point in points for number in point], f"{place}: points")
     sides = size[1], size[0]
     return Polygons((tuple(number / 100 * sides[i % 2] for i, number in enumerate(numbers)),))
@@ -291,7 +291,7 @@ def _read_polygon(points: Any, place: str, size: Size) -> Polygons:
 def _number(value: dict[str, Any], key: str, place: str) -> float:
     number = value.get(key)
     if number is None or not is_number(number) or abs(number) > MOST_PERCENT:
-        raise AnnotationError(f"{place}: {key} must be a number, not {show(number)}", code="points")
+        raise AnnotationError(f"{place}: {key} must be a number, not {show(number)}", code="invalid_points")
     return float(number)
 
 

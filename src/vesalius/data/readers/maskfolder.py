@@ -49,7 +49,7 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
     ):
         if lonely:
             message = f"{path / side}: no file in {other}/ has the stem of {_first(lonely)}; add or remove it"
-            report(AnnotationError(message, code="unpaired"), problems)
+            report(AnnotationError(message, code="unpaired_file"), problems)
     return [
         Sample(
             stem,
@@ -70,21 +70,21 @@ def read_table(path: Path) -> dict[str, tuple[Value, ...]]:
     value = read_json(path)
     if not isinstance(value, dict):
         raise AnnotationError(
-            f"{path}: must be an object of phrases and values, not {kind(value)}", code="table"
+            f"{path}: must be an object of phrases and values, not {kind(value)}", code="invalid_class_table"
         )
     found = {phrase: _read_value(each, f"{path}, {show(phrase)}") for phrase, each in value.items()}
     table = {phrase: each for phrase, each in found.items() if each not in (0, (0, 0, 0))}
     if "" in {phrase.strip() for phrase in table} or not table:
-        raise AnnotationError(f"{path}: names no phrase; give each class one", code="table")
+        raise AnnotationError(f"{path}: names no phrase; give each class one", code="invalid_class_table")
     nothing = [phrase for phrase in found.keys() - table.keys() if phrase != "background"]
     if nothing:
         raise AnnotationError(
             f"{path}, {show(nothing[0])}: 0 and black are the background; give the class another value",
-            code="table",
+            code="invalid_class_table",
         )
     if len(set(table.values())) < len(table) or len({type(each) for each in found.values()}) > 1:
         raise AnnotationError(
-            f"{path}: the values must be distinct, and all numbers or all colors", code="table"
+            f"{path}: the values must be distinct, and all numbers or all colors", code="invalid_class_table"
         )
     return {phrase: (each,) for phrase, each in table.items()}
 
@@ -114,7 +114,7 @@ def _read_value(value: Any, place: str) -> Value:
         return red, green, blue
     raise AnnotationError(
         f"{place}: the value of a class must be a whole number from 1 to 65535 or a color [r, g, b], not {show(value)}",
-        code="table",
+        code="invalid_class_table",
     )
 
 
@@ -125,7 +125,7 @@ def _by_stem(folder: Path, problems: Problems) -> dict[str, Path]:
         stem = sample_id("images" / file.relative_to(folder))
         if stem in found:
             message = f"{file}: has the same stem as {found[stem].name}; remove one of them"
-            report(AnnotationError(message, code="equal_ids"), problems)
+            report(AnnotationError(message, code="duplicate_id"), problems)
         found.setdefault(stem, file)
     if not found:
         raise AnnotationError(f"{folder}: holds no image; png, jpg, bmp and tif are looked for")

@@ -51,7 +51,7 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
     stated = top.get("numTraining")
     if stated is not None and stated != len(cases):
         message = f"{path}: numTraining is {show(stated)}, but there are {len(cases)} cases; copy the rest, or correct it"
-        report(AnnotationError(message, code="case_count"), problems)
+        report(AnnotationError(message, code="case_count_mismatch"), problems)
     samples = []
     for case in cases:
         try:
@@ -59,7 +59,7 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
             if case not in drawn:
                 raise AnnotationError(
                     f"{image}: there is no labelsTr/{case}{ending}; add it, or remove the image",
-                    code="unpaired",
+                    code="unpaired_file",
                 )
         except AnnotationError as error:
             report(error, problems)
@@ -113,7 +113,8 @@ def _read_labels(value: Any, path: Path) -> tuple[Labels, int | None]:
     """Phrase -> values, without the background; and the value of the label `ignore`, if any."""
     if not isinstance(value, dict) or not value:
         raise AnnotationError(
-            f'{path}: labels must be an object such as {{"background": 0, "vessel": 1}}', code="labels"
+            f'{path}: labels must be an object such as {{"background": 0, "vessel": 1}}',
+            code="invalid_labels",
         )
     if all(key.isdecimal() and isinstance(name, str) for key, name in value.items()):
         value = {name: int(key) if len(key) < 6 else key for key, name in value.items()}
@@ -124,16 +125,18 @@ def _read_labels(value: Any, path: Path) -> tuple[Labels, int | None]:
         if not name.strip() or not values or not all(type(one) is int and 0 <= one < 2**16 for one in values):
             raise AnnotationError(
                 f"{path}: the label {show(name)} must be a name with a whole number or a list of such, not {show(each)}",
-                code="labels",
+                code="invalid_labels",
             )
         if values != [0] and (0 in values or name == "background"):
-            raise AnnotationError(f"{path}: 0 must be the background, and nothing else", code="labels")
+            raise AnnotationError(
+                f"{path}: 0 must be the background, and nothing else", code="invalid_labels"
+            )
         if name == "ignore":
             ignored = values[0]
         elif values != [0]:
             labels[name] = tuple(dict.fromkeys(values))
     if not labels:
-        raise AnnotationError(f"{path}: labels names nothing but the background", code="labels")
+        raise AnnotationError(f"{path}: labels names nothing but the background", code="invalid_labels")
     return labels, ignored
 
 
@@ -143,7 +146,7 @@ def _read_ending(top: dict[str, Any], path: Path) -> str:
         raise AnnotationError(
             f"{path}: the files end in {show(ending)}, and of nnU-Net's datasets those of "
             f"{', '.join(SUFFIXES)} are read; write each slice as an image, and its labels as another",
-            code="file_ending",
+            code="unsupported_file_type",
         )
     return str(ending)
 
@@ -169,11 +172,11 @@ def _only_channel(files: list[Path], case: str, root: Path, ending: str) -> Path
     if files and [file.name for file in files] != [name]:
         raise AnnotationError(
             f"{files[-1]}: is a channel of its own, and an image in one file is needed; save all as {name}",
-            code="several_channels",
+            code="separate_channels",
         )
     if not files:
         raise AnnotationError(
             f"{root / 'labelsTr' / (case + ending)}: there is no imagesTr/{name}; add it, or remove the label",
-            code="unpaired",
+            code="unpaired_file",
         )
     return files[0]

@@ -61,7 +61,7 @@ def _check_new(sample: Sample, samples: dict[str, Sample]) -> None:
         raise AnnotationError(
             f"{sample.source}: has the same id {sample.id} as {samples[sample.id].source}; "
             "put all objects of an image in one entry, and name images apart by more than the suffix",
-            code="equal_ids",
+            code="duplicate_id",
         )
 
 
@@ -139,7 +139,7 @@ def _read_texts(entry: dict[str, Any], place: str) -> tuple[str, ...]:
     if len(masks) != len(texts):
         raise AnnotationError(
             f"{place}: has {len(masks)} masks but {len(texts)} texts; give one text an object",
-            code="unequal_counts",
+            code="phrase_count_mismatch",
         )
     if not texts:
         raise AnnotationError(

@@ -25,7 +25,7 @@ def size_of(sample: Sample) -> Size:
         raise AnnotationError(
             f"{sample.source or sample.id}: states {height} x {width} (h x w) pixels, "
             f"more than {MAX_PIXELS // 10**6} million; correct the size",
-            code="size",
+            code="size_mismatch",
         )
     return height, width
 

@@ -1,0 +1,39 @@
+"""The table of codes is complete and documented."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import vesalius
+from vesalius.codes import CODES, Code, as_markdown
+
+SRC = Path(vesalius.__file__).parent
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_every_code_in_the_source_stands_in_the_table() -> None:
+    used = {}
+    for path in sorted(SRC.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.keyword) and node.arg == "code" and isinstance(node.value, ast.Constant):
+                used[node.value.value] = f"{path.relative_to(SRC)}, line {node.value.lineno}"
+    assert len(used) > 40
+    assert {code: where for code, where in used.items() if code not in CODES} == {}
+
+
+def test_the_page_lists_the_table() -> None:
+    """`python -m vesalius.codes > docs/errors.md` brings it up to date."""
+    assert (ROOT / "docs" / "errors.md").read_text(encoding="utf-8") == as_markdown()
+
+
+@pytest.mark.parametrize(("code", "entry"), CODES.items(), ids=CODES.keys())
+def test_a_code_is_one_word_with_a_meaning_and_a_remedy(code: str, entry: Code) -> None:
+    assert re.fullmatch("[a-z]+(_[a-z]+)*", code)
+    for text in (entry.meaning, entry.remedy):
+        assert text
+        assert not text.endswith(".")
+        assert "|" not in text
