@@ -19,12 +19,12 @@ from vesalius.errors import CheckpointError, OutputError
 from vesalius.files import replacing
 from vesalius.tensorfiles import (
     TensorType,
-    find_places,
     find_shards,
+    locate_tensors,
     read_blocks,
-    read_places,
-    write_file,
+    read_header,
     write_shards,
+    write_tensors,
 )
 
 TENSORS = {
@@ -59,7 +59,7 @@ def assert_same(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray
 def test_the_library_reads_what_was_written(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     done: list[int] = []
-    write_file(path, types_of(TENSORS), reader(TENSORS), on_bytes=done.append)
+    write_tensors(path, types_of(TENSORS), reader(TENSORS), on_bytes=done.append)
     assert_same(load_file(path), TENSORS)
     with safe_open(path, "numpy") as file:
         assert file.metadata() == {"format": "pt"}
@@ -68,15 +68,15 @@ def test_the_library_reads_what_was_written(tmp_path: Path) -> None:
 
 def test_every_number_lies_where_its_type_may_lie(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    write_file(path, types_of(TENSORS), reader(TENSORS))
-    for name, place in read_places(path).items():
+    write_tensors(path, types_of(TENSORS), reader(TENSORS))
+    for name, place in read_header(path).items():
         assert place.offset % TENSORS[name].dtype.itemsize == 0, name
 
 
 def test_places_are_read_in_blocks_from_any_byte(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_file(TENSORS, path)
-    place = read_places(path)["single"]
+    place = read_header(path)["single"]
     assert (place.dtype, place.shape, place.n_bytes) == ("F32", (2, 2), 16)
     assert b"".join(read_blocks(place, 4, 8)) == TENSORS["single"].tobytes()[4:12]
     assert list(read_blocks(place, 4, 0)) == []
@@ -85,7 +85,7 @@ def test_places_are_read_in_blocks_from_any_byte(tmp_path: Path) -> None:
 def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_file(TENSORS, path)
-    place = read_places(path)["single"]
+    place = read_header(path)["single"]
     os.truncate(path, place.offset + 4)
     with pytest.raises(CheckpointError, match=r"a\.safetensors: ended early"):
         list(read_blocks(place, 0, 16))
@@ -121,7 +121,7 @@ def test_shards_hold_all_tensors_once_and_are_no_larger_than_asked(
 def test_bytes_that_were_not_announced_are_refused(tmp_path: Path, said: tuple[int, ...]) -> None:
     tensors = {"a": np.arange(4, dtype=np.float16)}
     with pytest.raises(CheckpointError, match=r"a: 8 bytes came where F16 \[\d\] needs"):
-        write_file(tmp_path / "a.safetensors", {"a": TensorType("F16", said)}, reader(tensors))
+        write_tensors(tmp_path / "a.safetensors", {"a": TensorType("F16", said)}, reader(tensors))
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
@@ -189,4 +189,4 @@ def test_two_files_with_the_same_tensor_are_refused(tmp_path: Path) -> None:
     for name in ("a.safetensors", "b.safetensors"):
         save_file({"x": TENSORS["half"]}, tmp_path / name)
     with pytest.raises(CheckpointError, match=r"b\.safetensors: holds the tensor x, and so does a\.saf"):
-        find_places(find_shards(tmp_path))
+        locate_tensors(find_shards(tmp_path))

@@ -222,6 +222,18 @@ CODES: dict[str, Code] = {
         "two splits share a patient or sequence", "split again by patient with vesalius split"
     ),
     # settings, arguments, output
+    "malformed_change": _error("a --set option is not of the form name=value", "write it as name=value"),
+    "not_yaml": _error(
+        "a settings file or a value of --set is not valid YAML, or a key is given twice", "correct the YAML"
+    ),
+    "not_replaceable": _error(
+        "the output folder holds files that are not part of an earlier result", "name another folder"
+    ),
+    "in_use": _error("another process is writing to the same folder", "wait until the other process ends"),
+    "unexpected": _error(
+        "an error that Vesalius does not expect; probably a bug",
+        "run it again with -v and report the traceback",
+    ),
     "setting": _error("a setting, a recipe or an argument is wrong", "correct it as the message says"),
     "bad_value": _error(
         "a setting or argument has a value that is not allowed", "choose a value that the message allows"
@@ -245,6 +257,19 @@ CODES: dict[str, Code] = {
         "a signal ended the job; finished work is saved", "run the same command again to continue"
     ),
     # models: opening, conversion
+    "no_weights": _error(
+        "a model folder has no weight files", "copy the model again, or name another folder"
+    ),
+    "damaged_weights": _error(
+        "a weight file is not in the safetensors format, or is truncated or damaged", "copy the file again"
+    ),
+    "unknown_dtype": _error(
+        "a tensor has a dtype that is not supported", "convert the model to float32, float16 or bfloat16"
+    ),
+    "repeated_tensor": _error("two weight files hold the same tensor", "remove one of the files"),
+    "shard_index": _error(
+        "the shard index of a model does not agree with its weight files", "copy the model again"
+    ),
     "checkpoint": _error("a model cannot be found, opened or written", "see the message"),
     "wrong_shape": _error(
         "an array or tensor has an unexpected shape", "see the message for the expected shape"

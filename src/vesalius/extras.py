@@ -1,4 +1,4 @@
-"""Libraries that only some formats need: imported when asked for, and named with their command when absent."""
+"""Optional libraries: imported when needed; an absent one is reported with its installation command."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from vesalius.errors import MissingExtraError
 
 
 def require(module: str, extra: str, what: str) -> Any:
-    """The module; MissingExtraError, saying that `what` needs the extra, where it is not installed."""
+    """The imported module; raises MissingExtraError, saying that `what` need the extra, if it is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise MissingExtraError(
-            f'{what} need the extra "{extra}"; install it with: pip install "vesalius[{extra}]"'
-        ) from error
+        command = f'pip install "vesalius[{extra}]"'
+        message = f'{what} need the extra "{extra}"; install it with: {command}'
+        raise MissingExtraError(message, code="missing_extra", field=extra, remedy=command) from error

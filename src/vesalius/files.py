@@ -1,4 +1,4 @@
-"""Writing results so that a reader never sees half of one: written under a temporary name, then renamed."""
+"""Atomic writing: files and folders are written under a temporary name and then renamed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from vesalius.errors import OutputError, SettingError
 
 log = logging.getLogger(__name__)
 
+SYSTEM_FILES = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
+"""Files that an operating system adds to folders by itself."""
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that becomes `path` when the block ends well, and vanishes if not.
+    """Yield a temporary path beside `path`; it becomes `path` if the block succeeds and is removed if not.
 
-    The block may write a file there or make a folder; an existing file or folder at `path` is replaced.
-    Missing parent folders are made. Raises OutputError, naming `path`, when the disk says no.
+    The block writes a file or makes a folder at the temporary path. An existing file or folder at `path` is
+    replaced. Missing parent folders are made. Raises OutputError, naming `path`, when writing fails.
     """
     path = path.parent.resolve() / path.name if path.name else path.resolve()  # "." needs a name
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -29,25 +32,26 @@ def replacing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         if path.is_dir() and not path.is_symlink():
-            _exchange(temporary, path)
+            _replace_folder(temporary, path)
         else:
             temporary.replace(path)
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
-    except OutputError as error:  # who writes in the block knows the temporary name alone
+        raise _not_writable(path, error) from error
+    except OutputError as error:  # the block knows only the temporary name
         if str(temporary) not in str(error):
             raise
-        raise OutputError(str(error).replace(str(temporary), str(path))) from error
+        message = str(error).replace(str(temporary), str(path))
+        raise OutputError(message, code=error.code, path=path, field=error.field) from error
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
-            with suppress(OSError):  # it may never have come to be; the first error is the one to tell
+            with suppress(OSError):  # it may not exist; an earlier error matters more
                 temporary.unlink()
 
 
-def _exchange(new: Path, folder: Path) -> None:
-    """Put a new folder in the place of an old one, which is removed only when the new one stands there."""
+def _replace_folder(new: Path, folder: Path) -> None:
+    """Put `new` in the place of `folder`; the old folder is removed last."""
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     folder.replace(old)
     try:
@@ -58,71 +62,88 @@ def _exchange(new: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-SYSTEM_FILES = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
+def _not_writable(path: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"{path}: cannot be written ({error.strerror or error})", code="write_failed", path=path
+    )
+
+
+def check_new(out: Path, remedy: str = "name another folder, or remove this one first") -> None:
+    """Raise OutputError, ending with `remedy`, unless `out` is absent or an empty folder."""
+    try:
+        taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    except OSError as error:
+        raise _not_writable(out, error) from error
+    if taken:
+        state = "exists and is not empty" if out.is_dir() else "is a file"
+        raise OutputError(f"{out}: {state}; {remedy}", code="output_exists", path=out)
 
 
 def check_replaceable(folder: Path, what: str, names: Collection[str], marker: str) -> None:
-    """Raise OutputError unless `folder` is absent, empty, or the result called `what` and nothing else.
+    """Raise OutputError unless `folder` is absent, empty, or an earlier result of the kind `what`.
 
-    Such a result holds the file `marker`, and no other names than `names`; with anything else it is somebody's.
+    An earlier result holds the file `marker`, and no other entries than `names`; other files may be the user's own.
     """
     article = "an" if what[0] in "aeiou" else "a"
+
+    def refuse(reason: str) -> OutputError:
+        return OutputError(f"{folder}: {reason}", code="not_replaceable", path=folder)
+
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise OutputError(f"{folder}: is a file; name a folder for the {what}")
+        raise refuse(f"is a file; name a folder for the {what}")
     if folder.is_mount():
-        raise OutputError(f"{folder}: is where a disk is mounted and cannot be replaced; name a folder in it")
+        raise refuse("is a mount point and cannot be replaced; name a folder in it")
     found = {entry.name for entry in folder.iterdir()} - SYSTEM_FILES
     if foreign := sorted(found - set(names)):
-        raise OutputError(
-            f"{folder}: holds {foreign[0]}, which is not of {article} {what}; name another folder"
-        )
+        raise refuse(f"holds {foreign[0]}, which is not part of {article} {what}; name another folder")
     if found and marker not in found:
-        raise OutputError(f"{folder}: has no {marker}, so it is no {what} to replace; name another folder")
+        raise refuse(f"has no {marker}, so it is not {article} {what} to replace; name another folder")
 
 
 def check_outside(out: Path, data: Path) -> None:
-    """Raise SettingError where a result is to go into the data that it is made of, or to take its place."""
-    place, root = out.resolve(), data.resolve()
-    if root.is_relative_to(place) and root != place:
-        raise SettingError(f"{out}: the dataset lies in it; name another folder")
-    if place.is_relative_to(root):
-        raise SettingError(
-            f"{out}: lies in the dataset, which is never changed; name a folder outside of {root}"
-        )
+    """Raise SettingError where a result would be written into its own source data, or in the place of it."""
+    target, root = out.resolve(), data.resolve()
+    if root.is_relative_to(target) and root != target:
+        reason = "contains the dataset; name another folder"
+    elif target.is_relative_to(root):
+        reason = f"lies in the dataset, which is never changed; name a folder outside of {root}"
+    else:
+        return
+    raise SettingError(f"{out}: {reason}", code="output_inside_data", path=out)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text to `path` as a whole or not at all."""
+    """Write UTF-8 text to `path` atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write strict JSON (NaN and Infinity raise ValueError) to `path` as a whole or not at all."""
+    """Write strict, indented JSON to `path` atomically; NaN and Infinity raise ValueError."""
     write_text(path, to_json(value, indent=2) + "\n")
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """Strict JSON: NaN and Infinity raise ValueError; Chinese stays readable."""
+    """Strict JSON: NaN and Infinity raise ValueError; non-ASCII characters are kept as they are."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
 
 
 def prepare_folder(path: Path) -> Path:
-    """Make the folder and make sure that it can be written to; OutputError says why not."""
+    """Make the folder and check that it is writable; raises OutputError otherwise."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".{os.getpid()}.probe"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
+        raise _not_writable(path, error) from error
     return path
 
 
 def hold_folder(folder: Path, what: str, files: ExitStack) -> None:
-    """Hold the folder until `files` is closed; OutputError where another process, or thread, writes its `what` there."""
+    """Lock the folder until `files` is closed; OutputError if another process or thread writes its `what` there."""
     try:
         import fcntl
 
@@ -133,6 +154,7 @@ def hold_folder(folder: Path, what: str, files: ExitStack) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise OutputError(f"{folder}: another {what} is being written there; wait for its end") from error
+        message = f"{folder}: another {what} is being written there; wait for its end"
+        raise OutputError(message, code="in_use", path=folder) from error
     except OSError:
-        log.debug("%s: lies on a file system without locks", folder)
+        log.debug("%s: is on a file system without locks", folder)

@@ -1,6 +1,6 @@
-"""Fingerprints of files, pixels, weights and datasets; versions and commit: where a result came from.
+"""Provenance of results: fingerprints of files, pixels, weights and datasets, library versions, and the commit.
 
-A fingerprint is a SHA-256 in hexadecimal. Nothing here imports torch, and weights are never held in memory.
+A fingerprint is a SHA-256 in hexadecimal. This module does not import torch, and weights are hashed in blocks.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from vesalius.errors import CheckpointError, ImageError, OutputError
 from vesalius.files import write_json
 from vesalius.tensorfiles import (
     Block,
-    TensorPlace,
+    TensorLocation,
     TensorType,
-    find_places,
     find_shards,
+    locate_tensors,
     read_blocks,
-    read_places,
+    read_header,
 )
 from vesalius.types import Absent, MaskFile, MaskReference, Polygons, RleMask, Sample
 
@@ -39,8 +39,9 @@ PACKAGE = Path(__file__).resolve().parent
 
 HASH_SIDE = 16
 NEAR_BITS = 24
-"""Of 256. Measured on 300 angiograms of ARCADE: two images differ in at least 40 bits (median 118); the same image
-brightened by a fifth, cut by 2 pixels, resized, with noise or at JPEG quality 50 in at most 22 in 99 % of cases."""
+"""Largest number of differing bits, of 256, between near-duplicate images. On 300 angiograms of ARCADE, different
+images differ in at least 40 bits (median 118). The same image brightened by a fifth, cropped by 2 pixels, resized, with
+noise, or at JPEG quality 50 differs in at most 22 bits in 99 % of cases."""
 
 PARTS = {
     "vlm.": "vlm/*.safetensors",
@@ -49,10 +50,10 @@ PARTS = {
     "adapter.": "adapter/*.safetensors",
     "unet.": "unet.safetensors",
 }
-"""Canonical prefix -> files of a bundle, of which a U-Net has the last alone. Without an adapter a bundle has the
-fingerprint of its base."""
+"""Canonical prefix -> weight files of a bundle. A U-Net bundle has only `unet.safetensors`. A bundle without an
+adapter has the fingerprint of its base."""
 
-LIBRARIES = (
+LIBRARIES = [
     "vesalius",
     "torch",
     "transformers",
@@ -66,15 +67,15 @@ LIBRARIES = (
     "sentencepiece",
     "pycocotools",
     "safetensors",
-)
+]
 
-TensorLine = tuple[str, str, tuple[int, ...], str]
+TensorHash = tuple[str, str, tuple[int, ...], str]
 """Name, dtype, shape and SHA-256 of the bytes of one tensor."""
 
 Stamp = tuple[str, int, int]
-"""Path, size and time of change of a file: as long as these are the same it is not hashed again."""
+"""Path, size in bytes and modification time in ns of a file; a file with the same stamp is not hashed again."""
 
-REMEMBERED_FROM_BYTES = 32 << 20  # less is hashed sooner than a note about it is found and trusted
+CACHED_FROM_BYTES = 32 << 20  # smaller files are hashed faster than the cache is read
 SETTLED_NS = 2 * 10**9
 
 
@@ -85,7 +86,7 @@ def hash_file(path: Path) -> str:
 
 
 def hash_pixels(array: np.ndarray) -> str:
-    """SHA-256 over dtype, shape and values, so that the same pixels agree whatever file they came from."""
+    """SHA-256 over dtype, shape and values of an array; independent of file format and memory layout."""
     digest = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode())
     digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
@@ -111,56 +112,57 @@ def near_hashes(digest: str, others: Collection[str]) -> list[str]:
 
 
 def fingerprint_weights(bundle: Path) -> str:
-    """SHA-256 over canonical name, dtype, shape and bytes of each tensor of a bundle; errors as in `list_tensors`."""
-    return fingerprint_lines(list_tensors(bundle))
+    """SHA-256 over canonical name, dtype, shape and bytes of each tensor of a bundle; errors as in `hash_bundle`."""
+    return fingerprint_hashes(hash_bundle(bundle))
 
 
-def fingerprint_lines(tensors: Mapping[str, TensorLine]) -> str:
-    """SHA-256 over canonical name -> tensor, in whatever order they come."""
+def fingerprint_hashes(tensors: Mapping[str, TensorHash]) -> str:
+    """SHA-256 over canonical name -> hash of each tensor, independent of their order."""
     digest = hashlib.sha256()
-    for name, line in sorted(tensors.items()):
-        digest.update(json.dumps([name, *line[1:]]).encode() + b"\n")
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, *tensor[1:]]).encode() + b"\n")
     return digest.hexdigest()
 
 
-def list_tensors(bundle: Path) -> dict[str, TensorLine]:
-    """Canonical name -> each tensor of a bundle, hashed.
+def hash_bundle(bundle: Path) -> dict[str, TensorHash]:
+    """Canonical name -> hash of each tensor of a bundle.
 
-    Independent of sharding, of the order of keys and of everything that is not a tensor. Raises CheckpointError,
-    naming the file, where one is missing, cut short or damaged, or where two hold the same tensor.
+    Independent of sharding, key order and other files. Raises CheckpointError, naming the file, if one is missing,
+    truncated or damaged, or if two files hold the same tensor.
     """
-    find_tensors(bundle)  # refuses what does not belong together before anything is hashed
+    locate_bundle_tensors(bundle)  # checks all files before the first one is hashed
     return {
-        prefix + line[0]: line
+        prefix + tensor[0]: tensor
         for prefix, paths in _weight_files(bundle).items()
         for path in paths
-        for line in _tensors(path)
+        for tensor in _file_hashes(path)
     }
 
 
-def find_tensors(bundle: Path) -> dict[str, TensorPlace]:
-    """Canonical name -> where each tensor of a bundle lies; errors as in `list_tensors`."""
+def locate_bundle_tensors(bundle: Path) -> dict[str, TensorLocation]:
+    """Canonical name -> location of each tensor of a bundle; errors as in `hash_bundle`."""
     found = {
-        prefix + name: place
+        prefix + name: location
         for prefix, paths in _weight_files(bundle).items()
-        for name, place in find_places(paths).items()
+        for name, location in locate_tensors(paths).items()
     }
     if not found:
-        raise CheckpointError(f"{bundle}: has no weights; a bundle has vlm/, sam/ and projector.safetensors")
+        message = f"{bundle}: has no weights; a bundle has vlm/, sam/ and projector.safetensors"
+        raise CheckpointError(message, code="no_weights", path=bundle)
     return found
 
 
 def fingerprint_samples(samples: Iterable[Sample]) -> str:
-    """SHA-256 over ids, prompts, mask references and image bytes; independent of the order and of folders.
+    """SHA-256 over ids, prompts, mask references and image bytes; independent of sample order and folders.
 
-    Raises ImageError, naming the file, where an image or a mask file cannot be read.
+    Raises ImageError, naming the file, if an image or a mask file cannot be read.
     """
-    lines = sorted(json.dumps(_sample_line(sample)) for sample in samples)
+    lines = sorted(json.dumps(_sample_entry(sample)) for sample in samples)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:
-    """Version of Python and of the libraries that decide about results, or `not installed`."""
+    """Versions of Python and of the libraries that affect results; `not installed` for absent ones."""
     found = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
@@ -171,9 +173,9 @@ def versions() -> dict[str, str]:
 
 
 def commit(package: Path = PACKAGE) -> str | None:
-    """Commit of the working tree that the package runs from, ending in `-dirty` where tracked files differ.
+    """Commit of the git working tree of the package, ending in `-dirty` if tracked files differ.
 
-    None if it runs from elsewhere, for instance installed into an environment inside another project's tree.
+    None if the package is not in its own tree, for example installed into an environment of another project.
     """
     root = _git(package, "rev-parse", "--show-toplevel")
     if root is None or Path(root).resolve() / "src" / package.name != package.resolve():
@@ -190,13 +192,13 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return result.stdout.strip()
 
 
-def _sample_line(sample: Sample) -> list[Any]:
+def _sample_entry(sample: Sample) -> list[Any]:
     masks = sample.masks
-    objects = None if masks is None else [[_mask_line(each) for each in group] for group in masks]
+    objects = None if masks is None else [[_mask_entry(each) for each in group] for group in masks]
     return [sample.id, sample.frame, list(sample.prompts), objects, _hash_readable(sample.image)]
 
 
-def _mask_line(reference: MaskReference) -> list[Any]:
+def _mask_entry(reference: MaskReference) -> list[Any]:
     match reference:
         case Polygons(parts):
             return ["polygons", [[float(number) for number in part] for part in parts]]
@@ -212,7 +214,9 @@ def _hash_readable(path: Path) -> str:
     try:
         return hash_file(path)
     except OSError as error:
-        raise ImageError(f"{path}: cannot be read ({error.strerror})") from error
+        raise ImageError(
+            f"{path}: cannot be read ({error.strerror})", code="unreadable", path=path
+        ) from error
 
 
 def _weight_files(bundle: Path) -> dict[str, list[Path]]:
@@ -222,75 +226,74 @@ def _weight_files(bundle: Path) -> dict[str, list[Path]]:
     }
 
 
-def _tensors(path: Path) -> tuple[TensorLine, ...]:
-    stamp = _stamp(path)
-    return _hash_tensors(*stamp)
+def _file_hashes(path: Path) -> tuple[TensorHash, ...]:
+    return _hash_tensors(*_stamp(path))
 
 
-# a file of the same path, size and time is not hashed twice: predictor and run both ask for it
+# a file with the same path, size and time is hashed once: predictor and run both need it
 @lru_cache(maxsize=256)
-def _hash_tensors(path: str, n_bytes: int, time_ns: int) -> tuple[TensorLine, ...]:
+def _hash_tensors(path: str, n_bytes: int, time_ns: int) -> tuple[TensorHash, ...]:
     file = Path(path)
-    return hashed_once([file], lambda: _lines_of(read_places(file)))
+    return cached_hashes([file], lambda: _hash_located(read_header(file)))
 
 
-def _lines_of(places: Mapping[str, TensorPlace]) -> list[TensorLine]:
+def _hash_located(locations: Mapping[str, TensorLocation]) -> list[TensorHash]:
     return hash_tensors(
-        {name: place.type for name, place in places.items()},
-        lambda name: read_blocks(places[name], 0, places[name].n_bytes),
+        {name: location.type for name, location in locations.items()},
+        lambda name: read_blocks(locations[name], 0, locations[name].n_bytes),
     )
 
 
 def hash_tensors(
     tensors: Mapping[str, TensorType], read: Callable[[str], Iterable[Block]]
-) -> list[TensorLine]:
-    """The line of each tensor, of which `read` gives the bytes; two tensors at a time."""
+) -> list[TensorHash]:
+    """Hash of each tensor, two at a time; `read(name)` gives its bytes."""
     with ThreadPoolExecutor(max_workers=2) as threads:
         return list(threads.map(lambda name: hash_tensor(name, tensors[name], read(name)), tensors))
 
 
-def hash_tensor(name: str, tensor: TensorType, blocks: Iterable[Block]) -> TensorLine:
-    """The line of one tensor with these bytes."""
+def hash_tensor(name: str, tensor: TensorType, blocks: Iterable[Block]) -> TensorHash:
+    """Hash of one tensor with these bytes."""
     digest = hashlib.sha256()
     for block in blocks:
         digest.update(block)
     return name, *tensor, digest.hexdigest()
 
 
-def hashed_once(
-    files: Sequence[Path], hash_them: Callable[[], Iterable[TensorLine]]
-) -> tuple[TensorLine, ...]:
-    """What `hash_them` finds in `files`, which is kept beside their paths, sizes and times and then found again."""
+def cached_hashes(
+    files: Sequence[Path], compute: Callable[[], Iterable[TensorHash]]
+) -> tuple[TensorHash, ...]:
+    """Hashes of the tensors in `files`, from the cache if their paths, sizes and times match, else from `compute`."""
     before = [_stamp(path) for path in files]
-    known = _recall(before)
+    known = _read_cache(before)
     if known is not None:
         return known
-    lines = tuple(hash_them())
-    # a file that changed only now may change again within the same tick of the clock of its file system
+    hashes = tuple(compute())
+    # a file that has just changed may change again within one tick of the file system's clock
     settled = time.time_ns() - max(time_ns for _, _, time_ns in before) > SETTLED_NS
     if settled and before == [_stamp(path) for path in files]:
-        remember(files, lines)
-    return lines
+        cache_hashes(files, hashes)
+    return hashes
 
 
-def remember(files: Sequence[Path], lines: Iterable[TensorLine]) -> None:
-    """Keep what was found in `files`, if it is worth it; that it cannot be kept is no error."""
+def cache_hashes(files: Sequence[Path], hashes: Iterable[TensorHash]) -> None:
+    """Cache the hashes of the tensors in `files` if these are large; a cache that cannot be written is no error."""
     stamps = [_stamp(path) for path in files]
-    if sum(n_bytes for _, n_bytes, _ in stamps) >= REMEMBERED_FROM_BYTES:
-        with suppress(OutputError, RuntimeError):  # RuntimeError: there is no home
-            write_json(_memory(stamps), {"files": stamps, "tensors": list(lines)})
+    if sum(n_bytes for _, n_bytes, _ in stamps) >= CACHED_FROM_BYTES:
+        with suppress(OutputError, RuntimeError):  # RuntimeError: no home folder
+            write_json(_cache_file(stamps), {"files": stamps, "tensors": list(hashes)})
 
 
-def remember_tensors(bundle: Path, lines: Mapping[str, TensorLine]) -> None:
-    """Keep the hashes of a bundle that was only now written, by canonical name: they cost no second reading."""
+def cache_bundle_hashes(bundle: Path, hashes: Mapping[str, TensorHash]) -> None:
+    """Cache the hashes, by canonical name, of a bundle that has just been written; its files are not read again."""
     for prefix, paths in _weight_files(bundle).items():
         for path in paths:
-            remember([path], [(name, *lines[prefix + name][1:]) for name in read_places(path)])
+            cache_hashes([path], [(name, *hashes[prefix + name][1:]) for name in read_header(path)])
 
 
-def _recall(stamps: list[Stamp]) -> tuple[TensorLine, ...] | None:
+def _read_cache(stamps: list[Stamp]) -> tuple[TensorHash, ...] | None:
     try:
-        found = json.loads(_memory(stamps).read_text(encoding="utf-8"))
+        found = json.loads(_cache_file(stamps).read_text(encoding="utf-8"))
         if found["files"] != [list(stamp) for stamp in stamps]:
             return None
         return tuple((name, dtype, tuple(shape), sha) for name, dtype, shape, sha in found["tensors"])
@@ -298,8 +301,8 @@ def _recall(stamps: list[Stamp]) -> tuple[TensorLine, ...] | None:
         return None
 
 
-def _memory(stamps: list[Stamp]) -> Path:
-    """Where the hashes of files are kept. Raises RuntimeError where there is no home."""
+def _cache_file(stamps: list[Stamp]) -> Path:
+    """Path of the cached hashes of files; RuntimeError if the user has no home folder."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = hashlib.sha256(json.dumps([path for path, _, _ in stamps]).encode()).hexdigest()
     return cache / "vesalius" / "tensors" / f"{name}.json"
@@ -310,4 +313,6 @@ def _stamp(path: Path) -> Stamp:
         stat = path.stat()
         return str(path.resolve()), stat.st_size, stat.st_mtime_ns
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror})", code="unreadable", path=path
+        ) from error

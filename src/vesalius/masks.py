@@ -1,8 +1,8 @@
-"""Masks: polygon, RLE and file to boolean array and back, unions and resizing.
+"""Masks: conversion between polygons, COCO RLE and boolean arrays, and resizing.
 
 Masks are bool (h, w). Polygon points are (x, y) in pixels of the original image, where (0, 0) is the outer
-corner of the first pixel. Rasterization is that of pycocotools, the reference of the COCO dataset: other
-rasterizers include the boundary (on coronary vessels `cv2.fillPoly` agrees with it to a Dice of 0.940 only).
+corner of the first pixel. Polygons are rasterized by pycocotools, the reference of the COCO dataset. Other
+rasterizers include the boundary: on coronary vessels, `cv2.fillPoly` agrees with it only to a Dice of 0.940.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def rasterize(polygons: Sequence[Sequence[float]], size: Size) -> Bool[np.ndarra
     """Union of polygons `[x1, y1, x2, y2, ...]` as a mask of `size`; no polygon gives an empty mask.
 
     Parts outside the image are cut. Raises ValueError for fewer than 3 points or coordinates that are not
-    finite. Points far outside cost time for the whole way there: check them first where they are not trusted.
+    finite. Time grows with the distance of points outside the image: check untrusted coordinates first.
     """
     for index, polygon in enumerate(polygons):
         check_polygon(polygon, f"polygon {index}")
     if not polygons:
         return np.zeros(size, dtype=bool)
     runs = coco.frPyObjects([list(map(float, polygon)) for polygon in polygons], *size)
-    # not coco.decode: under numpy 2 it gives a DeprecationWarning at every call
+    # not coco.decode: under numpy 2 it raises a DeprecationWarning at every call
     return _decode_runs(_run_lengths(coco.merge(runs)["counts"]), size)
 
 
@@ -70,8 +70,8 @@ def decode_rle(rle: Rle) -> Bool[np.ndarray, "h w"]:
         raise ValueError("an RLE needs two whole numbers as size, and text or a list as counts")
     if isinstance(counts, list) and not _whole(counts):
         raise ValueError("the RLE counts must be whole numbers >= 0")
-    # pycocotools checks nothing: a mask whose runs are too short keeps memory that nobody wrote. So the runs
-    # are read here, and only checked ones become pixels.
+    # pycocotools checks nothing: if the runs are too short, the rest of the mask is uninitialized memory. So the
+    # runs are parsed and checked here.
     lengths = _run_lengths(counts.encode("ascii")) if isinstance(counts, str) else counts
     return _decode_runs(lengths, (height, width))
 
@@ -81,7 +81,7 @@ def _whole(values: Sequence[Any]) -> bool:
 
 
 def _run_lengths(counts: bytes) -> list[int]:
-    """Run lengths of a compressed RLE string: 5 bits a character, the sixth says that more follow.
+    """Run lengths of a compressed RLE string: 5 bits per character, and a sixth bit that marks continuation.
 
     From the fourth run on, the difference to the run two before is stored (pycocotools, maskApi.c).
     """
@@ -94,12 +94,12 @@ def _run_lengths(counts: bytes) -> list[int]:
     starts = np.concatenate([[0], ends[:-1] + 1])
     digits = ends - starts + 1
     if chunks.min() < 0 or chunks.max() > 63 or digits.max() > 7:
-        raise ValueError("the RLE string has a character or a number that no mask has")
+        raise ValueError("the RLE string has an invalid character or number")
     shifts = 5 * (np.arange(len(chunks)) - np.repeat(starts, digits))
     values = np.add.reduceat((chunks & 0x1F) << shifts, starts)
     negative = chunks[ends] & 0x10 != 0
     values[negative] -= np.int64(1) << (5 * digits[negative])
-    # run 1 is stored as it is too: the first difference is that of run 3 to run 1
+    # run 1 is stored as it is too: the first difference is between run 3 and run 1
     values[1::2] = np.cumsum(values[1::2])
     values[2::2] = np.cumsum(values[2::2])
     return values.tolist()
@@ -122,8 +122,8 @@ def _decode_runs(lengths: list[int], size: Size) -> Bool[np.ndarray, "h w"]:
 def resize_bilinear(image: Float[np.ndarray, "h w"], size: Size) -> Float[np.ndarray, "H W"]:
     """Bilinear resampling with half-pixel centers, no antialiasing and clamped borders.
 
-    The same numbers as `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)`, to which the
-    official code takes its logits, without importing torch.
+    The same numbers as `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)`, which the official
+    code applies to its logits, without importing torch.
     """
     height, width = size
     return _resize_axis(_resize_axis(image, 1, width), 0, height)
@@ -133,28 +133,28 @@ def _resize_axis(image: np.ndarray, axis: int, new: int) -> np.ndarray:
     old = image.shape[axis]
     if new == old:
         return image
-    # torch's order of operations (width first) and rounding: the place is a fused multiply-add in float32,
-    # which here is float64 rounded once. In plain float32, 128 -> 3504 is 20 times further from torch
-    place = (np.arange(new) + 0.5) * float(np.float32(old / new)) - 0.5
-    place = np.clip(place.astype(np.float32), 0, None)
-    low = np.minimum(place.astype(np.int64), old - 1)
+    # torch's order of operations (width first) and rounding: the position is a fused multiply-add in float32,
+    # computed here in float64 and rounded once. In plain float32, 128 -> 3504 is 20 times further from torch
+    position = (np.arange(new) + 0.5) * float(np.float32(old / new)) - 0.5
+    position = np.clip(position.astype(np.float32), 0, None)
+    low = np.minimum(position.astype(np.int64), old - 1)
     high = np.minimum(low + 1, old - 1)
-    share = (place - low).astype(image.dtype)
+    share = (position - low).astype(image.dtype)
     share = share[:, None] if axis == 0 else share[None, :]
     return image.take(low, axis) * (1 - share) + image.take(high, axis) * share
 
 
 def area_average(mask: np.ndarray, size: Size) -> Float[np.ndarray, "H W"]:
-    """Share of each target cell that the mask covers, float32 in [0, 1]; keeps thin lines that nearest drops.
+    """Fraction of each target cell covered by the mask, float32 in [0, 1]; keeps thin lines that nearest drops.
 
-    Exact for any ratio of sizes (cells may cut pixels), and equal to area interpolation where they divide.
+    Exact for any ratio of sizes (cells may cut pixels), and equal to area interpolation for whole ratios.
     """
     rows, columns = (cell_weights(old, new) for old, new in zip(mask.shape, size, strict=True))
     return (rows @ mask.astype(np.float32) @ columns.T).astype(np.float32)
 
 
 def cell_weights(old: int, new: int) -> np.ndarray:
-    """(new, old) float32: the share of cell i that pixel j covers; each row sums to 1.
+    """(new, old) float32: the fraction of cell i covered by pixel j; each row sums to 1.
 
     Worked case 3 -> 2: [[2/3, 1/3, 0], [0, 1/3, 2/3]].
     """

@@ -1,4 +1,4 @@
-"""File names of results: readable, of any script, and never the same for two answers."""
+"""File names of results: readable, in any script, unique for each prompt of an image."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SLUG_LENGTH = 48
-"""Characters; a Chinese one takes 3 bytes in a file name."""
+"""Longest slug in characters; a Chinese character takes 3 bytes in a file name."""
 STEM_BYTES = 200
-"""File systems allow 255 bytes a name; the rest is for suffixes and temporary names."""
+"""Longest stem; file systems allow 255 bytes, and suffixes and temporary names need the rest."""
 
 
 def result_stems(sample: str, prompts: Sequence[str]) -> list[str]:
-    """The file name of each prompt's result, without suffix: the id, and `--SLUG` if they are several.
+    """The file name of each prompt's result, without suffix: the id, followed by `--SLUG` for several prompts.
 
-    A name that would be too long for a file system is cut, and ends with a hash of the whole.
-    Raises ValueError for an id that is no file name, or a prompt that is there twice.
+    A name too long for a file system is cut and ends with a hash of the whole.
+    Raises ValueError for an id that is not a file name, or for a repeated prompt.
     """
     if not sample or Path(sample).name != sample or "\0" in sample:
         raise ValueError(f"the id {sample!r} cannot be a file name")
@@ -27,16 +27,16 @@ def result_stems(sample: str, prompts: Sequence[str]) -> list[str]:
 
 
 def slugs(prompts: Sequence[str]) -> list[str]:
-    """A slug for each prompt, all different: those that would be equal end with a hash of their prompt.
+    """A unique slug for each prompt: equal slugs are told apart by a hash of their prompt.
 
-    Raises ValueError for a prompt that is there twice.
+    Raises ValueError for a repeated prompt.
 
     >>> slugs(["blood vessel", "冠状动脉"])
     ['blood-vessel', '冠状动脉']
     """
     if len(set(prompts)) < len(prompts):
         twice = Counter(prompts).most_common(1)[0][0]
-        raise ValueError(f"the prompt {twice!r} is there twice")
+        raise ValueError(f"the prompt {twice!r} is given twice")
     plain = [slug(prompt) for prompt in prompts]
     count = Counter(plain)
     pairs = zip(plain, prompts, strict=True)
@@ -44,9 +44,10 @@ def slugs(prompts: Sequence[str]) -> list[str]:
 
 
 def slug(text: str) -> str:
-    """The letters and digits of the text, of any script, in lower case, with `-` for all between.
+    """The letters and digits of the text, in any script and in lower case, joined by `-`.
 
-    Without any it is `prompt`. Longer than `SLUG_LENGTH`, it is cut and ends with a hash of the whole text.
+    A text without letters or digits gives `prompt`. A slug longer than `SLUG_LENGTH` is cut and ends with a hash of
+    the whole text.
     """
     normal = unicodedata.normalize("NFKC", text).lower()
     kept = "".join(each if unicodedata.category(each)[0] in "LNM" else " " for each in normal)

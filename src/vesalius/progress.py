@@ -1,4 +1,4 @@
-"""Progress of long work on stderr: a bar on a terminal, a plain line now and then elsewhere."""
+"""Progress of long work on stderr: a bar on a terminal, elsewhere a plain line every 15 seconds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PLAIN_LINE_EVERY_S = 15.0
 
 
 class Progress:
-    """Counts up to `total`; use as a context manager."""
+    """A progress display up to `total`, used as a context manager."""
 
     def __init__(self, total: float, label: str, unit: str = "image") -> None:
         self._total, self._label, self._unit = total, label, unit
@@ -31,7 +31,7 @@ class Progress:
             self._bar.close()
 
     def reach(self, done: float, note: str = "") -> None:
-        """Say that `done` of the total is done."""
+        """Show that `done` of the total is done."""
         step, self._done = done - self._done, done
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)

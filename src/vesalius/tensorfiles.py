@@ -1,7 +1,7 @@
-"""The container of weights: safetensors files read with distrust, and written in a stream.
+"""Safetensors files: headers are read without torch, data is read and written in blocks.
 
-A header is checked against the file before anything is believed: lengths, dtypes, and that the tensors fill the
-data exactly. Nothing here knows what a model is, imports torch, or holds more than a block of a tensor.
+The safetensors library reads and checks each header (JSON, dtypes, shapes, and that the tensors fill the data
+exactly). It cannot stream a tensor in blocks of bounded size, neither for reading nor for writing; this module can.
 """
 
 from __future__ import annotations
@@ -11,38 +11,39 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
 
 from vesalius.errors import CheckpointError
 
 BLOCK_BYTES = 8 << 20
-"""A multiple of every item's size, so that a block never cuts a number."""
+"""Size of a block in bytes: a multiple of every item size, so that no number is split."""
 
 SHARD_BYTES = 5 * 10**9
-"""Most bytes of tensors in one file, unless a single tensor has more: transformers' own limit is the same."""
+"""Most bytes of tensors in one file, unless a single tensor has more; transformers uses the same limit."""
 
-# https://github.com/huggingface/safetensors/blob/main/safetensors/src/tensor.rs: MAX_HEADER_SIZE and Dtype
-MAX_HEADER_BYTES = 100_000_000
+# https://github.com/huggingface/safetensors/blob/main/safetensors/src/tensor.rs: Dtype
 ITEM_BYTES = {
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 1),
-    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 2),
-    **dict.fromkeys(("I32", "U32", "F32"), 4),
-    **dict.fromkeys(("I64", "U64", "F64", "C64"), 8),
+    **dict.fromkeys(["BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"], 1),
+    **dict.fromkeys(["I16", "U16", "F16", "BF16"], 2),
+    **dict.fromkeys(["I32", "U32", "F32"], 4),
+    **dict.fromkeys(["I64", "U64", "F64", "C64"], 8),
 }
 
 Block = bytes | memoryview
-"""Bytes of a tensor, which stay as they are after the next block was asked for."""
+"""Bytes of a tensor; a block stays unchanged when the next one is requested."""
 
 Report = Callable[[int], None]
-"""Told how many bytes more are done."""
+"""Callback that receives the number of bytes processed since the last call."""
 
 
 def ignore(n_bytes: int) -> None:
-    """A report that nobody reads."""
+    """A `Report` that does nothing."""
 
 
 class TensorType(NamedTuple):
-    """What a tensor is, without its numbers. `dtype` is a name of `ITEM_BYTES`: `F32`, `BF16`, ..."""
+    """Dtype and shape of a tensor. `dtype` is a key of `ITEM_BYTES`: `F32`, `BF16`, ..."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -53,7 +54,7 @@ class TensorType(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """Length of the first dimension; a scalar is one row."""
+        """Length of the first dimension; 1 for a scalar."""
         return self.shape[0] if self.shape else 1
 
     @property
@@ -61,8 +62,8 @@ class TensorType(NamedTuple):
         return math.prod(self.shape[1:]) * ITEM_BYTES[self.dtype]
 
 
-class TensorPlace(NamedTuple):
-    """Where the bytes of a tensor lie: `n_bytes` from `offset` on in the file `path`."""
+class TensorLocation(NamedTuple):
+    """Location of a tensor on disk: `n_bytes` bytes of the file `path`, starting at `offset`."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -75,26 +76,26 @@ class TensorPlace(NamedTuple):
         return TensorType(self.dtype, self.shape)
 
 
-def find_places(paths: Iterable[Path]) -> dict[str, TensorPlace]:
-    """Name -> place of each tensor of some files, in the order of the bytes.
+def locate_tensors(paths: Iterable[Path]) -> dict[str, TensorLocation]:
+    """Name -> location of each tensor in the files, in the order of the bytes.
 
-    Raises CheckpointError, naming the file, where one is cut short or damaged, or where two hold the same tensor.
+    Raises CheckpointError, naming the file, if one is truncated or damaged, or if two hold the same tensor.
     """
-    places: dict[str, TensorPlace] = {}
+    found: dict[str, TensorLocation] = {}
     for path in paths:
-        for name, place in read_places(path).items():
-            if name in places:
-                raise CheckpointError(
-                    f"{path}: holds the tensor {name}, and so does {places[name].path.name}"
-                )
-            places[name] = place
-    return places
+        for name, location in read_header(path).items():
+            if name in found:
+                other = found[name].path.name
+                message = f"{path}: holds the tensor {name}, and so does {other}; remove one of the files"
+                raise CheckpointError(message, code="repeated_tensor", path=path, field=name)
+            found[name] = location
+    return found
 
 
 def find_shards(folder: Path) -> list[Path]:
-    """The safetensors files of a folder, which agree with its index of shards where it has one.
+    """The safetensors files of a folder, checked against its shard index if it has one.
 
-    Raises CheckpointError where the index names a file or a tensor that is not there, or does not name one that is.
+    Raises CheckpointError if the index and the files disagree about a file or a tensor.
     """
     paths = sorted(folder.glob("*.safetensors"))
     for index in sorted(folder.glob("*.safetensors.index.json")):
@@ -103,107 +104,74 @@ def find_shards(folder: Path) -> list[Path]:
 
 
 def _check_index(index: Path, paths: list[Path]) -> None:
+    def refuse(reason: str, shard: str | None = None) -> CheckpointError:
+        message = f"{index}: {reason}; copy the model again"
+        return CheckpointError(message, code="shard_index", path=index, field=shard)
+
     try:
         shard_of = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
         named = set(shard_of.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index}: is not an index of shards ({error})") from error
+        raise refuse(f"is not a shard index ({error})") from error
     present = {path.name: path for path in paths}
     if missing := sorted(str(shard) for shard in named if shard not in present):
-        raise CheckpointError(f"{index}: names {missing[0]}, which is missing; copy the model again")
+        raise refuse(f"names {missing[0]}, which is missing", missing[0])
     if unnamed := sorted(present.keys() - named):
-        raise CheckpointError(
-            f"{index}: does not name {unnamed[0]}, which is beside it; remove the file or copy the model again"
-        )
-    held = {(name, shard) for shard, path in present.items() for name in read_places(path)}
+        raise refuse(f"does not name {unnamed[0]}, which is in the same folder", unnamed[0])
+    held = {(name, shard) for shard, path in present.items() for name in read_header(path)}
     if astray := sorted(held ^ set(shard_of.items())):
         name, shard = astray[0]
         verb = "holds" if (name, shard) in held else "lacks"
-        raise CheckpointError(
-            f"{index}: disagrees with {shard}, which {verb} the tensor {name}; copy the model again"
-        )
+        raise refuse(f"disagrees with {shard}, which {verb} the tensor {name}", shard)
 
 
-def read_places(path: Path) -> dict[str, TensorPlace]:
-    """Name -> place of each tensor of one file, in the order of its bytes, which they fill exactly.
+def read_header(path: Path) -> dict[str, TensorLocation]:
+    """Name -> location of each tensor of one file, in the order of the bytes.
 
-    Raises CheckpointError, naming the file, where it cannot be read, is cut short, or its header is wrong.
+    Raises CheckpointError, naming the file, if it cannot be read, is truncated, or has an invalid header.
     """
     try:
         with path.open("rb") as file:
-            n_bytes = os.fstat(file.fileno()).st_size
-            header, start = _read_header(file, path, n_bytes)
+            start = 8 + int.from_bytes(file.read(8), "little")
+        with safe_open(path, "numpy") as opened:
+            types = {}
+            for name in opened.offset_keys():
+                tensor = opened.get_slice(name)
+                types[name] = TensorType(tensor.get_dtype(), tuple(tensor.get_shape()))
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    return {
-        name: TensorPlace(dtype, shape, path, start + first, last - first)
-        for name, dtype, shape, (first, last) in _checked(header, path, n_bytes - start)
-    }
+        raise _not_readable(path, error) from error
+    except SafetensorError as error:
+        message = f"{path}: is not a safetensors file, or is truncated or damaged ({error}); copy it again"
+        raise CheckpointError(message, code="damaged_weights", path=path) from error
+    locations = {}
+    for name, tensor_type in types.items():
+        if tensor_type.dtype not in ITEM_BYTES:
+            message = f"{path}: tensor {name} has the unsupported dtype {tensor_type.dtype}"
+            raise CheckpointError(message, code="unknown_dtype", path=path, field=name)
+        locations[name] = TensorLocation(*tensor_type, path, start, tensor_type.n_bytes)
+        start += tensor_type.n_bytes  # the library has checked that no byte lies between two tensors
+    return locations
 
 
-def read_blocks(place: TensorPlace, first: int, n_bytes: int) -> Iterator[bytes]:
-    """`n_bytes` of a tensor from its byte `first` on, in blocks; CheckpointError where the file ends early."""
+def _not_readable(path: Path, error: OSError) -> CheckpointError:
+    message = f"{path}: cannot be read ({error.strerror})"
+    return CheckpointError(message, code="unreadable", path=path)
+
+
+def read_blocks(location: TensorLocation, first: int, n_bytes: int) -> Iterator[bytes]:
+    """`n_bytes` bytes of a tensor, starting at its byte `first`, in blocks; CheckpointError if the file ends early."""
     try:
-        with place.path.open("rb", buffering=0) as file:
-            file.seek(place.offset + first)
+        with location.path.open("rb", buffering=0) as file:
+            file.seek(location.offset + first)
             while n_bytes:
                 block = file.read(min(BLOCK_BYTES, n_bytes))
                 if not block:
-                    raise CheckpointError(f"{place.path}: ended early while it was read")
+                    message = f"{location.path}: ended early while it was read; copy it again"
+                    raise CheckpointError(message, code="damaged_weights", path=location.path)
                 n_bytes -= len(block)
                 yield block
     except OSError as error:
-        raise CheckpointError(f"{place.path}: cannot be read ({error.strerror})") from error
-
-
-def _read_header(file: BinaryIO, path: Path, n_bytes: int) -> tuple[dict[str, Any], int]:
-    """The JSON header of a safetensors file, and where its data begin."""
-    length = int.from_bytes(file.read(8), "little")
-    if n_bytes < 8 or length > min(MAX_HEADER_BYTES, n_bytes - 8):
-        raise CheckpointError(f"{path}: is cut short or no safetensors file ({n_bytes} bytes); copy it again")
-    try:
-        header = json.loads(file.read(length))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: the safetensors header is not JSON; copy it again") from error
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{path}: the safetensors header is not a JSON object; copy it again")
-    header.pop("__metadata__", None)
-    return header, 8 + length
-
-
-def _checked(
-    header: dict[str, Any], path: Path, data_bytes: int
-) -> Iterator[tuple[str, str, tuple[int, ...], tuple[int, int]]]:
-    """Name, dtype, shape and place of each tensor in the order of the data, which they must fill exactly."""
-    entries = [(*_entry(name, value, path), name) for name, value in header.items()]
-    end = 0
-    for (first, last), dtype, shape, name in sorted(entries):
-        if dtype not in ITEM_BYTES:
-            raise CheckpointError(f"{path}: tensor {name} has the unknown dtype {dtype}")
-        expected = math.prod(shape) * ITEM_BYTES[dtype]
-        if first != end or last - first != expected:
-            raise CheckpointError(
-                f"{path}: tensor {name} should fill bytes {end} to {end + expected}; "
-                f"its header says {first} to {last}"
-            )
-        end = last
-        yield name, dtype, shape, (first, last)
-    if end != data_bytes:
-        raise CheckpointError(
-            f"{path}: should hold {end} bytes of tensors but holds {data_bytes}; copy it again"
-        )
-
-
-def _entry(name: str, value: Any, path: Path) -> tuple[tuple[int, int], str, tuple[int, ...]]:
-    try:
-        dtype, shape, (first, last) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
-    except (TypeError, KeyError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: tensor {name} needs dtype, shape and data_offsets in the header"
-        ) from error
-    if not isinstance(dtype, str) or not all(type(n) is int and n >= 0 for n in (*shape, first, last)):
-        raise CheckpointError(f"{path}: tensor {name} has a dtype, shape or offset that no tensor has")
-    return (first, last), dtype, shape
+        raise _not_readable(location.path, error) from error
 
 
 def write_shards(
@@ -215,21 +183,21 @@ def write_shards(
     on_bytes: Report = ignore,
     on_file: Callable[[Path], None] = lambda path: None,
 ) -> None:
-    """Write tensors to `folder` in files named as transformers names them; several files have an index.
+    """Write tensors to `folder` under the file names of transformers; several files get a shard index.
 
-    `read` is asked for the bytes of each tensor when its turn comes, `on_file` is told each file that is complete.
-    Errors as for `write_file`.
+    `read(name)` gives the bytes of a tensor. `on_file` receives the path of each complete file.
+    Errors as for `write_tensors`.
     """
-    shards = _cut(tensors, shard_bytes)
+    shards = _split_shards(tensors, shard_bytes)
     if len(shards) == 1:
         path = folder / "model.safetensors"
-        write_file(path, tensors, read, on_bytes=on_bytes)
+        write_tensors(path, tensors, read, on_bytes=on_bytes)
         on_file(path)
         return
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         path = folder / f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_file(path, shard, read, on_bytes=on_bytes)
+        write_tensors(path, shard, read, on_bytes=on_bytes)
         on_file(path)
         weight_map |= dict.fromkeys(shard, path.name)
     total = sum(tensor.n_bytes for tensor in tensors.values())
@@ -237,8 +205,8 @@ def write_shards(
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _cut(tensors: Mapping[str, TensorType], shard_bytes: int) -> list[dict[str, TensorType]]:
-    """The tensors in order, a new file wherever the next one would make the last too large."""
+def _split_shards(tensors: Mapping[str, TensorType], shard_bytes: int) -> list[dict[str, TensorType]]:
+    """The tensors in order; a new file begins where a tensor would exceed the limit."""
     shards: list[dict[str, TensorType]] = [{}]
     size = 0
     for name, tensor in tensors.items():
@@ -250,19 +218,19 @@ def _cut(tensors: Mapping[str, TensorType], shard_bytes: int) -> list[dict[str, 
     return shards
 
 
-def write_file(
+def write_tensors(
     path: Path,
     tensors: Mapping[str, TensorType],
     read: Callable[[str], Iterable[Block]],
     *,
     on_bytes: Report = ignore,
 ) -> None:
-    """Write one new safetensors file and push it to the disk.
+    """Write one new safetensors file and sync it to disk.
 
-    Raises CheckpointError where the bytes of a tensor are not as many as its type says. OSError passes through:
-    who makes the folder knows what to call it.
+    Raises CheckpointError if a tensor has another number of bytes than its type says. OSError passes through: the
+    caller that makes the folder names it.
     """
-    # wide numbers first: a float32 behind an odd number of float16 would lie where no float32 may
+    # wide numbers first: a float32 behind an odd number of float16 would be misaligned
     ordered = dict(sorted(tensors.items(), key=lambda item: -ITEM_BYTES[item[1].dtype]))
     with path.open("xb") as file:
         file.write(_header(ordered))
@@ -272,14 +240,12 @@ def write_file(
                 written += file.write(block)
                 on_bytes(len(block))
             if written != tensor.n_bytes:
-                raise CheckpointError(
-                    f"{name}: {written} bytes came where {tensor.dtype} {list(tensor.shape)} needs {tensor.n_bytes}"
-                )
+                needed = f"{tensor.dtype} {list(tensor.shape)} needs {tensor.n_bytes}"
+                message = f"{name}: got {written} bytes, but {needed}"
+                raise CheckpointError(message, code="wrong_shape", path=path, field=name)
         file.flush()
         os.fsync(file.fileno())
-        if hasattr(
-            os, "posix_fadvise"
-        ):  # the next reader gets what the disk holds, not what memory remembers
+        if hasattr(os, "posix_fadvise"):  # the next reader reads the disk, not the page cache
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
@@ -290,5 +256,5 @@ def _header(tensors: Mapping[str, TensorType]) -> bytes:
         first, end = end, end + tensor.n_bytes
         header[name] = {**tensor._asdict(), "data_offsets": [first, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # so that the data are aligned when the file is mapped
+    text += b" " * (-len(text) % 8)  # aligns the data in a memory-mapped file
     return len(text).to_bytes(8, "little") + text

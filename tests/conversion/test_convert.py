@@ -35,7 +35,7 @@ from vesalius.models.stored_model import check_fit, expected_shapes, fingerprint
 from vesalius.models.tokenizers import byte_tokenizer
 from vesalius.models.weights import TORCH_TYPES, open_weights
 from vesalius.progress import Progress
-from vesalius.tensorfiles import TensorType, find_shards, read_places, write_file, write_shards
+from vesalius.tensorfiles import TensorType, find_shards, read_header, write_shards, write_tensors
 
 INDEX = "model.safetensors.index.json"
 
@@ -256,7 +256,7 @@ def test_changed_tensors_are_counted_and_named(kept: dict[str, Path], official: 
 
 
 def shard_with(folder: Path, name: str) -> Path:
-    return next(path for path in find_shards(folder) if name in read_places(path))
+    return next(path for path in find_shards(folder) if name in read_header(path))
 
 
 def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
@@ -364,14 +364,14 @@ def test_a_disk_that_does_not_keep_what_was_written_is_found_out(
     official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def write_badly(path: Path, *arguments: Any, **options: Any) -> None:
-        write_file(path, *arguments, **options)
+        write_tensors(path, *arguments, **options)
         with path.open("r+b") as file:
             file.seek(-1, os.SEEK_END)
             last = file.read(1)[0]
             file.seek(-1, os.SEEK_END)
             file.write(bytes([last ^ 1]))
 
-    monkeypatch.setattr(convert_module, "write_file", write_badly)
+    monkeypatch.setattr(convert_module, "write_tensors", write_badly)
     with pytest.raises(
         CheckpointError, match=r"1 tensors on the disk are not those of the source: projector\."
     ):

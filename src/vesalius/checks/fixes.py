@@ -16,8 +16,8 @@ from vesalius.checks.inspection import FEW, Report, inspect
 from vesalius.data.copying import place_images
 from vesalius.data.formats import ANNOTATION_FILES
 from vesalius.data.writers import sa2va_json
-from vesalius.errors import AnnotationError, OutputError
-from vesalius.files import check_outside, replacing, write_json
+from vesalius.errors import AnnotationError
+from vesalius.files import check_new, check_outside, replacing, write_json
 from vesalius.parallel import map_in_order
 from vesalius.types import Finding, Sample
 
@@ -61,8 +61,7 @@ class Fixes:
 def check_target(out: Path, data: Path) -> None:
     """Raise OutputError unless `out` is absent or empty; SettingError where it is the dataset or lies inside of it."""
     check_outside(out, data if data.is_dir() else data.parent)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputError(f"{out}: is not empty; name a folder that is, or none yet")
+    check_new(out)
 
 
 def _rank(change: Change) -> str:

@@ -7,13 +7,13 @@ from pathlib import Path
 from vesalius.conversion.lora import TensorWeights
 from vesalius.conversion.training_checkpoint import TrainingCheckpoint
 from vesalius.errors import CheckpointError
-from vesalius.files import to_json
+from vesalius.files import write_json
 from vesalius.models.adapter import CONFIG, PREFIX, TENSORS
 from vesalius.models.keymaps import SAVED_NAMES
 from vesalius.models.layout_mapping import Assembly, Rows, to_bundle
 from vesalius.models.specs import ModelSpec
 from vesalius.models.weights import AssembledWeights
-from vesalius.tensorfiles import write_file
+from vesalius.tensorfiles import write_tensors
 
 HALVES = ("A", "B")
 
@@ -70,8 +70,8 @@ def write_adapter(folder: Path, checkpoint: TrainingCheckpoint, spec: ModelSpec,
         "base_model_name_or_path": None,
     }
     folder.mkdir(parents=True)
-    write_file(folder / TENSORS, weights.tensors, weights.read)
-    (folder / CONFIG).write_text(to_json(config, indent=2) + "\n", encoding="utf-8")
+    write_tensors(folder / TENSORS, weights.tensors, weights.read)
+    write_json(folder / CONFIG, config)
 
 
 def _target(name: str) -> str:

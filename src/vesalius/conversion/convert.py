@@ -24,8 +24,8 @@ from vesalius.conversion.parity import forward_parity
 from vesalius.conversion.proof import compare, describe, describe_training
 from vesalius.conversion.verification import Rereading
 from vesalius.errors import CheckpointError, OutputError
-from vesalius.files import replacing, to_json
-from vesalius.lineage import TensorLine, find_tensors, fingerprint_lines, versions
+from vesalius.files import check_new, replacing, write_json
+from vesalius.lineage import TensorHash, fingerprint_hashes, locate_bundle_tensors, versions
 from vesalius.models.adapter import TENSORS as ADAPTER_TENSORS
 from vesalius.models.checkpoint import ADAPTER, CARD, SOURCE, Card
 from vesalius.models.config_files import PROOF
@@ -40,7 +40,7 @@ from vesalius.models.stored_model import (
     shapes_of,
 )
 from vesalius.models.weights import TORCH_TYPES, FileWeights, RenamedWeights, Weights
-from vesalius.tensorfiles import Report, TensorType, write_file, write_shards
+from vesalius.tensorfiles import Report, TensorType, write_shards, write_tensors
 
 MARGIN_BYTES = 64 << 20
 """Room for headers, configurations, tokenizer and proof."""
@@ -76,7 +76,7 @@ def convert(
         _write(job, aside, progress.add, again)
         read, written = job.canonical.lines(), again.lines()
         _check_equal(read, written, _tensors_of(to, aside), out)
-        fingerprints = {"source": fingerprint_lines(read), "result": fingerprint_lines(written)}
+        fingerprints = {"source": fingerprint_hashes(read), "result": fingerprint_hashes(written)}
         if to == "vesalius":
             _write_card(job, aside, str(source), fingerprints["result"])
         proof = {
@@ -91,18 +91,13 @@ def convert(
             "took_s": round(time.perf_counter() - started, 3),
             "versions": versions(),
         }
-        (aside / PROOF).write_text(to_json(proof, indent=2) + "\n", encoding="utf-8")
+        write_json(aside / PROOF, proof)
     remember_model(out, written)
     return proof
 
 
 def _check_place(out: Path, source: str | Path) -> None:
-    try:
-        taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be looked into ({error.strerror})") from error
-    if taken:
-        raise OutputError(f"{out}: is there already and not empty; choose another folder")
+    check_new(out)
     if Path(source).is_dir() and out.resolve().is_relative_to(Path(source).resolve()):
         raise OutputError(f"{out}: lies inside the model that is read; choose another folder")
 
@@ -150,7 +145,7 @@ def _write(job: Conversion, folder: Path, on_bytes: Report, again: Rereading) ->
         add = partial(again.add, prefix=f"{part}.")
         write_shards(folder / part, parts[part].tensors, parts[part].read, on_bytes=on_bytes, on_file=add)
     path, projector = folder / "projector.safetensors", parts["projector"]
-    write_file(path, projector.tensors, projector.read, on_bytes=on_bytes)
+    write_tensors(path, projector.tensors, projector.read, on_bytes=on_bytes)
     again.add(path, prefix="projector.")
     if job.training is not None and job.training.keeps_adapter:
         assert job.training.alpha is not None
@@ -198,7 +193,7 @@ def _write_card(job: Conversion, folder: Path, source: str, fingerprint: str) ->
         adapter=job.training is not None and job.training.keeps_adapter,
         versions=versions(),
     )
-    (folder / CARD).write_text(to_json(card.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
+    write_json(folder / CARD, card.model_dump(mode="json"))
 
 
 def _parity(job: Conversion, folder: Path) -> dict[str, Any]:
@@ -210,13 +205,15 @@ def _parity(job: Conversion, folder: Path) -> dict[str, Any]:
 
 def _tensors_of(layout: Layout, folder: Path) -> Mapping[str, TensorType]:
     """What is in the finished folder for whoever opens it, by canonical name."""
-    weights = FileWeights(find_tensors(folder)) if layout == "vesalius" else open_stored(folder).weights
+    weights = (
+        FileWeights(locate_bundle_tensors(folder)) if layout == "vesalius" else open_stored(folder).weights
+    )
     return weights.tensors
 
 
 def _check_equal(
-    read: Mapping[str, TensorLine],
-    written: Mapping[str, TensorLine],
+    read: Mapping[str, TensorHash],
+    written: Mapping[str, TensorHash],
     held: Mapping[str, TensorType],
     out: Path,
 ) -> None:

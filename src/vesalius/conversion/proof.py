@@ -9,7 +9,7 @@ from typing import Any
 
 from vesalius.conversion.job import Conversion, Training
 from vesalius.conversion.lora import prove_merge
-from vesalius.lineage import TensorLine, fingerprint_lines, hash_file
+from vesalius.lineage import TensorHash, fingerprint_hashes, hash_file
 from vesalius.models.checkpoint import CARD, read_card
 from vesalius.models.stored_model import SHOWN
 
@@ -51,11 +51,11 @@ def _not_kept(job: Conversion) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value}
 
 
-def compare(before: Mapping[str, TensorLine], after: Mapping[str, TensorLine]) -> dict[str, Any]:
+def compare(before: Mapping[str, TensorHash], after: Mapping[str, TensorHash]) -> dict[str, Any]:
     """How many tensors differ from the base's by their hashes, and the first of them."""
     changed = sorted(name for name in before.keys() & after.keys() if before[name][1:] != after[name][1:])
     return {
-        "fingerprint": fingerprint_lines(before),
+        "fingerprint": fingerprint_hashes(before),
         "changed": len(changed),
         "unchanged": len(before.keys() & after.keys()) - len(changed),
         "only_in_base": len(before.keys() - after.keys()),

@@ -8,10 +8,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from vesalius.lineage import TensorLine, hash_tensor
+from vesalius.lineage import TensorHash, hash_tensor
 from vesalius.models.layout_mapping import Assembly
 from vesalius.models.weights import AssembledWeights, FileWeights, Weights
-from vesalius.tensorfiles import Block, Report, TensorPlace, read_places
+from vesalius.tensorfiles import Block, Report, TensorLocation, read_header
 
 
 class Rereading:
@@ -23,8 +23,8 @@ class Rereading:
     def __init__(self, assemblies: Mapping[str, Assembly] | None, on_bytes: Report) -> None:
         self._assemblies = assemblies
         self._waiting = dict(assemblies or {})
-        self._places: dict[str, TensorPlace] = {}
-        self._hashed: list[Future[TensorLine]] = []
+        self._places: dict[str, TensorLocation] = {}
+        self._hashed: list[Future[TensorHash]] = []
         self._on_bytes = on_bytes
         self._threads = ThreadPoolExecutor(max_workers=2)
         self._stopped = False
@@ -40,7 +40,7 @@ class Rereading:
 
     def add(self, path: Path, prefix: str = "") -> None:
         """Start to read a file that is complete, and whose tensors have this prefix before their names."""
-        places = {prefix + name: place for name, place in read_places(path).items()}
+        places = {prefix + name: place for name, place in read_header(path).items()}
         self._places |= places
         weights: Weights = FileWeights(places)
         if self._assemblies is not None:
@@ -61,6 +61,6 @@ class Rereading:
             yield block
             self._on_bytes(len(block))
 
-    def lines(self) -> dict[str, TensorLine]:
+    def lines(self) -> dict[str, TensorHash]:
         """Each tensor that could be made of the files; CheckpointError where one cannot be read again."""
         return {line[0]: line for line in (hashed.result() for hashed in self._hashed)}

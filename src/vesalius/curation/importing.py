@@ -18,8 +18,8 @@ from vesalius.data.formats import check_there, detect, find_annotations
 from vesalius.data.grouping import group_of, note_on_groups, regroup
 from vesalius.data.image_files import find_images
 from vesalius.data.writers.formats import WRITERS
-from vesalius.errors import AnnotationError, OutputError, SettingError
-from vesalius.files import check_outside, replacing, write_json
+from vesalius.errors import AnnotationError, SettingError
+from vesalius.files import check_new, check_outside, replacing, write_json
 from vesalius.lineage import hash_file, versions
 from vesalius.types import MaskFile, Sample
 
@@ -82,8 +82,7 @@ def import_dataset(
 def _check_out(source: Path, out: Path) -> None:
     check_there(source)
     check_outside(out, source)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputError(f"{out}: exists and is not empty; name another folder, or remove this one first")
+    check_new(out)
 
 
 def _is_annotated(path: Path, split: str | None) -> bool:

@@ -175,7 +175,7 @@ class UNetPredictor(Baseline):
         self, frame: UInt8[np.ndarray, "h w 3"], prompts: Sequence[str]
     ) -> Float32[np.ndarray, "n h w"]:
         self.check_prompts(prompts)
-        infer = require("monai.inferers", "baseline", "U-Nets").sliding_window_inference
+        infer = require("monai.inferers", "baselines", "U-Nets").sliding_window_inference
         device = next(self.model.parameters()).device
         pixels = torch.from_numpy(standardize(frame))[None].to(device)
         maps = infer(

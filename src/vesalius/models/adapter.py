@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from vesalius.errors import CheckpointError
-from vesalius.files import to_json
+from vesalius.files import write_json
 from vesalius.models.quantization import no_kernels_fetched
 from vesalius.models.token_rows import TokenRows, find_rows
 
@@ -80,7 +80,7 @@ def write_adapter(vlm: PreTrainedModel, folder: Path) -> None:
     if (rows := find_rows(vlm)) is not None:
         names = (EMBEDDINGS,) if rows.head is None else (EMBEDDINGS, HEAD)
         config["trainable_token_indices"] = dict.fromkeys(names, rows.ids.tolist())
-    (folder / CONFIG).write_text(to_json(config, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / CONFIG, config)
 
 
 def layers_of(vlm: PreTrainedModel) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from vesalius.errors import CheckpointError, OutputError, SettingError
-from vesalius.files import replacing, to_json
+from vesalius.files import replacing, write_json
 from vesalius.lineage import versions
 from vesalius.models.adapter import apply_adapter, layers_of, write_adapter
 from vesalius.models.cards import CARD, Card, read_card
@@ -355,7 +355,7 @@ def write_bundle(folder: Path, opened: OpenedModel, card: Card, like: Path | Non
     if opened.source is not None:
         opened.source.copy_to(folder / SOURCE)
     card = card.changed(versions=versions(), quantized=kind, adapter=opened.has_adapter)
-    (folder / CARD).write_text(to_json(card.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
+    write_json(folder / CARD, card.model_dump(mode="json"))
 
 
 def new_model(name: str, seed: int) -> OpenedModel:

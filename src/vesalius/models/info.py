@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from vesalius.lineage import find_tensors
+from vesalius.lineage import locate_bundle_tensors
 from vesalius.models.cards import CARD, Card, ModelCard, UNetCard, read_any_card, read_card
 from vesalius.models.checkpoint import ADAPTER, find_model
 from vesalius.models.official_config import CONFIG, identify, read_spec
@@ -61,7 +61,7 @@ def _describe_unet(folder: Path) -> dict[str, Any]:
     """The same of a U-Net, which has no halves but phrases."""
     card = read_any_card(folder)
     assert isinstance(card, UNetCard)
-    tensors = FileWeights(find_tensors(folder)).tensors.values()
+    tensors = FileWeights(locate_bundle_tensors(folder)).tensors.values()
     dtypes: Counter[str] = Counter()
     for tensor in tensors:
         dtypes[tensor.dtype] += math.prod(tensor.shape)
@@ -92,7 +92,7 @@ def _history(card: ModelCard, folder: Path) -> dict[str, Any]:
 def _open(folder: Path) -> tuple[Card, Weights, str]:
     """The card, the tensors under their canonical names, and the layout they are stored in."""
     if (folder / CARD).is_file():
-        return read_card(folder), FileWeights(find_tensors(folder)), "bundle"
+        return read_card(folder), FileWeights(locate_bundle_tensors(folder)), "bundle"
     files = open_weights(folder)
     spec = read_spec(folder, shapes_of(files))
     weights = bundle_view(spec, files, folder)[0]

@@ -139,7 +139,7 @@ def replace_module(root: nn.Module, path: str, module: nn.Module) -> None:
 def load_bitsandbytes() -> Any:
     """The library; MissingExtraError where it is not installed."""
     with no_kernels_fetched():
-        return require("bitsandbytes", "quantized", "models of 8 or 4 bits")
+        return require("bitsandbytes", "quantization", "models of 8 or 4 bits")
 
 
 @contextmanager

@@ -15,14 +15,14 @@ from transformers import Sam2VideoModel
 
 from vesalius.errors import CheckpointError, VesaliusError
 from vesalius.lineage import (
-    TensorLine,
-    find_tensors,
-    fingerprint_lines,
+    TensorHash,
+    cache_bundle_hashes,
+    cache_hashes,
+    cached_hashes,
+    fingerprint_hashes,
+    hash_bundle,
     hash_tensors,
-    hashed_once,
-    list_tensors,
-    remember,
-    remember_tensors,
+    locate_bundle_tensors,
 )
 from vesalius.models.checkpoint import ADAPTER, CARD, find_model, read_card
 from vesalius.models.keymaps import saved_name
@@ -69,7 +69,7 @@ def open_stored(model: str | Path) -> StoredModel:
 
 
 def _open_bundle(folder: Path) -> StoredModel:
-    weights = FileWeights(find_tensors(folder))
+    weights = FileWeights(locate_bundle_tensors(folder))
     if any(name.startswith(f"{ADAPTER}.") for name in weights.tensors):
         raise CheckpointError(
             f"{folder}: keeps a LoRA as an adapter; merge it first: of a run by vesalius train --resume RUN --set "
@@ -126,25 +126,25 @@ def shapes_of(weights: Weights) -> dict[str, Shape]:
 
 def fingerprint_model(model: str | Path) -> str:
     """The fingerprint of a bundle's weights, and the same for the official folder that it was made of."""
-    return fingerprint_lines(hash_model(model))
+    return fingerprint_hashes(hash_model(model))
 
 
-def hash_model(model: str | Path) -> dict[str, TensorLine]:
+def hash_model(model: str | Path) -> dict[str, TensorHash]:
     """Canonical name -> each tensor of MODEL, hashed; what was hashed before is remembered by path, size and time."""
     folder = find_model(model)
     if (folder / CARD).is_file():
-        return list_tensors(folder)
+        return hash_bundle(folder)
     stored = _open_official(folder)
-    lines = hashed_once(_hashed_files(folder), lambda: hash_weights(stored.weights))
+    lines = cached_hashes(_hashed_files(folder), lambda: hash_weights(stored.weights))
     return {line[0]: line for line in lines}
 
 
-def remember_model(folder: Path, lines: Mapping[str, TensorLine]) -> None:
+def remember_model(folder: Path, lines: Mapping[str, TensorHash]) -> None:
     """Keep the hashes of a model that was only now written, by canonical name, as `hash_model` would find them."""
     if (folder / CARD).is_file():
-        remember_tensors(folder, lines)
+        cache_bundle_hashes(folder, lines)
     else:
-        remember(_hashed_files(folder), lines.values())
+        cache_hashes(_hashed_files(folder), lines.values())
 
 
 def _hashed_files(folder: Path) -> list[Path]:
@@ -152,7 +152,7 @@ def _hashed_files(folder: Path) -> list[Path]:
     return [*find_shards(folder), folder / CONFIG]
 
 
-def hash_weights(weights: Weights) -> list[TensorLine]:
+def hash_weights(weights: Weights) -> list[TensorHash]:
     """Each tensor, read and hashed."""
     return hash_tensors(weights.tensors, weights.read)
 

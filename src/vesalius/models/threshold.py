@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from vesalius.errors import CheckpointError, OutputError
-from vesalius.files import prepare_folder, replacing, to_json
+from vesalius.files import check_new, prepare_folder, replacing, write_json
 from vesalius.models.cards import CARD, ThresholdOrigin, TtaGain, read_any_card
 from vesalius.models.checkpoint import find_model
 
@@ -33,8 +33,7 @@ def check_target(model: str | Path, out: Path | None) -> Path:
             f"{model}: is in the official layout, which has no threshold; convert it to a bundle"
         )
     if out is not None:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise OutputError(f"{out}: is there already and not empty; choose another --out")
+        check_new(out)
         prepare_folder(out.resolve().parent)
         return out
     if folder.resolve() != Path(model).resolve():
@@ -60,11 +59,9 @@ def store_threshold(
     card = read_any_card(folder).changed(
         threshold=threshold, threshold_origin=origin, tuning_images=tuple(sorted(images)), tta=tta
     )
-    text = to_json(card.model_dump(mode="json"), indent=2) + "\n"
     if target.resolve() == folder.resolve():
-        with replacing(target / CARD) as aside:
-            aside.write_text(text, encoding="utf-8")
+        write_json(target / CARD, card.model_dump(mode="json"))
         return
     with replacing(target) as aside:
         shutil.copytree(folder, aside, ignore=partial(_leave_out, str(folder)))
-        (aside / CARD).write_text(text, encoding="utf-8")
+        write_json(aside / CARD, card.model_dump(mode="json"))

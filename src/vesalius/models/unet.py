@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from vesalius.errors import CheckpointError, OutputError
 from vesalius.extras import require
-from vesalius.files import to_json
+from vesalius.files import write_json
 from vesalius.lineage import versions
 from vesalius.models.cards import CARD, UNetCard, read_any_card
 from vesalius.models.specs import UNetShape, UNetSpec
@@ -48,7 +48,7 @@ def build_unet(spec: UNetSpec) -> torch.nn.Module:
     the first k levels, enlarged. MissingExtraError without MONAI.
     """
     levels = len(spec.widths)
-    model: torch.nn.Module = require("monai.networks.nets", "baseline", "U-Nets").DynUNet(
+    model: torch.nn.Module = require("monai.networks.nets", "baselines", "U-Nets").DynUNet(
         spatial_dims=2,
         in_channels=3,
         out_channels=len(spec.phrases),
@@ -153,7 +153,7 @@ def write_unet(folder: Path, opened: OpenedUNet, card: UNetCard) -> None:
     except SafetensorError as error:  # what it makes of a full disk
         raise OutputError(f"{folder}: cannot be written ({error})") from error
     card = card.changed(versions=versions())
-    (folder / CARD).write_text(to_json(card.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
+    write_json(folder / CARD, card.model_dump(mode="json"))
 
 
 def standardize(frame: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "3 h w"]:

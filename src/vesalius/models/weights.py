@@ -15,14 +15,14 @@ import numpy as np
 import torch
 
 from vesalius.errors import CheckpointError
-from vesalius.lineage import TensorLine, hash_tensors
+from vesalius.lineage import TensorHash, hash_tensors
 from vesalius.models.layout_mapping import Assembly, Rows
 from vesalius.tensorfiles import (
     Block,
-    TensorPlace,
+    TensorLocation,
     TensorType,
-    find_places,
     find_shards,
+    locate_tensors,
     read_blocks,
 )
 
@@ -69,7 +69,7 @@ class Weights(Protocol):
 class FileWeights:
     """The tensors of safetensors files."""
 
-    def __init__(self, places: Mapping[str, TensorPlace]) -> None:
+    def __init__(self, places: Mapping[str, TensorLocation]) -> None:
         self._places = places
         self.tensors = {name: place.type for name, place in places.items()}
 
@@ -148,7 +148,7 @@ class HashedWeights:
             yield block
         self._rows_hashed[name] = first + count
 
-    def lines(self) -> dict[str, TensorLine]:
+    def lines(self) -> dict[str, TensorHash]:
         """Each tensor with its hash; what was not read from first row to last is read now."""
         if self._last is not None:
             self._last.result()
@@ -199,4 +199,4 @@ def open_weights(folder: Path) -> FileWeights:
     paths = find_shards(folder)
     if not paths:
         raise CheckpointError(f"{folder}: has no weights (*.safetensors)")
-    return FileWeights(find_places(paths))
+    return FileWeights(locate_tensors(paths))

@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 
 from vesalius.data.writers import sa2va_json
-from vesalius.errors import OutputError, SettingError
-from vesalius.files import replacing
+from vesalius.errors import SettingError
+from vesalius.files import check_new, replacing
 from vesalius.masks import encode_rle
 from vesalius.parallel import map_in_order
 from vesalius.synth import angiogram, fundus
@@ -130,8 +130,7 @@ def write_dataset(
         raise SettingError(f"n {n} is too small; at least 1 picture is needed")
     if workers is not None and workers < 0:
         raise SettingError(f"workers must be 0 or more; got {workers}")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise OutputError(f"{out}: exists and is not empty; name another folder, or remove this one first")
+    check_new(out)
     jobs = (
         _Job(series, index, first, min(first + FRAMES_PER_JOB, frames))
         for index in range(n)

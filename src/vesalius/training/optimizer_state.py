@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vesalius.errors import CheckpointError, OutputError, TrainingError
-from vesalius.tensorfiles import read_places
+from vesalius.tensorfiles import read_header
 from vesalius.training.sharding import write_whole
 
 OPTIMIZER = "optimizer.safetensors"
@@ -52,7 +52,7 @@ def read_optimizer(folder: Path, module: torch.nn.Module, optimizer: torch.optim
     moved = {id(p): n for n, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
     state: dict[int, dict[str, torch.Tensor]] = {}
     try:
-        places = read_places(path)
+        places = read_header(path)
         with safe_open(path, framework="pt") as tensors:
             for name, place in places.items():
                 of, _, key = name.rpartition(":")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from vesalius.errors import CheckpointError, OutputError, TrainingError
-from vesalius.files import hold_folder, prepare_folder, replacing, to_json, write_json, write_text
+from vesalius.files import check_new, hold_folder, prepare_folder, replacing, to_json, write_json, write_text
 from vesalius.models.cards import ModelCard
 from vesalius.models.checkpoint import ADAPTER, merged, open_bundle, write_bundle
 from vesalius.training.distributed import Engine
@@ -66,12 +66,8 @@ class RunFolder:
 
     def check_new(self) -> None:
         """Raise OutputError unless nothing, or an empty folder, is at the path."""
-        if self.path.exists() and not self.path.is_dir():
-            raise OutputError(f"{self.path}: is a file; choose another `out`")
-        if self.path.exists() and any(self.path.iterdir()):
-            begun = (self.path / "last").exists()
-            more = f", or continue it with --resume {self.path}" if begun else ""
-            raise OutputError(f"{self.path}: is not empty; choose another `out`{more}")
+        begun = (self.path / "last").exists()
+        check_new(self.path, "choose another `out`" + f", or continue it with --resume {self.path}" * begun)
 
     def append(self, file: Path, line: Mapping[str, Any]) -> None:
         """Add one line of JSON to a log."""

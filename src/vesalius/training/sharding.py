@@ -11,7 +11,7 @@ from safetensors import safe_open
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from vesalius.tensorfiles import ITEM_BYTES, Block, TensorType, write_file
+from vesalius.tensorfiles import ITEM_BYTES, Block, TensorType, write_tensors
 
 DTYPES = {
     torch.float32: "F32",
@@ -121,9 +121,9 @@ def write_whole(file: Path, tensors: Mapping[str, torch.Tensor], is_main: bool) 
 
     if is_main:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_file(file, types, read)
+        write_tensors(file, types, read)
         return
-    for name in sorted(types, key=lambda name: -ITEM_BYTES[types[name].dtype]):  # as write_file asks
+    for name in sorted(types, key=lambda name: -ITEM_BYTES[types[name].dtype]):  # as write_tensors asks
         _gathered(tensors[name])
 
 
