@@ -1,4 +1,4 @@
-"""Writing: whole or not at all, and one sentence when the disk says no."""
+"""Atomic writing, and the errors of output folders."""
 
 from __future__ import annotations
 
@@ -7,16 +7,26 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.codes import raises_code
 
-from vesalius.errors import OutputError
-from vesalius.files import prepare_folder, replacing, to_json, write_json, write_text
+from vesalius.errors import OutputError, SettingError
+from vesalius.files import (
+    check_new,
+    check_outside,
+    check_replaceable,
+    prepare_folder,
+    replacing,
+    to_json,
+    write_json,
+    write_text,
+)
 
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_text_is_written_with_its_folders_and_replaced(tmp_path: Path) -> None:
+def test_written_text_makes_parent_folders_and_replaces_old_text(tmp_path: Path) -> None:
     path = tmp_path / "新" / "é" / "a.txt"
     for text in ("first", "血管\n"):
         write_text(path, text)
@@ -79,16 +89,16 @@ def test_a_full_disk_is_an_output_error_that_names_the_path(tmp_path: Path) -> N
         with replacing(tmp_path / "a.bin"):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(OutputError, match=r"a\.bin: cannot be written \(No space left on device\)"):
+    with raises_code(OutputError, "not_writable", "a.bin", "No space left on device"):
         fill()
     assert names(tmp_path) == []
 
 
 def test_a_file_where_a_folder_is_needed_is_an_output_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match=r"file/a\.txt: cannot be written"):
+    with raises_code(OutputError, "not_writable", "file/a.txt"):
         write_text(tmp_path / "file" / "a.txt", "x")
-    with pytest.raises(OutputError, match="file: cannot be written"):
+    with raises_code(OutputError, "not_writable", "file"):
         prepare_folder(tmp_path / "file")
 
 
@@ -102,20 +112,56 @@ def test_a_read_only_folder_is_an_output_error(tmp_path: Path) -> None:
         pass
     else:
         pytest.skip("this user may write to read-only folders (root)")
-    with pytest.raises(OutputError, match="Permission denied"):
+    with raises_code(OutputError, "not_writable", "Permission denied"):
         write_text(folder / "a.txt", "x")
-    with pytest.raises(OutputError, match="Permission denied"):
+    with raises_code(OutputError, "not_writable", "Permission denied"):
         prepare_folder(folder)
 
 
 def test_a_file_system_that_takes_no_file_is_an_output_error() -> None:
     if not Path("/proc/self").is_dir():
         pytest.skip("/proc is a Linux file system")
-    with pytest.raises(OutputError, match=r"/proc/vesalius\.txt: cannot be written"):
+    with raises_code(OutputError, "not_writable", "/proc/vesalius.txt"):
         write_text(Path("/proc/vesalius.txt"), "x")
-    with pytest.raises(OutputError, match="/proc/vesalius: cannot be written"):
+    with raises_code(OutputError, "not_writable", "/proc/vesalius"):
         prepare_folder(Path("/proc/vesalius"))
 
 
 def test_preparing_a_folder_makes_it_and_leaves_it_empty(tmp_path: Path) -> None:
     assert names(prepare_folder(tmp_path / "a" / "b")) == []
+
+
+def test_a_new_output_is_absent_or_an_empty_folder(tmp_path: Path) -> None:
+    check_new(tmp_path / "absent")
+    check_new(tmp_path)
+    (tmp_path / "file").touch()
+    for taken in (tmp_path, tmp_path / "file"):
+        with raises_code(OutputError, "output_exists", str(taken)) as caught:
+            check_new(taken)
+        assert caught.value.path == str(taken)
+
+
+def test_an_output_folder_is_replaced_only_if_it_is_an_earlier_result(tmp_path: Path) -> None:
+    def check() -> None:
+        check_replaceable(tmp_path, "report", ("report.html", "report.json"), "report.json")
+
+    check()
+    (tmp_path / "report.html").touch()
+    with raises_code(OutputError, "not_replaceable", "report.json"):
+        check()
+    (tmp_path / "report.json").touch()
+    (tmp_path / ".DS_Store").touch()
+    check()
+    (tmp_path / "thesis.txt").touch()
+    with raises_code(OutputError, "not_replaceable", "thesis.txt"):
+        check()
+    with raises_code(OutputError, "not_replaceable", "thesis.txt"):
+        check_replaceable(tmp_path / "thesis.txt", "report", (), "report.json")
+
+
+def test_a_result_is_written_neither_into_its_data_nor_around_it(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    check_outside(tmp_path / "out", data)
+    for out in (data, data / "out", tmp_path):
+        with raises_code(SettingError, "output_in_dataset"):
+            check_outside(out, data)

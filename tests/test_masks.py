@@ -83,8 +83,8 @@ def test_a_damaged_rle_string_is_a_mask_of_the_size_or_a_value_error(
 ) -> None:
     rle = encode_rle(mask)
     text = str(rle["counts"])
-    place = data.draw(st.integers(0, len(text) - 1))
-    rle["counts"] = text[:place] + data.draw(st.characters()) + text[place + data.draw(st.integers(0, 2)) :]
+    index = data.draw(st.integers(0, len(text) - 1))
+    rle["counts"] = text[:index] + data.draw(st.characters()) + text[index + data.draw(st.integers(0, 2)) :]
     with contextlib.suppress(ValueError):
         assert decode_rle(rle).shape == mask.shape
 

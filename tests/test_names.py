@@ -38,13 +38,13 @@ def test_long_names_are_cut_and_stay_different():
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../a", "a\0b"])
-def test_id_that_is_no_file_name_is_refused(name):
+def test_id_that_is_not_a_file_name_is_refused(name):
     with pytest.raises(ValueError, match="cannot be a file name"):
         result_stems(name, ["vessel"])
 
 
 def test_prompt_given_twice_is_refused():
-    with pytest.raises(ValueError, match="'vessel' is there twice"):
+    with pytest.raises(ValueError, match="'vessel' is given twice"):
         slugs(["vessel", "vessel"])
 
 

@@ -456,7 +456,7 @@ def test_arguments_that_do_not_go_together_are_refused(official: Path, tmp_path:
 def test_only_a_new_or_empty_folder_is_written_to(official: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     (out / "mine").mkdir(parents=True)
-    with pytest.raises(OutputError, match="out: is there already and not empty"):
+    with pytest.raises(OutputError, match="out: exists and is not empty"):
         convert(official, out)
     assert [path.name for path in out.iterdir()] == ["mine"]
     with pytest.raises(OutputError, match="lies inside the model that is read"):
@@ -504,7 +504,7 @@ def replace_text(path: Path, old: str, new: str) -> None:
 
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "cut short": (truncate, "model-00002-of-.*should hold"),
+    "cut short": (truncate, "model-00002-of-.*truncated or damaged"),
     "corrupt header": (spoil_header, "model-00002-of-.*needs dtype"),
     "shard missing": (lambda folder: find_shards(folder)[1].unlink(), "names model-00002-.*is missing"),
     "shard not in the index": (

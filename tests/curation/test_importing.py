@@ -381,7 +381,7 @@ def test_a_place_that_is_taken_is_refused_before_anything_is_done(tmp_path: Path
     import_dataset(source, tmp_path / "out", pseudonymize=True)
     with pytest.raises(OutputError, match="not empty"):
         import_dataset(source, tmp_path / "out")
-    with pytest.raises(SettingError, match="the dataset lies in it"):
+    with pytest.raises(SettingError, match="contains the dataset"):
         import_dataset(source, tmp_path)
     for place in (source, source / "out"):
         with pytest.raises(SettingError, match="lies in the dataset"):

@@ -220,7 +220,7 @@ def test_only_a_split_is_replaced_and_never_the_data_themselves(tmp_path: Path) 
     with pytest.raises(OutputError, match=r"holds mine\.txt"):
         split_dataset(dataset, out, folds=2)
     for place in (data / "..", tmp_path):
-        with pytest.raises(SettingError, match="the dataset lies in it"):
+        with pytest.raises(SettingError, match="contains the dataset"):
             split_dataset(dataset, place, folds=2)
     for place in (data, data / "parts"):
         with pytest.raises(SettingError, match="lies in the dataset"):

@@ -60,7 +60,7 @@ def test_places_that_cannot_take_it_are_refused_before_the_work(tmp_path, bundle
     bundle.rename(tmp_path / "run" / "best")
     with pytest.raises(OutputError, match="is no bundle folder itself"):
         check_target(tmp_path / "run", None)
-    with pytest.raises(OutputError, match="is there already and not empty"):
+    with pytest.raises(OutputError, match="exists and is not empty"):
         check_target(tmp_path / "run", tmp_path / "run")
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):

@@ -332,7 +332,7 @@ def test_data_that_cannot_be_scored_is_refused_before_anything_is_predicted(tmp_
     for samples, words in [
         ((), "has no samples"),
         ((*data.samples, bare), r"1 of 4 samples have no masks \(first: d\)"),
-        ((twice,), "'x' is there twice"),
+        ((twice,), "'x' is given twice"),
     ]:
         with pytest.raises(DataError, match=words):
             evaluate(segmenter, Dataset("bad", "maskfolder", tmp_path, samples), tmp_path / "out")

@@ -250,7 +250,7 @@ def test_overfit_uses_the_first_samples_for_both(data: Path, tmp_path: Path) -> 
 
 def test_folder_that_is_not_empty_is_refused_and_left_alone(data: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(OutputError, match="is not empty; choose another"):
+    with pytest.raises(OutputError, match="exists and is not empty; choose another"):
         train(settings(data, tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
@@ -274,7 +274,7 @@ def test_loss_that_is_not_finite_stops_and_names_the_samples(data: Path, tmp_pat
         ({"epochs": 3}, "exactly one of steps, epochs and minutes; got steps, epochs"),
         ({"steps": None}, "exactly one of steps, epochs and minutes; got none"),
         ({"trainabel": "full"}, "unknown key trainabel; did you mean trainable"),
-        ({"optim": {"learning_rate": 1}}, "unknown key optim.learning_rate; known here: lr"),
+        ({"optim": {"learning_rate": 1}}, "unknown key optim.learning_rate; known keys: lr"),
         ({"validate": {"evry_epochs": 1}}, "unknown key validate.evry_epochs; did you mean every_epochs"),
         ({"batch_size": 0}, "batch_size: Input should be greater than or equal to 1"),
     ],
