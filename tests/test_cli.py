@@ -206,7 +206,10 @@ def test_refusals_are_one_sentence_that_names_the_place(
         (["train", recipe, "--set", "stepz=3"], "unknown key stepz; did you mean steps?"),
         (["train", recipe, "--set", "optim.lr"], "write it as name=value"),
         (["train", recipe, "--set", "optim.lr=-1"], "optim.lr: Input should be greater than 0"),
-        (["train", recipe], "run: exists and is not empty; choose another `out`, or continue it with --resume"),
+        (
+            ["train", recipe],
+            "run: exists and is not empty; choose another `out`, or continue it with --resume",
+        ),
         (["train", "--resume", tmp_path / "empty"], "config.yaml: cannot be read"),
         (["synth", work / "data"], "not empty"),
         (["synth", tmp_path / "s", "--n", "0"], "n 0 is too small"),
