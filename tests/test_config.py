@@ -54,11 +54,11 @@ def test_yaml_round_trip_writes_every_default(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "code", "field", "reason"),
     [
-        ("optin: {}", "unknown_key", "optin", "did you mean optim?"),
-        ("optim: {rl: 1}", "unknown_key", "optim.rl", "did you mean lr?"),
-        ("check: {rl: 1}", "unknown_key", "check.rl", "did you mean lr?"),
-        ("chek: {}", "unknown_key", "chek", "did you mean check?"),
-        ("zzzz: 1", "unknown_key", "zzzz", "optim, check, steps, name"),
+        ("optin: {}", "unknown_setting", "optin", "did you mean optim?"),
+        ("optim: {rl: 1}", "unknown_setting", "optim.rl", "did you mean lr?"),
+        ("check: {rl: 1}", "unknown_setting", "check.rl", "did you mean lr?"),
+        ("chek: {}", "unknown_setting", "chek", "did you mean check?"),
+        ("zzzz: 1", "unknown_setting", "zzzz", "optim, check, steps, name"),
         ("optim: {lr: -1}", "bad_value", "optim.lr", "greater than 0"),
         ("steps: many", "bad_value", "steps", "valid integer"),
         ("[1, 2]", "not_yaml", None, "list"),
@@ -79,7 +79,7 @@ def test_a_wrong_recipe_is_refused_with_file_and_field(
 
 
 def test_a_missing_or_binary_recipe_is_refused(tmp_path: Path) -> None:
-    with raises_code(SettingError, "unreadable", "none.yaml"):
+    with raises_code(SettingError, "unreadable_file", "none.yaml"):
         read_settings(Run, tmp_path / "none.yaml")
     (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00")
     with raises_code(SettingError, "not_yaml", "a.yaml"):
@@ -136,6 +136,6 @@ def test_settings_are_frozen_and_changed_copies_are_checked() -> None:
 
 
 def test_an_error_in_plain_values_names_their_origin() -> None:
-    with raises_code(SettingError, "unknown_key", "vesalius.json", "stepz", "steps") as caught:
+    with raises_code(SettingError, "unknown_setting", "vesalius.json", "stepz", "steps") as caught:
         make_settings(Run, {"stepz": 1}, "vesalius.json")
     assert caught.value.path is None

@@ -89,16 +89,16 @@ def test_a_full_disk_is_an_output_error_that_names_the_path(tmp_path: Path) -> N
         with replacing(tmp_path / "a.bin"):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    with raises_code(OutputError, "not_writable", "a.bin", "No space left on device"):
+    with raises_code(OutputError, "write_failed", "a.bin", "No space left on device"):
         fill()
     assert names(tmp_path) == []
 
 
 def test_a_file_where_a_folder_is_needed_is_an_output_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with raises_code(OutputError, "not_writable", "file/a.txt"):
+    with raises_code(OutputError, "write_failed", "file/a.txt"):
         write_text(tmp_path / "file" / "a.txt", "x")
-    with raises_code(OutputError, "not_writable", "file"):
+    with raises_code(OutputError, "write_failed", "file"):
         prepare_folder(tmp_path / "file")
 
 
@@ -112,18 +112,18 @@ def test_a_read_only_folder_is_an_output_error(tmp_path: Path) -> None:
         pass
     else:
         pytest.skip("this user may write to read-only folders (root)")
-    with raises_code(OutputError, "not_writable", "Permission denied"):
+    with raises_code(OutputError, "write_failed", "Permission denied"):
         write_text(folder / "a.txt", "x")
-    with raises_code(OutputError, "not_writable", "Permission denied"):
+    with raises_code(OutputError, "write_failed", "Permission denied"):
         prepare_folder(folder)
 
 
 def test_a_file_system_that_takes_no_file_is_an_output_error() -> None:
     if not Path("/proc/self").is_dir():
         pytest.skip("/proc is a Linux file system")
-    with raises_code(OutputError, "not_writable", "/proc/vesalius.txt"):
+    with raises_code(OutputError, "write_failed", "/proc/vesalius.txt"):
         write_text(Path("/proc/vesalius.txt"), "x")
-    with raises_code(OutputError, "not_writable", "/proc/vesalius"):
+    with raises_code(OutputError, "write_failed", "/proc/vesalius"):
         prepare_folder(Path("/proc/vesalius"))
 
 
@@ -163,5 +163,5 @@ def test_a_result_is_written_neither_into_its_data_nor_around_it(tmp_path: Path)
     data = tmp_path / "data"
     check_outside(tmp_path / "out", data)
     for out in (data, data / "out", tmp_path):
-        with raises_code(SettingError, "output_in_dataset"):
+        with raises_code(SettingError, "output_inside_data"):
             check_outside(out, data)

@@ -313,7 +313,7 @@ def test_any_change_of_a_sample_changes_the_fingerprint(samples: list[Sample], t
 
 def test_an_image_that_is_missing_is_named(samples: list[Sample], tmp_path: Path) -> None:
     (tmp_path / "a.png").unlink()
-    with raises_code(ImageError, "unreadable", "a.png"):
+    with raises_code(ImageError, "unreadable_file", "a.png"):
         fingerprint_samples(samples)
 
 

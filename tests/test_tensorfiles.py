@@ -91,7 +91,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path: Path) -> None
     with raises_code(CheckpointError, "damaged_weights", "a.safetensors"):
         list(read_blocks(location, 0, 16))
     path.unlink()
-    with raises_code(CheckpointError, "unreadable", "a.safetensors"):
+    with raises_code(CheckpointError, "unreadable_file", "a.safetensors"):
         list(read_blocks(location, 0, 16))
 
 
@@ -131,7 +131,7 @@ def test_a_full_disk_is_an_output_error_and_leaves_no_file(tmp_path: Path) -> No
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
     try:
-        with raises_code(OutputError, "not_writable", str(out)), replacing(out) as aside:
+        with raises_code(OutputError, "write_failed", str(out)), replacing(out) as aside:
             aside.mkdir()
             write_shards(aside, types_of(tensors), reader(tensors, block=1 << 18))
     finally:

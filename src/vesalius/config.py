@@ -55,7 +55,7 @@ def read_settings(kind: type[S], path: Path, changes: Sequence[str] = ()) -> S:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a kind of SafeLoader
     except OSError as error:
         message = f"{path}: cannot be read ({error.strerror})"
-        raise SettingError(message, code="unreadable", path=path) from error
+        raise SettingError(message, code="unreadable_file", path=path) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         message = f"{path}: is not YAML ({' '.join(str(error).split())})"
         raise SettingError(message, code="not_yaml", path=path) from error

@@ -215,7 +215,7 @@ def _hash_readable(path: Path) -> str:
         return hash_file(path)
     except OSError as error:
         raise ImageError(
-            f"{path}: cannot be read ({error.strerror})", code="unreadable", path=path
+            f"{path}: cannot be read ({error.strerror})", code="unreadable_file", path=path
         ) from error
 
 
@@ -314,5 +314,5 @@ def _stamp(path: Path) -> Stamp:
         return str(path.resolve()), stat.st_size, stat.st_mtime_ns
     except OSError as error:
         raise CheckpointError(
-            f"{path}: cannot be read ({error.strerror})", code="unreadable", path=path
+            f"{path}: cannot be read ({error.strerror})", code="unreadable_file", path=path
         ) from error

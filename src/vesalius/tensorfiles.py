@@ -155,7 +155,7 @@ def read_header(path: Path) -> dict[str, TensorLocation]:
 
 def _not_readable(path: Path, error: OSError) -> CheckpointError:
     message = f"{path}: cannot be read ({error.strerror})"
-    return CheckpointError(message, code="unreadable", path=path)
+    return CheckpointError(message, code="unreadable_file", path=path)
 
 
 def read_blocks(location: TensorLocation, first: int, n_bytes: int) -> Iterator[bytes]:

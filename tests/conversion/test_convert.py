@@ -505,7 +505,7 @@ def replace_text(path: Path, old: str, new: str) -> None:
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut short": (truncate, "model-00002-of-.*truncated or damaged"),
-    "corrupt header": (spoil_header, "model-00002-of-.*needs dtype"),
+    "corrupt header": (spoil_header, "model-00002-of-.*truncated or damaged"),
     "shard missing": (lambda folder: find_shards(folder)[1].unlink(), "names model-00002-.*is missing"),
     "shard not in the index": (
         lambda folder: shutil.copy(find_shards(folder)[0], folder / "x.safetensors"),
