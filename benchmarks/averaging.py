@@ -24,7 +24,7 @@ import torch
 from vesalius.data.augment import AugmentSettings
 from vesalius.data.dataset import open_dataset
 from vesalius.files import write_json
-from vesalius.models.checkpoint import find_model, open_model
+from vesalius.models.checkpoint import open_model
 from vesalius.models.cpu_allocator import keep_freed_memory
 from vesalius.models.trainable import set_trainable
 from vesalius.synth import write_dataset
@@ -43,7 +43,7 @@ def measure(
 ) -> dict[str, float]:
     """Mean Dice on the validation images of the weights after the last step, and of each mean."""
     torch.manual_seed(seed)
-    opened = open_model(find_model("tiny"))
+    opened = open_model("tiny")
     loss = LossSettings(text=0.1, bce=3.0, dice=1.0)
     learner = TextSegLearner(opened, set_trainable(opened.model, "full"), loss)
     prompt = "blood vessel" if sets[0].suffix else None

@@ -143,10 +143,10 @@ def anonymous_bytes(process: int) -> int:
 
 def opening_s(model: str) -> float:
     """Seconds to open a model in this process, which has imported all that it needs."""
-    from vesalius.models.checkpoint import find_model, open_model
+    from vesalius.models.checkpoint import open_model
 
     started = time.perf_counter()
-    open_model(find_model(model))
+    open_model(model)
     return time.perf_counter() - started
 
 

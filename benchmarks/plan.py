@@ -82,7 +82,8 @@ def build(folder: Path) -> None:
     """Write the bundle."""
     import torch
 
-    from vesalius.models.checkpoint import Card, OpenedModel, save_bundle
+    from vesalius.models.cards import Card
+    from vesalius.models.checkpoint import OpenedModel, save_bundle
     from vesalius.models.processor import Processor
     from vesalius.models.textseg import build as build_model
     from vesalius.models.tokenizers import byte_tokenizer
@@ -203,9 +204,9 @@ def measure_step(folder: Path, image: tuple[int, int], name: str) -> dict[str, A
             step()
         return step
 
-    from vesalius.models.checkpoint import find_model
+    from vesalius.models.reference import resolve_model
 
-    prepare(find_model("tiny"), 2)
+    prepare(resolve_model("tiny").folder, 2)
     gc.collect()
     idle = read_status("VmRSS")
     step = prepare(folder, 1)

@@ -30,7 +30,7 @@ import json, sys, time
 import numpy as np, torch
 from pathlib import Path
 from vesalius.models.cpu_allocator import keep_freed_memory
-from vesalius.models.checkpoint import open_bundle
+from vesalius.models.checkpoint import open_model
 from vesalius.training.losses import LossSettings, measure
 try:
     from vesalius.models.trainable import set_trainable
@@ -40,7 +40,7 @@ from vesalius.types import Item
 
 keep_freed_memory()
 data = np.load(sys.argv[1])
-opened = open_bundle(Path(sys.argv[2]))
+opened = open_model(Path(sys.argv[2]))
 model = opened.model.train()
 parameters = [p for group in set_trainable(model, "full").values() for p in group]
 optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=json.loads(sys.argv[4]))

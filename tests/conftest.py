@@ -46,7 +46,8 @@ def small_predictor() -> Predictor:
     import torch
 
     from vesalius.inference.predictor import Predictor
-    from vesalius.models.checkpoint import Card, OpenedModel
+    from vesalius.models.cards import Card
+    from vesalius.models.checkpoint import OpenedModel
     from vesalius.models.processor import Processor
     from vesalius.models.specs import find_spec, sam2
     from vesalius.models.textseg import build

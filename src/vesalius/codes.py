@@ -277,6 +277,16 @@ CODES: dict[str, Code] = {
     "incomplete_weights": _error(
         "weights are missing from a checkpoint", "copy or convert the checkpoint again"
     ),
+    "no_model": _error(
+        "a path or name leads to no model", "name a bundle, run, Sa2VA folder, hub id or tiny"
+    ),
+    "not_downloaded": _error(
+        "the weights of a published model are not on this machine", "download them with hf download"
+    ),
+    "unknown_model": _error("a model name is not known", "take the nearest known name from the message"),
+    "model_kind": _error(
+        "a model is of another kind than the command needs", "name a model of the kind in the message"
+    ),
     # prediction and memory planning
     "unknown_phrase": _error(
         "the model was not trained on a phrase", "use one of the phrases of the model's card"

@@ -26,10 +26,10 @@ from vesalius.conversion.convert import convert
 from vesalius.conversion.job import COPIED, Conversion
 from vesalius.errors import CheckpointError, OutputError, SettingError
 from vesalius.lineage import fingerprint_weights
-from vesalius.models.checkpoint import open_model, read_card
-from vesalius.models.config_files import PROOF
+from vesalius.models.cards import read_card
+from vesalius.models.checkpoint import open_model
+from vesalius.models.config_files import CONFIG, PROOF
 from vesalius.models.layout_mapping import to_official
-from vesalius.models.official_config import CONFIG
 from vesalius.models.specs import ModelSpec, find_spec, sam2
 from vesalius.models.stored_model import check_fit, expected_shapes, fingerprint_model, hash_weights
 from vesalius.models.tokenizers import byte_tokenizer

@@ -9,7 +9,7 @@ from PIL import Image
 
 from vesalius.errors import ImageError, SettingError
 from vesalius.inference.predictor import Predictor, load_predictor
-from vesalius.models.checkpoint import find_model, open_model
+from vesalius.models.checkpoint import open_model
 
 TEXT = "<image>Please segment the blood vessel."
 
@@ -88,7 +88,7 @@ def test_deep_pictures_are_refused_and_not_turned_white(predictor: Predictor, mo
 
 
 def test_rotary_frequencies_stay_in_float32() -> None:
-    model = open_model(find_model("tiny"), dtype=torch.bfloat16).model
+    model = open_model("tiny", dtype=torch.bfloat16).model
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     frequencies = {name: buffer.dtype for name, buffer in model.named_buffers() if "inv_freq" in name}
     assert frequencies

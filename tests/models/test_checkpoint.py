@@ -11,15 +11,10 @@ import torch
 
 from vesalius.errors import CheckpointError, OutputError, SettingError
 from vesalius.lineage import fingerprint_weights
-from vesalius.models.checkpoint import (
-    OpenedModel,
-    find_model,
-    new_model,
-    open_bundle,
-    read_card,
-    save_bundle,
-)
+from vesalius.models.cards import read_card
+from vesalius.models.checkpoint import OpenedModel, new_model, open_model, save_bundle
 from vesalius.models.info import describe
+from vesalius.models.reference import resolve_model
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +35,7 @@ def bundle(stored: Path, tmp_path: Path) -> Path:
 
 
 def test_every_tensor_comes_back_as_it_was(opened: OpenedModel, stored: Path) -> None:
-    again = open_bundle(stored)
+    again = open_model(stored)
     assert again.card.threshold == 0.3
     assert again.card.step == 7
     expected, came = opened.model.state_dict(), again.model.state_dict()
@@ -98,13 +93,13 @@ def truncate(path: Path) -> None:
 def test_damaged_weights_are_refused_by_name(bundle: Path, file: str, damage: object) -> None:
     damage(bundle / file)  # type: ignore[operator]
     with pytest.raises(CheckpointError, match=file.partition("/")[0].removesuffix(".safetensors")):
-        open_bundle(bundle)
+        open_model(bundle)
 
 
 def test_missing_half_is_refused(bundle: Path) -> None:
     shutil.rmtree(bundle / "sam")
     with pytest.raises(CheckpointError, match="sam: missing; the bundle is incomplete"):
-        open_bundle(bundle)
+        open_model(bundle)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"spec": 3}', '{"kind": "unet"}'])
@@ -115,23 +110,23 @@ def test_broken_card_is_refused_by_name(bundle: Path, text: str) -> None:
 
 
 def test_names_of_models(stored: Path, tmp_path: Path) -> None:
-    assert find_model(stored) == stored
+    assert resolve_model(stored).folder == stored
     run = tmp_path / "run"
     run.mkdir()
     (run / "best").symlink_to(stored)
-    assert find_model(run) == run / "best"
-    assert (find_model("tiny") / "vesalius.json").is_file()
+    assert resolve_model(run).folder == run / "best"
+    assert (resolve_model("tiny").folder / "vesalius.json").is_file()
     with pytest.raises(CheckpointError, match="holds no model"):
-        find_model(tmp_path)
+        resolve_model(tmp_path)
     (tmp_path / "iter_12.pth").touch()
     with pytest.raises(
         CheckpointError, match=r"is a file; .*vesalius convert .*iter_12.pth OUT --base MODEL"
     ):
-        find_model(tmp_path / "iter_12.pth")
+        resolve_model(tmp_path / "iter_12.pth")
     with pytest.raises(CheckpointError, match="Sa2VA-4B: its weights are not on this machine"):
-        find_model("ByteDance/Sa2VA-4B")
+        resolve_model("ByteDance/Sa2VA-4B")
     with pytest.raises(SettingError, match="unknown model name 'tyni'; did you mean tiny"):
-        find_model("tyni")
+        resolve_model("tyni")
 
 
 def test_random_weights_of_a_model_without_tokenizer_are_refused() -> None:
@@ -158,7 +153,7 @@ def test_failed_write_leaves_the_old_bundle_whole(
 
 
 def test_shipped_tiny_opens_and_is_small() -> None:
-    folder = find_model("tiny")
+    folder = resolve_model("tiny").folder
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     assert size <= 16 * 2**20
     facts = describe("tiny")

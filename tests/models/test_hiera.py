@@ -59,8 +59,8 @@ def test_positions_are_those_of_transformers_in_any_precision(small_sam: Sam2Vid
 
 
 def test_every_model_is_built_relieved(small_sam: Sam2VideoModel) -> None:
-    from vesalius.models.checkpoint import find_model, open_model
+    from vesalius.models.checkpoint import open_model
 
-    kinds = {type(module) for module in open_model(find_model("tiny")).model.sam.modules()}
+    kinds = {type(module) for module in open_model("tiny").model.sam.modules()}
     assert kinds >= set(RELIEVED.values())
     assert not kinds & set(RELIEVED)

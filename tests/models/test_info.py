@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vesalius.models.checkpoint import find_model
 from vesalius.models.info import _false_claims, describe, summarize
+from vesalius.models.reference import resolve_model
 from vesalius.models.specs import find_spec
 from vesalius.models.stored_model import fingerprint_model
 
@@ -62,7 +62,7 @@ def test_hub_name_is_found_where_it_was_downloaded(
     (cache / "refs").mkdir()
     (cache / "refs" / "main").write_text(commit)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    found = find_model("ByteDance/Sa2VA-Qwen3-VL-4B")
+    found = resolve_model("ByteDance/Sa2VA-Qwen3-VL-4B").folder
     assert found == cache / "snapshots" / commit
     assert describe(found)["fingerprint"] == fingerprint_model(source)
 

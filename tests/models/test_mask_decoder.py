@@ -96,6 +96,6 @@ def test_a_single_mask_is_that_of_transformers_to_the_bit(
 
 
 def test_every_model_is_built_with_it() -> None:
-    from vesalius.models.checkpoint import find_model, open_model
+    from vesalius.models.checkpoint import open_model
 
-    assert type(open_model(find_model("tiny")).model.sam.mask_decoder) is MaskDecoder
+    assert type(open_model("tiny").model.sam.mask_decoder) is MaskDecoder

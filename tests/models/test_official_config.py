@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from vesalius.errors import CheckpointError
-from vesalius.models.checkpoint import find_model
-from vesalius.models.official_config import identify, is_official, read_spec, sizes
+from vesalius.models.config_files import is_official
+from vesalius.models.official_config import identify, read_spec, sizes
+from vesalius.models.reference import resolve_model
 from vesalius.models.specs import PRESETS, find_spec
 from vesalius.models.stored_model import shapes_of
 from vesalius.models.weights import open_weights
@@ -76,7 +77,7 @@ def test_unknown_model_type_is_no_official_folder(folder: Path) -> None:
     change(folder, model_type="llava")
     assert not is_official(folder)
     with pytest.raises(CheckpointError, match="holds no model"):
-        find_model(folder)
+        resolve_model(folder)
 
 
 def test_damaged_configuration_is_said(folder: Path) -> None:

@@ -12,7 +12,8 @@ from torch.nn.functional import linear
 from vesalius.errors import CheckpointError, MissingExtraError, SettingError
 from vesalius.inference.footprint import quantized, weigh
 from vesalius.inference.predictor import load_predictor
-from vesalius.models.checkpoint import new_model, open_bundle, open_model, read_card, save_bundle
+from vesalius.models.cards import read_card
+from vesalius.models.checkpoint import new_model, open_model, save_bundle
 from vesalius.models.quantization import (
     Quantized,
     QuantizedLinear,
@@ -140,7 +141,7 @@ def test_what_was_trained_over_4_bits_opens_in_4_bits_and_in_no_others(tmp_path:
     quantize(opened.model.vlm, "4bit")
     save_bundle(tmp_path / "bundle", opened)
     assert read_card(tmp_path / "bundle").quantized == "4bit"
-    again = open_bundle(tmp_path / "bundle")
+    again = open_model(tmp_path / "bundle")
     ids = torch.arange(2, 14)[None]
     with torch.no_grad():
         difference = again.model.vlm(input_ids=ids).logits - opened.model.eval().vlm(input_ids=ids).logits
@@ -148,7 +149,7 @@ def test_what_was_trained_over_4_bits_opens_in_4_bits_and_in_no_others(tmp_path:
     with pytest.raises(
         CheckpointError, match="was trained over weights of 4bit and cannot be opened in 8bit"
     ):
-        open_bundle(tmp_path / "bundle", quantized="8bit")
+        open_model(tmp_path / "bundle", quantized="8bit")
     dequantize(opened.model.vlm)
     quantize(opened.model.vlm, "8bit")
     with pytest.raises(CheckpointError, match="8 bits is for prediction and cannot be saved"):

@@ -11,7 +11,7 @@ import pytest
 
 from vesalius.errors import CheckpointError, DataError, OutputError
 from vesalius.models.cards import CARD, ThresholdOrigin, read_card
-from vesalius.models.checkpoint import find_model
+from vesalius.models.reference import resolve_model
 from vesalius.models.stored_model import fingerprint_model
 from vesalius.models.threshold import check_target, store_threshold
 
@@ -22,7 +22,7 @@ ORIGIN = ThresholdOrigin(
 
 @pytest.fixture
 def bundle(tmp_path) -> Path:
-    return Path(shutil.copytree(find_model("tiny"), tmp_path / "bundle"))
+    return Path(shutil.copytree(resolve_model("tiny").folder, tmp_path / "bundle"))
 
 
 def test_copy_has_the_threshold_its_origin_and_the_same_weights(tmp_path, bundle):

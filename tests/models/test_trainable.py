@@ -12,7 +12,7 @@ import torch
 from vesalius.config import make_settings
 from vesalius.errors import SettingError, TrainingError
 from vesalius.models.adapter import layers_of
-from vesalius.models.checkpoint import OpenedModel, merged, new_model, open_bundle, save_bundle, write_bundle
+from vesalius.models.checkpoint import OpenedModel, merged, new_model, open_model, save_bundle, write_bundle
 from vesalius.models.parameter_groups import TRAINABLE_PARTS
 from vesalius.models.processor import Batch
 from vesalius.models.specs import find_spec
@@ -253,13 +253,13 @@ def step_with(preset: str, parts: list[str]) -> tuple[float, list[torch.Tensor],
 def test_a_run_goes_on_from_its_checkpoint_to_the_byte(choice: str, tmp_path: Path) -> None:
     # from a file as what goes on is: memory that begins elsewhere is summed in another order
     save_bundle(tmp_path / "start", new_model("tiny", seed=0))
-    opened = open_bundle(tmp_path / "start")
+    opened = open_model(tmp_path / "start")
     optimizer = adamw(make_trainable(opened, CHOICES[choice]))
     take_steps(opened, optimizer, range(1))
     save_bundle(tmp_path / "step", opened)
     state = copy.deepcopy(optimizer.state_dict())
     take_steps(opened, optimizer, range(1, 2))
-    resumed = open_bundle(tmp_path / "step")
+    resumed = open_model(tmp_path / "step")
     assert resumed.has_adapter
     optimizer = adamw(make_trainable(resumed, CHOICES[choice]))
     optimizer.load_state_dict(state)
@@ -276,13 +276,13 @@ def test_reopened_equals_and_merged_equals_the_adapter(choice: str, tmp_path: Pa
             rows.normal_()
     expected = outputs(opened)
     save_bundle(tmp_path / "kept", opened)
-    kept = open_bundle(tmp_path / "kept")
+    kept = open_model(tmp_path / "kept")
     assert kept.card.quantized == CHOICES[choice].get("quantization")
     assert (outputs(kept) - expected).abs().max() <= 1e-5
     plain = merged(kept)
     assert (plain.has_adapter, plain.card.quantized, plain.folder) == (False, None, None)
     save_bundle(tmp_path / "merged", plain)
-    again = open_bundle(tmp_path / "merged")
+    again = open_model(tmp_path / "merged")
     assert not (tmp_path / "merged" / "adapter").exists()
     names = {name for name, _ in empty_model(find_spec("tiny")).named_parameters()}
     assert {name for name, _ in again.model.named_parameters()} == names
@@ -301,7 +301,7 @@ def test_a_half_that_does_not_train_is_linked_between_checkpoints_and_copied_fro
 ) -> None:
     start = tmp_path / "start"
     save_bundle(start, new_model("tiny", seed=0))
-    opened = open_bundle(start)
+    opened = open_model(start)
     groups = make_trainable(opened, CHOICES["vision"])
     assert opened.folder == start
     first, second = tmp_path / "run" / "step-1", tmp_path / "run" / "step-2"
@@ -314,7 +314,7 @@ def test_a_half_that_does_not_train_is_linked_between_checkpoints_and_copied_fro
     assert inode[start] != inode[first] == inode[second]
     assert (first / "sam/model.safetensors").read_bytes() != (second / "sam/model.safetensors").read_bytes()
     assert (start / "vlm/model.safetensors").read_bytes() == (second / "vlm/model.safetensors").read_bytes()
-    assert (outputs(open_bundle(second)) - outputs(opened)).abs().max() <= 1e-5
+    assert (outputs(open_model(second)) - outputs(opened)).abs().max() <= 1e-5
 
 
 def test_a_model_with_an_adapter_trains_on_with_the_same_one_or_merged() -> None:

@@ -11,13 +11,13 @@ import torch
 from vesalius.errors import CheckpointError
 from vesalius.lineage import fingerprint_weights
 from vesalius.models.cards import CARD, read_card
-from vesalius.models.checkpoint import find_model
+from vesalius.models.checkpoint import open_model
 from vesalius.models.info import describe, summarize
+from vesalius.models.reference import resolve_model
 from vesalius.models.specs import UNetShape
 from vesalius.models.unet import (
     WEIGHTS,
     OpenedUNet,
-    is_unet,
     new_unet,
     open_unet,
     standardize,
@@ -96,12 +96,11 @@ def test_a_file_cut_short_and_a_missing_one_are_refused(bundle: Path) -> None:
 
 
 def test_each_kind_of_model_is_refused_in_the_place_of_the_other(bundle: Path) -> None:
-    assert is_unet(bundle)
-    assert not is_unet(find_model("tiny"))
+    assert (resolve_model(bundle).kind, resolve_model("tiny").kind) == ("unet", "textseg")
     with pytest.raises(CheckpointError, match="is a U-Net, which has no language"):
         read_card(bundle)
     with pytest.raises(CheckpointError, match="is no U-Net but a text-prompted model"):
-        open_unet(find_model("tiny"))
+        open_unet(resolve_model("tiny").folder)
     card = json.loads((bundle / CARD).read_text())
     (bundle / CARD).write_text(json.dumps({**card, "kind": "forest"}))
     with pytest.raises(CheckpointError, match="kind: is 'forest'; known here: textseg, unet"):
@@ -154,7 +153,7 @@ def test_info_tells_its_phrases_and_size(opened: OpenedUNet, bundle: Path) -> No
 
 def test_the_filter_has_no_folder() -> None:
     with pytest.raises(CheckpointError, match="frangi: is a filter without weights"):
-        find_model("frangi")
+        open_model("frangi")
 
 
 def test_a_phrase_at_least_is_needed() -> None:

@@ -207,13 +207,13 @@ def test_views_that_do_not_help_or_of_one_group_alone_leave_no_gain(viewed):
 def test_card_holds_the_gain_until_the_next_tuning_and_its_images_are_never_scored(tmp_path, viewed, dataset):
     from vesalius.inference.predictor import load_predictor
     from vesalius.models.cards import read_card
-    from vesalius.models.checkpoint import find_model
+    from vesalius.models.reference import resolve_model
     from vesalius.models.threshold import store_threshold
     from vesalius.scoring.evaluate import evaluate
 
     segmenter, data = viewed
     tuned = find_threshold(segmenter, data, views=["flip"])
-    bundle = Path(shutil.copytree(find_model("tiny"), tmp_path / "bundle"))
+    bundle = Path(shutil.copytree(resolve_model("tiny").folder, tmp_path / "bundle"))
     with pytest.raises(SettingError, match="no gain of test-time augmentation was measured"):
         load_predictor(bundle, tta=True)
     store_threshold(bundle, bundle, tuned.threshold, tuned.origin, tuned.images, tuned.view_gain)

@@ -10,7 +10,8 @@ import torch
 from vesalius.config import make_settings
 from vesalius.errors import TrainingError
 from vesalius.lineage import fingerprint_weights
-from vesalius.models.checkpoint import open_bundle, read_card
+from vesalius.models.cards import read_card
+from vesalius.models.checkpoint import open_model
 from vesalius.synth import write_dataset
 from vesalius.training.run import train
 from vesalius.training.settings import RunSettings
@@ -37,7 +38,7 @@ def test_a_run_of_lora_ends_in_merged_weights_and_resumes_from_its_adapter(
     data: Path, tmp_path: Path
 ) -> None:
     run = train(settings(data, tmp_path / "run"))
-    last, best = open_bundle(run / "last"), open_bundle(run / "best")
+    last, best = open_model(run / "last"), open_model(run / "best")
     assert last.has_adapter
     assert not best.has_adapter
     assert (run / "best").resolve().name == "step-000002-merged"
@@ -85,4 +86,4 @@ def test_an_adapter_is_resumed_to_the_last_digit_and_frozen_halves_are_written_o
     part = train(settings(data, tmp_path / "part", **changes), resume=True)
     assert fingerprint_weights(part / "last") == fingerprint_weights(whole / "last")
     assert (part / "last/vlm/model.safetensors").stat().st_ino == inode
-    assert open_bundle(part / "best").has_adapter
+    assert open_model(part / "best").has_adapter

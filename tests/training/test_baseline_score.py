@@ -2,7 +2,7 @@
 
 import torch
 
-from vesalius.models.checkpoint import find_model, open_bundle
+from vesalius.models.checkpoint import open_model
 from vesalius.models.textseg import Projector
 from vesalius.training.baseline_score import Start, looks_fresh
 
@@ -11,7 +11,7 @@ def test_a_projector_of_random_numbers_is_told_from_a_trained_one() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         assert looks_fresh(torch.nn.ModuleDict({"projector": Projector(256, 128)}))
-    assert not looks_fresh(open_bundle(find_model("tiny")).model)
+    assert not looks_fresh(open_model("tiny").model)
     assert not looks_fresh(torch.nn.Linear(4, 4)), "a model without a projector"
 
 

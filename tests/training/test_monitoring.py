@@ -11,7 +11,7 @@ from PIL import Image
 from vesalius.config import make_settings, read_settings
 from vesalius.errors import TrainingError
 from vesalius.lineage import fingerprint_weights
-from vesalius.models.checkpoint import open_bundle
+from vesalius.models.checkpoint import open_model
 from vesalius.synth import write_dataset
 from vesalius.training.run import search_rate, train
 from vesalius.training.runs import list_runs
@@ -79,7 +79,7 @@ def check_card(bundle: Path, line: dict[str, Any], data: Path) -> None:
     assert not any(str(data.parent) in text or str(bundle.parents[2]) in text for text in (card, recipe))
     again = read_settings(RunSettings, bundle / "recipe.yaml")
     assert (again.data.train, again.optim.lr) == (Path("vessels"), 1e-3)
-    open_bundle(bundle)
+    open_model(bundle)
 
 
 def test_a_run_says_once_that_the_phrase_decides_nothing(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_run_with_averaged_weights_saves_the_mean_and_continues_exactly(data: 
     assert ours["updates"] == theirs["updates"] == 2
     for name in ("weights", "average"):
         assert all(torch.equal(a, b) for a, b in zip(ours[name], theirs[name], strict=True))
-    saved = open_bundle(whole / "last").model.projector.state_dict().values()
+    saved = open_model(whole / "last").model.projector.state_dict().values()
     assert {each.sum().item() for each in saved} == {each.sum().item() for each in ours["average"]}
     assert not torch.equal(ours["weights"][0], ours["average"][0])
 

@@ -11,7 +11,7 @@ from vesalius.config import make_settings
 from vesalius.data.dataset import load_item, load_samples
 from vesalius.errors import AnnotationError, SettingError, TrainingError
 from vesalius.inference.predictor import load_predictor
-from vesalius.models.checkpoint import read_card
+from vesalius.models.cards import read_card
 from vesalius.synth import write_dataset
 from vesalius.training.run import train
 from vesalius.training.settings import RunSettings

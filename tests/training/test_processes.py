@@ -19,7 +19,7 @@ import yaml
 from vesalius.config import make_settings
 from vesalius.data.augment import AugmentSettings
 from vesalius.errors import SettingError, TrainingError
-from vesalius.models.checkpoint import open_bundle
+from vesalius.models.checkpoint import open_model
 from vesalius.synth import write_dataset
 from vesalius.training import distributed as engine
 from vesalius.training.loader import Feed
@@ -81,7 +81,7 @@ def assert_equal(run: Path, alone: Path) -> None:
     assert lines(run, "validation.jsonl")[-1]["dice"] == pytest.approx(
         lines(alone, "validation.jsonl")[-1]["dice"], abs=1e-3
     )
-    one, other = (dict(open_bundle(each / "last").model.named_parameters()) for each in (run, alone))
+    one, other = (dict(open_model(each / "last").model.named_parameters()) for each in (run, alone))
     assert one.keys() == other.keys()
     for name, parameter in one.items():
         torch.testing.assert_close(parameter, other[name], atol=1e-4, rtol=1e-3, msg=name)

@@ -12,7 +12,7 @@ import torch
 from vesalius.config import make_settings
 from vesalius.data.dataset import load_samples
 from vesalius.errors import SettingError, TrainingError
-from vesalius.models.checkpoint import OpenedModel, find_model, open_bundle
+from vesalius.models.checkpoint import OpenedModel, open_model
 from vesalius.synth import write_dataset
 from vesalius.training import projector
 from vesalius.training.projector import fit_projector, likeness, seg_states
@@ -37,7 +37,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
 
 @pytest.fixture
 def opened() -> OpenedModel:
-    return open_bundle(find_model("tiny"))
+    return open_model("tiny")
 
 
 def share_between(prompts: torch.Tensor) -> float:
@@ -137,7 +137,7 @@ def test_a_fit_that_reaches_nothing_says_so(
 
 def test_the_same_seed_gives_the_same_projector(opened: OpenedModel, samples: list[Sample]) -> None:
     def fitted(seed: int) -> torch.Tensor:
-        again = open_bundle(find_model("tiny"))
+        again = open_model("tiny")
         fit_projector(again, samples, CPU, seed)
         return again.model.projector.linear_2.weight.detach()
 

@@ -12,7 +12,7 @@ import torch
 
 from vesalius.config import make_settings
 from vesalius.errors import CheckpointError, OutputError, SettingError, TrainingError
-from vesalius.models.checkpoint import read_card
+from vesalius.models.cards import read_card
 from vesalius.synth import write_dataset
 from vesalius.training.distributed import start_engine
 from vesalius.training.learner import TextSegLearner
@@ -211,9 +211,9 @@ def test_runs_of_one_program_may_differ_in_precision() -> None:
 
 
 def test_a_bundle_without_its_adapter_does_not_open(run: Path) -> None:
-    from vesalius.models.checkpoint import open_bundle
+    from vesalius.models.checkpoint import open_model
 
     path = run / "last" / "vesalius.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "adapter": True}))
     with pytest.raises(CheckpointError, match="adapter: is missing"):
-        open_bundle(run / "last")
+        open_model(run / "last")

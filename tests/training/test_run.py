@@ -11,7 +11,8 @@ import torch
 from vesalius.config import make_settings
 from vesalius.errors import OutputError, SettingError, TrainingError
 from vesalius.lineage import fingerprint_weights
-from vesalius.models.checkpoint import open_bundle, read_card
+from vesalius.models.cards import read_card
+from vesalius.models.checkpoint import open_model
 from vesalius.synth import write_dataset
 from vesalius.training.run import train
 from vesalius.training.settings import RunSettings
@@ -113,7 +114,7 @@ def test_run_folder_holds_what_the_contract_says(data: Path, tmp_path: Path) -> 
     assert card.step == 4
     assert set(card.training_images) == set(manifest["train"]["samples"].values())
     assert card.lineage["start"] == "random weights, seed 0"
-    opened = open_bundle(run / "last")
+    opened = open_model(run / "last")
     assert not opened.model.training
 
 
@@ -232,7 +233,7 @@ def test_only_the_projector_trains_when_asked(data: Path, tmp_path: Path) -> Non
     start = torch.random.initial_seed()
     from vesalius.models.checkpoint import new_model
 
-    fresh, trained = new_model("tiny", seed=0).model, open_bundle(run / "last").model
+    fresh, trained = new_model("tiny", seed=0).model, open_model(run / "last").model
     changed = {
         name.partition(".")[0]
         for (name, a), b in zip(fresh.named_parameters(), trained.parameters(), strict=True)

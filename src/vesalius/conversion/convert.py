@@ -27,7 +27,7 @@ from vesalius.errors import CheckpointError, OutputError
 from vesalius.files import check_new, replacing, write_json
 from vesalius.lineage import TensorHash, fingerprint_hashes, locate_bundle_tensors, versions
 from vesalius.models.adapter import TENSORS as ADAPTER_TENSORS
-from vesalius.models.checkpoint import ADAPTER, CARD, SOURCE, Card
+from vesalius.models.cards import ADAPTER, CARD, SOURCE, Card
 from vesalius.models.config_files import PROOF
 from vesalius.models.layout_mapping import Assembly, to_bundle
 from vesalius.models.stored_model import (

@@ -18,9 +18,9 @@ from vesalius.conversion.training_checkpoint import (
     open_training_checkpoint,
 )
 from vesalius.errors import CheckpointError, SettingError
-from vesalius.models.checkpoint import ADAPTER, SOURCE
-from vesalius.models.config_files import SmallFiles, find_small_files
-from vesalius.models.official_config import CONFIG, is_official, read_spec
+from vesalius.models.cards import ADAPTER, SOURCE
+from vesalius.models.config_files import CONFIG, SmallFiles, find_small_files, is_official
+from vesalius.models.official_config import read_spec
 from vesalius.models.processor import Processor
 from vesalius.models.specs import ModelSpec
 from vesalius.models.stored_model import (

@@ -10,7 +10,7 @@ from typing import Any
 from vesalius.conversion.job import Conversion, Training
 from vesalius.conversion.lora import prove_merge
 from vesalius.lineage import TensorHash, fingerprint_hashes, hash_file
-from vesalius.models.checkpoint import CARD, read_card
+from vesalius.models.cards import CARD, read_card
 from vesalius.models.stored_model import SHOWN
 
 

@@ -22,10 +22,10 @@ from vesalius.data.images import as_pixels
 from vesalius.errors import SettingError
 from vesalius.extras import require
 from vesalius.models.cards import ModelCard
-from vesalius.models.checkpoint import FRANGI, find_model
+from vesalius.models.reference import FRANGI, ModelRef, resolve_model
 from vesalius.models.specs import UNetSpec
 from vesalius.models.stored_model import fingerprint_model
-from vesalius.models.unet import OpenedUNet, is_unet, open_unet, standardize
+from vesalius.models.unet import OpenedUNet, open_unet, standardize
 from vesalius.types import Item, Prediction
 
 OVERLAP = 0.5
@@ -228,11 +228,11 @@ def check_channel(spec: UNetSpec, *phrases: str) -> None:
 
 def is_baseline(model: str | Path) -> bool:
     """Whether MODEL names the filter or a U-Net."""
-    return str(model) == FRANGI or is_unet(find_model(model))
+    return resolve_model(model).is_baseline
 
 
 def load_baseline(
-    model: str | Path,
+    model: str | Path | ModelRef,
     *,
     threshold: float | None = None,
     cleaning: Cleaning | None = None,
@@ -240,13 +240,13 @@ def load_baseline(
     device: str = "cpu",
 ) -> Baseline:
     """Open the filter, or the bundle or run of a U-Net; without `threshold` the bundle's own is used."""
+    ref = resolve_model(model)
     settings: dict[str, Any] = {
         "threshold": threshold,
         "cleaning": cleaning,
         "batch": batch,
-        "name": str(model),
+        "name": ref.name,
     }
-    if str(model) == FRANGI:
+    if ref.kind == "frangi":
         return FrangiFilter(**settings)
-    folder = find_model(model)
-    return UNetPredictor(open_unet(folder, device), fingerprint=fingerprint_model(folder), **settings)
+    return UNetPredictor(open_unet(ref.folder, device), fingerprint=fingerprint_model(ref), **settings)

@@ -32,13 +32,12 @@ from vesalius.inference.placement import (
     parse_size,
     reserve_of,
 )
-from vesalius.models.checkpoint import ADAPTER, CARD, FRANGI, find_model, read_card
+from vesalius.models.cards import ADAPTER
 from vesalius.models.device_map import DeviceMap
-from vesalius.models.official_config import read_spec
+from vesalius.models.reference import ModelRef, resolve_model
 from vesalius.models.specs import PRESETS, ModelSpec, find_spec
-from vesalius.models.stored_model import empty_model, shapes_of
+from vesalius.models.stored_model import empty_model, spec_of
 from vesalius.models.trainable import CHECKPOINTABLE, TrainableSettings
-from vesalius.models.weights import open_weights
 
 SETTINGS: dict[str, type[PredictionSettings] | type[TrainingSettings]] = {
     "predict": PredictionSettings,
@@ -94,7 +93,10 @@ class Plan:
 
 
 def make_plan(
-    model: str | Path, gpus: str | None = None, purpose: Purpose = "predict", changes: Sequence[str] = ()
+    model: str | Path | ModelRef,
+    gpus: str | None = None,
+    purpose: Purpose = "predict",
+    changes: Sequence[str] = (),
 ) -> Plan:
     """The plan for MODEL: a bundle, a run, an official folder, or a published name, whose weights need not be here.
 
@@ -102,7 +104,8 @@ def make_plan(
     `PredictionSettings` or `TrainingSettings`. Raises SettingError for an unknown model, GPU or setting.
     """
     settings = make_settings(SETTINGS[purpose], apply_changes({}, changes), "--set")
-    spec, folder = read_model(model)
+    ref = resolve_model(model, weights=False)
+    spec = _read_spec(ref)
     cpu = find_cpu()
     if isinstance(settings, PredictionSettings) and settings.cpu_memory is not None:
         cpu = Device("cpu", parse_size(settings.cpu_memory, "--set cpu_memory"))
@@ -112,7 +115,7 @@ def make_plan(
             f"sharded=true divides a model between several GPUs, and here are {len(task.gpus)}; name them, as in "
             "--gpus 4x80GiB"
         )
-    return _plan(task, str(model), on_disk=folder is None or (folder / CARD).is_file())
+    return _plan(task, ref.name, on_disk=ref.origin == "published" or ref.is_bundle)
 
 
 def place_of(plan: Plan) -> tuple[str | DeviceMap, torch.dtype]:
@@ -134,25 +137,16 @@ def place_of(plan: Plan) -> tuple[str | DeviceMap, torch.dtype]:
     return (plan.device_map if whole is None else f"cuda:{whole}" if isinstance(whole, int) else whole), dtype
 
 
-def read_model(model: str | Path) -> tuple[ModelSpec, Path | None]:
-    """The configuration of MODEL, of which no weights are read; and its folder, None for a published name without."""
-    name = str(model)
-    if (
-        name != FRANGI
-        and not Path(model).exists()
-        and name.lower() != "tiny"
-        and ("/" not in name or name.startswith("ByteDance/"))
-    ):
-        return find_spec(name), None
-    folder = find_model(model)
-    if not (folder / CARD).is_file():
-        return read_spec(folder, shapes_of(open_weights(folder))), folder
-    if (folder / ADAPTER).is_dir():
+def _read_spec(ref: ModelRef) -> ModelSpec:
+    """The spec of a model, read without its weights; CheckpointError for a bundle with an adapter."""
+    if ref.is_bundle and (ref.folder / ADAPTER).is_dir():
         raise CheckpointError(
-            f"{folder}: keeps a LoRA as an adapter, which a plan does not count; "
-            "of a run, merge it: vesalius train --resume RUN --set trainable.save=merged"
+            f"{ref.folder}: keeps a LoRA as an adapter, which a plan does not count; "
+            "of a run, merge it: vesalius train --resume RUN --set trainable.save=merged",
+            code="model_kind",
+            path=ref.folder,
         )
-    return read_card(folder).spec, folder
+    return spec_of(ref)
 
 
 def _plan(task: Task, name: str, on_disk: bool) -> Plan:

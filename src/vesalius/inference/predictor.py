@@ -18,7 +18,7 @@ from PIL import Image
 from vesalius.cleaning import CleanedPrediction, Cleaning
 from vesalius.data.images import as_pixels
 from vesalius.errors import SettingError
-from vesalius.inference.baselines import Baseline, is_baseline, load_baseline
+from vesalius.inference.baselines import Baseline, load_baseline
 from vesalius.inference.feature_cache import CacheSettings, FeatureCache
 from vesalius.inference.official import predict_forward
 from vesalius.inference.plan import make_plan, place_of
@@ -32,11 +32,12 @@ from vesalius.inference.tta import (
     find_gain,
 )
 from vesalius.inference.video import FramePredictions, predict_video
-from vesalius.models.checkpoint import OpenedModel, find_model, open_model
+from vesalius.models.checkpoint import OpenedModel, open_model
 from vesalius.models.cpu_parallel import decode_on_cores, map_on_cores
 from vesalius.models.generation import Answer, DraftTable, force_answer, generate_answer, verify_answer
 from vesalius.models.processor import Batch, PixelInputs
 from vesalius.models.quantization import Quantized, kind_of
+from vesalius.models.reference import resolve_model
 from vesalius.models.segmenter import SegPrompts, encode_images
 from vesalius.models.stored_model import fingerprint_model
 from vesalius.types import Item, Prediction, Tile
@@ -71,24 +72,24 @@ def load_predictor(
     `quantized` turns the matrices of the vision-language half into 8 or 4 bits a value; needs the extra of that name.
     SettingError for a device that this machine does not have, or GPUs that do not hold the model.
     """
-    if is_baseline(model):
+    ref = resolve_model(model)
+    if ref.is_baseline:
         refused = {"tiles": tiles, "tta": tta, "cache": cache, "gpus": gpus, "quantized": quantized}
         for setting in (name for name, value in refused.items() if value):
             raise SettingError(f"{model}: {setting} is for text-prompted models; leave it out")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         _check_device(device)
-        return load_baseline(model, threshold=threshold, cleaning=cleaning, batch=batch, device=device)
-    folder = find_model(model)
+        return load_baseline(ref, threshold=threshold, cleaning=cleaning, batch=batch, device=device)
     if gpus is None:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         _check_device(device)
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
-        opened = open_model(folder, device, dtype, quantized)
+        opened = open_model(ref, device, dtype, quantized)
     else:
         if device is not None:
             raise SettingError(f"give a device ({device}) or gpus ({gpus}), not both")
         changes = [f"batch={batch}", *([f"quantize={quantized}"] if quantized else [])]
-        opened = open_model(folder, *place_of(make_plan(model, gpus, changes=changes)), quantized)
+        opened = open_model(ref, *place_of(make_plan(ref, gpus, changes=changes)), quantized)
     return Predictor(
         opened,
         answer=answer,
@@ -98,8 +99,8 @@ def load_predictor(
         batch=batch,
         tta=tta,
         cache=cache,
-        name=str(model),
-        fingerprint=fingerprint_model(folder),
+        name=ref.name,
+        fingerprint=fingerprint_model(ref),
     )
 
 

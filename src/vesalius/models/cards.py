@@ -13,6 +13,10 @@ from vesalius.errors import CheckpointError, SettingError
 from vesalius.models.specs import ModelSpec, UNetSpec
 
 CARD = "vesalius.json"
+ADAPTER = "adapter"
+"""Folder of a bundle with a LoRA adapter over its `vlm/`."""
+SOURCE = "source"
+"""Folder of a bundle with the small files of the official folder it was converted from."""
 
 
 class ThresholdOrigin(Settings):

@@ -9,15 +9,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
 from accelerate import dispatch_model
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors import SafetensorError
 from transformers import (
     PreTrainedModel,
@@ -30,26 +27,20 @@ from vesalius.errors import CheckpointError, OutputError, SettingError
 from vesalius.files import replacing, write_json
 from vesalius.lineage import versions
 from vesalius.models.adapter import apply_adapter, layers_of, write_adapter
-from vesalius.models.cards import CARD, Card, read_card
+from vesalius.models.cards import ADAPTER, CARD, SOURCE, Card
 from vesalius.models.components import is_frozen, take_over, write_half
 from vesalius.models.config_files import SmallFiles, find_small_files
 from vesalius.models.device_map import DeviceMap, home_device, return_to_device, vlm_device_map
 from vesalius.models.layout_mapping import to_bundle
 from vesalius.models.lora import merge_adapter
-from vesalius.models.official_config import is_official, read_spec
+from vesalius.models.official_config import read_spec
 from vesalius.models.processor import Processor
 from vesalius.models.quantization import Quantized, kind_of, quantize
+from vesalius.models.reference import ModelRef, resolve_model
 from vesalius.models.specs import PRESETS, find_spec
 from vesalius.models.textseg import VLM_CLASSES, TextSegModel, assemble, build, configs
 from vesalius.models.tokenizers import byte_tokenizer, official_tokenizer
 from vesalius.models.weights import AssembledWeights, load_tensor, open_weights
-
-ADAPTER = "adapter"
-"""Folder of a bundle with a LoRA over its `vlm/`."""
-FRANGI = "frangi"
-"""What MODEL is called for the filter of `inference/baselines.py`, which has no folder."""
-SOURCE = "source"
-"""Folder of a bundle with the small files of the official folder that it came from."""
 
 EXACT = ("inv_freq", ".scales")
 """Buffers that stay in float32: rotary frequencies, and scales of quantized matrices."""
@@ -78,78 +69,32 @@ class OpenedModel:
         return bool(layers_of(self.model.vlm))
 
 
-def find_model(model: str | Path) -> Path:
-    """The folder that MODEL names: a bundle, a run (its best checkpoint), an official folder, a hub id, or `tiny`.
-
-    A hub id is looked up among what was downloaded before; nothing is fetched. CheckpointError where there is no
-    model, saying what was looked for.
-    """
-    if str(model) == FRANGI:
-        raise CheckpointError(
-            f"{FRANGI}: is a filter without weights, which only predict and evaluate take; --threshold sets its threshold"
-        )
-    path = Path(model)
-    for candidate in (path, path / "best"):
-        if (candidate / CARD).is_file():
-            return candidate
-    if is_official(path):
-        return path
-    if path.is_dir():
-        raise CheckpointError(
-            f"{path}: holds no model: neither {CARD} (a bundle), best/{CARD} (a run with a checkpoint) nor the "
-            f"config.json of an official Sa2VA model is there"
-        )
-    if path.is_file():
-        raise CheckpointError(
-            f"{path}: is a file; a training checkpoint becomes a model with `vesalius convert {path} OUT --base MODEL`"
-        )
-    if str(model).lower() == "tiny":
-        return Path(str(files("vesalius.models") / "tiny"))
-    return _find_downloaded(str(model))
-
-
-def _find_downloaded(name: str) -> Path:
-    repository = name if "/" in name else f"ByteDance/{find_spec(name).name}"
-    try:
-        folder = Path(snapshot_download(repository, local_files_only=True))
-    except (HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError) as error:
-        if "/" not in name or name.startswith("ByteDance/"):
-            find_spec(name)  # an unknown name has a better sentence
-            hint = f"download it with `hf download {repository}`, or give the folder of a model instead"
-            raise CheckpointError(f"{repository}: its weights are not on this machine; {hint}") from error
-        raise CheckpointError(
-            f"{name}: is neither a folder nor a model that was downloaded before"
-        ) from error
-    if not is_official(folder):
-        raise CheckpointError(f"{repository}: {folder} holds no model in the official Sa2VA layout")
-    return folder
-
-
 def open_model(
-    folder: Path,
+    model: str | Path | ModelRef,
     device: str | torch.device | DeviceMap = "cpu",
     dtype: torch.dtype = torch.float32,
     quantized: Quantized | None = None,
 ) -> OpenedModel:
-    """Open a bundle or an official folder strictly, in eval mode; CheckpointError as for `open_bundle`."""
-    if (folder / CARD).is_file():
-        return open_bundle(folder, device, dtype, quantized)
-    return _open_official(folder, device, dtype, quantized)
+    """Open a text-prompted model strictly, in eval mode, on a device or over those of a device map.
 
-
-def open_bundle(
-    folder: Path,
-    device: str | torch.device | DeviceMap = "cpu",
-    dtype: torch.dtype = torch.float32,
-    quantized: Quantized | None = None,
-) -> OpenedModel:
-    """Open a bundle strictly, in eval mode; on a device, or spread over several as a plan's device map says.
-
-    With `quantized` the matrices of the vision-language half become 8 or 4 bits a value; those under an adapter that
-    was trained so become it in any case. Raises CheckpointError, naming the folder, for anything missing, unknown,
-    misshapen or unreadable.
+    With `quantized` the matrices of the vision-language model get 8 or 4 bits a value; a bundle that was trained over
+    quantized weights opens with them in any case. Raises CheckpointError, naming the folder, for anything missing,
+    unknown, misshapen or unreadable, and for a model that is no text-prompted one.
     """
-    card = read_card(folder)
+    ref = resolve_model(model)
+    card = ref.text_card
+    if card is None:
+        return _open_official(ref.folder, device, dtype, quantized)
+    return _open_bundle(ref.folder, card, device, dtype, quantized)
+
+
+def _open_bundle(
+    folder: Path,
+    card: Card,
+    device: str | torch.device | DeviceMap,
+    dtype: torch.dtype,
+    quantized: Quantized | None,
+) -> OpenedModel:
     processor = Processor(card.spec, _tokenizer(folder / "vlm"))
     has_adapter = (folder / ADAPTER).is_dir()
     if card.adapter and not has_adapter:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from vesalius.errors import CheckpointError
 
+CONFIG = "config.json"
+MODEL_TYPE = "sa2va_chat"
 PROOF = "conversion.json"
 LARGEST_BYTES = 64 << 20
 
@@ -29,6 +32,15 @@ NOT_THE_MODEL = {
     ".cache": "notes of the program that downloaded it",
     "__pycache__": "compiled by Python",
 }
+
+
+def is_official(folder: Path) -> bool:
+    """True if the `config.json` of a folder is that of a model in the official layout."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("model_type") == MODEL_TYPE
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from vesalius.lineage import locate_bundle_tensors
-from vesalius.models.cards import CARD, Card, ModelCard, UNetCard, read_any_card, read_card
-from vesalius.models.checkpoint import ADAPTER, find_model
-from vesalius.models.official_config import CONFIG, identify, read_spec
+from vesalius.models.cards import ADAPTER, Card, ModelCard, UNetCard
+from vesalius.models.config_files import CONFIG
+from vesalius.models.official_config import identify, read_spec
+from vesalius.models.reference import ModelRef, resolve_model
 from vesalius.models.specs import PRESETS, ModelSpec
 from vesalius.models.stored_model import bundle_view, check_fit, fingerprint_model, shapes_of
-from vesalius.models.unet import is_unet
 from vesalius.models.weights import FileWeights, Weights, open_weights
 
 PART_NAMES = {
@@ -28,12 +28,13 @@ LINE = 100
 """Characters of a line that is easily read."""
 
 
-def describe(model: str | Path) -> dict[str, Any]:
+def describe(model: str | Path | ModelRef) -> dict[str, Any]:
     """Facts about MODEL without loading its weights. `warnings` says where its name promises another size."""
-    folder = find_model(model)
-    if is_unet(folder):
-        return _describe_unet(folder)
-    card, weights, layout = _open(folder)
+    ref = resolve_model(model)
+    folder = ref.folder
+    if isinstance(ref.card, UNetCard):
+        return _describe_unet(folder, ref.card)
+    card, weights, layout = _open(ref)
     parts: Counter[str] = Counter()
     dtypes: Counter[str] = Counter()
     for name, tensor in weights.tensors.items():
@@ -57,10 +58,7 @@ def describe(model: str | Path) -> dict[str, Any]:
     }
 
 
-def _describe_unet(folder: Path) -> dict[str, Any]:
-    """The same of a U-Net, which has no halves but phrases."""
-    card = read_any_card(folder)
-    assert isinstance(card, UNetCard)
+def _describe_unet(folder: Path, card: UNetCard) -> dict[str, Any]:
     tensors = FileWeights(locate_bundle_tensors(folder)).tensors.values()
     dtypes: Counter[str] = Counter()
     for tensor in tensors:
@@ -89,10 +87,11 @@ def _history(card: ModelCard, folder: Path) -> dict[str, Any]:
     }
 
 
-def _open(folder: Path) -> tuple[Card, Weights, str]:
-    """The card, the tensors under their canonical names, and the layout they are stored in."""
-    if (folder / CARD).is_file():
-        return read_card(folder), FileWeights(locate_bundle_tensors(folder)), "bundle"
+def _open(ref: ModelRef) -> tuple[Card, Weights, str]:
+    """The card, the tensors under their canonical names, and the layout that they are stored in."""
+    folder = ref.folder
+    if (card := ref.text_card) is not None:
+        return card, FileWeights(locate_bundle_tensors(folder)), "bundle"
     files = open_weights(folder)
     spec = read_spec(folder, shapes_of(files))
     weights = bundle_view(spec, files, folder)[0]

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from vesalius.errors import CheckpointError
+from vesalius.models.config_files import CONFIG
 from vesalius.models.layout_mapping import Shape
 from vesalius.models.prompts import CHATS, PromptTemplate
 from vesalius.models.specs import IMAGE_TOKEN, PRESETS, ModelSpec, sam2
 from vesalius.models.tokenizers import official_tokenizer
 
-CONFIG = "config.json"
-MODEL_TYPE = "sa2va_chat"
 TRUNK = "grounding_encoder.sam2_model.image_encoder.trunk."
 MEMORY = "grounding_encoder.sam2_model.memory_"
 DECODER = "grounding_encoder.sam2_model.sam_mask_decoder.transformer.layers.0.mlp.layers.0.weight"
@@ -61,15 +60,6 @@ QWEN_VISION_FIELDS = (
     "window_size",
 )
 QWEN_FIELDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-
-
-def is_official(folder: Path) -> bool:
-    """Whether the folder holds a model in the official layout, by its `config.json`."""
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get("model_type") == MODEL_TYPE
 
 
 def read_spec(folder: Path, shapes: Mapping[str, Shape]) -> ModelSpec:

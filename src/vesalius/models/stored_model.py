@@ -24,11 +24,13 @@ from vesalius.lineage import (
     hash_tensors,
     locate_bundle_tensors,
 )
-from vesalius.models.checkpoint import ADAPTER, CARD, find_model, read_card
+from vesalius.models.cards import ADAPTER, CARD
+from vesalius.models.config_files import CONFIG
 from vesalius.models.keymaps import saved_name
 from vesalius.models.layout_mapping import Shape, to_bundle, to_official
-from vesalius.models.official_config import CONFIG, read_spec
-from vesalius.models.specs import PRESETS, ModelSpec
+from vesalius.models.official_config import read_spec
+from vesalius.models.reference import ModelRef, resolve_model
+from vesalius.models.specs import PRESETS, ModelSpec, find_spec
 from vesalius.models.textseg import VLM_CLASSES, TextSegModel, assemble, configs
 from vesalius.models.weights import AssembledWeights, FileWeights, Weights, open_weights
 from vesalius.tensorfiles import find_shards
@@ -62,13 +64,24 @@ class StoredModel:
         return official_view(self.spec, self.weights)
 
 
-def open_stored(model: str | Path) -> StoredModel:
+def open_stored(model: str | Path | ModelRef) -> StoredModel:
     """The model that MODEL names, unread; CheckpointError for what is missing, damaged or of an unknown kind."""
-    folder = find_model(model)
-    return _open_bundle(folder) if (folder / CARD).is_file() else _open_official(folder)
+    ref = resolve_model(model)
+    return _open_bundle(ref) if ref.is_bundle else _open_official(ref.folder)
 
 
-def _open_bundle(folder: Path) -> StoredModel:
+def spec_of(model: str | Path | ModelRef) -> ModelSpec:
+    """The spec of a text-prompted model, without its weights; of a published name, the preset."""
+    ref = resolve_model(model, weights=False)
+    if ref.origin == "published":
+        return find_spec(ref.name)
+    card = ref.text_card
+    return read_spec(ref.folder, shapes_of(open_weights(ref.folder))) if card is None else card.spec
+
+
+def _open_bundle(ref: ModelRef) -> StoredModel:
+    folder, card = ref.folder, ref.text_card
+    assert card is not None
     weights = FileWeights(locate_bundle_tensors(folder))
     if any(name.startswith(f"{ADAPTER}.") for name in weights.tensors):
         raise CheckpointError(
@@ -76,7 +89,7 @@ def _open_bundle(folder: Path) -> StoredModel:
             "trainable.save=merged, else convert its training checkpoint without --keep-adapter"
         )
     names = {name: (name,) for name in weights.tensors}
-    return StoredModel(folder, "vesalius", read_card(folder).spec, weights, names, {})
+    return StoredModel(folder, "vesalius", card.spec, weights, names, {})
 
 
 def _open_official(folder: Path) -> StoredModel:
@@ -124,18 +137,18 @@ def shapes_of(weights: Weights) -> dict[str, Shape]:
     return {name: tensor.shape for name, tensor in weights.tensors.items()}
 
 
-def fingerprint_model(model: str | Path) -> str:
+def fingerprint_model(model: str | Path | ModelRef) -> str:
     """The fingerprint of a bundle's weights, and the same for the official folder that it was made of."""
     return fingerprint_hashes(hash_model(model))
 
 
-def hash_model(model: str | Path) -> dict[str, TensorHash]:
+def hash_model(model: str | Path | ModelRef) -> dict[str, TensorHash]:
     """Canonical name -> each tensor of MODEL, hashed; what was hashed before is remembered by path, size and time."""
-    folder = find_model(model)
-    if (folder / CARD).is_file():
-        return hash_bundle(folder)
-    stored = _open_official(folder)
-    lines = cached_hashes(_hashed_files(folder), lambda: hash_weights(stored.weights))
+    ref = resolve_model(model)
+    if ref.is_bundle:
+        return hash_bundle(ref.folder)
+    stored = _open_official(ref.folder)
+    lines = cached_hashes(_hashed_files(ref.folder), lambda: hash_weights(stored.weights))
     return {line[0]: line for line in lines}
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from vesalius.errors import CheckpointError, OutputError
 from vesalius.files import check_new, prepare_folder, replacing, write_json
-from vesalius.models.cards import CARD, ThresholdOrigin, TtaGain, read_any_card
-from vesalius.models.checkpoint import find_model
+from vesalius.models.cards import CARD, ThresholdOrigin, TtaGain
+from vesalius.models.reference import ModelRef, resolve_model
 
 RUN_ONLY = {"train_state.json", "optimizer.safetensors", "average.pt", "README.md"}
 """Of a checkpoint in a run: its state of training, and the README, which tells of the threshold before."""
@@ -21,30 +21,33 @@ def _leave_out(bundle: str, folder: str, names: list[str]) -> set[str]:
     return RUN_ONLY & set(names) if folder == bundle else set()
 
 
-def check_target(model: str | Path, out: Path | None) -> Path:
+def check_target(model: str | Path | ModelRef, out: Path | None) -> Path:
     """The bundle folder that the threshold is to be stored in, before any work is done for it.
 
     Without `out` that is MODEL itself, if it is a bundle that can be written to. CheckpointError where MODEL is no
     bundle; OutputError where the place is taken or cannot be written to.
     """
-    folder = find_model(model)
-    if not (folder / CARD).is_file():
+    ref = resolve_model(model)
+    folder = ref.folder
+    if not ref.is_bundle:
         raise CheckpointError(
-            f"{model}: is in the official layout, which has no threshold; convert it to a bundle"
+            f"{folder}: is in the official layout, which has no threshold; convert it to a bundle",
+            code="model_kind",
+            path=folder,
         )
     if out is not None:
         check_new(out)
         prepare_folder(out.resolve().parent)
         return out
-    if folder.resolve() != Path(model).resolve():
-        raise OutputError(f"{model}: is no bundle folder itself; name the bundle to write with --out")
+    if ref.origin != "bundle":
+        raise OutputError(f"{ref.name}: is no bundle folder itself; name the bundle to write with --out")
     if not os.access(folder / CARD, os.W_OK) or not os.access(folder, os.W_OK):
         raise OutputError(f"{folder}: cannot be written; name another bundle with --out")
     return folder
 
 
 def store_threshold(
-    model: str | Path,
+    model: str | Path | ModelRef,
     target: Path,
     threshold: float,
     origin: ThresholdOrigin,
@@ -55,8 +58,10 @@ def store_threshold(
 
     `tta` takes the place of what the card says of it, also where it is None: it was measured on other images.
     """
-    folder = find_model(model)
-    card = read_any_card(folder).changed(
+    ref = resolve_model(model)
+    folder, card = ref.folder, ref.card
+    assert card is not None, f"{ref.name} has no card"
+    card = card.changed(
         threshold=threshold, threshold_origin=origin, tuning_images=tuple(sorted(images)), tta=tta
     )
     if target.resolve() == folder.resolve():

@@ -96,11 +96,6 @@ def with_phrases(opened: OpenedUNet, phrases: Sequence[str], seed: int) -> tuple
     return OpenedUNet(made.model, opened.card.changed(spec=made.card.spec.model_dump())), note
 
 
-def is_unet(folder: Path) -> bool:
-    """Whether a model's folder is the bundle of a U-Net."""
-    return (folder / CARD).is_file() and isinstance(read_any_card(folder), UNetCard)
-
-
 def open_unet(folder: Path, device: str | torch.device = "cpu") -> OpenedUNet:
     """Open the bundle of a U-Net strictly, in eval mode and float32.
 

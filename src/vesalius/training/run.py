@@ -16,7 +16,8 @@ from vesalius.errors import SettingError, TrainingError
 from vesalius.files import check_outside, write_text
 from vesalius.lineage import commit, fingerprint_samples, hash_pixels, perceptual_hash, versions
 from vesalius.models.cards import CARD, ModelCard, ThresholdOrigin
-from vesalius.models.checkpoint import OpenedModel, find_model, merged, new_model, open_model
+from vesalius.models.checkpoint import OpenedModel, merged, new_model, open_model
+from vesalius.models.reference import resolve_model
 from vesalius.models.stored_model import fingerprint_model
 from vesalius.models.token_rows import new_tokens
 from vesalius.models.trainable import set_trainable
@@ -306,7 +307,7 @@ def _open_model(settings: RunSettings, resume: bool) -> tuple[OpenedModel, dict[
                 f"init: random makes new weights of tiny alone; {settings.model} has its own: leave it out"
             )
         return new_model(settings.model, settings.seed), {"start": f"random weights, seed {settings.seed}"}
-    folder = RunFolder(settings.out).last() if resume else find_model(settings.model)
+    folder = RunFolder(settings.out).last() if resume else resolve_model(settings.model).folder
     opened = open_model(folder)
     if opened.has_adapter and not resume:
         opened = merged(opened)

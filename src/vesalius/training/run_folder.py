@@ -16,8 +16,8 @@ import torch
 
 from vesalius.errors import CheckpointError, OutputError, TrainingError
 from vesalius.files import check_new, hold_folder, prepare_folder, replacing, to_json, write_json, write_text
-from vesalius.models.cards import ModelCard
-from vesalius.models.checkpoint import ADAPTER, merged, open_bundle, write_bundle
+from vesalius.models.cards import ADAPTER, ModelCard
+from vesalius.models.checkpoint import merged, open_model, write_bundle
 from vesalius.training.distributed import Engine
 from vesalius.training.learner import Learner
 from vesalius.training.optimizer_state import write_optimizer
@@ -140,7 +140,7 @@ class RunFolder:
             return
         folder = best.with_name(f"{best.name}{MERGED}")
         with replacing(folder) as aside:
-            opened = merged(open_bundle(best))
+            opened = merged(open_model(best))
             write_bundle(aside, opened, opened.card)
             describe(aside)
             _push_to_disk(*aside.rglob("*"), aside)

@@ -19,13 +19,12 @@ from vesalius.errors import SettingError
 from vesalius.inference.baselines import UNetPredictor, check_channel
 from vesalius.masks import Size
 from vesalius.models.cards import UNetCard
-from vesalius.models.checkpoint import find_model
+from vesalius.models.reference import resolve_model
 from vesalius.models.specs import UNetShape
 from vesalius.models.stored_model import fingerprint_model
 from vesalius.models.unet import (
     NAME,
     OpenedUNet,
-    is_unet,
     new_unet,
     open_unet,
     standardize,
@@ -191,7 +190,7 @@ def open_unet_learner(
     elif settings.model == NAME:
         opened = new_unet(settings.unet or UNetShape(), phrases, settings.seed)
     else:
-        opened = open_unet(folder := find_model(settings.model))
+        opened = open_unet(folder := resolve_model(settings.model).folder)
         _check_shape(settings, opened)
         if settings.init == "random":
             opened = new_unet(opened.card.spec, phrases, settings.seed)
@@ -206,11 +205,11 @@ def open_unet_learner(
 def trains_unet(settings: RunSettings, resume: bool) -> bool:
     """Whether the run is of a U-Net."""
     if resume:
-        return is_unet(RunFolder(settings.out).last())
+        return resolve_model(RunFolder(settings.out).last()).kind == "unet"
     if settings.model == NAME:
         return True
     by_name = settings.init == "random" and not Path(settings.model).exists()
-    return not by_name and is_unet(find_model(settings.model))
+    return not by_name and resolve_model(settings.model).kind == "unet"
 
 
 def _check_shape(settings: RunSettings, opened: OpenedUNet) -> None:

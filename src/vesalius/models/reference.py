@@ -1,0 +1,156 @@
+"""`ModelRef`: what the argument MODEL names, looked up once. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+from vesalius.errors import CheckpointError
+from vesalius.models.cards import CARD, Card, UNetCard, read_any_card
+from vesalius.models.config_files import is_official
+
+FRANGI = "frangi"
+"""MODEL for the vesselness filter of `inference/baselines.py`, which has no files."""
+TINY = "tiny"
+"""MODEL for the small model inside the package."""
+HUB_OWNER = "ByteDance/"
+
+Origin = Literal["bundle", "run", "official", "hub", "packaged", "published", "builtin"]
+"""bundle: a folder with `vesalius.json`; run: the best checkpoint of a run folder; official: a folder in Sa2VA's layout;
+hub: such a folder in the local cache of the Hugging Face hub; packaged: `tiny`; published: a known name without weights on
+this machine; builtin: `frangi`."""
+Kind = Literal["textseg", "unet", "frangi"]
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A model that was found: its name as given, where its files are, and which kind it is."""
+
+    name: str
+    origin: Origin
+    path: Path | None = None
+    """Folder of the files; None for `frangi` and for a published name without weights."""
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the files; CheckpointError for a model without any."""
+        if self.origin == "published":
+            raise CheckpointError(
+                f"{self.name}: its weights are not on this machine", code="not_downloaded", field="model"
+            )
+        if self.path is None:
+            raise CheckpointError(
+                f"{self.name}: is a filter without weights, which only predict and evaluate take; "
+                "--threshold sets its threshold",
+                code="model_kind",
+                field="model",
+            )
+        return self.path
+
+    @property
+    def is_bundle(self) -> bool:
+        """True for a folder with a model card, False for the official layout and for a model without files."""
+        return self.origin in ("bundle", "run", "packaged")
+
+    @cached_property
+    def card(self) -> Card | UNetCard | None:
+        """The model card of a bundle, None for any other model; CheckpointError if it is damaged."""
+        return read_any_card(self.folder) if self.is_bundle else None
+
+    @property
+    def kind(self) -> Kind:
+        """textseg: a text-prompted model; unet and frangi: the baselines."""
+        if self.origin == "builtin":
+            return "frangi"
+        return "unet" if isinstance(self.card, UNetCard) else "textseg"
+
+    @property
+    def is_baseline(self) -> bool:
+        """True for a U-Net and for the Frangi filter."""
+        return self.kind != "textseg"
+
+    @property
+    def text_card(self) -> Card | None:
+        """The card of a text-prompted bundle, None in the official layout; CheckpointError for a baseline."""
+        if self.kind == "unet":
+            raise CheckpointError(
+                f"{self.folder}: is a U-Net, which has no language and no SAM 2; name a text-prompted model",
+                code="model_kind",
+                path=self.folder,
+            )
+        card = self.card
+        return card if isinstance(card, Card) else None
+
+
+def resolve_model(model: str | Path | ModelRef, *, weights: bool = True) -> ModelRef:
+    """The model that MODEL names: a bundle, a run (its best checkpoint), an official folder, a hub id, `tiny`, `frangi`.
+
+    A hub id is looked up in the local cache; nothing is downloaded. With `weights=False` a published name needs no
+    weights on this machine. Raises CheckpointError, with what was looked for, if there is no model; SettingError for an
+    unknown name.
+    """
+    if isinstance(model, ModelRef):
+        return model
+    name, path = str(model), Path(model)
+    if name == FRANGI:
+        return ModelRef(name, "builtin")
+    if (path / CARD).is_file():
+        return ModelRef(name, "bundle", path)
+    if (path / "best" / CARD).is_file():
+        return ModelRef(name, "run", path / "best")
+    if is_official(path):
+        return ModelRef(name, "official", path)
+    if path.is_dir():
+        raise CheckpointError(
+            f"{path}: holds no model: neither {CARD} (a bundle), best/{CARD} (a run with a checkpoint) nor the "
+            "config.json of an official Sa2VA model is there",
+            code="no_model",
+            path=path,
+        )
+    if path.is_file():
+        raise CheckpointError(
+            f"{path}: is a file; convert a training checkpoint with `vesalius convert {path} OUT --base MODEL`",
+            code="no_model",
+            path=path,
+        )
+    if name.lower() == TINY:
+        return ModelRef(name, "packaged", Path(str(files("vesalius.models") / TINY)))
+    if not weights and ("/" not in name or name.startswith(HUB_OWNER)):
+        _published_name(name)
+        return ModelRef(name, "published")
+    return ModelRef(name, "hub", _find_downloaded(name))
+
+
+def _published_name(name: str) -> str:
+    from vesalius.models.specs import find_spec
+
+    return find_spec(name).name
+
+
+def _find_downloaded(name: str) -> Path:
+    repository = name if "/" in name else HUB_OWNER + _published_name(name)
+    try:
+        folder = Path(snapshot_download(repository, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError) as error:
+        if "/" not in name or name.startswith(HUB_OWNER):
+            _published_name(name)  # SettingError with the nearest name if it is unknown
+            hint = f"download it with `hf download {repository}`, or give the folder of a model"
+            raise CheckpointError(
+                f"{repository}: its weights are not on this machine; {hint}", code="not_downloaded"
+            ) from error
+        raise CheckpointError(
+            f"{name}: is neither a folder nor a downloaded model", code="no_model"
+        ) from error
+    if not is_official(folder):
+        raise CheckpointError(
+            f"{repository}: {folder} holds no model in the official Sa2VA layout",
+            code="no_model",
+            path=folder,
+        )
+    return folder
