@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vesalius.names import result_stems, slug, slugs
+from vesalius.names import count_of, list_names, result_stems, slug, slugs
 
 
 def test_one_prompt_gives_the_id_alone_and_several_give_slugs():
@@ -54,3 +54,10 @@ def test_slugs_are_different_and_are_file_names(prompts):
 
     assert len({each.lower() for each in found}) == len(prompts)
     assert all(each and not set(each) & set('/\\:*?"<>|\0 \n') for each in found)
+
+
+def test_long_lists_say_how_many_more_there_are():
+    assert list_names("abc") == "a, b, c"
+    assert list_names("abcdefg") == "a, b, c, d, e and 2 more"
+    assert list_names(("x", "y", "z"), 1, "; ") == "x and 2 more"
+    assert [count_of(n, "image") for n in (0, 1, 2)] == ["0 images", "1 image", "2 images"]

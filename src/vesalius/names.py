@@ -1,11 +1,11 @@
-"""File names of results: readable, in any script, unique for each prompt of an image."""
+"""Names in messages, and file names of results: readable, in any script, unique for each prompt of an image."""
 
 from __future__ import annotations
 
 import hashlib
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 SLUG_LENGTH = 48
@@ -53,6 +53,22 @@ def slug(text: str) -> str:
     kept = "".join(each if unicodedata.category(each)[0] in "LNM" else " " for each in normal)
     result = "-".join(kept.split()) or "prompt"
     return result if len(result) <= SLUG_LENGTH else f"{result[:SLUG_LENGTH].rstrip('-')}-{short_hash(text)}"
+
+
+def list_names(names: Iterable[str], most: int = 5, between: str = ", ") -> str:
+    """The first `most` names, and the number of the others.
+
+    >>> list_names("abcdefg")
+    'a, b, c, d, e and 2 more'
+    """
+    listed = list(names)
+    more = len(listed) - most
+    return between.join(listed[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def count_of(n: int, one: str) -> str:
+    """`1 image`, `2 images`."""
+    return f"{n} {one if n == 1 else one + 's'}"
 
 
 def _cut(stem: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vesalius.checks.findings import CODES, of_error, of_sample, some, split_place
+from vesalius.checks.findings import CODES, of_error, of_sample, split_place
 from vesalius.errors import AnnotationError, DataError, ImageError
 from vesalius.types import Sample
 
@@ -33,8 +33,3 @@ def test_a_place_is_told_by_the_file_where_the_sample_has_no_entry() -> None:
     found = of_sample("overlapping_objects", sample, "m", within="'v'")
     assert (found.file, found.place, found.samples) == ("d/images/a.png", "a.png: 'v'", ("a",))
     assert split_place("d/clip.mp4, frame 7") == ("d/clip.mp4", "frame 7")
-
-
-def test_long_lists_say_how_many_more_there_are() -> None:
-    assert some("abc") == "a, b, c"
-    assert some("abcdefg") == "a, b, c, d, e and 2 more"

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vesalius.checks.findings import finding, some
+from vesalius.checks.findings import finding
 from vesalius.checks.measures import Measure
 from vesalius.data.perceptual_hash import ImageHashes, near_pairs
+from vesalius.names import list_names
 from vesalius.types import Finding
 
 
@@ -81,7 +82,7 @@ def _duplicates(code: str, group: Sequence[Measure], alike: str) -> Finding:
     return finding(
         "image_leak" if len(splits) > 1 else code,
         group[1].file,
-        some(names),
+        list_names(names),
         f"{len(group)} images {alike}{where}",
         samples=[each.id for each in group],
     )

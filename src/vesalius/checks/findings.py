@@ -68,15 +68,3 @@ def split_place(source: str) -> tuple[str, str]:
     """`d/annotations.json, entry 3 (a.png)` -> the file, and where in it."""
     match = re.match(r"(.*?\.\w+), (.*)", source)
     return (match[1], match[2]) if match else (source, "")
-
-
-def some(names: Iterable[str], most: int = 5, between: str = ", ") -> str:
-    """The first names, and how many more there are."""
-    listed = list(names)
-    more = len(listed) - most
-    return between.join(listed[:most]) + (f" and {more} more" if more > 0 else "")
-
-
-def count(n: int, one: str, many: str = "") -> str:
-    """`1 entry`, `2 entries`."""
-    return f"{n} {one if n == 1 else many or one + 's'}"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int
 
-from vesalius.checks.findings import count, of_sample
+from vesalius.checks.findings import of_sample
 from vesalius.masks import Size
+from vesalius.names import count_of
 from vesalius.types import Finding, Polygons, Sample
 
 MOST_PAIRS = 20_000_000
@@ -34,7 +35,7 @@ def _find_fault(part: tuple[float, ...], size: Size) -> tuple[str, str] | None:
     if len(part) % 2:
         return "too_few_points", f"has {len(part)} numbers; x and y must come in pairs"
     if len(part) < 6:
-        return "too_few_points", f"has {count(len(part) // 2, 'point')}; at least 3 are needed"
+        return "too_few_points", f"has {count_of(len(part) // 2, 'point')}; at least 3 are needed"
     points = np.reshape(part, (-1, 2))
     if not np.isfinite(points).all():
         wrong = int(np.flatnonzero(~np.isfinite(points).all(axis=1))[0])
@@ -53,11 +54,11 @@ def _find_fault(part: tuple[float, ...], size: Size) -> tuple[str, str] | None:
     if crossings:
         lost = int(np.count_nonzero(_lost(points, size)))
         effect = (
-            f"{count(lost, 'pixel')} inside {'is' if lost == 1 else 'are'} left out"
+            f"{count_of(lost, 'pixel')} inside {'is' if lost == 1 else 'are'} left out"
             if lost
             else "no pixel is lost"
         )
-        return "self_intersection", f"the outline crosses itself {count(crossings, 'time')}; {effect}"
+        return "self_intersection", f"the outline crosses itself {count_of(crossings, 'time')}; {effect}"
     if beyond > 0:
         return "border_overshoot", f"{_span(points, size)}, {beyond:.2g} px beyond its border"
     return None

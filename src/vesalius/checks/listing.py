@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vesalius.checks.findings import count, count_errors, some, sums_up
+from vesalius.checks.findings import count_errors, sums_up
 from vesalius.checks.inspection import Report
+from vesalius.names import count_of, list_names
 from vesalius.types import Finding
 
 SHOWN = 5
@@ -55,7 +56,7 @@ def list_findings(findings: Sequence[Finding], every: bool = False) -> list[str]
     lines = [line for row in rows for line in _rows(row, width, every)]
     errors = count_errors(findings)
     warnings = sum(each.severity == "warning" for each in findings)
-    return [*lines, f"{count(errors, 'error')}, {count(warnings, 'warning')}"]
+    return [*lines, f"{count_of(errors, 'error')}, {count_of(warnings, 'warning')}"]
 
 
 def _rows(alike: Sequence[Finding], width: int, every: bool) -> Iterator[str]:
@@ -67,7 +68,7 @@ def _rows(alike: Sequence[Finding], width: int, every: bool) -> Iterator[str]:
         yield from (f"  {_where(each)}: {each.message}" for each in alike)
     else:
         places = list(dict.fromkeys(_where(each) for each in single))
-        yield row + some(places, SHOWN, "; ")
+        yield row + list_names(places, SHOWN, "; ")
         whole = [each for each in alike if not each.place] or [first]
         files = {each.file for each in whole}
         for each in whole[:SHOWN]:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from vesalius.checks.correction import same_ratio
-from vesalius.checks.findings import known_code, of_sample, some, split_remedy
+from vesalius.checks.findings import known_code, of_sample, split_remedy
 from vesalius.checks.geometry import check_polygons
 from vesalius.checks.measures import Target
 from vesalius.checks.overlaps import Cover, Overlap
@@ -17,6 +17,7 @@ from vesalius.data.dataset import LOSSY, load_mask
 from vesalius.data.images import mask_values
 from vesalius.errors import DataError
 from vesalius.masks import Size
+from vesalius.names import list_names
 from vesalius.types import Absent, Finding, MaskFile, MaskReference, Polygons, RleMask, Sample
 
 
@@ -139,5 +140,5 @@ def _check_file(reference: MaskFile, sample: Sample, within: str) -> list[Findin
     values = mask_values(path) if reference.values is None else []
     if len(values) <= 2:
         return []
-    message = f"{path.name} has {len(values)} values ({some(map(str, values))})"
+    message = f"{path.name} has {len(values)} values ({list_names(map(str, values))})"
     return [of_sample("gray_mask", sample, message, within=within)]

@@ -12,9 +12,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from vesalius.checks.findings import count, finding, some
+from vesalius.checks.findings import finding
 from vesalius.data.dataset import Dataset
 from vesalius.data.decoders.picture import SUFFIXES
+from vesalius.names import count_of, list_names
 from vesalius.types import Finding, MaskFile, Sample
 
 ORDINARY_WORDS = """
@@ -136,7 +137,7 @@ def check_names(dataset: Dataset) -> list[Finding]:
     for parts, kind in suspects.items():
         place = "/".join(hide(part) if find_person(part) else part for part in parts)
         n = numbers[parts]
-        of = f" ({count(n, 'image')})" if n > 1 else ""
+        of = f" ({count_of(n, 'image')})" if n > 1 else ""
         findings.append(finding("personal_name", dataset.root, place, f"the name{of} looks like {kind}"))
     return findings
 
@@ -199,8 +200,8 @@ def check_unnamed(parts: Sequence[Dataset], annotations: Sequence[Path]) -> list
     found = [file.relative_to(root).as_posix() for file in beside if file.name not in named]
     if not found:
         return []
-    message = f"{count(len(found), 'image')} {'is' if len(found) == 1 else 'are'} named by no entry"
-    return [finding("unlisted_image", root, some(found), message)]
+    message = f"{count_of(len(found), 'image')} {'is' if len(found) == 1 else 'are'} named by no entry"
+    return [finding("unlisted_image", root, list_names(found), message)]
 
 
 def _parts(image: Path, root: Path) -> tuple[str, ...]:

@@ -6,10 +6,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from vesalius.checks.findings import count, finding, some
+from vesalius.checks.findings import finding
 from vesalius.checks.masks import compare_sizes, size_remedy
 from vesalius.data.dataset import Dataset
 from vesalius.masks import Size
+from vesalius.names import count_of, list_names
 from vesalius.types import Absent, Finding, Polygons, Sample
 
 
@@ -40,17 +41,17 @@ def check_phrases(dataset: Dataset, file: str) -> list[Finding]:
     findings = []
     if dataset.merged:
         n = len(dataset.merged)
-        message = f"{count(n, 'image')} {'has' if n == 1 else 'have'} several objects under one phrase"
-        place = some(dataset.merged)
+        message = f"{count_of(n, 'image')} {'has' if n == 1 else 'have'} several objects under one phrase"
+        place = list_names(dataset.merged)
         findings.append(finding("repeated_phrase", file, place, message, samples=dataset.merged))
     flat, nested = (_with_polygons(dataset.samples, flat) for flat in (True, False))
     if flat and nested:
         message = (
-            f"{count(sum(flat.values()), 'object')} in {count(len(flat), 'image')} written as one flat list, "
-            f"{count(sum(nested.values()), 'object')} in {count(len(nested), 'image')} as lists of lists"
+            f"{count_of(sum(flat.values()), 'object')} in {count_of(len(flat), 'image')} written as one flat list, "
+            f"{count_of(sum(nested.values()), 'object')} in {count_of(len(nested), 'image')} as lists of lists"
         )
         rare = min(flat, nested, key=len)
-        findings.append(finding("mixed_nesting", file, some(rare), message, samples=rare))
+        findings.append(finding("mixed_nesting", file, list_names(rare), message, samples=rare))
     return findings
 
 
@@ -60,7 +61,7 @@ def check_groups(dataset: Dataset, file: str) -> list[Finding]:
     if not alone:
         return []
     message = (
-        f"{len(alone)} of {count(len(dataset.samples), 'image')} "
+        f"{len(alone)} of {count_of(len(dataset.samples), 'image')} "
         f"{'has' if len(alone) == 1 else 'have'} no patient or sequence: each is its own "
         "group, and splits cannot keep frames of one patient together"
     )
@@ -77,7 +78,9 @@ def check_group_leaks(parts: dict[str, Dataset]) -> list[Finding]:
     findings = []
     for group, splits in members.items():
         if len(splits) > 1:
-            shares = ", ".join(f"{count(len(names), 'image')} in {split}" for split, names in splits.items())
+            shares = ", ".join(
+                f"{count_of(len(names), 'image')} in {split}" for split, names in splits.items()
+            )
             root = next(iter(parts.values())).root
             samples = [name for names in splits.values() for name in names]
             message = f"is in {len(splits)} splits: {shares}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,6 +19,7 @@ import torch
 
 from vesalius.errors import CheckpointError, SettingError
 from vesalius.models.weights import TORCH_TYPES
+from vesalius.names import list_names
 
 
 class Inert:
@@ -234,7 +235,7 @@ def _load(path: Path) -> dict[str, Any]:
             raise CheckpointError(f"{path}: cannot be read ({_sentence(error)}); copy it again") from error
     if named:
         raise CheckpointError(
-            f"{path}: holds {_listed(named)}, which would run code; refused, nothing was executed"
+            f"{path}: holds {list_names(named, 10)}, which would run code; refused, nothing was executed"
         )
     if not isinstance(loaded, dict):
         raise CheckpointError(
@@ -253,7 +254,7 @@ def _state_dict(loaded: dict[str, Any], path: Path) -> dict[str, torch.Tensor]:
         )
     odd = [str(name) for name, value in state.items() if not (isinstance(name, str) and _is_plain(value))]
     if odd:
-        raise CheckpointError(f"{path}: {_listed(odd)} in the state_dict: not a plain tensor")
+        raise CheckpointError(f"{path}: {list_names(odd, 10)} in the state_dict: not a plain tensor")
     return {name: torch.Tensor.detach(value) for name, value in state.items()}
 
 
@@ -289,9 +290,11 @@ def _sort(
             target[place] = tensor
             renamed[name] = official or name
     if unknown:
-        raise CheckpointError(f"{path}: not names of Sa2VA's training: {_listed(unknown)}")
+        raise CheckpointError(f"{path}: not names of Sa2VA's training: {list_names(unknown, 10)}")
     if twice:
-        raise CheckpointError(f"{path}: tensors that are there under another name too: {_listed(twice)}")
+        raise CheckpointError(
+            f"{path}: tensors that are there under another name too: {list_names(twice, 10)}"
+        )
     return full, halves, renamed, dropped
 
 
@@ -345,10 +348,6 @@ def _step(holder: Mapping[str, Any]) -> int | None:
 def _plain(value: Any) -> dict[str, Any]:
     """A mapping's own entries, none for anything else: a pickle may give an OrderedDict other methods than its own."""
     return dict(dict.items(value)) if isinstance(value, dict) else {}
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def _sentence(error: Exception) -> str:

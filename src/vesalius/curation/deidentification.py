@@ -20,6 +20,7 @@ from vesalius.data.grouping import is_dicom
 from vesalius.data.images import read_image
 from vesalius.data.readers.dicom import identify
 from vesalius.errors import DataError, MissingExtraError, OutputError, SettingError
+from vesalius.names import list_names
 from vesalius.types import Sample
 
 LISTED = 10
@@ -217,5 +218,4 @@ def _under_their_names(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def _list(names: Sequence[str]) -> str:
-    more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return f"{len(names)}: {', '.join(names[:LISTED])}{more}"
+    return f"{len(names)}: {list_names(names, LISTED)}"

@@ -19,6 +19,7 @@ from vesalius.evaluation.metrics import METRICS
 from vesalius.evaluation.statistics import FEW_GROUPS, Column, Paired, paired_comparisons
 from vesalius.files import check_replaceable, prepare_folder, replacing, to_json
 from vesalius.lineage import versions
+from vesalius.names import list_names
 from vesalius.scoring.comparison_report import write_comparison
 from vesalius.scoring.results import Evaluation, Key, read_evaluation
 
@@ -124,14 +125,16 @@ def _refuse_differences(reference: Evaluation, other: Evaluation) -> None:
     for its, theirs in ((reference, other), (other, reference)):
         alone = [_shown(key) for key in its.rows if key not in theirs.rows]
         if alone:
-            found.append(f"{len(alone)} only in {its.name}: {_listed(alone)}")
+            found.append(f"{len(alone)} only in {its.name}: {list_names(alone, LISTED)}")
     moved = [
         f"{_shown(key)} in {row['group']} and {other.rows[key]['group']}"
         for key, row in reference.rows.items()
         if key in other.rows and row["group"] != other.rows[key]["group"]
     ]
     if moved:
-        found.append(f"{len(moved)} in different groups (evaluate with one --group): {_listed(moved)}")
+        found.append(
+            f"{len(moved)} in different groups (evaluate with one --group): {list_names(moved, LISTED)}"
+        )
     prints = {each.name: each.facts["data"].get("fingerprint") for each in (reference, other)}
     for name, fingerprint in prints.items():
         if fingerprint is None:
@@ -313,8 +316,3 @@ def _settings_apart(one: Mapping[str, Any], two: Mapping[str, Any]) -> Iterator[
 
 def _shown(key: Key) -> str:
     return f"{key[0]} ({key[1]})"
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more

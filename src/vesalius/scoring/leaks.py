@@ -9,6 +9,7 @@ from vesalius.data.dataset import load_image
 from vesalius.errors import DataError, ImageError
 from vesalius.jobs.folder import Segmenter
 from vesalius.lineage import hash_pixels, near_hashes, perceptual_hash
+from vesalius.names import list_names
 from vesalius.types import Sample
 
 LISTED = 20
@@ -82,9 +83,8 @@ def _notes(
         found = _found(seen, samples)
         notes.append(f"{found}: the numbers do not tell how it does on images that it has not seen.")
     if near:
-        more = f", and {len(near) - LISTED} more" if len(near) > LISTED else ""
         notes.append(
             f"{len(near)} images look nearly like one that the model was trained on; are they of the same "
-            f"patients? {', '.join(near[:LISTED])}{more}"
+            f"patients? {list_names(near, LISTED)}"
         )
     return notes

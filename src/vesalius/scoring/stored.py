@@ -17,7 +17,7 @@ from vesalius.errors import DataError, SettingError
 from vesalius.files import to_json
 from vesalius.lineage import hash_file
 from vesalius.masks import Size, decode_rle
-from vesalius.names import result_stems
+from vesalius.names import list_names, result_stems
 from vesalius.scoring.regions import masks_by_id
 from vesalius.types import Item, Prediction, Sample
 
@@ -230,12 +230,11 @@ def _refuse_missing(folder: Path, wanted: Sequence[Key], found: Mapping[Key, Lin
     missing = [key for key in wanted if key not in found]
     if not missing:
         return
-    more = f" and {len(missing) - LISTED} more" if len(missing) > LISTED else ""
     others = [key for key in found if key not in set(wanted)]
     hint = f"; it has {len(others)} of others (first: {_named(others[0])})" if others else ""
     raise DataError(
         f"{folder}: has no prediction for {len(missing)} of {len(wanted)} questions: "
-        f"{', '.join(map(_named, missing[:LISTED]))}{more}{hint}"
+        f"{list_names(map(_named, missing), LISTED)}{hint}"
     )
 
 

@@ -13,6 +13,7 @@ from vesalius.files import write_text
 from vesalius.lineage import commit, versions
 from vesalius.models.cards import ModelCard
 from vesalius.models.specs import PRESETS
+from vesalius.names import list_names
 from vesalius.training.settings import RunSettings
 
 PHRASES_SHOWN = 10
@@ -76,8 +77,7 @@ def _front_matter(settings: RunSettings) -> Iterator[str]:
 def _body(card: ModelCard, settings: RunSettings, images: int, phrases: Sequence[str]) -> Iterator[str]:
     start = _shown(str(card.lineage.get("start", settings.model)))
     begun = str(card.lineage.get("start_fingerprint", ""))[:16]
-    named = ", ".join(f"`{phrase}`" for phrase in phrases[:PHRASES_SHOWN])
-    more = f" and {len(phrases) - PHRASES_SHOWN} more" if len(phrases) > PHRASES_SHOWN else ""
+    named = list_names((f"`{phrase}`" for phrase in phrases), PHRASES_SHOWN)
     train, val = (_shown(str(each)) if each else "none" for each in (settings.data.train, settings.data.val))
     yield f"# {Path(settings.out).name}, step {card.step}\n"
     yield "Segments what a phrase names in an image. Trained with Vesalius; `recipe.yaml` has every setting.\n"
@@ -91,7 +91,7 @@ def _body(card: ModelCard, settings: RunSettings, images: int, phrases: Sequence
     yield f"- started from: {start}" + (f" (fingerprint {begun})" if begun else "")
     yield f"- what trained: {settings.trainable.preset}"
     yield f"- images: {images}, of {train}; fingerprint of the data {str(card.lineage.get('data', ''))[:16]}"
-    yield f"- phrases: {named}{more}"
+    yield f"- phrases: {named}"
     yield f"- validated on: {val}"
     optim = settings.optim
     yield f"- batch size {settings.batch_size}, learning rate {optim.lr:g}, precision {settings.precision}, seed {settings.seed}"

@@ -18,6 +18,7 @@ from vesalius.data.images import list_images, sample_id
 from vesalius.data.readers.fields import kind, show
 from vesalius.data.source import Problems, Source, read_json, report
 from vesalius.errors import AnnotationError, SettingError
+from vesalius.names import list_names
 from vesalius.types import MaskFile, Sample, Value
 
 TABLE = "classes.json"
@@ -48,7 +49,7 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
         ("masks", "images", masks.keys() - images.keys()),
     ):
         if lonely:
-            message = f"{path / side}: no file in {other}/ has the stem of {_first(lonely)}; add or remove it"
+            message = f"{path / side}: no file in {other}/ has the stem of {list_names(sorted(lonely))}; add or remove it"
             report(AnnotationError(message, code="unpaired_file"), problems)
     return [
         Sample(
@@ -130,8 +131,3 @@ def _by_stem(folder: Path, problems: Problems) -> dict[str, Path]:
     if not found:
         raise AnnotationError(f"{folder}: holds no image; png, jpg, bmp and tif are looked for")
     return found
-
-
-def _first(stems: set[str]) -> str:
-    shown = sorted(stems)[:5]
-    return ", ".join(shown) + (f" and {len(stems) - 5} more" if len(stems) > 5 else "")

@@ -21,6 +21,7 @@ from vesalius.data.readers.dicom_seg import SOP_CLASS
 from vesalius.errors import ImageError, SettingError
 from vesalius.files import replacing
 from vesalius.masks import Rle, Size, decode_rle, encode_rle
+from vesalius.names import list_names
 
 LONGEST_LABEL = 64
 """Characters of a segment's label (value representation LO)."""
@@ -283,6 +284,5 @@ def _code(code: Code) -> Any:
 
 def _name_frames(frames: Sequence[int]) -> str:
     """A comment on frames, counted from 1 as DICOM does, in at most 1024 characters."""
-    shown = ", ".join(str(frame + 1) for frame in sorted(frames)[:100])
-    more = f" and {len(frames) - 100} more" if len(frames) > 100 else ""
-    return f"no answer for {len(frames)} frames of the source, which are not empty but unknown: {shown}{more}"
+    shown = list_names((str(frame + 1) for frame in sorted(frames)), 100)
+    return f"no answer for {len(frames)} frames of the source, which are not empty but unknown: {shown}"
