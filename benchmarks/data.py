@@ -90,7 +90,7 @@ def measure_check(folder: Path) -> dict[str, Any]:
 
     with PeakMemory() as memory:
         started = time.perf_counter()
-        report = inspect(folder, workers=2)
+        report = inspect(folder, num_workers=2)
         took_s = time.perf_counter() - started
     n = len(report.measures)
     return {

@@ -96,7 +96,7 @@ def main() -> None:
         return
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        write_dataset(Path(folder) / "cine", 1, frames=max(args.frames), workers=0)
+        write_dataset(Path(folder) / "cine", 1, frames=max(args.frames), num_workers=0)
         for way in WAYS:
             for scored, n in [*(("plain", n) for n in sorted(args.frames)), ("scored", max(args.frames))]:
                 one = [str(Path(folder) / "cine"), str(n), way, scored]

@@ -246,8 +246,8 @@ class Finding:
     severity: Literal["error", "warning"]
     file: str
     """The image, mask, annotation file or folder that it is about."""
-    place: str
-    """Entry and object in words, such as `entry 3 (a.png): 'vessel', object 1`; "" where it is the whole file."""
+    location: str
+    """Entry and object in the file, such as `entry 3 (a.png): 'vessel', object 1`; "" for the whole file."""
     message: str
     """What is wrong, with numbers."""
     remedy: str

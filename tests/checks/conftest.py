@@ -34,7 +34,7 @@ class Spoiled:
     def check(self, **settings: Any) -> Report:
         if not list(self.root.glob("annotations*.json")):
             self.write()
-        return inspect(self.root, workers=0, **settings)
+        return inspect(self.root, num_workers=0, **settings)
 
     def findings(self, **settings: Any) -> tuple[Finding, ...]:
         return self.check(**settings).findings
@@ -51,7 +51,7 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def angiograms(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """20 angiograms of ARCADE in which nothing is found, each with a group."""
     source = shared / "data" / "arcade"
-    report = inspect(source, split="val", workers=0)
+    report = inspect(source, split="val", num_workers=0)
     odd = {name for finding in report.findings for name in finding.samples}
     clean = [sample.id for sample in report.parts[""].samples if sample.id not in odd][:20]
     entries = json.loads((source / "annotations.val.json").read_text())

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.ndimage import binary_dilation
 
-from vesalius.checks.correction import EIGHT, Corrected, correct, resample
+from vesalius.checks.correction import EIGHT, Correction, correct, resample
 from vesalius.data.dataset import load_item
 from vesalius.masks import decode_rle, encode_rle, rasterize
 from vesalius.types import Absent, MaskFile, MaskReference, Polygons, RleMask, Sample
@@ -37,13 +37,13 @@ def sample(image: Path, *objects: MaskReference, **changes: Any) -> Sample:
     return Sample("a", image, **told)
 
 
-def deeds(corrected: Corrected) -> list[tuple[str, str]]:
-    return [(change.deed, change.what) for change in corrected.changes]
+def actions(correction: Correction) -> list[tuple[str, str]]:
+    return [(change.action, change.what) for change in correction.changes]
 
 
-def mask_of(corrected: Corrected) -> np.ndarray:
-    assert corrected.sample is not None
-    masks = load_item(corrected.sample).masks
+def mask_of(correction: Correction) -> np.ndarray:
+    assert correction.sample is not None
+    masks = load_item(correction.sample).masks
     assert masks is not None
     return masks[0, 0]
 
@@ -57,11 +57,11 @@ def test_a_sample_that_is_right_stays_as_it_is(image: Path) -> None:
 
 
 def test_polygons_drawn_on_another_size_are_rescaled(image: Path) -> None:
-    corrected = correct(sample(image, SQUARE, size=(128, 191)))  # 191: an odd side that was rounded
-    assert deeds(corrected) == [("rescaled", "'v'")]
-    assert corrected.changes[0].why == "128 x 191 to 64 x 96"
-    assert corrected.sample is not None and corrected.sample.size == (64, 96)
-    (reference,) = corrected.sample.masks[0]
+    correction = correct(sample(image, SQUARE, size=(128, 191)))  # 191: an odd side that was rounded
+    assert actions(correction) == [("rescaled", "'v'")]
+    assert correction.changes[0].why == "128 x 191 to 64 x 96"
+    assert correction.sample is not None and correction.sample.size == (64, 96)
+    (reference,) = correction.sample.masks[0]
     assert isinstance(reference, Polygons)
     expected = [value * (96 / 191, 1 / 2)[i % 2] for i, value in enumerate(SQUARE.parts[0])]
     np.testing.assert_allclose(reference.parts[0], expected)
@@ -71,17 +71,17 @@ def test_polygons_drawn_on_another_size_are_rescaled(image: Path) -> None:
 def test_a_size_with_another_ratio_in_height_than_in_width_is_not_certain(image: Path, kind: str) -> None:
     rle = RleMask(encode_rle(rasterize(SQUARE.parts, (128, 288))))
     wide = SQUARE if kind == "polygons" else rle
-    corrected = correct(sample(image, wide, size=(128, 288)))
-    assert corrected.sample is None
-    assert deeds(corrected) == [("dropped", "'v'"), ("dropped", "image")]
-    assert "another ratio in height than in width" in corrected.changes[0].why
+    correction = correct(sample(image, wide, size=(128, 288)))
+    assert correction.sample is None
+    assert actions(correction) == [("dropped", "'v'"), ("dropped", "image")]
+    assert "another ratio in height than in width" in correction.changes[0].why
 
 
 def test_a_size_that_is_the_image_turned_is_not_certain(image: Path) -> None:
-    corrected = correct(sample(image, SQUARE, size=(96, 64)))
-    assert corrected.sample is None
-    assert deeds(corrected) == [("dropped", "'v'"), ("dropped", "image")]
-    assert "turned" in corrected.changes[0].why
+    correction = correct(sample(image, SQUARE, size=(96, 64)))
+    assert correction.sample is None
+    assert actions(correction) == [("dropped", "'v'"), ("dropped", "image")]
+    assert "turned" in correction.changes[0].why
 
 
 @pytest.mark.parametrize("size", [None, (64, 96), (32, 48)])
@@ -90,19 +90,19 @@ def test_far_outside_the_whole_entry_is_dropped_since_its_scale_is_unknown(
 ) -> None:
     far = Polygons(((10.0, 10.0, 98.1, 10.0, 80.0, 30.0),))
     two = sample(image, prompts=("v", "w"), masks=((SQUARE,), (far,)), size=size)
-    corrected = correct(two)
-    assert corrected.sample is None and corrected.unscaled
-    assert deeds(corrected) == [("dropped", "image")]
-    assert "nobody knows on what size it was drawn" in corrected.changes[0].why
-    assert ("even of the 32 x 48" in corrected.changes[0].why) == (size == (32, 48))
+    correction = correct(two)
+    assert correction.sample is None and correction.unscaled
+    assert actions(correction) == [("dropped", "image")]
+    assert "nobody knows on what size it was drawn" in correction.changes[0].why
+    assert ("even of the 32 x 48" in correction.changes[0].why) == (size == (32, 48))
 
 
 def test_a_little_outside_is_clipped_whether_a_size_is_stated_or_not(image: Path) -> None:
     over = Polygons(((10.0, -2.0, 98.0, 10.0, 80.0, 30.0),))
     for size in (None, (64, 96)):
-        corrected = correct(sample(image, over, size=size))
-        assert deeds(corrected) == [("clipped", "'v'")] and not corrected.unscaled
-        np.testing.assert_array_equal(mask_of(corrected), rasterize(over.parts, (64, 96)))
+        correction = correct(sample(image, over, size=size))
+        assert actions(correction) == [("clipped", "'v'")] and not correction.unscaled
+        np.testing.assert_array_equal(mask_of(correction), rasterize(over.parts, (64, 96)))
 
 
 def test_a_broken_part_of_a_phrase_does_not_hide_that_another_lies_far_outside(image: Path) -> None:
@@ -112,9 +112,12 @@ def test_a_broken_part_of_a_phrase_does_not_hide_that_another_lies_far_outside(i
 
 def test_a_border_that_was_a_pixel_off_on_a_smaller_copy_is_clipped_on_the_image(image: Path) -> None:
     over = Polygons(((2.0, 2.0, 24.9, 2.0, 24.9, 12.0),))  # 24 wide; 0.9 over becomes 3.6
-    corrected = correct(sample(image, over, size=(16, 24)))
-    assert deeds(corrected) == [("rescaled", "'v'"), ("clipped", "'v'")]  # measured on what it was drawn on
-    np.testing.assert_array_equal(mask_of(corrected), rasterize([[8, 8, 99.6, 8, 99.6, 48]], (64, 96)))
+    correction = correct(sample(image, over, size=(16, 24)))
+    assert actions(correction) == [
+        ("rescaled", "'v'"),
+        ("clipped", "'v'"),
+    ]  # measured on what it was drawn on
+    np.testing.assert_array_equal(mask_of(correction), rasterize([[8, 8, 99.6, 8, 99.6, 48]], (64, 96)))
 
 
 coordinates = st.floats(-2, 66, allow_nan=False).map(lambda value: round(value, 2))
@@ -130,12 +133,12 @@ coordinates = st.floats(-2, 66, allow_nan=False).map(lambda value: round(value, 
 def test_what_is_left_of_clipped_polygons_is_their_mask_pixel_for_pixel(
     image: Path, parts: list[list[float]]
 ) -> None:
-    corrected = correct(sample(image, Polygons(tuple(map(tuple, parts))), size=(64, 96)))
+    correction = correct(sample(image, Polygons(tuple(map(tuple, parts))), size=(64, 96)))
     whole = rasterize(parts, (64, 96))
-    if corrected.sample is None:
+    if correction.sample is None:
         assert not whole.any()
     else:
-        np.testing.assert_array_equal(mask_of(corrected), whole)
+        np.testing.assert_array_equal(mask_of(correction), whole)
 
 
 @pytest.mark.parametrize(
@@ -155,13 +158,13 @@ def test_what_is_left_of_clipped_polygons_is_their_mask_pixel_for_pixel(
     ],
 )
 def test_parts_without_an_area_are_left_out(image: Path, part: tuple[float, ...]) -> None:
-    corrected = correct(sample(image, Polygons((*SQUARE.parts, part))))
-    assert corrected.sample is not None
-    assert corrected.sample.masks == ((SQUARE,),)
-    assert deeds(corrected) == [("dropped", "'v', polygon 1")]
+    correction = correct(sample(image, Polygons((*SQUARE.parts, part))))
+    assert correction.sample is not None
+    assert correction.sample.masks == ((SQUARE,),)
+    assert actions(correction) == [("dropped", "'v', polygon 1")]
     alone = correct(sample(image, Polygons((part,))))
     assert alone.sample is None
-    assert deeds(alone)[-2:] == [("dropped", "'v'"), ("dropped", "image")]
+    assert actions(alone)[-2:] == [("dropped", "'v'"), ("dropped", "image")]
 
 
 @pytest.mark.parametrize("more", [(NAN, 3.0), (40.0,), (0.0, math.inf)])
@@ -170,26 +173,26 @@ def test_a_drawn_piece_that_cannot_be_known_drops_the_phrase_and_not_the_piece(
 ) -> None:
     broken = Polygons((*SQUARE.parts, (*OTHER.parts[0], *more)))
     two = sample(image, prompts=("v", "w"), masks=((broken,), (OTHER,)))
-    corrected = correct(two)
-    assert corrected.sample is not None
-    assert corrected.sample.prompts == ("w",)
-    assert deeds(corrected) == [("dropped", "'v'")]
+    correction = correct(two)
+    assert correction.sample is not None
+    assert correction.sample.prompts == ("w",)
+    assert actions(correction) == [("dropped", "'v'")]
 
 
 def test_a_phrase_is_not_kept_with_one_of_its_objects_missing(image: Path) -> None:
     rle = RleMask({"size": [64, 96], "counts": [5]})
-    corrected = correct(sample(image, SQUARE, rle))
-    assert corrected.sample is None
-    assert "RLE" in corrected.changes[0].why
+    correction = correct(sample(image, SQUARE, rle))
+    assert correction.sample is None
+    assert "RLE" in correction.changes[0].why
 
 
 def test_objects_of_one_phrase_become_one(image: Path) -> None:
-    corrected = correct(sample(image, SQUARE, OTHER))
-    assert corrected.sample is not None
-    assert corrected.sample.masks == ((Polygons((*SQUARE.parts, *OTHER.parts)),),)
-    assert deeds(corrected) == [("united", "'v'")]
+    correction = correct(sample(image, SQUARE, OTHER))
+    assert correction.sample is not None
+    assert correction.sample.masks == ((Polygons((*SQUARE.parts, *OTHER.parts)),),)
+    assert actions(correction) == [("merged", "'v'")]
     whole = rasterize([*SQUARE.parts, *OTHER.parts], (64, 96))
-    np.testing.assert_array_equal(mask_of(corrected), whole)
+    np.testing.assert_array_equal(mask_of(correction), whole)
     rle = RleMask(encode_rle(rasterize(OTHER.parts, (64, 96))))
     mixed = correct(sample(image, SQUARE, rle))
     assert mixed.sample is not None and isinstance(mixed.sample.masks[0][0], RleMask)
@@ -198,28 +201,28 @@ def test_objects_of_one_phrase_become_one(image: Path) -> None:
 
 def test_an_empty_mask_is_dropped_and_not_taken_for_absent(image: Path) -> None:
     nothing = Polygons(((2.1, 2.1, 2.3, 2.1, 2.1, 2.3),))
-    corrected = correct(
+    correction = correct(
         sample(image, prompts=("v", "w", "x"), masks=((nothing,), (Absent(),), (SQUARE, nothing)))
     )
-    assert corrected.sample is not None
-    assert corrected.sample.prompts == ("w", "x")
-    assert corrected.sample.masks == ((Absent(),), (SQUARE,))
-    assert deeds(corrected) == [("dropped", "'v'"), ("dropped", "'x', object 1")]
+    assert correction.sample is not None
+    assert correction.sample.prompts == ("w", "x")
+    assert correction.sample.masks == ((Absent(),), (SQUARE,))
+    assert actions(correction) == [("dropped", "'v'"), ("dropped", "'x', object 1")]
 
 
 def test_images_that_cannot_be_read_are_dropped_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
-    corrected = correct(sample(tmp_path / "a.png", SQUARE))
-    assert corrected.sample is None
-    assert "0 bytes" in corrected.changes[0].why
+    correction = correct(sample(tmp_path / "a.png", SQUARE))
+    assert correction.sample is None
+    assert "0 bytes" in correction.changes[0].why
 
 
 def test_samples_without_annotation_stay_with_the_right_size(image: Path) -> None:
     plain = Sample("a", image, (), None, size=(128, 192))
-    corrected = correct(plain)
-    assert corrected.sample == Sample("a", image, (), None, size=(64, 96))
-    assert deeds(corrected) == [("rescaled", "stated size")]
-    assert corrected.key is None
+    correction = correct(plain)
+    assert correction.sample == Sample("a", image, (), None, size=(64, 96))
+    assert actions(correction) == [("rescaled", "stated size")]
+    assert correction.key is None
 
 
 def vessel(side: int) -> np.ndarray:
@@ -254,25 +257,25 @@ def test_rle_and_mask_files_of_another_size_are_rescaled_or_dropped(tmp_path: Pa
     Image.new("L", (512, 512)).save(tmp_path / "a.png")
     Image.fromarray(vessel(800)).save(tmp_path / "m.png")
     for reference in (RleMask(encode_rle(vessel(800))), MaskFile(tmp_path / "m.png")):
-        corrected = correct(sample(tmp_path / "a.png", reference))
-        assert deeds(corrected) == [("rescaled", "'v'")]
-        np.testing.assert_array_equal(mask_of(corrected), resample(vessel(800), (512, 512)))
+        correction = correct(sample(tmp_path / "a.png", reference))
+        assert actions(correction) == [("rescaled", "'v'")]
+        np.testing.assert_array_equal(mask_of(correction), resample(vessel(800), (512, 512)))
     fine = correct(sample(tmp_path / "a.png", RleMask(encode_rle(np.eye(1500, dtype=bool)))))
     assert fine.sample is None and "change its shape" in fine.changes[0].why
 
 
 def test_a_mask_of_a_size_that_no_machine_holds_is_dropped_before_it_is_decoded(image: Path) -> None:
     side = 10**9
-    corrected = correct(sample(image, RleMask({"size": [side, side], "counts": [side * side]})))
-    assert corrected.sample is None
-    assert "megapixels" in corrected.changes[0].why
+    correction = correct(sample(image, RleMask({"size": [side, side], "counts": [side * side]})))
+    assert correction.sample is None
+    assert "megapixels" in correction.changes[0].why
 
 
 def test_broken_mask_files_are_dropped_with_the_reason(image: Path, tmp_path: Path) -> None:
     (tmp_path / "m.png").write_bytes(b"no image")
-    corrected = correct(sample(image, MaskFile(tmp_path / "m.png")))
-    assert corrected.sample is None
-    assert "m.png" in corrected.changes[0].why
+    correction = correct(sample(image, MaskFile(tmp_path / "m.png")))
+    assert correction.sample is None
+    assert "m.png" in correction.changes[0].why
 
 
 def test_equal_samples_have_equal_keys_and_others_have_not(image: Path, tmp_path: Path) -> None:
@@ -300,19 +303,19 @@ json_numbers = st.one_of(st.floats(), st.integers(-(10**6), 10**6).map(float))
 def test_whatever_polygons_hold_what_is_kept_can_be_loaded(
     image: Path, parts: list[list[float]], size: tuple[int, int] | None
 ) -> None:
-    corrected = correct(sample(image, Polygons(tuple(map(tuple, parts))), SQUARE, size=size))
-    if corrected.sample is None:
-        assert {"dropped"} == {change.deed for change in corrected.changes[-2:]}
+    correction = correct(sample(image, Polygons(tuple(map(tuple, parts))), SQUARE, size=size))
+    if correction.sample is None:
+        assert {"dropped"} == {change.action for change in correction.changes[-2:]}
     else:
-        assert mask_of(corrected).any()
-        assert corrected.sample.size in (None, (64, 96))
-    json.dumps([vars(change) for change in corrected.changes], allow_nan=False)
+        assert mask_of(correction).any()
+        assert correction.sample.size in (None, (64, 96))
+    json.dumps([vars(change) for change in correction.changes], allow_nan=False)
 
 
 def test_decode_of_what_was_clipped_is_of_the_image_size(image: Path) -> None:
     over = Polygons(((10.0, 10.0, 98.0, 10.0, 98.0, 30.0),))
-    corrected = correct(sample(image, over, size=(64, 96)))
-    assert corrected.sample is not None
-    (reference,) = corrected.sample.masks[0]
+    correction = correct(sample(image, over, size=(64, 96)))
+    assert correction.sample is not None
+    (reference,) = correction.sample.masks[0]
     assert isinstance(reference, RleMask)
     assert decode_rle(reference.rle).shape == (64, 96)

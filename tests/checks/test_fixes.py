@@ -20,7 +20,7 @@ from PIL import Image
 from scipy.ndimage import binary_dilation
 
 from vesalius.checks.correction import EIGHT
-from vesalius.checks.fixes import Fixes, check_target, write_fixed
+from vesalius.checks.fixes import Fixes, check_folder, write_fixed
 from vesalius.checks.inspection import Report, inspect
 from vesalius.cli import main
 from vesalius.data.dataset import load_item, load_samples
@@ -51,7 +51,7 @@ FIXED |= {
     "mixed_nesting",
 }
 COUNTS = {
-    **{"kept": 7, "rescaled": 1, "united": 1, "clipped": 1},
+    **{"kept": 7, "rescaled": 1, "merged": 1, "clipped": 1},
     **{"images dropped": 9, "phrases dropped": 4, "parts dropped": 3},
 }
 ONE_SHAPE = {"shape_type": "polygon", "group_id": None, "flags": {}}
@@ -64,8 +64,8 @@ def picture(path: Path, value: int, size: tuple[int, int] = (64, 96)) -> None:
 
 
 def fix(data: Path, out: Path, **options: Any) -> tuple[Report, Fixes]:
-    report = inspect(data, workers=0, **options)
-    return report, write_fixed(report, out, workers=0)
+    report = inspect(data, num_workers=0, **options)
+    return report, write_fixed(report, out, num_workers=0)
 
 
 def listed(out: Path) -> dict[str, Any]:
@@ -126,9 +126,11 @@ def test_every_fault_is_mended_or_dropped_and_listed(broken: Path, tmp_path: Pat
     } <= codes(report).keys()
 
     told = listed(tmp_path / "out")
-    assert {deed: [each["id"] for each in told[deed]] for deed in ("rescaled", "united", "clipped")} == {
+    assert {
+        action: [each["id"] for each in told[action]] for action in ("rescaled", "merged", "clipped")
+    } == {
         "rescaled": ["c"],
-        "united": ["f"],
+        "merged": ["f"],
         "clipped": ["d"],
     }
     dropped = [(each["id"], each["what"]) for each in told["dropped"]]
@@ -144,11 +146,13 @@ def test_every_fault_is_mended_or_dropped_and_listed(broken: Path, tmp_path: Pat
         *[("n", "'v', polygon 0"), ("n", "'v'"), ("n", "image"), ("o", "'v'"), ("o", "image")],
     ]
     assert "k.png" in dropped[0][1] and "none" in dropped[1][1] + told["dropped"][1]["why"]
-    assert all(each["why"] for deed in ("rescaled", "united", "clipped", "dropped") for each in told[deed])
+    assert all(
+        each["why"] for action in ("rescaled", "merged", "clipped", "dropped") for each in told[action]
+    )
     assert told["kept"] == fixes.kept == 7
     assert fixes.counts == COUNTS
 
-    after = inspect(tmp_path / "out", workers=0)
+    after = inspect(tmp_path / "out", num_workers=0)
     assert not codes(after).keys() & FIXED
     assert codes(after) == codes(fixes) and fixes.errors == 0
     assert [sample.id for sample in after.parts[""].samples] == list("acdfhjm")
@@ -224,7 +228,7 @@ def boundary_distance(a: np.ndarray, b: np.ndarray) -> int:
 def check_labelme(data: Path, out: Path, truth: dict[str, dict[str, np.ndarray]], scaled: set[str]) -> None:
     """Half was annotated at 800 x 800: check finds it, --fix puts it right, to a pixel of the truth."""
     assert main(["check", str(data), "--workers", "0"]) == 1
-    report = inspect(data, workers=0)
+    report = inspect(data, num_workers=0)
     found = {
         name for finding in report.findings if finding.code == "size_mismatch" for name in finding.samples
     }
@@ -330,7 +334,7 @@ def test_an_image_and_mask_folder_becomes_rle_and_what_was_said_of_its_files_rem
     (tmp_path / "data" / "masks" / "c.png").unlink()
     report, fixes = fix(tmp_path / "data", tmp_path / "out", prompt="blood vessel")
     assert codes(report)["unpaired_file"] == 1
-    assert [(change.id, change.deed) for change in fixes.changes] == [("", "dropped")]
+    assert [(change.id, change.action) for change in fixes.changes] == [("", "dropped")]
     assert codes(fixes)["lossy_mask"] == 1
     a, b = load_samples(tmp_path / "out")
     assert (a.id, b.id) == ("a", "b") and b.prompts == ("blood vessel",)
@@ -372,15 +376,15 @@ def test_the_dataset_itself_and_what_is_not_empty_are_refused(broken: Path, tmp_
     (tmp_path / "link").symlink_to(broken)
     for out in (broken, broken / "fixed", broken / "images" / ".." / "x", tmp_path / "link" / "x"):
         with pytest.raises(SettingError, match="lies in the dataset"):
-            check_target(out, broken)
+            check_folder(out, broken)
         with pytest.raises(SettingError, match="lies in the dataset"):
-            check_target(out, broken / "annotations.json")
+            check_folder(out, broken / "annotations.json")
     for out in (tmp_path / "full", tmp_path / "full" / "mine.txt"):
         with pytest.raises(OutputError, match="is not empty"):
-            check_target(out, broken)
-    check_target(tmp_path / "new" / "deep", broken)
+            check_folder(out, broken)
+    check_folder(tmp_path / "new" / "deep", broken)
     (tmp_path / "empty").mkdir()
-    check_target(tmp_path / "empty", broken)
+    check_folder(tmp_path / "empty", broken)
     assert main(["check", str(broken), "--fix", str(broken / "x"), "--workers", "0"]) == 1
     assert not (broken / "x").exists()
 
@@ -393,7 +397,7 @@ def test_the_command_prints_what_was_done_and_fails_only_for_what_is_left(
     result = json.loads(told.splitlines()[-1])
     assert result["fixes"] == COUNTS
     assert result["failed"] == 0 and result["out"] == str(tmp_path / "out")
-    did = "7 kept, 1 rescaled, 1 united, 1 clipped, 9 images dropped, 4 phrases dropped, 3 parts dropped"
+    did = "7 kept, 1 rescaled, 1 merged, 1 clipped, 9 images dropped, 4 phrases dropped, 3 parts dropped"
     assert did in logged
     assert f"in {broken}, 0 in {tmp_path / 'out'}" in logged
 
@@ -434,9 +438,9 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, small_di
         picture(tmp_path / "data" / f"{value}.png", value, (256, 256))  # 64 KiB each
         entries.append({"image": f"{value}.png", "mask": [SQUARE], "text": ["v"]})
     (tmp_path / "data" / "annotations.json").write_text(json.dumps(entries))
-    report = inspect(tmp_path / "data", workers=0)
+    report = inspect(tmp_path / "data", num_workers=0)
     with pytest.raises(OutputError, match="No space left on device"):
-        write_fixed(report, small_disk / "out", workers=0)
+        write_fixed(report, small_disk / "out", num_workers=0)
     assert list(small_disk.iterdir()) == []
 
 
@@ -450,9 +454,9 @@ def test_a_killed_job_leaves_no_copy(tmp_path: Path) -> None:
         "import sys, time\n"
         "from pathlib import Path\n"
         "from vesalius.checks import fixes, inspection\n"
-        "report = inspection.inspect(sys.argv[1], workers=0)\n"
+        "report = inspection.inspect(sys.argv[1], num_workers=0)\n"
         "def slowly(share, note):\n    time.sleep(0.05)\n"
-        "fixes.write_fixed(report, Path(sys.argv[2]), workers=0, on_progress=slowly)\n"
+        "fixes.write_fixed(report, Path(sys.argv[2]), num_workers=0, on_progress=slowly)\n"
     )
     job = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "data"), str(tmp_path / "out")])
     while not list(tmp_path.glob(".out.*.partial/images/*")):
@@ -466,9 +470,9 @@ def test_a_killed_job_leaves_no_copy(tmp_path: Path) -> None:
 
 
 def test_other_processes_give_the_same_copy(broken: Path, tmp_path: Path) -> None:
-    report = inspect(broken, workers=0)
-    for name, workers in (("here", 0), ("there", 1)):
-        write_fixed(report, tmp_path / name, workers=workers)
+    report = inspect(broken, num_workers=0)
+    for name, num_workers in (("here", 0), ("there", 1)):
+        write_fixed(report, tmp_path / name, num_workers=num_workers)
     here, there = ((tmp_path / name / "annotations.json").read_bytes() for name in ("here", "there"))
     assert here == there
 

@@ -1,4 +1,4 @@
-"""The run over a whole dataset: splits, summaries, counts, measures, and the lines that a user reads."""
+"""The run over a whole dataset: splits, summaries, counts, measurements, and the lines that a user reads."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from PIL import Image, ImageEnhance
 from vesalius.checks import inspection
 from vesalius.checks.duplicates import near_clusters
 from vesalius.checks.inspection import families, inspect
-from vesalius.checks.listing import list_findings
 from vesalius.checks.phrases import counts
+from vesalius.checks.terminal_report import list_findings
 from vesalius.cli import main
 from vesalius.codes import CODES
 from vesalius.data.dataset import load_item
@@ -40,7 +40,7 @@ def test_clean_splits_have_no_finding_and_are_counted_together(clean: Any) -> No
     assert {name: len(part.samples) for name, part in report.parts.items()} == {"test": 3, "train": 3}
     assert report.counts["images"] == 6
     assert report.counts["splits"] == {"test": 3, "train": 3}
-    assert [measure.split for measure in report.measures] == ["test"] * 3 + ["train"] * 3
+    assert [measurement.split for measurement in report.measurements] == ["test"] * 3 + ["train"] * 3
 
 
 def test_the_same_image_in_two_splits_is_a_leak(clean: Any) -> None:
@@ -50,8 +50,8 @@ def test_the_same_image_in_two_splits_is_a_leak(clean: Any) -> None:
     clean.write("test", [*clean.entries[3:], again])
     (finding,) = clean.findings()
     assert (finding.code, finding.severity) == ("image_leak", "error")
-    assert "test: again" in finding.place
-    assert "train: " in finding.place
+    assert "test: again" in finding.location
+    assert "train: " in finding.location
     assert finding.message == "2 images have the same pixels and are in 2 splits"
 
 
@@ -87,12 +87,12 @@ def test_a_split_that_cannot_be_read_is_told_of_beside_the_others(clean: Any) ->
 def test_what_is_no_dataset_still_raises(tmp_path: Path) -> None:
     with pytest.raises(AnnotationError):
         inspect(tmp_path)
-    with pytest.raises(SettingError, match="workers"):
-        inspect(tmp_path, workers=-1)
+    with pytest.raises(SettingError, match="num_workers"):
+        inspect(tmp_path, num_workers=-1)
 
 
 def test_the_official_splits_of_arcade_have_no_error(shared: Path) -> None:
-    report = inspect(shared / "data" / "arcade", workers=0)
+    report = inspect(shared / "data" / "arcade", num_workers=0)
     assert {finding.code for finding in report.findings} == {
         "self_intersection",
         "overlapping_objects",
@@ -147,19 +147,19 @@ def test_phrases_that_overlap_by_their_nature_are_counted_and_not_warned_of(draw
 
 def test_measures_are_those_of_the_masks_and_pixels(drawn: Any) -> None:
     report = drawn.check()
-    for sample, measure in zip(report.parts[""].samples, report.measures, strict=True):
+    for sample, measurement in zip(report.parts[""].samples, report.measurements, strict=True):
         item = load_item(sample)
-        assert (measure.id, measure.size, measure.group) == (sample.id, item.size, sample.group)
-        assert measure.hashes == hash_image(item.frames[0])
+        assert (measurement.id, measurement.size, measurement.group) == (sample.id, item.size, sample.group)
+        assert measurement.hashes == hash_image(item.frames[0])
         assert item.masks is not None
-        assert [target.phrase for target in measure.targets] == list(sample.prompts)
-        assert [target.share for target in measure.targets] == [mask.mean() for mask in item.masks]
+        assert [target.phrase for target in measurement.targets] == list(sample.prompts)
+        assert [target.share for target in measurement.targets] == [mask.mean() for mask in item.masks]
 
 
 def test_nothing_is_measured_of_what_cannot_be_read(drawn: Any) -> None:
     drawn.image(0).write_bytes(b"")
-    measure = drawn.check().measures[0]
-    assert (measure.size, measure.hashes, measure.targets) == (None, None, ())
+    measurement = drawn.check().measurements[0]
+    assert (measurement.size, measurement.hashes, measurement.targets) == (None, None, ())
 
 
 def test_other_processes_find_the_same(drawn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +168,8 @@ def test_other_processes_find_the_same(drawn: Any, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(inspection, "BATCH", 2)
     shares: list[float] = []
     one, two = (
-        inspect(drawn.root, workers=n, on_progress=lambda share, note: shares.append(share)) for n in (0, 2)
+        inspect(drawn.root, num_workers=n, on_progress=lambda share, note: shares.append(share))
+        for n in (0, 2)
     )
     assert one == two
     assert shares == [pytest.approx(n / 3) for n in (1, 2, 3)] * 2
@@ -185,7 +186,7 @@ def test_mask_files_are_looked_at_for_their_values_and_kind(tmp_path: Path) -> N
             mask[10 * level : 10 * level + 9, 5:60] = 255 // level
         Image.fromarray(mask).save(tmp_path / "masks" / f"{name}.{kind}")
     found = inspect(tmp_path, prompt="thing", group="(.)").findings
-    assert [(each.code, each.place) for each in found] == [
+    assert [(each.code, each.location) for each in found] == [
         ("gray_mask", "b.png: 'thing'"),
         ("lossy_mask", "c.png: 'thing'"),
         ("empty_mask", "d.png: 'thing'"),
@@ -221,7 +222,7 @@ def test_a_dicom_file_that_says_whose_it_is_is_warned_of_without_saying_it(drawn
     tags.save_as(drawn.root / "images" / "a.dcm", enforce_file_format=True)
     drawn.entries[0]["image"] = "images/a.dcm"
     (finding,) = drawn.findings()
-    assert (finding.code, finding.place) == ("personal_name", "entry 0 (images/a.dcm)")
+    assert (finding.code, finding.location) == ("personal_name", "entry 0 (images/a.dcm)")
     assert finding.message == "the DICOM tags PatientName, PatientID are filled in"
 
 
@@ -232,7 +233,7 @@ def test_counts_tell_images_pairs_objects_and_groups(drawn: Any) -> None:
     entries[1].update(mask=[square], text=["v"], group=entries[0]["group"])
     del entries[2:]
     drawn.write()
-    assert counts(inspect(drawn.root, workers=0).parts[""].samples) == {
+    assert counts(inspect(drawn.root, num_workers=0).parts[""].samples) == {
         "images": 2,
         "pairs": 3,
         "objects": 3,
@@ -281,7 +282,7 @@ def test_what_must_share_nothing_is_told_by_the_names_of_the_splits() -> None:
 
 def test_one_split_named_by_its_file_is_not_told_of_the_images_of_the_others(drawn: Any) -> None:
     in_two_splits(drawn)
-    assert inspect(drawn.root / "annotations.train.json", workers=0).findings == ()
+    assert inspect(drawn.root / "annotations.train.json", num_workers=0).findings == ()
 
 
 def test_images_that_look_alike_in_one_group_are_not_told_of(drawn: Any) -> None:
@@ -362,7 +363,7 @@ def test_the_command_prints_a_table_and_exits_by_its_errors(
         "code",
         "severity",
         "file",
-        "place",
+        "location",
         "message",
         "remedy",
         "samples",

@@ -223,7 +223,7 @@ def test_a_clean_set_has_no_finding(clean: Any) -> None:
 
 def test_twenty_real_angiograms_have_no_finding(twenty: Any) -> None:
     assert twenty.findings() == ()
-    assert len(twenty.check().measures) == 20
+    assert len(twenty.check().measurements) == 20
 
 
 @pytest.mark.parametrize("fault", PLANTS)
@@ -232,11 +232,11 @@ def test_a_fault_gives_its_finding_and_no_other(clean: Any, fault: str) -> None:
     plant(clean)
     (finding,) = clean.findings()
     assert (finding.code, finding.severity) == (code, CODES[code].severity)
-    assert place in finding.place
+    assert place in finding.location
     assert finding.message
     assert finding.remedy == OWN_REMEDIES.get(fault, CODES[code].remedy)
     assert str(clean.root) in finding.file
-    assert str(clean.root) not in finding.place
+    assert str(clean.root) not in finding.location
 
 
 def test_many_faults_at_once_are_all_found(twenty: Any) -> None:
@@ -254,7 +254,7 @@ def test_many_faults_at_once_are_all_found(twenty: Any) -> None:
     ]
     for index, name in enumerate(single):
         on(index, PLANTS[name][0])
-    found = sorted((each.code, each.samples) for each in twenty.findings() if each.place)
+    found = sorted((each.code, each.samples) for each in twenty.findings() if each.location)
     assert [code for code, _ in found] == sorted(PLANTS[name][1] for name in single)
     assert len({samples for _, samples in found}) == len(single)
 

@@ -59,9 +59,9 @@ def test_another_seed_or_index_gives_another_frame(kind: Kind) -> None:
     ids=["stills", "clips"],
 )
 def test_bytes_do_not_depend_on_the_number_of_processes(settings: dict[str, object], tmp_path: Path) -> None:
-    for workers in (0, 2):
-        write_dataset(tmp_path / str(workers), seed=3, size=64, workers=workers, **settings)  # type: ignore[arg-type]
-    first, other = (bytes_of(tmp_path / str(workers)) for workers in (0, 2))
+    for num_workers in (0, 2):
+        write_dataset(tmp_path / str(num_workers), seed=3, size=64, num_workers=num_workers, **settings)  # type: ignore[arg-type]
+    first, other = (bytes_of(tmp_path / str(num_workers)) for num_workers in (0, 2))
     assert len(first) == 1 + settings["n"] * settings.get("frames", 1)  # type: ignore[operator]
     assert other == first
 
@@ -117,7 +117,7 @@ def test_mixed_pictures_alternate_and_retinas_are_in_color(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("size", [64, 333, 1024])
 def test_sizes_load(size: int, tmp_path: Path) -> None:
-    write_dataset(tmp_path / "out", n=2, size=size, kind="mixed", phrases="all", workers=0)
+    write_dataset(tmp_path / "out", n=2, size=size, kind="mixed", phrases="all", num_workers=0)
     for sample in load_samples(tmp_path / "out"):
         assert load_item(sample).size == (size, size)
 
@@ -148,7 +148,7 @@ def test_what_is_left_out_or_absent_is_so_in_the_file(tmp_path: Path) -> None:
         ({"frames": 2, "kind": "retina"}, "a retina is one picture; give frames 1"),
         ({"kind": "lung"}, "kind 'lung' is unknown; give one of coronary, retina, mixed"),
         ({"phrases": "few"}, "phrases 'few' is unknown"),
-        ({"workers": -1}, "workers must be 0 or more"),
+        ({"num_workers": -1}, "num_workers must be 0 or more"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(
@@ -179,14 +179,14 @@ def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
     assert bytes_of(tmp_path / "empty") == bytes_of(tmp_path / "out")
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_interrupted_dataset_leaves_nothing(workers: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_interrupted_dataset_leaves_nothing(num_workers: int, tmp_path: Path) -> None:
     def interrupt(done: int) -> None:
         if done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_dataset(tmp_path / "out", n=3, size=64, on_progress=interrupt, workers=workers)
+        write_dataset(tmp_path / "out", n=3, size=64, on_progress=interrupt, num_workers=num_workers)
     assert list(tmp_path.iterdir()) == []
 
 

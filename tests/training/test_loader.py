@@ -35,7 +35,7 @@ class Recorder:
 @pytest.fixture(scope="module")
 def mixture(tmp_path_factory: pytest.TempPathFactory) -> Mixture:
     folder = tmp_path_factory.mktemp("feed")
-    write_dataset(folder / "set", 2, seed=7, size=64, frames=3, workers=0)
+    write_dataset(folder / "set", 2, seed=7, size=64, frames=3, num_workers=0)
     Image.fromarray(np.arange(20 * 30 * 3, dtype=np.uint8).reshape(20, 30, 3)).save(folder / "a.png")
     messages = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "That."}]
     (folder / "talk.json").write_text(json.dumps([{"image": "a.png", "conversations": messages}]))

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("small")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two clips of two frames; the second one's annotation does not speak of the catheter."""
     folder = tmp_path_factory.mktemp("multitask") / "set"
-    write_dataset(folder, 2, seed=7, size=64, frames=2, workers=0)
+    write_dataset(folder, 2, seed=7, size=64, frames=2, num_workers=0)
     path = folder / "annotations.json"
     entries = json.loads(path.read_text())
     for entry in entries[2:]:
@@ -106,7 +106,7 @@ def test_u_net_has_no_other_tasks(data: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_model_learns_to_say_that_a_phrase_is_not_there(tmp_path: Path) -> None:
     """Two images, each with vessels and without a stent, by heart."""
-    write_dataset(tmp_path / "set", 2, seed=7, size=128, workers=0)
+    write_dataset(tmp_path / "set", 2, seed=7, size=128, num_workers=0)
     path = tmp_path / "set/annotations.json"
     entries = json.loads(path.read_text())
     for entry in entries:

@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
     folder = tmp_path_factory.mktemp("phrases") / "set"
-    write_dataset(folder, 4, seed=7, size=64, workers=0)
+    write_dataset(folder, 4, seed=7, size=64, num_workers=0)
     read = load_samples(folder / "annotations.json")
     return [replace(each, prompts=PHRASES, masks=((Absent(),),) * len(PHRASES)) for each in read]
 
@@ -180,7 +180,7 @@ def run_settings(folder: Path, **changes: Any) -> RunSettings:
 def test_a_run_begins_with_it_and_a_resumed_one_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_dataset(tmp_path / "set", 2, seed=7, size=64, workers=0)
+    write_dataset(tmp_path / "set", 2, seed=7, size=64, num_workers=0)
     monkeypatch.setattr(projector, "QUESTIONS", 24)
     notes: list[str] = []
     train(run_settings(tmp_path), on_note=notes.append)

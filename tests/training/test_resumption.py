@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("small")
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "set"
-    write_dataset(folder, 4, seed=7, size=64, workers=0)
+    write_dataset(folder, 4, seed=7, size=64, num_workers=0)
     return folder
 
 

@@ -25,7 +25,7 @@ from vesalius.lineage import hash_pixels
 from vesalius.masks import Size, area_average, decode_rle, encode_rle, rasterize
 from vesalius.types import Absent, MaskFile, MaskReference, Polygons, RleMask, Sample
 
-Deed = Literal["rescaled", "united", "clipped", "dropped"]
+Action = Literal["rescaled", "merged", "clipped", "dropped"]
 EIGHT = np.ones((3, 3), dtype=bool)
 ENLARGED_MOST = 2.0
 """A border drawn in pixels is known to half a pixel: enlarged by more than this, it could be off by more than one."""
@@ -37,7 +37,7 @@ STRAY_PX, STRAY = 2.0, 0.02
 class Change:
     """One thing that was done to a sample, or to an entry that no sample could be made of."""
 
-    deed: Deed
+    action: Action
     id: str
     """Of the sample; empty for an entry that was refused when it was read."""
     what: str
@@ -46,7 +46,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Corrected:
+class Correction:
     """A sample as it should be, and how it came to be so."""
 
     sample: Sample | None
@@ -58,55 +58,55 @@ class Corrected:
     """The same for two samples whose pixels, masks, groups and metadata are equal; None where that says nothing."""
 
 
-class Uncertain(ValueError):
+class NotCorrectable(ValueError):
     """Why a phrase cannot be kept."""
 
 
-def correct(sample: Sample) -> Corrected:
+def correct(sample: Sample) -> Correction:
     """The sample on its image: sizes made right, degenerate parts left out, one object a phrase.
 
     A sample without annotation only has its stated size made right. Reads the image and every mask.
     """
     changes: list[Change] = []
 
-    def note(deed: Deed, what: str, why: str) -> None:
-        changes.append(Change(deed, sample.id, what, why))
+    def note(action: Action, what: str, why: str) -> None:
+        changes.append(Change(action, sample.id, what, why))
 
     try:
         image = load_image(sample)
     except ImageError as error:
         note("dropped", "image", str(error))
-        return Corrected(None, tuple(changes))
+        return Correction(None, tuple(changes))
     size = image.shape[0], image.shape[1]
     unknown = _find_stray(sample, sample.size or size)
     if unknown:
         note("dropped", "image", unknown)
-        return Corrected(None, tuple(changes), unscaled=True)
+        return Correction(None, tuple(changes), unscaled=True)
     kept: dict[str, tuple[MaskReference, ...]] = {}
     for phrase, objects in zip(sample.prompts, sample.masks or (), strict=sample.masks is not None):
         try:
             kept[phrase] = _correct_phrase(objects, phrase, sample.size, size, note)
-        except (Uncertain, DataError) as error:
+        except (NotCorrectable, DataError) as error:
             note("dropped", repr(phrase), str(error))
     if sample.masks is not None and not kept:
         note("dropped", "image", "no phrase of it is left")
-        return Corrected(None, tuple(changes))
+        return Correction(None, tuple(changes))
     if sample.size not in (None, size):
-        if not any(change.deed == "rescaled" for change in changes):
+        if not any(change.action == "rescaled" for change in changes):
             note("rescaled", "stated size", _way(sample.size, size))
         sample = replace(sample, size=size)
     if sample.masks is not None:
         sample = replace(sample, prompts=tuple(kept), masks=tuple(kept.values()))
-    return Corrected(sample, tuple(changes), key=_key(sample, image, size))
+    return Correction(sample, tuple(changes), key=_key(sample, image, size))
 
 
-Note = Callable[[Deed, str, str], None]
+Note = Callable[[Action, str, str], None]
 
 
 def _correct_phrase(
     objects: Sequence[MaskReference], phrase: str, stated: Size | None, size: Size, note: Note
 ) -> tuple[MaskReference, ...]:
-    """One object, of at least a pixel, or `Absent` where the phrase is; Uncertain, DataError where it cannot be kept."""
+    """One object, of at least a pixel, or `Absent` where the phrase is; NotCorrectable, DataError where it cannot be kept."""
     drawn = [each for each in objects if not isinstance(each, Absent)]
     if not drawn:
         return tuple(objects)
@@ -122,9 +122,9 @@ def _correct_phrase(
         elif len(drawn) > 1:
             note("dropped", name, "has no pixel")
     if not kept:
-        raise Uncertain("its mask has no pixel, and nobody said that it is not in the image")
+        raise NotCorrectable("its mask has no pixel, and nobody said that it is not in the image")
     if len(kept) > 1:
-        note("united", repr(phrase), f"{len(kept)} objects of one phrase are one target")
+        note("merged", repr(phrase), f"{len(kept)} objects of one phrase are one target")
         return (_unite(kept, size),)
     return tuple(kept)
 
@@ -157,14 +157,16 @@ def _correct_polygons(
 
 
 def _degenerate(part: Sequence[float]) -> str:
-    """Why a polygon encloses nothing, "" where it may; Uncertain where a piece was drawn that cannot be known."""
+    """Why a polygon encloses nothing, "" where it may; NotCorrectable where a piece was drawn that cannot be known."""
     n, sound = len(part) // 2, _sound_points(part)
     if not _spans_area(sound):
         return f"its {n} point{'s' * (n != 1)} enclose no area" if len(sound) == n else "is no polygon (NaN)"
     if len(sound) < n:
-        raise Uncertain("a polygon of it has a coordinate that is no number, so a piece would be missing")
+        raise NotCorrectable(
+            "a polygon of it has a coordinate that is no number, so a piece would be missing"
+        )
     if len(part) % 2:
-        raise Uncertain(f"a polygon of it has {len(part)} numbers; nobody knows which one is missing")
+        raise NotCorrectable(f"a polygon of it has {len(part)} numbers; nobody knows which one is missing")
     return ""
 
 
@@ -190,12 +192,12 @@ def _spans_area(points: np.ndarray) -> bool:
 def _correct_raster(
     reference: RleMask | MaskFile | Absent, name: str, size: Size, note: Note
 ) -> MaskReference | None:
-    """At the size of the image; None without a pixel. Uncertain where rescaling would change its shape."""
+    """At the size of the image; None without a pixel. NotCorrectable where rescaling would change its shape."""
     own = own_size(reference)
     if own == size:
         return reference
     if own[0] * own[1] > MAX_PIXELS:
-        raise Uncertain(f"its mask of {_by(own)} has more than {MAX_PIXELS // 10**6} megapixels")
+        raise NotCorrectable(f"its mask of {_by(own)} has more than {MAX_PIXELS // 10**6} megapixels")
     if isinstance(reference, MaskFile):
         mask = read_mask(reference.path, own, reference.values, reference.known)
     else:
@@ -203,13 +205,13 @@ def _correct_raster(
         try:
             mask = decode_rle(reference.rle)
         except ValueError as error:
-            raise Uncertain(str(error)) from error
+            raise NotCorrectable(str(error)) from error
     if not mask.any():  # what a map of classes does not show is not there
         return Absent() if isinstance(reference, MaskFile) and reference.values is not None else None
     _check_scale(own, size)
     right = resample(mask, size)
     if right is None:
-        raise Uncertain(
+        raise NotCorrectable(
             f"its mask of {_by(own)} would change its shape at {_by(size)}; make it again on the image"
         )
     note("rescaled", name, _way(own, size))
@@ -222,7 +224,7 @@ def own_size(reference: MaskReference) -> Size:
             with Image.open(reference.path) as file:
                 return file.height, file.width
         except Exception as error:  # Pillow's parsers raise whatever they meet
-            raise Uncertain(f"{reference.path}: cannot be read ({error})") from error
+            raise NotCorrectable(f"{reference.path}: cannot be read ({error})") from error
     assert isinstance(reference, RleMask)
     return reference.rle["size"][0], reference.rle["size"][1]
 
@@ -264,13 +266,13 @@ def _unite(objects: Sequence[MaskReference], size: Size) -> MaskReference:
 
 
 def _check_scale(stated: Size, size: Size) -> None:
-    """Raise Uncertain where the image may have been turned, cut, padded or stretched."""
+    """Raise NotCorrectable where the image may have been turned, cut, padded or stretched."""
     if stated == size[::-1]:
-        raise Uncertain(
+        raise NotCorrectable(
             f"its size states {_by(stated)}, which is the image ({_by(size)}) turned or the two sides exchanged"
         )
     if not same_ratio(stated, size):
-        raise Uncertain(
+        raise NotCorrectable(
             f"its size states {_by(stated)} for an image of {_by(size)}: another ratio in height than in width, and "
             "nobody knows whether the image was stretched, cut or padded"
         )

@@ -11,7 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 from vesalius import plots
-from vesalius.checks.measures import Measure
+from vesalius.checks.measurements import Measurement
 from vesalius.plots import BLUE, INK, VERMILLION, Plot, ticks_to
 
 ROWS_MOST = 24
@@ -23,17 +23,17 @@ SHARES = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1)
 
 
 def draw_distributions(
-    measures: Sequence[Measure], phrases: Mapping[str, int]
+    measurements: Sequence[Measurement], phrases: Mapping[str, int]
 ) -> list[tuple[str, Markup, str]]:
     """(title, drawing, sentence under it) of each; `phrases` are images by phrase, the commonest first."""
-    sizes = Counter(each.size for each in measures if each.size is not None)
+    sizes = Counter(each.size for each in measurements if each.size is not None)
     by_size = {f"{size[0]} x {size[1]}": n for size, n in sizes.most_common()}
     shares: dict[str, list[float]] = {phrase: [] for phrase in phrases}
-    for target in (target for each in measures for target in each.targets):
+    for target in (target for each in measurements for target in each.targets):
         shares.setdefault(target.phrase, []).append(target.share)
     drawn = {phrase: [share for share in its if share] for phrase, its in shares.items()}
     drawn = {phrase: its for phrase, its in drawn.items() if its}
-    widths = [target.width_px for each in measures for target in each.targets if target.width_px]
+    widths = [target.width_px for each in measurements for target in each.targets if target.width_px]
     middle = [width[1] for width in widths]
     top = ticks_to(max(middle, default=1.0))
     return [

@@ -8,22 +8,22 @@ from collections.abc import Sequence
 import numpy as np
 
 from vesalius.checks.findings import finding
-from vesalius.checks.measures import Measure
+from vesalius.checks.measurements import Measurement
 from vesalius.data.perceptual_hash import ImageHashes, near_pairs
 from vesalius.names import list_names
 from vesalius.types import Finding
 
 
-def check_duplicates(measures: Sequence[Measure]) -> list[Finding]:
+def check_duplicates(measurements: Sequence[Measurement]) -> list[Finding]:
     """`duplicate`, `near_duplicate` and `leak`: one finding for each cluster of images.
 
     Frames of one clip are expected to be alike, and are not compared; nor are, but for equal pixels, images of one
     split that share a stated group, for which the remedy is to give them one.
     """
     same = defaultdict(list)
-    for measure in measures:
-        if measure.hashes is not None:
-            same[measure.hashes].append(measure)
+    for measurement in measurements:
+        if measurement.hashes is not None:
+            same[measurement.hashes].append(measurement)
     findings = [_exact(group) for group in same.values() if not _one_clip(group)]
     clips = [f"{_kin(each)}\n{each.split}" for each, *_ in same.values()]
     hashes = list(same)
@@ -53,28 +53,28 @@ def near_clusters(hashes: Sequence[ImageHashes], clips: Sequence[str]) -> list[l
     return [cluster for cluster in clusters.values() if len(cluster) > 1]
 
 
-def _kin(measure: Measure) -> str:
+def _kin(measurement: Measurement) -> str:
     """The same for images that are expected to be alike."""
-    if measure.group is not None:
-        return f"group {measure.group}"
-    return f"clip {measure.sequence}" if measure.sequence is not None else f"image {measure.id}"
+    if measurement.group is not None:
+        return f"group {measurement.group}"
+    return f"clip {measurement.sequence}" if measurement.sequence is not None else f"image {measurement.id}"
 
 
-def _one_clip(group: Sequence[Measure]) -> bool:
+def _one_clip(group: Sequence[Measurement]) -> bool:
     """Whether these are one image, or frames of one clip."""
     clips = {(each.split, each.sequence) for each in group}
     return len(group) == 1 or (len(clips) == 1 and group[0].sequence is not None)
 
 
-def _exact(group: Sequence[Measure]) -> Finding:
+def _exact(group: Sequence[Measurement]) -> Finding:
     return _duplicates("duplicate_image", group, "have the same pixels")
 
 
-def _near(group: Sequence[Measure]) -> Finding:
+def _near(group: Sequence[Measurement]) -> Finding:
     return _duplicates("near_duplicate", group, "look nearly the same")
 
 
-def _duplicates(code: str, group: Sequence[Measure], alike: str) -> Finding:
+def _duplicates(code: str, group: Sequence[Measurement], alike: str) -> Finding:
     """A finding about images that are alike: a leak where they are in several splits."""
     splits = dict.fromkeys(each.split for each in group)
     names = [f"{each.split}: {each.id}" if len(splits) > 1 else each.id for each in group]

@@ -28,27 +28,27 @@ def finding(
     )
 
 
-def sums_up(found: Finding) -> bool:
+def is_summary(found: Finding) -> bool:
     """Whether it says of a whole split what findings of its samples say one by one; it is not counted with them."""
-    return found.code in ("size_mismatch", "outside_image") and not found.place and len(found.samples) > 1
+    return found.code in ("size_mismatch", "outside_image") and not found.location and len(found.samples) > 1
 
 
 def count_errors(findings: Iterable[Finding]) -> int:
     """How many are errors, without those that sum up."""
-    return sum(each.severity == "error" and not sums_up(each) for each in findings)
+    return sum(each.severity == "error" and not is_summary(each) for each in findings)
 
 
-def of_error(error: DataError) -> Finding:
+def from_error(error: DataError) -> Finding:
     """What a reader raised about an entry or file; always an error, because that could not be used."""
     head, separator, text = str(error).partition(": ")
-    file, place = split_place(head) if separator else ("", "")
+    file, place = split_source(head) if separator else ("", "")
     message, remedy = split_remedy(text if separator else str(error))
     return finding(known_code(error), file, place, message, remedy=remedy, severity="error")
 
 
-def of_sample(code: str, sample: Sample, message: str, *, within: str = "", remedy: str = "") -> Finding:
+def sample_finding(code: str, sample: Sample, message: str, *, within: str = "", remedy: str = "") -> Finding:
     """A finding about one sample, or what lies `within` it, such as one of its masks."""
-    file, place = split_place(sample.source or sample.id)
+    file, place = split_source(sample.source or sample.id)
     place = ": ".join(part for part in (place or Path(file).name, within) if part)
     return finding(code, file, place, message, remedy=remedy, samples=(sample.id,))
 
@@ -64,7 +64,7 @@ def split_remedy(message: str) -> tuple[str, str]:
     return (wrong, remedy) if separator else (message, "")
 
 
-def split_place(source: str) -> tuple[str, str]:
+def split_source(source: str) -> tuple[str, str]:
     """`d/annotations.json, entry 3 (a.png)` -> the file, and where in it."""
     match = re.match(r"(.*?\.\w+), (.*)", source)
     return (match[1], match[2]) if match else (source, "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -10,9 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from vesalius.checks.correction import Change, Corrected, Deed, correct
+from vesalius.checks.correction import Action, Change, Correction, correct
 from vesalius.checks.findings import count_errors, finding
-from vesalius.checks.inspection import FEW, Report, inspect
+from vesalius.checks.inspection import Report, inspect, workers_for
 from vesalius.data.copying import place_images
 from vesalius.data.formats import ANNOTATION_FILES
 from vesalius.data.writers import sa2va_json
@@ -21,7 +20,7 @@ from vesalius.files import check_new, check_outside, replacing, write_json
 from vesalius.parallel import map_in_order
 from vesalius.types import Finding, Sample
 
-DEEDS = get_args(Deed)
+ACTIONS = get_args(Action)
 UNSEEN = ("lossy_mask", "gray_mask")
 """Codes about mask files, which the copy has as RLE: they would be forgotten."""
 PART = re.compile(r", (polygon|object) \d+$")
@@ -45,20 +44,20 @@ class Fixes:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Images kept, how often each deed was done, and of what was dropped how many were images, phrases or parts.
+        """Images kept, how often each action was done, and of what was dropped how many were images, phrases or parts.
 
         An entry that was refused when it was read is an image.
         """
-        done = Counter(change.deed for change in self.changes if change.deed != "dropped")
-        dropped = Counter(_rank(change) for change in self.changes if change.deed == "dropped")
+        done = Counter(change.action for change in self.changes if change.action != "dropped")
+        dropped = Counter(_rank(change) for change in self.changes if change.action == "dropped")
         return {
             "kept": self.kept,
-            **{deed: done[deed] for deed in DEEDS if deed != "dropped"},
+            **{action: done[action] for action in ACTIONS if action != "dropped"},
             **{f"{rank} dropped": dropped[rank] for rank in ("images", "phrases", "parts")},
         }
 
 
-def check_target(out: Path, data: Path) -> None:
+def check_folder(out: Path, data: Path) -> None:
     """Raise OutputError unless `out` is absent or empty; SettingError where it is the dataset or lies inside of it."""
     check_outside(out, data if data.is_dir() else data.parent)
     check_new(out)
@@ -75,30 +74,29 @@ def write_fixed(
     report: Report,
     out: Path,
     *,
-    workers: int | None = None,
+    num_workers: int | None = None,
     on_progress: Callable[[float, str], None] = lambda share, note: None,
 ) -> Fixes:
     """Write the corrected copy of a checked dataset: images, annotations[.SPLIT].json and fixes.json.
 
     It is in the format of the house, with the phrases and groups that `report` has. Ids stay, but for an image of a
-    split whose id another split has for another image. `workers` as for `inspect`. Raises AnnotationError where
+    split whose id another split has for another image. `num_workers` as for `inspect`. Raises AnnotationError where
     nothing would be left of a split, or one cannot be read at all; OutputError where the disk says no, and then there is no `out`.
     """
     changes = _refused(report)
     unscaled: Counter[str] = Counter()
     total = sum(len(part.samples) for part in report.parts.values())
-    processes = workers if workers is not None else 0 if total <= FEW else os.cpu_count() or 1
     kept: dict[str, list[Sample]] = {}
     done = 0
     for split, part in report.parts.items():
         kept[split] = []
         seen: dict[str, str] = {}
-        for corrected in map_in_order(correct, part.samples, processes):
-            again = _find_again(corrected, seen)
-            changes += [replace(change, split=split) for change in (*corrected.changes, *again)]
-            if corrected.sample is not None and not again:
-                kept[split].append(corrected.sample)
-            unscaled[split] += corrected.unscaled
+        for correction in map_in_order(correct, part.samples, workers_for(total, num_workers)):
+            again = _find_again(correction, seen)
+            changes += [replace(change, split=split) for change in (*correction.changes, *again)]
+            if correction.sample is not None and not again:
+                kept[split].append(correction.sample)
+            unscaled[split] += correction.unscaled
             done += 1
             on_progress(0.5 * done / total, f"{done} of {total} images")
         if not kept[split]:
@@ -108,7 +106,9 @@ def write_fixed(
     with replacing(out) as temporary:
         n = _write(kept, temporary, lambda i: on_progress(0.5 + 0.1 * i / total, f"{i} images placed"))
         after = inspect(
-            temporary, workers=workers, on_progress=lambda share, note: on_progress(0.6 + 0.4 * share, note)
+            temporary,
+            num_workers=num_workers,
+            on_progress=lambda share, note: on_progress(0.6 + 0.4 * share, note),
         )
         left = [_at(each, temporary.name, out.resolve().name) for each in after.findings]
         left += [each for each in report.findings if each.code in UNSEEN]
@@ -129,38 +129,38 @@ def _refused(report: Report) -> list[Change]:
     """
     found = [each for each in report.findings if each.severity == "error" and not each.samples]
     for each in found:
-        if not each.place and any(Path(each.file).match(pattern) for pattern in ANNOTATION_FILES):
+        if not each.location and any(Path(each.file).match(pattern) for pattern in ANNOTATION_FILES):
             raise AnnotationError(
                 f"{each.file}: {each.message}; mend it, or take it away, before the copy is made"
             )
     return [
-        Change("dropped", "", ", ".join(part for part in (each.file, each.place) if part), each.message)
+        Change("dropped", "", ", ".join(part for part in (each.file, each.location) if part), each.message)
         for each in found
     ]
 
 
 def to_dict(fixes: Fixes) -> dict[str, Any]:
     """What fixes.json holds: how many images were kept, what was done to which, and what is still to be said."""
-    deeds = {
-        deed: [
-            {key: value for key, value in asdict(change).items() if key != "deed"}
+    actions = {
+        action: [
+            {key: value for key, value in asdict(change).items() if key != "action"}
             for change in fixes.changes
-            if change.deed == deed
+            if change.action == action
         ]
-        for deed in DEEDS
+        for action in ACTIONS
     }
-    return {"kept": fixes.kept, **deeds, "remaining": [asdict(each) for each in fixes.remaining]}
+    return {"kept": fixes.kept, **actions, "remaining": [asdict(each) for each in fixes.remaining]}
 
 
-def _find_again(corrected: Corrected, seen: dict[str, str]) -> list[Change]:
+def _find_again(correction: Correction, seen: dict[str, str]) -> list[Change]:
     """That the sample is dropped because another of its split is the same in everything; empty where none is."""
-    if corrected.sample is None or corrected.key is None:
+    if correction.sample is None or correction.key is None:
         return []
-    first = seen.setdefault(corrected.key, corrected.sample.id)
-    if first == corrected.sample.id:
+    first = seen.setdefault(correction.key, correction.sample.id)
+    if first == correction.sample.id:
         return []
     return [
-        Change("dropped", corrected.sample.id, "image", f"is the same as {first} in pixels and annotation")
+        Change("dropped", correction.sample.id, "image", f"is the same as {first} in pixels and annotation")
     ]
 
 
@@ -201,6 +201,6 @@ def _on(sample: Sample, placed: Sample) -> Sample:
 def _at(found: Finding, before: str, after: str) -> Finding:
     """The finding with the name of the folder that it will lie in."""
     texts = {
-        key: getattr(found, key).replace(before, after) for key in ("file", "place", "message", "remedy")
+        key: getattr(found, key).replace(before, after) for key in ("file", "location", "message", "remedy")
     }
     return replace(found, **texts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int
 
-from vesalius.checks.findings import of_sample
+from vesalius.checks.findings import sample_finding
 from vesalius.masks import Size
 from vesalius.names import count_of
 from vesalius.types import Finding, Polygons, Sample
@@ -26,7 +26,7 @@ def check_polygons(reference: Polygons, size: Size, sample: Sample, within: str)
         found = _find_fault(part, size)
         if found is not None:
             code, message = found
-            findings.append(of_sample(code, sample, message, within=at))
+            findings.append(sample_finding(code, sample, message, within=at))
     return findings
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vesalius.checks.findings import finding, known_code, of_sample, split_place, split_remedy
+from vesalius.checks.findings import finding, known_code, sample_finding, split_remedy, split_source
 from vesalius.data.dataset import load_image
 from vesalius.data.decoders import frame_files
 from vesalius.data.decoders.picture import SUFFIXES, stored_turned
@@ -27,7 +27,7 @@ def check_image(sample: Sample) -> tuple[np.ndarray | None, list[Finding]]:
         single = sample.image.suffix.lower() in SUFFIXES
         return pixels, _check_header(sample) if single else _check_tags(sample)
     except DataError as error:
-        place = split_place(sample.source)[1] or sample.image.name
+        place = split_source(sample.source)[1] or sample.image.name
         message, remedy = split_remedy(str(error).removeprefix(f"{sample.image}: "))
         code = known_code(error)
         return None, [
@@ -39,11 +39,11 @@ def _check_header(sample: Sample) -> list[Finding]:
     findings = []
     if _is_turned(sample.image):
         message = "the file asks viewers to turn it (EXIF), so masks drawn in one lie askew"
-        findings.append(of_sample("exif_rotation", sample, message))
+        findings.append(sample_finding("exif_rotation", sample, message))
     with Image.open(sample.image) as image:
         if image.has_transparency_data:
             message = f"has an alpha channel ({image.mode}), though nothing in it is transparent"
-            findings.append(of_sample("alpha_channel", sample, message))
+            findings.append(sample_finding("alpha_channel", sample, message))
     return findings
 
 
@@ -70,4 +70,4 @@ def _check_tags(sample: Sample) -> list[Finding]:
     tags = read_facts(sample.image).personal_tags
     if not tags:
         return []
-    return [of_sample("personal_name", sample, f"the DICOM tags {', '.join(tags)} are filled in")]
+    return [sample_finding("personal_name", sample, f"the DICOM tags {', '.join(tags)} are filled in")]

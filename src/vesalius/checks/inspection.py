@@ -14,11 +14,11 @@ from typing import Any
 
 from vesalius.checks import phrases
 from vesalius.checks.duplicates import check_duplicates
-from vesalius.checks.findings import of_error, of_sample, split_place
+from vesalius.checks.findings import from_error, sample_finding, split_source
 from vesalius.checks.images import check_image
 from vesalius.checks.masks import check_masks, find_drawn_size
-from vesalius.checks.measures import Measure
-from vesalius.checks.names import check_names, check_unnamed
+from vesalius.checks.measurements import Measurement
+from vesalius.checks.names import check_names, check_unlisted
 from vesalius.checks.overlaps import Overlap, check_overlaps
 from vesalius.checks.widths import check_widths
 from vesalius.data.dataset import Dataset, open_dataset
@@ -49,15 +49,15 @@ class Report:
     counts: dict[str, Any]
     """`phrases.counts` over all parts; `overlapping` (pair of phrases -> images) where two overlap as a rule, and `splits`
     (name -> images) where there are several."""
-    measures: tuple[Measure, ...]
+    measurements: tuple[Measurement, ...]
     """One for each sample of each part, in order."""
 
 
 @dataclass(frozen=True)
-class Record:
+class SampleResult:
     """What one sample gave."""
 
-    measure: Measure
+    measurement: Measurement
     findings: tuple[Finding, ...]
     drawn_at: Size | None = None
     """The size that its masks were drawn at, where that is not the image's."""
@@ -72,18 +72,18 @@ def inspect(
     split: str | None = None,
     prompt: str | None = None,
     group: str | None = None,
-    workers: int | None = None,
+    num_workers: int | None = None,
     on_progress: Callable[[float, str], None] = lambda share, note: None,
 ) -> Report:
     """All that is wrong with a dataset, and what was measured on the way.
 
     A folder with several annotation files is checked as a whole, and for what its splits share, unless `split`
-    picks one. `workers` processes read the images (0: this one; default: one a core, for few samples this one).
+    picks one. `num_workers` processes read the images (0: this one; default: one a core, for few samples this one).
     `on_progress(share, note)` hears of the share in [0, 1]. Raises DataError where there is no dataset at all,
     SettingError where an argument does not fit it.
     """
-    if workers is not None and workers < 0:
-        raise SettingError(f"workers must be 0 or more; got {workers}")
+    if num_workers is not None and num_workers < 0:
+        raise SettingError(f"num_workers must be 0 or more; got {num_workers}", code="bad_value")
     findings: list[Finding] = []
     parts: dict[str, Dataset] = {}
     files = _find_parts(Path(data), split)
@@ -95,16 +95,16 @@ def inspect(
             if len(files) == 1:
                 raise
             problems = [error]
-        findings += map(of_error, problems)
-    records = _measure(parts, workers, on_progress)
-    measures = [record.measure for record in records]
+        findings += map(from_error, problems)
+    records = _measure(parts, num_workers, on_progress)
+    measurements = [record.measurement for record in records]
     findings += (each for record in records for each in record.findings)
     usual: Counter[str] = Counter()
     for name, dataset in parts.items():
-        own = [record for record in records if record.measure.split == name]
+        own = [record for record in records if record.measurement.split == name]
         overlaps, by_nature = check_overlaps(
             [
-                (sample, [target.phrase for target in record.measure.targets], record.overlaps)
+                (sample, [target.phrase for target in record.measurement.targets], record.overlaps)
                 for sample, record in zip(dataset.samples, own, strict=True)
             ]
         )
@@ -113,13 +113,20 @@ def inspect(
     # with one split chosen, images of the others would seem to have no entry
     if split is None:
         findings += _check_folder(parts, files)
-    findings += _check_shared(parts, measures)
+    findings += _check_shared(parts, measurements)
     counted = phrases.counts([sample for dataset in parts.values() for sample in dataset.samples])
     if usual:
         counted["overlapping"] = dict(usual)
     if len(parts) > 1:
         counted["splits"] = {name: len(dataset.samples) for name, dataset in parts.items()}
-    return Report(parts, tuple(findings), counted, tuple(measures))
+    return Report(parts, tuple(findings), counted, tuple(measurements))
+
+
+def workers_for(n: int, num_workers: int | None) -> int:
+    """`num_workers` if given; else 0 (this process) for up to `FEW` samples, and one per core for more."""
+    if num_workers is not None:
+        return num_workers
+    return 0 if n <= FEW else os.cpu_count() or 1
 
 
 def _find_parts(data: Path, split: str | None) -> dict[str, Path]:
@@ -135,13 +142,11 @@ def _find_parts(data: Path, split: str | None) -> dict[str, Path]:
 
 
 def _measure(
-    parts: dict[str, Dataset], workers: int | None, on_progress: Callable[[float, str], None]
-) -> list[Record]:
+    parts: dict[str, Dataset], num_workers: int | None, on_progress: Callable[[float, str], None]
+) -> list[SampleResult]:
     n = sum(len(dataset.samples) for dataset in parts.values())
-    if workers is None:
-        workers = 0 if n <= FEW else os.cpu_count() or 1
-    records: list[Record] = []
-    for batch in map_in_order(inspect_samples, _batches(parts), workers):
+    records: list[SampleResult] = []
+    for batch in map_in_order(inspect_samples, _batches(parts), workers_for(n, num_workers)):
         records += batch
         on_progress(len(records) / n, f"{len(records)} of {n} images")
     return records
@@ -154,30 +159,32 @@ def _batches(parts: dict[str, Dataset]) -> Iterator[tuple[str, list[Sample]]]:
             yield name, batch
 
 
-def inspect_samples(job: tuple[str, list[Sample]]) -> list[Record]:
+def inspect_samples(job: tuple[str, list[Sample]]) -> list[SampleResult]:
     """What there is to say about each of some samples of one split."""
     split, samples = job
     return [inspect_sample(sample, split) for sample in samples]
 
 
-def inspect_sample(sample: Sample, split: str = "") -> Record:
+def inspect_sample(sample: Sample, split: str = "") -> SampleResult:
     """What there is to say about one sample: its image and masks are read once, and nothing of them is kept."""
-    measure = Measure(sample.id, split, str(sample.image), sample.group, sample.sequence)
+    measurement = Measurement(sample.id, split, str(sample.image), sample.group, sample.sequence)
     pixels, findings = check_image(sample)
     if sample.masks is None:
-        findings.append(of_sample("unlabeled_image", sample, "has no annotation"))
+        findings.append(sample_finding("unlabeled_image", sample, "has no annotation"))
     if pixels is None:
-        return Record(measure, tuple(findings))
+        return SampleResult(measurement, tuple(findings))
     size = pixels.shape[0], pixels.shape[1]
     targets, overlaps, found = check_masks(sample, size)
-    measure = replace(
-        measure,
+    measurement = replace(
+        measurement,
         size=size,
         hashes=hash_image(pixels),
         targets=targets,
     )
     reach = _find_reach(sample, size) if any(each.code == "outside_image" for each in found) else None
-    return Record(measure, (*findings, *found), find_drawn_size(sample, size), tuple(overlaps), reach)
+    return SampleResult(
+        measurement, (*findings, *found), find_drawn_size(sample, size), tuple(overlaps), reach
+    )
 
 
 def _find_reach(sample: Sample, size: Size) -> float:
@@ -188,23 +195,23 @@ def _find_reach(sample: Sample, size: Size) -> float:
     return max(max(x) / size[1], max(y) / size[0])
 
 
-def _check_whole(dataset: Dataset, records: list[Record]) -> list[Finding]:
+def _check_whole(dataset: Dataset, records: list[SampleResult]) -> list[Finding]:
     """What is said once about one split."""
     n = len(records)
-    file, place = split_place(dataset.samples[0].source) if n else ("", "")
+    file, place = split_source(dataset.samples[0].source) if n else ("", "")
     name = file if place else str(dataset.root)
     drawn = [
-        (record.measure.id, record.drawn_at, record.measure.size)
+        (record.measurement.id, record.drawn_at, record.measurement.size)
         for record in records
-        if record.drawn_at is not None and record.measure.size is not None
+        if record.drawn_at is not None and record.measurement.size is not None
     ]
-    reach = [(record.measure.id, record.reach) for record in records if record.reach is not None]
+    reach = [(record.measurement.id, record.reach) for record in records if record.reach is not None]
     return [
         *phrases.check_sizes(drawn, n, name),
         *phrases.check_reach(reach, n, name),
         *phrases.check_phrases(dataset, name),
         *phrases.check_groups(dataset, name),
-        *check_widths([record.measure for record in records], name),
+        *check_widths([record.measurement for record in records], name),
         *check_names(dataset),
     ]
 
@@ -217,13 +224,13 @@ def families(names: Sequence[str]) -> list[set[str]]:
     return [alone | {name for name in names if folds[name] == fold} for fold in each] or [alone]
 
 
-def _check_shared(parts: dict[str, Dataset], measures: Sequence[Measure]) -> list[Finding]:
+def _check_shared(parts: dict[str, Dataset], measurements: Sequence[Measurement]) -> list[Finding]:
     """What images have in common, in one split and between those that must share nothing; each finding once."""
     findings: dict[Finding, None] = {}
     for family in families(list(parts)):
         among = {name: part for name, part in parts.items() if name in family}
         found = phrases.check_group_leaks(among)
-        found += check_duplicates([each for each in measures if each.split in family])
+        found += check_duplicates([each for each in measurements if each.split in family])
         findings |= dict.fromkeys(found)
     return list(findings)
 
@@ -236,4 +243,4 @@ def _check_folder(parts: dict[str, Dataset], files: dict[str, Path]) -> list[Fin
         annotations = sorted(file for pattern in ANNOTATION_FILES for file in folder.glob(pattern))
     if not parts or not annotations:
         return []
-    return check_unnamed(list(parts.values()), annotations)
+    return check_unlisted(list(parts.values()), annotations)

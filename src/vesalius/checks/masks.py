@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image
 
 from vesalius.checks.correction import same_ratio
-from vesalius.checks.findings import known_code, of_sample, split_remedy
+from vesalius.checks.findings import known_code, sample_finding, split_remedy
 from vesalius.checks.geometry import check_polygons
-from vesalius.checks.measures import Target
+from vesalius.checks.measurements import TargetMeasurement
 from vesalius.checks.overlaps import Cover, Overlap
 from vesalius.checks.widths import cell_px, skeleton_widths
 from vesalius.data.dataset import LOSSY, load_mask
@@ -21,7 +21,9 @@ from vesalius.names import list_names
 from vesalius.types import Absent, Finding, MaskFile, MaskReference, Polygons, RleMask, Sample
 
 
-def check_masks(sample: Sample, size: Size) -> tuple[tuple[Target, ...], list[Overlap], list[Finding]]:
+def check_masks(
+    sample: Sample, size: Size
+) -> tuple[tuple[TargetMeasurement, ...], list[Overlap], list[Finding]]:
     """What each phrase covers, which objects overlap, and findings.
 
     Nothing is measured of a phrase whose objects are not all right.
@@ -29,7 +31,7 @@ def check_masks(sample: Sample, size: Size) -> tuple[tuple[Target, ...], list[Ov
     drawn_at = find_drawn_size(sample, size)
     if drawn_at is not None:
         message = f"was drawn at {compare_sizes(drawn_at, size)}"
-        return (), [], [of_sample("size_mismatch", sample, message, remedy=size_remedy(drawn_at, size))]
+        return (), [], [sample_finding("size_mismatch", sample, message, remedy=size_remedy(drawn_at, size))]
     targets, findings, cover = [], [], Cover(size)
     told: set[Path | None] = set()  # maps of classes, which all phrases have in common
     for phrase, objects in zip(sample.prompts, sample.masks or (), strict=sample.masks is not None):
@@ -75,10 +77,10 @@ def size_remedy(drawn: Size, real: Size) -> str:
     return "" if same_ratio(drawn, real) else "put the image that was drawn on in its place, or draw again"
 
 
-def measure_target(phrase: str, mask: np.ndarray) -> Target:
+def measure_target(phrase: str, mask: np.ndarray) -> TargetMeasurement:
     """The numbers of one phrase, whose objects together are `mask`."""
     widths = skeleton_widths(mask)
-    return Target(
+    return TargetMeasurement(
         phrase,
         np.count_nonzero(mask) / mask.size,
         (float(widths.min()), float(np.median(widths))) if len(widths) else None,
@@ -115,11 +117,11 @@ def _check_object(
         code = "invalid_rle" if isinstance(reference, RleMask) else known_code(error)
         message, remedy = split_remedy(str(error).removeprefix(f"{within}: "))
         within = "" if code == "unknown_mask_value" else within
-        return None, [of_sample(code, sample, message, within=within, remedy=remedy)]
+        return None, [sample_finding(code, sample, message, within=within, remedy=remedy)]
     if isinstance(reference, MaskFile):
         findings = _check_file(reference, sample, within)
     if not _may_be_empty(reference) and not mask.any():
-        findings.append(of_sample("empty_mask", sample, "the mask has no pixel", within=within))
+        findings.append(sample_finding("empty_mask", sample, "the mask has no pixel", within=within))
         return None, findings
     return mask, findings
 
@@ -136,9 +138,9 @@ def _may_be_empty(reference: MaskReference) -> bool:
 def _check_file(reference: MaskFile, sample: Sample, within: str) -> list[Finding]:
     path = reference.path
     if path.suffix.lower() in LOSSY:
-        return [of_sample("lossy_mask", sample, f"{path.name} is a JPEG", within=within)]
+        return [sample_finding("lossy_mask", sample, f"{path.name} is a JPEG", within=within)]
     values = mask_values(path) if reference.values is None else []
     if len(values) <= 2:
         return []
     message = f"{path.name} has {len(values)} values ({list_names(map(str, values))})"
-    return [of_sample("gray_mask", sample, message, within=within)]
+    return [sample_finding("gray_mask", sample, message, within=within)]

@@ -181,7 +181,7 @@ def hide_persons(text: str, names: Iterable[str] | None = None) -> str:
     return text
 
 
-def check_unnamed(parts: Sequence[Dataset], annotations: Sequence[Path]) -> list[Finding]:
+def check_unlisted(parts: Sequence[Dataset], annotations: Sequence[Path]) -> list[Finding]:
     """`unlisted_image`, once: images in the folders of those that annotation files name, but not named there."""
     root, samples = parts[0].root, [sample for dataset in parts for sample in dataset.samples]
     known = {sample.image for sample in samples}

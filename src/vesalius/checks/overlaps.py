@@ -10,7 +10,7 @@ from itertools import combinations
 import numpy as np
 from jaxtyping import Bool
 
-from vesalius.checks.findings import of_sample
+from vesalius.checks.findings import sample_finding
 from vesalius.masks import Size
 from vesalius.names import count_of
 from vesalius.types import Finding, Sample
@@ -86,5 +86,5 @@ def check_overlaps(
             worst = rare[0]
             more = f"; so do {count_of(len(rare) - 1, 'more pair')}" if len(rare) > 1 else ""
             message = f"{worst.common} pixels, {100 * worst.share:.3g} % of the smaller object, belong to both{more}"
-            findings.append(of_sample("overlapping_objects", sample, message, within=worst.within))
+            findings.append(sample_finding("overlapping_objects", sample, message, within=worst.within))
     return findings, {f"{first!r} and {second!r}": n for (first, second), n in usual.items()}

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from vesalius.checks.findings import finding
-from vesalius.checks.measures import Measure
+from vesalius.checks.measurements import Measurement
 from vesalius.masks import Size
 from vesalius.types import Finding
 
@@ -47,22 +47,24 @@ def cell_px(size: Size) -> float:
     return max(size) / GRID
 
 
-def check_widths(measures: Sequence[Measure], file: str) -> list[Finding]:
+def check_widths(measurements: Sequence[Measurement], file: str) -> list[Finding]:
     """`thin`, once for all samples of a split: how much of the skeleton is thinner than a cell."""
-    targets = [target for measure in measures for target in measure.targets]
+    targets = [target for measurement in measurements for target in measurement.targets]
     skeleton = sum(target.skeleton for target in targets)
     thin = sum(target.thin for target in targets)
     if not skeleton or thin / skeleton <= MUCH:
         return []
-    sides = sorted({max(measure.size) for measure in measures if measure.size})
+    sides = sorted({max(measurement.size) for measurement in measurements if measurement.size})
     at = f"{sides[0]} px" if len(sides) == 1 else f"{sides[0]} to {sides[-1]} px"
     cells = " to ".join(f"{side / GRID:.3g}" for side in dict.fromkeys((sides[0], sides[-1])))
     message = (
         f"{thin / skeleton:.0%} of the skeleton is thinner than one mask cell at {at} ({cells} px, of the official "
         f"grid of {GRID} x {GRID} cells over the image)".replace("%", " %")
     )
-    worst = sorted(measures, key=lambda measure: -sum(target.thin for target in measure.targets))
-    return [finding("thin_structures", file, "", message, samples=[measure.id for measure in worst[:5]])]
+    worst = sorted(measurements, key=lambda measurement: -sum(target.thin for target in measurement.targets))
+    return [
+        finding("thin_structures", file, "", message, samples=[measurement.id for measurement in worst[:5]])
+    ]
 
 
 def _neighbors(inside: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:

@@ -29,7 +29,7 @@ def synth(args: argparse.Namespace) -> Result:
     settings = {name: getattr(args, name) for name in ("seed", "size", "frames", "kind", "phrases")}
     with Progress(args.n * args.frames, "synth") as progress:
         written = write_dataset(
-            args.out, args.n, on_progress=progress.reach, workers=args.workers, **settings
+            args.out, args.n, on_progress=progress.reach, num_workers=args.workers, **settings
         )
     missing = f", {written.absent} phrases that are not there" if written.absent else ""
     print(f"{args.out}: {written.images} images, {written.masks} masks{missing}")
@@ -38,21 +38,21 @@ def synth(args: argparse.Namespace) -> Result:
 
 def check(args: argparse.Namespace) -> Result:
     """Say what is wrong with a dataset, before any computing time is spent on it."""
-    from vesalius.checks import fixes, sheet
+    from vesalius.checks import fixes, report_page
     from vesalius.checks.inspection import inspect
-    from vesalius.checks.listing import as_json, summarize
+    from vesalius.checks.terminal_report import as_json, summarize
 
     if args.report is not None:
-        sheet.check_target(args.report, args.data)
+        report_page.check_folder(args.report, args.data)
     if args.fix is not None:
-        fixes.check_target(args.fix, args.data)
+        fixes.check_folder(args.fix, args.data)
     with Progress(1.0, "check", unit="dataset") as progress:
         report = inspect(
             args.data,
             split=args.split,
             prompt=args.prompt,
             group=args.group,
-            workers=args.workers,
+            num_workers=args.workers,
             on_progress=progress.reach,
         )
     for line in summarize(report, every=args.verbose):
@@ -60,7 +60,9 @@ def check(args: argparse.Namespace) -> Result:
     result = as_json(report)
     if args.report is not None:
         with Progress(1.0, "report", unit="page") as progress:
-            page = sheet.write_sheet(report, args.report, workers=args.workers, on_progress=progress.reach)
+            page = report_page.write_page(
+                report, args.report, num_workers=args.workers, on_progress=progress.reach
+            )
         print(f"report: {page}")
     return result if args.fix is None else result | _fix(args, report, result["failed"])
 
@@ -70,8 +72,8 @@ def _fix(args: argparse.Namespace, report: Any, errors: int) -> Result:
     from vesalius.checks.fixes import write_fixed
 
     with Progress(1.0, "fix", unit="copy") as progress:
-        fixes = write_fixed(report, args.fix, workers=args.workers, on_progress=progress.reach)
-    done = ", ".join(f"{n} {deed}" for deed, n in fixes.counts.items())
+        fixes = write_fixed(report, args.fix, num_workers=args.workers, on_progress=progress.reach)
+    done = ", ".join(f"{n} {action}" for action, n in fixes.counts.items())
     print(f"{args.fix}: {done}; fixes.json lists them")
     print(f"errors: {errors} in {args.data}, {fixes.errors} in {args.fix}")
     return {"out": str(args.fix), "fixes": fixes.counts, "failed": fixes.errors}

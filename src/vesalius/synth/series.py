@@ -115,33 +115,33 @@ def write_dataset(
     frames: int = 1,
     kind: Kind = "coronary",
     phrases: Phrases = "default",
-    workers: int | None = None,
+    num_workers: int | None = None,
 ) -> Written:
     """Write `n` pictures, or clips of `frames`, and their masks; the folder appears as a whole.
 
     `out/images/synth_00000.png ...`, or `synth_00000_000.png ...` of clips, and `out/annotations.json`, in which the
-    frames of a clip share `sequence`. `workers` processes draw, and do not change a byte; 0 is this
+    frames of a clip share `sequence`. `num_workers` processes draw, and do not change a byte; 0 is this
     one, and None one a core, unless there are so few pictures that the start of processes would take longer.
     `on_progress` gets the number of pictures written so far. Raises SettingError for settings that `Series` refuses, for
-    n < 1 or workers < 0; OutputError where `out` exists and is not an empty folder.
+    n < 1 or num_workers < 0; OutputError where `out` exists and is not an empty folder.
     """
     series = Series(seed, size, frames, kind, phrases)
     if n < 1:
-        raise SettingError(f"n {n} is too small; at least 1 picture is needed")
-    if workers is not None and workers < 0:
-        raise SettingError(f"workers must be 0 or more; got {workers}")
+        raise SettingError(f"n {n} is too small; at least 1 picture is needed", code="bad_value")
+    if num_workers is not None and num_workers < 0:
+        raise SettingError(f"num_workers must be 0 or more; got {num_workers}", code="bad_value")
     check_new(out)
     jobs = (
         _Job(series, index, first, min(first + FRAMES_PER_JOB, frames))
         for index in range(n)
         for first in range(0, frames, FRAMES_PER_JOB)
     )
-    if workers is None:
-        workers = (os.cpu_count() or 1) if n * frames >= WORTH_PROCESSES else 0
+    if num_workers is None:
+        num_workers = (os.cpu_count() or 1) if n * frames >= WORTH_PROCESSES else 0
     with replacing(out) as folder:
         (folder / "images").mkdir(parents=True)
         samples: list[Sample] = []
-        for drawn in map_in_order(_run, jobs, workers):
+        for drawn in map_in_order(_run, jobs, num_workers):
             for png, sample in drawn:
                 path = folder / sample.image
                 path.write_bytes(png)

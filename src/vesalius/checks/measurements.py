@@ -9,7 +9,7 @@ from vesalius.masks import Size
 
 
 @dataclass(frozen=True)
-class Target:
+class TargetMeasurement:
     """One phrase of a sample: the union of its objects."""
 
     phrase: str
@@ -24,7 +24,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Measure:
+class Measurement:
     """One sample."""
 
     id: str
@@ -37,5 +37,5 @@ class Measure:
     size: Size | None = None
     """(h, w); None where the image cannot be read."""
     hashes: ImageHashes | None = None
-    targets: tuple[Target, ...] = ()
+    targets: tuple[TargetMeasurement, ...] = ()
     """Empty where the sample is not annotated or a mask does not fit."""

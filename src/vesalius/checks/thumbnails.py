@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw
 
-from vesalius.checks.correction import Uncertain, own_size
+from vesalius.checks.correction import NotCorrectable, own_size
 from vesalius.data.dataset import load_image
 from vesalius.data.decoders.limits import MAX_PIXELS
 from vesalius.data.images import read_mask
@@ -101,7 +101,7 @@ def _outlines(reference: MaskReference, color: Color, stated: Size | None, size:
 
 def _read(reference: RleMask | MaskFile, own: Size) -> Bool[np.ndarray, "h w"]:
     if own[0] * own[1] > MAX_PIXELS:
-        raise Uncertain(f"has more than {MAX_PIXELS // 10**6} megapixels")
+        raise NotCorrectable(f"has more than {MAX_PIXELS // 10**6} megapixels")
     if isinstance(reference, RleMask):
         return decode_rle(reference.rle)
     return read_mask(reference.path, own, reference.values, reference.known)

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vesalius.checks import sheet, tiles
+from vesalius.checks import report_page, thumbnails
 from vesalius.checks.inspection import Report, inspect
-from vesalius.checks.sheet import FLAGGED_MOST, GOOD_MOST, find_flagged, write_sheet
+from vesalius.checks.report_page import MAX_FLAGGED, MAX_GOOD, find_flagged, write_page
 from vesalius.cli import main
 from vesalius.errors import ImageError, OutputError, SettingError
 from vesalius.masks import encode_rle, rasterize
@@ -64,15 +64,15 @@ def write_data(folder: Path, rows: list[dict[str, Any]], size: tuple[int, int] =
 
 
 def make(data: Path, out: Path) -> tuple[Report, Tags]:
-    report = inspect(data, workers=0)
-    page = write_sheet(report, out, workers=0)
+    report = inspect(data, num_workers=0)
+    page = write_page(report, out, num_workers=0)
     assert page == out / "check.html"
     return report, Tags(page.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(autouse=True)
 def few_examples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sheet, "EXAMPLES", 4)
+    monkeypatch.setattr(report_page, "EXAMPLES", 4)
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_findings_json_is_strict_and_whole(made: tuple[Report, Tags, Path]) -> N
     assert told["formats"] == ["sa2va_json"] and told["counts"] == report.counts
     assert [each["code"] for each in told["findings"]] == [each.code for each in report.findings]
     assert set(told["findings"][0]) == {
-        *("code", "severity", "file", "place", "message", "remedy", "samples")
+        *("code", "severity", "file", "location", "message", "remedy", "samples")
     }
 
 
@@ -156,36 +156,33 @@ def test_pictures_are_small(tmp_path: Path) -> None:
     _, page = make(data, tmp_path / "out")
     for picture in page.named("img")[:2]:
         coded = (picture["src"] or "").partition(",")[2]
-        assert max(Image.open(io.BytesIO(base64.b64decode(coded))).size) == tiles.SIDE
+        assert max(Image.open(io.BytesIO(base64.b64decode(coded))).size) == thumbnails.SIDE
 
 
 def test_more_samples_than_are_shown_are_counted_and_each_code_has_its_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    n = FLAGGED_MOST + 10
+    n = MAX_FLAGGED + 10
     rows: list[dict[str, Any]] = [{"size": [128, 192]} for _ in range(n)]
-    rows += [{"mask": [[[1.0, 1.0, 1.1, 1.0, 1.0, 1.1]]]}, *({} for _ in range(GOOD_MOST + 5))]
+    rows += [{"mask": [[[1.0, 1.0, 1.1, 1.0, 1.0, 1.1]]]}, *({} for _ in range(MAX_GOOD + 5))]
     data = write_data(tmp_path / "data", rows, size=(16, 24))
     # the square is larger than these images; the size is what is wrong
-    report = inspect(data, workers=0)
+    report = inspect(data, num_workers=0)
     order = list(find_flagged(report).values())
     assert ("empty_mask",) in order[:3] and len(order) > n
-    monkeypatch.setattr(tiles, "SIDE", 16)
+    monkeypatch.setattr(thumbnails, "SIDE", 16)
     _, page = make(data, tmp_path / "out")
     text = " ".join(page.text.split())
-    assert (
-        f"{FLAGGED_MOST} of {len(order)} are shown, each code in turn; {len(order) - FLAGGED_MOST} more"
-        in text
-    )
+    assert f"{MAX_FLAGGED} of {len(order)} are shown, taking codes in turn" in text
     assert "The first 50 of" in text
     shown = len([each for each in page.named("img") if (each["alt"] or "").endswith("with its masks")])
-    assert shown <= FLAGGED_MOST + GOOD_MOST
+    assert shown <= MAX_FLAGGED + MAX_GOOD
 
 
 def test_errors_come_before_warnings(tmp_path: Path) -> None:
     border = {"mask": [[[-0.5, 5.0, 30.0, 5.0, 30.0, 30.0]]]}
     rows: list[dict[str, Any]] = [border, border, {"size": [128, 192]}, {"size": [32, 48]}]
-    order = find_flagged(inspect(write_data(tmp_path / "data", rows), workers=0))
+    order = find_flagged(inspect(write_data(tmp_path / "data", rows), num_workers=0))
     assert list(order.values()) == [
         ("size_mismatch",),
         ("size_mismatch",),
@@ -195,14 +192,14 @@ def test_errors_come_before_warnings(tmp_path: Path) -> None:
 
 
 def test_good_samples_are_drawn_by_the_seed(tmp_path: Path) -> None:
-    data = write_data(tmp_path / "data", [{} for _ in range(GOOD_MOST + 8)], size=(40, 48))
-    report = inspect(data, workers=0)
+    data = write_data(tmp_path / "data", [{} for _ in range(MAX_GOOD + 8)], size=(40, 48))
+    report = inspect(data, num_workers=0)
     pages = [
-        write_sheet(report, tmp_path / str(i), workers=0, seed=seed).read_text()
+        write_page(report, tmp_path / str(i), num_workers=0, seed=seed).read_text()
         for i, seed in enumerate((0, 0, 1))
     ]
     assert pages[0] == pages[1] != pages[2]
-    assert f"{GOOD_MOST}, drawn at random" in pages[0]
+    assert f"{MAX_GOOD} samples, chosen at random" in pages[0]
 
 
 def test_names_of_persons_are_hidden_in_captions(tmp_path: Path) -> None:
@@ -227,7 +224,7 @@ def test_findings_that_sum_up_are_not_counted(tmp_path: Path) -> None:
 
 def test_a_clean_dataset_says_so(tmp_path: Path) -> None:
     _, page = make(write_data(tmp_path / "data", [{}, {}]), tmp_path / "out")
-    assert "Nothing was found." in page.text
+    assert "No findings." in page.text
     assert "Samples with findings" not in page.text
 
 
@@ -235,7 +232,7 @@ def test_a_dataset_of_which_nothing_can_be_drawn_has_a_sheet_too(tmp_path: Path)
     data = write_data(tmp_path / "data", [{}])
     (data / "000.png").write_bytes(b"")
     _, page = make(data, tmp_path / "out")
-    assert "nothing to augment" in page.text and "There are none." in page.text
+    assert "nothing to augment" in page.text and "Every sample has findings." in page.text
     assert not (tmp_path / "out" / "augmented.png").exists()
 
 
@@ -270,10 +267,10 @@ def test_a_sheet_is_whole_or_not_there(broken: Path, tmp_path: Path, monkeypatch
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    report = inspect(broken, workers=0)
-    monkeypatch.setattr(sheet, "write_text", fail)
+    report = inspect(broken, num_workers=0)
+    monkeypatch.setattr(report_page, "write_text", fail)
     with pytest.raises(OutputError, match="No space left"):
-        write_sheet(report, tmp_path / "out", workers=0)
+        write_page(report, tmp_path / "out", num_workers=0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
 
 
@@ -297,20 +294,20 @@ def test_outlines_lie_where_the_mask_is(tmp_path: Path) -> None:
     mask = rasterize(BOX.parts, (64, 96))
     Image.fromarray(mask).save(tmp_path / "m.png")
     for reference in (BOX, RleMask(encode_rle(mask)), MaskFile(tmp_path / "m.png")):
-        drawn = tiles.draw(Sample("a", gray(tmp_path / "a.png"), ("v",), ((reference,),)))
+        drawn = thumbnails.draw(Sample("a", gray(tmp_path / "a.png"), ("v",), ((reference,),)))
         assert drawn.picture.size == (320, 213)
-        assert drawn.legend == ((tiles.COLORS[0], "v"),) and drawn.undrawn == ()
-        assert where(drawn.picture, tiles.COLORS[0]) == pytest.approx((0.25, 0.25, 0.75, 0.75), abs=0.02)
+        assert drawn.legend == ((thumbnails.COLORS[0], "v"),) and drawn.undrawn == ()
+        assert where(drawn.picture, thumbnails.COLORS[0]) == pytest.approx((0.25, 0.25, 0.75, 0.75), abs=0.02)
 
 
 def test_masks_of_another_size_are_drawn_as_they_stand_and_rescaled(tmp_path: Path) -> None:
     twice = Polygons((tuple(2 * value for value in BOX.parts[0]),))
     rle = RleMask(encode_rle(rasterize(twice.parts, (128, 192))))
     for reference, size in ((twice, (128, 192)), (rle, None)):
-        drawn = tiles.draw(Sample("a", gray(tmp_path / "a.png"), ("v",), ((reference,),), size=size))
+        drawn = thumbnails.draw(Sample("a", gray(tmp_path / "a.png"), ("v",), ((reference,),), size=size))
         assert [words for _, words in drawn.legend] == ["as it stands", "rescaled to the image"]
-        left, top, right, bottom = where(drawn.picture, tiles.RESCALED)
-        right_most, lowest = where(drawn.picture, tiles.AS_STATED)[2:]
+        left, top, right, bottom = where(drawn.picture, thumbnails.RESCALED)
+        right_most, lowest = where(drawn.picture, thumbnails.AS_STATED)[2:]
         # the sheet reaches as far as what stands there
         assert (right / right_most, bottom / lowest) == pytest.approx((0.5, 0.5), abs=0.03)
         assert (left / right, top / bottom) == pytest.approx((1 / 3, 1 / 3), abs=0.03)
@@ -319,7 +316,7 @@ def test_masks_of_another_size_are_drawn_as_they_stand_and_rescaled(tmp_path: Pa
 def test_what_lies_outside_is_shown_up_to_a_side_of_the_image(tmp_path: Path) -> None:
     for far in (150.0, 1e5, 1e300):
         over = Polygons(((48.0, 16.0, far, 16.0, far, 48.0, 48.0, 48.0),))
-        picture = tiles.draw(Sample("a", gray(tmp_path / "a.png"), ("v",), ((over,),))).picture
+        picture = thumbnails.draw(Sample("a", gray(tmp_path / "a.png"), ("v",), ((over,),))).picture
         shown = min(far, 192)
         assert picture.width / picture.height == pytest.approx(shown / 64, abs=0.05)
         gray_part = (np.abs(np.asarray(picture, dtype=int) - 90).max(axis=2) < 10)[-3]
@@ -328,7 +325,7 @@ def test_what_lies_outside_is_shown_up_to_a_side_of_the_image(tmp_path: Path) ->
 
 def test_what_lies_far_to_the_left_and_above_is_cut_alike(tmp_path: Path) -> None:
     over = Polygons(((48.0, 16.0, -1e9, -1e9, 48.0, 48.0),))
-    picture = tiles.draw(Sample("a", gray(tmp_path / "a.png"), ("v",), ((over,),))).picture
+    picture = thumbnails.draw(Sample("a", gray(tmp_path / "a.png"), ("v",), ((over,),))).picture
     assert picture.width / picture.height == pytest.approx(192 / 128, abs=0.02)
     assert np.asarray(picture)[-3, -3].tolist() == [90, 90, 90]
 
@@ -338,28 +335,28 @@ def test_what_lies_far_to_the_left_and_above_is_cut_alike(tmp_path: Path) -> Non
 )
 def test_degenerate_polygons_do_no_harm(tmp_path: Path, part: tuple[float, ...]) -> None:
     sample = Sample("a", gray(tmp_path / "a.png"), ("v",), ((Polygons((part, *BOX.parts)),),))
-    assert tiles.draw(sample).undrawn == ()
+    assert thumbnails.draw(sample).undrawn == ()
 
 
 def test_masks_that_cannot_be_drawn_are_named_and_the_others_drawn(tmp_path: Path) -> None:
     bad = RleMask({"size": [64, 96], "counts": [5]})
     huge = RleMask({"size": [10**9, 10**9], "counts": [10**18]})
     gone = MaskFile(tmp_path / "none.png")
-    drawn = tiles.draw(Sample("a", gray(tmp_path / "a.png"), ("v", "w"), ((bad, huge, gone), (BOX,))))
+    drawn = thumbnails.draw(Sample("a", gray(tmp_path / "a.png"), ("v", "w"), ((bad, huge, gone), (BOX,))))
     assert [each[:3] for each in drawn.undrawn] == ["'v'"] * 3
-    assert where(drawn.picture, tiles.COLORS[1]) == pytest.approx((0.25, 0.25, 0.75, 0.75), abs=0.02)
+    assert where(drawn.picture, thumbnails.COLORS[1]) == pytest.approx((0.25, 0.25, 0.75, 0.75), abs=0.02)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1)])
 def test_images_of_any_shape_are_drawn(tmp_path: Path, size: tuple[int, int]) -> None:
-    drawn = tiles.draw(Sample("a", gray(tmp_path / "a.png", size), (), None))
-    assert max(drawn.picture.size) == tiles.SIDE
+    drawn = thumbnails.draw(Sample("a", gray(tmp_path / "a.png", size), (), None))
+    assert max(drawn.picture.size) == thumbnails.SIDE
 
 
 def test_an_image_that_cannot_be_read_raises(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"x")
     with pytest.raises(ImageError):
-        tiles.draw(Sample("a", tmp_path / "a.png", (), None))
+        thumbnails.draw(Sample("a", tmp_path / "a.png", (), None))
 
 
 def browse(*arguments: str) -> str:
@@ -378,7 +375,7 @@ def test_browser_shows_no_more_than_its_width_and_follows_dark_mode(broken: Path
         f'<iframe style="width:{width}px;height:800px;border:0" srcdoc="{html.escape(page)}"></iframe>'
         for width in (400, 1200)
     )
-    measure = """
+    measurement = """
       const found = [...document.querySelectorAll("iframe")].map(frame => {
         const page = frame.contentDocument, root = page.documentElement, style = frame.contentWindow.getComputedStyle;
         const bar = page.querySelector("#distributions rect"), words = page.querySelector("#distributions text");
@@ -390,7 +387,7 @@ def test_browser_shows_no_more_than_its_width_and_follows_dark_mode(broken: Path
     """
     wrapper = tmp_path / "wrapper.html"
     wrapper.write_text(
-        f'<meta charset="utf-8"><meta name="color-scheme" content="light dark"><body>{frames}<script>onload = () => {{{measure}}}</script>',
+        f'<meta charset="utf-8"><meta name="color-scheme" content="light dark"><body>{frames}<script>onload = () => {{{measurement}}}</script>',
         encoding="utf-8",
     )
     looks = []

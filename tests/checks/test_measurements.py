@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from vesalius.checks.geometry import count_crossings
 from vesalius.checks.masks import compare_sizes, measure_target
-from vesalius.checks.measures import Measure, Target
+from vesalius.checks.measurements import Measurement, TargetMeasurement
 from vesalius.checks.names import find_person, hide
 from vesalius.checks.overlaps import Cover
 from vesalius.checks.widths import cell_px, check_widths, skeleton_widths
@@ -53,9 +53,9 @@ def test_thin_is_what_is_narrower_than_a_cell_of_the_mask_grid() -> None:
 
 
 def test_a_warning_of_thin_vessels_states_the_share_and_the_grid() -> None:
-    def measured(name: str, thin: int) -> Measure:
-        target = Target("v", 0.1, (1, 3), 100, thin)
-        return Measure(name, "", name, None, None, size=(512, 512), targets=(target,))
+    def measured(name: str, thin: int) -> Measurement:
+        target = TargetMeasurement("v", 0.1, (1, 3), 100, thin)
+        return Measurement(name, "", name, None, None, size=(512, 512), targets=(target,))
 
     assert check_widths([measured("a", 10), measured("b", 10)], "f") == []
     (found,) = check_widths([measured("a", 12), measured("b", 50)], "f")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vesalius.checks.findings import count_errors, sums_up
+from vesalius.checks.findings import count_errors, is_summary
 from vesalius.checks.inspection import Report
 from vesalius.names import count_of, list_names
 from vesalius.types import Finding
@@ -61,7 +61,7 @@ def list_findings(findings: Sequence[Finding], every: bool = False) -> list[str]
 
 def _rows(alike: Sequence[Finding], width: int, every: bool) -> Iterator[str]:
     first = alike[0]
-    single = [each for each in alike if not sums_up(each)]
+    single = [each for each in alike if not is_summary(each)]
     row = f"{first.severity:<9}{first.code:<{width}}{len(single):>7}  "
     if every:
         yield row.rstrip()
@@ -69,7 +69,7 @@ def _rows(alike: Sequence[Finding], width: int, every: bool) -> Iterator[str]:
     else:
         places = list(dict.fromkeys(_where(each) for each in single))
         yield row + list_names(places, SHOWN, "; ")
-        whole = [each for each in alike if not each.place] or [first]
+        whole = [each for each in alike if not each.location] or [first]
         files = {each.file for each in whole}
         for each in whole[:SHOWN]:
             yield f"  {Path(each.file).name + ': ' if len(files) > 1 else ''}{each.message}"
@@ -80,6 +80,6 @@ def _rows(alike: Sequence[Finding], width: int, every: bool) -> Iterator[str]:
 
 def _where(finding: Finding) -> str:
     name = Path(finding.file).name
-    if BARE.match(finding.place):
-        return f"{name}, {finding.place}"
-    return finding.place or name
+    if BARE.match(finding.location):
+        return f"{name}, {finding.location}"
+    return finding.location or name
