@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 import json
-import re
-import shutil
-import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from tests.checks.datasets import write_broken, write_data
+from tests.html_pages import Tags
 
 from vesalius.checks import report_page, thumbnails
 from vesalius.checks.inspection import Report, inspect
@@ -24,43 +21,6 @@ from vesalius.cli import main
 from vesalius.errors import ImageError, OutputError, SettingError
 from vesalius.masks import encode_rle, rasterize
 from vesalius.types import MaskFile, Polygons, RleMask, Sample
-
-SQUARE = [[10.0, 10.0, 30.0, 10.0, 30.0, 30.0, 10.0, 30.0]]
-ATTACK = '<script>alert("x")</script><img src=x onerror=y>'
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt install chromium")
-
-
-class Tags(HTMLParser):
-    """All tags with their attributes, and all text."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def named(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-
-def write_data(folder: Path, rows: list[dict[str, Any]], size: tuple[int, int] = (64, 96)) -> Path:
-    """Entries with an image of noise each, and a square for the phrase `v`, unless a row says otherwise."""
-    folder.mkdir(parents=True, exist_ok=True)
-    entries = []
-    for index, row in enumerate(rows):
-        entry = {"image": f"{index:03}.png", "mask": [SQUARE], "text": ["v"], "group": str(index), **row}
-        pixels = np.random.default_rng(index).integers(0, 256, size, np.uint8)
-        Image.fromarray(pixels).save(folder / entry["image"])
-        entries.append(entry)
-    (folder / "annotations.json").write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
-    return folder
 
 
 def make(data: Path, out: Path) -> tuple[Report, Tags]:
@@ -85,22 +45,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Tags, Path]:
     """The sheet of `write_broken`."""
     folder = tmp_path_factory.mktemp("made")
     return *make(write_broken(folder), folder / "out"), folder / "out"
-
-
-def write_broken(folder: Path) -> Path:
-    """Right, of another size, outside, a phrase with HTML, a Chinese one, and an image without bytes."""
-    rows: list[dict[str, Any]] = [
-        {},
-        {"size": [128, 192]},
-        {"mask": [[[80.0, 10.0, 120.0, 10.0, 120.0, 50.0]]]},
-        {"text": [ATTACK]},
-        {"text": ["冠状动脉左前降支"], "image": "左冠 & <b>1.png"},
-        {"image": "cut.png"},
-        {"mask": []},
-    ]
-    data = write_data(folder / "data", rows)
-    (data / "cut.png").write_bytes(b"")
-    return data
 
 
 def test_the_sheet_holds_findings_remedies_counts_and_pictures(made: tuple[Report, Tags, Path]) -> None:
@@ -132,23 +76,9 @@ def test_findings_json_is_strict_and_whole(made: tuple[Report, Tags, Path]) -> N
     }
 
 
-def test_phrases_and_names_that_hold_html_stay_text(made: tuple[Report, Tags, Path]) -> None:
+def test_phrases_and_file_names_in_any_script_are_shown(made: tuple[Report, Tags, Path]) -> None:
     _, page, _ = made
-    assert not page.named("script") and not page.named("link")
-    assert all(set(picture) <= {"src", "loading", "alt"} for picture in page.named("img"))
-    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
-    assert ATTACK in page.text
     assert "冠状动脉左前降支" in page.text and "左冠 & <b>1" in page.text
-
-
-def test_the_sheet_needs_no_network_and_no_other_file_to_be_read(made: tuple[Report, Tags, Path]) -> None:
-    _, page, out = made
-    assert all((picture["src"] or "").startswith("data:image/jpeg;base64,") for picture in page.named("img"))
-    assert all((link["href"] or "")[0] == "#" or link["href"] == "augmented.png" for link in page.named("a"))
-    text = (out / "check.html").read_text(encoding="utf-8")
-    assert not re.search(r"url\(|@import|https?://", text)
-    assert "default-src 'none'" in text
-    assert sorted(path.name for path in out.iterdir()) == [*("augmented.png", "check.html", "findings.json")]
 
 
 def test_pictures_are_small(tmp_path: Path) -> None:
@@ -357,53 +287,6 @@ def test_an_image_that_cannot_be_read_raises(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"x")
     with pytest.raises(ImageError):
         thumbnails.draw(Sample("a", tmp_path / "a.png", (), None))
-
-
-def browse(*arguments: str) -> str:
-    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
-
-
-@needs_chromium
-def test_browser_shows_no_more_than_its_width_and_follows_dark_mode(broken: Path, tmp_path: Path) -> None:
-    entries = json.loads((broken / "annotations.json").read_text(encoding="utf-8"))
-    entries[0] |= {"text": ["x" * 300]}
-    (broken / "annotations.json").write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
-    make(broken, tmp_path / "out")
-    page = (tmp_path / "out" / "check.html").read_text(encoding="utf-8")
-    frames = "".join(
-        f'<iframe style="width:{width}px;height:800px;border:0" srcdoc="{html.escape(page)}"></iframe>'
-        for width in (400, 1200)
-    )
-    measurement = """
-      const found = [...document.querySelectorAll("iframe")].map(frame => {
-        const page = frame.contentDocument, root = page.documentElement, style = frame.contentWindow.getComputedStyle;
-        const bar = page.querySelector("#distributions rect"), words = page.querySelector("#distributions text");
-        return {width: root.clientWidth, needed: root.scrollWidth, broken: [...page.images].filter(each => each.complete && !each.naturalWidth).length,
-          page: style(page.body).backgroundColor, ink: style(page.body).color, words: style(words).fill, bar: style(bar).fill,
-          letters: Math.min(...[...page.querySelectorAll("svg text")].map(each => each.getBoundingClientRect().height))};
-      });
-      document.body.textContent = "FOUND" + JSON.stringify(found) + "END";
-    """
-    wrapper = tmp_path / "wrapper.html"
-    wrapper.write_text(
-        f'<meta charset="utf-8"><meta name="color-scheme" content="light dark"><body>{frames}<script>onload = () => {{{measurement}}}</script>',
-        encoding="utf-8",
-    )
-    looks = []
-    for flags in ([], ["--blink-settings=preferredColorScheme=0"]):
-        told = browse(*flags, "--dump-dom", wrapper.as_uri())
-        found = json.loads(
-            html.unescape(told[told.index("FOUND") + 5 : told.index("END", told.index("FOUND"))])
-        )
-        assert [each["width"] for each in found] == [400, 1200]
-        assert all(each["needed"] <= each["width"] and not each["broken"] for each in found)
-        assert all(each["letters"] >= 9 for each in found)
-        looks.append(found[0])
-    light, dark = looks
-    assert light["page"] == "rgb(255, 255, 255)" and dark["page"] == "rgb(24, 24, 27)"
-    assert light["words"] == light["ink"] == "rgb(24, 24, 27)" and dark["words"] == dark["ink"]
-    assert light["bar"] != dark["bar"]
 
 
 def test_a_sheet_inside_of_the_data_is_refused(broken: Path) -> None:

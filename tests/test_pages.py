@@ -1,0 +1,99 @@
+"""Every HTML page: complete in one file, safe with any text, legible on a phone and in the dark."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import jinja2
+import numpy as np
+import pytest
+from PIL import Image
+from tests.checks.datasets import write_broken
+from tests.html_pages import ATTACK, Tags, measure_pages, needs_chromium
+
+from vesalius.checks.inspection import inspect
+from vesalius.checks.report_page import write_page
+from vesalius.pages import as_data_url, render
+
+
+def check_page(folder: Path) -> Path:
+    """A dataset with every kind of picture, a phrase that holds HTML, and a phrase of 300 letters."""
+    data = write_broken(folder, {"text": ["x" * 300]})
+    return write_page(inspect(data, num_workers=0), folder / "out", num_workers=0)
+
+
+WRITERS: dict[str, Callable[[Path], Path]] = {"check": check_page}
+"""A page of each kind; its ids, phrases or messages hold `ATTACK` and very long words."""
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {name: write(tmp_path_factory.mktemp(name)) for name, write in WRITERS.items()}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_page_needs_no_network_and_no_other_file(pages: dict[str, Path], name: str) -> None:
+    text = pages[name].read_text(encoding="utf-8")
+    page = Tags(text)
+    assert page.named("img")
+    assert all((picture["src"] or "").startswith("data:image/") for picture in page.named("img"))
+    for link in page.named("a"):
+        assert (link["href"] or "").startswith("#") or (pages[name].parent / str(link["href"])).exists()
+    assert not re.search(r"url\(|@import|https?://", text)
+    assert "default-src 'none'" in text
+    (viewport,) = (meta for meta in page.named("meta") if meta.get("name") == "viewport")
+    assert viewport["content"] == "width=device-width, initial-scale=1"
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_text_that_holds_html_stays_text(pages: dict[str, Path], name: str) -> None:
+    page = Tags(pages[name].read_text(encoding="utf-8"))
+    assert ATTACK in page.text
+    assert not page.named("script") and not page.named("link")
+    assert all(set(picture) <= {"src", "loading", "alt"} for picture in page.named("img"))
+    assert not any(attribute.startswith("on") for _, attributes in page.tags for attribute in attributes)
+
+
+@needs_chromium
+def test_pages_fit_a_phone_and_follow_dark_mode(pages: dict[str, Path], tmp_path: Path) -> None:
+    light, dark = (
+        measure_pages(list(pages.values()), (390, 1200), tmp_path, dark=dark) for dark in (False, True)
+    )
+    for by_width in (*light, *dark):
+        assert [each["width"] for each in by_width] == [390, 1200]
+        for each in by_width:
+            assert each["needed"] <= each["width"] and not each["broken"] and not each["scripts"]
+            assert all(height >= 9 for height in each["letters"])
+    for (bright, _), (dim, _) in zip(light, dark, strict=True):
+        assert (bright["page"], bright["ink"]) == ("rgb(255, 255, 255)", "rgb(24, 24, 27)")
+        assert dim["page"] == "rgb(24, 24, 27)"
+        if bright["words"]:  # a page with charts
+            assert bright["words"] in (bright["ink"], "rgb(95, 95, 104)") and dim["words"] != bright["words"]
+            assert bright["bar"] != dim["bar"] and bright["bars"] == dim["bars"] > 0
+
+
+def test_html_is_escaped_markdown_is_not_and_a_missing_value_raises(tmp_path: Path) -> None:
+    (tmp_path / "a.html.jinja").write_text(
+        '{% extends "page.html.jinja" %}{% block body %}{{ x }}{% endblock %}'
+    )
+    (tmp_path / "a.md.jinja").write_text("{{ x }}, {{ 2 | plural('image') }}, {{ 1 | twice }}")
+    assert "<body>\n&lt;b&gt;</body>" in render(tmp_path / "a.html.jinja", {"x": "<b>"})
+    assert render(tmp_path / "a.md.jinja", {"x": "<b>"}, twice=lambda n: 2 * n) == "<b>, images, 2"
+    with pytest.raises(jinja2.UndefinedError):
+        render(tmp_path / "a.html.jinja", {})
+
+
+@pytest.mark.parametrize("format", ["jpeg", "png"])
+def test_pictures_in_a_page_are_reduced_to_a_width(format: str) -> None:
+    pixels = np.zeros((40, 100, 3), np.uint8)
+    pixels[:, 50] = (213, 94, 0)
+    coded = as_data_url(Image.fromarray(pixels), format=format).partition(f"data:image/{format};base64,")[2]  # type: ignore[arg-type]
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(coded))), dtype=int)
+    assert shown.shape == (40, 100, 3)
+    assert np.abs(shown[:, 50] - (213, 94, 0)).max() < 40  # a line of one pixel keeps its color
+    small = as_data_url(Image.fromarray(pixels), 20, format=format).partition(",")[2]  # type: ignore[arg-type]
+    assert Image.open(io.BytesIO(base64.b64decode(small))).size == (20, 8)
