@@ -28,9 +28,9 @@ def vessel_pairs() -> list[Pair]:
     pairs = []
     for seed in range(8):
         rng = np.random.default_rng(seed)
-        truth = vessels(rng, 128)
-        moved = np.roll(truth, rng.integers(-3, 4, 2), axis=(0, 1))
-        gaps = gaussian_filter(rng.random(truth.shape), 3) > 0.54
-        blobs = gaussian_filter(rng.random(truth.shape), 3) > 0.58
-        pairs.append((truth, (moved & ~gaps) | blobs))
+        target = vessels(rng, 128)
+        moved = np.roll(target, rng.integers(-3, 4, 2), axis=(0, 1))
+        gaps = gaussian_filter(rng.random(target.shape), 3) > 0.54
+        blobs = gaussian_filter(rng.random(target.shape), 3) > 0.58
+        pairs.append((target, (moved & ~gaps) | blobs))
     return pairs

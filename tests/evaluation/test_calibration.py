@@ -35,9 +35,9 @@ METRICS = {"dice": dice, "iou": iou, "precision": precision, "recall": recall}
 
 def test_histogram_counts_each_pixel_once_and_a_border_belongs_to_the_bin_below():
     probabilities = np.array([[0.0, 0.25, 0.2501], [0.25, 0.9995, 1.0]])
-    truth = np.array([[False, False, True], [True, False, True]])
+    target = np.array([[False, False, True], [True, False, True]])
 
-    counts = histogram(probabilities, truth)
+    counts = histogram(probabilities, target)
 
     quarter = BORDERS.searchsorted(0.25)
     assert counts.sum() == 6
@@ -60,27 +60,27 @@ def test_borders_rise_and_hold_all_thresholds():
 
 def test_histograms_add_up_and_leave_out_what_lies_outside_the_region():
     rng = np.random.default_rng(0)
-    probabilities, truth = rng.random((90, 200)), rng.random((90, 200)) < 0.1
-    left = np.zeros_like(truth)
+    probabilities, target = rng.random((90, 200)), rng.random((90, 200)) < 0.1
+    left = np.zeros_like(target)
     left[:, :80] = True
 
-    whole = histogram(probabilities, truth)
-    parts = [histogram(probabilities, truth, within=region) for region in (left, ~left)]
+    whole = histogram(probabilities, target)
+    parts = [histogram(probabilities, target, within=region) for region in (left, ~left)]
 
     assert whole.dtype == np.int64 and whole.shape == (2, BINS)
     assert np.array_equal(parts[0] + parts[1], whole)
-    assert np.array_equal(parts[0], histogram(probabilities[:, :80], truth[:, :80]))
+    assert np.array_equal(parts[0], histogram(probabilities[:, :80], target[:, :80]))
 
 
 @given(maps)
 def test_curves_are_those_of_the_masks_at_each_threshold(drawn):
-    probabilities, truth = drawn
-    found = curves(histogram(probabilities, truth))
+    probabilities, target = drawn
+    found = curves(histogram(probabilities, target))
     exact = probabilities.astype(np.float64)
 
     assert len(found.dice) == len(THRESHOLDS)
     for k in range(0, len(THRESHOLDS), 37):
-        counts = confusion(truth, exact > THRESHOLDS[k])
+        counts = confusion(target, exact > THRESHOLDS[k])
         for name, metric in METRICS.items():
             value, expected = getattr(found, name)[k], metric(counts)
             assert np.isnan(value) if expected is None else value == pytest.approx(expected), name
@@ -91,56 +91,56 @@ def test_curves_hold_the_dice_of_the_masks_that_a_prediction_has(threshold):
     rng = np.random.default_rng(3)
     logits = rng.normal(0, 3, (1, 32, 32)).astype(np.float32)
     prediction = Prediction("a", "p", "ok", (96, 80), logits, 64, (1.0,), threshold=threshold)
-    truth = rng.random((96, 80)) < 0.3
+    target = rng.random((96, 80)) < 0.3
 
-    found = curves(histogram(prediction.probabilities[0], truth))
+    found = curves(histogram(prediction.probabilities[0], target))
 
     k = THRESHOLDS.searchsorted(threshold)
     assert THRESHOLDS[k] == threshold
-    assert found.dice[k] == dice(confusion(truth, prediction.mask))
+    assert found.dice[k] == dice(confusion(target, prediction.mask))
 
 
 def test_average_precision_of_a_ranking_worked_out_by_hand():
     # ranked: true, false, true, false: 1/2 * 1/1 + 1/2 * 2/3
     probabilities = np.array([[0.9, 0.8, 0.7, 0.1]])
-    truth = np.array([[True, False, True, False]])
+    target = np.array([[True, False, True, False]])
 
-    assert average_precision(histogram(probabilities, truth)) == pytest.approx(5 / 6)
-    assert average_precision(histogram(probabilities, ~truth)) == pytest.approx((1 / 2 + 2 / 4) / 2)
-    assert average_precision(histogram(probabilities, np.zeros_like(truth))) is None
-    assert average_precision(histogram(probabilities, np.ones_like(truth))) == 1.0
+    assert average_precision(histogram(probabilities, target)) == pytest.approx(5 / 6)
+    assert average_precision(histogram(probabilities, ~target)) == pytest.approx((1 / 2 + 2 / 4) / 2)
+    assert average_precision(histogram(probabilities, np.zeros_like(target))) is None
+    assert average_precision(histogram(probabilities, np.ones_like(target))) == 1.0
 
 
 @given(maps)
 def test_brier_score_is_within_a_bin_of_the_exact_one(drawn):
-    probabilities, truth = drawn
-    exact = ((probabilities.astype(np.float64) - truth) ** 2).mean()
+    probabilities, target = drawn
+    exact = ((probabilities.astype(np.float64) - target) ** 2).mean()
 
-    assert brier_score(histogram(probabilities, truth)) == pytest.approx(exact, abs=0.001)
+    assert brier_score(histogram(probabilities, target)) == pytest.approx(exact, abs=0.001)
 
 
 @given(maps)
 def test_calibration_error_is_within_half_a_bin_of_the_exact_one(drawn):
-    probabilities, truth = drawn
+    probabilities, target = drawn
     values = probabilities.astype(np.float64).ravel()
     place = np.maximum(np.ceil(values * 10) - 1, 0)
-    gaps = [abs((values - truth.ravel())[place == k].sum()) for k in range(10)]
+    gaps = [abs((values - target.ravel())[place == k].sum()) for k in range(10)]
 
-    found = expected_calibration_error(histogram(probabilities, truth))
+    found = expected_calibration_error(histogram(probabilities, target))
 
     assert found == pytest.approx(sum(gaps) / values.size, abs=0.0005 + 1e-9)
 
 
 def test_reliability_tells_what_was_said_and_what_came():
     probabilities = np.array([[0.05, 0.15, 0.15, 0.15, 0.95]])
-    truth = np.array([[False, True, False, False, True]])
+    target = np.array([[False, True, False, False, True]])
 
-    rows = reliability(histogram(probabilities, truth))
+    rows = reliability(histogram(probabilities, target))
 
     assert [row.pixels for row in rows] == [1, 3, 0, 0, 0, 0, 0, 0, 0, 1]
-    assert (rows[1].low, rows[1].high, rows[1].came) == (0.1, 0.2, 1 / 3)
-    assert rows[1].said == pytest.approx(0.15, abs=0.00051)
-    assert (rows[2].said, rows[2].came) == (None, None)
+    assert (rows[1].low, rows[1].high, rows[1].positive_fraction) == (0.1, 0.2, 1 / 3)
+    assert rows[1].mean_probability == pytest.approx(0.15, abs=0.00051)
+    assert (rows[2].mean_probability, rows[2].positive_fraction) == (None, None)
     json.dumps([asdict(row) for row in rows], allow_nan=False)
 
 
@@ -166,11 +166,11 @@ def test_nothing_counted_has_no_score():
 
 @pytest.mark.parametrize("wrong", [np.nan, -0.01, 1.01, np.inf])
 def test_what_is_no_probability_is_refused(wrong):
-    probabilities, truth = np.full((3, 3), 0.5), np.zeros((3, 3), dtype=bool)
+    probabilities, target = np.full((3, 3), 0.5), np.zeros((3, 3), dtype=bool)
     probabilities[1, 1] = wrong
 
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
-        histogram(probabilities, truth)
+        histogram(probabilities, target)
 
 
 def test_arrays_that_do_not_fit_are_refused():

@@ -42,19 +42,19 @@ def row(
 
 def test_half_of_a_line_and_as_much_elsewhere():
     # 20 of 30 pixels found; of 30 predicted 20 are right
-    truth, guess = Shape(row((0, 30))), Shape(row((10, 30)) | row((0, 10), at=15))
+    target, prediction = Shape(row((0, 30))), Shape(row((10, 30)) | row((0, 10), at=15))
 
-    assert topology_precision(truth, guess) == topology_sensitivity(truth, guess) == 20 / 30
-    assert cldice(truth, guess) == pytest.approx(2 / 3)
+    assert topology_precision(target, prediction) == topology_sensitivity(target, prediction) == 20 / 30
+    assert cldice(target, prediction) == pytest.approx(2 / 3)
 
 
 def test_wider_prediction_finds_all_of_the_line_and_keeps_its_middle():
-    truth, guess = Shape(row((0, 40), at=6)), Shape(row((0, 40), at=5, width=3))
+    target, prediction = Shape(row((0, 40), at=6)), Shape(row((0, 40), at=5, width=3))
 
-    assert topology_sensitivity(truth, guess) == 1.0
+    assert topology_sensitivity(target, prediction) == 1.0
     # the skeleton of a band of 3 x 40 keeps to its middle row, but for one of its 39 pixels at an end
-    assert topology_precision(truth, guess) == 38 / 39
-    assert cldice(truth, guess) == pytest.approx(2 * (38 / 39) / (1 + 38 / 39))
+    assert topology_precision(target, prediction) == 38 / 39
+    assert cldice(target, prediction) == pytest.approx(2 * (38 / 39) / (1 + 38 / 39))
 
 
 def test_lines_apart_have_cldice_zero():
@@ -81,7 +81,7 @@ def test_betti_errors_of_a_total_miss_are_not_zero():
 
 
 @pytest.mark.parametrize(
-    ("guess", "expected"),
+    ("prediction", "expected"),
     [
         (row((0, 40)), 0),
         (row((0, 20)), 0),  # the end is missing: one piece
@@ -94,8 +94,8 @@ def test_betti_errors_of_a_total_miss_are_not_zero():
         (row((0, 40)) | row((0, 40), at=15), 0),  # a line elsewhere breaks nothing
     ],
 )
-def test_breaks_of_a_straight_line(guess, expected):
-    assert breaks(Shape(row((0, 40))), Shape(guess)) == expected
+def test_breaks_of_a_straight_line(prediction, expected):
+    assert breaks(Shape(row((0, 40))), Shape(prediction)) == expected
 
 
 def test_detour_farther_than_two_pixels_does_not_mend_a_gap():
@@ -108,12 +108,12 @@ def test_detour_farther_than_two_pixels_does_not_mend_a_gap():
 
 
 def test_hole_along_the_middle_of_a_wide_vessel_is_no_break():
-    truth = row((0, 40), at=4, width=11)
-    guess = truth.copy()
-    guess[8:11, 10:30] = False
+    target = row((0, 40), at=4, width=11)
+    prediction = target.copy()
+    prediction[8:11, 10:30] = False
 
-    assert breaks(Shape(truth), Shape(guess)) == 0
-    assert skeleton_recall(Shape(truth), Shape(guess)) < 0.7
+    assert breaks(Shape(target), Shape(prediction)) == 0
+    assert skeleton_recall(Shape(target), Shape(prediction)) < 0.7
 
 
 def test_ring_breaks_with_its_second_gap_and_a_fork_with_two_branches_off():
@@ -132,27 +132,27 @@ def test_ring_breaks_with_its_second_gap_and_a_fork_with_two_branches_off():
 
 
 def test_each_lost_vessel_counts_one_break_so_that_a_total_miss_is_not_perfect():
-    truth = row((0, 40)) | row((0, 40), at=15)
-    nothing = np.zeros_like(truth)
+    target = row((0, 40)) | row((0, 40), at=15)
+    nothing = np.zeros_like(target)
 
-    assert breaks(Shape(truth), Shape(row((0, 40)))) == 1
-    assert breaks(Shape(truth), Shape(nothing)) == 2
-    assert breaks(Shape(nothing), Shape(truth)) is None
+    assert breaks(Shape(target), Shape(row((0, 40)))) == 1
+    assert breaks(Shape(target), Shape(nothing)) == 2
+    assert breaks(Shape(nothing), Shape(target)) is None
     assert breaks(Shape(nothing), Shape(nothing)) == 0
 
 
 @given(pairs)
 def test_breaks_agree_with_their_definition_word_by_word(masks):
-    truth, guess = masks
-    if not truth.any():
+    target, prediction = masks
+    if not target.any():
         return
-    assert breaks(Shape(truth), Shape(guess)) == slow_breaks(truth, guess)
+    assert breaks(Shape(target), Shape(prediction)) == slow_breaks(target, prediction)
 
 
-def slow_breaks(truth: np.ndarray, guess: np.ndarray) -> int:
-    true, guessed = set(zip(*truth.nonzero(), strict=True)), set(zip(*guess.nonzero(), strict=True))
+def slow_breaks(target: np.ndarray, prediction: np.ndarray) -> int:
+    true, guessed = set(zip(*target.nonzero(), strict=True)), set(zip(*prediction.nonzero(), strict=True))
     near = {place for place in guessed if any(abs(place[0] - r) + abs(place[1] - c) <= 2 for r, c in true)}
-    skeleton = set(zip(*Shape(truth).skeleton.nonzero(), strict=True))
+    skeleton = set(zip(*Shape(target).skeleton.nonzero(), strict=True))
     pieces = flooded(near)
     total = 0
     for vessel in flooded(true):
@@ -181,11 +181,13 @@ def test_skeleton_recall_by_width_tells_which_vessels_were_lost():
         width: row((0, 40), at=at, width=width, size=size)
         for at, width in ((2, 1), (12, 3), (24, 7), (50, 15))
     }
-    truth = np.logical_or.reduce(list(lines.values()))
-    guess = truth & ~lines[1] & ~lines[7]
-    guess[:, 20:] &= ~lines[3][:, 20:]
+    target = np.logical_or.reduce(list(lines.values()))
+    prediction = target & ~lines[1] & ~lines[7]
+    prediction[:, 20:] &= ~lines[3][:, 20:]
 
-    recalls = [skeleton_recall_of_width(Shape(truth), Shape(guess), *limits) for limits in WIDTHS.values()]
+    recalls = [
+        skeleton_recall_of_width(Shape(target), Shape(prediction), *limits) for limits in WIDTHS.values()
+    ]
 
     assert recalls[0] == 0.0
     assert recalls[1] == pytest.approx(0.5, abs=0.05)  # near its ends the band of 7 is as narrow as this
@@ -215,15 +217,15 @@ def test_stratum_without_vessels_has_no_recall():
 
 @given(pairs)
 def test_strata_share_out_the_skeleton(masks):
-    truth, guess = Shape(masks[0]), Shape(masks[1])
-    if truth.empty:
+    target, prediction = Shape(masks[0]), Shape(masks[1])
+    if target.empty:
         return
     found = 0.0
     for low, high in WIDTHS.values():
-        length = np.count_nonzero((truth.widths > low) & (truth.widths <= high))
-        found += length * (skeleton_recall_of_width(truth, guess, low, high) or 0.0)
-    assert skeleton_recall(truth, guess) == pytest.approx(found / np.count_nonzero(truth.skeleton))
-    assert skeleton_recall(truth, guess) == topology_sensitivity(truth, guess)
+        length = np.count_nonzero((target.widths > low) & (target.widths <= high))
+        found += length * (skeleton_recall_of_width(target, prediction, low, high) or 0.0)
+    assert skeleton_recall(target, prediction) == pytest.approx(found / np.count_nonzero(target.skeleton))
+    assert skeleton_recall(target, prediction) == topology_sensitivity(target, prediction)
 
 
 @given(pairs)
@@ -242,8 +244,8 @@ def test_a_mask_against_itself_is_perfect(masks):
 
 @given(pairs)
 def test_more_of_the_truth_predicted_never_lowers_sensitivity(masks):
-    truth, guess = masks
-    less, more = guess & truth, truth & (guess | np.roll(guess, 1, axis=1))
-    if truth.any():
-        both = (topology_sensitivity(Shape(truth), Shape(mask)) for mask in (less, less | more))
+    target, prediction = masks
+    less, more = prediction & target, target & (prediction | np.roll(prediction, 1, axis=1))
+    if target.any():
+        both = (topology_sensitivity(Shape(target), Shape(mask)) for mask in (less, less | more))
         assert next(both) <= next(both)

@@ -48,9 +48,9 @@ def test_every_metric_has_its_row():
 
 def test_cases_are_told_apart():
     assert [
-        case_of(truth_empty=t, guess_empty=g) for t, g in ((True, True), (True, False), (False, True))
+        case_of(target_empty=t, prediction_empty=g) for t, g in ((True, True), (True, False), (False, True))
     ] == [*CASES]
-    assert case_of(truth_empty=False, guess_empty=False) == "both"
+    assert case_of(target_empty=False, prediction_empty=False) == "both"
 
 
 def perfect(name: str) -> float:
@@ -91,10 +91,10 @@ def test_nothing_there_and_nothing_said_is_right_where_it_is_defined():
         ), name
 
 
-@pytest.mark.parametrize("truth", [NOTHING, SOMETHING, ~NOTHING])
-@pytest.mark.parametrize("guess", [NOTHING, SOMETHING, ~NOTHING])
-def test_scores_are_strict_json(truth, guess):
-    scores = score(truth, guess, spacing_mm=(0.5, 0.4))
+@pytest.mark.parametrize("target", [NOTHING, SOMETHING, ~NOTHING])
+@pytest.mark.parametrize("prediction", [NOTHING, SOMETHING, ~NOTHING])
+def test_scores_are_strict_json(target, prediction):
+    scores = score(target, prediction, spacing_mm=(0.5, 0.4))
 
     assert json.loads(json.dumps(scores, allow_nan=False)) == scores
     assert all(value is None or type(value) is float for value in scores.values())

@@ -40,16 +40,16 @@ def test_page_on_metrics_tells_of_each():
 
 
 def test_each_metric_has_the_number_of_its_own_function(vessel_pairs):
-    truth, guess = vessel_pairs[0]
-    scores = score(truth, guess)
+    target, prediction = vessel_pairs[0]
+    scores = score(target, prediction)
 
-    assert overlap.score(truth, guess).items() <= scores.items()
+    assert overlap.score(target, prediction).items() <= scores.items()
 
 
 def test_metrics_in_mm_need_the_spacing(vessel_pairs):
-    truth, guess = vessel_pairs[0]
+    target, prediction = vessel_pairs[0]
     unknown, square, oblong = (
-        score(truth, guess, spacing_mm=each) for each in (None, (0.5, 0.5), (0.5, 0.25))
+        score(target, prediction, spacing_mm=each) for each in (None, (0.5, 0.5), (0.5, 0.25))
     )
     in_mm = {name for name in METRICS if name.endswith("mm")}
 
@@ -88,14 +88,14 @@ def test_a_mask_against_itself_is_perfect(masks):
 @settings(max_examples=50)
 @given(pairs, st.tuples(*[st.integers(1, 4)] * 4))
 def test_background_around_both_masks_changes_nothing_but_what_counts_it(masks, sides):
-    truth, guess = (np.pad(mask, 1) for mask in masks)
+    target, prediction = (np.pad(mask, 1) for mask in masks)
     top, bottom, left, right = sides
     around = ((top, bottom), (left, right))
-    small = score(truth, guess, spacing_mm=(0.5, 0.25))
-    large = score(np.pad(truth, around), np.pad(guess, around), spacing_mm=(0.5, 0.25))
+    small = score(target, prediction, spacing_mm=(0.5, 0.25))
+    large = score(np.pad(target, around), np.pad(prediction, around), spacing_mm=(0.5, 0.25))
 
     lengths = [name for name in METRICS if METRICS[name].unit]
-    only_one = truth.any() != guess.any()
+    only_one = target.any() != prediction.any()
     if only_one:  # distances are the image's diagonal then
         small, large = (without(scores, *lengths) for scores in (small, large))
     assert without(small) == pytest.approx(without(large))
@@ -113,15 +113,15 @@ def test_moving_both_masks_changes_nothing(masks, down, right):
 @settings(max_examples=50)
 @given(pairs)
 def test_turning_both_masks_over_changes_nothing_but_what_is_thinned(masks):
-    truth, guess = masks
+    target, prediction = masks
     lines = [
         name
         for name in METRICS
         if METRICS[name].rule.startswith(("cldice", "topology", "skeleton", "breaks"))
     ]
-    turned = score(truth.T.copy(), guess.T.copy(), spacing_mm=(0.25, 0.5))
+    turned = score(target.T.copy(), prediction.T.copy(), spacing_mm=(0.25, 0.5))
 
-    assert without(score(truth, guess, spacing_mm=(0.5, 0.25)), *lines) == pytest.approx(
+    assert without(score(target, prediction, spacing_mm=(0.5, 0.25)), *lines) == pytest.approx(
         without(turned, *lines)
     )
 
@@ -129,43 +129,45 @@ def test_turning_both_masks_over_changes_nothing_but_what_is_thinned(masks):
 @settings(max_examples=50)
 @given(pairs, st.data())
 def test_rectangular_region_scores_as_the_crop(masks, data):
-    truth, guess = masks
-    height, width = truth.shape
+    target, prediction = masks
+    height, width = target.shape
     top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
     box = (
         slice(top, data.draw(st.integers(top + 1, height))),
         slice(left, data.draw(st.integers(left + 1, width))),
     )
-    within = np.zeros_like(truth)
+    within = np.zeros_like(target)
     within[box] = True
 
-    assert score(truth, guess, within=within) == score(truth[box].copy(), guess[box].copy())
+    assert score(target, prediction, within=within) == score(target[box].copy(), prediction[box].copy())
 
 
 @settings(max_examples=50)
 @given(pairs, st.data())
 def test_pixels_outside_the_region_count_nowhere(masks, data):
-    truth, guess = masks
-    within = data.draw(hnp.arrays(bool, truth.shape))
+    target, prediction = masks
+    within = data.draw(hnp.arrays(bool, target.shape))
     within[0, 0] = True
-    other_truth, other_guess = (mask ^ (data.draw(hnp.arrays(bool, mask.shape)) & ~within) for mask in masks)
+    other_target, other_prediction = (
+        mask ^ (data.draw(hnp.arrays(bool, mask.shape)) & ~within) for mask in masks
+    )
 
-    assert score(truth, guess, within=within) == score(other_truth, other_guess, within=within)
+    assert score(target, prediction, within=within) == score(other_target, other_prediction, within=within)
 
 
 def test_whole_image_as_region_is_no_restriction(vessel_pairs):
-    for truth, guess in vessel_pairs[:3]:
-        assert score(truth, guess, within=np.ones_like(truth)) == score(truth, guess)
+    for target, prediction in vessel_pairs[:3]:
+        assert score(target, prediction, within=np.ones_like(target)) == score(target, prediction)
 
 
 def test_vessel_that_the_region_cuts_is_not_taken_for_a_thin_one():
-    truth = np.zeros((40, 60), dtype=bool)
-    truth[10:30] = True
-    within = np.zeros_like(truth)
+    target = np.zeros((40, 60), dtype=bool)
+    target[10:30] = True
+    within = np.zeros_like(target)
     within[:, :30] = True
     within[25:] = False  # cuts 5 of the 20 rows of the vessel
 
-    scores = score(truth, truth, within=within)
+    scores = score(target, target, within=within)
 
     assert scores["skeleton_recall_over_8px"] == 1.0
 

@@ -29,7 +29,7 @@ from vesalius.evaluation.calibration import (
 )
 from vesalius.evaluation.centerline import cldice
 from vesalius.evaluation.metrics import score
-from vesalius.evaluation.overlap import ReferringTally, confusion
+from vesalius.evaluation.overlap import ReferringMetrics, confusion
 from vesalius.evaluation.shape import Shape
 from vesalius.evaluation.surface import surface_distances
 
@@ -60,12 +60,12 @@ def unpacked(text: str, size: tuple[int, int]) -> np.ndarray:
 
 def test_monai_has_the_same_overlap(vessel_pairs):
     names = ["precision", "recall", "specificity", "accuracy", "balanced accuracy"]
-    for truth, guess in vessel_pairs:
-        ours = score(truth, guess)
-        counts = monai.get_confusion_matrix(batch(guess), batch(truth))
+    for target, prediction in vessel_pairs:
+        ours = score(target, prediction)
+        counts = monai.get_confusion_matrix(batch(prediction), batch(target))
         theirs = {name: float(monai.compute_confusion_matrix_metric(name, counts)) for name in names}
-        theirs["dice"] = float(monai.compute_dice(batch(guess), batch(truth)))
-        theirs["iou"] = float(monai.compute_iou(batch(guess), batch(truth)))
+        theirs["dice"] = float(monai.compute_dice(batch(prediction), batch(target)))
+        theirs["iou"] = float(monai.compute_iou(batch(prediction), batch(target)))
         for name, value in theirs.items():
             assert ours[name.replace(" ", "_")] == pytest.approx(value, abs=1e-6), name
 
@@ -79,19 +79,19 @@ def test_torchmetrics_has_the_same_overlap(vessel_pairs):
         "specificity": torchmetrics.binary_specificity,
         "accuracy": torchmetrics.binary_accuracy,
     }
-    for truth, guess in vessel_pairs:
-        ours = score(truth, guess)
+    for target, prediction in vessel_pairs:
+        ours = score(target, prediction)
         for name, metric in theirs.items():
-            value = float(metric(batch(guess).int(), batch(truth).int()))
+            value = float(metric(batch(prediction).int(), batch(target).int()))
             assert ours[name] == pytest.approx(value, abs=1e-6), name
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_monai_has_the_same_distances(vessel_pairs, spacing):
     unit = "px" if spacing is None else "mm"
-    for truth, guess in vessel_pairs:
-        ours = score(truth, guess, spacing_mm=spacing)
-        masks, options = (batch(guess), batch(truth)), {"spacing": spacing}
+    for target, prediction in vessel_pairs:
+        ours = score(target, prediction, spacing_mm=spacing)
+        masks, options = (batch(prediction), batch(target)), {"spacing": spacing}
         theirs = {
             "hd_": monai.compute_hausdorff_distance(*masks, **options),
             "hd95_": monai.compute_hausdorff_distance(*masks, percentile=95, **options),
@@ -105,88 +105,94 @@ def test_monai_has_the_same_distances(vessel_pairs, spacing):
 
 @pytest.mark.parametrize("golden", GOLDEN["pairs"], ids=range(len(GOLDEN["pairs"])))
 def test_panoptica_has_the_same_distances_and_puts_them_together_in_its_own_way(golden):
-    truth, guess = (unpacked(golden[name], golden["size"]) for name in ("truth", "guess"))
-    distances = surface_distances(Shape(truth), Shape(guess), spacing=tuple(golden["spacing"]))
-    both = np.concatenate([distances.from_truth, distances.from_guess])
+    target, prediction = (unpacked(golden[name], golden["size"]) for name in ("target", "prediction"))
+    distances = surface_distances(Shape(target), Shape(prediction), spacing=tuple(golden["spacing"]))
+    both = np.concatenate([distances.from_target, distances.from_prediction])
     theirs = golden["panoptica"]
 
     assert surface.hd(distances) == pytest.approx(theirs["hd"])
     assert np.percentile(both, 95) == pytest.approx(theirs["hd95"])  # of both lists together
-    assert (distances.from_truth.mean() + distances.from_guess.mean()) / 2 == pytest.approx(theirs["assd"])
+    assert (distances.from_target.mean() + distances.from_prediction.mean()) / 2 == pytest.approx(
+        theirs["assd"]
+    )
     for tolerance, value in zip(GOLDEN["tolerances"], theirs["nsd"], strict=True):  # a mean of shares
-        shares = [(each <= tolerance).mean() for each in (distances.from_truth, distances.from_guess)]
+        shares = [(each <= tolerance).mean() for each in (distances.from_target, distances.from_prediction)]
         assert np.mean(shares) == pytest.approx(value)
     if theirs["cldice"] is not None:
-        assert cldice(Shape(truth), Shape(guess)) == pytest.approx(theirs["cldice"])
+        assert cldice(Shape(target), Shape(prediction)) == pytest.approx(theirs["cldice"])
 
 
 @pytest.mark.parametrize("golden", GOLDEN["pairs"], ids=range(len(GOLDEN["pairs"])))
 def test_surface_distance_which_goes_by_contour_length_between_pixels_is_near(golden):
     # its contour runs through the corners of pixels: half a pixel farther out, and weighed by its length
-    truth, guess = (unpacked(golden[name], golden["size"]) for name in ("truth", "guess"))
-    distances = surface_distances(Shape(truth), Shape(guess), spacing=tuple(golden["spacing"]))
+    target, prediction = (unpacked(golden[name], golden["size"]) for name in ("target", "prediction"))
+    distances = surface_distances(Shape(target), Shape(prediction), spacing=tuple(golden["spacing"]))
     theirs, pixel = golden["surface_distance"], max(golden["spacing"])
 
     assert surface.hd(distances) == pytest.approx(theirs["hd"], abs=1.5 * pixel)
     assert surface.hd95(distances) == pytest.approx(theirs["hd95"], abs=2 * pixel)
-    means = [distances.from_truth.mean(), distances.from_guess.mean()]
+    means = [distances.from_target.mean(), distances.from_prediction.mean()]
     assert means == pytest.approx(theirs["asd"], abs=0.75 * pixel)
     for tolerance, value in zip(GOLDEN["tolerances"], theirs["nsd"], strict=True):
         assert surface.nsd(distances, tolerance) == pytest.approx(value, abs=0.15)
 
 
 def test_center_lines_agree_with_scikit_image_one_step_at_a_time(vessel_pairs):
-    for truth, guess in vessel_pairs:
-        ours = score(truth, guess)
-        line, other = skeletonize(truth), skeletonize(guess)
-        sensitivity, precision = guess[line].mean(), truth[other].mean()
-        width = 2 * distance_transform_edt(truth)
+    for target, prediction in vessel_pairs:
+        ours = score(target, prediction)
+        line, other = skeletonize(target), skeletonize(prediction)
+        sensitivity, precision = prediction[line].mean(), target[other].mean()
+        width = 2 * distance_transform_edt(target)
         thin = line & (width <= 2)
 
         assert ours["topology_sensitivity"] == ours["skeleton_recall"] == sensitivity
         assert ours["topology_precision"] == precision
         assert ours["cldice"] == pytest.approx(2 * precision * sensitivity / (precision + sensitivity))
-        assert ours["skeleton_recall_over_8px"] == pytest.approx(guess[line & (width > 8)].mean())
-        assert ours["skeleton_recall_to_2px"] == (pytest.approx(guess[thin].mean()) if thin.any() else None)
+        assert ours["skeleton_recall_over_8px"] == pytest.approx(prediction[line & (width > 8)].mean())
+        assert ours["skeleton_recall_to_2px"] == (
+            pytest.approx(prediction[thin].mean()) if thin.any() else None
+        )
 
 
 def test_betti_errors_and_breaks_agree_with_scikit_image_labels(vessel_pairs):
-    for truth, guess in vessel_pairs:
-        ours = score(truth, guess)
-        pieces = [label(mask, connectivity=2, return_num=True)[1] for mask in (truth, guess)]
-        holes = [label(~np.pad(mask, 1), connectivity=1, return_num=True)[1] - 1 for mask in (truth, guess)]
+    for target, prediction in vessel_pairs:
+        ours = score(target, prediction)
+        pieces = [label(mask, connectivity=2, return_num=True)[1] for mask in (target, prediction)]
+        holes = [
+            label(~np.pad(mask, 1), connectivity=1, return_num=True)[1] - 1 for mask in (target, prediction)
+        ]
 
         assert ours["betti0_error"] == abs(pieces[0] - pieces[1])
         assert ours["betti1_error"] == abs(holes[0] - holes[1])
-        vessels, line = label(truth, connectivity=2), skeletonize(truth)
-        near = label(guess & binary_dilation(truth, diamond(2)), connectivity=2)
+        vessels, line = label(target, connectivity=2), skeletonize(target)
+        near = label(prediction & binary_dilation(target, diamond(2)), connectivity=2)
         met = [np.unique(near[line & (vessels == vessel) & (near > 0)]) for vessel in range(1, pieces[0] + 1)]
         assert ours["breaks"] == sum(abs(len(each) - 1) for each in met)
 
 
 def test_pycocotools_has_the_same_giou_and_ciou(vessel_pairs):
-    tally = ReferringTally()
+    referring = ReferringMetrics()
     ious, shared, union = [], 0, 0
-    for truth, guess in vessel_pairs:
-        tally.add(confusion(truth, guess))
-        runs = [coco.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in (truth, guess)]
+    for target, prediction in vessel_pairs:
+        referring.add(confusion(target, prediction))
+        runs = [coco.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in (target, prediction)]
         ious.append(coco.iou(runs[:1], runs[1:], [0])[0, 0])
         shared += int(coco.area(coco.merge(runs, intersect=True)))
         union += int(coco.area(coco.merge(runs)))
 
-    assert tally.giou == pytest.approx(np.mean(ious))
-    assert tally.ciou == pytest.approx(shared / union)
+    assert referring.giou == pytest.approx(np.mean(ious))
+    assert referring.ciou == pytest.approx(shared / union)
 
 
 @pytest.mark.parametrize("sharpness", [0.2, 2.0, 8.0, 30.0])
 def test_torchmetrics_has_the_same_calibration_but_for_the_bins(sharpness):
     rng = np.random.default_rng(0)
-    truth = rng.random((300, 300)) < 0.1
-    logits = sharpness * (rng.normal(size=truth.shape) + 2.0 * truth - 1.5)
+    target = rng.random((300, 300)) < 0.1
+    logits = sharpness * (rng.normal(size=target.shape) + 2.0 * target - 1.5)
     probabilities = (1 / (1 + np.exp(-logits))).astype(np.float32)
-    tensors = torch.from_numpy(probabilities).ravel(), torch.from_numpy(truth).ravel().int()
+    tensors = torch.from_numpy(probabilities).ravel(), torch.from_numpy(target).ravel().int()
 
-    counts = histogram(probabilities, truth)
+    counts = histogram(probabilities, target)
 
     exact = float(torchmetrics.binary_average_precision(*tensors))
     assert average_precision(counts) == pytest.approx(exact, abs=1e-3)
@@ -197,25 +203,28 @@ def test_torchmetrics_has_the_same_calibration_but_for_the_bins(sharpness):
 
 
 def test_trackeval_has_the_same_j_and_f(vessel_pairs):
-    truth = np.stack([pair[0] for pair in vessel_pairs] + [np.zeros((128, 128), bool)] * 2)
-    guess = np.stack([pair[1] for pair in vessel_pairs] + [np.zeros((128, 128), bool), vessel_pairs[0][1]])
+    target = np.stack([pair[0] for pair in vessel_pairs] + [np.zeros((128, 128), bool)] * 2)
+    prediction = np.stack(
+        [pair[1] for pair in vessel_pairs] + [np.zeros((128, 128), bool), vessel_pairs[0][1]]
+    )
 
-    theirs = JAndF().eval_sequence(tracks(truth, guess))
-    ours = video.score(truth, guess)
+    theirs = JAndF().eval_sequence(tracks(target, prediction))
+    ours = video.score(target, prediction)
 
     assert ours["j"] == pytest.approx(theirs["J-Mean"])
     assert ours["f"] == pytest.approx(theirs["F-Mean"])
     assert ours["j_and_f"] == pytest.approx(theirs["J&F"])
 
 
-def tracks(truth: np.ndarray, guess: np.ndarray) -> dict:
+def tracks(target: np.ndarray, prediction: np.ndarray) -> dict:
     """One object as trackeval takes it."""
     runs = [
-        [[coco.encode(np.asfortranarray(frame, dtype=np.uint8))] for frame in clip] for clip in (truth, guess)
+        [[coco.encode(np.asfortranarray(frame, dtype=np.uint8))] for frame in clip]
+        for clip in (target, prediction)
     ]
-    ids = [np.array([0]) for _ in truth]
+    ids = [np.array([0]) for _ in target]
     return {
-        "num_timesteps": len(truth),
+        "num_timesteps": len(target),
         "num_gt_ids": 1,
         "num_tracker_ids": 1,
         "gt_ids": ids,

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from vesalius.evaluation.overlap import (
     Confusion,
-    ReferringTally,
+    ReferringMetrics,
     balanced_accuracy,
     confusion,
     score,
@@ -29,10 +29,10 @@ def square(top: int, left: int, side: int = 2, size: tuple[int, int] = (4, 5)) -
 
 
 def test_two_squares_that_share_two_pixels_have_dice_one_half():
-    truth, guess = square(1, 1), square(1, 2)
+    target, prediction = square(1, 1), square(1, 2)
 
-    assert confusion(truth, guess) == Confusion(tp=2, fp=2, fn=2, tn=14)
-    assert score(truth, guess) == {
+    assert confusion(target, prediction) == Confusion(tp=2, fp=2, fn=2, tn=14)
+    assert score(target, prediction) == {
         "dice": 0.5,
         "iou": 1 / 3,
         "precision": 0.5,
@@ -102,32 +102,32 @@ def test_only_pixels_within_the_region_are_counted():
 
 
 def test_giou_is_a_mean_over_samples_and_ciou_over_pixels():
-    tally = ReferringTally()
-    assert (tally.giou, tally.ciou) == (None, None)
-    tally.add(confusion(square(1, 1), square(1, 2)))  # 2 of 6 pixels
-    tally.add(confusion(square(0, 0, side=4), square(0, 0, side=4)))  # 16 of 16
+    referring = ReferringMetrics()
+    assert (referring.giou, referring.ciou) == (None, None)
+    referring.add(confusion(square(1, 1), square(1, 2)))  # 2 of 6 pixels
+    referring.add(confusion(square(0, 0, side=4), square(0, 0, side=4)))  # 16 of 16
 
-    assert tally.giou == pytest.approx((1 / 3 + 1) / 2)
-    assert tally.ciou == 18 / 22
+    assert referring.giou == pytest.approx((1 / 3 + 1) / 2)
+    assert referring.ciou == 18 / 22
 
 
 def test_absent_object_counts_for_giou_and_a_false_alarm_for_both():
     nothing = np.zeros((4, 5), bool)
-    tally = ReferringTally()
-    tally.add(confusion(nothing, nothing))
-    assert (tally.giou, tally.ciou) == (1.0, 1.0)
-    tally.add(confusion(square(1, 1), square(1, 1)))
-    tally.add(confusion(nothing, square(1, 1)))
+    referring = ReferringMetrics()
+    referring.add(confusion(nothing, nothing))
+    assert (referring.giou, referring.ciou) == (1.0, 1.0)
+    referring.add(confusion(square(1, 1), square(1, 1)))
+    referring.add(confusion(nothing, square(1, 1)))
 
-    assert (tally.giou, tally.ciou) == (pytest.approx(2 / 3), 4 / 8)
+    assert (referring.giou, referring.ciou) == (pytest.approx(2 / 3), 4 / 8)
 
 
 @given(pairs)
 def test_scores_lie_between_zero_and_one_and_only_a_false_alarm_lacks_one(masks):
-    truth, guess = masks
-    for name, value in score(truth, guess).items():
+    target, prediction = masks
+    for name, value in score(target, prediction).items():
         if value is None:
-            assert name == "recall" and not truth.any() and guess.any()
+            assert name == "recall" and not target.any() and prediction.any()
         else:
             assert 0 <= value <= 1
 
@@ -146,32 +146,36 @@ def test_dice_follows_from_iou(masks):
 
 @given(pairs)
 def test_a_mask_against_itself_is_perfect_and_counts_add_up(masks):
-    truth, guess = masks
-    counts = confusion(truth, guess)
+    target, prediction = masks
+    counts = confusion(target, prediction)
 
-    assert set(score(truth, truth).values()) == {1.0}
-    assert counts.tp + counts.fp + counts.fn + counts.tn == truth.size
+    assert set(score(target, target).values()) == {1.0}
+    assert counts.tp + counts.fp + counts.fn + counts.tn == target.size
     assert min(counts.tp, counts.fp, counts.fn, counts.tn) >= 0
 
 
 @pytest.mark.parametrize(
-    ("truth", "guess", "words"),
+    ("target", "prediction", "words"),
     [
         (np.zeros((2, 3), bool), np.zeros((3, 2), bool), r"one size; got \(2, 3\) and \(3, 2\)"),
-        (np.zeros((2, 3), bool), np.zeros((2, 3), np.uint8), r"guess must be bool .* got uint8 \(2, 3\)"),
-        (np.zeros((1, 2, 3), bool), np.zeros((2, 3), bool), r"truth must be bool .* got bool \(1, 2, 3\)"),
+        (
+            np.zeros((2, 3), bool),
+            np.zeros((2, 3), np.uint8),
+            r"prediction must be bool .* got uint8 \(2, 3\)",
+        ),
+        (np.zeros((1, 2, 3), bool), np.zeros((2, 3), bool), r"target must be bool .* got bool \(1, 2, 3\)"),
         (np.zeros((0, 3), bool), np.zeros((0, 3), bool), "at least one pixel"),
     ],
 )
-def test_masks_that_do_not_fit_are_refused(truth, guess, words):
+def test_masks_that_do_not_fit_are_refused(target, prediction, words):
     with pytest.raises(ValueError, match=words):
-        confusion(truth, guess)
+        confusion(target, prediction)
 
 
 def test_region_that_does_not_fit_is_refused():
     masks = square(0, 0), square(1, 1)
 
-    with pytest.raises(ValueError, match=r"truth and within must have one size; got \(4, 5\) and \(5, 4\)"):
+    with pytest.raises(ValueError, match=r"target and within must have one size; got \(4, 5\) and \(5, 4\)"):
         confusion(*masks, np.ones((5, 4), bool))
     with pytest.raises(ValueError, match="no pixel"):
         confusion(*masks, np.zeros((4, 5), bool))

@@ -23,8 +23,8 @@ def pixels(*places: tuple[int, int], size: tuple[int, int] = (8, 10)) -> Shape:
     return Shape(mask)
 
 
-def measured(truth: Shape, guess: Shape, **options) -> dict[str, float | None]:
-    distances = surface_distances(truth, guess, **options)
+def measured(target: Shape, prediction: Shape, **options) -> dict[str, float | None]:
+    distances = surface_distances(target, prediction, **options)
     return {
         "hd": hd(distances),
         "hd95": hd95(distances),
@@ -48,11 +48,11 @@ def test_spacing_is_row_then_column():
 
 
 def test_one_far_pixel_is_all_of_the_largest_distance_and_little_of_the_others():
-    # the truth is a row of 5; the prediction is that row and one pixel 3 below its end
-    truth = pixels(*[(2, column) for column in range(5)])
-    guess = pixels(*[(2, column) for column in range(5)], (5, 4))
+    # the target is a row of 5; the prediction is that row and one pixel 3 below its end
+    target = pixels(*[(2, column) for column in range(5)])
+    prediction = pixels(*[(2, column) for column in range(5)], (5, 4))
 
-    scores = measured(truth, guess)
+    scores = measured(target, prediction)
 
     assert scores["hd"] == 3.0
     # of the six distances 0 0 0 0 0 3 the 95th percentile lies 0.75 of the way from the 5th to the 6th
@@ -64,25 +64,25 @@ def test_one_far_pixel_is_all_of_the_largest_distance_and_little_of_the_others()
 def test_hd95_is_the_larger_of_the_two_percentiles_not_that_of_all_distances():
     # 1 of 21 predicted pixels is off, by 10: 4.8 % of its own boundary, 2.4 % of both
     row = [(2, column) for column in range(20)]
-    truth, guess = pixels(*row, size=(20, 20)), pixels(*row, (12, 0), size=(20, 20))
+    target, prediction = pixels(*row, size=(20, 20)), pixels(*row, (12, 0), size=(20, 20))
 
-    distances = surface_distances(truth, guess)
+    distances = surface_distances(target, prediction)
 
     assert hd95(distances) == pytest.approx(np.percentile([0.0] * 20 + [10.0], 95)) == 0.0
-    far = surface_distances(truth, pixels(*row, (12, 0), (12, 5), size=(20, 20)))
-    both = np.concatenate([far.from_truth, far.from_guess])
+    far = surface_distances(target, pixels(*row, (12, 0), (12, 5), size=(20, 20)))
+    both = np.concatenate([far.from_target, far.from_prediction])
     assert np.percentile(both, 95) == 0.0 < 9 < hd95(far)
 
 
 def test_inner_pixels_are_no_boundary():
     # squares of 5 and 3 around one middle: boundaries 1 apart at the sides, sqrt 2 at the corners
-    truth, guess = np.zeros((9, 9), bool), np.zeros((9, 9), bool)
-    truth[2:7, 2:7] = guess[3:6, 3:6] = True
+    target, prediction = np.zeros((9, 9), bool), np.zeros((9, 9), bool)
+    target[2:7, 2:7] = prediction[3:6, 3:6] = True
 
-    distances = surface_distances(Shape(truth), Shape(guess))
+    distances = surface_distances(Shape(target), Shape(prediction))
 
-    assert sorted(distances.from_truth) == [1.0] * 12 + [np.sqrt(2)] * 4
-    assert distances.from_guess.tolist() == [1.0] * 8
+    assert sorted(distances.from_target) == [1.0] * 12 + [np.sqrt(2)] * 4
+    assert distances.from_prediction.tolist() == [1.0] * 8
 
 
 def test_distance_to_an_empty_mask_is_the_image_diagonal_and_between_two_there_is_none():

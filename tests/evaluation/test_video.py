@@ -35,10 +35,10 @@ def test_square_moved_by_three_keeps_what_lies_within_two_of_the_other_contour()
 
 
 def test_means_are_over_frames_and_j_and_f_is_their_mean():
-    truth = np.stack([square(30, 30), square(30, 30)])
-    guess = np.stack([square(30, 30), square(60, 60)])
+    target = np.stack([square(30, 30), square(30, 30)])
+    prediction = np.stack([square(30, 30), square(60, 60)])
 
-    assert score(truth, guess) == {"j": 0.5, "f": 0.5, "j_and_f": 0.5}
+    assert score(target, prediction) == {"j": 0.5, "f": 0.5, "j_and_f": 0.5}
 
 
 def test_empty_frames_are_right_when_nothing_is_there_and_wrong_otherwise():
@@ -53,16 +53,16 @@ def test_empty_frames_are_right_when_nothing_is_there_and_wrong_otherwise():
 
 @given(clips)
 def test_scores_lie_between_zero_and_one_and_order_does_not_matter(masks):
-    truth, guess = masks
-    scores = score(truth, guess)
+    target, prediction = masks
+    scores = score(target, prediction)
 
     assert all(0 <= value <= 1 for value in scores.values())
-    assert scores == pytest.approx(score(guess, truth))
-    assert set(score(truth, truth).values()) == {1.0}
+    assert scores == pytest.approx(score(prediction, target))
+    assert set(score(target, target).values()) == {1.0}
 
 
 @pytest.mark.parametrize("sizes", [((2, 4, 4), (3, 4, 4)), ((4, 4), (4, 4)), ((0, 4, 4), (0, 4, 4))])
 def test_clips_that_do_not_fit_are_refused(sizes):
-    truth, guess = (np.zeros(size, dtype=bool) for size in sizes)
+    target, prediction = (np.zeros(size, dtype=bool) for size in sizes)
     with pytest.raises(ValueError, match=r"\(f, h, w\) of one size"):
-        score(truth, guess)
+        score(target, prediction)

@@ -60,8 +60,8 @@ def pairs() -> list[tuple[np.ndarray, np.ndarray, tuple[float, float]]]:
         (square(0, 0, 30), square(5, 0, 30), (2.0, 1.0)),
     ]
     for spacing in [(1.0, 1.0)] * 5 + [(0.3, 0.3)] * 2 + [(0.5, 0.25)] * 2:
-        truth = vessels(rng)
-        made.append((truth, disturbed(truth, rng), spacing))
+        target = vessels(rng)
+        made.append((target, disturbed(target, rng), spacing))
     return made
 
 
@@ -69,14 +69,14 @@ def packed(mask: np.ndarray) -> str:
     return base64.b64encode(zlib.compress(np.packbits(mask).tobytes(), 9)).decode("ascii")
 
 
-def measured(truth: np.ndarray, guess: np.ndarray, spacing: tuple[float, float]) -> dict[str, Any]:
-    distances = surface_distance.compute_surface_distances(truth, guess, spacing)
+def measured(target: np.ndarray, prediction: np.ndarray, spacing: tuple[float, float]) -> dict[str, Any]:
+    distances = surface_distance.compute_surface_distances(target, prediction, spacing)
     arguments = {"voxelspacing": spacing}
     return {
-        "size": truth.shape,
+        "size": target.shape,
         "spacing": spacing,
-        "truth": packed(truth),
-        "guess": packed(guess),
+        "target": packed(target),
+        "prediction": packed(prediction),
         "surface_distance": {
             "hd": surface_distance.compute_robust_hausdorff(distances, 100),
             "hd95": surface_distance.compute_robust_hausdorff(distances, 95),
@@ -87,11 +87,13 @@ def measured(truth: np.ndarray, guess: np.ndarray, spacing: tuple[float, float])
             ],
         },
         "panoptica": {
-            "hd": Metric.HD(truth, guess, **arguments),
-            "hd95": Metric.HD95(truth, guess, **arguments),
-            "assd": Metric.ASSD(truth, guess, **arguments),
-            "nsd": [Metric.NSD(truth, guess, threshold=tolerance, **arguments) for tolerance in TOLERANCES],
-            "cldice": Metric.clDSC(truth, guess) if (truth & guess).any() else None,
+            "hd": Metric.HD(target, prediction, **arguments),
+            "hd95": Metric.HD95(target, prediction, **arguments),
+            "assd": Metric.ASSD(target, prediction, **arguments),
+            "nsd": [
+                Metric.NSD(target, prediction, threshold=tolerance, **arguments) for tolerance in TOLERANCES
+            ],
+            "cldice": Metric.clDSC(target, prediction) if (target & prediction).any() else None,
         },
     }
 

@@ -44,10 +44,10 @@ def calibration(peak: float = 0.3) -> dict[str, Any]:
     curve = [0.6 - abs(threshold - peak) / 2 for threshold in tried]
     edges = [k / 10 for k in range(11)]
     bins = [
-        {"low": low, "high": high, "pixels": 10**k, "said": low + 0.05, "came": low}
+        {"low": low, "high": high, "pixels": 10**k, "mean_probability": low + 0.05, "positive_fraction": low}
         for k, (low, high) in enumerate(pairwise(edges))
     ]
-    bins[3] |= {"pixels": 0, "said": None, "came": None}
+    bins[3] |= {"pixels": 0, "mean_probability": None, "positive_fraction": None}
     return {
         "average_precision": 0.471,
         "brier": 0.0275,

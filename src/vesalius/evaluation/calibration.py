@@ -1,6 +1,6 @@
 """From probabilities: are they honest, and what would each threshold give? All from one histogram.
 
-One pass counts the pixels of the background and of the truth between each border and the next. Histograms add
+One pass counts the pixels of the background and of the target between each border and the next. Histograms add
 up: over images, or over a dataset. Bin k holds BORDERS[k - 1] < p <= BORDERS[k]; so the mask at a threshold,
 where p is above it as in `Prediction.masks`, is made of the bins behind that border, exactly.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from vesalius.evaluation.empty import case_of, settle
+from vesalius.evaluation.empty import apply_rule, case_of
 
 STEPS = 1000
 THRESHOLDS = np.arange(1, STEPS) / STEPS
@@ -33,16 +33,16 @@ BINS = len(BORDERS) + 1
 _MIDDLES = (np.concatenate([[0], BORDERS]) + np.concatenate([BORDERS, [1]])) / 2
 
 Histogram = Int[np.ndarray, "2 bins"]
-"""Number of pixels in each bin of probability: of the background, and of the truth."""
+"""Number of pixels in each bin of probability: of the background, and of the target."""
 
 
 def histogram(
     probabilities: Float[np.ndarray, "h w"],
-    truth: Bool[np.ndarray, "h w"],
+    target: Bool[np.ndarray, "h w"],
     *,
     within: Bool[np.ndarray, "h w"] | None = None,
 ) -> Histogram:
-    """int64 (2, BINS): pixels of the background and of the truth in each bin; `within` counts a region only.
+    """int64 (2, BINS): pixels of the background and of the target in each bin; `within` counts a region only.
 
     Raises ValueError for arrays of different sizes, masks that are not bool, and a probability that is not a
     number in [0, 1].
@@ -51,18 +51,18 @@ def histogram(
     >>> counts[:, BORDERS.searchsorted(0.5) + 1 :].sum(axis=1).tolist()  # above 0.5
     [0, 1]
     """
-    masks = [truth] if within is None else [truth, within]
+    masks = [target] if within is None else [target, within]
     if any(mask.dtype != np.bool_ or mask.shape != probabilities.shape for mask in masks):
         found = ", ".join(f"{mask.dtype} {mask.shape}" for mask in masks)
         raise ValueError(f"masks must be bool {probabilities.shape}, as the probabilities; got {found}")
     if within is not None:
-        probabilities, truth = probabilities[within], truth[within]
+        probabilities, target = probabilities[within], target[within]
     # not `< 0 or > 1`, which nan passes
     if probabilities.size and not (probabilities.min() >= 0 and probabilities.max() <= 1):
         raise ValueError(
             f"probabilities must lie in [0, 1]; got {probabilities.min()} to {probabilities.max()}"
         )
-    places = BORDERS.searchsorted(probabilities.ravel()) + BINS * truth.ravel()
+    places = BORDERS.searchsorted(probabilities.ravel()) + BINS * target.ravel()
     return np.bincount(places, minlength=2 * BINS).reshape(2, BINS)
 
 
@@ -74,7 +74,7 @@ class Curves:
     iou: Float[np.ndarray, " t"]
     precision: Float[np.ndarray, " t"]
     recall: Float[np.ndarray, " t"]
-    """NaN where the truth is empty and the mask is not, for `EMPTY` has None there."""
+    """NaN where the target is empty and the mask is not, for `EMPTY` has None there."""
 
 
 def curves(counts: Histogram) -> Curves:
@@ -96,19 +96,19 @@ def curves(counts: Histogram) -> Curves:
 def _ratios(
     metric: str, numerator: np.ndarray, denominator: np.ndarray, true: int, guessed: np.ndarray
 ) -> np.ndarray:
-    """The ratios, or the value of `EMPTY` where the truth or the mask of that threshold has no pixel."""
+    """The ratios, or the value of `EMPTY` where the target or the mask of that threshold has no pixel."""
     values = np.full(len(guessed), np.nan)
     np.divide(numerator, denominator, out=values, where=denominator > 0)
-    for guess_empty in (False, True):
-        case = case_of(truth_empty=not true, guess_empty=guess_empty)
+    for prediction_empty in (False, True):
+        case = case_of(target_empty=not true, prediction_empty=prediction_empty)
         if case != "both":
-            value = settle(metric, case, lambda: None)
-            values[(guessed == 0) == guess_empty] = np.nan if value is None else value
+            value = apply_rule(metric, case, lambda: None)
+            values[(guessed == 0) == prediction_empty] = np.nan if value is None else value
     return values
 
 
 def average_precision(counts: Histogram) -> float | None:
-    """Area under precision over recall as a sum of steps, in [0, 1]; None where the truth is empty.
+    """Area under precision over recall as a sum of steps, in [0, 1]; None where the target is empty.
 
     Mean precision at the true pixels in falling order of probability: the sum of (R_k - R_(k-1)) P_k over the
     thresholds, not interpolated, as scikit-learn and torchmetrics have it. The middle one of a bin's true
@@ -125,7 +125,7 @@ def average_precision(counts: Histogram) -> float | None:
 
 
 def brier_score(counts: Histogram) -> float | None:
-    """Mean of (probability - truth)^2 over all pixels, in [0, 1], lower is better; None of no pixels.
+    """Mean of (probability - target)^2 over all pixels, in [0, 1], lower is better; None of no pixels.
 
     Within 0.001 of the exact value, for each probability is taken to be the middle of its bin. It flatters
     thin structures as accuracy does. Source: Brier 1950, Verification of forecasts expressed in terms of
@@ -139,14 +139,14 @@ def brier_score(counts: Histogram) -> float | None:
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """Pixels whose probability lies in (low, high]: what was said, and what came."""
+    """Pixels whose probability lies in (low, high]: what was mean_probability, and what came."""
 
     low: float
     high: float
     pixels: int
-    said: float | None
+    mean_probability: float | None
     """Their mean probability; None of no pixels."""
-    came: float | None
+    positive_fraction: float | None
     """The share of them that is true; None of no pixels."""
 
 
@@ -165,20 +165,22 @@ def reliability(counts: Histogram, n: int = 10) -> list[ReliabilityBin]:
     rows = []
     for k in range(n):
         pixels = false[k] + true[k]
-        said, came = (sums[k] / pixels, true[k] / pixels) if pixels else (None, None)
-        rows.append(ReliabilityBin(float(edges[k]), float(edges[k + 1]), pixels, said, came))
+        mean_probability, positive_fraction = (sums[k] / pixels, true[k] / pixels) if pixels else (None, None)
+        rows.append(
+            ReliabilityBin(float(edges[k]), float(edges[k + 1]), pixels, mean_probability, positive_fraction)
+        )
     return rows
 
 
 def expected_calibration_error(counts: Histogram, n: int = 10) -> float | None:
-    """Mean over all pixels of |said - came| of their reliability bin, in [0, 1]; None of no pixels.
+    """Mean over all pixels of |mean_probability - came| of their reliability bin, in [0, 1]; None of no pixels.
 
     Within 0.0005 of the exact value. Source: Naeini et al. 2015, AAAI; Guo et al. 2017, On calibration of
     modern neural networks, ICML; the L1 norm of torchmetrics' `binary_calibration_error`.
     """
     gaps, total = 0.0, 0
     for row in reliability(counts, n):
-        if row.said is not None and row.came is not None:
-            gaps += row.pixels * abs(row.said - row.came)
+        if row.mean_probability is not None and row.positive_fraction is not None:
+            gaps += row.pixels * abs(row.mean_probability - row.positive_fraction)
             total += row.pixels
     return gaps / total if total else None

@@ -61,25 +61,25 @@ EMPTY: Mapping[str, tuple[Entry, Entry, Entry]] = MappingProxyType(
 )
 
 
-def case_of(*, truth_empty: bool, guess_empty: bool) -> Case:
+def case_of(*, target_empty: bool, prediction_empty: bool) -> Case:
     """Which masks are empty.
 
-    >>> case_of(truth_empty=False, guess_empty=True)
+    >>> case_of(target_empty=False, prediction_empty=True)
     'total_miss'
     """
-    if truth_empty:
-        return "both_empty" if guess_empty else "false_alarm"
-    return "total_miss" if guess_empty else "both"
+    if target_empty:
+        return "both_empty" if prediction_empty else "false_alarm"
+    return "total_miss" if prediction_empty else "both"
 
 
-def settle(
+def apply_rule(
     metric: str, case: Case, formula: Callable[[], float | None], *, diagonal: float | None = None
 ) -> float | None:
     """The value of `metric` (a row of `EMPTY`): what the table says of the case, else `formula()`.
 
     `diagonal` is needed where the row names it.
 
-    >>> settle("dice", "total_miss", lambda: 1.0), settle("dice", "both", lambda: 0.5)
+    >>> apply_rule("dice", "total_miss", lambda: 1.0), apply_rule("dice", "both", lambda: 0.5)
     (0.0, 0.5)
     """
     rule = Rule.FORMULA if case == "both" else EMPTY[metric][CASES.index(case)]

@@ -22,11 +22,11 @@ from vesalius.evaluation.surface import Spacing, SurfaceDistances, surface_dista
 from vesalius.masks import Size
 
 OVERLAP: Mapping[str, Callable[[Confusion], float | None]] = {
-    **overlap.METRICS,
+    **overlap.BASIC_METRICS,
     "specificity": overlap.specificity,
     "balanced_accuracy": overlap.balanced_accuracy,
 }
-LINES: Mapping[str, Callable[[Shape, Shape], float | None]] = {
+TOPOLOGY: Mapping[str, Callable[[Shape, Shape], float | None]] = {
     "cldice": centerline.cldice,
     "topology_precision": centerline.topology_precision,
     "topology_sensitivity": centerline.topology_sensitivity,
@@ -51,8 +51,8 @@ class Pair:
 
     counts: Confusion
     """Over the whole image, or region."""
-    truth: Shape
-    guess: Shape
+    target: Shape
+    prediction: Shape
     size: Size
     """(h, w) of the image, or of the box of the region."""
     spacing_mm: Spacing | None = None
@@ -60,8 +60,8 @@ class Pair:
     @classmethod
     def of(
         cls,
-        truth: Bool[np.ndarray, "h w"],
-        guess: Bool[np.ndarray, "h w"],
+        target: Bool[np.ndarray, "h w"],
+        prediction: Bool[np.ndarray, "h w"],
         *,
         spacing_mm: Spacing | None = None,
         within: Bool[np.ndarray, "h w"] | None = None,
@@ -70,7 +70,7 @@ class Pair:
 
         Raises ValueError as `score`.
         """
-        counts = confusion(truth, guess, within)
+        counts = confusion(target, prediction, within)
         if spacing_mm is not None and not (
             len(spacing_mm) == 2 and all(np.isfinite(step) and step > 0 for step in spacing_mm)
         ):
@@ -78,16 +78,16 @@ class Pair:
         if within is not None:
             region = _box(within)
             within = within[region]
-            truth, guess = truth[region] & within, guess[region] & within
-        size = truth.shape
-        box = _box(truth | guess, margin=1)
+            target, prediction = target[region] & within, prediction[region] & within
+        size = target.shape
+        box = _box(target | prediction, margin=1)
         known = None if within is None else within[box]
-        return cls(counts, Shape(truth[box], known), Shape(guess[box], known), size, spacing_mm)
+        return cls(counts, Shape(target[box], known), Shape(prediction[box], known), size, spacing_mm)
 
     @cached_property
     def distances_px(self) -> SurfaceDistances:
         """Distances between the boundaries in pixels."""
-        return surface_distances(self.truth, self.guess, size=self.size)
+        return surface_distances(self.target, self.prediction, size=self.size)
 
     @cached_property
     def distances_mm(self) -> SurfaceDistances | None:
@@ -97,7 +97,7 @@ class Pair:
         row, column = self.spacing_mm
         if row == column:
             return self.distances_px.scaled(row)
-        return surface_distances(self.truth, self.guess, spacing=self.spacing_mm, size=self.size)
+        return surface_distances(self.target, self.prediction, spacing=self.spacing_mm, size=self.size)
 
 
 def _box(mask: Bool[np.ndarray, "h w"], margin: int = 0) -> tuple[slice, slice]:
@@ -160,8 +160,8 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
 
 
 def score(
-    truth: Bool[np.ndarray, "h w"],
-    guess: Bool[np.ndarray, "h w"],
+    target: Bool[np.ndarray, "h w"],
+    prediction: Bool[np.ndarray, "h w"],
     *,
     spacing_mm: Spacing | None = None,
     within: Bool[np.ndarray, "h w"] | None = None,
@@ -175,11 +175,11 @@ def score(
     Raises ValueError unless the masks are bool (h, w) of one size, with at least one pixel to count, and the
     spacing is two positive numbers.
     """
-    pair = Pair.of(truth, guess, spacing_mm=spacing_mm, within=within)
+    pair = Pair.of(target, prediction, spacing_mm=spacing_mm, within=within)
     values: dict[str, float | None] = {name: metric(pair.counts) for name, metric in OVERLAP.items()}
-    values |= {name: metric(pair.truth, pair.guess) for name, metric in LINES.items()}
+    values |= {name: metric(pair.target, pair.prediction) for name, metric in TOPOLOGY.items()}
     for name, (low, high) in WIDTHS.items():
-        values[f"skeleton_recall_{name}"] = skeleton_recall_of_width(pair.truth, pair.guess, low, high)
+        values[f"skeleton_recall_{name}"] = skeleton_recall_of_width(pair.target, pair.prediction, low, high)
     for unit, distances in (("px", pair.distances_px), ("mm", pair.distances_mm)):
         for name, metric in DISTANCES.items():
             values[name + unit] = None if distances is None else metric(distances)

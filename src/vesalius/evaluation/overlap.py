@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool
 
-from vesalius.evaluation.empty import Case, case_of, settle
+from vesalius.evaluation.empty import Case, apply_rule, case_of
 
 
 @dataclass(frozen=True)
@@ -23,50 +23,50 @@ class Confusion:
     fp: int
     """Predicted only."""
     fn: int
-    """In the truth only."""
+    """In the target only."""
     tn: int
     """In neither."""
 
     @property
     def case(self) -> Case:
         """Which of the masks are empty."""
-        return case_of(truth_empty=self.tp + self.fn == 0, guess_empty=self.tp + self.fp == 0)
+        return case_of(target_empty=self.tp + self.fn == 0, prediction_empty=self.tp + self.fp == 0)
 
 
 def confusion(
-    truth: Bool[np.ndarray, "h w"],
-    guess: Bool[np.ndarray, "h w"],
+    target: Bool[np.ndarray, "h w"],
+    prediction: Bool[np.ndarray, "h w"],
     within: Bool[np.ndarray, "h w"] | None = None,
 ) -> Confusion:
     """Counts of the four outcomes over all pixels, or over those of the region `within`.
 
     Raises ValueError unless all are bool (h, w) of one size, with at least one pixel to count.
 
-    >>> truth, guess = np.zeros((2, 3), bool), np.zeros((2, 3), bool)
-    >>> truth[:, :2] = guess[:, 1:] = True
-    >>> confusion(truth, guess)
+    >>> target, prediction = np.zeros((2, 3), bool), np.zeros((2, 3), bool)
+    >>> target[:, :2] = prediction[:, 1:] = True
+    >>> confusion(target, prediction)
     Confusion(tp=2, fp=2, fn=2, tn=0)
     """
-    check_masks(truth, guess, within)
+    check_masks(target, prediction, within)
     if within is None:
-        both, total = truth & guess, truth.size
+        both, total = target & prediction, target.size
     else:
-        truth, guess = truth & within, guess & within
-        both, total = truth & guess, int(np.count_nonzero(within))
-    true, guessed, shared = (int(np.count_nonzero(mask)) for mask in (truth, guess, both))
+        target, prediction = target & within, prediction & within
+        both, total = target & prediction, int(np.count_nonzero(within))
+    true, guessed, shared = (int(np.count_nonzero(mask)) for mask in (target, prediction, both))
     return Confusion(tp=shared, fp=guessed - shared, fn=true - shared, tn=total - true - guessed + shared)
 
 
-def check_masks(truth: np.ndarray, guess: np.ndarray, within: np.ndarray | None = None) -> None:
+def check_masks(target: np.ndarray, prediction: np.ndarray, within: np.ndarray | None = None) -> None:
     """Raise ValueError unless all are bool (h, w) of one size, with at least one pixel to count."""
-    masks = {"truth": truth, "guess": guess} | ({} if within is None else {"within": within})
+    masks = {"target": target, "prediction": prediction} | ({} if within is None else {"within": within})
     for name, mask in masks.items():
         if mask.dtype != np.bool_ or mask.ndim != 2 or mask.size == 0:
             raise ValueError(
                 f"{name} must be bool (h, w) with at least one pixel; got {mask.dtype} {mask.shape}"
             )
-        if mask.shape != truth.shape:
-            raise ValueError(f"truth and {name} must have one size; got {truth.shape} and {mask.shape}")
+        if mask.shape != target.shape:
+            raise ValueError(f"target and {name} must have one size; got {target.shape} and {mask.shape}")
     if within is not None and not within.any():
         raise ValueError("the region within which to count has no pixel")
 
@@ -92,7 +92,7 @@ def recall(counts: Confusion) -> float | None:
 
 
 def specificity(counts: Confusion) -> float | None:
-    """Share of the background that was left alone, in [0, 1]; None where the truth leaves no background.
+    """Share of the background that was left alone, in [0, 1]; None where the target leaves no background.
 
     It knows nothing of what was missed: the empty mask has 1, as it must.
     """
@@ -108,7 +108,7 @@ def accuracy(counts: Confusion) -> float | None:
 
 
 def balanced_accuracy(counts: Confusion) -> float | None:
-    """Mean of recall and specificity, in [0, 1]; of one of them where the truth lacks the other's pixels.
+    """Mean of recall and specificity, in [0, 1]; of one of them where the target lacks the other's pixels.
 
     A total miss has 0.5, or 0 where all pixels are true; a false alarm its specificity. Source: Brodersen et
     al. 2010, ICPR; where a class is absent, scikit-learn's `balanced_accuracy_score`.
@@ -119,10 +119,10 @@ def balanced_accuracy(counts: Confusion) -> float | None:
         shares = [share for share in (found, specificity(counts)) if share is not None]
         return sum(shares) / len(shares)
 
-    return settle("balanced_accuracy", counts.case, mean)
+    return apply_rule("balanced_accuracy", counts.case, mean)
 
 
-METRICS: Mapping[str, Callable[[Confusion], float | None]] = {
+BASIC_METRICS: Mapping[str, Callable[[Confusion], float | None]] = {
     "dice": dice,
     "iou": iou,
     "precision": precision,
@@ -131,27 +131,27 @@ METRICS: Mapping[str, Callable[[Confusion], float | None]] = {
 }
 
 
-def score(truth: Bool[np.ndarray, "h w"], guess: Bool[np.ndarray, "h w"]) -> dict[str, float | None]:
-    """Every metric of `METRICS` for one pair of masks; ValueError as in `confusion`."""
-    counts = confusion(truth, guess)
-    return {name: metric(counts) for name, metric in METRICS.items()}
+def score(target: Bool[np.ndarray, "h w"], prediction: Bool[np.ndarray, "h w"]) -> dict[str, float | None]:
+    """Every metric of `BASIC_METRICS` for one pair of masks; ValueError as in `confusion`."""
+    counts = confusion(target, prediction)
+    return {name: metric(counts) for name, metric in BASIC_METRICS.items()}
 
 
 def _ratio(metric: str, numerator: int, denominator: int, counts: Confusion) -> float | None:
-    return settle(metric, counts.case, lambda: numerator / denominator if denominator else None)
+    return apply_rule(metric, counts.case, lambda: numerator / denominator if denominator else None)
 
 
 @dataclass
-class ReferringTally:
+class ReferringMetrics:
     """gIoU and cIoU of referring segmentation over the samples added so far; its size does not grow.
 
     A phrase that names nothing in the image is a sample like any other. Source: Liu et al. 2023, GRES:
     Generalized Referring Expression Segmentation, CVPR (arXiv:2306.00968), section 3.
 
-    >>> tally = ReferringTally()
-    >>> tally.add(Confusion(tp=1, fp=1, fn=2, tn=5))  # IoU 1 / 4
-    >>> tally.add(Confusion(tp=6, fp=0, fn=0, tn=3))  # IoU 1
-    >>> tally.giou, tally.ciou
+    >>> referring = ReferringMetrics()
+    >>> referring.add(Confusion(tp=1, fp=1, fn=2, tn=5))  # IoU 1 / 4
+    >>> referring.add(Confusion(tp=6, fp=0, fn=0, tn=3))  # IoU 1
+    >>> referring.giou, referring.ciou
     (0.625, 0.7)
     """
 

@@ -53,7 +53,7 @@ class Shape:
         return np.asarray(skeletonize(self.mask))
 
     @cached_property
-    def pieces(self) -> tuple[Int[np.ndarray, "h w"], int]:
+    def components(self) -> tuple[Int[np.ndarray, "h w"], int]:
         """Number of each pixel's connected piece, from 1, and how many there are; corners connect."""
         labels, n = label(self.mask, structure=EIGHT)
         return labels, int(n)
@@ -61,7 +61,7 @@ class Shape:
     @property
     def betti0(self) -> int:
         """Number of connected pieces; corners connect."""
-        return self.pieces[1]
+        return self.components[1]
 
     @cached_property
     def betti1(self) -> int:

@@ -46,7 +46,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedComparison:
     """How the second of two results differs from the first on the same samples; a field is None if undefined."""
 
     n: int
@@ -129,7 +129,7 @@ def paired_bootstrap(
 
 def paired_comparisons(
     hypotheses: Sequence[Column], *, level: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> list[Paired]:
+) -> list[PairedComparison]:
     """What each column of differences (second minus first) says, the p-values corrected for all of them.
 
     `difference` and its interval weigh every pair the same, as the mean of a metric does. The test and the
@@ -140,7 +140,7 @@ def paired_comparisons(
     means = [np.divide(*_group_totals(values, groups)) for values, groups in hypotheses]
     p_values = [signed_rank_test(each) for each in means]
     return [
-        Paired(
+        PairedComparison(
             n=len(values),
             n_groups=len(each),
             difference=_mean(values),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from vesalius.evaluation.empty import Case, case_of, settle
+from vesalius.evaluation.empty import Case, apply_rule, case_of
 from vesalius.evaluation.shape import Shape, distances_to, points_of
 from vesalius.masks import Size
 
@@ -23,9 +23,9 @@ Spacing = tuple[float, float]
 class SurfaceDistances:
     """One distance for each boundary pixel; both lists are empty unless both masks have pixels."""
 
-    from_truth: Float[np.ndarray, " n"]
-    """From the truth's boundary to that of the prediction."""
-    from_guess: Float[np.ndarray, " m"]
+    from_target: Float[np.ndarray, " n"]
+    """From the target's boundary to that of the prediction."""
+    from_prediction: Float[np.ndarray, " m"]
     diagonal: float
     """Of the image, in the same unit: the distance to a mask that is empty."""
     case: Case
@@ -33,23 +33,23 @@ class SurfaceDistances:
     def scaled(self, factor: float) -> SurfaceDistances:
         """The same in a unit `factor` times smaller: square pixels to mm."""
         return SurfaceDistances(
-            self.from_truth * factor, self.from_guess * factor, self.diagonal * factor, self.case
+            self.from_target * factor, self.from_prediction * factor, self.diagonal * factor, self.case
         )
 
 
 def surface_distances(
-    truth: Shape, guess: Shape, *, spacing: Spacing = (1.0, 1.0), size: Size | None = None
+    target: Shape, prediction: Shape, *, spacing: Spacing = (1.0, 1.0), size: Size | None = None
 ) -> SurfaceDistances:
     """Distances both ways between two boundaries, in the unit of `spacing`: (1, 1) for pixels.
 
     `size` is the (h, w) of the image where the masks are cut from it.
     """
-    rows, columns = size or truth.mask.shape
+    rows, columns = size or target.mask.shape
     diagonal = float(np.hypot(rows * spacing[0], columns * spacing[1]))
-    case = case_of(truth_empty=truth.empty, guess_empty=guess.empty)
+    case = case_of(target_empty=target.empty, prediction_empty=prediction.empty)
     if case != "both":
         return SurfaceDistances(np.zeros(0), np.zeros(0), diagonal, case)
-    true, guessed = points_of(truth.boundary), points_of(guess.boundary)
+    true, guessed = points_of(target.boundary), points_of(prediction.boundary)
     return SurfaceDistances(
         distances_to(guessed, true, spacing), distances_to(true, guessed, spacing), diagonal, case
     )
@@ -60,7 +60,7 @@ def hd(distances: SurfaceDistances) -> float | None:
 
     Source: Huttenlocher et al. 1993, Comparing images using the Hausdorff distance, IEEE PAMI 15(9).
     """
-    return settle("hd", distances.case, lambda: _percentile(distances, 100), diagonal=distances.diagonal)
+    return apply_rule("hd", distances.case, lambda: _percentile(distances, 100), diagonal=distances.diagonal)
 
 
 def hd95(distances: SurfaceDistances) -> float | None:
@@ -70,7 +70,7 @@ def hd95(distances: SurfaceDistances) -> float | None:
     reloaded, Nat. Methods 21; surface-distance takes the larger one too, but weighs by contour length. MedPy
     and panoptica take one percentile of both lists together, which hides a bad one behind a longer good one.
     """
-    return settle("hd95", distances.case, lambda: _percentile(distances, 95), diagonal=distances.diagonal)
+    return apply_rule("hd95", distances.case, lambda: _percentile(distances, 95), diagonal=distances.diagonal)
 
 
 def assd(distances: SurfaceDistances) -> float | None:
@@ -80,10 +80,10 @@ def assd(distances: SurfaceDistances) -> float | None:
     """
 
     def mean() -> float:
-        total = distances.from_truth.sum() + distances.from_guess.sum()
-        return float(total / (len(distances.from_truth) + len(distances.from_guess)))
+        total = distances.from_target.sum() + distances.from_prediction.sum()
+        return float(total / (len(distances.from_target) + len(distances.from_prediction)))
 
-    return settle("assd", distances.case, mean, diagonal=distances.diagonal)
+    return apply_rule("assd", distances.case, mean, diagonal=distances.diagonal)
 
 
 def nsd(distances: SurfaceDistances, tolerance: float) -> float | None:
@@ -94,11 +94,13 @@ def nsd(distances: SurfaceDistances, tolerance: float) -> float | None:
     """
 
     def share() -> float:
-        near = (distances.from_truth <= tolerance).sum() + (distances.from_guess <= tolerance).sum()
-        return float(near) / (len(distances.from_truth) + len(distances.from_guess))
+        near = (distances.from_target <= tolerance).sum() + (distances.from_prediction <= tolerance).sum()
+        return float(near) / (len(distances.from_target) + len(distances.from_prediction))
 
-    return settle("nsd", distances.case, share)
+    return apply_rule("nsd", distances.case, share)
 
 
 def _percentile(distances: SurfaceDistances, percent: float) -> float:
-    return float(max(np.percentile(each, percent) for each in (distances.from_truth, distances.from_guess)))
+    return float(
+        max(np.percentile(each, percent) for each in (distances.from_target, distances.from_prediction))
+    )

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool
 
-from vesalius.evaluation.empty import case_of, settle
+from vesalius.evaluation.empty import apply_rule, case_of
 from vesalius.evaluation.overlap import confusion, iou
 from vesalius.evaluation.shape import distances_to, points_of
 
@@ -20,34 +20,34 @@ TOLERANCE = 0.008
 """Share of the image diagonal by which contours may lie apart; the pixels are rounded up."""
 
 
-def score(truth: Bool[np.ndarray, "f h w"], guess: Bool[np.ndarray, "f h w"]) -> dict[str, float]:
+def score(target: Bool[np.ndarray, "f h w"], prediction: Bool[np.ndarray, "f h w"]) -> dict[str, float]:
     """`j` and `f`, means over all frames, and `j_and_f`, the mean of both; in [0, 1].
 
     Empty masks in a frame: `EMPTY`. The challenge leaves out the first frame, which is given there, and the
     last; cut the clip for its numbers. Raises ValueError unless both are bool (f, h, w) of one size with at
     least one frame, and as `confusion`.
     """
-    if truth.shape != guess.shape or truth.ndim != 3 or not len(truth):
+    if target.shape != prediction.shape or target.ndim != 3 or not len(target):
         raise ValueError(
-            f"truth and guess must be (f, h, w) of one size, f >= 1; got {truth.shape} and {guess.shape}"
+            f"target and prediction must be (f, h, w) of one size, f >= 1; got {target.shape} and {prediction.shape}"
         )
-    j, f = (_mean([of(*frame) for frame in zip(truth, guess, strict=True)]) for of in (region, contour))
+    j, f = (_mean([of(*frame) for frame in zip(target, prediction, strict=True)]) for of in (region, contour))
     return {"j": j, "f": f, "j_and_f": (j + f) / 2}
 
 
-def region(truth: Bool[np.ndarray, "h w"], guess: Bool[np.ndarray, "h w"]) -> float | None:
+def region(target: Bool[np.ndarray, "h w"], prediction: Bool[np.ndarray, "h w"]) -> float | None:
     """J of one frame: IoU, 1 where both masks are empty."""
-    return iou(confusion(truth, guess))
+    return iou(confusion(target, prediction))
 
 
-def contour(truth: Bool[np.ndarray, "h w"], guess: Bool[np.ndarray, "h w"]) -> float | None:
+def contour(target: Bool[np.ndarray, "h w"], prediction: Bool[np.ndarray, "h w"]) -> float | None:
     """F of one frame: harmonic mean of the shares of either contour that lie near the other.
 
     Near is at most 0.8 % of the image diagonal, rounded up to whole pixels: 6 for 512 x 512. 1 where both masks
     are empty, 0 where one is. A mask that fills the frame has no contour: 1 if both do, 0 if one does.
     """
-    true, guessed = points_of(_contour(truth)), points_of(_contour(guess))
-    near = np.ceil(TOLERANCE * np.hypot(*truth.shape))
+    true, guessed = points_of(_contour(target)), points_of(_contour(prediction))
+    near = np.ceil(TOLERANCE * np.hypot(*target.shape))
 
     def harmonic() -> float:
         if not len(true) or not len(guessed):
@@ -56,7 +56,9 @@ def contour(truth: Bool[np.ndarray, "h w"], guess: Bool[np.ndarray, "h w"]) -> f
         recall = float(np.mean(distances_to(guessed, true) <= near))
         return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
-    return settle("f", case_of(truth_empty=not truth.any(), guess_empty=not guess.any()), harmonic)
+    return apply_rule(
+        "f", case_of(target_empty=not target.any(), prediction_empty=not prediction.any()), harmonic
+    )
 
 
 def _contour(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:

@@ -17,7 +17,7 @@ import numpy as np
 from vesalius.errors import DataError, OutputError
 from vesalius.evaluation.calibration import BINS, THRESHOLDS, Histogram, curves
 from vesalius.evaluation.empty import CASES
-from vesalius.evaluation.overlap import Confusion, ReferringTally
+from vesalius.evaluation.overlap import Confusion, ReferringMetrics
 from vesalius.files import hold_folder, prepare_folder, to_json, write_json
 from vesalius.scoring.task import Outcome, Row
 
@@ -181,7 +181,7 @@ class ResultsLog:
     @property
     def referring(self) -> dict[str, float | None]:
         """gIoU and cIoU over all scored rows."""
-        tally = ReferringTally()
+        tally = ReferringMetrics()
         for row in self.scored:
             tally.add(confusion_of(row))
         return {"giou": tally.giou, "ciou": tally.ciou}
