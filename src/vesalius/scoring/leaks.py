@@ -1,4 +1,4 @@
-"""What must not be among the images that are scored: those that the model was trained or tuned on."""
+"""Data leaks: images to be scored that the model was trained or tuned on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from vesalius.data.dataset import load_image
 from vesalius.errors import DataError, ImageError
 from vesalius.jobs.folder import Segmenter
 from vesalius.lineage import hash_pixels, near_hashes, perceptual_hash
-from vesalius.names import list_names
 from vesalius.types import Sample
 
 LISTED = 20
@@ -17,21 +16,21 @@ LISTED = 20
 
 @dataclass(frozen=True)
 class Leaks:
-    """What was found, and the sentences that say so."""
+    """Leaked images, and notes about them for a report."""
 
     n_training: int | None
-    """Images that the model was trained on; None where it does not say which these are, or not of all of them."""
+    """Number of images that the model was trained on; None if not all of its training images are known."""
     near: tuple[str, ...]
-    """Ids of images that look nearly like one of them."""
+    """Ids of images that look nearly like a training image."""
     notes: tuple[str, ...]
 
 
 def find_leaks(segmenter: Segmenter, samples: Sequence[Sample], allowed: bool) -> Leaks:
-    """Look for training and tuning images before anything is predicted, so that a refusal comes at once.
+    """Compare the images with the model's training and tuning images, before anything is predicted.
 
-    The same pixels under any name are found by their hash; images that nearly look the same by a perceptual one,
-    which is not proof: they are listed. DataError for the same pixels, unless they are allowed, and always for
-    images that the threshold was tuned on. An image that cannot be read is passed over here; it fails by itself.
+    Equal pixels are found by their hash, whatever the file name or format. Near copies are found by a perceptual
+    hash, which is no proof: they are listed only. DataError for training images unless `allowed`, and always for
+    images that the threshold was tuned on. An unreadable image is skipped here; its prediction fails later.
     """
     trained, tuned = set(segmenter.training_images or ()), set(segmenter.tuning_images)
     hashes = segmenter.training_perceptual_hashes
@@ -51,40 +50,40 @@ def find_leaks(segmenter: Segmenter, samples: Sequence[Sample], allowed: bool) -
     if used:
         raise DataError(
             f"the threshold of this model was tuned on {len(used)} of {len(samples)} images (first: {used[0]}); "
-            "evaluate on others"
+            "evaluate on others",
+            code="tuning_leak",
+            field=used[0],
         )
     if seen and not allowed:
         raise DataError(
-            f"{_found(seen, samples)} (first: {seen[0]}); evaluate on others, or add --allow-training-samples"
+            f"the model was trained on {len(seen)} of {len(samples)} images (first: {seen[0]}); evaluate on "
+            "others, or add --allow-training-samples",
+            code="training_leak",
+            field=seen[0],
         )
     unknown = segmenter.trained_on_unknown
-    notes = _notes(unknown, bool(trained), seen, near, samples)
+    notes = _notes(unknown, bool(trained), len(seen), near, len(samples))
     return Leaks(None if unknown else len(seen), tuple(near), tuple(notes))
 
 
-def _found(seen: Sequence[str], samples: Sequence[Sample]) -> str:
-    return f"{len(seen)} of {len(samples)} images are among those the model was trained on"
-
-
-def _notes(
-    unknown: bool, some_known: bool, seen: list[str], near: list[str], samples: Sequence[Sample]
-) -> list[str]:
+def _notes(unknown: bool, some_known: bool, n_seen: int, near: Sequence[str], n_samples: int) -> list[str]:
     notes = []
     if unknown and some_known:
         notes.append(
-            "The model says which images it was fine-tuned on; it was trained on others before, which nobody knows, so that "
-            "they could not be looked for among these."
+            "The images of fine-tuning were checked for leaks; those of the model's earlier training are not "
+            "recorded and could not be checked."
         )
     elif unknown:
+        notes.append("The model does not record its training images, so leaks could not be checked.")
+    if n_seen:
         notes.append(
-            "The model does not say which images it was trained on; none could be looked for among these."
+            f"The model was trained on {n_seen} of {n_samples} images, so the numbers do not show how it does on "
+            "unseen images."
         )
-    if seen:
-        found = _found(seen, samples)
-        notes.append(f"{found}: the numbers do not tell how it does on images that it has not seen.")
     if near:
+        more = f", and {len(near) - LISTED} more" if len(near) > LISTED else ""
         notes.append(
-            f"{len(near)} images look nearly like one that the model was trained on; are they of the same "
-            f"patients? {list_names(near, LISTED)}"
+            f"{len(near)} images look nearly like a training image; check whether they show the same patients: "
+            f"{', '.join(near[:LISTED])}{more}"
         )
     return notes

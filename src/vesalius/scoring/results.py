@@ -1,112 +1,156 @@
-"""An evaluation folder read back: metrics.json and samples.jsonl, every row checked."""
+"""Read an evaluation folder back: metrics.json and samples.jsonl, with every row checked."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from vesalius.errors import DataError
 
-STATUSES = ("ok", "failed", "no_seg")
+METRICS_FILE, ROWS = "metrics.json", "samples.jsonl"
+MAX_PROMPTS = 50
+"""With more different prompts, results by prompt are left out of summaries and comparisons, and a note says so."""
 
-Row = Mapping[str, Any]
-Key = tuple[str, str]
-"""Id and prompt."""
+ResultRow = dict[str, Any]
+"""One line of samples.jsonl: the scores of one prompt on one sample."""
+ResultKey = tuple[str, str]
+"""Sample id and prompt."""
+
+
+class _MetricsFile(BaseModel):
+    """Fields of metrics.json that a comparison needs."""
+
+    model_config = ConfigDict(strict=True)
+    model: dict[str, Any]
+    data: dict[str, Any]
+    coverage: dict[str, Any]
+    mean: dict[str, Any]
+
+
+class _RowFields(BaseModel):
+    """Fields that every row has; the metrics are checked apart, by the names in metrics.json."""
+
+    model_config = ConfigDict(strict=True)
+    id: str
+    group: str
+    prompt: str
+    status: Literal["ok", "failed", "no_seg"]
+
+
+_METRICS_FILE, _ROW_FIELDS = TypeAdapter(_MetricsFile), TypeAdapter(_RowFields)
+_SCORES = TypeAdapter(dict[str, Annotated[float, Field(strict=True, allow_inf_nan=False)] | None])
+_NO_SCORES = TypeAdapter(dict[str, None])
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` wrote."""
+    """The results that `evaluate` wrote into a folder."""
 
     name: str
     facts: Mapping[str, Any]
-    """metrics.json."""
-    rows: Mapping[Key, Row]
-    """samples.jsonl, in its order."""
+    """Content of metrics.json."""
+    rows: Mapping[ResultKey, ResultRow]
+    """Rows of samples.jsonl, in its order."""
     metrics: tuple[str, ...]
-    """Those with a mean in metrics.json and a number or None in every row."""
+    """Metrics with a mean in metrics.json and a number or None in every row."""
 
-    def failed(self, key: Key) -> bool:
-        """Whether the row has no score."""
+    def failed(self, key: ResultKey) -> bool:
+        """True if the row has no score."""
         return bool(self.rows[key]["status"] == "failed")
 
 
 def read_evaluation(folder: Path, name: str) -> Evaluation:
-    """The evaluation in a folder, called `name`.
+    """Read the evaluation in a folder and call it `name`.
 
-    Raises DataError, naming file and line, for what cannot be read or is not strict JSON, a row that is there
-    twice or lacks a field, a failed row with a score, and rows that are not those metrics.json has counted.
+    DataError, naming file and line, for a file that cannot be read or is not strict JSON, a duplicate row, a
+    missing or invalid field, a failed row with a score, and rows that disagree with the counts in metrics.json.
     """
-    path = folder / "metrics.json"
-    facts = _json_object(_bytes(path), str(path))
-    for field in ("model", "data", "coverage", "mean"):
-        if not isinstance(facts.get(field), dict):
-            raise DataError(f"{path}: has no {field}, so it is not what evaluate writes")
-    path = folder / "samples.jsonl"
-    rows: dict[Key, Row] = {}
+    path = folder / METRICS_FILE
+    facts = _read_object(_read_bytes(path), path)
+    check_fields(_METRICS_FILE, facts, path)
+    path = folder / ROWS
+    rows: dict[ResultKey, ResultRow] = {}
     metrics: tuple[str, ...] = ()
-    for number, line in enumerate(_bytes(path).removesuffix(b"\n").split(b"\n"), start=1):
-        place = f"{path}, line {number}"
-        row = _json_object(line, place)
-        if number == 1:  # a mean may be of the whole alone, as the share of answers with [SEG] is
+    for number, line in enumerate(_read_bytes(path).removesuffix(b"\n").split(b"\n"), start=1):
+        row = _read_object(line, path, number)
+        if number == 1:  # a mean without a column, such as the [SEG] rate, is not compared
             metrics = tuple(metric for metric in facts["mean"] if metric in row)
-        _check_row(row, metrics, place)
+        check_fields(_ROW_FIELDS, row, path, number)
+        scores = {metric: row.get(metric, "missing") for metric in metrics}
+        check_fields(_NO_SCORES if row["status"] == "failed" else _SCORES, scores, path, number)
         key = row["id"], row["prompt"]
         if key in rows:
-            raise DataError(f"{place}: {key[0]} ({key[1]}) is there twice")
+            raise DataError(
+                f"{path}, line {number}: {key[0]} ({key[1]}) is a duplicate",
+                code="duplicate_id",
+                path=path,
+                field=f"line {number}",
+            )
         rows[key] = row
-    counted = {status: sum(row["status"] == status for row in rows.values()) for status in STATUSES}
-    stated = {status: facts["coverage"].get(status) for status in STATUSES}
-    if counted != stated:
-        raise DataError(
-            f"{folder}: samples.jsonl has {_counts(counted)}, but metrics.json counts {_counts(stated)}; they are not of one evaluation, or a file was cut short"
-        )
+    _check_counts(folder, facts["coverage"], rows)
     return Evaluation(name, facts, rows, metrics)
 
 
-def _bytes(path: Path) -> bytes:
+def check_fields(schema: TypeAdapter[Any], value: Any, path: Path, line: int | None = None) -> None:
+    """Raise DataError, naming file, line and field, unless the value fits the schema."""
+    try:
+        schema.validate_python(value)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        field = next(map(str, fault["loc"]), "")
+        where = str(path) if line is None else f"{path}, line {line}"
+        raise DataError(
+            f"{where}: {f'{field}: ' if field else ''}{fault['msg']}; got {fault['input']!r:.80}",
+            code="invalid_results",
+            path=path,
+            field=field if line is None else f"line {line}, {field}",
+        ) from error
+
+
+def _check_counts(folder: Path, coverage: Mapping[str, Any], rows: Mapping[ResultKey, ResultRow]) -> None:
+    statuses = [row["status"] for row in rows.values()]
+    counted = {status: statuses.count(status) for status in ("ok", "failed", "no_seg")}
+    stated = {status: coverage.get(status) for status in counted}
+    if counted != stated:
+        raise DataError(
+            f"{folder}: {ROWS} has {_list_counts(counted)}, but {METRICS_FILE} counts {_list_counts(stated)}; "
+            "the files belong to different evaluations, or one is truncated",
+            code="invalid_results",
+            path=folder,
+        )
+
+
+def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
         raise DataError(
-            f"{path}: cannot be read ({error.strerror}); name a folder that evaluate wrote"
+            f"{path}: cannot be read ({error.strerror}); name a folder that evaluate wrote",
+            code="not_found",
+            path=path,
         ) from error
 
 
-def _json_object(text: bytes, place: str) -> dict[str, Any]:
+def _read_object(text: bytes, path: Path, line: int | None = None) -> dict[str, Any]:
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")
 
+    where = str(path) if line is None else f"{path}, line {line}"
     try:
         value = json.loads(text.decode(), parse_constant=refuse)
+        if not isinstance(value, dict):
+            raise ValueError(f"{type(value).__name__} instead of an object")
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{place}: cannot be read as JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{place}: must be a JSON object; got {type(value).__name__}")
+        raise DataError(
+            f"{where}: cannot be read as a JSON object ({error})", code="invalid_results", path=path
+        ) from error
     return value
 
 
-def _check_row(row: Row, metrics: Sequence[str], place: str) -> None:
-    for field in ("id", "group", "prompt"):
-        if not isinstance(row.get(field), str):
-            raise DataError(f"{place}: {field} must be text; got {row.get(field)!r}")
-    if row.get("status") not in STATUSES:
-        raise DataError(f"{place}: status must be ok, failed or no_seg; got {row.get('status')!r}")
-    for metric in metrics:
-        if metric not in row:
-            raise DataError(f"{place}: has no {metric}")
-        value = row[metric]
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise DataError(f"{place}: {metric} must be a number or null; got {value!r}")
-        if row["status"] == "failed":
-            raise DataError(f"{place}: failed, and yet {metric} is {value}; a failed row has no score")
-
-
-def _counts(coverage: Mapping[str, Any]) -> str:
+def _list_counts(coverage: Mapping[str, Any]) -> str:
     return ", ".join(f"{count} {status}" for status, count in coverage.items())

@@ -1,4 +1,4 @@
-"""What metrics.json says in numbers and sentences, from the rows and counts of an evaluation."""
+"""Numbers and notes of metrics.json, from the results log of an evaluation."""
 
 from __future__ import annotations
 
@@ -16,65 +16,66 @@ from vesalius.evaluation.calibration import (
 )
 from vesalius.evaluation.metrics import METRICS
 from vesalius.evaluation.statistics import FEW_GROUPS, summarize
-from vesalius.scoring.results_log import TRIED, ResultsLog
-from vesalius.scoring.task import Row
+from vesalius.scoring.results import MAX_PROMPTS, ResultRow
+from vesalius.scoring.results_log import CURVE_THRESHOLDS, ResultsLog
 from vesalius.types import Sample
 from vesalius.visualization import missing_font
 
-PROMPTS_APART = 50
-"""With more different prompts than this, means by prompt are left out, and a note says so."""
-
 
 def group_of(sample: Sample) -> str:
-    """Patient or sequence; an image of which nobody said any is its own group."""
+    """Patient or sequence of a sample; its id if none is known."""
     return sample.group or sample.id
 
 
-def numbers(tally: ResultsLog, samples: Sequence[Sample]) -> dict[str, Any]:
-    """All of metrics.json that comes from rows and counts."""
+def numbers(results: ResultsLog, samples: Sequence[Sample]) -> dict[str, Any]:
+    """Fields of metrics.json that are computed from rows and histograms."""
     spaced = any(sample.spacing_mm for sample in samples)
     names = [name for name, metric in METRICS.items() if spaced or not name.endswith("mm")]
-    scored = tally.scored
+    scored = results.scored
+    by_prompt = _by_field(results.rows, "prompt")
     return {
-        **summarize(tally.rows, names),
+        **summarize(results.rows, names),
         "seg_rate": sum(row["says_seg"] for row in scored) / len(scored) if scored else None,
         "answers": dict(Counter(row["answered"] for row in scored if row.get("answered"))),
-        "empty": tally.cases,
-        "referring": tally.referring,
-        "prompts": _by_prompt(tally.rows, names),
-        "groups": _by_group(tally.rows),
-        "calibration": _calibration(tally) if tally.n_with_probabilities else None,
+        "empty": results.cases,
+        "referring": results.referring,
+        "prompts": {}
+        if len(by_prompt) > MAX_PROMPTS
+        else {prompt: summarize(rows, names) for prompt, rows in by_prompt.items()},
+        "groups": _groups(results.rows),
+        "calibration": _calibration(results) if results.n_with_probabilities else None,
     }
 
 
-def notes(tally: ResultsLog, samples: Sequence[Sample]) -> list[str]:
-    """What a reader of the numbers must know beyond the notes of the dataset, a sentence each."""
+def notes(results: ResultsLog, samples: Sequence[Sample]) -> list[str]:
+    """Caveats about the numbers, one sentence each, besides the notes of the dataset."""
     found = []
     if all(sample.group is None for sample in samples):
         found.append(
-            "The intervals take each image for a group of its own; where several images show one patient "
-            "they are too narrow."
+            "The intervals treat each image as its own group; if several images show one patient, they are too "
+            "narrow."
         )
     groups = len({group_of(sample) for sample in samples})
     if 2 <= groups < FEW_GROUPS:
         found.append(f"With {groups} groups the intervals are rough and too narrow (docs/metrics.md).")
-    prompts = len({row["prompt"] for row in tally.rows})
-    if prompts > PROMPTS_APART:
-        found.append(f"{prompts} different prompts: means by prompt are left out (at most {PROMPTS_APART}).")
-    scored, known = len(tally.scored), tally.n_with_probabilities
+    prompts = len({row["prompt"] for row in results.rows})
+    if prompts > MAX_PROMPTS:
+        found.append(f"Means by prompt are left out: {prompts} different prompts exceed {MAX_PROMPTS}.")
+    scored, known = len(results.scored), results.n_with_probabilities
     if scored and not known:
-        found.append("There are no probabilities, so nothing is said of calibration and of other thresholds.")
+        found.append("The predictions have no probabilities, so calibration and threshold curves are missing.")
     elif known < scored:
         found.append(
-            f"Only {known} of {scored} answers have probabilities; calibration and curves are theirs."
+            f"Only {known} of {scored} predictions have probabilities; calibration and threshold curves are "
+            "computed on these."
         )
-    written = {text for row in tally.rows if row["figure"] for text in (row["id"], row["prompt"])}
+    written = {text for row in results.rows if row["figure"] for text in (row["id"], row["prompt"])}
     lacking = next(filter(None, map(missing_font, sorted(written))), None)
     return found if lacking is None else [*found, lacking]
 
 
 def list_numbers(metrics: Mapping[str, Any]) -> Iterator[str]:
-    """What metrics.json says in short, a line each: means with their intervals, counts, notes."""
+    """Lines for a terminal: means with their intervals, counts, notes."""
     for name, value in metrics["mean"].items():
         interval = metrics["ci95"].get(name)
         bounds = f"  (95 % {interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
@@ -85,38 +86,33 @@ def list_numbers(metrics: Mapping[str, Any]) -> Iterator[str]:
     yield from metrics["notes"]
 
 
-def _calibration(tally: ResultsLog) -> dict[str, Any]:
-    counts = tally.counts
+def _calibration(results: ResultsLog) -> dict[str, Any]:
+    counts = results.histogram
     return {
         "average_precision": average_precision(counts),
         "brier": brier_score(counts),
         "ece": expected_calibration_error(counts),
         "reliability": [vars(each) for each in reliability(counts)],
-        "thresholds": TRIED.tolist(),
+        "thresholds": CURVE_THRESHOLDS.tolist(),
         "curves": {
             name: [None if np.isnan(value) else float(value) for value in curve]
-            for name, curve in tally.mean_curves.items()
+            for name, curve in results.mean_curves.items()
         },
     }
 
 
-def _by_prompt(rows: Sequence[Row], names: Sequence[str]) -> dict[str, Any]:
-    """The summary of each prompt's rows; empty where there are more than `PROMPTS_APART`."""
-    apart: dict[str, list[Row]] = {}
+def _by_field(rows: Sequence[ResultRow], field: str) -> dict[str, list[ResultRow]]:
+    """Value of the field -> rows with it, in order of first appearance."""
+    found: dict[str, list[ResultRow]] = {}
     for row in rows:
-        apart.setdefault(row["prompt"], []).append(row)
-    if len(apart) > PROMPTS_APART:
-        return {}
-    return {prompt: summarize(its, names) for prompt, its in apart.items()}
+        found.setdefault(row[field], []).append(row)
+    return found
 
 
-def _by_group(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Each group's number of answers and mean Dice, the lowest first."""
-    apart: dict[str, list[Row]] = {}
-    for row in rows:
-        apart.setdefault(row["group"], []).append(row)
+def _groups(rows: Sequence[ResultRow]) -> list[dict[str, Any]]:
+    """Number of predictions and mean Dice of each group, lowest first."""
     table = []
-    for group, its in apart.items():
+    for group, its in _by_field(rows, "group").items():
         values = [row["dice"] for row in its if row["dice"] is not None]
         mean = float(np.mean(values)) if values else None
         table.append({"group": group, "answers": len(its), "failed": len(its) - len(values), "dice": mean})
