@@ -292,7 +292,7 @@ def tune(args: argparse.Namespace) -> Result:
     predictor = _load(args, args.model)
     with Progress(len(dataset.samples), "tune") as progress:
         tuned = find_threshold(predictor, dataset, args.metric, views=args.views, on_progress=progress.reach)
-    store_threshold(args.model, target, tuned.threshold, tuned.origin, tuned.images, tuned.view_gain)
+    store_threshold(args.model, target, tuned.threshold, tuned.origin, tuned.images, tuned.tta_gain)
     for line in summarize(tuned, target, had_gain=predictor.bundle_card.tta is not None):
         print(line)
     return {**as_json(tuned), "bundle": str(target)}

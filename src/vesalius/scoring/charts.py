@@ -1,6 +1,6 @@
-"""The charts of a report: distributions, means with their intervals, curves over thresholds.
+"""Charts of a report: distributions, means with intervals, threshold curves, reliability.
 
-Each has a dash or a shape of its own beside its color.
+Curves differ in dash pattern as well as color.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from vesalius.plots import (
 )
 from vesalius.scoring.tables import interval, number, title
 
-LINES = (
+CURVE_STYLES = (
     ("dice", BLUE, ""),
     ("iou", VERMILLION, "7 3"),
     ("precision", GREEN, "2 3"),
     ("recall", PURPLE, "9 3 2 3"),
 )
-"""The curves over thresholds: metric, color and dashes."""
+"""Threshold curves: metric, color and dash pattern."""
 
 Curves = Mapping[str, Sequence[float | None]]
 
 
 def histogram(values: Sequence[float], name: str) -> Markup:
-    """How often each value of a metric occurs, with their mean: shares in [0, 1], all else from 0 to the largest."""
+    """Histogram of a metric with its mean; the axis is [0, 1] for shares, else 0 to the largest value."""
     share = METRICS[name].better == "higher"
     ticks = SHARES if share else ticks_to(max(values, default=1.0))
-    return plots.histogram(values, title(name), ticks, of="answers", said=number)
+    return plots.histogram(values, title(name), ticks, of="predictions", said=number)
 
 
 def bars(mean: Mapping[str, float | None], ci95: Mapping[str, Any], names: Sequence[str]) -> Markup:
-    """A bar across for each metric, shares in [0, 1], with its interval; an undefined one has none."""
+    """Horizontal bars of metrics in [0, 1] with their intervals; an undefined metric has no bar."""
     plot = Plot((0, 1), (len(names), 0), height=46 * len(names), left=12, bottom=22)
     plot.axes(SHARES)
     words = []
@@ -69,9 +69,9 @@ def bars(mean: Mapping[str, float | None], ci95: Mapping[str, Any], names: Seque
 
 
 def reliability(bins: Sequence[Mapping[str, Any]]) -> Markup:
-    """Probability said against share that came true; a bin with few pixels has a small dot."""
+    """Reliability diagram: predicted probability against observed share; dots grow with the number of pixels."""
     plot = Plot((0, 1), (0, 1), height=WIDTH - LEFT - RIGHT)
-    plot.axes(SHARES, SHARES, "probability said; upwards: share that was true")
+    plot.axes(SHARES, SHARES, "predicted probability; vertical: observed share")
     plot.line([(0, 0), (1, 1)], GRAY, 1.5, "5 4")
     full = [each for each in bins if each["pixels"]]
     plot.line([(each["mean_probability"], each["positive_fraction"]) for each in full], BLUE, 2)
@@ -91,29 +91,29 @@ def reliability(bins: Sequence[Mapping[str, Any]]) -> Markup:
 
 
 def thresholds(tried: Sequence[float], curves: Curves, threshold: float) -> Markup:
-    """Each metric over the thresholds tried, and the one in use as an upright line."""
+    """Curves of the metrics over thresholds, with the threshold in use as a vertical line."""
     plot = Plot((0, 1), (0, 1), height=220, bottom=BOTTOM + 44)
     plot.axes(SHARES, SHARES, "threshold")
     words = []
-    for place, (name, color, dash) in enumerate(LINES):
+    for index, (name, color, dash) in enumerate(CURVE_STYLES):
         for run in _runs(tried, curves[name]):
             plot.line(run, color, 2.5, dash)
         best = _highest(tried, curves[name])
         if best:
             words.append(f"{title(name)} is highest at {best[0]:.2f} with {number(best[1])}")
-        x, down = 0.5 * (place % 2), 0.25 + 0.09 * (place // 2)
+        x, down = 0.5 * (index % 2), 0.25 + 0.09 * (index // 2)
         plot.line([(x, -down), (x + 0.13, -down)], color, 2.5, dash)
         plot.text(x + 0.15, -down, title(name), dy=4, anchor="start")
     plot.line([(threshold, 0), (threshold, 1)], INK, 1.5)
     dx, anchor = (-5, "end") if threshold > 0.5 else (5, "start")
     plot.text(threshold, 1, f"in use: {threshold:.3g}", dx=dx, dy=10, anchor=anchor, color=INK)
-    return plot.svg(f"Curves over thresholds, {threshold:.3g} in use: " + "; ".join(words))
+    return plot.svg(f"Threshold curves, {threshold:.3g} in use: " + "; ".join(words))
 
 
 def better_threshold(
     tried: Sequence[float], curves: Curves, threshold: float, gain: float
 ) -> tuple[float, float, float] | None:
-    """The threshold of the highest Dice, that Dice, and the Dice at the one in use, if they differ by more than `gain`."""
+    """Best threshold, its Dice, and the Dice of the threshold in use; None unless they differ by more than `gain`."""
     best = _highest(tried, curves["dice"])
     if best is None:
         return None
@@ -123,17 +123,17 @@ def better_threshold(
 
 
 def _highest(tried: Sequence[float], values: Sequence[float | None]) -> tuple[float, float] | None:
-    """(threshold, value) where the curve is highest; None where it has no value."""
+    """(threshold, value) at the maximum of the curve; None if it has no value."""
     points = [point for run in _runs(tried, values) for point in run]
     return max(points, key=lambda point: point[1], default=None)
 
 
 def _runs(tried: Sequence[float], values: Sequence[float | None]) -> list[list[tuple[float, float]]]:
-    """(threshold, value) in stretches without a gap."""
+    """Runs of (threshold, value) without a gap."""
     runs: list[list[tuple[float, float]]] = [[]]
-    for place, value in zip(tried, values, strict=True):
+    for threshold, value in zip(tried, values, strict=True):
         if value is None:
             runs.append([])
         else:
-            runs[-1].append((place, value))
+            runs[-1].append((threshold, value))
     return [run for run in runs if run]

@@ -1,8 +1,9 @@
-"""compare: whether evaluations of the same samples differ, by how much, and how sure that is.
+"""Compare evaluations of the same samples: the differences, their intervals and their significance.
 
-    folders -> rows in pairs -> differences -> comparison.json, .csv, .md, .png and report.html
+    folders -> paired rows -> differences -> comparison.json, .csv, .md, .png and report.html
 
-The first evaluation is the reference. All numbers are of the same rows: those with a score in every evaluation.
+The first evaluation is the reference. All numbers are computed on the same rows: those with a score in every
+evaluation.
 """
 
 from __future__ import annotations
@@ -16,42 +17,34 @@ import numpy as np
 
 from vesalius.errors import DataError, SettingError
 from vesalius.evaluation.metrics import METRICS
-from vesalius.evaluation.statistics import FEW_GROUPS, Column, PairedComparison, paired_comparisons
+from vesalius.evaluation.statistics import FEW_GROUPS, Column, Paired, paired_comparisons
 from vesalius.files import check_replaceable, prepare_folder, replacing, to_json
 from vesalius.lineage import versions
-from vesalius.names import list_names
-from vesalius.scoring.comparison_report import write_comparison
-from vesalius.scoring.results import Evaluation, Key, read_evaluation
+from vesalius.scoring.comparison_report import Comparison, write_comparison
+from vesalius.scoring.results import MAX_PROMPTS, Evaluation, ResultKey, read_evaluation
 
 FILES = frozenset({"comparison.json", "comparison.csv", "comparison.md", "comparison.png", "report.html"})
-"""All that a comparison holds; a folder with anything else is somebody's, and is not replaced."""
+"""Names in a comparison folder; a folder with any other name in it is not replaced."""
 LISTED = 10
-"""So many of a kind are named; the rest is counted."""
-PROMPTS_APART = 50
-"""With more different prompts than this only all of them together are compared, and a note says so."""
+"""Number of names listed in a message; the rest is counted."""
 ALPHA = 0.05
-"""A difference is clear where its p-value, corrected for all that was tested, is below this."""
-LEVEL, RESAMPLES = 0.95, 2000
-NO_PART_IN_SCORES = frozenset({"batch", "figures", "limit"})
-"""Settings in which evaluations of the same samples may differ without a word."""
-
-Comparison = dict[str, Any]
+"""Significance level of the corrected p-values."""
+LEVEL, RESAMPLES, SEED = 0.95, 2000, 0
+UNRELATED_SETTINGS = frozenset({"batch", "figures", "limit"})
+"""Settings that do not influence scores; a difference in them is not noted."""
 
 
-def compare(
-    folders: Sequence[str | Path], out: str | Path, *, only: Sequence[str] = (), seed: int = 0
-) -> dict[str, Any]:
-    """Compare evaluations with the first of them, write the folder `out`, return what comparison.json holds.
+def compare(folders: Sequence[str | Path], out: str | Path, *, only: Sequence[str] = ()) -> dict[str, Any]:
+    """Compare evaluations with the first of them, write the folder `out`, and return the content of comparison.json.
 
-    `only` names the metrics to compare (default: all that every evaluation has); the fewer, the less the
-    correction for many tests costs. A row that failed in any evaluation has no score and is compared in none:
-    it is listed, and where `coverage.failed` is above 0 the caller exits with 1. A row in which a metric is
-    undefined in any evaluation is left out of that metric, and counted. A comparison at `out` is replaced
-    when the new one is complete.
+    `only` names the metrics to compare (default: all that every evaluation has); fewer metrics need less correction
+    for multiple tests. A row that failed in any evaluation is listed and compared in none; if `coverage.failed` is
+    above 0 the caller exits with 1. A row in which a metric is undefined in any evaluation is left out of that
+    metric, and counted. A comparison at `out` is replaced when the new one is complete.
 
-    Raises SettingError for fewer than two folders, the same one twice, or an unknown metric; DataError for a
-    folder that cannot be read as an evaluation, and for evaluations that are not of the same samples,
-    prompts, groups and data; OutputError where `out` is anything else than a comparison.
+    SettingError for fewer than two folders, a folder named twice, or an unknown metric; DataError for a folder that
+    cannot be read as an evaluation, and for evaluations of different samples, prompts, groups or data; OutputError if
+    `out` is anything else than a comparison.
     """
     out = Path(out).resolve()
     check_replaceable(out, "comparison", FILES, "comparison.json")
@@ -59,27 +52,33 @@ def compare(
     reference, *others = evaluations
     for other in others:
         _refuse_differences(reference, other)
-    metrics, notes = _metrics_in_all(evaluations, only)
+    metrics, notes = _common_metrics(evaluations, only)
     keys = [key for key in reference.rows if not any(each.failed(key) for each in evaluations)]
     failed = _failed_rows(evaluations)
     if not keys:
-        raise DataError(f"nothing to compare: each of the {len(failed)} answers failed in some evaluation")
+        raise DataError(
+            f"nothing to compare: each of the {len(failed)} predictions failed in some evaluation",
+            code="nothing_to_compare",
+        )
     prompts = list(dict.fromkeys(prompt for _, prompt in reference.rows))
-    comparisons = _compare(evaluations, keys, metrics, prompts, seed)
+    comparisons = _compare(evaluations, keys, metrics, prompts)
     defined = {each["metric"] for each in comparisons if each["n"]}
     if not defined:
-        raise DataError(f"nothing to compare: {', '.join(metrics)} defined in no answer of all evaluations")
+        raise DataError(
+            f"nothing to compare: no row defines {', '.join(metrics)} in all evaluations",
+            code="nothing_to_compare",
+        )
     result = {
         "reference": reference.name,
-        "evaluations": [_card(each) for each in evaluations],
+        "evaluations": [_describe_evaluation(each) for each in evaluations],
         "data": reference.facts["data"],
         "prompts": prompts,
         "coverage": {"rows": len(reference.rows), "compared": len(keys), "failed": len(failed)},
         "failed_rows": failed,
-        "metrics": {metric: _describe(metric) for metric in metrics},
+        "metrics": {metric: _describe_metric(metric) for metric in metrics},
         "comparisons": comparisons,
         "notes": [*notes, *_notes(evaluations, prompts, comparisons)],
-        "settings": {"alpha": ALPHA, "level": LEVEL, "resamples": RESAMPLES, "seed": seed},
+        "settings": {"alpha": ALPHA, "level": LEVEL, "resamples": RESAMPLES, "seed": SEED},
         "versions": versions(),
     }
     headline = next(metric for metric in ("dice", *metrics) if metric in defined)
@@ -89,7 +88,7 @@ def compare(
 
 
 def summarize(result: Mapping[str, Any]) -> list[str]:
-    """What a comparison found over all prompts, as lines."""
+    """Lines for a terminal: the differences over all prompts, and the notes."""
     lines = []
     for row in result["comparisons"]:
         if row["prompt"] is None and row["n"]:
@@ -104,15 +103,17 @@ def summarize(result: Mapping[str, Any]) -> list[str]:
 
 def _open_all(paths: Sequence[Path]) -> list[Evaluation]:
     if len(paths) < 2:
-        raise SettingError("compare needs two or more evaluation folders")
+        raise SettingError("compare needs two or more evaluation folders", code="bad_value")
     for path in paths:
         if paths.count(path) > 1:
-            raise SettingError(f"{path}: is named twice; an evaluation does not differ from itself")
-    return [read_evaluation(path, name) for path, name in zip(paths, _names(paths), strict=True)]
+            raise SettingError(
+                f"{path}: is named twice; name different evaluations", code="bad_value", path=path
+            )
+    return [read_evaluation(path, name) for path, name in zip(paths, _short_names(paths), strict=True)]
 
 
-def _names(paths: Sequence[Path]) -> list[str]:
-    """The ends of the paths, as short as they are all different: `old` and `new`, or `a/eval` and `b/eval`."""
+def _short_names(paths: Sequence[Path]) -> list[str]:
+    """Distinct ends of the paths, as short as possible: `old` and `new`, or `a/eval` and `b/eval`."""
     depth = 1
     while len({path.parts[-depth:] for path in paths}) < len(paths):
         depth += 1
@@ -120,54 +121,55 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _refuse_differences(reference: Evaluation, other: Evaluation) -> None:
-    """Raise DataError, listing the differences, unless both are of the same answers on the same data."""
+    """Raise DataError, listing the differences, unless both evaluations have the same rows on the same data."""
     found = []
-    for its, theirs in ((reference, other), (other, reference)):
-        alone = [_shown(key) for key in its.rows if key not in theirs.rows]
+    for one, two in ((reference, other), (other, reference)):
+        alone = [_shown(key) for key in one.rows if key not in two.rows]
         if alone:
-            found.append(f"{len(alone)} only in {its.name}: {list_names(alone, LISTED)}")
+            found.append(f"{len(alone)} only in {one.name}: {_listed(alone)}")
     moved = [
         f"{_shown(key)} in {row['group']} and {other.rows[key]['group']}"
         for key, row in reference.rows.items()
         if key in other.rows and row["group"] != other.rows[key]["group"]
     ]
     if moved:
-        found.append(
-            f"{len(moved)} in different groups (evaluate with one --group): {list_names(moved, LISTED)}"
-        )
+        found.append(f"{len(moved)} in different groups (evaluate with the same --group): {_listed(moved)}")
     prints = {each.name: each.facts["data"].get("fingerprint") for each in (reference, other)}
     for name, fingerprint in prints.items():
         if fingerprint is None:
-            found.append(f"{name} has no fingerprint of its data, so they cannot be known to be the same")
+            found.append(f"{name} has no data fingerprint, so its data cannot be compared")
     if None not in prints.values() and len(set(prints.values())) > 1:
         found.append("images, masks or prompts differ: data fingerprints " + " and ".join(prints.values()))
     if found:
         raise DataError(
-            f"{reference.name} and {other.name} are not of the same samples and prompts: {'; '.join(found)}"
+            f"{reference.name} and {other.name} evaluate different samples or prompts: {'; '.join(found)}",
+            code="different_samples",
         )
 
 
-def _metrics_in_all(evaluations: Sequence[Evaluation], only: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What to compare, in the order of the reference, and a note on each metric that not all have."""
+def _common_metrics(evaluations: Sequence[Evaluation], only: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The metrics to compare, in the order of the reference, and a note on each metric that some evaluation lacks."""
     shared = [name for name in evaluations[0].metrics if all(name in each.metrics for each in evaluations)]
     for name in only:
         if name not in shared:
-            raise SettingError(f"{name}: no metric of every evaluation; these are: {', '.join(shared)}")
+            raise SettingError(
+                f"{name}: not every evaluation has this metric; choose from {', '.join(shared)}",
+                code="unknown_metric",
+                field=name,
+            )
     if not shared:
-        raise DataError("the evaluations have no metric in common")
+        raise DataError("the evaluations have no metric in common", code="nothing_to_compare")
     if only:
         return [name for name in shared if name in only], []
     every = dict.fromkeys(name for each in evaluations for name in each.metrics)
     lacking = {name: [each.name for each in evaluations if name not in each.metrics] for name in every}
     return shared, [
-        f"{name} is not compared: it is not in {', '.join(places)}."
-        for name, places in lacking.items()
-        if places
+        f"{name} is not compared: {', '.join(names)} lacks it." for name, names in lacking.items() if names
     ]
 
 
 def _failed_rows(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
-    """Rows without a score in some evaluation: which, and why."""
+    """Rows that failed in some evaluation, with their errors."""
     failed = []
     for key in evaluations[0].rows:
         errors = {each.name: each.rows[key].get("error") for each in evaluations if each.failed(key)}
@@ -178,15 +180,14 @@ def _failed_rows(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
 
 def _compare(
     evaluations: Sequence[Evaluation],
-    keys: Sequence[Key],
+    keys: Sequence[ResultKey],
     metrics: Sequence[str],
     prompts: Sequence[str],
-    seed: int,
 ) -> list[Comparison]:
-    """One for each other evaluation, prompt (None: all together) and metric, corrected for all of them."""
+    """One comparison per other evaluation, prompt (None: all prompts) and metric, with p-values corrected over all."""
     reference, *others = evaluations
-    pools: dict[str | None, list[Key]] = {None: list(keys)}
-    if 1 < len(prompts) <= PROMPTS_APART:
+    pools: dict[str | None, list[ResultKey]] = {None: list(keys)}
+    if 1 < len(prompts) <= MAX_PROMPTS:
         pools |= {prompt: [key for key in keys if key[1] == prompt] for prompt in prompts}
     rows: list[Comparison] = []
     hypotheses: list[Column] = []
@@ -205,11 +206,11 @@ def _compare(
                 "mean": float(np.mean(after)) if after else None,
             }
         )
-    found = paired_comparisons(hypotheses, level=LEVEL, resamples=RESAMPLES, seed=seed)
+    found = paired_comparisons(hypotheses, level=LEVEL, resamples=RESAMPLES, seed=SEED)
     return [row | _numbers(row["metric"], each) for row, each in zip(rows, found, strict=True)]
 
 
-def _numbers(metric: str, found: PairedComparison) -> Comparison:
+def _numbers(metric: str, found: Paired) -> Comparison:
     interval = found.interval
     return {
         "n": found.n,
@@ -225,8 +226,8 @@ def _numbers(metric: str, found: PairedComparison) -> Comparison:
     }
 
 
-def _verdict(metric: str, found: PairedComparison) -> str | None:
-    """`better`, `worse` or `unclear`; `different` where a clear difference has no one direction; None: untested."""
+def _verdict(metric: str, found: Paired) -> str | None:
+    """`better`, `worse` or `unclear`; `different` for a significant difference of unclear direction; None: untested."""
     if found.p_holm is None or found.difference is None or found.rank_biserial is None:
         return None
     if found.p_holm >= ALPHA:
@@ -237,8 +238,8 @@ def _verdict(metric: str, found: PairedComparison) -> str | None:
     return "better" if (found.difference > 0) == (METRICS[metric].better == "higher") else "worse"
 
 
-def _describe(metric: str) -> dict[str, str | None]:
-    """Title, unit and which way is better; of a metric from elsewhere only its name is known."""
+def _describe_metric(metric: str) -> dict[str, str | None]:
+    """Title, unit and better direction; an unknown metric has its name only."""
     known = METRICS.get(metric)
     return {
         "title": known.title if known else metric,
@@ -247,13 +248,13 @@ def _describe(metric: str) -> dict[str, str | None]:
     }
 
 
-def _card(evaluation: Evaluation) -> dict[str, Any]:
+def _describe_evaluation(evaluation: Evaluation) -> dict[str, Any]:
     kept = ("model", "threshold", "coverage", "settings")
     return {"name": evaluation.name} | {key: evaluation.facts.get(key) for key in kept}
 
 
-def _by_group(evaluations: Sequence[Evaluation], keys: Sequence[Key], metric: str) -> np.ndarray:
-    """(g, k) mean of a metric over the rows of each group, in each evaluation; undefined rows left out."""
+def _by_group(evaluations: Sequence[Evaluation], keys: Sequence[ResultKey], metric: str) -> np.ndarray:
+    """(g, k) mean of a metric over the rows of each group in each evaluation, without undefined rows."""
     groups: dict[str, list[list[float]]] = {}
     for key in keys:
         values = [each.rows[key][metric] for each in evaluations]
@@ -266,17 +267,17 @@ def _by_group(evaluations: Sequence[Evaluation], keys: Sequence[Key], metric: st
 def _notes(
     evaluations: Sequence[Evaluation], prompts: Sequence[str], comparisons: Sequence[Comparison]
 ) -> list[str]:
-    """What a reader of the numbers must know, a sentence each."""
+    """Caveats about the numbers, one sentence each."""
     reference, *others = evaluations
     notes = [
         f"Settings differ: {name} is {to_json(one)} in {reference.name} and {to_json(two)} in {other.name}."
         for other in others
-        for name, one, two in _settings_apart(reference.facts, other.facts)
+        for name, one, two in _different_settings(reference.facts, other.facts)
     ]
     for other in others:
         same = reference.facts["model"].get("fingerprint")
         if same is not None and same == other.facts["model"].get("fingerprint"):
-            notes.append(f"{other.name} is of the same weights as {reference.name}.")
+            notes.append(f"{other.name} has the same weights as {reference.name}.")
     for each in evaluations:
         trained = each.facts["data"].get("n_training_samples")
         if trained:
@@ -284,8 +285,8 @@ def _notes(
     rows = reference.rows.values()
     if all(row["group"] == row["id"] for row in rows):
         notes.append(
-            "Each image is taken for a group of its own; where several images show one patient, the intervals "
-            "are too narrow and the p-values too small."
+            "Each image is treated as its own group; if several images show one patient, the intervals are too "
+            "narrow and the p-values too small."
         )
     groups = len({row["group"] for row in rows})
     if groups < FEW_GROUPS:
@@ -296,23 +297,28 @@ def _notes(
             f"No corrected p-value can fall below {ALPHA} here (groups: {groups}, tests: {len(tested)}); "
             "compare fewer metrics, or evaluate more groups."
         )
-    if len(prompts) > PROMPTS_APART:
+    if len(prompts) > MAX_PROMPTS:
         notes.append(
-            f"{len(prompts)} different prompts are compared together only (at most {PROMPTS_APART})."
+            f"Comparisons by prompt are left out: {len(prompts)} different prompts exceed {MAX_PROMPTS}."
         )
     return notes
 
 
-def _settings_apart(one: Mapping[str, Any], two: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Threshold and settings in which two evaluations differ: name, and both values."""
+def _different_settings(one: Mapping[str, Any], two: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Name and both values of each setting, or threshold, that differs."""
     settings = [
         {"threshold": facts.get("threshold"), **(facts.get("settings") or {})} for facts in (one, two)
     ]
     for name in dict.fromkeys(name for each in settings for name in each):
         first, second = (each.get(name) for each in settings)
-        if first != second and name not in NO_PART_IN_SCORES:
+        if first != second and name not in UNRELATED_SETTINGS:
             yield name, first, second
 
 
-def _shown(key: Key) -> str:
+def _shown(key: ResultKey) -> str:
     return f"{key[0]} ({key[1]})"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more

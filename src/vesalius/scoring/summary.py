@@ -115,5 +115,5 @@ def _groups(rows: Sequence[ResultRow]) -> list[dict[str, Any]]:
     for group, its in _by_field(rows, "group").items():
         values = [row["dice"] for row in its if row["dice"] is not None]
         mean = float(np.mean(values)) if values else None
-        table.append({"group": group, "answers": len(its), "failed": len(its) - len(values), "dice": mean})
+        table.append({"group": group, "predictions": len(its), "failed": len(its) - len(values), "dice": mean})
     return sorted(table, key=lambda each: (each["dice"] is not None, each["dice"] or 0.0, each["group"]))

@@ -1,4 +1,4 @@
-"""What a report says in words, numbers and rows: formats of numbers, kinds of metrics, and the CSV files."""
+"""Number formats, the kinds of metrics, and the CSV files of a report."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import numpy as np
 
 from vesalius.evaluation.metrics import DISTANCES, METRICS, OVERLAP, Metric
 from vesalius.files import replacing
+from vesalius.scoring.results import ResultRow
 
-Row = Mapping[str, Any]
 KINDS = ("Overlap", "Lines and topology", "Distances between boundaries")
 
 
 def kind_of(name: str) -> str:
-    """Which part of the table of metrics it stands in, one of `KINDS`."""
+    """The kind of a metric, one of `KINDS`."""
     if name in OVERLAP:
         return KINDS[0]
     return KINDS[2] if name.startswith(tuple(DISTANCES)) else KINDS[1]
 
 
 def by_kind(names: Iterable[str]) -> list[tuple[str, list[tuple[str, Metric]]]]:
-    """The metrics under their kinds, in the order of `METRICS`; kinds without any are left out."""
+    """Kinds and their metrics, in the order of `METRICS`; empty kinds are left out."""
     known = set(names)
     ordered = [(name, metric) for name, metric in METRICS.items() if name in known]
     parts = [(kind, [each for each in ordered if kind_of(each[0]) == kind]) for kind in KINDS]
@@ -32,13 +32,13 @@ def by_kind(names: Iterable[str]) -> list[tuple[str, list[tuple[str, Metric]]]]:
 
 
 def title(name: str) -> str:
-    """As in `METRICS`, with the unit."""
+    """Title of a metric with its unit."""
     metric = METRICS[name]
     return f"{metric.title}, {metric.unit}" if metric.unit else metric.title
 
 
 def number(value: float | None) -> str:
-    """Four figures or so, a dash for None; what is not quite 1 or 0 does not look as if it were.
+    """About four figures, a dash for None; a value just below 1 or above 0 is never rounded to it.
 
     >>> [number(value) for value in (0.51234, 37.4, 170.235, 0.99998, 1.0, 0.0001, 0.0, None)]
     ['0.512', '37.40', '170.2', '> 0.999', '1.000', '< 0.001', '0.000', '–']
@@ -54,18 +54,20 @@ def number(value: float | None) -> str:
 
 
 def interval(value: Sequence[float] | None) -> str:
-    """From and to, or a dash."""
+    """Both ends of an interval, or a dash for None."""
     return "–" if value is None else f"{number(value[0])} to {number(value[1])}"
 
 
 def cell(text: object) -> str:
-    """The text as it stands in Markdown: one line, and no sign of it is taken for markup."""
+    """The text as one line of Markdown, with markup escaped."""
     line = " ".join(str(text).split())
     return "".join("\\" + sign if sign in "\\|*_`[]<>#" else sign for sign in line)
 
 
-def group_table(groups: Sequence[Row], rows: Sequence[Row], names: Sequence[str]) -> list[dict[str, Any]]:
-    """The groups in their order, each with the mean of every metric over its rows; None where none has a value."""
+def group_table(
+    groups: Sequence[Mapping[str, Any]], rows: Sequence[ResultRow], names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The groups in order, each with the mean of every metric over its rows; None if no row has a value."""
     values: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         its = values.setdefault(row["group"], {})
@@ -73,7 +75,7 @@ def group_table(groups: Sequence[Row], rows: Sequence[Row], names: Sequence[str]
             if row[name] is not None:
                 its.setdefault(name, []).append(row[name])
     return [
-        {key: group[key] for key in ("group", "answers", "failed")}
+        {key: group[key] for key in ("group", "predictions", "failed")}
         | {name: _mean(values[group["group"]].get(name)) for name in names}
         for group in groups
     ]
@@ -83,12 +85,12 @@ def _mean(values: Sequence[float] | None) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def write_csv(path: Path, rows: Sequence[Row], columns: Sequence[str] = ()) -> None:
-    """A line each under a line of names; None is an empty field, numbers keep all their digits.
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
+    """Write rows under a header; None becomes an empty field, and numbers keep all their digits.
 
-    `columns` names them where there are no rows. The file begins with a byte order mark: without one Excel
-    takes UTF-8 for the code page of the machine and shows Chinese prompts as noise. pandas and R's readr
-    pass over it; in Python the encoding is called `utf-8-sig`.
+    `columns` is the header of a file without rows. The file begins with a byte order mark: without one Excel reads
+    UTF-8 in the code page of the machine and garbles Chinese prompts. pandas and R's readr skip it; in Python the
+    encoding is `utf-8-sig`.
     """
     fields = list(dict.fromkeys(key for row in rows for key in row)) or list(columns)
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8-sig", newline="") as file:

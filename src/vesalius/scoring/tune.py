@@ -1,7 +1,7 @@
-"""tune: the threshold that scores best on validation data, and whether test-time augmentation is worth its time.
+"""Tune the threshold on validation data, and measure the gain of test-time augmentation.
 
-One pass over the images finds both. A gain is the mean difference of the metric between an image in several views and
-the same image in one, each at the best threshold of its kind, and is one where its whole interval is above 0.
+One pass over the images does both. The gain is the mean difference of the metric between predictions with and without
+augmented views, each at its own best threshold; it is significant if its whole interval is above 0.
 """
 
 from __future__ import annotations
@@ -21,44 +21,44 @@ from vesalius.evaluation.statistics import paired_bootstrap
 from vesalius.jobs.folder import Segmenter, check_prompts, predict_samples
 from vesalius.lineage import fingerprint_samples, hash_pixels
 from vesalius.models.cards import ThresholdOrigin, TtaGain
-from vesalius.scoring.evaluate import Watched
-from vesalius.scoring.results_log import PLACES, TRIED
+from vesalius.scoring.evaluate import MeasuredSegmenter
+from vesalius.scoring.results_log import CURVE_INDICES, CURVE_THRESHOLDS
 from vesalius.scoring.summary import group_of
 from vesalius.types import Item, Prediction, Sample
 
-METRICS = ("dice", "iou")
+TUNABLE = ("dice", "iou")
 LEVEL = 0.95
-"""Of all intervals of gains together."""
+"""Joint confidence level of the intervals of all gains."""
 
 Views = tuple[str, ...]
-"""What the segmenter sees of an image beside the plain view; () is that alone."""
+"""Augmented views besides the plain image; () is the plain image alone."""
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What a choice of views gave."""
+class TtaTrial:
+    """The result of one combination of augmented views."""
 
     views: Views
     threshold: float
-    """The best with these views."""
+    """Best threshold with these views."""
     value: float
-    """Mean of the metric there."""
+    """Mean of the metric at that threshold."""
     gain: float
-    """Mean difference to the plain view at its own best threshold."""
+    """Mean difference to the plain images at their own best threshold."""
     interval: tuple[float, float] | None
-    """Of the gain, by the cluster bootstrap; None where all images are of one group."""
+    """Cluster bootstrap interval of the gain; None if all images belong to one group."""
     level: float
-    """Of the interval: `LEVEL`, corrected for the number of trials (Bonferroni)."""
+    """Confidence level of the interval: `LEVEL`, corrected for the number of trials (Bonferroni)."""
 
     @property
-    def is_gain(self) -> bool:
-        """Whether all of the interval is above 0."""
+    def is_significant(self) -> bool:
+        """True if the whole interval is above 0."""
         return self.interval is not None and self.interval[0] > 0
 
 
 @dataclass(frozen=True)
-class Tuned:
-    """A threshold, and what it gives on the data it was found on."""
+class TuningResult:
+    """A tuned threshold, and its score on the data it was tuned on."""
 
     threshold: float
     metric: str
@@ -66,30 +66,30 @@ class Tuned:
     at_default: float
     """The same metric at 0.5."""
     curve: tuple[tuple[float, float], ...]
-    """(threshold, mean of the metric) of all that were tried."""
+    """(threshold, mean of the metric) at each of 0.01 to 0.99."""
     data: str
     data_fingerprint: str
     n_samples: int
     n_groups: int
     images: tuple[str, ...]
     """SHA-256 of the pixels of each image."""
-    trials: tuple[Trial, ...] = ()
-    """Of each choice of the views that were to be tried."""
+    trials: tuple[TtaTrial, ...] = ()
+    """One for each combination of the views to try."""
 
     @property
-    def gain(self) -> Trial | None:
-        """The trial that is a gain and has the highest value, of equal ones that of fewest views; None without one."""
-        gains = [trial for trial in self.trials if trial.is_gain]
+    def gain(self) -> TtaTrial | None:
+        """The significant trial of highest value, with fewest views among equals; None without one."""
+        gains = [trial for trial in self.trials if trial.is_significant]
         return max(gains, key=lambda trial: round(trial.value, 12), default=None)
 
     @property
     def origin(self) -> ThresholdOrigin:
-        """Where the threshold comes from, for a card."""
+        """Origin of the threshold, for a model card."""
         return ThresholdOrigin(how="tuned", value=self.value, **self._data())
 
     @property
-    def view_gain(self) -> TtaGain | None:
-        """The gain and where it comes from, for a card."""
+    def tta_gain(self) -> TtaGain | None:
+        """The gain of test-time augmentation and its origin, for a model card."""
         if self.gain is None:
             return None
         return TtaGain(**asdict(self.gain), **self._data(), n_groups=self.n_groups)
@@ -99,11 +99,11 @@ class Tuned:
         return {name: getattr(self, name) for name in names}
 
 
-class Viewed(Protocol):
-    """A prediction that can be seen through fewer views."""
+class ViewedPrediction(Protocol):
+    """A prediction averaged over augmented views, of which fewer can be used."""
 
     def through(self, views: Views) -> Prediction:
-        """The prediction as these views beside the plain one make it."""
+        """The prediction averaged over the plain image and these views only."""
 
 
 def find_threshold(
@@ -113,17 +113,21 @@ def find_threshold(
     on_progress: Callable[[int], None] = lambda done: None,
     *,
     views: Sequence[str] = (),
-) -> Tuned:
-    """The threshold with the highest mean of the metric over all answers; of equal ones that nearest to 0.5.
+) -> TuningResult:
+    """The threshold with the highest mean of the metric over all predictions; among equals the nearest to 0.5.
 
-    Each image is predicted once; its histogram of probabilities gives the metric at all thresholds. An answer
-    without [SEG] has the empty mask at each. With `views` each choice of them is tried too, by the segmenter's method
-    `trying` (`Predictor`), whose predictions are `Viewed`. SettingError for an unknown metric, for prompts that
-    the segmenter refuses, and for views that it or a prompt does not allow; DataError where an image cannot be
-    read or predicted, for samples without masks, and for images that the model was trained on.
+    Each image is predicted once; its histogram of probabilities gives the metric at all thresholds. A prediction
+    without [SEG] is the empty mask at each. With `views`, each combination of them is tried as well, through the
+    segmenter's method `trying` (`Predictor`), whose predictions are `ViewedPrediction`. SettingError for an unknown
+    metric, for prompts that the segmenter refuses, and for views that it or a prompt does not allow; DataError if an
+    image cannot be read or predicted, for samples without masks, and for images that the model was trained on.
     """
-    if metric not in METRICS:
-        raise SettingError(f"metric {metric!r} cannot be tuned; choose from {', '.join(METRICS)}")
+    if metric not in TUNABLE:
+        raise SettingError(
+            f"metric {metric!r} cannot be tuned; choose from {', '.join(TUNABLE)}",
+            code="unknown_metric",
+            field="metric",
+        )
     samples = dataset.annotated().samples
     prompts = [prompt for sample in samples for prompt in sample.prompts]
     check_prompts(segmenter, prompts)
@@ -131,30 +135,36 @@ def find_threshold(
     if views:
         if not hasattr(segmenter, "trying"):
             raise SettingError(
-                f"{segmenter.card['name']}: test-time augmentation is for text-prompted models"
+                f"{segmenter.card['name']}: test-time augmentation needs a text-prompted model; leave out --tta",
+                code="tta_unsupported",
+                field="tta",
             )
         segmenter = cast(Any, segmenter).trying(views, prompts)
         views = cast(Any, segmenter).views
     choices = [some for count in range(len(views) + 1) for some in combinations(views, count)]
     values: dict[Views, list[np.ndarray]] = {choice: [] for choice in choices}
     groups: list[str] = []
-    for done, (sample, item, predictions) in enumerate(predict_samples(Watched(segmenter), samples), start=1):
+    for done, (sample, item, predictions) in enumerate(predict_samples(MeasuredSegmenter(segmenter), samples), start=1):
         for index, prediction in enumerate(predictions):
             if prediction.status == "failed" or item is None or item.masks is None:
-                raise DataError(f"{sample.id}: {prediction.error or 'has no mask'}; no threshold was found")
+                raise DataError(
+                    f"{sample.id}: {prediction.error or 'has no mask'}; the threshold was not tuned",
+                    code="prediction_failed",
+                    field=sample.id,
+                )
             for choice in choices:
-                seen = cast(Viewed, prediction).through(choice) if views else prediction
+                seen = cast(ViewedPrediction, prediction).through(choice) if views else prediction
                 values[choice].append(_curve(seen, item, index, metric))
             groups.append(group_of(sample))
         on_progress(done)
     plain = np.stack(values[()])
     best, mean = _best(plain), plain.mean(axis=0)
-    return Tuned(
-        threshold=float(TRIED[best]),
+    return TuningResult(
+        threshold=float(CURVE_THRESHOLDS[best]),
         metric=metric,
         value=float(mean[best]),
-        at_default=float(mean[TRIED.searchsorted(0.5)]),
-        curve=tuple(zip(TRIED.tolist(), mean.tolist(), strict=True)),
+        at_default=float(mean[CURVE_THRESHOLDS.searchsorted(0.5)]),
+        curve=tuple(zip(CURVE_THRESHOLDS.tolist(), mean.tolist(), strict=True)),
         data=dataset.name,
         data_fingerprint=fingerprint_samples(samples),
         n_samples=len(samples),
@@ -164,8 +174,8 @@ def find_threshold(
     )
 
 
-def summarize(tuned: Tuned, target: Path, had_gain: bool) -> list[str]:
-    """Lines for a terminal; `had_gain` where the card told of a gain before, which this tuning replaces."""
+def summarize(tuned: TuningResult, target: Path, had_gain: bool) -> list[str]:
+    """Lines for a terminal; `had_gain`: the model card stored a gain before, which this tuning replaces."""
     lines = [
         f"threshold {tuned.threshold:.2f}: mean {tuned.metric} {tuned.value:.4f} on {tuned.n_samples} images "
         f"({tuned.at_default:.4f} at 0.50)"
@@ -176,53 +186,55 @@ def summarize(tuned: Tuned, target: Path, had_gain: bool) -> list[str]:
             interval = (
                 f"{trial.level * 100:.3g} % interval {trial.interval[0]:+.4f} to {trial.interval[1]:+.4f}"
             )
-        verdict = "a gain" if trial.is_gain else "no gain"
+        verdict = "significant gain" if trial.is_significant else "no significant gain"
         lines.append(
             f"views {', '.join(trial.views)}: mean {tuned.metric} {trial.value:.4f} at {trial.threshold:.2f}, "
             f"{trial.gain:+.4f} ({interval}): {verdict}"
         )
     if tuned.gain is not None:
-        lines.append(f"predict and evaluate with --tta see {', '.join(tuned.gain.views)} too")
+        lines.append(f"--tta is enabled for predict and evaluate, with the views {', '.join(tuned.gain.views)}")
     elif tuned.trials:
-        lines.append("no gain is sure: --tta stays refused")
+        lines.append("no significant gain: --tta stays disabled")
     elif had_gain:
-        lines.append(
-            "the gain of --tta was measured on other images and is no longer known; tune with --tta again"
-        )
-    return [*lines, f"{target}: evaluate it on other images than these"]
+        lines.append("--tta is disabled: its gain was measured at another threshold; tune with --tta again")
+    return [*lines, f"{target}: evaluate it on images other than these"]
 
 
-def as_json(tuned: Tuned) -> dict[str, Any]:
-    """What was found, for a program; the number of images in place of their hashes."""
+def as_json(tuned: TuningResult) -> dict[str, Any]:
+    """The result as JSON, with the number of images in place of their hashes."""
     gain = None if tuned.gain is None else asdict(tuned.gain)
     return {**asdict(tuned), "images": len(tuned.images), "gain": gain}
 
 
 def _curve(prediction: Prediction, item: Item, index: int, metric: str) -> np.ndarray:
-    """float64 (99,): the metric at each of `TRIED`."""
+    """float64 (99,): the metric of a prediction at each of `CURVE_THRESHOLDS`."""
     probability = prediction.probability
     if probability is None or item.masks is None:
-        raise DataError(f"{item.id}: there are no probabilities to find a threshold in")
-    curve: np.ndarray = getattr(curves(histogram(probability, item.masks[index, 0])), metric)[PLACES]
+        raise DataError(
+            f"{item.id}: the prediction has no probabilities, which tuning a threshold needs",
+            code="missing_probabilities",
+            field=item.id,
+        )
+    curve: np.ndarray = getattr(curves(histogram(probability, item.masks[index, 0])), metric)[CURVE_INDICES]
     return curve
 
 
 def _best(values: np.ndarray) -> int:
-    """Which of `TRIED` has the highest mean of (rows, 99); of equal ones that nearest to 0.5."""
+    """Index in `CURVE_THRESHOLDS` of the highest mean of (rows, 99) values; among equals the nearest to 0.5."""
     mean = values.mean(axis=0)
-    return max(range(len(mean)), key=lambda k: (round(float(mean[k]), 12), -abs(TRIED[k] - 0.5)))
+    return max(range(len(mean)), key=lambda k: (round(float(mean[k]), 12), -abs(CURVE_THRESHOLDS[k] - 0.5)))
 
 
-def _compare(plain: np.ndarray, tried: dict[Views, np.ndarray], groups: Sequence[str]) -> tuple[Trial, ...]:
-    """Each choice of views against the plain view at its best threshold (rows,)."""
+def _compare(plain: np.ndarray, tried: dict[Views, np.ndarray], groups: Sequence[str]) -> tuple[TtaTrial, ...]:
+    """Each combination of views compared with the plain images (rows,) at their best threshold."""
     bests = {views: _best(values) for views, values in tried.items()}
     differences = {views: (values[:, bests[views]] - plain).tolist() for views, values in tried.items()}
     level = 1 - (1 - LEVEL) / max(1, len(tried))
     intervals = paired_bootstrap([(each, groups) for each in differences.values()], level=level)
     return tuple(
-        Trial(
+        TtaTrial(
             views=views,
-            threshold=float(TRIED[bests[views]]),
+            threshold=float(CURVE_THRESHOLDS[bests[views]]),
             value=float(values[:, bests[views]].mean()),
             gain=float(np.mean(differences[views])),
             interval=None if interval is None else (interval.low, interval.high),
@@ -234,13 +246,15 @@ def _compare(plain: np.ndarray, tried: dict[Views, np.ndarray], groups: Sequence
 
 def _hash_images(segmenter: Segmenter, samples: Sequence[Sample]) -> list[str]:
     if not samples:
-        raise DataError("there are no samples to find a threshold on")
+        raise DataError("there are no samples to tune the threshold on", code="no_samples")
     images = [hash_pixels(load_image(sample)) for sample in samples]
     trained = set(segmenter.training_images or ())
     seen = [sample.id for sample, name in zip(samples, images, strict=True) if name in trained]
     if seen:
         raise DataError(
-            f"{len(seen)} of {len(samples)} images are among those the model was trained on (first: {seen[0]}); "
-            "find the threshold on others"
+            f"the model was trained on {len(seen)} of {len(samples)} images (first: {seen[0]}); tune the threshold "
+            "on others",
+            code="training_leak",
+            field=seen[0],
         )
     return images
