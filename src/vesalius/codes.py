@@ -294,6 +294,50 @@ CODES: dict[str, Code] = {
     # training
     "training": _error("a run cannot start, continue or be trusted", "see the message"),
     # evaluation and comparison
+    "training_leak": _error(
+        "images to be scored, or tuned on, are among the training images of the model",
+        "use images that the model has not seen, or add --allow-training-samples to evaluate",
+    ),
+    "tuning_leak": _error(
+        "images to be scored are among those on which the threshold was tuned", "evaluate on other images"
+    ),
+    "copied_ground_truth": _error(
+        "most predictions equal the ground truth to the pixel",
+        "score other predictions, or masks that this model did not make",
+    ),
+    "no_samples": _error("there is no sample to evaluate or tune on", "name a dataset or split with samples"),
+    "missing_roi": _error(
+        "an image has no region-of-interest mask", "add a mask file named by the id of the image"
+    ),
+    "empty_roi": _error("a region-of-interest mask has no pixel", "draw the region, or leave the image out"),
+    "missing_prediction": _error(
+        "a prediction folder has no prediction for a sample and prompt", "predict the missing ones"
+    ),
+    "invalid_prediction": _error(
+        "predictions.jsonl, run.json or a file that they name is not what predict writes", "predict again"
+    ),
+    "mixed_models": _error(
+        "a prediction folder holds predictions of several models", "evaluate each model by itself"
+    ),
+    "missing_probabilities": _error(
+        "predictions lack the probabilities that another threshold needs",
+        "predict again with --save probs, or leave the threshold out",
+    ),
+    "prediction_failed": _error(
+        "a prediction failed, so the threshold was not tuned", "correct or remove the sample"
+    ),
+    "tta_unsupported": _error("the model has no test-time augmentation", "leave out --tta"),
+    "unknown_metric": _error("a metric is unknown or not available", "choose one that the message names"),
+    "invalid_results": _error(
+        "metrics.json or samples.jsonl is not what evaluate writes, or is truncated", "evaluate again"
+    ),
+    "different_samples": _error(
+        "evaluations to compare differ in samples, prompts, groups or data",
+        "evaluate the same dataset with the same settings",
+    ),
+    "nothing_to_compare": _error(
+        "no metric or row has a score in all evaluations", "evaluate again, or compare other evaluations"
+    ),
 }
 """Every code of an error or a finding, in the order of docs/errors.md."""
 

@@ -1,4 +1,4 @@
-"""A segmenter that answers what a test tells it, and small squares for it to find."""
+"""A segmenter with prescribed answers, and small squares to segment."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ SIDE = 16
 
 
 def square(left: int = 1) -> np.ndarray:
-    """A square of 2 x 2 pixels; two that are a pixel apart share 2 pixels and have a Dice of 0.5."""
+    """A square of 2 x 2 pixels; two squares one pixel apart share 2 pixels and have a Dice of 0.5."""
     mask = np.zeros((SIDE, SIDE), dtype=bool)
     mask[1:3, left : left + 2] = True
     return mask
 
 
 class FakeSegmenter:
-    """Answers by id and prompt: a mask or logits, None for no [SEG], a reason why it failed, an error to raise."""
+    """Answers by id and prompt: a mask or logits, None for no [SEG], the reason of a failure, or an error to raise."""
 
     threshold = 0.4
     threshold_origin: Mapping[str, Any] = MappingProxyType({"how": "default"})
@@ -77,17 +77,17 @@ def dataset(
     folder: Path,
     ids: Sequence[str] = ("a", "b", "c"),
     prompts: tuple[str, ...] = ("vessel",),
-    truth: np.ndarray | None = None,
+    target: np.ndarray | None = None,
     groups: Sequence[str | None] | None = None,
 ) -> Dataset:
-    """Gray images of their own brightness, all with the same true mask."""
-    truth = square() if truth is None else truth
+    """Gray images of different brightness, all with the same ground truth."""
+    target = square() if target is None else target
     folder.mkdir()
     samples = []
     for index, name in enumerate(ids):
         image, mask = folder / f"{name}.png", folder / f"{name}.mask.png"
-        Image.fromarray(np.full((*truth.shape, 3), 90 + index, dtype=np.uint8)).save(image)
-        Image.fromarray(truth.astype(np.uint8) * 255).save(mask)
+        Image.fromarray(np.full((*target.shape, 3), 90 + index, dtype=np.uint8)).save(image)
+        Image.fromarray(target.astype(np.uint8) * 255).save(mask)
         objects = tuple((MaskFile(mask),) for _ in prompts)
         group = groups[index] if groups else None
         samples.append(Sample(name, image, prompts, objects, group=group))

@@ -1,4 +1,4 @@
-"""compare: what it writes, what it refuses, and what becomes of rows that have no score."""
+"""Comparison of evaluations: numbers, files, refusals, and rows without a score."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.codes import raises_code
 from vesalius.errors import DataError, OutputError, SettingError
 from vesalius.evaluation.statistics import summarize
 from vesalius.scoring.compare import compare
@@ -174,7 +175,7 @@ def test_failed_rows_are_listed_and_compared_nowhere(tmp_path):
     assert result["comparisons"][0]["mean_reference"] == pytest.approx(3.1 / 5)
     for name in ("comparison.md", "report.html"):
         text = (tmp_path / "out" / name).read_text(encoding="utf-8")
-        assert text.index("1 answers failed") < text.index("0.620") and "out of memory" in text
+        assert text.index("1 predictions failed") < text.index("0.620") and "out of memory" in text
 
 
 def test_row_undefined_in_one_evaluation_is_left_out_of_all(tmp_path):
@@ -187,7 +188,7 @@ def test_row_undefined_in_one_evaluation_is_left_out_of_all(tmp_path):
     assert [(each["n"], each["undefined"]) for each in result["comparisons"]] == [(5, 1), (5, 1)]
 
 
-def test_metric_that_is_defined_nowhere_is_named(tmp_path):
+def test_metric_that_no_pair_defines_is_named(tmp_path):
     old, new = (
         write(tmp_path / name, [{**each, "hd_mm": None} for each in rows_of(*dice)])
         for name, dice in (("old", OLD), ("new", NEW))
@@ -205,7 +206,7 @@ def test_metric_that_is_defined_nowhere_is_named(tmp_path):
     assert "Defined in no pair: hd\\_mm." in (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
 
 
-def test_doubts_and_differing_settings_are_noted(tmp_path):
+def test_caveats_and_different_settings_are_noted(tmp_path):
     old = write(tmp_path / "old", rows_of(*OLD), settings={"roi": "fov"}, data={"n_training_samples": 2})
     new = write(
         tmp_path / "new",
@@ -217,10 +218,10 @@ def test_doubts_and_differing_settings_are_noted(tmp_path):
     notes = compare([old, new], tmp_path / "out")["notes"]
 
     assert notes == [
-        "iou is not compared: it is not in old.",
+        "iou is not compared: old lacks it.",
         "Settings differ: threshold is 0.5 in old and 0.35 in new.",
         'Settings differ: roi is "fov" in old and null in new.',
-        "new is of the same weights as old.",
+        "new has the same weights as old.",
         "The model of old was trained on 2 of the images.",
         "With 3 groups the intervals are rough and too narrow (docs/metrics.md).",
         "No corrected p-value can fall below 0.05 here (groups: 3, tests: 1); "
@@ -243,7 +244,7 @@ def test_images_without_a_group_are_noted(tmp_path):
         write(tmp_path / name, [{**each, "group": each["id"]} for each in rows_of(*dice)])
         for name, dice in (("old", OLD), ("new", NEW))
     )
-    assert "for a group of its own" in compare([old, new], tmp_path / "out")["notes"][0]
+    assert "its own group" in compare([old, new], tmp_path / "out")["notes"][0]
 
 
 def test_many_prompts_are_compared_together_only(tmp_path):
@@ -278,21 +279,20 @@ def test_differences_of_the_samples_are_refused_and_listed(tmp_path):
     rows[2]["group"] = "q"
     other = write(tmp_path / "other", rows, data={"fingerprint": "ffff"})
 
-    with pytest.raises(DataError) as refused:
+    with raises_code(DataError, "different_samples") as refused:
         compare([old, other], tmp_path / "out")
-    assert str(refused.value) == (
-        "old and other are not of the same samples and prompts: "
+    assert str(refused.value).partition(": ")[2] == (
         "2 only in old: a1 (vessel), a2 (vessel); "
         "14 only in other: z1 (vessel), a2 (catheter), m0 (vessel), m1 (vessel), m2 (vessel), m3 (vessel), "
         "m4 (vessel), m5 (vessel), m6 (vessel), m7 (vessel) and 4 more; "
-        "1 in different groups (evaluate with one --group): b1 (vessel) in b and q; "
+        "1 in different groups (evaluate with the same --group): b1 (vessel) in b and q; "
         "images, masks or prompts differ: data fingerprints d4e5 and ffff"
     )
     assert not (tmp_path / "out").exists()
 
 
 def test_data_without_a_fingerprint_cannot_be_known_to_be_the_same(tmp_path):
-    with pytest.raises(DataError, match="new has no fingerprint of its data"):
+    with raises_code(DataError, "different_samples", "new has no data fingerprint"):
         compare(pair(tmp_path, data={"fingerprint": None}), tmp_path / "out")
 
 
@@ -307,22 +307,19 @@ def test_nothing_in_common_is_refused(tmp_path):
 
     undefined = write(tmp_path / "undefined", rows_of(*[None] * 6))
 
-    with pytest.raises(DataError, match="nothing to compare: dice defined in no answer"):
-        compare([old, undefined], tmp_path / "out")
-    with pytest.raises(DataError, match="nothing to compare: each of the 6 answers failed"):
-        compare([old, failed], tmp_path / "out")
-    with pytest.raises(DataError, match="have no metric in common"):
-        compare([old, apart], tmp_path / "out")
+    for other, word in ((undefined, "dice"), (failed, "6 predictions"), (apart, "no metric")):
+        with raises_code(DataError, "nothing_to_compare", word):
+            compare([old, other], tmp_path / "out")
 
 
 def test_wrong_arguments_are_refused(tmp_path):
     old, new = pair(tmp_path)
 
-    with pytest.raises(SettingError, match="two or more"):
+    with raises_code(SettingError, "bad_value"):
         compare([old], tmp_path / "out")
-    with pytest.raises(SettingError, match=r"old: is named twice"):
+    with raises_code(SettingError, "bad_value", str(old)):
         compare([old, new, tmp_path / "new" / ".." / "old"], tmp_path / "out")
-    with pytest.raises(SettingError, match="recall: no metric of every evaluation; these are: dice"):
+    with raises_code(SettingError, "unknown_metric", "recall", "dice"):
         compare([old, new], tmp_path / "out", only=["recall"])
 
 
@@ -336,13 +333,9 @@ def test_only_a_comparison_is_replaced(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "report.html").touch()
-    for place, words in (
-        ("file", "is a file"),
-        ("new", "holds metrics.json"),
-        ("odd", "has no comparison.json"),
-    ):
-        with pytest.raises(OutputError, match=words):
-            compare([old, new], tmp_path / place)
+    for name, word in (("file", ""), ("new", "metrics.json"), ("odd", "comparison.json")):
+        with raises_code(OutputError, "not_replaceable", word):
+            compare([old, new], tmp_path / name)
 
 
 def test_interrupted_comparison_leaves_the_old_one(tmp_path, monkeypatch):

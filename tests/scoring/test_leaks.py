@@ -1,4 +1,4 @@
-"""Images that the model has seen are found by their pixels, and near copies are listed."""
+"""Training and tuning images are found by their pixels, and near copies are listed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.codes import raises_code
 from vesalius.data.images import read_image
 from vesalius.errors import DataError
 from vesalius.lineage import hash_pixels, perceptual_hash
@@ -16,7 +17,7 @@ from vesalius.types import Sample
 
 
 def picture(seed: int) -> Image.Image:
-    """Smooth and structured, as an angiogram is."""
+    """A smooth and structured image, like an angiogram."""
     small = np.random.default_rng(seed).integers(0, 256, (6, 6), dtype=np.uint8)
     return Image.fromarray(small).resize((96, 96), Image.Resampling.BICUBIC)
 
@@ -43,9 +44,7 @@ def renamed(path: Path, name: str, **options: object) -> np.ndarray:
 def test_same_pixels_in_another_file_are_refused(samples, FakeSegmenter, name):
     model = FakeSegmenter()
     model.training_images = (hash_pixels(renamed(samples[2].image, name)), "0" * 64)
-    with pytest.raises(
-        DataError, match=r"1 of 5 images .* trained on \(first: 2\); .*--allow-training-samples"
-    ):
+    with raises_code(DataError, "training_leak", "1 of 5 images", "first: 2"):
         find_leaks(model, samples, allowed=False)
     leaks = find_leaks(model, samples, allowed=True)
     assert (leaks.n_training, leaks.near) == (1, ())
@@ -58,7 +57,7 @@ def test_near_copies_are_listed_and_not_refused(samples, FakeSegmenter):
     model.training_images, model.training_perceptual_hashes = (hash_pixels(near),), (perceptual_hash(near),)
     leaks = find_leaks(model, samples, allowed=False)
     assert (leaks.n_training, leaks.near) == (0, ("3",))
-    assert "look nearly like" in leaks.notes[0] and leaks.notes[0].endswith("3")
+    assert leaks.notes[0].startswith("1 images look nearly") and leaks.notes[0].endswith("3")
 
 
 def test_long_lists_of_near_copies_are_cut_with_a_count(samples, FakeSegmenter):
@@ -77,11 +76,11 @@ def test_images_that_the_threshold_was_tuned_on_are_refused_even_if_allowed(samp
     model = FakeSegmenter()
     model.training_images = trained
     model.tuning_images = tuple(hash_pixels(read_image(sample.image)) for sample in samples[1:3])
-    with pytest.raises(DataError, match=r"tuned on 2 of 5 images \(first: 1\)"):
+    with raises_code(DataError, "tuning_leak", "2 of 5 images", "first: 1"):
         find_leaks(model, samples, allowed=True)
 
 
-def test_unreadable_image_stops_nothing(samples, FakeSegmenter):
+def test_unreadable_image_is_skipped(samples, FakeSegmenter):
     model = FakeSegmenter()
     model.training_images = (hash_pixels(read_image(samples[4].image)),)
     samples[0].image.write_bytes(b"no image")
@@ -89,21 +88,21 @@ def test_unreadable_image_stops_nothing(samples, FakeSegmenter):
     assert find_leaks(model, samples, allowed=True).n_training == 1
 
 
-def test_model_that_saw_nothing_or_does_not_tell(samples, FakeSegmenter):
+def test_model_without_training_images_or_without_a_record_of_them(samples, FakeSegmenter):
     model = FakeSegmenter()
     model.training_images = ()
     assert find_leaks(model, samples, allowed=False) == Leaks(0, (), ())
     model.training_images = None
     leaks = find_leaks(model, samples, allowed=False)
-    assert leaks.n_training is None and "does not say" in leaks.notes[0]
+    assert leaks.n_training is None and "does not record" in leaks.notes[0]
 
 
-def test_model_that_was_fine_tuned_from_one_that_does_not_tell(samples, FakeSegmenter):
-    """The images of its fine-tuning are looked for, and it is said that others cannot be."""
+def test_fine_tuned_model_whose_earlier_training_is_not_recorded(samples, FakeSegmenter):
+    """Images of the fine-tuning are checked, and a note says that others cannot be."""
     model = type("FineTuned", (FakeSegmenter,), {"trained_on_unknown": True})()
     model.training_images = ("0" * 64,)
     leaks = find_leaks(model, samples, allowed=False)
-    assert leaks.n_training is None and "which nobody knows" in leaks.notes[0]
+    assert leaks.n_training is None and "earlier training" in leaks.notes[0]
     model.training_images = (hash_pixels(read_image(samples[0].image)),)
-    with pytest.raises(DataError, match="1 of 5 images"):
+    with raises_code(DataError, "training_leak"):
         find_leaks(model, samples, allowed=False)

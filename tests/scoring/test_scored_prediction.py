@@ -1,4 +1,4 @@
-"""One answer against its truth: numbers, picture, and a reason where it cannot be scored."""
+"""One prediction scored against its ground truth: numbers, figure, and the reason if it cannot be scored."""
 
 from __future__ import annotations
 
@@ -8,65 +8,54 @@ from PIL import Image
 
 from vesalius.evaluation.calibration import BINS
 from vesalius.evaluation.metrics import METRICS, score
-from vesalius.scoring.task import Task, perform
+from vesalius.scoring.scored_prediction import PIXEL_COUNTS, ScoringInput, score_prediction
 from vesalius.types import Item
 from vesalius.visualization import TP_COLOR
 
-ABOUT = {"id": "a", "group": "p", "prompt": "vessel"}
+IDENTITY = {"id": "a", "group": "p", "prompt": "vessel"}
+IMAGE = np.full((16, 16, 3), 90, np.uint8)
+NOTHING = np.zeros((16, 16), bool)
 
 
 @pytest.fixture
-def ask(FakeSegmenter):
-    """A function that gives the prediction for an answer of the fake segmenter."""
-    return lambda answer: FakeSegmenter({"a": answer}).answer(
-        Item("a", np.full((1, 16, 16, 3), 90, np.uint8), ("vessel",)), "vessel"
-    )
+def predict(FakeSegmenter):
+    """A function from an answer of the fake segmenter to its prediction."""
+    return lambda answer: FakeSegmenter({"a": answer}).answer(Item("a", IMAGE[None], ("vessel",)), "vessel")
 
 
-IMAGE = np.full((16, 16, 3), 90, np.uint8)
+def test_row_holds_every_metric_and_the_pixel_counts(predict, square):
+    scored = score_prediction(ScoringInput(IDENTITY, predict(square(2)), IMAGE, square()))
+    assert {name: scored.row[name] for name in METRICS} == score(square(), square(2))
+    assert [scored.row[name] for name in PIXEL_COUNTS] == [4, 4, 2]
+    assert scored.histogram.shape == (2, BINS) and scored.histogram.sum() == 256
+    assert scored.row["figure"] is None
 
 
-def test_row_holds_every_metric_and_the_counts_of_pixels(ask, square):
-    outcome = perform(Task(ABOUT, ask(square(2)), IMAGE, square()))
-    scores = score(square(), square(2))
-    assert {name: outcome.row[name] for name in METRICS} == scores
-    assert (outcome.row["target_pixels"], outcome.row["prediction_pixels"], outcome.row["intersection"]) == (
-        4,
-        4,
-        2,
-    )
-    assert outcome.counts.shape == (2, BINS) and outcome.counts.sum() == 256
-    assert outcome.row["figure"] is None
-
-
-def test_figure_shows_nothing_outside_of_the_region(tmp_path, ask, square):
-    within = np.zeros((16, 16), dtype=bool)
-    within[8:] = True
-    logits = np.where(square(), 9.0, -9.0)  # a hit, but outside
-    for name, region in (("all", None), ("below", within)):
-        task = Task(ABOUT, ask(logits), IMAGE, square(), region, folder=tmp_path, figure=f"{name}.png")
-        assert perform(task).row["figure"] == f"{name}.png"
-    hits = {
-        name: int((np.asarray(Image.open(tmp_path / f"{name}.png"))[:-60] == TP_COLOR).all(axis=2).sum())
-        for name in ("all", "below")
-    }
+def test_figure_shows_nothing_outside_of_the_region(tmp_path, predict, square):
+    below = NOTHING.copy()
+    below[8:] = True
+    hits = {}
+    for name, roi in (("all", None), ("below", below)):
+        given = ScoringInput(
+            IDENTITY, predict(square()), IMAGE, square(), roi, folder=tmp_path, figure=f"{name}.png"
+        )
+        assert score_prediction(given).row["figure"] == f"{name}.png"
+        pixels = np.asarray(Image.open(tmp_path / f"{name}.png"))[:-60]
+        hits[name] = int((pixels == TP_COLOR).all(axis=2).sum())
     assert hits["all"] > 1000 and hits["below"] == 0
 
 
 @pytest.mark.parametrize(
-    ("truth", "within", "words"),
+    ("answer", "target", "roi"),
     [
-        (np.zeros((9, 16), bool), None, "cannot be scored: truth and guess must have one size"),
-        (np.zeros((16, 16), bool), np.zeros((16, 16), bool), "the region within which to count has no pixel"),
-        (None, None, "no answer, and no reason given"),
+        (np.ones((16, 16), bool), np.zeros((9, 16), bool), None),
+        (np.ones((16, 16), bool), NOTHING, NOTHING),
+        (np.ones((16, 16), bool), None, None),
+        (np.full((16, 16), np.nan), NOTHING, None),
     ],
+    ids=["another size", "empty region", "no ground truth", "probabilities are NaN"],
 )
-def test_what_cannot_be_scored_is_a_failed_row_with_the_reason(ask, square, truth, within, words):
-    outcome = perform(Task(ABOUT, ask(square()), IMAGE, truth, within))
-    assert outcome.row["status"] == "failed" and words in outcome.row["error"] and outcome.counts is None
-    assert {outcome.row[name] for name in (*METRICS, "target_pixels", "figure")} == {None}
-
-
-def test_probabilities_that_are_no_numbers_fail(ask):
-    outcome = perform(Task(ABOUT, ask(np.full((16, 16), np.nan)), IMAGE, np.zeros((16, 16), bool)))
-    assert outcome.row["status"] == "failed" and "probabilities must lie in [0, 1]" in outcome.row["error"]
+def test_prediction_that_cannot_be_scored_is_a_failed_row_with_the_reason(predict, answer, target, roi):
+    scored = score_prediction(ScoringInput(IDENTITY, predict(answer), IMAGE, target, roi))
+    assert scored.row["status"] == "failed" and scored.row["error"] and scored.histogram is None
+    assert {scored.row[name] for name in (*METRICS, *PIXEL_COUNTS, "figure")} == {None}

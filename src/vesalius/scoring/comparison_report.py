@@ -1,9 +1,7 @@
-"""A comparison for readers: JSON, CSV, Markdown, a picture, and one HTML file that needs no other to be read."""
+"""Report of a comparison: JSON, CSV, Markdown, a figure, and self-contained HTML."""
 
 from __future__ import annotations
 
-import base64
-import csv
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
@@ -12,85 +10,89 @@ from textwrap import wrap
 from typing import Any, Literal
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
+from PIL import Image
 
 from vesalius.files import replacing, write_json, write_text
-from vesalius.scoring.tables import cell
+from vesalius.pages import as_data_url, render
+from vesalius.scoring.tables import cell, write_csv
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = ("o", "s", "D", "^", "v", "P")
-"""With the color, one for each evaluation, so that color-blind readers tell them apart. Okabe & Ito 2008."""
-INK, GRAY, PALE = "#18181b", "#5f5f68", "#dcdce2"
+"""Evaluations differ in marker as well as color, for color-blind readers. Okabe & Ito 2008."""
+INK, GRAY, LIGHT = "#18181b", "#5f5f68", "#dcdce2"
 GROUPS_HEIGHT = 5.0
-"""Inches, also where there are many metrics beside: a taller plot makes slopes look steep."""
+"""Inches, whatever the number of metrics: a taller plot makes slopes look steep."""
 LINES_MOST = 200
-"""More groups than this have a box with their quartiles, as their lines would hide each other."""
+"""More groups than this are drawn as box plots, since their lines would hide each other."""
 NAME_LENGTH = 40
-"""Characters of a name in the picture."""
+"""Characters of a name in the figure."""
 VERDICTS = {
     "better": "better",
     "worse": "worse",
     "different": "different",
-    "unclear": "no clear difference",
+    "unclear": "not significant",
     None: "not tested",
 }
 
+ABOUT = (
+    "Difference: mean over the pairs, with a cluster bootstrap interval. p: Wilcoxon signed-rank test on the group means; "
+    "Holm: corrected for all tests on this page. r: matched-pairs rank-biserial correlation. d: Cohen's d of paired "
+    "groups. Only pairs for which the metric is defined in every evaluation count. Better and worse: corrected p below "
+)
+
 Result = Mapping[str, Any]
-Comparison = Mapping[str, Any]
+"""Content of comparison.json."""
+Comparison = dict[str, Any]
+"""One entry of `comparisons`: an evaluation, a prompt (None: all prompts) and a metric."""
 
 
 def write_comparison(folder: Path, result: Result, headline: str, by_group: np.ndarray) -> None:
     """Write the five files of a comparison into a folder.
 
-    `result` is what comparison.json holds; `by_group` (g, k) the mean of the metric `headline` in each group
+    `result` is the content of comparison.json; `by_group` (g, k) is the mean of the metric `headline` in each group
     and evaluation, the reference first.
     """
     write_json(folder / "comparison.json", result)
-    _write_csv(folder / "comparison.csv", result["comparisons"])
+    write_csv(folder / "comparison.csv", [_flat(each) for each in result["comparisons"]])
     draw_comparison(folder / "comparison.png", result, headline, by_group)
-    picture = base64.b64encode((folder / "comparison.png").read_bytes()).decode("ascii")
-    write_text(folder / "comparison.md", _render("comparison.md.jinja", result))
-    write_text(folder / "report.html", _render("comparison.html.jinja", result, picture=picture))
+    with Image.open(folder / "comparison.png") as figure:
+        picture = as_data_url(figure, format="png")
+    for name, template in (("comparison.md", "comparison.md.jinja"), ("report.html", "comparison.html.jinja")):
+        write_text(folder / name, _render(template, result, picture))
 
 
-def _render(template: str, result: Result, **more: str) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=template.endswith(".html.jinja"),  # names and prompts come from outside
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(number=_number, signed=_signed, chance=_chance, cell=cell)
-    tables = [
-        (name, prompt, list(rows))
-        for (name, prompt), rows in groupby(result["comparisons"], key=itemgetter("evaluation", "prompt"))
-    ]
-    return environment.get_template(template).render(r=result, tables=tables, verdicts=VERDICTS, **more)
+def _render(template: str, result: Result, picture: str) -> str:
+    n_failed = result["coverage"]["failed"]
+    values = {
+        "r": result,
+        "tables": [
+            (name, prompt, list(rows))
+            for (name, prompt), rows in groupby(result["comparisons"], key=itemgetter("evaluation", "prompt"))
+        ],
+        "verdicts": VERDICTS,
+        "failed": f"{n_failed} predictions failed in some evaluation. All numbers below leave them out.",
+        "about": f"{ABOUT}{result['settings']['alpha']}.",
+        "picture": picture,
+    }
+    path = Path(__file__).with_name(template)
+    return render(path, values, number=_number, signed=_signed, p_value=_p_value, cell=cell)
 
 
-def _write_csv(path: Path, comparisons: Sequence[Comparison]) -> None:
-    """A line each; None is an empty field, and so is the prompt where all are taken together."""
-    lines = []
-    for each in comparisons:
-        line = dict(each)
-        line["ci95_low"], line["ci95_high"] = line.pop("ci95") or (None, None)
-        lines.append(line)
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(lines[0]))
-        writer.writeheader()
-        writer.writerows(lines)
+def _flat(comparison: Comparison) -> dict[str, Any]:
+    """A row of comparison.csv: the interval in two columns; the prompt is empty for all prompts."""
+    row = dict(comparison)
+    row["ci95_low"], row["ci95_high"] = row.pop("ci95") or (None, None)
+    return row
 
 
 def draw_comparison(path: Path, result: Result, headline: str, by_group: np.ndarray) -> None:
-    """Write a PNG: differences with their intervals, an axis for each unit, beside one metric by group.
+    """Write a PNG: differences with intervals, one axis per unit, beside one metric by group.
 
-    At least one metric must be defined. Of several prompts it shows all together. Characters beyond Latin are drawn as codes.
+    At least one metric must be defined. Several prompts are drawn pooled. Characters beyond Latin-1 are drawn as codes.
     """
     panels = _by_unit(result)
     reference, *others = (_plain(each["name"]) for each in result["evaluations"])
@@ -103,7 +105,7 @@ def draw_comparison(path: Path, result: Result, headline: str, by_group: np.ndar
     axes = left.subplots(len(panels), 1, height_ratios=[row + 1 for row in rows], squeeze=False)[:, 0]
     for axis, (unit, panel) in zip(axes, panels.items(), strict=True):
         _draw_differences(axis, unit, panel, result)
-    scope = ", all prompts together" if len(result["prompts"]) > 1 else ""
+    scope = ", all prompts" if len(result["prompts"]) > 1 else ""
     left.suptitle(f"Difference from {reference}, with 95 % interval{scope}", parse_math=False)
     _draw_legend(left, others)
     upper = right.add_gridspec(2, 1, height_ratios=(GROUPS_HEIGHT, max(0.01, height - GROUPS_HEIGHT)))[0, 0]
@@ -115,7 +117,7 @@ def draw_comparison(path: Path, result: Result, headline: str, by_group: np.ndar
 
 
 def _by_unit(result: Result) -> dict[str, list[Comparison]]:
-    """What is drawn, all prompts together, by the unit of its axis; shares and counts have one each."""
+    """Unit of an axis -> pooled comparisons drawn on it; shares and counts have an axis each."""
     panels: dict[str, list[Comparison]] = {}
     shown = [each for each in result["comparisons"] if each["prompt"] is None and each["n"]]
     counts = {each["metric"] for each in shown if max(each["mean_reference"], each["mean"]) > 1}
@@ -135,14 +137,14 @@ def _draw_differences(axis: Axes, unit: str, panel: Sequence[Comparison], result
         color = COLORS[index % len(COLORS)]
         if each["ci95"]:
             axis.plot(each["ci95"], [height, height], color=color, linewidth=2, solid_capstyle="butt")
-        clear = each["verdict"] in ("better", "worse", "different")
+        significant = each["verdict"] in ("better", "worse", "different")
         axis.plot(
             [each["difference"]],
             [height],
             marker=MARKERS[index % len(MARKERS)],
             markersize=7,
             color=color,
-            markerfacecolor=color if clear else "white",
+            markerfacecolor=color if significant else "white",
             markeredgewidth=1.5,
         )
     axis.axvline(0, color=INK, linewidth=1, zorder=0)
@@ -155,7 +157,7 @@ def _draw_differences(axis: Axes, unit: str, panel: Sequence[Comparison], result
 
 
 def _label(metric: Mapping[str, Any]) -> str:
-    return f"{metric['title']} (less is better)" if metric["better"] == "lower" else str(metric["title"])
+    return f"{metric['title']} (lower is better)" if metric["better"] == "lower" else str(metric["title"])
 
 
 def _draw_legend(figure: SubFigure, others: Sequence[str]) -> None:
@@ -164,7 +166,7 @@ def _draw_legend(figure: SubFigure, others: Sequence[str]) -> None:
         for i, name in enumerate(others)
     ]
     handles.append(
-        Line2D([], [], color=GRAY, marker="o", markerfacecolor="white", label="hollow: no clear difference")
+        Line2D([], [], color=GRAY, marker="o", markerfacecolor="white", label="hollow: not significant")
     )
     legend = figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
     for text in legend.get_texts():
@@ -172,27 +174,27 @@ def _draw_legend(figure: SubFigure, others: Sequence[str]) -> None:
 
 
 def _draw_groups(axis: Axes, title: str, names: Sequence[str], by_group: np.ndarray) -> None:
-    places = range(len(names))
+    positions = range(len(names))
     if len(by_group) <= LINES_MOST:
-        axis.plot(places, by_group.T, color=GRAY, alpha=0.5, linewidth=1, marker=".", markersize=5)
+        axis.plot(positions, by_group.T, color=GRAY, alpha=0.5, linewidth=1, marker=".", markersize=5)
     else:
-        axis.boxplot(by_group, positions=places, widths=0.3, manage_ticks=False, sym=".")
+        axis.boxplot(by_group, positions=positions, widths=0.3, manage_ticks=False, sym=".")
     if len(by_group):
-        axis.plot(places, by_group.mean(axis=0), color=INK, linewidth=3, marker="o", markersize=8)
-    axis.set_xticks(places, ["\n".join(wrap(name, 18)) for name in names], parse_math=False)
+        axis.plot(positions, by_group.mean(axis=0), color=INK, linewidth=3, marker="o", markersize=8)
+    axis.set_xticks(positions, ["\n".join(wrap(name, 18)) for name in names], parse_math=False)
     axis.set_xlim(-0.3, len(names) - 0.7)
-    axis.set_title(f"{title} of {len(by_group)} groups; black: their mean")
+    axis.set_title(f"{title} of {len(by_group)} groups; black: mean")
     _tidy(axis, "y")
 
 
 def _tidy(axis: Axes, direction: Literal["x", "y"]) -> None:
-    axis.grid(axis=direction, color=PALE)
+    axis.grid(axis=direction, color=LIGHT)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
 
 
 def _plain(name: str) -> str:
-    """The name as the font of the picture can show it, cut in the middle where it is long."""
+    """The name in Latin-1, which the font of the figure has; a long name is shortened in the middle."""
     text = name.encode("latin-1", "backslashreplace").decode("latin-1")
     half = NAME_LENGTH // 2
     return text if len(text) <= NAME_LENGTH else f"{text[:half]}…{text[-half:]}"
@@ -203,11 +205,11 @@ def _number(value: float | None) -> str:
 
 
 def _signed(value: float | None, digits: int = 3) -> str:
-    """With its sign, and a minus as wide as a plus."""
+    """The number with its sign; the minus is as wide as a plus."""
     return "–" if value is None else f"{value:+.{digits}f}".replace("-", "−")
 
 
-def _chance(value: float | None) -> str:
+def _p_value(value: float | None) -> str:
     if value is None:
         return "–"
     return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -1,56 +1,73 @@
-"""The report of an evaluation: one HTML file that needs no network and no other file to be read; Markdown; CSV.
+"""Report of an evaluation: self-contained HTML, Markdown and CSV.
 
 metrics.json + samples.jsonl -> report.html, report.md, samples.csv, groups.csv
 """
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from vesalius.evaluation.centerline import WIDTHS
 from vesalius.files import write_text
+from vesalius.pages import as_data_url, render
 from vesalius.scoring import charts
-from vesalius.scoring.tables import Row, by_kind, cell, group_table, interval, number, title, write_csv
+from vesalius.scoring.results import ResultRow
+from vesalius.scoring.tables import by_kind, cell, group_table, interval, number, title, write_csv
 
 WORST, MEDIAN, BEST = 12, 4, 4
+"""Number of cases shown."""
 ROWS_SHOWN, GROUPS_SHOWN = 300, 200
-"""A browser on a phone still scrolls tables of this length; the report says where the others are."""
+"""Length limits of tables, so that a browser on a phone can scroll them; the page names the complete CSV file."""
 GROUPS_OPEN = 12
-"""A table of more groups than this is folded."""
+"""A table of more groups is collapsed."""
 THUMBNAIL_WIDTH = 960
 """Pixels: six panels are still legible, and twenty figures take about two megabytes."""
 HEADLINE = ("dice", "iou", "precision", "recall", "cldice", "hd95_px")
-"""Accuracy stands in the table only: it is high for an empty mask wherever little is to be found."""
+"""Metrics at the top. Accuracy is left out: an empty mask of a thin structure scores high."""
 DRAWN = ("dice", "cldice", "precision", "recall", "hd95_px", "breaks")
-"""Metrics whose distributions are drawn."""
+"""Metrics with a histogram."""
 OF_GROUPS = ("dice", "cldice", "hd95_px")
 GAIN = 0.01
-"""Dice: another threshold that gives so much more is worth a sentence."""
+"""Gain in Dice above which another threshold is mentioned."""
+EMPTY = (
+    ("ground truth and prediction", "both", "its metrics"),
+    ("ground truth only", "total_miss", "total miss: Dice 0, distances the image diagonal"),
+    ("prediction only", "false_alarm", "false alarm: Dice 0, recall undefined"),
+    ("neither", "both_empty", "correct: Dice 1, distances undefined"),
+)
+"""Rows of the table of empty masks: title, case in metrics.json, score."""
+TEXTS = {
+    "about_metrics": (
+        "The mean counts a prediction without [SEG] as an empty mask; mean with [SEG] leaves it out. "
+        "Intervals resample whole groups (cluster bootstrap). Undefined: predictions for which the metric has no "
+        "value, left out of its mean. If one mask is empty, a distance is the image diagonal."
+    ),
+    "unscored": "No prediction has a score.",
+    "uncalibrated": "The predictions have no probabilities, so calibration and threshold curves are missing.",
+}
+"""Sentences that both formats of the report share."""
 
 Metrics = Mapping[str, Any]
 
 
-def write_report(folder: Path, metrics: Metrics, rows: Sequence[Row]) -> Path:
-    """Write report.html, report.md, samples.csv and groups.csv into an evaluation folder; the path of the first.
+def write_report(folder: Path, metrics: Metrics, rows: Sequence[ResultRow]) -> Path:
+    """Write report.html, report.md, samples.csv and groups.csv into an evaluation folder; return the path of the HTML.
 
-    `metrics` and `rows` are what metrics.json and samples.jsonl hold. Figures of the worst, median and best
-    rows are read from the folder, made smaller and embedded.
+    `metrics` and `rows` are the content of metrics.json and samples.jsonl. Figures of the worst, median and best
+    rows are read from the folder, reduced and embedded.
     """
     groups = group_table(metrics["groups"], rows, list(metrics["mean"]))
     write_csv(folder / "samples.csv", rows)
-    write_csv(folder / "groups.csv", groups, ("group", "answers", "failed", *metrics["mean"]))
+    write_csv(folder / "groups.csv", groups, ("group", "predictions", "failed", *metrics["mean"]))
     widths = [f"skeleton_recall_{width}" for width in WIDTHS]
     known = metrics["calibration"]
     curves = known and (known["thresholds"], known["curves"], metrics["threshold"])
-    told = {
+    values = TEXTS | {
         "m": metrics,
         "rows": sorted(rows, key=_rank),
         "groups": groups,
@@ -58,35 +75,38 @@ def write_report(folder: Path, metrics: Metrics, rows: Sequence[Row]) -> Path:
         "headline": HEADLINE,
         "of_groups": OF_GROUPS,
         "widths": widths,
-        "better": curves and charts.better_threshold(*curves, gain=GAIN),
+        "better": curves and _better_threshold(*curves),
         "failures": [row for row in rows if row["status"] == "failed"],
         "sections": sections(rows),
+        "empty": EMPTY,
+        "facts": [*metrics["settings"].items(), *metrics["versions"].items()],
         "rows_shown": ROWS_SHOWN,
         "groups_shown": GROUPS_SHOWN,
         "groups_open": GROUPS_OPEN,
     }
-    write_text(folder / "report.md", _render("report.md.jinja", told))
-    values = {name: [row[name] for row in rows if row[name] is not None] for name in DRAWN}
-    drawn = {
-        "histograms": [charts.histogram(values[name], name) for name in DRAWN],
+    write_text(folder / "report.md", _render("report.md.jinja", values))
+    drawn = {name: [row[name] for row in rows if row[name] is not None] for name in DRAWN}
+    pictures = {
+        "histograms": [charts.histogram(drawn[name], name) for name in DRAWN],
         "width_chart": charts.bars(metrics["mean"], metrics["ci95"], widths),
         "threshold_chart": curves and charts.thresholds(*curves),
         "reliability_chart": known and charts.reliability(known["reliability"]),
-        "picture": lambda row: _picture(folder, row),
+        "picture": lambda row: _picture(folder / row["figure"]),
     }
     path = folder / "report.html"
-    write_text(path, _render("report.html.jinja", told | drawn))
+    write_text(path, _render("report.html.jinja", values | pictures))
     return path
 
 
-def sections(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    """Which rows to look at, by Dice: worst first, those in the middle, best first; none twice, none that failed.
+def sections(rows: Sequence[ResultRow]) -> list[tuple[str, list[ResultRow]]]:
+    """Cases by Dice: worst first, median, best first, without duplicates and without failed rows.
 
-    Few rows are all shown, the worst first. With fewer than 28 there are fewer worst, as the middle is kept.
+    12 rows or fewer are all shown, worst first. With fewer than 28 the number of worst cases shrinks, so that the
+    median ones remain.
     """
     ranked = sorted((row for row in rows if row["dice"] is not None), key=_rank)
     if len(ranked) <= WORST:
-        return [("All answers, the worst first", ranked)] if ranked else []
+        return [("All predictions, worst first", ranked)] if ranked else []
     middle = (len(ranked) - MEDIAN) // 2
     worst = min(WORST, middle)
     return [
@@ -96,30 +116,30 @@ def sections(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     ]
 
 
-def _render(template: str, told: Mapping[str, Any]) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=template.endswith(".html.jinja"),  # ids and prompts come from outside and may hold HTML
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
+def _better_threshold(tried: Sequence[float], curves: charts.Curves, threshold: float) -> str:
+    """A sentence on the threshold of the highest Dice; empty unless it gains more than `GAIN`."""
+    found = charts.better_threshold(tried, curves, threshold, gain=GAIN)
+    if found is None:
+        return ""
+    best, dice, now = found
+    return (
+        f"At a threshold of {best:.2f} the mean Dice would be {number(dice)} instead of {number(now)} at {threshold}. "
+        "It was found on these very images: tune the threshold on validation data (vesalius tune), or the reported "
+        "number is too high."
     )
-    environment.filters.update(number=number, interval=interval, title_of=title, link=quote, cell=cell)
-    return environment.get_template(template).render(told)
 
 
-def _rank(row: Row) -> tuple[bool, float, str, str]:
-    """Failed rows first, then by Dice; ties by id and prompt, so that a report can be made again."""
+def _render(template: str, values: Mapping[str, Any]) -> str:
+    path = Path(__file__).with_name(template)
+    return render(path, values, number=number, interval=interval, title_of=title, link=quote, cell=cell)
+
+
+def _rank(row: ResultRow) -> tuple[bool, float, str, str]:
+    """Failed rows first, then by Dice; ties by id and prompt, so that reports are reproducible."""
     dice = row["dice"]
     return dice is not None, dice or 0.0, row["id"], row["prompt"]
 
 
-def _picture(folder: Path, row: Row) -> str:
-    """The row's figure as a `data:` address of a JPEG no wider than `THUMBNAIL_WIDTH`."""
-    with Image.open(folder / row["figure"]) as opened:
-        picture = opened.convert("RGB")
-    picture.thumbnail((THUMBNAIL_WIDTH, 4 * THUMBNAIL_WIDTH), Image.Resampling.LANCZOS)
-    memory = io.BytesIO()
-    picture.save(memory, format="JPEG", quality=82)
-    return "data:image/jpeg;base64," + base64.b64encode(memory.getvalue()).decode("ascii")
+def _picture(figure: Path) -> str:
+    with Image.open(figure) as opened:
+        return as_data_url(opened, THUMBNAIL_WIDTH)

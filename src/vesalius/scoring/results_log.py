@@ -76,7 +76,7 @@ class ResultsLog:
 
     def _not_writable(self, error: OSError) -> OutputError:
         return OutputError(
-            f"{self.folder}: cannot be written ({error.strerror})", code="not_writable", path=self.folder
+            f"{self.folder}: cannot be written ({error.strerror})", code="write_failed", path=self.folder
         )
 
     def _start(self, state: Mapping[str, Any]) -> None:
@@ -156,7 +156,7 @@ class ResultsLog:
             raise OutputError(
                 f"{self.out}: cannot be replaced ({error.strerror}); the new evaluation is complete in "
                 f"{self.folder}",
-                code="not_writable",
+                code="write_failed",
                 path=self.out,
             ) from error
         # last: an evaluation killed before this point continues and only repeats the move

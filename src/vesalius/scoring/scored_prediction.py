@@ -89,7 +89,7 @@ def _draw(
         picture.save(path, compress_level=1)  # a third of the time, for a third more bytes
     except OSError as error:
         raise OutputError(
-            f"{path}: cannot be written ({error.strerror or error})", code="not_writable", path=path
+            f"{path}: cannot be written ({error.strerror or error})", code="write_failed", path=path
         ) from error
     return given.figure
 

@@ -63,7 +63,9 @@ def notes(results: ResultsLog, samples: Sequence[Sample]) -> list[str]:
         found.append(f"Means by prompt are left out: {prompts} different prompts exceed {MAX_PROMPTS}.")
     scored, known = len(results.scored), results.n_with_probabilities
     if scored and not known:
-        found.append("The predictions have no probabilities, so calibration and threshold curves are missing.")
+        found.append(
+            "The predictions have no probabilities, so calibration and threshold curves are missing."
+        )
     elif known < scored:
         found.append(
             f"Only {known} of {scored} predictions have probabilities; calibration and threshold curves are "
@@ -115,5 +117,7 @@ def _groups(rows: Sequence[ResultRow]) -> list[dict[str, Any]]:
     for group, its in _by_field(rows, "group").items():
         values = [row["dice"] for row in its if row["dice"] is not None]
         mean = float(np.mean(values)) if values else None
-        table.append({"group": group, "predictions": len(its), "failed": len(its) - len(values), "dice": mean})
+        table.append(
+            {"group": group, "predictions": len(its), "failed": len(its) - len(values), "dice": mean}
+        )
     return sorted(table, key=lambda each: (each["dice"] is not None, each["dice"] or 0.0, each["group"]))

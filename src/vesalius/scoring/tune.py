@@ -144,7 +144,9 @@ def find_threshold(
     choices = [some for count in range(len(views) + 1) for some in combinations(views, count)]
     values: dict[Views, list[np.ndarray]] = {choice: [] for choice in choices}
     groups: list[str] = []
-    for done, (sample, item, predictions) in enumerate(predict_samples(MeasuredSegmenter(segmenter), samples), start=1):
+    for done, (sample, item, predictions) in enumerate(
+        predict_samples(MeasuredSegmenter(segmenter), samples), start=1
+    ):
         for index, prediction in enumerate(predictions):
             if prediction.status == "failed" or item is None or item.masks is None:
                 raise DataError(
@@ -192,7 +194,9 @@ def summarize(tuned: TuningResult, target: Path, had_gain: bool) -> list[str]:
             f"{trial.gain:+.4f} ({interval}): {verdict}"
         )
     if tuned.gain is not None:
-        lines.append(f"--tta is enabled for predict and evaluate, with the views {', '.join(tuned.gain.views)}")
+        lines.append(
+            f"--tta is enabled for predict and evaluate, with the views {', '.join(tuned.gain.views)}"
+        )
     elif tuned.trials:
         lines.append("no significant gain: --tta stays disabled")
     elif had_gain:
@@ -225,7 +229,9 @@ def _best(values: np.ndarray) -> int:
     return max(range(len(mean)), key=lambda k: (round(float(mean[k]), 12), -abs(CURVE_THRESHOLDS[k] - 0.5)))
 
 
-def _compare(plain: np.ndarray, tried: dict[Views, np.ndarray], groups: Sequence[str]) -> tuple[TtaTrial, ...]:
+def _compare(
+    plain: np.ndarray, tried: dict[Views, np.ndarray], groups: Sequence[str]
+) -> tuple[TtaTrial, ...]:
     """Each combination of views compared with the plain images (rows,) at their best threshold."""
     bests = {views: _best(values) for views, values in tried.items()}
     differences = {views: (values[:, bests[views]] - plain).tolist() for views, values in tried.items()}
