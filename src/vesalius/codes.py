@@ -305,6 +305,7 @@ CODES: dict[str, Code] = {
         "most predictions equal the ground truth to the pixel",
         "score other predictions, or masks that this model did not make",
     ),
+    "duplicate_prompt": _error("a sample has the same prompt twice", "remove one of them"),
     "no_samples": _error("there is no sample to evaluate or tune on", "name a dataset or split with samples"),
     "missing_roi": _error(
         "an image has no region-of-interest mask", "add a mask file named by the id of the image"

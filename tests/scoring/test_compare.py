@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from PIL import Image
-
 from tests.codes import raises_code
+
 from vesalius.errors import DataError, OutputError, SettingError
 from vesalius.evaluation.statistics import summarize
 from vesalius.scoring.compare import compare
@@ -78,7 +78,7 @@ def test_folder_holds_what_the_result_says(tmp_path):
 
     assert sorted(path.name for path in out.iterdir()) == FILES
     assert json.loads((out / "comparison.json").read_text(encoding="utf-8")) == result
-    with (out / "comparison.csv").open(encoding="utf-8", newline="") as file:
+    with (out / "comparison.csv").open(encoding="utf-8-sig", newline="") as file:
         [line] = csv.DictReader(file)
     assert (line["metric"], line["prompt"], float(line["ci95_high"])) == ("dice", "", pytest.approx(0.2))
     page = (out / "report.html").read_text(encoding="utf-8")

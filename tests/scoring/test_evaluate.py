@@ -1,4 +1,4 @@
-"""evaluate: what it writes, what the segmenter sees, and what becomes of samples that go wrong."""
+"""Evaluation: the folder it writes, the input of the segmenter, and samples that fail."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tests.codes import raises_code
 
 from vesalius import visualization
 from vesalius.data.dataset import Dataset
@@ -22,7 +23,8 @@ from vesalius.files import check_replaceable
 from vesalius.lineage import hash_pixels
 from vesalius.scoring import evaluate as scoring
 from vesalius.scoring.evaluate import FILES
-from vesalius.scoring.results_log import COUNTS, ResultsLog
+from vesalius.scoring.results_log import HISTOGRAMS, ResultsLog
+from vesalius.scoring.scored_prediction import PIXEL_COUNTS
 from vesalius.types import Item, Prediction, Sample
 
 evaluate = partial(scoring.evaluate, workers=0)
@@ -72,9 +74,8 @@ def test_folder_holds_what_the_contract_says(tmp_path, FakeSegmenter, dataset):
     assert sorted(path.name for path in (out / "figures").iterdir()) == ["a.png", "b.png", "c.png"]
     rows = rows_of(out)
     assert [row["id"] for row in rows] == ["a", "b", "c"]
-    pixels = ["target_pixels", "prediction_pixels", "intersection"]
     asked = ["id", "group", "prompt", "status", "says_seg", "answered", "figure"]
-    assert list(rows[0]) == [*asked, *METRICS, *pixels, "text", "error"]
+    assert list(rows[0]) == [*asked, *METRICS, *PIXEL_COUNTS, "text", "error"]
     assert rows[0]["group"] == "a" and rows[0]["figure"] == "figures/a.png" and rows[0]["dice"] == 0.5
     assert not list(out.parent.glob(".*"))
 
@@ -98,8 +99,8 @@ def test_answer_without_seg_is_scored_as_empty_and_counted(tmp_path, FakeSegment
     assert row["figure"] == "figures/b.png"
 
 
-def test_answer_without_seg_is_right_where_nothing_is(tmp_path, FakeSegmenter, dataset):
-    data = dataset(tmp_path / "data", truth=EMPTY)
+def test_answer_without_seg_is_correct_for_an_empty_target(tmp_path, FakeSegmenter, dataset):
+    data = dataset(tmp_path / "data", target=EMPTY)
     found = evaluate(FakeSegmenter({"a": None}), data, tmp_path / "out", figures=False)
 
     assert [row["dice"] for row in rows_of(tmp_path / "out")] == [1.0, 0.0, 0.0]
@@ -151,7 +152,7 @@ def test_mask_of_another_size_is_a_failure(tmp_path, FakeSegmenter, dataset):
     metrics = evaluate(Smaller(), dataset(tmp_path / "data"), tmp_path / "out")
 
     assert metrics["coverage"]["failed"] == 3
-    assert "one size; got (16, 16) and (9, 16)" in rows_of(tmp_path / "out")[0]["error"]
+    assert "(16, 16) and (9, 16)" in rows_of(tmp_path / "out")[0]["error"]
 
 
 def test_answers_in_the_wrong_order_are_never_scored(tmp_path, FakeSegmenter, dataset):
@@ -210,11 +211,11 @@ def test_missing_font_is_a_note(tmp_path, monkeypatch, FakeSegmenter, dataset):
 @pytest.mark.parametrize(
     ("groups", "words"),
     [
-        (None, "take each image for a group of its own"),
+        (None, "treat each image as its own group"),
         (["p", "q", None], "With 3 groups the intervals are rough"),
     ],
 )
-def test_doubts_about_the_intervals_are_noted(tmp_path, groups, words, FakeSegmenter, dataset):
+def test_caveats_of_the_intervals_are_noted(tmp_path, groups, words, FakeSegmenter, dataset):
     metrics = evaluate(
         FakeSegmenter(), dataset(tmp_path / "data", groups=groups), tmp_path / "out", figures=False
     )
@@ -239,28 +240,26 @@ def test_training_images_are_refused_unless_allowed(tmp_path, FakeSegmenter, dat
     segmenter = FakeSegmenter()
     segmenter.training_images = {hash_pixels(read_image(data.samples[1].image))}
 
-    with pytest.raises(
-        DataError, match=r"1 of 3 images are among those the model was trained on \(first: b\)"
-    ):
+    with raises_code(DataError, "training_leak", "1 of 3 images", "first: b"):
         evaluate(segmenter, data, tmp_path / "out")
     assert segmenter.seen == [] and not (tmp_path / "out").exists()
     metrics = evaluate(segmenter, data, tmp_path / "out", allow_training_samples=True, figures=False)
     assert metrics["data"]["n_training_samples"] == 1
-    assert any("not tell how it does on images that it has not seen" in note for note in metrics["notes"])
+    assert any("unseen images" in note for note in metrics["notes"])
 
 
-def test_model_that_does_not_tell_its_training_images_is_noted(tmp_path, FakeSegmenter, dataset):
+def test_missing_record_of_training_images_is_noted(tmp_path, FakeSegmenter, dataset):
     metrics = evaluate(FakeSegmenter(), dataset(tmp_path / "data"), tmp_path / "out", figures=False)
 
     assert metrics["data"]["n_training_samples"] is None
-    assert any("does not say which images it was trained on" in note for note in metrics["notes"])
+    assert any("does not record its training images" in note for note in metrics["notes"])
 
 
-def test_predictions_that_are_the_ground_truth_are_refused(tmp_path, FakeSegmenter, dataset, square):
+def test_predictions_that_are_the_ground_target_are_refused(tmp_path, FakeSegmenter, dataset, square):
     data = dataset(tmp_path / "data", ids=list("abcdefgh"))
     copies = FakeSegmenter(dict.fromkeys("abcdef", square()))
 
-    with pytest.raises(DataError, match="6 of 8 predictions equal the ground truth"):
+    with raises_code(DataError, "copied_ground_truth", "6 of 8 predictions"):
         evaluate(copies, data, tmp_path / "out", figures=False)
     assert not (tmp_path / "out").exists()
 
@@ -298,17 +297,17 @@ def test_folder_that_is_no_evaluation_is_left_alone(tmp_path, name, FakeSegmente
     out.mkdir()
     (out / name).write_text("years of work")
 
-    with pytest.raises(OutputError, match="mine: h"):
+    with raises_code(OutputError, "not_replaceable", "mine"):
         evaluate(FakeSegmenter(), dataset(tmp_path / "data"), out)
     assert (out / name).read_text() == "years of work"
 
 
-def test_evaluation_with_something_of_the_users_in_it_is_left_alone(tmp_path, FakeSegmenter, dataset):
+def test_evaluation_with_a_file_of_the_user_is_left_alone(tmp_path, FakeSegmenter, dataset):
     data, out = dataset(tmp_path / "data"), tmp_path / "out"
     evaluate(FakeSegmenter(), data, out, figures=False)
     (out / "notes.md").write_text("mine")
 
-    with pytest.raises(OutputError, match=r"notes\.md"):
+    with raises_code(OutputError, "not_replaceable", "notes.md"):
         evaluate(FakeSegmenter(), data, out)
     assert (out / "notes.md").exists()
 
@@ -318,7 +317,7 @@ def test_out_that_is_a_file_is_refused_and_an_empty_folder_is_used(tmp_path, Fak
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
 
-    with pytest.raises(OutputError, match="is a file"):
+    with raises_code(OutputError, "not_replaceable"):
         evaluate(FakeSegmenter(), data, tmp_path / "file")
     evaluate(FakeSegmenter(), data, tmp_path / "empty", figures=False)
     assert (tmp_path / "empty" / "metrics.json").exists()
@@ -329,15 +328,19 @@ def test_data_that_cannot_be_scored_is_refused_before_anything_is_predicted(tmp_
     bare = Sample("d", data.samples[0].image, ("vessel",), None)
     twice = Sample("e", data.samples[0].image, ("x", "x"), data.samples[0].masks * 2)
 
+    same_id = (*data.samples, data.samples[1])
     for samples, words in [
-        ((), "has no samples"),
-        ((*data.samples, bare), r"1 of 4 samples have no masks \(first: d\)"),
-        ((twice,), "'x' is given twice"),
+        ((), "no samples"),
+        ((*data.samples, bare), "1 of 4"),
+        ((twice,), "'x'"),
+        (same_id, "2 samples have the id b"),
     ]:
-        with pytest.raises(DataError, match=words):
+        with pytest.raises(DataError) as caught:
             evaluate(segmenter, Dataset("bad", "maskfolder", tmp_path, samples), tmp_path / "out")
-    with pytest.raises(SettingError, match="limit must be 1 or more"):
-        evaluate(segmenter, data, tmp_path / "out", limit=0)
+        assert words in str(caught.value)
+    for setting in ({"limit": 0}, {"workers": -1}):
+        with raises_code(SettingError, "bad_value", *setting):
+            scoring.evaluate(segmenter, data, tmp_path / "out", **setting)
     assert segmenter.seen == [] and not (tmp_path / "out").exists()
 
 
@@ -349,7 +352,7 @@ def without_times(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def interrupted_after(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the next evaluation be killed, as it were, when it has so many rows."""
+    """Interrupt the next evaluation when it has this many rows."""
     add = ResultsLog.add
 
     def add_or_die(self: ResultsLog, outcome: Any) -> None:
@@ -382,7 +385,7 @@ def test_interrupted_evaluation_continues_to_the_same_result(
         interrupted_after(rows, patch)
         evaluate(FakeSegmenter(answers), data, tmp_path / "out", figures=drawn)
     unfinished = tmp_path / ".out.unfinished"
-    with (unfinished / "samples.jsonl").open("ab") as lines, (unfinished / COUNTS).open("ab") as counts:
+    with (unfinished / "samples.jsonl").open("ab") as lines, (unfinished / HISTOGRAMS).open("ab") as counts:
         if harm == "half a line":
             lines.write(b'{"id": "a", "dic')
         if harm == "half a record":
@@ -407,34 +410,22 @@ def test_interrupted_evaluation_continues_to_the_same_result(
     assert not unfinished.exists()
 
 
-def another_model(segmenter: Any, samples: list[Sample], roi: Path) -> None:
-    segmenter.fingerprint = "beef"
+def fill(path: Path) -> None:
+    Image.new("L", (16, 16), 255).save(path)
 
 
-def another_threshold(segmenter: Any, samples: list[Sample], roi: Path) -> None:
-    segmenter.threshold = 0.6
+CHANGES: dict[str, Any] = {
+    "another model": lambda segmenter, samples, roi: setattr(segmenter, "fingerprint", "beef"),
+    "another threshold": lambda segmenter, samples, roi: setattr(segmenter, "threshold", 0.6),
+    "another mask": lambda segmenter, samples, roi: fill(samples[2].image.with_name("c.mask.png")),
+    "another order": lambda segmenter, samples, roi: samples.reverse(),
+    "another group": lambda segmenter, samples, roi: samples.insert(0, replace(samples.pop(0), group="p")),
+    "another region": lambda segmenter, samples, roi: fill(roi / "c.png"),
+}
 
 
-def another_mask(segmenter: Any, samples: list[Sample], roi: Path) -> None:
-    Image.new("L", (16, 16), 255).save(samples[2].image.with_name("c.mask.png"))
-
-
-def another_order(segmenter: Any, samples: list[Sample], roi: Path) -> None:
-    samples.reverse()
-
-
-def another_group(segmenter: Any, samples: list[Sample], roi: Path) -> None:
-    samples[0] = replace(samples[0], group="p")
-
-
-def another_region(segmenter: Any, samples: list[Sample], roi: Path) -> None:
-    Image.new("L", (16, 16), 255).save(roi / "c.png")
-
-
-@pytest.mark.parametrize(
-    "change", [another_model, another_threshold, another_mask, another_order, another_group, another_region]
-)
-def test_another_evaluation_begins_anew(tmp_path, monkeypatch, change, FakeSegmenter, dataset, square):
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_another_evaluation_starts_anew(tmp_path, monkeypatch, change, FakeSegmenter, dataset):
     samples, roi = list(dataset(tmp_path / "data").samples), tmp_path / "roi"
     roi.mkdir()
     for name in "abc":
@@ -472,7 +463,7 @@ def test_out_that_cannot_be_replaced_keeps_the_new_evaluation(tmp_path, monkeypa
             raise OSError(16, "Device or resource busy")
         return move(self, target)
 
-    with monkeypatch.context() as patch, pytest.raises(OutputError, match=r"busy.*complete and lies in"):
+    with monkeypatch.context() as patch, raises_code(OutputError, "write_failed", "busy", ".out.unfinished"):
         patch.setattr(Path, "replace", refuse)
         evaluate(FakeSegmenter(), data, out, figures=False)
     assert (out / "metrics.json").exists() and (tmp_path / ".out.unfinished" / "metrics.json").exists()
@@ -486,14 +477,14 @@ def test_second_evaluation_into_the_same_place_is_refused(tmp_path, FakeSegmente
 
     class Greedy(FakeSegmenter):
         def predict(self, items: Sequence[Item]) -> list[Prediction]:
-            with pytest.raises(OutputError, match="another evaluation is being written there"):
+            with raises_code(OutputError, "in_use"):
                 evaluate(FakeSegmenter(), data, tmp_path / "out", figures=False)
             return super().predict(items)
 
     assert evaluate(Greedy(), data, tmp_path / "out", figures=False)["coverage"]["ok"] == 3
 
 
-def test_pixels_outside_of_the_region_count_nowhere(tmp_path, FakeSegmenter, dataset, square):
+def test_pixels_outside_of_the_region_of_interest_are_not_scored(tmp_path, FakeSegmenter, dataset, square):
     data, roi = dataset(tmp_path / "data", ids=["a", "b", "c", "d", "e"]), tmp_path / "roi"
     roi.mkdir()
     for name in "abcde":
@@ -505,10 +496,10 @@ def test_pixels_outside_of_the_region_count_nowhere(tmp_path, FakeSegmenter, dat
     asked = FakeSegmenter(dict.fromkeys("abcde", logits))
     metrics = evaluate(asked, data, tmp_path / "out", roi=roi)
 
-    # in the region the truth is one column of 2 pixels, the prediction two of them
+    # in the region the ground truth is one column of 2 pixels, the prediction two columns
     assert metrics["mean"]["dice"] == pytest.approx(2 / 3) and metrics["mean"]["accuracy"] == 94 / 96
     row = rows_of(tmp_path / "out")[0]
-    assert (row["target_pixels"], row["prediction_pixels"], row["intersection"]) == (2, 4, 2)
+    assert [row[name] for name in PIXEL_COUNTS] == [2, 4, 2]
     assert sum(each["pixels"] for each in metrics["calibration"]["reliability"]) == 5 * 96
     assert metrics["referring"]["ciou"] == 0.5
     assert metrics["settings"]["roi"] == str(roi) and len(metrics["settings"]["roi_fingerprint"]) == 64
@@ -518,11 +509,11 @@ def test_pixels_outside_of_the_region_count_nowhere(tmp_path, FakeSegmenter, dat
 
 def test_region_that_is_missing_is_refused_and_one_that_does_not_fit_fails(tmp_path, FakeSegmenter, dataset):
     data, roi = dataset(tmp_path / "data"), tmp_path / "roi"
-    with pytest.raises(DataError, match="is no folder of region masks"):
+    with raises_code(DataError, "not_found"):
         evaluate(FakeSegmenter(), data, tmp_path / "out", roi=roi)
     roi.mkdir()
     Image.new("L", (16, 16), 255).save(roi / "a.png")
-    with pytest.raises(DataError, match=r"no region for 2 of 3 images \(b, c\)"):
+    with raises_code(DataError, "missing_roi", "2 of 3 images", "(b, c)"):
         evaluate(FakeSegmenter(), data, tmp_path / "out", roi=roi)
     Image.new("L", (9, 16), 255).save(roi / "b.png")
     Image.new("L", (16, 16), 0).save(roi / "c.png")
@@ -530,14 +521,12 @@ def test_region_that_is_missing_is_refused_and_one_that_does_not_fit_fails(tmp_p
 
     assert metrics["coverage"] == {"ok": 1, "failed": 2, "no_seg": 0}
     errors = [row["error"] for row in rows_of(tmp_path / "out")]
-    assert "16 x 9 pixels" in errors[1] and "the region has no pixel" in errors[2]
+    assert "16 x 9 pixels" in errors[1] and "c.png" in errors[2]
 
 
-def test_cases_of_empty_masks_are_counted_and_a_total_miss_is_neither_dropped_nor_perfect(
-    tmp_path, FakeSegmenter, dataset, square
-):
+def test_empty_masks_are_counted_by_case_and_scored(tmp_path, FakeSegmenter, dataset, square):
     present = dataset(tmp_path / "present", ids=["a", "b", "c"]).samples
-    absent = dataset(tmp_path / "absent", ids=["d", "e"], truth=EMPTY).samples
+    absent = dataset(tmp_path / "absent", ids=["d", "e"], target=EMPTY).samples
     segmenter = FakeSegmenter({"a": EMPTY, "b": None, "d": EMPTY})
     metrics = evaluate(segmenter, present + absent, tmp_path / "out", figures=False)
 
@@ -554,19 +543,13 @@ def test_cases_of_empty_masks_are_counted_and_a_total_miss_is_neither_dropped_no
         assert "NaN" not in text and "Infinity" not in text
 
 
-def test_a_few_large_copies_of_the_ground_truth_are_refused(tmp_path, FakeSegmenter, dataset):
-    truth = np.zeros((64, 64), dtype=bool)
-    truth[5:40, 5:40] = True
-    data = dataset(tmp_path / "data", truth=truth, ids=["a", "b", "c"])
-    with pytest.raises(DataError, match="2 of 3 predictions equal the ground truth"):
-        evaluate(FakeSegmenter({"a": truth, "b": truth, "c": None}), data, tmp_path / "out")
+def test_a_few_large_copies_of_the_ground_target_are_refused(tmp_path, FakeSegmenter, dataset):
+    target = np.zeros((64, 64), dtype=bool)
+    target[5:40, 5:40] = True
+    data = dataset(tmp_path / "data", target=target, ids=["a", "b", "c"])
+    with raises_code(DataError, "copied_ground_truth", "2 of 3 predictions"):
+        evaluate(FakeSegmenter({"a": target, "b": target, "c": None}), data, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
-
-
-def test_two_samples_of_one_id_are_refused(tmp_path, FakeSegmenter, dataset):
-    samples = dataset(tmp_path / "data").samples
-    with pytest.raises(DataError, match="2 samples have the id b"):
-        evaluate(FakeSegmenter(), [*samples, samples[1]], tmp_path / "out")
 
 
 def test_text_of_an_answer_may_hold_any_character(tmp_path, monkeypatch, FakeSegmenter, dataset):

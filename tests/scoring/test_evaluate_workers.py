@@ -1,4 +1,4 @@
-"""Evaluation by several processes gives what one gives."""
+"""Evaluation with several processes gives the result of one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.codes import raises_code
 
 from vesalius.errors import OutputError
 from vesalius.scoring import evaluate as scoring
@@ -34,7 +35,7 @@ def test_evaluation_is_the_same_with_other_processes(tmp_path, workers, FakeSegm
         assert (tmp_path / "here" / path).read_bytes() == (tmp_path / "apart" / path).read_bytes()
 
 
-def test_figure_that_cannot_be_written_in_another_process_is_one_sentence(tmp_path, FakeSegmenter, dataset):
+def test_figure_that_cannot_be_written_in_a_worker_is_an_error(tmp_path, FakeSegmenter, dataset):
     data = dataset(tmp_path / "data")
     (tmp_path / ".out.unfinished/figures/a.png").mkdir(parents=True)
 
@@ -43,7 +44,7 @@ def test_figure_that_cannot_be_written_in_another_process_is_one_sentence(tmp_pa
             (tmp_path / ".out.unfinished/figures/a.png").mkdir(exist_ok=True)
             return super().predict(items)
 
-    with pytest.raises(OutputError, match=r"figures/a\.png: cannot be written \(Is a directory\)"):
+    with raises_code(OutputError, "write_failed", "figures/a.png"):
         scoring.evaluate(InTheWay(), data, tmp_path / "out", workers=1)
     assert (tmp_path / ".out.unfinished/state.json").exists()
 

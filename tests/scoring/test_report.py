@@ -1,4 +1,4 @@
-"""The report: complete without a network, safe with any id, and silent about nothing."""
+"""Report of an evaluation: self-contained, safe with any id, and complete."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def row(index: int, dice: float | None, status: str = "ok", **changes: Any) -> d
 
 
 def calibration(peak: float = 0.3) -> dict[str, Any]:
-    """Curves that are highest at `peak`; precision is not known at the last threshold."""
+    """Curves that are highest at `peak`; precision is undefined at the last threshold."""
     tried = [k / 100 for k in range(1, 100)]
     curve = [0.6 - abs(threshold - peak) / 2 for threshold in tried]
     edges = [k / 10 for k in range(11)]
@@ -85,14 +85,14 @@ def metrics(rows: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
             each: summarize([one for one in rows if one["prompt"] == each], NAMES) for each in prompts
         },
         "groups": [
-            {"group": group, "answers": len(values), "failed": len(values) - len(known[group])}
+            {"group": group, "predictions": len(values), "failed": len(values) - len(known[group])}
             | {"dice": float(np.mean(known[group])) if known[group] else None}
             for group, values in groups.items()
         ],
         "calibration": calibration(),
         "took_s": 12.34,
         "images_per_s": 3.456,
-        "notes": ["no groups are stated: each image is its own group"],
+        "notes": ["each image is its own group"],
         "settings": {"limit": None, "figures": True, "batch": 4},
         "versions": {"python": "3.11.7"},
         **changes,
@@ -130,7 +130,7 @@ def with_figures(folder: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any
     return rows
 
 
-def test_report_holds_the_numbers_and_where_they_come_from(tmp_path):
+def test_report_holds_numbers_and_provenance(tmp_path):
     text = Tags(report(tmp_path, [row(index, index / 10) for index in range(10)])).text
 
     for expected in ("tiny", "a1b2c3", "400", "arcade/test", "d4e5", "0.35", "0.450", "3.46", "3.11.7"):
@@ -178,11 +178,11 @@ def test_file_names_become_addresses(tmp_path):
     assert "患者 1#50%?" in page.text and "冠状动脉血管" in page.text
 
 
-def test_failures_are_told_first_and_listed_with_their_reason(tmp_path):
+def test_failures_come_first_with_their_reasons(tmp_path):
     rows = [row(0, 0.9), row(1, None, "failed", error="image_001.png: is cut short"), row(2, 0.0, "no_seg")]
     text = Tags(report(tmp_path, rows)).text
 
-    assert text.index("1 of 3 answers failed") < text.index("Metrics")
+    assert text.index("1 of 3 predictions failed") < text.index("Metrics")
     assert "image_001.png: is cut short" in text
     assert "no [SEG]" in text
 
@@ -191,9 +191,9 @@ def test_report_can_be_written_when_everything_failed(tmp_path):
     rows = [row(0, None, "failed")]
     text = Tags(report(tmp_path, rows, images_per_s=None)).text
 
-    assert "1 of 1 answers failed" in text
-    assert "no value" in text and text.count("No answer has a score.") == 3
-    assert "No answer has a score." in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "1 of 1 predictions failed" in text
+    assert "no value" in text and text.count("No prediction has a score.") == 3
+    assert "No prediction has a score." in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
 def test_one_group_has_no_interval_and_says_why(tmp_path):
@@ -215,7 +215,7 @@ def test_long_lists_say_what_they_leave_out(tmp_path):
     text = Tags(report(tmp_path, rows)).text
 
     assert f"The worst {ROWS_SHOWN} of {ROWS_SHOWN + 5}." in text
-    assert f"and {ROWS_SHOWN + 5 - GROUPS_SHOWN} better groups more." in text
+    assert f"and {ROWS_SHOWN + 5 - GROUPS_SHOWN} more groups." in text
     assert len(read_csv(tmp_path / "groups.csv")) == len(read_csv(tmp_path / "samples.csv")) == ROWS_SHOWN + 5
 
 
@@ -228,11 +228,11 @@ def test_every_section_is_there_in_order_in_both_reports(tmp_path):
     assert told == [
         "Metrics",
         "By prompt",
-        "By group, the worst first",
-        "Probabilities and thresholds",
+        "By group, worst first",
+        "Calibration and thresholds",
         "Cases by Dice",
         "Empty masks",
-        "Settings and lineage",
+        "Settings and provenance",
     ]
 
 
@@ -265,48 +265,51 @@ def test_numbers_never_look_perfect_when_they_are_not():
     ]
 
 
-def test_settings_tell_the_threshold_its_origin_and_what_looks_like_training_data(tmp_path):
+def test_settings_show_threshold_origin_and_near_copies_of_training_images(tmp_path):
     text = " ".join(Tags(report(tmp_path, [row(0, 0.5)])).text.split())
 
     assert "0.35 · how: tuned, metric: dice" in text
-    assert "1 look nearly like one: twin_007" in text
+    assert "near copies: 1 (twin_007)" in text
 
 
 def test_empty_masks_are_counted_by_what_they_mean(tmp_path):
     page = report(tmp_path, [row(0, 0.5)])
 
-    for count, meaning in ((34, "its metrics"), (33, "total miss"), (32, "false alarm"), (31, "right")):
+    for count, meaning in ((34, "its metrics"), (33, "total miss"), (32, "false alarm"), (31, "correct")):
         assert re.search(rf"<td>{count}</td><td class=\"text\">{meaning}", page)
     assert "Total misses: <b>33</b>" in page and "False alarms: <b>32</b>" in page
 
 
-def test_better_threshold_is_told_with_a_warning(tmp_path):
+def test_better_threshold_is_mentioned_with_a_warning(tmp_path):
     far = report(tmp_path, [row(0, 0.5)], threshold=0.5)
-    assert "At a threshold of 0.30 the mean Dice would be 0.600" in far and "tune on validation data" in far
+    assert (
+        "At a threshold of 0.30 the mean Dice would be 0.600" in far
+        and "tune the threshold on validation data" in far
+    )
     assert "At a threshold of 0.30" in (tmp_path / "report.md").read_text(encoding="utf-8")
     near = report(tmp_path, [row(0, 0.5)], threshold=0.31)
     assert "At a threshold of" not in near
 
 
-def test_no_probabilities_is_a_sentence_and_no_drawing(tmp_path):
+def test_without_probabilities_there_is_a_sentence_and_no_chart(tmp_path):
     page = report(tmp_path, [row(0, 0.5)], calibration=None)
 
-    assert "There are no probabilities" in page and "Reliability diagram" not in page
-    assert "There are no probabilities" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "have no probabilities" in page and "Reliability diagram" not in page
+    assert "have no probabilities" in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
-def test_every_drawing_says_in_words_what_it_shows(tmp_path):
+def test_every_chart_has_a_text_alternative(tmp_path):
     rows = [row(index, index / 10) for index in range(11)]
     drawings = Tags(report(tmp_path, rows)).named("svg")
     words = [drawing["aria-label"] or "" for drawing in drawings]
 
     assert all(drawing["role"] == "img" for drawing in drawings)
     assert words[0] == (
-        "Histogram of Dice of 11 answers: mean 0.500, median 0.500, half of them between 0.250 and 0.750"
+        "Histogram of Dice of 11 predictions: mean 0.500, median 0.500, half of them between 0.250 and 0.750"
     )
     assert any(said.startswith("Skeleton recall to 2 px: 0.500 (") for said in words)
     assert any("Dice is highest at 0.30 with 0.600" in said for said in words)
-    assert any("said 0.95, came 0.90" in said for said in words)
+    assert any("predicted 0.95, observed 0.90" in said for said in words)
 
 
 def test_cases_are_worst_median_and_best_without_overlap():
@@ -373,8 +376,8 @@ def test_groups_csv_has_the_means_of_every_metric(tmp_path):
     report(tmp_path, rows)
     (group,) = read_csv(tmp_path / "groups.csv")
 
-    assert list(group) == ["group", "answers", "failed", *NAMES]
-    assert (group["group"], group["answers"], group["failed"]) == ("p", "3", "1")
+    assert list(group) == ["group", "predictions", "failed", *NAMES]
+    assert (group["group"], group["predictions"], group["failed"]) == ("p", "3", "1")
     assert float(group["iou"]) == pytest.approx(0.3) and float(group["hd95_px"]) == 0.4
 
 

@@ -108,7 +108,7 @@ def test_folder_of_masks_named_by_id_is_scored(tmp_path, prompts, place, FakeSeg
     assert metrics["model"] == {"name": "found", "kind": "predictions", "fingerprint": None, "step": None}
     assert metrics["threshold"] is None and metrics["threshold_origin"] == {"how": "unknown"}
     assert any("no probabilities" in note for note in metrics["notes"])
-    assert any("does not say which images it was trained on" in note for note in metrics["notes"])
+    assert any("does not record its training images" in note for note in metrics["notes"])
 
 
 def test_masks_are_found_in_the_folders_that_their_images_have(tmp_path, dataset, square):

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-
 from tests.codes import raises_code
+
 from vesalius.data.images import read_image
 from vesalius.errors import DataError, SettingError
 from vesalius.evaluation.metrics import score

@@ -20,6 +20,7 @@ from vesalius.evaluation.metrics import METRICS
 from vesalius.evaluation.statistics import FEW_GROUPS, Column, Paired, paired_comparisons
 from vesalius.files import check_replaceable, prepare_folder, replacing, to_json
 from vesalius.lineage import versions
+from vesalius.names import list_names
 from vesalius.scoring.comparison_report import Comparison, write_comparison
 from vesalius.scoring.results import MAX_PROMPTS, Evaluation, ResultKey, read_evaluation
 
@@ -126,14 +127,16 @@ def _refuse_differences(reference: Evaluation, other: Evaluation) -> None:
     for one, two in ((reference, other), (other, reference)):
         alone = [_shown(key) for key in one.rows if key not in two.rows]
         if alone:
-            found.append(f"{len(alone)} only in {one.name}: {_listed(alone)}")
+            found.append(f"{len(alone)} only in {one.name}: {list_names(alone, LISTED)}")
     moved = [
         f"{_shown(key)} in {row['group']} and {other.rows[key]['group']}"
         for key, row in reference.rows.items()
         if key in other.rows and row["group"] != other.rows[key]["group"]
     ]
     if moved:
-        found.append(f"{len(moved)} in different groups (evaluate with the same --group): {_listed(moved)}")
+        found.append(
+            f"{len(moved)} in different groups (evaluate with the same --group): {list_names(moved, LISTED)}"
+        )
     prints = {each.name: each.facts["data"].get("fingerprint") for each in (reference, other)}
     for name, fingerprint in prints.items():
         if fingerprint is None:
@@ -317,8 +320,3 @@ def _different_settings(one: Mapping[str, Any], two: Mapping[str, Any]) -> Itera
 
 def _shown(key: ResultKey) -> str:
     return f"{key[0]} ({key[1]})"
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more

@@ -61,7 +61,10 @@ def write_comparison(folder: Path, result: Result, headline: str, by_group: np.n
     draw_comparison(folder / "comparison.png", result, headline, by_group)
     with Image.open(folder / "comparison.png") as figure:
         picture = as_data_url(figure, format="png")
-    for name, template in (("comparison.md", "comparison.md.jinja"), ("report.html", "comparison.html.jinja")):
+    for name, template in (
+        ("comparison.md", "comparison.md.jinja"),
+        ("report.html", "comparison.html.jinja"),
+    ):
         write_text(folder / name, _render(template, result, picture))
 
 

@@ -9,6 +9,7 @@ from vesalius.data.dataset import load_image
 from vesalius.errors import DataError, ImageError
 from vesalius.jobs.folder import Segmenter
 from vesalius.lineage import hash_pixels, near_hashes, perceptual_hash
+from vesalius.names import list_names
 from vesalius.types import Sample
 
 LISTED = 20
@@ -81,9 +82,8 @@ def _notes(unknown: bool, some_known: bool, n_seen: int, near: Sequence[str], n_
             "unseen images."
         )
     if near:
-        more = f", and {len(near) - LISTED} more" if len(near) > LISTED else ""
         notes.append(
             f"{len(near)} images look nearly like a training image; check whether they show the same patients: "
-            f"{', '.join(near[:LISTED])}{more}"
+            f"{list_names(near, LISTED)}"
         )
     return notes

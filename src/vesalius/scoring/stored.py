@@ -18,7 +18,7 @@ from vesalius.files import to_json
 from vesalius.lineage import hash_file
 from vesalius.masks import Size, decode_rle
 from vesalius.names import list_names, result_stems
-from vesalius.scoring.regions import masks_by_id
+from vesalius.scoring.roi import masks_by_id
 from vesalius.types import Item, Prediction, Sample
 
 Key = tuple[str, str]
