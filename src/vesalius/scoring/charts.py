@@ -74,13 +74,19 @@ def reliability(bins: Sequence[Mapping[str, Any]]) -> Markup:
     plot.axes(SHARES, SHARES, "predicted probability; vertical: observed share")
     plot.line([(0, 0), (1, 1)], GRAY, 1.5, "5 4")
     full = [each for each in bins if each["pixels"]]
-    plot.line([(each["said"], each["came"]) for each in full], BLUE, 2)
+    plot.line([(each["mean_probability"], each["positive_fraction"]) for each in full], BLUE, 2)
     most = math.log10(max((10, *(each["pixels"] for each in full))))
     words = []
     for each in full:
-        words.append(f"predicted {each['said']:.2f}, observed {each['came']:.2f}")
+        words.append(f"predicted {each['mean_probability']:.2f}, observed {each['positive_fraction']:.2f}")
         radius = 3 + 5 * math.log10(each["pixels"]) / most
-        plot.dot(each["said"], each["came"], radius, BLUE, f"{words[-1]}, {each['pixels']} pixels")
+        plot.dot(
+            each["mean_probability"],
+            each["positive_fraction"],
+            radius,
+            BLUE,
+            f"{words[-1]}, {each['pixels']} pixels",
+        )
     return plot.svg("Reliability diagram: " + "; ".join(words))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from vesalius.errors import DataError, SettingError
 from vesalius.evaluation.metrics import METRICS
-from vesalius.evaluation.statistics import FEW_GROUPS, Column, Paired, paired_comparisons
+from vesalius.evaluation.statistics import FEW_GROUPS, Column, PairedComparison, paired_comparisons
 from vesalius.files import check_replaceable, prepare_folder, replacing, to_json
 from vesalius.lineage import versions
 from vesalius.names import list_names
@@ -213,7 +213,7 @@ def _compare(
     return [row | _numbers(row["metric"], each) for row, each in zip(rows, found, strict=True)]
 
 
-def _numbers(metric: str, found: Paired) -> Comparison:
+def _numbers(metric: str, found: PairedComparison) -> Comparison:
     interval = found.interval
     return {
         "n": found.n,
@@ -229,7 +229,7 @@ def _numbers(metric: str, found: Paired) -> Comparison:
     }
 
 
-def _verdict(metric: str, found: Paired) -> str | None:
+def _verdict(metric: str, found: PairedComparison) -> str | None:
     """`better`, `worse` or `unclear`; `different` for a significant difference of unclear direction; None: untested."""
     if found.p_holm is None or found.difference is None or found.rank_biserial is None:
         return None

@@ -17,7 +17,7 @@ import numpy as np
 from vesalius.errors import DataError, OutputError
 from vesalius.evaluation.calibration import BINS, THRESHOLDS, Histogram, curves
 from vesalius.evaluation.empty import CASES
-from vesalius.evaluation.overlap import Confusion, ReferringTally
+from vesalius.evaluation.overlap import Confusion, ReferringMetrics
 from vesalius.files import hold_folder, prepare_folder, to_json, write_json
 from vesalius.scoring.results import ROWS, ResultRow
 from vesalius.scoring.scored_prediction import ScoredPrediction
@@ -188,7 +188,7 @@ class ResultsLog:
     @property
     def referring(self) -> dict[str, float | None]:
         """gIoU and cIoU over all scored rows."""
-        total = ReferringTally()
+        total = ReferringMetrics()
         for row in self.scored:
             total.add(confusion_of(row))
         return {"giou": total.giou, "ciou": total.ciou}
