@@ -1,387 +1,147 @@
-"""What each verb of the command line takes."""
+"""Arguments that several verbs share: dataset, model, prediction and mask options.
+
+A flag has the name of the parameter that it sets. An absent flag is absent from the namespace as well, so the default
+of the called function applies.
+"""
 
 from __future__ import annotations
 
 import argparse
-from importlib.metadata import version
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-MODEL = "a bundle, a run folder, an official Sa2VA folder or its hub name, or tiny; a U-Net run is a baseline"
-BASELINES = f"{MODEL}, and so is frangi, a filter"
+Result = dict[str, Any]
+"""Result of a verb, printed by `--json`; a value of `failed` other than 0 gives exit code 1."""
+
+MODEL = "bundle, run folder, official Sa2VA folder or hub id, or `tiny`"
+MODEL_OR_BASELINE = f"{MODEL}; baselines: a U-Net run, or `frangi`"
+DATA = "dataset: an annotation file, or a folder of images and masks"
+OUT = "new folder for the result"
 
 
-def build_parser(verbs: dict[str, Any]) -> argparse.ArgumentParser:
-    """The parser of all verbs: name -> the function that runs it, whose docstring is its summary."""
-    parser = argparse.ArgumentParser(
-        prog="vesalius", description="Text-prompted segmentation of your own images."
-    )
-    parser.add_argument("--version", action="version", version=version("vesalius"))
-    subparsers = parser.add_subparsers(metavar="VERB", required=True)
-    for name, run in verbs.items():
-        summary = (run.__doc__ or "").strip()
-        verb = subparsers.add_parser(name, help=summary, description=summary)
-        verb.set_defaults(run=run)
-        ARGUMENTS[name](verb)
-        verb.add_argument(
-            "--json", action="store_true", help="the result as one line of JSON, last on stdout"
-        )
-        verb.add_argument(
-            "-v", "--verbose", action="store_true", help="more messages, and a traceback of errors"
-        )
-    return parser
+def given(args: argparse.Namespace, names: str) -> dict[str, Any]:
+    """Those of the arguments `names` (separated by spaces) that were given or have a default here."""
+    return {name: getattr(args, name) for name in names.split() if name in args}
 
 
-def _synth(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("out", type=Path, metavar="OUT", help="folder to make")
-    verb.add_argument("--n", type=int, default=48, help="images, or clips (default 48)")
-    verb.add_argument("--frames", type=int, default=1, help="of each clip (default 1: still images)")
-    verb.add_argument("--seed", type=int, default=0, help="the same seed gives the same images (default 0)")
-    verb.add_argument("--size", type=int, default=512, help="side in pixels (default 512)")
-    verb.add_argument(
-        "--kind",
-        choices=("coronary", "retina", "mixed"),
-        default="coronary",
-        help="what to draw; mixed alternates (default coronary)",
-    )
-    verb.add_argument(
-        "--phrases",
-        choices=("default", "all"),
-        default="default",
-        help="all: those too that need reading, such as 'the widest vessel' or 'stenosis'",
-    )
-    verb.add_argument("--workers", type=int, metavar="N", help="processes that draw (default: one a core)")
+def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """Parameter name -> default value of a function, for the help text of the flags of the same names."""
+    parameters = inspect.signature(function).parameters.values()
+    return {each.name: each.default for each in parameters if each.default is not each.empty}
 
 
-def _check(verb: argparse.ArgumentParser) -> None:
+def add_model(verb: argparse.ArgumentParser, about: str = MODEL) -> None:
+    """Add the positional argument MODEL."""
+    verb.add_argument("model", metavar="MODEL", help=about)
+
+
+def add_data(verb: argparse.ArgumentParser) -> None:
+    """Add the positional argument DATA."""
     verb.add_argument("data", type=Path, metavar="DATA", help=DATA)
-    _data(verb)
-    verb.add_argument(
-        "--workers", type=int, metavar="N", help="processes that read images (default: one a core)"
-    )
-    verb.add_argument(
-        "--report",
-        type=Path,
-        metavar="DIR",
-        help="write check.html with pictures of what was found, findings.json and augmented.png into DIR",
-    )
-    verb.add_argument(
-        "--fix",
-        type=Path,
-        metavar="OUT",
-        help="write a copy in OUT, corrected where that is certain: masks of another size rescaled, objects of a "
-        "phrase united, coordinates outside clipped; what cannot be corrected is dropped; fixes.json lists all. "
-        "Exit status 1 then means that the copy still has errors",
-    )
 
 
-def _split(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("data", type=Path, metavar="DATA", help=DATA)
-    verb.add_argument("out", type=Path, metavar="OUT", help="folder to make")
-    how = verb.add_mutually_exclusive_group(required=True)
-    how.add_argument(
-        "--fractions",
-        type=float,
-        nargs="+",
-        default=(),
-        metavar="F",
-        help="shares of the images, which sum to 1: TRAIN VAL TEST, or TRAIN VAL",
-    )
-    how.add_argument(
-        "--folds", type=int, default=0, metavar="K", help="K folds instead: fold1.train, fold1.val, ..."
-    )
-    verb.add_argument("--seed", type=int, default=0, help="decides between equal choices (default 0)")
-    _data(verb)
-
-
-def _import(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("source", type=Path, metavar="SOURCE", help=f"{DATA}, or images without annotation")
-    verb.add_argument("out", type=Path, metavar="OUT", help="folder to make")
-    verb.add_argument(
-        "--to",
-        choices=("house", "coco", "labelme", "masks"),
-        default="house",
-        help="format to write (default house)",
-    )
-    verb.add_argument(
-        "--pseudonymize",
-        action="store_true",
-        help="no names, no metadata: the key and what is what go to OUT.key.json, for its owner alone",
-    )
-    verb.add_argument(
-        "--key",
-        type=Path,
-        metavar="FILE",
-        help="a .key.json: the same patients get the same pseudonyms again",
-    )
-    _data(verb)
-
-
-def _train(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("recipe", type=Path, metavar="RECIPE.yaml", nargs="?", help="settings of the run")
-    verb.add_argument(
-        "--set", metavar="a.b=c", nargs="+", action="extend", default=[], help="change settings"
-    )
-    kind = verb.add_mutually_exclusive_group()
-    kind.add_argument("--resume", type=Path, metavar="RUN", help="continue the run in this folder")
-    kind.add_argument("--overfit", type=int, metavar="N", help="learn N samples by heart, as a test")
-    kind.add_argument(
-        "--find-lr",
-        type=Path,
-        metavar="FILE.png",
-        help="train a little with rising learning rates, suggest one, draw it into FILE.png, and keep nothing else",
-    )
-
-
-def _runs(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("folder", type=Path, metavar="DIR", help="a run, or a folder with runs below it")
-
-
-def _predict(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("model", metavar="MODEL", help=BASELINES)
-    verb.add_argument(
-        "images",
-        type=Path,
-        metavar="IMAGE_OR_VIDEO_OR_FOLDER",
-        nargs="+",
-        help="images, DICOM files, volumes, videos, or folders of them",
-    )
-    verb.add_argument("--prompt", action="append", required=True, help="what to segment; may be given again")
-    verb.add_argument("--out", type=Path, required=True, help="folder to make")
-    verb.add_argument(
-        "--save",
-        default="masks,rle",
-        metavar="masks,probs,overlay,rle,dicom,films",
-        help="what to write (default masks,rle)",
-    )
-    verb.add_argument(
-        "--propagation",
-        choices=("frames", "official", "sam2"),
-        default="frames",
-        help="of clips: each frame by itself (default); first frames seen, the rest by Sa2VA's memory; frames from "
-        "all over the clip seen, the rest by SAM 2's memory",
-    )
-    verb.add_argument(
-        "--reprompt-every", type=int, metavar="N", help="sam2: decode the answer anew on each Nth frame"
-    )
-    where = verb.add_mutually_exclusive_group()
-    where.add_argument(
-        "--devices",
-        metavar="cuda:0,cuda:1",
-        help="a process on each of these, which share the images (default: here, on a GPU if there is one)",
-    )
-    where.add_argument(
-        "--gpus",
-        metavar="2x24GiB",
-        help="one model over GPUs of this memory, also 24GiB,48GiB, placed and in the dtype as `vesalius plan` says",
-    )
-    _prediction(verb)
-    _threshold(verb)
-
-
-def _evaluate(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "model_and_data", nargs="+", metavar="[MODEL] DATA", help=f"MODEL: {BASELINES}; DATA: {DATA}"
-    )
-    verb.add_argument(
-        "--predictions",
-        type=Path,
-        metavar="DIR",
-        help="score stored predictions instead of a MODEL: what predict wrote, or mask files named by id",
-    )
-    _data(verb)
-    verb.add_argument("--out", type=Path, required=True, help="folder to make")
-    verb.add_argument("--limit", type=int, help="only the first so many images")
-    verb.add_argument(
-        "--roi", type=Path, metavar="DIR", help="masks named by id; nothing counts outside of them"
-    )
-    verb.add_argument(
-        "--allow-training-samples",
-        action="store_true",
-        help="score images that the model was trained on, and say so",
-    )
-    verb.add_argument(
-        "--workers", type=int, metavar="N", help="processes that score and draw (default: one a core)"
-    )
-    _prediction(verb)
-    _threshold(verb)
-
-
-def _tune(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("model", metavar="MODEL", help=MODEL)
-    verb.add_argument("data", type=Path, metavar="DATA", help=DATA)
-    _data(verb)
-    verb.add_argument(
-        "--metric", default="dice", choices=("dice", "iou"), help="what to raise (default dice)"
-    )
-    verb.add_argument(
-        "--out", type=Path, metavar="BUNDLE", help="bundle to make (default: change MODEL's card)"
-    )
-    verb.add_argument(
-        "--tta",
-        dest="views",
-        type=lambda text: text.split(","),
-        default=(),
-        metavar="flip,smaller,larger",
-        help="also measure test-time augmentation with each choice of these views; the best is allowed from then on, "
-        "if it is surely a gain",
-    )
-    _prediction(verb)
-
-
-def _compare(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "evaluations",
-        type=Path,
-        metavar="EVALUATION",
-        nargs="+",
-        help="folders that evaluate wrote; the first is the reference",
-    )
-    verb.add_argument("--out", type=Path, required=True, help="folder to make")
-    verb.add_argument(
-        "--metric",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="compare only this one; may be given again (default: all)",
-    )
-
-
-def _plan(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "model", metavar="MODEL", help=f"{MODEL}; or a published name, whose weights need not be here"
-    )
-    verb.add_argument(
-        "--gpus",
-        metavar="4x24GiB",
-        help="GPUs and their memory, also as 24GiB,48GiB (default: those of this machine, else its CPU)",
-    )
-    verb.add_argument(
-        "--for",
-        dest="purpose",
-        choices=("predict", "train"),
-        default="predict",
-        help="what the model is to do (default predict)",
-    )
-    verb.add_argument(
-        "--set",
-        metavar="a=b",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="batch, prompts, image=[H,W], text_tokens, dtype; predict: quantize=8bit or 4bit, cpu_memory=64GiB; "
-        "train: trainable as in a recipe, sharded=true (FSDP2)",
-    )
-
-
-def _info(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("model", metavar="MODEL", help=MODEL)
-
-
-def _convert(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("source", metavar="SOURCE", help="an official folder, a bundle, or a training .pth")
-    verb.add_argument("out", type=Path, metavar="OUT", help="folder to make")
-    verb.add_argument(
-        "--to",
-        choices=("vesalius", "sa2va"),
-        default="vesalius",
-        help="a bundle, or the official layout (default vesalius)",
-    )
-    verb.add_argument(
-        "--base",
-        metavar="MODEL",
-        help="the model that a .pth belongs to; of any other source, a model to compare with",
-    )
-    verb.add_argument("--keep-adapter", action="store_true", help="keep LoRA beside the weights, unmerged")
-    verb.add_argument(
-        "--lora-alpha", type=float, metavar="A", help="LoRA's alpha, where the .pth does not tell it"
-    )
-
-
-DATA = "annotation file, or folder with images and masks"
-
-
-def _data(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--prompt", help="map every phrase to this one")
-    verb.add_argument("--split", metavar="NAME", help="which annotations.NAME.json of a folder")
-    verb.add_argument(
+def add_dataset_options(verb: argparse.ArgumentParser) -> None:
+    """Add --prompt, --split and --group: the options of `open_dataset`."""
+    group = verb.add_argument_group("dataset")
+    group.add_argument("--prompt", help="replace every phrase by this one")
+    group.add_argument("--split", metavar="NAME", help="read annotations.NAME.json of the folder")
+    group.add_argument(
         "--group",
         metavar="G",
-        help="patient or sequence: a field, folder, PatientID and the like of DICOM files, or a regular expression on the id",
+        help="patient or sequence of an image: an annotation field, a DICOM tag such as PatientID, `folder`, or a "
+        "regular expression on the id with one capture group",
     )
 
 
-def _prediction(verb: argparse.ArgumentParser) -> None:
+def add_num_workers(verb: argparse.ArgumentParser, task: str) -> None:
+    """Add --num-workers, the number of processes for `task`."""
     verb.add_argument(
+        "--num-workers", type=int, metavar="N", help=f"processes that {task}; one per core if not given"
+    )
+
+
+def add_prediction_options(verb: argparse.ArgumentParser) -> None:
+    """Add the options of `load_predictor` that do not depend on the threshold."""
+    group = verb.add_argument_group("prediction")
+    group.add_argument(
         "--answer",
         choices=("verify", "generate", "force"),
         default="verify",
-        help="verify: the model's own answer, guessed and then proved (default); generate: the same, token by token; "
-        "force: the template's answer",
+        help="verify: draft the usual answer and accept it if greedy decoding agrees (speculative decoding); "
+        "generate: greedy decoding, token by token; force: use the answer of the prompt template",
     )
-    verb.add_argument("--batch", type=int, default=4, metavar="N", help="images at once (default 4)")
-    verb.add_argument(
+    group.add_argument("--batch-size", type=int, default=4, metavar="N", help="images per batch")
+    group.add_argument(
         "--tiles",
         type=int,
         nargs="*",
         metavar="SIDE",
-        help="decode masks in windows of these sides in pixels, for thin structures on large images (alone: half of "
-        "what the segmenter sees)",
+        help="sliding windows of these sides in pixels, for thin structures in large images; without SIDE: half of "
+        "the segmenter's input size",
     )
-    verb.add_argument(
-        "--cache",
-        type=Path,
-        metavar="DIR",
-        help="keep what SAM 2's encoder makes of each image in DIR, for the next time with this model",
-    )
-    verb.add_argument(
+    group.add_argument("--cache", type=Path, metavar="DIR", help="cache SAM 2 image embeddings in DIR")
+    group.add_argument(
         "--cache-size",
         default="8GiB",
         metavar="SIZE",
-        help="of that folder; beyond it what was not used for longest is removed (default 8GiB)",
+        help="size limit of the cache; least recently used entries are evicted",
     )
 
 
-def _threshold(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
+def add_mask_options(verb: argparse.ArgumentParser) -> None:
+    """Add --threshold, --tta and the clean-up of masks."""
+    group = verb.add_argument_group("masks")
+    group.add_argument(
         "--threshold",
         type=float,
         metavar="T",
-        help="probability above which a pixel belongs (default: the model's)",
+        help="probability above which a pixel belongs to the mask; the model's own if not given",
     )
-    verb.add_argument(
+    group.add_argument(
         "--tta",
         action="store_true",
-        help="test-time augmentation: the mean over several views of each image, which tune --tta measured to help",
+        help="test-time augmentation: average over views of the image; allowed if `tune --tta` measured a gain",
     )
-    verb.add_argument(
+    group.add_argument(
         "--fill-holes",
         type=int,
-        default=0,
         metavar="PX",
-        help="fill holes of up to so many pixels in each object's mask (default 0)",
+        help="fill holes of up to PX pixels in the mask of each object",
     )
-    verb.add_argument(
+    group.add_argument(
         "--drop-specks",
         type=int,
-        default=0,
         metavar="PX",
-        help="then drop pieces of up to so many pixels (default 0)",
+        help="then remove connected components of up to PX pixels",
     )
 
 
-ARGUMENTS = {
-    "synth": _synth,
-    "check": _check,
-    "split": _split,
-    "import": _import,
-    "train": _train,
-    "runs": _runs,
-    "predict": _predict,
-    "evaluate": _evaluate,
-    "tune": _tune,
-    "compare": _compare,
-    "plan": _plan,
-    "info": _info,
-    "convert": _convert,
-}
+def open_segmenter(args: argparse.Namespace, model: str) -> Any:
+    """The model, opened with the prediction options."""
+    from vesalius.inference.predictor import load_predictor
+    from vesalius.models.cpu_allocator import keep_freed_memory
+
+    keep_freed_memory()
+    return load_predictor(model, **prediction_settings(args))
+
+
+def prediction_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments of `load_predictor`."""
+    from vesalius.cleaning import Cleaning
+    from vesalius.config import make_settings
+    from vesalius.inference.feature_cache import CacheSettings, check_apart
+    from vesalius.inference.placement import parse_size
+    from vesalius.inference.tiles import TileSettings
+
+    settings = given(args, "answer threshold tta gpus") | {"batch": args.batch_size}
+    if "tiles" in args:
+        settings["tiles"] = make_settings(TileSettings, {"sides": args.tiles}, "--tiles")
+    if "cache" in args:
+        check_apart(args.cache, vars(args).get("out"))
+        most_bytes = parse_size(args.cache_size, "--cache-size")
+        settings["cache"] = CacheSettings(folder=args.cache, most_bytes=most_bytes)
+    if cleaning := given(args, "fill_holes drop_specks"):
+        settings["cleaning"] = make_settings(Cleaning, cleaning, "mask clean-up")
+    return settings

@@ -1,0 +1,60 @@
+"""Find errors in a dataset before computing time is spent on it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from vesalius.cli.arguments import Result, add_data, add_dataset_options, add_num_workers, given
+from vesalius.progress import Progress
+
+
+def add_arguments(verb: argparse.ArgumentParser) -> None:
+    add_data(verb)
+    add_dataset_options(verb)
+    add_num_workers(verb, "read images")
+    verb.add_argument(
+        "--report",
+        type=Path,
+        metavar="DIR",
+        help="write check.html with pictures of the findings, findings.json and augmented.png to DIR",
+    )
+    verb.add_argument(
+        "--fix",
+        type=Path,
+        metavar="OUT",
+        help="write a corrected copy to OUT: masks of another size are rescaled, objects of one phrase united, "
+        "coordinates outside the image clipped, everything else that is wrong dropped; fixes.json lists all changes. "
+        "Exit code 1 then means that the copy still has errors",
+    )
+
+
+def run(args: argparse.Namespace) -> Result:
+    """Inspect the dataset; `failed` is the number of errors, of the corrected copy if there is one."""
+    from vesalius.checks import fixes, report_page
+    from vesalius.checks.inspection import inspect
+    from vesalius.checks.terminal_report import as_json, summarize
+
+    if "report" in args:
+        report_page.check_folder(args.report, args.data)
+    if "fix" in args:
+        fixes.check_folder(args.fix, args.data)
+    with Progress(1.0, "check", unit="dataset") as progress:
+        options = given(args, "split prompt group num_workers")
+        report = inspect(args.data, **options, on_progress=progress.reach)
+    for line in summarize(report, every=args.verbose):
+        print(line)
+    result = as_json(report)
+    workers = given(args, "num_workers")
+    if "report" in args:
+        with Progress(1.0, "report", unit="page") as progress:
+            page = report_page.write_page(report, args.report, **workers, on_progress=progress.reach)
+        print(f"report: {page}")
+    if "fix" not in args:
+        return result
+    with Progress(1.0, "fix", unit="copy") as progress:
+        fixed = fixes.write_fixed(report, args.fix, **workers, on_progress=progress.reach)
+    done = ", ".join(f"{n} {action}" for action, n in fixed.counts.items())
+    print(f"{args.fix}: {done}; listed in fixes.json")
+    print(f"errors: {result['failed']} in {args.data}, {fixed.errors} in {args.fix}")
+    return result | {"out": str(args.fix), "fixes": fixed.counts, "failed": fixed.errors}

@@ -1,0 +1,52 @@
+"""Convert a model between the official Sa2VA layout and a bundle, and prove that all tensors are the same."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from vesalius.cli.arguments import OUT, Result, given
+from vesalius.progress import Progress
+
+
+def add_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "source", metavar="SOURCE", help="official Sa2VA folder, bundle, or training checkpoint (.pth)"
+    )
+    verb.add_argument("out", type=Path, metavar="OUT", help=OUT)
+    verb.add_argument(
+        "--to",
+        choices=("vesalius", "sa2va"),
+        default="vesalius",
+        help="layout to write: a bundle, or the official layout",
+    )
+    verb.add_argument(
+        "--base",
+        metavar="MODEL",
+        help="base model of a .pth; with any other source, a model to compare the weights with",
+    )
+    verb.add_argument("--keep-adapter", action="store_true", help="keep the LoRA adapter separate, unmerged")
+    verb.add_argument(
+        "--lora-alpha", type=float, metavar="A", help="LoRA alpha, if the .pth does not contain it"
+    )
+
+
+def run(args: argparse.Namespace) -> Result:
+    """Write the converted model and its proof, and return the proof."""
+    from vesalius.conversion.convert import convert
+    from vesalius.conversion.proof import summarize
+    from vesalius.models.cpu_allocator import keep_freed_memory
+
+    keep_freed_memory()
+    with Progress(1.0, "convert", unit="model") as progress:
+        proof = convert(
+            args.source,
+            args.out,
+            **given(args, "to base keep_adapter lora_alpha"),
+            on_bytes=lambda done, total: progress.reach(
+                done / total, f"{done / 1e9:.1f} of {total / 1e9:.1f} GB"
+            ),
+        )
+    for line in summarize(proof):
+        print(line)
+    return proof

@@ -1,0 +1,97 @@
+"""Score a model, or stored predictions, against the ground truth of a dataset; write figures and a report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vesalius.cli.arguments import (
+    DATA,
+    MODEL_OR_BASELINE,
+    OUT,
+    Result,
+    add_dataset_options,
+    add_mask_options,
+    add_num_workers,
+    add_prediction_options,
+    given,
+    open_segmenter,
+)
+from vesalius.errors import SettingError
+from vesalius.progress import Progress
+
+FOR_MODELS = "tiles tta cache fill_holes drop_specks"
+
+
+def add_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "model_and_data", nargs="+", metavar="[MODEL] DATA", help=f"MODEL: {MODEL_OR_BASELINE}; DATA: {DATA}"
+    )
+    verb.add_argument(
+        "--predictions",
+        type=Path,
+        metavar="DIR",
+        help="score stored predictions instead of a model: the output of `predict`, or mask files named by id",
+    )
+    verb.add_argument("--out", type=Path, required=True, help=OUT)
+    verb.add_argument("--limit", type=int, metavar="N", help="score only the first N images")
+    verb.add_argument(
+        "--roi", type=Path, metavar="DIR", help="masks named by id; pixels outside of them are ignored"
+    )
+    verb.add_argument(
+        "--allow-training-samples",
+        action="store_true",
+        help="score images that the model was trained on; the report says so",
+    )
+    add_num_workers(verb, "score and draw")
+    add_dataset_options(verb)
+    add_prediction_options(verb)
+    add_mask_options(verb)
+
+
+def run(args: argparse.Namespace) -> Result:
+    """Write the evaluation; returns its metrics, and as `failed` the number of predictions that failed."""
+    from vesalius.data.dataset import open_dataset
+    from vesalius.scoring.evaluate import evaluate
+    from vesalius.scoring.summary import list_numbers
+
+    model, data = _model_and_data(args)
+    dataset = open_dataset(data, **given(args, "split prompt group"))
+    samples = dataset.samples[: vars(args).get("limit")]
+    segmenter = _open(args, model, samples)
+    with Progress(len(samples), "evaluate") as progress:
+        options = given(args, "limit roi allow_training_samples")
+        workers = vars(args).get("num_workers")
+        metrics = evaluate(
+            segmenter, dataset, args.out, **options, workers=workers, on_progress=progress.reach
+        )
+    for line in list_numbers(metrics):
+        print(line)
+    print(f"report: {args.out / 'report.html'}")
+    return {**metrics, "failed": metrics["coverage"]["failed"]}
+
+
+def _model_and_data(args: argparse.Namespace) -> tuple[str | None, Path]:
+    """The model and the dataset; no model with --predictions. A wrong number of arguments exits with 2."""
+    names = args.model_and_data
+    if len(names) != (1 if "predictions" in args else 2):
+        expected = "--predictions DIR DATA" if "predictions" in args else "MODEL DATA"
+        print(f"vesalius evaluate: takes {expected}; got {' '.join(names)}", file=sys.stderr)
+        raise SystemExit(2)
+    return (names[0] if len(names) == 2 else None), Path(names[-1])
+
+
+def _open(args: argparse.Namespace, model: str | None, samples: Sequence[Any]) -> Any:
+    if model is not None:
+        return open_segmenter(args, model)
+    from vesalius.scoring.stored import StoredPredictions
+
+    if wrong := list(given(args, FOR_MODELS)):
+        flag = f"--{wrong[0].replace('_', '-')}"
+        raise SettingError(
+            f"{flag} requires a MODEL; remove it, or --predictions", code="conflicting_settings", field=flag
+        )
+    return StoredPredictions(args.predictions, samples, **given(args, "threshold"))

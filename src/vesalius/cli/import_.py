@@ -1,0 +1,47 @@
+"""Convert annotation exports, DICOM files and videos into one dataset, optionally pseudonymized."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from vesalius.cli.arguments import DATA, OUT, Result, add_dataset_options, defaults_of, given
+from vesalius.progress import Progress
+
+
+def add_arguments(verb: argparse.ArgumentParser) -> None:
+    from vesalius.curation.importing import import_dataset
+    from vesalius.data.writers.formats import WRITERS
+
+    default = defaults_of(import_dataset)
+    verb.add_argument("source", type=Path, metavar="SOURCE", help=f"{DATA}, or images without annotations")
+    verb.add_argument("out", type=Path, metavar="OUT", help=OUT)
+    verb.add_argument(
+        "--to", choices=tuple(WRITERS), default=default["to"], help="annotation format to write"
+    )
+    verb.add_argument(
+        "--pseudonymize",
+        action="store_true",
+        help="remove names and metadata; the mapping from pseudonyms to originals is written to OUT.key.json, "
+        "outside the dataset and readable only by you",
+    )
+    verb.add_argument(
+        "--key",
+        type=Path,
+        metavar="FILE",
+        help="the .key.json of an earlier import: the same patients get the same pseudonyms",
+    )
+    add_dataset_options(verb)
+
+
+def run(args: argparse.Namespace) -> Result:
+    """Write the dataset; returns counts and notes."""
+    from vesalius.curation.importing import import_dataset
+
+    options = given(args, "to pseudonymize key prompt split group")
+    with Progress(1.0, "import", unit="dataset") as progress:
+        result = import_dataset(args.source, args.out, **options, on_progress=progress.reach)
+    for note in result["notes"]:
+        print(note)
+    print(f"{args.out}: {result['counts']['images']} images, format {args.to}")
+    return result

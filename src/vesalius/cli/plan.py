@@ -1,0 +1,37 @@
+"""Estimate memory and choose devices, dtype and batch size."""
+
+from __future__ import annotations
+
+import argparse
+
+from vesalius.cli.arguments import MODEL, Result, add_model, given
+
+
+def add_arguments(verb: argparse.ArgumentParser) -> None:
+    add_model(verb, f"{MODEL}; a published name works without its weights")
+    verb.add_argument(
+        "--gpus",
+        metavar="4x24GiB",
+        help="number and memory of GPUs, also 24GiB,48GiB; without it, the GPUs of this machine, or its CPU",
+    )
+    verb.add_argument(
+        "--for", dest="purpose", choices=("predict", "train"), default="predict", help="task of the model"
+    )
+    verb.add_argument(
+        "--set",
+        metavar="a=b",
+        nargs="+",
+        action="extend",
+        dest="changes",
+        help="batch_size, prompts, image=[H,W], text_tokens, dtype; predict: quantization=8bit or 4bit, "
+        "cpu_memory=64GiB; train: trainable as in a recipe, sharded=true (FSDP2)",
+    )
+
+
+def run(args: argparse.Namespace) -> Result:
+    """Print the plan with the reason for each number; `failed` is true if the model does not fit."""
+    from vesalius.inference.plan import make_plan, summarize
+
+    plan = make_plan(args.model, **given(args, "gpus purpose changes"))
+    print("\n".join(summarize(plan)))
+    return {**plan.as_json(), "failed": plan.device_map is None}

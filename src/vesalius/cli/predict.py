@@ -1,0 +1,109 @@
+"""Segment images, videos or folders of them, and write the masks."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vesalius.cli.arguments import (
+    MODEL_OR_BASELINE,
+    OUT,
+    Result,
+    add_mask_options,
+    add_model,
+    add_prediction_options,
+    defaults_of,
+    given,
+    open_segmenter,
+    prediction_settings,
+)
+from vesalius.progress import Progress
+
+
+def add_arguments(verb: argparse.ArgumentParser) -> None:
+    from vesalius.jobs.folder import SAVES, write_predictions
+
+    add_model(verb, MODEL_OR_BASELINE)
+    verb.add_argument(
+        "images",
+        type=Path,
+        metavar="IMAGE_OR_VIDEO_OR_FOLDER",
+        nargs="+",
+        help="images, DICOM files, volumes, videos, or folders of them",
+    )
+    verb.add_argument("--prompt", action="append", required=True, help="what to segment; may be repeated")
+    verb.add_argument("--out", type=Path, required=True, help=OUT)
+    verb.add_argument(
+        "--save",
+        default=",".join(defaults_of(write_predictions)["save"]),
+        metavar=",".join(SAVES),
+        help="outputs to write",
+    )
+    _add_video_options(verb)
+    devices = verb.add_argument_group("devices").add_mutually_exclusive_group()
+    devices.add_argument(
+        "--devices",
+        metavar="cuda:0,cuda:1",
+        help="data parallel: one process per device; without it, one process on the GPU if there is one",
+    )
+    devices.add_argument(
+        "--gpus",
+        metavar="2x24GiB",
+        help="model parallel: one model over GPUs of this memory, also 24GiB,48GiB, as `vesalius plan` places it",
+    )
+    add_prediction_options(verb)
+    add_mask_options(verb)
+
+
+def _add_video_options(verb: argparse.ArgumentParser) -> None:
+    group = verb.add_argument_group("videos")
+    group.add_argument(
+        "--propagation",
+        choices=("frames", "official", "sam2"),
+        default="frames",
+        help="how masks propagate in videos. frames: each frame independently; official: prompt on the first 5 "
+        "frames, then Sa2VA's memory; sam2: prompt on key frames, then SAM 2's memory",
+    )
+    group.add_argument(
+        "--reprompt-every", type=int, metavar="N", help="with sam2: prompt again on each Nth frame"
+    )
+
+
+def run(args: argparse.Namespace) -> Result:
+    """Write the predictions; `failed` is the number of images without a prediction."""
+    from vesalius.data.image_files import find_images
+    from vesalius.jobs.clip_folder import ask_clips
+    from vesalius.jobs.folder import check_request, write_predictions
+
+    saves = args.save.split(",")
+    check_request(args.prompt, saves)
+    images = find_images(args.images)
+    clips = given(args, "propagation reprompt_every")
+    with _open(args) as opened, Progress(len(images), "predict") as progress:
+        segmenter, samples, answer = ask_clips(*opened, images, args.prompt, saves, **clips)
+        summary = write_predictions(
+            segmenter, samples, args.prompt, args.out, save=saves, answer=answer, on_progress=progress.reach
+        )
+    print(f"{args.out}: " + ", ".join(f"{count} {status}" for status, count in summary["coverage"].items()))
+    if summary["answers"]:
+        print("answers: " + ", ".join(f"{count} {origin}" for origin, count in summary["answers"].items()))
+    for line in summary["failures"]:
+        print(f"failed: {line}", file=sys.stderr)
+    return {**summary, "failed": summary["coverage"]["failed"]}
+
+
+@contextmanager
+def _open(args: argparse.Namespace) -> Iterator[tuple[Any, Any]]:
+    """The segmenter in this process and None, or the description of a model in other processes and their answers."""
+    if "devices" not in args:
+        yield open_segmenter(args, args.model), None
+        return
+    from vesalius.jobs.processes import Processes, order_predictors
+
+    orders = order_predictors(args.model, args.devices.split(","), prediction_settings(args))
+    with Processes(orders) as processes:
+        yield processes.description, processes.answer_samples

@@ -1,0 +1,47 @@
+"""Write a synthetic dataset of angiograms or retinas with exact masks."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import get_args
+
+from vesalius.cli.arguments import OUT, Result, add_num_workers, defaults_of, given
+from vesalius.progress import Progress
+
+
+def add_arguments(verb: argparse.ArgumentParser) -> None:
+    from vesalius.synth.series import Kind, Phrases, write_dataset
+
+    default = defaults_of(write_dataset)
+    verb.add_argument("out", type=Path, metavar="OUT", help=OUT)
+    verb.add_argument("--n", type=int, default=48, help="number of images or clips")
+    verb.add_argument(
+        "--frames", type=int, default=default["frames"], help="frames per clip; 1: still images"
+    )
+    verb.add_argument("--seed", type=int, default=default["seed"], help="random seed")
+    verb.add_argument("--size", type=int, default=default["size"], help="height and width in pixels")
+    verb.add_argument(
+        "--kind", choices=get_args(Kind), default=default["kind"], help="type of image; mixed alternates"
+    )
+    verb.add_argument(
+        "--phrases",
+        choices=get_args(Phrases),
+        default=default["phrases"],
+        help="all: also phrases that need language understanding, such as 'the widest vessel' or 'stenosis'",
+    )
+    add_num_workers(verb, "draw images")
+
+
+def run(args: argparse.Namespace) -> Result:
+    """Write the dataset; returns the counts of images, masks and absent phrases."""
+    from vesalius.synth import write_dataset
+
+    settings = given(args, "seed size frames kind phrases")
+    with Progress(args.n * args.frames, "synth") as progress:
+        written = write_dataset(
+            args.out, args.n, **settings, **given(args, "num_workers"), on_progress=progress.reach
+        )
+    absent = f", {written.absent} absent phrases" if written.absent else ""
+    print(f"{args.out}: {written.images} images, {written.masks} masks{absent}")
+    return {"out": str(args.out), "n": args.n, **settings, **vars(written)}

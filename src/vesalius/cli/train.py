@@ -1,0 +1,66 @@
+"""Fine-tune a model as described by a recipe."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from vesalius.cli.arguments import Result, given
+from vesalius.errors import SettingError
+from vesalius.progress import Progress
+
+
+def add_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("recipe", type=Path, metavar="RECIPE.yaml", nargs="?", help="settings of the run")
+    verb.add_argument(
+        "--set", metavar="a.b=c", nargs="+", action="extend", help="change settings of the recipe"
+    )
+    mode = verb.add_mutually_exclusive_group()
+    mode.add_argument("--resume", type=Path, metavar="RUN", help="continue the run in this folder")
+    mode.add_argument("--overfit", type=int, metavar="N", help="overfit test on N samples")
+    mode.add_argument(
+        "--find-lr",
+        type=Path,
+        metavar="FILE.png",
+        help="learning rate finder: train briefly with rising learning rates, suggest one and plot the curve; no run "
+        "folder is written",
+    )
+
+
+def run(args: argparse.Namespace) -> Result:
+    """Start or resume a run, or search a learning rate; returns the path of the run and of its best checkpoint."""
+    from vesalius.models.cpu_allocator import keep_freed_memory
+    from vesalius.training.run import read_run_settings, train
+    from vesalius.training.validation import summarize
+
+    recipe, resume = vars(args).get("recipe"), vars(args).get("resume")
+    if (recipe is None) == (resume is None):
+        message = "give a recipe, or --resume RUN to continue a run"
+        raise SettingError(message, code="conflicting_settings", field="recipe")
+    keep_freed_memory()
+    settings = read_run_settings(resume or recipe, vars(args).get("set", []))
+    if "find_lr" in args:
+        return _find_lr(args, settings)
+    if resume is not None:  # the run may have been moved since
+        settings = settings.changed(out=resume)
+    with Progress(1.0, "train", unit="run") as progress:
+        folder = train(
+            settings,
+            resume=resume is not None,
+            **given(args, "overfit"),
+            on_note=print,
+            on_step=lambda line: progress.reach(
+                min(1.0, line["progress"]), f"step {line['step']} loss {line['loss']:.3f}"
+            ),
+            on_validation=lambda line: print(summarize(line), flush=True),
+        )
+    return {"run": str(folder), "best": str((folder / "best").resolve())}
+
+
+def _find_lr(args: argparse.Namespace, settings: Any) -> Result:
+    from vesalius.training.run import search_rate
+
+    with Progress(1.0, "find-lr", unit="search") as progress:
+        found = search_rate(settings, args.find_lr, on_note=print, on_progress=progress.reach)
+    return {"picture": str(args.find_lr), **found.as_json()}

@@ -1,0 +1,61 @@
+"""Find the best threshold of a model on validation data, and store it in a bundle."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from vesalius.cli.arguments import (
+    Result,
+    add_data,
+    add_dataset_options,
+    add_model,
+    add_prediction_options,
+    defaults_of,
+    given,
+    open_segmenter,
+)
+from vesalius.progress import Progress
+
+
+def add_arguments(verb: argparse.ArgumentParser) -> None:
+    from vesalius.scoring.tune import METRICS, find_threshold
+
+    add_model(verb)
+    add_data(verb)
+    verb.add_argument(
+        "--metric", choices=METRICS, default=defaults_of(find_threshold)["metric"], help="metric to maximize"
+    )
+    verb.add_argument(
+        "--out",
+        type=Path,
+        metavar="BUNDLE",
+        help="new bundle; without it, the card of MODEL is changed in place",
+    )
+    verb.add_argument(
+        "--tta",
+        dest="views",
+        type=lambda text: text.split(","),
+        metavar="flip,smaller,larger",
+        help="also measure test-time augmentation with each subset of these views; the best one is enabled if its "
+        "gain is significant",
+    )
+    add_dataset_options(verb)
+    add_prediction_options(verb)
+
+
+def run(args: argparse.Namespace) -> Result:
+    """Tune the threshold and write the bundle; returns the scores of the thresholds."""
+    from vesalius.data.dataset import open_dataset
+    from vesalius.models.threshold import check_target, store_threshold
+    from vesalius.scoring.tune import as_json, find_threshold, summarize
+
+    target = check_target(args.model, vars(args).get("out"))
+    dataset = open_dataset(args.data, **given(args, "split prompt group"))
+    predictor = open_segmenter(args, args.model)
+    with Progress(len(dataset.samples), "tune") as progress:
+        tuned = find_threshold(predictor, dataset, **given(args, "metric views"), on_progress=progress.reach)
+    store_threshold(args.model, target, tuned.threshold, tuned.origin, tuned.images, tuned.tta_gain)
+    for line in summarize(tuned, target, had_gain=predictor.bundle_card.tta is not None):
+        print(line)
+    return {**as_json(tuned), "bundle": str(target)}
