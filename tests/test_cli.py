@@ -1,7 +1,8 @@
-"""The whole line as a user drives it, and what he reads when something is wrong."""
+"""The command line from data to report, and its errors."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import yaml
 from PIL import Image
 
 from vesalius.cli import main
+from vesalius.cli.main import VERBS
 from vesalius.masks import decode_rle
 
 
@@ -46,13 +48,15 @@ def read_pixels(path: Path) -> np.ndarray:
         return np.asarray(image)
 
 
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
-    """The one sentence on stderr of a command that must fail with exit code 1."""
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dict[str, Any]:
+    """The error object of a command that must fail with exit code 1 and one sentence on stderr."""
     capsys.readouterr()
-    assert main([str(argument) for argument in arguments]) == 1
-    sentences = [line for line in capsys.readouterr().err.splitlines() if line.startswith("vesalius: ")]
-    assert len(sentences) == 1
-    return sentences[0]
+    assert main([*map(str, arguments), "--json"]) == 1
+    printed = capsys.readouterr()
+    error: dict[str, Any] = json.loads(printed.out.splitlines()[-1])["error"]
+    assert printed.err.splitlines()[-1] == f"vesalius: {error['message']}"
+    assert "\n" not in error["message"]
+    return error
 
 
 def test_settings_on_the_command_line_reach_the_run(work: Path) -> None:
@@ -111,7 +115,7 @@ def test_predict_writes_the_prediction_folder(
     assert (out / "masks" / "synth_00000--导管.png").is_file()
 
 
-def test_unreadable_image_among_others_fails_the_job_and_loses_nothing(
+def test_an_unreadable_image_fails_the_job_but_not_the_other_images(
     work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = tmp_path / "images"
@@ -134,11 +138,11 @@ def test_unreadable_image_among_others_fails_the_job_and_loses_nothing(
     assert (out / "masks" / "good.png").is_file()
 
 
-def test_evaluate_refuses_training_images_and_scores_them_when_told(
+def test_evaluate_scores_training_images_only_if_allowed(
     work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["evaluate", work / "run", work / "data", "--out", tmp_path / "out", "--answer", "force"]
-    assert "trained on" in refusal(capsys, *command)
+    assert "trained on" in refusal(capsys, *command)["message"]
     assert not (tmp_path / "out").exists()
     code, metrics = run_json(capsys, *command, "--allow-training-samples")
     assert code == 0
@@ -157,7 +161,7 @@ def test_evaluate_refuses_training_images_and_scores_them_when_told(
     assert (tmp_path / "out" / "report.html").is_file()
 
 
-def test_untrained_model_that_says_nothing_is_scored_as_empty_masks(
+def test_an_untrained_model_without_seg_is_scored_as_empty_masks(
     work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["synth", str(tmp_path / "data"), "--n", "2", "--size", "96", "--seed", "9"])
@@ -167,7 +171,7 @@ def test_untrained_model_that_says_nothing_is_scored_as_empty_masks(
     assert metrics["mean"]["dice"] == 0
 
 
-def test_info_tells_what_a_model_is(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_shows_the_provenance_of_a_model(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, facts = run_json(capsys, "info", work / "run")
     assert code == 0
     assert facts["step"] == 2
@@ -175,72 +179,72 @@ def test_info_tells_what_a_model_is(work: Path, capsys: pytest.CaptureFixture[st
     assert facts["lineage"]["start"] == "random weights, seed 1"
 
 
-def test_refusals_are_one_sentence_that_names_the_place(
+def test_errors_have_a_code_and_one_sentence(
     work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     image = work / "data" / "images" / "synth_00000.png"
     out = ["--out", tmp_path / "out"]
-    recipe = work / "recipe.yaml"
-    data = work / "data"
+    recipe, data = work / "recipe.yaml", work / "data"
+    predict = ["predict", work / "run", image, "--prompt", "x"]
     (tmp_path / "empty").mkdir()
-    cases: list[tuple[list[str | Path], str]] = [
-        (["predict", "tyni", image, "--prompt", "x", *out], "unknown model name 'tyni'; did you mean tiny?"),
-        (["predict", work / "data", image, "--prompt", "x", *out], "holds no model"),
-        (["predict", work / "run", tmp_path / "no.png", "--prompt", "x", *out], "no.png"),
-        (["predict", work / "run", tmp_path / "empty", "--prompt", "x", *out], "empty: holds no image"),
-        (["predict", work / "run", image, "--prompt", " ", *out], "the prompt is empty"),
-        (["predict", work / "run", image, "--prompt", "x", "--prompt", "x", *out], "given twice"),
-        (["predict", work / "run", image, "--prompt", "x", "--save", "mask", *out], "--save mask: unknown"),
-        (["predict", work / "run", image, "--prompt", "x", "--threshold", "2", *out], "between 0 and 1"),
-        (["predict", work / "run", image, "--prompt", "x", "--batch", "0", *out], "batch must be at least 1"),
-        (["predict", work / "run", image, "--prompt", "x", "--out", work], "not empty; choose another"),
-        (
-            ["predict", work / "run", image, "--prompt", "x", "--out", "/proc/out"],
-            "/proc/out: cannot be written",
-        ),
-        (["evaluate", work / "run", tmp_path / "empty", *out], "empty: is no dataset"),
-        (["evaluate", work / "run", data, "--limit", "0", *out], "limit must be 1 or more"),
-        (["check", tmp_path / "nowhere"], "nowhere: does not exist"),
-        (["train"], "give a recipe, or --resume RUN"),
-        (["train", tmp_path / "no.yaml"], "no.yaml: cannot be read (No such file or directory)"),
-        (["train", recipe, "--set", "stepz=3"], "unknown key stepz; did you mean steps?"),
-        (["train", recipe, "--set", "optim.lr"], "write it as name=value"),
-        (["train", recipe, "--set", "optim.lr=-1"], "optim.lr: Input should be greater than 0"),
-        (
-            ["train", recipe],
-            "run: exists and is not empty; choose another `out`, or continue it with --resume",
-        ),
-        (["train", "--resume", tmp_path / "empty"], "config.yaml: cannot be read"),
-        (["synth", work / "data"], "not empty"),
-        (["synth", tmp_path / "s", "--n", "0"], "n 0 is too small"),
-        (["synth", tmp_path / "s", "--seed", "-1"], "seed -1 is negative"),
-        (["train", recipe, "--set", f"out={recipe}"], "is a file; choose another `out`"),
-        (["train", recipe, "--set", "optim.betas=[0.9, 1.5]"], "optim.betas"),
-        (
-            ["train", "--resume", work / "run", "--set", "batch_size=1"],
-            "a batch had 2 images over all processes and would have 1",
-        ),
-        (["info", "Sa2VA-8B"], "Sa2VA-8B: its weights are not on this machine"),
+    cases: list[tuple[list[str | Path], str, str]] = [
+        (["predict", "tyni", image, "--prompt", "x", *out], "CODE", "did you mean tiny?"),
+        (["predict", work / "data", image, "--prompt", "x", *out], "CODE", "data"),
+        (["predict", work / "run", tmp_path / "no.png", "--prompt", "x", *out], "CODE", "no.png"),
+        (["predict", work / "run", tmp_path / "empty", "--prompt", "x", *out], "CODE", "empty"),
+        (["predict", work / "run", image, "--prompt", " ", *out], "CODE", "prompt"),
+        ([*predict, "--prompt", "x", *out], "CODE", "'x'"),
+        ([*predict, "--save", "mask", *out], "CODE", "mask"),
+        ([*predict, "--threshold", "2", *out], "CODE", "2"),
+        ([*predict, "--batch-size", "0", *out], "CODE", "0"),
+        ([*predict, "--fill-holes", "-1", *out], "CODE", "fill_holes"),
+        ([*predict, "--out", work], "CODE", str(work)),
+        ([*predict, "--out", "/proc/out"], "CODE", "/proc/out"),
+        (["evaluate", work / "run", tmp_path / "empty", *out], "CODE", "empty"),
+        (["evaluate", work / "run", data, "--limit", "0", *out], "CODE", "limit"),
+        (["evaluate", "--predictions", data, data, "--tta", *out], "CODE", "--tta"),
+        (["check", tmp_path / "nowhere"], "CODE", "nowhere"),
+        (["train"], "CODE", "--resume RUN"),
+        (["train", tmp_path / "no.yaml"], "CODE", "no.yaml"),
+        (["train", recipe, "--set", "stepz=3"], "CODE", "did you mean steps?"),
+        (["train", recipe, "--set", "optim.lr"], "CODE", "optim.lr"),
+        (["train", recipe, "--set", "optim.lr=-1"], "CODE", "greater than 0"),
+        (["train", recipe], "CODE", "--resume"),
+        (["train", "--resume", tmp_path / "empty"], "CODE", "config.yaml"),
+        (["synth", work / "data"], "CODE", "data"),
+        (["synth", tmp_path / "s", "--n", "0"], "CODE", "0"),
+        (["synth", tmp_path / "s", "--seed", "-1"], "CODE", "-1"),
+        (["train", recipe, "--set", f"out={recipe}"], "CODE", "recipe.yaml"),
+        (["train", recipe, "--set", "optim.betas=[0.9, 1.5]"], "CODE", "optim.betas"),
+        (["train", "--resume", work / "run", "--set", "batch_size=1"], "CODE", "2"),
+        (["info", "Sa2VA-8B"], "CODE", "Sa2VA-8B"),
     ]
-    for command, expected in cases:
-        assert expected in refusal(capsys, *command), command
+    for command, code, part in cases:
+        error = refusal(capsys, *command)
+        assert error["code"] == code, error
+        assert part in error["message"], error
         assert not (tmp_path / "out").exists(), command
 
 
 @pytest.mark.parametrize(
-    ("entry", "expected"),
+    ("entry", "code", "part"),
     [
-        ({"mask": [[[1, 1, 5, 5]]], "text": ["x"]}, "2 points"),
-        ({"mask": [[[1, 1]]], "text": ["x"]}, "1 point"),
-        ({"mask": [[[1, 1, 5, 5, float("nan"), 2]]], "text": ["x"]}, "not a finite number"),
-        ({"mask": [[[1, 1, 5, 5, 1, 5]]], "text": ["x", "y"]}, "2"),
-        ({"mask": [[[1, 1, 500, 5, 1, 500]]], "text": ["x"]}, "another size"),
-        ({"mask": [[]], "text": ["x"]}, "null"),
-        ({"mask": [[[1, 1, 5, 5, 1, 5]]], "text": ["x"], "size": [80, 80]}, "80 x 80"),
+        ({"mask": [[[1, 1, 5, 5]]], "text": ["x"]}, "CODE", "2 points"),
+        ({"mask": [[[1, 1]]], "text": ["x"]}, "CODE", "1 point"),
+        ({"mask": [[[1, 1, 5, 5, float("nan"), 2]]], "text": ["x"]}, "CODE", ""),
+        ({"mask": [[[1, 1, 5, 5, 1, 5]]], "text": ["x", "y"]}, "CODE", "2"),
+        ({"mask": [[[1, 1, 500, 5, 1, 500]]], "text": ["x"]}, "CODE", ""),
+        ({"mask": [[]], "text": ["x"]}, "CODE", "null"),
+        ({"mask": [[[1, 1, 5, 5, 1, 5]]], "text": ["x"], "size": [80, 80]}, "CODE", "80 x 80"),
     ],
 )
 def test_wrong_annotations_stop_training_before_it_begins(
-    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], entry: dict[str, Any], expected: str
+    work: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    entry: dict[str, Any],
+    code: str,
+    part: str,
 ) -> None:
     data = tmp_path / "set"
     data.mkdir()
@@ -248,18 +252,61 @@ def test_wrong_annotations_stop_training_before_it_begins(
     (data / "annotations.json").write_text(json.dumps([{"image": "图.png", **entry}]), encoding="utf-8")
     assert main(["check", str(data)]) == 1
     out = tmp_path / "run"
-    sentence = refusal(
-        capsys,
-        "train",
-        work / "recipe.yaml",
-        "--set",
-        f"data.train={data}",
-        f"data.val={data}",
-        f"out={out}",
-    )
-    assert expected in sentence
-    assert "图.png" in sentence or "entry 0" in sentence or "entry 1" in sentence
+    changes = [f"data.train={data}", f"data.val={data}", f"out={out}"]
+    error = refusal(capsys, "train", work / "recipe.yaml", "--set", *changes)
+    assert (error["code"], error["path"]) == (code, str(data / "annotations.json"))
+    assert part in error["message"]
+    assert "图.png" in error["message"] or "entry 0" in error["message"] or "entry 1" in error["message"]
     assert not out.exists()
+
+
+def vesalius(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
+    """`vesalius` in a process of its own."""
+    command = [sys.executable, "-m", "vesalius", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def test_json_prints_an_error_object_as_the_last_line_of_stdout(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("stepz: 3\n")
+    process = vesalius("train", recipe, "--json")
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 1
+    error = json.loads(stdout.splitlines()[-1])["error"]
+    assert error == {
+        "code": "unknown_setting",
+        "message": f"{recipe}: unknown key stepz; did you mean steps?",
+        "path": str(recipe),
+        "field": "stepz",
+    }
+    assert stderr == f"vesalius: {error['message']}\n"
+
+
+def test_an_unexpected_exception_has_the_code_unexpected(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("vesalius.training.runs.list_runs", lambda folder: 1 / 0)
+    error = refusal(capsys, "runs", tmp_path)
+    assert error["code"] == "unexpected"
+    assert "ZeroDivisionError" in error["message"]
+    assert main(["runs", str(tmp_path), "-v"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_ctrl_c_has_the_code_interrupted_and_leaves_no_file(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = vesalius("synth", out, "--n", "5000", "--num-workers", "0", "--json")
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".out.*.partial/images/*.png")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    stdout, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert json.loads(stdout.splitlines()[-1])["error"]["code"] == "interrupted"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -270,27 +317,36 @@ def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
 
 
-def test_help_starts_without_torch() -> None:
-    code = "import sys; from vesalius.cli import main\ntry: main(['--help'])\nfinally: print('torch' in sys.modules)"
-    started = time.monotonic()
+def test_help_imports_no_torch_and_no_numpy() -> None:
+    code = (
+        "import sys; from vesalius.cli import main\ntry: main(['--help'])\n"
+        "finally: print([name for name in ('torch', 'numpy', 'pydantic') if name in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    print(f"{time.monotonic() - started:.2f} s")
-    assert done.stdout.splitlines()[-1] == "False"
-    assert "evaluate" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert all(verb in done.stdout for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_shows_its_summary(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert (VERBS[verb].__doc__ or "") in text
+    assert "default: None" not in text
 
 
 def test_interrupted_training_leaves_a_run_that_resumes(work: Path, tmp_path: Path) -> None:
-    """A real process, killed without warning between checkpoints, then continued to the end."""
+    """A process is killed between checkpoints, then resumed to the end."""
     out = tmp_path / "run"
     settings = [f"out={out}", "steps=3", "validate.every_epochs=1", "batch_size=5"]
-    command = [sys.executable, "-m", "vesalius", "train", str(work / "recipe.yaml"), "--set", *settings]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = vesalius("train", work / "recipe.yaml", "--set", *settings)
     deadline = time.monotonic() + 120
     while not (out / "last").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     process.kill()
-    process.wait()
+    process.communicate()
     assert (out / "last").exists()
     assert main(["train", "--resume", str(out)]) == 0
     steps = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]

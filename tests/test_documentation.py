@@ -13,8 +13,7 @@ import yaml
 from PIL import Image
 
 import vesalius
-from vesalius.cli.arguments import build_parser
-from vesalius.cli.main import VERBS
+from vesalius.cli.main import VERBS, build_parser
 from vesalius.config import read_settings
 from vesalius.data.dataset import open_dataset
 from vesalius.training.settings import RunSettings

@@ -227,14 +227,14 @@ def boundary_distance(a: np.ndarray, b: np.ndarray) -> int:
 
 def check_labelme(data: Path, out: Path, truth: dict[str, dict[str, np.ndarray]], scaled: set[str]) -> None:
     """Half was annotated at 800 x 800: check finds it, --fix puts it right, to a pixel of the truth."""
-    assert main(["check", str(data), "--workers", "0"]) == 1
+    assert main(["check", str(data), "--num-workers", "0"]) == 1
     report = inspect(data, num_workers=0)
     found = {
         name for finding in report.findings if finding.code == "size_mismatch" for name in finding.samples
     }
     assert found == scaled
 
-    assert main(["check", str(data), "--fix", str(out), "--workers", "0"]) == 0
+    assert main(["check", str(data), "--fix", str(out), "--num-workers", "0"]) == 0
     assert {each["id"] for each in listed(out)["rescaled"]} == scaled
     assert listed(out)["dropped"] == []
     samples = load_samples(out)
@@ -304,7 +304,7 @@ def test_every_split_has_its_file_and_an_image_of_two_lies_there_once(tmp_path: 
     assert codes(fixes)["image_leak"] >= 1  # the same image in two splits stays an error, and is told
     assert (
         fixes.errors >= 1
-        and main(["check", str(data), "--fix", str(tmp_path / "two"), "--workers", "0"]) == 1
+        and main(["check", str(data), "--fix", str(tmp_path / "two"), "--num-workers", "0"]) == 1
     )
     for split, names in parts.items():
         samples = load_samples(out, split=split)
@@ -385,14 +385,14 @@ def test_the_dataset_itself_and_what_is_not_empty_are_refused(broken: Path, tmp_
     check_folder(tmp_path / "new" / "deep", broken)
     (tmp_path / "empty").mkdir()
     check_folder(tmp_path / "empty", broken)
-    assert main(["check", str(broken), "--fix", str(broken / "x"), "--workers", "0"]) == 1
+    assert main(["check", str(broken), "--fix", str(broken / "x"), "--num-workers", "0"]) == 1
     assert not (broken / "x").exists()
 
 
 def test_the_command_prints_what_was_done_and_fails_only_for_what_is_left(
     broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["check", str(broken), "--fix", str(tmp_path / "out"), "--json", "--workers", "0"]) == 0
+    assert main(["check", str(broken), "--fix", str(tmp_path / "out"), "--json", "--num-workers", "0"]) == 0
     told, logged = capsys.readouterr()
     result = json.loads(told.splitlines()[-1])
     assert result["fixes"] == COUNTS
@@ -411,7 +411,7 @@ def test_entries_of_unknown_scale_throw_doubt_on_the_others(tmp_path: Path, n: i
         masks = [SQUARE, far] if value < n else [SQUARE]
         entries.append({"image": f"{value}.png", "mask": masks, "text": ["v", "w"][: len(masks)]})
     (tmp_path / "data" / "annotations.json").write_text(json.dumps(entries))
-    code = main(["check", str(tmp_path / "data"), "--fix", str(tmp_path / "out"), "--workers", "0"])
+    code = main(["check", str(tmp_path / "data"), "--fix", str(tmp_path / "out"), "--num-workers", "0"])
     assert [sample.id for sample in load_samples(tmp_path / "out")] == [str(i) for i in range(n, 4)]
     doubts = [each for each in listed(tmp_path / "out")["remaining"] if each["code"] == "outside_image"]
     assert code == len(doubts) == n - 1

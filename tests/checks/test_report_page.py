@@ -184,12 +184,12 @@ def test_only_a_sheet_is_replaced(broken: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "mine.txt").touch()
     with pytest.raises(OutputError, match=r"holds mine\.txt"):
         make(broken, tmp_path / "out")
-    assert main(["check", str(broken), "--report", str(broken), "--workers", "0"]) == 1
+    assert main(["check", str(broken), "--report", str(broken), "--num-workers", "0"]) == 1
     assert not (broken / "check.html").exists()
 
 
 def test_the_command_names_the_page(broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", str(broken), "--report", str(tmp_path / "out"), "--workers", "0"]) == 1
+    assert main(["check", str(broken), "--report", str(tmp_path / "out"), "--num-workers", "0"]) == 1
     assert f"report: {tmp_path / 'out' / 'check.html'}" in capsys.readouterr().out
 
 

@@ -118,7 +118,7 @@ def test_import_brings_a_mask_folder_into_the_house_and_says_what_became_of_each
     )
     assert done == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (result["format"], result["to"], result["pseudonymized"]) == ("maskfolder", "house", False)
+    assert (result["format"], result["to"], result["pseudonymized"]) == ("maskfolder", "vesalius", False)
     assert result["counts"] == {"images": 1, "files": 1, "annotated": 1, "groups": 1}
     assert result["converted"] == {"images": {}, "mask files to RLE": 1}
     (sample,) = load_samples(tmp_path / "out")
@@ -140,7 +140,7 @@ def test_import_brings_a_mask_folder_into_the_house_and_says_what_became_of_each
     assert cli("check", tmp_path / "out") == 0
 
 
-@pytest.mark.parametrize("to", ["house", "coco", "labelme"])
+@pytest.mark.parametrize("to", ["vesalius", "coco", "labelme"])
 def test_there_and_back_nothing_of_the_annotation_is_lost(tmp_path: Path, to: str) -> None:
     source = annotated(tmp_path / "in")
     assert cli("import", source, tmp_path / "there", "--to", to, "--group", "patient") == 0
@@ -205,7 +205,7 @@ def test_images_beside_an_annotation_that_is_not_read_are_refused(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("to", ["house", "coco", "labelme"])
+@pytest.mark.parametrize("to", ["vesalius", "coco", "labelme"])
 def test_no_name_gets_out_of_annotated_images(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], to: str
 ) -> None:

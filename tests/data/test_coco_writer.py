@@ -74,7 +74,7 @@ def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
     frame=st.none() | st.just(0),
     spacing_mm=st.none() | st.tuples(st.floats(0.01, 5), st.floats(0.01, 5)),
 )
-@pytest.mark.parametrize("format", ["coco", "house"])
+@pytest.mark.parametrize("format", ["coco", "vesalius"])
 def test_what_is_written_reads_back_as_the_same_masks(
     image: Path,
     format: str,
@@ -103,7 +103,7 @@ def test_from_house_to_coco_and_back_nothing_changes(image: Path, sample: Sample
     ]
     root = image.parent.parent
     before: list[Sample] = [sample, *others]
-    for format in ("house", "coco", "house"):
+    for format in ("vesalius", "coco", "vesalius"):
         WRITERS[format](root, before)
         after = load_samples(root)
         assert [replace(each, source="") for each in after] == [sample, *others]

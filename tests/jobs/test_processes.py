@@ -30,7 +30,17 @@ def assert_same(one: Path, two: Path) -> None:
 
 def test_two_processes_write_what_one_does(tmp_path: Path) -> None:
     draw_squares(tmp_path / "in", 9)
-    command = ["predict", "tiny", str(tmp_path / "in"), "--prompt", "vessel", "--batch", "1", "--save", "rle"]
+    command = [
+        "predict",
+        "tiny",
+        str(tmp_path / "in"),
+        "--prompt",
+        "vessel",
+        "--batch-size",
+        "1",
+        "--save",
+        "rle",
+    ]
     assert main([*command, "--out", str(tmp_path / "one")]) == 0
     assert main([*command, "--out", str(tmp_path / "two"), "--devices", "cpu,cpu"]) == 0
     assert_same(tmp_path / "one", tmp_path / "two")

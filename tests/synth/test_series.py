@@ -205,7 +205,7 @@ def test_the_command_writes_clips_and_says_how_many(
         "--phrases",
         "all",
     ]
-    assert main([*arguments, "--workers", "0", "--json"]) == 0
+    assert main([*arguments, "--num-workers", "0", "--json"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (result["n"], result["frames"], result["images"]) == (1, 3, 3)
     assert result["masks"] > 0 and result["absent"] > 0

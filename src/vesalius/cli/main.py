@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.metadata import version
 
 from vesalius.cli import (
@@ -51,8 +51,8 @@ VERBS = {
 """Verb -> its module: the docstring is the summary, `add_arguments` fills the parser, `run` does the work."""
 
 
-def build_parser(chosen: str | None) -> argparse.ArgumentParser:
-    """The parser of all verbs, with the arguments of the chosen one."""
+def build_parser(chosen: Collection[str]) -> argparse.ArgumentParser:
+    """The parser of all verbs, with the arguments of the chosen ones only."""
     parser = argparse.ArgumentParser(
         prog="vesalius", description="Text-prompted segmentation of your own images."
     )
@@ -68,7 +68,7 @@ def build_parser(chosen: str | None) -> argparse.ArgumentParser:
             argument_default=argparse.SUPPRESS,
         )
         verb.set_defaults(run=module.run)
-        if name == chosen:
+        if name in chosen:
             module.add_arguments(verb)
         verb.add_argument(
             "--json", action="store_true", help="print the result as JSON, as the last line of stdout"
@@ -82,7 +82,7 @@ def build_parser(chosen: str | None) -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; 0 for success, 1 for a refused or failed job, 2 for wrong usage."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    args = build_parser(arguments[0] if arguments else None).parse_args(arguments)
+    args = build_parser(arguments[:1]).parse_args(arguments)
     level = logging.INFO if args.verbose else logging.WARNING
     logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s: %(message)s")
     # a canceled job cleans up as after Ctrl-C

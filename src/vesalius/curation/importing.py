@@ -33,7 +33,7 @@ def import_dataset(
     source: Path,
     out: Path,
     *,
-    to: str = "house",
+    to: str = "vesalius",
     pseudonymize: bool = False,
     key: Path | None = None,
     prompt: str | None = None,

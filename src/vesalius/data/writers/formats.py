@@ -9,13 +9,13 @@ from vesalius.data.writers import coco, labelme, masks, sa2va_json
 from vesalius.types import Sample
 
 
-def _house(folder: Path, samples: Sequence[Sample]) -> list[str]:
+def _write_vesalius(folder: Path, samples: Sequence[Sample]) -> list[str]:
     sa2va_json.write(folder / "annotations.json", samples)
     return []
 
 
 WRITERS: dict[str, Callable[[Path, Sequence[Sample]], list[str]]] = {
-    "house": _house,
+    "vesalius": _write_vesalius,
     "coco": coco.write,
     "labelme": labelme.write,
     "masks": masks.write,
