@@ -174,7 +174,9 @@ def test_recipe_loads_and_opens_with_its_facts(recipe: Path) -> None:
     words = shlex.split(facts["command"])
     arguments = build_parser(VERBS).parse_args(words[1:])
     assert ROOT / arguments.recipe == recipe
-    assert read_settings(RunSettings, recipe, arguments.set) == settings, "command and file differ"
+    assert read_settings(RunSettings, recipe, vars(arguments).get("set", [])) == settings, (
+        "command and file differ"
+    )
     assert not any(
         Path(str(value)).is_absolute() for value in yaml.safe_load(recipe.read_text())["data"].values()
     )

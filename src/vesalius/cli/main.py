@@ -51,6 +51,13 @@ VERBS = {
 """Verb -> its module: the docstring is the summary, `add_arguments` fills the parser, `run` does the work."""
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the default of each argument that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 def build_parser(chosen: Collection[str]) -> argparse.ArgumentParser:
     """The parser of all verbs, with the arguments of the chosen ones only."""
     parser = argparse.ArgumentParser(
@@ -64,7 +71,7 @@ def build_parser(chosen: Collection[str]) -> argparse.ArgumentParser:
             name,
             help=module.__doc__,
             description=module.__doc__,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=_HelpFormatter,
             argument_default=argparse.SUPPRESS,
         )
         verb.set_defaults(run=module.run)

@@ -12,7 +12,10 @@ from vesalius.progress import Progress
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("recipe", type=Path, metavar="RECIPE.yaml", nargs="?", help="settings of the run")
+    # default=None: Python 3.11 would pass argparse.SUPPRESS to Path
+    verb.add_argument(
+        "recipe", type=Path, metavar="RECIPE.yaml", nargs="?", default=None, help="settings of the run"
+    )
     verb.add_argument(
         "--set", metavar="a.b=c", nargs="+", action="extend", help="change settings of the recipe"
     )
@@ -34,12 +37,12 @@ def run(args: argparse.Namespace) -> Result:
     from vesalius.training.run import read_run_settings, train
     from vesalius.training.validation import summarize
 
-    recipe, resume = vars(args).get("recipe"), vars(args).get("resume")
-    if (recipe is None) == (resume is None):
+    resume = vars(args).get("resume")
+    if (args.recipe is None) == (resume is None):
         message = "give a recipe, or --resume RUN to continue a run"
         raise SettingError(message, code="conflicting_settings", field="recipe")
     keep_freed_memory()
-    settings = read_run_settings(resume or recipe, vars(args).get("set", []))
+    settings = read_run_settings(resume or args.recipe, vars(args).get("set", []))
     if "find_lr" in args:
         return _find_lr(args, settings)
     if resume is not None:  # the run may have been moved since
