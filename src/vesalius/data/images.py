@@ -1,4 +1,4 @@
-"""Image and mask files to arrays: 8-bit RGB images, boolean masks, and a refusal of everything ambiguous."""
+"""Image and mask files to arrays (8-bit RGB images, boolean masks), and sample ids; ambiguous files are errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Integer, UInt8
 from PIL import Image
 
-from vesalius.data.decoders import frame_files
+from vesalius.data.decoders.frame_files import FrameReader
 from vesalius.data.decoders.picture import SUFFIXES, decode, drop_alpha, read_picture, too_deep
 from vesalius.errors import AnnotationError, ImageError, SettingError
 from vesalius.masks import Size
@@ -18,24 +18,33 @@ from vesalius.types import Value
 MASK_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
-def read_image(path: Path, frame: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
-    """The pixels of an 8-bit image file, or of one frame of a DICOM file, volume or video, as RGB.
+def read_image(
+    path: Path, frame: int | None = None, reader: FrameReader | None = None
+) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB pixels of an 8-bit image file, or of one frame of a DICOM file, volume or video.
 
-    They come in the orientation in which they are stored. Raises ImageError, naming the file, if it is missing,
-    empty, cut short or not an image, has more than 200 megapixels, is deeper than 8 bits (DICOM and NIfTI apart:
-    they say how they are to be shown), is partly transparent, or has no such frame.
+    Pixels have the orientation in which they are stored. Give a `reader` to read many frames of one file: it keeps
+    the file open. Raises ImageError, naming the file, if it is missing, empty, truncated or not an image, has more
+    than `MAX_PIXELS` pixels, more than 8 bits a channel (except DICOM and NIfTI, which state how to display them), a
+    partly transparent pixel, or no such frame.
     """
     if path.suffix.lower() not in SUFFIXES:
-        pixels = frame_files.read_frame(path, frame)
+        if reader is not None:
+            pixels = reader.read(path, frame)
+        else:
+            with FrameReader() as single:
+                pixels = single.read(path, frame)
         if pixels is not None:
             return pixels
     if frame:
-        raise ImageError(f"{path}: is a single image and has no frame {frame}")
+        raise ImageError(
+            f"{path}: is a single image and has no frame {frame}", code="no_such_frame", path=path
+        )
     return read_picture(path)
 
 
 def as_pixels(image: str | Path | Image.Image | np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
-    """The pixels of an image given as a path, a PIL image or a uint8 array (h, w, 3) or (h, w).
+    """RGB pixels of an image given as a path, a PIL image or a uint8 array (h, w, 3) or (h, w).
 
     ImageError as for `read_image`, also for a PIL image of more than 8 bits; SettingError for other arrays.
     """
@@ -49,25 +58,31 @@ def as_pixels(image: str | Path | Image.Image | np.ndarray) -> UInt8[np.ndarray,
         return np.repeat(image[:, :, None], 3, axis=2)
     if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
         return image
-    raise SettingError(f"an image array must be uint8 (h, w, 3) or (h, w); got {image.dtype} {image.shape}")
+    raise SettingError(
+        f"an image array must be uint8 (h, w, 3) or (h, w); got {image.dtype} {image.shape}",
+        code="bad_value",
+        field="image",
+    )
 
 
 def read_mask(
     path: Path, size: Size, values: Sequence[Value] | None = None, known: Sequence[Value] = ()
 ) -> Bool[np.ndarray, "h w"]:
-    """The mask in an image file: true where the pixel, or the index of its palette color, is not 0.
+    """Mask in an image file: true where the gray level or palette index is not 0.
 
-    With `values` the file is a map of classes, and the mask true where the pixel has one of them: all of `values` and
-    `known` are gray levels or palette indices, or all are colors. Raises AnnotationError if it is not of `size`, if
-    its channels differ or palette index 0 is not black where colors are not asked for (then index and color
-    disagree on what is background), or if a pixel of a map is neither 0 or black nor one of `known`, with the code
-    `unknown_mask_value`; ImageError if the file cannot be read.
+    With `values`, the file is a class map, and the mask is true where the pixel has one of these values. All of
+    `values` and `known` are gray levels or palette indices, or all are colors. Raises AnnotationError if the file is
+    not of `size` (code `size_mismatch`), if its channels differ or palette index 0 is not black although classes are
+    no colors (`ambiguous_mask`), or if a pixel of a class map is neither 0 or black nor one of `known`
+    (`unknown_mask_value`); ImageError if the file cannot be read.
     """
     image = decode(path)
     if (image.height, image.width) != size:
         raise AnnotationError(
             f"{path}: the mask is {image.height} x {image.width} pixels (h x w) but its image is "
-            f"{size[0]} x {size[1]}; draw it on the image itself, or resize it"
+            f"{size[0]} x {size[1]}; draw it on the image itself, or resize it",
+            code="size_mismatch",
+            path=path,
         )
     if values is None:
         return _levels(image, path) != 0
@@ -81,9 +96,9 @@ def read_mask(
 
 
 def mask_values(path: Path) -> list[int]:
-    """The different gray levels or palette indices of a mask file, ascending; the lowest 256 where there are more.
+    """Distinct gray levels or palette indices of a mask file, ascending; only the lowest 256.
 
-    Raises AnnotationError where its channels differ or its palette does not begin with black; ImageError.
+    Raises AnnotationError if its channels differ or its palette does not begin with black; ImageError.
     """
     return [int(level) for level in np.unique(_levels(decode(path), path))[:256]]
 
@@ -100,12 +115,12 @@ def sample_id(path: PurePath) -> str:
 
 
 def frame_id(name: str, frame: int) -> str:
-    """The id of one frame of the file whose id is `name`."""
+    """The id of one frame of the file with the id `name`: `cine__0012`."""
     return f"{name}__{frame:04d}"
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Image files under the folder, at any depth, in order of their names; hidden files are left out."""
+    """Image files under the folder, at any depth, sorted by path; hidden files are left out."""
     found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     return sorted(path for path in found if not path.name.startswith("."))
 
@@ -113,19 +128,21 @@ def list_images(folder: Path) -> list[Path]:
 def _levels(image: Image.Image, path: Path) -> Integer[np.ndarray, "h w"]:
     """Gray levels or palette indices of a mask."""
     if image.mode not in MASK_MODES:
-        raise AnnotationError(
-            f"{path}: has the color mode {image.mode}; save the mask as 8-bit gray, 0 for background"
+        raise _mask_error(
+            path,
+            f"has the color mode {image.mode}; save the mask as 8-bit gray, 0 for background",
+            "unsupported_color_model",
         )
     pixels = np.asarray(drop_alpha(image, path))
     if image.mode == "P" and any((image.getpalette("RGB") or ())[:3]):
-        raise AnnotationError(
-            f"{path}: color 0 of the palette is not black; save the mask as 8-bit gray, 0 for background"
+        raise _mask_error(
+            path, "color 0 of the palette is not black; save the mask as 8-bit gray, 0 for background"
         )
     if pixels.ndim == 2:
         return pixels.astype(np.uint8) if pixels.dtype == np.bool_ else pixels
     if (pixels != pixels[:, :, :1]).any():
-        raise AnnotationError(
-            f"{path}: the mask has several colors; save one 8-bit gray mask an object, 0 for background"
+        raise _mask_error(
+            path, "the mask has several colors; save one 8-bit gray mask per object, 0 for background"
         )
     return pixels[:, :, 0]
 
@@ -133,27 +150,34 @@ def _levels(image: Image.Image, path: Path) -> Integer[np.ndarray, "h w"]:
 def _packed_colors(image: Image.Image, path: Path) -> Integer[np.ndarray, "h w"]:
     """The color of each pixel of a mask as one number."""
     if image.mode not in MASK_MODES or image.mode.startswith("I"):
-        raise AnnotationError(
-            f"{path}: has the color mode {image.mode}, but its classes are colors; save the mask as RGB"
+        raise _mask_error(
+            path,
+            f"has the color mode {image.mode}, but its classes are colors; save the mask as RGB",
+            "unsupported_color_model",
         )
     pixels = np.asarray(drop_alpha(image, path).convert("RGB")).astype(np.int32)
     return pixels[:, :, 0] << 16 | pixels[:, :, 1] << 8 | pixels[:, :, 2]
 
 
 def _number(value: Value) -> int:
-    """A value as `_levels` or `_packed_colors` give it."""
+    """A value as `_levels` or `_packed_colors` return it."""
     return value if isinstance(value, int) else value[0] << 16 | value[1] << 8 | value[2]
 
 
 def _unknown_value(path: Path, others: np.ndarray, known: Sequence[Value], colored: bool) -> AnnotationError:
-    """Names the commonest of the values that no class has."""
+    """The error for values of no class; names the most frequent one."""
     levels, counts = np.unique(others, return_counts=True)
     value = int(levels[counts.argmax()])
     shown = [value >> 16, value >> 8 & 255, value & 255] if colored else value
     more = f" and {len(levels) - 1} other such values" if len(levels) > 1 else ""
     names = ", ".join(str(list(each) if isinstance(each, tuple) else each) for each in known)
-    return AnnotationError(
-        f"{path}: the value {shown} (pixels: {counts.max()}){more} is that of no class, which have {names}; "
+    return _mask_error(
+        path,
+        f"the value {shown} (pixels: {counts.max()}){more} belongs to no class; the classes have {names}; "
         "add it to the table of classes, or draw these pixels again",
-        code="unknown_mask_value",
+        "unknown_mask_value",
     )
+
+
+def _mask_error(path: Path, message: str, code: str = "ambiguous_mask") -> AnnotationError:
+    return AnnotationError(f"{path}: {message}", code=code, path=path)

@@ -1,4 +1,8 @@
-"""Containers of video by their bytes: which one a file is, and how long its own headers say that it is."""
+"""Video containers by their bytes: the kind of a file, and the length that its own headers state.
+
+PyAV does not replace the walks below: a Matroska file, and an AVI or MP4 file (index first) that is cut at the border of
+two packets, opens there with fewer frames and without an error.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-# the brands of still pictures and of sound in the same container
+# brands of still images and audio in the same container
 NOT_VIDEO = (b"heic", b"heix", b"mif1", b"msf1", b"avif", b"avis", b"M4A ", b"M4B ")
 BOXES = (b"ftyp", b"styp", b"sidx", b"moov", b"moof", b"mfra", b"mdat", b"free", b"skip", b"wide", b"uuid")
 FIRST_BOXES = (b"moov", b"mdat", b"free", b"skip", b"wide")
-"""What an old QuickTime file may begin with, which has no `ftyp`."""
+"""Possible first boxes of an old QuickTime file without `ftyp`."""
 
 EBML, SEGMENT = bytes.fromhex("1a45dfa3"), bytes.fromhex("18538067")
 TS_PACKET = 188
 
 
 def container_of(head: bytes) -> str | None:
-    """`mov` (MP4 too), `matroska` (WebM too), `avi`, `mpegts` or `mpeg` by the first 512 bytes, else None."""
+    """`mov` (and MP4), `matroska` (and WebM), `avi`, `mpegts` or `mpeg` by the first 512 bytes; None for others."""
     if head[4:8] == b"ftyp":
         return "mov" if head[8:12] not in NOT_VIDEO else None
     if head[4:8] in FIRST_BOXES:
@@ -33,7 +37,7 @@ def container_of(head: bytes) -> str | None:
 
 
 def stated_bytes(path: Path, container: str) -> int | None:
-    """How many bytes the file must have at least, as its own headers count them; None where they do not say.
+    """Minimum length of the file according to its own headers; None if they do not state it.
 
     An MPEG program stream has no such header, and a recorder that was switched off may have left none.
     """
@@ -45,14 +49,14 @@ def stated_bytes(path: Path, container: str) -> int | None:
 
 
 def _walk_boxes(file: BinaryIO) -> int | None:
-    """ISO 14496-12: boxes of a 32-bit size and a name; size 1 is followed by 64 bits, 0 is to the end."""
+    """ISO 14496-12: boxes of a 32-bit size and a name; size 1 is followed by a 64-bit size, 0 extends to the end."""
     end, actual = 0, os.fstat(file.fileno()).st_size
     while end < actual:
         file.seek(end)
         head = file.read(16)
         size, name = int.from_bytes(head[:4]), head[4:8]
         if name not in BOXES:
-            return end or None  # something was put behind the film
+            return end or None  # foreign data after the video
         if size == 1:
             size = int.from_bytes(head[8:16])
         if size < 8:
@@ -62,8 +66,7 @@ def _walk_boxes(file: BinaryIO) -> int | None:
 
 
 def _walk_riff(file: BinaryIO) -> int | None:
-    """RIFF chunks of a 32-bit size: `AVI `, then `AVIX` for each further gigabyte; a recorder may leave size
-    0."""
+    """RIFF: chunks of a 32-bit size, `AVI `, then `AVIX` for each further gigabyte; a recorder may leave size 0."""
     end, actual = 0, os.fstat(file.fileno()).st_size
     while end < actual:
         file.seek(end)
@@ -76,28 +79,28 @@ def _walk_riff(file: BinaryIO) -> int | None:
 
 
 def _walk_ebml(file: BinaryIO) -> int | None:
-    """RFC 8794: the EBML header, then one segment; a size of ones alone is unknown."""
+    """RFC 8794: the EBML header, then one segment; a size of all ones means unknown."""
     head = file.read(4096)
     size, start = _vint(head, len(EBML))
-    place = start + size
-    if size < 0 or head[place : place + 4] != SEGMENT:
+    segment = start + size
+    if size < 0 or head[segment : segment + 4] != SEGMENT:
         return None
-    size, start = _vint(head, place + 4)
+    size, start = _vint(head, segment + 4)
     return None if size < 0 else start + size
 
 
-def _vint(data: bytes, place: int) -> tuple[int, int]:
-    """(value, where it ends) of a number whose leading zero bits count its further bytes; -1 for unknown."""
-    width = 9 - data[place].bit_length() if place < len(data) else 9
-    if width > 8 or place + width > len(data):
-        return -1, place
+def _vint(data: bytes, start: int) -> tuple[int, int]:
+    """(value, end offset) of a variable-length integer: leading zero bits count further bytes; -1 for unknown."""
+    width = 9 - data[start].bit_length() if start < len(data) else 9
+    if width > 8 or start + width > len(data):
+        return -1, start
     ones = (1 << 7 * width) - 1
-    value = int.from_bytes(data[place : place + width]) & ones
-    return (-1 if value == ones else value), place + width
+    value = int.from_bytes(data[start : start + width]) & ones
+    return (-1 if value == ones else value), start + width
 
 
 def _walk_packets(file: BinaryIO) -> int:
-    """ISO 13818-1: a transport stream is packets of 188 bytes, and does not say how many."""
+    """ISO 13818-1: a transport stream has packets of 188 bytes and does not state their number."""
     return -(-os.fstat(file.fileno()).st_size // TS_PACKET) * TS_PACKET
 
 

@@ -1,8 +1,8 @@
-"""Stored DICOM values to the grays and colors that they are meant to be looked at in (PS3.3 C.7.6.3, C.11.1, C.11.2).
+"""Stored DICOM values to display gray levels and colors (PS3.3 C.7.6.3, C.11.1, C.11.2).
 
-A gray image goes through one table with an entry for each value that its bits can hold, at most 65536: modality,
-then window or look-up table of interest, then polarity. What is in the table is decided by the header alone; where
-that states no window, images of at most 8 bits show the full range of their bits, and deeper ones the range given.
+A gray image is mapped through one lookup table with an entry for each possible stored value, at most 65536: modality
+transform, then window or VOI lookup table, then polarity. The header alone determines the table. If it states no
+window, images of at most 8 bits show the full range of their bits, and deeper images a given range of values.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ Range = tuple[int, int]
 
 
 def gray_table(
-    tags: Any, frame: int, dtype: np.dtype[Any], find_range: Callable[[], Range], place: str
+    tags: Any, frame: int, dtype: np.dtype[Any], find_range: Callable[[], Range], where: str
 ) -> np.ndarray:
-    """uint8 (256 or 65536,): the gray of each stored value, by the unsigned reading of its bits.
+    """uint8 (256 or 65536,): the gray level of each stored value, indexed by its bits read as unsigned.
 
-    `find_range` gives the lowest and highest stored value where nothing states a window and the image is deeper
-    than 8 bits; it is asked for only then. Pixels of padding are black. Raises ImageError, beginning with `place`,
-    for a window or table that cannot be applied.
+    `find_range` returns the lowest and highest stored value; it is called only if the header states no window and
+    the image is deeper than 8 bits. Padding pixels are black. Raises ImageError, beginning with `where`, for a window
+    or lookup table that cannot be applied.
     """
     stored = np.arange(2 ** (8 * dtype.itemsize)).astype(f"u{dtype.itemsize}").view(dtype)
-    values = _apply_modality(tags, frame, stored, place)
-    share = _apply_voi(tags, frame, values, place)
+    values = _apply_modality(tags, frame, stored, where)
+    share = _apply_voi(tags, frame, values, where)
     if share is None:
         low, high = _bits_range(tags) if int(tags.BitsStored) <= 8 else find_range()
         shown = values[(stored >= low) & (stored <= high)]
@@ -47,7 +47,7 @@ def gray_table(
 
 
 def is_padding(tags: Any, stored: np.ndarray) -> np.ndarray:
-    """Bool, of the shape of `stored`: the value only fills the picture up (Pixel Padding Value, and its range)."""
+    """Bool array of the shape of `stored`: true for padding (Pixel Padding Value and its range)."""
     value = tags.get("PixelPaddingValue")
     if value is None:
         return np.zeros(stored.shape, dtype=bool)
@@ -57,7 +57,7 @@ def is_padding(tags: Any, stored: np.ndarray) -> np.ndarray:
 
 
 def colors(pixels: np.ndarray, bits: int) -> np.ndarray:
-    """uint8 (h, w, 3) of color samples that fill `bits` bits; deeper ones are scaled, as no window speaks of them."""
+    """uint8 (h, w, 3) of color samples of `bits` bits; more than 8 bits are scaled, as no window applies to colors."""
     if bits == 8 and pixels.dtype == np.uint8:
         return pixels
     full = 2.0**bits - 1
@@ -65,7 +65,7 @@ def colors(pixels: np.ndarray, bits: int) -> np.ndarray:
 
 
 def functional_group(tags: Any, frame: int, keyword: str) -> Any:
-    """What an enhanced image says of one frame, or of all, in the macro `keyword`; None where it does not."""
+    """The functional group macro `keyword` of an enhanced image, for one frame or shared; None if there is none."""
     for groups, index in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
         items = tags.get(groups) or ()
         found = items[index].get(keyword) if index < len(items) else None
@@ -79,44 +79,44 @@ def _bits_range(tags: Any) -> Range:
     return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if tags.PixelRepresentation else (0, 2**bits - 1)
 
 
-def _apply_modality(tags: Any, frame: int, stored: np.ndarray, place: str) -> np.ndarray:
-    # there it leads back to X-ray intensity and is not for display (PS3.4 N.2.1.1, PS3.17 FFF.2.3.1.3.4)
+def _apply_modality(tags: Any, frame: int, stored: np.ndarray, where: str) -> np.ndarray:
+    # here the modality transform recovers X-ray intensity and is not for display (PS3.4 N.2.1.1, PS3.17 FFF.2.3.1.3.4)
     if tags.get("SOPClassUID") in X_RAY_RUNS and tags.get("PixelIntensityRelationship") in ("LOG", "DISP"):
         return stored.astype(np.float64)
     if tags.get("ModalityLUTSequence"):
-        return _look_up(tags, tags.ModalityLUTSequence[0], stored, place)[0]
+        return _look_up(tags, tags.ModalityLUTSequence[0], stored, where)[0]
     stated = functional_group(tags, frame, "PixelValueTransformationSequence") or tags
-    slope = _number(stated, "RescaleSlope", place)
-    intercept = _number(stated, "RescaleIntercept", place)
+    slope = _number(stated, "RescaleSlope", where)
+    intercept = _number(stated, "RescaleIntercept", where)
     return stored * (1.0 if slope is None else slope) + (intercept or 0.0)
 
 
-def _apply_voi(tags: Any, frame: int, values: np.ndarray, place: str) -> np.ndarray | None:
-    """Share of full white of each value, None where the header states neither table nor window; the first of several."""
+def _apply_voi(tags: Any, frame: int, values: np.ndarray, where: str) -> np.ndarray | None:
+    """Share of full white of each value, by the first VOI table or window; None if the header states neither."""
     stated = functional_group(tags, frame, "FrameVOILUTSequence") or tags
     if stated.get("VOILUTSequence"):
-        found, bits = _look_up(tags, stated.VOILUTSequence[0], values, place)
+        found, bits = _look_up(tags, stated.VOILUTSequence[0], values, where)
         return found / (2.0**bits - 1)
-    center, width = (_number(stated, keyword, place) for keyword in ("WindowCenter", "WindowWidth"))
+    center, width = (_number(stated, keyword, where) for keyword in ("WindowCenter", "WindowWidth"))
     if center is None and width is None:
         return None
     function = str(stated.get("VOILUTFunction") or "LINEAR")
     least = {"LINEAR": 1.0, "LINEAR_EXACT": 0.0, "SIGMOID": 0.0}.get(function)
     if center is None or width is None or least is None or width < least or width == 0:
         raise ImageError(
-            f"{place}: the window (center {center}, width {width}) cannot be applied; correct its tags",
+            f"{where}: the window (center {center}, width {width}) cannot be applied; correct its tags",
             code="invalid_window",
         )
     if function == "SIGMOID":
         return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700)))
     if function == "LINEAR":
         center, width = center - 0.5, width - 1
-    # of width 0 there is only below and above
+    # a window of width 0 is a threshold
     return (values - center) / width + 0.5 if width else (values > center).astype(np.float64)
 
 
-def _look_up(tags: Any, item: Any, values: np.ndarray, place: str) -> tuple[np.ndarray, int]:
-    """The entries of a look-up table for values, which beyond its ends have those of the ends, and their bits."""
+def _look_up(tags: Any, item: Any, values: np.ndarray, where: str) -> tuple[np.ndarray, int]:
+    """(entries of a lookup table for values, bits per entry); values beyond an end of the table get its last entry."""
     stated, first, bits = (int(number) for number in item.LUTDescriptor)
     data = item.LUTData
     n = stated or 2**16
@@ -127,19 +127,19 @@ def _look_up(tags: Any, item: Any, values: np.ndarray, place: str) -> tuple[np.n
         table = np.atleast_1d(np.asarray(data))
     if len(table) < n or not 1 <= bits <= 16:
         raise ImageError(
-            f"{place}: a look-up table states {n} entries of {bits} bits and has {len(table)}; copy it again",
+            f"{where}: a lookup table states {n} entries of {bits} bits and has {len(table)}; copy it again",
             code="invalid_lut",
         )
     index = np.clip(np.floor(values - first), 0, n - 1).astype(np.int64)
     return table[index].astype(np.float64), bits
 
 
-def _number(stated: Any, keyword: str, place: str) -> float | None:
-    """The first value of a number; None where there is none."""
+def _number(stated: Any, keyword: str, where: str) -> float | None:
+    """The first value of a numeric attribute; None if absent."""
     value = stated.get(keyword)
     if value is None or value == "":
         return None
     number = float(value if isinstance(value, int | float | str) else value[0])
     if not math.isfinite(number):
-        raise ImageError(f"{place}: {keyword} is no finite number; correct the tag", code="invalid_window")
+        raise ImageError(f"{where}: {keyword} is no finite number; correct the tag", code="invalid_window")
     return number

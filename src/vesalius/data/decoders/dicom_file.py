@@ -1,7 +1,7 @@
-"""A DICOM file that is open and checked: its header, and the stored values of single frames.
+"""Open and check DICOM files: the header, and the stored values of single frames.
 
-Nothing that identifies a person gets into a message: errors name the file and the kind of fault, never a value of
-a tag that is free text, and what pydicom warns of, which may quote values, is not let out.
+No message contains anything that identifies a person: errors name the file and the kind of fault, never the value of a
+free-text attribute, and the warnings of pydicom, which may quote values, are suppressed.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from vesalius.data.decoders.limits import MAX_PIXELS
+from vesalius.data.decoders.limits import check_pixels
 from vesalius.errors import ImageError, VesaliusError
 from vesalius.extras import require
 from vesalius.masks import Size
 
 GREATEST_VALUE = 2**20
-"""Bytes of a value that is read with the header; larger ones stay in the file until they are asked for."""
+"""Maximum bytes of a value that is read with the header; larger values are read on access."""
 
 
 @dataclass(frozen=True)
 class DicomImage:
-    """An open file whose header makes sense."""
+    """An open file with a consistent header."""
 
     path: Path
     file: BinaryIO
@@ -37,16 +37,16 @@ class DicomImage:
     size: Size
     frames: int
     offset: int
-    """Where the value of the pixels begins."""
+    """First byte of the pixel data value."""
     kind: str
-    """OB or OW, which decides the order of bytes in big endian; anything else where the file does not say."""
+    """OB or OW, which determines the byte order in big endian; another string if the file states none of them."""
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[tuple[Any, BinaryIO]]:
-    """(header, the file, which stands where the pixels begin), for a while in which pydicom is silent.
+    """(header, file positioned at the pixel data); pydicom logs and warns nothing within the block.
 
-    Whatever goes wrong inside comes out as ImageError, which names the file and no value of it.
+    Every exception inside the block becomes an ImageError that names the file and no value of it.
     """
     pydicom = require("pydicom", "dicom", "DICOM files")
     try:
@@ -59,7 +59,7 @@ def reading(path: Path) -> Iterator[tuple[Any, BinaryIO]]:
         raise ImageError(
             f"{path}: is not a DICOM file; give the file as the scanner wrote it", code="not_dicom"
         ) from error
-    # parser and decoders raise whatever they met: struct.error, EOFError, KeyError, MemoryError for a length of 4 GB
+    # parsers and decoders raise anything: struct.error, EOFError, KeyError, MemoryError for a length of 4 GB
     except Exception as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise ImageError(
@@ -69,14 +69,14 @@ def reading(path: Path) -> Iterator[tuple[Any, BinaryIO]]:
 
 @contextmanager
 def opened(path: Path) -> Iterator[DicomImage]:
-    """An image whose header is whole and whose file is long enough for it; ImageError as for `reading`."""
+    """An image with a complete header and enough pixel data for it; ImageError as for `reading`."""
     with reading(path) as (tags, file):
         yield _check(path, file, tags)
 
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """No warning or log line, which may quote the file, gets out, and no value is refused for its looks."""
+    """Suppress warnings and log lines, which may quote the file, and the validation of values."""
     config = require("pydicom.config", "dicom", "DICOM files")
     loggers = [logging.getLogger(name) for name in ("pydicom", "pylibjpeg", "openjpeg")]
     levels = [each.level for each in loggers]
@@ -92,18 +92,17 @@ def silence() -> Iterator[None]:
 
 
 def _check_syntax(pydicom: Any, path: Path) -> None:
-    """Refuse, before the header is read, what is compressed in a way that nothing here can undo."""
+    """Check, before the header is read, that a decoder for the transfer syntax is installed."""
     syntax = pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID")
     if syntax is None:
         raise ImageError(
-            f"{path}: does not say how it is encoded (transfer syntax); export it again",
+            f"{path}: states no transfer syntax; export it again",
             code="unsupported_transfer_syntax",
         )
-    # unpacked as a whole before anything can be checked, a small file may fill the memory
+    # it is unpacked before anything can be checked, so a small file could exhaust memory
     if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:
         raise ImageError(
-            f"{path}: is deflated as a whole; write it in explicit little endian",
-            code="unsupported_transfer_syntax",
+            f"{path}: is a deflated dataset; write it in explicit little endian", code="unsupported_transfer_syntax"
         )
     name = syntax.name if syntax.name != syntax else "unknown"
     try:
@@ -115,13 +114,12 @@ def _check_syntax(pydicom: Any, path: Path) -> None:
         ) from error
     if not decoder.is_available:
         raise ImageError(
-            f'{path}: needs a decoder of {name}; install it with: pip install "vesalius[dicom]"',
-            code="undecodable_pixels",
+            f'{path}: needs a decoder of {name}; install it with: pip install "vesalius[dicom]"', code="undecodable_pixels"
         )
 
 
 def _check(path: Path, file: BinaryIO, tags: Any) -> DicomImage:
-    """Refuse what header and length of the file alone show, before any pixel is decoded."""
+    """Check header and file length, before any pixel is decoded."""
     if "Rows" not in tags or "Columns" not in tags:
         raise ImageError(
             f"{path}: holds no image, only a DICOM object of another kind; leave it out", code="no_pixel_data"
@@ -150,12 +148,7 @@ def _check(path: Path, file: BinaryIO, tags: Any) -> DicomImage:
             f"{'gray' if gray else 'colored'} pixel; export it again",
             code="size_mismatch",
         )
-    if size[0] * size[1] > MAX_PIXELS:
-        megapixels, allowed = size[0] * size[1] / 1e6, MAX_PIXELS // 10**6
-        raise ImageError(
-            f"{path}: has {megapixels:.0f} megapixels, {allowed} are allowed; cut it into tiles",
-            code="size_mismatch",
-        )
+    check_pixels(*size, str(path))
     if bits not in (8, 16) or not 1 <= stored <= bits or int(tags.get("HighBit") or stored - 1) != stored - 1:
         raise ImageError(
             f"{path}: has {stored} bits in {bits} a value; images of up to 16 bits, in the low ones, are read",
@@ -168,12 +161,12 @@ def _check(path: Path, file: BinaryIO, tags: Any) -> DicomImage:
 
 
 def _check_pixels(path: Path, file: BinaryIO, tags: Any, frames: int, frame_bytes: int) -> tuple[int, str]:
-    """Where the value of the pixels begins, and its kind; ImageError unless it is as long as the header says."""
+    """(offset, value representation) of the pixel data; ImageError unless its length matches the header."""
     order = "<" if tags.original_encoding[1] else ">"
     head = file.read(8)
     if len(head) < 8 or struct.unpack(f"{order}HH", head[:4]) != (0x7FE0, 0x0010):
         raise ImageError(f"{path}: has no pixel data; copy it again from its source", code="no_pixel_data")
-    # some files leave the kind of value out although their transfer syntax wants it: what stands there decides
+    # some files omit the value representation although their transfer syntax requires it: detect it by its bytes
     kind = head[4:6].decode("ascii", "replace")
     if kind in ("OB", "OW", "UN"):
         head += file.read(4)
@@ -185,8 +178,7 @@ def _check_pixels(path: Path, file: BinaryIO, tags: Any, frames: int, frame_byte
         file.seek(offset)
         if parts < frames:
             raise ImageError(
-                f"{path}: states {frames} frames and holds {parts}; copy it again",
-                code="frame_count_mismatch",
+                f"{path}: states {frames} frames and holds {parts}; copy it again", code="frame_count_mismatch"
             )
         return offset, kind
     held = min(length, end - offset)
@@ -205,8 +197,8 @@ def _check_pixels(path: Path, file: BinaryIO, tags: Any, frames: int, frame_byte
 
 
 def _count_fragments(path: Path, file: BinaryIO, end: int) -> int:
-    """Pieces of compressed pixels, of which each frame has one at least."""
-    parts = -1  # the first item is the table of offsets
+    """Number of fragments of compressed pixels; each frame has at least one."""
+    parts = -1  # the first item is the offset table
     while True:
         head = file.read(8)
         if head[:4] == b"\xfe\xff\xdd\xe0":
@@ -220,14 +212,13 @@ def _count_fragments(path: Path, file: BinaryIO, end: int) -> int:
 
 
 def decode(image: DicomImage, index: int) -> np.ndarray:
-    """The stored values of one frame: (h, w), or (h, w, 3) in RGB, of 8 or 16 bits in the order of this machine."""
+    """The stored values of one frame: (h, w), or (h, w, 3) in RGB, 8 or 16 bits in native byte order."""
     from pydicom.pixels import get_decoder
     from pydicom.pixels.utils import as_pixel_options
 
     if not 0 <= index < image.frames:
         raise ImageError(
-            f"{image.path}: has {image.frames} frames, so there is no frame {index}",
-            code="frame_count_mismatch",
+            f"{image.path}: has {image.frames} frames, so there is no frame {index}", code="no_such_frame"
         )
     syntax = image.tags.file_meta.TransferSyntaxUID
     options = as_pixel_options(image.tags, transfer_syntax_uid=syntax, pixel_keyword="PixelData")
@@ -236,7 +227,7 @@ def decode(image: DicomImage, index: int) -> np.ndarray:
     if syntax.is_encapsulated and syntax.keyword != "RLELossless":
         _check_stream(image, index, options)
     image.file.seek(image.offset)
-    # pylibjpeg's decoder of run lengths, in Rust, panics where they lead out of the frame; pydicom's own refuses
+    # pylibjpeg's RLE decoder, in Rust, panics if runs exceed the frame; pydicom's own raises
     plugin = "pydicom" if syntax.keyword == "RLELossless" else ""
     try:
         pixels, _ = get_decoder(syntax).as_array(image.file, index=index, decoding_plugin=plugin, **options)
@@ -249,7 +240,7 @@ def decode(image: DicomImage, index: int) -> np.ndarray:
 
 
 def _check_stream(image: DicomImage, index: int, options: dict[str, Any]) -> None:
-    """Refuse a compressed frame of another size than the header's: decoders believe it, and one may fill the memory."""
+    """Check that a compressed frame has the size of the header: decoders trust the stream, which could exhaust memory."""
     from pydicom import encaps
 
     image.file.seek(image.offset)
@@ -263,7 +254,7 @@ def _check_stream(image: DicomImage, index: int, options: dict[str, Any]) -> Non
     stated = (*image.size, int(image.tags.SamplesPerPixel))
     if found != stated:
         sizes = [
-            " x ".join(map(str, each)) if each else "nothing that can be read" for each in (found, stated)
+            " x ".join(map(str, each)) if each else "an unreadable stream" for each in (found, stated)
         ]
         raise ImageError(
             f"{image.path}, frame {index}: is compressed as {sizes[0]} but the header states {sizes[1]} "
@@ -273,18 +264,18 @@ def _check_stream(image: DicomImage, index: int, options: dict[str, Any]) -> Non
 
 
 def stream_shape(stream: bytes) -> tuple[int, int, int] | None:
-    """(h, w, values a pixel) that a JPEG, JPEG-LS or JPEG 2000 stream states; None where it is none."""
+    """(h, w, samples per pixel) by the header of a JPEG, JPEG-LS or JPEG 2000 stream; None for other data."""
     if stream[:2] == b"\xff\xd8":
         position = 2
         while position + 10 <= len(stream):
             marker, length = stream[position + 1], int.from_bytes(stream[position + 2 : position + 4], "big")
-            # SOF0 to SOF15 without the tables DHT, JPG and DAC among them, and SOF55 of JPEG-LS
+            # SOF0 to SOF15 except DHT, JPG and DAC, and SOF55 of JPEG-LS
             if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
                 return struct.unpack(">HHB", stream[position + 5 : position + 10])
             position += 1 if marker == 0xFF else 2 + length
         return None
     start = 0
-    if stream[4:8] == b"jP  ":  # boxes around it, which DICOM forbids and some files have
+    if stream[4:8] == b"jP  ":  # JP2 boxes, which DICOM forbids and some files have
         while stream[start + 4 : start + 8] not in (b"jp2c", b""):
             start += max(8, int.from_bytes(stream[start : start + 4], "big"))
         start += 8

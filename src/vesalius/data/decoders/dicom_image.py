@@ -1,4 +1,4 @@
-"""DICOM images: what their headers say, and single frames as they are meant to be looked at."""
+"""DICOM images: header facts, and single frames with display gray levels."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 
 from vesalius.data.decoders import dicom_display as display
 from vesalius.data.decoders.dicom_file import DicomImage, decode, opened
+from vesalius.data.decoders.limits import version_of
 from vesalius.errors import ImageError
 from vesalius.masks import Size
 
@@ -28,123 +29,117 @@ NOT_IMAGES = tuple(
         ),
     )
 )
-"""Beginnings of SOP classes without a picture: directories, waveforms, presentation states, segmentations and raw
-data, reports, encapsulated documents, radiotherapy structures and beams."""
+"""Prefixes of SOP classes without an image: directories, waveforms, presentation states, segmentations and raw data,
+reports, encapsulated documents, radiotherapy structures and beams."""
 
-FRAMES_LOOKED_AT = 64
-"""Frames, spread evenly, that the range of an image without a window is taken from."""
+RANGE_FRAMES = 64
+"""Number of frames, spread evenly, from which the value range of an image without a window is taken."""
 IDENTIFYING = (
-    "PatientName",
-    "PatientID",
-    "PatientBirthDate",
-    "PatientAddress",
-    "PatientTelephoneNumbers",
-    "PatientMotherBirthName",
-    "PatientBirthName",
-    "OtherPatientIDs",
-    "OtherPatientNames",
-    "OtherPatientIDsSequence",
-    "AccessionNumber",
-    "ReferringPhysicianName",
-    "PerformingPhysicianName",
-    "PhysiciansOfRecord",
-    "OperatorsName",
-    "InstitutionName",
-    "InstitutionAddress",
-    "StationName",
-    "DeviceSerialNumber",
-    "StudyID",
-)
-"""Tags of one object that name a person, a place or a record by themselves (out of PS3.15 table E.1-1)."""
+    "PatientName PatientID PatientBirthDate PatientAddress PatientTelephoneNumbers PatientMotherBirthName "
+    "PatientBirthName OtherPatientIDs OtherPatientNames OtherPatientIDsSequence AccessionNumber "
+    "ReferringPhysicianName PerformingPhysicianName PhysiciansOfRecord OperatorsName InstitutionName "
+    "InstitutionAddress StationName DeviceSerialNumber StudyID"
+).split()
+"""Attributes that identify a person, an institution or a record by themselves (from PS3.15 table E.1-1)."""
 
 
 @dataclass(frozen=True)
 class DicomFacts:
-    """What a header says of an image; None or empty where it does not say."""
+    """Facts in the header of an image; None or empty if not stated."""
 
     frames: int
     size: Size
-    bits_stored: int
     photometric: str
     spacing_mm: tuple[float, float] | None
-    """(y, x) between pixels."""
+    """Pixel spacing (y, x)."""
     spacing_of: str
-    """`PixelSpacing` in the patient or calibrated, or `ImagerPixelSpacing` at the detector, where things look larger."""
+    """`PixelSpacing` (calibrated, or in the patient) or `ImagerPixelSpacing` (at the detector, magnified)."""
     frame_time_ms: float | None
-    sop_class_uid: str
     sop_instance_uid: str
     series_uid: str
     study_uid: str
     instance_number: int | None
     patient_id: str = field(repr=False)
     burned_in_annotation: bool | None
-    """Whether the picture itself shows text that identifies the patient."""
+    """True if the pixels show text that identifies the patient."""
     personal_tags: tuple[str, ...]
-    """Names of the tags of `IDENTIFYING` that are filled in."""
+    """Attributes of `IDENTIFYING` that have a value."""
 
 
 def recognize(path: Path, head: bytes) -> bool:
-    """Whether it is a DICOM file that may hold an image, by its first bytes."""
+    """True for a DICOM file that may hold an image, by its first bytes."""
     return head[128:132] == b"DICM" and not sop_class(head).startswith(NOT_IMAGES)
 
 
 def sop_class(head: bytes) -> str:
-    """The SOP class that the first bytes of a DICOM file state, "" where they do not."""
+    """The SOP class in the first bytes of a DICOM file; "" if they do not state it."""
     _, found, rest = head[132:].partition(b"\x02\x00\x02\x00UI")
     length = int.from_bytes(rest[:2], "little")
     return rest[2 : 2 + length].rstrip(b"\0 ").decode("ascii", "replace") if found else ""
 
 
 def count_frames(path: Path) -> int:
-    """Frames that the header states, if the file is long enough for them; ImageError where it cannot be read."""
+    """Number of frames by the header; ImageError if the file is unreadable or too short for them."""
     with opened(path) as image:
         return image.frames
 
 
 def read_frame(path: Path, index: int) -> UInt8[np.ndarray, "h w 3"]:
-    """One frame, counted from 0, as the file says that it is to be shown; no other frame is decoded.
+    """One frame, counted from 0, with the display transform of the header; no other frame is decoded.
 
-    Gray values go through modality and window (the first of several) and come inverted for MONOCHROME1. Without
-    any window, images of at most 8 bits show the full range of their bits, deeper ones the lowest to the highest
-    value of the whole file (of 64 frames spread over it, where it has more): the same for all frames of a cine,
-    but not for files of one series. Masks of subtraction, overlays and color profiles are not applied.
-    Raises ImageError where the file, or its compression, cannot be read, or the picture is deeper than 16 bits.
+    Gray values pass the modality transform and the first window, and are inverted for MONOCHROME1. Without a window,
+    images of at most 8 bits show the full range of their bits, and deeper ones the range of values in the file (in at
+    most 64 evenly spread frames): the same range for all frames of a cine, but not for all files of a series.
+    Subtraction masks, overlays and color profiles are not applied. Raises ImageError if the file or its compression
+    cannot be read, or the image is deeper than 16 bits.
     """
     with opened(path) as image:
         tags = image.tags
         pixels = decode(image, index)
         if tags.PhotometricInterpretation not in display.GRAYS:
             return np.ascontiguousarray(_to_color(image, pixels))
-        table = display.gray_table(tags, index, pixels.dtype, lambda: _range_of(path), str(path))
+        table = display.gray_table(tags, index, pixels.dtype, lambda: _find_range(*version_of(path)), str(path))
         gray = table[pixels.view(f"u{pixels.dtype.itemsize}")]
         return np.repeat(gray[:, :, None], 3, axis=2)
 
 
+class DicomDecoder:
+    """Frames of one DICOM file, which is opened anew for each frame."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.n_frames = path, count_frames(path)
+
+    def read(self, frame: int) -> UInt8[np.ndarray, "h w 3"]:
+        """RGB pixels of a frame; ImageError as for `read_frame`."""
+        return read_frame(self.path, frame)
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
 def read_facts(path: Path) -> DicomFacts:
-    """What the header says; ImageError where it cannot be read or holds no image."""
+    """Facts in the header; ImageError if it is unreadable or describes no image."""
     with opened(path) as image:
         tags = image.tags
         spacing, spacing_of = _read_spacing(tags)
         stated = str(tags.get("BurnedInAnnotation") or "")
-        # after de-identification these two hold pseudonyms
+        # after de-identification, these two are pseudonyms
         known = ("PatientName", "PatientID") if tags.get("PatientIdentityRemoved") == "YES" else ()
         number = tags.get("InstanceNumber")
         return DicomFacts(
             frames=image.frames,
             size=image.size,
-            bits_stored=int(tags.BitsStored),
             photometric=str(tags.PhotometricInterpretation),
             spacing_mm=spacing,
             spacing_of=spacing_of,
             frame_time_ms=_read_frame_time(tags),
-            sop_class_uid=_text(tags, "SOPClassUID"),
             sop_instance_uid=_text(tags, "SOPInstanceUID"),
             series_uid=_text(tags, "SeriesInstanceUID"),
             study_uid=_text(tags, "StudyInstanceUID"),
             instance_number=None if number is None else int(number),
             patient_id=_text(tags, "PatientID"),
             burned_in_annotation={"YES": True, "NO": False}.get(stated),
-            # REMOVED is what de-identification writes where a value must stand
+            # REMOVED is the dummy that de-identification writes for mandatory values
             personal_tags=tuple(
                 name for name in IDENTIFYING if name not in known and _text(tags, name) not in ("", "REMOVED")
             ),
@@ -152,7 +147,7 @@ def read_facts(path: Path) -> DicomFacts:
 
 
 def _to_color(image: DicomImage, pixels: np.ndarray) -> np.ndarray:
-    """uint8 (h, w, 3) of a color image; palettes are looked up, the rest is RGB by now."""
+    """uint8 (h, w, 3) of a color image; palette colors are looked up, other models are already decoded to RGB."""
     from pydicom.pixels import apply_color_lut
 
     kind = image.tags.PhotometricInterpretation
@@ -162,28 +157,21 @@ def _to_color(image: DicomImage, pixels: np.ndarray) -> np.ndarray:
         bits = 8 * pixels.dtype.itemsize
     elif kind not in ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"):
         raise ImageError(
-            f"{image.path}: has a color model that is not read; save it as RGB or gray",
-            code="unsupported_color_model",
+            f"{image.path}: has an unsupported color model; save it as RGB or gray", code="unsupported_color_model"
         )
     if pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ImageError(
-            f"{image.path}: has not three colors a pixel; save it as RGB or gray",
-            code="unsupported_color_model",
+            f"{image.path}: does not have three colors per pixel; save it as RGB or gray", code="unsupported_color_model"
         )
     return display.colors(pixels, bits)
 
 
-def _range_of(path: Path) -> display.Range:
-    state = path.stat()
-    return _find_range(path, state.st_mtime_ns, state.st_size)
-
-
 @lru_cache(maxsize=64)
-def _find_range(path: Path, changed_ns: int, length: int) -> display.Range:
-    """Lowest and highest stored value of a file that is not padding; (0, 0) where all is."""
+def _find_range(path: Path, size: int, time_ns: int) -> display.Range:
+    """Lowest and highest stored value except padding; (0, 0) if all pixels are padding."""
     low, high = [], []
     with opened(path) as image:
-        steps = min(image.frames, FRAMES_LOOKED_AT)
+        steps = min(image.frames, RANGE_FRAMES)
         for index in np.linspace(0, image.frames - 1, steps).round().astype(int).tolist():
             pixels = decode(image, index)
             pixels = pixels[~display.is_padding(image.tags, pixels)]
@@ -200,16 +188,16 @@ def _text(tags: Any, keyword: str) -> str:
 
 def _read_spacing(tags: Any) -> tuple[tuple[float, float] | None, str]:
     measures = display.functional_group(tags, 0, "PixelMeasuresSequence") or tags
-    # in angiography the first is there only where somebody calibrated it (PS3.3 10.7.1.1)
-    for place, keyword in ((measures, "PixelSpacing"), (tags, "ImagerPixelSpacing")):
-        pair = [float(number) for number in place.get(keyword) or ()]
+    # in angiography, PixelSpacing is present only after calibration (PS3.3 10.7.1.1)
+    for source, keyword in ((measures, "PixelSpacing"), (tags, "ImagerPixelSpacing")):
+        pair = [float(number) for number in source.get(keyword) or ()]
         if len(pair) == 2 and all(math.isfinite(number) and number > 0 for number in pair):
             return (pair[0], pair[1]), keyword
     return None, ""
 
 
 def _read_frame_time(tags: Any) -> float | None:
-    """Milliseconds from a frame to the next, on average where they differ."""
+    """Mean time between frames in ms."""
     steps = tags.get("FrameTimeVector") or ()
     steps = [steps] if isinstance(steps, float) else steps
     rate = float(tags.get("CineRate") or 0)

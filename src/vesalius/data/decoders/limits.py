@@ -1,4 +1,4 @@
-"""What decoders share: the version of a file that is remembered, a limit, and one sentence for all faults."""
+"""File versions as cache keys, the limit on pixels, and one error for everything that a parser raises."""
 
 from __future__ import annotations
 
@@ -9,45 +9,52 @@ from pathlib import Path
 from vesalius.errors import ImageError, VesaliusError
 
 MAX_PIXELS = 200_000_000
-"""Pixels that one image, slice or frame may have."""
+"""Maximum number of pixels of an image, slice or frame."""
 
 Version = tuple[Path, int, int]
-"""Path, size and time of change: what is known of a file is remembered by these."""
+"""Path, size in bytes and modification time in ns: the key of everything that is cached about a file."""
 
 
 def version_of(path: Path) -> Version:
-    """The version of a file as it is now; ImageError where there is none."""
+    """The current version of a file; ImageError if the file does not exist or is a folder."""
     try:
         state = path.stat()
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
-        raise ImageError(f"{path}: there is no such file; give one that exists") from error
+        raise ImageError(
+            f"{path}: there is no such file; give one that exists", code="not_found", path=path
+        ) from error
     if not path.is_file():
-        raise ImageError(f"{path}: is a folder; give a file")
+        raise ImageError(f"{path}: is a folder; give a file", code="not_a_file", path=path)
     return path, state.st_size, state.st_mtime_ns
 
 
-def check_pixels(height: int, width: int, place: str) -> None:
-    """Raise ImageError, beginning with `place`, where a picture has more pixels than an image may."""
+def check_pixels(height: int, width: int, where: str) -> None:
+    """Raise ImageError, beginning with `where`, if an image of this size has more than `MAX_PIXELS` pixels."""
     if height * width > MAX_PIXELS:
         raise ImageError(
-            f"{place}: has {height * width / 1e6:.0f} megapixels a picture, "
-            f"{MAX_PIXELS // 10**6} are allowed; make it smaller first"
+            f"{where}: has {height * width / 1e6:.0f} megapixels, {MAX_PIXELS // 10**6} are allowed; "
+            "cut it into tiles",
+            code="too_large",
         )
 
 
 @contextmanager
 def decoding(path: Path, part: str = "") -> Iterator[None]:
-    """Turn whatever a library's parser raises (OSError, KeyError, struct.error, ...) into one ImageError.
+    """Turn every exception of a library's parser (OSError, KeyError, struct.error, ...) into one ImageError.
 
-    It names the file and `part`, such as `frame 3`. Our own errors and a lack of memory pass as they are.
+    The message names the file and `part`, such as `frame 3`. VesaliusError and MemoryError pass unchanged.
     """
     try:
         yield
     except VesaliusError:
         raise
     except Exception as error:
-        if type(error) is MemoryError:  # FFmpeg's own kind is a size that a broken header asks for
+        if type(error) is MemoryError:  # FFmpeg's subclass means a size that a broken header asks for
             raise
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        place = f"{path}, {part}" if part else str(path)
-        raise ImageError(f"{place}: cannot be decoded ({reason}); copy it again from its source") from error
+        raise ImageError(
+            f"{path}{part and f', {part}'}: cannot be decoded ({reason}); copy it again from its source",
+            code="unreadable_image",
+            path=path,
+            field=part or None,
+        ) from error

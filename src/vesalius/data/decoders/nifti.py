@@ -1,21 +1,18 @@
-"""NIfTI volumes (`.nii`, `.nii.gz`) as slices: the pixels that are shown, and the numbers of label volumes.
+"""NIfTI volumes (`.nii`, `.nii.gz`) as slices with display gray levels.
 
-A slice is taken along the last axis, as stored: axis 0 (x) runs to the right and axis 1 (y) down, so slice k
-is `volume[:, :, k].T`. That is the array of SimpleITK and nnU-Net. The affine is not applied: a viewer that
-turns volumes to the patient may show the same slice mirrored.
+A slice is taken along the last axis, as stored: axis 0 (x) runs to the right and axis 1 (y) down, so slice k is
+`volume[:, :, k].T`, the array of SimpleITK and nnU-Net. The affine is not applied: a viewer that orients volumes to the
+patient may show the same slice mirrored.
 
-Gray levels are the same for all slices of a file: from `cal_min` (black) to `cal_max` (white) where its
-header states them; bytes without scaling as they are; otherwise from the 0.5th to the 99.5th percentile of
-the volume's finite numbers (of at most four million voxels, evenly taken). What lies outside is black or
-white, and NaN is black.
+Gray levels are the same for all slices of a file: from `cal_min` (black) to `cal_max` (white) if the header states
+them; bytes without scaling unchanged; otherwise from the 0.5th to the 99.5th percentile of the volume's finite numbers
+(an even sample of at most four million voxels). Values outside are black or white, and NaN is black.
 """
 
 from __future__ import annotations
 
 import gzip
 import math
-import threading
-import weakref
 import zlib
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,180 +20,151 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from jaxtyping import Int64, Shaped, UInt8
+from jaxtyping import Shaped, UInt8
 
 from vesalius.data.decoders.limits import check_pixels, decoding, version_of
-from vesalius.errors import AnnotationError, ImageError
+from vesalius.errors import ImageError
 from vesalius.extras import require
 
 SUFFIXES = (".nii", ".nii.gz")
 
 MAX_BYTES = 8 * 2**30
-"""Of a volume once it is unpacked: a gzip file of 8 MB can hold as much."""
+"""Maximum size of an unpacked volume; a gzip file of 8 MB can unpack to as much."""
 MAX_SLICES = 100_000
 MAX_OFFSET = 2**26
-"""Bytes before the voxels: the header and its extensions."""
+"""Maximum bytes before the voxels: the header and its extensions."""
 MAX_SAMPLED = 2**22
-"""Voxels that percentiles are taken from."""
+"""Voxels sampled for percentiles."""
 PERCENTILES = (0.5, 99.5)
 
 GZIP = b"\x1f\x8b"
 MAGICS = {348: (344, b"n+1\0"), 540: (4, b"n+2\0")}
-"""Length of the header, which is its first number -> (where the magic stands, what it is)."""
+"""Header length, its first number -> (offset of the magic, the magic)."""
 MM_OF_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
-"""Of `xyzt_units`: unknown (taken as mm, as ITK does), meters, millimeters, micrometers."""
+"""`xyzt_units` -> mm: unknown (taken as mm, like ITK), meters, millimeters, micrometers."""
 
 
 def recognize(path: Path, head: bytes) -> bool:
-    """Whether the first bytes, gzip or not, are those of a NIfTI-1 or -2 file in one part."""
+    """True if the first bytes, compressed or not, are those of a single-file NIfTI-1 or NIfTI-2 volume."""
     if head.startswith(GZIP):
         try:
             head = zlib.decompressobj(wbits=31).decompress(head, 512)
         except zlib.error:
             return False
-    # read from the wrong end, 348 and 540 are huge
+    # in the wrong byte order, 348 and 540 are huge
     length = min(int.from_bytes(head[:4], "little"), int.from_bytes(head[:4], "big"))
     at, magic = MAGICS.get(length, (0, b"none"))
     return head[at : at + 4] == magic
 
 
 def count_frames(path: Path) -> int:
-    """Slices of the volume, by its header: the length of axis 2, 1 for a plane.
+    """Number of slices by the header: the length of axis 2, or 1 for a plane.
 
-    Raises ImageError for a header that is broken, one axis or more than three (further axes of length 1 are
-    dropped), voxels that are neither real numbers nor RGB24, slices above 200 megapixels, more than
-    `MAX_SLICES` or `MAX_BYTES`, or a file that is shorter than its header says; MissingExtraError without
-    nibabel.
+    Raises ImageError for a broken header, one axis or more than three (further axes of length 1 are dropped), voxels
+    that are neither real numbers nor RGB24, slices above `MAX_PIXELS`, more than `MAX_SLICES` or `MAX_BYTES`, or a
+    truncated file; MissingExtraError without nibabel.
     """
     return _volume(*version_of(path)).shape[2]
 
 
-def read_frame(path: Path, frame: int) -> UInt8[np.ndarray, "h w 3"]:
-    """One slice as RGB, in the orientation and with the gray levels that the module states.
-
-    The file stays open: slices of a gzip file that are read in order unpack it once. Raises ImageError as
-    `count_frames`, and where there is no such slice or the file ends before it.
-    """
-    version = version_of(path)
-    volume = _volume(*version)
-    stored = _reader(*version, threading.get_ident()).read(frame)
-    if volume.dtype.fields:
-        return stored.view(np.uint8).reshape(*stored.shape, 3).copy()
-    window = volume.window
-    if window is None and (volume.dtype != np.uint8 or volume.is_scaled):
-        window = _percentiles(*version)
-    gray = stored if window is None else _show(volume.scale(stored), *window)
-    return np.repeat(gray[:, :, None], 3, axis=2)
-
-
-def read_labels(path: Path, frame: int) -> Int64[np.ndarray, "h w"]:
-    """The numbers of one slice of a label volume, in the orientation of `read_frame`.
-
-    ImageError as for `read_frame`; AnnotationError where a number is not whole, or the file is in color.
-    """
-    version = version_of(path)
-    volume = _volume(*version)
-    if volume.dtype.fields:
-        raise AnnotationError(
-            f"{path}: is in color and holds no labels; give the label volume", code="invalid_labels"
-        )
-    numbers = volume.scale(_reader(*version, threading.get_ident()).read(frame))
-    with np.errstate(invalid="ignore"):  # NaN, and what lies beyond int64
-        labels = numbers.astype(np.int64)
-    wrong = numbers[labels != numbers]
-    if wrong.size:
-        raise AnnotationError(
-            f"{path}, slice {frame}: holds {float(wrong[0]):g}, which is no label; labels are whole numbers",
-            code="invalid_labels",
-        )
-    return labels
-
-
 def spacing_mm(path: Path) -> tuple[float, float] | None:
-    """(y, x) from pixel to pixel of a slice; None where the header states none."""
+    """Pixel spacing (y, x) within a slice; None if the header states none."""
     return _volume(*version_of(path)).spacing_mm
 
 
 @dataclass(frozen=True)
 class Volume:
-    """What the header of a file says."""
+    """Contents of a header."""
 
     shape: tuple[int, int, int]
-    """Lengths of axes 0, 1 and 2: width and height of a slice, and how many there are."""
+    """Lengths of axes 0, 1 and 2: width and height of a slice, and the number of slices."""
     dtype: np.dtype[Any]
-    """Of voxels in the file; with fields for RGB24."""
+    """Type of stored voxels; a structured type for RGB24."""
     offset: int
-    """Of the first voxel, bytes."""
+    """First byte of the voxels."""
     slope: float
     intercept: float
     window: tuple[float, float] | None
-    """What is black and what is white, where the header states it."""
+    """Values shown as black and as white, if the header states them."""
     spacing_mm: tuple[float, float] | None
 
     @property
-    def slice_bytes(self) -> int:
-        """Bytes of one slice in the file."""
-        return self.shape[0] * self.shape[1] * self.dtype.itemsize
-
-    @property
-    def is_scaled(self) -> bool:
-        """Whether stored numbers stand for others."""
-        return (self.slope, self.intercept) != (1, 0)
-
-    def scale(self, stored: Shaped[np.ndarray, ...]) -> Shaped[np.ndarray, ...]:
-        """The numbers that stored ones stand for: themselves, or float64."""
-        with np.errstate(over="ignore"):
-            return stored * np.float64(self.slope) + self.intercept if self.is_scaled else stored
+    def n_bytes(self) -> int:
+        """Size of the unpacked voxels."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
-class SliceReader:
-    """One open volume: owns its file, and so where that stands. Not to be shared by threads."""
+class NiftiDecoder:
+    """One open volume; used by one thread at a time. Slices of a gzip file read in order unpack it once."""
 
-    def __init__(self, path: Path, volume: Volume) -> None:
-        self.path, self.volume = path, volume
-        self._file = _unpack(path)
-        self.close = weakref.finalize(self, self._file.close)
+    def __init__(self, path: Path) -> None:
+        self.path, self._version = path, version_of(path)
+        self._volume = _volume(*self._version)
+        self.n_frames = self._volume.shape[2]
+        with decoding(path):
+            self._file = _unpack(path)
+        volume = self._volume
+        spec = (volume.shape, volume.dtype, volume.offset, volume.slope, volume.intercept)
+        self._voxels = _nibabel("nibabel.arrayproxy").ArrayProxy(self._file, spec)
 
-    def read(self, index: int) -> Shaped[np.ndarray, "h w"]:
-        """Stored numbers of a slice, read-only; ImageError where the file has none, or ends before."""
-        width, height, n = self.volume.shape
-        if not 0 <= index < n:
-            raise ImageError(f"{self.path}: has {n} slices, so there is no slice {index} (they count from 0)")
-        with decoding(self.path, f"slice {index}"):
-            self._file.seek(self.volume.offset + index * self.volume.slice_bytes)
-            data = self._file.read(self.volume.slice_bytes)
-        if len(data) < self.volume.slice_bytes:
-            raise ImageError(
-                f"{self.path}: is cut short in slice {index} of {n}; copy it again from its source"
+    def read(self, frame: int) -> UInt8[np.ndarray, "h w 3"]:
+        """A slice as RGB, in the orientation and gray levels of the module; ImageError as for `numbers`."""
+        numbers, volume = self.numbers(frame), self._volume
+        if volume.dtype.fields:
+            return np.ascontiguousarray(numbers).view(np.uint8).reshape(*numbers.shape, 3)
+        window = volume.window
+        if window is None and numbers.dtype != np.uint8:
+            window = _percentiles(*self._version)
+        gray = numbers if window is None else _apply_window(numbers, *window)
+        return np.repeat(gray[:, :, None], 3, axis=2)
+
+    def numbers(self, index: int) -> Shaped[np.ndarray, "h w"]:
+        """Voxel values of a slice: as stored, or float64 if the header states a slope and intercept.
+
+        Raises ImageError if there is no such slice or the file ends before it.
+        """
+        if not 0 <= index < self.n_frames:
+            raise _error(
+                self.path,
+                f"has {self.n_frames} slices, so there is no slice {index} (they count from 0)",
+                "no_such_frame",
             )
-        # x runs fastest in the file: lines of x are rows
-        return np.frombuffer(data, self.volume.dtype).reshape(height, width)
+        with decoding(self.path, f"slice {index}"), np.errstate(over="ignore"):
+            try:
+                return np.asarray(self._voxels[..., index]).T
+            except ValueError as error:  # nibabel: not enough data in file
+                raise _error(
+                    self.path,
+                    f"is cut short in slice {index} of {self.n_frames}; copy it again from its source",
+                    "truncated_file",
+                ) from error
 
-
-@lru_cache(maxsize=8)
-def _reader(path: Path, size: int, time_ns: int, thread: int) -> SliceReader:
-    # a cache of a pure function: where the file stands changes how long a slice takes, not what it is
-    with decoding(path):
-        return SliceReader(path, _volume(path, size, time_ns))
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 @lru_cache(maxsize=1024)
 def _volume(path: Path, size: int, time_ns: int) -> Volume:
-    nibabel = require("nibabel", "nifti", "NIfTI files")
+    nibabel = _nibabel("nibabel")
     with decoding(path):
         with _unpack(path) as file:
             head = file.read(540)
         if not recognize(path, head):
-            raise ImageError(f"{path}: is no NIfTI file in one part; save it as .nii or .nii.gz")
+            raise _error(
+                path, "is no single-file NIfTI volume; save it as .nii or .nii.gz", "unsupported_file_type"
+            )
         second = head[4:8] == b"n+2\0"
         kind = nibabel.Nifti2Header if second else nibabel.Nifti1Header
         volume = _read_header(kind(head if second else head[:348], check=False), path)
         with path.open("rb") as file:
             packed = file.read(2) == GZIP
-    needed = volume.offset + volume.shape[2] * volume.slice_bytes
+    needed = volume.offset + volume.n_bytes
     if not packed and size < needed:
-        raise ImageError(
-            f"{path}: is cut short: by its header it has {needed} bytes, but there are {size}; copy it again"
+        raise _error(
+            path,
+            f"is cut short: by its header it has {needed} bytes, but there are {size}; copy it again",
+            "truncated_file",
         )
     return volume
 
@@ -205,15 +173,18 @@ def _read_header(header: Any, path: Path) -> Volume:
     shape = _read_shape(header["dim"].tolist(), path)
     dtype = header.get_data_dtype()
     if dtype.fields is None and (dtype.kind not in "iuf" or dtype.itemsize > 8):
-        raise ImageError(f"{path}: has voxels of type {dtype}; save it as whole or real numbers, or RGB24")
+        raise _error(
+            path,
+            f"has voxels of type {dtype}; save it as whole or real numbers, or RGB24",
+            "unsupported_voxels",
+        )
     if dtype.fields is not None and dtype.itemsize != 3:
-        raise ImageError(f"{path}: has colors with transparency; save it as RGB24")
-    n_bytes = math.prod(shape) * dtype.itemsize
-    if n_bytes > MAX_BYTES:
-        raise ImageError(f"{path}: holds {n_bytes / 2**30:.0f} GiB, {MAX_BYTES // 2**30} are allowed; cut it")
+        raise _error(path, "has colors with transparency; save it as RGB24", "unsupported_voxels")
     offset = float(header["vox_offset"])
     if not int(header["sizeof_hdr"]) <= offset <= MAX_OFFSET:
-        raise ImageError(f"{path}: says that its voxels begin at byte {offset:g}; write the file again")
+        raise _error(
+            path, f"says that its voxels begin at byte {offset:g}; write the file again", "damaged_file"
+        )
     slope, intercept = header.get_slope_inter()
     low, high = float(header["cal_min"]), float(header["cal_max"])
     window = (low, high) if math.isfinite(low) and math.isfinite(high) and low < high else None
@@ -221,53 +192,74 @@ def _read_header(header: Any, path: Path) -> Volume:
     x, y = (float(side) * unit for side in header["pixdim"][1:3])
     spacing = (y, x) if 0 < x < math.inf and 0 < y < math.inf else None
     scaling = (1.0, 0.0) if slope is None else (float(slope), float(intercept))
-    return Volume(shape, dtype, int(offset), *scaling, window, spacing)
+    volume = Volume(shape, dtype, int(offset), *scaling, window, spacing)
+    if volume.n_bytes > MAX_BYTES:
+        raise _error(
+            path,
+            f"holds {volume.n_bytes / 2**30:.0f} GiB, {MAX_BYTES // 2**30} are allowed; cut it",
+            "too_large",
+        )
+    return volume
 
 
 def _read_shape(dim: list[int], path: Path) -> tuple[int, int, int]:
-    """`dim` is the number of axes, then their lengths."""
+    """`dim` holds the number of axes, then their lengths."""
     lengths = dim[1 : dim[0] + 1]
     while len(lengths) > 2 and lengths[-1] == 1:
         lengths.pop()
     shown = " x ".join(map(str, lengths))
     if not 2 <= len(lengths) <= 3 or min(lengths) < 1:
-        raise ImageError(f"{path}: has {len(lengths)} axes ({shown}); save one volume, or one plane, a file")
+        raise _error(
+            path,
+            f"has {len(lengths)} axes ({shown}); save one volume, or one plane, a file",
+            "unsupported_voxels",
+        )
     width, height, n = (*lengths, 1)[:3]
     check_pixels(height, width, str(path))
     if n > MAX_SLICES:
-        raise ImageError(f"{path}: has {n} slices, {MAX_SLICES} are allowed; cut it into parts")
+        raise _error(path, f"has {n} slices, {MAX_SLICES} are allowed; cut it into parts", "too_large")
     return width, height, n
 
 
 @lru_cache(maxsize=1024)
 def _percentiles(path: Path, size: int, time_ns: int) -> tuple[float, float]:
     volume = _volume(path, size, time_ns)
-    reader = SliceReader(path, volume)
     area = volume.shape[0] * volume.shape[1]
-    # odd, so that it takes all columns in turn where rows are a power of two long
+    # odd, so that it takes all columns in turn if rows are a power of two long
     stride = -(-area * volume.shape[2] // MAX_SAMPLED) | 1
-    parts = [
-        volume.scale(reader.read(index).ravel()[-index * area % stride :: stride])
-        for index in range(volume.shape[2])
-    ]
-    reader.close()
+    decoder = NiftiDecoder(path)
+    try:
+        parts = [
+            decoder.numbers(index).ravel()[-index * area % stride :: stride]
+            for index in range(decoder.n_frames)
+        ]
+    finally:
+        decoder.close()
     numbers = np.concatenate(parts)
     numbers = numbers[np.isfinite(numbers)]
     if not numbers.size:
-        raise ImageError(f"{path}: holds no finite number; write the file again")
+        raise _error(path, "holds no finite number; write the file again", "damaged_file")
     low, high = np.percentile(numbers, PERCENTILES)
     return float(low), float(high)
 
 
-def _show(numbers: np.ndarray, low: float, high: float) -> UInt8[np.ndarray, "h w"]:
-    """Gray levels of 255; where the window has no width, what lies above it is white."""
+def _apply_window(numbers: np.ndarray, low: float, high: float) -> UInt8[np.ndarray, "h w"]:
+    """Gray levels 0 to 255; for a window of width 0, values above it are white."""
     with np.errstate(invalid="ignore", over="ignore"):
         share = (numbers.astype(np.float64) - low) / (high - low) if low < high else numbers > high
     return np.rint(255 * np.clip(np.nan_to_num(share), 0, 1)).astype(np.uint8)
 
 
 def _unpack(path: Path) -> BinaryIO:
-    """The open file, as if it had never been packed."""
+    """The open file, decompressed if it is a gzip file."""
     with path.open("rb") as file:
         packed = file.read(2) == GZIP
     return gzip.GzipFile(path, "rb") if packed else path.open("rb")  # type: ignore[return-value]
+
+
+def _nibabel(module: str) -> Any:
+    return require(module, "nifti", "NIfTI files")
+
+
+def _error(path: Path, message: str, code: str) -> ImageError:
+    return ImageError(f"{path}: {message}", code=code, path=path)

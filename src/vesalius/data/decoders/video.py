@@ -1,14 +1,13 @@
-"""Video files: which they are, how many frames they have, and each of them exactly.
+"""Video files: frame count, frame times, and exact random access to frames.
 
-Frame i is the i-th picture in order of presentation, counted from 0. Pictures come as they are stored, like
-those of images: not turned as a telephone's file asks for (`stored_turned`), not stretched to square pixels,
-fields woven. What a decoder would conceal (data lost or damaged) is an error here. A file is opened as the
-one container that its first bytes show, and may not refer to other files.
+Frame i is the i-th frame in presentation order, counted from 0. Pixels are those stored in the file, as for images:
+not rotated (phones ask players to), not stretched to square pixels, not deinterlaced. Data that a player would
+conceal because they are lost or damaged are an error. A file is opened as the one container that its first bytes
+show, and may not refer to other files.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -28,64 +27,41 @@ from vesalius.extras import require
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mpg", ".mpeg")
 
 MAX_FRAMES = 1_000_000
-"""Nine hours at 30 a second."""
-NOWHERE = -2
-"""Where a decoder stands of which nothing is known."""
+"""Nine hours at 30 frames per second."""
+UNKNOWN = -2
+"""Position of a decoder after an error."""
 
 
 def recognize(path: Path, head: bytes) -> bool:
-    """Whether the first bytes are those of MP4, MOV, Matroska, WebM, AVI, or an MPEG stream."""
+    """True if the first bytes are those of MP4, MOV, Matroska, WebM, AVI, or an MPEG stream."""
     return container_of(head) is not None
 
 
 def count_frames(path: Path) -> int:
-    """Frames of the file, by reading its packets once without decoding them; remembered while it stays.
+    """Number of frames, by reading all packets without decoding them; cached per file version.
 
-    An AVI file with frames that build on others is decoded: it does not say in which order they are shown.
-    Raises ImageError where the file is cut short, has no video or several, more than `MAX_FRAMES`, or more
-    than 200 megapixels a frame; MissingExtraError without PyAV.
+    An AVI file with B-frames is decoded, because it does not store the presentation order. Raises ImageError if the
+    file is truncated, has no video stream or several, more than `MAX_FRAMES` frames, or more than `MAX_PIXELS` pixels
+    a frame; MissingExtraError without PyAV.
     """
     return len(_index(*version_of(path)).times)
 
 
-def read_frame(path: Path, frame: int) -> UInt8[np.ndarray, "h w 3"]:
-    """The pixels of one frame as RGB.
-
-    The decoder stays open: frames read in order are decoded once each, for any other those from the key frame
-    before. Raises ImageError as `count_frames`, and where there is no such frame, it cannot be decoded, has
-    more than 8 bits a channel or is partly transparent.
-    """
-    return _clip(*version_of(path), threading.get_ident()).read(frame)
-
-
-def iter_frames(path: Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    """All frames in order, each decoded once; ImageError as for `read_frame`."""
-    with closing(Clip(path, _index(*version_of(path)))) as clip:
-        for frame in range(len(clip.index.times)):
-            yield clip.read(frame)
-
-
 def frame_time_ms(path: Path) -> float | None:
-    """Mean time from one frame to the next; None for a single frame."""
+    """Mean time between frames; None for a single frame."""
     index = _index(*version_of(path))
     steps = len(index.times) - 1
     return float(np.ptp(index.times)) * index.tick_ms / steps if steps else None
 
 
-def stored_turned(path: Path) -> bool:
-    """Whether the file asks players to turn its frames, which `read_frame` does not do."""
-    with closing(Clip(path, _index(*version_of(path)))) as clip:
-        return clip.rotation() != 0
-
-
 @dataclass(frozen=True)
 class Index:
-    """What the packets of a video say of its frames."""
+    """Times and key frames of a video, from its packets."""
 
     times: Int64[np.ndarray, " n"]
-    """When each frame is shown, in order of presentation: distinct numbers, which decoded pictures carry."""
+    """Presentation time of each frame, ascending and distinct; decoded pictures carry the same numbers."""
     keys: Int64[np.ndarray, " k"]
-    """Frames that decoding may begin at; the first frame always."""
+    """Key frames, at which decoding may start; always includes frame 0."""
     tick_ms: float
     """Unit of `times`."""
 
@@ -94,51 +70,56 @@ class Index:
         return int(self.keys[np.searchsorted(self.keys, frame, side="right") - 1])
 
 
-class Clip:
-    """One open video: owns its decoder, and knows where that stands. Not to be shared by threads."""
+class VideoDecoder:
+    """One open video; used by one thread at a time.
 
-    def __init__(self, path: Path, index: Index) -> None:
-        self.path, self.index = path, index
+    Frames read in order are decoded once each; any other frame is decoded from the key frame before it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.index = path, _index(*version_of(path))
+        self.n_frames = len(self.index.times)
         self._at = -1
         self._pictures: Iterator[Any]
         with decoding(path):
             self._rewind()
 
     def read(self, frame: int) -> UInt8[np.ndarray, "h w 3"]:
-        """RGB pixels of a frame; ImageError as for the module's `read_frame`."""
-        if not 0 <= frame < len(self.index.times):
-            raise ImageError(f"{self.path}: has {len(self.index.times)} frames, so there is no frame {frame}")
+        """RGB pixels of a frame.
+
+        Raises ImageError if there is no such frame, it is damaged, has more than 8 bits a channel or is partly
+        transparent.
+        """
+        if not 0 <= frame < self.n_frames:
+            raise _error(self.path, f"has {self.n_frames} frames, so there is no frame {frame}", "no_such_frame")
         with decoding(self.path, f"frame {frame}"):
             self._go_to(frame)
             return _to_rgb(self._picture, f"{self.path}, frame {frame}")
 
-    def rotation(self) -> int:
-        """Degrees by which the file asks players to turn its first frame."""
-        with decoding(self.path, "frame 0"):
-            self._go_to(0)
-            return int(self._picture.rotation)
-
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._container.close()
 
     def _go_to(self, frame: int) -> None:
-        """Decode until `frame` is the picture in hand."""
-        at, self._at = self._at, NOWHERE  # stays so where the decoder fails
+        """Decode up to `frame` into `self._picture`."""
+        at, self._at = self._at, UNKNOWN  # remains if the decoder fails
         key = self.index.key_before(frame)
         if not (key <= at <= frame or key - 1 == at):
             at = self._seek(key)
-        for place in range(at + 1, frame + 1):
+        for index in range(at + 1, frame + 1):
             picture = next(self._pictures, None)
-            if picture is None or picture.is_corrupt or picture.pts != self.index.times[place]:
+            if picture is None or picture.is_corrupt or picture.pts != self.index.times[index]:
                 raise ImageError(
-                    f"{self.path}, frame {place}: is damaged or lost; copy it again from its source"
+                    f"{self.path}, frame {index}: is damaged or lost; copy it again from its source",
+                    code="damaged_file",
+                    path=self.path,
+                    field=f"frame {index}",
                 )
             self._picture = picture
         self._at = frame
 
     def _seek(self, key: int) -> int:
-        """The frame after which the decoder now stands: that before `key`, or -1 where it must begin anew."""
+        """Seek to `key`; returns the position, `key` - 1, or -1 if the file was opened again at its beginning."""
         av = _av()
         time = int(self.index.times[key])
         try:
@@ -150,7 +131,7 @@ class Clip:
                     self._pictures = chain((first,), pictures)
                     return key - 1
         except av.FFmpegError:
-            pass  # at the beginning it shows whether the file is wrong
+            pass  # decoding from the beginning shows whether the file is damaged
         self.close()
         self._rewind()
         return -1
@@ -160,7 +141,7 @@ class Clip:
         self._pictures = self._decode_from(int(self.index.times[0]))
 
     def _decode_from(self, time: int) -> Iterator[Any]:
-        """Pictures in order of presentation from `time` on."""
+        """Pictures in presentation order from `time` on."""
         av = _av()
         arrived = False
         for packet in self._container.demux(self._stream):
@@ -169,17 +150,11 @@ class Clip:
             except av.FFmpegError:
                 if arrived:
                     raise
-                continue  # shown before a key frame, and built on what lies before it
+                continue  # shown before the key frame, but decoded from frames before the seek position
             for picture in pictures:
                 arrived = arrived or picture.pts is None or picture.pts >= time
                 if arrived:
                     yield picture
-
-
-@lru_cache(maxsize=8)
-def _clip(path: Path, size: int, time_ns: int, thread: int) -> Clip:
-    # a cache of a pure function: where the decoder stands changes how long a frame takes, not what it is
-    return Clip(path, _index(path, size, time_ns))
 
 
 @lru_cache(maxsize=128)
@@ -187,8 +162,10 @@ def _index(path: Path, size: int, time_ns: int) -> Index:
     container = _container(path)
     stated = stated_bytes(path, container)
     if stated is not None and stated > size:
-        raise ImageError(
-            f"{path}: is cut short: by its headers it has {stated} bytes, but there are {size}; copy it again"
+        raise _error(
+            path,
+            f"is cut short: by its headers it has {stated} bytes, but there are {size}; copy it again",
+            "truncated_file",
         )
     with decoding(path):
         times, are_keys, tick_ms = _read_packets(path)
@@ -198,8 +175,8 @@ def _index(path: Path, size: int, time_ns: int) -> Index:
     times, keys = times[order], np.flatnonzero(are_keys[order])
     if not (np.diff(times) > 0).all():
         if len(np.unique(times)) < len(times):
-            raise ImageError(f"{path}: has frames of the same time; convert it to MP4 first")
-        keys = keys[:0]  # no place of such a file can be found again
+            raise _error(path, "has frames of the same time; convert it to MP4 first", "invalid_timestamps")
+        keys = keys[:0]  # seeking by time is impossible
     return Index(times, np.union1d([0], keys).astype(np.int64), tick_ms)
 
 
@@ -207,49 +184,49 @@ def _container(path: Path) -> str:
     with path.open("rb") as file:
         container = container_of(file.read(512))
     if container is None:
-        raise ImageError(f"{path}: is no video that is read; convert it to MP4 first")
+        raise _error(path, "is no supported video; convert it to MP4 first", "unsupported_file_type")
     return container
 
 
 def _read_packets(path: Path) -> tuple[np.ndarray, np.ndarray, float]:
-    """(time, whether it is a key frame) of each frame as the file has them, and the unit of time in ms."""
+    """(times, key frame flags) of all frames in file order, and the unit of time in ms."""
     container, stream = _open(path)
     times: list[int] = []
     are_keys: list[bool] = []
     with closing(container):
         for packet in container.demux(stream):
             if packet.is_corrupt:
-                raise ImageError(
-                    f"{path}: is damaged after frame {len(times)}; copy it again from its source"
+                raise _error(
+                    path, f"is damaged after frame {len(times)}; copy it again from its source", "damaged_file"
                 )
-            if packet.size == 0 or packet.is_discard:  # the end; or what an edit cut away
+            if packet.size == 0 or packet.is_discard:  # end of stream, or hidden by an edit list
                 continue
             if packet.pts is None:
-                raise ImageError(f"{path}: has frames without a time; convert it to MP4 first")
+                raise _error(path, "has frames without a time; convert it to MP4 first", "invalid_timestamps")
             if len(times) == MAX_FRAMES:
-                raise ImageError(f"{path}: has more than {MAX_FRAMES} frames; cut it into parts")
+                raise _error(path, f"has more than {MAX_FRAMES} frames; cut it into parts", "too_large")
             times.append(packet.pts)
             are_keys.append(packet.is_keyframe)
         if not times:
-            raise ImageError(f"{path}: holds no frame; copy it again from its source")
+            raise _error(path, "holds no frame; copy it again from its source", "no_pixel_data")
         return np.array(times, np.int64), np.array(are_keys, bool), float(stream.time_base) * 1000
 
 
 def _read_pictures(path: Path, times: np.ndarray, are_keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same in order of presentation, by decoding: AVI numbers its packets and knows no other time."""
+    """The same in presentation order, by decoding; AVI stores packet numbers and no times."""
     container, stream = _open(path)
     with closing(container):
         shown = np.array([picture.pts for picture in container.decode(stream)], np.int64)
     if len(shown) != len(times):
-        raise ImageError(
-            f"{path}: has {len(times)} frames, of which {len(shown)} can be decoded; copy it again"
+        raise _error(
+            path, f"has {len(times)} frames, but {len(shown)} can be decoded; copy it again", "damaged_file"
         )
     return shown, np.isin(shown, times[are_keys])
 
 
 def _open(path: Path) -> tuple[Any, Any]:
-    """(container, video stream), not decoding yet."""
-    # naming container and protocol: a playlist, or an address, could lead to other files
+    """(container, video stream); nothing is decoded yet."""
+    # container and protocol are fixed: a playlist or URL could open other files
     container = _av().open(
         f"file:{path}",
         format=_container(path),
@@ -259,10 +236,12 @@ def _open(path: Path) -> tuple[Any, Any]:
     try:
         streams = [each for each in container.streams.video if not _is_cover(each)]
         if len(streams) != 1:
-            raise ImageError(f"{path}: has {len(streams)} video streams; export the one to be read as MP4")
+            raise _error(
+                path, f"has {len(streams)} video streams; export one of them as MP4", "video_stream_count"
+            )
         context = streams[0].codec_context
         check_pixels(context.height, context.width, str(path))
-        context.thread_count = 1  # bounded memory; several clips are read side by side anyway
+        context.thread_count = 1  # bounded memory; several videos are read in parallel anyway
         context.options = {"err_detect": "explode"}
     except BaseException:
         container.close()
@@ -271,25 +250,32 @@ def _open(path: Path) -> tuple[Any, Any]:
 
 
 def _is_cover(stream: Any) -> bool:
-    """Whether it is a picture on the sleeve, as music has."""
+    """True for cover art, as in music files."""
     return bool(stream.disposition & type(stream.disposition).attached_pic)
 
 
-def _to_rgb(picture: Any, place: str) -> UInt8[np.ndarray, "h w 3"]:
-    check_pixels(picture.height, picture.width, place)  # a stream may change its size on the way
+def _to_rgb(picture: Any, where: str) -> UInt8[np.ndarray, "h w 3"]:
+    check_pixels(picture.height, picture.width, where)  # the size may change within a stream
     parts = picture.format.components
     if max(part.bits for part in parts) > 8:
         raise ImageError(
-            f"{place}: has more than 8 bits a channel ({picture.format.name}); convert it to 8 bits first"
+            f"{where}: has more than 8 bits a channel ({picture.format.name}); convert it to 8 bits first",
+            code="unsupported_bit_depth",
         )
     if not any(part.is_alpha for part in parts):
         return np.ascontiguousarray(picture.to_ndarray(format="rgb24"))
     pixels = picture.to_ndarray(format="rgba")
-    # screen recorders and uncompressed AVI leave the fourth channel all 0, and mean no transparency
+    # screen recorders and uncompressed AVI leave the alpha channel all 0 without meaning transparency
     if np.ptp(pixels[:, :, 3]):
-        raise ImageError(f"{place}: is partly transparent; put it on the background you want")
+        raise ImageError(
+            f"{where}: is partly transparent; put it on the background you want", code="transparent_image"
+        )
     return np.ascontiguousarray(pixels[:, :, :3])
 
 
 def _av() -> Any:
     return require("av", "video", "video files")
+
+
+def _error(path: Path, message: str, code: str) -> ImageError:
+    return ImageError(f"{path}: {message}", code=code, path=path)
