@@ -17,9 +17,9 @@ from pycocotools import mask as coco
 from vesalius.masks import (
     area_average,
     cell_weights,
-    check_polygon,
     decode_rle,
     encode_rle,
+    fault,
     rasterize,
     resize_bilinear,
 )
@@ -123,18 +123,30 @@ def test_no_polygon_is_an_empty_mask_and_overlap_is_a_union() -> None:
 
 
 @pytest.mark.parametrize(
-    ("polygon", "reason"),
+    ("polygon", "code", "holds"),
     [
-        ([1, 2], "it has 1 point; at least 3"),
-        ([1, 2, 3, 4], "it has 2 points; at least 3"),
-        ([], "it has 0 points"),
-        ([1, 2, 3, 4, 5, 6, 7], "it has 7 numbers; x and y must come in pairs"),
-        ([1, 2, 3, 4, 5, float("inf")], "it has a coordinate that is not a finite number"),
+        ([1, 2], "too_few_points", "has 1 point;"),
+        ([1, 2, 3, 4], "too_few_points", "has 2 points;"),
+        ([], "too_few_points", "has 0 points;"),
+        ([1, 2, 3, 4, 5, 6, 7], "too_few_points", "has 7 numbers;"),
+        ([1, 2, 3, 4, 5, float("inf")], "not_finite", "(point 2)"),
+        ([0, -1.5, 5, 0, 0, 5], "outside_image", "y -1.5 to 5 in an image of 9 x 9 (h x w), 1.5 px beyond"),
+        ([0, 0, 10.5, 0, 0, 5], "outside_image", "x 0 to 10.5"),
     ],
 )
-def test_polygons_that_enclose_nothing_are_refused(polygon: list[float], reason: str) -> None:
-    with pytest.raises(ValueError, match=reason):
-        check_polygon(polygon, "it")
+def test_a_polygon_without_a_valid_shape_has_a_fault(polygon: list[float], code: str, holds: str) -> None:
+    found = fault(polygon, (9, 9))
+    assert found is not None
+    assert found[0] == code
+    assert holds in found[1]
+    if code != "outside_image":
+        with pytest.raises(ValueError, match="polygon 1 has"):
+            rasterize([[0, 0, 5, 0, 0, 5], polygon], (9, 9))
+
+
+def test_a_polygon_up_to_a_pixel_outside_has_no_fault() -> None:
+    assert fault([-1, 0, 10, 0, 0, 10], (9, 9)) is None
+    assert fault([-99, 0, 99, 0, 0, 99]) is None
 
 
 @given(sizes, sizes, st.integers(0, 2**32 - 1))

@@ -37,10 +37,26 @@ CODES: dict[str, Code] = {
         "check its permissions, or write it again as its format asks, JSON as UTF-8",
     ),
     "unreadable_image": _error(
-        "an image cannot be read: empty, truncated, not an image, deeper than 8 bits, or partly transparent",
-        "copy it again from its source, or save it as 8-bit PNG without transparency",
+        "an image cannot be read: empty, truncated, damaged, or not an image",
+        "copy it again from its source, or save it as PNG",
     ),
-    "image_too_large": _error("an image has more pixels than allowed", "cut it into tiles"),
+    "image_too_large": _error(
+        "an image, volume or video has more pixels, slices or frames than allowed", "cut it into parts"
+    ),
+    "multi_frame_file": _error(
+        "a file has several frames and no frame number is given",
+        "name a frame, or give the file itself to predict or import",
+    ),
+    "transparent_image": _error(
+        "an image is partly transparent", "put it on the background you want and save it without alpha"
+    ),
+    "unsupported_video": _error(
+        "a video has frames without distinct times, or not exactly one video stream", "convert it to MP4"
+    ),
+    "unsupported_volume": _error(
+        "a NIfTI file has voxels or axes that Vesalius does not read",
+        "save each volume as real numbers or RGB24 with 2 or 3 axes",
+    ),
     "missing_image": _error(
         "an entry names an image that does not exist",
         "put the image there, or correct or remove the entry",
@@ -64,27 +80,28 @@ CODES: dict[str, Code] = {
         "copy the missing cases, or correct the number",
     ),
     "unsupported_file_type": _error(
-        "the files have a type that their format allows and Vesalius does not read", "write them as images"
+        "a file has a type that Vesalius does not read", "convert it to an image, a NIfTI volume or MP4"
     ),
     "separate_channels": _error("the channels of an image are separate files", "save them as one image"),
     # DICOM
     "not_dicom": _error("a file is not a DICOM file", "export it again, or remove it"),
     "damaged_file": _error("a file cannot be parsed", "copy it again from its source"),
     "truncated_file": _error("a file ends before its pixel data does", "copy it again from its source"),
-    "no_pixel_data": _error("a DICOM file has no image", "remove it"),
+    "no_pixel_data": _error("a file has no image", "remove it"),
     "missing_tag": _error("a DICOM file lacks a tag that is needed to display it", "export it again"),
     "duplicate_instance": _error("two DICOM files hold the same image", "remove one of them"),
     "frame_count_mismatch": _error(
         "a file has fewer frames than it states, or than were requested", "export it again"
     ),
     "invalid_bit_depth": _error(
-        "a DICOM file states an impossible or unsupported bit depth", "export it again"
+        "an image has more than 8 bits a channel, or a DICOM file an unsupported bit depth",
+        "convert it to 8 bits with the window you want, or export it again",
     ),
     "invalid_window": _error("the display window of a DICOM file is unusable", "export it again"),
     "invalid_lut": _error("a lookup table of a DICOM file is unusable", "export it again"),
     "unsupported_color_model": _error(
-        "a DICOM file has a photometric interpretation that Vesalius does not read",
-        "export it as grayscale or RGB",
+        "an image has a color mode or photometric interpretation that Vesalius does not read",
+        "save it as grayscale or RGB",
     ),
     "unsupported_transfer_syntax": _error(
         "a DICOM file has a transfer syntax that Vesalius does not read", "export it uncompressed"
@@ -149,6 +166,10 @@ CODES: dict[str, Code] = {
     "no_area": _error("a shape has no area, such as a point or a line", "draw a polygon, or remove it"),
     "unknown_shape": _error("a shape has an unknown type", "draw it as a polygon"),
     "invalid_rle": _error("an RLE does not describe a mask of its size", "encode the mask again"),
+    "ambiguous_mask": _error(
+        "a mask file has several colors, or a palette that does not begin with black",
+        "save it as 8-bit gray, 0 for background",
+    ),
     "unknown_mask_value": _error(
         "a mask file has a value that belongs to no class", "add it to the table of classes, or draw it again"
     ),
@@ -247,6 +268,7 @@ CODES: dict[str, Code] = {
         "the output exists already", "choose another path, or remove the existing output"
     ),
     "output_inside_data": _error("the output lies inside the input data", "choose a path outside the data"),
+    "nothing_to_write": _error("there is no sample or frame to write", "give at least one"),
     "write_failed": _error(
         "a file cannot be written", "free disk space or check the permissions of the folder"
     ),

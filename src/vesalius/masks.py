@@ -32,7 +32,8 @@ def rasterize(polygons: Sequence[Sequence[float]], size: Size) -> Bool[np.ndarra
     finite. Time grows with the distance of points outside the image: check untrusted coordinates first.
     """
     for index, polygon in enumerate(polygons):
-        check_polygon(polygon, f"polygon {index}")
+        if found := fault(polygon):
+            raise ValueError(f"polygon {index} {found[1]}")
     if not polygons:
         return np.zeros(size, dtype=bool)
     runs = coco.frPyObjects([list(map(float, polygon)) for polygon in polygons], *size)
@@ -40,15 +41,35 @@ def rasterize(polygons: Sequence[Sequence[float]], size: Size) -> Bool[np.ndarra
     return _decode_runs(_run_lengths(coco.merge(runs)["counts"]), size)
 
 
-def check_polygon(polygon: Sequence[float], name: str) -> None:
-    """Raise ValueError, beginning with `name`, unless the polygon has >= 3 points and finite coordinates."""
+def fault(polygon: Sequence[float], size: Size | None = None) -> tuple[str, str] | None:
+    """(code, what is wrong) of a polygon `[x1, y1, x2, y2, ...]` that is no valid shape; None for a valid one.
+
+    Codes of `vesalius.codes`: `too_few_points` (also for an odd number of coordinates), `not_finite`, and with the
+    `size` of the image `outside_image`, for a point more than one pixel outside.
+    """
     if len(polygon) % 2:
-        raise ValueError(f"{name} has {len(polygon)} numbers; x and y must come in pairs")
+        return "too_few_points", f"has {len(polygon)} numbers; x and y must come in pairs"
     if len(polygon) < 6:
-        points = len(polygon) // 2
-        raise ValueError(f"{name} has {points} point{'s' * (points != 1)}; at least 3 are needed")
-    if not np.isfinite(np.asarray(polygon, dtype=float)).all():
-        raise ValueError(f"{name} has a coordinate that is not a finite number")
+        n = len(polygon) // 2
+        return "too_few_points", f"has {n} point{'s' * (n != 1)}; at least 3 are needed"
+    points = np.asarray(polygon, dtype=float).reshape(-1, 2)
+    if not np.isfinite(points).all():
+        wrong = int(np.flatnonzero(~np.isfinite(points).all(axis=1))[0])
+        return "not_finite", f"has a coordinate that is not a finite number (point {wrong})"
+    if size is not None and (beyond := overshoot(points, size)) > 1:
+        return "outside_image", f"{describe_span(points, size)}, {beyond:.4g} px beyond its border"
+    return None
+
+
+def overshoot(points: Float[np.ndarray, "n 2"], size: Size) -> float:
+    """Distance in pixels of the farthest point (x, y) outside an image of `size`; 0 or less if all are inside."""
+    return float(max(-points.min(), points[:, 0].max() - size[1], points[:, 1].max() - size[0]))
+
+
+def describe_span(points: Float[np.ndarray, "n 2"], size: Size) -> str:
+    """`spans x 3 to 900 and y 0 to 50 in an image of 512 x 512 (h x w)`."""
+    (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
+    return f"spans x {left:g} to {right:g} and y {top:g} to {bottom:g} in an image of {size[0]} x {size[1]} (h x w)"
 
 
 def encode_rle(mask: Bool[np.ndarray, "h w"]) -> Rle:

@@ -160,8 +160,8 @@ PLANTS: dict[str, tuple[Plant, str, str]] = {
     "cut short": (cut_short, "unreadable_image", "entry 1"),
     "no bytes": (no_bytes, "unreadable_image", "entry 1"),
     "no image": (no_image, "unreadable_image", "entry 1"),
-    "16 bits": (sixteen_bits, "unreadable_image", "entry 1"),
-    "transparent": (transparent, "unreadable_image", "entry 1"),
+    "16 bits": (sixteen_bits, "invalid_bit_depth", "entry 1"),
+    "transparent": (transparent, "transparent_image", "entry 1"),
     "lost": (lost, "missing_image", "entry 1"),
     "elsewhere": (elsewhere, "outside_path", "entry 1"),
     "drawn at another size": (other_size, "size_mismatch", "entry 1"),
@@ -208,9 +208,8 @@ AGAIN = "copy it again from its source"
 OWN_REMEDIES = {
     "cut short": AGAIN,
     "no bytes": AGAIN,
-    "no image": "save it as PNG",
+    "no image": AGAIN,
     "16 bits": "convert to 8 bits first, with the window you want",
-    "transparent": "put it on the background you want and save it without alpha",
     "elsewhere": "give a path relative to the annotation file",
     "no text": "give one text an object",
 }

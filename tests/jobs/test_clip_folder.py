@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tests.video_files import read_video
 
 from vesalius.data.clips import frame_rate, group_clips, open_clip
 from vesalius.data.decoders import video
@@ -100,7 +101,7 @@ def test_films_show_each_prompt_at_the_rate_of_the_clip(
     assert sorted(path.name for path in films.iterdir()) == [
         f"cine--{slug}{suffix}" for slug in ("blood-vessel", "catheter") for suffix in (".masks.mkv", ".mp4")
     ]
-    masks = np.stack(list(video.iter_frames(films / "cine--blood-vessel.masks.mkv")))[..., 0]
+    masks = np.stack(read_video(films / "cine--blood-vessel.masks.mkv"))[..., 0]
     assert set(np.unique(masks)) <= {0, 255}
     np.testing.assert_array_equal(masks > 0, [decode_rle(row["rle"]) for row in rows[::2]])
     assert video.count_frames(films / "cine--catheter.mp4") == 6
@@ -164,6 +165,6 @@ def test_a_video_that_is_damaged_in_the_middle_keeps_all_its_rows(
     assert len(rows) == 16
     assert 0 < len(failed) < 8
     assert all("cannot be decoded" in rows[2 * t]["error"] for t in failed)
-    film = list(video.iter_frames(tmp_path / "out" / "films" / "cine--catheter.masks.mkv"))
+    film = read_video(tmp_path / "out" / "films" / "cine--catheter.masks.mkv")
     assert len(film) == 8
     assert not any(film[t].any() for t in failed)

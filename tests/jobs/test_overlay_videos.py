@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.video_files import read_video
 
 from vesalius.data.clips import group_clips
-from vesalius.data.decoders.video import iter_frames
 from vesalius.data.image_files import find_images
 from vesalius.jobs import overlay_videos as films
 from vesalius.jobs.folder import answer_samples, write_predictions
@@ -61,6 +61,6 @@ def test_film_whose_writer_was_killed_is_swept_and_made_anew(tmp_path: Path, suf
     film(clip, out)
     assert sorted(path.name for path in (out / "films").iterdir()) == ["cine.masks.mkv", "cine.mp4"]
     np.testing.assert_array_equal(
-        [frame[:, :, 0] > 0 for frame in iter_frames(out / "films" / "cine.masks.mkv")], shown
+        [frame[:, :, 0] > 0 for frame in read_video(out / "films" / "cine.masks.mkv")], shown
     )
     assert sorted(path.name for path in out.iterdir()) == ["films", "masks", "predictions.jsonl", "run.json"]

@@ -22,7 +22,7 @@ from vesalius.data.images import read_mask
 from vesalius.errors import DataError, ImageError
 from vesalius.files import to_json
 from vesalius.lineage import hash_pixels
-from vesalius.masks import Size, area_average, decode_rle, encode_rle, rasterize
+from vesalius.masks import Size, area_average, decode_rle, encode_rle, overshoot, rasterize
 from vesalius.types import Absent, MaskFile, MaskReference, Polygons, RleMask, Sample
 
 Action = Literal["rescaled", "merged", "clipped", "dropped"]
@@ -301,8 +301,7 @@ def _find_stray(sample: Sample, drawn: Size) -> str:
 
 def _outside(parts: Sequence[Sequence[float]], size: Size) -> float:
     """How far the furthest point lies outside of an image, in pixels; 0 where all are on it."""
-    points = np.concatenate([np.reshape(part, (-1, 2)) for part in parts])
-    return float(max(0.0, -points.min(), *(points.max(axis=0) - (size[1], size[0]))))
+    return max(0.0, overshoot(np.concatenate([np.reshape(part, (-1, 2)) for part in parts]), size))
 
 
 def _key(sample: Sample, image: np.ndarray, size: Size) -> str | None:

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from vesalius.checks.findings import sample_finding
-from vesalius.masks import Size
+from vesalius.masks import Size, describe_span, fault, overshoot
 from vesalius.names import count_of
 from vesalius.types import Finding, Polygons, Sample
 
@@ -32,17 +32,9 @@ def check_polygons(reference: Polygons, size: Size, sample: Sample, within: str)
 
 def _find_fault(part: tuple[float, ...], size: Size) -> tuple[str, str] | None:
     """The code and message of the worst fault of a polygon."""
-    if len(part) % 2:
-        return "too_few_points", f"has {len(part)} numbers; x and y must come in pairs"
-    if len(part) < 6:
-        return "too_few_points", f"has {count_of(len(part) // 2, 'point')}; at least 3 are needed"
+    if found := fault(part, size):
+        return found
     points = np.reshape(part, (-1, 2))
-    if not np.isfinite(points).all():
-        wrong = int(np.flatnonzero(~np.isfinite(points).all(axis=1))[0])
-        return "not_finite", f"point {wrong} has a coordinate that is not a finite number"
-    beyond = _beyond(points, size)
-    if beyond > 1:
-        return "outside_image", f"{_span(points, size)}, {beyond:.4g} px beyond its border"
     if not np.any(_cross(points[1:] - points[0], _direction(points))):
         return "zero_area", f"its {len(points)} points lie on one line"
     crossings = count_crossings(points)
@@ -59,8 +51,8 @@ def _find_fault(part: tuple[float, ...], size: Size) -> tuple[str, str] | None:
             else "no pixel is lost"
         )
         return "self_intersection", f"the outline crosses itself {count_of(crossings, 'time')}; {effect}"
-    if beyond > 0:
-        return "border_overshoot", f"{_span(points, size)}, {beyond:.2g} px beyond its border"
+    if (beyond := overshoot(points, size)) > 0:
+        return "border_overshoot", f"{describe_span(points, size)}, {beyond:.2g} px beyond its border"
     return None
 
 
@@ -109,16 +101,6 @@ def _lost(points: Points, size: Size) -> np.ndarray:
         steps[rows, np.clip(np.ceil(at - 0.5), 0, width).astype(int)] += 1 if y_end > y else -1
     winding = np.cumsum(steps, axis=1)[:, :-1]
     return (winding != 0) & (winding % 2 == 0)
-
-
-def _beyond(points: Points, size: Size) -> float:
-    """How far the furthest point lies outside of the image, in pixels; 0 or less where none does."""
-    return float(max(-points.min(), points[:, 0].max() - size[1], points[:, 1].max() - size[0]))
-
-
-def _span(points: Points, size: Size) -> str:
-    (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
-    return f"spans x {left:g} to {right:g} and y {top:g} to {bottom:g} in an image of {size[0]} x {size[1]} (h x w)"
 
 
 def _direction(points: Points) -> Points:

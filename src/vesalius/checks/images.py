@@ -11,7 +11,7 @@ from PIL import Image
 from vesalius.checks.findings import finding, known_code, sample_finding, split_remedy, split_source
 from vesalius.data.dataset import load_image
 from vesalius.data.decoders import frame_files
-from vesalius.data.decoders.picture import SUFFIXES, stored_turned
+from vesalius.data.decoders.picture import SUFFIXES, has_exif_rotation
 from vesalius.errors import DataError
 from vesalius.types import Finding, Sample
 
@@ -55,7 +55,7 @@ def _is_turned(path: Path) -> bool:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of damaged EXIF
         try:
-            return stored_turned(path)
+            return has_exif_rotation(path)
         except Exception:  # and raises what its parser meets; viewers turn nothing then
             return False
 

@@ -1,6 +1,6 @@
 """Datasets: any supported format to samples, and a sample to pixels and masks.
 
-The format is told by content. Whatever the format, objects of the same phrase on one image are one target:
+The format is detected from file contents. In every format, objects with the same phrase on one image are one target:
 the prompts of a sample are distinct, in order of first appearance, and their masks are unions.
 """
 
@@ -14,39 +14,40 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int64, UInt8
 
+from vesalius.data.decoders.frame_files import FrameReader
 from vesalius.data.formats import FORMATS, detect
 from vesalius.data.grouping import note_on_groups, regroup
 from vesalius.data.images import read_image, read_mask
 from vesalius.data.source import Problems
 from vesalius.errors import AnnotationError, SettingError
-from vesalius.masks import Size, check_polygon, decode_rle, rasterize
-from vesalius.types import Absent, Item, MaskFile, MaskReference, Polygons, Sample
+from vesalius.masks import Size, decode_rle, fault, rasterize
+from vesalius.types import Absent, Item, MaskFile, MaskReference, Polygons, RleMask, Sample
 
 LOSSY = (".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Samples with distinct ids, and what there is to say about how they were read."""
+    """Samples with distinct ids, and notes on how they were read."""
 
     name: str
     format: str
     """A key of `FORMATS`."""
     root: Path
-    """The folder that sample ids are relative to."""
+    """Folder to which sample ids are relative."""
     samples: tuple[Sample, ...]
     notes: tuple[str, ...] = ()
-    """One line each for what was merged, mapped, ignored or kept aside."""
+    """One line for each kind of thing that was merged, mapped, ignored or kept as metadata."""
     merged: tuple[str, ...] = ()
-    """Ids of samples in which one phrase had several objects, before any mapping of phrases."""
+    """Ids of samples with several objects of one phrase, before phrases are mapped."""
 
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> Dataset:
-        """Samples that somebody chose in Python."""
+        """A dataset of samples chosen in Python."""
         return cls("samples", "python", Path(), tuple(samples))
 
     def annotated(self) -> Dataset:
-        """The dataset itself; AnnotationError, naming the first, where a sample has no masks."""
+        """The dataset itself; AnnotationError, naming the first such sample, if a sample has no masks."""
         bare = [sample.id for sample in self.samples if not sample.masks]
         if bare:
             raise AnnotationError(
@@ -57,7 +58,7 @@ class Dataset:
         return self
 
     def first(self, n: int) -> Dataset:
-        """The first `n` samples (all where there are fewer), which a note says."""
+        """The first `n` samples, or all if there are fewer, with a note."""
         if n >= len(self.samples):
             return self
         note = f"only the first {n} of {len(self.samples)} samples"
@@ -76,14 +77,17 @@ def open_dataset(
 ) -> Dataset:
     """The dataset in a folder or annotation file.
 
-    `split` picks `annotations.NAME.json` where a folder has several. `prompt` replaces every phrase, and says
-    what the masks of an image/mask folder show. `group` says which patient or sequence
-    an image is of (`regroup`). Raises DataError for what is wrong in
-    the data, unless it is one entry's and `problems` takes it; SettingError where an argument does not fit.
+    `split` picks `annotations.NAME.json` in a folder with several. `prompt` replaces every phrase, and is the phrase of
+    an image/mask folder. `group` assigns a patient or sequence to each image (`regroup`). Raises DataError for faults in
+    the data, except those of single entries if `problems` collects them; SettingError for an argument that does not fit.
     """
     path = Path(data)
     if prompt is not None and not prompt.strip():
-        raise SettingError("the prompt is empty; name what to segment, for example 'blood vessel'")
+        raise SettingError(
+            "the prompt is empty; name what to segment, for example 'blood vessel'",
+            code="bad_value",
+            field="prompt",
+        )
     kind, source, notes = detect(path, split)
     found = FORMATS[kind].read(source, prompt or "", problems)
     if problems is None:
@@ -110,13 +114,14 @@ def load_samples(
     return list(open_dataset(data, split=split, prompt=prompt, group=group).samples)
 
 
-def load_item(sample: Sample) -> Item:
-    """Pixels uint8 (1, h, w, 3) and, where annotated, masks bool (n, 1, h, w), one for each prompt.
+def load_item(sample: Sample, reader: FrameReader | None = None) -> Item:
+    """Pixels uint8 (1, h, w, 3) and, if annotated, masks bool (n, 1, h, w), one for each prompt.
 
-    Raises ImageError for the image; AnnotationError, naming the entry, for masks that do not fit it: another
-    stated size, coordinates outside by more than a pixel, a broken RLE, a mask file of another size.
+    A `reader` keeps videos and volumes open from one frame to the next. Raises ImageError for the image;
+    AnnotationError, naming the entry, for masks that do not fit it: another stated size, coordinates more than a pixel
+    outside, an invalid RLE, a mask file of another size.
     """
-    image = load_image(sample)
+    image = load_image(sample, reader)
     size = image.shape[0], image.shape[1]
     check_size(sample, size)
     if sample.masks is None:
@@ -128,25 +133,28 @@ def load_item(sample: Sample) -> Item:
     return Item(sample.id, image[None], sample.prompts, masks)
 
 
-def load_image(sample: Sample) -> UInt8[np.ndarray, "h w 3"]:
-    """The pixels of a sample; ImageError as for `read_image`."""
-    return read_image(sample.image, sample.frame)
+def load_image(sample: Sample, reader: FrameReader | None = None) -> UInt8[np.ndarray, "h w 3"]:
+    """Pixels of a sample; ImageError as for `read_image`."""
+    return read_image(sample.image, sample.frame, reader)
 
 
 def check_polygons(sample: Sample) -> None:
-    """Raise AnnotationError where a polygon has fewer than 3 points or a coordinate that is not finite."""
+    """Raise AnnotationError if a polygon has fewer than 3 points or a coordinate that is not finite."""
     for index, objects in enumerate(sample.masks or ()):
         for reference in objects:
-            parts = reference.parts if isinstance(reference, Polygons) else ()
-            for number, part in enumerate(parts):
-                try:
-                    check_polygon(part, f"{sample.source}: mask {index}, polygon {number}")
-                except ValueError as error:
-                    raise AnnotationError(f"{error}; draw it again or remove it") from error
+            for number, part in enumerate(reference.parts if isinstance(reference, Polygons) else ()):
+                if found := fault(part):
+                    code, message = found
+                    within = f"mask {index}, polygon {number}"
+                    raise AnnotationError(
+                        f"{sample.source}: {within} {message}; draw it again or remove it",
+                        code=code,
+                        field=within,
+                    )
 
 
 def check_size(sample: Sample, size: Size) -> None:
-    """Raise AnnotationError unless the size that the annotation states, if any, is that of its image."""
+    """Raise AnnotationError if the annotation states another size than that of its image."""
     if sample.size is not None and sample.size != size:
         raise AnnotationError(
             f"{sample.source}: was annotated at {_compare(sample.size, size)}; rescale the coordinates",
@@ -154,28 +162,37 @@ def check_size(sample: Sample, size: Size) -> None:
         )
 
 
-def load_mask(reference: MaskReference, size: Size, place: str) -> Bool[np.ndarray, "h w"]:
-    """One object on an image of `size`; AnnotationError, beginning with `place`, where it does not fit."""
-    if isinstance(reference, Absent):
-        return np.zeros(size, dtype=bool)
-    if isinstance(reference, MaskFile):
-        return read_mask(reference.path, size, reference.values, reference.known)
-    try:
-        if isinstance(reference, Polygons):
-            _check_inside(reference, size)
-            return rasterize(reference.parts, size)
-        stated = reference.rle["size"][0], reference.rle["size"][1]
-        if stated != size:
-            raise ValueError(f"the RLE was made at {_compare(stated, size)}; make it again on this image")
-        return decode_rle(reference.rle)
-    except ValueError as error:
-        raise AnnotationError(f"{place}: {error}") from error
+def load_mask(reference: MaskReference, size: Size, where: str) -> Bool[np.ndarray, "h w"]:
+    """One object on an image of `size`; AnnotationError, beginning with `where`, if it does not fit."""
+    match reference:
+        case Absent():
+            return np.zeros(size, dtype=bool)
+        case MaskFile(path, values, known):
+            return read_mask(path, size, values, known)
+        case Polygons(parts):
+            for part in parts:
+                if found := fault(part, size):
+                    code, message = found
+                    hint = "; was it drawn on a copy of another size?" * (code == "outside_image")
+                    raise AnnotationError(f"{where}: a polygon {message}{hint}", code=code)
+            return rasterize(parts, size)
+        case RleMask(rle):
+            stated = rle["size"][0], rle["size"][1]
+            if stated != size:
+                raise AnnotationError(
+                    f"{where}: the RLE was made at {_compare(stated, size)}; make it again on this image",
+                    code="size_mismatch",
+                )
+            try:
+                return decode_rle(rle)
+            except ValueError as error:
+                raise AnnotationError(f"{where}: {error}", code="invalid_rle") from error
 
 
 def merge_phrases(sample: Sample) -> Sample:
-    """The sample with each phrase once, in order of first appearance, and all its objects in one target.
+    """The sample with each phrase once, in order of first appearance, and all objects of a phrase in one target.
 
-    A phrase that is absent in one row and drawn in another is drawn.
+    A phrase that is absent in one row and drawn in another counts as drawn.
     """
     if sample.masks is None:
         return replace(sample, prompts=tuple(dict.fromkeys(sample.prompts)))
@@ -187,23 +204,23 @@ def merge_phrases(sample: Sample) -> Sample:
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> Int64[np.ndarray, " n"]:
-    """The order in which an epoch visits `n` samples: a permutation that seed and epoch alone decide."""
+    """Order of `n` samples in an epoch: a permutation determined by seed and epoch alone."""
     return np.random.default_rng([seed, epoch]).permutation(n).astype(np.int64)
 
 
-def _name(place: Path) -> str:
+def _name(path: Path) -> str:
     """`arcade` for a folder or its `annotations.json`, `arcade/test` for its `annotations.test.json`."""
-    folder = place.resolve() if place.is_dir() else place.resolve().parent
-    if place.is_dir() or place.name == "annotations.json":
+    folder = path.resolve() if path.is_dir() else path.resolve().parent
+    if path.is_dir() or path.name == "annotations.json":
         return folder.name
-    return f"{folder.name}/{place.stem.removeprefix('annotations.')}"
+    return f"{folder.name}/{path.stem.removeprefix('annotations.')}"
 
 
 def _notes(samples: list[Sample], merged: tuple[str, ...]) -> list[str]:
     notes = []
     lossy = sum(each.path.suffix.lower() in LOSSY for sample in samples for each in _mask_files(sample))
     if lossy:
-        notes.append(f"masks stored as JPEG, where every gray level above 0 counts as the object: {lossy}")
+        notes.append(f"masks stored as JPEG, in which every gray level above 0 counts as the object: {lossy}")
     unknown = Counter(key for sample in samples for key in sample.metadata)
     if unknown:
         counted = ", ".join(f"{key} ({_count(n, 'entry', 'entries')})" for key, n in unknown.items())
@@ -215,18 +232,6 @@ def _notes(samples: list[Sample], merged: tuple[str, ...]) -> list[str]:
 
 def _mask_files(sample: Sample) -> list[MaskFile]:
     return [each for objects in sample.masks or () for each in objects if isinstance(each, MaskFile)]
-
-
-def _check_inside(reference: Polygons, size: Size) -> None:
-    """Raise ValueError where a point lies outside by more than a pixel."""
-    points = np.concatenate([np.reshape(part, (-1, 2)) for part in reference.parts])
-    low, high = points.min(axis=0), points.max(axis=0)
-    height, width = size
-    if min(low) < -1 or high[0] > width + 1 or high[1] > height + 1:
-        raise ValueError(
-            f"a polygon spans x {low[0]:g} to {high[0]:g} and y {low[1]:g} to {high[1]:g}, but the image is "
-            f"{height} x {width} (h x w); was it drawn on a copy of another size?"
-        )
 
 
 def _compare(stated: Size, real: Size) -> str:

@@ -38,7 +38,7 @@ def read_image(
             return pixels
     if frame:
         raise ImageError(
-            f"{path}: is a single image and has no frame {frame}", code="no_such_frame", path=path
+            f"{path}: is a single image and has no frame {frame}", code="frame_count_mismatch", path=path
         )
     return read_picture(path)
 

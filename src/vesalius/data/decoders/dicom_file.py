@@ -102,7 +102,8 @@ def _check_syntax(pydicom: Any, path: Path) -> None:
     # it is unpacked before anything can be checked, so a small file could exhaust memory
     if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:
         raise ImageError(
-            f"{path}: is a deflated dataset; write it in explicit little endian", code="unsupported_transfer_syntax"
+            f"{path}: is a deflated dataset; write it in explicit little endian",
+            code="unsupported_transfer_syntax",
         )
     name = syntax.name if syntax.name != syntax else "unknown"
     try:
@@ -114,7 +115,8 @@ def _check_syntax(pydicom: Any, path: Path) -> None:
         ) from error
     if not decoder.is_available:
         raise ImageError(
-            f'{path}: needs a decoder of {name}; install it with: pip install "vesalius[dicom]"', code="undecodable_pixels"
+            f'{path}: needs a decoder of {name}; install it with: pip install "vesalius[dicom]"',
+            code="undecodable_pixels",
         )
 
 
@@ -178,7 +180,8 @@ def _check_pixels(path: Path, file: BinaryIO, tags: Any, frames: int, frame_byte
         file.seek(offset)
         if parts < frames:
             raise ImageError(
-                f"{path}: states {frames} frames and holds {parts}; copy it again", code="frame_count_mismatch"
+                f"{path}: states {frames} frames and holds {parts}; copy it again",
+                code="frame_count_mismatch",
             )
         return offset, kind
     held = min(length, end - offset)
@@ -218,7 +221,8 @@ def decode(image: DicomImage, index: int) -> np.ndarray:
 
     if not 0 <= index < image.frames:
         raise ImageError(
-            f"{image.path}: has {image.frames} frames, so there is no frame {index}", code="no_such_frame"
+            f"{image.path}: has {image.frames} frames, so there is no frame {index}",
+            code="frame_count_mismatch",
         )
     syntax = image.tags.file_meta.TransferSyntaxUID
     options = as_pixel_options(image.tags, transfer_syntax_uid=syntax, pixel_keyword="PixelData")
@@ -253,9 +257,7 @@ def _check_stream(image: DicomImage, index: int, options: dict[str, Any]) -> Non
     found = stream_shape(stream)
     stated = (*image.size, int(image.tags.SamplesPerPixel))
     if found != stated:
-        sizes = [
-            " x ".join(map(str, each)) if each else "an unreadable stream" for each in (found, stated)
-        ]
+        sizes = [" x ".join(map(str, each)) if each else "an unreadable stream" for each in (found, stated)]
         raise ImageError(
             f"{image.path}, frame {index}: is compressed as {sizes[0]} but the header states {sizes[1]} "
             "(h x w x values a pixel); export it again",

@@ -98,7 +98,9 @@ def read_frame(path: Path, index: int) -> UInt8[np.ndarray, "h w 3"]:
         pixels = decode(image, index)
         if tags.PhotometricInterpretation not in display.GRAYS:
             return np.ascontiguousarray(_to_color(image, pixels))
-        table = display.gray_table(tags, index, pixels.dtype, lambda: _find_range(*version_of(path)), str(path))
+        table = display.gray_table(
+            tags, index, pixels.dtype, lambda: _find_range(*version_of(path)), str(path)
+        )
         gray = table[pixels.view(f"u{pixels.dtype.itemsize}")]
         return np.repeat(gray[:, :, None], 3, axis=2)
 
@@ -157,11 +159,13 @@ def _to_color(image: DicomImage, pixels: np.ndarray) -> np.ndarray:
         bits = 8 * pixels.dtype.itemsize
     elif kind not in ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"):
         raise ImageError(
-            f"{image.path}: has an unsupported color model; save it as RGB or gray", code="unsupported_color_model"
+            f"{image.path}: has an unsupported color model; save it as RGB or gray",
+            code="unsupported_color_model",
         )
     if pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ImageError(
-            f"{image.path}: does not have three colors per pixel; save it as RGB or gray", code="unsupported_color_model"
+            f"{image.path}: does not have three colors per pixel; save it as RGB or gray",
+            code="unsupported_color_model",
         )
     return display.colors(pixels, bits)
 

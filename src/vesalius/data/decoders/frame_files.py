@@ -97,13 +97,13 @@ class FrameReader:
             if frame is None and n != 1:
                 raise ImageError(
                     f"{path}: has {n} frames; name one, or give the file itself to predict or import",
-                    code="multi_frame",
+                    code="multi_frame_file",
                     path=path,
                 )
             if frame is not None and not 0 <= frame < n:
                 raise ImageError(
                     f"{path}: has {n} frames, so there is no frame {frame} (they count from 0)",
-                    code="no_such_frame",
+                    code="frame_count_mismatch",
                     path=path,
                 )
             return decoder.read(frame or 0)

@@ -24,7 +24,7 @@ def version_of(path: Path) -> Version:
             f"{path}: there is no such file; give one that exists", code="not_found", path=path
         ) from error
     if not path.is_file():
-        raise ImageError(f"{path}: is a folder; give a file", code="not_a_file", path=path)
+        raise ImageError(f"{path}: is a folder; give a file", code="unreadable_file", path=path)
     return path, state.st_size, state.st_mtime_ns
 
 
@@ -34,7 +34,7 @@ def check_pixels(height: int, width: int, where: str) -> None:
         raise ImageError(
             f"{where}: has {height * width / 1e6:.0f} megapixels, {MAX_PIXELS // 10**6} are allowed; "
             "cut it into tiles",
-            code="too_large",
+            code="image_too_large",
         )
 
 

@@ -127,7 +127,7 @@ class NiftiDecoder:
             raise _error(
                 self.path,
                 f"has {self.n_frames} slices, so there is no slice {index} (they count from 0)",
-                "no_such_frame",
+                "frame_count_mismatch",
             )
         with decoding(self.path, f"slice {index}"), np.errstate(over="ignore"):
             try:
@@ -176,10 +176,10 @@ def _read_header(header: Any, path: Path) -> Volume:
         raise _error(
             path,
             f"has voxels of type {dtype}; save it as whole or real numbers, or RGB24",
-            "unsupported_voxels",
+            "unsupported_volume",
         )
     if dtype.fields is not None and dtype.itemsize != 3:
-        raise _error(path, "has colors with transparency; save it as RGB24", "unsupported_voxels")
+        raise _error(path, "has colors with transparency; save it as RGB24", "unsupported_volume")
     offset = float(header["vox_offset"])
     if not int(header["sizeof_hdr"]) <= offset <= MAX_OFFSET:
         raise _error(
@@ -197,7 +197,7 @@ def _read_header(header: Any, path: Path) -> Volume:
         raise _error(
             path,
             f"holds {volume.n_bytes / 2**30:.0f} GiB, {MAX_BYTES // 2**30} are allowed; cut it",
-            "too_large",
+            "image_too_large",
         )
     return volume
 
@@ -212,12 +212,12 @@ def _read_shape(dim: list[int], path: Path) -> tuple[int, int, int]:
         raise _error(
             path,
             f"has {len(lengths)} axes ({shown}); save one volume, or one plane, a file",
-            "unsupported_voxels",
+            "unsupported_volume",
         )
     width, height, n = (*lengths, 1)[:3]
     check_pixels(height, width, str(path))
     if n > MAX_SLICES:
-        raise _error(path, f"has {n} slices, {MAX_SLICES} are allowed; cut it into parts", "too_large")
+        raise _error(path, f"has {n} slices, {MAX_SLICES} are allowed; cut it into parts", "image_too_large")
     return width, height, n
 
 

@@ -62,7 +62,7 @@ def decode(path: Path) -> Image.Image:
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise ImageError(
                 f"{path}: has more than {MAX_PIXELS // 10**6} megapixels; cut it into tiles",
-                code="too_large",
+                code="image_too_large",
                 path=path,
             ) from error
         with opened as image:
@@ -77,7 +77,9 @@ def _check_header(image: Image.Image, path: Path) -> None:
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         raise ImageError(
-            f"{path}: has {frames} frames; save each as an image of its own", code="multi_frame", path=path
+            f"{path}: has {frames} frames; save each as an image of its own",
+            code="multi_frame_file",
+            path=path,
         )
     # Pillow opens 16-bit color as 8-bit RGB and drops the low byte; only the raw mode of its tiles tells
     if not image.mode.startswith("I") and any(";16" in str(tile[3]) for tile in getattr(image, "tile", [])):
@@ -88,7 +90,7 @@ def too_deep(where: str, mode: str) -> ImageError:
     """The error for pixels of more than 8 bits a channel; the message begins with `where`."""
     return ImageError(
         f"{where}: has pixels of more than 8 bits ({mode}); convert to 8 bits first, with the window you want",
-        code="unsupported_bit_depth",
+        code="invalid_bit_depth",
     )
 
 

@@ -91,7 +91,9 @@ class VideoDecoder:
         transparent.
         """
         if not 0 <= frame < self.n_frames:
-            raise _error(self.path, f"has {self.n_frames} frames, so there is no frame {frame}", "no_such_frame")
+            raise _error(
+                self.path, f"has {self.n_frames} frames, so there is no frame {frame}", "frame_count_mismatch"
+            )
         with decoding(self.path, f"frame {frame}"):
             self._go_to(frame)
             return _to_rgb(self._picture, f"{self.path}, frame {frame}")
@@ -175,7 +177,7 @@ def _index(path: Path, size: int, time_ns: int) -> Index:
     times, keys = times[order], np.flatnonzero(are_keys[order])
     if not (np.diff(times) > 0).all():
         if len(np.unique(times)) < len(times):
-            raise _error(path, "has frames of the same time; convert it to MP4 first", "invalid_timestamps")
+            raise _error(path, "has frames of the same time; convert it to MP4 first", "unsupported_video")
         keys = keys[:0]  # seeking by time is impossible
     return Index(times, np.union1d([0], keys).astype(np.int64), tick_ms)
 
@@ -197,14 +199,16 @@ def _read_packets(path: Path) -> tuple[np.ndarray, np.ndarray, float]:
         for packet in container.demux(stream):
             if packet.is_corrupt:
                 raise _error(
-                    path, f"is damaged after frame {len(times)}; copy it again from its source", "damaged_file"
+                    path,
+                    f"is damaged after frame {len(times)}; copy it again from its source",
+                    "damaged_file",
                 )
             if packet.size == 0 or packet.is_discard:  # end of stream, or hidden by an edit list
                 continue
             if packet.pts is None:
-                raise _error(path, "has frames without a time; convert it to MP4 first", "invalid_timestamps")
+                raise _error(path, "has frames without a time; convert it to MP4 first", "unsupported_video")
             if len(times) == MAX_FRAMES:
-                raise _error(path, f"has more than {MAX_FRAMES} frames; cut it into parts", "too_large")
+                raise _error(path, f"has more than {MAX_FRAMES} frames; cut it into parts", "image_too_large")
             times.append(packet.pts)
             are_keys.append(packet.is_keyframe)
         if not times:
@@ -237,7 +241,7 @@ def _open(path: Path) -> tuple[Any, Any]:
         streams = [each for each in container.streams.video if not _is_cover(each)]
         if len(streams) != 1:
             raise _error(
-                path, f"has {len(streams)} video streams; export one of them as MP4", "video_stream_count"
+                path, f"has {len(streams)} video streams; export one of them as MP4", "unsupported_video"
             )
         context = streams[0].codec_context
         check_pixels(context.height, context.width, str(path))
@@ -260,7 +264,7 @@ def _to_rgb(picture: Any, where: str) -> UInt8[np.ndarray, "h w 3"]:
     if max(part.bits for part in parts) > 8:
         raise ImageError(
             f"{where}: has more than 8 bits a channel ({picture.format.name}); convert it to 8 bits first",
-            code="unsupported_bit_depth",
+            code="invalid_bit_depth",
         )
     if not any(part.is_alpha for part in parts):
         return np.ascontiguousarray(picture.to_ndarray(format="rgb24"))

@@ -1,6 +1,6 @@
 """Values of annotation files, checked: paths, polygons, RLE, sizes. Each error begins with the place it is given.
 
-Whether a polygon is a shape at all (three points, finite numbers) is not asked here but by `masks.check_polygon`,
+Whether a polygon is a shape at all (three points, finite numbers) is not asked here but by `masks.fault`,
 when a dataset is opened: `vesalius check` has to see such polygons to tell of them, and to drop them.
 """
 

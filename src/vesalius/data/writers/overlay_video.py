@@ -1,4 +1,4 @@
-"""Overlays of masks on the frames of a clip, as one MP4 file."""
+"""Overlay videos: masks drawn on the frames of a clip, as one MP4 file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vesalius.files import replacing
 from vesalius.visualization import overlay
 
 CODECS = (("libx264", {"crf": "18", "preset": "medium"}), ("mpeg4", {"qscale": "2"}))
-"""The first that this build of FFmpeg has; at these settings contours of one pixel stay clean."""
+"""Encoders with options; the first that this build of FFmpeg has is used. Contours of one pixel stay sharp."""
 
 
 def write_overlay(
@@ -25,19 +25,25 @@ def write_overlay(
     masks: Iterable[Bool[np.ndarray, "h w"]],
     fps: float,
 ) -> int:
-    """Write each frame under its mask to an MP4 file, one at a time, as a whole or not at all; how many there
-    were.
+    """Write frames with their masks to an MP4 file, one frame at a time; returns the number of frames.
 
-    H.264, or MPEG-4 where FFmpeg has no encoder for it. Both store color for two by two pixels: an odd
-    height or width is filled up by repeating the last row or column, so the film is then a pixel larger than
-    the frames. Raises OutputError for a name that is not MP4, no frame, or a rate that is not above 0;
-    ValueError where frames and masks differ in number or size; MissingExtraError.
+    The file is written completely or not at all, as H.264, or MPEG-4 if FFmpeg has no H.264 encoder. Both store color
+    for 2 x 2 pixels: an odd height or width is padded by repeating the last row or column. Raises OutputError for a
+    name other than `.mp4`, no frame, or a frame rate that is not above 0 and at most 1000; ValueError if frames and
+    masks differ in number or size; MissingExtraError.
     """
     av = require("av", "video", "video files")
     if path.suffix.lower() != ".mp4":
-        raise OutputError(f"{path}: overlays are written as MP4; name a file that ends in .mp4")
+        raise OutputError(
+            f"{path}: overlays are written as MP4; name a file that ends in .mp4", code="bad_value", path=path
+        )
     if not 0 < fps <= 1000:
-        raise OutputError(f"{path}: a film needs more than 0 and at most 1000 frames a second, not {fps:g}")
+        raise OutputError(
+            f"{path}: a video needs more than 0 and at most 1000 frames per second, not {fps:g}",
+            code="bad_value",
+            path=path,
+            field="fps",
+        )
     count = 0
     with replacing(path) as temporary:
         try:
@@ -51,10 +57,14 @@ def write_overlay(
                     container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
                     count += 1
                 if stream is None:
-                    raise OutputError(f"{path}: there is no frame to write")
+                    raise OutputError(
+                        f"{path}: there is no frame to write", code="nothing_to_write", path=path
+                    )
                 container.mux(stream.encode())
         except av.FFmpegError as error:
-            raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+            raise OutputError(
+                f"{path}: cannot be written ({error.strerror or error})", code="write_failed", path=path
+            ) from error
     return count
 
 
