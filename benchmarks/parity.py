@@ -19,11 +19,11 @@ import torch
 from PIL import Image
 
 from vesalius.inference.predictor import Predictor
+from vesalius.models.batch import Batch
 from vesalius.models.checkpoint import open_model
 from vesalius.models.generation import force_answer
 from vesalius.models.memory import VideoSession
 from vesalius.models.official_prompt import read_official_prompt
-from vesalius.models.processor import Batch
 from vesalius.models.vlm import embed_batch, run_language_model
 
 EXACT = 0.0

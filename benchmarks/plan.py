@@ -43,7 +43,8 @@ TRAINED: dict[str, tuple[dict[str, Any], str]] = {
 
 def make_spec() -> Any:
     """`tiny` widened: InternVL's own width with 8 layers, a language model of 6 layers, SAM's smallest trunk at 1024."""
-    from vesalius.models.specs import find_spec, sam2
+    from vesalius.models.presets import find_spec
+    from vesalius.models.sam_config import sam2
 
     tiny = find_spec("tiny")
     vision = tiny.vlm["vision_config"] | {
@@ -84,9 +85,9 @@ def build(folder: Path) -> None:
 
     from vesalius.models.cards import Card
     from vesalius.models.checkpoint import OpenedModel, save_bundle
+    from vesalius.models.families.tokenizers import byte_tokenizer
     from vesalius.models.processor import Processor
     from vesalius.models.textseg import build as build_model
-    from vesalius.models.tokenizers import byte_tokenizer
 
     spec = make_spec()
     processor = Processor(spec, byte_tokenizer())

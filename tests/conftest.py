@@ -48,10 +48,11 @@ def small_predictor() -> Predictor:
     from vesalius.inference.predictor import Predictor
     from vesalius.models.cards import Card
     from vesalius.models.checkpoint import OpenedModel
+    from vesalius.models.families.tokenizers import byte_tokenizer
+    from vesalius.models.presets import find_spec
     from vesalius.models.processor import Processor
-    from vesalius.models.specs import find_spec, sam2
+    from vesalius.models.sam_config import sam2
     from vesalius.models.textseg import build
-    from vesalius.models.tokenizers import byte_tokenizer
 
     sam = sam2(
         image_size=128,

@@ -306,6 +306,13 @@ CODES: dict[str, Code] = {
         "the weights of a published model are not on this machine", "download them with hf download"
     ),
     "unknown_model": _error("a model name is not known", "take the nearest known name from the message"),
+    "unknown_family": _error(
+        "a model is of no known family of vision-language models", "name a model of a supported family"
+    ),
+    "model_config": _error(
+        "a model configuration is damaged, incomplete or not supported", "copy or convert the model again"
+    ),
+    "aspect_ratio": _error("an image is too long and narrow for a model", "cut it, or use tiles"),
     "model_kind": _error(
         "a model is of another kind than the command needs", "name a model of the kind in the message"
     ),

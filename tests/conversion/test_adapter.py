@@ -19,11 +19,12 @@ from vesalius.conversion.lora import MergedWeights, TensorWeights
 from vesalius.conversion.training_checkpoint import Lora, TrainingCheckpoint, open_training_checkpoint
 from vesalius.errors import CheckpointError
 from vesalius.models.adapter import CONFIG, TENSORS, apply_adapter
-from vesalius.models.keymaps import saved_name
+from vesalius.models.families.table import family_of
 from vesalius.models.layout_mapping import to_bundle, to_official
 from vesalius.models.official_config import read_spec
-from vesalius.models.specs import ModelSpec, find_spec
-from vesalius.models.textseg import VLM_CLASSES, configs
+from vesalius.models.presets import find_spec
+from vesalius.models.specs import ModelSpec
+from vesalius.models.textseg import configs
 from vesalius.models.weights import AssembledWeights, Weights, load_tensor, open_weights
 
 RANK, ALPHA = 2, 6.0
@@ -44,8 +45,8 @@ class Case:
         merged = MergedWeights(self.base, self.checkpoint, alpha)
         shapes = {name: tensor.shape for name, tensor in merged.tensors.items()}
         bundle = AssembledWeights(merged, to_bundle(self.spec, shapes)[0])
-        vlm = VLM_CLASSES[self.spec.family](configs(self.spec)[0]).eval()
-        names = {name: f"vlm.{saved_name(self.spec.family, name)}" for name in vlm.state_dict()}
+        vlm = family_of(self.spec.family).model_class(configs(self.spec)[0]).eval()
+        names = {name: f"vlm.{family_of(self.spec.family).saved_name(name)}" for name in vlm.state_dict()}
         vlm.load_state_dict({name: load_tensor(bundle, saved).float() for name, saved in names.items()})
         return vlm
 
@@ -73,8 +74,10 @@ def tiny() -> Case:
     spec = find_spec("tiny")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        vlm = VLM_CLASSES[spec.family](configs(spec)[0])
-    tensors = {f"vlm.{saved_name(spec.family, name)}": each for name, each in vlm.state_dict().items()}
+        vlm = family_of(spec.family).model_class(configs(spec)[0])
+    tensors = {
+        f"vlm.{family_of(spec.family).saved_name(name)}": each for name, each in vlm.state_dict().items()
+    }
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     return case_of(spec, AssembledWeights(TensorWeights(tensors), to_official(spec, shapes)))
 

@@ -29,10 +29,12 @@ from vesalius.lineage import fingerprint_weights
 from vesalius.models.cards import read_card
 from vesalius.models.checkpoint import open_model
 from vesalius.models.config_files import CONFIG, PROOF
+from vesalius.models.families.tokenizers import byte_tokenizer
 from vesalius.models.layout_mapping import to_official
-from vesalius.models.specs import ModelSpec, find_spec, sam2
+from vesalius.models.presets import find_spec
+from vesalius.models.sam_config import sam2
+from vesalius.models.specs import ModelSpec
 from vesalius.models.stored_model import check_fit, expected_shapes, fingerprint_model, hash_weights
-from vesalius.models.tokenizers import byte_tokenizer
 from vesalius.models.weights import TORCH_TYPES, open_weights
 from vesalius.progress import Progress
 from vesalius.tensorfiles import TensorType, find_shards, read_header, write_shards, write_tensors

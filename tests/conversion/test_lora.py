@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vesalius.conversion import lora as lora_module
-from vesalius.conversion.lora import MergedWeights, TensorWeights, find_sizes, prove_merge, read_rows
+from vesalius.conversion.lora import MergedWeights, TensorWeights, find_candidates, prove_merge, read_rows
 from vesalius.conversion.training_checkpoint import Lora, TrainingCheckpoint, open_training_checkpoint
 from vesalius.errors import CheckpointError
 from vesalius.models.layout_mapping import to_bundle
-from vesalius.models.specs import PRESETS, ModelSpec, find_spec
+from vesalius.models.presets import PRESETS, find_spec
+from vesalius.models.specs import ModelSpec
 from vesalius.models.weights import AssembledWeights, load_tensor, open_weights
 
 QUERY = "language_model.model.layers.0.self_attn.q_proj.weight"
@@ -172,7 +173,7 @@ def official_shapes(name: str) -> dict[str, tuple[int, ...]]:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_published_size_is_known_by_a_few_of_its_tensors(name: str) -> None:
-    assert find_sizes(official_shapes(name)) == [name]
+    assert find_candidates(official_shapes(name)) == [name]
 
 
 @pytest.mark.parametrize(
@@ -188,7 +189,7 @@ def test_every_published_size_is_known_by_a_few_of_its_tensors(name: str) -> Non
 def test_every_published_size_is_known_by_all_of_its_tensors(shared: Path, file: str, name: str) -> None:
 
     keys = json.loads((shared / f"oracle/keys/{file}.json").read_text(encoding="utf-8"))
-    assert find_sizes({key: tuple(shape) for key, (shape, _) in keys.items()}) == [name]
+    assert find_candidates({key: tuple(shape) for key, (shape, _) in keys.items()}) == [name]
 
 
 def test_a_wrong_base_is_told_by_name_and_so_is_the_right_one() -> None:

@@ -17,7 +17,6 @@ from vesalius.inference.fitting import NEW_TOKENS, PredictionSettings, Task, Tra
 from vesalius.inference.footprint import (
     Pass,
     Work,
-    largest_image,
     measure_prediction,
     measure_training,
     prepared,
@@ -29,10 +28,11 @@ from vesalius.inference.plan import Plan, make_plan, place_of, summarize
 from vesalius.inference.predictor import MAX_NEW_TOKENS, load_predictor
 from vesalius.models.checkpoint import new_model, save_bundle
 from vesalius.models.device_map import find_device
+from vesalius.models.families.table import family_of
 from vesalius.models.parameter_groups import PARTS, part_of
-from vesalius.models.pixels import read_pixels
+from vesalius.models.presets import find_spec
 from vesalius.models.segmenter import encode_images
-from vesalius.models.specs import ModelSpec, find_spec
+from vesalius.models.specs import ModelSpec
 from vesalius.models.stored_model import empty_model
 from vesalius.models.token_rows import new_tokens
 from vesalius.models.trainable import CHECKPOINTABLE, TrainableSettings, set_trainable
@@ -163,8 +163,17 @@ def test_no_image_becomes_more_tokens_than_the_largest(name: str) -> None:
     from PIL import Image
 
     spec = find_spec(name)
-    sizes = [largest_image(spec), (300, 400), (1000, 1000), (3000, 2000), (2336, 3504), (200, 1500)]
-    tokens = [sum(read_pixels(Image.new("RGB", size[::-1]), spec).tokens) for size in sizes]
+    sizes = [
+        family_of(spec.family).largest_image(spec),
+        (300, 400),
+        (1000, 1000),
+        (3000, 2000),
+        (2336, 3504),
+        (200, 1500),
+    ]
+    tokens = [
+        sum(family_of(spec.family).read_image(Image.new("RGB", size[::-1]), spec).tokens) for size in sizes
+    ]
     assert max(tokens) == tokens[0]
 
 

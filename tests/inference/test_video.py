@@ -27,8 +27,8 @@ from vesalius.inference.video import (
     read_questions,
     spread,
 )
+from vesalius.models.batch import Batch
 from vesalius.models.generation import Answer
-from vesalius.models.processor import Batch
 
 FRAMES = 7
 

@@ -12,7 +12,8 @@ from transformers import Sam2VideoConfig, Sam2VideoModel
 
 from vesalius.models.layout_mapping import to_bundle
 from vesalius.models.pixels import normalize, resize_bicubic
-from vesalius.models.specs import find_spec, sam2
+from vesalius.models.presets import find_spec
+from vesalius.models.sam_config import sam2
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from vesalius.models.checkpoint import OpenedModel, new_model, open_model
-from vesalius.models.pixels import read_pixels
+from vesalius.models.families.table import family_of
 from vesalius.models.segmenter import SegPrompts
 from vesalius.types import Item
 
@@ -28,7 +28,9 @@ def test_turns_have_the_official_tokens_and_labels(oracle: Path) -> None:
         ("Where is the vein in this picture? Please respond with a segmentation mask.", "Sure, it is [SEG]."),
     ]
     picture = Image.open(oracle / "inputs/odd_517x389.png").convert("RGB")
-    ids, labels = processor.encode(turns, read_pixels(picture, processor.spec))
+    ids, labels = processor.encode(
+        turns, family_of(processor.spec.family).read_image(picture, processor.spec)
+    )
     kept = stored["attention_mask"][1].astype(bool)
     # the official code puts one more line break behind the end, which nothing reads
     assert ids == stored["input_ids"][1][kept][:-1].tolist()
@@ -41,9 +43,9 @@ def test_turns_are_the_tokens_of_their_text(oracle: Path, family: str) -> None:
     processor = open_model(oracle / family).processor
     turns = [("What is this?", "An angiogram."), ("Of what?", "The heart.")]
     picture = Image.open(oracle / "inputs/square_400.png").convert("RGB")
-    pixels = read_pixels(picture, processor.spec)
+    pixels = family_of(processor.spec.family).read_image(picture, processor.spec)
     ids, _ = processor.encode(turns, pixels)
-    image = "".join(processor.image_tokens(pixels))
+    image = processor.image_text(pixels)
     template = processor.spec.prompt
     past = template.before_answer(turns[0][0], image) + turns[0][1] + template.stop + "\n"
     assert ids == processor.tokenizer.encode(

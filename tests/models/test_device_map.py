@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from vesalius.errors import CheckpointError
+from vesalius.models.batch import Batch
 from vesalius.models.checkpoint import OpenedModel, new_model, open_model, save_bundle
 from vesalius.models.device_map import find_device, home_device, return_to_device, vlm_device_map
 from vesalius.models.generation import force_answer, generate_answer
-from vesalius.models.processor import Batch
 from vesalius.types import Item
 
 FAMILIES = ("internvl_qwen2", "internvl_internlm2", "qwen2_5_vl", "qwen3_vl")

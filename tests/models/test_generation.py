@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from vesalius.models.batch import Batch
 from vesalius.models.checkpoint import OpenedModel, new_model, open_model
 from vesalius.models.generation import (
     Answer,
@@ -16,7 +17,6 @@ from vesalius.models.generation import (
     generate_answer,
     verify_answer,
 )
-from vesalius.models.processor import Batch
 from vesalius.types import Item
 
 MOST = 9

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from vesalius.models.info import _false_claims, describe, summarize
+from vesalius.models.presets import find_spec
 from vesalius.models.reference import resolve_model
-from vesalius.models.specs import find_spec
 from vesalius.models.stored_model import fingerprint_model
 
 

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vesalius.errors import CheckpointError
-from vesalius.models.keymaps import saved_name
+from vesalius.models.families.table import family_of
 from vesalius.models.layout_mapping import to_bundle, to_official
-from vesalius.models.specs import ModelSpec, find_spec
+from vesalius.models.presets import find_spec
+from vesalius.models.specs import ModelSpec
 from vesalius.models.textseg import build
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "official_keys.json.gz"
@@ -27,7 +28,9 @@ def native_tensors(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         model = build(spec, seg_id=0)
     halves = {
-        "vlm": {saved_name(spec.family, name): tensor for name, tensor in model.vlm.state_dict().items()},
+        "vlm": {
+            family_of(spec.family).saved_name(name): tensor for name, tensor in model.vlm.state_dict().items()
+        },
         "sam": model.sam.state_dict(),
         "projector": model.projector.state_dict(),
     }

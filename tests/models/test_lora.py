@@ -12,12 +12,13 @@ from transformers import PreTrainedModel
 from vesalius.errors import CheckpointError, SettingError
 from vesalius.models.adapter import CONFIG, TENSORS, apply_adapter, layers_of, write_adapter
 from vesalius.models.components import own_weights
-from vesalius.models.lora import LAYERS, LoraSettings, add_lora, find_targets, merge_adapter
-from vesalius.models.specs import find_spec
+from vesalius.models.families.table import family_of
+from vesalius.models.families.tokenizers import byte_tokenizer
+from vesalius.models.lora import LoraSettings, add_lora, find_targets, merge_adapter
+from vesalius.models.presets import find_spec
 from vesalius.models.stored_model import empty_model
-from vesalius.models.textseg import VLM_CLASSES, configs
+from vesalius.models.textseg import configs
 from vesalius.models.token_rows import TokenRows, find_rows, new_tokens
-from vesalius.models.tokenizers import byte_tokenizer
 
 FAMILIES = {"internvl": "Sa2VA-8B", "qwen2_5_vl": "Sa2VA-Qwen2_5-VL-3B", "qwen3_vl": "Sa2VA-Qwen3-VL-4B"}
 IDS = (3, 9, 11)
@@ -43,7 +44,7 @@ def small(family: str = "internvl", tied: bool = False) -> PreTrainedModel:
         else:
             vision.deepstack_visual_indexes = [0]
     torch.manual_seed(0)
-    return VLM_CLASSES[family](config).eval()
+    return family_of(family).model_class(config).eval()
 
 
 def adapted(vlm: PreTrainedModel, rows: bool = True) -> PreTrainedModel:
@@ -75,7 +76,7 @@ def test_lora_lies_over_attention_and_mlp_of_the_layers_and_over_nothing_else(fa
     depth = vision.num_hidden_layers if family == "internvl" else vision.depth
     paths = find_targets(vlm, "vision encoder")
     assert len(paths) == of_layer * depth
-    assert all(path.startswith(LAYERS[family]["vision encoder"]) for path in paths)
+    assert all(path.startswith(family_of(family).vision_layers) for path in paths)
     assert not any("merger" in path or "projector" in path for path in paths)
     assert len(find_targets(vlm, "language model", ("q_proj", "v_proj"))) == 2 * text.num_hidden_layers
     with pytest.raises(SettingError, match="no linear layer is called 'wqkv'; known: down_proj, gate_proj"):

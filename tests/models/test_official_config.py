@@ -10,9 +10,9 @@ import pytest
 
 from vesalius.errors import CheckpointError
 from vesalius.models.config_files import is_official
-from vesalius.models.official_config import identify, read_spec, sizes
+from vesalius.models.official_config import read_spec
+from vesalius.models.presets import PRESETS, find_spec, identify, published_sizes
 from vesalius.models.reference import resolve_model
-from vesalius.models.specs import PRESETS, find_spec
 from vesalius.models.stored_model import shapes_of
 from vesalius.models.weights import open_weights
 
@@ -116,8 +116,7 @@ def test_folder_without_a_segmenter_is_refused() -> None:
 
 
 def test_published_sizes_differ_and_are_told_apart() -> None:
-    known = [sizes(make()) for make in PRESETS.values()]
-    assert all(known.count(each) == 1 for each in known)
+    assert len(set(published_sizes().values())) == len(PRESETS)
     for name in PRESETS:
         assert identify(find_spec(name)) == name
     spec = find_spec("Sa2VA-4B")

@@ -17,10 +17,10 @@ from PIL import Image
 from vesalius.data.images import read_image
 from vesalius.errors import SettingError
 from vesalius.inference.predictor import Predictor
+from vesalius.models.batch import Batch
 from vesalius.models.checkpoint import OpenedModel, open_model
 from vesalius.models.generation import force_answer, generate_answer
 from vesalius.models.official_prompt import read_official_prompt
-from vesalius.models.processor import Batch
 from vesalius.types import Item
 
 IMAGES = ("img_odd", "img_sq400", "img_sq700_2seg", "img_vp")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from vesalius.data.images import read_image
 from vesalius.models.pixels import normalize, resize_bicubic, tile_grid, tile_image
-from vesalius.models.specs import find_spec
+from vesalius.models.presets import find_spec
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "tiling.json"
 

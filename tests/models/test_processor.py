@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vesalius.errors import SettingError
-from vesalius.models.processor import NOT_LEARNED, Batch, Processor
+from vesalius.models.batch import NOT_LEARNED, Batch
+from vesalius.models.families.tokenizers import byte_tokenizer
+from vesalius.models.presets import find_spec
+from vesalius.models.processor import Processor
 from vesalius.models.prompts import PromptTemplate
-from vesalius.models.specs import tiny
-from vesalius.models.tokenizers import byte_tokenizer
 from vesalius.types import Item
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "tiling.json"
@@ -21,7 +22,7 @@ GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "tiling.json"
 
 @pytest.fixture(scope="module")
 def processor() -> Processor:
-    return Processor(tiny(), byte_tokenizer())
+    return Processor(find_spec("tiny"), byte_tokenizer())
 
 
 def item(*prompts: str, size: tuple[int, int] = (40, 60), masks: bool = True) -> Item:

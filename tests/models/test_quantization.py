@@ -14,6 +14,7 @@ from vesalius.inference.footprint import quantized, weigh
 from vesalius.inference.predictor import load_predictor
 from vesalius.models.cards import read_card
 from vesalius.models.checkpoint import new_model, open_model, save_bundle
+from vesalius.models.presets import find_spec
 from vesalius.models.quantization import (
     Quantized,
     QuantizedLinear,
@@ -24,7 +25,6 @@ from vesalius.models.quantization import (
     no_kernels_fetched,
     quantize,
 )
-from vesalius.models.specs import find_spec
 from vesalius.models.stored_model import empty_model
 
 pytest.importorskip("bitsandbytes", reason="needs the extra quantized")

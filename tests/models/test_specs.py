@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vesalius.errors import SettingError
-from vesalius.models.specs import PRESETS, find_spec
+from vesalius.models.presets import PRESETS, find_spec
 from vesalius.models.textseg import build
 
 PUBLISHED_VALUES = {  # as counted in the official checkpoints

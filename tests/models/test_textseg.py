@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from vesalius.models.batch import Batch
 from vesalius.models.checkpoint import OpenedModel, new_model
 from vesalius.models.generation import force_answer, generate_answer
-from vesalius.models.processor import Batch
 from vesalius.models.segmenter import SegPrompts
 from vesalius.types import Item
 

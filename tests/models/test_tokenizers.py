@@ -8,7 +8,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from vesalius.errors import CheckpointError
-from vesalius.models.tokenizers import official_tokenizer
+from vesalius.models.families.tokenizers import official_tokenizer
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "official"
 

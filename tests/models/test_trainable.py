@@ -12,10 +12,10 @@ import torch
 from vesalius.config import make_settings
 from vesalius.errors import SettingError, TrainingError
 from vesalius.models.adapter import layers_of
+from vesalius.models.batch import Batch
 from vesalius.models.checkpoint import OpenedModel, merged, new_model, open_model, save_bundle, write_bundle
 from vesalius.models.parameter_groups import TRAINABLE_PARTS
-from vesalius.models.processor import Batch
-from vesalius.models.specs import find_spec
+from vesalius.models.presets import find_spec
 from vesalius.models.stored_model import empty_model
 from vesalius.models.token_rows import new_tokens
 from vesalius.models.trainable import CHECKPOINTABLE, GROUPS, TrainableSettings, set_trainable

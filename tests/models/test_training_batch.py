@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
+from vesalius.models.batch import Batch
 from vesalius.models.checkpoint import open_model
-from vesalius.models.pixels import read_pixels
-from vesalius.models.processor import Batch
+from vesalius.models.families.table import family_of
 from vesalius.training.mask_losses import binary_cross_entropy, soft_dice_loss
 from vesalius.training.targets import read_at, uncertain_points
 
@@ -24,7 +24,10 @@ def computed(oracle: Path) -> dict[str, Any]:
     facts = json.loads((folder / "internvl_qwen2/train/train_expected.json").read_text())
     stored = np.load(folder / "internvl_qwen2/train/train_expected.npz")
     pictures = [Image.open(folder / "inputs" / each["image"]).convert("RGB") for each in facts["batch"]]
-    pixels = [read_pixels(picture, opened.processor.spec) for picture in pictures]
+    pixels = [
+        family_of(opened.processor.spec.family).read_image(picture, opened.processor.spec)
+        for picture in pictures
+    ]
     batch = Batch(
         input_ids=torch.from_numpy(stored["input_ids"]).long(),
         attention_mask=torch.from_numpy(stored["attention_mask"]).long(),

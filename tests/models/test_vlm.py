@@ -9,15 +9,17 @@ import pytest
 import torch
 from PIL import Image
 
+from vesalius.models.families.base import count_positions
+from vesalius.models.families.table import family_of
+from vesalius.models.families.tokenizers import official_tokenizer
 from vesalius.models.layout_mapping import to_bundle
 from vesalius.models.official_config import read_spec
 from vesalius.models.official_prompt import read_official_prompt, spoken
 from vesalius.models.processor import Processor
 from vesalius.models.specs import ModelSpec
 from vesalius.models.stored_model import shapes_of
-from vesalius.models.textseg import VLM_CLASSES, Projector, configs
-from vesalius.models.tokenizers import official_tokenizer
-from vesalius.models.vlm import count_positions, embed_batch, embed_token, run_language_model
+from vesalius.models.textseg import Projector, configs
+from vesalius.models.vlm import embed_batch, embed_token, run_language_model
 from vesalius.models.weights import AssembledWeights, FileWeights, load_tensor, open_weights
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -48,7 +50,7 @@ class Half:
         names, dropped = to_bundle(self.spec, shapes_of(weights))
         assert dropped == {}
         state = self._state(weights, names, "vlm.")
-        self.vlm, info = VLM_CLASSES[self.spec.family].from_pretrained(
+        self.vlm, info = family_of(self.spec.family).model_class.from_pretrained(
             None,
             config=configs(self.spec)[0],
             state_dict=state,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from vesalius.models import specs
+from vesalius.models import presets
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """New weights of `tiny` see a quarter of its pixels: for runs of which no stored number depends on that."""
-    spec = specs.tiny()
+    spec = presets.find_spec("tiny")
     side = spec.sam_size // 2
     vision = spec.sam["vision_config"]
     sam = spec.sam | {
@@ -23,4 +23,4 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         "prompt_encoder_config": spec.sam["prompt_encoder_config"] | {"image_size": side},
         "memory_attention_rope_feat_sizes": [side // 16] * 2,
     }
-    monkeypatch.setitem(specs.PRESETS, "tiny", lambda: spec.model_copy(update={"sam": sam}))
+    monkeypatch.setitem(presets.PRESETS, "tiny", lambda: spec.model_copy(update={"sam": sam}))

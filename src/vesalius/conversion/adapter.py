@@ -9,7 +9,7 @@ from vesalius.conversion.training_checkpoint import TrainingCheckpoint
 from vesalius.errors import CheckpointError
 from vesalius.files import write_json
 from vesalius.models.adapter import CONFIG, PREFIX, TENSORS
-from vesalius.models.keymaps import SAVED_NAMES
+from vesalius.models.families.table import family_of
 from vesalius.models.layout_mapping import Assembly, Rows, to_bundle
 from vesalius.models.specs import ModelSpec
 from vesalius.models.weights import AssembledWeights
@@ -48,10 +48,7 @@ def _module(family: str, name: str, path: Path) -> str:
         raise CheckpointError(
             f"{path}: has LoRA on {name}, and an adapter lies over the vision-language half only; merge it instead"
         )
-    for inside, outside in SAVED_NAMES[family]:
-        if saved.startswith(outside):
-            saved = inside + saved.removeprefix(outside)
-            break
+    saved = family_of(family).module_name(saved)
     return saved.removesuffix(".weight")
 
 

@@ -20,6 +20,7 @@ from vesalius.conversion.training_checkpoint import (
 from vesalius.errors import CheckpointError, SettingError
 from vesalius.models.cards import ADAPTER, SOURCE
 from vesalius.models.config_files import CONFIG, SmallFiles, find_small_files, is_official
+from vesalius.models.families.tokenizers import official_tokenizer
 from vesalius.models.official_config import read_spec
 from vesalius.models.processor import Processor
 from vesalius.models.specs import ModelSpec
@@ -34,7 +35,6 @@ from vesalius.models.stored_model import (
     shapes_of,
 )
 from vesalius.models.textseg import configs
-from vesalius.models.tokenizers import official_tokenizer
 from vesalius.models.weights import AssembledWeights, HashedWeights
 
 COPIED = "a copy of another tensor, which the official layout holds once"

@@ -6,21 +6,19 @@ at a time, and kept in a dtype that loses nothing of either.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 
 from vesalius.conversion.training_checkpoint import Lora, TrainingCheckpoint
 from vesalius.errors import CheckpointError
-from vesalius.models.layout_mapping import Shape
-from vesalius.models.specs import PRESETS
+from vesalius.models.presets import find_candidates
+from vesalius.models.specs import Shape
 from vesalius.models.weights import TORCH_TYPES, Weights
 from vesalius.tensorfiles import BLOCK_BYTES, Block, TensorType
 
 NAMES_OF_TYPES = {dtype: name for name, dtype in TORCH_TYPES.items()}
-INTERNLM2_NAME = re.compile(r"\.(tok_embeddings|wqkv|wo|w[123])\.|^language_model\.output\.")
 PROBES = 4
 """Random inputs on which a merged weight is compared with weight and adapter."""
 
@@ -207,7 +205,7 @@ def _check_fit(base: Weights, checkpoint: TrainingCheckpoint) -> None:
     ]
     if len(wrong) > 10:
         lines.append(f"and {len(wrong) - 10} more")
-    lines.append(_advice(find_sizes(here), find_sizes(shapes)))
+    lines.append(_advice(find_candidates(here), find_candidates(shapes)))
     message = f"{checkpoint.path}: {len(wrong)} of its {len(here)} tensors do not fit the base"
     raise CheckpointError("\n  ".join([message, *lines]))
 
@@ -227,30 +225,3 @@ def trained_shapes(checkpoint: TrainingCheckpoint) -> dict[str, Shape]:
     """Official name -> shape of each tensor of the model that the checkpoint replaces or changes."""
     whole = {name: tuple(tensor.shape) for name, tensor in checkpoint.full.items()}
     return whole | {name: lora.shape for name, lora in checkpoint.lora.items()}
-
-
-def find_sizes(shapes: Mapping[str, Shape]) -> list[str]:
-    """Published models of which these can be tensors, all or some, by language model, width and layers."""
-    hidden = (*shapes.get("text_hidden_fcs.0.weight", ()), 0)[0]
-    layers = [re.search(r"language_model\..*?\blayers\.(\d+)\.", name) for name in shapes]
-    n_layers = max((int(found[1]) + 1 for found in layers if found), default=0)
-    language_models = _language_models(shapes)
-    texts = {name: make().text for name, make in PRESETS.items()}
-    return [
-        name
-        for name, text in texts.items()
-        if text["hidden_size"] == hidden
-        and text["num_hidden_layers"] >= n_layers
-        and text["model_type"] in language_models
-    ]
-
-
-def _language_models(names: Iterable[str]) -> set[str]:
-    """Which kinds of language model have tensors of these names; all kinds where there is none of its tensors."""
-    if any(name.startswith("model.") for name in names):
-        return {"qwen2_5_vl_text", "qwen3_vl_text"}
-    if any(INTERNLM2_NAME.search(name) for name in names):
-        return {"llama"}
-    if any(name.startswith("language_model.") for name in names):
-        return {"qwen2", "phi3"}
-    return {make().text["model_type"] for make in PRESETS.values()}

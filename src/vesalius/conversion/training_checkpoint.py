@@ -57,7 +57,7 @@ PREFIXES = {
     "mllm.model.language_model.": "language_model.",
     "mllm.model.vision_model.": "vision_model.",
     "mllm.model.mlp1.": "mlp1.",
-    "mllm.model.": "model.",  # Qwen-VL, which the official layout keeps whole
+    "mllm.model.": "model.",  # a family whose names the official layout keeps
     "grounding_encoder.": "grounding_encoder.",
     "text_hidden_fcs.": "text_hidden_fcs.",
 }
@@ -301,7 +301,7 @@ def _sort(
 def official_name(name: str) -> str | None:
     """Official name of a tensor of the trainer, LoRA's own endings kept; None where it is of no part of Sa2VA.
 
-    PEFT wraps InternVL's language model and vision model each on its own, and Qwen-VL as a whole.
+    PEFT wraps the language model and the vision encoder each on its own, or the vision-language model as a whole.
     """
     name = name.replace("base_model.model.", "", 1)
     name = name.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")

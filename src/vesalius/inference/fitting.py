@@ -15,7 +15,6 @@ from vesalius.errors import SettingError
 from vesalius.inference.footprint import (
     Pass,
     Work,
-    largest_image,
     measure_prediction,
     measure_training,
     prepared,
@@ -24,6 +23,7 @@ from vesalius.inference.footprint import (
     weigh,
 )
 from vesalius.inference.placement import Device, Placement, place_shards, place_split, place_whole
+from vesalius.models.families.table import family_of
 from vesalius.models.quantization import Quantized
 from vesalius.models.specs import ModelSpec
 from vesalius.models.stored_model import empty_model
@@ -169,7 +169,7 @@ class Task:
     def cost(self, batch: int) -> Pass:
         """What a pass over so many images needs besides; measured once."""
         settings = self.settings
-        size = settings.image or largest_image(self.spec)
+        size = settings.image or family_of(self.spec.family).largest_image(self.spec)
         work = Work(batch, settings.prompts, size, settings.text_tokens)
         key: tuple[str, ...] = (self.purpose, str(self.dtype), repr(work))
         if isinstance(settings, TrainingSettings):

@@ -16,10 +16,10 @@ from transformers.cache_utils import DynamicCache
 
 from vesalius.inference.meter import META, Meter
 from vesalius.masks import Size
+from vesalius.models.batch import NOT_LEARNED, Batch
+from vesalius.models.families.table import family_of
 from vesalius.models.memory import PROMPTED_FRAMES
 from vesalius.models.parameter_groups import PARTS, part_of
-from vesalius.models.pixels import QWEN_SECOND, read_pixels
-from vesalius.models.processor import NOT_LEARNED, Batch
 from vesalius.models.quantization import BLOCK, Product4bit, Quantized, QuantizedLinear, replace_module
 from vesalius.models.specs import ADDED_TOKENS, ModelSpec
 from vesalius.models.stored_model import empty_model
@@ -60,7 +60,7 @@ class Pass:
     tokens: int
     """Of each question, with its image and answer."""
     tiles: int
-    """Tiles of an image, thumbnail included; Qwen-VL: 1."""
+    """Number of tiles of an image, thumbnail included; 1 for a family without tiles."""
 
     @property
     def peak(self) -> int:
@@ -76,14 +76,6 @@ class Pass:
         peaks = {phase: at(size, other.peaks[phase]) for phase, size in self.peaks.items()}
         cache, features = at(self.cache, other.cache), at(self.features, other.features)
         return replace(self, peaks=peaks, cache=cache, features=features)
-
-
-def largest_image(spec: ModelSpec) -> Size:
-    """(h, w) of an image that becomes as many tokens as any."""
-    if spec.family == "internvl":
-        return spec.tile_size, spec.tile_size * spec.max_tiles
-    side = int((QWEN_SECOND["max_pixels"] // 2) ** 0.5)
-    return side, 2 * side
 
 
 def weigh(model: TextSegModel, shards: int = 1) -> dict[str, int]:
@@ -255,7 +247,7 @@ def _count_inputs(meter: Meter, batch: Batch) -> None:
 
 def _batch(spec: ModelSpec, work: Work, dtype: torch.dtype) -> Batch:
     """A batch as the processor makes it, whose pixels have no numbers; [SEG] is token 0."""
-    pixels = read_pixels(Image.new("RGB", work.size[::-1]), spec)
+    pixels = family_of(spec.family).read_image(Image.new("RGB", work.size[::-1]), spec)
     image_tokens = sum(pixels.tokens)
     rows = work.images * work.prompts
     ids = torch.ones(rows, work.text_tokens + image_tokens + ANSWER, dtype=torch.int64)

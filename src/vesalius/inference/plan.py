@@ -34,8 +34,10 @@ from vesalius.inference.placement import (
 )
 from vesalius.models.cards import ADAPTER
 from vesalius.models.device_map import DeviceMap
+from vesalius.models.families.table import family_of
+from vesalius.models.presets import PRESETS, find_spec
 from vesalius.models.reference import ModelRef, resolve_model
-from vesalius.models.specs import PRESETS, ModelSpec, find_spec
+from vesalius.models.specs import ModelSpec
 from vesalius.models.stored_model import empty_model, spec_of
 from vesalius.models.trainable import CHECKPOINTABLE, TrainableSettings
 
@@ -227,7 +229,7 @@ def _reasons(task: Task, cost: Pass, batch: int, placement: Placement | None) ->
             if task.gpus
             else "a CPU is not faster in 16 bits, and less exact"
         )
-    tiles = f" in {cost.tiles} tile{'s' * (cost.tiles > 1)}" if task.spec.family == "internvl" else ""
+    tiles = f" in {cost.tiles} tile{'s' * (cost.tiles > 1)}" if family_of(task.spec.family).tiled else ""
     images = "images of " + " x ".join(map(str, settings.image)) if settings.image else "the largest images"
     if settings.batch:
         chosen = "as set"

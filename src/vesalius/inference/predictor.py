@@ -32,10 +32,11 @@ from vesalius.inference.tta import (
     find_gain,
 )
 from vesalius.inference.video import FramePredictions, predict_video
+from vesalius.models.batch import Batch
 from vesalius.models.checkpoint import OpenedModel, open_model
 from vesalius.models.cpu_parallel import decode_on_cores, map_on_cores
 from vesalius.models.generation import Answer, DraftTable, force_answer, generate_answer, verify_answer
-from vesalius.models.processor import Batch, PixelInputs
+from vesalius.models.processor import PixelInputs
 from vesalius.models.quantization import Quantized, kind_of
 from vesalius.models.reference import resolve_model
 from vesalius.models.segmenter import SegPrompts, encode_images

@@ -23,10 +23,10 @@ from PIL import Image
 from vesalius.cleaning import CleanedPrediction
 from vesalius.data.clips import Clip, open_clip
 from vesalius.errors import DataError, SettingError
+from vesalius.models.batch import NOT_LEARNED, Batch
 from vesalius.models.memory import FrameMasks, Tracker, VideoSession
 from vesalius.models.official_prompt import SEEN_FRAMES
-from vesalius.models.pixels import read_frames
-from vesalius.models.processor import NOT_LEARNED, Batch, Processor
+from vesalius.models.processor import Processor
 from vesalius.types import Prediction, Status
 
 if TYPE_CHECKING:
@@ -238,9 +238,8 @@ def read_questions(
     for phrase in phrases:
         processor.check_phrase(phrase)
     spec = processor.spec
-    pixels = read_frames(frames, spec)
-    joint = "\n" if spec.family == "internvl" else ""
-    clip = joint.join(processor.image_tokens(pixels))
+    pixels = processor.family.read_frames(frames, spec)
+    clip = processor.image_text(pixels)
     answer = processor.template_answer() if answered else []
     rows = []
     for phrase in phrases:

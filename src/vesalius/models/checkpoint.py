@@ -31,15 +31,16 @@ from vesalius.models.cards import ADAPTER, CARD, SOURCE, Card
 from vesalius.models.components import is_frozen, take_over, write_half
 from vesalius.models.config_files import SmallFiles, find_small_files
 from vesalius.models.device_map import DeviceMap, home_device, return_to_device, vlm_device_map
+from vesalius.models.families.table import family_of
+from vesalius.models.families.tokenizers import byte_tokenizer, official_tokenizer
 from vesalius.models.layout_mapping import to_bundle
 from vesalius.models.lora import merge_adapter
 from vesalius.models.official_config import read_spec
+from vesalius.models.presets import PRESETS, find_spec
 from vesalius.models.processor import Processor
 from vesalius.models.quantization import Quantized, kind_of, quantize
 from vesalius.models.reference import ModelRef, resolve_model
-from vesalius.models.specs import PRESETS, find_spec
-from vesalius.models.textseg import VLM_CLASSES, TextSegModel, assemble, build, configs
-from vesalius.models.tokenizers import byte_tokenizer, official_tokenizer
+from vesalius.models.textseg import TextSegModel, assemble, build, configs
 from vesalius.models.weights import AssembledWeights, load_tensor, open_weights
 
 EXACT = ("inv_freq", ".scales")
@@ -110,7 +111,7 @@ def _open_bundle(
             f"{folder}: was trained over weights of {kind} and cannot be opened in {quantized}"
         )
     vlm = _open_half(
-        folder / "vlm", VLM_CLASSES[card.spec.family], dtype, device_map="cpu" if kind else device
+        folder / "vlm", family_of(card.spec.family).model_class, dtype, device_map="cpu" if kind else device
     )
     _shrink(vlm, kind, device)
     if has_adapter:
@@ -145,7 +146,7 @@ def _open_official(
         place = "cpu" if quantized or prefix != "vlm." else device
         return _open_half(folder, kind, dtype, (config, tensors), place)
 
-    vlm = half(VLM_CLASSES[spec.family], vlm_config, "vlm.")
+    vlm = half(family_of(spec.family).model_class, vlm_config, "vlm.")
     _shrink(vlm, quantized, device)
     sam = half(Sam2VideoModel, sam_config, "sam.")
     model = assemble(vlm, sam, spec, processor.seg_id)

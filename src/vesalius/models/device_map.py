@@ -8,11 +8,16 @@ from accelerate.utils import send_to_device
 from transformers import PreTrainedModel
 
 from vesalius.errors import CheckpointError
+from vesalius.models.families.table import FAMILIES
 
 DeviceMap = Mapping[str, int | str]
 """Name of a module of `TextSegModel` -> a GPU's number, `cpu` or `disk`; the name "" is the whole model."""
 
-AT_HOME = ("vlm.model.vision_tower", "vlm.model.visual", "projector", "sam")
+AT_HOME = (
+    *dict.fromkeys(f"vlm.{family.vision_modules[0]}" for family in FAMILIES.values()),
+    "projector",
+    "sam",
+)
 
 
 def find_device(device_map: DeviceMap, name: str) -> int | str | None:

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from transformers.cache_utils import DynamicCache
 
-from vesalius.models.processor import NOT_LEARNED, Batch
+from vesalius.models.batch import NOT_LEARNED, Batch
 from vesalius.models.segmenter import SegPrompts
 from vesalius.models.textseg import TextSegModel
 from vesalius.models.vlm import (

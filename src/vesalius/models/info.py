@@ -12,9 +12,10 @@ from typing import Any
 from vesalius.lineage import locate_bundle_tensors
 from vesalius.models.cards import ADAPTER, Card, ModelCard, UNetCard
 from vesalius.models.config_files import CONFIG
-from vesalius.models.official_config import identify, read_spec
+from vesalius.models.official_config import read_spec
+from vesalius.models.presets import PRESETS, identify
 from vesalius.models.reference import ModelRef, resolve_model
-from vesalius.models.specs import PRESETS, ModelSpec
+from vesalius.models.specs import ModelSpec
 from vesalius.models.stored_model import bundle_view, check_fit, fingerprint_model, shapes_of
 from vesalius.models.weights import FileWeights, Weights, open_weights
 

@@ -7,12 +7,10 @@ bundle's are the names that transformers' `save_pretrained` writes, after `vlm.`
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, cast
-
-from vesalius.models.specs import ModelSpec
-
-Shape = tuple[int, ...]
 
 Layout = Literal["whole", "thirds", "groups", "copies", "row 0", "row 1", "row 2", "row 3"]
 """How the rows of an official tensor lie in the bundle.
@@ -251,29 +249,17 @@ DROPPED = {
 }
 """Official names that a bundle does not hold, and why."""
 
-SAVED_NAMES = {
-    "internvl": (
-        ("model.language_model.", "language_model.model."),
-        ("model.vision_tower.", "vision_tower."),
-        ("model.multi_modal_projector.", "multi_modal_projector."),
-        ("lm_head.", "language_model.lm_head."),
-    ),
-    "qwen2_5_vl": (("model.visual.", "visual."), ("model.language_model.", "model.")),
-    "qwen3_vl": (),
-}
-"""Family -> (name in the module, name in the file) of the vision-language half: `save_pretrained` renames some."""
+# tensors of InternLM2 under their official names
+INTERNLM2_NAME = re.compile(r"\.(tok_embeddings|wqkv|wo|w[123])\.|^language_model\.output\.")
 
 
-def rules_of(spec: ModelSpec) -> tuple[Rule, ...]:
-    """The tables of a model, in one."""
-    families = {"qwen2_5_vl": QWEN2_5_VL, "qwen3_vl": QWEN3_VL}
-    vlm = families.get(spec.family) or INTERN_VIT + LANGUAGE[spec.vlm["text_config"]["model_type"]]
-    return (*vlm, *PROJECTOR, *SAM2)
-
-
-def saved_name(family: str, module_name: str) -> str:
-    """Name in `vlm/*.safetensors` of a tensor of the module's state."""
-    for inside, saved in SAVED_NAMES[family]:
-        if module_name.startswith(inside):
-            return saved + module_name.removeprefix(inside)
-    return module_name
+def language_models(names: Iterable[str]) -> set[str] | None:
+    """Kinds of language model that have tensors of these official names; None if no name is one of a language model."""
+    names = list(names)
+    if any(name.startswith("model.") for name in names):
+        return {"qwen2_5_vl_text", "qwen3_vl_text"}
+    if any(INTERNLM2_NAME.search(name) for name in names):
+        return {"llama"}
+    if any(name.startswith("language_model.") for name in names):
+        return {"qwen2", "phi3"}
+    return None

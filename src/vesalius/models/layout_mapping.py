@@ -14,10 +14,9 @@ from itertools import accumulate
 from typing import Literal
 
 from vesalius.errors import CheckpointError
-from vesalius.models.keymaps import DROPPED, Rule, rules_of
-from vesalius.models.specs import ModelSpec
-
-Shape = tuple[int, ...]
+from vesalius.models.families.table import family_of
+from vesalius.models.keymaps import DROPPED, PROJECTOR, SAM2, Rule
+from vesalius.models.specs import ModelSpec, Shape
 
 WILDCARDS = {"{}": r"(\d+)", "{p}": "(weight|bias)", "{a}": "([qkv])", "{*}": "(.+)"}
 
@@ -50,14 +49,20 @@ class Piece:
     rows: int
 
 
+def rules_of(spec: ModelSpec) -> tuple[Rule, ...]:
+    """The key tables of a model: vision-language model, [SEG] projector, SAM 2."""
+    return (*family_of(spec.family).rules(spec), *PROJECTOR, *SAM2)
+
+
 def to_bundle(spec: ModelSpec, shapes: Mapping[str, Shape]) -> tuple[dict[str, Assembly], dict[str, str]]:
     """Each tensor of the bundle, assembled of official ones; and what was dropped, with the reason.
 
     CheckpointError with the first ten names that no table knows.
     """
     pieces, dropped, unknown = [], {}, []
+    rules = rules_of(spec)
     for name, shape in shapes.items():
-        found = next(_matches(rules_of(spec), name, "official"), None)
+        found = next(_matches(rules, name, "official"), None)
         reason = next((why for template, why in DROPPED.items() if _pattern(template).fullmatch(name)), None)
         if found is not None:
             pieces += _pieces(found[0], name, found[1], _rows_of(name, shape), spec)
@@ -76,8 +81,9 @@ def to_official(spec: ModelSpec, shapes: Mapping[str, Shape]) -> dict[str, Assem
     Where several tensors of the bundle are copies of one, the first is read. CheckpointError as for `to_bundle`.
     """
     pieces: list[Piece] = []
+    rules = rules_of(spec)
     for name, shape in shapes.items():
-        for rule, filling in _matches(rules_of(spec), name, "bundle"):
+        for rule, filling in _matches(rules, name, "bundle"):
             official = _fill(rule.official, filling)
             pieces += _pieces(
                 rule, official, filling, _official_rows(rule, _rows_of(name, shape), spec), spec

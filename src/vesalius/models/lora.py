@@ -12,16 +12,11 @@ from transformers import PreTrainedModel
 from vesalius.config import Settings
 from vesalius.errors import SettingError
 from vesalius.models.adapter import inject, layers_of, sizes_of
+from vesalius.models.families.table import family_of
 from vesalius.models.quantization import QuantizedLinear, as_linear, dequantize, replace_module
 from vesalius.models.token_rows import find_rows
 
 LANGUAGE_LAYERS = "model.language_model.layers."
-LAYERS = {
-    "internvl": {"language model": LANGUAGE_LAYERS, "vision encoder": "model.vision_tower.encoder.layer."},
-    "qwen2_5_vl": {"language model": LANGUAGE_LAYERS, "vision encoder": "model.visual.blocks."},
-    "qwen3_vl": {"language model": LANGUAGE_LAYERS, "vision encoder": "model.visual.blocks."},
-}
-"""Family -> part -> how the paths of its layers begin. What leads from images to words lies outside of them."""
 
 
 class LoraSettings(Settings):
@@ -41,7 +36,7 @@ def find_targets(vlm: PreTrainedModel, part: str, names: Sequence[str] | None = 
 
     SettingError for a name that the part does not have.
     """
-    start = LAYERS[vlm.config.model_type][part]
+    start = _layers(vlm, part)
     paths = [
         path.removesuffix(".base_layer")
         for path, module in vlm.named_modules()
@@ -53,6 +48,12 @@ def find_targets(vlm: PreTrainedModel, part: str, names: Sequence[str] | None = 
             f"LoRA over the {part}: no linear layer is called {unknown[0]!r}; known: {', '.join(sorted(known))}"
         )
     return tuple(path for path in paths if names is None or path.rpartition(".")[2] in names)
+
+
+def _layers(vlm: PreTrainedModel, part: str) -> str:
+    """How the paths of the layers of a part begin."""
+    family = family_of(vlm.config.model_type)
+    return {"language model": LANGUAGE_LAYERS, "vision encoder": family.vision_layers}[part]
 
 
 def add_lora(vlm: PreTrainedModel, parts: Mapping[str, LoraSettings]) -> None:

@@ -11,18 +11,16 @@ from torch.nn import functional
 
 from vesalius.errors import SettingError
 from vesalius.masks import Size
-from vesalius.models.pixels import Pixels, read_frames, read_pixels
-from vesalius.models.processor import NOT_LEARNED, Batch, Processor
-from vesalius.models.specs import IMAGE_MARKS
+from vesalius.models.batch import NOT_LEARNED, Batch
+from vesalius.models.families.chats import CHATS
+from vesalius.models.pixels import Pixels
+from vesalius.models.processor import Processor
 
 IMAGE = "<image>"
 """Where in the text the image is."""
 
 SEEN_FRAMES = 5
 """How many frames of a video the language model sees: its first ones."""
-
-QWEN2_5_VL_SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-"""What the official code says first to Qwen2.5-VL when it predicts, though never when it trains."""
 
 
 def read_official_prompt(
@@ -36,21 +34,21 @@ def read_official_prompt(
     """One row that ends where the model must speak. For a video each of its frames has a `g_pixel_values`.
 
     `past_text` stands before the text as it is. `mask_prompts` are masks (n, h, w) of regions that the text speaks
-    of, for InternVL. SettingError where text and images do not fit together.
+    of. SettingError where text and images do not fit together.
     """
     _check(processor, text, image, video, mask_prompts)
     frames = list(video) or ([] if image is None else [image])
     if not frames:
         return _batch(processor, past_text + _ask(processor, text.replace(IMAGE, "")), None, [], None)
-    spec = processor.spec
-    pixels = read_frames(frames[:SEEN_FRAMES], spec) if video else read_pixels(frames[0], spec)
-    tokens = processor.image_tokens(pixels)
-    size = (frames[0].height, frames[0].width)
-    regions = _regions(mask_prompts[0], size, spec.vlm["image_seq_length"]) if len(mask_prompts) else None
-    if spec.family == "internvl":
-        asked = text.replace(IMAGE, "\n".join(tokens) + _name_regions(regions, IMAGE_MARKS["internvl"][1]))
-    else:
-        asked = "".join(tokens) + text.replace(IMAGE, "")
+    spec, family = processor.spec, processor.family
+    pixels = family.read_frames(frames[:SEEN_FRAMES], spec) if video else family.read_image(frames[0], spec)
+    regions, shown = None, processor.image_text(pixels)
+    if len(mask_prompts):
+        regions = _regions(
+            mask_prompts[0], (frames[0].height, frames[0].width), family.region_cells(spec) or 0
+        )
+        shown += _name_regions(regions, family.image_marks[1])
+    asked = text.replace(IMAGE, shown) if family.image_tag else shown + text.replace(IMAGE, "")
     return _batch(processor, past_text + _ask(processor, asked), pixels, frames, regions)
 
 
@@ -63,18 +61,20 @@ def _check(
 ) -> None:
     if image is not None and len(video):
         raise SettingError("give an image or a video, not both")
-    internvl = processor.spec.family == "internvl"
-    if (image is not None or len(video)) and internvl and text.count(IMAGE) != 1:
+    family = processor.family
+    if (image is not None or len(video)) and family.image_tag and text.count(IMAGE) != 1:
         raise SettingError(f"the text must hold {IMAGE} once, where the image is; it says {text!r}")
     if len({frame.size for frame in video}) > 1:
         raise SettingError(f"the frames of a video must have one size; got {sorted({f.size for f in video})}")
-    if len(mask_prompts) and (image is None or not internvl):
-        raise SettingError("mask_prompts need an image and an InternVL model")
+    if len(mask_prompts) and (image is None or family.region_cells(processor.spec) is None):
+        raise SettingError(
+            "mask_prompts need an image and a model that reads regions of an image",
+            code="conflicting_settings",
+        )
 
 
 def _ask(processor: Processor, question: str) -> str:
-    system = QWEN2_5_VL_SYSTEM if processor.spec.family == "qwen2_5_vl" else ""
-    return system + processor.spec.prompt.mark_up(question)
+    return processor.family.system_prompt + processor.spec.prompt.mark_up(question)
 
 
 def _regions(masks: np.ndarray, size: Size, cells: int) -> torch.Tensor:
@@ -110,7 +110,7 @@ def _batch(
     ids = processor.tokenizer.encode(prompt)
     wanted = 0 if pixels is None else sum(pixels.tokens) + (0 if regions is None else int(regions.sum()))
     if pixels is not None and ids.count(processor.image_id) != wanted:
-        token = IMAGE_MARKS[processor.spec.family][1]
+        token = processor.family.image_marks[1]
         raise SettingError(f"the text must not hold {token}: it stands for a part of the image")
     input_ids, labels, attention = processor.pad([(ids, [NOT_LEARNED] * len(ids))])
     return Batch(
@@ -130,12 +130,9 @@ def _batch(
 
 
 def spoken(processor: Processor, ids: Sequence[int]) -> str:
-    """An answer as the official code words it, special tokens and the closing one kept.
-
-    InternLM2's own tokenizer puts a space around each special token.
-    """
+    """An answer as the official code words it, special tokens and the closing one kept."""
     tokenizer = processor.tokenizer
-    if processor.spec.prompt.chat != "internlm2_chat":
+    if not CHATS[processor.spec.prompt.chat].spaced:
         return tokenizer.decode(list(ids), skip_special_tokens=False).strip()
     special = set(tokenizer.get_added_vocab().values())
     runs: list[list[int]] = []

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from vesalius.models.families.table import FAMILIES
+
 PARTS = {
-    "vision encoder": ("vlm.model.vision_tower.", "vlm.model.multi_modal_projector.", "vlm.model.visual."),
+    "vision encoder": tuple(
+        dict.fromkeys(f"vlm.{path}." for family in FAMILIES.values() for path in family.vision_modules)
+    ),
     "language model": ("vlm.model.language_model.",),
     "language head": ("vlm.lm_head.",),
     "projector": ("projector.",),

@@ -1,106 +1,39 @@
-"""Images to the tensors that both halves see, to the digit as the official code makes them.
+"""Resizing, tiling and normalization of images, equal to the official code to the last digit.
 
-InternVL and the segmenter resize with Pillow's bicubic filter, which no tensor resize equals; Qwen-VL's images are
-resized twice, by Pillow and then by torch's antialiased bicubic filter on uint8, which Pillow does not equal.
+Images are resized with Pillow's bicubic filter, which no tensor resize reproduces.
 Source: `dynamic_preprocess`, `DirectResize` and `predict_forward` of ByteDance/Sa2VA.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn import functional
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
-from vesalius.errors import SettingError
 from vesalius.masks import Size
-from vesalius.models.specs import ModelSpec
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1)
 DEVIATION = torch.tensor([0.229, 0.224, 0.225]).reshape(3, 1, 1)
 
-# limits in pixels, all multiples of 28 x 28 whatever the model's own patch is, as in the official code
-QWEN_FIRST = {"factor": 28, "min_pixels": 4 * 28 * 28, "max_pixels": 16384 * 28 * 28}
-QWEN_SECOND = {"min_pixels": 512 * 28 * 28, "max_pixels": 2048 * 28 * 28}
-QWEN_MEAN = {"qwen2_5_vl": [0.48145466, 0.4578275, 0.40821073], "qwen3_vl": [0.5, 0.5, 0.5]}
-QWEN_DEVIATION = {"qwen2_5_vl": [0.26862954, 0.26130258, 0.27577711], "qwen3_vl": [0.5, 0.5, 0.5]}
-
 
 @dataclass(frozen=True)
 class Pixels:
-    """What the language model's half sees of one image, or of the frames of one video."""
+    """Input of the vision-language model for one image, or for the frames of one video."""
 
     values: torch.Tensor
-    """InternVL: float32 (tiles, 3, 448, 448). Qwen-VL: float32 (patches, values of a patch)."""
+    """float32: tiles (n, 3, 448, 448), or patches (n, values of a patch), by family."""
     grid: torch.Tensor
-    """Qwen-VL: int64 (frames, 3), patches in time, down and across. InternVL: (0, 3)."""
+    """int64 (frames, 3): patches in time, down and across; (0, 3) for tiles."""
     tokens: tuple[int, ...]
-    """Image tokens of each part that the text names apart: of the image, or of each frame."""
+    """Number of image tokens of the image, or of each frame."""
 
     @property
     def parts(self) -> int:
-        """Tiles, or frames of Qwen-VL, in `values`."""
+        """Number of tiles, or of frames in patches, in `values`."""
         return len(self.grid) or len(self.values)
-
-
-def read_pixels(image: Image.Image, spec: ModelSpec) -> Pixels:
-    """One image: its tiles and a thumbnail for InternVL, its patches for Qwen-VL."""
-    if spec.family != "internvl":
-        return _qwen_pixels([image], spec)
-    tiles = tile_image(image, spec.tile_size, spec.max_tiles)
-    return _tiles(tiles, (len(tiles) * spec.vlm["image_seq_length"],))
-
-
-def read_frames(frames: Sequence[Image.Image], spec: ModelSpec) -> Pixels:
-    """Frames of a video: one tile each for InternVL, squashed to a square; Qwen-VL's as images."""
-    if spec.family != "internvl":
-        return _qwen_pixels(frames, spec)
-    square = (spec.tile_size, spec.tile_size)
-    return _tiles(
-        [resize_bicubic(frame, square) for frame in frames], (spec.vlm["image_seq_length"],) * len(frames)
-    )
-
-
-def _tiles(tiles: Sequence[Image.Image], tokens: tuple[int, ...]) -> Pixels:
-    return Pixels(
-        torch.stack([normalize(tile) for tile in tiles]), torch.zeros(0, 3, dtype=torch.int64), tokens
-    )
-
-
-def _qwen_pixels(images: Sequence[Image.Image], spec: ModelSpec) -> Pixels:
-    vision = spec.vlm["vision_config"]
-    merge = vision.get("spatial_merge_size", 2)
-    reader = Qwen2VLImageProcessorPil(
-        do_resize=False,
-        patch_size=vision["patch_size"],
-        merge_size=merge,
-        temporal_patch_size=vision.get("temporal_patch_size", 2),
-        image_mean=QWEN_MEAN[spec.family],
-        image_std=QWEN_DEVIATION[spec.family],
-    )
-    read = reader(
-        images=[_qwen_resize(image, vision["patch_size"] * merge) for image in images], return_tensors="pt"
-    )
-    grid = read["image_grid_thw"]
-    return Pixels(read["pixel_values"], grid, tuple((grid.prod(dim=1) // merge**2).tolist()))
-
-
-def _qwen_resize(image: Image.Image, factor: int) -> Image.Image:
-    try:
-        first = smart_resize(image.height, image.width, **QWEN_FIRST)
-        second = smart_resize(*first, factor, **QWEN_SECOND)
-    except ValueError as error:
-        raise SettingError(
-            f"an image of {image.width} x {image.height} pixels is too long for Qwen-VL: {error}"
-        ) from error
-    pixels = torch.from_numpy(np.array(resize_bicubic(image, first))).permute(2, 0, 1)
-    pixels = functional.interpolate(pixels[None], size=second, mode="bicubic", antialias=True)[0]
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
 def tile_image(image: Image.Image, tile: int, max_tiles: int) -> list[Image.Image]:

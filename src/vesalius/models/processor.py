@@ -13,79 +13,11 @@ from transformers import PreTrainedTokenizerBase
 
 from vesalius.errors import SettingError
 from vesalius.masks import Size
-from vesalius.models.pixels import Pixels, normalize, read_frames, read_pixels, resize_bicubic
-from vesalius.models.specs import IMAGE_MARKS, SEG, ModelSpec
+from vesalius.models.batch import NOT_LEARNED, Batch
+from vesalius.models.families.table import family_of
+from vesalius.models.pixels import Pixels, normalize, resize_bicubic
+from vesalius.models.specs import SEG, ModelSpec
 from vesalius.types import Item, Turn
-
-NOT_LEARNED = -100
-"""Label of a position whose token is given, not learned."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The input of one step, under the official names. One row is one question; rows may share an image."""
-
-    input_ids: torch.Tensor
-    """int64 (b, t), padded on the left."""
-    attention_mask: torch.Tensor
-    """int64 (b, t), 0 where padded."""
-    labels: torch.Tensor
-    """int64 (b, t): the token where it belongs to an answer, else -100."""
-    pixel_values: torch.Tensor
-    """InternVL: float (tiles of all images, 3, 448, 448). Qwen-VL: float (patches of all images, values of a patch)."""
-    image_grid_thw: torch.Tensor
-    """Qwen-VL: int64 (images, or frames of a video, 3), patches in time, down and across. InternVL: (0, 3)."""
-    g_pixel_values: list[torch.Tensor]
-    """An image, or frame of a clip, each: float (3, S, S) for the segmenter."""
-    masks: list[torch.Tensor]
-    """An image or clip each: uint8 (n, H, W) at the original size; empty list where nothing is known. In training as
-    many as its answers have [SEG]; of a clip with f frames f times as many, all of the first [SEG] before the second."""
-    image_of_row: torch.Tensor
-    """int64 (b,)."""
-    tiles_of_image: list[int]
-    """An image each: how many tiles of `pixel_values`, or rows of `image_grid_thw`, are its."""
-    frames_per_batch: list[int]
-    """Frames of each image: 1, or more of a clip."""
-    sizes: list[Size]
-    """Original (h, w) of each image."""
-    regions: torch.Tensor | None = None
-    """bool (n, 16, 16): InternVL's cells of the last tile that a question points at (`mask_prompts`); for one image."""
-    draws: tuple[int, ...] = ()
-    """Training: what was drawn for the rows. It picked their templates, and seeds what a loss samples."""
-
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
-        """The batch on a device; `dtype` is for the two pixel inputs."""
-        return replace(
-            self,
-            **{
-                name: getattr(self, name).to(device)
-                for name in ("input_ids", "attention_mask", "labels", "image_of_row", "image_grid_thw")
-            },
-            regions=None if self.regions is None else self.regions.to(device),
-            pixel_values=self.pixel_values.to(device, dtype),
-            g_pixel_values=[pixels.to(device, dtype) for pixels in self.g_pixel_values],
-            masks=[mask.to(device) for mask in self.masks],
-        )
-
-    def as_mapping(self) -> dict[str, Any]:
-        """The official mapping: each question brings its own copy of the image's tiles or patches."""
-        starts = np.cumsum([0, *self.tiles_of_image])
-        parts = [slice(starts[i], starts[i + 1]) for i in self.image_of_row.tolist()]
-        mapping = {
-            "input_ids": self.input_ids,
-            "attention_mask": self.attention_mask,
-            "labels": self.labels,
-            "g_pixel_values": self.g_pixel_values,
-            "masks": self.masks,
-            "frames_per_batch": self.frames_per_batch,
-        }
-        if not len(self.image_grid_thw):
-            return mapping | {"pixel_values": torch.cat([self.pixel_values[part] for part in parts])}
-        patches = self.pixel_values.split(self.image_grid_thw.prod(dim=1).tolist())
-        return mapping | {
-            "pixel_values": torch.cat([torch.cat(patches[part]) for part in parts]),
-            "image_grid_thw": torch.cat([self.image_grid_thw[part] for part in parts]),
-        }
 
 
 @dataclass(frozen=True)
@@ -110,9 +42,10 @@ class Processor:
 
     def __init__(self, spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> None:
         self.spec = spec
+        self.family = family_of(spec.family)
         self.tokenizer = tokenizer
         self.seg_id = self._id_of(SEG)
-        self.image_id = self._id_of(IMAGE_MARKS[spec.family][1])
+        self.image_id = self._id_of(self.family.image_marks[1])
         self.stop_id = self._id_of(spec.prompt.stop)
         self._pixels_of_size: dict[Size, Pixels] = {}
 
@@ -164,7 +97,9 @@ class Processor:
         for i, item in enumerate(items):
             frames = [Image.fromarray(frame) for frame in item.frames]
             pixels.append(
-                read_pixels(frames[0], self.spec) if len(frames) == 1 else read_frames(frames, self.spec)
+                self.family.read_image(frames[0], self.spec)
+                if len(frames) == 1
+                else self.family.read_frames(frames, self.spec)
             )
             squares.append([self.for_segmenter(frame) for frame in frames])
             for place, prompt in enumerate(item.prompts):
@@ -209,7 +144,7 @@ class Processor:
         if len(item.frames) > 1:
             raise ValueError(f"{item.id}: is a clip of {len(item.frames)} frames, not an image")
         frame = Image.fromarray(item.frames[0])
-        return PixelInputs(read_pixels(frame, self.spec), self.for_segmenter(frame))
+        return PixelInputs(self.family.read_image(frame, self.spec), self.for_segmenter(frame))
 
     def for_segmenter(self, frame: Image.Image) -> torch.Tensor:
         """float32 (3, S, S): a frame as SAM 2 sees it; the aspect ratio is not kept."""
@@ -231,17 +166,17 @@ class Processor:
             if token := self._command_in(text):
                 raise SettingError(f"{text!r} holds {token}, which the model takes as a command")
         if size not in self._pixels_of_size:  # how many tokens it becomes depends on nothing else
-            pixels = read_pixels(Image.new("RGB", size[::-1]), self.spec)
+            pixels = self.family.read_image(Image.new("RGB", size[::-1]), self.spec)
             self._pixels_of_size[size] = replace(pixels, values=pixels.values.new_zeros(0))
         self.pad([self.encode(turns, self._pixels_of_size[size])])
 
     def _command_in(self, text: str) -> str | None:
         return next((token for token in self.tokenizer.get_added_vocab() if token in text), None)
 
-    def image_tokens(self, pixels: Pixels) -> list[str]:
-        """What stands in the text for an image, or for each frame of a video."""
-        start, token, end = IMAGE_MARKS[self.spec.family]
-        return [f"{start}{token * count}{end}" for count in pixels.tokens]
+    def image_text(self, pixels: Pixels) -> str:
+        """Text of the image tokens of an image or of all frames of a video."""
+        start, token, end = self.family.image_marks
+        return self.family.frame_separator.join(f"{start}{token * count}{end}" for count in pixels.tokens)
 
     def encode(self, turns: Sequence[tuple[str, str | None]], pixels: Pixels) -> tuple[list[int], list[int]]:
         """Tokens and labels of a conversation that begins with an image or clip; all but the answers is given.
@@ -250,8 +185,7 @@ class Processor:
         training, which puts one behind the last as well.
         """
         template = self.spec.prompt
-        joint = "\n" if self.spec.family == "internvl" else ""
-        image = joint.join(self.image_tokens(pixels))
+        image = self.image_text(pixels)
         ids: list[int] = []
         labels: list[int] = []
         for number, (question, answer) in enumerate(turns):

@@ -1,24 +1,15 @@
-"""The words around a phrase: question and answer templates, and the chat markup of each language model.
+"""Question and answer templates: how a phrase becomes a question, and what the answer looks like.
 
-Questions and answers with [SEG] are those of the official training code (ByteDance/Sa2VA, `projects/sa2va/datasets`);
-the markup is that of the official `qwen_chat`, `internlm2_chat` and `phi3_chat` templates, without a system prompt.
+Questions and answers with [SEG] are those of the official training code (ByteDance/Sa2VA, `projects/sa2va/datasets`).
 """
 
 from __future__ import annotations
-
-from typing import Literal
 
 from pydantic import Field, field_validator
 
 from vesalius.config import Settings
 from vesalius.errors import SettingError
-
-CHATS = {
-    "qwen_chat": ("<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"),
-    "internlm2_chat": ("<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"),
-    "phi3_chat": ("<|user|>\n{question}<|end|>\n<|assistant|>\n", "<|end|>"),
-}
-"""Name -> (what stands before the answer, what ends the answer)."""
+from vesalius.models.families.chats import CHATS, DEFAULT_CHAT, ChatName
 
 QUESTIONS = (
     "Please segment the {phrase} in this image.",
@@ -36,7 +27,7 @@ ABSENT_ANSWERS = (
 class PromptTemplate(Settings):
     """How a phrase becomes a question, and what the answer looks like."""
 
-    chat: Literal["qwen_chat", "internlm2_chat", "phi3_chat"] = "qwen_chat"
+    chat: ChatName = DEFAULT_CHAT
     questions: tuple[str, ...] = Field(default=QUESTIONS, min_length=1)
     """Each holds `{phrase}`. Prediction asks the first; training draws one."""
     answers: tuple[str, ...] = Field(default=ANSWERS, min_length=1)
@@ -89,9 +80,9 @@ class PromptTemplate(Settings):
 
     def mark_up(self, question: str) -> str:
         """A question without an image, up to where its answer begins."""
-        return CHATS[self.chat][0].replace("{question}", question)
+        return CHATS[self.chat].turn.replace("{question}", question)
 
     @property
     def stop(self) -> str:
         """The token that ends an answer."""
-        return CHATS[self.chat][1]
+        return CHATS[self.chat].stop

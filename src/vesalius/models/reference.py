@@ -128,7 +128,7 @@ def resolve_model(model: str | Path | ModelRef, *, weights: bool = True) -> Mode
 
 
 def _published_name(name: str) -> str:
-    from vesalius.models.specs import find_spec
+    from vesalius.models.presets import find_spec
 
     return find_spec(name).name
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,12 +25,13 @@ from vesalius.lineage import (
 )
 from vesalius.models.cards import ADAPTER, CARD
 from vesalius.models.config_files import CONFIG
-from vesalius.models.keymaps import saved_name
-from vesalius.models.layout_mapping import Shape, to_bundle, to_official
+from vesalius.models.families.table import family_of
+from vesalius.models.layout_mapping import to_bundle, to_official
 from vesalius.models.official_config import read_spec
+from vesalius.models.presets import find_published, find_spec
 from vesalius.models.reference import ModelRef, resolve_model
-from vesalius.models.specs import PRESETS, ModelSpec, find_spec
-from vesalius.models.textseg import VLM_CLASSES, TextSegModel, assemble, configs
+from vesalius.models.specs import ModelSpec, Shape
+from vesalius.models.textseg import TextSegModel, assemble, configs
 from vesalius.models.weights import AssembledWeights, FileWeights, Weights, open_weights
 from vesalius.tensorfiles import find_shards
 
@@ -39,9 +39,6 @@ Layout = Literal["vesalius", "sa2va"]
 
 SHOWN = 10
 """Most names of one kind in a message."""
-
-EMBEDDINGS = ("embed_tokens.weight", "tok_embeddings.weight")
-LANGUAGE_LAYER = re.compile(r"(?:language_model|^vlm\.model)\.(?:.*\.)?layers\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -174,16 +171,17 @@ def empty_model(spec: ModelSpec) -> TextSegModel:
     """The model of a spec on the meta device: names, shapes and configurations without memory for any number."""
     vlm_config, sam_config = configs(spec)
     with torch.device("meta"):
-        vlm = VLM_CLASSES[spec.family](vlm_config)
+        vlm = family_of(spec.family).model_class(vlm_config)
         return assemble(vlm, Sam2VideoModel(sam_config), spec, seg_id=0)
 
 
 def expected_shapes(spec: ModelSpec) -> dict[str, Shape]:
     """Canonical name -> shape of each tensor of the native model of a spec."""
     expected = {}
+    family = family_of(spec.family)
     for name, tensor in empty_model(spec).state_dict().items():
         part, _, inside = name.partition(".")
-        saved = saved_name(spec.family, inside) if part == "vlm" else inside
+        saved = family.saved_name(inside) if part == "vlm" else inside
         expected[f"{part}.{saved}"] = tuple(tensor.shape)
     return expected
 
@@ -221,20 +219,3 @@ def differences(shapes: Mapping[str, Shape], expected: Mapping[str, Shape]) -> s
 def _hint(spec: ModelSpec, shapes: Mapping[str, Shape]) -> str:
     published = find_published(shapes)
     return "" if published in (None, spec.name) else f"; these sizes are those of {published}"
-
-
-def find_published(shapes: Mapping[str, Shape]) -> str | None:
-    """The published model whose language model has the vocabulary, width and layers of these tensors.
-
-    The names may be official or canonical. None where no model has them, or where there are no embeddings.
-    """
-    embeddings = [shape for name, shape in shapes.items() if name.endswith(EMBEDDINGS)]
-    layers = {int(found[1]) for name in shapes if (found := LANGUAGE_LAYER.search(name))}
-    for name, make in PRESETS.items():
-        text = make().text
-        if (
-            embeddings == [(text["vocab_size"], text["hidden_size"])]
-            and len(layers) == text["num_hidden_layers"]
-        ):
-            return name
-    return None

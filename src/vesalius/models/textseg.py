@@ -13,30 +13,20 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
-    InternVLForConditionalGeneration,
     PreTrainedConfig,
     PreTrainedModel,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen3VLForConditionalGeneration,
     Sam2VideoModel,
 )
 
 from vesalius.models import segmenter
+from vesalius.models.batch import NOT_LEARNED, Batch
 from vesalius.models.cpu_parallel import train_on_cores
+from vesalius.models.families.table import family_of
 from vesalius.models.hiera import replace_modules
 from vesalius.models.mask_decoder import relieve_mask_decoder
-from vesalius.models.processor import NOT_LEARNED, Batch
 from vesalius.models.segmenter import MaskLogits, SegPrompts
 from vesalius.models.specs import ModelSpec
 from vesalius.models.vlm import embed_batch, reset_rope, run_language_model, vision_encoder_of
-
-VLM_CLASSES = {
-    "internvl": InternVLForConditionalGeneration,
-    "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
-    "qwen3_vl": Qwen3VLForConditionalGeneration,
-}
-"""Family -> the native class of the vision-language half."""
-
 
 Encode = Callable[[Sam2VideoModel, torch.Tensor], segmenter.Features]
 """`segmenter.encode_images`, or what gives the same."""
@@ -140,7 +130,7 @@ def configs(spec: ModelSpec) -> tuple[PreTrainedConfig, PreTrainedConfig]:
 def build(spec: ModelSpec, seg_id: int) -> TextSegModel:
     """The model of a spec with random weights, drawn from torch's global generator, in float32."""
     vlm_config, sam_config = configs(spec)
-    vlm = VLM_CLASSES[spec.family](vlm_config)
+    vlm = family_of(spec.family).model_class(vlm_config)
     model = assemble(vlm, Sam2VideoModel(sam_config), spec, seg_id)
     _rescale(model)
     return model

@@ -1,6 +1,6 @@
-"""The vision-language half of each family, from a batch to the hidden states of its tokens.
+"""Forward pass of the vision-language model, from a batch to the hidden states of its tokens.
 
-Families differ in how images become tokens and in what position a token has; all else is one code path.
+Families differ in image features and positions (`models/families`); all else is one code path.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from vesalius.models.processor import Batch
+from vesalius.models.batch import Batch
+from vesalius.models.families.table import family_of
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,11 @@ class LanguageInputs:
     embeddings: torch.Tensor
     """float (b, t, hidden)."""
     positions: torch.Tensor
-    """int64 (b, t); Qwen-VL: (3, b, t), in time, down and across."""
+    """int64 (b, t), or (3, b, t) in time, down and across, by family."""
     attention: torch.Tensor
     """int64 (b, t), 0 where padded."""
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """Qwen3-VL: image features that are added to the first layers' states."""
+    """Image features that are added to the hidden states of the first layers, for families that have them."""
 
 
 @dataclass(frozen=True)
@@ -43,29 +44,29 @@ class HiddenStates:
 
 
 def vision_encoder_of(vlm: PreTrainedModel) -> torch.nn.Module:
-    """The image encoder."""
-    return vlm.model.vision_tower if vlm.config.model_type == "internvl" else vlm.model.visual
+    """The vision encoder."""
+    return family_of(vlm.config.model_type).vision_encoder(vlm)
 
 
 def embed_batch(vlm: PreTrainedModel, batch: Batch) -> LanguageInputs:
     """The rows of a batch. Each image is encoded once, however many questions are asked about it."""
-    image_id = vlm.config.image_token_id
-    places = batch.input_ids == image_id
+    family = family_of(vlm.config.model_type)
+    is_image = batch.input_ids == vlm.config.image_token_id
     embeddings = vlm.get_input_embeddings()(batch.input_ids)
     if not len(batch.pixel_values):
-        return LanguageInputs(embeddings, _text_positions(vlm, batch.attention_mask), batch.attention_mask)
-    if vlm.config.model_type == "internvl":
-        features, deep = _internvl_features(vlm, batch), list[list[torch.Tensor]]()
-        positions = count_positions(batch.attention_mask)
-    else:
-        features, deep = _qwen_features(vlm, batch)
-        positions = _qwen_positions(vlm, batch, places)
+        return LanguageInputs(embeddings, family.text_positions(batch.attention_mask), batch.attention_mask)
+    features = family.image_features(vlm, batch)
+    positions = family.positions(vlm, batch, is_image)
     embeddings = embeddings.masked_scatter(
-        places.unsqueeze(-1), _of_rows(features, batch).to(embeddings.dtype)
+        is_image.unsqueeze(-1), _by_row(features.images, batch).to(embeddings.dtype)
     )
-    layers = [_of_rows(layer, batch) for layer in deep]
-    extra = {"visual_pos_masks": places, "deepstack_visual_embeds": layers} if layers else {}
+    layers = [_by_row(layer, batch) for layer in features.deep]
+    extra = {"visual_pos_masks": is_image, "deepstack_visual_embeds": layers} if layers else {}
     return LanguageInputs(embeddings, positions, batch.attention_mask, extra)
+
+
+def _by_row(features: list[torch.Tensor], batch: Batch) -> torch.Tensor:
+    return torch.cat([features[i] for i in batch.image_of_row.tolist()])
 
 
 def embed_token(vlm: PreTrainedModel, before: LanguageInputs, token: torch.Tensor) -> LanguageInputs:
@@ -168,7 +169,7 @@ def _input_of(module: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
 def reset_rope(vlm: PreTrainedModel) -> None:
     """Forget how long earlier questions were: dynamic RoPE scaling keeps the base of the longest in its module.
 
-    The official InternLM2 never goes back, so that each short question after a long one is misread.
+    The official code never resets it, so that it misreads each short question after a long one.
     """
     if rope := _dynamic_rope(vlm):
         rope.inv_freq = rope.original_inv_freq
@@ -194,51 +195,3 @@ def exceeds_context(vlm: PreTrainedModel, attention: torch.Tensor) -> bool:
 def _dynamic_rope(vlm: PreTrainedModel) -> Any:
     rope = vlm.model.language_model.rotary_emb
     return rope if getattr(rope, "rope_type", "default") == "dynamic" else None
-
-
-def count_positions(attention: torch.Tensor) -> torch.Tensor:
-    """Place of each token in its own row, int64 (b, t): padding on the left does not count."""
-    return (attention.cumsum(dim=1) - 1).clamp(min=0)
-
-
-def _text_positions(vlm: PreTrainedModel, attention: torch.Tensor) -> torch.Tensor:
-    positions = count_positions(attention)
-    return positions if vlm.config.model_type == "internvl" else positions.expand(3, -1, -1)
-
-
-def _internvl_features(vlm: PreTrainedModel, batch: Batch) -> list[torch.Tensor]:
-    """Of each image float (tokens, hidden); after them the features of the regions that a question points at."""
-    tiles = vlm.get_image_features(pixel_values=batch.pixel_values).pooler_output
-    images = [tiles_of_image.flatten(0, 1) for tiles_of_image in tiles.split(batch.tiles_of_image)]
-    if batch.regions is not None:
-        images = [torch.cat([images[0], *(tiles[-1][region.flatten()] for region in batch.regions)])]
-    return images
-
-
-def _qwen_features(vlm: PreTrainedModel, batch: Batch) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:
-    """Of each image float (tokens, hidden); and the same of each layer whose features go into the language model."""
-    read = vlm.model.get_image_features(batch.pixel_values, image_grid_thw=batch.image_grid_thw)
-    deep = getattr(read, "deepstack_features", None) or []
-    return _of_images(read.pooler_output, batch), [_of_images(layer, batch) for layer in deep]
-
-
-def _of_images(frames: tuple[torch.Tensor, ...], batch: Batch) -> list[torch.Tensor]:
-    ends = torch.tensor(batch.tiles_of_image).cumsum(0).tolist()
-    return [
-        torch.cat(frames[end - count : end]) for end, count in zip(ends, batch.tiles_of_image, strict=True)
-    ]
-
-
-def _of_rows(features: list[torch.Tensor], batch: Batch) -> torch.Tensor:
-    return torch.cat([features[i] for i in batch.image_of_row.tolist()])
-
-
-def _qwen_positions(vlm: PreTrainedModel, batch: Batch, places: torch.Tensor) -> torch.Tensor:
-    grids = batch.image_grid_thw.split(batch.tiles_of_image)
-    positions, _ = vlm.model.get_rope_index(
-        batch.input_ids,
-        mm_token_type_ids=places.int(),
-        image_grid_thw=torch.cat([grids[i] for i in batch.image_of_row.tolist()]),
-        attention_mask=batch.attention_mask,
-    )
-    return positions

@@ -12,9 +12,9 @@ import torch
 from vesalius.inference.predictor import Predictor
 from vesalius.jobs.folder import Segmenter
 from vesalius.masks import Size
+from vesalius.models.batch import Batch
 from vesalius.models.cards import Card
 from vesalius.models.checkpoint import OpenedModel, write_bundle
-from vesalius.models.processor import Batch
 from vesalius.training.losses import LossSettings, measure
 from vesalius.types import Item, Turn
 

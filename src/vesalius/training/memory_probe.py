@@ -101,7 +101,7 @@ def heaviest(run: Run, count: int) -> list[Item]:
         prompts = samples[number].prompts
         return len(prompts) * sizes[number][0] * sizes[number][1], max(map(len, prompts))
 
-    def length(number: int) -> tuple[float, int]:  # InternVL cuts a long image into more tiles
+    def length(number: int) -> tuple[float, int]:  # a family with tiles cuts a long image into more of them
         prompts = samples[number].prompts
         return len(prompts) * max(sizes[number]) / min(sizes[number]), max(map(len, prompts))
 

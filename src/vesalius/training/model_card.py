@@ -12,7 +12,7 @@ from vesalius.evaluation.metrics import METRICS
 from vesalius.files import write_text
 from vesalius.lineage import commit, versions
 from vesalius.models.cards import ModelCard
-from vesalius.models.specs import PRESETS
+from vesalius.models.presets import PRESETS
 from vesalius.names import list_names
 from vesalius.training.settings import RunSettings
 

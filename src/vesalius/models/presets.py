@@ -1,0 +1,111 @@
+"""The known models by name, and the published model that a configuration or a set of tensors belongs to."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from typing import NamedTuple
+
+from vesalius.errors import SettingError
+from vesalius.models.families.base import Family
+from vesalius.models.families.table import FAMILIES
+from vesalius.models.keymaps import language_models
+from vesalius.models.specs import ModelSpec, Shape
+
+EMBEDDINGS = ("embed_tokens.weight", "tok_embeddings.weight")
+LANGUAGE_LAYER = re.compile(r"(?:language_model|^vlm\.model)\.(?:.*\.)?layers\.(\d+)\.")
+
+
+def _make(family: Family, name: str) -> ModelSpec:
+    preset = family.presets[name]
+    spec = family.make_spec(preset.config, preset.sam(), f"preset {name}")
+    return spec.changed(name=name, max_tiles=preset.max_tiles)
+
+
+PRESETS: dict[str, Callable[[], ModelSpec]] = {
+    name: partial(_make, family, name) for family in FAMILIES.values() for name in family.presets
+}
+"""Name -> what makes the spec of that model."""
+
+
+def find_spec(name: str) -> ModelSpec:
+    """The preset of that name; SettingError, with the nearest name, if there is none."""
+    by_name = {known.lower(): make for known, make in PRESETS.items()}
+    make = by_name.get(name.removeprefix("ByteDance/").lower())
+    if make is None:
+        close = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.4)
+        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(PRESETS)}"
+        raise SettingError(f"unknown model name {name!r}; {hint}", code="unknown_model", field="model")
+    return make()
+
+
+class Sizes(NamedTuple):
+    """The numbers that tell one published model from another."""
+
+    family: str
+    language_model: str | None
+    hidden_size: int | None
+    num_hidden_layers: int | None
+    vocab_size: int | None
+    vision_hidden_size: int
+    vision_layers: int | None
+    segmenter_hidden_size: int
+
+
+def sizes_of(spec: ModelSpec) -> Sizes:
+    """The sizes of a spec."""
+    text, vision = spec.text, spec.vlm["vision_config"]
+    return Sizes(
+        spec.family,
+        text.get("model_type"),
+        *(text.get(name) for name in ("hidden_size", "num_hidden_layers", "vocab_size")),
+        vision["hidden_size"],
+        vision.get("depth", vision.get("num_hidden_layers")),
+        spec.sam["vision_config"]["backbone_config"]["hidden_size"],
+    )
+
+
+@cache
+def published_sizes() -> Mapping[str, Sizes]:
+    """Name -> the sizes of each preset."""
+    return {name: sizes_of(make()) for name, make in PRESETS.items()}
+
+
+def identify(spec: ModelSpec) -> str | None:
+    """The published model with the sizes of a spec, None if there is none."""
+    found = sizes_of(spec)
+    return next((name for name, sizes in published_sizes().items() if sizes == found), None)
+
+
+def find_published(shapes: Mapping[str, Shape]) -> str | None:
+    """The published model whose language model has the vocabulary, width and number of layers of these tensors.
+
+    Names may be official or canonical. None if no model has them, or without embeddings.
+    """
+    embeddings = [shape for name, shape in shapes.items() if name.endswith(EMBEDDINGS)]
+    layers = {int(found[1]) for name in shapes if (found := LANGUAGE_LAYER.search(name))}
+    for name, sizes in published_sizes().items():
+        same = embeddings == [(sizes.vocab_size, sizes.hidden_size)]
+        if same and len(layers) == sizes.num_hidden_layers:
+            return name
+    return None
+
+
+def find_candidates(shapes: Mapping[str, Shape]) -> list[str]:
+    """Published models that these official tensors, all or some of a model's, can be of.
+
+    Compared by kind of language model, width of the [SEG] projector and largest layer index.
+    """
+    hidden = (*shapes.get("text_hidden_fcs.0.weight", ()), 0)[0]
+    layers = [re.search(r"language_model\..*?\blayers\.(\d+)\.", name) for name in shapes]
+    n_layers = max((int(found[1]) + 1 for found in layers if found), default=0)
+    kinds = language_models(shapes)
+    return [
+        name
+        for name, sizes in published_sizes().items()
+        if sizes.hidden_size == hidden
+        and (sizes.num_hidden_layers or 0) >= n_layers
+        and (kinds is None or sizes.language_model in kinds)
+    ]

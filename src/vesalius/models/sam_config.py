@@ -1,0 +1,135 @@
+"""Configurations of SAM 2: by size, and read from the shapes of official tensors, since no official file holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vesalius.errors import CheckpointError
+from vesalius.models.specs import Shape
+
+TRUNK = "grounding_encoder.sam2_model.image_encoder.trunk."
+MEMORY = "grounding_encoder.sam2_model.memory_"
+DECODER = "grounding_encoder.sam2_model.sam_mask_decoder.transformer.layers.0.mlp.layers.0.weight"
+
+# https://github.com/facebookresearch/sam2/tree/main/sam2/configs/sam2, and the miniature of small test models
+TRUNKS: dict[tuple[int, ...], dict[str, Any]] = {
+    (2, 6, 36, 4): {"heads": 2, "windows": [8, 4, 16, 8], "global": [23, 33, 43]},
+    (2, 3, 16, 3): {"heads": 2, "windows": [8, 4, 14, 7], "global": [12, 16, 20]},
+    (1, 2, 11, 2): {"heads": 1, "windows": [8, 4, 14, 7], "global": [7, 10, 13]},
+    (1, 2, 7, 2): {"heads": 1, "windows": [8, 4, 14, 7], "global": [5, 7, 9]},
+    (1, 2, 2, 1): {"heads": 1, "windows": [8, 4, 16, 8], "global": [4]},
+}
+"""Blocks of each stage of Hiera -> what the shapes of its tensors do not show."""
+
+
+def sam2(
+    image_size: int, hiera: dict[str, Any], width: int, memory: dict[str, int], decoder: dict[str, int]
+) -> dict[str, Any]:
+    """The configuration of a SAM 2.0 with memory, of these sizes."""
+    grid = image_size // 16
+    return {
+        "model_type": "sam2_video",
+        "image_size": image_size,
+        "vision_config": {
+            "model_type": "sam2_vision_model",
+            "backbone_config": {
+                "model_type": "sam2_hiera_det_model",
+                "image_size": [image_size, image_size],
+                "window_positional_embedding_background_size": [7, 7],
+                **hiera,
+            },
+            "backbone_channel_list": hiera["embed_dim_per_stage"][::-1],
+            "backbone_feature_sizes": [[4 * grid, 4 * grid], [2 * grid, 2 * grid], [grid, grid]],
+            "fpn_hidden_size": width,
+        },
+        "prompt_encoder_config": {"hidden_size": width, "image_size": image_size, "patch_size": 16},
+        "mask_decoder_config": {
+            "hidden_size": width,
+            "iou_head_hidden_dim": width,
+            # in eval mode this swaps the single mask for another token's; Sa2VA always asks for three
+            "dynamic_multimask_via_stability": False,
+            **decoder,
+        },
+        "memory_attention_hidden_size": width,
+        "memory_attention_num_layers": memory["layers"],
+        "memory_attention_feed_forward_hidden_size": memory["mlp"],
+        "memory_attention_rope_feat_sizes": [grid, grid],
+        "memory_encoder_hidden_size": width,
+        # what the native memory attention reads, whatever the width
+        "memory_encoder_output_channels": 64,
+        "mask_downsampler_embed_dim": width,
+        "memory_fuser_embed_dim": width,
+        "memory_fuser_intermediate_dim": 4 * width,
+        "memory_fuser_num_layers": memory["fuser_layers"],
+        # SAM 2.0, which all of Sa2VA uses, has neither of these two of SAM 2.1
+        "enable_temporal_pos_encoding_for_object_pointers": False,
+        "enable_occlusion_spatial_embedding": False,
+    }
+
+
+def sam2_large() -> dict[str, Any]:
+    """SAM 2.0 with Hiera-L, the segmenter of all published models."""
+    return sam2(
+        image_size=1024,
+        hiera={
+            "hidden_size": 144,
+            "num_attention_heads": 2,
+            "blocks_per_stage": [2, 6, 36, 4],
+            "embed_dim_per_stage": [144, 288, 576, 1152],
+            "num_attention_heads_per_stage": [2, 4, 8, 16],
+            "window_size_per_stage": [8, 4, 16, 8],
+            "global_attention_blocks": [23, 33, 43],
+        },
+        width=256,
+        memory={"layers": 4, "mlp": 2048, "fuser_layers": 2},
+        decoder={"mlp_dim": 2048, "num_attention_heads": 8},
+    )
+
+
+def read_sam(shapes: Mapping[str, Shape], folder: Path) -> dict[str, Any]:
+    """The configuration of the SAM 2 with tensors of these shapes under official names; CheckpointError if there is none."""
+    try:
+        hidden = shapes[f"{TRUNK}patch_embed.proj.weight"][0]
+        width = shapes["grounding_encoder.sam2_model.image_encoder.neck.convs.0.conv.weight"][0]
+        memory_mlp = shapes[f"{MEMORY}attention.layers.0.linear1.weight"][0]
+        decoder_mlp = shapes[DECODER][0]
+    except KeyError as error:
+        raise CheckpointError(
+            f"{folder}: the tensor {error} is missing, so there is no whole SAM 2 in this folder",
+            code="incomplete_weights",
+            path=folder,
+        ) from error
+    blocks = _count(shapes, f"{TRUNK}blocks.")
+    starts = [i for i in range(blocks) if f"{TRUNK}blocks.{i}.proj.weight" in shapes]
+    stages = tuple(end - start for start, end in zip([0, *starts], [*starts, blocks], strict=True))
+    if stages not in TRUNKS:
+        raise CheckpointError(
+            f"{folder}: a SAM 2 encoder of {stages} blocks is not known", code="model_config", path=folder
+        )
+    trunk = TRUNKS[stages]
+    return sam2(
+        image_size=1024,
+        hiera={
+            "hidden_size": hidden,
+            "num_attention_heads": trunk["heads"],
+            "blocks_per_stage": list(stages),
+            "embed_dim_per_stage": [hidden << i for i in range(4)],
+            "num_attention_heads_per_stage": [trunk["heads"] << i for i in range(4)],
+            "window_size_per_stage": trunk["windows"],
+            "global_attention_blocks": trunk["global"],
+            "window_positional_embedding_background_size": list(shapes[f"{TRUNK}pos_embed"][-2:]),
+        },
+        width=width,
+        memory={
+            "layers": _count(shapes, f"{MEMORY}attention.layers."),
+            "mlp": memory_mlp,
+            "fuser_layers": _count(shapes, f"{MEMORY}encoder.fuser.layers."),
+        },
+        decoder={"mlp_dim": decoder_mlp, "num_attention_heads": 8},
+    )
+
+
+def _count(shapes: Mapping[str, Shape], prefix: str) -> int:
+    return len({name.removeprefix(prefix).partition(".")[0] for name in shapes if name.startswith(prefix)})
