@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from tests.checks.datasets import write_broken
 from tests.html_pages import ATTACK, Tags, measure_pages, needs_chromium
+from tests.scoring.evaluations import awkward_comparison, awkward_report
 
 from vesalius.checks.inspection import inspect
 from vesalius.checks.report_page import write_page
@@ -26,7 +27,11 @@ def check_page(folder: Path) -> Path:
     return write_page(inspect(data, num_workers=0), folder / "out", num_workers=0)
 
 
-WRITERS: dict[str, Callable[[Path], Path]] = {"check": check_page}
+WRITERS: dict[str, Callable[[Path], Path]] = {
+    "check": check_page,
+    "evaluation": awkward_report,
+    "comparison": awkward_comparison,
+}
 """A page of each kind; its ids, phrases or messages hold `ATTACK` and very long words."""
 
 

@@ -3,131 +3,24 @@
 from __future__ import annotations
 
 import csv
-import html
-import json
 import re
-import shutil
-import subprocess
-from html.parser import HTMLParser
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from tests.html_pages import Tags, browse, needs_chromium
+from tests.scoring.evaluations import NAMES, awkward_report, metrics, row, with_figures
 
 from vesalius.evaluation.metrics import METRICS
-from vesalius.evaluation.statistics import summarize
 from vesalius.scoring import charts
 from vesalius.scoring.report import BEST, GROUPS_SHOWN, MEDIAN, ROWS_SHOWN, WORST, sections, write_report
 from vesalius.scoring.tables import by_kind, number, title
 
-NAMES = [name for name in METRICS if not name.endswith("mm")]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt install chromium")
-
-
-def row(index: int, dice: float | None, status: str = "ok", **changes: Any) -> dict[str, Any]:
-    base = {"id": f"image_{index:03}", "group": f"p{index % 4}", "prompt": "blood vessel", "status": status}
-    pixels = dict.fromkeys(
-        ("target_pixels", "prediction_pixels", "intersection"), None if dice is None else 100
-    )
-    error = "cannot be read" if status == "failed" else None
-    told = {"says_seg": status == "ok", "figure": None, **dict.fromkeys(METRICS, dice), **pixels}
-    return {**base, **told, "text": "", "error": error, **changes}
-
-
-def calibration(peak: float = 0.3) -> dict[str, Any]:
-    """Curves that are highest at `peak`; precision is undefined at the last threshold."""
-    tried = [k / 100 for k in range(1, 100)]
-    curve = [0.6 - abs(threshold - peak) / 2 for threshold in tried]
-    edges = [k / 10 for k in range(11)]
-    bins = [
-        {"low": low, "high": high, "pixels": 10**k, "mean_probability": low + 0.05, "positive_fraction": low}
-        for k, (low, high) in enumerate(pairwise(edges))
-    ]
-    bins[3] |= {"pixels": 0, "mean_probability": None, "positive_fraction": None}
-    return {
-        "average_precision": 0.471,
-        "brier": 0.0275,
-        "ece": 0.0229,
-        "reliability": bins,
-        "thresholds": tried,
-        "curves": {"dice": curve, "iou": curve, "precision": [*curve[:-1], None], "recall": curve},
-    }
-
-
-def metrics(rows: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
-    prompts = dict.fromkeys(each["prompt"] for each in rows)
-    groups: dict[str, list[float | None]] = {}
-    for each in rows:
-        groups.setdefault(each["group"], []).append(each["dice"])
-    known = {group: [value for value in values if value is not None] for group, values in groups.items()}
-    return {
-        "model": {"name": "tiny", "kind": "textseg", "fingerprint": "a1b2c3", "step": 400},
-        "data": {
-            "name": "arcade/test",
-            "format": "sa2va_json",
-            "fingerprint": "d4e5",
-            "n_samples": len(rows),
-            "n_groups": len(groups),
-            "n_training_samples": 0,
-            "near_training_samples": ["twin_007"],
-        },
-        "threshold": 0.35,
-        "threshold_origin": {"how": "tuned", "metric": "dice"},
-        **summarize(rows, NAMES),
-        "seg_rate": 0.875,
-        "empty": {"both_empty": 31, "false_alarm": 32, "total_miss": 33, "both": 34},
-        "referring": {"giou": 0.421, "ciou": 0.432},
-        "prompts": {
-            each: summarize([one for one in rows if one["prompt"] == each], NAMES) for each in prompts
-        },
-        "groups": [
-            {"group": group, "predictions": len(values), "failed": len(values) - len(known[group])}
-            | {"dice": float(np.mean(known[group])) if known[group] else None}
-            for group, values in groups.items()
-        ],
-        "calibration": calibration(),
-        "took_s": 12.34,
-        "images_per_s": 3.456,
-        "notes": ["each image is its own group"],
-        "settings": {"limit": None, "figures": True, "batch": 4},
-        "versions": {"python": "3.11.7"},
-        **changes,
-    }
-
 
 def report(folder: Path, rows: list[dict[str, Any]], **changes: Any) -> str:
     return write_report(folder, metrics(rows, **changes), rows).read_text(encoding="utf-8")
-
-
-class Tags(HTMLParser):
-    """All tags with their attributes, and all text."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def named(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-
-def with_figures(folder: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    (folder / "figures").mkdir()
-    for each in rows:
-        each["figure"] = f"figures/{each['id']}.png"
-        Image.new("RGB", (1200, 40), "navy").save(folder / each["figure"])
-    return rows
 
 
 def test_report_holds_numbers_and_provenance(tmp_path):
@@ -136,38 +29,6 @@ def test_report_holds_numbers_and_provenance(tmp_path):
     for expected in ("tiny", "a1b2c3", "400", "arcade/test", "d4e5", "0.35", "0.450", "3.46", "3.11.7"):
         assert expected in text
     assert "each image is its own group" in text
-
-
-def test_report_needs_no_other_file_and_no_network(tmp_path):
-    rows = with_figures(tmp_path, [row(index, index / 32) for index in range(32)])
-    page = Tags(report(tmp_path, rows))
-
-    pictures = page.named("img")
-    assert len(pictures) == WORST + MEDIAN + BEST
-    assert all(picture["src"].startswith("data:image/jpeg;base64,") for picture in pictures)
-    assert not page.named("script") and not page.named("link")
-    links = [link["href"] for link in page.named("a")]
-    assert links and all(link.startswith(("figures/", "#")) for link in links)
-    assert not re.search(r"url\(|@import|https?://", (tmp_path / "report.html").read_text(encoding="utf-8"))
-
-
-def test_phone_gets_its_own_width(tmp_path):
-    views = [
-        meta for meta in Tags(report(tmp_path, [row(0, 0.5)])).named("meta") if meta.get("name") == "viewport"
-    ]
-    assert views[0]["content"] == "width=device-width, initial-scale=1"
-
-
-def test_ids_prompts_and_errors_that_hold_html_stay_text(tmp_path):
-    attack = '<script>alert("x")</script><img src=x onerror=y>'
-    rows = with_figures(tmp_path, [row(0, 0.5, prompt=attack), row(1, 0.7, prompt='" onload="z')])
-    rows.append(row(2, None, "failed", id="<b>bold</b>", error=attack, prompt="'><svg onload=q>"))
-    page = Tags(report(tmp_path, rows, notes=[attack]))
-
-    assert not page.named("script")
-    assert all(set(picture) == {"src", "loading", "alt"} for picture in page.named("img"))
-    assert not any("onload" in attributes or "onerror" in attributes for _, attributes in page.tags)
-    assert attack in page.text and "<b>bold</b>" in page.text
 
 
 def test_file_names_become_addresses(tmp_path):
@@ -312,6 +173,13 @@ def test_every_chart_has_a_text_alternative(tmp_path):
     assert any("predicted 0.95, observed 0.90" in said for said in words)
 
 
+def test_figures_of_the_cases_are_embedded(tmp_path):
+    rows = with_figures(tmp_path, [row(index, index / 32) for index in range(32)])
+    pictures = Tags(report(tmp_path, rows)).named("img")
+    assert len(pictures) == WORST + MEDIAN + BEST
+    assert all(picture["src"].startswith("data:image/jpeg;base64,") for picture in pictures)
+
+
 def test_cases_are_worst_median_and_best_without_overlap():
     rows = [row(0, None, "failed"), *(row(index, index / 100) for index in range(1, 41))]
     shown = [(name, [each["id"][-2:] for each in its]) for name, its in sections(rows)]
@@ -386,44 +254,6 @@ def test_markdown_keeps_markup_in_ids_and_prompts_as_text(tmp_path):
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
 
     assert "a\\|b\\_c" in text and "\\[x\\](http://y) \\<b\\>" in text
-
-
-def browse(*arguments: str) -> str:
-    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
-
-
-def awkward_report(folder: Path) -> Path:
-    """Long ids, three prompts, failures, many groups and figures."""
-    rows = [row(index, index / 40, prompt=("血管", "catheter", "x" * 200)[index % 3]) for index in range(40)]
-    rows[7]["id"] = "patient_with_a_name_that_never_ends_" * 4
-    rows = with_figures(folder, rows)
-    rows.append(row(41, None, "failed", error="/a/very/long/path" * 20))
-    return write_report(folder, metrics(rows), rows)
-
-
-@needs_chromium
-def test_browser_shows_no_more_than_the_width_of_a_phone(tmp_path):
-    page = awkward_report(tmp_path).read_text(encoding="utf-8")
-    measure = """
-      const page = document.querySelector("iframe").contentDocument, root = page.documentElement;
-      const letters = [...page.querySelectorAll("svg text")].map(each => each.getBoundingClientRect().height);
-      const found = {width: root.clientWidth, needed: root.scrollWidth, sections: page.querySelectorAll("section").length,
-        bars: [...page.querySelectorAll("#distributions rect")].filter(each => each.getBoundingClientRect().height > 1).length,
-        smallest: Math.min(...letters), scripts: page.scripts.length};
-      document.body.textContent = "FOUND" + JSON.stringify(found) + "END";
-    """
-    frame = f'<iframe style="width:390px;height:800px;border:0" srcdoc="{html.escape(page)}"></iframe>'
-    wrapper = tmp_path / "wrapper.html"
-    wrapper.write_text(
-        f'<meta charset="utf-8"><body>{frame}<script>onload = () => {{{measure}}}</script>', encoding="utf-8"
-    )
-    told = browse("--dump-dom", wrapper.as_uri())
-    found = json.loads(told[told.index("FOUND") + 5 : told.index("END", told.index("FOUND"))])
-
-    assert found["width"] == 390 and found["needed"] <= 390
-    assert found["sections"] == 11 and found["bars"] > 20 and found["scripts"] == 0
-    assert found["smallest"] >= 10
 
 
 @needs_chromium
