@@ -19,12 +19,12 @@ from vesalius.progress import Progress
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
-    from vesalius.scoring.tune import METRICS, find_threshold
+    from vesalius.scoring.tune import TUNABLE, find_threshold
 
     add_model(verb)
     add_data(verb)
     verb.add_argument(
-        "--metric", choices=METRICS, default=defaults_of(find_threshold)["metric"], help="metric to maximize"
+        "--metric", choices=TUNABLE, default=defaults_of(find_threshold)["metric"], help="metric to maximize"
     )
     verb.add_argument(
         "--out",
