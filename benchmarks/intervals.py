@@ -1,9 +1,9 @@
-"""How often does a 95 % interval hold the true mean, with few groups and with many?
+"""Coverage of the 95 % bootstrap interval by number of groups.
 
     .venv/bin/python benchmarks/intervals.py [--sets 2000] [--json FILE]
 
-Draws datasets of patients with several frames each, from two distributions whose mean is known, and prints
-how many intervals held it, by number of groups. The table stands in docs/metrics.md.
+Draws datasets of patients with several frames each from two distributions with a known mean, and prints the share of
+intervals that contain it. docs/metrics.md has the table.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ Draw = Callable[[np.random.Generator, int], list[np.ndarray]]
 
 
 def even(random: np.random.Generator, groups: int) -> list[np.ndarray]:
-    """Patients normal around 0.7, 5 frames each."""
+    """Patients normally distributed around 0.7, 5 frames each."""
     return [random.normal(0.7, 0.1) + random.normal(0, 0.05, 5) for _ in range(groups)]
 
 
 def skewed(random: np.random.Generator, groups: int) -> list[np.ndarray]:
-    """Most patients near 1 and a few far below, as Dice is (beta(4.5, 0.9), mean 5 / 6), 1 to 10 frames each."""
+    """Skewed like Dice: beta(4.5, 0.9) with mean 5 / 6, 1 to 10 frames per patient."""
     return [random.beta(4.5, 0.9) + random.normal(0, 0.03, random.integers(1, 11)) for _ in range(groups)]
 
 
 CASES: dict[str, tuple[Draw, float]] = {"even": (even, 0.7), "skewed": (skewed, 5 / 6)}
 
 
-def held(draw: Draw, mean: float, groups: int, sets: int, method: Method) -> float:
-    """Share of the datasets whose interval holds the mean."""
+def coverage(draw: Draw, mean: float, groups: int, sets: int, method: Method) -> float:
+    """Share of datasets with an interval that contains the mean."""
     hits = 0
     for seed in range(sets):
         values = draw(np.random.default_rng([groups, seed]), groups)
@@ -55,18 +55,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sets", type=int, default=2000, help="datasets for each number (default 2000)")
-    parser.add_argument("--json", type=Path, help="write the numbers there")
+    parser.add_argument("--sets", type=int, default=2000, help="datasets per table cell (default 2000)")
+    parser.add_argument("--json", type=Path, help="write the table to this file")
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
     started = time.perf_counter()
     print(f"{'patients':<10}{'interval':<12}" + "".join(f"{groups:>7}" for groups in GROUPS))
     for name, (draw, mean) in CASES.items():
         for method in METHODS:
-            shares = [held(draw, mean, groups, args.sets, method) for groups in GROUPS]
+            shares = [coverage(draw, mean, groups, args.sets, method) for groups in GROUPS]
             print(f"{name:<10}{method:<12}" + "".join(f"{share:>6.1%} " for share in shares), flush=True)
             rows += [
-                {"patients": name, "method": method, "groups": groups, "held": share}
+                {"patients": name, "method": method, "groups": groups, "coverage": share}
                 for groups, share in zip(GROUPS, shares, strict=True)
             ]
     print(f"{args.sets} datasets each, {time.perf_counter() - started:.0f} s")

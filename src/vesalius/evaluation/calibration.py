@@ -1,8 +1,8 @@
-"""From probabilities: are they honest, and what would each threshold give? All from one histogram.
+"""Calibration and threshold curves of predicted probabilities, from one histogram.
 
-One pass counts the pixels of the background and of the target between each border and the next. Histograms add
-up: over images, or over a dataset. Bin k holds BORDERS[k - 1] < p <= BORDERS[k]; so the mask at a threshold,
-where p is above it as in `Prediction.masks`, is made of the bins behind that border, exactly.
+One pass counts background and foreground pixels in bins of probability. Histograms add up over images and datasets. Bin k
+holds BORDERS[k - 1] < p <= BORDERS[k], so the bins above a threshold are exactly the mask p > threshold, as in
+`Prediction.masks`.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from vesalius.evaluation.empty import apply_rule, case_of
 
 STEPS = 1000
 THRESHOLDS = np.arange(1, STEPS) / STEPS
-"""0.001, 0.002 ... 0.999: where `curves` are known."""
+"""0.001, 0.002 ... 0.999: the thresholds of `curves`."""
 BORDERS = np.concatenate(
     [
         10.0 ** -(3 + np.arange(170, 0, -1) / 10),  # 1e-20 ... 0.0008
         THRESHOLDS,
-        1 - 10.0 ** -(3 + np.arange(1, 51) / 10),  # 0.9992 ... 1 - 1e-8, above which float32 has 1 alone
+        1 - 10.0 ** -(3 + np.arange(1, 51) / 10),  # 0.9992 ... 1 - 1e-8; above that, float32 has only 1
     ]
 )
-"""Of the bins: the thresholds, and beyond them 10 a decade towards 0 and 1.
+"""Borders of the bins: the thresholds, and 10 more per decade towards 0 and 1.
 
-Trained models are so sure that half of a vessel may lie above 0.999, and what they miss below 0.001: with the
-thresholds alone the average precision would come out up to 0.1 too low.
+Trained models give half of a vessel a probability above 0.999, and missed parts one below 0.001. With the thresholds as
+the only borders, average precision would be up to 0.1 too low.
 """
 BINS = len(BORDERS) + 1
 _MIDDLES = (np.concatenate([[0], BORDERS]) + np.concatenate([BORDERS, [1]])) / 2
 
 Histogram = Int[np.ndarray, "2 bins"]
-"""Number of pixels in each bin of probability: of the background, and of the target."""
+"""Number of pixels in each bin of probability: background, then foreground of the ground truth."""
 
 
 def histogram(
@@ -42,10 +42,10 @@ def histogram(
     *,
     within: Bool[np.ndarray, "h w"] | None = None,
 ) -> Histogram:
-    """int64 (2, BINS): pixels of the background and of the target in each bin; `within` counts a region only.
+    """int64 (2, BINS): background and foreground pixels in each bin; only those of the region `within`, if given.
 
-    Raises ValueError for arrays of different sizes, masks that are not bool, and a probability that is not a
-    number in [0, 1].
+    Raises ValueError for arrays of different sizes, masks that are not bool, and probabilities that are NaN or outside
+    [0, 1].
 
     >>> counts = histogram(np.array([[0.2, 0.5, 0.51]]), np.array([[False, True, True]]))
     >>> counts[:, BORDERS.searchsorted(0.5) + 1 :].sum(axis=1).tolist()  # above 0.5
@@ -57,78 +57,78 @@ def histogram(
         raise ValueError(f"masks must be bool {probabilities.shape}, as the probabilities; got {found}")
     if within is not None:
         probabilities, target = probabilities[within], target[within]
-    # not `< 0 or > 1`, which nan passes
+    # `< 0 or > 1` would accept NaN
     if probabilities.size and not (probabilities.min() >= 0 and probabilities.max() <= 1):
         raise ValueError(
             f"probabilities must lie in [0, 1]; got {probabilities.min()} to {probabilities.max()}"
         )
-    places = BORDERS.searchsorted(probabilities.ravel()) + BINS * target.ravel()
-    return np.bincount(places, minlength=2 * BINS).reshape(2, BINS)
+    indices = BORDERS.searchsorted(probabilities.ravel()) + BINS * target.ravel()
+    return np.bincount(indices, minlength=2 * BINS).reshape(2, BINS)
 
 
 @dataclass(frozen=True, eq=False)
 class Curves:
-    """Metrics of the mask at each of the `THRESHOLDS`, float64 (999,); empty masks by `EMPTY`."""
+    """Metrics of the mask at each of the `THRESHOLDS`, float64 (999,); empty masks: `EMPTY`."""
 
     dice: Float[np.ndarray, " t"]
     iou: Float[np.ndarray, " t"]
     precision: Float[np.ndarray, " t"]
     recall: Float[np.ndarray, " t"]
-    """NaN where the target is empty and the mask is not, for `EMPTY` has None there."""
+    """NaN if the ground truth is empty and the mask is not, since recall is undefined then."""
 
 
 def curves(counts: Histogram) -> Curves:
-    """Dice, IoU, precision and recall over all thresholds; exact, for a threshold lies between two bins.
+    """Dice, IoU, precision and recall at all thresholds, exact, since each threshold is a border of bins.
 
-    For a mean over images, take the curves of each image and their mean.
+    For a mean over images, average the curves of the images.
     """
-    above = counts[:, ::-1].cumsum(axis=1)[:, -2::-1]  # each of the borders
+    above = counts[:, ::-1].cumsum(axis=1)[:, -2::-1]  # by border
     fp, tp = above[:, BORDERS.searchsorted(THRESHOLDS)]
-    true, guessed = counts[1].sum(), tp + fp
+    n_target, n_predicted = counts[1].sum(), tp + fp
     return Curves(
-        dice=_ratios("dice", 2 * tp, true + guessed, true, guessed),
-        iou=_ratios("iou", tp, true + guessed - tp, true, guessed),
-        precision=_ratios("precision", tp, guessed, true, guessed),
-        recall=_ratios("recall", tp, np.full_like(tp, true), true, guessed),
+        dice=_ratios("dice", 2 * tp, n_target + n_predicted, n_target, n_predicted),
+        iou=_ratios("iou", tp, n_target + n_predicted - tp, n_target, n_predicted),
+        precision=_ratios("precision", tp, n_predicted, n_target, n_predicted),
+        recall=_ratios("recall", tp, np.full_like(tp, n_target), n_target, n_predicted),
     )
 
 
 def _ratios(
-    metric: str, numerator: np.ndarray, denominator: np.ndarray, true: int, guessed: np.ndarray
+    metric: str, numerator: np.ndarray, denominator: np.ndarray, n_target: int, n_predicted: np.ndarray
 ) -> np.ndarray:
-    """The ratios, or the value of `EMPTY` where the target or the mask of that threshold has no pixel."""
-    values = np.full(len(guessed), np.nan)
+    """The ratios; the value of `EMPTY` if the ground truth or the mask of a threshold is empty."""
+    values = np.full(len(n_predicted), np.nan)
     np.divide(numerator, denominator, out=values, where=denominator > 0)
     for prediction_empty in (False, True):
-        case = case_of(target_empty=not true, prediction_empty=prediction_empty)
+        case = case_of(target_empty=not n_target, prediction_empty=prediction_empty)
         if case != "both":
             value = apply_rule(metric, case, lambda: None)
-            values[(guessed == 0) == prediction_empty] = np.nan if value is None else value
+            values[(n_predicted == 0) == prediction_empty] = np.nan if value is None else value
     return values
 
 
 def average_precision(counts: Histogram) -> float | None:
-    """Area under precision over recall as a sum of steps, in [0, 1]; None where the target is empty.
+    """Area under the precision-recall curve as a step sum, in [0, 1]; None if the ground truth is empty.
 
-    Mean precision at the true pixels in falling order of probability: the sum of (R_k - R_(k-1)) P_k over the
-    thresholds, not interpolated, as scikit-learn and torchmetrics have it. The middle one of a bin's true
-    pixels stands for all of them, with half of the bin's others before it: within 0.001 of torchmetrics on maps
-    from vague to certain (0.2 to 30 in the standard deviation of the logits).
+    The sum of (R_k - R_(k-1)) P_k over thresholds without interpolation, as in scikit-learn and torchmetrics. Within a
+    bin, the precision is that at the middle foreground pixel with half of the bin's background pixels before it. The
+    result is within 0.001 of torchmetrics for logits with a standard deviation of 0.2 to 30.
     """
-    false, true = counts[:, ::-1]
-    if not true.any():
+    background, foreground = counts[:, ::-1]
+    if not foreground.any():
         return None
-    before, above = true.cumsum() - true, (false + true).cumsum() - (false + true)
-    middle = (true + 1) / 2
-    precision = (before + middle) / (above + middle + false / 2)
-    return float((true * precision).sum() / true.sum())
+    total = background + foreground
+    before, above = foreground.cumsum() - foreground, total.cumsum() - total
+    middle = (foreground + 1) / 2
+    precision = (before + middle) / (above + middle + background / 2)
+    return float((foreground * precision).sum() / foreground.sum())
 
 
 def brier_score(counts: Histogram) -> float | None:
-    """Mean of (probability - target)^2 over all pixels, in [0, 1], lower is better; None of no pixels.
+    """Mean of (probability - target)^2 over all pixels, in [0, 1], lower is better; None without pixels.
 
-    Within 0.001 of the exact value, for each probability is taken to be the middle of its bin. It flatters
-    thin structures as accuracy does. Source: Brier 1950, Verification of forecasts expressed in terms of
+    Within 0.001 of the exact value, since each probability is replaced by the middle of its bin. Like accuracy, it is
+    misleadingly good for thin structures. Source: Brier 1950, Verification of forecasts expressed in terms of
     probability, Mon. Weather Rev. 78(1).
     """
     total = counts.sum()
@@ -139,47 +139,50 @@ def brier_score(counts: Histogram) -> float | None:
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """Pixels whose probability lies in (low, high]: what was mean_probability, and what came."""
+    """One bin of a reliability diagram: the pixels with a probability in (low, high]."""
 
     low: float
     high: float
     pixels: int
     mean_probability: float | None
-    """Their mean probability; None of no pixels."""
+    """Mean predicted probability; None without pixels."""
     positive_fraction: float | None
-    """The share of them that is true; None of no pixels."""
+    """Share of the pixels that are foreground in the ground truth; None without pixels."""
 
 
 def reliability(counts: Histogram, n: int = 10) -> list[ReliabilityBin]:
-    """`n` equal bins of probability, the reliability diagram; ValueError unless n divides 1000.
+    """Reliability diagram with `n` bins of equal width; ValueError unless n divides 1000.
 
-    `said` lies within 0.0005 of the exact mean, `came` is exact. The probability is that of the mask, from 0 to
-    1, not that of the more probable class; 0 belongs to the first bin.
+    `mean_probability` is within 0.0005 of the exact mean, `positive_fraction` is exact. The probability is that of the
+    foreground, not that of the more probable class. The first bin includes 0.
     """
     if n < 1 or STEPS % n:
-        raise ValueError(f"{STEPS} steps of probability cannot be gathered into {n} equal bins")
+        raise ValueError(f"{STEPS} thresholds cannot be divided into {n} bins of equal width")
     edges = np.arange(n + 1) / n
     starts = [0, *(BORDERS.searchsorted(edges[1:-1]) + 1)]
-    false, true = np.add.reduceat(counts, starts, axis=1).tolist()
+    background, foreground = np.add.reduceat(counts, starts, axis=1).tolist()
     sums = np.add.reduceat(counts.sum(axis=0) * _MIDDLES, starts).tolist()
     rows = []
     for k in range(n):
-        pixels = false[k] + true[k]
-        mean_probability, positive_fraction = (sums[k] / pixels, true[k] / pixels) if pixels else (None, None)
+        pixels = background[k] + foreground[k]
+        mean_probability, positive_fraction = (
+            (sums[k] / pixels, foreground[k] / pixels) if pixels else (None, None)
+        )
         rows.append(
             ReliabilityBin(float(edges[k]), float(edges[k + 1]), pixels, mean_probability, positive_fraction)
         )
     return rows
 
 
-def expected_calibration_error(counts: Histogram, n: int = 10) -> float | None:
-    """Mean over all pixels of |mean_probability - came| of their reliability bin, in [0, 1]; None of no pixels.
+def expected_calibration_error(counts: Histogram) -> float | None:
+    """Expected calibration error over 10 bins, in [0, 1]; None without pixels.
 
-    Within 0.0005 of the exact value. Source: Naeini et al. 2015, AAAI; Guo et al. 2017, On calibration of
-    modern neural networks, ICML; the L1 norm of torchmetrics' `binary_calibration_error`.
+    The mean over all pixels of |mean_probability - positive_fraction| of their reliability bin, within 0.0005 of the
+    exact value. Source: Naeini et al. 2015, AAAI; Guo et al. 2017, On calibration of modern neural networks, ICML; the
+    L1 norm of torchmetrics' `binary_calibration_error`.
     """
     gaps, total = 0.0, 0
-    for row in reliability(counts, n):
+    for row in reliability(counts):
         if row.mean_probability is not None and row.positive_fraction is not None:
             gaps += row.pixels * abs(row.mean_probability - row.positive_fraction)
             total += row.pixels

@@ -1,7 +1,7 @@
-"""Thin structures: are the center lines found, and do they hang together?
+"""Metrics of thin structures: clDice, topology precision and sensitivity, Betti errors, breaks, skeleton recall.
 
-Pixels that touch by a corner are connected, pixels of background by an edge only. All functions take the two
-masks as `Shape`, which keeps skeleton and pieces, so that each is computed once.
+Masks are 8-connected, the background is 4-connected. All functions take the two masks as `Shape`, which computes skeleton
+and components once.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ WIDTHS: Mapping[str, tuple[float, float]] = {
     "4_to_8px": (4.0, 8.0),
     "over_8px": (8.0, np.inf),
 }
-"""Strata of `skeleton_recall`: low < width <= high in pixels, width as `Shape.widths`."""
+"""Strata of skeleton recall: low < width <= high in pixels, with the width of `Shape.widths`."""
 
 
 def topology_precision(target: Shape, prediction: Shape) -> float | None:
-    """Share of the predicted skeleton that lies in the true mask, in [0, 1]; empty masks: `EMPTY`.
+    """Share of the predicted skeleton that lies in the ground truth mask, in [0, 1]; empty masks: `EMPTY`.
 
-    Source: Shit et al. 2021, clDice, CVPR (arXiv:2003.07311), there Tprec.
+    Source: Shit et al. 2021, clDice, CVPR (arXiv:2003.07311), called Tprec there.
     """
     return apply_rule("topology_precision", _case(target, prediction), lambda: _covered(prediction, target))
 
 
 def topology_sensitivity(target: Shape, prediction: Shape) -> float | None:
-    """Share of the true skeleton that lies in the predicted mask, in [0, 1]; empty masks: `EMPTY`.
+    """Share of the ground truth skeleton that lies in the predicted mask, in [0, 1]; empty masks: `EMPTY`.
 
-    None for a false alarm, as recall. Source: as `topology_precision`, there Tsens.
+    None for a false alarm, as in recall. Source: as `topology_precision`, called Tsens there.
     """
     return apply_rule("topology_sensitivity", _case(target, prediction), lambda: _covered(target, prediction))
 
 
 def cldice(target: Shape, prediction: Shape) -> float | None:
-    """Harmonic mean of topology precision and sensitivity, in [0, 1]; 0 where both are; empty masks: `EMPTY`.
+    """Harmonic mean of topology precision and sensitivity, in [0, 1]; 0 if both are 0; empty masks: `EMPTY`.
 
-    Source: Shit et al. 2021, clDice, CVPR (arXiv:2003.07311), on hard masks and hard skeletons.
+    Source: Shit et al. 2021, clDice, CVPR (arXiv:2003.07311), for binary masks and skeletons.
     """
 
     def harmonic() -> float:
@@ -54,10 +54,10 @@ def cldice(target: Shape, prediction: Shape) -> float | None:
 
 
 def betti0_error(target: Shape, prediction: Shape) -> float | None:
-    """Difference between the numbers of connected pieces, 0 or more, over the whole image.
+    """Absolute difference between the numbers of connected components, over the whole image.
 
-    An empty mask has none, so that a total miss counts the true pieces. Source: Hu et al. 2019,
-    Topology-preserving deep image segmentation, NeurIPS, there as a mean over patches.
+    A total miss has the number of components of the ground truth. Source: Hu et al. 2019, Topology-preserving deep image
+    segmentation, NeurIPS, where it is a mean over patches.
     """
     return apply_rule(
         "betti0_error", _case(target, prediction), lambda: float(abs(target.betti0 - prediction.betti0))
@@ -65,9 +65,9 @@ def betti0_error(target: Shape, prediction: Shape) -> float | None:
 
 
 def betti1_error(target: Shape, prediction: Shape) -> float | None:
-    """Difference between the numbers of holes, 0 or more, over the whole image.
+    """Absolute difference between the numbers of holes, over the whole image.
 
-    At least 1 where one mask is empty and the other is not. Source: as `betti0_error`.
+    At least 1 if exactly one mask is empty. Source: as `betti0_error`.
     """
     return apply_rule(
         "betti1_error", _case(target, prediction), lambda: float(abs(target.betti1 - prediction.betti1))
@@ -75,39 +75,39 @@ def betti1_error(target: Shape, prediction: Shape) -> float | None:
 
 
 def breaks(target: Shape, prediction: Shape) -> float | None:
-    """Pieces too many that the prediction falls into along the true vessels; a vessel lost whole counts 1.
+    """Number of breaks of the predicted vessels; a vessel missed completely counts 1.
 
-    Of the prediction only what lies in the true mask or at most 2 pixels from it (steps along rows and
-    columns) is looked at. Each connected piece of the target should be met, on its skeleton, by one connected
-    piece of that; met by k > 1 it counts k - 1, met by none it counts 1. A gap at the end of a vessel counts
-    nothing, as does one gap in a loop, or a gap in the middle of a vessel whose sides are connected. None for
-    a false alarm: there is nothing to break. This definition is the house's own.
+    Only predicted pixels in the ground truth mask or at most 2 pixels from it (city-block distance) are considered. The
+    skeleton of each component of the ground truth should be covered by one predicted component: k > 1 components count
+    k - 1 breaks, and no component counts 1. Not counted are a gap at the end of a vessel, one gap in a loop, and a gap
+    in the middle of a vessel with connected sides. None for a false alarm. This definition is Vesalius' own.
     """
 
     def count() -> float:
         near = dilate(dilate(target.mask))
         labels, n = label(prediction.mask & near, structure=EIGHT)
         vessels, n_vessels = target.components
-        meets = np.unique(vessels[target.skeleton].astype(np.int64) * (n + 1) + labels[target.skeleton])
-        vessel, piece = np.divmod(meets, n + 1)
-        met = np.bincount(vessel[piece > 0], minlength=n_vessels + 1)[1:]
-        return float(np.abs(met - 1).sum())
+        pairs = np.unique(vessels[target.skeleton].astype(np.int64) * (n + 1) + labels[target.skeleton])
+        vessel, component = np.divmod(pairs, n + 1)
+        covering = np.bincount(vessel[component > 0], minlength=n_vessels + 1)[1:]
+        return float(np.abs(covering - 1).sum())
 
     return apply_rule("breaks", _case(target, prediction), count)
 
 
 def skeleton_recall(target: Shape, prediction: Shape) -> float | None:
-    """Share of the true skeleton that was predicted, in [0, 1]: `topology_sensitivity` under the strata's name.
+    """Share of the ground truth skeleton that was predicted, in [0, 1]; equal to `topology_sensitivity`.
 
-    Source: Kirchhoff et al. 2024, Skeleton recall loss, ECCV (arXiv:2404.03010), with the skeleton itself.
+    The total of the width strata. Source: Kirchhoff et al. 2024, Skeleton recall loss, ECCV (arXiv:2404.03010), here with
+    the skeleton not dilated.
     """
     return apply_rule("skeleton_recall", _case(target, prediction), lambda: _covered(target, prediction))
 
 
 def skeleton_recall_of_width(target: Shape, prediction: Shape, low: float, high: float) -> float | None:
-    """Share of the true skeleton with low < width <= high pixels that was predicted; None where it has none.
+    """Share of the ground truth skeleton with low < width <= high that was predicted; None if no pixel has that width.
 
-    The width is the true vessel's, at that place: `Shape.widths`.
+    The width is the local width of the ground truth in pixels, `Shape.widths`.
     """
 
     def share() -> float | None:
@@ -119,7 +119,7 @@ def skeleton_recall_of_width(target: Shape, prediction: Shape, low: float, high:
 
 
 def _covered(line: Shape, mask: Shape) -> float:
-    """Share of the first one's skeleton that lies in the second one."""
+    """Share of the skeleton of `line` that lies in `mask`."""
     return float(mask.mask[line.skeleton].mean())
 
 

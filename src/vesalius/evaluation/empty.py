@@ -1,7 +1,7 @@
-"""What a metric is where a mask is empty: one table, used by every metric and printed in docs/metrics.md.
+"""Values of all metrics for empty masks: one table, used by every metric and printed in docs/metrics.md.
 
-A ratio such as Dice is then 0 / 0, a distance has no other end, a skeleton no pixel. Three laws: nothing there
-and nothing said is right; a total miss is never perfect; what is not defined is None, and is counted.
+With an empty mask, a ratio such as Dice is 0 / 0, a distance has no second boundary, and a skeleton has no pixel. Three
+rules: two empty masks are correct; a total miss is never perfect; an undefined value is None and is counted.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from types import MappingProxyType
 from typing import Literal
 
 Case = Literal["both_empty", "false_alarm", "total_miss", "both"]
-"""both_empty: nothing there, nothing said; false_alarm: something said; total_miss: something there; both."""
+"""both_empty: both masks are empty; false_alarm: only the ground truth is; total_miss: only the prediction is; both: neither is."""
 CASES: tuple[Case, Case, Case] = ("both_empty", "false_alarm", "total_miss")
-"""The columns of `EMPTY`."""
+"""The columns of `EMPTY`, in order."""
 
 
 class Rule(Enum):
-    """An entry of `EMPTY` that is not a value."""
+    """An entry of `EMPTY` that is computed."""
 
     FORMULA = "formula"
-    """What the definition gives; it holds for an empty mask too."""
+    """The metric's definition, which is valid for empty masks."""
     AT_LEAST_1 = "formula, at least 1"
-    """The count of errors, and 1 where it is none: one mask without holes is no reason to be perfect."""
+    """The definition, but at least 1: equal numbers of holes must not make a total miss perfect."""
     DIAGONAL = "diagonal"
-    """The diagonal of the image, in the unit of the metric: farther than any two pixels."""
+    """The diagonal of the image in the unit of the metric, which no distance between two pixels exceeds."""
 
 
 Entry = float | Rule | None
-"""A value, or how to find it; None: not defined, left out of the mean and counted."""
+"""A value, or a rule to compute it. None is undefined: left out of the mean and counted."""
 
 _FORMULA, _AT_LEAST_1, _DIAGONAL = Rule.FORMULA, Rule.AT_LEAST_1, Rule.DIAGONAL
 
@@ -62,7 +62,7 @@ EMPTY: Mapping[str, tuple[Entry, Entry, Entry]] = MappingProxyType(
 
 
 def case_of(*, target_empty: bool, prediction_empty: bool) -> Case:
-    """Which masks are empty.
+    """The case for two masks.
 
     >>> case_of(target_empty=False, prediction_empty=True)
     'total_miss'
@@ -75,9 +75,9 @@ def case_of(*, target_empty: bool, prediction_empty: bool) -> Case:
 def apply_rule(
     metric: str, case: Case, formula: Callable[[], float | None], *, diagonal: float | None = None
 ) -> float | None:
-    """The value of `metric` (a row of `EMPTY`): what the table says of the case, else `formula()`.
+    """The value of `metric` (a row of `EMPTY`) by its rule for the case; `formula()` if neither mask is empty.
 
-    `diagonal` is needed where the row names it.
+    `diagonal` is required for metrics with the rule DIAGONAL.
 
     >>> apply_rule("dice", "total_miss", lambda: 1.0), apply_rule("dice", "both", lambda: 0.5)
     (0.0, 0.5)

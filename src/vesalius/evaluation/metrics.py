@@ -1,6 +1,7 @@
-"""All metrics of one image and phrase: the ordered table, and one function that computes them together.
+"""All metrics of one image and phrase: the ordered table `METRICS`, and `score`, which computes them together.
 
-Boundaries, distances, skeletons and pieces are found once and shared; masks are cut to their common box first.
+Boundaries, distances, skeletons and components are computed once and shared. Masks are cropped to their common bounding
+box first.
 """
 
 from __future__ import annotations
@@ -42,19 +43,19 @@ DISTANCES: Mapping[str, Callable[[SurfaceDistances], float | None]] = {
     "nsd_1": partial(surface.nsd, tolerance=1),
     "nsd_2": partial(surface.nsd, tolerance=2),
 }
-"""Under the name without its unit, which is added."""
+"""By name without the unit, which `score` appends."""
 
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """Truth and prediction of one image, cut to the box of both, and what several metrics need of them."""
+    """Ground truth and prediction of one image, cropped to their bounding box, with the results that metrics share."""
 
     counts: Confusion
-    """Over the whole image, or region."""
+    """Counts over the whole image, or over the region of interest."""
     target: Shape
     prediction: Shape
     size: Size
-    """(h, w) of the image, or of the box of the region."""
+    """(h, w) of the image, or of the bounding box of the region of interest."""
     spacing_mm: Spacing | None = None
 
     @classmethod
@@ -66,10 +67,7 @@ class Pair:
         spacing_mm: Spacing | None = None,
         within: Bool[np.ndarray, "h w"] | None = None,
     ) -> Pair:
-        """The pair; pixels outside of the region `within` are as if they lay outside of the image.
-
-        Raises ValueError as `score`.
-        """
+        """The pair; pixels outside the region `within` count as outside the image. Raises ValueError as `score`."""
         counts = confusion(target, prediction, within)
         if spacing_mm is not None and not (
             len(spacing_mm) == 2 and all(np.isfinite(step) and step > 0 for step in spacing_mm)
@@ -86,12 +84,12 @@ class Pair:
 
     @cached_property
     def distances_px(self) -> SurfaceDistances:
-        """Distances between the boundaries in pixels."""
+        """Distances between the two boundaries in pixels."""
         return surface_distances(self.target, self.prediction, size=self.size)
 
     @cached_property
     def distances_mm(self) -> SurfaceDistances | None:
-        """The same in mm; None where the spacing is not known."""
+        """Distances between the two boundaries in mm; None without spacing."""
         if self.spacing_mm is None:
             return None
         row, column = self.spacing_mm
@@ -101,25 +99,25 @@ class Pair:
 
 
 def _box(mask: Bool[np.ndarray, "h w"], margin: int = 0) -> tuple[slice, slice]:
-    """Rows and columns of the mask, and as many more around it as there are up to `margin`."""
+    """Bounding box of the mask, enlarged by `margin` pixels as far as the image reaches."""
     sides = []
     for axis in (1, 0):
-        places = np.flatnonzero(mask.any(axis=axis))
-        low, high = (places[0], places[-1] + 1) if len(places) else (0, 0)
+        used = np.flatnonzero(mask.any(axis=axis))
+        low, high = (used[0], used[-1] + 1) if len(used) else (0, 0)
         sides.append(slice(max(0, low - margin), high + margin))
     return sides[0], sides[1]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What a reader must know of one column of the results."""
+    """Title, direction, rule for empty masks and unit of one metric."""
 
     title: str
     better: Literal["higher", "lower"]
     rule: str
-    """Its row in the table of empty masks, `EMPTY`."""
+    """Row of the metric in `EMPTY`, the table of empty masks."""
     unit: Literal["", "px", "mm"] = ""
-    """Empty for shares and counts."""
+    """"" for ratios and counts."""
 
 
 METRICS: Mapping[str, Metric] = MappingProxyType(
@@ -156,7 +154,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "nsd_2mm": Metric("NSD at 2 mm", "higher", "nsd"),
     }
 )
-"""All metrics of `score`, in the order of tables and files."""
+"""All metrics of `score`, in the order of tables and files; the only table of metrics in the package."""
 
 
 def score(
@@ -166,14 +164,13 @@ def score(
     spacing_mm: Spacing | None = None,
     within: Bool[np.ndarray, "h w"] | None = None,
 ) -> dict[str, float | None]:
-    """Every metric of `METRICS`, in that order; None where it is not defined, never NaN or infinite.
+    """Every metric of `METRICS`, in that order. An undefined metric is None, never NaN or infinite; empty masks: `EMPTY`.
 
-    `spacing_mm` is (row, column); without it all in mm are None. With `within`, a region of interest, pixels
-    outside count nowhere: they are as if outside of the image, whose diagonal is then that of the region's
-    box. Empty masks: `EMPTY`.
+    `spacing_mm` is (row, column); without it all metrics in mm are None. Pixels outside the region of interest `within`
+    count as outside the image, and the diagonal is that of the region's bounding box.
 
-    Raises ValueError unless the masks are bool (h, w) of one size, with at least one pixel to count, and the
-    spacing is two positive numbers.
+    Raises ValueError unless the masks are bool (h, w) of one size, with at least one pixel to count, and the spacing
+    is two positive numbers.
     """
     pair = Pair.of(target, prediction, spacing_mm=spacing_mm, within=within)
     values: dict[str, float | None] = {name: metric(pair.counts) for name, metric in OVERLAP.items()}

@@ -1,6 +1,6 @@
-"""Overlap of two masks: how many pixels they share, and what follows from the counts.
+"""Overlap metrics of two masks, from their confusion counts.
 
-A ratio such as Dice is 0 / 0 when a mask is empty. What it is then stands in the table of `empty`.
+A ratio such as Dice is 0 / 0 if a mask is empty. The table `empty.EMPTY` says which value it has then.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from vesalius.evaluation.empty import Case, apply_rule, case_of
 
 @dataclass(frozen=True)
 class Confusion:
-    """Pixel counts of a predicted mask against the true one."""
+    """Pixel counts of a predicted mask against the ground truth."""
 
     tp: int
-    """In both."""
+    """Pixels in both masks."""
     fp: int
-    """Predicted only."""
+    """Pixels in the prediction only."""
     fn: int
-    """In the target only."""
+    """Pixels in the ground truth only."""
     tn: int
-    """In neither."""
+    """Pixels in neither mask."""
 
     @property
     def case(self) -> Case:
-        """Which of the masks are empty."""
+        """Case of `EMPTY`: which of the masks are empty."""
         return case_of(target_empty=self.tp + self.fn == 0, prediction_empty=self.tp + self.fp == 0)
 
 
@@ -38,7 +38,7 @@ def confusion(
     prediction: Bool[np.ndarray, "h w"],
     within: Bool[np.ndarray, "h w"] | None = None,
 ) -> Confusion:
-    """Counts of the four outcomes over all pixels, or over those of the region `within`.
+    """Confusion counts over all pixels, or over the pixels of the region `within`.
 
     Raises ValueError unless all are bool (h, w) of one size, with at least one pixel to count.
 
@@ -53,8 +53,8 @@ def confusion(
     else:
         target, prediction = target & within, prediction & within
         both, total = target & prediction, int(np.count_nonzero(within))
-    true, guessed, shared = (int(np.count_nonzero(mask)) for mask in (target, prediction, both))
-    return Confusion(tp=shared, fp=guessed - shared, fn=true - shared, tn=total - true - guessed + shared)
+    n_target, n_predicted, tp = (int(np.count_nonzero(mask)) for mask in (target, prediction, both))
+    return Confusion(tp=tp, fp=n_predicted - tp, fn=n_target - tp, tn=total - n_target - n_predicted + tp)
 
 
 def check_masks(target: np.ndarray, prediction: np.ndarray, within: np.ndarray | None = None) -> None:
@@ -68,55 +68,55 @@ def check_masks(target: np.ndarray, prediction: np.ndarray, within: np.ndarray |
         if mask.shape != target.shape:
             raise ValueError(f"target and {name} must have one size; got {target.shape} and {mask.shape}")
     if within is not None and not within.any():
-        raise ValueError("the region within which to count has no pixel")
+        raise ValueError("the region `within` has no pixel")
 
 
 def dice(counts: Confusion) -> float | None:
-    """Twice the shared pixels over the pixels of both masks, in [0, 1]; empty masks: `EMPTY`. Dice 1945."""
+    """Dice coefficient: twice the intersection over the sum of both areas, in [0, 1]; empty masks: `EMPTY`. Dice 1945."""
     return _ratio("dice", 2 * counts.tp, 2 * counts.tp + counts.fp + counts.fn, counts)
 
 
 def iou(counts: Confusion) -> float | None:
-    """Shared pixels over the pixels of the union, in [0, 1]; empty masks: `EMPTY`. Jaccard 1912."""
+    """Intersection over union, in [0, 1]; empty masks: `EMPTY`. Jaccard 1912."""
     return _ratio("iou", counts.tp, counts.tp + counts.fp + counts.fn, counts)
 
 
 def precision(counts: Confusion) -> float | None:
-    """Share of the predicted pixels that are true, in [0, 1]; empty masks: `EMPTY`."""
+    """Share of the predicted pixels that lie in the ground truth, in [0, 1]; empty masks: `EMPTY`."""
     return _ratio("precision", counts.tp, counts.tp + counts.fp, counts)
 
 
 def recall(counts: Confusion) -> float | None:
-    """Share of the true pixels that were predicted, in [0, 1]; None for a false alarm; others: `EMPTY`."""
+    """Share of the ground truth pixels that were predicted, in [0, 1]; None for a false alarm; empty masks: `EMPTY`."""
     return _ratio("recall", counts.tp, counts.tp + counts.fn, counts)
 
 
 def specificity(counts: Confusion) -> float | None:
-    """Share of the background that was left alone, in [0, 1]; None where the target leaves no background.
+    """Share of the background that was not predicted, in [0, 1]; None if the ground truth has no background.
 
-    It knows nothing of what was missed: the empty mask has 1, as it must.
+    It ignores missed pixels: an empty prediction has 1.
     """
     return _ratio("specificity", counts.tn, counts.tn + counts.fp, counts)
 
 
 def accuracy(counts: Confusion) -> float | None:
-    """Share of all pixels that are right, in [0, 1]; always defined.
+    """Share of all pixels that are correct, in [0, 1]; always defined.
 
-    It flatters thin structures: an empty mask has 0.97 where vessels fill 3 % of the image.
+    It is misleadingly high for thin structures: if vessels fill 3 % of the image, an empty prediction has 0.97.
     """
     return _ratio("accuracy", counts.tp + counts.tn, counts.tp + counts.fp + counts.fn + counts.tn, counts)
 
 
 def balanced_accuracy(counts: Confusion) -> float | None:
-    """Mean of recall and specificity, in [0, 1]; of one of them where the target lacks the other's pixels.
+    """Mean of recall and specificity, in [0, 1]; only one of them if the ground truth has one class.
 
-    A total miss has 0.5, or 0 where all pixels are true; a false alarm its specificity. Source: Brodersen et
-    al. 2010, ICPR; where a class is absent, scikit-learn's `balanced_accuracy_score`.
+    A total miss has 0.5, or 0 if the ground truth fills the image. A false alarm has its specificity. Source: Brodersen
+    et al. 2010, ICPR; an absent class is handled as in scikit-learn's `balanced_accuracy_score`.
     """
 
     def mean() -> float | None:
-        found = recall(counts) if counts.tp + counts.fn else None
-        shares = [share for share in (found, specificity(counts)) if share is not None]
+        sensitivity = recall(counts) if counts.tp + counts.fn else None
+        shares = [share for share in (sensitivity, specificity(counts)) if share is not None]
         return sum(shares) / len(shares)
 
     return apply_rule("balanced_accuracy", counts.case, mean)
@@ -129,6 +129,7 @@ BASIC_METRICS: Mapping[str, Callable[[Confusion], float | None]] = {
     "recall": recall,
     "accuracy": accuracy,
 }
+"""The metrics of `score`, which need nothing but counts."""
 
 
 def score(target: Bool[np.ndarray, "h w"], prediction: Bool[np.ndarray, "h w"]) -> dict[str, float | None]:
@@ -143,10 +144,10 @@ def _ratio(metric: str, numerator: int, denominator: int, counts: Confusion) -> 
 
 @dataclass
 class ReferringMetrics:
-    """gIoU and cIoU of referring segmentation over the samples added so far; its size does not grow.
+    """gIoU and cIoU of referring segmentation over all samples added so far, in constant memory.
 
-    A phrase that names nothing in the image is a sample like any other. Source: Liu et al. 2023, GRES:
-    Generalized Referring Expression Segmentation, CVPR (arXiv:2306.00968), section 3.
+    A sample whose phrase is not in the image counts like any other. Source: Liu et al. 2023, GRES: Generalized
+    Referring Expression Segmentation, CVPR (arXiv:2306.00968), section 3.
 
     >>> referring = ReferringMetrics()
     >>> referring.add(Confusion(tp=1, fp=1, fn=2, tn=5))  # IoU 1 / 4
@@ -157,12 +158,12 @@ class ReferringMetrics:
 
     samples: int = 0
     intersection: int = 0
-    """Pixels, over all samples."""
+    """Pixels, summed over all samples."""
     union: int = 0
     iou_sum: float = 0.0
 
     def add(self, counts: Confusion) -> None:
-        """Count one more sample."""
+        """Add one sample."""
         self.samples += 1
         self.intersection += counts.tp
         self.union += counts.tp + counts.fp + counts.fn
@@ -170,14 +171,14 @@ class ReferringMetrics:
 
     @property
     def giou(self) -> float | None:
-        """Mean of the samples' IoU: 1 for an absent object left alone, 0 for a false alarm; None of none."""
+        """Mean IoU over samples; None without samples. Two empty masks count 1, a false alarm counts 0."""
         return self.iou_sum / self.samples if self.samples else None
 
     @property
     def ciou(self) -> float | None:
-        """Shared pixels of all samples over the pixels of all unions: large objects weigh more.
+        """Sum of all intersections over the sum of all unions, so large objects weigh more; None without samples.
 
-        An absent object adds what was wrongly said to the unions. 1 where all unions are empty; None of none.
+        A false alarm adds its pixels to the unions. 1 if all unions are empty.
         """
         if not self.samples:
             return None

@@ -1,4 +1,4 @@
-"""A mask and what is derived from it: boundary, skeleton, pieces, holes, widths. Each is computed once."""
+"""Properties of one mask: boundary, skeleton, connected components, holes, widths. Each is computed once."""
 
 from __future__ import annotations
 
@@ -13,31 +13,29 @@ from scipy.spatial import cKDTree
 from skimage.morphology import skeletonize
 
 EIGHT = np.ones((3, 3), dtype=bool)
-"""Pixels that touch by a corner are connected: the rule for masks; background is connected by edges."""
+"""8-connectivity, the rule for masks; the background has 4-connectivity."""
 
 
 @dataclass(frozen=True, eq=False)
 class Shape:
-    """One mask, bool (h, w). What lies outside of the array is background, except to `widths`.
+    """One mask, bool (h, w). Everything outside the array is background, except in `widths`.
 
-    Every number here is the same when the array is cut to the mask and one pixel of background around it.
+    All properties stay the same if the array is cropped to the mask with one pixel of background around it.
     """
 
     mask: np.ndarray
     region: np.ndarray | None = None
-    """Bool (h, w), holds the mask: where pixels are known at all; None: everywhere in the array."""
+    """Bool (h, w): the pixels that are known, which contain the mask; None if all are."""
 
     @cached_property
     def empty(self) -> bool:
-        """Whether there is no pixel."""
         return not self.mask.any()
 
     @cached_property
     def boundary(self) -> Bool[np.ndarray, "h w"]:
-        """Pixels of the mask with a background pixel above, below, left or right of them.
+        """Pixels of the mask with a background pixel above, below, left or right, or at the border of the image.
 
-        A pixel at the border of the image is one. The boundary of MONAI, MedPy and panoptica: the mask without
-        its erosion by a cross.
+        The same boundary as in MONAI, MedPy and panoptica: the mask minus its erosion by a cross.
         """
         padded = np.pad(self.mask, 1)
         inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
@@ -45,30 +43,30 @@ class Shape:
 
     @cached_property
     def skeleton(self) -> Bool[np.ndarray, "h w"]:
-        """Center line, one pixel wide, with the pieces and holes of the mask.
+        """Centerline of one pixel width, with the components and holes of the mask.
 
-        Source: Zhang & Suen 1984, A fast parallel algorithm for thinning digital patterns, Comm. ACM 27(3), as
-        scikit-image has it (there a 2 x 2 square keeps a pixel).
+        Source: Zhang & Suen 1984, A fast parallel algorithm for thinning digital patterns, Comm. ACM 27(3), in the
+        implementation of scikit-image (where a 2 x 2 square keeps a pixel).
         """
         return np.asarray(skeletonize(self.mask))
 
     @cached_property
     def components(self) -> tuple[Int[np.ndarray, "h w"], int]:
-        """Number of each pixel's connected piece, from 1, and how many there are; corners connect."""
+        """Labels (h, w) of the 8-connected components, from 1 (0 is background), and their number."""
         labels, n = label(self.mask, structure=EIGHT)
         return labels, int(n)
 
     @property
     def betti0(self) -> int:
-        """Number of connected pieces; corners connect."""
+        """Number of 8-connected components."""
         return self.components[1]
 
     @cached_property
     def betti1(self) -> int:
-        """Number of holes: pieces of background, connected by edges, that do not reach the outside.
+        """Number of holes: 4-connected components of the background that do not reach the outside.
 
-        Pieces less the Euler characteristic, which is corners - edges + areas of the union of the pixels as
-        closed squares (Gray 1971, Local properties of binary images in two dimensions, IEEE Trans. Comput.).
+        Computed as `betti0` minus the Euler characteristic, which is corners - edges + faces of the union of the pixels
+        as closed squares (Gray 1971, Local properties of binary images in two dimensions, IEEE Trans. Comput.).
         """
         padded = np.pad(self.mask, 1)
         across, along = padded[1:] | padded[:-1], padded[:, 1:] | padded[:, :-1]
@@ -80,10 +78,9 @@ class Shape:
     def widths(self) -> Float[np.ndarray, " n"]:
         """Local width in pixels at each pixel of the skeleton, in the order of `skeleton.nonzero()`.
 
-        Twice the distance from there to the center of the nearest background pixel: 2 for a line of 1 or 2
-        pixels, 4 for 3 or 4. Strips of 1.5 to 12 pixels at any angle come out 0 to 0.5 too wide in the mean
-        (standard deviation up to 0.7). A border of the image is no wall of the vessel; infinite where there is
-        no background at all.
+        The width is twice the distance to the center of the nearest background pixel: 2 for a line of 1 or 2 pixels,
+        4 for 3 or 4. For strips of 1.5 to 12 pixels at any angle it is 0 to 0.5 too large on average (standard
+        deviation up to 0.7). The border of the image is not a vessel wall. Infinite if there is no background.
         """
         outside = ~self.mask if self.region is None else self.region & ~self.mask
         beside = points_of(outside & dilate(self.mask))
@@ -93,7 +90,7 @@ class Shape:
 
 
 def dilate(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    """The mask and all pixels above, below, left and right of it."""
+    """The mask dilated by a cross: with all pixels above, below, left and right of it."""
     wider = mask.copy()
     wider[1:] |= mask[:-1]
     wider[:-1] |= mask[1:]
@@ -103,19 +100,18 @@ def dilate(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
 
 
 def points_of(mask: Bool[np.ndarray, "h w"]) -> Int[np.ndarray, "n 2"]:
-    """(row, column) of each pixel of the mask, in the order of `nonzero`, which takes longer."""
+    """(row, column) of each pixel of the mask, as `np.argwhere` but faster."""
     return np.stack(np.divmod(np.flatnonzero(mask), mask.shape[1]), axis=1)
 
 
 def distances_to(
     others: Int[np.ndarray, "m 2"], points: Int[np.ndarray, "n 2"], spacing: Sequence[float] = (1.0, 1.0)
 ) -> Float[np.ndarray, " n"]:
-    """Euclidean distance from each point to the nearest of the others, of which there is one at least.
+    """Euclidean distance from each point to the nearest of `others` (at least one), with (row, column) `spacing`.
 
-    `spacing` is that of rows and of columns. A tree of the others' places: a boundary of 2000 pixels takes a
-    tenth of the time of the distance transform of a 512 x 512 image.
+    A k-d tree of 2000 boundary pixels takes a tenth of the time of a distance transform of a 512 x 512 image.
     """
     scale = np.asarray(spacing, dtype=np.float64)
     _, nearest = cKDTree(others * scale, leafsize=32).query(points * scale)  # a fifth faster than with 16
-    # whole pixels first, then the spacing: 10 pixels of 0.1 mm are 1 mm, not a hair more
+    # subtract whole pixels before scaling: 10 pixels of 0.1 mm are exactly 1 mm
     return np.sqrt((((points - others[nearest]) * scale) ** 2).sum(axis=1))

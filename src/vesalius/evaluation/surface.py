@@ -1,7 +1,7 @@
 """Distances between the boundaries of two masks: HD, HD95, ASSD and normalized surface distance.
 
-All from one list of distances, measured once: from each boundary pixel of either mask (`Shape.boundary`) to the
-nearest one of the other, center to center, in pixels or, with the spacing of rows and columns, in mm.
+All use the same distances: from each boundary pixel of either mask (`Shape.boundary`) to the nearest boundary pixel of
+the other, center to center, in pixels, or in mm if the spacing of rows and columns is given.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from vesalius.evaluation.shape import Shape, distances_to, points_of
 from vesalius.masks import Size
 
 Spacing = tuple[float, float]
-"""Height and width of a pixel, which are the steps from row to row and from column to column."""
+"""Height and width of a pixel: the (row, column) spacing."""
 
 
 @dataclass(frozen=True, eq=False)
 class SurfaceDistances:
-    """One distance for each boundary pixel; both lists are empty unless both masks have pixels."""
+    """One distance for each boundary pixel; both lists are empty if either mask is."""
 
     from_target: Float[np.ndarray, " n"]
-    """From the target's boundary to that of the prediction."""
+    """Distances from the boundary of the ground truth to that of the prediction."""
     from_prediction: Float[np.ndarray, " m"]
     diagonal: float
-    """Of the image, in the same unit: the distance to a mask that is empty."""
+    """Diagonal of the image in the same unit: the distance to an empty mask."""
     case: Case
 
     def scaled(self, factor: float) -> SurfaceDistances:
-        """The same in a unit `factor` times smaller: square pixels to mm."""
+        """The distances multiplied by `factor`, such as the mm per square pixel."""
         return SurfaceDistances(
             self.from_target * factor, self.from_prediction * factor, self.diagonal * factor, self.case
         )
@@ -40,23 +40,23 @@ class SurfaceDistances:
 def surface_distances(
     target: Shape, prediction: Shape, *, spacing: Spacing = (1.0, 1.0), size: Size | None = None
 ) -> SurfaceDistances:
-    """Distances both ways between two boundaries, in the unit of `spacing`: (1, 1) for pixels.
+    """Distances between two boundaries in both directions, in the unit of `spacing`; (1, 1) gives pixels.
 
-    `size` is the (h, w) of the image where the masks are cut from it.
+    `size` is the (h, w) of the image if the masks are crops of it.
     """
     rows, columns = size or target.mask.shape
     diagonal = float(np.hypot(rows * spacing[0], columns * spacing[1]))
     case = case_of(target_empty=target.empty, prediction_empty=prediction.empty)
     if case != "both":
         return SurfaceDistances(np.zeros(0), np.zeros(0), diagonal, case)
-    true, guessed = points_of(target.boundary), points_of(prediction.boundary)
+    one, other = points_of(target.boundary), points_of(prediction.boundary)
     return SurfaceDistances(
-        distances_to(guessed, true, spacing), distances_to(true, guessed, spacing), diagonal, case
+        distances_to(other, one, spacing), distances_to(one, other, spacing), diagonal, case
     )
 
 
 def hd(distances: SurfaceDistances) -> float | None:
-    """The largest of all distances; one mask empty: the image diagonal; both: None.
+    """Hausdorff distance: the largest distance. With one empty mask the image diagonal, with two None.
 
     Source: Huttenlocher et al. 1993, Comparing images using the Hausdorff distance, IEEE PAMI 15(9).
     """
@@ -64,19 +64,19 @@ def hd(distances: SurfaceDistances) -> float | None:
 
 
 def hd95(distances: SurfaceDistances) -> float | None:
-    """The 95th percentile of the distances from each mask, the larger of the two; empty masks as `hd`.
+    """The 95th percentile of the distances in each direction, the larger of the two; empty masks as in `hd`.
 
-    Between two ranks the percentile is interpolated. So has MONAI it, and Maier-Hein et al. 2024, Metrics
-    reloaded, Nat. Methods 21; surface-distance takes the larger one too, but weighs by contour length. MedPy
-    and panoptica take one percentile of both lists together, which hides a bad one behind a longer good one.
+    The percentile is interpolated linearly. Same definition as MONAI and Maier-Hein et al. 2024, Metrics reloaded, Nat.
+    Methods 21. surface-distance also takes the larger one, but weighs distances by contour length. MedPy and panoptica
+    take one percentile over both directions together, which hides a bad short boundary behind a good long one.
     """
     return apply_rule("hd95", distances.case, lambda: _percentile(distances, 95), diagonal=distances.diagonal)
 
 
 def assd(distances: SurfaceDistances) -> float | None:
-    """Mean of all distances, both ways together; one mask empty: the image diagonal; both: None.
+    """Average symmetric surface distance: the mean of all distances of both directions; empty masks as in `hd`.
 
-    So has MONAI it, and Metrics reloaded. MedPy and panoptica take the mean of the two means instead.
+    Same definition as MONAI and Metrics reloaded. MedPy and panoptica take the mean of the two directions' means.
     """
 
     def mean() -> float:
@@ -87,10 +87,10 @@ def assd(distances: SurfaceDistances) -> float | None:
 
 
 def nsd(distances: SurfaceDistances, tolerance: float) -> float | None:
-    """Share of all boundary pixels whose distance is at most `tolerance`, in [0, 1]; empty masks as Dice.
+    """Normalized surface distance (surface Dice): share of boundary pixels with a distance of at most `tolerance`.
 
-    The normalized surface distance, or surface Dice, of Nikolov et al. 2021, J. Med. Internet Res. 23(7),
-    with boundary pixels for lengths as MONAI has it; surface-distance weighs by contour length.
+    In [0, 1]; empty masks as in Dice. Source: Nikolov et al. 2021, J. Med. Internet Res. 23(7). Boundary length is the
+    number of boundary pixels, as in MONAI; surface-distance uses contour length.
     """
 
     def share() -> float:
