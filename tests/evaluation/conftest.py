@@ -1,4 +1,4 @@
-"""Masks that several tests of this room share."""
+"""Mask pairs shared by the tests of evaluation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def vessels(rng: np.random.Generator, side: int) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def vessel_pairs() -> list[Pair]:
-    """Eight masks of vessels, and each moved by up to 3 pixels, with gaps, and with blobs that are not there."""
+    """Eight vessel masks, each with a copy moved by up to 3 pixels, with gaps and false blobs."""
     pairs = []
     for seed in range(8):
         rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""From probabilities: counted by hand, bounded against exact values, and the same masks as predictions have."""
+"""Calibration: counts by hand, bounds against exact values, and agreement with the masks of predictions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ maps = hnp.array_shapes(min_dims=2, max_dims=2, max_side=6).flatmap(
         hnp.arrays(np.float32, shape, elements=st.floats(0, 1, width=32)), hnp.arrays(bool, shape)
     )
 )
-METRICS = {"dice": dice, "iou": iou, "precision": precision, "recall": recall}
+BY_NAME = {"dice": dice, "iou": iou, "precision": precision, "recall": recall}
 
 
 def test_histogram_counts_each_pixel_once_and_a_border_belongs_to_the_bin_below():
@@ -45,20 +45,20 @@ def test_histogram_counts_each_pixel_once_and_a_border_belongs_to_the_bin_below(
 
 
 @given(st.lists(st.floats(0, 1) | st.sampled_from([0.0, 1e-7, 0.001, 0.999, 1.0]), min_size=1))
-def test_bin_of_a_probability_is_where_it_stands_among_the_borders(values):
+def test_bin_of_a_probability_is_its_position_among_the_borders(values):
     probabilities = np.array([values])
     expected = np.bincount(BORDERS.searchsorted(values), minlength=BINS)
 
     assert np.array_equal(histogram(probabilities, np.zeros_like(probabilities, dtype=bool))[0], expected)
 
 
-def test_borders_rise_and_hold_all_thresholds():
+def test_borders_increase_and_include_all_thresholds():
     assert (np.diff(BORDERS) > 0).all() and BORDERS[0] > 0 and BORDERS[-1] < 1
     assert set(THRESHOLDS) <= set(BORDERS)
     assert len(THRESHOLDS) == 999 and len(BORDERS) + 1 == BINS
 
 
-def test_histograms_add_up_and_leave_out_what_lies_outside_the_region():
+def test_histograms_add_up_and_exclude_pixels_outside_the_region():
     rng = np.random.default_rng(0)
     probabilities, target = rng.random((90, 200)), rng.random((90, 200)) < 0.1
     left = np.zeros_like(target)
@@ -81,13 +81,13 @@ def test_curves_are_those_of_the_masks_at_each_threshold(drawn):
     assert len(found.dice) == len(THRESHOLDS)
     for k in range(0, len(THRESHOLDS), 37):
         counts = confusion(target, exact > THRESHOLDS[k])
-        for name, metric in METRICS.items():
+        for name, metric in BY_NAME.items():
             value, expected = getattr(found, name)[k], metric(counts)
             assert np.isnan(value) if expected is None else value == pytest.approx(expected), name
 
 
 @pytest.mark.parametrize("threshold", [0.05, 0.37, 0.5, 0.8, 0.999])
-def test_curves_hold_the_dice_of_the_masks_that_a_prediction_has(threshold):
+def test_curves_agree_with_the_masks_of_a_prediction(threshold):
     rng = np.random.default_rng(3)
     logits = rng.normal(0, 3, (1, 32, 32)).astype(np.float32)
     prediction = Prediction("a", "p", "ok", (96, 80), logits, 64, (1.0,), threshold=threshold)
@@ -101,7 +101,7 @@ def test_curves_hold_the_dice_of_the_masks_that_a_prediction_has(threshold):
 
 
 def test_average_precision_of_a_ranking_worked_out_by_hand():
-    # ranked: true, false, true, false: 1/2 * 1/1 + 1/2 * 2/3
+    # ranking: true, false, true, false; 1/2 * 1/1 + 1/2 * 2/3
     probabilities = np.array([[0.9, 0.8, 0.7, 0.1]])
     target = np.array([[True, False, True, False]])
 
@@ -131,7 +131,7 @@ def test_calibration_error_is_within_half_a_bin_of_the_exact_one(drawn):
     assert found == pytest.approx(sum(gaps) / values.size, abs=0.0005 + 1e-9)
 
 
-def test_reliability_tells_what_was_said_and_what_came():
+def test_reliability_has_mean_probability_and_positive_fraction_of_each_bin():
     probabilities = np.array([[0.05, 0.15, 0.15, 0.15, 0.95]])
     target = np.array([[False, True, False, False, True]])
 
@@ -144,19 +144,19 @@ def test_reliability_tells_what_was_said_and_what_came():
     json.dumps([asdict(row) for row in rows], allow_nan=False)
 
 
-def test_honest_probabilities_have_a_small_error_and_confident_nonsense_a_large_one():
+def test_calibrated_probabilities_have_a_small_error_and_confident_wrong_ones_a_large_one():
     rng = np.random.default_rng(0)
     probabilities = rng.random((300, 300))
-    honest = histogram(probabilities, rng.random(probabilities.shape) < probabilities)
-    nonsense = histogram(np.ones((9, 9)), np.zeros((9, 9), dtype=bool))
+    calibrated = histogram(probabilities, rng.random(probabilities.shape) < probabilities)
+    wrong = histogram(np.ones((9, 9)), np.zeros((9, 9), dtype=bool))
 
-    assert expected_calibration_error(honest) < 0.01
-    assert brier_score(honest) == pytest.approx(1 / 6, abs=0.01)
-    assert expected_calibration_error(nonsense) == pytest.approx(1.0, abs=0.001)
-    assert brier_score(nonsense) == pytest.approx(1.0, abs=0.001)
+    assert expected_calibration_error(calibrated) < 0.01
+    assert brier_score(calibrated) == pytest.approx(1 / 6, abs=0.01)
+    assert expected_calibration_error(wrong) == pytest.approx(1.0, abs=0.001)
+    assert brier_score(wrong) == pytest.approx(1.0, abs=0.001)
 
 
-def test_nothing_counted_has_no_score():
+def test_an_empty_histogram_has_no_score():
     nothing = np.zeros((2, BINS), dtype=np.int64)
 
     assert (average_precision(nothing), brier_score(nothing), expected_calibration_error(nothing)) == (
@@ -165,7 +165,7 @@ def test_nothing_counted_has_no_score():
 
 
 @pytest.mark.parametrize("wrong", [np.nan, -0.01, 1.01, np.inf])
-def test_what_is_no_probability_is_refused(wrong):
+def test_values_that_are_no_probability_are_refused(wrong):
     probabilities, target = np.full((3, 3), 0.5), np.zeros((3, 3), dtype=bool)
     probabilities[1, 1] = wrong
 
@@ -173,7 +173,7 @@ def test_what_is_no_probability_is_refused(wrong):
         histogram(probabilities, target)
 
 
-def test_arrays_that_do_not_fit_are_refused():
+def test_arrays_of_other_sizes_and_types_are_refused():
     with pytest.raises(ValueError, match=r"bool \(3, 3\), .* got bool \(3, 4\)"):
         histogram(np.zeros((3, 3)), np.zeros((3, 4), dtype=bool))
     with pytest.raises(ValueError, match="got uint8"):

@@ -1,4 +1,4 @@
-"""clDice, Betti errors, skeleton recall and breaks: worked out by hand, and their properties."""
+"""clDice, Betti errors, skeleton recall and breaks: examples by hand, and properties."""
 
 from __future__ import annotations
 
@@ -33,35 +33,35 @@ def drawn(*rows: str) -> Shape:
 def row(
     *columns: tuple[int, int], at: int = 5, width: int = 1, size: tuple[int, int] = (20, 40)
 ) -> np.ndarray:
-    """Lines along the rows from `at` on, each from one column up to another."""
+    """Horizontal lines starting at row `at`, each from one column up to another."""
     mask = np.zeros(size, dtype=bool)
     for first, last in columns:
         mask[at : at + width, first:last] = True
     return mask
 
 
-def test_half_of_a_line_and_as_much_elsewhere():
-    # 20 of 30 pixels found; of 30 predicted 20 are right
+def test_two_thirds_of_a_line_and_a_false_line():
+    # 20 of 30 pixels are found; 20 of 30 predicted pixels are correct
     target, prediction = Shape(row((0, 30))), Shape(row((10, 30)) | row((0, 10), at=15))
 
     assert topology_precision(target, prediction) == topology_sensitivity(target, prediction) == 20 / 30
     assert cldice(target, prediction) == pytest.approx(2 / 3)
 
 
-def test_wider_prediction_finds_all_of_the_line_and_keeps_its_middle():
+def test_a_wider_prediction_has_full_sensitivity_and_nearly_full_precision():
     target, prediction = Shape(row((0, 40), at=6)), Shape(row((0, 40), at=5, width=3))
 
     assert topology_sensitivity(target, prediction) == 1.0
-    # the skeleton of a band of 3 x 40 keeps to its middle row, but for one of its 39 pixels at an end
+    # the skeleton of a 3 x 40 band is its middle row, except for one of 39 pixels at an end
     assert topology_precision(target, prediction) == 38 / 39
     assert cldice(target, prediction) == pytest.approx(2 * (38 / 39) / (1 + 38 / 39))
 
 
-def test_lines_apart_have_cldice_zero():
+def test_disjoint_lines_have_cldice_zero():
     assert cldice(Shape(row((0, 30))), Shape(row((0, 30), at=12))) == 0.0
 
 
-def test_betti_errors_count_pieces_and_holes_over_the_whole_image():
+def test_betti_errors_count_components_and_holes_over_the_whole_image():
     ring = drawn("###....", "#.#....", "###....")
     three = drawn("#.#.#..", ".......", ".......")
 
@@ -84,21 +84,21 @@ def test_betti_errors_of_a_total_miss_are_not_zero():
     ("prediction", "expected"),
     [
         (row((0, 40)), 0),
-        (row((0, 20)), 0),  # the end is missing: one piece
+        (row((0, 20)), 0),  # the end is missing: one component
         (row((0, 15), (20, 40)), 1),
         (row((0, 10), (15, 20), (30, 40)), 2),
         (row((5, 10), (15, 20)), 1),
-        (row((0, 40), at=12), 1),  # found nowhere: lost whole
-        (row((0, 15), (20, 40)) | row((14, 21), at=6), 0),  # goes around the gap, 1 pixel off
-        (row((0, 15), (20, 40)) | row((14, 21), at=7), 1),  # 2 off, but not connected with the rest
-        (row((0, 40)) | row((0, 40), at=15), 0),  # a line elsewhere breaks nothing
+        (row((0, 40), at=12), 1),  # missed completely
+        (row((0, 15), (20, 40)) | row((14, 21), at=6), 0),  # a detour around the gap, 1 pixel off
+        (row((0, 15), (20, 40)) | row((14, 21), at=7), 1),  # 2 pixels off, not connected to the rest
+        (row((0, 40)) | row((0, 40), at=15), 0),  # a line elsewhere is not a break
     ],
 )
 def test_breaks_of_a_straight_line(prediction, expected):
     assert breaks(Shape(row((0, 40))), Shape(prediction)) == expected
 
 
-def test_detour_farther_than_two_pixels_does_not_mend_a_gap():
+def test_a_detour_of_more_than_two_pixels_does_not_close_a_gap():
     gap = row((0, 15), (20, 40), size=(30, 40))
     far = gap.copy()
     far[5:16, 14] = far[5:16, 20] = far[15, 14:21] = True
@@ -116,7 +116,7 @@ def test_hole_along_the_middle_of_a_wide_vessel_is_no_break():
     assert skeleton_recall(Shape(target), Shape(prediction)) < 0.7
 
 
-def test_ring_breaks_with_its_second_gap_and_a_fork_with_two_branches_off():
+def test_a_ring_breaks_at_its_second_gap_and_a_fork_at_each_detached_branch():
     ring = np.zeros((21, 21), dtype=bool)
     ring[2:19, 2:19] = True
     ring[3:18, 3:18] = False
@@ -131,7 +131,7 @@ def test_ring_breaks_with_its_second_gap_and_a_fork_with_two_branches_off():
     assert breaks(Shape(fork), Shape(off)) == 2
 
 
-def test_each_lost_vessel_counts_one_break_so_that_a_total_miss_is_not_perfect():
+def test_each_missed_vessel_counts_one_break_so_a_total_miss_is_not_perfect():
     target = row((0, 40)) | row((0, 40), at=15)
     nothing = np.zeros_like(target)
 
@@ -142,7 +142,7 @@ def test_each_lost_vessel_counts_one_break_so_that_a_total_miss_is_not_perfect()
 
 
 @given(pairs)
-def test_breaks_agree_with_their_definition_word_by_word(masks):
+def test_breaks_agree_with_a_slow_implementation_of_their_definition(masks):
     target, prediction = masks
     if not target.any():
         return
@@ -150,32 +150,32 @@ def test_breaks_agree_with_their_definition_word_by_word(masks):
 
 
 def slow_breaks(target: np.ndarray, prediction: np.ndarray) -> int:
-    true, guessed = set(zip(*target.nonzero(), strict=True)), set(zip(*prediction.nonzero(), strict=True))
-    near = {place for place in guessed if any(abs(place[0] - r) + abs(place[1] - c) <= 2 for r, c in true)}
+    true, predicted = (set(zip(*mask.nonzero(), strict=True)) for mask in (target, prediction))
+    near = {(y, x) for y, x in predicted if any(abs(y - r) + abs(x - c) <= 2 for r, c in true)}
     skeleton = set(zip(*Shape(target).skeleton.nonzero(), strict=True))
-    pieces = flooded(near)
+    components = flooded(near)
     total = 0
     for vessel in flooded(true):
-        total += abs(sum(bool(piece & skeleton & vessel) for piece in pieces) - 1)
+        total += abs(sum(bool(each & skeleton & vessel) for each in components) - 1)
     return total
 
 
-def flooded(places: set) -> list[set]:
-    """The connected pieces of a set of places, corners included."""
-    left, pieces = set(places), []
+def flooded(pixels: set) -> list[set]:
+    """The 8-connected components of a set of pixels."""
+    left, components = set(pixels), []
     while left:
-        piece, front = set(), [left.pop()]
+        component, front = set(), [left.pop()]
         while front:
             r, c = front.pop()
-            piece.add((r, c))
+            component.add((r, c))
             around = {(r + i, c + j) for i in (-1, 0, 1) for j in (-1, 0, 1)} & left
             left -= around
             front += around
-        pieces.append(piece)
-    return pieces
+        components.append(component)
+    return components
 
 
-def test_skeleton_recall_by_width_tells_which_vessels_were_lost():
+def test_skeleton_recall_by_width_shows_which_vessels_were_missed():
     size = (80, 40)
     lines = {
         width: row((0, 40), at=at, width=width, size=size)
@@ -190,7 +190,7 @@ def test_skeleton_recall_by_width_tells_which_vessels_were_lost():
     ]
 
     assert recalls[0] == 0.0
-    assert recalls[1] == pytest.approx(0.5, abs=0.05)  # near its ends the band of 7 is as narrow as this
+    assert recalls[1] == pytest.approx(0.5, abs=0.05)  # the band of 7 is this narrow near its ends
     assert recalls[2] == pytest.approx(0.0, abs=0.35)
     assert recalls[3] == 1.0
 
@@ -199,24 +199,18 @@ def test_stratum_without_vessels_has_no_recall():
     line = Shape(row((0, 40)))
     nothing = Shape(np.zeros_like(line.mask))
 
-    assert [skeleton_recall_of_width(line, line, *limits) for limits in WIDTHS.values()] == [
-        1,
-        None,
-        None,
-        None,
-    ]
-    assert [skeleton_recall_of_width(line, nothing, *limits) for limits in WIDTHS.values()] == [
-        0,
-        None,
-        None,
-        None,
-    ]
-    assert {skeleton_recall_of_width(nothing, line, *limits) for limits in WIDTHS.values()} == {None}
-    assert {skeleton_recall_of_width(nothing, nothing, *limits) for limits in WIDTHS.values()} == {None}
+    for target, prediction, first in (
+        (line, line, 1),
+        (line, nothing, 0),
+        (nothing, line, None),
+        (nothing, nothing, None),
+    ):
+        recalls = [skeleton_recall_of_width(target, prediction, *limits) for limits in WIDTHS.values()]
+        assert recalls == [first, None, None, None]
 
 
 @given(pairs)
-def test_strata_share_out_the_skeleton(masks):
+def test_strata_partition_the_skeleton(masks):
     target, prediction = Shape(masks[0]), Shape(masks[1])
     if target.empty:
         return
@@ -243,7 +237,7 @@ def test_a_mask_against_itself_is_perfect(masks):
 
 
 @given(pairs)
-def test_more_of_the_truth_predicted_never_lowers_sensitivity(masks):
+def test_predicting_more_of_the_ground_truth_never_lowers_sensitivity(masks):
     target, prediction = masks
     less, more = prediction & target, target & (prediction | np.roll(prediction, 1, axis=1))
     if target.any():

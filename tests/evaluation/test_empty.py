@@ -1,4 +1,4 @@
-"""Empty masks: the table of the docs is that of the code, and the laws hold for every metric."""
+"""Empty masks: the docs have the table of the code, and its rules hold for every metric."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ SOMETHING = NOTHING.copy()
 SOMETHING[3:6, 2:7] = True
 
 PERFECT_FOR_ALL_THAT_MISS = {"specificity"}
-"""Looks at the background alone, so that the empty mask is perfect by definition."""
+"""Depends on the background only, so an empty prediction is perfect by definition."""
 NULL_OF_THIS_MISS = {"skeleton_recall_4_to_8px", "skeleton_recall_over_8px"}
-"""Strata in which SOMETHING, 3 pixels wide, has no vessel."""
+"""Strata without any pixel of SOMETHING, which is 3 pixels wide."""
 
 
-def test_page_on_metrics_holds_the_table_of_the_code():
+def test_docs_have_the_table_of_the_code():
     _, *lines = [
         [cell.strip() for cell in line.strip("|\n").split("|")]
         for line in METRICS_PAGE.read_text(encoding="utf-8")
@@ -46,7 +46,7 @@ def test_every_metric_has_its_row():
     assert {metric.rule for metric in METRICS.values()} | {"j", "f"} == set(EMPTY)
 
 
-def test_cases_are_told_apart():
+def test_the_case_follows_from_which_masks_are_empty():
     assert [
         case_of(target_empty=t, prediction_empty=g) for t, g in ((True, True), (True, False), (False, True))
     ] == [*CASES]
@@ -81,7 +81,7 @@ def test_false_alarm_is_never_perfect():
     }
 
 
-def test_nothing_there_and_nothing_said_is_right_where_it_is_defined():
+def test_two_empty_masks_are_perfect_or_undefined():
     scores = score(NOTHING, NOTHING, spacing_mm=(0.5, 0.5))
 
     for name, value in scores.items():
@@ -100,7 +100,7 @@ def test_scores_are_strict_json(target, prediction):
     assert all(value is None or type(value) is float for value in scores.values())
 
 
-def test_distance_to_nothing_is_the_image_diagonal_in_the_unit_of_the_metric():
+def test_distance_to_an_empty_mask_is_the_image_diagonal_in_the_unit_of_the_metric():
     scores = score(SOMETHING, NOTHING, spacing_mm=(0.5, 2.0))
 
     assert [scores[f"{name}_px"] for name in ("hd", "hd95", "assd")] == [15.0] * 3

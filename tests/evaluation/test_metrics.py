@@ -17,12 +17,12 @@ CONTRACT = {"dice", "iou", "precision", "recall", "accuracy", "cldice", "hd95_px
 pairs = hnp.array_shapes(min_dims=2, max_dims=2, max_side=9).flatmap(
     lambda size: st.tuples(hnp.arrays(bool, size), hnp.arrays(bool, size))
 )
-OF_THE_BACKGROUND = {"specificity", "accuracy", "balanced_accuracy"}
+BACKGROUND_METRICS = {"specificity", "accuracy", "balanced_accuracy"}
 
 
 def without(scores: dict, *more: str) -> dict:
-    """The scores that do not depend on how much background there is."""
-    return {name: value for name, value in scores.items() if name not in {*OF_THE_BACKGROUND, *more}}
+    """The scores that do not depend on the amount of background."""
+    return {name: value for name, value in scores.items() if name not in {*BACKGROUND_METRICS, *more}}
 
 
 def test_scores_have_the_names_of_the_table_in_its_order():
@@ -33,13 +33,13 @@ def test_scores_have_the_names_of_the_table_in_its_order():
     assert len({metric.title + metric.unit for metric in METRICS.values()}) == len(METRICS)
 
 
-def test_page_on_metrics_tells_of_each():
+def test_docs_list_every_metric():
     page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
 
     assert [name for name in METRICS if f"`{name}`" not in page] == []
 
 
-def test_each_metric_has_the_number_of_its_own_function(vessel_pairs):
+def test_scores_agree_with_the_separate_functions(vessel_pairs):
     target, prediction = vessel_pairs[0]
     scores = score(target, prediction)
 
@@ -60,7 +60,7 @@ def test_metrics_in_mm_need_the_spacing(vessel_pairs):
     assert 0.25 * square["hd_px"] <= oblong["hd_mm"] < square["hd_mm"]
 
 
-def test_nothing_is_computed_twice(vessel_pairs, monkeypatch):
+def test_skeletons_distances_and_labels_are_computed_once(vessel_pairs, monkeypatch):
     calls = []
     for name in ("skeletonize", "cKDTree", "label"):
         found = getattr(shape, name)
@@ -87,7 +87,7 @@ def test_a_mask_against_itself_is_perfect(masks):
 
 @settings(max_examples=50)
 @given(pairs, st.tuples(*[st.integers(1, 4)] * 4))
-def test_background_around_both_masks_changes_nothing_but_what_counts_it(masks, sides):
+def test_padding_changes_only_metrics_that_count_background(masks, sides):
     target, prediction = (np.pad(mask, 1) for mask in masks)
     top, bottom, left, right = sides
     around = ((top, bottom), (left, right))
@@ -96,14 +96,14 @@ def test_background_around_both_masks_changes_nothing_but_what_counts_it(masks, 
 
     lengths = [name for name in METRICS if METRICS[name].unit]
     only_one = target.any() != prediction.any()
-    if only_one:  # distances are the image's diagonal then
+    if only_one:  # then distances are the image diagonal
         small, large = (without(scores, *lengths) for scores in (small, large))
     assert without(small) == pytest.approx(without(large))
 
 
 @settings(max_examples=50)
 @given(pairs, st.integers(0, 3), st.integers(0, 3))
-def test_moving_both_masks_changes_nothing(masks, down, right):
+def test_shifting_both_masks_changes_nothing(masks, down, right):
     here = [np.pad(mask, ((1, 4), (1, 4))) for mask in masks]
     there = [np.roll(mask, (down, right), axis=(0, 1)) for mask in here]
 
@@ -112,7 +112,7 @@ def test_moving_both_masks_changes_nothing(masks, down, right):
 
 @settings(max_examples=50)
 @given(pairs)
-def test_turning_both_masks_over_changes_nothing_but_what_is_thinned(masks):
+def test_transposing_both_masks_changes_only_skeleton_metrics(masks):
     target, prediction = masks
     lines = [
         name
@@ -160,7 +160,7 @@ def test_whole_image_as_region_is_no_restriction(vessel_pairs):
         assert score(target, prediction, within=np.ones_like(target)) == score(target, prediction)
 
 
-def test_vessel_that_the_region_cuts_is_not_taken_for_a_thin_one():
+def test_a_vessel_cropped_by_the_region_does_not_count_as_thin():
     target = np.zeros((40, 60), dtype=bool)
     target[10:30] = True
     within = np.zeros_like(target)
@@ -175,12 +175,12 @@ def test_vessel_that_the_region_cuts_is_not_taken_for_a_thin_one():
 @pytest.mark.parametrize(
     "spacing", [(0.5,), (0.5, 0.0), (-1.0, 1.0), (float("nan"), 1.0), (1.0, float("inf"))]
 )
-def test_spacing_that_is_none_is_refused(spacing):
+def test_spacing_that_is_not_two_positive_numbers_is_refused(spacing):
     mask = np.eye(4, dtype=bool)
     with pytest.raises(ValueError, match="two positive numbers"):
         score(mask, mask, spacing_mm=spacing)
 
 
-def test_masks_that_do_not_fit_are_refused():
+def test_masks_of_different_sizes_are_refused():
     with pytest.raises(ValueError, match="one size"):
         score(np.eye(4, dtype=bool), np.eye(5, dtype=bool))

@@ -1,4 +1,4 @@
-"""The same numbers as other people's code: MONAI, torchmetrics, pycocotools, trackeval and stored ones.
+"""Agreement with MONAI, torchmetrics, pycocotools, trackeval, and stored results of surface-distance and panoptica.
 
 Where a library defines a metric otherwise, what it defines is computed here from our distances, so that the
 distances are compared and the difference is in plain sight.
@@ -33,7 +33,7 @@ from vesalius.evaluation.overlap import ReferringMetrics, confusion
 from vesalius.evaluation.shape import Shape
 from vesalius.evaluation.surface import surface_distances
 
-with warnings.catch_warnings():  # they use what others have deprecated
+with warnings.catch_warnings():  # they use deprecated functions
     warnings.simplefilter("ignore")
     import monai.metrics as monai
     from torchmetrics.functional import classification as torchmetrics
@@ -49,7 +49,7 @@ pytestmark = [
 
 
 def batch(mask: np.ndarray) -> torch.Tensor:
-    # not bool: MONAI adds both masks up and looks for 2, which True + True is not, and says 0 without a word
+    # not bool: MONAI adds both masks and looks for 2; True + True is not 2, and it silently returns 0
     return torch.from_numpy(mask.astype(np.float32))[None, None]
 
 
@@ -104,18 +104,18 @@ def test_monai_has_the_same_distances(vessel_pairs, spacing):
 
 
 @pytest.mark.parametrize("golden", GOLDEN["pairs"], ids=range(len(GOLDEN["pairs"])))
-def test_panoptica_has_the_same_distances_and_puts_them_together_in_its_own_way(golden):
+def test_panoptica_has_the_same_distances_and_other_averages(golden):
     target, prediction = (unpacked(golden[name], golden["size"]) for name in ("target", "prediction"))
     distances = surface_distances(Shape(target), Shape(prediction), spacing=tuple(golden["spacing"]))
     both = np.concatenate([distances.from_target, distances.from_prediction])
     theirs = golden["panoptica"]
 
     assert surface.hd(distances) == pytest.approx(theirs["hd"])
-    assert np.percentile(both, 95) == pytest.approx(theirs["hd95"])  # of both lists together
+    assert np.percentile(both, 95) == pytest.approx(theirs["hd95"])  # over both directions together
     assert (distances.from_target.mean() + distances.from_prediction.mean()) / 2 == pytest.approx(
         theirs["assd"]
     )
-    for tolerance, value in zip(GOLDEN["tolerances"], theirs["nsd"], strict=True):  # a mean of shares
+    for tolerance, value in zip(GOLDEN["tolerances"], theirs["nsd"], strict=True):  # mean of both directions
         shares = [(each <= tolerance).mean() for each in (distances.from_target, distances.from_prediction)]
         assert np.mean(shares) == pytest.approx(value)
     if theirs["cldice"] is not None:
@@ -123,8 +123,8 @@ def test_panoptica_has_the_same_distances_and_puts_them_together_in_its_own_way(
 
 
 @pytest.mark.parametrize("golden", GOLDEN["pairs"], ids=range(len(GOLDEN["pairs"])))
-def test_surface_distance_which_goes_by_contour_length_between_pixels_is_near(golden):
-    # its contour runs through the corners of pixels: half a pixel farther out, and weighed by its length
+def test_surface_distance_differs_little_by_its_contour_length(golden):
+    # its contour runs along pixel corners: half a pixel further out, and weighted by length
     target, prediction = (unpacked(golden[name], golden["size"]) for name in ("target", "prediction"))
     distances = surface_distances(Shape(target), Shape(prediction), spacing=tuple(golden["spacing"]))
     theirs, pixel = golden["surface_distance"], max(golden["spacing"])
@@ -137,7 +137,7 @@ def test_surface_distance_which_goes_by_contour_length_between_pixels_is_near(go
         assert surface.nsd(distances, tolerance) == pytest.approx(value, abs=0.15)
 
 
-def test_center_lines_agree_with_scikit_image_one_step_at_a_time(vessel_pairs):
+def test_centerline_metrics_agree_with_scikit_image(vessel_pairs):
     for target, prediction in vessel_pairs:
         ours = score(target, prediction)
         line, other = skeletonize(target), skeletonize(prediction)
@@ -157,16 +157,18 @@ def test_center_lines_agree_with_scikit_image_one_step_at_a_time(vessel_pairs):
 def test_betti_errors_and_breaks_agree_with_scikit_image_labels(vessel_pairs):
     for target, prediction in vessel_pairs:
         ours = score(target, prediction)
-        pieces = [label(mask, connectivity=2, return_num=True)[1] for mask in (target, prediction)]
+        components = [label(mask, connectivity=2, return_num=True)[1] for mask in (target, prediction)]
         holes = [
             label(~np.pad(mask, 1), connectivity=1, return_num=True)[1] - 1 for mask in (target, prediction)
         ]
 
-        assert ours["betti0_error"] == abs(pieces[0] - pieces[1])
+        assert ours["betti0_error"] == abs(components[0] - components[1])
         assert ours["betti1_error"] == abs(holes[0] - holes[1])
         vessels, line = label(target, connectivity=2), skeletonize(target)
         near = label(prediction & binary_dilation(target, diamond(2)), connectivity=2)
-        met = [np.unique(near[line & (vessels == vessel) & (near > 0)]) for vessel in range(1, pieces[0] + 1)]
+        met = [
+            np.unique(near[line & (vessels == vessel) & (near > 0)]) for vessel in range(1, components[0] + 1)
+        ]
         assert ours["breaks"] == sum(abs(len(each) - 1) for each in met)
 
 
@@ -185,7 +187,7 @@ def test_pycocotools_has_the_same_giou_and_ciou(vessel_pairs):
 
 
 @pytest.mark.parametrize("sharpness", [0.2, 2.0, 8.0, 30.0])
-def test_torchmetrics_has_the_same_calibration_but_for_the_bins(sharpness):
+def test_torchmetrics_has_the_same_calibration_up_to_binning(sharpness):
     rng = np.random.default_rng(0)
     target = rng.random((300, 300)) < 0.1
     logits = sharpness * (rng.normal(size=target.shape) + 2.0 * target - 1.5)
@@ -217,7 +219,7 @@ def test_trackeval_has_the_same_j_and_f(vessel_pairs):
 
 
 def tracks(target: np.ndarray, prediction: np.ndarray) -> dict:
-    """One object as trackeval takes it."""
+    """One object in the format of trackeval."""
     runs = [
         [[coco.encode(np.asfortranarray(frame, dtype=np.uint8))] for frame in clip]
         for clip in (target, prediction)

@@ -1,4 +1,4 @@
-"""Overlap metrics: worked out by hand, and their properties."""
+"""Overlap metrics: examples by hand, and properties."""
 
 from __future__ import annotations
 
@@ -28,76 +28,50 @@ def square(top: int, left: int, side: int = 2, size: tuple[int, int] = (4, 5)) -
     return mask
 
 
-def test_two_squares_that_share_two_pixels_have_dice_one_half():
-    target, prediction = square(1, 1), square(1, 2)
-
-    assert confusion(target, prediction) == Confusion(tp=2, fp=2, fn=2, tn=14)
-    assert score(target, prediction) == {
-        "dice": 0.5,
-        "iou": 1 / 3,
-        "precision": 0.5,
-        "recall": 0.5,
-        "accuracy": 0.8,
-    }
+NOTHING, EVERYTHING = np.zeros((4, 5), dtype=bool), np.ones((4, 5), dtype=bool)
 
 
-def test_square_inside_a_larger_one_is_found_whole_but_not_precise():
-    assert score(square(1, 1, side=2), square(0, 0, side=4)) == {
-        "dice": 8 / 20,
-        "iou": 4 / 16,
-        "precision": 4 / 16,
-        "recall": 1.0,
-        "accuracy": 8 / 20,
-    }
+@pytest.mark.parametrize(
+    ("target", "prediction", "dice", "iou", "precision", "recall", "accuracy"),
+    [
+        (square(1, 1), square(1, 2), 1 / 2, 1 / 3, 1 / 2, 1 / 2, 16 / 20),  # share 2 of 4 pixels
+        (square(1, 1), square(0, 0, side=4), 8 / 20, 4 / 16, 4 / 16, 1, 8 / 20),  # inside a larger one
+        (square(0, 0), square(2, 3), 0, 0, 0, 0, 12 / 20),  # disjoint
+        (square(0, 0), NOTHING, 0, 0, 0, 0, 16 / 20),  # total miss
+        (NOTHING, square(0, 0), 0, 0, 0, None, 16 / 20),  # false alarm
+        (NOTHING, NOTHING, 1, 1, 1, 1, 1),
+    ],
+)
+def test_scores_of_squares(target, prediction, dice, iou, precision, recall, accuracy):
+    expected = {"dice": dice, "iou": iou, "precision": precision, "recall": recall, "accuracy": accuracy}
+
+    assert score(target, prediction) == expected
 
 
-def test_squares_apart_score_zero_and_keep_their_accuracy():
-    scores = score(square(0, 0), square(2, 3))
-
-    assert [scores[name] for name in ("dice", "iou", "precision", "recall")] == [0.0] * 4
-    assert scores["accuracy"] == 12 / 20
+def test_confusion_counts_of_squares():
+    assert confusion(square(1, 1), square(1, 2)) == Confusion(tp=2, fp=2, fn=2, tn=14)
 
 
-def test_total_miss_is_never_perfect_and_never_dropped():
-    scores = score(square(0, 0), np.zeros((4, 5), dtype=bool))
-
-    assert [scores[name] for name in ("dice", "iou", "precision", "recall")] == [0.0] * 4
-
-
-def test_false_alarm_scores_zero_and_has_no_recall():
-    scores = score(np.zeros((4, 5), dtype=bool), square(0, 0))
-
-    assert (scores["dice"], scores["iou"], scores["precision"], scores["recall"]) == (0.0, 0.0, 0.0, None)
-
-
-def test_nothing_there_and_nothing_said_is_right():
-    empty = np.zeros((4, 5), dtype=bool)
-
-    assert set(score(empty, empty).values()) == {1.0}
-
-
-def test_specificity_is_the_share_of_background_left_alone():
-    # 16 pixels of background, of which 2 were taken for the square
+def test_specificity_is_the_share_of_background_not_predicted():
+    # 2 of 16 background pixels are predicted
     assert specificity(confusion(square(1, 1), square(1, 2))) == 14 / 16
-    assert specificity(confusion(square(1, 1), np.zeros((4, 5), bool))) == 1.0
-    assert specificity(confusion(np.ones((4, 5), bool), square(1, 1))) is None
+    assert specificity(confusion(square(1, 1), NOTHING)) == 1.0
+    assert specificity(confusion(EVERYTHING, square(1, 1))) is None
 
 
 def test_balanced_accuracy_is_the_mean_of_recall_and_specificity():
-    nothing, everything = np.zeros((4, 5), bool), np.ones((4, 5), bool)
-
     assert balanced_accuracy(confusion(square(1, 1), square(1, 2))) == (2 / 4 + 14 / 16) / 2
-    assert balanced_accuracy(confusion(square(1, 1), nothing)) == 0.5
-    assert balanced_accuracy(confusion(nothing, square(1, 1))) == 16 / 20  # its specificity
-    assert balanced_accuracy(confusion(everything, nothing)) == 0.0
-    assert balanced_accuracy(confusion(nothing, nothing)) == 1.0
+    assert balanced_accuracy(confusion(square(1, 1), NOTHING)) == 0.5
+    assert balanced_accuracy(confusion(NOTHING, square(1, 1))) == 16 / 20  # its specificity
+    assert balanced_accuracy(confusion(EVERYTHING, NOTHING)) == 0.0
+    assert balanced_accuracy(confusion(NOTHING, NOTHING)) == 1.0
 
 
 def test_only_pixels_within_the_region_are_counted():
     left = np.zeros((4, 5), bool)
     left[:, :3] = True
 
-    # of the squares in columns 1-2 and 2-3 the region holds 4 and 2 pixels
+    # the region contains 4 and 2 pixels of the squares in columns 1-2 and 2-3
     assert confusion(square(1, 1), square(1, 2), left) == Confusion(tp=2, fp=0, fn=2, tn=8)
 
 
@@ -111,19 +85,18 @@ def test_giou_is_a_mean_over_samples_and_ciou_over_pixels():
     assert referring.ciou == 18 / 22
 
 
-def test_absent_object_counts_for_giou_and_a_false_alarm_for_both():
-    nothing = np.zeros((4, 5), bool)
+def test_absent_objects_count_for_giou_and_false_alarms_for_both():
     referring = ReferringMetrics()
-    referring.add(confusion(nothing, nothing))
+    referring.add(confusion(NOTHING, NOTHING))
     assert (referring.giou, referring.ciou) == (1.0, 1.0)
     referring.add(confusion(square(1, 1), square(1, 1)))
-    referring.add(confusion(nothing, square(1, 1)))
+    referring.add(confusion(NOTHING, square(1, 1)))
 
     assert (referring.giou, referring.ciou) == (pytest.approx(2 / 3), 4 / 8)
 
 
 @given(pairs)
-def test_scores_lie_between_zero_and_one_and_only_a_false_alarm_lacks_one(masks):
+def test_scores_lie_between_zero_and_one_or_are_the_recall_of_a_false_alarm(masks):
     target, prediction = masks
     for name, value in score(target, prediction).items():
         if value is None:
@@ -167,12 +140,12 @@ def test_a_mask_against_itself_is_perfect_and_counts_add_up(masks):
         (np.zeros((0, 3), bool), np.zeros((0, 3), bool), "at least one pixel"),
     ],
 )
-def test_masks_that_do_not_fit_are_refused(target, prediction, words):
+def test_masks_of_other_sizes_and_types_are_refused(target, prediction, words):
     with pytest.raises(ValueError, match=words):
         confusion(target, prediction)
 
 
-def test_region_that_does_not_fit_is_refused():
+def test_regions_of_other_size_or_without_pixels_are_refused():
     masks = square(0, 0), square(1, 1)
 
     with pytest.raises(ValueError, match=r"target and within must have one size; got \(4, 5\) and \(5, 4\)"):

@@ -1,4 +1,4 @@
-"""What is derived from one mask: by hand, against scipy and scikit-image, and properties."""
+"""Properties of one mask: by hand, against scipy and scikit-image."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ def drawn(*rows: str) -> np.ndarray:
 
 
 def line(width: int, size: tuple[int, int] = (40, 60)) -> np.ndarray:
-    """A line from border to border along the rows."""
+    """A horizontal line from border to border."""
     mask = np.zeros(size, dtype=bool)
     mask[20 : 20 + width] = True
     return mask
 
 
-def test_boundary_is_the_mask_without_what_four_neighbors_surround():
+def test_boundary_is_the_mask_without_pixels_that_have_four_neighbors():
     mask = drawn("#####", "#####", "#####", ".....")
 
     assert np.array_equal(Shape(mask).boundary, drawn("#####", "#...#", "#####", "....."))
 
 
 @pytest.mark.parametrize(
-    ("rows", "pieces", "holes"),
+    ("rows", "components", "holes"),
     [
         (("...", "..."), 0, 0),
         (("#..", ".#.", "..#"), 1, 0),  # corners connect
         (("#.#", "...", "#.#"), 4, 0),
-        ((".#.", "#.#", ".#."), 1, 1),  # and so hold the hole closed
+        ((".#.", "#.#", ".#."), 1, 1),  # and close the hole
         (("###", "#.#", "###"), 1, 1),
         (("###", "#.#", "##."), 1, 1),
         (("###", "#.#", "#.#"), 1, 0),
@@ -47,12 +47,12 @@ def test_boundary_is_the_mask_without_what_four_neighbors_surround():
         (("#####", "#...#", "#.#.#", "#...#", "#####"), 2, 1),
     ],
 )
-def test_pieces_and_holes_of_small_drawings(rows, pieces, holes):
-    assert (Shape(drawn(*rows)).betti0, Shape(drawn(*rows)).betti1) == (pieces, holes)
+def test_components_and_holes_of_small_drawings(rows, components, holes):
+    assert (Shape(drawn(*rows)).betti0, Shape(drawn(*rows)).betti1) == (components, holes)
 
 
 @given(masks)
-def test_pieces_and_holes_agree_with_labels_of_the_background_and_with_the_euler_number(mask):
+def test_components_and_holes_agree_with_background_labels_and_the_euler_number(mask):
     shape = Shape(mask)
     background = label(~np.pad(mask, 1))[1]
 
@@ -61,7 +61,7 @@ def test_pieces_and_holes_agree_with_labels_of_the_background_and_with_the_euler
 
 
 @given(masks)
-def test_skeleton_lies_in_the_mask_and_has_its_pieces_and_holes(mask):
+def test_skeleton_lies_in_the_mask_and_has_its_components_and_holes(mask):
     shape = Shape(mask)
     thin = Shape(shape.skeleton)
 
@@ -83,24 +83,24 @@ def test_background_around_the_mask_changes_nothing(mask, above, left):
 @pytest.mark.parametrize(
     ("pixels", "width"), [(1, 2), (2, 2), (3, 4), (4, 4), (5, 6), (7, 8), (8, 8), (9, 10)]
 )
-def test_width_of_a_straight_line_is_even_and_at_most_one_pixel_too_much(pixels, width):
+def test_width_of_a_straight_line_is_even_and_at_most_one_pixel_too_large(pixels, width):
     for mask in (line(pixels), line(pixels).T):
-        # the ends of a skeleton fork into the corners of the line; the middle is what is meant
+        # at its ends, a skeleton forks into the corners of the line; only the middle counts
         shape = Shape(mask)
         middle = np.all((points_of(shape.skeleton) > 12) & (points_of(shape.skeleton) < 48), axis=1)
 
         assert set(shape.widths[middle]) == {width}
 
 
-def test_image_border_is_no_wall_of_a_vessel_but_the_border_of_the_masks_box_is_none_either():
+def test_image_border_is_not_a_vessel_wall():
     half = np.zeros((30, 40), dtype=bool)
-    half[:6] = True  # runs along the border; what lies beyond is not known
+    half[:6] = True  # runs along the border; the part beyond is unknown
 
     assert Shape(half).widths.max() >= 8
     assert np.isinf(Shape(np.ones((5, 5), dtype=bool)).widths).all()
 
 
-def test_strips_at_any_angle_are_about_as_wide_as_they_were_drawn():
+def test_strips_at_any_angle_have_about_their_drawn_width():
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:96, :96] - 48
     inner = rows**2 + columns**2 < 25**2
@@ -119,14 +119,14 @@ def test_strips_at_any_angle_are_about_as_wide_as_they_were_drawn():
 
 @given(masks)
 def test_widths_are_those_of_the_distance_transform(mask):
-    mask[0, 0] = False  # without background the transform is measured to nothing
+    mask[0, 0] = False  # the distance transform needs background
     shape = Shape(mask)
 
     assert shape.widths == pytest.approx(2 * distance_transform_edt(mask)[shape.skeleton])
 
 
 @given(masks)
-def test_points_are_in_the_order_of_nonzero_and_dilation_adds_the_four_neighbors(mask):
+def test_points_are_those_of_argwhere_and_dilation_adds_the_four_neighbors(mask):
     wider = dilate(mask)
     near = distance_transform_edt(~np.pad(mask, 1))[1:-1, 1:-1] <= 1 if mask.any() else mask
 
@@ -134,7 +134,7 @@ def test_points_are_in_the_order_of_nonzero_and_dilation_adds_the_four_neighbors
     assert np.array_equal(wider, near)
 
 
-def test_distance_of_whole_pixels_in_mm_is_exact():
+def test_distance_in_mm_of_whole_pixels_is_exact():
     others, points = np.array([[3, 0]]), np.array([[13, 0], [3, 10]])
 
     assert distances_to(others, points, (0.1, 0.2)).tolist() == [1.0, 2.0]

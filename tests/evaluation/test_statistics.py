@@ -33,12 +33,12 @@ def ends(interval: Interval | None) -> tuple[float, float]:
     return interval.low, interval.high
 
 
-def test_interval_of_two_groups_reaches_from_one_to_the_other():
-    # two groups give the means 0, 0.5, 0.5 and 1 with equal chance: 2.5 % and 97.5 % are the ends
+def test_interval_of_two_groups_spans_both_values():
+    # two groups give the means 0, 0.5, 0.5 and 1 with equal probability: the 2.5 % and 97.5 % quantiles are the ends
     assert bootstrap_interval([0.0, 1.0], ["a", "b"]) == Interval(0.0, 1.0, "percentile", n_groups=2)
 
 
-def test_percentile_interval_agrees_with_all_draws_counted_out():
+def test_percentile_interval_agrees_with_an_enumeration_of_all_resamples():
     sizes = {"a": [0.1, 0.3], "b": [0.5], "c": [0.9, 0.7, 0.8]}
     values = [value for group in sizes.values() for value in group]
     groups = [name for name, group in sizes.items() for _ in group]
@@ -46,7 +46,7 @@ def test_percentile_interval_agrees_with_all_draws_counted_out():
 
     low, high = ends(bootstrap_interval(values, groups, level=0.5, resamples=20_000))
 
-    # 27 draws are few: an end of the interval is the mean at which their distribution steps over the quantile
+    # with 27 resamples, each end is the mean at which the distribution passes the quantile
     for end, quantile in ((low, 0.25), (high, 0.75)):
         assert np.mean(np.less(means, end - 1e-9)) <= quantile <= np.mean(np.less(means, end + 1e-9))
 
@@ -143,7 +143,7 @@ def test_values_that_make_no_interval_are_refused(values, groups, level, words):
 
 
 PAIRS = st.lists(st.tuples(st.floats(-1, 1), st.integers(0, 7)), min_size=1, max_size=20)
-"""Values with the number of their group."""
+"""(value, number of its group)."""
 
 
 @given(PAIRS)
@@ -179,7 +179,7 @@ def test_swapping_the_two_results_turns_all_signs(pairs):
     assert two.p == one.p and two.p_holm == one.p_holm
     assert two.rank_biserial == (None if one.rank_biserial is None else -one.rank_biserial)
     assert two.d_z == (None if one.d_z is None else pytest.approx(-one.d_z))
-    if one.interval and math.fsum(values) != 0:  # which of two mirror images is drawn then is chance
+    if one.interval and math.fsum(values) != 0:  # at 0, either mirror image may be drawn
         assert ends(two.interval) == (-one.interval.high, -one.interval.low)
 
 
@@ -192,12 +192,12 @@ def test_one_column_among_many_has_the_interval_that_it_has_alone():
         assert ends(found) == pytest.approx(ends(bootstrap_interval(*column)), abs=1e-12)
 
 
-def test_signed_rank_test_is_worked_out_on_paper():
-    # ranks 1, 2 and 3, all above 0: two of the 8 ways to choose signs are as far from the middle
+def test_signed_rank_test_of_small_examples():
+    # ranks 1, 2 and 3, all positive: 2 of the 8 sign combinations are as extreme
     assert signed_rank_test(np.array([0.1, 0.2, 0.4])) == 2 / 8
-    # a zero is left out; of the ranks 1 and 2 the smaller is below 0: 1 or less in 2 of 4 ways, both sides
+    # the zero is excluded; rank 1 is negative: a sum of at most 1 in 2 of 4 combinations, two-sided
     assert signed_rank_test(np.array([0.0, -0.1, 0.4])) == 1.0
-    # ranks 1.5, 1.5, 3 and 4, one 1.5 below: sums 0, 1.5, 1.5 of 16 ways are 3, both sides
+    # ranks 1.5, 1.5, 3 and 4, one 1.5 negative: 3 of 16 combinations have a sum of at most 1.5, two-sided
     assert signed_rank_test(np.array([0.1, -0.1, 0.2, 0.4])) == 6 / 16
 
 
@@ -207,7 +207,7 @@ def test_signed_rank_test_is_that_of_scipy_without_ties(count):
     assert signed_rank_test(differences) == pytest.approx(stats.wilcoxon(differences).pvalue, rel=1e-9)
 
 
-def test_signed_rank_test_counts_ties_out_where_scipy_does():
+def test_signed_rank_test_with_ties_is_that_of_scipys_permutation_test():
     random = np.random.default_rng(0)
     for _ in range(5):
         differences = random.integers(-2, 5, size=8).astype(float)
@@ -229,21 +229,21 @@ def test_rounding_is_neither_a_difference_nor_a_rank():
     assert signed_rank_test(np.array([0.3, -0.1 - 0.2, 0.5])) == signed_rank_test(np.array([0.3, -0.3, 0.5]))
 
 
-def test_effect_sizes_are_worked_out_on_paper():
-    differences = np.array([-0.1, 0.2, 0.3, 0.4])  # ranks 1 below, 2 + 3 + 4 above
+def test_effect_sizes_of_a_small_example():
+    differences = np.array([-0.1, 0.2, 0.3, 0.4])  # rank 1 is negative, 2 + 3 + 4 positive
     assert rank_biserial(differences) == (9 - 1) / 10
-    # mean 0.2, squares of -0.3, 0, 0.1, 0.2 sum to 0.14
+    # mean 0.2; the squares of -0.3, 0, 0.1, 0.2 sum to 0.14
     assert cohens_d_z(differences) == pytest.approx(0.2 / (0.14 / 3) ** 0.5)
 
 
-def test_holm_is_worked_out_on_paper():
-    # in order: 4 x 0.01, 3 x 0.02, 2 x 0.025 = 0.05 is no less than 0.06, 1 x 0.4
+def test_holm_correction_of_a_small_example():
+    # sorted: 4 x 0.01, 3 x 0.02, then 2 x 0.025 = 0.05 raised to 0.06, 1 x 0.4
     assert holm([0.025, 0.01, 0.4, 0.02]) == pytest.approx([0.06, 0.04, 0.4, 0.06])
     assert holm([0.6, None, 0.7]) == [1.0, None, 1.0]
     assert holm([]) == []
 
 
-def test_paired_comparison_weighs_pairs_in_the_mean_and_groups_in_the_test():
+def test_paired_comparison_weights_pairs_in_the_mean_and_groups_in_the_test():
     # a: 0.4 and 0.2, mean 0.3; b: 0.1; c: -0.2
     differences, groups = [0.4, 0.2, 0.1, -0.2], ["a", "a", "b", "c"]
     [found] = paired_comparisons([(differences, groups)])
@@ -251,7 +251,7 @@ def test_paired_comparison_weighs_pairs_in_the_mean_and_groups_in_the_test():
     assert (found.n, found.n_groups) == (4, 3)
     assert found.difference == pytest.approx(0.125)
     assert found.rank_biserial == pytest.approx((3 + 1 - 2) / 6)
-    assert found.p == 6 / 8  # rank sums 0, 1, 2 of 8 ways, both sides
+    assert found.p == 6 / 8  # rank sums 0, 1, 2 of 8 combinations, two-sided
     assert found.interval.low == pytest.approx(-0.2) and found.interval.high == pytest.approx(0.3)
 
 
@@ -263,7 +263,7 @@ def test_comparisons_are_corrected_together():
     assert [each.p_holm for each in found] == [2 * found[0].p, found[1].p, None]
 
 
-def test_no_difference_at_all_is_no_evidence_and_has_no_d():
+def test_no_difference_has_p_1_and_no_d():
     [found] = paired_comparisons([([0.0] * 6, range(6))])
     assert (found.difference, found.p, found.rank_biserial, found.d_z) == (0.0, 1.0, 0.0, None)
     assert ends(found.interval) == (0.0, 0.0)
@@ -302,7 +302,7 @@ def test_undefined_values_leave_the_mean_and_are_counted():
     assert (summary["n_groups"]["dice"], summary["ci_method"]["dice"]) == (1, None)
 
 
-def test_every_interval_says_how_it_was_found_and_from_how_many_groups():
+def test_every_interval_has_its_method_and_number_of_groups():
     rows = [
         {**row("ok", str(group), group / 10), "hd95_px": 2.0 if group < 3 else None} for group in range(6)
     ]
@@ -320,8 +320,4 @@ def test_every_interval_says_how_it_was_found_and_from_how_many_groups():
 def test_mean_of_nothing_is_none():
     summary = summarize([row("failed", "a", None)], ["dice"])
 
-    assert (summary["mean"]["dice"], summary["mean_answered"]["dice"], summary["ci95"]["dice"]) == (
-        None,
-        None,
-        None,
-    )
+    assert {summary[key]["dice"] for key in ("mean", "mean_answered", "ci95")} == {None}

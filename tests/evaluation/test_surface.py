@@ -1,4 +1,4 @@
-"""Distances between boundaries: worked out by hand, and their properties."""
+"""Distances between boundaries: examples by hand, and properties."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def measured(target: Shape, prediction: Shape, **options) -> dict[str, float | N
     }
 
 
-def test_two_pixels_two_apart():
+def test_two_pixels_at_distance_two():
     one, other = pixels((3, 3)), pixels((3, 5))
 
     assert measured(one, other) == {"hd": 2.0, "hd95": 2.0, "assd": 2.0, "nsd1": 0.0, "nsd2": 1.0}
@@ -47,7 +47,7 @@ def test_spacing_is_row_then_column():
     assert hd(surface_distances(pixels((3, 3)), down, spacing=(2.0, 1.0))) == 4.0
 
 
-def test_one_far_pixel_is_all_of_the_largest_distance_and_little_of_the_others():
+def test_one_far_pixel_sets_the_largest_distance_and_changes_the_others_little():
     # the target is a row of 5; the prediction is that row and one pixel 3 below its end
     target = pixels(*[(2, column) for column in range(5)])
     prediction = pixels(*[(2, column) for column in range(5)], (5, 4))
@@ -55,14 +55,14 @@ def test_one_far_pixel_is_all_of_the_largest_distance_and_little_of_the_others()
     scores = measured(target, prediction)
 
     assert scores["hd"] == 3.0
-    # of the six distances 0 0 0 0 0 3 the 95th percentile lies 0.75 of the way from the 5th to the 6th
+    # for the six distances 0 0 0 0 0 3, the 95th percentile is 0.75 of the way from the 5th to the 6th
     assert scores["hd95"] == pytest.approx(0.75 * 3)
     assert scores["assd"] == pytest.approx(3 / 11)
     assert scores["nsd1"] == scores["nsd2"] == pytest.approx(10 / 11)
 
 
-def test_hd95_is_the_larger_of_the_two_percentiles_not_that_of_all_distances():
-    # 1 of 21 predicted pixels is off, by 10: 4.8 % of its own boundary, 2.4 % of both
+def test_hd95_is_the_larger_percentile_of_the_two_directions():
+    # 1 of 21 predicted pixels is off by 10: 4.8 % of its own boundary, 2.4 % of both
     row = [(2, column) for column in range(20)]
     target, prediction = pixels(*row, size=(20, 20)), pixels(*row, (12, 0), size=(20, 20))
 
@@ -74,7 +74,7 @@ def test_hd95_is_the_larger_of_the_two_percentiles_not_that_of_all_distances():
     assert np.percentile(both, 95) == 0.0 < 9 < hd95(far)
 
 
-def test_inner_pixels_are_no_boundary():
+def test_inner_pixels_are_not_boundary():
     # squares of 5 and 3 around one middle: boundaries 1 apart at the sides, sqrt 2 at the corners
     target, prediction = np.zeros((9, 9), bool), np.zeros((9, 9), bool)
     target[2:7, 2:7] = prediction[3:6, 3:6] = True
@@ -85,7 +85,7 @@ def test_inner_pixels_are_no_boundary():
     assert distances.from_prediction.tolist() == [1.0] * 8
 
 
-def test_distance_to_an_empty_mask_is_the_image_diagonal_and_between_two_there_is_none():
+def test_distance_to_an_empty_mask_is_the_image_diagonal_and_undefined_for_two():
     nothing, something = pixels(size=(6, 8)), pixels((1, 1), size=(6, 8))
 
     for one, other in ((nothing, something), (something, nothing)):
@@ -121,7 +121,7 @@ def test_other_units_scale_the_distances(masks, factor):
 
 
 @given(pairs)
-def test_distances_are_zero_only_between_masks_of_one_boundary(masks):
+def test_distances_are_zero_only_for_equal_boundaries(masks):
     one, other = Shape(masks[0]), Shape(masks[1])
     if one.empty or other.empty:
         return

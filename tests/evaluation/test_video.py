@@ -1,4 +1,4 @@
-"""J and F of a clip, worked out by hand."""
+"""J and F of a clip: examples by hand."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ def square(top: int, left: int, side: int = 20) -> np.ndarray:
     return mask
 
 
-def test_tolerance_is_two_pixels_in_a_frame_of_100():
+def test_tolerance_is_two_pixels_in_a_frame_of_100_by_100():
     # 0.008 * 141.4 = 1.13, rounded up
     assert contour(square(30, 30), square(30, 32)) == 1.0
     assert contour(square(30, 30), square(30, 33)) < 1.0
     assert contour(square(30, 30), square(60, 60)) == 0.0
 
 
-def test_square_moved_by_three_keeps_what_lies_within_two_of_the_other_contour():
-    # The contour is a ring of 80 pixels. 3 columns away lie the first side and its two corners (21 pixels); of the
-    # 19 of the other side those stay near that are 1 or 2 rows from the top or the bottom of the other ring (4).
+def test_contour_accuracy_of_a_square_moved_by_three():
+    # The contour is a ring of 80 pixels. The first side with its two corners (21 pixels) is 3 columns away. Of the 19
+    # pixels of the opposite side, 4 are within 1 or 2 rows of the top or bottom of the other ring.
     near = 80 - 21 - 15
 
     assert contour(square(30, 30), square(30, 33)) == pytest.approx(near / 80)
 
 
-def test_means_are_over_frames_and_j_and_f_is_their_mean():
+def test_j_and_f_are_means_over_frames():
     target = np.stack([square(30, 30), square(30, 30)])
     prediction = np.stack([square(30, 30), square(60, 60)])
 
     assert score(target, prediction) == {"j": 0.5, "f": 0.5, "j_and_f": 0.5}
 
 
-def test_empty_frames_are_right_when_nothing_is_there_and_wrong_otherwise():
+def test_empty_frames_score_one_if_both_are_empty_and_zero_otherwise():
     nothing = np.zeros((100, 100), dtype=bool)
 
-    for measure in (region, contour):
-        assert measure(nothing, nothing) == 1.0
-        assert measure(nothing, square(1, 1)) == measure(square(1, 1), nothing) == 0.0
-        assert measure(nothing, ~nothing) == measure(~nothing, nothing) == 0.0
-        assert measure(~nothing, ~nothing) == 1.0
+    for metric in (region, contour):
+        assert metric(nothing, nothing) == 1.0
+        assert metric(nothing, square(1, 1)) == metric(square(1, 1), nothing) == 0.0
+        assert metric(nothing, ~nothing) == metric(~nothing, nothing) == 0.0
+        assert metric(~nothing, ~nothing) == 1.0
 
 
 @given(clips)
@@ -62,7 +62,7 @@ def test_scores_lie_between_zero_and_one_and_order_does_not_matter(masks):
 
 
 @pytest.mark.parametrize("sizes", [((2, 4, 4), (3, 4, 4)), ((4, 4), (4, 4)), ((0, 4, 4), (0, 4, 4))])
-def test_clips_that_do_not_fit_are_refused(sizes):
+def test_clips_of_different_sizes_are_refused(sizes):
     target, prediction = (np.zeros(size, dtype=bool) for size in sizes)
     with pytest.raises(ValueError, match=r"\(f, h, w\) of one size"):
         score(target, prediction)

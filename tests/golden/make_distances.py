@@ -1,10 +1,10 @@
-"""Makes `distances.json`: distances between masks as surface-distance and panoptica have them, with the masks.
+"""Writes `distances.json`: pairs of masks, and their distances by surface-distance and panoptica.
 
     python3 -m venv elsewhere
     elsewhere/bin/pip install surface-distance==0.1 panoptica==2.1.7
     elsewhere/bin/python tests/golden/make_distances.py
 
-In an environment of its own, because these packages need an older numpy than Vesalius has.
+It needs a separate environment, because these packages require an older numpy than Vesalius.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def square(top: int, left: int, side: int) -> np.ndarray:
 
 
 def vessels(rng: np.random.Generator) -> np.ndarray:
-    """Three winding lines, 1 to 9 pixels wide, that cross the image."""
+    """Three winding lines of 1 to 9 pixels width across the image."""
     rows, columns = np.mgrid[:SIDE, :SIDE]
     mask = np.zeros((SIDE, SIDE), dtype=bool)
     for _ in range(3):
@@ -45,7 +45,7 @@ def vessels(rng: np.random.Generator) -> np.ndarray:
 
 
 def disturbed(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The mask moved by up to 3 pixels, with gaps, and with a blob that is not there."""
+    """The mask moved by up to 3 pixels, with gaps and a false blob."""
     moved = np.roll(mask, rng.integers(-3, 4, 2), axis=(0, 1))
     gaps = gaussian_filter(rng.random(mask.shape), 3) > 0.53
     blobs = gaussian_filter(rng.random(mask.shape), 3) > 0.585
@@ -99,7 +99,7 @@ def measured(target: np.ndarray, prediction: np.ndarray, spacing: tuple[float, f
 
 
 def main() -> None:
-    """Write the numbers beside this file."""
+    """Write distances.json into the folder of this script."""
     golden = {
         "versions": {name: version(name) for name in ("surface-distance", "panoptica", "numpy", "scipy")},
         "tolerances": TOLERANCES,
