@@ -92,6 +92,17 @@ def test_both_readmes_have_the_same_commands_headings_tables_and_numbers() -> No
     assert tree(english) == tree(chinese)
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "zh").glob("*.md")), ids=lambda path: path.stem)
+def test_chinese_pages_have_the_commands_and_examples_of_their_english_twins(page: Path) -> None:
+    chinese, english = f"docs/zh/{page.name}", f"docs/{page.name}"
+
+    def code(document: str) -> list[str]:
+        return [re.sub(r"#.*", "", block) for block in blocks(document)]
+
+    assert commands(chinese) == commands(english)
+    assert [block for block in code(chinese) if block not in code(english)] == []
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_commands_parse(document: str) -> None:
     for line in commands(document):
