@@ -11,6 +11,7 @@ from PIL import Image
 from vesalius.checks.findings import finding, known_code, sample_finding, split_remedy, split_source
 from vesalius.data.dataset import load_image
 from vesalius.data.decoders import frame_files
+from vesalius.data.decoders.frame_files import FrameReader
 from vesalius.data.decoders.picture import SUFFIXES, has_exif_rotation
 from vesalius.errors import DataError
 from vesalius.types import Finding, Sample
@@ -20,10 +21,10 @@ TURNING = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 decodes the whole of it."""
 
 
-def check_image(sample: Sample) -> tuple[np.ndarray | None, list[Finding]]:
+def check_image(sample: Sample, reader: FrameReader | None = None) -> tuple[np.ndarray | None, list[Finding]]:
     """The pixels uint8 (h, w, 3), or None where they cannot be read, and findings."""
     try:
-        pixels = load_image(sample)
+        pixels = load_image(sample, reader)
         single = sample.image.suffix.lower() in SUFFIXES
         return pixels, _check_header(sample) if single else _check_tags(sample)
     except DataError as error:

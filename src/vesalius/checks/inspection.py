@@ -8,7 +8,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from vesalius.checks.names import check_names, check_unlisted
 from vesalius.checks.overlaps import Overlap, check_overlaps
 from vesalius.checks.widths import check_widths
 from vesalius.data.dataset import Dataset, open_dataset
+from vesalius.data.decoders.frame_files import FrameReader
 from vesalius.data.formats import ANNOTATION_FILES
 from vesalius.data.perceptual_hash import hash_image
 from vesalius.errors import DataError, SettingError
@@ -31,6 +31,8 @@ from vesalius.types import Finding, Polygons, Sample
 
 BATCH = 16
 """Samples of one job of a process."""
+FRAME_BATCH = 256
+"""Maximum frames of one video or volume in a job: each job opens the file anew."""
 
 FOLD = re.compile(r"\.(train|val|test)(ing|id|idation)?$", re.IGNORECASE)
 """How the name of a split ends of which several belong to one fold: `fold1.train`, `fold1.val`."""
@@ -154,21 +156,28 @@ def _measure(
 
 def _batches(parts: dict[str, Dataset]) -> Iterator[tuple[str, list[Sample]]]:
     for name, dataset in parts.items():
-        samples = iter(dataset.samples)
-        while batch := list(islice(samples, BATCH)):
+        batch: list[Sample] = []
+        for sample in dataset.samples:
+            of_one_file = batch and batch[-1].image == sample.image
+            if len(batch) >= (FRAME_BATCH if of_one_file else BATCH):
+                yield name, batch
+                batch = []
+            batch.append(sample)
+        if batch:
             yield name, batch
 
 
 def inspect_samples(job: tuple[str, list[Sample]]) -> list[SampleResult]:
     """What there is to say about each of some samples of one split."""
     split, samples = job
-    return [inspect_sample(sample, split) for sample in samples]
+    with FrameReader() as reader:
+        return [inspect_sample(sample, split, reader) for sample in samples]
 
 
-def inspect_sample(sample: Sample, split: str = "") -> SampleResult:
+def inspect_sample(sample: Sample, split: str = "", reader: FrameReader | None = None) -> SampleResult:
     """What there is to say about one sample: its image and masks are read once, and nothing of them is kept."""
     measurement = Measurement(sample.id, split, str(sample.image), sample.group, sample.sequence)
-    pixels, findings = check_image(sample)
+    pixels, findings = check_image(sample, reader)
     if sample.masks is None:
         findings.append(sample_finding("unlabeled_image", sample, "has no annotation"))
     if pixels is None:

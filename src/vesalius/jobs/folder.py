@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from vesalius.data.dataset import load_item
+from vesalius.data.decoders.frame_files import FrameReader
 from vesalius.errors import DataError, SettingError
 from vesalius.files import replacing, to_json
 from vesalius.jobs.dicom_segmentations import SegmentationFolder
@@ -111,8 +112,11 @@ def predict_samples(
     does not see the masks of the items. Images are read, in other threads, while the ones before are predicted.
     """
     size = segmenter.batch
-    read = partial(_read, getattr(segmenter, "prepare", None))
-    with closing(map_in_threads(read, samples, 2 * size, _bytes_of_item)) as loaded:
+    prepare = getattr(segmenter, "prepare", None)
+    with (
+        FrameReader() as reader,
+        closing(map_in_threads(partial(_read, prepare, reader), samples, 2 * size, _bytes_of_item)) as loaded,
+    ):
         while some := list(islice(loaded, size)):
             items = [item for _, _, item in some if isinstance(item, Item)]
             predicted = iter(_predict_or_fail(segmenter, items))
@@ -132,9 +136,9 @@ Loaded = tuple[Sample, Item | None, Item | DataError]
 """A sample, its item with masks, and what the segmenter is to see, or why there is nothing."""
 
 
-def _read(prepare: Callable[[Item], Item] | None, sample: Sample) -> Loaded:
+def _read(prepare: Callable[[Item], Item] | None, reader: FrameReader, sample: Sample) -> Loaded:
     try:
-        item = load_item(sample)
+        item = load_item(sample, reader)
     except DataError as error:
         return sample, None, error
     unseen = Item(item.id, item.frames, item.prompts)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from vesalius.data.clips import frame_rate
 from vesalius.data.dataset import load_image
+from vesalius.data.decoders.frame_files import FrameReader
 from vesalius.data.writers.overlay_video import write_overlay
 from vesalius.errors import DataError, OutputError
 from vesalius.extras import require
@@ -69,7 +70,9 @@ def write_films(out: Path, name: str, frames: Sequence[Sample], prompts: Sequenc
         if size is None:
             log.warning("%s: cannot be filmed, as none of its frames has a mask", name)
             return
-        write_overlay(overlay, (_pixels(frame, size) for frame in frames), _masks(files, size), fps)
+        with FrameReader() as reader:
+            pixels = (_pixels(frame, size, reader) for frame in frames)
+            write_overlay(overlay, pixels, _masks(files, size), fps)
         write_masks(masks, _masks(files, size), size, fps)
 
 
@@ -102,9 +105,9 @@ def _size_of(files: Sequence[Path]) -> Size | None:
     return None
 
 
-def _pixels(frame: Sample, size: Size) -> UInt8[np.ndarray, "h w 3"]:
+def _pixels(frame: Sample, size: Size, reader: FrameReader) -> UInt8[np.ndarray, "h w 3"]:
     try:
-        pixels = load_image(frame)
+        pixels = load_image(frame, reader)
     except DataError:
         return np.zeros((*size, 3), dtype=np.uint8)
     return pixels if pixels.shape[:2] == size else np.zeros((*size, 3), dtype=np.uint8)

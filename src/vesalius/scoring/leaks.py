@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vesalius.data.dataset import load_image
+from vesalius.data.decoders.frame_files import FrameReader
 from vesalius.errors import DataError, ImageError
 from vesalius.jobs.folder import Segmenter
 from vesalius.lineage import hash_pixels, near_hashes, perceptual_hash
@@ -36,18 +37,19 @@ def find_leaks(segmenter: Segmenter, samples: Sequence[Sample], allowed: bool) -
     trained, tuned = set(segmenter.training_images or ()), set(segmenter.tuning_images)
     hashes = segmenter.training_perceptual_hashes
     seen, near, used = [], [], []
-    for sample in samples if trained or tuned or hashes else ():
-        try:
-            pixels = load_image(sample)
-        except ImageError:
-            continue
-        name = hash_pixels(pixels)
-        if name in tuned:
-            used.append(sample.id)
-        if name in trained:
-            seen.append(sample.id)
-        elif hashes and near_hashes(perceptual_hash(pixels), hashes):
-            near.append(sample.id)
+    with FrameReader() as reader:
+        for sample in samples if trained or tuned or hashes else ():
+            try:
+                pixels = load_image(sample, reader)
+            except ImageError:
+                continue
+            name = hash_pixels(pixels)
+            if name in tuned:
+                used.append(sample.id)
+            if name in trained:
+                seen.append(sample.id)
+            elif hashes and near_hashes(perceptual_hash(pixels), hashes):
+                near.append(sample.id)
     if used:
         raise DataError(
             f"the threshold of this model was tuned on {len(used)} of {len(samples)} images (first: {used[0]}); "

@@ -15,6 +15,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from vesalius.data.dataset import Dataset, load_image
+from vesalius.data.decoders.frame_files import FrameReader
 from vesalius.errors import DataError, SettingError
 from vesalius.evaluation.calibration import curves, histogram
 from vesalius.evaluation.statistics import paired_bootstrap
@@ -253,7 +254,8 @@ def _compare(
 def _hash_images(segmenter: Segmenter, samples: Sequence[Sample]) -> list[str]:
     if not samples:
         raise DataError("there are no samples to tune the threshold on", code="no_samples")
-    images = [hash_pixels(load_image(sample)) for sample in samples]
+    with FrameReader() as reader:
+        images = [hash_pixels(load_image(sample, reader)) for sample in samples]
     trained = set(segmenter.training_images or ())
     seen = [sample.id for sample, name in zip(samples, images, strict=True) if name in trained]
     if seen:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from vesalius.data.augment import AugmentSettings, augment
+from vesalius.data.decoders.frame_files import FrameReader
 from vesalius.training.learner import Learner, Movable
 from vesalius.training.mixture import Mixture
 from vesalius.types import Sample
@@ -91,24 +93,30 @@ class Feed:
         return part if len(part) else chunk[:1]
 
     def _prepare_all(self, epoch: int, chunks: Sequence[np.ndarray]) -> Iterator[tuple[list[str], Movable]]:
+        with FrameReader() as reader:
+            yield from self._prepare_ahead(partial(self._prepare, epoch, reader), chunks)
+
+    def _prepare_ahead(
+        self, prepare: Callable[[np.ndarray], tuple[list[str], Movable]], chunks: Sequence[np.ndarray]
+    ) -> Iterator[tuple[list[str], Movable]]:
         if not self.workers:
-            yield from (self._prepare(epoch, chunk) for chunk in chunks)
+            yield from map(prepare, chunks)
             return
         # threads, not processes: Pillow and numpy let go of the interpreter while they work
         with ThreadPoolExecutor(self.workers) as pool:
             waiting: deque[Future[tuple[list[str], Movable]]] = deque()
             for chunk in chunks:
-                waiting.append(pool.submit(self._prepare, epoch, chunk))
+                waiting.append(pool.submit(prepare, chunk))
                 if len(waiting) > self.workers:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
 
-    def _prepare(self, epoch: int, numbers: np.ndarray) -> tuple[list[str], Movable]:
+    def _prepare(self, epoch: int, reader: FrameReader, numbers: np.ndarray) -> tuple[list[str], Movable]:
         items, draws = [], []
         for number in numbers.tolist():
             rng = np.random.default_rng([self.seed, epoch, number])
-            item = self.mixture.load(number, self.seed, epoch, rng)
+            item = self.mixture.load(number, self.seed, epoch, rng, reader)
             # what is said of an image may name a side or a size, which augmentation changes
             items.append(item if item.turns else augment(item, self.augment, rng))
             draws += rng.integers(0, 2**31, size=len(items[-1].prompts)).tolist()

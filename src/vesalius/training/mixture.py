@@ -16,6 +16,7 @@ from pydantic import Field
 
 from vesalius.config import Settings
 from vesalius.data.dataset import epoch_order, load_item
+from vesalius.data.decoders.frame_files import FrameReader
 from vesalius.errors import ImageError, SettingError
 from vesalius.lineage import fingerprint_samples
 from vesalius.masks import Size
@@ -101,7 +102,14 @@ class Mixture:
             first += count
         return np.concatenate(numbers)[np.argsort(np.concatenate(places), kind="stable")]
 
-    def load(self, number: int, seed: int, epoch: int, rng: np.random.Generator) -> Item:
+    def load(
+        self,
+        number: int,
+        seed: int,
+        epoch: int,
+        rng: np.random.Generator,
+        reader: FrameReader | None = None,
+    ) -> Item:
         """An example in memory. `rng` is its own, and draws what seed, epoch and number do not decide alone.
 
         DataError as for `load_item`.
@@ -110,13 +118,13 @@ class Mixture:
         place += epoch * self.counts[task]
         match task:
             case "segment":
-                return self._answered([self.samples[number]])
+                return self._answered([self.samples[number]], reader)
             case "negatives":
-                return self._load_negative(_deal(self._lacking, place, [seed, 1]), rng)
+                return self._load_negative(_deal(self._lacking, place, [seed, 1]), rng, reader)
             case "clips":
                 frames = _deal(self._sequences, place, [seed, 2])
                 picked = rng.choice(len(frames), min(self.tasks.frames, len(frames)), replace=False)
-                return self._answered([frames[each] for each in sorted(picked.tolist())])
+                return self._answered([frames[each] for each in sorted(picked.tolist())], reader)
             case "questions":
                 return _deal(self.conversations, place, [seed, 3]).load()
 
@@ -128,9 +136,9 @@ class Mixture:
             number -= count
         raise IndexError("an epoch has fewer examples")
 
-    def _answered(self, frames: Sequence[Sample]) -> Item:
+    def _answered(self, frames: Sequence[Sample], reader: FrameReader | None) -> Item:
         """An image or clip with its masks, and the places of phrases that are to be answered with words."""
-        item = load_item(frames[0]) if len(frames) == 1 else load_clip(frames)
+        item = load_item(frames[0], reader) if len(frames) == 1 else load_clip(frames, reader)
         if self.tasks.absent == "mask" or item.masks is None:
             return item
         absent = (
@@ -140,11 +148,11 @@ class Mixture:
         )
         return replace(item, absent=frozenset(absent))
 
-    def _load_negative(self, sample: Sample, rng: np.random.Generator) -> Item:
+    def _load_negative(self, sample: Sample, rng: np.random.Generator, reader: FrameReader | None) -> Item:
         """The image with one phrase that it lacks."""
         others = [phrase for phrase in self.phrases if phrase not in sample.prompts]
         phrase = others[rng.integers(len(others))]
-        return self._answered([replace(sample, prompts=(phrase,), masks=((Absent(),),))])
+        return self._answered([replace(sample, prompts=(phrase,), masks=((Absent(),),))], reader)
 
     @cached_property
     def phrases(self) -> tuple[str, ...]:
@@ -217,13 +225,13 @@ def open_mixture(
     return Mixture(samples, tasks, read_questions(questions) if questions else None)
 
 
-def load_clip(frames: Sequence[Sample]) -> Item:
+def load_clip(frames: Sequence[Sample], reader: FrameReader | None = None) -> Item:
     """Frames of a sequence as one item: pixels uint8 (f, h, w, 3), and masks bool (n, f, h, w) of the phrases that
     all of them have.
 
     Its id names the sequence and the frames. ImageError where the frames differ in size, else as for `load_item`.
     """
-    items = [load_item(frame) for frame in frames]
+    items = [load_item(frame, reader) for frame in frames]
     _check_one_size(frames, [item.size for item in items])
     prompts = common_phrases(frames)
     masks = [

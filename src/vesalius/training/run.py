@@ -12,6 +12,7 @@ import torch
 from vesalius.config import read_settings
 from vesalius.data.augment import AugmentSettings
 from vesalius.data.dataset import Dataset, load_item, open_dataset
+from vesalius.data.decoders.frame_files import FrameReader
 from vesalius.errors import SettingError, TrainingError
 from vesalius.files import check_outside, write_text
 from vesalius.lineage import commit, fingerprint_samples, hash_pixels, perceptual_hash, versions
@@ -203,12 +204,16 @@ def _read_all(
     samples = (*mixture.samples, *(val_set.samples if val_set else ()))
     for phrase in {prompt for sample in samples for prompt in sample.prompts}:
         learner.check_phrase(phrase)
-    validated = [hash_pixels(load_item(sample).frames[0]) for sample in val_set.samples] if val_set else []
     images, hashes, sizes = {}, [], {}
-    for sample in mixture.samples:
-        item = load_item(sample)
-        images[item.id], sizes[item.id] = hash_pixels(item.frames[0]), item.size
-        hashes.append(perceptual_hash(item.frames[0]))
+    with FrameReader() as reader:
+        validated = [
+            hash_pixels(load_item(sample, reader).frames[0])
+            for sample in (val_set.samples if val_set else ())
+        ]
+        for sample in mixture.samples:
+            item = load_item(sample, reader)
+            images[item.id], sizes[item.id] = hash_pixels(item.frames[0]), item.size
+            hashes.append(perceptual_hash(item.frames[0]))
     shared = len(set(images.values()).intersection(validated))
     if shared:
         on_note(f"{shared} validation images are trained on too: the scores will be too good")
