@@ -1,15 +1,25 @@
-"""The relieved image encoder gives the numbers, and the gradients, of transformers' own."""
+"""The faster image encoder gives the numbers, and the gradients, of transformers' own."""
 
 import copy
 
 import torch
 from transformers import Sam2VideoModel
-from transformers.models.sam2.modeling_sam2 import Sam2MultiScaleAttention
+from transformers.models.sam2.modeling_sam2 import (
+    Sam2HieraDetModel,
+    Sam2MultiScaleAttention,
+    Sam2PatchEmbeddings,
+)
 
-from vesalius.models.hiera import RELIEVED, Hiera, replace_modules
+from vesalius.models.hiera import Hiera, PatchEmbeddings, WindowAttention, use_own_encoder
+
+REPLACED: dict[type, type] = {
+    Sam2HieraDetModel: Hiera,
+    Sam2MultiScaleAttention: WindowAttention,
+    Sam2PatchEmbeddings: PatchEmbeddings,
+}
 
 
-def test_relieved_encoder_equals_that_of_transformers(small_sam: Sam2VideoModel) -> None:
+def test_faster_encoder_equals_that_of_transformers(small_sam: Sam2VideoModel) -> None:
     theirs = copy.deepcopy(small_sam)
     kinds = [type(module) for module in theirs.modules()]
     assert kinds.count(Sam2MultiScaleAttention) >= 4
@@ -19,9 +29,11 @@ def test_relieved_encoder_equals_that_of_transformers(small_sam: Sam2VideoModel)
         for embedding in (trunk.pos_embed, trunk.pos_embed_window):
             embedding.normal_(generator=draw)
     ours = copy.deepcopy(theirs)
-    replace_modules(ours)
+    parameters = dict(ours.named_parameters())
+    use_own_encoder(ours)
+    assert all(parameters[name] is each for name, each in ours.named_parameters())
     found = [type(module) for module in ours.modules()]
-    for theirs_kind, ours_kind in RELIEVED.items():
+    for theirs_kind, ours_kind in REPLACED.items():
         assert found.count(ours_kind) == kinds.count(theirs_kind) > found.count(theirs_kind) == 0
     side = small_sam.config.image_size
     pixels = torch.randn(2, 3, side, side, generator=draw)
@@ -45,8 +57,10 @@ def test_positions_are_those_of_transformers_in_any_precision(small_sam: Sam2Vid
     with torch.no_grad():
         for embedding in (theirs.pos_embed, theirs.pos_embed_window):
             embedding.normal_(generator=torch.Generator().manual_seed(0))
-    ours = copy.deepcopy(theirs)
-    ours.__class__ = Hiera
+    sam = copy.deepcopy(small_sam)
+    use_own_encoder(sam)
+    ours = sam.vision_encoder.backbone
+    ours.load_state_dict(theirs.state_dict())
     side = theirs.pos_embed_window.shape[-1]
     for size in ((side, side), (4 * side, 2 * side), (3 * side, 5 * side)):
         whole = theirs._get_pos_embed(size)
@@ -58,9 +72,9 @@ def test_positions_are_those_of_transformers_in_any_precision(small_sam: Sam2Vid
     torch.testing.assert_close(half.float(), whole, rtol=0.02, atol=0.02)
 
 
-def test_every_model_is_built_relieved(small_sam: Sam2VideoModel) -> None:
+def test_every_model_is_built_with_the_faster_encoder(small_sam: Sam2VideoModel) -> None:
     from vesalius.models.checkpoint import open_model
 
     kinds = {type(module) for module in open_model("tiny").model.sam.modules()}
-    assert kinds >= set(RELIEVED.values())
-    assert not kinds & set(RELIEVED)
+    assert kinds >= set(REPLACED.values())
+    assert not kinds & set(REPLACED)

@@ -1,4 +1,4 @@
-"""The relieved mask decoder gives the numbers, and the gradients, of transformers' own."""
+"""The faster mask decoder gives the numbers, and the gradients, of transformers' own."""
 
 import copy
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 from transformers import Sam2VideoModel
 from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoMaskDecoder
 
-from vesalius.models.mask_decoder import MaskDecoder, relieve_mask_decoder
+from vesalius.models.mask_decoder import MaskDecoder, use_own_decoder
 
 
 def make_inputs(
@@ -35,9 +35,10 @@ def make_inputs(
 @pytest.fixture
 def both(small_sam: Sam2VideoModel) -> tuple[Sam2VideoMaskDecoder, Sam2VideoMaskDecoder]:
     theirs = copy.deepcopy(small_sam.mask_decoder).double()
-    theirs.__class__ = Sam2VideoMaskDecoder
-    ours = copy.deepcopy(theirs)
-    relieve_mask_decoder(ours)
+    sam = copy.deepcopy(small_sam).double()
+    use_own_decoder(sam)
+    ours = sam.mask_decoder
+    assert (type(theirs), type(ours)) == (Sam2VideoMaskDecoder, MaskDecoder)
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():  # as drawn, biases are 0 and a lost one is not seen
         for one, other in zip(theirs.parameters(), ours.parameters(), strict=True):

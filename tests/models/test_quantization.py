@@ -158,7 +158,7 @@ def test_what_was_trained_over_4_bits_opens_in_4_bits_and_in_no_others(tmp_path:
 
 def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(MissingExtraError, match=r'need the extra "quantized"; .*vesalius\[quantized\]'):
+    with pytest.raises(MissingExtraError, match=r'need the extra "quantization"; .*vesalius\[quantization\]'):
         load_bitsandbytes()
 
 

@@ -19,8 +19,9 @@ from vesalius.masks import Size
 from vesalius.models.batch import NOT_LEARNED, Batch
 from vesalius.models.families.table import family_of
 from vesalius.models.memory import PROMPTED_FRAMES
+from vesalius.models.module_replacement import replace_module
 from vesalius.models.parameter_groups import PARTS, part_of
-from vesalius.models.quantization import BLOCK, Product4bit, Quantized, QuantizedLinear, replace_module
+from vesalius.models.quantization import BLOCK, Product4bit, Quantized, QuantizedLinear
 from vesalius.models.specs import ADDED_TOKENS, ModelSpec
 from vesalius.models.stored_model import empty_model
 from vesalius.models.textseg import TextSegModel

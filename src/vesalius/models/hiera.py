@@ -1,4 +1,8 @@
-"""SAM 2's image encoder, relieved of work whose result nothing reads, and of maps whose channels lie apart."""
+"""Faster image encoder of SAM 2: the same outputs without unused attention, in channels-last layout.
+
+It is ours because transformers' own computes an attention that it drops, a tenth of the encoder's time on a CPU
+(`benchmarks/predict.py`).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import torch
 from torch.amp import is_autocast_available
 from torch.nn import functional
 from transformers import Sam2VideoModel
+from transformers.models.sam2.configuration_sam2 import Sam2HieraDetConfig
 from transformers.models.sam2.modeling_sam2 import (
     Sam2HieraDetModel,
     Sam2MultiScaleAttention,
@@ -17,16 +22,14 @@ from transformers.models.sam2.modeling_sam2 import (
     do_pool,
 )
 
+from vesalius.models.module_replacement import rebuild, replace_module
+
 
 class WindowAttention(Sam2MultiScaleAttention):
-    """Attention within the windows of Hiera, the same numbers as transformers'.
-
-    Theirs also computes attention of each position's heads to one another, in float32, and drops it: a tenth of the
-    encoder's time on a CPU (`benchmarks/predict.py`).
-    """
+    """Window attention of Hiera without the attention between the heads of a position that transformers computes."""
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """Windows (w, height, width, c) to (w, height, width, c'), both sides halved where queries are pooled."""
+        """Windows (w, height, width, c) to (w, height, width, c'), with both sides halved if queries are pooled."""
         windows, height, width, _ = hidden_states.shape
         heads = self.num_attention_heads
         qkv = self.qkv(hidden_states).reshape(windows, height * width, 3 * heads, -1)
@@ -42,7 +45,7 @@ class WindowAttention(Sam2MultiScaleAttention):
 
 
 class PatchEmbeddings(Sam2PatchEmbeddings):
-    """The same numbers with the channels of a patch side by side, as all that follows reads them."""
+    """Patch embeddings in channels-last layout, as all later layers read them."""
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(i, 3, S, S) to (i, S / 4, S / 4, c)."""
@@ -50,10 +53,19 @@ class PatchEmbeddings(Sam2PatchEmbeddings):
 
 
 class Hiera(Sam2HieraDetModel):
-    """The trunk, whose positional embedding is stretched to the image by two small products of matrices."""
+    """The trunk of SAM 2's image encoder; two small matrix products resize its positional embedding to the image."""
+
+    def __init__(self, config: Sam2HieraDetConfig) -> None:
+        super().__init__(config)
+        self.patch_embed = PatchEmbeddings(config)
+        for block in self.blocks:
+            old = block.attn
+            block.attn = WindowAttention(
+                config, old.dim, old.dim_out, old.num_attention_heads, old.query_stride
+            )
 
     def _get_pos_embed(self, hw: tuple[int, int]) -> torch.Tensor:
-        """(1, h, w, c): what `interpolate` makes of the parameter, bicubic, and one window's embedding in each window."""
+        """(1, h, w, c): the parameter interpolated by bicubic resizing, plus the window embedding in each window."""
         (height, width), side = hw, self.pos_embed_window.shape[-1]
         embedding = self.pos_embed[0].permute(1, 2, 0).float()
         down, across = (
@@ -67,7 +79,7 @@ class Hiera(Sam2HieraDetModel):
 
 
 def _stretched(embedding: torch.Tensor, down: torch.Tensor, across: torch.Tensor) -> torch.Tensor:
-    """(rows, columns, c) to (h, w, c) by the products with (h, rows) and (w, columns), in float32 under autocast, too."""
+    """(rows, columns, c) to (h, w, c) by products with (h, rows) and (w, columns), always in float32."""
     device = embedding.device.type
     no_autocast = torch.autocast(device, enabled=False) if is_autocast_available(device) else nullcontext()
     with no_autocast:  # 16 bits are too few for these sums
@@ -76,21 +88,13 @@ def _stretched(embedding: torch.Tensor, down: torch.Tensor, across: torch.Tensor
 
 @cache
 def _stretch(cells: int, to: int) -> torch.Tensor:
-    """float32 (to, cells): the matrix of torch's bicubic interpolation of so many values to so many."""
-    with torch.inference_mode(False):  # kept for training, too
+    """float32 (to, cells): the matrix of torch's bicubic interpolation from `cells` to `to` values."""
+    with torch.inference_mode(False):  # the cached matrix is used in training too
         each = torch.eye(cells, device="cpu").reshape(cells, 1, cells, 1)
         return functional.interpolate(each, size=(to, 1), mode="bicubic")[:, 0, :, 0].T.contiguous()
 
 
-RELIEVED: dict[type, type] = {
-    Sam2HieraDetModel: Hiera,
-    Sam2MultiScaleAttention: WindowAttention,
-    Sam2PatchEmbeddings: PatchEmbeddings,
-}
-
-
-def replace_modules(sam: Sam2VideoModel) -> None:
-    """Let the encoder do only what is needed; its parameters and their names stay."""
-    for module in sam.vision_encoder.modules():
-        if (relieved := RELIEVED.get(type(module))) is not None:
-            module.__class__ = relieved
+def use_own_encoder(sam: Sam2VideoModel) -> None:
+    """Put a `Hiera` with the same parameters in the place of the trunk of `sam`."""
+    trunk = sam.vision_encoder.backbone
+    replace_module(sam.vision_encoder, "backbone", rebuild(trunk, lambda: Hiera(trunk.config)))

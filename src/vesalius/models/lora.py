@@ -13,7 +13,8 @@ from vesalius.config import Settings
 from vesalius.errors import SettingError
 from vesalius.models.adapter import inject, layers_of, sizes_of
 from vesalius.models.families.table import family_of
-from vesalius.models.quantization import QuantizedLinear, as_linear, dequantize, replace_module
+from vesalius.models.module_replacement import replace_module
+from vesalius.models.quantization import QuantizedLinear, as_linear, dequantize
 from vesalius.models.token_rows import find_rows
 
 LANGUAGE_LAYERS = "model.language_model.layers."

@@ -19,6 +19,7 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from vesalius.extras import require
+from vesalius.models.module_replacement import replace_module
 
 Quantized = Literal["8bit", "4bit"]
 BLOCK = 64
@@ -127,13 +128,6 @@ def as_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
     if bias is not None:
         layer.bias = nn.Parameter(bias.to(weight.dtype))
     return layer
-
-
-def replace_module(root: nn.Module, path: str, module: nn.Module) -> None:
-    """Put `module` at a path below `root`, in the mode of the one that was there."""
-    parent, _, name = path.rpartition(".")
-    module.train(root.get_submodule(path).training)
-    setattr(root.get_submodule(parent), name, module)
 
 
 def load_bitsandbytes() -> Any:

@@ -22,8 +22,8 @@ from vesalius.models import segmenter
 from vesalius.models.batch import NOT_LEARNED, Batch
 from vesalius.models.cpu_parallel import train_on_cores
 from vesalius.models.families.table import family_of
-from vesalius.models.hiera import replace_modules
-from vesalius.models.mask_decoder import relieve_mask_decoder
+from vesalius.models.hiera import use_own_encoder
+from vesalius.models.mask_decoder import use_own_decoder
 from vesalius.models.segmenter import MaskLogits, SegPrompts
 from vesalius.models.specs import ModelSpec
 from vesalius.models.vlm import embed_batch, reset_rope, run_language_model, vision_encoder_of
@@ -177,8 +177,8 @@ def _keep_variance(module: nn.Module) -> None:
 
 def assemble(vlm: PreTrainedModel, sam: Sam2VideoModel, spec: ModelSpec, seg_id: int) -> TextSegModel:
     """The model of two opened halves, with a random projector that fits them."""
-    replace_modules(sam)
-    relieve_mask_decoder(sam.mask_decoder)
+    use_own_encoder(sam)
+    use_own_decoder(sam)
     projector = Projector(vlm.config.text_config.hidden_size, sam.config.mask_decoder_config.hidden_size)
     return TextSegModel(vlm, projector, sam, seg_id, spec.seg_before_norm)
 

@@ -42,7 +42,7 @@ class TokenRows(nn.Module):
 
     def lay_over(self, vlm: PreTrainedModel) -> None:
         """Let the half use these rows from now on; they become a part of it."""
-        vlm.token_rows = self
+        vlm.add_module(PREFIX[:-1], self)
         # methods, and not functions, so that a copy of the model uses its own rows
         self._hooks = [
             vlm.get_input_embeddings().register_forward_hook(self._embed),
