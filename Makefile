@@ -1,5 +1,6 @@
 # make demo: set up, then synth -> check -> train -> evaluate -> report on this machine (about 8 minutes on two cores)
 # make test: set up, then the fast tests       make test-slow: the slow ones       make check: all a contributor runs
+# make docs: regenerate docs/settings.md and docs/errors.md
 # The packages are pinned in constraints.txt. torch is apart because its build depends on the machine:
 #   make setup TORCH=torch==2.13.0 TORCH_INDEX=<address of the wheel index for your CUDA or CPU build>
 PYTHON ?= python3
@@ -7,8 +8,11 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
+# BROWSER=0 leaves out installing Chromium and dicom3tools; the tests that need them are then skipped
+BROWSER ?= 1
+VALIDATORS := $(if $(filter 0,$(BROWSER)),,browser dicom-validator)
 
-.PHONY: setup browser dicom-validator demo test test-slow check fix
+.PHONY: setup browser dicom-validator demo test test-slow check fix docs
 
 setup: $(VENV)/.ready
 
@@ -20,7 +24,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-# report pages are looked at in a real browser; only root can install one, and without it those tests are skipped
+# report pages are tested in a real browser; only root can install one, and without it those tests are skipped
 browser:
 	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && { timeout 200 apt-get install -y -qq chromium || { timeout 60 apt-get update -qq && timeout 200 apt-get install -y -qq chromium; }; } >/dev/null 2>&1; \
@@ -37,13 +41,13 @@ dicom-validator:
 demo: setup
 	$(BIN)/python recipes/demo.py
 
-test: setup browser dicom-validator
+test: setup $(VALIDATORS)
 	$(BIN)/python -m pytest
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
-check: setup browser dicom-validator
+check: setup $(VALIDATORS)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -53,3 +57,7 @@ check: setup browser dicom-validator
 fix: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: setup
+	$(BIN)/python -m vesalius.codes > docs/errors.md
+	$(BIN)/python docs/settings.py
