@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from vesalius.data.copying import place_images
+from vesalius.data.copying import copy_images
 from vesalius.data.dataset import load_item
 from vesalius.data.images import read_image, sample_id
 from vesalius.errors import AnnotationError, ImageError, OutputError
@@ -33,7 +33,7 @@ def test_images_are_linked_under_their_ids_and_samples_point_to_them(tmp_path: P
     sample = Sample(
         "p1__a", image, ("vessel", "wire"), ((LINE,), (Absent(),)), "x", group="p1", metadata={"k": 1}
     )
-    (placed,) = place_images([sample], tmp_path / "out")
+    (placed,) = copy_images([sample], tmp_path / "out")
     assert placed == replace(sample, image=tmp_path / "out" / "images" / "p1__a.JPG")
     assert placed.image.samefile(image)
     assert sample_id(placed.image.relative_to(tmp_path / "out")) == placed.id
@@ -41,7 +41,7 @@ def test_images_are_linked_under_their_ids_and_samples_point_to_them(tmp_path: P
 
 def test_a_copy_shares_nothing_with_the_image(tmp_path: Path) -> None:
     image = picture(tmp_path / "a.png")
-    (placed,) = place_images([Sample("a", image, (), None)], tmp_path / "out", copy=True)
+    (placed,) = copy_images([Sample("a", image, (), None)], tmp_path / "out", copy=True)
     assert not placed.image.samefile(image)
     assert placed.image.read_bytes() == image.read_bytes()
 
@@ -51,14 +51,14 @@ def test_a_disk_that_says_no_is_told_of_where_the_result_was_to_be(tmp_path: Pat
     with pytest.raises(OutputError) as caught, replacing(tmp_path / "out") as folder:
         folder.mkdir()
         (folder / "images").touch()
-        place_images([Sample("a", image, (), None)], folder)
+        copy_images([Sample("a", image, (), None)], folder)
     assert str(caught.value) == f"{tmp_path / 'out' / 'images'}: cannot be written (File exists)"
 
 
 def test_a_link_to_an_image_becomes_a_name_of_the_image_itself(tmp_path: Path) -> None:
     image = picture(tmp_path / "a.png")
     (tmp_path / "b.png").symlink_to(image)
-    (placed,) = place_images([Sample("b", tmp_path / "b.png", (), None)], tmp_path / "out")
+    (placed,) = copy_images([Sample("b", tmp_path / "b.png", (), None)], tmp_path / "out")
     assert not placed.image.is_symlink()
     assert placed.image.samefile(image)
 
@@ -72,7 +72,7 @@ def test_where_no_link_can_be_made_the_bytes_are_copied(
 
     image = picture(tmp_path / "a.png")
     monkeypatch.setattr(os, "link", refuse)
-    (placed,) = place_images([Sample("a", image, (), None)], tmp_path / "out")
+    (placed,) = copy_images([Sample("a", image, (), None)], tmp_path / "out")
     assert not placed.image.samefile(image)
     assert placed.image.read_bytes() == image.read_bytes()
 
@@ -84,7 +84,7 @@ def test_decoded_images_keep_their_pixels_and_lose_what_else_the_file_held(tmp_p
     notes.add_text("Comment", "Mueller Hans")
     Image.open(image).save(image, pnginfo=notes, exif=Image.Exif())
     os.utime(image, (1, 1))
-    (placed,) = place_images([Sample("a", image, (), None)], tmp_path / "out", decode=True)
+    (placed,) = copy_images([Sample("a", image, (), None)], tmp_path / "out", decode=True)
     np.testing.assert_array_equal(read_image(placed.image), read_image(image))
     assert b"Mueller" in image.read_bytes()
     assert b"Mueller" not in placed.image.read_bytes()
@@ -95,7 +95,7 @@ def test_decoded_images_keep_their_pixels_and_lose_what_else_the_file_held(tmp_p
 
 def test_an_image_with_a_suffix_that_folders_are_not_searched_for_becomes_png(tmp_path: Path) -> None:
     image = picture(tmp_path / "a.webp", mode="RGB")
-    (placed,) = place_images([Sample("a", image, (), None)], tmp_path / "out")
+    (placed,) = copy_images([Sample("a", image, (), None)], tmp_path / "out")
     assert placed.image.name == "a.png"
     np.testing.assert_array_equal(read_image(placed.image), read_image(image))
 
@@ -104,7 +104,7 @@ def test_mask_files_become_rle_and_other_masks_stay(tmp_path: Path) -> None:
     image, mask = picture(tmp_path / "a.png"), tmp_path / "m.png"
     Image.fromarray(np.eye(8, 10, dtype=np.uint8) * 255).save(mask)
     sample = Sample("a", image, ("x", "y"), ((MaskFile(mask), LINE), (Absent(),)))
-    (placed,) = place_images([sample], tmp_path / "out")
+    (placed,) = copy_images([sample], tmp_path / "out")
     assert placed.masks is not None
     assert isinstance(placed.masks[0][0], RleMask)
     assert placed.masks[0][1:] + placed.masks[1:] == (LINE, (Absent(),))
@@ -115,12 +115,12 @@ def test_a_mask_file_of_another_size_is_refused(tmp_path: Path) -> None:
     image, mask = picture(tmp_path / "a.png"), tmp_path / "m.png"
     Image.new("L", (9, 9)).save(mask)
     with pytest.raises(AnnotationError, match="9 x 9"):
-        place_images([Sample("a", image, ("x",), ((MaskFile(mask),),))], tmp_path / "out")
+        copy_images([Sample("a", image, ("x",), ((MaskFile(mask),),))], tmp_path / "out")
 
 
 def test_new_names_become_ids_and_stems(tmp_path: Path) -> None:
     samples = [Sample(name, picture(tmp_path / f"{name}.png"), (), None, group="g") for name in "ab"]
-    placed = place_images(samples, tmp_path / "out", {"a": "one", "b": "two"})
+    placed = copy_images(samples, tmp_path / "out", {"a": "one", "b": "two"})
     assert [sample.id for sample in placed] == ["one", "two"]
     assert sorted(path.name for path in (tmp_path / "out" / "images").iterdir()) == ["one.png", "two.png"]
 
@@ -128,7 +128,7 @@ def test_new_names_become_ids_and_stems(tmp_path: Path) -> None:
 def test_progress_hears_of_each_image(tmp_path: Path) -> None:
     heard: list[int] = []
     samples = [Sample(name, picture(tmp_path / f"{name}.png"), (), None) for name in "abc"]
-    place_images(samples, tmp_path / "out", on_progress=heard.append)
+    copy_images(samples, tmp_path / "out", on_progress=heard.append)
     assert heard == [1, 2, 3]
 
 
@@ -136,20 +136,20 @@ def test_progress_hears_of_each_image(tmp_path: Path) -> None:
 def test_what_cannot_be_a_file_name_is_refused(tmp_path: Path, name: str) -> None:
     sample = Sample("a", picture(tmp_path / "a.png"), (), None)
     with pytest.raises(OutputError, match="cannot be a file name"):
-        place_images([sample], tmp_path / "out", {"a": name})
+        copy_images([sample], tmp_path / "out", {"a": name})
 
 
 def test_two_images_of_one_name_and_a_missing_one_are_refused(tmp_path: Path) -> None:
     first, second = (Sample(name, picture(tmp_path / f"{name}.png"), (), None) for name in "ab")
     with pytest.raises(OutputError, match="two images of this name"):
-        place_images([first, second], tmp_path / "out", {"a": "x", "b": "x"})
+        copy_images([first, second], tmp_path / "out", {"a": "x", "b": "x"})
     with pytest.raises(OutputError, match="two images of this name"):
-        place_images([first, second], tmp_path / "decoded", {"a": "x", "b": "x"}, decode=True)
+        copy_images([first, second], tmp_path / "decoded", {"a": "x", "b": "x"}, decode=True)
     with pytest.raises(ImageError, match="no such file"):
-        place_images([replace(first, image=tmp_path / "none.png")], tmp_path / "again")
+        copy_images([replace(first, image=tmp_path / "none.png")], tmp_path / "again")
 
 
 def test_a_name_that_is_too_long_for_the_disk_is_one_sentence(tmp_path: Path) -> None:
     sample = Sample("a", picture(tmp_path / "a.png"), (), None)
     with pytest.raises(OutputError, match="name too long"):
-        place_images([sample], tmp_path / "out", {"a": "x" * 300})
+        copy_images([sample], tmp_path / "out", {"a": "x" * 300})

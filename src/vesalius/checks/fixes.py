@@ -12,7 +12,7 @@ from typing import Any, get_args
 from vesalius.checks.correction import Action, Change, Correction, correct
 from vesalius.checks.findings import count_errors, finding
 from vesalius.checks.inspection import Report, inspect, workers_for
-from vesalius.data.copying import place_images
+from vesalius.data.copying import copy_images
 from vesalius.data.formats import ANNOTATION_FILES
 from vesalius.data.writers import sa2va_json
 from vesalius.errors import AnnotationError
@@ -172,7 +172,7 @@ def _write(kept: Mapping[str, Sequence[Sample]], folder: Path, on_image: Callabl
         # without masks, which the writer reads anyway
         new = [replace(each, masks=None) for each in samples if (each.image, each.frame) not in placed]
         names = {each.id: f"{each.id}__{split}" if each.id in taken else each.id for each in new}
-        there = place_images(new, folder, names, copy=True, on_progress=on_image)
+        there = copy_images(new, folder, names, copy=True, on_progress=on_image)
         placed |= {(each.image, each.frame): now for each, now in zip(new, there, strict=True)}
         taken.update(names.values())
         rows = [_on(each, placed[each.image, each.frame]) for each in samples]

@@ -14,7 +14,7 @@ from typing import Any
 from vesalius.curation.burned_in import Box, find_writing
 from vesalius.curation.dicom_deidentification import write_deidentified
 from vesalius.curation.pseudonyms import KEPT_METADATA, Pseudonyms, read_key, rename, strip, write_key
-from vesalius.data.copying import place_images
+from vesalius.data.copying import copy_images
 from vesalius.data.decoders import dicom_image as dicom
 from vesalius.data.grouping import is_dicom
 from vesalius.data.images import read_image
@@ -144,7 +144,7 @@ class Nameless:
             on_progress(done)
 
         follow(0)
-        return place_images(stripped, folder, renaming.ids, decode=True, on_progress=follow)
+        return copy_images(stripped, folder, renaming.ids, decode=True, on_progress=follow)
 
     def cover(self, record: dict[str, Any]) -> dict[str, Any]:
         """`import.json` with keyed hashes of the source, by which nobody finds an image again, in order of the ids."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vesalius.curation.deidentification import Nameless
-from vesalius.data.copying import place_images
+from vesalius.data.copying import copy_images
 from vesalius.data.dataset import Dataset, open_dataset
 from vesalius.data.decoders.frame_files import SUFFIXES as FRAME_SUFFIXES
 from vesalius.data.decoders.frame_files import kind_of
@@ -58,7 +58,7 @@ def import_dataset(
     if not pseudonymize:
         dataset = _open(source, _is_annotated(source, split), split=split, prompt=prompt, group=group)
         with replacing(out) as folder:
-            placed = place_images(dataset.samples, folder, on_progress=_share(on_progress, dataset.samples))
+            placed = copy_images(dataset.samples, folder, on_progress=_share(on_progress, dataset.samples))
             notes = [*dataset.notes, *WRITERS[to](folder, placed)]
             record = _account(dataset, placed, folder, to) | {"source": dataset.name, "notes": notes}
             write_json(folder / MARKER, record)

@@ -14,7 +14,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from vesalius.curation.stratification import improve, stratify
-from vesalius.data.copying import place_images
+from vesalius.data.copying import copy_images
 from vesalius.data.dataset import Dataset, load_item
 from vesalius.data.grouping import group_of
 from vesalius.data.perceptual_hash import ImageHashes, hash_image, near_pairs
@@ -90,7 +90,7 @@ def split_dataset(
     }
     rows = {name: [_row(samples[i], seen[i]) for i in members] for name, members in parts.items()}
     with replacing(out) as folder:
-        placed = place_images(samples, folder)
+        placed = copy_images(samples, folder)
         for name, members in parts.items():
             sa2va_json.write(folder / f"annotations.{name}.json", [placed[i] for i in members])
         write_json(folder / MARKER, {**record, "parts": rows})

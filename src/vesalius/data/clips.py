@@ -1,11 +1,11 @@
-"""Clips: frames in their order, read one at a time; and which images belong to one."""
+"""Clips: frames in order, read one at a time, and the grouping of samples into clips."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from jaxtyping import UInt8
@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 from vesalius.data.dataset import load_image
 from vesalius.data.decoders import dicom_image as dicom
 from vesalius.data.decoders import frame_files, video
+from vesalius.data.decoders.frame_files import FrameReader
 from vesalius.data.image_files import find_images
 from vesalius.data.images import as_pixels, frame_id
 from vesalius.errors import DataError, ImageError, SettingError
@@ -21,42 +22,53 @@ from vesalius.types import Sample
 
 
 class Clip:
-    """The frames of a clip, of which none is kept; all have the size of the first that could be read."""
+    """The frames of a clip; none is kept in memory, and all have the size of the first readable one.
+
+    As a context manager it closes the file of its frames at the end.
+    """
 
     def __init__(self, frames: Sequence[Any]) -> None:
-        """`frames` are samples, paths, PIL images or uint8 arrays, each asked for when it is needed.
+        """`frames` are samples, paths, PIL images or uint8 arrays, each accessed when it is needed.
 
-        SettingError where there are none.
+        SettingError if there are none.
         """
         if not len(frames):
-            raise SettingError("the clip has no frames")
+            raise SettingError("the clip has no frames", code="bad_value", field="clip")
         self.frames = frames
         self.size: Size | None = None
-        # any other sequence may decode a frame each time that it is asked for one
+        self._reader = FrameReader()
+        # any other sequence may decode a frame on each access
         self._are_samples = isinstance(frames, list) and isinstance(frames[0], Sample)
 
     def __len__(self) -> int:
         return len(self.frames)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._reader.close()
+
     def name(self, index: int) -> str:
-        """The id of a frame: its sample's, else its place."""
+        """The id of a frame: that of its sample, else `frame__0012`."""
         return self.frames[index].id if self._are_samples else frame_id("frame", index)
 
     def read(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
-        """The pixels of a frame; ImageError where it cannot be read or has another size."""
+        """Pixels of a frame; ImageError if it cannot be read or has another size."""
         frame = self.frames[index]
-        pixels = load_image(frame) if isinstance(frame, Sample) else as_pixels(frame)
+        pixels = load_image(frame, self._reader) if isinstance(frame, Sample) else as_pixels(frame)
         size = pixels.shape[0], pixels.shape[1]
         self.size = self.size or size
         if size != self.size:
             raise ImageError(
                 f"{self.name(index)}: has {size[0]} x {size[1]} pixels (h x w), in a clip of "
-                f"{self.size[0]} x {self.size[1]}; predict it apart"
+                f"{self.size[0]} x {self.size[1]}; predict it apart",
+                code="size_mismatch",
             )
         return pixels
 
     def read_some(self, indices: Iterable[int]) -> list[UInt8[np.ndarray, "h w 3"]]:
-        """The pixels of those of the frames that can be read; the first ImageError where none can."""
+        """Pixels of the readable frames among `indices`; the first ImageError if none is readable."""
         found, errors = [], []
         for index in indices:
             try:
@@ -69,33 +81,38 @@ class Clip:
 
 
 def open_clip(clip: str | Path | Sequence[Any]) -> Clip:
-    """The clip in a file of several frames or in a folder of images, or of a sequence of frames.
+    """The clip in a multi-frame file or folder of images, or made of a sequence of frames.
 
-    ImageError as for `find_images`; SettingError where a folder holds several clips.
+    ImageError as for `find_images`; SettingError if a folder contains several clips.
     """
     if not isinstance(clip, str | Path):
         return Clip(clip)
     found = group_clips(find_images([Path(clip)]))
     if len(found) > 1:
-        raise SettingError(f"{clip}: holds {len(found)} clips ({', '.join([*found][:3])}, ...); give one")
+        raise SettingError(
+            f"{clip}: contains {len(found)} clips ({', '.join([*found][:3])}, ...); name one",
+            code="bad_value",
+            path=clip,
+        )
     return Clip(next(iter(found.values())))
 
 
 def group_clips(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
-    """Name -> frames: those that share a sequence; and of single images, those that lie in one folder.
+    """Clip name -> frames: samples of one sequence, or single images of one folder.
 
-    Single images come in order of the numbers in their ids, `frame_2` before `frame_10`. The name is the sequence, or
-    what the ids have before the name of the file, else the folder's.
+    Single images are ordered by the numbers in their ids, `frame_2` before `frame_10`. The name of a clip is its
+    sequence, else the folder part of its ids, else the name of the folder. SettingError for two clips of one name.
     """
     clips: dict[tuple[str, str], list[Sample]] = {}
     for sample in samples:
         folder = sample.id.rpartition("__")[0] or sample.image.parent.resolve().name
-        where = str(sample.image.parent) if sample.sequence is None else ""
-        clips.setdefault((sample.sequence or folder or "clip", where), []).append(sample)
+        parent = str(sample.image.parent) if sample.sequence is None else ""
+        clips.setdefault((sample.sequence or folder or "clip", parent), []).append(sample)
     names = [name for name, _ in clips]
     if twice := [name for name in names if names.count(name) > 1]:
         raise SettingError(
-            f"there are two clips called {twice[0]}; give the folder above both, or rename one"
+            f"there are two clips named {twice[0]}; give the folder above both, or rename one",
+            code="duplicate_id",
         )
     return {
         name: frames if frames[0].sequence else sorted(frames, key=lambda frame: _natural_order(frame.id))
@@ -104,12 +121,12 @@ def group_clips(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
 
 
 def _natural_order(name: str) -> list[tuple[int, str]]:
-    """A key by which numbers in names count as numbers."""
+    """Sort key that compares digits in names as numbers."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def frame_rate(frame: Sample) -> float | None:
-    """Frames a second of the file that a frame is of; None where it does not say."""
+    """Frames per second of the file that contains a frame; None if the file does not state it."""
     if frame.frame is None:
         return None
     kind = frame_files.kind_of(frame.image)

@@ -1,4 +1,4 @@
-"""Images of samples, gathered in the `images/` of a new dataset."""
+"""Copies the images of samples into the `images/` folder of a new dataset."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from vesalius.data.dataset import check_size
-from vesalius.data.decoders.frame_files import kind_of
+from vesalius.data.decoders.frame_files import FrameReader, kind_of
 from vesalius.data.decoders.picture import SUFFIXES
 from vesalius.data.images import read_image, read_mask
 from vesalius.errors import ImageError, OutputError
@@ -19,7 +19,7 @@ from vesalius.masks import Size, encode_rle
 from vesalius.types import Absent, MaskFile, MaskReference, RleMask, Sample
 
 
-def place_images(
+def copy_images(
     samples: Sequence[Sample],
     folder: Path,
     names: Mapping[str, str] | None = None,
@@ -28,58 +28,68 @@ def place_images(
     copy: bool = False,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Sample]:
-    """The samples as they stand when their images lie in `folder/images/`, each under its id.
+    """Put each image into `folder/images/` under its id; returns the samples with their new paths.
 
-    An image is linked where the file system can, and copied where it cannot or with `copy`; a frame of a file of several, and an
-    image whose suffix is none of `SUFFIXES`, is decoded and written as PNG, gray where its channels are equal. With
-    `decode` every image is: the same pixels, and nothing else that its file held. `names` gives new ids. Masks in
-    files of their own become RLE. One image is in memory at a time; `on_progress` hears how many are done.
-    Raises ImageError where one cannot be read or found, AnnotationError for a mask that does not fit its image,
-    OutputError where two would have the same name or the disk says no.
+    Images are hard-linked, or copied with `copy` or if the file system cannot link. A frame of a multi-frame file, and an
+    image with a suffix other than `SUFFIXES`, is decoded and written as PNG, gray if its channels are equal. `decode`
+    does so for every image, so that nothing but pixels is kept. `names` maps old to new ids. Mask files become RLE.
+    One image is in memory at a time; `on_progress` is called with the number of finished images. Raises ImageError
+    for an unreadable or missing image, AnnotationError for a mask that does not fit its image, OutputError for two
+    images of one name or a failed write.
     """
     images = folder / "images"
-    placed = []
+    copied = []
     try:
         images.mkdir(parents=True, exist_ok=True)
-        for sample in samples:
-            name = sample.id if names is None else names[sample.id]
-            placed.append(_place(sample, images, name, decode, copy))
-            if on_progress is not None:
-                on_progress(len(placed))
+        with FrameReader() as reader:
+            for sample in samples:
+                name = sample.id if names is None else names[sample.id]
+                copied.append(_copy_image(sample, images, name, decode, copy, reader))
+                if on_progress is not None:
+                    on_progress(len(copied))
     except OSError as error:
-        raise OutputError(f"{images}: cannot be written ({error.strerror or error})") from error
-    return placed
+        raise OutputError(
+            f"{images}: cannot be written ({error.strerror or error})", code="write_failed", path=images
+        ) from error
+    return copied
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
-    """Write uint8 (h, w, 3) losslessly, in one channel where the three are equal; FileExistsError if it is there."""
+    """Write uint8 (h, w, 3) as PNG, in one channel if the three are equal; FileExistsError if the file exists."""
     gray = (pixels == pixels[:, :, :1]).all()
     with path.open("xb") as file:
         Image.fromarray(pixels[:, :, 0] if gray else pixels).save(file, format="PNG")
 
 
-def _place(sample: Sample, images: Path, name: str, decode: bool, copy: bool) -> Sample:
+def _copy_image(
+    sample: Sample, images: Path, name: str, decode: bool, copy: bool, reader: FrameReader
+) -> Sample:
     if name in ("", "..") or Path(name).name != name or "\0" in name:
-        raise OutputError(f"{sample.source or sample.id}: the id {name!r} cannot be a file name")
-    anew = decode or _has_to_be_decoded(sample)
-    pixels = read_image(sample.image, sample.frame) if anew or _has_mask_files(sample) else None
-    target = images / (name + (".png" if anew else sample.image.suffix))
+        raise OutputError(
+            f"{sample.source or sample.id}: the id {name!r} cannot be a file name; rename the image",
+            code="invalid_file_name",
+        )
+    decode = decode or _must_decode(sample)
+    pixels = read_image(sample.image, sample.frame, reader) if decode or _has_mask_files(sample) else None
+    target = images / (name + (".png" if decode else sample.image.suffix))
     if pixels is not None:
         check_size(sample, (pixels.shape[0], pixels.shape[1]))
         sample = replace(sample, masks=_read_mask_files(sample, (pixels.shape[0], pixels.shape[1])))
     try:
-        if anew and pixels is not None:
+        if decode and pixels is not None:
             write_png(target, pixels)
         else:
             _link(sample.image, target, copy)
     except FileExistsError:
         raise OutputError(
-            f"{target}: there are two images of this name; give each a name of its own, in small letters too"
+            f"{target}: two images have this name; give them names that differ in more than upper and lower case",
+            code="duplicate_id",
+            path=target,
         ) from None
     return replace(sample, id=name, image=target, frame=None)
 
 
-def _has_to_be_decoded(sample: Sample) -> bool:
+def _must_decode(sample: Sample) -> bool:
     if sample.image.suffix.lower() not in SUFFIXES:
         return True
     return sample.frame is not None or kind_of(sample.image) is not None
@@ -99,15 +109,15 @@ def _as_rle(reference: MaskReference, size: Size) -> MaskReference:
     if not isinstance(reference, MaskFile):
         return reference
     mask = read_mask(reference.path, size, reference.values, reference.known)
-    # a class that a map of classes does not show is not there; a mask of its own without a pixel says nothing
+    # a class without a pixel in a class map is absent; an empty mask file of its own is ambiguous and stays a mask
     return RleMask(encode_rle(mask)) if reference.values is None or mask.any() else Absent()
 
 
 def _link(image: Path, target: Path, copy: bool) -> None:
-    """A second name for the file; a copy where it is asked for or there can be none: another disk, another owner."""
+    """Hard-link the file; copy it with `copy` or if it cannot be linked (another disk, another owner)."""
     source = image.resolve()
     if not source.is_file():
-        raise ImageError(f"{image}: there is no such file; give an image file", code="missing_image")
+        raise ImageError(f"{image}: there is no such file; give an image file", code="missing_image", path=image)
     try:
         if not copy:
             target.hardlink_to(source)

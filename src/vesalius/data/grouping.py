@@ -1,4 +1,4 @@
-"""Which patient or sequence a sample belongs to: a field, a DICOM attribute, a folder, or a part of the id."""
+"""Groups (patients or sequences) of samples: by field, DICOM attribute, folder, or a part of the id."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ DICOM_ATTRIBUTES = {
     "StudyInstanceUID": ("study", "study_uid"),
     "SeriesInstanceUID": ("series", "series_uid"),
 }
-"""Read from the files themselves where the samples do not have them, and given as the reader of DICOM gives them."""
+"""DICOM attribute -> (kind of pseudonym, field of DicomFacts); read from the files if the samples do not state it."""
 
 
 def regroup(samples: Sequence[Sample], group: str) -> list[Sample]:
-    """The samples with the group that `group` gives: the first of these that there is.
+    """The samples with groups assigned by `group`, which is the first of these that applies.
 
-    A field of the annotations (`group`, `sequence` or a key kept as metadata); one of `DICOM_ATTRIBUTES` of DICOM
-    images; `folder`, where each image lies; a regular expression, the first group of which is found in the id.
-    Raises SettingError where it is none of these, or gives a sample nothing.
+    A field of the annotations (`group`, `sequence` or a metadata key); one of `DICOM_ATTRIBUTES`, for DICOM images;
+    `folder`, for the folder of each image; or a regular expression on the id, with its first parenthesized group as
+    the result. Raises SettingError if `group` is none of these, or yields nothing for a sample.
     """
     if any(_field(sample, group) is not None for sample in samples):
         return [replace(sample, group=_group_of_field(sample, group)) for sample in samples]
@@ -39,24 +39,28 @@ def regroup(samples: Sequence[Sample], group: str) -> list[Sample]:
         pattern = re.compile(group)
     except re.error as error:
         raise SettingError(
-            f"group {group!r} is neither a field of the annotations nor a regular expression ({error})"
+            f"group {group!r} is neither a field of the annotations nor a regular expression ({error})",
+            code="invalid_group",
+            field="group",
         ) from error
     if not pattern.groups:
         fields = ", ".join(dict.fromkeys(key for sample in samples for key in sample.metadata)) or "none"
         raise SettingError(
-            f"group {group!r} is no field of the annotations (fields: {fields}), and as a regular expression "
-            "it needs parentheses around the patient or sequence"
+            f"group {group!r} is not a field of the annotations (fields: {fields}), and as a regular expression "
+            "it needs parentheses around the patient or sequence",
+            code="invalid_group",
+            field="group",
         )
     return [replace(sample, group=_group_of_id(sample, pattern)) for sample in samples]
 
 
 def group_of(sample: Sample) -> str:
-    """The group of a sample; one that nobody grouped is alone in a group of its own id."""
+    """The group of a sample; its id if it has none."""
     return sample.id if sample.group is None else sample.group
 
 
 def note_on_groups(samples: Sequence[Sample]) -> str:
-    """How many groups are stated, and how many images have none."""
+    """A sentence with the number of stated groups and of images without one."""
     groups = {sample.group for sample in samples if sample.group is not None}
     alone = sum(sample.group is None for sample in samples)
     if not groups:
@@ -66,7 +70,7 @@ def note_on_groups(samples: Sequence[Sample]) -> str:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether it is a DICOM file with an image; False where it cannot be opened."""
+    """True for a DICOM file with an image; False if it cannot be opened."""
     try:
         with path.open("rb") as file:
             return dicom.recognize(path, file.read(HEAD_BYTES))
@@ -82,13 +86,15 @@ def _group_of_field(sample: Sample, name: str) -> str:
     value = _field(sample, name)
     if type(value) not in (str, int) or value == "":
         raise SettingError(
-            f"{sample.source}: field {name!r} gives no group (it is {value!r}); write a name or number there"
+            f"{sample.source}: field {name!r} gives no group (it is {value!r}); write a name or number there",
+            code="no_group",
+            field=name,
         )
     return str(value)
 
 
 def _group_by_attribute(samples: Sequence[Sample], keyword: str) -> list[Sample]:
-    """A file of many frames is opened once: its samples stand together."""
+    """Groups by a DICOM attribute; each file is opened once."""
     found: dict[Path, str] = {}
     for sample in samples:
         if sample.image not in found:
@@ -99,17 +105,22 @@ def _group_by_attribute(samples: Sequence[Sample], keyword: str) -> list[Sample]
 def _read_attribute(path: Path, keyword: str) -> str:
     if not is_dicom(path):
         raise SettingError(
-            f"{path}: is no DICOM file and has no {keyword}; name a field, folder, or a regular expression"
+            f"{path}: is not a DICOM file and has no {keyword}; name a field, folder, or a regular expression",
+            code="no_group",
+            path=path,
+            field=keyword,
         )
     kind, name = DICOM_ATTRIBUTES[keyword]
     value = getattr(dicom.read_facts(path), name)
     if not value:
-        raise SettingError(f"{path}: states no {keyword}; name another field, or folder")
+        raise SettingError(
+            f"{path}: states no {keyword}; name another field, or folder", code="no_group", path=path, field=keyword
+        )
     return pseudonym(kind, value)
 
 
 def _group_by_folder(samples: Sequence[Sample]) -> list[Sample]:
-    """Groups are named by what tells the folders apart: `p1/cine`, not the whole path."""
+    """Groups by folder, named by the path below the common parent: `p1/cine`."""
     parents = [sample.image.parent.absolute() for sample in samples]
     top = Path(os.path.commonpath(parents))
     names = [top.name if parent == top else parent.relative_to(top).as_posix() for parent in parents]
@@ -120,6 +131,8 @@ def _group_of_id(sample: Sample, pattern: re.Pattern[str]) -> str:
     match = pattern.search(sample.id)
     if match is None or not match[1]:
         raise SettingError(
-            f"group {pattern.pattern!r} finds nothing in the id {sample.id!r}; widen the expression"
+            f"group {pattern.pattern!r} finds nothing in the id {sample.id!r}; widen the expression",
+            code="no_group",
+            field="group",
         )
     return match[1]
