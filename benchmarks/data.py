@@ -111,7 +111,7 @@ def make_annotations(folder: Path, annotations: int, kind: str) -> Path:
     names = [f"{i:06d}.png" for i in range(n)]
     for name in names:
         (folder / "images" / name).touch()
-    if kind == "sa2va_json":
+    if kind == "vesalius":
         value: Any = [
             {
                 "image": name,
@@ -207,7 +207,7 @@ def main() -> None:
         for n in (args.images // 5, args.images):
             make_images(Path(scratch) / f"check_{n}", n)
             rows.append(_ask("check", Path(scratch) / f"check_{n}", args.steps))
-        for kind in ("sa2va_json", "coco"):
+        for kind in ("vesalius", "coco"):
             path = make_annotations(Path(scratch) / kind, args.annotations, kind)
             rows.append(_ask("read", path, args.steps))
         rows.append(_ask("feed", Path(scratch) / f"check_{args.images // 5}", args.steps))

@@ -40,7 +40,7 @@ SQUARE = [4.0, 4.0, 18.0, 4.5, 18.0, 18.0, 4.0, 17.0]
 POINTS = [[4.0, 4.0], [18.0, 4.5], [18.0, 18.0]]
 
 
-def _house() -> Files:
+def _vesalius() -> Files:
     entry = {
         "image": "a.png",
         "mask": [[SQUARE], SQUARE, None],
@@ -168,7 +168,7 @@ def _video() -> Files:
 
 
 SPECIMENS: dict[str, Callable[[], Files]] = {
-    "sa2va_json": _house,
+    "vesalius": _vesalius,
     "coco": _coco,
     "labelme": _labelme,
     "cvat": _cvat,

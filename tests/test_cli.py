@@ -79,7 +79,7 @@ def test_check_counts_pairs(work: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert code == 0
     assert result["counts"]["images"] == 5
     assert result["counts"]["pairs"] == 10
-    assert result["format"] == "sa2va_json"
+    assert result["format"] == "vesalius"
 
 
 def test_predict_writes_the_prediction_folder(

@@ -213,6 +213,14 @@ CODES: dict[str, Code] = {
         "images have no patient or sequence, so each is its own group",
         "name a field or regular expression with --group, so that splits keep the frames of one patient together",
     ),
+    "invalid_group": _error(
+        "--group is neither a field of the annotations nor a regular expression with parentheses",
+        "name a field, folder, a DICOM attribute, or a regular expression with a group in parentheses",
+    ),
+    "no_group": _error(
+        "the field or expression of --group yields no group for an image",
+        "name another field, or widen the expression",
+    ),
     # images
     "exif_rotation": _warning(
         "a file has an EXIF orientation, so viewers rotate it and masks drawn in them do not fit",
@@ -269,6 +277,7 @@ CODES: dict[str, Code] = {
     ),
     "output_inside_data": _error("the output lies inside the input data", "choose a path outside the data"),
     "nothing_to_write": _error("there is no sample or frame to write", "give at least one"),
+    "invalid_file_name": _error("an id cannot be a file name", "rename the image"),
     "write_failed": _error(
         "a file cannot be written", "free disk space or check the permissions of the folder"
     ),

@@ -341,7 +341,7 @@ def test_the_command_prints_a_table_and_exits_by_its_errors(
     drawn.write()
     assert main(["check", str(drawn.root)]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"{drawn.root}: format sa2va_json"
+    assert lines[0] == f"{drawn.root}: format vesalius"
     assert lines[-7:] == [
         "error    too_few_points      2  entry 1 (images/synth_00001.png): 'blood vessel'; "
         "entry 2 (images/synth_00002.png): 'blood vessel'",
@@ -358,7 +358,7 @@ def test_the_command_prints_a_table_and_exits_by_its_errors(
     assert "  entry 2 (images/synth_00002.png): 'blood vessel': has 2 points; at least 3 are needed" in lines
     assert main(["check", str(drawn.root), "--json"]) == 1
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (result["format"], result["failed"], result["counts"]["images"]) == ("sa2va_json", 2, 6)
+    assert (result["format"], result["failed"], result["counts"]["images"]) == ("vesalius", 2, 6)
     assert list(result["findings"][0]) == [
         "code",
         "severity",

@@ -50,7 +50,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Tags, Path]:
 def test_the_sheet_holds_findings_remedies_counts_and_pictures(made: tuple[Report, Tags, Path]) -> None:
     report, page, _ = made
     text = " ".join(page.text.split())
-    assert "data Format sa2va_json" in text
+    assert "data Format vesalius" in text
     for finding in report.findings:
         assert finding.code in text
         assert " ".join(finding.remedy.split()) in text
@@ -69,7 +69,7 @@ def test_findings_json_is_strict_and_whole(made: tuple[Report, Tags, Path]) -> N
     report, _, out = made
     text = (out / "findings.json").read_text(encoding="utf-8")
     told = json.loads(text, parse_constant=pytest.fail)
-    assert told["formats"] == ["sa2va_json"] and told["counts"] == report.counts
+    assert told["formats"] == ["vesalius"] and told["counts"] == report.counts
     assert [each["code"] for each in told["findings"]] == [each.code for each in report.findings]
     assert set(told["findings"][0]) == {
         *("code", "severity", "file", "location", "message", "remedy", "samples")

@@ -22,7 +22,7 @@ from vesalius.curation.importing import import_dataset
 from vesalius.data.copying import copy_images, write_png
 from vesalius.data.dataset import load_item, load_samples
 from vesalius.data.images import read_image
-from vesalius.data.writers import sa2va_json
+from vesalius.data.writers import vesalius_json
 from vesalius.errors import OutputError, SettingError
 
 from ..dicom_files import write_xa
@@ -430,7 +430,7 @@ def test_a_cancelled_import_leaves_nothing(tmp_path: Path) -> None:
 
 def test_real_angiograms_keep_their_pixels_and_masks_under_pseudonyms(shared: Path, tmp_path: Path) -> None:
     few = load_samples(shared / "data" / "arcade", split="val")[:4]
-    sa2va_json.write(tmp_path / "in" / "annotations.json", copy_images(few, tmp_path / "in"))
+    vesalius_json.write(tmp_path / "in" / "annotations.json", copy_images(few, tmp_path / "in"))
     result = import_dataset(tmp_path / "in", tmp_path / "out", pseudonymize=True)
     assert (result["counts"]["images"], result["writing"]) == (4, {})
     table = json.loads((tmp_path / "out.key.json").read_text())["samples"]

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
+from tests.codes import raises_code
 
 from vesalius.data.copying import copy_images
 from vesalius.data.dataset import load_item
@@ -39,23 +40,25 @@ def test_images_are_linked_under_their_ids_and_samples_point_to_them(tmp_path: P
     assert sample_id(placed.image.relative_to(tmp_path / "out")) == placed.id
 
 
-def test_a_copy_shares_nothing_with_the_image(tmp_path: Path) -> None:
+def test_a_copy_is_a_separate_file(tmp_path: Path) -> None:
     image = picture(tmp_path / "a.png")
     (placed,) = copy_images([Sample("a", image, (), None)], tmp_path / "out", copy=True)
     assert not placed.image.samefile(image)
     assert placed.image.read_bytes() == image.read_bytes()
 
 
-def test_a_disk_that_says_no_is_told_of_where_the_result_was_to_be(tmp_path: Path) -> None:
+def test_a_failed_write_names_the_final_path(tmp_path: Path) -> None:
     image = picture(tmp_path / "a.png")
     with pytest.raises(OutputError) as caught, replacing(tmp_path / "out") as folder:
         folder.mkdir()
         (folder / "images").touch()
         copy_images([Sample("a", image, (), None)], folder)
-    assert str(caught.value) == f"{tmp_path / 'out' / 'images'}: cannot be written (File exists)"
+    assert caught.value.code == "write_failed"
+    assert str(tmp_path / "out" / "images") in str(caught.value)
+    assert ".partial" not in str(caught.value)
 
 
-def test_a_link_to_an_image_becomes_a_name_of_the_image_itself(tmp_path: Path) -> None:
+def test_a_symbolic_link_is_resolved(tmp_path: Path) -> None:
     image = picture(tmp_path / "a.png")
     (tmp_path / "b.png").symlink_to(image)
     (placed,) = copy_images([Sample("b", tmp_path / "b.png", (), None)], tmp_path / "out")
@@ -64,7 +67,7 @@ def test_a_link_to_an_image_becomes_a_name_of_the_image_itself(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("number", [errno.EXDEV, errno.EPERM, errno.EMLINK])
-def test_where_no_link_can_be_made_the_bytes_are_copied(
+def test_bytes_are_copied_if_no_hard_link_can_be_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -78,7 +81,7 @@ def test_where_no_link_can_be_made_the_bytes_are_copied(
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_decoded_images_keep_their_pixels_and_lose_what_else_the_file_held(tmp_path: Path, mode: str) -> None:
+def test_decoded_images_keep_pixels_and_no_metadata(tmp_path: Path, mode: str) -> None:
     image = picture(tmp_path / "a.png", mode=mode)
     notes = PngImagePlugin.PngInfo()
     notes.add_text("Comment", "Mueller Hans")
@@ -93,7 +96,7 @@ def test_decoded_images_keep_their_pixels_and_lose_what_else_the_file_held(tmp_p
         assert (written.mode, written.info) == (mode, {})
 
 
-def test_an_image_with_a_suffix_that_folders_are_not_searched_for_becomes_png(tmp_path: Path) -> None:
+def test_an_image_with_another_suffix_becomes_png(tmp_path: Path) -> None:
     image = picture(tmp_path / "a.webp", mode="RGB")
     (placed,) = copy_images([Sample("a", image, (), None)], tmp_path / "out")
     assert placed.image.name == "a.png"
@@ -114,7 +117,7 @@ def test_mask_files_become_rle_and_other_masks_stay(tmp_path: Path) -> None:
 def test_a_mask_file_of_another_size_is_refused(tmp_path: Path) -> None:
     image, mask = picture(tmp_path / "a.png"), tmp_path / "m.png"
     Image.new("L", (9, 9)).save(mask)
-    with pytest.raises(AnnotationError, match="9 x 9"):
+    with raises_code(AnnotationError, "size_mismatch", "9 x 9"):
         copy_images([Sample("a", image, ("x",), ((MaskFile(mask),),))], tmp_path / "out")
 
 
@@ -125,7 +128,7 @@ def test_new_names_become_ids_and_stems(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "out" / "images").iterdir()) == ["one.png", "two.png"]
 
 
-def test_progress_hears_of_each_image(tmp_path: Path) -> None:
+def test_progress_counts_each_image(tmp_path: Path) -> None:
     heard: list[int] = []
     samples = [Sample(name, picture(tmp_path / f"{name}.png"), (), None) for name in "abc"]
     copy_images(samples, tmp_path / "out", on_progress=heard.append)
@@ -133,23 +136,23 @@ def test_progress_hears_of_each_image(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "a\0b"])
-def test_what_cannot_be_a_file_name_is_refused(tmp_path: Path, name: str) -> None:
+def test_an_invalid_file_name_is_refused(tmp_path: Path, name: str) -> None:
     sample = Sample("a", picture(tmp_path / "a.png"), (), None)
-    with pytest.raises(OutputError, match="cannot be a file name"):
+    with raises_code(OutputError, "invalid_file_name"):
         copy_images([sample], tmp_path / "out", {"a": name})
 
 
 def test_two_images_of_one_name_and_a_missing_one_are_refused(tmp_path: Path) -> None:
     first, second = (Sample(name, picture(tmp_path / f"{name}.png"), (), None) for name in "ab")
-    with pytest.raises(OutputError, match="two images of this name"):
+    with raises_code(OutputError, "duplicate_id"):
         copy_images([first, second], tmp_path / "out", {"a": "x", "b": "x"})
-    with pytest.raises(OutputError, match="two images of this name"):
+    with raises_code(OutputError, "duplicate_id"):
         copy_images([first, second], tmp_path / "decoded", {"a": "x", "b": "x"}, decode=True)
-    with pytest.raises(ImageError, match="no such file"):
+    with raises_code(ImageError, "missing_image", "none.png"):
         copy_images([replace(first, image=tmp_path / "none.png")], tmp_path / "again")
 
 
-def test_a_name_that_is_too_long_for_the_disk_is_one_sentence(tmp_path: Path) -> None:
+def test_a_file_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
     sample = Sample("a", picture(tmp_path / "a.png"), (), None)
-    with pytest.raises(OutputError, match="name too long"):
+    with raises_code(OutputError, "write_failed"):
         copy_images([sample], tmp_path / "out", {"a": "x" * 300})

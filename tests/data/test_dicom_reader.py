@@ -190,7 +190,7 @@ def test_annotations_of_other_formats_come_first(tmp_path: Path) -> None:
     angiogram(tmp_path / "images" / "a.dcm")
     (tmp_path / "annotations.json").write_text('[{"image": "a.dcm", "mask": [null], "text": ["vessel"]}]')
     data = open_dataset(tmp_path)
-    assert data.format == "sa2va_json"
+    assert data.format == "vesalius"
     assert load_item(data.samples[0]).frames.shape == (1, 6, 8, 3)
 
 

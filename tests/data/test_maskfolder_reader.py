@@ -14,7 +14,7 @@ from PIL import Image
 from vesalius.data.dataset import load_item, open_dataset
 from vesalius.data.readers.maskfolder import notes, read, recognize
 from vesalius.data.source import Source
-from vesalius.data.writers import sa2va_json
+from vesalius.data.writers import vesalius_json
 from vesalius.errors import AnnotationError, DataError, SettingError
 from vesalius.lineage import fingerprint_samples
 from vesalius.types import Absent, MaskFile, RleMask
@@ -119,7 +119,7 @@ def test_with_a_table_every_class_is_a_prompt_of_every_image(
 
 def test_a_class_without_pixels_is_written_as_absent(tmp_path: Path) -> None:
     samples = open_dataset(fill_classes(tmp_path, CLASSES, {"vessel": 1, "wire": 3, "catheter": 2})).samples
-    sa2va_json.write(tmp_path / "annotations.json", samples)
+    vesalius_json.write(tmp_path / "annotations.json", samples)
     (written,) = open_dataset(tmp_path).samples
     assert written.prompts == ("vessel", "wire", "catheter") and written.masks is not None
     assert isinstance(written.masks[0][0], RleMask)

@@ -59,7 +59,7 @@ def metrics(rows: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
         "model": {"name": "tiny", "kind": "textseg", "fingerprint": "a1b2c3", "step": 400},
         "data": {
             "name": "arcade/test",
-            "format": "sa2va_json",
+            "format": "vesalius",
             "fingerprint": "d4e5",
             "n_samples": len(rows),
             "n_groups": len(groups),

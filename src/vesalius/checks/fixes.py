@@ -14,7 +14,7 @@ from vesalius.checks.findings import count_errors, finding
 from vesalius.checks.inspection import Report, inspect, workers_for
 from vesalius.data.copying import copy_images
 from vesalius.data.formats import ANNOTATION_FILES
-from vesalius.data.writers import sa2va_json
+from vesalius.data.writers import vesalius_json
 from vesalius.errors import AnnotationError
 from vesalius.files import check_new, check_outside, replacing, write_json
 from vesalius.parallel import map_in_order
@@ -79,7 +79,7 @@ def write_fixed(
 ) -> Fixes:
     """Write the corrected copy of a checked dataset: images, annotations[.SPLIT].json and fixes.json.
 
-    It is in the format of the house, with the phrases and groups that `report` has. Ids stay, but for an image of a
+    It is in the format `vesalius`, with the phrases and groups that `report` has. Ids stay, but for an image of a
     split whose id another split has for another image. `num_workers` as for `inspect`. Raises AnnotationError where
     nothing would be left of a split, or one cannot be read at all; OutputError where the disk says no, and then there is no `out`.
     """
@@ -176,7 +176,7 @@ def _write(kept: Mapping[str, Sequence[Sample]], folder: Path, on_image: Callabl
         placed |= {(each.image, each.frame): now for each, now in zip(new, there, strict=True)}
         taken.update(names.values())
         rows = [_on(each, placed[each.image, each.frame]) for each in samples]
-        sa2va_json.write(folder / _name(split), rows)
+        vesalius_json.write(folder / _name(split), rows)
     return sum(map(len, kept.values()))
 
 

@@ -18,7 +18,7 @@ from vesalius.data.copying import copy_images
 from vesalius.data.dataset import Dataset, load_item
 from vesalius.data.grouping import group_of
 from vesalius.data.perceptual_hash import ImageHashes, hash_image, near_pairs
-from vesalius.data.writers import sa2va_json
+from vesalius.data.writers import vesalius_json
 from vesalius.errors import DataError, SettingError
 from vesalius.files import check_outside, check_replaceable, replacing, write_json
 from vesalius.types import Sample
@@ -92,7 +92,7 @@ def split_dataset(
     with replacing(out) as folder:
         placed = copy_images(samples, folder)
         for name, members in parts.items():
-            sa2va_json.write(folder / f"annotations.{name}.json", [placed[i] for i in members])
+            vesalius_json.write(folder / f"annotations.{name}.json", [placed[i] for i in members])
         write_json(folder / MARKER, {**record, "parts": rows})
     return {**record, "out": str(out), "parts": table}
 

@@ -117,7 +117,9 @@ def _link(image: Path, target: Path, copy: bool) -> None:
     """Hard-link the file; copy it with `copy` or if it cannot be linked (another disk, another owner)."""
     source = image.resolve()
     if not source.is_file():
-        raise ImageError(f"{image}: there is no such file; give an image file", code="missing_image", path=image)
+        raise ImageError(
+            f"{image}: there is no such file; give an image file", code="missing_image", path=image
+        )
     try:
         if not copy:
             target.hardlink_to(source)

@@ -16,7 +16,7 @@ from vesalius.data.readers import (
     labelstudio,
     maskfolder,
     nnunet,
-    sa2va_json,
+    vesalius_json,
 )
 from vesalius.data.source import Problems, Source
 from vesalius.errors import AnnotationError, SettingError
@@ -44,7 +44,7 @@ class Format:
 FORMATS: dict[str, Format] = {
     "coco": Format(coco.recognize, coco.read, coco.notes),
     "labelstudio": Format(labelstudio.recognize, labelstudio.read, labelstudio.notes),
-    "sa2va_json": Format(sa2va_json.recognize, sa2va_json.read),
+    "vesalius": Format(vesalius_json.recognize, vesalius_json.read),
     "labelme": Format(labelme.recognize, labelme.read, labelme.notes),
     "cvat": Format(cvat.recognize, cvat.read),
     "nnunet": Format(nnunet.recognize, nnunet.read, nnunet.notes),

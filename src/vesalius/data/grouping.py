@@ -114,7 +114,10 @@ def _read_attribute(path: Path, keyword: str) -> str:
     value = getattr(dicom.read_facts(path), name)
     if not value:
         raise SettingError(
-            f"{path}: states no {keyword}; name another field, or folder", code="no_group", path=path, field=keyword
+            f"{path}: states no {keyword}; name another field, or folder",
+            code="no_group",
+            path=path,
+            field=keyword,
         )
     return pseudonym(kind, value)
 

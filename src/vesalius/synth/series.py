@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image
 
-from vesalius.data.writers import sa2va_json
+from vesalius.data.writers import vesalius_json
 from vesalius.errors import SettingError
 from vesalius.files import check_new, replacing
 from vesalius.masks import encode_rle
@@ -148,7 +148,7 @@ def write_dataset(
                 samples.append(replace(sample, image=path))
                 if on_progress is not None:
                     on_progress(len(samples))
-        sa2va_json.write(folder / "annotations.json", samples)
+        vesalius_json.write(folder / "annotations.json", samples)
     absent = sum(objects == (Absent(),) for sample in samples for objects in sample.masks or ())
     asked = sum(len(sample.prompts) for sample in samples)
     return Written(len(samples), asked - absent, absent)

@@ -10,7 +10,7 @@ shows images turned as their EXIF says, which is not done here: the stated size 
 copy of the image, is never looked at.
 
 What LabelMe has no word for stands under the key `vesalius`, which it keeps: `absent` (phrases that are not
-in the image), `group`, `sequence`, `frame`, `spacing_mm` as in the format of the house, and metadata.
+in the image), `group`, `sequence`, `frame`, `spacing_mm` as in the format `vesalius`, and metadata.
 """
 
 from __future__ import annotations

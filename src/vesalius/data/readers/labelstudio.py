@@ -22,8 +22,8 @@ from vesalius.data.decoders.picture import SUFFIXES
 from vesalius.data.readers import fields, shapes
 from vesalius.data.readers.brush import decode_brush
 from vesalius.data.readers.fields import is_number, kind, show
-from vesalius.data.readers.sa2va_json import KEYS
 from vesalius.data.readers.uploads import Uploads
+from vesalius.data.readers.vesalius_json import KEYS
 from vesalius.data.source import Problems, Source, report
 from vesalius.errors import AnnotationError
 from vesalius.masks import Size, encode_rle

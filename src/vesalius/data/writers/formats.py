@@ -1,16 +1,16 @@
-"""Every format that a dataset can be written in."""
+"""Table of the annotation formats that can be written."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vesalius.data.writers import coco, labelme, masks, sa2va_json
+from vesalius.data.writers import coco, labelme, masks, vesalius_json
 from vesalius.types import Sample
 
 
 def _write_vesalius(folder: Path, samples: Sequence[Sample]) -> list[str]:
-    sa2va_json.write(folder / "annotations.json", samples)
+    vesalius_json.write(folder / "annotations.json", samples)
     return []
 
 

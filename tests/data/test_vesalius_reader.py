@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vesalius.data.dataset import check_polygons
-from vesalius.data.readers import sa2va_json
+from vesalius.data.readers import vesalius_json
 from vesalius.data.source import Problems, Source
 from vesalius.errors import AnnotationError, DataError
 from vesalius.masks import encode_rle
@@ -39,7 +39,7 @@ def write(root: Path, *entries: Any) -> Path:
 
 def read(path: Path, problems: Problems = None) -> list[Sample]:
     """As a dataset is opened: polygons that are none are refused too."""
-    samples = sa2va_json.read(Source(path), "", problems)
+    samples = vesalius_json.read(Source(path), "", problems)
     if problems is None:
         for sample in samples:
             check_polygons(sample)

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vesalius.data.readers import sa2va_json as reader
+from vesalius.data.readers import vesalius_json as reader
 from vesalius.data.source import Source
-from vesalius.data.writers import sa2va_json as writer
+from vesalius.data.writers import vesalius_json as writer
 from vesalius.errors import AnnotationError
 from vesalius.masks import decode_rle, encode_rle
 from vesalius.types import Absent, MaskFile, MaskReference, Polygons, RleMask, Sample

@@ -1,4 +1,4 @@
-"""The annotation format of the house: the official fine-tuning JSON of Sa2VA.
+"""The annotation format `vesalius`: the official fine-tuning JSON of Sa2VA.
 
     [{"image": "a.png", "mask": [object, ...], "text": [str, ...], "group": "p1", "size": [h, w]}, ...]
 
