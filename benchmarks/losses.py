@@ -31,7 +31,7 @@ from vesalius.evaluation.centerline import cldice
 from vesalius.evaluation.overlap import score
 from vesalius.evaluation.shape import Shape
 from vesalius.files import write_json
-from vesalius.inference.predictor import load_predictor
+from vesalius.jobs.opening import load_predictor
 from vesalius.lineage import versions
 from vesalius.synth import write_dataset
 from vesalius.training.run import train
@@ -78,8 +78,8 @@ def score_one(run: Path, items: list[Item]) -> dict[str, float]:
     """Means over the validation images."""
     predictor = load_predictor(run / "last", answer="force")
     dices, lines, at_threshold = [], [], []
-    for start in range(0, len(items), predictor.batch):
-        part = items[start : start + predictor.batch]
+    for start in range(0, len(items), predictor.batch_size):
+        part = items[start : start + predictor.batch_size]
         for item, prediction in zip(part, predictor.predict(part), strict=True):
             truth = item.masks[0, 0]  # type: ignore[index]
             guess = prediction.probabilities.max(axis=0)

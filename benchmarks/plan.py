@@ -109,7 +109,8 @@ def measure(folder: Path, image: tuple[int, int], keep: bool) -> dict[str, Any]:
 
     import numpy as np
 
-    from vesalius.inference.predictor import Predictor, load_predictor
+    from vesalius.inference.predictor import Predictor
+    from vesalius.jobs.opening import load_predictor
     from vesalius.models.cpu_allocator import keep_freed_memory
     from vesalius.models.vlm import vision_encoder_of
 

@@ -38,7 +38,9 @@ from transformers.models.sam2.modeling_sam2 import Sam2HieraDetModel, Sam2PatchE
 from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoMaskDecoder
 
 from vesalius.files import write_json
-from vesalius.inference.predictor import MAX_NEW_TOKENS, Predictor, load_predictor
+from vesalius.inference.predictor import MAX_NEW_TOKENS, Predictor
+from vesalius.jobs.opening import load_predictor
+from vesalius.mask_maps import LowRes
 from vesalius.models.cpu_allocator import keep_freed_memory
 from vesalius.models.cpu_parallel import map_on_cores
 from vesalius.models.generation import generate_answer
@@ -89,9 +91,7 @@ def predict_officially(predictor: Predictor, items: list[Item]) -> list[np.ndarr
                     prompt,
                     "ok",
                     item.size,
-                    decoded.logits.numpy(),
-                    processor.spec.sam_size,
-                    (1.0,),
+                    LowRes(decoded.logits.numpy(), processor.spec.sam_size),
                     threshold=predictor.threshold,
                 )
                 mask |= prediction.mask
@@ -102,7 +102,7 @@ def predict_officially(predictor: Predictor, items: list[Item]) -> list[np.ndarr
 def encode_alone(predictor: Predictor, items: list[Item]) -> Callable[[], object]:
     """What runs SAM's encoder over the images as `Predictor.predict` does, and nothing else."""
     squares = [predictor.processor.preprocess(item).square for item in items]
-    batches = [squares[i : i + predictor.batch] for i in range(0, len(squares), predictor.batch)]
+    batches = [squares[i : i + predictor.batch_size] for i in range(0, len(squares), predictor.batch_size)]
 
     def encode(part: list[torch.Tensor]) -> None:
         predictor.model.sam.vision_encoder.backbone(torch.stack(part))
@@ -212,13 +212,13 @@ def main() -> None:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--images", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--quick", action="store_true", help="8 images, 2 rounds")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     images, rounds = (8, 2) if args.quick else (args.images, args.rounds)
     keep_freed_memory()
-    predictor = load_predictor(args.model, batch=args.batch)
+    predictor = load_predictor(args.model, batch_size=args.batch_size)
     assert isinstance(predictor, Predictor)
     frames = [draw(9, i).frames for i in range(images)]
     rows = []
@@ -232,7 +232,8 @@ def main() -> None:
             {
                 "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
                 "model": args.model,
-                "settings": predictor.settings | {"batch": args.batch, "images": images, "rounds": rounds},
+                "settings": predictor.description.settings
+                | {"batch_size": args.batch_size, "images": images, "rounds": rounds},
                 "ratio_1_prompt": rows[0]["ratio"],
                 "ratio_4_prompts": rows[1]["ratio"],
                 "masks_equal": min(row["masks_equal"] for row in rows),

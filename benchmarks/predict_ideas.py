@@ -28,7 +28,8 @@ from torch import nn
 
 from vesalius.files import write_json
 from vesalius.inference import predictor as predictor_module
-from vesalius.inference.predictor import Predictor, load_predictor
+from vesalius.inference.predictor import Predictor
+from vesalius.jobs.opening import load_predictor
 from vesalius.models import generation, pixels, processor, segmenter
 from vesalius.models.cpu_allocator import keep_freed_memory
 from vesalius.models.cpu_parallel import Decode
@@ -58,7 +59,7 @@ def token_by_token(predictor: Predictor, items: list[Item], stack: ExitStack) ->
 
 def alone(predictor: Predictor, items: list[Item], stack: ExitStack) -> tuple[Predictor, list[Item]]:
     """One image at a time."""
-    stack.enter_context(patch.object(predictor, "batch", 1))
+    stack.enter_context(patch.object(predictor, "batch_size", 1))
     return predictor, items
 
 
@@ -200,13 +201,13 @@ def main() -> None:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--quick", action="store_true", help="8 images, 2 rounds")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     images, rounds = (8, 2) if args.quick else (args.images, args.rounds)
     keep_freed_memory()
-    predictor = load_predictor(args.model, batch=args.batch)
+    predictor = load_predictor(args.model, batch_size=args.batch_size)
     assert isinstance(predictor, Predictor)
     rows = []
     for n in (1, 4):
@@ -219,7 +220,11 @@ def main() -> None:
                 flush=True,
             )
     if args.json:
-        settings = predictor.settings | {"batch": args.batch, "images": images, "rounds": rounds}
+        settings = predictor.description.settings | {
+            "batch_size": args.batch_size,
+            "images": images,
+            "rounds": rounds,
+        }
         machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
         write_json(args.json, {"machine": machine, "model": args.model, "settings": settings, "rows": rows})
 

@@ -44,8 +44,8 @@ from vesalius.data.dataset import Dataset, load_item, open_dataset
 from vesalius.data.source import read_json
 from vesalius.evaluation.statistics import bootstrap_interval
 from vesalius.files import write_json
-from vesalius.inference.predictor import load_predictor
 from vesalius.inference.tiles import TileSettings, find_windows
+from vesalius.jobs.opening import load_predictor
 from vesalius.lineage import commit, versions
 from vesalius.scoring.compare import compare
 from vesalius.scoring.evaluate import evaluate

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from vesalius.jobs.folder import Segmenter
+from vesalius.segmenter import ModelDescription, Segmenter
 from vesalius.types import Item, Prediction
 
 
-class Shuffled:
+class Shuffled(Segmenter):
     """The same model, asked for another phrase each time; its answers come back under the phrase that was meant."""
 
     def __init__(self, segmenter: Segmenter, phrases: Sequence[str], seed: int) -> None:
@@ -21,13 +20,11 @@ class Shuffled:
         # each is asked as the next one of a shuffled ring, and so never as itself
         self.asked_as = {phrases[order[i - 1]]: phrases[order[i]] for i in range(len(order))}
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._segmenter, name)
-
     @property
-    def settings(self) -> dict[str, Any]:
-        """Those of the model, and what it was asked instead."""
-        return {**self._segmenter.settings, "asked_as": self.asked_as}
+    def description(self) -> ModelDescription:
+        """The model's description, with the prompts that it is asked instead as a setting."""
+        model = self._segmenter.description
+        return replace(model, settings={**model.settings, "asked_as": self.asked_as})
 
     def predict(self, items: Sequence[Item]) -> list[Prediction]:
         """The answers to other phrases, under those that were meant."""

@@ -20,19 +20,18 @@ from PIL import Image
 from vesalius.data.images import list_images
 from vesalius.files import write_json
 from vesalius.inference.tiles import TileSettings, find_windows
+from vesalius.mask_maps import Tile, Tiled, Window
 from vesalius.masks import area_average
-from vesalius.types import Prediction, Tile, Window
 
 
 def perfect(truth: np.ndarray, windows: list[Window], cells: int, input_size: int) -> np.ndarray:
     """The mask bool (h, w) that a model would make whose maps are the ground truth."""
     tiles = []
     for window in windows:
-        part = truth[window.top : window.top + window.height, window.left : window.left + window.width]
+        part = truth[window.pixels]
         tiles.append(Tile(window, area_average(part, (cells, cells))[None] - np.float32(0.5)))
     size = truth.shape[0], truth.shape[1]
-    nothing = np.zeros((1, 0, 0), dtype=np.float32)
-    return Prediction("truth", "", "ok", size, nothing, input_size, (1.0,), tiles=tuple(tiles)).mask
+    return Tiled(tuple(tiles), input_size).masks(size, 0.5)[0]
 
 
 def dice(truth: np.ndarray, guess: np.ndarray) -> float:

@@ -24,7 +24,8 @@ from typing import Any
 from vesalius.data.dataset import load_item, load_samples
 from vesalius.evaluation import video
 from vesalius.files import to_json, write_json
-from vesalius.inference.predictor import Predictor, load_predictor
+from vesalius.inference.predictor import Predictor
+from vesalius.jobs.opening import load_predictor
 from vesalius.synth import write_dataset
 from vesalius.types import Item, Prediction, Sample
 
@@ -44,8 +45,8 @@ def predict(predictor: Predictor, samples: list[Sample], way: Any) -> Iterator[l
         for frame in predictor.predict_video(samples, PROMPTS, propagation=way):
             yield frame.predictions
         return
-    for start in range(0, len(samples), predictor.batch):
-        some = [load_item(sample) for sample in samples[start : start + predictor.batch]]
+    for start in range(0, len(samples), predictor.batch_size):
+        some = [load_item(sample) for sample in samples[start : start + predictor.batch_size]]
         found = predictor.predict([Item(item.id, item.frames, PROMPTS) for item in some])
         for first in range(0, len(found), len(PROMPTS)):
             yield found[first : first + len(PROMPTS)]

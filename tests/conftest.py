@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from vesalius.inference.predictor import Predictor
+    from vesalius.inference.official import OfficialPredictor
 
 # two test processes on two cores: more threads would only wait for one another
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -38,14 +38,14 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_predictor() -> Predictor:
+def small_predictor() -> OfficialPredictor:
     """A predictor with random weights: the language model of `tiny` and a SAM 2 of 128 x 128 pixels.
 
     Its object scores are high, so that every prompt gets a mask, and masks of different prompts differ.
     """
     import torch
 
-    from vesalius.inference.predictor import Predictor
+    from vesalius.inference.official import OfficialPredictor
     from vesalius.models.cards import Card
     from vesalius.models.checkpoint import OpenedModel
     from vesalius.models.families.tokenizers import byte_tokenizer
@@ -81,4 +81,4 @@ def small_predictor() -> Predictor:
                     parameter.normal_()
             for layer in model.sam.memory_attention.layers:
                 layer.cross_attn_image.o_proj.weight.mul_(10)
-    return Predictor(OpenedModel(model, processor, Card(spec=spec)), answer="force", batch=2)
+    return OfficialPredictor(OpenedModel(model, processor, Card(spec=spec)), answer="force", batch_size=2)

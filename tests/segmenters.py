@@ -3,38 +3,48 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from vesalius.errors import SettingError
+from vesalius.mask_maps import LowRes
+from vesalius.segmenter import ModelDescription, Segmenter, Usage
 from vesalius.types import Item, Prediction
 
 SIDE = 16
 
 
-class Bright:
-    """Its masks are the pixels above 100; each call takes `pause_s`, and fails or stops where told to."""
-
-    threshold, threshold_origin = 0.5, {}
-    training_images, training_perceptual_hashes, tuning_images = None, (), ()
-    trained_on_unknown = True
+class Bright(Segmenter):
+    """Its masks are the pixels above 100; each call takes `pause_s`, and it stops at the image `stop_at`."""
 
     def __init__(
-        self, batch: int = 2, pause_s: float = 0.0, stop_at: str = "", fingerprint: str = "f" * 64
+        self, batch_size: int = 2, pause_s: float = 0.0, stop_at: str = "", fingerprint: str = "f" * 64
     ) -> None:
-        self.batch, self.pause_s, self.stop_at, self.fingerprint = batch, pause_s, stop_at, fingerprint
+        self.batch_size, self.pause_s, self.stop_at, self.fingerprint = (
+            batch_size,
+            pause_s,
+            stop_at,
+            fingerprint,
+        )
         self.settings: dict[str, Any] = {"answer": "verify", "device": "cpu"}
+        self.threshold = 0.5
         self.seen: list[str] = []
 
     @property
-    def card(self) -> dict[str, Any]:
-        return {"name": "bright", "kind": "test", "fingerprint": self.fingerprint, "step": None}
+    def description(self) -> ModelDescription:
+        return ModelDescription(
+            "bright",
+            "test",
+            self.fingerprint,
+            threshold=self.threshold,
+            settings=self.settings,
+            batch_size=self.batch_size,
+        )
 
     def predict(self, items: Sequence[Item]) -> list[Prediction]:
         time.sleep(self.pause_s)
@@ -47,7 +57,14 @@ class Bright:
         logits = np.where(item.frames[:, :, :, 0] > 100, 9, -9).astype(np.float32)
         side = item.size[0]
         return Prediction(
-            item.id, prompt, "ok", item.size, logits, side, (0.9,), "Sure, [SEG].", answered="verified"
+            item.id,
+            prompt,
+            "ok",
+            item.size,
+            LowRes(logits, side),
+            (0.9,),
+            "Sure, [SEG].",
+            answered="verified",
         )
 
 
@@ -63,19 +80,18 @@ class BrightOrder:
 
 
 class Cached(Bright):
-    """Knows of vessels only, and of each image says that it was encoded."""
+    """Answers the prompt "vessel" only, and counts every image as encoded."""
 
     def __init__(self) -> None:
-        super().__init__(batch=1)
-        self.cache = SimpleNamespace(use=SimpleNamespace(read=0, encoded=0, damaged=0, not_kept=0))
+        super().__init__(batch_size=1)
 
-    def check_prompts(self, prompts: Sequence[str]) -> None:
+    @property
+    def usage(self) -> Usage:
+        return Usage(0, {"read": 0, "encoded": len(self.seen), "damaged": 0, "not_kept": 0})
+
+    def check_prompts(self, prompts: Iterable[str]) -> None:
         if unknown := [prompt for prompt in prompts if prompt != "vessel"]:
-            raise SettingError(f"knows no {unknown[0]!r}")
-
-    def predict(self, items: Sequence[Item]) -> list[Prediction]:
-        self.cache.use.encoded += len(items)
-        return super().predict(items)
+            raise SettingError(f"knows no {unknown[0]!r}", code="unknown_phrase")
 
 
 @dataclass(frozen=True)

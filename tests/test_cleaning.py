@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from vesalius.cleaning import CleanedPrediction, Cleaning, clean, drop_specks, fill_holes
+from vesalius.cleaning import Cleaning, drop_specks, fill_holes
 from vesalius.config import make_settings
 from vesalius.errors import SettingError
+from vesalius.mask_maps import LowRes
 from vesalius.types import Prediction
 
 
@@ -52,8 +54,8 @@ def test_specks_are_dropped_up_to_a_size_and_touch_at_corners() -> None:
 
 def test_holes_are_filled_first_so_that_a_thin_ring_is_no_speck() -> None:
     ring = paper(".....", ".###.", ".#.#.", ".###.", ".....")
-    assert clean(ring, Cleaning(fill_holes=1, drop_specks=8)).sum() == 9
-    assert not clean(ring, Cleaning(drop_specks=8)).any()
+    assert Cleaning(fill_holes=1, drop_specks=8)(ring).sum() == 9
+    assert not Cleaning(drop_specks=8)(ring).any()
 
 
 @given(arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))), st.integers(0, 90), st.integers(0, 90))
@@ -70,13 +72,12 @@ def test_each_object_is_mended_before_they_are_united() -> None:
     ring = paper(".....", ".###.", ".#.#.", ".###.", ".....")
     dot = paper(".....", ".....", "..#..", ".....", ".....")
     logits = np.where(np.stack([ring, dot]), 9, -9).astype(np.float32)
-    facts = {"id": "a", "prompt": "x", "status": "ok", "size": (5, 5), "logits": logits, "input_size": 5}
-    plain = Prediction(**facts, scores=(0.5, 0.4))
-    mended = CleanedPrediction(**vars(plain), cleaning=Cleaning(drop_specks=1))
+    plain = Prediction("a", "x", "ok", (5, 5), LowRes(logits, 5))
+    mended = replace(plain, cleaning=Cleaning(drop_specks=1))
     np.testing.assert_array_equal(mended.mask, ring)
     np.testing.assert_array_equal(mended.probabilities, plain.probabilities)
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(mended)).mask, ring)
-    nothing = CleanedPrediction("a", "x", "no_seg", (5, 5), logits[:0], cleaning=Cleaning(drop_specks=1))
+    nothing = Prediction("a", "x", "no_seg", (5, 5), cleaning=Cleaning(drop_specks=1))
     assert nothing.masks.shape == (0, 5, 5)
 
 

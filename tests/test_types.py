@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 
+from vesalius.mask_maps import LowRes
 from vesalius.types import Absent, Item, Prediction, Sample
 
 FRAMES = np.zeros((2, 4, 5, 3), dtype=np.uint8)
 
 
 def prediction(logits: np.ndarray, size: tuple[int, int] = (7, 11), **values: Any) -> Prediction:
-    values = {"status": "ok", "scores": (0.5,) * len(logits), "input_size": 16} | values
-    return Prediction("a", "vessel", size=size, logits=logits, **values)
+    values = {"status": "ok", "scores": (0.5,) * len(logits)} | values
+    return Prediction("a", "vessel", size=size, maps=LowRes(logits, 16), **values)
 
 
 def test_a_sample_needs_masks_for_every_prompt_or_none_at_all() -> None:
@@ -96,8 +97,8 @@ def test_contradictions_are_refused() -> None:
         (some, {"status": "no_seg"}, "status no_seg with 1 masks"),
         (some, {"status": "failed"}, "status failed with 1 masks"),
         (none, {}, "status ok with 0 masks"),
-        (some, {"scores": ()}, "1 logit maps of 2 axes with 0 scores"),
-        (some[0], {"scores": (0.1,) * 8}, "of 1 axes"),
+        (some, {"scores": (0.5, 0.5)}, "1 masks with 2 scores"),
+        (some[0], {}, "they have 2"),
     ]
     for logits, values, reason in cases:
         with pytest.raises(ValueError, match=reason):

@@ -12,20 +12,26 @@ if TYPE_CHECKING:
     from vesalius.data.dataset import load_item, load_samples
     from vesalius.data.images import read_image
     from vesalius.errors import VesaliusError
-    from vesalius.inference.predictor import Predictor, load_predictor
+    from vesalius.inference.predictor import Predictor
+    from vesalius.jobs.opening import load_predictor
+    from vesalius.mask_maps import LowRes
     from vesalius.scoring.evaluate import evaluate
+    from vesalius.segmenter import ModelDescription, Segmenter
     from vesalius.training.run import train
     from vesalius.types import Item, Prediction, Sample
 
 _HOME = {
     "Item": "vesalius.types",
+    "LowRes": "vesalius.mask_maps",
+    "ModelDescription": "vesalius.segmenter",
     "Prediction": "vesalius.types",
     "Predictor": "vesalius.inference.predictor",
     "Sample": "vesalius.types",
+    "Segmenter": "vesalius.segmenter",
     "VesaliusError": "vesalius.errors",
     "evaluate": "vesalius.scoring.evaluate",
     "load_item": "vesalius.data.dataset",
-    "load_predictor": "vesalius.inference.predictor",
+    "load_predictor": "vesalius.jobs.opening",
     "load_samples": "vesalius.data.dataset",
     "read_image": "vesalius.data.images",
     "train": "vesalius.training.run",
@@ -33,9 +39,12 @@ _HOME = {
 
 __all__ = [
     "Item",
+    "LowRes",
+    "ModelDescription",
     "Prediction",
     "Predictor",
     "Sample",
+    "Segmenter",
     "VesaliusError",
     "evaluate",
     "load_item",

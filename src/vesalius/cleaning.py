@@ -1,9 +1,6 @@
-"""Masks without small holes and specks, where somebody asked for it."""
+"""Post-processing of masks: fill small holes and drop small specks."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool
@@ -11,45 +8,32 @@ from pydantic import NonNegativeInt
 from scipy import ndimage
 
 from vesalius.config import Settings
-from vesalius.types import Prediction
 
-EIGHT = np.ones((3, 3), dtype=bool)
-"""Pixels of a mask that touch at a corner are one piece; pixels outside of it are not."""
+CORNERS_TOUCH = np.ones((3, 3), dtype=bool)
+"""8-connectivity, for objects. Holes are 4-connected."""
 
 
 class Cleaning(Settings):
-    """What is mended in each object's mask at the size of the image, before objects are united; 0 mends nothing."""
+    """Size limits of holes and specks in each object's mask, at the image's size and before the union; 0 is off.
+
+    Calling it cleans a mask: holes are filled first, then specks are dropped.
+    """
 
     fill_holes: NonNegativeInt = 0
-    """Largest hole that is filled, in pixels."""
+    """Area in pixels of the largest hole that is filled."""
     drop_specks: NonNegativeInt = 0
-    """Largest piece that is dropped, in pixels; after holes were filled."""
+    """Area in pixels of the largest piece that is dropped."""
 
-
-@dataclass(frozen=True)
-class CleanedPrediction(Prediction):
-    """A prediction whose masks were mended; its logits and probabilities are those of the model."""
-
-    cleaning: Cleaning = field(default_factory=Cleaning)
-
-    @cached_property
-    def masks(self) -> np.ndarray:
-        masks = super().masks.copy()
-        for index, mask in enumerate(masks):
-            masks[index] = clean(mask, self.cleaning)
-        return masks
-
-
-def clean(mask: Bool[np.ndarray, "h w"], cleaning: Cleaning) -> Bool[np.ndarray, "h w"]:
-    """The mask with its holes filled and then its specks dropped, as far as they are small enough."""
-    return drop_specks(fill_holes(mask, cleaning.fill_holes), cleaning.drop_specks)
+    def __call__(self, mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+        """The mask with its holes filled and then its specks dropped."""
+        return drop_specks(fill_holes(mask, self.fill_holes), self.drop_specks)
 
 
 def fill_holes(mask: Bool[np.ndarray, "h w"], most: int) -> Bool[np.ndarray, "h w"]:
     """The mask with every hole of at most `most` pixels filled.
 
-    A hole is a piece of the outside, joined by edges, that does not touch the border of the image. Worked case: a
-    ring of 3 x 3 pixels has a hole of 1; open at one edge it has none, open at a corner it still has.
+    A hole is a 4-connected piece of the background that does not touch the border of the image. A ring of 3 x 3
+    pixels has a hole of 1 pixel; without one of its edge pixels it has none, without a corner pixel it still has it.
     """
     if not most:
         return mask
@@ -62,10 +46,10 @@ def fill_holes(mask: Bool[np.ndarray, "h w"], most: int) -> Bool[np.ndarray, "h 
 
 
 def drop_specks(mask: Bool[np.ndarray, "h w"], most: int) -> Bool[np.ndarray, "h w"]:
-    """The mask without its pieces, joined by edges or corners, of at most `most` pixels."""
+    """The mask without its 8-connected pieces of at most `most` pixels."""
     if not most:
         return mask
-    pieces, _ = ndimage.label(mask, EIGHT)
+    pieces, _ = ndimage.label(mask, CORNERS_TOUCH)
     large = np.bincount(pieces.ravel()) > most
     large[0] = False
     return large[pieces]

@@ -23,6 +23,7 @@ from vesalius.evaluation.calibration import (
     reliability,
 )
 from vesalius.evaluation.overlap import confusion, dice, iou, precision, recall
+from vesalius.mask_maps import LowRes
 from vesalius.types import Prediction
 
 maps = hnp.array_shapes(min_dims=2, max_dims=2, max_side=6).flatmap(
@@ -90,7 +91,7 @@ def test_curves_are_those_of_the_masks_at_each_threshold(drawn):
 def test_curves_agree_with_the_masks_of_a_prediction(threshold):
     rng = np.random.default_rng(3)
     logits = rng.normal(0, 3, (1, 32, 32)).astype(np.float32)
-    prediction = Prediction("a", "p", "ok", (96, 80), logits, 64, (1.0,), threshold=threshold)
+    prediction = Prediction("a", "p", "ok", (96, 80), LowRes(logits, 64), threshold=threshold)
     target = rng.random((96, 80)) < 0.3
 
     found = curves(histogram(prediction.probabilities[0], target))

@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 from vesalius.cleaning import Cleaning
-from vesalius.cleaning import clean as mend
 from vesalius.cli import main
 from vesalius.data.image_files import find_images
 from vesalius.errors import OutputError
@@ -120,7 +119,7 @@ def test_tiles_and_mended_masks_go_through_the_command_line(
         decode_rle(json.loads((tmp_path / name / "predictions.jsonl").read_text())["rle"])
         for name in ("plain", "mended")
     )
-    np.testing.assert_array_equal(clean, mend(plain, Cleaning(fill_holes=40, drop_specks=60)))
+    np.testing.assert_array_equal(clean, Cleaning(fill_holes=40, drop_specks=60)(plain))
     assert (plain != clean).any(), "nothing to mend proves nothing"
 
     assert main(["evaluate", "tiny", str(tmp_path / "data"), *mended, "--out", str(tmp_path / "score")]) == 0

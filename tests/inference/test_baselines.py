@@ -8,15 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
-from vesalius.cleaning import Cleaning, clean
+from vesalius.cleaning import Cleaning
 from vesalius.data.dataset import Dataset
 from vesalius.errors import CheckpointError, SettingError
 from vesalius.inference.baselines import FLOOR, SIGMAS, FrangiFilter, UNetPredictor
 from vesalius.inference.plan import make_plan
-from vesalius.inference.predictor import load_predictor
 from vesalius.inference.tiles import TileSettings
 from vesalius.jobs.clip_folder import ask_clips
 from vesalius.jobs.folder import write_predictions
+from vesalius.jobs.opening import load_predictor
 from vesalius.models.specs import UNetShape
 from vesalius.models.threshold import check_target
 from vesalius.models.unet import new_unet, standardize, write_unet
@@ -60,9 +60,10 @@ def test_the_filter_answers_every_phrase_with_one_mask_and_says_that_it_reads_no
     vessel, liver = segmenter.predict([Item("a", image[None], ("vessel", "liver"))])
     assert (vessel.prompt, liver.prompt) == ("vessel", "liver")
     np.testing.assert_array_equal(vessel.mask, liver.mask)
-    assert segmenter.card == {"name": "frangi", "kind": "frangi", "fingerprint": None, "step": None}
-    assert segmenter.settings["text"] == "not read"
-    assert segmenter.training_images == ()
+    description = segmenter.description
+    assert description.card == {"name": "frangi", "kind": "frangi", "fingerprint": None, "step": None}
+    assert description.settings["text"] == "not read"
+    assert description.training_images == ()
 
 
 def test_half_is_otsus_threshold_and_a_flat_image_has_nothing() -> None:
@@ -82,7 +83,7 @@ def test_half_is_otsus_threshold_and_a_flat_image_has_nothing() -> None:
 @pytest.mark.parametrize("size", [(48, 70), (20, 100), (32, 32)])
 def test_maps_have_the_size_of_the_image(unet: Path, size: tuple[int, int]) -> None:
     frame = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    predictor = load_predictor(unet, device="cpu", batch=2)
+    predictor = load_predictor(unet, device="cpu", batch_size=2)
     vessel, catheter = predictor.predict([Item("a", frame[None], ("vessel", "catheter"))])
     assert vessel.logits.shape == vessel.masks.shape == (1, *size)
     assert 0 <= vessel.scores[0] <= 1
@@ -110,16 +111,17 @@ def test_masks_are_mended_as_those_of_other_models(unet: Path) -> None:
     cleaning = Cleaning(fill_holes=5, drop_specks=5)
     plain = load_predictor(unet, device="cpu")(frame, "vessel")
     mended = load_predictor(unet, device="cpu", cleaning=cleaning)
-    np.testing.assert_array_equal(mended(frame, "vessel").mask, clean(plain.mask, cleaning))
-    assert mended.settings["cleaning"] == {"fill_holes": 5, "drop_specks": 5}
+    np.testing.assert_array_equal(mended(frame, "vessel").mask, cleaning(plain.mask))
+    assert mended.description.settings["cleaning"] == {"fill_holes": 5, "drop_specks": 5}
 
 
 def test_its_card_tells_where_threshold_and_weights_come_from(unet: Path) -> None:
-    own, given = load_predictor(unet, device="cpu"), load_predictor(unet, device="cpu", threshold=0.7)
+    own = load_predictor(unet, device="cpu").description
+    given = load_predictor(unet, device="cpu", threshold=0.7).description
     assert (own.threshold, own.tuning_images) == (0.4, ("b" * 64,))
     assert own.training_images == ("a" * 64,)
-    assert own.card["kind"] == "unet"
-    assert len(own.card["fingerprint"]) == 64
+    assert own.kind == "unet"
+    assert len(own.fingerprint or "") == 64
     assert (given.threshold_origin, given.tuning_images) == ({"how": "given"}, ())
 
 
@@ -130,8 +132,8 @@ def test_settings_for_text_prompted_models_are_refused(unet: Path) -> None:
         load_predictor("frangi", gpus="2x24GiB")
     with pytest.raises(SettingError, match="the threshold must lie between 0 and 1; got 2"):
         load_predictor("frangi", threshold=2)
-    with pytest.raises(SettingError, match="batch must be at least 1; got 0"):
-        load_predictor(unet, device="cpu", batch=0)
+    with pytest.raises(SettingError, match="batch_size must be at least 1; got 0"):
+        load_predictor(unet, device="cpu", batch_size=0)
 
 
 def test_tuning_the_filter_says_how_its_threshold_is_given() -> None:

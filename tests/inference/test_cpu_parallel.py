@@ -32,7 +32,7 @@ def use_cores() -> Iterator[Callable[[int], None]]:
 @pytest.fixture(scope="module")
 def opened(small_predictor: Predictor) -> OpenedModel:
     small = small_predictor
-    return OpenedModel(small.model, small.processor, small.bundle_card)
+    return OpenedModel(small.model, small.processor, small.model_card)
 
 
 def threads_of_libraries() -> set[int]:
@@ -158,11 +158,11 @@ def test_memory_that_runs_out_on_one_core_halves_the_batch(
     opened: OpenedModel, items: list[Item], use_cores: Callable[[int], None]
 ) -> None:
     use_cores(2)
-    expected = Predictor(opened, answer="force", batch=2).predict(items[:4])
+    expected = Predictor(opened, answer="force", batch_size=2).predict(items[:4])
     with watched(opened, most=1) as calls:
-        predictor = Predictor(opened, answer="force", batch=4)
+        predictor = Predictor(opened, answer="force", batch_size=4)
         found = predictor.predict(items[:4])
-    assert (predictor.batch, predictor.times_halved) == (2, 1)
+    assert (predictor.batch_size, predictor.usage.batch_halved) == (2, 1)
     assert calls[0][0] == 2 and [images for images, _, _ in calls].count(1) == 4
     assert values(found) == values(expected)
     assert torch.get_num_threads() == 2

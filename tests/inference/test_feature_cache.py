@@ -32,10 +32,10 @@ def items(*seeds: int, size: tuple[int, int] = (50, 70)) -> list[Item]:
 
 
 def cached(plain: Predictor, folder: Path, *, fingerprint: str | None = "f00d", **more) -> Predictor:
-    opened = OpenedModel(plain.model, plain.processor, plain.bundle_card)
+    opened = OpenedModel(plain.model, plain.processor, plain.model_card)
     cache = CacheSettings(folder=folder, **{k: v for k, v in more.items() if k == "most_bytes"})
     rest = {k: v for k, v in more.items() if k != "most_bytes"}
-    return Predictor(opened, answer="force", batch=2, cache=cache, fingerprint=fingerprint, **rest)
+    return Predictor(opened, answer="force", batch_size=2, cache=cache, fingerprint=fingerprint, **rest)
 
 
 def use(predictor: Predictor) -> tuple[int, int, int]:
@@ -81,9 +81,9 @@ def test_images_that_are_there_and_images_that_are_not_share_a_batch_in_their_or
 
 
 def test_windows_are_kept_too(small_predictor, tmp_path):
-    opened = OpenedModel(small_predictor.model, small_predictor.processor, small_predictor.bundle_card)
+    opened = OpenedModel(small_predictor.model, small_predictor.processor, small_predictor.model_card)
     tiles = TileSettings(sides=(48,))
-    (expected,) = Predictor(opened, answer="force", batch=2, tiles=tiles).predict(items(3))
+    (expected,) = Predictor(opened, answer="force", batch_size=2, tiles=tiles).predict(items(3))
     for seen in ((0, 4, 0), (4, 0, 0)):
         predictor = cached(small_predictor, tmp_path, tiles=tiles)
         (prediction,) = predictor.predict(items(3))

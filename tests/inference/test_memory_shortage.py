@@ -53,7 +53,7 @@ SHORTAGES = [
 
 
 def write(opened: OpenedModel, folder: Path, out: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    predictor = Predictor(opened, answer="force", batch=4, fingerprint="f" * 64)
+    predictor = Predictor(opened, answer="force", batch_size=4, fingerprint="f" * 64)
     summary = write_predictions(predictor, find_images([folder]), ["vessel"], out)
     return summary, [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
 
@@ -69,7 +69,7 @@ def test_batch_is_halved_until_it_fits_and_all_answers_come(
     assert asked == [4, 2, 1, 1, 1, 1, 1, 1], "halved, and small from then on"
     assert summary["coverage"] == {"ok": 6, "no_seg": 0, "failed": 0}
     assert json.loads((tmp_path / "out" / "run.json").read_text())["batch_halved"] == 2
-    assert "memory ran out with 4 images at once" in caplog.text
+    assert "memory ran out with 4 images in a batch" in caplog.text
     assert [(line["id"], line["rle"]) for line in lines] == [(line["id"], line["rle"]) for line in expected]
 
 
@@ -86,9 +86,9 @@ def test_image_that_does_not_fit_alone_is_a_failed_row_with_the_reason(
 
 
 def test_other_errors_are_no_shortage(opened: OpenedModel) -> None:
-    predictor = Predictor(opened, answer="force", batch=2)
+    predictor = Predictor(opened, answer="force", batch_size=2)
     error = RuntimeError("CUDA error: an illegal memory access was encountered")
     frame = np.zeros((8, 8, 3), np.uint8)
     with memory_for(opened, 0, error), pytest.raises(RuntimeError, match="illegal"):
         predictor(frame, "x")
-    assert predictor.batch == 2 and predictor.times_halved == 0
+    assert predictor.batch_size == 2 and predictor.usage.batch_halved == 0

@@ -87,7 +87,7 @@ def allocated(events: Any) -> int:
 def test_a_prediction_allocates_what_was_counted() -> None:
     opened = new_model("tiny", seed=0)
     opened.model.eval()
-    predictor = Predictor(opened, answer="force", batch=2)
+    predictor = Predictor(opened, answer="force", batch_size=2)
     frames = torch.zeros(1, 512, 512, 3, dtype=torch.uint8).numpy()
     items = [Item(str(i), frames, ("blood vessel",)) for i in range(2)]
     predictor.predict(items)

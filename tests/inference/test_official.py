@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from vesalius.errors import ImageError, SettingError
-from vesalius.inference.predictor import Predictor, load_predictor
+from vesalius.inference.predictor import Predictor
+from vesalius.jobs.opening import load_predictor
 from vesalius.models.checkpoint import open_model
 
 TEXT = "<image>Please segment the blood vessel."

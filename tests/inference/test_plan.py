@@ -25,7 +25,8 @@ from vesalius.inference.footprint import (
 )
 from vesalius.inference.placement import GIB, RESERVE, Device, parse_gpus, parse_size
 from vesalius.inference.plan import Plan, make_plan, place_of, summarize
-from vesalius.inference.predictor import MAX_NEW_TOKENS, load_predictor
+from vesalius.inference.predictor import MAX_NEW_TOKENS
+from vesalius.jobs.opening import load_predictor
 from vesalius.models.checkpoint import new_model, save_bundle
 from vesalius.models.device_map import find_device
 from vesalius.models.families.table import family_of
@@ -108,7 +109,7 @@ def test_four_bits_are_counted_as_bitsandbytes_makes_them() -> None:
 def test_shards_divide_what_is_held_and_copies_add_what_is_sent(wide: ModelSpec) -> None:
     what = {"preset": "lora", "quantization": "4bit"}
     whole, two, four = (
-        task_of(wide, what, gpus, sharded=sharded, batch=1)
+        task_of(wide, what, gpus, sharded=sharded, batch_size=1)
         for gpus, sharded in (("1x24GiB", False), ("2x24GiB", True), ("4x24GiB", True))
     )
     scales = sum(
@@ -227,7 +228,7 @@ def test_autocast_keeps_a_copy_of_frozen_weights_below_lora_but_not_of_layers_do
 
 
 def test_a_model_that_fits_one_gpu_is_whole_there_and_once_on_each(wide: ModelSpec) -> None:
-    made = plan_of(wide, f"3x{mib(2000)}", batch=1)
+    made = plan_of(wide, f"3x{mib(2000)}", batch_size=1)
     assert made.device_map == {"": 0}
     assert made.copies == 3
     assert made.remedies == ()
@@ -237,7 +238,7 @@ def test_a_model_that_fits_one_gpu_is_whole_there_and_once_on_each(wide: ModelSp
 
 
 def test_layers_are_split_over_the_fewest_gpus_and_all_else_is_whole(wide: ModelSpec) -> None:
-    made = plan_of(wide, f"6x{mib(330)}", batch=1)
+    made = plan_of(wide, f"6x{mib(330)}", batch_size=1)
     assert made.device_map is not None
     assert 2 < len(made.loads) < 6
     assert made.waiting == {}
@@ -248,57 +249,58 @@ def test_layers_are_split_over_the_fewest_gpus_and_all_else_is_whole(wide: Model
     places = [find_device(made.device_map, f"vlm.model.language_model.layers.{i}") for i in range(8)]
     assert places == sorted(places, key=str)
     assert all(load.total <= load.device.size for load in made.loads)
-    whole = plan_of(wide, "80GiB", batch=1).loads[0]
+    whole = plan_of(wide, "80GiB", batch_size=1).loads[0]
     assert sum(load.weights for load in made.loads) == whole.weights
     assert sum(load.cache for load in made.loads) == pytest.approx(whole.cache, rel=0.01)
 
 
 def test_what_no_gpu_holds_waits_in_the_memory_of_the_cpu_and_then_on_disk(wide: ModelSpec) -> None:
-    made = plan_of(wide, mib(400), batch=1)
+    made = plan_of(wide, mib(400), batch_size=1)
     assert set(made.waiting) == {"cpu"}
     assert any("GPUs of" in remedy for remedy in made.remedies)
     small = Device("cpu", 200 * 2**20)
-    spilled = plan_of(wide, mib(400), cpu=small, batch=1)
+    spilled = plan_of(wide, mib(400), cpu=small, batch_size=1)
     assert set(spilled.waiting) == {"cpu", "disk"}
     assert spilled.waiting["cpu"] <= small.size
-    assert plan_of(wide, mib(400), cpu=small, batch=1, on_disk=False).device_map is None
-    assert plan_of(wide, "", cpu=Device("cpu", 800 * 2**20), batch=1).waiting.keys() == {"disk"}
+    assert plan_of(wide, mib(400), cpu=small, batch_size=1, on_disk=False).device_map is None
+    assert plan_of(wide, "", cpu=Device("cpu", 800 * 2**20), batch_size=1).waiting.keys() == {"disk"}
 
 
 def test_where_nothing_fits_the_plan_says_what_would(wide: ModelSpec) -> None:
-    none = plan_of(wide, mib(20), batch=2)
+    none = plan_of(wide, mib(20), batch_size=2)
     assert (none.device_map, none.loads) == (None, ())
     assert f"one device with {(none.need + RESERVE) / GIB:.1f} GiB" in none.remedies
     assert "does not fit" in "\n".join(summarize(none))
-    smaller = plan_of(wide, mib(670), batch=8)
-    assert any(remedy.startswith("batch=") for remedy in smaller.remedies)
-    narrower = plan_of(wide, mib(900), batch=1, dtype="float32")
+    smaller = plan_of(wide, mib(670), batch_size=8)
+    assert any(remedy.startswith("batch_size=") for remedy in smaller.remedies)
+    narrower = plan_of(wide, mib(900), batch_size=1, dtype="float32")
     assert "dtype=bfloat16 instead of float32" in narrower.remedies
-    quantized = plan_of(wide, mib(500), batch=1).remedies
-    assert any(remedy.startswith("quantize=8bit") for remedy in quantized)
+    quantized = plan_of(wide, mib(500), batch_size=1).remedies
+    assert any(remedy.startswith("quantization=8bit") for remedy in quantized)
 
 
 def test_the_batch_is_the_largest_that_fits_without_more_gpus(wide: ModelSpec) -> None:
     made = plan_of(wide, f"4x{mib(900)}")
-    assert made.batch > 1
-    assert math.log2(made.batch).is_integer()
+    assert made.batch_size > 1
+    assert math.log2(made.batch_size).is_integer()
     assert made.device_map == {"": 0}
-    assert plan_of(wide, "80GiB").batch == 32
-    assert plan_of(wide, "").batch == 4
+    assert plan_of(wide, "80GiB").batch_size == 32
+    assert plan_of(wide, "").batch_size == 4
 
 
 def test_quantized_weights_are_smaller(wide: ModelSpec) -> None:
     sizes = {
-        kind: plan_of(wide, "80GiB", batch=1, quantize=kind).loads[0].weights for kind in ("8bit", "4bit")
+        kind: plan_of(wide, "80GiB", batch_size=1, quantization=kind).loads[0].weights
+        for kind in ("8bit", "4bit")
     }
-    plain = plan_of(wide, "80GiB", batch=1).loads[0].weights
+    plain = plan_of(wide, "80GiB", batch_size=1).loads[0].weights
     assert sizes["8bit"] == pytest.approx(plain / 2, rel=0.1)
     assert sizes["4bit"] == pytest.approx(0.5625 * plain / 2, rel=0.15)
 
 
 @pytest.mark.slow
 def test_the_26b_model_goes_over_three_of_four_gpus_of_24_gib() -> None:
-    made = make_plan("Sa2VA-26B", "4x24GiB", changes=["batch=1"])
+    made = make_plan("Sa2VA-26B", "4x24GiB", changes=["batch_size=1"])
     assert len(made.loads) == 3
     assert made.dtype == "bfloat16"
     assert made.device_map is not None
@@ -312,7 +314,7 @@ def test_training_on_one_device_counts_the_optimizer() -> None:
     spec, costs = find_spec("tiny"), dict[tuple[str, ...], Pass]()
 
     def trained(size: int, **settings: Any) -> Plan:
-        asked = TrainingSettings(trainable="full", batch=2, **settings)
+        asked = TrainingSettings(trainable="full", batch_size=2, **settings)
         return planning._plan(Task(spec, asked, parse_gpus(mib(size)), CPU, costs), "tiny", True)
 
     made = trained(4000)
@@ -331,11 +333,11 @@ def test_training_on_one_device_counts_the_optimizer() -> None:
 
 def test_folders_are_planned_from_their_files(shared: Path, tmp_path: Path) -> None:
     for folder in ("internvl_internlm2", "qwen3_vl"):
-        made = make_plan(shared / "oracle" / folder, "1x24GiB", changes=["batch=1"])
+        made = make_plan(shared / "oracle" / folder, "1x24GiB", changes=["batch_size=1"])
         assert made.device_map == {"": 0}
     save_bundle(tmp_path / "bundle", new_model("tiny", seed=0))
     by_name, by_folder = (
-        make_plan(name, "1x24GiB", changes=["batch=2"]) for name in ("tiny", tmp_path / "bundle")
+        make_plan(name, "1x24GiB", changes=["batch_size=2"]) for name in ("tiny", tmp_path / "bundle")
     )
     assert by_name.amounts == by_folder.amounts
     (tmp_path / "bundle" / "adapter").mkdir()
@@ -395,14 +397,14 @@ def test_a_gpu_may_be_of_part_of_a_gib() -> None:
     ("model", "gpus", "purpose", "changes", "words"),
     [
         ("Sa2VA-9B", None, "predict", [], "did you mean Sa2VA-8B"),
-        ("tiny", None, "predict", ["batch=0"], "batch: .*greater than or equal to 1"),
+        ("tiny", None, "predict", ["batch_size=0"], "batch_size: .*greater than or equal to 1"),
         ("tiny", None, "predict", ["batsh=1"], "did you mean batch"),
         ("tiny", None, "predict", ["trainable=full"], "unknown key trainable"),
-        ("tiny", None, "train", ["quantize=4bit"], "unknown key quantize"),
+        ("tiny", None, "train", ["quantization=4bit"], "unknown key quantization"),
         ("tiny", None, "train", ["trainable=decode"], "trainable.preset"),
         ("tiny", "1x24GiB", "train", ["sharded=true"], "between several GPUs, and here are 1"),
         ("tiny", None, "train", ["dtype=float16"], "loss scaling"),
-        ("tiny", None, "predict", ["batch=16", "prompts=32"], "must not exceed"),
+        ("tiny", None, "predict", ["batch_size=16", "prompts=32"], "must not exceed"),
         ("tiny", None, "predict", ["image=[0, 5]"], "between 1 and 20000"),
         ("tiny", None, "predict", ["text_tokens=5000"], "longer than the model's context"),
         ("tiny", None, "predict", ["cpu_memory=64G"], "with a unit"),
@@ -421,16 +423,16 @@ def test_a_predictor_is_opened_as_planned_or_not_at_all() -> None:
         load_predictor("tiny", device="cpu", gpus="2x24GiB")
     with pytest.raises(SettingError, match=r"does not fit; would fit: .*one device with"):
         load_predictor("tiny", gpus="1x1GiB")
-    assert place_of(make_plan("tiny", changes=["batch=1"])) == ("cpu", torch.float32)
+    assert place_of(make_plan("tiny", changes=["batch_size=1"])) == ("cpu", torch.float32)
 
 
 def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "tiny", "--gpus", "2x24GiB", "--set", "batch=2", "prompts=2", "--json"]) == 0
+    assert main(["plan", "tiny", "--gpus", "2x24GiB", "--set", "batch_size=2", "prompts=2", "--json"]) == 0
     made = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (made["fits"], made["batch"], made["copies"]) == (True, 2, 2)
     assert made["loads"][0]["device"] == "GPU 0"
     assert all(amount["reason"] for amount in made["amounts"])
-    assert main(["plan", "tiny", "--gpus", "1x1GiB", "--for", "train", "--set", "batch=1"]) == 1
+    assert main(["plan", "tiny", "--gpus", "1x1GiB", "--for", "train", "--set", "batch_size=1"]) == 1
     assert "does not fit" in capsys.readouterr().out
     assert main(["plan", "tiny", "--gpus", "4x24"]) == 1
     assert "write it as 24GiB" in capsys.readouterr().err

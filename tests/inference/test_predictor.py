@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from vesalius.errors import ImageError, SettingError
-from vesalius.inference.predictor import Predictor, load_predictor
+from vesalius.inference.predictor import Predictor
+from vesalius.jobs.opening import load_predictor
 from vesalius.masks import resize_bilinear
 from vesalius.models.checkpoint import OpenedModel, new_model
 from vesalius.synth import draw
@@ -24,7 +25,7 @@ def opened() -> OpenedModel:
 
 @pytest.fixture(scope="module")
 def forced(opened: OpenedModel) -> Predictor:
-    return Predictor(opened, answer="force", batch=2)
+    return Predictor(opened, answer="force", batch_size=2)
 
 
 def pixels(height: int, width: int, seed: int = 0) -> np.ndarray:

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from vesalius.inference.predictor import Predictor
 from vesalius.inference.tiles import TileSettings, find_windows
+from vesalius.mask_maps import Tile, Tiled, Window
 from vesalius.masks import area_average
 from vesalius.models.checkpoint import OpenedModel, new_model
-from vesalius.types import Item, Prediction, Tile, Window
+from vesalius.types import Item, Prediction
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def test_windows_cover_the_image_and_overlap_enough(size: tuple[int, int], side:
     windows = find_windows(size, side, overlap)
     for window in windows:
         assert (window.height, window.width) == (min(side, size[0]), min(side, size[1]))
-        covered[window.top : window.top + window.height, window.left : window.left + window.width] += 1
+        covered[window.pixels] += 1
     assert covered.min() >= 1
     assert covered.sum() == sum(window.height * window.width for window in windows)  # none reaches outside
     tops = sorted({window.top for window in windows})
@@ -46,10 +47,7 @@ def test_starts_are_those_of_the_worked_case() -> None:
 
 
 def tiled(size: tuple[int, int], tiles: list[Tile]) -> Prediction:
-    n = len(tiles[0].logits)
-    return Prediction(
-        "a", "v", "ok", size, np.zeros((n, 0, 0), np.float32), 64, (1.0,) * n, tiles=tuple(tiles)
-    )
+    return Prediction("a", "v", "ok", size, Tiled(tuple(tiles), 64))
 
 
 def test_equal_tiles_blend_to_the_same_everywhere() -> None:
@@ -68,8 +66,7 @@ def test_a_thin_line_survives_in_tiles_and_not_in_one_map() -> None:
     truth = np.abs(y - 200 - 90 * np.sin(x / 60)) < 2
 
     def seen(window: Window) -> Tile:
-        part = truth[window.top : window.top + window.height, window.left : window.left + window.width]
-        return Tile(window, 8 * (area_average(part, (64, 64))[None] - 0.5))
+        return Tile(window, 8 * (area_average(truth[window.pixels], (64, 64))[None] - 0.5))
 
     def dice(windows: list[Window]) -> float:
         guess = tiled(size, [seen(window) for window in windows]).mask
@@ -89,7 +86,7 @@ def test_one_window_of_the_whole_image_is_the_plain_prediction(opened: OpenedMod
     whole = Predictor(opened, answer="force", tiles=TileSettings(sides=(96,))).predict(items)
     for left, right in zip(plain, whole, strict=True):
         assert (left.id, left.prompt, left.status) == (right.id, right.prompt, right.status)
-        assert len(right.tiles) == 1
+        assert isinstance(right.maps, Tiled) and len(right.maps.tiles) == 1
         np.testing.assert_allclose(left.probabilities, right.probabilities, atol=1e-5)
         assert left.scores == pytest.approx(right.scores, abs=1e-5)
 
@@ -98,7 +95,8 @@ def test_several_scales_are_blended_and_stated(opened: OpenedModel) -> None:
     predictor = Predictor(opened, answer="force", tiles=TileSettings(sides=(48, 96)))
     image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
     prediction = predictor(image, "vessel")
-    assert {tile.window.width for tile in prediction.tiles} == {48, 96}
+    assert isinstance(prediction.maps, Tiled)
+    assert {tile.window.width for tile in prediction.maps.tiles} == {48, 96}
     assert prediction.probability is not None
     assert prediction.probability.shape == (64, 96)
-    assert predictor.settings["tiles"] == {"sides": (48, 96), "overlap": 0.25}
+    assert predictor.description.settings["tiles"] == {"sides": (48, 96), "overlap": 0.25}

@@ -11,18 +11,16 @@ from torch.nn.functional import avg_pool2d
 
 from vesalius.cleaning import Cleaning
 from vesalius.errors import SettingError
+from vesalius.inference.official import OfficialPredictor
 from vesalius.inference.predictor import Predictor
 from vesalius.inference.tiles import TileSettings
 from vesalius.inference.tta import (
-    PLAIN,
     VIEWS,
-    ViewedPrediction,
-    average,
     check_phrases,
     choose_views,
     decode_views,
 )
-from vesalius.inference.video import check_whole
+from vesalius.mask_maps import PLAIN, LowRes, average
 from vesalius.masks import area_average
 from vesalius.models.cards import TtaGain
 from vesalius.models.checkpoint import OpenedModel
@@ -30,7 +28,7 @@ from vesalius.models.segmenter import MaskLogits, SegPrompts
 from vesalius.types import Item
 
 GAIN = TtaGain(
-    views=("flip", "larger"),
+    views=("flip", "scale_1.33"),
     threshold=0.31,
     metric="dice",
     value=0.8,
@@ -50,7 +48,7 @@ def item(prompt: str = "vessel", seed: int = 0) -> Item:
 
 
 def opened(plain: Predictor, gain: TtaGain | None = GAIN) -> OpenedModel:
-    card = plain.bundle_card.changed(tta=gain, tuning_images=("ab", "cd"))
+    card = plain.model_card.changed(tta=gain, tuning_images=("ab", "cd"))
     return OpenedModel(plain.model, plain.processor, card)
 
 
@@ -86,7 +84,7 @@ def test_each_view_is_put_back_where_it_came_from(view):
     rows, columns = torch.meshgrid(torch.arange(128.0), torch.arange(128.0), indexing="ij")
     square = torch.exp(-((rows - 85) ** 2 + (columns - 50) ** 2) / 600)[None].repeat(3, 1, 1)
     seen = decode_views(brightness, [square], prompts(), (view,))
-    plain, other = seen.maps[PLAIN][0], seen.maps[view][0]
+    plain, other = seen.views[PLAIN][0], seen.views[view][0]
     assert plain.shape == (32, 32)
     if view != "flip":
         assert other.shape == (64, 64)
@@ -105,24 +103,24 @@ def test_flipped_image_has_the_flipped_mask_where_its_flip_is_a_view(small_predi
         )
         alone = decode([square], prompts(2)).logits
         alone_turned = decode([square.flip(-1)], prompts(2)).logits
-    assert torch.equal(turned.logits, seen.logits.flip(-1))
+    np.testing.assert_array_equal(turned.logits, seen.logits[..., ::-1])
     assert not torch.equal(alone_turned, alone.flip(-1))
 
 
 def test_prediction_through_no_view_is_the_plain_one_and_through_all_is_itself(small_predictor):
     asked = [item(), item("wire", seed=1)]
     plain = small_predictor.predict(asked)
-    predictor = Predictor(opened(small_predictor), answer="force", batch=2, tta=True)
+    predictor = Predictor(opened(small_predictor), answer="force", batch_size=2, tta=True)
     seen = predictor.predict(asked)
     for one, other in zip(plain, seen, strict=True):
-        assert isinstance(other, ViewedPrediction)
-        assert set(other.maps) == {PLAIN, *GAIN.views}
-        np.testing.assert_array_equal(other.through(()).logits, one.logits)
-        np.testing.assert_array_equal(other.through(GAIN.views).logits, other.logits)
+        assert isinstance(other.maps, LowRes)
+        assert set(other.maps.views) == {PLAIN, *GAIN.views}
+        np.testing.assert_array_equal(other.maps.through(()).logits, one.logits)
+        np.testing.assert_array_equal(other.maps.through(GAIN.views).logits, other.logits)
         assert not np.array_equal(other.logits, one.logits)
         assert (other.text, other.size, other.answered) == (one.text, one.size, one.answered)
-    tried = small_predictor.trying(["larger", "flip"], ["vessel"])
-    assert tried.views == ("flip", "larger")
+    tried, views = small_predictor.with_views(["scale_1.33", "flip"], ["vessel"])
+    assert views == tried.views == ("flip", "scale_1.33")
     assert small_predictor.views == ()
     for one, other in zip(tried.predict(asked), seen, strict=True):
         np.testing.assert_array_equal(one.logits, other.logits)
@@ -133,8 +131,8 @@ def test_answer_without_seg_has_no_view(small_predictor):
     (prediction,) = predictor.predict([item()])
     assert prediction.status == "no_seg"
     assert prediction.mask.shape == (50, 70)
-    assert isinstance(prediction, ViewedPrediction)
-    assert prediction.through(()).status == "no_seg"
+    assert isinstance(prediction.maps, LowRes)
+    assert len(prediction.maps.through(())) == 0
 
 
 def test_mended_masks_are_those_of_the_mean(small_predictor):
@@ -148,16 +146,17 @@ def test_mended_masks_are_those_of_the_mean(small_predictor):
 
 def test_threshold_views_and_tuned_images_are_those_of_the_gain(small_predictor):
     predictor = Predictor(opened(small_predictor), tta=True)
-    assert (predictor.threshold, predictor.views) == (0.31, ("flip", "larger"))
-    assert predictor.settings["tta"] == ["flip", "larger"]
-    assert predictor.tuning_images == ("ab", "cd")
-    assert predictor.threshold_origin["gain"] == 0.02
+    assert (predictor.threshold, predictor.views) == (0.31, ("flip", "scale_1.33"))
+    description = predictor.description
+    assert description.settings["tta"] == ["flip", "scale_1.33"]
+    assert description.tuning_images == ("ab", "cd")
+    assert description.threshold_origin["gain"] == 0.02
     given = Predictor(opened(small_predictor), tta=True, threshold=0.7)
-    assert (given.threshold, given.threshold_origin) == (0.7, {"how": "given"})
-    assert given.tuning_images == ("ab", "cd")
+    assert (given.threshold, given.description.threshold_origin) == (0.7, {"how": "given"})
+    assert given.description.tuning_images == ("ab", "cd")
     without = Predictor(opened(small_predictor), threshold=0.7)
-    assert without.tuning_images == ()
-    assert "tta" not in without.settings
+    assert without.description.tuning_images == ()
+    assert "tta" not in without.description.settings
 
 
 def test_what_was_not_measured_or_makes_no_sense_is_refused_in_a_sentence(small_predictor):
@@ -167,21 +166,21 @@ def test_what_was_not_measured_or_makes_no_sense_is_refused_in_a_sentence(small_
         Predictor(opened(small_predictor, None), tta=True, name="mine")
     for refused in (
         lambda: Predictor(opened(small_predictor), tta=True, tiles=TileSettings()),
-        lambda: Predictor(opened(small_predictor), tiles=TileSettings()).trying(["flip"], []),
+        lambda: Predictor(opened(small_predictor), tiles=TileSettings()).with_views(["flip"], []),
     ):
         with pytest.raises(SettingError, match="give --tta or --tiles, not both"):
             refused()
     with pytest.raises(SettingError, match="open the model without cleaning"):
-        Predictor(opened(small_predictor), cleaning=Cleaning(drop_specks=3)).trying(["flip"], [])
+        Predictor(opened(small_predictor), cleaning=Cleaning(drop_specks=3)).with_views(["flip"], [])
     for names, words in (
         ((), "no view; choose from flip"),
         (("turn",), "unknown view 'turn'; choose from flip"),
     ):
         with pytest.raises(SettingError, match=words):
             choose_views(names)
-    predictor = Predictor(opened(small_predictor), answer="force", tta=True)
-    with pytest.raises(SettingError, match="without --tta"):
-        check_whole(predictor)
+    predictor = OfficialPredictor(opened(small_predictor), answer="force", tta=True)
+    with pytest.raises(SettingError, match="leave --tta out"):
+        predictor.check_video(1)
     with pytest.raises(SettingError, match="no test-time augmentation"):
         predictor.predict_forward(image=item().frames[0], text="<image>vessel")
 
@@ -192,8 +191,8 @@ def test_phrase_that_names_a_side_is_not_flipped(small_predictor, prompt):
     with pytest.raises(SettingError, match="names a side"):
         predictor.predict([item(prompt)])
     with pytest.raises(SettingError, match="names a side"):
-        small_predictor.trying(["flip"], [prompt])
-    larger = GAIN.changed(views=("larger",))
+        small_predictor.with_views(["flip"], [prompt])
+    larger = GAIN.changed(views=("scale_1.33",))
     (prediction,) = Predictor(opened(small_predictor, larger), answer="force", tta=True).predict(
         [item(prompt)]
     )
@@ -238,7 +237,7 @@ def test_phrase_that_names_a_side_is_not_flipped(small_predictor, prompt):
 def test_word_for_a_side_is_known_in_its_spellings_and_languages(phrase):
     with pytest.raises(SettingError, match="names a side"):
         check_phrases([phrase.strip()], ("flip",))
-    check_phrases([phrase.strip()], ("larger",))
+    check_phrases([phrase.strip()], ("scale_1.33",))
 
 
 @pytest.mark.parametrize(

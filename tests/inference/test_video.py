@@ -17,11 +17,10 @@ from transformers import Sam2VideoModel
 
 from vesalius.data.clips import Clip
 from vesalius.errors import CheckpointError, ImageError, SettingError
-from vesalius.inference.predictor import Predictor
+from vesalius.inference.official import OfficialPredictor
 from vesalius.inference.tiles import TileSettings
 from vesalius.inference.video import (
     KEY_FRAMES,
-    FramePredictions,
     _Follower,
     nearest_keys,
     read_questions,
@@ -29,12 +28,13 @@ from vesalius.inference.video import (
 )
 from vesalius.models.batch import Batch
 from vesalius.models.generation import Answer
+from vesalius.segmenter import FramePredictions
 
 FRAMES = 7
 
 
 @pytest.fixture
-def predictor(small_predictor: Predictor) -> Predictor:
+def predictor(small_predictor: OfficialPredictor) -> OfficialPredictor:
     return small_predictor
 
 
@@ -59,7 +59,7 @@ def close(found: dict[int, np.ndarray], expected: dict[int, np.ndarray]) -> None
 
 
 def test_the_official_procedure_is_that_of_predict_forward(
-    predictor: Predictor, clip: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+    predictor: OfficialPredictor, clip: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pictures = [Image.fromarray(frame) for frame in clip[:5]]
     asked = []
@@ -84,7 +84,7 @@ def test_the_official_procedure_is_that_of_predict_forward(
 
 
 def test_each_frame_is_encoded_once_and_comes_in_its_turn(
-    predictor: Predictor, clip: list[np.ndarray]
+    predictor: OfficialPredictor, clip: list[np.ndarray]
 ) -> None:
     encoded = []
     hook = predictor.model.sam.vision_encoder.backbone.register_forward_hook(lambda *_: encoded.append(1))
@@ -100,7 +100,7 @@ def test_each_frame_is_encoded_once_and_comes_in_its_turn(
         assert all(each.masks.shape == (1, 60, 80) for each in frame.predictions)
 
 
-def test_prompts_together_equal_each_alone(predictor: Predictor, clip: list[np.ndarray]) -> None:
+def test_prompts_together_equal_each_alone(predictor: OfficialPredictor, clip: list[np.ndarray]) -> None:
     prompts = ["blood vessel", "catheter"]
     together = list(predictor.predict_video(clip, prompts))
     for index, prompt in enumerate(prompts):
@@ -108,7 +108,7 @@ def test_prompts_together_equal_each_alone(predictor: Predictor, clip: list[np.n
 
 
 def test_frames_before_the_first_key_frame_are_followed_back(
-    predictor: Predictor, clip: list[np.ndarray]
+    predictor: OfficialPredictor, clip: list[np.ndarray]
 ) -> None:
     order = [frame.index for frame in predictor.predict_video(clip, ["blood vessel"], key_frames=[3])]
     assert order == [2, 1, 0, 3, 4, 5, 6]
@@ -123,7 +123,9 @@ def test_frames_before_the_first_key_frame_are_followed_back(
     assert np.abs(there[2] - there[4]).max() > 1e-2
 
 
-def test_a_broken_frame_fails_and_the_others_go_on(predictor: Predictor, clip: list[np.ndarray]) -> None:
+def test_a_broken_frame_fails_and_the_others_go_on(
+    predictor: OfficialPredictor, clip: list[np.ndarray]
+) -> None:
     broken: list[Any] = [*clip[:3], Path("lost.png"), clip[4], np.zeros((9, 9, 3), np.uint8), clip[6]]
     found = list(predictor.predict_video(broken, ["blood vessel"], key_frames=[0]))
     assert [frame.predictions[0].status for frame in found] == ["ok"] * 3 + ["failed", "ok", "failed", "ok"]
@@ -135,7 +137,7 @@ def test_a_broken_frame_fails_and_the_others_go_on(predictor: Predictor, clip: l
 
 
 def test_a_key_frame_that_is_broken_gives_way_to_the_next(
-    predictor: Predictor, clip: list[np.ndarray]
+    predictor: OfficialPredictor, clip: list[np.ndarray]
 ) -> None:
     broken: list[Any] = [Path("lost.png"), *clip[1:]]
     found = list(predictor.predict_video(broken, ["blood vessel"], reprompt_every=6))
@@ -148,7 +150,7 @@ def test_a_key_frame_that_is_broken_gives_way_to_the_next(
 
 
 def test_without_seg_frames_are_looked_at_all_the_same(
-    predictor: Predictor, clip: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+    predictor: OfficialPredictor, clip: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer_batch = predictor.answer_batch
 
@@ -164,7 +166,7 @@ def test_without_seg_frames_are_looked_at_all_the_same(
 
 
 def test_frames_are_read_when_they_are_needed_and_not_kept(
-    predictor: Predictor, clip: list[np.ndarray]
+    predictor: OfficialPredictor, clip: list[np.ndarray]
 ) -> None:
     alive: list[weakref.ref[Image.Image]] = []
 
@@ -204,19 +206,19 @@ def test_the_language_model_sees_frames_from_the_whole_clip(n: int) -> None:
         ({"propagation": "frames"}, "choose official or sam2"),
         ({"propagation": "official", "reprompt_every": 3}, "has no key frames"),
         ({"key_frames": [1], "reprompt_every": 3}, "not both"),
-        ({"key_frames": [FRAMES]}, f"the clip has {FRAMES}, from 0"),
+        ({"key_frames": [FRAMES]}, f"the clip has {FRAMES} frames"),
         ({"reprompt_every": 0}, "at least 1; got 0"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(
-    predictor: Predictor, clip: list[np.ndarray], settings: dict[str, Any], message: str
+    predictor: OfficialPredictor, clip: list[np.ndarray], settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(SettingError, match=message):
         predictor.predict_video(clip, ["blood vessel"], **settings)
 
 
 def test_what_cannot_be_asked_of_a_clip_is_refused(
-    predictor: Predictor, clip: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+    predictor: OfficialPredictor, clip: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(SettingError, match="no prompt"):
         predictor.predict_video(clip, [])
@@ -225,7 +227,7 @@ def test_what_cannot_be_asked_of_a_clip_is_refused(
     with pytest.raises(SettingError, match=r"holds \[SEG\]"):
         list(predictor.predict_video(clip, ["[SEG]"]))
     monkeypatch.setattr(predictor, "tiles", TileSettings())
-    with pytest.raises(SettingError, match="tiles have no memory"):
+    with pytest.raises(SettingError, match="leave --tiles out"):
         predictor.predict_video(clip, ["blood vessel"])
     monkeypatch.undo()
     monkeypatch.setattr(predictor.model.sam, "mem_dim", 32)

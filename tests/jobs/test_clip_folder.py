@@ -15,7 +15,7 @@ from vesalius.data.decoders import video
 from vesalius.data.image_files import find_images
 from vesalius.data.writers.overlay_video import write_overlay
 from vesalius.errors import SettingError
-from vesalius.inference.predictor import Predictor
+from vesalius.inference.official import OfficialPredictor
 from vesalius.jobs.clip_folder import ask_clips
 from vesalius.jobs.folder import write_predictions
 from vesalius.jobs.overlay_videos import write_masks
@@ -28,7 +28,7 @@ PROMPTS = ["blood vessel", "catheter"]
 
 
 @pytest.fixture
-def predictor(small_predictor: Predictor) -> Predictor:
+def predictor(small_predictor: OfficialPredictor) -> OfficialPredictor:
     return small_predictor
 
 
@@ -41,7 +41,9 @@ def cine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def predict(predictor: Predictor, samples: list[Sample], out: Path, **more: Any) -> list[dict[str, Any]]:
+def predict(
+    predictor: OfficialPredictor, samples: list[Sample], out: Path, **more: Any
+) -> list[dict[str, Any]]:
     save = more.pop("save", ["masks", "rle"])
     progress = more.pop("on_progress", lambda _: None)
     segmenter, asked, answer = ask_clips(predictor, None, samples, PROMPTS, save, **more)
@@ -51,7 +53,7 @@ def predict(predictor: Predictor, samples: list[Sample], out: Path, **more: Any)
 
 @pytest.mark.parametrize("propagation", ["official", "sam2"])
 def test_the_rows_of_a_clip_are_those_of_its_frames(
-    predictor: Predictor, cine: Path, tmp_path: Path, propagation: str
+    predictor: OfficialPredictor, cine: Path, tmp_path: Path, propagation: str
 ) -> None:
     rows = predict(predictor, find_images([cine]), tmp_path / "out", propagation=propagation)
     assert [(row["id"], row["prompt"]) for row in rows] == [
@@ -67,7 +69,7 @@ def test_the_rows_of_a_clip_are_those_of_its_frames(
 
 
 def test_a_job_that_stops_in_the_middle_of_a_clip_is_continued(
-    predictor: Predictor, cine: Path, tmp_path: Path
+    predictor: OfficialPredictor, cine: Path, tmp_path: Path
 ) -> None:
     def stop(done: int) -> None:
         if done == 3:
@@ -82,7 +84,7 @@ def test_a_job_that_stops_in_the_middle_of_a_clip_is_continued(
 
 
 def test_a_clip_that_cannot_be_followed_fails_and_the_next_goes_on(
-    predictor: Predictor, cine: Path, tmp_path: Path
+    predictor: OfficialPredictor, cine: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "cut.png").write_bytes(b"not an image")
@@ -94,7 +96,7 @@ def test_a_clip_that_cannot_be_followed_fails_and_the_next_goes_on(
 
 @pytest.mark.parametrize("propagation", ["frames", "sam2"])
 def test_films_show_each_prompt_at_the_rate_of_the_clip(
-    predictor: Predictor, cine: Path, tmp_path: Path, propagation: str
+    predictor: OfficialPredictor, cine: Path, tmp_path: Path, propagation: str
 ) -> None:
     save = ["masks", "rle", "films"]
     rows = predict(predictor, find_images([cine]), tmp_path / "out", propagation=propagation, save=save)
@@ -136,21 +138,21 @@ def test_images_of_a_folder_are_a_clip_in_order_of_their_numbers(tmp_path: Path,
     ],
 )
 def test_settings_that_do_not_fit_are_refused_before_anything_is_written(
-    predictor: Predictor, cine: Path, tmp_path: Path, settings: dict[str, Any], message: str
+    predictor: OfficialPredictor, cine: Path, tmp_path: Path, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(SettingError, match=message):
         predict(predictor, find_images([cine]), tmp_path / "out", **settings)
     assert not (tmp_path / "out").exists()
 
 
-def test_films_of_still_images_are_refused(predictor: Predictor, tmp_path: Path) -> None:
+def test_films_of_still_images_are_refused(predictor: OfficialPredictor, tmp_path: Path) -> None:
     Image.new("L", (8, 8)).save(tmp_path / "still.png")
     with pytest.raises(SettingError, match="no clip among the images"):
         predict(predictor, find_images([tmp_path]), tmp_path / "out", save=["masks", "films"])
 
 
 def test_a_video_that_is_damaged_in_the_middle_keeps_all_its_rows(
-    predictor: Predictor, tmp_path: Path
+    predictor: OfficialPredictor, tmp_path: Path
 ) -> None:
     path = tmp_path / "cine.mp4"
     frames = np.random.default_rng(0).integers(0, 256, (8, 40, 50, 3), dtype=np.uint8)

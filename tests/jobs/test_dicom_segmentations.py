@@ -10,7 +10,9 @@ from vesalius.data.image_files import find_images
 from vesalius.data.images import frame_id
 from vesalius.errors import SettingError
 from vesalius.jobs.folder import write_predictions
+from vesalius.mask_maps import LowRes
 from vesalius.masks import decode_rle
+from vesalius.segmenter import ModelDescription, Segmenter
 from vesalius.types import Item, Prediction
 
 from ..dicom_files import angiogram, read_masks
@@ -39,13 +41,10 @@ def test_a_cine_goes_through_the_command_line_to_a_segmentation(tmp_path: Path) 
     assert any(found.values()), "no mask at all proves nothing"
 
 
-class Halves:
+class Halves(Segmenter):
     """Answers with the left half; fails on the frames named."""
 
-    batch, threshold, settings, threshold_origin = 2, 0.5, {}, {}
-    training_images, training_perceptual_hashes, tuning_images = None, (), ()
-    trained_on_unknown = True
-    card = {"name": "halves", "kind": "test", "fingerprint": "f" * 64, "step": None}  # noqa: RUF012
+    description = ModelDescription("halves", "test", "f" * 64, batch_size=2)
 
     def __init__(self, *failing: str) -> None:
         self.failing = failing
@@ -55,7 +54,7 @@ class Halves:
             raise RuntimeError("out of memory")
         logits = np.array([[[9, -9], [9, -9]]], dtype=np.float32)
         return [
-            Prediction(item.id, prompt, "ok", item.size, logits, 2, (1.0,))
+            Prediction(item.id, prompt, "ok", item.size, LowRes(logits, 2))
             for item in items
             for prompt in item.prompts
         ]

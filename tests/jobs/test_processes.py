@@ -65,7 +65,7 @@ def test_process_that_is_killed_stops_the_job_which_then_continues(
 
         with pytest.raises(VesaliusError, match=r"process on cpu was killed.*run the same again to continue"):
             write(
-                processes.description,
+                processes,
                 out=tmp_path / "two",
                 answer=processes.answer_samples,
                 on_progress=kill,
@@ -73,7 +73,7 @@ def test_process_that_is_killed_stops_the_job_which_then_continues(
     assert not (tmp_path / "two" / "predictions.jsonl").exists()
 
     with caplog.at_level(logging.WARNING), Processes([BrightOrder(0), BrightOrder(1)]) as processes:
-        summary = write(processes.description, out=tmp_path / "two", answer=processes.answer_samples)
+        summary = write(processes, out=tmp_path / "two", answer=processes.answer_samples)
     assert "two: continues after" in caplog.text
     assert summary["coverage"] == {"ok": 58, "no_seg": 0, "failed": 2}
     assert "005.png" in summary["failures"][0]
@@ -106,7 +106,7 @@ def test_processes_refuse_prompts_and_count_their_caches_together(tmp_path: Path
     draw_squares(tmp_path / "in", 3)
     images = find_images([tmp_path / "in"])
     with Processes([CachedOrder(0), CachedOrder(1)]) as processes:
-        write = partial(write_predictions, processes.description, images, answer=processes.answer_samples)
+        write = partial(write_predictions, processes, images, answer=processes.answer_samples)
         with pytest.raises(SettingError, match="knows no 'liver'"):
             write(["vessel", "liver"], tmp_path / "out")
         assert not (tmp_path / "out").exists()

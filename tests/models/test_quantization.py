@@ -11,7 +11,7 @@ from torch.nn.functional import linear
 
 from vesalius.errors import CheckpointError, MissingExtraError, SettingError
 from vesalius.inference.footprint import quantized, weigh
-from vesalius.inference.predictor import load_predictor
+from vesalius.jobs.opening import load_predictor
 from vesalius.models.cards import read_card
 from vesalius.models.checkpoint import new_model, open_model, save_bundle
 from vesalius.models.presets import find_spec
@@ -102,9 +102,9 @@ def test_a_model_is_as_small_as_planned_and_can_become_plain_again(kind: Quantiz
 def test_a_predictor_opens_in_fewer_bits_and_says_so(kind: Quantized) -> None:
     image = np.random.default_rng(0).integers(0, 256, (80, 60, 3), dtype=np.uint8)
     plain = load_predictor("tiny", answer="force", device="cpu")
-    small = load_predictor("tiny", answer="force", device="cpu", quantized=kind)
-    assert "quantized" not in plain.settings
-    assert small.settings["quantized"] == kind
+    small = load_predictor("tiny", answer="force", device="cpu", quantization=kind)
+    assert "quantization" not in plain.description.settings
+    assert small.description.settings["quantization"] == kind
     maps = [predictor(image, "blood vessel").logits for predictor in (plain, small)]
     assert maps[0].shape == maps[1].shape
     difference = np.abs(maps[0] - maps[1]).max() / np.abs(maps[0]).max()
@@ -171,5 +171,5 @@ def test_nothing_is_fetched_when_the_library_is_imported(monkeypatch: pytest.Mon
 
 
 def test_a_rival_has_no_matrices_of_few_bits() -> None:
-    with pytest.raises(SettingError, match="quantized is for text-prompted models"):
-        load_predictor("frangi", quantized="4bit")
+    with pytest.raises(SettingError, match="quantization is for text-prompted models"):
+        load_predictor("frangi", quantization="4bit")

@@ -77,7 +77,7 @@ def test_bundle_that_cannot_be_written_is_refused(bundle, monkeypatch):
 
 def test_evaluation_uses_the_tuned_threshold_and_refuses_the_images_it_was_tuned_on(tmp_path, bundle):
     from vesalius.data.dataset import open_dataset
-    from vesalius.inference.predictor import load_predictor
+    from vesalius.jobs.opening import load_predictor
     from vesalius.scoring.evaluate import evaluate
     from vesalius.scoring.tune import find_threshold
     from vesalius.synth import write_dataset

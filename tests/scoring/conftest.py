@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 from vesalius.data.dataset import Dataset
+from vesalius.mask_maps import LowRes
+from vesalius.segmenter import ModelDescription, Segmenter
 from vesalius.types import Item, MaskFile, Prediction, Sample
 
 SIDE = 16
@@ -24,30 +26,30 @@ def square(left: int = 1) -> np.ndarray:
     return mask
 
 
-class FakeSegmenter:
+class FakeSegmenter(Segmenter):
     """Answers by id and prompt: a mask or logits, None for no [SEG], the reason of a failure, or an error to raise."""
 
-    threshold = 0.4
-    threshold_origin: Mapping[str, Any] = MappingProxyType({"how": "default"})
-    settings: Mapping[str, Any] = MappingProxyType({"answer": "generate"})
-    training_images: Any = None
-    training_perceptual_hashes: Any = ()
-    tuning_images: Any = ()
+    description: Any = None
 
-    def __init__(self, answers: dict[str, Any] | None = None, batch: int = 2) -> None:
+    def __init__(self, answers: dict[str, Any] | None = None, batch_size: int = 2) -> None:
         self.answers = answers or {}
-        self.batch = batch
-        self.fingerprint = "f00d"
+        self.description = ModelDescription(
+            "fake",
+            "fake",
+            "f00d",
+            step=7,
+            threshold=0.4,
+            settings={"answer": "generate"},
+            batch_size=batch_size,
+        )
         self.seen: list[Item] = []
         self.calls: list[list[str]] = []
 
-    @property
-    def trained_on_unknown(self) -> bool:
-        return self.training_images is None
-
-    @property
-    def card(self) -> dict[str, Any]:
-        return {"name": "fake", "kind": "fake", "fingerprint": self.fingerprint, "step": 7}
+    def describe(self, **changes: Any) -> None:
+        """Change fields of the description; training images that are given are all that there are."""
+        if "training_images" in changes:
+            changes = {"trained_on_unknown": changes["training_images"] is None} | changes
+        self.description = replace(self.description, **changes)
 
     def predict(self, items: Sequence[Item]) -> list[Prediction]:
         self.seen += items
@@ -56,21 +58,16 @@ class FakeSegmenter:
 
     def answer(self, item: Item, prompt: str) -> Prediction:
         answer = self.answers.get(f"{item.id} {prompt}", self.answers.get(item.id, square(2)))
-        nothing = np.zeros((0, 1, 1), np.float32)
         if isinstance(answer, BaseException):
             raise answer
         if isinstance(answer, str):
-            return self.prediction(item, prompt, "failed", nothing, says_seg=False, error=answer)
+            return Prediction.failure(item.id, prompt, item.size, answer)
         if answer is None:
-            return self.prediction(item, prompt, "no_seg", nothing, says_seg=False, text="I see nothing.")
+            return Prediction(item.id, prompt, "no_seg", item.size, says_seg=False, text="I see nothing.")
         logits = np.where(answer, 9, -9) if answer.dtype == bool else answer
-        return self.prediction(item, prompt, "ok", logits.astype(np.float32).reshape(-1, *item.size))
-
-    def prediction(self, item: Item, prompt: str, status: Any, logits: np.ndarray, **more: Any) -> Prediction:
-        scores, side = (0.9,) * len(logits), item.size[0]
-        return Prediction(
-            item.id, prompt, status, item.size, logits, side, scores, threshold=self.threshold, **more
-        )
+        maps = LowRes(logits.astype(np.float32).reshape(-1, *item.size), item.size[0])
+        threshold = self.description.threshold
+        return Prediction(item.id, prompt, "ok", item.size, maps, (0.9,) * len(maps), threshold=threshold)
 
 
 def dataset(

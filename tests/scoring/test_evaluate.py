@@ -81,7 +81,7 @@ def test_folder_holds_what_the_contract_says(tmp_path, FakeSegmenter, dataset):
 
 
 def test_segmenter_never_gets_the_masks_and_gets_images_in_batches(tmp_path, FakeSegmenter, dataset):
-    segmenter = FakeSegmenter(batch=2)
+    segmenter = FakeSegmenter(batch_size=2)
     evaluate(segmenter, dataset(tmp_path / "data"), tmp_path / "out", figures=False)
 
     assert segmenter.calls == [["a", "b"], ["c"]]
@@ -146,8 +146,8 @@ def test_image_that_cannot_be_read_fails_with_its_name(tmp_path, harm, FakeSegme
 
 def test_mask_of_another_size_is_a_failure(tmp_path, FakeSegmenter, dataset):
     class Smaller(FakeSegmenter):
-        def prediction(self, item: Item, *rest: Any, **more: Any) -> Prediction:
-            return super().prediction(Item(item.id, item.frames[:, :9], item.prompts), *rest, **more)
+        def answer(self, item: Item, prompt: str) -> Prediction:
+            return replace(super().answer(item, prompt), size=(9, 16))
 
     metrics = evaluate(Smaller(), dataset(tmp_path / "data"), tmp_path / "out")
 
@@ -160,7 +160,9 @@ def test_answers_in_the_wrong_order_are_never_scored(tmp_path, FakeSegmenter, da
         def predict(self, items: Sequence[Item]) -> list[Prediction]:
             return super().predict(items)[::-1]
 
-    metrics = evaluate(Muddled(batch=3), dataset(tmp_path / "data", prompts=("x", "y")), tmp_path / "out")
+    metrics = evaluate(
+        Muddled(batch_size=3), dataset(tmp_path / "data", prompts=("x", "y")), tmp_path / "out"
+    )
     assert metrics["coverage"] == {"ok": 0, "failed": 6, "no_seg": 0}
 
 
@@ -238,7 +240,7 @@ def test_limit_takes_the_first_samples_and_says_so(tmp_path, FakeSegmenter, data
 def test_training_images_are_refused_unless_allowed(tmp_path, FakeSegmenter, dataset):
     data = dataset(tmp_path / "data")
     segmenter = FakeSegmenter()
-    segmenter.training_images = {hash_pixels(read_image(data.samples[1].image))}
+    segmenter.describe(training_images={hash_pixels(read_image(data.samples[1].image))})
 
     with raises_code(DataError, "training_leak", "1 of 3 images", "first: b"):
         evaluate(segmenter, data, tmp_path / "out")
@@ -415,8 +417,8 @@ def fill(path: Path) -> None:
 
 
 CHANGES: dict[str, Any] = {
-    "another model": lambda segmenter, samples, roi: setattr(segmenter, "fingerprint", "beef"),
-    "another threshold": lambda segmenter, samples, roi: setattr(segmenter, "threshold", 0.6),
+    "another model": lambda segmenter, samples, roi: segmenter.describe(fingerprint="beef"),
+    "another threshold": lambda segmenter, samples, roi: segmenter.describe(threshold=0.6),
     "another mask": lambda segmenter, samples, roi: fill(samples[2].image.with_name("c.mask.png")),
     "another order": lambda segmenter, samples, roi: samples.reverse(),
     "another group": lambda segmenter, samples, roi: samples.insert(0, replace(samples.pop(0), group="p")),

@@ -52,21 +52,19 @@ def test_figure_that_cannot_be_written_in_a_worker_is_an_error(tmp_path, FakeSeg
 SCRIPT = """
 import json, sys
 import numpy as np
-from vesalius import Prediction, evaluate, load_samples
+from vesalius import LowRes, ModelDescription, Prediction, Segmenter, evaluate, load_samples
 
-class Segmenter:
-    batch, threshold, threshold_origin, settings = 2, 0.5, {}, {}
-    card = {"name": "script", "kind": "script", "fingerprint": None, "step": None}
-    training_images, training_perceptual_hashes, tuning_images = (), (), ()
-    trained_on_unknown = False
+class Ones(Segmenter):
+    description = ModelDescription("script", "script", batch_size=2)
 
     def predict(self, items):
+        maps = LowRes(np.ones((1, 2, 2), np.float32), 2)
         return [
-            Prediction(item.id, prompt, "ok", item.size, np.ones((1, 2, 2), np.float32), 2, (0.5,))
+            Prediction(item.id, prompt, "ok", item.size, maps, (0.5,))
             for item in items for prompt in item.prompts
         ]
 
-metrics = evaluate(Segmenter(), load_samples(sys.argv[1]), sys.argv[2], workers=2, figures=False)
+metrics = evaluate(Ones(), load_samples(sys.argv[1]), sys.argv[2], workers=2, figures=False)
 print(json.dumps(metrics["coverage"]))
 """
 

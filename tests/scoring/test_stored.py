@@ -75,7 +75,7 @@ def test_prediction_folder_scores_as_the_model_itself(tmp_path, save, stored, an
 def test_prediction_may_be_scored_at_another_threshold(tmp_path, stored, answers, FakeSegmenter):
     data, folder = stored("rle", "probs")
     model = FakeSegmenter(answers)
-    model.threshold = 0.7
+    model.describe(threshold=0.7)
     evaluate(model, data, tmp_path / "model")
     metrics = evaluate(StoredPredictions(folder, data.samples, threshold=0.7), data, tmp_path / "files")
 
@@ -141,7 +141,7 @@ def test_missing_predictions_are_refused_and_the_first_ten_listed(tmp_path, data
 def test_predictions_of_other_images_are_counted(tmp_path, stored):
     data, folder = stored("rle")
     stored_ones = StoredPredictions(folder, data.samples[:1])
-    assert stored_ones.settings["predictions_of_other_images"] == 3
+    assert stored_ones.description.settings["predictions_of_other_images"] == 3
 
 
 def harmed(folder: Path, **changes: Any) -> None:
@@ -222,7 +222,7 @@ def test_list_of_predictions_that_cannot_be_trusted_is_refused(harm, words, stor
 def test_lines_that_name_the_model_of_the_folder_are_one_model(stored):
     data, folder = stored("rle")
     write_lines(folder, [{**line, "model": "f00d"} for line in lines_of(folder)])
-    assert StoredPredictions(folder, data.samples).card["fingerprint"] == "f00d"
+    assert StoredPredictions(folder, data.samples).description.fingerprint == "f00d"
 
 
 def test_list_that_is_not_text_and_odd_run_files_are_refused(stored):
@@ -260,9 +260,9 @@ def test_training_and_tuning_images_that_predict_noted_are_looked_for(tmp_path, 
 
 def test_changed_predictions_are_not_mixed_with_those_that_were_scored_before(tmp_path, stored):
     data, folder = stored("masks")
-    before = StoredPredictions(folder, data.samples).settings["predictions_fingerprint"]
+    before = StoredPredictions(folder, data.samples).description.settings["predictions_fingerprint"]
     Image.new("L", (16, 16), 255).save(folder / "masks/a.png")
-    assert StoredPredictions(folder, data.samples).settings["predictions_fingerprint"] != before
+    assert StoredPredictions(folder, data.samples).description.settings["predictions_fingerprint"] != before
 
 
 def test_copies_of_the_ground_truth_are_refused(tmp_path, dataset, square):
@@ -282,4 +282,4 @@ def test_images_that_views_were_chosen_on_stay_known_at_another_threshold(stored
     for views, known in (({}, ()), ({"tta": ["flip"]}, ["a"])):
         told = {**run, "settings": {**run["settings"], **views}, "lineage": {"tuning_images": ["a"]}}
         (folder / "run.json").write_text(json.dumps(told))
-        assert StoredPredictions(folder, data.samples, threshold=0.3).tuning_images == known
+        assert StoredPredictions(folder, data.samples, threshold=0.3).description.tuning_images == known

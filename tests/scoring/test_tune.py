@@ -17,10 +17,11 @@ from vesalius.errors import DataError, SettingError
 from vesalius.evaluation.metrics import score
 from vesalius.evaluation.statistics import paired_bootstrap
 from vesalius.files import to_json
-from vesalius.inference.tta import ViewedPrediction
 from vesalius.lineage import hash_pixels
+from vesalius.mask_maps import LowRes
 from vesalius.scoring.tune import as_json, find_threshold, summarize
-from vesalius.types import Item
+from vesalius.segmenter import Segmenter
+from vesalius.types import Item, Prediction
 
 
 @pytest.fixture
@@ -36,12 +37,12 @@ def case(tmp_path, FakeSegmenter, dataset):
         answers[name] = random.normal(-1.5, 1, (24, 24)) + 1.8 * target * (name != "f")
     answers["b"] = np.stack([answers["b"], np.roll(answers["b"], 4)])
     answers["c"] = None
-    return FakeSegmenter(answers, batch=3), replace(drawn, samples=drawn.samples + absent.samples)
+    return FakeSegmenter(answers, batch_size=3), replace(drawn, samples=drawn.samples + absent.samples)
 
 
 def by_trying(segmenter: Any, data: Any, metric: str, threshold: float) -> float:
     """Mean of the metric on masks at the threshold."""
-    segmenter.threshold = threshold
+    segmenter.describe(threshold=threshold)
     values = []
     for sample in data.samples:
         pixels = read_image(sample.image)
@@ -98,35 +99,32 @@ def test_training_images_bare_samples_no_samples_and_other_metrics_are_refused(c
     bare = replace(data.samples[0], masks=None)
     with pytest.raises(DataError, match=r"1 of 1 samples have no masks \(first: a\)"):
         find_threshold(segmenter, replace(data, samples=(bare,)))
-    segmenter.training_images = (hash_pixels(read_image(data.samples[1].image)),)
+    segmenter.describe(training_images=(hash_pixels(read_image(data.samples[1].image)),))
     with raises_code(DataError, "training_leak", "1 of 6 images", "first: b"):
         find_threshold(segmenter, data)
     assert segmenter.seen == []
 
 
-class ViewedSegmenter:
+class ViewedSegmenter(Segmenter):
     """A FakeSegmenter with separate answers for each view of test-time augmentation."""
 
     def __init__(self, plain: Any, views: dict[str, dict[str, np.ndarray]]) -> None:
         self.plain, self.shown, self.views = plain, views, ()
+        self.description = plain.description
         self.asked: list[str] = []
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.plain, name)
+    description: Any = None
 
-    def trying(self, views: Any, prompts: Any) -> Any:
+    def with_views(self, views: Any, prompts: Any) -> Any:
         self.views, self.asked = tuple(views), list(prompts)
-        return self
+        return self, self.views
 
     def predict(self, items: Any) -> Any:
-        return [
-            ViewedPrediction(
-                **vars(prediction),
-                maps={"plain": prediction.logits}
-                | {view: self.shown[view][prediction.id][None].astype(np.float32) for view in self.views},
-            )
-            for prediction in self.plain.predict(items)
-        ]
+        return [replace(each, maps=self.maps(each)) for each in self.plain.predict(items)]
+
+    def maps(self, prediction: Prediction) -> LowRes:
+        shown = {view: self.shown[view][prediction.id][None].astype(np.float32) for view in self.views}
+        return LowRes(prediction.logits, prediction.maps.input_size, {"plain": prediction.logits, **shown})
 
 
 @pytest.fixture
@@ -144,14 +142,14 @@ def viewed(tmp_path, FakeSegmenter, dataset):
         return {name: random.normal(-2, noise, (24, 24)) + 3 * target for name in ids}
 
     views = {"flip": draw(2), "scale_0.75": draw(30)}
-    return ViewedSegmenter(FakeSegmenter(draw(2), batch=5), views), data
+    return ViewedSegmenter(FakeSegmenter(draw(2), batch_size=5), views), data
 
 
 def test_gain_of_each_choice_of_views_is_that_of_trying_it(viewed):
     segmenter, data = viewed
     tuned = find_threshold(segmenter, data, views=["flip", "scale_0.75"])
     assert segmenter.asked == ["vessel"] * 12
-    assert sum(map(len, segmenter.calls)) == 12  # one pass
+    assert sum(map(len, segmenter.plain.calls)) == 12  # one pass
     assert [trial.views for trial in tuned.trials] == [("flip",), ("scale_0.75",), ("flip", "scale_0.75")]
     assert [trial.is_significant for trial in tuned.trials] == [True, False, False]
 
@@ -161,7 +159,7 @@ def test_gain_of_each_choice_of_views_is_that_of_trying_it(viewed):
     def scores(views: tuple[str, ...], threshold: float) -> np.ndarray:
         found = []
         for sample in data.samples:
-            maps = [segmenter.answers[sample.id], *(segmenter.shown[view][sample.id] for view in views)]
+            maps = [segmenter.plain.answers[sample.id], *(segmenter.shown[view][sample.id] for view in views)]
             mean = np.mean([1 / (1 + np.exp(-each)) for each in maps], axis=0)
             mask = mean > threshold
             found.append(2 * (mask & target).sum() / (mask.sum() + target.sum()))
@@ -207,7 +205,7 @@ def test_no_gain_from_views_that_do_not_help_or_from_a_single_group(viewed):
 
 
 def test_card_stores_the_gain_until_the_next_tuning_and_its_images_are_not_scored(tmp_path, viewed, dataset):
-    from vesalius.inference.predictor import load_predictor
+    from vesalius.jobs.opening import load_predictor
     from vesalius.models.cards import read_card
     from vesalius.models.reference import resolve_model
     from vesalius.models.threshold import store_threshold

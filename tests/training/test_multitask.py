@@ -10,7 +10,7 @@ from PIL import Image
 from vesalius.config import make_settings
 from vesalius.data.dataset import load_item, load_samples
 from vesalius.errors import AnnotationError, SettingError, TrainingError
-from vesalius.inference.predictor import load_predictor
+from vesalius.jobs.opening import load_predictor
 from vesalius.models.cards import read_card
 from vesalius.synth import write_dataset
 from vesalius.training.run import train

@@ -12,8 +12,8 @@ from tests.codes import raises_code
 from vesalius.config import make_settings
 from vesalius.data.dataset import open_dataset
 from vesalius.errors import DataError, SettingError
-from vesalius.inference.predictor import load_predictor
 from vesalius.jobs.folder import write_predictions
+from vesalius.jobs.opening import load_predictor
 from vesalius.models.cards import read_any_card
 from vesalius.models.specs import UNetShape
 from vesalius.models.unet import new_unet

@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from vesalius.evaluation.metrics import METRICS
+from vesalius.mask_maps import LowRes
+from vesalius.segmenter import ModelDescription, Segmenter
 from vesalius.training.validation import _alike, _scores, average, score_answers, summarize
 from vesalius.types import Item, MaskFile, Prediction, Sample
 
@@ -76,10 +78,10 @@ def test_a_line_in_words_has_the_metric_that_was_asked_for() -> None:
     assert "cldice" in METRICS
 
 
-class Answering:
+class Answering(Segmenter):
     """Gives a square for each phrase, and says of its own accord that what it would deny is there."""
 
-    batch = 2
+    description = ModelDescription("squares", "test", batch_size=2)
 
     def __init__(self, squares: dict[str, tuple[int, int]], denies: str = "") -> None:
         self.squares, self.denies = squares, denies
@@ -91,9 +93,7 @@ class Answering:
                 prompt,
                 "ok",
                 item.size,
-                np.where(square(*self.squares[prompt]), 9, -9).astype(np.float32)[None],
-                input_size=40,
-                scores=(0.5,),
+                LowRes(np.where(square(*self.squares[prompt]), 9, -9).astype(np.float32)[None], 40),
                 says_seg=prompt != self.denies,
             )
             for item in items

@@ -120,7 +120,7 @@ def add_mask_options(verb: argparse.ArgumentParser) -> None:
 
 def open_segmenter(args: argparse.Namespace, model: str) -> Any:
     """The model, opened with the prediction options."""
-    from vesalius.inference.predictor import load_predictor
+    from vesalius.jobs.opening import load_predictor
     from vesalius.models.cpu_allocator import keep_freed_memory
 
     keep_freed_memory()
@@ -135,7 +135,7 @@ def prediction_settings(args: argparse.Namespace) -> dict[str, Any]:
     from vesalius.inference.placement import parse_size
     from vesalius.inference.tiles import TileSettings
 
-    settings = given(args, "answer threshold tta gpus") | {"batch": args.batch_size}
+    settings = given(args, "answer threshold tta gpus") | {"batch_size": args.batch_size}
     if "tiles" in args:
         settings["tiles"] = make_settings(TileSettings, {"sides": args.tiles}, "--tiles")
     if "cache" in args:

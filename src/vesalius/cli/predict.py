@@ -106,4 +106,4 @@ def _open(args: argparse.Namespace) -> Iterator[tuple[Any, Any]]:
 
     orders = order_predictors(args.model, args.devices.split(","), prediction_settings(args))
     with Processes(orders) as processes:
-        yield processes.description, processes.answer_samples
+        yield processes, processes.answer_samples

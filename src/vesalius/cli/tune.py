@@ -56,6 +56,6 @@ def run(args: argparse.Namespace) -> Result:
     with Progress(len(dataset.samples), "tune") as progress:
         tuned = find_threshold(predictor, dataset, **given(args, "metric views"), on_progress=progress.reach)
     store_threshold(args.model, target, tuned.threshold, tuned.origin, tuned.images, tuned.tta_gain)
-    for line in summarize(tuned, target, had_gain=predictor.bundle_card.tta is not None):
+    for line in summarize(tuned, target, had_gain=predictor.model_card.tta is not None):
         print(line)
     return {**as_json(tuned), "bundle": str(target)}

@@ -41,7 +41,7 @@ MOST_QUESTIONS = 256
 class PlanSettings(Settings):
     """What is to be done at once."""
 
-    batch: int | None = Field(default=None, ge=1)
+    batch_size: int | None = Field(default=None, ge=1)
     """Images at once; None: as many as fit, up to `MOST_AT_ONCE`."""
     prompts: int = Field(default=1, ge=1)
     """Of each image."""
@@ -54,8 +54,8 @@ class PlanSettings(Settings):
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
-        if (self.batch or 1) * self.prompts > MOST_QUESTIONS:
-            raise ValueError(f"batch times prompts must not exceed {MOST_QUESTIONS}")
+        if (self.batch_size or 1) * self.prompts > MOST_QUESTIONS:
+            raise ValueError(f"batch_size times prompts must not exceed {MOST_QUESTIONS}")
         if self.image is not None and not all(1 <= side <= 20_000 for side in self.image):
             raise ValueError("image is [h, w] in pixels, each between 1 and 20000")
         return self
@@ -64,7 +64,7 @@ class PlanSettings(Settings):
 class PredictionSettings(PlanSettings):
     """The same for prediction."""
 
-    quantize: Quantized | None = None
+    quantization: Quantized | None = None
     """Of the matrices of the vision-language model, but its head."""
     cpu_memory: str | None = None
     """What offloaded weights may take, such as 64GiB; None: what is available on this machine."""
@@ -132,14 +132,16 @@ class Task:
         if isinstance(self.settings, TrainingSettings):
             return prepared(self.spec, self.settings.trainable)  # float32, whatever the activations are in
         model = empty_model(self.spec).to(self.dtype)
-        return quantized(model, self.settings.quantize) if self.settings.quantize else model, {}
+        return quantized(model, self.settings.quantization) if self.settings.quantization else model, {}
 
     @property
-    def quantize(self) -> Quantized | None:
+    def quantization(self) -> Quantized | None:
         """What the matrices of the vision-language half are turned into."""
         settings = self.settings
         return (
-            settings.trainable.quantization if isinstance(settings, TrainingSettings) else settings.quantize
+            settings.trainable.quantization
+            if isinstance(settings, TrainingSettings)
+            else settings.quantization
         )
 
     @property
@@ -215,7 +217,7 @@ class Task:
     def offload(self, cost: Pass, disk: bool) -> Placement | None:
         """The same with some of the weights in the CPU's memory, and with `disk` on disk too; else None."""
         if self.purpose == "train" or (
-            isinstance(self.settings, PredictionSettings) and self.settings.quantize
+            isinstance(self.settings, PredictionSettings) and self.settings.quantization
         ):
             return None
         elsewhere = {"cpu": self.cpu.size} if self.gpus else {}

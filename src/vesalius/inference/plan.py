@@ -66,8 +66,8 @@ class Plan:
     model: str
     purpose: Purpose
     dtype: str
-    quantize: str | None
-    batch: int
+    quantization: str | None
+    batch_size: int
     tile: int
     """Side in pixels of the windows that a large image is cut into."""
     device_map: dict[str, int | str] | None
@@ -102,7 +102,7 @@ def make_plan(
 ) -> Plan:
     """The plan for MODEL: a bundle, a run, an official folder, or a published name, whose weights need not be here.
 
-    `gpus` such as 4x24GiB; None: those that torch sees, else the CPU. `changes` such as batch=8 are settings of
+    `gpus` such as 4x24GiB; None: those that torch sees, else the CPU. `changes` such as batch_size=8 are settings of
     `PredictionSettings` or `TrainingSettings`. Raises SettingError for an unknown model, GPU or setting.
     """
     settings = make_settings(SETTINGS[purpose], apply_changes({}, changes), "--set")
@@ -123,7 +123,7 @@ def make_plan(
 def place_of(plan: Plan) -> tuple[str | DeviceMap, torch.dtype]:
     """What `open_model` takes to carry out a plan for prediction.
 
-    Besides them its `quantize`. SettingError where nothing fits, or where the plan is of GPUs that this machine does not
+    Besides them its `quantization`. SettingError where nothing fits, or where the plan is of GPUs that this machine does not
     have.
     """
     if plan.device_map is None:
@@ -152,7 +152,7 @@ def _read_spec(ref: ModelRef) -> ModelSpec:
 
 
 def _plan(task: Task, name: str, on_disk: bool) -> Plan:
-    batch = task.settings.batch or task.choose_batch()
+    batch = task.settings.batch_size or task.choose_batch()
     cost = task.cost(batch)
     placement = task.fit(cost)
     remedies: tuple[str, ...] = ()
@@ -165,8 +165,8 @@ def _plan(task: Task, name: str, on_disk: bool) -> Plan:
         model=name,
         purpose=task.purpose,
         dtype=str(task.dtype).removeprefix("torch."),
-        quantize=task.quantize,
-        batch=batch,
+        quantization=task.quantization,
+        batch_size=batch,
         tile=task.spec.sam_size // 2,
         device_map=placement.device_map if placement else None,
         loads=placement.loads if placement else (),
@@ -183,8 +183,8 @@ def _amounts(task: Task, cost: Pass) -> Iterator[Amount]:
     width = task.dtype.itemsize if task.purpose == "predict" else 4
     here = f", one part of {task.shards}" if task.shards > 1 else ""
     for part, size in task.weights.items():
-        if part in ("vision encoder", "language model") and task.quantize:
-            reason = f"{task.quantize} matrices with their scales; the rest at {width} bytes a value"
+        if part in ("vision encoder", "language model") and task.quantization:
+            reason = f"{task.quantization} matrices with their scales; the rest at {width} bytes a value"
         else:
             reason = f"{size // width:,} values of {width} bytes"
         yield Amount("weights", part, size, reason + here)
@@ -231,7 +231,7 @@ def _reasons(task: Task, cost: Pass, batch: int, placement: Placement | None) ->
         )
     tiles = f" in {cost.tiles} tile{'s' * (cost.tiles > 1)}" if family_of(task.spec.family).tiled else ""
     images = "images of " + " x ".join(map(str, settings.image)) if settings.image else "the largest images"
-    if settings.batch:
+    if settings.batch_size:
         chosen = "as set"
     elif placement is None or placement.waiting:
         chosen = "the smallest"
@@ -255,7 +255,7 @@ def _reasons(task: Task, cost: Pass, batch: int, placement: Placement | None) ->
         where = "one holds it all"
     return {
         "dtype": dtype,
-        "batch": f"{chosen}; {images}{tiles}, {cost.tokens:,} tokens a question",
+        "batch_size": f"{chosen}; {images}{tiles}, {cost.tokens:,} tokens a question",
         "tile": "half of the side of SAM's input; as many windows at once as images",
         "devices": where,
         "reserve": (
@@ -273,15 +273,15 @@ def _remedies(task: Task, batch: int) -> Iterator[str]:
     while smaller and task.fit(task.expect(smaller)) is None:
         smaller //= 2
     if smaller:
-        yield f"batch={smaller} instead of {batch}"
+        yield f"batch_size={smaller} instead of {batch}"
     if task.dtype.itemsize == 4 and _fits(task.changed(dtype="bfloat16"), batch):
         yield "dtype=bfloat16 instead of float32"
     if isinstance(settings, TrainingSettings):
         yield from _training_remedies(task, settings.trainable, batch)
-    elif settings.quantize is None:
+    elif settings.quantization is None:
         for kind in ("8bit", "4bit"):
-            if _fits(task.changed(quantize=kind), batch):
-                yield f"quantize={kind}, with the vision-language half in bitsandbytes"
+            if _fits(task.changed(quantization=kind), batch):
+                yield f"quantization={kind}, with the vision-language half in bitsandbytes"
     for count in (
         range(len(task.gpus) + 1, MOST_SUGGESTED + 1) if task.gpus and task.purpose == "predict" else ()
     ):
@@ -345,7 +345,7 @@ def summarize(plan: Plan) -> Iterator[str]:
     """Lines for a terminal."""
     yield f"{plan.model} for {'training' if plan.purpose == 'train' else 'prediction'}"
     yield f"  dtype {plan.dtype}: {plan.reasons['dtype']}"
-    yield f"  batch {plan.batch}: {plan.reasons['batch']}"
+    yield f"  batch size {plan.batch_size}: {plan.reasons['batch_size']}"
     yield f"  tile {plan.tile}: {plan.reasons['tile']}"
     for kind, title in {
         "weights": "weights",

@@ -16,11 +16,11 @@ from PIL import Image
 from pydantic import Field
 
 from vesalius.config import Settings
+from vesalius.mask_maps import Tile, Window
 from vesalius.masks import Size
 from vesalius.models.processor import Processor
 from vesalius.models.segmenter import SegPrompts, encode_images
 from vesalius.models.textseg import Encode, TextSegModel
-from vesalius.types import Tile, Window
 
 
 class TileSettings(Settings):
@@ -51,32 +51,28 @@ def decode_tiles(
     frame: np.ndarray,
     prompts: torch.Tensor,
     settings: TileSettings,
-    batch: int,
+    batch_size: int,
     encode: Encode = encode_images,
 ) -> tuple[list[Tile], torch.Tensor]:
     """The tiles of a frame uint8 (h, w, 3), and float (n,) the predicted IoU of each prompt, its mean over the tiles.
 
-    `prompts` float (n, c) are the embeddings of each [SEG]; `batch` windows are encoded together, by `encode`.
+    `prompts` float (n, c) are the embeddings of each [SEG]; `batch_size` windows are encoded together, by `encode`.
     """
     size = frame.shape[0], frame.shape[1]
     sides = settings.sides or (processor.spec.sam_size // 2,)
     windows = [window for side in sides for window in find_windows(size, side, settings.overlap)]
     tiles: list[Tile] = []
     scores = []
-    for start in range(0, len(windows), batch):
-        some = windows[start : start + batch]
+    for start in range(0, len(windows), batch_size):
+        some = windows[start : start + batch_size]
         squares = [
-            processor.for_segmenter(Image.fromarray(_cut(frame, window))).to(prompts) for window in some
+            processor.for_segmenter(Image.fromarray(frame[window.pixels])).to(prompts) for window in some
         ]
         decoded = model.decode(squares, _on_each(prompts, len(some)), encode)
         maps = decoded.logits.unflatten(0, (len(some), -1)).float().cpu().numpy()
         tiles += [Tile(window, each) for window, each in zip(some, maps, strict=True)]
         scores.append(decoded.scores.unflatten(0, (len(some), -1)))
     return tiles, torch.cat(scores).mean(dim=0)
-
-
-def _cut(frame: np.ndarray, window: Window) -> np.ndarray:
-    return frame[window.top : window.top + window.height, window.left : window.left + window.width]
 
 
 def _on_each(prompts: torch.Tensor, images: int) -> SegPrompts:

@@ -8,31 +8,28 @@ logits: a view that is very sure and wrong then counts as one voice among severa
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch.nn.functional import interpolate, pad
 
 from vesalius.errors import SettingError
 from vesalius.inference.tiles import TileSettings
-from vesalius.masks import resize_bilinear
+from vesalius.mask_maps import PLAIN, LowRes, average
 from vesalius.models.cards import Card, TtaGain
 from vesalius.models.cpu_parallel import Decode
 from vesalius.models.segmenter import MaskLogits, SegPrompts
-from vesalius.types import Prediction
 
-PLAIN = "plain"
 VIEWS = {
     "flip": "left to right",
-    "smaller": "3/4 of the size, on a gray ground",
-    "larger": "4/3 of the size, in four windows that overlap",
+    "scale_0.75": "3/4 of the size, on a gray ground",
+    "scale_1.33": "4/3 of the size, in four windows that overlap",
 }
 """Beside the plain one. A scale is of the square; 3/4 of it is a whole number of cells of every map."""
 FINER = 2
-"""Cells of a map of another scale for one of the plain map. With 1 the mean with `larger` had a Dice of 0.781 on 20
+"""Cells of a map of another scale for one of the plain map. With 1 the mean with `scale_1.33` had a Dice of 0.781 on 20
 synthetic angiograms, with 2 of 0.795, with 4 of 0.800 (fine-tuned on ARCADE 0.700, 0.701, 0.700)."""
 
 HUMPS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
@@ -47,45 +44,6 @@ SIDE_WORDS = re.compile(
 """The words that are known to name a side, in English, German, Dutch, French, Spanish, Portuguese, Italian, Latin,
 Russian, Korean, Chinese and Japanese. Others, and abbreviations such as LAD, are not noticed: whoever asks in them leaves
 the view flip out."""
-
-
-@dataclass(frozen=True)
-class ViewedPrediction(Prediction):
-    """A prediction that knows what each view showed; its logits are those of the mean."""
-
-    maps: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """View -> float32 (n, g, g): logits, in the frame of the plain image; g is `FINER` times that of the plain map
-    where the scale is another."""
-
-    def through(self, views: Iterable[str]) -> Prediction:
-        """The prediction as it is with these views beside the plain one; with none, the plain one."""
-        values = {each.name: getattr(self, each.name) for each in fields(Prediction)}
-        return Prediction(**{**values, "logits": average([self.maps[name] for name in (PLAIN, *views)])})
-
-
-def average(maps: Sequence[Float[np.ndarray, "n _ _"]]) -> Float[np.ndarray, "n g g"]:
-    """The logits of the mean probability of several maps of logits, on the finest of their grids.
-
-    One map is itself, to the bit.
-
-    >>> float(average([np.array([[[0.0]]]), np.array([[[np.log(3)]]])])[0, 0, 0])  # of 0.5 and 0.75: 0.625
-    0.5108256237659907
-    """
-    if len(maps) == 1:
-        return maps[0]
-    side = max(each.shape[-1] for each in maps)
-    stacked = np.stack([_enlarge(each, side) for each in maps]).astype(np.float64)
-    # log p and log(1 - p), summed as they are: a probability of 1 - 1e-20 has no float
-    inside = np.logaddexp.reduce(-np.logaddexp(0, -stacked), axis=0)
-    outside = np.logaddexp.reduce(-np.logaddexp(0, stacked), axis=0)
-    return np.asarray(inside - outside, dtype=maps[0].dtype)
-
-
-def _enlarge(maps: np.ndarray, side: int) -> np.ndarray:
-    if maps.shape[-1] == side:
-        return maps
-    enlarged = [resize_bilinear(each, (side, side)) for each in maps]
-    return np.stack(enlarged) if enlarged else maps.reshape(0, side, side)
 
 
 def choose_views(names: Collection[str]) -> tuple[str, ...]:
@@ -124,48 +82,51 @@ def check_phrases(prompts: Iterable[str], views: Collection[str]) -> None:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What the views showed of each [SEG]."""
+class AveragedViews:
+    """The maps of each [SEG] in each view, and their average."""
 
-    maps: dict[str, np.ndarray]
-    """View -> float32 (m, g, g): logits, as in `ViewedPrediction`."""
-    logits: torch.Tensor
-    """float32 (m, g, g): those of the mean."""
+    views: dict[str, np.ndarray]
+    """View -> float32 (m, g, g): logits in the frame of the plain image; g is `FINER` times that of the plain map for a
+    view of another scale."""
+    logits: np.ndarray
+    """float32 (m, g, g): logits of the mean probability."""
     scores: torch.Tensor
     """float (m,): mean of the predicted IoU."""
+
+    def of(self, mine: np.ndarray, input_size: int) -> LowRes:
+        """The maps of the [SEG] selected by bool (m,)."""
+        views = {name: maps[mine] for name, maps in self.views.items()}
+        return LowRes(self.logits[mine], input_size, views)
 
 
 def decode_views(
     decode: Decode, squares: Sequence[torch.Tensor], seg: SegPrompts, views: Sequence[str]
-) -> Seen:
-    """What the plain view and `views` show of each [SEG]; one view after the other, so memory is that of one."""
-    shown = {PLAIN: decode(squares, seg)}
+) -> AveragedViews:
+    """Decode each [SEG] in the plain view and in `views`, one after the other, so that memory is that of one view."""
+    decoded = {PLAIN: decode(squares, seg)}
     for name in views:
-        shown[name] = LOOKS[name](decode, squares, seg) if len(seg.row) else shown[PLAIN]
-    maps = {name: each.logits.float().cpu().numpy() for name, each in shown.items()}
-    return Seen(
-        maps,
-        torch.from_numpy(average(list(maps.values()))),
-        torch.stack([each.scores for each in shown.values()]).mean(dim=0),
-    )
+        decoded[name] = DECODE_VIEW[name](decode, squares, seg) if len(seg.row) else decoded[PLAIN]
+    maps = {name: each.logits.float().cpu().numpy() for name, each in decoded.items()}
+    scores = torch.stack([each.scores for each in decoded.values()]).mean(dim=0)
+    return AveragedViews(maps, average(list(maps.values())), scores)
 
 
 def _flip(decode: Decode, squares: Sequence[torch.Tensor], seg: SegPrompts) -> MaskLogits:
     seen = decode([square.flip(-1) for square in squares], seg)
-    return _changed(seen, seen.logits.flip(-1))
+    return _with_logits(seen, seen.logits.flip(-1))
 
 
-def _smaller(decode: Decode, squares: Sequence[torch.Tensor], seg: SegPrompts) -> MaskLogits:
+def _scale_down(decode: Decode, squares: Sequence[torch.Tensor], seg: SegPrompts) -> MaskLogits:
     side = squares[0].shape[-1]
     edge = side // 8
     # 0 is the mean color of what SAM 2 was trained on
     seen = decode([pad(_resize(square, side * 3 // 4), [edge] * 4) for square in squares], seg)
     cells = seen.logits.shape[-1]
     cut = slice(cells // 8, cells - cells // 8)
-    return _changed(seen, _resize(seen.logits[:, cut, cut].float(), FINER * cells))
+    return _with_logits(seen, _resize(seen.logits[:, cut, cut].float(), FINER * cells))
 
 
-def _larger(decode: Decode, squares: Sequence[torch.Tensor], seg: SegPrompts) -> MaskLogits:
+def _scale_up(decode: Decode, squares: Sequence[torch.Tensor], seg: SegPrompts) -> MaskLogits:
     side = squares[0].shape[-1]
     windows = []
     for down in (0, 1):
@@ -197,13 +158,13 @@ def _resize(maps: torch.Tensor, side: int) -> torch.Tensor:
     return interpolate(maps[None], (side, side), mode="bilinear", antialias=True, align_corners=False)[0]
 
 
-def _changed(seen: MaskLogits, logits: torch.Tensor) -> MaskLogits:
-    # the candidates lie in the frame of the view, where nobody wants them
+def _with_logits(seen: MaskLogits, logits: torch.Tensor) -> MaskLogits:
+    # dropped: the candidates lie in the frame of the view
     return MaskLogits(logits, seen.scores, seen.candidates[:0], seen.candidate_scores[:0])
 
 
-LOOKS: dict[str, Callable[[Decode, Sequence[torch.Tensor], SegPrompts], MaskLogits]] = {
+DECODE_VIEW: dict[str, Callable[[Decode, Sequence[torch.Tensor], SegPrompts], MaskLogits]] = {
     "flip": _flip,
-    "smaller": _smaller,
-    "larger": _larger,
+    "scale_0.75": _scale_down,
+    "scale_1.33": _scale_up,
 }

@@ -1,9 +1,9 @@
-"""A question about a clip as a whole, answered with a mask on each of its frames.
+"""`VideoPredictor`: a predictor that also answers a prompt about a clip as a whole, with a mask on each of its frames.
 
-`official` is what the official code does: the language model sees the first five frames, and Sa2VA's way of using SAM
-2's memory carries the masks on. `sam2` follows Sa2VA-i (arXiv 2509.19082): the language model sees five frames spread
-over the clip, [SEG] is decoded on key frames as in training, and SAM 2's own memory finds the objects in the others.
-Sa2VA-i also goes back to SAM 2's own mask decoder for that, which no Sa2VA model holds: the model's decoder does both.
+`official` follows the official code: the language model sees the first five frames, and Sa2VA's use of SAM 2's memory
+propagates the masks. `sam2` follows Sa2VA-i (arXiv 2509.19082): the language model sees five frames spread over the
+clip, [SEG] is decoded on key frames as in training, and SAM 2's own memory segments the other frames. Sa2VA-i also
+uses SAM 2's own mask decoder there. No Sa2VA model contains it, so the model's own decoder is used for all frames.
 """
 
 from __future__ import annotations
@@ -13,110 +13,118 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
 from PIL import Image
 
-from vesalius.cleaning import CleanedPrediction
 from vesalius.data.clips import Clip, open_clip
 from vesalius.errors import DataError, SettingError
+from vesalius.inference.predictor import Predictor
+from vesalius.mask_maps import LowRes
 from vesalius.models.batch import NOT_LEARNED, Batch
 from vesalius.models.memory import FrameMasks, Tracker, VideoSession
 from vesalius.models.official_prompt import SEEN_FRAMES
 from vesalius.models.processor import Processor
+from vesalius.segmenter import FramePredictions, Propagation
 from vesalius.types import Prediction, Status
 
-if TYPE_CHECKING:
-    from vesalius.inference.predictor import Predictor
-
-Propagation = Literal["official", "sam2"]
-
 KEY_FRAMES = 5
-"""Key frames that are remembered at a time, those nearest to the frame that is looked at: as many as Sa2VA-i has."""
-
-
-@dataclass(frozen=True)
-class FramePredictions:
-    """One frame of a clip."""
-
-    index: int
-    pixels: UInt8[np.ndarray, "h w 3"] | None
-    """None where the frame could not be read."""
-    predictions: list[Prediction]
-    """One for each prompt; their id is the frame's."""
-
+"""Key frames in memory at a time, those nearest to the current frame: as many as Sa2VA-i uses."""
 
 Followed = tuple[int, np.ndarray | DataError, FrameMasks | None]
-"""A frame, its pixels or why it has none, and its masks, one for each [SEG]; None where it has none."""
+"""Index of a frame, its pixels or the error of reading it, and its masks, one for each [SEG]; None without masks."""
 
 
-def predict_video(
-    predictor: Predictor,
-    clip: str | Path | Sequence[Any],
-    prompts: Sequence[str],
-    *,
-    propagation: Propagation = "sam2",
-    key_frames: Sequence[int] = (),
-    reprompt_every: int | None = None,
-) -> Iterator[FramePredictions]:
-    """What each frame of a clip shows, as it is found out: in order, but first those before the first key frame, from
-    there back.
+class VideoPredictor(Predictor):
+    """A text-prompted model that also propagates masks through clips."""
 
-    `clip` is a video, a cine, a folder of images, or a sequence of frames (samples, paths, PIL images or arrays), of
-    which each is asked for when it is needed; what is held does not grow with the clip. Key frames of `sam2` are those
-    that the language model sees, unless `key_frames` names others or `reprompt_every` makes each so many frames one.
+    def predict_video(
+        self,
+        clip: str | Path | Sequence[Any],
+        prompts: Sequence[str],
+        *,
+        propagation: Propagation = "sam2",
+        key_frames: Sequence[int] = (),
+        reprompt_every: int | None = None,
+    ) -> Iterator[FramePredictions]:
+        """The predictions for each frame of a clip as they are found: in order, except that the frames before the first
+        key frame come first, backwards.
 
-    A frame that cannot be read, or has another size than the first, is `failed`, and the others go on without it.
-    SettingError for settings and prompts that do not fit; ImageError where no frame that must be seen can be read;
-    CheckpointError for a model without memory.
-    """
-    if not prompts:
-        raise SettingError("there is nothing to ask: no prompt")
-    check_whole(predictor)
-    opened = open_clip(clip)
-    keys = choose_keys(len(opened), propagation, key_frames, reprompt_every)
-    return _predict(predictor, opened, prompts, keys)
+        `clip` is a video, a cine, a folder of images, or a sequence of frames (samples, paths, PIL images or arrays).
+        Frames are read one by one, so memory does not grow with the clip. With `sam2` the key frames are those that
+        the language model sees, unless `key_frames` lists others or `reprompt_every` sets one key frame in so many.
 
+        A frame that cannot be read, or has another size than the first, is `failed`; the others are predicted without
+        it. SettingError for settings and prompts that do not fit; ImageError if no frame for the language model can be
+        read; CheckpointError for a model without memory.
+        """
+        if not prompts:
+            raise SettingError("no prompt is given; give at least one", code="bad_value", field="prompts")
+        opened = open_clip(clip)
+        keys = self._choose_keys(len(opened), propagation, key_frames, reprompt_every)
+        return _predict(self, opened, prompts, keys)
 
-def check_whole(predictor: Predictor) -> None:
-    """Raise SettingError for a baseline, and for a predictor that looks at windows or views of a frame, or keeps its
-    features."""
-    if not hasattr(predictor, "predict_video"):
-        raise SettingError(
-            f"{predictor.card['name']}: has no memory of a clip; predict its frames one by one, or with a "
-            "text-prompted model"
-        )
-    if predictor.tiles is not None:
-        raise SettingError("tiles have no memory of a clip; predict its frames one by one, or without tiles")
-    if predictor.views:
-        raise SettingError(
-            "test-time augmentation has no memory of a clip; predict its frames one by one, or without --tta"
-        )
-    if predictor.cache is not None:
-        raise SettingError(
-            "a cache of features is for images and single frames; predict the frames of a clip one by one, or "
-            "without --cache"
-        )
+    def check_video(
+        self,
+        n_frames: int,
+        *,
+        propagation: Propagation = "sam2",
+        key_frames: Sequence[int] = (),
+        reprompt_every: int | None = None,
+    ) -> None:
+        """Raise SettingError if masks cannot be propagated through a clip of `n_frames` with these settings.
+
+        Tiles, test-time augmentation and the feature cache work on single frames only.
+        """
+        self._choose_keys(n_frames, propagation, key_frames, reprompt_every)
+
+    def _choose_keys(
+        self, n_frames: int, propagation: Propagation, key_frames: Sequence[int], reprompt_every: int | None
+    ) -> list[int] | None:
+        """Key frames in order; None for `official`, which has none."""
+        for name, flag, value in (
+            ("tiles", "--tiles", self.tiles),
+            ("test-time augmentation", "--tta", self.views),
+            ("the feature cache", "--cache", self.cache),
+        ):
+            if value:
+                raise SettingError(
+                    f"{name} cannot be combined with propagation through a clip; predict its frames independently, or "
+                    f"leave {flag} out",
+                    code="conflicting_settings",
+                    field="propagation",
+                )
+        return choose_keys(n_frames, propagation, key_frames, reprompt_every)
 
 
 def choose_keys(
     frames: int, propagation: Propagation, key_frames: Sequence[int] = (), reprompt_every: int | None = None
 ) -> list[int] | None:
-    """Key frames in order; None for the official procedure, which has none. SettingError where they do not fit."""
+    """Key frames in order; None for `official`, which has none. SettingError for settings that do not fit."""
+
+    def refuse(message: str, field: str, code: str = "bad_value") -> SettingError:
+        return SettingError(message, code=code, field=field)
+
     if propagation not in ("official", "sam2"):
-        raise SettingError(f"propagation {propagation!r} is unknown; choose official or sam2")
+        raise refuse(f"propagation {propagation!r} is unknown; choose official or sam2", "propagation")
     if key_frames and reprompt_every is not None:
-        raise SettingError("give key_frames or reprompt_every, not both")
+        raise refuse("give key_frames or reprompt_every, not both", "key_frames", "conflicting_settings")
     if reprompt_every is not None and reprompt_every < 1:
-        raise SettingError(f"reprompt_every must be at least 1; got {reprompt_every}")
+        raise refuse(f"reprompt_every must be at least 1; got {reprompt_every}", "reprompt_every")
     if wrong := [key for key in key_frames if not 0 <= key < frames]:
-        raise SettingError(f"there is no frame {wrong[0]} to be a key frame: the clip has {frames}, from 0")
+        raise refuse(
+            f"key frame {wrong[0]} does not exist: the clip has {frames} frames, numbered from 0",
+            "key_frames",
+        )
     if propagation == "official":
         if key_frames or reprompt_every is not None:
-            raise SettingError("the official procedure has no key frames; choose propagation sam2")
+            raise refuse(
+                "propagation official has no key frames; choose propagation sam2",
+                "propagation",
+                "conflicting_settings",
+            )
         return None
     if reprompt_every is not None:
         return list(range(0, frames, reprompt_every))
@@ -124,18 +132,18 @@ def choose_keys(
 
 
 def spread(frames: int) -> list[int]:
-    """The frames that the language model sees for `sam2`: five from the first to the last, all of a shorter clip."""
+    """Indices of the frames that the language model sees for `sam2`: five evenly spaced, or all of a shorter clip."""
     return np.linspace(0, frames - 1, min(frames, SEEN_FRAMES), dtype=int).tolist()
 
 
 def nearest_keys(keys: Sequence[int], frame: int) -> list[int]:
-    """The key frames, of all in order, that SAM 2 looks at from a frame.
+    """The key frames in SAM 2's memory for a frame, chosen from `keys` in order; at most `KEY_FRAMES`.
 
-    The last before it, the first that is not, and then the nearest, `KEY_FRAMES` in all.
+    They are the last key frame before it, the first at or after it, and then the nearest others.
     """
-    place = bisect_left(keys, frame)
-    near = keys[max(0, place - KEY_FRAMES) : place + KEY_FRAMES]
-    beside = keys[max(0, place - 1) : place + 1]
+    index = bisect_left(keys, frame)
+    near = keys[max(0, index - KEY_FRAMES) : index + KEY_FRAMES]
+    beside = keys[max(0, index - 1) : index + 1]
     others = sorted((key for key in near if key not in beside), key=lambda key: abs(key - frame))
     return sorted([*beside, *others[: KEY_FRAMES - len(beside)]])
 
@@ -148,7 +156,7 @@ def _predict(
     n_seen = len(seen)
     del seen
     if not len(answers.embeddings):
-        followed = _look_at(clip)
+        followed = _read_frames(clip)
     elif keys is None:
         followed = _follow_officially(predictor, clip, answers.embeddings, n_seen)
     else:
@@ -163,69 +171,53 @@ def _predict(
 
 @dataclass(frozen=True)
 class _Answers:
-    """What the language model said of a clip."""
+    """The language model's answers about a clip."""
 
-    said: list[Prediction]
+    spoken: list[Prediction]
     """For each prompt the prediction of a frame without masks."""
+    input_size: int
     embeddings: torch.Tensor
     """float (n, c): one for each [SEG]."""
     prompt_of: np.ndarray
-    """int64 (n,): the prompt that each answers."""
+    """int64 (n,): the index of the prompt that each [SEG] answers."""
 
     def of_frame(self, name: str, masks: FrameMasks | None) -> list[Prediction]:
-        """The predictions of a frame whose masks these are."""
+        """The predictions for a frame with these masks."""
         if masks is None:
-            return [replace(each, id=name) for each in self.said]
+            return [replace(each, id=name) for each in self.spoken]
         maps, scores = masks.logits.float().cpu().numpy(), masks.scores.amax(dim=-1).float().tolist()
         predictions = []
-        for index, each in enumerate(self.said):
+        for index, each in enumerate(self.spoken):
             mine = np.flatnonzero(self.prompt_of == index)
             status: Status = "ok" if len(mine) else "no_seg"
             best = tuple(scores[i] for i in mine)
-            predictions.append(replace(each, id=name, status=status, logits=maps[mine], scores=best))
+            logits = LowRes(maps[mine], self.input_size)
+            predictions.append(replace(each, id=name, status=status, maps=logits, scores=best))
         return predictions
 
     def of_failure(self, name: str, error: DataError) -> list[Prediction]:
-        """The predictions of a frame that could not be read."""
-        reason = " ".join(str(error).split())
-        return [
-            replace(each, id=name, status="failed", text="", says_seg=False, answered="", error=reason)
-            for each in self.said
-        ]
+        """The predictions for a frame that could not be read."""
+        return [Prediction.failure(name, each.prompt, each.size, error) for each in self.spoken]
 
 
 @torch.inference_mode()
 def _ask(predictor: Predictor, frames: Sequence[np.ndarray], prompts: Sequence[str]) -> _Answers:
-    """Every question about the frames that the language model sees, `predictor.batch` of them together."""
+    """Ask every prompt about the frames that the language model sees, `predictor.batch_size` prompts at a time."""
     processor, parameter = predictor.processor, next(predictor.model.parameters())
     pictures = [Image.fromarray(frame) for frame in frames]
-    nothing = np.zeros((0, 1, 1), dtype=np.float32)
     size = frames[0].shape[0], frames[0].shape[1]
-    said: list[Prediction] = []
+    spoken: list[Prediction] = []
     embeddings: list[torch.Tensor] = []
     prompt_of: list[int] = []
-    for start in range(0, len(prompts), predictor.batch):
-        some = prompts[start : start + predictor.batch]
+    for start in range(0, len(prompts), predictor.batch_size):
+        some = prompts[start : start + predictor.batch_size]
         batch = read_questions(processor, pictures, some, answered=predictor.answer == "force")
         answer = predictor.answer_batch(batch.to(parameter.device, parameter.dtype))
         embeddings.append(answer.seg.embedding)
         prompt_of += [start + row for row in answer.seg.row.tolist()]
-        for row, (prompt, says_seg) in enumerate(zip(some, answer.says_seg.tolist(), strict=True)):
-            each = Prediction(
-                id="",
-                prompt=prompt,
-                status="no_seg",
-                size=size,
-                logits=nothing,
-                input_size=processor.spec.sam_size,
-                text=processor.text(answer.ids[row]),
-                says_seg=says_seg,
-                answered=answer.origins[row],
-                threshold=predictor.threshold,
-            )
-            cleaning = predictor.cleaning
-            said.append(each if cleaning is None else CleanedPrediction(**vars(each), cleaning=cleaning))
-    return _Answers(said, torch.cat(embeddings), np.array(prompt_of, dtype=np.int64))
+        spoken += [replace(predictor.say(answer, row, prompt), size=size) for row, prompt in enumerate(some)]
+    prompts_of_seg = np.array(prompt_of, dtype=np.int64)
+    return _Answers(spoken, processor.spec.sam_size, torch.cat(embeddings), prompts_of_seg)
 
 
 def read_questions(
@@ -233,7 +225,7 @@ def read_questions(
 ) -> Batch:
     """One row for each phrase, about the same frames of a clip; `answered` as for `Processor`.
 
-    Frames are put into words as the official code does it. SettingError as for `Processor`.
+    The image tokens of the frames are joined as in the official code. SettingError as for `Processor`.
     """
     for phrase in phrases:
         processor.check_phrase(phrase)
@@ -261,8 +253,8 @@ def read_questions(
     )
 
 
-def _look_at(clip: Clip) -> Iterator[Followed]:
-    """Each frame, where there is nothing to follow."""
+def _read_frames(clip: Clip) -> Iterator[Followed]:
+    """Each frame, without masks."""
     for index in range(len(clip)):
         try:
             yield index, clip.read(index), None
@@ -274,7 +266,7 @@ def _follow_officially(
     predictor: Predictor, clip: Clip, embeddings: torch.Tensor, prompted: int
 ) -> Iterator[Followed]:
     session = VideoSession(predictor.model.sam, embeddings, prompted)
-    for index, pixels, _ in _look_at(clip):
+    for index, pixels, _ in _read_frames(clip):
         masks = None if isinstance(pixels, DataError) else session.segment(_square(predictor, pixels))
         yield index, pixels, masks
 
@@ -285,7 +277,7 @@ def _square(predictor: Predictor, pixels: np.ndarray) -> torch.Tensor:
 
 
 class _Follower:
-    """Follows objects through a clip: the key frames nearest to each frame are looked at first, then the frame."""
+    """Propagates masks through a clip: for each frame the nearest key frames are segmented first, then the frame."""
 
     def __init__(self, predictor: Predictor, clip: Clip, embeddings: torch.Tensor, keys: list[int]) -> None:
         threshold = predictor.threshold
@@ -298,7 +290,7 @@ class _Follower:
         self._known: dict[int, tuple[np.ndarray, FrameMasks]] = {}
 
     def follow(self) -> Iterator[Followed]:
-        """Every frame; ImageError where no key frame can be read."""
+        """Every frame; ImageError if no key frame can be read."""
         self._look_ahead(self._keys[0])
         first = self._keys[0]
         if first:
@@ -320,12 +312,15 @@ class _Follower:
         return index, pixels, self._tracker.follow(index, _square(self._predictor, pixels))
 
     def _look_ahead(self, index: int) -> None:
-        """Know the key frames nearest to a frame, and no others; one that cannot be read gives way to the next."""
+        """Keep the key frames nearest to a frame in memory, and no others.
+
+        A key frame that cannot be read is replaced by the next frame.
+        """
         while missing := [key for key in nearest_keys(self._keys, index) if key not in self._known]:
             key = missing[0]
             try:
                 pixels = self._clip.read(key)
-            except DataError:  # told of when its turn comes
+            except DataError:  # reported in its turn, by `_at`
                 self._keys.remove(key)
                 if key + 1 < len(self._clip) and key + 1 not in self._keys:
                     insort(self._keys, key + 1)

@@ -4,32 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from vesalius.data.clips import group_clips
 from vesalius.errors import DataError, SettingError
-from vesalius.inference.video import Propagation, check_whole, choose_keys
 from vesalius.jobs.folder import (
     REASONS,
     Answered,
     Answering,
     answer_samples,
-    failure,
+    fail_all,
     write_answers,
 )
 from vesalius.jobs.overlay_videos import with_films
 from vesalius.jobs.prediction_log import Line
-from vesalius.types import Item, Sample
-
-if TYPE_CHECKING:
-    from vesalius.inference.predictor import Predictor
+from vesalius.segmenter import Described, ModelDescription, Segmenter, Usage
+from vesalius.types import Item, Prediction, Sample
 
 
 def ask_clips(
-    segmenter: Any,
+    segmenter: Described,
     answer: Answering | None,
     samples: Sequence[Sample],
     prompts: Sequence[str],
@@ -37,7 +35,7 @@ def ask_clips(
     *,
     propagation: str = "frames",
     reprompt_every: int | None = None,
-) -> tuple[Any, Sequence[Sample], Answering | None]:
+) -> tuple[Described, Sequence[Sample], Answering | None]:
     """What `write_predictions` is to be given for these samples: segmenter, samples in order of their clips, answering.
 
     With `frames` each frame is predicted by itself, as any image, and only samples that say so are frames of a clip;
@@ -52,37 +50,44 @@ def ask_clips(
                 "where frames are predicted one by one, each is prompted; leave --reprompt-every out"
             )
         clips = group_clips([sample for sample in samples if sample.sequence is not None]) if films else {}
-        answer = answer or partial(answer_samples, segmenter)
+        answer = answer or partial(answer_samples, cast(Segmenter, segmenter))
     else:
         if answer is not None:
             raise SettingError("--devices: the frames of a clip are followed on one device; leave it out")
-        check_whole(segmenter)
-        choose_keys(1, cast(Propagation, propagation), (), reprompt_every)
+        whole = cast(Segmenter, segmenter)
+        settings: dict[str, Any] = {"propagation": propagation, "reprompt_every": reprompt_every}
+        whole.check_video(1, **settings)
         clips = group_clips(samples)
         samples = [frame for frames in clips.values() for frame in frames]
-        segmenter = ClipSegmenter(segmenter, clips, propagation=propagation, reprompt_every=reprompt_every)
-        answer = segmenter.answer
+        followed = ClipSegmenter(whole, clips, settings)
+        segmenter, answer = followed, followed.answer
     if films and not clips:
         raise SettingError("--save films: there is no clip among the images; give a video or a cine")
     return segmenter, samples, with_films(answer, clips, prompts) if films else answer
 
 
-class ClipSegmenter:
-    """A predictor that is asked about whole clips; what reports say of it is the predictor's, with these settings."""
+class ClipSegmenter(Described):
+    """A segmenter that is asked about whole clips; its description has the settings of propagation too."""
 
-    def __init__(self, predictor: Predictor, clips: Mapping[str, Sequence[Sample]], **settings: Any) -> None:
-        """`clips` are all that there are, in order; `settings` as for `Predictor.predict_video`."""
-        self._predictor = predictor
+    def __init__(
+        self, segmenter: Segmenter, clips: Mapping[str, Sequence[Sample]], settings: Mapping[str, Any]
+    ) -> None:
+        """`clips` are all clips in order; `settings` as for `Segmenter.predict_video`."""
+        self._segmenter = segmenter
         self._settings = settings
         self._clip_of = {frame.id: frames for frames in clips.values() for frame in frames}
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._predictor, name)
+    @property
+    def description(self) -> ModelDescription:
+        model = self._segmenter.description
+        return replace(model, settings={**model.settings, **self._settings})
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """What decides the numbers, for reports."""
-        return {**self._predictor.settings, **self._settings}
+    def usage(self) -> Usage:
+        return self._segmenter.usage
+
+    def check_prompts(self, prompts: Iterable[str]) -> None:
+        self._segmenter.check_prompts(prompts)
 
     def answer(
         self, samples: Iterable[Sample], out: Path, save: Sequence[str]
@@ -91,7 +96,9 @@ class ClipSegmenter:
 
         Where they begin in the middle of a clip, it is followed again from its start.
         """
-        yield from write_answers(self._predict(iter(samples)), out, save, self._predictor.batch)
+        yield from write_answers(
+            self._predict(iter(samples)), out, save, self._segmenter.description.batch_size
+        )
 
     def _predict(self, samples: Iterable[Sample]) -> Generator[Answered, None, None]:
         rest = iter(samples)
@@ -105,12 +112,12 @@ class ClipSegmenter:
 
     def _follow(
         self, clip: Sequence[Sample], prompts: tuple[str, ...]
-    ) -> Generator[tuple[Item | None, list[Any]], None, None]:
+    ) -> Generator[tuple[Item | None, list[Prediction]], None, None]:
         """The item and predictions of each frame in order; all that are left fail where the clip does."""
-        early: dict[int, tuple[Item | None, list[Any]]] = {}
+        early: dict[int, tuple[Item | None, list[Prediction]]] = {}
         due = 0
         try:
-            for found in self._predictor.predict_video(clip, prompts, **self._settings):
+            for found in self._segmenter.predict_video(clip, prompts, **self._settings):
                 frame = clip[found.index]
                 item = None if found.pixels is None else Item(frame.id, found.pixels[None], prompts)
                 early[found.index] = item, found.predictions
@@ -119,4 +126,4 @@ class ClipSegmenter:
                     due += 1
         except (DataError, *REASONS) as error:
             for frame in clip[due:]:
-                yield None, [failure(frame.id, prompt, frame.size or (0, 0), error) for prompt in prompts]
+                yield None, fail_all(frame.id, prompts, frame.size or (0, 0), error)

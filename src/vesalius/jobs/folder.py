@@ -6,13 +6,13 @@ samples -> items, in threads -> predictions -> files and a line each, in threads
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -25,8 +25,9 @@ from vesalius.jobs.dicom_segmentations import SegmentationFolder
 from vesalius.jobs.pipeline import map_in_threads
 from vesalius.jobs.prediction_log import Line, PredictionLog
 from vesalius.lineage import versions
-from vesalius.masks import encode_rle
+from vesalius.masks import Size, encode_rle
 from vesalius.names import result_stems
+from vesalius.segmenter import Described, ModelDescription, Segmenter
 from vesalius.types import Item, Prediction, Sample
 from vesalius.visualization import GUESS_COLOR, overlay
 
@@ -44,108 +45,40 @@ Answered = tuple[Sample, Item | None, list[Prediction]]
 """A sample, its item or None if unreadable, one prediction a prompt."""
 
 
-class Described(Protocol):
-    """What reports say of a model, whatever its kind."""
+def predict_samples(segmenter: Segmenter, samples: Iterable[Sample]) -> Generator[Answered, None, None]:
+    """Read and predict in batches: (sample, its item or None if unreadable, one prediction for each prompt).
 
-    @property
-    def batch(self) -> int:
-        """Images in one call of `predict`."""
-
-    @property
-    def threshold(self) -> float | None:
-        """Probability above which a pixel belongs to a mask; None where masks are given and nobody says."""
-
-    @property
-    def card(self) -> dict[str, Any]:
-        """`name`, `kind`, `fingerprint`, `step` (None where nobody trained it): what reports say of the model."""
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What else decides the numbers, for reports: how it is asked, and how it answers."""
-
-    @property
-    def threshold_origin(self) -> dict[str, Any]:
-        """Where the threshold comes from, for reports."""
-
-    @property
-    def training_images(self) -> Collection[str] | None:
-        """SHA-256 of the pixels of each image it was trained on; None where that is not known."""
-
-    @property
-    def trained_on_unknown(self) -> bool:
-        """Whether it was, or may have been, trained on other images that nobody knows."""
-
-    @property
-    def training_perceptual_hashes(self) -> Collection[str]:
-        """Perceptual hash of each of them (`lineage.perceptual_hash`), as far as they are known."""
-
-    @property
-    def tuning_images(self) -> Collection[str]:
-        """SHA-256 of the pixels of each image that its threshold was found on."""
-
-
-class Segmenter(Described, Protocol):
-    """What prediction and evaluation need of a model, whatever its kind.
-
-    One that has a method `prepare(item) -> item`, as `Predictor`, is given items that went through it in another
-    thread. One that has a method `check_prompts(prompts)` is asked once, before anything is predicted, and raises one
-    SettingError that names all those that it cannot answer.
+    A sample that cannot be read or predicted gets `failed` predictions with the reason, never empty masks. The
+    segmenter does not see the masks of the items. Images are read ahead in other threads.
     """
-
-    def predict(self, items: Sequence[Item]) -> list[Prediction]:
-        """One prediction for each (item, prompt), in order."""
-
-
-def check_prompts(segmenter: Described, prompts: Iterable[str]) -> None:
-    """Raise SettingError for prompts that the segmenter knows it cannot answer."""
-    check = getattr(segmenter, "check_prompts", None)
-    if check is not None:
-        check(tuple(dict.fromkeys(prompts)))
-
-
-def predict_samples(
-    segmenter: Segmenter, samples: Iterable[Sample]
-) -> Generator[tuple[Sample, Item | None, list[Prediction]], None, None]:
-    """Read and predict, a batch at a time: (sample, its item or None if unreadable, one prediction a prompt).
-
-    What cannot be read or predicted comes out as `failed` with the reason, never as an empty mask. The segmenter
-    does not see the masks of the items. Images are read, in other threads, while the ones before are predicted.
-    """
-    size = segmenter.batch
-    prepare = getattr(segmenter, "prepare", None)
+    size = segmenter.description.batch_size
     with (
         FrameReader() as reader,
-        closing(map_in_threads(partial(_read, prepare, reader), samples, 2 * size, _bytes_of_item)) as loaded,
+        closing(map_in_threads(partial(_read, segmenter, reader), samples, 2 * size, _bytes_of_item)) as loaded,
     ):
         while some := list(islice(loaded, size)):
             items = [item for _, _, item in some if isinstance(item, Item)]
             predicted = iter(_predict_or_fail(segmenter, items))
-            for sample, seen, item in some:
-                if isinstance(item, Item):
-                    yield sample, seen, [next(predicted) for _ in item.prompts]
+            for sample, item, seen in some:
+                if isinstance(seen, Item):
+                    yield sample, item, [next(predicted) for _ in seen.prompts]
                 else:
-                    size_of = sample.size or (0, 0)
-                    yield (
-                        sample,
-                        None,
-                        [failure(sample.id, prompt, size_of, item) for prompt in sample.prompts],
-                    )
+                    yield sample, None, fail_all(sample.id, sample.prompts, sample.size or (0, 0), seen)
 
 
 Loaded = tuple[Sample, Item | None, Item | DataError]
-"""A sample, its item with masks, and what the segmenter is to see, or why there is nothing."""
+"""A sample, its item with masks, and the prepared item for the segmenter or the error of reading it."""
 
 
-def _read(prepare: Callable[[Item], Item] | None, reader: FrameReader, sample: Sample) -> Loaded:
+def _read(segmenter: Segmenter, reader: FrameReader, sample: Sample) -> Loaded:
     try:
         item = load_item(sample, reader)
     except DataError as error:
         return sample, None, error
-    unseen = Item(item.id, item.frames, item.prompts)
-    if prepare is not None:
-        with suppress(*REASONS):  # `predict` meets it again, and says so
-            unseen = prepare(unseen)
-    return sample, item, unseen
+    without_masks = Item(item.id, item.frames, item.prompts)
+    with suppress(*REASONS):  # `predict` raises it again
+        without_masks = segmenter.prepare(without_masks)
+    return sample, item, without_masks
 
 
 def _bytes_of_item(each: Sample | Loaded) -> int:
@@ -154,22 +87,19 @@ def _bytes_of_item(each: Sample | Loaded) -> int:
 
 
 def _predict_or_fail(segmenter: Segmenter, items: Sequence[Item]) -> list[Prediction]:
-    """Predictions of a batch; where it fails, of each half of it, so that one item cannot take others with it."""
+    """Predictions of a batch; if it fails, of each half, so that one item cannot make the others fail."""
     try:
         return segmenter.predict(items) if items else []
     except REASONS as error:
         if len(items) == 1:
-            item = items[0]
-            return [failure(item.id, prompt, item.size, error) for prompt in item.prompts]
+            return fail_all(items[0].id, items[0].prompts, items[0].size, error)
     middle = len(items) // 2
     return _predict_or_fail(segmenter, items[:middle]) + _predict_or_fail(segmenter, items[middle:])
 
 
-def failure(name: str, prompt: str, size: tuple[int, int], error: Exception) -> Prediction:
-    """The prediction of what could not be read or predicted."""
-    nothing = np.zeros((0, 1, 1), dtype=np.float32)
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return Prediction(name, prompt, "failed", size, nothing, says_seg=False, error=reason)
+def fail_all(id: str, prompts: Iterable[str], size: Size, reason: Exception) -> list[Prediction]:
+    """The failed prediction of each prompt."""
+    return [Prediction.failure(id, prompt, size, reason) for prompt in prompts]
 
 
 Answering = Callable[[Iterable[Sample], Path, Sequence[str]], Generator[list[Line], None, None]]
@@ -194,14 +124,15 @@ def write_predictions(
     `SegmentationFolder` refuses.
     """
     check_request(prompts, save)
-    check_prompts(segmenter, prompts)
+    segmenter.check_prompts(prompts)
+    card = segmenter.description.card
     by_file = "dicom" in save
-    objects = SegmentationFolder(out, samples, prompts, segmenter.card) if by_file else None
+    objects = SegmentationFolder(out, samples, prompts, card) if by_file else None
     answer = answer or partial(answer_samples, cast(Segmenter, segmenter))
-    request = _request(segmenter, samples, prompts, save)
+    request = _request(segmenter.description, samples, prompts, save)
     with PredictionLog(out, request, samples, prompts, whole_files=by_file) as ledger:
         if objects is not None and ledger.done:
-            objects = SegmentationFolder(out, samples[ledger.done :], prompts, segmenter.card)
+            objects = SegmentationFolder(out, samples[ledger.done :], prompts, card)
         asked = (
             replace(sample, prompts=tuple(prompts), masks=None)
             for sample in islice(samples, ledger.done, None)
@@ -214,26 +145,20 @@ def write_predictions(
                         line.update(objects.add(sample, line["prompt"], line.get("rle")))
                     if "rle" not in save:
                         line.pop("rle", None)
-                    line["model"] = segmenter.card["fingerprint"]
+                    line["model"] = card["fingerprint"]
                 ledger.add(lines)
                 on_progress(ledger.done)
         counts = ledger.counts
         summary = {
-            "model": segmenter.card,
+            "model": card,
             "coverage": dict(counts.coverage),
             "answers": dict(counts.answers),
-            "batch_halved": getattr(segmenter, "times_halved", 0),
-            **({"cache": cached} if (cached := count_cached(segmenter)) else {}),
+            "batch_halved": segmenter.usage.batch_halved,
+            **({"cache": dict(segmenter.usage.cache)} if segmenter.usage.cache else {}),
             "n_images": len(samples),
         }
-        ledger.finish({**summary, **_about(segmenter, prompts, save)})
+        ledger.finish({**summary, **_about(segmenter.description, prompts, save)})
     return {**summary, "out": str(out), "failures": counts.failures}
-
-
-def count_cached(segmenter: Described) -> dict[str, int]:
-    """What came of the segmenter's cache so far, in images (`CacheUse`); empty without a cache."""
-    cache = getattr(segmenter, "cache", None)
-    return dict(getattr(segmenter, "cached", {})) if cache is None else dict(vars(cache.use))
 
 
 def answer_samples(
@@ -243,7 +168,7 @@ def answer_samples(
 
     `rle` is in a line where `save` has `rle` or `dicom`.
     """
-    yield from write_answers(predict_samples(segmenter, samples), out, save, segmenter.batch)
+    yield from write_answers(predict_samples(segmenter, samples), out, save, segmenter.description.batch_size)
 
 
 def write_answers(
@@ -275,10 +200,10 @@ def check_request(prompts: Sequence[str], save: Sequence[str]) -> None:
 
 
 def _request(
-    segmenter: Described, samples: Sequence[Sample], prompts: Sequence[str], save: Sequence[str]
+    model: ModelDescription, samples: Sequence[Sample], prompts: Sequence[str], save: Sequence[str]
 ) -> dict[str, Any]:
     """All that decides about what is written: a job that stopped is continued where this is the same."""
-    settings = {name: value for name, value in segmenter.settings.items() if name != "device"}
+    settings = {name: value for name, value in model.settings.items() if name != "device"}
     images = hashlib.sha256()
     for sample in samples:
         try:
@@ -288,27 +213,27 @@ def _request(
             known = [sample.id, sample.frame]
         images.update(to_json(known).encode())
     return {
-        "model": segmenter.card["fingerprint"] or segmenter.card,
+        "model": model.fingerprint or model.card,
         "images": images.hexdigest(),
         "prompts": list(prompts),
-        "threshold": segmenter.threshold,
+        "threshold": model.threshold,
         "save": sorted(save),
         **settings,
         "versions": versions(),
     }
 
 
-def _about(segmenter: Described, prompts: Sequence[str], save: Sequence[str]) -> dict[str, Any]:
-    """What `run.json` says beside the summary."""
-    asked = {"prompts": list(prompts), "threshold": segmenter.threshold, "save": list(save)}
-    trained = segmenter.training_images
+def _about(model: ModelDescription, prompts: Sequence[str], save: Sequence[str]) -> dict[str, Any]:
+    """The entries of `run.json` in addition to the summary."""
+    asked = {"prompts": list(prompts), "threshold": model.threshold, "save": list(save)}
+    trained = model.training_images
     lineage = {
         "training_images": None if trained is None else sorted(trained),
-        "trained_on_unknown": segmenter.trained_on_unknown,
-        "training_perceptual_hashes": sorted(segmenter.training_perceptual_hashes),
-        "tuning_images": sorted(segmenter.tuning_images),
+        "trained_on_unknown": model.trained_on_unknown,
+        "training_perceptual_hashes": sorted(model.training_perceptual_hashes),
+        "tuning_images": sorted(model.tuning_images),
     }
-    return {"settings": {**segmenter.settings, **asked}, "lineage": lineage, "versions": versions()}
+    return {"settings": {**model.settings, **asked}, "lineage": lineage, "versions": versions()}
 
 
 def _bytes_of_answer(each: Answered | list[Line]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from vesalius.errors import SettingError, VesaliusError
-from vesalius.jobs.folder import Segmenter, answer_samples, check_prompts, count_cached
+from vesalius.jobs.folder import answer_samples
+from vesalius.jobs.opening import load_predictor
 from vesalius.jobs.prediction_log import Line
+from vesalius.segmenter import Described, ModelDescription, Segmenter, Usage
 from vesalius.types import Sample
 
 BATCHES = 8
@@ -49,7 +51,6 @@ class PredictorOrder:
     def __call__(self) -> Segmenter:
         import torch
 
-        from vesalius.inference.predictor import load_predictor
         from vesalius.models.cpu_allocator import keep_freed_memory
 
         keep_freed_memory()
@@ -74,29 +75,8 @@ def order_predictors(model: str, devices: Sequence[str], settings: Mapping[str, 
     ]
 
 
-@dataclass
-class Description:
-    """What reports say of a model that lives in other processes."""
-
-    batch: int
-    threshold: float | None
-    card: dict[str, Any]
-    settings: dict[str, Any]
-    threshold_origin: dict[str, Any]
-    training_images: Collection[str] | None
-    trained_on_unknown: bool
-    training_perceptual_hashes: Collection[str]
-    tuning_images: Collection[str]
-    cached: dict[str, int]
-    """What came of the cache, of all processes together, so far; empty without one."""
-    times_halved: int = 0
-    """Of all processes together, so far."""
-    check_prompts: Callable[[Sequence[str]], None] | None = None
-    """As of a `Segmenter`; asks one of the processes."""
-
-
-class Processes:
-    """A process for each order; a context manager that ends them."""
+class Processes(Described):
+    """One process for each order; a context manager that ends them."""
 
     def __init__(self, orders: Sequence[Order]) -> None:
         # loky's processes do not run the caller's main module again
@@ -104,8 +84,7 @@ class Processes:
 
         self.orders = orders
         self._executors = [ProcessPoolExecutor(max_workers=1) for _ in orders]
-        self._halved = [0] * len(orders)
-        self._cached: list[dict[str, int]] = [{} for _ in orders]
+        self._usage = [Usage() for _ in orders]
 
     def __enter__(self) -> Self:
         return self
@@ -114,12 +93,16 @@ class Processes:
         for executor in self._executors:
             executor.shutdown(kill_workers=True)
 
-    @cached_property
-    def description(self) -> Description:
-        """What the model says of itself, which is opened in all processes.
+    @property
+    def description(self) -> ModelDescription:
+        """The description of the model, which is opened in all processes.
 
-        SettingError for a device that is not there, or one that would calculate in other numbers than another.
+        SettingError for a device that does not exist, or one that would compute in another dtype than the others.
         """
+        return self._description
+
+    @cached_property
+    def _description(self) -> ModelDescription:
         opened = [
             executor.submit(_describe, order)
             for executor, order in zip(self._executors, self.orders, strict=True)
@@ -128,21 +111,31 @@ class Processes:
         dtypes = sorted({str(each.settings.get("dtype")) for each in found})
         if len(dtypes) > 1:
             raise SettingError(
-                f"--devices: they would calculate in {' and '.join(dtypes)}, and not give the same; "
-                "name devices of one kind"
+                f"--devices: they would compute in {' and '.join(dtypes)} and give different masks; "
+                "name devices of one kind",
+                code="conflicting_settings",
+                field="devices",
             )
-        description = found[0]
-        description.check_prompts = self._check_prompts
-        return description
+        return found[0]
 
-    def _check_prompts(self, prompts: Sequence[str]) -> None:
+    @property
+    def usage(self) -> Usage:
+        """Counters of all processes together."""
+        cache: dict[str, int] = {}
+        for each in self._usage:
+            for name, count in each.cache.items():
+                cache[name] = cache.get(name, 0) + count
+        return Usage(sum(each.batch_halved for each in self._usage), cache)
+
+    def check_prompts(self, prompts: Iterable[str]) -> None:
+        """Raise the model's SettingError for prompts that it cannot answer; one of the processes is asked."""
         self._result(0, self._executors[0].submit(_check, self.orders[0], tuple(prompts)))
 
     def answer_samples(
         self, samples: Iterable[Sample], out: Path, save: Sequence[str]
     ) -> Generator[list[Line], None, None]:
         """As `folder.answer_samples`, in pieces of the list; VesaliusError where a process was killed."""
-        samples, size = iter(samples), BATCHES * self.description.batch
+        samples, size = iter(samples), BATCHES * self.description.batch_size
         pending: deque[tuple[int, Future[_Piece]]] = deque()
         busy = [0] * len(self.orders)
         while True:
@@ -154,11 +147,7 @@ class Processes:
             if not pending:
                 return
             k, future = pending.popleft()
-            lines, self._halved[k], self._cached[k] = self._result(k, future)
-            self.description.times_halved = sum(self._halved)
-            self.description.cached = {
-                name: sum(each.get(name, 0) for each in self._cached) for name in self.description.cached
-            }
+            lines, self._usage[k] = self._result(k, future)
             busy[k] -= 1
             yield from lines
 
@@ -178,31 +167,19 @@ def _make(order: Order) -> Segmenter:
     return order()
 
 
-def _describe(order: Order) -> Description:
-    made = _make(order)
-    return Description(
-        batch=made.batch,
-        threshold=made.threshold,
-        card=made.card,
-        settings=made.settings,
-        threshold_origin=made.threshold_origin,
-        training_images=made.training_images,
-        trained_on_unknown=made.trained_on_unknown,
-        training_perceptual_hashes=made.training_perceptual_hashes,
-        tuning_images=made.tuning_images,
-        cached=count_cached(made),
-    )
+def _describe(order: Order) -> ModelDescription:
+    return _make(order).description
 
 
 def _check(order: Order, prompts: tuple[str, ...]) -> None:
-    check_prompts(_make(order), prompts)
+    _make(order).check_prompts(prompts)
 
 
-_Piece = tuple[list[list[Line]], int, dict[str, int]]
-"""The lines of each sample; and of its process so far, how often the batch was halved, and what came of its cache."""
+_Piece = tuple[list[list[Line]], Usage]
+"""The lines of each sample, and the counters of its process so far."""
 
 
 def _answer(order: Order, piece: list[Sample], out: Path, save: tuple[str, ...]) -> _Piece:
     segmenter = _make(order)
     lines = list(answer_samples(segmenter, piece, out, save))
-    return lines, getattr(segmenter, "times_halved", 0), count_cached(segmenter)
+    return lines, segmenter.usage

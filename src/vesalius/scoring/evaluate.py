@@ -18,12 +18,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vesalius.data.dataset import Dataset
 from vesalius.errors import DataError, ImageError, SettingError
 from vesalius.files import check_replaceable, prepare_folder, write_json
-from vesalius.jobs.folder import Segmenter, check_prompts, predict_samples
+from vesalius.jobs.folder import predict_samples
 from vesalius.lineage import fingerprint_samples, versions
 from vesalius.names import result_stems, short_hash
 from vesalius.parallel import map_in_order
@@ -34,6 +32,7 @@ from vesalius.scoring.results_log import HISTOGRAMS, STATE, ResultsLog
 from vesalius.scoring.roi import RoiMasks
 from vesalius.scoring.scored_prediction import ScoringInput, score_prediction
 from vesalius.scoring.summary import group_of, notes, numbers
+from vesalius.segmenter import ModelDescription, Segmenter, Usage
 from vesalius.types import Item, Prediction, Sample
 
 log = logging.getLogger(__name__)
@@ -76,29 +75,30 @@ def evaluate(
     dataset = _checked(segmenter, data if isinstance(data, Dataset) else Dataset.of(data), limit)
     samples = dataset.samples
     rois = None if roi is None else RoiMasks(Path(roi), samples)
-    leaks = find_leaks(segmenter, samples, allow_training_samples)
-    settings = {**segmenter.settings, "limit": limit, "figures": figures, **_describe_roi(rois)}
+    model = segmenter.description
+    leaks = find_leaks(model, samples, allow_training_samples)
+    settings = {**model.settings, "limit": limit, "figures": figures, **_describe_roi(rois)}
     fingerprint, missing = _fingerprint(samples)
     measured = MeasuredSegmenter(segmenter)
-    with ResultsLog(out, _state(segmenter, samples, settings), _row_ends(samples)) as results:
+    with ResultsLog(out, _state(model, samples, settings), _row_ends(samples)) as results:
         _score_all(results, measured, samples, rois, figures, processes, on_progress)
         metrics = {
-            "model": segmenter.card,
+            "model": model.card,
             "data": _describe_data(dataset, fingerprint, leaks),
-            "threshold": segmenter.threshold,
-            "threshold_origin": dict(segmenter.threshold_origin),
+            "threshold": model.threshold,
+            "threshold_origin": dict(model.threshold_origin),
             **numbers(results, samples),
             "took_s": time.perf_counter() - started,
             "images_per_s": measured.images / measured.predict_s if measured.images else None,
             "notes": [
                 *leaks.notes,
                 *missing,
-                *_notes_on_memory(segmenter),
-                *_notes_on_cache(segmenter),
+                *_notes_on_memory(segmenter.usage),
+                *_notes_on_cache(segmenter.usage),
                 *notes(results, samples),
                 *dataset.notes,
             ],
-            "settings": {**settings, "batch": segmenter.batch, "workers": processes},
+            "settings": {**settings, "batch_size": segmenter.description.batch_size, "workers": processes},
             "versions": versions(),
         }
         write_json(results.folder / METRICS_FILE, metrics)
@@ -107,15 +107,19 @@ def evaluate(
     return metrics
 
 
-class MeasuredSegmenter:
+class MeasuredSegmenter(Segmenter):
     """A segmenter that checks the order of its predictions and measures the time in `predict`."""
 
     def __init__(self, segmenter: Segmenter) -> None:
         self.images, self.predict_s = 0, 0.0
         self._segmenter = segmenter
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._segmenter, name)
+    @property
+    def description(self) -> ModelDescription:
+        return self._segmenter.description
+
+    def prepare(self, item: Item) -> Item:
+        return self._segmenter.prepare(item)
 
     def predict(self, items: Sequence[Item]) -> list[Prediction]:
         started = time.perf_counter()
@@ -199,11 +203,7 @@ def _inputs(
 
 def _failed(prediction: Prediction, error: str) -> Prediction:
     """A failed prediction in place of this one; its own error, if it has one, is kept."""
-    nothing = np.zeros((0, 1, 1), dtype=np.float32)
-    reason = prediction.error or error
-    return Prediction(
-        prediction.id, prediction.prompt, "failed", prediction.size, nothing, says_seg=False, error=reason
-    )
+    return Prediction.failure(prediction.id, prediction.prompt, prediction.size, prediction.error or error)
 
 
 def _figure_paths(samples: Sequence[Sample]) -> dict[ResultKey, str]:
@@ -247,15 +247,15 @@ def _checked(segmenter: Segmenter, dataset: Dataset, limit: int | None) -> Datas
             raise DataError(
                 f"{sample.source or sample.id}: {error}", code="duplicate_prompt", field=sample.id
             ) from error
-    check_prompts(segmenter, (prompt for sample in samples for prompt in sample.prompts))
+    segmenter.check_prompts(dict.fromkeys(prompt for sample in samples for prompt in sample.prompts))
     return dataset
 
 
-def _state(segmenter: Segmenter, samples: Sequence[Sample], settings: dict[str, Any]) -> dict[str, Any]:
+def _state(model: ModelDescription, samples: Sequence[Sample], settings: dict[str, Any]) -> dict[str, Any]:
     """Everything that determines the rows: an interrupted evaluation continues only if this is unchanged."""
     return {
-        "model": segmenter.card,
-        "threshold": segmenter.threshold,
+        "model": model.card,
+        "threshold": model.threshold,
         "settings": settings,
         "samples": [
             [sample.id, _fingerprint([sample])[0], sample.group, sample.spacing_mm, sample.size]
@@ -277,18 +277,19 @@ def _fingerprint(samples: Sequence[Sample]) -> tuple[str | None, list[str]]:
         return None, [f"The data have no fingerprint: {error}"]
 
 
-def _notes_on_memory(segmenter: Segmenter) -> list[str]:
-    times = getattr(segmenter, "times_halved", 0)
+def _notes_on_memory(usage: Usage) -> list[str]:
+    times = usage.batch_halved
     return [f"Memory ran out, and the batch size was halved {times} times."] if times else []
 
 
-def _notes_on_cache(segmenter: Segmenter) -> list[str]:
-    cache = getattr(segmenter, "cache", None)
-    if cache is None:
+def _notes_on_cache(usage: Usage) -> list[str]:
+    cache = usage.cache
+    if not cache:
         return []
-    use = cache.use
-    damaged = f", {use.damaged} of them because the entry was damaged" if use.damaged else ""
-    return [f"Embeddings of {use.read} images were read from the cache; {use.encoded} were encoded{damaged}."]
+    damaged = f", {cache['damaged']} of them because the entry was damaged" if cache["damaged"] else ""
+    return [
+        f"Embeddings of {cache['read']} images were read from the cache; {cache['encoded']} were encoded{damaged}."
+    ]
 
 
 def _describe_roi(rois: RoiMasks | None) -> dict[str, str | None]:

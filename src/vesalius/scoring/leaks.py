@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from vesalius.data.dataset import load_image
 from vesalius.data.decoders.frame_files import FrameReader
 from vesalius.errors import DataError, ImageError
-from vesalius.jobs.folder import Segmenter
 from vesalius.lineage import hash_pixels, near_hashes, perceptual_hash
 from vesalius.names import list_names
+from vesalius.segmenter import ModelDescription
 from vesalius.types import Sample
 
 LISTED = 20
@@ -27,15 +27,15 @@ class Leaks:
     notes: tuple[str, ...]
 
 
-def find_leaks(segmenter: Segmenter, samples: Sequence[Sample], allowed: bool) -> Leaks:
+def find_leaks(model: ModelDescription, samples: Sequence[Sample], allowed: bool) -> Leaks:
     """Compare the images with the model's training and tuning images, before anything is predicted.
 
     Equal pixels are found by their hash, whatever the file name or format. Near copies are found by a perceptual
     hash, which is no proof: they are listed only. DataError for training images unless `allowed`, and always for
     images that the threshold was tuned on. An unreadable image is skipped here; its prediction fails later.
     """
-    trained, tuned = set(segmenter.training_images or ()), set(segmenter.tuning_images)
-    hashes = segmenter.training_perceptual_hashes
+    trained, tuned = set(model.training_images or ()), set(model.tuning_images)
+    hashes = model.training_perceptual_hashes
     seen, near, used = [], [], []
     with FrameReader() as reader:
         for sample in samples if trained or tuned or hashes else ():
@@ -64,7 +64,7 @@ def find_leaks(segmenter: Segmenter, samples: Sequence[Sample], allowed: bool) -
             code="training_leak",
             field=seen[0],
         )
-    unknown = segmenter.trained_on_unknown
+    unknown = model.trained_on_unknown
     notes = _notes(unknown, bool(trained), len(seen), near, len(samples))
     return Leaks(None if unknown else len(seen), tuple(near), tuple(notes))
 

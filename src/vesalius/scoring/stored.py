@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,11 @@ from vesalius.data.images import read_mask
 from vesalius.errors import DataError, SettingError
 from vesalius.files import to_json
 from vesalius.lineage import hash_file
+from vesalius.mask_maps import Stored
 from vesalius.masks import Size, decode_rle
 from vesalius.names import list_names, result_stems
 from vesalius.scoring.roi import masks_by_id
+from vesalius.segmenter import ModelDescription, Segmenter
 from vesalius.types import Item, Prediction, Sample
 
 Key = tuple[str, str]
@@ -30,25 +31,7 @@ STATUSES = ("ok", "no_seg", "failed")
 LISTED = 10
 
 
-@dataclass(frozen=True)
-class StoredPrediction(Prediction):
-    """A mask that was read from a file; `logits` are of no meaning."""
-
-    stored_mask: np.ndarray | None = None
-    """bool (h, w); None without [SEG]."""
-    stored_probability: np.ndarray | None = None
-    """float32 (h, w); None where only the mask is known."""
-
-    @cached_property
-    def masks(self) -> np.ndarray:
-        return np.zeros((0, *self.size), bool) if self.stored_mask is None else self.stored_mask[None]
-
-    @property
-    def probability(self) -> np.ndarray | None:
-        return self.stored_probability
-
-
-class StoredPredictions:
+class StoredPredictions(Segmenter):
     """A `Segmenter` that looks its answers up: a prediction folder, or a folder of mask files named by id.
 
     The samples tell which answers there must be; those about other images are counted in `settings`. With
@@ -56,8 +39,6 @@ class StoredPredictions:
     unreadable or repeated line of `predictions.jsonl`, and predictions of several models in one folder; SettingError
     for a threshold where an answer has no probabilities. A file that cannot be read fails alone.
     """
-
-    batch = 1
 
     def __init__(self, folder: str | Path, samples: Sequence[Sample], threshold: float | None = None) -> None:
         self.folder = Path(folder)
@@ -82,73 +63,56 @@ class StoredPredictions:
         return self._run["settings"].get("threshold") if self._given is None else self._given
 
     @property
-    def threshold_origin(self) -> dict[str, Any]:
-        if self._given is not None:
-            return {"how": "given"}
-        return {"how": "unknown" if self.threshold is None else "as predicted"}
-
-    @property
-    def card(self) -> dict[str, Any]:
-        unknown = {"name": self.folder.name, "kind": "predictions", "fingerprint": None, "step": None}
-        return {**unknown, **self._run["model"]}
-
-    @cached_property
-    def settings(self) -> dict[str, Any]:
-        return {
-            "predictions": str(self.folder),
-            "predictions_format": self._format,
-            "predictions_fingerprint": self._fingerprint(),
-            "predictions_of_other_images": self._n_others,
-        }
-
-    @property
-    def training_images(self) -> Collection[str] | None:
-        """As `predict` noted them; None where it did not."""
-        return self._run["lineage"].get("training_images")
-
-    @property
-    def trained_on_unknown(self) -> bool:
-        """As `predict` noted it."""
-        return self._run["lineage"].get("trained_on_unknown", self.training_images is None)
-
-    @property
-    def training_perceptual_hashes(self) -> Collection[str]:
-        return self._run["lineage"].get("training_perceptual_hashes", ())
-
-    @property
-    def tuning_images(self) -> Collection[str]:
-        # with test-time augmentation the views were chosen on them too
-        chosen = self._given is None or "tta" in self._run["settings"]
-        return self._run["lineage"].get("tuning_images", ()) if chosen else ()
+    def description(self) -> ModelDescription:
+        """The description of the model that made the predictions, as far as `predict` wrote it."""
+        how = "as predicted" if self._given is None else "given"
+        lineage = self._run["lineage"]
+        trained = lineage.get("training_images")
+        # the views of test-time augmentation were chosen on the tuning images too
+        tuned = self._given is None or "tta" in self._run["settings"]
+        card = {"name": self.folder.name, "kind": "predictions", **self._run["model"]}
+        return ModelDescription(
+            name=card["name"],
+            kind=card["kind"],
+            fingerprint=card.get("fingerprint"),
+            step=card.get("step"),
+            threshold=self.threshold,
+            threshold_origin={"how": "unknown" if self.threshold is None else how},
+            settings={
+                "predictions": str(self.folder),
+                "predictions_format": self._format,
+                "predictions_fingerprint": self._fingerprint,
+                "predictions_of_other_images": self._n_others,
+            },
+            training_images=trained,
+            trained_on_unknown=lineage.get("trained_on_unknown", trained is None),
+            training_perceptual_hashes=lineage.get("training_perceptual_hashes", ()),
+            tuning_images=lineage.get("tuning_images", ()) if tuned else (),
+        )
 
     def predict(self, items: Sequence[Item]) -> list[Prediction]:
         return [self._read(item, prompt) for item in items for prompt in item.prompts]
 
     def _read(self, item: Item, prompt: str) -> Prediction:
         answer = self._answers[item.id, prompt]
-        facts: dict[str, Any] = {
-            "id": item.id,
-            "prompt": prompt,
-            "size": item.size,
-            "text": str(answer.get("text", "")),
-            "logits": np.zeros((0, 1, 1), dtype=np.float32),
-            "says_seg": bool(answer.get("says_seg", answer["status"] == "ok")),
-            "answered": str(answer.get("answered", "")),
-        }
         if answer["status"] == "failed":
             error = str(answer.get("error") or "the prediction failed")
-            return Prediction(**facts, status="failed", error=error)
+            return Prediction.failure(item.id, prompt, item.size, error)
         try:
             mask, probability = self._pixels(answer, item.size)
         except Exception as error:  # a damaged file makes the libraries that read it raise nearly anything
-            return Prediction(
-                **facts, status="failed", error=f"its stored prediction cannot be used: {error}"
-            )
-        facts |= {"stored_mask": mask, "stored_probability": probability}
-        if mask is None:
-            return StoredPrediction(**facts, status="no_seg")
-        facts |= {"logits": np.zeros((1, 1, 1), dtype=np.float32), "scores": (0.0,)}
-        return StoredPrediction(**facts, status="ok")
+            reason = f"its stored prediction cannot be used: {error}"
+            return Prediction.failure(item.id, prompt, item.size, reason)
+        return Prediction(
+            id=item.id,
+            prompt=prompt,
+            status="no_seg" if mask is None else "ok",
+            size=item.size,
+            maps=Stored(mask, probability),
+            text=str(answer.get("text", "")),
+            says_seg=bool(answer.get("says_seg", answer["status"] == "ok")),
+            answered=answer.get("answered", ""),
+        )
 
     def _pixels(self, answer: Line, size: Size) -> tuple[np.ndarray | None, np.ndarray | None]:
         """The mask, None without [SEG], and the probability where it is known."""
@@ -200,6 +164,7 @@ class StoredPredictions:
                 f"{len(self._answers)} answers have none (first: {_named(bare[0])})"
             )
 
+    @cached_property
     def _fingerprint(self) -> str:
         """SHA-256 over the answers and the files that they name; one that cannot be read fails later, by itself."""
         digest = hashlib.sha256()

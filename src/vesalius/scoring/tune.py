@@ -7,10 +7,10 @@ augmented views, each at its own best threshold; it is significant if its whole 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any
 
 import numpy as np
 
@@ -19,12 +19,14 @@ from vesalius.data.decoders.frame_files import FrameReader
 from vesalius.errors import DataError, SettingError
 from vesalius.evaluation.calibration import curves, histogram
 from vesalius.evaluation.statistics import paired_bootstrap
-from vesalius.jobs.folder import Segmenter, check_prompts, predict_samples
+from vesalius.jobs.folder import predict_samples
 from vesalius.lineage import fingerprint_samples, hash_pixels
+from vesalius.mask_maps import LowRes
 from vesalius.models.cards import ThresholdOrigin, TtaGain
 from vesalius.scoring.evaluate import MeasuredSegmenter
 from vesalius.scoring.results_log import CURVE_INDICES, CURVE_THRESHOLDS
 from vesalius.scoring.summary import group_of
+from vesalius.segmenter import Segmenter
 from vesalius.types import Item, Prediction, Sample
 
 TUNABLE = ("dice", "iou")
@@ -100,13 +102,6 @@ class TuningResult:
         return {name: getattr(self, name) for name in names}
 
 
-class ViewedPrediction(Protocol):
-    """A prediction averaged over augmented views, of which fewer can be used."""
-
-    def through(self, views: Views) -> Prediction:
-        """The prediction averaged over the plain image and these views only."""
-
-
 def find_threshold(
     segmenter: Segmenter,
     dataset: Dataset,
@@ -118,10 +113,10 @@ def find_threshold(
     """The threshold with the highest mean of the metric over all predictions; among equals the nearest to 0.5.
 
     Each image is predicted once; its histogram of probabilities gives the metric at all thresholds. A prediction
-    without [SEG] is the empty mask at each. With `views`, each combination of them is tried as well, through the
-    segmenter's method `trying` (`Predictor`), whose predictions are `ViewedPrediction`. SettingError for an unknown
-    metric, for prompts that the segmenter refuses, and for views that it or a prompt does not allow; DataError if an
-    image cannot be read or predicted, for samples without masks, and for images that the model was trained on.
+    without [SEG] is the empty mask at each. With `views`, each combination of them is tried as well
+    (`Segmenter.with_views`). SettingError for an unknown metric, for prompts that the segmenter refuses, and for views
+    that it or a prompt does not allow; DataError if an image cannot be read or predicted, for samples without masks,
+    and for images that the model was trained on.
     """
     if metric not in TUNABLE:
         raise SettingError(
@@ -131,17 +126,10 @@ def find_threshold(
         )
     samples = dataset.annotated().samples
     prompts = [prompt for sample in samples for prompt in sample.prompts]
-    check_prompts(segmenter, prompts)
+    segmenter.check_prompts(dict.fromkeys(prompts))
     images = _hash_images(segmenter, samples)
     if views:
-        if not hasattr(segmenter, "trying"):
-            raise SettingError(
-                f"{segmenter.card['name']}: test-time augmentation needs a text-prompted model; leave out --tta",
-                code="tta_unsupported",
-                field="tta",
-            )
-        segmenter = cast(Any, segmenter).trying(views, prompts)
-        views = cast(Any, segmenter).views
+        segmenter, views = segmenter.with_views(views, prompts)
     choices = [some for count in range(len(views) + 1) for some in combinations(views, count)]
     values: dict[Views, list[np.ndarray]] = {choice: [] for choice in choices}
     groups: list[str] = []
@@ -156,7 +144,7 @@ def find_threshold(
                     field=sample.id,
                 )
             for choice in choices:
-                seen = cast(ViewedPrediction, prediction).through(choice) if views else prediction
+                seen = _through(prediction, choice) if views else prediction
                 values[choice].append(_curve(seen, item, index, metric))
             groups.append(group_of(sample))
         on_progress(done)
@@ -211,6 +199,12 @@ def as_json(tuned: TuningResult) -> dict[str, Any]:
     return {**asdict(tuned), "images": len(tuned.images), "gain": gain}
 
 
+def _through(prediction: Prediction, views: Views) -> Prediction:
+    """The prediction averaged over the plain image and these views only."""
+    assert isinstance(prediction.maps, LowRes)
+    return replace(prediction, maps=prediction.maps.through(views))
+
+
 def _curve(prediction: Prediction, item: Item, index: int, metric: str) -> np.ndarray:
     """float64 (99,): the metric of a prediction at each of `CURVE_THRESHOLDS`."""
     probability = prediction.probability
@@ -256,7 +250,7 @@ def _hash_images(segmenter: Segmenter, samples: Sequence[Sample]) -> list[str]:
         raise DataError("there are no samples to tune the threshold on", code="no_samples")
     with FrameReader() as reader:
         images = [hash_pixels(load_image(sample, reader)) for sample in samples]
-    trained = set(segmenter.training_images or ())
+    trained = set(segmenter.description.training_images or ())
     seen = [sample.id for sample, name in zip(samples, images, strict=True) if name in trained]
     if seen:
         raise DataError(

@@ -10,11 +10,11 @@ from typing import Any, Protocol, Self
 import torch
 
 from vesalius.inference.predictor import Predictor
-from vesalius.jobs.folder import Segmenter
 from vesalius.masks import Size
 from vesalius.models.batch import Batch
 from vesalius.models.cards import Card
 from vesalius.models.checkpoint import OpenedModel, write_bundle
+from vesalius.segmenter import Segmenter
 from vesalius.training.losses import LossSettings, measure
 from vesalius.types import Item, Turn
 
@@ -95,7 +95,7 @@ class TextSegLearner:
     def segmenter(self, card: Card, batch: int) -> Predictor:
         """A predictor that forces its answers: whether the model would say [SEG] is reported by itself."""
         opened = OpenedModel(self.opened.model.eval(), self.opened.processor, card)
-        return Predictor(opened, answer="force", batch=batch)
+        return Predictor(opened, answer="force", batch_size=batch)
 
     def write(self, folder: Path, card: Card, before: Path | None) -> None:
         """Write a bundle."""

@@ -145,7 +145,7 @@ def _advice(run: Run) -> str:
     settings = run.settings
     what = json.dumps(settings.trainable.model_dump(mode="json", exclude_none=True))
     wanted = [
-        f"batch={settings.batch_size}",
+        f"batch_size={settings.batch_size}",
         f"trainable={what}",
         f"sharded={is_sharded(run.learner.module)}",
     ]

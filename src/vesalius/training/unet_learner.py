@@ -135,7 +135,7 @@ class UNetLearner:
 
     def segmenter(self, card: UNetCard, batch: int) -> UNetPredictor:
         """A predictor of the network as it is now."""
-        return UNetPredictor(OpenedUNet(self.opened.model.eval(), card), batch=batch)
+        return UNetPredictor(OpenedUNet(self.opened.model.eval(), card), batch_size=batch)
 
     def write(self, folder: Path, card: UNetCard, before: Path | None) -> None:
         """Write a bundle; nothing of an earlier one is taken over, as everything trains."""

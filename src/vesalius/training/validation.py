@@ -10,7 +10,7 @@ import numpy as np
 
 from vesalius.data.dataset import load_item
 from vesalius.evaluation import metrics, overlap
-from vesalius.jobs.folder import Segmenter
+from vesalius.segmenter import Segmenter
 from vesalius.types import Item, Prediction, Sample
 
 Row = dict[str, Any]
@@ -34,8 +34,9 @@ def score_answers(
     `vesalius evaluate` does where answers are not forced. An unreadable sample raises DataError.
     """
     rows: list[Row] = []
-    for start in range(0, len(samples), segmenter.batch):
-        some = samples[start : start + segmenter.batch]
+    size = segmenter.description.batch_size
+    for start in range(0, len(samples), size):
+        some = samples[start : start + size]
         items = [load_item(sample) for sample in some]
         answers = iter(segmenter.predict(items))
         for sample, item in zip(some, items, strict=True):

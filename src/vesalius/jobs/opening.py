@@ -1,0 +1,107 @@
+"""`load_predictor`: open MODEL, whatever its kind, as a segmenter. Torch is imported only when it is called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vesalius.errors import SettingError
+from vesalius.models.reference import ModelRef, resolve_model
+from vesalius.segmenter import AnswerMode
+
+if TYPE_CHECKING:
+    from vesalius.cleaning import Cleaning
+    from vesalius.inference.baselines import Baseline
+    from vesalius.inference.feature_cache import CacheSettings
+    from vesalius.inference.official import OfficialPredictor
+    from vesalius.inference.tiles import TileSettings
+    from vesalius.models.quantization import Quantized
+
+
+def load_predictor(
+    model: str | Path | ModelRef,
+    *,
+    answer: AnswerMode = "verify",
+    threshold: float | None = None,
+    tiles: TileSettings | None = None,
+    cleaning: Cleaning | None = None,
+    batch_size: int = 4,
+    tta: bool = False,
+    cache: CacheSettings | None = None,
+    device: str | None = None,
+    gpus: str | None = None,
+    quantization: Quantized | None = None,
+) -> OfficialPredictor | Baseline:
+    """Open MODEL (a bundle, a run, an official folder, or `tiny`) for prediction: float32 on a CPU, bfloat16 on a GPU.
+
+    Without `threshold` the bundle's own is used; without `device` a GPU if there is one. `answer`, `tiles`,
+    `cleaning`, `batch_size`, `tta` and `cache` are those of `Predictor`. `gpus` such as 2x24GiB spreads one model over
+    several GPUs as `vesalius plan` proposes. `quantization` stores the matrices of the vision-language model in 8 or 4
+    bits a value and needs the extra of that name. A U-Net and the filter `frangi` always predict in float32; `answer`
+    has no effect on them. SettingError for `tiles`, `tta`, `cache`, `gpus` and `quantization` with one of these, for a
+    device that this machine does not have, and for GPUs that cannot hold the model.
+    """
+    ref = resolve_model(model)
+    asked: dict[str, Any] = {"threshold": threshold, "cleaning": cleaning, "batch_size": batch_size}
+    if ref.is_baseline:
+        refused = {"tiles": tiles, "tta": tta, "cache": cache, "gpus": gpus, "quantization": quantization}
+        for setting in (name for name, value in refused.items() if value):
+            raise SettingError(
+                f"{model}: {setting} is for text-prompted models; leave it out",
+                code="conflicting_settings",
+                field=setting,
+            )
+        from vesalius.inference.baselines import load_baseline
+
+        return load_baseline(ref, device=_usable(device), **asked)
+    from vesalius.inference.official import OfficialPredictor
+    from vesalius.models.checkpoint import open_model
+    from vesalius.models.stored_model import fingerprint_model
+
+    if gpus is None:
+        device = _usable(device)
+        opened = open_model(ref, device, _dtype(device), quantization)
+    else:
+        if device is not None:
+            raise SettingError(
+                f"give a device ({device}) or gpus ({gpus}), not both",
+                code="conflicting_settings",
+                field="gpus",
+            )
+        from vesalius.inference.plan import make_plan, place_of
+
+        changes = [f"batch_size={batch_size}", *([f"quantization={quantization}"] if quantization else [])]
+        opened = open_model(ref, *place_of(make_plan(ref, gpus, changes=changes)), quantization)
+    return OfficialPredictor(
+        opened,
+        answer=answer,
+        tiles=tiles,
+        tta=tta,
+        cache=cache,
+        name=ref.name,
+        fingerprint=fingerprint_model(ref),
+        **asked,
+    )
+
+
+def _dtype(device: str) -> Any:
+    import torch
+
+    return torch.float32 if device == "cpu" else torch.bfloat16
+
+
+def _usable(device: str | None) -> str:
+    """The device, by default a GPU if there is one; SettingError for one that cannot be used."""
+    import torch
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise SettingError(
+            f"the device {device!r} cannot be used ({reason}); name one as cpu, cuda or cuda:1",
+            code="no_device",
+            field="device",
+        ) from error
+    return device

@@ -1,0 +1,207 @@
+"""Mask maps: what a model or a file gives for the n objects of one answer, in the form in which it is kept.
+
+`LowRes` (the mask decoder's logits), `Tiled` (the same in windows of a large image), `Full` (logits at the size of the
+image) and `Stored` (masks read from a file) all yield masks and probabilities at the original size (h, w).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32
+
+from vesalius.masks import Size, resize_bilinear
+
+PLAIN = "plain"
+"""Name of the unchanged view among the views of test-time augmentation."""
+
+
+class Maps(ABC):
+    """The maps of n objects; n = 0 for an answer without [SEG], or without any answer."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of objects."""
+
+    @abstractmethod
+    def full_logits(self, size: Size) -> Float32[np.ndarray, "n h w"]:
+        """Logits at the original size (h, w)."""
+
+    def probabilities(self, size: Size) -> Float32[np.ndarray, "n h w"]:
+        """Probabilities in [0, 1] at the original size (h, w)."""
+        # exp(88) is the last that float32 holds; there the probability is 0 anyway
+        return 1 / (1 + np.exp(np.minimum(-self.full_logits(size), np.float32(88))))
+
+    def probability(self, size: Size) -> Float32[np.ndarray, "h w"] | None:
+        """The highest probability of any object; 0 without objects, None if no probabilities are known."""
+        objects = self.probabilities(size)
+        return objects.max(axis=0) if len(objects) else np.zeros(size, dtype=np.float32)
+
+    def masks(self, size: Size, threshold: float) -> Bool[np.ndarray, "n h w"]:
+        """Masks at the original size: probability above the threshold."""
+        # the same comparison in logits: log(t / (1 - t)); at 0.5 it is exactly 0, as in the official code
+        border = np.log(threshold) - np.log1p(-threshold)
+        return np.asarray(self.full_logits(size) > np.float32(border))
+
+
+@dataclass(frozen=True)
+class LowRes(Maps):
+    """The mask decoder's logits, float32 (n, g, g), of the whole image."""
+
+    logits: np.ndarray
+    input_size: int = 1024
+    """Side of the square that the segmenter saw. Logits are enlarged to it first, as the official code does."""
+    views: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """View of test-time augmentation -> its logits float32 (n, g, g), in the frame of the plain image, kept while
+    `vesalius tune` compares views; `logits` are then their average."""
+
+    def __post_init__(self) -> None:
+        if self.logits.ndim != 3:
+            raise ValueError(f"maps must have 3 axes (n, g, g); they have {self.logits.ndim}")
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    def full_logits(self, size: Size) -> np.ndarray:
+        full = [enlarge(each, self.input_size, size) for each in self.logits]
+        return np.stack(full) if full else np.zeros((0, *size), dtype=np.float32)
+
+    def through(self, views: Iterable[str]) -> LowRes:
+        """The maps averaged over the plain view and `views`; KeyError for a view that was not kept."""
+        if not len(self):
+            return self
+        return LowRes(average([self.views[name] for name in (PLAIN, *views)]), self.input_size)
+
+
+NO_MAPS = LowRes(np.zeros((0, 1, 1), dtype=np.float32))
+"""The maps of an answer without any mask."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """A rectangle of an image, in its pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def pixels(self) -> tuple[slice, slice]:
+        """Rows and columns, to index an array (h, w)."""
+        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The mask decoder's logits for one window of an image."""
+
+    window: Window
+    logits: np.ndarray
+    """float32 (n, g, g): one map for each [SEG]."""
+
+
+@dataclass(frozen=True)
+class Tiled(Maps):
+    """Logits in windows that cover the image together, blended where they overlap."""
+
+    tiles: tuple[Tile, ...]
+    input_size: int = 1024
+    """Side of the square that the segmenter saw of each window."""
+
+    def __len__(self) -> int:
+        return len(self.tiles[0].logits)
+
+    def full_logits(self, size: Size) -> np.ndarray:
+        """The weighted mean of the tiles at each pixel; a tile's weight falls linearly towards its border."""
+        total = np.zeros((len(self), *size), dtype=np.float32)
+        weights = np.zeros(size, dtype=np.float32)
+        for tile in self.tiles:
+            window = tile.window
+            weight = np.minimum(_nearness(window.height)[:, None], _nearness(window.width))
+            weights[window.pixels] += weight
+            for index, logits in enumerate(tile.logits):
+                enlarged = enlarge(logits, self.input_size, (window.height, window.width))
+                total[index][window.pixels] += weight * enlarged
+        return total / weights
+
+
+@dataclass(frozen=True)
+class Full(Maps):
+    """Logits float32 (n, h, w) at the original size."""
+
+    logits: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    def full_logits(self, size: Size) -> np.ndarray:
+        return self.logits
+
+
+@dataclass(frozen=True)
+class Stored(Maps):
+    """A mask that was read from a file: the union of all objects."""
+
+    mask: np.ndarray | None
+    """bool (h, w); None for an answer without [SEG]."""
+    stored_probability: np.ndarray | None = None
+    """float32 (h, w); None if only the mask was stored."""
+
+    def __len__(self) -> int:
+        return int(self.mask is not None)
+
+    def full_logits(self, size: Size) -> np.ndarray:
+        raise ValueError("a stored mask has no logits")
+
+    def probabilities(self, size: Size) -> np.ndarray:
+        """The stored map (1, h, w); ValueError if none was stored."""
+        if self.stored_probability is None:
+            raise ValueError("a stored mask has no probabilities")
+        return self.stored_probability[None][: len(self)]
+
+    def probability(self, size: Size) -> np.ndarray | None:
+        return self.stored_probability
+
+    def masks(self, size: Size, threshold: float) -> np.ndarray:
+        """The stored mask (1, h, w), whatever the threshold; (0, h, w) without [SEG]."""
+        return np.zeros((0, *size), dtype=bool) if self.mask is None else self.mask[None]
+
+
+def enlarge(logits: Float[np.ndarray, "g g"], input_size: int, size: Size) -> Float[np.ndarray, "h w"]:
+    """A low-resolution map at `size`, by way of the segmenter's input size."""
+    return resize_bilinear(resize_bilinear(logits, (input_size, input_size)), size)
+
+
+def average(maps: Sequence[Float[np.ndarray, "n _ _"]]) -> Float[np.ndarray, "n g g"]:
+    """Logits of the mean probability of several maps of logits, on the finest of their grids.
+
+    A single map is returned unchanged.
+
+    >>> float(average([np.array([[[0.0]]]), np.array([[[np.log(3)]]])])[0, 0, 0])  # of 0.5 and 0.75: 0.625
+    0.5108256237659907
+    """
+    if len(maps) == 1:
+        return maps[0]
+    side = max(each.shape[-1] for each in maps)
+    stacked = np.stack([_on_grid(each, side) for each in maps]).astype(np.float64)
+    # log p and log(1 - p), summed as they are: a probability of 1 - 1e-20 has no float
+    inside = np.logaddexp.reduce(-np.logaddexp(0, -stacked), axis=0)
+    outside = np.logaddexp.reduce(-np.logaddexp(0, stacked), axis=0)
+    return np.asarray(inside - outside, dtype=maps[0].dtype)
+
+
+def _on_grid(maps: np.ndarray, side: int) -> np.ndarray:
+    if maps.shape[-1] == side:
+        return maps
+    enlarged = [resize_bilinear(each, (side, side)) for each in maps]
+    return np.stack(enlarged) if enlarged else maps.reshape(0, side, side)
+
+
+def _nearness(length: int) -> np.ndarray:
+    """(length,) float32: distance of each pixel's center to the nearer end, as a share of half the length."""
+    centers = np.arange(length, dtype=np.float32) + 0.5
+    return np.minimum(centers, length - centers) / (length / 2)
