@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vesalius.inference.predictor import Predictor
+from vesalius.inference.official import OfficialPredictor
 from vesalius.models.batch import Batch
 from vesalius.models.checkpoint import open_model
 from vesalius.models.generation import force_answer
@@ -43,7 +43,7 @@ class Case:
     """One question of a stored model, and what the official code computed for it."""
 
     def __init__(
-        self, predictor: Predictor, model: str, name: str, facts: Any, stored: Any, inputs: Path
+        self, predictor: OfficialPredictor, model: str, name: str, facts: Any, stored: Any, inputs: Path
     ) -> None:
         self.predictor, self.model, self.name, self.facts = predictor, model, name, facts
         self.stored = {
@@ -165,7 +165,7 @@ def compare(
 ) -> Iterator[Row]:
     """All cases of one stored model, or one of them; `expected` is the path of its numbers without suffix."""
     expected = expected or folder / "expected"
-    predictor = Predictor(open_model(folder))
+    predictor = OfficialPredictor(open_model(folder))
     facts = json.loads(expected.with_suffix(".json").read_text())
     stored = np.load(expected.with_suffix(".npz"))
     for name in [name for name in facts if name != "_meta" and only in (None, name)]:

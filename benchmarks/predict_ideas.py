@@ -36,7 +36,7 @@ from vesalius.models.cpu_parallel import Decode
 from vesalius.models.hiera import Hiera, PatchEmbeddings, WindowAttention
 from vesalius.models.mask_decoder import MaskDecoder
 from vesalius.models.segmenter import MaskLogits, SegPrompts
-from vesalius.models.vlm import run
+from vesalius.models.vlm import run_language_model
 from vesalius.synth import draw
 from vesalius.types import Item
 
@@ -74,7 +74,7 @@ def words_a_question(
     """The language model reads the image's tokens again for each question."""
 
     def read(vlm: Any, inputs: Any, _: Any, seg_before_norm: bool, cache: Any) -> Any:
-        return run(vlm, inputs, seg_before_norm, cache), inputs
+        return run_language_model(vlm, inputs, seg_before_norm, cache), inputs
 
     stack.enter_context(patch.object(generation, "prefill", read))
     return predictor, items
@@ -220,7 +220,7 @@ def main() -> None:
                 flush=True,
             )
     if args.json:
-        settings = predictor.description.settings | {
+        settings = dict(predictor.description.settings) | {
             "batch_size": args.batch_size,
             "images": images,
             "rounds": rounds,

@@ -36,7 +36,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         "--tta",
         dest="views",
         type=lambda text: text.split(","),
-        metavar="flip,smaller,larger",
+        metavar="flip,scale_0.75,scale_1.33",
         help="also measure test-time augmentation with each subset of these views; the best one is enabled if its "
         "gain is significant",
     )
