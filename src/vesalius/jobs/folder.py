@@ -54,7 +54,9 @@ def predict_samples(segmenter: Segmenter, samples: Iterable[Sample]) -> Generato
     size = segmenter.description.batch_size
     with (
         FrameReader() as reader,
-        closing(map_in_threads(partial(_read, segmenter, reader), samples, 2 * size, _bytes_of_item)) as loaded,
+        closing(
+            map_in_threads(partial(_read, segmenter, reader), samples, 2 * size, _bytes_of_item)
+        ) as loaded,
     ):
         while some := list(islice(loaded, size)):
             items = [item for _, _, item in some if isinstance(item, Item)]
