@@ -35,11 +35,11 @@ def test_marks_end_at_or_a_little_over_the_largest_value(most: float, last: floa
 
 def test_a_histogram_counts_every_value_once_and_says_so() -> None:
     drawing = histogram(
-        [0, 3, 3, 10], "width, px", ticks_to(10), of="masks", said=lambda value: f"{value:.1f}"
+        [0, 3, 3, 10], "width, px", ticks_to(10), of="masks", written=lambda value: f"{value:.1f}"
     )
     tips = [int(tip.split(": ")[1]) for tip in re.findall("<title>(.*?)</title>", drawing)]
     assert sum(tips) == 4 and max(tips) == 2
     assert (
         "Histogram of width, px of 4 masks: mean 4.0, median 3.0, half of them between 2.2 and 4.8" in drawing
     )
-    assert "width, px: no values" in histogram([], "width, px", ticks_to(1), of="masks", said=str)
+    assert "width, px: no values" in histogram([], "width, px", ticks_to(1), of="masks", written=str)

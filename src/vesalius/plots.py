@@ -1,6 +1,7 @@
-"""Drawings with two axes as SVG inside a page: no other file, no script, and each says in words what it shows.
+"""Charts as inline SVG with a text description: no script and no other file.
 
-Drawn as wide as a phone, so that their letters stay legible there. Colors: Okabe & Ito 2008.
+They are as wide as a phone, so that their labels stay legible there. Colors: Okabe & Ito 2008. Drawn by hand, because
+matplotlib takes 84 ms per chart instead of 5, a second to import, and four times the bytes, without tooltips.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 from markupsafe import Markup
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 340, 42, 18, 10, 40
-"""Pixels of the drawing, and of its margins."""
+"""Width of the chart and its margins, in pixels."""
 BLUE, VERMILLION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 INK, GRAY, PALE = "#18181b", "#5f5f68", "#dcdce2"
 BINS = 20
@@ -23,22 +24,22 @@ SHARES: Ticks = [(0, "0"), (0.25, "0.25"), (0.5, "0.5"), (0.75, "0.75"), (1, "1"
 
 
 class Plot:
-    """A drawing with two axes; what is drawn is given in the numbers of the data."""
+    """A chart with two axes. All coordinates are those of the data."""
 
     def __init__(self, x: Range, y: Range, height: int = 150, left: int = LEFT, bottom: int = BOTTOM) -> None:
-        """`height` is that of the area between the axes."""
+        """Ranges of both axes; `height` of the plot area in pixels."""
         self._x, self._y, self._height, self._left, self._bottom = x, y, height, left, bottom
         self._parts: list[Markup] = []
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        """Where a point of the data lies in the drawing."""
+        """Position of a data point in the chart, in pixels."""
         width = WIDTH - self._left - RIGHT
         across = (x - self._x[0]) / (self._x[1] - self._x[0])
         up = (y - self._y[0]) / (self._y[1] - self._y[0])
         return round(self._left + across * width, 1), round(TOP + (1 - up) * self._height, 1)
 
     def axes(self, x: Ticks = (), y: Ticks = (), name: str = "") -> None:
-        """Both axes with their marks; `name` stands under the lower one."""
+        """Draw both axes with ticks; `name` is the label of the x axis."""
         for value, label in y:
             self.line([(self._x[0], value), (self._x[1], value)], PALE, 1)
             self.text(self._x[0], value, label, dx=-6, dy=4, anchor="end")
@@ -51,17 +52,18 @@ class Plot:
     def line(
         self, points: Sequence[tuple[float, float]], color: str, width: float = 2, dash: str = ""
     ) -> None:
-        places = " ".join("{},{}".format(*self.at(*point)) for point in points)
+        """Draw a polyline."""
+        positions = " ".join("{},{}".format(*self.at(*point)) for point in points)
         self._add(
             '<polyline points="{}" fill="none" stroke="{}" stroke-width="{}" stroke-dasharray="{}"/>',
-            places,
+            positions,
             color,
             width,
             dash or "none",
         )
 
     def bar(self, x: Range, y: Range, color: str, tip: str, inset: float = 0) -> None:
-        """A rectangle; `inset` pixels are left free at its left and right."""
+        """Draw a rectangle with a tooltip, `inset` pixels narrower on both sides."""
         (left, bottom), (right, top) = self.at(x[0], y[0]), self.at(x[1], y[1])
         self._add(
             '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" fill="{}"><title>{}</title></rect>',
@@ -74,6 +76,7 @@ class Plot:
         )
 
     def dot(self, x: float, y: float, radius: float, color: str, tip: str) -> None:
+        """Draw a disc with a tooltip."""
         self._add(
             '<circle cx="{}" cy="{}" r="{:.1f}" fill="{}"><title>{}</title></circle>',
             *self.at(x, y),
@@ -92,20 +95,23 @@ class Plot:
         anchor: str = "middle",
         color: str = GRAY,
     ) -> None:
-        place = self.at(x, y)
+        """Draw text at a data point, shifted by (dx, dy) pixels."""
+        left, top = self.at(x, y)
         self._add(
             '<text x="{:.1f}" y="{:.1f}" text-anchor="{}" fill="{}">{}</text>',
-            place[0] + dx,
-            place[1] + dy,
+            left + dx,
+            top + dy,
             anchor,
             color,
             text,
         )
 
-    def svg(self, words: str) -> Markup:
-        """The drawing; `words` say the same to those who do not see it."""
+    def svg(self, description: str) -> Markup:
+        """The chart; `description` is its text for screen readers."""
         box = f"0 0 {WIDTH} {TOP + self._height + self._bottom}"
-        start = Markup('<svg viewBox="{}" role="img" aria-label="{}" font-size="12">').format(box, words)
+        start = Markup('<svg viewBox="{}" role="img" aria-label="{}" font-size="12">').format(
+            box, description
+        )
         return start + Markup("\n").join(self._parts) + Markup("</svg>")
 
     def _add(self, shape: str, *values: object) -> None:
@@ -113,11 +119,11 @@ class Plot:
 
 
 def histogram(
-    values: Sequence[float], name: str, ticks: Ticks, *, of: str, said: Callable[[float], str]
+    values: Sequence[float], name: str, ticks: Ticks, *, of: str, written: Callable[[float], str]
 ) -> Markup:
-    """How often each value occurs, and their mean: `BINS` bars from 0 to the last of the `ticks`.
+    """Histogram of values with `BINS` bars from 0 to the last of the `ticks`, and their mean.
 
-    `said` is how a value is written, `of` what has the values. Without any the axes stay empty.
+    `written` formats a value, `of` is the noun for what has the values (`masks`). Without values the axes stay empty.
     """
     most = ticks[-1][0]
     counts, edges = np.histogram(values, bins=BINS, range=(0, most))
@@ -126,20 +132,20 @@ def histogram(
     plot.axes(ticks, [(0, "0"), (top, f"{top}")], name)
     for count, low, high in zip(counts.tolist(), edges[:-1].tolist(), edges[1:].tolist(), strict=True):
         if count:
-            plot.bar((low, high), (0, count), BLUE, f"{said(low)} to {said(high)}: {count}", inset=0.75)
+            plot.bar((low, high), (0, count), BLUE, f"{written(low)} to {written(high)}: {count}", inset=0.75)
     if not len(values):
         return plot.svg(f"{name}: no values")
     mean = float(np.mean(values))
     plot.line([(mean, 0), (mean, top)], INK, 2, "5 4")
     low, middle, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
     return plot.svg(
-        f"Histogram of {name} of {len(values)} {of}: mean {said(mean)}, median {said(middle)}, "
-        f"half of them between {said(low)} and {said(high)}"
+        f"Histogram of {name} of {len(values)} {of}: mean {written(mean)}, median {written(middle)}, "
+        f"half of them between {written(low)} and {written(high)}"
     )
 
 
 def ticks_to(most: float) -> Ticks:
-    """From 0 to `most` or a little over, in steps of 1, 2 or 5 times a power of ten: four to eight of them or so."""
+    """About four to eight ticks from 0 to at least `most`, in steps of 1, 2 or 5 times a power of ten."""
     size = 10.0 ** math.floor(math.log10(max(most, 1) / 4))
     step = next(factor * size for factor in (1, 2, 5, 10) if factor * size >= max(most, 1) / 5)
     return [(k * step, f"{k * step:g}") for k in range(math.ceil(max(most, 1) / step) + 1)]

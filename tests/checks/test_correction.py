@@ -38,7 +38,7 @@ def sample(image: Path, *objects: MaskReference, **changes: Any) -> Sample:
 
 
 def actions(correction: Correction) -> list[tuple[str, str]]:
-    return [(change.action, change.what) for change in correction.changes]
+    return [(change.action, change.part) for change in correction.changes]
 
 
 def mask_of(correction: Correction) -> np.ndarray:
@@ -59,7 +59,7 @@ def test_a_sample_that_is_right_stays_as_it_is(image: Path) -> None:
 def test_polygons_drawn_on_another_size_are_rescaled(image: Path) -> None:
     correction = correct(sample(image, SQUARE, size=(128, 191)))  # 191: an odd side that was rounded
     assert actions(correction) == [("rescaled", "'v'")]
-    assert correction.changes[0].why == "128 x 191 to 64 x 96"
+    assert correction.changes[0].reason == "128 x 191 to 64 x 96"
     assert correction.sample is not None and correction.sample.size == (64, 96)
     (reference,) = correction.sample.masks[0]
     assert isinstance(reference, Polygons)
@@ -74,14 +74,14 @@ def test_a_size_with_another_ratio_in_height_than_in_width_is_not_certain(image:
     correction = correct(sample(image, wide, size=(128, 288)))
     assert correction.sample is None
     assert actions(correction) == [("dropped", "'v'"), ("dropped", "image")]
-    assert "another ratio in height than in width" in correction.changes[0].why
+    assert "the ratios of height and width differ" in correction.changes[0].reason
 
 
 def test_a_size_that_is_the_image_turned_is_not_certain(image: Path) -> None:
     correction = correct(sample(image, SQUARE, size=(96, 64)))
     assert correction.sample is None
     assert actions(correction) == [("dropped", "'v'"), ("dropped", "image")]
-    assert "turned" in correction.changes[0].why
+    assert "rotated" in correction.changes[0].reason
 
 
 @pytest.mark.parametrize("size", [None, (64, 96), (32, 48)])
@@ -93,8 +93,8 @@ def test_far_outside_the_whole_entry_is_dropped_since_its_scale_is_unknown(
     correction = correct(two)
     assert correction.sample is None and correction.unscaled
     assert actions(correction) == [("dropped", "image")]
-    assert "nobody knows on what size it was drawn" in correction.changes[0].why
-    assert ("even of the 32 x 48" in correction.changes[0].why) == (size == (32, 48))
+    assert "the size it was drawn on is unknown" in correction.changes[0].reason
+    assert ("stated size of 32 x 48" in correction.changes[0].reason) == (size == (32, 48))
 
 
 def test_a_little_outside_is_clipped_whether_a_size_is_stated_or_not(image: Path) -> None:
@@ -183,7 +183,7 @@ def test_a_phrase_is_not_kept_with_one_of_its_objects_missing(image: Path) -> No
     rle = RleMask({"size": [64, 96], "counts": [5]})
     correction = correct(sample(image, SQUARE, rle))
     assert correction.sample is None
-    assert "RLE" in correction.changes[0].why
+    assert "RLE" in correction.changes[0].reason
 
 
 def test_objects_of_one_phrase_become_one(image: Path) -> None:
@@ -214,7 +214,7 @@ def test_images_that_cannot_be_read_are_dropped_with_the_reason(tmp_path: Path) 
     (tmp_path / "a.png").write_bytes(b"")
     correction = correct(sample(tmp_path / "a.png", SQUARE))
     assert correction.sample is None
-    assert "0 bytes" in correction.changes[0].why
+    assert "0 bytes" in correction.changes[0].reason
 
 
 def test_samples_without_annotation_stay_with_the_right_size(image: Path) -> None:
@@ -261,21 +261,21 @@ def test_rle_and_mask_files_of_another_size_are_rescaled_or_dropped(tmp_path: Pa
         assert actions(correction) == [("rescaled", "'v'")]
         np.testing.assert_array_equal(mask_of(correction), resample(vessel(800), (512, 512)))
     fine = correct(sample(tmp_path / "a.png", RleMask(encode_rle(np.eye(1500, dtype=bool)))))
-    assert fine.sample is None and "change its shape" in fine.changes[0].why
+    assert fine.sample is None and "change its shape" in fine.changes[0].reason
 
 
 def test_a_mask_of_a_size_that_no_machine_holds_is_dropped_before_it_is_decoded(image: Path) -> None:
     side = 10**9
     correction = correct(sample(image, RleMask({"size": [side, side], "counts": [side * side]})))
     assert correction.sample is None
-    assert "megapixels" in correction.changes[0].why
+    assert "megapixels" in correction.changes[0].reason
 
 
 def test_broken_mask_files_are_dropped_with_the_reason(image: Path, tmp_path: Path) -> None:
     (tmp_path / "m.png").write_bytes(b"no image")
     correction = correct(sample(image, MaskFile(tmp_path / "m.png")))
     assert correction.sample is None
-    assert "m.png" in correction.changes[0].why
+    assert "m.png" in correction.changes[0].reason
 
 
 def test_equal_samples_have_equal_keys_and_others_have_not(image: Path, tmp_path: Path) -> None:

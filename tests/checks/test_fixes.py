@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.ndimage import binary_dilation
+from tests.codes import raises_code
 
 from vesalius.checks.correction import EIGHT
 from vesalius.checks.fixes import Fixes, check_folder, write_fixed
@@ -133,7 +134,7 @@ def test_every_fault_is_mended_or_dropped_and_listed(broken: Path, tmp_path: Pat
         "merged": ["f"],
         "clipped": ["d"],
     }
-    dropped = [(each["id"], each["what"]) for each in told["dropped"]]
+    dropped = [(each["id"], each["part"]) for each in told["dropped"]]
     assert dropped == [
         ("", dropped[0][1]),
         ("", dropped[1][1]),
@@ -145,9 +146,9 @@ def test_every_fault_is_mended_or_dropped_and_listed(broken: Path, tmp_path: Pat
         *[("i", "'v'"), ("i", "image"), ("l", "'v'"), ("l", "image")],
         *[("n", "'v', polygon 0"), ("n", "'v'"), ("n", "image"), ("o", "'v'"), ("o", "image")],
     ]
-    assert "k.png" in dropped[0][1] and "none" in dropped[1][1] + told["dropped"][1]["why"]
+    assert "k.png" in dropped[0][1] and "none" in dropped[1][1] + told["dropped"][1]["reason"]
     assert all(
-        each["why"] for action in ("rescaled", "merged", "clipped", "dropped") for each in told[action]
+        each["reason"] for action in ("rescaled", "merged", "clipped", "dropped") for each in told[action]
     )
     assert told["kept"] == fixes.kept == 7
     assert fixes.counts == COUNTS
@@ -357,7 +358,7 @@ def test_nothing_left_is_an_error_and_no_copy(tmp_path: Path) -> None:
     picture(tmp_path / "data" / "a.png", 0)
     entry = {"image": "a.png", "mask": [[[1.0, 2.0]]], "text": ["v"]}
     (tmp_path / "data" / "annotations.json").write_text(json.dumps([entry]))
-    with pytest.raises(AnnotationError, match="no image of it can be kept"):
+    with raises_code(AnnotationError, "nothing_kept"):
         fix(tmp_path / "data", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
 
@@ -365,7 +366,7 @@ def test_nothing_left_is_an_error_and_no_copy(tmp_path: Path) -> None:
 def test_a_split_that_cannot_be_read_is_not_dropped_like_an_entry(broken: Path, tmp_path: Path) -> None:
     (broken / "annotations.json").rename(broken / "annotations.train.json")
     (broken / "annotations.val.json").write_text("{}")
-    with pytest.raises(AnnotationError, match=r"annotations\.val\.json: is in no format .* before the copy"):
+    with pytest.raises(AnnotationError, match=r"annotations\.val\.json"):
         fix(broken, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -375,12 +376,11 @@ def test_the_dataset_itself_and_what_is_not_empty_are_refused(broken: Path, tmp_
     (tmp_path / "full" / "mine.txt").touch()
     (tmp_path / "link").symlink_to(broken)
     for out in (broken, broken / "fixed", broken / "images" / ".." / "x", tmp_path / "link" / "x"):
-        with pytest.raises(SettingError, match="lies in the dataset"):
-            check_folder(out, broken)
-        with pytest.raises(SettingError, match="lies in the dataset"):
-            check_folder(out, broken / "annotations.json")
+        for data in (broken, broken / "annotations.json"):
+            with raises_code(SettingError, "output_inside_data"):
+                check_folder(out, data)
     for out in (tmp_path / "full", tmp_path / "full" / "mine.txt"):
-        with pytest.raises(OutputError, match="is not empty"):
+        with raises_code(OutputError, "output_exists"):
             check_folder(out, broken)
     check_folder(tmp_path / "new" / "deep", broken)
     (tmp_path / "empty").mkdir()
@@ -439,7 +439,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, small_di
         entries.append({"image": f"{value}.png", "mask": [SQUARE], "text": ["v"]})
     (tmp_path / "data" / "annotations.json").write_text(json.dumps(entries))
     report = inspect(tmp_path / "data", num_workers=0)
-    with pytest.raises(OutputError, match="No space left on device"):
+    with raises_code(OutputError, "write_failed"):
         write_fixed(report, small_disk / "out", num_workers=0)
     assert list(small_disk.iterdir()) == []
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
+from tests.codes import raises_code
 
 from vesalius.checks import inspection
 from vesalius.checks.duplicates import near_clusters
@@ -63,7 +64,7 @@ def test_nearly_the_same_image_in_two_splits_is_a_leak(clean: Any) -> None:
     clean.write("test", [*clean.entries[3:], again])
     (finding,) = clean.findings()
     assert (finding.code, finding.severity) == ("image_leak", "error")
-    assert finding.message == "2 images look nearly the same and are in 2 splits"
+    assert finding.message == "2 images look almost the same and are in 2 splits"
 
 
 def test_a_group_in_two_splits_is_a_leak(clean: Any) -> None:
@@ -87,7 +88,7 @@ def test_a_split_that_cannot_be_read_is_told_of_beside_the_others(clean: Any) ->
 def test_what_is_no_dataset_still_raises(tmp_path: Path) -> None:
     with pytest.raises(AnnotationError):
         inspect(tmp_path)
-    with pytest.raises(SettingError, match="num_workers"):
+    with raises_code(SettingError, "bad_value", "num_workers", "-1"):
         inspect(tmp_path, num_workers=-1)
 
 
@@ -135,7 +136,7 @@ def test_entries_that_reach_outside_without_a_stated_size_are_summed_up(drawn: A
     found = drawn.findings()
     assert [each.code for each in found] == ["outside_image"] * 4
     assert found[3].message.startswith(
-        "3 of 6 entries have coordinates outside of their image, up to 1.484 times its"
+        "3 of 6 entries have coordinates outside their image, up to 1.484 times its"
     )
 
 
@@ -165,7 +166,7 @@ def test_nothing_is_measured_of_what_cannot_be_read(drawn: Any) -> None:
 def test_other_processes_find_the_same(drawn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn.entries[1]["mask"] = [[[1, 1, 5, 5]], None]
     drawn.write()
-    monkeypatch.setattr(inspection, "BATCH", 2)
+    monkeypatch.setattr(inspection, "SAMPLES_PER_JOB", 2)
     shares: list[float] = []
     one, two = (
         inspect(drawn.root, num_workers=n, on_progress=lambda share, note: shares.append(share))
@@ -195,8 +196,8 @@ def test_mask_files_are_looked_at_for_their_values_and_kind(tmp_path: Path) -> N
     Image.new("L", (32, 64), 255).save(tmp_path / "masks" / "d.png")
     found = inspect(tmp_path, prompt="thing", group="(.)").findings
     assert found[2].code == "size_mismatch"
-    unlike = ", not the same in height and width: stretched, cut or padded"
-    assert found[2].remedy == "put the image that was drawn on in its place, or draw again"
+    unlike = ", unequal in height and width: stretched, cropped or padded"
+    assert found[2].remedy == "replace the image by the one that was drawn on, or draw again"
     assert found[2].message == f"was drawn at 64 x 32 for an image of 64 x 64 (h x w), ratio 1 x 0.5{unlike}"
 
 

@@ -110,7 +110,7 @@ def test_overlaps_tell_the_pair_and_the_share_of_the_smaller() -> None:
         cover.add(phrase, repr(phrase), mask)
     (overlap,) = cover.overlaps
     assert overlap.phrases == ("stent", "vessel")
-    assert (overlap.within, overlap.common, overlap.share) == ("'vessel' and 'stent'", 10, 0.5)
+    assert (overlap.within, overlap.intersection, overlap.share) == ("'vessel' and 'stent'", 10, 0.5)
 
 
 def test_sizes_are_compared_with_one_ratio_or_two() -> None:
@@ -119,7 +119,7 @@ def test_sizes_are_compared_with_one_ratio_or_two() -> None:
     )
     assert (
         compare_sizes((512, 256), (512, 512)) == "512 x 256 for an image of 512 x 512 (h x w), "
-        "ratio 1 x 0.5, not the same in height and width: stretched, cut or padded"
+        "ratio 1 x 0.5, unequal in height and width: stretched, cropped or padded"
     )
 
 

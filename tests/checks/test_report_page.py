@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.checks.datasets import write_broken, write_data
+from tests.codes import raises_code
 from tests.html_pages import Tags
 
 from vesalius.checks import report_page, thumbnails
@@ -55,7 +56,7 @@ def test_the_sheet_holds_findings_remedies_counts_and_pictures(made: tuple[Repor
         assert finding.code in text
         assert " ".join(finding.remedy.split()) in text
         assert " ".join(finding.message.split()) in text
-    assert "as it stands" in text and "rescaled to the image" in text
+    assert "as stated" in text and "rescaled to the image" in text
     assert "0 bytes" in text
     assert [each["id"] for each in page.named("section")] == [
         *("findings", "flagged", "good", "distributions", "augmented")
@@ -182,7 +183,7 @@ def test_only_a_sheet_is_replaced(broken: Path, tmp_path: Path) -> None:
     make(broken, tmp_path / "out")
     make(broken, tmp_path / "out")
     (tmp_path / "out" / "mine.txt").touch()
-    with pytest.raises(OutputError, match=r"holds mine\.txt"):
+    with raises_code(OutputError, "not_replaceable", "mine.txt"):
         make(broken, tmp_path / "out")
     assert main(["check", str(broken), "--report", str(broken), "--num-workers", "0"]) == 1
     assert not (broken / "check.html").exists()
@@ -199,7 +200,7 @@ def test_a_sheet_is_whole_or_not_there(broken: Path, tmp_path: Path, monkeypatch
 
     report = inspect(broken, num_workers=0)
     monkeypatch.setattr(report_page, "write_text", fail)
-    with pytest.raises(OutputError, match="No space left"):
+    with raises_code(OutputError, "write_failed"):
         write_page(report, tmp_path / "out", num_workers=0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
 
@@ -235,7 +236,7 @@ def test_masks_of_another_size_are_drawn_as_they_stand_and_rescaled(tmp_path: Pa
     rle = RleMask(encode_rle(rasterize(twice.parts, (128, 192))))
     for reference, size in ((twice, (128, 192)), (rle, None)):
         drawn = thumbnails.draw(Sample("a", gray(tmp_path / "a.png"), ("v",), ((reference,),), size=size))
-        assert [words for _, words in drawn.legend] == ["as it stands", "rescaled to the image"]
+        assert [words for _, words in drawn.legend] == ["as stated", "rescaled to the image"]
         left, top, right, bottom = where(drawn.picture, thumbnails.RESCALED)
         right_most, lowest = where(drawn.picture, thumbnails.AS_STATED)[2:]
         # the sheet reaches as far as what stands there
@@ -290,5 +291,5 @@ def test_an_image_that_cannot_be_read_raises(tmp_path: Path) -> None:
 
 
 def test_a_sheet_inside_of_the_data_is_refused(broken: Path) -> None:
-    with pytest.raises(SettingError, match="lies in the dataset"):
+    with raises_code(SettingError, "output_inside_data"):
         make(broken, broken / "report")

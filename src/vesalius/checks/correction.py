@@ -1,6 +1,6 @@
-"""One sample corrected where the remedy is certain; where it is not, what is wrong is dropped, and said.
+"""Correction of one sample: certain faults are fixed, other faulty parts are dropped, and every change is recorded.
 
-A phrase is kept whole or dropped: a mask from which a drawn piece was taken would be a wrong truth.
+A phrase is kept or dropped as a whole, because a mask with a missing part would be wrong ground truth.
 """
 
 from __future__ import annotations
@@ -27,50 +27,52 @@ from vesalius.types import Absent, MaskFile, MaskReference, Polygons, RleMask, S
 
 Action = Literal["rescaled", "merged", "clipped", "dropped"]
 EIGHT = np.ones((3, 3), dtype=bool)
-ENLARGED_MOST = 2.0
-"""A border drawn in pixels is known to half a pixel: enlarged by more than this, it could be off by more than one."""
-STRAY_PX, STRAY = 2.0, 0.02
-"""How far outside a hand may slip: pixels, or if more, share of the side. Further out, it was drawn on another size."""
+MAX_ENLARGEMENT = 2.0
+"""Maximum scale factor of pixel masks. Their border is known to half a pixel; beyond 2x the error could exceed one pixel."""
+MAX_OVERSHOOT_PX, MAX_OVERSHOOT = 2.0, 0.02
+"""Tolerated overshoot of hand-drawn points: pixels, or a share of the side if that is more. Points further outside mean
+that the mask was drawn on another size."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """One thing that was done to a sample, or to an entry that no sample could be made of."""
+    """One change to a sample, or to an entry that could not be read."""
 
     action: Action
     id: str
-    """Of the sample; empty for an entry that was refused when it was read."""
-    what: str
-    why: str
+    """Id of the sample; empty for an entry that could not be read."""
+    part: str
+    """The changed part: `image`, a phrase, or a polygon or object of a phrase."""
+    reason: str
     split: str = ""
 
 
 @dataclass(frozen=True)
 class Correction:
-    """A sample as it should be, and how it came to be so."""
+    """A corrected sample with its changes."""
 
     sample: Sample | None
-    """None where nothing of it is left."""
+    """None if nothing is left."""
     changes: tuple[Change, ...] = ()
     unscaled: bool = False
-    """Dropped because nobody knows on what size it was drawn."""
+    """True if it was dropped because the size it was drawn on is unknown."""
     key: str | None = None
-    """The same for two samples whose pixels, masks, groups and metadata are equal; None where that says nothing."""
+    """Hash of pixels, masks, group and metadata, to find equal samples; None for samples that may be equal."""
 
 
 class NotCorrectable(ValueError):
-    """Why a phrase cannot be kept."""
+    """The reason why a phrase cannot be kept."""
 
 
 def correct(sample: Sample) -> Correction:
-    """The sample on its image: sizes made right, degenerate parts left out, one object a phrase.
+    """The corrected sample: masks at the size of the image, without degenerate parts, one object per phrase.
 
-    A sample without annotation only has its stated size made right. Reads the image and every mask.
+    Of a sample without annotation, only the stated size is corrected. Reads the image and every mask.
     """
     changes: list[Change] = []
 
-    def note(action: Action, what: str, why: str) -> None:
-        changes.append(Change(action, sample.id, what, why))
+    def note(action: Action, part: str, reason: str) -> None:
+        changes.append(Change(action, sample.id, part, reason))
 
     try:
         image = load_image(sample)
@@ -89,11 +91,11 @@ def correct(sample: Sample) -> Correction:
         except (NotCorrectable, DataError) as error:
             note("dropped", repr(phrase), str(error))
     if sample.masks is not None and not kept:
-        note("dropped", "image", "no phrase of it is left")
+        note("dropped", "image", "no phrase is left")
         return Correction(None, tuple(changes))
     if sample.size not in (None, size):
         if not any(change.action == "rescaled" for change in changes):
-            note("rescaled", "stated size", _way(sample.size, size))
+            note("rescaled", "stated size", _from_to(sample.size, size))
         sample = replace(sample, size=size)
     if sample.masks is not None:
         sample = replace(sample, prompts=tuple(kept), masks=tuple(kept.values()))
@@ -106,7 +108,7 @@ Note = Callable[[Action, str, str], None]
 def _correct_phrase(
     objects: Sequence[MaskReference], phrase: str, stated: Size | None, size: Size, note: Note
 ) -> tuple[MaskReference, ...]:
-    """One object, of at least a pixel, or `Absent` where the phrase is; NotCorrectable, DataError where it cannot be kept."""
+    """The phrase as one non-empty object, or `Absent`; raises NotCorrectable or DataError if it cannot be kept."""
     drawn = [each for each in objects if not isinstance(each, Absent)]
     if not drawn:
         return tuple(objects)
@@ -120,19 +122,19 @@ def _correct_phrase(
         if right is not None and load_mask(right, size, name).any():
             kept.append(right)
         elif len(drawn) > 1:
-            note("dropped", name, "has no pixel")
+            note("dropped", name, "has no pixels")
     if not kept:
-        raise NotCorrectable("its mask has no pixel, and nobody said that it is not in the image")
+        raise NotCorrectable("its mask has no pixels, and the phrase is not marked as absent")
     if len(kept) > 1:
-        note("merged", repr(phrase), f"{len(kept)} objects of one phrase are one target")
-        return (_unite(kept, size),)
+        note("merged", repr(phrase), f"{len(kept)} objects of one phrase form one target")
+        return (_merge(kept, size),)
     return tuple(kept)
 
 
 def _correct_polygons(
     polygons: Polygons, name: str, stated: Size | None, size: Size, note: Note
 ) -> MaskReference | None:
-    """In pixels of the image and on it; None without a part that has an area."""
+    """The polygons in image coordinates, clipped to the image; None if no part has an area."""
     parts = []
     for index, part in enumerate(polygons.parts):
         fault = _degenerate(part)
@@ -147,44 +149,48 @@ def _correct_polygons(
         _check_scale(stated, size)
         scale = size[1] / stated[1], size[0] / stated[0]
         parts = [tuple(value * scale[i % 2] for i, value in enumerate(part)) for part in parts]
-        note("rescaled", name, _way(stated, size))
+        note("rescaled", name, _from_to(stated, size))
     over = _outside(parts, size)
     if over <= 1:
         return Polygons(tuple(parts))
-    note("clipped", name, f"was outside by {over:.4g} pixels")
-    # as pixels: a polygon cut at the border has other corners, and is not rasterized to the same mask
+    note("clipped", name, f"was {over:.4g} pixels outside")
+    # as pixels, because a clipped polygon has other corners and would not rasterize to the same mask
     return RleMask(encode_rle(rasterize(parts, size)))
 
 
 def _degenerate(part: Sequence[float]) -> str:
-    """Why a polygon encloses nothing, "" where it may; NotCorrectable where a piece was drawn that cannot be known."""
+    """The reason why a polygon has no area; "" if it has one; NotCorrectable if a part of it is unknown."""
     n, sound = len(part) // 2, _sound_points(part)
     if not _spans_area(sound):
-        return f"its {n} point{'s' * (n != 1)} enclose no area" if len(sound) == n else "is no polygon (NaN)"
+        return (
+            f"its {n} point{'s' * (n != 1)} enclose no area" if len(sound) == n else "is not a polygon (NaN)"
+        )
     if len(sound) < n:
         raise NotCorrectable(
-            "a polygon of it has a coordinate that is no number, so a piece would be missing"
+            "one of its polygons has a coordinate that is not a finite number, so a part would be missing"
         )
     if len(part) % 2:
-        raise NotCorrectable(f"a polygon of it has {len(part)} numbers; nobody knows which one is missing")
+        raise NotCorrectable(
+            f"one of its polygons has {len(part)} numbers, and it is unknown which one is missing"
+        )
     return ""
 
 
 def _sound_points(part: Sequence[float]) -> np.ndarray:
-    """(n, 2): those of which both numbers are finite."""
+    """(n, 2): the points with two finite coordinates."""
     points = np.array(part[: len(part) // 2 * 2], dtype=float).reshape(-1, 2)
     return points[np.isfinite(points).all(axis=1)]
 
 
 def _spans_area(points: np.ndarray) -> bool:
-    """Whether they do not all lie on one line."""
+    """Whether the points do not all lie on one line."""
     if len(points) < 3:
         return False
     with np.errstate(
         over="ignore", invalid="ignore"
-    ):  # coordinates near the end of float64 are refused later
+    ):  # coordinates near the limit of float64 are rejected later
         edges = points[1:] - points[0]
-        edges = np.ldexp(edges, -np.frexp(np.abs(edges).max())[1])  # exact, and squares cannot overflow
+        edges = np.ldexp(edges, -np.frexp(np.abs(edges).max())[1])  # exact, and prevents overflow of squares
         longest = edges[np.argmax((edges**2).sum(axis=1))]
         return bool((edges[:, 0] * longest[1] != edges[:, 1] * longest[0]).any())
 
@@ -192,7 +198,7 @@ def _spans_area(points: np.ndarray) -> bool:
 def _correct_raster(
     reference: RleMask | MaskFile | Absent, name: str, size: Size, note: Note
 ) -> MaskReference | None:
-    """At the size of the image; None without a pixel. NotCorrectable where rescaling would change its shape."""
+    """The mask at the size of the image; None without pixels; NotCorrectable if rescaling would change its shape."""
     own = own_size(reference)
     if own == size:
         return reference
@@ -206,59 +212,61 @@ def _correct_raster(
             mask = decode_rle(reference.rle)
         except ValueError as error:
             raise NotCorrectable(str(error)) from error
-    if not mask.any():  # what a map of classes does not show is not there
+    if not mask.any():  # in a class map, a class without pixels is absent
         return Absent() if isinstance(reference, MaskFile) and reference.values is not None else None
     _check_scale(own, size)
     right = resample(mask, size)
     if right is None:
         raise NotCorrectable(
-            f"its mask of {_by(own)} would change its shape at {_by(size)}; make it again on the image"
+            f"its mask of {_by(own)} would change its shape at {_by(size)}; draw it again on the image"
         )
-    note("rescaled", name, _way(own, size))
+    note("rescaled", name, _from_to(own, size))
     return RleMask(encode_rle(right))
 
 
 def own_size(reference: MaskReference) -> Size:
+    """(h, w) of an RLE or mask file; NotCorrectable if the file cannot be read."""
     if isinstance(reference, MaskFile):
         try:
             with Image.open(reference.path) as file:
                 return file.height, file.width
-        except Exception as error:  # Pillow's parsers raise whatever they meet
+        except Exception as error:  # of any type, from Pillow's parsers
             raise NotCorrectable(f"{reference.path}: cannot be read ({error})") from error
     assert isinstance(reference, RleMask)
     return reference.rle["size"][0], reference.rle["size"][1]
 
 
 def resample(mask: Bool[np.ndarray, "h w"], size: Size) -> Bool[np.ndarray, "H W"] | None:
-    """The mask at another size, or None where it would not be the same shape there.
+    """The mask at another size, or None if it would have another shape there.
 
-    A pixel belongs to it where at least half of it is covered, so that it cannot grow by a pixel. Refused: a pixel of
-    the mask more than one away from what is left, pieces that part, meet or vanish, enlarging beyond `ENLARGED_MOST`.
+    A pixel belongs to the mask if at least half of it is covered, so the mask cannot grow by a pixel. None if a mask pixel
+    would move by more than one pixel, if components would split, merge or vanish, or if it would be enlarged by more than
+    `MAX_ENLARGEMENT`.
     """
-    if max(new / old for new, old in zip(size, mask.shape, strict=True)) > ENLARGED_MOST:
+    if max(new / old for new, old in zip(size, mask.shape, strict=True)) > MAX_ENLARGEMENT:
         return None
     right = area_average(mask, size) >= 0.5
-    if not _near(mask, right) or _pieces(mask) != _pieces(right):
+    if not _near(mask, right) or _components(mask) != _components(right):
         return None
     return right
 
 
 def _near(before: Bool[np.ndarray, "h w"], after: Bool[np.ndarray, "H W"]) -> bool:
-    """Whether no pixel is further than one pixel from where it would be after rescaling."""
+    """Whether every mask pixel is within one pixel of the rescaled mask."""
     reached = binary_dilation(after, EIGHT)
     rows, columns = (
-        ((places + 0.5) * new / old).astype(int)
-        for places, new, old in zip(np.nonzero(before), after.shape, before.shape, strict=True)
+        ((positions + 0.5) * new / old).astype(int)
+        for positions, new, old in zip(np.nonzero(before), after.shape, before.shape, strict=True)
     )
     return bool(reached[rows, columns].all())
 
 
-def _pieces(mask: Bool[np.ndarray, "h w"]) -> int:
-    """Connected pieces; pixels may touch by a corner."""
+def _components(mask: Bool[np.ndarray, "h w"]) -> int:
+    """Number of 8-connected components."""
     return int(label(mask, EIGHT)[1])
 
 
-def _unite(objects: Sequence[MaskReference], size: Size) -> MaskReference:
+def _merge(objects: Sequence[MaskReference], size: Size) -> MaskReference:
     polygons = [each for each in objects if isinstance(each, Polygons)]
     if len(polygons) == len(objects):
         return Polygons(tuple(part for each in polygons for part in each.parts))
@@ -266,64 +274,68 @@ def _unite(objects: Sequence[MaskReference], size: Size) -> MaskReference:
 
 
 def _check_scale(stated: Size, size: Size) -> None:
-    """Raise NotCorrectable where the image may have been turned, cut, padded or stretched."""
+    """Raise NotCorrectable if the image may have been rotated, cropped, padded or stretched."""
     if stated == size[::-1]:
         raise NotCorrectable(
-            f"its size states {_by(stated)}, which is the image ({_by(size)}) turned or the two sides exchanged"
+            f"its stated size is {_by(stated)}, which is the image ({_by(size)}) rotated, or with height and width swapped"
         )
     if not same_ratio(stated, size):
         raise NotCorrectable(
-            f"its size states {_by(stated)} for an image of {_by(size)}: another ratio in height than in width, and "
-            "nobody knows whether the image was stretched, cut or padded"
+            f"its stated size is {_by(stated)} for an image of {_by(size)}: the ratios of height and width differ, and it is "
+            "unknown whether the image was stretched, cropped or padded"
         )
 
 
 def same_ratio(one: Size, other: Size) -> bool:
-    """Whether height and width differ by the same factor, to 1 %."""
+    """Whether the ratios of heights and widths are equal, within 1 %."""
     return math.isclose(one[0] / other[0], one[1] / other[1], rel_tol=0.01)
 
 
 def _find_stray(sample: Sample, drawn: Size) -> str:
-    """Why polygons cannot have been drawn at a size; "" where they may."""
+    """The reason why polygons cannot have been drawn at this size; "" if they can."""
     furthest = 0.0
     for reference in (each for objects in sample.masks or () for each in objects):
         for part in reference.parts if isinstance(reference, Polygons) else ():
             points = _sound_points(part)
             if _spans_area(points):
                 beyond = np.maximum(-points, points - (drawn[1], drawn[0])).max(axis=0)
-                if (beyond > np.maximum(STRAY_PX, STRAY * np.array([drawn[1], drawn[0]]))).any():
+                if (
+                    beyond > np.maximum(MAX_OVERSHOOT_PX, MAX_OVERSHOOT * np.array([drawn[1], drawn[0]]))
+                ).any():
                     furthest = max(furthest, float(beyond.max()))
     if not furthest:
         return ""
-    on = f"even of the {_by(drawn)} that its size states" if sample.size else "of the image"
-    return f"coordinates lie outside {on} by {furthest:.4g} pixels, so nobody knows on what size it was drawn"
+    what = f"its stated size of {_by(drawn)}" if sample.size else "the image"
+    return f"coordinates lie {furthest:.4g} pixels outside {what}, so the size it was drawn on is unknown"
 
 
 def _outside(parts: Sequence[Sequence[float]], size: Size) -> float:
-    """How far the furthest point lies outside of an image, in pixels; 0 where all are on it."""
+    """Distance in pixels of the furthest point outside an image; 0 if all are inside."""
     return max(0.0, overshoot(np.concatenate([np.reshape(part, (-1, 2)) for part in parts]), size))
 
 
 def _key(sample: Sample, image: np.ndarray, size: Size) -> str | None:
-    # frames of a clip may well be equal, and none may be missing
+    # frames of a clip may be equal, and none may be removed
     if sample.masks is None or sample.sequence is not None:
         return None
     masks = [
         encode_rle(np.logical_or.reduce([load_mask(each, size, "") for each in objects]))["counts"]
         for objects in sample.masks
     ]
-    told = [
+    content = [
         hash_pixels(image),
         sorted(zip(sample.prompts, masks, strict=True)),
         [sample.group, sample.spacing_mm, dict(sorted(sample.metadata.items()))],
     ]
-    return hashlib.sha256(to_json(told).encode()).hexdigest()
+    return hashlib.sha256(to_json(content).encode()).hexdigest()
 
 
-def _way(before: Size | None, after: Size) -> str:
+def _from_to(before: Size | None, after: Size) -> str:
     assert before is not None
     alike = same_ratio(before, after)
-    return f"{_by(before)} to {_by(after)}" + ("" if alike else ", by another factor in height than in width")
+    return f"{_by(before)} to {_by(after)}" + (
+        "" if alike else ", with different factors for height and width"
+    )
 
 
 def _by(size: Size) -> str:

@@ -1,4 +1,4 @@
-"""What a dataset is made of, as drawings: image sizes, phrases, how much of an image masks cover, vessel widths."""
+"""Charts of a dataset: images by phrase, mask area, vessel width, and image size."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from vesalius import plots
 from vesalius.checks.measurements import Measurement
 from vesalius.plots import BLUE, INK, VERMILLION, Plot, ticks_to
 
-ROWS_MOST = 24
-"""Phrases or sizes of a drawing; a sentence under it tells how many there are."""
+MAX_ROWS = 24
+"""Phrases or sizes in one chart; the caption says how many there are."""
 LABEL_WIDTH = 36
-"""Characters of a name over its row; a Chinese one counts twice."""
+"""Maximum width of a row's label, in characters; a Chinese character counts as two."""
 SHARES = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1)
-"""Where the axis of shares has its marks; smaller shares are drawn at the first."""
+"""Ticks of the axis of shares; smaller shares are drawn at the first tick."""
 
 
 def draw_distributions(
     measurements: Sequence[Measurement], phrases: Mapping[str, int]
 ) -> list[tuple[str, Markup, str]]:
-    """(title, drawing, sentence under it) of each; `phrases` are images by phrase, the commonest first."""
+    """(title, SVG, caption) of each chart; `phrases` are image counts by phrase, in falling order."""
     sizes = Counter(each.size for each in measurements if each.size is not None)
     by_size = {f"{size[0]} x {size[1]}": n for size, n in sizes.most_common()}
     shares: dict[str, list[float]] = {phrase: [] for phrase in phrases}
@@ -39,23 +39,25 @@ def draw_distributions(
     return [
         ("Images by phrase", _counts(phrases, "phrases"), _more(phrases, "phrases")),
         (
-            "Share of the image that a mask covers",
+            "Mask area as a share of the image",
             _shares(drawn),
-            "Dot: median; line: nine of ten masks. The axis is logarithmic; empty masks are left out."
+            "Dot: median; line: 5th to 95th percentile. The axis is logarithmic; empty masks are excluded."
             + _more(drawn, "phrases"),
         ),
         (
-            "Width of the masks along their skeleton",
-            plots.histogram(middle, "median width, px", top, of="masks", said=lambda value: f"{value:.1f}"),
-            "One value for each mask; the dashed line is the mean.",
+            "Mask width along the skeleton",
+            plots.histogram(
+                middle, "median width, px", top, of="masks", written=lambda value: f"{value:.1f}"
+            ),
+            "One value per mask; the dashed line is the mean.",
         ),
         ("Images by size, h x w", _counts(by_size, "sizes"), _more(by_size, "sizes")),
     ]
 
 
 def _counts(counts: Mapping[str, int], of: str) -> Markup:
-    """A bar across for each name, with its count."""
-    rows = list(counts.items())[:ROWS_MOST]
+    """A horizontal bar with its count for each name."""
+    rows = list(counts.items())[:MAX_ROWS]
     most = max(counts.values(), default=1)
     plot = Plot((0, max(1, most)), (max(1, len(rows)), 0), height=34 * max(1, len(rows)), left=12, bottom=8)
     for row, (name, n) in enumerate(rows):
@@ -65,8 +67,8 @@ def _counts(counts: Mapping[str, int], of: str) -> Markup:
 
 
 def _shares(shares: Mapping[str, Sequence[float]]) -> Markup:
-    """For each phrase a line from the 5th to the 95th percentile, and a dot at the median."""
-    rows = list(shares.items())[:ROWS_MOST]
+    """For each phrase, a line from the 5th to the 95th percentile and a dot at the median."""
+    rows = list(shares.items())[:MAX_ROWS]
     low, high = (math.log10(SHARES[end]) for end in (0, -1))
     plot = Plot((low, high), (max(1, len(rows)), 0), height=34 * max(1, len(rows)), left=12, bottom=24)
     plot.axes([(math.log10(share), f"{100 * share:g} %") for share in SHARES[1:-1]])
@@ -74,7 +76,7 @@ def _shares(shares: Mapping[str, Sequence[float]]) -> Markup:
     for row, (name, values) in enumerate(rows):
         least, middle, most = np.quantile(values, (0.05, 0.5, 0.95)).tolist()
         words.append(
-            f"{name}: median {100 * middle:.3g} %, nine of ten from {100 * least:.3g} to {100 * most:.3g} %"
+            f"{name}: median {100 * middle:.3g} %, 90 % from {100 * least:.3g} to {100 * most:.3g} %"
         )
         plot.text(low, row, f"{_short(name)}: {100 * middle:.3g} %", dy=14, anchor="start", color=INK)
         ends = [max(low, math.log10(value)) for value in (least, middle, most)]
@@ -84,14 +86,14 @@ def _shares(shares: Mapping[str, Sequence[float]]) -> Markup:
 
 
 def _more(names: Mapping[str, object], of: str) -> str:
-    return f" {ROWS_MOST} of {len(names)} {of}." if len(names) > ROWS_MOST else ""
+    return f" {MAX_ROWS} of {len(names)} {of} are shown." if len(names) > MAX_ROWS else ""
 
 
 def _short(name: str) -> str:
-    """The name in the width of a row."""
+    """The name, truncated to `LABEL_WIDTH`."""
     wide = 0
-    for place, character in enumerate(name):
+    for index, character in enumerate(name):
         wide += 2 if unicodedata.east_asian_width(character) in "WF" else 1
         if wide > LABEL_WIDTH:
-            return name[:place] + "…"
+            return name[:index] + "…"
     return name

@@ -1,4 +1,4 @@
-"""Images that are there twice, exactly or nearly, in one split or in two."""
+"""Exact and near duplicates of images, in one split or across splits."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from vesalius.types import Finding
 
 
 def check_duplicates(measurements: Sequence[Measurement]) -> list[Finding]:
-    """`duplicate`, `near_duplicate` and `leak`: one finding for each cluster of images.
+    """Findings `duplicate_image`, `near_duplicate` and `image_leak`: one for each cluster of similar images.
 
-    Frames of one clip are expected to be alike, and are not compared; nor are, but for equal pixels, images of one
-    split that share a stated group, for which the remedy is to give them one.
+    Frames of one clip are similar by nature and are not compared. Images of one split in one stated group are compared for
+    equal pixels only.
     """
     same = defaultdict(list)
     for measurement in measurements:
         if measurement.hashes is not None:
             same[measurement.hashes].append(measurement)
     findings = [_exact(group) for group in same.values() if not _one_clip(group)]
-    clips = [f"{_kin(each)}\n{each.split}" for each, *_ in same.values()]
+    clips = [f"{_kinship(each)}\n{each.split}" for each, *_ in same.values()]
     hashes = list(same)
     for cluster in near_clusters(hashes, clips):
         findings.append(_near([each for index in cluster for each in same[hashes[index]]]))
@@ -33,7 +33,7 @@ def check_duplicates(measurements: Sequence[Measurement]) -> list[Finding]:
 
 
 def near_clusters(hashes: Sequence[ImageHashes], clips: Sequence[str]) -> list[list[int]]:
-    """Places of images that look nearly alike, directly or by way of others; not those of one clip."""
+    """Indices of images in each cluster of near duplicates (single linkage); images of one clip are not linked."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -53,15 +53,15 @@ def near_clusters(hashes: Sequence[ImageHashes], clips: Sequence[str]) -> list[l
     return [cluster for cluster in clusters.values() if len(cluster) > 1]
 
 
-def _kin(measurement: Measurement) -> str:
-    """The same for images that are expected to be alike."""
+def _kinship(measurement: Measurement) -> str:
+    """A key that is equal for images that are similar by nature: one group, or one clip."""
     if measurement.group is not None:
         return f"group {measurement.group}"
     return f"clip {measurement.sequence}" if measurement.sequence is not None else f"image {measurement.id}"
 
 
 def _one_clip(group: Sequence[Measurement]) -> bool:
-    """Whether these are one image, or frames of one clip."""
+    """Whether these are a single image, or frames of one clip."""
     clips = {(each.split, each.sequence) for each in group}
     return len(group) == 1 or (len(clips) == 1 and group[0].sequence is not None)
 
@@ -71,11 +71,11 @@ def _exact(group: Sequence[Measurement]) -> Finding:
 
 
 def _near(group: Sequence[Measurement]) -> Finding:
-    return _duplicates("near_duplicate", group, "look nearly the same")
+    return _duplicates("near_duplicate", group, "look almost the same")
 
 
 def _duplicates(code: str, group: Sequence[Measurement], alike: str) -> Finding:
-    """A finding about images that are alike: a leak where they are in several splits."""
+    """A finding about similar images; a leak if they are in several splits."""
     splits = dict.fromkeys(each.split for each in group)
     names = [f"{each.split}: {each.id}" if len(splits) > 1 else each.id for each in group]
     where = f" and are in {len(splits)} splits" if len(splits) > 1 else ""

@@ -1,4 +1,4 @@
-"""A corrected copy of a dataset: what is certain is put right, what is not is dropped, and all of it is listed."""
+"""A corrected copy of a dataset: certain faults are fixed, others are dropped, and all changes are listed."""
 
 from __future__ import annotations
 
@@ -21,53 +21,53 @@ from vesalius.parallel import map_in_order
 from vesalius.types import Finding, Sample
 
 ACTIONS = get_args(Action)
-UNSEEN = ("lossy_mask", "gray_mask")
-"""Codes about mask files, which the copy has as RLE: they would be forgotten."""
+LOST_CODES = ("lossy_mask", "gray_mask")
+"""Codes about mask files. The copy has RLE instead, so its own check cannot find them."""
 PART = re.compile(r", (polygon|object) \d+$")
-"""How a `Change` calls a part of a phrase."""
+"""End of `Change.part` for a part of a phrase."""
 
 
 @dataclass(frozen=True)
 class Fixes:
-    """What became of a dataset."""
+    """Changes made by `check --fix`, and the findings that remain."""
 
     changes: tuple[Change, ...]
     kept: int
-    """Images in the copy."""
+    """Number of images in the copy."""
     remaining: tuple[Finding, ...]
-    """What `check` says of the copy, and of the mask files that became RLE in it."""
+    """Findings about the copy, and about the mask files that became RLE in it."""
 
     @property
     def errors(self) -> int:
-        """How many of `remaining` are errors."""
+        """Number of errors in `remaining`."""
         return count_errors(self.remaining)
 
     @property
     def counts(self) -> dict[str, int]:
-        """Images kept, how often each action was done, and of what was dropped how many were images, phrases or parts.
+        """Numbers of kept images, of each action, and of dropped images, phrases and parts of phrases.
 
-        An entry that was refused when it was read is an image.
+        An entry that could not be read counts as an image.
         """
         done = Counter(change.action for change in self.changes if change.action != "dropped")
-        dropped = Counter(_rank(change) for change in self.changes if change.action == "dropped")
+        dropped = Counter(_kind(change) for change in self.changes if change.action == "dropped")
         return {
             "kept": self.kept,
             **{action: done[action] for action in ACTIONS if action != "dropped"},
-            **{f"{rank} dropped": dropped[rank] for rank in ("images", "phrases", "parts")},
+            **{f"{kind} dropped": dropped[kind] for kind in ("images", "phrases", "parts")},
         }
 
 
 def check_folder(out: Path, data: Path) -> None:
-    """Raise OutputError unless `out` is absent or empty; SettingError where it is the dataset or lies inside of it."""
+    """Raise OutputError unless `out` is absent or empty; SettingError if it is the dataset or lies in it."""
     check_outside(out, data if data.is_dir() else data.parent)
     check_new(out)
 
 
-def _rank(change: Change) -> str:
-    """What kind of thing a change dropped."""
-    if not change.id or change.what == "image":
+def _kind(change: Change) -> str:
+    """`images`, `phrases` or `parts`: the kind of object that a change dropped."""
+    if not change.id or change.part == "image":
         return "images"
-    return "parts" if PART.search(change.what) else "phrases"
+    return "parts" if PART.search(change.part) else "phrases"
 
 
 def write_fixed(
@@ -79,11 +79,11 @@ def write_fixed(
 ) -> Fixes:
     """Write the corrected copy of a checked dataset: images, annotations[.SPLIT].json and fixes.json.
 
-    It is in the format `vesalius`, with the phrases and groups that `report` has. Ids stay, but for an image of a
-    split whose id another split has for another image. `num_workers` as for `inspect`. Raises AnnotationError where
-    nothing would be left of a split, or one cannot be read at all; OutputError where the disk says no, and then there is no `out`.
+    The copy has the format `vesalius`, with the phrases and groups of `report`. Ids stay the same, unless two splits use
+    one id for different images. `num_workers` as in `inspect`. Raises AnnotationError if nothing would be left of a split or
+    an annotation file cannot be read, and OutputError if the copy cannot be written; then there is no `out`.
     """
-    changes = _refused(report)
+    changes = _unreadable_entries(report)
     unscaled: Counter[str] = Counter()
     total = sum(len(part.samples) for part in report.parts.values())
     kept: dict[str, list[Sample]] = {}
@@ -92,28 +92,31 @@ def write_fixed(
         kept[split] = []
         seen: dict[str, str] = {}
         for correction in map_in_order(correct, part.samples, workers_for(total, num_workers)):
-            again = _find_again(correction, seen)
-            changes += [replace(change, split=split) for change in (*correction.changes, *again)]
-            if correction.sample is not None and not again:
+            duplicate = _find_duplicate(correction, seen)
+            changes += [replace(change, split=split) for change in (*correction.changes, *duplicate)]
+            if correction.sample is not None and not duplicate:
                 kept[split].append(correction.sample)
             unscaled[split] += correction.unscaled
             done += 1
             on_progress(0.5 * done / total, f"{done} of {total} images")
         if not kept[split]:
             raise AnnotationError(
-                f"{part.root}: no image of {split or 'it'} can be kept; mend by hand what check lists"
+                f"{part.root}: no image of {split or 'it'} can be kept; correct the listed errors by hand",
+                code="nothing_kept",
+                path=part.root,
+                field=split or None,
             )
     with replacing(out) as temporary:
-        n = _write(kept, temporary, lambda i: on_progress(0.5 + 0.1 * i / total, f"{i} images placed"))
+        n = _write(kept, temporary, lambda i: on_progress(0.5 + 0.1 * i / total, f"{i} images copied"))
         after = inspect(
             temporary,
             num_workers=num_workers,
             on_progress=lambda share, note: on_progress(0.6 + 0.4 * share, note),
         )
         left = [_at(each, temporary.name, out.resolve().name) for each in after.findings]
-        left += [each for each in report.findings if each.code in UNSEEN]
+        left += [each for each in report.findings if each.code in LOST_CODES]
         left += [
-            _doubt(n, len(report.parts[split].samples), out / _name(split))
+            _unknown_scale(n, len(report.parts[split].samples), out / _name(split))
             for split, n in unscaled.items()
             if n > 1
         ]
@@ -122,16 +125,15 @@ def write_fixed(
     return fixes
 
 
-def _refused(report: Report) -> list[Change]:
-    """Entries and files of which there is no sample: what is said about them names none.
-
-    Raises AnnotationError where it is a whole annotation file, which is not to be dropped like an entry.
-    """
+def _unreadable_entries(report: Report) -> list[Change]:
+    """A change for each entry or file that could not be read; AnnotationError if it is a whole annotation file."""
     found = [each for each in report.findings if each.severity == "error" and not each.samples]
     for each in found:
         if not each.location and any(Path(each.file).match(pattern) for pattern in ANNOTATION_FILES):
             raise AnnotationError(
-                f"{each.file}: {each.message}; mend it, or take it away, before the copy is made"
+                f"{each.file}: {each.message}; correct it or remove it before making the copy",
+                code=each.code,
+                path=each.file,
             )
     return [
         Change("dropped", "", ", ".join(part for part in (each.file, each.location) if part), each.message)
@@ -140,7 +142,7 @@ def _refused(report: Report) -> list[Change]:
 
 
 def to_dict(fixes: Fixes) -> dict[str, Any]:
-    """What fixes.json holds: how many images were kept, what was done to which, and what is still to be said."""
+    """The content of fixes.json: number of kept images, changes by action, and remaining findings."""
     actions = {
         action: [
             {key: value for key, value in asdict(change).items() if key != "action"}
@@ -152,24 +154,22 @@ def to_dict(fixes: Fixes) -> dict[str, Any]:
     return {"kept": fixes.kept, **actions, "remaining": [asdict(each) for each in fixes.remaining]}
 
 
-def _find_again(correction: Correction, seen: dict[str, str]) -> list[Change]:
-    """That the sample is dropped because another of its split is the same in everything; empty where none is."""
+def _find_duplicate(correction: Correction, seen: dict[str, str]) -> list[Change]:
+    """The change that drops a sample equal to an earlier one of its split; empty for any other."""
     if correction.sample is None or correction.key is None:
         return []
     first = seen.setdefault(correction.key, correction.sample.id)
     if first == correction.sample.id:
         return []
-    return [
-        Change("dropped", correction.sample.id, "image", f"is the same as {first} in pixels and annotation")
-    ]
+    return [Change("dropped", correction.sample.id, "image", f"equals {first} in pixels and annotation")]
 
 
 def _write(kept: Mapping[str, Sequence[Sample]], folder: Path, on_image: Callable[[int], None]) -> int:
-    """Images once each, and an annotation file for each split; how many samples there are."""
+    """Write each image once and an annotation file for each split; returns the number of samples."""
     placed: dict[tuple[Path, int | None], Sample] = {}
     taken: set[str] = set()
     for split, samples in kept.items():
-        # without masks, which the writer reads anyway
+        # without masks, which the writer reads
         new = [replace(each, masks=None) for each in samples if (each.image, each.frame) not in placed]
         names = {each.id: f"{each.id}__{split}" if each.id in taken else each.id for each in new}
         there = copy_images(new, folder, names, copy=True, on_progress=on_image)
@@ -184,22 +184,22 @@ def _name(split: str) -> str:
     return f"annotations.{split}.json" if split else "annotations.json"
 
 
-def _doubt(n: int, of: int, file: Path) -> Finding:
-    """That the entries which stayed may be wrong as well."""
+def _unknown_scale(n: int, of: int, file: Path) -> Finding:
+    """The finding that the remaining entries may have the same wrong scale."""
     message = (
-        f"{n} of {of} entries are dropped because nobody knows on what size they were drawn; "
-        "other entries may be drawn at the same wrong scale"
+        f"{n} of {of} entries are dropped because the size they were drawn on is unknown; "
+        "other entries may have the same wrong scale"
     )
     return finding("outside_image", file, "", message)
 
 
 def _on(sample: Sample, placed: Sample) -> Sample:
-    """The sample on its image where that was placed."""
+    """The sample with its copied image."""
     return replace(sample, id=placed.id, image=placed.image, frame=None)
 
 
 def _at(found: Finding, before: str, after: str) -> Finding:
-    """The finding with the name of the folder that it will lie in."""
+    """The finding with the final name of its folder."""
     texts = {
         key: getattr(found, key).replace(before, after) for key in ("file", "location", "message", "remedy")
     }

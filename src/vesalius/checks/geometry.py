@@ -1,4 +1,4 @@
-"""Polygons as they were drawn: points, coordinates, outlines that cross themselves."""
+"""Findings about polygons: number of points, coordinates, area, and self-intersections."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from vesalius.masks import Size, describe_span, fault, overshoot
 from vesalius.names import count_of
 from vesalius.types import Finding, Polygons, Sample
 
-MOST_PAIRS = 20_000_000
-"""Pairs of edges that are looked at in one polygon (2 s); an outline of 1,000 points has some 10,000."""
+MAX_PAIRS = 20_000_000
+"""Maximum number of edge pairs compared in one polygon (2 s); an outline of 1,000 points has about 10,000."""
 
 CHUNK = 1_000_000
 
@@ -19,7 +19,7 @@ Points = Float[np.ndarray, "n 2"]
 
 
 def check_polygons(reference: Polygons, size: Size, sample: Sample, within: str) -> list[Finding]:
-    """Findings about one object, which is `within` its sample; where one is an error the object has no mask."""
+    """Findings about one object, named `within` in messages; an object with an error has no mask."""
     findings = []
     for number, part in enumerate(reference.parts):
         at = f"{within}, polygon {number}" if len(reference.parts) > 1 else within
@@ -31,7 +31,7 @@ def check_polygons(reference: Polygons, size: Size, sample: Sample, within: str)
 
 
 def _find_fault(part: tuple[float, ...], size: Size) -> tuple[str, str] | None:
-    """The code and message of the worst fault of a polygon."""
+    """(code, message) of the worst fault of a polygon; None for a valid one."""
     if found := fault(part, size):
         return found
     points = np.reshape(part, (-1, 2))
@@ -41,7 +41,7 @@ def _find_fault(part: tuple[float, ...], size: Size) -> tuple[str, str] | None:
     if crossings is None:
         return (
             "self_intersection",
-            f"its {len(points)} long edges were too many to look for crossings among them",
+            f"its {len(points)} long edges are too many to search for self-intersections",
         )
     if crossings:
         lost = int(np.count_nonzero(_lost(points, size)))
@@ -57,9 +57,9 @@ def _find_fault(part: tuple[float, ...], size: Size) -> tuple[str, str] | None:
 
 
 def count_crossings(points: Points) -> int | None:
-    """How often the closed outline crosses itself; touching is not crossing. None with more than `MOST_PAIRS` to look at.
+    """Number of self-intersections of the closed outline, without touching points; None for more than `MAX_PAIRS` pairs.
 
-    Only edges that share a height can cross: each is compared with those that begin below its end.
+    Only edges with overlapping y ranges can intersect: each is compared with the edges that start below its end.
     """
     ends = np.roll(points, -1, axis=0)
     low, high = np.minimum(points[:, 1], ends[:, 1]), np.maximum(points[:, 1], ends[:, 1])
@@ -67,7 +67,7 @@ def count_crossings(points: Points) -> int | None:
     points, ends, low, high = points[order], ends[order], low[order], high[order]
     others = np.searchsorted(low, high, side="right") - np.arange(len(points)) - 1
     total = int(others.sum())
-    if total > MOST_PAIRS:
+    if total > MAX_PAIRS:
         return None
     found = 0
     starts = np.concatenate([[0], np.cumsum(others)])
@@ -80,7 +80,7 @@ def count_crossings(points: Points) -> int | None:
 
 
 def _count_pairs(points: Points, ends: Points, i: Int[np.ndarray, " p"], j: Int[np.ndarray, " p"]) -> int:
-    """How many of the pairs of edges cross: the ends of each lie on both sides of the other."""
+    """Number of pairs of edges that intersect: the ends of each lie on both sides of the other."""
     a, b, c, d = points[i], ends[i], points[j], ends[j]
     apart = np.sign(_cross(b - a, c - a)) * np.sign(_cross(b - a, d - a)) < 0
     apart &= np.sign(_cross(d - c, a - c)) * np.sign(_cross(d - c, b - c)) < 0
@@ -88,9 +88,9 @@ def _count_pairs(points: Points, ends: Points, i: Int[np.ndarray, " p"], j: Int[
 
 
 def _lost(points: Points, size: Size) -> np.ndarray:
-    """Pixels of an image of `size` that the outline winds around an even number of times, but not 0.
+    """Pixels of an image of `size` with an even winding number other than 0.
 
-    Masks are filled by the even-odd rule, which leaves them out; other programs fill them.
+    The even-odd rule, by which masks are filled, leaves them out; other programs fill them.
     """
     height, width = size
     steps = np.zeros((height, width + 1), dtype=np.int32)
@@ -104,7 +104,7 @@ def _lost(points: Points, size: Size) -> np.ndarray:
 
 
 def _direction(points: Points) -> Points:
-    """From the first point to the one furthest from it."""
+    """Vector from the first point to the point furthest from it."""
     rays = points - points[0]
     return rays[np.argmax((rays**2).sum(axis=1))]
 

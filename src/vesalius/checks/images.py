@@ -1,4 +1,4 @@
-"""The image of a sample: whether it can be read, and what its header says that a reader would miss."""
+"""Findings about the image of a sample: readability, EXIF orientation, alpha channel, personal DICOM tags."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ from vesalius.data.decoders.picture import SUFFIXES, has_exif_rotation
 from vesalius.errors import DataError
 from vesalius.types import Finding, Sample
 
-TURNING = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
-"""Where a PNG may say that it is to be turned: only in a file with one of these is that looked for, because Pillow
-decodes the whole of it."""
+ORIENTATION_MARKS = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
+"""Chunks of a PNG that may contain an orientation. Only such files are searched, because Pillow decodes them completely."""
 
 
 def check_image(sample: Sample, reader: FrameReader | None = None) -> tuple[np.ndarray | None, list[Finding]]:
-    """The pixels uint8 (h, w, 3), or None where they cannot be read, and findings."""
+    """The pixels, uint8 (h, w, 3), or None if they cannot be read; and findings."""
     try:
         pixels = load_image(sample, reader)
         single = sample.image.suffix.lower() in SUFFIXES
@@ -38,31 +37,31 @@ def check_image(sample: Sample, reader: FrameReader | None = None) -> tuple[np.n
 
 def _check_header(sample: Sample) -> list[Finding]:
     findings = []
-    if _is_turned(sample.image):
-        message = "the file asks viewers to turn it (EXIF), so masks drawn in one lie askew"
+    if _is_rotated(sample.image):
+        message = "the file has an EXIF orientation, so viewers rotate it and masks drawn in them do not fit"
         findings.append(sample_finding("exif_rotation", sample, message))
     with Image.open(sample.image) as image:
         if image.has_transparency_data:
-            message = f"has an alpha channel ({image.mode}), though nothing in it is transparent"
+            message = f"has an alpha channel ({image.mode}), but is fully opaque"
             findings.append(sample_finding("alpha_channel", sample, message))
     return findings
 
 
-def _is_turned(path: Path) -> bool:
+def _is_rotated(path: Path) -> bool:
     if path.suffix.lower() == ".png":
         content = path.read_bytes()
-        if not any(mark in content for mark in TURNING):
+        if not any(mark in content for mark in ORIENTATION_MARKS):
             return False
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of damaged EXIF
+        warnings.simplefilter("ignore")  # Pillow warns about damaged EXIF
         try:
             return has_exif_rotation(path)
-        except Exception:  # and raises what its parser meets; viewers turn nothing then
+        except Exception:  # of any type, from its parsers; viewers then do not rotate
             return False
 
 
 def _check_tags(sample: Sample) -> list[Finding]:
-    """`personal_name` where a DICOM file says whose it is; once for all of its frames."""
+    """Finding `personal_name` for a DICOM file with personal tags; one for all its frames."""
     kind = frame_files.kind_of(sample.image)
     if sample.frame or kind is None or kind is not frame_files.KINDS.get("dicom"):
         return []

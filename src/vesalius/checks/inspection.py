@@ -1,4 +1,4 @@
-"""The check of a dataset: every problem in one pass, each image read once, in several processes."""
+"""The check of a dataset: all findings in one pass that reads each image once, in several processes."""
 
 from __future__ import annotations
 
@@ -29,43 +29,42 @@ from vesalius.masks import Size
 from vesalius.parallel import map_in_order
 from vesalius.types import Finding, Polygons, Sample
 
-BATCH = 16
-"""Samples of one job of a process."""
-FRAME_BATCH = 256
-"""Maximum frames of one video or volume in a job: each job opens the file anew."""
+SAMPLES_PER_JOB = 16
+FRAMES_PER_JOB = 256
+"""Maximum number of frames of one video or volume in a job, since each job opens the file again."""
 
 FOLD = re.compile(r"\.(train|val|test)(ing|id|idation)?$", re.IGNORECASE)
-"""How the name of a split ends of which several belong to one fold: `fold1.train`, `fold1.val`."""
+"""Ending of the name of a split that belongs to a fold: `fold1.train`, `fold1.val`."""
 
 FEW = 128
-"""Samples that are checked sooner than other processes have started (1 to 2 s)."""
+"""Number of samples that take less time than starting processes (1 to 2 s)."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was found in a dataset, or in all splits of a folder."""
+    """Findings, counts and measurements of a dataset, or of all splits of a folder."""
 
     parts: dict[str, Dataset]
-    """Name of the split -> its samples; one part without a name unless a folder has several annotation files."""
+    """Name of the split -> its samples; the name is "" unless a folder has several annotation files."""
     findings: tuple[Finding, ...]
     counts: dict[str, Any]
-    """`phrases.counts` over all parts; `overlapping` (pair of phrases -> images) where two overlap as a rule, and `splits`
-    (name -> images) where there are several."""
+    """`phrases.counts` over all parts; with `overlapping` (pair of phrases that overlap by nature -> images), and `splits`
+    (name -> images) if there are several."""
     measurements: tuple[Measurement, ...]
     """One for each sample of each part, in order."""
 
 
 @dataclass(frozen=True)
 class SampleResult:
-    """What one sample gave."""
+    """Measurements, findings and overlaps of one sample."""
 
     measurement: Measurement
     findings: tuple[Finding, ...]
     drawn_at: Size | None = None
-    """The size that its masks were drawn at, where that is not the image's."""
+    """The size its masks were drawn at, if it is not that of the image."""
     overlaps: tuple[Overlap, ...] = ()
     reach: float | None = None
-    """Largest coordinate over the side of the image, where one lies outside."""
+    """Largest coordinate divided by the side of the image, if one lies outside."""
 
 
 def inspect(
@@ -77,12 +76,12 @@ def inspect(
     num_workers: int | None = None,
     on_progress: Callable[[float, str], None] = lambda share, note: None,
 ) -> Report:
-    """All that is wrong with a dataset, and what was measured on the way.
+    """Findings, counts and measurements of a dataset.
 
-    A folder with several annotation files is checked as a whole, and for what its splits share, unless `split`
-    picks one. `num_workers` processes read the images (0: this one; default: one a core, for few samples this one).
-    `on_progress(share, note)` hears of the share in [0, 1]. Raises DataError where there is no dataset at all,
-    SettingError where an argument does not fit it.
+    A folder with several annotation files is checked as a whole, including leaks between its splits, unless `split` picks
+    one. `num_workers` processes read the images (0: this process; default: one per core, or this process for few samples).
+    `on_progress(share, note)` is called with the completed share in [0, 1]. Raises DataError if there is no dataset, and
+    SettingError for arguments that do not match it.
     """
     if num_workers is not None and num_workers < 0:
         raise SettingError(f"num_workers must be 0 or more; got {num_workers}", code="bad_value")
@@ -112,7 +111,7 @@ def inspect(
         )
         usual.update(by_nature)
         findings += overlaps + _check_whole(dataset, own)
-    # with one split chosen, images of the others would seem to have no entry
+    # with one split chosen, images of the others would seem unlisted
     if split is None:
         findings += _check_folder(parts, files)
     findings += _check_shared(parts, measurements)
@@ -132,7 +131,7 @@ def workers_for(n: int, num_workers: int | None) -> int:
 
 
 def _find_parts(data: Path, split: str | None) -> dict[str, Path]:
-    """Name of each split of a folder -> its annotation file; otherwise what was named, under no name."""
+    """Name of each split of a folder -> its annotation file; else `data` itself with the name ""."""
     if split is not None or not data.is_dir():
         return {"": data}
     files = sorted(file for pattern in ANNOTATION_FILES for file in data.glob(pattern))
@@ -158,8 +157,8 @@ def _batches(parts: dict[str, Dataset]) -> Iterator[tuple[str, list[Sample]]]:
     for name, dataset in parts.items():
         batch: list[Sample] = []
         for sample in dataset.samples:
-            of_one_file = batch and batch[-1].image == sample.image
-            if len(batch) >= (FRAME_BATCH if of_one_file else BATCH):
+            same_file = batch and batch[-1].image == sample.image
+            if len(batch) >= (FRAMES_PER_JOB if same_file else SAMPLES_PER_JOB):
                 yield name, batch
                 batch = []
             batch.append(sample)
@@ -168,14 +167,14 @@ def _batches(parts: dict[str, Dataset]) -> Iterator[tuple[str, list[Sample]]]:
 
 
 def inspect_samples(job: tuple[str, list[Sample]]) -> list[SampleResult]:
-    """What there is to say about each of some samples of one split."""
+    """`inspect_sample` of several samples of one split."""
     split, samples = job
     with FrameReader() as reader:
         return [inspect_sample(sample, split, reader) for sample in samples]
 
 
 def inspect_sample(sample: Sample, split: str = "", reader: FrameReader | None = None) -> SampleResult:
-    """What there is to say about one sample: its image and masks are read once, and nothing of them is kept."""
+    """Measurements and findings of one sample. Its image and masks are read once and not kept."""
     measurement = Measurement(sample.id, split, str(sample.image), sample.group, sample.sequence)
     pixels, findings = check_image(sample, reader)
     if sample.masks is None:
@@ -197,7 +196,7 @@ def inspect_sample(sample: Sample, split: str = "", reader: FrameReader | None =
 
 
 def _find_reach(sample: Sample, size: Size) -> float:
-    """Largest coordinate over the side of the image that it runs along."""
+    """Largest coordinate of all polygons divided by the side of the image along its axis."""
     references = [each for objects in sample.masks or () for each in objects if isinstance(each, Polygons)]
     parts = [part for reference in references for part in reference.parts]
     x, y = ([each for part in parts for each in part[axis::2] if math.isfinite(each)] for axis in (0, 1))
@@ -205,10 +204,10 @@ def _find_reach(sample: Sample, size: Size) -> float:
 
 
 def _check_whole(dataset: Dataset, records: list[SampleResult]) -> list[Finding]:
-    """What is said once about one split."""
+    """Findings about one split as a whole."""
     n = len(records)
-    file, place = split_source(dataset.samples[0].source) if n else ("", "")
-    name = file if place else str(dataset.root)
+    file, location = split_source(dataset.samples[0].source) if n else ("", "")
+    name = file if location else str(dataset.root)
     drawn = [
         (record.measurement.id, record.drawn_at, record.measurement.size)
         for record in records
@@ -226,7 +225,7 @@ def _check_whole(dataset: Dataset, records: list[SampleResult]) -> list[Finding]
 
 
 def families(names: Sequence[str]) -> list[set[str]]:
-    """Splits that must share nothing: `a.train`, `a.val` and `a.test` of one fold, with those that are of no fold."""
+    """Sets of splits that must be disjoint: `a.train`, `a.val` and `a.test` of one fold, with all splits of no fold."""
     folds = {name: name.rpartition(".")[0] if FOLD.search(name) else "" for name in names}
     alone = {name for name, fold in folds.items() if not fold}
     each = dict.fromkeys(fold for fold in folds.values() if fold)
@@ -234,7 +233,7 @@ def families(names: Sequence[str]) -> list[set[str]]:
 
 
 def _check_shared(parts: dict[str, Dataset], measurements: Sequence[Measurement]) -> list[Finding]:
-    """What images have in common, in one split and between those that must share nothing; each finding once."""
+    """Duplicates and leaks within splits and between splits that must be disjoint; each finding once."""
     findings: dict[Finding, None] = {}
     for family in families(list(parts)):
         among = {name: part for name, part in parts.items() if name in family}
@@ -245,7 +244,7 @@ def _check_shared(parts: dict[str, Dataset], measurements: Sequence[Measurement]
 
 
 def _check_folder(parts: dict[str, Dataset], files: dict[str, Path]) -> list[Finding]:
-    """`unlisted_image` over all annotation files of a folder, those beside the one that was named among them."""
+    """Finding `unlisted_image`, considering all annotation files of the folder."""
     annotations = [file for file in files.values() if file.is_file()]
     if len(annotations) == 1 and any(annotations[0].match(pattern) for pattern in ANNOTATION_FILES):
         folder = annotations[0].parent

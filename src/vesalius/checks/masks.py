@@ -1,4 +1,4 @@
-"""The masks of a sample: whether they fit the image, what they cover, and what they have in common."""
+"""Findings about the masks of a sample, with their area, width and overlaps."""
 
 from __future__ import annotations
 
@@ -24,25 +24,24 @@ from vesalius.types import Absent, Finding, MaskFile, MaskReference, Polygons, R
 def check_masks(
     sample: Sample, size: Size
 ) -> tuple[tuple[TargetMeasurement, ...], list[Overlap], list[Finding]]:
-    """What each phrase covers, which objects overlap, and findings.
-
-    Nothing is measured of a phrase whose objects are not all right.
-    """
+    """Measurements of each phrase, overlaps between objects, and findings. A phrase with an error is not measured."""
     drawn_at = find_drawn_size(sample, size)
     if drawn_at is not None:
         message = f"was drawn at {compare_sizes(drawn_at, size)}"
         return (), [], [sample_finding("size_mismatch", sample, message, remedy=size_remedy(drawn_at, size))]
     targets, findings, cover = [], [], Cover(size)
-    told: set[Path | None] = set()  # maps of classes, which all phrases have in common
+    reported: set[Path | None] = set()  # class maps, which all phrases share
     for phrase, objects in zip(sample.prompts, sample.masks or (), strict=sample.masks is not None):
         union: np.ndarray | None = np.zeros(size, dtype=bool, order="F")
         for number, reference in enumerate(objects):
             within = f"{phrase!r}, object {number}" if len(objects) > 1 else f"{phrase!r}"
             mask, faults = _check_object(reference, size, sample, within)
             findings += [
-                each for each in faults if each.code != "unknown_mask_value" or _file(reference) not in told
+                each
+                for each in faults
+                if each.code != "unknown_mask_value" or _file(reference) not in reported
             ]
-            told.update(_file(reference) for each in faults if each.code == "unknown_mask_value")
+            reported.update(_file(reference) for each in faults if each.code == "unknown_mask_value")
             if mask is not None:
                 cover.add(phrase, within, mask)
             union = None if mask is None or union is None else np.logical_or(union, mask, out=union)
@@ -52,7 +51,10 @@ def check_masks(
 
 
 def find_drawn_size(sample: Sample, size: Size) -> Size | None:
-    """(h, w) that the entry, or else the first RLE or mask file that differs from the image, was drawn at."""
+    """Size (h, w) that the annotation was drawn at, if it is not that of the image; else None.
+
+    It is stated by the entry, or by the first RLE or mask file of another size.
+    """
     if sample.size is not None and sample.size != size:
         return sample.size
     for reference in (each for objects in sample.masks or () for each in objects):
@@ -65,7 +67,7 @@ def find_drawn_size(sample: Sample, size: Size) -> Size | None:
 def compare_sizes(drawn: Size, real: Size) -> str:
     """`800 x 800 for an image of 512 x 512 (h x w), ratio 1.5625`."""
     ratios = dict.fromkeys(f"{one / other:.5g}" for one, other in zip(drawn, real, strict=True))
-    unlike = "" if same_ratio(drawn, real) else ", not the same in height and width: stretched, cut or padded"
+    unlike = "" if same_ratio(drawn, real) else ", unequal in height and width: stretched, cropped or padded"
     return (
         f"{drawn[0]} x {drawn[1]} for an image of {real[0]} x {real[1]} (h x w), "
         f"ratio {' x '.join(ratios)}{unlike}"
@@ -73,12 +75,12 @@ def compare_sizes(drawn: Size, real: Size) -> str:
 
 
 def size_remedy(drawn: Size, real: Size) -> str:
-    """What to do where two sizes are not one scaled by one ratio; "" where the table of codes says it."""
-    return "" if same_ratio(drawn, real) else "put the image that was drawn on in its place, or draw again"
+    """The remedy for sizes of different aspect ratio; "" for equal ratios, which have that of the table of codes."""
+    return "" if same_ratio(drawn, real) else "replace the image by the one that was drawn on, or draw again"
 
 
 def measure_target(phrase: str, mask: np.ndarray) -> TargetMeasurement:
-    """The numbers of one phrase, whose objects together are `mask`."""
+    """Measurements of one phrase, from the union `mask` of its objects."""
     widths = skeleton_widths(mask)
     return TargetMeasurement(
         phrase,
@@ -90,7 +92,7 @@ def measure_target(phrase: str, mask: np.ndarray) -> TargetMeasurement:
 
 
 def _stated_size(reference: MaskReference) -> Size | None:
-    """The size that an RLE or the header of a mask file states; None where there is none."""
+    """The size of an RLE, or in the header of a mask file; None without one."""
     if isinstance(reference, RleMask):
         return reference.rle["size"][0], reference.rle["size"][1]
     if not isinstance(reference, MaskFile):
@@ -98,14 +100,14 @@ def _stated_size(reference: MaskReference) -> Size | None:
     try:
         with Image.open(reference.path) as image:
             return image.height, image.width
-    except Exception:  # Pillow's parsers raise what they like; the file is read again, and then told of
+    except Exception:  # of any type, from Pillow's parsers; reading the file again gives the finding
         return None
 
 
 def _check_object(
     reference: MaskReference, size: Size, sample: Sample, within: str
 ) -> tuple[np.ndarray | None, list[Finding]]:
-    """The mask of one object, None where there is none, and findings."""
+    """The mask of one object, None if it has an error, and findings."""
     findings = []
     if isinstance(reference, Polygons):
         findings = check_polygons(reference, size, sample, within)
@@ -131,7 +133,7 @@ def _file(reference: MaskReference) -> Path | None:
 
 
 def _may_be_empty(reference: MaskReference) -> bool:
-    """Whether no pixel means that the phrase is not there: a map of classes shows only those that are."""
+    """Whether an empty mask means an absent phrase, as in a class map."""
     return isinstance(reference, Absent) or (isinstance(reference, MaskFile) and reference.values is not None)
 
 

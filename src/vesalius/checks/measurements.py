@@ -1,4 +1,4 @@
-"""What is measured of each sample, once, and kept: small records of which a dataset may have many."""
+"""Measurements of each sample: small records, since a dataset may have many samples."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from vesalius.masks import Size
 
 @dataclass(frozen=True)
 class TargetMeasurement:
-    """One phrase of a sample: the union of its objects."""
+    """Area and width of one target: the union of a phrase's objects in one sample."""
 
     phrase: str
     share: float
-    """Of the image's pixels, in [0, 1]."""
+    """Area as a share of the image, in [0, 1]."""
     width_px: tuple[float, float] | None
-    """(least, median) width along the skeleton; None for an empty mask."""
+    """(minimum, median) width along the skeleton in pixels; None for an empty mask."""
     skeleton: int
-    """Pixels of the skeleton."""
+    """Number of skeleton pixels."""
     thin: int
-    """Those where the mask is thinner than one cell of the model's mask grid."""
+    """Number of skeleton pixels where the mask is thinner than one cell of the model's mask grid."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One sample."""
+    """Size, hashes and target measurements of one sample."""
 
     id: str
     split: str
-    """A key of `Report.parts`."""
+    """Key of `Report.parts`."""
     file: str
-    """The image."""
+    """Path of the image."""
     group: str | None
     sequence: str | None
     size: Size | None = None
-    """(h, w); None where the image cannot be read."""
+    """(h, w); None if the image cannot be read."""
     hashes: ImageHashes | None = None
     targets: tuple[TargetMeasurement, ...] = ()
-    """Empty where the sample is not annotated or a mask does not fit."""
+    """Empty if the sample is not annotated or a mask has another size."""

@@ -1,4 +1,4 @@
-"""File names: those that look like a person's, and images that no entry names."""
+"""File names that look like a person's name, date or record number, and images that no entry lists."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ ORDINARY_WORDS = """
     caudal straight heart cardiac brain lung liver kidney spleen chest head neck knee hip hand spine breast
     skin cell cells nuclei polyp colon retina fundus optic disc cup ct mr mri us xa xr dx dsa oct oca octa
     cta mra pet flair dwi adc angio angiogram angiography xray normal abnormal healthy disease lesion tumor
-    tumor benign malignant train training test testing val valid validation fold set data dataset raw
+    tumour benign malignant train training test testing val valid validation fold set data dataset raw
     original copy final new old crop cropped resized frontal lateral axial sagittal coronal anterior
     posterior proximal distal mid pre post rest stress phase contrast high low quality db version part one
     two three first second third north south east west camera screenshot screen shot picture photo untitled
-    synth synthetic demo example gray gray rgb color color png jpg jpeg tif dcm and of the with without
+    synth synthetic demo example gray grey rgb color colour png jpg jpeg tif dcm and of the with without
 """
 
 ORDINARY = frozenset(ORDINARY_WORDS.split())
-"""Words of file names that are no names of persons."""
+"""Common words in file names that are not names of persons."""
 
 SURNAMES = "王李张刘陈杨黄赵吴周徐孙马朱胡郭何林罗郑梁谢宋唐许韩冯邓曹彭曾肖田董袁潘于蒋蔡余杜叶苏魏吕丁任沈姚卢姜崔钟谭陆汪范石廖贾夏韦付邹孟熊秦邱江尹薛闫段雷侯龙史陶黎贺顾毛郝龚邵万钱严武戴莫孔向汤"
 
@@ -42,62 +42,16 @@ COMPOUND_SURNAMES = """
 """
 
 ORDINARY_CHINESE = tuple(
-    [
-        "周期",
-        "周边",
-        "周围",
-        "周身",
-        "周岁",
-        "石灰",
-        "石蜡",
-        "江苏",
-        "江西",
-        "武汉",
-        "沈阳",
-        "苏州",
-        "苏木",
-        "马鞍",
-        "马蹄",
-        "万方",
-        "向左",
-        "向右",
-        "向上",
-        "向下",
-        "向心",
-        "许可",
-        "许多",
-        "任务",
-        "任意",
-        "史",
-        "黄斑",
-        "黄疸",
-        "毛细",
-        "毛玻璃",
-        "严重",
-        "陈旧",
-        "张口",
-        "张力",
-        "唐氏",
-        "叶片",
-        "雷达",
-        "范围",
-        "范例",
-        "段落",
-        "夏季",
-        "孔径",
-        "宋体",
-        "东方医院",
-        "马赛克",
-        "黄色",
-        "毛刺",
-        "肖像",
-        "石墨",
-    ]
+    """
+     周期 周边 周围 周身 周岁 石灰 石蜡 江苏 江西 武汉 沈阳 苏州 苏木 马鞍 马蹄 万方 向左 向右 向上 向下
+     向心 许可 许多 任务 任意 史 黄斑 黄疸 毛细 毛玻璃 严重 陈旧 张口 张力 唐氏 叶片 雷达 范围 范例 段落
+     夏季 孔径 宋体 东方医院 马赛克 黄色 毛刺 肖像 石墨
+    """.split()
 )
-"""How runs of Chinese begin that are no names, though with a surname."""
+"""Chinese words that begin with a surname but are not names."""
 
 FOLLOWING = "造影 血管 冠脉 冠状 左 右 图 片 影像 检查 术 视频 序列 扫描 超声 心 眼 胸 腹 脑 头 男 女 的 第"
-"""What may stand behind a Chinese name without a gap."""
+"""Words that may directly follow a Chinese name."""
 
 UUID = re.compile(r"(?i)[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 HASH = re.compile(r"(?i)(?<![0-9a-z])(?=(?:[a-z]*[0-9]+[a-z]+){2})[0-9a-z]{16,}(?![0-9a-z])")
@@ -123,7 +77,7 @@ SUFFIX = re.compile(
 
 
 def check_names(dataset: Dataset) -> list[Finding]:
-    """`personal_name`, once for each file or folder name that looks like a person's; it is not repeated in full."""
+    """Findings `personal_name`, one for each suspicious file or folder name; messages hide the name."""
     suspects: dict[tuple[str, ...], str] = {}
     numbers: dict[tuple[str, ...], int] = defaultdict(int)
     for sample in dataset.samples:
@@ -135,21 +89,21 @@ def check_names(dataset: Dataset) -> list[Finding]:
                 numbers[parts[:depth]] += 1
     findings = []
     for parts, kind in suspects.items():
-        place = "/".join(hide(part) if find_person(part) else part for part in parts)
+        location = "/".join(hide(part) if find_person(part) else part for part in parts)
         n = numbers[parts]
         of = f" ({count_of(n, 'image')})" if n > 1 else ""
-        findings.append(finding("personal_name", dataset.root, place, f"the name{of} looks like {kind}"))
+        findings.append(finding("personal_name", dataset.root, location, f"the name{of} looks like {kind}"))
     return findings
 
 
 def find_person(name: str) -> str:
-    """What in a file or folder name points to a person, in words; "" where nothing does.
+    """Description of a person's trace in a file or folder name: a name, a date or a record number; "" without any.
 
-    Names as `LAST_First` or `First.Last` in any alphabet, `Last^First`, and Chinese ones that begin with a common surname;
-    birth dates; numbers of 6 to 12 digits. Not found: names in small letters, and words without a gap. Counters that begin
-    with 00, UUIDs, hashes and DICOM UIDs are none.
+    Detected are `LAST_First` and `First.Last` in any alphabet, `Last^First`, Chinese names with a common surname, birth
+    dates, and numbers of 6 to 12 digits. Not detected are lower-case names and names without a separator. Counters that
+    begin with 00, UUIDs, hashes and DICOM UIDs are ignored.
     """
-    stem = unicodedata.normalize("NFC", SUFFIX.sub("", name))  # macOS writes an umlaut as two characters
+    stem = unicodedata.normalize("NFC", SUFFIX.sub("", name))  # macOS stores an umlaut as two characters
     for pattern in (UUID, HASH, DICOM_UID):
         stem = pattern.sub(" ", stem)
     if CARET.search(stem) or _has_two_words(stem):
@@ -166,14 +120,14 @@ def find_person(name: str) -> str:
 
 
 def hide(name: str) -> str:
-    """The first character of each word: `WANG_Li_1970.png` -> `W***_L***_1***.png`."""
+    """The name with only the first character of each word: `WANG_Li_1970.png` -> `W***_L***_1***.png`."""
     stem = SUFFIX.sub("", name)
     shown = TOKEN.sub(lambda match: match[0][0] + "***", unicodedata.normalize("NFC", stem))
     return shown + name[len(stem) :]
 
 
 def hide_persons(text: str, names: Iterable[str] | None = None) -> str:
-    """The text with those of the names hidden that look like a person's; by default the parts of a path, which it is."""
+    """The text with suspicious names hidden; `names` are those to check, by default the parts of the text as a path."""
     for name in text.split("/") if names is None else names:
         stem = SUFFIX.sub("", name)
         if find_person(name):
@@ -182,7 +136,7 @@ def hide_persons(text: str, names: Iterable[str] | None = None) -> str:
 
 
 def check_unlisted(parts: Sequence[Dataset], annotations: Sequence[Path]) -> list[Finding]:
-    """`unlisted_image`, once: images in the folders of those that annotation files name, but not named there."""
+    """Finding `unlisted_image`, at most one: images beside listed images that no annotation file names."""
     root, samples = parts[0].root, [sample for dataset in parts for sample in dataset.samples]
     known = {sample.image for sample in samples}
     known |= {each.path for sample in samples for each in _mask_files(sample)}
@@ -195,12 +149,12 @@ def check_unlisted(parts: Sequence[Dataset], annotations: Sequence[Path]) -> lis
     ]
     if not beside:
         return []
-    # entries that cannot be used name their images all the same
+    # invalid entries name their images too
     named = {name for annotation in annotations for name in _names_in(annotation)}
     found = [file.relative_to(root).as_posix() for file in beside if file.name not in named]
     if not found:
         return []
-    message = f"{count_of(len(found), 'image')} {'is' if len(found) == 1 else 'are'} named by no entry"
+    message = f"{count_of(len(found), 'image')} {'is' if len(found) == 1 else 'are'} not listed in any entry"
     return [finding("unlisted_image", root, list_names(found), message)]
 
 
@@ -209,7 +163,7 @@ def _parts(image: Path, root: Path) -> tuple[str, ...]:
 
 
 def _has_two_words(stem: str) -> bool:
-    """Whether two words follow one another that may be a first and a last name."""
+    """Whether two adjacent words may be a first and a last name."""
     return any(
         BETWEEN.fullmatch(stem[one.end() : other.start()]) and _is_word(one[0]) and _is_word(other[0])
         for one, other in pairwise(TOKEN.finditer(stem))
@@ -217,7 +171,7 @@ def _has_two_words(stem: str) -> bool:
 
 
 def _is_word(word: str) -> bool:
-    """Whether it has 2 to 15 letters, a capital first, and is no word of file names."""
+    """Whether a word has 2 to 15 letters, a capital first letter, and is not in `ORDINARY`."""
     shape = word[0].isupper() and (word.isupper() or word[1:].islower())
     return 2 <= len(word) <= 15 and word.isalpha() and shape and word.lower() not in ORDINARY
 
@@ -231,11 +185,11 @@ def _mask_files(sample: Sample) -> list[MaskFile]:
 
 
 def _names_in(annotation: Path) -> set[str]:
-    """File names among all texts of an annotation file."""
+    """Candidates for file names: all strings in an annotation file."""
     text = annotation.read_text(encoding="utf-8-sig", errors="replace")
     texts: Iterable[str] = re.findall(r'"([^"]*)"', text)
     if annotation.suffix.lower() == ".json":
-        # a file that is not JSON has a finding of its own; what it quotes will do here
+        # a file that is not JSON has its own finding; its quoted strings suffice here
         with suppress(ValueError, RecursionError):
             texts = _texts(json.loads(text))
     return {re.split(r"[/\\]", each)[-1] for each in texts}

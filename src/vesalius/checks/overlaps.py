@@ -1,4 +1,4 @@
-"""Objects of one image that cover the same pixels."""
+"""Overlapping objects in one image."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ from vesalius.names import count_of
 from vesalius.types import Finding, Sample
 
 OVERLAP = 0.01
-"""Share of the smaller of two objects that both cover, above which a sample is warned of. Of 300 angiograms of ARCADE,
-on which the segments of a vessel follow one another, 9 have more."""
+"""Intersection as a share of the smaller object above which there is a warning. 9 of 300 ARCADE angiograms, with adjacent
+vessel segments, are above it."""
 
 USUAL = 2
-"""Images from which on two phrases that overlap in more than half of those with both do so by their nature."""
+"""Minimum number of images in which two phrases must overlap to count as overlapping by nature."""
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Two objects of a sample that cover the same pixels."""
+    """Two overlapping objects of a sample."""
 
     phrases: tuple[str, str]
-    """In the order of the alphabet."""
+    """The phrases of both objects, sorted."""
     within: str
-    """What the two are called in messages."""
-    common: int
-    """Pixels."""
+    """The two objects in messages: `'vessel' and 'stent'`."""
+    intersection: int
+    """Pixels in both objects."""
     share: float
-    """Of the smaller object."""
+    """Intersection as a share of the smaller object."""
 
 
 class Cover:
-    """Which object covered each pixel of an image first, while its objects come one by one; none of them is kept.
+    """The first object on each pixel of an image, updated object by object without keeping their masks.
 
-    Of three objects on one pixel, the second and third each overlap with the first.
+    With three objects on one pixel, the second and third each overlap with the first.
     """
 
     def __init__(self, size: Size) -> None:
-        # masks of polygons and RLE come in the order of columns
+        # masks of polygons and RLE are in column-major order
         self._owner = np.full(size, -1, dtype=np.int32, order="F")
         self._taken = np.zeros(size, dtype=bool, order="F")
         self._objects: list[tuple[str, str, int]] = []
         self.overlaps: list[Overlap] = []
 
     def add(self, phrase: str, within: str, mask: Bool[np.ndarray, "h w"]) -> None:
-        """The mask of an object of `phrase`, called `within` in messages."""
+        """Add the mask of an object of `phrase`, named `within` in messages."""
         area = int(np.count_nonzero(mask))
         shared = np.bincount(self._owner[mask & self._taken], minlength=len(self._objects))
         for index in np.flatnonzero(shared):
@@ -70,11 +70,11 @@ class Cover:
 def check_overlaps(
     found: Sequence[tuple[Sample, Sequence[str], Sequence[Overlap]]],
 ) -> tuple[list[Finding], dict[str, int]]:
-    """`overlap`, once for a sample: the pair with most in common; and phrases that overlap as a rule.
+    """Findings `overlapping_objects` (one per sample, for its largest overlap), and pairs that overlap by nature.
 
-    `found` has each sample, its phrases of which the masks are all right, and what overlaps.
-    Two phrases that overlap in more than half of the images that have both, and in `USUAL` or more, lie over one
-    another by their nature, as a catheter does in a vessel: they are counted (pair -> images), not warned of.
+    `found` lists each sample with its valid phrases and its overlaps. Two phrases overlap by nature, as a catheter in a
+    vessel, if they do so in more than half of the images with both and in at least `USUAL` images. Such pairs are counted
+    (pair -> images) and give no warning.
     """
     both = Counter(pair for _, phrases, _ in found for pair in combinations(sorted(phrases), 2))
     over = Counter(pair for _, _, overlaps in found for pair in {each.phrases for each in overlaps})
@@ -85,6 +85,6 @@ def check_overlaps(
         if rare:
             worst = rare[0]
             more = f"; so do {count_of(len(rare) - 1, 'more pair')}" if len(rare) > 1 else ""
-            message = f"{worst.common} pixels, {100 * worst.share:.3g} % of the smaller object, belong to both{more}"
+            message = f"{worst.intersection} pixels, {100 * worst.share:.3g} % of the smaller object, belong to both{more}"
             findings.append(sample_finding("overlapping_objects", sample, message, within=worst.within))
     return findings, {f"{first!r} and {second!r}": n for (first, second), n in usual.items()}

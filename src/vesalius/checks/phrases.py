@@ -1,4 +1,4 @@
-"""Phrases, notations and sizes over a whole split: what single entries do not show."""
+"""Findings about a whole split: phrases, polygon notation, groups, and sizes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from vesalius.types import Absent, Finding, Polygons, Sample
 
 
 def counts(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Numbers of a dataset, ready for JSON; an image of several splits or folds counts once, as it first comes.
+    """Counts of a dataset for JSON; an image in several splits or folds counts once.
 
-    `images`, `pairs` (image x phrase), `objects`, `absent` (pairs whose phrase is not in the image),
-    `groups`, `phrases` (phrase -> number of images, the commonest first).
+    `images`, `pairs` (image x phrase), `objects`, `absent` (pairs with a phrase that is not in the image), `groups`,
+    `phrases` (phrase -> number of images, in falling order).
     """
     samples = list({(sample.image, sample.frame): sample for sample in reversed(samples)}.values())[::-1]
     targets = [objects for sample in samples for objects in sample.masks or ()]
@@ -37,13 +37,13 @@ def counts(samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def check_phrases(dataset: Dataset, file: str) -> list[Finding]:
-    """`repeated_phrase` and `mixed_nesting`, once each."""
+    """Findings `repeated_phrase` and `mixed_nesting`, at most one each."""
     findings = []
     if dataset.merged:
         n = len(dataset.merged)
         message = f"{count_of(n, 'image')} {'has' if n == 1 else 'have'} several objects under one phrase"
-        place = list_names(dataset.merged)
-        findings.append(finding("repeated_phrase", file, place, message, samples=dataset.merged))
+        location = list_names(dataset.merged)
+        findings.append(finding("repeated_phrase", file, location, message, samples=dataset.merged))
     flat, nested = (_with_polygons(dataset.samples, flat) for flat in (True, False))
     if flat and nested:
         message = (
@@ -56,7 +56,7 @@ def check_phrases(dataset: Dataset, file: str) -> list[Finding]:
 
 
 def check_groups(dataset: Dataset, file: str) -> list[Finding]:
-    """`no_groups`, once."""
+    """Finding `no_groups`, at most one."""
     alone = [sample.id for sample in dataset.samples if sample.group is None]
     if not alone:
         return []
@@ -69,7 +69,7 @@ def check_groups(dataset: Dataset, file: str) -> list[Finding]:
 
 
 def check_group_leaks(parts: dict[str, Dataset]) -> list[Finding]:
-    """`group_leak`: one for each patient or sequence that several splits have."""
+    """Findings `group_leak`: one for each patient or sequence in several splits."""
     members: dict[str, dict[str, list[str]]] = defaultdict(dict)
     for split, dataset in parts.items():
         for sample in dataset.samples:
@@ -89,7 +89,10 @@ def check_group_leaks(parts: dict[str, Dataset]) -> list[Finding]:
 
 
 def check_sizes(drawn: Iterable[tuple[str, Size, Size]], n: int, file: str) -> list[Finding]:
-    """`size`, once for all samples of the `n` of a split that share the same two sizes: (id, drawn at, image)."""
+    """Summaries `size_mismatch`: one for all samples of a split with the same two sizes.
+
+    `drawn` has (id, size of the annotation, size of the image); the split has `n` samples.
+    """
     alike = defaultdict(list)
     for name, stated, real in drawn:
         alike[stated, real].append(name)
@@ -103,19 +106,19 @@ def check_sizes(drawn: Iterable[tuple[str, Size, Size]], n: int, file: str) -> l
 
 
 def check_reach(reach: Sequence[tuple[str, float]], n: int, file: str) -> list[Finding]:
-    """`outside`, once for the samples of the `n` of a split whose coordinates lie outside: (id, largest / side)."""
+    """Summary `outside_image` of a split of `n` samples, from (id, largest coordinate / side) of samples outside."""
     if len(reach) < 2:
         return []
     furthest = max(ratio for _, ratio in reach)
     message = (
-        f"{len(reach)} of {n} entries have coordinates outside of their image, up to {furthest:.4g} times its side; "
-        "if they were drawn on copies of another size, those that lie inside are wrong as well"
+        f"{len(reach)} of {n} entries have coordinates outside their image, up to {furthest:.4g} times its side; "
+        "if they were drawn on copies of another size, entries inside their image are wrong as well"
     )
     return [finding("outside_image", file, "", message, samples=[name for name, _ in reach])]
 
 
 def _with_polygons(samples: Iterable[Sample], flat: bool) -> dict[str, int]:
-    """Id -> how many objects are polygons in this notation, where any is."""
+    """Id -> number of polygon objects in this notation, for samples with any."""
     found = {
         sample.id: sum(
             isinstance(each, Polygons) and each.flat == flat

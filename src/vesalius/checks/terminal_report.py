@@ -1,4 +1,4 @@
-"""Findings as lines for a terminal: grouped by code and remedy, errors first, the commonest first."""
+"""Findings as lines for a terminal, grouped by code and remedy: errors first, then by falling frequency."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from vesalius.names import count_of, list_names
 from vesalius.types import Finding
 
 SHOWN = 5
-"""Places of a row, and messages about whole files."""
+"""Number of locations in a row, and of messages about whole files."""
 
-BARE = re.compile(r"[a-z]+ \d+\b(?! \()")
-"""A place that says nothing of which file: `frame 0`, not `entry 3 (a.png)`."""
+NO_FILE = re.compile(r"[a-z]+ \d+\b(?! \()")
+"""A location without a file name: `frame 0`, in contrast to `entry 3 (a.png)`."""
 
 
 def summarize(report: Report, every: bool = False) -> Iterator[str]:
-    """All that is told of a dataset on a terminal; `every` as for `list_findings`."""
+    """Formats, notes, counts and findings of a dataset as lines; `every` as in `list_findings`."""
     for name, part in report.parts.items():
         yield f"{part.root}{name and f', {name}'}: format {part.format}"
         yield from part.notes
@@ -31,7 +31,7 @@ def summarize(report: Report, every: bool = False) -> Iterator[str]:
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """The same for `--json`; `failed` counts errors."""
+    """Formats, counts and findings for `--json`; `failed` is the number of errors."""
     return {
         "format": ", ".join(dict.fromkeys(part.format for part in report.parts.values())),
         "counts": report.counts,
@@ -41,11 +41,10 @@ def as_json(report: Report) -> dict[str, Any]:
 
 
 def list_findings(findings: Sequence[Finding], every: bool = False) -> list[str]:
-    """A row for each code and remedy: severity, code, number and the first places; under it what is wrong and what to do.
+    """A row for each code and remedy (severity, code, number, first locations), followed by message and remedy.
 
-    What is wrong is told of the first place, or of each whole file where findings are about such; with `every`, of each
-    place, on a line of its own. The last line counts errors and warnings. Findings that sum up others are told, and not
-    counted.
+    The message is that of the first location, or those of whole files. With `every`, each location has its own line with
+    its message. The last line counts errors and warnings. Summaries are listed but not counted.
     """
     alike = defaultdict(list)
     for each in findings:
@@ -65,21 +64,21 @@ def _rows(alike: Sequence[Finding], width: int, every: bool) -> Iterator[str]:
     row = f"{first.severity:<9}{first.code:<{width}}{len(single):>7}  "
     if every:
         yield row.rstrip()
-        yield from (f"  {_where(each)}: {each.message}" for each in alike)
+        yield from (f"  {_location(each)}: {each.message}" for each in alike)
     else:
-        places = list(dict.fromkeys(_where(each) for each in single))
-        yield row + list_names(places, SHOWN, "; ")
+        locations = list(dict.fromkeys(_location(each) for each in single))
+        yield row + list_names(locations, SHOWN, "; ")
         whole = [each for each in alike if not each.location] or [first]
         files = {each.file for each in whole}
         for each in whole[:SHOWN]:
             yield f"  {Path(each.file).name + ': ' if len(files) > 1 else ''}{each.message}"
         if len(whole) > SHOWN:
-            yield f"  and {len(whole) - SHOWN} more; -v lists them"
+            yield f"  and {len(whole) - SHOWN} more; list them with -v"
     yield f"  {first.remedy}"
 
 
-def _where(finding: Finding) -> str:
+def _location(finding: Finding) -> str:
     name = Path(finding.file).name
-    if BARE.match(finding.location):
+    if NO_FILE.match(finding.location):
         return f"{name}, {finding.location}"
     return finding.location or name

@@ -1,4 +1,4 @@
-"""Small pictures of samples as they stand: the image with the outlines that its annotation draws, wherever they lie."""
+"""Thumbnails of samples: the image with the outlines of its annotation, also those outside the image."""
 
 from __future__ import annotations
 
@@ -19,52 +19,52 @@ from vesalius.types import Absent, MaskFile, MaskReference, Polygons, RleMask, S
 from vesalius.visualization import SKY_BLUE, VERMILLION, YELLOW, Color, contour
 
 SIDE = 320
-"""Longer side of a picture, pixels; it is drawn at twice that, so that lines are smooth."""
+"""Longer side of a thumbnail in pixels; it is drawn at twice this size for smooth lines."""
 OUTLINE = 3
-"""Pixels of the doubled picture."""
+"""Line width in pixels of the doubled picture."""
 AS_STATED, RESCALED = VERMILLION, SKY_BLUE
 COLORS: tuple[Color, ...] = (
     *(SKY_BLUE, VERMILLION, YELLOW, (0, 158, 115), (204, 121, 167), (230, 159, 0)),
     *((0, 114, 178), (255, 255, 255)),
 )
-"""Of the phrases in turn, as far as they go. Okabe & Ito 2008, https://jfly.uni-koeln.de/color/, and white."""
-BEYOND = (236, 236, 240)
-"""What lies outside of the image."""
-FURTHEST = 1.0
-"""How far outside of the image outlines are followed, in sides of it."""
-SHOWN_COVERAGE = 64
-"""Of 255: from this share on a pixel of the picture belongs to a mask; thin vessels would vanish at half."""
+"""Colors of phrases, repeated after the last: Okabe & Ito 2008, https://jfly.uni-koeln.de/color/, and white."""
+OUTSIDE = (236, 236, 240)
+"""Color outside the image."""
+MAX_OUTSIDE = 1.0
+"""Distance up to which outlines outside the image are shown, in sides of the image."""
+MIN_COVERAGE = 64
+"""Coverage (of 255) from which a thumbnail pixel belongs to a mask; at half, thin vessels would vanish."""
 
 Points = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class Outline:
-    """One object in pixels of its own: a line around it, or the mask itself."""
+    """One object in its own pixel coordinates: an outline, or a mask."""
 
     color: Color
     line: Points = field(default_factory=list)
     mask: Bool[np.ndarray, "h w"] | None = None
     scale: tuple[float, float] = (1.0, 1.0)
-    """(x, y): from its own pixels to those of the image."""
+    """(x, y) factors from its own pixels to those of the image."""
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A picture, and what stands under it."""
+class Thumbnail:
+    """A picture with its legend."""
 
     picture: Image.Image
     legend: tuple[tuple[Color, str], ...]
-    """What has which color."""
+    """(color, text) of each entry."""
     undrawn: tuple[str, ...]
-    """Why a mask is not in it."""
+    """Reason for each mask that is not drawn."""
 
 
-def draw(sample: Sample) -> Drawn:
-    """The sample with every mask as its file has it, `SIDE` pixels long; ImageError where the image cannot be read.
+def draw(sample: Sample) -> Thumbnail:
+    """The thumbnail of a sample with every mask as stored; ImageError if the image cannot be read.
 
-    Each phrase has a color. Where a mask was made on another size, it is drawn twice instead: as its numbers stand,
-    and rescaled to the image. Of what lies outside the image at most `FURTHEST` of its side is shown.
+    Its longer side has `SIDE` pixels. Each phrase has a color. A mask for another image size is drawn twice instead: at
+    its stated coordinates, and rescaled to the image. Outlines outside the image are shown up to `MAX_OUTSIDE`.
     """
     image = load_image(sample)
     size = image.shape[0], image.shape[1]
@@ -78,10 +78,10 @@ def draw(sample: Sample) -> Drawn:
                 undrawn.append(f"{sample.prompts[index]!r}: {error}")
     legend: tuple[tuple[Color, str], ...]
     if any(outline.scale != (1, 1) for outline in outlines):
-        legend = ((AS_STATED, "as it stands"), (RESCALED, "rescaled to the image"))
+        legend = ((AS_STATED, "as stated"), (RESCALED, "rescaled to the image"))
     else:
         legend = tuple((COLORS[i % len(COLORS)], prompt) for i, prompt in enumerate(sample.prompts))
-    return Drawn(_draw(image, outlines), legend, tuple(undrawn))
+    return Thumbnail(_draw(image, outlines), legend, tuple(undrawn))
 
 
 def _outlines(reference: MaskReference, color: Color, stated: Size | None, size: Size) -> Iterator[Outline]:
@@ -113,43 +113,45 @@ def _points(part: Sequence[float]) -> Points:
 
 
 def _draw(image: UInt8[np.ndarray, "h w 3"], outlines: Sequence[Outline]) -> Image.Image:
-    """Image and outlines on a sheet that holds both."""
+    """Image and outlines on a canvas that contains both."""
     height, width = image.shape[:2]
     left, top, right, bottom = _extent(outlines, (height, width))
     zoom = 2 * SIDE / max(right - left, bottom - top)
 
-    def place(x: float, y: float) -> tuple[float, float]:
+    def to_canvas(x: float, y: float) -> tuple[float, float]:
         return (x - left) * zoom, (y - top) * zoom
 
-    sheet = Image.new("RGB", _whole(right - left, bottom - top, zoom), BEYOND)
+    canvas = Image.new("RGB", _whole(right - left, bottom - top, zoom), OUTSIDE)
     pixels = Image.fromarray(image)
-    sheet.paste(pixels.resize(_whole(width, height, zoom), Image.Resampling.BILINEAR), _corner(place(0, 0)))
-    pen = ImageDraw.Draw(sheet)
+    canvas.paste(
+        pixels.resize(_whole(width, height, zoom), Image.Resampling.BILINEAR), _corner(to_canvas(0, 0))
+    )
+    pen = ImageDraw.Draw(canvas)
     for each in outlines:
-        # a line that leads far away is bent where it has long left the sheet; Pillow counts pixels in 32 bits
-        line = [place(x * each.scale[0], y * each.scale[1]) for x, y in each.line]
+        # clip far outside the canvas, because Pillow counts pixels in 32 bits
+        line = [to_canvas(x * each.scale[0], y * each.scale[1]) for x, y in each.line]
         line = [(min(max(x, -1e5), 1e5), min(max(y, -1e5), 1e5)) for x, y in line]
         if line:
             pen.line([*line, line[0]], fill=each.color, width=OUTLINE)
     for each in outlines:
         if each.mask is not None:
-            sheet = _with_mask(sheet, each, zoom, _corner(place(0, 0)))
-    return sheet.resize((max(1, sheet.width // 2), max(1, sheet.height // 2)), Image.Resampling.BOX)
+            canvas = _with_mask(canvas, each, zoom, _corner(to_canvas(0, 0)))
+    return canvas.resize((max(1, canvas.width // 2), max(1, canvas.height // 2)), Image.Resampling.BOX)
 
 
-def _with_mask(sheet: Image.Image, outline: Outline, zoom: float, corner: tuple[int, int]) -> Image.Image:
+def _with_mask(canvas: Image.Image, outline: Outline, zoom: float, corner: tuple[int, int]) -> Image.Image:
     assert outline.mask is not None
     height, width = outline.mask.shape
     extent = _whole(width * outline.scale[0], height * outline.scale[1], zoom)
     share = Image.fromarray(outline.mask.astype(np.uint8) * 255).resize(extent, Image.Resampling.BOX)
-    whole = Image.new("L", sheet.size)
+    whole = Image.new("L", canvas.size)
     whole.paste(share, corner)
-    shown = np.asarray(whole) >= SHOWN_COVERAGE
-    return Image.fromarray(contour(np.asarray(sheet), shown, outline.color, width=OUTLINE - 1))
+    shown = np.asarray(whole) >= MIN_COVERAGE
+    return Image.fromarray(contour(np.asarray(canvas), shown, outline.color, width=OUTLINE - 1))
 
 
 def _extent(outlines: Sequence[Outline], size: Size) -> tuple[float, float, float, float]:
-    """Left, top, right, bottom of what is shown: the image, and outlines outside of it up to `FURTHEST`."""
+    """Left, top, right, bottom of the shown area: the image, and outlines outside it up to `MAX_OUTSIDE`."""
     height, width = size
     xs, ys = [0.0, float(width)], [0.0, float(height)]
     for each in outlines:
@@ -159,10 +161,10 @@ def _extent(outlines: Sequence[Outline], size: Size) -> tuple[float, float, floa
         xs += [x * each.scale[0] for x, _ in corners]
         ys += [y * each.scale[1] for _, y in corners]
     return (
-        max(min(xs), -FURTHEST * width),
-        max(min(ys), -FURTHEST * height),
-        min(max(xs), (1 + FURTHEST) * width),
-        min(max(ys), (1 + FURTHEST) * height),
+        max(min(xs), -MAX_OUTSIDE * width),
+        max(min(ys), -MAX_OUTSIDE * height),
+        min(max(xs), (1 + MAX_OUTSIDE) * width),
+        min(max(ys), (1 + MAX_OUTSIDE) * height),
     )
 
 

@@ -1,4 +1,4 @@
-"""How wide drawn vessels are along their skeleton, against one cell of the model's mask grid."""
+"""Width of masks along their skeleton, compared with one cell of the model's mask grid."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from vesalius.masks import Size
 from vesalius.types import Finding
 
 GRID = 256
-"""Cells along a side of SAM 2's masks at its input of 1024 x 1024; they are enlarged to the image afterwards."""
+"""Side of SAM 2's low-resolution masks at its input of 1024 x 1024; they are upsampled to the image."""
 
-MUCH = 0.1
-"""Share of the skeleton above which a dataset is warned of."""
+MAX_THIN = 0.1
+"""Share of thin skeleton pixels above which a dataset gets a warning."""
 
 
 def skeleton_widths(mask: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, " n"]:
-    """Width in pixels at each pixel of the skeleton of a mask; empty for an empty mask.
+    """Width in pixels at each skeleton pixel of a mask; empty for an empty mask.
 
-    A straight bar of n pixels has the width n. The distance from a skeleton pixel to the nearest background pixel
-    gives the width up to one pixel, because a bar of an even width has no pixel on its axis; so it is measured again
-    half a pixel further from there, and the larger one counts.
+    A straight bar of n pixels has the width n. The distance from a skeleton pixel to the nearest background pixel is exact
+    only to one pixel, because a bar of even width has no pixel on its axis. Therefore it is measured again half a pixel
+    further from that background pixel, and the larger value counts.
     """
-    # both take a third of a second to import, and only this needs them
+    # both take 0.3 s to import and are only needed here
     from scipy.spatial import KDTree
     from skimage.morphology import skeletonize
 
@@ -43,16 +43,16 @@ def skeleton_widths(mask: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, " n"]:
 
 
 def cell_px(size: Size) -> float:
-    """Side of one cell of the mask grid, in pixels of an image of `size`, along its longer side."""
+    """Side of one cell of the mask grid in pixels of an image of `size`, along its longer side."""
     return max(size) / GRID
 
 
 def check_widths(measurements: Sequence[Measurement], file: str) -> list[Finding]:
-    """`thin`, once for all samples of a split: how much of the skeleton is thinner than a cell."""
+    """Finding `thin_structures` about a split: the share of its skeleton pixels that are thinner than a cell."""
     targets = [target for measurement in measurements for target in measurement.targets]
     skeleton = sum(target.skeleton for target in targets)
     thin = sum(target.thin for target in targets)
-    if not skeleton or thin / skeleton <= MUCH:
+    if not skeleton or thin / skeleton <= MAX_THIN:
         return []
     sides = sorted({max(measurement.size) for measurement in measurements if measurement.size})
     at = f"{sides[0]} px" if len(sides) == 1 else f"{sides[0]} to {sides[-1]} px"
@@ -68,7 +68,7 @@ def check_widths(measurements: Sequence[Measurement], file: str) -> list[Finding
 
 
 def _neighbors(inside: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    """Pixels outside of the mask that share a side with it."""
+    """Background pixels with a 4-neighbor in the mask."""
     near = np.zeros_like(inside)
     near[1:] |= inside[:-1]
     near[:-1] |= inside[1:]

@@ -45,7 +45,7 @@ def histogram(values: Sequence[float], name: str) -> Markup:
     """Histogram of a metric with its mean; the axis is [0, 1] for shares, else 0 to the largest value."""
     share = METRICS[name].better == "higher"
     ticks = SHARES if share else ticks_to(max(values, default=1.0))
-    return plots.histogram(values, title(name), ticks, of="predictions", said=number)
+    return plots.histogram(values, title(name), ticks, of="predictions", written=number)
 
 
 def bars(mean: Mapping[str, float | None], ci95: Mapping[str, Any], names: Sequence[str]) -> Markup:
