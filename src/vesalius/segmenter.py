@@ -24,6 +24,9 @@ Propagation = Literal["official", "sam2"]
 """How masks propagate through a clip: official prompts on the first 5 frames, then uses Sa2VA's memory; sam2 prompts
 on key frames, then uses SAM 2's memory."""
 
+Purpose = Literal["predict", "train"]
+"""What a model is opened for; training needs more memory."""
+
 NO_MEMORY = "has no memory of a clip; predict its frames one by one, or with a text-prompted model"
 
 

@@ -10,7 +10,7 @@ import argparse
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 Result = dict[str, Any]
 """Result of a verb, printed by `--json`; a value of `failed` other than 0 gives exit code 1."""
@@ -64,15 +64,21 @@ def add_num_workers(verb: argparse.ArgumentParser, task: str) -> None:
 
 def add_prediction_options(verb: argparse.ArgumentParser) -> None:
     """Add the options of `load_predictor` that do not depend on the threshold."""
+    from vesalius.jobs.opening import load_predictor
+    from vesalius.segmenter import AnswerMode
+
+    default = defaults_of(load_predictor)
     group = verb.add_argument_group("prediction")
     group.add_argument(
         "--answer",
-        choices=("verify", "generate", "force"),
-        default="verify",
+        choices=get_args(AnswerMode),
+        default=default["answer"],
         help="verify: draft the usual answer and accept it if greedy decoding agrees (speculative decoding); "
         "generate: greedy decoding, token by token; force: use the answer of the prompt template",
     )
-    group.add_argument("--batch-size", type=int, default=4, metavar="N", help="images per batch")
+    group.add_argument(
+        "--batch-size", type=int, default=default["batch_size"], metavar="N", help="images per batch"
+    )
     group.add_argument(
         "--tiles",
         type=int,
@@ -84,9 +90,8 @@ def add_prediction_options(verb: argparse.ArgumentParser) -> None:
     group.add_argument("--cache", type=Path, metavar="DIR", help="cache SAM 2 image embeddings in DIR")
     group.add_argument(
         "--cache-size",
-        default="8GiB",
         metavar="SIZE",
-        help="size limit of the cache; least recently used entries are evicted",
+        help="size limit of the cache, such as 8GiB; least recently used entries are evicted",
     )
 
 
@@ -135,13 +140,13 @@ def prediction_settings(args: argparse.Namespace) -> dict[str, Any]:
     from vesalius.inference.placement import parse_size
     from vesalius.inference.tiles import TileSettings
 
-    settings = given(args, "answer threshold tta gpus") | {"batch_size": args.batch_size}
+    settings = given(args, "answer threshold batch_size tta gpus")
     if "tiles" in args:
         settings["tiles"] = make_settings(TileSettings, {"sides": args.tiles}, "--tiles")
     if "cache" in args:
         check_apart(args.cache, vars(args).get("out"))
-        most_bytes = parse_size(args.cache_size, "--cache-size")
-        settings["cache"] = CacheSettings(folder=args.cache, most_bytes=most_bytes)
+        limit = {"most_bytes": parse_size(args.cache_size, "--cache-size")} if "cache_size" in args else {}
+        settings["cache"] = CacheSettings(folder=args.cache, **limit)
     if cleaning := given(args, "fill_holes drop_specks"):
         settings["cleaning"] = make_settings(Cleaning, cleaning, "mask clean-up")
     return settings

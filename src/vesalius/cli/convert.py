@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 from vesalius.cli.arguments import OUT, Result, given
 from vesalius.progress import Progress
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
+    from vesalius.models.reference import Layout
+
     verb.add_argument(
         "source", metavar="SOURCE", help="official Sa2VA folder, bundle, or training checkpoint (.pth)"
     )
     verb.add_argument("out", type=Path, metavar="OUT", help=OUT)
     verb.add_argument(
         "--to",
-        choices=("vesalius", "sa2va"),
+        choices=get_args(Layout),
         default="vesalius",
         help="layout to write: a bundle, or the official layout",
     )

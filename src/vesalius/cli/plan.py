@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from typing import get_args
 
 from vesalius.cli.arguments import MODEL, Result, add_model, given
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
+    from vesalius.segmenter import Purpose
+
     add_model(verb, f"{MODEL}; a published name works without its weights")
     verb.add_argument(
         "--gpus",
@@ -15,7 +18,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         help="number and memory of GPUs, also 24GiB,48GiB; without it, the GPUs of this machine, or its CPU",
     )
     verb.add_argument(
-        "--for", dest="purpose", choices=("predict", "train"), default="predict", help="task of the model"
+        "--for", dest="purpose", choices=get_args(Purpose), default="predict", help="task of the model"
     )
     verb.add_argument(
         "--set",

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from vesalius.cli.arguments import (
     MODEL_OR_BASELINE,
@@ -60,11 +60,14 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
 
 
 def _add_video_options(verb: argparse.ArgumentParser) -> None:
+    from vesalius.jobs.clip_folder import ask_clips
+    from vesalius.segmenter import Propagation
+
     group = verb.add_argument_group("videos")
     group.add_argument(
         "--propagation",
-        choices=("frames", "official", "sam2"),
-        default="frames",
+        choices=("frames", *get_args(Propagation)),
+        default=defaults_of(ask_clips)["propagation"],
         help="how masks propagate in videos. frames: each frame independently; official: prompt on the first 5 "
         "frames, then Sa2VA's memory; sam2: prompt on key frames, then SAM 2's memory",
     )

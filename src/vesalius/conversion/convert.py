@@ -30,9 +30,9 @@ from vesalius.models.adapter import TENSORS as ADAPTER_TENSORS
 from vesalius.models.cards import ADAPTER, CARD, SOURCE, Card
 from vesalius.models.config_files import PROOF
 from vesalius.models.layout_mapping import Assembly, to_bundle
+from vesalius.models.reference import Layout
 from vesalius.models.stored_model import (
     SHOWN,
-    Layout,
     empty_model,
     hash_model,
     open_stored,

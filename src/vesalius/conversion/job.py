@@ -23,9 +23,9 @@ from vesalius.models.config_files import CONFIG, SmallFiles, find_small_files, i
 from vesalius.models.families.tokenizers import official_tokenizer
 from vesalius.models.official_config import read_spec
 from vesalius.models.processor import Processor
+from vesalius.models.reference import Layout
 from vesalius.models.specs import ModelSpec
 from vesalius.models.stored_model import (
-    Layout,
     StoredModel,
     bundle_view,
     check_fit,

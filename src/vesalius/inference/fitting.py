@@ -29,8 +29,8 @@ from vesalius.models.specs import ModelSpec
 from vesalius.models.stored_model import empty_model
 from vesalius.models.textseg import TextSegModel
 from vesalius.models.trainable import TrainableSettings
+from vesalius.segmenter import Purpose
 
-Purpose = Literal["predict", "train"]
 NEW_TOKENS = 64
 """An answer may grow to so many; `inference/predictor.py` cuts it there."""
 MOST_AT_ONCE = {"GPU": 32, "CPU": 4}

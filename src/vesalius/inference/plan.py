@@ -16,7 +16,6 @@ from vesalius.inference.fitting import (
     MOST_AT_ONCE,
     NEW_TOKENS,
     PredictionSettings,
-    Purpose,
     Task,
     TrainingSettings,
 )
@@ -40,6 +39,7 @@ from vesalius.models.reference import ModelRef, resolve_model
 from vesalius.models.specs import ModelSpec
 from vesalius.models.stored_model import empty_model, spec_of
 from vesalius.models.trainable import CHECKPOINTABLE, TrainableSettings
+from vesalius.segmenter import Purpose
 
 SETTINGS: dict[str, type[PredictionSettings] | type[TrainingSettings]] = {
     "predict": PredictionSettings,

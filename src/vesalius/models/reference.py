@@ -26,6 +26,8 @@ Origin = Literal["bundle", "run", "official", "hub", "packaged", "published", "b
 hub: such a folder in the local cache of the Hugging Face hub; packaged: `tiny`; published: a known name without weights on
 this machine; builtin: `frangi`."""
 Kind = Literal["textseg", "unet", "frangi"]
+Layout = Literal["vesalius", "sa2va"]
+"""File layout of a text-prompted model: vesalius is a bundle, sa2va the official folder."""
 
 
 @dataclass(frozen=True)

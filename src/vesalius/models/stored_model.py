@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import torch
 from transformers import Sam2VideoModel
@@ -29,13 +28,11 @@ from vesalius.models.families.table import family_of
 from vesalius.models.layout_mapping import to_bundle, to_official
 from vesalius.models.official_config import read_spec
 from vesalius.models.presets import find_published, find_spec
-from vesalius.models.reference import ModelRef, resolve_model
+from vesalius.models.reference import Layout, ModelRef, resolve_model
 from vesalius.models.specs import ModelSpec, Shape
 from vesalius.models.textseg import TextSegModel, assemble, configs
 from vesalius.models.weights import AssembledWeights, FileWeights, Weights, open_weights
 from vesalius.tensorfiles import find_shards
-
-Layout = Literal["vesalius", "sa2va"]
 
 SHOWN = 10
 """Most names of one kind in a message."""
