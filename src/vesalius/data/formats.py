@@ -1,4 +1,4 @@
-"""Every format that a dataset may come in, told apart by what files hold, not by what they are called."""
+"""Every dataset format. The format is detected from file contents, not from file names."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from vesalius.data.readers import (
     nnunet,
     vesalius_json,
 )
-from vesalius.data.source import Problems, Source
-from vesalius.errors import AnnotationError, SettingError
+from vesalius.data.source import Location, Problems, Source, unreadable
+from vesalius.errors import SettingError
 from vesalius.types import Sample
 
 
-def _nothing(source: Source) -> list[str]:
+def _no_notes(source: Source) -> list[str]:
     return []
 
 
 @dataclass(frozen=True)
 class Format:
-    """How to know a dataset, and to read it."""
+    """The functions that recognize and read one dataset format."""
 
     recognize: Callable[[Source], bool]
-    """Raises AnnotationError only where no reader could go on: a `.json` file that is not JSON."""
+    """Raises AnnotationError only for a `.json` file that is not JSON, which no reader can read."""
     read: Callable[[Source, str, Problems], list[Sample]]
-    """`read(source, phrase, problems)`: `phrase` names what masks show where the format does not ("" if nobody said).
-    Raises AnnotationError for an entry, or puts it into `problems` and leaves the entry out; SettingError where a
-    phrase is needed."""
-    notes: Callable[[Source], list[str]] = _nothing
-    """One line each for what lies beside it and is not read."""
+    """`read(source, phrase, problems)`: `phrase` is the phrase of masks in a format without phrases ("" if not given).
+    Raises AnnotationError for an entry, or adds it to `problems` and leaves the entry out; SettingError if a phrase is
+    needed and not given."""
+    notes: Callable[[Source], list[str]] = _no_notes
+    """One line for each kind of content that is not read, with its count."""
 
 
 FORMATS: dict[str, Format] = {
@@ -53,57 +53,54 @@ FORMATS: dict[str, Format] = {
     "nifti": Format(frames.NIFTI.recognize, frames.NIFTI.read, frames.NIFTI.notes),
     "video": Format(frames.VIDEO.recognize, frames.VIDEO.read, frames.VIDEO.notes),
 }
-"""The first that recognizes a source reads it: a format stands before those that know less about their files."""
+"""The first format that recognizes a source reads it, so formats with specific files come before generic ones."""
 
 ANNOTATION_FILES = ("annotations*.json", "annotations*.xml")
-"""What is looked for in a folder first. With several, a split chooses."""
+"""Annotation files that a folder is searched for first. If there are several, the split selects one."""
 
 
 def detect(data: Path, split: str | None) -> tuple[str, Source, list[str]]:
-    """(name of the format, what to read, notes).
+    """(name of the format, source, notes).
 
-    Raises AnnotationError where there is nothing that can be read, SettingError where `split` has to choose between
-    several annotation files and does not.
+    Raises AnnotationError if no format fits, SettingError if there are several annotation files and `split` selects
+    none.
     """
     source, notes = _find_source(data, split)
     for name, each in FORMATS.items():
         if each.recognize(source):
             return name, source, [*notes, *each.notes(source)]
+    where = Location(source.path)
     if not source.path.is_dir():
-        raise AnnotationError(f"{source.path}: is in no format that is read ({', '.join(FORMATS)})")
+        raise where.error(f"is in no known format ({', '.join(FORMATS)})", "unknown_format")
     others = ", ".join(str(file.relative_to(data)) for file in find_annotations(data)[:5])
-    raise AnnotationError(
-        f"{data}: is no dataset: neither annotations*.json nor images/ with masks/ was found"
-        + (
-            f"; if {others} is the annotation file, name it, and if it is none, move it elsewhere"
-            * bool(others)
-        )
+    remedy = f"if {others} is the annotation file, name it, and if not, move it elsewhere" if others else ""
+    raise where.error(
+        "is no dataset: neither annotations*.json nor images/ with masks/ was found", "unknown_format", remedy
     )
 
 
 def check_there(data: Path) -> None:
-    """Raise AnnotationError where there is nothing, or a folder that may not be entered."""
+    """Raise AnnotationError if the path does not exist or is a folder that cannot be opened."""
     try:
         data.stat()
         if data.is_dir():
             os.scandir(data).close()
-            (data / "images").exists()  # where it may be listed, but not entered
+            (data / "images").exists()  # raises for a folder that can be listed but not entered
     except FileNotFoundError:
-        raise AnnotationError(
-            f"{data}: does not exist; give a dataset folder or an annotation file"
-        ) from None
+        remedy = "give a dataset folder or an annotation file"
+        raise Location(data).error("does not exist", "not_found", remedy) from None
     except OSError as error:
-        raise AnnotationError(f"{data}: cannot be read ({error.strerror})", code="unreadable_file") from error
+        raise unreadable(data, error) from error
 
 
 def find_annotations(folder: Path) -> list[Path]:
-    """Files at any depth that may be an annotation, in whatever format; hidden ones are left out."""
+    """JSON and XML files at any depth, which may be annotations of any format, without hidden ones."""
     found = (file for pattern in ("*.json", "*.xml") for file in folder.rglob(pattern))
     return sorted(file for file in found if not file.name.startswith("."))
 
 
 def _find_source(data: Path, split: str | None) -> tuple[Source, list[str]]:
-    """The annotation file of a folder where it has one, else what was named."""
+    """The annotation file of a folder if it has one, else the path itself."""
     check_there(data)
     files = (
         sorted(file for pattern in ANNOTATION_FILES for file in data.glob(pattern)) if data.is_dir() else []
@@ -113,7 +110,7 @@ def _find_source(data: Path, split: str | None) -> tuple[Source, list[str]]:
     source = Source(files[0] if files else data)
     if split is None or source.path.stem == f"annotations.{split}":
         return source, []
-    return source, [f"split {split!r} picks nothing here: {source.path.name} is the only choice"]
+    return source, [f"split {split!r} is ignored: {source.path.name} is the only choice"]
 
 
 def _pick(folder: Path, files: list[Path], split: str | None) -> Path:
@@ -122,6 +119,5 @@ def _pick(folder: Path, files: list[Path], split: str | None) -> Path:
             return file
     names = ", ".join(file.name for file in files)
     asked = f"has no annotations.{split}.json" if split is not None else "has several annotation files"
-    raise SettingError(
-        f"{folder}: {asked}; pick one with --split NAME (annotations.NAME.json), or name the file: {names}"
-    )
+    remedy = f"pick one with --split NAME (annotations.NAME.json), or name the file: {names}"
+    raise SettingError(f"{folder}: {asked}; {remedy}", code="ambiguous_split", path=folder, remedy=remedy)

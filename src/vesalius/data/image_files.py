@@ -1,4 +1,4 @@
-"""Images that nobody annotated: files and folders to samples, one for each frame."""
+"""Unannotated images: files and folders as samples, one for each frame."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from vesalius.data.decoders import frame_files
 from vesalius.data.decoders.picture import SUFFIXES
 from vesalius.data.images import frame_id, sample_id
 from vesalius.data.readers.fields import is_file
+from vesalius.data.source import Location, UniqueIds, unreadable
 from vesalius.errors import ImageError
 from vesalius.types import Sample
 
@@ -20,32 +21,34 @@ log = logging.getLogger(__name__)
 def find_images(paths: Sequence[Path]) -> list[Sample]:
     """Samples without annotation for image files, and for the images at any depth in folders.
 
-    A file of several frames gives a sample for each, which share a sequence. They come in the order given. Ids are
-    paths under the given folder, or the stem of a given file. Raises ImageError where a path does not exist, a
-    folder holds no image or has one inside that cannot be entered, or two ids are equal.
+    A file of several frames gives one sample for each frame, and these share a sequence. The order is that of `paths`.
+    Ids are paths under the given folder, or the stem of a given file. Raises ImageError if a path does not exist, a
+    folder holds no image or a subfolder that cannot be opened, or two ids are equal.
     """
-    samples: dict[str, Sample] = {}
+    samples: list[Sample] = []
+    ids = UniqueIds()
     for path in paths:
         for file in _list_files(path) if path.is_dir() else [path]:
+            where = Location(file)
             if not file.exists():
-                raise ImageError(f"{file}: there is no such file; give images or folders of images")
+                raise where.error(
+                    "does not exist", "not_found", "give images or folders of images", kind=ImageError
+                )
             if str(file) != str(file).encode(errors="replace").decode():
-                raise ImageError(f"{str(file)!r}: the name is not UTF-8; rename the file")
+                message = f"{str(file)!r}: the name is not UTF-8; rename the file"
+                raise ImageError(message, code="bad_value", path=repr(str(file)), remedy="rename the file")
             name = sample_id(file.relative_to(path) if path.is_dir() else Path(file.name))
             for sample in frames_of(file, name):
-                if sample.id in samples:
-                    raise ImageError(
-                        f"{file}: has the same id {sample.id} as {samples[sample.id].image}; "
-                        "give the folder above both, or rename one"
-                    )
-                samples[sample.id] = sample
+                ids.add(sample.id, where, "give the folder above both, or rename one", kind=ImageError)
+                samples.append(sample)
     if not samples:
-        raise ImageError("no image was given; name image files, or folders that hold images")
-    return list(samples.values())
+        remedy = "name image files, or folders with images"
+        raise ImageError(f"no image was given; {remedy}", code="no_image", remedy=remedy)
+    return samples
 
 
 def frames_of(file: Path, name: str) -> list[Sample]:
-    """The samples of one file, whose id is `name` where it is a single image."""
+    """The samples of one file. A single image has the id `name`, and a frame has `name` and its index."""
     kind = None if file.suffix.lower() in SUFFIXES else frame_files.kind_of(file)
     n = 1 if kind is None else kind.count_frames(file)
     if n == 1:
@@ -57,12 +60,10 @@ def frames_of(file: Path, name: str) -> list[Sample]:
 
 
 def _list_files(folder: Path) -> list[Path]:
-    """Images and files of frames under the folder, in order of their names; what is neither is counted."""
+    """Images and files of frames under the folder, in order of their names; a log line counts all other files."""
 
     def refuse(error: OSError) -> None:
-        raise ImageError(
-            f"{error.filename}: cannot be read ({error.strerror}); open it, or take it away"
-        ) from error
+        raise unreadable(Path(error.filename), error, ImageError) from error
 
     paths = (Path(parent, name) for parent, _, names in os.walk(folder, onerror=refuse) for name in names)
     files = sorted(path for path in paths if not path.name.startswith(".") and is_file(path))
@@ -70,8 +71,11 @@ def _list_files(folder: Path) -> list[Path]:
         path for path in files if path.suffix.lower() in SUFFIXES or frame_files.kind_of(path) is not None
     ]
     if not found:
-        raise ImageError(
-            f"{folder}: holds no image; png, jpg, bmp, tif, {', '.join(frame_files.KINDS)} are read"
+        raise Location(folder).error(
+            "holds no image",
+            "no_image",
+            f"png, jpg, bmp, tif, {', '.join(frame_files.KINDS)} are read",
+            kind=ImageError,
         )
     others = len(files) - len(found)
     if others:

@@ -1,24 +1,49 @@
-"""Where a dataset lies, and what every reader of one is given."""
+"""What readers are given and share: the file or folder of a dataset, locations in it, and the errors about them."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from vesalius.codes import CODES
 from vesalius.errors import AnnotationError, DataError
 
 Problems = list[DataError] | None
-"""Where readers put what is wrong with single entries; with None the first one is raised."""
+"""The list to which readers add the errors of single entries; with None the first error is raised."""
 
 HEAD_BYTES = 4096
 
 
+class Location(NamedTuple):
+    """A file and, if known, the entry and object in it. As text: `annotations.json, entry 3 (a.png), mask[0]`."""
+
+    path: Path
+    field: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.path}, {self.field}" if self.field else str(self.path)
+
+    def inside(self, part: str) -> Location:
+        """The location of one part of this entry or object."""
+        return Location(self.path, f"{self.field}, {part}" if self.field else part)
+
+    def error(
+        self, wrong: str, code: str, remedy: str = "", kind: type[DataError] = AnnotationError
+    ) -> DataError:
+        """An error `LOCATION: WRONG; REMEDY`; the remedy of the table of codes unless another one is given."""
+        remedy = remedy or CODES[code].remedy
+        message = f"{self}: {wrong}; {remedy}"
+        return kind(message, code=code, path=self.path, field=self.field or None, remedy=remedy)
+
+
 @dataclass(frozen=True)
 class Source:
-    """A file or folder that somebody named as a dataset; what a file holds is read once, for all readers."""
+    """A file or folder that was named as a dataset. Its contents are read once, for all readers."""
 
     path: Path
 
@@ -29,7 +54,7 @@ class Source:
 
     @cached_property
     def head(self) -> bytes:
-        """The first bytes of a file; empty for a folder or where it cannot be read."""
+        """The first bytes of a file; empty for a folder or an unreadable file."""
         try:
             with self.path.open("rb") as file:
                 return file.read(HEAD_BYTES)
@@ -38,26 +63,54 @@ class Source:
 
     @cached_property
     def json(self) -> Any:
-        """The value of a `.json` file, None for anything else; AnnotationError where it is not JSON."""
+        """The value of a `.json` file, None for anything else; AnnotationError if the file is not JSON."""
         if self.path.suffix.lower() != ".json" or self.path.is_dir():
             return None
         return read_json(self.path)
 
+    def locate(self, part: str) -> Location:
+        """The location of one entry of the file."""
+        return Location(self.path, part)
+
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file in UTF-8; AnnotationError, naming it, where there is none."""
+    """The value of a JSON file in UTF-8; AnnotationError if it cannot be read or is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise AnnotationError(f"{path}: cannot be read ({error.strerror})", code="unreadable_file") from error
+        raise unreadable(path, error) from error
     except (ValueError, RecursionError) as error:
-        raise AnnotationError(
-            f"{path}: is not JSON ({error}); write it again as UTF-8 JSON", code="unreadable_file"
-        ) from error
+        raise Location(path).error(f"is not JSON ({error})", "unreadable_file") from error
+
+
+def unreadable(path: Path, error: OSError, kind: type[DataError] = AnnotationError) -> DataError:
+    """The error for a file or folder that the operating system does not let us read."""
+    return Location(path).error(f"cannot be read ({error.strerror})", "unreadable_file", kind=kind)
 
 
 def report(error: DataError, problems: Problems) -> None:
-    """Put the error where it is collected, or raise it."""
+    """Add the error to `problems`, or raise it if there is no such list."""
     if problems is None:
         raise error
     problems.append(error)
+
+
+@contextmanager
+def reporting(problems: Problems) -> Iterator[None]:
+    """Report a DataError of the block; what the block did before it stays."""
+    try:
+        yield
+    except DataError as error:
+        report(error, problems)
+
+
+class UniqueIds(dict[str, object]):
+    """Id -> location of the sample or file that has it."""
+
+    def add(self, name: str, where: Location, remedy: str = "", kind: type[DataError] = AnnotationError) -> None:
+        """Remember the id; a DataError with the code `duplicate_id` if it is known already."""
+        if name in self:
+            raise where.error(f"has the same id {name} as {self[name]}", "duplicate_id", remedy, kind)
+        self[name] = where
+
+

@@ -4,57 +4,77 @@
      "annotations": [{"image_id": 1, "category_id": 1, "segmentation": polygons or RLE, "iscrowd": 0}, ...],
      "categories": [{"id": 1, "name": "vessel"}, ...]}
 
-The name of a category is the phrase, each annotation one object of it, crowds included. What is not in an
-image is said as LVIS does, by `neg_category_ids` in its record. Where a record has no such field and no
-annotation, the image shows nothing of a file's only category; with several categories nobody knows, and it
-is not annotated. A record may have `group`, `sequence`, `frame` and `spacing_mm` as in the format of the
-house; its other keys are metadata.
+The name of a category is the phrase, and each annotation is one object of it, crowds included. As in LVIS,
+`neg_category_ids` of an image lists the categories that are not in it. An image without that field and without
+annotation shows nothing of the category if the file has only one category; otherwise it counts as not annotated.
+An image may have `group`, `sequence`, `frame` and `spacing_mm` as in the format `vesalius`. Its other keys are
+metadata.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, PositiveInt
+
 from vesalius.data.images import frame_id
 from vesalius.data.readers import fields
-from vesalius.data.readers.fields import kind, show
-from vesalius.data.sample_fields import KEYS as PARTICULARS
-from vesalius.data.sample_fields import read_particulars
-from vesalius.data.source import Problems, Source, report
-from vesalius.errors import AnnotationError
+from vesalius.data.readers.fields import Id, kind, named, parse, show
+from vesalius.data.sample_fields import KEYS as SAMPLE_KEYS
+from vesalius.data.sample_fields import SampleFields
+from vesalius.data.source import Location, Problems, Source, UniqueIds, report, reporting
+from vesalius.errors import AnnotationError, DataError
 from vesalius.masks import Size
 from vesalius.types import Absent, MaskReference, Sample
 
-KEYS = ("id", "file_name", "height", "width", "neg_category_ids", *PARTICULARS)
-"""Of an image record; others are metadata."""
+KEYS = ("id", "file_name", "height", "width", "neg_category_ids", *SAMPLE_KEYS)
+"""Keys of an image that are not metadata."""
 
 ANNOTATION_KEYS = ("id", "image_id", "category_id", "segmentation", "area", "bbox", "iscrowd")
 
-Id = int | str
+
+class _Category(fields.ForeignObject):
+    id: Id
+    name: fields.Phrase
+
+
+class _Record(SampleFields):
+    id: Id
+    file_name: Any = None
+    height: PositiveInt | None = None
+    width: PositiveInt | None = None
+    neg_category_ids: list[Id] | None = None
+
+
+class _Annotation(BaseModel):
+    model_config = fields.STRICT
+    image_id: Id
+    category_id: Id
+    segmentation: Any = None
+    bbox: Any = None
 
 
 @dataclass(frozen=True)
 class _Image:
-    """A record of `images`, and the rows that annotations add to it."""
+    """An image of the file, and the phrases and masks that its annotations add."""
 
-    id: str
+    name: str
     path: Path
-    place: str
+    where: Location
     size: Size | None
     absent: tuple[str, ...] | None
-    """What `neg_category_ids` says; None where the record has no such field."""
-    particulars: dict[str, Any]
-    metadata: dict[str, Any]
-    rows: list[tuple[str, MaskReference]] = field(default_factory=list)
+    """The phrases of `neg_category_ids`; None if the image has no such field."""
+    record: _Record
+    masks: list[tuple[str, MaskReference]] = field(default_factory=list)
 
 
 def recognize(source: Source) -> bool:
-    """Whether it is a JSON file whose top has the lists `images` and `annotations`."""
+    """Whether the source is a JSON file with the lists `images` and `annotations` at its top."""
     value = source.json
     return isinstance(value, dict) and all(
         isinstance(value.get(key), list) for key in ("images", "annotations")
@@ -62,37 +82,38 @@ def recognize(source: Source) -> bool:
 
 
 def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sample]:
-    """Samples in the order of `images`; one prompt for each annotation, in their order, then what is absent.
+    """Samples in the order of `images`; one prompt for each annotation, in their order, then absent phrases.
 
-    Images lie beside the file, in `images/` there, or in a folder of either that is named like the split,
-    which is the last word of the file's name; for a file in `annotations/` these folders lie beside that
-    one. Raises AnnotationError naming the file and the index (from 0) of the image, annotation or category;
-    with `problems` it is put there, and an image is left out whole where its record or one of its
-    annotations is wrong.
+    Images lie beside the file, in `images/` there, or in a folder of either that is named like the split, which is
+    the last word of the file's name. For a file in `annotations/`, these folders lie beside `annotations/`. Raises
+    AnnotationError with the file and the index (from 0) of the image, annotation or category. With `problems`, the
+    error is added there, and an image is left out if its record or one of its annotations is wrong.
     """
     value = _read_top(source)
-    categories = _read_categories(value["categories"], source.path, problems)
+    categories = _read_categories(value["categories"], source, problems)
     images, refused = _read_images(value["images"], source, categories, problems)
-    wrong: set[Id | None] = set()
+    wrong: set[Any] = set()
     for index, annotation in enumerate(value["annotations"]):
-        place, image_id = f"{source.path}, annotation {index}", None
+        image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
+        image_id = image_id if type(image_id) in (int, str) else None
+        if image_id in refused:
+            continue
+        where = source.locate(f"annotation {index}")
         try:
-            image_id = _read_id(annotation, "image_id", place)
-            if image_id in refused:
-                continue
+            found = parse(_Annotation, annotation, where)
             if image_id not in images:
-                raise AnnotationError(f"{place}: no image has the id {show(image_id)}", code="unknown_id")
+                raise where.error(f"no image has the id {show(image_id)}", "unknown_id")
             image = images[image_id]
-            image.rows.append(_read_annotation(annotation, place, image.size, categories))
+            image.masks.append(_read_annotation(found, where, image.size, categories))
         except AnnotationError as error:
             wrong.add(image_id)
             report(error, problems)
     only = tuple(categories.values()) if len(value["categories"]) == 1 else ()
-    return [_sample(image, only) for name, image in images.items() if name not in wrong]
+    return [_sample(image, only) for image_id, image in images.items() if image_id not in wrong]
 
 
 def notes(source: Source) -> list[str]:
-    """How crowds and images without annotation are read, and what of the annotations is not."""
+    """How crowds and images without annotation are read, and which keys of annotations are not kept."""
     annotations = [each for each in source.json["annotations"] if isinstance(each, dict)]
     found = []
     crowds = sum(each.get("iscrowd") == 1 for each in annotations)
@@ -102,91 +123,74 @@ def notes(source: Source) -> list[str]:
     if ignored:
         counted = ", ".join(f"{key} ({n})" for key, n in ignored.items())
         found.append(f"keys of annotations that are not kept: {counted}")
-    drawn = {each["image_id"] for each in annotations if isinstance(each.get("image_id"), Id)}
-    silent = sum(
+    drawn = {each["image_id"] for each in annotations if isinstance(each.get("image_id"), int | str)}
+    bare = sum(
         isinstance(each, dict)
         and each.get("neg_category_ids") is None
-        and isinstance(each.get("id"), Id)
+        and isinstance(each.get("id"), int | str)
         and each["id"] not in drawn
         for each in source.json["images"]
     )
-    if silent:
+    if bare:
         only = len(source.json.get("categories") or ()) == 1
         how = "showing nothing of the only category" if only else "not annotated"
-        found.append(f"images without annotation, read as {how}: {silent}")
+        found.append(f"images without annotation, read as {how}: {bare}")
     return found
 
 
 def _read_top(source: Source) -> dict[str, list[Any]]:
-    value = source.json
+    value, where = source.json, Location(source.path)
     if not isinstance(value, dict):
-        raise AnnotationError(
-            f"{source.path}: must hold an object with images and annotations, not {kind(value)}"
-        )
+        raise where.error(f"must be an object with images and annotations, not {kind(value)}", "bad_value")
     for key in ("images", "annotations", "categories"):
         if not isinstance(value.get(key), list):
-            raise AnnotationError(f"{source.path}: {key} must be a list, not {kind(value.get(key))}")
+            raise where.inside(key).error(f"must be a list, not {kind(value.get(key))}", "bad_value")
     if not value["images"]:
-        raise AnnotationError(f"{source.path}: names no image; give at least one")
+        raise where.error("lists no image", "no_image")
     return value
 
 
-def _read_categories(records: list[Any], path: Path, problems: Problems) -> dict[Id, str]:
+def _read_categories(records: list[Any], source: Source, problems: Problems) -> dict[Any, str]:
     """Id -> name; the same name under two ids is one phrase."""
-    categories: dict[Id, str] = {}
+    categories: dict[Any, str] = {}
+    ids = UniqueIds()
     for index, record in enumerate(records):
-        place = f"{path}, category {index}"
-        try:
-            number = _read_id(record, "id", place)
-            name = record.get("name")
-            if not isinstance(name, str) or not name.strip():
-                found = kind(name) if name else "empty"
-                raise AnnotationError(f"{place}: name must be a phrase, not {found}", code="no_phrase")
-            if number in categories:
-                raise AnnotationError(
-                    f"{place}: has the same id {show(number)} as another", code="duplicate_id"
-                )
-        except AnnotationError as error:
-            report(error, problems)
-        else:
-            categories[number] = name
+        where = source.locate(f"category {index}")
+        with reporting(problems):
+            category = parse(_Category, record, where)
+            ids.add(category.id, where, "give each category an id of its own")
+            categories[category.id] = category.name
     return categories
 
 
 def _read_images(
-    records: list[Any], source: Source, categories: Mapping[Id, str], problems: Problems
-) -> tuple[dict[Id, _Image], set[Id | None]]:
-    """Id -> image, and the ids of those that are refused."""
+    records: list[Any], source: Source, categories: Mapping[Any, str], problems: Problems
+) -> tuple[dict[Any, _Image], set[Any]]:
+    """Id -> image, and the ids that only refused records have."""
     root, folders = _find_folders(source)
-    images: dict[Id, _Image] = {}
-    refused: set[Id | None] = set()
-    places: dict[str, str] = {}
+    images: dict[Any, _Image] = {}
+    refused = set()
+    ids, names = UniqueIds(), UniqueIds()
     for index, record in enumerate(records):
-        place, number = f"{source.path}, image {index}", None
+        name = record.get("file_name") if isinstance(record, dict) else None
+        where = source.locate(named(f"image {index}", name))
+        image_id = None
         try:
-            number = _read_id(record, "id", place)
-            if number in images or number in refused:
-                raise AnnotationError(
-                    f"{place}: has the same id {show(number)} as another", code="duplicate_id"
-                )
-            image = _read_image(record, place, root, folders, categories)
-            if image.id in places:
-                raise AnnotationError(
-                    f"{image.place}: has the same sample id {image.id} as {places[image.id]}; "
-                    "list each image once, and name images apart by more than the suffix",
-                    code="duplicate_id",
-                )
-        except AnnotationError as error:
-            refused.add(number)
+            parsed = parse(_Record, record, where)
+            image_id = parsed.id
+            ids.add(image_id, where, "give each image an id of its own")
+            image = _read_image(parsed, where, root, folders, categories)
+            names.add(image.name, where)
+        except DataError as error:
+            refused.add(image_id)
             report(error, problems)
         else:
-            images[number] = image
-            places[image.id] = image.place
+            images[image_id] = image
     return images, refused - images.keys()
 
 
 def _find_folders(source: Source) -> tuple[Path, tuple[str, ...]]:
-    """The folder that images must be in, and its folders in which each is looked for, in this order."""
+    """The folder that holds all images, and its subfolders to look in, in this order."""
     split = re.split(r"[._]", source.path.stem)[-1]
     folder = source.path.absolute().parent
     if folder.name == "annotations":
@@ -195,79 +199,47 @@ def _find_folders(source: Source) -> tuple[Path, tuple[str, ...]]:
 
 
 def _read_image(
-    record: dict[str, Any], place: str, root: Path, folders: Sequence[str], categories: Mapping[Id, str]
+    record: _Record, where: Location, root: Path, folders: tuple[str, ...], categories: Mapping[Any, str]
 ) -> _Image:
-    path, name = fields.find_image(record.get("file_name"), place, root, folders)
-    named = f"{place} ({record['file_name']})"
-    size = [record.get("height"), record.get("width")]
-    metadata = {key: value for key, value in record.items() if key not in KEYS}
-    fields.check_metadata(metadata, named)
-    particulars = read_particulars(record, named)
-    frame = particulars["frame"]
-    return _Image(
-        id=name if frame is None else frame_id(name, frame),
-        path=path,
-        place=named,
-        size=None if size == [None, None] else fields.read_size(size, named),
-        absent=_read_absent(record.get("neg_category_ids"), named, categories),
-        particulars=particulars,
-        metadata=metadata,
-    )
-
-
-def _read_absent(value: Any, place: str, categories: Mapping[Id, str]) -> tuple[str, ...] | None:
-    if value is None:
-        return None
-    if not isinstance(value, list) or not all(type(each) in (int, str) for each in value):
-        raise AnnotationError(f"{place}: neg_category_ids must be a list of ids, not {show(value)}")
-    unknown = [each for each in value if each not in categories]
+    path, name = fields.find_image(record.file_name, where, root, folders)
+    fields.check_metadata(record.unknown, where)
+    size = fields.read_size(record.height, record.width, where)
+    negative = record.neg_category_ids
+    unknown = [each for each in negative or () if each not in categories]
     if unknown:
-        raise AnnotationError(f"{place}: no category has the id {show(unknown[0])}", code="unknown_id")
-    return tuple(categories[each] for each in value)
+        raise where.inside("neg_category_ids").error(
+            f"no category has the id {show(unknown[0])}", "unknown_id"
+        )
+    absent = None if negative is None else tuple(categories[each] for each in negative)
+    name = name if record.frame is None else frame_id(name, record.frame)
+    return _Image(name, path, where, size, absent, record)
 
 
 def _read_annotation(
-    annotation: dict[str, Any], place: str, size: Size | None, categories: Mapping[Id, str]
+    annotation: _Annotation, where: Location, size: Size | None, categories: Mapping[Any, str]
 ) -> tuple[str, MaskReference]:
-    """Its phrase and its mask."""
-    category = _read_id(annotation, "category_id", place)
-    if category not in categories:
-        raise AnnotationError(f"{place}: no category has the id {show(category)}", code="unknown_id")
-    shape = annotation.get("segmentation")
+    """The phrase and the mask of an annotation."""
+    if annotation.category_id not in categories:
+        raise where.error(f"no category has the id {show(annotation.category_id)}", "unknown_id")
+    shape = annotation.segmentation
     if shape is None or shape in ([], {}):
-        box = "only a box (bbox) and " if annotation.get("bbox") else ""
-        raise AnnotationError(
-            f"{place}: has {box}no segmentation; draw its mask or remove it", code="no_mask"
-        )
-    if isinstance(shape, dict):
-        return categories[category], fields.read_rle(shape, place, size)
-    if not isinstance(shape, list):
-        raise AnnotationError(f"{place}: segmentation must be polygons or RLE, not {kind(shape)}")
-    return categories[category], fields.read_polygons(shape, place)
-
-
-def _read_id(record: Any, key: str, place: str) -> Id:
-    if not isinstance(record, dict):
-        raise AnnotationError(f"{place}: must be an object, not {kind(record)}")
-    value = record.get(key)
-    if type(value) is int or type(value) is str:
-        return value
-    raise AnnotationError(f"{place}: {key} must be a whole number or text, not {show(value)}")
+        box = "only a box (bbox) and " if annotation.bbox else ""
+        raise where.error(f"has {box}no segmentation", "no_mask")
+    return categories[annotation.category_id], fields.read_mask(shape, where.inside("segmentation"), size)
 
 
 def _sample(image: _Image, only: tuple[str, ...]) -> Sample:
-    """`only` is the category of a file that has one, of which an image without annotation shows nothing."""
-    unsaid = () if image.rows else only
+    """`only` is the category of a file with one category, which an image without annotation does not show."""
+    unsaid = () if image.masks else only
     absent = unsaid if image.absent is None else image.absent
-    rows = [*image.rows, *((phrase, Absent()) for phrase in absent)]
-    masks = tuple((reference,) for _, reference in rows)
+    rows = [*image.masks, *((phrase, Absent()) for phrase in absent)]
     return Sample(
-        image.id,
+        image.name,
         image.path,
         tuple(phrase for phrase, _ in rows),
-        masks or None,
-        image.place,
+        tuple((reference,) for _, reference in rows) or None,
+        str(image.where),
         size=image.size,
-        metadata=image.metadata,
-        **image.particulars,
+        metadata=image.record.unknown,
+        **image.record.as_arguments(),
     )

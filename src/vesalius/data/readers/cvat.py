@@ -8,10 +8,11 @@
       <track id="0" label="catheter"> <box frame="0" outside="0" xtl="1" ytl="1" xbr="9" ybr="5"/> ... </track>
     </annotations>
 
-The label is the phrase. Read are polygon, box, ellipse and mask, whose `rle` are the runs of its box, row by row, the
-background first. An image without shapes is not annotated. In a video each frame that a track mentions is a sample; a
-track that is outside of a frame says that its label is not there. Attributes are kept as metadata (`shapes`), tags as
-`tags`; occlusion, order of depth and source are not. Source: docs.cvat.ai, XML annotation format.
+The label is the phrase. Polygon, box, ellipse and mask are read; the `rle` of a mask has the run lengths of its box,
+row by row, background first. An image without shapes is not annotated. In a video, each frame with a shape of a track
+is a sample, and `outside` means that the label is not in the frame. Attributes are kept as metadata (`shapes`), tags
+as `tags`; occlusion, depth order and source are not. Expat (2.4.1 or later) limits the growth of entities, and
+ElementTree loads no external ones. Source: docs.cvat.ai, XML annotation format.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
-from xml.parsers import expat
 
 import numpy as np
 
@@ -35,43 +35,47 @@ from vesalius.data.decoders.picture import SUFFIXES
 from vesalius.data.images import frame_id
 from vesalius.data.readers import fields, shapes
 from vesalius.data.readers.fields import is_file, show
-from vesalius.data.source import Problems, Source, report
+from vesalius.data.source import Location, Problems, Source, UniqueIds, report, reporting, unreadable
 from vesalius.errors import AnnotationError
 from vesalius.masks import Size, encode_rle
 from vesalius.types import Absent, MaskReference, Polygons, RleMask, Sample
 
 Element = ElementTree.Element
 
-WITHOUT_AREA = ("polyline", "points", "skeleton", "cuboid")
 MAX_DEPTH = 32
 MAX_COORDINATE = 1e7
-BLOCK_BYTES = 1 << 16
 
 
 def recognize(source: Source) -> bool:
-    """Whether it is an XML file whose first bytes hold `<annotations>`."""
+    """Whether the source is an XML file with `<annotations>` in its first bytes."""
     return source.head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<") and b"<annotations>" in source.head
 
 
 def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sample]:
-    """Samples in the order of the file, those of a video in the order of its frames; one prompt a shape.
+    """Samples in the order of the file, those of a video in the order of its frames; one prompt for each shape.
 
-    Images lie beside the file or in `images/`, also under the name of their `subset` there; frames of a video are
-    `images/frame_000000.png` and so on, or are read from the video that the file names. Raises AnnotationError, naming
-    file and image or track; with `problems`, a wrong image is put there and left out, and with a wrong track all of
-    its video. What is no XML, or has a DOCTYPE, raises in both cases.
+    Images lie beside the file or in `images/`, also in a folder there with the name of their `subset`. Frames of a
+    video are `images/frame_000000.png` and so on, or are read from the video that the file names. Raises
+    AnnotationError with file and image or track. With `problems`, the error is added there; a wrong image is left out,
+    and a wrong track leaves out its whole video. A file that is not XML raises in both cases.
     """
-    samples: dict[str, Sample] = {}
+    samples: list[Sample] = []
+    ids = UniqueIds()
     clip = _Clip()
+
+    def add(sample: Sample, where: Location) -> None:
+        ids.add(sample.id, where)
+        samples.append(sample)
+
     for element in _parse(source.path):
         try:
             if element.tag == "image":
-                place = f"{source.path}, image {show(element.get('name'))}"
-                _add(_read_image(element, place, source.root), samples)
+                where = source.locate(f"image {show(element.get('name'))}")
+                add(_read_image(element, where, source.root), where)
             elif element.tag == "track":
-                clip.add(element, f"{source.path}, track {show(element.get('id'))}")
+                clip.add(element, source.locate(f"track {show(element.get('id'))}"))
             elif element.tag == "meta":
-                clip.read_meta(element, source.path)
+                clip.read_meta(element, source)
         except AnnotationError as error:
             clip.broken |= element.tag != "image"
             report(error, problems)
@@ -81,21 +85,18 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
         clip.broken = True
         report(error, problems)
     for frame in () if clip.broken else sorted(clip.frames):
-        try:
-            _add(clip.sample(frame, source), samples)
-        except AnnotationError as error:
-            report(error, problems)
+        with reporting(problems):
+            where = source.locate(f"frame {frame}")
+            add(clip.sample(frame, where, source.root), where)
     if not samples and not problems:
-        raise AnnotationError(
-            f"{source.path}: has neither images nor tracks; export it again from CVAT", code="no_image"
-        )
-    return list(samples.values())
+        raise Location(source.path).error("has neither images nor tracks", "no_image")
+    return samples
 
 
 def _parse(path: Path) -> Iterator[Element]:
-    """The children of the root, one at a time; each is emptied once the next is asked for."""
+    """The children of the root, one at a time; each is emptied when the next is requested."""
+    where = Location(path)
     try:
-        _refuse_doctype(path)
         depth = 0
         with path.open("rb") as file:
             for event, element in ElementTree.iterparse(file, events=("start", "end")):
@@ -103,64 +104,28 @@ def _parse(path: Path) -> Iterator[Element]:
                 if event == "start" and depth == 1:
                     root = element
                 if depth > MAX_DEPTH:
-                    raise AnnotationError(
-                        f"{path}: is nested {depth} deep, which no file of CVAT is", code="unreadable_file"
-                    )
+                    raise where.error(f"is nested {depth} deep, and CVAT never is", "unreadable_file")
                 if event == "end" and depth == 1:
                     yield element
                     root.clear()
     except OSError as error:
-        raise AnnotationError(f"{path}: cannot be read ({error.strerror})", code="unreadable_file") from error
-    except (ElementTree.ParseError, expat.ExpatError, ValueError, LookupError) as error:
-        raise AnnotationError(
-            f"{path}: is no XML ({error}); export it again from CVAT", code="unreadable_file"
-        ) from error
+        raise unreadable(path, error) from error
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        raise where.error(f"is not XML ({error})", "unreadable_file", "export it again from CVAT") from error
 
 
-def _refuse_doctype(path: Path) -> None:
-    """AnnotationError where the file declares a document type: entities could grow without end, or name other files."""
-
-    def refuse(*declared: Any) -> None:
-        raise AnnotationError(
-            f"{path}: has a DOCTYPE, which no file of CVAT has; remove it", code="unreadable_file"
-        )
-
-    started = False
-
-    def start(*element: Any) -> None:
-        nonlocal started
-        started = True
-
-    parser = expat.ParserCreate()
-    parser.StartDoctypeDeclHandler = refuse
-    parser.StartElementHandler = start
-    with path.open("rb") as file:
-        while not started and (block := file.read(BLOCK_BYTES)):
-            parser.Parse(block, False)
-
-
-def _add(sample: Sample, samples: dict[str, Sample]) -> None:
-    if sample.id in samples:
-        raise AnnotationError(
-            f"{sample.source}: has the same id {sample.id} as {samples[sample.id].source}; "
-            "name images apart by more than the suffix",
-            code="duplicate_id",
-        )
-    samples[sample.id] = sample
-
-
-def _read_image(element: Element, place: str, root: Path) -> Sample:
+def _read_image(element: Element, where: Location, root: Path) -> Sample:
     subset = element.get("subset", "")
-    # a subset may become a folder only where it is a plain name
+    # a subset is used as a folder only if it is a plain name
     within = (subset, f"images/{subset}") if PurePosixPath(subset).name == subset != ".." else ()
     image, name = fields.find_image(
-        _complete(element.get("name", ""), root), place, root, ("", "images", *filter(None, within))
+        _complete(element.get("name", ""), root), where, root, ("", "images", *filter(None, within))
     )
-    size = _read_size(element, place)
+    size = _read_size(element, where)
     rows: list[tuple[str, MaskReference]] = []
     noted, tags = [], []
     for index, shape in enumerate(element):
-        at = f"{place}, {shape.tag} {index}"
+        at = where.inside(f"{shape.tag} {index}")
         label = _read_label(shape, at)
         attributes = {each.get("name", ""): each.text or "" for each in shape.iter("attribute")}
         noted += [{"label": label} | attributes] if attributes else []
@@ -168,64 +133,61 @@ def _read_image(element: Element, place: str, root: Path) -> Sample:
             tags.append(label)
         else:
             rows.append((label, _read_shape(shape, at, size)))
-    metadata = {
-        key: value for key, value in {"tags": tags, "shapes": noted, "subset": subset}.items() if value
-    }
-    if not rows:
-        return Sample(name, image, (), None, place, size=size, metadata=metadata)
-    phrases = tuple(label for label, _ in rows)
+    metadata: dict[str, Any] = {"tags": tags, "shapes": noted, "subset": subset}
     return Sample(
-        name, image, phrases, tuple((mask,) for _, mask in rows), place, size=size, metadata=metadata
+        name,
+        image,
+        tuple(label for label, _ in rows),
+        tuple((mask,) for _, mask in rows) or None,
+        str(where),
+        size=size,
+        metadata={key: value for key, value in metadata.items() if value},
     )
 
 
 def _complete(name: str, root: Path) -> str:
-    """The name with the suffix of its file, where it has none: so frames of a video are listed, and stored as images."""
+    """The name with the suffix of its file, if it has none: a video lists frames without suffix."""
     endings = (*SUFFIXES, *map(str.upper, SUFFIXES)) if "." not in name else ()
-    places = ((name + ending, folder) for folder in ("images", "") for ending in endings)
-    return next((full for full, folder in places if is_file(root / folder / full)), name)
+    candidates = ((name + ending, folder) for folder in ("images", "") for ending in endings)
+    return next((full for full, folder in candidates if is_file(root / folder / full)), name)
 
 
-def _read_shape(shape: Element, place: str, size: Size | None) -> MaskReference:
-    if shape.tag in WITHOUT_AREA:
-        raise AnnotationError(
-            f"{place}: a {shape.tag} has no area; draw a polygon around what is meant, or remove it",
-            code="no_area",
-        )
+def _read_shape(shape: Element, where: Location, size: Size | None) -> MaskReference:
+    if shape.tag in ("polyline", "points", "skeleton", "cuboid"):
+        raise where.error(f"a {shape.tag} has no area", "no_area")
     if shape.tag not in SHAPES:
-        raise AnnotationError(
-            f"{place}: is a shape that is unknown; draw it as a polygon", code="unknown_shape"
-        )
-    return SHAPES[shape.tag](shape, place, size)
+        raise where.error("is a shape that is unknown", "unknown_shape")
+    return SHAPES[shape.tag](shape, where, size)
 
 
-def _read_polygon(shape: Element, place: str, size: Size | None) -> Polygons:
+def _read_polygon(shape: Element, where: Location, size: Size | None) -> Polygons:
     try:
         pairs = [pair.split(",") for pair in shape.get("points", "").split(";")]
-        points = tuple(float(number) for x, y in pairs for number in (x, y))
+        return Polygons((tuple(float(number) for x, y in pairs for number in (x, y)),))
     except ValueError as error:
-        raise AnnotationError(
-            f'{place}: points must be pairs of numbers, "x,y;x,y", not {show(shape.get("points"))}',
-            code="invalid_points",
+        found = show(shape.get("points"))
+        raise where.error(
+            f'points must be pairs of numbers, "x,y;x,y", not {found}', "invalid_points"
         ) from error
-    return Polygons((points,))
 
 
-def _read_box(shape: Element, place: str, size: Size | None) -> Polygons:
-    left, top, right, bottom = (_read_number(shape, key, place) for key in ("xtl", "ytl", "xbr", "ybr"))
-    outline = shapes.rectangle(left, top, right - left, bottom - top)
-    return _turned(outline, shape, place, size)
+def _read_box(shape: Element, where: Location, size: Size | None) -> Polygons:
+    left, top, right, bottom = (_read_number(shape, key, where) for key in ("xtl", "ytl", "xbr", "ybr"))
+    return _rotated(shapes.rectangle(left, top, right - left, bottom - top), shape, where, size)
 
 
-def _read_ellipse(shape: Element, place: str, size: Size | None) -> Polygons:
-    x, y, radius_x, radius_y = (_read_number(shape, key, place) for key in ("cx", "cy", "rx", "ry"))
-    outline = shapes.ellipse(x, y, radius_x, radius_y)
-    return _turned(outline, shape, place, size)
+def _read_ellipse(shape: Element, where: Location, size: Size | None) -> Polygons:
+    return _rotated(
+        shapes.ellipse(*(_read_number(shape, key, where) for key in ("cx", "cy", "rx", "ry"))),
+        shape,
+        where,
+        size,
+    )
 
 
-def _turned(outline: shapes.Points, shape: Element, place: str, size: Size | None) -> Polygons:
-    """The outline, turned around its center, and cut at the border of the image."""
-    angle = _read_number(shape, "rotation", place) if shape.get("rotation") is not None else 0.0
+def _rotated(outline: shapes.Points, shape: Element, where: Location, size: Size | None) -> Polygons:
+    """The outline, rotated around its center, and cut at the border of the image."""
+    angle = _read_number(shape, "rotation", where) if shape.get("rotation") is not None else 0.0
     x, y = outline.mean(axis=0)
     outline = shapes.turn(outline, angle, x, y) if angle else outline
     if size is not None and (angle or shape.tag == "ellipse"):
@@ -233,28 +195,23 @@ def _turned(outline: shapes.Points, shape: Element, place: str, size: Size | Non
     return Polygons((tuple(outline.ravel().tolist()),))
 
 
-def _read_mask(shape: Element, place: str, size: Size | None) -> RleMask:
+def _read_mask(shape: Element, where: Location, size: Size | None) -> RleMask:
     if size is None:
-        raise AnnotationError(
-            f"{place}: a mask needs the width and height of its image", code="size_mismatch"
-        )
-    left, top, width, height = (_read_whole(shape, key, place) for key in ("left", "top", "width", "height"))
+        raise where.error("a mask needs the width and height of its image", "missing_field")
+    left, top, width, height = (_read_whole(shape, key, where) for key in ("left", "top", "width", "height"))
     if left + width > size[1] or top + height > size[0]:
-        raise AnnotationError(
-            f"{place}: the mask spans x {left} to {left + width} and y {top} to {top + height}, but the image is "
+        raise where.error(
+            f"the mask spans x {left} to {left + width} and y {top} to {top + height}, but the image is "
             f"{size[0]} x {size[1]} (h x w)",
-            code="invalid_rle",
+            "invalid_rle",
         )
     try:
         runs = [int(run) for run in shape.get("rle", "").split(",")]
     except ValueError as error:
-        raise AnnotationError(
-            f"{place}: rle must be whole numbers with commas between them", code="invalid_rle"
-        ) from error
+        raise where.error("rle must be whole numbers with commas between them", "invalid_rle") from error
     if min(runs) < 0 or sum(runs) != width * height:
-        raise AnnotationError(
-            f"{place}: the runs of rle must fill the {width} x {height} pixels of the mask, not {sum(runs)}",
-            code="invalid_rle",
+        raise where.error(
+            f"the runs of rle must fill the {width} x {height} pixels of the mask, not {sum(runs)}", "invalid_rle"
         )
     mask = np.zeros(size, dtype=bool)
     inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
@@ -262,7 +219,7 @@ def _read_mask(shape: Element, place: str, size: Size | None) -> RleMask:
     return RleMask(encode_rle(mask))
 
 
-SHAPES: dict[str, Callable[[Element, str, Size | None], MaskReference]] = {
+SHAPES: dict[str, Callable[[Element, Location, Size | None], MaskReference]] = {
     "polygon": _read_polygon,
     "box": _read_box,
     "ellipse": _read_ellipse,
@@ -270,131 +227,127 @@ SHAPES: dict[str, Callable[[Element, str, Size | None], MaskReference]] = {
 }
 
 
-def _read_label(element: Element, place: str) -> str:
+def _read_label(element: Element, where: Location) -> str:
     label = element.get("label", "")
     if not label.strip():
-        raise AnnotationError(f"{place}: has no label; give it one in CVAT", code="no_phrase")
+        raise where.error("has no label", "no_phrase", "give it one in CVAT")
     return label
 
 
-def _read_size(element: Element, place: str) -> Size | None:
-    """(h, w) where both are stated."""
+def _read_size(element: Element, where: Location) -> Size | None:
+    """(h, w) if both are stated."""
     if element.get("width") is None or element.get("height") is None:
         return None
-    height, width = _read_whole(element, "height", place), _read_whole(element, "width", place)
+    height, width = _read_whole(element, "height", where), _read_whole(element, "width", where)
     if not 0 < height * width <= MAX_PIXELS:
-        raise AnnotationError(
-            f"{place}: the size {height} x {width} (h x w) is not from 1 to {MAX_PIXELS // 10**6} million pixels",
-            code="size_mismatch",
+        raise where.error(
+            f"the size {height} x {width} (h x w) is not from 1 to {MAX_PIXELS // 10**6} million pixels",
+            "size_mismatch",
         )
     return height, width
 
 
-def _read_number(element: Element, key: str, place: str) -> float:
+def _read_number(element: Element, key: str, where: Location) -> float:
     try:
         number = float(element.get(key, ""))
     except ValueError:
         number = math.nan
     if not abs(number) <= MAX_COORDINATE:
-        raise AnnotationError(
-            f"{place}: {key} must be a number, not {show(element.get(key))}", code="invalid_points"
-        )
+        raise where.error(f"{key} must be a number, not {show(element.get(key))}", "invalid_points")
     return number
 
 
-def _read_whole(element: Element, key: str, place: str) -> int:
+def _read_whole(element: Element, key: str, where: Location) -> int:
     text = element.get(key, "")
     if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise AnnotationError(f"{place}: {key} must be a whole number, not {show(element.get(key))}")
+        raise where.error(f"{key} must be a whole number, not {show(element.get(key))}", "bad_value")
     return int(text)
 
 
 @dataclass
 class _Clip:
-    """What the tracks of a video say, until all of them were read: each runs over many frames."""
+    """The shapes of all tracks of a video by frame: a track runs over many frames, so all are read first."""
 
     frames: dict[int, list[tuple[str, MaskReference]]] = field(default_factory=dict)
-    tracks: list[tuple[str, dict[int, bool]]] = field(default_factory=list)
-    """Place of each track, and for the frames that it mentions whether it is in view."""
+    tracks: list[tuple[Location, dict[int, bool]]] = field(default_factory=list)
+    """Location of each track, and for each frame with a shape of it whether it is in view."""
     size: Size | None = None
     name: str = ""
     video: str = ""
     broken: bool = False
 
-    def read_meta(self, element: Element, path: Path) -> None:
+    def read_meta(self, element: Element, source: Source) -> None:
         """Name, size and video of the task or job."""
         self.name = element.findtext("task/name") or element.findtext("job/name") or ""
         self.video = element.findtext("source") or element.findtext("task/source") or ""
         stated = next(element.iter("original_size"), None)
         if stated is not None:
             sides = Element("original_size", {each.tag: (each.text or "").strip() for each in stated})
-            self.size = _read_size(sides, f"{path}, original_size")
+            self.size = _read_size(sides, source.locate("original_size"))
 
-    def add(self, track: Element, place: str) -> None:
-        """Put the shapes of a track to those of their frames."""
-        label = _read_label(track, place)
-        marks: dict[int, bool] = {}
+    def add(self, track: Element, where: Location) -> None:
+        """Add the shapes of a track to their frames."""
+        label = _read_label(track, where)
+        visible: dict[int, bool] = {}
         for shape in track:
             if shape.tag == "attribute":
                 continue
-            frame = _read_whole(shape, "frame", place)
-            at = f"{place}, {shape.tag} of frame {frame}"
+            frame = _read_whole(shape, "frame", where)
+            at = where.inside(f"{shape.tag} of frame {frame}")
             outside = shape.get("outside", "0")
             if outside not in ("0", "1"):
-                raise AnnotationError(f"{at}: outside must be 0 or 1, not {show(outside)}")
+                raise at.error(f"outside must be 0 or 1, not {show(outside)}", "bad_value")
             mask = Absent() if outside == "1" else _read_shape(shape, at, self.size)
             self.frames.setdefault(frame, []).append((label, mask))
-            marks[frame] = outside == "0"
-        self.tracks.append((place, dict(sorted(marks.items()))))
+            visible[frame] = outside == "0"
+        self.tracks.append((where, dict(sorted(visible.items()))))
 
     def check(self) -> None:
-        """AnnotationError where a track that is in view does not mention the next frame: it would be missing there."""
+        """Raise AnnotationError if a track in view has no shape in the next frame, where it would be missing."""
         order = sorted(self.frames)
-        for place, marks in self.tracks:
-            mentioned = list(marks)
+        for where, visible in self.tracks:
+            mentioned = list(visible)
             for frame, then in zip_longest(mentioned, mentioned[1:]):
-                place_in_order = bisect_right(order, frame)
-                if marks[frame] and place_in_order < len(order) and order[place_in_order] != then:
-                    raise AnnotationError(
-                        f"{place}: is in view at frame {frame} and says nothing of frame {order[place_in_order]}; "
-                        "export all frames, not key frames alone",
-                        code="track_gap",
+                next_index = bisect_right(order, frame)
+                if visible[frame] and next_index < len(order) and order[next_index] != then:
+                    raise where.error(
+                        f"is in view at frame {frame} and has no shape in frame {order[next_index]}", "track_gap"
                     )
 
-    def sample(self, frame: int, source: Source) -> Sample:
-        """One frame; AnnotationError where its image is not found."""
-        place = f"{source.path}, frame {frame}"
-        image, name, number = self._find_frame(frame, place, source.root)
+    def sample(self, frame: int, where: Location, root: Path) -> Sample:
+        """The sample of one frame; AnnotationError if its image is not found."""
+        image, name, number = self._find_frame(frame, where, root)
         rows = self.frames[frame]
-        clip = self.name or source.root.resolve().name
+        clip = self.name or root.resolve().name
         return Sample(
             name,
             image,
             tuple(label for label, _ in rows),
             tuple((mask,) for _, mask in rows),
-            place,
+            str(where),
             frame=number,
             group=clip,
             sequence=clip,
             size=self.size,
         )
 
-    def _find_frame(self, frame: int, place: str, root: Path) -> tuple[Path, str, int | None]:
-        """An image of its own, its id and None, or the video with the number of the frame."""
+    def _find_frame(self, frame: int, where: Location, root: Path) -> tuple[Path, str, int | None]:
+        """An image file, its id and None; or the video, the id and the index of the frame."""
         stem = f"frame_{frame:06d}"
         image = _complete(stem, root)
         if image != stem:
-            return *fields.find_image(image, place, root), None
+            return *fields.find_image(image, where, root), None
         if self.video:
             try:
-                video, name = fields.find_image(self.video, place, root)
+                video, name = fields.find_image(self.video, where, root)
             except AnnotationError:
                 pass  # the message below says more
             else:
                 if frame_files.kind_of(video) is not None:
                     return video, frame_id(name, frame), frame
-        beside = f", nor is the video {show(self.video)} beside the file" if self.video else ""
-        raise AnnotationError(
-            f"{place}: there is no images/{stem}.png{beside}; export with images, or extract the frames under such names",
-            code="missing_image",
+        beside = f", and the video {show(self.video)} is not beside the file" if self.video else ""
+        raise where.error(
+            f"there is no images/{stem}.png{beside}",
+            "missing_image",
+            "export with images, or extract the frames under such names",
         )

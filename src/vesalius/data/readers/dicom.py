@@ -1,9 +1,9 @@
-"""DICOM files: one, or a folder of them at any depth, whatever they are called.
+"""DICOM files: one file, or a folder of files at any depth, with any file names.
 
-A file is a sample, a cine one for each frame. They are not annotated, unless segmentation objects beside them speak
-of them: then each segment is a phrase, by its label. Files that share a patient, a study or a series are one group.
-Identifiers come as the beginnings of their hashes, which keep patients apart and name nobody; who knows a patient's
-number can still find its hash.
+A file is one sample, a cine one sample for each frame. Images are not annotated, unless segmentation objects beside
+them reference them: then each segment is a phrase, by its label. Files that share a patient, a study or a series are
+one group. Identifiers are replaced by the first 12 digits of their SHA-256, which keep patients apart and name nobody;
+anyone who knows a patient's number can still compute its hash.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vesalius.data.decoders.picture import SUFFIXES
 from vesalius.data.images import frame_id, sample_id
 from vesalius.data.readers import dicom_seg
 from vesalius.data.readers.dicom_seg import Segment
-from vesalius.data.source import HEAD_BYTES, Problems, Source, report
+from vesalius.data.source import HEAD_BYTES, Location, Problems, Source, UniqueIds, report, reporting, unreadable
 from vesalius.errors import AnnotationError, DataError, ImageError
 from vesalius.types import Absent, RleMask, Sample
 
@@ -34,27 +34,27 @@ KINDS = {
     "1.2.840.10008.5.1.4.1.1.88.": "reports",
     "": "other objects without an image",
 }
-"""Beginning of an SOP class -> what such objects are called in notes; the first that fits."""
+"""Beginning of an SOP class -> name of such objects in notes; the first match counts."""
 
 IDENTIFIERS = {"PatientID": "patient", "StudyInstanceUID": "study", "SeriesInstanceUID": "series"}
-"""Keyword -> kind, the one that names a group best first."""
+"""Keyword -> kind of identifier, in the order of preference for the name of a group."""
 
 Identifier = tuple[str, str]
-"""(keyword, value)"""
+"""(keyword, value) of an identifier in a header."""
 
 
 def recognize(source: Source) -> bool:
-    """Whether the file is a DICOM image, or one lies in the folder."""
+    """Whether the file is a DICOM image, or the folder holds one."""
     return any(dicom.recognize(path, head) for path, head in _heads(source, []))
 
 
 def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sample]:
     """Samples of all images, those of a series together and in order of their instance numbers.
 
-    An image that a segmentation speaks of has its segments as phrases in every frame, absent where they have no
-    pixel. Raises ImageError for a file or folder that cannot be read; AnnotationError for a segmentation that cannot, or of an
-    image that is not here, for an image that is there twice, and for equal ids; with `problems`, they are put there
-    and the file is left out.
+    An image that a segmentation references has its segments as phrases in every frame; a segment without a pixel in a
+    frame is absent there. Raises ImageError for a file or folder that cannot be read; AnnotationError for an unreadable
+    segmentation, a segmentation of an image that is not in the folder, two files of the same image, and equal ids.
+    With `problems`, the error is added there and the file is left out.
     """
     images: dict[Path, DicomFacts] = {}
     segmentations = []
@@ -62,34 +62,30 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
         if dicom.sop_class(head) == dicom_seg.SOP_CLASS:
             segmentations.append(path)
         elif dicom.recognize(path, head):
-            try:
+            with reporting(problems):
                 images[path] = _facts(path)
-            except ImageError as error:
-                report(error, problems)
     uids = _by_uid(images, problems)
     segments = _read_segments(segmentations, uids, source, problems)
     groups = _name_groups(images.values())
-    samples: dict[str, Sample] = {}
+    samples: list[Sample] = []
+    ids = UniqueIds()
     for path, sequence in _order({path: images[path] for path in uids.values()}).items():
         facts = images[path]
         group = next((groups[each] for each in _identify(facts).items()), sequence)
         its = segments.get(facts.sop_instance_uid)
         for sample in _samples(path, facts, group, sequence, its, source):
-            if sample.id in samples:
-                message = (
-                    f"{path}: has the same id {sample.id} as {samples[sample.id].image}; rename one of them"
-                )
-                report(AnnotationError(message, code="duplicate_id"), problems)
-            samples.setdefault(sample.id, sample)
-    return list(samples.values())
+            with reporting(problems):
+                ids.add(sample.id, Location(path), "rename one of them")
+                samples.append(sample)
+    return samples
 
 
 def notes(source: Source) -> list[str]:
-    """How many images and frames there are, what lies beside them, and what their headers leave open."""
+    """Counts of images, frames and other files, and of missing or ambiguous identifiers and spacings."""
     unfound: list[DataError] = []
     unread: list[DataError] = []
     files, heads = list(_files(source, unfound)), list(_heads(source, unread))
-    n_others = len(files) - len(heads) - (len(unread) - len(unfound))  # read says what cannot be read
+    n_others = len(files) - len(heads) - (len(unread) - len(unfound))  # read reports unreadable files
     kinds: Counter[str] = Counter({"files that are no DICOM": n_others})
     facts = []
     for path, head in heads:
@@ -99,7 +95,7 @@ def notes(source: Source) -> list[str]:
         try:
             facts.append(_facts(path))
         except ImageError:
-            continue  # read says so
+            continue  # read reports it
     found = [f"DICOM images: {len(facts)}, with {sum(each.frames for each in facts)} frames"]
     read_too = kinds.pop("segmentations", 0)
     found += [f"DICOM segmentations: {read_too}"] if read_too else []
@@ -109,27 +105,22 @@ def notes(source: Source) -> list[str]:
     found += [f"images without PatientID, grouped by study or series: {nameless}"] if nameless else []
     patients = [{value for name, value in each if name == "PatientID"} for each in _sets(_unite(facts))]
     shared = sum(len(each) for each in patients if len(each) > 1)
-    found += [f"PatientIDs in a study or series of another, with which they are one group: {shared}"] * bool(
-        shared
-    )
+    found += [f"PatientIDs that share a study or series, each set read as one group: {shared}"] * bool(shared)
     detector = sum(each.spacing_of == "ImagerPixelSpacing" for each in facts)
-    return found + (
-        [f"images with the spacing of the detector, where all looks larger than it is: {detector}"]
-        if detector
-        else []
-    )
+    spacing = f"images with detector spacing (ImagerPixelSpacing), larger than in the patient: {detector}"
+    return [*found, *[spacing] * bool(detector)]
 
 
 def identify(path: Path) -> dict[str, str]:
-    """Pseudonym -> what it stands for, of all identifiers that the file states; ImageError as for `read`."""
+    """Pseudonym -> identifier, for all identifiers of the header; ImageError as for `read`."""
     return {pseudonym(IDENTIFIERS[name], value): value for name, value in _identify(_facts(path)).items()}
 
 
 def _files(source: Source, problems: Problems) -> Iterator[Path]:
-    """Every file that is not hidden, in order of the names; a folder that cannot be entered is a problem."""
+    """Every file that is not hidden, in order of the names; a folder that cannot be opened is reported."""
 
     def refuse(error: OSError) -> None:
-        report(_unreadable(error.filename, error), problems)
+        report(unreadable(Path(error.filename), error, ImageError), problems)
 
     found = [source.path]
     if source.path.is_dir():
@@ -141,7 +132,7 @@ def _files(source: Source, problems: Problems) -> Iterator[Path]:
         try:
             if stat.S_ISREG(path.stat().st_mode):
                 yield path
-        except OSError as error:  # a link that leads nowhere
+        except OSError as error:  # a broken link
             refuse(error)
 
 
@@ -154,17 +145,10 @@ def _heads(source: Source, problems: Problems) -> Iterator[tuple[Path, bytes]]:
             with path.open("rb") as file:
                 head = file.read(HEAD_BYTES)
         except OSError as error:
-            report(_unreadable(path, error), problems)
+            report(unreadable(path, error, ImageError), problems)
             continue
         if head[128:132] == b"DICM":
             yield path, head
-
-
-def _unreadable(path: object, error: OSError) -> ImageError:
-    return ImageError(
-        f"{path}: cannot be read ({error.strerror}); copy it again from its source, or take it away",
-        code="unreadable_file",
-    )
 
 
 def _facts(path: Path) -> DicomFacts:
@@ -174,18 +158,18 @@ def _facts(path: Path) -> DicomFacts:
 
 @lru_cache(maxsize=4096)
 def _read_facts(path: Path, changed_ns: int, length: int) -> DicomFacts:
-    """Asked for twice, by `notes` and by `read`."""
+    """The facts of a header, cached because `read` and `notes` both need them."""
     return dicom.read_facts(path)
 
 
 def _by_uid(images: Mapping[Path, DicomFacts], problems: Problems) -> dict[str, Path]:
-    """Instance UID, or the path where there is none, -> file; an image that is there twice is a problem."""
+    """Instance UID (or the path, if there is none) -> file; a second file of the same image is reported."""
     found: dict[str, Path] = {}
     for path, facts in images.items():
         uid = facts.sop_instance_uid or str(path)
         if uid in found:
-            message = f"{path}: is the same DICOM image as {found[uid]}; remove one of them"
-            report(AnnotationError(message, code="duplicate_instance"), problems)
+            error = Location(path).error(f"is the same DICOM image as {found[uid]}", "duplicate_instance")
+            report(error, problems)
         found.setdefault(uid, path)
     return found
 
@@ -193,28 +177,25 @@ def _by_uid(images: Mapping[Path, DicomFacts], problems: Problems) -> dict[str, 
 def _read_segments(
     paths: Sequence[Path], uids: Mapping[str, Path], source: Source, problems: Problems
 ) -> dict[str, list[Segment]]:
-    """Instance UID of each image that a segmentation speaks of -> the segments of all of them."""
+    """Instance UID of each referenced image -> the segments of all segmentations that reference it."""
     found: dict[str, list[Segment]] = defaultdict(list)
     for path in paths:
-        try:
+        with reporting(problems):
             segmentation = dicom_seg.read_segmentation(path)
             missing = len(segmentation.images - uids.keys())
             if missing:
-                raise AnnotationError(
-                    f"{path}: is a segmentation of images of which {missing} cannot be found in {source.root}; "
-                    "put them there, or remove it",
-                    code="missing_image",
+                raise Location(path).error(
+                    f"{missing} of the segmented images cannot be found in {source.root}",
+                    "missing_image",
+                    "put them there, or remove the segmentation",
                 )
-        except DataError as error:
-            report(error, problems)
-        else:
             for uid in segmentation.images:
                 found[uid] += segmentation.segments
     return found
 
 
 def _order(images: Mapping[Path, DicomFacts]) -> dict[Path, str | None]:
-    """Files in order, those of a series together, and the sequence of each: a cine, or several files of a series."""
+    """File -> sequence, files of a series together; a cine is a sequence, and so are several files of a series."""
     series: dict[str, list[Path]] = defaultdict(list)
     for path, facts in images.items():
         series[facts.series_uid or str(path)].append(path)
@@ -229,13 +210,13 @@ def _order(images: Mapping[Path, DicomFacts]) -> dict[Path, str | None]:
 
 
 def _identify(facts: DicomFacts) -> dict[str, str]:
-    """Keyword -> value, of what the header states."""
+    """Keyword -> value of the identifiers that the header states."""
     values = facts.patient_id, facts.study_uid, facts.series_uid
     return {name: value for name, value in zip(IDENTIFIERS, values, strict=True) if value}
 
 
 def _unite(images: Iterable[DicomFacts]) -> dict[Identifier, set[Identifier]]:
-    """Identifier -> all that belong to the same person: those that a file states together are one set."""
+    """Identifier -> the set of identifiers of the same person: those in one header belong together."""
     found: dict[Identifier, set[Identifier]] = {}
     for facts in images:
         own = set(_identify(facts).items())
@@ -254,7 +235,7 @@ def _sets(united: Mapping[Identifier, set[Identifier]]) -> list[set[Identifier]]
 
 
 def _name_groups(images: Iterable[DicomFacts]) -> dict[Identifier, str]:
-    """Identifier -> its group, called by the first PatientID in it, else the first study, else the first series."""
+    """Identifier -> group, named by the first PatientID in it, else the first study, else the first series."""
     order = list(IDENTIFIERS)
     groups: dict[Identifier, str] = {}
     for united in _sets(_unite(images)):
@@ -301,7 +282,7 @@ def _reference(segment: Segment, facts: DicomFacts, frame: int) -> tuple[RleMask
 
 
 def pseudonym(kind: str, value: str) -> str:
-    """A name for an identifier that stays the same and does not show it: `patient-4fc82b26aecb`."""
+    """A stable name for an identifier, without the identifier itself: `patient-4fc82b26aecb`."""
     return f"{kind}-{_hash(value)}"
 
 

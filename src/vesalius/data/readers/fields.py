@@ -1,128 +1,198 @@
-"""Values of annotation files, checked: paths, polygons, RLE, sizes. Each error begins with the place it is given.
+"""Objects and values in annotation files that other programs wrote, checked by strict pydantic models.
 
-Whether a polygon is a shape at all (three points, finite numbers) is not asked here but by `masks.fault`,
-when a dataset is opened: `vesalius check` has to see such polygons to tell of them, and to drop them.
+Unknown keys are allowed: they become metadata. A wrong value raises an AnnotationError with its location in the file.
+Polygons are checked for numbers only; `masks.fault` checks their shape when a dataset is opened, so that
+`vesalius check` can list and drop polygons with too few points or with NaN.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import posixpath
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    PositiveInt,
+    Strict,
+    TypeAdapter,
+    ValidationError,
+)
+from pydantic_core import PydanticCustomError
+
+from vesalius.codes import CODES
 from vesalius.data.images import sample_id
-from vesalius.errors import AnnotationError
+from vesalius.data.source import Location
+from vesalius.errors import DataError
 from vesalius.masks import Size
-from vesalius.types import Polygons, RleMask
+from vesalius.types import MaskReference, Polygons, RleMask
+
+STRICT = ConfigDict(strict=True)
+
+
+class ForeignObject(BaseModel):
+    """A JSON object of another program: known keys are strict, unknown keys are kept."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    @property
+    def unknown(self) -> dict[str, Any]:
+        """The keys that the model does not name, with their values."""
+        return self.model_extra or {}
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def parse(model: type[M], value: Any, where: Location) -> M:
+    """The value as this model; AnnotationError for the first thing in it that is wrong."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise invalid(error, where) from error
+
+
+def invalid(error: ValidationError, where: Location) -> DataError:
+    """The first fault of a validation error as an AnnotationError, with its location and code."""
+    first = error.errors(include_url=False)[0]
+    part = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in first["loc"])
+    at = where.inside(part.removeprefix(".")) if part else where
+    if first["type"] == "missing":
+        return at.error("is missing", "missing_field")
+    code = first["type"] if first["type"] in CODES else "bad_value"
+    wrong = "must be an object" if first["type"] == "model_type" else first["msg"]
+    return at.error(f"{wrong.replace('Input should be', 'must be')}, not {show(first['input'])}", code)
+
+
+def _check_id(value: Any) -> int | str:
+    if type(value) not in (int, str):
+        raise PydanticCustomError("bad_value", "must be a whole number or text")
+    return value  # type: ignore[no-any-return]
+
+
+def _check_phrase(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise PydanticCustomError("no_phrase", "must be a phrase")
+    return value
+
+
+def _check_counts(value: Any) -> str | list[int]:
+    if isinstance(value, str) or (
+        isinstance(value, list) and all(type(run) is int and run >= 0 for run in value)
+    ):
+        return value
+    raise PydanticCustomError("invalid_rle", "must be text or a list of whole numbers >= 0")
+
+
+Id = Annotated[Any, AfterValidator(_check_id)]
+Phrase = Annotated[str, BeforeValidator(_check_phrase)]
+Coordinates = Annotated[tuple[float, ...], Strict(False), FailFast()]
+Point = Annotated[tuple[float, float], Strict(False)]
+ImageSize = Annotated[tuple[PositiveInt, PositiveInt], Strict(False)]
+
+_ONE_POLYGON: TypeAdapter[tuple[float, ...]] = TypeAdapter(Coordinates, config=STRICT)
+_POLYGONS: TypeAdapter[tuple[tuple[float, ...], ...]] = TypeAdapter(
+    Annotated[tuple[Coordinates, ...], Strict(False), FailFast()], config=STRICT
+)
+
+
+class _Rle(BaseModel):
+    model_config = STRICT
+    size: ImageSize
+    counts: Annotated[Any, AfterValidator(_check_counts)]
+
+
+def read_mask(value: Any, where: Location, size: Size | None) -> MaskReference:
+    """One object: COCO RLE, a list of flat polygons `[[x1, y1, ...], ...]`, or one flat polygon `[x1, y1, ...]`.
+
+    NaN and Infinity are kept. AnnotationError for anything else, and for an RLE of another size than `size`.
+    """
+    if isinstance(value, dict):
+        rle = parse(_Rle, value, where)
+        if size is not None and rle.size != size:
+            raise where.error(
+                f"the RLE is {rle.size[0]} x {rle.size[1]} (h x w), the entry states {size[0]} x {size[1]}",
+                "size_mismatch",
+            )
+        return RleMask({"size": list(rle.size), "counts": rle.counts})
+    if not isinstance(value, list) or not value:
+        raise where.error(f"must be polygons or RLE, not {show(value)}", "bad_value")
+    try:
+        if isinstance(value[0], list):
+            return Polygons(_POLYGONS.validate_python(value))
+        return Polygons((_ONE_POLYGON.validate_python(value),), flat=True)
+    except ValidationError as error:
+        raise invalid(error, where) from error
+
+
+def read_size(height: int | None, width: int | None, where: Location) -> Size | None:
+    """(h, w); None if neither is stated, AnnotationError if only one is."""
+    if height is None and width is None:
+        return None
+    if height is None or width is None:
+        raise where.error("states only one of height and width", "missing_field")
+    return height, width
 
 
 def find_image(
-    value: Any, place: str, root: Path, folders: Sequence[str] = ("", "images")
+    value: Any, where: Location, root: Path, folders: Sequence[str] = ("", "images")
 ) -> tuple[Path, str]:
-    """The image file and the sample id; a relative path, looked for in each of `folders` of `root`, in that order.
+    """The image file and the sample id of a relative path, looked for in each of `folders` of `root`, in that order.
 
-    Raises AnnotationError where it is no path, leaves `root`, or is in none of the folders.
+    Raises AnnotationError if the value is no path, leaves `root`, or is in none of the folders.
     """
     if not isinstance(value, str) or not value.strip():
-        raise AnnotationError(f"{place}: image must be a path, not {kind(value) if value else 'empty'}")
+        raise where.error(f"image must be a path, not {show(value)}", "bad_value")
     name = PurePosixPath(posixpath.normpath(value))
-    # judged by name alone: a folder of images that is a link to another disk is the user's own choice
+    # only the name is checked: a folder of images that links to another disk is the user's own choice
     if name.is_absolute() or name.parts[:1] == ("..",):
-        raise AnnotationError(
-            f"{place}: image {value} lies outside of {root}; give a path relative to the annotation file",
-            code="outside_path",
+        raise where.error(
+            f"image {show(value)} lies outside of {root}",
+            "outside_path",
+            "give a path relative to the annotation file",
         )
     for folder in folders:
         if is_file(root / folder / name):
             return root / folder / name, sample_id(name)
     others = " and ".join(f"{folder}/" for folder in folders if folder)
-    raise AnnotationError(
-        f"{place}: image {value} is neither in {root} nor in {others} there", code="missing_image"
-    )
+    raise where.error(f"image {show(value)} is neither in {root} nor in {others} there", "missing_image")
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is such a file; False too for names that no file system has."""
+    """Whether the file exists; False too for names that no file system allows."""
     try:
         return path.is_file()
-    except (OSError, ValueError):  # a name too long, or with a zero byte
+    except (OSError, ValueError):  # a name that is too long or holds a zero byte
         return False
 
 
-def read_polygons(value: list[Any], place: str) -> Polygons:
-    """One object: a list of flat polygons `[[x1, y1, ...], ...]`, or one flat polygon `[x1, y1, ...]`."""
-    flat = not isinstance(value[0], list)
-    parts = [value] if flat else value
-    return Polygons(tuple(read_polygon(part, f"{place}, polygon {i}") for i, part in enumerate(parts)), flat)
-
-
-def read_polygon(value: Any, place: str) -> tuple[float, ...]:
-    """The numbers of one flat polygon, NaN and Infinity included; AnnotationError where it is no list of numbers."""
-    if not isinstance(value, list):
-        raise AnnotationError(f"{place} must be a list of coordinates, not {kind(value)}")
-    try:
-        if all(type(number) in (int, float) for number in value):
-            return tuple(map(float, value))
-    except OverflowError:  # an integer beyond float
-        pass
-    wrong = next(number for number in value if not is_number(number))
-    raise AnnotationError(f"{place} has a coordinate that is not a finite number: {show(wrong)}")
-
-
-def read_rle(value: Mapping[str, Any], place: str, size: Size | None = None) -> RleMask:
-    """COCO RLE `{"size": [h, w], "counts": text or list}`; AnnotationError where `size` is stated and differs."""
-    stated = read_size(value.get("size"), f"{place}, RLE")
-    counts = value.get("counts")
-    if stated is None or not isinstance(counts, (str, list)):
-        raise AnnotationError(f"{place}: COCO RLE needs size [h, w] and counts (text or a list)")
-    if isinstance(counts, list) and not all(type(run) is int and run >= 0 for run in counts):
-        raise AnnotationError(f"{place}: the RLE counts must be whole numbers >= 0")
-    if size is not None and stated != size:
-        raise AnnotationError(
-            f"{place}: the RLE is {stated[0]} x {stated[1]} (h x w), the entry states {size[0]} x {size[1]}",
-            code="size_mismatch",
-        )
-    return RleMask({"size": list(stated), "counts": counts})
-
-
-def read_size(value: Any, place: str) -> Size | None:
-    """`[height, width]`; None where nothing is stated."""
-    if value is None:
-        return None
-    if (
-        not isinstance(value, list)
-        or len(value) != 2
-        or not all(type(side) is int and side > 0 for side in value)
-    ):
-        raise AnnotationError(f"{place}: size must be [height, width] in pixels, not {show(value)}")
-    return value[0], value[1]
-
-
-def check_metadata(metadata: Mapping[str, Any], place: str) -> None:
-    """Raise AnnotationError unless it can be written as strict JSON."""
+def check_metadata(metadata: Mapping[str, Any], where: Location) -> dict[str, Any]:
+    """The metadata; AnnotationError if it cannot be written as strict JSON."""
     try:
         json.dumps(metadata, allow_nan=False)
     except ValueError as error:
-        raise AnnotationError(
-            f"{place}: NaN and Infinity are not JSON; use null in {', '.join(metadata)}"
+        raise where.error(
+            f"{', '.join(metadata)}: NaN and Infinity are not JSON", "bad_value", "write null instead"
         ) from error
     except RecursionError as error:
-        raise AnnotationError(f"{place}: is nested too deeply in {', '.join(metadata)}") from error
+        raise where.error(f"{', '.join(metadata)}: nested too deeply", "bad_value") from error
+    return dict(metadata)
 
 
-def is_number(value: Any) -> bool:
-    """Whether it is a finite number; JSON's true and false are none, nor is an integer beyond float."""
-    try:
-        return type(value) in (int, float) and math.isfinite(value)
-    except OverflowError:
-        return False
+def named(entry: str, name: Any) -> str:
+    """`entry 3 (a.png)`, if the name is text of one line; else `entry 3`."""
+    shown = name if isinstance(name, str) and name.isprintable() and len(name) <= 200 else ""
+    return f"{entry} ({shown})" if shown else entry
 
 
 def kind(value: Any) -> str:
-    """What a JSON value is, in words."""
+    """The JSON type of a value, in words."""
     names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
 

@@ -1,4 +1,4 @@
-"""Files of frames that nobody annotated: a video or a volume, or a folder of them, one sample a frame."""
+"""Unannotated files of several frames: a video or a volume, or a folder of them, as one sample for each frame."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from pathlib import Path
 from vesalius.data.decoders import nifti, video
 from vesalius.data.image_files import frames_of
 from vesalius.data.images import sample_id
-from vesalius.data.source import Problems, Source, report
-from vesalius.errors import AnnotationError, ImageError
+from vesalius.data.source import Location, Problems, Source, UniqueIds, reporting
 from vesalius.types import Sample
 
 
@@ -21,42 +20,35 @@ def _unknown(path: Path) -> tuple[float, float] | None:
 
 @dataclass(frozen=True)
 class FrameReader:
-    """The reader of one kind of file. Group and sequence of its frames are the file's id."""
+    """The reader of one kind of file. Group and sequence of its frames are the id of the file."""
 
-    what: str
-    """`videos`, for notes."""
+    name: str
+    """The kind of files, such as `videos`, for notes."""
     suffixes: tuple[str, ...]
-    """In a folder, files of other suffixes are not looked into."""
+    """In a folder, files with other suffixes are not opened."""
     is_one: Callable[[Path, bytes], bool]
     spacing_mm: Callable[[Path], tuple[float, float] | None] = _unknown
 
     def recognize(self, source: Source) -> bool:
-        """Whether it is such a file, or a folder with one at any depth."""
+        """Whether the source is such a file, or a folder with one at any depth."""
         if source.path.is_dir():
             return any(self._is_listed(path) for path in _files(source.path))
         return self.is_one(source.path, source.head)
 
     def read(self, source: Source, phrase: str = "", problems: Problems = None) -> list[Sample]:
-        """Samples without annotation, files in order of their names and frames in theirs.
+        """Samples without annotation, files in order of their names and frames in their order.
 
-        Raises ImageError for a file that cannot be opened, AnnotationError for two files of the same id; with
-        `problems`, it is put there and the file is left out.
+        Raises ImageError for a file that cannot be opened, AnnotationError for two files with the same id; with
+        `problems`, the error is added there and the file is left out.
         """
         samples: list[Sample] = []
-        seen: dict[str, Path] = {}
+        ids = UniqueIds()
         for file in filter(self._is_listed, _files(source.path)) if source.path.is_dir() else [source.path]:
             name = sample_id(file.relative_to(source.root))
-            try:
-                if name in seen:
-                    raise AnnotationError(
-                        f"{file}: has the same id {name} as {seen[name].name}; rename one of them",
-                        code="duplicate_id",
-                    )
+            with reporting(problems):
+                ids.add(name, Location(file), "rename one of them")
                 spacing = self.spacing_mm(file)
                 samples += [replace(sample, spacing_mm=spacing) for sample in frames_of(file, name)]
-            except (AnnotationError, ImageError) as error:
-                report(error, problems)
-            seen.setdefault(name, file)
         return samples
 
     def notes(self, source: Source) -> list[str]:
@@ -65,7 +57,7 @@ class FrameReader:
             return []
         others = Counter(path.suffix or "none" for path in _files(source.path) if not self._is_listed(path))
         counted = ", ".join(f"{suffix} ({n})" for suffix, n in sorted(others.items()))
-        return [f"ignored beside the {self.what}, by suffix: {counted}"] if others else []
+        return [f"ignored beside the {self.name}, by suffix: {counted}"] if others else []
 
     def _is_listed(self, path: Path) -> bool:
         if not path.name.lower().endswith(self.suffixes):
@@ -75,7 +67,7 @@ class FrameReader:
 
 
 def _files(folder: Path) -> list[Path]:
-    """All files under the folder in order of their names; hidden ones are left out."""
+    """All files under the folder in order of their names, without hidden ones."""
     return sorted(path for path in folder.rglob("*") if not path.name.startswith(".") and path.is_file())
 
 

@@ -1,4 +1,4 @@
-"""The JSON export of Label Studio: a list of tasks, each with an image and what somebody drew on it.
+"""The JSON export of Label Studio: a list of tasks, each with an image and annotations that consist of regions.
 
     [{"data": {"image": "/data/upload/1/0a1b2c3d-frame.png", "patient": "p1"},
       "annotations": [{"id": 5, "completed_by": 2, "result": [region, ...]}]}, ...]
@@ -6,38 +6,67 @@
     region = {"type": "polygonlabels", "original_width": 512, "original_height": 512, "image_rotation": 0,
               "value": {"points": [[10.0, 20.0], ...], "polygonlabels": ["vessel"]}}
 
-The label is the phrase, and a region with several labels an object of each. Read are polygons, rectangles and
-ellipses, in percent of the image, and brushes. JSON-MIN, one object a task and a list of regions in it, is read too. A
-task that nobody drew on is not annotated, and predictions are a model's and are not read. Other fields of `data`, and
-choices and texts, are kept as metadata. Sources: labelstud.io, Label Studio task format, and the tags RectangleLabels,
-EllipseLabels and BrushLabels.
+The label is the phrase, and a region with several labels is one object of each. Polygons, rectangles and ellipses, in
+percent of the image, and brush strokes are read, also from JSON-MIN, which has one object for each task with a list of
+regions in it. A task without regions is not annotated. Predictions are not read, because a model made them. Other
+fields of `data`, choices and texts are kept as metadata. Sources: labelstud.io, Label Studio task format, and the tags
+RectangleLabels, EllipseLabels and BrushLabels.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from vesalius.data.decoders.limits import MAX_PIXELS
 from vesalius.data.decoders.picture import SUFFIXES
 from vesalius.data.readers import fields, shapes
 from vesalius.data.readers.brush import decode_brush
-from vesalius.data.readers.fields import is_number, kind, show
+from vesalius.data.readers.fields import Point, kind, parse, show
+from vesalius.data.readers.sa2va_json import KEYS
 from vesalius.data.readers.uploads import Uploads
-from vesalius.data.readers.vesalius_json import KEYS
-from vesalius.data.source import Problems, Source, report
-from vesalius.errors import AnnotationError
+from vesalius.data.source import Location, Problems, Source, UniqueIds, reporting
 from vesalius.masks import Size, encode_rle
 from vesalius.types import MaskReference, Polygons, RleMask, Sample
 
 ANNOTATIONS = ("annotations", "completions")
 REMARKS = ("choices", "textarea", "taxonomy", "rating", "number", "datetime")
+"""Types of regions that are no shapes, such as answers to questions about the whole image."""
 MIN_KEYS = ("id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time")
-"""Of a task in JSON-MIN, beside the fields of `data` and the names of the controls."""
-MOST_PERCENT = 1e6
+"""Keys of a task in JSON-MIN that are neither fields of `data` nor names of controls."""
+
+Percent = Annotated[float, Field(ge=-1e6, le=1e6)]
+
+
+class _Region(fields.ForeignObject):
+    type: str
+    value: dict[str, Any] = Field(default_factory=dict)
+
+
+class _Rectangle(fields.ForeignObject):
+    x: Percent
+    y: Percent
+    width: Percent
+    height: Percent
+    rotation: Percent = 0
+
+
+class _Ellipse(fields.ForeignObject):
+    x: Percent
+    y: Percent
+    radiusX: Percent
+    radiusY: Percent
+    rotation: Percent = 0
+
+
+class _Polygon(fields.ForeignObject):
+    points: list[Point]
 
 
 def recognize(source: Source) -> bool:
-    """Whether it is a JSON list of tasks: `data` with annotations or predictions, or JSON-MIN."""
+    """Whether the source is a JSON list of tasks: `data` with annotations or predictions, or JSON-MIN."""
     value = source.json
     if not isinstance(value, list) or not value or not isinstance(value[0], dict):
         return False
@@ -50,40 +79,36 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
     """Samples of the tasks, in their order; one prompt for each label of a region.
 
     Images are found by the name at the end of their path, beside the file or at any depth in `images/` there, also
-    without the eight characters that an upload put before it. Raises AnnotationError, naming file, task (counted from
-    0) and annotation: for several annotations of one task of which none, or more than one, is marked as the ground
-    truth, an image that is not found or found twice, and regions that are no masks; with `problems`, such a task is
-    put there and left out.
+    without the eight characters that an upload adds in front. Raises AnnotationError with file, task (counted from 0)
+    and annotation: for several annotations of one task without exactly one that is marked as ground truth, an image
+    that is missing or found twice, and regions that are no masks. With `problems`, the error is added there and the
+    task is left out.
     """
-    samples: dict[str, Sample] = {}
+    samples: list[Sample] = []
+    ids = UniqueIds()
     uploads = Uploads(source.root)
     for index, task in enumerate(source.json):
-        try:
-            sample = _read_task(task, f"{source.path}, task {index}", uploads)
-            if sample.id in samples:
-                raise AnnotationError(
-                    f"{sample.source}: has the same image {sample.id} as {samples[sample.id].source}; keep one of them",
-                    code="duplicate_id",
-                )
-            samples[sample.id] = sample
-        except AnnotationError as error:
-            report(error, problems)
-    return list(samples.values())
+        with reporting(problems):
+            sample, where = _read_task(task, source.locate(f"task {index}"), uploads)
+            ids.add(sample.id, where, "keep one task for each image")
+            samples.append(sample)
+    return samples
 
 
 def notes(source: Source) -> list[str]:
-    """How many predictions, cancelled annotations and tasks without annotation there are."""
+    """How many predictions, canceled annotations and tasks without annotation there are."""
     tasks = [task for task in source.json if isinstance(task, dict) and isinstance(task.get("data"), dict)]
-    predictions = sum(bool(task.get("predictions")) for task in tasks)
     every = [_annotations(task) for task in tasks]
-    cancelled = sum(_is_cancelled(each) for annotations in every for each in annotations)
-    silent = sum(
-        all(_is_cancelled(each) or not each.get("result") for each in annotations) for annotations in every
-    )
     lines = {
-        "tasks whose predictions are not read, which are a model's": predictions,
-        "annotations that were cancelled, and are not read": cancelled,
-        "tasks that nobody drew on, read as not annotated": silent,
+        "tasks with predictions of a model, which are not read": sum(
+            bool(task.get("predictions")) for task in tasks
+        ),
+        "canceled annotations, which are not read": sum(
+            _is_canceled(each) for annotations in every for each in annotations
+        ),
+        "tasks without regions, read as not annotated": sum(
+            all(_is_canceled(each) or not each.get("result") for each in annotations) for annotations in every
+        ),
     }
     return [f"{what}: {n}" for what, n in lines.items() if n]
 
@@ -93,44 +118,48 @@ def _annotations(task: dict[str, Any]) -> list[dict[str, Any]]:
     return [each for each in found if isinstance(each, dict)]
 
 
-def _is_cancelled(annotation: dict[str, Any]) -> bool:
+def _is_canceled(annotation: dict[str, Any]) -> bool:
     return bool(annotation.get("was_cancelled") or annotation.get("skipped"))
 
 
-def _read_task(task: Any, place: str, uploads: Uploads) -> Sample:
+def _read_task(task: Any, where: Location, uploads: Uploads) -> tuple[Sample, Location]:
     if not isinstance(task, dict):
-        raise AnnotationError(f"{place}: must be an object, not {kind(task)}")
+        raise where.error(f"must be an object, not {kind(task)}", "bad_value")
     if "data" not in task and "annotation_id" in task:
         task = _from_min(task)
     data = task.get("data")
     if not isinstance(data, dict):
-        raise AnnotationError(f"{place}: has no data, which names the image")
-    key = _image_key(data, place)
-    image, name = uploads.find(data[key], place)
-    at = f"{place} ({show(data[key])})"
-    annotation = _only_annotation(task, at)
+        raise where.error("has no data, which names the image", "missing_field")
+    key = _image_key(data, where)
+    image, name = uploads.find(data[key], where)
+    where = Location(where.path, f"{where.field} ({show(data[key])})")
     remarks: dict[str, list[Any]] = {}
     rows: list[tuple[str, MaskReference]] = []
     size: Size | None = None
-    regions = _regions(annotation, at)
-    labeled = {show(each.get("id")) for _, each in regions if _is_labeled(each)}
-    for within, region in regions:
-        form = str(region["type"])
-        if form in REMARKS:
-            remarks.setdefault(str(region.get("from_name")), []).append(region["value"].get(form))
+    regions = list(_regions(_only_annotation(task, where), where))
+    labeled = {show(each.unknown.get("id")) for _, each in regions if each.type.endswith("labels")}
+    for at, region in regions:
+        if region.type in REMARKS:
+            remark = region.value.get(region.type)
+            remarks.setdefault(str(region.unknown.get("from_name")), []).append(remark)
         # a shape and its label may be two regions of one id, both with the outline
-        elif _is_labeled(region) or show(region.get("id")) not in labeled:
-            size = _read_size(region, within, size)
-            rows += [(label, _read_shape(region, within, size)) for label in _read_labels(region, within)]
-    metadata = _metadata({name: value for name, value in data.items() if name != key}, remarks, at)
-    if not rows:
-        return Sample(name, image, (), None, at, size=size, metadata=metadata)
-    phrases = tuple(label for label, _ in rows)
-    return Sample(name, image, phrases, tuple((mask,) for _, mask in rows), at, size=size, metadata=metadata)
+        elif region.type.endswith("labels") or show(region.unknown.get("id")) not in labeled:
+            size = _read_size(region, at, size)
+            mask = _read_shape(region, at, size)
+            rows += [(label, mask) for label in _read_labels(region, at)]
+    return Sample(
+        name,
+        image,
+        tuple(label for label, _ in rows),
+        tuple((mask,) for _, mask in rows) or None,
+        str(where),
+        size=size,
+        metadata=_metadata({name: value for name, value in data.items() if name != key}, remarks, where),
+    ), where
 
 
 def _from_min(task: dict[str, Any]) -> dict[str, Any]:
-    """A task of JSON-MIN, where the regions are lists of their values, as one of the other form."""
+    """A task of JSON-MIN, which has lists of region values, in the form of the full export."""
     lists = {
         key: value
         for key, value in task.items()
@@ -147,8 +176,8 @@ def _from_min(task: dict[str, Any]) -> dict[str, Any]:
     return {"data": data, "annotations": [{"id": task["annotation_id"], "result": result}]}
 
 
-def _image_key(data: dict[str, Any], place: str) -> str:
-    """The field of `data` that names the image: `image`, or the only one that ends like an image file."""
+def _image_key(data: dict[str, Any], where: Location) -> str:
+    """The field of `data` that names the image: `image`, or the only one with the suffix of an image file."""
     found = [
         key
         for key, value in data.items()
@@ -157,150 +186,98 @@ def _image_key(data: dict[str, Any], place: str) -> str:
     ]
     if "image" in data or len(found) == 1:
         return "image" if "image" in data else found[0]
-    raise AnnotationError(
-        f"{place}: data must name one image, and has {', '.join(map(show, found)) or 'none'}; call its field image",
-        code="missing_image",
+    raise where.error(
+        f"data must name one image, and has {', '.join(map(show, found)) or 'none'}",
+        "missing_image",
+        "call the field of the image `image`",
     )
 
 
-def _only_annotation(task: dict[str, Any], place: str) -> dict[str, Any]:
-    """The annotation that counts; one without regions where nobody drew."""
-    found = [each for each in _annotations(task) if not _is_cancelled(each)]
+def _only_annotation(task: dict[str, Any], where: Location) -> dict[str, Any]:
+    """The valid annotation of a task; one without regions if the task has none."""
+    found = [each for each in _annotations(task) if not _is_canceled(each)]
     if len(found) > 1:
         found = [each for each in found if each.get("ground_truth") is True] or found
     if len(found) > 1:
         names = ", ".join(f"{show(each.get('id'))} by {show(each.get('completed_by'))}" for each in found[:5])
-        raise AnnotationError(
-            f"{place}: has {len(found)} annotations ({names}), and nothing says which counts; mark one as ground truth "
-            "in Label Studio, or cancel the others",
-            code="ambiguous_annotation",
-        )
+        raise where.error(f"has {len(found)} annotations ({names})", "ambiguous_annotation")
     return found[0] if found else {"result": []}
 
 
-def _regions(annotation: dict[str, Any], place: str) -> list[tuple[str, dict[str, Any]]]:
-    """Place and region, without the relations between them."""
+def _regions(annotation: dict[str, Any], where: Location) -> Iterator[tuple[Location, _Region]]:
+    """Location and region, without the relations between regions."""
     result = annotation.get("result")
     if not isinstance(result, list):
-        raise AnnotationError(f"{place}: result must be a list of regions, not {kind(result)}")
-    regions = []
-    for number, region in enumerate(result):
-        within = f"{place}, annotation {show(annotation.get('id'))}, region {number}"
-        if not isinstance(region, dict) or not isinstance(region.get("type"), str):
-            raise AnnotationError(f"{within}: must be an object with type and value", code="unknown_shape")
-        if region["type"] == "relation":
-            continue
-        if not isinstance(region.get("value"), dict):
-            raise AnnotationError(f"{within}: value must be an object, not {kind(region.get('value'))}")
-        regions.append((within, region))
-    return regions
+        raise where.error(f"result must be a list of regions, not {kind(result)}", "bad_value")
+    for index, value in enumerate(result):
+        at = where.inside(f"annotation {show(annotation.get('id'))}, region {index}")
+        region = parse(_Region, value, at)
+        if region.type != "relation":
+            yield at, region
 
 
-def _is_labeled(region: dict[str, Any]) -> bool:
-    return str(region["type"]).endswith("labels")
-
-
-def _read_labels(region: dict[str, Any], place: str) -> list[str]:
-    labels = region["value"].get(region["type"])
+def _read_labels(region: _Region, where: Location) -> list[str]:
+    labels = region.value.get(region.type)
     if (
         not isinstance(labels, list)
         or not labels
         or not all(isinstance(each, str) and each.strip() for each in labels)
     ):
-        raise AnnotationError(
-            f"{place}: a {show(region['type'])} needs a label, and has {show(labels)}; give it one",
-            code="no_phrase",
-        )
+        raise where.error(f"a {show(region.type)} needs a label, and has {show(labels)}", "no_phrase")
     return labels
 
 
-def _read_size(region: dict[str, Any], place: str, known: Size | None) -> Size:
-    """(h, w) of the image that the region was drawn on, which is that of the other regions."""
-    height, width = region.get("original_height"), region.get("original_width")
-    if (
-        type(height) is not int
-        or type(width) is not int
-        or not 0 < height * width <= MAX_PIXELS
-        or height < 0
-    ):
-        raise AnnotationError(
-            f"{place}: original_height and original_width must be whole numbers of pixels, not {show(height)} and "
-            f"{show(width)}",
-            code="size_mismatch",
+def _read_size(region: _Region, where: Location, known: Size | None) -> Size:
+    """(h, w) of the image on which the region was drawn; AnnotationError if other regions have another."""
+    height, width = region.unknown.get("original_height"), region.unknown.get("original_width")
+    if type(height) is not int or type(width) is not int or not 0 < height * width <= MAX_PIXELS or height < 0:
+        raise where.error(
+            f"original_height and original_width must be whole numbers of pixels, not {show(height)} and {show(width)}",
+            "size_mismatch",
         )
-    if region.get("image_rotation"):
-        raise AnnotationError(
-            f"{place}: the image was turned by {show(region['image_rotation'])} degrees when it was annotated; turn "
-            "the image itself, and annotate that",
-            code="rotated_annotation",
-        )
+    angle = region.unknown.get("image_rotation")
+    if angle:
+        raise where.error(f"the image was rotated by {show(angle)} degrees for annotation", "rotated_annotation")
     if known is not None and known != (height, width):
-        raise AnnotationError(
-            f"{place}: was drawn at {height} x {width} (h x w), other regions at {known[0]} x {known[1]}",
-            code="size_mismatch",
+        raise where.error(
+            f"was drawn at {height} x {width} (h x w), other regions at {known[0]} x {known[1]}",
+            "size_mismatch",
         )
     return height, width
 
 
-def _read_shape(region: dict[str, Any], place: str, size: Size) -> MaskReference:
-    """The form is told by the fields of `value`: the type may be no more than `labels`."""
-    value, (height, width) = region["value"], size
+def _read_shape(region: _Region, where: Location, size: Size) -> MaskReference:
+    """The mask of a region. The keys of `value` decide on its form, because the type may be `labels` only."""
+    value, scale = region.value, (size[1] / 100, size[0] / 100)
     if "rle" in value:
-        return RleMask(encode_rle(decode_brush(value["rle"], size, place)))
+        return RleMask(encode_rle(decode_brush(value["rle"], size, where)))
     if "points" in value and value.get("closed", True):
-        return _read_polygon(value["points"], place, size)
-    if (
-        "points" in value
-        or "vertices" in value
-        or ("x" in value and not {"radiusX", "height"} & value.keys())
-    ):
-        raise AnnotationError(
-            f"{place}: a {show(region['type'])} that is a point or a line has no area; draw a polygon around what is "
-            "meant, or remove it",
-            code="no_area",
-        )
-    scale = width / 100, height / 100
+        points = parse(_Polygon, value, where).points
+        return Polygons((tuple(each for x, y in points for each in (x / 100 * size[1], y / 100 * size[0])),))
+    if {"points", "vertices"} & value.keys() or ("x" in value and not {"radiusX", "height"} & value.keys()):
+        raise where.error(f"a {show(region.type)} that is a point or a line has no area", "no_area")
     if "x" not in value:
-        raise AnnotationError(
-            f"{place}: {show(region['type'])} is a form that is not read; draw a polygon or use the brush",
-            code="unknown_shape",
-        )
-    angle = _number(value, "rotation", place) if "rotation" in value else 0.0
-    x, y = _number(value, "x", place) * scale[0], _number(value, "y", place) * scale[1]
+        raise where.error(f"the form {show(region.type)} is not read", "unknown_shape")
     if "radiusX" in value:
-        radii = _number(value, "radiusX", place) * scale[0], _number(value, "radiusY", place) * scale[1]
-        outline = shapes.clip(shapes.turn(shapes.ellipse(x, y, *radii), angle, x, y), size)
+        drawn = parse(_Ellipse, value, where)
+        x, y = drawn.x * scale[0], drawn.y * scale[1]
+        outline = shapes.ellipse(x, y, drawn.radiusX * scale[0], drawn.radiusY * scale[1])
+        outline = shapes.clip(shapes.turn(outline, drawn.rotation, x, y), size)
     else:
-        sides = _number(value, "width", place) * scale[0], _number(value, "height", place) * scale[1]
-        outline = shapes.rectangle(x, y, *sides)
-        # it is turned around its first corner
-        outline = shapes.clip(shapes.turn(outline, angle, x, y), size) if angle else outline
+        box = parse(_Rectangle, value, where)
+        x, y = box.x * scale[0], box.y * scale[1]
+        outline = shapes.rectangle(x, y, box.width * scale[0], box.height * scale[1])
+        # a rectangle turns around its first corner
+        if box.rotation:
+            outline = shapes.clip(shapes.turn(outline, box.rotation, x, y), size)
     return Polygons((tuple(outline.ravel().tolist()),))
 
 
-def _read_polygon(points: Any, place: str, size: Size) -> Polygons:
-    if not isinstance(points, list) or not all(
-        isinstance(point, list) and len(point) == 2 for point in points
-    ):
-        raise AnnotationError(f"{place}: points must be a list of [x, y]", code="invalid_points")
-    numbers = fields.read_polygon([number for point in points for number in point], f"{place}: points")
-    sides = size[1], size[0]
-    return Polygons((tuple(number / 100 * sides[i % 2] for i, number in enumerate(numbers)),))
-
-
-def _number(value: dict[str, Any], key: str, place: str) -> float:
-    number = value.get(key)
-    if number is None or not is_number(number) or abs(number) > MOST_PERCENT:
-        raise AnnotationError(f"{place}: {key} must be a number, not {show(number)}", code="invalid_points")
-    return float(number)
-
-
-def _metadata(others: dict[str, Any], remarks: dict[str, list[Any]], place: str) -> dict[str, Any]:
-    """Other fields of `data`, and what was chosen or written: the thing itself where it is only one."""
+def _metadata(others: dict[str, Any], remarks: dict[str, list[Any]], where: Location) -> dict[str, Any]:
+    """Other fields of `data`, choices and texts; a list of one value is stored as that value."""
     metadata = {f"labelstudio_{key}" if key in KEYS else key: value for key, value in others.items()}
     for key, values in remarks.items():
         each = [one for value in values for one in (value if isinstance(value, list) else [value])]
         name = f"labelstudio_{key}" if key in KEYS or key in metadata else key
         metadata[name] = each[0] if len(each) == 1 else each
-    fields.check_metadata(metadata, place)
-    return metadata
+    return fields.check_metadata(metadata, where)

@@ -2,9 +2,9 @@
 
     {"channel_names": {"0": "X-ray"}, "labels": {"background": 0, "vessel": 1}, "numTraining": 48, "file_ending": ".png"}
 
-The name of a label is the phrase, and its value that of the pixels in the label file; a list of values is a region,
-made of all of them. Version 1 has `{"0": "background", "1": "vessel"}` and no `file_ending`. Every label is a prompt
-of every case. An image is one file: three channels are a color image in `CASE_0000.png`.
+The name of a label is the phrase, and its number is the value of its pixels in the label file. A list of values is a
+region, which consists of all their pixels. Version 1 has `{"0": "background", "1": "vessel"}` and no `file_ending`.
+Every label is a prompt of every case. An image is one file: three channels are a color image in `CASE_0000.png`.
 """
 
 from __future__ import annotations
@@ -17,18 +17,17 @@ from typing import Any
 from vesalius.data.decoders.picture import SUFFIXES
 from vesalius.data.readers.fields import is_file, kind, show
 from vesalius.data.readers.maskfolder import classes_of
-from vesalius.data.source import Problems, Source, read_json, report
-from vesalius.errors import AnnotationError
+from vesalius.data.source import Location, Problems, Source, read_json, report, reporting
 from vesalius.types import Sample, Value
 
 FILE = "dataset.json"
 FIRST_ENDING = ".nii.gz"
-"""Of version 1, which had no other."""
+"""The file ending of version 1, which has no key for it."""
 Labels = dict[str, tuple[Value, ...]]
 
 
 def recognize(source: Source) -> bool:
-    """Whether it is a folder with `dataset.json` and `imagesTr/`, or that file."""
+    """Whether the source is a folder with `dataset.json` and `imagesTr/`, or that file."""
     named = source.path.is_dir() or source.path.name == FILE
     return named and is_file(source.root / FILE) and (source.root / "imagesTr").is_dir()
 
@@ -36,8 +35,8 @@ def recognize(source: Source) -> bool:
 def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sample]:
     """Samples of the training cases, in order of their names, which are their ids.
 
-    Raises AnnotationError for a `dataset.json` that cannot be followed, files that are no images, and cases that lack
-    a label or have several channels or no image; with `problems`, such a case is put there and left out.
+    Raises AnnotationError for a wrong `dataset.json`, files that are no images, and cases without label, without image
+    or with several channels. With `problems`, the error of a case is added there and the case is left out.
     """
     root, path = source.root, source.root / FILE
     top = _read_top(path)
@@ -47,37 +46,32 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
     drawn = {file.name.removesuffix(ending): file for file in _list_files(root / "labelsTr", ending)}
     cases = sorted(images.keys() | drawn.keys())
     if not cases:
-        raise AnnotationError(f"{root / 'imagesTr'}: holds no image CASE_0000{ending}", code="no_image")
+        raise Location(root / "imagesTr").error(f"holds no image CASE_0000{ending}", "no_image")
     stated = top.get("numTraining")
     if stated is not None and stated != len(cases):
-        message = f"{path}: numTraining is {show(stated)}, but there are {len(cases)} cases; copy the rest, or correct it"
-        report(AnnotationError(message, code="case_count_mismatch"), problems)
+        counts = f"is {show(stated)}, but there are {len(cases)} cases"
+        report(Location(path, "numTraining").error(counts, "case_count_mismatch"), problems)
     samples = []
     for case in cases:
-        try:
+        with reporting(problems):
             image = _only_channel(images.get(case, []), case, root, ending)
             if case not in drawn:
-                raise AnnotationError(
-                    f"{image}: there is no labelsTr/{case}{ending}; add it, or remove the image",
-                    code="unpaired_file",
-                )
-        except AnnotationError as error:
-            report(error, problems)
-        else:
+                message = f"there is no labelsTr/{case}{ending}"
+                raise Location(image).error(message, "unpaired_file", "add it, or remove the image")
             masks = classes_of(drawn[case], labels)
             samples.append(Sample(case, image, tuple(labels), masks, f"{path}, case {case}"))
     return samples
 
 
 def notes(source: Source) -> list[str]:
-    """What is not read: cases without labels, files of other names, the label `ignore`."""
+    """Counts of files that are not read: cases without labels and other file names; and the label `ignore`."""
     root = source.root
     top = _read_top(root / FILE)
     ending = _read_ending(top, root / FILE)
     found = []
     tests = len(_list_files(root / "imagesTs", ending))
     if tests:
-        found.append(f"imagesTs/ is not read, which has no labels here: {tests} files")
+        found.append(f"imagesTs/ is not read, because it has no labels: {tests} files")
     for folder, pattern in (
         ("imagesTr", rf".+_\d{{4}}{re.escape(ending)}"),
         ("labelsTr", f".+{re.escape(ending)}"),
@@ -89,33 +83,31 @@ def notes(source: Source) -> list[str]:
         )
         if others:
             counted = ", ".join(f"{suffix} ({n})" for suffix, n in others.items())
-            found.append(f"not read in {folder}/, by their names: {counted}")
+            found.append(f"not read in {folder}/, because of their names: {counted}")
     _, ignored = _read_labels(top.get("labels"), root / FILE)
     if ignored is not None:
         found.append(
-            f"the label 'ignore' ({ignored}) says that nobody annotated a pixel: images with it are refused"
+            f"the label 'ignore' ({ignored}) marks pixels that are not annotated: images with it are refused"
         )
     return found
 
 
 def _read_top(path: Path) -> dict[str, Any]:
-    top = read_json(path)
+    top, where = read_json(path), Location(path)
     if not isinstance(top, dict):
-        raise AnnotationError(f"{path}: must be an object with labels, not {kind(top)}")
+        raise where.error(f"must be an object with labels, not {kind(top)}", "bad_value")
     if "dataset" in top:
-        raise AnnotationError(
-            f"{path}: lists its cases under dataset, which is not read; lay them out in imagesTr/ and labelsTr/"
+        raise where.inside("dataset").error(
+            "a list of cases is not read", "bad_value", "lay the cases out in imagesTr/ and labelsTr/"
         )
     return top
 
 
 def _read_labels(value: Any, path: Path) -> tuple[Labels, int | None]:
     """Phrase -> values, without the background; and the value of the label `ignore`, if any."""
+    where = Location(path, "labels")
     if not isinstance(value, dict) or not value:
-        raise AnnotationError(
-            f'{path}: labels must be an object such as {{"background": 0, "vessel": 1}}',
-            code="invalid_labels",
-        )
+        raise where.error('must be an object such as {"background": 0, "vessel": 1}', "invalid_labels")
     if all(key.isdecimal() and isinstance(name, str) for key, name in value.items()):
         value = {name: int(key) if len(key) < 6 else key for key, name in value.items()}
     labels: Labels = {}
@@ -123,42 +115,40 @@ def _read_labels(value: Any, path: Path) -> tuple[Labels, int | None]:
     for name, each in value.items():
         values = each if isinstance(each, list) else [each]
         if not name.strip() or not values or not all(type(one) is int and 0 <= one < 2**16 for one in values):
-            raise AnnotationError(
-                f"{path}: the label {show(name)} must be a name with a whole number or a list of such, not {show(each)}",
-                code="invalid_labels",
+            raise where.error(
+                f"the label {show(name)} must be a name with a whole number or a list of such, not {show(each)}",
+                "invalid_labels",
             )
         if values != [0] and (0 in values or name == "background"):
-            raise AnnotationError(
-                f"{path}: 0 must be the background, and nothing else", code="invalid_labels"
-            )
+            raise where.error("0 must be the background, and nothing else", "invalid_labels")
         if name == "ignore":
             ignored = values[0]
         elif values != [0]:
             labels[name] = tuple(dict.fromkeys(values))
     if not labels:
-        raise AnnotationError(f"{path}: labels names nothing but the background", code="invalid_labels")
+        raise where.error("there is no label but the background", "invalid_labels")
     return labels, ignored
 
 
 def _read_ending(top: dict[str, Any], path: Path) -> str:
     ending = top.get("file_ending", FIRST_ENDING)
     if ending not in SUFFIXES:
-        raise AnnotationError(
-            f"{path}: the files end in {show(ending)}, and of nnU-Net's datasets those of "
-            f"{', '.join(SUFFIXES)} are read; write each slice as an image, and its labels as another",
-            code="unsupported_file_type",
+        raise Location(path, "file_ending").error(
+            f"the files end in {show(ending)}, and only {', '.join(SUFFIXES)} are read",
+            "unsupported_file_type",
+            "write each slice as an image, and its labels as another",
         )
     return str(ending)
 
 
 def _list_files(folder: Path, ending: str) -> list[Path]:
-    """Files of a folder in order of their names, hidden ones left out; none where there is no folder."""
+    """Files of a folder in order of their names, without hidden ones; none if there is no folder."""
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     return [file for file in files if file.name.endswith(ending) and file.name[0] != "." and is_file(file)]
 
 
 def _list_images(folder: Path, ending: str) -> dict[str, list[Path]]:
-    """Case -> its files, one a channel."""
+    """Case -> its files, one for each channel."""
     found: dict[str, list[Path]] = {}
     for file in _list_files(folder, ending):
         match = re.fullmatch(r"(.+)_[0-9]{4}", file.name.removesuffix(ending), re.DOTALL)
@@ -170,13 +160,10 @@ def _list_images(folder: Path, ending: str) -> dict[str, list[Path]]:
 def _only_channel(files: list[Path], case: str, root: Path, ending: str) -> Path:
     name = f"{case}_0000{ending}"
     if files and [file.name for file in files] != [name]:
-        raise AnnotationError(
-            f"{files[-1]}: is a channel of its own, and an image in one file is needed; save all as {name}",
-            code="separate_channels",
-        )
+        message = "is a channel of its own, and an image in one file is needed"
+        raise Location(files[-1]).error(message, "separate_channels", f"save all channels as {name}")
     if not files:
-        raise AnnotationError(
-            f"{root / 'labelsTr' / (case + ending)}: there is no imagesTr/{name}; add it, or remove the label",
-            code="unpaired_file",
+        raise Location(root / "labelsTr" / (case + ending)).error(
+            f"there is no imagesTr/{name}", "unpaired_file", "add it, or remove the label"
         )
     return files[0]

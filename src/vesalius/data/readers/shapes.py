@@ -1,4 +1,4 @@
-"""Rectangles and ellipses, as drawing tools keep them, to polygons. Angles are in degrees, clockwise on the screen."""
+"""Rectangles and ellipses of annotation tools as polygons. Angles are in degrees, clockwise on the screen."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def rectangle(x: float, y: float, width: float, height: float) -> Points:
 
 
 def ellipse(x: float, y: float, radius_x: float, radius_y: float) -> Points:
-    """A polygon around (x, y) of the area of the upright ellipse; it strays from that by 0.02 % of a radius."""
+    """A polygon around (x, y) with the area of the upright ellipse; its outline deviates by 0.02 % of a radius."""
     step = 2 * math.pi / ELLIPSE_POINTS
     angles = np.arange(ELLIPSE_POINTS) * step
     grown = math.sqrt(step / math.sin(step))
@@ -28,15 +28,16 @@ def ellipse(x: float, y: float, radius_x: float, radius_y: float) -> Points:
 
 
 def turn(points: Points, angle: float, x: float, y: float) -> Points:
-    """The points, turned around (x, y)."""
+    """The points, rotated around (x, y)."""
     cosine, sine = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     return (points - (x, y)) @ np.array([[cosine, sine], [-sine, cosine]]) + (x, y)
 
 
 def clip(points: Points, size: Size) -> Points:
-    """The part of a convex polygon that lies in an image of `size`; all of it where its center lies outside.
+    """The part of a convex polygon that lies in an image of `size`; the whole polygon if its center lies outside.
 
-    What turns or bulges over the border is meant to end there; what lies beside the image was drawn on another.
+    A shape that reaches over the border is meant to end there. A shape beside the image was drawn on another image,
+    and a later check of its coordinates reports it.
     Source: I. Sutherland and G. Hodgman 1974, Reentrant polygon clipping.
     """
     height, width = size
@@ -49,7 +50,7 @@ def clip(points: Points, size: Size) -> Points:
 
 
 def _cut(points: Points, depth: Float[np.ndarray, " n"]) -> Points:
-    """The part of a convex polygon where `depth`, the distance of its points to a border, is not negative."""
+    """The part of a convex polygon with `depth` >= 0, which is the signed distance of each point to a border."""
     if np.all(depth >= 0):
         return points
     kept = []

@@ -1,4 +1,4 @@
-"""Images that an annotation tool names by where it kept them, found again among the files of a dataset."""
+"""Find the file of an image that an annotation tool names by the address or path in its own storage."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from vesalius.data.images import sample_id
-from vesalius.data.readers.fields import is_file, kind, show
-from vesalius.errors import AnnotationError
+from vesalius.data.readers.fields import is_file, show
+from vesalius.data.source import Location
 
-MOST_LETTERS = 4096
+MAX_PATH_LENGTH = 4096
 """No file system has longer paths."""
 
 
@@ -22,33 +22,30 @@ class Uploads:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def find(self, value: Any, place: str) -> tuple[Path, str]:
+    def find(self, value: Any, where: Location) -> tuple[Path, str]:
         """The file and the sample id for a path, an address (`s3://`, `https://`), or a path on Label Studio's disk.
 
-        The file that stands there under as much of the path as possible; else the only one of that name, else the only
-        one of that name without the eight characters and the hyphen that an upload put before it. AnnotationError
-        where there is none, or more than one.
+        The file that exists under as much of the end of the path as possible is taken; else the only one of that
+        name; else the only one of that name without the eight characters and the hyphen that an upload adds in front.
+        AnnotationError if there is none, or more than one.
         """
-        if not isinstance(value, str) or not value.strip() or len(value) > MOST_LETTERS:
-            raise AnnotationError(
-                f"{place}: the image must be a path, not {show(value) if value else kind(value)}"
-            )
-        for parts in dict.fromkeys((_parts(value, place), _parts(unquote(value), place))):
+        if not isinstance(value, str) or not value.strip() or len(value) > MAX_PATH_LENGTH:
+            raise where.error(f"the image must be a path, not {show(value)}", "bad_value")
+        for parts in dict.fromkeys((_parts(value, where), _parts(unquote(value), where))):
             plain = re.sub(r"^[0-9a-f]{8}-(?=.)", "", parts[-1])
             for names in dict.fromkeys((parts, (*parts[:-1], plain))):
                 found = self._find(names)
                 if len(found) > 1:
                     shown = ", ".join(str(each.relative_to(self.root)) for each in found[:5])
-                    raise AnnotationError(
-                        f"{place}: image {show(value)} may be any of {len(found)} files ({shown}); rename all but one",
-                        code="ambiguous_image",
+                    raise where.error(
+                        f"image {show(value)} may be any of {len(found)} files ({shown})", "ambiguous_image"
                     )
                 if found:
                     return found[0], sample_id(found[0].relative_to(self.root))
-        raise AnnotationError(
-            f"{place}: no file {show(_parts(value, place)[-1])} is in {self.root} or in images/ there; copy the images to "
-            "images/",
-            code="missing_image",
+        raise where.error(
+            f"no file {show(_parts(value, where)[-1])} is in {self.root} or in images/ there",
+            "missing_image",
+            "copy the images to images/",
         )
 
     def _find(self, parts: tuple[str, ...]) -> list[Path]:
@@ -68,28 +65,20 @@ class Uploads:
         return found
 
 
-def _parts(value: str, place: str) -> tuple[str, ...]:
-    """The names in a path or address, without those of the server; AnnotationError for one that leads upwards."""
+def _parts(value: str, where: Location) -> tuple[str, ...]:
+    """The names in a path or address, without the server; AnnotationError for a path with `..` or without names."""
     try:
         address = urlsplit(value)
         served = (
             parse_qs(address.query).get("d") if address.path.rstrip("/").endswith("local-files") else None
         )
     except ValueError as error:
-        raise AnnotationError(
-            f"{place}: {show(value)} is no address ({error})", code="missing_image"
-        ) from error
-    path = (
-        served[0]
-        if served
-        else address.path
-        if address.scheme in ("http", "https", "s3", "gs", "azure-blob")
-        else value
-    )
+        raise where.error(f"{show(value)} is no address ({error})", "missing_image") from error
+    remote = address.scheme in ("http", "https", "s3", "gs", "azure-blob")
+    path = served[0] if served else address.path if remote else value
     parts = tuple(part for part in path.replace("\\", "/").split("/") if part not in ("", "."))
     if ".." in parts or not parts:
-        raise AnnotationError(
-            f"{place}: image {show(value)} names no file of the dataset; give a path in it",
-            code="outside_path",
+        raise where.error(
+            f"image {show(value)} names no file of the dataset", "outside_path", "give a path in the dataset"
         )
     return parts
