@@ -36,6 +36,12 @@ CODES: dict[str, Code] = {
         "a file or folder cannot be opened or parsed",
         "check its permissions, or write it again as its format asks, JSON as UTF-8",
     ),
+    "unknown_format": _error(
+        "a file or folder is in no dataset format that Vesalius reads", "convert it to a format that is read"
+    ),
+    "ambiguous_split": _error(
+        "a folder has several annotation files", "pick one with --split, or name the file"
+    ),
     "unreadable_image": _error(
         "an image cannot be read: empty, truncated, damaged, or not an image",
         "copy it again from its source, or save it as PNG",
@@ -116,6 +122,10 @@ CODES: dict[str, Code] = {
     "invalid_annotation": _error(
         "an entry or a mask does not have the form that its format requires",
         "write it as its format requires",
+    ),
+    "missing_field": _error("an entry lacks a field that its format requires", "add it, or export it again"),
+    "unreadable_mask": _error(
+        "a mask inside an annotation file cannot be decoded", "export it again or draw it again"
     ),
     "invalid_data": _error("a dataset is unusable for the reason in the message", "see the message"),
     "unknown_id": _error("an annotation names an image or category that is not listed", "export it again"),
@@ -268,7 +278,8 @@ CODES: dict[str, Code] = {
     ),
     "setting": _error("a setting, a recipe or an argument is wrong", "correct it as the message says"),
     "bad_value": _error(
-        "a setting or argument has a value that is not allowed", "choose a value that the message allows"
+        "a setting, an argument or a field of a file has a value that is not allowed",
+        "use a value that the message allows",
     ),
     "unknown_setting": _error(
         "a setting has an unknown name", "use the name that the message suggests, or remove the setting"

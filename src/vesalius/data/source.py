@@ -29,14 +29,16 @@ class Location(NamedTuple):
         return f"{self.path}, {self.field}" if self.field else str(self.path)
 
     def inside(self, part: str) -> Location:
-        """The location of one part of this entry or object."""
-        return Location(self.path, f"{self.field}, {part}" if self.field else part)
+        """The location of one part of this entry or object; a part such as `[2]` is an item of the list."""
+        between = "" if part.startswith("[") or not self.field else ", "
+        return Location(self.path, f"{self.field}{between}{part}")
 
     def error(
         self, wrong: str, code: str, remedy: str = "", kind: type[DataError] = AnnotationError
     ) -> DataError:
         """An error `LOCATION: WRONG; REMEDY`; the remedy of the table of codes unless another one is given."""
-        remedy = remedy or CODES[code].remedy
+        general = CODES[code].remedy
+        remedy = remedy or general
         message = f"{self}: {wrong}; {remedy}"
         return kind(message, code=code, path=self.path, field=self.field or None, remedy=remedy)
 
@@ -107,10 +109,10 @@ def reporting(problems: Problems) -> Iterator[None]:
 class UniqueIds(dict[str, object]):
     """Id -> location of the sample or file that has it."""
 
-    def add(self, name: str, where: Location, remedy: str = "", kind: type[DataError] = AnnotationError) -> None:
+    def add(
+        self, name: str, where: Location, remedy: str = "", kind: type[DataError] = AnnotationError
+    ) -> None:
         """Remember the id; a DataError with the code `duplicate_id` if it is known already."""
         if name in self:
             raise where.error(f"has the same id {name} as {self[name]}", "duplicate_id", remedy, kind)
         self[name] = where
-
-

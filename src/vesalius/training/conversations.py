@@ -15,7 +15,7 @@ from typing import Any
 
 from vesalius.data.dataset import load_image
 from vesalius.data.readers.fields import find_image, kind
-from vesalius.data.source import read_json
+from vesalius.data.source import Location, read_json
 from vesalius.errors import AnnotationError
 from vesalius.lineage import fingerprint_samples
 from vesalius.types import Item, Sample, Turn
@@ -81,7 +81,7 @@ def _read_entry(entry: Any, index: int, path: Path) -> Conversation:
         raise AnnotationError(
             f"{place}: has no image; questions without one are not trained on: remove the entry"
         )
-    image, _ = find_image(entry["image"], place, path.parent)
+    image, _ = find_image(entry["image"], Location(path, f"entry {index}"), path.parent)
     place = f"{place} ({entry['image']})"
     turns = _read_turns(entry.get("conversations"), place)
     # the place is part of the id, and so of the fingerprint: which conversation comes when depends on it

@@ -29,7 +29,9 @@ def decode_brush(values: Any, size: Size, where: Location) -> Bool[np.ndarray, "
     try:
         return _decode(_Bits(values), size)
     except ValueError as error:
-        raise where.inside("value.rle").error(f"the brush {error}", "invalid_rle", "export it again") from error
+        raise where.inside("value.rle").error(
+            f"the brush {error}", "invalid_rle", "export it again"
+        ) from error
 
 
 class _Bits:
@@ -69,7 +71,9 @@ def _decode(bits: _Bits, size: Size) -> Bool[np.ndarray, "h w"]:
     """Alpha of each pixel. Only every fourth value is kept, so an image takes one byte for each pixel."""
     n = bits.read(32)
     if n != CHANNELS * size[0] * size[1]:
-        raise ValueError(f"has {n} values, and an image of {size[0]} x {size[1]} (h x w) needs four for each pixel")
+        raise ValueError(
+            f"has {n} values, and an image of {size[0]} x {size[1]} (h x w) needs four for each pixel"
+        )
     if bits.read(5) + 1 != VALUE_BITS:
         raise ValueError("has values of another length than 8 bits")
     length_bits = [bits.read(4) + 1 for _ in range(4)]

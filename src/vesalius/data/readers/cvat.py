@@ -30,7 +30,6 @@ from xml.etree import ElementTree
 import numpy as np
 
 from vesalius.data.decoders import frame_files
-from vesalius.data.decoders.limits import MAX_PIXELS
 from vesalius.data.decoders.picture import SUFFIXES
 from vesalius.data.images import frame_id
 from vesalius.data.readers import fields, shapes
@@ -211,7 +210,8 @@ def _read_mask(shape: Element, where: Location, size: Size | None) -> RleMask:
         raise where.error("rle must be whole numbers with commas between them", "invalid_rle") from error
     if min(runs) < 0 or sum(runs) != width * height:
         raise where.error(
-            f"the runs of rle must fill the {width} x {height} pixels of the mask, not {sum(runs)}", "invalid_rle"
+            f"the runs of rle must fill the {width} x {height} pixels of the mask, not {sum(runs)}",
+            "invalid_rle",
         )
     mask = np.zeros(size, dtype=bool)
     inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
@@ -239,12 +239,7 @@ def _read_size(element: Element, where: Location) -> Size | None:
     if element.get("width") is None or element.get("height") is None:
         return None
     height, width = _read_whole(element, "height", where), _read_whole(element, "width", where)
-    if not 0 < height * width <= MAX_PIXELS:
-        raise where.error(
-            f"the size {height} x {width} (h x w) is not from 1 to {MAX_PIXELS // 10**6} million pixels",
-            "size_mismatch",
-        )
-    return height, width
+    return fields.check_area((height, width), where)
 
 
 def _read_number(element: Element, key: str, where: Location) -> float:
@@ -311,7 +306,8 @@ class _Clip:
                 next_index = bisect_right(order, frame)
                 if visible[frame] and next_index < len(order) and order[next_index] != then:
                     raise where.error(
-                        f"is in view at frame {frame} and has no shape in frame {order[next_index]}", "track_gap"
+                        f"is in view at frame {frame} and has no shape in frame {order[next_index]}",
+                        "track_gap",
                     )
 
     def sample(self, frame: int, where: Location, root: Path) -> Sample:

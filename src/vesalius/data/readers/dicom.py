@@ -23,8 +23,17 @@ from vesalius.data.decoders.picture import SUFFIXES
 from vesalius.data.images import frame_id, sample_id
 from vesalius.data.readers import dicom_seg
 from vesalius.data.readers.dicom_seg import Segment
-from vesalius.data.source import HEAD_BYTES, Location, Problems, Source, UniqueIds, report, reporting, unreadable
-from vesalius.errors import AnnotationError, DataError, ImageError
+from vesalius.data.source import (
+    HEAD_BYTES,
+    Location,
+    Problems,
+    Source,
+    UniqueIds,
+    report,
+    reporting,
+    unreadable,
+)
+from vesalius.errors import DataError, ImageError
 from vesalius.types import Absent, RleMask, Sample
 
 KINDS = {

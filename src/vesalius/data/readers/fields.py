@@ -27,6 +27,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from vesalius.codes import CODES
+from vesalius.data.decoders.limits import MAX_PIXELS
 from vesalius.data.images import sample_id
 from vesalius.data.source import Location
 from vesalius.errors import DataError
@@ -49,6 +50,17 @@ class ForeignObject(BaseModel):
 
 M = TypeVar("M", bound=BaseModel)
 
+TYPES = {
+    "model_type": "must be an object",
+    "dict_type": "must be an object",
+    "list_type": "must be a list",
+    "tuple_type": "must be a list",
+    "string_type": "must be text",
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+}
+"""Type of a pydantic error -> sentence in the terms of JSON; other types keep pydantic's own sentence."""
+
 
 def parse(model: type[M], value: Any, where: Location) -> M:
     """The value as this model; AnnotationError for the first thing in it that is wrong."""
@@ -58,16 +70,19 @@ def parse(model: type[M], value: Any, where: Location) -> M:
         raise invalid(error, where) from error
 
 
-def invalid(error: ValidationError, where: Location) -> DataError:
-    """The first fault of a validation error as an AnnotationError, with its location and code."""
+def invalid(error: ValidationError, where: Location, code: str = "bad_value") -> DataError:
+    """The first fault of a validation error as an AnnotationError with its location.
+
+    The code is the type of a custom error, `missing_field`, `invalid_points` in a field of that name, or `code`.
+    """
     first = error.errors(include_url=False)[0]
     part = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in first["loc"])
     at = where.inside(part.removeprefix(".")) if part else where
     if first["type"] == "missing":
         return at.error("is missing", "missing_field")
-    code = first["type"] if first["type"] in CODES else "bad_value"
-    wrong = "must be an object" if first["type"] == "model_type" else first["msg"]
-    return at.error(f"{wrong.replace('Input should be', 'must be')}, not {show(first['input'])}", code)
+    code = first["type"] if first["type"] in CODES else "invalid_points" if "points" in first["loc"] else code
+    wrong = TYPES.get(first["type"]) or first["msg"].replace("Input should be", "must be")
+    return at.error(f"{wrong}, not {show(first['input'])}", code)
 
 
 def _check_id(value: Any) -> int | str:
@@ -128,7 +143,7 @@ def read_mask(value: Any, where: Location, size: Size | None) -> MaskReference:
             return Polygons(_POLYGONS.validate_python(value))
         return Polygons((_ONE_POLYGON.validate_python(value),), flat=True)
     except ValidationError as error:
-        raise invalid(error, where) from error
+        raise invalid(error, where, "invalid_points") from error
 
 
 def read_size(height: int | None, width: int | None, where: Location) -> Size | None:
@@ -138,6 +153,17 @@ def read_size(height: int | None, width: int | None, where: Location) -> Size | 
     if height is None or width is None:
         raise where.error("states only one of height and width", "missing_field")
     return height, width
+
+
+def check_area(size: Size, where: Location) -> Size:
+    """The size; AnnotationError if a side is below 1, or the image has more than `MAX_PIXELS`."""
+    height, width = size
+    if min(size) < 1:
+        raise where.error(f"a size of {height} x {width} (h x w) has no pixel", "bad_value")
+    if height * width > MAX_PIXELS:
+        limit = f"more than {MAX_PIXELS // 10**6} million pixels"
+        raise where.error(f"a size of {height} x {width} (h x w) has {limit}", "image_too_large")
+    return size
 
 
 def find_image(

@@ -19,8 +19,8 @@ def _unknown(path: Path) -> tuple[float, float] | None:
 
 
 @dataclass(frozen=True)
-class FrameReader:
-    """The reader of one kind of file. Group and sequence of its frames are the id of the file."""
+class FrameFormat:
+    """The reader of one kind of file with several frames. Group and sequence of its frames are the id of the file."""
 
     name: str
     """The kind of files, such as `videos`, for notes."""
@@ -71,5 +71,5 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if not path.name.startswith(".") and path.is_file())
 
 
-NIFTI = FrameReader("NIfTI volumes", nifti.SUFFIXES, nifti.recognize, nifti.spacing_mm)
-VIDEO = FrameReader("videos", video.SUFFIXES, video.recognize)
+NIFTI = FrameFormat("NIfTI volumes", nifti.SUFFIXES, nifti.recognize, nifti.spacing_mm)
+VIDEO = FrameFormat("videos", video.SUFFIXES, video.recognize)

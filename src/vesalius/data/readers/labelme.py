@@ -27,7 +27,6 @@ import numpy as np
 from PIL import Image
 from pydantic import Field, PositiveInt
 
-from vesalius.data.decoders.limits import MAX_PIXELS
 from vesalius.data.images import frame_id, list_images
 from vesalius.data.readers import fields
 from vesalius.data.readers.fields import Id, Point, kind, parse, show
@@ -268,9 +267,9 @@ OUTLINES: dict[str, Callable[[Outline, Location, Size | None], Outline]] = {
 
 def _read_mask(value: Any, points: Outline, where: Location, size: Size | None) -> RleMask:
     """A rectangular patch of the image, with the indices of its first and last pixel as points."""
-    if size is None or size[0] * size[1] > MAX_PIXELS:
-        most = f"of at most {MAX_PIXELS // 10**6} megapixels"
-        raise where.error(f"a mask needs imageHeight and imageWidth, {most}", "size_mismatch")
+    if size is None:
+        raise where.error("a mask needs imageHeight and imageWidth", "missing_field")
+    fields.check_area(size, where)
     if len(points) != 4 or not all(map(math.isfinite, points)):
         raise where.error("a mask has 2 points, those of its first and last pixel", "invalid_points")
     patch = _decode_patch(value, where, size)
@@ -286,7 +285,9 @@ def _read_mask(value: Any, points: Outline, where: Location, size: Size | None) 
         )
     inside = patch[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
     if inside.sum() < patch.sum():
-        raise where.error(f"the mask reaches outside of the image, {size[0]} x {size[1]} (h x w)", "size_mismatch")
+        raise where.error(
+            f"the mask reaches outside of the image, {size[0]} x {size[1]} (h x w)", "size_mismatch"
+        )
     mask = np.zeros(size, dtype=bool)
     mask[rows, columns] = inside
     return RleMask(encode_rle(mask))

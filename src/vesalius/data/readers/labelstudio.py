@@ -20,7 +20,6 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from vesalius.data.decoders.limits import MAX_PIXELS
 from vesalius.data.decoders.picture import SUFFIXES
 from vesalius.data.readers import fields, shapes
 from vesalius.data.readers.brush import decode_brush
@@ -230,14 +229,17 @@ def _read_labels(region: _Region, where: Location) -> list[str]:
 def _read_size(region: _Region, where: Location, known: Size | None) -> Size:
     """(h, w) of the image on which the region was drawn; AnnotationError if other regions have another."""
     height, width = region.unknown.get("original_height"), region.unknown.get("original_width")
-    if type(height) is not int or type(width) is not int or not 0 < height * width <= MAX_PIXELS or height < 0:
+    if type(height) is not int or type(width) is not int:
+        found = f"{show(height)} and {show(width)}"
         raise where.error(
-            f"original_height and original_width must be whole numbers of pixels, not {show(height)} and {show(width)}",
-            "size_mismatch",
+            f"original_height and original_width must be whole numbers, not {found}", "bad_value"
         )
+    fields.check_area((height, width), where)
     angle = region.unknown.get("image_rotation")
     if angle:
-        raise where.error(f"the image was rotated by {show(angle)} degrees for annotation", "rotated_annotation")
+        raise where.error(
+            f"the image was rotated by {show(angle)} degrees for annotation", "rotated_annotation"
+        )
     if known is not None and known != (height, width):
         raise where.error(
             f"was drawn at {height} x {width} (h x w), other regions at {known[0]} x {known[1]}",

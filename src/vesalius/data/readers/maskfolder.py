@@ -18,6 +18,7 @@ from vesalius.data.images import list_images, sample_id
 from vesalius.data.readers.fields import kind, show
 from vesalius.data.source import Location, Problems, Source, UniqueIds, read_json, report, reporting
 from vesalius.errors import SettingError
+from vesalius.names import list_names
 from vesalius.types import MaskFile, Sample, Value
 
 TABLE = "classes.json"
@@ -40,7 +41,10 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
     if table is None and not phrase:
         remedy = f'name it, for example --prompt "blood vessel", or give the values of its classes in {TABLE}'
         raise SettingError(
-            f"{path}: the phrase of the masks is not given; {remedy}", code="no_phrase", path=path, remedy=remedy
+            f"{path}: the phrase of the masks is not given; {remedy}",
+            code="no_phrase",
+            path=path,
+            remedy=remedy,
         )
     images, masks = (_by_stem(path / side, problems) for side in ("images", "masks"))
     for side, other, lonely in (
@@ -49,7 +53,7 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
     ):
         if lonely:
             error = Location(path / side).error(
-                f"no file in {other}/ has the stem of {_first(lonely)}", "unpaired_file"
+                f"no file in {other}/ has the stem of {list_names(sorted(lonely))}", "unpaired_file"
             )
             report(error, problems)
     return [
@@ -71,7 +75,9 @@ def read_table(path: Path) -> dict[str, tuple[Value, ...]]:
     """
     value, where = read_json(path), Location(path)
     if not isinstance(value, dict):
-        raise where.error(f"must be an object of phrases and values, not {kind(value)}", "invalid_class_table")
+        raise where.error(
+            f"must be an object of phrases and values, not {kind(value)}", "invalid_class_table"
+        )
     found = {phrase: _read_value(each, where.inside(show(phrase))) for phrase, each in value.items()}
     table = {phrase: each for phrase, each in found.items() if each not in (0, (0, 0, 0))}
     if "" in {phrase.strip() for phrase in table} or not table:
@@ -121,8 +127,3 @@ def _by_stem(folder: Path, problems: Problems) -> dict[str, Path]:
     if not found:
         raise Location(folder).error("holds no image", "no_image", "add png, jpg, bmp or tif files")
     return found
-
-
-def _first(stems: set[str]) -> str:
-    shown = sorted(stems)[:5]
-    return ", ".join(shown) + (f" and {len(stems) - 5} more" if len(stems) > 5 else "")

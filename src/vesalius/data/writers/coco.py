@@ -15,7 +15,7 @@ import numpy as np
 
 from vesalius.data.dataset import load_mask
 from vesalius.data.readers.coco import KEYS
-from vesalius.data.sample_fields import write_particulars
+from vesalius.data.sample_fields import write_sample_fields
 from vesalius.data.writers.samples import check_any, check_metadata_names, image_path, rows_of, size_of
 from vesalius.files import to_json, write_text
 from vesalius.masks import Size, encode_rle
@@ -71,7 +71,7 @@ def _image(
         "height": size[0],
         "width": size[1],
         "neg_category_ids": [categories[phrase] for phrase in absent],
-        **write_particulars(sample),
+        **write_sample_fields(sample),
         **sample.metadata,
     }
 

@@ -18,7 +18,7 @@ from PIL import Image
 from vesalius.data.dataset import check_polygons, load_mask
 from vesalius.data.images import frame_id
 from vesalius.data.readers.labelme import OURS
-from vesalius.data.sample_fields import write_particulars
+from vesalius.data.sample_fields import write_sample_fields
 from vesalius.data.writers.samples import check_any, check_metadata_names, image_path, rows_of, size_of
 from vesalius.errors import AnnotationError
 from vesalius.files import write_json
@@ -64,7 +64,7 @@ def _entry(sample: Sample) -> dict[str, Any]:
         elif not isinstance(reference, Absent):
             shapes.append(_mask(phrase, load_mask(reference, size, sample.source or sample.id)))
     absent = list(dict.fromkeys(phrase for phrase, reference in rows if isinstance(reference, Absent)))
-    ours = {**({"absent": absent} if absent else {}), **write_particulars(sample), **sample.metadata}
+    ours = {**({"absent": absent} if absent else {}), **write_sample_fields(sample), **sample.metadata}
     return {
         "version": VERSION,
         "flags": {},
