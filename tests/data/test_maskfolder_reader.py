@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from vesalius.data.writers import vesalius_json
 from vesalius.errors import AnnotationError, DataError, SettingError
 from vesalius.lineage import fingerprint_samples
 from vesalius.types import Absent, MaskFile, RleMask
+
+from ..codes import raises_code
 
 CLASSES = np.array([[0, 1, 1], [2, 0, 0]], dtype=np.uint8)
 COLORS = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]], dtype=np.uint8)
@@ -51,23 +52,22 @@ def test_images_and_masks_pair_by_stem_whatever_the_suffix(tmp_path: Path) -> No
 @pytest.mark.parametrize(("lonely", "other"), [("images", "masks"), ("masks", "images")])
 def test_a_missing_partner_is_named(tmp_path: Path, lonely: str, other: str) -> None:
     fill(tmp_path, "images/a.png", "masks/a.png", *(f"{lonely}/x{i}.png" for i in range(7)))
-    with pytest.raises(
-        AnnotationError, match=rf"{lonely}: no file in {other}/ has the stem of x0, .*x4 and 2 more"
-    ):
+    names = "x0, x1, x2, x3, x4 and 2 more"
+    with raises_code(AnnotationError, "unpaired_file", f"{tmp_path / lonely}: ", f"{other}/", names):
         read(Source(tmp_path), "vessel")
 
 
 @pytest.mark.parametrize("side", ["images", "masks"])
 def test_two_files_of_one_stem_are_refused(tmp_path: Path, side: str) -> None:
     fill(tmp_path, "images/a.png", "masks/a.png", f"{side}/a.bmp")
-    with pytest.raises(AnnotationError, match=r"a\.png: has the same stem as a\.bmp"):
+    with raises_code(AnnotationError, "duplicate_id", "a.png", "a.bmp"):
         read(Source(tmp_path), "vessel")
 
 
 def test_an_empty_side_is_refused(tmp_path: Path) -> None:
     fill(tmp_path, "images/a.png")
     (tmp_path / "masks").mkdir()
-    with pytest.raises(AnnotationError, match="masks: holds no image"):
+    with raises_code(AnnotationError, "no_image", "masks"):
         read(Source(tmp_path), "vessel")
 
 
@@ -142,71 +142,36 @@ def test_the_same_files_with_another_table_have_another_fingerprint(tmp_path: Pa
 
 def test_a_value_that_no_class_has_is_refused_when_the_mask_is_read(tmp_path: Path) -> None:
     (sample,) = read(Source(fill_classes(tmp_path, CLASSES, {"vessel": 1})))
-    with pytest.raises(
-        AnnotationError, match=r"masks/a\.png: the value 2 \(pixels: 1\) is that of no class"
-    ) as error:
+    with raises_code(AnnotationError, "unknown_mask_value", "masks/a.png", "value 2 (pixels: 1)"):
         load_item(sample)
-    assert error.value.code == "unknown_mask_value"
 
 
 @pytest.mark.parametrize(
-    ("table", "words"),
+    ("table", "holds"),
     [
-        ([], "must be an object of phrases and values, not a list"),
-        ({}, "names no phrase"),
-        ({"background": 0}, "names no phrase"),
-        ({" ": 1}, "names no phrase"),
-        ({"vessel": 0, "b": 1}, "0 and black are the background"),
-        ({"vessel": [0, 0, 0], "b": [1, 1, 1]}, "0 and black are the background"),
-        ({"a": 1, "b": 1}, "must be distinct"),
-        ({"a": 1, "b": [1, 2, 3]}, "all numbers or all colors"),
-        ({"a": 1, "background": [0, 0, 0]}, "all numbers or all colors"),
-        ({"a": True}, "must be a whole number from 1 to 65535 or a color"),
-        ({"a": 70_000}, "must be a whole number from 1 to 65535 or a color"),
-        ({"a": -1}, "must be a whole number"),
-        ({"a": [1, 2]}, "must be a whole number"),
-        ({"a": [1, 2, 256]}, "must be a whole number"),
-        ({"a": "red"}, "must be a whole number"),
+        ([], "a list"),
+        ({}, ""),
+        ({"background": 0}, ""),
+        ({" ": 1}, ""),
+        ({"vessel": 0, "b": 1}, "'vessel'"),
+        ({"vessel": [0, 0, 0], "b": [1, 1, 1]}, "'vessel'"),
+        ({"a": 1, "b": 1}, "distinct"),
+        ({"a": 1, "b": [1, 2, 3]}, "colors"),
+        ({"a": 1, "background": [0, 0, 0]}, "colors"),
+        ({"a": True}, "1 to 65535 or a color"),
+        ({"a": 70_000}, "70000"),
+        ({"a": -1}, "-1"),
+        ({"a": [1, 2]}, "[1, 2]"),
+        ({"a": [1, 2, 256]}, "[1, 2, 256]"),
+        ({"a": "red"}, "'red'"),
     ],
 )
-def test_a_wrong_table_is_refused(tmp_path: Path, table: Any, words: str) -> None:
-    with pytest.raises(AnnotationError, match=words) as error:
+def test_a_wrong_class_table_is_refused(tmp_path: Path, table: Any, holds: str) -> None:
+    with raises_code(AnnotationError, "invalid_class_table", holds) as caught:
         read(Source(fill_classes(tmp_path, CLASSES, table)), "vessel", [])
-    assert error.value.code == "invalid_class_table"
-    assert str(tmp_path / "classes.json") in str(error.value)
+    assert caught.value.path == str(tmp_path / "classes.json")
 
 
 def test_a_folder_with_neither_phrase_nor_table_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        SettingError, match=r"--prompt \"blood vessel\", or give the values .* in classes\.json"
-    ):
+    with raises_code(SettingError, "no_phrase", "--prompt", "classes.json"):
         read(Source(fill(tmp_path, "images/a.png", "masks/a.png")))
-
-
-def test_damaged_tables_and_masks_give_samples_or_data_errors(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    root = fill_classes(tmp_path, CLASSES, {"vessel": 1, "catheter": 2})
-    pieces = (
-        b"0",
-        b"-1",
-        b"1e999",
-        b"null",
-        b'"',
-        b"[",
-        b"{}",
-        b"1",
-        b"]",
-        b",",
-        b"9" * 40,
-        b"\xff",
-        b"[255, 0, 0]",
-    )
-    files = [(root / name, (root / name).read_bytes()) for name in ("classes.json", "masks/a.png")]
-    for case in range(300):
-        for path, whole in files:
-            place, piece = int(rng.integers(0, len(whole))), pieces[rng.integers(len(pieces))]
-            broken = whole[:place] + piece + whole[place + int(rng.integers(0, 12)) :]
-            path.write_bytes(broken if path.suffix == ".json" or case % 3 == 0 else whole)
-        with contextlib.suppress(DataError):
-            for sample in read(Source(root), "", [] if case % 2 else None):
-                load_item(sample)

@@ -219,6 +219,8 @@ ENTRIES: dict[str, list[Row]] = {
         (coco_image(neg_category_ids=[9]), "unknown_id", "neg_category_ids", "id 9"),
     ],
     "coco annotation": [
+        (coco_annotation([[1, 2]]), "too_few_points", KEPT, "1 point;"),
+        (coco_annotation([[1, 2, 3, 4, 5, NAN]]), "not_finite", KEPT, ""),
         ("x", "bad_value", "", "'x'"),
         (coco_annotation(of=9), "unknown_id", "", "image has the id 9"),
         (coco_annotation(of="1"), "unknown_id", "", "'1'"),
@@ -394,7 +396,7 @@ ENTRIES: dict[str, list[Row]] = {
         *[(cvat_image(name=name), "outside_path", "", "") for name in ("../a.png", "/etc/passwd")],
         (cvat_image(name=""), "bad_value", "", "''"),
         ('<image name="f/a.png" subset=".."/>', "missing_image", "", ""),
-        (cvat_image(name="b.png") + cvat_image(), "duplicate_id", "", "id b as"),
+        (cvat_image(name="images/b.png"), "duplicate_id", "", "id b as"),
         (cvat_image(size='width="100000" height="100000"'), "image_too_large", "'a.png'", "200 million"),
         (cvat_image(size='width="0" height="8"'), "bad_value", "'a.png'", "8 x 0"),
         (cvat_image(size='width="-3" height="8"'), "bad_value", "'a.png'", "'-3'"),
