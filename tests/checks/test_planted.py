@@ -211,7 +211,7 @@ OWN_REMEDIES = {
     "no image": AGAIN,
     "16 bits": "convert to 8 bits first, with the window you want",
     "elsewhere": "give a path relative to the annotation file",
-    "no text": "give one text an object",
+    "no text": "give one phrase for each object",
 }
 """What to do where the reader says it better than the table of codes."""
 

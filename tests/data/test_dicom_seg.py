@@ -15,6 +15,7 @@ from vesalius.data.writers.dicom_seg import CODES, write_segmentation
 from vesalius.errors import AnnotationError, DataError, ImageError, SettingError
 from vesalius.masks import Rle, decode_rle, encode_rle
 
+from ..codes import raises_code
 from ..dicom_files import PATIENT, angiogram, read_masks
 
 VALIDATOR = shutil.which("dciodvfy")
@@ -121,7 +122,7 @@ def test_masks_that_do_not_fit_and_sources_without_uid_are_refused(tmp_path: Pat
 def test_other_segmentations_are_refused(tmp_path: Path) -> None:
     source = angiogram(tmp_path / "a.dcm", 2)
     path = write_masks(tmp_path / "seg.dcm", source, {VESSEL: random_masks(0, (11, 13), [0, 1])})
-    with pytest.raises(AnnotationError, match="is no binary DICOM segmentation"):
+    with raises_code(AnnotationError, "unsupported_segmentation"):
         read_segmentation(source)
 
     def changed(change) -> Path:
@@ -130,19 +131,25 @@ def test_other_segmentations_are_refused(tmp_path: Path) -> None:
         tags.save_as(tmp_path / "changed.dcm")
         return tmp_path / "changed.dcm"
 
-    for change, message in (
-        (lambda tags: setattr(tags, "SegmentationType", "FRACTIONAL"), "no binary"),
-        (lambda tags: setattr(tags, "NumberOfFrames", 9), "states 9 frames"),
-        (lambda tags: setattr(tags, "Rows", 900), "cut short"),
-        (lambda tags: setattr(tags.SegmentSequence[0], "SegmentLabel", ""), "without a label"),
-        (lambda tags: setattr(tags.SegmentSequence[0], "SegmentNumber", 5), "names no segment"),
+    for change, code, field in (
+        (lambda tags: setattr(tags, "SegmentationType", "FRACTIONAL"), "unsupported_segmentation", None),
+        (lambda tags: setattr(tags, "NumberOfFrames", 9), "unsupported_segmentation", None),
+        (lambda tags: setattr(tags, "Rows", 900), "truncated_file", None),
+        (lambda tags: setattr(tags.SegmentSequence[0], "SegmentLabel", ""), "no_phrase", None),
+        (
+            lambda tags: setattr(tags.SegmentSequence[0], "SegmentNumber", 5),
+            "unsupported_segmentation",
+            "frame 0",
+        ),
         (
             lambda tags: tags.PerFrameFunctionalGroupsSequence[1].pop("DerivationImageSequence"),
-            "and no image",
+            "unsupported_segmentation",
+            "frame 1",
         ),
     ):
-        with pytest.raises(AnnotationError, match=message):
+        with raises_code(AnnotationError, code) as caught:
             read_segmentation(changed(change))
+        assert caught.value.field == field
 
 
 @settings(max_examples=60)

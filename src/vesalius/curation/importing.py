@@ -90,7 +90,7 @@ def _is_annotated(path: Path, split: str | None) -> bool:
     try:
         detect(path, split)
     except AnnotationError as error:
-        if error.code != AnnotationError.code or not _is_bare(path):
+        if error.code != "unknown_format" or not _is_bare(path):
             raise
         return False
     return True

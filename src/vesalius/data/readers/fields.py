@@ -88,7 +88,7 @@ def invalid(error: ValidationError, where: Location, code: str = "bad_value") ->
 def _check_id(value: Any) -> int | str:
     if type(value) not in (int, str):
         raise PydanticCustomError("bad_value", "must be a whole number or text")
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def _check_phrase(value: Any) -> str:
