@@ -28,7 +28,7 @@ def write(root: Path, *entries: Any) -> Path:
 
 
 def read(path: Path, problems: list[DataError] | None = None) -> list[Sample]:
-    return read_as("sa2va_json", path, problems)
+    return read_as("vesalius", path, problems)
 
 
 def test_every_kind_of_object_is_read(root: Path) -> None:

@@ -68,7 +68,7 @@ def test_a_file_that_is_wrong_as_a_whole_raises_even_where_problems_are_collecte
     assert (caught.value.path, caught.value.field) == (str(path), field)
 
 
-@pytest.mark.parametrize(("kind", "name"), [("sa2va_json", "a.json"), ("coco", "a.json"), ("cvat", "a.xml")])
+@pytest.mark.parametrize(("kind", "name"), [("vesalius", "a.json"), ("coco", "a.json"), ("cvat", "a.xml")])
 def test_a_missing_file_is_named(tmp_path: Path, kind: str, name: str) -> None:
     with raises_code(AnnotationError, "unreadable_file", "No such file") as caught:
         FORMATS[kind].read(Source(tmp_path / name), "", [])

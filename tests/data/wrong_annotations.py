@@ -109,7 +109,7 @@ def _cvat_shape(root: Path, value: str) -> Damaged:
 
 
 FILES: dict[str, Callable[[Path, Any], Damaged]] = {
-    "sa2va_json": _entry,
+    "vesalius": _entry,
     "coco image": _coco_image,
     "coco annotation": _coco_annotation,
     "coco category": _coco_category,
@@ -145,7 +145,7 @@ BLANK = np.zeros(320, dtype=np.uint8)
 CLIP = {"video": ["a.png", "images/b.png"], "text": ["v"]}
 
 ENTRIES: dict[str, list[Row]] = {
-    "sa2va_json": [
+    "vesalius": [
         (entry(mask=[[[1, 2]]]), "too_few_points", KEPT, "has 1 point;"),
         (entry(mask=[[[]]]), "too_few_points", KEPT, "has 0 points"),
         (entry(mask=[[[1, 2, 3, 4, 5, 6, 7]]]), "too_few_points", KEPT, "7 numbers"),
@@ -438,11 +438,11 @@ FOREIGN = (
 
 WHOLE_FILES: list[tuple[str, str, bytes, str, str | None]] = [
     *[
-        ("sa2va_json", "annotations.json", text, "unreadable_file", None)
+        ("vesalius", "annotations.json", text, "unreadable_file", None)
         for text in (b"", b"[{", b"\xff\xfe[", b"[" * 100_000)
     ],
-    ("sa2va_json", "annotations.json", b'{"images": []}', "bad_value", None),
-    ("sa2va_json", "annotations.json", b"[]", "no_image", None),
+    ("vesalius", "annotations.json", b'{"images": []}', "bad_value", None),
+    ("vesalius", "annotations.json", b"[]", "no_image", None),
     ("coco", "a.json", b"[]", "bad_value", None),
     ("coco", "a.json", b'{"images": [], "annotations": []}', "bad_value", "categories"),
     ("coco", "a.json", b'{"images": {}, "annotations": [], "categories": []}', "bad_value", "images"),

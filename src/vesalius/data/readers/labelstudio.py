@@ -24,8 +24,8 @@ from vesalius.data.decoders.picture import SUFFIXES
 from vesalius.data.readers import fields, shapes
 from vesalius.data.readers.brush import decode_brush
 from vesalius.data.readers.fields import Point, kind, parse, show
-from vesalius.data.readers.sa2va_json import KEYS
 from vesalius.data.readers.uploads import Uploads
+from vesalius.data.readers.vesalius_json import KEYS
 from vesalius.data.source import Location, Problems, Source, UniqueIds, reporting
 from vesalius.masks import Size, encode_rle
 from vesalius.types import MaskReference, Polygons, RleMask, Sample

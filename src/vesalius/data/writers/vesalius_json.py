@@ -1,8 +1,8 @@
-"""The annotation format of the house: the official fine-tuning JSON of Sa2VA, one entry a sample.
+"""Writes the annotation format `vesalius`, the official fine-tuning JSON of Sa2VA: one entry per sample.
 
     [{"image": "images/a.png", "mask": [object, ...], "text": [str, ...], "group": str, "size": [h, w]}, ...]
 
-`mask[i]` is the object of `text[i]`: a list of polygons, COCO RLE, or null: the phrase is not in the image.
+`mask[i]` is the object of `text[i]`: a list of polygons, COCO RLE, or null if the phrase is not in the image.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vesalius.data.images import read_mask
-from vesalius.data.readers.sa2va_json import KEYS
+from vesalius.data.readers.vesalius_json import KEYS
 from vesalius.data.sample_fields import write_sample_fields
 from vesalius.data.writers.samples import check_any, check_metadata_names, image_path, rows_of, size_of
 from vesalius.files import write_json
@@ -23,10 +23,10 @@ from vesalius.types import Absent, MaskFile, MaskReference, Polygons, RleMask, S
 def write(path: Path, samples: Sequence[Sample]) -> None:
     """Write samples as one JSON file; image paths become relative to it.
 
-    A phrase with several objects becomes several rows with that text, one without any a row with null; a mask
-    file is read and becomes RLE; a sample without annotation has neither. Raises AnnotationError for what the
-    reader would refuse: no sample, a sample with an annotation but no phrase, an image outside of the file's
-    folder, metadata named like a key.
+    A phrase with several objects becomes several rows with that text, and a phrase without objects a row with null; a
+    mask file becomes RLE; a sample without annotation has neither `mask` nor `text`. Raises AnnotationError for
+    everything that the reader would refuse: no sample, an annotation without a phrase, an image outside the file's
+    folder, metadata with the name of a key.
     """
     check_any(path, samples)
     write_json(path, [_entry(sample, path.parent) for sample in samples])
