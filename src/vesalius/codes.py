@@ -379,7 +379,6 @@ CODES: dict[str, Code] = {
     "prediction_failed": _error(
         "a prediction failed, so the threshold was not tuned", "correct or remove the sample"
     ),
-    "tta_unsupported": _error("the model has no test-time augmentation", "leave out --tta"),
     "unknown_metric": _error("a metric is unknown or not available", "choose one that the message names"),
     "invalid_results": _error(
         "metrics.json or samples.jsonl is not what evaluate writes, or is truncated", "evaluate again"

@@ -158,7 +158,7 @@ def test_phrases_without_a_channel_are_refused_together_before_the_job_starts(
     asked = replace(sample, prompts=("vessel", "liver", "bone"), masks=sample.masks * 3)
     for refused in (
         lambda: write_predictions(segmenter, [sample], asked.prompts, out),
-        lambda: evaluate(segmenter, [asked], out, workers=0),
+        lambda: evaluate(segmenter, [asked], out, num_workers=0),
         lambda: find_threshold(segmenter, Dataset.of([asked])),
     ):
         with pytest.raises(

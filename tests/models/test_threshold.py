@@ -91,9 +91,9 @@ def test_evaluation_uses_the_tuned_threshold_and_refuses_the_images_it_was_tuned
 
     predictor = load_predictor(bundle)
     with pytest.raises(DataError, match="tuned on 2 of 2 images"):
-        evaluate(predictor, val, tmp_path / "out", figures=False, workers=0)
+        evaluate(predictor, val, tmp_path / "out", figures=False, num_workers=0)
     assert not (tmp_path / "out").exists()
-    metrics = evaluate(predictor, test, tmp_path / "out", figures=False, workers=0)
+    metrics = evaluate(predictor, test, tmp_path / "out", figures=False, num_workers=0)
     assert metrics["threshold"] == 0.41
     assert metrics["threshold_origin"] == {
         "how": "tuned",
@@ -102,6 +102,6 @@ def test_evaluation_uses_the_tuned_threshold_and_refuses_the_images_it_was_tuned
         "value": tuned.value,
     }
     other = load_predictor(bundle, threshold=0.6)
-    assert evaluate(other, val, tmp_path / "out", figures=False, workers=0)["threshold_origin"] == {
+    assert evaluate(other, val, tmp_path / "out", figures=False, num_workers=0)["threshold_origin"] == {
         "how": "given"
     }

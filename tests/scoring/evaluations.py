@@ -126,7 +126,7 @@ def write_evaluation(folder: Path, rows: list[dict[str, Any]], **changes: Any) -
         "data": data | {"n_groups": len({each["group"] for each in rows})} | changes.pop("data", {}),
         "threshold": 0.5,
         **summarize(rows, metrics),
-        "settings": {"answer": "generate", "batch": 4} | changes.pop("settings", {}),
+        "settings": {"answer": "generate", "batch_size": 4} | changes.pop("settings", {}),
         **changes,
     }
     folder.mkdir(parents=True)

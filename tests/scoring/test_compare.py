@@ -178,7 +178,7 @@ def test_caveats_and_different_settings_are_noted(tmp_path):
         tmp_path / "new",
         [{**each, "iou": 0.5} for each in rows_of(*NEW)],
         threshold=0.35,
-        settings={"batch": 8},
+        settings={"batch_size": 8},
         model={"name": "new", "kind": "fake", "fingerprint": "old", "step": 7},
     )
     notes = compare([old, new], tmp_path / "out")["notes"]

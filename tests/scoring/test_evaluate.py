@@ -27,7 +27,7 @@ from vesalius.scoring.results_log import HISTOGRAMS, ResultsLog
 from vesalius.scoring.scored_prediction import PIXEL_COUNTS
 from vesalius.types import Item, Prediction, Sample
 
-evaluate = partial(scoring.evaluate, workers=0)
+evaluate = partial(scoring.evaluate, num_workers=0)
 EMPTY = np.zeros((16, 16), dtype=bool)
 
 
@@ -340,7 +340,7 @@ def test_data_that_cannot_be_scored_is_refused_before_anything_is_predicted(tmp_
         with pytest.raises(DataError) as caught:
             evaluate(segmenter, Dataset("bad", "maskfolder", tmp_path, samples), tmp_path / "out")
         assert words in str(caught.value)
-    for setting in ({"limit": 0}, {"workers": -1}):
+    for setting in ({"limit": 0}, {"num_workers": -1}):
         with raises_code(SettingError, "bad_value", *setting):
             scoring.evaluate(segmenter, data, tmp_path / "out", **setting)
     assert segmenter.seen == [] and not (tmp_path / "out").exists()

@@ -21,8 +21,10 @@ def test_evaluation_is_the_same_with_other_processes(tmp_path, workers, FakeSegm
     data = dataset(tmp_path / "data", ids=list("abcd"), prompts=("x", "y"))
     drawn = workers == 2
     answers = {"a": None, "c": RuntimeError("no"), "d": np.linspace(-3, 3, 256).reshape(16, 16)}
-    here = scoring.evaluate(FakeSegmenter(answers), data, tmp_path / "here", workers=0, figures=drawn)
-    apart = scoring.evaluate(FakeSegmenter(answers), data, tmp_path / "apart", workers=workers, figures=drawn)
+    here = scoring.evaluate(FakeSegmenter(answers), data, tmp_path / "here", num_workers=0, figures=drawn)
+    apart = scoring.evaluate(
+        FakeSegmenter(answers), data, tmp_path / "apart", num_workers=workers, figures=drawn
+    )
 
     changing = ("took_s", "images_per_s", "settings")
     assert {k: v for k, v in here.items() if k not in changing} == {
@@ -45,7 +47,7 @@ def test_figure_that_cannot_be_written_in_a_worker_is_an_error(tmp_path, FakeSeg
             return super().predict(items)
 
     with raises_code(OutputError, "write_failed", "figures/a.png"):
-        scoring.evaluate(InTheWay(), data, tmp_path / "out", workers=1)
+        scoring.evaluate(InTheWay(), data, tmp_path / "out", num_workers=1)
     assert (tmp_path / ".out.unfinished/state.json").exists()
 
 
@@ -64,7 +66,7 @@ class Ones(Segmenter):
             for item in items for prompt in item.prompts
         ]
 
-metrics = evaluate(Ones(), load_samples(sys.argv[1]), sys.argv[2], workers=2, figures=False)
+metrics = evaluate(Ones(), load_samples(sys.argv[1]), sys.argv[2], num_workers=2, figures=False)
 print(json.dumps(metrics["coverage"]))
 """
 

@@ -14,7 +14,7 @@ def test_second_observer_of_chase_against_the_first(shared: Path, tmp_path: Path
     root = shared / "data" / "chase_db1"
     dataset = open_dataset(root, prompt="blood vessel", group=r"^Image_(\d+)")
     stored = StoredPredictions(root / "masks_2nd", dataset.samples)
-    metrics = evaluate(stored, dataset, tmp_path / "out", roi=root / "fov", figures=False, workers=0)
+    metrics = evaluate(stored, dataset, tmp_path / "out", roi=root / "fov", figures=False, num_workers=0)
     assert metrics["mean"]["dice"] == pytest.approx(0.777, abs=5e-4)
     assert (metrics["data"]["n_samples"], metrics["data"]["n_groups"]) == (28, 14)
     assert metrics["coverage"] == {"ok": 28, "failed": 0, "no_seg": 0}

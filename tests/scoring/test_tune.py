@@ -221,9 +221,11 @@ def test_card_stores_the_gain_until_the_next_tuning_and_its_images_are_not_score
 
     predictor = load_predictor(bundle, tta=True, threshold=0.77)
     with raises_code(DataError, "tuning_leak", "12 of 12 images"):
-        evaluate(predictor, data, tmp_path / "out", figures=False, workers=0)
+        evaluate(predictor, data, tmp_path / "out", figures=False, num_workers=0)
     other = dataset(tmp_path / "test", ids=["x"], target=np.ones((20, 20), dtype=bool))
-    metrics = evaluate(load_predictor(bundle, tta=True), other, tmp_path / "out", figures=False, workers=0)
+    metrics = evaluate(
+        load_predictor(bundle, tta=True), other, tmp_path / "out", figures=False, num_workers=0
+    )
     assert metrics["settings"]["tta"] == ["flip"]
     assert metrics["threshold"] == tuned.gain.threshold
     assert metrics["threshold_origin"]["gain"] == tuned.gain.gain

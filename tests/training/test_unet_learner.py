@@ -69,10 +69,10 @@ def test_it_trains_predicts_is_evaluated_and_compared_as_any_model(
     assert losses(run)[-1] < losses(run)[0]
     val = open_dataset(data / "val")
     predictor = load_predictor(run, device="cpu")
-    found = evaluate(predictor, val, tmp_path / "unet", workers=0, figures=False)
+    found = evaluate(predictor, val, tmp_path / "unet", num_workers=0, figures=False)
     assert found["model"]["kind"] == "unet"
     assert found["coverage"] == {"ok": 4, "failed": 0, "no_seg": 0}
-    evaluate(load_predictor("frangi"), val, tmp_path / "frangi", workers=0, figures=False)
+    evaluate(load_predictor("frangi"), val, tmp_path / "frangi", num_workers=0, figures=False)
     table = compare([tmp_path / "unet", tmp_path / "frangi"], tmp_path / "both", only=["dice"])
     assert [row["prompt"] for row in table["comparisons"]] == [None, *PHRASES]
     summary = write_predictions(predictor, val.samples, PHRASES, tmp_path / "masks")

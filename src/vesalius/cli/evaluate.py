@@ -63,11 +63,8 @@ def run(args: argparse.Namespace) -> Result:
     samples = dataset.samples[: vars(args).get("limit")]
     segmenter = _open(args, model, samples)
     with Progress(len(samples), "evaluate") as progress:
-        options = given(args, "limit roi allow_training_samples")
-        workers = vars(args).get("num_workers")
-        metrics = evaluate(
-            segmenter, dataset, args.out, **options, workers=workers, on_progress=progress.reach
-        )
+        options = given(args, "limit roi allow_training_samples num_workers")
+        metrics = evaluate(segmenter, dataset, args.out, **options, on_progress=progress.reach)
     for line in list_numbers(metrics):
         print(line)
     print(f"report: {args.out / 'report.html'}")

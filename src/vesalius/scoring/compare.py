@@ -31,7 +31,7 @@ LISTED = 10
 ALPHA = 0.05
 """Significance level of the corrected p-values."""
 LEVEL, RESAMPLES, SEED = 0.95, 2000, 0
-UNRELATED_SETTINGS = frozenset({"batch", "figures", "limit"})
+UNRELATED_SETTINGS = frozenset({"batch_size", "num_workers", "figures", "limit"})
 """Settings that do not influence scores; a difference in them is not noted."""
 
 

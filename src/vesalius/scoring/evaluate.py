@@ -52,26 +52,26 @@ def evaluate(
     limit: int | None = None,
     figures: bool = True,
     roi: str | Path | None = None,
-    workers: int | None = None,
+    num_workers: int | None = None,
     allow_training_samples: bool = False,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
     """Score the segmenter on a dataset, write the evaluation folder `out`, and return the content of metrics.json.
 
     If `coverage.failed` is above 0 the caller exits with 1. `limit` takes the first samples only; `roi` is a folder
-    of region-of-interest masks named by id, and pixels outside of them are not scored; `workers` is the number of
+    of region-of-interest masks named by id, and pixels outside of them are not scored; `num_workers` is the number of
     processes that score and draw (default: one per core; 0: this process does); `on_progress` gets the number of
     samples done. `took_s` is the total time; `images_per_s` counts time in `predict` alone, and is None if no image
     was predicted. An evaluation folder at `out` is replaced when the new one is complete; an interrupted evaluation
     continues.
 
-    OutputError if `out` is anything else or cannot be written; SettingError for a limit below 1, workers below 0 and
+    OutputError if `out` is anything else or cannot be written; SettingError for a limit below 1, num_workers below 0 and
     prompts that the segmenter refuses; DataError for samples without masks, for images that the model was trained on
     unless allowed, for images that its threshold was tuned on, and if most predictions equal their ground truth.
     """
     out, started = Path(out).resolve(), time.perf_counter()
     check_replaceable(out, "evaluation", FILES, METRICS_FILE)
-    processes = _processes(workers)
+    processes = _processes(num_workers)
     dataset = _checked(segmenter, data if isinstance(data, Dataset) else Dataset.of(data), limit)
     samples = dataset.samples
     rois = None if roi is None else RoiMasks(Path(roi), samples)
@@ -98,7 +98,11 @@ def evaluate(
                 *notes(results, samples),
                 *dataset.notes,
             ],
-            "settings": {**settings, "batch_size": segmenter.description.batch_size, "workers": processes},
+            "settings": {
+                **settings,
+                "batch_size": segmenter.description.batch_size,
+                "num_workers": processes,
+            },
             "versions": versions(),
         }
         write_json(results.folder / METRICS_FILE, metrics)
@@ -218,10 +222,12 @@ def _figure_paths(samples: Sequence[Sample]) -> dict[ResultKey, str]:
     return paths
 
 
-def _processes(workers: int | None) -> int:
-    if workers is not None and workers < 0:
-        raise SettingError(f"workers must be 0 or more; got {workers}", code="bad_value", field="workers")
-    return os.cpu_count() or 1 if workers is None else workers
+def _processes(num_workers: int | None) -> int:
+    if num_workers is not None and num_workers < 0:
+        raise SettingError(
+            f"num_workers must be 0 or more; got {num_workers}", code="bad_value", field="num_workers"
+        )
+    return os.cpu_count() or 1 if num_workers is None else num_workers
 
 
 def _checked(segmenter: Segmenter, dataset: Dataset, limit: int | None) -> Dataset:

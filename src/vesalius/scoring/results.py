@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -15,6 +15,8 @@ from vesalius.errors import DataError
 METRICS_FILE, ROWS = "metrics.json", "samples.jsonl"
 MAX_PROMPTS = 50
 """With more different prompts, results by prompt are left out of summaries and comparisons, and a note says so."""
+
+T = TypeVar("T")
 
 ResultRow = dict[str, Any]
 """One line of samples.jsonl: the scores of one prompt on one sample."""
@@ -71,18 +73,18 @@ def read_evaluation(folder: Path, name: str) -> Evaluation:
     missing or invalid field, a failed row with a score, and rows that disagree with the counts in metrics.json.
     """
     path = folder / METRICS_FILE
-    facts = _read_object(_read_bytes(path), path)
-    check_fields(_METRICS_FILE, facts, path)
+    facts = read_object(read_bytes(path), path)
+    parse_fields(_METRICS_FILE, facts, path)
     path = folder / ROWS
     rows: dict[ResultKey, ResultRow] = {}
     metrics: tuple[str, ...] = ()
-    for number, line in enumerate(_read_bytes(path).removesuffix(b"\n").split(b"\n"), start=1):
-        row = _read_object(line, path, number)
+    for number, line in enumerate(split_lines(read_bytes(path)), start=1):
+        row = read_object(line, path, number)
         if number == 1:  # a mean without a column, such as the [SEG] rate, is not compared
             metrics = tuple(metric for metric in facts["mean"] if metric in row)
-        check_fields(_ROW_FIELDS, row, path, number)
+        parse_fields(_ROW_FIELDS, row, path, number)
         scores = {metric: row.get(metric, "missing") for metric in metrics}
-        check_fields(_NO_SCORES if row["status"] == "failed" else _SCORES, scores, path, number)
+        parse_fields(_NO_SCORES if row["status"] == "failed" else _SCORES, scores, path, number)
         key = row["id"], row["prompt"]
         if key in rows:
             raise DataError(
@@ -96,17 +98,19 @@ def read_evaluation(folder: Path, name: str) -> Evaluation:
     return Evaluation(name, facts, rows, metrics)
 
 
-def check_fields(schema: TypeAdapter[Any], value: Any, path: Path, line: int | None = None) -> None:
-    """Raise DataError, naming file, line and field, unless the value fits the schema."""
+def parse_fields(
+    schema: TypeAdapter[T], value: Any, path: Path, line: int | None = None, *, code: str = "invalid_results"
+) -> T:
+    """The value as its schema reads it; DataError, naming file, line and field, if it does not fit."""
     try:
-        schema.validate_python(value)
+        return schema.validate_python(value)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
-        field = next(map(str, fault["loc"]), "")
+        field = ".".join(map(str, fault["loc"]))
         where = str(path) if line is None else f"{path}, line {line}"
         raise DataError(
             f"{where}: {f'{field}: ' if field else ''}{fault['msg']}; got {fault['input']!r:.80}",
-            code="invalid_results",
+            code=code,
             path=path,
             field=field if line is None else f"line {line}, {field}",
         ) from error
@@ -125,18 +129,24 @@ def _check_counts(folder: Path, coverage: Mapping[str, Any], rows: Mapping[Resul
         )
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """The content of a file; DataError if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}); name a folder that evaluate wrote",
-            code="not_found",
-            path=path,
-        ) from error
+        raise DataError(f"{path}: cannot be read ({error.strerror})", code="not_found", path=path) from error
 
 
-def _read_object(text: bytes, path: Path, line: int | None = None) -> dict[str, Any]:
+def split_lines(content: bytes) -> list[bytes]:
+    """The lines of a JSON lines file; unlike `splitlines`, line separators within a text do not count."""
+    return content.removesuffix(b"\n").split(b"\n") if content else []
+
+
+def read_object(
+    text: bytes, path: Path, line: int | None = None, *, code: str = "invalid_results"
+) -> dict[str, Any]:
+    """The JSON object in a file or line; DataError if it is none, or has NaN or Infinity."""
+
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")
 
@@ -147,7 +157,7 @@ def _read_object(text: bytes, path: Path, line: int | None = None) -> dict[str, 
             raise ValueError(f"{type(value).__name__} instead of an object")
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{where}: cannot be read as a JSON object ({error})", code="invalid_results", path=path
+            f"{where}: cannot be read as a JSON object ({error})", code=code, path=path
         ) from error
     return value
 

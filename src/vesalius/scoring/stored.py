@@ -1,15 +1,15 @@
-"""Predictions that lie in a folder, scored as if a model gave them now."""
+"""Stored predictions as a `Segmenter`: a prediction folder, or a folder of mask files named by id."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from vesalius.data.images import read_mask
 from vesalius.errors import DataError, SettingError
@@ -18,32 +18,73 @@ from vesalius.lineage import hash_file
 from vesalius.mask_maps import Stored
 from vesalius.masks import Size, decode_rle
 from vesalius.names import list_names, result_stems
+from vesalius.scoring.results import ResultKey, parse_fields, read_bytes, read_object, split_lines
 from vesalius.scoring.roi import masks_by_id
 from vesalius.segmenter import ModelDescription, Segmenter
-from vesalius.types import Item, Prediction, Sample
+from vesalius.types import Item, Prediction, Sample, Status
 
-Key = tuple[str, str]
-"""Id and prompt."""
-Line = dict[str, Any]
-"""One of `predictions.jsonl`."""
-
-STATUSES = ("ok", "no_seg", "failed")
 LISTED = 10
+INVALID = "invalid_prediction"
+
+
+class StoredLine(BaseModel):
+    """One line of predictions.jsonl; a wrong mask, RLE or probability file fails that prediction alone."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    id: str
+    prompt: str
+    status: Status
+    model: str | None = None
+    text: str = ""
+    says_seg: bool | None = None
+    answered: Any = ""
+    error: str | None = None
+    mask: Any = None
+    probabilities: Any = None
+    rle: Any = None
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+    threshold: float | None = Field(default=None, gt=0, lt=1)
+    tta: Any = None
+
+
+class _Lineage(BaseModel):
+    model_config = ConfigDict(strict=True)
+    training_images: list[str] | None = None
+    trained_on_unknown: bool | None = None
+    training_perceptual_hashes: list[str] = []
+    tuning_images: list[str] = []
+
+
+class StoredRun(BaseModel):
+    """Content of run.json; all defaults without that file."""
+
+    model_config = ConfigDict(strict=True)
+    model: dict[str, Any] = {}
+    settings: _Settings = _Settings()
+    lineage: _Lineage = _Lineage()
+
+
+_LINE, _RUN = TypeAdapter(StoredLine), TypeAdapter(StoredRun)
 
 
 class StoredPredictions(Segmenter):
-    """A `Segmenter` that looks its answers up: a prediction folder, or a folder of mask files named by id.
+    """A segmenter that looks its predictions up in a folder.
 
-    The samples tell which answers there must be; those about other images are counted in `settings`. With
-    `threshold` masks are made of the stored probabilities instead. DataError for an answer that is missing, an
-    unreadable or repeated line of `predictions.jsonl`, and predictions of several models in one folder; SettingError
-    for a threshold where an answer has no probabilities. A file that cannot be read fails alone.
+    Every sample and prompt must have a prediction; predictions of other images are counted in the settings. With
+    `threshold` masks are computed from the stored probabilities instead. DataError for a missing prediction, an invalid
+    or duplicate line of predictions.jsonl, and predictions of several models in one folder; SettingError for a
+    threshold if a prediction has no probabilities. A mask file that cannot be read fails its prediction alone.
     """
 
     def __init__(self, folder: str | Path, samples: Sequence[Sample], threshold: float | None = None) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise DataError(f"{folder}: is no folder of predictions")
+            raise DataError(
+                f"{folder}: this folder of predictions does not exist", code="not_found", path=folder
+            )
         lines = self.folder / "predictions.jsonl"
         self._format = "predictions.jsonl" if lines.is_file() else "mask files"
         self._run = _read_run(self.folder / "run.json")
@@ -51,26 +92,26 @@ class StoredPredictions(Segmenter):
         self._check_models(found)
         wanted = [(sample.id, prompt) for sample in samples for prompt in sample.prompts]
         _refuse_missing(self.folder, wanted, found)
-        self._answers = {key: found[key] for key in wanted}
-        self._n_others = len(found) - len(self._answers)
+        self._lines = {key: found[key] for key in wanted}
+        self._n_others = len(found) - len(self._lines)
         self._given = threshold
         if threshold is not None:
             self._check_threshold(threshold)
 
     @property
     def threshold(self) -> float | None:
-        """The one given, or that of the prediction; None where nobody knows it."""
-        return self._run["settings"].get("threshold") if self._given is None else self._given
+        """The given threshold, else that of the predictions; None if unknown."""
+        return self._run.settings.threshold if self._given is None else self._given
 
     @property
     def description(self) -> ModelDescription:
         """The description of the model that made the predictions, as far as `predict` wrote it."""
         how = "as predicted" if self._given is None else "given"
-        lineage = self._run["lineage"]
-        trained = lineage.get("training_images")
+        lineage = self._run.lineage
+        known = lineage.training_images is not None
         # the views of test-time augmentation were chosen on the tuning images too
-        tuned = self._given is None or "tta" in self._run["settings"]
-        card = {"name": self.folder.name, "kind": "predictions", **self._run["model"]}
+        tuned = self._given is None or self._run.settings.tta is not None
+        card = {"name": self.folder.name, "kind": "predictions", **self._run.model}
         return ModelDescription(
             name=card["name"],
             kind=card["kind"],
@@ -84,24 +125,25 @@ class StoredPredictions(Segmenter):
                 "predictions_fingerprint": self._fingerprint,
                 "predictions_of_other_images": self._n_others,
             },
-            training_images=trained,
-            trained_on_unknown=lineage.get("trained_on_unknown", trained is None),
-            training_perceptual_hashes=lineage.get("training_perceptual_hashes", ()),
-            tuning_images=lineage.get("tuning_images", ()) if tuned else (),
+            training_images=lineage.training_images,
+            trained_on_unknown=not known
+            if lineage.trained_on_unknown is None
+            else lineage.trained_on_unknown,
+            training_perceptual_hashes=lineage.training_perceptual_hashes,
+            tuning_images=lineage.tuning_images if tuned else (),
         )
 
     def predict(self, items: Sequence[Item]) -> list[Prediction]:
         return [self._read(item, prompt) for item in items for prompt in item.prompts]
 
     def _read(self, item: Item, prompt: str) -> Prediction:
-        answer = self._answers[item.id, prompt]
-        if answer["status"] == "failed":
-            error = str(answer.get("error") or "the prediction failed")
-            return Prediction.failure(item.id, prompt, item.size, error)
+        line = self._lines[item.id, prompt]
+        if line.status == "failed":
+            return Prediction.failure(item.id, prompt, item.size, line.error or "the prediction failed")
         try:
-            mask, probability = self._pixels(answer, item.size)
+            mask, probability = self._pixels(line, item.size)
         except Exception as error:  # a damaged file makes the libraries that read it raise nearly anything
-            reason = f"its stored prediction cannot be used: {error}"
+            reason = f"the stored prediction cannot be used: {error}"
             return Prediction.failure(item.id, prompt, item.size, reason)
         return Prediction(
             id=item.id,
@@ -109,161 +151,153 @@ class StoredPredictions(Segmenter):
             status="no_seg" if mask is None else "ok",
             size=item.size,
             maps=Stored(mask, probability),
-            text=str(answer.get("text", "")),
-            says_seg=bool(answer.get("says_seg", answer["status"] == "ok")),
-            answered=answer.get("answered", ""),
+            text=line.text,
+            says_seg=line.status == "ok" if line.says_seg is None else line.says_seg,
+            answered=line.answered,
         )
 
-    def _pixels(self, answer: Line, size: Size) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """The mask, None without [SEG], and the probability where it is known."""
-        probability = self._probability(answer["probabilities"], size) if "probabilities" in answer else None
-        if answer["status"] == "no_seg":
+    def _pixels(self, line: StoredLine, size: Size) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """The mask, None without [SEG], and the probability, None if it was not stored."""
+        probability = None if line.probabilities is None else self._probability(line.probabilities, size)
+        if line.status == "no_seg":
             return None, probability
-        if probability is not None and (self._given is not None or not {"rle", "mask"} & answer.keys()):
+        if probability is not None and (self._given is not None or (line.rle is None and line.mask is None)):
             if self.threshold is None:
-                raise DataError("it has probabilities only, and no run.json tells the threshold; give one")
+                raise _invalid(
+                    "only probabilities are stored, and no run.json states the threshold; give one"
+                )
             return probability > self.threshold, probability
-        if "rle" in answer:
-            mask = decode_rle(answer["rle"])
+        if line.rle is not None:
+            mask = decode_rle(line.rle)
             _check_size("mask", mask, size)
             return mask, probability
-        if "mask" in answer:
-            return read_mask(_inside(self.folder, answer["mask"]), size), probability
-        raise DataError("the line has neither rle, mask nor probabilities")
+        if line.mask is not None:
+            return read_mask(_inside(self.folder, line.mask), size), probability
+        raise _invalid("the line has neither rle, mask nor probabilities")
 
     def _probability(self, name: str, size: Size) -> np.ndarray:
-        """float32 (h, w): the highest of any object."""
+        """float32 (h, w): the highest probability of any object."""
         with np.load(_inside(self.folder, name), allow_pickle=False) as stored:
             maps = stored["probabilities"]
         if maps.ndim != 3:
-            raise DataError(f"{name}: must hold probabilities (n, h, w); they are {maps.shape}")
+            raise _invalid(f"{name}: probabilities must be (n, h, w); got {maps.shape}")
         _check_size("probability map", maps[0] if len(maps) else np.zeros(maps.shape[1:]), size)
         if not (np.isfinite(maps).all() and (maps >= 0).all() and (maps <= 1).all()):
-            raise DataError(f"{name}: holds probabilities that are no numbers from 0 to 1")
+            raise _invalid(f"{name}: has probabilities outside of [0, 1]")
         return maps.max(axis=0, initial=0).astype(np.float32, copy=False)
 
-    def _check_models(self, found: Mapping[Key, Line]) -> None:
-        models = {line.get("model") for line in found.values()}
-        stated = self._run["model"].get("fingerprint")
+    def _check_models(self, found: Mapping[ResultKey, StoredLine]) -> None:
+        models = {line.model for line in found.values()}
+        stated = self._run.model.get("fingerprint")
         if stated is not None and models != {None}:
             models.add(stated)
         if len(models) > 1:
-            raise DataError(f"{self.folder}: holds predictions of more than one model; score each apart")
+            raise DataError(
+                f"{self.folder}: holds predictions of {len(models)} models; evaluate each by itself",
+                code="mixed_models",
+                path=self.folder,
+            )
 
     def _check_threshold(self, threshold: float) -> None:
         if not 0 < threshold < 1:
-            raise SettingError(f"the threshold must lie between 0 and 1; got {threshold}")
-        bare = [
-            key
-            for key, line in self._answers.items()
-            if line["status"] == "ok" and "probabilities" not in line
-        ]
-        if bare:
             raise SettingError(
-                f"{self.folder}: another threshold needs probabilities (predict --save probs); {len(bare)} of "
-                f"{len(self._answers)} answers have none (first: {_named(bare[0])})"
+                f"the threshold must lie between 0 and 1; got {threshold}",
+                code="bad_value",
+                field="threshold",
+            )
+        without = [
+            key for key, line in self._lines.items() if line.status == "ok" and line.probabilities is None
+        ]
+        if without:
+            raise SettingError(
+                f"{self.folder}: another threshold needs probabilities (predict --save probs), but {len(without)} of "
+                f"{len(self._lines)} predictions have none (first: {_named(without[0])})",
+                code="missing_probabilities",
+                path=self.folder,
+                field="threshold",
             )
 
     @cached_property
     def _fingerprint(self) -> str:
-        """SHA-256 over the answers and the files that they name; one that cannot be read fails later, by itself."""
+        """SHA-256 over the lines and the files that they name; an unreadable file fails later, by itself."""
         digest = hashlib.sha256()
-        for (name, prompt), line in sorted(self._answers.items()):
-            digest.update(to_json([name, prompt, line]).encode())
-            for kind in ("mask", "probabilities"):
+        for (name, prompt), line in sorted(self._lines.items()):
+            digest.update(to_json([name, prompt, line.model_dump(exclude_unset=True)]).encode())
+            for file in (line.mask, line.probabilities):
                 try:
-                    digest.update(hash_file(_inside(self.folder, line[kind])).encode())
-                except (KeyError, TypeError, ValueError, OSError, DataError):
+                    digest.update(hash_file(_inside(self.folder, file)).encode())
+                except (TypeError, ValueError, OSError, DataError):
                     digest.update(b"none")
         return digest.hexdigest()
 
 
+def _invalid(reason: str) -> DataError:
+    return DataError(reason, code=INVALID)
+
+
 def _check_size(what: str, pixels: np.ndarray, size: Size) -> None:
     if pixels.shape != size:
-        came = " x ".join(map(str, pixels.shape))
-        raise DataError(f"the {what} is {came} pixels (h x w), the image {size[0]} x {size[1]}")
+        found = " x ".join(map(str, pixels.shape))
+        raise _invalid(f"the {what} is {found} pixels (h x w), the image {size[0]} x {size[1]}")
 
 
 def _inside(folder: Path, name: str) -> Path:
     path = (folder / name).resolve()
     if not path.is_relative_to(folder.resolve()):
-        raise DataError(f"{folder}: names the file {name}, which lies outside of it")
+        raise _invalid(f"{folder}: names the file {name}, which lies outside of the folder")
     return path
 
 
-def _refuse_missing(folder: Path, wanted: Sequence[Key], found: Mapping[Key, Line]) -> None:
+def _refuse_missing(folder: Path, wanted: Sequence[ResultKey], found: Mapping[ResultKey, StoredLine]) -> None:
     missing = [key for key in wanted if key not in found]
     if not missing:
         return
     others = [key for key in found if key not in set(wanted)]
-    hint = f"; it has {len(others)} of others (first: {_named(others[0])})" if others else ""
+    hint = f"; it has {len(others)} others (first: {_named(others[0])})" if others else ""
     raise DataError(
-        f"{folder}: has no prediction for {len(missing)} of {len(wanted)} questions: "
-        f"{list_names(map(_named, missing), LISTED)}{hint}"
+        f"{folder}: lacks {len(missing)} of {len(wanted)} predictions: "
+        f"{list_names(map(_named, missing), LISTED)}{hint}",
+        code="missing_prediction",
+        path=folder,
+        field=_named(missing[0]),
     )
 
 
-def _named(key: Key) -> str:
+def _named(key: ResultKey) -> str:
     name, prompt = key
     return f"{name} ({prompt})" if prompt else name
 
 
-def _read_run(path: Path) -> dict[str, Any]:
-    """What `predict` says of itself: at least `model`, `settings` and `lineage`, which are empty without the file."""
-    nothing: dict[str, Any] = {"model": {}, "settings": {}, "lineage": {}}
+def _read_run(path: Path) -> StoredRun:
     if not path.is_file():
-        return nothing
-    try:
-        run = nothing | json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read as the JSON that predict writes") from error
-    threshold = run["settings"].get("threshold", 0.5) if isinstance(run["settings"], dict) else None
-    known = isinstance(threshold, float) and 0 < threshold < 1
-    if not known or not all(isinstance(run[name], dict) for name in nothing):
-        raise DataError(f"{path}: is not what predict writes")
-    return run
+        return StoredRun()
+    return parse_fields(_RUN, read_object(read_bytes(path), path, code=INVALID), path, code=INVALID)
 
 
-def _read_lines(path: Path) -> dict[Key, Line]:
-    answers: dict[Key, Line] = {}
-    for place, line in _json_lines(path):
-        key = line["id"], line["prompt"]
-        if line["status"] not in STATUSES:
-            raise DataError(f"{place}: has the unknown status {line['status']!r}")
-        if key in answers:
-            raise DataError(f"{place}: {_named(key)} is there twice")
-        answers[key] = line
-    return answers
+def _read_lines(path: Path) -> dict[ResultKey, StoredLine]:
+    lines: dict[ResultKey, StoredLine] = {}
+    for number, text in enumerate(split_lines(read_bytes(path)), start=1):
+        line = parse_fields(_LINE, read_object(text, path, number, code=INVALID), path, number, code=INVALID)
+        if (line.id, line.prompt) in lines:
+            raise DataError(
+                f"{path}, line {number}: {_named((line.id, line.prompt))} is a duplicate",
+                code="duplicate_id",
+                path=path,
+                field=f"line {number}",
+            )
+        lines[line.id, line.prompt] = line
+    return lines
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, Line]]:
-    """Place and content of each line, whose id, prompt and status are text."""
-    try:
-        written = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    # not splitlines, which also ends lines within a text
-    for number, text in enumerate(written.removesuffix(b"\n").split(b"\n") if written else (), start=1):
-        place = f"{path}, line {number}"
-        try:
-            line = json.loads(text)
-            told = [line[name] for name in ("id", "prompt", "status")] + [line.get("model") or ""]
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise DataError(f"{place}: is no prediction (JSON with id, prompt and status)") from error
-        if not all(isinstance(each, str) for each in told):
-            raise DataError(f"{place}: id, prompt, status and model must be text")
-        yield place, line
-
-
-def _find_masks(folder: Path, samples: Sequence[Sample]) -> dict[Key, Line]:
-    """Mask files in the folder or its `masks/`, by the names that `predict` gives them."""
-    place = folder / "masks" if (folder / "masks").is_dir() else folder
-    files = masks_by_id(place)
-    answers: dict[Key, Line] = {}
+def _find_masks(folder: Path, samples: Sequence[Sample]) -> dict[ResultKey, StoredLine]:
+    """Mask files in the folder or its `masks/`, named as `predict` names them."""
+    masks = folder / "masks" if (folder / "masks").is_dir() else folder
+    files = masks_by_id(masks)
+    lines: dict[ResultKey, StoredLine] = {}
     for sample in samples:
         for prompt, stem in zip(sample.prompts, result_stems(sample.id, sample.prompts), strict=True):
             if stem in files:
-                relative = files.pop(stem).relative_to(folder).as_posix()
-                answers[sample.id, prompt] = {"status": "ok", "mask": relative}
-    # whatever is left is about other images
-    return answers | {(stem, ""): {"status": "ok"} for stem in files}
+                file = files.pop(stem).relative_to(folder).as_posix()
+                lines[sample.id, prompt] = StoredLine(id=sample.id, prompt=prompt, status="ok", mask=file)
+    # the remaining files belong to other images
+    return lines | {(stem, ""): StoredLine(id=stem, prompt="", status="ok") for stem in files}
