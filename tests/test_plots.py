@@ -1,4 +1,4 @@
-"""Drawings inside a page: where things lie, and what they say."""
+"""Charts: positions, and their text descriptions."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 from vesalius.plots import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Plot, histogram, ticks_to
 
 
-def test_the_corners_of_the_data_are_those_of_the_area_between_the_axes() -> None:
+def test_data_ranges_span_the_plot_area() -> None:
     plot = Plot((0, 10), (0, 2), height=100)
     assert plot.at(0, 0) == (LEFT, TOP + 100)
     assert plot.at(10, 2) == (WIDTH - RIGHT, TOP)
     assert f'viewBox="0 0 {WIDTH} {TOP + 100 + BOTTOM}"' in plot.svg("words")
 
 
-def test_words_that_hold_markup_stay_words() -> None:
+def test_markup_in_texts_is_escaped() -> None:
     plot = Plot((0, 1), (0, 1))
     plot.text(0, 0, "<b>&")
     plot.bar((0, 1), (0, 1), "#000000", "<script>")
@@ -28,12 +28,12 @@ def test_words_that_hold_markup_stay_words() -> None:
 @pytest.mark.parametrize(
     ("most", "last", "n"), [(0.3, 1, 6), (1, 1, 6), (7, 8, 5), (30, 30, 4), (176.2, 200, 5)]
 )
-def test_marks_end_at_or_a_little_over_the_largest_value(most: float, last: float, n: int) -> None:
+def test_ticks_end_at_or_slightly_above_the_largest_value(most: float, last: float, n: int) -> None:
     ticks = ticks_to(most)
     assert ticks[0] == (0, "0") and ticks[-1][0] == pytest.approx(last) and len(ticks) == n
 
 
-def test_a_histogram_counts_every_value_once_and_says_so() -> None:
+def test_a_histogram_counts_every_value_once() -> None:
     drawing = histogram(
         [0, 3, 3, 10], "width, px", ticks_to(10), of="masks", written=lambda value: f"{value:.1f}"
     )

@@ -1,4 +1,4 @@
-"""Six panels, overlays and contact sheets: what is drawn where, and what is said when a font is missing."""
+"""Six panels and overlays: positions, colors, text, and missing fonts."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from vesalius.visualization import (
     FN_COLOR,
     FP_COLOR,
     GAP,
-    GUESS_COLOR,
     LINE,
     PANEL_SIDE,
+    PREDICTION_COLOR,
+    TARGET_COLOR,
     TP_COLOR,
-    TRUTH_COLOR,
     missing_font,
     overlay,
     panel_size,
@@ -29,21 +29,21 @@ from vesalius.visualization import (
 TITLE_HEIGHT = 2 * GAP + 2 * LINE
 
 
-def panels(image, truth, guess, **texts) -> Image.Image:
+def panels(image, target, prediction, **texts) -> Image.Image:
     shown = {"title": "a", "prompt": "vessel", "scores": {"dice": 0.5, "iou": None}, **texts}
-    return six_panels(image, truth, guess, **shown)
+    return six_panels(image, target, prediction, **shown)
 
 
 def halves(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A gray image; the truth is its left half, the guess its upper half."""
-    truth, guess = np.zeros(size, dtype=bool), np.zeros(size, dtype=bool)
-    truth[:, : size[1] // 2] = True
-    guess[: size[0] // 2] = True
-    return np.full((*size, 3), 128, dtype=np.uint8), truth, guess
+    """A gray image; the target is its left half, the prediction its upper half."""
+    target, prediction = np.zeros(size, dtype=bool), np.zeros(size, dtype=bool)
+    target[:, : size[1] // 2] = True
+    prediction[: size[0] // 2] = True
+    return np.full((*size, 3), 128, dtype=np.uint8), target, prediction
 
 
 def panel(figure: Image.Image, number: int, size: tuple[int, int]) -> np.ndarray:
-    """Pixels of panel 0 to 5."""
+    """The pixels of panel 0 to 5."""
     height, width = panel_size(size)
     cell = (figure.width - GAP) // 3
     row, column = divmod(number, 3)
@@ -53,7 +53,7 @@ def panel(figure: Image.Image, number: int, size: tuple[int, int]) -> np.ndarray
 
 
 @pytest.mark.parametrize("size", [(100, 100), (512, 512), (2336, 3504), (900, 60), (60, 900), (1, 1)])
-def test_every_image_fills_its_panels_with_its_aspect_kept(size):
+def test_every_image_fills_its_panels_and_keeps_its_aspect_ratio(size):
     height, width = panel_size(size)
     figure = panels(*halves(size))
 
@@ -65,37 +65,37 @@ def test_every_image_fills_its_panels_with_its_aspect_kept(size):
 
 
 @pytest.mark.parametrize("size", [(100, 100), (512, 512), (1024, 2048)])
-def test_panels_show_truth_guess_and_their_difference(size):
+def test_panels_show_target_prediction_and_difference(size):
     figure = panels(*halves(size))
     height, width = panel_size(size)
     quarters = [(height // 4, width // 4), (height // 4, 3 * width // 4), (3 * height // 4, width // 4)]
-    truth, guess, difference = (panel(figure, number, size) for number in (1, 2, 5))
+    target, prediction, difference = (panel(figure, number, size) for number in (1, 2, 5))
 
-    assert [truth[place][0] for place in quarters] == [255, 0, 255]
-    assert [guess[place][0] for place in quarters] == [255, 255, 0]
+    assert [target[place][0] for place in quarters] == [255, 0, 255]
+    assert [prediction[place][0] for place in quarters] == [255, 255, 0]
     assert [tuple(difference[place]) for place in quarters] == [TP_COLOR, FP_COLOR, FN_COLOR]
     assert tuple(difference[3 * height // 4, 3 * width // 4]) == (45, 45, 45)
 
 
-def test_contour_panels_show_lines_around_the_masks_and_nothing_over_them():
+def test_contours_run_around_the_masks_and_do_not_cover_them():
     size = (512, 512)
     figure = panels(*halves(size))
-    truth, guess = panel(figure, 3, size), panel(figure, 4, size)
+    target, prediction = panel(figure, 3, size), panel(figure, 4, size)
 
     line = (256, 257)  # two pixels, outside of the mask
-    assert (truth[:, line] == TRUTH_COLOR).all() and (guess[line, :] == GUESS_COLOR).all()
-    assert (np.delete(truth, line, axis=1) == CONTOUR_GRAY).all()
-    assert (np.delete(guess, line, axis=0) == CONTOUR_GRAY).all()
+    assert (target[:, line] == TARGET_COLOR).all() and (prediction[line, :] == PREDICTION_COLOR).all()
+    assert (np.delete(target, line, axis=1) == CONTOUR_GRAY).all()
+    assert (np.delete(prediction, line, axis=0) == CONTOUR_GRAY).all()
 
 
-def test_dark_images_keep_their_light_under_contours():
-    image, truth, guess = halves((64, 64))
-    figure = panels(image // 2, truth, guess)
+def test_dark_images_are_not_darkened_under_contours():
+    image, target, prediction = halves((64, 64))
+    figure = panels(image // 2, target, prediction)
     assert (panel(figure, 3, (64, 64))[:, :16] == 64).all()
 
 
 @pytest.mark.parametrize("size", [(100, 100), (2336, 3504), (900, 60)])
-def test_texts_of_every_size_of_image_fit_between_the_margins(size):
+def test_text_fits_between_the_margins_for_every_image_size(size):
     figure = np.asarray(panels(*halves(size), scores={"dice": 0.123, "iou": None}))
     assert (figure[-GAP - LINE :, -GAP:] == 255).all() and (figure[-GAP - LINE :, :GAP] == 255).all()
 
@@ -107,19 +107,19 @@ def test_legend_shows_the_three_colors():
     assert {TP_COLOR, FP_COLOR, FN_COLOR} <= legend
 
 
-def test_vessel_thinner_than_a_panel_pixel_is_still_seen():
-    image, truth, _ = halves((2048, 2048))
-    truth[:] = False
-    truth[:, 1000:1002] = True
-    figure = panels(image, truth, np.zeros_like(truth))
+def test_a_vessel_thinner_than_a_panel_pixel_stays_visible():
+    image, target, _ = halves((2048, 2048))
+    target[:] = False
+    target[:, 1000:1002] = True
+    figure = panels(image, target, np.zeros_like(target))
 
     missed = panel(figure, 5, (2048, 2048)).astype(int)
     assert (np.abs(missed - FN_COLOR).sum(axis=2) < 60).any(axis=1).all()
 
 
 def test_empty_masks_are_drawn():
-    image, truth, _ = halves((64, 64))
-    nothing = np.zeros_like(truth)
+    image, target, _ = halves((64, 64))
+    nothing = np.zeros_like(target)
     figure = panels(image, nothing, nothing)
 
     assert (panel(figure, 1, (64, 64)) == 0).all()
@@ -127,14 +127,14 @@ def test_empty_masks_are_drawn():
 
 
 def test_masks_of_another_size_or_type_are_refused():
-    image, truth, guess = halves((64, 32))
-    with pytest.raises(ValueError, match=r"truth must be bool \(64, 32\); got bool \(32, 64\)"):
-        panels(image, truth.T, guess)
-    with pytest.raises(ValueError, match=r"guess must be bool .* got uint8"):
-        panels(image, truth, guess.astype(np.uint8))
+    image, target, prediction = halves((64, 32))
+    with pytest.raises(ValueError, match=r"target must be bool \(64, 32\); got bool \(32, 64\)"):
+        panels(image, target.T, prediction)
+    with pytest.raises(ValueError, match=r"prediction must be bool .* got uint8"):
+        panels(image, target, prediction.astype(np.uint8))
 
 
-def test_overlay_fills_the_mask_lightly_and_draws_the_contour_around_it():
+def test_overlay_is_a_translucent_fill_with_a_contour_around_it():
     image = np.full((7, 7, 3), 100, dtype=np.uint8)
     mask = np.zeros((7, 7), dtype=bool)
     mask[3, 3] = True
@@ -172,7 +172,7 @@ DEFICIENCIES = {
 
 
 @pytest.mark.parametrize("kind", DEFICIENCIES)
-def test_color_blind_readers_can_tell_the_three_colors_apart(kind):
+def test_colorblind_readers_can_distinguish_the_three_colors(kind):
     seen = [_lab(np.array(DEFICIENCIES[kind]) @ _linear(color)) for color in (TP_COLOR, FP_COLOR, FN_COLOR)]
 
     # CIE76; 2.3 is a just noticeable difference
@@ -190,23 +190,23 @@ def _lab(linear: np.ndarray) -> np.ndarray:
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
-def test_missing_characters_are_named_with_what_to_install_and_drawn_as_codes(monkeypatch):
+def test_missing_characters_are_reported_and_drawn_as_codes(monkeypatch):
     monkeypatch.setattr(visualization, "FONT_FOLDERS", ())
     sentence = missing_font("冠状动脉 vessel")
 
     assert "冠状动脉" in sentence and "\\u51a0" in sentence and "fonts-noto-cjk" in sentence
-    image, truth, guess = halves((64, 64))
-    drawn, codes = (panels(image, truth, guess, prompt=prompt) for prompt in ("血", "\\u8840"))
+    image, target, prediction = halves((64, 64))
+    drawn, codes = (panels(image, target, prediction, prompt=prompt) for prompt in ("血", "\\u8840"))
     assert drawn.tobytes() == codes.tobytes()
 
 
 @pytest.mark.parametrize("text", ["blood vessel – 0.5", "Ωμέγα", "кровеносный сосуд", "", "  \n\t", "\x07"])
-def test_scripts_of_the_fonts_that_come_along_lack_nothing(text, monkeypatch):
+def test_bundled_fonts_have_latin_greek_and_cyrillic(text, monkeypatch):
     monkeypatch.setattr(visualization, "FONT_FOLDERS", ())
     assert missing_font(text) is None
 
 
-def test_font_of_the_machine_is_found_by_its_usual_name(tmp_path, monkeypatch):
+def test_installed_fonts_are_found_by_file_name(tmp_path, monkeypatch):
     deja_vu = visualization._font_files(())[0]
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "wqy-microhei.ttc").symlink_to(deja_vu)
@@ -219,8 +219,8 @@ def test_font_of_the_machine_is_found_by_its_usual_name(tmp_path, monkeypatch):
     )
 
 
-def test_very_long_texts_are_cut_to_the_width():
-    image, truth, guess = halves((64, 64))
-    figure = panels(image, truth, guess, title="patient " * 2000, prompt="血管" * 500)
+def test_long_texts_are_truncated_to_the_width():
+    image, target, prediction = halves((64, 64))
+    figure = panels(image, target, prediction, title="patient " * 2000, prompt="血管" * 500)
 
     assert (np.asarray(figure)[:, -GAP:] == 255).all()

@@ -8,9 +8,7 @@ from pydantic import NonNegativeInt
 from scipy import ndimage
 
 from vesalius.config import Settings
-
-CORNERS_TOUCH = np.ones((3, 3), dtype=bool)
-"""8-connectivity, for objects. Holes are 4-connected."""
+from vesalius.masks import EIGHT_CONNECTED
 
 
 class Cleaning(Settings):
@@ -49,7 +47,7 @@ def drop_specks(mask: Bool[np.ndarray, "h w"], most: int) -> Bool[np.ndarray, "h
     """The mask without its 8-connected pieces of at most `most` pixels."""
     if not most:
         return mask
-    pieces, _ = ndimage.label(mask, CORNERS_TOUCH)
+    pieces, _ = ndimage.label(mask, EIGHT_CONNECTED)
     large = np.bincount(pieces.ravel()) > most
     large[0] = False
     return large[pieces]

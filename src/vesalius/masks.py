@@ -17,6 +17,9 @@ from pycocotools import mask as coco
 Size = tuple[int, int]
 """(height, width) in pixels."""
 
+EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
+"""Structuring element by which pixels that touch at a corner are connected: the rule for masks."""
+
 
 class Rle(TypedDict):
     """COCO run-length encoding; `counts` is the compressed string, or a list of run lengths."""
@@ -70,6 +73,16 @@ def describe_span(points: Float[np.ndarray, "n 2"], size: Size) -> str:
     """`spans x 3 to 900 and y 0 to 50 in an image of 512 x 512 (h x w)`."""
     (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
     return f"spans x {left:g} to {right:g} and y {top:g} to {bottom:g} in an image of {size[0]} x {size[1]} (h x w)"
+
+
+def dilate(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """The mask dilated by a cross: with all pixels above, below, left and right of it."""
+    wider = mask.copy()
+    wider[1:] |= mask[:-1]
+    wider[:-1] |= mask[1:]
+    wider[:, 1:] |= mask[:, :-1]
+    wider[:, :-1] |= mask[:, 1:]
+    return wider
 
 
 def encode_rle(mask: Bool[np.ndarray, "h w"]) -> Rle:

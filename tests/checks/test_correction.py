@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.ndimage import binary_dilation
 
-from vesalius.checks.correction import EIGHT, Correction, correct, resample
+from vesalius.checks.correction import Correction, correct, resample
 from vesalius.data.dataset import load_item
-from vesalius.masks import decode_rle, encode_rle, rasterize
+from vesalius.masks import EIGHT_CONNECTED, decode_rle, encode_rle, rasterize
 from vesalius.types import Absent, MaskFile, MaskReference, Polygons, RleMask, Sample
 
 SQUARE = Polygons(((10.0, 10.0, 30.0, 10.0, 30.0, 30.0, 10.0, 30.0),))
@@ -238,8 +238,8 @@ def test_masks_in_pixels_are_rescaled_where_their_shape_stays(before: int, after
     right = resample(vessel(before), (after, after))
     truth = vessel(after)
     assert right is not None
-    assert not (right & ~binary_dilation(truth, EIGHT)).any()
-    assert not (truth & ~binary_dilation(right, EIGHT)).any()
+    assert not (right & ~binary_dilation(truth, EIGHT_CONNECTED)).any()
+    assert not (truth & ~binary_dilation(right, EIGHT_CONNECTED)).any()
 
 
 def test_masks_in_pixels_are_not_rescaled_where_their_shape_would_change() -> None:

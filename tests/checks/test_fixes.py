@@ -20,13 +20,12 @@ from PIL import Image
 from scipy.ndimage import binary_dilation
 from tests.codes import raises_code
 
-from vesalius.checks.correction import EIGHT
 from vesalius.checks.fixes import Fixes, check_folder, write_fixed
 from vesalius.checks.inspection import Report, inspect
 from vesalius.cli import main
 from vesalius.data.dataset import load_item, load_samples
 from vesalius.errors import AnnotationError, OutputError, SettingError
-from vesalius.masks import encode_rle, rasterize
+from vesalius.masks import EIGHT_CONNECTED, encode_rle, rasterize
 from vesalius.types import Polygons
 
 SQUARE = [[10.0, 10.0, 30.0, 10.0, 30.0, 30.0, 10.0, 30.0]]
@@ -216,11 +215,11 @@ def write_labelme(
 
 def boundary_distance(a: np.ndarray, b: np.ndarray) -> int:
     """How far apart the boundaries of two masks are at most, in whole pixels up to 9; diagonal steps count as one."""
-    edges = [mask & binary_dilation(~mask, EIGHT, border_value=True) for mask in (a, b)]
+    edges = [mask & binary_dilation(~mask, EIGHT_CONNECTED, border_value=True) for mask in (a, b)]
     for distance in range(9):
         if all(not (edges[i] & ~edges[1 - i]).any() for i in (0, 1)) or distance == 8:
             return distance
-        near = [binary_dilation(edge, EIGHT, iterations=distance + 1) for edge in edges]
+        near = [binary_dilation(edge, EIGHT_CONNECTED, iterations=distance + 1) for edge in edges]
         if all(not (edges[i] & ~near[1 - i]).any() for i in (0, 1)):
             return distance + 1
     return 9

@@ -10,7 +10,8 @@ from hypothesis.extra import numpy as hnp
 from scipy.ndimage import distance_transform_edt, label
 from skimage.measure import euler_number
 
-from vesalius.evaluation.shape import Shape, dilate, distances_to, points_of
+from vesalius.evaluation.shape import Shape, distances_to, points_of
+from vesalius.masks import dilate
 
 masks = hnp.array_shapes(min_dims=2, max_dims=2, max_side=9).flatmap(lambda shape: hnp.arrays(bool, shape))
 

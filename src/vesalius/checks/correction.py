@@ -22,11 +22,10 @@ from vesalius.data.images import read_mask
 from vesalius.errors import DataError, ImageError
 from vesalius.files import to_json
 from vesalius.lineage import hash_pixels
-from vesalius.masks import Size, area_average, decode_rle, encode_rle, overshoot, rasterize
+from vesalius.masks import EIGHT_CONNECTED, Size, area_average, decode_rle, encode_rle, overshoot, rasterize
 from vesalius.types import Absent, MaskFile, MaskReference, Polygons, RleMask, Sample
 
 Action = Literal["rescaled", "merged", "clipped", "dropped"]
-EIGHT = np.ones((3, 3), dtype=bool)
 MAX_ENLARGEMENT = 2.0
 """Maximum scale factor of pixel masks. Their border is known to half a pixel; beyond 2x the error could exceed one pixel."""
 MAX_OVERSHOOT_PX, MAX_OVERSHOOT = 2.0, 0.02
@@ -253,7 +252,7 @@ def resample(mask: Bool[np.ndarray, "h w"], size: Size) -> Bool[np.ndarray, "H W
 
 def _near(before: Bool[np.ndarray, "h w"], after: Bool[np.ndarray, "H W"]) -> bool:
     """Whether every mask pixel is within one pixel of the rescaled mask."""
-    reached = binary_dilation(after, EIGHT)
+    reached = binary_dilation(after, EIGHT_CONNECTED)
     rows, columns = (
         ((positions + 0.5) * new / old).astype(int)
         for positions, new, old in zip(np.nonzero(before), after.shape, before.shape, strict=True)
@@ -263,7 +262,7 @@ def _near(before: Bool[np.ndarray, "h w"], after: Bool[np.ndarray, "H W"]) -> bo
 
 def _components(mask: Bool[np.ndarray, "h w"]) -> int:
     """Number of 8-connected components."""
-    return int(label(mask, EIGHT)[1])
+    return int(label(mask, EIGHT_CONNECTED)[1])
 
 
 def _merge(objects: Sequence[MaskReference], size: Size) -> MaskReference:

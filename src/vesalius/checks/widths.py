@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 
 from vesalius.checks.findings import finding
 from vesalius.checks.measurements import Measurement
-from vesalius.masks import Size
+from vesalius.masks import Size, dilate
 from vesalius.types import Finding
 
 GRID = 256
@@ -34,7 +34,7 @@ def skeleton_widths(mask: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, " n"]:
     if not len(rows):
         return np.zeros(0)
     inside = np.pad(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], 1)
-    around = KDTree(np.argwhere(_neighbors(inside)), balanced_tree=False, compact_nodes=False)
+    around = KDTree(np.argwhere(dilate(inside) & ~inside), balanced_tree=False, compact_nodes=False)
     points = np.argwhere(skeletonize(inside)).astype(float)
     distance, nearest = around.query(points)
     away = (points - around.data[nearest]) / distance[:, None]
@@ -65,13 +65,3 @@ def check_widths(measurements: Sequence[Measurement], file: str) -> list[Finding
     return [
         finding("thin_structures", file, "", message, samples=[measurement.id for measurement in worst[:5]])
     ]
-
-
-def _neighbors(inside: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    """Background pixels with a 4-neighbor in the mask."""
-    near = np.zeros_like(inside)
-    near[1:] |= inside[:-1]
-    near[:-1] |= inside[1:]
-    near[:, 1:] |= inside[:, :-1]
-    near[:, :-1] |= inside[:, 1:]
-    return near & ~inside

@@ -13,7 +13,7 @@ from vesalius.data.dataset import epoch_order, load_item
 from vesalius.errors import SettingError
 from vesalius.masks import area_average
 from vesalius.types import Item, Sample
-from vesalius.visualization import SHOWN_COVERAGE, SKY_BLUE, VERMILLION, WHITE, YELLOW, overlay
+from vesalius.visualization import MIN_COVERAGE, SKY_BLUE, VERMILLION, WHITE, YELLOW, overlay
 
 TILE, GAP, COLUMNS = 224, 6, 8
 """Longer side of an image, and the space between two, in pixels; images in a row."""
@@ -61,6 +61,6 @@ def _draw_tile(item: Item) -> Image.Image:
     size = max(1, round(height * factor)), max(1, round(width * factor))
     tile = Image.fromarray(item.frames[0]).resize(size[::-1], Image.Resampling.BICUBIC, reducing_gap=2.0)
     for number, mask in enumerate(item.masks if item.masks is not None else ()):
-        shown = area_average(mask[0], size) >= SHOWN_COVERAGE
+        shown = area_average(mask[0], size) >= MIN_COVERAGE
         tile = overlay(np.asarray(tile), shown, COLORS[number % len(COLORS)])
     return tile

@@ -12,7 +12,8 @@ import numpy as np
 from scipy.ndimage import label
 
 from vesalius.evaluation.empty import Case, apply_rule, case_of
-from vesalius.evaluation.shape import EIGHT, Shape, dilate
+from vesalius.evaluation.shape import Shape
+from vesalius.masks import EIGHT_CONNECTED, dilate
 
 WIDTHS: Mapping[str, tuple[float, float]] = {
     "to_2px": (0.0, 2.0),
@@ -85,7 +86,7 @@ def breaks(target: Shape, prediction: Shape) -> float | None:
 
     def count() -> float:
         near = dilate(dilate(target.mask))
-        labels, n = label(prediction.mask & near, structure=EIGHT)
+        labels, n = label(prediction.mask & near, structure=EIGHT_CONNECTED)
         vessels, n_vessels = target.components
         pairs = np.unique(vessels[target.skeleton].astype(np.int64) * (n + 1) + labels[target.skeleton])
         vessel, component = np.divmod(pairs, n + 1)

@@ -12,8 +12,7 @@ from scipy.ndimage import label
 from scipy.spatial import cKDTree
 from skimage.morphology import skeletonize
 
-EIGHT = np.ones((3, 3), dtype=bool)
-"""8-connectivity, the rule for masks; the background has 4-connectivity."""
+from vesalius.masks import EIGHT_CONNECTED, dilate
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +52,7 @@ class Shape:
     @cached_property
     def components(self) -> tuple[Int[np.ndarray, "h w"], int]:
         """Labels (h, w) of the 8-connected components, from 1 (0 is background), and their number."""
-        labels, n = label(self.mask, structure=EIGHT)
+        labels, n = label(self.mask, structure=EIGHT_CONNECTED)
         return labels, int(n)
 
     @property
@@ -87,16 +86,6 @@ class Shape:
         if not len(beside):
             return np.full(np.count_nonzero(self.skeleton), np.inf)
         return 2 * distances_to(beside, points_of(self.skeleton))
-
-
-def dilate(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    """The mask dilated by a cross: with all pixels above, below, left and right of it."""
-    wider = mask.copy()
-    wider[1:] |= mask[:-1]
-    wider[:-1] |= mask[1:]
-    wider[:, 1:] |= mask[:, :-1]
-    wider[:, :-1] |= mask[:, 1:]
-    return wider
 
 
 def points_of(mask: Bool[np.ndarray, "h w"]) -> Int[np.ndarray, "n 2"]:

@@ -29,7 +29,7 @@ from vesalius.masks import Size, encode_rle
 from vesalius.names import result_stems
 from vesalius.segmenter import Described, ModelDescription, Segmenter
 from vesalius.types import Item, Prediction, Sample
-from vesalius.visualization import GUESS_COLOR, overlay
+from vesalius.visualization import PREDICTION_COLOR, overlay
 
 SAVES = ("masks", "probs", "overlay", "rle", "dicom", "films")
 """masks: PNG 0/255; probs: float32 .npz; overlay: PNG on the image; rle: COCO RLE in `predictions.jsonl`; dicom: a
@@ -292,5 +292,7 @@ def _write_files(
     if "overlay" in save:
         with place("overlay", "overlays", ".png") as path:
             # a third of the time, for a third more bytes
-            overlay(item.frames[0], prediction.mask, GUESS_COLOR).save(path, format="PNG", compress_level=1)
+            overlay(item.frames[0], prediction.mask, PREDICTION_COLOR).save(
+                path, format="PNG", compress_level=1
+            )
     return written
