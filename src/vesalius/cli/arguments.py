@@ -32,16 +32,6 @@ def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
     return {each.name: each.default for each in parameters if each.default is not each.empty}
 
 
-def add_model(verb: argparse.ArgumentParser, about: str = MODEL) -> None:
-    """Add the positional argument MODEL."""
-    verb.add_argument("model", metavar="MODEL", help=about)
-
-
-def add_data(verb: argparse.ArgumentParser) -> None:
-    """Add the positional argument DATA."""
-    verb.add_argument("data", type=Path, metavar="DATA", help=DATA)
-
-
 def add_dataset_options(verb: argparse.ArgumentParser) -> None:
     """Add --prompt, --split and --group: the options of `open_dataset`."""
     group = verb.add_argument_group("dataset")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vesalius.cli.arguments import Result, add_data, add_dataset_options, add_num_workers, given
+from vesalius.cli.arguments import DATA, Result, add_dataset_options, add_num_workers, given
 from vesalius.progress import Progress
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
-    add_data(verb)
+    verb.add_argument("data", type=Path, metavar="DATA", help=DATA)
     add_dataset_options(verb)
     add_num_workers(verb, "read images")
     verb.add_argument(

@@ -8,18 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vesalius.cli.arguments import (
-    DATA,
-    MODEL_OR_BASELINE,
-    OUT,
-    Result,
-    add_dataset_options,
-    add_mask_options,
-    add_num_workers,
-    add_prediction_options,
-    given,
-    open_segmenter,
-)
+from vesalius.cli import arguments
+from vesalius.cli.arguments import Result, given
 from vesalius.errors import SettingError
 from vesalius.progress import Progress
 
@@ -28,7 +18,10 @@ FOR_MODELS = "tiles tta cache fill_holes drop_specks"
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
-        "model_and_data", nargs="+", metavar="[MODEL] DATA", help=f"MODEL: {MODEL_OR_BASELINE}; DATA: {DATA}"
+        "model_and_data",
+        nargs="+",
+        metavar="[MODEL] arguments.DATA",
+        help=f"MODEL: {arguments.MODEL_OR_BASELINE}; arguments.DATA: {arguments.DATA}",
     )
     verb.add_argument(
         "--predictions",
@@ -36,7 +29,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="score stored predictions instead of a model: the output of `predict`, or mask files named by id",
     )
-    verb.add_argument("--out", type=Path, required=True, help=OUT)
+    verb.add_argument("--out", type=Path, required=True, help=arguments.OUT)
     verb.add_argument("--limit", type=int, metavar="N", help="score only the first N images")
     verb.add_argument(
         "--roi", type=Path, metavar="DIR", help="masks named by id; pixels outside of them are ignored"
@@ -46,10 +39,10 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         action="store_true",
         help="score images that the model was trained on; the report says so",
     )
-    add_num_workers(verb, "score and draw")
-    add_dataset_options(verb)
-    add_prediction_options(verb)
-    add_mask_options(verb)
+    arguments.add_num_workers(verb, "score and draw")
+    arguments.add_dataset_options(verb)
+    arguments.add_prediction_options(verb)
+    arguments.add_mask_options(verb)
 
 
 def run(args: argparse.Namespace) -> Result:
@@ -75,7 +68,7 @@ def _model_and_data(args: argparse.Namespace) -> tuple[str | None, Path]:
     """The model and the dataset; no model with --predictions. A wrong number of arguments exits with 2."""
     names = args.model_and_data
     if len(names) != (1 if "predictions" in args else 2):
-        expected = "--predictions DIR DATA" if "predictions" in args else "MODEL DATA"
+        expected = "--predictions DIR arguments.DATA" if "predictions" in args else "MODEL arguments.DATA"
         print(f"vesalius evaluate: takes {expected}; got {' '.join(names)}", file=sys.stderr)
         raise SystemExit(2)
     return (names[0] if len(names) == 2 else None), Path(names[-1])
@@ -83,7 +76,7 @@ def _model_and_data(args: argparse.Namespace) -> tuple[str | None, Path]:
 
 def _open(args: argparse.Namespace, model: str | None, samples: Sequence[Any]) -> Any:
     if model is not None:
-        return open_segmenter(args, model)
+        return arguments.open_segmenter(args, model)
     from vesalius.scoring.stored import StoredPredictions
 
     if wrong := list(given(args, FOR_MODELS)):

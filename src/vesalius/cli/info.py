@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from vesalius.cli.arguments import Result, add_model
+from vesalius.cli.arguments import MODEL, Result
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
-    add_model(verb)
+    verb.add_argument("model", metavar="MODEL", help=MODEL)
 
 
 def run(args: argparse.Namespace) -> Result:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import get_args
 
-from vesalius.cli.arguments import MODEL, Result, add_model, given
+from vesalius.cli.arguments import MODEL, Result, given
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
     from vesalius.segmenter import Purpose
 
-    add_model(verb, f"{MODEL}; a published name works without its weights")
+    verb.add_argument("model", metavar="MODEL", help=f"{MODEL}; a published name works without its weights")
     verb.add_argument(
         "--gpus",
         metavar="4x24GiB",

@@ -9,25 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
-from vesalius.cli.arguments import (
-    MODEL_OR_BASELINE,
-    OUT,
-    Result,
-    add_mask_options,
-    add_model,
-    add_prediction_options,
-    defaults_of,
-    given,
-    open_segmenter,
-    prediction_settings,
-)
+from vesalius.cli import arguments
+from vesalius.cli.arguments import Result, defaults_of, given
 from vesalius.progress import Progress
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
     from vesalius.jobs.folder import SAVES, write_predictions
 
-    add_model(verb, MODEL_OR_BASELINE)
+    verb.add_argument("model", metavar="MODEL", help=arguments.MODEL_OR_BASELINE)
     verb.add_argument(
         "images",
         type=Path,
@@ -36,7 +26,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         help="images, DICOM files, volumes, videos, or folders of them",
     )
     verb.add_argument("--prompt", action="append", required=True, help="what to segment; may be repeated")
-    verb.add_argument("--out", type=Path, required=True, help=OUT)
+    verb.add_argument("--out", type=Path, required=True, help=arguments.OUT)
     verb.add_argument(
         "--save",
         default=",".join(defaults_of(write_predictions)["save"]),
@@ -55,8 +45,8 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         metavar="2x24GiB",
         help="model parallel: one model over GPUs of this memory, also 24GiB,48GiB, as `vesalius plan` places it",
     )
-    add_prediction_options(verb)
-    add_mask_options(verb)
+    arguments.add_prediction_options(verb)
+    arguments.add_mask_options(verb)
 
 
 def _add_video_options(verb: argparse.ArgumentParser) -> None:
@@ -103,10 +93,10 @@ def run(args: argparse.Namespace) -> Result:
 def _open(args: argparse.Namespace) -> Iterator[tuple[Any, Any]]:
     """The segmenter in this process and None, or the description of a model in other processes and their answers."""
     if "devices" not in args:
-        yield open_segmenter(args, args.model), None
+        yield arguments.open_segmenter(args, args.model), None
         return
     from vesalius.jobs.processes import Processes, order_predictors
 
-    orders = order_predictors(args.model, args.devices.split(","), prediction_settings(args))
+    orders = order_predictors(args.model, args.devices.split(","), arguments.prediction_settings(args))
     with Processes(orders) as processes:
         yield processes, processes.answer_samples

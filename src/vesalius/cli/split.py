@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vesalius.cli.arguments import OUT, Result, add_data, add_dataset_options, given
+from vesalius.cli.arguments import DATA, OUT, Result, add_dataset_options, given
 from vesalius.progress import Progress
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
-    add_data(verb)
+    verb.add_argument("data", type=Path, metavar="DATA", help=DATA)
     verb.add_argument("out", type=Path, metavar="OUT", help=OUT)
     parts = verb.add_mutually_exclusive_group(required=True)
     parts.add_argument(

@@ -5,24 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vesalius.cli.arguments import (
-    Result,
-    add_data,
-    add_dataset_options,
-    add_model,
-    add_prediction_options,
-    defaults_of,
-    given,
-    open_segmenter,
-)
+from vesalius.cli import arguments
+from vesalius.cli.arguments import Result, defaults_of, given
 from vesalius.progress import Progress
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
     from vesalius.scoring.tune import TUNABLE, find_threshold
 
-    add_model(verb)
-    add_data(verb)
+    verb.add_argument("model", metavar="MODEL", help=arguments.MODEL)
+    verb.add_argument("data", type=Path, metavar="DATA", help=arguments.DATA)
     verb.add_argument(
         "--metric", choices=TUNABLE, default=defaults_of(find_threshold)["metric"], help="metric to maximize"
     )
@@ -40,8 +32,8 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         help="also measure test-time augmentation with each subset of these views; the best one is enabled if its "
         "gain is significant",
     )
-    add_dataset_options(verb)
-    add_prediction_options(verb)
+    arguments.add_dataset_options(verb)
+    arguments.add_prediction_options(verb)
 
 
 def run(args: argparse.Namespace) -> Result:
@@ -52,7 +44,7 @@ def run(args: argparse.Namespace) -> Result:
 
     target = check_target(args.model, vars(args).get("out"))
     dataset = open_dataset(args.data, **given(args, "split prompt group"))
-    predictor = open_segmenter(args, args.model)
+    predictor = arguments.open_segmenter(args, args.model)
     with Progress(len(dataset.samples), "tune") as progress:
         tuned = find_threshold(predictor, dataset, **given(args, "metric views"), on_progress=progress.reach)
     store_threshold(args.model, target, tuned.threshold, tuned.origin, tuned.images, tuned.tta_gain)
