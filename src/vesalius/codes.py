@@ -159,6 +159,10 @@ CODES: dict[str, Code] = {
         "check --fix would keep no image of a dataset or split", "correct the listed errors by hand"
     ),
     "pseudonym_collision": _error("two names have the same pseudonym", "import again with a new key"),
+    "exposed_key": _error("others than its owner may read a key file", "run chmod 600 on it"),
+    "invalid_key": _error(
+        "a file is not the key file of an import", "name the .key.json beside the imported dataset"
+    ),
     # masks
     "size_mismatch": _error(
         "masks were drawn on a copy of another size",
@@ -256,6 +260,7 @@ CODES: dict[str, Code] = {
         "rename the files, or import them with vesalius import --pseudonymize",
     ),
     # splits
+    "too_few_groups": _error("a dataset has fewer groups than parts", "ask for fewer parts"),
     "image_leak": _error(
         "two splits share an image, or images that look almost the same",
         "keep it in one split, or split again by patient with vesalius split",

@@ -1,4 +1,4 @@
-"""Import: any format to any other, an account of it, and under pseudonyms no name anywhere but in the key."""
+"""Import: every format to every other, a record of the sources, and under pseudonyms no name except in the key file."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from pydicom import dcmread
+from tests.codes import raises_code
 
 from vesalius.cli import main
 from vesalius.curation.importing import import_dataset
@@ -28,7 +29,7 @@ from vesalius.errors import OutputError, SettingError
 from ..dicom_files import write_xa
 
 NAMES = ("Vogelweide", "Walther", "PID4711", "19510429", "1.2.826.1951")
-"""What is planted wherever a file can hold it, and may come out nowhere."""
+"""Planted in every part of a file that can hold text; none may appear in the output."""
 PATIENT = "Vogelweide^Walther"
 BOX = [[1, 1, 9, 1, 9, 9, 1, 9]]
 
@@ -91,12 +92,12 @@ def cli(*arguments: str | Path) -> int:
 
 
 def written(out: Path, to: str) -> Path:
-    """What to open again: LabelMe's files lie beside the images."""
+    """The folder to open again; LabelMe files lie beside the images."""
     return out / "images" if to == "labelme" else out
 
 
 def leaks(out: Path, text: str) -> list[str]:
-    """Where a planted name stands: in any file of `out`, unpacked where it is a PNG, in a file name, or in `text`."""
+    """Planted names in `text`, in file names and in files of `out`, with PNG files decompressed."""
     found = [name for name in NAMES if name.lower() in text.lower()]
     for path in out.rglob("*"):
         data = str(path.relative_to(out)).encode() + b"\n" + (path.read_bytes() if path.is_file() else b"")
@@ -107,7 +108,7 @@ def leaks(out: Path, text: str) -> list[str]:
     return found
 
 
-def test_import_brings_a_mask_folder_into_the_house_and_says_what_became_of_each_image(
+def test_import_converts_a_mask_folder_and_records_the_source_of_each_image(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for side, values in (("images", texture(1)), ("masks", np.eye(24, dtype=np.uint8) * 255)):
@@ -141,7 +142,7 @@ def test_import_brings_a_mask_folder_into_the_house_and_says_what_became_of_each
 
 
 @pytest.mark.parametrize("to", ["vesalius", "coco", "labelme"])
-def test_there_and_back_nothing_of_the_annotation_is_lost(tmp_path: Path, to: str) -> None:
+def test_an_import_and_an_import_back_lose_nothing(tmp_path: Path, to: str) -> None:
     source = annotated(tmp_path / "in")
     assert cli("import", source, tmp_path / "there", "--to", to, "--group", "patient") == 0
     assert cli("import", written(tmp_path / "there", to), tmp_path / "back") == 0
@@ -176,7 +177,7 @@ def test_frames_of_dicom_files_become_images_with_their_group_and_order(tmp_path
         assert (before.group, before.spacing_mm) == (after.group, after.spacing_mm)
 
 
-def test_a_folder_of_bare_images_is_taken_and_said_to_be_without_annotation(tmp_path: Path) -> None:
+def test_a_folder_of_images_alone_is_imported_without_annotation(tmp_path: Path) -> None:
     (tmp_path / "in" / "p1").mkdir(parents=True)
     write_png(tmp_path / "in" / "p1" / "a.png", np.repeat(texture(1)[:, :, None], 3, 2))
     result = import_dataset(tmp_path / "in", tmp_path / "out", group="folder")
@@ -192,7 +193,7 @@ def test_a_folder_of_bare_images_is_taken_and_said_to_be_without_annotation(tmp_
 
 
 @pytest.mark.parametrize("name", ["instances.json", "p1/a.json", "labels.xml"])
-def test_images_beside_an_annotation_that_is_not_read_are_refused(
+def test_images_beside_an_unknown_annotation_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     (tmp_path / "in" / "p1").mkdir(parents=True)
@@ -206,16 +207,14 @@ def test_images_beside_an_annotation_that_is_not_read_are_refused(
 
 
 @pytest.mark.parametrize("to", ["vesalius", "coco", "labelme"])
-def test_no_name_gets_out_of_annotated_images(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], to: str
-) -> None:
+def test_annotated_images_leak_no_name(tmp_path: Path, capfd: pytest.CaptureFixture[str], to: str) -> None:
     source = annotated(tmp_path / "Vogelweide")
     assert leaks(source, "") != []
     arguments = ("--pseudonymize", "--group", "patient", "--to", to, "--json", "-v")
     assert cli("import", source, tmp_path / "out", *arguments) == 0
     told = capfd.readouterr()
     assert leaks(tmp_path / "out", told.out + told.err) == []
-    assert "metadata left out, which may name somebody: 3 other keys" in told.out + told.err
+    assert "metadata removed because it may identify a person: 3 other keys" in told.out + told.err
     before, after = load_samples(source, group="patient"), load_samples(written(tmp_path / "out", to))
     assert len({sample.group for sample in after}) == 2
     table = json.loads((tmp_path / "out.key.json").read_text())
@@ -231,7 +230,7 @@ def test_no_name_gets_out_of_annotated_images(
         assert not sample.image.samefile(old.image)
 
 
-def test_no_name_gets_out_of_dicom_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_dicom_files_leak_no_name(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     source = dicom_folder(tmp_path / "Vogelweide")
     assert leaks(source, "") != []
     assert cli("import", source, tmp_path / "out", "--pseudonymize", "--json", "-v") == 0
@@ -252,7 +251,7 @@ def test_no_name_gets_out_of_dicom_files(tmp_path: Path, capfd: pytest.CaptureFi
     assert all(any(sample.id.startswith(stem) for stem in stems) for sample in load_samples(tmp_path / "out"))
 
 
-def test_the_same_patient_has_the_same_pseudonym_under_one_key_and_another_under_a_new_one(
+def test_a_patient_has_one_pseudonym_per_key(
     tmp_path: Path,
 ) -> None:
     source = annotated(tmp_path / "in")
@@ -269,7 +268,7 @@ def test_the_same_patient_has_the_same_pseudonym_under_one_key_and_another_under
         assert key.encode() not in everything and bytes.fromhex(key) not in everything
 
 
-def test_a_patient_has_one_pseudonym_whether_a_header_or_an_annotation_names_them(tmp_path: Path) -> None:
+def test_a_patient_has_one_pseudonym_in_dicom_files_and_annotations(tmp_path: Path) -> None:
     import_dataset(dicom_folder(tmp_path / "dicom"), tmp_path / "one", pseudonymize=True)
     Image.fromarray(texture(1)).save(tmp_path / "a.png")
     row = {"image": "a.png", "mask": [BOX], "text": ["vessel"], "PatientID": "PID4711"}
@@ -281,21 +280,22 @@ def test_a_patient_has_one_pseudonym_whether_a_header_or_an_annotation_names_the
     assert len(groups[0]) == 2 and groups[1] < groups[0]
 
 
-def test_hashes_of_the_source_are_keyed_and_in_order_of_the_pseudonyms(tmp_path: Path) -> None:
+def test_source_hashes_are_keyed_and_sorted_by_pseudonym(tmp_path: Path) -> None:
     source = annotated(tmp_path / "in")
-    for name, pseudonymize in (("plain", False), ("nameless", True)):
+    for name, pseudonymize in (("plain", False), ("deidentified", True)):
         import_dataset(source, tmp_path / name, group="patient", pseudonymize=pseudonymize)
-    plain, nameless = (
-        json.loads((tmp_path / name / "import.json").read_text())["samples"] for name in ("plain", "nameless")
+    plain, deidentified = (
+        json.loads((tmp_path / name / "import.json").read_text())["samples"]
+        for name in ("plain", "deidentified")
     )
-    assert [row["id"] for row in nameless] == sorted(row["id"] for row in nameless)
-    assert not {row["source_sha256"] for row in plain} & {row["source_hmac_sha256"] for row in nameless}
-    assert all("source_sha256" not in row for row in nameless)
-    ids = [sample.id for sample in load_samples(tmp_path / "nameless")]
+    assert [row["id"] for row in deidentified] == sorted(row["id"] for row in deidentified)
+    assert not {row["source_sha256"] for row in plain} & {row["source_hmac_sha256"] for row in deidentified}
+    assert all("source_sha256" not in row for row in deidentified)
+    ids = [sample.id for sample in load_samples(tmp_path / "deidentified")]
     assert ids == sorted(ids)
 
 
-def test_what_the_user_gave_is_named_in_full_under_pseudonyms_too(
+def test_errors_about_arguments_name_the_arguments_under_pseudonyms_too(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     source = annotated(tmp_path / "in")
@@ -314,7 +314,7 @@ def test_what_the_user_gave_is_named_in_full_under_pseudonyms_too(
     assert "--split 'tset' does not fit the source" in capfd.readouterr().err
 
 
-def test_an_image_that_cannot_be_read_is_told_by_its_place_where_it_may_not_be_named(
+def test_an_unreadable_image_is_reported_by_its_number_under_pseudonyms(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "in").mkdir()
@@ -327,7 +327,7 @@ def test_an_image_that_cannot_be_read_is_told_by_its_place_where_it_may_not_be_n
     assert "Vogelweide" not in told and "vesalius check" not in told
 
 
-def test_what_is_wrong_with_a_nameless_source_is_not_quoted(
+def test_what_is_wrong_with_a_deidentified_source_is_not_quoted(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for fault in ("image", "json", "group", "prompt", "dicom"):
@@ -356,12 +356,12 @@ def test_what_is_wrong_with_a_nameless_source_is_not_quoted(
             "group": "does not fit the source",
             "prompt": "the source needs --prompt",
         }.get(fault, "the source cannot be imported") in told.err
-        assert "vesalius check shows it" in told.err
+        assert "run vesalius check" in told.err
         left = sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith("Vogelweide"))
         assert left == [], fault
 
 
-def test_writing_in_a_picture_is_reported_under_its_pseudonym(tmp_path: Path) -> None:
+def test_burned_in_text_is_reported_under_the_pseudonym(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for i in range(2):
         image = Image.fromarray(texture(i, 120))
@@ -369,37 +369,33 @@ def test_writing_in_a_picture_is_reported_under_its_pseudonym(tmp_path: Path) ->
             ImageDraw.Draw(image).text((5, 90), "VOGELWEIDE", fill=255, font=ImageFont.load_default(14))
         image.save(tmp_path / "in" / f"{i}.png")
     result = import_dataset(tmp_path / "in", tmp_path / "out", pseudonymize=True)
-    ((name, boxes),) = result["writing"].items()
+    ((name, boxes),) = result["burned_in_text"].items()
     assert boxes[0][1] > 85
-    assert any(
-        f"may have writing in the picture, look at them: 1: {name}" in note for note in result["notes"]
-    )
+    assert any(f"may have burned-in text, look at them: 1: {name}" in note for note in result["notes"])
 
 
-def test_a_place_that_is_taken_is_refused_before_anything_is_done(tmp_path: Path) -> None:
+def test_an_existing_output_is_refused_before_anything_is_done(tmp_path: Path) -> None:
     source = annotated(tmp_path / "in")
     import_dataset(source, tmp_path / "out", pseudonymize=True)
-    with pytest.raises(OutputError, match="not empty"):
+    with raises_code(OutputError, "output_exists"):
         import_dataset(source, tmp_path / "out")
-    with pytest.raises(SettingError, match="contains the dataset"):
+    with raises_code(SettingError, "output_inside_data"):
         import_dataset(source, tmp_path)
-    for place in (source, source / "out"):
-        with pytest.raises(SettingError, match="lies in the dataset"):
-            import_dataset(source, place)
-    with pytest.raises(SettingError, match="belongs to"):
+    for inside in (source, source / "out"):
+        with raises_code(SettingError, "output_inside_data"):
+            import_dataset(source, inside)
+    with raises_code(SettingError, "conflicting_settings"):
         import_dataset(source, tmp_path / "two", key=tmp_path / "out.key.json")
-    with pytest.raises(SettingError, match="no format to write"):
+    with raises_code(SettingError, "bad_value", "yolo"):
         import_dataset(source, tmp_path / "two", to="yolo")
     key = (tmp_path / "out.key.json").read_bytes()
     (tmp_path / "out").rename(tmp_path / "moved")
-    with pytest.raises(OutputError, match="key of an earlier import"):
+    with raises_code(OutputError, "output_exists", "out.key.json"):
         import_dataset(source, tmp_path / "out", pseudonymize=True)
     assert (tmp_path / "out.key.json").read_bytes() == key
 
 
-def test_where_the_dataset_cannot_be_put_in_place_no_key_stays_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_import_leaves_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = annotated(tmp_path / "in")
 
     def refuse(self: Path, target: Path) -> Path:
@@ -407,7 +403,7 @@ def test_where_the_dataset_cannot_be_put_in_place_no_key_stays_behind(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", refuse)
-        with pytest.raises(OutputError, match="No space left"):
+        with raises_code(OutputError, "write_failed"):
             import_dataset(source, tmp_path / "out", pseudonymize=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
@@ -432,7 +428,7 @@ def test_real_angiograms_keep_their_pixels_and_masks_under_pseudonyms(shared: Pa
     few = load_samples(shared / "data" / "arcade", split="val")[:4]
     vesalius_json.write(tmp_path / "in" / "annotations.json", copy_images(few, tmp_path / "in"))
     result = import_dataset(tmp_path / "in", tmp_path / "out", pseudonymize=True)
-    assert (result["counts"]["images"], result["writing"]) == (4, {})
+    assert (result["counts"]["images"], result["burned_in_text"]) == (4, {})
     table = json.loads((tmp_path / "out.key.json").read_text())["samples"]
     before = {sample.id: sample for sample in few}
     for sample in load_samples(tmp_path / "out"):

@@ -1,4 +1,4 @@
-"""Pseudonyms: keyed, stable, different; and a key that its owner alone may read."""
+"""Pseudonyms are keyed, stable and distinct, and only the owner may read the key."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.codes import raises_code
 
 from vesalius.curation.pseudonyms import LENGTH, Pseudonyms, read_key, rename, strip, write_key
 from vesalius.errors import DataError, OutputError, SettingError
@@ -25,7 +26,7 @@ def sample(name: str, **more: Any) -> Sample:
     return Sample(name, Path("Mueller_Hans") / f"{name}.png", (), None, source=f"Mueller_Hans/{name}", **more)
 
 
-def test_the_same_name_has_one_pseudonym_under_a_key_and_another_under_another() -> None:
+def test_a_name_has_one_pseudonym_per_key() -> None:
     assert KEY.of("group", "Mueller") == Pseudonyms(bytes(range(32))).of("group", "Mueller")
     others = {KEY.of("image", "Mueller"), KEY.of("group", "Muller"), Pseudonyms.new().of("group", "Mueller")}
     assert len(others | {KEY.of("group", "Mueller")}) == 4
@@ -38,13 +39,13 @@ def test_a_pseudonym_is_the_hmac_of_kind_and_name() -> None:
     assert KEY.of("group", "Mueller") == base64.b32encode(digest).decode().lower()[:LENGTH]
 
 
-def test_uids_are_of_the_form_of_dicom_and_keyed() -> None:
+def test_uids_are_valid_in_dicom_and_keyed() -> None:
     uid = KEY.uid("1.2.3")
     assert uid.startswith("2.25.") and uid[5:].isdigit() and len(uid) <= 64
     assert len({uid, KEY.uid("1.2.4"), Pseudonyms.new().uid("1.2.3")}) == 3
 
 
-def test_patients_keep_one_pseudonym_and_frames_of_a_clip_keep_their_order() -> None:
+def test_a_patient_has_one_pseudonym_and_frames_of_a_clip_keep_their_order() -> None:
     samples = [
         sample("a", group="Mueller", sequence="run"),
         sample("b", group="Mueller", sequence="run"),
@@ -75,15 +76,14 @@ def test_pseudonyms_are_file_names_and_differ(names: list[tuple[str, str | None]
     assert all(each.replace("-", "").isalnum() and each.isascii() and each == each.lower() for each in ids)
 
 
-def test_two_names_of_one_pseudonym_are_refused() -> None:
+def test_two_names_with_one_pseudonym_are_refused() -> None:
     known = Pseudonyms(KEY.key, {"p" + KEY.of("group", "Mueller"): "Schmidt"})
-    with pytest.raises(DataError, match="new key") as caught:
+    with raises_code(DataError, "pseudonym_collision") as caught:
         rename([sample("a", group="Mueller")], known)
-    assert caught.value.code == "pseudonym_collision"
     assert "Mueller" not in str(caught.value)
 
 
-def test_a_stripped_sample_names_nobody() -> None:
+def test_a_stripped_sample_contains_no_name() -> None:
     metadata = {"frame_time_ms": 66.7, "segment": ["5"], "patient": "Mueller", "PatientID": "patient-1234"}
     before = sample("a", group="Mueller", sequence="Mueller-run", spacing_mm=(0.3, 0.3), metadata=metadata)
     after = strip(before, rename([before], KEY))
@@ -92,7 +92,7 @@ def test_a_stripped_sample_names_nobody() -> None:
     assert "Mueller" not in f"{after.source} {after.group} {after.sequence}"
 
 
-def test_a_key_is_its_owners_alone_and_comes_back(tmp_path: Path) -> None:
+def test_a_key_file_is_readable_by_its_owner_only_and_reads_back(tmp_path: Path) -> None:
     path = tmp_path / "k.json"
     old = os.umask(0)
     try:
@@ -101,7 +101,7 @@ def test_a_key_is_its_owners_alone_and_comes_back(tmp_path: Path) -> None:
         os.umask(old)
     assert path.stat().st_mode & 0o777 == 0o600
     assert read_key(path) == Pseudonyms(KEY.key, {"p1": "Mueller"})
-    with pytest.raises(OutputError, match="File exists"):
+    with raises_code(OutputError, "write_failed"):
         write_key(path, Pseudonyms.new(), {"groups": {}})
     assert read_key(path).key == KEY.key
 
@@ -112,7 +112,7 @@ def test_a_key_that_others_may_read_is_refused(tmp_path: Path, mode: int) -> Non
     path = tmp_path / "k.json"
     write_key(path, KEY, {"groups": {}})
     path.chmod(mode)
-    with pytest.raises(SettingError, match="chmod 600"):
+    with raises_code(SettingError, "exposed_key", "chmod 600"):
         read_key(path)
 
 
@@ -127,21 +127,19 @@ def test_a_key_that_others_may_read_is_refused(tmp_path: Path, mode: int) -> Non
         {"key": 5, "groups": {}},
     ],
 )
-def test_what_is_no_key_is_refused_without_quoting_it(tmp_path: Path, value: object) -> None:
+def test_other_files_are_refused_without_quoting_them(tmp_path: Path, value: object) -> None:
     path = tmp_path / "k.json"
     path.write_text(json.dumps(value))
     path.chmod(0o600)
-    with pytest.raises(SettingError, match="is no key that an import wrote") as caught:
+    with raises_code(SettingError, "invalid_key") as caught:
         read_key(path)
     assert "Mueller" not in str(caught.value)
-    with pytest.raises(SettingError, match="cannot be read"):
+    with raises_code(SettingError, "unreadable_file"):
         read_key(tmp_path / "none.json")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_key_that_cannot_be_written_whole_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_key_that_cannot_be_written_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "k.json"
     really = os.open
 
@@ -150,6 +148,6 @@ def test_a_key_that_cannot_be_written_whole_leaves_nothing(
         return really("/dev/full", os.O_WRONLY)
 
     monkeypatch.setattr(os, "open", open_full)
-    with pytest.raises(OutputError, match="No space left"):
+    with raises_code(OutputError, "write_failed"):
         write_key(path, KEY, {"groups": {}})
     assert not path.exists()

@@ -1,4 +1,4 @@
-"""Writing in the picture itself: where it may be. It is reported, never judged, and never painted over."""
+"""Text burned into images: candidate regions. They are reported only; nothing is decided or painted over."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from jaxtyping import UInt8
 from scipy import ndimage
 
 Box = tuple[int, int, int, int]
-"""(left, top, right, bottom) in pixels; right and bottom lie outside."""
+"""(left, top, right, bottom) in pixels; right and bottom are exclusive."""
 
 CONTRAST = 40
-"""Gray levels by which a letter differs from what is around it."""
-UNEVEN = 40
-"""Standard deviation of the gray levels inside of a letter, at most."""
+"""Minimum difference in gray levels between a letter and its surroundings."""
+MAX_DEVIATION = 40
+"""Maximum standard deviation of gray levels within a letter."""
 LETTER_HEIGHTS = (6, 64)
-LETTERS = 4
-"""So many in a row make a word."""
+MIN_LETTERS = 4
+"""Minimum number of letters in a row."""
 
 
-def find_writing(pixels: UInt8[np.ndarray, "h w 3"]) -> list[Box]:
-    """Boxes around rows of letter-like marks: as high as each other, on one line, close together.
+def find_text(pixels: UInt8[np.ndarray, "h w 3"]) -> list[Box]:
+    """Boxes around rows of letter-like marks: marks of equal height, on one line, close together.
 
-    A mark is a connected set of pixels, brighter or darker than their surroundings by `CONTRAST` and as good as
-    uniform. Writing that is small, pale, slanted, or joined up is not found. Measured on 300 angiograms of ARCADE
-    and 28 retinas of CHASE_DB1: none is taken for writing; a line of 23 letters, 9 to 28 pixels high and stored as
-    JPEG, is found in 93 % of angiograms where it is white, 92 % where it is black, 77 % where it is light gray.
+    A mark is a nearly uniform connected component, brighter or darker than its surroundings by `CONTRAST`. Small, pale,
+    slanted or cursive text is missed. Measured on 300 angiograms of ARCADE and 28 retinas of CHASE_DB1: no false
+    positive; a line of 23 letters, 9 to 28 pixels high and stored as JPEG, is found in 93 % of angiograms if white,
+    92 % if black, 77 % if light gray.
     """
     gray = pixels.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
     return sorted(box for sign in (1, -1) for box in _rows(_marks(sign * gray)))
@@ -41,14 +41,14 @@ def _marks(gray: np.ndarray) -> list[Box]:
             continue
         own = labels[rows, columns] == index
         values = gray[rows, columns][own]
-        if not 0.12 <= own.mean() <= 0.95 or values.std() > UNEVEN:
+        if not 0.12 <= own.mean() <= 0.95 or values.std() > MAX_DEVIATION:
             continue
         found.append((columns.start, rows.start, columns.stop, rows.stop))
     return found
 
 
 def _rows(marks: list[Box]) -> list[Box]:
-    """Boxes around at least `LETTERS` marks in a row."""
+    """Boxes around at least `MIN_LETTERS` marks in a row."""
     words: list[list[Box]] = []
     for mark in sorted(marks):
         for word in words:
@@ -63,5 +63,5 @@ def _rows(marks: list[Box]) -> list[Box]:
     return [
         (word[0][0], min(m[1] for m in word), word[-1][2], max(m[3] for m in word))
         for word in words
-        if len(word) >= LETTERS
+        if len(word) >= MIN_LETTERS
     ]

@@ -1,4 +1,4 @@
-"""An import that lets no name out: pseudonyms, images and headers written anew, and silence about the source."""
+"""De-identified import: pseudonyms, images and headers written anew, and messages that quote nothing of the source."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vesalius.curation.burned_in import Box, find_writing
+from vesalius.curation.burned_in import Box, find_text
 from vesalius.curation.dicom_deidentification import write_deidentified
 from vesalius.curation.pseudonyms import KEPT_METADATA, Pseudonyms, read_key, rename, strip, write_key
 from vesalius.data.copying import copy_images
@@ -19,25 +19,25 @@ from vesalius.data.decoders import dicom_image as dicom
 from vesalius.data.grouping import is_dicom
 from vesalius.data.images import read_image
 from vesalius.data.readers.dicom import identify
-from vesalius.errors import DataError, MissingExtraError, OutputError, SettingError
+from vesalius.errors import DataError, MissingExtraError, OutputError, SettingError, VesaliusError
 from vesalius.names import list_names
 from vesalius.types import Sample
 
 LISTED = 10
 
-NOT_SHOWN = "what may name somebody is not shown here"
-SHOWN_BY_CHECK = f"{NOT_SHOWN}; vesalius check shows it, with the same arguments"
+NOT_SHOWN = "details are hidden because they may identify a person"
+SHOWN_BY_CHECK = f"{NOT_SHOWN}; run vesalius check with the same arguments to see them"
 
 HARMLESS_KEYS = (
     *("PatientID", "StudyInstanceUID", "SeriesInstanceUID"),
     *("shapes", "flags", "tags", "license", "date_captured", "coco_url", "flickr_url"),
 )
-"""Keys of metadata that may be named; any other may be a name itself, and is counted."""
+"""Metadata keys that notes may name; any other key may itself be a name, so it is only counted."""
 
 
 @dataclass
-class Nameless:
-    """The state of one such import."""
+class Deidentifier:
+    """State of one de-identified import."""
 
     pseudonyms: Pseudonyms = field(repr=False)
     key_file: Path
@@ -46,26 +46,29 @@ class Nameless:
     notes: list[str] = field(default_factory=list)
     written: bool = False
     annotated: bool = True
-    """Whether `vesalius check` can read the source."""
-    at: str = ""
-    """Which image is being placed."""
+    """True if `vesalius check` can read the source."""
+    progress: str = ""
+    """The image being copied, for error messages: `, image 2 of 3 in the order of their names`."""
 
     @classmethod
-    def prepare(cls, out: Path, key: Path | None) -> Nameless:
-        """With the key in `key`, or a new one; OutputError where the place of the key file beside `out` is taken."""
-        place = out.resolve()
-        key_file = place.with_name(f"{place.name}.key.json")
+    def create(cls, out: Path, key: Path | None) -> Deidentifier:
+        """With the key in the file `key`, or a new one; OutputError if the key file beside `out` exists."""
+        resolved = out.resolve()
+        key_file = resolved.with_name(f"{resolved.name}.key.json")
         if key_file.exists():
             raise OutputError(
-                f"{key_file}: is the key of an earlier import; move it elsewhere, and name it with --key to use it again"
+                f"{key_file}: is the key of an earlier import; move it elsewhere, and name it with --key to use it again",
+                code="output_exists",
+                path=key_file,
             )
         return cls(Pseudonyms.new() if key is None else read_key(key), key_file)
 
     @contextmanager
-    def hidden(self, misfit: str = "an argument does not fit the source") -> Iterator[None]:
-        """No log line, warning or message of an error that comes from inside gets out: each may quote the source.
+    def hiding(self, misfit: str = "an argument does not fit the source") -> Iterator[None]:
+        """Suppress log lines, warnings and error messages of the block, which may quote the source.
 
-        A SettingError comes out as one that says `misfit`.
+        Errors keep their code. A SettingError is replaced by one with the message `misfit`, every other exception
+        except OutputError and MissingExtraError by a DataError.
         """
         disabled = logging.root.manager.disable
         logging.disable(logging.CRITICAL)
@@ -75,23 +78,24 @@ class Nameless:
                 yield
         except (OutputError, MissingExtraError):
             raise
-        # without the error that it came of: a traceback would quote it
-        except SettingError:
-            raise SettingError(f"{misfit}; {self._where_shown}") from None
+        # from None: a traceback of the cause would quote it
+        except SettingError as error:
+            raise SettingError(f"{misfit}; {self._advice}", code=error.code) from None
         except Exception as error:
-            code = getattr(error, "code", None) or type(error).__name__
-            message = f"the source cannot be imported [{code}]{self.at}; {self._where_shown}"
+            code = error.code if isinstance(error, VesaliusError) else "unexpected"
+            name = code if isinstance(error, VesaliusError) else type(error).__name__
+            message = f"the source cannot be imported [{name}]{self.progress}; {self._advice}"
             raise DataError(message, code=code) from None
         finally:
             logging.disable(disabled)
 
     @property
-    def _where_shown(self) -> str:
+    def _advice(self) -> str:
         return SHOWN_BY_CHECK if self.annotated else NOT_SHOWN
 
     @contextmanager
     def keeping_key(self, out: Path) -> Iterator[None]:
-        """A block in which `out` comes to be after `write_key`: where it does not, the key is taken away again."""
+        """Remove the key file if the block fails after `write_key` and before `out` exists."""
         try:
             yield
         except BaseException:
@@ -101,15 +105,15 @@ class Nameless:
             raise
 
     def write_key(self) -> None:
-        """Write the key and who is who, for the owner's eyes; to be done before the dataset is at its place."""
+        """Write the key and the mapping, readable only by the owner; call it before the dataset gets its final path."""
         write_key(self.key_file, self.pseudonyms, self.tables)
         self.written = True
 
-    def place(
+    def copy(
         self, samples: Sequence[Sample], folder: Path, on_progress: Callable[[int], None]
     ) -> list[Sample]:
-        """The samples under pseudonyms, their images decoded and written anew, and their names in the tables."""
-        samples = _under_their_names(samples)
+        """Copy the samples under pseudonyms, with images decoded and written anew; fills `ids` and `tables`."""
+        samples = _with_original_identifiers(samples)
         renaming = rename(samples, self.pseudonyms)
         self.ids = renaming.ids
         self.tables = {
@@ -130,24 +134,26 @@ class Nameless:
             shown = [f"{key} ({dropped[key]})" for key in sorted(dropped) if key in HARMLESS_KEYS]
             n = len(dropped) - len(shown)
             shown += [f"{n} other {'key' if n == 1 else 'keys'}"] * bool(n)
-            self.notes.append(f"metadata left out, which may name somebody: {', '.join(shown)}")
+            self.notes.append(f"metadata removed because it may identify a person: {', '.join(shown)}")
         phrases = {prompt for sample in samples for prompt in sample.prompts}
         if phrases:
-            self.notes.append(f"phrases are kept as they are, look at them: {len(phrases)}")
+            self.notes.append(f"phrases are kept unchanged, check them for names: {len(phrases)}")
         if self.annotated:
             self.notes.append(f"notes on the source: {SHOWN_BY_CHECK}")
         stripped = [strip(sample, renaming) for sample in samples]
 
         def follow(done: int) -> None:
             order = "their annotation" if self.annotated else "their names"
-            self.at = f", image {done + 1} of {len(samples)} in the order of {order}" * (done < len(samples))
+            self.progress = f", image {done + 1} of {len(samples)} in the order of {order}" * (
+                done < len(samples)
+            )
             on_progress(done)
 
         follow(0)
         return copy_images(stripped, folder, renaming.ids, decode=True, on_progress=follow)
 
-    def cover(self, record: dict[str, Any]) -> dict[str, Any]:
-        """`import.json` with keyed hashes of the source, by which nobody finds an image again, in order of the ids."""
+    def hide_sources(self, record: dict[str, Any]) -> dict[str, Any]:
+        """`import.json` sorted by id, with keyed hashes of the source files, which cannot be matched without the key."""
         rows = [
             {key: value for key, value in row.items() if key != "source_sha256"}
             | {"source_hmac_sha256": self.pseudonyms.hash("file", row["source_sha256"])}
@@ -156,7 +162,7 @@ class Nameless:
         return record | {"samples": sorted(rows, key=lambda row: str(row["id"]))}
 
     def write_dicom(self, samples: Sequence[Sample], folder: Path) -> dict[str, Any]:
-        """Write `dicom/` by the basic profile, one file for each of the source, and note what is burned in."""
+        """Write de-identified DICOM files to `dicom/`, one per source file; notes files with burned-in annotations."""
         first = {sample.image: sample for sample in reversed(samples)}
         files: dict[str, dict[str, Any]] = {}
         for path, sample in reversed(first.items()):
@@ -179,36 +185,34 @@ class Nameless:
         stated = [name for name, facts in files.items() if facts["burned_in"]]
         silent = sum(facts["burned_in"] is None for facts in files.values())
         if stated:
-            self.notes.append(
-                f"DICOM files whose pictures show who the patient is, as they say: {_list(stated)}"
-            )
+            self.notes.append(f"DICOM files with burned-in annotations, as they state: {_list(stated)}")
         if silent:
             self.notes.append(
-                f"DICOM files that do not say whether their pictures show who the patient is: {silent}"
+                f"DICOM files that do not state whether they have burned-in annotations: {silent}"
             )
         return {"dicom": list(files.values())}
 
-    def look_for_writing(self, placed: Sequence[Sample]) -> dict[str, Any]:
-        """Regions of the pictures that may be writing; nothing is painted over."""
+    def find_burned_in_text(self, copied: Sequence[Sample]) -> dict[str, Any]:
+        """Image regions that may be text; nothing is painted over."""
         found: dict[str, list[Box]] = {}
-        for sample in placed:
-            boxes = find_writing(read_image(sample.image))
+        for sample in copied:
+            boxes = find_text(read_image(sample.image))
             if boxes:
                 found[sample.id] = boxes
         if found:
             shown = [f"{name} (x {b[0]} to {b[2]}, y {b[1]} to {b[3]})" for name, (b, *_) in found.items()]
-            self.notes.append(f"images that may have writing in the picture, look at them: {_list(shown)}")
+            self.notes.append(f"images that may have burned-in text, look at them: {_list(shown)}")
         else:
             self.notes.append(
-                "no writing was found in the pictures; small, pale or slanted writing is missed, so look at them"
+                "no burned-in text was found; small, pale or slanted text is missed, so look at the images"
             )
-        return {"writing": {name: [list(box) for box in boxes] for name, boxes in found.items()}}
+        return {"burned_in_text": {name: [list(box) for box in boxes] for name, boxes in found.items()}}
 
 
-def _under_their_names(samples: Sequence[Sample]) -> list[Sample]:
-    """The samples with the identifiers of DICOM files themselves as groups, where these have their hashes.
+def _with_original_identifiers(samples: Sequence[Sample]) -> list[Sample]:
+    """The samples with the patient identifiers of DICOM files as groups, instead of their hashes.
 
-    The same patient gets the same pseudonym from an annotation file that states the identifier.
+    A patient then gets the same pseudonym from a DICOM file and from an annotation file that states the identifier.
     """
     stated: dict[str, str] = {}
     for path in dict.fromkeys(sample.image for sample in samples):

@@ -1,21 +1,36 @@
-"""DICOM headers without the person: the basic application level confidentiality profile of PS3.15, Annex E."""
+"""De-identified DICOM headers: the basic application level confidentiality profile of PS3.15, Annex E.
+
+The table of attributes (E.1-1, edition 2026c) is that of `dicom-anonymizer`. What is done with an attribute is decided
+here: that package keeps attributes that the table does not list, and new UIDs are random there, not keyed.
+"""
 
 from __future__ import annotations
 
 import io
 from collections import Counter
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from vesalius.curation.basic_profile import ACTION_OF
 from vesalius.curation.pseudonyms import Pseudonyms
 from vesalius.data.decoders.dicom_file import silence
 from vesalius.errors import ImageError, OutputError
 from vesalius.extras import require
 
-DONE = {"X/Z": "Z", "X/D": "D", "Z/D": "D", "X/Z/D": "D", "X/Z/U*": "U"}
-"""Where the standard leaves a choice by the kind of object, what fits every kind is done."""
+CATEGORIES = {
+    "X_TAGS": "X",
+    "Z_TAGS": "Z",
+    "D_TAGS": "D",
+    "U_TAGS": "U",
+    "X_Z_TAGS": "Z",
+    "X_D_TAGS": "D",
+    "Z_D_TAGS": "D",
+    "X_Z_D_TAGS": "D",
+    "X_Z_U_STAR_TAGS": "U",
+}
+"""Table of `dicom-anonymizer` -> action: X removes, Z empties, D replaces by a dummy, U by a new UID. Of several actions
+that depend on the type of object, such as X/Z, the one that suits every type."""
 
 DUMMIES: dict[str, Any] = {
     "AE": "REMOVED",
@@ -41,10 +56,10 @@ DUMMIES: dict[str, Any] = {
     "US": 0,
     "UT": "REMOVED",
 }
-"""What stands in the place of a value, by its kind; of any other kind it is two bytes of 0."""
+"""Value representation -> dummy value; two zero bytes for any other representation."""
 
-REMOVED_KINDS = ("AS", "DA", "DT", "LT", "PN", "ST", "TM", "UC", "UN", "UR", "UT")
-"""Names, dates and free text that the table does not list are removed all the same."""
+REMOVED_VRS = ("AS", "DA", "DT", "LT", "PN", "ST", "TM", "UC", "UN", "UR", "UT")
+"""Value representations of names, dates and free text: removed even if the table does not list the attribute."""
 
 KEPT = (
     "LongCodeValue",
@@ -54,23 +69,39 @@ KEPT = (
     "ContextUID",
     "MappingResourceUID",
 )
-"""Attributes of those kinds, or UIDs, that name codes and no instance."""
+"""Attributes of these representations, or UIDs, that identify codes and not instances."""
 
 STANDARD_UIDS = "1.2.840.10008."
 DEEPEST = 16
-"""Sequences in sequences; deeper ones are removed."""
+"""Maximum nesting of sequences; deeper ones are removed."""
 
 WORDS = {"X": "removed", "Z": "emptied", "D": "replaced", "U": "renumbered", "K": "kept"}
 
 
-def deidentify(dataset: Any, pseudonyms: Pseudonyms, patient: str) -> tuple[Any, Counter[str]]:
-    """A copy of a pydicom Dataset by the basic profile, and how many attributes were removed, emptied, and so on.
+@cache
+def profile_actions() -> dict[int, str]:
+    """Tag -> X, Z, D or U, for the 652 attributes of Table E.1-1 that are single tags.
 
-    `patient` becomes name and id of the patient. UIDs are replaced by keyed ones, the same for the same UID, but for
-    those that DICOM itself registered. Private attributes, curves, overlays and what the dictionary does not know go;
-    so do names, dates, free text and particulars of the patient that the table leaves out. Sequences are entered.
-    Pixels are as they were: what is written in them, or in comments of compressed frames, is not touched. Source:
-    PS3.15 Table E.1-1.
+    Its other rows, for curves (50xx), overlays (60xx) and private attributes, cover many tags; `deidentify` removes
+    all of these. MissingExtraError without the extra `dicom`.
+    """
+    table = require("dicomanonymizer.dicom_anonymization_databases.dicomfields_2026c", "dicom", "DICOM files")
+    return {
+        tag[0] << 16 | tag[1]: action
+        for category, action in CATEGORIES.items()
+        for tag in getattr(table, category)
+        if len(tag) == 2
+    }
+
+
+def deidentify(dataset: Any, pseudonyms: Pseudonyms, patient: str) -> tuple[Any, Counter[str]]:
+    """A copy of a pydicom Dataset by the basic profile, and the number of attributes removed, emptied, and so on.
+
+    `patient` becomes name and id of the patient. UIDs are replaced by keyed UIDs, equal for equal UIDs, except those
+    registered by DICOM itself. Private attributes, curves, overlays and attributes unknown to the dictionary are
+    removed, and so are names, dates, free text and attributes of the patient (group 0010) that the table does not
+    list. Sequences are processed recursively. Pixel data are unchanged, including text burned into the image and
+    comments within compressed frames. Source: PS3.15 Table E.1-1.
     """
     pydicom = require("pydicom", "dicom", "DICOM files")
     done: Counter[str] = Counter()
@@ -90,10 +121,10 @@ def deidentify(dataset: Any, pseudonyms: Pseudonyms, patient: str) -> tuple[Any,
 
 
 def write_deidentified(source: Path, target: Path, pseudonyms: Pseudonyms, patient: str) -> Counter[str]:
-    """Write a DICOM file by `deidentify`, its pixels untouched; returns what was done to how many attributes.
+    """Write a de-identified DICOM file with unchanged pixels; returns the number of attributes for each action.
 
-    Raises ImageError, which names no value of the file, where it cannot be read or written as DICOM; OutputError
-    where the disk says no. The file is in memory as a whole.
+    Raises ImageError, which names no value of the file, if it cannot be read or written as DICOM; OutputError if
+    writing fails. The whole file is held in memory.
     """
     pydicom = require("pydicom", "dicom", "DICOM files")
     try:
@@ -105,7 +136,7 @@ def write_deidentified(source: Path, target: Path, pseudonyms: Pseudonyms, patie
             clean.preamble = bytes(128)
             file = io.BytesIO()
             clean.save_as(file, enforce_file_format=True)
-    except Exception as error:  # pydicom raises whatever its parser met, and quotes values
+    except Exception as error:  # pydicom raises anything, and quotes values
         raise ImageError(
             f"{source}: cannot be written again as DICOM ({type(error).__name__}); leave it out",
             code="damaged_file",
@@ -113,7 +144,9 @@ def write_deidentified(source: Path, target: Path, pseudonyms: Pseudonyms, patie
     try:
         target.write_bytes(file.getbuffer())
     except OSError as error:
-        raise OutputError(f"{target}: cannot be written ({error.strerror})") from error
+        raise OutputError(
+            f"{target}: cannot be written ({error.strerror})", code="write_failed", path=target
+        ) from error
     return done
 
 
@@ -121,7 +154,7 @@ def _clean(dataset: Any, pseudonyms: Pseudonyms, done: Counter[str], depth: int)
     clean = _empty()
     for tag in list(dataset.keys()):
         action = _action(tag, dataset)
-        if action == "X":  # not even parsed
+        if action == "X":  # without parsing it
             done[WORDS[action]] += 1
             continue
         element = dataset[tag]
@@ -137,7 +170,7 @@ def _clean(dataset: Any, pseudonyms: Pseudonyms, done: Counter[str], depth: int)
         elif action == "Z":
             clean.add_new(tag, element.VR, [] if element.VR == "SQ" else None)
         elif action != "X":
-            # the table has one UID among its dummies, and what is no UID in spite of the table gets a dummy
+            # the table has a UID with action D, and an attribute with action U but no UID gets a dummy
             uid = element.VR == "UI"
             clean.add_new(
                 tag, element.VR, _new_uids(element.value, pseudonyms) if uid else _dummy(element.VR)
@@ -150,24 +183,24 @@ def _empty() -> Any:
 
 
 def _action(tag: Any, dataset: Any) -> str:
-    """X, Z, D, U or K: what becomes of an attribute."""
+    """Action for an attribute: X, Z, D, U, or K (keep)."""
     datadict = require("pydicom.datadict", "dicom", "DICOM files")
     repeated = tag.group & 0xFF00 in (0x5000, 0x6000)  # curves and overlays
-    if tag.is_private or repeated or tag.group < 0x0008 or tag.element == 0:  # of a group's length too
+    if tag.is_private or repeated or tag.group < 0x0008 or tag.element == 0:  # also group lengths
         return "X"
-    if tag in ACTION_OF:
-        return DONE.get(ACTION_OF[tag], ACTION_OF[tag])
+    if tag in profile_actions():
+        return profile_actions()[tag]
     if tag.group == 0x0010 or not datadict.dictionary_has_tag(tag):
         return "X"
-    kind = datadict.dictionary_VR(tag)
-    kinds = kind.split(" or ")
-    if dataset[tag].VR not in (kind, *kinds):  # what stands there is not what the dictionary speaks of
+    stated = datadict.dictionary_VR(tag)
+    vrs = stated.split(" or ")
+    if dataset[tag].VR not in (stated, *vrs):  # the value is not of the type that the dictionary states
         return "X"
     if datadict.keyword_for_tag(tag) in KEPT:
         return "K"
-    if kinds[0] in REMOVED_KINDS:
+    if vrs[0] in REMOVED_VRS:
         return "X"
-    return "U" if kinds == ["UI"] else "K"
+    return "U" if vrs == ["UI"] else "K"
 
 
 def _new_uids(value: Any, pseudonyms: Pseudonyms) -> Any:
@@ -180,5 +213,5 @@ def _new_uid(uid: str, pseudonyms: Pseudonyms) -> str:
     return pseudonyms.uid(uid) if uid and not uid.startswith(STANDARD_UIDS) else uid
 
 
-def _dummy(kind: str) -> Any:
-    return [_empty()] if kind == "SQ" else DUMMIES.get(kind, bytes(2))
+def _dummy(vr: str) -> Any:
+    return [_empty()] if vr == "SQ" else DUMMIES.get(vr, bytes(2))

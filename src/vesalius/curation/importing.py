@@ -1,4 +1,4 @@
-"""Data of any format brought into one dataset, with an account of what became of each image."""
+"""Import a dataset of any format, with a record of the source of each image."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vesalius.curation.deidentification import Nameless
+from vesalius.curation.deidentification import Deidentifier
 from vesalius.data.copying import copy_images
 from vesalius.data.dataset import Dataset, open_dataset
 from vesalius.data.decoders.frame_files import SUFFIXES as FRAME_SUFFIXES
@@ -26,7 +26,7 @@ from vesalius.types import MaskFile, Sample
 MARKER = "import.json"
 
 Progress = Callable[[float], None]
-"""Hears the share that is done."""
+"""Called with the finished share, 0 to 1."""
 
 
 def import_dataset(
@@ -41,42 +41,48 @@ def import_dataset(
     group: str | None = None,
     on_progress: Progress = lambda share: None,
 ) -> dict[str, Any]:
-    """Write the images of `source` into `out/images/`, their annotation by `WRITERS[to]`, and `import.json`.
+    """Write images to `out/images/`, the annotation in the format `to` (a key of `WRITERS`), and `import.json`.
 
-    Images that nobody annotated are samples without masks. With `pseudonymize` nothing that names a person gets into
-    `out`, a message or the log: ids, groups and clips are keyed pseudonyms, images are decoded and written anew,
-    metadata is left out but for a few keys, DICOM headers are kept in `out/dicom/` by the basic profile. Key and
-    names go to `OUT.key.json` beside it; `key` is such a file of an earlier import. Returns `import.json` without its
-    samples. Raises OutputError where `out`, or its key, is there already, SettingError where an argument does not
-    fit, DataError where the source cannot be read: with `pseudonymize` it quotes nothing of the source.
+    Images without annotation become samples without masks. With `pseudonymize`, nothing that identifies a person gets
+    into `out`, a message or the log: ids, groups and sequences are keyed pseudonyms, images are decoded and written
+    anew, only `KEPT_METADATA` is kept, and DICOM headers are written to `out/dicom/` by the basic profile. The key and
+    the mapping to the originals go to `OUT.key.json` beside `out`; `key` is such a file of an earlier import. Returns
+    `import.json` without its samples. Raises OutputError if `out` or its key exists, SettingError for an argument that
+    does not fit, DataError if the source cannot be read; with `pseudonymize` their messages quote nothing of the source.
     """
     if to not in WRITERS:
-        raise SettingError(f"{to!r} is no format to write; choose one of {', '.join(WRITERS)}")
+        raise SettingError(
+            f"{to!r} is not a format that can be written; choose one of {', '.join(WRITERS)}",
+            code="bad_value",
+            field="to",
+        )
     if key is not None and not pseudonymize:
-        raise SettingError("--key belongs to --pseudonymize")
+        raise SettingError(
+            "--key needs --pseudonymize; add it, or leave --key out", code="conflicting_settings", field="key"
+        )
     _check_out(source, out)
     if not pseudonymize:
         dataset = _open(source, _is_annotated(source, split), split=split, prompt=prompt, group=group)
         with replacing(out) as folder:
-            placed = copy_images(dataset.samples, folder, on_progress=_share(on_progress, dataset.samples))
-            notes = [*dataset.notes, *WRITERS[to](folder, placed)]
-            record = _account(dataset, placed, folder, to) | {"source": dataset.name, "notes": notes}
+            copied = copy_images(dataset.samples, folder, on_progress=_share(on_progress, dataset.samples))
+            notes = [*dataset.notes, *WRITERS[to](folder, copied)]
+            record = _account(dataset, copied, folder, to) | {"source": dataset.name, "notes": notes}
             write_json(folder / MARKER, record)
         return _summary(record, out)
-    nameless = Nameless.prepare(out, key)
-    dataset = _open_hidden(nameless, source, split=split, prompt=prompt, group=group)
-    with nameless.keeping_key(out), replacing(out) as folder:
-        with nameless.hidden():
-            placed = nameless.place(dataset.samples, folder, _share(on_progress, dataset.samples))
-            record = nameless.cover(_account(dataset, placed, folder, to))
-            record |= nameless.write_dicom(dataset.samples, folder)
-            record |= nameless.look_for_writing(placed)
-        placed.sort(key=lambda sample: sample.id)  # the order of the source is one of names
-        notes = [note_on_groups(placed), *nameless.notes, *WRITERS[to](folder, placed)]
+    deidentifier = Deidentifier.create(out, key)
+    dataset = _open_hidden(deidentifier, source, split=split, prompt=prompt, group=group)
+    with deidentifier.keeping_key(out), replacing(out) as folder:
+        with deidentifier.hiding():
+            copied = deidentifier.copy(dataset.samples, folder, _share(on_progress, dataset.samples))
+            record = deidentifier.hide_sources(_account(dataset, copied, folder, to))
+            record |= deidentifier.write_dicom(dataset.samples, folder)
+            record |= deidentifier.find_burned_in_text(copied)
+        copied.sort(key=lambda sample: sample.id)  # the order of the source is that of the original names
+        notes = [note_on_groups(copied), *deidentifier.notes, *WRITERS[to](folder, copied)]
         record |= {"pseudonymized": True, "notes": notes}
         write_json(folder / MARKER, record)
-        nameless.write_key()
-    return _summary(record, out) | {"key": str(nameless.key_file)}
+        deidentifier.write_key()
+    return _summary(record, out) | {"key": str(deidentifier.key_file)}
 
 
 def _check_out(source: Path, out: Path) -> None:
@@ -86,7 +92,7 @@ def _check_out(source: Path, out: Path) -> None:
 
 
 def _is_annotated(path: Path, split: str | None) -> bool:
-    """Whether it is in a format that is read; AnnotationError where it is neither that nor images alone."""
+    """True for a supported annotation format, False for images alone; AnnotationError for anything else."""
     try:
         detect(path, split)
     except AnnotationError as error:
@@ -99,7 +105,7 @@ def _is_annotated(path: Path, split: str | None) -> bool:
 def _open(
     path: Path, annotated: bool, *, split: str | None, prompt: str | None, group: str | None
 ) -> Dataset:
-    """The dataset, or the images where there is no annotation."""
+    """The dataset, or unannotated images as a dataset."""
     if annotated:
         return open_dataset(path, split=split, prompt=prompt, group=group)
     samples = find_images([path])
@@ -111,16 +117,16 @@ def _open(
 
 
 def _open_hidden(
-    nameless: Nameless, path: Path, *, split: str | None, prompt: str | None, group: str | None
+    deidentifier: Deidentifier, path: Path, *, split: str | None, prompt: str | None, group: str | None
 ) -> Dataset:
-    """The same, step by step: an argument that does not fit is named, and nothing of the source is."""
-    with nameless.hidden(_misfit("--split", split)):
-        nameless.annotated = _is_annotated(path, split)
-    with nameless.hidden(_misfit("--prompt", prompt)):
-        dataset = _open(path, nameless.annotated, split=split, prompt=prompt, group=None)
+    """As `_open`, step by step, so that an error names the argument that does not fit and quotes nothing of the source."""
+    with deidentifier.hiding(_misfit("--split", split)):
+        deidentifier.annotated = _is_annotated(path, split)
+    with deidentifier.hiding(_misfit("--prompt", prompt)):
+        dataset = _open(path, deidentifier.annotated, split=split, prompt=prompt, group=None)
     if group is None:
         return dataset
-    with nameless.hidden(_misfit("--group", group)):
+    with deidentifier.hiding(_misfit("--group", group)):
         return replace(dataset, samples=tuple(regroup(dataset.samples, group)))
 
 
@@ -129,7 +135,7 @@ def _misfit(option: str, value: str | None) -> str:
 
 
 def _is_bare(path: Path) -> bool:
-    """Whether there are images, and nothing that may be their annotation."""
+    """True for images without any file that may be an annotation."""
     if path.is_dir():
         return not find_annotations(path)
     return path.is_file() and (path.suffix.lower() in SUFFIXES or kind_of(path) is not None)
@@ -139,11 +145,11 @@ def _share(on_progress: Progress, samples: Sequence[Sample]) -> Callable[[int], 
     return lambda done: on_progress(0.9 * done / max(len(samples), 1))
 
 
-def _account(dataset: Dataset, placed: Sequence[Sample], folder: Path, to: str) -> dict[str, Any]:
-    """What `import.json` says of a dataset whose images are in place."""
+def _account(dataset: Dataset, copied: Sequence[Sample], folder: Path, to: str) -> dict[str, Any]:
+    """The contents of `import.json`."""
     hashes: dict[Path, str] = {}
     rows = []
-    for before, after in zip(dataset.samples, placed, strict=True):
+    for before, after in zip(dataset.samples, copied, strict=True):
         if before.image not in hashes:
             hashes[before.image] = hash_file(before.image)
         row: dict[str, Any] = {
@@ -155,7 +161,7 @@ def _account(dataset: Dataset, placed: Sequence[Sample], folder: Path, to: str) 
     masks = [each for sample in dataset.samples for objects in sample.masks or () for each in objects]
     suffixes = Counter(
         f"{_known_suffix(before.image)} to {after.image.suffix}"
-        for before, after in zip(dataset.samples, placed, strict=True)
+        for before, after in zip(dataset.samples, copied, strict=True)
         if before.image.suffix != after.image.suffix or before.frame is not None
     )
     return {
@@ -163,10 +169,10 @@ def _account(dataset: Dataset, placed: Sequence[Sample], folder: Path, to: str) 
         "to": to,
         "pseudonymized": False,
         "counts": {
-            "images": len(placed),
+            "images": len(copied),
             "files": len(hashes),
-            "annotated": sum(sample.masks is not None for sample in placed),
-            "groups": len({group_of(sample) for sample in placed}),
+            "annotated": sum(sample.masks is not None for sample in copied),
+            "groups": len({group_of(sample) for sample in copied}),
         },
         "converted": {
             "images": dict(sorted(suffixes.items())),
@@ -178,7 +184,7 @@ def _account(dataset: Dataset, placed: Sequence[Sample], folder: Path, to: str) 
 
 
 def _known_suffix(path: Path) -> str:
-    """The suffix where it is one of images; any other may be part of a name."""
+    """The suffix if it is one of an image; any other may be part of a name."""
     suffix = path.suffix.lower()
     return suffix if suffix in SUFFIXES + FRAME_SUFFIXES else "other"
 

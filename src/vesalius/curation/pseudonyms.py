@@ -1,4 +1,4 @@
-"""Names that tell nothing, made with a secret key: who has the key finds the person again, and nobody else."""
+"""Keyed pseudonyms: only the holder of the secret key can trace a pseudonym back to the original name."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ from vesalius.types import Sample
 
 KEY_BYTES = 32
 LENGTH = 12
-"""Characters of 5 bits: among a million names the chance that any two are equal is 4 in 10 million."""
+"""Characters of 5 bits: among a million names, the probability of any collision is 4 in 10 million."""
 
 KEPT_METADATA = ("frame_time_ms", "segment")
-"""Keys of annotations that tell nothing about a person; all others are left out."""
+"""Metadata keys that reveal nothing about a person; all others are removed."""
 
 
 @dataclass(frozen=True)
 class Pseudonyms:
-    """A secret key. The same name gives the same pseudonym under the same key, and another under any other."""
+    """Pseudonyms under one secret key: equal names give equal pseudonyms, and another key gives others."""
 
     key: bytes = field(repr=False)
     known: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """Pseudonym -> patient or sequence of earlier imports with this key."""
+    """Pseudonym -> patient of earlier imports with this key."""
 
     @classmethod
     def new(cls) -> Pseudonyms:
-        """A key that nobody has."""
+        """Pseudonyms under a new random key."""
         return cls(secrets.token_bytes(KEY_BYTES))
 
     def of(self, kind: str, name: str) -> str:
-        """The pseudonym of a name: `LENGTH` letters and digits, different for each `kind` of thing.
+        """The pseudonym of a name: `LENGTH` letters and digits, different for each `kind` of name.
 
-        HMAC-SHA256 (RFC 2104): without the key nobody can try names out.
+        HMAC-SHA256 (RFC 2104): without the key, names cannot be recovered by guessing.
         """
         return base64.b32encode(self._digest(kind, name)).decode("ascii").lower()[:LENGTH]
 
     def hash(self, kind: str, text: str) -> str:
-        """HMAC-SHA256 in 64 hexadecimal figures, for what has to be told apart and is not shown."""
+        """HMAC-SHA256 in 64 hexadecimal digits."""
         return self._digest(kind, text).hex()
 
     def uid(self, uid: str) -> str:
-        """The DICOM UID in the place of another: 2.25 and a number of 128 bits (PS3.5 B.2)."""
+        """The keyed replacement of a DICOM UID: 2.25 and a 128-bit number (PS3.5 B.2)."""
         return f"2.25.{uuid.UUID(bytes=self._digest('uid', uid)[:16], version=5).int}"
 
     def _digest(self, kind: str, name: str) -> bytes:
@@ -61,19 +61,19 @@ class Pseudonyms:
 
 @dataclass(frozen=True)
 class Renaming:
-    """Samples that are to get pseudonyms, in order: what each is called now."""
+    """Original names -> pseudonyms."""
 
     ids: dict[str, str]
-    """Id -> pseudonym, which begins with that of the group."""
+    """Sample id -> pseudonym, which begins with that of the group."""
     groups: dict[str, str]
     sequences: dict[str, str]
 
 
 def rename(samples: Sequence[Sample], pseudonyms: Pseudonyms) -> Renaming:
-    """Pseudonyms of samples: `pGROUP-IMAGE`, and `pGROUP-CLIP-0003` for the fourth frame of a clip.
+    """Pseudonyms of samples: `pGROUP-iIMAGE`, and `pGROUP-sCLIP-0003` for the fourth frame of a clip.
 
-    An image without a group is called `iIMAGE`. Group and image are hashed apart, so that a patient keeps one
-    pseudonym in all imports with one key. Raises DataError where two things would have the same pseudonym.
+    An image without a group is named `iIMAGE`. Group and image are hashed separately, so that a patient has the same
+    pseudonym in all imports with one key. Raises DataError if two names have the same pseudonym.
     """
     groups = {name: "p" + pseudonyms.of("group", name) for sample in samples if (name := sample.group)}
     sequences = {
@@ -100,7 +100,7 @@ def rename(samples: Sequence[Sample], pseudonyms: Pseudonyms) -> Renaming:
 
 
 def strip(sample: Sample, renaming: Renaming) -> Sample:
-    """The sample under its old id, with nothing that names anybody: group and clip renamed, metadata left out."""
+    """The sample with its original id, but pseudonyms as source, group and sequence, and only `KEPT_METADATA`."""
     return replace(
         sample,
         source=renaming.ids[sample.id],
@@ -113,42 +113,55 @@ def strip(sample: Sample, renaming: Renaming) -> Sample:
 def read_key(path: Path) -> Pseudonyms:
     """The key of an earlier import.
 
-    Raises SettingError where the file cannot be read, is open to others than its owner, or holds no key.
+    Raises SettingError if the file cannot be read, is readable by others than its owner, or contains no key.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)
         with os.fdopen(descriptor, encoding="utf-8") as file:
             state = os.fstat(file.fileno())
             if os.name == "posix" and state.st_mode & 0o077:
-                raise SettingError(f"{path}: others than its owner may read this key; run: chmod 600 {path}")
+                raise SettingError(
+                    f"{path}: others than its owner may read this key; run: chmod 600 {path}",
+                    code="exposed_key",
+                    path=path,
+                )
             value = json.load(file)
         key, groups = bytes.fromhex(value["key"]), value["groups"]
         if len(key) != KEY_BYTES or not isinstance(groups, dict):
             raise ValueError("no key")
     except OSError as error:
-        raise SettingError(f"{path}: cannot be read ({error.strerror})") from error
+        raise SettingError(
+            f"{path}: cannot be read ({error.strerror})", code="unreadable_file", path=path
+        ) from error
     except (ValueError, KeyError, TypeError, RecursionError):
-        # what the file holds must not get into a message
-        raise SettingError(f"{path}: is no key that an import wrote; name the .key.json beside one") from None
+        # no message may quote the file
+        raise SettingError(
+            f"{path}: is not a key file of an import; name the .key.json beside the imported dataset",
+            code="invalid_key",
+            path=path,
+        ) from None
     return Pseudonyms(key, groups)
 
 
 def write_key(path: Path, pseudonyms: Pseudonyms, tables: Mapping[str, Any]) -> None:
-    """Write the key and the tables of who is who to a file that its owner alone may read, from its first byte on.
+    """Write the key and the mapping from pseudonyms to originals to a file that only its owner may read.
 
-    Raises OutputError, and leaves nothing, where the file is there already or cannot be written.
+    The permissions are set when the file is created. Raises OutputError, and leaves no file, if the file exists or
+    cannot be written.
     """
     text = to_json({"key": pseudonyms.key.hex(), **tables}, indent=2) + "\n"
-    made = False
+    created = False
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        made = True
+        created = True
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        if made:
+        if created:
             with suppress(OSError):
                 path.unlink()
-        raise OutputError(f"{path}: the key cannot be written ({error.strerror})") from error
+        raise OutputError(
+            f"{path}: the key cannot be written ({error.strerror})", code="write_failed", path=path
+        ) from error

@@ -1,4 +1,4 @@
-"""Whole groups shared out to parts of given fractions, so that each part is like the whole."""
+"""Stratified assignment of whole groups to parts of given fractions."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ def stratify(
     fractions: Sequence[float],
     seed: int,
 ) -> Int64[np.ndarray, " groups"]:
-    """The part of each group: the images with each label, and the images, come in `fractions` as nearly as may be.
+    """The part of each group, so that images, and images with each label, match `fractions` as closely as possible.
 
-    `sizes` counts the images of a group, `labels` those of them that have each label. No part stays empty, and the
-    images of a part differ from its fraction by at most the largest group, unless filling a part asks for more.
-    `seed` decides between equal choices alone. Raises ValueError for fewer groups than parts.
+    `sizes` holds the number of images of each group, `labels` the number of its images with each label. No part is
+    empty, and the number of images of a part differs from its fraction by at most the size of the largest group,
+    unless a part would otherwise be empty. `seed` only breaks ties. Raises ValueError for fewer groups than parts.
 
-    Iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011, On the stratification of multi-label data), with
-    whole groups in the place of examples: the rarest label is shared out first, its largest group first, each to the
-    part that lacks it most.
+    Iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011, On the stratification of multi-label data) with
+    groups instead of examples: the rarest label is distributed first, starting with its largest group, each group to
+    the part that lacks this label most.
     """
     if len(sizes) < len(fractions):
         raise ValueError(f"{len(sizes)} groups cannot fill {len(fractions)} parts")
@@ -49,11 +49,11 @@ def stratify(
 
 
 def _allowed(room: np.ndarray, parts: np.ndarray, size: int, largest: int, n_open: int) -> np.ndarray:
-    """The parts that a group of `size` may join, `n_open` groups, itself included, being without one.
+    """Indices of the parts that a group of `size` may join; `n_open` groups, including this one, are unassigned.
 
-    What is too much in some parts is missing in others, so the sum of it is held below the largest group. The part
-    with the most room can always take the group: were another one short by more than that in the end, it would have
-    had the most room before.
+    The surplus of some parts is missing in others, so the total surplus is limited to the size of the largest group.
+    The part with the most room may always take the group: a part that ended up short by more than that would have had
+    the most room before.
     """
     empty = np.flatnonzero([part not in parts for part in range(len(room))])
     if n_open <= len(empty):
@@ -71,11 +71,11 @@ def improve(
     fractions: Sequence[float],
     seed: int,
 ) -> Int64[np.ndarray, " groups"]:
-    """The parts after every exchange of two groups that brings the sums of the measures nearer to `fractions`.
+    """The parts after local search: exchanges of two groups that bring the sums of `measures` closer to `fractions`.
 
-    Nearness is chi-squared, summed over parts and measures. Each group is tried against `TRIED` others, which `seed`
-    draws, in at most `ROUNDS` rounds. No exchange takes a part further from its share of images than the largest
-    group, or than it was. Measures of which there is nothing do not count.
+    Distance is chi-squared, summed over parts and measures. Each group is compared with `TRIED` others, drawn by
+    `seed`, in at most `ROUNDS` rounds. No exchange moves a part further from its fraction of images than the size of
+    the largest group, or than it was before. Measures with a sum of 0 are ignored.
     """
     draw = np.random.default_rng([seed, 1])
     measures = measures[:, measures.sum(axis=0) > 0]
