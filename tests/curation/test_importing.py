@@ -238,7 +238,7 @@ def test_dicom_files_leak_no_name(tmp_path: Path, capfd: pytest.CaptureFixture[s
     assert leaks(tmp_path / "out", told.out + told.err) == []
     result = json.loads(told.out.splitlines()[-1])
     assert sorted((row["burned_in"] for row in result["dicom"]), key=str) == [False, None, True]
-    assert any("as they say: 1: p" in note for note in result["notes"])
+    assert any("as they state: 1: p" in note for note in result["notes"])
     files = [dcmread(path) for path in sorted((tmp_path / "out" / "dicom").iterdir())]
     assert len(files) == 3
     assert len({file.PatientID for file in files}) == 2
@@ -327,7 +327,7 @@ def test_an_unreadable_image_is_reported_by_its_number_under_pseudonyms(
     assert "Vogelweide" not in told and "vesalius check" not in told
 
 
-def test_what_is_wrong_with_a_deidentified_source_is_not_quoted(
+def test_errors_quote_nothing_of_a_deidentified_source(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for fault in ("image", "json", "group", "prompt", "dicom"):

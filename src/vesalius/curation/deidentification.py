@@ -20,7 +20,7 @@ from vesalius.data.grouping import is_dicom
 from vesalius.data.images import read_image
 from vesalius.data.readers.dicom import identify
 from vesalius.errors import DataError, MissingExtraError, OutputError, SettingError, VesaliusError
-from vesalius.names import list_names
+from vesalius.names import count_of, list_names
 from vesalius.types import Sample
 
 LISTED = 10
@@ -133,7 +133,7 @@ class Deidentifier:
         if dropped:
             shown = [f"{key} ({dropped[key]})" for key in sorted(dropped) if key in HARMLESS_KEYS]
             n = len(dropped) - len(shown)
-            shown += [f"{n} other {'key' if n == 1 else 'keys'}"] * bool(n)
+            shown += [count_of(n, "other key")] * bool(n)
             self.notes.append(f"metadata removed because it may identify a person: {', '.join(shown)}")
         phrases = {prompt for sample in samples for prompt in sample.prompts}
         if phrases:
@@ -185,7 +185,9 @@ class Deidentifier:
         stated = [name for name, facts in files.items() if facts["burned_in"]]
         silent = sum(facts["burned_in"] is None for facts in files.values())
         if stated:
-            self.notes.append(f"DICOM files with burned-in annotations, as they state: {_list(stated)}")
+            self.notes.append(
+                f"DICOM files with burned-in annotations, as they state: {len(stated)}: {list_names(stated, LISTED)}"
+            )
         if silent:
             self.notes.append(
                 f"DICOM files that do not state whether they have burned-in annotations: {silent}"
@@ -201,7 +203,9 @@ class Deidentifier:
                 found[sample.id] = boxes
         if found:
             shown = [f"{name} (x {b[0]} to {b[2]}, y {b[1]} to {b[3]})" for name, (b, *_) in found.items()]
-            self.notes.append(f"images that may have burned-in text, look at them: {_list(shown)}")
+            self.notes.append(
+                f"images that may have burned-in text, look at them: {len(shown)}: {list_names(shown, LISTED)}"
+            )
         else:
             self.notes.append(
                 "no burned-in text was found; small, pale or slanted text is missed, so look at the images"
@@ -219,7 +223,3 @@ def _with_original_identifiers(samples: Sequence[Sample]) -> list[Sample]:
         if is_dicom(path):
             stated |= identify(path)
     return [replace(each, group=stated.get(each.group or "", each.group)) for each in samples]
-
-
-def _list(names: Sequence[str]) -> str:
-    return f"{len(names)}: {list_names(names, LISTED)}"

@@ -21,6 +21,7 @@ from vesalius.data.images import read_image, read_mask
 from vesalius.data.source import Problems
 from vesalius.errors import AnnotationError, SettingError
 from vesalius.masks import Size, decode_rle, fault, rasterize
+from vesalius.names import count_of
 from vesalius.types import Absent, Item, MaskFile, MaskReference, Polygons, RleMask, Sample
 
 LOSSY = (".jpg", ".jpeg")
@@ -223,10 +224,10 @@ def _notes(samples: list[Sample], merged: tuple[str, ...]) -> list[str]:
         notes.append(f"masks stored as JPEG, in which every gray level above 0 counts as the object: {lossy}")
     unknown = Counter(key for sample in samples for key in sample.metadata)
     if unknown:
-        counted = ", ".join(f"{key} ({_count(n, 'entry', 'entries')})" for key, n in unknown.items())
+        counted = ", ".join(f"{key} ({n} {'entry' if n == 1 else 'entries'})" for key, n in unknown.items())
         notes.append(f"further keys kept as metadata: {counted}")
     if merged:
-        notes.append(f"merged objects of the same phrase: {_count(len(merged), 'image')}")
+        notes.append(f"merged objects of the same phrase: {count_of(len(merged), 'image')}")
     return notes
 
 
@@ -243,7 +244,3 @@ def _compare(stated: Size, real: Size) -> str:
 def _drop_absent(objects: Iterable[MaskReference]) -> list[MaskReference]:
     drawn: list[MaskReference] = [each for each in objects if not isinstance(each, Absent)]
     return drawn or [Absent()]
-
-
-def _count(n: int, one: str, many: str = "") -> str:
-    return f"{n} {one if n == 1 else many or one + 's'}"

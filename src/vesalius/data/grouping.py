@@ -12,6 +12,7 @@ from vesalius.data.decoders import dicom_image as dicom
 from vesalius.data.decoders.frame_files import HEAD_BYTES
 from vesalius.data.readers.dicom import pseudonym
 from vesalius.errors import SettingError
+from vesalius.names import count_of
 from vesalius.types import Sample
 
 DICOM_ATTRIBUTES = {
@@ -65,8 +66,8 @@ def note_on_groups(samples: Sequence[Sample]) -> str:
     alone = sum(sample.group is None for sample in samples)
     if not groups:
         return "no groups are stated: each image is its own group"
-    rest = f"; {alone} {'image' if alone == 1 else 'images'} without one, each its own group" if alone else ""
-    return f"{len(groups)} {'group' if len(groups) == 1 else 'groups'}{rest}"
+    rest = f"; {count_of(alone, 'image')} without one, each its own group" if alone else ""
+    return f"{count_of(len(groups), 'group')}{rest}"
 
 
 def is_dicom(path: Path) -> bool:
