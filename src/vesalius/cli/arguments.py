@@ -34,10 +34,10 @@ def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
 
 def add_dataset_options(verb: argparse.ArgumentParser) -> None:
     """Add --prompt, --split and --group: the options of `open_dataset`."""
-    group = verb.add_argument_group("dataset")
-    group.add_argument("--prompt", help="replace every phrase by this one")
-    group.add_argument("--split", metavar="NAME", help="read annotations.NAME.json of the folder")
-    group.add_argument(
+    add = verb.add_argument_group("dataset").add_argument
+    add("--prompt", help="replace every phrase by this one")
+    add("--split", metavar="NAME", help="read annotations.NAME.json of the folder")
+    add(
         "--group",
         metavar="G",
         help="patient or sequence of an image: an annotation field, a DICOM tag such as PatientID, `folder`, or a "
@@ -58,18 +58,16 @@ def add_prediction_options(verb: argparse.ArgumentParser) -> None:
     from vesalius.segmenter import AnswerMode
 
     default = defaults_of(load_predictor)
-    group = verb.add_argument_group("prediction")
-    group.add_argument(
+    add = verb.add_argument_group("prediction").add_argument
+    add(
         "--answer",
         choices=get_args(AnswerMode),
         default=default["answer"],
         help="verify: draft the usual answer and accept it if greedy decoding agrees (speculative decoding); "
         "generate: greedy decoding, token by token; force: use the answer of the prompt template",
     )
-    group.add_argument(
-        "--batch-size", type=int, default=default["batch_size"], metavar="N", help="images per batch"
-    )
-    group.add_argument(
+    add("--batch-size", type=int, default=default["batch_size"], metavar="N", help="images per batch")
+    add(
         "--tiles",
         type=int,
         nargs="*",
@@ -77,8 +75,8 @@ def add_prediction_options(verb: argparse.ArgumentParser) -> None:
         help="sliding windows of these sides in pixels, for thin structures in large images; without SIDE: half of "
         "the segmenter's input size",
     )
-    group.add_argument("--cache", type=Path, metavar="DIR", help="cache SAM 2 image embeddings in DIR")
-    group.add_argument(
+    add("--cache", type=Path, metavar="DIR", help="cache SAM 2 image embeddings in DIR")
+    add(
         "--cache-size",
         metavar="SIZE",
         help="size limit of the cache, such as 8GiB; least recently used entries are evicted",
@@ -87,30 +85,25 @@ def add_prediction_options(verb: argparse.ArgumentParser) -> None:
 
 def add_mask_options(verb: argparse.ArgumentParser) -> None:
     """Add --threshold, --tta and the clean-up of masks."""
-    group = verb.add_argument_group("masks")
-    group.add_argument(
+    add = verb.add_argument_group("masks").add_argument
+    add(
         "--threshold",
         type=float,
         metavar="T",
         help="probability above which a pixel belongs to the mask; the model's own if not given",
     )
-    group.add_argument(
+    add(
         "--tta",
         action="store_true",
         help="test-time augmentation: average over views of the image; allowed if `tune --tta` measured a gain",
     )
-    group.add_argument(
+    add(
         "--fill-holes",
         type=int,
         metavar="PX",
         help="fill holes of up to PX pixels in the mask of each object",
     )
-    group.add_argument(
-        "--drop-specks",
-        type=int,
-        metavar="PX",
-        help="then remove connected components of up to PX pixels",
-    )
+    add("--drop-specks", type=int, metavar="PX", help="then remove connected components of up to PX pixels")
 
 
 def open_segmenter(args: argparse.Namespace, model: str) -> Any:

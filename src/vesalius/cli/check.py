@@ -10,16 +10,17 @@ from vesalius.progress import Progress
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("data", type=Path, metavar="DATA", help=DATA)
+    add = verb.add_argument
+    add("data", type=Path, metavar="DATA", help=DATA)
     add_dataset_options(verb)
     add_num_workers(verb, "read images")
-    verb.add_argument(
+    add(
         "--report",
         type=Path,
         metavar="DIR",
         help="write check.html with pictures of the findings, findings.json and augmented.png to DIR",
     )
-    verb.add_argument(
+    add(
         "--fix",
         type=Path,
         metavar="OUT",

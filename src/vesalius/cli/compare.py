@@ -10,15 +10,16 @@ from vesalius.cli.arguments import OUT, Result
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
+    add = verb.add_argument
+    add(
         "evaluations",
         type=Path,
         metavar="EVALUATION",
         nargs="+",
         help="folders written by `evaluate`; the first one is the reference",
     )
-    verb.add_argument("--out", type=Path, required=True, help=OUT)
-    verb.add_argument(
+    add("--out", type=Path, required=True, help=OUT)
+    add(
         "--metric",
         action="append",
         metavar="NAME",

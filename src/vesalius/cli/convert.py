@@ -13,25 +13,22 @@ from vesalius.progress import Progress
 def add_arguments(verb: argparse.ArgumentParser) -> None:
     from vesalius.models.reference import Layout
 
-    verb.add_argument(
-        "source", metavar="SOURCE", help="official Sa2VA folder, bundle, or training checkpoint (.pth)"
-    )
-    verb.add_argument("out", type=Path, metavar="OUT", help=OUT)
-    verb.add_argument(
+    add = verb.add_argument
+    add("source", metavar="SOURCE", help="official Sa2VA folder, bundle, or training checkpoint (.pth)")
+    add("out", type=Path, metavar="OUT", help=OUT)
+    add(
         "--to",
         choices=get_args(Layout),
         default="vesalius",
         help="layout to write: a bundle, or the official layout",
     )
-    verb.add_argument(
+    add(
         "--base",
         metavar="MODEL",
         help="base model of a .pth; with any other source, a model to compare the weights with",
     )
-    verb.add_argument("--keep-adapter", action="store_true", help="keep the LoRA adapter separate, unmerged")
-    verb.add_argument(
-        "--lora-alpha", type=float, metavar="A", help="LoRA alpha, if the .pth does not contain it"
-    )
+    add("--keep-adapter", action="store_true", help="keep the LoRA adapter separate, unmerged")
+    add("--lora-alpha", type=float, metavar="A", help="LoRA alpha, if the .pth does not contain it")
 
 
 def run(args: argparse.Namespace) -> Result:

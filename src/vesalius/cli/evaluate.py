@@ -17,24 +17,23 @@ FOR_MODELS = "tiles tta cache fill_holes drop_specks"
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
+    add = verb.add_argument
+    add(
         "model_and_data",
         nargs="+",
         metavar="[MODEL] arguments.DATA",
         help=f"MODEL: {arguments.MODEL_OR_BASELINE}; arguments.DATA: {arguments.DATA}",
     )
-    verb.add_argument(
+    add(
         "--predictions",
         type=Path,
         metavar="DIR",
         help="score stored predictions instead of a model: the output of `predict`, or mask files named by id",
     )
-    verb.add_argument("--out", type=Path, required=True, help=arguments.OUT)
-    verb.add_argument("--limit", type=int, metavar="N", help="score only the first N images")
-    verb.add_argument(
-        "--roi", type=Path, metavar="DIR", help="masks named by id; pixels outside of them are ignored"
-    )
-    verb.add_argument(
+    add("--out", type=Path, required=True, help=arguments.OUT)
+    add("--limit", type=int, metavar="N", help="score only the first N images")
+    add("--roi", type=Path, metavar="DIR", help="masks named by id; pixels outside of them are ignored")
+    add(
         "--allow-training-samples",
         action="store_true",
         help="score images that the model was trained on; the report says so",

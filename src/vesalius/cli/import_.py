@@ -13,19 +13,18 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     from vesalius.curation.importing import import_dataset
     from vesalius.data.writers.formats import WRITERS
 
+    add = verb.add_argument
     default = defaults_of(import_dataset)
-    verb.add_argument("source", type=Path, metavar="SOURCE", help=f"{DATA}, or images without annotations")
-    verb.add_argument("out", type=Path, metavar="OUT", help=OUT)
-    verb.add_argument(
-        "--to", choices=tuple(WRITERS), default=default["to"], help="annotation format to write"
-    )
-    verb.add_argument(
+    add("source", type=Path, metavar="SOURCE", help=f"{DATA}, or images without annotations")
+    add("out", type=Path, metavar="OUT", help=OUT)
+    add("--to", choices=tuple(WRITERS), default=default["to"], help="annotation format to write")
+    add(
         "--pseudonymize",
         action="store_true",
         help="remove names and metadata; the mapping from pseudonyms to originals is written to OUT.key.json, "
         "outside the dataset and readable only by you",
     )
-    verb.add_argument(
+    add(
         "--key",
         type=Path,
         metavar="FILE",

@@ -11,16 +11,15 @@ from vesalius.cli.arguments import MODEL, Result, given
 def add_arguments(verb: argparse.ArgumentParser) -> None:
     from vesalius.segmenter import Purpose
 
-    verb.add_argument("model", metavar="MODEL", help=f"{MODEL}; a published name works without its weights")
-    verb.add_argument(
+    add = verb.add_argument
+    add("model", metavar="MODEL", help=f"{MODEL}; a published name works without its weights")
+    add(
         "--gpus",
         metavar="4x24GiB",
         help="number and memory of GPUs, also 24GiB,48GiB; without it, the GPUs of this machine, or its CPU",
     )
-    verb.add_argument(
-        "--for", dest="purpose", choices=get_args(Purpose), default="predict", help="task of the model"
-    )
-    verb.add_argument(
+    add("--for", dest="purpose", choices=get_args(Purpose), default="predict", help="task of the model")
+    add(
         "--set",
         metavar="a=b",
         nargs="+",

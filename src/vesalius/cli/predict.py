@@ -17,17 +17,18 @@ from vesalius.progress import Progress
 def add_arguments(verb: argparse.ArgumentParser) -> None:
     from vesalius.jobs.folder import SAVES, write_predictions
 
-    verb.add_argument("model", metavar="MODEL", help=arguments.MODEL_OR_BASELINE)
-    verb.add_argument(
+    add = verb.add_argument
+    add("model", metavar="MODEL", help=arguments.MODEL_OR_BASELINE)
+    add(
         "images",
         type=Path,
         metavar="IMAGE_OR_VIDEO_OR_FOLDER",
         nargs="+",
         help="images, DICOM files, volumes, videos, or folders of them",
     )
-    verb.add_argument("--prompt", action="append", required=True, help="what to segment; may be repeated")
-    verb.add_argument("--out", type=Path, required=True, help=arguments.OUT)
-    verb.add_argument(
+    add("--prompt", action="append", required=True, help="what to segment; may be repeated")
+    add("--out", type=Path, required=True, help=arguments.OUT)
+    add(
         "--save",
         default=",".join(defaults_of(write_predictions)["save"]),
         metavar=",".join(SAVES),

@@ -10,8 +10,9 @@ from vesalius.progress import Progress
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("data", type=Path, metavar="DATA", help=DATA)
-    verb.add_argument("out", type=Path, metavar="OUT", help=OUT)
+    add = verb.add_argument
+    add("data", type=Path, metavar="DATA", help=DATA)
+    add("out", type=Path, metavar="OUT", help=OUT)
     parts = verb.add_mutually_exclusive_group(required=True)
     parts.add_argument(
         "--fractions",
@@ -23,7 +24,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     parts.add_argument(
         "--folds", type=int, metavar="K", help="K folds for cross-validation: fold1.train, fold1.val, ..."
     )
-    verb.add_argument("--seed", type=int, default=0, help="random seed for ties")
+    add("--seed", type=int, default=0, help="random seed for ties")
     add_dataset_options(verb)
 
 

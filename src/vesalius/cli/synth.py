@@ -13,18 +13,15 @@ from vesalius.progress import Progress
 def add_arguments(verb: argparse.ArgumentParser) -> None:
     from vesalius.synth.series import Kind, Phrases, write_dataset
 
+    add = verb.add_argument
     default = defaults_of(write_dataset)
-    verb.add_argument("out", type=Path, metavar="OUT", help=OUT)
-    verb.add_argument("--n", type=int, default=48, help="number of images or clips")
-    verb.add_argument(
-        "--frames", type=int, default=default["frames"], help="frames per clip; 1: still images"
-    )
-    verb.add_argument("--seed", type=int, default=default["seed"], help="random seed")
-    verb.add_argument("--size", type=int, default=default["size"], help="height and width in pixels")
-    verb.add_argument(
-        "--kind", choices=get_args(Kind), default=default["kind"], help="type of image; mixed alternates"
-    )
-    verb.add_argument(
+    add("out", type=Path, metavar="OUT", help=OUT)
+    add("--n", type=int, default=48, help="number of images or clips")
+    add("--frames", type=int, default=default["frames"], help="frames per clip; 1: still images")
+    add("--seed", type=int, default=default["seed"], help="random seed")
+    add("--size", type=int, default=default["size"], help="height and width in pixels")
+    add("--kind", choices=get_args(Kind), default=default["kind"], help="type of image; mixed alternates")
+    add(
         "--phrases",
         choices=get_args(Phrases),
         default=default["phrases"],

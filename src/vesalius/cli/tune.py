@@ -13,18 +13,17 @@ from vesalius.progress import Progress
 def add_arguments(verb: argparse.ArgumentParser) -> None:
     from vesalius.scoring.tune import TUNABLE, find_threshold
 
-    verb.add_argument("model", metavar="MODEL", help=arguments.MODEL)
-    verb.add_argument("data", type=Path, metavar="DATA", help=arguments.DATA)
-    verb.add_argument(
-        "--metric", choices=TUNABLE, default=defaults_of(find_threshold)["metric"], help="metric to maximize"
-    )
-    verb.add_argument(
+    add = verb.add_argument
+    add("model", metavar="MODEL", help=arguments.MODEL)
+    add("data", type=Path, metavar="DATA", help=arguments.DATA)
+    add("--metric", choices=TUNABLE, default=defaults_of(find_threshold)["metric"], help="metric to maximize")
+    add(
         "--out",
         type=Path,
         metavar="BUNDLE",
         help="new bundle; without it, the card of MODEL is changed in place",
     )
-    verb.add_argument(
+    add(
         "--tta",
         dest="views",
         type=lambda text: text.split(","),
