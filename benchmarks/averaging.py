@@ -30,10 +30,10 @@ from vesalius.models.trainable import set_trainable
 from vesalius.synth import write_dataset
 from vesalius.training.ema import WeightAverage
 from vesalius.training.learner import TextSegLearner
-from vesalius.training.loader import Feed
+from vesalius.training.loader import Loader
 from vesalius.training.losses import LossSettings
 from vesalius.training.mixture import TaskSettings, open_mixture
-from vesalius.training.validation import average, score_answers
+from vesalius.training.validation import average, score_samples
 
 LR = 5e-4
 
@@ -49,18 +49,18 @@ def measure(
     prompt = "blood vessel" if sets[0].suffix else None
     train, val = (open_dataset(each, prompt=prompt).annotated().samples for each in sets)
     mixture = open_mixture(train, TaskSettings(), None, True)
-    feed = Feed(mixture, learner, AugmentSettings(flip=0.5, gamma=0.3), batch=4, seed=seed)
+    loader = Loader(mixture, learner, AugmentSettings(flip=0.5, gamma=0.3), batch_size=4, seed=seed)
     parameters = [p for group in learner.groups.values() for p in group]
     optimizer = torch.optim.AdamW(parameters, lr=LR, betas=(0.9, 0.98), weight_decay=0.05)
     means = {f"ema {decay}": WeightAverage(parameters, decay) for decay in decays}
     done = epoch = 0
     while done < steps:
         opened.model.train()
-        for step in feed.steps(epoch, 0, 1):
+        for step in loader.steps(epoch):
             factor = 0.5 * (1 + math.cos(math.pi * done / steps)) if cosine else 1.0
             for group in optimizer.param_groups:
                 group["lr"] = LR * factor * min(1, (done + 1) / 5)
-            batch: Any = step.parts[0].batch
+            batch: Any = step.microbatches[0].batch
             learner.losses(opened.model, batch)["total"].backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
@@ -73,7 +73,7 @@ def measure(
         epoch += 1
 
     def score() -> float:
-        found = average(score_answers(learner.segmenter(opened.card, 4), val))["dice"]
+        found = average(score_samples(learner.segmenter(opened.card, 4), val))["dice"]
         assert isinstance(found, float)
         return found
 

@@ -152,7 +152,7 @@ def measure_feed(folder: Path, steps: int) -> dict[str, Any]:
     from vesalius.models.cpu_allocator import keep_freed_memory
     from vesalius.models.trainable import set_trainable
     from vesalius.training.learner import TextSegLearner
-    from vesalius.training.loader import Feed
+    from vesalius.training.loader import Loader
     from vesalius.training.losses import LossSettings
     from vesalius.training.mixture import Mixture, TaskSettings
 
@@ -166,19 +166,19 @@ def measure_feed(folder: Path, steps: int) -> dict[str, Any]:
     )
     batch = 4
     learner = TextSegLearner(opened, groups, LossSettings())
-    feed = Feed(Mixture(load_samples(folder), TaskSettings()), learner, augment, batch, seed=0)
-    feeding, training = [], []
-    prepared_steps = feed.steps(0, 0, accumulate=1)
+    loader = Loader(Mixture(load_samples(folder), TaskSettings()), learner, augment, batch, seed=0)
+    loading, training = [], []
+    steps_of_epoch = loader.steps(0)
     for _ in range(steps):
         started = time.perf_counter()
-        prepared: Any = next(prepared_steps).parts[0].batch
-        feeding.append(time.perf_counter() - started)
+        prepared: Any = next(steps_of_epoch).microbatches[0].batch
+        loading.append(time.perf_counter() - started)
         started = time.perf_counter()
         learner.losses(opened.model, prepared)["total"].backward()
         optimizer.step()
         optimizer.zero_grad()
         training.append(time.perf_counter() - started)
-    fed, eaten = (batch / statistics.median(seconds[2:]) for seconds in (feeding, training))
+    fed, eaten = (batch / statistics.median(seconds[2:]) for seconds in (loading, training))
     return {"fed_images_per_s": fed, "eaten_images_per_s": eaten, "ratio": fed / eaten}
 
 

@@ -172,7 +172,7 @@ def measure_step(folder: Path, image: tuple[int, int], name: str) -> dict[str, A
     from vesalius.models.checkpoint import open_model
     from vesalius.models.token_rows import new_tokens
     from vesalius.models.trainable import TrainableSettings, set_trainable
-    from vesalius.training.losses import LossSettings, measure
+    from vesalius.training.losses import LossSettings
     from vesalius.types import Item
 
     choice, dtype = TRAINED[name]

@@ -1,12 +1,11 @@
-"""How long is an optimizer step of `tiny`, against an earlier version of this project?
+"""Time of an optimizer step of `tiny`, compared with an earlier version of this repository.
 
     git worktree add ../before COMMIT
     .venv/bin/python benchmarks/training_ratio.py --against ../before [--rounds 5] [--batch-size 4] [--json FILE]
 
 Both versions train everything that images pass through (`trainable: full`), on the same synthetic images of 512 x 512
-with the same phrases, from the same weights, the earlier version's, each with AdamW as its own loop has it. Each runs in
-a process of its own; the processes take turns, so that the ratio holds on a machine that is busy with other things.
-`loss` is that of the first and the last step: equal to rounding, or the versions do not do the same.
+with the same phrases, from the weights of the earlier version, with fused AdamW. The versions run in alternating processes,
+so that the ratio also holds on a busy machine. Their losses must agree up to rounding.
 """
 
 from __future__ import annotations
@@ -29,13 +28,15 @@ PROGRAM = """
 import json, sys, time
 import numpy as np, torch
 from pathlib import Path
-from vesalius.models.cpu_allocator import keep_freed_memory
-from vesalius.models.checkpoint import open_model
-from vesalius.training.losses import LossSettings, measure
 try:
-    from vesalius.models.trainable import set_trainable
-except ImportError:
-    from vesalius.training.trainable import set_trainable
+    from vesalius.models.checkpoint import open_model
+    from vesalius.models.cpu_allocator import keep_freed_memory
+    from vesalius.training.losses import LossSettings, compute_losses
+except ImportError:  # names until 03dfe61
+    from vesalius.models.allocator import keep_freed_memory
+    from vesalius.models.checkpoint import open_bundle as open_model
+    from vesalius.training.losses import LossSettings, measure as compute_losses
+from vesalius.models.trainable import set_trainable
 from vesalius.types import Item
 
 keep_freed_memory()
@@ -43,13 +44,13 @@ data = np.load(sys.argv[1])
 opened = open_model(Path(sys.argv[2]))
 model = opened.model.train()
 parameters = [p for group in set_trainable(model, "full").values() for p in group]
-optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=json.loads(sys.argv[4]))
+optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
 items = [Item(str(i), f, ("blood vessel",), m) for i, (f, m) in enumerate(zip(data["frames"], data["masks"]))]
 batch = opened.processor(items, answered=True)
 losses, took = [], []
 for step in range(int(sys.argv[3])):
     started = time.perf_counter()
-    loss = measure(model(batch), batch.masks, LossSettings()).total
+    loss = compute_losses(model(batch), batch.masks, LossSettings()).total
     loss.backward()
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()
@@ -62,9 +63,8 @@ print(json.dumps({"seconds": took[1:], "losses": losses}))
 
 def measure(tree: Path, data: Path, bundle: Path) -> dict[str, Any]:
     """Seconds of each step and all losses, of the version of the sources in `tree`."""
-    fused = "fused=True" in (tree / "src/vesalius/training/run.py").read_text(encoding="utf-8")
     ran = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(data), str(bundle), str(STEPS), json.dumps(fused)],
+        [sys.executable, "-c", PROGRAM, str(data), str(bundle), str(STEPS)],
         env={**os.environ, "PYTHONPATH": str(tree / "src")},
         capture_output=True,
         text=True,

@@ -31,7 +31,7 @@ def measure_one(what: Any, steps: int, batch_size: int, keep: bool) -> dict[str,
     from vesalius.models.cpu_allocator import keep_freed_memory
     from vesalius.models.trainable import set_trainable
     from vesalius.synth import draw
-    from vesalius.training.losses import LossSettings, measure
+    from vesalius.training.losses import LossSettings, compute_losses
 
     if keep:
         keep_freed_memory()
@@ -42,7 +42,7 @@ def measure_one(what: Any, steps: int, batch_size: int, keep: bool) -> dict[str,
     seconds = []
     for _ in range(steps + WARM_UP):
         started = time.perf_counter()
-        losses = measure(opened.model(batch), batch.masks, LossSettings())
+        losses = compute_losses(opened.model(batch), batch.masks, LossSettings())
         losses.total.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vesalius.mask_maps import LowRes
     from vesalius.scoring.evaluate import evaluate
     from vesalius.segmenter import ModelDescription, Segmenter
-    from vesalius.training.run import train
+    from vesalius.training.run import resume, train
     from vesalius.types import Item, Prediction, Sample
 
 _HOME = {
@@ -34,6 +34,7 @@ _HOME = {
     "load_predictor": "vesalius.jobs.opening",
     "load_samples": "vesalius.data.dataset",
     "read_image": "vesalius.data.images",
+    "resume": "vesalius.training.run",
     "train": "vesalius.training.run",
 }
 
@@ -51,6 +52,7 @@ __all__ = [
     "load_predictor",
     "load_samples",
     "read_image",
+    "resume",
     "train",
 ]
 

@@ -350,6 +350,64 @@ CODES: dict[str, Code] = {
     ),
     # training
     "training": _error("a run cannot start, continue or be trusted", "see the message"),
+    "no_run": _error(
+        "a folder holds no run, or is a checkpoint inside one",
+        "name the folder with config.yaml and log.jsonl",
+    ),
+    "no_checkpoint": _error(
+        "a run has no checkpoint to resume from", "start it anew, or continue from its best checkpoint"
+    ),
+    "damaged_checkpoint": _error(
+        "the state, optimizer, average or links of a checkpoint are damaged",
+        "copy the run again with cp -a, or continue from its best checkpoint as the message says",
+    ),
+    "damaged_log": _error("a log has a line that is not JSON with a step", "correct or remove the line"),
+    "changed_setting": _error(
+        "a setting that must stay differs when a run is resumed",
+        "restore it, or start a new run from the checkpoint",
+    ),
+    "changed_data": _error(
+        "the training data differ when a run is resumed",
+        "restore them, or start a new run from the checkpoint",
+    ),
+    "adapter_mismatch": _error(
+        "the adapter or quantization of a model differs from the setting `trainable`",
+        "change `trainable`, or merge the adapter first",
+    ),
+    "no_examples": _error(
+        "a task has a weight but the data have no example of it", "set its weight to 0, or add data"
+    ),
+    "nothing_to_learn": _error("no training sample has a mask", "annotate masks"),
+    "no_gradient": _error(
+        "a component is set to train but no loss reaches it",
+        "check the weights in `loss` and the setting `trainable`",
+    ),
+    "unchanged_weights": _error(
+        "a component is set to train but its weights do not change", "raise optim.lr, or use precision: fp32"
+    ),
+    "unchanged_predictions": _error(
+        "two validations are identical although steps lie between them",
+        "check trainable, optim.lr and precision",
+    ),
+    "not_finite_loss": _error(
+        "the loss or the gradient became NaN or infinite",
+        "look at the images that the message names, or lower optim.lr",
+    ),
+    "not_finite_weights": _error("weights became NaN or infinite", "start a new run with a lower optim.lr"),
+    "out_of_memory": _error(
+        "the heaviest training step does not fit into memory",
+        "lower batch_size, train less, or use gradient checkpointing",
+    ),
+    "inseparable_phrases": _error(
+        "the language model gives all phrases the same state", "train the language model too"
+    ),
+    "missing_process": _error(
+        "some of the started processes did not join the run", "start them with torchrun or accelerate launch"
+    ),
+    "unsupported_launch": _error(
+        "a launch configuration asks for something other than DDP or FSDP2",
+        "use a configuration of recipes/accelerate",
+    ),
     # evaluation and comparison
     "training_leak": _error(
         "images to be scored, or tuned on, are among the training images of the model",

@@ -13,8 +13,7 @@ from torch.nn import functional
 from vesalius.models.batch import Batch
 from vesalius.models.checkpoint import open_model
 from vesalius.models.families.table import family_of
-from vesalius.training.mask_losses import binary_cross_entropy, soft_dice_loss
-from vesalius.training.targets import read_at, uncertain_points
+from vesalius.training.losses import binary_cross_entropy, read_at, soft_dice_loss, uncertain_points
 
 
 @pytest.fixture(scope="module")
@@ -128,5 +127,5 @@ def at_stored_points(computed: dict[str, Any]) -> list[torch.Tensor]:
 
 def losses(logits: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The official mask losses with their weights."""
-    mask = binary_cross_entropy(logits, truth, "pixels").mean()
+    mask = binary_cross_entropy(logits, truth, False).mean()
     return 2 * mask, 0.5 * soft_dice_loss(logits, truth).mean()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.codes import raises_code
 
 from vesalius.config import make_settings
 from vesalius.errors import TrainingError
@@ -13,7 +14,7 @@ from vesalius.lineage import fingerprint_weights
 from vesalius.models.cards import read_card
 from vesalius.models.checkpoint import open_model
 from vesalius.synth import write_dataset
-from vesalius.training.run import train
+from vesalius.training.run import resume, train
 from vesalius.training.settings import RunSettings
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -42,7 +43,7 @@ def test_a_run_of_lora_ends_in_merged_weights_and_resumes_from_its_adapter(
     assert last.has_adapter
     assert not best.has_adapter
     assert (run / "best").resolve().name == "step-000002-merged"
-    assert "what trained: tokens" in (run / "best" / "README.md").read_text()
+    assert "trainable: tokens" in (run / "best" / "README.md").read_text()
     prompts = last.processor.tokenizer("Please segment the vessel", return_tensors="pt").input_ids
     with torch.no_grad():
         states = [each.model.vlm.model.language_model(prompts).last_hidden_state for each in (last, best)]
@@ -50,12 +51,10 @@ def test_a_run_of_lora_ends_in_merged_weights_and_resumes_from_its_adapter(
     assert read_card(run / "best").step == 2
 
     late = {"preset": "tokens", "save": "adapter"}
-    with pytest.raises(
-        TrainingError, match=r"keep: adapter comes too late, best \(step-000002-merged\) is merged"
-    ):
-        train(settings(data, run, trainable=late), resume=True)
+    with raises_code(TrainingError, "changed_setting", "step-000002-merged"):
+        resume(settings(data, run, trainable=late))
 
-    longer = train(settings(data, run, steps=4), resume=True)
+    longer = resume(settings(data, run, steps=4))
     whole = train(settings(data, tmp_path / "whole", steps=4))
     # the rates of a run of 2 steps fall sooner, so that the weights differ; the number of steps does not
     assert [json.loads(line)["step"] for line in (longer / "log.jsonl").read_text().splitlines()] == [
@@ -83,7 +82,7 @@ def test_an_adapter_is_resumed_to_the_last_digit_and_frozen_halves_are_written_o
         train(settings(data, tmp_path / "part", **changes), on_step=stop)
     first = (tmp_path / "part/last").resolve() / "vlm/model.safetensors"
     inode = first.stat().st_ino
-    part = train(settings(data, tmp_path / "part", **changes), resume=True)
+    part = resume(settings(data, tmp_path / "part", **changes))
     assert fingerprint_weights(part / "last") == fingerprint_weights(whole / "last")
     assert (part / "last/vlm/model.safetensors").stat().st_ino == inode
     assert open_model(part / "best").has_adapter

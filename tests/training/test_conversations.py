@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vesalius.errors import AnnotationError
-from vesalius.training.conversations import Questions, read_questions
+from vesalius.training.conversations import ConversationFile, read_conversations
 
 
 def entry(*texts: str, **others: Any) -> dict[str, Any]:
@@ -25,8 +25,8 @@ def write(folder: Path, *entries: Any) -> Path:
     return path
 
 
-def read(folder: Path, *entries: Any) -> Questions:
-    return read_questions(write(folder, *entries))
+def read(folder: Path, *entries: Any) -> ConversationFile:
+    return read_conversations(write(folder, *entries))
 
 
 def test_turns_and_pixels_are_read_and_the_mark_of_the_image_left_out(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_fingerprint_is_of_words_pixels_and_order(tmp_path: Path) -> None:
     before = read(tmp_path, one).fingerprint()
     assert read(tmp_path, {**one, "id": "other"}).fingerprint() == before
     Image.new("RGB", (12, 8), (1, 1, 1)).save(tmp_path / "images/a.png")
-    assert read_questions(tmp_path / "talk.json").fingerprint() != before
+    assert read_conversations(tmp_path / "talk.json").fingerprint() != before
 
 
 def wrong_turn(**message: Any) -> dict[str, Any]:
@@ -104,4 +104,4 @@ def test_wrong_entry_is_refused_with_its_place(tmp_path: Path, bad: Any, message
 def test_file_that_is_no_list_of_conversations_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "talk.json").write_text(text)
     with pytest.raises(AnnotationError, match=message):
-        read_questions(tmp_path / "talk.json")
+        read_conversations(tmp_path / "talk.json")

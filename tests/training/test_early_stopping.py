@@ -1,17 +1,17 @@
-"""What the validations of a run say, by hand."""
+"""Conclusions from validations: best, early stopping, overfit test, prompt collapse."""
 
 from typing import Any
 
-import pytest
+from tests.codes import raises_code
 
 from vesalius.errors import TrainingError
 from vesalius.training.early_stopping import (
     best_line,
     check_changed,
-    compare_with_start,
+    compare_with_baseline,
+    find_prompt_collapse,
     is_best,
-    judge_overfit,
-    judge_phrases,
+    overfit_result,
     validations_since_best,
 )
 
@@ -35,18 +35,16 @@ def test_of_equal_validations_the_first_is_best_and_one_without_a_value_is_not()
     assert is_best(lines(None, None), "dice")
 
 
-def test_the_start_does_not_compete_but_is_compared_with() -> None:
+def test_step_0_is_never_the_best_but_is_the_baseline() -> None:
     told = lines(0.8, 0.5, 0.6, first=0)
     assert best_line(told, "dice")["step"] == 20  # type: ignore[index]
-    assert (
-        compare_with_start(told, "dice")
-        == "NOT better than its start: Dice 0.6 at step 20, 0.8 before training; train longer, lower optim.lr, or look at the data with "
-        "vesalius check"
+    assert (compare_with_baseline(told, "dice") or "").startswith(
+        "NOT better than before training: Dice 0.6 at step 20, 0.8 before training; "
     )
-    assert compare_with_start(lines(9.0, 4.0, metric="hd95_px", first=0), "hd95_px") == (
-        "better than its start: HD95 4 at step 10, 9 before training"
+    assert compare_with_baseline(lines(9.0, 4.0, metric="hd95_px", first=0), "hd95_px") == (
+        "better than before training: HD95 4 at step 10, 9 before training"
     )
-    assert compare_with_start(lines(0.4, 0.5), "dice") is None
+    assert compare_with_baseline(lines(0.4, 0.5), "dice") is None
 
 
 def test_patience_counts_validations_after_the_best() -> None:
@@ -56,37 +54,35 @@ def test_patience_counts_validations_after_the_best() -> None:
     assert validations_since_best(lines(0.9, 0.5, first=0), "dice") == 0
 
 
-def test_validations_that_agree_to_the_bit_stop_the_run() -> None:
+def test_identical_validations_stop_the_run() -> None:
     told = [{"step": 0, "fingerprint": "ab"}, {"step": 5, "fingerprint": "ab"}]
-    with pytest.raises(
-        TrainingError, match="step 0 and step 5 agree to the last bit: training does not reach"
-    ):
+    with raises_code(TrainingError, "unchanged_predictions", "step 0 and step 5"):
         check_changed(told)
     check_changed(told[:1])
     check_changed([*told, {"step": 9, "fingerprint": "cd"}])
     check_changed([told[0], {"step": 0, "fingerprint": "ab"}])  # nothing was trained between them
 
 
-def test_overfit_ends_with_a_verdict() -> None:
-    assert judge_overfit(lines(0.2, 0.93)).startswith(
-        "learned by heart: mean Dice 0.930 on 8 answers at step 20"
+def test_the_overfit_test_passes_from_a_dice_of_0_9_on() -> None:
+    assert overfit_result(lines(0.2, 0.93)).startswith(
+        "overfit test passed: mean Dice 0.930 on 8 answers at step 20"
     )
-    assert judge_overfit(lines(0.2, 0.89)).startswith("not learned by heart: mean Dice 0.890 on 8 answers")
-    assert judge_overfit(lines(None)).startswith("not learned by heart: no Dice could be computed")
+    assert overfit_result(lines(0.2, 0.89)).startswith("overfit test failed: mean Dice 0.890 on 8 answers")
+    assert overfit_result(lines(None)).startswith("overfit test failed: Dice is undefined")
 
 
-def test_a_phrase_that_decides_nothing_is_told_of_once() -> None:
-    def line(answers: float | None, truths: float | None) -> dict[str, Any]:
-        return {"step": 30, "prediction_similarity": answers, "target_similarity": truths}
+def test_prompt_collapse_is_reported_once() -> None:
+    def line(predictions: float | None, targets: float | None) -> dict[str, Any]:
+        return {"step": 30, "prediction_similarity": predictions, "target_similarity": targets}
 
     def told(*lines: dict[str, Any], fitted: bool = False) -> str | None:
-        return judge_phrases(lines, fitted)
+        return find_prompt_collapse(lines, fitted)
 
     assert told(line(0.9, 0.5)) == (
-        "THE PHRASE DECIDES NOTHING at step 30: the masks of two phrases of an image agree to a Dice of 0.90, their truths "
-        "to 0.50; for phrases that the model has not learned set projector: fitted and trainable: decoder"
+        "prompt collapse at step 30: different phrases give the same mask (Dice between predictions 0.90, between targets "
+        "0.50); for phrases that are new to the model set projector: fitted and trainable: decoder"
     )
-    assert "give it more steps" in (told(line(0.97, 0.02), fitted=True) or "")
+    assert "train more steps" in (told(line(0.97, 0.02), fitted=True) or "")
     assert told(line(0.89, 0.02)) is None
     assert told(line(0.97, 0.51)) is None, "two words for one thing"
     assert told(line(None, None)) is None, "one phrase an image"

@@ -11,8 +11,8 @@ from PIL import Image
 from vesalius.data.augment import AugmentSettings
 from vesalius.data.dataset import load_item, load_samples
 from vesalius.synth import write_dataset
-from vesalius.training.conversations import read_questions
-from vesalius.training.loader import Feed
+from vesalius.training.conversations import read_conversations
+from vesalius.training.loader import Loader
 from vesalius.training.mixture import Mixture, TaskSettings
 from vesalius.types import Item
 
@@ -34,19 +34,19 @@ class Recorder:
 
 @pytest.fixture(scope="module")
 def mixture(tmp_path_factory: pytest.TempPathFactory) -> Mixture:
-    folder = tmp_path_factory.mktemp("feed")
+    folder = tmp_path_factory.mktemp("loader")
     write_dataset(folder / "set", 2, seed=7, size=64, frames=3, num_workers=0)
     Image.fromarray(np.arange(20 * 30 * 3, dtype=np.uint8).reshape(20, 30, 3)).save(folder / "a.png")
     messages = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "That."}]
     (folder / "talk.json").write_text(json.dumps([{"image": "a.png", "conversations": messages}]))
-    tasks = TaskSettings(clips=0.5, frames=2, questions=0.5, absent="words")
-    return Mixture(load_samples(folder / "set"), tasks, read_questions(folder / "talk.json"))
+    tasks = TaskSettings(clips=0.5, frames=2, conversations=0.5, absent="words")
+    return Mixture(load_samples(folder / "set"), tasks, read_conversations(folder / "talk.json"))
 
 
-def made(mixture: Mixture, workers: int = 0, epoch: int = 1, start: int = 0) -> list[Made]:
+def made(mixture: Mixture, num_workers: int = 0, epoch: int = 1, start: int = 0) -> list[Made]:
     augment = AugmentSettings(rotate_degrees=30, flip=0.5, noise=5)
-    feed = Feed(mixture, Recorder(), augment, batch=5, seed=2, workers=workers)  # type: ignore[arg-type]
-    return [part.batch for step in feed.steps(epoch, start, accumulate=2) for part in step.parts]  # type: ignore[misc]
+    loader = Loader(mixture, Recorder(), augment, 5, seed=2, accumulation=2, num_workers=num_workers)  # type: ignore[arg-type]
+    return [each.batch for step in loader.steps(epoch, start) for each in step.microbatches]  # type: ignore[misc]
 
 
 def assert_same(one: Sequence[Made], two: Sequence[Made]) -> None:
@@ -63,7 +63,7 @@ def assert_same(one: Sequence[Made], two: Sequence[Made]) -> None:
 def test_workers_and_place_to_begin_change_no_batch(mixture: Mixture) -> None:
     whole = made(mixture)
     assert [len(each.items) for each in whole] == [5, 5, 2]
-    assert_same(whole, made(mixture, workers=3))
+    assert_same(whole, made(mixture, num_workers=3))
     assert_same(whole[1:], made(mixture, start=1))
 
 

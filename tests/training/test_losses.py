@@ -13,8 +13,7 @@ from vesalius.models.checkpoint import OpenedModel, new_model
 from vesalius.models.segmenter import MaskLogits
 from vesalius.models.textseg import TextSegOutput
 from vesalius.training.learner import TextSegLearner
-from vesalius.training.losses import LossSettings, measure
-from vesalius.training.targets import area_average
+from vesalius.training.losses import LossSettings, area_average, compute_losses
 from vesalius.types import Item
 
 WAYS: tuple[dict[str, Any], ...] = (
@@ -50,7 +49,7 @@ def test_total_is_the_weighted_sum() -> None:
         "cldice": 13.0,
         "focal": 17.0,
     }
-    losses = measure(output, truth, LossSettings(**weights))
+    losses = compute_losses(output, truth, LossSettings(**weights))
     assert losses.cldice is not None
     assert losses.focal is not None
     parts = (losses.text, losses.mask, losses.dice, losses.iou, losses.cldice, losses.focal)
@@ -61,7 +60,7 @@ def test_total_is_the_weighted_sum() -> None:
 
 
 def test_parts_that_cost_are_absent_without_a_weight() -> None:
-    losses = measure(output_of(random_logits(1)), [random_masks(1, 16, 16)], LossSettings())
+    losses = compute_losses(output_of(random_logits(1)), [random_masks(1, 16, 16)], LossSettings())
     assert (losses.cldice, losses.focal) == (None, None)
 
 
@@ -69,7 +68,7 @@ def test_parts_that_cost_are_absent_without_a_weight() -> None:
 def test_every_way_gives_each_map_a_gradient(way: dict[str, Any]) -> None:
     logits = random_logits(3)
     masks = [random_masks(2, 33, 20), random_masks(1, 16, 40)]
-    losses = measure(output_of(logits), masks, LossSettings(**way), draws=[4])
+    losses = compute_losses(output_of(logits), masks, LossSettings(**way), draws=[4])
     losses.total.backward()
     assert logits.grad is not None
     assert torch.isfinite(logits.grad).all()
@@ -79,8 +78,8 @@ def test_every_way_gives_each_map_a_gradient(way: dict[str, Any]) -> None:
 def test_each_mask_counts_the_same_whatever_the_size_of_its_image() -> None:
     logits, masks = random_logits(2), [random_masks(1, 100, 100), random_masks(1, 12, 12)]
     settings = LossSettings(resolution="image")
-    both = measure(output_of(logits), masks, settings)
-    single = [measure(output_of(logits[i : i + 1]), masks[i : i + 1], settings) for i in (0, 1)]
+    both = compute_losses(output_of(logits), masks, settings)
+    single = [compute_losses(output_of(logits[i : i + 1]), masks[i : i + 1], settings) for i in (0, 1)]
     for name in ("mask", "dice"):
         mean = (getattr(single[0], name) + getattr(single[1], name)) / 2
         torch.testing.assert_close(getattr(both, name), mean)
@@ -90,8 +89,10 @@ def test_each_mask_counts_the_same_whatever_the_size_of_its_image() -> None:
 def test_a_question_without_seg_changes_nothing(way: dict[str, Any]) -> None:
     logits, masks = random_logits(2), [random_masks(1, 16, 16), random_masks(1, 20, 12)]
     empty = torch.zeros(0, 16, 16, dtype=torch.uint8)
-    expected = measure(output_of(logits), masks, LossSettings(**way), draws=[1])
-    more = measure(output_of(logits), [empty, masks[0], empty, masks[1]], LossSettings(**way), draws=[1])
+    expected = compute_losses(output_of(logits), masks, LossSettings(**way), draws=[1])
+    more = compute_losses(
+        output_of(logits), [empty, masks[0], empty, masks[1]], LossSettings(**way), draws=[1]
+    )
     assert vars(more) == vars(expected)
 
 
@@ -100,7 +101,7 @@ def test_a_question_without_seg_changes_nothing(way: dict[str, Any]) -> None:
 def test_without_any_seg_only_the_text_is_learned(way: dict[str, Any], masks: list[torch.Tensor]) -> None:
     logits = random_logits(0)
     output = output_of(logits)
-    losses = measure(output, masks, LossSettings(**{**way, "text": 2.0}))
+    losses = compute_losses(output, masks, LossSettings(**{**way, "text": 2.0}))
     assert (losses.mask.item(), losses.dice.item(), losses.iou.item()) == (0, 0, 0)
     torch.testing.assert_close(losses.total, 2 * losses.text)
     losses.total.backward()
@@ -111,17 +112,17 @@ def test_without_any_seg_only_the_text_is_learned(way: dict[str, Any], masks: li
 
 def test_a_mask_for_no_seg_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"1 .SEG. in the answers but 2 masks"):
-        measure(output_of(random_logits(1)), [random_masks(2, 8, 8)], LossSettings())
+        compute_losses(output_of(random_logits(1)), [random_masks(2, 8, 8)], LossSettings())
     with pytest.raises(ValueError, match=r"2 .SEG. in the answers but 0 masks"):
-        measure(output_of(random_logits(2)), [], LossSettings())
+        compute_losses(output_of(random_logits(2)), [], LossSettings())
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_autocast_changes_nothing(way: dict[str, Any]) -> None:
     output, masks = output_of(random_logits(2)), [random_masks(2, 37, 53)]
-    plain = measure(output, masks, LossSettings(**way))
+    plain = compute_losses(output, masks, LossSettings(**way))
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = measure(output, masks, LossSettings(**way))
+        mixed = compute_losses(output, masks, LossSettings(**way))
     assert vars(mixed) == vars(plain)
 
 
@@ -134,7 +135,7 @@ def test_half_precision_is_measured_in_float32(way: dict[str, Any], dtype: torch
         output.text_labels,
         MaskLogits(*(part.to(dtype) for part in vars(output.masks).values())),
     )
-    losses = measure(half, [random_masks(1, 300, 300)], LossSettings(**way))
+    losses = compute_losses(half, [random_masks(1, 300, 300)], LossSettings(**way))
     for value in vars(losses).values():
         assert value is None or (value.dtype == torch.float32 and torch.isfinite(value))
 

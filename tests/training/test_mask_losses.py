@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.losses import FocalLoss, SoftclDiceLoss
 
-from vesalius.training.mask_losses import (
+from vesalius.training.losses import (
     binary_cross_entropy,
     focal_loss,
     iou_error,

@@ -6,23 +6,21 @@ from typing import Any
 
 import pytest
 import torch
+from tests.codes import raises_code
 
 from vesalius.config import make_settings
-from vesalius.data.dataset import open_dataset
 from vesalius.errors import TrainingError
 from vesalius.synth import write_dataset
-from vesalius.training.distributed import start_engine
+from vesalius.training.context import Monitoring, TrainingContext
+from vesalius.training.distributed import join_processes
 from vesalius.training.learner import TextSegLearner
-from vesalius.training.loop import Run
-from vesalius.training.memory_probe import heaviest, take_steps
-from vesalius.training.mixture import open_mixture
-from vesalius.training.run import _open_learner, _prepare, _say_nothing
-from vesalius.training.run_folder import RunFolder
+from vesalius.training.memory_probe import heaviest_items, run_steps
+from vesalius.training.preparation import prepare
 from vesalius.training.settings import RunSettings
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def context(tmp_path_factory: pytest.TempPathFactory) -> TrainingContext:
     """Of five images, the last two of which are larger; one of these has more questions than any."""
     folder = tmp_path_factory.mktemp("data")
     entries = []
@@ -37,7 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     values = {
         "model": "tiny",
         "init": "random",
-        "data": {"train": folder},
+        "data": {"train": folder / "annotations.json"},
         "trainable": "decoder",
         "batch_size": 1,
         "steps": 2,
@@ -45,43 +43,41 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "out": folder / "run",
     }
     settings = make_settings(RunSettings, values, "test")
-    engine = start_engine("fp32")
-    learner, card, _ = _open_learner(settings, False, None, _say_nothing)
-    samples = open_dataset(folder / "annotations.json").samples
-    mixture = open_mixture(samples, settings.tasks, None, False)
-    ignored: tuple[Any, ...] = (RunFolder(settings.out), None, _say_nothing, _say_nothing)
-    return _prepare(settings, engine, learner, card, mixture, None, *ignored)
+    prepared = prepare(settings, join_processes("fp32"), Monitoring(), read_all=False)
+    return prepared.context(prepared.card)
 
 
-def test_the_heaviest_batch_has_the_largest_image_with_the_most_questions(run: Run) -> None:
-    (item,) = heaviest(run, 1)
+def test_the_heaviest_batch_has_the_largest_image_with_the_most_questions(context: TrainingContext) -> None:
+    (item,) = heaviest_items(context, 1)
     assert item.size == (160, 160)
-    assert len(item.prompts) == max(len(sample.prompts) for sample in run.feed.samples)
+    assert len(item.prompts) == max(len(sample.prompts) for sample in context.loader.samples)
 
 
-def test_the_probe_changes_nothing(run: Run) -> None:
-    module = run.learner.module
+def test_the_probe_changes_nothing(context: TrainingContext) -> None:
+    module = context.learner.module
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    random, rates = torch.get_rng_state(), [group["lr"] for group in run.optimizer.param_groups]
-    take_steps(run, heaviest(run, 1))
+    random, rates = torch.get_rng_state(), [group["lr"] for group in context.optimizer.param_groups]
+    run_steps(context, heaviest_items(context, 1))
     assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
     assert torch.equal(random, torch.get_rng_state())
-    assert rates == [group["lr"] for group in run.optimizer.param_groups]
-    assert len(run.optimizer.state) == 0
+    assert rates == [group["lr"] for group in context.optimizer.param_groups]
+    assert len(context.optimizer.state) == 0
     assert all(parameter.grad is None for parameter in module.parameters())
 
 
-def test_the_probe_steps_as_a_real_step_does(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_probe_steps_as_a_real_step_does(
+    context: TrainingContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
     remembered: list[int] = []
-    inner: Any = run.optimizer
+    inner: Any = context.optimizer
     step = inner.step
 
     def watched(*given: Any) -> None:
         step(*given)
-        remembered.append(sum(len(state) for state in run.optimizer.state.values()))
+        remembered.append(sum(len(state) for state in context.optimizer.state.values()))
 
     monkeypatch.setattr(inner, "step", watched)
-    take_steps(run, heaviest(run, 1))
+    run_steps(context, heaviest_items(context, 1))
     assert len(remembered) == 2
     assert remembered[0] == remembered[1] > 0, "what AdamW remembers is there from the first step on"
 
@@ -93,11 +89,9 @@ class Greedy(TextSegLearner):
         return {"total": torch.empty(2**48).sum()}
 
 
-def test_a_shortage_becomes_a_sentence_with_what_to_lower(run: Run) -> None:
-    learner = run.learner
+def test_a_shortage_becomes_a_sentence_with_what_to_lower(context: TrainingContext) -> None:
+    learner = context.learner
     assert isinstance(learner, TextSegLearner)
-    greedy = replace(run, learner=Greedy(learner.opened, learner.groups, learner.loss))
-    with pytest.raises(
-        TrainingError, match=r"memory runs out with this batch: the plan counts .* GiB; what would help"
-    ):
-        take_steps(greedy, heaviest(run, 1))
+    greedy = replace(context, learner=Greedy(learner.opened, learner.groups, learner.loss))
+    with raises_code(TrainingError, "out_of_memory", "the plan needs", "what would help: "):
+        run_steps(greedy, heaviest_items(context, 1))

@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tests.codes import raises_code
 
 from vesalius.config import make_settings, read_settings
 from vesalius.errors import TrainingError
 from vesalius.lineage import fingerprint_weights
 from vesalius.models.checkpoint import open_model
 from vesalius.synth import write_dataset
-from vesalius.training.run import search_rate, train
+from vesalius.training import lr_finder
+from vesalius.training.run import find_lr, resume, train
 from vesalius.training.runs import list_runs
 from vesalius.training.settings import RunSettings
 
@@ -57,16 +59,19 @@ def test_a_run_is_watched_from_its_start_to_its_end(data: Path, tmp_path: Path) 
     best = int((run / "best").resolve().name.removeprefix("step-"))
     assert trained[best] == min(trained.values()) > 0
     assert any(
-        note.startswith("before training: says [SEG] to 2 of 2 questions; mean Dice 0.") for note in notes
+        note.startswith("before training: answers 2 of 2 questions with [SEG]; mean Dice 0.")
+        for note in notes
     )
-    assert notes[-2].startswith(("better than its start: HD95 ", "NOT better than its start: HD95 "))
+    assert notes[-2].startswith(
+        ("better than before training: HD95 ", "NOT better than before training: HD95 ")
+    )
     for step in (0, 1, 2):
         with Image.open(run / "validation" / f"step-{step:06d}.png") as sheet:
             assert sheet.width == 1920
     assert list((run / "trackers" / "tensorboard").glob("events.*"))
     assert lines(run, "log.jsonl")[-1]["progress"] == 1
     (found,) = list_runs(tmp_path)
-    assert (found.state, found.best_step, found.start) == ("finished", best, validations[0]["hd95_px"])
+    assert (found.state, found.best_step, found.baseline) == ("finished", best, validations[0]["hd95_px"])
     check_card(run / "last", validations[-1], data)
 
 
@@ -82,8 +87,8 @@ def check_card(bundle: Path, line: dict[str, Any], data: Path) -> None:
     open_model(bundle)
 
 
-def test_a_run_says_once_that_the_phrase_decides_nothing(tmp_path: Path) -> None:
-    """Halves of the vessels, by names that say nothing to the model: one mask for both."""
+def test_prompt_collapse_is_reported_once(tmp_path: Path) -> None:
+    """Left and right half of each image, under names unknown to the model, get the same mask."""
     write_dataset(tmp_path / "set", 2, seed=7, size=96)
     path = tmp_path / "set/annotations.json"
     entries = json.loads(path.read_text())
@@ -100,8 +105,8 @@ def test_a_run_says_once_that_the_phrase_decides_nothing(tmp_path: Path) -> None
     validations = lines(run)
     assert {line["target_similarity"] for line in validations} == {0.0}
     assert min(line["prediction_similarity"] for line in validations) > 0.9
-    (note,) = (note for note in notes if "THE PHRASE DECIDES NOTHING" in note)
-    assert "at step 0:" in note
+    (note,) = (note for note in notes if "prompt collapse" in note)
+    assert "prompt collapse at step 0:" in note
     assert note.endswith("set projector: fitted and trainable: decoder")
 
 
@@ -119,7 +124,7 @@ def test_a_run_with_averaged_weights_saves_the_mean_and_continues_exactly(data: 
 
     with pytest.raises(KeyboardInterrupt):
         train(asked("part"), on_step=interrupt)
-    part = train(asked("part"), resume=True)
+    part = resume(asked("part"))
     assert fingerprint_weights(part / "last") == fingerprint_weights(whole / "last")
     ours, theirs = (torch.load(run / "last" / "average.pt", weights_only=True) for run in (whole, part))
     assert ours["updates"] == theirs["updates"] == 2
@@ -132,9 +137,7 @@ def test_a_run_with_averaged_weights_saves_the_mean_and_continues_exactly(data: 
 
 def test_training_that_changes_nothing_is_noticed_at_the_first_validation(data: Path, tmp_path: Path) -> None:
     still = settings(data, tmp_path / "run", optim={"lr": 1e-30, "weight_decay": 0})
-    with pytest.raises(
-        TrainingError, match="at step 0 and step 1 agree to the last bit: training does not reach"
-    ):
+    with raises_code(TrainingError, "unchanged_predictions", "step 0 and step 1"):
         train(still)
 
 
@@ -144,26 +147,26 @@ def test_a_run_ends_when_its_patience_does_and_overfit_with_a_sentence(
     notes: list[str] = []
     # recall of lines wider than any in these small images is defined nowhere
     patient = {"metric": "skeleton_recall_over_8px", "patience": 2, "figures": 0}
-    for room in ("watch", "runs"):
-        monkeypatch.setattr(f"vesalius.training.{room}.validations_since_best", lambda lines, _: len(lines))
+    for module in ("validation", "runs"):
+        monkeypatch.setattr(f"vesalius.training.{module}.validations_since_best", lambda lines, _: len(lines))
     asked = settings(data, tmp_path / "run", steps=50, init="random", batch_size=1, validate=patient)
     run = train(asked, overfit=1, on_note=notes.append)
     assert [line["step"] for line in lines(run)] == [1, 2]
-    assert notes[-3] == f"ends early: 2 validations without a better {patient['metric']} (best: none)"
-    assert notes[-2].startswith("not learned by heart: mean Dice 0.")
+    assert notes[-3] == f"early stopping: 2 validations without a better {patient['metric']} (best: none)"
+    assert notes[-2].startswith("overfit test failed: mean Dice 0.")
     assert not (run / "validation").exists()
-    assert any(note.startswith("skeleton_recall_over_8px is defined in none of the ") for note in notes)
+    assert any(note.startswith("skeleton_recall_over_8px is undefined in all ") for note in notes)
     assert list_runs(tmp_path)[0].state == "stopped early"
 
 
 def test_the_search_for_a_rate_leaves_a_picture_and_no_run(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(finder, "STEPS", 4)
+    monkeypatch.setattr(lr_finder, "STEPS", 4)
     shares: list[float] = []
     notes: list[str] = []
     asked, picture = settings(data, tmp_path / "run"), tmp_path / "lr.png"
-    found = search_rate(asked, picture, on_note=notes.append, on_progress=shares.append)
+    found = find_lr(asked, picture, on_note=notes.append, on_progress=shares.append)
     assert notes[-2:] == [
         str(found),
         f"picture: {picture}",

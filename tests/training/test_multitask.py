@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from tests.codes import raises_code
 
 from vesalius.config import make_settings
 from vesalius.data.dataset import load_item, load_samples
@@ -13,10 +14,10 @@ from vesalius.errors import AnnotationError, SettingError, TrainingError
 from vesalius.jobs.opening import load_predictor
 from vesalius.models.cards import read_card
 from vesalius.synth import write_dataset
-from vesalius.training.run import train
+from vesalius.training.run import resume, train
 from vesalius.training.settings import RunSettings
 
-TASKS = {"negatives": 0.2, "clips": 0.2, "frames": 2, "questions": 0.2, "absent": "words"}
+TASKS = {"negatives": 0.2, "clips": 0.2, "frames": 2, "conversations": 0.2, "absent": "words"}
 
 pytestmark = pytest.mark.usefixtures("small")
 
@@ -46,7 +47,7 @@ def settings(folder: Path, out: Path, **changes: Any) -> RunSettings:
         "model": "tiny",
         "init": "random",
         "trainable": "lora",
-        "data": {"train": folder / "annotations.json", "questions": folder / "talk.json"},
+        "data": {"train": folder / "annotations.json", "conversations": folder / "talk.json"},
         "tasks": TASKS,
         "steps": 4,
         "batch_size": 4,
@@ -65,10 +66,10 @@ def test_run_of_all_tasks_keeps_them_when_it_is_resumed(data: Path, tmp_path: Pa
     notes: list[str] = []
     # 4 samples and one example of each other task: an epoch is one batch of stills, a clip and words
     run = train(settings(data, tmp_path / "run", steps=1, batch_size=7), on_note=notes.append)
-    assert [note.partition(":")[0] for note in notes if " an epoch beside 4 samples" in note] == [
+    assert [note.partition(":")[0] for note in notes if " per epoch besides 4 samples" in note] == [
         "negatives",
         "clips",
-        "questions",
+        "conversations",
     ]
     manifest = json.loads((run / "manifest.json").read_text())
     assert {sample.id for sample in load_samples(data / "annotations.json")} < manifest["train"][
@@ -76,19 +77,19 @@ def test_run_of_all_tasks_keeps_them_when_it_is_resumed(data: Path, tmp_path: Pa
     ].keys()
     assert "talk, entry 0" in manifest["train"]["samples"]
     assert len(read_card(run / "last").training_images) == 5  # what was talked about counts as seen
-    with pytest.raises(TrainingError, match=r"tasks\.clips \(it was 0\.2\) cannot change in a resumed run"):
-        train(settings(data, run, batch_size=7, tasks={**TASKS, "clips": 0.4}), resume=True)
+    with raises_code(TrainingError, "changed_setting", "tasks.clips (it was 0.2)"):
+        resume(settings(data, run, batch_size=7, tasks={**TASKS, "clips": 0.4}))
     talk(data / "talk.json", "Blue.")
-    with pytest.raises(TrainingError, match="is not what the run was trained on"):
-        train(settings(data, run, steps=2, batch_size=7), resume=True)
+    with raises_code(TrainingError, "changed_data"):
+        resume(settings(data, run, steps=2, batch_size=7))
     talk(data / "talk.json", "Red.")
-    train(settings(data, run, steps=2, batch_size=7), resume=True)
+    resume(settings(data, run, steps=2, batch_size=7))
     assert [(line["step"], line["epoch"]) for line in lines(run)] == [(1, 0), (2, 1)]
 
 
 def test_conversations_are_checked_before_the_run(data: Path, tmp_path: Path) -> None:
     path = data / "bad.json"
-    values = {"train": data / "annotations.json", "questions": path}
+    values = {"train": data / "annotations.json", "conversations": path}
     talk(path, "It is [SEG].")
     with pytest.raises(AnnotationError, match=r"bad\.json, entry 0 \(red\.png\): message 1 holds \[SEG\]"):
         train(settings(data, tmp_path / "run", data=values))
@@ -99,7 +100,7 @@ def test_conversations_are_checked_before_the_run(data: Path, tmp_path: Path) ->
 
 
 def test_u_net_has_no_other_tasks(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="tasks: are for a model that reads text"):
+    with raises_code(SettingError, "conflicting_settings", "tasks:"):
         train(settings(data, tmp_path / "run", model="unet"))
 
 

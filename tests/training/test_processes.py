@@ -15,15 +15,16 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tests.codes import raises_code
 
 from vesalius.config import make_settings
 from vesalius.data.augment import AugmentSettings
 from vesalius.errors import SettingError, TrainingError
 from vesalius.models.checkpoint import open_model
 from vesalius.synth import write_dataset
-from vesalius.training import distributed as engine
-from vesalius.training.loader import Feed
-from vesalius.training.run import train
+from vesalius.training.distributed import join_processes
+from vesalius.training.loader import Loader
+from vesalius.training.run import resume, train
 from vesalius.training.settings import RunSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,7 +95,7 @@ def test_two_processes_of_torchrun_lose_what_one_does(data: Path, alone: Path, t
     assert done.returncode == 0, done.stderr
     assert_equal(tmp_path / "run", alone)
     assert done.stdout.count("validation at step 2") == 1
-    assert json.loads((tmp_path / "run" / "last" / "train_state.json").read_text())["images_a_batch"] == 2
+    assert json.loads((tmp_path / "run" / "last" / "train_state.json").read_text())["global_batch_size"] == 2
 
 
 SHARDED = """
@@ -102,17 +103,17 @@ import sys
 from torch.distributed.tensor import DTensor
 from vesalius.training import loop
 whole = loop.train_step
-def checked(run, *args):
-    parameters = list(run.learner.module.parameters())
+def checked(context, state, *args):
+    parameters = list(context.learner.module.parameters())
     assert all(isinstance(p, DTensor) for p in parameters)
     held, of = (sum(n) for n in zip(*((p.to_local().numel(), p.numel()) for p in parameters)))
     assert 0.4 < held / of < 0.6, (held, of)  # a tensor of one row lies in the first process
-    moved = [p for group in run.optimizer.param_groups for p in group["params"]]
+    moved = [p for group in context.optimizer.param_groups for p in group["params"]]
     assert {id(p) for p in moved} <= {id(p) for p in parameters}
     print(f"{len(parameters)} parameters in shards, {len(moved)} move", flush=True)
-    if STOPPED and run.state.step == 1:
+    if STOPPED and state.step == 1:
         sys.exit(9)
-    return whole(run, *args)
+    return whole(context, state, *args)
 loop.train_step = checked
 from vesalius.cli import main
 sys.exit(main(sys.argv[1:]))
@@ -137,7 +138,7 @@ def test_two_processes_of_accelerate_launch_train_in_shards_and_resume_in_shards
             shutil.copytree(run, tmp_path / "whole", symlinks=True)
     assert [line["step"] for line in lines(run)] == [1, 2]
     assert_equal(run, alone)
-    whole = train(settings(data, tmp_path / "whole", batch_size=2, save_every_minutes=1e-9), resume=True)
+    whole = resume(settings(data, tmp_path / "whole", batch_size=2, save_every_minutes=1e-9))
     assert_equal(whole, alone)
 
 
@@ -166,19 +167,19 @@ def test_error_of_one_process_ends_both_with_its_sentence(data: Path, tmp_path: 
     recipe, script, run = tmp_path / "recipe.yaml", tmp_path / "script.py", tmp_path / "run"
     script.write_text(
         "import os, sys\nfrom vesalius.training import loop\nwhole = loop.backward\n"
-        "def spoiled(run, part):\n    losses = whole(run, part)\n"
-        "    return {**losses, 'total': float('nan')} if run.engine.rank == 1 else losses\n"
+        "def spoiled(context, *args, **more):\n    losses = whole(context, *args, **more)\n"
+        "    return {**losses, 'total': float('nan')} if context.process.rank == 1 else losses\n"
         "loop.backward = spoiled\nfrom vesalius.cli import main\nsys.exit(main(sys.argv[1:]))\n"
     )
     recipe.write_text(settings(data, run, batch_size=1).to_yaml())
     done = start(TORCHRUN, [str(script), "train", str(recipe)])
     assert done.returncode == 1
-    assert "the loss became nan at step 1 with the samples synth_0000" in done.stderr
+    assert "the loss became nan at step 1 on the samples synth_0000" in done.stderr
     failure = json.loads((run / "failure.json").read_text())
     assert [batch["losses"]["total"] == "nan" for batch in failure["batches"]] == [False, False, True, True]
 
 
-def feeds(data: Path, ranks: int, batch: int) -> list[Feed]:
+def loaders(data: Path, ranks: int, batch_size: int) -> list[Loader]:
     from vesalius.data.dataset import open_dataset
     from vesalius.models.checkpoint import new_model
     from vesalius.training.learner import TextSegLearner
@@ -189,50 +190,57 @@ def feeds(data: Path, ranks: int, batch: int) -> list[Feed]:
     learner = TextSegLearner(new_model("tiny", 0), {}, LossSettings())
     mixture = open_mixture(open_dataset(data).samples, run.tasks, None, False)
     return [
-        Feed(mixture, learner, AugmentSettings(), batch, seed=3, rank=rank, ranks=ranks)
+        Loader(
+            mixture,
+            learner,
+            AugmentSettings(),
+            batch_size,
+            seed=3,
+            accumulation=2,
+            rank=rank,
+            world_size=ranks,
+        )
         for rank in range(ranks)
     ]
 
 
-@pytest.mark.parametrize(("ranks", "batch"), [(2, 1), (2, 2), (3, 1), (4, 2)])
+@pytest.mark.parametrize(("ranks", "batch_size"), [(2, 1), (2, 2), (3, 1), (4, 2)])
 def test_processes_share_each_batch_and_count_what_one_process_would(
-    data: Path, ranks: int, batch: int
+    data: Path, ranks: int, batch_size: int
 ) -> None:
-    (one,), several = feeds(data, 1, ranks * batch), feeds(data, ranks, batch)
-    assert {feed.steps_in_epoch(2) for feed in several} == {one.steps_in_epoch(2)}
-    for whole, *steps in zip(one.steps(1, 0, 2), *(feed.steps(1, 0, 2) for feed in several), strict=True):
+    (one,), several = loaders(data, 1, ranks * batch_size), loaders(data, ranks, batch_size)
+    assert {each.steps_in_epoch() for each in several} == {one.steps_in_epoch()}
+    for whole, *steps in zip(one.steps(1), *(each.steps(1) for each in several), strict=True):
         assert {step.images for step in steps} == {whole.images}
-        assert sum(part.share for step in steps for part in step.parts) == pytest.approx(1)
-        for index, part in enumerate(whole.parts):
-            parts = [step.parts[index] for step in steps]
-            assert part.ids == [i for each in parts if each.share for i in each.ids]
+        assert sum(each.weight for step in steps for each in step.microbatches) == pytest.approx(1)
+        for index, expected in enumerate(whole.microbatches):
+            parts = [step.microbatches[index] for step in steps]
+            assert expected.ids == [i for each in parts if each.weight for i in each.ids]
             np.testing.assert_allclose(
-                [each.share * whole.images for each in parts],
-                [len(each.ids) * bool(each.share) for each in parts],
+                [each.weight * whole.images for each in parts],
+                [len(each.ids) * bool(each.weight) for each in parts],
             )
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "message"),
+    ("variable", "value", "code", "names"),
     [
-        (
-            "ACCELERATE_MIXED_PRECISION",
-            "fp16",
-            "asks for mixed precision fp16, the recipe for precision fp32",
-        ),
-        (
-            "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
-            "4",
-            r"write optim\.gradient_accumulation_steps: 4 in the recipe and 1",
-        ),
-        ("ACCELERATE_USE_DEEPSPEED", "true", r"DeepSpeed.*fsdp2\.yaml shards as ZeRO-3 does"),
+        ("ACCELERATE_MIXED_PRECISION", "fp16", "conflicting_settings", "mixed precision fp16"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "conflicting_settings", "accumulation_steps: 4"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "unsupported_launch", "DeepSpeed"),
     ],
 )
 def test_launch_configuration_that_contradicts_the_recipe_is_refused(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    value: str,
+    code: str,
+    names: str,
 ) -> None:
     monkeypatch.setenv(variable, value)
-    with pytest.raises(SettingError, match=message):
+    with raises_code(SettingError, code, names):
         train(settings(data, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
@@ -241,8 +249,8 @@ def test_processes_that_do_not_find_each_other_are_refused(monkeypatch: pytest.M
     """Each would train alone, into one folder."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(TrainingError, match="2 processes were started and 1 joined"):
-        engine.start_engine("fp32")
+    with raises_code(TrainingError, "missing_process", "2 processes were started and 1 joined"):
+        join_processes("fp32")
 
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.stem)
@@ -265,6 +273,6 @@ def test_a_model_in_shards_is_looked_at_and_validated_before_the_first_step(
     launch = [sys.executable, "-m", "accelerate.commands.launch", *configuration, "--main_process_port", "0"]
     done = start(launch, ["-m", "vesalius", "train", str(recipe)])
     assert done.returncode == 0, done.stderr
-    assert "before training: says [SEG] to" in done.stdout
+    assert "before training: answers " in done.stdout
     assert lines(run, "validation.jsonl")[0]["step"] == 0
     assert len({line["fingerprint"] for line in lines(run, "validation.jsonl")}) > 1

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.codes import raises_code
 
 from vesalius.config import make_settings
 from vesalius.data.dataset import load_samples
@@ -15,8 +16,8 @@ from vesalius.errors import SettingError, TrainingError
 from vesalius.models.checkpoint import OpenedModel, open_model
 from vesalius.synth import write_dataset
 from vesalius.training import projector
-from vesalius.training.projector import fit_projector, likeness, seg_states
-from vesalius.training.run import train
+from vesalius.training.projector import fit_projector, mean_cosine, seg_states
+from vesalius.training.run import resume, train
 from vesalius.training.settings import RunSettings
 from vesalius.types import Absent, Sample
 
@@ -59,7 +60,7 @@ def test_phrases_lie_apart_about_images_that_it_was_not_fitted_to(
     fit_projector(opened, samples[:2], CPU, seed=0)
     after = prompts_of(opened, samples[2:])
     assert share_between(after) > 0.8
-    assert likeness(after) < 0.1 < 0.5 < likeness(before)
+    assert mean_cosine(after) < 0.1 < 0.5 < mean_cosine(before)
 
 
 def test_it_is_said_what_was_reached_on_images_that_were_held_out_where_there_are_enough(
@@ -71,15 +72,14 @@ def test_it_is_said_what_was_reached_on_images_that_were_held_out_where_there_ar
         return found
 
     begun, reached = notes(samples)
-    assert begun == "fitting a projector to 6 phrases, each asked about 4 images"
+    assert begun == "fitting a projector to 6 phrases on 4 images"
     assert re.fullmatch(
-        r"projector fitted: the mean cosine between the prompts of two phrases is -?0\.\d\d, and was 0\.\d\d, about images "
-        r"that it was not fitted to",
+        r"projector fitted: mean cosine between the embeddings of two phrases -?0\.\d\d, before 0\.\d\d, on held-out images",
         reached,
     )
     _, again = notes(samples[:3])
-    assert "was not fitted to" not in again
-    assert again.endswith("; IT TOLD THEM APART BEFORE, which is lost: leave projector at kept")
+    assert "held-out" not in again
+    assert again.endswith("; THE OLD PROJECTOR SEPARATED THEM: use projector: kept")
 
 
 def test_each_unit_of_both_layers_has_mean_0_and_variance_1(
@@ -101,7 +101,7 @@ def test_states_do_not_depend_on_how_many_phrases_are_read_at_once(
     opened.model.eval()
     with torch.no_grad():
         whole = seg_states(opened, samples, PHRASES)
-        monkeypatch.setattr(projector, "AT_ONCE", 4)
+        monkeypatch.setattr(projector, "PHRASES_AT_ONCE", 4)
         torch.testing.assert_close(seg_states(opened, samples, PHRASES), whole, rtol=0, atol=1e-5)
         alone = seg_states(opened, samples[:1], PHRASES[-1:])
     torch.testing.assert_close(alone[0, 0], whole[0, -1], rtol=0, atol=1e-5)
@@ -114,7 +114,7 @@ def test_a_model_to_which_all_phrases_are_one_is_refused(
         return torch.ones(len(asked), len(phrases), opened.model.projector.linear_1.in_features)
 
     monkeypatch.setattr(projector, "seg_states", one_state)
-    with pytest.raises(TrainingError, match="answers all of them from one state"):
+    with raises_code(TrainingError, "inseparable_phrases"):
         fit_projector(opened, samples, CPU, seed=0)
 
 
@@ -132,7 +132,7 @@ def test_a_fit_that_reaches_nothing_says_so(
     monkeypatch.setattr(projector, "seg_states", noise)
     notes: list[str] = []
     fit_projector(opened, samples, CPU, seed=0, on_note=notes.append)
-    assert notes[-1].endswith("THEY ARE STILL ALIKE")
+    assert notes[-1].endswith("THE PHRASES ARE STILL NOT SEPARATED")
 
 
 def test_the_same_seed_gives_the_same_projector(opened: OpenedModel, samples: list[Sample]) -> None:
@@ -151,16 +151,16 @@ def test_it_is_said_which_phrases_are_left_out(
     monkeypatch.setattr(projector, "MOST_PHRASES", 4)
     notes: list[str] = []
     fit_projector(opened, samples[:1], CPU, seed=0, on_note=notes.append)
-    assert notes[0] == "fitting a projector to the first 4 of 6 phrases, each asked about 1 images"
+    assert notes[0] == "fitting a projector to the first 4 of 6 phrases on 1 images"
 
 
 def test_one_phrase_cannot_be_set_apart(opened: OpenedModel, samples: list[Sample]) -> None:
     one = [
         replace(each, prompts=(PHRASES[0], f" {PHRASES[0]} "), masks=((Absent(),),) * 2) for each in samples
     ]
-    with pytest.raises(SettingError, match="the training images have only first left branch; leave it out"):
+    with raises_code(SettingError, "conflicting_settings", "only first left branch;"):
         fit_projector(opened, one, CPU, seed=0)
-    with pytest.raises(SettingError, match="the training images have only none"):
+    with raises_code(SettingError, "conflicting_settings", "only none;"):
         fit_projector(opened, [], CPU, seed=0)
 
 
@@ -186,15 +186,15 @@ def test_a_run_begins_with_it_and_a_resumed_one_does_not(
     train(run_settings(tmp_path), on_note=notes.append)
     assert any(note.startswith("projector fitted: ") for note in notes)
     assert any(
-        note.endswith("its projector holds random numbers and was never trained to segment") for note in notes
+        note.endswith("its projector has random weights and was never trained to segment") for note in notes
     )
     card = json.loads((tmp_path / "run/last/vesalius.json").read_text())
     assert card["lineage"]["settings"]["projector"] == "fitted"
-    monkeypatch.setattr("vesalius.training.run.fit_projector", None)
-    train(run_settings(tmp_path, steps=2), resume=True)
+    monkeypatch.setattr("vesalius.training.preparation.fit_projector", None)
+    resume(run_settings(tmp_path, steps=2))
 
 
 def test_one_phrase_of_all_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     data = {"train": tmp_path / "nowhere", "prompt": "blood vessel"}
-    with pytest.raises(SettingError, match=r"but data\.prompt makes one of all; leave one of them out"):
+    with raises_code(SettingError, "bad_value", "data.prompt"):
         run_settings(tmp_path, data=data)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.codes import raises_code
 
 from vesalius.config import make_settings
 from vesalius.errors import OutputError, SettingError, TrainingError
@@ -14,7 +15,7 @@ from vesalius.lineage import fingerprint_weights
 from vesalius.models.cards import read_card
 from vesalius.models.checkpoint import open_model
 from vesalius.synth import write_dataset
-from vesalius.training.run import train
+from vesalius.training.run import resume, train
 from vesalius.training.settings import RunSettings
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -60,7 +61,7 @@ def test_workers_and_resumption_change_no_loss(data: Path, tmp_path: Path) -> No
     with pytest.raises(KeyboardInterrupt):
         train(settings(data, tmp_path / "part", steps=4, validate={"every_epochs": 1}), on_step=stopped)
     assert lines(tmp_path / "part")[-1]["step"] == 3
-    resumed = train(part, resume=True)
+    resumed = resume(part)
     assert losses(resumed) == losses(whole)
     assert fingerprint_weights(resumed / "last") == fingerprint_weights(whole / "last")
 
@@ -151,19 +152,19 @@ def test_an_epoch_ends_with_a_whole_step_and_resumes_exactly(data: Path, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         part = {**changes, "validate": {"every_epochs": 1}}
         train(settings(data, tmp_path / "part", **part), on_step=StopAfter(2))
-    assert losses(train(settings(data, tmp_path / "part", **changes), resume=True)) == losses(whole)
+    assert losses(resume(settings(data, tmp_path / "part", **changes))) == losses(whole)
 
 
 def test_resumed_run_keeps_its_data_and_settings(data: Path, tmp_path: Path) -> None:
     run = train(settings(data, tmp_path / "run", steps=2), overfit=2)
     longer = settings(data, run, steps=4)
-    train(longer, resume=True)  # two samples, as begun
+    resume(longer)  # two samples, as begun
     assert len(read_card(run / "last").training_images) == 2
-    with pytest.raises(TrainingError, match=r"trainable\S* \(it was .*\) cannot change in a resumed run"):
-        train(settings(data, run, steps=6, trainable="projector"), resume=True)
+    with raises_code(TrainingError, "changed_setting", "trainable."):
+        resume(settings(data, run, steps=6, trainable="projector"))
     write_dataset(tmp_path / "other", 2, seed=8, size=96)
-    with pytest.raises(TrainingError, match="is not what the run was trained on"):
-        train(settings(tmp_path / "other", run, steps=6), resume=True)
+    with raises_code(TrainingError, "changed_data"):
+        resume(settings(tmp_path / "other", run, steps=6))
 
 
 def test_checkpoints_of_others_and_a_cut_log_line_do_no_harm(data: Path, tmp_path: Path) -> None:
@@ -172,7 +173,7 @@ def test_checkpoints_of_others_and_a_cut_log_line_do_no_harm(data: Path, tmp_pat
     (run / "checkpoints" / "notes.txt").touch()
     with (run / "log.jsonl").open("a") as log:
         log.write('{"step": 3, "lo')
-    train(settings(data, run, steps=4), resume=True)
+    resume(settings(data, run, steps=4))
     assert {"mine", "notes.txt", "step-000004"} <= {path.name for path in (run / "checkpoints").iterdir()}
     assert [line["step"] for line in lines(run)] == [1, 2, 3, 4]
 
@@ -251,21 +252,21 @@ def test_overfit_uses_the_first_samples_for_both(data: Path, tmp_path: Path) -> 
 
 def test_folder_that_is_not_empty_is_refused_and_left_alone(data: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(OutputError, match="exists and is not empty; choose another"):
+    with raises_code(OutputError, "output_exists"):
         train(settings(data, tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_resume_without_checkpoint_is_refused(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="has no checkpoint to resume from"):
-        train(settings(data, tmp_path / "run"), resume=True)
+    with raises_code(TrainingError, "no_checkpoint"):
+        resume(settings(data, tmp_path / "run"))
 
 
 def test_loss_that_is_not_finite_stops_and_names_the_samples(data: Path, tmp_path: Path) -> None:
     wild = settings(
         data, tmp_path / "run", optim={"lr": 1e12, "warmup_ratio": 0, "max_grad_norm": 1e30}, steps=40
     )
-    with pytest.raises(TrainingError, match=r"the loss became .* with the samples synth_0000"):
+    with raises_code(TrainingError, "not_finite_loss", "synth_0000"):
         train(wild)
 
 
@@ -310,13 +311,13 @@ def test_four_samples_are_learned_by_heart(tmp_path: Path) -> None:
 def test_images_and_groups_that_are_validated_and_trained_on_are_told(data: Path, tmp_path: Path) -> None:
     notes: list[str] = []
     train(settings(data, tmp_path / "run", steps=1, trainable="projector"), on_note=notes.append)
-    assert "4 validation images are trained on too: the scores will be too good" in notes
+    assert "4 validation images are also training images: scores will be too high" in notes
     assert (
-        "4 groups (patients, sequences) are both trained and validated on: the scores will be too good"
+        "4 groups (patients, sequences) are in both training and validation data: scores will be too high"
         in notes
     )
     notes.clear()
     write_dataset(tmp_path / "val", 1, seed=8, size=96)
     other = settings(data, tmp_path / "other", steps=1, trainable="projector")
     train(other.changed(data=other.data.changed(val=tmp_path / "val")), on_note=notes.append)
-    assert not any("too good" in note for note in notes)
+    assert not any("too high" in note for note in notes)

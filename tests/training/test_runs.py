@@ -49,7 +49,7 @@ def test_each_run_is_listed_with_its_state_and_its_best(runs: Path) -> None:
         "b/fast": "unfinished",
         "b/stopped": "stopped early",
     }
-    assert (found["a"].best, found["a"].best_step, found["a"].start) == (0.7, 10, 0.1)
+    assert (found["a"].best, found["a"].best_step, found["a"].baseline) == (0.7, 10, 0.1)
     assert (found["b/fast"].best, found["b/fast"].step, found["b/fast"].progress) == (None, 7, 0.35)
     assert (found["b/stopped"].metric, found["b/stopped"].best) == ("hd95_px", 3.0)
 
@@ -85,9 +85,9 @@ def test_broken_runs_are_listed_with_what_is_wrong(runs: Path) -> None:
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="no run is in it"):
+    with pytest.raises(SettingError, match="has no run"):
         list_runs(tmp_path)
-    with pytest.raises(SettingError, match="is no folder"):
+    with pytest.raises(SettingError, match="is not a folder"):
         list_runs(tmp_path / "absent")
 
 

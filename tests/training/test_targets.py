@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vesalius.masks import resize_bilinear
-from vesalius.training.targets import (
+from vesalius.training.losses import (
     area_average,
     on_cells,
     on_pixels,

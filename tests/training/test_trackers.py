@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tests.codes import raises_code
 
 from vesalius.errors import InterruptionError, MissingExtraError, SettingError
 from vesalius.training import trackers
@@ -27,7 +28,7 @@ def test_tensorboard_is_written_by_default_and_reads_back(tmp_path: Path) -> Non
     opened.log_step({"step": 1, "loss": 0.5, "lr": 1e-4})
     opened.log_step({"step": 2, "loss": 0.25, "lr": 1e-4})
     opened.log_validation({"step": 2, "dice": 0.75, "hd95_mm": None, "fingerprint": "ab"})
-    opened.log_sheet(Image.new("RGB", (64, 32)), step=2)
+    opened.log_figures(Image.new("RGB", (64, 32)), step=2)
     opened.close()
     found = read_back(tmp_path)
     assert found["train/loss"] == [(1, 0.5), (2, 0.25)]
@@ -56,9 +57,9 @@ def test_without_tensorboard_a_note_says_so(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_trackers_that_are_unknown_or_not_installed_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="tensorbord is unknown; known: aim, "):
+    with raises_code(SettingError, "bad_value", "tensorbord", "aim, "):
         open_trackers(["tensorbord"], tmp_path, {})
-    with pytest.raises(MissingExtraError, match="trackers: aim is not installed; pip install aim"):
+    with raises_code(MissingExtraError, "missing_extra", "pip install aim"):
         open_trackers(["aim"], tmp_path, {})
     assert open_trackers([], tmp_path, {})[1] is None
 
@@ -86,7 +87,7 @@ def test_one_that_fails_is_given_up_and_the_run_goes_on() -> None:
         both.log_step({"step": step, "loss": 0.5})
     assert working.steps == [1, 2]
     assert notes == [
-        "broken failed and gets nothing more ([Errno 28] No space left on device); the run goes on without it"
+        "broken failed and is switched off ([Errno 28] No space left on device); the run continues without it"
     ]
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from vesalius.evaluation.metrics import METRICS
 from vesalius.mask_maps import LowRes
 from vesalius.segmenter import ModelDescription, Segmenter
-from vesalius.training.validation import _alike, _scores, average, score_answers, summarize
+from vesalius.training.validation import _score, _similarity, average, score_samples, summarize
 from vesalius.types import Item, MaskFile, Prediction, Sample
 
 
@@ -22,18 +22,18 @@ def square(low: int, high: int) -> np.ndarray:
 
 
 def test_any_metric_can_be_asked_for_beside_those_of_overlap() -> None:
-    scores = _scores(square(10, 20), square(10, 22), "hd95_px", None)
+    scores = _score(square(10, 20), square(10, 22), "hd95_px", None)
     assert list(scores) == ["dice", "iou", "precision", "recall", "accuracy", "hd95_px"]
     assert scores["dice"] == pytest.approx(2 * 100 / (100 + 144))
     assert scores["hd95_px"] == pytest.approx(2 * 2**0.5, abs=0.9)
-    assert _scores(square(10, 20), square(10, 22), "hd95_mm", None)["hd95_mm"] is None
-    in_mm = _scores(square(10, 20), square(10, 22), "hd95_mm", (0.5, 0.5))["hd95_mm"]
+    assert _score(square(10, 20), square(10, 22), "hd95_mm", None)["hd95_mm"] is None
+    in_mm = _score(square(10, 20), square(10, 22), "hd95_mm", (0.5, 0.5))["hd95_mm"]
     assert in_mm == pytest.approx((scores["hd95_px"] or 0) / 2)
 
 
 def row(name: str, dice: float | None, logits: str, says_seg: bool = True) -> dict[str, object]:
     about = {"id": name, "prompt": "vessel", "says_seg": says_seg, "absent": not says_seg, "logits": logits}
-    return {**about, "alike": None, "dice": dice, "iou": None}
+    return {**about, "similarity": None, "dice": dice, "iou": None}
 
 
 def test_means_are_over_the_rows_that_have_a_value() -> None:
@@ -44,16 +44,16 @@ def test_means_are_over_the_rows_that_have_a_value() -> None:
     assert average([row("a", 0.5, "x")])["absent_seg_rate"] is None
 
 
-def test_it_is_told_how_alike_the_masks_of_two_phrases_of_an_image_are() -> None:
+def test_it_is_told_how_similarity_the_masks_of_two_phrases_of_an_image_are() -> None:
     one, other, none = square(0, 10), square(0, 20), square(0, 0)
-    assert _alike((one, one), (one, other)) == (1.0, pytest.approx(2 * 100 / 500))
-    assert _alike((one, one), (none, other)) == (0.0, pytest.approx(0.4))
-    assert _alike((none, one), (none, one)) is None
-    assert _alike((one, none), (one, none)) is None
+    assert _similarity((one, one), (one, other)) == (1.0, pytest.approx(2 * 100 / 500))
+    assert _similarity((one, one), (none, other)) == (0.0, pytest.approx(0.4))
+    assert _similarity((none, one), (none, one)) is None
+    assert _similarity((one, none), (one, none)) is None
     pairs = [
         row("a", 0.5, "x"),
-        row("a", 0.5, "x") | {"alike": (1.0, 0.2)},
-        row("b", 0.5, "x") | {"alike": (0.5, 0)},
+        row("a", 0.5, "x") | {"similarity": (1.0, 0.2)},
+        row("b", 0.5, "x") | {"similarity": (0.5, 0)},
     ]
     means = average(pairs)
     assert (means["prediction_similarity"], means["target_similarity"]) == (0.75, 0.1)
@@ -114,14 +114,14 @@ def test_phrases_are_compared_within_an_image_and_as_they_are_scored(tmp_path: P
             masks.append((MaskFile(path),))
         samples.append(Sample(str(number), tmp_path / f"{number}.png", ("low", "high"), tuple(masks)))
 
-    def alike(**answers: Any) -> list[Any]:
+    def similarities(**answers: Any) -> list[Any]:
         segmenter: Any = Answering(**answers)
-        return [row["alike"] for row in score_answers(segmenter, samples)]
+        return [row["similarity"] for row in score_samples(segmenter, samples)]
 
     same = {"low": (0, 10), "high": (0, 10)}
-    assert alike(squares=same) == [None, (1.0, 0.0)] * 3
+    assert similarities(squares=same) == [None, (1.0, 0.0)] * 3
     right = {"low": (0, 10), "high": (20, 30)}
-    assert alike(squares=right) == [None, (0.0, 0.0)] * 3
+    assert similarities(squares=right) == [None, (0.0, 0.0)] * 3
     # a mask was forced on it for scoring; where there is no "high" it would have said so
-    assert alike(squares=same, denies="high")[-1] == (0.0, 0.0)
-    assert alike(squares=same, denies="high")[1] == (1.0, 0.0)
+    assert similarities(squares=same, denies="high")[-1] == (0.0, 0.0)
+    assert similarities(squares=same, denies="high")[1] == (1.0, 0.0)

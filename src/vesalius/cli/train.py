@@ -34,36 +34,35 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Result:
     """Start or resume a run, or search a learning rate; returns the path of the run and of its best checkpoint."""
     from vesalius.models.cpu_allocator import keep_freed_memory
-    from vesalius.training.run import read_run_settings, train
+    from vesalius.training import run as training
     from vesalius.training.validation import summarize
 
-    resume = vars(args).get("resume")
-    if (args.recipe is None) == (resume is None):
+    folder = vars(args).get("resume")
+    if (args.recipe is None) == (folder is None):
         message = "give a recipe, or --resume RUN to continue a run"
         raise SettingError(message, code="conflicting_settings", field="recipe")
     keep_freed_memory()
-    settings = read_run_settings(resume or args.recipe, vars(args).get("set", []))
+    settings = training.read_run_settings(folder or args.recipe, vars(args).get("set", []))
     if "find_lr" in args:
         return _find_lr(args, settings)
-    if resume is not None:  # the run may have been moved since
-        settings = settings.changed(out=resume)
     with Progress(1.0, "train", unit="run") as progress:
-        folder = train(
-            settings,
-            resume=resume is not None,
-            **given(args, "overfit"),
-            on_note=print,
-            on_step=lambda line: progress.reach(
+        reports: dict[str, Any] = {
+            "on_note": print,
+            "on_step": lambda line: progress.reach(
                 min(1.0, line["progress"]), f"step {line['step']} loss {line['loss']:.3f}"
             ),
-            on_validation=lambda line: print(summarize(line), flush=True),
-        )
+            "on_validation": lambda line: print(summarize(line), flush=True),
+        }
+        if folder is None:
+            folder = training.train(settings, **given(args, "overfit"), **reports)
+        else:  # the run may have been moved since
+            training.resume(settings.changed(out=folder), **reports)
     return {"run": str(folder), "best": str((folder / "best").resolve())}
 
 
 def _find_lr(args: argparse.Namespace, settings: Any) -> Result:
-    from vesalius.training.run import search_rate
+    from vesalius.training.run import find_lr
 
     with Progress(1.0, "find-lr", unit="search") as progress:
-        found = search_rate(settings, args.find_lr, on_note=print, on_progress=progress.reach)
+        found = find_lr(settings, args.find_lr, on_note=print, on_progress=progress.reach)
     return {"picture": str(args.find_lr), **found.as_json()}

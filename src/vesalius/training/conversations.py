@@ -39,8 +39,8 @@ class Conversation:
 
 
 @dataclass(frozen=True)
-class Questions:
-    """The conversations of a file, in its order, and what there is to say about how it was read."""
+class ConversationFile:
+    """The conversations of a file, in its order, and notes on unread keys."""
 
     path: Path
     conversations: tuple[Conversation, ...]
@@ -53,7 +53,7 @@ class Questions:
         return hashlib.sha256(f"{images}\n{words}".encode()).hexdigest()
 
 
-def read_questions(path: Path) -> Questions:
+def read_conversations(path: Path) -> ConversationFile:
     """The conversations of a file; images lie beside it or in `images/` beside it.
 
     A turn is a value of `human` and the next one of `gpt`. `<image>` stands once, in the first question, and is left
@@ -70,7 +70,7 @@ def read_questions(path: Path) -> Questions:
     if others:
         counted = ", ".join(f"{key} ({count})" for key, count in others.items())
         notes.append(f"{path.name}: further keys, which nothing reads: {counted}")
-    return Questions(path, tuple(read), tuple(notes))
+    return ConversationFile(path, tuple(read), tuple(notes))
 
 
 def _read_entry(entry: Any, index: int, path: Path) -> Conversation:

@@ -1,4 +1,4 @@
-"""The processes that train one model together: Accelerate's, led so that their losses are those of one process."""
+"""Distributed training with Accelerate: DDP or FSDP2, with the same losses as one process on the whole batch."""
 
 from __future__ import annotations
 
@@ -21,152 +21,173 @@ from torch.distributed import ProcessGroup, group
 
 from vesalius.errors import SettingError, TrainingError
 from vesalius.training.learner import Learner
-from vesalius.training.sharding import blocks_of, follow, name_groups, shard
+from vesalius.training.sharding import layer_classes, name_groups, shard, update_groups
 
 T = TypeVar("T")
 
-_left: list[ProcessGroup | None] = []
-"""Groups that were left. DDP would let go of the last reference with Python locked and wait for the group's threads,
-which may wait for Python to let go of a tensor (seen with torch 2.13); Python itself lets go without being locked."""
+_left_groups: list[ProcessGroup | None] = []
+"""References to process groups after `close`. If DDP dropped the last reference, it would hold Python's lock while it
+waits for the group's threads, which may wait for that lock (seen with torch 2.13)."""
 
-WAYS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
+SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
 
 
 @dataclass(frozen=True)
-class Engine:
-    """One of the processes that train together. Collectives are called by all of them, in the same order."""
+class Process:
+    """One of the processes that train a model together. All processes call collectives in the same order."""
 
     accelerator: Accelerator
 
     @property
     def device(self) -> torch.device:
-        """Where this process computes."""
+        """The device of this process."""
         return self.accelerator.device
 
     @property
     def rank(self) -> int:
-        """This one's number, from 0."""
+        """Number of this process, from 0."""
         return self.accelerator.process_index
 
     @property
-    def ranks(self) -> int:
-        """How many there are."""
+    def world_size(self) -> int:
+        """Number of processes."""
         return self.accelerator.num_processes
 
     @property
     def is_main(self) -> bool:
-        """Whether this one writes the run folder."""
+        """Whether this process writes the run folder."""
         return self.accelerator.is_main_process
 
     def prepare(
         self, learner: Learner, make_optimizer: Callable[[], torch.optim.Optimizer]
     ) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-        """The wrapped module, to be called, and its optimizer. The learner's groups hold what the optimizer moves."""
-        module, named = learner.module, name_groups(learner.module, learner.groups)
-        if self.shards_itself:
+        """Wrap the module for training and make its optimizer.
+
+        The learner's groups are updated to the parameters that the optimizer changes.
+        """
+        module, names = learner.module, name_groups(learner.module, learner.groups)
+        if self.shards_on_cpu:
             shard(module)
-            follow(module, learner.groups, named)
+            update_groups(module, learner.groups, names)
             return module, self.accelerator.prepare_optimizer(make_optimizer())
         if self.accelerator.distributed_type == DistributedType.FSDP:
-            module._no_split_modules = blocks_of(module)  # type: ignore[assignment]  # asked for by Accelerate
+            module._no_split_modules = layer_classes(module)  # type: ignore[assignment]  # read by Accelerate
         else:
             module.to(self.device)
         optimizer = make_optimizer()
         model, optimizer = self.accelerator.prepare(module, optimizer)
-        follow(self.accelerator.unwrap_model(model), learner.groups, named)
+        update_groups(self.accelerator.unwrap_model(model), learner.groups, names)
         return model, optimizer
 
     @property
     def shards(self) -> bool:
-        """Whether each process holds a part of the model, which need not fit whole on its device."""
-        return self.shards_itself or self.accelerator.distributed_type == DistributedType.FSDP
+        """Whether each process holds a part of the model, which may not fit on one device."""
+        return self.shards_on_cpu or self.accelerator.distributed_type == DistributedType.FSDP
 
     @property
-    def shards_itself(self) -> bool:
-        """Accelerate has no FSDP on a CPU, and makes DDP of it without a word."""
-        return self.accelerator.distributed_type == DistributedType.MULTI_CPU and asked("ACCELERATE_USE_FSDP")
+    def shards_on_cpu(self) -> bool:
+        """Whether FSDP on CPUs was asked for, for which Accelerate silently uses DDP; Vesalius shards by itself."""
+        return self.accelerator.distributed_type == DistributedType.MULTI_CPU and env_flag(
+            "ACCELERATE_USE_FSDP"
+        )
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradient of the sum of all processes' losses; of this one's alone within `alone`."""
-        self.accelerator.backward(loss * self.ranks)  # they take the mean of their gradients
+        """Add the gradient of the sum of all processes' losses; within `no_sync`, of this process's loss."""
+        self.accelerator.backward(loss * self.world_size)  # DDP and FSDP average gradients over processes
 
-    def alone(self, model: torch.nn.Module, last: bool) -> AbstractContextManager[None]:
-        """Within it gradients are kept to this process, unless this is the last batch of a step."""
-        return nullcontext() if last else self.accelerator.no_sync(model)
+    def no_sync(self, model: torch.nn.Module, is_last: bool) -> AbstractContextManager[None]:
+        """Keep gradients in this process within the block, except for the last microbatch of a step."""
+        return nullcontext() if is_last else self.accelerator.no_sync(model)
 
-    def clip(self, parameters: list[torch.nn.Parameter], largest: float) -> float:
-        """Shrink the whole gradient to that norm where it is larger; returns the norm that it had. A collective."""
-        return float(self.accelerator.clip_grad_norm_(parameters, largest))
+    def clip_grad_norm(self, parameters: list[torch.nn.Parameter], max_norm: float) -> float:
+        """Scale the gradient down to `max_norm` if it is larger; returns its norm before that. A collective."""
+        return float(self.accelerator.clip_grad_norm_(parameters, max_norm))
 
     def gather(self, value: T) -> list[T]:
-        """The value of each process, in order. A collective."""
-        return gather_object([value]) if self.ranks > 1 else [value]
+        """The value of each process, in order of rank. A collective."""
+        return gather_object([value]) if self.world_size > 1 else [value]
 
-    def agree(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """The main process's value. A collective."""
-        return broadcast_object_list([value])[0] if self.ranks > 1 else value
+        return broadcast_object_list([value])[0] if self.world_size > 1 else value
 
-    def anywhere(self, here: bool) -> bool:
-        """Whether it is so in any process. A collective."""
-        return any(self.gather(here))
+    def in_any_process(self, value: bool) -> bool:
+        """Whether the value is true in any process. A collective."""
+        return any(self.gather(value))
 
-    def wait(self) -> None:
-        """Go on when all are here."""
+    def barrier(self) -> None:
+        """Wait until all processes arrive here."""
         self.accelerator.wait_for_everyone()
 
     def close(self) -> None:
-        """Take leave of the others, at the end of a run."""
-        if self.ranks > 1:
-            _left.append(group.WORLD)
+        """Leave the process group at the end of a run."""
+        if self.world_size > 1:
+            _left_groups.append(group.WORLD)
             self.accelerator.end_training()
 
 
-def asked(name: str) -> bool:
-    """Whether a launcher set this variable to true."""
+def env_flag(name: str) -> bool:
+    """Whether a launcher set this environment variable to true."""
     return os.environ.get(name, "false").lower() in ("1", "true", "yes")
 
 
-def start_engine(precision: str) -> Engine:
-    """Join the processes that torchrun or accelerate launch started; alone where neither did.
+def join_processes(precision: str) -> Process:
+    """Join the processes started by torchrun or accelerate launch; a single process without a launcher.
 
-    SettingError where a launcher's configuration contradicts the recipe, which decides.
+    SettingError if the launch configuration contradicts the recipe. TrainingError if some processes do not join.
     """
     started = int(os.environ.get("WORLD_SIZE", "1"))
     mixed = "bf16" if precision == "bf16" else "no"
-    if (launched := os.environ.get("ACCELERATE_MIXED_PRECISION", "no")) not in ("no", mixed):
-        raise SettingError(
-            f"accelerate launch asks for mixed precision {launched}, the recipe for precision {precision}, which "
-            "decides; write mixed_precision: 'no' in the launch configuration"
-        )
-    if (held := os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")) != "1":
-        raise SettingError(
-            f"accelerate launch asks for {held} gradient accumulation steps; write optim.gradient_accumulation_steps: {held} in the "
-            "recipe and 1 in the launch configuration"
-        )
-    if asked("ACCELERATE_USE_DEEPSPEED"):
-        raise SettingError(
-            "accelerate launch asks for DeepSpeed, by which Vesalius does not train; recipes/accelerate/fsdp2.yaml "
-            "shards as ZeRO-3 does, and fsdp2-offload.yaml keeps the shards in the CPU's memory"
-        )
-    if started == 1:  # an earlier run of this program may have had another precision
+    _check_launch_configuration(precision, mixed)
+    if started == 1:  # an earlier run in this program may have had another precision
         AcceleratorState._reset_state()
     accelerator = Accelerator(
         mixed_precision=mixed,
-        cpu=True if started > 1 and not torch.cuda.is_available() else None,  # else each would train alone
-        # a batch without masks leaves a part of the model out
+        # without cpu=True several CPU processes would each train alone
+        cpu=True if started > 1 and not torch.cuda.is_available() else None,
+        # a batch without masks does not use the mask decoder
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     if accelerator.num_processes != started:
         raise TrainingError(
             f"{started} processes were started and {accelerator.num_processes} joined; start them with torchrun or "
-            "accelerate launch"
+            "accelerate launch",
+            code="missing_process",
         )
-    if accelerator.distributed_type not in WAYS:
+    if accelerator.distributed_type not in SUPPORTED:
         raise TrainingError(
-            f"{accelerator.distributed_type.value}: several processes train by DDP or FSDP2 here; take a launch "
-            "configuration of recipes/accelerate"
+            f"{accelerator.distributed_type.value} is not supported, only DDP and FSDP2; use a launch configuration of "
+            "recipes/accelerate",
+            code="unsupported_launch",
         )
-    engine = Engine(accelerator)
-    if engine.shards_itself and precision != "fp32":
-        raise SettingError(f"precision {precision} cannot train in shards on a CPU; write precision: fp32")
-    return engine
+    process = Process(accelerator)
+    if process.shards_on_cpu and precision != "fp32":
+        raise SettingError(
+            f"precision {precision} cannot train in shards on a CPU; write precision: fp32",
+            code="conflicting_settings",
+            field="precision",
+        )
+    return process
+
+
+def _check_launch_configuration(precision: str, mixed: str) -> None:
+    if (launched := os.environ.get("ACCELERATE_MIXED_PRECISION", "no")) not in ("no", mixed):
+        raise SettingError(
+            f"accelerate launch asks for mixed precision {launched}, but the recipe for precision {precision}, which is "
+            "used; write mixed_precision: 'no' in the launch configuration",
+            code="conflicting_settings",
+            field="precision",
+        )
+    if (count := os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")) != "1":
+        raise SettingError(
+            f"accelerate launch asks for {count} gradient accumulation steps; write optim.gradient_accumulation_steps: "
+            f"{count} in the recipe and 1 in the launch configuration",
+            code="conflicting_settings",
+            field="optim.gradient_accumulation_steps",
+        )
+    if env_flag("ACCELERATE_USE_DEEPSPEED"):
+        raise SettingError(
+            "accelerate launch asks for DeepSpeed, which is not supported; recipes/accelerate/fsdp2.yaml shards like "
+            "ZeRO-3, and fsdp2-offload.yaml keeps the shards in CPU memory",
+            code="unsupported_launch",
+        )

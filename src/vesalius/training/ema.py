@@ -1,19 +1,26 @@
-"""A running mean of the weights, which predicts more evenly than the weights of any one step."""
+"""Exponential moving average (EMA) of the weights, which often predicts better than the weights of the last step."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from vesalius.errors import OutputError, TrainingError
+
+AVERAGE = "average.pt"
+"""File in a checkpoint of a run with `optim.ema_decay`: the raw weights and their average."""
+
 
 class WeightAverage:
-    """Exponential moving average of parameters that train, updated after each optimizer step.
+    """Exponential moving average of trained parameters, updated after each optimizer step.
 
-    The n-th update keeps min(`decay`, (1 + n) / (10 + n)) of the average, so that the first weights are soon forgotten.
-    Source: Polyak & Juditsky 1992; the rising decay as in TensorFlow's ExponentialMovingAverage.
+    Update number n keeps min(`decay`, (1 + n) / (10 + n)) of the average, so that the first weights lose influence
+    quickly. Sources: Polyak & Juditsky 1992; the increasing decay is that of TensorFlow's ExponentialMovingAverage.
+    torch's own average also copies frozen parameters, so it is not used.
     """
 
     def __init__(self, parameters: Sequence[torch.nn.Parameter], decay: float) -> None:
@@ -21,44 +28,62 @@ class WeightAverage:
         self._decay = decay
         self._updates = 0
         self._applied = False
-        # the average; while it is applied, the weights in whose place it is
-        self._aside = [parameter.detach().clone() for parameter in self._parameters]
+        # holds the average; while the average is applied, holds the raw weights instead
+        self._stored = [parameter.detach().clone() for parameter in self._parameters]
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights as they are now."""
+        """Include the current weights in the average."""
         self._updates += 1
-        kept = min(self._decay, (1 + self._updates) / (10 + self._updates))
-        for average, parameter in zip(self._aside, self._parameters, strict=True):
-            average.lerp_(parameter.detach(), 1 - kept)
+        decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
+        for average, parameter in zip(self._stored, self._parameters, strict=True):
+            average.lerp_(parameter.detach(), 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within it the model has the average as its weights; afterwards its own again, to the bit."""
-        self._exchange()
+        """Within the block the model has the averaged weights; afterwards its own again, bit for bit."""
+        self._swap()
         try:
             yield
         finally:
-            self._exchange()
+            self._swap()
 
     @torch.no_grad()
-    def _exchange(self) -> None:
-        for aside, parameter in zip(self._aside, self._parameters, strict=True):
+    def _swap(self) -> None:
+        for stored, parameter in zip(self._stored, self._parameters, strict=True):
             weights = parameter.detach().clone()
-            parameter.copy_(aside)
-            aside.copy_(weights)
+            parameter.copy_(stored)
+            stored.copy_(weights)
         self._applied = not self._applied
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, average and count of updates, whichever of the two is applied: a bundle holds only one of them."""
-        held = [parameter.detach() for parameter in self._parameters]
-        weights, average = (self._aside, held) if self._applied else (held, self._aside)
+        """Raw weights, average and number of updates, whether or not the average is applied."""
+        in_model = [parameter.detach() for parameter in self._parameters]
+        weights, average = (self._stored, in_model) if self._applied else (in_model, self._stored)
         return {"updates": self._updates, "weights": list(weights), "average": list(average)}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`: the weights go into the model."""
+        """Restore a `state_dict`; the raw weights go into the model."""
         self._updates = state["updates"]
-        for name, targets in (("weights", self._parameters), ("average", self._aside)):
+        for name, targets in (("weights", self._parameters), ("average", self._stored)):
             for target, value in zip(targets, state[name], strict=True):
                 target.copy_(value)
+
+    def save(self, checkpoint: Path) -> None:
+        """Write `average.pt` into a checkpoint; OutputError if that fails."""
+        path = checkpoint / AVERAGE
+        try:
+            torch.save(self.state_dict(), path)
+        except RuntimeError as error:  # torch's error for a full disk
+            message = f"{path}: cannot be written ({str(error)[:200]})"
+            raise OutputError(message, code="write_failed", path=path) from error
+
+    def load(self, checkpoint: Path) -> None:
+        """Restore the average from a checkpoint, and the raw weights into the model; TrainingError if damaged."""
+        path = checkpoint / AVERAGE
+        try:
+            self.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
+        except Exception as error:  # torch raises almost any exception for a damaged file
+            message = f"{path}: cannot be read ({' '.join(str(error).split())[:200]})"
+            raise TrainingError(message, code="damaged_checkpoint", path=path) from error

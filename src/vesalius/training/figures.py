@@ -1,63 +1,218 @@
-"""Pictures of each validation: the same few answers each time, so that a run can be watched."""
+"""Pictures of a run: figures of each validation (the same few answers each time) and curves over steps."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 
+from vesalius.evaluation.metrics import METRICS
 from vesalius.files import replacing
+from vesalius.training.early_stopping import best_line
 from vesalius.types import Item, Prediction, Sample
 from vesalius.visualization import WHITE, six_panels
 
-WIDTH = 960
-"""Pixels of six panels on a sheet."""
+PANELS_WIDTH = 960
+"""Width in pixels of the six panels of one answer."""
 COLUMNS = 2
+"""Answers side by side in a validation figure."""
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+"""The colorblind-safe palette of Okabe & Ito 2008, as in `visualization.py`; dashes and marks differ as well."""
+DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (1, 1)))
+MARKS = "osD^vP*Xh"
+GRAY = "#777777"
+RATES = {
+    "seg_rate": "[SEG] rate",
+    "absent_seg_rate": "[SEG] rate, absent",
+    "prediction_similarity": "Dice between phrases",
+}
+SMOOTHING = 25
+"""A curve is smoothed over 1/25 of the run."""
+LOG_RATIO = 5
+"""A loss gets a logarithmic axis if its largest value is more than 5 times its smallest."""
+
+Lines = Sequence[Mapping[str, Any]]
 
 
-class Sheet:
-    """Collects the answers to draw while they are scored; holds `count` small pictures, no image."""
+class ValidationFigures:
+    """Six-panel pictures of a few answers, drawn while answers are scored; keeps `count` small pictures in memory."""
 
     def __init__(self, samples: Sequence[Sample], count: int, step: int) -> None:
-        """The samples are spread over the list, whose neighbors may be frames of one patient; each by its first phrase."""
-        places = np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int).tolist()
-        self._wanted = {(samples[i].id, samples[i].prompts[0]): None for i in places}
+        """Choose `count` samples evenly spread over the list, each with its first phrase; neighbors may be frames of one patient."""
+        indices = np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int).tolist()
+        self._wanted = {(samples[i].id, samples[i].prompts[0]): None for i in indices}
         self._pictures: dict[tuple[str, str], Image.Image] = {}
         self._step = step
 
     def __call__(
-        self, item: Item, prediction: Prediction, truth: np.ndarray, scores: Mapping[str, float | None]
+        self, item: Item, prediction: Prediction, target: np.ndarray, scores: Mapping[str, float | None]
     ) -> None:
-        """Draw the answer, where it is one of those."""
+        """Draw an answer if it is one of the chosen."""
         asked = item.id, prediction.prompt
         if asked not in self._wanted:
             return
         title = f"{item.id} · step {self._step}" + ("" if prediction.says_seg else " · would not say [SEG]")
         picture = six_panels(
-            item.frames[0], truth, prediction.mask, title=title, prompt=asked[1], scores=scores
+            item.frames[0], target, prediction.mask, title=title, prompt=asked[1], scores=scores
         )
-        height = round(picture.height * WIDTH / picture.width)
-        self._pictures[asked] = picture.resize((WIDTH, height), Image.Resampling.LANCZOS)
+        height = round(picture.height * PANELS_WIDTH / picture.width)
+        self._pictures[asked] = picture.resize((PANELS_WIDTH, height), Image.Resampling.LANCZOS)
 
     def picture(self) -> Image.Image | None:
-        """All of them, two in a row; None where there are none."""
+        """All drawn answers in one picture, two per row; None if there are none."""
         drawn = [self._pictures[asked] for asked in self._wanted if asked in self._pictures]
         rows = [drawn[i : i + COLUMNS] for i in range(0, len(drawn), COLUMNS)]
         if not rows:
             return None
-        heights = [max(picture.height for picture in row) for row in rows]
-        sheet = Image.new("RGB", (WIDTH * len(rows[0]), sum(heights)), WHITE)
+        heights = [max(panels.height for panels in row) for row in rows]
+        picture = Image.new("RGB", (PANELS_WIDTH * len(rows[0]), sum(heights)), WHITE)
         for number, row in enumerate(rows):
-            for column, picture in enumerate(row):
-                sheet.paste(picture, (column * WIDTH, sum(heights[:number])))
-        return sheet
+            for column, panels in enumerate(row):
+                picture.paste(panels, (column * PANELS_WIDTH, sum(heights[:number])))
+        return picture
 
     def write(self, folder: Path) -> Image.Image | None:
-        """Write `step-000500.png` into the folder, and give the picture; nothing where there is nothing to draw."""
-        sheet = self.picture()
-        if sheet is not None:
+        """Write `step-000500.png` into the folder and return the picture; None, and no file, without answers to draw."""
+        picture = self.picture()
+        if picture is not None:
             with replacing(folder / f"step-{self._step:06d}.png") as aside:
-                sheet.save(aside, format="PNG", compress_level=3)  # half the time of 6, for few more bytes
-        return sheet
+                picture.save(
+                    aside, format="PNG", compress_level=3
+                )  # half the time of level 6, slightly larger
+        return picture
+
+
+def draw_curves(steps: Lines, validations: Lines, path: Path, metric: str = "dice") -> None:
+    """Write a PNG with four panels: loss, loss terms, learning rate with gradient norm, and validation.
+
+    `steps` and `validations` are the lines of `log.jsonl` and `validation.jsonl`; any key `loss_*` is a loss term. The best
+    value of `metric` is marked. Without validations their panel says so.
+    """
+    figure = Figure(figsize=(14, 8.5))
+    FigureCanvasAgg(figure)
+    # fixed: matplotlib's automatic layout takes as long as the drawing itself
+    figure.subplots_adjust(left=0.06, right=0.94, bottom=0.12, top=0.95, wspace=0.22, hspace=0.44)
+    ((loss, terms), (rate, scores)) = figure.subplots(2, 2)
+    _draw_loss(loss, steps)
+    _draw_terms(terms, steps)
+    _draw_rate(rate, steps)
+    _draw_scores(scores, validations, metric)
+    for axes in (loss, terms, rate, scores):
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.25)
+        if len(steps) > 1:
+            axes.set_xlim(0, steps[-1]["step"] * 1.01)
+    with replacing(path) as aside:
+        figure.savefig(aside, format="png", dpi=110)
+
+
+def _draw_loss(axes: Axes, steps: Lines) -> None:
+    at, values = _points(steps, "loss")
+    axes.plot(at, values, color=GRAY, alpha=0.35, linewidth=0.8)
+    axes.plot(at, _smooth(values), color=COLORS[0], linewidth=2, label=f"loss, {_window_text(values)}")
+    _decorate(axes, "training loss", values)
+
+
+def _draw_terms(axes: Axes, steps: Lines) -> None:
+    names = dict.fromkeys(name for line in steps for name in line if name.startswith("loss_"))
+    drawn: list[float] = []
+    for index, name in enumerate(names):
+        at, values = _points(steps, name)
+        if values:
+            smooth = _smooth(values)
+            style: dict[str, Any] = {
+                "color": COLORS[index % len(COLORS)],
+                "linestyle": DASHES[index % len(DASHES)],
+            }
+            axes.plot(at, smooth, linewidth=1.8, label=name.removeprefix("loss_"), **style)
+            drawn += smooth
+    title = f"loss terms before weighting, {_window_text(_points(steps, 'loss')[1])}"
+    _decorate(axes, title, drawn)
+
+
+def _draw_rate(axes: Axes, steps: Lines) -> None:
+    axes.plot(*_points(steps, "lr"), color=COLORS[0], linewidth=2, label="learning rate")
+    axes.set_ylim(bottom=0)
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+    axes.tick_params(axis="y", labelcolor=COLORS[0])
+    other = axes.twinx()
+    at, norms = _points(steps, "grad_norm")
+    other.plot(at, _smooth(norms), color=COLORS[1], linewidth=1.2, linestyle="--")
+    other.tick_params(axis="y", labelcolor=COLORS[1])
+    other.set_ylim(bottom=0)
+    axes.plot([], [], color=COLORS[1], linestyle="--", label="gradient norm before clipping (right)")
+    _decorate(axes, "learning rate and gradient")
+
+
+def _draw_scores(axes: Axes, validations: Lines, metric: str) -> None:
+    names = dict.fromkeys(name for line in validations for name in line if name in METRICS or name in RATES)
+    other: Axes | None = None
+    for index, name in enumerate(names):
+        at, values = _points(validations, name)
+        if not values:
+            continue
+        share = name in RATES or METRICS[name].better == "higher"
+        if not share and other is None:
+            other = axes.twinx()
+        target = axes if share or other is None else other
+        style: dict[str, Any] = {
+            "color": COLORS[index % len(COLORS)],
+            "linestyle": DASHES[index % len(DASHES)],
+        }
+        label = RATES.get(name) or METRICS[name].title
+        width = 2.6 if name == metric else 1.3
+        target.plot(at, values, marker=MARKS[index % len(MARKS)], markersize=4, linewidth=width, **style)
+        axes.plot(
+            [], [], marker=MARKS[index % len(MARKS)], label=label + ("" if share else " (right)"), **style
+        )
+    axes.set_ylim(-0.02, 1.02)
+    best = best_line(validations, metric)
+    if best is not None:
+        axes.axvline(best["step"], color=GRAY, linewidth=1, zorder=0)
+        title = f"validation: best {METRICS[metric].title} {best[metric]:.4g} at step {best['step']}"
+    else:
+        title = "validation" if validations else "validation: no data"
+    _decorate(axes, title)
+
+
+def _points(lines: Lines, name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of the lines that have a value."""
+    found = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def _span(values: Sequence[float]) -> int:
+    return max(1, len(values) // SMOOTHING)
+
+
+def _window_text(values: Sequence[float]) -> str:
+    around = _span(values) // 2 * 2 + 1
+    return f"mean of {around} steps" if around > 1 else "each step"
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """Centered moving average, with a shorter window at both ends."""
+    sums = np.cumsum([0.0, *values])
+    reach = _span(values) // 2
+    ends = [(max(0, i - reach), min(len(values), i + reach + 1)) for i in range(len(values))]
+    return [float(sums[high] - sums[low]) / (high - low) for low, high in ends]
+
+
+def _decorate(axes: Axes, title: str, values: Sequence[float] = ()) -> None:
+    """Add a title and a legend below, and a logarithmic axis if positive `values` span more than `LOG_RATIO`."""
+    axes.set_title(title, fontsize=12)
+    if values and min(values) > 0 and max(values) > LOG_RATIO * min(values):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    handles, _ = axes.get_legend_handles_labels()
+    if handles:
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=5, fontsize=9, frameon=False)

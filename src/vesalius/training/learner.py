@@ -1,4 +1,4 @@
-"""What the loop needs of a model, whatever its kind; and the text-prompted one."""
+"""`Learner`, the interface between the training loop and a model of any kind; and the text-prompted learner."""
 
 from __future__ import annotations
 
@@ -15,56 +15,56 @@ from vesalius.models.batch import Batch
 from vesalius.models.cards import Card
 from vesalius.models.checkpoint import OpenedModel, write_bundle
 from vesalius.segmenter import Segmenter
-from vesalius.training.losses import LossSettings, measure
+from vesalius.training.losses import LossSettings, compute_losses
 from vesalius.types import Item, Turn
 
 
 class Movable(Protocol):
-    """A batch: tensors that go to a device together."""
+    """A batch of tensors that can move to a device."""
 
     def to(self, device: torch.device) -> Self:
         """The batch on a device."""
 
 
 class Learner(Protocol):
-    """A model that can be trained. The loop wraps `module` and calls it through `losses` alone."""
+    """A model that can be trained. The loop wraps `module` and calls it only through `losses`."""
 
     @property
     def module(self) -> torch.nn.Module:
-        """All parameters, in float32 unless a part is quantized."""
+        """The whole model, in float32 except for quantized components."""
 
     @property
     def groups(self) -> Mapping[str, list[torch.nn.Parameter]]:
-        """Name of a part -> its parameters that train; all others are frozen."""
+        """Component name -> its trainable parameters; all other parameters are frozen."""
 
     def check_phrase(self, phrase: str) -> None:
-        """Raise SettingError for a phrase that cannot be asked about."""
+        """Raise SettingError for a phrase that cannot be a prompt."""
 
     def check_turns(self, turns: Sequence[Turn], size: Size) -> None:
         """Raise SettingError for a conversation about an image of `size` (h, w) that cannot be learned."""
 
     def make_batch(self, items: Sequence[Item], draws: Sequence[int]) -> Movable:
-        """The batch of augmented items with masks or turns; a draw for each (item, prompt) picks what is drawn.
+        """A batch of augmented items with masks or turns; a random draw per (item, prompt) chooses templates or crops.
 
-        For any thread.
+        Safe to call from any thread.
         """
 
     def losses(self, module: torch.nn.Module, batch: Any) -> Mapping[str, torch.Tensor]:
-        """Scalars of one batch by name; `total` is made small, the others are reported."""
+        """Scalar losses of one batch by name; `total` is minimized, the others are logged."""
 
-    def segmenter(self, card: Any, batch: int) -> Segmenter:
-        """The model as it is now, with a card of its kind, ready to predict; it is in eval mode then."""
+    def segmenter(self, card: Any, batch_size: int) -> Segmenter:
+        """A predictor with the current weights and a card of the model's kind; switches the model to eval mode."""
 
-    def write(self, folder: Path, card: Any, before: Path | None) -> None:
-        """Write it, with a card of its kind, as a folder that every verb takes as MODEL.
+    def write(self, folder: Path, card: Any, previous: Path | None) -> None:
+        """Write the model as a bundle, with a card of its kind.
 
-        `before` is the run's checkpoint before this one, from which files that cannot have changed are taken over.
+        Files of frozen components are linked from `previous`, the run's checkpoint before this one, if there is one.
         """
 
 
 @dataclass(frozen=True)
 class TextSegLearner:
-    """A text-prompted segmenter that trains."""
+    """Learner of a text-prompted model."""
 
     opened: OpenedModel
     groups: Mapping[str, list[torch.nn.Parameter]]
@@ -72,7 +72,7 @@ class TextSegLearner:
 
     @property
     def module(self) -> torch.nn.Module:
-        """The unwrapped model."""
+        """The model without wrappers."""
         return self.opened.model
 
     def check_phrase(self, phrase: str) -> None:
@@ -88,15 +88,15 @@ class TextSegLearner:
         return self.opened.processor.collate(items, draws)
 
     def losses(self, module: torch.nn.Module, batch: Batch) -> Mapping[str, torch.Tensor]:
-        """As `training/losses.py` measures them."""
-        losses = measure(module(batch), batch.masks, self.loss, batch.draws)
+        """The losses of `training/losses.py`."""
+        losses = compute_losses(module(batch), batch.masks, self.loss, batch.draws)
         return {name: value for name, value in vars(losses).items() if value is not None}
 
-    def segmenter(self, card: Card, batch: int) -> Predictor:
-        """A predictor that forces its answers: whether the model would say [SEG] is reported by itself."""
+    def segmenter(self, card: Card, batch_size: int) -> Predictor:
+        """A predictor with forced answers; whether the model itself would answer [SEG] is reported separately."""
         opened = OpenedModel(self.opened.model.eval(), self.opened.processor, card)
-        return Predictor(opened, answer="force", batch_size=batch)
+        return Predictor(opened, answer="force", batch_size=batch_size)
 
-    def write(self, folder: Path, card: Card, before: Path | None) -> None:
-        """Write a bundle."""
-        write_bundle(folder, self.opened, card, like=before or self.opened.folder)
+    def write(self, folder: Path, card: Card, previous: Path | None) -> None:
+        """Write a bundle; files of frozen components are linked from `previous`."""
+        write_bundle(folder, self.opened, card, like=previous or self.opened.folder)

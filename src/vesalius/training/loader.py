@@ -1,4 +1,4 @@
-"""Batches for training: which examples come when is fixed by (seed, epoch), what is drawn for each by its number too."""
+"""The training data loader: batches determined by (seed, epoch), with augmentation drawn per example."""
 
 from __future__ import annotations
 
@@ -18,106 +18,107 @@ from vesalius.types import Sample
 
 
 @dataclass(frozen=True)
-class Part:
+class Microbatch:
     """One process's part of a batch."""
 
     ids: list[str]
     batch: Movable
-    share: float
-    """What its mean loss counts in the step: its images in all images of the step. 0 where there are fewer images than
-    processes, and this one only takes part."""
+    weight: float
+    """Weight of its mean loss in the step: its images divided by all images of the step. 0 if a batch has fewer images
+    than there are processes and this process got none of them."""
 
 
 @dataclass(frozen=True)
-class Step:
-    """What one step of the optimizer is made from, in one process."""
+class StepBatches:
+    """The microbatches of one optimizer step in one process."""
 
-    parts: list[Part]
+    microbatches: list[Microbatch]
     images: int
-    """Of all processes together."""
+    """Images of all processes together."""
 
 
 @dataclass(frozen=True)
-class Feed:
-    """Turns the examples of a mixture into batches. The same arguments give the same batches, whatever the number of workers.
+class Loader:
+    """Batches from a mixture of examples. The same settings give the same batches, whatever `num_workers` is.
 
-    With several processes a batch is divided among them: two with `batch` 2 train on what one does with 4.
+    Several processes divide each batch: two with `batch_size` 2 train on the same images as one with 4.
     """
 
     mixture: Mixture
     learner: Learner
     augment: AugmentSettings
-    batch: int
+    batch_size: int
     seed: int
-    workers: int = 0
+    accumulation: int = 1
+    """Batches per optimizer step."""
+    num_workers: int = 0
     rank: int = 0
-    ranks: int = 1
+    world_size: int = 1
 
     @property
     def samples(self) -> Sequence[Sample]:
-        """The training samples, each of which an epoch asks about once."""
+        """The training samples, each used once per epoch."""
         return self.mixture.samples
 
     def batches_in_epoch(self) -> int:
-        """Batches of one epoch, each for all processes; the last may be smaller."""
-        return -(-len(self.mixture) // (self.batch * self.ranks))
+        """Batches of one epoch, each over all processes; the last may be smaller."""
+        return -(-len(self.mixture) // (self.batch_size * self.world_size))
 
-    def steps(self, epoch: int, start: int, accumulate: int) -> Iterator[Step]:
-        """The steps of an epoch, from its batch number `start` on.
+    def steps_in_epoch(self) -> int:
+        """Optimizer steps of one epoch; the last has fewer batches if `accumulation` does not divide them."""
+        return -(-self.batches_in_epoch() // self.accumulation)
 
-        An epoch ends with a whole step: the last one has fewer batches where `accumulate` does not divide.
-        """
+    def steps(self, epoch: int, start: int = 0) -> Iterator[StepBatches]:
+        """The optimizer steps of an epoch, from batch number `start` on."""
         chunks = self.chunks(epoch, start)
-        batches = self._prepare_all(epoch, [self._part_of(chunk) for chunk in chunks])
-        for first in range(0, len(chunks), accumulate):
-            group = chunks[first : first + accumulate]
+        batches = self._load_all(epoch, [self._own_part(chunk) for chunk in chunks])
+        for first in range(0, len(chunks), self.accumulation):
+            group = chunks[first : first + self.accumulation]
             images = sum(map(len, group))
-            parts = [
-                Part(*next(batches), share=len(np.array_split(chunk, self.ranks)[self.rank]) / images)
+            microbatches = [
+                Microbatch(
+                    *next(batches), weight=len(np.array_split(chunk, self.world_size)[self.rank]) / images
+                )
                 for chunk in group
             ]
-            yield Step(parts, images)
-
-    def steps_in_epoch(self, accumulate: int) -> int:
-        """Optimizer steps of one epoch."""
-        return -(-self.batches_in_epoch() // accumulate)
+            yield StepBatches(microbatches, images)
 
     def chunks(self, epoch: int, start: int = 0) -> list[np.ndarray]:
-        """Numbers of the examples of each batch of an epoch, of all processes together, from batch `start` on."""
-        order, size = self.mixture.order(self.seed, epoch), self.batch * self.ranks
+        """Example numbers of each batch of an epoch, over all processes, from batch `start` on."""
+        order, size = self.mixture.order(self.seed, epoch), self.batch_size * self.world_size
         return [order[i * size : (i + 1) * size] for i in range(start, self.batches_in_epoch())]
 
-    def _part_of(self, chunk: np.ndarray) -> np.ndarray:
-        """This process's part of a batch; where there is none for it, the first sample, which counts nothing."""
-        part = np.array_split(chunk, self.ranks)[self.rank]
+    def _own_part(self, chunk: np.ndarray) -> np.ndarray:
+        """This process's part of a batch; if it is empty, the first sample of the batch, with weight 0."""
+        part = np.array_split(chunk, self.world_size)[self.rank]
         return part if len(part) else chunk[:1]
 
-    def _prepare_all(self, epoch: int, chunks: Sequence[np.ndarray]) -> Iterator[tuple[list[str], Movable]]:
+    def _load_all(self, epoch: int, chunks: Sequence[np.ndarray]) -> Iterator[tuple[list[str], Movable]]:
         with FrameReader() as reader:
-            yield from self._prepare_ahead(partial(self._prepare, epoch, reader), chunks)
+            yield from self._load_ahead(partial(self._load, epoch, reader), chunks)
 
-    def _prepare_ahead(
-        self, prepare: Callable[[np.ndarray], tuple[list[str], Movable]], chunks: Sequence[np.ndarray]
+    def _load_ahead(
+        self, load: Callable[[np.ndarray], tuple[list[str], Movable]], chunks: Sequence[np.ndarray]
     ) -> Iterator[tuple[list[str], Movable]]:
-        if not self.workers:
-            yield from map(prepare, chunks)
+        if not self.num_workers:
+            yield from map(load, chunks)
             return
-        # threads, not processes: Pillow and numpy let go of the interpreter while they work
-        with ThreadPoolExecutor(self.workers) as pool:
-            waiting: deque[Future[tuple[list[str], Movable]]] = deque()
+        # threads, not processes: Pillow and numpy release the interpreter lock while they work
+        with ThreadPoolExecutor(self.num_workers) as pool:
+            pending: deque[Future[tuple[list[str], Movable]]] = deque()
             for chunk in chunks:
-                waiting.append(pool.submit(prepare, chunk))
-                if len(waiting) > self.workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                pending.append(pool.submit(load, chunk))
+                if len(pending) > self.num_workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
 
-    def _prepare(self, epoch: int, reader: FrameReader, numbers: np.ndarray) -> tuple[list[str], Movable]:
+    def _load(self, epoch: int, reader: FrameReader, numbers: np.ndarray) -> tuple[list[str], Movable]:
         items, draws = [], []
         for number in numbers.tolist():
             rng = np.random.default_rng([self.seed, epoch, number])
             item = self.mixture.load(number, self.seed, epoch, rng, reader)
-            # what is said of an image may name a side or a size, which augmentation changes
+            # a conversation may mention sides or sizes, which augmentation would change
             items.append(item if item.turns else augment(item, self.augment, rng))
             draws += rng.integers(0, 2**31, size=len(items[-1].prompts)).tolist()
         return [item.id for item in items], self.learner.make_batch(items, draws)

@@ -1,4 +1,8 @@
-"""What training makes small: text cross-entropy, and how far each mask is from its target."""
+"""The training loss: text cross-entropy, and losses between predicted and target masks.
+
+Mask losses take `logits` and `targets` of one shape, float32 (m, ...): a map, or a list of points, for each of m masks.
+A target is the share in [0, 1] of a map cell that the mask covers, or 0 or 1. They return float32 (m,), empty for m = 0.
+"""
 
 from __future__ import annotations
 
@@ -7,57 +11,57 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, Self
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch.nn import functional
 
 from vesalius.config import Settings
+from vesalius.masks import Size, cell_weights
 from vesalius.models.textseg import TextSegOutput
-from vesalius.training.mask_losses import (
-    binary_cross_entropy,
-    focal_loss,
-    iou_error,
-    soft_cldice_loss,
-    soft_dice_loss,
-)
-from vesalius.training.targets import Pair, on_cells, on_pixels, on_points
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+"""Logits and targets of one shape, float32 (m, ...)."""
+
+ROUNDING = 1e-6
+"""Shares below this are rounding errors: one pixel of the largest image covers more of its cell."""
 
 
 class LossSettings(Settings):
-    """Weight of each part, 0 leaving it out; and where a map and its mask are compared.
+    """Weights of the loss terms, and the resolution at which masks are compared. A weight of 0 drops the term.
 
-    Each part of the masks is the mean over all masks of a batch, and 0 where it has none.
+    Each mask term is the mean over all masks of a batch, or 0 if the batch has no mask.
     """
 
     text: float = Field(default=1.0, ge=0)
-    """Cross-entropy of the answer's tokens."""
+    """Weight of the cross-entropy of the answer tokens."""
     bce: float = Field(default=2.0, ge=0)
-    """Binary cross-entropy."""
+    """Weight of the binary cross-entropy."""
     dice: float = Field(default=0.5, ge=0)
-    """1 - soft Dice."""
+    """Weight of 1 - soft Dice."""
     cldice: float = Field(default=0.0, ge=0)
-    """1 - soft clDice, which is about whole lines: a gap costs as much in a thin line as in a wide one."""
+    """Weight of 1 - soft clDice, a loss on centerlines: a gap costs the same in thin and in wide lines."""
     focal: float = Field(default=0.0, ge=0)
-    """Focal loss: cross-entropy that looks away from what is learned already; beside `bce`, or in its place."""
+    """Weight of the focal loss, a cross-entropy that down-weights easy pixels; used with or instead of `bce`."""
     iou: float = Field(default=0.05, ge=0)
-    """Absolute error of the predicted IoU, by which one of three maps is chosen (as in SAM 2's own training)."""
+    """Weight of the absolute error of the predicted IoU, which selects one of three maps (as in SAM 2's training)."""
     resolution: Literal["decoder", "points", "image"] = "decoder"
-    """`decoder`: the decoder's map, against the share of each of its cells that the mask covers. `points`: at sampled
-    points, most of them where the map is uncertain, as in the official training. `image`: on the map enlarged to the
-    size of the image, as for a prediction. The IoU is always that of cells."""
+    """Where logits and masks are compared. `decoder`: on the decoder's map, the target being the share of each cell that the
+    mask covers. `points`: at sampled points, most of them uncertain, as in the official training. `image`: on the map
+    resized to the image, as in prediction. The IoU term always uses the decoder's map."""
     class_balanced: bool = False
-    """In `bce` and `focal`, weigh the pixels of an object together as much as those around it; else each pixel counts the
-    same."""
+    """In `bce` and `focal`, give the pixels inside and outside an object the same total weight; if false, all pixels have
+    the same weight."""
     points: int = Field(default=12544, ge=1)
-    """How many points a mask."""
+    """Sampled points per mask."""
     oversample_ratio: float = Field(default=3.0, ge=1)
-    """Times as many points are drawn, of which the least certain are taken."""
+    """Candidate points drawn per sampled point; the most uncertain candidates are kept."""
     importance_sample_ratio: float = Field(default=0.75, ge=0, le=1)
-    """Share of the points that is taken so; the others are anywhere."""
+    """Share of points chosen by uncertainty; the rest are uniformly random."""
     focal_gamma: float = Field(default=2.0, ge=1)
-    """Power of the distance from the target by which the focal loss is weighed."""
+    """Exponent of the focal loss."""
     skeleton_steps: int = Field(default=10, ge=0)
-    """Erosions of the soft skeleton of clDice: at least half of the widest line's width, in cells or pixels."""
+    """Erosions for the soft skeleton of clDice: at least half the width of the widest line, in cells or pixels."""
 
     @model_validator(mode="after")
     def _lines_need_maps(self) -> Self:
@@ -70,7 +74,7 @@ class LossSettings(Settings):
 
 @dataclass(frozen=True)
 class Losses:
-    """Scalars; `total` is their weighted sum. None where the weight is 0 and a look would cost too much."""
+    """Scalar loss terms; `total` is their weighted sum. A term that is expensive and has weight 0 is None."""
 
     total: torch.Tensor
     text: torch.Tensor
@@ -81,27 +85,27 @@ class Losses:
     focal: torch.Tensor | None = None
 
 
-def measure(
+def compute_losses(
     output: TextSegOutput, masks: Sequence[torch.Tensor], settings: LossSettings, draws: Sequence[int] = ()
 ) -> Losses:
-    """Losses of one batch, in float32 whatever the model computes in.
+    """Losses of one batch, computed in float32 regardless of the model's dtype.
 
-    `masks` are uint8 (n, H, W) an image, one for each [SEG] in the order of the questions; an image may have none, and
-    so may the batch: then the losses of masks are 0. `draws` seed what is sampled for `resolution: points`. Raises ValueError
-    where masks and [SEG] differ in number.
+    `masks` holds uint8 (n, H, W) per image, one mask per [SEG] in the order of the questions; n may be 0. Without any mask
+    the mask losses are 0. `draws` seed the point sampling of `resolution: points`. Raises ValueError if the number of
+    masks differs from the number of [SEG] tokens.
     """
     with torch.autocast(output.masks.logits.device.type, enabled=False):
-        return _measure(output, masks, settings, draws)
+        return _compute(output, masks, settings, draws)
 
 
-def _measure(
+def _compute(
     output: TextSegOutput, masks: Sequence[torch.Tensor], settings: LossSettings, draws: Sequence[int]
 ) -> Losses:
     logits = output.masks.logits.float()
     if (count := sum(map(len, masks))) != len(logits):
         raise ValueError(f"{len(logits)} [SEG] in the answers but {count} masks")
     text = functional.cross_entropy(output.text_logits.float(), output.text_labels)
-    if not count:  # without a graph where no mask was decoded; that of the text is whole
+    if not count:  # no mask was decoded: only the text loss has a graph
         none = logits.sum()
         return Losses(settings.text * text + none, text, none, none, none)
     cells = on_cells(masks, (logits.shape[-2], logits.shape[-1]))
@@ -129,7 +133,7 @@ def _pairs(
     settings: LossSettings,
     draws: Sequence[int],
 ) -> list[Pair]:
-    """Logits and targets where they are compared: one pair for all masks, or one an image."""
+    """Logits and targets at the chosen resolution: one pair for all masks, or one per image."""
     if settings.resolution == "image":
         return on_pixels(logits, [of_image for of_image in masks if len(of_image)])
     if settings.resolution == "points":
@@ -139,5 +143,187 @@ def _pairs(
 
 
 def _mean(loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], pairs: Sequence[Pair]) -> torch.Tensor:
-    """Mean over all masks."""
+    """Mean of a loss over all masks."""
     return torch.cat([loss(logits, targets) for logits, targets in pairs]).mean()
+
+
+def binary_cross_entropy(logits: torch.Tensor, targets: torch.Tensor, class_balanced: bool) -> torch.Tensor:
+    """Binary cross-entropy; see `focal_loss` for `class_balanced`."""
+    return focal_loss(logits, targets, 0.0, class_balanced)
+
+
+def focal_loss(
+    logits: torch.Tensor, targets: torch.Tensor, gamma: float, class_balanced: bool
+) -> torch.Tensor:
+    """Binary cross-entropy times |target - probability| ** gamma, which down-weights easy pixels.
+
+    The result is the mean over the pixels (cells, points) of each mask. With `class_balanced` it is the average of two
+    means, inside and outside the object, so that the object's area does not matter; if one side is empty, it is the mean
+    of the other. A partly covered cell counts for both sides by its shares. Sources: Lin et al. 2017, Focal loss
+    (arXiv:1708.02002), for targets 0 and 1; Li et al. 2020, Generalized focal loss (arXiv:2006.04388), for fractional
+    targets; Xie and Tu 2015, Holistically-nested edge detection (arXiv:1504.06375), for class balancing.
+    """
+    logits, inside = logits.flatten(1), targets.flatten(1)
+    outside = 1 - inside
+    false_negative, false_positive = -functional.logsigmoid(logits), -functional.logsigmoid(-logits)
+    if gamma:
+        easy = (inside - logits.sigmoid()).abs() ** gamma
+        false_negative, false_positive = easy * false_negative, easy * false_positive
+    if not class_balanced:
+        return (inside * false_negative + outside * false_positive).mean(dim=1)
+    (object_mean, has_object), (rest_mean, has_rest) = (
+        _mean_over(false_negative, inside),
+        _mean_over(false_positive, outside),
+    )
+    return (object_mean + rest_mean) / (has_object.float() + has_rest.float())
+
+
+def _mean_over(values: torch.Tensor, shares: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean of `values` (m, ...) weighted by `shares`, 0 if all shares are 0; and whether any share is above 0."""
+    shares = torch.where(shares > ROUNDING, shares, 0.0)
+    whole = shares.sum(dim=1)
+    return (shares * values).sum(dim=1) / whole.clamp(min=ROUNDING), whole > 0
+
+
+def soft_dice_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """1 - soft Dice = 1 - (2 |p t| + 1) / (|p| + |t| + 1), in [0, 1); two empty masks give 0."""
+    probabilities, targets = logits.sigmoid().flatten(1), targets.flatten(1)
+    overlap = 2 * (probabilities * targets).sum(dim=1) + 1
+    return 1 - overlap / (probabilities.sum(dim=1) + targets.sum(dim=1) + 1)
+
+
+def soft_cldice_loss(logits: torch.Tensor, targets: torch.Tensor, steps: int) -> torch.Tensor:
+    """1 - soft clDice of maps (m, h, w), in [0, 1); two empty masks give 0.
+
+    clDice is the harmonic mean of topology precision (share of the predicted centerline inside the target) and topology
+    sensitivity (share of the target's centerline inside the prediction); 1 is added to each numerator and denominator. A
+    gap in a line costs in proportion to its length, whatever the line's width. `steps` as in `soft_skeleton`. Source:
+    Shit et al. 2021, clDice, CVPR (arXiv:2003.07311).
+    """
+    probabilities = logits.sigmoid()
+    precision = _share_inside(soft_skeleton(probabilities, steps), targets)
+    sensitivity = _share_inside(soft_skeleton(targets, steps), probabilities)
+    return 1 - 2 * precision * sensitivity / (precision + sensitivity)
+
+
+def _share_inside(lines: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+    return ((lines * maps).sum(dim=(1, 2)) + 1) / (lines.sum(dim=(1, 2)) + 1)
+
+
+def soft_skeleton(maps: torch.Tensor, steps: int) -> torch.Tensor:
+    """Soft centerlines (m, h, w) of maps in [0, 1]: the values that an opening removes after 0 to `steps` erosions.
+
+    `steps` must be at least half the width of the widest line, in cells; more changes nothing. Source: Shit et al. 2021,
+    algorithm 1.
+    """
+    maps = maps[:, None]
+    skeleton = torch.zeros_like(maps)
+    for _ in range(steps + 1):
+        eroded = _erode(maps)
+        removed = functional.relu(maps - _dilate(eroded))
+        # count a cell on the skeleton only once
+        skeleton = skeleton + functional.relu(removed - skeleton * removed)
+        maps = eroded
+    return skeleton[:, 0]
+
+
+def _erode(maps: torch.Tensor) -> torch.Tensor:
+    """Minimum of each cell and its four neighbors."""
+    down = -functional.max_pool2d(-maps, (3, 1), stride=1, padding=(1, 0))
+    across = -functional.max_pool2d(-maps, (1, 3), stride=1, padding=(0, 1))
+    return torch.minimum(down, across)
+
+
+def _dilate(maps: torch.Tensor) -> torch.Tensor:
+    """Maximum of each cell and its eight neighbors."""
+    return functional.max_pool2d(maps, 3, stride=1, padding=1)
+
+
+def iou_error(scores: torch.Tensor, candidates: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean absolute error (m,) of predicted IoUs `scores` (m, 3) for `candidates` (m, 3, g, g) and `targets` (m, g, g)."""
+    predicted = candidates.detach() > 0
+    wanted = targets[:, None] > 0.5
+    union = (predicted | wanted).sum((-2, -1))
+    actual = (predicted & wanted).sum((-2, -1)) / union.clamp(min=1)
+    # two empty masks agree perfectly
+    actual = torch.where(union == 0, 1.0, actual)
+    return (scores - actual).abs().mean(dim=1)
+
+
+def on_cells(masks: Sequence[torch.Tensor], size: Size) -> torch.Tensor:
+    """Targets float32 (m, h, w) from masks (n, H, W) per image: the share of each map cell that the mask covers.
+
+    Thin lines stay connected, with values below 1; nearest-neighbor downsampling would break them.
+    """
+    return torch.cat([area_average(of_image, size) for of_image in masks])
+
+
+def on_points(
+    logits: torch.Tensor,
+    masks: Sequence[torch.Tensor],
+    count: int,
+    oversample_ratio: float,
+    importance_sample_ratio: float,
+    draws: Sequence[int],
+) -> Pair:
+    """Logits and targets (m, count) at sampled points, as in the official training.
+
+    Logits (m, h, w), and masks (n, H, W) per image downsampled to (h, w) by nearest neighbor, are read at
+    `uncertain_points`. `draws` seed the sampling: the same logits and draws give the same points on any device.
+    """
+    size = logits.shape[-2:]
+    shrunk = torch.cat(
+        [functional.interpolate(of_image[:, None].float(), size, mode="nearest")[:, 0] for of_image in masks]
+    )
+    seed = int(np.random.SeedSequence(tuple(draws)).generate_state(1, np.uint64)[0])
+    generator = torch.Generator().manual_seed(seed)
+    points = uncertain_points(logits, count, oversample_ratio, importance_sample_ratio, generator)
+    return read_at(logits, points), read_at(shrunk, points)
+
+
+@torch.no_grad()
+def uncertain_points(
+    logits: torch.Tensor,
+    count: int,
+    oversample_ratio: float,
+    importance_sample_ratio: float,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Points (m, count, 2) for each map of `logits` (m, h, w): x and y as shares of width and height, in [0, 1].
+
+    `importance_sample_ratio` * `count` points are the most uncertain (logit nearest to 0) of `oversample_ratio` * `count`
+    random candidates; the rest are random. `generator` is a CPU generator. Source: Kirillov et al. 2020, PointRend, CVPR
+    (arXiv:1912.08193), section 3.1.
+    """
+    important = int(importance_sample_ratio * count)
+    shapes = (len(logits), int(oversample_ratio * count), 2), (len(logits), count - important, 2)
+    candidates, others = (torch.rand(shape, generator=generator).to(logits.device) for shape in shapes)
+    chosen = read_at(logits, candidates).abs().topk(important, dim=1, largest=False).indices
+    return torch.cat([candidates.gather(1, chosen[..., None].expand(-1, -1, 2)), others], dim=1)
+
+
+def read_at(maps: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """Values (m, k) of maps (m, h, w) at points (m, k, 2) as in `uncertain_points`, by bilinear interpolation.
+
+    Outside the outermost cell centers values fade to 0, in logits and targets alike, as in the official training.
+    """
+    return functional.grid_sample(maps[:, None], 2 * points[:, None] - 1, align_corners=False)[:, 0, 0]
+
+
+def on_pixels(logits: torch.Tensor, masks: Sequence[torch.Tensor]) -> list[Pair]:
+    """Per image, logits resized to (n, H, W) in the same two steps as in prediction, and masks (n, H, W)."""
+    side = 4 * logits.shape[-1]
+    pairs = []
+    for of_image, low in zip(masks, logits.split([len(of_image) for of_image in masks]), strict=True):
+        maps = functional.interpolate(low[:, None], (side, side), mode="bilinear", align_corners=False)
+        maps = functional.interpolate(maps, of_image.shape[-2:], mode="bilinear", align_corners=False)
+        pairs.append((maps[:, 0], of_image.float()))
+    return pairs
+
+
+def area_average(masks: torch.Tensor, size: Size) -> torch.Tensor:
+    """Share of each cell that a mask covers: (n, H, W) to float32 (n, h, w), exact for any ratio of sizes."""
+    height, width = masks.shape[-2:]
+    rows = torch.from_numpy(cell_weights(height, size[0])).to(masks.device)
+    columns = torch.from_numpy(cell_weights(width, size[1])).to(masks.device)
+    return rows @ masks.float() @ columns.T

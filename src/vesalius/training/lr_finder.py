@@ -1,4 +1,4 @@
-"""A learning rate to begin with: the rate rises step by step, and the loss says where it is too small and too large."""
+"""Learning rate finder: raise the rate step by step and find where the loss falls fastest."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -15,46 +15,45 @@ from matplotlib.figure import Figure
 
 from vesalius.errors import TrainingError
 from vesalius.files import replacing
-
-if TYPE_CHECKING:
-    from vesalius.training.loader import Part
-    from vesalius.training.loop import Run
+from vesalius.training.context import TrainingContext
+from vesalius.training.loader import Microbatch
+from vesalius.training.loop import backward, set_lr, trained_parameters
 
 P = TypeVar("P")
 
 LOWEST, HIGHEST, STEPS = 1e-7, 1.0, 80
-"""Rates of the first and the last step, and how many there are."""
-REMEMBERED = 0.85
-"""Share of the mean loss so far that the next step keeps."""
-TOO_LARGE = 3.0
-"""Times the best mean loss, at which the search ends."""
+"""Learning rates of the first and the last step, and the number of steps between them."""
+SMOOTHING = 0.85
+"""Decay of the moving average of the loss."""
+DIVERGED = 3.0
+"""The search ends when the average loss is more than 3 times its minimum."""
 
 
 @dataclass(frozen=True)
-class Search:
-    """Rates that were tried, the loss before the step with each, and its running mean."""
+class LrSearch:
+    """The learning rates tried, the loss before the step with each, and its moving average."""
 
     rates: list[float]
     losses: list[float]
     means: list[float]
 
     @property
-    def lowest_at(self) -> float:
-        """The rate at which the mean loss was lowest."""
+    def best_rate(self) -> float:
+        """The rate with the lowest average loss."""
         return self.rates[int(np.argmin(self.means))]
 
     @property
     def suggestion(self) -> float:
-        """A tenth of it, to two digits: there the loss still falls, and fast."""
-        return float(f"{self.lowest_at / 10:.1e}")
+        """A tenth of `best_rate`, to two digits; the loss still falls fast there."""
+        return float(f"{self.best_rate / 10:.1e}")
 
     @property
     def found(self) -> bool:
-        """Whether the loss fell, by a tenth at least."""
+        """Whether the average loss fell by at least a tenth."""
         return min(self.means) < 0.9 * self.means[0]
 
     def as_json(self) -> dict[str, Any]:
-        """For `--json`; no suggestion where none was found."""
+        """All values for `--json`; `suggestion` is None if the loss did not fall."""
         tried = {"rates": self.rates, "losses": self.losses, "means": self.means}
         return {"suggestion": self.suggestion if self.found else None, **tried}
 
@@ -62,50 +61,52 @@ class Search:
         if not self.found:
             return (
                 f"no learning rate found: the loss did not fall between {self.rates[0]:.0e} and {self.rates[-1]:.0e} "
-                f"({self.means[0]:.3f} at first, {min(self.means):.3f} at best); look at the data and at trainable"
+                f"({self.means[0]:.3f} at first, {min(self.means):.3f} at best); check the data and trainable"
             )
-        if self.lowest_at == self.rates[-1]:
+        if self.best_rate == self.rates[-1]:
             return (
                 f"learning rate: the loss still fell ({self.means[0]:.3f} to {min(self.means):.3f}) at the highest rate "
-                f"that was tried, {self.rates[-1]:.1e}; optim.lr={self.suggestion:.1e} is the most to try"
+                f"tried, {self.rates[-1]:.1e}; try at most optim.lr={self.suggestion:.1e}"
             )
         return (
             f"learning rate: try optim.lr={self.suggestion:.1e}; the loss was lowest ({min(self.means):.3f}, "
-            f"{self.means[0]:.3f} at first) at {self.lowest_at:.1e}, and the search ended at {self.rates[-1]:.1e}"
+            f"{self.means[0]:.3f} at first) at {self.best_rate:.1e}, and the search ended at {self.rates[-1]:.1e}"
         )
 
 
-def find_rate(run: Run, on_progress: Callable[[float], None] = lambda share: None) -> Search:
-    """Train a run that nobody keeps, with rates from `LOWEST` to `HIGHEST`. Its weights are spoilt afterwards.
+def search_lr(
+    context: TrainingContext, on_progress: Callable[[float], None] = lambda share: None
+) -> LrSearch:
+    """Train with rates from `LOWEST` to `HIGHEST`; the weights are useless afterwards.
 
-    Source: Smith 2017, Cyclical learning rates for training neural networks, WACV; that it ends where the loss has
-    grown, and its running mean, as in fastai.
+    Source: Smith 2017, Cyclical learning rates for training neural networks, WACV. The moving average and the end of the
+    search are those of fastai.
     """
-    run.learner.module.train()
-    return search(
-        lambda rate, parts: _step(run, rate, parts),
-        _steps(run),
+    context.learner.module.train()
+    return sweep(
+        lambda rate, microbatches: _train_step(context, rate, microbatches),
+        _endless_steps(context),
         np.geomspace(LOWEST, HIGHEST, STEPS).tolist(),
         on_progress,
     )
 
 
-def search(
+def sweep(
     step: Callable[[float, P], float],
     batches: Iterator[P],
     rates: Sequence[float],
     on_progress: Callable[[float], None] = lambda share: None,
-) -> Search:
-    """Take a step with each rate until the mean loss is far above its best, or is no number; `batches` do not end."""
+) -> LrSearch:
+    """Take a step with each rate until the average loss diverges or the loss is not finite; `batches` never ends."""
     tried: list[float] = []
     losses: list[float] = []
     means: list[float] = []
     mean = 0.0
     for rate in rates:
         loss = step(rate, next(batches))
-        mean = REMEMBERED * mean + (1 - REMEMBERED) * loss
-        unbiased = mean / (1 - REMEMBERED ** (len(means) + 1))
-        if not math.isfinite(loss) or (means and unbiased > TOO_LARGE * min(means)):
+        mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
+        unbiased = mean / (1 - SMOOTHING ** (len(means) + 1))
+        if not math.isfinite(loss) or (means and unbiased > DIVERGED * min(means)):
             break
         tried.append(rate)
         losses.append(loss)
@@ -113,46 +114,42 @@ def search(
         on_progress(len(tried) / len(rates))
     if not tried:
         raise TrainingError(
-            "the loss is no number at the first step, before any weight moved; look at the data"
+            "the loss is NaN or infinite at the first step, before any weight changed; check the data",
+            code="not_finite_loss",
         )
-    return Search(tried, losses, means)
+    return LrSearch(tried, losses, means)
 
 
-def _steps(run: Run) -> Iterator[Sequence[Part]]:
-    """Parts of step after step, over as many epochs as there must be."""
+def _endless_steps(context: TrainingContext) -> Iterator[Sequence[Microbatch]]:
     for epoch in count():
-        for step in run.feed.steps(epoch, 0, run.settings.optim.gradient_accumulation_steps):
-            yield step.parts
+        for step in context.loader.steps(epoch):
+            yield step.microbatches
 
 
-def _step(run: Run, rate: float, parts: Sequence[Part]) -> float:
-    for group in run.optimizer.param_groups:
-        group["lr"] = rate * group["multiplier"]
+def _train_step(context: TrainingContext, rate: float, microbatches: Sequence[Microbatch]) -> float:
+    set_lr(context.optimizer, rate)
     total = 0.0
-    for part in parts:
-        with run.engine.alone(run.model, last=part is parts[-1]):
-            loss = part.share * run.learner.losses(run.model, part.batch.to(run.engine.device))["total"]
-            run.engine.backward(loss)
-        total += loss.item()
-    parameters = [p for group in run.learner.groups.values() for p in group]
-    run.engine.clip(parameters, run.settings.optim.max_grad_norm)
-    run.optimizer.step()
-    run.optimizer.zero_grad()
-    return sum(run.engine.gather(total))
+    for each in microbatches:
+        losses = backward(context, each, is_last=each is microbatches[-1])
+        total += each.weight * losses["total"]
+    context.process.clip_grad_norm(trained_parameters(context), context.settings.optim.max_grad_norm)
+    context.optimizer.step()
+    context.optimizer.zero_grad()
+    return sum(context.process.gather(total))
 
 
-def draw_search(found: Search, path: Path) -> None:
-    """Write a PNG of loss over rate, with the suggestion as an upright line."""
+def draw_search(search: LrSearch, path: Path) -> None:
+    """Write a PNG of loss over learning rate, with a vertical line at the suggestion."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    axes.plot(found.rates, found.losses, color="#777777", alpha=0.5, linewidth=0.8, label="each step")
-    axes.plot(found.rates, found.means, color="#0072b2", linewidth=2, label="running mean")
-    if found.found:
-        axes.axvline(found.suggestion, color="#d55e00", label=f"suggestion: {found.suggestion:.1e}")
+    axes.plot(search.rates, search.losses, color="#777777", alpha=0.5, linewidth=0.8, label="each step")
+    axes.plot(search.rates, search.means, color="#0072b2", linewidth=2, label="moving average")
+    if search.found:
+        axes.axvline(search.suggestion, color="#d55e00", label=f"suggestion: {search.suggestion:.1e}")
     axes.set(xscale="log", xlabel="learning rate", title="loss while the learning rate rises")
-    axes.set_ylim(top=1.1 * max(found.losses[: len(found.losses) // 2 + 1]))
+    axes.set_ylim(top=1.1 * max(search.losses[: len(search.losses) // 2 + 1]))
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
-    with replacing(path) as aside:
-        figure.savefig(aside, format="png", dpi=110)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)

@@ -1,8 +1,8 @@
-"""A projector made anew, before which phrases that the model has not learned lie apart from the first step on.
+"""Reinitialization of the projector, so that phrases that are new to the model differ from the first step.
 
-The states of [SEG] after two unknown phrases are nearly the same: for 25 names of coronary segments and `tiny` as it is
-shipped their mean cosine is 0.88, for random weights 0.99. A projector that was trained on other phrases sees only what
-told *those* apart. Training then settles on one mask for all phrases, and stays there.
+The language model's states at [SEG] are nearly the same for two unknown phrases: for 25 names of coronary segments their
+mean cosine is 0.88 with the shipped `tiny`, and 0.99 with random weights. A projector trained on other phrases ignores the
+differences between these. Training then ends in prompt collapse: one mask for all phrases.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from vesalius.models.vlm import embed_batch, prefill, reset_rope
 from vesalius.types import Item, Sample
 
 MOST_PHRASES = 100
-"""The first so many of the data are fitted to; what tells these apart serves for others, too."""
+"""Number of phrases, from the first, that are fitted; the directions that separate them also separate others."""
 QUESTIONS = 400
-"""So many are asked, or more: the fewer phrases, the more images, of whose differences nothing else tells."""
+"""Minimum number of questions: with few phrases, more images are used to measure the variation between images."""
 FEWEST_IMAGES = 12
-"""However many phrases there are."""
+"""Minimum number of images."""
 HELD_OUT = 4
-"""One in so many images is not fitted to: it shows what has been reached."""
-AT_ONCE = 8
-"""Questions in one pass of the language model."""
+"""One image in 4 is held out to measure the result."""
+PHRASES_AT_ONCE = 8
+"""Phrases per forward pass of the language model."""
 RIDGE = 1e-3
-"""Added to the variance of each direction, as a share of the mean one: what is but rounding stays small."""
-TOO_ALIKE = 0.7
-"""Mean cosine between the prompts of two phrases from which on the fit has not set them apart."""
-APART = 0.5
-"""And below which the projector told them apart already. As shipped, `tiny` has -0.2 for the two phrases that it knows,
-and 0.7 for 25 that it does not."""
+"""Ridge added to each variance, as a share of the mean variance, against rounding errors."""
+INSEPARABLE = 0.7
+"""Mean cosine between prompt embeddings of two phrases from which on the fit counts as failed."""
+SEPARATED = 0.5
+"""Mean cosine below which the old projector already separated the phrases. The shipped `tiny` has -0.2 for its two
+phrases, and 0.7 for 25 new ones."""
 
 
 def fit_projector(
@@ -47,98 +47,104 @@ def fit_projector(
     seed: int,
     on_note: Callable[[str], None] = lambda note: None,
 ) -> None:
-    """Draw the projector again and fit it to the phrases of the samples; notes what is done and what was reached.
+    """Reinitialize the projector randomly and fit it to the phrases of the samples; `on_note` receives the result.
 
-    What tells phrases apart comes to count as much as anything, after Fisher's linear discriminant; then each unit of
-    both layers gets mean 0 and variance 1, as in Krähenbühl et al. 2016 (arXiv 1511.06856). Single images are asked
-    about, of clips their frames. Computes on `device`, where the model stays, in eval mode. SettingError for fewer than
-    two phrases or a question that cannot be asked, TrainingError where the model does not tell them apart at all; errors
-    as for `load_item`.
+    The first layer is multiplied by a whitening and a projection on the directions between phrases (Fisher's linear
+    discriminant). Then each unit of both layers is normalized to mean 0 and variance 1 (Krähenbühl et al. 2016, arXiv
+    1511.06856). Questions are about single images or frames. The model moves to `device` and stays there in eval mode.
+    Raises SettingError for fewer than two phrases, TrainingError if the language model gives all phrases the same state,
+    and errors as `load_item` does.
     """
     known = _phrases(samples)
     phrases = known[:MOST_PHRASES]
-    places = _places(len(samples), len(phrases), len(opened.processor.spec.prompt.questions))
-    distinct = np.unique(places)
-    which = f"{len(phrases)}" if phrases == known else f"the first {len(phrases)} of {len(known)}"
-    on_note(f"fitting a projector to {which} phrases, each asked about {len(distinct)} images")
-    shown = torch.from_numpy(np.isin(places, distinct[HELD_OUT - 1 :: HELD_OUT]))
+    indices = _image_indices(len(samples), len(phrases), len(opened.processor.spec.prompt.questions))
+    distinct = np.unique(indices)
+    count = f"{len(phrases)}" if phrases == known else f"the first {len(phrases)} of {len(known)}"
+    on_note(f"fitting a projector to {count} phrases on {len(distinct)} images")
+    held_out = torch.from_numpy(np.isin(indices, distinct[HELD_OUT - 1 :: HELD_OUT]))
     model = opened.model.to(device).eval()
     with torch.no_grad():
-        states = seg_states(opened, [samples[place] for place in places], phrases).float()
-        fitted_to, others = states[~shown], states[shown] if shown.any() else states
-        before = likeness(model.projector(others))
+        states = seg_states(opened, [samples[index] for index in indices], phrases).float()
+        fitted, tested = states[~held_out], states[held_out] if held_out.any() else states
+        before = mean_cosine(model.projector(tested))
         first, second = model.projector.linear_1, model.projector.linear_2
         generator = torch.Generator().manual_seed(seed)
         for layer in (first, second):
-            _redraw(layer, generator)
-        first.weight.copy_(first.weight @ _set_apart(fitted_to))
-        _standardize(first, fitted_to.flatten(0, 1))
-        _standardize(second, torch.relu(first(fitted_to.flatten(0, 1))))
-        after = likeness(model.projector(others))
+            _reinitialize(layer, generator)
+        first.weight.copy_(first.weight @ _separation(fitted))
+        _standardize(first, fitted.flatten(0, 1))
+        _standardize(second, torch.relu(first(fitted.flatten(0, 1))))
+        after = mean_cosine(model.projector(tested))
     if not np.isfinite(after):
         raise TrainingError(
-            "projector: fitted cannot set the phrases apart: the language model answers all of them from one state"
+            "projector: fitted cannot separate the phrases: the language model has the same state for all of them",
+            code="inseparable_phrases",
+            field="projector",
         )
     on_note(
-        f"projector fitted: the mean cosine between the prompts of two phrases is {after:.2f}, and was {before:.2f}"
-        + (", about images that it was not fitted to" if shown.any() else "")
-        + (": THEY ARE STILL ALIKE" if after > TOO_ALIKE else "")
-        + ("; IT TOLD THEM APART BEFORE, which is lost: leave projector at kept" if before < APART else "")
+        f"projector fitted: mean cosine between the embeddings of two phrases {after:.2f}, before {before:.2f}"
+        + (", on held-out images" if held_out.any() else "")
+        + (": THE PHRASES ARE STILL NOT SEPARATED" if after > INSEPARABLE else "")
+        + ("; THE OLD PROJECTOR SEPARATED THEM: use projector: kept" if before < SEPARATED else "")
     )
 
 
 def _phrases(samples: Sequence[Sample]) -> tuple[str, ...]:
-    """Those of the samples in order of first appearance, without spaces around them, which no question has."""
+    """Phrases of the samples in order of first appearance, stripped of surrounding spaces."""
     phrases = tuple(dict.fromkeys(phrase.strip() for sample in samples for phrase in sample.prompts))
     if len(phrases) < 2:
         raise SettingError(
-            f"projector: fitted sets phrases apart, but the training images have only {', '.join(phrases) or 'none'}; "
-            "leave it out"
+            f"projector: fitted needs two or more phrases, but the training images have only "
+            f"{', '.join(phrases) or 'none'}; use projector: kept",
+            code="conflicting_settings",
+            field="projector",
         )
     return phrases
 
 
-def _places(samples: int, phrases: int, questions: int) -> Int64[np.ndarray, " i"]:
-    """Which samples are asked about, spread over all; where they are few, each several times, but no question twice."""
+def _image_indices(samples: int, phrases: int, questions: int) -> Int64[np.ndarray, " i"]:
+    """Evenly spread sample indices; few samples repeat, but at most once per question of the template."""
     count = min(max(FEWEST_IMAGES, QUESTIONS // phrases), samples * questions)
     return np.linspace(0, samples - 1, count).round().astype(np.int64)
 
 
 def seg_states(opened: OpenedModel, samples: Sequence[Sample], phrases: Sequence[str]) -> torch.Tensor:
-    """float (i, n, hidden): what the projector reads of i samples and n phrases, answered with [SEG].
+    """Language model states at [SEG], float (i, n, hidden), for i samples and n phrases.
 
-    The template's questions take turns, so that what differs between them does not look like what differs between
-    phrases.
+    The questions of the template alternate, so that their differences count as variation within a phrase.
     """
     found = []
-    for which, sample in enumerate(samples):
+    for index, sample in enumerate(samples):
         item = load_item(sample)
-        parts = [tuple(phrases[first : first + AT_ONCE]) for first in range(0, len(phrases), AT_ONCE)]
+        parts = [
+            tuple(phrases[first : first + PHRASES_AT_ONCE])
+            for first in range(0, len(phrases), PHRASES_AT_ONCE)
+        ]
         asked = [Item(item.id, item.frames, part) for part in parts]
-        found.append(torch.cat([_states_of(opened, each, which) for each in asked]))
+        found.append(torch.cat([_states_of(opened, each, index) for each in asked]))
     return torch.stack(found)
 
 
-def _states_of(opened: OpenedModel, item: Item, which: int) -> torch.Tensor:
-    """float (n, hidden): of the prompts of an image, all asked by the template's question of that number."""
+def _states_of(opened: OpenedModel, item: Item, question: int) -> torch.Tensor:
+    """States at [SEG], float (n, hidden), for the phrases of one image, all asked by question number `question`."""
     model = opened.model
     reset_rope(model.vlm)
-    batch = opened.processor.collate([item], [which] * len(item.prompts))
+    batch = opened.processor.collate([item], [question] * len(item.prompts))
     batch = batch.to(model.projector.linear_1.weight.device)
     inputs = embed_batch(model.vlm, batch)
     states, _ = prefill(model.vlm, inputs, batch, model.seg_before_norm, DynamicCache())
     return states.seg[batch.input_ids[:, -states.seg.shape[1] :] == model.seg_id]
 
 
-def _set_apart(states: torch.Tensor) -> torch.Tensor:
-    """(hidden, hidden): what takes states (i, n, hidden) of n phrases to where phrases, and nothing else, lie apart.
+def _separation(states: torch.Tensor) -> torch.Tensor:
+    """Matrix (hidden, hidden) that keeps the differences between phrases of states (i, n, hidden), and removes others.
 
-    All directions are whitened and then weighed by the share of their variance that is between phrases: that within
-    one, from image to image and from question to question, goes.
+    All directions are whitened, and then weighted by their share of variance between phrases. Variation within a phrase,
+    over images and questions, is suppressed.
     """
-    centerd = (states - states.mean(dim=(0, 1))).double().cpu()
-    means = centerd.mean(dim=0)
-    covariance = torch.einsum("ind,ine->de", centerd, centerd) / (centerd.shape[0] * centerd.shape[1])
+    centered = (states - states.mean(dim=(0, 1))).double().cpu()
+    means = centered.mean(dim=0)
+    covariance = torch.einsum("ind,ine->de", centered, centered) / (centered.shape[0] * centered.shape[1])
     variances, directions = torch.linalg.eigh(covariance)
     scales = (variances.clamp(min=0) + RIDGE * variances.mean()).rsqrt()
     whitening = directions * scales @ directions.T
@@ -146,25 +152,28 @@ def _set_apart(states: torch.Tensor) -> torch.Tensor:
     return (between @ whitening).to(states)
 
 
-def _redraw(layer: nn.Linear, generator: torch.Generator) -> None:
-    """Random weights that keep the variance of what a ReLU gives, and biases of 0."""
-    weight = torch.empty(layer.weight.shape)  # on the CPU, for the same numbers on any device
+def _reinitialize(layer: nn.Linear, generator: torch.Generator) -> None:
+    """He initialization for ReLU, and zero biases."""
+    weight = torch.empty(layer.weight.shape)  # on the CPU, so that every device gets the same numbers
     nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=generator)
     layer.weight.copy_(weight)
     nn.init.zeros_(layer.bias)
 
 
 def _standardize(layer: nn.Linear, inputs: torch.Tensor) -> None:
-    """Give each output of `inputs` (m, d) mean 0 and variance 1; an output that never differs is then not finite."""
+    """Scale and shift the layer so that its outputs on `inputs` (m, d) have mean 0 and variance 1.
+
+    A constant output becomes NaN or infinite.
+    """
     outputs = layer(inputs)
     spread = outputs.std(dim=0)
     layer.weight.div_(spread[:, None])
     layer.bias.sub_(outputs.mean(dim=0)).div_(spread)
 
 
-def likeness(prompts: torch.Tensor) -> float:
-    """Mean cosine between the prompts (i, n, c) of two phrases about one image."""
+def mean_cosine(prompts: torch.Tensor) -> float:
+    """Mean cosine between the embeddings `prompts` (i, n, c) of two phrases on one image."""
     unit = nn.functional.normalize(prompts.float(), dim=-1)
     cosines = unit @ unit.transpose(-1, -2)
-    apart = ~torch.eye(cosines.shape[-1], dtype=torch.bool, device=cosines.device)
-    return cosines[:, apart].mean().item()
+    different = ~torch.eye(cosines.shape[-1], dtype=torch.bool, device=cosines.device)
+    return cosines[:, different].mean().item()

@@ -1,393 +1,295 @@
-"""From a recipe to a run folder: open, check and write down everything, then hand over to the loop."""
+"""Train by a recipe: start a run, resume one, or search a learning rate."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from vesalius.config import read_settings
-from vesalius.data.augment import AugmentSettings
-from vesalius.data.dataset import Dataset, load_item, open_dataset
-from vesalius.data.decoders.frame_files import FrameReader
+from vesalius.config import make_settings, read_settings
 from vesalius.errors import SettingError, TrainingError
-from vesalius.files import check_outside, write_text
-from vesalius.lineage import commit, fingerprint_samples, hash_pixels, perceptual_hash, versions
-from vesalius.models.cards import CARD, ModelCard, ThresholdOrigin
-from vesalius.models.checkpoint import OpenedModel, merged, new_model, open_model
-from vesalius.models.reference import resolve_model
-from vesalius.models.stored_model import fingerprint_model
-from vesalius.models.token_rows import new_tokens
-from vesalius.models.trainable import set_trainable
-from vesalius.training.distributed import Engine, start_engine
-from vesalius.training.learner import Learner, TextSegLearner
-from vesalius.training.loader import Feed
-from vesalius.training.loop import Run, run_loop
-from vesalius.training.lr_finder import Search, draw_search, find_rate
-from vesalius.training.mixture import Mixture, TaskSettings, open_mixture
-from vesalius.training.monitoring import Watch, finish, make_average, read_beside
+from vesalius.files import write_text
+from vesalius.lineage import commit, versions
+from vesalius.models.cards import CARD, ModelCard, ThresholdOrigin, read_any_card
+from vesalius.training.context import Monitoring, TrainingContext, ignore
+from vesalius.training.distributed import Process, join_processes
+from vesalius.training.early_stopping import best_line, compare_with_baseline, overfit_result
+from vesalius.training.loop import run_loop
+from vesalius.training.lr_finder import LrSearch, draw_search, search_lr
 from vesalius.training.optimizer_state import read_optimizer
-from vesalius.training.projector import fit_projector
-from vesalius.training.resumption import check_batches, find_changes
-from vesalius.training.run_folder import RunFolder, TrainState
+from vesalius.training.preparation import Prepared, prepare
+from vesalius.training.run_folder import MERGED, RunFolder, TrainState
+from vesalius.training.runs import flatten
 from vesalius.training.settings import RunSettings
 from vesalius.training.trackers import check_trackers, open_trackers
-from vesalius.training.unet_learner import open_unet_learner, trains_unet
 
-
-def train(
-    settings: RunSettings,
-    *,
-    resume: bool = False,
-    overfit: int | None = None,
-    on_note: Callable[[str], None] = lambda note: None,
-    on_step: Callable[[dict[str, Any]], None] = lambda line: None,
-    on_validation: Callable[[dict[str, Any]], None] = lambda line: None,
-) -> Path:
-    """Fine-tune, and return the run folder, whose `best` and `last` are bundles.
-
-    `resume` continues the run in `settings.out`. `overfit` trains and validates on the first that many training
-    samples without augmentation: a model that cannot learn those by heart cannot learn anything.
-    """
-    check_trackers(settings.trackers or ())
-    engine = start_engine(settings.precision)
-    if not engine.is_main:
-        on_note = on_step = on_validation = _say_nothing
-    run_folder = RunFolder(settings.out)
-    with ExitStack() as held:
-        if resume:
-            run_folder.last()
-        if engine.is_main:
-            run_folder.hold(held) if resume else run_folder.check_new()
-        changes = find_changes(settings, run_folder) if resume else []
-        with run_folder.reading_last() if resume else nullcontext():
-            learner, card, origin = _open_learner(settings, resume, overfit, on_note)
-        if resume:
-            overfit = card.lineage.get("overfit")
-        train_set, val_set = _open_data(settings, overfit)
-        mixture = open_mixture(
-            train_set.samples, settings.tasks, settings.data.questions, overfit is not None
-        )
-        for note in _describe(train_set, val_set, mixture):
-            on_note(note)
-        images, hashes = _read_all(mixture, val_set, learner, on_note if overfit is None else _say_nothing)
-        data = mixture.fingerprint()
-        if resume:
-            card = _continue_card(settings, card, data)
-        else:
-            _fit_projector(settings, engine, learner, train_set, on_note)
-            begun = {"data": data, "overfit": overfit, "settings": settings.model_dump(mode="json")}
-            card = _begin_card(card, {**origin, **begun}, images, hashes)
-        run = _prepare(
-            settings, engine, learner, card, mixture, val_set, run_folder, overfit, on_step, on_validation
-        )
-        run.watch.on_note = on_note
-        if resume:
-            with run_folder.reading_last():
-                _continue(run, changes, on_note)
-        elif engine.is_main:
-            run_folder.create(_config_text(settings), _manifest(train_set, val_set, images), held)
-        _open_trackers(run, held)
-        engine.wait()
-        run_loop(run)
-        finish(run)
-        on_note(f"{run_folder.path}: best and last checkpoint, log.jsonl, curves.png")
-        engine.close()
-    return run_folder.path
-
-
-def search_rate(
-    settings: RunSettings,
-    picture: Path,
-    *,
-    on_note: Callable[[str], None] = lambda note: None,
-    on_progress: Callable[[float], None] = lambda share: None,
-) -> Search:
-    """Look for a learning rate for a recipe (`finder.py`), and draw what was tried; no run folder is made."""
-    engine = start_engine(settings.precision)
-    if not engine.is_main:
-        on_note = on_progress = _say_nothing
-    learner, card, _ = _open_learner(settings, False, None, on_note)
-    train_set, _ = _open_data(settings, None)
-    _fit_projector(settings, engine, learner, train_set, on_note)
-    mixture = open_mixture(train_set.samples, settings.tasks, settings.data.questions, False)
-    ignored = RunFolder(settings.out), None, _say_nothing, _say_nothing
-    found = find_rate(_prepare(settings, engine, learner, card, mixture, None, *ignored), on_progress)
-    on_note(str(found))
-    if engine.is_main:
-        draw_search(found, picture)
-    on_note(f"picture: {picture}")
-    engine.close()
-    return found
-
-
-def _describe(train_set: Dataset, val_set: Dataset | None, mixture: Mixture) -> Iterator[str]:
-    """What is trained and validated on, a line each."""
-    for dataset in (train_set, val_set) if val_set not in (None, train_set) else (train_set,):
-        yield f"{dataset.name}: {len(dataset.samples)} images, format {dataset.format}"
-        yield from dataset.notes
-    yield from mixture.notes()
-    if val_set is None or val_set is train_set or val_set.root != train_set.root:
-        return  # names of groups mean the same within one dataset only
-    trained, validated = ({sample.group for sample in each.samples} - {None} for each in (train_set, val_set))
-    if shared := len(trained & validated):
-        yield f"{shared} groups (patients, sequences) are both trained and validated on: the scores will be too good"
-
-
-def _say_nothing(_: object) -> None:
-    """What the processes beside the main one have to tell."""
-
-
-def _begin_card(
-    card: ModelCard, lineage: dict[str, Any], images: dict[str, str], hashes: list[str]
-) -> ModelCard:
-    """The card of a run that begins, from that of its start."""
-    return card.changed(
-        lineage=lineage,
-        # what the starting weights have seen, these have seen too
-        training_images=tuple(sorted({*(card.training_images or ()), *images.values()})),
-        trained_on_unknown=card.saw_unknown_images,
-        training_perceptual_hashes=tuple(sorted({*card.training_perceptual_hashes, *hashes})),
-        **UNTUNED,
-    )
-
-
+CHANGEABLE = frozenset(
+    "out data steps epochs minutes batch_size num_workers validate trackers save_every_minutes trainable.save".split()
+)
+"""Settings that may change when a run is resumed. Data are compared by content, `batch_size` over all processes."""
 UNTUNED: dict[str, Any] = {
     "threshold": 0.5,
     "threshold_origin": ThresholdOrigin(),
     "tuning_images": (),
     "tta": None,
 }
-"""Of a card: what was found for other weights does not hold for those that train."""
+"""Card fields that were tuned for other weights, reset to their defaults."""
 
 
-def _continue_card(settings: RunSettings, card: ModelCard, data: str) -> ModelCard:
-    """The card of a run that goes on, from that of its last checkpoint; TrainingError for other data."""
-    if card.lineage.get("data") != data:
+def train(
+    settings: RunSettings,
+    *,
+    overfit: int | None = None,
+    on_note: Callable[[str], None] = ignore,
+    on_step: Callable[[dict[str, Any]], None] = ignore,
+    on_validation: Callable[[dict[str, Any]], None] = ignore,
+) -> Path:
+    """Start a training run and return its folder, whose `best` and `last` are bundles.
+
+    `overfit` makes an overfit test: training and validation on the first that many training samples, without
+    augmentation. A setup that fails this test cannot learn.
+    """
+    check_trackers(settings.trackers or ())
+    process = join_processes(settings.precision)
+    monitoring = _monitoring(process, on_note, on_step, on_validation)
+    folder = RunFolder(settings.out)
+    with ExitStack() as held:
+        if process.is_main:
+            folder.check_new()
+        prepared = prepare(settings, process, monitoring, overfit=overfit)
+        prepared.fit_projector()
+        context = prepared.context(_first_card(prepared))
+        if process.is_main:
+            folder.create(_config_text(settings), _manifest(prepared), held)
+        state = TrainState(global_batch_size=settings.batch_size * process.world_size)
+        _run(context, state, held)
+    return folder.path
+
+
+def resume(
+    settings: RunSettings,
+    *,
+    on_note: Callable[[str], None] = ignore,
+    on_step: Callable[[dict[str, Any]], None] = ignore,
+    on_validation: Callable[[dict[str, Any]], None] = ignore,
+) -> Path:
+    """Continue the run in `settings.out` from its last checkpoint, and return its folder.
+
+    TrainingError if a setting outside `CHANGEABLE` or the content of the training data has changed.
+    """
+    check_trackers(settings.trackers or ())
+    process = join_processes(settings.precision)
+    monitoring = _monitoring(process, on_note, on_step, on_validation)
+    folder = RunFolder(settings.out)
+    with ExitStack() as held:
+        folder.last()
+        if process.is_main:
+            folder.hold(held)
+        changes = find_changes(settings, folder)
+        with folder.reading_last():
+            prepared = prepare(settings, process, monitoring, resume=True)
+        context = prepared.context(_next_card(prepared))
+        with folder.reading_last():
+            state = _restore(context)
+        monitoring.on_note(f"resumed at step {state.step}")
+        if context.validation_samples and state.validated_step and not folder.lines(folder.validation):
+            monitoring.on_note("no earlier validation is stored: `best` is chosen among new validations")
+        for change in changes:
+            monitoring.on_note(f"changed: {change}")
+        _run(context, state, held)
+    return folder.path
+
+
+def find_lr(
+    settings: RunSettings,
+    picture: Path,
+    *,
+    on_note: Callable[[str], None] = ignore,
+    on_progress: Callable[[float], None] = ignore,
+) -> LrSearch:
+    """Search a learning rate for a recipe and draw the search; makes no run folder."""
+    process = join_processes(settings.precision)
+    monitoring = _monitoring(process, on_note)
+    prepared = prepare(settings, process, monitoring, read_all=False)
+    prepared.fit_projector()
+    search = search_lr(prepared.context(prepared.card), on_progress if process.is_main else ignore)
+    monitoring.on_note(str(search))
+    if process.is_main:
+        draw_search(search, picture)
+    monitoring.on_note(f"picture: {picture}")
+    process.close()
+    return search
+
+
+def _monitoring(
+    process: Process,
+    on_note: Callable[[str], None],
+    on_step: Callable[[dict[str, Any]], None] = ignore,
+    on_validation: Callable[[dict[str, Any]], None] = ignore,
+) -> Monitoring:
+    """Only the main process reports."""
+    return Monitoring(on_note, on_step, on_validation) if process.is_main else Monitoring()
+
+
+def _run(context: TrainingContext, state: TrainState, held: ExitStack) -> None:
+    """Train to the end, with trackers open until `held` closes."""
+    if context.process.is_main:
+        context = _with_trackers(context, state, held)
+    context.process.barrier()
+    run_loop(context, state)
+    if context.process.is_main:
+        _conclude(context, state)
+    context.monitoring.on_note(f"{context.folder.path}: best and last checkpoint, log.jsonl, curves.png")
+    context.process.close()
+
+
+def _with_trackers(context: TrainingContext, state: TrainState, held: ExitStack) -> TrainingContext:
+    settings, monitoring = context.settings, context.monitoring
+    trackers, note = open_trackers(
+        settings.trackers,
+        context.folder.path,
+        settings.model_dump(mode="json"),
+        state.step,
+        monitoring.on_note,
+    )
+    held.callback(trackers.close)
+    if note is not None:
+        monitoring.on_note(note)
+    return replace(context, monitoring=replace(monitoring, trackers=trackers))
+
+
+def _conclude(context: TrainingContext, state: TrainState) -> None:
+    """Merge the adapter of `best` if asked for, and report the result of the run in one sentence."""
+    settings, folder = context.settings, context.folder
+    metric = settings.validate_.metric
+    lines = folder.lines(folder.validation)
+    if settings.trainable.save == "merged":
+        best = best_line(lines, metric)
+        step = best["step"] if best else state.step
+        folder.merge_best(lambda merged: context.write_card(merged, step, best))
+    if not context.validation_samples:
+        return
+    if context.card.lineage.get("overfit"):
+        context.monitoring.on_note(overfit_result(lines))
+    elif result := compare_with_baseline(lines, metric):
+        context.monitoring.on_note(result)
+
+
+def _first_card(prepared: Prepared) -> ModelCard:
+    """Card of a new run, from that of its starting model."""
+    card = prepared.card
+    lineage = {
+        **prepared.origin,
+        "data": prepared.mixture.fingerprint(),
+        "overfit": prepared.overfit,
+        "settings": prepared.settings.model_dump(mode="json"),
+    }
+    images = prepared.image_hashes.values()
+    hashes = {*card.training_perceptual_hashes, *prepared.perceptual_hashes}
+    return card.changed(
+        lineage=lineage,
+        # the training images of the starting model count as training images of this one
+        training_images=tuple(sorted({*(card.training_images or ()), *images})),
+        trained_on_unknown=card.saw_unknown_images,
+        training_perceptual_hashes=tuple(sorted(hashes)),
+        **UNTUNED,
+    )
+
+
+def _next_card(prepared: Prepared) -> ModelCard:
+    """Card of a resumed run, from that of its last checkpoint; TrainingError if the training data differ."""
+    card, settings = prepared.card, prepared.settings
+    if card.lineage.get("data") != prepared.mixture.fingerprint():
         raise TrainingError(
-            f"{settings.data.train}: is not what the run was trained on (other images, masks, phrases or "
-            "questions); "
-            "start a new run from its checkpoint instead"
+            f"{settings.data.train}: differs from the data of this run (other images, masks, phrases or conversations); "
+            "start a new run from its checkpoint instead",
+            code="changed_data",
+            path=settings.data.train,
+            field="data.train",
         )
     lineage = {**card.lineage, "settings": settings.model_dump(mode="json")}
     return card.changed(lineage=lineage, **UNTUNED)
 
 
-def _continue(run: Run, changes: list[str], on_note: Callable[[str], None]) -> None:
-    """Bring a run to where its last checkpoint stands."""
-    state = run.run_folder.read_state()
-    check_batches(run.settings, state, run.engine)
-    read_optimizer(run.run_folder.last(), run.learner.module, run.optimizer)
-    read_beside(run, run.run_folder.last())
-    run.state, run.saved_step = state, state.step
-    if run.engine.is_main:
-        run.run_folder.rewind(state)
-        write_text(run.run_folder.path / "config.yaml", _config_text(run.settings))
-    on_note(f"resumed at step {state.step}")
-    if run.val and state.validated and not run.run_folder.lines(run.run_folder.validation):
-        on_note("no validation is kept: `best` is chosen among those that come now")
-    for change in changes:
-        on_note(f"changed: {change}")
+def _restore(context: TrainingContext) -> TrainState:
+    """Restore state, optimizer and average from the last checkpoint, and rewind the logs to it."""
+    folder, settings = context.folder, context.settings
+    state = folder.read_state()
+    check_batch_size(settings, state, context.process.world_size)
+    read_optimizer(folder.last(), context.learner.module, context.optimizer)
+    if context.average is not None:
+        context.average.load(folder.last())
+    if context.process.is_main:
+        folder.rewind(state)
+        write_text(folder.path / "config.yaml", _config_text(settings))
+    return state
 
 
-def _read_all(
-    mixture: Mixture, val_set: Dataset | None, learner: Learner, on_note: Callable[[str], None]
-) -> tuple[dict[str, str], list[str]]:
-    """Id -> hash of the pixels of each training image; and the perceptual hash of each. Notes what is validated on too.
+def find_changes(settings: RunSettings, folder: RunFolder) -> list[str]:
+    """One sentence for each changed setting; TrainingError for changes that are not possible.
 
-    Reads every image, mask and conversation, and asks for every phrase, so that nothing in them can stop the run later: raises
-    DataError or SettingError for the first that is wrong.
+    Earlier settings come from the last checkpoint, because users may edit `config.yaml`.
     """
-    samples = (*mixture.samples, *(val_set.samples if val_set else ()))
-    for phrase in {prompt for sample in samples for prompt in sample.prompts}:
-        learner.check_phrase(phrase)
-    images, hashes, sizes = {}, [], {}
-    with FrameReader() as reader:
-        validated = [
-            hash_pixels(load_item(sample, reader).frames[0])
-            for sample in (val_set.samples if val_set else ())
-        ]
-        for sample in mixture.samples:
-            item = load_item(sample, reader)
-            images[item.id], sizes[item.id] = hash_pixels(item.frames[0]), item.size
-            hashes.append(perceptual_hash(item.frames[0]))
-    shared = len(set(images.values()).intersection(validated))
-    if shared:
-        on_note(f"{shared} validation images are trained on too: the scores will be too good")
-    mixture.check_sizes(sizes)
-    for conversation in mixture.conversations:
-        item = conversation.load()
-        try:
-            learner.check_turns(item.turns, item.size)
-        except SettingError as error:
-            raise SettingError(f"{conversation.sample.source}: {error}") from error
-        images[item.id] = hash_pixels(item.frames[0])
-        hashes.append(perceptual_hash(item.frames[0]))
-    return images, hashes
+    last = folder.last()
+    with folder.reading_last():
+        before = make_settings(RunSettings, read_any_card(last).lineage["settings"], str(last))
+    old, new = flatten(before.model_dump()), flatten(settings.model_dump())
+    changed = [name for name in {**old, **new} if old.get(name) != new.get(name) and name != "out"]
+    if refused := [name for name in changed if not {name, name.partition(".")[0]} & CHANGEABLE]:
+        listed = ", ".join(f"{name} (it was {old.get(name)})" for name in refused)
+        raise TrainingError(
+            f"{settings.out}: {listed} cannot change in a resumed run; start a new run from its checkpoint instead",
+            code="changed_setting",
+            path=settings.out,
+            field=refused[0],
+        )
+    best = (settings.out / "best").resolve().name
+    if new.get("trainable.save") == "adapter" and best.endswith(MERGED):
+        raise TrainingError(
+            f"{settings.out}: trainable.save: adapter is not possible any more, because best ({best}) is merged; the "
+            f"adapter of the last step is still in {settings.out / 'last'}",
+            code="changed_setting",
+            path=settings.out,
+            field="trainable.save",
+        )
+    return [f"{name}: {new.get(name)}; it was {old.get(name)}" for name in changed]
+
+
+def check_batch_size(settings: RunSettings, state: TrainState, world_size: int) -> None:
+    """Raise TrainingError if a batch over all processes would have another number of images than before."""
+    images = settings.batch_size * world_size
+    if images != state.global_batch_size:
+        raise TrainingError(
+            f"{settings.out}: a batch had {state.global_batch_size} images over all processes and would now have {images} "
+            f"({world_size} with batch_size {settings.batch_size}): start as many processes as before, or change "
+            "batch_size",
+            code="changed_setting",
+            path=settings.out,
+            field="batch_size",
+        )
 
 
 def read_run_settings(recipe: Path, changes: list[str]) -> RunSettings:
-    """The settings of a recipe, or of a run folder's `config.yaml`, after `changes` such as `optim.lr=1e-4`.
+    """Settings from a recipe, or from a run folder's `config.yaml`, after `changes` such as `optim.lr=1e-4`.
 
-    SettingError as for `read_settings`, for a checkpoint in the place of its run, and for another `out` of a run.
+    SettingError as in `read_settings`, for a checkpoint instead of its run, and for a new `out` of an existing run.
     """
     if recipe.is_dir() and (recipe / CARD).is_file():
-        raise SettingError(f"{recipe}: is a checkpoint; name its run, in which it is last or best")
-    if recipe.is_dir() and any(change.startswith("out=") for change in changes):
-        raise SettingError(f"{recipe}: a run goes on in its own folder; leave out out=")
-    return read_settings(RunSettings, recipe / "config.yaml" if recipe.is_dir() else recipe, changes)
-
-
-def _open_data(settings: RunSettings, overfit: int | None) -> tuple[Dataset, Dataset | None]:
-    prompt = settings.data.prompt
-    for place in (settings.data.train, settings.data.val):
-        if place is not None and place.is_dir():  # its reader would meet the run's pictures
-            check_outside(settings.out, place)
-    train_set = open_dataset(
-        settings.data.train, split=_split_at(settings.data.train, "train"), prompt=prompt
-    ).annotated()
-    if overfit is not None:
-        if overfit < 1:
-            raise SettingError(f"--overfit must be at least 1; got {overfit}")
-        if overfit > len(train_set.samples):
-            raise SettingError(
-                f"--overfit {overfit}: there are only {len(train_set.samples)} training images"
-            )
-        train_set = train_set.first(overfit)
-        return train_set, train_set
-    if settings.data.val is None:
-        return train_set, None
-    return train_set, open_dataset(
-        settings.data.val, split=_split_at(settings.data.val, "val"), prompt=prompt
-    ).annotated()
-
-
-def _split_at(data: Path, name: str) -> str | None:
-    """The split to ask for, where a folder has one of that name."""
-    return name if (data / f"annotations.{name}.json").is_file() else None
-
-
-def _open_learner(
-    settings: RunSettings, resume: bool, overfit: int | None, on_note: Callable[[str], None]
-) -> tuple[Learner, ModelCard, dict[str, Any]]:
-    """The model to start from, ready to train; its card; and where it comes from."""
-    if trains_unet(settings, resume):
-        if settings.tasks != TaskSettings():
-            raise SettingError("tasks: are for a model that reads text; a U-Net learns masks alone")
-        samples = () if resume else _open_data(settings, overfit)[0].samples
-        phrases = list(dict.fromkeys(prompt for sample in samples for prompt in sample.prompts))
-        unet, origin, notes = open_unet_learner(settings, resume, phrases)
-        for note in notes:
-            on_note(note)
-        return unet, unet.opened.card, origin
-    if settings.unet is not None:
-        raise SettingError("unet: is for a U-Net; leave it out, or begin one with model=unet")
-    opened, origin = _open_model(settings, resume)
-    tokens = new_tokens(opened.processor.tokenizer)
-    groups = set_trainable(opened.model, settings.trainable, tokens, settings.seed)
-    if idle := [name for name in settings.optim.lr_multipliers if name not in groups]:
-        on_note(
-            f"optim.lr_multipliers: {', '.join(idle)} does not train, so that its multiplier takes no part"
+        raise SettingError(
+            f"{recipe}: is a checkpoint; name its run, in which it is last or best",
+            code="no_run",
+            path=recipe,
         )
-    return TextSegLearner(opened, groups, settings.loss), opened.card, origin
-
-
-def _fit_projector(
-    settings: RunSettings, engine: Engine, learner: Learner, data: Dataset, on_note: Callable[[str], None]
-) -> None:
-    """Where the settings say so; a U-Net has none."""
-    if settings.projector == "fitted" and isinstance(learner, TextSegLearner):
-        device = torch.device("cpu") if engine.shards else engine.device
-        fit_projector(learner.opened, data.samples, device, settings.seed, on_note)
-
-
-def _open_model(settings: RunSettings, resume: bool) -> tuple[OpenedModel, dict[str, Any]]:
-    """The model to start from, and where it comes from."""
-    if settings.init == "random" and not resume:
-        if Path(settings.model).is_dir():
-            raise SettingError(
-                f"init: random makes new weights of tiny alone; {settings.model} has its own: leave it out"
-            )
-        return new_model(settings.model, settings.seed), {"start": f"random weights, seed {settings.seed}"}
-    folder = RunFolder(settings.out).last() if resume else resolve_model(settings.model).folder
-    opened = open_model(folder)
-    if opened.has_adapter and not resume:
-        opened = merged(opened)
-    origin = {
-        "start": settings.model,
-        "start_fingerprint": fingerprint_model(folder),
-        "start_lineage": opened.card.lineage,
-    }
-    return opened, origin
-
-
-def _prepare(
-    settings: RunSettings,
-    engine: Engine,
-    learner: Learner,
-    card: ModelCard,
-    mixture: Mixture,
-    val_set: Dataset | None,
-    run_folder: RunFolder,
-    overfit: int | None,
-    on_step: Callable[[dict[str, Any]], None],
-    on_validation: Callable[[dict[str, Any]], None],
-) -> Run:
-    multipliers, optim = settings.optim.lr_multipliers, settings.optim
-
-    def make_optimizer() -> torch.optim.Optimizer:
-        groups = [
-            {"params": group, "multiplier": multipliers.get(name, 1.0)}
-            for name, group in learner.groups.items()
-        ]
-        betas, decay = optim.betas, optim.weight_decay
-        return torch.optim.AdamW(groups, lr=optim.lr, betas=betas, weight_decay=decay, fused=True)
-
-    model, optimizer = engine.prepare(learner, make_optimizer)
-    feed = Feed(
-        mixture=mixture,
-        learner=learner,
-        augment=AugmentSettings() if overfit else settings.augment,
-        batch=settings.batch_size,
-        seed=settings.seed,
-        workers=settings.num_workers,
-        rank=engine.rank,
-        ranks=engine.ranks,
-    )
-    val = list(val_set.samples[: settings.validate_.limit]) if val_set else []
-    return Run(
-        settings=settings,
-        learner=learner,
-        card=card,
-        feed=feed,
-        val=val,
-        val_fingerprint=fingerprint_samples(val) if val else "",
-        run_folder=run_folder,
-        engine=engine,
-        model=model,
-        optimizer=optimizer,
-        state=TrainState(images_a_batch=settings.batch_size * engine.ranks),
-        on_step=on_step,
-        on_validation=on_validation,
-        watch=Watch(average=make_average(learner.module, optim.ema_decay)),
-    )
-
-
-def _open_trackers(run: Run, held: ExitStack) -> None:
-    """Open them until `held` is closed, in the main process, and say where there are none."""
-    if not run.engine.is_main:
-        return
-    settings = run.settings.model_dump(mode="json")
-    trackers, note = open_trackers(
-        run.settings.trackers, run.run_folder.path, settings, run.state.step, run.watch.on_note
-    )
-    held.callback(trackers.close)
-    run.watch.trackers = trackers
-    if note is not None:
-        run.watch.on_note(note)
+    if recipe.is_dir() and any(change.startswith("out=") for change in changes):
+        raise SettingError(
+            f"{recipe}: a resumed run stays in its folder; remove out=",
+            code="conflicting_settings",
+            path=recipe,
+            field="out",
+        )
+    return read_settings(RunSettings, recipe / "config.yaml" if recipe.is_dir() else recipe, changes)
 
 
 def _config_text(settings: RunSettings) -> str:
@@ -395,10 +297,11 @@ def _config_text(settings: RunSettings) -> str:
     return f"# commit {commit() or 'unknown'}\n{made_with}{settings.to_yaml()}"
 
 
-def _manifest(train_set: Dataset, val_set: Dataset | None, images: dict[str, str]) -> dict[str, Any]:
+def _manifest(prepared: Prepared) -> dict[str, Any]:
+    train_set, val_set = prepared.train_set, prepared.val_set
     val = val_set.samples if val_set else ()
     return {
-        "train": {"data": str(train_set.root), "samples": images},
+        "train": {"data": str(train_set.root), "samples": prepared.image_hashes},
         "val": {"data": str(val_set.root) if val_set else None, "samples": [sample.id for sample in val]},
         "versions": versions(),
         "commit": commit(),

@@ -1,4 +1,4 @@
-"""The runs below a folder: how far each came, how good it became, and in which settings they differ."""
+"""List the runs below a folder: progress, best score, and the settings in which they differ."""
 
 from __future__ import annotations
 
@@ -18,54 +18,56 @@ from vesalius.files import hold_folder
 from vesalius.training.early_stopping import best_line, validations_since_best
 
 CONFIG, LOG, VALIDATION = "config.yaml", "log.jsonl", "validation.jsonl"
-ABOUT_THE_PLACE = ("out",)
-"""Settings in which runs always differ."""
+IGNORED_SETTINGS = ("out",)
+"""Settings that differ between all runs."""
 
 
 @dataclass(frozen=True)
-class Summary:
-    """One run, as far as its folder says."""
+class RunSummary:
+    """Summary of one run folder."""
 
     name: str
-    """Its path below the folder that was asked about."""
+    """Path below the listed folder."""
     state: str
     """`running`, `finished`, `stopped early`, `unfinished` or `damaged`."""
     step: int = 0
     progress: float | None = None
-    """Share of its length that is done; None where no step was."""
+    """Share of the run that is done; None before the first step."""
     metric: str | None = None
     best: float | None = None
     best_step: int | None = None
-    start: float | None = None
-    """The metric before the first step."""
+    baseline: float | None = None
+    """Metric before the first step."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """`optim.lr` -> value."""
+    """Flat settings, such as `optim.lr` -> value."""
     problems: tuple[str, ...] = ()
-    """What could not be read."""
+    """Files that could not be read, with the reason."""
 
 
-def list_runs(folder: Path) -> list[Summary]:
-    """Every run in the folder or below it, by name; SettingError where there is none.
+def list_runs(folder: Path) -> list[RunSummary]:
+    """Summaries of all runs in or below the folder, sorted by name; SettingError if there is none.
 
-    A damaged one is listed as such, with what is wrong.
+    A damaged run is listed with its problems.
     """
     if not folder.is_dir():
-        raise SettingError(f"{folder}: is no folder; name one that holds runs")
-    found = [_summarize(place, folder) for place in sorted(_find(folder))]
+        raise SettingError(f"{folder}: is not a folder; name one with runs", code="not_found", path=folder)
+    found = [_summarize(run, folder) for run in sorted(_find(folder))]
     if not found:
-        raise SettingError(f"{folder}: no run is in it: none of its folders holds {CONFIG} and {LOG}")
+        raise SettingError(
+            f"{folder}: has no run: none of its folders has {CONFIG} and {LOG}", code="no_run", path=folder
+        )
     return found
 
 
 def _find(folder: Path) -> Iterator[Path]:
-    for place, folders, files in os.walk(folder):
+    for path, folders, files in os.walk(folder):
         if CONFIG in files and (LOG in files or "manifest.json" in files):
             folders.clear()
-            yield Path(place)
+            yield Path(path)
         folders[:] = [name for name in folders if not name.startswith(".")]
 
 
-def _summarize(run: Path, folder: Path) -> Summary:
+def _summarize(run: Path, folder: Path) -> RunSummary:
     name = run.relative_to(folder).as_posix() if run != folder else run.resolve().name
     problems: list[str] = []
     settings = _read_settings(run / CONFIG, problems)
@@ -79,7 +81,7 @@ def _summarize(run: Path, folder: Path) -> Summary:
     patience = settings.get("validate.patience")
     if problems:
         state = "damaged"
-    elif _is_held(run):
+    elif _is_locked(run):
         state = "running"
     elif progress is not None and progress >= 1:
         state = "finished"
@@ -87,7 +89,7 @@ def _summarize(run: Path, folder: Path) -> Summary:
         state = "stopped early"
     else:
         state = "unfinished"
-    return Summary(
+    return RunSummary(
         name=name,
         state=state,
         step=log[-1]["step"] if log else 0,
@@ -95,7 +97,7 @@ def _summarize(run: Path, folder: Path) -> Summary:
         metric=metric,
         best=best[metric] if best else None,
         best_step=best["step"] if best else None,
-        start=next((line.get(metric) for line in validations if line["step"] == 0), None),
+        baseline=next((line.get(metric) for line in validations if line["step"] == 0), None),
         settings=settings,
         problems=tuple(problems),
     )
@@ -108,27 +110,27 @@ def _read_settings(path: Path, problems: list[str]) -> dict[str, Any]:
         problems.append(f"{path.name}: cannot be read ({' '.join(str(error).split())[:100]})")
         return {}
     if not isinstance(values, dict):
-        problems.append(f"{path.name}: holds no settings")
+        problems.append(f"{path.name}: has no settings")
         return {}
-    return flat(values)
+    return flatten(values)
 
 
 def _read_lines(path: Path, problems: list[str]) -> list[dict[str, Any]]:
-    """The whole lines of a log; a last one that is being written, or was cut by a crash, does not count."""
+    """The complete lines of a log; a last line that is cut or still being written is ignored."""
     if not path.exists():
         return []
     try:
         text = path.read_text(encoding="utf-8")
         lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
         if not all(isinstance(line["step"], int) for line in lines):
-            raise ValueError("a step is no number")
+            raise ValueError("a step is not a number")
     except (OSError, ValueError, KeyError, TypeError) as error:
         problems.append(f"{path.name}: cannot be read ({type(error).__name__}: {str(error)[:100]})")
         return []
     return lines
 
 
-def _is_held(run: Path) -> bool:
+def _is_locked(run: Path) -> bool:
     try:
         with ExitStack() as files:
             hold_folder(run, "run", files)
@@ -137,33 +139,33 @@ def _is_held(run: Path) -> bool:
     return False
 
 
-def flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """`optim.lr` -> value, for settings in settings."""
+def flatten(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested settings with flat names, such as `optim.lr` -> value."""
     values: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping) and value:
-            values |= flat(value, f"{before}{name}.")
+            values |= flatten(value, f"{before}{name}.")
         else:
             values[before + str(name)] = value
     return values
 
 
-def differing(runs: Sequence[Summary]) -> list[str]:
-    """Names of the settings that are not the same in all runs that have settings; missing ones count as another value."""
+def differing(runs: Sequence[RunSummary]) -> list[str]:
+    """Names of settings that differ between runs; a missing setting counts as a different value."""
     known = [run.settings for run in runs if run.settings]
     names = dict.fromkeys(name for settings in known for name in settings)
     return [
         name
         for name in names
-        if name not in ABOUT_THE_PLACE and len({repr(settings.get(name)) for settings in known}) > 1
+        if name not in IGNORED_SETTINGS and len({repr(settings.get(name)) for settings in known}) > 1
     ]
 
 
-def tabulate(runs: Sequence[Summary]) -> Iterator[str]:
-    """Lines for a terminal: a table of the runs, then what could not be read."""
+def tabulate(runs: Sequence[RunSummary]) -> Iterator[str]:
+    """Lines for a terminal: a table of the runs, then their problems."""
     names = differing(runs)
     head = ["run", "state", "step", "done", "best", "at step", "before", *names]
-    rows = [head, *([*_cells(run), *(_word(run.settings.get(name)) for name in names)] for run in runs)]
+    rows = [head, *([*_cells(run), *(_text(run.settings.get(name)) for name in names)] for run in runs)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -172,17 +174,17 @@ def tabulate(runs: Sequence[Summary]) -> Iterator[str]:
             yield f"{run.name}: {problem}"
 
 
-def _cells(run: Summary) -> list[str]:
+def _cells(run: RunSummary) -> list[str]:
     done = "–" if run.progress is None else f"{100 * min(1.0, run.progress):.0f} %"
     best = "–" if run.best is None else f"{run.metric} {run.best:.4g}"
-    before = "–" if run.start is None else f"{run.start:.4g}"
-    return [run.name, run.state, str(run.step), done, best, _word(run.best_step), before]
+    before = "–" if run.baseline is None else f"{run.baseline:.4g}"
+    return [run.name, run.state, str(run.step), done, best, _text(run.best_step), before]
 
 
-def _word(value: Any) -> str:
+def _text(value: Any) -> str:
     return "–" if value is None else str(value)
 
 
-def as_json(runs: Sequence[Summary]) -> dict[str, Any]:
-    """What `--json` prints."""
+def as_json(runs: Sequence[RunSummary]) -> dict[str, Any]:
+    """The result for `--json`."""
     return {"runs": [asdict(run) for run in runs], "differ_in": differing(runs)}

@@ -1,4 +1,4 @@
-"""The settings of a training run: what a recipe may say."""
+"""Settings of a training run, as in a recipe."""
 
 from __future__ import annotations
 
@@ -17,57 +17,57 @@ from vesalius.training.mixture import TaskSettings
 
 
 class TrainingData(Settings):
-    """Which datasets, in any supported format."""
+    """Datasets of a run, in any supported format."""
 
     train: Path
     val: Path | None = None
-    """Without it there is no validation, and the last checkpoint is the best."""
+    """Validation data; without it the last checkpoint counts as the best."""
     prompt: str | None = None
-    """Maps every phrase to this one; all objects of an image become one target."""
-    questions: Path | None = None
-    """Conversations about images, in the form of LLaVA's training files; `tasks.questions` says how many."""
+    """Phrase that replaces all phrases; the objects of an image become one target."""
+    conversations: Path | None = None
+    """Conversations about images in LLaVA's format; `tasks.conversations` is their weight."""
 
 
 class OptimSettings(Settings):
-    """AdamW with warm-up and cosine decay to a thousandth. The defaults are those of the published fine-tuning."""
+    """AdamW with warm-up and cosine decay to a thousandth of `lr`. Defaults are those of the published fine-tuning."""
 
     lr: float = Field(default=4e-5, gt=0)
     weight_decay: float = Field(default=0.05, ge=0)
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     max_grad_norm: float = Field(default=1.0, gt=0)
-    """Largest norm of the whole gradient."""
+    """Norm to which a larger gradient is clipped."""
     warmup_ratio: float = Field(default=0.05, ge=0, lt=1)
-    """Share of the run in which the rate rises to `lr`."""
+    """Share of the run in which the learning rate rises to `lr`."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
-    """Batches an optimizer step."""
+    """Batches per optimizer step."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
-    """Share that a running mean of the weights keeps at each step, such as 0.99; the mean is validated and saved. None:
-    the weights themselves are."""
+    """Decay of an exponential moving average of the weights, such as 0.99; the average is validated and saved. None: no
+    average."""
     lr_multipliers: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
-    """Factor on `lr` for a part of the model: vision encoder, language model, language head, projector, SAM
-    encoder, SAM decoder, new tokens. Others have 1."""
+    """Multiplier of `lr` per component: vision encoder, language model, language head, projector, SAM encoder, SAM
+    decoder, new tokens. Other components have 1."""
 
     @field_validator("lr_multipliers")
     @classmethod
-    def _multipliers_name_parts(cls, multipliers: dict[str, float]) -> dict[str, float]:
+    def _known_components(cls, multipliers: dict[str, float]) -> dict[str, float]:
         known = (*GROUPS, NEW_TOKENS)
         if unknown := [name for name in multipliers if name not in known]:
-            raise ValueError(f"no part of the model is called {unknown[0]!r}; known: {', '.join(known)}")
+            raise ValueError(f"the model has no component {unknown[0]!r}; known: {', '.join(known)}")
         return multipliers
 
 
 class ValidateSettings(Settings):
-    """When and on what to validate."""
+    """Validation schedule and metric."""
 
     every_epochs: int = Field(default=1, ge=1)
     limit: int | None = Field(default=None, ge=1)
-    """Only the first that many samples; None: all."""
+    """Number of samples, from the first; None: all."""
     metric: str = "dice"
-    """The mean by which the best checkpoint is chosen: any metric of `vesalius evaluate`, such as cldice or hd95_px."""
+    """Metric that chooses the best checkpoint: any of `vesalius evaluate`, such as cldice or hd95_px."""
     patience: int | None = Field(default=None, ge=1)
-    """The run ends after that many validations without a better one; None: it does not."""
+    """Early stopping: validations without improvement after which the run ends; None: no early stopping."""
     figures: int = Field(default=4, ge=0)
-    """Answers drawn at each validation, the same ones each time."""
+    """Number of answers drawn at each validation, the same ones each time."""
 
     @field_validator("metric")
     @classmethod
@@ -78,39 +78,39 @@ class ValidateSettings(Settings):
 
 
 class RunSettings(Settings):
-    """One run. Give exactly one of `steps`, `epochs` and `minutes`."""
+    """One training run. Give exactly one of `steps`, `epochs` and `minutes`."""
 
     model: str
-    """A bundle, a run, or a model name; `unet` begins a U-Net with a channel for each phrase of the data."""
+    """Starting model: a bundle, a run or a model name; `unet` is a new U-Net with one channel per phrase."""
     init: Literal["pretrained", "random"] = "pretrained"
-    """`random`: new weights, of `tiny` or of a U-Net."""
+    """`random`: randomly initialized weights, for `tiny` and the U-Net only."""
     projector: Literal["kept", "fitted"] = "kept"
-    """`fitted` makes it anew, for the phrases of the data to lie apart from the first step: for two or more that the model
-    has not learned yet."""
+    """`fitted`: reinitialize the projector so that it separates the phrases of the data from the first step; for two or
+    more phrases that are new to the model."""
     data: TrainingData
     unet: UNetShape | None = None
-    """Widths and patch of a U-Net that begins with `model: unet`; without it those of `UNetShape`."""
+    """Widths and patch size of a new U-Net (`model: unet`); None: the defaults of `UNetShape`."""
     trainable: TrainableSettings = TrainableSettings(preset="decoder")
-    """From the projector alone to all weights, by the name of a level; or with sizes of LoRA, 4 bits, checkpointing."""
+    """What trains: a preset from the projector alone to all weights, or a preset with LoRA sizes, 4 bits, checkpointing."""
     loss: LossSettings = LossSettings()
     steps: int | None = Field(default=None, ge=1)
     epochs: int | None = Field(default=None, ge=1)
     minutes: float | None = Field(default=None, gt=0)
-    """Time for training steps; validation comes on top. A run by minutes cannot be repeated to the digit."""
+    """Minutes of training steps, without validation. A run limited by time cannot be repeated exactly."""
     batch_size: int = Field(default=4, ge=1)
-    """Images in one batch of one process; each brings all its phrases."""
+    """Images per batch in each process, each with all its phrases."""
     num_workers: int = Field(default=1, ge=0)
-    """Threads that prepare the next batches; 0 prepares them in the loop."""
+    """Threads that load the next batches; 0 loads them in the loop."""
     precision: Literal["fp32", "bf16"] = "fp32"
     optim: OptimSettings = OptimSettings()
     augment: AugmentSettings = AugmentSettings()
     tasks: TaskSettings = TaskSettings()
     validate_: ValidateSettings = Field(default=ValidateSettings(), alias="validate")
     save_every_minutes: float = Field(default=15.0, gt=0)
-    """A checkpoint is written after that time, besides those before each validation."""
+    """Minutes between checkpoints; each validation also writes one."""
     trackers: tuple[str, ...] | None = None
-    """Programs that also get the numbers: tensorboard, wandb, mlflow and others of Accelerate, with files in the run
-    folder. None: TensorBoard where it is installed; []: none."""
+    """Experiment trackers of Accelerate: tensorboard, wandb, mlflow and others, with files in the run folder. None:
+    TensorBoard if it is installed; []: no tracker."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     out: Path
     """The run folder."""
@@ -125,22 +125,22 @@ class RunSettings(Settings):
         return self
 
     @model_validator(mode="after")
-    def _phrases_can_be_set_apart(self) -> Self:
+    def _phrases_can_be_separated(self) -> Self:
         if self.projector == "fitted" and self.data.prompt is not None:
             raise ValueError(
-                "projector: fitted sets phrases apart, but data.prompt makes one of all; leave one of them out"
+                "projector: fitted separates phrases, but data.prompt replaces all of them by one; remove one of the two"
             )
         return self
 
     @model_validator(mode="after")
-    def _words_can_be_learned(self) -> Self:
+    def _text_can_be_learned(self) -> Self:
         tasks = self.tasks
-        if (tasks.questions or tasks.absent == "words") and self.trainable.preset in (
+        if (tasks.conversations or tasks.absent == "words") and self.trainable.preset in (
             "projector",
             "decoder",
         ):
             raise ValueError(
-                f"the preset {self.trainable.preset} of trainable learns no words: leave tasks.questions and "
-                "absent: words out, or train the language model (lora, tokens, vision, full)"
+                f"the preset {self.trainable.preset} of trainable learns no text: remove tasks.conversations and "
+                "absent: words, or train the language model (lora, tokens, vision, full)"
             )
         return self

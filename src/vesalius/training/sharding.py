@@ -1,4 +1,4 @@
-"""A module whose parameters lie in shards, a part of each in every process (FSDP2), and how it is whole again for a moment."""
+"""FSDP2: shard a model's parameters over processes, and gather them temporarily."""
 
 from __future__ import annotations
 
@@ -25,53 +25,53 @@ DTYPES = {
 }
 
 
-def blocks_of(module: torch.nn.Module) -> list[str]:
-    """Names of the classes of a model's layers that transformers calls indivisible, as far as it has such layers."""
+def layer_classes(module: torch.nn.Module) -> list[str]:
+    """Class names of the layers in a model that transformers lists in `_no_split_modules`."""
     named = {name for part in module.modules() for name in getattr(part, "_no_split_modules", None) or ()}
     return sorted(named & {type(part).__name__ for part in module.modules()})
 
 
 def shard(module: torch.nn.Module) -> None:
-    """Cut every parameter into shards, in place: layer by layer of its transformers, and the rest together."""
-    blocks = blocks_of(module)
-    for part in reversed(list(module.modules())[1:]):  # inner ones first
-        if type(part).__name__ in blocks:
+    """Shard every parameter in place: each transformer layer by itself, and the rest together."""
+    layers = layer_classes(module)
+    for part in reversed(list(module.modules())[1:]):  # inner modules first
+        if type(part).__name__ in layers:
             fully_shard(part)
     fully_shard(module)
 
 
 def is_sharded(module: torch.nn.Module) -> bool:
-    """Whether any parameter lies in shards."""
+    """Whether any parameter is sharded."""
     return any(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
-def own_shard(tensor: torch.Tensor) -> torch.Tensor:
-    """What this process holds of a tensor: all of one that is not in shards."""
+def local_shard(tensor: torch.Tensor) -> torch.Tensor:
+    """The part of a tensor in this process; the whole tensor if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def name_groups(
     module: torch.nn.Module, groups: Mapping[str, list[torch.nn.Parameter]]
 ) -> dict[str, list[str]]:
-    """Name of a group -> the names of its parameters, which outlive the tensors."""
+    """Group name -> names of its parameters; sharding replaces the tensors but keeps the names."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     return {group: [names[id(p)] for p in parameters] for group, parameters in groups.items()}
 
 
-def follow(
+def update_groups(
     module: torch.nn.Module,
     groups: Mapping[str, list[torch.nn.Parameter]],
-    named: Mapping[str, list[str]],
+    names: Mapping[str, list[str]],
 ) -> None:
-    """Put the parameters that took the place of others into the groups, by their names."""
-    found = {name.replace("_orig_mod.", ""): parameter for name, parameter in module.named_parameters()}
-    for group, names in named.items():
-        groups[group][:] = [found[name] for name in names]
+    """Replace the parameters of each group by the module's current parameters of the same names."""
+    current = {name.replace("_orig_mod.", ""): parameter for name, parameter in module.named_parameters()}
+    for group, wanted in names.items():
+        groups[group][:] = [current[name] for name in wanted]
 
 
 @contextmanager
-def readable(module: torch.nn.Module) -> Iterator[None]:
-    """The module with what its root holds in whole, so that its methods work, not `forward` alone. A collective."""
+def unsharded(module: torch.nn.Module) -> Iterator[None]:
+    """Gather the parameters of the root module, so that methods other than `forward` work. A collective."""
     if not isinstance(module, FSDPModule):
         yield
         return
@@ -83,54 +83,54 @@ def readable(module: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def whole(module: torch.nn.Module, file: Path, is_main: bool) -> Iterator[None]:
-    """The module with whole parameters in the main process, read from `file`, which is written first and removed.
+def full_weights(module: torch.nn.Module, file: Path, is_main: bool) -> Iterator[None]:
+    """Give the main process all weights within the block, through the temporary `file`. A collective.
 
-    A collective of which no process needs more memory than for one tensor: each is gathered, written and let go of
-    before the next. A module that is not sharded is left alone.
+    No process needs more memory than one tensor, because each is gathered and written before the next. A module that is
+    not sharded stays unchanged.
     """
     sharded = {name: p for name, p in module.named_parameters() if isinstance(p, DTensor)}
     if not sharded:
         yield
         return
-    write_whole(file, sharded, is_main)
+    write_full(file, sharded, is_main)
     if not is_main:
         yield
         return
     try:
-        with safe_open(file, framework="pt") as tensors:  # mapped, not read
+        with safe_open(file, framework="pt") as tensors:  # memory-mapped
             for name, parameter in sharded.items():
-                _put(module, name, torch.nn.Parameter(tensors.get_tensor(name), parameter.requires_grad))
+                _replace(module, name, torch.nn.Parameter(tensors.get_tensor(name), parameter.requires_grad))
         yield
     finally:
         for name, parameter in sharded.items():
-            _put(module, name, parameter)
+            _replace(module, name, parameter)
         file.unlink(missing_ok=True)
 
 
-def write_whole(file: Path, tensors: Mapping[str, torch.Tensor], is_main: bool) -> None:
-    """Write tensors to a new safetensors file, in the main process; those in shards are gathered one after the other.
+def write_full(file: Path, tensors: Mapping[str, torch.Tensor], is_main: bool) -> None:
+    """Write whole tensors to a new safetensors file in the main process, gathering one after another. A collective.
 
-    A collective, of which no process needs more memory than for one tensor. OSError passes through.
+    No process needs more memory than one tensor. Raises OSError if writing fails.
     """
     types = {name: TensorType(DTYPES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()}
 
     def read(name: str) -> Iterator[Block]:
-        block = _gathered(tensors[name]).detach().cpu().contiguous()
+        block = _gather(tensors[name]).detach().cpu().contiguous()
         yield block.flatten().view(torch.uint8).numpy().data
 
     if is_main:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(file, types, read)
         return
-    for name in sorted(types, key=lambda name: -ITEM_BYTES[types[name].dtype]):  # as write_tensors asks
-        _gathered(tensors[name])
+    for name in sorted(types, key=lambda name: -ITEM_BYTES[types[name].dtype]):  # the order of write_tensors
+        _gather(tensors[name])
 
 
-def _gathered(tensor: torch.Tensor) -> torch.Tensor:
+def _gather(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _put(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter) -> None:
+def _replace(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter) -> None:
     owner, _, last = name.rpartition(".")
     module.get_submodule(owner)._parameters[last] = parameter

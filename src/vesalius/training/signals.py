@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the step that runs is ended and saved; a second signal ends the run where it stands."""
+"""SIGTERM and Ctrl-C: the first signal ends the run after the current step is saved, a second one at once."""
 
 from __future__ import annotations
 
@@ -15,49 +15,48 @@ from vesalius.errors import InterruptionError
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Interruption:
-    """While it is entered, the first signal is only noted, and asked for between steps.
+class SignalHandler:
+    """Records the first signal while it is entered; the loop asks for it between steps.
 
-    Signals reach the main thread of a process alone; a run in another thread is not interrupted.
+    Python delivers signals to the main thread of a process only; a run in another thread is not interrupted.
     """
 
     def __init__(self, run: Path) -> None:
         self.run = run
-        self.signal: signal.Signals | None = None
-        """The one that came."""
+        self.received: signal.Signals | None = None
         self._saved_step: int | None = None
-        self._before: dict[signal.Signals, Any] = {}
+        self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, _: FrameType | None) -> None:
-        again = self.signal is not None
-        self.signal = signal.Signals(number)
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        again = self.received is not None
+        self.received = signal.Signals(number)
         if self._saved_step is not None:
-            raise self.told(self.signal, self._saved_step)
+            raise self.error(self.received, self._saved_step)
         if again:
             raise KeyboardInterrupt
 
     @contextmanager
-    def nothing_to_lose(self, step: int) -> Iterator[None]:
-        """Within it the first signal ends the run at once: its last step is saved."""
-        self._saved_step = step
+    def stop_at_once(self, saved_step: int) -> Iterator[None]:
+        """Within the block the first signal ends the run immediately, because `saved_step` is on disk."""
+        self._saved_step = saved_step
         try:
-            if self.signal is not None:
-                raise self.told(self.signal, step)
+            if self.received is not None:
+                raise self.error(self.received, saved_step)
             yield
         finally:
             self._saved_step = None
 
-    def told(self, number: signal.Signals, step: int) -> InterruptionError:
-        """What to raise when the step is saved."""
+    def error(self, number: signal.Signals, step: int) -> InterruptionError:
+        """The error that ends the run after `step` was saved."""
         return InterruptionError(
             f"{self.run}: stopped by {number.name} after step {step}, which is saved; continue with "
             f"vesalius train --resume {self.run}",

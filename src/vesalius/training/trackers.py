@@ -1,4 +1,4 @@
-"""What a run also writes for programs that show it: TensorBoard, or any tracker that Accelerate knows."""
+"""Experiment trackers: TensorBoard, W&B, MLflow and others of Accelerate."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from PIL import Image
 
 from vesalius.errors import MissingExtraError, SettingError, VesaliusError
-from vesalius.training.runs import flat
+from vesalius.training.runs import flatten
 
 DEFAULT = "tensorboard"
-WITH_FOLDER = {"wandb": "dir", "mlflow": "logging_dir"}
-"""Trackers that take the folder for their files by a name of their own."""
+FOLDER_ARGUMENT = {"wandb": "dir", "mlflow": "logging_dir"}
+"""Tracker -> its own name for the argument with the folder of its files."""
 
 
 class Trackers:
-    """Those that are open. Each gets the numbers of `log.jsonl` and `validation.jsonl` under the same names.
+    """The open trackers. Each receives the values of `log.jsonl` and `validation.jsonl` under the same names.
 
-    One that fails is given up with a note, and training goes on: all that it shows is in the run folder, too.
+    A tracker that fails is dropped with a note, and training continues: the run folder has all values too.
     """
 
     def __init__(
@@ -34,26 +34,26 @@ class Trackers:
         self._on_note = on_note
 
     def log_step(self, line: Mapping[str, Any]) -> None:
-        """A line of `log.jsonl`."""
+        """Log a line of `log.jsonl`."""
         self._log("train", line)
 
     def log_validation(self, line: Mapping[str, Any]) -> None:
-        """A line of `validation.jsonl`."""
+        """Log a line of `validation.jsonl`."""
         self._log("validation", line)
 
-    def log_sheet(self, sheet: Image.Image, step: int) -> None:
-        """The pictures of a validation, for the trackers that show pictures."""
+    def log_figures(self, figures: Image.Image, step: int) -> None:
+        """Log the validation figures in trackers that show images."""
 
         def show(tracker: GeneralTracker) -> None:
             if hasattr(tracker, "log_images"):
-                pixels = np.asarray(sheet)[None]
+                pixels = np.asarray(figures)[None]
                 more = {"dataformats": "NHWC"} if tracker.name == DEFAULT else {}
                 tracker.log_images({"validation": pixels}, step=step, **more)
 
         self._each(show)
 
     def close(self) -> None:
-        """Write what is not written yet."""
+        """Flush and close all trackers."""
         self._each(lambda tracker: tracker.finish())
 
     def _log(self, kind: str, line: Mapping[str, Any]) -> None:
@@ -68,13 +68,13 @@ class Trackers:
         for tracker in list(self._open):
             try:
                 act(tracker)
-            except VesaliusError:  # a signal, which ends the run
+            except VesaliusError:  # a signal ends the run
                 raise
-            except Exception as error:  # a full disk, a network that is gone: whatever its program met
+            except Exception as error:  # any failure of the tracker, such as a full disk or no network
                 self._open.remove(tracker)
                 reason = " ".join(str(error).split())[:200] or type(error).__name__
                 self._on_note(
-                    f"{tracker.name} failed and gets nothing more ({reason}); the run goes on without it"
+                    f"{tracker.name} failed and is switched off ({reason}); the run continues without it"
                 )
 
 
@@ -85,28 +85,37 @@ def open_trackers(
     step: int = 0,
     on_note: Callable[[str], None] = lambda note: None,
 ) -> tuple[Trackers, str | None]:
-    """The trackers, whose files go below the run folder; and a note on what is not written, if so.
+    """Open trackers with their files below the run folder; and a note if TensorBoard is missing.
 
-    None wants TensorBoard where it is installed. `step` is where a resumed run goes on. SettingError for an unknown name,
-    MissingExtraError where a tracker that was named is not installed.
+    `wanted` None means TensorBoard if it is installed. `step` is the step of a resumed run. Raises SettingError for an
+    unknown name, MissingExtraError for a named tracker that is not installed.
     """
     if wanted is None and not _installed(DEFAULT):
-        return Trackers(), 'no TensorBoard: it is not installed; pip install "vesalius[tensorboard]"'
+        return (
+            Trackers(),
+            'no TensorBoard: it is not installed; install it with pip install "vesalius[tensorboard]"',
+        )
     names = (DEFAULT,) if wanted is None else tuple(dict.fromkeys(wanted))
     check_trackers(names)
     return Trackers([_open(name, folder, settings, step) for name in names], on_note), None
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raise SettingError for a name that Accelerate does not know, MissingExtraError for one that is not installed."""
+    """Raise SettingError for a tracker unknown to Accelerate, MissingExtraError for one that is not installed."""
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
             raise SettingError(
-                f"trackers: {name} is unknown; known: {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}"
+                f"trackers: {name} is unknown; known: {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}",
+                code="bad_value",
+                field="trackers",
             )
         if not _installed(name):
             how = f'"vesalius[{name}]"' if name == DEFAULT else name
-            raise MissingExtraError(f"trackers: {name} is not installed; pip install {how}")
+            raise MissingExtraError(
+                f"trackers: {name} is not installed; install it with pip install {how}",
+                code="missing_extra",
+                field="trackers",
+            )
 
 
 def _installed(name: str) -> bool:
@@ -119,18 +128,20 @@ def _installed(name: str) -> bool:
 
 def _open(name: str, folder: Path, settings: Mapping[str, Any], step: int) -> GeneralTracker:
     kind: Any = LOGGER_TYPE_TO_CLASS[name]
-    place = folder / "trackers"
-    place.mkdir(parents=True, exist_ok=True)
+    files = folder / "trackers"
+    files.mkdir(parents=True, exist_ok=True)
     if name == DEFAULT:
-        # what an interrupted run wrote after its checkpoint is hidden by what comes now
-        tracker = kind(name, place, **({"purge_step": step + 1} if step else {}))
+        # hide values that an interrupted run wrote after its last checkpoint
+        tracker = kind(name, files, **({"purge_step": step + 1} if step else {}))
     elif kind.requires_logging_directory:
-        tracker = kind(folder.name, place)
+        tracker = kind(folder.name, files)
     else:
-        tracker = kind(folder.name, **({WITH_FOLDER[name]: str(place)} if name in WITH_FOLDER else {}))
+        tracker = kind(
+            folder.name, **({FOLDER_ARGUMENT[name]: str(files)} if name in FOLDER_ARGUMENT else {})
+        )
     tracker.start()
-    if name != DEFAULT:  # it keeps settings as one run more, named by the time
-        values = flat(settings)
+    if name != DEFAULT:  # TensorBoard would store the settings as a second run
+        values = flatten(settings)
         tracker.store_init_configuration(
             {
                 key: value if isinstance(value, bool | int | float | str) else str(value)

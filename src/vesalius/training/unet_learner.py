@@ -1,7 +1,7 @@
-"""A U-Net that trains: crops of the same images, the same augmentation, its own losses.
+"""Training of the U-Net baseline: random crops of the same augmented images, with its own losses.
 
-After nnU-Net (Isensee et al. 2021): crops of which a third lies about an object, Dice over the whole batch, and deep
-supervision with half the weight at each level further down.
+As in nnU-Net (Isensee et al. 2021): a third of the crops is centered on an object, Dice is computed over the whole batch,
+and deep supervision halves the weight at each deeper level.
 """
 
 from __future__ import annotations
@@ -31,29 +31,28 @@ from vesalius.models.unet import (
     with_phrases,
     write_unet,
 )
-from vesalius.training.losses import LossSettings
-from vesalius.training.mask_losses import binary_cross_entropy, focal_loss, soft_cldice_loss
+from vesalius.training.losses import LossSettings, binary_cross_entropy, focal_loss, soft_cldice_loss
 from vesalius.training.run_folder import RunFolder
 from vesalius.training.settings import RunSettings
 from vesalius.types import Item, Turn
 
-ABOUT_OBJECTS = 1 / 3
-"""Share of the crops that have a pixel of an object in their middle, as far as the border allows."""
-NO_PART = "projector, trainable, optim.lr_multipliers, loss.text, loss.iou and loss.resolution"
+OBJECT_CROPS = 1 / 3
+"""Share of crops centered on a pixel of an object, as far as the image border allows."""
+UNUSED_SETTINGS = "projector, trainable, optim.lr_multipliers, loss.text, loss.iou and loss.resolution"
 
 
 @dataclass(frozen=True)
 class CropBatch:
-    """Crops and the masks of the phrases that were annotated; a row for each mask."""
+    """Crops, and one row per mask of an annotated phrase."""
 
     pixels: torch.Tensor
-    """float32 (b, 3, p, p), standardized over the whole image; 0 beyond its border."""
+    """float32 (b, 3, p, p), standardized over the whole image; 0 outside the image."""
     masks: torch.Tensor
     """float32 (rows, p, p), 0 or 1."""
     image: torch.Tensor
-    """int64 (rows,): which crop."""
+    """int64 (rows,): index of the crop."""
     channel: torch.Tensor
-    """int64 (rows,): which phrase."""
+    """int64 (rows,): index of the phrase."""
 
     def to(self, device: torch.device) -> CropBatch:
         """The batch on a device."""
@@ -62,19 +61,19 @@ class CropBatch:
 
 @dataclass(frozen=True)
 class UNetLearner:
-    """A U-Net that trains, whole."""
+    """Learner of a U-Net; all of it trains."""
 
     opened: OpenedUNet
     loss: LossSettings
 
     @property
     def module(self) -> torch.nn.Module:
-        """The unwrapped network."""
+        """The network without wrappers."""
         return self.opened.model
 
     @property
     def groups(self) -> Mapping[str, list[torch.nn.Parameter]]:
-        """One part, all of it."""
+        """One group with all parameters."""
         return {"U-Net": list(self.opened.model.parameters())}
 
     def check_phrase(self, phrase: str) -> None:
@@ -82,11 +81,15 @@ class UNetLearner:
         check_channel(self.opened.card.spec, phrase)
 
     def check_turns(self, turns: Sequence[Turn], size: Size) -> None:
-        """A U-Net reads no text: SettingError for every conversation."""
-        raise SettingError("a U-Net does not learn conversations; leave out data.questions")
+        """Raise SettingError: a U-Net cannot learn conversations."""
+        raise SettingError(
+            "a U-Net cannot learn conversations; leave out data.conversations",
+            code="conflicting_settings",
+            field="data.conversations",
+        )
 
     def make_batch(self, items: Sequence[Item], draws: Sequence[int]) -> CropBatch:
-        """One crop of each item with masks; the first draw of its phrases picks the place."""
+        """One crop of each item with masks; the draw of its first phrase seeds the crop position."""
         spec = self.opened.card.spec
         pixels, masks = [], []
         asked = [(index, prompt) for index, item in enumerate(items) for prompt in item.prompts]
@@ -94,9 +97,9 @@ class UNetLearner:
         for item, row in zip(items, first_rows[:-1], strict=True):
             assert item.masks is not None
             rng = np.random.default_rng(draws[row])
-            place = draw_place(np.any(item.masks, axis=(0, 1)), spec.patch, rng)
-            pixels.append(cut(standardize(item.frames[0]), place, spec.patch))
-            masks.append(cut(item.masks[:, 0], place, spec.patch))
+            corner = draw_corner(np.any(item.masks, axis=(0, 1)), spec.patch, rng)
+            pixels.append(cut(standardize(item.frames[0]), corner, spec.patch))
+            masks.append(cut(item.masks[:, 0], corner, spec.patch))
         return CropBatch(
             torch.from_numpy(np.stack(pixels)),
             torch.from_numpy(np.concatenate(masks)).float(),
@@ -105,85 +108,85 @@ class UNetLearner:
         )
 
     def losses(self, module: torch.nn.Module, batch: CropBatch) -> Mapping[str, torch.Tensor]:
-        """`mask` (cross-entropy), `dice` and what else has a weight, each the mean over levels of the network."""
+        """`mask` (cross-entropy), `dice`, and the optional terms, each a weighted mean over the network's output levels."""
         maps = module(batch.pixels).float()
-        shares = 0.5 ** torch.arange(maps.shape[1], device=maps.device)
+        level_weights = 0.5 ** torch.arange(maps.shape[1], device=maps.device)
         rows = maps[batch.image, :, batch.channel]
-        levels = [self._measure(rows[:, level], batch) for level in range(maps.shape[1])]
-        parts = {
-            name: (shares * torch.stack([level[name] for level in levels])).sum() / shares.sum()
+        levels = [self._terms(rows[:, level], batch) for level in range(maps.shape[1])]
+        terms = {
+            name: (level_weights * torch.stack([level[name] for level in levels])).sum() / level_weights.sum()
             for name in levels[0]
         }
         weights = {"mask": self.loss.bce, "dice": self.loss.dice}
         weights |= {"cldice": self.loss.cldice, "focal": self.loss.focal}
-        total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
-        return {"total": total, **parts}
+        total = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
+        return {"total": total, **terms}
 
-    def _measure(self, logits: torch.Tensor, batch: CropBatch) -> dict[str, torch.Tensor]:
-        """The parts of the loss for maps (rows, p, p) of one level."""
-        parts = {
+    def _terms(self, logits: torch.Tensor, batch: CropBatch) -> dict[str, torch.Tensor]:
+        """The loss terms for logits (rows, p, p) of one level."""
+        terms = {
             "mask": binary_cross_entropy(logits, batch.masks, self.loss.class_balanced).mean(),
             "dice": batch_dice_loss(logits, batch.masks, batch.channel),
         }
         if self.loss.cldice:
-            parts["cldice"] = soft_cldice_loss(logits, batch.masks, self.loss.skeleton_steps).mean()
+            terms["cldice"] = soft_cldice_loss(logits, batch.masks, self.loss.skeleton_steps).mean()
         if self.loss.focal:
-            parts["focal"] = focal_loss(
+            terms["focal"] = focal_loss(
                 logits, batch.masks, self.loss.focal_gamma, self.loss.class_balanced
             ).mean()
-        return parts
+        return terms
 
-    def segmenter(self, card: UNetCard, batch: int) -> UNetPredictor:
-        """A predictor of the network as it is now."""
-        return UNetPredictor(OpenedUNet(self.opened.model.eval(), card), batch_size=batch)
+    def segmenter(self, card: UNetCard, batch_size: int) -> UNetPredictor:
+        """A predictor with the current weights; switches the network to eval mode."""
+        return UNetPredictor(OpenedUNet(self.opened.model.eval(), card), batch_size=batch_size)
 
-    def write(self, folder: Path, card: UNetCard, before: Path | None) -> None:
-        """Write a bundle; nothing of an earlier one is taken over, as everything trains."""
+    def write(self, folder: Path, card: UNetCard, previous: Path | None) -> None:
+        """Write a bundle. `previous` is not used, because everything trains."""
         write_unet(folder, self.opened, card)
 
 
 def batch_dice_loss(logits: torch.Tensor, targets: torch.Tensor, channel: torch.Tensor) -> torch.Tensor:
-    """1 - soft Dice of each phrase over all its rows (rows, p, p) together, mean over the phrases that are there.
+    """1 - soft Dice of each phrase over all its rows (rows, p, p) together, as the mean over the phrases in the batch.
 
-    A crop without the object then costs what was invented in it beside the objects of the others, and not all or
-    nothing. (2 |p t| + 1) / (|p| + |t| + 1), so that empty against empty is 0.
+    Dice is (2 |p t| + 1) / (|p| + |t| + 1). Per-crop Dice would be 0 or 1 for a crop without the object; over the batch,
+    false positives of such a crop count in proportion to their area.
     """
     probabilities, targets = logits.sigmoid().flatten(1), targets.flatten(1)
-    _, place = channel.unique(return_inverse=True)
+    _, index = channel.unique(return_inverse=True)
     sums = torch.stack([(probabilities * targets).sum(1), probabilities.sum(1) + targets.sum(1)], dim=1)
-    shared, both = sums.new_zeros(int(place.max()) + 1, 2).index_add(0, place, sums).unbind(dim=1)
-    return (1 - (2 * shared + 1) / (both + 1)).mean()
+    intersection, total = sums.new_zeros(int(index.max()) + 1, 2).index_add(0, index, sums).unbind(dim=1)
+    return (1 - (2 * intersection + 1) / (total + 1)).mean()
 
 
-def draw_place(objects: Bool[np.ndarray, "h w"], patch: int, rng: np.random.Generator) -> tuple[int, int]:
-    """(top, left) of a crop in an image: anywhere, or about a pixel of an object; 0 along an axis that is too short."""
-    room = [max(0, length - patch) for length in objects.shape]
-    anywhere = tuple(int(rng.integers(0, most + 1)) for most in room)
-    pick, about = rng.random(), rng.random()
-    pixels = np.flatnonzero(objects) if about < ABOUT_OBJECTS else np.empty(0, int)
+def draw_corner(objects: Bool[np.ndarray, "h w"], patch: int, rng: np.random.Generator) -> tuple[int, int]:
+    """(top, left) of a random crop, centered on a random object pixel in a third of cases; 0 along a too short axis."""
+    limits = [max(0, length - patch) for length in objects.shape]
+    anywhere = tuple(int(rng.integers(0, most + 1)) for most in limits)
+    pick, kind = rng.random(), rng.random()
+    pixels = np.flatnonzero(objects) if kind < OBJECT_CROPS else np.empty(0, int)
     if not len(pixels):
         return anywhere[0], anywhere[1]
-    middle = np.unravel_index(pixels[int(pick * len(pixels))], objects.shape)
-    top, left = (min(most, max(0, int(at) - patch // 2)) for at, most in zip(middle, room, strict=True))
+    center = np.unravel_index(pixels[int(pick * len(pixels))], objects.shape)
+    top, left = (min(most, max(0, int(at) - patch // 2)) for at, most in zip(center, limits, strict=True))
     return top, left
 
 
-def cut(planes: np.ndarray, place: tuple[int, int], patch: int) -> np.ndarray:
-    """A square of planes (n, h, w) from (top, left) on, with 0 beyond their border: (n, patch, patch)."""
-    part = planes[:, place[0] : place[0] + patch, place[1] : place[1] + patch]
-    short = [(0, patch - length) for length in part.shape[1:]]
-    return np.pad(part, ((0, 0), *short))
+def cut(planes: np.ndarray, corner: tuple[int, int], patch: int) -> np.ndarray:
+    """Crop (n, patch, patch) of planes (n, h, w) from (top, left), zero-padded outside the image."""
+    part = planes[:, corner[0] : corner[0] + patch, corner[1] : corner[1] + patch]
+    padding = [(0, patch - length) for length in part.shape[1:]]
+    return np.pad(part, ((0, 0), *padding))
 
 
 def open_unet_learner(
     settings: RunSettings, resume: bool, phrases: Sequence[str]
 ) -> tuple[UNetLearner, dict[str, Any], list[str]]:
-    """The U-Net to start from, where it comes from, and notes on what is taken over and what is not.
+    """The U-Net to start from, its origin for the lineage, and notes for the user.
 
-    `phrases` are those of the training data, which are its channels; a resumed run has its own. SettingError where
-    `unet` asks for another shape than that of the model to start from.
+    `phrases` of the training data become its channels; a resumed run keeps its own. SettingError if `unet` asks for
+    another shape than the starting model has.
     """
-    notes = [f"a U-Net has no text: {NO_PART} take no part"]
+    notes = [f"a U-Net has no text: {UNUSED_SETTINGS} have no effect"]
     origin: dict[str, Any] = {"start": f"random weights, seed {settings.seed}"}
     if resume:
         opened = open_unet(RunFolder(settings.out).last())
@@ -203,7 +206,7 @@ def open_unet_learner(
 
 
 def trains_unet(settings: RunSettings, resume: bool) -> bool:
-    """Whether the run is of a U-Net."""
+    """Whether the run trains a U-Net."""
     if resume:
         return resolve_model(RunFolder(settings.out).last()).kind == "unet"
     if settings.model == NAME:
@@ -217,5 +220,7 @@ def _check_shape(settings: RunSettings, opened: OpenedUNet) -> None:
     if asked is not None and (asked.widths, asked.patch) != (spec.widths, spec.patch):
         raise SettingError(
             f"unet: {settings.model} has the widths {list(spec.widths)} and a patch of {spec.patch}, not "
-            f"{list(asked.widths)} and {asked.patch}; leave unet out, or begin a new one with model=unet"
+            f"{list(asked.widths)} and {asked.patch}; leave unet out, or start a new one with model=unet",
+            code="conflicting_settings",
+            field="unet",
         )

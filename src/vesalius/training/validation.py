@@ -1,4 +1,4 @@
-"""Validation is prediction: the same predictor and the same scores as `vesalius evaluate`, with forced answers."""
+"""Validation: the same predictor and scores as `vesalius evaluate`, with forced answers, and what follows from them."""
 
 from __future__ import annotations
 
@@ -11,43 +11,55 @@ import numpy as np
 from vesalius.data.dataset import load_item
 from vesalius.evaluation import metrics, overlap
 from vesalius.segmenter import Segmenter
+from vesalius.training.context import TrainingContext
+from vesalius.training.early_stopping import (
+    ValidationLine,
+    best_line,
+    check_changed,
+    find_prompt_collapse,
+    is_best,
+    validations_since_best,
+)
+from vesalius.training.figures import ValidationFigures, draw_curves
+from vesalius.training.run_folder import TrainState
+from vesalius.training.sharding import unsharded
 from vesalius.types import Item, Prediction, Sample
 
-Row = dict[str, Any]
-"""`id`, `prompt`, `says_seg`, `absent`, `logits` (their SHA-256), `alike` and each metric of one answer.
+AnswerScores = dict[str, Any]
+"""`id`, `prompt`, `says_seg`, `absent`, `logits` (their SHA-256), `similarity` and each metric of one answer.
 
-`alike`: Dice of its mask with that of the phrase before it about the same image, and the same of their truths; or None."""
+`similarity`: Dice between its mask and the mask of the previous phrase on the same image, and Dice between their targets;
+None for the first phrase, or if both masks or both targets are empty."""
 
-Watcher = Callable[[Item, Prediction, np.ndarray, Mapping[str, float | None]], None]
-"""Shown each answer with its truth, bool (h, w), and scores."""
+OnAnswer = Callable[[Item, Prediction, np.ndarray, Mapping[str, float | None]], None]
+"""Receives each answer with its target, bool (h, w), and scores."""
 
 
-def score_answers(
+def score_samples(
     segmenter: Segmenter,
     samples: Sequence[Sample],
     metric: str = "dice",
-    on_answer: Watcher = lambda item, prediction, truth, scores: None,
-) -> list[Row]:
-    """A row for each (sample, prompt): the metrics of overlap, and `metric`, one of `evaluation.metrics.METRICS`.
+    on_answer: OnAnswer = lambda item, prediction, target, scores: None,
+) -> list[AnswerScores]:
+    """Scores of each (sample, prompt): the overlap metrics, and `metric`, one of `evaluation.metrics.METRICS`.
 
-    An empty truth that the model itself would answer without [SEG] is scored as the empty mask that this is, as
-    `vesalius evaluate` does where answers are not forced. An unreadable sample raises DataError.
+    If the target is empty and the model itself would not answer [SEG], the forced mask is replaced by an empty one, as
+    `vesalius evaluate` scores it without forcing. An unreadable sample raises DataError.
     """
-    rows: list[Row] = []
+    rows: list[AnswerScores] = []
     size = segmenter.description.batch_size
     for start in range(0, len(samples), size):
         some = samples[start : start + size]
         items = [load_item(sample) for sample in some]
-        answers = iter(segmenter.predict(items))
+        predictions = iter(segmenter.predict(items))
         for sample, item in zip(some, items, strict=True):
-            before: tuple[np.ndarray, np.ndarray] | None = None
-            for (truth,) in () if item.masks is None else item.masks:
-                prediction = next(answers)
-                absent = not truth.any()
-                # a mask that was forced on a phrase of which the model itself would say that it is not there
-                guess = truth if absent and not prediction.says_seg else prediction.mask
-                scores = _scores(truth, guess, metric, sample.spacing_mm)
-                on_answer(item, prediction, truth, scores)
+            previous: tuple[np.ndarray, np.ndarray] | None = None
+            for (target,) in () if item.masks is None else item.masks:
+                prediction = next(predictions)
+                absent = not target.any()
+                mask = target if absent and not prediction.says_seg else prediction.mask
+                scores = _score(target, mask, metric, sample.spacing_mm)
+                on_answer(item, prediction, target, scores)
                 rows.append(
                     {
                         "id": item.id,
@@ -55,19 +67,18 @@ def score_answers(
                         "says_seg": prediction.says_seg,
                         "absent": absent,
                         "logits": hashlib.sha256(prediction.logits.tobytes()).hexdigest(),
-                        "alike": None if before is None else _alike(before, (guess, truth)),
+                        "similarity": None if previous is None else _similarity(previous, (mask, target)),
                         **scores,
                     }
                 )
-                before = guess, truth
+                previous = mask, target
     return rows
 
 
-def _alike(
+def _similarity(
     one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]
 ) -> tuple[float, float] | None:
-    """Dice between the masks of two phrases of an image, and between their truths; None where both masks, or both truths,
-    are empty."""
+    """Dice between two predictions, and between their targets; None if either pair is empty."""
     found = []
     for first, second in zip(one, other, strict=True):
         pixels = np.count_nonzero(first) + np.count_nonzero(second)
@@ -77,43 +88,127 @@ def _alike(
     return found[0], found[1]
 
 
-def _scores(
-    truth: np.ndarray, guess: np.ndarray, metric: str, spacing_mm: tuple[float, float] | None
+def _score(
+    target: np.ndarray, mask: np.ndarray, metric: str, spacing_mm: tuple[float, float] | None
 ) -> dict[str, float | None]:
-    scores = overlap.score(truth, guess)
-    if metric not in scores:  # skeletons and distances take far longer than counts
-        scores[metric] = metrics.score(truth, guess, spacing_mm=spacing_mm)[metric]
+    scores = overlap.score(target, mask)
+    if metric not in scores:  # skeletons and distances take far longer than overlap counts
+        scores[metric] = metrics.score(target, mask, spacing_mm=spacing_mm)[metric]
     return scores
 
 
-def average(rows: Sequence[Row]) -> dict[str, float | int | str | None]:
-    """Mean of each metric over rows, None where it is defined in none; and six more.
+def average(rows: Sequence[AnswerScores]) -> dict[str, float | int | str | None]:
+    """Mean of each metric over rows, None if it is defined in none; and six further values.
 
-    `seg_rate`: how often the model itself would say [SEG]; `absent_seg_rate`: the same of phrases whose mask is empty,
-    None where there are none; `prediction_similarity`: Dice between the masks of a phrase and the one before it about the same
-    image, and `target_similarity` between their truths, without pairs of empty ones, None where there is no pair; `n`: how
-    many answers; `fingerprint` of all their logits, which do not repeat to the bit unless the weights that they come
-    from do.
+    `seg_rate`: share of questions that the model itself would answer with [SEG]. `absent_seg_rate`: the same for
+    phrases with an empty target, None without such phrases. `prediction_similarity`: mean Dice between the masks of two
+    successive phrases on one image. `target_similarity`: the same between their targets; both are None without
+    non-empty pairs. `n`: number of answers. `fingerprint`: hash of all logits, which repeats only if the weights do.
     """
     names = [name for name in rows[0] if name in metrics.METRICS]
     values = {name: [row[name] for row in rows if row[name] is not None] for name in names}
     means = {name: float(np.mean(found)) if found else None for name, found in values.items()}
-    seg_rate = float(np.mean([row["says_seg"] for row in rows]))
     absent = [row["says_seg"] for row in rows if row["absent"]]
-    rates = {"seg_rate": seg_rate, "absent_seg_rate": float(np.mean(absent)) if absent else None}
-    pairs = [row["alike"] for row in rows if row["alike"] is not None]
-    answers, truths = np.mean(pairs, axis=0).tolist() if pairs else (None, None)
-    rates |= {"prediction_similarity": answers, "target_similarity": truths}
+    pairs = [row["similarity"] for row in rows if row["similarity"] is not None]
+    predictions, targets = np.mean(pairs, axis=0).tolist() if pairs else (None, None)
     logits = "".join(sorted(f"{row['id']} {row['prompt']} {row['logits']}\n" for row in rows))
-    fingerprint = hashlib.sha256(logits.encode()).hexdigest()[:16]
-    return {**means, **rates, "n": len(rows), "fingerprint": fingerprint}
+    return {
+        **means,
+        "seg_rate": float(np.mean([row["says_seg"] for row in rows])),
+        "absent_seg_rate": float(np.mean(absent)) if absent else None,
+        "prediction_similarity": predictions,
+        "target_similarity": targets,
+        "n": len(rows),
+        "fingerprint": hashlib.sha256(logits.encode()).hexdigest()[:16],
+    }
 
 
 def summarize(line: Mapping[str, Any]) -> str:
-    """A line of `validation.jsonl` in words."""
+    """One line of `validation.jsonl` as a sentence for the terminal."""
     shown = [name for name in line if name in metrics.METRICS and name != "accuracy"]
     shown += ["seg_rate", "absent_seg_rate"]
     scores = "  ".join(f"{name} {line[name]:.3f}" for name in shown if line[name] is not None)
     return (
         f"validation at step {line['step']}: {scores}{'  (best checkpoint so far)' if line['best'] else ''}"
     )
+
+
+def validate(context: TrainingContext, state: TrainState) -> None:
+    """Score the checkpoint just saved, log it, update `best`, and decide on early stopping. A collective."""
+    folder = context.folder
+    line = score_validation_set(context, state) if context.validation_samples else None
+    # without validation samples the newest checkpoint is the best, unless there are older scores
+    best = record(context, line) if line is not None else not folder.lines(folder.validation)
+    state.validated_step = state.step
+    if context.process.is_main:
+        context.write_card(folder.last(), state.step, line)
+        folder.mark_validated(state, best)
+        draw_curves(
+            folder.lines(folder.log),
+            folder.lines(folder.validation),
+            folder.path / "curves.png",
+            context.settings.validate_.metric,
+        )
+    context.process.barrier()
+    check_progress(context, state)
+
+
+def score_validation_set(context: TrainingContext, state: TrainState) -> dict[str, Any]:
+    """The line of `validation.jsonl` for the current weights; writes the validation figures. A collective.
+
+    Each process scores all samples, because no process can predict alone with a sharded model.
+    """
+    settings, samples = context.settings, context.validation_samples
+    figures = ValidationFigures(
+        samples, settings.validate_.figures if context.process.is_main else 0, state.step
+    )
+    with context.averaged(), unsharded(context.learner.module):
+        segmenter = context.learner.segmenter(context.card.changed(step=state.step), settings.batch_size)
+        rows = score_samples(segmenter, samples, settings.validate_.metric, figures)
+    scores = context.process.broadcast(average(rows))
+    if (picture := figures.write(context.folder.path / "validation")) is not None:
+        context.monitoring.trackers.log_figures(picture, state.step)
+    return {"step": state.step, "epoch": state.epoch, **scores, "data": context.validation_fingerprint}
+
+
+def record(context: TrainingContext, line: ValidationLine) -> bool:
+    """Append a validation to its log and report it; returns whether it is the best so far. For the main process."""
+    if not context.process.is_main:
+        return False
+    folder, monitoring, metric = context.folder, context.monitoring, context.settings.validate_.metric
+    folder.append(folder.validation, line)
+    lines = folder.lines(folder.validation)
+    best = line["step"] > 0 and is_best(lines, metric)
+    monitoring.trackers.log_validation(line)
+    monitoring.on_validation({**line, "best": best})
+    if line[metric] is None:
+        monitoring.on_note(
+            f"{metric} is undefined in all {line['n']} answers and chooses no checkpoint: set another validate.metric, or "
+            "use data that define it (metrics in mm need spacing_mm)"
+        )
+    # a U-Net has a channel per phrase and no projector
+    if hasattr(context.learner.module, "projector") and (
+        warning := find_prompt_collapse(lines, context.settings.projector == "fitted")
+    ):
+        monitoring.on_note(warning)
+    return best
+
+
+def check_progress(context: TrainingContext, state: TrainState) -> None:
+    """Set `state.stopped_early` after `validate.patience` validations without improvement. A collective.
+
+    TrainingError if the last two validations are identical.
+    """
+    if not context.validation_samples:
+        return
+    folder = context.folder
+    lines = context.process.broadcast(folder.lines(folder.validation) if context.process.is_main else [])
+    check_changed(lines)
+    metric, patience = context.settings.validate_.metric, context.settings.validate_.patience
+    if patience is not None and validations_since_best(lines, metric) >= patience:
+        state.stopped_early = True
+        best = best_line(lines, metric)
+        reached = f"{best[metric]:.4g} at step {best['step']}" if best else "none"
+        context.monitoring.on_note(
+            f"early stopping: {patience} validations without a better {metric} (best: {reached})"
+        )

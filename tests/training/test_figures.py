@@ -1,4 +1,4 @@
-"""The picture of a run: it is drawn whatever the losses are called, and whatever is missing."""
+"""The curves of a run, for any loss names and with missing parts."""
 
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vesalius.training import curves
-from vesalius.training.curves import draw_curves
+from vesalius.training import figures
+from vesalius.training.figures import draw_curves
 
 STEPS = [
     {
@@ -33,7 +33,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[matplotlib.figure.Figure]:
         made.append(matplotlib.figure.Figure(*given, **more))
         return made[-1]
 
-    monkeypatch.setattr(curves, "Figure", remember)
+    monkeypatch.setattr(figures, "Figure", remember)
     return made
 
 
@@ -55,5 +55,5 @@ def test_every_loss_and_metric_has_its_line(tmp_path: Path, drawn: list[Any]) ->
 
 def test_a_run_without_validation_says_so(tmp_path: Path, drawn: list[Any]) -> None:
     draw_curves(STEPS[:1], [], tmp_path / "curves.png")
-    assert "validation: no data for it" in texts(drawn[0])
+    assert "validation: no data" in texts(drawn[0])
     assert (tmp_path / "curves.png").is_file()
