@@ -1,11 +1,12 @@
-"""Does any damaged file break a reader? Small datasets of every format, damaged thousands of times and opened.
+"""Fuzz the readers: damage small datasets of every format thousands of times and open them.
 
     python benchmarks/fuzz_readers.py --cases 20000 --json
 
-A case is one damage to one file: bytes flipped, cut, doubled or put in, numbers made extreme, values of JSON exchanged
-for others, paths that lead away. The dataset is then opened as `check` does, and every sample is loaded. Allowed are
-DataError and SettingError; anything else, more than 5 seconds, more than 3 GiB of memory or the end of the process is
-a failure, named by format and number: the same number makes the same damage again.
+A case damages one file: bytes flipped, cut, repeated or dropped, numbers made extreme, JSON values or XML text
+replaced, paths that leave the folder. The dataset is then opened, in every second case as `vesalius check` does, which
+collects the errors of single entries, and every sample is loaded. DataError and SettingError are allowed. Any other
+error, more than 5 seconds, more than 3 GiB of memory or the end of the process is a failure. It is reported with format
+and number, and the same number makes the same damage again.
 """
 
 from __future__ import annotations
@@ -35,6 +36,12 @@ from vesalius.files import write_json
 LIMIT_S = 5.0
 LIMIT_BYTES = 3 << 30
 NUMBERS = ("0", "-1", "1e999", "NaN", "99999999999999999999", "0.5", "-0", "2147483648", "1e-320")
+PIECES = (
+    *'null true " [ ] {} , . < > &lt; &a; <!DOCTYPE <image> ../ é'.split(),
+    '"dataset": 1,',
+    "[255, 0, 0]",
+    "9" * 40,
+)
 PATHS = (
     "../../../etc/passwd",
     "/etc/passwd",
@@ -49,7 +56,7 @@ PATHS = (
 
 
 def damage(files: Files, rng: np.random.Generator) -> tuple[str, bytes]:
-    """The path of one of the files, annotations before images, and what it holds now."""
+    """The path of one file, mostly an annotation, and its damaged content."""
     names = sorted(files, key=lambda name: name.endswith(".png"))
     name = names[0] if rng.random() < 0.7 else names[int(rng.integers(len(names)))]
     data = files[name]
@@ -61,7 +68,7 @@ def damage(files: Files, rng: np.random.Generator) -> tuple[str, bytes]:
 
 
 def _exchange(value: Any, rng: np.random.Generator) -> Any:
-    """The JSON value with one value in it, chosen by a walk from the top, exchanged for another."""
+    """The JSON value with one value in it, chosen by a random walk from the top, dropped or replaced."""
     if isinstance(value, list) and value and rng.random() < 0.9:
         i = int(rng.integers(len(value)))
         return [*value[:i], _exchange(value[i], rng), *value[i + 1 :]]
@@ -112,9 +119,9 @@ def _drop(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def _number(data: bytes, rng: np.random.Generator) -> bytes:
-    """A run of digits, where there is one near a random place, exchanged for an extreme one."""
-    place = int(rng.integers(len(data) + 1))
-    start = next((i for i in range(place, min(place + 400, len(data))) if data[i : i + 1].isdigit()), None)
+    """The first run of digits within 400 bytes of a random offset, replaced by an extreme number."""
+    offset = int(rng.integers(len(data) + 1))
+    start = next((i for i in range(offset, min(offset + 400, len(data))) if data[i : i + 1].isdigit()), None)
     if start is None:
         return _flip(data, rng)
     end = start
@@ -124,18 +131,25 @@ def _number(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def _header(data: bytes, rng: np.random.Generator) -> bytes:
-    """Bytes near the start set to the largest: sizes and counts of binary files stand there."""
+    """Bytes near the start set to 255: binary files have their sizes and counts there."""
     changed = bytearray(data)
     start = int(rng.integers(min(len(data), 600) + 1))
     changed[start : start + int(rng.integers(1, 5))] = b"\xff" * int(rng.integers(1, 5))
     return bytes(changed)
 
 
-DAMAGES = (_flip, _cut, _double, _drop, _number, _header)
+def _insert(data: bytes, rng: np.random.Generator) -> bytes:
+    """A piece of JSON or XML over the bytes at a random offset."""
+    offset = int(rng.integers(len(data) + 1))
+    piece = PIECES[int(rng.integers(len(PIECES)))].encode()
+    return data[:offset] + piece + data[offset + int(rng.integers(len(piece) + 1)) :]
+
+
+DAMAGES = (_flip, _cut, _double, _drop, _number, _header, _insert)
 
 
 def try_case(name: str, files: Files, number: int, seed: int) -> str:
-    """`read`, the kind of refusal, or `FAILED: ...`."""
+    """`read`, `refused an entry`, the class of the error, or `FAILED: ...`."""
     rng = np.random.default_rng([seed, list(SPECIMENS).index(name), number])
     changed, data = damage(files, rng)
     with tempfile.TemporaryDirectory() as folder:
@@ -145,7 +159,7 @@ def try_case(name: str, files: Files, number: int, seed: int) -> str:
             target.write_bytes(content)
         signal.setitimer(signal.ITIMER_REAL, LIMIT_S)
         try:
-            problems: list[DataError] = []
+            problems: list[DataError] | None = [] if number % 2 else None
             dataset = open_dataset(folder, prompt=None if name != "maskfolder" else "v", problems=problems)
             for sample in dataset.samples:
                 load_item(sample)
@@ -167,7 +181,7 @@ def _too_long(number: int, frame: FrameType | None) -> None:
 
 
 def _run(name: str, start: int, end: int, seed: int, results: Any) -> None:
-    """Cases start to end of one format, in a process of their own, which says what it begins and what came of it."""
+    """Cases `start` to `end` of one format, in their own process; `results` gets (number, outcome) before and after."""
     resource.setrlimit(resource.RLIMIT_AS, (2 * LIMIT_BYTES, 2 * LIMIT_BYTES))
     signal.signal(signal.SIGALRM, _too_long)
     warnings.simplefilter("error")  # a library's warning would reach the user's terminal
@@ -182,7 +196,7 @@ def _run(name: str, start: int, end: int, seed: int, results: Any) -> None:
 
 
 def fuzz(name: str, cases: int, seed: int) -> dict[int, str]:
-    """Number of the case -> what came of it. Where a process dies, another goes on with the next case."""
+    """Number of the case -> outcome. If a process dies, another one continues with the next case."""
     context = multiprocessing.get_context("fork")
     outcomes: dict[int, str] = {}
     while len(outcomes) < cases:
@@ -205,9 +219,9 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=2000, help="cases of each format (default 2000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--format", choices=sorted(SPECIMENS), action="append", help="only this one; may be given again"
+        "--format", choices=sorted(SPECIMENS), action="append", help="only this format; may be repeated"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table to this file")
     args = parser.parse_args()
     rows, failures = [], []
     for name in args.format or [each for each in SPECIMENS if each in FORMATS]:

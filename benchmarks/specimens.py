@@ -1,7 +1,8 @@
-"""The smallest dataset of every format, for scripts that damage them: name of the format -> files."""
+"""A small dataset of every format, with every kind of object that the format has, for the fuzzing of readers."""
 
 from __future__ import annotations
 
+import base64
 import json
 import tempfile
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from vesalius.masks import encode_rle
 SIDE = 24
 
 Files = dict[str, bytes]
-"""Path in the dataset -> what the file holds."""
+"""Path in the dataset -> content of the file."""
 
 
 def _png(pixels: np.ndarray) -> bytes:
@@ -41,12 +42,8 @@ POINTS = [[4.0, 4.0], [18.0, 4.5], [18.0, 18.0]]
 
 
 def _vesalius() -> Files:
-    entry = {
-        "image": "a.png",
-        "mask": [[SQUARE], SQUARE, None],
-        "text": ["v", "w", "x"],
-        "size": [SIDE, SIDE],
-    }
+    rle = {"size": [SIDE, SIDE], "counts": [SIDE * SIDE]}
+    first = {"image": "a.png", "mask": [[SQUARE], SQUARE, None, rle], "text": ["v", "w", "x", "y"]}
     second = {
         "image": "b.png",
         "mask": [encode_rle(_disc())],
@@ -56,68 +53,97 @@ def _vesalius() -> Files:
     }
     clip = {"video": ["c.png", "d.png"], "mask": [[[SQUARE], None]], "text": ["v"]}
     images = {f"images/{name}.png": IMAGE for name in "abcd"}
-    return {"annotations.json": _json([entry, second, clip]), **images}
+    return {"annotations.json": _json([first | {"size": [SIDE, SIDE], "note": 1}, second, clip]), **images}
 
 
 def _coco() -> Files:
+    shapes = [[SQUARE], encode_rle(_disc()), {"size": [SIDE, SIDE], "counts": [SIDE * SIDE]}]
     annotations = [
         {
-            "id": 1,
-            "image_id": 1,
+            "id": i,
+            "image_id": 1 + i // 2,
             "category_id": 1,
-            "segmentation": [SQUARE],
-            "iscrowd": 0,
-            "bbox": [4, 4, 14, 14],
-        },
-        {"id": 2, "image_id": 2, "category_id": 1, "segmentation": encode_rle(_disc()), "iscrowd": 1},
+            "segmentation": shape,
+            "iscrowd": i,
+            "bbox": [4, 4, 9, 9],
+        }
+        for i, shape in enumerate(shapes)
     ]
+    size = {"width": SIDE, "height": SIDE}
     images = [
-        {"id": i, "file_name": f"{n}.png", "width": SIDE, "height": SIDE} for i, n in ((1, "a"), (2, "b"))
+        {"id": 1, "file_name": "a.png", **size, "neg_category_ids": [7], "spacing_mm": [1, 2], "license": 3},
+        {"id": 2, "file_name": "b.png", **size, "group": "p1"},
     ]
-    value = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "v"}]}
+    categories = [{"id": 1, "name": "v"}, {"id": 7, "name": "w"}]
+    value = {"images": images, "annotations": annotations, "categories": categories}
     return {"annotations.json": _json(value), "images/a.png": IMAGE, "images/b.png": IMAGE}
 
 
 def _labelme() -> Files:
-    shapes = [
-        {"label": "v", "points": POINTS, "shape_type": "polygon", "group_id": None, "flags": {}},
-        {"label": "w", "points": POINTS[:2], "shape_type": "rectangle", "group_id": 1, "flags": {}},
-        {"label": "x", "points": POINTS[:2], "shape_type": "circle", "group_id": None, "flags": {}},
+    kinds = (("polygon", POINTS), ("polygon", POINTS), ("rectangle", POINTS[:2]), ("circle", POINTS[:2]))
+    shapes: list[dict[str, Any]] = [
+        {
+            "label": f"v{i // 2}",
+            "points": points,
+            "shape_type": kind,
+            "group_id": 1 if i < 2 else None,
+            "flags": {},
+        }
+        for i, (kind, points) in enumerate(kinds)
     ]
-    value: dict[str, Any] = {
-        "version": "5.5.0",
-        "flags": {},
-        "shapes": shapes,
-        "imagePath": "a.png",
-        "imageData": None,
-    }
-    return {"a.json": _json({**value, "imageHeight": SIDE, "imageWidth": SIDE}), "a.png": IMAGE}
+    patch = base64.b64encode(_png(_disc().astype(np.uint8))).decode()
+    corners = [[0, 0], [SIDE - 1, SIDE - 1]]
+    shapes.append({"label": "m", "points": corners, "shape_type": "mask", "mask": patch, "description": "x"})
+    ours = {"absent": ["stent"], "group": "p1", "spacing_mm": [0.3, 0.3]}
+    value = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": "a.png", "imageData": None}
+    value |= {"imageHeight": SIDE, "imageWidth": SIDE, "vesalius": ours}
+    return {"a.json": _json(value), "a.png": IMAGE}
 
 
 def _cvat() -> Files:
     text = f"""<?xml version="1.0" encoding="utf-8"?>
 <annotations><version>1.1</version>
+<meta><task><name>run</name><original_size><width>{SIDE}</width><height>{SIDE}</height></original_size></task></meta>
 <image id="0" name="a.png" width="{SIDE}" height="{SIDE}">
 <polygon label="v" occluded="0" points="4.0,4.0;18.0,4.5;18.0,18.0"><attribute name="s">1</attribute></polygon>
 <box label="w" xtl="2" ytl="3" xbr="9" ybr="8" rotation="12.5"/>
 <ellipse label="y" cx="12" cy="12" rx="5" ry="3"/>
 <mask label="x" rle="2, 3, 4, 7" left="3" top="4" width="4" height="4"/>
-</image></annotations>
+<tag label="sharp"/>
+</image>
+<track id="0" label="v"> <box frame="0" outside="0" xtl="1" ytl="2" xbr="5" ybr="6"/>
+<box frame="5" outside="1" xtl="1" ytl="2" xbr="5" ybr="6"/></track></annotations>
 """
-    return {"annotations.xml": text.encode(), "images/a.png": IMAGE}
+    names = ("a", "frame_000000", "frame_000005")
+    return {"annotations.xml": text.encode(), **{f"images/{name}.png": IMAGE for name in names}}
 
 
 def _labelstudio() -> Files:
     size = {"original_width": SIDE, "original_height": SIDE, "from_name": "label", "to_name": "image"}
-    polygon = {"points": [[10.0, 10.0], [80.0, 12.0], [75.0, 80.0]], "polygonlabels": ["v"]}
-    box = {"x": 10, "y": 20, "width": 30, "height": 40, "rotation": 5, "rectanglelabels": ["w"]}
-    brush = {"format": "rle", "rle": [0, 0, 9, 0, 37, 3, 51, 160, 7], "brushlabels": ["x"]}
-    kinds = (("polygonlabels", polygon), ("rectanglelabels", box), ("brushlabels", brush))
-    results = [{"id": kind, "type": kind, "value": value, **size} for kind, value in kinds]
+    n = 4 * SIDE * SIDE
+    header = f"{n:032b}{7:05b}{2:04b}{3:04b}{7:04b}{15:04b}"
+    bits = f"{header}1{3:02b}{n - 1:016b}{255:08b}"  # one run of 255
+    stroke = [int(bits[i : i + 8].ljust(8, "0"), 2) for i in range(0, len(bits), 8)]
+    box = {"x": 10, "y": 20, "width": 30, "height": 40, "rotation": 5}
+    kinds: dict[str, dict[str, Any]] = {
+        "polygonlabels": {"points": [[10.0, 10.0], [80.0, 12.0], [75.0, 80.0]], "polygonlabels": ["v"]},
+        "rectanglelabels": {**box, "rectanglelabels": ["w"]},
+        "ellipselabels": {
+            "x": 50,
+            "y": 50,
+            "radiusX": 40,
+            "radiusY": 25,
+            "rotation": 30,
+            "ellipselabels": ["y"],
+        },
+        "brushlabels": {"format": "rle", "rle": stroke, "brushlabels": ["x"]},
+        "choices": {"choices": ["LAO"]},
+    }
+    result = [{"id": kind, "type": kind, "value": value, **size} for kind, value in kinds.items()]
     task = {
         "id": 1,
-        "data": {"image": "/data/upload/1/0a1b2c3d-a.png"},
-        "annotations": [{"id": 1, "result": results}],
+        "data": {"image": "/data/upload/1/0a1b2c3d-a.png", "patient": "p1"},
+        "annotations": [{"id": 1, "result": result}],
     }
     return {"annotations.json": _json([task]), "images/a.png": IMAGE}
 
@@ -130,7 +156,7 @@ def _maskfolder() -> Files:
 def _nnunet() -> Files:
     value = {
         "channel_names": {"0": "XA"},
-        "labels": {"background": 0, "v": 1},
+        "labels": {"background": 0, "v": 1, "all": [1, 2]},
         "file_ending": ".png",
         "numTraining": 1,
     }

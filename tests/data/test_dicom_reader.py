@@ -35,7 +35,7 @@ def mark(path: Path, source: Path, **frames: list[int]) -> np.ndarray:
     return mask
 
 
-def test_files_are_found_whatever_they_are_called_and_nobody_is_named(tmp_path: Path) -> None:
+def test_files_of_any_name_are_found_and_patients_are_pseudonyms(tmp_path: Path) -> None:
     angiogram(tmp_path / "a" / "run", 2)
     other = {"SOPInstanceUID": "1.2.5", "SeriesInstanceUID": "1.2.6", "StudyInstanceUID": "1.2.7"}
     angiogram(tmp_path / "1.2.840.1", **other, PatientID="18")

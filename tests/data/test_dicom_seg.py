@@ -162,8 +162,8 @@ def test_a_damaged_segmentation_gives_a_data_error(data: st.DataObject, tmp_path
         write_masks(whole, source, {VESSEL: random_masks(0, (11, 13), [0, 2])})
     content = bytearray(whole.read_bytes())
     at = st.integers(0, len(content) - 1)
-    for place, value in data.draw(st.lists(st.tuples(at, st.integers(0, 255)), min_size=1, max_size=8)):
-        content[place] = value
+    for offset, value in data.draw(st.lists(st.tuples(at, st.integers(0, 255)), min_size=1, max_size=8)):
+        content[offset] = value
     (folder / "damaged.dcm").write_bytes(content[: data.draw(st.just(len(content)) | at)])
     try:
         for segment in read_segmentation(folder / "damaged.dcm").segments:

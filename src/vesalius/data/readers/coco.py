@@ -229,9 +229,10 @@ def _read_annotation(
 
 
 def _sample(image: _Image, only: tuple[str, ...]) -> Sample:
-    """`only` is the category of a file with one category, which an image without annotation does not show."""
-    unsaid = () if image.masks else only
-    absent = unsaid if image.absent is None else image.absent
+    """The sample of an image; `only` is the category of a file with one category, absent in images without annotation."""
+    absent = image.absent
+    if absent is None:
+        absent = () if image.masks else only
     rows = [*image.masks, *((phrase, Absent()) for phrase in absent)]
     return Sample(
         image.name,

@@ -337,7 +337,7 @@ class _Clip:
             try:
                 video, name = fields.find_image(self.video, where, root)
             except AnnotationError:
-                pass  # the message below says more
+                pass  # the error below names the video too
             else:
                 if frame_files.kind_of(video) is not None:
                     return video, frame_id(name, frame), frame

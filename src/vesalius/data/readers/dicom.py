@@ -2,7 +2,7 @@
 
 A file is one sample, a cine one sample for each frame. Images are not annotated, unless segmentation objects beside
 them reference them: then each segment is a phrase, by its label. Files that share a patient, a study or a series are
-one group. Identifiers are replaced by the first 12 digits of their SHA-256, which keep patients apart and name nobody;
+one group. Identifiers are replaced by the first 12 digits of their SHA-256, which distinguish patients without naming them;
 anyone who knows a patient's number can still compute its hash.
 """
 

@@ -73,8 +73,8 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
 def _read_entry(value: Any, path: Path, index: int, root: Path) -> list[tuple[Sample, Location]]:
     paths: Any = value.get("video", [value.get("image")]) if isinstance(value, dict) else None
     paths = paths if isinstance(paths, list) else []
-    places = [Location(path, named(f"entry {index}", each)) for each in paths]
-    where = places[0] if places else Location(path, f"entry {index}")
+    locations = [Location(path, named(f"entry {index}", each)) for each in paths]
+    where = locations[0] if locations else Location(path, f"entry {index}")
     entry = parse(_Entry, value, where)
     given = entry.model_fields_set
     labeled = bool(given & {"mask", "text"})
@@ -82,7 +82,7 @@ def _read_entry(value: Any, path: Path, index: int, root: Path) -> list[tuple[Sa
     missing += [] if given & {"image", "video"} else ["image"]
     if missing:
         raise where.error(f"has no {' and no '.join(missing)}", "missing_field")
-    images = [fields.find_image(each, at, root) for each, at in zip(paths, places, strict=True)]
+    images = [fields.find_image(each, at, root) for each, at in zip(paths, locations, strict=True)]
     if labeled:
         _check_texts(entry, where)
     clip = _clip_name(paths, images) if entry.video else None
@@ -96,7 +96,7 @@ def _read_entry(value: Any, path: Path, index: int, root: Path) -> list[tuple[Sa
     common = entry.as_arguments()
     common |= {key: common[key] or clip for key in ("group", "sequence")}
     samples = []
-    for i, ((image, name), at) in enumerate(zip(images, places, strict=True)):
+    for i, ((image, name), at) in enumerate(zip(images, locations, strict=True)):
         masks = tuple((_read_object(track[i], at, j, entry.size),) for j, track in enumerate(tracks))
         sample = Sample(
             name if entry.frame is None else frame_id(name, entry.frame),
