@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from vesalius.data.readers import coco
 from vesalius.data.source import Source
 from vesalius.errors import AnnotationError, DataError
 from vesalius.masks import encode_rle
-from vesalius.types import Absent, Polygons, RleMask, Sample
+from vesalius.types import Absent, Polygons, RleMask
 
 from ..codes import raises_code
 from .annotation_files import SIZE, TRIANGLE, coco_file, make_images, write_json
@@ -32,13 +33,12 @@ PACKED = encode_rle(np.eye(8, 10, dtype=bool))
 ONLY = [{"id": 1, "name": "vessel"}]
 
 
+read = partial(read_as, "coco")
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     return make_images(tmp_path, "a.png", "images/b.png")
-
-
-def read(path: Path, problems: list[DataError] | None = None) -> list[Sample]:
-    return read_as("coco", path, problems)
 
 
 def test_every_kind_of_segmentation_is_read(root: Path) -> None:

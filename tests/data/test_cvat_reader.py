@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from vesalius.data.dataset import load_item, load_mask, open_dataset
 from vesalius.data.readers import cvat
 from vesalius.data.source import Source
 from vesalius.errors import AnnotationError, DataError
-from vesalius.types import Absent, Sample
+from vesalius.types import Absent
 
 from ..codes import raises_code
 from .annotation_files import SIZE, make_images
@@ -26,13 +27,12 @@ from .annotation_files import read as read_as
 IMAGES = "a.png images/b.png images/p1/c.png images/frame_000000.PNG images/frame_000005.png"
 
 
+read = partial(read_as, "cvat")
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     return make_images(tmp_path, *IMAGES.split())
-
-
-def read(path: Path, problems: list[DataError] | None = None) -> list[Sample]:
-    return read_as("cvat", path, problems)
 
 
 def mask_of(root: Path, shape: str) -> np.ndarray:

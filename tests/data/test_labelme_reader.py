@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ from .annotation_files import read as read_as
 FLAT = Polygons(((1.0, 1.0, 6.0, 1.0, 1.0, 6.0),))
 
 
+read = partial(read_as, "labelme")
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     return make_images(tmp_path, "a.png", "images/b.png", "images/p1/c.png")
@@ -33,10 +37,6 @@ def root(tmp_path: Path) -> Path:
 
 def write(root: Path, value: Any, name: str = "a.json") -> Path:
     return write_json(root, value, name)
-
-
-def read(path: Path, problems: list[DataError] | None = None) -> list[Sample]:
-    return read_as("labelme", path, problems)
 
 
 def area(sample: Sample) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,7 @@ from vesalius.data.dataset import load_item, load_mask, open_dataset
 from vesalius.data.readers import labelstudio
 from vesalius.data.readers.brush import decode_brush
 from vesalius.data.source import Location, Source
-from vesalius.errors import AnnotationError, DataError
-from vesalius.types import Sample
+from vesalius.errors import AnnotationError
 
 from ..codes import raises_code
 from .annotation_files import BOX, SIZE, make_images, region, task, write_json
@@ -30,6 +30,9 @@ IMAGES = "a.png images/b.png images/0a1b2c3d-c.png images/p1/d.png images/p1/e.p
 HERE = Location(Path("project.json"))
 
 
+read = partial(read_as, "labelstudio")
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     return make_images(tmp_path, *IMAGES.split())
@@ -37,10 +40,6 @@ def root(tmp_path: Path) -> Path:
 
 def write(root: Path, *tasks: Any) -> Path:
     return write_json(root, list(tasks), "project-1.json")
-
-
-def read(path: Path, problems: list[DataError] | None = None) -> list[Sample]:
-    return read_as("labelstudio", path, problems)
 
 
 def mask_of(root: Path, shape: dict[str, Any]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ import pytest
 
 from vesalius.errors import DataError
 from vesalius.masks import encode_rle
-from vesalius.types import Absent, Polygons, RleMask, Sample
+from vesalius.types import Absent, Polygons, RleMask
 
 from .annotation_files import TRIANGLE, entry, make_images, write_json
 from .annotation_files import read as read_as
 
 NAMES = ("a.png", "images/b.png", "images/p1/c.png", "images/图.png")
+
+
+read = partial(read_as, "vesalius")
 
 
 @pytest.fixture
@@ -25,10 +29,6 @@ def root(tmp_path: Path) -> Path:
 
 def write(root: Path, *entries: Any) -> Path:
     return write_json(root, list(entries))
-
-
-def read(path: Path, problems: list[DataError] | None = None) -> list[Sample]:
-    return read_as("vesalius", path, problems)
 
 
 def test_every_kind_of_object_is_read(root: Path) -> None:

@@ -29,13 +29,13 @@ from .annotation_files import (
     cvat_image,
     entry,
     labelme_file,
-    labelme_mask,
-    labelme_shape,
     png,
     region,
     task,
     write_json,
 )
+from .annotation_files import labelme_mask as mask
+from .annotation_files import labelme_shape as shape
 
 Damaged = tuple[Path, Path, str, list[str]]
 """What to open, the file that the error names, the entry in it, and the ids of the samples that stay."""
@@ -70,12 +70,16 @@ def _coco_category(root: Path, value: Any) -> Damaged:
 
 
 def _labelme(root: Path, value: Any) -> Damaged:
-    write_json(root, labelme_file(labelme_shape(), image="images/b.png"), "b.json")
+    write_json(root, labelme_file(shape(), image="images/b.png"), "b.json")
     return root, write_json(root, value, "a.json"), "", ["b"]
 
 
+def _labelme_shape(root: Path, value: Any) -> Damaged:
+    return _labelme(root, labelme_file(value))
+
+
 def _labelme_image(root: Path, value: Any) -> Damaged:
-    write_json(root, labelme_file(labelme_shape(), image="images/b.png"), "b.json")
+    write_json(root, labelme_file(shape(), image="images/b.png"), "b.json")
     return root, write_json(root, labelme_file(image=value), "labels/a.json"), "", ["b"]
 
 
@@ -114,6 +118,7 @@ FILES: dict[str, Callable[[Path, Any], Damaged]] = {
     "coco annotation": _coco_annotation,
     "coco category": _coco_category,
     "labelme": _labelme,
+    "labelme shape": _labelme_shape,
     "labelme image": _labelme_image,
     "labelstudio task": _task,
     "labelstudio region": _region,
@@ -247,71 +252,14 @@ ENTRIES: dict[str, list[Row]] = {
     ],
     "labelme": [
         (labelme_file([]), "bad_value", "shapes[0]", "[]"),
-        (labelme_file(labelme_shape(label="")), "no_phrase", "shapes[0].label", "''"),
-        (labelme_file(labelme_shape(label=3)), "no_phrase", "shapes[0].label", "not 3"),
-        (labelme_file(labelme_shape(group_id=[1])), "bad_value", "shapes[0].group_id", "[1]"),
-        (labelme_file(labelme_shape("ellipse")), "unknown_shape", "shapes[0] ('vessel')", "'ellipse'"),
-        (labelme_file(labelme_shape(["polygon"])), "unknown_shape", "shapes[0]", "['polygon']"),
-        *[
-            (
-                labelme_file(labelme_shape(), labelme_shape(form, [[1, 1], [2, 2]])),
-                "no_area",
-                "shapes[1]",
-                form,
-            )
-            for form in ("line", "linestrip", "point", "points")
-        ],
-        (labelme_file(labelme_shape(points=[1, 2, 3])), "invalid_points", "shapes[0].points[0]", "not 1"),
-        (labelme_file(labelme_shape(points=[[1, 2, 3]] * 3)), "invalid_points", "shapes[0].points[0]", "3"),
+        (labelme_file(shape(), shape("line", [[1, 1], [2, 2]])), "no_area", "shapes[1]", "line"),
         (
-            labelme_file(labelme_shape(points=[[1, "2"]] * 3)),
-            "invalid_points",
-            "shapes[0].points[0][1]",
-            "'2'",
-        ),
-        (labelme_file(labelme_shape(points=[[1, 2], [3, 4]])), "too_few_points", KEPT, "has 2 points"),
-        (labelme_file(labelme_shape(points=[[1, NAN]] * 3)), "not_finite", KEPT, ""),
-        (labelme_file(labelme_shape("circle", [[1, 2], [NAN, 2]])), "not_finite", "shapes[0]", ""),
-        (labelme_file(labelme_shape("circle", [[1, 2], [INF, 2]])), "not_finite", "shapes[0]", ""),
-        (labelme_file(labelme_shape("rectangle", [[1, 2], [NAN, 2]])), "not_finite", KEPT, ""),
-        (labelme_file(labelme_shape("rectangle", POINTS)), "invalid_points", "shapes[0]", "not 3"),
-        (labelme_file(labelme_shape("circle", POINTS)), "invalid_points", "shapes[0]", "not 3"),
-        (labelme_file(labelme_mask(None)), "unreadable_mask", "shapes[0] ('vessel'), mask", "null"),
-        (labelme_file(labelme_mask("%")), "unreadable_mask", "mask", ""),
-        (labelme_file(labelme_mask("QUJD")), "unreadable_mask", "mask", ""),
-        (labelme_file(labelme_mask(png([[1]], form="BMP"))), "unreadable_mask", "mask", ""),
-        (labelme_file(labelme_mask(png(NOISE)[:120], [[0, 0], [7, 7]])), "unreadable_mask", "mask", ""),
-        (
-            labelme_file(labelme_mask(png([[1]], "RGB"))),
-            "unreadable_mask",
-            "mask",
-            "1 x 1 pixels of mode RGB",
-        ),
-        (
-            labelme_file(labelme_mask(np.ones((99, 99)), [[0, 0], [99, 99]])),
-            "unreadable_mask",
-            "mask",
-            "99 x 99",
-        ),
-        (labelme_file(labelme_mask(_bomb())), "unreadable_mask", "mask", "900000000 pixels"),
-        (labelme_file(labelme_mask([[1]], [[0, 0]])), "invalid_points", "shapes[0]", "2 points"),
-        (labelme_file(labelme_mask([[1]], [[1e308, 0], [1e308, 0]])), "size_mismatch", "shapes[0]", "8 x 10"),
-        (labelme_file(labelme_mask([[1]], [[-3, 0], [-3, 0]])), "size_mismatch", "shapes[0]", "8 x 10"),
-        (labelme_file(labelme_mask([[1]], [[0, 9], [0, 9]])), "size_mismatch", "shapes[0]", "8 x 10"),
-        (labelme_file(labelme_mask([[1]], [[NAN, 0], [0, 0]])), "invalid_points", "shapes[0]", "2 points"),
-        (labelme_file(labelme_mask([[1]], [[0, 0], [1, 1]])), "size_mismatch", "shapes[0]", "span 2 x 2"),
-        (
-            labelme_file(labelme_mask([[1]]), imageHeight=None, imageWidth=None),
+            labelme_file(mask([[1]]), imageHeight=None, imageWidth=None),
             "missing_field",
             "shapes[0]",
-            "imageHeight and imageWidth",
+            "imageWidth",
         ),
-        (
-            labelme_file(labelme_mask([[1]]), imageHeight=10**5, imageWidth=10**5),
-            "image_too_large",
-            "",
-            "200",
-        ),
+        (labelme_file(mask([[1]]), imageHeight=10**5, imageWidth=10**5), "image_too_large", "", "200"),
         (labelme_file(imageWidth=None), "missing_field", "", "height and width"),
         (labelme_file(imageWidth="10"), "bad_value", "imageWidth", "'10'"),
         (labelme_file(vesalius=[]), "bad_value", "vesalius", "[]"),
@@ -322,6 +270,41 @@ ENTRIES: dict[str, list[Row]] = {
         (labelme_file(other=NAN), "bad_value", "", "other"),
         ({"classes": 3}, "not_labelme", "", ""),
         ("{", "unreadable_file", "", ""),
+    ],
+    "labelme shape": [
+        (shape(label=""), "no_phrase", "shapes[0].label", "''"),
+        (shape(label=3), "no_phrase", "shapes[0].label", "not 3"),
+        (shape(group_id=[1]), "bad_value", "shapes[0].group_id", "[1]"),
+        (shape("ellipse"), "unknown_shape", "shapes[0] ('vessel')", "'ellipse'"),
+        (shape(["polygon"]), "unknown_shape", "shapes[0]", "['polygon']"),
+        (shape("line", [[1, 1], [2, 2]]), "no_area", "shapes[0]", "line"),
+        (shape("linestrip", [[1, 1], [2, 2]]), "no_area", "shapes[0]", "linestrip"),
+        (shape("point", [[1, 1], [2, 2]]), "no_area", "shapes[0]", "point"),
+        (shape("points", [[1, 1], [2, 2]]), "no_area", "shapes[0]", "points"),
+        (shape(points=[1, 2, 3]), "invalid_points", "shapes[0].points[0]", "not 1"),
+        (shape(points=[[1, 2, 3]] * 3), "invalid_points", "shapes[0].points[0]", "3"),
+        (shape(points=[[1, "2"]] * 3), "invalid_points", "shapes[0].points[0][1]", "'2'"),
+        (shape(points=[[1, 2], [3, 4]]), "too_few_points", KEPT, "has 2 points"),
+        (shape(points=[[1, NAN]] * 3), "not_finite", KEPT, ""),
+        (shape("circle", [[1, 2], [NAN, 2]]), "not_finite", "shapes[0]", ""),
+        (shape("circle", [[1, 2], [INF, 2]]), "not_finite", "shapes[0]", ""),
+        (shape("rectangle", [[1, 2], [NAN, 2]]), "not_finite", KEPT, ""),
+        (shape("rectangle", POINTS), "invalid_points", "shapes[0]", "not 3"),
+        (shape("circle", POINTS), "invalid_points", "shapes[0]", "not 3"),
+        (mask(None), "unreadable_mask", "shapes[0] ('vessel'), mask", "null"),
+        (mask("%"), "unreadable_mask", "mask", ""),
+        (mask("QUJD"), "unreadable_mask", "mask", ""),
+        (mask(png([[1]], form="BMP")), "unreadable_mask", "mask", ""),
+        (mask(png(NOISE)[:120], [[0, 0], [7, 7]]), "unreadable_mask", "mask", ""),
+        (mask(png([[1]], "RGB")), "unreadable_mask", "mask", "1 x 1 pixels of mode RGB"),
+        (mask(np.ones((99, 99)), [[0, 0], [99, 99]]), "unreadable_mask", "mask", "99 x 99"),
+        (mask(_bomb()), "unreadable_mask", "mask", "900000000 pixels"),
+        (mask([[1]], [[0, 0]]), "invalid_points", "shapes[0]", "2 points"),
+        (mask([[1]], [[1e308, 0], [1e308, 0]]), "size_mismatch", "shapes[0]", "8 x 10"),
+        (mask([[1]], [[-3, 0], [-3, 0]]), "size_mismatch", "shapes[0]", "8 x 10"),
+        (mask([[1]], [[0, 9], [0, 9]]), "size_mismatch", "shapes[0]", "8 x 10"),
+        (mask([[1]], [[NAN, 0], [0, 0]]), "invalid_points", "shapes[0]", "2 points"),
+        (mask([[1]], [[0, 0], [1, 1]]), "size_mismatch", "shapes[0]", "span 2 x 2"),
     ],
     "labelme image": [
         ("../../a.png", "outside_path", "", ""),
