@@ -1,13 +1,12 @@
-"""How long does a conversion take beside a plain copy of the same bytes, and with how much memory?
+"""Time and memory of a conversion, compared with a plain copy of the same bytes.
 
     .venv/bin/python benchmarks/convert.py [--gigabytes 16] [--folder DIR] [--json FILE]
 
-Makes an official folder with the tensors of Sa2VA-8B in bfloat16 and as many layers as the size asks for, in shards
-of 4 GB; copies it and converts it to a bundle; copies the bundle and converts it back. Each starts with a cold page
-cache where the system permits it, ends with fsync, and has a process of its own, whose anonymous memory is watched from
-outside; importing torch counts.
-Needs three times the size on the disk. Limits: twice the time of the copy; 1.5 GB and the largest tensor;
-2 s to open a small model.
+Makes an official folder with the tensors of Sa2VA-8B in bfloat16, with as many layers as the size needs, in shards of
+4 GB; copies it and converts it to a bundle; copies the bundle and converts it back. Each step starts with a cold page
+cache if the system permits it, ends with fsync, and runs in its own process, whose anonymous memory is sampled from
+outside; the time includes importing torch. Needs three times the size on the disk. Limits: twice the time of the copy;
+1.5 GB plus the largest tensor; 2 s to open a small model.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ BLOCK_BYTES = 8 << 20
 SHARD_BYTES = 4 * 10**9
 MOST_TIMES_THE_COPY = 2.0
 MOST_BYTES = 1.5e9
-"""Of anonymous memory, beside the largest tensor."""
+"""Limit of anonymous memory, without the largest tensor."""
 MOST_OPENING_S = 2.0
 
 
@@ -54,7 +53,7 @@ def make(folder: Path, gigabytes: float) -> None:
     spec = find_spec("Sa2VA-8B")
     one, two = (sum(tensor.n_bytes for tensor in shapes(layers).values()) for layers in (1, 2))
     tensors = shapes(max(1, 1 + math.ceil((gigabytes * 1e9 - one) / (two - one))))
-    # without the highest bit of the exponent there is neither NaN nor infinity
+    # with the highest exponent bit cleared there is neither NaN nor infinity
     noise = (np.random.default_rng(0).integers(0, 1 << 16, BLOCK_BYTES // 2, np.uint16) & 0xBFFF).tobytes()
 
     def read(name: str) -> Iterator[bytes]:
@@ -88,11 +87,11 @@ def make(folder: Path, gigabytes: float) -> None:
 
 
 def copy(source: Path, target: Path) -> None:
-    """A plain copy in blocks, pushed to the disk."""
+    """Copy all files in blocks, with fsync."""
     for path in sorted(path for path in source.rglob("*") if path.is_file()):
-        place = target / path.relative_to(source)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("rb", buffering=0) as file, place.open("xb") as out:
+        copied = target / path.relative_to(source)
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("rb", buffering=0) as file, copied.open("xb") as out:
             while block := file.read(BLOCK_BYTES):
                 out.write(block)
             out.flush()
@@ -100,14 +99,14 @@ def copy(source: Path, target: Path) -> None:
 
 
 def convert(source: Path, target: Path, to: str) -> None:
-    """What the command line does."""
+    """Convert as the command line does, and exit."""
     from vesalius.cli import main
 
     sys.exit(main(["convert", str(source), str(target), "--to", to, "--json"]))
 
 
 def forget(folder: Path) -> None:
-    """Take a folder's files out of the page cache, and all others where that is permitted."""
+    """Drop a folder's files from the page cache, and all others if that is permitted."""
     for path in folder.rglob("*"):
         if path.is_file() and hasattr(os, "posix_fadvise"):
             with path.open("rb") as file:
@@ -116,11 +115,11 @@ def forget(folder: Path) -> None:
         Path("/proc/sys/vm/drop_caches").write_text("1")
 
 
-def measure(job: str, source: Path, target: Path) -> dict[str, Any]:
-    """Seconds and largest anonymous memory of a job, in a process of its own."""
+def measure(step: str, source: Path, target: Path) -> dict[str, Any]:
+    """Seconds and peak anonymous memory of a step, run in its own process."""
     forget(source)
     started = time.perf_counter()
-    command = [sys.executable, __file__, "--job", job, str(source), str(target)]
+    command = [sys.executable, __file__, "--step", step, str(source), str(target)]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     peak = 0
     while child.poll() is None:
@@ -129,11 +128,11 @@ def measure(job: str, source: Path, target: Path) -> dict[str, Any]:
     took_s = time.perf_counter() - started
     if child.returncode:
         sys.exit(f"{' '.join(command)} failed")
-    return {"job": job, "took_s": took_s, "peak_anonymous_bytes": peak}
+    return {"step": step, "took_s": took_s, "peak_anonymous_bytes": peak}
 
 
 def anonymous_bytes(process: int) -> int:
-    """RssAnon: mapped pages of files do not count; 0 where the process has gone."""
+    """RssAnon, without memory-mapped file pages; 0 if the process has ended."""
     with suppress(OSError):
         for line in Path(f"/proc/{process}/status").read_text().splitlines():
             if line.startswith("RssAnon:"):
@@ -142,7 +141,7 @@ def anonymous_bytes(process: int) -> int:
 
 
 def opening_s(model: str) -> float:
-    """Seconds to open a model in this process, which has imported all that it needs."""
+    """Seconds to open a model in this process, with all imports done."""
     from vesalius.models.checkpoint import open_model
 
     started = time.perf_counter()
@@ -151,7 +150,7 @@ def opening_s(model: str) -> float:
 
 
 def measure_all(folder: Path, gigabytes: float) -> dict[str, Any]:
-    """All jobs on one model, a copy before each conversion; the numbers beside their limits."""
+    """Measure all steps on one model, a copy before each conversion, and compare with the limits."""
     from vesalius.models.weights import open_weights
 
     official, bundle, back = folder / "official", folder / "bundle", folder / "back"
@@ -177,13 +176,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--gigabytes", type=float, default=16)
-    parser.add_argument("--folder", type=Path, help="where there is room (default: the temporary folder)")
+    parser.add_argument("--folder", type=Path, help="folder for the models (default: the temporary folder)")
     parser.add_argument("--open", nargs="*", default=["tiny"], metavar="MODEL", help="small models to open")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--job", nargs=3, metavar=("WHAT", "SOURCE", "TARGET"), help=argparse.SUPPRESS)
+    parser.add_argument("--step", nargs=3, metavar=("WHAT", "SOURCE", "TARGET"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.job:
-        what, source, target = args.job
+    if args.step:
+        what, source, target = args.step
         if what == "copy":
             copy(Path(source), Path(target))
         else:
@@ -198,12 +197,12 @@ def main() -> None:
     print(f"{'to':>10}{'s':>10}{'GB/s':>8}{'x copy':>8}{'peak MB':>10}  within limits")
     for row in found["rows"]:
         print(
-            f"{row['job']:>10}{row['took_s']:10.1f}{row['gb_per_s']:8.2f}{row['times_the_copy']:8.2f}"
+            f"{row['step']:>10}{row['took_s']:10.1f}{row['gb_per_s']:8.2f}{row['times_the_copy']:8.2f}"
             f"{row['peak_anonymous_bytes'] / 1e6:10.0f}  {'yes' if row['within_limits'] else 'NO'}"
         )
     found["opening_s"] = {Path(model).name: opening_s(model) for model in args.open}
     for name, took_s in found["opening_s"].items():
-        print(f"opening {name}: {took_s:.2f} s{'' if took_s < MOST_OPENING_S else ', which is TOO LONG'}")
+        print(f"opening {name}: {took_s:.2f} s{'' if took_s < MOST_OPENING_S else ', over the limit'}")
     if args.json:
         machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
         args.json.write_text(json.dumps({"machine": machine, **found}, indent=2) + "\n")

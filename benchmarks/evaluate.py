@@ -1,13 +1,13 @@
-"""How many images a second are scored with all metrics, and how many with other libraries, metric by metric?
+"""Images per second scored with all metrics, by Vesalius and by other libraries.
 
     .venv/bin/python benchmarks/evaluate.py [--pairs 48] [--size 512] [--spacing 0.3 0.3] [--json FILE]
 
 Both score the same masks with the same metrics in two processes. Ours: `vesalius.evaluation.metrics.score`.
-Theirs: MONAI (overlap, distances), each metric an object called on batches of one as its documentation shows,
-and scikit-image and scipy (skeletons, widths, pieces, holes), each metric a function of two masks. What one of
-their calls gives is computed once: all shares of the confusion matrix, or clDice with precision and
-sensitivity. The values are compared, and the benchmark fails where they differ. Masks are synthetic vessels;
-predictions are the same moved, with gaps, ragged edges and false blobs. Needs the development packages.
+Theirs: MONAI (overlap, distances), each metric an object called on batches of one as its documentation shows, and
+scikit-image and scipy (skeletons, widths, components, holes), each metric a function of two masks. Values that come from
+one call of theirs are computed once: all shares of the confusion matrix, or clDice with precision and sensitivity. The
+values are compared, and the benchmark fails if they differ. Masks are synthetic vessels; predictions are the same masks
+shifted, with gaps, ragged edges and false blobs. Needs the development packages.
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ Spacing = tuple[float, float] | None
 Pair = tuple[np.ndarray, np.ndarray]
 Values = dict[str, float | None]
 ROUNDS = {"theirs": 1, "ours": 5}
-"""So that both are measured for seconds."""
+"""Repetitions, so that both are measured for seconds."""
 
 
 def make_pair(index: int, size: int) -> Pair:
-    """A true mask, and one as a model might predict it."""
-    truth = draw(9, index, size).masks[0, 0]  # type: ignore[index]
+    """A ground truth mask, and a realistic prediction of it."""
+    target = draw(9, index, size).masks[0, 0]  # type: ignore[index]
     rng = np.random.default_rng(index)
-    ragged = gaussian_filter(truth.astype(np.float32), 1.5) + 0.15 * gaussian_filter(
-        rng.normal(size=truth.shape), 1.5
+    ragged = gaussian_filter(target.astype(np.float32), 1.5) + 0.15 * gaussian_filter(
+        rng.normal(size=target.shape), 1.5
     )
-    gaps = gaussian_filter(rng.random(truth.shape), 4) > 0.545
-    blobs = gaussian_filter(rng.random(truth.shape), 4) > 0.575
+    gaps = gaussian_filter(rng.random(target.shape), 4) > 0.545
+    blobs = gaussian_filter(rng.random(target.shape), 4) > 0.575
     moved = np.roll(ragged > 0.45, rng.integers(-1, 2, 2), axis=(0, 1))
-    return truth, (moved & ~gaps) | blobs
+    return target, (moved & ~gaps) | blobs
 
 
 class Theirs:
-    """The same metrics from other libraries, one by one."""
+    """The same metrics from other libraries."""
 
     def __init__(self, spacing: Spacing) -> None:
         import torch
@@ -66,7 +66,7 @@ class Theirs:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from monai import metrics as monai
-        warnings.simplefilter("ignore")  # MONAI uses what it has itself deprecated
+        warnings.simplefilter("ignore")  # MONAI uses its own deprecated functions
         self.torch, self.spacing = torch, spacing
         self.shares = ["precision", "recall", "specificity", "accuracy", "balanced accuracy"]
         self.overlap = {
@@ -90,9 +90,11 @@ class Theirs:
             skeleton_recall_by_width,
         )
 
-    def score(self, truth: np.ndarray, guess: np.ndarray) -> Values:
+    def score(self, target: np.ndarray, prediction: np.ndarray) -> Values:
         """All metrics of one pair."""
-        batches = [self.torch.from_numpy(mask.astype(np.float32))[None, None] for mask in (guess, truth)]
+        batches = [
+            self.torch.from_numpy(mask.astype(np.float32))[None, None] for mask in (prediction, target)
+        ]
         values: Values = {}
         for name, metric in self.overlap.items():
             metric(*batches)
@@ -113,15 +115,15 @@ class Theirs:
                 values[name + unit] = metric.aggregate().item()
                 metric.reset()
         for function in self.lines:
-            values |= function(truth, guess)
+            values |= function(target, prediction)
         return values
 
 
-def cldice(truth: np.ndarray, guess: np.ndarray) -> Values:
-    """As the authors' code has it: https://github.com/jocpae/clDice/blob/master/cldice_metric/cldice.py"""
-    true, guessed = skeletonize(truth), skeletonize(guess)
-    precision = float(np.sum(truth * guessed) / np.sum(guessed))
-    sensitivity = float(np.sum(guess * true) / np.sum(true))
+def cldice(target: np.ndarray, prediction: np.ndarray) -> Values:
+    """clDice as in the authors' code: https://github.com/jocpae/clDice/blob/master/cldice_metric/cldice.py"""
+    target_line, predicted_line = skeletonize(target), skeletonize(prediction)
+    precision = float(np.sum(target * predicted_line) / np.sum(predicted_line))
+    sensitivity = float(np.sum(prediction * target_line) / np.sum(target_line))
     return {
         "cldice": 2 * precision * sensitivity / (precision + sensitivity),
         "topology_precision": precision,
@@ -129,15 +131,15 @@ def cldice(truth: np.ndarray, guess: np.ndarray) -> Values:
     }
 
 
-def betti0_error(truth: np.ndarray, guess: np.ndarray) -> Values:
-    """Difference in connected pieces."""
-    pieces = [label(mask, connectivity=2, return_num=True)[1] for mask in (truth, guess)]
+def betti0_error(target: np.ndarray, prediction: np.ndarray) -> Values:
+    """Difference in the number of connected components."""
+    pieces = [label(mask, connectivity=2, return_num=True)[1] for mask in (target, prediction)]
     return {"betti0_error": float(abs(pieces[0] - pieces[1]))}
 
 
-def betti1_error(truth: np.ndarray, guess: np.ndarray) -> Values:
-    """Difference in holes: pieces less the Euler number."""
-    padded = [np.pad(mask, 1) for mask in (truth, guess)]
+def betti1_error(target: np.ndarray, prediction: np.ndarray) -> Values:
+    """Difference in the number of holes: components minus the Euler number."""
+    padded = [np.pad(mask, 1) for mask in (target, prediction)]
     holes = [
         label(each, connectivity=2, return_num=True)[1] - euler_number(each, connectivity=2)
         for each in padded
@@ -145,24 +147,24 @@ def betti1_error(truth: np.ndarray, guess: np.ndarray) -> Values:
     return {"betti1_error": float(abs(holes[0] - holes[1]))}
 
 
-def breaks(truth: np.ndarray, guess: np.ndarray) -> Values:
-    """Pieces too many along each true vessel."""
-    line, vessels = skeletonize(truth), label(truth, connectivity=2)
-    near = label(guess & binary_dilation(truth, diamond(2)), connectivity=2)
+def breaks(target: np.ndarray, prediction: np.ndarray) -> Values:
+    """Surplus components along each vessel of the ground truth."""
+    line, vessels = skeletonize(target), label(target, connectivity=2)
+    near = label(prediction & binary_dilation(target, diamond(2)), connectivity=2)
     meets = np.unique(np.stack([vessels[line], near[line]]), axis=1)
     met = np.bincount(meets[0][meets[1] > 0], minlength=vessels.max() + 1)[1:]
     return {"breaks": float(np.abs(met - 1).sum())}
 
 
-def skeleton_recall(truth: np.ndarray, guess: np.ndarray) -> Values:
-    """Share of the true skeleton that was predicted."""
-    return {"skeleton_recall": float(guess[skeletonize(truth)].mean())}
+def skeleton_recall(target: np.ndarray, prediction: np.ndarray) -> Values:
+    """Share of the ground truth skeleton that the prediction covers."""
+    return {"skeleton_recall": float(prediction[skeletonize(target)].mean())}
 
 
-def skeleton_recall_by_width(truth: np.ndarray, guess: np.ndarray) -> Values:
-    """The same by the width of the vessel."""
-    line = skeletonize(truth)
-    width, found = 2 * distance_transform_edt(truth)[line], guess[line]
+def skeleton_recall_by_width(target: np.ndarray, prediction: np.ndarray) -> Values:
+    """Skeleton recall by vessel width."""
+    line = skeletonize(target)
+    width, found = 2 * distance_transform_edt(target)[line], prediction[line]
     strata = {name: found[(width > low) & (width <= high)] for name, (low, high) in WIDTHS.items()}
     return {
         f"skeleton_recall_{name}": float(part.mean()) if len(part) else None for name, part in strata.items()
@@ -170,11 +172,11 @@ def skeleton_recall_by_width(truth: np.ndarray, guess: np.ndarray) -> Values:
 
 
 _state: dict[str, Any] = {}
-"""Of a worker process: the masks, and who scores them."""
+"""State of a worker process: the masks, and the function that scores them."""
 
 
 def prepare(who: str, pairs: list[Pair], spacing: Spacing, ready: Any) -> None:
-    """Load the libraries, score once, and wait for the other processes, before the clock starts."""
+    """Load the libraries, score once, and wait for the other processes before the timing starts."""
     _state["pairs"] = pairs
     _state["score"] = Theirs(spacing).score if who == "theirs" else partial(score, spacing_mm=spacing)
     _state["score"](*pairs[0])
@@ -188,7 +190,7 @@ def work(index: int) -> Values:
 
 
 def measure(who: str, pairs: list[Pair], spacing: Spacing, rounds: int) -> tuple[float, list[Values]]:
-    """Images a second with two processes, all pairs scored `rounds` times, and their scores."""
+    """Images per second with two processes, all pairs scored `rounds` times, and the scores."""
     context = get_context("spawn")
     arguments = (who, pairs, spacing, context.Barrier(PROCESSES))
     with ProcessPoolExecutor(PROCESSES, context, prepare, arguments) as pool:
@@ -199,7 +201,7 @@ def measure(who: str, pairs: list[Pair], spacing: Spacing, rounds: int) -> tuple
 
 
 def largest_difference(ours: list[Values], theirs: list[Values]) -> tuple[float, str]:
-    """Between the values of one metric on one pair, relative to 1 or the value if that is larger; its name."""
+    """Largest difference of a metric on a pair, relative to max(1, value), and the metric's name."""
     worst = (0.0, "")
     for mine, other in zip(ours, theirs, strict=True):
         for name, value in other.items():
@@ -212,7 +214,7 @@ def largest_difference(ours: list[Values], theirs: list[Values]) -> tuple[float,
 
 
 def main() -> None:
-    """Measure both, compare, print the table."""
+    """Measure both, compare the values, print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
