@@ -344,6 +344,43 @@ CODES: dict[str, Code] = {
     "model_kind": _error(
         "a model is of another kind than the command needs", "name a model of the kind in the message"
     ),
+    # conversion
+    "not_a_checkpoint": _error(
+        "a file or folder is not a training checkpoint, or has no state dict",
+        "name the .pth file of a training",
+    ),
+    "unsafe_pickle": _error(
+        "a training checkpoint would execute code when it is opened; nothing was executed",
+        "obtain it from a source you trust, as tensors only",
+    ),
+    "invalid_tensor": _error(
+        "an entry of a state dict is not a dense CPU tensor", "save the checkpoint again as plain tensors"
+    ),
+    "invalid_lora": _error(
+        "the LoRA of a checkpoint is incomplete, misshapen or of several ranks", "save the checkpoint again"
+    ),
+    "unknown_tensor": _error(
+        "a checkpoint has tensors that no Sa2VA model has", "name a checkpoint of Sa2VA's training"
+    ),
+    "unknown_lora_alpha": _error(
+        "neither the training config nor an argument states LoRA's alpha", "give it with --lora-alpha"
+    ),
+    "non_finite_weights": _error("a tensor has NaN or infinite values", "use an earlier checkpoint"),
+    "missing_base": _error("a conversion needs another model as its base", "name it with --base"),
+    "wrong_base": _error(
+        "a base, or its configuration, does not fit the weights",
+        "name the model that the training started from",
+    ),
+    "unsupported_adapter": _error(
+        "a LoRA changes weights outside of the vision-language model", "merge it: leave out --keep-adapter"
+    ),
+    "parity_failed": _error(
+        "source and result of a conversion give different outputs", "check the configuration of the source"
+    ),
+    "verification_failed": _error(
+        "the files that a conversion wrote differ from the source", "check the disk and convert again"
+    ),
+    "no_space": _error("the disk is too small for a result", "free some space or choose another disk"),
     # prediction and memory planning
     "unknown_phrase": _error(
         "the model was not trained on a phrase", "use one of the phrases of the model's card"

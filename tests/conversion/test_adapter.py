@@ -1,4 +1,4 @@
-"""A kept LoRA: the model with the adapter computes what the merged model does."""
+"""LoRA kept as an adapter: the model with the adapter gives the outputs of the merged model."""
 
 import json
 import re
@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from tests.codes import raises_code
 from transformers import PreTrainedModel
 
 from vesalius.conversion.adapter import adapter_weights, write_adapter
@@ -34,14 +35,14 @@ TRAINED = re.compile(r"(language_model|vision_model|visual)\..*\b(layers|blocks)
 
 @dataclass(frozen=True)
 class Case:
-    """A base in the official layout, and random LoRA on every matrix of its layers."""
+    """A base in the official layout, and random LoRA on all matrices of its layers."""
 
     spec: ModelSpec
     base: Weights
     checkpoint: TrainingCheckpoint
 
     def vlm(self, alpha: float | None) -> PreTrainedModel:
-        """The native half with LoRA merged, or left out."""
+        """The native vision-language model with LoRA merged, or left out."""
         merged = MergedWeights(self.base, self.checkpoint, alpha)
         shapes = {name: tensor.shape for name, tensor in merged.tensors.items()}
         bundle = AssembledWeights(merged, to_bundle(self.spec, shapes)[0])
@@ -70,7 +71,7 @@ def case_of(spec: ModelSpec, base: Weights) -> Case:
 
 
 def tiny() -> Case:
-    """The small model of the package with random weights, seen in the official layout."""
+    """The model `tiny` with random weights, in the official layout."""
     spec = find_spec("tiny")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -107,7 +108,7 @@ def logits(vlm: torch.nn.Module) -> torch.Tensor:
         return vlm(input_ids=torch.arange(3, 15)[None]).logits
 
 
-def test_model_with_adapter_computes_what_the_merged_model_does(case: Case, tmp_path: Path) -> None:
+def test_model_with_adapter_gives_the_outputs_of_the_merged_model(case: Case, tmp_path: Path) -> None:
     write_adapter(tmp_path / "adapter", case.checkpoint, case.spec, ALPHA)
     plain, merged, vlm = case.vlm(None), case.vlm(ALPHA), case.vlm(None)
     apply_adapter(vlm, tmp_path / "adapter")
@@ -133,9 +134,7 @@ def test_peft_itself_opens_the_adapter(small: Case, adapter: Path) -> None:
     assert (logits(vlm) - expected).abs().max().item() <= 1e-4 * expected.abs().max().item()
 
 
-def test_real_checkpoint_kept_as_an_adapter_computes_what_its_merge_does(
-    shared: Path, tmp_path: Path
-) -> None:
+def test_real_checkpoint_as_an_adapter_gives_the_outputs_of_its_merge(shared: Path, tmp_path: Path) -> None:
     folder = shared / "oracle/internvl_qwen2"
     base = open_weights(folder)
     spec = read_spec(folder, {name: each.shape for name, each in base.tensors.items()})
@@ -163,7 +162,7 @@ def test_lora_on_the_segmenter_cannot_be_kept(small: Case, tmp_path: Path) -> No
     checkpoint = TrainingCheckpoint(
         Path("iter_7.pth"), {}, {name: Lora(torch.ones(2, 4), torch.ones(4, 2))}, {}, {}, "", 7
     )
-    with pytest.raises(CheckpointError, match=r"LoRA on sam\.mask_decoder.*merge it instead"):
+    with raises_code(CheckpointError, "unsupported_adapter", "sam.mask_decoder"):
         write_adapter(tmp_path / "adapter", checkpoint, small.spec, ALPHA)
     assert not (tmp_path / "adapter").exists()
 

@@ -1,10 +1,9 @@
-"""Conversion: what goes there comes back byte for byte, and what cannot be converted leaves nothing behind."""
+"""Conversion: a round trip keeps every byte, and a failed conversion leaves no files."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import resource
 import shutil
 import signal
@@ -18,12 +17,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.codes import raises_code
 
 from vesalius.cli import main
 from vesalius.conversion import convert as convert_module
 from vesalius.conversion import parity
 from vesalius.conversion.convert import convert
-from vesalius.conversion.job import COPIED, Conversion
+from vesalius.conversion.prepare import COPIED, Conversion
 from vesalius.errors import CheckpointError, OutputError, SettingError
 from vesalius.lineage import fingerprint_weights
 from vesalius.models.cards import read_card
@@ -42,7 +42,7 @@ from vesalius.tensorfiles import TensorType, find_shards, read_header, write_sha
 INDEX = "model.safetensors.index.json"
 
 DTYPES = {"vision_model": "BF16", "mlp1": "BF16", "language_model": "F32", "text_hidden_fcs": "F32"}
-"""First word of an official name -> dtype, as in a real mixed checkpoint; SAM 2 is float16 here."""
+"""First word of an official key -> dtype, as in a real mixed checkpoint; SAM 2 is float16 here."""
 
 SMALL_FILES = {
     "README.md": b"# A model \xe8\xa1\x80\n",
@@ -54,7 +54,7 @@ SMALL_FILES = {
 
 
 def small_spec(chat: str) -> ModelSpec:
-    """InternVL of two layers, with the language model that goes with the chat, and the smallest SAM 2."""
+    """InternVL of two layers, with the language model of the chat template, and a small SAM 2."""
     internlm = chat == "internlm2_chat"
     spec = find_spec("Sa2VA-8B" if internlm else "Sa2VA-1B")
     text = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -128,7 +128,7 @@ def make_official(folder: Path, chat: str) -> Path:
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """An official folder of each language model, which tests copy before they change anything."""
+    """An official folder for each language model; tests copy it before they change it."""
     root = tmp_path_factory.mktemp("official")
     return {chat: make_official(root / chat, chat) for chat in ("qwen_chat", "internlm2_chat")}
 
@@ -140,7 +140,7 @@ def official(kept: dict[str, Path], tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_probe(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A forward pass at 1024 x 1024 takes seconds: only the test of it makes one."""
+    """Skip the parity check, which takes seconds at 1024 x 1024, in all tests but its own."""
     if "probe" not in request.node.name:
         monkeypatch.setattr(parity, "LARGEST_BYTES", 0)
 
@@ -158,23 +158,23 @@ def small_files_of(folder: Path) -> dict[str, bytes]:
     }
 
 
-def assert_round_trip(source: Path, place: Path) -> None:
-    there = convert(source, place / "bundle")
-    assert fingerprint_weights(place / "bundle") == fingerprint_model(source)
+def assert_round_trip(source: Path, folder: Path) -> None:
+    there = convert(source, folder / "bundle")
+    assert fingerprint_weights(folder / "bundle") == fingerprint_model(source)
     assert there["fingerprints"] == dict.fromkeys(("source", "result"), fingerprint_model(source))
-    back = convert(place / "bundle", place / "back", to="sa2va")
+    back = convert(folder / "bundle", folder / "back", to="sa2va")
     assert back["fingerprints"] == there["fingerprints"]
-    assert bytes_of(place / "back") == bytes_of(source)
-    assert small_files_of(place / "back") == small_files_of(source)
-    assert fingerprint_model(place / "back") == fingerprint_model(source)
+    assert bytes_of(folder / "back") == bytes_of(source)
+    assert small_files_of(folder / "back") == small_files_of(source)
+    assert fingerprint_model(folder / "back") == fingerprint_model(source)
 
 
 @pytest.mark.parametrize("chat", ["qwen_chat", "internlm2_chat"])
-def test_there_and_back_changes_no_byte(kept: dict[str, Path], tmp_path: Path, chat: str) -> None:
+def test_a_round_trip_changes_no_byte(kept: dict[str, Path], tmp_path: Path, chat: str) -> None:
     assert_round_trip(kept[chat], tmp_path)
 
 
-def test_results_in_many_shards_go_there_and_back(
+def test_a_round_trip_with_many_shards_changes_no_byte(
     kept: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(convert_module, "write_shards", partial(write_shards, shard_bytes=20_000))
@@ -183,11 +183,13 @@ def test_results_in_many_shards_go_there_and_back(
 
 
 @pytest.mark.parametrize("name", ["internvl_qwen2", "internvl_internlm2", "qwen2_5_vl", "qwen3_vl"])
-def test_stored_official_models_go_there_and_back(shared: Path, tmp_path: Path, name: str) -> None:
+def test_a_round_trip_of_stored_official_models_changes_no_byte(
+    shared: Path, tmp_path: Path, name: str
+) -> None:
     assert_round_trip(shared / "oracle" / name, tmp_path)
 
 
-def test_source_and_result_answer_a_probe_alike(official: Path, tmp_path: Path) -> None:
+def test_source_and_result_give_equal_outputs_for_a_probe(official: Path, tmp_path: Path) -> None:
     proof = convert(official, tmp_path / "bundle")
     assert set(proof["parity"]["largest_difference"].values()) == {0.0}
     opened = open_model(tmp_path / "bundle")
@@ -195,7 +197,7 @@ def test_source_and_result_answer_a_probe_alike(official: Path, tmp_path: Path) 
     assert opened.card.lineage["fingerprint"] == fingerprint_weights(tmp_path / "bundle")
 
 
-def test_a_result_that_answers_otherwise_is_not_kept_by_the_probe(
+def test_a_result_with_other_outputs_for_a_probe_is_not_kept(
     official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def configs_of_another_model(job: Conversion, folder: Path, **dtypes: torch.dtype) -> None:
@@ -205,16 +207,16 @@ def test_a_result_that_answers_otherwise_is_not_kept_by_the_probe(
 
     write_configs = convert_module._write_configs
     monkeypatch.setattr(convert_module, "_write_configs", configs_of_another_model)
-    with pytest.raises(CheckpointError, match="was not converted, as the result answers otherwise"):
+    with raises_code(CheckpointError, "parity_failed"):
         convert(official, tmp_path / "bundle")
     assert_nothing_left(tmp_path, official)
 
 
-def assert_nothing_left(place: Path, *known: Path) -> None:
-    assert sorted(place.iterdir()) == sorted(known)
+def assert_nothing_left(folder: Path, *known: Path) -> None:
+    assert sorted(folder.iterdir()) == sorted(known)
 
 
-def test_numbers_that_are_none_on_both_sides_do_not_differ() -> None:
+def test_nan_on_both_sides_is_no_difference() -> None:
     none, some = torch.tensor([torch.nan, torch.inf]), torch.tensor([1.0, torch.inf])
     assert parity._largest_difference(none, none) == 0.0
     assert parity._largest_difference(none, some) == parity._largest_difference(some, none) == torch.inf
@@ -283,7 +285,7 @@ def change_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path.write_text(json.dumps(value))
 
 
-def test_nothing_of_the_folder_is_run_or_can_be(
+def test_code_in_the_folder_is_neither_executed_nor_executable(
     official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -292,7 +294,7 @@ def test_nothing_of_the_folder_is_run_or_can_be(
     assert (tmp_path / "bundle" / "source" / "modeling_sa2va_chat.py").stat().st_mode & 0o111 == 0
 
 
-def test_what_is_no_part_of_the_model_stays_behind_and_is_named(official: Path, tmp_path: Path) -> None:
+def test_files_that_are_not_part_of_the_model_are_left_out_and_named(official: Path, tmp_path: Path) -> None:
     for name in (".git/config", "pytorch_model.bin", "conversion.json"):
         (official / name).parent.mkdir(exist_ok=True)
         (official / name).write_text("x")
@@ -305,7 +307,7 @@ def test_what_is_no_part_of_the_model_stays_behind_and_is_named(official: Path, 
     )
 
 
-def test_a_folder_of_the_hub_cache_is_links_and_converts(official: Path, tmp_path: Path) -> None:
+def test_a_hub_cache_folder_of_links_is_converted(official: Path, tmp_path: Path) -> None:
     snapshot = tmp_path / "models--A--B" / "snapshots" / "abc"
     blobs = tmp_path / "models--A--B" / "blobs"
     snapshot.mkdir(parents=True)
@@ -320,7 +322,7 @@ def test_a_folder_of_the_hub_cache_is_links_and_converts(official: Path, tmp_pat
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "pipe", "nowhere"])
-def test_links_that_lead_out_are_refused(official: Path, tmp_path: Path, kind: str) -> None:
+def test_links_that_leave_the_folder_are_refused(official: Path, tmp_path: Path, kind: str) -> None:
     (tmp_path / "secret").mkdir()
     (tmp_path / "secret" / "key").write_text("secret")
     targets = {"file": "../secret/key", "folder": "../secret", "nowhere": "gone"}
@@ -328,41 +330,39 @@ def test_links_that_lead_out_are_refused(official: Path, tmp_path: Path, kind: s
         os.mkfifo(official / "notes.txt")
     else:
         (official / "notes.txt").symlink_to(targets[kind])
-    with pytest.raises(CheckpointError, match=r"notes\.txt: is (not a file|a link)"):
+    with pytest.raises(CheckpointError, match=r"notes\.txt: "):
         convert(official, tmp_path / "bundle")
     assert_nothing_left(tmp_path, official, tmp_path / "secret")
 
 
-def test_a_bundle_without_source_takes_the_small_files_of_a_base(
+def test_a_bundle_without_source_takes_the_configuration_files_of_a_base(
     kept: dict[str, Path], official: Path, tmp_path: Path
 ) -> None:
     convert(official, tmp_path / "bundle")
     shutil.rmtree(tmp_path / "bundle" / "source")
-    with pytest.raises(SettingError, match=r"source: is missing.*--base"):
+    with raises_code(SettingError, "missing_base", "--base"):
         convert(tmp_path / "bundle", tmp_path / "back", to="sa2va")
-    with pytest.raises(CheckpointError, match="is not of the shape of"):
+    with raises_code(CheckpointError, "wrong_base"):
         convert(tmp_path / "bundle", tmp_path / "back", to="sa2va", base=kept["qwen_chat"])
     other = Path(shutil.copytree(official, tmp_path / "other"))
     change_json(other / CONFIG, lambda config: config["llm_config"].update(rope_theta=5.0))
-    with pytest.raises(CheckpointError, match=r"rope_theta is 5\.0 there and 1000000\.0 here"):
+    with raises_code(CheckpointError, "wrong_base", "rope_theta is 5.0 there and 1000000.0 here"):
         convert(tmp_path / "bundle", tmp_path / "back", to="sa2va", base=other)
     convert(tmp_path / "bundle", tmp_path / "back", to="sa2va", base=official)
     assert bytes_of(tmp_path / "back") == bytes_of(official)
     assert small_files_of(tmp_path / "back") == small_files_of(official)
 
 
-def test_copies_that_differ_are_not_lost_in_silence(official: Path, tmp_path: Path) -> None:
+def test_copies_of_a_tensor_that_differ_are_refused(official: Path, tmp_path: Path) -> None:
     convert(official, tmp_path / "bundle")
     name = "prompt_encoder.shared_embedding.positional_embedding"
     change_tensor(tmp_path / "bundle" / "sam", name, lambda tensor: tensor + 1)
-    with pytest.raises(
-        CheckpointError, match=f"1 tensors on the disk are not those of the source: sam.{name}"
-    ):
+    with raises_code(CheckpointError, "verification_failed", "1 tensors", f"sam.{name}"):
         convert(tmp_path / "bundle", tmp_path / "back", to="sa2va")
     assert_nothing_left(tmp_path, official, tmp_path / "bundle")
 
 
-def test_a_disk_that_does_not_keep_what_was_written_is_found_out(
+def test_a_disk_that_corrupts_a_file_is_detected(
     official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def write_badly(path: Path, *arguments: Any, **options: Any) -> None:
@@ -374,9 +374,7 @@ def test_a_disk_that_does_not_keep_what_was_written_is_found_out(
             file.write(bytes([last ^ 1]))
 
     monkeypatch.setattr(convert_module, "write_tensors", write_badly)
-    with pytest.raises(
-        CheckpointError, match=r"1 tensors on the disk are not those of the source: projector\."
-    ):
+    with raises_code(CheckpointError, "verification_failed", "1 tensors", "projector."):
         convert(official, tmp_path / "bundle")
     assert_nothing_left(tmp_path, official)
 
@@ -418,7 +416,7 @@ def test_a_training_checkpoint_becomes_a_whole_model_in_either_layout(
     assert changed == {"language_model.model.layers.1.attention.wqkv.weight", "text_hidden_fcs.0.bias"}
 
 
-def test_lora_that_is_kept_goes_to_the_adapter(official: Path, trained: Path, tmp_path: Path) -> None:
+def test_lora_can_be_kept_as_an_adapter(official: Path, trained: Path, tmp_path: Path) -> None:
     proof = convert(trained, tmp_path / "bundle", base=official, keep_adapter=True, lora_alpha=4.0)
     assert proof["base"]["changed"] == 1 and proof["base"]["only_in_result"] == 6
     assert proof["fingerprints"]["result"] == fingerprint_weights(tmp_path / "bundle")
@@ -428,40 +426,45 @@ def test_lora_that_is_kept_goes_to_the_adapter(official: Path, trained: Path, tm
     }
     with pytest.raises(CheckpointError, match="keeps a LoRA as an adapter"):
         convert(tmp_path / "bundle", tmp_path / "back", to="sa2va")
-    with pytest.raises(SettingError, match="the official layout has no place for an adapter"):
+    with raises_code(SettingError, "conflicting_settings"):
         convert(trained, tmp_path / "x", to="sa2va", base=official, keep_adapter=True, lora_alpha=4.0)
 
 
 def test_a_training_checkpoint_of_another_model_is_refused(
     kept: dict[str, Path], trained: Path, official: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(CheckpointError, match=r"wqkv.* absent in the base"):
+    with raises_code(CheckpointError, "wrong_base", "1 unknown", "wqkv"):
         convert(trained, tmp_path / "out", base=kept["qwen_chat"], lora_alpha=4.0)
-    with pytest.raises(CheckpointError, match="LoRA alpha is not known"):
+    with raises_code(CheckpointError, "unknown_lora_alpha"):
         convert(trained, tmp_path / "out", base=official)
     assert_nothing_left(tmp_path, trained, official)
 
 
-def test_arguments_that_do_not_go_together_are_refused(official: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="in the official layout already; --to vesalius"):
-        convert(official, tmp_path / "out", to="sa2va")
-    with pytest.raises(SettingError, match="a bundle already; --to sa2va"):
-        convert("tiny", tmp_path / "out")
-    for options in ({"keep_adapter": True}, {"lora_alpha": 16.0}):
-        with pytest.raises(SettingError, match="is no training checkpoint"):
-            convert(official, tmp_path / "out", **options)
+@pytest.mark.parametrize(
+    ("source", "options", "code"),
+    [
+        ("official", {"to": "sa2va"}, "conflicting_settings"),
+        ("tiny", {}, "conflicting_settings"),
+        ("official", {"keep_adapter": True}, "conflicting_settings"),
+        ("official", {"lora_alpha": 16.0}, "conflicting_settings"),
+        ("iter_1.pth", {}, "missing_base"),
+    ],
+)
+def test_conflicting_arguments_are_refused(
+    official: Path, tmp_path: Path, source: str, options: dict[str, Any], code: str
+) -> None:
     (tmp_path / "iter_1.pth").write_bytes(b"PK")
-    with pytest.raises(SettingError, match=r"holds part of a model.*--base MODEL"):
-        convert(tmp_path / "iter_1.pth", tmp_path / "out")
+    with raises_code(SettingError, code):
+        convert("tiny" if source == "tiny" else tmp_path / source, tmp_path / "out", **options)
 
 
 def test_only_a_new_or_empty_folder_is_written_to(official: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     (out / "mine").mkdir(parents=True)
-    with pytest.raises(OutputError, match="out: exists and is not empty"):
+    with raises_code(OutputError, "output_exists"):
         convert(official, out)
     assert [path.name for path in out.iterdir()] == ["mine"]
-    with pytest.raises(OutputError, match="lies inside the model that is read"):
+    with raises_code(OutputError, "output_inside_data"):
         convert(official, official / "bundle")
     (out / "mine").rmdir()
     convert(official, out)
@@ -505,72 +508,73 @@ def replace_text(path: Path, old: str, new: str) -> None:
     path.write_text(path.read_text().replace(old, new))
 
 
-FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "cut short": (truncate, "model-00002-of-.*truncated or damaged"),
-    "corrupt header": (spoil_header, "model-00002-of-.*truncated or damaged"),
-    "shard missing": (lambda folder: find_shards(folder)[1].unlink(), "names model-00002-.*is missing"),
+FAULTS: dict[
+    str, tuple[Callable[[Path], object], str]
+] = {  # what to damage, and a name or number in the message
+    "cut short": (truncate, "model-00002-of-"),
+    "corrupt header": (spoil_header, "model-00002-of-"),
+    "shard missing": (lambda folder: find_shards(folder)[1].unlink(), "model-00002-of-"),
     "shard not in the index": (
         lambda folder: shutil.copy(find_shards(folder)[0], folder / "x.safetensors"),
-        "does not name x.safetensors",
+        "x.safetensors",
     ),
     "no weights": (
         lambda folder: [path.unlink() for path in [*find_shards(folder), folder / INDEX]],
-        "has no weights",
+        "official: ",
     ),
     "unknown architecture": (
         lambda folder: change_json(
             folder / CONFIG, lambda config: config["llm_config"].update(architectures=["GPT2LMHeadModel"])
         ),
-        "GPT2LMHeadModel has no native class",
+        "GPT2LMHeadModel",
     ),
     "nonsense in the configuration": (
         lambda folder: change_json(
             folder / CONFIG, lambda config: config["vision_config"].update(hidden_size="wide")
         ),
-        "official: the configuration describes no model that can be built .*hidden_size",
+        "hidden_size",
     ),
     "a number where a row should be": (
         lambda folder: change_tensor(folder, "mlp1.0.bias", lambda tensor: tensor.sum()),
-        "official: .*",
+        "official: ",
     ),
     "another kind of model": (
         lambda folder: change_json(folder / CONFIG, lambda config: config.update(model_type="llava")),
-        "holds no model",
+        "official: ",
     ),
-    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer"),
+    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer"),
     "no token [SEG]": (
         lambda folder: replace_text(folder / "tokenizer.json", "[SEG]", "[GES]"),
-        r"official: the tokenizer has no token \[SEG\]",
+        "[SEG]",
     ),
     "unknown tensor": (lambda folder: add_tensor(folder, "extra.weight", torch.ones(2)), "extra.weight"),
     "tensor lost": (
         lambda folder: lose(folder, "language_model.model.norm.weight"),
         "1 missing: vlm.language_model.model.norm.weight",
     ),
-    "wrong shape": (cut_vocabulary, r"2 misshapen: vlm.language_model.lm_head.weight \[269, 32\] instead of"),
+    "wrong shape": (cut_vocabulary, "2 misshapen: vlm.language_model.lm_head.weight [269, 32] instead of"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_one_sentence_and_leaves_nothing(
+def test_a_fault_is_one_line_and_leaves_no_files(
     official: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], fault: str
 ) -> None:
-    make, sentence = FAULTS[fault]
-    make(official)
+    damage, name = FAULTS[fault]
+    damage(official)
     assert main(["convert", str(official), str(tmp_path / "out")]) == 1
     error = capfd.readouterr().err
-    assert re.fullmatch(f"vesalius: .*{sentence}.*\n", error), error
+    assert error.startswith("vesalius: ") and error.count("\n") == 1 and name in error, error
     assert_nothing_left(tmp_path, official)
 
 
 def test_the_published_size_that_would_fit_is_named() -> None:
     shapes = expected_shapes(find_spec("Sa2VA-4B"))
-    sentence = r"here: the tensors are not .*\(Sa2VA-1B\): 144 unknown: .*; these sizes are those of Sa2VA-4B"
-    with pytest.raises(CheckpointError, match=sentence):
+    with pytest.raises(CheckpointError, match=r"here: .*\(Sa2VA-1B\): 144 unknown: .*Sa2VA-4B"):
         check_fit(find_spec("Sa2VA-1B"), shapes, Path("here"))
 
 
-def test_a_full_disk_is_one_sentence_and_leaves_nothing(
+def test_a_full_disk_is_one_line_and_leaves_no_files(
     official: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -590,14 +594,14 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(official: Pat
     if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("only root may mount a small disk")
     try:
-        with pytest.raises(OutputError, match=r"out: 0\.07 GB are needed and 0\.01 GB are free"):
+        with raises_code(OutputError, "no_space", "0.07 GB", "0.01 GB"):
             convert(official, small / "out")
         assert_nothing_left(small)
     finally:
         subprocess.run(["umount", str(small)], check=True)
 
 
-def test_an_interrupted_conversion_leaves_nothing(official: Path, tmp_path: Path) -> None:
+def test_an_interrupted_conversion_leaves_no_files(official: Path, tmp_path: Path) -> None:
     def interrupt(done: int, total: int) -> None:
         if done > total / 4:
             raise KeyboardInterrupt
@@ -607,7 +611,7 @@ def test_an_interrupted_conversion_leaves_nothing(official: Path, tmp_path: Path
     assert_nothing_left(tmp_path, official)
 
 
-def test_a_cancelled_job_cleans_up(
+def test_a_cancelled_conversion_removes_its_files(
     official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Progress, "reach", lambda *_: os.kill(os.getpid(), signal.SIGTERM))

@@ -1,4 +1,4 @@
-"""Training checkpoints: what they hold comes out under official names, and nothing in them is ever executed."""
+"""Training checkpoints: their tensors get official keys, and nothing in them is ever executed."""
 
 import io
 import json
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.codes import raises_code
 
 from vesalius.conversion.training_checkpoint import Alpha, Inert, official_name, open_training_checkpoint
 from vesalius.errors import CheckpointError, SettingError
@@ -27,7 +28,7 @@ CONFIG = "llm_lora=dict(\n    lora_alpha=16,\n    lora_dropout=0.05,\n    r=8,\n
 
 @pytest.fixture
 def history_buffer(monkeypatch: pytest.MonkeyPatch) -> Iterator[type]:
-    """The trainer's class, importable while a checkpoint is written and gone when it is read."""
+    """The trainer's class, importable while a checkpoint is written, but not when it is read."""
 
     class HistoryBuffer:
         def __init__(self) -> None:
@@ -87,9 +88,7 @@ def test_names_and_tensors_come_out_as_the_official_ones(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("core", ["numpy.core.multiarray", "numpy._core.multiarray"])
-def test_the_trainers_objects_do_not_stand_in_the_way(
-    tmp_path: Path, core: str, history_buffer: type
-) -> None:
+def test_objects_of_the_trainer_are_ignored(tmp_path: Path, core: str, history_buffer: type) -> None:
     hub = {"log_scalars": OrderedDict(loss=history_buffer()), "runtime_info": {"best": np.float64(0.5)}}
     path = save(tmp_path / "iter_12.pth", weights(), message_hub=hub, param_schedulers=[{"last_step": 12}])
     with_pickle(path, path, old=b"numpy._core.multiarray", new=core.encode())
@@ -100,7 +99,7 @@ def test_the_trainers_objects_do_not_stand_in_the_way(
 
 
 def with_pickle(source: Path, target: Path, old: bytes, new: bytes) -> None:
-    """Write the archive with other words in its pickle, or with another pickle where `old` is empty."""
+    """Copy an archive with `old` replaced in its pickle, or with the pickle `new` if `old` is empty."""
     with zipfile.ZipFile(source) as archive:
         records = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
@@ -142,11 +141,11 @@ def with_pickle(source: Path, target: Path, old: bytes, new: bytes) -> None:
         ("distill_projector.weight", None),
     ],
 )
-def test_official_name_of_a_trainers_name(trainers: str, official: str | None) -> None:
+def test_official_key_of_a_key_of_the_trainer(trainers: str, official: str | None) -> None:
     assert official_name(trainers) == official
 
 
-def test_names_of_qwen_checkpoints_are_those_of_the_official_layout(shared: Path) -> None:
+def test_keys_of_qwen_checkpoints_are_those_of_the_official_layout(shared: Path) -> None:
     for size in ("sa2va_qwen2_5_vl_3b", "sa2va_qwen3_vl_4b"):
         keys = json.loads((shared / f"oracle/keys/{size}.json").read_text(encoding="utf-8"))
         inside = [key for key in keys if key.startswith("model.")]
@@ -159,7 +158,7 @@ def test_names_of_qwen_checkpoints_are_those_of_the_official_layout(shared: Path
 def test_the_original_of_a_replaced_module_is_dropped_with_the_reason(tmp_path: Path) -> None:
     state = weights() | {f"{HEAD}.original_module.weight": torch.zeros(9, 6)}
     checkpoint = open_training_checkpoint(save(tmp_path / "all.pth", state))
-    assert checkpoint.dropped == {f"{HEAD}.original_module.weight": "what modules_to_save replaced"}
+    assert checkpoint.dropped == {f"{HEAD}.original_module.weight": "replaced by modules_to_save"}
     assert checkpoint.full["language_model.lm_head.weight"].any()
 
 
@@ -169,30 +168,30 @@ def test_a_flat_file_as_zero_to_fp32_makes_it_is_read(tmp_path: Path) -> None:
     assert (len(checkpoint.full), len(checkpoint.lora), checkpoint.step) == (3, 1, None)
 
 
-# ---- what alpha is
+# ---- LoRA alpha
 
 
-def test_a_given_alpha_stands_and_a_contradiction_is_told(tmp_path: Path) -> None:
+def test_a_given_alpha_is_used_and_a_contradiction_is_reported(tmp_path: Path) -> None:
     checkpoint = open_training_checkpoint(save(tmp_path / "a.pth", weights()))
     assert checkpoint.find_alpha(16) == Alpha(16, "given")
     assert checkpoint.find_alpha(32) == Alpha(32, "given, though the training config says 16")
-    with pytest.raises(SettingError, match="-1 is not a positive number"):
+    with raises_code(SettingError, "bad_value", "-1"):
         checkpoint.find_alpha(-1)
 
 
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ("", "has no training config"),
-        ("lr = 1e-4", "does not name it"),
-        ("a=dict(lora_alpha=16, r=8), b=dict(lora_alpha=32, r=8)", "names 2"),
+        ("", "no training config"),
+        ("lr = 1e-4", "does not state it"),
+        ("a=dict(lora_alpha=16, r=8), b=dict(lora_alpha=32, r=8)", "states 2"),
         ("lora_alpha=256, r=128", "has rank 128, the tensors 8"),
         ("lora_alpha=16, r=8, use_rslora=True", "rsLoRA"),
     ],
 )
-def test_alpha_that_nobody_tells_is_asked_for(tmp_path: Path, config: str, reason: str) -> None:
+def test_alpha_that_is_not_stored_must_be_given(tmp_path: Path, config: str, reason: str) -> None:
     checkpoint = open_training_checkpoint(save(tmp_path / "a.pth", weights(), meta={"cfg": config}))
-    with pytest.raises(CheckpointError, match=f"{reason}.*--lora-alpha.*officially 2 x rank, which is 16"):
+    with raises_code(CheckpointError, "unknown_lora_alpha", reason, "--lora-alpha", "2 x rank, 16 here"):
         checkpoint.find_alpha(None)
     assert checkpoint.find_alpha(16) is not None
 
@@ -208,71 +207,76 @@ def test_alpha_without_lora_is_refused(tmp_path: Path) -> None:
         save(tmp_path / "a.pth", {"mllm.model.mlp1.0.weight": torch.ones(2)})
     )
     assert checkpoint.find_alpha(None) is None
-    with pytest.raises(SettingError, match="holds no LoRA"):
+    with raises_code(SettingError, "conflicting_settings"):
         checkpoint.find_alpha(16)
 
 
-# ---- what has no place in a model
+# ---- tensors that belong to no model
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("code", "change", "names"),
     [
-        ({f"{LAYER}.lora_B.default.weight": None}, "q_proj.weight has lora_A without lora_B"),
-        ({f"{LAYER}.lora_A.default.weight": None}, "q_proj.weight has lora_B without lora_A"),
         (
-            {f"{LAYER}.lora_B.default.weight": torch.ones(4, 7)},
-            r"lora_A of shape \(8, 6\) and lora_B of \(4, 7\)",
+            "invalid_lora",
+            {f"{LAYER}.lora_B.default.weight": None},
+            ("q_proj.weight", "lora_A without lora_B"),
         ),
-        ({f"{LAYER}.lora_A.default.weight": torch.ones(8, 6, 1, 1)}, r"\(8, 6, 1, 1\)"),
-        ({f"{LAYER}.lora_magnitude_vector.default.weight": torch.ones(4)}, "not names of .*lora_magnitude"),
-        ({f"{HEAD}.original_modules.weight": torch.ones(4)}, "not names of .*original_modules"),
-        ({"mllm.hca_queries": torch.ones(4)}, "not names of Sa2VA's training: mllm.hca_queries"),
-        ({f"{HEAD}.weight": torch.ones(9, 6)}, "under another name too: .*lm_head"),
         (
-            {"mllm.model.mlp1.1.weight": torch.ones(2, 2).to_sparse()},
-            "mlp1.1.weight in the state_dict: not a plain",
+            "invalid_lora",
+            {f"{LAYER}.lora_A.default.weight": None},
+            ("q_proj.weight", "lora_B without lora_A"),
         ),
-        ({"mllm.model.mlp1.1.weight": "text"}, "mlp1.1.weight in the state_dict: not a plain"),
+        ("invalid_lora", {f"{LAYER}.lora_B.default.weight": torch.ones(4, 7)}, ("(8, 6)", "(4, 7)")),
+        ("invalid_lora", {f"{LAYER}.lora_A.default.weight": torch.ones(8, 6, 1, 1)}, ("(8, 6, 1, 1)",)),
+        (
+            "invalid_lora",
+            {
+                f"{LAYER.replace('q_proj', 'k_proj')}.lora_A.default.weight": torch.ones(4, 6),
+                f"{LAYER.replace('q_proj', 'k_proj')}.lora_B.default.weight": torch.ones(4, 4),
+            },
+            ("4 (", "k_proj.weight), 8 (", "q_proj.weight)"),
+        ),
+        (
+            "unknown_tensor",
+            {f"{LAYER}.lora_magnitude_vector.default.weight": torch.ones(4)},
+            ("lora_magnitude",),
+        ),
+        ("unknown_tensor", {f"{HEAD}.original_modules.weight": torch.ones(4)}, ("original_modules",)),
+        ("unknown_tensor", {"mllm.hca_queries": torch.ones(4)}, ("mllm.hca_queries",)),
+        (
+            "unknown_tensor",
+            {f"other.{i:02d}": torch.ones(1) for i in range(12)},
+            ("other.00, ", "other.09 and 2 more"),
+        ),
+        ("repeated_tensor", {f"{HEAD}.weight": torch.ones(9, 6)}, ("lm_head",)),
+        ("invalid_tensor", {"mllm.model.mlp1.1.weight": torch.ones(2, 2).to_sparse()}, ("mlp1.1.weight",)),
+        ("invalid_tensor", {"mllm.model.mlp1.1.weight": "text"}, ("mlp1.1.weight",)),
     ],
 )
-def test_a_tensor_without_a_place_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_a_tensor_that_belongs_to_no_model_is_named(
+    tmp_path: Path, code: str, change: dict[str, Any], names: tuple[str, ...]
+) -> None:
     state = {name: value for name, value in (weights() | change).items() if value is not None}
-    with pytest.raises(CheckpointError, match=message):
-        open_training_checkpoint(save(tmp_path / "a.pth", state))
-
-
-def test_lora_of_several_ranks_is_refused_by_name(tmp_path: Path) -> None:
-    other = LAYER.replace("q_proj", "k_proj")
-    state = weights() | {
-        f"{other}.lora_A.default.weight": torch.ones(4, 6),
-        f"{other}.lora_B.default.weight": torch.ones(4, 4),
-    }
-    with pytest.raises(CheckpointError, match=r"4 \(.*k_proj.weight\), 8 \(.*q_proj.weight\)"):
-        open_training_checkpoint(save(tmp_path / "a.pth", state))
-
-
-def test_the_first_ten_unknown_names_are_listed(tmp_path: Path) -> None:
-    state = weights() | {f"other.{i:02d}": torch.ones(1) for i in range(12)}
-    with pytest.raises(CheckpointError, match=r"other\.00, .*other\.09 and 2 more"):
+    with raises_code(CheckpointError, code, *names):
         open_training_checkpoint(save(tmp_path / "a.pth", state))
 
 
 @pytest.mark.parametrize("content", [{"model": weights()}, [1, 2], {"state_dict": {}}, {}])
 def test_a_file_without_weights_is_refused(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "a.pth")
-    with pytest.raises(CheckpointError, match=r"a\.pth: (has|holds) .*state_dict.*is it a checkpoint"):
+    with raises_code(CheckpointError, "not_a_checkpoint", "a.pth"):
         open_training_checkpoint(tmp_path / "a.pth")
 
 
-# ---- files that are damaged, or of another kind
+# ---- damaged files and other kinds of files
 
 
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.9, 0.999])
 def test_a_truncated_file_is_refused(tmp_path: Path, kept: float) -> None:
     path = save(tmp_path / "a.pth", weights())
     path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
-    with pytest.raises(CheckpointError, match=r"a\.pth: is cut short or damaged; copy it again"):
+    with raises_code(CheckpointError, "damaged_checkpoint", "a.pth"):
         open_training_checkpoint(path)
 
 
@@ -281,7 +285,7 @@ def test_a_damaged_number_is_found_by_the_checksum(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[data.index(torch.arange(100.0).numpy().tobytes()) + 40] ^= 1
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match="data/0 is damaged"):
+    with raises_code(CheckpointError, "damaged_checkpoint", "data/0"):
         open_training_checkpoint(path)
 
 
@@ -293,7 +297,7 @@ def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
     ):
         for name in stored.namelist():
             packed.writestr(name, stored.read(name))
-    with pytest.raises(CheckpointError, match="is compressed"):
+    with raises_code(CheckpointError, "damaged_checkpoint", "compressed"):
         open_training_checkpoint(tmp_path / "b.pth")
 
 
@@ -303,31 +307,33 @@ def test_other_kinds_of_files_are_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": weights()}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     with zipfile.ZipFile(tmp_path / "other.pth", "w") as archive:
         archive.writestr("readme", "x")
-    for name, message in {
-        "empty": "is empty",
-        "text": "is not a file of torch.save",
-        "old": "is not a file of torch.save",
-        "other": "cannot be read",
-        "absent": "cannot be read .No such file",
+    for name, code in {
+        "empty": "not_a_checkpoint",
+        "text": "not_a_checkpoint",
+        "old": "not_a_checkpoint",
+        "other": "damaged_checkpoint",
+        "absent": "unreadable_file",
     }.items():
-        with pytest.raises(CheckpointError, match=rf"{name}\.pth: {message}"):
+        with raises_code(CheckpointError, code, f"{name}.pth"):
             open_training_checkpoint(tmp_path / f"{name}.pth")
 
 
 def test_a_deepspeed_folder_is_refused_with_the_command_that_joins_it(tmp_path: Path) -> None:
     folder = tmp_path / "iter_12.pth"
     folder.mkdir()
-    with pytest.raises(CheckpointError, match="is a folder and not a training checkpoint"):
+    with raises_code(CheckpointError, "not_a_checkpoint"):
         open_training_checkpoint(folder)
     (folder / "mp_rank_00_model_states.pt").touch()
-    with pytest.raises(CheckpointError, match=rf"zero_to_fp32.py {tmp_path} OUT.pth --tag iter_12.pth"):
+    with raises_code(
+        CheckpointError, "not_a_checkpoint", f"zero_to_fp32.py {tmp_path} OUT.pth --tag iter_12.pth"
+    ):
         open_training_checkpoint(folder)
     (tmp_path / "zero_to_fp32.py").touch()
-    with pytest.raises(CheckpointError, match=rf"{tmp_path}/zero_to_fp32.py {tmp_path} OUT.pth$"):
+    with raises_code(CheckpointError, "not_a_checkpoint", f"{tmp_path}/zero_to_fp32.py {tmp_path} OUT.pth"):
         open_training_checkpoint(tmp_path)
 
 
-# ---- pickles that would run code
+# ---- pickles that would execute code
 
 
 class Runs:
@@ -340,7 +346,7 @@ class Runs:
         return self.call
 
 
-def test_a_pickle_that_would_run_code_is_refused_by_name_and_does_not_run(tmp_path: Path) -> None:
+def test_a_pickle_that_would_execute_code_is_refused_and_named(tmp_path: Path) -> None:
     touched = tmp_path / "touched"
     for function, name in (
         (os.system, "posix.system"),
@@ -348,26 +354,24 @@ def test_a_pickle_that_would_run_code_is_refused_by_name_and_does_not_run(tmp_pa
         (eval, "builtins.eval"),
     ):
         path = save(tmp_path / "a.pth", weights(), extra=Runs(function, f"touch {touched}"))
-        with pytest.raises(CheckpointError, match=rf"holds .*{name}, which would run code; refused, nothing"):
+        with raises_code(CheckpointError, "unsafe_pickle", name):
             open_training_checkpoint(path)
         in_the_weights = save(
             tmp_path / "a.pth", {"mllm.model.mlp1.0.weight": Runs(function, f"touch {touched}")}
         )
-        with pytest.raises(CheckpointError, match=rf"holds .*{name}"):
+        with raises_code(CheckpointError, "unsafe_pickle", name):
             open_training_checkpoint(in_the_weights)
     with (tmp_path / "plain.pth").open("wb") as file:
         pickle.dump({"state_dict": Runs(os.system, f"touch {touched}")}, file)
-    with pytest.raises(CheckpointError, match=r"is not a file of torch\.save.*nothing in it was executed"):
+    with raises_code(CheckpointError, "not_a_checkpoint"):
         open_training_checkpoint(tmp_path / "plain.pth")
     assert not touched.exists()
 
 
-def test_a_newer_pickle_that_would_run_code_is_refused_unread(tmp_path: Path) -> None:
+def test_a_newer_pickle_that_would_execute_code_is_refused_unread(tmp_path: Path) -> None:
     touched = tmp_path / "touched"
     torch.save({"x": Runs(os.system, f"touch {touched}")}, tmp_path / "a.pth", pickle_protocol=4)
-    with pytest.raises(
-        CheckpointError, match=r"cannot be read without running it .*refused, nothing was executed"
-    ):
+    with raises_code(CheckpointError, "unsafe_pickle"):
         open_training_checkpoint(tmp_path / "a.pth")
     assert not touched.exists()
 
@@ -400,7 +404,7 @@ def test_getattr_in_a_pickle_reaches_nothing(tmp_path: Path) -> None:
         with_pickle(tmp_path / "good.pth", tmp_path / "a.pth", b"", b"\x80\x02" + body + b".")
         with pytest.raises(CheckpointError) as caught:
             open_training_checkpoint(tmp_path / "a.pth")
-        assert "nothing was executed" in str(caught.value) or "state_dict" in str(caught.value), attack
+        assert caught.value.code in ("unsafe_pickle", "not_a_checkpoint"), attack
     assert not touched.exists()
 
 

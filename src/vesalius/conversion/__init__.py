@@ -1,1 +1,1 @@
-"""From one layout of a model to the other, with proof."""
+"""Conversion of models between the official Sa2VA layout and bundles, with a proof of equality."""

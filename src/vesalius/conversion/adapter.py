@@ -1,4 +1,4 @@
-"""A LoRA that is kept and not merged: written as a standard PEFT adapter over the vision-language half of a bundle."""
+"""Write the LoRA of a training checkpoint as a standard PEFT adapter of a bundle's vision-language model."""
 
 from __future__ import annotations
 
@@ -15,20 +15,18 @@ from vesalius.models.specs import ModelSpec
 from vesalius.models.weights import AssembledWeights
 from vesalius.tensorfiles import write_tensors
 
-HALVES = ("A", "B")
-
 
 def adapter_weights(checkpoint: TrainingCheckpoint, spec: ModelSpec) -> AssembledWeights:
     """The LoRA of a training checkpoint under PEFT's names for the native model.
 
-    Where the official layout joins query, key and value in one weight, each gets its rows of B, and all of A.
-    CheckpointError where LoRA changes the segmenter or the projector, over which there is no adapter.
+    If the official layout fuses query, key and value in one weight, each gets its rows of B, and all of A.
+    CheckpointError if the LoRA changes the segmenter or the projector, which adapters do not cover.
     """
     shapes = {name: tuple(lora.b.shape) for name, lora in checkpoint.lora.items()}
-    halves = {
-        f"{name}.{half}": tensor
+    factors = {
+        f"{name}.{factor}": tensor
         for name, lora in checkpoint.lora.items()
-        for half, tensor in zip(HALVES, lora, strict=True)
+        for factor, tensor in zip("AB", lora, strict=True)
     }
     assemblies = {}
     for name, assembly in to_bundle(spec, shapes)[0].items():
@@ -38,22 +36,26 @@ def adapter_weights(checkpoint: TrainingCheckpoint, spec: ModelSpec) -> Assemble
         b_rows = tuple(Rows(f"{rows.source}.B", rows.first, rows.count) for rows in assembly.rows)
         assemblies[f"{module}.lora_A.weight"] = Assembly(tuple(a.shape), (Rows(f"{source}.A", 0, len(a)),))
         assemblies[f"{module}.lora_B.weight"] = Assembly(assembly.shape, b_rows)
-    return AssembledWeights(TensorWeights(halves), assemblies)
+    return AssembledWeights(TensorWeights(factors), assemblies)
 
 
 def _module(family: str, name: str, path: Path) -> str:
-    """Path in the native model of the layer that a weight of the bundle belongs to."""
-    half, _, saved = name.partition(".")
-    if half != "vlm":
+    """Path in the native model of the layer of a bundle's weight."""
+    component, _, saved = name.partition(".")
+    if component != "vlm":
         raise CheckpointError(
-            f"{path}: has LoRA on {name}, and an adapter lies over the vision-language half only; merge it instead"
+            f"{path}: has LoRA on {name}, but an adapter covers the vision-language model only; merge the LoRA "
+            "instead",
+            code="unsupported_adapter",
+            path=path,
+            field=name,
         )
     saved = family_of(family).module_name(saved)
     return saved.removesuffix(".weight")
 
 
 def write_adapter(folder: Path, checkpoint: TrainingCheckpoint, spec: ModelSpec, alpha: float) -> None:
-    """Write an adapter into `folder`, which is made. Errors as for `adapter_weights`; OSError passes through."""
+    """Write an adapter into the new `folder`; errors as for `adapter_weights`, OSError passes through."""
     weights = adapter_weights(checkpoint, spec)
     config = {
         "peft_type": "LORA",

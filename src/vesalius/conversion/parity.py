@@ -1,4 +1,4 @@
-"""Two folders, one model: the same probe image through both, and how far the answers are apart."""
+"""Parity check: the same probe image through source and result, and the largest difference of their outputs."""
 
 from __future__ import annotations
 
@@ -14,32 +14,36 @@ from vesalius.models.checkpoint import open_model
 from vesalius.types import Item
 
 LARGEST_BYTES = 6 * 10**9
-"""Most memory in float32 of a model that is probed: above it a forward pass on a CPU takes minutes."""
+"""Size limit in float32 of a model to be checked: larger ones take minutes for a forward pass on a CPU."""
 
 TOLERANCE = 1e-3
-"""Largest difference of logits. Equal weights in equal models give equal bits; another CPU kernel may not."""
+"""Largest allowed difference of logits. Equal weights give equal bits, unless another CPU kernel is chosen."""
 
 
 def forward_parity(source: Path, result: Path, n_parameters: int) -> dict[str, Any]:
-    """Largest differences of what two models say about a probe image, or why it was not tried.
+    """Largest differences of the outputs of two models on a probe image, or the reason why it was skipped.
 
-    One is in memory at a time. CheckpointError where they differ: their weights are equal, so a configuration or the
-    tokenizer is not.
+    One model is in memory at a time. CheckpointError if the outputs differ: the weights are equal, so a configuration
+    or the tokenizer is not.
     """
     needed = 4 * n_parameters
     if needed > LARGEST_BYTES or 2 * needed > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
-        return {"skipped": f"in float32 the model takes {needed / 1e9:.1f} GB of memory"}
+        return {"skipped": f"the model takes {needed / 1e9:.1f} GB of memory in float32"}
     before, after = _outputs(source), _outputs(result)
     if not torch.equal(before.pop("tokens"), after.pop("tokens")):
-        raise CheckpointError(f"{source}: was not converted, as the result reads a question as other tokens")
+        raise _failed(source, "the result tokenizes the prompt differently")
     differences = {name: _largest_difference(before[name], after[name]) for name in before}
     if max(differences.values()) > TOLERANCE:
-        raise CheckpointError(f"{source}: was not converted, as the result answers otherwise: {differences}")
+        raise _failed(source, f"the outputs of the result differ: {differences}")
     return {"largest_difference": differences}
 
 
+def _failed(source: Path, reason: str) -> CheckpointError:
+    return CheckpointError(f"{source}: was not converted, as {reason}", code="parity_failed", path=source)
+
+
 def _largest_difference(before: torch.Tensor, after: torch.Tensor) -> float:
-    """Where one has a number and the other none, it is infinite; where both have none, there is no difference."""
+    """Largest absolute difference; NaN equals NaN, and NaN against a number is infinity."""
     same = (before == after) | (before.isnan() & after.isnan())
     difference = (before - after).abs().nan_to_num(nan=torch.inf).masked_fill(same, 0.0)
     return difference.max().item() if difference.numel() else 0.0

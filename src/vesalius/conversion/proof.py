@@ -1,4 +1,4 @@
-"""What a conversion did, in numbers that somebody else can check: the parts of `conversion.json`."""
+"""The proof of a conversion: the entries of `conversion.json`, and their summary for a terminal."""
 
 from __future__ import annotations
 
@@ -7,42 +7,47 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from vesalius.conversion.job import Conversion, Training
-from vesalius.conversion.lora import prove_merge
+from vesalius.conversion.lora import check_merge
+from vesalius.conversion.prepare import Conversion, Training
 from vesalius.lineage import TensorHash, fingerprint_hashes, hash_file
 from vesalius.models.cards import CARD, read_card
 from vesalius.models.stored_model import SHOWN
 
 
-def describe(job: Conversion) -> dict[str, Any]:
-    """Keys and what became of them, sizes, dtypes and small files."""
-    renamed, dropped = job.names
+def describe(conversion: Conversion) -> dict[str, Any]:
+    """Key mapping, sizes, dtypes and configuration files."""
+    renamed, dropped = conversion.key_mapping
     parts: Counter[str] = Counter()
     dtypes: Counter[str] = Counter()
-    for name, tensor in job.canonical.tensors.items():
+    for name, tensor in conversion.canonical.tensors.items():
         parts[name.partition(".")[0]] += math.prod(tensor.shape)
         dtypes[tensor.dtype] += 1
     return {
-        "model": job.model.spec.name,
+        "model": conversion.model.spec.name,
         "keys": {
             "read": len(renamed) + len(dropped),
-            "written": len({*job.outgoing.tensors} | {name for names in renamed.values() for name in names}),
+            "written": len(
+                {*conversion.outgoing.tensors} | {name for names in renamed.values() for name in names}
+            ),
             "renamed": renamed,
             "dropped": dropped,
         },
         "parameters": {**parts, "total": parts.total()},
         "tensors_of_dtype": dict(dtypes),
-        "bytes": job.n_weight_bytes,
-        "small_files": {"verbatim": job.small_files.names, "left_out": job.small_files.left_out},
-        "not_kept": _not_kept(job),
+        "bytes": conversion.n_weight_bytes,
+        "small_files": {
+            "verbatim": conversion.small_files.names,
+            "left_out": conversion.small_files.left_out,
+        },
+        "not_kept": _not_kept(conversion),
     }
 
 
-def _not_kept(job: Conversion) -> dict[str, Any]:
-    """What the card of a bundle says and the official layout has no place for."""
-    if job.to == "vesalius" or not (job.model.folder / CARD).is_file():
+def _not_kept(conversion: Conversion) -> dict[str, Any]:
+    """Entries of a bundle's card that the official layout cannot hold."""
+    if conversion.to == "vesalius" or not (conversion.model.folder / CARD).is_file():
         return {}
-    card = read_card(job.model.folder)
+    card = read_card(conversion.model.folder)
     facts = {
         "threshold": None if card.threshold == 0.5 else card.threshold,
         "training_images": len(card.training_images or ()),
@@ -52,7 +57,7 @@ def _not_kept(job: Conversion) -> dict[str, Any]:
 
 
 def compare(before: Mapping[str, TensorHash], after: Mapping[str, TensorHash]) -> dict[str, Any]:
-    """How many tensors differ from the base's by their hashes, and the first of them."""
+    """Number of tensors that differ from the base by their hashes, and the first names."""
     changed = sorted(name for name in before.keys() & after.keys() if before[name][1:] != after[name][1:])
     return {
         "fingerprint": fingerprint_hashes(before),
@@ -65,9 +70,9 @@ def compare(before: Mapping[str, TensorHash], after: Mapping[str, TensorHash]) -
 
 
 def describe_training(training: Training) -> dict[str, Any]:
-    """Where LoRA's scale comes from, and how far merged weights are from weights plus adapter on a probe."""
+    """Provenance of LoRA's scale, and the error of merged weights against weights plus adapter on random inputs."""
     checkpoint, alpha = training.checkpoint, training.alpha
-    merge = prove_merge(training.merged)
+    merge = check_merge(training.merged)
     return {
         "sha256": hash_file(checkpoint.path),
         "step": checkpoint.step,
@@ -85,7 +90,7 @@ def describe_training(training: Training) -> dict[str, Any]:
 
 
 def summarize(proof: Mapping[str, Any]) -> list[str]:
-    """The proof in a few lines for a reader."""
+    """The proof in a few lines for a terminal."""
     keys = proof["keys"]
     lines = [
         f"{proof['result']}: {proof['model']}, {proof['bytes'] / 1e9:.2f} GB of weights",
@@ -93,10 +98,10 @@ def summarize(proof: Mapping[str, Any]) -> list[str]:
         *_by_reason("dropped", keys["dropped"]),
         "parameters: " + ", ".join(f"{part} {count:,}" for part, count in proof["parameters"].items()),
         "tensors: " + ", ".join(f"{count} {dtype}" for dtype, count in proof["tensors_of_dtype"].items()),
-        f"small files: {len(proof['small_files']['verbatim'])} verbatim",
+        f"configuration files: {len(proof['small_files']['verbatim'])} copied verbatim",
         *_by_reason("left out", proof["small_files"]["left_out"]),
         *(
-            f"not kept, for the official layout has no place for it: {name} {value}"
+            f"not kept, as the official layout cannot hold it: {name} {value}"
             for name, value in proof["not_kept"].items()
         ),
     ]
@@ -105,16 +110,16 @@ def summarize(proof: Mapping[str, Any]) -> list[str]:
     if base := proof["base"]:
         others = base["changed"] + base["only_in_base"] + base["only_in_result"]
         lines.append(
-            f"against {base['model']}: {base['changed']} tensors changed, {base['unchanged']} not, "
-            f"{base['only_in_base']} only there, {base['only_in_result']} only here"
+            f"compared with {base['model']}: {base['changed']} tensors changed, {base['unchanged']} unchanged, "
+            f"{base['only_in_base']} removed, {base['only_in_result']} added"
             if others
-            else f"equal to {base['model']}: not one tensor differs"
+            else f"equal to {base['model']}: no tensor differs"
         )
     probed = proof["parity"].get("largest_difference")
     lines.append(
-        f"probe image: not tried, as {proof['parity']['skipped']}"
+        f"parity check: skipped, as {proof['parity']['skipped']}"
         if probed is None
-        else f"probe image: largest difference of all outputs {max(probed.values()):.1e}"
+        else f"parity check: largest difference of the outputs {max(probed.values()):.1e}"
     )
     prints = proof["fingerprints"]
     if prints["source"] == prints["result"]:
@@ -123,7 +128,7 @@ def summarize(proof: Mapping[str, Any]) -> list[str]:
 
 
 def _by_reason(verb: str, reasons: Mapping[str, str]) -> list[str]:
-    """A line for each reason, with the first names."""
+    """One line per reason, with the first names."""
     names: dict[str, list[str]] = {}
     for name, reason in reasons.items():
         names.setdefault(reason, []).append(name)

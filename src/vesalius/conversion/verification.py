@@ -1,4 +1,4 @@
-"""What was written, read again from the disk: each file while the next one is written."""
+"""Verification: hashes of the written files, read back from disk while the next file is written."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from vesalius.models.weights import AssembledWeights, FileWeights, Weights
 from vesalius.tensorfiles import Block, Report, TensorLocation, read_header
 
 
-class Rereading:
-    """Hashes of a result's tensors under their canonical names; use as a context manager.
+class Verification:
+    """Hashes of the written tensors by canonical name, computed in two threads; a context manager.
 
-    `assemblies` tell how canonical tensors are made of those in the files; without them the files hold them as they are.
+    `assemblies` tell how canonical tensors are assembled from those in the files; None if the files hold them as
+    they are. `on_bytes` gets the number of bytes of each block read.
     """
 
     def __init__(self, assemblies: Mapping[str, Assembly] | None, on_bytes: Report) -> None:
         self._assemblies = assemblies
         self._waiting = dict(assemblies or {})
-        self._places: dict[str, TensorLocation] = {}
+        self._locations: dict[str, TensorLocation] = {}
         self._hashed: list[Future[TensorHash]] = []
         self._on_bytes = on_bytes
         self._threads = ThreadPoolExecutor(max_workers=2)
@@ -39,18 +40,18 @@ class Rereading:
         self._threads.shutdown(cancel_futures=True)
 
     def add(self, path: Path, prefix: str = "") -> None:
-        """Start to read a file that is complete, and whose tensors have this prefix before their names."""
-        places = {prefix + name: place for name, place in read_header(path).items()}
-        self._places |= places
-        weights: Weights = FileWeights(places)
+        """Start to hash a complete file; `prefix` goes before the names of its tensors."""
+        locations = {prefix + name: location for name, location in read_header(path).items()}
+        self._locations |= locations
+        weights: Weights = FileWeights(locations)
         if self._assemblies is not None:
             ready = {
                 name: assembly
                 for name, assembly in self._waiting.items()
-                if all(rows.source in self._places for rows in assembly.rows)
+                if all(rows.source in self._locations for rows in assembly.rows)
             }
             self._waiting = {name: each for name, each in self._waiting.items() if name not in ready}
-            weights = AssembledWeights(FileWeights(dict(self._places)), ready)
+            weights = AssembledWeights(FileWeights(dict(self._locations)), ready)
         for name, tensor in weights.tensors.items():
             self._hashed.append(self._threads.submit(hash_tensor, name, tensor, self._read(weights, name)))
 
@@ -61,6 +62,6 @@ class Rereading:
             yield block
             self._on_bytes(len(block))
 
-    def lines(self) -> dict[str, TensorHash]:
-        """Each tensor that could be made of the files; CheckpointError where one cannot be read again."""
-        return {line[0]: line for line in (hashed.result() for hashed in self._hashed)}
+    def hashes(self) -> dict[str, TensorHash]:
+        """The hash of each tensor that the files make up; CheckpointError if one cannot be read back."""
+        return {each[0]: each for each in (hashed.result() for hashed in self._hashed)}

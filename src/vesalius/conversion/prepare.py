@@ -1,4 +1,4 @@
-"""What is to be converted into what: all that is known, and all that can be refused, before a byte is written."""
+"""Open and check everything that a conversion needs, before anything is written."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vesalius.models.config_files import CONFIG, SmallFiles, find_small_files, i
 from vesalius.models.families.tokenizers import official_tokenizer
 from vesalius.models.official_config import read_spec
 from vesalius.models.processor import Processor
-from vesalius.models.reference import Layout
+from vesalius.models.reference import Layout, ModelRef
 from vesalius.models.specs import ModelSpec
 from vesalius.models.stored_model import (
     StoredModel,
@@ -37,12 +37,12 @@ from vesalius.models.stored_model import (
 from vesalius.models.textseg import configs
 from vesalius.models.weights import AssembledWeights, HashedWeights
 
-COPIED = "a copy of another tensor, which the official layout holds once"
+COPIED = "a copy of another tensor, which the official layout stores once"
 
 
 @dataclass(frozen=True)
 class Training:
-    """A training checkpoint, and what becomes of its LoRA."""
+    """A training checkpoint, and how its LoRA is converted."""
 
     checkpoint: TrainingCheckpoint
     alpha: Alpha | None
@@ -52,33 +52,34 @@ class Training:
 
 @dataclass(frozen=True)
 class Conversion:
-    """A model as it is, and as it is to be written."""
+    """The source model, and the weights and files to write."""
 
     to: Layout
     model: StoredModel
-    """The source; of a training checkpoint its base, whose weights are here those after training."""
+    """The source; for a training checkpoint its base with the trained weights."""
     training: Training | None
     canonical: HashedWeights
-    """The weights under the names of a bundle, hashed while they are read."""
+    """The weights under bundle names, hashed while they are read."""
     outgoing: HashedWeights | AssembledWeights
-    """The same under the names that they are written under."""
+    """The same weights under the names to write."""
     small_files: SmallFiles
 
     @property
     def n_weight_bytes(self) -> int:
+        """Size of the weights to write."""
         return sum(tensor.n_bytes for tensor in self.outgoing.tensors.values())
 
     @property
     def n_bytes(self) -> int:
-        """All that is written, an adapter as large as the checkpoint that holds it."""
+        """Size of everything to write; an adapter is taken to be as large as its checkpoint."""
         adapter = 0
         if self.training is not None and self.training.keeps_adapter:
             adapter = self.training.checkpoint.path.stat().st_size
         return self.n_weight_bytes + self.small_files.n_bytes + adapter
 
     @property
-    def names(self) -> tuple[Mapping[str, tuple[str, ...]], Mapping[str, str]]:
-        """Each name of the source with those that it became in the result; and each that was dropped, with the reason."""
+    def key_mapping(self) -> tuple[Mapping[str, tuple[str, ...]], Mapping[str, str]]:
+        """Source key -> keys in the result, and dropped source key -> reason."""
         if isinstance(self.outgoing, HashedWeights) or self.training is not None:
             return self.model.renamed, self.model.dropped
         renamed = self.outgoing.uses()
@@ -88,14 +89,14 @@ class Conversion:
 def prepare(
     source: str | Path,
     to: Layout,
-    base: str | Path | None = None,
+    base: ModelRef | None = None,
     keep_adapter: bool = False,
     lora_alpha: float | None = None,
 ) -> Conversion:
-    """Open all that a conversion needs; no weights are read.
+    """Open everything that a conversion needs, without reading weights.
 
-    SettingError for arguments that do not go together; CheckpointError for what is damaged, unknown, or does not fit
-    the model that it is said to be.
+    SettingError for conflicting arguments; CheckpointError for a source that is damaged, unknown, or does not fit its
+    configuration or base.
     """
     training = None
     if Path(source).is_file():
@@ -113,48 +114,68 @@ def prepare(
 def _open_whole(source: str | Path, to: Layout, keep_adapter: bool, lora_alpha: float | None) -> StoredModel:
     if keep_adapter or lora_alpha is not None:
         raise SettingError(
-            f"{source}: is no training checkpoint (.pth), and only for one --keep-adapter and --lora-alpha have a meaning"
+            f"{source}: is not a training checkpoint (.pth); leave out --keep-adapter and --lora-alpha",
+            code="conflicting_settings",
+            path=source,
         )
     model = open_stored(source)
     if model.layout == to:
         kind, other = ("a bundle", "sa2va") if to == "vesalius" else ("in the official layout", "vesalius")
-        raise SettingError(f"{source}: is {kind} already; --to {other} gives the other layout")
+        raise SettingError(
+            f"{source}: is {kind} already; use --to {other} for the other layout",
+            code="conflicting_settings",
+            path=source,
+            field="to",
+        )
     return model
 
 
 def _open_training(
-    path: Path, to: Layout, base: str | Path | None, keep_adapter: bool, lora_alpha: float | None
+    path: Path, to: Layout, base: ModelRef | None, keep_adapter: bool, lora_alpha: float | None
 ) -> tuple[StoredModel, Training]:
-    """The base with the checkpoint's weights in the place of its own."""
+    """The base with the trained weights of the checkpoint."""
     if base is None:
         raise SettingError(
-            f"{path}: holds part of a model; give the model that was trained with --base MODEL"
+            f"{path}: holds the trained part of a model only; name the model it was trained from with --base MODEL",
+            code="missing_base",
+            path=path,
+            field="base",
         )
     if keep_adapter and to == "sa2va":
         raise SettingError(
-            f"{path}: the official layout has no place for an adapter; leave out --keep-adapter"
+            f"{path}: the official layout cannot hold an adapter; leave out --keep-adapter",
+            code="conflicting_settings",
+            path=path,
+            field="keep_adapter",
         )
     checkpoint = open_training_checkpoint(path)
     alpha = checkpoint.find_alpha(lora_alpha)
     if keep_adapter and alpha is None:
-        raise SettingError(f"{path}: holds no LoRA to keep as an adapter; leave out --keep-adapter")
+        raise SettingError(
+            f"{path}: holds no LoRA to keep as an adapter; leave out --keep-adapter",
+            code="conflicting_settings",
+            path=path,
+            field="keep_adapter",
+        )
     before = open_stored(base)
     merged = MergedWeights(
         before.official, checkpoint, None if keep_adapter or alpha is None else alpha.value
     )
     weights, _ = bundle_view(before.spec, merged, path)
-    made = dict(weights.uses()) if to == "vesalius" else {}
+    targets = dict(weights.uses()) if to == "vesalius" else {}
     if keep_adapter:
-        for half, names in adapter_weights(checkpoint, before.spec).uses().items():
-            made[half] = tuple(f"{ADAPTER}.{name}" for name in names)
-    places = {name: _place(official, keep_adapter) for name, official in checkpoint.renamed.items()}
-    renamed = {name: made.get(place, (place,)) for name, place in places.items()}
+        for factor, names in adapter_weights(checkpoint, before.spec).uses().items():
+            targets[factor] = tuple(f"{ADAPTER}.{name}" for name in names)
+    merged_into = {
+        name: _merged_into(official, keep_adapter) for name, official in checkpoint.renamed.items()
+    }
+    renamed = {name: targets.get(target, (target,)) for name, target in merged_into.items()}
     model = StoredModel(before.folder, before.layout, before.spec, weights, renamed, checkpoint.dropped)
     return model, Training(checkpoint, alpha, keep_adapter, merged)
 
 
-def _place(name: str, keep_adapter: bool) -> str:
-    """Where a tensor goes: LoRA into the weight that it changes, or to the adapter, there by that weight and its half."""
+def _merged_into(name: str, keep_adapter: bool) -> str:
+    """The weight that a tensor ends up in; a LoRA factor goes into the weight it changes, or the adapter."""
     lora = LORA_NAME.fullmatch(name)
     if lora is None:
         return name
@@ -162,40 +183,51 @@ def _place(name: str, keep_adapter: bool) -> str:
 
 
 def open_tokenizer(model: StoredModel) -> PreTrainedTokenizerFast:
-    """The tokenizer of a model in either layout; CheckpointError where there is none."""
+    """The tokenizer of a model in either layout; CheckpointError if it has none."""
     return official_tokenizer(model.folder if model.layout == "sa2va" else model.folder / "vlm")
 
 
 def _files_for_bundle(model: StoredModel) -> SmallFiles:
     try:
         Processor(model.spec, open_tokenizer(model))
-    except SettingError as error:  # a token that the model cannot do without
-        raise CheckpointError(f"{model.folder}: {error}") from error
+    except SettingError as error:  # a token that the model needs
+        raise CheckpointError(f"{model.folder}: {error}", code=error.code, path=model.folder) from error
     if model.layout == "sa2va":
         return find_small_files(model.folder)
     source = model.folder / SOURCE
     return find_small_files(source) if source.is_dir() else SmallFiles(source, (), {})
 
 
-def _files_for_official(model: StoredModel, base: str | Path | None) -> SmallFiles:
-    """The official layout's own files: those that the model came with, else those of the base.
+def _files_for_official(model: StoredModel, base: ModelRef | None) -> SmallFiles:
+    """Configuration files of the official layout: the model's own, else those of the base.
 
-    They must describe this very model, or the official code would build another one of its weights.
+    They must describe this model, or the official code would build another one from its weights.
     """
     folder = _official_folder(model)
     if not is_official(folder) and base is not None:
         other = open_stored(base)
         if table := differences(shapes_of(other.weights), shapes_of(model.weights)):
-            raise CheckpointError(f"{base}: is not of the shape of {model.folder}: {table}")
+            raise CheckpointError(
+                f"{base.name}: does not have the tensors of {model.folder}: {table}",
+                code="wrong_base",
+                path=base.path,
+            )
         folder = _official_folder(other)
     if not is_official(folder):
         raise SettingError(
-            f"{folder}: is missing, and with it the small files of the official layout; "
-            "name an official folder of the same model with --base"
+            f"{folder}: is missing, and with it the configuration files of the official layout; name an official "
+            "folder of the same model with --base",
+            code="missing_base",
+            path=folder,
+            field="base",
         )
     found = read_spec(folder, shapes_of(model.official))
     if wrong := next(_disagreements(_facts(found), _facts(model.spec)), None):
-        raise CheckpointError(f"{folder / CONFIG}: describes another model than {model.folder}: {wrong}")
+        raise CheckpointError(
+            f"{folder / CONFIG}: describes another model than {model.folder}: {wrong}",
+            code="wrong_base",
+            path=folder / CONFIG,
+        )
     return find_small_files(folder)
 
 
@@ -204,7 +236,7 @@ def _official_folder(model: StoredModel) -> Path:
 
 
 def _facts(spec: ModelSpec) -> dict[str, Any]:
-    """All that decides what the weights compute, defaults of the configurations filled in."""
+    """Everything that determines the outputs for given weights, with the defaults of the configurations."""
     vlm, sam = configs(spec)
     return {
         "family": spec.family,
@@ -217,9 +249,9 @@ def _facts(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def _disagreements(found: Any, wanted: Any, place: str = "") -> Iterator[str]:
+def _disagreements(found: Any, wanted: Any, key: str = "") -> Iterator[str]:
     if isinstance(found, dict) and isinstance(wanted, dict):
         for name in sorted(found.keys() | wanted.keys()):
-            yield from _disagreements(found.get(name), wanted.get(name), f"{place}.{name}".lstrip("."))
+            yield from _disagreements(found.get(name), wanted.get(name), f"{key}.{name}".lstrip("."))
     elif found != wanted:
-        yield f"{place} is {found!r} there and {wanted!r} here"
+        yield f"{key} is {found!r} there and {wanted!r} here"
