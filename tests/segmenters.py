@@ -69,7 +69,7 @@ class Bright(Segmenter):
 
 
 @dataclass(frozen=True)
-class BrightOrder:
+class BrightFactory:
     """Makes a `Bright` in another process."""
 
     number: int
@@ -95,7 +95,7 @@ class Cached(Bright):
 
 
 @dataclass(frozen=True)
-class CachedOrder(BrightOrder):
+class CachedFactory(BrightFactory):
     """Makes a `Cached` in another process."""
 
     def __call__(self) -> Bright:

@@ -382,6 +382,31 @@ CODES: dict[str, Code] = {
     ),
     "no_space": _error("the disk is too small for a result", "free some space or choose another disk"),
     # prediction and memory planning
+    "not_supported": _error(
+        "a kind of model does not support what was asked",
+        "use a text-prompted model, or leave the option out",
+    ),
+    "no_device": _error("a device does not exist on this machine", "name cpu, cuda or cuda:1"),
+    "does_not_fit": _error(
+        "a model does not fit the memory of the given devices", "apply one of the changes in the message"
+    ),
+    "other_request": _error(
+        "the output folder holds an unfinished job with other settings",
+        "repeat its command to continue it, or choose another folder",
+    ),
+    "process_killed": _error(
+        "a worker process was killed, perhaps because memory ran out", "repeat the command to continue"
+    ),
+    "no_tta_gain": _error(
+        "no gain of test-time augmentation was measured for the model",
+        "run vesalius tune with --tta, or leave --tta out",
+    ),
+    "side_in_phrase": _error(
+        "a phrase names a side, which a flipped image changes", "leave the view flip or --tta out"
+    ),
+    "not_a_cache": _error(
+        "a cache folder holds other files, or overlaps the output folder", "name another folder"
+    ),
     "unknown_phrase": _error(
         "the model was not trained on a phrase", "use one of the phrases of the model's card"
     ),

@@ -1,4 +1,4 @@
-"""A prediction folder of clips: the same rows and masks as of images, and films."""
+"""A prediction folder of clips: the same lines and masks as for images, and overlay videos."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ def predict(
 
 
 @pytest.mark.parametrize("propagation", ["official", "sam2"])
-def test_the_rows_of_a_clip_are_those_of_its_frames(
+def test_the_lines_of_a_clip_equal_the_predictions_of_its_frames(
     predictor: OfficialPredictor, cine: Path, tmp_path: Path, propagation: str
 ) -> None:
     rows = predict(predictor, find_images([cine]), tmp_path / "out", propagation=propagation)
@@ -75,7 +75,7 @@ def test_a_job_that_stops_in_the_middle_of_a_clip_is_continued(
         if done == 3:
             raise KeyboardInterrupt
 
-    asked = {"propagation": "sam2", "save": ["masks", "rle", "films"]}
+    asked = {"propagation": "sam2", "save": ["masks", "rle", "video"]}
     samples = find_images([cine])
     with pytest.raises(KeyboardInterrupt):
         predict(predictor, samples, tmp_path / "stopped", on_progress=stop, **asked)
@@ -83,7 +83,7 @@ def test_a_job_that_stops_in_the_middle_of_a_clip_is_continued(
     assert continued == predict(predictor, samples, tmp_path / "whole", **asked)
 
 
-def test_a_clip_that_cannot_be_followed_fails_and_the_next_goes_on(
+def test_a_clip_that_cannot_be_read_fails_and_the_next_one_is_predicted(
     predictor: OfficialPredictor, cine: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "data").mkdir()
@@ -95,20 +95,20 @@ def test_a_clip_that_cannot_be_followed_fails_and_the_next_goes_on(
 
 
 @pytest.mark.parametrize("propagation", ["frames", "sam2"])
-def test_films_show_each_prompt_at_the_rate_of_the_clip(
+def test_videos_show_each_prompt_at_the_frame_rate_of_the_clip(
     predictor: OfficialPredictor, cine: Path, tmp_path: Path, propagation: str
 ) -> None:
-    save = ["masks", "rle", "films"]
+    save = ["masks", "rle", "video"]
     rows = predict(predictor, find_images([cine]), tmp_path / "out", propagation=propagation, save=save)
-    films = tmp_path / "out" / "films"
-    assert sorted(path.name for path in films.iterdir()) == [
+    videos = tmp_path / "out" / "videos"
+    assert sorted(path.name for path in videos.iterdir()) == [
         f"cine--{slug}{suffix}" for slug in ("blood-vessel", "catheter") for suffix in (".masks.mkv", ".mp4")
     ]
-    masks = np.stack(read_video(films / "cine--blood-vessel.masks.mkv"))[..., 0]
+    masks = np.stack(read_video(videos / "cine--blood-vessel.masks.mkv"))[..., 0]
     assert set(np.unique(masks)) <= {0, 255}
     np.testing.assert_array_equal(masks > 0, [decode_rle(row["rle"]) for row in rows[::2]])
-    assert video.count_frames(films / "cine--catheter.mp4") == 6
-    assert video.frame_time_ms(films / "cine--catheter.mp4") == pytest.approx(80)
+    assert video.count_frames(videos / "cine--catheter.mp4") == 6
+    assert video.frame_time_ms(videos / "cine--catheter.mp4") == pytest.approx(80)
 
 
 def test_images_of_a_folder_are_a_clip_in_order_of_their_numbers(tmp_path: Path, cine: Path) -> None:
@@ -129,26 +129,27 @@ def test_images_of_a_folder_are_a_clip_in_order_of_their_numbers(tmp_path: Path,
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "code", "field"),
     [
-        ({"reprompt_every": 3}, "leave --reprompt-every out"),
-        ({"propagation": "sam2", "reprompt_every": 0}, "at least 1; got 0"),
-        ({"propagation": "official", "reprompt_every": 2}, "no key frames"),
-        ({"save": ["films"]}, "needs masks"),
+        ({"reprompt_every": 3}, "conflicting_settings", "reprompt_every"),
+        ({"propagation": "sam2", "reprompt_every": 0}, "bad_value", "reprompt_every"),
+        ({"propagation": "official", "reprompt_every": 2}, "conflicting_settings", "propagation"),
+        ({"save": ["video"]}, "conflicting_settings", "save"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_before_anything_is_written(
-    predictor: OfficialPredictor, cine: Path, tmp_path: Path, settings: dict[str, Any], message: str
+    predictor: OfficialPredictor, cine: Path, tmp_path: Path, settings: dict[str, Any], code: str, field: str
 ) -> None:
-    with pytest.raises(SettingError, match=message):
+    with raises_code(SettingError, code) as caught:
         predict(predictor, find_images([cine]), tmp_path / "out", **settings)
+    assert caught.value.field == field
     assert not (tmp_path / "out").exists()
 
 
-def test_films_of_still_images_are_refused(predictor: OfficialPredictor, tmp_path: Path) -> None:
+def test_videos_of_still_images_are_refused(predictor: OfficialPredictor, tmp_path: Path) -> None:
     Image.new("L", (8, 8)).save(tmp_path / "still.png")
-    with pytest.raises(SettingError, match="no clip among the images"):
-        predict(predictor, find_images([tmp_path]), tmp_path / "out", save=["masks", "films"])
+    with raises_code(SettingError, "nothing_to_write"):
+        predict(predictor, find_images([tmp_path]), tmp_path / "out", save=["masks", "video"])
 
 
 def test_a_video_that_is_damaged_in_the_middle_keeps_all_its_rows(
@@ -162,12 +163,12 @@ def test_a_video_that_is_damaged_in_the_middle_keeps_all_its_rows(
     damaged = bytearray(path.read_bytes())
     damaged[start + 5 : start + size] = bytes(size - 5)
     path.write_bytes(damaged)
-    save = ["masks", "rle", "films"]
+    save = ["masks", "rle", "video"]
     rows = predict(predictor, find_images([path]), tmp_path / "out", propagation="sam2", save=save)
     failed = [t for t, row in enumerate(rows[::2]) if row["status"] == "failed"]
     assert len(rows) == 16
     assert 0 < len(failed) < 8
     assert all("cannot be decoded" in rows[2 * t]["error"] for t in failed)
-    film = read_video(tmp_path / "out" / "films" / "cine--catheter.masks.mkv")
-    assert len(film) == 8
-    assert not any(film[t].any() for t in failed)
+    masks = read_video(tmp_path / "out" / "videos" / "cine--catheter.masks.mkv")
+    assert len(masks) == 8
+    assert not any(masks[t].any() for t in failed)

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
-import pytest
 from PIL import Image
+from tests.codes import raises_code
 
 from vesalius.cli import main
 from vesalius.data.image_files import find_images
@@ -42,7 +42,7 @@ def test_a_cine_goes_through_the_command_line_to_a_segmentation(tmp_path: Path) 
 
 
 class Halves(Segmenter):
-    """Answers with the left half; fails on the frames named."""
+    """Gives the left half of each image as mask; fails on the named frames."""
 
     description = ModelDescription("halves", "test", "f" * 64, batch_size=2)
 
@@ -60,7 +60,7 @@ class Halves(Segmenter):
         ]
 
 
-def test_frames_that_failed_are_named_and_a_file_that_failed_has_no_object(tmp_path: Path) -> None:
+def test_failed_frames_are_listed_and_a_failed_file_has_no_segmentation(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     angiogram(tmp_path / "in" / "cine.dcm", 3)
     angiogram(tmp_path / "in" / "one.dcm", 1, SOPInstanceUID="1.2.8")
@@ -81,10 +81,10 @@ def test_other_images_are_refused_before_anything_is_predicted(tmp_path: Path) -
     cine = angiogram(tmp_path / "cine.dcm", 3)
     picture = tmp_path / "picture.png"
     Image.new("L", (9, 9)).save(picture)
-    with pytest.raises(SettingError, match=r"--save dicom: .*picture.png is no DICOM image"):
+    with raises_code(SettingError, "conflicting_settings", "picture.png"):
         write_predictions(Halves(), find_images([cine, picture]), [VESSEL], tmp_path / "out", save=["dicom"])
     (tmp_path / "cine").mkdir()
     other = angiogram(tmp_path / "cine" / "cine", 1, SOPInstanceUID="1.2.8")
-    with pytest.raises(SettingError, match=r"2 files would be written as cine\.dcm"):
+    with raises_code(SettingError, "duplicate_id", "2 files", "cine.dcm"):
         write_predictions(Halves(), find_images([cine, other]), [VESSEL], tmp_path / "out", save=["dicom"])
     assert not (tmp_path / "out").exists()

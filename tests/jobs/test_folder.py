@@ -1,4 +1,4 @@
-"""A job that stops is continued: each answer once, nothing missing, and never another request's."""
+"""Interrupted prediction jobs continue: each answer once, none missing, and none of another request."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tests.codes import raises_code
 
 from vesalius.data.image_files import find_images
 from vesalius.errors import OutputError, SettingError
@@ -63,7 +64,7 @@ def assert_complete(out: Path, masks: list[np.ndarray], prompts: tuple[str, ...]
     assert json.loads((out / "run.json").read_text())["coverage"]["ok"] == len(lines)
 
 
-def test_answers_are_counted_by_how_they_came_to_be(images: Path, tmp_path: Path) -> None:
+def test_answers_are_counted_by_how_they_were_made(images: Path, tmp_path: Path) -> None:
     (images / "bad.png").write_bytes(b"no image")
     summary = write(images, tmp_path / "out")
     assert summary["answers"] == {"verified": 14}
@@ -72,7 +73,7 @@ def test_answers_are_counted_by_how_they_came_to_be(images: Path, tmp_path: Path
     assert [line["answered"] for line in lines_of(tmp_path / "out")] == ["verified"] * 14 + ["", ""]
 
 
-def test_job_that_was_interrupted_continues_with_what_is_missing(images: Path, tmp_path: Path) -> None:
+def test_interrupted_job_continues_with_the_missing_images(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     interrupted(images, out)
     first = {path.name: path.stat().st_mtime_ns for path in (out / "masks").iterdir()}
@@ -110,7 +111,7 @@ def masks_of(images: Path) -> list[np.ndarray]:
         lambda lines: lines.rename(lines.parent / "predictions.jsonl"),
     ],
 )
-def test_whatever_was_half_written_is_written_again(
+def test_half_written_files_are_written_again(
     images: Path, tmp_path: Path, damage: Callable[[Path], Any]
 ) -> None:
     out = tmp_path / "out"
@@ -120,13 +121,13 @@ def test_whatever_was_half_written_is_written_again(
     assert_complete(out, masks_of(images))
 
 
-def test_failures_from_before_are_listed_too(images: Path, tmp_path: Path) -> None:
+def test_job_with_a_changed_image_is_refused(images: Path, tmp_path: Path) -> None:
     (images / "001.png").write_bytes(b"no image")
     interrupted(images, tmp_path / "out", at="005")
     (images / "006.png").touch()
     summary = write(images, tmp_path / "other")
     assert [line.partition(":")[0] for line in summary["failures"]] == [str(images / "001.png")] * 2
-    with pytest.raises(OutputError, match=r"asked otherwise \(images\)"):
+    with raises_code(OutputError, "other_request", "(images)"):
         write(images, tmp_path / "out")  # 006.png has changed
 
 
@@ -154,31 +155,31 @@ def test_unfinished_job_of_another_request_is_refused(
     out = tmp_path / "out"
     interrupted(images, out)
     before = (out / ".predictions.unfinished").read_bytes()
-    with pytest.raises(OutputError, match=rf"asked otherwise \({named}\); ask the same to continue it"):
+    with raises_code(OutputError, "other_request", f"({named})"):
         write(images, out, **change)
     other = Bright()
     other.threshold = 0.4
-    with pytest.raises(OutputError, match=r"asked otherwise \(threshold\)"):
+    with raises_code(OutputError, "other_request", "(threshold)"):
         write(images, out, other)
     elsewhere = Bright()
     elsewhere.settings = {**elsewhere.settings, "device": "cuda:3"}
     assert (out / ".predictions.unfinished").read_bytes() == before
     write(images, out, elsewhere)
     assert_complete(out, masks_of(images))
-    with pytest.raises(OutputError, match="not empty; choose another"):
+    with raises_code(OutputError, "output_exists"):
         write(images, out)
 
 
 def test_two_jobs_in_one_folder_are_refused(images: Path, tmp_path: Path) -> None:
     def again(done: int) -> None:
-        with pytest.raises(OutputError, match="another prediction is being written there"):
+        with raises_code(OutputError, "in_use"):
             write(images, tmp_path / "out")
 
     write(images, tmp_path / "out", on_progress=again)
     assert_complete(tmp_path / "out", masks_of(images))
 
 
-def test_cine_that_was_half_done_is_done_again_for_its_dicom_object(tmp_path: Path) -> None:
+def test_half_done_cine_is_predicted_again_for_its_dicom_segmentation(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for name, uid in (("a", "1.2.7"), ("b", "1.2.8")):
         angiogram(tmp_path / "in" / f"{name}.dcm", 4, SOPInstanceUID=uid)
@@ -193,17 +194,20 @@ def test_cine_that_was_half_done_is_done_again_for_its_dicom_object(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("prompt", "sentence"),
+    ("prompts", "save", "code", "number"),
     [
-        ("", "the prompt is empty"),
-        (" \n", "the prompt is empty"),
-        ("vessel " * 10_000, r"\(10000 words\), 2000 are"),
+        ([""], [], "bad_value", "empty"),
+        ([" \n"], [], "bad_value", "empty"),
+        (["vessel " * 10_000], [], "bad_value", "10000 words"),
+        (["vessel", "vessel"], [], "duplicate_prompt", "vessel"),
+        (["vessel"], ["films"], "bad_value", "video"),
     ],
 )
-def test_prompt_is_refused_before_anything_is_read(tmp_path: Path, prompt: str, sentence: str) -> None:
-    segmenter = Bright()
-    with pytest.raises(SettingError, match=sentence):
-        write_predictions(segmenter, [], [prompt], tmp_path / "out")
+def test_request_is_refused_before_anything_is_read(
+    tmp_path: Path, prompts: list[str], save: list[str], code: str, number: str
+) -> None:
+    with raises_code(SettingError, code, number):
+        write_predictions(Bright(), [], prompts, tmp_path / "out", save=save)
     assert not (tmp_path / "out").exists()
 
 

@@ -1,4 +1,4 @@
-"""Films of clips, when the process that writes them is killed."""
+"""Overlay videos of clips, if the process that writes them is killed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.video_files import read_video
 
 from vesalius.data.clips import group_clips
 from vesalius.data.image_files import find_images
-from vesalius.jobs import overlay_videos as films
+from vesalius.jobs import overlay_videos
 from vesalius.jobs.folder import answer_samples, write_predictions
 
 from ..segmenters import SIDE, Bright
@@ -26,41 +26,41 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from tests.jobs import test_overlay_videos as test_films
-from vesalius.jobs import overlay_videos as films
+from tests.jobs import test_overlay_videos
+from vesalius.jobs import overlay_videos
 
-def masks(files, size, original=films._masks):
+def masks(files, size, original=overlay_videos._masks):
     for mask in original(files, size):
-        if list(Path(sys.argv[3], "films").glob(".*" + sys.argv[4] + ".*.partial")):
+        if list(Path(sys.argv[3], "videos").glob(".*" + sys.argv[4] + ".*.partial")):
             os.kill(os.getpid(), signal.SIGKILL)
         yield mask
 
-films._masks = masks
-test_films.film(Path(sys.argv[2]), Path(sys.argv[3]))
+overlay_videos._masks = masks
+test_overlay_videos.predict(Path(sys.argv[2]), Path(sys.argv[3]))
 """
-"""Kills itself while a film with this suffix is being written."""
+"""Kills itself while it writes the video with this suffix."""
 
 
-def film(clip: Path, out: Path) -> None:
+def predict(clip: Path, out: Path) -> None:
     samples = find_images([clip])
-    answer = films.with_films(partial(answer_samples, Bright()), group_clips(samples), ["light"])
-    write_predictions(Bright(), samples, ["light"], out, save=["masks", "films"], answer=answer)
+    answer = overlay_videos.with_videos(partial(answer_samples, Bright()), group_clips(samples), ["light"])
+    write_predictions(Bright(), samples, ["light"], out, save=["masks", "video"], answer=answer)
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".masks.mkv"])
-def test_film_whose_writer_was_killed_is_swept_and_made_anew(tmp_path: Path, suffix: str) -> None:
+def test_video_of_a_killed_writer_is_removed_and_written_again(tmp_path: Path, suffix: str) -> None:
     clip, out = tmp_path / "cine.mkv", tmp_path / "out"
     shown = np.random.default_rng(0).random((FRAMES, SIDE, SIDE)) > 0.5
-    films.write_masks(clip, shown, (SIDE, SIDE), 15)
+    overlay_videos.write_masks(clip, shown, (SIDE, SIDE), 15)
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-c", KILLED, str(root), str(clip), str(out), suffix]
     killed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    left = [path.name for path in (out / "films").iterdir() if path.name.endswith(".partial")]
+    left = [path.name for path in (out / "videos").iterdir() if path.name.endswith(".partial")]
     assert len(left) == 1 and left[0].startswith(f".cine{suffix}.")
-    film(clip, out)
-    assert sorted(path.name for path in (out / "films").iterdir()) == ["cine.masks.mkv", "cine.mp4"]
+    predict(clip, out)
+    assert sorted(path.name for path in (out / "videos").iterdir()) == ["cine.masks.mkv", "cine.mp4"]
     np.testing.assert_array_equal(
-        [frame[:, :, 0] > 0 for frame in read_video(out / "films" / "cine.masks.mkv")], shown
+        [frame[:, :, 0] > 0 for frame in read_video(out / "videos" / "cine.masks.mkv")], shown
     )
-    assert sorted(path.name for path in out.iterdir()) == ["films", "masks", "predictions.jsonl", "run.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["masks", "predictions.jsonl", "run.json", "videos"]

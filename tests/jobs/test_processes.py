@@ -1,4 +1,4 @@
-"""Several processes at one list of images: the same files as one process, and one sentence when one is killed."""
+"""Several processes for one list of images: the same files as from one process, and one error if one is killed."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from tests.codes import raises_code
 
 from vesalius.cli import main
 from vesalius.data.image_files import find_images
 from vesalius.errors import SettingError, VesaliusError
 from vesalius.jobs import processes as module
 from vesalius.jobs.folder import write_predictions
-from vesalius.jobs.processes import Processes, order_predictors
+from vesalius.jobs.processes import Processes, predictor_factories
 
-from ..segmenters import Bright, BrightOrder, CachedOrder, draw_squares
+from ..segmenters import Bright, BrightFactory, CachedFactory, draw_squares
 
 
 def assert_same(one: Path, two: Path) -> None:
@@ -28,7 +29,7 @@ def assert_same(one: Path, two: Path) -> None:
         assert a.read_bytes() == b.read_bytes(), a.name
 
 
-def test_two_processes_write_what_one_does(tmp_path: Path) -> None:
+def test_two_processes_write_the_same_files_as_one(tmp_path: Path) -> None:
     draw_squares(tmp_path / "in", 9)
     command = [
         "predict",
@@ -46,7 +47,7 @@ def test_two_processes_write_what_one_does(tmp_path: Path) -> None:
     assert_same(tmp_path / "one", tmp_path / "two")
 
 
-def test_process_that_is_killed_stops_the_job_which_then_continues(
+def test_killed_process_stops_the_job_and_the_same_command_continues_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(module, "BATCHES", 1)
@@ -55,24 +56,19 @@ def test_process_that_is_killed_stops_the_job_which_then_continues(
     write = partial(write_predictions, samples=find_images([tmp_path / "in"]), prompts=["vessel", "wire"])
     write(Bright(), out=tmp_path / "one")
 
-    with Processes([BrightOrder(0), BrightOrder(1)]) as processes:
-        children = [executor.submit(os.getpid).result() for executor in processes._executors]
+    with Processes([BrightFactory(0), BrightFactory(1)]) as processes:
+        children = [process.pid for process in processes.processes]
         assert len({*children, os.getpid()}) == 3
 
         def kill(done: int) -> None:
             if done == 7:
                 os.kill(children[0], signal.SIGKILL)
 
-        with pytest.raises(VesaliusError, match=r"process on cpu was killed.*run the same again to continue"):
-            write(
-                processes,
-                out=tmp_path / "two",
-                answer=processes.answer_samples,
-                on_progress=kill,
-            )
+        with raises_code(VesaliusError, "process_killed", "on cpu"):
+            write(processes, out=tmp_path / "two", answer=processes.answer_samples, on_progress=kill)
     assert not (tmp_path / "two" / "predictions.jsonl").exists()
 
-    with caplog.at_level(logging.WARNING), Processes([BrightOrder(0), BrightOrder(1)]) as processes:
+    with caplog.at_level(logging.WARNING), Processes([BrightFactory(0), BrightFactory(1)]) as processes:
         summary = write(processes, out=tmp_path / "two", answer=processes.answer_samples)
     assert "two: continues after" in caplog.text
     assert summary["coverage"] == {"ok": 58, "no_seg": 0, "failed": 2}
@@ -81,21 +77,21 @@ def test_process_that_is_killed_stops_the_job_which_then_continues(
     assert json.loads((tmp_path / "two" / "run.json").read_text())["answers"] == {"verified": 58}
 
 
-def test_device_that_is_not_there_is_one_sentence() -> None:
-    (order,) = order_predictors("tiny", ["cuda:7"], {})
-    with pytest.raises(SettingError, match=r"the device 'cuda:7' cannot be used \("):
-        order()
-    with pytest.raises(SettingError, match="name one or more, with commas"):
-        order_predictors("tiny", ["cpu", ""], {})
+def test_missing_device_is_refused() -> None:
+    (factory,) = predictor_factories("tiny", ["cuda:7"], {})
+    with raises_code(SettingError, "no_device", "cuda:7"):
+        factory()
+    with raises_code(SettingError, "bad_value"):
+        predictor_factories("tiny", ["cpu", ""], {})
 
 
-def test_gpus_on_the_command_line_are_those_that_one_model_is_spread_over(
+def test_gpus_on_the_command_line_spread_one_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     draw_squares(tmp_path / "in", 1)
     command = ["predict", "tiny", str(tmp_path / "in"), "--prompt", "x", "--out", str(tmp_path / "out")]
     assert main([*command, "--gpus", "2x24GiB"]) == 1
-    assert "the plan for tiny is of GPU 0; this machine has 0 GPUs" in capsys.readouterr().err
+    assert "GPU 0" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
         main([*command, "--gpus", "2x24GiB", "--devices", "cpu,cpu"])
     assert stop.value.code == 2
@@ -105,9 +101,9 @@ def test_gpus_on_the_command_line_are_those_that_one_model_is_spread_over(
 def test_processes_refuse_prompts_and_count_their_caches_together(tmp_path: Path) -> None:
     draw_squares(tmp_path / "in", 3)
     images = find_images([tmp_path / "in"])
-    with Processes([CachedOrder(0), CachedOrder(1)]) as processes:
+    with Processes([CachedFactory(0), CachedFactory(1)]) as processes:
         write = partial(write_predictions, processes, images, answer=processes.answer_samples)
-        with pytest.raises(SettingError, match="knows no 'liver'"):
+        with raises_code(SettingError, "unknown_phrase", "liver"):
             write(["vessel", "liver"], tmp_path / "out")
         assert not (tmp_path / "out").exists()
         summary = write(["vessel"], tmp_path / "out")

@@ -17,7 +17,7 @@ from vesalius.data.formats import ANNOTATION_FILES
 from vesalius.data.writers import vesalius_json
 from vesalius.errors import AnnotationError
 from vesalius.files import check_new, check_outside, replacing, write_json
-from vesalius.parallel import map_in_order
+from vesalius.parallel import map_in_processes
 from vesalius.types import Finding, Sample
 
 ACTIONS = get_args(Action)
@@ -91,7 +91,7 @@ def write_fixed(
     for split, part in report.parts.items():
         kept[split] = []
         seen: dict[str, str] = {}
-        for correction in map_in_order(correct, part.samples, workers_for(total, num_workers)):
+        for correction in map_in_processes(correct, part.samples, workers_for(total, num_workers)):
             duplicate = _find_duplicate(correction, seen)
             changes += [replace(change, split=split) for change in (*correction.changes, *duplicate)]
             if correction.sample is not None and not duplicate:

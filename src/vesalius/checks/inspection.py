@@ -26,7 +26,7 @@ from vesalius.data.formats import ANNOTATION_FILES
 from vesalius.data.perceptual_hash import hash_image
 from vesalius.errors import DataError, SettingError
 from vesalius.masks import Size
-from vesalius.parallel import map_in_order
+from vesalius.parallel import map_in_processes
 from vesalius.types import Finding, Polygons, Sample
 
 SAMPLES_PER_JOB = 16
@@ -147,7 +147,7 @@ def _measure(
 ) -> list[SampleResult]:
     n = sum(len(dataset.samples) for dataset in parts.values())
     records: list[SampleResult] = []
-    for batch in map_in_order(inspect_samples, _batches(parts), workers_for(n, num_workers)):
+    for batch in map_in_processes(inspect_samples, _batches(parts), workers_for(n, num_workers)):
         records += batch
         on_progress(len(records) / n, f"{len(records)} of {n} images")
     return records

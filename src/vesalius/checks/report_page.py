@@ -25,7 +25,7 @@ from vesalius.data.augment_figure import draw_examples
 from vesalius.errors import DataError
 from vesalius.files import check_outside, check_replaceable, replacing, write_json, write_text
 from vesalius.pages import as_data_url, render
-from vesalius.parallel import map_in_order
+from vesalius.parallel import map_in_processes
 from vesalius.types import Finding, Sample
 
 PAGE, FINDINGS, AUGMENTED = "check.html", "findings.json", "augmented.png"
@@ -82,7 +82,7 @@ def write_page(
     shown = list(flagged.items())[:MAX_FLAGGED] + [(index, ()) for index in good]
     figures: list[SampleFigure] = []
     jobs = [(report.parts[split].samples[i], split, codes) for (split, i), codes in shown]
-    for figure in map_in_order(_draw, jobs, workers_for(len(jobs), num_workers)):
+    for figure in map_in_processes(_draw, jobs, workers_for(len(jobs), num_workers)):
         figures.append(figure)
         on_progress(0.5 * len(figures) / len(jobs), figure.id)
     with replacing(folder) as temporary:

@@ -151,6 +151,13 @@ def nearest_keys(keys: Sequence[int], frame: int) -> list[int]:
 def _predict(
     predictor: Predictor, clip: Clip, prompts: Sequence[str], keys: list[int] | None
 ) -> Iterator[FramePredictions]:
+    with clip:
+        yield from _predict_frames(predictor, clip, prompts, keys)
+
+
+def _predict_frames(
+    predictor: Predictor, clip: Clip, prompts: Sequence[str], keys: list[int] | None
+) -> Iterator[FramePredictions]:
     seen = clip.read_some(range(min(len(clip), SEEN_FRAMES)) if keys is None else spread(len(clip)))
     answers = _ask(predictor, seen, prompts)
     n_seen = len(seen)

@@ -1,4 +1,4 @@
-"""Clips in a prediction folder: the frames of each are answered together."""
+"""Clips in a prediction folder: all frames of a clip are predicted together, with propagated masks."""
 
 from __future__ import annotations
 
@@ -12,22 +12,15 @@ from typing import Any, cast
 
 from vesalius.data.clips import group_clips
 from vesalius.errors import DataError, SettingError
-from vesalius.jobs.folder import (
-    REASONS,
-    Answered,
-    Answering,
-    answer_samples,
-    fail_all,
-    write_answers,
-)
-from vesalius.jobs.overlay_videos import with_films
+from vesalius.jobs.folder import REASONS, Answered, Answering, answer_samples, fail_all, write_answers
+from vesalius.jobs.overlay_videos import with_videos
 from vesalius.jobs.prediction_log import Line
 from vesalius.segmenter import Described, ModelDescription, Segmenter, Usage
 from vesalius.types import Item, Prediction, Sample
 
 
 def ask_clips(
-    segmenter: Described,
+    model: Described,
     answer: Answering | None,
     samples: Sequence[Sample],
     prompts: Sequence[str],
@@ -36,38 +29,50 @@ def ask_clips(
     propagation: str = "frames",
     reprompt_every: int | None = None,
 ) -> tuple[Described, Sequence[Sample], Answering | None]:
-    """What `write_predictions` is to be given for these samples: segmenter, samples in order of their clips, answering.
+    """The first arguments of `write_predictions` for these samples: model, samples in clip order, and answering.
 
-    With `frames` each frame is predicted by itself, as any image, and only samples that say so are frames of a clip;
-    otherwise single images of a folder are one too. SettingError where settings do not fit together.
+    With `frames` each frame is predicted independently, like any image, and only samples with a sequence belong to a
+    clip. Otherwise the single images of a folder are a clip too. SettingError for settings that do not fit together.
     """
-    films = "films" in save
-    if films and "masks" not in save:
-        raise SettingError("--save films needs masks, of which films are made; add masks to --save")
+    videos = "video" in save
+    if videos and "masks" not in save:
+        raise SettingError(
+            "--save video needs the masks; add masks to --save", code="conflicting_settings", field="save"
+        )
     if propagation == "frames":
         if reprompt_every is not None:
             raise SettingError(
-                "where frames are predicted one by one, each is prompted; leave --reprompt-every out"
+                "--propagation frames prompts on every frame; leave --reprompt-every out",
+                code="conflicting_settings",
+                field="reprompt_every",
             )
-        clips = group_clips([sample for sample in samples if sample.sequence is not None]) if films else {}
-        answer = answer or partial(answer_samples, cast(Segmenter, segmenter))
+        clips = group_clips([sample for sample in samples if sample.sequence is not None]) if videos else {}
+        answer = answer or partial(answer_samples, cast(Segmenter, model))
     else:
         if answer is not None:
-            raise SettingError("--devices: the frames of a clip are followed on one device; leave it out")
-        whole = cast(Segmenter, segmenter)
+            raise SettingError(
+                "--devices: masks propagate through a clip on one device; leave it out",
+                code="conflicting_settings",
+                field="devices",
+            )
+        segmenter = cast(Segmenter, model)
         settings: dict[str, Any] = {"propagation": propagation, "reprompt_every": reprompt_every}
-        whole.check_video(1, **settings)
+        segmenter.check_video(1, **settings)
         clips = group_clips(samples)
         samples = [frame for frames in clips.values() for frame in frames]
-        followed = ClipSegmenter(whole, clips, settings)
-        segmenter, answer = followed, followed.answer
-    if films and not clips:
-        raise SettingError("--save films: there is no clip among the images; give a video or a cine")
-    return segmenter, samples, with_films(answer, clips, prompts) if films else answer
+        followed = ClipSegmenter(segmenter, clips, settings)
+        model, answer = followed, followed.answer
+    if videos and not clips:
+        raise SettingError(
+            "--save video: none of the images belongs to a clip; give a video or a cine, or leave video out",
+            code="nothing_to_write",
+            field="save",
+        )
+    return model, samples, with_videos(answer, clips, prompts) if videos else answer
 
 
 class ClipSegmenter(Described):
-    """A segmenter that is asked about whole clips; its description has the settings of propagation too."""
+    """A segmenter for whole clips; its description contains the settings of propagation."""
 
     def __init__(
         self, segmenter: Segmenter, clips: Mapping[str, Sequence[Sample]], settings: Mapping[str, Any]
@@ -94,11 +99,10 @@ class ClipSegmenter(Described):
     ) -> Generator[list[Line], None, None]:
         """As `answer_samples`, for samples that are frames of the clips, in order.
 
-        Where they begin in the middle of a clip, it is followed again from its start.
+        If they begin in the middle of a clip, its masks are propagated from its start again.
         """
-        yield from write_answers(
-            self._predict(iter(samples)), out, save, self._segmenter.description.batch_size
-        )
+        ahead = self._segmenter.description.batch_size
+        yield from write_answers(self._predict(iter(samples)), out, save, ahead)
 
     def _predict(self, samples: Iterable[Sample]) -> Generator[Answered, None, None]:
         rest = iter(samples)
@@ -106,14 +110,14 @@ class ClipSegmenter(Described):
             clip = self._clip_of[first.id]
             done = [frame.id for frame in clip].index(first.id)
             asked = chain([first], islice(rest, len(clip) - done - 1))
-            with closing(self._follow(clip, first.prompts)) as followed:
-                for sample, (item, predictions) in zip(asked, islice(followed, done, None), strict=True):
+            with closing(self._propagate(clip, first.prompts)) as frames:
+                for sample, (item, predictions) in zip(asked, islice(frames, done, None), strict=True):
                     yield sample, item, predictions
 
-    def _follow(
+    def _propagate(
         self, clip: Sequence[Sample], prompts: tuple[str, ...]
     ) -> Generator[tuple[Item | None, list[Prediction]], None, None]:
-        """The item and predictions of each frame in order; all that are left fail where the clip does."""
+        """Item and predictions of each frame, in order; if the clip fails, all remaining frames fail."""
         early: dict[int, tuple[Item | None, list[Prediction]]] = {}
         due = 0
         try:

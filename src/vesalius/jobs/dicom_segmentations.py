@@ -1,4 +1,4 @@
-"""DICOM segmentations of a prediction folder: one object for each source file, with every prompt as a segment."""
+"""DICOM segmentations of a prediction folder: one file for each source file, with one segment for each prompt."""
 
 from __future__ import annotations
 
@@ -18,16 +18,20 @@ from vesalius.types import Sample
 
 
 class SegmentationFolder:
-    """`dicom/` of a prediction folder: masks wait as RLE until the last frame of their file has come.
+    """The folder `dicom/` of predictions: masks are kept as RLE until the last frame of their source file is done.
 
-    Frames that failed are not in the object; its image comment names them. A file all of which failed has none.
+    Failed frames are left out, and the image comment lists them. A source file whose frames all failed has no
+    segmentation.
     """
 
     def __init__(
         self, out: Path, samples: Sequence[Sample], prompts: Sequence[str], card: dict[str, Any]
     ) -> None:
-        """Look at every source first: raises SettingError for one that is no DICOM file, for two that would have the
-        same name, and for a prompt that is no label; ImageError for one that no segmentation can refer to."""
+        """Check all source files first.
+
+        SettingError for a file that is not DICOM, for two files whose segmentations would have the same name, and for a
+        prompt that is no valid label; ImageError for a file that a segmentation cannot refer to.
+        """
         check_labels(prompts)
         self.out = out
         self.prompts = tuple(prompts)
@@ -42,8 +46,10 @@ class SegmentationFolder:
         self._failed: dict[Path, set[int]] = defaultdict(set)
 
     def add(self, sample: Sample, prompt: str, mask: Rle | None) -> dict[str, str]:
-        """Keep one answer, None where it failed, and write the object if it was the last of its file; where that is,
-        under `dicom`."""
+        """Keep one mask, None if it failed, and write the segmentation after the last one of its file.
+
+        Returns the path of the segmentation under the key `dicom`; empty for a failed mask.
+        """
         frame = sample.frame or 0
         if mask is None:
             self._failed[sample.image].add(frame)
@@ -71,20 +77,25 @@ class SegmentationFolder:
 
 
 def _name_files(samples: Sequence[Sample]) -> dict[Path, str]:
-    """Each file, and the name of its object without suffix: its id, without the frame."""
+    """Source file -> file name of its segmentation without suffix: the sample id without the frame."""
     found: dict[Path, str] = {}
     for sample in samples:
         if sample.image in found:
             continue
         if frame_files.kind_of(sample.image) is not frame_files.KINDS["dicom"]:
             raise SettingError(
-                f"--save dicom: {sample.image} is no DICOM image; give DICOM files alone, or leave dicom out"
+                f"--save dicom: {sample.image} is not a DICOM image; give DICOM files only, or leave dicom out",
+                code="conflicting_settings",
+                path=sample.image,
+                field="save",
             )
         name = sample.id if sample.frame is None else sample.id.removesuffix(frame_id("", sample.frame))
         found[sample.image] = result_stems(name, ["dicom"])[0]
     for stem, n in Counter(found.values()).items():
         if n > 1:
             raise SettingError(
-                f"--save dicom: {n} files would be written as {stem}.dcm; give the folder above them"
+                f"--save dicom: {n} files would be written as {stem}.dcm; give the folder above them",
+                code="duplicate_id",
+                field="save",
             )
     return found

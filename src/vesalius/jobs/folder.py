@@ -1,4 +1,4 @@
-"""A prediction folder: one line of JSON a question, masks and whatever else was asked for, as files.
+"""Write a prediction folder: one line of JSON for each prompt and image, with masks and other outputs as files.
 
 samples -> items, in threads -> predictions -> files and a line each, in threads -> predictions.jsonl
 """
@@ -22,27 +22,26 @@ from vesalius.data.decoders.frame_files import FrameReader
 from vesalius.errors import DataError, SettingError
 from vesalius.files import replacing, to_json
 from vesalius.jobs.dicom_segmentations import SegmentationFolder
-from vesalius.jobs.pipeline import map_in_threads
-from vesalius.jobs.prediction_log import Line, PredictionLog
+from vesalius.jobs.prediction_log import FILES, Line, PredictionLog
 from vesalius.lineage import versions
 from vesalius.masks import Size, encode_rle
 from vesalius.names import result_stems
+from vesalius.parallel import map_in_threads
 from vesalius.segmenter import Described, ModelDescription, Segmenter
 from vesalius.types import Item, Prediction, Sample
 from vesalius.visualization import PREDICTION_COLOR, overlay
 
-SAVES = ("masks", "probs", "overlay", "rle", "dicom", "films")
-"""masks: PNG 0/255; probs: float32 .npz; overlay: PNG on the image; rle: COCO RLE in `predictions.jsonl`; dicom: a
-segmentation object for each DICOM file; films: for each clip an overlay as MP4 and the masks as MKV."""
+SAVES = ("masks", "probs", "overlay", "rle", "dicom", "video")
+"""masks: PNG 0/255; probs: float32 .npz; overlay: PNG of the image with its mask; rle: COCO RLE in `predictions.jsonl`;
+dicom: a segmentation object for each DICOM file; video: for each clip an overlay as MP4 and the masks as MKV."""
 
-MOST_CHARACTERS = 2000
-"""Of a prompt, which is a phrase or a question."""
+MAX_CHARACTERS = 2000
+"""Longest prompt; a prompt is a phrase or a question."""
 REASONS = (RuntimeError, ValueError, MemoryError, SettingError)
-"""What makes an item, or its batch, fail; anything else is a fault of the job."""
-
+"""Errors of `predict` that make an item fail; any other error ends the job."""
 
 Answered = tuple[Sample, Item | None, list[Prediction]]
-"""A sample, its item or None if unreadable, one prediction a prompt."""
+"""A sample, its item or None if it cannot be read, and one prediction for each prompt."""
 
 
 def predict_samples(segmenter: Segmenter, samples: Iterable[Sample]) -> Generator[Answered, None, None]:
@@ -84,7 +83,7 @@ def _read(segmenter: Segmenter, reader: FrameReader, sample: Sample) -> Loaded:
 
 
 def _bytes_of_item(each: Sample | Loaded) -> int:
-    """Bytes of an image that was read, roughly: prepared for the model it takes a few times as many."""
+    """Approximate bytes of an image that was read; prepared for the model it takes a few times as many."""
     return 0 if isinstance(each, Sample) or each[1] is None else each[1].frames.nbytes
 
 
@@ -105,11 +104,11 @@ def fail_all(id: str, prompts: Iterable[str], size: Size, reason: Exception) -> 
 
 
 Answering = Callable[[Iterable[Sample], Path, Sequence[str]], Generator[list[Line], None, None]]
-"""Samples, the folder and what to save -> the lines of each sample, in order, whose files are written."""
+"""Samples, the folder and the outputs to save -> the lines of each sample, in order, after their files are written."""
 
 
 def write_predictions(
-    segmenter: Described,
+    model: Described,
     samples: Sequence[Sample],
     prompts: Sequence[str],
     out: Path,
@@ -120,55 +119,53 @@ def write_predictions(
 ) -> dict[str, Any]:
     """Predict every prompt on every image into a new folder, and return its summary.
 
-    `predictions.jsonl` appears when all is done: a folder without it is unfinished, and the same request continues it
-    where it stopped. `answer` does the work (`processes.py`); without it `segmenter` does, by `answer_samples`. Refuses a folder that is not empty and the unfinished job of
-    another request (OutputError), what `check_request` and the segmenter's `check_prompts` refuse, and, to save DICOM, any other image and what else
-    `SegmentationFolder` refuses.
+    `predictions.jsonl` appears when all is done. A folder without it is unfinished, and the same request continues it.
+    `answer` does the work, by default `answer_samples` with the model itself, which is then a `Segmenter`. OutputError
+    for a folder that is not empty or holds the unfinished job of another request; SettingError for requests refused by
+    `check_request`, by the model's `check_prompts`, or, to save DICOM, by `SegmentationFolder`.
     """
     check_request(prompts, save)
-    segmenter.check_prompts(prompts)
-    card = segmenter.description.card
+    model.check_prompts(prompts)
+    card = model.description.card
     by_file = "dicom" in save
     objects = SegmentationFolder(out, samples, prompts, card) if by_file else None
-    answer = answer or partial(answer_samples, cast(Segmenter, segmenter))
-    request = _request(segmenter.description, samples, prompts, save)
-    with PredictionLog(out, request, samples, prompts, whole_files=by_file) as ledger:
-        if objects is not None and ledger.done:
-            objects = SegmentationFolder(out, samples[ledger.done :], prompts, card)
-        asked = (
-            replace(sample, prompts=tuple(prompts), masks=None)
-            for sample in islice(samples, ledger.done, None)
+    answer = answer or partial(answer_samples, cast(Segmenter, model))
+    request = _request(model.description, samples, prompts, save)
+    with PredictionLog(out, request, samples, prompts, whole_files=by_file) as log:
+        if objects is not None and log.done:
+            objects = SegmentationFolder(out, samples[log.done :], prompts, card)
+        rest = (
+            replace(sample, prompts=tuple(prompts), masks=None) for sample in islice(samples, log.done, None)
         )
-        with closing(answer(asked, out, save)) as answered:
+        with closing(answer(rest, out, save)) as answered:
             for lines in answered:
-                sample = samples[ledger.done]
+                sample = samples[log.done]
                 for line in lines:
                     if objects is not None:
                         line.update(objects.add(sample, line["prompt"], line.get("rle")))
                     if "rle" not in save:
                         line.pop("rle", None)
                     line["model"] = card["fingerprint"]
-                ledger.add(lines)
-                on_progress(ledger.done)
-        counts = ledger.counts
+                log.add(lines)
+                on_progress(log.done)
         summary = {
             "model": card,
-            "coverage": dict(counts.coverage),
-            "answers": dict(counts.answers),
-            "batch_halved": segmenter.usage.batch_halved,
-            **({"cache": dict(segmenter.usage.cache)} if segmenter.usage.cache else {}),
+            "coverage": dict(log.counts.coverage),
+            "answers": dict(log.counts.answers),
+            "batch_halved": model.usage.batch_halved,
+            **({"cache": dict(model.usage.cache)} if model.usage.cache else {}),
             "n_images": len(samples),
         }
-        ledger.finish({**summary, **_about(segmenter.description, prompts, save)})
-    return {**summary, "out": str(out), "failures": counts.failures}
+        log.finish({**summary, **_run_settings(model.description, prompts, save)})
+    return {**summary, "out": str(out), "failures": log.counts.failures}
 
 
 def answer_samples(
     segmenter: Segmenter, samples: Iterable[Sample], out: Path, save: Sequence[str]
 ) -> Generator[list[Line], None, None]:
-    """Predict samples and write the files of their answers into `out`, in threads; the lines of each, in order.
+    """Predict samples and write their files into `out`; yields the lines of each sample, in order.
 
-    `rle` is in a line where `save` has `rle` or `dicom`.
+    A line has `rle` if `save` has `rle` or `dicom`.
     """
     yield from write_answers(predict_samples(segmenter, samples), out, save, segmenter.description.batch_size)
 
@@ -176,35 +173,41 @@ def answer_samples(
 def write_answers(
     predicted: Generator[Answered, None, None], out: Path, save: Sequence[str], ahead: int
 ) -> Generator[list[Line], None, None]:
-    """Write the files of answers into `out`, in threads, up to `ahead` at a time; the lines of each, in order."""
+    """Write files into `out`, in threads and up to `ahead` samples at a time; yields the lines of each sample, in order."""
     write = partial(_write, out, save)
     with closing(predicted), closing(map_in_threads(write, predicted, ahead, _bytes_of_answer)) as written:
         yield from written
 
 
 def check_request(prompts: Sequence[str], save: Sequence[str]) -> None:
-    """Raise SettingError for an unknown `save`, and for a prompt that is empty, far too long, or there twice."""
+    """Raise SettingError for an unknown `save`, and for a prompt that is empty, too long, or repeated."""
     for name in save:
         if name not in SAVES:
-            raise SettingError(f"--save {name}: unknown; choose from {', '.join(SAVES)}")
+            raise SettingError(
+                f"--save {name}: is unknown; choose from {', '.join(SAVES)}",
+                code="bad_value",
+                field="save",
+            )
     for prompt in prompts:
         if not prompt.strip():
-            raise SettingError(
-                'the prompt is empty; say what to segment, for example --prompt "blood vessel"'
+            message, code = 'is empty; name a structure, for example --prompt "blood vessel"', "bad_value"
+        elif len(prompt) > MAX_CHARACTERS:
+            message = (
+                f"{prompt[:40]!r}... has {len(prompt)} characters ({len(prompt.split())} words), more than "
+                f"{MAX_CHARACTERS}; name the structure in a phrase"
             )
-        if len(prompt) > MOST_CHARACTERS:
-            raise SettingError(
-                f"the prompt {prompt[:40]!r}... has {len(prompt)} characters ({len(prompt.split())} words), "
-                f"{MOST_CHARACTERS} are allowed; name what to segment in a phrase"
-            )
-        if prompts.count(prompt) > 1:
-            raise SettingError(f"the prompt {prompt!r} is given twice")
+            code = "bad_value"
+        elif prompts.count(prompt) > 1:
+            message, code = f"{prompt!r} is given twice; give it once", "duplicate_prompt"
+        else:
+            continue
+        raise SettingError(f"the prompt {message}", code=code, field="prompt")
 
 
 def _request(
     model: ModelDescription, samples: Sequence[Sample], prompts: Sequence[str], save: Sequence[str]
 ) -> dict[str, Any]:
-    """All that decides about what is written: a job that stopped is continued where this is the same."""
+    """Everything that determines the outputs: an unfinished job continues only if this is unchanged."""
     settings = {name: value for name, value in model.settings.items() if name != "device"}
     images = hashlib.sha256()
     for sample in samples:
@@ -225,7 +228,7 @@ def _request(
     }
 
 
-def _about(model: ModelDescription, prompts: Sequence[str], save: Sequence[str]) -> dict[str, Any]:
+def _run_settings(model: ModelDescription, prompts: Sequence[str], save: Sequence[str]) -> dict[str, Any]:
     """The entries of `run.json` in addition to the summary."""
     asked = {"prompts": list(prompts), "threshold": model.threshold, "save": list(save)}
     trained = model.training_images
@@ -239,7 +242,7 @@ def _about(model: ModelDescription, prompts: Sequence[str], save: Sequence[str])
 
 
 def _bytes_of_answer(each: Answered | list[Line]) -> int:
-    """Bytes that writing an answer takes, roughly: logits of the size of the image, twice."""
+    """Approximate bytes for writing an answer: the image, and logits of its size twice."""
     if isinstance(each, list) or each[1] is None:
         return 0
     return 3 * each[1].frames.nbytes
@@ -274,24 +277,24 @@ def _line(prediction: Prediction, written: dict[str, str], save: Sequence[str]) 
 def _write_files(
     prediction: Prediction, item: Item, out: Path, name: str, save: Sequence[str]
 ) -> dict[str, str]:
-    """Write what was asked for; the paths relative to `out`, by kind."""
+    """Write the outputs in `save`; their paths relative to `out`, by kind."""
     if prediction.status == "failed":
         return {}
     written: dict[str, str] = {}
 
-    def place(kind: str, folder: str, suffix: str) -> AbstractContextManager[Path]:
-        written[kind] = f"{folder}/{name}{suffix}"
-        return replacing(out / folder / f"{name}{suffix}")
+    def new_file(kind: str, suffix: str) -> AbstractContextManager[Path]:
+        written[kind] = f"{FILES[kind]}/{name}{suffix}"
+        return replacing(out / written[kind])
 
     if "masks" in save:
-        with place("mask", "masks", ".png") as path:
+        with new_file("mask", ".png") as path:
             Image.fromarray(prediction.mask.astype(np.uint8) * 255).save(path, format="PNG")
     if "probs" in save:
-        with place("probabilities", "probs", ".npz") as path, path.open("wb") as stream:
+        with new_file("probabilities", ".npz") as path, path.open("wb") as stream:
             np.savez_compressed(stream, probabilities=prediction.probabilities)
     if "overlay" in save:
-        with place("overlay", "overlays", ".png") as path:
-            # a third of the time, for a third more bytes
+        with new_file("overlay", ".png") as path:
+            # level 1 takes a third of the time for a third more bytes
             overlay(item.frames[0], prediction.mask, PREDICTION_COLOR).save(
                 path, format="PNG", compress_level=1
             )

@@ -1,4 +1,4 @@
-"""Films of the clips in a prediction folder, made of the masks that lie there."""
+"""Overlay videos of the clips in a prediction folder, made from its mask files."""
 
 from __future__ import annotations
 
@@ -20,55 +20,59 @@ from vesalius.errors import DataError, OutputError
 from vesalius.extras import require
 from vesalius.files import replacing
 from vesalius.jobs.folder import Answering
-from vesalius.jobs.prediction_log import FILMS, Line
+from vesalius.jobs.prediction_log import VIDEOS, Line
 from vesalius.masks import Size
 from vesalius.names import result_stems
 from vesalius.types import Sample
 
 log = logging.getLogger(__name__)
 
-USUAL_RATE = 15.0
-"""Frames a second where a clip does not say: the commonest of coronary angiography."""
+DEFAULT_FPS = 15.0
+"""Frames per second of a clip that does not state them: the most common rate in coronary angiography."""
 
 
-def with_films(answer: Answering, clips: Mapping[str, Sequence[Sample]], prompts: Sequence[str]) -> Answering:
-    """The same answering, which also films each clip as soon as its last frame is done.
+def with_videos(
+    answer: Answering, clips: Mapping[str, Sequence[Sample]], prompts: Sequence[str]
+) -> Answering:
+    """The same answering, which also writes the videos of each clip after its last frame.
 
-    `films/CLIP.mp4` shows the masks on the frames, and `films/CLIP.masks.mkv` the masks alone, without loss, 0/255;
-    `CLIP--PROMPT` for several prompts. A frame without a mask file, or that cannot be read, is black.
+    `videos/CLIP.mp4` shows the masks on the frames; `videos/CLIP.masks.mkv` is the masks alone, lossless, 0/255.
+    With several prompts they are named `CLIP--PROMPT`. A frame without a mask file, or that cannot be read, is black.
     """
     last = {frames[-1].id: name for name, frames in clips.items()}
 
-    def answer_and_film(
+    def answer_and_write(
         samples: Iterable[Sample], out: Path, save: Sequence[str]
     ) -> Generator[list[Line], None, None]:
         with closing(answer(samples, out, save)) as answered:
             for lines in answered:
                 yield lines
                 if name := last.get(lines[0]["id"]):
-                    write_films(out, name, clips[name], prompts)
-        # those that a job which was killed did not come to
+                    write_videos(out, name, clips[name], prompts)
+        # videos that an earlier, killed job did not write
         for name, frames in clips.items():
-            write_films(out, name, frames, prompts)
+            write_videos(out, name, frames, prompts)
 
-    return answer_and_film
+    return answer_and_write
 
 
-def write_films(out: Path, name: str, frames: Sequence[Sample], prompts: Sequence[str]) -> None:
-    """Film a clip for each prompt, unless that was done; OutputError, MissingExtraError."""
+def write_videos(out: Path, name: str, frames: Sequence[Sample], prompts: Sequence[str]) -> None:
+    """Write the videos of a clip for each prompt, unless they exist; OutputError, MissingExtraError."""
     stems = result_stems(name, prompts)
-    places = [(out / FILMS / f"{stem}.mp4", out / FILMS / f"{stem}.masks.mkv") for stem in stems]
-    if all(place.is_file() for pair in places for place in pair):
+    paths = [(out / VIDEOS / f"{stem}.mp4", out / VIDEOS / f"{stem}.masks.mkv") for stem in stems]
+    if all(path.is_file() for pair in paths for path in pair):
         return
     fps = frame_rate(frames[0])
     if fps is None:
-        log.warning("%s: does not say how many frames it has a second; its films have %g", name, USUAL_RATE)
-        fps = USUAL_RATE
-    for prompt, (overlay, masks) in enumerate(places):
+        log.warning(
+            "%s: does not state its frame rate; its videos have %g frames per second", name, DEFAULT_FPS
+        )
+        fps = DEFAULT_FPS
+    for prompt, (overlay, masks) in enumerate(paths):
         files = [out / "masks" / f"{result_stems(frame.id, prompts)[prompt]}.png" for frame in frames]
         size = _size_of(files)
         if size is None:
-            log.warning("%s: cannot be filmed, as none of its frames has a mask", name)
+            log.warning("%s: none of its frames has a mask, so no video is written", name)
             return
         with FrameReader() as reader:
             pixels = (_pixels(frame, size, reader) for frame in frames)
@@ -77,9 +81,9 @@ def write_films(out: Path, name: str, frames: Sequence[Sample], prompts: Sequenc
 
 
 def write_masks(path: Path, masks: Iterable[Bool[np.ndarray, "h w"]], size: Size, fps: float) -> None:
-    """Write masks of `size` as the frames of a Matroska file, 0 or 255 and without loss (FFV1), as a whole or not at all.
+    """Write masks of `size` as a lossless Matroska video (FFV1) of 0 and 255, completely or not at all.
 
-    Raises OutputError where the file cannot be written; MissingExtraError without PyAV.
+    OutputError if the file cannot be written; MissingExtraError without PyAV.
     """
     av = require("av", "video", "video files")
     with replacing(path) as temporary:
@@ -93,11 +97,13 @@ def write_masks(path: Path, masks: Iterable[Bool[np.ndarray, "h w"]], size: Size
                     container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="gray")))
                 container.mux(stream.encode())
         except av.FFmpegError as error:
-            raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+            raise OutputError(
+                f"{path}: cannot be written ({error.strerror or error})", code="write_failed", path=path
+            ) from error
 
 
 def _size_of(files: Sequence[Path]) -> Size | None:
-    """The size of the first that is there."""
+    """(h, w) of the first file that exists."""
     for file in files:
         if file.is_file():
             with Image.open(file) as image:

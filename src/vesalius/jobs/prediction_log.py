@@ -1,57 +1,54 @@
-"""What a prediction folder holds while it is not complete, so that a job that was killed is continued.
+"""The prediction log: the lines of an unfinished prediction folder, from which an interrupted job continues.
 
-The lines of `predictions.jsonl` grow in `.predictions.unfinished`, an image at a time and in order; an image counts
-as done when all its lines are there and every file that they name. `.predictions.request.json` says what was asked.
+The lines of `predictions.jsonl` are appended to `.predictions.unfinished`, image by image. An image is done when all
+its lines, and every file that they name, exist. `.predictions.request.json` holds the settings of the job.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-import time
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 from vesalius.errors import OutputError
 from vesalius.files import SYSTEM_FILES, hold_folder, prepare_folder, to_json, write_json
+from vesalius.journal import Journal, read_journal
 from vesalius.types import Sample
 
 log = logging.getLogger(__name__)
 
-LINES, REQUEST, RESULT, RUN = (
-    ".predictions.unfinished",
-    ".predictions.request.json",
-    "predictions.jsonl",
-    "run.json",
-)
+LINES = ".predictions.unfinished"
+REQUEST = ".predictions.request.json"
+RESULT = "predictions.jsonl"
+RUN = "run.json"
 FILES = {"mask": "masks", "probabilities": "probs", "overlay": "overlays", "dicom": "dicom"}
-"""What a line may name a file by, and the folder of such files."""
-FILMS = "films"
-"""The folder of films, which are of whole clips: no line names them."""
-SETTLED_EVERY_S = 5.0
-"""So often lines are brought to the disk itself; before that a power cut may take them, a killed process does not."""
-
+"""Key of a file in a line -> folder of such files."""
+VIDEOS = "videos"
+"""Folder of overlay videos. They belong to whole clips, so no line names them."""
 PARTIAL = (".*.partial", ".*.probe")
-"""Temporary names, of `files.replacing` and `files.prepare_folder`."""
+"""Temporary names of `files.replacing` and `files.prepare_folder`."""
 
 Line = dict[str, Any]
-"""One of `predictions.jsonl`."""
+"""A line of `predictions.jsonl`: the answer to one prompt about one image."""
 
 
 @dataclass
 class Counts:
-    """What the lines of a folder come to."""
+    """Totals over the lines of a prediction folder."""
 
     coverage: Counter[str] = field(default_factory=lambda: Counter(ok=0, no_seg=0, failed=0))
+    """Status -> number of answers."""
     answers: Counter[str] = field(default_factory=Counter)
+    """How an answer was made -> number of answers."""
     failures: list[str] = field(default_factory=list)
+    """Image and error of each failed answer."""
 
-    def take(self, lines: Sequence[Mapping[str, Any]], image: Path) -> None:
+    def add(self, lines: Sequence[Mapping[str, Any]], image: Path) -> None:
         """Count the lines of one image."""
         for line in lines:
             self.coverage[line["status"]] += 1
@@ -62,7 +59,7 @@ class Counts:
 
 
 class PredictionLog:
-    """The lines of a prediction folder, from the first to the last; a context manager that holds the folder."""
+    """The journal of a prediction folder; a context manager that locks the folder."""
 
     def __init__(
         self,
@@ -72,156 +69,147 @@ class PredictionLog:
         prompts: Sequence[str],
         whole_files: bool = False,
     ) -> None:
-        """Begin in an empty or absent folder, or take up the same request where it stopped.
+        """Begin in an empty or absent folder, or continue the same request where it stopped.
 
-        With `whole_files` it is taken up only where all frames of the files before are done. OutputError for a
-        folder that holds anything else or cannot be written, for the unfinished job of another request, and while
-        another process is at the same.
+        With `whole_files` files of several frames are never continued in the middle: their frames are predicted again.
+        OutputError for a folder with anything else, for the unfinished job of another request, while another process
+        writes there, and if the folder cannot be written.
         """
         self.out, self.counts, self.done = out, Counts(), 0
-        """How many images, from the first, have all their lines."""
+        """Images with all their lines, counted from the first."""
         self._samples, self._prompts = samples, tuple(prompts)
-        self._settled = time.monotonic()
         with ExitStack() as files:
             _refuse_foreign(out)
             hold_folder(prepare_folder(out), "prediction", files)
             self._remove_partial()
+            keep = 0
             if (out / REQUEST).exists():
                 _compare(out, json.loads(to_json(request)))
-                self._continue(set(_ends_of_files(samples)) if whole_files else range(len(samples) + 1))
+                keep = self._continue(
+                    set(_ends_of_files(samples)) if whole_files else range(len(samples) + 1)
+                )
             else:
                 write_json(out / REQUEST, request)
-            try:
-                self._lines = files.enter_context((out / LINES).open("ab"))
-            except OSError as error:
-                raise self._full(error) from error
+            with self._resumable():
+                self._journal = files.enter_context(Journal(out / LINES, keep))
             self._files = files.pop_all()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(OSError):  # what a full disk did not take was told of when it was written
-            self._files.close()
+        self._files.close()
+
+    @contextmanager
+    def _resumable(self) -> Iterator[None]:
+        """Adds to an error of writing that the job can be continued."""
+        try:
+            yield
+        except (OutputError, OSError) as error:
+            reason = f"{self.out}: {error.strerror}" if isinstance(error, OSError) else str(error)
+            raise OutputError(
+                f"{reason}; the same command continues it, after {self.done} of {len(self._samples)} images",
+                code="write_failed",
+                path=self.out,
+            ) from error
 
     def _remove_partial(self) -> None:
-        """Remove what was being written when a process was killed."""
-        for folder in (self.out, *(self.out / name for name in (*FILES.values(), FILMS))):
+        """Remove files that a killed process left half written."""
+        for folder in (self.out, *(self.out / name for name in (*FILES.values(), VIDEOS))):
             for pattern in PARTIAL:
                 for left in folder.glob(pattern):
                     left.unlink(missing_ok=True)
 
-    def _continue(self, ends: Container[int]) -> None:
-        """Take in what is done, up to one of `ends`, and cut off the rest."""
-        try:
+    def _continue(self, ends: Container[int]) -> int:
+        """Count the images that are done, up to one of `ends`; the bytes of the journal to keep."""
+        with self._resumable():
             if not (self.out / LINES).exists() and (self.out / RESULT).exists():
-                (self.out / RESULT).replace(self.out / LINES)  # killed in its last moment
-            with (self.out / LINES).open("a+b") as lines:
-                lines.seek(0)
-                lines.truncate(self._take_in(lines, ends))
-        except OSError as error:
-            raise self._full(error) from error
+                (self.out / RESULT).replace(self.out / LINES)  # killed while it finished
+            keep = self._count_done(ends)
         if self.done:
             log.warning("%s: continues after %d of %d images", self.out, self.done, len(self._samples))
+        return keep
 
-    def _take_in(self, lines: BinaryIO, ends: Container[int]) -> int:
-        """Count images from the first, up to one of `ends`; the place in the file after the last of them."""
-        end = place = read = 0
-        begun: list[Line] = []
-        n = len(self._prompts)
-        for text in lines:
-            line = self._read_line(text, *divmod(read, n))
-            if line is None:
-                break
-            place, read = place + len(text), read + 1
-            begun.append(line)
-            image, rest = divmod(read, n)
-            if not rest and image in ends:
-                for first in range(0, len(begun), n):
-                    self.counts.take(begun[first : first + n], self._samples[self.done].image)
-                    self.done += 1
-                end, begun = place, []
-        return end
+    def _count_done(self, ends: Container[int]) -> int:
+        keep, n = 0, len(self._prompts)
+        pending: list[Line] = []
+        with suppress(ValueError):  # a damaged line; it and all after it are predicted again
+            for read, (line, end) in enumerate(read_journal(self.out / LINES)):
+                if not self._is_done(line, *divmod(read, n)):
+                    break
+                pending.append(line)
+                image, rest = divmod(read + 1, n)
+                if not rest and image in ends:
+                    for first in range(0, len(pending), n):
+                        self.counts.add(pending[first : first + n], self._samples[self.done].image)
+                        self.done += 1
+                    keep, pending = end, []
+        return keep
 
-    def _read_line(self, text: bytes, image: int, prompt: int) -> Line | None:
-        """The line if it is whole, about that question, and all its files are there."""
-        try:
-            line: Line = json.loads(text) if text.endswith(b"\n") else {}
-        except ValueError:
-            return None
+    def _is_done(self, line: Line, image: int, prompt: int) -> bool:
+        """True if the line is about this prompt and image, and all files that it names exist."""
         if image >= len(self._samples):
-            return None
+            return False
         if (line.get("id"), line.get("prompt")) != (self._samples[image].id, self._prompts[prompt]):
-            return None
+            return False
         files = [self.out / line[kind] for kind in FILES if kind in line]
-        return line if all(file.is_file() and file.stat().st_size for file in files) else None
+        return all(file.is_file() and file.stat().st_size for file in files)
 
     def add(self, lines: Sequence[Line]) -> None:
-        """Keep the lines of the next image; OutputError where the disk says no."""
-        try:
-            self._lines.write("".join(f"{to_json(line)}\n" for line in lines).encode())
-            self._lines.flush()
-            if time.monotonic() - self._settled > SETTLED_EVERY_S:
-                self._settle()
-        except OSError as error:
-            raise self._full(error) from error
-        self.counts.take(lines, self._samples[self.done].image)
+        """Append the lines of the next image; OutputError if the disk refuses."""
+        with self._resumable():
+            self._journal.append(*lines)
+        self.counts.add(lines, self._samples[self.done].image)
         self.done += 1
 
-    def _settle(self) -> None:
-        os.fsync(self._lines.fileno())
-        self._settled = time.monotonic()
-
     def finish(self, run: Mapping[str, Any]) -> None:
-        """Write `run.json`, and make the lines `predictions.jsonl`: from then on the folder is complete."""
+        """Write `run.json`, and rename the journal to `predictions.jsonl`: the folder is then complete."""
         write_json(self.out / RUN, run)
-        try:
-            self._settle()
-            self._lines.close()
+        with self._resumable():
+            self._journal.finish()
             (self.out / LINES).replace(self.out / RESULT)
             (self.out / REQUEST).unlink()
-        except OSError as error:
-            raise self._full(error) from error
-
-    def _full(self, error: OSError) -> OutputError:
-        return OutputError(
-            f"{self.out}: cannot be written ({error.strerror}); the same command continues it, after "
-            f"{self.done} of {len(self._samples)} images"
-        )
 
 
 def _refuse_foreign(out: Path) -> None:
-    """OutputError where there is anything but an empty folder or an unfinished job."""
+    """Raise OutputError for a folder with anything but an unfinished job."""
     if not out.exists():
         return
     if not out.is_dir():
-        raise OutputError(f"{out}: is a file; choose another --out")
-    # a job that was killed before it had said what was asked leaves a temporary file
+        raise OutputError(f"{out}: is a file; choose another --out", code="output_exists", path=out)
+    # a job that was killed before it wrote its request leaves a temporary file
     entries = [entry for entry in out.iterdir() if entry.name not in SYSTEM_FILES]
     begun = any(entry.name == REQUEST for entry in entries)
     if not begun and any(not any(map(entry.match, PARTIAL)) for entry in entries):
-        raise OutputError(f"{out}: is there already and not empty; choose another --out")
+        raise OutputError(
+            f"{out}: exists and is not empty; choose another --out", code="output_exists", path=out
+        )
 
 
 def _ends_of_files(samples: Sequence[Sample]) -> Iterator[int]:
-    """How many samples there are up to each place where no file is left half done."""
-    last = {sample.image: place for place, sample in enumerate(samples)}
+    """Each number of samples after which no file of several frames is incomplete."""
+    last = {sample.image: index for index, sample in enumerate(samples)}
     reach = 0
-    for place, sample in enumerate(samples):
+    for index, sample in enumerate(samples):
         reach = max(reach, last[sample.image])
-        if reach == place:
-            yield place + 1
+        if reach == index:
+            yield index + 1
 
 
 def _compare(out: Path, request: dict[str, Any]) -> None:
-    """OutputError where another request was begun in the folder; it says which part differs."""
+    """Raise OutputError, with the settings that differ, if the folder holds the unfinished job of another request."""
     try:
         begun = json.loads((out / REQUEST).read_text(encoding="utf-8"))
         differing = [name for name in request | begun if request.get(name) != begun.get(name)]
     except (OSError, ValueError, TypeError) as error:
-        raise OutputError(f"{out / REQUEST}: cannot be read; choose another --out") from error
+        raise OutputError(
+            f"{out / REQUEST}: cannot be read; choose another --out", code="unreadable_file", path=out
+        ) from error
     if differing:
         raise OutputError(
-            f"{out}: holds an unfinished job that was asked otherwise ({', '.join(differing)}); ask the same to "
-            "continue it, or choose another --out"
+            f"{out}: holds an unfinished job with other settings ({', '.join(differing)}); repeat its command to "
+            "continue it, or choose another --out",
+            code="other_request",
+            path=out,
+            field=differing[0],
         )

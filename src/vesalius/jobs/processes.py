@@ -1,13 +1,12 @@
-"""Several copies of one model at the same list of images, each on a device and in a process of its own."""
+"""Copies of one model in several processes, each on its own device, that share one list of images."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -16,37 +15,37 @@ from vesalius.errors import SettingError, VesaliusError
 from vesalius.jobs.folder import answer_samples
 from vesalius.jobs.opening import load_predictor
 from vesalius.jobs.prediction_log import Line
+from vesalius.parallel import in_order
 from vesalius.segmenter import Described, ModelDescription, Segmenter, Usage
 from vesalius.types import Sample
 
 BATCHES = 8
-"""Batches of a piece of work: a process that is killed loses no more, and at its end the pipeline runs empty."""
+"""Batches in a piece of work: a killed process loses at most one piece, and a process is idle only between pieces."""
 AHEAD = 2
-"""Pieces of each process that wait, run, or are done and not yet taken."""
+"""Pieces per process that wait, run, or are done and not yet taken."""
 
 
-class Order(Protocol):
-    """What a process needs to make its segmenter: can be sent there, and compared."""
-
-    def __hash__(self) -> int: ...
+class Factory(Protocol):
+    """Makes a segmenter in another process; can be pickled."""
 
     def __call__(self) -> Segmenter:
-        """The segmenter, made anew."""
+        """A new segmenter."""
 
     @property
     def device(self) -> str:
-        """Its name, for messages."""
+        """Name of its device, for messages."""
 
 
 @dataclass(frozen=True)
-class PredictorOrder:
-    """The arguments of `load_predictor`."""
+class PredictorFactory:
+    """Calls `load_predictor` in another process."""
 
     model: str
     device: str
     threads: int | None
-    """Of PyTorch, where several processes share the cores of a CPU; None leaves them alone."""
+    """PyTorch threads, if several processes share the cores of a CPU; None keeps the default."""
     settings: tuple[tuple[str, Any], ...]
+    """Other arguments of `load_predictor`."""
 
     def __call__(self) -> Segmenter:
         import torch
@@ -59,39 +58,120 @@ class PredictorOrder:
         return load_predictor(self.model, device=self.device, **dict(self.settings))
 
 
-def order_predictors(model: str, devices: Sequence[str], settings: Mapping[str, Any]) -> list[PredictorOrder]:
-    """One for each device, such as `cuda:0`; `settings` are the other arguments of `load_predictor`.
+def predictor_factories(
+    model: str, devices: Sequence[str], settings: Mapping[str, Any]
+) -> list[PredictorFactory]:
+    """One factory for each device, such as `cuda:0`; `settings` are the other arguments of `load_predictor`.
 
-    SettingError where no device is named.
+    SettingError without any device.
     """
     if not devices or not all(devices):
-        raise SettingError("--devices: name one or more, with commas, for example cuda:0,cuda:1")
+        raise SettingError(
+            "--devices: name one or more devices, separated by commas, for example cuda:0,cuda:1",
+            code="bad_value",
+            field="devices",
+        )
     import torch
 
     cores = max(1, torch.get_num_threads() // max(1, devices.count("cpu")))
     return [
-        PredictorOrder(str(model), device, cores if device == "cpu" else None, tuple(settings.items()))
+        PredictorFactory(str(model), device, cores if device == "cpu" else None, tuple(settings.items()))
         for device in devices
     ]
 
 
-class Processes(Described):
-    """One process for each order; a context manager that ends them."""
+class ModelProcess:
+    """A process with one segmenter, which is opened by the first call; a context manager that ends it.
 
-    def __init__(self, orders: Sequence[Order]) -> None:
-        # loky's processes do not run the caller's main module again
-        from loky import ProcessPoolExecutor
+    A thread waits for the answer of each call, so calls run one after the other and yield futures.
+    """
 
-        self.orders = orders
-        self._executors = [ProcessPoolExecutor(max_workers=1) for _ in orders]
-        self._usage = [Usage() for _ in orders]
+    def __init__(self, factory: Factory) -> None:
+        # loky's processes do not import the caller's main module, so a script needs no guard around its last lines
+        from loky.backend import get_context
+
+        context = get_context("loky")
+        self.device = factory.device
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, factory), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._thread = ThreadPoolExecutor(1)
+        self._unfinished: list[Future[Any]] = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for executor in self._executors:
-            executor.shutdown(kill_workers=True)
+        self._process.terminate()
+        self._thread.shutdown(cancel_futures=True)
+        self._process.join()
+        self._connection.close()
+
+    @property
+    def pid(self) -> int:
+        """Id of the process."""
+        return int(self._process.pid)
+
+    @property
+    def waiting(self) -> int:
+        """Number of calls that wait or run."""
+        self._unfinished = [each for each in self._unfinished if not each.done()]
+        return len(self._unfinished)
+
+    def submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """`work(segmenter, *arguments)` in the process; `work` is a function of a module.
+
+        The future raises the exception of `work`; VesaliusError if the process was killed.
+        """
+        future = self._thread.submit(self._call, work, arguments)
+        self._unfinished.append(future)
+        return future
+
+    def _call(self, work: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        try:
+            self._connection.send((work, arguments))
+            result, error = self._connection.recv()
+        except (EOFError, OSError) as broken:
+            raise VesaliusError(
+                f"the process on {self.device} was killed, perhaps because memory ran out; repeat the command to "
+                "continue",
+                code="process_killed",
+            ) from broken
+        if error is not None:
+            raise error
+        return result
+
+
+def _serve(connection: Any, factory: Factory) -> None:
+    """Open the segmenter at the first call, and answer calls until the other end is closed."""
+    segmenter: Segmenter | None = None
+    while True:
+        try:
+            work, arguments = connection.recv()
+        except EOFError:
+            return
+        try:
+            segmenter = factory() if segmenter is None else segmenter
+            answer: tuple[Any, Exception | None] = work(segmenter, *arguments), None
+        except Exception as error:  # raised again where the result is taken
+            answer = None, error
+        connection.send(answer)
+
+
+class Processes(Described):
+    """One model process for each factory; a context manager that ends them."""
+
+    def __init__(self, factories: Sequence[Factory]) -> None:
+        self._files = ExitStack()
+        self.processes = [self._files.enter_context(ModelProcess(factory)) for factory in factories]
+        self._usage = [Usage() for _ in factories]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files.close()
 
     @property
     def description(self) -> ModelDescription:
@@ -103,11 +183,8 @@ class Processes(Described):
 
     @cached_property
     def _description(self) -> ModelDescription:
-        opened = [
-            executor.submit(_describe, order)
-            for executor, order in zip(self._executors, self.orders, strict=True)
-        ]
-        found = [self._result(k, future) for k, future in enumerate(opened)]
+        opened = [process.submit(_describe) for process in self.processes]
+        found = [future.result() for future in opened]
         dtypes = sorted({str(each.settings.get("dtype")) for each in found})
         if len(dtypes) > 1:
             raise SettingError(
@@ -128,58 +205,46 @@ class Processes(Described):
         return Usage(sum(each.batch_halved for each in self._usage), cache)
 
     def check_prompts(self, prompts: Iterable[str]) -> None:
-        """Raise the model's SettingError for prompts that it cannot answer; one of the processes is asked."""
-        self._result(0, self._executors[0].submit(_check, self.orders[0], tuple(prompts)))
+        """Raise the model's SettingError for prompts that it cannot answer; the first process is asked."""
+        self.processes[0].submit(_check, tuple(prompts)).result()
 
     def answer_samples(
         self, samples: Iterable[Sample], out: Path, save: Sequence[str]
     ) -> Generator[list[Line], None, None]:
-        """As `folder.answer_samples`, in pieces of the list; VesaliusError where a process was killed."""
-        samples, size = iter(samples), BATCHES * self.description.batch_size
-        pending: deque[tuple[int, Future[_Piece]]] = deque()
-        busy = [0] * len(self.orders)
-        while True:
-            while len(pending) < AHEAD * len(self.orders) and (piece := list(islice(samples, size))):
-                k = busy.index(min(busy))
-                busy[k] += 1
-                task = self._executors[k].submit(_answer, self.orders[k], piece, out, tuple(save))
-                pending.append((k, task))
-            if not pending:
-                return
-            k, future = pending.popleft()
-            lines, self._usage[k] = self._result(k, future)
-            busy[k] -= 1
+        """As `folder.answer_samples`, in pieces of the list, each for the process with the fewest unfinished ones.
+
+        VesaliusError if a process was killed.
+        """
+        most = AHEAD * len(self.processes)
+        numbers = range(len(self.processes))
+
+        def submit(piece: list[Sample]) -> Future[tuple[int, list[list[Line]], Usage]]:
+            number = min(numbers, key=lambda k: self.processes[k].waiting)
+            return self.processes[number].submit(_answer, number, piece, out, tuple(save))
+
+        pieces = _cut(samples, BATCHES * self.description.batch_size)
+        for number, lines, usage in in_order(submit, pieces, lambda pending: len(pending) >= most):
+            self._usage[number] = usage
             yield from lines
 
-    def _result(self, k: int, future: Future[Any]) -> Any:
-        try:
-            return future.result()
-        except BrokenProcessPool as error:
-            raise VesaliusError(
-                f"the process on {self.orders[k].device} was killed, perhaps because memory ran out; run the same "
-                "again to continue where it stopped"
-            ) from error
+
+def _cut(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
+    rest = iter(samples)
+    while piece := list(islice(rest, size)):
+        yield piece
 
 
-@lru_cache(maxsize=1)
-def _make(order: Order) -> Segmenter:
-    # once a process
-    return order()
+def _describe(segmenter: Segmenter) -> ModelDescription:
+    return segmenter.description
 
 
-def _describe(order: Order) -> ModelDescription:
-    return _make(order).description
+def _check(segmenter: Segmenter, prompts: tuple[str, ...]) -> None:
+    segmenter.check_prompts(prompts)
 
 
-def _check(order: Order, prompts: tuple[str, ...]) -> None:
-    _make(order).check_prompts(prompts)
-
-
-_Piece = tuple[list[list[Line]], Usage]
-"""The lines of each sample, and the counters of its process so far."""
-
-
-def _answer(order: Order, piece: list[Sample], out: Path, save: tuple[str, ...]) -> _Piece:
-    segmenter = _make(order)
+def _answer(
+    segmenter: Segmenter, number: int, piece: list[Sample], out: Path, save: tuple[str, ...]
+) -> tuple[int, list[list[Line]], Usage]:
+    """The number of the process, the lines of each sample, and the counters of the process so far."""
     lines = list(answer_samples(segmenter, piece, out, save))
-    return lines, segmenter.usage
+    return number, lines, segmenter.usage

@@ -24,7 +24,7 @@ from vesalius.files import check_replaceable, prepare_folder, write_json
 from vesalius.jobs.folder import predict_samples
 from vesalius.lineage import fingerprint_samples, versions
 from vesalius.names import result_stems, short_hash
-from vesalius.parallel import map_in_order
+from vesalius.parallel import map_in_processes
 from vesalius.scoring.leaks import Leaks, find_leaks
 from vesalius.scoring.report import write_report
 from vesalius.scoring.results import METRICS_FILE, ROWS, ResultKey
@@ -158,7 +158,7 @@ def _score_all(
     if figures:
         prepare_folder(results.folder / "figures")
     inputs = _inputs(segmenter, samples[done:], results.folder, paths, rois)
-    with closing(map_in_order(score_prediction, inputs, processes)) as scored:
+    with closing(map_in_processes(score_prediction, inputs, processes)) as scored:
         for each in scored:
             results.add(each)
             row = each.row

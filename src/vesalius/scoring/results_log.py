@@ -19,6 +19,7 @@ from vesalius.evaluation.calibration import BINS, THRESHOLDS, Histogram, curves
 from vesalius.evaluation.empty import CASES
 from vesalius.evaluation.overlap import Confusion, ReferringMetrics
 from vesalius.files import hold_folder, prepare_folder, to_json, write_json
+from vesalius.journal import Journal, read_journal
 from vesalius.scoring.results import ROWS, ResultRow
 from vesalius.scoring.scored_prediction import ScoredPrediction
 
@@ -59,9 +60,10 @@ class ResultsLog:
         with ExitStack() as files:
             hold_folder(self.folder, "evaluation", files)
             try:
-                if not self._continue(json.loads(to_json(state))):
+                keep = self._continue(json.loads(to_json(state)))
+                if keep is None:
                     self._start(state)
-                self._row_file = files.enter_context((self.folder / ROWS).open("ab"))
+                self._journal = files.enter_context(Journal(self.folder / ROWS, keep or 0))
                 self._histogram_file = files.enter_context((self.folder / HISTOGRAMS).open("ab"))
             except OSError as error:
                 raise self._not_writable(error) from error
@@ -87,27 +89,24 @@ class ResultsLog:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         write_json(self.folder / STATE, state)
 
-    def _continue(self, state: Any) -> bool:
-        """Read back the rows of this evaluation and cut off incomplete ones; False if the folder has none."""
+    def _continue(self, state: Any) -> int | None:
+        """Read back the rows of this evaluation; the bytes of its journal to keep, None if the folder has none."""
         try:
             if json.loads((self.folder / STATE).read_text(encoding="utf-8")) != state:
-                return False
-            written = (self.folder / ROWS).read_bytes()
-            lines = written.split(b"\n")[:-1]  # a truncated last line does not count
+                return None
+            entries = list(read_journal(self.folder / ROWS))
             n_histograms = (self.folder / HISTOGRAMS).stat().st_size // NO_HISTOGRAM.nbytes
             # a sample with a missing prompt is scored again
-            samples = bisect_right(self._ends, min(len(lines), n_histograms))
+            samples = bisect_right(self._ends, min(len(entries), n_histograms))
             done = self._ends[samples - 1] if samples else 0
-            rows = [json.loads(line) for line in lines[:done]]
         except (OSError, ValueError):
-            return False
+            return None
         with (self.folder / HISTOGRAMS).open("rb") as file:
-            for row in rows:
+            for row, _ in entries[:done]:
                 table = np.frombuffer(file.read(NO_HISTOGRAM.nbytes), dtype=np.int32).reshape(2, BINS)
                 self._count(row, None if table[0, 0] < 0 else table)
-        os.truncate(self.folder / ROWS, sum(len(line) + 1 for line in lines[:done]))
         os.truncate(self.folder / HISTOGRAMS, done * NO_HISTOGRAM.nbytes)
-        return True
+        return entries[done - 1].end if done else 0
 
     @property
     def samples_done(self) -> int:
@@ -117,9 +116,8 @@ class ResultsLog:
     def add(self, scored: ScoredPrediction) -> None:
         """Append one row; OutputError if the disk refuses."""
         table = NO_HISTOGRAM if scored.histogram is None else scored.histogram.astype(np.int32)
+        self._journal.append(scored.row)
         try:
-            self._row_file.write(to_json(scored.row).encode() + b"\n")
-            self._row_file.flush()
             self._histogram_file.write(table.tobytes())
             self._histogram_file.flush()
         except OSError as error:

@@ -20,7 +20,7 @@ from vesalius.data.writers import vesalius_json
 from vesalius.errors import SettingError
 from vesalius.files import check_new, replacing
 from vesalius.masks import encode_rle
-from vesalius.parallel import map_in_order
+from vesalius.parallel import map_in_processes
 from vesalius.synth import angiogram, fundus
 from vesalius.synth.phrases import answer
 from vesalius.synth.picture import Picture
@@ -141,7 +141,7 @@ def write_dataset(
     with replacing(out) as folder:
         (folder / "images").mkdir(parents=True)
         samples: list[Sample] = []
-        for drawn in map_in_order(_run, jobs, num_workers):
+        for drawn in map_in_processes(_run, jobs, num_workers):
             for png, sample in drawn:
                 path = folder / sample.image
                 path.write_bytes(png)

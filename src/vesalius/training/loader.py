@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,6 +10,7 @@ import numpy as np
 
 from vesalius.data.augment import AugmentSettings, augment
 from vesalius.data.decoders.frame_files import FrameReader
+from vesalius.parallel import map_in_threads
 from vesalius.training.learner import Learner, Movable
 from vesalius.training.mixture import Mixture
 from vesalius.types import Sample
@@ -94,24 +93,10 @@ class Loader:
         return part if len(part) else chunk[:1]
 
     def _load_all(self, epoch: int, chunks: Sequence[np.ndarray]) -> Iterator[tuple[list[str], Movable]]:
-        with FrameReader() as reader:
-            yield from self._load_ahead(partial(self._load, epoch, reader), chunks)
-
-    def _load_ahead(
-        self, load: Callable[[np.ndarray], tuple[list[str], Movable]], chunks: Sequence[np.ndarray]
-    ) -> Iterator[tuple[list[str], Movable]]:
-        if not self.num_workers:
-            yield from map(load, chunks)
-            return
         # threads, not processes: Pillow and numpy release the interpreter lock while they work
-        with ThreadPoolExecutor(self.num_workers) as pool:
-            pending: deque[Future[tuple[list[str], Movable]]] = deque()
-            for chunk in chunks:
-                pending.append(pool.submit(load, chunk))
-                if len(pending) > self.num_workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
+        with FrameReader() as reader:
+            load = partial(self._load, epoch, reader)
+            yield from map_in_threads(load, chunks, self.num_workers, threads=self.num_workers)
 
     def _load(self, epoch: int, reader: FrameReader, numbers: np.ndarray) -> tuple[list[str], Movable]:
         items, draws = [], []
