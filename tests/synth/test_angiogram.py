@@ -1,4 +1,4 @@
-"""Synthetic angiograms: plausible, with masks that are exactly their geometry."""
+"""Synthetic angiograms: plausible images with masks of exact geometry."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def test_an_item_is_one_gray_frame_with_a_mask_for_each_prompt(items: list[Item]
     assert item.masks is not None and item.masks.shape == (2, 1, SIZE, SIZE)
 
 
-def test_masks_are_neither_empty_nor_large_and_mostly_apart(items: list[Item]) -> None:
+def test_masks_are_not_empty_small_and_mostly_disjoint(items: list[Item]) -> None:
     for item in items:
         assert item.masks is not None
         vessel, catheter = item.masks[:, 0]
@@ -44,7 +44,7 @@ def test_vessels_are_darker_than_their_surroundings(items: list[Item]) -> None:
 
 
 @pytest.mark.parametrize("size", [64, 65, 200, 1024])
-def test_masks_are_where_a_ray_passes_a_lumen_and_the_collimator(size: int) -> None:
+def test_masks_are_the_rays_through_a_lumen_and_the_collimator(size: int) -> None:
     scene = compose(np.random.default_rng([4, 2]), size)
     picture = take(scene, np.random.default_rng(1))
     vessels = chords([vessel.tube for vessel in scene.tree.vessels], size) > 0
@@ -53,16 +53,16 @@ def test_masks_are_where_a_ray_passes_a_lumen_and_the_collimator(size: int) -> N
         picture.mask_of([sight.shadow for sight in picture.vessels]), vessels & clear
     )
     assert scene.catheter is not None
-    np.testing.assert_array_equal(picture.things["catheter"], (chords([scene.catheter], size) > 0) & clear)
+    np.testing.assert_array_equal(picture.objects["catheter"], (chords([scene.catheter], size) > 0) & clear)
     assert picture.pixels.shape == (size, size, 3)
 
 
-def test_the_noise_of_a_frame_is_its_own_and_its_anatomy_is_not() -> None:
+def test_frames_differ_in_noise_and_share_their_anatomy() -> None:
     scene = compose(np.random.default_rng(0), 128)
     one, other = (take(scene, np.random.default_rng(seed)) for seed in (1, 2))
     assert (one.pixels != other.pixels).mean() > 0.5
     assert np.abs(one.pixels.astype(int) - other.pixels).mean() < 20
-    np.testing.assert_array_equal(one.things["catheter"], other.things["catheter"])
+    np.testing.assert_array_equal(one.objects["catheter"], other.objects["catheter"])
 
 
 def test_small_frames_keep_their_vessels() -> None:
@@ -71,7 +71,7 @@ def test_small_frames_keep_their_vessels() -> None:
         assert masks is not None and masks.any(axis=(1, 2, 3)).all()
 
 
-def test_devices_vary_only_where_all_phrases_are_asked() -> None:
+def test_devices_vary_only_with_all_phrases() -> None:
     found = []
     for index in range(16):
         item = draw(2, index, 96, phrases="all")
@@ -93,7 +93,7 @@ def test_a_guide_wire_is_dark_and_runs_in_the_vessels() -> None:
         if scene.wire is None:
             continue
         picture = take(scene, np.random.default_rng(0))
-        wire = picture.things["guide wire"]
+        wire = picture.objects["guide wire"]
         vessel = picture.mask_of([sight.shadow for sight in picture.vessels])
         assert (wire & ~vessel).sum() < 0.1 * wire.sum()
         gray = picture.pixels[..., 0].astype(float)

@@ -1,4 +1,4 @@
-"""Clips: contrast medium comes and goes, and the heart moves."""
+"""Clips: inflow and washout of contrast agent, and motion of the heart."""
 
 from itertools import pairwise
 
@@ -27,7 +27,7 @@ def vessel(item: Item) -> np.ndarray:
 
 
 @pytest.mark.parametrize("frames", [2, 12, 90])
-def test_contrast_medium_comes_rises_everywhere_and_leaves(frames: int) -> None:
+def test_contrast_agent_arrives_fills_the_tree_and_washes_out(frames: int) -> None:
     for seed in range(12):
         rng = np.random.default_rng(seed)
         tree = grow_tree(rng, 256)
@@ -44,17 +44,17 @@ def test_contrast_medium_comes_rises_everywhere_and_leaves(frames: int) -> None:
             assert filled[-1].min() < 1, "it has begun to leave"
 
 
-def test_the_mask_grows_with_the_contrast_medium_and_is_absent_before(clips: list[list[Item]]) -> None:
+def test_the_mask_grows_with_the_contrast_agent_and_is_absent_before(clips: list[list[Item]]) -> None:
     for clip in clips:
         areas = np.array([vessel(item).sum() for item in clip])
         assert areas[0] == 0
         growing = areas[: int(0.6 * FRAMES)]
-        # a beat moves a little of a vessel out of the frame, or over another one
+        # a beat may move part of a vessel out of the frame, or over another one
         assert (np.diff(growing) >= -0.06 * areas.max()).all()
         assert growing[-1] > 0.85 * areas.max()
 
 
-def test_a_mask_ends_where_the_share_of_contrast_medium_does() -> None:
+def test_a_mask_ends_with_the_visible_concentration() -> None:
     scene = compose(np.random.default_rng([5, 1]), 128, FRAMES)
     assert scene.bolus is not None and scene.motion is not None
     for frame in (4, 8, 11):
@@ -80,7 +80,7 @@ def test_masks_of_neighboring_frames_overlap_but_differ(clips: list[list[Item]])
     assert any((one != other).any() for one, other in pairwise(moving))
 
 
-def test_vessels_that_move_stay_on_their_parents_and_catheters_at_their_entry() -> None:
+def test_moving_vessels_stay_on_their_parents_and_catheters_at_their_entry() -> None:
     for seed in range(6):
         rng = np.random.default_rng(seed)
         tree = grow_tree(rng, 256)

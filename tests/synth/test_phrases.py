@@ -1,11 +1,11 @@
-"""What phrases mean: masks follow from what a picture shows, and ambiguous phrases are not asked."""
+"""Phrases: masks follow from the visible objects, and ambiguous phrases are omitted."""
 
 import numpy as np
 import pytest
 
 from vesalius.synth import angiogram, fundus
-from vesalius.synth.phrases import MEANINGS, answer
-from vesalius.synth.picture import Picture, Sight, look_at
+from vesalius.synth.phrases import MEANINGS, masks_for
+from vesalius.synth.picture import Picture, VisibleVessel, find_visible
 from vesalius.synth.tubes import Tube, cast
 from vesalius.synth.vessels import Vessel
 
@@ -14,19 +14,19 @@ CLEAR = np.ones((SIZE, SIZE), dtype=bool)
 
 
 def vessel(x: float, radius: float, depth: float = 0.0, kind: str = "") -> Vessel:
-    """An upright vessel through the whole frame, narrowed in its middle."""
+    """A vertical vessel through the whole frame with a narrowing in its middle."""
     points = np.stack([np.full(400, x), 8 + 0.6 * np.arange(400)], axis=1)
     narrowing = depth * np.exp(-(((np.arange(400) - 200) / 15) ** 2))
     return Vessel(points, np.full(400, radius), narrowing, kind=kind)
 
 
 def picture_of(*vessels: Vessel, clear: np.ndarray = CLEAR, filled: float = 1.0) -> Picture:
-    """What a picture shows of vessels that are filled to a share of their length."""
-    sights = []
+    """An image of vessels that are filled up to a share of their length."""
+    visible = []
     for each in vessels:
         points = np.arange(len(each.points)) < filled * len(each.points)
-        sights.append(look_at(each, each.tube, points, clear, cast(each.tube, SIZE)))
-    return Picture(np.zeros((SIZE, SIZE, 3), dtype=np.uint8), sights, clear)
+        visible.append(find_visible(each, each.tube, points, clear, cast(each.tube, SIZE)))
+    return Picture(np.zeros((SIZE, SIZE, 3), dtype=np.uint8), visible, clear)
 
 
 def mask_of(each: Vessel) -> np.ndarray:
@@ -39,8 +39,8 @@ def test_every_phrase_of_every_kind_has_a_meaning() -> None:
     assert set(fundus.PHRASES) <= set(fundus.ALL_PHRASES)
 
 
-def test_nothing_in_the_picture_means_an_empty_mask_for_every_phrase() -> None:
-    masks = answer(picture_of(), tuple(MEANINGS))
+def test_every_phrase_has_an_empty_mask_in_an_empty_image() -> None:
+    masks = masks_for(picture_of(), tuple(MEANINGS))
     assert set(masks) == set(MEANINGS)
     assert not any(mask.any() for mask in masks.values())
 
@@ -48,88 +48,88 @@ def test_nothing_in_the_picture_means_an_empty_mask_for_every_phrase() -> None:
 def test_the_widest_vessel_has_the_largest_mean_radius() -> None:
     thick, thin = vessel(60, 6), vessel(180, 4)
     np.testing.assert_array_equal(
-        answer(picture_of(thin, thick), ["the widest vessel"])["the widest vessel"], mask_of(thick)
+        masks_for(picture_of(thin, thick), ["the widest vessel"])["the widest vessel"], mask_of(thick)
     )
 
 
 @pytest.mark.parametrize(("other", "asked"), [(5.0, False), (5.5, False), (4.3, True)])
-def test_the_widest_vessel_is_not_asked_for_where_another_is_almost_as_wide(
-    other: float, asked: bool
-) -> None:
-    masks = answer(picture_of(vessel(60, 5), vessel(180, other)), ["the widest vessel"])
+def test_the_widest_vessel_is_omitted_if_another_is_almost_as_wide(other: float, asked: bool) -> None:
+    masks = masks_for(picture_of(vessel(60, 5), vessel(180, other)), ["the widest vessel"])
     assert bool(masks) == asked
 
 
 def test_the_vessel_on_the_left_has_the_leftmost_center() -> None:
     left, right = vessel(60, 4), vessel(180, 6)
-    masks = answer(picture_of(right, left), ["the vessel on the left"])
+    masks = masks_for(picture_of(right, left), ["the vessel on the left"])
     np.testing.assert_array_equal(masks["the vessel on the left"], mask_of(left))
-    assert not answer(picture_of(left), ["the vessel on the left"]), "one vessel is on no side"
-    assert not answer(picture_of(left, vessel(70, 6)), ["the vessel on the left"]), "too close to tell"
+    assert not masks_for(picture_of(left), ["the vessel on the left"]), "one vessel is on no side"
+    assert not masks_for(picture_of(left, vessel(70, 6)), ["the vessel on the left"]), "too close to tell"
 
 
-def test_a_branch_of_which_little_is_visible_is_not_asked_for() -> None:
+def test_a_branch_with_a_short_visible_part_does_not_count() -> None:
     clear = CLEAR.copy()
-    clear[15:, :100] = False  # only a stump of the wide vessel is left
+    clear[15:, :100] = False  # only a short part of the wide vessel is left
     wide, thin = vessel(60, 8), vessel(180, 4)
     picture = picture_of(wide, thin, clear=clear)
-    np.testing.assert_array_equal(answer(picture, ["the widest vessel"])["the widest vessel"], mask_of(thin))
-    assert answer(picture, ["blood vessel"])["blood vessel"][10, 60], "it is a blood vessel all the same"
+    np.testing.assert_array_equal(
+        masks_for(picture, ["the widest vessel"])["the widest vessel"], mask_of(thin)
+    )
+    assert masks_for(picture, ["blood vessel"])["blood vessel"][10, 60], "it is a blood vessel all the same"
 
 
 def test_a_stenosis_is_the_healthy_lumen_between_its_shoulders() -> None:
     narrowed = vessel(100, 6, depth=0.6)
-    mask = answer(picture_of(narrowed, vessel(180, 6, depth=0.45)), ["stenosis"])["stenosis"]
+    mask = masks_for(picture_of(narrowed, vessel(180, 6, depth=0.45)), ["stenosis"])["stenosis"]
     rows, columns = np.nonzero(mask)
-    reach = 15 * np.sqrt(np.log(0.6 / 0.2)) * 0.6  # where the narrowing falls to 20 %
+    reach = 15 * np.sqrt(np.log(0.6 / 0.2)) * 0.6  # at this distance, the narrowing is 20 %
     assert columns.min() >= 94 and columns.max() <= 106 and mask[:, 94:106].sum() > 0.7 * 12 * 2 * reach
     assert rows.max() - rows.min() == pytest.approx(2 * reach + 12, abs=3), "and a sphere at either end"
     assert mask[128, 95] and not mask_of(narrowed)[128, 95], "wider than what is open"
 
 
-def test_a_healthy_tree_has_no_stenosis_and_a_mild_narrowing_is_none() -> None:
-    masks = answer(picture_of(vessel(100, 6, depth=0.4)), ["stenosis"])
+def test_a_mild_narrowing_is_no_stenosis() -> None:
+    masks = masks_for(picture_of(vessel(100, 6, depth=0.4)), ["stenosis"])
     assert not masks["stenosis"].any()
 
 
-def test_a_stenosis_behind_another_vessel_is_not_asked_for() -> None:
-    assert not answer(picture_of(vessel(100, 6, depth=0.6), vessel(102, 7)), ["stenosis"])
+def test_a_stenosis_behind_another_vessel_is_omitted() -> None:
+    assert not masks_for(picture_of(vessel(100, 6, depth=0.6), vessel(102, 7)), ["stenosis"])
 
 
-def test_a_stenosis_that_contrast_medium_has_not_reached_is_not_in_the_picture() -> None:
+def test_a_stenosis_without_contrast_agent_is_absent() -> None:
     narrowed = vessel(100, 6, depth=0.6)
-    assert not answer(picture_of(narrowed, filled=0.4), ["stenosis"])["stenosis"].any()
-    assert answer(picture_of(narrowed, filled=0.7), ["stenosis"])["stenosis"].any()
+    assert not masks_for(picture_of(narrowed, filled=0.4), ["stenosis"])["stenosis"].any()
+    assert masks_for(picture_of(narrowed, filled=0.7), ["stenosis"])["stenosis"].any()
 
 
-def test_a_stenosis_behind_the_collimator_is_not_in_the_picture() -> None:
+def test_a_stenosis_behind_the_collimator_is_absent() -> None:
     clear = CLEAR.copy()
     clear[100:160] = False
-    assert not answer(picture_of(vessel(100, 6, depth=0.6), clear=clear), ["stenosis"])["stenosis"].any()
+    assert not masks_for(picture_of(vessel(100, 6, depth=0.6), clear=clear), ["stenosis"])["stenosis"].any()
 
 
-def test_arteries_and_veins_are_told_apart() -> None:
+def test_arteries_and_veins_have_separate_masks() -> None:
     artery, vein = vessel(60, 4, kind="artery"), vessel(180, 5, kind="vein")
-    masks = answer(picture_of(artery, vein), ["artery", "vein", "blood vessel"])
+    masks = masks_for(picture_of(artery, vein), ["artery", "vein", "blood vessel"])
     np.testing.assert_array_equal(masks["artery"], mask_of(artery))
     np.testing.assert_array_equal(masks["vein"], mask_of(vein))
     np.testing.assert_array_equal(masks["blood vessel"], mask_of(artery) | mask_of(vein))
 
 
-def test_what_is_visible_of_a_vessel_counts() -> None:
+def test_only_the_visible_part_of_a_vessel_counts() -> None:
     tube = Tube(np.stack([np.linspace(-60, 60, 200), np.full(200, 20.0)], axis=1), np.linspace(8, 2, 200))
     each = Vessel(tube.points, tube.radii, np.zeros(200))
-    sight = look_at(each, each.tube, np.ones(200, dtype=bool), CLEAR, cast(tube, SIZE))
+    sight = find_visible(each, each.tube, np.ones(200, dtype=bool), CLEAR, cast(tube, SIZE))
     assert sight.length == pytest.approx(100 * 0.6)
     assert sight.radius == pytest.approx(tube.radii[100:].mean())
-    assert isinstance(sight, Sight) and not (sight.stenosis.chords > 0).any()
+    assert isinstance(sight, VisibleVessel) and not (sight.stenosis.chords > 0).any()
 
 
-def test_real_trees_have_answers_of_every_sort() -> None:
+def test_random_trees_have_present_absent_and_omitted_phrases() -> None:
     counts = {phrase: [0, 0, 0] for phrase in angiogram.ALL_PHRASES}
     for index in range(24):
         scene = angiogram.compose(np.random.default_rng([6, index]), 320, 1, np.random.default_rng(index))
-        masks = answer(angiogram.take(scene, np.random.default_rng(0)), angiogram.ALL_PHRASES)
+        masks = masks_for(angiogram.take(scene, np.random.default_rng(0)), angiogram.ALL_PHRASES)
         for phrase, count in counts.items():
             count[2 if phrase not in masks else int(masks[phrase].any())] += 1
     for phrase in ("catheter", "guide wire", "stenosis"):

@@ -1,11 +1,11 @@
-"""Synthetic retinas: a round field, a bright disc, vessels darker than what is around them."""
+"""Synthetic fundus photographs: round field of view, bright disc, dark vessels."""
 
 import numpy as np
 import pytest
 from scipy.ndimage import binary_dilation
 
 from vesalius.synth.fundus import ALL_PHRASES, PHRASES, photograph
-from vesalius.synth.phrases import answer
+from vesalius.synth.phrases import masks_for
 from vesalius.synth.picture import Picture
 from vesalius.synth.retina import Eye
 from vesalius.synth.series import draw
@@ -44,7 +44,7 @@ def test_vessels_are_darker_than_their_surroundings_most_of_all_in_green(
     eyes: list[tuple[Picture, Eye]],
 ) -> None:
     for picture, _ in eyes:
-        masks = answer(picture, ALL_PHRASES)
+        masks = masks_for(picture, ALL_PHRASES)
         vessel = masks["blood vessel"] & ~masks["optic disc"]
         around = binary_dilation(masks["blood vessel"], iterations=4) & picture.clear
         around &= ~binary_dilation(masks["blood vessel"]) & ~binary_dilation(
@@ -57,7 +57,7 @@ def test_vessels_are_darker_than_their_surroundings_most_of_all_in_green(
 
 def test_the_disc_is_the_brightest_and_all_vessels_come_from_it(eyes: list[tuple[Picture, Eye]]) -> None:
     for picture, eye in eyes:
-        disc = picture.things["optic disc"]
+        disc = picture.objects["optic disc"]
         radius = eye.disc_px / 2
         assert disc.sum() == pytest.approx(np.pi * radius**2, rel=0.06)
         green = picture.pixels[..., 1].astype(float)
@@ -68,16 +68,16 @@ def test_the_disc_is_the_brightest_and_all_vessels_come_from_it(eyes: list[tuple
             assert np.hypot(*(vessel.points[0] - eye.disc)) < radius
 
 
-def test_masks_are_where_a_ray_passes_a_vessel_in_the_field(eyes: list[tuple[Picture, Eye]]) -> None:
+def test_masks_are_the_rays_through_vessels_in_the_field_of_view(eyes: list[tuple[Picture, Eye]]) -> None:
     for picture, eye in eyes:
-        masks = answer(picture, ALL_PHRASES)
+        masks = masks_for(picture, ALL_PHRASES)
         for kind in ("artery", "vein"):
             tubes = [vessel.tube for vessel in eye.vessels if vessel.kind == kind]
             np.testing.assert_array_equal(masks[kind], (chords(tubes, SIZE) > 0) & picture.clear)
         np.testing.assert_array_equal(masks["blood vessel"], masks["artery"] | masks["vein"])
 
 
-def test_no_vessel_crosses_the_middle_of_the_macula(eyes: list[tuple[Picture, Eye]]) -> None:
+def test_no_vessel_crosses_the_center_of_the_macula(eyes: list[tuple[Picture, Eye]]) -> None:
     for _, eye in eyes:
         for vessel in eye.vessels:
             near = np.hypot(*(vessel.points - eye.macula).T) < 0.3 * eye.disc_px
@@ -85,7 +85,7 @@ def test_no_vessel_crosses_the_middle_of_the_macula(eyes: list[tuple[Picture, Ey
 
 
 @pytest.mark.parametrize("size", [64, 1024])
-def test_sizes_from_64_to_1024_hold_the_same_eye(size: int) -> None:
+def test_the_eye_is_the_same_at_sizes_from_64_to_1024(size: int) -> None:
     picture, eye = photograph(np.random.default_rng([2, 0]), size)
     assert picture.pixels.shape == (size, size, 3)
     assert eye.spacing_mm * eye.disc_px == pytest.approx(1.8, rel=0.01)

@@ -1,4 +1,4 @@
-"""Trees: Murray's law at each fork, narrowings, and where branches begin."""
+"""Vessel trees: Murray's law at each bifurcation, stenoses, and origins of branches."""
 
 import doctest
 
@@ -24,13 +24,13 @@ def all_of(seed: int, kind: str, size: int = 512) -> list[Vessel]:
     return [*tree.vessels, *tree.twigs]
 
 
-def test_radii_of_two_children_obey_murray() -> None:
+def test_radii_of_two_daughters_obey_murrays_law() -> None:
     for share in (0.3, 0.6, 0.9):
         assert share**3 + murray_share(share) ** 3 == pytest.approx(1)
     assert doctest.testmod(vessels).failed == 0
 
 
-def test_a_vessel_is_thinner_behind_each_origin() -> None:
+def test_a_vessel_is_thinner_after_each_origin() -> None:
     vessel, radii = fork(straight(5), np.array([100, 200]), lambda radius: 0.5)
     behind = murray_share(0.5)
     assert radii == pytest.approx([2.5, 2.5 * behind])
@@ -40,7 +40,7 @@ def test_a_vessel_is_thinner_behind_each_origin() -> None:
 
 
 @pytest.mark.parametrize("kind", ["coronary", "retina"])
-def test_murrays_law_holds_at_each_fork_of_a_tree(kind: str) -> None:
+def test_murrays_law_holds_at_each_bifurcation_of_a_tree(kind: str) -> None:
     forks = 0
     for seed in range(8):
         found: dict[tuple[int, int], list[Vessel]] = {}
@@ -53,10 +53,10 @@ def test_murrays_law_holds_at_each_fork_of_a_tree(kind: str) -> None:
             last = start == len(parent.healthy) - 1
             ways = [child.healthy[0] for child in children] + ([] if last else [parent.healthy[start + 1]])
             if last and len(children) == 1:
-                continue  # the other branch is not in the picture
+                continue  # the other branch is not in the image
             assert len(ways) == 2
             total = sum(radius**3 for radius in ways) ** (1 / 3)
-            # from one point to the next the parent tapers too, the shorter it is the more
+            # the parent tapers from one point to the next, more so if it is short
             assert total == pytest.approx(parent.healthy[start], rel=0.01 + 1.5 / len(parent.points))
             forks += 1
     assert forks > 60
@@ -83,13 +83,13 @@ def test_origins_are_distinct_and_in_order_even_on_the_shortest_vessel() -> None
     assert len(choose_origins(rng, straight(3, n=4), 8, (0.1, 0.8))) == 2
 
 
-def test_a_calibre_begins_at_its_radius_and_tapers() -> None:
+def test_radii_begin_at_the_given_radius_and_taper() -> None:
     radii = calibre(np.random.default_rng(1), np.linspace(0, 1, 200), 6.0, 0.5)
     assert radii[0] == 6.0 and 2.5 < radii[-1] < 3.5
 
 
 @pytest.mark.parametrize(("depth", "expected"), [(0.49, 0), (0.51, 1), (0.7, 1)])
-def test_a_stenosis_takes_half_the_diameter_or_more_from_shoulder_to_shoulder(
+def test_a_stenosis_loses_half_the_diameter_or_more_between_its_shoulders(
     depth: float, expected: int
 ) -> None:
     place = np.arange(400)
@@ -101,6 +101,6 @@ def test_a_stenosis_takes_half_the_diameter_or_more_from_shoulder_to_shoulder(
         assert 1 - vessel.tube.radii.min() / 6 >= STENOSIS
 
 
-def test_a_vessel_as_thin_as_a_pixel_has_no_stenosis() -> None:
+def test_a_vessel_of_one_pixel_has_no_stenosis() -> None:
     vessel = Vessel(straight(1).points, np.full(400, 0.8), np.full(400, 0.7))
     assert not vessel.stenosis.any()

@@ -1,4 +1,4 @@
-"""Synthetic pictures with exact masks: coronary angiograms, still or as clips, and retinas."""
+"""Synthetic images with exact masks: coronary angiograms, as stills or clips, and fundus photographs."""
 
 from vesalius.synth.series import PROMPTS, draw, draw_clip, write_dataset
 

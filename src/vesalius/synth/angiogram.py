@@ -1,7 +1,7 @@
-"""A synthetic coronary angiogram, still or a clip: X-ray physics over tubes.
+"""Synthetic coronary angiograms, as stills or clips: X-ray projections of tubes.
 
-Every tube has one geometry, from which both its shadow (Beer-Lambert) and its mask come. Vessels are dark on
-a brighter background.
+Each tube has one geometry, which gives both its attenuation (Beer-Lambert law) and its mask. Vessels are dark on a brighter
+background.
 """
 
 from __future__ import annotations
@@ -16,52 +16,52 @@ from vesalius.synth.devices import CatheterLook, bend_catheter, choose_look, thr
 from vesalius.synth.exposure import Detector, choose_detector, expose
 from vesalius.synth.heart import Tree, grow_tree
 from vesalius.synth.motion import VISIBLE_SHARE, Bolus, Motion, choose_bolus, choose_motion
-from vesalius.synth.picture import Picture, look_at
+from vesalius.synth.picture import Picture, find_visible
 from vesalius.synth.tubes import REFERENCE_SIZE, SAMPLE_STEP, Shadow, Tube, add_up, cast
 
 PHRASES = ("blood vessel", "catheter")
-"""Those of a dataset by default, and of the shipped tiny model."""
+"""Default phrases of a dataset, and of the included model `tiny`."""
 ALL_PHRASES = (*PHRASES, "guide wire", "stenosis", "the widest vessel", "the vessel on the left")
 
 
 @dataclass(frozen=True)
 class Angiogram:
-    """All that does not change between the frames of a clip."""
+    """The parts of an angiogram that are the same in all frames of a clip."""
 
     tree: Tree
     vessel_mu: float
-    """Attenuation of full contrast medium for each pixel of chord."""
+    """Attenuation per pixel of path length at full contrast agent concentration."""
     twig_share: float
-    """Share of it in twigs."""
+    """Attenuation of twigs as a share of `vessel_mu`."""
     catheter: Tube | None
     look: CatheterLook
     wire: Tube | None
     wire_attenuation: float
-    """In the middle of the wire's tip."""
+    """Attenuation at the center of the wire's tip."""
     chest: Chest
     puff: Float[np.ndarray, "h w"]
-    """Attenuation of contrast medium in the aorta."""
+    """Attenuation of contrast agent in the aorta."""
     opening: Float[np.ndarray, "h w"]
-    """Share of the beam that passes the collimator."""
+    """Transmission of the collimator, in [0, 1]."""
     detector: Detector
     motion: Motion | None = None
-    """None where nothing moves, as in a single frame."""
+    """None for a still."""
     bolus: Bolus | None = None
-    """None where all vessels are full of contrast medium."""
+    """None if all vessels are filled with contrast agent."""
 
     @property
     def size(self) -> int:
         """Side of a frame in pixels."""
-        return self.tree.view.size
+        return self.tree.projection.size
 
 
 def compose(
     rng: np.random.Generator, size: int, frames: int = 1, devices: np.random.Generator | None = None
 ) -> Angiogram:
-    """A random angiogram. One frame is still and full of contrast medium; a clip moves, and shows how it comes.
+    """A random angiogram: a still with filled vessels for one frame, else a clip with motion and inflow.
 
-    There is one catheter and no guide wire, unless `devices` is there to choose them: then one of six has no
-    catheter, and two of five of the others have a wire.
+    It has one catheter and no guide wire. With a generator `devices`, one of six has no catheter, and two of five of the
+    others have a guide wire.
     """
     tree = grow_tree(rng, size)
     pixel = REFERENCE_SIZE / size
@@ -85,13 +85,13 @@ def compose(
 
 
 def take(scene: Angiogram, noise: np.random.Generator, frame: int = 0) -> Picture:
-    """One frame of an angiogram; `noise` is its quantum noise."""
+    """One frame of an angiogram, with quantum noise from the generator `noise`."""
     size, clear = scene.size, scene.opening > 0.5
     breath = (0.0, 0.0) if scene.motion is None else tuple(scene.motion.breath_at(frame).tolist())
     at_ostium = float(_filling(scene, np.zeros(1), frame)[0])
     attenuation = scene.chest.at(breath) + at_ostium * scene.puff
-    things: dict[str, np.ndarray] = {}
-    sights = []
+    objects: dict[str, np.ndarray] = {}
+    visible = []
     for vessels, share in ((scene.tree.vessels, 1.0), (scene.tree.twigs, scene.twig_share)):
         tubes, shadows = [], []
         for vessel in vessels:
@@ -100,25 +100,25 @@ def take(scene: Angiogram, noise: np.random.Generator, frame: int = 0) -> Pictur
             tubes.append(tube)
             shadows.append(_cast(tube, size, filling))
             if vessel.kind != "twig":
-                sights.append(look_at(vessel, tube, filling >= VISIBLE_SHARE, clear, shadows[-1]))
+                visible.append(find_visible(vessel, tube, filling >= VISIBLE_SHARE, clear, shadows[-1]))
         attenuation += scene.vessel_mu * share * add_up(tubes, shadows, size)
     if scene.catheter is not None:
         catheter = scene.catheter if scene.motion is None else scene.motion.carried(scene.catheter, frame)
         whole = add_up([catheter], [cast(catheter, size)], size)
         attenuation += scene.look.attenuation(catheter, whole, at_ostium)
-        things["catheter"] = (whole > 0) & clear
+        objects["catheter"] = (whole > 0) & clear
     if scene.wire is not None:
         shadow = _cast_wire(scene, frame)
         attenuation[shadow.rows, shadow.columns] += shadow.chords
-        things["guide wire"] = np.zeros_like(clear)
-        things["guide wire"][shadow.rows, shadow.columns] = shadow.chords > 0
-        things["guide wire"] &= clear
+        objects["guide wire"] = np.zeros_like(clear)
+        objects["guide wire"][shadow.rows, shadow.columns] = shadow.chords > 0
+        objects["guide wire"] &= clear
     gray = expose(noise, scene.detector, attenuation, scene.opening)
-    return Picture(np.repeat(gray[:, :, None], 3, axis=2), sights, clear, things)
+    return Picture(np.repeat(gray[:, :, None], 3, axis=2), visible, clear, objects)
 
 
 def _filling(scene: Angiogram, path_px: np.ndarray, frame: int) -> Float[np.ndarray, " k"]:
-    """Share of the full concentration of contrast medium at points that far from the ostium."""
+    """Relative concentration of contrast agent at points `path_px` from the ostium."""
     return np.ones(len(path_px)) if scene.bolus is None else scene.bolus.concentration(path_px, frame)
 
 
@@ -131,7 +131,7 @@ def _cast(tube: Tube, size: int, filling: np.ndarray) -> Shadow:
 
 
 def _cast_wire(scene: Angiogram, frame: int) -> Shadow:
-    """The attenuation of the guide wire: its last part, a coil of platinum, is the darkest."""
+    """The attenuation of the guide wire; its tip, a platinum coil, is the darkest part."""
     assert scene.wire is not None
     tube = _moved(scene, scene.wire, frame)
     from_end = SAMPLE_STEP * np.arange(len(tube.points))[::-1] * REFERENCE_SIZE / scene.size

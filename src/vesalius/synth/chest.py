@@ -1,6 +1,6 @@
-"""The chest around a heart, in X-ray attenuation: what lies behind the vessels, and what hides the rim of a frame.
+"""X-ray attenuation of the chest behind the vessels, and the collimator at the border of a frame.
 
-Nothing here is of a real picture. Contrast, noise and lines were set beside real angiograms.
+Nothing is taken from real images. Contrast, noise and lines were adjusted by comparison with real angiograms.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from vesalius.synth.tubes import REFERENCE_SIZE, Tube, chords
 
 @dataclass(frozen=True)
 class Chest:
-    """Attenuation without contrast medium."""
+    """Attenuation of the chest without contrast agent."""
 
     still: Float[np.ndarray, "h w"]
-    """What does not move: spine, ribs, lung vessels, wires on the skin."""
+    """Static part: spine, ribs, lung vessels, wires on the skin."""
     moving: Float[np.ndarray, "g g"]
-    """What the breath moves: the diaphragm and the border of the heart; at half the resolution."""
+    """Part that moves with respiration, the diaphragm and the border of the heart, at half the resolution."""
 
     def at(self, shift_px: tuple[float, float]) -> Float[np.ndarray, "h w"]:
-        """The whole, float32, about 0 to 1.5, when the breath has moved its part by (x, y) pixels."""
+        """Total attenuation, float32, about 0 to 1.5, with the moving part shifted by (x, y) pixels."""
         size = len(self.still)
         ratio = len(self.moving) / size
-        x, y = (way * ratio for way in shift_px)
+        x, y = (shift * ratio for shift in shift_px)
         moved = move(self.moving, (y, x), order=1, mode="nearest") if x or y else self.moving
         return self.still + enlarge(moved, size)
 
 
 def build_chest(rng: np.random.Generator, size: int) -> Chest:
     """A random chest."""
-    # half the resolution is enough: nothing here is sharper than two pixels
+    # half the resolution is enough, since nothing here is sharper than two pixels
     half = max(32, size // 2)
     y, x = (np.mgrid[:half, :half].astype(np.float32) + 0.5) / half
     field = rng.uniform(0.05, 0.2) * smooth_noise(rng, 2, half)
     for cells, strength in ((5, 0.04), (11, 0.018), (23, 0.018), (50, 0.018), (110, 0.02)):
         field += rng.uniform(0.2, 1.0) * strength * smooth_noise(rng, cells, half)
-    # markings of lung and bone: lines, not clouds
+    # lung and bone markings: lines, not clouds
     for cells, strength in ((9, 0.09), (20, 0.08), (44, 0.08)):
         ridges = np.exp(-((smooth_noise(rng, cells, half) / 0.16) ** 2))
         patches = np.clip(smooth_noise(rng, 4, half) + 0.4, 0, 1)
@@ -56,7 +56,7 @@ def build_chest(rng: np.random.Generator, size: int) -> Chest:
         field += _spine(rng, x, y)
     if rng.random() < 0.7:
         field += _ribs(rng, x, y)
-    if rng.random() < 0.6:  # air in the lung: brighter mottle on the bright side
+    if rng.random() < 0.6:  # air in the lung: bright mottle
         lung = np.clip(-smooth_noise(rng, 4, half) - 0.2, 0, 1)
         mottle = smooth_noise(rng, 18, half) + 0.8 * smooth_noise(rng, 40, half)
         field -= lung * (0.15 + rng.uniform(0.02, 0.08) * mottle)
@@ -64,11 +64,12 @@ def build_chest(rng: np.random.Generator, size: int) -> Chest:
 
 
 def enlarge(field: np.ndarray, size: int) -> np.ndarray:
+    """The field resized to (size, size) by bicubic interpolation."""
     return np.asarray(Image.fromarray(field).resize((size, size), Image.Resampling.BICUBIC))
 
 
 def _lines(rng: np.random.Generator, size: int) -> np.ndarray:
-    """What looks a little like a vessel and is none: lung vessels, wires."""
+    """Lines similar to vessels: lung vessels and wires."""
     pixel = REFERENCE_SIZE / size
     total = np.zeros((size, size), dtype=np.float32)
     if rng.random() < 0.6:
@@ -81,7 +82,7 @@ def _lines(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def puff(rng: np.random.Generator, trunk: Tube, size: int) -> Float[np.ndarray, "h w"]:
-    """Contrast medium that flows back into the aorta, in three of ten pictures; float32."""
+    """Attenuation of contrast agent that flows back into the aorta, in three of ten images; float32."""
     pixel = REFERENCE_SIZE / size
     if rng.random() >= 0.3:
         return np.zeros((size, size), dtype=np.float32)
@@ -93,13 +94,13 @@ def puff(rng: np.random.Generator, trunk: Tube, size: int) -> Float[np.ndarray, 
 
 
 def smooth_noise(rng: np.random.Generator, cells: int, size: int) -> np.ndarray:
-    """Normal noise on a grid of cells x cells, enlarged smoothly to size x size, float32."""
+    """Gaussian noise on a grid of cells x cells, interpolated to size x size, float32."""
     grid = rng.standard_normal((cells + 2, cells + 2)).astype(np.float32)
     return np.asarray(Image.fromarray(grid).resize((size, size), Image.Resampling.BICUBIC))
 
 
 def _soft_step(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """1 on one side of a curved border and 0 on the other."""
+    """A field of 1 on one side of a curved border and 0 on the other."""
     angle = (np.pi / 2 if rng.random() < 0.5 else rng.uniform(0, 2 * np.pi)) + rng.normal(0, 0.25)
     cos, sin = math.cos(angle), math.sin(angle)
     across = (x - 0.5) * cos + (y - 0.5) * sin
@@ -118,7 +119,7 @@ def _rise(value: np.ndarray) -> np.ndarray:
 
 
 def _spine(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A vertical band with darker plates at the ends of the vertebrae."""
+    """A vertical band with dark endplates of the vertebrae."""
     across = x - rng.uniform(0.15, 0.95) - rng.normal(0, 0.12) * (y - 0.5)
     width = rng.uniform(0.08, 0.16)
     band = _rise((across + width) / 0.012) - _rise((across - width) / 0.012)
@@ -129,16 +130,16 @@ def _spine(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray
 
 
 def _ribs(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Oblique parallel bands, darker at their rims."""
+    """Oblique parallel bands with dark rims."""
     slope, bow = rng.normal(0, 0.5), rng.normal(0, 0.6)
-    place = (y + slope * x + bow * (x - 0.5) ** 2) * rng.uniform(2.2, 5) + rng.uniform()
-    wave = np.sin(2 * np.pi * place)
+    phase = (y + slope * x + bow * (x - 0.5) ** 2) * rng.uniform(2.2, 5) + rng.uniform()
+    wave = np.sin(2 * np.pi * phase)
     band = _rise((wave - rng.uniform(0, 0.5)) / 0.25)
     return rng.uniform(0.02, 0.09) * (band + 1.5 * band * (1 - band))
 
 
 def close_collimator(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Share of the beam that passes: about 1, below 0.5 behind the dark borders that many frames have."""
+    """Transmission of the collimator: about 1 inside, below 0.5 in the dark borders of many frames."""
     y, x = (np.ogrid[:size, :size][axis].astype(np.float32) + 0.5 for axis in (0, 1))
     opening = np.ones((size, size), dtype=np.float32)
     if rng.random() < 0.35:
@@ -150,6 +151,6 @@ def close_collimator(rng: np.random.Generator, size: int) -> np.ndarray:
     for distance in (x, size - x, y, size - y):
         if rng.random() < 0.75:
             depth = (distance / scale - rng.exponential(width_px)).astype(np.float32)
-            # the border shines a little inwards, as after the equalization of a real work station
+            # a slight glow inside the border, as from the equalization of a real workstation
             opening *= _rise(depth / softness_px) * (1 + glow * np.exp(-np.abs(depth) / reach_px))
     return opening

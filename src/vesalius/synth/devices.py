@@ -1,4 +1,4 @@
-"""What the cardiologist brought: a catheter and a guide wire; and lines that only look alike."""
+"""Catheters, guide wires, and background lines that resemble them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from vesalius.synth.vessels import Vessel
 
 
 def bend_catheter(rng: np.random.Generator, tree: Tree) -> Tube:
-    """A tube of constant radius that enters at a border, mostly the upper one, and ends at the ostium.
+    """A catheter: a tube of constant radius from a border of the frame, mostly the upper one, to the ostium.
 
-    Of three it is the one that runs least over the vessels: it should meet them at the ostium only.
+    It is the one of three candidates with the least overlap with vessels, which it should meet at the ostium only.
     """
-    size = tree.view.size
+    size = tree.projection.size
     covered = np.zeros((size, size), dtype=bool)
     for vessel in tree.vessels:
         shadow = cast(vessel.tube, size)
@@ -54,31 +54,31 @@ def _choose_entry(rng: np.random.Generator, tip: np.ndarray, size: int) -> tuple
 
 
 def _points_over(tube: Tube, covered: np.ndarray) -> int:
-    """How many points of the tube's center line lie on a vessel."""
+    """Number of points of the tube's centerline on a vessel."""
     x, y = np.clip(np.floor(tube.points).astype(int), 0, len(covered) - 1).T
     return int(covered[y, x].sum())
 
 
 def thread_wire(rng: np.random.Generator, tree: Tree) -> Tube:
-    """A guide wire from the catheter's tip down the tree, almost to the end of one of its vessels."""
-    lumen, radii = _way_to(tree.vessels[rng.integers(len(tree.vessels))])
+    """A guide wire from the catheter's tip almost to the end of one of the vessels."""
+    lumen, radii = _path_to(tree.vessels[rng.integers(len(tree.vessels))])
     stop = max(4, int(len(lumen) * rng.uniform(0.75, 0.97)))
     lumen, radii = lumen[:stop], radii[:stop]
-    # within the lumen, but not in its middle
+    # inside the lumen, off its center
     aside = 0.4 * radii * wave(rng, np.linspace(0, 1, stop), max(1.0, stop / 120))
     along = np.gradient(lumen, axis=0)
     normal = np.stack([-along[:, 1], along[:, 0]], axis=1) / np.maximum(np.hypot(*along.T), 1e-6)[:, None]
     points = resample(lumen + normal * aside[:, None])[1]
-    radius = max(rng.uniform(0.75, 1.0) * tree.view.scale, THINNEST_RADIUS)
+    radius = max(rng.uniform(0.75, 1.0) * tree.projection.scale, THINNEST_RADIUS)
     return Tube(points, np.full(len(points), radius))
 
 
-def _way_to(vessel: Vessel) -> tuple[np.ndarray, np.ndarray]:
-    """Points and radii of the lumen from the tree's origin to the end of the vessel."""
+def _path_to(vessel: Vessel) -> tuple[np.ndarray, np.ndarray]:
+    """Points and radii of the lumen from the origin of the tree to the end of the vessel."""
     points, radii = vessel.points, vessel.tube.radii
     if vessel.parent is None:
         return points, radii
-    before, wider = _way_to(vessel.parent)
+    before, wider = _path_to(vessel.parent)
     kept = len(before) - len(vessel.parent.points) + vessel.start + 1
     return np.concatenate([before[:kept], points[1:]]), np.concatenate([wider[:kept], radii[1:]])
 
@@ -86,7 +86,7 @@ def _way_to(vessel: Vessel) -> tuple[np.ndarray, np.ndarray]:
 def scatter_lines(
     rng: np.random.Generator, n: int, radius: tuple[float, float], bend: float, size: int
 ) -> list[Tube]:
-    """`n` curves across the frame that belong to no tree: veins, wires. `bend` is a share of their length."""
+    """`n` random curves across the frame: background veins or wires. `bend` is relative to their length."""
     lines = []
     for _ in range(n):
         start = rng.uniform(0, size, 2)
@@ -102,17 +102,17 @@ def scatter_lines(
 
 @dataclass(frozen=True)
 class CatheterLook:
-    """How a catheter attenuates: filled like the vessels, or a wall around a clearer lumen."""
+    """Attenuation of a catheter: filled like the vessels, or a wall around a radiolucent lumen."""
 
     mu: float
-    """Of the contrast medium or of the wall, for each pixel of chord."""
+    """Attenuation of the contrast agent or the wall per pixel of path length."""
     lumen: float
-    """Radius of the clearer lumen as a share of the catheter's; 0 where there is none."""
+    """Radius of the lumen as a share of the catheter's radius; 0 for a filled catheter."""
     clear: float
-    """Share of the wall's attenuation that the lumen lacks."""
+    """Reduction of attenuation in the lumen, as a share of the wall's."""
 
     def attenuation(self, catheter: Tube, whole: np.ndarray, filled: float) -> Float[np.ndarray, "h w"]:
-        """Of the catheter, whose chords are `whole`, when contrast medium fills a share of it."""
+        """Attenuation of the catheter with path lengths `whole` at the relative contrast concentration `filled`."""
         if not self.lumen:
             return self.mu * (0.4 + 0.6 * filled) * whole
         inner = chords([replace(catheter, radii=catheter.radii * self.lumen)], len(whole))
@@ -120,7 +120,7 @@ class CatheterLook:
 
 
 def choose_look(rng: np.random.Generator, vessel_mu: float, size: int) -> CatheterLook:
-    """The look of a catheter beside vessels that attenuate by `vessel_mu` a pixel."""
+    """A random appearance of the catheter, for vessels with the attenuation `vessel_mu` per pixel."""
     if rng.random() < 0.6:
         return CatheterLook(vessel_mu * rng.uniform(0.7, 1.3), 0.0, 0.0)
     mu = rng.uniform(0.03, 0.06) * REFERENCE_SIZE / size

@@ -1,4 +1,4 @@
-"""The detector's picture of an attenuation: photons counted, then the gray values of a screen."""
+"""X-ray detector: from attenuation to photon counts with Poisson noise, and to gray values."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from vesalius.synth.tubes import REFERENCE_SIZE
 
 @dataclass(frozen=True)
 class Detector:
-    """How pictures are taken and shown; the same for all frames of a clip."""
+    """Exposure and display settings, the same for all frames of a clip."""
 
     focus: float
-    """Blur of the focal spot in pixels of 512."""
+    """Focal spot blur in pixels at a size of 512."""
     photons: float
-    """Mean count of a pixel in the open beam."""
+    """Mean photon count of a pixel in the open beam."""
     crosstalk: float
-    """Blur of the counts in pixels."""
+    """Detector blur in pixels."""
     edge: tuple[float, float]
-    """Edge enhancement: strength, and blur in pixels."""
+    """Edge enhancement (unsharp masking): strength, and blur in pixels."""
     gamma: float
     brightness: float
-    """Gray value of the median."""
+    """Gray value of the median pixel."""
     window: float
-    """Gray values between the darkest and the brightest percent."""
+    """Gray value range between the 1st and 99th percentile."""
 
 
 def choose_detector(rng: np.random.Generator) -> Detector:
-    """A random dose, blur and window."""
+    """Random dose, blur and display window."""
     return Detector(
         focus=rng.uniform(0.4, 1.1),
         photons=float(np.exp(rng.uniform(np.log(550), np.log(2200)))),
@@ -49,10 +49,10 @@ def expose(
     attenuation: Float[np.ndarray, "h w"],
     opening: Float[np.ndarray, "h w"],
 ) -> UInt8[np.ndarray, "h w"]:
-    """The picture; `rng` is its quantum noise alone. `opening` is the share of the beam that passes the collimator."""
+    """The image for an attenuation, with quantum noise from `rng`; `opening` is the transmission of the collimator."""
     beam = np.exp(-gaussian_filter(attenuation, detector.focus * len(attenuation) / REFERENCE_SIZE))
     beam /= beam.mean()
-    # hundreds of photons: Poisson's distribution is the normal one, of the same variance as mean
+    # with hundreds of photons, the Poisson distribution is normal with variance equal to the mean
     photons = beam * opening * detector.photons
     photons += np.sqrt(photons) * rng.standard_normal(photons.shape, dtype=np.float32)
     counts = gaussian_filter(np.maximum(photons, 0) / detector.photons, detector.crosstalk)
@@ -60,10 +60,10 @@ def expose(
     if strength:
         counts += strength * (counts - gaussian_filter(counts, blur, truncate=3))
     signal = np.clip(counts, 1e-3, None) ** detector.gamma
-    # as a work station does: the window follows each picture
+    # automatic windowing of each image, as on a workstation
     inside = signal[opening > 0.5]
     low, middle, high = np.percentile(inside[:: max(1, len(inside) // 20000)], [1, 50, 99])
-    # neither drowned in noise nor black where there are vessels
+    # limits for noise and for black vessels
     limits = (2.0 * detector.brightness / middle, 0.95 * detector.brightness / max(middle - low, 1e-3))
     gain = min(detector.window / (high - low), *limits)
     gray = ((signal - middle) * gain + detector.brightness) * opening

@@ -1,4 +1,4 @@
-"""A color picture of a synthetic retina: a lit round field, a bright disc, a dark macula, and vessels that absorb."""
+"""Synthetic fundus photographs: a round field of view, a bright optic disc, a dark macula, and absorbing vessels."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from jaxtyping import Bool, Float, UInt8
 from scipy.ndimage import gaussian_filter
 
 from vesalius.synth.chest import enlarge, smooth_noise
-from vesalius.synth.picture import Picture, look_at
+from vesalius.synth.picture import Picture, find_visible
 from vesalius.synth.retina import Eye, grow_eye
 from vesalius.synth.tubes import REFERENCE_SIZE, Tube, add_up, cast
 
 PHRASES = ("blood vessel", "optic disc")
-"""Those of a dataset by default."""
+"""Default phrases of a dataset."""
 ALL_PHRASES = (*PHRASES, "artery", "vein", "the widest vessel", "the vessel on the left")
 
 ABSORPTION = {"vein": (0.075, 0.250, 0.210), "artery": (0.050, 0.190, 0.170)}
-"""Of blood in red, green and blue, for each pixel of chord where the disc has a diameter of 80."""
+"""Absorption of blood in red, green and blue per pixel of path length, for a disc diameter of 80 pixels."""
 SCATTERED = 0.35
-"""Share of the light that reaches the camera without having passed the vessels."""
+"""Share of the light that reaches the camera without passing through vessels."""
 REFLEX = {"vein": 0.04, "artery": 0.14}
-"""How much brighter the middle of a thick vessel is than its rim would make it."""
+"""Strength of the central light reflex of thick vessels."""
 
 
 def photograph(rng: np.random.Generator, size: int) -> tuple[Picture, Eye]:
-    """A random retina in a frame of `size` x `size`, and the geometry that it was drawn from."""
+    """A random fundus photograph of `size` x `size` pixels, and its geometry."""
     eye = grow_eye(rng, size)
     y, x = (np.ogrid[:size, :size][axis].astype(np.float32) + 0.5 for axis in (0, 1))
     beyond = np.hypot(x - float(eye.center[0]), y - float(eye.center[1])) - eye.field_px
@@ -35,7 +35,7 @@ def photograph(rng: np.random.Generator, size: int) -> tuple[Picture, Eye]:
     light = _light_ground(rng, eye)
     disc = _light_disc(rng, eye, light, x, y)
     depth = np.zeros((3, size, size), dtype=np.float32)
-    density, sights = rng.uniform(0.75, 1.3) * 80 / eye.disc_px, []
+    density, visible = rng.uniform(0.75, 1.3) * 80 / eye.disc_px, []
     for kind, absorption in ABSORPTION.items():
         vessels = [vessel for vessel in eye.vessels if vessel.kind == kind]
         tubes = [vessel.tube for vessel in vessels]
@@ -44,28 +44,28 @@ def photograph(rng: np.random.Generator, size: int) -> tuple[Picture, Eye]:
         for channel, share in enumerate(absorption):
             depth[channel] += density * share * blood - reflex
         for vessel, tube, shadow in zip(vessels, tubes, shadows, strict=True):
-            sights.append(look_at(vessel, tube, whole.repeat(len(tube.points)), clear, shadow))
+            visible.append(find_visible(vessel, tube, whole.repeat(len(tube.points)), clear, shadow))
     pixels = _develop(rng, light * (SCATTERED + (1 - SCATTERED) * np.exp(-depth)), beyond)
-    return Picture(pixels, sights, clear, {"optic disc": disc & clear}), eye
+    return Picture(pixels, visible, clear, {"optic disc": disc & clear}), eye
 
 
 def _light_ground(rng: np.random.Generator, eye: Eye) -> Float[np.ndarray, "3 h w"]:
-    """The retina without vessels and disc, RGB in shares of the brightest gray, float32."""
-    half = max(32, eye.size // 2)  # nothing here is sharp
+    """The retina without vessels and disc: RGB relative to white, float32."""
+    half = max(32, eye.size // 2)  # half the resolution, since nothing here is sharp
     y, x = (np.ogrid[:half, :half][axis].astype(np.float32) + 0.5 for axis in (0, 1))
     (x0, y0), (x1, y1), (x2, y2) = (
-        (place * half / eye.size).tolist() for place in (eye.center, eye.disc, eye.macula)
+        (point * half / eye.size).tolist() for point in (eye.center, eye.disc, eye.macula)
     )
     field_px, disc_px = eye.field_px * half / eye.size, eye.disc_px * half / eye.size
     across, down = (x - x0) / field_px, (y - y0) / field_px
     lit = rng.uniform(0.9, 1.15) - rng.uniform(0.2, 0.6) * (across**2 + down**2)
     lit += rng.normal(0, 0.12) * across + rng.normal(0, 0.12) * down
-    # a glow where the nerve fibers are thick, around the disc
+    # a glow of the thick nerve fiber layer around the disc
     lit += rng.uniform(0, 0.6) * np.exp(((x - x1) ** 2 + (y - y1) ** 2) / (-1.5 * disc_px**2))
     mottle = np.zeros((half, half), dtype=np.float32)
     for cells, strength in ((5, 0.06), (14, 0.03), (50, 0.025)):
         mottle += rng.uniform(0.3, 1.2) * strength * smooth_noise(rng, cells, half)
-    if rng.random() < 0.5:  # vessels of the choroid shine through
+    if rng.random() < 0.5:  # visible choroidal vessels
         ridges = np.exp(-((smooth_noise(rng, int(rng.integers(24, 40)), half) / 0.3) ** 2))
         mottle += rng.uniform(0.02, 0.07) * ridges * np.clip(smooth_noise(rng, 4, half) + 0.5, 0, 1)
     dark = rng.uniform(0.15, 0.4) * np.exp(
@@ -82,7 +82,7 @@ def _light_ground(rng: np.random.Generator, eye: Eye) -> Float[np.ndarray, "3 h 
 def _light_disc(
     rng: np.random.Generator, eye: Eye, light: np.ndarray, x: np.ndarray, y: np.ndarray
 ) -> Bool[np.ndarray, "h w"]:
-    """Draw the optic disc into the light: pink or yellow, brighter in the cup. Its mask, an ellipse."""
+    """Draw the optic disc into `light`, pink or yellow and brighter in the cup; returns its elliptical mask."""
     long, angle = rng.uniform(1.0, 1.12), rng.normal(math.pi / 2, 0.3)
     across, down = x - float(eye.disc[0]), y - float(eye.disc[1])
     along = (across * math.cos(angle) + down * math.sin(angle)) / long
@@ -100,7 +100,7 @@ def _light_disc(
 
 
 def _reflex(tubes: list[Tube], size: int) -> Float[np.ndarray, "h w"]:
-    """The light reflex along the middle of the thicker vessels, 0 to about 1."""
+    """Central light reflex of the thicker vessels, 0 to about 1."""
     thick = [tube for tube in tubes if tube.radii[0] > 1.5]
     cores = [replace(tube, radii=np.maximum(0.4 * tube.radii, 0.5)) for tube in thick]
     total = np.zeros((size, size), dtype=np.float32)
@@ -114,10 +114,10 @@ def _reflex(tubes: list[Tube], size: int) -> Float[np.ndarray, "h w"]:
 def _develop(
     rng: np.random.Generator, light: Float[np.ndarray, "3 h w"], beyond_px: Float[np.ndarray, "h w"]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The camera's picture: blur, gain, gamma, grain, and black beyond the field of view."""
+    """The photograph: blur, gain, gamma and grain, black outside the field of view."""
     scale = light.shape[1] / REFERENCE_SIZE
     blur = rng.uniform(0.5, 0.9) * max(scale, 0.6)
-    # grain before blur: neighbors share some of it, as in the colors of a real camera
+    # grain before blur, so that it is correlated between neighbors, as in a real color camera
     grain = rng.standard_normal(light.shape, dtype=np.float32)
     seen = light + rng.uniform(0.02, 0.045) * blur * grain * (0.6 + light)
     seen = np.maximum(rng.uniform(0.85, 1.15) * gaussian_filter(seen, (0, blur, blur), truncate=2), 0)
@@ -126,6 +126,6 @@ def _develop(
 
 
 def _soft_step(value: np.ndarray) -> np.ndarray:
-    """From 0 to 1 around 0."""
+    """Sigmoid."""
     step: np.ndarray = 1 / (1 + np.exp(-np.clip(value, -30, 30)))
     return step

@@ -1,7 +1,7 @@
-"""A coronary tree on a heart, seen by a C-arm.
+"""A coronary tree on a heart, projected by a C-arm.
 
-Branches lie on an ellipsoid (the heart), given as (longitude, latitude) in degrees, and are projected from a
-random angle. Lengths are written for a frame of 512 x 512 pixels and scaled to the size asked for.
+Branches lie on an ellipsoid (the heart), with coordinates (longitude, latitude) in degrees, and are projected at a random
+angle. Lengths are given for a frame of 512 x 512 pixels and scaled to the requested size.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from vesalius.synth.tubes import REFERENCE_SIZE, resample, wind
 from vesalius.synth.vessels import Vessel, calibre, choose_origins, fork, murray_share, narrow
 
 N_CONTROL = 160
-"""Points of a course before it is resampled."""
+"""Number of points of a course before resampling."""
 
-# pixels of 512, at the origin of a side branch; real annotators leave thinner ones out
+# radius at the origin of a side branch in pixels of 512; real annotations omit thinner branches
 THINNEST_ANNOTATED = 2.0
 
 HEART_MM = 46.0
-"""Short radius of the heart; it makes the diameter of a left main about 4 to 5 mm."""
+"""Short radius of the heart, which gives the left main a diameter of about 4 to 5 mm."""
 
 # (longitude, latitude) in degrees: longitude 0 is the front, 90 the patient's left; latitude -90 is the apex
 LEFT_MAIN = ((-8, 66), (6, 54), (14, 46))
@@ -35,8 +35,8 @@ POSTEROLATERAL = ((-168, 20), (-194, 18), (-216, -6), (-222, -26))
 
 
 @dataclass(frozen=True)
-class View:
-    """How the heart is projected: rotated, scaled and moved."""
+class Projection:
+    """Projection of the heart: rotation, scale and translation."""
 
     rotation: Rotation
     heart_px: float
@@ -48,16 +48,16 @@ class View:
 
     @property
     def scale(self) -> float:
-        """Pixels of this frame for one of a frame of 512."""
+        """Size relative to a frame of 512 pixels."""
         return self.size / REFERENCE_SIZE
 
     @property
     def spacing_mm(self) -> float:
-        """Side of a pixel at the heart, to a tenth of a micrometer."""
+        """Pixel spacing at the heart, rounded to 0.1 micrometer."""
         return round(HEART_MM / self.heart_px, 4)
 
     def project(self, course: Float[np.ndarray, "k 2"]) -> Float[np.ndarray, "k 2"]:
-        """(x, y) in pixels of points given as (longitude, latitude) in degrees."""
+        """(x, y) in pixels of points (longitude, latitude) in degrees."""
         longitude, latitude = np.radians(course).T
         ring = np.cos(latitude)
         left, front, up = ring * np.sin(longitude), ring * np.cos(longitude), 1.25 * np.sin(latitude)
@@ -67,84 +67,84 @@ class View:
 
 @dataclass(frozen=True)
 class Tree:
-    """The coronary tree of one picture."""
+    """The coronary tree of one image."""
 
     vessels: tuple[Vessel, ...]
-    """Those to annotate; the first begins at the ostium, and a parent stands before its branches."""
+    """Vessels to annotate. The first begins at the ostium; parents precede their branches."""
     twigs: tuple[Vessel, ...]
-    """Those too thin for that."""
-    view: View
+    """Vessels too thin to annotate."""
+    projection: Projection
 
 
 def grow_tree(rng: np.random.Generator, size: int) -> Tree:
-    """A right or left coronary tree in a frame of `size` x `size`."""
+    """A random right or left coronary tree in a frame of `size` x `size` pixels."""
     right = rng.random() < 0.45
-    view = _choose_view(rng, right, size)
-    found = _grow_right(rng, view) if right else _grow_left(rng, view)
+    projection = _choose_projection(rng, right, size)
+    found = _grow_right(rng, projection) if right else _grow_left(rng, projection)
     return Tree(
         tuple(vessel for vessel in found if vessel.kind != "twig"),
         tuple(vessel for vessel in found if vessel.kind == "twig"),
-        view,
+        projection,
     )
 
 
-def _grow_right(rng: np.random.Generator, view: View) -> list[Vessel]:
-    """The right coronary artery, its marginal branches, and most often both branches at its end."""
-    trunk = _grow(rng, view, RIGHT, rng.uniform(4.4, 8.4) * view.scale, 0.88)
-    trunk, sides = _sprout(rng, view, trunk, int(rng.integers(1, 5)), (20, 55), (-75, -30), (0.3, 0.65))
+def _grow_right(rng: np.random.Generator, projection: Projection) -> list[Vessel]:
+    """The right coronary artery, its marginal branches, and usually both terminal branches."""
+    trunk = _grow(rng, projection, RIGHT, rng.uniform(4.4, 8.4) * projection.scale, 0.88)
+    trunk, sides = _sprout(rng, projection, trunk, int(rng.integers(1, 5)), (20, 55), (-75, -30), (0.3, 0.65))
     share, end = rng.uniform(0.6, 0.8), trunk.healthy[-1]
     vessels = [trunk, *sides]
     if rng.random() < 0.85:
-        descending = _grow(rng, view, POSTERIOR_DESCENDING, end * share, 0.6, trunk)
-        vessels += _with_twigs(rng, view, descending)
+        descending = _grow(rng, projection, POSTERIOR_DESCENDING, end * share, 0.6, trunk)
+        vessels += _with_twigs(rng, projection, descending)
     if rng.random() < 0.8:
-        posterolateral = _grow(rng, view, POSTEROLATERAL, end * murray_share(share), 0.55, trunk)
-        vessels += _with_twigs(rng, view, posterolateral)
+        posterolateral = _grow(rng, projection, POSTEROLATERAL, end * murray_share(share), 0.55, trunk)
+        vessels += _with_twigs(rng, projection, posterolateral)
     return vessels
 
 
-def _grow_left(rng: np.random.Generator, view: View) -> list[Vessel]:
+def _grow_left(rng: np.random.Generator, projection: Projection) -> list[Vessel]:
     """The left main, its two branches, and their diagonal and marginal branches."""
-    trunk = _grow(rng, view, LEFT_MAIN, rng.uniform(5.5, 10.5) * view.scale, 0.97)
-    trunk, *twigs = _with_twigs(rng, view, trunk)
+    trunk = _grow(rng, projection, LEFT_MAIN, rng.uniform(5.5, 10.5) * projection.scale, 0.97)
+    trunk, *twigs = _with_twigs(rng, projection, trunk)
     share, end = rng.uniform(0.72, 0.86), trunk.healthy[-1]
-    descending = _grow(rng, view, LEFT_DESCENDING, end * share, 0.62, trunk)
-    circumflex = _grow(rng, view, CIRCUMFLEX, end * murray_share(share), 0.62, trunk)
+    descending = _grow(rng, projection, LEFT_DESCENDING, end * share, 0.62, trunk)
+    circumflex = _grow(rng, projection, CIRCUMFLEX, end * murray_share(share), 0.62, trunk)
     descending, sides = _sprout(
-        rng, view, descending, int(rng.integers(2, 7)), (18, 55), (-75, -35), (0.35, 0.75)
+        rng, projection, descending, int(rng.integers(2, 7)), (18, 55), (-75, -35), (0.35, 0.75)
     )
     circumflex, others = _sprout(
-        rng, view, circumflex, int(rng.integers(1, 5)), (-12, 25), (-70, -30), (0.35, 0.75)
+        rng, projection, circumflex, int(rng.integers(1, 5)), (-12, 25), (-70, -30), (0.35, 0.75)
     )
     return [trunk, descending, circumflex, *sides, *others, *twigs]
 
 
-def _choose_view(rng: np.random.Generator, right: bool, size: int) -> View:
-    """A usual C-arm angle; the tree's box is put near the middle, its ostium inside the frame."""
+def _choose_projection(rng: np.random.Generator, right: bool, size: int) -> Projection:
+    """A common C-arm angle; the tree is centered approximately, with its ostium inside the frame."""
     tilt = Rotation.from_euler("yx", [rng.uniform(-55, -35), rng.uniform(20, 45)], degrees=True)
     around = rng.uniform(10, 60) if right and rng.random() < 0.75 else rng.uniform(-45, 60)
     arm = Rotation.from_euler("zxy", [around, rng.uniform(-32, 32), rng.uniform(-12, 12)], degrees=True)
-    view = View(arm * tilt, rng.uniform(0.29, 0.44) * size, np.zeros(2), size)
+    projection = Projection(arm * tilt, rng.uniform(0.29, 0.44) * size, np.zeros(2), size)
     courses = (RIGHT, POSTERIOR_DESCENDING) if right else (LEFT_MAIN, LEFT_DESCENDING, CIRCUMFLEX)
-    points = view.project(np.concatenate([np.array(course, dtype=float) for course in courses]))
+    points = projection.project(np.concatenate([np.array(course, dtype=float) for course in courses]))
     middle = (points.min(axis=0) + points.max(axis=0)) / 2
     origin = size * rng.uniform(0.42, 0.58, 2) - middle
     ostium = points[0] + origin
-    return replace(view, origin=origin + np.clip(ostium, 0.12 * size, 0.88 * size) - ostium)
+    return replace(projection, origin=origin + np.clip(ostium, 0.12 * size, 0.88 * size) - ostium)
 
 
 def _grow(
     rng: np.random.Generator,
-    view: View,
+    projection: Projection,
     waypoints: Sequence[Sequence[float]] | np.ndarray,
     radius: float,
     taper: float,
     parent: Vessel | None = None,
     start: int = -1,
 ) -> Vessel:
-    """A tortuous vessel through jittered waypoints; its radius falls from `radius` to `taper` times that.
+    """A tortuous vessel through jittered waypoints, tapering from `radius` to `taper` times that.
 
-    With a `parent` it begins at point `start` of it.
+    With a `parent`, it begins at the parent's point `start`.
     """
     way = np.array(waypoints, dtype=float)
     way[1:] += rng.normal(0, 5, way[1:].shape)
@@ -152,24 +152,24 @@ def _grow(
         way[0] = parent.course[start]
     course = _smooth(way)
     bends = (((35, 120), 14 * rng.uniform(0.3, 1) ** 2), ((18, 50), 3.5 * rng.uniform() ** 2))
-    points = wind(rng, view.project(course), bends, view.scale)
+    points = wind(rng, projection.project(course), bends, projection.scale)
     if parent is not None:
         points = points + (parent.points[start] - points[0])
         start %= len(parent.points)
-    places, points = resample(points)
-    course = np.stack([np.interp(places, np.linspace(0, 1, N_CONTROL), each) for each in course.T], axis=1)
-    healthy = calibre(rng, places, radius, taper)
-    return Vessel(points, healthy, narrow(rng, places), parent, max(start, 0), course)
+    shares, points = resample(points)
+    course = np.stack([np.interp(shares, np.linspace(0, 1, N_CONTROL), each) for each in course.T], axis=1)
+    healthy = calibre(rng, shares, radius, taper)
+    return Vessel(points, healthy, narrow(rng, shares), parent, max(start, 0), course)
 
 
 def _smooth(way: Float[np.ndarray, "w 2"]) -> Float[np.ndarray, "n 2"]:
-    """N_CONTROL points of a smooth line through all waypoints: cubic Hermite, with the slopes of both neighbors."""
+    """N_CONTROL points of a cubic Hermite spline through all waypoints, with slopes from both neighbors."""
     knots = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(way, axis=0).T))])
     slopes = np.gradient(way, knots, axis=0)
-    place = np.linspace(0, knots[-1], N_CONTROL)
-    part = np.clip(np.searchsorted(knots, place, "right") - 1, 0, len(knots) - 2)
+    at = np.linspace(0, knots[-1], N_CONTROL)
+    part = np.clip(np.searchsorted(knots, at, "right") - 1, 0, len(knots) - 2)
     span = (knots[part + 1] - knots[part])[:, None]
-    u = (place - knots[part])[:, None] / span
+    u = (at - knots[part])[:, None] / span
     v = 1 - u
     ends = (1 + 2 * u) * v**2 * way[part] + (1 + 2 * v) * u**2 * way[part + 1]
     line: np.ndarray = ends + span * u * v * (v * slopes[part] - u * slopes[part + 1])
@@ -178,23 +178,23 @@ def _smooth(way: Float[np.ndarray, "w 2"]) -> Float[np.ndarray, "n 2"]:
 
 def _sprout(
     rng: np.random.Generator,
-    view: View,
+    projection: Projection,
     vessel: Vessel,
     n: int,
     turn_deg: tuple[float, float],
     drop_deg: tuple[float, float],
     shares: tuple[float, float],
 ) -> tuple[Vessel, list[Vessel]]:
-    """The vessel, thinner behind each fork, and its branches: `n` side branches with theirs, and twigs.
+    """The vessel, thinner after each bifurcation, with `n` side branches, their own branches, and twigs.
 
-    A side branch ends `turn_deg` in longitude and `drop_deg` in latitude from where it begins, and begins with
-    a share of the vessel's radius there.
+    A side branch ends `turn_deg` of longitude and `drop_deg` of latitude from its origin. Its initial radius is a share of
+    the vessel's radius there.
     """
     n_twigs = int(rng.integers(2, 9))
     origins = choose_origins(rng, vessel, n + n_twigs, (0.12, 0.8))
     is_side = rng.permutation(np.arange(len(origins)) < n)
     sides = iter(is_side)
-    thickest_twig = 1.5 * view.scale + 0.3
+    thickest_twig = 1.5 * projection.scale + 0.3
 
     def choose_share(radius: float) -> float:
         if next(sides):
@@ -206,16 +206,16 @@ def _sprout(
     for origin, side, radius in zip(origins, is_side, radii, strict=True):
         turn, drop = (turn_deg, drop_deg) if side else ((-50.0, 55.0), (-50.0, 8.0))
         way = _choose_way(rng, vessel, origin, turn, drop)
-        branch = _grow(rng, view, way, radius, 0.5, vessel, origin)
-        branches += _with_twigs(rng, view, branch) if side else [_as_twig(branch)]
+        branch = _grow(rng, projection, way, radius, 0.5, vessel, origin)
+        branches += _with_twigs(rng, projection, branch) if side else [_as_twig(branch)]
     return vessel, branches
 
 
-def _with_twigs(rng: np.random.Generator, view: View, vessel: Vessel) -> list[Vessel]:
-    """The vessel and its twigs; a thin vessel is one itself."""
-    if vessel.healthy[0] < THINNEST_ANNOTATED * view.scale:
+def _with_twigs(rng: np.random.Generator, projection: Projection, vessel: Vessel) -> list[Vessel]:
+    """The vessel and its twigs; a thin vessel becomes a twig itself."""
+    if vessel.healthy[0] < THINNEST_ANNOTATED * projection.scale:
         return [_as_twig(vessel)]
-    vessel, twigs = _sprout(rng, view, vessel, 0, (0, 0), (0, 0), (0, 0))
+    vessel, twigs = _sprout(rng, projection, vessel, 0, (0, 0), (0, 0), (0, 0))
     return [vessel, *twigs]
 
 
@@ -230,7 +230,7 @@ def _choose_way(
     turn_deg: tuple[float, float],
     drop_deg: tuple[float, float],
 ) -> np.ndarray:
-    """(longitude, latitude) of three waypoints of a branch that begins at a point of the vessel."""
+    """(longitude, latitude) of three waypoints of a branch from point `origin` of the vessel."""
     assert vessel.course is not None
     first = vessel.course[origin]
     way = np.array([rng.uniform(*turn_deg), rng.uniform(*drop_deg)]) * rng.uniform(0.5, 1)

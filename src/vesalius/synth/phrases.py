@@ -1,21 +1,19 @@
-"""What each phrase means in a synthetic picture, so that its mask follows from what can be seen there.
+"""Definitions of the phrases: the mask of each phrase follows from the visible objects of an image.
 
-blood vessel            every annotated vessel, where it is visible
-artery, vein            those of one kind; in a retina
-catheter, guide wire    the whole device in the frame; of a wire the part beyond the catheter's tip
-optic disc              all of it, vessels before it included
-stenosis                the lumen as it would be without disease, from shoulder to shoulder (a fifth of the diameter lost)
-                        of each narrowing of half the diameter or more the narrowest point of which is visible; left out
-                        where other vessels lie over more than half of one
-the widest vessel       the branch with the largest mean radius along what is visible of it; left out unless the next
-                        one is narrower by 15 %
-the vessel on the left  the branch the mask of which has the leftmost center of gravity; left out unless there is another
-                        one, and its center lies farther right by 5 % of the frame
+blood vessel            the visible part of every annotated vessel
+artery, vein            all vessels of one kind, in a fundus photograph
+catheter, guide wire    the whole device in the frame; for a wire, the part beyond the catheter's tip
+optic disc              the whole disc, including the vessels in front of it
+stenosis                the healthy lumen between the shoulders (20 % loss of diameter) of each narrowing by at least 50 %
+                        with a visible narrowest point; omitted if other vessels cover more than half of a stenosis
+the widest vessel       the branch with the largest mean radius of its visible part; omitted unless the next branch is
+                        narrower by 15 %
+the vessel on the left  the branch with the leftmost center of mass; omitted unless there is another branch with a center
+                        further right by 5 % of the frame
 
-A branch runs from its origin to its end, past the branches that leave it. It counts from 40 pixels (of 512) of visible
-length on. Visible is what lies in the frame, is not behind the collimator, and holds contrast medium of at least
-`motion.VISIBLE_SHARE` of the full concentration. What is not in the picture has an empty mask: the answer is "not there".
-What is left out has two defensible answers, or none.
+A branch extends from its origin to its end, across the branches that leave it. It counts from a visible length of 40 pixels
+(at size 512). Visible means in the frame, not behind the collimator, and with at least `motion.VISIBLE_SHARE` of the full
+contrast agent concentration. An absent object has an empty mask. An ambiguous phrase is omitted.
 """
 
 from __future__ import annotations
@@ -27,9 +25,9 @@ import numpy as np
 from vesalius.synth.picture import Mask, Picture
 
 WIDER = 1.15
-"""Mean radius of the widest vessel, at least, where that of the next one is 1."""
+"""Minimum ratio of mean radii between the widest vessel and the next."""
 FARTHER = 0.05
-"""Share of the frame's width between the centers of the leftmost vessel and of the next one, at least."""
+"""Minimum distance between the centers of the leftmost vessel and the next, as a share of the frame's width."""
 
 
 def _vessel(picture: Picture) -> Mask:
@@ -40,8 +38,8 @@ def _kind(name: str) -> Callable[[Picture], Mask]:
     return lambda picture: picture.mask_of([each.shadow for each in picture.vessels if each.kind == name])
 
 
-def _thing(name: str) -> Callable[[Picture], Mask]:
-    return lambda picture: picture.things.get(name, np.zeros_like(picture.clear))
+def _object(name: str) -> Callable[[Picture], Mask]:
+    return lambda picture: picture.objects.get(name, np.zeros_like(picture.clear))
 
 
 def _stenosis(picture: Picture) -> Mask | None:
@@ -75,17 +73,17 @@ MEANINGS: Mapping[str, Callable[[Picture], Mask | None]] = {
     "blood vessel": _vessel,
     "artery": _kind("artery"),
     "vein": _kind("vein"),
-    "catheter": _thing("catheter"),
-    "guide wire": _thing("guide wire"),
-    "optic disc": _thing("optic disc"),
+    "catheter": _object("catheter"),
+    "guide wire": _object("guide wire"),
+    "optic disc": _object("optic disc"),
     "stenosis": _stenosis,
     "the widest vessel": _widest,
     "the vessel on the left": _leftmost,
 }
-"""Phrase -> its mask in a picture: empty where there is no such thing, None where the phrase is left out."""
+"""Phrase -> function for its mask: empty for an absent object, None for an omitted phrase."""
 
 
-def answer(picture: Picture, phrases: Sequence[str]) -> dict[str, Mask]:
-    """The mask of each phrase, without those that are left out."""
+def masks_for(picture: Picture, phrases: Sequence[str]) -> dict[str, Mask]:
+    """The mask of each phrase, without omitted phrases."""
     masks = {phrase: MEANINGS[phrase](picture) for phrase in phrases}
     return {phrase: mask for phrase, mask in masks.items() if mask is not None}

@@ -1,4 +1,4 @@
-"""A synthetic picture as it is seen: its pixels, and what of each vessel is visible in it."""
+"""A synthetic image with the visible part of each vessel."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ from vesalius.synth.vessels import Vessel
 Mask = Bool[np.ndarray, "h w"]
 
 SHORTEST_BRANCH = 40
-"""Pixels of 512 that must be visible of a branch."""
+"""Minimum visible length of a branch in pixels at size 512."""
 
 
 @dataclass(frozen=True)
-class Sight:
-    """One vessel as a picture shows it."""
+class VisibleVessel:
+    """The visible part of one vessel."""
 
     shadow: Shadow
-    """Of its visible part."""
+    """Projection of the visible part."""
     radius: float = 0.0
-    """Mean along its visible part, in pixels."""
+    """Mean radius of the visible part in pixels."""
     length: float = 0.0
-    """Of its visible part, in pixels."""
+    """Length of the visible part in pixels."""
     kind: str = ""
     stenosis: Shadow = NO_SHADOW
-    """Of the healthy lumen along its visible stenoses."""
+    """Projection of the healthy lumen along visible stenoses."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A synthetic picture, and all that its masks are made from."""
+    """A synthetic image and the objects for its masks."""
 
     pixels: UInt8[np.ndarray, "h w 3"]
-    vessels: Sequence[Sight]
+    vessels: Sequence[VisibleVessel]
     clear: Bool[np.ndarray, "h w"]
-    """Where it shows anything: not behind the collimator, not outside of the field of view."""
-    things: Mapping[str, Mask] = field(default_factory=dict)
-    """Catheter, guide wire, optic disc: where there is one."""
+    """Pixels that are not behind the collimator or outside the field of view."""
+    objects: Mapping[str, Mask] = field(default_factory=dict)
+    """Masks of catheter, guide wire and optic disc, if present."""
 
     @property
     def size(self) -> int:
@@ -57,24 +57,24 @@ class Picture:
         return len(self.clear)
 
     def mask_of(self, shadows: Sequence[Shadow]) -> Mask:
-        """The union of the tubes with these shadows, where the picture is clear."""
+        """The union of the projections in the clear part of the image."""
         mask = np.zeros_like(self.clear)
         for shadow in shadows:
             mask[shadow.rows, shadow.columns] |= shadow.chords > 0
         return mask & self.clear
 
-    def branches(self) -> list[Sight]:
-        """The vessels of which enough is visible to be asked for one by one."""
+    def branches(self) -> list[VisibleVessel]:
+        """The vessels with a sufficient visible length for phrases about single vessels."""
         shortest = SHORTEST_BRANCH * self.size / REFERENCE_SIZE
         return [vessel for vessel in self.vessels if vessel.length >= shortest]
 
 
-def look_at(
+def find_visible(
     vessel: Vessel, tube: Tube, filled: Bool[np.ndarray, " k"], clear: Bool[np.ndarray, "h w"], shadow: Shadow
-) -> Sight:
-    """The vessel as far as it is visible, when its lumen is `tube` in this picture and `shadow` all that is in it.
+) -> VisibleVessel:
+    """The visible part of a vessel with the lumen `tube` and the projection `shadow` in this image.
 
-    `filled` says at which points it shows.
+    `filled` marks the points with contrast agent.
     """
     size = len(clear)
     if not filled.all():
@@ -84,10 +84,10 @@ def look_at(
     visible = filled & inside
     visible[visible] = clear[y[visible], x[visible]]
     if not visible.any():
-        return Sight(shadow, kind=vessel.kind)  # its rim may still reach into the picture
+        return VisibleVessel(shadow, kind=vessel.kind)  # its rim may still reach into the image
     narrowed, stenosis = vessel.stenosis & visible, NO_SHADOW
     if narrowed[np.argmax(vessel.narrowing)]:
         healthy = np.maximum(vessel.healthy, THINNEST_RADIUS)
         stenosis = cast(Tube(tube.points[narrowed], healthy[narrowed]), size)
     length = float(visible.sum()) * SAMPLE_STEP
-    return Sight(shadow, float(tube.radii[visible].mean()), length, vessel.kind, stenosis)
+    return VisibleVessel(shadow, float(tube.radii[visible].mean()), length, vessel.kind, stenosis)

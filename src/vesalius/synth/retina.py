@@ -1,6 +1,6 @@
-"""The vessels of a retina: arteries and veins that leave the optic disc, arch around the macula, and fork.
+"""Retinal vessels: arteries and veins that leave the optic disc, arch around the macula, and bifurcate.
 
-Lengths are in pixels, or in diameters of the optic disc where they belong to the eye.
+Lengths are in pixels; lengths of the anatomy are in diameters of the optic disc.
 """
 
 from __future__ import annotations
@@ -16,43 +16,43 @@ from vesalius.synth.vessels import Vessel, calibre, choose_origins, fork
 DISC_MM = 1.8
 """Diameter of the optic disc."""
 THINNEST_BRANCH = 0.018
-"""Diameter at its origin of the thinnest branch that is drawn, in diameters of the disc: 32 micrometers."""
-# degrees from the temporal side at the disc and far from it; the nasal vessels spread, the temporal ones arch
+"""Diameter of the thinnest drawn branch at its origin, in disc diameters: 32 micrometers."""
+# heading in degrees from the temporal side, at the disc and far from it; nasal vessels spread, temporal ones arch
 QUARTERS = (((62, 92), (-30, 5)), ((62, 92), (-30, 5)), ((105, 140), (125, 165)), ((105, 140), (125, 165)))
 
 
 @dataclass(frozen=True)
 class Eye:
-    """The geometry of one picture of a retina."""
+    """The geometry of one fundus photograph."""
 
     size: int
     """Side of the frame in pixels."""
     center: Float[np.ndarray, " 2"]
-    """(x, y) of the middle of the field of view, which is round."""
+    """(x, y) of the center of the round field of view."""
     field_px: float
-    """Radius of the field of view; it may be cut by the frame."""
+    """Radius of the field of view, which may exceed the frame."""
     disc: Float[np.ndarray, " 2"]
-    """(x, y) of the middle of the optic disc."""
+    """(x, y) of the center of the optic disc."""
     disc_px: float
-    """Its diameter."""
+    """Diameter of the optic disc in pixels."""
     temporal: int
-    """1 where the temple is on the right of the picture, -1 where it is on the left."""
+    """1 if the temporal side is on the right of the image, -1 if on the left."""
     macula: Float[np.ndarray, " 2"]
     vessels: tuple[Vessel, ...] = ()
-    """A parent stands before its branches."""
+    """All vessels; parents precede their branches."""
 
     @property
     def spacing_mm(self) -> float:
-        """Side of a pixel, to a tenth of a micrometer."""
+        """Pixel spacing, rounded to 0.1 micrometer."""
         return round(DISC_MM / self.disc_px, 4)
 
 
 def grow_eye(rng: np.random.Generator, size: int) -> Eye:
-    """A left or right eye; a narrow field of view has the disc near its middle, a wide one the macula."""
+    """A random left or right eye; a narrow field of view is centered near the disc, a wide one near the macula."""
     field_px = rng.uniform(0.45, 0.56) * size
     center = size * rng.uniform(0.48, 0.52, 2)
     temporal = int(rng.choice((-1, 1)))
-    share = rng.uniform(0.11, 0.2)  # of the field, that the disc takes
+    share = rng.uniform(0.11, 0.2)  # disc diameter relative to the field of view
     disc_px = 2 * field_px * share
     aside = np.interp(share, [0.11, 0.2], [0.68, 0.05]) + rng.uniform(-0.12, 0.12)
     disc = center + field_px * np.array([-temporal * aside, rng.uniform(-0.12, 0.12)])
@@ -67,7 +67,7 @@ def grow_eye(rng: np.random.Generator, size: int) -> Eye:
 
 
 def _grow_main(rng: np.random.Generator, eye: Eye, quarter: int, kind: str, radius: float) -> list[Vessel]:
-    """One of the four arteries or veins of an eye, with its branches."""
+    """One of the four main arteries or veins of an eye, with its branches."""
     first, last = (np.radians(rng.uniform(*span)) for span in QUARTERS[quarter])
     down = 1 if quarter % 2 else -1
     start = eye.disc + eye.disc_px * rng.uniform(0, 0.12, 2) * (-eye.temporal, down)
@@ -79,9 +79,9 @@ def _grow_main(rng: np.random.Generator, eye: Eye, quarter: int, kind: str, radi
 def _sprout(
     rng: np.random.Generator, eye: Eye, vessel: Vessel, density: float, shares: tuple[float, float]
 ) -> list[Vessel]:
-    """The vessel, thinner behind each fork, and its branches with theirs; too thin a vessel has none.
+    """The vessel, thinner after each bifurcation, with all its branches; thin vessels have none.
 
-    There are about `density` of them in the length of a disc's diameter.
+    `density` is the mean number of branches per disc diameter of length.
     """
     thinnest = THINNEST_BRANCH * eye.disc_px / 2
     n = int(rng.poisson(density * len(vessel.points) * SAMPLE_STEP / eye.disc_px))
@@ -98,7 +98,7 @@ def _sprout(
         ahead = vessel.points[min(origin + 3, len(vessel.points) - 1)] - vessel.points[max(origin - 3, 0)]
         first = np.arctan2(ahead[1], ahead[0]) + side * np.radians(rng.uniform(35, 75))
         last = first - side * np.radians(rng.uniform(-10, 60))
-        length = rng.uniform(50, 160) * radius  # the thicker, the farther
+        length = rng.uniform(50, 160) * radius  # thicker branches are longer
         line = vessel.points[origin] + _steer(first, last, 0.4 * length, length)
         branch = _lay(rng, eye, line, radius, 0.7, vessel.kind, vessel, int(origin))
         found += _sprout(rng, eye, branch, rng.uniform(0.3, 1.2), (0.55, 0.85))
@@ -106,11 +106,11 @@ def _sprout(
 
 
 def _steer(first: float, last: float, reach: float, length: float) -> Float[np.ndarray, "n 2"]:
-    """A line from (0, 0), the heading of which goes from `first` to `last` (radians) within about `reach` pixels."""
+    """A line from (0, 0) with a heading that turns from `first` to `last` (radians) within about `reach` pixels."""
     steps = np.linspace(0, length, int(np.clip(length / 3, 16, 120)))
     heading = last + (first - last) * np.exp(-steps / reach)
-    ways = np.stack([np.cos(heading), np.sin(heading)], axis=1) * (steps[1] - steps[0])
-    return np.concatenate([np.zeros((1, 2)), np.cumsum(ways[:-1], axis=0)])
+    steps_xy = np.stack([np.cos(heading), np.sin(heading)], axis=1) * (steps[1] - steps[0])
+    return np.concatenate([np.zeros((1, 2)), np.cumsum(steps_xy[:-1], axis=0)])
 
 
 def _lay(
@@ -123,7 +123,7 @@ def _lay(
     parent: Vessel | None = None,
     start: int = 0,
 ) -> Vessel:
-    """A tortuous vessel along a line, which ends beyond the field of view and before the middle of the macula."""
+    """A tortuous vessel along a line; it ends outside the field of view or before the center of the macula."""
     bends = (((40, 110), 7 * rng.uniform(0.2, 1) ** 2), ((15, 35), 1.5 * rng.uniform() ** 2))
     points = resample(wind(rng, line, bends, eye.disc_px / 80))[1]
     beyond = np.hypot(*(points - eye.center).T) > eye.field_px + 4

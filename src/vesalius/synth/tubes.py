@@ -1,6 +1,6 @@
-"""Tubes and their shadows: the one geometry from which both a picture and its masks are made.
+"""Tubes and their projections: the geometry from which both an image and its masks are made.
 
-Lengths are in pixels; those written for a frame of 512 x 512 are scaled to the size asked for.
+Lengths are in pixels; those given for a frame of 512 x 512 are scaled to the requested size.
 """
 
 from __future__ import annotations
@@ -14,40 +14,40 @@ from jaxtyping import Float
 REFERENCE_SIZE = 512
 
 SAMPLE_STEP = 0.6
-"""Pixels between neighboring points of a center line."""
+"""Distance between neighboring points of a centerline, in pixels."""
 
-# pixels; above sqrt(2) / 2 every point of a line has a pixel center within reach, so that no vessel breaks
+# pixels; above sqrt(2) / 2, every point of a line has a pixel center within its radius, so no vessel breaks
 THINNEST_RADIUS = 0.75
 
 
 @dataclass(frozen=True)
 class Tube:
-    """A vessel, catheter or wire: a center line and a radius along it."""
+    """A vessel, catheter or wire: a centerline with a radius at each point."""
 
     points: Float[np.ndarray, "k 2"]
-    """(x, y) in pixels, SAMPLE_STEP apart; (0, 0) is the outer corner of the first pixel."""
+    """(x, y) in pixels at a distance of SAMPLE_STEP; (0, 0) is the outer corner of the first pixel."""
     radii: Float[np.ndarray, " k"]
-    """In pixels."""
+    """Radius at each point in pixels."""
 
 
 @dataclass(frozen=True)
 class Shadow:
-    """What one tube leaves in a frame: chords in the box that holds it, which is empty outside of the frame."""
+    """Projection of one tube: path lengths in its bounding box, which is empty for a tube outside the frame."""
 
     rows: slice
     columns: slice
     chords: Float[np.ndarray, "h w"]
-    """Length in pixels of each ray inside the tube, float32; > 0 exactly at pixel centers inside it."""
+    """Path length of each ray through the tube in pixels, float32; > 0 exactly at pixel centers inside the tube."""
 
 
 NO_SHADOW = Shadow(slice(0, 0), slice(0, 0), np.zeros((0, 0), dtype=np.float32))
 
 
 def cast(tube: Tube, size: int, shares: Float[np.ndarray, " k"] | None = None) -> Shadow:
-    """The shadow of one tube in a frame of `size` x `size`.
+    """The projection of one tube in a frame of `size` x `size` pixels.
 
-    A chord is 2 sqrt(r^2 - d^2), the largest over the spheres around the tube's points. `shares` in [0, 1] weigh
-    the spheres, as a lumen does that contrast medium fills in part; a share of 0 leaves none.
+    The path length is 2 sqrt(r^2 - d^2), the maximum over spheres at the points of the tube. `shares` in [0, 1] weight the
+    spheres, as for a partly filled lumen; spheres with a share of 0 are left out.
     """
     near = ((tube.points > -tube.radii[:, None]) & (tube.points < size + tube.radii[:, None])).all(axis=1)
     if shares is not None:
@@ -66,9 +66,9 @@ def cast(tube: Tube, size: int, shares: Float[np.ndarray, " k"] | None = None) -
 
 
 def add_up(tubes: Sequence[Tube], shadows: Sequence[Shadow], size: int) -> Float[np.ndarray, "h w"]:
-    """The chords of all tubes in one frame, float32: tubes that cross add up.
+    """The path lengths of all tubes in one frame, float32; crossing tubes add up.
 
-    Near its first point a tube melts into those before it, as a branch into its parent.
+    Near its first point, a tube merges with earlier tubes (by the maximum), as a branch with its parent.
     """
     total = np.zeros((size, size), dtype=np.float32)
     for tube, shadow in zip(tubes, shadows, strict=True):
@@ -81,14 +81,14 @@ def add_up(tubes: Sequence[Tube], shadows: Sequence[Shadow], size: int) -> Float
 
 
 def chords(tubes: Sequence[Tube], size: int) -> Float[np.ndarray, "h w"]:
-    """`add_up` of the whole shadows of the tubes."""
+    """`add_up` of the complete projections of the tubes."""
     return add_up(tubes, [cast(tube, size) for tube in tubes], size)
 
 
 def _sphere_chords(
     points: np.ndarray, radii: np.ndarray, shape: tuple[int, int], reach: int, weights: np.ndarray | None
 ) -> Float[np.ndarray, "h w"]:
-    """Largest chord of the spheres at each pixel center of a box that holds them all, float32."""
+    """Maximum path length through the spheres at each pixel center of their bounding box, float32."""
     box = np.zeros(shape[0] * shape[1], dtype=np.float32)
     offsets = np.arange(-reach, reach + 1)
     first = np.floor(points).astype(np.int64)
@@ -96,19 +96,19 @@ def _sphere_chords(
     x2 = (away[:, :1] + offsets.astype(np.float32)) ** 2
     y2 = (away[:, 1:] + offsets.astype(np.float32)) ** 2
     half2 = (radii.astype(np.float32) ** 2)[:, None, None] - y2[:, :, None] - x2[:, None, :]
-    place = (first[:, 1, None, None] + offsets[:, None]) * shape[1] + first[:, 0, None, None] + offsets
+    flat = (first[:, 1, None, None] + offsets[:, None]) * shape[1] + first[:, 0, None, None] + offsets
     within = half2 > 0
     found = 2 * np.sqrt(half2[within])
     if weights is not None:
         found *= np.repeat(weights.astype(np.float32), within.sum(axis=(1, 2)))
-    np.maximum.at(box, place[within], found)
+    np.maximum.at(box, flat[within], found)
     return box.reshape(shape)
 
 
 def resample(points: Float[np.ndarray, "n 2"]) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, "k 2"]]:
-    """Share of the way in [0, 1] and (x, y) of points SAMPLE_STEP pixels apart along the line.
+    """Parameter in [0, 1] and (x, y) of points at a distance of SAMPLE_STEP pixels along the line.
 
-    The share is that of the given points, not of pixels, so that what else is known at them can be found again.
+    The parameter is linear in the index of the given points, so other values at these points can be interpolated.
     """
     reached = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))])
     steps = np.linspace(0, reached[-1], max(4, int(reached[-1] / SAMPLE_STEP)))
@@ -122,27 +122,27 @@ def wind(
     bends: Sequence[tuple[tuple[float, float], float]],
     scale: float,
 ) -> Float[np.ndarray, "n 2"]:
-    """The line with smooth sideways bends from its start on, each of a wave length in a span and of a strength.
+    """The line with smooth lateral bends, each with a range of wavelengths and an amplitude.
 
-    Both are in pixels, to be multiplied with `scale`; a short line bends less.
+    Both are in pixels and are multiplied by `scale`; a short line bends less.
     """
     along = np.diff(points, axis=0, prepend=2 * points[:1] - points[1:2])
     length = np.sqrt(along[:, 0] ** 2 + along[:, 1] ** 2)
     reached = np.cumsum(length) - length[0]
-    places = reached / reached[-1]
+    shares = reached / reached[-1]
     aside = np.zeros(len(points))
     for span, strength in bends:
         periods = max(1.0, reached[-1] / (rng.uniform(*span) * scale))
-        aside += strength * wave(rng, places, periods) * (0.35 + 0.65 * np.abs(wave(rng, places, 2)))
-    aside *= scale * min(1.0, reached[-1] / (200 * scale)) * np.minimum(1, 1.6 * places)
+        aside += strength * wave(rng, shares, periods) * (0.35 + 0.65 * np.abs(wave(rng, shares, 2)))
+    aside *= scale * min(1.0, reached[-1] / (200 * scale)) * np.minimum(1, 1.6 * shares)
     normal = along[:, ::-1] * (-1, 1) / np.maximum(length, 1e-6)[:, None]
     result: np.ndarray = points + normal * aside[:, None]
     return result
 
 
-def wave(rng: np.random.Generator, places: np.ndarray, periods: float) -> Float[np.ndarray, " k"]:
-    """A smooth random wave of about `periods` periods over places in [0, 1]; values about in [-1.5, 1.5]."""
+def wave(rng: np.random.Generator, shares: np.ndarray, periods: float) -> Float[np.ndarray, " k"]:
+    """A smooth random wave of about `periods` periods over [0, 1] at `shares`; values about in [-1.5, 1.5]."""
     frequencies = periods * rng.uniform(0.4, 1.3, 3)
     phases, weights = rng.uniform(0, 2 * np.pi, 3), rng.uniform(0.3, 0.7, 3)
-    waves: np.ndarray = np.sin(np.outer(places, 2 * np.pi * frequencies) + phases) @ weights
+    waves: np.ndarray = np.sin(np.outer(shares, 2 * np.pi * frequencies) + phases) @ weights
     return waves
