@@ -163,6 +163,7 @@ CODES: dict[str, Code] = {
     "invalid_key": _error(
         "a file is not the key file of an import", "name the .key.json beside the imported dataset"
     ),
+    "reserved_key": _error("a metadata key has the name of a key of the format", "rename the metadata key"),
     # masks
     "size_mismatch": _error(
         "masks were drawn on a copy of another size",

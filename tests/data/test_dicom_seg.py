@@ -11,7 +11,7 @@ from pydicom.sr.codedict import codes
 
 from vesalius.data.readers.dicom_seg import read_segmentation
 from vesalius.data.writers import dicom_seg
-from vesalius.data.writers.dicom_seg import CODES, write_segmentation
+from vesalius.data.writers.dicom_seg import CONCEPTS, write_segmentation
 from vesalius.errors import AnnotationError, DataError, ImageError, SettingError
 from vesalius.masks import Rle, decode_rle, encode_rle
 
@@ -33,7 +33,7 @@ def write_masks(path: Path, source: Path, segments: dict, **more: object) -> Pat
 
 
 @pytest.mark.parametrize("n", [1, 7])
-def test_what_is_written_is_read_back(n: int, tmp_path: Path) -> None:
+def test_a_segmentation_reads_back(n: int, tmp_path: Path) -> None:
     source = angiogram(tmp_path / "a.dcm", n)  # 143 pixels a frame: none but the first begins with a byte
     segments = {VESSEL: random_masks(0, (11, 13), list(range(n))), "导管": random_masks(1, (11, 13), [n - 1])}
     path = write_masks(tmp_path / "seg.dcm", source, segments)
@@ -53,7 +53,7 @@ def test_any_size_is_read_back(size, n, seed, tmp_path_factory) -> None:
     assert read_masks(path)[VESSEL] == {i: encode_rle(mask) for i, mask in masks.items() if mask.any()}
 
 
-def test_empty_frames_are_not_stored_but_one_where_all_are_empty(tmp_path: Path) -> None:
+def test_empty_frames_are_not_stored_except_one_if_all_are_empty(tmp_path: Path) -> None:
     source = angiogram(tmp_path / "a.dcm", 4)
     nothing, full = (encode_rle(np.full((11, 13), value)) for value in (False, True))
     path = write_masks(tmp_path / "seg.dcm", source, {VESSEL: {0: nothing, 2: full}, CATHETER: {0: nothing}})
@@ -64,7 +64,7 @@ def test_empty_frames_are_not_stored_but_one_where_all_are_empty(tmp_path: Path)
     assert pydicom.dcmread(path).NumberOfFrames == 1
 
 
-def test_patient_and_study_are_the_sources_and_names_stay_readable(tmp_path: Path) -> None:
+def test_patient_and_study_are_those_of_the_source_in_utf_8(tmp_path: Path) -> None:
     source = angiogram(
         tmp_path / "a.dcm", 2, PatientName="Müller^Jürgen", StudyDescription="Koronarangiographie"
     )
@@ -76,10 +76,10 @@ def test_patient_and_study_are_the_sources_and_names_stay_readable(tmp_path: Pat
     assert made.SeriesInstanceUID != tags.SeriesInstanceUID and made.SOPInstanceUID != tags.SOPInstanceUID
     reference = made.PerFrameFunctionalGroupsSequence[0].DerivationImageSequence[0].SourceImageSequence[0]
     assert (reference.ReferencedSOPInstanceUID, reference.ReferencedFrameNumber) == (tags.SOPInstanceUID, 2)
-    assert made.ImageComments.startswith("no answer for 1 frames") and made.ImageComments.endswith(": 1")
+    assert made.ImageComments.startswith("no prediction for 1 frames") and made.ImageComments.endswith(": 1")
 
 
-def test_a_source_with_odd_values_is_copied_without_complaint(tmp_path: Path) -> None:
+def test_invalid_values_of_the_source_are_copied(tmp_path: Path) -> None:
     with pydicom.config.disable_value_validation():
         source = angiogram(tmp_path / "a.dcm", 1, PatientBirthDate="1.2.1950", PatientID="x" * 80)
     path = write_masks(tmp_path / "seg.dcm", source, {VESSEL: random_masks(0, (11, 13), [0])})
@@ -87,9 +87,9 @@ def test_a_source_with_odd_values_is_copied_without_complaint(tmp_path: Path) ->
         assert pydicom.dcmread(path).PatientBirthDate == "1.2.1950"
 
 
-def test_codes_are_those_of_the_dictionary() -> None:
+def test_concepts_are_those_of_the_dictionary() -> None:
     known = {(code.value, code.scheme_designator): code.meaning.lower() for code in _all_codes()}
-    pairs = [pair for pairs in (*CODES.values(), dicom_seg.UNKNOWN) for pair in pairs]
+    pairs = [pair for pairs in (*CONCEPTS.values(), dicom_seg.UNKNOWN) for pair in pairs]
     for value, scheme, meaning in (*pairs, dicom_seg.SOURCE_IMAGE):
         assert known[value, scheme] == meaning.lower()
 
@@ -102,9 +102,9 @@ def _all_codes() -> list:
 
 
 @pytest.mark.parametrize("phrase", ["x" * 65, "a\\b", "two\nlines"])
-def test_a_phrase_that_is_no_label_is_refused(phrase: str, tmp_path: Path) -> None:
+def test_an_invalid_segment_label_is_refused(phrase: str, tmp_path: Path) -> None:
     source = angiogram(tmp_path / "a.dcm", 1)
-    with pytest.raises(SettingError, match="cannot label a DICOM segment"):
+    with raises_code(SettingError, "bad_value"):
         write_masks(tmp_path / "seg.dcm", source, {phrase: {}})
     assert not (tmp_path / "seg.dcm").exists()
 
@@ -114,9 +114,9 @@ def test_masks_that_do_not_fit_and_sources_without_uid_are_refused(tmp_path: Pat
     for masks in (random_masks(0, (11, 13), [2]), random_masks(0, (11, 12), [0])):
         with pytest.raises(ValueError, match="does not fit 2 frames"):
             write_masks(tmp_path / "seg.dcm", source, {VESSEL: masks})
-    nameless = angiogram(tmp_path / "b.dcm", 1, StudyInstanceUID=None)
-    with pytest.raises(ImageError, match="has no StudyInstanceUID"):
-        dicom_seg.check_source(nameless)
+    without_study = angiogram(tmp_path / "b.dcm", 1, StudyInstanceUID=None)
+    with raises_code(ImageError, "missing_tag", "StudyInstanceUID"):
+        dicom_seg.check_source(without_study)
 
 
 def test_other_segmentations_are_refused(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_damaged_segmentation_gives_a_data_error(data: st.DataObject, tmp_path
 
 
 @pytest.mark.parametrize("n", [1, 5])
-def test_dciodvfy_finds_nothing_wrong(n: int, tmp_path: Path) -> None:
+def test_dciodvfy_finds_no_error(n: int, tmp_path: Path) -> None:
     if VALIDATOR is None:
         pytest.skip(
             "dciodvfy is not installed (apt-get install dicom3tools): no DICOM segmentation was validated"

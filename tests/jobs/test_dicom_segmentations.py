@@ -72,7 +72,7 @@ def test_failed_frames_are_listed_and_a_failed_file_has_no_segmentation(tmp_path
     assert [file.name for file in (tmp_path / "out" / "dicom").iterdir()] == ["cine.dcm"]
     assert read_masks(tmp_path / "out" / "dicom" / "cine.dcm")[VESSEL].keys() == {0, 2}
     comment = pydicom.dcmread(tmp_path / "out" / "dicom" / "cine.dcm").ImageComments
-    assert comment.endswith("unknown: 2")
+    assert comment.endswith("not empty: 2")
     lines = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
     assert ['"dicom": "dicom/cine.dcm"' in line for line in lines] == [True, False, True, False]
 

@@ -1,8 +1,8 @@
-"""COCO instances: `annotations.json`, which `readers.coco` reads back and pycocotools opens.
+"""Writes COCO instances: `annotations.json`, readable by `readers.coco` and pycocotools.
 
-Polygons stay polygons, RLE stays RLE, mask files become RLE; each object is one annotation.
-`neg_category_ids`, as LVIS has it, lists what is not in an image; group, sequence, frame, spacing and
-metadata stand in the image's record.
+Polygons stay polygons, RLE stays RLE, and mask files become RLE; each object is one annotation. `neg_category_ids`, as
+in LVIS, lists phrases that are absent from an image; group, sequence, frame, spacing and metadata are keys of the
+image's record.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from vesalius.types import Absent, MaskReference, Polygons, RleMask, Sample
 
 
 def write(folder: Path, samples: Sequence[Sample]) -> list[str]:
-    """Write `annotations.json` for samples whose images lie in `folder`; nothing is lost, and no note given.
+    """Write `annotations.json` for samples with images in `folder`; nothing is lost, so there are no notes.
 
-    Image and annotation ids count from 1, categories from 1 in the order in which phrases appear. Raises
-    AnnotationError where there is no sample, a mask does not fit its image, or metadata is named like a key.
+    Image, annotation and category ids count from 1, categories in order of first appearance. Raises AnnotationError
+    if there is no sample, a mask does not fit its image, or metadata has the name of a key.
     """
     check_any(folder, samples)
     categories: dict[str, int] = {}
@@ -50,7 +50,7 @@ def write(folder: Path, samples: Sequence[Sample]) -> list[str]:
             {"id": number, "name": phrase, "supercategory": ""} for phrase, number in categories.items()
         ],
     }
-    # one line: indented, each coordinate would be a line of its own
+    # one line: with indentation, each coordinate would take a line
     write_text(folder / "annotations.json", to_json(value) + "\n")
     return []
 
@@ -76,9 +76,9 @@ def _image(
     }
 
 
-def _shape(reference: MaskReference, size: Size, place: str) -> dict[str, Any]:
-    """`segmentation`, and of its pixels `area` and `bbox` (x, y, w, h)."""
-    mask = load_mask(reference, size, place)
+def _shape(reference: MaskReference, size: Size, where: str) -> dict[str, Any]:
+    """`segmentation`, and `area` and `bbox` (x, y, w, h) of its pixels."""
+    mask = load_mask(reference, size, where)
     columns, rows = (np.flatnonzero(mask.any(axis=axis)) for axis in (0, 1))
     box = [0, 0, 0, 0]
     if len(rows):

@@ -1,8 +1,8 @@
-"""DICOM Segmentation objects: the masks of one DICOM image, single or multi-frame, as a file beside it (PS3.3 A.51).
+"""Writes DICOM Segmentation objects: the masks of one DICOM image, single or multi-frame (PS3.3 A.51).
 
-Binary, one segment a phrase, one stored frame for each segment and source frame that it has a pixel in. The source
-needs no frame of reference, which angiography has not: frames are tied to it by its UID and frame number. Patient
-and study are those of the source, series and object are new.
+Binary; one segment per phrase; one stored frame for each segment and source frame with a non-empty mask. Frames refer to
+the source by its UID and frame number. Patient and study are those of the source; series and object are new. Written by
+hand because the library that was tried refuses sources without a frame of reference, such as angiography.
 """
 
 from __future__ import annotations
@@ -27,38 +27,29 @@ LONGEST_LABEL = 64
 """Characters of a segment's label (value representation LO)."""
 
 PATIENT_AND_STUDY = (
-    "PatientName",
-    "PatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "StudyDate",
-    "StudyTime",
-    "AccessionNumber",
-    "ReferringPhysicianName",
-    "StudyID",
-)
-"""Copied, and written empty where the source has none."""
-WHERE_STATED = (
-    "PatientIdentityRemoved",
-    "DeidentificationMethod",
-    "StudyDescription",
-    "LossyImageCompression",
-    "LossyImageCompressionRatio",
-    "LossyImageCompressionMethod",
-)
-"""Copied where the source has them; sequences of codes are not."""
+    "PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime AccessionNumber "
+    "ReferringPhysicianName StudyID"
+).split()
+"""Copied attributes, empty if the source has none."""
+OPTIONAL = (
+    "PatientIdentityRemoved DeidentificationMethod StudyDescription LossyImageCompression "
+    "LossyImageCompressionRatio LossyImageCompressionMethod"
+).split()
+"""Attributes that are copied if the source has them."""
+REFERENCES = "SOPClassUID SOPInstanceUID SeriesInstanceUID StudyInstanceUID Rows Columns".split()
+"""Attributes that a source must have so that a segmentation can refer to it."""
 
-Code = tuple[str, str, str]
-"""Value, coding scheme, meaning."""
-ANATOMY: Code = ("91723000", "SCT", "Anatomical Structure")
-OBJECT: Code = ("260787004", "SCT", "Physical object")
-LESION: Code = ("49755003", "SCT", "Morphologically Abnormal Structure")
-SOURCE_IMAGE: Code = ("121322", "DCM", "Source image for image processing operation")
-UNKNOWN: tuple[Code, Code] = (
+Concept = tuple[str, str, str]
+"""(code value, coding scheme, meaning)."""
+ANATOMY: Concept = ("91723000", "SCT", "Anatomical Structure")
+OBJECT: Concept = ("260787004", "SCT", "Physical object")
+LESION: Concept = ("49755003", "SCT", "Morphologically Abnormal Structure")
+SOURCE_IMAGE: Concept = ("121322", "DCM", "Source image for image processing operation")
+UNKNOWN: tuple[Concept, Concept] = (
     ("309825002", "SCT", "Spatial and Relational Concept"),
     ("111099", "DCM", "Selected region"),
 )
-CODES: dict[str, tuple[Code, Code]] = {
+CONCEPTS: dict[str, tuple[Concept, Concept]] = {
     "blood vessel": (ANATOMY, ("59820001", "SCT", "Blood Vessel")),
     "vessel": (ANATOMY, ("59820001", "SCT", "Blood Vessel")),
     "artery": (ANATOMY, ("51114001", "SCT", "Artery")),
@@ -74,21 +65,23 @@ CODES: dict[str, tuple[Code, Code]] = {
     "stenosis": (LESION, ("415582006", "SCT", "Stenosis")),
     "aneurysm": (LESION, ("85659009", "SCT", "Aneurysm")),
 }
-"""Phrase in small letters -> category and type of what a segment shows; any other phrase is `UNKNOWN`, a region."""
+"""Phrase in lower case -> (category, type) of a segment; any other phrase is `UNKNOWN`, a region."""
 
 
 def check_labels(phrases: Sequence[str]) -> None:
-    """Raise SettingError where a phrase cannot be the label of a segment: too long, or with a backslash."""
+    """Raise SettingError if a phrase cannot be a segment label: too long, with a backslash, or not printable."""
     for phrase in phrases:
         if len(phrase) > LONGEST_LABEL or "\\" in phrase or not phrase.isprintable():
             raise SettingError(
-                f"the phrase {phrase[:80]!r} cannot label a DICOM segment: at most {LONGEST_LABEL} characters, "
-                "without backslashes and line ends; ask with a shorter one, or leave dicom out of --save"
+                f"the phrase {phrase[:80]!r} cannot label a DICOM segment, which allows at most {LONGEST_LABEL} characters "
+                "without backslashes and line breaks; use a shorter phrase, or leave dicom out of --save",
+                code="bad_value",
+                field="prompt",
             )
 
 
 def check_source(source: Path) -> None:
-    """Raise ImageError unless a segmentation can refer to this image."""
+    """Raise ImageError if no segmentation can refer to this image."""
     with _describing(source):
         pass
 
@@ -102,12 +95,12 @@ def write_segmentation(
     algorithm: str,
     unanswered: Sequence[int] = (),
 ) -> None:
-    """Write what was found in the frames of `source`: phrase -> frame, counted from 0 -> mask.
+    """Write the masks of `source`; `segments` maps phrase -> frame, counted from 0 -> mask.
 
-    A frame without a mask, or with an empty one, is not stored, and so empty to whoever reads it; where that is
-    every frame, one is stored, as an object needs it. `unanswered` are frames that nobody has a mask of;
-    the image comment names them. Raises SettingError for a phrase that is no label, ImageError for a source that
-    cannot be referred to, ValueError for a mask of another size or a frame that the source does not have.
+    A frame with no mask, or an empty one, is not stored, so that readers take it as empty; if all are empty, one is
+    stored, because an object needs a frame. `unanswered` lists frames with unknown masks; the image comment names
+    them. Raises SettingError for a phrase that cannot be a label, ImageError for a source without the attributes
+    `REFERENCES`, ValueError for a mask of another size or a frame that the source does not have.
     """
     check_labels((*segments, series_description, algorithm))
     with _describing(source) as (tags, found):
@@ -132,7 +125,7 @@ def write_segmentation(
 def _filled(
     segments: Mapping[str, Mapping[int, Rle]], size: Size, n_frames: int
 ) -> Iterator[tuple[int, int, Rle]]:
-    """(number of the segment from 1, frame from 0, mask) of all that is not empty, or of one that is."""
+    """(segment number from 1, frame from 0, mask) of all non-empty masks, or of one empty mask."""
     empty = True
     for number, (phrase, frames) in enumerate(segments.items(), start=1):
         for frame in sorted(frames):
@@ -148,7 +141,7 @@ def _filled(
 
 
 def _pack(masks: Sequence[Rle]) -> Iterator[bytes]:
-    """A bit a pixel, the lowest first; eight frames at a time, which are whole bytes whatever their size."""
+    """One bit per pixel, lowest bit first; eight frames at a time, which always fill whole bytes."""
     for start in range(0, len(masks), 8):
         pixels = np.concatenate([decode_rle(rle).ravel() for rle in masks[start : start + 8]])
         yield np.packbits(pixels, bitorder="little").tobytes()
@@ -156,16 +149,9 @@ def _pack(masks: Sequence[Rle]) -> Iterator[bytes]:
 
 @contextmanager
 def _describing(source: Path) -> Iterator[tuple[Any, Any]]:
-    """(header of the source, the new object without segments); ImageError where it cannot be referred to."""
+    """(header of the source, new object without segments); ImageError if an attribute of `REFERENCES` is missing."""
     with reading(source) as (tags, _):
-        for keyword in (
-            "SOPClassUID",
-            "SOPInstanceUID",
-            "SeriesInstanceUID",
-            "StudyInstanceUID",
-            "Rows",
-            "Columns",
-        ):
+        for keyword in REFERENCES:
             if not tags.get(keyword):
                 raise ImageError(
                     f"{source}: has no {keyword}, so no segmentation can refer to it; export it again",
@@ -175,7 +161,7 @@ def _describing(source: Path) -> Iterator[tuple[Any, Any]]:
 
 
 def _describe(tags: Any) -> Any:
-    """What the source alone decides: everything but segments, functional groups and pixels."""
+    """The new object with everything but segments, functional groups and pixels."""
     from pydicom.dataset import FileDataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
@@ -184,11 +170,11 @@ def _describe(tags: Any) -> Any:
     found: Any = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     now = datetime.now()
     date, time = f"{now:%Y%m%d}", f"{now:%H%M%S}"
-    # every name of the source becomes text in UTF-8, whatever it was written in
+    # text of the source is decoded, and written as UTF-8
     found.SpecificCharacterSet = "ISO_IR 192"
     found.update({keyword: str(tags.get(keyword) or "") for keyword in PATIENT_AND_STUDY})
     found.LossyImageCompression = "00"
-    found.update({keyword: tags[keyword].value for keyword in WHERE_STATED if tags.get(keyword)})
+    found.update({keyword: tags[keyword].value for keyword in OPTIONAL if tags.get(keyword)})
     found.update({"SOPClassUID": SOP_CLASS, "SOPInstanceUID": generate_uid(prefix=None)})
     found.update({"StudyInstanceUID": tags.StudyInstanceUID, "SeriesInstanceUID": generate_uid(prefix=None)})
     found.update({"Modality": "SEG", "SeriesNumber": 1000 + int(tags.get("SeriesNumber") or 0)})
@@ -206,7 +192,7 @@ def _describe(tags: Any) -> Any:
 
 
 def _describe_segment(number: int, phrase: str, algorithm: str) -> Any:
-    category, kind = CODES.get(phrase.lower(), UNKNOWN)
+    category, kind = CONCEPTS.get(phrase.lower(), UNKNOWN)
     return _dataset(
         SegmentNumber=number,
         SegmentLabel=phrase,
@@ -220,7 +206,7 @@ def _describe_segment(number: int, phrase: str, algorithm: str) -> Any:
 def _add_functional_groups(
     found: Any, tags: Any, stored: Sequence[tuple[int, int]], multi_frame: bool
 ) -> None:
-    """Which segment and which source frame each stored frame is of; dimensions are ordered by the two in turn."""
+    """Add functional groups: segment and source frame of each stored frame, also as dimension indices."""
     from pydicom.datadict import tag_for_keyword
     from pydicom.uid import generate_uid
 
@@ -277,12 +263,12 @@ def _dataset(**values: Any) -> Any:
     return found
 
 
-def _code(code: Code) -> Any:
-    value, scheme, meaning = code
+def _code(concept: Concept) -> Any:
+    value, scheme, meaning = concept
     return _dataset(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)
 
 
 def _name_frames(frames: Sequence[int]) -> str:
-    """A comment on frames, counted from 1 as DICOM does, in at most 1024 characters."""
+    """A comment that lists frames, counted from 1 as in DICOM, in at most 1024 characters."""
     shown = list_names((str(frame + 1) for frame in sorted(frames)), 100)
-    return f"no answer for {len(frames)} frames of the source, which are not empty but unknown: {shown}"
+    return f"no prediction for {len(frames)} frames of the source, so their masks are unknown, not empty: {shown}"

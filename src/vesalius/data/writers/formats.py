@@ -20,6 +20,6 @@ WRITERS: dict[str, Callable[[Path, Sequence[Sample]], list[str]]] = {
     "labelme": labelme.write,
     "masks": masks.write,
 }
-"""`write(folder, samples)` for samples whose images already lie in `folder`, by custom in its `images/`.
-Gives one note each for what the format cannot hold; raises AnnotationError for what it cannot be written
-of."""
+"""Format -> `write(folder, samples)` for samples with images already in `folder`, usually in its `images/`. It returns
+one note for each kind of information that the format cannot hold, and raises AnnotationError for samples that it cannot
+represent."""

@@ -1,7 +1,7 @@
-"""LabelMe: one JSON file beside each image, which `readers.labelme` reads back and LabelMe itself opens.
+"""Writes LabelMe: one JSON file beside each image, readable by `readers.labelme` and LabelMe.
 
-Polygons stay polygons; RLE and mask files become mask shapes. Parts of one object share a `group_id`. What
-LabelMe has no word for stands under the key `vesalius`, which it keeps when it saves.
+Polygons stay polygons; RLE and mask files become mask shapes. Parts of one object share a `group_id`. Properties without
+a LabelMe key are stored under the key `vesalius`, which LabelMe keeps when it saves.
 """
 
 from __future__ import annotations
@@ -25,29 +25,31 @@ from vesalius.files import write_json
 from vesalius.types import Absent, Polygons, Sample
 
 VERSION = "5.5.0"
-"""The LabelMe whose format this is; the next ones open it too."""
+"""LabelMe version of the format; later versions open it too."""
 
 
 def write(folder: Path, samples: Sequence[Sample]) -> list[str]:
-    """Write the JSON files of samples whose images lie in `folder`; notes on what LabelMe cannot show.
+    """Write the JSON files of samples with images in `folder`; returns notes on samples that LabelMe cannot show.
 
-    Raises AnnotationError where there is no sample, two would be written to one file, a mask does not fit
-    its image, or metadata is named like a key.
+    Raises AnnotationError if there is no sample, two samples have the same file, a mask does not fit its image, or
+    metadata has the name of a key.
     """
     check_any(folder, samples)
     written: set[Path] = set()
     for sample in samples:
-        image_path(sample, folder)  # raises where it lies elsewhere
+        image_path(sample, folder)  # raises if it lies elsewhere
         stem = sample.image.stem if sample.frame is None else frame_id(sample.image.stem, sample.frame)
         path = sample.image.with_name(f"{stem}.json")
         if path in written:
             raise AnnotationError(
-                f"{path}: would be written for two samples, the second being {sample.id}; rename an image"
+                f"{path}: would be written for two samples, the second being {sample.id}; rename an image",
+                code="duplicate_id",
+                path=path,
             )
         written.add(path)
         write_json(path, _entry(sample))
     frames = sum(sample.frame is not None for sample in samples)
-    return [f"frames of larger files, which LabelMe itself does not open: {frames}"] if frames else []
+    return [f"frames of multi-frame files, which LabelMe does not open: {frames}"] if frames else []
 
 
 def _entry(sample: Sample) -> dict[str, Any]:
@@ -83,7 +85,7 @@ def _polygon(phrase: str, part: Sequence[float], group: int | None) -> dict[str,
 
 
 def _mask(phrase: str, mask: np.ndarray) -> dict[str, Any]:
-    """The patch that holds the mask; one pixel of background where it is empty."""
+    """The bounding patch of the mask; one pixel of background if it is empty."""
     columns, rows = (np.flatnonzero(mask.any(axis=axis)) for axis in (0, 1))
     left, right = (int(columns[0]), int(columns[-1])) if len(columns) else (0, 0)
     top, bottom = (int(rows[0]), int(rows[-1])) if len(rows) else (0, 0)

@@ -1,7 +1,7 @@
-"""Mask images: `masks/ID.png`, 0 and 255; with several phrases on an image `masks/ID--PHRASE.png`.
+"""Writes mask images `masks/ID.png`, 0 and 255; `masks/ID--PHRASE.png` for images with several phrases.
 
-A folder with one phrase on every image reads back as an image/mask folder (`readers.maskfolder`), which has
-to be told the phrase. With several phrases the files are for other programs: no reader pairs them again.
+A folder with one phrase on every image reads back as an image/mask folder (`readers.maskfolder`), given the phrase. With
+several phrases the files are meant for other programs: no reader pairs them with images.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from vesalius.types import Absent, MaskReference, Sample
 
 
 def write(folder: Path, samples: Sequence[Sample]) -> list[str]:
-    """Write the masks of samples whose images lie in `folder`; notes on what a mask image cannot say.
+    """Write the masks of samples with images in `folder`; returns notes on information that mask images lack.
 
-    Raises AnnotationError where there is no sample, an image lies elsewhere, or a mask does not fit its
-    image; ValueError where an id is no file name.
+    Raises AnnotationError if there is no sample, an image lies elsewhere, or a mask does not fit its image; ValueError
+    for an id that is not a file name.
     """
     check_any(folder, samples)
     merged = [merge_phrases(sample) for sample in samples]
     for sample in merged:
-        image_path(sample, folder)  # raises where it lies elsewhere
-        rows_of(sample)  # raises where it names no phrase
+        image_path(sample, folder)  # raises if it lies elsewhere
+        rows_of(sample)  # raises if it names no phrase
         size = size_of(sample)
         # without annotation there is nothing to write
         stems = result_stems(sample.id, sample.prompts) if sample.masks is not None else []
@@ -43,15 +43,15 @@ def write(folder: Path, samples: Sequence[Sample]) -> list[str]:
     return _notes(merged)
 
 
-def _union(objects: Sequence[MaskReference], size: Size, place: str) -> np.ndarray:
+def _union(objects: Sequence[MaskReference], size: Size, where: str) -> np.ndarray:
     mask = np.zeros(size, dtype=bool)
     for reference in objects:
-        mask |= load_mask(reference, size, place)
+        mask |= load_mask(reference, size, where)
     return mask
 
 
 def _notes(samples: Sequence[Sample]) -> list[str]:
-    """What is lost, of samples whose phrases are merged."""
+    """Notes on lost information; the phrases of `samples` are merged."""
     targets = [objects for sample in samples for objects in sample.masks or ()]
     phrases = list(dict.fromkeys(phrase for sample in samples for phrase in sample.prompts))
     lost = Counter(key for sample in samples for key in KEYS if getattr(sample, key) is not None)
@@ -61,17 +61,15 @@ def _notes(samples: Sequence[Sample]) -> list[str]:
     absent = sum(all(isinstance(each, Absent) for each in objects) for objects in targets)
     notes = []
     if len(phrases) == 1:
-        notes.append(f"no file says what the masks show: name {phrases[0]!r} when the folder is read")
+        notes.append(f"the files do not state the phrase: give {phrases[0]!r} when reading the folder")
     elif phrases:
-        notes.append(
-            f"{len(phrases)} phrases: they stand in the names of files, and no reader pairs these again"
-        )
+        notes.append(f"{len(phrases)} phrases are in the file names, which no reader pairs with images")
     if bare:
-        notes.append(f"images without annotation, which have no mask file and so cannot be read back: {bare}")
+        notes.append(f"images without annotation, which have no mask file and cannot be read back: {bare}")
     if joined:
-        notes.append(f"masks that join several objects of a phrase: {joined}")
+        notes.append(f"masks that unite several objects of a phrase: {joined}")
     if absent:
-        notes.append(f"empty masks of phrases that are not in the image: {absent}")
+        notes.append(f"empty masks of phrases that are absent from the image: {absent}")
     if lost:
         notes.append(f"not kept: {', '.join(f'{key} ({n})' for key, n in lost.items())}")
     return notes

@@ -1,4 +1,4 @@
-"""What every writer asks of a sample: its size, its rows, and where its image lies."""
+"""Shared by the writers: size, rows and image path of a sample, and checks."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from vesalius.types import Absent, MaskReference, Polygons, Sample
 
 
 def check_any(folder: Path, samples: Sequence[Sample]) -> None:
-    """Raise AnnotationError where there is nothing to write."""
+    """Raise AnnotationError if there is no sample."""
     if not samples:
-        raise AnnotationError(f"{folder}: there is no sample to write")
+        raise AnnotationError(f"{folder}: there is no sample to write", code="nothing_to_write", path=folder)
 
 
 def size_of(sample: Sample) -> Size:
-    """(h, w) as the annotation states it, else of the image; AnnotationError for over 200 megapixels."""
+    """(h, w) stated by the annotation, else of the image; AnnotationError for more than `MAX_PIXELS` pixels."""
     height, width = sample.size or load_image(sample).shape[:2]
     if height * width > MAX_PIXELS:
         raise AnnotationError(
@@ -31,12 +31,14 @@ def size_of(sample: Sample) -> Size:
 
 
 def rows_of(sample: Sample) -> list[tuple[str, MaskReference]]:
-    """Phrase and mask of each object, `Absent` for a phrase without any; none where nothing is annotated.
+    """(phrase, mask) of each object, with `Absent` for a phrase without objects; empty without annotation.
 
-    Raises AnnotationError where an annotation names no phrase, or an object has no polygons.
+    Raises AnnotationError if an annotation names no phrase, or an object has no polygons.
     """
     if sample.masks == ():
-        raise AnnotationError(f"{sample.id}: names no phrase; give at least one, or no masks at all")
+        raise AnnotationError(
+            f"{sample.id}: names no phrase; give at least one, or no masks at all", code="no_phrase"
+        )
     rows = [
         (phrase, reference)
         for phrase, objects in zip(sample.prompts, sample.masks or (), strict=sample.masks is not None)
@@ -44,23 +46,30 @@ def rows_of(sample: Sample) -> list[tuple[str, MaskReference]]:
     ]
     if any(reference == Polygons(()) for _, reference in rows):
         raise AnnotationError(
-            f"{sample.id}: has an object without polygons; use Absent for a phrase that is not there"
+            f"{sample.id}: has an object without polygons; use Absent for a phrase that is not in the image",
+            code="empty_object",
         )
     return rows
 
 
 def image_path(sample: Sample, folder: Path) -> Path:
-    """The image's path relative to `folder`; AnnotationError where it lies outside, judged by name alone."""
+    """Path of the image relative to `folder`; AnnotationError if it lies outside, by name alone."""
     image = sample.image.absolute()
     if ".." in image.parts or not image.is_relative_to(folder.absolute()):
-        raise AnnotationError(f"{sample.image}: lies outside of {folder}; copy the image there first")
+        raise AnnotationError(
+            f"{sample.image}: lies outside {folder}; copy the image there first",
+            code="outside_path",
+            path=sample.image,
+        )
     return image.relative_to(folder.absolute())
 
 
 def check_metadata_names(sample: Sample, keys: Sequence[str]) -> None:
-    """Raise AnnotationError where metadata has the name of a key that the format uses."""
+    """Raise AnnotationError if a metadata key has the name of a key of the format."""
     clash = sorted(set(sample.metadata) & set(keys))
     if clash:
         raise AnnotationError(
-            f"{sample.id}: metadata may not be named {', '.join(clash)}; the format uses that name"
+            f"{sample.id}: metadata may not be named {', '.join(clash)}; the format uses that name, so rename it",
+            code="reserved_key",
+            field=clash[0],
         )
