@@ -335,6 +335,37 @@ CODES: dict[str, Code] = {
         "the weights of a published model are not on this machine", "download them with hf download"
     ),
     "unknown_model": _error("a model name is not known", "take the nearest known name from the message"),
+    "incomplete_model": _error("a file or folder of a bundle is missing", "copy or convert the model again"),
+    "damaged_model": _error("a file of a model cannot be read or is damaged", "copy the model again"),
+    "bad_card": _error(
+        "a model card is missing, damaged or of an unknown kind", "copy or convert the model again"
+    ),
+    "weights_mismatch": _error(
+        "weights are missing, unknown or misshapen for a configuration", "copy or convert the model again"
+    ),
+    "no_tokenizer": _error(
+        "a model has no tokenizer, or its tokenizer lacks a token", "copy the model again"
+    ),
+    "unsupported_adapter": _error(
+        "an adapter is damaged or not a plain LoRA", "merge it with its own library"
+    ),
+    "adapter_mismatch": _error(
+        "an adapter does not fit the model or the settings", "merge the adapter first, or change the settings"
+    ),
+    "unknown_layer": _error("no layer of a model has a given name", "take a name from the message"),
+    "unsafe_link": _error("a link in a model folder leads out of it", "copy the file itself"),
+    "quantization": _error(
+        "a model cannot be opened or saved in a quantization",
+        "leave the quantization out, or convert the model",
+    ),
+    "device_map": _error("a device map is not possible", "make one with vesalius plan"),
+    "bad_prompt": _error(
+        "a prompt is empty, not text, or contains a control token", "write the phrase without control tokens"
+    ),
+    "no_prompt": _error("there is nothing to ask: no image, prompt or object", "give an image and a prompt"),
+    "context_length": _error(
+        "a question is longer than the model's context", "shorten the prompt or lower max_tiles"
+    ),
     "unknown_family": _error(
         "a model is of no known family of vision-language models", "name a model of a supported family"
     ),

@@ -153,9 +153,9 @@ def test_the_image_is_read_once_for_all_questions_about_it(opened: OpenedModel) 
 def test_the_commonest_answer_is_the_next_draft() -> None:
     drafts = DraftTable([1, 2, 9])
     assert drafts.best() == (1, 2, 9)
-    drafts.hear([[3, 9], [4, 4]], stop_id=9)  # the second was cut
+    drafts.update([[3, 9], [4, 4]], stop_id=9)  # the second was cut
     assert drafts.best() == (1, 2, 9)
-    drafts.hear([[3, 9]], stop_id=9)
+    drafts.update([[3, 9]], stop_id=9)
     assert drafts.best() == (3, 9)
 
 

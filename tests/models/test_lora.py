@@ -51,7 +51,7 @@ def adapted(vlm: PreTrainedModel, rows: bool = True) -> PreTrainedModel:
     """With LoRA of two sizes over both parts, and rows, of random numbers."""
     add_lora(vlm, {"language model": LoraSettings(rank=4), "vision encoder": LoraSettings(rank=2, alpha=3)})
     if rows:
-        TokenRows(vlm, IDS).lay_over(vlm)
+        TokenRows(vlm, IDS).attach_to(vlm)
     with torch.no_grad():
         for name, parameter in vlm.named_parameters():
             if ".lora_" in name or name.startswith("token_rows."):
@@ -122,7 +122,7 @@ def test_rows_train_and_all_other_rows_stay_to_the_byte(tied: bool) -> None:
     before = {name: each.clone() for name, each in vlm.state_dict().items()}
     for parameter in vlm.parameters():
         parameter.requires_grad_(False)
-    TokenRows(vlm, IDS).lay_over(vlm)
+    TokenRows(vlm, IDS).attach_to(vlm)
     rows = find_rows(vlm)
     assert rows is not None
     assert (rows.head is None) == tied

@@ -309,7 +309,7 @@ def test_following_with_the_weights_of_the_official_code_equals_transformers(
     shown = {0: shown_masks(sam, tracker.prompt(0, clip[0]))}
     expected = propagate(sam, clip, shown, 0, False, monkeypatch)
     for t in (1, 2):
-        close(tracker.follow(t, clip[t]).logits, expected[t].numpy(), LOGITS)
+        close(tracker.propagate(t, clip[t]).logits, expected[t].numpy(), LOGITS)
 
 
 @pytest.mark.parametrize(("keys", "reverse"), [((0, 10, 25), False), ((24,), True), ((3, 24), True)])
@@ -321,11 +321,11 @@ def test_following_several_objects_through_a_long_clip_equals_transformers(
     shown = {key: shown_masks(small_sam, tracker.prompt(key, clip[key])) for key in keys}
     start = max(keys) if reverse else min(keys)
     if reverse:
-        tracker.turn()
+        tracker.reverse()
     expected = propagate(small_sam, clip, shown, start, reverse, monkeypatch)
     others = [t for t in (range(start, -1, -1) if reverse else range(start, 26)) if t not in keys]
     for t in others:
-        close(tracker.follow(t, clip[t]).logits, expected[t].numpy(), LOGITS)
+        close(tracker.propagate(t, clip[t]).logits, expected[t].numpy(), LOGITS)
     assert len(others) > 15
 
 
@@ -335,13 +335,13 @@ def test_an_object_that_is_not_there_has_no_mask_and_is_found_again(small_sam: S
     head = small_sam.mask_decoder.pred_obj_score_head.proj_out
     with torch.no_grad():
         head.bias.sub_(1000)
-    gone = tracker.follow(1, clip[1])
+    gone = tracker.propagate(1, clip[1])
     assert (gone.logits == NO_OBJECT).all()
     assert (gone.object_scores < 0).all()
     torch.testing.assert_close(gone.pointers, small_sam.no_object_pointer.expand(2, -1), atol=0, rtol=0)
     with torch.no_grad():
         head.bias.add_(1000)
-    assert (tracker.follow(2, clip[2]).logits > NO_OBJECT).all()
+    assert (tracker.propagate(2, clip[2]).logits > NO_OBJECT).all()
 
 
 def test_a_tracker_holds_no_more_for_a_long_clip_and_encodes_each_frame_once(
@@ -363,7 +363,7 @@ def test_a_tracker_holds_no_more_for_a_long_clip_and_encodes_each_frame_once(
             if t:
                 tracker.forget(t - 10)
         else:
-            tracker.follow(t, frame)
+            tracker.propagate(t, frame)
         sizes.append(held_bytes())
     assert sizes[1] < sizes[5] < sizes[19]
     assert sizes[19] == sizes[29] == sizes[39]
@@ -376,11 +376,11 @@ def test_what_was_followed_is_forgotten_where_the_tracker_turns(small_sam: Sam2V
     for tracker in (once, twice):
         tracker.prompt(2, clip[2])
     for t in (3, 4, 5):
-        twice.follow(t, clip[t])
+        twice.propagate(t, clip[t])
     for tracker in (once, twice):
-        tracker.turn()
+        tracker.reverse()
     torch.testing.assert_close(
-        once.follow(1, clip[1]).logits, twice.follow(1, clip[1]).logits, atol=0, rtol=0
+        once.propagate(1, clip[1]).logits, twice.propagate(1, clip[1]).logits, atol=0, rtol=0
     )
 
 
@@ -395,7 +395,7 @@ def test_what_cannot_be_followed_is_refused(small_sam: Sam2VideoModel) -> None:
     with pytest.raises(SettingError, match=r"no \[SEG\]"):
         Tracker(small_sam, embeddings[:0])
     with pytest.raises(ValueError, match="no key frame"):
-        Tracker(small_sam, embeddings).follow(0, random(1, 3, 128, 128))
+        Tracker(small_sam, embeddings).propagate(0, random(1, 3, 128, 128))
     small_sam.mem_dim = 32
     with pytest.raises(CheckpointError, match="memories have 32 channels, and its memory attention reads 64"):
         VideoSession(small_sam, embeddings)

@@ -14,7 +14,7 @@ from vesalius.models.families.table import family_of
 from vesalius.models.families.tokenizers import official_tokenizer
 from vesalius.models.layout_mapping import to_bundle
 from vesalius.models.official_config import read_spec
-from vesalius.models.official_prompt import read_official_prompt, spoken
+from vesalius.models.official_prompt import official_text, read_official_prompt
 from vesalius.models.processor import Processor
 from vesalius.models.specs import ModelSpec
 from vesalius.models.stored_model import shapes_of
@@ -111,7 +111,7 @@ def test_token_by_token_gives_the_states_of_one_pass(half: Half) -> None:
 
 
 def test_answer_is_worded_as_the_official_tokenizer_does(half: Half) -> None:
-    said = spoken(half.processor, half.expected["answer_ids"].tolist())
+    said = official_text(half.processor, half.expected["answer_ids"].tolist())
     spaced = {"It is [SEG] and [SEG].<|im_end|>": "It is  [SEG]  and  [SEG] . <|im_end|>"}
     internlm2 = half.spec.prompt.chat == "internlm2_chat"
     assert said == (spaced[half.facts["answer"]] if internlm2 else half.facts["answer"])

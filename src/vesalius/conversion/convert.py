@@ -32,13 +32,13 @@ from vesalius.models.config_files import PROOF
 from vesalius.models.layout_mapping import Assembly, to_bundle
 from vesalius.models.reference import Layout, resolve_model
 from vesalius.models.stored_model import (
-    SHOWN,
     empty_model,
     hash_model,
     open_stored,
     remember_model,
     shapes_of,
 )
+from vesalius.models.tensor_differences import SHOWN
 from vesalius.models.weights import TORCH_TYPES, FileWeights, RenamedWeights, Weights
 from vesalius.tensorfiles import Report, TensorType, write_shards, write_tensors
 

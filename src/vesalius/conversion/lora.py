@@ -15,7 +15,8 @@ from vesalius.conversion.training_checkpoint import Lora, TrainingCheckpoint
 from vesalius.errors import CheckpointError
 from vesalius.models.presets import find_candidates
 from vesalius.models.specs import Shape
-from vesalius.models.stored_model import differences, shapes_of
+from vesalius.models.stored_model import shapes_of
+from vesalius.models.tensor_differences import list_differences
 from vesalius.models.weights import TORCH_TYPES, Weights
 from vesalius.tensorfiles import BLOCK_BYTES, Block, TensorType
 
@@ -198,7 +199,7 @@ class Probe:
 
 def _check_fit(base: Mapping[str, Shape], checkpoint: TrainingCheckpoint) -> None:
     trained = checkpoint.shapes
-    table = differences(trained, {name: base[name] for name in trained.keys() & base.keys()})
+    table = list_differences(trained, {name: base[name] for name in trained.keys() & base.keys()})
     if table:
         raise CheckpointError(
             f"{checkpoint.path}: the tensors do not fit the base: {table}; "

@@ -29,11 +29,11 @@ from vesalius.models.stored_model import (
     StoredModel,
     bundle_view,
     check_fit,
-    differences,
     official_view,
     open_stored,
     shapes_of,
 )
+from vesalius.models.tensor_differences import list_differences
 from vesalius.models.textseg import configs
 from vesalius.models.weights import AssembledWeights, HashedWeights
 
@@ -206,7 +206,7 @@ def _files_for_official(model: StoredModel, base: ModelRef | None) -> SmallFiles
     folder = _official_folder(model)
     if not is_official(folder) and base is not None:
         other = open_stored(base)
-        if table := differences(shapes_of(other.weights), shapes_of(model.weights)):
+        if table := list_differences(shapes_of(other.weights), shapes_of(model.weights)):
             raise CheckpointError(
                 f"{base.name}: does not have the tensors of {model.folder}: {table}",
                 code="wrong_base",

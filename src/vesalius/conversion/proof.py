@@ -11,7 +11,7 @@ from vesalius.conversion.lora import check_merge
 from vesalius.conversion.prepare import Conversion, Training
 from vesalius.lineage import TensorHash, fingerprint_hashes, hash_file
 from vesalius.models.cards import CARD, read_card
-from vesalius.models.stored_model import SHOWN
+from vesalius.models.tensor_differences import SHOWN
 
 
 def describe(conversion: Conversion) -> dict[str, Any]:

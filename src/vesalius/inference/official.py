@@ -18,7 +18,7 @@ from vesalius.mask_maps import LowRes
 from vesalius.masks import Size
 from vesalius.models.generation import generate_answer
 from vesalius.models.memory import VideoSession
-from vesalius.models.official_prompt import read_official_prompt, spoken
+from vesalius.models.official_prompt import official_text, read_official_prompt
 
 MAX_NEW_TOKENS = 2048
 """Of the official code."""
@@ -64,7 +64,7 @@ class OfficialPredictor(VideoPredictor):
         # frames are moved to the device one by one
         batch = replace(batch, g_pixel_values=[]).to(parameter.device, parameter.dtype)
         answer = generate_answer(self.model, batch, self.processor.stop_id, MAX_NEW_TOKENS, official)
-        result = {"prediction": spoken(self.processor, answer.ids[0]), "prediction_masks": []}
+        result = {"prediction": official_text(self.processor, answer.ids[0]), "prediction_masks": []}
         if not len(answer.seg.row) or not squares:
             return result
         if not frames:

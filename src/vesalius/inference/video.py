@@ -301,10 +301,10 @@ class _Follower:
         self._look_ahead(self._keys[0])
         first = self._keys[0]
         if first:
-            self._tracker.turn()
+            self._tracker.reverse()
             for index in reversed(range(first)):
                 yield self._at(index)
-            self._tracker.turn()
+            self._tracker.reverse()
         for index in range(first, len(self._clip)):
             yield self._at(index)
 
@@ -316,7 +316,7 @@ class _Follower:
             pixels = self._clip.read(index)
         except DataError as error:
             return index, error, None
-        return index, pixels, self._tracker.follow(index, _square(self._predictor, pixels))
+        return index, pixels, self._tracker.propagate(index, _square(self._predictor, pixels))
 
     def _look_ahead(self, index: int) -> None:
         """Keep the key frames nearest to a frame in memory, and no others.

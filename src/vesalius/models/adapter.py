@@ -1,5 +1,4 @@
-"""A LoRA that is kept and not merged: a standard PEFT adapter over the vision-language half of a bundle, with rows of its
-vocabulary where those train too."""
+"""PEFT adapters over the vision-language model of a bundle: plain LoRA, and trained rows of its vocabulary."""
 
 from __future__ import annotations
 
@@ -17,6 +16,7 @@ from transformers import PreTrainedModel
 from vesalius.errors import CheckpointError
 from vesalius.files import write_json
 from vesalius.models.quantization import no_kernels_fetched
+from vesalius.models.tensor_differences import list_differences
 from vesalius.models.token_rows import TokenRows, find_rows
 
 CONFIG = "adapter_config.json"
@@ -25,28 +25,20 @@ PREFIX = "base_model.model."
 EMBEDDINGS = "model.language_model.embed_tokens"
 HEAD = "lm_head"
 ROWS = ".token_adapter.trainable_tokens_delta"
-"""How PEFT names rows of the two matrices that train alone; they replace rows, whatever the name says."""
+"""PEFT's ending for trained rows of a matrix; despite its name the tensor replaces the rows."""
 
-NO_MATTER = {
-    "auto_mapping",
-    "base_model_name_or_path",
-    "inference_mode",
-    "init_lora_weights",
-    "lora_dropout",
-    "megatron_core",
-    "peft_version",
-    "qalora_group_size",
-    "revision",
-    "task_type",
-}
-"""Fields of an adapter's configuration that do not change what it computes."""
+WITHOUT_EFFECT = set(
+    "auto_mapping base_model_name_or_path inference_mode init_lora_weights lora_dropout megatron_core peft_version "
+    "qalora_group_size revision task_type".split()
+)
+"""Fields of an adapter configuration that do not change its outputs."""
 
 
 def apply_adapter(vlm: PreTrainedModel, folder: Path) -> None:
-    """Put an adapter into a native model, whose own weights are frozen by it; paths of modules stay.
+    """Add an adapter to a native model and freeze the model's own weights; module paths stay.
 
-    CheckpointError where the adapter is damaged, computes something else than LoRA, or does not fit exactly; the
-    model is of no use then.
+    CheckpointError for an adapter that is damaged, not plain LoRA, or does not fit exactly; the model must not be used
+    then.
     """
     with no_kernels_fetched():
         from peft import LoraConfig  # slow to import, and few bundles have an adapter
@@ -55,24 +47,32 @@ def apply_adapter(vlm: PreTrainedModel, folder: Path) -> None:
     try:
         tensors = safetensors.torch.load_file(folder / TENSORS)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder / TENSORS}: cannot be opened ({error})") from error
+        raise CheckpointError(
+            f"{folder / TENSORS}: cannot be opened ({error})", code="damaged_model", path=folder / TENSORS
+        ) from error
     tokens = config.pop("trainable_token_indices", None)
     try:
         _inject(vlm, config)
         if tokens is not None:
-            TokenRows(vlm, tokens[EMBEDDINGS]).lay_over(vlm)
-    except Exception as error:  # names of modules that are not there, and numbers that are none
+            TokenRows(vlm, tokens[EMBEDDINGS]).attach_to(vlm)
+    except Exception as error:  # PEFT raises many classes for missing modules and bad numbers
         reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{folder}: does not fit the model ({reason})") from error
+        raise CheckpointError(
+            f"{folder}: does not fit the model ({reason})", code="adapter_mismatch", path=folder
+        ) from error
     parameters = _parameters(vlm)
-    _check_fit(folder, parameters, tensors)
+    shapes, expected = _shapes(tensors), _shapes(parameters)
+    if wrong := list_differences(shapes, expected):
+        raise CheckpointError(
+            f"{folder}: the adapter does not fit the model: {wrong}", code="adapter_mismatch", path=folder
+        )
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
 
 
 def write_adapter(vlm: PreTrainedModel, folder: Path) -> None:
-    """Write the adapter of a native model into `folder`, which is made, as PEFT does. SafetensorError passes through."""
+    """Write the adapter of a native model into the new folder `folder`, as PEFT does. SafetensorError is not caught."""
     folder.mkdir(parents=True)
     tensors = {name: parameter.detach().contiguous() for name, parameter in _parameters(vlm).items()}
     safetensors.torch.save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
@@ -84,17 +84,17 @@ def write_adapter(vlm: PreTrainedModel, folder: Path) -> None:
 
 
 def layers_of(vlm: PreTrainedModel) -> dict[str, Any]:
-    """Path -> each layer of a native model that has LoRA beside it; none where there is no adapter."""
+    """Path -> each layer of a native model with LoRA; empty without an adapter."""
     return {path: module for path, module in vlm.named_modules() if hasattr(module, "lora_A")}
 
 
 def sizes_of(vlm: PreTrainedModel) -> dict[str, tuple[int, float]]:
-    """Path -> rank and alpha of the LoRA of each layer that has one."""
+    """Path -> rank and alpha of each layer with LoRA."""
     return {path: (each.r["default"], each.lora_alpha["default"]) for path, each in layers_of(vlm).items()}
 
 
 def inject(vlm: PreTrainedModel, sizes: Mapping[str, tuple[int, float]]) -> None:
-    """Lay LoRA of these ranks and alphas over the layers at these paths; B is zero, and all else frozen."""
+    """Add LoRA of these ranks and alphas to the layers at these paths, with B = 0, and freeze all other weights."""
     _inject(vlm, {name: value for name, value in _config_of(sizes).items() if name != "peft_type"})
 
 
@@ -106,7 +106,7 @@ def _inject(vlm: PreTrainedModel, config: Mapping[str, Any]) -> None:
 
 
 def _config_of(sizes: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
-    """The configuration of a LoRA; sizes other than the commonest are named by layer."""
+    """The LoRA configuration; sizes other than the most common are listed by layer."""
     rank, alpha = Counter(sizes.values()).most_common(1)[0][0]
     return {
         "peft_type": "LORA",
@@ -119,7 +119,7 @@ def _config_of(sizes: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
 
 
 def _parameters(vlm: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
-    """PEFT's name -> each parameter of the adapter of a native model."""
+    """PEFT's name -> each adapter parameter of a native model."""
     found = {
         PREFIX + name.replace(".default.", "."): parameter
         for name, parameter in vlm.named_parameters()
@@ -133,33 +133,48 @@ def _parameters(vlm: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
 
 
 def _read_config(path: Path, neutral: dict[str, Any]) -> dict[str, Any]:
-    """Rank, alpha and target of a LoRA; whatever else would change the result is refused by name."""
+    """Rank, alpha and targets of a LoRA; CheckpointError names every other field that changes the outputs."""
     try:
         config = dict(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror})", code="damaged_model", path=path
+        ) from error
     except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: is not the JSON of an adapter") from error
+        raise CheckpointError(
+            f"{path}: is not the JSON of an adapter", code="unsupported_adapter", path=path
+        ) from error
     wanted = ("r", "lora_alpha", "target_modules")
     missing = [name for name in wanted if name not in config]
     if missing or config.get("peft_type") != "LORA":
-        raise CheckpointError(f"{path}: is not a LoRA with {', '.join(wanted)}")
+        raise CheckpointError(
+            f"{path}: is not a LoRA with {', '.join(wanted)}", code="unsupported_adapter", path=path
+        )
     tokens = config.get("trainable_token_indices")
     if tokens is not None and not _are_rows(tokens):
         raise CheckpointError(
-            f"{path}: trainable_token_indices is not of the same tokens of {EMBEDDINGS}, and of {HEAD} too where it "
-            "has a matrix of its own"
+            f"{path}: trainable_token_indices must list the same tokens for {EMBEDDINGS} and, if it has its own "
+            f"matrix, for {HEAD}",
+            code="unsupported_adapter",
+            path=path,
+            field="trainable_token_indices",
         )
     taken = (*wanted, "rank_pattern", "alpha_pattern", "trainable_token_indices")
-    others = {name: value for name, value in config.items() if name not in {*taken, *NO_MATTER, "peft_type"}}
+    others = {
+        name: value for name, value in config.items() if name not in {*taken, *WITHOUT_EFFECT, "peft_type"}
+    }
     special = sorted(name for name, value in others.items() if value and value != neutral.get(name))
     if special:
-        raise CheckpointError(f"{path}: {', '.join(special)} is not supported, only plain LoRA is")
+        raise CheckpointError(
+            f"{path}: {', '.join(special)} is not supported, only plain LoRA is",
+            code="unsupported_adapter",
+            path=path,
+        )
     return {name: config[name] for name in taken if name in wanted or config.get(name)}
 
 
 def _are_rows(tokens: Any) -> bool:
-    """Whether these are ids under the names that `write_adapter` gives them."""
+    """Whether these are token ids under the names that `write_adapter` uses."""
     if not isinstance(tokens, dict) or set(tokens) not in ({EMBEDDINGS}, {EMBEDDINGS, HEAD}):
         return False
     ids = tokens[EMBEDDINGS]
@@ -168,16 +183,5 @@ def _are_rows(tokens: Any) -> bool:
     )
 
 
-def _check_fit(folder: Path, model: dict[str, torch.nn.Parameter], file: dict[str, torch.Tensor]) -> None:
-    problems = [
-        f"{name}: {_shape(file, name)} in the file, {_shape(model, name)} in the model"
-        for name in sorted(model.keys() | file.keys())
-        if _shape(file, name) != _shape(model, name)
-    ]
-    if problems:
-        listed = "\n  ".join(problems[:10])
-        raise CheckpointError(f"{folder}: {len(problems)} tensors do not fit the model\n  {listed}")
-
-
-def _shape(tensors: dict[str, Any], name: str) -> tuple[int, ...] | str:
-    return tuple(tensors[name].shape) if name in tensors else "absent"
+def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}

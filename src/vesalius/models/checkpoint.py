@@ -1,13 +1,14 @@
-"""A model on disk: a bundle of two native Hugging Face checkpoints, a projector and one small card; or the official layout.
+"""Open and write models: bundles of two native Hugging Face checkpoints, a projector and a card, and official folders.
 
-Each half is opened by the library that owns it, strictly: a missing, unknown or misshapen tensor is an error.
-Weights are read from safetensors only; nothing in a folder is executed.
+The library that owns a component opens it, strictly: a missing, unknown or misshapen tensor is an error.
+Weights are read from safetensors files only; no code in a folder is executed.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from vesalius.files import replacing, write_json
 from vesalius.lineage import versions
 from vesalius.models.adapter import apply_adapter, layers_of, write_adapter
 from vesalius.models.cards import ADAPTER, CARD, SOURCE, Card
-from vesalius.models.components import is_frozen, take_over, write_half
+from vesalius.models.components import is_frozen, link_or_copy, write_component
 from vesalius.models.config_files import SmallFiles, find_small_files
 from vesalius.models.device_map import DeviceMap, home_device, return_to_device, vlm_device_map
 from vesalius.models.families.table import family_of
@@ -36,37 +37,34 @@ from vesalius.models.families.tokenizers import byte_tokenizer, official_tokeniz
 from vesalius.models.layout_mapping import to_bundle
 from vesalius.models.lora import merge_adapter
 from vesalius.models.official_config import read_spec
-from vesalius.models.presets import PRESETS, find_spec
+from vesalius.models.presets import find_spec
 from vesalius.models.processor import Processor
 from vesalius.models.quantization import Quantized, kind_of, quantize
-from vesalius.models.reference import ModelRef, resolve_model
+from vesalius.models.reference import TINY, ModelRef, resolve_model
+from vesalius.models.tensor_differences import SHOWN, list_differences
 from vesalius.models.textseg import TextSegModel, assemble, build, configs
 from vesalius.models.weights import AssembledWeights, load_tensor, open_weights
+from vesalius.names import list_names
 
 EXACT = ("inv_freq", ".scales")
-"""Buffers that stay in float32: rotary frequencies, and scales of quantized matrices."""
-
-transformers_logging.set_verbosity_error()
-transformers_logging.disable_progress_bar()
-# it says at each opening that weights which wait elsewhere are not here
-logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
+"""Endings of the names of buffers that stay in float32: rotary frequencies, and scales of quantized matrices."""
 
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A model in memory with all that is needed to use it."""
+    """A model in memory, its processor and its card."""
 
     model: TextSegModel
     processor: Processor
     card: Card
     source: SmallFiles | None = None
-    """The small files of the official folder that it came from, where it did."""
+    """Small files of the official folder that it was converted from; None without one."""
     folder: Path | None = None
-    """The bundle that it was opened from; None where it is of anything else, or no longer what is there."""
+    """The bundle that it was opened from; None if it has another origin, or if its weights have changed since."""
 
     @property
     def has_adapter(self) -> bool:
-        """Whether a LoRA is kept beside the weights, not in them."""
+        """Whether a LoRA adapter lies over the vision-language model."""
         return bool(layers_of(self.model.vlm))
 
 
@@ -99,29 +97,32 @@ def _open_bundle(
     processor = Processor(card.spec, _tokenizer(folder / "vlm"))
     has_adapter = (folder / ADAPTER).is_dir()
     if card.adapter and not has_adapter:
-        raise CheckpointError(f"{folder / ADAPTER}: is missing; copy the model again")
+        raise _incomplete(folder / ADAPTER)
     if has_adapter and isinstance(device, Mapping):
         raise CheckpointError(
-            f"{folder}: a model that keeps a LoRA as an adapter cannot be spread over devices; "
-            "of a run, merge it: vesalius train --resume RUN --set trainable.save=merged"
+            f"{folder}: a model with a LoRA adapter cannot be spread over devices; "
+            "of a run, merge it: vesalius train --resume RUN --set trainable.save=merged",
+            code="model_kind",
+            path=folder,
         )
     kind = card.quantized or quantized
     if quantized not in (None, kind):
         raise CheckpointError(
-            f"{folder}: was trained over weights of {kind} and cannot be opened in {quantized}"
+            f"{folder}: was trained over weights of {kind} and cannot be opened in {quantized}",
+            code="quantization",
+            path=folder,
         )
-    vlm = _open_half(
-        folder / "vlm", family_of(card.spec.family).model_class, dtype, device_map="cpu" if kind else device
-    )
-    _shrink(vlm, kind, device)
+    model_class = family_of(card.spec.family).model_class
+    vlm = _open_component(folder / "vlm", model_class, dtype, device_map="cpu" if kind else device)
+    _quantize(vlm, kind, device)
     if has_adapter:
         apply_adapter(vlm, folder / ADAPTER)
-    sam = _open_half(folder / "sam", Sam2VideoModel, dtype)
+    sam = _open_component(folder / "sam", Sam2VideoModel, dtype)
     model = assemble(vlm, sam, card.spec, processor.seg_id)
     path = folder / "projector.safetensors"
     _load_projector(model, _read_projector(path), path)
     source = find_small_files(folder / SOURCE) if (folder / SOURCE).is_dir() else None
-    return OpenedModel(_placed(model, device, dtype), processor, card, source, folder)
+    return OpenedModel(_to_device(model, device, dtype), processor, card, source, folder)
 
 
 def _open_official(
@@ -129,8 +130,10 @@ def _open_official(
 ) -> OpenedModel:
     if isinstance(device, Mapping) and "disk" in device.values():
         raise CheckpointError(
-            f"{folder}: weights can wait on disk only where a bundle's files hold them; "
-            f"make one with `vesalius convert {folder} OUT`"
+            f"{folder}: weights can be offloaded to disk only from a bundle; "
+            f"make one with `vesalius convert {folder} OUT`",
+            code="model_kind",
+            path=folder,
         )
     weights = open_weights(folder)
     shapes = {name: tensor.shape for name, tensor in weights.tensors.items()}
@@ -140,46 +143,50 @@ def _open_official(
     processor = Processor(spec, official_tokenizer(folder))
     vlm_config, sam_config = configs(spec)
 
-    def half(kind: Any, config: Any, prefix: str) -> PreTrainedModel:
+    def component(kind: Any, config: Any, prefix: str) -> PreTrainedModel:
         names = [name for name in assemblies if name.startswith(prefix)]
         tensors = {name.removeprefix(prefix): load_tensor(state, name).to(dtype) for name in names}
-        place = "cpu" if quantized or prefix != "vlm." else device
-        return _open_half(folder, kind, dtype, (config, tensors), place)
+        device_map = "cpu" if quantized or prefix != "vlm." else device
+        return _open_component(folder, kind, dtype, (config, tensors), device_map)
 
-    vlm = half(family_of(spec.family).model_class, vlm_config, "vlm.")
-    _shrink(vlm, quantized, device)
-    sam = half(Sam2VideoModel, sam_config, "sam.")
+    vlm = component(family_of(spec.family).model_class, vlm_config, "vlm.")
+    _quantize(vlm, quantized, device)
+    sam = component(Sam2VideoModel, sam_config, "sam.")
     model = assemble(vlm, sam, spec, processor.seg_id)
     names = [name for name in assemblies if name.startswith("projector.")]
     projector = {name.removeprefix("projector."): load_tensor(state, name) for name in names}
     _load_projector(model, projector, folder)
     return OpenedModel(
-        _placed(model, device, dtype),
+        _to_device(model, device, dtype),
         processor,
         Card(spec=spec, training_images=None),
         find_small_files(folder),
     )
 
 
-def _shrink(vlm: PreTrainedModel, kind: Quantized | None, device: str | torch.device | DeviceMap) -> None:
-    """Quantize a half that was opened on the CPU, and bring it to its devices, where a kind is asked for."""
+def _quantize(vlm: PreTrainedModel, kind: Quantized | None, device: str | torch.device | DeviceMap) -> None:
+    """Quantize a model that was opened on the CPU and move it to its devices; nothing if `kind` is None."""
     if kind is None:
         return
     if not isinstance(device, Mapping):
         quantize(vlm, kind, device)
         return
     if {"cpu", "disk"} & set(device.values()) - {home_device(device)}:
-        raise CheckpointError("quantized weights cannot wait in another memory; put all of them on devices")
+        raise CheckpointError(
+            "quantized weights cannot be offloaded; put all of them on devices", code="device_map"
+        )
     quantize(vlm, kind)
     dispatch_model(vlm, vlm_device_map(device), skip_keys=vlm._skip_keys_device_placement)
 
 
-def _placed(model: TextSegModel, device: str | torch.device | DeviceMap, dtype: torch.dtype) -> TextSegModel:
-    """The model in eval mode on its device; its parameters in that dtype, its rotary frequencies in float32.
+def _to_device(
+    model: TextSegModel, device: str | torch.device | DeviceMap, dtype: torch.dtype
+) -> TextSegModel:
+    """The model in eval mode on its device, its parameters in `dtype`, its rotary frequencies in float32.
 
-    `model.to(dtype)` would round these too: in bfloat16 the angle of token 3300 is wrong by up to 3.8.
+    `model.to(dtype)` would round the frequencies too: in bfloat16 the angle of token 3300 is wrong by up to 3.8.
     """
-    # a spread half was opened where it belongs, in its dtype
+    # a model that is spread over devices was opened there, in its dtype
     parts = (model.projector, model.sam) if isinstance(device, Mapping) else (model,)
     home = home_device(device) if isinstance(device, Mapping) else device
     for part in parts:
@@ -197,26 +204,45 @@ def _placed(model: TextSegModel, device: str | torch.device | DeviceMap, dtype: 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: missing; the bundle is incomplete, copy or convert it again")
+        raise _incomplete(folder)
     try:
         return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # a broken file makes the libraries raise nearly anything
-        raise _cannot_be_opened(folder, error) from error
+    except Exception as error:  # a damaged file makes the libraries raise nearly anything
+        raise _unreadable(folder, error) from error
 
 
-def _open_half(
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the warnings and progress bars of transformers and accelerate within the block."""
+    accelerate = logging.getLogger("accelerate.big_modeling")
+    levels = transformers_logging.get_verbosity(), accelerate.level
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    # it warns that offloaded weights are not in memory
+    accelerate.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(levels[0])
+        accelerate.setLevel(levels[1])
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _open_component(
     folder: Path,
     kind: Any,
     dtype: torch.dtype,
     state: tuple[Any, dict[str, torch.Tensor]] | None = None,
     device_map: str | torch.device | DeviceMap = "cpu",
 ) -> PreTrainedModel:
-    """A half from its folder, or from the configuration and tensors in `state`, which come from `folder`.
+    """A component from its folder, or from a configuration and tensors `state` that were read from `folder`.
 
-    Spread over devices where there is a map of them, and else in the CPU's memory.
+    It is spread over devices by a device map, else opened in CPU memory.
     """
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: missing; the bundle is incomplete, copy or convert it again")
+        raise _incomplete(folder)
     source: dict[str, Any] = (
         {"pretrained_model_name_or_path": folder, "use_safetensors": True}
         if state is None
@@ -226,78 +252,101 @@ def _open_half(
         home_device(device_map)
         source["device_map"] = vlm_device_map(device_map)
     try:
-        half, info = kind.from_pretrained(
-            **source, dtype=dtype, output_loading_info=True, local_files_only=True
-        )
-    except Exception as error:  # a broken file makes the libraries raise nearly anything
-        raise _cannot_be_opened(folder, error) from error
-    problems = {
-        name: info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[name]
-    }
+        with _quiet():
+            component, info = kind.from_pretrained(
+                **source, dtype=dtype, output_loading_info=True, local_files_only=True
+            )
+    except Exception as error:  # a damaged file makes the libraries raise nearly anything
+        raise _unreadable(folder, error) from error
+    problems = [
+        f"{len(info[name])} {name.replace('_', ' ')}: {list_names(sorted(map(str, info[name])), SHOWN)}"
+        for name in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        if info[name]
+    ]
     if problems:
-        listed = "; ".join(
-            f"{len(keys)} {name.replace('_', ' ')}: {sorted(map(str, keys))[:10]}"
-            for name, keys in problems.items()
+        raise CheckpointError(
+            f"{folder}: the weights do not fit the configuration: {'; '.join(problems)}",
+            code="weights_mismatch",
+            path=folder,
         )
-        raise CheckpointError(f"{folder}: the weights do not fit the configuration: {listed}")
-    return half
+    return component
 
 
-def _load_projector(model: TextSegModel, tensors: dict[str, torch.Tensor], place: Path) -> None:
-    try:
-        model.projector.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise _cannot_be_opened(place, error) from error
+def _load_projector(model: TextSegModel, tensors: dict[str, torch.Tensor], path: Path) -> None:
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.projector.state_dict().items()}
+    if wrong := list_differences({name: tuple(each.shape) for name, each in tensors.items()}, shapes):
+        raise CheckpointError(
+            f"{path}: the weights of the [SEG] projector do not fit the configuration: {wrong}",
+            code="weights_mismatch",
+            path=path,
+        )
+    model.projector.load_state_dict(tensors)
 
 
 def _read_projector(path: Path) -> dict[str, torch.Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except (OSError, SafetensorError) as error:
-        raise _cannot_be_opened(path, error) from error
+        raise _unreadable(path, error) from error
 
 
-def _cannot_be_opened(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{path}: cannot be opened ({' '.join(str(error).split())[:300]})")
+def _incomplete(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: missing; the bundle is incomplete, copy or convert it again",
+        code="incomplete_model",
+        path=path,
+    )
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    reason = " ".join(str(error).split())[:300]
+    return CheckpointError(f"{path}: cannot be opened ({reason})", code="damaged_model", path=path)
 
 
 def merged(opened: OpenedModel) -> OpenedModel:
-    """The same model, whose parts are changed, without an adapter and plain: it computes the same."""
+    """The same model with its adapter merged and its quantized matrices dequantized, in place."""
     merge_adapter(opened.model.vlm)
     return replace(opened, card=opened.card.changed(quantized=None), folder=None)
 
 
 def save_bundle(folder: Path, opened: OpenedModel) -> None:
-    """Write a bundle as a whole or not at all; one at that place is replaced."""
-    with replacing(folder) as aside:
-        write_bundle(aside, opened, opened.card)
+    """Write a bundle completely or not at all, replacing an existing one."""
+    with replacing(folder) as temporary:
+        write_bundle(temporary, opened, opened.card)
 
 
 def write_bundle(folder: Path, opened: OpenedModel, card: Card, like: Path | None = None) -> None:
-    """Write the files of a bundle with that card into `folder`, which is made; an adapter stays one, in `adapter/`.
+    """Write the files of a bundle with that card into the new folder `folder`; an adapter stays one, in `adapter/`.
 
-    `like` is a bundle with the same weights in each half of which nothing trains: the files of these are taken over
-    from it, and cost nothing where it is an earlier checkpoint of the run. CheckpointError for a model of 8 bits.
+    `like` is a bundle with equal weights in each component without trained parameters: their files are linked or copied
+    from it, which costs no space if it is an earlier checkpoint of the run. CheckpointError for a model of 8 bits.
     """
     model = opened.model
     kind = kind_of(model.vlm)
     if kind == "8bit":
-        raise CheckpointError(f"{folder}: a model of 8 bits is for prediction and cannot be saved")
+        raise CheckpointError(
+            f"{folder}: a model of 8 bits is for prediction and cannot be saved",
+            code="quantization",
+            path=folder,
+        )
     folder.mkdir(parents=True)
     projector = {name: tensor.contiguous() for name, tensor in model.projector.state_dict().items()}
     try:
-        for name, half in (("vlm", model.vlm), ("sam", model.sam)):
-            if like is not None and (like / name).is_dir() and is_frozen(half):
-                take_over(like / name, folder / name)
+        for name, component in (("vlm", model.vlm), ("sam", model.sam)):
+            if like is not None and (like / name).is_dir() and is_frozen(component):
+                link_or_copy(like / name, folder / name)
                 continue
-            write_half(half, folder / name)
+            with _quiet():
+                write_component(component, folder / name)
             if name == "vlm":
                 opened.processor.tokenizer.save_pretrained(folder / name)
         if opened.has_adapter:
             write_adapter(model.vlm, folder / ADAPTER)
         safetensors.torch.save_file(projector, folder / "projector.safetensors", metadata={"format": "pt"})
-    except SafetensorError as error:  # what it makes of a full disk
-        raise OutputError(f"{folder}: cannot be written ({error})") from error
+    except SafetensorError as error:  # raised for a full disk
+        raise OutputError(
+            f"{folder}: cannot be written ({error})", code="write_failed", path=folder
+        ) from error
     if opened.source is not None:
         opened.source.copy_to(folder / SOURCE)
     card = card.changed(versions=versions(), quantized=kind, adapter=opened.has_adapter)
@@ -307,13 +356,12 @@ def write_bundle(folder: Path, opened: OpenedModel, card: Card, like: Path | Non
 def new_model(name: str, seed: int) -> OpenedModel:
     """A preset with random weights, in training mode.
 
-    Only `tiny` brings its own tokenizer; SettingError for the others.
+    SettingError for a preset without a tokenizer, which is any other than `tiny`.
     """
     spec = find_spec(name)
-    if spec.name != "tiny":
-        with_tokenizer = [known for known in PRESETS if known == "tiny"]
+    if spec.name != TINY:
         raise SettingError(
-            f"{spec.name}: random weights need a tokenizer, which only {with_tokenizer[0]} brings"
+            f"{spec.name}: random weights need a tokenizer, which only {TINY} brings", code="no_tokenizer"
         )
     processor = Processor(spec, byte_tokenizer())
     with torch.random.fork_rng(devices=[]):

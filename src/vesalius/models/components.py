@@ -1,4 +1,4 @@
-"""The files of one half of a bundle: written from memory, or taken over from a bundle where the half did not train."""
+"""Files of one component of a bundle: written from memory, or linked to those of another bundle if it is frozen."""
 
 from __future__ import annotations
 
@@ -13,34 +13,36 @@ from vesalius.models.quantization import QuantizedLinear
 from vesalius.models.token_rows import PREFIX
 
 
-def is_frozen(half: torch.nn.Module) -> bool:
-    """Whether no weight of the half itself trains, whatever an adapter over it does."""
+def is_frozen(component: torch.nn.Module) -> bool:
+    """Whether no weight of the component itself is trainable; an adapter over it does not count."""
     return not any(
-        parameter.requires_grad for name, parameter in half.named_parameters() if not is_of_adapter(name)
+        parameter.requires_grad
+        for name, parameter in component.named_parameters()
+        if not is_adapter_parameter(name)
     )
 
 
-def is_of_adapter(name: str) -> bool:
-    """Whether a parameter of a half, by its name, is of the adapter that lies over it."""
+def is_adapter_parameter(name: str) -> bool:
+    """Whether a parameter of a component, by its name, belongs to the adapter over it."""
     return ".lora_" in name or name.startswith(PREFIX)
 
 
-def write_half(half: PreTrainedModel, folder: Path) -> None:
-    """Write a half as transformers does, without the adapter over it; quantized matrices as the float32 they stand for.
+def write_component(component: PreTrainedModel, folder: Path) -> None:
+    """Write a component as transformers does, without its adapter, and dequantized to float32.
 
-    Those become the same bytes when they are quantized again.
+    Quantizing the written matrices again gives the same bytes.
     """
-    half.save_pretrained(folder, state_dict=own_weights(half))
+    component.save_pretrained(folder, state_dict=own_weights(component))
 
 
-def own_weights(half: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Name -> each weight of a half, as if there were no adapter over it and nothing were quantized."""
+def own_weights(component: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Name -> each weight of a component, without its adapter and dequantized."""
     weights = {
         name.replace(".base_layer.", "."): tensor
-        for name, tensor in half.state_dict().items()
-        if not is_of_adapter(name)
+        for name, tensor in component.state_dict().items()
+        if not is_adapter_parameter(name)
     }
-    for path, module in half.named_modules():
+    for path, module in component.named_modules():
         if isinstance(module, QuantizedLinear):
             plain = path.removesuffix(".base_layer")
             weights[f"{plain}.weight"] = module.plain()
@@ -48,11 +50,11 @@ def own_weights(half: torch.nn.Module) -> dict[str, torch.Tensor]:
     return weights
 
 
-def take_over(source: Path, folder: Path) -> None:
-    """Put the files of the folder `source` into `folder`, which is made.
+def link_or_copy(source: Path, folder: Path) -> None:
+    """Put the files of the folder `source` into the new folder `folder`.
 
-    Where both are of bundles in one folder, as the checkpoints of a run are, the files are linked and take their room
-    once; else they are copied, since a stranger may write into them.
+    Files of two bundles in one folder, such as the checkpoints of a run, are linked and use disk space once. Others are
+    copied, since somebody may write to them.
     """
     folder.mkdir()
     beside = source.resolve().parents[1] == folder.resolve().parents[1]
@@ -61,8 +63,8 @@ def take_over(source: Path, folder: Path) -> None:
         put(file, folder / file.name)
 
 
-def _link(file: Path, place: Path) -> None:
+def _link(file: Path, target: Path) -> None:
     try:
-        os.link(file, place)
+        os.link(file, target)
     except OSError:  # a file system without links
-        shutil.copy2(file, place)
+        shutil.copy2(file, target)

@@ -1,4 +1,4 @@
-"""The small files of an official folder: all that is no weights. They are carried along verbatim and never executed."""
+"""Small files of an official folder, which are all files but weights: copied verbatim, never executed."""
 
 from __future__ import annotations
 
@@ -14,23 +14,13 @@ MODEL_TYPE = "sa2va_chat"
 PROOF = "conversion.json"
 LARGEST_BYTES = 64 << 20
 
-WEIGHT_ENDINGS = (
-    ".safetensors",
-    ".safetensors.index.json",
-    ".bin",
-    ".bin.index.json",
-    ".ckpt",
-    ".gguf",
-    ".h5",
-    ".msgpack",
-    ".onnx",
-    ".pt",
-    ".pth",
+WEIGHT_ENDINGS = tuple(
+    ".safetensors .safetensors.index.json .bin .bin.index.json .ckpt .gguf .h5 .msgpack .onnx .pt .pth".split()
 )
 NOT_THE_MODEL = {
-    ".git": "the history of the repository",
-    ".cache": "notes of the program that downloaded it",
-    "__pycache__": "compiled by Python",
+    ".git": "history of the repository",
+    ".cache": "cache of the download",
+    "__pycache__": "compiled Python code",
 }
 
 
@@ -45,19 +35,19 @@ def is_official(folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class SmallFiles:
-    """Files of a folder by their paths in it, and what of it stays behind."""
+    """The small files of a folder, by their paths in it, and the files that are not copied."""
 
     folder: Path
     names: tuple[str, ...]
     left_out: dict[str, str]
-    """Path in the folder -> why it is not carried along."""
+    """Path in the folder -> reason why the file is not copied."""
 
     @property
     def n_bytes(self) -> int:
         return sum((self.folder / name).stat().st_size for name in self.names)
 
     def copy_to(self, target: Path) -> None:
-        """Copy each file's bytes to the same place under `target`; not its rights, so that nothing is a program."""
+        """Copy the bytes of each file to the same path under `target`, without permissions: no copy is executable."""
         for name in self.names:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             (target / name).write_bytes(_content(self.folder / name))
@@ -66,20 +56,22 @@ class SmallFiles:
 def find_small_files(folder: Path) -> SmallFiles:
     """The small files of an official folder and of its subfolders.
 
-    A link may lead to a place inside the folder, or to the store of the hub's cache that the folder belongs to.
-    CheckpointError, naming it, for a link to anywhere else and for what is neither file nor folder.
+    A link may lead into the folder, or into the blob store of the hub's cache that the folder belongs to.
+    CheckpointError, naming the path, for any other link, and for a path that is neither file nor folder.
     """
     names: list[str] = []
     left_out: dict[str, str] = {}
-    for place, folders, files in os.walk(folder, onerror=_refuse):
-        inside = Path(place).relative_to(folder)
+    for root, folders, files in os.walk(folder, onerror=_refuse):
+        inside = Path(root).relative_to(folder)
         for name in sorted(folders):
             if name in NOT_THE_MODEL:
                 folders.remove(name)
                 left_out[(inside / name).as_posix()] = NOT_THE_MODEL[name]
-            elif (Path(place) / name).is_symlink():
+            elif (Path(root) / name).is_symlink():
                 raise CheckpointError(
-                    f"{Path(place) / name}: is a link to a folder; copy the files themselves"
+                    f"{Path(root) / name}: is a link to a folder; copy the files themselves",
+                    code="unsafe_link",
+                    path=Path(root) / name,
                 )
         for name in sorted(files):
             path = inside / name
@@ -95,25 +87,35 @@ def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror})", code="damaged_model", path=path
+        ) from error
 
 
 def _refuse(error: OSError) -> None:
-    raise CheckpointError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    raise CheckpointError(
+        f"{error.filename}: cannot be read ({error.strerror})", code="damaged_model", path=error.filename
+    ) from error
 
 
 def _reason_to_leave(folder: Path, name: Path) -> str | None:
     path = folder / name
     if name.name.endswith(WEIGHT_ENDINGS):
-        return "weights are no small files"
+        return "weights"
     if name.as_posix() == PROOF:
-        return "the proof of an earlier conversion"
+        return "proof of an earlier conversion"
     if path.is_symlink() and not _stays_inside(folder, path):
-        raise CheckpointError(f"{path}: is a link that leads out of the folder; copy the file itself")
+        raise CheckpointError(
+            f"{path}: is a link that leads out of the folder; copy the file itself",
+            code="unsafe_link",
+            path=path,
+        )
     if not path.is_file():
-        raise CheckpointError(f"{path}: is not a file; remove it or copy the model again")
+        raise CheckpointError(
+            f"{path}: is not a file; remove it or copy the model again", code="damaged_model", path=path
+        )
     n_bytes = path.stat().st_size
-    return f"{n_bytes} bytes are more than a small file has" if n_bytes > LARGEST_BYTES else None
+    return f"{n_bytes} bytes, more than the limit of {LARGEST_BYTES}" if n_bytes > LARGEST_BYTES else None
 
 
 def _stays_inside(folder: Path, link: Path) -> bool:

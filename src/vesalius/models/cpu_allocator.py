@@ -1,4 +1,4 @@
-"""The C library's allocator, told to keep what was freed: a step needs the same memory as the one before."""
+"""glibc's allocator, configured to keep freed memory, since each step needs the same memory as the one before."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ MOST = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Stop glibc from handing freed tensors back to the system; True where that took effect.
+    """Stop glibc from returning freed memory to the system; True if that took effect, False without glibc.
 
-    PyTorch allocates each tensor on a CPU with malloc, which maps large ones anew each time, page fault by page
-    fault. Kept, they cost nothing (`benchmarks/training_step.py` measures it). To be called before the first
-    large tensor, by programs that own their process; the process then never shrinks. Nothing happens without glibc.
+    PyTorch allocates CPU tensors with malloc, which maps large ones anew each time, at one page fault a page. Kept memory
+    costs nothing (`benchmarks/training_step.py` measures it). The setting holds for the whole process, whose memory then
+    never shrinks: only programs that own their process call it, before the first large tensor.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

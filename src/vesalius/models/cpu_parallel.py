@@ -1,8 +1,8 @@
-"""A CPU's cores shared out among images, each of which then has some to itself.
+"""Intra-batch CPU parallelism: the images of a batch are divided among the cores.
 
-Operations on one image are too short to keep several cores busy; images side by side do (`benchmarks/predict.py`,
-`benchmarks/training_ratio.py`). Only work without state belongs here: the making of pixels, and SAM 2 on single images.
-The language model keeps hooks and the turn of its keys in its modules while it reads.
+Operations on one image are too short to keep several cores busy; several images at a time are not
+(`benchmarks/predict.py`, `benchmarks/training_ratio.py`). It is for stateless work only: preprocessing, and SAM 2 on single
+images. The language model keeps hooks and rotary frequencies in its modules during a forward pass.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from torch.distributed import is_available, is_initialized
 from vesalius.models.segmenter import MaskLogits, SegPrompts
 
 Job = TypeVar("Job")
-Result = TypeVar("Result")
+Returned = TypeVar("Returned")
 
 Decode = Callable[[Sequence[torch.Tensor], SegPrompts], MaskLogits]
-"""Squares float (3, S, S) and the [SEG] of each to their masks: `TextSegModel.decode`."""
+"""Images float (3, S, S) and their [SEG] prompts to masks, as `TextSegModel.decode`."""
 
 
-def map_on_cores(work: Callable[[Job], Result], jobs: Sequence[Job]) -> list[Result]:
-    """`work` on each job, without gradient, in the order of the jobs; the cores are PyTorch's threads of this thread.
+def map_on_cores(work: Callable[[Job], Returned], jobs: Sequence[Job]) -> list[Returned]:
+    """The results of `work` for each job, without gradient, in order; `torch.get_num_threads()` is the number of cores.
 
-    As many jobs at a time as divide both jobs and cores, so that none waits; where only 1 does, one after the other
-    here, on all cores. An exception of `work` is raised here once no job runs.
+    As many jobs run at a time as divide both the number of jobs and of cores, so that no core waits; if only 1 does, they
+    run one after the other on all cores. An exception of `work` is raised once no job runs.
     """
     return _map(partial(_without_gradient, work), jobs)
 
 
-def _map(work: Callable[[Job], Result], jobs: Sequence[Job]) -> list[Result]:
+def _map(work: Callable[[Job], Returned], jobs: Sequence[Job]) -> list[Returned]:
     cores = torch.get_num_threads()
     threads = gcd(len(jobs), cores)
     if not jobs or threads == 1:
@@ -47,17 +47,17 @@ def _map(work: Callable[[Job], Result], jobs: Sequence[Job]) -> list[Result]:
         ) as pool:
             return list(pool.map(work, jobs))
     finally:
-        # it is of each thread alone, but what was set last is also what new threads begin with
+        # the setting is per thread, but new threads start with the last value set
         torch.set_num_threads(cores)
 
 
 @torch.inference_mode()
-def _without_gradient(work: Callable[[Job], Result], job: Job) -> Result:
+def _without_gradient(work: Callable[[Job], Returned], job: Job) -> Returned:
     return work(job)
 
 
 def decode_on_cores(decode: Decode, squares: Sequence[torch.Tensor], seg: SegPrompts) -> MaskLogits:
-    """As `decode`, but on a CPU with a part of the images on each core, or cores; on a GPU all are together."""
+    """As `decode`, on a CPU with a part of the images on each core; on a GPU with all images together."""
     parts = _parts(seg)
     if len(parts) < 2:
         return decode(squares, seg)
@@ -67,10 +67,10 @@ def decode_on_cores(decode: Decode, squares: Sequence[torch.Tensor], seg: SegPro
 def train_on_cores(
     decode: Decode, squares: Sequence[torch.Tensor], seg: SegPrompts, parameters: Iterable[torch.nn.Parameter]
 ) -> MaskLogits:
-    """As `decode_on_cores`, with gradients for `parameters`, which are those of `decode`, and for the [SEG].
+    """As `decode_on_cores`, with gradients for `parameters`, which are those of `decode`, and for the [SEG] embeddings.
 
-    Backwards the parts are on the cores as well, and their gradients are added in order: the same sum each time. Where
-    several processes train one model they have shared out the cores, and the images, among themselves.
+    The backward pass is parallel too and sums the gradients in a fixed order, so that results are reproducible. In
+    distributed training it is off, since the processes already divide cores and images.
     """
     parts = _parts(seg) if torch.is_grad_enabled() and not (is_available() and is_initialized()) else []
     if len(parts) < 2:
@@ -84,7 +84,7 @@ def train_on_cores(
 
 
 class _Parts(torch.autograd.Function):
-    """Each part has a graph of its own, from copies of the [SEG] to its masks, which is gone through where it lies."""
+    """Decoding of all parts, with an autograd graph for each part, from copies of the [SEG] embeddings to its masks."""
 
     @staticmethod
     def forward(
@@ -94,7 +94,7 @@ class _Parts(torch.autograd.Function):
         embedding: torch.Tensor,
         *trained: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        precision = torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu")  # of each thread alone
+        precision = torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu")  # these are per thread
 
         def run(mine: torch.Tensor) -> tuple[torch.Tensor, MaskLogits]:
             copy = embedding.detach().requires_grad_(embedding.requires_grad)
@@ -132,7 +132,7 @@ class _Parts(torch.autograd.Function):
 
 
 def _parts(seg: SegPrompts) -> list[torch.Tensor]:
-    """bool (m,) for each part of the images: which [SEG] are of it. One part, or none, where cores cannot be shared."""
+    """bool (m,) for each part of the images: its [SEG]. At most one part if the cores cannot be divided."""
     images = seg.image.unique()
     parts = gcd(len(images), torch.get_num_threads()) if seg.image.device.type == "cpu" and len(images) else 1
     return [torch.isin(seg.image, part) for part in images.tensor_split(parts)]
@@ -149,6 +149,6 @@ def _joined(decoded: Sequence[MaskLogits]) -> MaskLogits:
 
 
 def _in_order(joined: MaskLogits, parts: Sequence[torch.Tensor]) -> MaskLogits:
-    """Part after part to the order of the [SEG]: those of a clip go through all its frames, one [SEG] after the other."""
-    place = torch.cat([mine.nonzero()[:, 0] for mine in parts]).argsort()
-    return MaskLogits(*(maps[place] for maps in vars(joined).values()))
+    """The masks of all parts in the order of the [SEG], in which the frames of a clip follow one another per [SEG]."""
+    order = torch.cat([mine.nonzero()[:, 0] for mine in parts]).argsort()
+    return MaskLogits(*(maps[order] for maps in vars(joined).values()))

@@ -1,9 +1,9 @@
-"""What the language model says: read where it is given, written token by token, or drafted and then verified.
+"""Answers of the language model: forced, generated token by token, or drafted and verified (speculative decoding).
 
-Verification: the answer that was said most often so far is put behind the question, and one pass over both tells
-where the model would have gone on differently. Where it would not, this is what it would have written, for a greedy
-choice depends on the tokens before it alone. After Leviathan et al. 2023 (arXiv 2211.17192), with a table of answers
-in place of a small model.
+Verification: the most frequent answer so far is appended to the question as a draft. One forward pass over both gives the
+first token at which greedy decoding would differ; the tokens before it are exactly those of greedy decoding, since each
+depends on the tokens before it alone. After Leviathan et al. 2023 (arXiv 2211.17192), with a table of answers in place of
+a small draft model.
 """
 
 from __future__ import annotations
@@ -31,49 +31,49 @@ from vesalius.models.vlm import (
 )
 
 Origin = Literal["forced", "verified", "generated"]
-"""forced: the answer was given; verified: it was drafted, and the model agrees; generated: the model wrote it."""
+"""forced: the answer was given; verified: a draft that greedy decoding agrees with; generated: written token by token."""
 
 HALF_PRECISION_MARGIN = 0.25
-"""Difference of the two best logits below which a draft proves nothing in 16 bits: whether tokens are read together
-or one by one then decides which is larger."""
+"""Smallest difference of the two best logits for which a draft counts in 16 bits: below it, reading tokens together or
+one by one can change which is larger."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the language model said to each question of a batch."""
+    """The answers to the questions of a batch."""
 
     ids: list[list[int]]
-    """Tokens of each answer, the closing one included."""
+    """Tokens of each answer, the stop token included."""
     seg: SegPrompts
     says_seg: torch.Tensor
-    """bool (b,): the model itself writes [SEG]; where the answer was given, it agrees with all of it up to there."""
+    """bool (b,): whether greedy decoding writes [SEG]; for a forced answer, whether it agrees with all tokens up to it."""
     origins: list[Origin]
 
 
 class DraftTable:
-    """Answers heard so far, the first of which is the template's; the commonest is the next draft."""
+    """Counts of the answers so far, beginning with that of the template; the most frequent one is the next draft."""
 
     def __init__(self, first: Sequence[int]) -> None:
-        self._heard: Counter[tuple[int, ...]] = Counter([tuple(first)])
+        self._counts: Counter[tuple[int, ...]] = Counter([tuple(first)])
 
     def best(self) -> tuple[int, ...]:
-        """The commonest, of equally common ones that heard first."""
-        return self._heard.most_common(1)[0][0]
+        """The most frequent answer, the earliest of equally frequent ones."""
+        return self._counts.most_common(1)[0][0]
 
-    def hear(self, answers: Sequence[Sequence[int]], stop_id: int) -> None:
-        """Count answers that came to their end."""
-        self._heard.update(tuple(ids) for ids in answers if ids[-1:] == [stop_id])
+    def update(self, answers: Sequence[Sequence[int]], stop_id: int) -> None:
+        """Count the answers that end with the stop token."""
+        self._counts.update(tuple(ids) for ids in answers if ids[-1:] == [stop_id])
 
 
 @torch.no_grad()
 def force_answer(model: TextSegModel, batch: Batch) -> Answer:
-    """The answers that the rows of a batch hold already, read in one pass."""
+    """The answers that the rows of a batch already hold, read in one forward pass."""
     reset_rope(model.vlm)
     inputs, cache = embed_batch(model.vlm, batch), DynamicCache()
     states, _ = prefill(model.vlm, inputs, batch, model.seg_before_norm, cache)
     labels = batch.labels[:, -states.last.shape[1] :]
     at = labels == model.seg_id
-    # the model would write so itself if each token up to [SEG] is its own first choice
+    # greedy decoding would write [SEG] if each token up to it is the best one
     target = labels[:, 1:]
     is_seg = (target == model.seg_id).long()
     checked = (target != NOT_LEARNED) & (is_seg.cumsum(dim=1) - is_seg == 0)
@@ -90,9 +90,9 @@ def force_answer(model: TextSegModel, batch: Batch) -> Answer:
 def generate_answer(
     model: TextSegModel, batch: Batch, stop_id: int, most_tokens: int, official: bool = False
 ) -> Answer:
-    """Answers that the model writes greedily, of up to `most_tokens` tokens each; it may well not say [SEG].
+    """Answers by greedy decoding, of up to `most_tokens` tokens each; they may lack [SEG].
 
-    `official` keeps what the official code gets wrong there (docs/decisions/0006-official-numbers.md).
+    `official` reproduces the errors of the official code (docs/decisions/0006-official-numbers.md).
     """
     return _write(model, batch, (), stop_id, most_tokens, official)
 
@@ -101,26 +101,24 @@ def generate_answer(
 def verify_answer(
     model: TextSegModel, batch: Batch, drafts: DraftTable, stop_id: int, most_tokens: int
 ) -> Answer:
-    """The answers of `generate_answer`, each of them drafted first; `drafts` hears what they became.
+    """The answers of `generate_answer` by speculative decoding; `drafts` is updated with them.
 
-    In float32 the tokens are equal. In 16 bits the batch is asked again without a draft where the two best logits lie
-    within `HALF_PRECISION_MARGIN` of each other in it.
+    In float32 the tokens are equal. In 16 bits the batch is generated without a draft if the two best logits are within
+    `HALF_PRECISION_MARGIN` of each other anywhere in it.
     """
     draft = drafts.best()[:most_tokens]
     reach = batch.attention_mask.new_ones(1, batch.attention_mask.shape[1] + len(draft))
-    if exceeds_context(
-        model.vlm, reach
-    ):  # there the length of the whole changes every state: a draft would too
-        draft = ()
+    if exceeds_context(model.vlm, reach):
+        draft = ()  # there the total length changes every hidden state, so a draft would too
     answer = _write(model, batch, draft, stop_id, most_tokens, official=False)
-    drafts.hear(answer.ids, stop_id)
+    drafts.update(answer.ids, stop_id)
     return answer
 
 
 def _write(
     model: TextSegModel, batch: Batch, draft: Sequence[int], stop_id: int, most_tokens: int, official: bool
 ) -> Answer:
-    """Each row reads its question with the draft behind it, and is written on from where it would differ."""
+    """Read each question with the draft, then generate from the first token that differs from the draft."""
     reset_rope(model.vlm)
     n = len(draft)
     drafted, cache = _append(batch, draft), DynamicCache()
@@ -128,54 +126,54 @@ def _write(
     states, inputs = prefill(model.vlm, inputs, drafted, model.seg_before_norm, cache)
     if not official:
         freeze_rope(model.vlm)
-    # said[:, i] is what the model says after i tokens of the draft
-    said, sure = _choose(model, states.last[:, -n - 1 :])
-    given = torch.tensor(draft, dtype=said.dtype, device=said.device)
-    agreed = (said[:, :n] == given).long().cumprod(dim=1).sum(dim=1)
-    decided = torch.arange(n, device=said.device) <= agreed[:, None]
+    # chosen[:, i] is the token after i tokens of the draft
+    chosen, sure = _choose(model, states.last[:, -n - 1 :])
+    given = torch.tensor(draft, dtype=chosen.dtype, device=chosen.device)
+    agreed = (chosen[:, :n] == given).long().cumprod(dim=1).sum(dim=1)
+    decided = torch.arange(n, device=chosen.device) <= agreed[:, None]
     if (decided & ~sure[:, :n]).any():
         return _write(model, batch, (), stop_id, most_tokens, official)
     counts = agreed.tolist()
     ids = [list(draft[:count]) for count in counts]
-    heard = [
+    seg_states = [
         [states.seg[row, i - n] for i in range(count) if draft[i] == model.seg_id]
         for row, count in enumerate(counts)
     ]
-    # a whole draft is an answer where it ends by itself, or at the limit
-    whole = draft[-1:] == (stop_id,) or n == most_tokens
-    rest = [row for row, count in enumerate(counts) if not (count == n and whole)]
+    # an accepted draft is complete if it ends with the stop token or at the limit
+    complete = draft[-1:] == (stop_id,) or n == most_tokens
+    rest = [row for row, count in enumerate(counts) if not (count == n and complete)]
     if rest:
         inputs = _reject(inputs, agreed, n, rest)
         if len(rest) < len(ids):
             cache.batch_select_indices(torch.tensor(rest))
-        token = said.gather(1, agreed[:, None])[rest, 0]
-        written, states_of = [ids[row] for row in rest], [heard[row] for row in rest]
-        inputs = _go_on(model, inputs, cache, token, written, states_of, stop_id, most_tokens)
+        token = chosen.gather(1, agreed[:, None])[rest, 0]
+        written, states_of = [ids[row] for row in rest], [seg_states[row] for row in rest]
+        inputs = _continue(model, inputs, cache, token, written, states_of, stop_id, most_tokens)
         if not official and exceeds_context(model.vlm, inputs.attention):
             return _read_again(model, batch, ids)
     origins: list[Origin] = ["generated" if row in rest else "verified" for row in range(len(ids))]
-    states_heard = [state for row in heard for state in row]
+    all_states = [state for row in seg_states for state in row]
     row_of = torch.tensor(
-        [row for row, found in enumerate(heard) for _ in found], dtype=torch.int64, device=said.device
+        [row for row, found in enumerate(seg_states) for _ in found], dtype=torch.int64, device=chosen.device
     )
-    hidden = torch.stack(states_heard) if states_heard else states.seg[:0, 0]
-    says_seg = torch.tensor([bool(found) for found in heard], device=said.device)
+    hidden = torch.stack(all_states) if all_states else states.seg[:0, 0]
+    says_seg = torch.tensor([bool(found) for found in seg_states], device=chosen.device)
     return Answer(ids, model.seg_prompts(hidden, row_of, batch), says_seg, origins)
 
 
-def _go_on(
+def _continue(
     model: TextSegModel,
     inputs: LanguageInputs,
     cache: DynamicCache,
     token: torch.Tensor,
     ids: list[list[int]],
-    heard: list[list[torch.Tensor]],
+    seg_states: list[list[torch.Tensor]],
     stop_id: int,
     most_tokens: int,
 ) -> LanguageInputs:
-    """Write each row on from `token` (b,), to its end or to `most_tokens`; `ids` and the states of [SEG] grow.
+    """Generate each row from `token` (b,) to its stop token or to `most_tokens`; extends `ids` and `seg_states`.
 
-    The state of a [SEG] that is the very last token allowed is never computed: the answer was cut there.
+    A [SEG] that is the last token allowed gets no hidden state, since the answer is cut there.
     """
     open_rows = set(range(len(ids)))
     while True:
@@ -190,12 +188,12 @@ def _go_on(
         states = run_language_model(model.vlm, inputs, model.seg_before_norm, cache)
         for row in open_rows:
             if ids[row][-1] == model.seg_id:
-                heard[row].append(states.seg[row, -1])
+                seg_states[row].append(states.seg[row, -1])
         token = model.vlm.lm_head(states.last[:, -1]).argmax(dim=-1)
 
 
 def _append(batch: Batch, draft: Sequence[int]) -> Batch:
-    """The batch with the draft behind each question."""
+    """The batch with the draft appended to each question."""
     rows = len(batch.input_ids)
     ids = torch.tensor([draft] * rows, dtype=torch.int64, device=batch.input_ids.device).reshape(rows, -1)
     return replace(
@@ -207,7 +205,7 @@ def _append(batch: Batch, draft: Sequence[int]) -> Batch:
 
 
 def _choose(model: TextSegModel, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(b, k): the model's choice after each of the states (b, k, hidden), and whether it is sure of it."""
+    """(b, k): the best token after each hidden state (b, k, hidden), and whether its margin is large enough."""
     logits = model.vlm.lm_head(states.flatten(0, 1)).unflatten(0, states.shape[:2])
     best = logits.topk(2, dim=-1)
     if logits.dtype == torch.float32:
@@ -216,21 +214,21 @@ def _choose(model: TextSegModel, states: torch.Tensor) -> tuple[torch.Tensor, to
 
 
 def _reject(inputs: LanguageInputs, agreed: torch.Tensor, n: int, rest: Sequence[int]) -> LanguageInputs:
-    """What the rows `rest` have read, without what the draft of `n` tokens said after `agreed` (b,) of them."""
+    """The inputs of the rows `rest` with all but the first `agreed` (b,) of the `n` draft tokens masked."""
     if not n:
         return inputs
-    wrong = torch.arange(n, device=agreed.device) >= agreed[:, None]
+    rejected = torch.arange(n, device=agreed.device) >= agreed[:, None]
     attention, positions = inputs.attention.clone(), inputs.positions.clone()
-    attention[:, -n:].masked_fill_(wrong, 0)
-    # the next token follows the last that was kept: its place is one past the largest of those
-    positions[..., -n:].masked_fill_(wrong, 0)
+    attention[:, -n:].masked_fill_(rejected, 0)
+    # the position of the next token is one past the largest that is kept
+    positions[..., -n:].masked_fill_(rejected, 0)
     return LanguageInputs(inputs.embeddings[rest], positions[..., rest, :], attention[rest])
 
 
 def _read_again(model: TextSegModel, batch: Batch, ids: list[list[int]]) -> Answer:
-    """The answer to one question that is longer than the trained context, read in one pass.
+    """The answer to one question longer than the trained context, read in one forward pass.
 
-    There the turn of each key depends on the length of the whole, which was not known when the cache was filled.
+    There the rotation of each key depends on the total length, which was unknown when the cache was filled.
     """
     answer = force_answer(model, _append(batch, ids[0]))
     says_seg = torch.tensor([model.seg_id in ids[0]], device=answer.says_seg.device)

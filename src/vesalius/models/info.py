@@ -1,4 +1,4 @@
-"""What a model is, read from its files: parts, parameters, sizes, dtype, lineage; not taken from names."""
+"""Facts about a model for `vesalius info`: parts, parameters, sizes, dtypes and provenance, all read from its files."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ PART_NAMES = {
     "adapter": "LoRA adapter, over the vision-language model",
 }
 LINE = 100
-"""Characters of a line that is easily read."""
+"""Longest line in characters before a value is split over several lines."""
 
 
 def describe(model: str | Path | ModelRef) -> dict[str, Any]:
-    """Facts about MODEL without loading its weights. `warnings` says where its name promises another size."""
+    """Facts about MODEL, without loading its weights; `warnings` lists sizes in the folder's name that are wrong."""
     ref = resolve_model(model)
     folder = ref.folder
     if isinstance(ref.card, UNetCard):
@@ -89,7 +89,7 @@ def _history(card: ModelCard, folder: Path) -> dict[str, Any]:
 
 
 def _open(ref: ModelRef) -> tuple[Card, Weights, str]:
-    """The card, the tensors under their canonical names, and the layout that they are stored in."""
+    """The card, the tensors under canonical names, and the layout on disk."""
     folder = ref.folder
     if (card := ref.text_card) is not None:
         return card, FileWeights(locate_bundle_tensors(folder)), "bundle"
@@ -123,7 +123,7 @@ def _sizes(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _false_claims(folder: Path, spec: ModelSpec, parameters: int) -> list[str]:
-    """Sizes that the folder's name promises and its tensors do not have."""
+    """Warnings about a model size in the folder's name that its tensors do not have."""
     name = folder.resolve().name
     real = spec.name if identify(spec) else f"{spec.name} ({parameters / 1e9:.2f} B parameters)"
     claimed = re.findall(r"(?<![0-9.])(\d+(?:\.\d+)?)B(?![a-z])", name)
@@ -137,21 +137,21 @@ def _false_claims(folder: Path, spec: ModelSpec, parameters: int) -> list[str]:
 
 
 def _about(billions: float, parameters: int) -> bool:
-    """Whether a size in the name is that of the parameters, give or take a fifth."""
+    """Whether a size in the name is within 20 % of the number of parameters."""
     return abs(parameters / 1e9 - billions) <= 0.2 * billions
 
 
 def summarize(facts: dict[str, Any]) -> list[str]:
-    """Lines for a terminal."""
+    """The facts as lines for a terminal."""
     lines = [
-        *(_summarize_unet(facts) if "unet" in facts else _summarize_halves(facts)),
+        *(_summarize_unet(facts) if "unet" in facts else _summarize_textseg(facts)),
         "stored as " + ", ".join(f"{dtype} ({count:,})" for dtype, count in facts["dtypes"].items()),
         f"folder: {facts['folder']} ({facts['layout']})",
         f"threshold: {facts['threshold']} ({facts['threshold_origin']['how']})",
     ]
     if facts["step"] is not None:
         images = facts["trained_on_images"]
-        known = "of images that it does not name" if images is None else f"of {images} images"
+        known = "unknown images" if images is None else f"{images} images"
         lines.append(f"training: step {facts['step']}, {known}")
     for name, value in facts["lineage"].items():
         if name != "fingerprint" and value is not None:
@@ -161,7 +161,7 @@ def summarize(facts: dict[str, Any]) -> list[str]:
 
 
 def _unfold(name: str, value: Any, indent: str = "") -> list[str]:
-    """A value in a line, or what it holds in a line each where that would be long."""
+    """A value as one line, or a long mapping with one line for each entry."""
     if not isinstance(value, dict) or len(str(value)) < LINE:
         return [f"{indent}{name}: {value}"]
     held = [
@@ -170,7 +170,7 @@ def _unfold(name: str, value: Any, indent: str = "") -> list[str]:
     return [f"{indent}{name}:", *held]
 
 
-def _summarize_halves(facts: dict[str, Any]) -> list[str]:
+def _summarize_textseg(facts: dict[str, Any]) -> list[str]:
     parts = {name: count for name, count in facts["parameters"].items() if name != "total"}
     total = facts["parameters"]["total"]
     language, vision, segmenter = facts["language_model"], facts["vision_encoder"], facts["segmenter"]

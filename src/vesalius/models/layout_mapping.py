@@ -1,7 +1,7 @@
-"""The official layout of a model and that of a bundle: each tensor of one is made of rows of the other's.
+"""The mapping between the official layout and that of a bundle, in rows of tensors.
 
-Every relation between the two is one of rows: rows of one tensor are rows of another, so that conversion moves bytes and
-computes nothing. The tables of names are in `keymaps`.
+Rows of one tensor are rows of another, so that conversion copies bytes and computes nothing. The key tables are in
+`keymaps`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from vesalius.errors import CheckpointError
 from vesalius.models.families.table import family_of
 from vesalius.models.keymaps import DROPPED, PROJECTOR, SAM2, Rule
 from vesalius.models.specs import ModelSpec, Shape
+from vesalius.names import list_names
 
 WILDCARDS = {"{}": r"(\d+)", "{p}": "(weight|bias)", "{a}": "([qkv])", "{*}": "(.+)"}
 
@@ -32,7 +33,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Assembly:
-    """A tensor made of rows of others, one after the other."""
+    """A tensor as the concatenation of rows of other tensors."""
 
     shape: Shape
     rows: tuple[Rows, ...]
@@ -40,12 +41,12 @@ class Assembly:
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows `first` to `first + rows` of an official tensor are rows `place` to `place + rows` of a bundle's."""
+    """Rows `first` to `first + rows` of an official tensor are rows `start` to `start + rows` of a bundle's tensor."""
 
     official: str
     first: int
     bundle: str
-    place: int
+    start: int
     rows: int
 
 
@@ -55,9 +56,9 @@ def rules_of(spec: ModelSpec) -> tuple[Rule, ...]:
 
 
 def to_bundle(spec: ModelSpec, shapes: Mapping[str, Shape]) -> tuple[dict[str, Assembly], dict[str, str]]:
-    """Each tensor of the bundle, assembled of official ones; and what was dropped, with the reason.
+    """Each tensor of the bundle, assembled from official ones; and the dropped names with their reasons.
 
-    CheckpointError with the first ten names that no table knows.
+    CheckpointError with the first ten names that no key table contains.
     """
     pieces, dropped, unknown = [], {}, []
     rules = rules_of(spec)
@@ -71,14 +72,14 @@ def to_bundle(spec: ModelSpec, shapes: Mapping[str, Shape]) -> tuple[dict[str, A
         else:
             unknown.append(name)
     _refuse(unknown, f"an official {spec.name}")
-    rows = [(piece.bundle, piece.place, Rows(piece.official, piece.first, piece.rows)) for piece in pieces]
+    rows = [(piece.bundle, piece.start, Rows(piece.official, piece.first, piece.rows)) for piece in pieces]
     return _assemble(rows, shapes), dropped
 
 
 def to_official(spec: ModelSpec, shapes: Mapping[str, Shape]) -> dict[str, Assembly]:
-    """Each official tensor, assembled of the bundle's: the same tables the other way.
+    """Each official tensor, assembled from those of the bundle by the same key tables.
 
-    Where several tensors of the bundle are copies of one, the first is read. CheckpointError as for `to_bundle`.
+    Of several copies of one tensor in the bundle, the first is read. CheckpointError as for `to_bundle`.
     """
     pieces: list[Piece] = []
     rules = rules_of(spec)
@@ -93,14 +94,16 @@ def to_official(spec: ModelSpec, shapes: Mapping[str, Shape]) -> dict[str, Assem
     _refuse([name for name in known if name not in shapes], f"a bundle of {spec.name}", "lacks")
     first_copies = {(piece.official, piece.first): piece for piece in reversed(pieces)}.values()
     rows = [
-        (piece.official, piece.first, Rows(piece.bundle, piece.place, piece.rows)) for piece in first_copies
+        (piece.official, piece.first, Rows(piece.bundle, piece.start, piece.rows)) for piece in first_copies
     ]
     return _assemble(rows, shapes)
 
 
 def _rows_of(name: str, shape: Shape) -> int:
     if not shape:
-        raise CheckpointError(f"{name}: is a single number; a tensor of that name has rows")
+        raise CheckpointError(
+            f"{name}: is a scalar; a tensor of that name has rows", code="weights_mismatch", field=name
+        )
     return shape[0]
 
 
@@ -118,7 +121,7 @@ def _pieces(rule: Rule, official: str, filling: tuple[str, ...], rows: int, spec
 
 
 def _groups(official: str, names: list[str], rows: int, queries: int, groups: int) -> Iterator[Piece]:
-    """Worked case: 2 queries a group, 4 rows a head: rows 0-7 of a group are queries, 8-11 the key, 12-15 the value."""
+    """Example: with 2 queries per group and 4 rows per head, rows 0-7 of a group are queries, 8-11 key, 12-15 value."""
     head = rows // (groups * (queries + 2))
     parts = ((0, queries * head), (queries * head, head), ((queries + 1) * head, head))
     for group in range(groups):
@@ -128,14 +131,14 @@ def _groups(official: str, names: list[str], rows: int, queries: int, groups: in
 
 
 def _heads(spec: ModelSpec) -> tuple[int, int]:
-    """Queries of each key-value head, and key-value heads."""
+    """Number of queries per key-value head, and number of key-value heads."""
     text = spec.vlm["text_config"]
     groups = text["num_key_value_heads"]
     return text["num_attention_heads"] // groups, groups
 
 
 def _official_rows(rule: Rule, rows: int, spec: ModelSpec) -> int:
-    """Rows of the official tensor of which the first of the rule's bundle tensors has `rows`."""
+    """Number of rows of the official tensor, if the first bundle tensor of the rule has `rows`."""
     match rule.layout:
         case "whole" | "copies":
             return rows
@@ -149,18 +152,20 @@ def _official_rows(rule: Rule, rows: int, spec: ModelSpec) -> int:
 
 def _assemble(rows: list[tuple[str, int, Rows]], shapes: Mapping[str, Shape]) -> dict[str, Assembly]:
     parts: dict[str, list[tuple[int, Rows]]] = {}
-    for name, place, part in rows:
-        parts.setdefault(name, []).append((place, part))
+    for name, start, part in rows:
+        parts.setdefault(name, []).append((start, part))
     assemblies = {}
     for name, placed in parts.items():
         placed.sort(key=lambda pair: pair[0])
         ordered = tuple(part for _, part in placed)
         ends = [0, *accumulate(part.count for part in ordered)]
         tails = {shapes[part.source][1:] for part in ordered}
-        if [place for place, _ in placed] != ends[:-1] or len(tails) != 1:
+        if [start for start, _ in placed] != ends[:-1] or len(tails) != 1:
             sources = sorted({part.source for part in ordered})
             raise CheckpointError(
-                f"{name}: cannot be made of {', '.join(sources)}: a part is missing or misshapen"
+                f"{name}: cannot be made of {', '.join(sources)}: a part is missing or misshapen",
+                code="weights_mismatch",
+                field=name,
             )
         assemblies[name] = Assembly((ends[-1], *tails.pop()), ordered)
     return assemblies
@@ -169,7 +174,7 @@ def _assemble(rows: list[tuple[str, int, Rows]], shapes: Mapping[str, Shape]) ->
 def _matches(
     rules: Iterable[Rule], name: str, side: Literal["official", "bundle"]
 ) -> Iterator[tuple[Rule, tuple[str, ...]]]:
-    """The rules whose official name, or whose first name in the bundle, is this one; and what fills the template."""
+    """The rules with this official name, or this first name in the bundle; and the values of its wildcards."""
     for rule in rules:
         template = rule.official if side == "official" else rule.bundle[0]
         if found := _pattern(template).fullmatch(name):
@@ -189,9 +194,9 @@ def _fill(template: str, filling: tuple[str, ...]) -> str:
     return re.sub(r"\{[pa*]?\}", lambda _: next(values), template)
 
 
-def _refuse(names: list[str], what: str, verb: str = "has") -> None:
+def _refuse(names: list[str], what: str, verb: str = "has unknown") -> None:
     if names:
-        listed = ", ".join(sorted(names)[:10])
         raise CheckpointError(
-            f"{what} {verb} {len(names)} tensors that do not belong together with it: {listed}"
+            f"{what} {verb} tensors, {len(names)} of them: {list_names(sorted(names), 10)}",
+            code="weights_mismatch",
         )

@@ -1,4 +1,4 @@
-"""LoRA over the layers of a vision-language half, to be trained or merged (Hu et al. 2021, arXiv 2106.09685)."""
+"""LoRA over the layers of a vision-language model: add, train, merge (Hu et al. 2021, arXiv 2106.09685)."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ LANGUAGE_LAYERS = "model.language_model.layers."
 
 
 class LoraSettings(Settings):
-    """Two small matrices beside each large one of a part, W + alpha / rank times B @ A."""
+    """LoRA of one part: two small matrices A and B for each linear layer, W + alpha / rank * B @ A."""
 
     rank: int = Field(default=16, ge=1)
     alpha: float = Field(default_factory=lambda given: 2.0 * given["rank"], gt=0)
-    """Left out: twice the rank, as published."""
+    """Default: twice the rank, as published."""
     dropout: float = Field(default=0.05, ge=0, lt=1)
-    """Share of the inputs of A that are left out in training."""
+    """Dropout probability of the inputs of A in training."""
     targets: tuple[str, ...] | None = None
-    """Last names of the linear layers that get one, such as q_proj; None: all of attention and MLP."""
+    """Last path components of the layers with LoRA, such as q_proj; None: all linear layers of attention and MLP."""
 
 
 def find_targets(vlm: PreTrainedModel, part: str, names: Sequence[str] | None = None) -> tuple[str, ...]:
-    """Paths of the linear layers of a part that LoRA lies over, those of the last `names` only.
+    """Paths of the linear layers of a part; with `names` only those whose last path component is one of them.
 
-    SettingError for a name that the part does not have.
+    SettingError for a name that no layer of the part has.
     """
     start = _layers(vlm, part)
     paths = [
@@ -46,7 +46,9 @@ def find_targets(vlm: PreTrainedModel, part: str, names: Sequence[str] | None = 
     known = {path.rpartition(".")[2] for path in paths}
     if unknown := [name for name in names or () if name not in known]:
         raise SettingError(
-            f"LoRA over the {part}: no linear layer is called {unknown[0]!r}; known: {', '.join(sorted(known))}"
+            f"LoRA over the {part}: no linear layer is called {unknown[0]!r}; known: {', '.join(sorted(known))}",
+            code="unknown_layer",
+            field="targets",
         )
     return tuple(path for path in paths if names is None or path.rpartition(".")[2] in names)
 
@@ -58,9 +60,9 @@ def _layers(vlm: PreTrainedModel, part: str) -> str:
 
 
 def add_lora(vlm: PreTrainedModel, parts: Mapping[str, LoraSettings]) -> None:
-    """Lay LoRA over parts of a half, B at zero and A drawn from torch's global generator; all else is frozen.
+    """Add LoRA to parts of a model, with B = 0 and A from torch's global generator, and freeze all other weights.
 
-    A half that has one already keeps it, and only its dropout is set; SettingError where that one is another.
+    An adapter that the model already has stays, and only its dropout is set; SettingError if its sizes are others.
     """
     wanted = {path: lora for part, lora in parts.items() for path in find_targets(vlm, part, lora.targets)}
     sizes = {path: (lora.rank, lora.alpha) for path, lora in wanted.items()}
@@ -69,7 +71,9 @@ def add_lora(vlm: PreTrainedModel, parts: Mapping[str, LoraSettings]) -> None:
     elif sizes_of(vlm) != sizes:
         raise SettingError(
             "the adapter of the model has other ranks, alphas or layers than trainable asks for; "
-            "ask for the same, or merge it first"
+            "ask for the same, or merge it first",
+            code="adapter_mismatch",
+            field="trainable.lora",
         )
     for path, layer in layers_of(vlm).items():
         dropout = wanted[path].dropout
@@ -78,9 +82,9 @@ def add_lora(vlm: PreTrainedModel, parts: Mapping[str, LoraSettings]) -> None:
 
 @torch.no_grad()
 def merge_adapter(vlm: PreTrainedModel) -> None:
-    """Turn a half with an adapter into a plain one that computes the same: W + alpha / rank times B @ A, in float32.
+    """Merge the adapter of a model, W + alpha / rank * B @ A in float32, and dequantize its matrices.
 
-    Quantized matrices become the numbers that they stand for. A half without an adapter only becomes plain.
+    The outputs stay the same. A model without an adapter is only dequantized.
     """
     for path, layer in layers_of(vlm).items():
         base = layer.get_base_layer()

@@ -1,8 +1,8 @@
-"""SAM 2's memory: objects that language pointed out in some frames of a video, followed through the others.
+"""SAM 2's video memory: objects prompted in some frames of a video are propagated to the other frames.
 
-`VideoSession` behaves as the official Sa2VA code, `Tracker` as SAM 2 itself. Both codes follow each object on its own,
-and the official one encodes each frame several times; here all objects share one encoding of each frame and one call
-of each part.
+`VideoSession` behaves as the official Sa2VA code, `Tracker` as SAM 2 itself. It is ours because both codes track each object
+separately, and the official one encodes each frame several times; here all objects share one encoding of each frame and
+one call of each module, with bounded memory.
 """
 
 from __future__ import annotations
@@ -27,41 +27,41 @@ from vesalius.models.segmenter import (
 )
 
 PROMPTED_FRAMES = 5
-"""First frames of a video, which the language model sees and in which its [SEG] are decoded."""
+"""Number of first frames that the language model sees and whose masks are decoded from its [SEG]."""
 
 SAM_2_0 = {
     "enable_temporal_pos_encoding_for_object_pointers": False,
     "enable_occlusion_spatial_embedding": False,
     "max_cond_frame_num": -1,
 }
-"""What a configuration must say: the other values are those of SAM 2.1, whose memory works otherwise."""
+"""Required configuration values; SAM 2.1 has others and a different memory."""
 
 PROMPTED_AGE = -1
-"""Prompted frames have the last temporal encoding, however old they are; the frame before has the first."""
+"""Age of prompted frames: they have the last temporal encoding, the previous frame the first."""
 
 NO_OBJECT = -1024.0
-"""SAM 2's logit where an object is not in the frame."""
+"""SAM 2's mask logit for an object that is not in the frame."""
 
 
 @dataclass(frozen=True)
 class FrameMasks:
-    """One frame of a video: a mask for each of its n objects."""
+    """The masks of n objects on one frame of a video."""
 
     logits: torch.Tensor
-    """float (n, g, g): the best of three, on the S / 4 cells a side of the square that the encoder sees."""
+    """float (n, g, g): the best of three candidates, with g = S / 4 cells a side."""
     scores: torch.Tensor
-    """float (n, 3): predicted IoU of all three."""
+    """float (n, 3): predicted IoU of all three candidates."""
     object_scores: torch.Tensor
-    """float (n,): logit of whether the object is in the frame at all; the mask is as it is all the same."""
+    """float (n,): logit of the presence of the object in the frame."""
     pointers: torch.Tensor
-    """float (n, c): what later frames are told of each object, besides its mask."""
+    """float (n, c): object pointers for later frames."""
 
 
 class VideoSession:
-    """The memory of one video: give it the frames in order.
+    """The memory of one video, whose frames are given in order.
 
-    Holds no more for a long video than for a short one: the memories of the prompted frames and of the last six
-    others, and the object pointers of the prompted frames and of the last fifteen others.
+    Its size does not grow with the video: it holds the memories of the prompted frames and of the last six others, and the
+    object pointers of the prompted frames and of the last fifteen others.
     """
 
     def __init__(
@@ -71,12 +71,16 @@ class VideoSession:
         prompted_frames: int = PROMPTED_FRAMES,
         memory_dtype: torch.dtype | None = None,
     ) -> None:
-        """`embeddings` (n, c): one [SEG] for each object. Memories are kept in `memory_dtype`, else in the model's."""
-        _check_remembers(sam)
+        """`embeddings` (n, c): the [SEG] embedding of each object. `memory_dtype`: dtype of memories, default the model's."""
+        _check_memory(sam)
         if not len(embeddings):
-            raise SettingError("there is nothing to follow through the video: no [SEG]")
+            raise SettingError("there is no object to track through the video: no [SEG]", code="no_prompt")
         if prompted_frames < 1:
-            raise SettingError(f"at least one frame of a video must be prompted; got {prompted_frames}")
+            raise SettingError(
+                f"at least one frame of a video must be prompted; got {prompted_frames}",
+                code="bad_value",
+                field="prompted_frames",
+            )
         self._sam = sam
         self._embeddings = embeddings
         self._prompted_frames = prompted_frames
@@ -84,7 +88,7 @@ class VideoSession:
         self._prompted: list[torch.Tensor] = []
         """Memories (n, cells, m) of the prompted frames."""
         self._recent: deque[torch.Tensor] = deque(maxlen=sam.config.num_maskmem - 1)
-        """The same of the last other frames, oldest first."""
+        """Memories of the last other frames, oldest first."""
         self._prompted_pointers: list[torch.Tensor] = []
         self._recent_pointers: deque[torch.Tensor] = deque(
             maxlen=sam.config.max_object_pointers_in_encoder - 1
@@ -92,14 +96,14 @@ class VideoSession:
 
     @torch.no_grad()
     def segment(self, pixels: torch.Tensor) -> FrameMasks:
-        """Masks of the next frame, float (1, 3, S, S) as the segmenter takes images."""
+        """Masks of the next frame, float (1, 3, S, S)."""
         features = _see(self._sam, pixels)
         prompted = len(self._prompted) < self._prompted_frames
         if prompted:
             decoded = decode(self._sam, features, self._embeddings.unsqueeze(0))
         else:
             decoded = decode_with_memory(self._sam, features, self._look_back(features))
-        # of (1, n, ..) and (n, 1, ..) alike
+        # for both shapes, (1, n, ..) and (n, 1, ..)
         masks = FrameMasks(
             logits=take_best(decoded.candidates, decoded.scores).flatten(0, 1),
             scores=decoded.scores.flatten(0, 1),
@@ -110,13 +114,13 @@ class VideoSession:
         return masks
 
     def _remember(self, features: Features, masks: FrameMasks, prompted: bool) -> None:
-        # soft masks, on the prompted frames too: SAM 2 makes them hard there, the official code of Sa2VA does not
+        # soft masks, also on prompted frames, where SAM 2 itself would binarize them and the official code does not
         memory = _encode(self._sam, features, _enlarge(self._sam, masks.logits).sigmoid())
         (self._prompted if prompted else self._recent).append(memory.to(self._memory_dtype))
         (self._prompted_pointers if prompted else self._recent_pointers).append(masks.pointers)
 
     def _look_back(self, features: Features) -> torch.Tensor:
-        """float (n, c, S / 16, S / 16): for each object, the frame's features after attention to its memories."""
+        """float (n, c, S / 16, S / 16): the frame's features after memory attention for each object."""
         ages = [PROMPTED_AGE] * len(self._prompted) + [*reversed(range(len(self._recent)))]
         return attend(
             self._sam,
@@ -128,47 +132,47 @@ class VideoSession:
 
 
 class Tracker:
-    """SAM 2's own memory of one video: masks of key frames are shown to it, and it finds the objects in the others.
+    """SAM 2's own memory of one video: key frames get masks as prompts, and the objects are propagated to other frames.
 
-    Frames are named by their place in the video. Key frames may come in any order and lie ahead; the others are
-    followed one way, from a key frame on, and `turn` begins anew at the key frames for the other way. Of the frames
-    followed it holds memories as far back as the next one looks (six frames; fifteen for pointers), of key frames
-    both, until they are forgotten.
+    Frames are identified by their index in the video. Key frames may come in any order and lie ahead; the other frames are
+    propagated in one direction from a key frame on, and `reverse` starts again at the key frames in the other direction.
+    It holds the memories of the last six propagated frames and the pointers of the last fifteen, and both of all key
+    frames until `forget`.
 
-    It differs from `VideoSession` as SAM 2 differs from the official code of Sa2VA: a prompt is a mask, remembered as
-    a hard one; an object whose score is not above 0 has no mask; memories are bfloat16.
+    Like SAM 2, and unlike `VideoSession`: a prompt is a binary mask; an object with a score of at most 0 has no mask;
+    memories are bfloat16.
     """
 
     def __init__(self, sam: Sam2VideoModel, embeddings: torch.Tensor, border: float = 0.0) -> None:
-        """`embeddings` (n, c): one [SEG] for each object. `border`: logit above which a cell belongs to its mask."""
-        _check_remembers(sam)
+        """`embeddings` (n, c): the [SEG] embedding of each object. `border`: logit threshold of the prompted masks."""
+        _check_memory(sam)
         if not len(embeddings):
-            raise SettingError("there is nothing to follow through the video: no [SEG]")
+            raise SettingError("there is no object to track through the video: no [SEG]", code="no_prompt")
         self._sam = sam
         self._embeddings = embeddings
         self._border = border
         self._step = 1
         self._keys: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        """Key frame -> its memory (n, cells, m) and pointers (n, c)."""
+        """Index of a key frame -> its memory (n, cells, m) and pointers (n, c)."""
         self._memories: dict[int, torch.Tensor] = {}
         self._pointers: dict[int, torch.Tensor] = {}
 
     @torch.no_grad()
     def prompt(self, frame: int, pixels: torch.Tensor) -> FrameMasks:
-        """Masks that [SEG] means on this frame alone, as in training; they are remembered as a key frame's."""
+        """Masks from the [SEG] embeddings on this frame alone, as in training, which make it a key frame."""
         sam, features = self._sam, _see(self._sam, pixels)
         decoded = decode(sam, features, self._embeddings.unsqueeze(0))
         logits = take_best(decoded.candidates, decoded.scores)[0]
-        shown = (_enlarge(sam, logits) > self._border).float()
-        pointers = _point(sam, features, shown)
-        self._keys[frame] = (_encode(sam, features, shown).to(torch.bfloat16), pointers)
+        masks = (_enlarge(sam, logits) > self._border).float()
+        pointers = _point(sam, features, masks)
+        self._keys[frame] = (_encode(sam, features, masks).to(torch.bfloat16), pointers)
         return FrameMasks(logits, decoded.scores[0], decoded.object_scores[0], pointers)
 
     @torch.no_grad()
-    def follow(self, frame: int, pixels: torch.Tensor) -> FrameMasks:
-        """Masks of a frame after (before, once turned) those that were followed so far; none is a key frame.
+    def propagate(self, frame: int, pixels: torch.Tensor) -> FrameMasks:
+        """Masks of a frame after those propagated so far, or before them after `reverse`; key frames are not propagated.
 
-        Some may have been left out. At least one key frame must be known, else ValueError.
+        Frames may be skipped. ValueError without a key frame.
         """
         if not self._keys:
             raise ValueError("there is no key frame to look back at")
@@ -176,27 +180,27 @@ class Tracker:
         self._memories = _near(self._memories, frame, sam.config.num_maskmem - 1)
         self._pointers = _near(self._pointers, frame, sam.config.max_object_pointers_in_encoder - 1)
         decoded = decode_with_memory(sam, features, self._look_back(frame, features))
-        there = decoded.object_scores > 0
+        present = decoded.object_scores > 0
         logits = take_best(decoded.candidates, decoded.scores)
-        logits = torch.where(there[..., None, None], logits, NO_OBJECT)[:, 0]
+        logits = torch.where(present[..., None, None], logits, NO_OBJECT)[:, 0]
         pointers = object_pointers(sam, decoded)[:, 0]
         memory = _encode(sam, features, _enlarge(sam, logits).sigmoid())
         self._memories[frame], self._pointers[frame] = memory.to(torch.bfloat16), pointers
         return FrameMasks(logits, decoded.scores[:, 0], decoded.object_scores[:, 0], pointers)
 
     def forget(self, frame: int) -> None:
-        """Let go of a key frame."""
+        """Drop a key frame."""
         del self._keys[frame]
 
-    def turn(self) -> None:
-        """Follow the other way from now on; of the frames followed so far nothing is kept."""
+    def reverse(self) -> None:
+        """Reverse the direction of propagation and drop the memories of all propagated frames."""
         self._step = -self._step
         self._memories, self._pointers = {}, {}
 
     def _look_back(self, frame: int, features: Features) -> torch.Tensor:
-        """float (n, c, S / 16, S / 16): the frame's features after attention to all key frames and the last others.
+        """float (n, c, S / 16, S / 16): the frame's features after attention to all key frames and the last other frames.
 
-        Pointers of key frames that lie ahead are left out, as SAM 2 does; the memories are not.
+        As in SAM 2, key frames that lie ahead count with their memories but not with their pointers.
         """
         passed = [pointers for key, (_, pointers) in self._keys.items() if (frame - key) * self._step >= 0]
         return attend(
@@ -215,25 +219,26 @@ def attend(
     memories: Sequence[torch.Tensor],
     pointers: Sequence[torch.Tensor],
 ) -> torch.Tensor:
-    """float (n, c, S / 16, S / 16): for each of n objects the features of one image, after attention to its memories.
+    """float (n, c, S / 16, S / 16): the features of one image after memory attention for each of n objects.
 
-    `memories` (n, cells, m) of as many `ages` (0 for the frame before this one, `PROMPTED_AGE`), `pointers` (n, c).
+    `memories` (n, cells, m), one for each of `ages` (0 for the previous frame, `PROMPTED_AGE` for a prompted one);
+    `pointers` (n, c).
     """
     coarse = features.stride_16
     times = sam.memory_temporal_positional_encoding[[*ages]].flatten(1, 2)
-    places = (times + _places(sam.memory_encoder.position_encoding, coarse)).flatten(0, 1)
+    positions = (times + _positions(sam.memory_encoder.position_encoding, coarse)).flatten(0, 1)
     remembered = torch.cat([memory.to(coarse.dtype) for memory in memories], dim=1)
-    # a pointer is wider than a memory: it becomes several tokens, which have no place
+    # a pointer is wider than a memory, so it is split into several tokens without position
     pointing = remembered[:, :0]
     if pointers:
-        pointing = torch.stack([*pointers], dim=1).reshape(len(remembered), -1, places.shape[-1])
-    own_places = _places(sam.vision_encoder.neck.position_encoding, coarse)
-    # the native module wants (tokens, objects, channels)
+        pointing = torch.stack([*pointers], dim=1).reshape(len(remembered), -1, positions.shape[-1])
+    own_positions = _positions(sam.vision_encoder.neck.position_encoding, coarse)
+    # the native module takes (tokens, objects, channels)
     attended = sam.memory_attention(
         current_vision_features=coarse.flatten(2).permute(2, 0, 1).expand(-1, len(remembered), -1),
-        current_vision_position_embeddings=own_places[:, None],
+        current_vision_position_embeddings=own_positions[:, None],
         memory=torch.cat([remembered, pointing], dim=1).transpose(0, 1),
-        memory_posision_embeddings=pad(places, (0, 0, 0, pointing.shape[1]))[:, None],
+        memory_posision_embeddings=pad(positions, (0, 0, 0, pointing.shape[1]))[:, None],
         num_object_pointer_tokens=pointing.shape[1],
     )
     return attended[0].transpose(1, 2).unflatten(2, coarse.shape[2:])
@@ -251,23 +256,23 @@ def _see(sam: Sam2VideoModel, pixels: torch.Tensor) -> Features:
 
 
 def _enlarge(sam: Sam2VideoModel, logits: torch.Tensor) -> torch.Tensor:
-    """Logits (n, g, g) on the square that the encoder sees, float32 (n, S, S)."""
+    """Logits (n, g, g) resized to the encoder's input, float32 (n, S, S)."""
     square = (sam.config.image_size, sam.config.image_size)
     return interpolate(logits.float().unsqueeze(1), square, mode="bilinear", align_corners=False)[:, 0]
 
 
 def _encode(sam: Sam2VideoModel, features: Features, masks: torch.Tensor) -> torch.Tensor:
-    """float (n, cells, m): what to remember of a frame with the features of one image and masks (n, S, S) in [0, 1]."""
+    """float (n, cells, m): memories of a frame from its features and masks (n, S, S) in [0, 1]."""
     masks = masks * sam.config.sigmoid_scale_for_mem_enc + sam.config.sigmoid_bias_for_mem_enc
     memory, _ = sam.memory_encoder(features.stride_16, masks.unsqueeze(1).to(features.stride_16.dtype))
     return memory.flatten(2).transpose(1, 2)
 
 
 def _point(sam: Sam2VideoModel, features: Features, masks: torch.Tensor) -> torch.Tensor:
-    """float (n, c): pointers to objects that are shown as masks (n, S, S) of 0 and 1.
+    """float (n, c): object pointers for prompted masks (n, S, S) of 0 and 1.
 
-    The decoder reads the mask as a prompt, and the token of its single mask is the pointer, as SAM 2 was trained
-    (`_use_mask_as_output` of facebookresearch/sam2); transformers takes that of the best of three instead.
+    The decoder takes the mask as a prompt, and the token of its single-mask output becomes the pointer, as SAM 2 was
+    trained (`_use_mask_as_output` of facebookresearch/sam2); transformers uses the best of three masks instead.
     """
     objects, coarse = len(masks), features.stride_16
     prompts = masks.unsqueeze(1).to(coarse.dtype)
@@ -281,26 +286,29 @@ def _point(sam: Sam2VideoModel, features: Features, masks: torch.Tensor) -> torc
             level.expand(objects, -1, -1, -1) for level in (features.stride_4, features.stride_8)
         ],
     )
-    there = (scores.reshape(objects, 1) > 0) & masks.flatten(1).any(dim=1, keepdim=True)
-    return torch.where(there, sam.object_pointer_proj(tokens[:, 0, 0]), sam.no_object_pointer)
+    present = (scores.reshape(objects, 1) > 0) & masks.flatten(1).any(dim=1, keepdim=True)
+    return torch.where(present, sam.object_pointer_proj(tokens[:, 0, 0]), sam.no_object_pointer)
 
 
-def _places(encoding: nn.Module, features: torch.Tensor) -> torch.Tensor:
+def _positions(encoding: nn.Module, features: torch.Tensor) -> torch.Tensor:
     """Sine encoding (h * w, channels) of the cells of `features` (1, c, h, w)."""
-    # computed in float32: half precision has too few digits for the angles
-    places = encoding(features.shape, features.device, torch.float32)
-    return places[0].flatten(1).T.to(features.dtype)
+    # in float32, since half precision has too few digits for the angles
+    positions = encoding(features.shape, features.device, torch.float32)
+    return positions[0].flatten(1).T.to(features.dtype)
 
 
-def _check_remembers(sam: Sam2VideoModel) -> None:
+def _check_memory(sam: Sam2VideoModel) -> None:
     for name, value in SAM_2_0.items():
         if (found := getattr(sam.config, name)) != value:
             raise CheckpointError(
-                f"sam/config.json: {name} is {found}; the memory here is SAM 2.0's, with {value}"
+                f"sam/config.json: {name} is {found}; only the memory of SAM 2.0 is supported, with {value}",
+                code="model_config",
+                field=name,
             )
     width, wanted = sam.mem_dim, sam.memory_attention.layers[0].cross_attn_image.k_proj.in_features
     if width != wanted:
         raise CheckpointError(
-            f"this segmenter cannot follow objects through a video: its memories have {width} channels, "
-            f"and its memory attention reads {wanted}"
+            f"this segmenter cannot track objects through a video: its memories have {width} channels, "
+            f"and its memory attention reads {wanted}",
+            code="model_config",
         )

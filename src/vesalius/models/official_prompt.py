@@ -1,4 +1,4 @@
-"""Free text about an image, a video or nothing, as the official `predict_forward` takes it, to a `Batch` of one row."""
+"""Free text about an image, a video or neither, as the official `predict_forward` takes it, to a `Batch` of one row."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from vesalius.models.pixels import Pixels
 from vesalius.models.processor import Processor
 
 IMAGE = "<image>"
-"""Where in the text the image is."""
+"""Position of the image in an official text."""
 
 SEEN_FRAMES = 5
-"""How many frames of a video the language model sees: its first ones."""
+"""Number of first frames of a video that the language model sees."""
 
 
 def read_official_prompt(
@@ -31,10 +31,10 @@ def read_official_prompt(
     past_text: str = "",
     mask_prompts: Sequence[np.ndarray] = (),
 ) -> Batch:
-    """One row that ends where the model must speak. For a video each of its frames has a `g_pixel_values`.
+    """A batch of one row that ends where the answer begins, with a `g_pixel_values` for each frame of a video.
 
-    `past_text` stands before the text as it is. `mask_prompts` are masks (n, h, w) of regions that the text speaks
-    of. SettingError where text and images do not fit together.
+    `past_text` is put before the text unchanged. `mask_prompts` are masks (n, h, w) of regions that the text refers to.
+    SettingError if text and images do not fit together.
     """
     _check(processor, text, image, video, mask_prompts)
     frames = list(video) or ([] if image is None else [image])
@@ -60,12 +60,20 @@ def _check(
     mask_prompts: Sequence[np.ndarray],
 ) -> None:
     if image is not None and len(video):
-        raise SettingError("give an image or a video, not both")
+        raise SettingError("give an image or a video, not both", code="conflicting_settings")
     family = processor.family
     if (image is not None or len(video)) and family.image_tag and text.count(IMAGE) != 1:
-        raise SettingError(f"the text must hold {IMAGE} once, where the image is; it says {text!r}")
+        raise SettingError(
+            f"the text must contain {IMAGE} once, at the position of the image; got {text!r}",
+            code="bad_prompt",
+            field="text",
+        )
     if len({frame.size for frame in video}) > 1:
-        raise SettingError(f"the frames of a video must have one size; got {sorted({f.size for f in video})}")
+        raise SettingError(
+            f"the frames of a video must have one size; got {sorted({f.size for f in video})}",
+            code="wrong_shape",
+            field="video",
+        )
     if len(mask_prompts) and (image is None or family.region_cells(processor.spec) is None):
         raise SettingError(
             "mask_prompts need an image and a model that reads regions of an image",
@@ -78,16 +86,22 @@ def _ask(processor: Processor, question: str) -> str:
 
 
 def _regions(masks: np.ndarray, size: Size, cells: int) -> torch.Tensor:
-    """bool (n, side, side) of side^2 = `cells`: regions on the cells of a tile, by the nearest pixel."""
+    """bool (n, side, side) with side^2 = `cells`: regions on the cells of a tile, by the nearest pixel."""
     side = int(cells**0.5)
     shapes = {np.shape(mask) for mask in masks}
     if shapes != {tuple(size)}:
-        raise SettingError(f"mask_prompts must hold masks of the image's size {size}; got {sorted(shapes)}")
+        raise SettingError(
+            f"mask_prompts must be masks of the image's size {size}; got {sorted(shapes)}",
+            code="wrong_shape",
+            field="mask_prompts",
+        )
     pixels = torch.as_tensor(np.asarray(masks, dtype=np.float32))
     regions = functional.interpolate(pixels[None], size=(side, side), mode="nearest")[0].bool()
     if lost := [i for i, region in enumerate(regions, start=1) if not region.any()]:
         raise SettingError(
-            f"region {lost[0]} of mask_prompts is empty, or too small for the {side} x {side} cells"
+            f"region {lost[0]} of mask_prompts is empty, or too small for the {side} x {side} cells",
+            code="wrong_shape",
+            field="mask_prompts",
         )
     return regions
 
@@ -111,7 +125,9 @@ def _batch(
     wanted = 0 if pixels is None else sum(pixels.tokens) + (0 if regions is None else int(regions.sum()))
     if pixels is not None and ids.count(processor.image_id) != wanted:
         token = processor.family.image_marks[1]
-        raise SettingError(f"the text must not hold {token}: it stands for a part of the image")
+        raise SettingError(
+            f"the text must not contain the image token {token}", code="bad_prompt", field="text"
+        )
     input_ids, labels, attention = processor.pad([(ids, [NOT_LEARNED] * len(ids))])
     return Batch(
         input_ids=input_ids,
@@ -129,8 +145,8 @@ def _batch(
     )
 
 
-def spoken(processor: Processor, ids: Sequence[int]) -> str:
-    """An answer as the official code words it, special tokens and the closing one kept."""
+def official_text(processor: Processor, ids: Sequence[int]) -> str:
+    """The text of an answer as the official code gives it, with special tokens and the stop token."""
     tokenizer = processor.tokenizer
     if not CHATS[processor.spec.prompt.chat].spaced:
         return tokenizer.decode(list(ids), skip_special_tokens=False).strip()

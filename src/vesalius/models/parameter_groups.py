@@ -1,4 +1,4 @@
-"""The parts of a model, by the names of their tensors: what is counted, trained and placed apart."""
+"""Parts of a model by tensor name: the units of counting parameters, training and device placement."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PARTS = {
     "SAM decoder": ("sam.mask_decoder.",),
     "SAM prompts and memory": ("sam.",),
 }
-"""Name of a part -> how the names of its tensors begin; the first that fits counts."""
+"""Name of a part -> prefixes of its tensor names; the first part with a matching prefix counts."""
 
 TRAINABLE_PARTS = {
     "projector": ("projector",),
@@ -26,7 +26,7 @@ TRAINABLE_PARTS = {
 
 
 def part_of(name: str) -> str:
-    """The part that a tensor of a `TextSegModel` belongs to; KeyError for a name that such a model does not have."""
+    """The part of a `TextSegModel` that a tensor belongs to; KeyError for an unknown tensor name."""
     for part, starts in PARTS.items():
         if name.startswith(starts):
             return part

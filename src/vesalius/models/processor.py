@@ -1,4 +1,4 @@
-"""Words and pixels to a `Batch`, exactly as the official code does it: the same object trains and predicts."""
+"""`Processor`: items to a `Batch`, exactly as the official code does it, for training and prediction alike."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from vesalius.types import Item, Turn
 
 @dataclass(frozen=True)
 class PixelInputs:
-    """What both halves see of one image: the slow part of a `Batch`, which needs no model and can be made ahead."""
+    """The preprocessed pixels of one image: the slow part of a `Batch`, which needs no model and can be made ahead."""
 
     pixels: Pixels
     square: torch.Tensor
-    """float32 (3, S, S) for the segmenter."""
+    """float32 (3, S, S): input of the segmenter."""
 
 
 def _mask_rows(item: Item) -> torch.Tensor:
-    """uint8 (n * f, h, w): the masks of an item's prompts that are answered with [SEG], of each its frames in order."""
+    """uint8 (n * f, h, w): masks of the item's n prompts that are answered with [SEG], with f frames each."""
     if item.masks is None:
         return torch.zeros(0, *item.size, dtype=torch.uint8)
-    answered = [place for place in range(len(item.prompts)) if place not in item.absent]
+    answered = [index for index in range(len(item.prompts)) if index not in item.absent]
     return torch.from_numpy(item.masks[answered].reshape(-1, *item.size).astype(np.uint8))
 
 
 class Processor:
-    """Items to a `Batch`. Fixed once made."""
+    """Items to a `Batch`; immutable."""
 
     def __init__(self, spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> None:
         self.spec = spec
@@ -52,7 +52,10 @@ class Processor:
     def _id_of(self, token: str) -> int:
         ids = self.tokenizer.encode(token, add_special_tokens=False)
         if len(ids) != 1:
-            raise SettingError(f"the tokenizer has no token {token}: it writes it as {len(ids)} tokens")
+            raise SettingError(
+                f"the tokenizer has no token {token}: it splits it into {len(ids)} tokens",
+                code="no_tokenizer",
+            )
         return ids[0]
 
     def __call__(
@@ -64,9 +67,9 @@ class Processor:
     ) -> Batch:
         """One row for each (item, prompt), in order.
 
-        `answered` appends the template's answer, whose tokens are the labels; without it the rows end where the
-        model must speak. `inputs` are what `preprocess` made of the items. Raises SettingError for no items, no prompts,
-        or an empty prompt.
+        `answered` appends the answer of the template, with its tokens as labels; otherwise the rows end where the answer
+        begins. `inputs` are the results of `preprocess` for the items. SettingError for no items, no prompts, or an empty
+        prompt.
         """
         questions = [(i, prompt) for i, item in enumerate(items) for prompt in item.prompts]
         for _, prompt in questions:
@@ -87,8 +90,8 @@ class Processor:
     def collate(self, items: Sequence[Item], draws: Sequence[int]) -> Batch:
         """One row for each (item, prompt), in order, and one for an item's `turns`, with the answers as labels.
 
-        A draw for each (item, prompt) picks its question and answer. A phrase in `absent` is answered without [SEG]
-        and has no masks. The language model sees all frames of a clip. Raises SettingError as for `__call__`.
+        `draws` are random numbers, one for each (item, prompt), which pick its question and answer. A phrase in `absent` is
+        answered without [SEG] and has no masks. The language model sees all frames of a clip. Errors as for `__call__`.
         """
         if len(draws) != sum(len(item.prompts) for item in items):
             raise ValueError(f"{len(draws)} draws for {[len(item.prompts) for item in items]} prompts")
@@ -102,10 +105,10 @@ class Processor:
                 else self.family.read_frames(frames, self.spec)
             )
             squares.append([self.for_segmenter(frame) for frame in frames])
-            for place, prompt in enumerate(item.prompts):
+            for index, prompt in enumerate(item.prompts):
                 self.check_phrase(prompt)
                 which = next(left)
-                absent = place in item.absent
+                absent = index in item.absent
                 answer = template.deny(prompt, which) if absent else template.answer(which)
                 rows.append((i, *self.encode([(template.ask(prompt, which), answer)], pixels[i])))
             if item.turns:
@@ -121,9 +124,9 @@ class Processor:
         squares: Sequence[list[torch.Tensor]],
         masks: list[torch.Tensor],
     ) -> Batch:
-        """Rows of (item, tokens, labels) and what is seen of the items, together."""
+        """Rows of (item, tokens, labels) and the pixels of the items as one batch."""
         if not rows:
-            raise SettingError("there is nothing to ask: no image, or no prompt")
+            raise SettingError("there is nothing to ask: no image, or no prompt", code="no_prompt")
         ids, labels, attention = self.pad([(ids, labels) for _, ids, labels in rows])
         return Batch(
             input_ids=ids,
@@ -140,38 +143,41 @@ class Processor:
         )
 
     def preprocess(self, item: Item) -> PixelInputs:
-        """What both halves see of the item's image; SettingError where the language model's half takes no such."""
+        """The preprocessed image of an item; SettingError if the vision-language model cannot take an image of its size."""
         if len(item.frames) > 1:
             raise ValueError(f"{item.id}: is a clip of {len(item.frames)} frames, not an image")
         frame = Image.fromarray(item.frames[0])
         return PixelInputs(self.family.read_image(frame, self.spec), self.for_segmenter(frame))
 
     def for_segmenter(self, frame: Image.Image) -> torch.Tensor:
-        """float32 (3, S, S): a frame as SAM 2 sees it; the aspect ratio is not kept."""
+        """float32 (3, S, S): a frame resized and normalized for SAM 2; the aspect ratio is not kept."""
         return normalize(resize_bicubic(frame, (self.spec.sam_size, self.spec.sam_size)))
 
     def check_phrase(self, phrase: str) -> None:
-        """Raise SettingError for a phrase that cannot be asked about: empty, no text, or with a control token."""
+        """Raise SettingError for a phrase that is empty, not valid text, or contains a control token."""
         try:
             phrase.encode()
         except UnicodeEncodeError as error:
-            raise SettingError(f"the prompt {phrase!r} is not valid text") from error
+            raise SettingError(
+                f"the prompt {phrase!r} is not valid text", code="bad_prompt", field="prompt"
+            ) from error
         self.spec.prompt.ask(phrase)
-        if token := self._command_in(phrase):
-            raise SettingError(f"the prompt {phrase!r} holds {token}, which the model takes as a command")
+        self._check_control_tokens(f"the prompt {phrase!r}", phrase)
 
     def check_turns(self, turns: Sequence[Turn], size: Size) -> None:
         """Raise SettingError for a conversation with a control token, or too long beside an image of `size`."""
         for text in (text for turn in turns for text in turn):
-            if token := self._command_in(text):
-                raise SettingError(f"{text!r} holds {token}, which the model takes as a command")
-        if size not in self._pixels_of_size:  # how many tokens it becomes depends on nothing else
+            self._check_control_tokens(repr(text), text)
+        if size not in self._pixels_of_size:  # the number of image tokens depends on the size alone
             pixels = self.family.read_image(Image.new("RGB", size[::-1]), self.spec)
             self._pixels_of_size[size] = replace(pixels, values=pixels.values.new_zeros(0))
         self.pad([self.encode(turns, self._pixels_of_size[size])])
 
-    def _command_in(self, text: str) -> str | None:
-        return next((token for token in self.tokenizer.get_added_vocab() if token in text), None)
+    def _check_control_tokens(self, name: str, text: str) -> None:
+        if token := next((token for token in self.tokenizer.get_added_vocab() if token in text), None):
+            raise SettingError(
+                f"{name} contains the control token {token}; leave it out", code="bad_prompt", field="prompt"
+            )
 
     def image_text(self, pixels: Pixels) -> str:
         """Text of the image tokens of an image or of all frames of a video."""
@@ -179,10 +185,10 @@ class Processor:
         return self.family.frame_separator.join(f"{start}{token * count}{end}" for count in pixels.tokens)
 
     def encode(self, turns: Sequence[tuple[str, str | None]], pixels: Pixels) -> tuple[list[int], list[int]]:
-        """Tokens and labels of a conversation that begins with an image or clip; all but the answers is given.
+        """Tokens and labels of a conversation that begins with an image or clip; only answers have labels.
 
-        An answer of None ends it where the model must speak. Turns are joined by a line break, as in the official
-        training, which puts one behind the last as well.
+        With None as its last answer the conversation ends where that answer begins. Turns are joined by a line break, as
+        in the official training, which adds one after the last turn too.
         """
         template = self.spec.prompt
         image = self.image_text(pixels)
@@ -202,7 +208,7 @@ class Processor:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def template_answer(self) -> list[int]:
-        """Tokens of the first answer of the template, the closing one included."""
+        """Tokens of the first answer of the template, with the stop token."""
         return self._encode_part(self.spec.prompt.answer() + self.spec.prompt.stop)
 
     def pad(
@@ -210,19 +216,21 @@ class Processor:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Rows of (tokens, labels) as `input_ids`, `labels` and `attention_mask`, padded on the left.
 
-        SettingError for a row that is longer than the model's context.
+        SettingError for a row longer than the model's context.
         """
         longest = max(len(ids) for ids, _ in rows)
         limit = self.spec.context
         if longest > limit:
             raise SettingError(
                 f"a question of {longest} tokens is longer than the model's context of {limit}: "
-                "shorten the prompt or lower max_tiles"
+                "shorten the prompt or lower max_tiles",
+                code="context_length",
             )
         if longest > self.spec.text["max_position_embeddings"] and len(rows) > 1:
-            # dynamic RoPE scaling would turn all rows by the length of the longest
+            # dynamic RoPE scaling would rotate all rows by the length of the longest
             raise SettingError(
-                f"a question of {longest} tokens must be asked alone, with one image and one prompt"
+                f"a question of {longest} tokens must be asked alone, with one image and one prompt",
+                code="context_length",
             )
         shape = (len(rows), longest)
         all_ids = torch.full(shape, self.stop_id)
@@ -236,12 +244,12 @@ class Processor:
         return all_ids, labels, attention
 
     def text(self, ids: Sequence[int]) -> str:
-        """An answer's tokens as text, special tokens kept, without what ends it."""
+        """The text of an answer's tokens, with special tokens but without the stop token."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=False).removesuffix(self.spec.prompt.stop)
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What fixes the numbers that come out, for reports."""
+        """The settings that predictions depend on, for reports."""
         return {
             "question": self.spec.prompt.questions[0],
             "chat": self.spec.prompt.chat,

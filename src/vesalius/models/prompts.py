@@ -25,42 +25,44 @@ ABSENT_ANSWERS = (
 
 
 class PromptTemplate(Settings):
-    """How a phrase becomes a question, and what the answer looks like."""
+    """Templates of questions about a phrase and of their answers."""
 
     chat: ChatName = DEFAULT_CHAT
     questions: tuple[str, ...] = Field(default=QUESTIONS, min_length=1)
-    """Each holds `{phrase}`. Prediction asks the first; training draws one."""
+    """Questions, each with `{phrase}`. Prediction asks the first; training draws one."""
     answers: tuple[str, ...] = Field(default=ANSWERS, min_length=1)
-    """Each holds `[SEG]` once. `answer: force` gives the first."""
+    """Answers, each with `[SEG]` once. `answer: force` uses the first."""
     absent_answers: tuple[str, ...] = Field(default=ABSENT_ANSWERS, min_length=1)
-    """What training draws from for a phrase that is not in the image; each holds `{phrase}` and no `[SEG]`."""
+    """Training answers for a phrase that is not in the image, each with `{phrase}` and without `[SEG]`."""
 
     @field_validator("questions")
     @classmethod
     def _questions_hold_the_phrase(cls, questions: tuple[str, ...]) -> tuple[str, ...]:
         if wrong := [text for text in questions if text.count("{phrase}") != 1]:
-            raise ValueError(f"a question must hold {{phrase}} once: {wrong[0]!r}")
+            raise ValueError(f"a question must contain {{phrase}} once: {wrong[0]!r}")
         return questions
 
     @field_validator("answers")
     @classmethod
     def _answers_hold_seg(cls, answers: tuple[str, ...]) -> tuple[str, ...]:
         if wrong := [text for text in answers if text.count("[SEG]") != 1]:
-            raise ValueError(f"an answer must hold [SEG] once: {wrong[0]!r}")
+            raise ValueError(f"an answer must contain [SEG] once: {wrong[0]!r}")
         return answers
 
     @field_validator("absent_answers")
     @classmethod
     def _absent_answers_name_the_phrase(cls, answers: tuple[str, ...]) -> tuple[str, ...]:
         if wrong := [text for text in answers if text.count("{phrase}") != 1 or "[SEG]" in text]:
-            raise ValueError(f"an absent answer must hold {{phrase}} once, and no [SEG]: {wrong[0]!r}")
+            raise ValueError(f"an absent answer must contain {{phrase}} once, and no [SEG]: {wrong[0]!r}")
         return answers
 
     def ask(self, phrase: str, which: int = 0) -> str:
         """The question about a phrase. SettingError for an empty phrase."""
         if not phrase.strip():
             raise SettingError(
-                'the prompt is empty; say what to segment, for example --prompt "blood vessel"'
+                'the prompt is empty; name what to segment, for example --prompt "blood vessel"',
+                code="bad_prompt",
+                field="prompt",
             )
         return self.questions[which % len(self.questions)].replace("{phrase}", phrase.strip())
 
@@ -69,17 +71,17 @@ class PromptTemplate(Settings):
         return self.answers[which % len(self.answers)]
 
     def deny(self, phrase: str, which: int = 0) -> str:
-        """The answer about a phrase that is not in the image."""
-        # apart from what the same draw picks among the questions, so that every answer follows every question
+        """The answer for a phrase that is not in the image."""
+        # independent of the question that the same draw picks, so that every answer follows every question
         which //= len(self.questions)
         return self.absent_answers[which % len(self.absent_answers)].replace("{phrase}", phrase.strip())
 
-    def before_answer(self, question: str, image_tokens: str) -> str:
-        """All that stands before the answer; the image comes first, on a line of its own as in training."""
-        return self.mark_up(f"{image_tokens}\n{question}")
+    def before_answer(self, question: str, image_text: str) -> str:
+        """The text before the answer: the image on a line of its own, as in training, then the question."""
+        return self.mark_up(f"{image_text}\n{question}")
 
     def mark_up(self, question: str) -> str:
-        """A question without an image, up to where its answer begins."""
+        """The chat markup of a question without an image, up to where its answer begins."""
         return CHATS[self.chat].turn.replace("{question}", question)
 
     @property

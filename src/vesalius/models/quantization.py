@@ -1,8 +1,9 @@
-"""Matrices of 8 or 4 bits a value, by bitsandbytes: a vision-language half of a half or a quarter of the bytes.
+"""Quantization of the vision-language model to 8 or 4 bits per value, by bitsandbytes: a half or a quarter of the bytes.
 
-8 bits: LLM.int8() (Dettmers et al. 2022, arXiv 2208.07339), a scale for each row; for prediction. 4 bits: NF4 of QLoRA
-(Dettmers et al. 2023, arXiv 2305.14314), a scale for each 64 values, themselves not quantized; gradients pass through
-it to what trains below. A model is opened whole and becomes smaller matrix by matrix.
+8 bits: LLM.int8() (Dettmers et al. 2022, arXiv 2208.07339), with a scale per row, for prediction. 4 bits: NF4 of QLoRA
+(Dettmers et al. 2023, arXiv 2305.14314), with an unquantized scale per 64 values; gradients pass through to trainable
+layers below. A model is opened in full precision and quantized matrix by matrix. The layers are ours because those of the
+library hide the tensors they keep for the backward pass from the memory meter.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from vesalius.models.module_replacement import replace_module
 
 Quantized = Literal["8bit", "4bit"]
 BLOCK = 64
-"""Values of a matrix of 4 bits that share a scale."""
+"""Number of 4-bit values that share a scale."""
 OUTLIER = 6.0
-"""Inputs beyond it are multiplied in 16 bits by LLM.int8()."""
+"""Inputs of larger absolute value are multiplied in 16 bits by LLM.int8()."""
 
 
 class QuantizedLinear(nn.Linear):
-    """A frozen linear layer whose matrix is bytes and scales."""
+    """A frozen linear layer with a quantized matrix and its scales."""
 
     scales: torch.Tensor
-    """float32 (out,) of 8 bits; float32 (ceil(out * in / 64),) of 4 bits."""
+    """float32 (out,) for 8 bits; float32 (ceil(out * in / 64),) for 4 bits."""
 
     def __init__(self, layer: nn.Linear, kind: Quantized, device: str | torch.device | int) -> None:
         nn.Module.__init__(self)
@@ -52,7 +53,7 @@ class QuantizedLinear(nn.Linear):
         self.bias = None if bias is None else nn.Parameter(bias.detach().to(device), requires_grad=False)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """As of a linear layer, in the dtype of the input, or of autocast."""
+        """The linear map, in the dtype of autocast or else of the input."""
         device = input.device.type
         x = input.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else input
         bias = None if self.bias is None else self.bias.to(x.dtype)
@@ -64,15 +65,15 @@ class QuantizedLinear(nn.Linear):
         state = bitsandbytes.MatmulLtState()
         state.CB, state.SCB = self.weight.data, self.scales
         state.threshold, state.has_fp16_weights, state.is_training = OUTLIER, False, False
-        # it takes inputs of float16 alone, and remarks at each call that it makes them so
+        # it takes only float16 inputs, and would warn at each call if it had to convert them
         return bitsandbytes.matmul(x.to(torch.float16), self.weight.data, state=state).to(x.dtype)
 
     def plain(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """(out, in): the numbers that the bytes stand for."""
+        """The dequantized matrix (out, in)."""
         if self.kind == "8bit":
             return (self.weight.float() * (self.scales / 127)[:, None]).to(dtype)
         functional = load_bitsandbytes().functional
-        # as one row: on CPUs bitsandbytes 0.50 takes the wrong scales where 64 does not divide the length of a row
+        # as one row, since on CPUs bitsandbytes 0.50 uses wrong scales if 64 does not divide the length of a row
         state = functional.QuantState(
             absmax=self.scales,
             shape=torch.Size((1, self.out_features * self.in_features)),
@@ -85,24 +86,24 @@ class QuantizedLinear(nn.Linear):
 
 
 class Product4bit(torch.autograd.Function):
-    """x W^T with W in 4 bits: the backward pass makes the numbers of W again, and none are kept for it."""
+    """x W^T with W in 4 bits; the backward pass dequantizes W again instead of keeping it."""
 
     @staticmethod
     def forward(context: Any, x: torch.Tensor, layer: QuantizedLinear) -> torch.Tensor:
-        """float (.., in) to (.., out)."""
+        """float (.., in) to float (.., out)."""
         context.layer = layer
         return linear(x, layer.plain(x.dtype))
 
     @staticmethod
     def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """Of x; W is frozen."""
+        """The gradient of x; W is frozen."""
         return gradient @ context.layer.plain(gradient.dtype), None
 
 
 def quantize(vlm: PreTrainedModel, kind: Quantized, device: str | torch.device | int = "cpu") -> None:
-    """Turn the matrices of a vision-language half into bytes on `device`, one after the other.
+    """Quantize the matrices of a vision-language model on `device`, one after the other.
 
-    Embeddings, head and norms stay. MissingExtraError where bitsandbytes is not installed.
+    Embeddings, head and norms are not quantized. MissingExtraError if bitsandbytes is not installed.
     """
     for path, module in list(vlm.model.named_modules()):
         if isinstance(module, nn.Linear):
@@ -110,19 +111,19 @@ def quantize(vlm: PreTrainedModel, kind: Quantized, device: str | torch.device |
 
 
 def dequantize(vlm: PreTrainedModel) -> None:
-    """Turn bytes back into the numbers that they stand for, in float32; the half computes what it did."""
+    """Dequantize all matrices to float32; the outputs stay the same."""
     for path, module in list(vlm.model.named_modules()):
         if isinstance(module, QuantizedLinear):
             replace_module(vlm.model, path, as_linear(module.plain(), module.bias))
 
 
 def kind_of(vlm: PreTrainedModel) -> Quantized | None:
-    """What the matrices of a vision-language half were turned into; None of a plain one."""
+    """The quantization of a vision-language model, None if it is not quantized."""
     return next((each.kind for each in vlm.model.modules() if isinstance(each, QuantizedLinear)), None)
 
 
 def as_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
-    """A linear layer of these numbers."""
+    """A linear layer with this matrix and bias."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     layer.weight = nn.Parameter(weight)
     if bias is not None:
@@ -131,14 +132,14 @@ def as_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
 
 
 def load_bitsandbytes() -> Any:
-    """The library; MissingExtraError where it is not installed."""
+    """The module bitsandbytes; MissingExtraError if it is not installed."""
     with no_kernels_fetched():
         return require("bitsandbytes", "quantization", "models of 8 or 4 bits")
 
 
 @contextmanager
 def no_kernels_fetched() -> Iterator[None]:
-    """While bitsandbytes is imported: on some CPUs it asks the hub for a faster kernel, which would be run unseen."""
+    """Keep bitsandbytes, imported within the block, from downloading and running a CPU kernel of the hub."""
     if "bitsandbytes" in sys.modules:
         yield
         return

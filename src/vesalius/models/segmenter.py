@@ -1,7 +1,7 @@
-"""The maths of SAM 2 on one image: pixels to features, features and prompts to masks.
+"""SAM 2 on single images: pixels to features, features and prompts to masks, all differentiable.
 
-Functions of a native `Sam2VideoModel`, whose own entries take points and boxes and run without gradient. Masks live in
-the square of S x S pixels that the encoder sees, on g = S / 4 cells a side. Gradients flow through everything here.
+These functions call the parts of a native `Sam2VideoModel`, since its own methods take points and boxes and run without
+gradient. Masks are maps of g x g cells, g = S / 4, over the S x S pixels that the encoder sees.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers.models.sam2.modeling_sam2 import Sam2VisionNeck
 
 @dataclass(frozen=True)
 class Features:
-    """What the image encoder sees in i images of S x S pixels; nothing of any memory is in it."""
+    """Features of i images of S x S pixels, without memory."""
 
     stride_4: torch.Tensor
     """float (i, c / 8, S / 4, S / 4), ready for the decoder's last upscaling."""
@@ -30,16 +30,16 @@ class Features:
 
 @dataclass(frozen=True)
 class Decoded:
-    """Three masks for each of n prompts on each of i images; whoever wants one takes the highest score (`take_best`)."""
+    """Three candidate masks for each of n prompts on each of i images; `take_best` selects one by score."""
 
     candidates: torch.Tensor
-    """float (i, n, 3, g, g): logits. They stay as they are where the object score says that nothing is there."""
+    """float (i, n, 3, g, g): logits, unchanged by the object scores."""
     scores: torch.Tensor
     """float (i, n, 3): predicted IoU of each mask."""
     object_scores: torch.Tensor
-    """float (i, n): logit of whether the object is in the image at all."""
+    """float (i, n): logit of the presence of the object in the image."""
     tokens: torch.Tensor
-    """float (i, n, 3, c): what the decoder knows about the object of each mask."""
+    """float (i, n, 3, c): output token of each mask."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,14 @@ class SegPrompts:
 
 @dataclass(frozen=True)
 class MaskLogits:
-    """The mask decoder's best map for each [SEG]."""
+    """The mask of each [SEG], and all three candidates."""
 
     logits: torch.Tensor
     """float (m, g, g)."""
     scores: torch.Tensor
-    """float (m,): predicted IoU of that map."""
+    """float (m,): predicted IoU of the mask."""
     candidates: torch.Tensor
-    """float (m, 3, g, g): all three maps, of which `logits` is the one with the highest score."""
+    """float (m, 3, g, g): all three masks; `logits` is the one with the highest score."""
     candidate_scores: torch.Tensor
     """float (m, 3)."""
 
@@ -71,31 +71,31 @@ class MaskLogits:
 def encode_images(sam: Sam2VideoModel, pixels: torch.Tensor) -> Features:
     """Features of float (i, 3, S, S).
 
-    Not `Sam2VideoModel.get_image_embeddings`: it runs without gradient and has the "no memory" embedding in it.
+    `Sam2VideoModel.get_image_embeddings` is no substitute: it runs without gradient and adds the no-memory embedding.
     """
     levels = sam.vision_encoder.backbone(pixels).intermediate_hidden_states
     decoder = sam.mask_decoder
-    # the decoder's two convolutions need to run once an image, not once a prompt
+    # the decoder's two convolutions run once per image here, not once per prompt
     return Features(*_pyramid(sam.vision_encoder.neck, levels, (decoder.conv_s0, decoder.conv_s1, None)))
 
 
 def _pyramid(
     neck: Sam2VisionNeck, levels: Sequence[torch.Tensor], after: Sequence[nn.Conv2d | None]
 ) -> list[torch.Tensor]:
-    """The neck's features, from stride 4 to 16, of the backbone's (i, h, w, c), from stride 4 to 32; each through `after`.
+    """Features of the neck, from stride 4 to 16, for backbone features (i, h, w, c) from stride 4 to 32.
 
-    As `Sam2VisionNeck.forward`, without its positional encodings: they are the same for every image, nothing here needs
-    them, and on a CPU they are a quarter of the encoder's time.
+    `after` is one more convolution or None for each stride. As `Sam2VisionNeck.forward`, without its positional encodings,
+    which are not needed here and take a quarter of the encoder's time on a CPU.
     """
     found: list[torch.Tensor] = []
     coarser = None
-    for place in reversed(range(len(levels))):
-        convolution, then = neck.convs[len(levels) - 1 - place], after[place] if place < len(after) else None
-        adds = coarser is not None and place in neck.fpn_top_down_levels
-        if then is not None and not adds and place - 1 not in neck.fpn_top_down_levels:
-            found.append(_convolve_twice(convolution, then, levels[place]))
+    for index in reversed(range(len(levels))):
+        convolution, then = neck.convs[len(levels) - 1 - index], after[index] if index < len(after) else None
+        adds = coarser is not None and index in neck.fpn_top_down_levels
+        if then is not None and not adds and index - 1 not in neck.fpn_top_down_levels:
+            found.append(_convolve_twice(convolution, then, levels[index]))
             continue
-        features = convolution(levels[place].permute(0, 3, 1, 2))
+        features = convolution(levels[index].permute(0, 3, 1, 2))
         if coarser is not None and adds:
             features = features + interpolate(coarser, scale_factor=2.0, mode="nearest")
         coarser = features
@@ -104,9 +104,9 @@ def _pyramid(
 
 
 def _convolve_twice(first: nn.Conv2d, second: nn.Conv2d, level: torch.Tensor) -> torch.Tensor:
-    """What two convolutions of 1 x 1 make of (i, h, w, c), as (i, c', h, w): one matrix, several times smaller than both."""
+    """Two 1 x 1 convolutions of (i, h, w, c) as one matrix product, several times smaller than both: (i, c', h, w)."""
     assert first.bias is not None and second.bias is not None
-    # sums over the channels between, in 32 bits: autocast would take a matrix product to 16
+    # a sum in 32 bits, since autocast would compute a matrix product in 16
     outer = second.weight.flatten(1).float().unsqueeze(-1)
     matrix = (outer * first.weight.flatten(1).float()).sum(dim=1)
     offset = (outer * first.bias.float().unsqueeze(-1)).sum(dim=1).squeeze(-1) + second.bias.float()
@@ -115,16 +115,15 @@ def _convolve_twice(first: nn.Conv2d, second: nn.Conv2d, level: torch.Tensor) ->
 
 
 def decode(sam: Sam2VideoModel, features: Features, prompts: torch.Tensor) -> Decoded:
-    """Masks of what `prompts` (i, n, c), the embeddings of [SEG], mean on images that have no past."""
+    """Masks for `prompts` (i, n, c), the [SEG] embeddings, on images without memory."""
     coarse = features.stride_16 + sam.no_memory_embedding.reshape(1, -1, 1, 1)
     return _decode(sam, coarse, [features.stride_4, features.stride_8], prompts.unsqueeze(2))
 
 
 def decode_with_memory(sam: Sam2VideoModel, features: Features, remembered: torch.Tensor) -> Decoded:
-    """Masks, as (n, 1, ..), of n objects on one image, with no prompt.
+    """Masks, as (n, 1, ..), of n objects on one image, from memory and without prompt.
 
-    `remembered` (n, c, S / 16, S / 16) stands in for the image's features of stride 16: for each object the same
-    features, after attention to what is remembered of it.
+    `remembered` (n, c, S / 16, S / 16) are the features of stride 16 of the image, after memory attention for each object.
     """
     objects, channels = remembered.shape[:2]
     fine = [level.expand(objects, -1, -1, -1) for level in (features.stride_4, features.stride_8)]
@@ -134,10 +133,10 @@ def decode_with_memory(sam: Sam2VideoModel, features: Features, remembered: torc
 def _decode(
     sam: Sam2VideoModel, coarse: torch.Tensor, fine: list[torch.Tensor], prompts: torch.Tensor
 ) -> Decoded:
-    """Masks for `prompts` (i, n, k, c), k tokens each, on features of stride 16 and the two finer levels."""
+    """Masks for `prompts` (i, n, k, c) of k tokens each, on features of stride 16 and of the two finer strides."""
     images, objects = prompts.shape[:2]
     encoder = sam.prompt_encoder
-    # SAM 2's two padding points: its own, and the one that stands for "no point was given"
+    # SAM 2 pads prompts with two points: its own padding, and one for "no point given"
     no_points = encoder.not_a_point_embed.weight.expand(images, objects, 2, -1)
     masks, scores, tokens, object_scores = sam.mask_decoder(
         image_embeddings=coarse,
@@ -151,7 +150,7 @@ def _decode(
 
 
 def take_best(values: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-    """The entry of `values` (*, 3, ..) where `scores` (*, 3) is highest, as (*, ..)."""
+    """The entry of `values` (*, 3, ..) with the highest of `scores` (*, 3), as (*, ..)."""
     axis = scores.ndim - 1
     index = scores.argmax(dim=-1, keepdim=True)
     index = index.reshape(index.shape + (1,) * (values.ndim - scores.ndim))
@@ -159,9 +158,9 @@ def take_best(values: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
 
 
 def object_pointers(sam: Sam2VideoModel, decoded: Decoded) -> torch.Tensor:
-    """float (i, n, c): what later frames of a video are told about each object.
+    """float (i, n, c): object pointers for later frames of a video.
 
-    A hard choice: where the object score is not above 0, all objects have the same learned pointer.
+    An object with a score of at most 0 gets the learned "no object" pointer.
     """
     pointers = sam.object_pointer_proj(take_best(decoded.tokens, decoded.scores))
     return torch.where(decoded.object_scores.unsqueeze(-1) > 0, pointers, sam.no_object_pointer)

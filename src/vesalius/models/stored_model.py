@@ -1,4 +1,4 @@
-"""A model as it lies on disk, in either layout: its tensors under both kinds of names, none of them read yet."""
+"""A model on disk in either layout: views of its unread tensors under canonical and official names, and hashes."""
 
 from __future__ import annotations
 
@@ -30,36 +30,34 @@ from vesalius.models.official_config import read_spec
 from vesalius.models.presets import find_published, find_spec
 from vesalius.models.reference import Layout, ModelRef, resolve_model
 from vesalius.models.specs import ModelSpec, Shape
+from vesalius.models.tensor_differences import list_differences
 from vesalius.models.textseg import TextSegModel, assemble, configs
 from vesalius.models.weights import AssembledWeights, FileWeights, Weights, open_weights
 from vesalius.tensorfiles import find_shards
 
-SHOWN = 10
-"""Most names of one kind in a message."""
-
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A model on disk, and views of its weights."""
+    """A model on disk and views of its weights."""
 
     folder: Path
     layout: Layout
     spec: ModelSpec
     weights: Weights
-    """Canonical names: those of a bundle."""
+    """Weights under canonical names, which are those of a bundle."""
     renamed: Mapping[str, tuple[str, ...]]
-    """Name on disk -> the canonical names of what it became."""
+    """Name on disk -> canonical names of the tensors made from it."""
     dropped: Mapping[str, str]
-    """Name on disk -> why it has no canonical name."""
+    """Name on disk -> reason why it has no canonical name."""
 
     @cached_property
     def official(self) -> AssembledWeights:
-        """The weights under the official names."""
+        """The weights under official names."""
         return official_view(self.spec, self.weights)
 
 
 def open_stored(model: str | Path | ModelRef) -> StoredModel:
-    """The model that MODEL names, unread; CheckpointError for what is missing, damaged or of an unknown kind."""
+    """The unread model that MODEL names; CheckpointError if it is missing, damaged or of an unknown kind."""
     ref = resolve_model(model)
     return _open_bundle(ref) if ref.is_bundle else _open_official(ref.folder)
 
@@ -79,8 +77,10 @@ def _open_bundle(ref: ModelRef) -> StoredModel:
     weights = FileWeights(locate_bundle_tensors(folder))
     if any(name.startswith(f"{ADAPTER}.") for name in weights.tensors):
         raise CheckpointError(
-            f"{folder}: keeps a LoRA as an adapter; merge it first: of a run by vesalius train --resume RUN --set "
-            "trainable.save=merged, else convert its training checkpoint without --keep-adapter"
+            f"{folder}: has a LoRA adapter; merge it first: of a run by vesalius train --resume RUN --set "
+            "trainable.save=merged, else convert its training checkpoint without --keep-adapter",
+            code="model_kind",
+            path=folder,
         )
     names = {name: (name,) for name in weights.tensors}
     return StoredModel(folder, "vesalius", card.spec, weights, names, {})
@@ -95,8 +95,8 @@ def _open_official(folder: Path) -> StoredModel:
 
 
 @contextmanager
-def _building(place: Path) -> Iterator[None]:
-    """Turn whatever a nonsensical configuration makes the libraries raise into CheckpointError."""
+def _building(path: Path) -> Iterator[None]:
+    """Turn any error of the libraries about an impossible configuration into CheckpointError."""
     try:
         yield
     except VesaliusError:
@@ -104,25 +104,29 @@ def _building(place: Path) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise CheckpointError(
-            f"{place}: the configuration describes no model that can be built ({reason})"
+            f"{path}: the configuration describes no model that can be built ({reason})",
+            code="model_config",
+            path=path,
         ) from error
 
 
-def bundle_view(spec: ModelSpec, official: Weights, place: Path) -> tuple[AssembledWeights, dict[str, str]]:
-    """Official weights under canonical names; and what was dropped, with the reason.
+def bundle_view(spec: ModelSpec, official: Weights, path: Path) -> tuple[AssembledWeights, dict[str, str]]:
+    """Official weights under canonical names; and the dropped names with their reasons.
 
-    CheckpointError, naming `place`, where there are tensors that a model of this spec has not.
+    CheckpointError, naming `path`, for tensors that a model of this spec does not have.
     """
     shapes = shapes_of(official)
     try:
         assemblies, dropped = to_bundle(spec, shapes)
     except CheckpointError as error:
-        raise CheckpointError(f"{place}: {error}{_hint(spec, shapes)}") from error
+        raise CheckpointError(
+            f"{path}: {error}{_hint(spec, shapes)}", code=error.code, path=path, field=error.field
+        ) from error
     return AssembledWeights(official, assemblies), dropped
 
 
 def official_view(spec: ModelSpec, weights: Weights) -> AssembledWeights:
-    """Canonical weights under the official names."""
+    """Canonical weights under official names."""
     return AssembledWeights(weights, to_official(spec, shapes_of(weights)))
 
 
@@ -132,12 +136,12 @@ def shapes_of(weights: Weights) -> dict[str, Shape]:
 
 
 def fingerprint_model(model: str | Path | ModelRef) -> str:
-    """The fingerprint of a bundle's weights, and the same for the official folder that it was made of."""
+    """The fingerprint of the weights, equal for a bundle and for the official folder it was converted from."""
     return fingerprint_hashes(hash_model(model))
 
 
 def hash_model(model: str | Path | ModelRef) -> dict[str, TensorHash]:
-    """Canonical name -> each tensor of MODEL, hashed; what was hashed before is remembered by path, size and time."""
+    """Canonical name -> hash of each tensor of MODEL; hashes are cached by path, size and modification time."""
     ref = resolve_model(model)
     if ref.is_bundle:
         return hash_bundle(ref.folder)
@@ -147,7 +151,7 @@ def hash_model(model: str | Path | ModelRef) -> dict[str, TensorHash]:
 
 
 def remember_model(folder: Path, lines: Mapping[str, TensorHash]) -> None:
-    """Keep the hashes of a model that was only now written, by canonical name, as `hash_model` would find them."""
+    """Cache the hashes of a model that was just written, by canonical name, for `hash_model`."""
     if (folder / CARD).is_file():
         cache_bundle_hashes(folder, lines)
     else:
@@ -155,17 +159,17 @@ def remember_model(folder: Path, lines: Mapping[str, TensorHash]) -> None:
 
 
 def _hashed_files(folder: Path) -> list[Path]:
-    # the configuration says how the rows of a tensor are split
+    # the configuration decides how the rows of a tensor are split
     return [*find_shards(folder), folder / CONFIG]
 
 
 def hash_weights(weights: Weights) -> list[TensorHash]:
-    """Each tensor, read and hashed."""
+    """Read and hash each tensor."""
     return hash_tensors(weights.tensors, weights.read)
 
 
 def empty_model(spec: ModelSpec) -> TextSegModel:
-    """The model of a spec on the meta device: names, shapes and configurations without memory for any number."""
+    """The model of a spec on the meta device: names, shapes and configurations, without memory for weights."""
     vlm_config, sam_config = configs(spec)
     with torch.device("meta"):
         vlm = family_of(spec.family).model_class(vlm_config)
@@ -183,34 +187,20 @@ def expected_shapes(spec: ModelSpec) -> dict[str, Shape]:
     return expected
 
 
-def check_fit(spec: ModelSpec, shapes: Mapping[str, Shape], place: Path) -> None:
-    """Refuse tensors that are not exactly those of the native model of a spec.
+def check_fit(spec: ModelSpec, shapes: Mapping[str, Shape], path: Path) -> None:
+    """Raise CheckpointError unless the tensors are exactly those of the native model of a spec.
 
-    CheckpointError, naming `place`, with the first names that are missing, unknown or misshapen, and with the
-    published size that has these tensors where one has.
+    It names `path`, the first missing, unknown and misshapen tensors, and the published model that has these tensors, if
+    there is one.
     """
-    with _building(place):
+    with _building(path):
         expected = expected_shapes(spec)
-    if table := differences(shapes, expected):
+    if table := list_differences(shapes, expected):
         raise CheckpointError(
-            f"{place}: the tensors are not those of its configuration ({spec.name}): {table}{_hint(spec, shapes)}"
+            f"{path}: the tensors are not those of its configuration ({spec.name}): {table}{_hint(spec, shapes)}",
+            code="weights_mismatch",
+            path=path,
         )
-
-
-def differences(shapes: Mapping[str, Shape], expected: Mapping[str, Shape]) -> str:
-    """The first names that are missing, unknown or misshapen; empty where there are none."""
-    wrong = {
-        "missing": sorted(expected.keys() - shapes.keys()),
-        "unknown": sorted(shapes.keys() - expected.keys()),
-        "misshapen": [
-            f"{name} {list(shapes[name])} instead of {list(expected[name])}"
-            for name in sorted(expected.keys() & shapes.keys())
-            if shapes[name] != expected[name]
-        ],
-    }
-    return "; ".join(
-        f"{len(names)} {kind}: {', '.join(names[:SHOWN])}" for kind, names in wrong.items() if names
-    )
 
 
 def _hint(spec: ModelSpec, shapes: Mapping[str, Shape]) -> str:

@@ -1,7 +1,7 @@
-"""The text-prompted segmenter: a vision-language model, a projector and SAM 2, joined by the token [SEG].
+"""`TextSegModel`, the text-prompted segmenter: a vision-language model, a [SEG] projector and SAM 2.
 
-After Sa2VA (arXiv 2501.04001): the hidden state of [SEG] becomes one more sparse prompt of SAM 2's mask decoder.
-The two large parts are native transformers models; this file is what lies between them.
+After Sa2VA (arXiv 2501.04001): the hidden state of the token [SEG], projected, is a sparse prompt of SAM 2's mask decoder.
+The two large components are native transformers models.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from vesalius.models.specs import ModelSpec
 from vesalius.models.vlm import embed_batch, reset_rope, run_language_model, vision_encoder_of
 
 Encode = Callable[[Sam2VideoModel, torch.Tensor], segmenter.Features]
-"""`segmenter.encode_images`, or what gives the same."""
+"""`segmenter.encode_images`, or a function with the same results, such as a cache."""
 
 
 @dataclass(frozen=True)
 class TextSegOutput:
-    """What training needs of one batch."""
+    """Output of the forward pass in training."""
 
     text_logits: torch.Tensor
-    """float (k, vocabulary): where a token of an answer is to be predicted, and only there."""
+    """float (k, vocabulary): logits at the positions that predict a token of an answer, and at no others."""
     text_labels: torch.Tensor
     """int64 (k,)."""
     masks: MaskLogits
-    """One for each [SEG], in order of the questions; of a clip one for each frame, all of a [SEG] together."""
+    """One mask for each [SEG], in order of the questions; in a clip one for each frame, all frames of a [SEG] together."""
 
 
 class Projector(nn.Module):
-    """Linear, ReLU, Linear: hidden state of [SEG] (.., hidden) to a prompt embedding (.., c)."""
+    """The [SEG] projector: Linear, ReLU, Linear from a hidden state (.., hidden) to a prompt embedding (.., c)."""
 
     def __init__(self, hidden: int, channels: int) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Projector(nn.Module):
 
 
 class TextSegModel(nn.Module):
-    """Parameters, and the maths on them. Wrappers see `forward`; `decode` and `answering.py` take the unwrapped model."""
+    """The three components of a text-prompted segmenter. Wrappers call `forward`; all else takes the unwrapped model."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class TextSegModel(nn.Module):
         self.seg_before_norm = seg_before_norm
 
     def forward(self, batch: Batch) -> TextSegOutput:
-        """Text and mask logits for a batch whose rows hold their answers."""
+        """Text and mask logits for a batch with answers."""
         reset_rope(self.vlm)
         states = run_language_model(self.vlm, embed_batch(self.vlm, batch), self.seg_before_norm)
         learned = batch.labels[:, 1:] != NOT_LEARNED
@@ -89,7 +89,7 @@ class TextSegModel(nn.Module):
         )
 
     def seg_prompts(self, hidden: torch.Tensor, row: torch.Tensor, batch: Batch) -> SegPrompts:
-        """Prompts of the states (m, hidden) of [SEG], each in the question `row` (m,)."""
+        """Prompts from the hidden states (m, hidden) of [SEG], each in the question `row` (m,)."""
         return SegPrompts(self.projector(hidden), row, batch.image_of_row[row])
 
     def decode(
@@ -98,14 +98,14 @@ class TextSegModel(nn.Module):
         seg: SegPrompts,
         encode: Encode = segmenter.encode_images,
     ) -> MaskLogits:
-        """One low-resolution map for each [SEG], of g = S / 4 cells a side.
+        """One low-resolution mask for each [SEG], of g = S / 4 cells a side.
 
         All images are encoded together, and all [SEG] of an image share one encoding and one decoder call.
-        No [SEG] at all gives maps of shape (0, g, g) and encodes nothing.
+        Without any [SEG] the masks have shape (0, g, g) and no image is encoded.
         """
         if not len(seg.row):
             side = self.sam.config.image_size // 4
-            # of no numbers, but with the projector's graph: a batch without [SEG] has a gradient, of 0, there
+            # empty, but in the autograd graph: a batch without [SEG] has a gradient of 0 in the projector
             empty = seg.embedding.sum() * seg.embedding.new_zeros(0, 3, side, side)
             return MaskLogits(empty[:, 0], empty[:, 0, 0, 0], empty, empty[:, :, 0, 0])
         used, position = seg.image.unique(return_inverse=True)
@@ -119,16 +119,16 @@ class TextSegModel(nn.Module):
 
 
 def configs(spec: ModelSpec) -> tuple[PreTrainedConfig, PreTrainedConfig]:
-    """The configurations of both halves, as transformers' own classes."""
+    """The configurations of both native models, as transformers classes."""
     vlm, sam = (
-        AutoConfig.for_model(half["model_type"], **{key: half[key] for key in half if key != "model_type"})
-        for half in (spec.vlm, spec.sam)
+        AutoConfig.for_model(each["model_type"], **{key: each[key] for key in each if key != "model_type"})
+        for each in (spec.vlm, spec.sam)
     )
     return vlm, sam
 
 
 def build(spec: ModelSpec, seg_id: int) -> TextSegModel:
-    """The model of a spec with random weights, drawn from torch's global generator, in float32."""
+    """The model of a spec with random weights from torch's global generator, in float32."""
     vlm_config, sam_config = configs(spec)
     vlm = family_of(spec.family).model_class(vlm_config)
     model = assemble(vlm, Sam2VideoModel(sam_config), spec, seg_id)
@@ -137,19 +137,19 @@ def build(spec: ModelSpec, seg_id: int) -> TextSegModel:
 
 
 def _rescale(model: TextSegModel) -> None:
-    """Draw random weights again where transformers' N(0, 0.02), made for wide pretrained parts, does not learn.
+    """Initialize weights again where transformers' N(0, 0.02), made for wide pretrained models, prevents learning.
 
-    Measured on `tiny`: Dice 0.00 after 87 steps with it, 0.22 after 50 with PyTorch's own scales, which SAM's
+    Measured on `tiny`: Dice 0.00 after 87 steps with it, 0.22 after 50 steps with PyTorch's own initialization, which SAM's
     authors used.
     """
     decoder, language_model = model.sam.mask_decoder, model.vlm.model.language_model
     for part in (vision_encoder_of(model.vlm), model.sam):
         part.apply(_reset)
-    # the phrase must stay visible in the state of [SEG] beside the embedding of that token, which stays small
+    # embeddings keep their small scale, so that the phrase dominates the hidden state of [SEG]
     language_model.apply(lambda module: module.reset_parameters() if isinstance(module, nn.Linear) else None)
-    # Another phrase must change the mask from the start, or training settles on one mask for all phrases and takes
-    # long to leave it (one image, two phrases, 80 steps: soft Dice 0.66 and 0.19; with what follows 0.71 and 0.80).
-    # The decoder's own tokens must not drown the phrase's, as the first layer averages over all nine of them.
+    # The phrase must change the mask from the start; else training gives one mask for all phrases for many steps (one
+    # image, two phrases, 80 steps: soft Dice 0.66 and 0.19; with the following changes 0.71 and 0.80).
+    # The decoder's own tokens must be small, since its first layer averages over them and the phrase's token.
     for part in (model.projector, decoder.output_hypernetworks_mlps):
         part.apply(_keep_variance)
     prompts = model.sam.prompt_encoder
@@ -176,7 +176,7 @@ def _keep_variance(module: nn.Module) -> None:
 
 
 def assemble(vlm: PreTrainedModel, sam: Sam2VideoModel, spec: ModelSpec, seg_id: int) -> TextSegModel:
-    """The model of two opened halves, with a random projector that fits them."""
+    """The model of two opened components, with a random [SEG] projector between them."""
     use_own_encoder(sam)
     use_own_decoder(sam)
     projector = Projector(vlm.config.text_config.hidden_size, sam.config.mask_decoder_config.hidden_size)
@@ -184,9 +184,9 @@ def assemble(vlm: PreTrainedModel, sam: Sam2VideoModel, spec: ModelSpec, seg_id:
 
 
 def _on_frames(seg: SegPrompts, frames: Sequence[int]) -> SegPrompts:
-    """Each [SEG] once for every frame of its clip; `image` counts frames then. `frames` of each image or clip.
+    """Each [SEG] repeated for every frame of its clip, with `image` as frame index; `frames` of each image or clip.
 
-    As in the official training: no memory, but the same prompt on each frame.
+    As in the official training: the same prompt on each frame, without memory.
     """
     counts = torch.tensor(frames, device=seg.image.device)
     which = torch.repeat_interleave(counts[seg.image])
@@ -195,6 +195,6 @@ def _on_frames(seg: SegPrompts, frames: Sequence[int]) -> SegPrompts:
 
 
 def _rank_within(groups: torch.Tensor) -> torch.Tensor:
-    """How many earlier entries have the same value: [5, 5, 7, 5] gives [0, 1, 0, 2]."""
+    """The number of earlier entries with the same value: [5, 5, 7, 5] gives [0, 1, 0, 2]."""
     same = groups[:, None] == groups[None, :]
     return same.tril(diagonal=-1).sum(dim=1)

@@ -1,4 +1,4 @@
-"""A bundle with another threshold: the weights, and so their fingerprint, stay."""
+"""Store a tuned threshold in a bundle; its weights and their fingerprint stay the same."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vesalius.models.cards import CARD, ThresholdOrigin, TtaGain
 from vesalius.models.reference import ModelRef, resolve_model
 
 RUN_ONLY = {"train_state.json", "optimizer.safetensors", "average.pt", "README.md"}
-"""Of a checkpoint in a run: its state of training, and the README, which tells of the threshold before."""
+"""Files of a run's checkpoint that are not copied: its training state, and the README with the old threshold."""
 
 
 def _leave_out(bundle: str, folder: str, names: list[str]) -> set[str]:
@@ -22,10 +22,10 @@ def _leave_out(bundle: str, folder: str, names: list[str]) -> set[str]:
 
 
 def check_target(model: str | Path | ModelRef, out: Path | None) -> Path:
-    """The bundle folder that the threshold is to be stored in, before any work is done for it.
+    """The bundle folder for the tuned threshold, checked before tuning starts.
 
-    Without `out` that is MODEL itself, if it is a bundle that can be written to. CheckpointError where MODEL is no
-    bundle; OutputError where the place is taken or cannot be written to.
+    Without `out` that is MODEL itself, if it is a writable bundle. CheckpointError if MODEL is no bundle; OutputError if
+    the folder exists already or cannot be written.
     """
     ref = resolve_model(model)
     folder = ref.folder
@@ -40,9 +40,15 @@ def check_target(model: str | Path | ModelRef, out: Path | None) -> Path:
         prepare_folder(out.resolve().parent)
         return out
     if ref.origin != "bundle":
-        raise OutputError(f"{ref.name}: is no bundle folder itself; name the bundle to write with --out")
+        raise OutputError(
+            f"{ref.name}: is no bundle folder itself; name the bundle to write with --out",
+            code="model_kind",
+            path=folder,
+        )
     if not os.access(folder / CARD, os.W_OK) or not os.access(folder, os.W_OK):
-        raise OutputError(f"{folder}: cannot be written; name another bundle with --out")
+        raise OutputError(
+            f"{folder}: cannot be written; name another bundle with --out", code="write_failed", path=folder
+        )
     return folder
 
 
@@ -54,9 +60,9 @@ def store_threshold(
     images: Sequence[str],
     tta: TtaGain | None = None,
 ) -> None:
-    """Write MODEL's bundle with that threshold to `target`, or only its card where that is the bundle itself.
+    """Write MODEL's bundle with that threshold to `target`; if that is the bundle itself, only its card.
 
-    `tta` takes the place of what the card says of it, also where it is None: it was measured on other images.
+    `tta` replaces the gain in the card even if it is None, since the old one was measured on other images.
     """
     ref = resolve_model(model)
     folder, card = ref.folder, ref.card

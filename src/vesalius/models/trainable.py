@@ -156,7 +156,7 @@ def set_trainable(
     the setting does not; SettingError for LoRA over layers that it does not have.
     """
     settings = TrainableSettings.model_validate(what)
-    _lay_over(model.vlm, settings, new_tokens, seed)
+    _add_adapters(model.vlm, settings, new_tokens, seed)
     chosen: dict[str, list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         group = _group_of(name, settings)
@@ -167,7 +167,7 @@ def set_trainable(
     return chosen
 
 
-def _lay_over(
+def _add_adapters(
     vlm: PreTrainedModel, settings: TrainableSettings, new_tokens: Sequence[int], seed: int
 ) -> None:
     """Quantize a half and lay LoRA and rows over it, as the setting says; what is there already stays."""
@@ -195,7 +195,7 @@ def _lay_over(
             "the model's adapter has rows of other tokens than trainable asks for; merge it first"
         )
     if settings.trains_rows and rows is None:
-        TokenRows(vlm, new_tokens).lay_over(vlm)
+        TokenRows(vlm, new_tokens).attach_to(vlm)
 
 
 def _group_of(name: str, settings: TrainableSettings) -> str | None:

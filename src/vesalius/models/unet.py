@@ -1,7 +1,7 @@
-"""A U-Net: the baseline without language. Each of its output channels is one phrase, and it knows no other.
+"""A U-Net, the baseline without language: each output channel segments one phrase.
 
 Its shape follows nnU-Net (Isensee et al. 2021, doi 10.1038/s41592-020-01008-z): 3 x 3 convolutions, instance norm,
-leaky ReLU, strided convolutions down and transposed ones up, deep supervision. The layers are MONAI's.
+leaky ReLU, strided convolutions for downsampling, transposed ones for upsampling, deep supervision. The layers are MONAI's.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from vesalius.files import write_json
 from vesalius.lineage import versions
 from vesalius.models.cards import CARD, UNetCard, read_any_card
 from vesalius.models.specs import UNetShape, UNetSpec
+from vesalius.models.tensor_differences import list_differences
 
 WEIGHTS = "unet.safetensors"
 NAME = "unet"
-"""What `model` is called in a recipe that begins a new one."""
+"""The value of `model` in a recipe for a new U-Net."""
 HEADS = ("output_block.", "deep_supervision_heads.")
-"""How the names of parameters begin that have a row for each phrase."""
+"""Prefixes of the names of parameters with one row for each phrase."""
 SUPERVISED = 2
-"""Levels below the first whose maps are trained too; the two lowest are not."""
-SHOWN = 10
+"""Number of levels below the first with deep supervision; the two lowest have none."""
 
 
 @dataclass(frozen=True)
 class OpenedUNet:
-    """A U-Net in memory, and its card."""
+    """A U-Net in memory and its card."""
 
     model: torch.nn.Module
     card: UNetCard
@@ -44,8 +44,8 @@ class OpenedUNet:
 def build_unet(spec: UNetSpec) -> torch.nn.Module:
     """The network with random weights: float (b, 3, h, w) to logits (b, n, h, w) for n phrases.
 
-    h and w are multiples of 2 for each level below the first. In training mode it gives (b, k, n, h, w): the maps of
-    the first k levels, enlarged. MissingExtraError without MONAI.
+    h and w must be multiples of 2 for each level below the first. In training mode the output is (b, k, n, h, w): the
+    maps of the first k levels, upsampled. MissingExtraError without MONAI.
     """
     levels = len(spec.widths)
     model: torch.nn.Module = require("monai.networks.nets", "baselines", "U-Nets").DynUNet(
@@ -71,15 +71,15 @@ def new_unet(shape: UNetShape, phrases: Sequence[str], seed: int) -> OpenedUNet:
 
 
 def with_phrases(opened: OpenedUNet, phrases: Sequence[str], seed: int) -> tuple[OpenedUNet, str]:
-    """The U-Net with a channel for each of these phrases, and a note that says which are new and which are gone.
+    """The U-Net with one channel for each of these phrases, and a note on new and removed phrases.
 
-    A phrase that it had keeps its channel's weights; others have random ones. The note is "" where nothing changed.
+    A phrase that it already has keeps its weights; new phrases get random ones. The note is "" without a change.
     """
     before = opened.card.spec.phrases
     if before == tuple(phrases):
         return opened, ""
     made = new_unet(opened.card.spec, phrases, seed)
-    place = {phrase: row for row, phrase in enumerate(before)}
+    row_before = {phrase: row for row, phrase in enumerate(before)}
     old = dict(opened.model.named_parameters())
     with torch.no_grad():
         for name, parameter in made.model.named_parameters():
@@ -87,11 +87,11 @@ def with_phrases(opened: OpenedUNet, phrases: Sequence[str], seed: int) -> tuple
                 parameter.copy_(old[name])
                 continue
             for row, phrase in enumerate(phrases):
-                if phrase in place:
-                    parameter[row] = old[name][place[phrase]]
-    new = [phrase for phrase in phrases if phrase not in place]
+                if phrase in row_before:
+                    parameter[row] = old[name][row_before[phrase]]
+    new = [phrase for phrase in phrases if phrase not in row_before]
     gone = [phrase for phrase in before if phrase not in phrases]
-    said = [f"{what}: {', '.join(some)}" for what, some in (("new", new), ("gone", gone)) if some]
+    said = [f"{what}: {', '.join(some)}" for what, some in (("new", new), ("removed", gone)) if some]
     note = f"channels of the U-Net: {len(phrases) - len(new)} kept; {'; '.join(said) or 'in another order'}"
     return OpenedUNet(made.model, opened.card.changed(spec=made.card.spec.model_dump())), note
 
@@ -103,24 +103,23 @@ def open_unet(folder: Path, device: str | torch.device = "cpu") -> OpenedUNet:
     """
     card = read_any_card(folder)
     if not isinstance(card, UNetCard):
-        raise CheckpointError(f"{folder}: is no U-Net but a text-prompted model")
+        raise CheckpointError(
+            f"{folder}: is no U-Net but a text-prompted model", code="model_kind", path=folder
+        )
     path = folder / WEIGHTS
     try:
         stored = safetensors.torch.load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{path}: cannot be opened ({' '.join(str(error).split())[:300]}); copy the model again"
+            f"{path}: cannot be opened ({' '.join(str(error).split())[:300]}); copy the model again",
+            code="damaged_model",
+            path=path,
         ) from error
     model = build_unet(card.spec)
     expected = dict(model.named_parameters())
-    wrong = [
-        f"{name} ({problem})"
-        for name in sorted(stored.keys() | expected.keys())
-        if (problem := _problem(stored.get(name), expected.get(name)))
-    ]
-    if wrong:
+    if wrong := list_differences(stored, expected):
         raise CheckpointError(
-            f"{path}: the weights do not fit {CARD}: {len(wrong)} wrong: {', '.join(wrong[:SHOWN])}"
+            f"{path}: the weights do not fit {CARD}: {wrong}", code="weights_mismatch", path=path
         )
     with torch.no_grad():
         for name, parameter in expected.items():
@@ -128,31 +127,23 @@ def open_unet(folder: Path, device: str | torch.device = "cpu") -> OpenedUNet:
     return OpenedUNet(model.to(device).eval(), card)
 
 
-def _problem(stored: torch.Tensor | None, expected: torch.Tensor | None) -> str:
-    if stored is None:
-        return "missing"
-    if expected is None:
-        return "unknown"
-    if stored.shape != expected.shape:
-        return f"{list(stored.shape)} instead of {list(expected.shape)}"
-    return "" if stored.dtype == expected.dtype else f"{stored.dtype} instead of {expected.dtype}"
-
-
 def write_unet(folder: Path, opened: OpenedUNet, card: UNetCard) -> None:
-    """Write the files of a bundle with that card into `folder`, which is made."""
+    """Write the files of a bundle with that card into the new folder `folder`."""
     folder.mkdir(parents=True)
-    # MONAI's network holds its layers under two names; a parameter is written once
+    # MONAI's network has two names for some layers; each parameter is written once
     weights = {name: parameter.detach().contiguous() for name, parameter in opened.model.named_parameters()}
     try:
         safetensors.torch.save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    except SafetensorError as error:  # what it makes of a full disk
-        raise OutputError(f"{folder}: cannot be written ({error})") from error
+    except SafetensorError as error:  # raised for a full disk
+        raise OutputError(
+            f"{folder}: cannot be written ({error})", code="write_failed", path=folder
+        ) from error
     card = card.changed(versions=versions())
     write_json(folder / CARD, card.model_dump(mode="json"))
 
 
 def standardize(frame: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "3 h w"]:
-    """The image with mean 0 and deviation 1 in each channel, as nnU-Net has it; 0 where a channel is flat."""
+    """The image with mean 0 and standard deviation 1 in each channel, as in nnU-Net; a constant channel becomes 0."""
     planes = np.moveaxis(frame, 2, 0).astype(np.float32)
     mean = planes.mean(axis=(1, 2), keepdims=True, dtype=np.float64)
     deviation = planes.std(axis=(1, 2), keepdims=True, dtype=np.float64)

@@ -21,7 +21,7 @@ from vesalius.models.families.table import family_of
 
 @dataclass(frozen=True)
 class LanguageInputs:
-    """What the language model reads: tokens with the image's features in their places."""
+    """Input of the language model: token embeddings, with image features in place of image tokens."""
 
     embeddings: torch.Tensor
     """float (b, t, hidden)."""
@@ -35,12 +35,12 @@ class LanguageInputs:
 
 @dataclass(frozen=True)
 class HiddenStates:
-    """Hidden states of the tokens that were read, float (b, t, hidden)."""
+    """Hidden states of the input tokens, float (b, t, hidden)."""
 
     last: torch.Tensor
-    """After the last norm: what the head reads."""
+    """After the last norm: input of the language head."""
     seg: torch.Tensor
-    """What the projector reads."""
+    """Input of the [SEG] projector."""
 
 
 def vision_encoder_of(vlm: PreTrainedModel) -> torch.nn.Module:
@@ -49,7 +49,7 @@ def vision_encoder_of(vlm: PreTrainedModel) -> torch.nn.Module:
 
 
 def embed_batch(vlm: PreTrainedModel, batch: Batch) -> LanguageInputs:
-    """The rows of a batch. Each image is encoded once, however many questions are asked about it."""
+    """The embedded rows of a batch; each image is encoded once for all its questions."""
     family = family_of(vlm.config.model_type)
     is_image = batch.input_ids == vlm.config.image_token_id
     embeddings = vlm.get_input_embeddings()(batch.input_ids)
@@ -70,10 +70,10 @@ def _by_row(features: list[torch.Tensor], batch: Batch) -> torch.Tensor:
 
 
 def embed_token(vlm: PreTrainedModel, before: LanguageInputs, token: torch.Tensor) -> LanguageInputs:
-    """One more token (b,) after what was read before."""
+    """The inputs of one more token (b,) after `before`."""
     attention = torch.cat([before.attention, torch.ones_like(before.attention[:, :1])], dim=1)
     positions = before.positions
-    # one past the largest so far, which an image's positions may put off from the number of tokens
+    # one past the largest position so far; after an image that is not the number of tokens
     largest = positions.amax(dim=-1) if positions.ndim == 2 else positions.amax(dim=(0, -1)).expand(3, -1)
     return LanguageInputs(vlm.get_input_embeddings()(token)[:, None], largest[..., None] + 1, attention)
 
@@ -81,7 +81,7 @@ def embed_token(vlm: PreTrainedModel, before: LanguageInputs, token: torch.Tenso
 def run_language_model(
     vlm: PreTrainedModel, inputs: LanguageInputs, seg_before_norm: bool, cache: Cache | None = None
 ) -> HiddenStates:
-    """Hidden states of the tokens of `inputs`; with a cache they come after what it holds."""
+    """Hidden states of the tokens of `inputs`, which follow those in the cache if there is one."""
     language_model = vlm.model.language_model
     with _input_of(language_model.norm) as before_norm:
         last = language_model(
@@ -92,21 +92,21 @@ def run_language_model(
             use_cache=cache is not None,
             **inputs.extra,
         ).last_hidden_state
-    # where the layers are spread over devices, the last of them may be elsewhere than what it is asked for
+    # with layers on several devices the last one may be on another device than its output
     return HiddenStates(last, before_norm[0].to(last.device) if seg_before_norm else last)
 
 
 def prefill(
     vlm: PreTrainedModel, inputs: LanguageInputs, batch: Batch, seg_before_norm: bool, cache: Cache
 ) -> tuple[HiddenStates, LanguageInputs]:
-    """HiddenStates of the ends of the rows, (b, k, hidden), and what was read there; with all of it in the cache.
+    """Hidden states (b, k, hidden) of the ends of the rows, and the inputs of these ends; fills the cache with all tokens.
 
-    Questions about one image begin alike. What they have in common, the image, is read once and shared; k is the
-    length of the longest rest, or of the rows where nothing is shared.
+    Questions about one image share their beginning, the image, which is read once. k is the length of the longest rest, or
+    of whole rows if nothing is shared.
     """
     rows = batch.image_of_row
     images, of_row = rows.unique(return_inverse=True)
-    # beyond the trained context the length of the whole turns the keys, so that parts cannot be read apart
+    # beyond the trained context the total length rotates the keys, so that parts cannot be read separately
     if len(images) == len(rows) or not len(batch.pixel_values) or exceeds_context(vlm, inputs.attention):
         return run_language_model(vlm, inputs, seg_before_norm, cache), inputs
     ends = _ends_of_images(vlm, batch)
@@ -127,12 +127,12 @@ def prefill(
 
 def _ends_of_images(vlm: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """int64 (b,): the column behind the last image token of each row."""
-    places = batch.input_ids == vlm.config.image_token_id
-    return places.shape[1] - places.flip(1).int().argmax(dim=1)
+    is_image = batch.input_ids == vlm.config.image_token_id
+    return is_image.shape[1] - is_image.flip(1).int().argmax(dim=1)
 
 
 def _begin(inputs: LanguageInputs, rows: torch.Tensor, ends: torch.Tensor) -> LanguageInputs:
-    """What `rows` have up to their `ends`, padded on the left."""
+    """The inputs of `rows` up to their `ends`, padded on the left."""
     starts = inputs.attention.argmax(dim=1)  # rows are padded on the left themselves
     width = int((ends - starts)[rows].max())
     columns = ends[rows, None] - width + torch.arange(width, device=ends.device)
@@ -157,7 +157,7 @@ def _begin(inputs: LanguageInputs, rows: torch.Tensor, ends: torch.Tensor) -> La
 
 @contextmanager
 def _input_of(module: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
-    """What the module is called with, while the block runs."""
+    """Collects the first argument of each call of the module within the block."""
     caught: list[torch.Tensor] = []
     handle = module.register_forward_pre_hook(lambda _, arguments: caught.append(arguments[0]))
     try:
@@ -167,7 +167,7 @@ def _input_of(module: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
 
 
 def reset_rope(vlm: PreTrainedModel) -> None:
-    """Forget how long earlier questions were: dynamic RoPE scaling keeps the base of the longest in its module.
+    """Reset dynamic RoPE scaling, which keeps the frequencies of the longest question so far in its module.
 
     The official code never resets it, so that it misreads each short question after a long one.
     """
@@ -177,17 +177,17 @@ def reset_rope(vlm: PreTrainedModel) -> None:
 
 
 def freeze_rope(vlm: PreTrainedModel) -> None:
-    """Keep the base of the question while its answer is written.
+    """Keep the RoPE frequencies of the question while its answer is generated.
 
-    Else, beyond the context that the model was trained on, each token changes it, and the keys in the cache, which
-    were turned with an older one, no longer fit. The official code does so.
+    Otherwise each token beyond the trained context changes them, and the keys in the cache, rotated by older ones, no
+    longer fit; the official code has this error.
     """
     if rope := _dynamic_rope(vlm):
         rope.max_seq_len_cached = sys.maxsize
 
 
 def exceeds_context(vlm: PreTrainedModel, attention: torch.Tensor) -> bool:
-    """Whether dynamic RoPE scaling has to stretch the context for what was read."""
+    """Whether inputs with this attention mask are longer than the trained context of a dynamic RoPE."""
     rope = _dynamic_rope(vlm)
     return rope is not None and attention.shape[1] > rope.original_max_seq_len
 
