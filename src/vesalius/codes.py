@@ -346,9 +346,7 @@ CODES: dict[str, Code] = {
     "no_tokenizer": _error(
         "a model has no tokenizer, or its tokenizer lacks a token", "copy the model again"
     ),
-    "unsupported_adapter": _error(
-        "an adapter is damaged or not a plain LoRA", "merge it with its own library"
-    ),
+    "bad_adapter": _error("an adapter is damaged or not a plain LoRA", "merge it with its own library"),
     "adapter_mismatch": _error(
         "an adapter does not fit the model or the settings", "merge the adapter first, or change the settings"
     ),
@@ -463,10 +461,6 @@ CODES: dict[str, Code] = {
     "changed_data": _error(
         "the training data differ when a run is resumed",
         "restore them, or start a new run from the checkpoint",
-    ),
-    "adapter_mismatch": _error(
-        "the adapter or quantization of a model differs from the setting `trainable`",
-        "change `trainable`, or merge the adapter first",
     ),
     "no_examples": _error(
         "a task has a weight but the data have no example of it", "set its weight to 0, or add data"

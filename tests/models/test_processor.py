@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.codes import raises_code
 
 from vesalius.errors import SettingError
 from vesalius.models.batch import NOT_LEARNED, Batch
@@ -92,17 +93,17 @@ def test_several_prompts_share_one_image(processor: Processor) -> None:
 
 @pytest.mark.parametrize("prompt", ["", "  "])
 def test_empty_prompt_is_refused(processor: Processor, prompt: str) -> None:
-    with pytest.raises(SettingError, match="prompt is empty"):
+    with raises_code(SettingError, "bad_prompt"):
         processor([item(prompt)])
 
 
 def test_no_prompt_is_refused(processor: Processor) -> None:
-    with pytest.raises(SettingError, match="nothing to ask"):
+    with raises_code(SettingError, "no_prompt"):
         processor([item()])
 
 
 def test_question_longer_than_the_context_is_refused(processor: Processor) -> None:
-    with pytest.raises(SettingError, match="longer than the model's context of 4096"):
+    with raises_code(SettingError, "context_length", "4096"):
         processor([item("word " * 1000)])
 
 
@@ -188,23 +189,23 @@ def test_clip_is_no_image_to_ask_about(processor: Processor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("turns", "message"),
+    ("turns", "code", "named"),
     [
-        ((("a [SEG]?", "b"),), r"holds \[SEG\], which the model takes as a command"),
-        ((("a?", "b <|im_end|>"),), "holds <|im_end|>"),
-        ((("a?", "word " * 1000),), "longer than the model's context of 4096"),
+        ((("a [SEG]?", "b"),), "bad_prompt", "[SEG]"),
+        ((("a?", "b <|im_end|>"),), "bad_prompt", "<|im_end|>"),
+        ((("a?", "word " * 1000),), "context_length", "4096"),
     ],
 )
 def test_conversation_that_cannot_be_learned_is_refused(
-    processor: Processor, turns: tuple[tuple[str, str], ...], message: str
+    processor: Processor, turns: tuple[tuple[str, str], ...], code: str, named: str
 ) -> None:
     processor.check_turns((("What is this?", "An angiogram."),), (40, 60))
-    with pytest.raises(SettingError, match=message):
+    with raises_code(SettingError, code, named):
         processor.check_turns(turns, (40, 60))
 
 
-def test_card_without_absent_answers_opens_with_those_of_today() -> None:
+def test_a_template_without_absent_answers_gets_the_default_ones() -> None:
     old = {"chat": "qwen_chat", "questions": ("Where is {phrase}?",), "answers": ("[SEG]",)}
     assert PromptTemplate(**old).deny("wire") == "There is no wire in this image."
-    with pytest.raises(ValueError, match=r"an absent answer must hold {phrase} once, and no \[SEG\]"):
+    with pytest.raises(ValueError, match=r"an absent answer must contain {phrase} once, and no \[SEG\]"):
         PromptTemplate(absent_answers=("No {phrase} [SEG].",))

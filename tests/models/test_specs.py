@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from tests.codes import raises_code
 
 from vesalius.errors import SettingError
 from vesalius.models.presets import PRESETS, find_spec
@@ -46,7 +47,7 @@ def test_every_preset_survives_json() -> None:
 
 
 def test_unknown_name_is_refused_with_the_nearest_one() -> None:
-    with pytest.raises(SettingError, match="did you mean Sa2VA-26B"):
+    with raises_code(SettingError, "unknown_model", "Sa2VA-26B"):
         find_spec("sa2va-27b")
 
 

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tests.codes import raises_code
 
 from vesalius.errors import CheckpointError, DataError, OutputError
 from vesalius.models.cards import CARD, ThresholdOrigin, read_card
@@ -54,24 +55,24 @@ def test_in_place_only_the_card_changes(bundle):
 
 
 def test_places_that_cannot_take_it_are_refused_before_the_work(tmp_path, bundle):
-    with pytest.raises(OutputError, match="is no bundle folder itself; name the bundle to write with --out"):
+    with raises_code(OutputError, "model_kind", "--out"):
         check_target("tiny", None)
     (tmp_path / "run").mkdir()
     bundle.rename(tmp_path / "run" / "best")
-    with pytest.raises(OutputError, match="is no bundle folder itself"):
+    with raises_code(OutputError, "model_kind"):
         check_target(tmp_path / "run", None)
-    with pytest.raises(OutputError, match="exists and is not empty"):
+    with raises_code(OutputError, "output_exists"):
         check_target(tmp_path / "run", tmp_path / "run")
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot be written"):
+    with raises_code(OutputError, "write_failed"):
         check_target(tmp_path / "run", tmp_path / "file" / "bundle")
-    with pytest.raises(CheckpointError):
+    with raises_code(CheckpointError, "no_model"):
         check_target(tmp_path / "nothing", None)
 
 
 def test_bundle_that_cannot_be_written_is_refused(bundle, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(OutputError, match="name another bundle with --out"):
+    with raises_code(OutputError, "write_failed", "--out"):
         check_target(bundle, None)
 
 

@@ -1,6 +1,6 @@
-"""An official Sa2VA folder, read without running any of its code: `config.json` and tensor shapes to a `ModelSpec`.
+"""The `ModelSpec` of an official Sa2VA folder, from `config.json` and tensor shapes, without running any of its code.
 
-The official code builds SAM 2 in Python, so `config.json` says nothing about it: its sizes are read from the tensors.
+`config.json` does not describe SAM 2, which the official code builds in Python; its sizes are read from the tensors.
 """
 
 from __future__ import annotations
@@ -21,27 +21,38 @@ from vesalius.models.specs import ModelSpec, Shape
 
 
 def read_spec(folder: Path, shapes: Mapping[str, Shape]) -> ModelSpec:
-    """What the folder holds, from its `config.json` and the shapes of its tensors under their official names.
+    """The spec of a folder with tensors of these shapes under official names.
 
-    The name is that of the published model of these sizes, whatever the folder is called. CheckpointError, naming
-    the file and the field, for what is missing or of a kind that cannot be opened natively.
+    Its name is that of the published model of these sizes, whatever the name of the folder. CheckpointError, naming the
+    file and the field, for missing fields and for models without a native class.
     """
     path = folder / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); is {folder} a model?") from error
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror}); is {folder} a model?", code="model_config", path=path
+        ) from error
     except ValueError as error:
-        raise CheckpointError(f"{path}: is not JSON; copy the model again") from error
+        raise CheckpointError(
+            f"{path}: is not JSON; copy the model again", code="model_config", path=path
+        ) from error
     try:
         return _read_spec(config, folder, shapes)
     except CheckpointError:
         raise
     except KeyError as error:
-        raise CheckpointError(f"{path}: lacks {error}, without which the model cannot be built") from error
-    except Exception as error:  # whatever a value of another kind leads to
+        raise CheckpointError(
+            f"{path}: lacks {error}, without which the model cannot be built",
+            code="model_config",
+            path=path,
+            field=str(error.args[0]),
+        ) from error
+    except Exception as error:  # values of a wrong type lead to many classes of errors
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise CheckpointError(f"{path}: describes no model that can be built ({reason})") from error
+        raise CheckpointError(
+            f"{path}: describes no model that can be built ({reason})", code="model_config", path=path
+        ) from error
 
 
 def _read_spec(config: dict[str, Any], folder: Path, shapes: Mapping[str, Shape]) -> ModelSpec:

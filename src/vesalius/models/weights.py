@@ -1,6 +1,6 @@
-"""Weights that are never all in memory: named tensors that are read a block at a time, and views of them.
+"""Streamed weights: named tensors that are read in blocks and never all in memory, and composable views of them.
 
-Views compose: files, tensors assembled of other tensors' rows, a fine-tune merged into its base.
+Views are files, tensors assembled from rows of other tensors, renamed tensors and hashed ones.
 """
 
 from __future__ import annotations
@@ -47,21 +47,21 @@ TORCH_TYPES = {
     "F64": torch.float64,
     "C64": torch.complex64,
 }
-"""The names of dtypes in safetensors files, and torch's own."""
+"""Name of a dtype in safetensors files -> torch dtype."""
 
 
 class Weights(Protocol):
-    """Named tensors, of which rows can be read."""
+    """Named tensors with readable rows."""
 
     @property
     def tensors(self) -> Mapping[str, TensorType]:
-        """What there is, known without reading any of it."""
+        """Name -> dtype and shape of each tensor."""
         ...
 
     def read(self, name: str, first: int = 0, count: int | None = None) -> Iterator[Block]:
-        """Rows `first` to `first + count` (all from `first` on without a count) along the first dimension.
+        """Rows `first` to `first + count` of a tensor along its first dimension, without a count all from `first` on.
 
-        Raw little-endian bytes in blocks, each of whole numbers; a scalar is one row.
+        Blocks are raw little-endian bytes of whole numbers; a scalar has one row.
         """
         ...
 
@@ -80,7 +80,7 @@ class FileWeights:
 
 
 class AssembledWeights:
-    """Tensors made of rows of other weights, which are read where they lie."""
+    """Tensors assembled from rows of other weights, which are read on demand."""
 
     def __init__(self, inner: Weights, assemblies: Mapping[str, Assembly]) -> None:
         self._inner = inner
@@ -88,18 +88,20 @@ class AssembledWeights:
         self.tensors = {name: self._type_of(name) for name in assemblies}
 
     def _type_of(self, name: str) -> TensorType:
-        """CheckpointError where the sources have several dtypes: one tensor has one."""
+        """The dtype and shape of a tensor; CheckpointError if its sources have several dtypes."""
         assembly = self._assemblies[name]
         dtypes = {self._inner.tensors[rows.source].dtype for rows in assembly.rows}
         if len(dtypes) != 1:
             sources = ", ".join(sorted({rows.source for rows in assembly.rows}))
             raise CheckpointError(
-                f"{name}: would be made of {sources}, which are of several dtypes ({', '.join(sorted(dtypes))})"
+                f"{name}: would be made of {sources}, which have several dtypes ({', '.join(sorted(dtypes))})",
+                code="weights_mismatch",
+                field=name,
             )
         return TensorType(dtypes.pop(), assembly.shape)
 
     def uses(self) -> dict[str, tuple[str, ...]]:
-        """Name of a source -> the names of what is made of it."""
+        """Name of a source tensor -> names of the tensors made from it."""
         made: dict[str, list[str]] = {}
         for name, assembly in self._assemblies.items():
             for source in dict.fromkeys(rows.source for rows in assembly.rows):
@@ -113,7 +115,7 @@ class AssembledWeights:
 
 
 class RenamedWeights:
-    """Some of other weights' tensors, by other names."""
+    """Some tensors of other weights under new names."""
 
     def __init__(self, inner: Weights, names: Mapping[str, str]) -> None:
         self._inner = inner
@@ -125,7 +127,7 @@ class RenamedWeights:
 
 
 class HashedWeights:
-    """Other weights, whose tensors are hashed in a second thread while they are read from first row to last."""
+    """Weights with hashing: a second thread hashes each tensor while it is read from its first row to its last."""
 
     def __init__(self, inner: Weights) -> None:
         self._inner = inner
@@ -140,16 +142,16 @@ class HashedWeights:
         if self._rows_hashed[name] != first:
             yield from self._inner.read(name, first, count)
             return
-        self._rows_hashed[name] = None  # for good, if whoever reads stops halfway
+        self._rows_hashed[name] = None  # stays None if the reader stops halfway
         for block in self._inner.read(name, first, count):
             if self._last is not None:
-                self._last.result()  # no more than two blocks are held
+                self._last.result()  # at most two blocks are in memory
             self._last = self._thread.submit(self._digests[name].update, block)
             yield block
         self._rows_hashed[name] = first + count
 
     def lines(self) -> dict[str, TensorHash]:
-        """Each tensor with its hash; what was not read from first row to last is read now."""
+        """The hash of each tensor; those that were not read completely and in order are read now."""
         if self._last is not None:
             self._last.result()
         done = {name for name, tensor in self.tensors.items() if self._rows_hashed[name] == tensor.rows}
@@ -159,10 +161,9 @@ class HashedWeights:
 
 
 def rows_within(assembly: Assembly, first: int, count: int) -> Iterator[Rows]:
-    """Which rows of the sources are rows `first` to `first + count` of the assembled tensor.
+    """The source rows of rows `first` to `first + count` of an assembled tensor.
 
-    Worked case: parts of 2, 3 and 2 rows, rows 1 to 4 asked for: the last row of the first part, then the first
-    two of the second.
+    Example: for parts of 2, 3 and 2 rows, rows 1 to 4 are the last row of the first part and the first two of the second.
     """
     start = 0
     for rows in assembly.rows:
@@ -180,7 +181,7 @@ def _rows_to_read(tensor: TensorType, first: int, count: int | None) -> int:
 
 
 def load_tensor(weights: Weights, name: str) -> torch.Tensor:
-    """One tensor, in memory of its own."""
+    """One tensor in its own memory."""
     dtype, shape = weights.tensors[name]
     buffer = torch.empty(weights.tensors[name].n_bytes, dtype=torch.uint8)
     view, at = buffer.numpy(), 0
@@ -192,11 +193,11 @@ def load_tensor(weights: Weights, name: str) -> torch.Tensor:
 
 
 def open_weights(folder: Path) -> FileWeights:
-    """The weights of a folder of safetensors files under the names that they have there.
+    """The weights in the safetensors files of a folder, under their names in the files.
 
-    CheckpointError where there are none, or where a file or the index of shards is damaged.
+    CheckpointError if there are none, or if a file or the shard index is damaged.
     """
     paths = find_shards(folder)
     if not paths:
-        raise CheckpointError(f"{folder}: has no weights (*.safetensors)")
+        raise CheckpointError(f"{folder}: has no weights (*.safetensors)", code="no_weights", path=folder)
     return FileWeights(locate_tensors(paths))

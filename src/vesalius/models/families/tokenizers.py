@@ -1,4 +1,4 @@
-"""Tokenizers: that of the tiny model, and those of official folders, read without running any of their code."""
+"""Tokenizers of `tiny` and of official folders, without running any code of a folder."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from vesalius.errors import CheckpointError
 from vesalius.models.specs import ADDED_TOKENS
 
 SPACE = "\u2581"
-"""How SentencePiece writes a space inside a piece."""
+"""The character that SentencePiece writes for a space."""
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte, so that every language works without a vocabulary file.
+    """A tokenizer with one token per byte, which needs no vocabulary file for any language.
 
-    256 byte tokens, then `<|im_start|>`, `<|im_end|>` and the tokens that Sa2VA adds, in its order."""
+    It has 256 byte tokens, then `<|im_start|>`, `<|im_end|>` and the tokens that Sa2VA adds, in its order."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -37,7 +37,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 def official_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """The tokenizer of an official folder: `tokenizer.json`, else `vocab.json`, else InternLM2's `tokenizer.model`.
 
-    CheckpointError where none is there or it cannot be read.
+    CheckpointError if there is none or it cannot be read.
     """
     try:
         if (folder / "tokenizer.json").is_file():
@@ -46,24 +46,28 @@ def official_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
             return Qwen2Tokenizer.from_pretrained(folder, local_files_only=True)
         if (folder / "tokenizer.model").is_file():
             return _sentencepiece_tokenizer(folder)
-    except Exception as error:  # a broken file makes the libraries raise nearly anything
+    except Exception as error:  # a damaged file makes the libraries raise nearly anything
         reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{folder}: the tokenizer cannot be opened ({reason})") from error
+        raise CheckpointError(
+            f"{folder}: the tokenizer cannot be opened ({reason})", code="damaged_model", path=folder
+        ) from error
     raise CheckpointError(
-        f"{folder}: has no tokenizer (tokenizer.json, vocab.json or tokenizer.model); copy the model again"
+        f"{folder}: has no tokenizer (tokenizer.json, vocab.json or tokenizer.model); copy the model again",
+        code="no_tokenizer",
+        path=folder,
     )
 
 
 def _sentencepiece_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """InternLM2's: byte-pair encoding of SentencePiece, with no space put before the text, and `<s>` first.
+    """InternLM2's tokenizer: byte-pair encoding of SentencePiece, without a space before the text, with `<s>` first.
 
-    Its merges are all pairs of pieces that make a piece, the best scored first.
+    Its merges are all pairs of pieces that form a piece, in the order of its score.
     """
     pieces = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     added = {int(number): token for number, token in settings["added_tokens_decoder"].items()}
     names = [pieces.id_to_piece(i) for i in range(len(pieces))]
-    # chat tokens take the places of unused pieces
+    # chat tokens replace unused pieces
     names = [added[i]["content"] if i in added else name for i, name in enumerate(names)]
     vocabulary = {name: i for i, name in enumerate(names)}
     tokenizer = Tokenizer(
@@ -105,5 +109,7 @@ def _add_tokens(tokenizer: Tokenizer, added: dict[int, dict[str, Any]], folder: 
         if tokenizer.token_to_id(token["content"]) != number:
             raise CheckpointError(
                 f"{folder / 'tokenizer_config.json'}: {token['content']} should be token {number}, "
-                f"but there are tokens missing before it"
+                f"but there are tokens missing before it",
+                code="damaged_model",
+                path=folder / "tokenizer_config.json",
             )
