@@ -84,7 +84,8 @@ def read_evaluation(folder: Path, name: str) -> Evaluation:
             metrics = tuple(metric for metric in facts["mean"] if metric in row)
         parse_fields(_ROW_FIELDS, row, path, number)
         scores = {metric: row.get(metric, "missing") for metric in metrics}
-        parse_fields(_NO_SCORES if row["status"] == "failed" else _SCORES, scores, path, number)
+        schema: TypeAdapter[Any] = _NO_SCORES if row["status"] == "failed" else _SCORES
+        parse_fields(schema, scores, path, number)
         key = row["id"], row["prompt"]
         if key in rows:
             raise DataError(
