@@ -38,9 +38,9 @@ MOST_OPENING_S = 2.0
 
 def make(folder: Path, gigabytes: float) -> None:
     """Write an official folder of at least this size (and at least one layer: about 3 GB)."""
+    from vesalius.models.families.internvl import TEXT_FIELDS
     from vesalius.models.families.tokenizers import byte_tokenizer
     from vesalius.models.layout_mapping import to_official
-    from vesalius.models.families.internvl import TEXT_FIELDS
     from vesalius.models.presets import find_spec
     from vesalius.models.stored_model import expected_shapes
     from vesalius.tensorfiles import TensorType, write_shards
