@@ -1,4 +1,4 @@
-"""Fixtures that several rooms share."""
+"""Fixtures shared by several test folders, and settings of the test session."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from vesalius.inference.official import OfficialPredictor
 
-# two test processes on two cores: more threads would only wait for one another
+# two test processes share two cores: more threads would only slow each other down
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# the stored numbers are those of a CPU
+# the stored numbers were computed on a CPU
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-# fingerprints are remembered between runs, but not those of tests in the home of whoever runs them
+# tests keep their fingerprint cache out of the home folder
 CACHE = tempfile.TemporaryDirectory(prefix="vesalius-test-cache-")
 os.environ["XDG_CACHE_HOME"] = CACHE.name
 
-# no deadline: the machine may be busy; the same examples each time: a red run can be repeated
-settings.register_profile("house", deadline=None, derandomize=True)
-settings.load_profile("house")
+# no deadline, because the machine may be busy; the same examples each time, so that a failure can be repeated
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.load_profile("repeatable")
 
 SHARED = Path(__file__).resolve().parents[1] / ".." / "shared"
 

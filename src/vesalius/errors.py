@@ -1,14 +1,14 @@
-"""The tree of errors that Vesalius raises on purpose.
+"""Exceptions that Vesalius raises on purpose.
 
-VesaliusError              one sentence for the user; the command line prints it and exits with 1
+VesaliusError              base class: one sentence for the user; the command line prints it and exits with 1
 ├── SettingError           a setting, a recipe or an argument is wrong
 ├── DataError              a dataset cannot be used
 │   ├── AnnotationError    an annotation file or a mask is wrong
 │   └── ImageError         an image cannot be read
 ├── CheckpointError        a model cannot be found, opened or written
-├── MissingExtraError      an optional library is not installed; the message has the command that installs it
+├── MissingExtraError      an optional library is not installed; the message gives the installation command
 ├── TrainingError          a run cannot start, continue or be trusted
-├── InterruptionError      a signal ended a job whose work is saved; the exit code is 128 + the signal's number
+├── InterruptionError      a signal ended a job; its work is saved; the exit code is 128 + the signal number
 └── OutputError            a result cannot be written
 """
 
@@ -19,10 +19,10 @@ from typing import Any
 
 
 class VesaliusError(Exception):
-    """What is wrong, where, and what to do, in one sentence, with a stable `code` of the table in `codes.py`.
+    """An error message of one sentence (what is wrong, where, what to do) with a stable `code` from `codes.py`.
 
-    `path` is the file or folder concerned, `field` the setting, or the entry and object within the file, and
-    `remedy` what to do; None where there is none, or where only the sentence says it.
+    `path` is the file or folder, `field` the setting, or the entry and object in the file, and `remedy` the fix; each
+    is None if it is unknown or only in the message.
     """
 
     code = "error"
@@ -44,11 +44,11 @@ class VesaliusError(Exception):
         self.remedy = remedy
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Keeps the fields on the way from another process."""
+        """Keep the fields when the error is pickled by another process."""
         return _rebuild, (type(self), self.args, self.__dict__)
 
     def as_json(self) -> dict[str, str | None]:
-        """The error object that `--json` and the server give: code, message, path, field."""
+        """The error object of `--json`: code, message, path and field."""
         return {"code": self.code, "message": str(self), "path": self.path, "field": self.field}
 
 
@@ -83,7 +83,7 @@ class ImageError(DataError):
 
 
 class MissingExtraError(VesaliusError):
-    """A library that this needs is not installed."""
+    """An optional library is not installed."""
 
     code = "missing_extra"
 
@@ -101,7 +101,7 @@ class TrainingError(VesaliusError):
 
 
 class InterruptionError(VesaliusError):
-    """A signal ended a run whose work is saved."""
+    """A signal ended a job; its finished work is saved."""
 
     code = "interrupted"
 
