@@ -450,8 +450,8 @@ CODES: dict[str, Code] = {
         "a run has no checkpoint to resume from", "start it anew, or continue from its best checkpoint"
     ),
     "damaged_checkpoint": _error(
-        "the state, optimizer, average or links of a checkpoint are damaged",
-        "copy the run again with cp -a, or continue from its best checkpoint as the message says",
+        "a training checkpoint, its state or its links are truncated or damaged",
+        "copy it again (a run with cp -a), or continue from the best checkpoint as the message says",
     ),
     "damaged_log": _error("a log has a line that is not JSON with a step", "correct or remove the line"),
     "changed_setting": _error(
