@@ -5,7 +5,7 @@
 Three questions, each in a process of its own:
 check    `vesalius check` of 512 x 512 angiograms with masks of two phrases, by two processes; memory of all of them
          at a fifth of the images and at all, because it must not grow with their number.
-read     annotations in the house's format and in COCO, 20 polygons of 30 points an image.
+read     annotations in the format vesalius and in COCO, 20 polygons of 30 points an image.
 feed     batches for training, augmented, by one thread, beside what one step of the tiny model takes.
 The images are synthetic; 50 are drawn, and the others are these under other names with a few pixels changed.
 """

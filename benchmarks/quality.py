@@ -65,7 +65,7 @@ WINDOW = 256
 """Side in pixels of the tiles in which `tiny` sees CHASE_DB1: half of its segmenter's input."""
 COMPARED = ("dice", "cldice")
 LONGER = 2.5
-"""Times as many minutes for the segments, where nobody competes."""
+"""Factor on the minutes of the segments, which have no baseline."""
 THREADS = max(1, (os.cpu_count() or 1) // len(RECIPES))
 """Of a training."""
 
@@ -267,7 +267,7 @@ def summarize(plan: Plan, folders: Sequence[Path]) -> dict[str, Any]:
 
 
 def steps_of(plan: Plan, name: str) -> int | None:
-    """Steps that a run came to; None for what nobody trained."""
+    """Number of steps of a run; None for an untrained model."""
     done = plan.work / "runs" / f"{name}.json"
     return read_json(done)["steps"] if done.is_file() else None
 

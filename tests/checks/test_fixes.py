@@ -94,7 +94,7 @@ def broken(tmp_path: Path) -> Path:
         ("b", [SQUARE], ["v"], {}),  # the same image with the same mask
         ("c", [SQUARE], ["v"], {"size": [128, 192]}),
         ("d", [over], ["v"], {"size": [64, 96]}),
-        ("e", [far, SQUARE], ["v", "w"], {}),  # nobody says what it was drawn on
+        ("e", [far, SQUARE], ["v", "w"], {}),  # the size it was drawn on is unknown
         ("f", [SQUARE, whole, SQUARE], ["v", "v", "w"], {}),
         ("g", [SQUARE], ["v"], {}),
         ("h", [[*SQUARE, [1.0, 2.0], [5.0, 5.0, 6.0, 6.0, 7.0, 7.0]]], ["v"], {}),

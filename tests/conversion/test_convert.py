@@ -150,7 +150,7 @@ def bytes_of(folder: Path) -> list[Any]:
     return sorted(hash_weights(open_weights(folder)))
 
 
-def small_files_of(folder: Path) -> dict[str, bytes]:
+def config_files_of(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
@@ -165,7 +165,7 @@ def assert_round_trip(source: Path, folder: Path) -> None:
     back = convert(folder / "bundle", folder / "back", to="sa2va")
     assert back["fingerprints"] == there["fingerprints"]
     assert bytes_of(folder / "back") == bytes_of(source)
-    assert small_files_of(folder / "back") == small_files_of(source)
+    assert config_files_of(folder / "back") == config_files_of(source)
     assert fingerprint_model(folder / "back") == fingerprint_model(source)
 
 
@@ -300,7 +300,7 @@ def test_files_that_are_not_part_of_the_model_are_left_out_and_named(official: P
         (official / name).write_text("x")
     with (official / "video.mp4").open("wb") as file:
         file.truncate(65 << 20)
-    left_out = convert(official, tmp_path / "bundle")["small_files"]["left_out"]
+    left_out = convert(official, tmp_path / "bundle")["config_files"]["left_out"]
     assert {".git", "pytorch_model.bin", "conversion.json", "video.mp4"} <= left_out.keys()
     assert sorted(path.name for path in (tmp_path / "bundle" / "source").iterdir()) == sorted(
         [*{Path(name).parts[0] for name in SMALL_FILES}, CONFIG, "tokenizer.json", "tokenizer_config.json"]
@@ -350,7 +350,7 @@ def test_a_bundle_without_source_takes_the_configuration_files_of_a_base(
         convert(tmp_path / "bundle", tmp_path / "back", to="sa2va", base=other)
     convert(tmp_path / "bundle", tmp_path / "back", to="sa2va", base=official)
     assert bytes_of(tmp_path / "back") == bytes_of(official)
-    assert small_files_of(tmp_path / "back") == small_files_of(official)
+    assert config_files_of(tmp_path / "back") == config_files_of(official)
 
 
 def test_copies_of_a_tensor_that_differ_are_refused(official: Path, tmp_path: Path) -> None:
@@ -404,13 +404,13 @@ def test_a_training_checkpoint_becomes_a_whole_model_in_either_layout(
     assert proof["base"]["changed"] == 4, "query, key, value and one bias"
     assert proof["keys"]["read"] == 3
     assert read_card(tmp_path / "bundle").step == 7
-    assert small_files_of(tmp_path / "bundle" / "source") == small_files_of(official)
+    assert config_files_of(tmp_path / "bundle" / "source") == config_files_of(official)
     convert(official, tmp_path / "base")
     for base in (official, tmp_path / "base"):
         out = tmp_path / f"official-{base.name}"
         there = convert(trained, out, to="sa2va", base=base, lora_alpha=4.0)
         assert there["fingerprints"] == proof["fingerprints"]
-        assert small_files_of(out) == small_files_of(official)
+        assert config_files_of(out) == config_files_of(official)
     before = bytes_of(official)
     changed = {line[0] for line in bytes_of(out) if line not in before}
     assert changed == {"language_model.model.layers.1.attention.wqkv.weight", "text_hidden_fcs.0.bias"}

@@ -1,4 +1,4 @@
-"""De-identified DICOM files identify nobody and keep their pixels."""
+"""De-identified DICOM files keep their pixels and no personal data."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def bytes_of(opened: OpenedModel) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_exactly_what_trains_has_gradients_moves_and_is_remembered(choice: str) -> None:
+def test_exactly_the_trainable_parameters_have_gradients_change_and_are_saved(choice: str) -> None:
     opened, groups = prepared(CHOICES[choice])
     stir(opened)
     assert set(groups) == PRESETS[CHOICES[choice]["preset"]]

@@ -181,7 +181,7 @@ def test_dice_is_that_of_all_crops_of_a_phrase_together() -> None:
 
 
 def test_each_row_of_the_loss_meets_the_channel_of_its_phrase() -> None:
-    """Maps that are right, but for the phrase that nobody annotated, cost nothing."""
+    """Correct maps have no loss; an unannotated phrase does not count."""
     opened = new_unet(UNetShape(widths=(4, 8, 8), patch=16), ("a", "b", "c"), seed=0)
     learner = UNetLearner(opened, LossSettings(bce=1, dice=1))
     rng = np.random.default_rng(0)

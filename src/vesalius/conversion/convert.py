@@ -145,7 +145,7 @@ def _write(conversion: Conversion, folder: Path, on_bytes: Report, verification:
     """Write all files except card and proof; the configuration files first, as they are the most likely to fail."""
     folder.mkdir(parents=True)
     if conversion.to == "sa2va":
-        conversion.small_files.copy_to(folder)
+        conversion.config_files.copy_to(folder)
         write_shards(
             folder,
             conversion.outgoing.tensors,
@@ -154,7 +154,7 @@ def _write(conversion: Conversion, folder: Path, on_bytes: Report, verification:
             on_file=verification.add,
         )
         return
-    conversion.small_files.copy_to(folder / SOURCE)
+    conversion.config_files.copy_to(folder / SOURCE)
     parts = {part: _part(conversion.canonical, part) for part in ("vlm", "sam", "projector")}
     _write_configs(conversion, folder, vlm=_main_dtype(parts["vlm"]), sam=_main_dtype(parts["sam"]))
     for part in ("vlm", "sam"):

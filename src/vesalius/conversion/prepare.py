@@ -19,7 +19,7 @@ from vesalius.conversion.training_checkpoint import (
 )
 from vesalius.errors import CheckpointError, SettingError
 from vesalius.models.cards import ADAPTER, SOURCE
-from vesalius.models.config_files import CONFIG, SmallFiles, find_small_files, is_official
+from vesalius.models.config_files import CONFIG, ConfigFiles, find_config_files, is_official
 from vesalius.models.families.tokenizers import official_tokenizer
 from vesalius.models.official_config import read_spec
 from vesalius.models.processor import Processor
@@ -62,7 +62,7 @@ class Conversion:
     """The weights under bundle names, hashed while they are read."""
     outgoing: HashedWeights | AssembledWeights
     """The same weights under the names to write."""
-    small_files: SmallFiles
+    config_files: ConfigFiles
 
     @property
     def n_weight_bytes(self) -> int:
@@ -75,7 +75,7 @@ class Conversion:
         adapter = 0
         if self.training is not None and self.training.keeps_adapter:
             adapter = self.training.checkpoint.path.stat().st_size
-        return self.n_weight_bytes + self.small_files.n_bytes + adapter
+        return self.n_weight_bytes + self.config_files.n_bytes + adapter
 
     @property
     def key_mapping(self) -> tuple[Mapping[str, tuple[str, ...]], Mapping[str, str]]:
@@ -187,18 +187,18 @@ def open_tokenizer(model: StoredModel) -> PreTrainedTokenizerFast:
     return official_tokenizer(model.folder if model.layout == "sa2va" else model.folder / "vlm")
 
 
-def _files_for_bundle(model: StoredModel) -> SmallFiles:
+def _files_for_bundle(model: StoredModel) -> ConfigFiles:
     try:
         Processor(model.spec, open_tokenizer(model))
     except SettingError as error:  # a token that the model needs
         raise CheckpointError(f"{model.folder}: {error}", code=error.code, path=model.folder) from error
     if model.layout == "sa2va":
-        return find_small_files(model.folder)
+        return find_config_files(model.folder)
     source = model.folder / SOURCE
-    return find_small_files(source) if source.is_dir() else SmallFiles(source, (), {})
+    return find_config_files(source) if source.is_dir() else ConfigFiles(source, (), {})
 
 
-def _files_for_official(model: StoredModel, base: ModelRef | None) -> SmallFiles:
+def _files_for_official(model: StoredModel, base: ModelRef | None) -> ConfigFiles:
     """Configuration files of the official layout: the model's own, else those of the base.
 
     They must describe this model, or the official code would build another one from its weights.
@@ -228,7 +228,7 @@ def _files_for_official(model: StoredModel, base: ModelRef | None) -> SmallFiles
             code="wrong_base",
             path=folder / CONFIG,
         )
-    return find_small_files(folder)
+    return find_config_files(folder)
 
 
 def _official_folder(model: StoredModel) -> Path:

@@ -35,9 +35,9 @@ def describe(conversion: Conversion) -> dict[str, Any]:
         "parameters": {**parts, "total": parts.total()},
         "tensors_of_dtype": dict(dtypes),
         "bytes": conversion.n_weight_bytes,
-        "small_files": {
-            "verbatim": conversion.small_files.names,
-            "left_out": conversion.small_files.left_out,
+        "config_files": {
+            "verbatim": conversion.config_files.names,
+            "left_out": conversion.config_files.left_out,
         },
         "not_kept": _not_kept(conversion),
     }
@@ -98,8 +98,8 @@ def summarize(proof: Mapping[str, Any]) -> list[str]:
         *_by_reason("dropped", keys["dropped"]),
         "parameters: " + ", ".join(f"{part} {count:,}" for part, count in proof["parameters"].items()),
         "tensors: " + ", ".join(f"{count} {dtype}" for dtype, count in proof["tensors_of_dtype"].items()),
-        f"configuration files: {len(proof['small_files']['verbatim'])} copied verbatim",
-        *_by_reason("left out", proof["small_files"]["left_out"]),
+        f"configuration files: {len(proof['config_files']['verbatim'])} copied verbatim",
+        *_by_reason("left out", proof["config_files"]["left_out"]),
         *(
             f"not kept, as the official layout cannot hold it: {name} {value}"
             for name, value in proof["not_kept"].items()

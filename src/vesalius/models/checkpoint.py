@@ -30,7 +30,7 @@ from vesalius.lineage import versions
 from vesalius.models.adapter import apply_adapter, layers_of, write_adapter
 from vesalius.models.cards import ADAPTER, CARD, SOURCE, Card
 from vesalius.models.components import is_frozen, link_or_copy, write_component
-from vesalius.models.config_files import SmallFiles, find_small_files
+from vesalius.models.config_files import ConfigFiles, find_config_files
 from vesalius.models.device_map import DeviceMap, home_device, return_to_device, vlm_device_map
 from vesalius.models.families.table import family_of
 from vesalius.models.families.tokenizers import byte_tokenizer, official_tokenizer
@@ -57,7 +57,7 @@ class OpenedModel:
     model: TextSegModel
     processor: Processor
     card: Card
-    source: SmallFiles | None = None
+    source: ConfigFiles | None = None
     """Small files of the official folder that it was converted from; None without one."""
     folder: Path | None = None
     """The bundle that it was opened from; None if it has another origin, or if its weights have changed since."""
@@ -121,7 +121,7 @@ def _open_bundle(
     model = assemble(vlm, sam, card.spec, processor.seg_id)
     path = folder / "projector.safetensors"
     _load_projector(model, _read_projector(path), path)
-    source = find_small_files(folder / SOURCE) if (folder / SOURCE).is_dir() else None
+    source = find_config_files(folder / SOURCE) if (folder / SOURCE).is_dir() else None
     return OpenedModel(_to_device(model, device, dtype), processor, card, source, folder)
 
 
@@ -160,7 +160,7 @@ def _open_official(
         _to_device(model, device, dtype),
         processor,
         Card(spec=spec, training_images=None),
-        find_small_files(folder),
+        find_config_files(folder),
     )
 
 

@@ -34,7 +34,7 @@ def is_official(folder: Path) -> bool:
 
 
 @dataclass(frozen=True)
-class SmallFiles:
+class ConfigFiles:
     """The small files of a folder, by their paths in it, and the files that are not copied."""
 
     folder: Path
@@ -53,7 +53,7 @@ class SmallFiles:
             (target / name).write_bytes(_content(self.folder / name))
 
 
-def find_small_files(folder: Path) -> SmallFiles:
+def find_config_files(folder: Path) -> ConfigFiles:
     """The small files of an official folder and of its subfolders.
 
     A link may lead into the folder, or into the blob store of the hub's cache that the folder belongs to.
@@ -80,7 +80,7 @@ def find_small_files(folder: Path) -> SmallFiles:
                 names.append(path.as_posix())
             else:
                 left_out[path.as_posix()] = reason
-    return SmallFiles(folder, tuple(sorted(names)), left_out)
+    return ConfigFiles(folder, tuple(sorted(names)), left_out)
 
 
 def _content(path: Path) -> bytes:
