@@ -1,13 +1,14 @@
-"""How fast is data checked, read and fed, and does memory stay flat?
+"""Speed and memory of checking, reading and loading data.
 
     .venv/bin/python benchmarks/data.py [--images 5000] [--annotations 100000] [--json FILE]
 
-Three questions, each in a process of its own:
-check    `vesalius check` of 512 x 512 angiograms with masks of two phrases, by two processes; memory of all of them
-         at a fifth of the images and at all, because it must not grow with their number.
-read     annotations in the format vesalius and in COCO, 20 polygons of 30 points an image.
-feed     batches for training, augmented, by one thread, beside what one step of the tiny model takes.
-The images are synthetic; 50 are drawn, and the others are these under other names with a few pixels changed.
+Each measurement runs in a separate process:
+check    `vesalius check` of 512 x 512 angiograms with masks of two phrases, by two processes; total memory with a fifth
+         of the images and with all, because it must not grow with their number.
+read     annotations in the formats vesalius and COCO, 20 polygons of 30 points per image.
+frames   sequential frames of a video and of a compressed NIfTI volume.
+load     augmented training batches, prepared by one thread, compared with a training step of the tiny model.
+The images are synthetic; 50 are rendered, and the others are variants with different background blocks.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ import psutil
 from PIL import Image
 
 from vesalius.data.augment import AugmentSettings
-from vesalius.data.dataset import load_samples, open_dataset
+from vesalius.data.dataset import load_image, load_samples, open_dataset
+from vesalius.data.decoders.frame_files import FrameReader
+from vesalius.data.image_files import find_images
 from vesalius.files import write_json
 
 DRAWN = 50
@@ -48,7 +51,7 @@ def make_images(folder: Path, n: int) -> None:
     for i in range(len(entries), n):
         entry = entries[i % DRAWN]
         pixels = np.array(Image.open(folder / entry["image"]))
-        # blocks of another gray, so that no two images look alike to the search for duplicates
+        # other background blocks, so that no two images are near duplicates
         blocks = rng.integers(0, 60, (8, 8), dtype=np.uint8).repeat(64, 0).repeat(64, 1)
         name = f"images/copy_{i:06d}.png"
         Image.fromarray(pixels // 2 + blocks).save(folder / name, compress_level=1)
@@ -57,7 +60,7 @@ def make_images(folder: Path, n: int) -> None:
 
 
 class PeakMemory:
-    """The most that this process and its children hold at one time, looked at ten times a second."""
+    """Peak memory of this process and its children together, sampled ten times per second."""
 
     def __init__(self) -> None:
         self.peak_bytes = 0
@@ -79,13 +82,13 @@ class PeakMemory:
             for process in (me, *me.children(recursive=True)):
                 try:
                     held += process.memory_full_info().uss
-                except psutil.Error:  # it ended meanwhile
+                except psutil.Error:  # it has ended
                     continue
             self.peak_bytes = max(self.peak_bytes, held)
 
 
 def measure_check(folder: Path) -> dict[str, Any]:
-    """Images a second and memory of a check by two processes."""
+    """Images per second and memory of a check by two processes."""
     from vesalius.checks.inspection import inspect
 
     with PeakMemory() as memory:
@@ -103,7 +106,7 @@ def measure_check(folder: Path) -> dict[str, Any]:
 
 
 def make_annotations(folder: Path, annotations: int, kind: str) -> Path:
-    """An annotation file of one format whose images are empty files: reading does not open them."""
+    """An annotation file of one format; its images are empty files, because reading does not open them."""
     rng = np.random.default_rng(0)
     n = annotations // POLYGONS
     (folder / "images").mkdir(parents=True, exist_ok=True)
@@ -135,7 +138,7 @@ def make_annotations(folder: Path, annotations: int, kind: str) -> Path:
 
 
 def measure_reading(path: Path) -> dict[str, Any]:
-    """Seconds and peak memory of opening an annotation file."""
+    """Seconds and peak memory of reading an annotation file."""
     started = time.perf_counter()
     dataset = open_dataset(path)
     took_s = time.perf_counter() - started
@@ -144,8 +147,44 @@ def measure_reading(path: Path) -> dict[str, Any]:
     return {"format": dataset.format, "annotations": objects, "took_s": took_s, "peak_mib": peak_mib}
 
 
-def measure_feed(folder: Path, steps: int) -> dict[str, Any]:
-    """Images a second that one thread prepares, and that a step of the tiny model takes, in the same process."""
+def make_frames(folder: Path, n: int = 200) -> list[Path]:
+    """`n` moving frames of 512 x 512 as H.264 in MP4, with a key frame every 250, and as a compressed NIfTI volume."""
+    import av
+    import nibabel
+
+    noise = np.random.default_rng(0).normal(100, 25, (512, 512 + n)).clip(0, 255).astype(np.uint8)
+    frames = [noise[:, i : i + 512] for i in range(n)]
+    folder.mkdir(parents=True, exist_ok=True)
+    with av.open(str(folder / "frames.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=15, options={"g": "250", "crf": "23"})
+        stream.height, stream.width, stream.pix_fmt = 512, 512, "yuv420p"
+        for frame in frames:
+            container.mux(
+                stream.encode(av.VideoFrame.from_ndarray(np.repeat(frame[..., None], 3, 2), "rgb24"))
+            )
+        container.mux(stream.encode())
+    nibabel.Nifti1Image(np.stack(frames, axis=2), np.eye(4)).to_filename(folder / "frames.nii.gz")
+    return [folder / "frames.mp4", folder / "frames.nii.gz"]
+
+
+def measure_frames(path: Path) -> dict[str, Any]:
+    """Frames per second of a file that is read in order."""
+    with FrameReader() as reader:
+        samples = find_images([path])
+        started = time.perf_counter()
+        for sample in samples:
+            load_image(sample, reader)
+        took_s = time.perf_counter() - started
+    return {
+        "file": path.name,
+        "frames": len(samples),
+        "took_s": took_s,
+        "frames_per_s": len(samples) / took_s,
+    }
+
+
+def measure_loading(folder: Path, steps: int) -> dict[str, Any]:
+    """Images per second prepared by one thread, and used by training steps of the tiny model, in one process."""
     import torch
 
     from vesalius.models.checkpoint import new_model
@@ -178,12 +217,12 @@ def measure_feed(folder: Path, steps: int) -> dict[str, Any]:
         optimizer.step()
         optimizer.zero_grad()
         training.append(time.perf_counter() - started)
-    fed, eaten = (batch / statistics.median(seconds[2:]) for seconds in (loading, training))
-    return {"fed_images_per_s": fed, "eaten_images_per_s": eaten, "ratio": fed / eaten}
+    loaded, trained = (batch / statistics.median(seconds[2:]) for seconds in (loading, training))
+    return {"loaded_images_per_s": loaded, "trained_images_per_s": trained, "ratio": loaded / trained}
 
 
 def main() -> None:
-    """Run every question and print the table."""
+    """Run all measurements and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -191,36 +230,39 @@ def main() -> None:
     parser.add_argument("--annotations", type=int, default=100_000)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--one", nargs=2, metavar=("QUESTION", "PATH"), help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=2, metavar=("MEASUREMENT", "PATH"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        question, path = args.one[0], Path(args.one[1])
-        answers = {
+        name, path = args.one[0], Path(args.one[1])
+        measurements = {
             "check": measure_check,
             "read": measure_reading,
-            "feed": lambda p: measure_feed(p, args.steps),
+            "frames": measure_frames,
+            "load": lambda p: measure_loading(p, args.steps),
         }
-        print(json.dumps(answers[question](path)))
+        print(json.dumps(measurements[name](path)))
         return
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         for n in (args.images // 5, args.images):
             make_images(Path(scratch) / f"check_{n}", n)
-            rows.append(_ask("check", Path(scratch) / f"check_{n}", args.steps))
+            rows.append(_measure("check", Path(scratch) / f"check_{n}", args.steps))
         for kind in ("vesalius", "coco"):
             path = make_annotations(Path(scratch) / kind, args.annotations, kind)
-            rows.append(_ask("read", path, args.steps))
-        rows.append(_ask("feed", Path(scratch) / f"check_{args.images // 5}", args.steps))
+            rows.append(_measure("read", path, args.steps))
+        for path in make_frames(Path(scratch) / "frames"):
+            rows.append(_measure("frames", path, args.steps))
+        rows.append(_measure("load", Path(scratch) / f"check_{args.images // 5}", args.steps))
     if args.json:
         machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
         write_json(args.json, {"machine": machine, "rows": rows})
 
 
-def _ask(question: str, path: Path, steps: int) -> dict[str, Any]:
-    """The answer of a process of its own, printed."""
-    command = [sys.executable, __file__, "--one", question, str(path), "--steps", str(steps)]
+def _measure(name: str, path: Path, steps: int) -> dict[str, Any]:
+    """The result of one measurement in a separate process, printed."""
+    command = [sys.executable, __file__, "--one", name, str(path), "--steps", str(steps)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    row = {"question": question, **json.loads(done.stdout)}
+    row = {"measurement": name, **json.loads(done.stdout)}
     shown = (
         f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
     )

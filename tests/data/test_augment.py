@@ -1,4 +1,4 @@
-"""Augmentation: image and masks move together, and nothing changes unless asked."""
+"""Augmentation: images and masks are transformed together, and nothing changes by default."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from scipy import ndimage
+from tests.codes import raises_code
 
 from vesalius.config import make_settings
 from vesalius.data.augment import FOLD_LIMIT, AugmentSettings, Probabilities, augment
-from vesalius.data.warping import Elastic, PlaceMap
+from vesalius.data.warping import Elastic, SamplingMap
 from vesalius.errors import SettingError
 from vesalius.types import Item
 
@@ -58,7 +59,7 @@ def test_nothing_changes_by_default() -> None:
     assert same.prompts == item.prompts
 
 
-def test_the_generator_decides() -> None:
+def test_the_generator_determines_the_result() -> None:
     item = disc()
     first, again, other = (augment(item, EVERYTHING, np.random.default_rng(seed)) for seed in (3, 3, 4))
     np.testing.assert_array_equal(first.frames, again.frames)
@@ -82,16 +83,15 @@ def test_one_setting_does_not_change_what_another_draws(other: dict[str, Any]) -
     )
 
 
-def test_what_is_drawn_afterwards_does_not_depend_on_the_settings() -> None:
+def test_later_draws_of_the_generator_do_not_depend_on_the_settings() -> None:
     nothing, everything = np.random.default_rng(5), np.random.default_rng(5)
     augment(disc(), AugmentSettings(), nothing)
     augment(disc(), EVERYTHING, everything)
     assert nothing.random() == everything.random()
 
 
-def test_draws_are_the_same_as_before_elastic_and_blur_came() -> None:
-    """A stored run repeats itself: flip is the first number, rotation the third, and ten come before the
-    seed."""
+def test_draws_are_unchanged_by_later_augmentations() -> None:
+    """A stored run is reproducible: flip is the first draw, rotation the third, and the seed follows ten draws."""
     for seed in range(12):
         rng = np.random.default_rng(seed)
         first = rng.random(10)
@@ -109,7 +109,7 @@ def test_draws_are_the_same_as_before_elastic_and_blur_came() -> None:
 
 
 @pytest.mark.parametrize(("name", "axis"), [("flip", 2), ("flip_vertical", 1)])
-def test_mirrors_are_exact(name: str, axis: int) -> None:
+def test_flips_are_exact(name: str, axis: int) -> None:
     item = disc((95, 128))
     mirrored = change(item, **{name: 1.0})
     np.testing.assert_array_equal(mirrored.frames, np.flip(item.frames, axis))
@@ -152,7 +152,7 @@ def test_image_and_mask_move_alike(values: dict[str, float], seed: int, size: tu
     light, mask = moved.frames[0, :, :, 0].astype(float), masks_of(moved)[0, 0]
     border = np.concatenate([light[0], light[-1], light[:, 0], light[:, -1]])
     if not mask.any() or border.any():
-        return  # it left the image, in part or as a whole
+        return  # it left the image, at least in part
     center = np.array(ndimage.center_of_mass(light))
     assert np.abs(center - ndimage.center_of_mass(mask)).max() < 0.5
     assert light.sum() / 200 == pytest.approx(mask.sum(), rel=0.12)
@@ -160,7 +160,7 @@ def test_image_and_mask_move_alike(values: dict[str, float], seed: int, size: tu
 
 @given(st.integers(0, 10**6), st.floats(0, 180), st.sampled_from([0.01, 0.02, 0.04]))
 @examples(max_examples=40)
-def test_a_line_of_two_pixels_stays_in_one_piece(seed: int, degrees: float, elastic: float) -> None:
+def test_a_line_of_two_pixels_stays_connected(seed: int, degrees: float, elastic: float) -> None:
     mask = np.zeros((128, 128), bool)
     mask[64:66, 24:104] = True
     mask[30:98, 70:72] = True
@@ -174,7 +174,7 @@ def test_a_line_of_two_pixels_stays_in_one_piece(seed: int, degrees: float, elas
     assert moved.frames[0, :, :, 0][masks_of(moved)[0, 0]].mean() < 90  # it is blurred once, not twice
 
 
-def test_elastic_moves_no_point_further_than_it_says() -> None:
+def test_elastic_displacement_stays_within_its_amplitude() -> None:
     height, width = 90, 140
     for seed in range(10):
         elastic = Elastic.drawn(np.random.default_rng(seed), (height, width), amplitude=5, extent=20)
@@ -186,7 +186,7 @@ def test_elastic_moves_no_point_further_than_it_says() -> None:
 
 
 def test_elastic_at_its_limit_does_not_fold() -> None:
-    """Points moved as far apart as can be: the map keeps its sense of rotation at every pixel."""
+    """With control points displaced as far apart as possible, the Jacobian is positive at every pixel."""
     side, extent = 100, 20.0
     limit = FOLD_LIMIT * extent
     for seed in range(20):
@@ -199,19 +199,21 @@ def test_elastic_at_its_limit_does_not_fold() -> None:
             assert (x_x * y_y - x_y * y_x).min() > 0
 
 
-def test_a_place_map_takes_each_pixel_from_its_place() -> None:
+def test_a_sampling_map_takes_each_pixel_from_its_source() -> None:
     ramp = np.arange(12, dtype=np.uint8).reshape(1, 3, 4) * 10
     right = np.array([[1, 0, 0.25], [0, 1, 0], [0, 0, 1.0]])  # a quarter of a pixel further right
-    pixels, masks = PlaceMap((3, 4), right).move(ramp, np.zeros((0, 3, 4), bool))
-    np.testing.assert_array_equal(pixels[0, 0], [3, 13, 23, 30])  # 2.5 and 12.5 rounded up; the edge goes on
+    pixels, masks = SamplingMap((3, 4), right).resample(ramp, np.zeros((0, 3, 4), bool))
+    np.testing.assert_array_equal(
+        pixels[0, 0], [3, 13, 23, 30]
+    )  # 2.5 and 12.5 rounded up; the edge is repeated
     assert masks.shape == (0, 3, 4)
     mask = ramp[:, :, :] >= 60
     down = np.array([[1, 0, 0], [0, 1, -1.0], [0, 0, 1]])
-    _, masks = PlaceMap((3, 4), down).move(ramp, mask)
+    _, masks = SamplingMap((3, 4), down).resample(ramp, mask)
     np.testing.assert_array_equal(masks[0], [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 1, 1]])
 
 
-def test_images_of_any_size_can_be_changed() -> None:
+def test_images_of_any_size_can_be_augmented() -> None:
     for size in ((1, 1), (1, 40), (37, 2), (300, 3)):
         item = disc(size)
         for seed in range(4):
@@ -253,7 +255,7 @@ def test_all_frames_of_a_clip_move_alike() -> None:
     np.testing.assert_array_equal(masks_of(moved)[:, 0], masks_of(moved)[:, 2])
 
 
-def test_inversion_exchanges_bright_and_dark() -> None:
+def test_inversion_inverts_gray_levels() -> None:
     np.testing.assert_array_equal(change(disc(), invert=1.0).frames, 255 - disc().frames)
 
 
@@ -282,7 +284,7 @@ def test_noise_is_gray_and_of_the_stated_strength() -> None:
     assert 8 < max(strengths) < 10.5
 
 
-def test_blur_is_gaussian_of_the_stated_width_and_keeps_the_light() -> None:
+def test_blur_is_gaussian_of_the_stated_width_and_keeps_the_mean() -> None:
     frames = np.zeros((2, 61, 61, 3), np.uint8)
     frames[:, 30, 30] = 255
     frames[:, 25:36, 25:36] = 255
@@ -298,7 +300,7 @@ def test_blur_is_gaussian_of_the_stated_width_and_keeps_the_light() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(Probabilities.model_fields))
-def test_each_kind_of_change_has_a_probability(name: str) -> None:
+def test_each_augmentation_has_a_probability(name: str) -> None:
     amount = {"rotate_degrees": 40, "elastic": 0.05, "noise": 9, "blur": 3}.get(name, 0.4)
     wide = disc((70, 60))
     wide.frames[0] += np.random.default_rng(0).integers(0, 40, (70, 60, 1), np.uint8)
@@ -315,7 +317,7 @@ def test_each_kind_of_change_has_a_probability(name: str) -> None:
     assert always.frames.shape == one.frames.shape
 
 
-def test_an_item_without_masks_stays_without() -> None:
+def test_an_item_without_masks_has_none_afterwards() -> None:
     bare = Item("bare", disc().frames, ("disc",))
     assert augment(bare, EVERYTHING, np.random.default_rng(0)).masks is None
 
@@ -334,10 +336,12 @@ def test_an_item_without_masks_stays_without() -> None:
     ],
 )
 def test_settings_out_of_range_are_refused(values: dict[str, Any]) -> None:
-    with pytest.raises(SettingError, match=f"augment: .*{next(iter(values))}"):
+    key = next(iter(values))
+    unknown = key not in AugmentSettings.model_fields or key == "probability"
+    with raises_code(SettingError, "unknown_setting" if unknown else "bad_value", key):
         make_settings(AugmentSettings, values, "augment")
 
 
-def test_elastic_that_would_fold_names_how_much_is_allowed() -> None:
-    with pytest.raises(SettingError, match=r"with elastic_extent 0\.2 it may be at most 0\.08"):
+def test_an_elastic_deformation_that_would_fold_is_refused() -> None:
+    with raises_code(SettingError, "bad_value", "0.08"):
         make_settings(AugmentSettings, {"elastic": 0.1, "elastic_extent": 0.2}, "augment")

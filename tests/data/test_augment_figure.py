@@ -1,4 +1,4 @@
-"""The sheet of augmented samples: what it shows, and in which order."""
+"""The figure of augmented samples: contents and order."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.codes import raises_code
 
 from vesalius.data.augment import AugmentSettings
-from vesalius.data.augment_figure import COLUMNS, GAP, TILE, draw_examples
+from vesalius.data.augment_figure import CELL, COLUMNS, GAP, draw_examples
 from vesalius.data.dataset import epoch_order
 from vesalius.errors import SettingError
 from vesalius.types import MaskFile, Sample
@@ -30,43 +31,43 @@ def samples(tmp_path: Path) -> list[Sample]:
     return found
 
 
-def middle(sheet: np.ndarray, place: int) -> np.ndarray:
-    """The middle pixels of a tile, right and below of its mask."""
+def middle(figure: np.ndarray, place: int) -> np.ndarray:
+    """The middle pixels of a cell, right of and below its mask."""
     row, column = divmod(place, COLUMNS)
-    y, x = (GAP + each * (TILE + GAP) + TILE // 2 for each in (row, column))
-    return sheet[y + 5 : y + 20, x + 5 : x + 20]
+    y, x = (GAP + each * (CELL + GAP) + CELL // 2 for each in (row, column))
+    return figure[y + 5 : y + 20, x + 5 : x + 20]
 
 
-def test_samples_come_in_the_order_of_training_and_come_again(samples: list[Sample]) -> None:
-    sheet = draw_examples(samples, AugmentSettings(), seed=4, n=10)
-    assert sheet.dtype == np.uint8
-    assert sheet.shape == (GAP + 2 * (TILE + GAP), GAP + COLUMNS * (TILE + GAP), 3)
+def test_samples_are_in_the_order_of_training_and_repeat(samples: list[Sample]) -> None:
+    figure = draw_examples(samples, AugmentSettings(), seed=4, n=10)
+    assert figure.dtype == np.uint8
+    assert figure.shape == (GAP + 2 * (CELL + GAP), GAP + COLUMNS * (CELL + GAP), 3)
     order = [int(index) for epoch in range(4) for index in epoch_order(3, 4, epoch)]
     for place in range(10):
-        assert (middle(sheet, place) == 50 + 60 * order[place]).all()
-    assert (middle(sheet, 10) == 255).all()  # nothing there
+        assert (middle(figure, place) == 50 + 60 * order[place]).all()
+    assert (middle(figure, 10) == 255).all()  # nothing there
 
 
-def test_masks_are_drawn_in_color_where_there_are_any(samples: list[Sample]) -> None:
-    sheet = draw_examples(samples[:2], AugmentSettings(), seed=0, n=2)
+def test_masks_are_drawn_in_color(samples: list[Sample]) -> None:
+    figure = draw_examples(samples[:2], AugmentSettings(), seed=0, n=2)
     for place in range(2):
-        tile = sheet[GAP : GAP + TILE, GAP + place * (TILE + GAP) :][:, :TILE].astype(int)
+        tile = figure[GAP : GAP + CELL, GAP + place * (CELL + GAP) :][:, :CELL].astype(int)
         colored = np.ptp(tile, axis=2) > 30
         assert 0.03 < colored.mean() < 0.09  # a sixteenth of the image
     bare = draw_examples(samples[2:], AugmentSettings(), seed=0, n=1)
     assert not np.ptp(bare, axis=2).any()
 
 
-def test_the_seed_decides_and_each_drawing_differs(samples: list[Sample]) -> None:
+def test_the_seed_determines_the_figure_and_repeated_samples_differ(samples: list[Sample]) -> None:
     moving = AugmentSettings(rotate_degrees=90, shift=0.2)
     one, same, other = (draw_examples(samples[:1], moving, seed, n=3) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, same)
     assert (one != other).any()
-    tiles = [one[:, GAP + i * (TILE + GAP) :][:, :TILE] for i in range(3)]
+    tiles = [one[:, GAP + i * (CELL + GAP) :][:, :CELL] for i in range(3)]
     assert (tiles[0] != tiles[1]).any()
 
 
 @pytest.mark.parametrize(("kept", "n"), [(0, 4), (3, 0)])
 def test_nothing_to_draw_is_refused(samples: list[Sample], kept: int, n: int) -> None:
-    with pytest.raises(SettingError, match="nothing to draw"):
+    with raises_code(SettingError, "bad_value"):
         draw_examples(samples[:kept], AugmentSettings(), seed=0, n=n)

@@ -1,4 +1,4 @@
-"""Random changes of training images: one map for pixels and masks, then gray levels, blur, noise."""
+"""Data augmentation: one spatial transform for pixels and masks, then gray levels, blur and noise."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter
 from pydantic import Field, model_validator
 
 from vesalius.config import Settings
-from vesalius.data.warping import Elastic, PlaceMap
+from vesalius.data.warping import Elastic, SamplingMap
 from vesalius.masks import Size
 from vesalius.types import Item
 
@@ -21,12 +21,12 @@ Part = Annotated[float, Field(ge=0, lt=1)]
 Amount = Annotated[float, Field(ge=0)]
 
 FOLD_LIMIT = 0.4
-"""Share of the extent that elastic points may move; the image folds over itself from 0.48 on (Choi & Lee
+"""Maximum displacement of control points as a share of their distance; the deformation folds from 0.48 on (Choi & Lee
 2000, https://doi.org/10.1006/gmod.2000.0531)."""
 
 
 class Probabilities(Settings):
-    """How often each kind of change is made at all; how much is drawn apart from that."""
+    """Probability of each augmentation; its strength is drawn independently."""
 
     rotate_degrees: Share = 1.0
     scale: Share = 1.0
@@ -39,35 +39,35 @@ class Probabilities(Settings):
 
 
 class AugmentSettings(Settings):
-    """How much may change; everything is off by default. Ranges are drawn from evenly."""
+    """Strength of each augmentation, drawn uniformly from its range; all are off by default."""
 
     flip: Share = 0.0
-    """Probability of mirroring left and right; keep 0 where phrases name a side."""
+    """Probability of a horizontal flip; keep 0 if phrases name a side."""
     flip_vertical: Share = 0.0
-    """Probability of mirroring top and bottom."""
+    """Probability of a vertical flip."""
     rotate_degrees: Annotated[float, Field(ge=0, le=180)] = 0.0
-    """Largest turn about the center, either way."""
+    """Maximum rotation about the center, in either direction."""
     scale: Part = 0.0
-    """Largest change of size: 0.2 draws from 0.8 to 1.2."""
+    """Maximum change of scale: 0.2 draws from 0.8 to 1.2."""
     shift: Share = 0.0
-    """Largest shift, as a share of the side, each axis by itself."""
+    """Maximum translation as a share of the side, drawn for each axis."""
     elastic: Share = 0.0
-    """Largest distance that a point moves along either axis in a smooth random bending, as a share of the
-    shorter side; the usual point moves a quarter of it."""
+    """Maximum displacement along either axis by a smooth random deformation, as a share of the shorter side; the typical
+    displacement is a quarter of it."""
     elastic_extent: Annotated[float, Field(ge=0.05, le=1)] = 0.15
-    """Distance between points that move by themselves, as a share of the shorter side."""
+    """Distance between control points of the deformation, as a share of the shorter side."""
     gamma: Amount = 0.0
-    """Largest change of the logarithm of gamma: 0.3 draws gamma from 0.74 to 1.35."""
+    """Maximum change of log gamma: 0.3 draws gamma from 0.74 to 1.35."""
     contrast: Part = 0.0
-    """Largest change of contrast about the mean gray level: 0.2 draws from 0.8 to 1.2."""
+    """Maximum change of contrast about the mean gray level: 0.2 draws from 0.8 to 1.2."""
     blur: Annotated[float, Field(ge=0, le=50)] = 0.0
-    """Largest standard deviation of a Gaussian blur, in pixels."""
+    """Maximum standard deviation of a Gaussian blur, in pixels."""
     noise: Amount = 0.0
-    """Largest standard deviation of Gaussian noise, in gray levels of 255."""
+    """Maximum standard deviation of Gaussian noise, in gray levels of 255."""
     invert: Share = 0.0
-    """Probability of exchanging bright and dark."""
+    """Probability of inverting gray levels."""
     probability: Probabilities = Probabilities()
-    """For changes of which the settings above say how much; 1 where it is not stated."""
+    """Probability of each augmentation with a strength above; 1 by default."""
 
     @model_validator(mode="after")
     def _does_not_fold(self) -> Self:
@@ -80,18 +80,18 @@ class AugmentSettings(Settings):
 
 
 def augment(item: Item, settings: AugmentSettings, rng: np.random.Generator) -> Item:
-    """The item after random changes; sizes, prompts and the number of frames stay. All frames change alike.
+    """The item after random augmentation; all frames are changed in the same way, and sizes and prompts are kept.
 
-    The image continues beyond its border with its edge pixels (a black border would look like a collimator,
-    and a mirrored one would show objects that no mask has); masks are False there. All that moves pixels is
-    one map, and both are resampled by it once, bilinearly: a mask is true where at least half is covered.
+    Beyond its border the image continues with its edge pixels (a black border would look like a collimator, and a
+    mirrored one would show objects without masks); masks are False there. All spatial changes are one map, by which
+    pixels and masks are resampled once, bilinearly: a mask is true where at least half of the pixel is covered.
     """
     draw, seed = _draw(rng)
-    settings = _switched(settings, draw)
-    places = _place_map(settings, draw, seed, item.size)
+    settings = _select(settings, draw)
+    sampling = _sampling_map(settings, draw, seed, item.size)
     planes, masks = _to_planes(item.frames), item.masks
-    if places is not None:
-        planes, masks = _move(planes, masks, places)
+    if sampling is not None:
+        planes, masks = _move(planes, masks, sampling)
     planes = _change_gray(planes, settings, draw)
     if settings.blur:
         planes = _blur(planes, settings.blur * draw["blur"])
@@ -104,14 +104,14 @@ DRAWN_FIRST = (
     *("flip", "flip_vertical", "rotate_degrees", "scale", "shift", "gamma", "contrast", "noise", "invert"),
     "shift_y",
 )
-DRAWN_LATER = ("elastic", "blur", *(f"{name} at all" for name in Probabilities.model_fields))
+DRAWN_LATER = ("elastic", "blur", *(f"apply {name}" for name in Probabilities.model_fields))
 
 
 def _draw(rng: np.random.Generator) -> tuple[dict[str, float], int]:
-    """A number in [0, 1) for each thing that is drawn, and a seed for fields of numbers.
+    """(name -> number in [0, 1), seed for random fields).
 
-    All are drawn whatever is switched on, so that one setting does not change what another draws. What was
-    added later comes from the seed, so that it changes neither what stood before nor what is drawn after.
+    All numbers are always drawn, so that one setting does not change the draws of another. Augmentations added later
+    draw from the seed, so that earlier draws and the generator stay unchanged.
     """
     draw = dict(zip(DRAWN_FIRST, rng.random(len(DRAWN_FIRST)).tolist(), strict=True))
     seed = int(rng.integers(2**63))
@@ -119,20 +119,24 @@ def _draw(rng: np.random.Generator) -> tuple[dict[str, float], int]:
     return draw | dict(zip(DRAWN_LATER, later, strict=True)), seed
 
 
-def _switched(settings: AugmentSettings, draw: dict[str, float]) -> AugmentSettings:
-    """The settings with 0 for what is not done this time."""
-    often = settings.probability
-    left_out = [name for name in type(often).model_fields if draw[f"{name} at all"] >= getattr(often, name)]
-    return settings.model_copy(update=dict.fromkeys(left_out, 0.0))
+def _select(settings: AugmentSettings, draw: dict[str, float]) -> AugmentSettings:
+    """The settings with 0 for augmentations that are not applied this time."""
+    probability = settings.probability
+    skipped = [
+        name for name in type(probability).model_fields if draw[f"apply {name}"] >= getattr(probability, name)
+    ]
+    return settings.model_copy(update=dict.fromkeys(skipped, 0.0))
 
 
 def _spread(share: float, limit: float) -> float:
-    """-limit to limit for a share of 0 to 1."""
+    """Map [0, 1] to [-limit, limit]."""
     return (2 * share - 1) * limit
 
 
-def _place_map(settings: AugmentSettings, draw: dict[str, float], seed: int, size: Size) -> PlaceMap | None:
-    """All that moves pixels as one map; None where nothing does."""
+def _sampling_map(
+    settings: AugmentSettings, draw: dict[str, float], seed: int, size: Size
+) -> SamplingMap | None:
+    """All spatial changes as one map; None if there are none."""
     inverse = _inverse_affine(settings, draw, size)
     amplitude = settings.elastic * draw["elastic"] * min(size)
     elastic = None
@@ -141,13 +145,13 @@ def _place_map(settings: AugmentSettings, draw: dict[str, float], seed: int, siz
         elastic = Elastic.drawn(rng, size, amplitude, settings.elastic_extent * min(size))
     if elastic is None and np.array_equal(inverse, np.eye(3)):
         return None
-    return PlaceMap(size, inverse, elastic)
+    return SamplingMap(size, inverse, elastic)
 
 
 def _inverse_affine(
     settings: AugmentSettings, draw: dict[str, float], size: Size
 ) -> Float64[np.ndarray, "3 3"]:
-    """A point (x, y, 1) of the result to the point of the original that is shown there."""
+    """Matrix from a point (x, y, 1) of the output to its source point in the input."""
     height, width = size
     angle = math.radians(_spread(draw["rotate_degrees"], settings.rotate_degrees))
     scale = 1 + _spread(draw["scale"], settings.scale)
@@ -165,16 +169,16 @@ def _inverse_affine(
 
 
 def _move(
-    planes: UInt8[np.ndarray, "f c h w"], masks: Bool[np.ndarray, "n f h w"] | None, places: PlaceMap
+    planes: UInt8[np.ndarray, "f c h w"], masks: Bool[np.ndarray, "n f h w"] | None, sampling: SamplingMap
 ) -> tuple[np.ndarray, np.ndarray | None]:
     size = planes.shape[2:]
     flat = np.zeros((0, *size), bool) if masks is None else masks.reshape(-1, *size)
-    moved, moved_masks = places.move(planes.reshape(-1, *size), flat)
+    moved, moved_masks = sampling.resample(planes.reshape(-1, *size), flat)
     return moved.reshape(planes.shape), None if masks is None else moved_masks.reshape(masks.shape)
 
 
 def _to_planes(frames: UInt8[np.ndarray, "f h w 3"]) -> UInt8[np.ndarray, "f c h w"]:
-    """One plane a frame where the image is gray, which saves two thirds of the work; else three."""
+    """One plane per frame for gray images, which saves two thirds of the work, else three."""
     first = frames[..., 0]
     gray = np.array_equal(first, frames[..., 1]) and np.array_equal(first, frames[..., 2])
     return np.moveaxis(frames[..., :1] if gray else frames, 3, 1)
@@ -188,7 +192,7 @@ def _to_frames(planes: UInt8[np.ndarray, "f c h w"]) -> UInt8[np.ndarray, "f h w
 def _change_gray(
     planes: UInt8[np.ndarray, "f c h w"], settings: AugmentSettings, draw: dict[str, float]
 ) -> UInt8[np.ndarray, "f c h w"]:
-    """Gamma, then contrast, then inversion, as one table of 256 gray levels for all channels."""
+    """Gamma, contrast and inversion as one lookup table of 256 gray levels for all channels."""
     gamma = math.exp(_spread(draw["gamma"], settings.gamma))
     contrast = 1 + _spread(draw["contrast"], settings.contrast)
     inverted = draw["invert"] < settings.invert
@@ -202,7 +206,7 @@ def _change_gray(
 
 
 def _blur(planes: UInt8[np.ndarray, "f c h w"], deviation: float) -> UInt8[np.ndarray, "f c h w"]:
-    """Gaussian blur, as three box blurs; the image continues beyond its border with its edge pixels."""
+    """Gaussian blur as three box blurs; edge pixels are repeated beyond the border."""
     blur = ImageFilter.GaussianBlur(deviation)
     flat = planes.reshape(-1, *planes.shape[2:])
     return np.stack([np.asarray(Image.fromarray(plane).filter(blur)) for plane in flat]).reshape(planes.shape)
@@ -211,12 +215,12 @@ def _blur(planes: UInt8[np.ndarray, "f c h w"], deviation: float) -> UInt8[np.nd
 def _add_noise(
     planes: UInt8[np.ndarray, "f c h w"], deviation: float, seed: int
 ) -> UInt8[np.ndarray, "f c h w"]:
-    """The same noise in all channels, as in gray images, and other noise in each frame."""
+    """Add Gaussian noise, the same in all channels and different in each frame."""
     shape = (len(planes), 1, *planes.shape[2:])
     noise: Float32[np.ndarray, "f 1 h w"] = np.random.default_rng(seed).standard_normal(
         shape, dtype=np.float32
     )
     noise *= np.float32(deviation)
-    # int16: three times as fast as adding in float32, and the pixels are whole numbers anyway
+    # int16: three times as fast as adding in float32, and pixels are integers anyway
     steps = np.clip(np.rint(noise), -255, 255).astype(np.int16)
     return np.clip(planes + steps, 0, 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Where the pixels of a changed image come from, an affine map and a smooth bending, and taking them."""
+"""Spatial resampling of images and masks: an affine transform and an elastic deformation in one map."""
 
 from __future__ import annotations
 
@@ -13,49 +13,49 @@ from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 from vesalius.masks import Size
 
 BAND_PIXELS = 2**15
-"""Of the result that are worked on at once: what is computed for them stays in a processor's cache."""
+"""Output pixels processed at once, so that intermediate results stay in the CPU cache."""
 
 
 @dataclass(frozen=True)
 class Elastic:
-    """A displacement for each pixel: a cubic B-spline surface over points that were moved at random.
+    """An elastic deformation: a cubic B-spline displacement field over randomly displaced control points.
 
-    No pixel moves further than the points do, along either axis.
+    No pixel is displaced further than the control points, along either axis.
     """
 
     rows: Float32[np.ndarray, "h k"]
-    """How much each row of points moves each row of pixels; sums to 1."""
+    """Weight of each row of control points (k) for each row of pixels (h); each row sums to 1."""
     columns: Float32[np.ndarray, "2 k w"]
-    """Displacement (x, y) of each row of points, for each column of pixels."""
+    """Displacement (x, y) of each row of control points (k), for each column of pixels (w)."""
 
     @classmethod
     def drawn(cls, rng: np.random.Generator, size: Size, amplitude: float, extent: float) -> Self:
-        """Points `extent` pixels apart, each moved by up to `amplitude` pixels along either axis."""
+        """A random deformation: control points `extent` pixels apart, displaced by up to `amplitude` pixels per axis."""
         rows, columns = (_spline_weights(side, extent) for side in size)
         points = rng.uniform(-amplitude, amplitude, (2, rows.shape[1], columns.shape[1]))
         return cls(rows.astype(np.float32), (points @ columns.T).astype(np.float32))
 
     def displacement(self, first: int, last: int) -> Float32[np.ndarray, "2 r w"]:
-        """(x, y) pixels, of the rows from `first` to before `last`."""
+        """Displacement (x, y) in pixels, for the rows from `first` to before `last`."""
         return self.rows[first:last] @ self.columns
 
 
 @dataclass(frozen=True)
-class PlaceMap:
-    """For each pixel of the result the place of the original that is shown there."""
+class SamplingMap:
+    """The source point in the input for each output pixel."""
 
     size: Size
     inverse: Float64[np.ndarray, "3 3"]
-    """A point (x, y, 1) of the result to the original; applied after the bending."""
+    """Matrix from a point (x, y, 1) of the output to the input; applied after the elastic deformation."""
     elastic: Elastic | None = None
 
-    def move(
+    def resample(
         self, planes: UInt8[np.ndarray, "p h w"], masks: Bool[np.ndarray, "m h w"]
     ) -> tuple[UInt8[np.ndarray, "p h w"], Bool[np.ndarray, "m h w"]]:
-        """Pixels and masks resampled bilinearly.
+        """Pixels and masks after bilinear resampling.
 
-        Beyond the border pixels continue with those of the edge. A mask is true where the four pixels around
-        the place cover at least half, and False beyond the border.
+        Edge pixels are repeated beyond the border. A mask is true where the interpolated value of the four pixels
+        around the source point is at least 0.5, and False beyond the border.
         """
         moved, moved_masks = np.empty_like(planes, order="C"), np.zeros_like(masks, order="C")
         pairs = [(_Corners(plane), target) for plane, target in zip(planes, moved, strict=True)]
@@ -67,7 +67,7 @@ class PlaceMap:
         for rows, x, y in self._bands():
             at, across, down, inside = self._corner(x, y)
             for source, target in pairs:
-                # half a level, and the rest is cut off: this rounds
+                # rounds: half a level is added, and assignment truncates
                 target[rows] = source.between(at, across, down) + np.float32(0.5)
             for mask, target in mask_pairs:
                 near = np.flatnonzero(mask.touched.take(at) & inside)
@@ -78,7 +78,7 @@ class PlaceMap:
     def _bands(
         self,
     ) -> Iterator[tuple[slice, Float32[np.ndarray, "r w"], Float32[np.ndarray, "r w"]]]:
-        """(rows of the result, x, y): places in the original; (0, 0) is the center of its first pixel."""
+        """(output rows, x, y): source points in the input; (0, 0) is the center of its first pixel."""
         height, width = self.size
         step = max(1, BAND_PIXELS // width)
         (xx, xy, x0), (yx, yy, y0) = self.inverse[:2]
@@ -101,17 +101,17 @@ class PlaceMap:
         Float32[np.ndarray, "r w"],
         Bool[np.ndarray, "r w"],
     ]:
-        """(number of the pixel up and left of each place, how far right and below, inside the image)."""
+        """(flat index of the pixel above left of each source point, fractions right and below, true if inside)."""
         height, width = self.size
         inside = (np.abs(x - (width - 1) / 2) <= width / 2) & (np.abs(y - (height - 1) / 2) <= height / 2)
         x, y = x.clip(0, width - 1), y.clip(0, height - 1)
         left, top = np.floor(x), np.floor(y)
-        # a row of `_Corners` is a pixel longer
+        # rows of `_Corners` are one pixel longer
         return top.astype(np.int64) * (width + 1) + left.astype(np.int64), x - left, y - top, inside
 
 
 class _Corners:
-    """A plane with its last row and column repeated: each pixel has one to the right and one below."""
+    """A plane padded by its last row and column, so that each pixel has a neighbor to the right and below."""
 
     def __init__(self, plane: np.ndarray) -> None:
         wide = np.pad(plane, ((0, 1), (0, 1)), mode="edge")
@@ -121,7 +121,7 @@ class _Corners:
     def between(
         self, at: Int64[np.ndarray, ...], across: Float32[np.ndarray, ...], down: Float32[np.ndarray, ...]
     ) -> Float32[np.ndarray, ...]:
-        """Bilinear value between the pixel `at`, and those to its right and below."""
+        """Bilinear interpolation between the pixel `at` and its neighbors to the right and below."""
         upper, lower = (self._along(at + start, across) for start in (0, self._row))
         return upper + (lower - upper) * down
 
@@ -132,7 +132,7 @@ class _Corners:
 
 
 class _MaskCorners(_Corners):
-    """A mask, and which pixels have a true one among the four; few do, and the rest need not be computed."""
+    """A mask that knows which pixels have a true value among their four; only these few are interpolated."""
 
     def __init__(self, mask: np.ndarray) -> None:
         super().__init__(mask)
@@ -142,15 +142,15 @@ class _MaskCorners(_Corners):
 
 
 def _spline_weights(side: int, extent: float) -> Float64[np.ndarray, "s k"]:
-    """Weights of points `extent` apart for each pixel center of a side, by the uniform cubic B-spline.
+    """Uniform cubic B-spline weights of control points `extent` apart, for each pixel center of a side.
 
-    Worked case side 1, extent 1: the pixel lies half way between two points; (1, 23, 23, 1) / 48.
+    Worked case side 1, extent 1: the pixel lies halfway between two points; (1, 23, 23, 1) / 48.
     """
-    place = (np.arange(side) + 0.5) / extent
-    first = place.astype(np.int64)
-    t = place - first
+    position = (np.arange(side) + 0.5) / extent
+    first = position.astype(np.int64)
+    t = position - first
     parts = ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3)
-    weights = np.zeros((side, math.floor(place[-1]) + 4))
+    weights = np.zeros((side, math.floor(position[-1]) + 4))
     for offset, part in enumerate(parts):
         weights[np.arange(side), first + offset] = part / 6
     return weights
