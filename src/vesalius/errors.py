@@ -37,6 +37,8 @@ class VesaliusError(Exception):
         field: str | None = None,
         remedy: str | None = None,
     ) -> None:
+        if remedy and not message.endswith(remedy):
+            message = f"{message}; {remedy}"
         super().__init__(message)
         self.code = code or type(self).code
         self.path = None if path is None else str(path)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vesalius.checks.findings import finding, known_code, sample_finding, split_remedy, split_source
+from vesalius.checks.findings import error_finding, sample_finding
 from vesalius.data.dataset import load_image
 from vesalius.data.decoders import frame_files
 from vesalius.data.decoders.frame_files import FrameReader
@@ -27,12 +27,7 @@ def check_image(sample: Sample, reader: FrameReader | None = None) -> tuple[np.n
         single = sample.image.suffix.lower() in SUFFIXES
         return pixels, _check_header(sample) if single else _check_tags(sample)
     except DataError as error:
-        place = split_source(sample.source)[1] or sample.image.name
-        message, remedy = split_remedy(str(error).removeprefix(f"{sample.image}: "))
-        code = known_code(error)
-        return None, [
-            finding(code, sample.image, place, message, remedy=remedy, severity="error", samples=[sample.id])
-        ]
+        return None, [error_finding(error, sample)]
 
 
 def _check_header(sample: Sample) -> list[Finding]:

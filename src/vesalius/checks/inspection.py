@@ -13,7 +13,7 @@ from typing import Any
 
 from vesalius.checks import phrases
 from vesalius.checks.duplicates import check_duplicates
-from vesalius.checks.findings import from_error, sample_finding, split_source
+from vesalius.checks.findings import error_finding, sample_finding, split_source
 from vesalius.checks.images import check_image
 from vesalius.checks.masks import check_masks, find_drawn_size
 from vesalius.checks.measurements import Measurement
@@ -96,7 +96,7 @@ def inspect(
             if len(files) == 1:
                 raise
             problems = [error]
-        findings += map(from_error, problems)
+        findings += map(error_finding, problems)
     records = _measure(parts, num_workers, on_progress)
     measurements = [record.measurement for record in records]
     findings += (each for record in records for each in record.findings)
@@ -206,7 +206,7 @@ def _find_reach(sample: Sample, size: Size) -> float:
 def _check_whole(dataset: Dataset, records: list[SampleResult]) -> list[Finding]:
     """Findings about one split as a whole."""
     n = len(records)
-    file, location = split_source(dataset.samples[0].source) if n else ("", "")
+    file, location = split_source(dataset.samples[0]) if n else ("", "")
     name = file if location else str(dataset.root)
     drawn = [
         (record.measurement.id, record.drawn_at, record.measurement.size)

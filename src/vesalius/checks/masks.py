@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from vesalius.checks.correction import same_ratio
-from vesalius.checks.findings import known_code, sample_finding, split_remedy
+from vesalius.checks.findings import sample_finding, without_location
 from vesalius.checks.geometry import check_polygons
 from vesalius.checks.measurements import TargetMeasurement
 from vesalius.checks.overlaps import Cover, Overlap
@@ -116,10 +116,9 @@ def _check_object(
     try:
         mask: np.ndarray = load_mask(reference, size, within)
     except DataError as error:
-        code = "invalid_rle" if isinstance(reference, RleMask) else known_code(error)
-        message, remedy = split_remedy(str(error).removeprefix(f"{within}: "))
-        within = "" if code == "unknown_mask_value" else within
-        return None, [sample_finding(code, sample, message, within=within, remedy=remedy)]
+        message = without_location(error, within if isinstance(reference, RleMask) else "")
+        within = "" if error.code == "unknown_mask_value" else within
+        return None, [sample_finding(error.code, sample, message, within=within, remedy=error.remedy or "")]
     if isinstance(reference, MaskFile):
         findings = _check_file(reference, sample, within)
     if not _may_be_empty(reference) and not mask.any():

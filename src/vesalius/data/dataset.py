@@ -52,9 +52,9 @@ class Dataset:
         bare = [sample.id for sample in self.samples if not sample.masks]
         if bare:
             raise AnnotationError(
-                f"{self.name}: {len(bare)} of {len(self.samples)} samples have no masks (first: {bare[0]}); "
-                "draw them, or use null for a phrase that is not in the image",
+                f"{self.name}: {len(bare)} of {len(self.samples)} samples have no masks (first: {bare[0]})",
                 code="unlabeled_image",
+                remedy="draw them, or use null for a phrase that is not in the image",
             )
         return self
 
@@ -148,9 +148,10 @@ def check_polygons(sample: Sample) -> None:
                     code, message = found
                     within = f"mask {index}, polygon {number}"
                     raise AnnotationError(
-                        f"{sample.source}: {within} {message}; draw it again or remove it",
+                        f"{sample.source}: {within} {message}",
                         code=code,
                         field=within,
+                        remedy="draw it again or remove it",
                     )
 
 
@@ -158,8 +159,9 @@ def check_size(sample: Sample, size: Size) -> None:
     """Raise AnnotationError if the annotation states another size than that of its image."""
     if sample.size is not None and sample.size != size:
         raise AnnotationError(
-            f"{sample.source}: was annotated at {_compare(sample.size, size)}; rescale the coordinates",
+            f"{sample.source}: was annotated at {_compare(sample.size, size)}",
             code="size_mismatch",
+            remedy="rescale the coordinates",
         )
 
 
@@ -181,8 +183,9 @@ def load_mask(reference: MaskReference, size: Size, where: str) -> Bool[np.ndarr
             stated = rle["size"][0], rle["size"][1]
             if stated != size:
                 raise AnnotationError(
-                    f"{where}: the RLE was made at {_compare(stated, size)}; make it again on this image",
+                    f"{where}: the RLE was made at {_compare(stated, size)}",
                     code="size_mismatch",
+                    remedy="make it again on this image",
                 )
             try:
                 return decode_rle(rle)

@@ -79,10 +79,10 @@ def read_mask(
     image = decode(path)
     if (image.height, image.width) != size:
         raise AnnotationError(
-            f"{path}: the mask is {image.height} x {image.width} pixels (h x w) but its image is "
-            f"{size[0]} x {size[1]}; draw it on the image itself, or resize it",
+            f"{path}: the mask is {image.height} x {image.width} pixels (h x w) but its image is {size[0]} x {size[1]}",
             code="size_mismatch",
             path=path,
+            remedy="draw it on the image itself, or resize it",
         )
     if values is None:
         return _levels(image, path) != 0

@@ -37,10 +37,8 @@ class Location(NamedTuple):
         self, wrong: str, code: str, remedy: str = "", kind: type[DataError] = AnnotationError
     ) -> DataError:
         """An error `LOCATION: WRONG; REMEDY`; the remedy of the table of codes unless another one is given."""
-        general = CODES[code].remedy
-        remedy = remedy or general
-        message = f"{self}: {wrong}; {remedy}"
-        return kind(message, code=code, path=self.path, field=self.field or None, remedy=remedy)
+        remedy = remedy or CODES[code].remedy
+        return kind(f"{self}: {wrong}", code=code, path=self.path, field=self.field or None, remedy=remedy)
 
 
 @dataclass(frozen=True)

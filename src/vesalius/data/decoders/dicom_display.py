@@ -104,8 +104,9 @@ def _apply_voi(tags: Any, frame: int, values: np.ndarray, where: str) -> np.ndar
     least = {"LINEAR": 1.0, "LINEAR_EXACT": 0.0, "SIGMOID": 0.0}.get(function)
     if center is None or width is None or least is None or width < least or width == 0:
         raise ImageError(
-            f"{where}: the window (center {center}, width {width}) cannot be applied; correct its tags",
+            f"{where}: the window (center {center}, width {width}) cannot be applied",
             code="invalid_window",
+            remedy="correct its tags",
         )
     if function == "SIGMOID":
         return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700)))
@@ -127,8 +128,9 @@ def _look_up(tags: Any, item: Any, values: np.ndarray, where: str) -> tuple[np.n
         table = np.atleast_1d(np.asarray(data))
     if len(table) < n or not 1 <= bits <= 16:
         raise ImageError(
-            f"{where}: a lookup table states {n} entries of {bits} bits and has {len(table)}; copy it again",
+            f"{where}: a lookup table states {n} entries of {bits} bits and has {len(table)}",
             code="invalid_lut",
+            remedy="copy it again",
         )
     index = np.clip(np.floor(values - first), 0, n - 1).astype(np.int64)
     return table[index].astype(np.float64), bits
@@ -141,5 +143,7 @@ def _number(stated: Any, keyword: str, where: str) -> float | None:
         return None
     number = float(value if isinstance(value, int | float | str) else value[0])
     if not math.isfinite(number):
-        raise ImageError(f"{where}: {keyword} is no finite number; correct the tag", code="invalid_window")
+        raise ImageError(
+            f"{where}: {keyword} is no finite number", code="invalid_window", remedy="correct the tag"
+        )
     return number

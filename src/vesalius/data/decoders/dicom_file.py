@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from vesalius.data.decoders.limits import check_pixels
-from vesalius.errors import ImageError, VesaliusError
+from vesalius.data.decoders.limits import check_pixels, image_error
+from vesalius.errors import VesaliusError
 from vesalius.extras import require
 from vesalius.masks import Size
 
@@ -56,14 +56,14 @@ def reading(path: Path) -> Iterator[tuple[Any, BinaryIO]]:
     except VesaliusError:
         raise
     except pydicom.errors.InvalidDicomError as error:
-        raise ImageError(
-            f"{path}: is not a DICOM file; give the file as the scanner wrote it", code="not_dicom"
+        raise image_error(
+            path, "is not a DICOM file", "not_dicom", "give the file as the scanner wrote it"
         ) from error
     # parsers and decoders raise anything: struct.error, EOFError, KeyError, MemoryError for a length of 4 GB
     except Exception as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
-        raise ImageError(
-            f"{path}: cannot be read as DICOM ({reason}); copy it again from its source", code="damaged_file"
+        raise image_error(
+            path, f"cannot be read as DICOM ({reason})", "damaged_file", "copy it again from its source"
         ) from error
 
 
@@ -95,36 +95,36 @@ def _check_syntax(pydicom: Any, path: Path) -> None:
     """Check, before the header is read, that a decoder for the transfer syntax is installed."""
     syntax = pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID")
     if syntax is None:
-        raise ImageError(
-            f"{path}: states no transfer syntax; export it again",
-            code="unsupported_transfer_syntax",
-        )
+        raise image_error(path, "states no transfer syntax", "unsupported_transfer_syntax", "export it again")
     # it is unpacked before anything can be checked, so a small file could exhaust memory
     if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:
-        raise ImageError(
-            f"{path}: is a deflated dataset; write it in explicit little endian",
-            code="unsupported_transfer_syntax",
+        raise image_error(
+            path, "is a deflated dataset", "unsupported_transfer_syntax", "write it in explicit little endian"
         )
     name = syntax.name if syntax.name != syntax else "unknown"
     try:
         decoder = pydicom.pixels.get_decoder(syntax)
     except NotImplementedError as error:
-        raise ImageError(
-            f"{path}: has the transfer syntax {name}, which is not read; write it uncompressed",
-            code="unsupported_transfer_syntax",
+        raise image_error(
+            path,
+            f"has the transfer syntax {name}, which is not read",
+            "unsupported_transfer_syntax",
+            "write it uncompressed",
         ) from error
     if not decoder.is_available:
-        raise ImageError(
-            f'{path}: needs a decoder of {name}; install it with: pip install "vesalius[dicom]"',
-            code="undecodable_pixels",
+        raise image_error(
+            path,
+            f"needs a decoder of {name}",
+            "undecodable_pixels",
+            'install it with: pip install "vesalius[dicom]"',
         )
 
 
 def _check(path: Path, file: BinaryIO, tags: Any) -> DicomImage:
     """Check header and file length, before any pixel is decoded."""
     if "Rows" not in tags or "Columns" not in tags:
-        raise ImageError(
-            f"{path}: holds no image, only a DICOM object of another kind; leave it out", code="no_pixel_data"
+        raise image_error(
+            path, "holds no image, only a DICOM object of another kind", "no_pixel_data", "leave it out"
         )
     needed = (
         "SamplesPerPixel",
@@ -135,8 +135,8 @@ def _check(path: Path, file: BinaryIO, tags: Any) -> DicomImage:
     )
     missing = [name for name in needed if tags.get(name) is None]
     if missing:
-        raise ImageError(
-            f"{path}: has no {missing[0]}, so its pixels cannot be read; export it again", code="missing_tag"
+        raise image_error(
+            path, f"has no {missing[0]}, so its pixels cannot be read", "missing_tag", "export it again"
         )
     size = int(tags.Rows), int(tags.Columns)
     frames = int(tags.get("NumberOfFrames") or 1)
@@ -145,16 +145,20 @@ def _check(path: Path, file: BinaryIO, tags: Any) -> DicomImage:
     )
     gray = str(tags.PhotometricInterpretation).startswith(("MONOCHROME", "PALETTE"))
     if min(*size, frames) < 1 or samples != (1 if gray else 3):
-        raise ImageError(
-            f"{path}: states {frames} frames of {size[0]} x {size[1]} (h x w) with {samples} values a "
-            f"{'gray' if gray else 'colored'} pixel; export it again",
-            code="size_mismatch",
+        raise image_error(
+            path,
+            f"states {frames} frames of {size[0]} x {size[1]} (h x w) with {samples} values per "
+            f"{'gray' if gray else 'colored'} pixel",
+            "size_mismatch",
+            "export it again",
         )
     check_pixels(*size, str(path))
     if bits not in (8, 16) or not 1 <= stored <= bits or int(tags.get("HighBit") or stored - 1) != stored - 1:
-        raise ImageError(
-            f"{path}: has {stored} bits in {bits} a value; images of up to 16 bits, in the low ones, are read",
-            code="invalid_bit_depth",
+        raise image_error(
+            path,
+            f"has {stored} bits in {bits} a value",
+            "invalid_bit_depth",
+            "export it with up to 16 bits in the low ones",
         )
     frame_bytes = size[0] * size[1] * samples * bits // 8
     if tags.PhotometricInterpretation == "YBR_FULL_422":
@@ -167,7 +171,7 @@ def _check_pixels(path: Path, file: BinaryIO, tags: Any, frames: int, frame_byte
     order = "<" if tags.original_encoding[1] else ">"
     head = file.read(8)
     if len(head) < 8 or struct.unpack(f"{order}HH", head[:4]) != (0x7FE0, 0x0010):
-        raise ImageError(f"{path}: has no pixel data; copy it again from its source", code="no_pixel_data")
+        raise image_error(path, "has no pixel data", "no_pixel_data", "copy it again from its source")
     # some files omit the value representation although their transfer syntax requires it: detect it by its bytes
     kind = head[4:6].decode("ascii", "replace")
     if kind in ("OB", "OW", "UN"):
@@ -179,22 +183,24 @@ def _check_pixels(path: Path, file: BinaryIO, tags: Any, frames: int, frame_byte
         parts = _count_fragments(path, file, end)
         file.seek(offset)
         if parts < frames:
-            raise ImageError(
-                f"{path}: states {frames} frames and holds {parts}; copy it again",
-                code="frame_count_mismatch",
+            raise image_error(
+                path, f"states {frames} frames and holds {parts}", "frame_count_mismatch", "copy it again"
             )
         return offset, kind
     held = min(length, end - offset)
     if held < frames * frame_bytes:
-        raise ImageError(
-            f"{path}: is cut short: {frames} frames need {frames * frame_bytes} bytes of pixels, {held} are there; "
+        raise image_error(
+            path,
+            f"is cut short: {frames} frames need {frames * frame_bytes} bytes of pixels, {held} are there",
+            "truncated_file",
             "copy it again from its source",
-            code="truncated_file",
         )
     if held - frames * frame_bytes >= frame_bytes:
-        raise ImageError(
-            f"{path}: states {frames} frames and holds {held // frame_bytes}; correct NumberOfFrames",
-            code="frame_count_mismatch",
+        raise image_error(
+            path,
+            f"states {frames} frames and holds {held // frame_bytes}",
+            "frame_count_mismatch",
+            "correct NumberOfFrames",
         )
     return offset, kind
 
@@ -207,8 +213,8 @@ def _count_fragments(path: Path, file: BinaryIO, end: int) -> int:
         if head[:4] == b"\xfe\xff\xdd\xe0":
             return parts
         if head[:4] != b"\xfe\xff\x00\xe0" or file.tell() + int.from_bytes(head[4:], "little") > end:
-            raise ImageError(
-                f"{path}: is cut short in its pixels; copy it again from its source", code="truncated_file"
+            raise image_error(
+                path, "is cut short in its pixels", "truncated_file", "copy it again from its source"
             )
         file.seek(int.from_bytes(head[4:], "little"), os.SEEK_CUR)
         parts += 1
@@ -220,9 +226,8 @@ def decode(image: DicomImage, index: int) -> np.ndarray:
     from pydicom.pixels.utils import as_pixel_options
 
     if not 0 <= index < image.frames:
-        raise ImageError(
-            f"{image.path}: has {image.frames} frames, so there is no frame {index}",
-            code="frame_count_mismatch",
+        raise image_error(
+            image.path, f"has {image.frames} frames, so there is no frame {index}", "frame_count_mismatch"
         )
     syntax = image.tags.file_meta.TransferSyntaxUID
     options = as_pixel_options(image.tags, transfer_syntax_uid=syntax, pixel_keyword="PixelData")
@@ -236,9 +241,12 @@ def decode(image: DicomImage, index: int) -> np.ndarray:
     try:
         pixels, _ = get_decoder(syntax).as_array(image.file, index=index, decoding_plugin=plugin, **options)
     except Exception as error:
-        raise ImageError(
-            f"{image.path}, frame {index}: cannot be decoded ({syntax.name}); copy it again from its source",
-            code="damaged_file",
+        raise image_error(
+            image.path,
+            f"cannot be decoded ({syntax.name})",
+            "damaged_file",
+            "copy it again from its source",
+            f"frame {index}",
         ) from error
     return np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))
 
@@ -258,10 +266,12 @@ def _check_stream(image: DicomImage, index: int, options: dict[str, Any]) -> Non
     stated = (*image.size, int(image.tags.SamplesPerPixel))
     if found != stated:
         sizes = [" x ".join(map(str, each)) if each else "an unreadable stream" for each in (found, stated)]
-        raise ImageError(
-            f"{image.path}, frame {index}: is compressed as {sizes[0]} but the header states {sizes[1]} "
-            "(h x w x values a pixel); export it again",
-            code="size_mismatch",
+        raise image_error(
+            image.path,
+            f"is compressed as {sizes[0]} but the header states {sizes[1]} (h x w x values a pixel)",
+            "size_mismatch",
+            "export it again",
+            f"frame {index}",
         )
 
 

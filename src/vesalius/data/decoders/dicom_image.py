@@ -13,8 +13,7 @@ from jaxtyping import UInt8
 
 from vesalius.data.decoders import dicom_display as display
 from vesalius.data.decoders.dicom_file import DicomImage, decode, opened
-from vesalius.data.decoders.limits import version_of
-from vesalius.errors import ImageError
+from vesalius.data.decoders.limits import image_error, version_of
 from vesalius.masks import Size
 
 SUFFIXES = (".dcm", ".dicom")
@@ -158,14 +157,15 @@ def _to_color(image: DicomImage, pixels: np.ndarray) -> np.ndarray:
         pixels = apply_color_lut(pixels, image.tags)
         bits = 8 * pixels.dtype.itemsize
     elif kind not in ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"):
-        raise ImageError(
-            f"{image.path}: has an unsupported color model; save it as RGB or gray",
-            code="unsupported_color_model",
+        raise image_error(
+            image.path, "has an unsupported color model", "unsupported_color_model", "save it as RGB or gray"
         )
     if pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise ImageError(
-            f"{image.path}: does not have three colors per pixel; save it as RGB or gray",
-            code="unsupported_color_model",
+        raise image_error(
+            image.path,
+            "does not have three colors per pixel",
+            "unsupported_color_model",
+            "save it as RGB or gray",
         )
     return display.colors(pixels, bits)
 

@@ -13,8 +13,7 @@ import numpy as np
 
 from vesalius.data.decoders import dicom_image as dicom
 from vesalius.data.decoders import nifti, video
-from vesalius.data.decoders.limits import Version, version_of
-from vesalius.errors import ImageError
+from vesalius.data.decoders.limits import Version, image_error, version_of
 
 HEAD_BYTES = 512
 
@@ -95,16 +94,17 @@ class FrameReader:
         with self._borrow(kind, path) as decoder:
             n = decoder.n_frames
             if frame is None and n != 1:
-                raise ImageError(
-                    f"{path}: has {n} frames; name one, or give the file itself to predict or import",
-                    code="multi_frame_file",
-                    path=path,
+                raise image_error(
+                    path,
+                    f"has {n} frames",
+                    "multi_frame_file",
+                    "name one, or give the file itself to predict or import",
                 )
             if frame is not None and not 0 <= frame < n:
-                raise ImageError(
-                    f"{path}: has {n} frames, so there is no frame {frame} (they count from 0)",
-                    code="frame_count_mismatch",
-                    path=path,
+                raise image_error(
+                    path,
+                    f"has {n} frames, so there is no frame {frame} (they count from 0)",
+                    "frame_count_mismatch",
                 )
             return decoder.read(frame or 0)
 

@@ -20,21 +20,25 @@ def version_of(path: Path) -> Version:
     try:
         state = path.stat()
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
-        raise ImageError(
-            f"{path}: there is no such file; give one that exists", code="not_found", path=path
-        ) from error
+        raise image_error(path, "there is no such file", "not_found", "give one that exists") from error
     if not path.is_file():
-        raise ImageError(f"{path}: is a folder; give a file", code="unreadable_file", path=path)
+        raise image_error(path, "is a folder", "unreadable_file", "give a file")
     return path, state.st_size, state.st_mtime_ns
+
+
+def image_error(path: Path, wrong: str, code: str, remedy: str | None = None, part: str = "") -> ImageError:
+    """The error for an image file, or for a part of it such as `frame 3`."""
+    where = f"{path}, {part}" if part else str(path)
+    return ImageError(f"{where}: {wrong}", code=code, path=path, field=part or None, remedy=remedy)
 
 
 def check_pixels(height: int, width: int, where: str) -> None:
     """Raise ImageError, beginning with `where`, if an image of this size has more than `MAX_PIXELS` pixels."""
     if height * width > MAX_PIXELS:
         raise ImageError(
-            f"{where}: has {height * width / 1e6:.0f} megapixels, {MAX_PIXELS // 10**6} are allowed; "
-            "cut it into tiles",
+            f"{where}: has {height * width / 1e6:.0f} megapixels, {MAX_PIXELS // 10**6} are allowed",
             code="image_too_large",
+            remedy="cut it into tiles",
         )
 
 
@@ -52,9 +56,5 @@ def decoding(path: Path, part: str = "") -> Iterator[None]:
         if type(error) is MemoryError:  # FFmpeg's subclass means a size that a broken header asks for
             raise
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise ImageError(
-            f"{path}{part and f', {part}'}: cannot be decoded ({reason}); copy it again from its source",
-            code="unreadable_image",
-            path=path,
-            field=part or None,
-        ) from error
+        wrong = f"cannot be decoded ({reason})"
+        raise image_error(path, wrong, "unreadable_image", "copy it again from its source", part) from error

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
-from vesalius.data.decoders.limits import check_pixels, decoding, version_of
+from vesalius.data.decoders.limits import check_pixels, decoding, image_error, version_of
 from vesalius.errors import ImageError
 from vesalius.extras import require
 
@@ -124,7 +124,7 @@ class NiftiDecoder:
         Raises ImageError if there is no such slice or the file ends before it.
         """
         if not 0 <= index < self.n_frames:
-            raise _error(
+            raise image_error(
                 self.path,
                 f"has {self.n_frames} slices, so there is no slice {index} (they count from 0)",
                 "frame_count_mismatch",
@@ -133,10 +133,11 @@ class NiftiDecoder:
             try:
                 return np.asarray(self._voxels[..., index]).T
             except ValueError as error:  # nibabel: not enough data in file
-                raise _error(
+                raise image_error(
                     self.path,
-                    f"is cut short in slice {index} of {self.n_frames}; copy it again from its source",
+                    f"is cut short in slice {index} of {self.n_frames}",
                     "truncated_file",
+                    "copy it again from its source",
                 ) from error
 
     def close(self) -> None:
@@ -151,8 +152,8 @@ def _volume(path: Path, size: int, time_ns: int) -> Volume:
         with _unpack(path) as file:
             head = file.read(540)
         if not recognize(path, head):
-            raise _error(
-                path, "is no single-file NIfTI volume; save it as .nii or .nii.gz", "unsupported_file_type"
+            raise image_error(
+                path, "is no single-file NIfTI volume", "unsupported_file_type", "save it as .nii or .nii.gz"
             )
         second = head[4:8] == b"n+2\0"
         kind = nibabel.Nifti2Header if second else nibabel.Nifti1Header
@@ -161,10 +162,11 @@ def _volume(path: Path, size: int, time_ns: int) -> Volume:
             packed = file.read(2) == GZIP
     needed = volume.offset + volume.n_bytes
     if not packed and size < needed:
-        raise _error(
+        raise image_error(
             path,
-            f"is cut short: by its header it has {needed} bytes, but there are {size}; copy it again",
+            f"is cut short: by its header it has {needed} bytes, but there are {size}",
             "truncated_file",
+            "copy it again",
         )
     return volume
 
@@ -173,17 +175,18 @@ def _read_header(header: Any, path: Path) -> Volume:
     shape = _read_shape(header["dim"].tolist(), path)
     dtype = header.get_data_dtype()
     if dtype.fields is None and (dtype.kind not in "iuf" or dtype.itemsize > 8):
-        raise _error(
+        raise image_error(
             path,
-            f"has voxels of type {dtype}; save it as whole or real numbers, or RGB24",
+            f"has voxels of type {dtype}",
             "unsupported_volume",
+            "save it as whole or real numbers, or RGB24",
         )
     if dtype.fields is not None and dtype.itemsize != 3:
-        raise _error(path, "has colors with transparency; save it as RGB24", "unsupported_volume")
+        raise image_error(path, "has colors with transparency", "unsupported_volume", "save it as RGB24")
     offset = float(header["vox_offset"])
     if not int(header["sizeof_hdr"]) <= offset <= MAX_OFFSET:
-        raise _error(
-            path, f"says that its voxels begin at byte {offset:g}; write the file again", "damaged_file"
+        raise image_error(
+            path, f"says that its voxels begin at byte {offset:g}", "damaged_file", "write the file again"
         )
     slope, intercept = header.get_slope_inter()
     low, high = float(header["cal_min"]), float(header["cal_max"])
@@ -194,10 +197,11 @@ def _read_header(header: Any, path: Path) -> Volume:
     scaling = (1.0, 0.0) if slope is None else (float(slope), float(intercept))
     volume = Volume(shape, dtype, int(offset), *scaling, window, spacing)
     if volume.n_bytes > MAX_BYTES:
-        raise _error(
+        raise image_error(
             path,
-            f"holds {volume.n_bytes / 2**30:.0f} GiB, {MAX_BYTES // 2**30} are allowed; cut it",
+            f"holds {volume.n_bytes / 2**30:.0f} GiB, {MAX_BYTES // 2**30} are allowed",
             "image_too_large",
+            "cut it",
         )
     return volume
 
@@ -209,15 +213,18 @@ def _read_shape(dim: list[int], path: Path) -> tuple[int, int, int]:
         lengths.pop()
     shown = " x ".join(map(str, lengths))
     if not 2 <= len(lengths) <= 3 or min(lengths) < 1:
-        raise _error(
+        raise image_error(
             path,
-            f"has {len(lengths)} axes ({shown}); save one volume, or one plane, a file",
+            f"has {len(lengths)} axes ({shown})",
             "unsupported_volume",
+            "save one volume, or one plane, a file",
         )
     width, height, n = (*lengths, 1)[:3]
     check_pixels(height, width, str(path))
     if n > MAX_SLICES:
-        raise _error(path, f"has {n} slices, {MAX_SLICES} are allowed; cut it into parts", "image_too_large")
+        raise image_error(
+            path, f"has {n} slices, {MAX_SLICES} are allowed", "image_too_large", "cut it into parts"
+        )
     return width, height, n
 
 
@@ -238,7 +245,7 @@ def _percentiles(path: Path, size: int, time_ns: int) -> tuple[float, float]:
     numbers = np.concatenate(parts)
     numbers = numbers[np.isfinite(numbers)]
     if not numbers.size:
-        raise _error(path, "holds no finite number; write the file again", "damaged_file")
+        raise image_error(path, "holds no finite number", "damaged_file", "write the file again")
     low, high = np.percentile(numbers, PERCENTILES)
     return float(low), float(high)
 
@@ -261,5 +268,5 @@ def _nibabel(module: str) -> Any:
     return require(module, "nifti", "NIfTI files")
 
 
-def _error(path: Path, message: str, code: str) -> ImageError:
-    return ImageError(f"{path}: {message}", code=code, path=path)
+def _error(path: Path, wrong: str, code: str, remedy: str | None = None) -> ImageError:
+    return image_error(path, f"{wrong}", code, remedy)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from vesalius.data.decoders.limits import MAX_PIXELS, check_pixels, decoding, version_of
+from vesalius.data.decoders.limits import MAX_PIXELS, check_pixels, decoding, image_error, version_of
 from vesalius.errors import ImageError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
@@ -31,10 +31,8 @@ def read_picture(path: Path) -> UInt8[np.ndarray, "h w 3"]:
     if image.mode.startswith(("I", "F")):
         raise too_deep(str(path), image.mode)
     if image.mode not in RGB_MODES:
-        raise ImageError(
-            f"{path}: has the color mode {image.mode}; save it as RGB or gray",
-            code="unsupported_color_model",
-            path=path,
+        raise image_error(
+            path, f"has the color mode {image.mode}", "unsupported_color_model", "save it as RGB or gray"
         )
     return np.array(drop_alpha(image, path).convert("RGB"))
 
@@ -53,17 +51,16 @@ def decode(path: Path) -> Image.Image:
     """
     _, n_bytes, _ = version_of(path)
     if n_bytes == 0:
-        raise ImageError(
-            f"{path}: is empty (0 bytes); copy it again from its source", code="unreadable_image", path=path
-        )
+        raise image_error(path, "is empty (0 bytes)", "unreadable_image", "copy it again from its source")
     with decoding(path):
         try:
             opened = Image.open(path)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise ImageError(
-                f"{path}: has more than {MAX_PIXELS // 10**6} megapixels; cut it into tiles",
-                code="image_too_large",
-                path=path,
+            raise image_error(
+                path,
+                f"has more than {MAX_PIXELS // 10**6} megapixels",
+                "image_too_large",
+                "cut it into tiles",
             ) from error
         with opened as image:
             _check_header(image, path)
@@ -76,10 +73,8 @@ def _check_header(image: Image.Image, path: Path) -> None:
     check_pixels(image.height, image.width, str(path))
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
-        raise ImageError(
-            f"{path}: has {frames} frames; save each as an image of its own",
-            code="multi_frame_file",
-            path=path,
+        raise image_error(
+            path, f"has {frames} frames", "multi_frame_file", "save each as an image of its own"
         )
     # Pillow opens 16-bit color as 8-bit RGB and drops the low byte; only the raw mode of its tiles tells
     if not image.mode.startswith("I") and any(";16" in str(tile[3]) for tile in getattr(image, "tile", [])):
@@ -89,8 +84,9 @@ def _check_header(image: Image.Image, path: Path) -> None:
 def too_deep(where: str, mode: str) -> ImageError:
     """The error for pixels of more than 8 bits a channel; the message begins with `where`."""
     return ImageError(
-        f"{where}: has pixels of more than 8 bits ({mode}); convert to 8 bits first, with the window you want",
+        f"{where}: has pixels of more than 8 bits ({mode})",
         code="invalid_bit_depth",
+        remedy="convert to 8 bits first, with the window you want",
     )
 
 
@@ -99,10 +95,11 @@ def drop_alpha(image: Image.Image, path: Path) -> Image.Image:
     if not image.has_transparency_data:
         return image
     if np.asarray(image.convert("RGBA").getchannel("A")).min() < 255:
-        raise ImageError(
-            f"{path}: is partly transparent; put it on the background you want and save it without alpha",
-            code="transparent_image",
-            path=path,
+        raise image_error(
+            path,
+            "is partly transparent",
+            "transparent_image",
+            "put it on the background you want and save it without alpha",
         )
     image.info.pop("transparency", None)
     return image.convert({"LA": "L", "RGBA": "RGB"}.get(image.mode, image.mode))

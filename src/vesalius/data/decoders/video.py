@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from vesalius.data.decoders.containers import container_of, stated_bytes
-from vesalius.data.decoders.limits import check_pixels, decoding, version_of
+from vesalius.data.decoders.limits import check_pixels, decoding, image_error, version_of
 from vesalius.errors import ImageError
 from vesalius.extras import require
 
@@ -91,7 +91,7 @@ class VideoDecoder:
         transparent.
         """
         if not 0 <= frame < self.n_frames:
-            raise _error(
+            raise image_error(
                 self.path, f"has {self.n_frames} frames, so there is no frame {frame}", "frame_count_mismatch"
             )
         with decoding(self.path, f"frame {frame}"):
@@ -111,11 +111,12 @@ class VideoDecoder:
         for index in range(at + 1, frame + 1):
             picture = next(self._pictures, None)
             if picture is None or picture.is_corrupt or picture.pts != self.index.times[index]:
-                raise ImageError(
-                    f"{self.path}, frame {index}: is damaged or lost; copy it again from its source",
-                    code="damaged_file",
-                    path=self.path,
-                    field=f"frame {index}",
+                raise image_error(
+                    self.path,
+                    "is damaged or lost",
+                    "damaged_file",
+                    "copy it again from its source",
+                    f"frame {index}",
                 )
             self._picture = picture
         self._at = frame
@@ -164,10 +165,11 @@ def _index(path: Path, size: int, time_ns: int) -> Index:
     container = _container(path)
     stated = stated_bytes(path, container)
     if stated is not None and stated > size:
-        raise _error(
+        raise image_error(
             path,
-            f"is cut short: by its headers it has {stated} bytes, but there are {size}; copy it again",
+            f"is cut short: by its headers it has {stated} bytes, but there are {size}",
             "truncated_file",
+            "copy it again",
         )
     with decoding(path):
         times, are_keys, tick_ms = _read_packets(path)
@@ -177,7 +179,9 @@ def _index(path: Path, size: int, time_ns: int) -> Index:
     times, keys = times[order], np.flatnonzero(are_keys[order])
     if not (np.diff(times) > 0).all():
         if len(np.unique(times)) < len(times):
-            raise _error(path, "has frames of the same time; convert it to MP4 first", "unsupported_video")
+            raise image_error(
+                path, "has frames of the same time", "unsupported_video", "convert it to MP4 first"
+            )
         keys = keys[:0]  # seeking by time is impossible
     return Index(times, np.union1d([0], keys).astype(np.int64), tick_ms)
 
@@ -186,7 +190,7 @@ def _container(path: Path) -> str:
     with path.open("rb") as file:
         container = container_of(file.read(512))
     if container is None:
-        raise _error(path, "is no supported video; convert it to MP4 first", "unsupported_file_type")
+        raise image_error(path, "is no supported video", "unsupported_file_type", "convert it to MP4 first")
     return container
 
 
@@ -198,21 +202,26 @@ def _read_packets(path: Path) -> tuple[np.ndarray, np.ndarray, float]:
     with closing(container):
         for packet in container.demux(stream):
             if packet.is_corrupt:
-                raise _error(
+                raise image_error(
                     path,
-                    f"is damaged after frame {len(times)}; copy it again from its source",
+                    f"is damaged after frame {len(times)}",
                     "damaged_file",
+                    "copy it again from its source",
                 )
             if packet.size == 0 or packet.is_discard:  # end of stream, or hidden by an edit list
                 continue
             if packet.pts is None:
-                raise _error(path, "has frames without a time; convert it to MP4 first", "unsupported_video")
+                raise image_error(
+                    path, "has frames without a time", "unsupported_video", "convert it to MP4 first"
+                )
             if len(times) == MAX_FRAMES:
-                raise _error(path, f"has more than {MAX_FRAMES} frames; cut it into parts", "image_too_large")
+                raise image_error(
+                    path, f"has more than {MAX_FRAMES} frames", "image_too_large", "cut it into parts"
+                )
             times.append(packet.pts)
             are_keys.append(packet.is_keyframe)
         if not times:
-            raise _error(path, "holds no frame; copy it again from its source", "no_pixel_data")
+            raise image_error(path, "holds no frame", "no_pixel_data", "copy it again from its source")
         return np.array(times, np.int64), np.array(are_keys, bool), float(stream.time_base) * 1000
 
 
@@ -222,8 +231,8 @@ def _read_pictures(path: Path, times: np.ndarray, are_keys: np.ndarray) -> tuple
     with closing(container):
         shown = np.array([picture.pts for picture in container.decode(stream)], np.int64)
     if len(shown) != len(times):
-        raise _error(
-            path, f"has {len(times)} frames, but {len(shown)} can be decoded; copy it again", "damaged_file"
+        raise image_error(
+            path, f"has {len(times)} frames, but {len(shown)} can be decoded", "damaged_file", "copy it again"
         )
     return shown, np.isin(shown, times[are_keys])
 
@@ -240,8 +249,8 @@ def _open(path: Path) -> tuple[Any, Any]:
     try:
         streams = [each for each in container.streams.video if not _is_cover(each)]
         if len(streams) != 1:
-            raise _error(
-                path, f"has {len(streams)} video streams; export one of them as MP4", "unsupported_video"
+            raise image_error(
+                path, f"has {len(streams)} video streams", "unsupported_video", "export one of them as MP4"
             )
         context = streams[0].codec_context
         check_pixels(context.height, context.width, str(path))
@@ -263,8 +272,9 @@ def _to_rgb(picture: Any, where: str) -> UInt8[np.ndarray, "h w 3"]:
     parts = picture.format.components
     if max(part.bits for part in parts) > 8:
         raise ImageError(
-            f"{where}: has more than 8 bits a channel ({picture.format.name}); convert it to 8 bits first",
+            f"{where}: has more than 8 bits a channel ({picture.format.name})",
             code="invalid_bit_depth",
+            remedy="convert it to 8 bits first",
         )
     if not any(part.is_alpha for part in parts):
         return np.ascontiguousarray(picture.to_ndarray(format="rgb24"))
@@ -272,7 +282,9 @@ def _to_rgb(picture: Any, where: str) -> UInt8[np.ndarray, "h w 3"]:
     # screen recorders and uncompressed AVI leave the alpha channel all 0 without meaning transparency
     if np.ptp(pixels[:, :, 3]):
         raise ImageError(
-            f"{where}: is partly transparent; put it on the background you want", code="transparent_image"
+            f"{where}: is partly transparent",
+            code="transparent_image",
+            remedy="put it on the background you want",
         )
     return np.ascontiguousarray(pixels[:, :, :3])
 
@@ -281,5 +293,5 @@ def _av() -> Any:
     return require("av", "video", "video files")
 
 
-def _error(path: Path, message: str, code: str) -> ImageError:
-    return ImageError(f"{path}: {message}", code=code, path=path)
+def _error(path: Path, wrong: str, code: str, remedy: str | None = None) -> ImageError:
+    return image_error(path, f"{wrong}", code, remedy)
