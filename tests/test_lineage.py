@@ -150,10 +150,10 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
 def test_a_missing_shard_is_refused(bundle: Path) -> None:
     index = {"weight_map": {"x": "model-2.safetensors"}}
     (bundle / "vlm" / "model.safetensors.index.json").write_text(json.dumps(index))
-    with raises_code(CheckpointError, "shard_index", "index.json", "model-2.safetensors"):
+    with raises_code(CheckpointError, "shard_index_mismatch", "index.json", "model-2.safetensors"):
         fingerprint_weights(bundle)
     (bundle / "vlm" / "model.safetensors.index.json").write_text("[]")
-    with raises_code(CheckpointError, "shard_index", "index.json"):
+    with raises_code(CheckpointError, "shard_index_mismatch", "index.json"):
         fingerprint_weights(bundle)
 
 

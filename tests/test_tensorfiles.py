@@ -156,7 +156,7 @@ def change_index(folder: Path, change: Callable[[dict[str, str]], object]) -> No
 def test_a_missing_shard_is_refused(sharded: Path) -> None:
     gone = find_shards(sharded)[1]
     gone.unlink()
-    with raises_code(CheckpointError, "shard_index", gone.name):
+    with raises_code(CheckpointError, "shard_index_mismatch", gone.name):
         find_shards(sharded)
 
 
@@ -166,23 +166,23 @@ def test_an_index_may_not_lead_out_of_its_folder(sharded: Path, name: str) -> No
     for path in (sharded / name, sharded.parent / "other.safetensors"):
         save_file(TENSORS, path)
     change_index(sharded, lambda weight_map: weight_map.update(half=name))
-    with raises_code(CheckpointError, "shard_index", name):
+    with raises_code(CheckpointError, "shard_index_mismatch", name):
         find_shards(sharded)
 
 
 def test_a_shard_that_the_index_does_not_name_is_refused(sharded: Path) -> None:
     save_file(TENSORS, sharded / "stray.safetensors")
-    with raises_code(CheckpointError, "shard_index", "stray.safetensors"):
+    with raises_code(CheckpointError, "shard_index_mismatch", "stray.safetensors"):
         find_shards(sharded)
 
 
 def test_an_index_that_disagrees_with_its_shards_is_refused(sharded: Path) -> None:
     first = find_shards(sharded)[0].name
     change_index(sharded, lambda weight_map: weight_map.update(more=first))
-    with raises_code(CheckpointError, "shard_index", first, "lacks the tensor more"):
+    with raises_code(CheckpointError, "shard_index_mismatch", first, "lacks the tensor more"):
         find_shards(sharded)
     change_index(sharded, lambda weight_map: (weight_map.pop("more"), weight_map.pop("flags")))
-    with raises_code(CheckpointError, "shard_index", "holds the tensor flags"):
+    with raises_code(CheckpointError, "shard_index_mismatch", "holds the tensor flags"):
         find_shards(sharded)
 
 

@@ -235,7 +235,7 @@ CODES: dict[str, Code] = {
         "--group is neither a field of the annotations nor a regular expression with parentheses",
         "name a field, folder, a DICOM attribute, or a regular expression with a group in parentheses",
     ),
-    "no_group": _error(
+    "missing_group": _error(
         "the field or expression of --group yields no group for an image",
         "name another field, or widen the expression",
     ),
@@ -277,7 +277,9 @@ CODES: dict[str, Code] = {
     "not_replaceable": _error(
         "the output folder holds files that are not part of an earlier result", "name another folder"
     ),
-    "in_use": _error("another process is writing to the same folder", "wait until the other process ends"),
+    "folder_in_use": _error(
+        "another process is writing to the same folder", "wait until the other process ends"
+    ),
     "unexpected": _error(
         "an error that Vesalius does not expect; probably a bug",
         "run it again with -v and report the traceback",
@@ -318,15 +320,12 @@ CODES: dict[str, Code] = {
         "a tensor has a dtype that is not supported", "convert the model to float32, float16 or bfloat16"
     ),
     "repeated_tensor": _error("two weight files hold the same tensor", "remove one of the files"),
-    "shard_index": _error(
+    "shard_index_mismatch": _error(
         "the shard index of a model does not agree with its weight files", "copy the model again"
     ),
     "checkpoint": _error("a model cannot be found, opened or written", "see the message"),
     "wrong_shape": _error(
         "an array or tensor has an unexpected shape", "see the message for the expected shape"
-    ),
-    "incomplete_weights": _error(
-        "weights are missing from a checkpoint", "copy or convert the checkpoint again"
     ),
     "no_model": _error(
         "a path or name leads to no model", "name a bundle, run, Sa2VA folder, hub id or tiny"
@@ -337,7 +336,7 @@ CODES: dict[str, Code] = {
     "unknown_model": _error("a model name is not known", "take the nearest known name from the message"),
     "incomplete_model": _error("a file or folder of a bundle is missing", "copy or convert the model again"),
     "damaged_model": _error("a file of a model cannot be read or is damaged", "copy the model again"),
-    "bad_card": _error(
+    "invalid_card": _error(
         "a model card is missing, damaged or of an unknown kind", "copy or convert the model again"
     ),
     "weights_mismatch": _error(
@@ -346,32 +345,32 @@ CODES: dict[str, Code] = {
     "no_tokenizer": _error(
         "a model has no tokenizer, or its tokenizer lacks a token", "copy the model again"
     ),
-    "bad_adapter": _error("an adapter is damaged or not a plain LoRA", "merge it with its own library"),
+    "invalid_adapter": _error("an adapter is damaged or not a plain LoRA", "merge it with its own library"),
     "adapter_mismatch": _error(
         "an adapter does not fit the model or the settings", "merge the adapter first, or change the settings"
     ),
     "unknown_layer": _error("no layer of a model has a given name", "take a name from the message"),
     "unsafe_link": _error("a link in a model folder leads out of it", "copy the file itself"),
-    "quantization": _error(
+    "unsupported_quantization": _error(
         "a model cannot be opened or saved in a quantization",
         "leave the quantization out, or convert the model",
     ),
-    "device_map": _error("a device map is not possible", "make one with vesalius plan"),
-    "bad_prompt": _error(
+    "invalid_device_map": _error("a device map is not possible", "make one with vesalius plan"),
+    "invalid_prompt": _error(
         "a prompt is empty, not text, or contains a control token", "write the phrase without control tokens"
     ),
     "no_prompt": _error("there is nothing to ask: no image, prompt or object", "give an image and a prompt"),
-    "context_length": _error(
+    "context_too_long": _error(
         "a question is longer than the model's context", "shorten the prompt or lower max_tiles"
     ),
     "unknown_family": _error(
         "a model is of no known family of vision-language models", "name a model of a supported family"
     ),
-    "model_config": _error(
+    "invalid_model_config": _error(
         "a model configuration is damaged, incomplete or not supported", "copy or convert the model again"
     ),
-    "aspect_ratio": _error("an image is too long and narrow for a model", "cut it, or use tiles"),
-    "model_kind": _error(
+    "extreme_aspect_ratio": _error("an image is too long and narrow for a model", "cut it, or use tiles"),
+    "wrong_model_kind": _error(
         "a model is of another kind than the command needs", "name a model of the kind in the message"
     ),
     # conversion
@@ -395,7 +394,6 @@ CODES: dict[str, Code] = {
     "unknown_lora_alpha": _error(
         "neither the training config nor an argument states LoRA's alpha", "give it with --lora-alpha"
     ),
-    "non_finite_weights": _error("a tensor has NaN or infinite values", "use an earlier checkpoint"),
     "missing_base": _error("a conversion needs another model as its base", "name it with --base"),
     "wrong_base": _error(
         "a base, or its configuration, does not fit the weights",
@@ -420,7 +418,7 @@ CODES: dict[str, Code] = {
     "does_not_fit": _error(
         "a model does not fit the memory of the given devices", "apply one of the changes in the message"
     ),
-    "other_request": _error(
+    "different_request": _error(
         "the output folder holds an unfinished job with other settings",
         "repeat its command to continue it, or choose another folder",
     ),
@@ -481,7 +479,9 @@ CODES: dict[str, Code] = {
         "the loss or the gradient became NaN or infinite",
         "look at the images that the message names, or lower optim.lr",
     ),
-    "not_finite_weights": _error("weights became NaN or infinite", "start a new run with a lower optim.lr"),
+    "not_finite_weights": _error(
+        "weights are NaN or infinite", "use an earlier checkpoint, or start a new run with a lower optim.lr"
+    ),
     "out_of_memory": _error(
         "the heaviest training step does not fit into memory",
         "lower batch_size, train less, or use gradient checkpointing",

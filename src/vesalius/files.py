@@ -155,6 +155,6 @@ def hold_folder(folder: Path, what: str, files: ExitStack) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         message = f"{folder}: another {what} is being written there; wait for its end"
-        raise OutputError(message, code="in_use", path=folder) from error
+        raise OutputError(message, code="folder_in_use", path=folder) from error
     except OSError:
         log.debug("%s: is on a file system without locks", folder)

@@ -106,7 +106,7 @@ def find_shards(folder: Path) -> list[Path]:
 def _check_index(index: Path, paths: list[Path]) -> None:
     def refuse(reason: str, shard: str | None = None) -> CheckpointError:
         message = f"{index}: {reason}; copy the model again"
-        return CheckpointError(message, code="shard_index", path=index, field=shard)
+        return CheckpointError(message, code="shard_index_mismatch", path=index, field=shard)
 
     try:
         shard_of = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])

@@ -139,9 +139,9 @@ def test_numbers_that_are_not_finite_are_refused(number: float) -> None:
     base = TensorWeights({QUERY: draw(4, 6), FIRST: draw(6, 6)})
     change = pair(4, 6)
     change.b[0, 0] = number
-    with raises_code(CheckpointError, "non_finite_weights", "q_proj.weight"):
+    with raises_code(CheckpointError, "not_finite_weights", "q_proj.weight"):
         check_merge(MergedWeights(base, checkpoint_of({}, {QUERY: change}), alpha=4))
-    with raises_code(CheckpointError, "non_finite_weights", "text_hidden_fcs"):
+    with raises_code(CheckpointError, "not_finite_weights", "text_hidden_fcs"):
         check_merge(MergedWeights(base, checkpoint_of({FIRST: torch.full((6, 6), number)}, {}), alpha=None))
 
 

@@ -172,13 +172,13 @@ def test_groups_in_the_annotations_are_used_by_default(tmp_path: Path) -> None:
     dataset = open_dataset(make(tmp_path, "annotations.json", *rows))
     assert dataset.samples[0].group == "p1"
     assert "1 group; 1 image without one, each its own group" in dataset.notes
-    with raises_code(SettingError, "no_group", "entry 1 (b.png)"):
+    with raises_code(SettingError, "missing_group", "entry 1 (b.png)"):
         open_dataset(tmp_path, group="group")
 
 
 @pytest.mark.parametrize(
     ("group", "code", "holds"),
-    [("(a)", "no_group", "'b'"), ("patient", "invalid_group", "patient"), ("(", "invalid_group", "(")],
+    [("(a)", "missing_group", "'b'"), ("patient", "invalid_group", "patient"), ("(", "invalid_group", "(")],
 )
 def test_a_group_that_does_not_fit_is_refused(tmp_path: Path, group: str, code: str, holds: str) -> None:
     with raises_code(SettingError, code, holds):

@@ -32,7 +32,7 @@ def test_a_field_of_the_annotations_names_the_group() -> None:
 @pytest.mark.parametrize("value", [None, "", True, 1.5, ["p"]])
 def test_a_field_without_a_name_for_one_sample_is_refused(value: object) -> None:
     samples = [sample("a", metadata={"patient": "p1"}), sample("b", metadata={"patient": value})]
-    with raises_code(SettingError, "no_group", "file, b", "patient"):
+    with raises_code(SettingError, "missing_group", "file, b", "patient"):
         regroup(samples, "patient")
 
 
@@ -41,7 +41,7 @@ def test_a_group_without_such_a_field_is_a_regular_expression_on_the_id() -> Non
     for group, code, holds in (
         ("(", "invalid_group", "("),
         ("patient", "invalid_group", "(fields: k)"),
-        (r"_(x)", "no_group", "'p1_001'"),
+        (r"_(x)", "missing_group", "'p1_001'"),
     ):
         with raises_code(SettingError, code, holds):
             regroup([sample("p1_001", metadata={"k": 1})], group)
@@ -82,7 +82,7 @@ def test_a_dicom_attribute_is_read_from_the_files(tmp_path: Path) -> None:
     paths = [write_dicom(tmp_path / f"{i}.dcm", PatientID=f"P{i // 2}") for i in range(3)]
     samples = [sample(f"{path.stem}__{frame}", path, frame=frame) for path in paths for frame in range(2)]
     assert groups(samples, "PatientID") == [pseudonym("patient", "P0")] * 4 + [pseudonym("patient", "P1")] * 2
-    with raises_code(SettingError, "no_group", "0.dcm", "SeriesInstanceUID"):
+    with raises_code(SettingError, "missing_group", "0.dcm", "SeriesInstanceUID"):
         regroup(samples, "SeriesInstanceUID")
     paths[0].write_bytes(paths[0].read_bytes()[:140])
     with pytest.raises((ImageError, SettingError), match=r"0\.dcm"):
@@ -92,6 +92,6 @@ def test_a_dicom_attribute_is_read_from_the_files(tmp_path: Path) -> None:
 def test_a_dicom_attribute_of_other_images_is_refused_unless_it_is_a_field(tmp_path: Path) -> None:
     image = tmp_path / "a.png"
     image.write_bytes(b"png")
-    with raises_code(SettingError, "no_group", "a.png", "PatientID"):
+    with raises_code(SettingError, "missing_group", "a.png", "PatientID"):
         regroup([sample("a", image)], "PatientID")
     assert groups([sample("a", image, metadata={"PatientID": "P7"})], "PatientID") == ["P7"]

@@ -127,7 +127,7 @@ def test_job_with_a_changed_image_is_refused(images: Path, tmp_path: Path) -> No
     (images / "006.png").touch()
     summary = write(images, tmp_path / "other")
     assert [line.partition(":")[0] for line in summary["failures"]] == [str(images / "001.png")] * 2
-    with raises_code(OutputError, "other_request", "(images)"):
+    with raises_code(OutputError, "different_request", "(images)"):
         write(images, tmp_path / "out")  # 006.png has changed
 
 
@@ -155,11 +155,11 @@ def test_unfinished_job_of_another_request_is_refused(
     out = tmp_path / "out"
     interrupted(images, out)
     before = (out / ".predictions.unfinished").read_bytes()
-    with raises_code(OutputError, "other_request", f"({named})"):
+    with raises_code(OutputError, "different_request", f"({named})"):
         write(images, out, **change)
     other = Bright()
     other.threshold = 0.4
-    with raises_code(OutputError, "other_request", "(threshold)"):
+    with raises_code(OutputError, "different_request", "(threshold)"):
         write(images, out, other)
     elsewhere = Bright()
     elsewhere.settings = {**elsewhere.settings, "device": "cuda:3"}
@@ -172,7 +172,7 @@ def test_unfinished_job_of_another_request_is_refused(
 
 def test_two_jobs_in_one_folder_are_refused(images: Path, tmp_path: Path) -> None:
     def again(done: int) -> None:
-        with raises_code(OutputError, "in_use"):
+        with raises_code(OutputError, "folder_in_use"):
             write(images, tmp_path / "out")
 
     write(images, tmp_path / "out", on_progress=again)

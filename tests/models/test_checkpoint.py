@@ -121,7 +121,7 @@ def test_broken_card_is_refused_by_name(bundle: Path, text: str) -> None:
     (bundle / "vesalius.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"vesalius\.json") as caught:
         read_card(bundle)
-    assert caught.value.code in ("bad_card", "model_kind")
+    assert caught.value.code in ("invalid_card", "wrong_model_kind")
 
 
 def test_names_of_models(stored: Path, tmp_path: Path) -> None:

@@ -147,13 +147,13 @@ def test_a_map_is_read_by_the_nearest_name() -> None:
     ],
 )
 def test_a_map_without_one_home_is_refused(places: dict[str, int | str]) -> None:
-    with raises_code(CheckpointError, "device_map"):
+    with raises_code(CheckpointError, "invalid_device_map"):
         home_device(places)
 
 
 def test_an_official_folder_cannot_be_offloaded_to_disk(oracle: Path) -> None:
     opened = open_model(oracle / "internvl_qwen2")
-    with raises_code(CheckpointError, "model_kind", "vesalius convert"):
+    with raises_code(CheckpointError, "wrong_model_kind", "vesalius convert"):
         open_model(oracle / "internvl_qwen2", two_parts(opened, "disk"))
 
 
@@ -168,5 +168,5 @@ def test_a_model_with_a_kept_adapter_is_not_spread(tmp_path: Path) -> None:
     opened = new_model("tiny", seed=0)
     save_bundle(tmp_path / "bundle", opened)
     (tmp_path / "bundle" / "adapter").mkdir()
-    with raises_code(CheckpointError, "model_kind", "vesalius train --resume"):
+    with raises_code(CheckpointError, "wrong_model_kind", "vesalius train --resume"):
         open_model(tmp_path / "bundle", two_parts(opened, "disk"))

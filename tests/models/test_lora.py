@@ -153,8 +153,8 @@ def test_the_new_tokens_are_words() -> None:
 
 
 FAULTS = {
-    "other tokens of the head": ({"trainable_token_indices": {"model.language_model.embed_tokens": [1], "lm_head": [2]}}, "bad_adapter"),
-    "rows of another matrix": ({"trainable_token_indices": {"x": [1]}}, "bad_adapter"),
+    "other tokens of the head": ({"trainable_token_indices": {"model.language_model.embed_tokens": [1], "lm_head": [2]}}, "invalid_adapter"),
+    "rows of another matrix": ({"trainable_token_indices": {"x": [1]}}, "invalid_adapter"),
     "a token that is not there": (
         {"trainable_token_indices": {"model.language_model.embed_tokens": [900], "lm_head": [900]}},
         "adapter_mismatch",

@@ -70,7 +70,7 @@ def test_code_in_the_folder_is_not_run_and_nothing_is_asked(folder: Path, tmp_pa
 )
 def test_what_cannot_be_built_is_said(folder: Path, values: dict[str, object], message: str) -> None:
     change(folder, **values)
-    with raises_code(CheckpointError, "model_config", message):
+    with raises_code(CheckpointError, "invalid_model_config", message):
         read(folder)
 
 
@@ -84,7 +84,7 @@ def test_unknown_model_type_is_no_official_folder(folder: Path) -> None:
 def test_damaged_configuration_is_said(folder: Path) -> None:
     (folder / "config.json").write_text("{")
     assert not is_official(folder)
-    with raises_code(CheckpointError, "model_config"):
+    with raises_code(CheckpointError, "invalid_model_config"):
         read(folder)
 
 
@@ -101,7 +101,7 @@ def test_rope_is_read_as_transformers_4_and_5_write_it(folder: Path) -> None:
     assert read_spec(folder, shapes_of(open_weights(folder))) == before
     del text["rope_parameters"]["rope_theta"]
     change(folder, llm_config=text)
-    with raises_code(CheckpointError, "model_config", "'rope_theta'"):
+    with raises_code(CheckpointError, "invalid_model_config", "'rope_theta'"):
         read(folder)
 
 
@@ -112,7 +112,7 @@ def test_chat_template_may_be_written_with_a_hyphen(folder: Path) -> None:
 
 def test_folder_without_a_segmenter_is_refused() -> None:
     folder = GOLDEN / "internvl_qwen2"
-    with raises_code(CheckpointError, "incomplete_weights"):
+    with raises_code(CheckpointError, "weights_mismatch"):
         read_spec(folder, shapes_of(open_weights(folder)))
 
 

@@ -109,7 +109,7 @@ def test_beyond_the_context_written_and_given_answers_agree(internlm2: OpenedMod
         Batch(**{**vars(batch), "input_ids": ids, "labels": labels, "attention_mask": attention}),
     )
     torch.testing.assert_close(written.seg.embedding, given.seg.embedding, atol=1e-4, rtol=0)
-    with raises_code(SettingError, "context_length"):
+    with raises_code(SettingError, "context_too_long"):
         processor.pad([(batch.input_ids[0].tolist(), [-100] * batch.input_ids.shape[1])] * 2)
 
 

@@ -93,7 +93,7 @@ def test_several_prompts_share_one_image(processor: Processor) -> None:
 
 @pytest.mark.parametrize("prompt", ["", "  "])
 def test_empty_prompt_is_refused(processor: Processor, prompt: str) -> None:
-    with raises_code(SettingError, "bad_prompt"):
+    with raises_code(SettingError, "invalid_prompt"):
         processor([item(prompt)])
 
 
@@ -103,7 +103,7 @@ def test_no_prompt_is_refused(processor: Processor) -> None:
 
 
 def test_question_longer_than_the_context_is_refused(processor: Processor) -> None:
-    with raises_code(SettingError, "context_length", "4096"):
+    with raises_code(SettingError, "context_too_long", "4096"):
         processor([item("word " * 1000)])
 
 
@@ -155,7 +155,7 @@ def test_every_denial_follows_every_question(processor: Processor) -> None:
 
 def test_absent_phrase_with_a_mask_is_refused() -> None:
     masks = np.ones((1, 1, 40, 60), bool)
-    with pytest.raises(ValueError, match="'x' is called absent but has a mask"):
+    with pytest.raises(ValueError, match="'x' is marked absent but has a mask"):
         replace(item("x"), masks=masks, absent=frozenset({0}))
 
 
@@ -191,9 +191,9 @@ def test_clip_is_no_image_to_ask_about(processor: Processor) -> None:
 @pytest.mark.parametrize(
     ("turns", "code", "named"),
     [
-        ((("a [SEG]?", "b"),), "bad_prompt", "[SEG]"),
-        ((("a?", "b <|im_end|>"),), "bad_prompt", "<|im_end|>"),
-        ((("a?", "word " * 1000),), "context_length", "4096"),
+        ((("a [SEG]?", "b"),), "invalid_prompt", "[SEG]"),
+        ((("a?", "b <|im_end|>"),), "invalid_prompt", "<|im_end|>"),
+        ((("a?", "word " * 1000),), "context_too_long", "4096"),
     ],
 )
 def test_conversation_that_cannot_be_learned_is_refused(

@@ -129,7 +129,7 @@ def test_parts_go_where_a_device_map_puts_them_and_scales_stay_exact(tmp_path: P
 
 def test_quantized_weights_cannot_be_offloaded(tmp_path: Path) -> None:
     save_bundle(tmp_path / "bundle", new_model("tiny", seed=0))
-    with raises_code(CheckpointError, "device_map"):
+    with raises_code(CheckpointError, "invalid_device_map"):
         open_model(
             tmp_path / "bundle",
             {"vlm": "cpu", "vlm.lm_head": "disk", "projector": "cpu", "sam": "cpu"},
@@ -147,11 +147,11 @@ def test_a_model_trained_over_4_bits_opens_in_4_bits_only(tmp_path: Path) -> Non
     with torch.no_grad():
         difference = again.model.vlm(input_ids=ids).logits - opened.model.eval().vlm(input_ids=ids).logits
     assert difference.abs().max() <= 1e-5
-    with raises_code(CheckpointError, "quantization", "4bit", "8bit"):
+    with raises_code(CheckpointError, "unsupported_quantization", "4bit", "8bit"):
         open_model(tmp_path / "bundle", quantized="8bit")
     dequantize(opened.model.vlm)
     quantize(opened.model.vlm, "8bit")
-    with raises_code(CheckpointError, "quantization", "8 bits"):
+    with raises_code(CheckpointError, "unsupported_quantization", "8 bits"):
         save_bundle(tmp_path / "bundle", opened)
 
 

@@ -55,11 +55,11 @@ def test_in_place_only_the_card_changes(bundle):
 
 
 def test_places_that_cannot_take_it_are_refused_before_the_work(tmp_path, bundle):
-    with raises_code(OutputError, "model_kind", "--out"):
+    with raises_code(OutputError, "wrong_model_kind", "--out"):
         check_target("tiny", None)
     (tmp_path / "run").mkdir()
     bundle.rename(tmp_path / "run" / "best")
-    with raises_code(OutputError, "model_kind"):
+    with raises_code(OutputError, "wrong_model_kind"):
         check_target(tmp_path / "run", None)
     with raises_code(OutputError, "output_exists"):
         check_target(tmp_path / "run", tmp_path / "run")

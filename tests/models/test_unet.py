@@ -102,13 +102,13 @@ def test_a_file_cut_short_and_a_missing_one_are_refused(bundle: Path) -> None:
 
 def test_each_kind_of_model_is_refused_in_the_place_of_the_other(bundle: Path) -> None:
     assert (resolve_model(bundle).kind, resolve_model("tiny").kind) == ("unet", "textseg")
-    with raises_code(CheckpointError, "model_kind"):
+    with raises_code(CheckpointError, "wrong_model_kind"):
         read_card(bundle)
-    with raises_code(CheckpointError, "model_kind"):
+    with raises_code(CheckpointError, "wrong_model_kind"):
         open_unet(resolve_model("tiny").folder)
     card = json.loads((bundle / CARD).read_text())
     (bundle / CARD).write_text(json.dumps({**card, "kind": "forest"}))
-    with raises_code(CheckpointError, "bad_card", "'forest'", "textseg, unet"):
+    with raises_code(CheckpointError, "invalid_card", "'forest'", "textseg, unet"):
         open_unet(bundle)
 
 
@@ -157,7 +157,7 @@ def test_info_tells_its_phrases_and_size(opened: OpenedUNet, bundle: Path) -> No
 
 
 def test_the_filter_has_no_folder() -> None:
-    with raises_code(CheckpointError, "model_kind"):
+    with raises_code(CheckpointError, "wrong_model_kind"):
         open_model("frangi")
 
 

@@ -479,7 +479,7 @@ def test_second_evaluation_into_the_same_place_is_refused(tmp_path, FakeSegmente
 
     class Greedy(FakeSegmenter):
         def predict(self, items: Sequence[Item]) -> list[Prediction]:
-            with raises_code(OutputError, "in_use"):
+            with raises_code(OutputError, "folder_in_use"):
                 evaluate(FakeSegmenter(), data, tmp_path / "out", figures=False)
             return super().predict(items)
 

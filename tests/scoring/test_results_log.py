@@ -88,7 +88,7 @@ def test_unreadable_folder_is_started_anew(tmp_path, harm):
 
 
 def test_two_at_once_are_refused_and_one_after_the_other_are_not(tmp_path):
-    with open_log(tmp_path, 1), raises_code(OutputError, "in_use"):
+    with open_log(tmp_path, 1), raises_code(OutputError, "folder_in_use"):
         open_log(tmp_path, 1)
     with open_log(tmp_path, 1) as results:
         assert results.rows == []

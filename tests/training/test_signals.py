@@ -315,7 +315,7 @@ def test_second_job_in_a_run_folder_is_refused(data: Path, tmp_path: Path) -> No
     run = train(settings(data, tmp_path / "run", steps=1))
     with ExitStack() as held:
         hold_folder(run, "training run", held)
-        with raises_code(OutputError, "in_use"):
+        with raises_code(OutputError, "folder_in_use"):
             resume(settings(data, run, steps=2))
     resume(settings(data, run, steps=2))
     assert [line["step"] for line in lines(run)] == [1, 2]

@@ -163,7 +163,7 @@ def _is_unchanged(weights: MergedWeights, name: str, probe: Probe | None) -> boo
             raise CheckpointError(
                 f"{weights.checkpoint.path}: {name} has NaN or infinite values, so the training diverged; use an "
                 "earlier checkpoint",
-                code="non_finite_weights",
+                code="not_finite_weights",
                 path=weights.checkpoint.path,
                 field=name,
             )

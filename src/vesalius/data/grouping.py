@@ -88,7 +88,7 @@ def _group_of_field(sample: Sample, name: str) -> str:
     if type(value) not in (str, int) or value == "":
         raise SettingError(
             f"{sample.source}: field {name!r} gives no group (it is {value!r}); write a name or number there",
-            code="no_group",
+            code="missing_group",
             field=name,
         )
     return str(value)
@@ -107,7 +107,7 @@ def _read_attribute(path: Path, keyword: str) -> str:
     if not is_dicom(path):
         raise SettingError(
             f"{path}: is not a DICOM file and has no {keyword}; name a field, folder, or a regular expression",
-            code="no_group",
+            code="missing_group",
             path=path,
             field=keyword,
         )
@@ -116,7 +116,7 @@ def _read_attribute(path: Path, keyword: str) -> str:
     if not value:
         raise SettingError(
             f"{path}: states no {keyword}; name another field, or folder",
-            code="no_group",
+            code="missing_group",
             path=path,
             field=keyword,
         )
@@ -136,7 +136,7 @@ def _group_of_id(sample: Sample, pattern: re.Pattern[str]) -> str:
     if match is None or not match[1]:
         raise SettingError(
             f"group {pattern.pattern!r} finds nothing in the id {sample.id!r}; widen the expression",
-            code="no_group",
+            code="missing_group",
             field="group",
         )
     return match[1]

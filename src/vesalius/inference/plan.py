@@ -145,7 +145,7 @@ def _read_spec(ref: ModelRef) -> ModelSpec:
         raise CheckpointError(
             f"{ref.folder}: keeps a LoRA as an adapter, which a plan does not count; "
             "of a run, merge it: vesalius train --resume RUN --set trainable.save=merged",
-            code="model_kind",
+            code="wrong_model_kind",
             path=ref.folder,
         )
     return spec_of(ref)

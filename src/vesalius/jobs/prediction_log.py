@@ -209,7 +209,7 @@ def _compare(out: Path, request: dict[str, Any]) -> None:
         raise OutputError(
             f"{out}: holds an unfinished job with other settings ({', '.join(differing)}); repeat its command to "
             "continue it, or choose another --out",
-            code="other_request",
+            code="different_request",
             path=out,
             field=differing[0],
         )

@@ -142,20 +142,20 @@ def _read_config(path: Path, neutral: dict[str, Any]) -> dict[str, Any]:
         ) from error
     except (ValueError, TypeError) as error:
         raise CheckpointError(
-            f"{path}: is not the JSON of an adapter", code="bad_adapter", path=path
+            f"{path}: is not the JSON of an adapter", code="invalid_adapter", path=path
         ) from error
     wanted = ("r", "lora_alpha", "target_modules")
     missing = [name for name in wanted if name not in config]
     if missing or config.get("peft_type") != "LORA":
         raise CheckpointError(
-            f"{path}: is not a LoRA with {', '.join(wanted)}", code="bad_adapter", path=path
+            f"{path}: is not a LoRA with {', '.join(wanted)}", code="invalid_adapter", path=path
         )
     tokens = config.get("trainable_token_indices")
     if tokens is not None and not _are_rows(tokens):
         raise CheckpointError(
             f"{path}: trainable_token_indices must list the same tokens for {EMBEDDINGS} and, if it has its own "
             f"matrix, for {HEAD}",
-            code="bad_adapter",
+            code="invalid_adapter",
             path=path,
             field="trainable_token_indices",
         )
@@ -167,7 +167,7 @@ def _read_config(path: Path, neutral: dict[str, Any]) -> dict[str, Any]:
     if special:
         raise CheckpointError(
             f"{path}: {', '.join(special)} is not supported, only plain LoRA is",
-            code="bad_adapter",
+            code="invalid_adapter",
             path=path,
         )
     return {name: config[name] for name in taken if name in wanted or config.get(name)}

@@ -109,21 +109,26 @@ def read_any_card(folder: Path) -> Card | UNetCard:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(
-            f"{path}: cannot be read ({error.strerror}); is {folder} a bundle?", code="bad_card", path=path
+            f"{path}: cannot be read ({error.strerror}); is {folder} a bundle?",
+            code="invalid_card",
+            path=path,
         ) from error
     except ValueError as error:
         raise CheckpointError(
-            f"{path}: is not the JSON of a model card", code="bad_card", path=path
+            f"{path}: is not the JSON of a model card", code="invalid_card", path=path
         ) from error
     kind = values.get("kind", "textseg") if isinstance(values, dict) else "textseg"
     if kind not in KINDS:
         raise CheckpointError(
-            f"{path}: kind: is {kind!r}; known: {', '.join(KINDS)}", code="bad_card", path=path, field="kind"
+            f"{path}: kind: is {kind!r}; known: {', '.join(KINDS)}",
+            code="invalid_card",
+            path=path,
+            field="kind",
         )
     try:
         return make_settings(KINDS[kind], values, str(path))
     except SettingError as error:
-        raise CheckpointError(str(error), code="bad_card", path=path, field=error.field) from error
+        raise CheckpointError(str(error), code="invalid_card", path=path, field=error.field) from error
 
 
 def read_card(folder: Path) -> Card:
@@ -132,7 +137,7 @@ def read_card(folder: Path) -> Card:
     if not isinstance(card, Card):
         raise CheckpointError(
             f"{folder}: is a U-Net, which has no language and no SAM 2; name a text-prompted model",
-            code="model_kind",
+            code="wrong_model_kind",
             path=folder,
         )
     return card

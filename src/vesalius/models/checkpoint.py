@@ -102,14 +102,14 @@ def _open_bundle(
         raise CheckpointError(
             f"{folder}: a model with a LoRA adapter cannot be spread over devices; "
             "of a run, merge it: vesalius train --resume RUN --set trainable.save=merged",
-            code="model_kind",
+            code="wrong_model_kind",
             path=folder,
         )
     kind = card.quantized or quantized
     if quantized not in (None, kind):
         raise CheckpointError(
             f"{folder}: was trained over weights of {kind} and cannot be opened in {quantized}",
-            code="quantization",
+            code="unsupported_quantization",
             path=folder,
         )
     model_class = family_of(card.spec.family).model_class
@@ -132,7 +132,7 @@ def _open_official(
         raise CheckpointError(
             f"{folder}: weights can be offloaded to disk only from a bundle; "
             f"make one with `vesalius convert {folder} OUT`",
-            code="model_kind",
+            code="wrong_model_kind",
             path=folder,
         )
     weights = open_weights(folder)
@@ -173,7 +173,7 @@ def _quantize(vlm: PreTrainedModel, kind: Quantized | None, device: str | torch.
         return
     if {"cpu", "disk"} & set(device.values()) - {home_device(device)}:
         raise CheckpointError(
-            "quantized weights cannot be offloaded; put all of them on devices", code="device_map"
+            "quantized weights cannot be offloaded; put all of them on devices", code="invalid_device_map"
         )
     quantize(vlm, kind)
     dispatch_model(vlm, vlm_device_map(device), skip_keys=vlm._skip_keys_device_placement)
@@ -326,7 +326,7 @@ def write_bundle(folder: Path, opened: OpenedModel, card: Card, like: Path | Non
     if kind == "8bit":
         raise CheckpointError(
             f"{folder}: a model of 8 bits is for prediction and cannot be saved",
-            code="quantization",
+            code="unsupported_quantization",
             path=folder,
         )
     folder.mkdir(parents=True)

@@ -36,7 +36,8 @@ def home_device(device_map: DeviceMap) -> int | str:
     # a model has the vision encoder of one family
     if len(devices) < 3 or len(set(devices)) != 1 or "disk" in devices:
         raise CheckpointError(
-            "a device map must put the vision encoder, the projector and sam on one device", code="device_map"
+            "a device map must put the vision encoder, the projector and sam on one device",
+            code="invalid_device_map",
         )
     return devices[0]
 

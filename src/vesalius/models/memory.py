@@ -302,7 +302,7 @@ def _check_memory(sam: Sam2VideoModel) -> None:
         if (found := getattr(sam.config, name)) != value:
             raise CheckpointError(
                 f"sam/config.json: {name} is {found}; only the memory of SAM 2.0 is supported, with {value}",
-                code="model_config",
+                code="invalid_model_config",
                 field=name,
             )
     width, wanted = sam.mem_dim, sam.memory_attention.layers[0].cross_attn_image.k_proj.in_features
@@ -310,5 +310,5 @@ def _check_memory(sam: Sam2VideoModel) -> None:
         raise CheckpointError(
             f"this segmenter cannot track objects through a video: its memories have {width} channels, "
             f"and its memory attention reads {wanted}",
-            code="model_config",
+            code="invalid_model_config",
         )

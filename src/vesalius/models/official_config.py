@@ -31,11 +31,13 @@ def read_spec(folder: Path, shapes: Mapping[str, Shape]) -> ModelSpec:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(
-            f"{path}: cannot be read ({error.strerror}); is {folder} a model?", code="model_config", path=path
+            f"{path}: cannot be read ({error.strerror}); is {folder} a model?",
+            code="invalid_model_config",
+            path=path,
         ) from error
     except ValueError as error:
         raise CheckpointError(
-            f"{path}: is not JSON; copy the model again", code="model_config", path=path
+            f"{path}: is not JSON; copy the model again", code="invalid_model_config", path=path
         ) from error
     try:
         return _read_spec(config, folder, shapes)
@@ -44,14 +46,14 @@ def read_spec(folder: Path, shapes: Mapping[str, Shape]) -> ModelSpec:
     except KeyError as error:
         raise CheckpointError(
             f"{path}: lacks {error}, without which the model cannot be built",
-            code="model_config",
+            code="invalid_model_config",
             path=path,
             field=str(error.args[0]),
         ) from error
     except Exception as error:  # values of a wrong type lead to many classes of errors
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise CheckpointError(
-            f"{path}: describes no model that can be built ({reason})", code="model_config", path=path
+            f"{path}: describes no model that can be built ({reason})", code="invalid_model_config", path=path
         ) from error
 
 
@@ -61,7 +63,7 @@ def _read_spec(config: dict[str, Any], folder: Path, shapes: Mapping[str, Shape]
     if chat not in CHATS:
         raise CheckpointError(
             f"{source}: template {chat!r} is not one of {', '.join(CHATS)}",
-            code="model_config",
+            code="invalid_model_config",
             path=source,
             field="template",
         )

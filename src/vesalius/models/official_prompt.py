@@ -65,7 +65,7 @@ def _check(
     if (image is not None or len(video)) and family.image_tag and text.count(IMAGE) != 1:
         raise SettingError(
             f"the text must contain {IMAGE} once, at the position of the image; got {text!r}",
-            code="bad_prompt",
+            code="invalid_prompt",
             field="text",
         )
     if len({frame.size for frame in video}) > 1:
@@ -126,7 +126,7 @@ def _batch(
     if pixels is not None and ids.count(processor.image_id) != wanted:
         token = processor.family.image_marks[1]
         raise SettingError(
-            f"the text must not contain the image token {token}", code="bad_prompt", field="text"
+            f"the text must not contain the image token {token}", code="invalid_prompt", field="text"
         )
     input_ids, labels, attention = processor.pad([(ids, [NOT_LEARNED] * len(ids))])
     return Batch(

@@ -159,7 +159,7 @@ class Processor:
             phrase.encode()
         except UnicodeEncodeError as error:
             raise SettingError(
-                f"the prompt {phrase!r} is not valid text", code="bad_prompt", field="prompt"
+                f"the prompt {phrase!r} is not valid text", code="invalid_prompt", field="prompt"
             ) from error
         self.spec.prompt.ask(phrase)
         self._check_control_tokens(f"the prompt {phrase!r}", phrase)
@@ -176,7 +176,9 @@ class Processor:
     def _check_control_tokens(self, name: str, text: str) -> None:
         if token := next((token for token in self.tokenizer.get_added_vocab() if token in text), None):
             raise SettingError(
-                f"{name} contains the control token {token}; leave it out", code="bad_prompt", field="prompt"
+                f"{name} contains the control token {token}; leave it out",
+                code="invalid_prompt",
+                field="prompt",
             )
 
     def image_text(self, pixels: Pixels) -> str:
@@ -224,13 +226,13 @@ class Processor:
             raise SettingError(
                 f"a question of {longest} tokens is longer than the model's context of {limit}: "
                 "shorten the prompt or lower max_tiles",
-                code="context_length",
+                code="context_too_long",
             )
         if longest > self.spec.text["max_position_embeddings"] and len(rows) > 1:
             # dynamic RoPE scaling would rotate all rows by the length of the longest
             raise SettingError(
                 f"a question of {longest} tokens must be asked alone, with one image and one prompt",
-                code="context_length",
+                code="context_too_long",
             )
         shape = (len(rows), longest)
         all_ids = torch.full(shape, self.stop_id)

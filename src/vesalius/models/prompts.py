@@ -61,7 +61,7 @@ class PromptTemplate(Settings):
         if not phrase.strip():
             raise SettingError(
                 'the prompt is empty; name what to segment, for example --prompt "blood vessel"',
-                code="bad_prompt",
+                code="invalid_prompt",
                 field="prompt",
             )
         return self.questions[which % len(self.questions)].replace("{phrase}", phrase.strip())

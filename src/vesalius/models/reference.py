@@ -50,7 +50,7 @@ class ModelRef:
             raise CheckpointError(
                 f"{self.name}: is a filter without weights, which only predict and evaluate take; "
                 "--threshold sets its threshold",
-                code="model_kind",
+                code="wrong_model_kind",
                 field="model",
             )
         return self.path
@@ -83,7 +83,7 @@ class ModelRef:
         if self.kind == "unet":
             raise CheckpointError(
                 f"{self.folder}: is a U-Net, which has no language and no SAM 2; name a text-prompted model",
-                code="model_kind",
+                code="wrong_model_kind",
                 path=self.folder,
             )
         card = self.card

@@ -98,7 +98,7 @@ def read_sam(shapes: Mapping[str, Shape], folder: Path) -> dict[str, Any]:
     except KeyError as error:
         raise CheckpointError(
             f"{folder}: the tensor {error} is missing, so there is no whole SAM 2 in this folder",
-            code="incomplete_weights",
+            code="weights_mismatch",
             path=folder,
         ) from error
     blocks = _count(shapes, f"{TRUNK}blocks.")
@@ -106,7 +106,9 @@ def read_sam(shapes: Mapping[str, Shape], folder: Path) -> dict[str, Any]:
     stages = tuple(end - start for start, end in zip([0, *starts], [*starts, blocks], strict=True))
     if stages not in TRUNKS:
         raise CheckpointError(
-            f"{folder}: a SAM 2 encoder of {stages} blocks is not known", code="model_config", path=folder
+            f"{folder}: a SAM 2 encoder of {stages} blocks is not known",
+            code="invalid_model_config",
+            path=folder,
         )
     trunk = TRUNKS[stages]
     return sam2(

@@ -79,7 +79,7 @@ def _open_bundle(ref: ModelRef) -> StoredModel:
         raise CheckpointError(
             f"{folder}: has a LoRA adapter; merge it first: of a run by vesalius train --resume RUN --set "
             "trainable.save=merged, else convert its training checkpoint without --keep-adapter",
-            code="model_kind",
+            code="wrong_model_kind",
             path=folder,
         )
     names = {name: (name,) for name in weights.tensors}
@@ -105,7 +105,7 @@ def _building(path: Path) -> Iterator[None]:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise CheckpointError(
             f"{path}: the configuration describes no model that can be built ({reason})",
-            code="model_config",
+            code="invalid_model_config",
             path=path,
         ) from error
 

@@ -32,7 +32,7 @@ def check_target(model: str | Path | ModelRef, out: Path | None) -> Path:
     if not ref.is_bundle:
         raise CheckpointError(
             f"{folder}: is in the official layout, which has no threshold; convert it to a bundle",
-            code="model_kind",
+            code="wrong_model_kind",
             path=folder,
         )
     if out is not None:
@@ -42,7 +42,7 @@ def check_target(model: str | Path | ModelRef, out: Path | None) -> Path:
     if ref.origin != "bundle":
         raise OutputError(
             f"{ref.name}: is no bundle folder itself; name the bundle to write with --out",
-            code="model_kind",
+            code="wrong_model_kind",
             path=folder,
         )
     if not os.access(folder / CARD, os.W_OK) or not os.access(folder, os.W_OK):

@@ -104,7 +104,7 @@ def open_unet(folder: Path, device: str | torch.device = "cpu") -> OpenedUNet:
     card = read_any_card(folder)
     if not isinstance(card, UNetCard):
         raise CheckpointError(
-            f"{folder}: is no U-Net but a text-prompted model", code="model_kind", path=folder
+            f"{folder}: is no U-Net but a text-prompted model", code="wrong_model_kind", path=folder
         )
     path = folder / WEIGHTS
     try:

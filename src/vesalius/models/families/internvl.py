@@ -160,13 +160,13 @@ class InternVL(Family):
             if config.get(name, value) != value:
                 raise CheckpointError(
                     f"{source}: {name} {config[name]!r} is not supported, only {value!r}",
-                    code="model_config",
+                    code="invalid_model_config",
                     field=name,
                 )
         if vision["norm_type"] not in ("layer_norm", "rms_norm"):
             raise CheckpointError(
                 f"{source}: vision_config.norm_type {vision['norm_type']!r} is not supported",
-                code="model_config",
+                code="invalid_model_config",
                 field="vision_config.norm_type",
             )
         image, patch = vision["image_size"], vision.get("patch_size", 14)
@@ -233,14 +233,14 @@ def _language_model(text: Mapping[str, Any], source: str) -> dict[str, Any]:
     if architecture not in LANGUAGE_MODELS:
         raise CheckpointError(
             f"{source}: the language model {architecture} has no native class; known: {', '.join(LANGUAGE_MODELS)}",
-            code="model_config",
+            code="invalid_model_config",
             field="llm_config.architectures",
         )
     for name in ("bias", "use_sliding_window"):
         if text.get(name):
             raise CheckpointError(
                 f"{source}: llm_config.{name} {text[name]!r} is not supported",
-                code="model_config",
+                code="invalid_model_config",
                 field=f"llm_config.{name}",
             )
     kind = LANGUAGE_MODELS[architecture]

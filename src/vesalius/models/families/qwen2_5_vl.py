@@ -175,7 +175,7 @@ def _resize(image: Image.Image, factor: int) -> Image.Image:
     except ValueError as error:
         raise SettingError(
             f"an image of {image.width} x {image.height} pixels is too long for Qwen-VL: {error}",
-            code="aspect_ratio",
+            code="extreme_aspect_ratio",
         ) from error
     pixels = torch.from_numpy(np.array(resize_bicubic(image, first))).permute(2, 0, 1)
     pixels = functional.interpolate(pixels[None], size=second, mode="bicubic", antialias=True)[0]
