@@ -153,12 +153,12 @@ def estimate(image: tuple[int, int]) -> dict[str, Any]:
     """The plan's numbers for the same."""
     import torch
 
-    from vesalius.inference.footprint import Work, measure_prediction, weigh
+    from vesalius.inference.footprint import Workload, measure_prediction, weight_bytes
     from vesalius.models.stored_model import empty_model
 
     spec = make_spec()
-    cost = measure_prediction(spec, torch.float32, Work(1, 1, image, 64), 0)
-    weights = sum(weigh(empty_model(spec)).values())
+    cost = measure_prediction(spec, torch.float32, Workload(1, 1, image, 64), 0)
+    weights = sum(weight_bytes(empty_model(spec)).values())
     return {"weights": weights, "peaks": cost.peaks, "tokens": cost.tokens, "tiles": cost.tiles}
 
 
@@ -221,16 +221,21 @@ def measure_step(folder: Path, image: tuple[int, int], name: str) -> dict[str, A
 
 def estimate_step(image: tuple[int, int], name: str) -> dict[str, Any]:
     """The plan's numbers for the same."""
-    from vesalius.inference.fitting import Task, TrainingSettings
+    from vesalius.inference.fitting import PlanTask, TrainingSettings
     from vesalius.inference.placement import find_cpu
 
     choice, dtype = TRAINED[name]
     settings = TrainingSettings.model_validate(
         {"trainable": choice, "dtype": dtype, "image": image, "batch": 1}
     )
-    task = Task(make_spec(), settings, (), find_cpu())
+    task = PlanTask(make_spec(), settings, (), find_cpu())
     cost = task.cost(1)
-    return {"held": task.held, "peak": task.held + cost.peak, "phases": cost.peaks, "tokens": cost.tokens}
+    return {
+        "held": task.resident,
+        "peak": task.resident + cost.peak,
+        "phases": cost.peaks,
+        "tokens": cost.tokens,
+    }
 
 
 def compare_steps(folder: str, image: str) -> list[dict[str, Any]]:

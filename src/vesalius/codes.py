@@ -415,6 +415,9 @@ CODES: dict[str, Code] = {
         "use a text-prompted model, or leave the option out",
     ),
     "no_device": _error("a device does not exist on this machine", "name cpu, cuda or cuda:1"),
+    "context_exceeded": _error(
+        "a question is longer than the context of the language model", "shorten it, or use smaller images"
+    ),
     "does_not_fit": _error(
         "a model does not fit the memory of the given devices", "apply one of the changes in the message"
     ),

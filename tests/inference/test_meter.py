@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
-from vesalius.inference.footprint import Work, measure_prediction, measure_training
+from vesalius.inference.footprint import Workload, measure_prediction, measure_training
 from vesalius.inference.meter import Meter
 from vesalius.inference.predictor import Predictor
 from vesalius.models.checkpoint import new_model
@@ -93,12 +93,12 @@ def test_a_prediction_allocates_what_was_counted() -> None:
     predictor.predict(items)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as events:
         predictor.predict(items)
-    counted = measure_prediction(opened.card.spec, torch.float32, Work(2, 1, (512, 512), 64), 0)
+    counted = measure_prediction(opened.card.spec, torch.float32, Workload(2, 1, (512, 512), 64), 0)
     assert counted.peak == pytest.approx(allocated(events), rel=0.1)
 
 
 def bfloat16_scratch() -> float:
-    """Bytes that a bfloat16 matrix product allocates beyond its result, as a share of the result.
+    """Bytes that a bfloat16 matrix product allocates beyond its result, as a shard_bytes of the result.
 
     0.2 with native bfloat16 instructions (AVX512_BF16, AMX), 0 where torch computes it without oneDNN (no AVX-512),
     2 where oneDNN computes in float32 and keeps a float32 copy of the result (AVX-512 without bfloat16).
@@ -132,7 +132,7 @@ def test_a_training_step_allocates_what_was_counted(preset: Preset, dtype: torch
     step()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as events:
         step()
-    counted = measure_training(opened.card.spec, dtype, Work(2, 1, (512, 512), 64), what)
+    counted = measure_training(opened.card.spec, dtype, Workload(2, 1, (512, 512), 64), what)
     pixels = sum(p.nbytes for p in (batch.pixel_values, *batch.g_pixel_values))  # made before
     # autocast computes norms in 32 bits on a GPU, which is what is counted, and in 16 on a CPU
     within = 0.1 if dtype == torch.float32 else 0.15

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import linear
 
 from vesalius.errors import CheckpointError, MissingExtraError, SettingError
-from vesalius.inference.footprint import quantized, weigh
+from vesalius.inference.footprint import quantize_empty, weight_bytes
 from vesalius.jobs.opening import load_predictor
 from vesalius.models.cards import read_card
 from vesalius.models.checkpoint import new_model, open_model, save_bundle
@@ -90,7 +90,7 @@ def test_a_model_is_as_small_as_planned_and_can_become_plain_again(kind: Quantiz
     quantize(vlm, kind)
     assert kind_of(vlm) == kind
     assert vlm.lm_head.weight is head
-    planned = weigh(quantized(empty_model(find_spec("tiny")), kind))
+    planned = weight_bytes(quantize_empty(empty_model(find_spec("tiny")), kind))
     scales = sum(each.nbytes for name, each in vlm.named_buffers() if name.endswith(".scales"))
     there = sum(each.nbytes for each in vlm.parameters()) + scales
     assert there == sum(planned[part] for part in ("vision encoder", "language model", "language head"))

@@ -1,4 +1,4 @@
-"""Whether a task fits devices, and the largest batch with which it does."""
+"""`PlanTask`: whether a model, with what it is to do, fits devices, and the largest batch that fits."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from pydantic import Field, model_validator
 from vesalius.config import Settings
 from vesalius.errors import SettingError
 from vesalius.inference.footprint import (
-    Pass,
-    Work,
+    PassMemory,
+    Workload,
     measure_prediction,
     measure_training,
-    prepared,
-    quantized,
-    share,
-    weigh,
+    quantize_empty,
+    shard_bytes,
+    trainable_model,
+    weight_bytes,
 )
-from vesalius.inference.placement import Device, Placement, place_shards, place_split, place_whole
+from vesalius.inference.placement import Device, Placement, place_split, place_whole
+from vesalius.inference.predictor import MAX_NEW_TOKENS
 from vesalius.models.families.table import family_of
 from vesalius.models.quantization import Quantized
 from vesalius.models.specs import ModelSpec
@@ -31,90 +32,92 @@ from vesalius.models.textseg import TextSegModel
 from vesalius.models.trainable import TrainableSettings
 from vesalius.segmenter import Purpose
 
-NEW_TOKENS = 64
-"""An answer may grow to so many; `inference/predictor.py` cuts it there."""
-MOST_AT_ONCE = {"GPU": 32, "CPU": 4}
-"""Largest batch that is chosen: a device that is busy gains nothing from more."""
-MOST_QUESTIONS = 256
+MAX_BATCH = {"GPU": 32, "CPU": 4}
+"""Largest batch size that is chosen; a busy device gains nothing from more."""
+MAX_QUESTIONS = 256
+"""Largest batch size times prompts."""
 
 
 class PlanSettings(Settings):
-    """What is to be done at once."""
+    """Settings of a plan for either purpose."""
 
     batch_size: int | None = Field(default=None, ge=1)
-    """Images at once; None: as many as fit, up to `MOST_AT_ONCE`."""
+    """Images per batch; null: as many as fit, at most 32 on a GPU and 4 on a CPU."""
     prompts: int = Field(default=1, ge=1)
-    """Of each image."""
+    """Prompts for each image."""
     image: tuple[int, int] | None = None
-    """[h, w] of the images in pixels; None: those that become the most tokens."""
+    """[h, w] of the images in pixels; null: a size that gives the most tokens."""
     text_tokens: int = Field(default=64, ge=1, le=32768)
-    """Of a question without its image: the chat template and the phrase."""
+    """Tokens of a question without its image: chat template and phrase."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """None: bfloat16 on a GPU, float32 on a CPU; in training float32."""
+    """null: for prediction bfloat16 on a GPU and float32 on a CPU; for training float32."""
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
-        if (self.batch_size or 1) * self.prompts > MOST_QUESTIONS:
-            raise ValueError(f"batch_size times prompts must not exceed {MOST_QUESTIONS}")
+        if (self.batch_size or 1) * self.prompts > MAX_QUESTIONS:
+            raise ValueError(f"batch_size times prompts must not exceed {MAX_QUESTIONS}")
         if self.image is not None and not all(1 <= side <= 20_000 for side in self.image):
             raise ValueError("image is [h, w] in pixels, each between 1 and 20000")
         return self
 
 
 class PredictionSettings(PlanSettings):
-    """The same for prediction."""
+    """Settings of a plan for prediction."""
 
     quantization: Quantized | None = None
-    """Of the matrices of the vision-language model, but its head."""
+    """Bits of the matrices of the vision-language model, except its head."""
     cpu_memory: str | None = None
-    """What offloaded weights may take, such as 64GiB; None: what is available on this machine."""
+    """Memory for offloaded weights, such as 64GiB; null: what is available on this machine."""
 
 
 class TrainingSettings(PlanSettings):
-    """The same for training."""
+    """Settings of a plan for training."""
 
     trainable: TrainableSettings = TrainableSettings(preset="decoder")
-    """As in a recipe."""
+    """What trains, as in a recipe."""
     sharded: bool = False
-    """Each GPU holds a part of every weight, gradient and average (FSDP2) instead of the whole model (DDP)."""
+    """Split every weight, gradient and optimizer state over the GPUs (FSDP2) instead of copying the model (DDP)."""
+
+    @property
+    def quantization(self) -> Quantized | None:
+        """Bits of the frozen matrices of the vision-language model."""
+        return self.trainable.quantization
 
     @model_validator(mode="after")
     def _sensible(self) -> Self:
         if self.dtype == "float16":
-            raise ValueError(
-                "dtype float16 needs loss scaling, which training here does not do; take bfloat16"
-            )
+            raise ValueError("dtype float16 needs loss scaling, which training does not do; take bfloat16")
         return self
 
 
 @dataclass(frozen=True)
-class Task:
-    """A model, what it is to do, and the devices that it has."""
+class PlanTask:
+    """A model, its settings, and the available devices."""
 
     spec: ModelSpec
     settings: PredictionSettings | TrainingSettings
     gpus: tuple[Device, ...]
     cpu: Device
-    _costs: dict[tuple[str, ...], Pass] = field(default_factory=dict, compare=False, repr=False)
-    """What was measured before, by this task or one that it was changed from."""
+    _costs: dict[tuple[str, ...], PassMemory] = field(default_factory=dict, compare=False, repr=False)
+    """Measurements of this task, and of tasks that it was changed from."""
 
     @property
     def purpose(self) -> Purpose:
-        """What it is to do."""
+        """predict or train, by the class of the settings."""
         return "train" if isinstance(self.settings, TrainingSettings) else "predict"
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the activations; in prediction of the weights too."""
+        """Dtype of activations; in prediction of the weights too."""
         usual = "bfloat16" if self.gpus and self.purpose == "predict" else "float32"
         return getattr(torch, self.settings.dtype or usual)
 
     @property
     def devices(self) -> tuple[Device, ...]:
-        """The GPUs, or where there are none the CPU."""
+        """The GPUs, or the CPU without any."""
         return self.gpus or (self.cpu,)
 
-    def changed(self, *, gpus: Sequence[Device] | None = None, **settings: object) -> Task:
+    def changed(self, *, gpus: Sequence[Device] | None = None, **settings: object) -> PlanTask:
         """The same task with other settings or GPUs."""
         return replace(
             self,
@@ -122,57 +125,53 @@ class Task:
             gpus=self.gpus if gpus is None else tuple(gpus),
         )
 
-    @cached_property
-    def empty(self) -> TextSegModel:
-        """The model without numbers, with weights of the size that they will have."""
-        return self._made[0]
-
-    @cached_property
-    def _made(self) -> tuple[TextSegModel, dict[str, list[torch.nn.Parameter]]]:
-        if isinstance(self.settings, TrainingSettings):
-            return prepared(self.spec, self.settings.trainable)  # float32, whatever the activations are in
-        model = empty_model(self.spec).to(self.dtype)
-        return quantized(model, self.settings.quantization) if self.settings.quantization else model, {}
-
     @property
-    def quantization(self) -> Quantized | None:
-        """What the matrices of the vision-language half are turned into."""
-        settings = self.settings
-        return (
-            settings.trainable.quantization
-            if isinstance(settings, TrainingSettings)
-            else settings.quantization
-        )
+    def empty(self) -> TextSegModel:
+        """The model on the meta device, with weights of their final size."""
+        return self._empty[0]
+
+    @cached_property
+    def _empty(self) -> tuple[TextSegModel, dict[str, list[torch.nn.Parameter]]]:
+        if isinstance(self.settings, TrainingSettings):
+            return trainable_model(self.spec, self.settings.trainable)  # float32 for any activations
+        model = empty_model(self.spec).to(self.dtype)
+        kind = self.settings.quantization
+        return quantize_empty(model, kind) if kind else model, {}
 
     @property
     def shards(self) -> int:
-        """Processes that divide the weights between them."""
+        """Number of processes that the weights are split over; 1 without sharding."""
         return len(self.gpus) if isinstance(self.settings, TrainingSettings) and self.settings.sharded else 1
 
     @property
-    def copies(self) -> int:
-        """GPUs that each hold a whole model in training."""
+    def replicas(self) -> int:
+        """GPUs with a whole copy of the model in training (DDP)."""
         return 1 if self.shards > 1 or self.purpose == "predict" else len(self.devices)
 
     @cached_property
     def weights(self) -> dict[str, int]:
-        """Part -> bytes on a device, LoRA included."""
-        return weigh(self.empty, self.shards)
+        """Component -> bytes on a device, LoRA included."""
+        return weight_bytes(self.empty, self.shards)
 
     @cached_property
-    def remembered(self) -> dict[str, int]:
-        """Group -> bytes on a device that training keeps: two averages, and DDP's copy of the gradients."""
-        times = 3 if self.copies > 1 else 2
+    def optimizer_state(self) -> dict[str, int]:
+        """Parameter group -> bytes on a device: AdamW's two moments, and DDP's copy of the gradients."""
+        times = 3 if self.replicas > 1 else 2
         return {
-            group: sum(times * share(parameter, self.shards) for parameter in parameters)
-            for group, parameters in self._made[1].items()
+            group: sum(times * shard_bytes(parameter, self.shards) for parameter in parameters)
+            for group, parameters in self._empty[1].items()
         }
 
-    def cost(self, batch: int) -> Pass:
-        """What a pass over so many images needs besides; measured once."""
+    @property
+    def resident(self) -> int:
+        """Bytes of weights and optimizer state on a device."""
+        return sum(self.weights.values()) + sum(self.optimizer_state.values())
+
+    def cost(self, batch_size: int) -> PassMemory:
+        """Memory of a pass over so many images, in addition to `resident`; measured once."""
         settings = self.settings
         size = settings.image or family_of(self.spec.family).largest_image(self.spec)
-        work = Work(batch, settings.prompts, size, settings.text_tokens)
+        work = Workload(batch_size, settings.prompts, size, settings.text_tokens)
         key: tuple[str, ...] = (self.purpose, str(self.dtype), repr(work))
         if isinstance(settings, TrainingSettings):
             key += (repr(settings.trainable), str(self.shards))
@@ -180,66 +179,58 @@ class Task:
             if isinstance(settings, TrainingSettings):
                 cost = measure_training(self.spec, self.dtype, work, settings.trainable, self.shards)
             else:
-                cost = measure_prediction(self.spec, self.dtype, work, NEW_TOKENS)
+                cost = measure_prediction(self.spec, self.dtype, work, MAX_NEW_TOKENS)
             if cost.tokens > self.spec.context:
                 raise SettingError(
                     f"{self.spec.name}: a question of {cost.tokens} tokens is longer than the model's context of "
-                    f"{self.spec.context}; lower text_tokens or the size of the image"
+                    f"{self.spec.context}; lower text_tokens or the image size",
+                    code="context_exceeded",
+                    field="text_tokens",
                 )
             self._costs[key] = cost
         return self._costs[key]
 
-    @property
-    def held(self) -> int:
-        """Bytes of the weights, and of what training remembers of them."""
-        return sum(self.weights.values()) + sum(self.remembered.values())
+    def estimate(self, batch_size: int) -> PassMemory:
+        """`cost`, extrapolated from batches of 1 and 2: each further image costs what the second does."""
+        if batch_size == 1:
+            return self.cost(1)
+        return self.cost(1).extrapolated(self.cost(2), batch_size - 1)
 
-    def expect(self, batch: int) -> Pass:
-        """What `cost` would say of a larger batch: each image costs what the second does."""
-        return self.cost(1).grown(self.cost(2), batch - 1) if batch > 1 else self.cost(1)
-
-    def fit(self, cost: Pass) -> Placement | None:
-        """On one device, or the fewest GPUs that the language model's layers must be split over; else None.
-
-        In shards on all of them.
-        """
+    def fit(self, cost: PassMemory) -> Placement | None:
+        """The placement on one device, else split over the fewest GPUs, sharded over all; None if nothing fits."""
         if self.shards > 1:
-            return place_shards(self.held, cost, self.gpus)
+            return place_whole(self.resident, cost, self.gpus)
         for device in self.devices:
-            if whole := place_whole(self.held, cost, device):
+            if whole := place_whole(self.resident, cost, [device]):
                 return whole
-        if self.purpose == "predict":
-            for count in range(2, len(self.gpus) + 1):
-                if split := place_split(self.empty, cost, self.gpus[:count], {}):
-                    return split
-        return None
+        most = len(self.gpus) if self.purpose == "predict" else 0
+        splits = (place_split(self.empty, cost, self.gpus[:count], {}) for count in range(2, most + 1))
+        return next((split for split in splits if split), None)
 
-    def offload(self, cost: Pass, disk: bool) -> Placement | None:
-        """The same with some of the weights in the CPU's memory, and with `disk` on disk too; else None."""
-        if self.purpose == "train" or (
-            isinstance(self.settings, PredictionSettings) and self.settings.quantization
-        ):
+    def offload(self, cost: PassMemory, disk: bool) -> Placement | None:
+        """The placement with some weights in CPU memory, and with `disk` on disk too; None if nothing fits."""
+        if self.purpose == "train" or self.settings.quantization:
             return None
-        elsewhere = {"cpu": self.cpu.size} if self.gpus else {}
+        spill = {"cpu": self.cpu.size} if self.gpus else {}
         if disk:
-            elsewhere["disk"] = 2**62
-        return place_split(self.empty, cost, self.devices, elsewhere) if elsewhere else None
+            spill["disk"] = 2**62
+        return place_split(self.empty, cost, self.devices, spill) if spill else None
 
-    def choose_batch(self) -> int:
-        """The largest power of two that fits the fewest GPUs, up to `MOST_AT_ONCE`; 1 where nothing does."""
-        most = MOST_AT_ONCE["GPU" if self.gpus else "CPU"]
+    def choose_batch_size(self) -> int:
+        """The largest power of two, at most `MAX_BATCH`, that fits as few GPUs as one image; 1 if nothing fits."""
+        most = MAX_BATCH["GPU" if self.gpus else "CPU"]
         fewest = self.fit(self.cost(1))
         if fewest is None:
             return 1
 
-        def fits(cost: Pass) -> bool:
+        def fits(cost: PassMemory) -> bool:
             placement = self.fit(cost)
-            # rather a copy of the model for each share of the images than a larger batch over more GPUs
+            # further GPUs are better used for copies of the model than for a larger batch
             return placement is not None and len(placement.loads) == len(fewest.loads)
 
-        batch = 1
-        while batch < most and fits(self.expect(2 * batch)):
-            batch *= 2
-        while batch > 1 and not fits(self.cost(batch)):
-            batch //= 2
-        return batch
+        size = 1
+        while size < most and fits(self.estimate(2 * size)):
+            size *= 2
+        while size > 1 and not fits(self.cost(size)):
+            size //= 2
+        return size

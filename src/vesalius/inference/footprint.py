@@ -1,7 +1,7 @@
-"""How many bytes a model needs, from its configuration alone: weights by part, and what a pass over a batch allocates.
+"""Memory of a model, computed from its configuration alone: weights by component, and peaks of a pass over a batch.
 
-Nothing is loaded. The weights are counted on an empty model; the rest is counted while that model's own code runs on
-tensors without numbers (`inference/meter.py`).
+Nothing is loaded. Weights are counted on an empty model; activations are counted while the model's own code runs on the
+meta device (`inference/meter.py`).
 """
 
 from __future__ import annotations
@@ -30,36 +30,36 @@ from vesalius.models.trainable import NEW_TOKENS, TrainableSettings, set_trainab
 from vesalius.models.vlm import embed_batch, prefill, vision_encoder_of
 
 GATHERED = 3
-"""Blocks of FSDP2 that are whole at once: that which computes, and the next, which is gathered and then copied out."""
+"""FSDP2 blocks whose weights are whole at once: the computing one, and the next one twice, as it is gathered and copied."""
 ANSWER = 8
-"""Tokens of an answer such as "Sure, [SEG]." with the closing one."""
+"""Tokens of an answer such as "Sure, [SEG]." with its closing token."""
 
 
 @dataclass(frozen=True)
-class Work:
-    """What is done at once."""
+class Workload:
+    """The contents of a batch."""
 
     images: int
     prompts: int
-    """Of each image."""
+    """Prompts for each image."""
     size: Size
     """(h, w) of each image in pixels."""
     text_tokens: int
-    """Of each question without its image."""
+    """Tokens of each question without its image."""
 
 
 @dataclass(frozen=True)
-class Pass:
-    """Bytes that one pass over a batch needs besides the weights."""
+class PassMemory:
+    """Bytes of one pass over a batch, in addition to the weights."""
 
     peaks: dict[str, int]
-    """Phase -> most bytes that are alive in it; phases follow one another, so the largest counts."""
+    """Phase -> peak bytes; phases follow one another, so the largest counts."""
     cache: int
-    """KV cache, which is part of the peak of the language model."""
+    """KV cache; part of the peak of the language model."""
     features: int
-    """SAM's features of the images, which are part of the peak of its decoder."""
+    """SAM features of the images; part of the peak of the SAM decoder."""
     tokens: int
-    """Of each question, with its image and answer."""
+    """Tokens of each question, with its image and answer."""
     tiles: int
     """Number of tiles of an image, thumbnail included; 1 for a family without tiles."""
 
@@ -68,8 +68,8 @@ class Pass:
         """Bytes of the largest phase."""
         return max(self.peaks.values())
 
-    def grown(self, other: Pass, steps: int) -> Pass:
-        """This pass with `steps` times what `other` needs more than it, as each further image does."""
+    def extrapolated(self, other: PassMemory, steps: int) -> PassMemory:
+        """This pass plus `steps` times the difference between `other` and it."""
 
         def at(here: int, there: int) -> int:
             return here + steps * (there - here)
@@ -79,24 +79,24 @@ class Pass:
         return replace(self, peaks=peaks, cache=cache, features=features)
 
 
-def weigh(model: TextSegModel, shards: int = 1) -> dict[str, int]:
-    """Part -> bytes of its weights, LoRA included, in one of so many processes; scales are whole in each."""
+def weight_bytes(model: TextSegModel, shards: int = 1) -> dict[str, int]:
+    """Component -> bytes of its weights, LoRA included, in one of `shards` processes; scales are not sharded."""
     sizes = dict.fromkeys(PARTS, 0)
     for name, parameter in model.named_parameters():
         part = NEW_TOKENS if name.startswith(f"vlm.{ROWS}") else part_of(name)
         whole = name.endswith(".scales")
-        sizes[part] = sizes.get(part, 0) + share(parameter, 1 if whole else shards)
+        sizes[part] = sizes.get(part, 0) + shard_bytes(parameter, 1 if whole else shards)
     return sizes
 
 
-def share(tensor: torch.Tensor, shards: int) -> int:
-    """Bytes of a process's part of a tensor, of which FSDP2 divides the rows."""
+def shard_bytes(tensor: torch.Tensor, shards: int) -> int:
+    """Bytes of one process's shard of a tensor; FSDP2 splits tensors by rows."""
     rows = len(tensor) if tensor.ndim else 1
     return tensor.nbytes // max(1, rows) * math.ceil(rows / shards)
 
 
 class PackedLinear(QuantizedLinear):
-    """A quantized layer without numbers, and without bitsandbytes. Its scales are a parameter, as parameters are placed."""
+    """A quantized layer on the meta device, without bitsandbytes; its scales are a parameter, so that they are counted."""
 
     def __init__(self, layer: torch.nn.Linear, kind: Quantized, dtype: torch.dtype) -> None:
         torch.nn.Module.__init__(self)
@@ -112,20 +112,22 @@ class PackedLinear(QuantizedLinear):
         self.bias = layer.bias
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Of 4 bits, which alone train: the product, for which the matrix is made whole."""
+        """The product, for which a 4-bit matrix is dequantized; 8-bit matrices do not train."""
         product = Product4bit.apply(input.to(self.dtype), self)
         return product if self.bias is None else product + self.bias.to(self.dtype)
 
     def plain(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """(out, in)."""
+        """The dequantized matrix (out, in)."""
         return torch.empty(self.out_features, self.in_features, dtype=dtype, device=META)
 
 
-def quantized(model: TextSegModel, quantize: Quantized, dtype: torch.dtype = torch.float32) -> TextSegModel:
-    """The empty model with the matrices of its vision-language half as bytes of the size that bitsandbytes gives them.
+def quantize_empty(
+    model: TextSegModel, quantize: Quantized, dtype: torch.dtype = torch.float32
+) -> TextSegModel:
+    """The empty model, with the matrices of its vision-language model at the size of bitsandbytes' formats.
 
-    8bit: a byte a value and a float a row. 4bit (NF4): half a byte a value and a float for each 64. Embeddings, head
-    and norms stay as they are, and so does all of SAM. The layers compute in `dtype`.
+    8bit: a byte per value and a float per row. 4bit (NF4): half a byte per value and a float per 64 values. Embeddings,
+    head, norms and SAM are unchanged. The layers compute in `dtype`.
     """
     for path, module in list(model.vlm.model.named_modules()):
         if isinstance(module, torch.nn.Linear):
@@ -133,27 +135,27 @@ def quantized(model: TextSegModel, quantize: Quantized, dtype: torch.dtype = tor
     return model
 
 
-def prepared(
+def trainable_model(
     spec: ModelSpec, what: TrainableSettings, dtype: torch.dtype = torch.float32
 ) -> tuple[TextSegModel, dict[str, list[torch.nn.Parameter]]]:
-    """The empty model that trains, with LoRA and all, and its parameters that move, by group."""
+    """The empty model prepared for training, with LoRA, and its trainable parameters by group."""
     model = empty_model(spec)
     if what.quantization:
-        quantized(model, what.quantization, dtype)
+        quantize_empty(model, what.quantization, dtype)
     with torch.device("meta"):
         return model, set_trainable(model, what, range(len(ADDED_TOKENS)))
 
 
-def measure_prediction(spec: ModelSpec, dtype: torch.dtype, work: Work, new_tokens: int) -> Pass:
-    """What predicting a batch in that dtype allocates; answers may grow by `new_tokens`."""
+def measure_prediction(spec: ModelSpec, dtype: torch.dtype, work: Workload, new_tokens: int) -> PassMemory:
+    """Memory of predicting a batch in `dtype`, with answers of up to `new_tokens` tokens."""
     model = empty_model(spec).to(dtype).eval()
     batch = _batch(spec, work, dtype)
-    meter = _watch(model)
+    meter = _meter_of(model)
     with torch.no_grad(), meter.running():
         _count_inputs(meter, batch)
         inputs, cache = embed_batch(model.vlm, batch), DynamicCache()
         states, _ = prefill(model.vlm, inputs, batch, model.seg_before_norm, cache)
-        # an answer is drafted: each of its tokens is checked
+        # an answer is drafted, and each of its tokens checked
         model.vlm.lm_head(states.last[:, -ANSWER - 1 :])
         kept = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
         at = batch.input_ids[:, -states.last.shape[1] :] == model.seg_id
@@ -164,24 +166,24 @@ def measure_prediction(spec: ModelSpec, dtype: torch.dtype, work: Work, new_toke
     growth = kept // tokens * new_tokens
     peaks = dict(meter.peaks)
     peaks["language model"] += growth
-    return Pass(peaks, kept + growth, _features(spec, work.images, dtype), tokens, _tiles(batch))
+    return PassMemory(peaks, kept + growth, _features(spec, work.images, dtype), tokens, _tiles(batch))
 
 
 def measure_training(
-    spec: ModelSpec, dtype: torch.dtype, work: Work, what: TrainableSettings, shards: int = 1
-) -> Pass:
-    """What a training step allocates in each process besides weights and the optimizer's averages.
+    spec: ModelSpec, dtype: torch.dtype, work: Workload, what: TrainableSettings, shards: int = 1
+) -> PassMemory:
+    """Memory of a training step in each process, in addition to weights and optimizer state.
 
-    What an earlier phase keeps for the backward pass is alive in the later ones. `dtype` bfloat16 is autocast over
-    weights in float32; in shards FSDP2 gathers the weights in that dtype instead. Gradients are in float32.
+    Activations kept for the backward pass count in all later phases. `dtype` bfloat16 means autocast over float32
+    weights; with shards FSDP2 gathers the weights in that dtype instead. Gradients are in float32.
     """
-    model, groups = prepared(spec, what, dtype)
+    model, groups = trainable_model(spec, what, dtype)
     trained = [parameter for group in groups.values() for parameter in group]
-    gathered, in_blocks = gather(model, dtype) if shards > 1 else (0, set[int]())
-    gradients = sum(4 * share(p, shards) // p.element_size() for p in trained)
+    gathered, in_blocks = gathered_bytes(model, dtype) if shards > 1 else (0, set[int]())
+    gradients = sum(4 * shard_bytes(p, shards) // p.element_size() for p in trained)
     if shards > 1:
         model.to(dtype)
-    meter = _watch(model)
+    meter = _meter_of(model)
     for parameter in trained:
         parameter.register_post_accumulate_grad_hook(
             lambda p: _keep_gradient(meter, p, shards if id(p) in in_blocks else 1)
@@ -192,20 +194,20 @@ def measure_training(
     with meter.running(autocast=dtype if shards == 1 and dtype != torch.float32 else None):
         _count_inputs(meter, batch)
         output = model(batch)
-        # the losses work on values that are few beside what lies below them
+        # the losses work on few values, compared to the activations of the model
         loss = output.text_logits.float().logsumexp(dim=-1).sum() + output.masks.candidates.float().sum()
         meter.end_forward()
         meter.enter("backward pass")
         loss.backward()
-    # fused AdamW needs nothing beside the gradients
+    # fused AdamW allocates nothing in addition to the gradients
     peaks = meter.peaks | {"optimizer step": gradients}
-    return Pass(peaks, 0, _features(spec, work.images, dtype), batch.input_ids.shape[1], _tiles(batch))
+    return PassMemory(peaks, 0, _features(spec, work.images, dtype), batch.input_ids.shape[1], _tiles(batch))
 
 
 def _keep_gradient(meter: Meter, parameter: torch.nn.Parameter, shards: int) -> None:
-    """Count a gradient in float32; of a layer in shards only the process's part stays."""
+    """Count a gradient in float32; of a sharded layer only this process's shard stays."""
     assert parameter.grad is not None
-    kept = 4 * share(parameter, shards) // parameter.element_size()
+    kept = 4 * shard_bytes(parameter, shards) // parameter.element_size()
     if shards > 1:
         parameter.grad = None
         meter.add(kept)
@@ -213,10 +215,10 @@ def _keep_gradient(meter: Meter, parameter: torch.nn.Parameter, shards: int) -> 
         meter.add(kept - parameter.grad.nbytes)
 
 
-def gather(model: TextSegModel, dtype: torch.dtype) -> tuple[int, set[int]]:
-    """Bytes of weights that FSDP2 has whole in each process at once; and the ids of the parameters of its blocks.
+def gathered_bytes(model: TextSegModel, dtype: torch.dtype) -> tuple[int, set[int]]:
+    """Bytes of weights that FSDP2 gathers in each process at once, and the ids of the parameters of its blocks.
 
-    What lies in no block stays whole from the forward pass on. Of the blocks, `GATHERED` of the largest are counted.
+    Weights outside of blocks stay whole from the forward pass on. `GATHERED` times the largest block is counted.
     """
     names = {name for part in model.modules() for name in getattr(part, "_no_split_modules", None) or ()}
     blocks = [part for part in model.modules() if type(part).__name__ in names]
@@ -230,7 +232,7 @@ def gather(model: TextSegModel, dtype: torch.dtype) -> tuple[int, set[int]]:
     return size(outside) + GATHERED * largest, inside
 
 
-def _watch(model: TextSegModel) -> Meter:
+def _meter_of(model: TextSegModel) -> Meter:
     meter = Meter()
     meter.enter("inputs")
     meter.ignore(model)
@@ -246,13 +248,13 @@ def _count_inputs(meter: Meter, batch: Batch) -> None:
         meter.count(pixels)
 
 
-def _batch(spec: ModelSpec, work: Work, dtype: torch.dtype) -> Batch:
-    """A batch as the processor makes it, whose pixels have no numbers; [SEG] is token 0."""
+def _batch(spec: ModelSpec, work: Workload, dtype: torch.dtype) -> Batch:
+    """A batch like the processor's, with pixels on the meta device; [SEG] is token 0."""
     pixels = family_of(spec.family).read_image(Image.new("RGB", work.size[::-1]), spec)
     image_tokens = sum(pixels.tokens)
     rows = work.images * work.prompts
     ids = torch.ones(rows, work.text_tokens + image_tokens + ANSWER, dtype=torch.int64)
-    # any token but those that mean something
+    # any ordinary token
     ids[:] = spec.vlm["image_token_id"] + 1
     ids[:, 1 : 1 + image_tokens] = spec.vlm["image_token_id"]
     ids[:, -3] = 0
@@ -293,7 +295,7 @@ def _features(spec: ModelSpec, images: int, dtype: torch.dtype) -> int:
 
 
 def video_memory(model: TextSegModel) -> int:
-    """Bytes that a `VideoSession` keeps of one object: its memories of the prompted and the last other frames."""
+    """Bytes of a `VideoSession` for one object: its memories of the prompted and the last other frames."""
     config = model.sam.config
     cells = (config.image_size // 16) ** 2
     frames = PROMPTED_FRAMES + config.num_maskmem - 1

@@ -1,4 +1,4 @@
-"""Devices and their memory: those that were named, or those of this machine; and which part of a model goes where."""
+"""Devices with their memory, and the placement of a model on them."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ import torch
 from accelerate import infer_auto_device_map
 
 from vesalius.errors import SettingError
-from vesalius.inference.footprint import Pass
+from vesalius.inference.footprint import PassMemory
 from vesalius.models.device_map import DeviceMap, find_device
 from vesalius.models.textseg import TextSegModel
 from vesalius.models.vlm import vision_encoder_of
 
 GIB = 2**30
 UNITS = {"gib": GIB, "gb": 10**9, "mib": 2**20, "mb": 10**6}
-MOST_GPUS = 1024
-MOST_BYTES = 2**50
+MAX_GPUS = 1024
+MAX_BYTES = 2**50
 RESERVE = GIB
-"""Bytes of each GPU that a plan leaves alone."""
+"""Bytes of each GPU that a plan leaves free."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """Somewhere that tensors can be."""
+    """A GPU or the CPU."""
 
-    place: int | str
-    """A GPU's number, or `cpu`, as device maps have it."""
+    index: int | str
+    """Number of a GPU, or `cpu`, as in device maps."""
     size: int
-    """Bytes that can be used."""
+    """Usable bytes."""
 
     @property
     def name(self) -> str:
-        """As it is called in sentences."""
-        return f"GPU {self.place}" if isinstance(self.place, int) else str(self.place).upper()
+        """`GPU 0` or `CPU`, for messages."""
+        return f"GPU {self.index}" if isinstance(self.index, int) else str(self.index).upper()
 
 
 @dataclass(frozen=True)
@@ -48,102 +48,109 @@ class Load:
 
     device: Device
     weights: int
-    """In training with what the optimizer remembers of them."""
+    """Weights, in training with optimizer state."""
     cache: int
-    """KV cache of the layers that are there."""
+    """KV cache of the layers on the device."""
     activations: int
-    """The most that any one phase needs there, besides the cache."""
+    """Largest phase on the device, without the cache."""
     reserve: int
-    """Left alone."""
+    """Left free."""
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Bytes of all four."""
         return self.weights + self.cache + self.activations + self.reserve
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a model goes, and what that puts on each device."""
+    """A device map, and the bytes that it puts on each device."""
 
     device_map: dict[str, int | str]
     loads: tuple[Load, ...]
-    waiting: dict[str, int]
-    """`cpu`, `disk` -> bytes of weights that wait there, and are brought to the first device in each pass."""
+    offloaded: dict[str, int]
+    """`cpu`, `disk` -> bytes of weights that are kept there and copied to the first device in each pass."""
 
 
 def parse_size(text: str, origin: str) -> int:
-    """Bytes of a text such as 24GiB; SettingError, in the words of `origin`, for anything else."""
+    """Bytes of a text such as 24GiB; SettingError that names `origin` for anything else.
+
+    Written here because accelerate's parser accepts sizes without a unit.
+    """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([a-z]+)", text.strip(), re.IGNORECASE)
     if found is None or found[2].lower() not in UNITS:
         raise SettingError(
-            f"{origin}: {text!r} is no amount of memory with a unit; write it as 24GiB, or in GB, MiB or MB"
+            f"{origin}: {text!r} is no amount of memory with a unit; write it as 24GiB, or in GB, MiB or MB",
+            code="bad_value",
+            field=origin,
         )
     size = float(found[1]) * UNITS[found[2].lower()]
-    if not 1 <= size <= MOST_BYTES:
-        raise SettingError(f"{origin}: {text!r} is more memory than there is, or none at all")
+    if not 1 <= size <= MAX_BYTES:
+        raise SettingError(
+            f"{origin}: {text!r} must lie between 1 byte and 1024 TiB", code="bad_value", field=origin
+        )
     return int(size)
 
 
 def parse_gpus(text: str) -> tuple[Device, ...]:
     """GPUs of a text such as 4x24GiB or 24GiB,48GiB, numbered from 0; SettingError for anything else."""
     sizes: list[int] = []
+
+    def refuse(reason: str) -> SettingError:
+        return SettingError(f"--gpus {text}: {reason}", code="bad_value", field="gpus")
+
     for each in text.split(","):
         count, times, size = each.strip().rpartition("x")
         if times and not count.isdecimal():
-            raise SettingError(f"--gpus {text}: {count!r} is no number of GPUs; write it as 4x24GiB")
+            raise refuse(f"{count!r} is no number of GPUs; write it as 4x24GiB")
         number = int(count) if times else 1
-        if not 1 <= number <= MOST_GPUS - len(sizes):
-            raise SettingError(
-                f"--gpus {text}: the number of GPUs must lie between 1 and {MOST_GPUS}; leave --gpus out on a CPU"
-            )
+        if not 1 <= number <= MAX_GPUS - len(sizes):
+            raise refuse(f"the number of GPUs must lie between 1 and {MAX_GPUS}; leave --gpus out on a CPU")
         sizes += [parse_size(size, f"--gpus {text}")] * number
     return tuple(Device(i, size) for i, size in enumerate(sizes))
 
 
 def find_gpus() -> tuple[Device, ...]:
-    """The GPUs that torch sees, with the memory that is free on them now; none on a machine without."""
+    """The GPUs that torch sees, with their free memory; empty on a machine without GPU."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return tuple(Device(i, torch.cuda.mem_get_info(i)[0]) for i in range(count))
 
 
 def find_cpu() -> Device:
-    """The CPU of this machine with the memory that is available now."""
+    """The CPU of this machine, with its available memory."""
     return Device("cpu", psutil.virtual_memory().available)
 
 
-def place_whole(weights: int, cost: Pass, device: Device) -> Placement | None:
-    """All of a model with so many bytes of weights on one device; None where it does not fit."""
-    load = Load(device, weights, cost.cache, cost.peak - cost.cache, reserve_of(device, cost))
-    return Placement({"": device.place}, (load,), {}) if load.total <= device.size else None
+def place_whole(weights: int, cost: PassMemory, devices: Sequence[Device]) -> Placement | None:
+    """A model that runs whole on one device, or in shards on several; None if a device is too small.
 
-
-def place_shards(weights: int, cost: Pass, gpus: Sequence[Device]) -> Placement | None:
-    """A part of all weights, of so many bytes, on each of the GPUs; None where one of them is too small."""
+    `weights` are the bytes on each device, with the optimizer state.
+    """
     loads = tuple(
-        Load(gpu, weights, cost.cache, cost.peak - cost.cache, reserve_of(gpu, cost)) for gpu in gpus
+        Load(device, weights, cost.cache, cost.peak - cost.cache, reserve_of(device, cost))
+        for device in devices
     )
     fit = all(load.total <= load.device.size for load in loads)
-    return Placement({"": gpus[0].place}, loads, {}) if fit else None
+    return Placement({"": devices[0].index}, loads, {}) if fit else None
 
 
 def place_split(
-    model: TextSegModel, cost: Pass, gpus: Sequence[Device], spill: Mapping[str, int]
+    model: TextSegModel, cost: PassMemory, gpus: Sequence[Device], spill: Mapping[str, int]
 ) -> Placement | None:
-    """The language model's layers over several GPUs; all else whole, on the first. None where it does not fit.
+    """The language model's layers split over several GPUs, and all other parts on the first; None if it does not fit.
 
-    `model` is empty, with weights of the size that they will have. `spill` is what may wait elsewhere: bytes of `cpu`,
-    of `disk`. Accelerate lays out the layers; it keeps room on the first GPU for the largest of them.
+    `model` is empty, with weights of their final size. `spill` has the bytes of `cpu` and `disk` for offloaded weights.
+    Accelerate assigns the layers; it keeps room on the first GPU for the largest of them.
     """
     layers = model.vlm.model.language_model.layers
     cache = 0 if spill else cost.cache // len(layers)
     for layer in layers:
-        # what a layer keeps of each token takes its place beside the weights of that layer
+        # the KV cache of a layer lies beside its weights
         layer.register_buffer("kv_cache", torch.empty(cache, dtype=torch.uint8, device="meta"))
-    room = {gpu.place: gpu.size - reserve_of(gpu, cost) - _activations(cost, gpu is gpus[0]) for gpu in gpus}
-    room[gpus[0].place] -= _bytes(model.projector) + _bytes(model.sam)
-    if spill:  # layers that wait elsewhere run on the first device, where their caches stay
-        room[gpus[0].place] -= cost.cache
+    room = {gpu.index: gpu.size - reserve_of(gpu, cost) - _activations(cost, gpu is gpus[0]) for gpu in gpus}
+    room[gpus[0].index] -= _bytes(model.projector) + _bytes(model.sam)
+    if spill:  # offloaded layers run on the first device, and their caches stay there
+        room[gpus[0].index] -= cost.cache
     needed = _bytes(model.vlm) + (0 if spill else cost.cache)
     if min(room.values()) <= 0 or sum(room.values()) + sum(spill.values()) < needed:
         return None
@@ -153,19 +160,19 @@ def place_split(
     most.update(spill)
     with _quiet():
         inside: dict[str, int | str] = infer_auto_device_map(model.vlm, most, sorted(whole))
-    device_map = {f"vlm.{name}".removesuffix("."): place for name, place in inside.items()}
-    device_map |= {"projector": gpus[0].place, "sam": gpus[0].place}
-    if any(place not in room and place not in spill for place in device_map.values()):
+    device_map = {f"vlm.{name}".removesuffix("."): device for name, device in inside.items()}
+    device_map |= {"projector": gpus[0].index, "sam": gpus[0].index}
+    if any(device not in room and device not in spill for device in device_map.values()):
         return None
-    if find_device(device_map, f"vlm.model.{_name_of(vision, model.vlm.model)}") != gpus[0].place:
-        return None  # it gets the images, and is not split
+    if find_device(device_map, f"vlm.model.{_name_of(vision, model.vlm.model)}") != gpus[0].index:
+        return None  # the vision encoder receives the images and cannot be split
     placement = _weigh(model, cost, device_map, gpus)
     return placement if all(load.total <= load.device.size for load in placement.loads) else None
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Accelerate's remarks that GPUs of a plan are not in this machine, or that weights would not fit them."""
+    """Silence Accelerate's warnings about GPUs that this machine does not have."""
     logger = logging.getLogger("accelerate.utils.modeling")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -178,53 +185,53 @@ def _quiet() -> Iterator[None]:
 
 
 def _weigh(
-    model: TextSegModel, cost: Pass, device_map: dict[str, int | str], gpus: Sequence[Device]
+    model: TextSegModel, cost: PassMemory, device_map: dict[str, int | str], gpus: Sequence[Device]
 ) -> Placement:
-    here = {gpu.place for gpu in gpus}
+    here = {gpu.index for gpu in gpus}
     weights = dict.fromkeys(device_map.values(), 0)
     caches = dict.fromkeys(device_map.values(), 0)
     for name, parameter in model.named_parameters():
-        weights[_place_in(device_map, name)] += parameter.nbytes
+        weights[_device_of(device_map, name)] += parameter.nbytes
     layers = len(model.vlm.model.language_model.layers)
     for number in range(layers):
-        place = _place_in(device_map, f"vlm.model.language_model.layers.{number}")
-        # a layer that waits elsewhere runs on the first GPU, and its cache stays there
-        caches[place if place in here else gpus[0].place] += cost.cache // layers
+        device = _device_of(device_map, f"vlm.model.language_model.layers.{number}")
+        # an offloaded layer runs on the first GPU, and its cache stays there
+        caches[device if device in here else gpus[0].index] += cost.cache // layers
     loads = tuple(
         Load(
             gpu,
-            weights[gpu.place],
-            caches[gpu.place],
+            weights[gpu.index],
+            caches[gpu.index],
             _activations(cost, gpu is gpus[0]),
             reserve_of(gpu, cost),
         )
         for gpu in gpus
-        if gpu.place in weights
+        if gpu.index in weights
     )
-    waiting = {str(place): size for place, size in weights.items() if place not in here}
-    return Placement(device_map, loads, waiting)
+    offloaded = {str(device): size for device, size in weights.items() if device not in here}
+    return Placement(device_map, loads, offloaded)
 
 
-def _place_in(device_map: DeviceMap, name: str) -> int | str:
-    if (place := find_device(device_map, name)) is None:
-        raise KeyError(f"the device map leaves out {name}")
-    return place
+def _device_of(device_map: DeviceMap, name: str) -> int | str:
+    if (device := find_device(device_map, name)) is None:
+        raise KeyError(f"the device map does not assign {name}")
+    return device
 
 
-def _activations(cost: Pass, first: bool) -> int:
-    """The first device runs all phases; the others run layers of the language model."""
+def _activations(cost: PassMemory, first: bool) -> int:
+    """Bytes of activations: the first device runs all phases, the others only layers of the language model."""
     language = cost.peaks["language model"] - cost.cache
     others = (size for phase, size in cost.peaks.items() if phase != "language model")
     return max(language, *others) if first else language
 
 
-def reserve_of(device: Device, cost: Pass) -> int:
-    """Bytes of a device that a plan leaves alone.
+def reserve_of(device: Device, cost: PassMemory) -> int:
+    """Bytes of a device that a plan leaves free.
 
-    On a CPU as much again as the largest phase: the allocator keeps what was freed (`models/cpu_allocator.py`), and cannot
-    use all of it again. `benchmarks/plan.py` measured 0.4 to 1.4 times that.
+    On a CPU the bytes of the largest phase once more: the allocator keeps freed memory (`models/cpu_allocator.py`) and
+    cannot reuse all of it. `benchmarks/plan.py` measured 0.4 to 1.4 times that.
     """
-    return RESERVE if isinstance(device.place, int) else cost.peak
+    return RESERVE if isinstance(device.index, int) else cost.peak
 
 
 def _name_of(module: torch.nn.Module, parent: torch.nn.Module) -> str:

@@ -1,4 +1,4 @@
-"""What fits where, before any GPU is touched: bytes by part, devices, dtype, batch and tile, each with its reason."""
+"""Plan memory before a GPU is used: bytes by component, devices, dtype, batch size and tile, each with its reason."""
 
 from __future__ import annotations
 
@@ -12,14 +12,8 @@ import torch
 
 from vesalius.config import apply_changes, make_settings
 from vesalius.errors import CheckpointError, SettingError
-from vesalius.inference.fitting import (
-    MOST_AT_ONCE,
-    NEW_TOKENS,
-    PredictionSettings,
-    Task,
-    TrainingSettings,
-)
-from vesalius.inference.footprint import GATHERED, Pass, video_memory
+from vesalius.inference.fitting import MAX_BATCH, PlanTask, PredictionSettings, TrainingSettings
+from vesalius.inference.footprint import GATHERED, PassMemory, video_memory
 from vesalius.inference.placement import (
     GIB,
     Device,
@@ -31,6 +25,7 @@ from vesalius.inference.placement import (
     parse_size,
     reserve_of,
 )
+from vesalius.inference.predictor import MAX_NEW_TOKENS
 from vesalius.models.cards import ADAPTER
 from vesalius.models.device_map import DeviceMap
 from vesalius.models.families.table import family_of
@@ -45,13 +40,13 @@ SETTINGS: dict[str, type[PredictionSettings] | type[TrainingSettings]] = {
     "predict": PredictionSettings,
     "train": TrainingSettings,
 }
-MOST_SUGGESTED = 8
-"""GPUs of one machine, beyond which more of them are not suggested."""
+MAX_SUGGESTED = 8
+"""Largest number of GPUs that a remedy suggests: those of one machine."""
 
 
 @dataclass(frozen=True)
 class Amount:
-    """Bytes of one kind, of one part or phase."""
+    """Bytes of one kind, for one component or phase."""
 
     kind: str
     of: str
@@ -61,7 +56,7 @@ class Amount:
 
 @dataclass(frozen=True)
 class Plan:
-    """Devices, dtype, batch and tile for a model, and the reason for each number."""
+    """Devices, dtype, batch size and tile for a model, with the reason for each number."""
 
     model: str
     purpose: Purpose
@@ -69,21 +64,21 @@ class Plan:
     quantization: str | None
     batch_size: int
     tile: int
-    """Side in pixels of the windows that a large image is cut into."""
+    """Side in pixels of the windows of large images."""
     device_map: dict[str, int | str] | None
-    """Where the parts go; None where they do not fit. In training the first GPU: the others hold the like."""
+    """Device of each component; None if the model does not fit. In training that of the first GPU, like all others."""
     loads: tuple[Load, ...]
-    """What that puts on each device that is used."""
-    waiting: dict[str, int]
-    """`cpu`, `disk` -> bytes of weights that wait there."""
+    """Bytes on each device in use."""
+    offloaded: dict[str, int]
+    """`cpu`, `disk` -> bytes of weights that are kept there."""
     copies: int
-    """Models that the devices hold side by side, each of which takes a share of the images."""
+    """Models that the devices hold side by side, each for a share of the images."""
     amounts: tuple[Amount, ...]
     need: int
-    """Bytes on a device that holds all: the weights and the largest phase."""
+    """Bytes on a device that holds everything: weights, optimizer state and the largest phase."""
     reasons: dict[str, str]
     remedies: tuple[str, ...]
-    """Where it does not fit, or only with offloading: what would."""
+    """Changes with which the model would fit, or would fit without offloading."""
 
     def as_json(self) -> dict[str, Any]:
         """The plan with plain values, for `--json`."""
@@ -100,10 +95,11 @@ def make_plan(
     purpose: Purpose = "predict",
     changes: Sequence[str] = (),
 ) -> Plan:
-    """The plan for MODEL: a bundle, a run, an official folder, or a published name, whose weights need not be here.
+    """The plan for MODEL: a bundle, a run, an official folder, or a published name, which needs no weights here.
 
-    `gpus` such as 4x24GiB; None: those that torch sees, else the CPU. `changes` such as batch_size=8 are settings of
-    `PredictionSettings` or `TrainingSettings`. Raises SettingError for an unknown model, GPU or setting.
+    `gpus` such as 4x24GiB; None: the GPUs that torch sees, else the CPU. `changes` such as batch_size=8 are settings of
+    `PredictionSettings` or `TrainingSettings`. SettingError for an unknown model, GPU or setting; CheckpointError for a
+    bundle with an adapter.
     """
     settings = make_settings(SETTINGS[purpose], apply_changes({}, changes), "--set")
     ref = resolve_model(model, weights=False)
@@ -111,28 +107,33 @@ def make_plan(
     cpu = find_cpu()
     if isinstance(settings, PredictionSettings) and settings.cpu_memory is not None:
         cpu = Device("cpu", parse_size(settings.cpu_memory, "--set cpu_memory"))
-    task = Task(spec, settings, find_gpus() if gpus is None else parse_gpus(gpus), cpu)
+    task = PlanTask(spec, settings, find_gpus() if gpus is None else parse_gpus(gpus), cpu)
     if isinstance(settings, TrainingSettings) and settings.sharded and len(task.gpus) < 2:
         raise SettingError(
-            f"sharded=true divides a model between several GPUs, and here are {len(task.gpus)}; name them, as in "
-            "--gpus 4x80GiB"
+            f"sharded=true splits a model over several GPUs, but there are {len(task.gpus)}; name them, for example "
+            "--gpus 4x80GiB",
+            code="conflicting_settings",
+            field="sharded",
         )
-    return _plan(task, ref.name, on_disk=ref.origin == "published" or ref.is_bundle)
+    return plan_task(task, ref.name, on_disk=ref.origin == "published" or ref.is_bundle)
 
 
 def place_of(plan: Plan) -> tuple[str | DeviceMap, torch.dtype]:
-    """What `open_model` takes to carry out a plan for prediction.
+    """Device or device map, and dtype, for `open_model`.
 
-    Besides them its `quantization`. SettingError where nothing fits, or where the plan is of GPUs that this machine does not
-    have.
+    SettingError if the model does not fit, or if the plan is for GPUs that this machine does not have.
     """
     if plan.device_map is None:
-        raise SettingError(f"{plan.model} does not fit; would fit: {'; or '.join(plan.remedies)}")
+        raise SettingError(
+            f"{plan.model} does not fit; would fit: {'; or '.join(plan.remedies)}", code="does_not_fit"
+        )
     count = torch.cuda.device_count()
-    if any(isinstance(place, int) and place >= count for place in plan.device_map.values()):
+    if any(isinstance(device, int) and device >= count for device in plan.device_map.values()):
         needed = ", ".join(load.device.name for load in plan.loads)
         raise SettingError(
-            f"the plan for {plan.model} is of {needed}; this machine has {count} GPUs that torch sees"
+            f"the plan for {plan.model} needs {needed}; torch sees {count} GPUs on this machine",
+            code="no_device",
+            field="gpus",
         )
     whole = plan.device_map.get("")
     dtype: torch.dtype = getattr(torch, plan.dtype)
@@ -140,200 +141,194 @@ def place_of(plan: Plan) -> tuple[str | DeviceMap, torch.dtype]:
 
 
 def _read_spec(ref: ModelRef) -> ModelSpec:
-    """The spec of a model, read without its weights; CheckpointError for a bundle with an adapter."""
+    """The spec of a model, read without its weights."""
     if ref.is_bundle and (ref.folder / ADAPTER).is_dir():
         raise CheckpointError(
-            f"{ref.folder}: keeps a LoRA as an adapter, which a plan does not count; "
-            "of a run, merge it: vesalius train --resume RUN --set trainable.save=merged",
+            f"{ref.folder}: keeps a LoRA adapter apart, which a plan does not count; merge the adapter of a run with "
+            "vesalius train --resume RUN --set trainable.save=merged",
             code="wrong_model_kind",
             path=ref.folder,
         )
     return spec_of(ref)
 
 
-def _plan(task: Task, name: str, on_disk: bool) -> Plan:
-    batch = task.settings.batch_size or task.choose_batch()
-    cost = task.cost(batch)
+def plan_task(task: PlanTask, name: str, on_disk: bool) -> Plan:
+    """The plan for a task; `on_disk` allows offloading of weights to disk."""
+    batch_size = task.settings.batch_size or task.choose_batch_size()
+    cost = task.cost(batch_size)
     placement = task.fit(cost)
     remedies: tuple[str, ...] = ()
     if placement is None:
-        remedies = tuple(_remedies(task, batch))
+        remedies = tuple(_remedies(task, batch_size))
         placement = task.offload(cost, disk=False) or (task.offload(cost, disk=True) if on_disk else None)
     used = len(placement.loads) if placement else 0
-    alike = len({device.size for device in task.devices}) == 1
+    equal = len({device.size for device in task.devices}) == 1
     return Plan(
         model=name,
         purpose=task.purpose,
         dtype=str(task.dtype).removeprefix("torch."),
-        quantization=task.quantization,
-        batch_size=batch,
+        quantization=task.settings.quantization,
+        batch_size=batch_size,
         tile=task.spec.sam_size // 2,
         device_map=placement.device_map if placement else None,
         loads=placement.loads if placement else (),
-        waiting=placement.waiting if placement else {},
-        copies=len(task.devices) // used if used and alike and task.purpose == "predict" else min(used, 1),
+        offloaded=placement.offloaded if placement else {},
+        copies=len(task.devices) // used if used and equal and task.purpose == "predict" else min(used, 1),
         amounts=tuple(_amounts(task, cost)),
-        need=task.held + cost.peak,
-        reasons=_reasons(task, cost, batch, placement),
+        need=task.resident + cost.peak,
+        reasons=_reasons(task, cost, placement),
         remedies=remedies,
     )
 
 
-def _amounts(task: Task, cost: Pass) -> Iterator[Amount]:
-    width = task.dtype.itemsize if task.purpose == "predict" else 4
-    here = f", one part of {task.shards}" if task.shards > 1 else ""
+def _amounts(task: PlanTask, cost: PassMemory) -> Iterator[Amount]:
+    predicts = task.purpose == "predict"
+    width = task.dtype.itemsize if predicts else 4
+    shard = f", one of {task.shards} shards" if task.shards > 1 else ""
     for part, size in task.weights.items():
-        if part in ("vision encoder", "language model") and task.quantization:
-            reason = f"{task.quantization} matrices with their scales; the rest at {width} bytes a value"
-        else:
-            reason = f"{size // width:,} values of {width} bytes"
-        yield Amount("weights", part, size, reason + here)
-    for part, size in task.remembered.items():
-        buckets = ", and the gradients as DDP sends them" if task.copies > 1 else ""
-        yield Amount("optimizer", part, size, f"AdamW's two averages of each value in float32{buckets}{here}")
-    if task.purpose == "predict":
-        reason = f"keys and values of {cost.tokens + NEW_TOKENS:,} tokens a question, in each layer"
+        kind = task.settings.quantization if part in ("vision encoder", "language model") else None
+        reason = f"{size // width:,} values of {width} bytes"
+        if kind:
+            reason = f"{kind} matrices with their scales; the rest at {width} bytes a value"
+        yield Amount("weights", part, size, reason + shard)
+    for group, size in task.optimizer_state.items():
+        buckets = ", and DDP's copy of the gradients" if task.replicas > 1 else ""
+        yield Amount(
+            "optimizer", group, size, f"AdamW's two moments of each value in float32{buckets}{shard}"
+        )
+    if predicts:
+        reason = f"keys and values of {cost.tokens + MAX_NEW_TOKENS:,} tokens a question, in each layer"
         yield Amount("kept", "KV cache", cost.cache, reason)
-    reason = "three levels of each image, for all of its prompts"
-    yield Amount("kept", "SAM features", cost.features, reason)
-    if task.purpose == "predict":
+    yield Amount("kept", "SAM features", cost.features, "three levels of each image, for all of its prompts")
+    if predicts:
         reason = (
-            "of an object in a video, of any length: 5 prompted frames and the last 6 others; not in the sums"
+            "per object of a video, of any length: 5 prompted and the last 6 other frames; not in the sums"
         )
         yield Amount("kept", "SAM memory", video_memory(task.empty), reason)
-    gathered = f" and the layers that FSDP2 has whole ({GATHERED} of the largest, assumed)" if here else ""
-    backward = f", what the backward pass needs{gathered} included" if task.purpose == "train" else ""
+    kept = {"language model": ", with the KV cache", "SAM decoder": ", with the SAM features"}
+    gathered = f" and gathered layers of FSDP2 ({GATHERED} times the largest, assumed)" if shard else ""
+    fixed = {
+        "inputs": "pixels for both encoders",
+        "backward pass": "activations kept by the phases before, and gradients in float32",
+        "optimizer step": "gradients in float32; fused AdamW needs nothing more",
+    }
     for phase, size in cost.peaks.items():
-        if phase == "inputs":
-            yield Amount("phase", phase, size, "the pixels that both encoders read")
-        elif phase == "backward pass":
-            yield Amount("phase", phase, size, "what the phases before kept, and gradients in float32")
-        elif phase == "optimizer step":
-            yield Amount("phase", phase, size, "gradients in float32; fused AdamW needs nothing beside them")
-        else:
-            kept = {"language model": ", KV cache included", "SAM decoder": ", SAM features included"}
-            named = kept.get(phase, "") if task.purpose == "predict" else backward
-            yield Amount("phase", phase, size, f"most that is alive in it at once{named}")
+        also = kept.get(phase, "") if predicts else f", with activations for the backward pass{gathered}"
+        yield Amount("phase", phase, size, fixed.get(phase, f"peak of live tensors{also}"))
 
 
-def _reasons(task: Task, cost: Pass, batch: int, placement: Placement | None) -> dict[str, str]:
+def _reasons(task: PlanTask, cost: PassMemory, placement: Placement | None) -> dict[str, str]:
     settings = task.settings
-    kind = "GPU" if task.gpus else "CPU"
     if settings.dtype:
         dtype = "as set"
     elif task.purpose == "train":
-        dtype = "weights are trained in float32; dtype=bfloat16 is autocast, which makes activations smaller"
+        dtype = "weights train in float32; dtype=bfloat16 is autocast, with smaller activations"
+    elif task.gpus:
+        dtype = "half the bytes of float32, and faster on a GPU"
     else:
-        dtype = (
-            "half the bytes and the speed of a GPU"
-            if task.gpus
-            else "a CPU is not faster in 16 bits, and less exact"
-        )
-    tiles = f" in {cost.tiles} tile{'s' * (cost.tiles > 1)}" if family_of(task.spec.family).tiled else ""
-    images = "images of " + " x ".join(map(str, settings.image)) if settings.image else "the largest images"
+        dtype = "16 bits are not faster on a CPU, and less exact"
     if settings.batch_size:
         chosen = "as set"
-    elif placement is None or placement.waiting:
+    elif placement is None or placement.offloaded:
         chosen = "the smallest"
     else:
-        chosen = f"the largest that fits, up to {MOST_AT_ONCE[kind]}"
+        chosen = f"the largest that fits, up to {MAX_BATCH['GPU' if task.gpus else 'CPU']}"
     if placement is None:
-        where = "nothing holds it"
-    elif placement.waiting:
-        places = {"cpu": "in the CPU's memory", "disk": "on disk"}
-        waiting = " and ".join(f"{_gib(size)} {places[place]}" for place, size in placement.waiting.items())
-        where = (
-            f"of the weights {waiting} wait, and are brought to the first device in each pass, which is slow"
-        )
+        devices = "no device holds the model"
+    elif placement.offloaded:
+        names = {"cpu": "in CPU memory", "disk": "on disk"}
+        parts = " and ".join(f"{_gib(size)} {names[where]}" for where, size in placement.offloaded.items())
+        devices = f"weights offloaded, {parts}, and copied to the first device in each pass, which is slow"
     elif task.shards > 1:
-        where = "each holds a part of every weight, gradient and average"
+        devices = "each holds a shard of every weight, gradient and optimizer state"
     elif len(placement.loads) > 1:
-        where = (
-            "the fewest that hold it; the language model's layers are split, all else is whole on the first"
+        devices = (
+            "the fewest that hold the model; language model layers are split, the rest is on the first GPU"
         )
     else:
-        where = "one holds it all"
+        devices = "one device holds the model"
+    images = "images of " + " x ".join(map(str, settings.image)) if settings.image else "the largest images"
+    tiles = f" in {cost.tiles} tile{'s' * (cost.tiles > 1)}" if family_of(task.spec.family).tiled else ""
     return {
         "dtype": dtype,
         "batch_size": f"{chosen}; {images}{tiles}, {cost.tokens:,} tokens a question",
-        "tile": "half of the side of SAM's input; as many windows at once as images",
-        "devices": where,
+        "tile": "half of the side of SAM's input; the batch size counts windows too",
+        "devices": devices,
         "reserve": (
-            "1 GiB of a GPU for CUDA itself, workspaces and fragments: assumed, not measured"
+            "1 GiB of each GPU for CUDA, workspaces and fragmentation: assumed, not measured"
             if task.gpus
-            else "as much again as the largest phase, as the allocator keeps what was freed: measured"
+            else "the bytes of the largest phase, because the allocator keeps freed memory: measured"
         ),
     }
 
 
-def _remedies(task: Task, batch: int) -> Iterator[str]:
-    """Changes with which the task would fit, each on its own, the gentlest first."""
+def _remedies(task: PlanTask, batch_size: int) -> Iterator[str]:
+    """Single changes with which the task would fit, those with the least effect first."""
     settings = task.settings
-    smaller = batch // 2
-    while smaller and task.fit(task.expect(smaller)) is None:
+    smaller = batch_size // 2
+    while smaller and task.fit(task.estimate(smaller)) is None:
         smaller //= 2
     if smaller:
-        yield f"batch_size={smaller} instead of {batch}"
-    if task.dtype.itemsize == 4 and _fits(task.changed(dtype="bfloat16"), batch):
+        yield f"batch_size={smaller} instead of {batch_size}"
+    if task.dtype.itemsize == 4 and _fits(task.changed(dtype="bfloat16"), batch_size):
         yield "dtype=bfloat16 instead of float32"
     if isinstance(settings, TrainingSettings):
-        yield from _training_remedies(task, settings.trainable, batch)
+        yield from _training_remedies(task, settings.trainable, batch_size)
     elif settings.quantization is None:
         for kind in ("8bit", "4bit"):
-            if _fits(task.changed(quantization=kind), batch):
-                yield f"quantization={kind}, with the vision-language half in bitsandbytes"
-    for count in (
-        range(len(task.gpus) + 1, MOST_SUGGESTED + 1) if task.gpus and task.purpose == "predict" else ()
-    ):
+            if _fits(task.changed(quantization=kind), batch_size):
+                yield f"quantization={kind}, with the vision-language model in bitsandbytes"
+    most = MAX_SUGGESTED if task.gpus and task.purpose == "predict" else 0
+    for count in range(len(task.gpus) + 1, most + 1):
         more = [Device(i, min(gpu.size for gpu in task.gpus)) for i in range(count)]
-        if _fits(task.changed(gpus=more), batch):
+        if _fits(task.changed(gpus=more), batch_size):
             yield f"{count} GPUs of {_gib(more[0].size)}"
             break
-    cost = task.cost(batch)
-    yield f"one device with {_gib(task.held + cost.peak + reserve_of(task.devices[0], cost))}"
-    if name := _smaller_model(task, batch):
+    cost = task.cost(batch_size)
+    yield f"one device with {_gib(task.resident + cost.peak + reserve_of(task.devices[0], cost))}"
+    if name := _smaller_model(task, batch_size):
         yield f"{name}, of the same family"
 
 
-def _training_remedies(task: Task, what: TrainableSettings, batch: int) -> Iterator[str]:
-    """Recomputing, 4 bits, shards, and the largest level that would fit."""
-    every = CHECKPOINTABLE[what.preset]
-    recomputing = what.changed(gradient_checkpointing=every)
-    if recomputing != what and _fits(task.changed(trainable=recomputing), batch):
+def _training_remedies(task: PlanTask, trainable: TrainableSettings, batch_size: int) -> Iterator[str]:
+    """Gradient checkpointing, 4 bits, sharding, and the largest preset that would fit."""
+    every = CHECKPOINTABLE[trainable.preset]
+    checkpointed = trainable.changed(gradient_checkpointing=every)
+    if checkpointed != trainable and _fits(task.changed(trainable=checkpointed), batch_size):
         yield f"trainable.gradient_checkpointing=[{', '.join(every)}], a third more time a step"
-    if what.preset != "full" and what.quantization is None:
-        packed = what.changed(quantization="4bit", save=None)
-        if _fits(task.changed(trainable=packed), batch):
-            yield "trainable.quantization=4bit, with the vision-language half in bitsandbytes"
-    if len(task.gpus) > 1 and task.shards == 1 and _fits(task.changed(sharded=True), batch):
-        yield f"sharded=true, a part of the model on each of the {len(task.gpus)} GPUs"
+    if trainable.preset != "full" and trainable.quantization is None:
+        quantized = trainable.changed(quantization="4bit", save=None)
+        if _fits(task.changed(trainable=quantized), batch_size):
+            yield "trainable.quantization=4bit, with the vision-language model in bitsandbytes"
+    if len(task.gpus) > 1 and task.shards == 1 and _fits(task.changed(sharded=True), batch_size):
+        yield f"sharded=true, a shard of the model on each of the {len(task.gpus)} GPUs"
     presets = [*CHECKPOINTABLE]
-    for preset in reversed(presets[: presets.index(what.preset)]):
-        if _fits(task.changed(trainable=TrainableSettings(preset=preset)), batch):
-            yield f"trainable={preset} instead of {what.preset}"
+    for preset in reversed(presets[: presets.index(trainable.preset)]):
+        if _fits(task.changed(trainable=TrainableSettings(preset=preset)), batch_size):
+            yield f"trainable={preset} instead of {trainable.preset}"
             break
 
 
-def _fits(task: Task, batch: int) -> bool:
+def _fits(task: PlanTask, batch_size: int) -> bool:
     room = sum(device.size for device in task.devices)
-    return task.held < room and task.fit(task.cost(batch)) is not None
+    return task.resident < room and task.fit(task.cost(batch_size)) is not None
 
 
-def _smaller_model(task: Task, batch: int) -> str | None:
+def _smaller_model(task: PlanTask, batch_size: int) -> str | None:
     """The largest published model of the family that is smaller and would fit."""
     own = sum(p.numel() for p in empty_model(task.spec).parameters())
     family = [name for name in PRESETS if name != "tiny" and find_spec(name).family == task.spec.family]
     for name in sorted(family, key=count_published, reverse=True):
         if count_published(name) < own:
-            other = Task(find_spec(name), task.settings, task.gpus, task.cpu)
-            if _fits(other, batch):
+            other = PlanTask(find_spec(name), task.settings, task.gpus, task.cpu)
+            if _fits(other, batch_size):
                 return name
     return None
 
 
 @cache
 def count_published(name: str) -> int:
-    """Parameters of a published model."""
+    """Number of parameters of a published model."""
     return sum(parameter.numel() for parameter in empty_model(find_spec(name)).parameters())
 
 
@@ -342,16 +337,16 @@ def _gib(size: int) -> str:
 
 
 def summarize(plan: Plan) -> Iterator[str]:
-    """Lines for a terminal."""
+    """The lines of a plan for a terminal."""
     yield f"{plan.model} for {'training' if plan.purpose == 'train' else 'prediction'}"
     yield f"  dtype {plan.dtype}: {plan.reasons['dtype']}"
     yield f"  batch size {plan.batch_size}: {plan.reasons['batch_size']}"
     yield f"  tile {plan.tile}: {plan.reasons['tile']}"
     for kind, title in {
         "weights": "weights",
-        "optimizer": "what the optimizer remembers",
-        "kept": "kept within a pass",
-        "phase": "phases, which follow one another: the largest counts",
+        "optimizer": "optimizer state",
+        "kept": "kept during a pass",
+        "phase": "phases, one after the other: the largest counts",
     }.items():
         rows = [amount for amount in plan.amounts if amount.kind == kind]
         if rows:
@@ -362,12 +357,12 @@ def summarize(plan: Plan) -> Iterator[str]:
     for load in plan.loads:
         yield (
             f"{load.device.name}: {_gib(load.total)} of {_gib(load.device.size)}: weights {_gib(load.weights)}, "
-            f"KV cache {_gib(load.cache)}, activations {_gib(load.activations)}, left alone {_gib(load.reserve)}"
+            f"KV cache {_gib(load.cache)}, activations {_gib(load.activations)}, reserve {_gib(load.reserve)}"
         )
     yield f"{'fits' if plan.device_map else 'does not fit'}: {plan.reasons['devices']}"
     if plan.copies > 1:
         yield f"{plan.copies} copies fit side by side, each for a share of the images"
     if plan.loads:
-        yield f"left alone: {plan.reasons['reserve']}"
+        yield f"reserve: {plan.reasons['reserve']}"
     for remedy in plan.remedies:
-        yield f"would fit{' whole' if plan.waiting else ''}: {remedy}"
+        yield f"would fit{' without offloading' if plan.offloaded else ''}: {remedy}"
