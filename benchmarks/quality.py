@@ -1,4 +1,4 @@
-"""Which is better on the same images in the same minutes: `tiny`, a U-Net, or a filter that nobody trained?
+"""Which is better on the same images in the same minutes: `tiny`, a U-Net, or an untrained filter?
 
     .venv/bin/python benchmarks/quality.py [DATA] [--minutes 6] [--seeds 3] [--only arcade] [--work FOLDER]
 
