@@ -21,11 +21,12 @@ def test_every_code_in_the_source_stands_in_the_table() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.keyword) and node.arg == "code" and isinstance(node.value, ast.Constant):
                 used[node.value.value] = f"{path.relative_to(SRC)}, line {node.value.lineno}"
-            # the second argument of Location.error is a code
-            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and len(node.args) > 1:
-                code = node.args[1]
-                if node.func.attr == "error" and isinstance(code, ast.Constant):
-                    used[code.value] = f"{path.relative_to(SRC)}, line {code.lineno}"
+            # the second argument of Location.error is a code, and the third of image_error
+            elif isinstance(node, ast.Call):
+                name = ast.unparse(node.func).rpartition(".")[2]
+                for code in node.args[{"error": 1, "image_error": 2}.get(name, len(node.args)) :][:1]:
+                    if isinstance(code, ast.Constant):
+                        used[code.value] = f"{path.relative_to(SRC)}, line {code.lineno}"
     assert len(used) > 40
     assert {code: where for code, where in used.items() if code not in CODES} == {}
 

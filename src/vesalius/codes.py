@@ -96,8 +96,12 @@ CODES: dict[str, Code] = {
     "no_pixel_data": _error("a file has no image", "remove it"),
     "missing_tag": _error("a DICOM file lacks a tag that is needed to display it", "export it again"),
     "duplicate_instance": _error("two DICOM files hold the same image", "remove one of them"),
+    "header_mismatch": _error(
+        "the header of a DICOM file does not agree with its pixel data", "export it again"
+    ),
     "frame_count_mismatch": _error(
-        "a file has fewer frames than it states, or than were requested", "export it again"
+        "a file has another number of frames than it states, or not the requested frame",
+        "name a frame that exists (from 0), or export the file again",
     ),
     "invalid_bit_depth": _error(
         "an image has more than 8 bits a channel, or a DICOM file an unsupported bit depth",

@@ -204,12 +204,7 @@ PLANTS: dict[str, tuple[Plant, str, str]] = {
 }
 
 
-AGAIN = "copy it again from its source"
 OWN_REMEDIES = {
-    "cut short": AGAIN,
-    "no bytes": AGAIN,
-    "no image": AGAIN,
-    "16 bits": "convert to 8 bits first, with the window you want",
     "elsewhere": "give a path relative to the annotation file",
     "no text": "give one phrase for each object",
 }

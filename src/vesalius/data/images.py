@@ -10,8 +10,9 @@ from jaxtyping import Bool, Integer, UInt8
 from PIL import Image
 
 from vesalius.data.decoders.frame_files import FrameReader
+from vesalius.data.decoders.limits import image_error
 from vesalius.data.decoders.picture import SUFFIXES, decode, drop_alpha, read_picture, too_deep
-from vesalius.errors import AnnotationError, ImageError, SettingError
+from vesalius.errors import AnnotationError, SettingError
 from vesalius.masks import Size
 from vesalius.types import Value
 
@@ -37,9 +38,7 @@ def read_image(
         if pixels is not None:
             return pixels
     if frame:
-        raise ImageError(
-            f"{path}: is a single image and has no frame {frame}", code="frame_count_mismatch", path=path
-        )
+        raise image_error(path, f"is a single image and has no frame {frame}", "frame_count_mismatch")
     return read_picture(path)
 
 

@@ -27,7 +27,7 @@ REFUSED = {
     "ExplVR_BigEndNoMeta.dcm": "not_dicom",
     "ExplVR_LitEndNoMeta.dcm": "not_dicom",
     "JPEG-lossy.dcm": "damaged_file",
-    "JPEG2000-embedded-sequence-delimiter.dcm": "size_mismatch",
+    "JPEG2000-embedded-sequence-delimiter.dcm": "header_mismatch",
     "MR_truncated.dcm": "truncated_file",
     "SC_rgb_rle_32bit.dcm": "invalid_bit_depth",
     "SC_rgb_rle_32bit_2frame.dcm": "invalid_bit_depth",
@@ -280,7 +280,7 @@ def test_the_header_is_checked_before_pixels_are_decoded(tmp_path: Path) -> None
     assert refusal(write_xa(tmp_path / "b.dcm", frames, NumberOfFrames=2)) == "frame_count_mismatch"
     assert refusal(write_xa(tmp_path / "c.dcm", frames, Rows=65535, Columns=65535)) == "image_too_large"
     assert refusal(write_xa(tmp_path / "d.dcm", frames, BitsStored=9)) == "invalid_bit_depth"
-    assert refusal(write_xa(tmp_path / "i.dcm", frames, PhotometricInterpretation="RGB")) == "size_mismatch"
+    assert refusal(write_xa(tmp_path / "i.dcm", frames, PhotometricInterpretation="RGB")) == "header_mismatch"
     assert refusal(write_xa(tmp_path / "e.dcm", frames, BitsAllocated=None)) == "missing_tag"
     with raises_code(ImageError, "frame_count_mismatch", "9 frames", "holds 3"):
         packed = write_xa(tmp_path / "f.dcm", frames, "rle")
@@ -310,10 +310,10 @@ def test_a_stream_of_another_size_than_the_header_is_refused_before_it_is_decode
     # the heights: after SOF0's length and precision, and in SIZ
     place = content.find(b"\xff\xc0") + 5 if syntax == "jpeg baseline" else content.find(b"\xff\x51") + 10
     path.write_bytes(content[:place] + b"\x7f\xff" + content[place + 2 :])
-    assert refusal(path) == "size_mismatch"
+    assert refusal(path) == "header_mismatch"
     place = content.find(b"\xff\xd8\xff" if syntax == "jpeg baseline" else b"\xff\x4f\xff")
     path.write_bytes(content[:place] + b"\0\0" + content[place + 2 :])
-    assert refusal(path) == "size_mismatch"
+    assert refusal(path) == "header_mismatch"
 
 
 def test_an_unsupported_transfer_syntax_is_named(tmp_path: Path) -> None:

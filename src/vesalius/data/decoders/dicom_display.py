@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vesalius.errors import ImageError
+from vesalius.data.decoders.limits import image_error
 
 GRAYS = ("MONOCHROME1", "MONOCHROME2")
 X_RAY_RUNS = ("1.2.840.10008.5.1.4.1.1.12.1", "1.2.840.10008.5.1.4.1.1.12.2", "1.2.840.10008.5.1.4.1.1.12.3")
@@ -103,10 +103,8 @@ def _apply_voi(tags: Any, frame: int, values: np.ndarray, where: str) -> np.ndar
     function = str(stated.get("VOILUTFunction") or "LINEAR")
     least = {"LINEAR": 1.0, "LINEAR_EXACT": 0.0, "SIGMOID": 0.0}.get(function)
     if center is None or width is None or least is None or width < least or width == 0:
-        raise ImageError(
-            f"{where}: the window (center {center}, width {width}) cannot be applied",
-            code="invalid_window",
-            remedy="correct its tags",
+        raise image_error(
+            where, f"the window (center {center}, width {width}) cannot be applied", "invalid_window"
         )
     if function == "SIGMOID":
         return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700)))
@@ -127,11 +125,8 @@ def _look_up(tags: Any, item: Any, values: np.ndarray, where: str) -> tuple[np.n
     else:
         table = np.atleast_1d(np.asarray(data))
     if len(table) < n or not 1 <= bits <= 16:
-        raise ImageError(
-            f"{where}: a lookup table states {n} entries of {bits} bits and has {len(table)}",
-            code="invalid_lut",
-            remedy="copy it again",
-        )
+        wrong = f"a lookup table states {n} entries of {bits} bits and has {len(table)}"
+        raise image_error(where, wrong, "invalid_lut")
     index = np.clip(np.floor(values - first), 0, n - 1).astype(np.int64)
     return table[index].astype(np.float64), bits
 
@@ -143,7 +138,5 @@ def _number(stated: Any, keyword: str, where: str) -> float | None:
         return None
     number = float(value if isinstance(value, int | float | str) else value[0])
     if not math.isfinite(number):
-        raise ImageError(
-            f"{where}: {keyword} is no finite number", code="invalid_window", remedy="correct the tag"
-        )
+        raise image_error(where, f"{keyword} is not a finite number", "invalid_window")
     return number

@@ -56,15 +56,11 @@ def reading(path: Path) -> Iterator[tuple[Any, BinaryIO]]:
     except VesaliusError:
         raise
     except pydicom.errors.InvalidDicomError as error:
-        raise image_error(
-            path, "is not a DICOM file", "not_dicom", "give the file as the scanner wrote it"
-        ) from error
+        raise image_error(path, "is not a DICOM file", "not_dicom") from error
     # parsers and decoders raise anything: struct.error, EOFError, KeyError, MemoryError for a length of 4 GB
     except Exception as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
-        raise image_error(
-            path, f"cannot be read as DICOM ({reason})", "damaged_file", "copy it again from its source"
-        ) from error
+        raise image_error(path, f"cannot be read as DICOM ({reason})", "damaged_file") from error
 
 
 @contextmanager
@@ -95,49 +91,30 @@ def _check_syntax(pydicom: Any, path: Path) -> None:
     """Check, before the header is read, that a decoder for the transfer syntax is installed."""
     syntax = pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID")
     if syntax is None:
-        raise image_error(path, "states no transfer syntax", "unsupported_transfer_syntax", "export it again")
+        raise image_error(path, "states no transfer syntax", "unsupported_transfer_syntax")
     # it is unpacked before anything can be checked, so a small file could exhaust memory
     if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:
-        raise image_error(
-            path, "is a deflated dataset", "unsupported_transfer_syntax", "write it in explicit little endian"
-        )
+        raise image_error(path, "is a deflated dataset", "unsupported_transfer_syntax")
     name = syntax.name if syntax.name != syntax else "unknown"
     try:
         decoder = pydicom.pixels.get_decoder(syntax)
     except NotImplementedError as error:
         raise image_error(
-            path,
-            f"has the transfer syntax {name}, which is not read",
-            "unsupported_transfer_syntax",
-            "write it uncompressed",
+            path, f"has the transfer syntax {name}, which is not read", "unsupported_transfer_syntax"
         ) from error
     if not decoder.is_available:
-        raise image_error(
-            path,
-            f"needs a decoder of {name}",
-            "undecodable_pixels",
-            'install it with: pip install "vesalius[dicom]"',
-        )
+        remedy = 'install it with: pip install "vesalius[dicom]"'
+        raise image_error(path, f"needs a decoder of {name}", "undecodable_pixels", remedy=remedy)
 
 
 def _check(path: Path, file: BinaryIO, tags: Any) -> DicomImage:
     """Check header and file length, before any pixel is decoded."""
     if "Rows" not in tags or "Columns" not in tags:
-        raise image_error(
-            path, "holds no image, only a DICOM object of another kind", "no_pixel_data", "leave it out"
-        )
-    needed = (
-        "SamplesPerPixel",
-        "PhotometricInterpretation",
-        "BitsAllocated",
-        "BitsStored",
-        "PixelRepresentation",
-    )
+        raise image_error(path, "holds no image, only a DICOM object of another kind", "no_pixel_data")
+    needed = "SamplesPerPixel PhotometricInterpretation BitsAllocated BitsStored PixelRepresentation".split()
     missing = [name for name in needed if tags.get(name) is None]
     if missing:
-        raise image_error(
-            path, f"has no {missing[0]}, so its pixels cannot be read", "missing_tag", "export it again"
-        )
+        raise image_error(path, f"has no {missing[0]}, so its pixels cannot be read", "missing_tag")
     size = int(tags.Rows), int(tags.Columns)
     frames = int(tags.get("NumberOfFrames") or 1)
     samples, bits, stored = (
@@ -147,19 +124,13 @@ def _check(path: Path, file: BinaryIO, tags: Any) -> DicomImage:
     if min(*size, frames) < 1 or samples != (1 if gray else 3):
         raise image_error(
             path,
-            f"states {frames} frames of {size[0]} x {size[1]} (h x w) with {samples} values per "
+            f"states {frames} frames of {size[0]} x {size[1]} (h x w) with {samples} values a "
             f"{'gray' if gray else 'colored'} pixel",
-            "size_mismatch",
-            "export it again",
+            "header_mismatch",
         )
     check_pixels(*size, str(path))
     if bits not in (8, 16) or not 1 <= stored <= bits or int(tags.get("HighBit") or stored - 1) != stored - 1:
-        raise image_error(
-            path,
-            f"has {stored} bits in {bits} a value",
-            "invalid_bit_depth",
-            "export it with up to 16 bits in the low ones",
-        )
+        raise image_error(path, f"has {stored} bits in {bits} a value", "invalid_bit_depth")
     frame_bytes = size[0] * size[1] * samples * bits // 8
     if tags.PhotometricInterpretation == "YBR_FULL_422":
         frame_bytes = frame_bytes // 3 * 2
@@ -171,7 +142,7 @@ def _check_pixels(path: Path, file: BinaryIO, tags: Any, frames: int, frame_byte
     order = "<" if tags.original_encoding[1] else ">"
     head = file.read(8)
     if len(head) < 8 or struct.unpack(f"{order}HH", head[:4]) != (0x7FE0, 0x0010):
-        raise image_error(path, "has no pixel data", "no_pixel_data", "copy it again from its source")
+        raise image_error(path, "has no pixel data", "no_pixel_data")
     # some files omit the value representation although their transfer syntax requires it: detect it by its bytes
     kind = head[4:6].decode("ascii", "replace")
     if kind in ("OB", "OW", "UN"):
@@ -183,9 +154,7 @@ def _check_pixels(path: Path, file: BinaryIO, tags: Any, frames: int, frame_byte
         parts = _count_fragments(path, file, end)
         file.seek(offset)
         if parts < frames:
-            raise image_error(
-                path, f"states {frames} frames and holds {parts}", "frame_count_mismatch", "copy it again"
-            )
+            raise image_error(path, f"states {frames} frames and holds {parts}", "frame_count_mismatch")
         return offset, kind
     held = min(length, end - offset)
     if held < frames * frame_bytes:
@@ -193,14 +162,10 @@ def _check_pixels(path: Path, file: BinaryIO, tags: Any, frames: int, frame_byte
             path,
             f"is cut short: {frames} frames need {frames * frame_bytes} bytes of pixels, {held} are there",
             "truncated_file",
-            "copy it again from its source",
         )
     if held - frames * frame_bytes >= frame_bytes:
         raise image_error(
-            path,
-            f"states {frames} frames and holds {held // frame_bytes}",
-            "frame_count_mismatch",
-            "correct NumberOfFrames",
+            path, f"states {frames} frames and holds {held // frame_bytes}", "frame_count_mismatch"
         )
     return offset, kind
 
@@ -213,9 +178,7 @@ def _count_fragments(path: Path, file: BinaryIO, end: int) -> int:
         if head[:4] == b"\xfe\xff\xdd\xe0":
             return parts
         if head[:4] != b"\xfe\xff\x00\xe0" or file.tell() + int.from_bytes(head[4:], "little") > end:
-            raise image_error(
-                path, "is cut short in its pixels", "truncated_file", "copy it again from its source"
-            )
+            raise image_error(path, "is cut short in its pixels", "truncated_file")
         file.seek(int.from_bytes(head[4:], "little"), os.SEEK_CUR)
         parts += 1
 
@@ -242,11 +205,7 @@ def decode(image: DicomImage, index: int) -> np.ndarray:
         pixels, _ = get_decoder(syntax).as_array(image.file, index=index, decoding_plugin=plugin, **options)
     except Exception as error:
         raise image_error(
-            image.path,
-            f"cannot be decoded ({syntax.name})",
-            "damaged_file",
-            "copy it again from its source",
-            f"frame {index}",
+            image.path, f"cannot be decoded ({syntax.name})", "damaged_file", f"frame {index}"
         ) from error
     return np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))
 
@@ -266,13 +225,8 @@ def _check_stream(image: DicomImage, index: int, options: dict[str, Any]) -> Non
     stated = (*image.size, int(image.tags.SamplesPerPixel))
     if found != stated:
         sizes = [" x ".join(map(str, each)) if each else "an unreadable stream" for each in (found, stated)]
-        raise image_error(
-            image.path,
-            f"is compressed as {sizes[0]} but the header states {sizes[1]} (h x w x values a pixel)",
-            "size_mismatch",
-            "export it again",
-            f"frame {index}",
-        )
+        wrong = f"is compressed as {sizes[0]} but the header states {sizes[1]} (h x w x values a pixel)"
+        raise image_error(image.path, wrong, "header_mismatch", f"frame {index}")
 
 
 def stream_shape(stream: bytes) -> tuple[int, int, int] | None:

@@ -157,16 +157,9 @@ def _to_color(image: DicomImage, pixels: np.ndarray) -> np.ndarray:
         pixels = apply_color_lut(pixels, image.tags)
         bits = 8 * pixels.dtype.itemsize
     elif kind not in ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"):
-        raise image_error(
-            image.path, "has an unsupported color model", "unsupported_color_model", "save it as RGB or gray"
-        )
+        raise image_error(image.path, "has an unsupported color model", "unsupported_color_model")
     if pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise image_error(
-            image.path,
-            "does not have three colors per pixel",
-            "unsupported_color_model",
-            "save it as RGB or gray",
-        )
+        raise image_error(image.path, "does not have three colors per pixel", "unsupported_color_model")
     return display.colors(pixels, bits)
 
 

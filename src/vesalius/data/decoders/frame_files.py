@@ -94,12 +94,7 @@ class FrameReader:
         with self._borrow(kind, path) as decoder:
             n = decoder.n_frames
             if frame is None and n != 1:
-                raise image_error(
-                    path,
-                    f"has {n} frames",
-                    "multi_frame_file",
-                    "name one, or give the file itself to predict or import",
-                )
+                raise image_error(path, f"has {n} frames", "multi_frame_file")
             if frame is not None and not 0 <= frame < n:
                 raise image_error(
                     path,

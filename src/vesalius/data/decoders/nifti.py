@@ -23,7 +23,6 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 
 from vesalius.data.decoders.limits import check_pixels, decoding, image_error, version_of
-from vesalius.errors import ImageError
 from vesalius.extras import require
 
 SUFFIXES = (".nii", ".nii.gz")
@@ -134,10 +133,7 @@ class NiftiDecoder:
                 return np.asarray(self._voxels[..., index]).T
             except ValueError as error:  # nibabel: not enough data in file
                 raise image_error(
-                    self.path,
-                    f"is cut short in slice {index} of {self.n_frames}",
-                    "truncated_file",
-                    "copy it again from its source",
+                    self.path, f"is cut short in slice {index} of {self.n_frames}", "truncated_file"
                 ) from error
 
     def close(self) -> None:
@@ -152,9 +148,7 @@ def _volume(path: Path, size: int, time_ns: int) -> Volume:
         with _unpack(path) as file:
             head = file.read(540)
         if not recognize(path, head):
-            raise image_error(
-                path, "is no single-file NIfTI volume", "unsupported_file_type", "save it as .nii or .nii.gz"
-            )
+            raise image_error(path, "is no single-file NIfTI volume", "unsupported_file_type")
         second = head[4:8] == b"n+2\0"
         kind = nibabel.Nifti2Header if second else nibabel.Nifti1Header
         volume = _read_header(kind(head if second else head[:348], check=False), path)
@@ -163,10 +157,7 @@ def _volume(path: Path, size: int, time_ns: int) -> Volume:
     needed = volume.offset + volume.n_bytes
     if not packed and size < needed:
         raise image_error(
-            path,
-            f"is cut short: by its header it has {needed} bytes, but there are {size}",
-            "truncated_file",
-            "copy it again",
+            path, f"is cut short: by its header it has {needed} bytes, but there are {size}", "truncated_file"
         )
     return volume
 
@@ -175,19 +166,12 @@ def _read_header(header: Any, path: Path) -> Volume:
     shape = _read_shape(header["dim"].tolist(), path)
     dtype = header.get_data_dtype()
     if dtype.fields is None and (dtype.kind not in "iuf" or dtype.itemsize > 8):
-        raise image_error(
-            path,
-            f"has voxels of type {dtype}",
-            "unsupported_volume",
-            "save it as whole or real numbers, or RGB24",
-        )
+        raise image_error(path, f"has voxels of type {dtype}", "unsupported_volume")
     if dtype.fields is not None and dtype.itemsize != 3:
-        raise image_error(path, "has colors with transparency", "unsupported_volume", "save it as RGB24")
+        raise image_error(path, "has colors with transparency", "unsupported_volume")
     offset = float(header["vox_offset"])
     if not int(header["sizeof_hdr"]) <= offset <= MAX_OFFSET:
-        raise image_error(
-            path, f"says that its voxels begin at byte {offset:g}", "damaged_file", "write the file again"
-        )
+        raise image_error(path, f"says that its voxels begin at byte {offset:g}", "damaged_file")
     slope, intercept = header.get_slope_inter()
     low, high = float(header["cal_min"]), float(header["cal_max"])
     window = (low, high) if math.isfinite(low) and math.isfinite(high) and low < high else None
@@ -201,7 +185,6 @@ def _read_header(header: Any, path: Path) -> Volume:
             path,
             f"holds {volume.n_bytes / 2**30:.0f} GiB, {MAX_BYTES // 2**30} are allowed",
             "image_too_large",
-            "cut it",
         )
     return volume
 
@@ -213,18 +196,11 @@ def _read_shape(dim: list[int], path: Path) -> tuple[int, int, int]:
         lengths.pop()
     shown = " x ".join(map(str, lengths))
     if not 2 <= len(lengths) <= 3 or min(lengths) < 1:
-        raise image_error(
-            path,
-            f"has {len(lengths)} axes ({shown})",
-            "unsupported_volume",
-            "save one volume, or one plane, a file",
-        )
+        raise image_error(path, f"has {len(lengths)} axes ({shown})", "unsupported_volume")
     width, height, n = (*lengths, 1)[:3]
     check_pixels(height, width, str(path))
     if n > MAX_SLICES:
-        raise image_error(
-            path, f"has {n} slices, {MAX_SLICES} are allowed", "image_too_large", "cut it into parts"
-        )
+        raise image_error(path, f"has {n} slices, {MAX_SLICES} are allowed", "image_too_large")
     return width, height, n
 
 
@@ -245,7 +221,7 @@ def _percentiles(path: Path, size: int, time_ns: int) -> tuple[float, float]:
     numbers = np.concatenate(parts)
     numbers = numbers[np.isfinite(numbers)]
     if not numbers.size:
-        raise image_error(path, "holds no finite number", "damaged_file", "write the file again")
+        raise image_error(path, "holds no finite number", "damaged_file")
     low, high = np.percentile(numbers, PERCENTILES)
     return float(low), float(high)
 
@@ -266,7 +242,3 @@ def _unpack(path: Path) -> BinaryIO:
 
 def _nibabel(module: str) -> Any:
     return require(module, "nifti", "NIfTI files")
-
-
-def _error(path: Path, wrong: str, code: str, remedy: str | None = None) -> ImageError:
-    return image_error(path, f"{wrong}", code, remedy)

@@ -31,9 +31,7 @@ def read_picture(path: Path) -> UInt8[np.ndarray, "h w 3"]:
     if image.mode.startswith(("I", "F")):
         raise too_deep(str(path), image.mode)
     if image.mode not in RGB_MODES:
-        raise image_error(
-            path, f"has the color mode {image.mode}", "unsupported_color_model", "save it as RGB or gray"
-        )
+        raise image_error(path, f"has the color mode {image.mode}", "unsupported_color_model")
     return np.array(drop_alpha(image, path).convert("RGB"))
 
 
@@ -51,16 +49,13 @@ def decode(path: Path) -> Image.Image:
     """
     _, n_bytes, _ = version_of(path)
     if n_bytes == 0:
-        raise image_error(path, "is empty (0 bytes)", "unreadable_image", "copy it again from its source")
+        raise image_error(path, "is empty (0 bytes)", "unreadable_image")
     with decoding(path):
         try:
             opened = Image.open(path)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise image_error(
-                path,
-                f"has more than {MAX_PIXELS // 10**6} megapixels",
-                "image_too_large",
-                "cut it into tiles",
+                path, f"has more than {MAX_PIXELS // 10**6} megapixels", "image_too_large"
             ) from error
         with opened as image:
             _check_header(image, path)
@@ -74,7 +69,7 @@ def _check_header(image: Image.Image, path: Path) -> None:
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         raise image_error(
-            path, f"has {frames} frames", "multi_frame_file", "save each as an image of its own"
+            path, f"has {frames} frames", "multi_frame_file", remedy="save each as an image of its own"
         )
     # Pillow opens 16-bit color as 8-bit RGB and drops the low byte; only the raw mode of its tiles tells
     if not image.mode.startswith("I") and any(";16" in str(tile[3]) for tile in getattr(image, "tile", [])):
@@ -83,11 +78,7 @@ def _check_header(image: Image.Image, path: Path) -> None:
 
 def too_deep(where: str, mode: str) -> ImageError:
     """The error for pixels of more than 8 bits a channel; the message begins with `where`."""
-    return ImageError(
-        f"{where}: has pixels of more than 8 bits ({mode})",
-        code="invalid_bit_depth",
-        remedy="convert to 8 bits first, with the window you want",
-    )
+    return image_error(where, f"has pixels of more than 8 bits ({mode})", "invalid_bit_depth")
 
 
 def drop_alpha(image: Image.Image, path: Path) -> Image.Image:
@@ -95,11 +86,6 @@ def drop_alpha(image: Image.Image, path: Path) -> Image.Image:
     if not image.has_transparency_data:
         return image
     if np.asarray(image.convert("RGBA").getchannel("A")).min() < 255:
-        raise image_error(
-            path,
-            "is partly transparent",
-            "transparent_image",
-            "put it on the background you want and save it without alpha",
-        )
+        raise image_error(path, "is partly transparent", "transparent_image")
     image.info.pop("transparency", None)
     return image.convert({"LA": "L", "RGBA": "RGB"}.get(image.mode, image.mode))

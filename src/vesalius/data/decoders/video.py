@@ -21,7 +21,6 @@ from jaxtyping import Int64, UInt8
 
 from vesalius.data.decoders.containers import container_of, stated_bytes
 from vesalius.data.decoders.limits import check_pixels, decoding, image_error, version_of
-from vesalius.errors import ImageError
 from vesalius.extras import require
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mpg", ".mpeg")
@@ -111,13 +110,7 @@ class VideoDecoder:
         for index in range(at + 1, frame + 1):
             picture = next(self._pictures, None)
             if picture is None or picture.is_corrupt or picture.pts != self.index.times[index]:
-                raise image_error(
-                    self.path,
-                    "is damaged or lost",
-                    "damaged_file",
-                    "copy it again from its source",
-                    f"frame {index}",
-                )
+                raise image_error(self.path, "is damaged or lost", "damaged_file", f"frame {index}")
             self._picture = picture
         self._at = frame
 
@@ -169,7 +162,6 @@ def _index(path: Path, size: int, time_ns: int) -> Index:
             path,
             f"is cut short: by its headers it has {stated} bytes, but there are {size}",
             "truncated_file",
-            "copy it again",
         )
     with decoding(path):
         times, are_keys, tick_ms = _read_packets(path)
@@ -179,9 +171,7 @@ def _index(path: Path, size: int, time_ns: int) -> Index:
     times, keys = times[order], np.flatnonzero(are_keys[order])
     if not (np.diff(times) > 0).all():
         if len(np.unique(times)) < len(times):
-            raise image_error(
-                path, "has frames of the same time", "unsupported_video", "convert it to MP4 first"
-            )
+            raise image_error(path, "has frames of the same time", "unsupported_video")
         keys = keys[:0]  # seeking by time is impossible
     return Index(times, np.union1d([0], keys).astype(np.int64), tick_ms)
 
@@ -190,7 +180,7 @@ def _container(path: Path) -> str:
     with path.open("rb") as file:
         container = container_of(file.read(512))
     if container is None:
-        raise image_error(path, "is no supported video", "unsupported_file_type", "convert it to MP4 first")
+        raise image_error(path, "is no supported video", "unsupported_file_type")
     return container
 
 
@@ -202,26 +192,17 @@ def _read_packets(path: Path) -> tuple[np.ndarray, np.ndarray, float]:
     with closing(container):
         for packet in container.demux(stream):
             if packet.is_corrupt:
-                raise image_error(
-                    path,
-                    f"is damaged after frame {len(times)}",
-                    "damaged_file",
-                    "copy it again from its source",
-                )
+                raise image_error(path, f"is damaged after frame {len(times)}", "damaged_file")
             if packet.size == 0 or packet.is_discard:  # end of stream, or hidden by an edit list
                 continue
             if packet.pts is None:
-                raise image_error(
-                    path, "has frames without a time", "unsupported_video", "convert it to MP4 first"
-                )
+                raise image_error(path, "has frames without a time", "unsupported_video")
             if len(times) == MAX_FRAMES:
-                raise image_error(
-                    path, f"has more than {MAX_FRAMES} frames", "image_too_large", "cut it into parts"
-                )
+                raise image_error(path, f"has more than {MAX_FRAMES} frames", "image_too_large")
             times.append(packet.pts)
             are_keys.append(packet.is_keyframe)
         if not times:
-            raise image_error(path, "holds no frame", "no_pixel_data", "copy it again from its source")
+            raise image_error(path, "holds no frame", "no_pixel_data")
         return np.array(times, np.int64), np.array(are_keys, bool), float(stream.time_base) * 1000
 
 
@@ -231,9 +212,7 @@ def _read_pictures(path: Path, times: np.ndarray, are_keys: np.ndarray) -> tuple
     with closing(container):
         shown = np.array([picture.pts for picture in container.decode(stream)], np.int64)
     if len(shown) != len(times):
-        raise image_error(
-            path, f"has {len(times)} frames, but {len(shown)} can be decoded", "damaged_file", "copy it again"
-        )
+        raise image_error(path, f"has {len(times)} frames, but {len(shown)} can be decoded", "damaged_file")
     return shown, np.isin(shown, times[are_keys])
 
 
@@ -249,9 +228,7 @@ def _open(path: Path) -> tuple[Any, Any]:
     try:
         streams = [each for each in container.streams.video if not _is_cover(each)]
         if len(streams) != 1:
-            raise image_error(
-                path, f"has {len(streams)} video streams", "unsupported_video", "export one of them as MP4"
-            )
+            raise image_error(path, f"has {len(streams)} video streams", "unsupported_video")
         context = streams[0].codec_context
         check_pixels(context.height, context.width, str(path))
         context.thread_count = 1  # bounded memory; several videos are read in parallel anyway
@@ -271,27 +248,16 @@ def _to_rgb(picture: Any, where: str) -> UInt8[np.ndarray, "h w 3"]:
     check_pixels(picture.height, picture.width, where)  # the size may change within a stream
     parts = picture.format.components
     if max(part.bits for part in parts) > 8:
-        raise ImageError(
-            f"{where}: has more than 8 bits a channel ({picture.format.name})",
-            code="invalid_bit_depth",
-            remedy="convert it to 8 bits first",
-        )
+        wrong = f"has more than 8 bits a channel ({picture.format.name})"
+        raise image_error(where, wrong, "invalid_bit_depth")
     if not any(part.is_alpha for part in parts):
         return np.ascontiguousarray(picture.to_ndarray(format="rgb24"))
     pixels = picture.to_ndarray(format="rgba")
     # screen recorders and uncompressed AVI leave the alpha channel all 0 without meaning transparency
     if np.ptp(pixels[:, :, 3]):
-        raise ImageError(
-            f"{where}: is partly transparent",
-            code="transparent_image",
-            remedy="put it on the background you want",
-        )
+        raise image_error(where, "is partly transparent", "transparent_image")
     return np.ascontiguousarray(pixels[:, :, :3])
 
 
 def _av() -> Any:
     return require("av", "video", "video files")
-
-
-def _error(path: Path, wrong: str, code: str, remedy: str | None = None) -> ImageError:
-    return image_error(path, f"{wrong}", code, remedy)
