@@ -24,3 +24,9 @@ def generator() -> ModuleType:
 def test_the_page_is_up_to_date(generator: ModuleType) -> None:
     """`make docs` brings it up to date."""
     assert (DOCS / "settings.md").read_text(encoding="utf-8") == generator.page()
+
+
+def test_every_setting_has_a_meaning(generator: ModuleType) -> None:
+    rows = [row for kind, _ in generator.SECTIONS.values() for row in generator.list_settings(kind)]
+    assert len(rows) > 80
+    assert [key for key, _, _, meaning in rows if not meaning] == []

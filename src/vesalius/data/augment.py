@@ -29,13 +29,21 @@ class Probabilities(Settings):
     """Probability of each augmentation; its strength is drawn independently."""
 
     rotate_degrees: Share = 1.0
+    """Probability of a random rotation."""
     scale: Share = 1.0
+    """Probability of a random scaling."""
     shift: Share = 1.0
+    """Probability of a random shift."""
     elastic: Share = 1.0
+    """Probability of a random elastic deformation."""
     gamma: Share = 1.0
+    """Probability of a random change of gamma."""
     contrast: Share = 1.0
+    """Probability of a random change of contrast."""
     blur: Share = 1.0
+    """Probability of a random blur."""
     noise: Share = 1.0
+    """Probability of a random noise."""
 
 
 class AugmentSettings(Settings):

@@ -24,6 +24,7 @@ class LoraSettings(Settings):
     """LoRA of one part: two small matrices A and B for each linear layer, W + alpha / rank * B @ A."""
 
     rank: int = Field(default=16, ge=1)
+    """Rank of the two matrices."""
     alpha: float = Field(default_factory=lambda given: 2.0 * given["rank"], gt=0)
     """Default: twice the rank, as published."""
     dropout: float = Field(default=0.05, ge=0, lt=1)

@@ -20,6 +20,7 @@ class TrainingData(Settings):
     """Datasets of a run, in any supported format."""
 
     train: Path
+    """Training dataset."""
     val: Path | None = None
     """Validation data; without it the last checkpoint counts as the best."""
     prompt: str | None = None
@@ -32,8 +33,11 @@ class OptimSettings(Settings):
     """AdamW with warm-up and cosine decay to a thousandth of `lr`. Defaults are those of the published fine-tuning."""
 
     lr: float = Field(default=4e-5, gt=0)
+    """Peak learning rate."""
     weight_decay: float = Field(default=0.05, ge=0)
+    """Weight decay of AdamW."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Decay rates of the moments of AdamW."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Norm to which a larger gradient is clipped."""
     warmup_ratio: float = Field(default=0.05, ge=0, lt=1)
@@ -60,6 +64,7 @@ class ValidateSettings(Settings):
     """Validation schedule and metric."""
 
     every_epochs: int = Field(default=1, ge=1)
+    """Epochs between validations."""
     limit: int | None = Field(default=None, ge=1)
     """Number of samples, from the first; None: all."""
     metric: str = "dice"
@@ -94,7 +99,9 @@ class RunSettings(Settings):
     """What trains: a preset from the projector alone to all weights, or a preset with LoRA sizes, 4 bits, checkpointing."""
     loss: LossSettings = LossSettings()
     steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps of the run."""
     epochs: int | None = Field(default=None, ge=1)
+    """Passes over the training samples."""
     minutes: float | None = Field(default=None, gt=0)
     """Minutes of training steps, without validation. A run limited by time cannot be repeated exactly."""
     batch_size: int = Field(default=4, ge=1)
@@ -102,6 +109,7 @@ class RunSettings(Settings):
     num_workers: int = Field(default=1, ge=0)
     """Threads that load the next batches; 0 loads them in the loop."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16`: autocast to bfloat16; weights and optimizer state stay in float32."""
     optim: OptimSettings = OptimSettings()
     augment: AugmentSettings = AugmentSettings()
     tasks: TaskSettings = TaskSettings()
@@ -112,6 +120,7 @@ class RunSettings(Settings):
     """Experiment trackers of Accelerate: tensorboard, wandb, mlflow and others, with files in the run folder. None:
     TensorBoard if it is installed; []: no tracker."""
     seed: int = Field(default=0, ge=0, lt=2**63)
+    """Random seed; the same seed gives the same batches."""
     out: Path
     """The run folder."""
 
