@@ -404,7 +404,7 @@ def test_sizes_may_have_decimals() -> None:
         ("tiny", None, "train", ["dtype=float16"], "bad_value", "loss scaling"),
         ("tiny", None, "predict", ["batch_size=16", "prompts=32"], "bad_value", "256"),
         ("tiny", None, "predict", ["image=[0, 5]"], "bad_value", "20000"),
-        ("tiny", None, "predict", ["text_tokens=5000"], "context_exceeded", "tokens"),
+        ("tiny", None, "predict", ["text_tokens=5000"], "context_too_long", "tokens"),
         ("tiny", None, "predict", ["cpu_memory=64G"], "bad_value", "64G"),
         ("Sa2VA-Qwen3-VL-4B", None, "predict", ["image=[10, 9000]"], "aspect_ratio", ""),
     ],

@@ -184,7 +184,7 @@ class PlanTask:
                 raise SettingError(
                     f"{self.spec.name}: a question of {cost.tokens} tokens is longer than the model's context of "
                     f"{self.spec.context}; lower text_tokens or the image size",
-                    code="context_exceeded",
+                    code="context_too_long",
                     field="text_tokens",
                 )
             self._costs[key] = cost
