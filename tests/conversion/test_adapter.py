@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,43 +177,41 @@ def changed_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], ob
     safetensors.torch.save_file(tensors, folder / TENSORS)
 
 
-FAULTS = {
-    "no config": (lambda folder: (folder / CONFIG).unlink(), r"adapter_config\.json: cannot be read"),
-    "no JSON": (lambda folder: (folder / CONFIG).write_text("{"), "is not the JSON of an adapter"),
-    "other method": (
-        lambda folder: changed_config(folder, peft_type="IA3"),
-        "is not a LoRA with r, lora_alpha",
-    ),
-    "DoRA": (lambda folder: changed_config(folder, use_dora=True), "use_dora is not supported"),
+FAULTS = {  # what to damage, the code, and a name or number in the message
+    "no config": (lambda folder: (folder / CONFIG).unlink(), "damaged_model", CONFIG),
+    "no JSON": (lambda folder: (folder / CONFIG).write_text("{"), "bad_adapter", CONFIG),
+    "other method": (lambda folder: changed_config(folder, peft_type="IA3"), "bad_adapter", "lora_alpha"),
+    "DoRA": (lambda folder: changed_config(folder, use_dora=True), "bad_adapter", "use_dora"),
     "code by name": (
         lambda folder: changed_config(folder, megatron_config={"a": 1}),
-        "megatron_config is not",
+        "bad_adapter",
+        "megatron_config",
     ),
-    "unknown layers": (lambda folder: changed_config(folder, target_modules=["x"]), "does not fit the model"),
-    "rank": (lambda folder: changed_config(folder, r=3), "66 tensors do not fit the model"),
-    "no tensors": (
-        lambda folder: (folder / TENSORS).unlink(),
-        r"adapter_model\.safetensors: cannot be opened",
-    ),
+    "unknown layers": (lambda folder: changed_config(folder, target_modules=["x"]), "adapter_mismatch", "x"),
+    "rank": (lambda folder: changed_config(folder, r=3), "adapter_mismatch", "66 misshapen"),
+    "no tensors": (lambda folder: (folder / TENSORS).unlink(), "damaged_model", TENSORS),
     "cut": (
         lambda folder: (folder / TENSORS).write_bytes((folder / TENSORS).read_bytes()[:-9]),
-        r"adapter_model\.safetensors: cannot be opened",
+        "damaged_model",
+        TENSORS,
     ),
     "one missing": (
         lambda folder: changed_tensors(folder, lambda tensors: tensors.pop(min(tensors))),
-        r"1 tensors do not fit the model\n.*absent in the file",
+        "adapter_mismatch",
+        "1 missing",
     ),
     "one too many": (
         lambda folder: changed_tensors(folder, lambda tensors: tensors.update(x=torch.ones(1))),
-        r"x: \(1,\) in the file, absent in the model",
+        "adapter_mismatch",
+        "1 unknown: x",
     ),
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_faulty_adapter_is_refused(small: Case, adapter: Path, tmp_path: Path, fault: str) -> None:
-    damage, message = FAULTS[fault]
-    folder = Path(shutil.copytree(adapter, tmp_path / "faulty"))
-    damage(folder)
-    with pytest.raises(CheckpointError, match=message):
-        apply_adapter(small.vlm(None), folder)
+@pytest.mark.parametrize(("damage", "code", "name"), FAULTS.values(), ids=FAULTS)
+def test_a_faulty_adapter_is_refused(
+    small: Case, adapter: Path, damage: Callable[[Path], object], code: str, name: str
+) -> None:
+    damage(adapter)
+    with raises_code(CheckpointError, code, name):
+        apply_adapter(small.vlm(None), adapter)

@@ -17,7 +17,7 @@ from tests.codes import raises_code
 from vesalius import visualization
 from vesalius.data.dataset import Dataset
 from vesalius.data.images import read_image
-from vesalius.errors import DataError, OutputError, SettingError
+from vesalius.errors import AnnotationError, DataError, OutputError, SettingError
 from vesalius.evaluation.metrics import METRICS
 from vesalius.files import check_replaceable
 from vesalius.lineage import hash_pixels
@@ -331,15 +331,14 @@ def test_data_that_cannot_be_scored_is_refused_before_anything_is_predicted(tmp_
     twice = Sample("e", data.samples[0].image, ("x", "x"), data.samples[0].masks * 2)
 
     same_id = (*data.samples, data.samples[1])
-    for samples, words in [
-        ((), "no samples"),
-        ((*data.samples, bare), "1 of 4"),
-        ((twice,), "'x'"),
-        (same_id, "2 samples have the id b"),
+    for samples, kind, code, name in [
+        ((), DataError, "no_samples", ""),
+        ((*data.samples, bare), AnnotationError, "unlabeled_image", "1 of 4"),
+        ((twice,), DataError, "duplicate_prompt", "'x'"),
+        (same_id, DataError, "duplicate_id", "2 samples have the id b"),
     ]:
-        with pytest.raises(DataError) as caught:
+        with raises_code(kind, code, name):
             evaluate(segmenter, Dataset("bad", "maskfolder", tmp_path, samples), tmp_path / "out")
-        assert words in str(caught.value)
     for setting in ({"limit": 0}, {"num_workers": -1}):
         with raises_code(SettingError, "bad_value", *setting):
             scoring.evaluate(segmenter, data, tmp_path / "out", **setting)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from vesalius.errors import DataError
+from vesalius.types import Status
 
+OPEN = ConfigDict(strict=True, extra="allow")
+"""Strict in the fields that are read; unknown fields are kept."""
 METRICS_FILE, ROWS = "metrics.json", "samples.jsonl"
 MAX_PROMPTS = 50
 """With more different prompts, results by prompt are left out of summaries and comparisons, and a note says so."""
@@ -27,26 +29,26 @@ ResultKey = tuple[str, str]
 class _MetricsFile(BaseModel):
     """Fields of metrics.json that a comparison needs."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = OPEN
     model: dict[str, Any]
     data: dict[str, Any]
     coverage: dict[str, Any]
     mean: dict[str, Any]
 
 
-class _RowFields(BaseModel):
-    """Fields that every row has; the metrics are checked apart, by the names in metrics.json."""
+class _Row(BaseModel):
+    """Fields that every row has besides the metrics in metrics.json."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = OPEN
     id: str
     group: str
     prompt: str
-    status: Literal["ok", "failed", "no_seg"]
+    status: Status
 
 
-_METRICS_FILE, _ROW_FIELDS = TypeAdapter(_MetricsFile), TypeAdapter(_RowFields)
-_SCORES = TypeAdapter(dict[str, Annotated[float, Field(strict=True, allow_inf_nan=False)] | None])
-_NO_SCORES = TypeAdapter(dict[str, None])
+_METRICS_FILE, _ROW = TypeAdapter(_MetricsFile), TypeAdapter(_Row)
+_SCORES = TypeAdapter[Any](dict[str, Annotated[float, Field(strict=True, allow_inf_nan=False)] | None])
+_NO_SCORES = TypeAdapter[Any](dict[str, None])
 
 
 @dataclass(frozen=True)
@@ -69,42 +71,39 @@ class Evaluation:
 def read_evaluation(folder: Path, name: str) -> Evaluation:
     """Read the evaluation in a folder and call it `name`.
 
-    DataError, naming file and line, for a file that cannot be read or is not strict JSON, a duplicate row, a
-    missing or invalid field, a failed row with a score, and rows that disagree with the counts in metrics.json.
+    DataError, naming file, line and field, for a file that cannot be read or is not JSON, a duplicate row, a missing or
+    invalid field, a failed row with a score, and rows that disagree with the counts in metrics.json.
     """
     path = folder / METRICS_FILE
-    facts = read_object(read_bytes(path), path)
-    parse_fields(_METRICS_FILE, facts, path)
+    facts = dict(parse(_METRICS_FILE, read_bytes(path), path))
     path = folder / ROWS
     rows: dict[ResultKey, ResultRow] = {}
     metrics: tuple[str, ...] = ()
     for number, line in enumerate(split_lines(read_bytes(path)), start=1):
-        row = read_object(line, path, number)
+        row = dict(parse(_ROW, line, path, number))
         if number == 1:  # a mean without a column, such as the [SEG] rate, is not compared
             metrics = tuple(metric for metric in facts["mean"] if metric in row)
-        parse_fields(_ROW_FIELDS, row, path, number)
         scores = {metric: row.get(metric, "missing") for metric in metrics}
-        schema: TypeAdapter[Any] = _NO_SCORES if row["status"] == "failed" else _SCORES
-        parse_fields(schema, scores, path, number)
+        parse(_NO_SCORES if row["status"] == "failed" else _SCORES, scores, path, number)
         key = row["id"], row["prompt"]
         if key in rows:
-            raise DataError(
-                f"{path}, line {number}: {key[0]} ({key[1]}) is a duplicate",
-                code="duplicate_id",
-                path=path,
-                field=f"line {number}",
-            )
+            raise duplicate(path, number, key)
         rows[key] = row
     _check_counts(folder, facts["coverage"], rows)
     return Evaluation(name, facts, rows, metrics)
 
 
-def parse_fields(
-    schema: TypeAdapter[T], value: Any, path: Path, line: int | None = None, *, code: str = "invalid_results"
+def parse(
+    schema: TypeAdapter[T],
+    value: Any,
+    path: Path,
+    line: int | None = None,
+    *,
+    code: str = "invalid_results",
 ) -> T:
-    """The value as its schema reads it; DataError, naming file, line and field, if it does not fit."""
+    """JSON bytes, or a value, as the schema reads it; DataError, naming file, line and field, if it does not fit."""
     try:
-        return schema.validate_python(value)
+        return schema.validate_json(value) if isinstance(value, bytes) else schema.validate_python(value)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         field = ".".join(map(str, fault["loc"]))
@@ -115,6 +114,12 @@ def parse_fields(
             path=path,
             field=field if line is None else f"line {line}, {field}",
         ) from error
+
+
+def duplicate(path: Path, line: int, key: ResultKey) -> DataError:
+    """The error of a row whose id and prompt an earlier row has."""
+    message = f"{path}, line {line}: {key[0]} ({key[1]}) is a duplicate"
+    return DataError(message, code="duplicate_id", path=path, field=f"line {line}")
 
 
 def _check_counts(folder: Path, coverage: Mapping[str, Any], rows: Mapping[ResultKey, ResultRow]) -> None:
@@ -141,26 +146,6 @@ def read_bytes(path: Path) -> bytes:
 def split_lines(content: bytes) -> list[bytes]:
     """The lines of a JSON lines file; unlike `splitlines`, line separators within a text do not count."""
     return content.removesuffix(b"\n").split(b"\n") if content else []
-
-
-def read_object(
-    text: bytes, path: Path, line: int | None = None, *, code: str = "invalid_results"
-) -> dict[str, Any]:
-    """The JSON object in a file or line; DataError if it is none, or has NaN or Infinity."""
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not JSON")
-
-    where = str(path) if line is None else f"{path}, line {line}"
-    try:
-        value = json.loads(text.decode(), parse_constant=refuse)
-        if not isinstance(value, dict):
-            raise ValueError(f"{type(value).__name__} instead of an object")
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{where}: cannot be read as a JSON object ({error})", code=code, path=path
-        ) from error
-    return value
 
 
 def _list_counts(coverage: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter
 
 from vesalius.data.images import read_mask
 from vesalius.errors import DataError, SettingError
@@ -18,7 +18,7 @@ from vesalius.lineage import hash_file
 from vesalius.mask_maps import Stored
 from vesalius.masks import Size, decode_rle
 from vesalius.names import list_names, result_stems
-from vesalius.scoring.results import ResultKey, parse_fields, read_bytes, read_object, split_lines
+from vesalius.scoring.results import OPEN, ResultKey, duplicate, parse, read_bytes, split_lines
 from vesalius.scoring.roi import masks_by_id
 from vesalius.segmenter import ModelDescription, Segmenter
 from vesalius.types import Item, Prediction, Sample, Status
@@ -30,7 +30,7 @@ INVALID = "invalid_prediction"
 class StoredLine(BaseModel):
     """One line of predictions.jsonl; a wrong mask, RLE or probability file fails that prediction alone."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    model_config = OPEN
     id: str
     prompt: str
     status: Status
@@ -45,13 +45,13 @@ class StoredLine(BaseModel):
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow")
+    model_config = OPEN
     threshold: float | None = Field(default=None, gt=0, lt=1)
     tta: Any = None
 
 
 class _Lineage(BaseModel):
-    model_config = ConfigDict(strict=True)
+    model_config = OPEN
     training_images: list[str] | None = None
     trained_on_unknown: bool | None = None
     training_perceptual_hashes: list[str] = []
@@ -61,7 +61,7 @@ class _Lineage(BaseModel):
 class StoredRun(BaseModel):
     """Content of run.json; all defaults without that file."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = OPEN
     model: dict[str, Any] = {}
     settings: _Settings = _Settings()
     lineage: _Lineage = _Lineage()
@@ -271,20 +271,15 @@ def _named(key: ResultKey) -> str:
 def _read_run(path: Path) -> StoredRun:
     if not path.is_file():
         return StoredRun()
-    return parse_fields(_RUN, read_object(read_bytes(path), path, code=INVALID), path, code=INVALID)
+    return parse(_RUN, read_bytes(path), path, code=INVALID)
 
 
 def _read_lines(path: Path) -> dict[ResultKey, StoredLine]:
     lines: dict[ResultKey, StoredLine] = {}
     for number, text in enumerate(split_lines(read_bytes(path)), start=1):
-        line = parse_fields(_LINE, read_object(text, path, number, code=INVALID), path, number, code=INVALID)
+        line = parse(_LINE, text, path, number, code=INVALID)
         if (line.id, line.prompt) in lines:
-            raise DataError(
-                f"{path}, line {number}: {_named((line.id, line.prompt))} is a duplicate",
-                code="duplicate_id",
-                path=path,
-                field=f"line {number}",
-            )
+            raise duplicate(path, number, (line.id, line.prompt))
         lines[line.id, line.prompt] = line
     return lines
 
