@@ -1,4 +1,4 @@
-"""Angiograms as DICOM files, made from arrays: one frame or a cine, in every transfer syntax that can be written here."""
+"""Angiograms as DICOM files from arrays: single frames or cines, in every transfer syntax that can be written here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vesalius.masks import Rle
 
 XA = "1.2.840.10008.5.1.4.1.1.12.1"
 PATIENT = "Vogel^Greta"
-"""A name to look for where none may be."""
+"""A name that must not appear in messages or de-identified files."""
 SYNTAXES = {
     "explicit": uid.ExplicitVRLittleEndian,
     "implicit": uid.ImplicitVRLittleEndian,
@@ -27,13 +27,13 @@ SYNTAXES = {
     "jpeg 2000": uid.JPEG2000,
     "jpeg baseline": uid.JPEGBaseline8Bit,
 }
-"""Those that pydicom and Pillow can write; JPEG-LS and the other JPEGs are read from pydicom's own files."""
+"""Syntaxes that pydicom and Pillow can write; JPEG-LS and other JPEGs are tested with pydicom's own files."""
 
 
 def make_xa(frames: np.ndarray, **tags: Any) -> Dataset:
     """The dataset of an angiogram: frames (f, h, w) uint8, uint16 or int16, a cine unless f = 1; `tags` by keyword.
 
-    None takes a tag away.
+    None removes a tag.
     """
     xa = Dataset()
     n, rows, columns = frames.shape[:3]
@@ -95,12 +95,12 @@ def make_xa(frames: np.ndarray, **tags: Any) -> Dataset:
 
 
 def write_xa(path: Path, frames: np.ndarray, syntax: str = "explicit", **tags: Any) -> Path:
-    """The same as a file in one of `SYNTAXES`."""
+    """Write the angiogram of `make_xa` as a file in one of `SYNTAXES`."""
     return write(path, make_xa(frames, **tags), frames, syntax)
 
 
 def write(path: Path, made: Dataset, frames: np.ndarray, syntax: str = "explicit") -> Path:
-    """A dataset whose pixels are `frames`, as a file."""
+    """Write a dataset with `frames` as its pixels."""
     encoding = SYNTAXES[syntax]
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
@@ -139,13 +139,13 @@ def write_report(path: Path, sop_class: str = "1.2.840.10008.5.1.4.1.1.11.1") ->
 
 
 def angiogram(path: Path, n: int, size: tuple[int, int] = (11, 13), **tags: object) -> Path:
-    """A file of noise, n frames."""
+    """A file of `n` frames of noise."""
     frames = np.random.default_rng(n).integers(0, 256, (n, *size), dtype=np.uint8)
     return write_xa(path, frames, **tags)
 
 
 def read_masks(path: Path, image: str = "1.2.3.4.1") -> dict[str, dict[int, Rle]]:
-    """Label -> frame -> mask of a segmentation that speaks of one image."""
+    """Label -> frame -> mask of a segmentation of one image."""
     segmentation = read_segmentation(path)
     assert segmentation.images == {image}
     return {

@@ -1,4 +1,4 @@
-"""From a synthetic cine as DICOM to a segmentation that is read back: every step by the command line."""
+"""The command line from a synthetic DICOM cine to its segmentation: import, predict, read back, check."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .dicom_files import PATIENT, write_xa
 VESSEL = "blood vessel"
 
 
-def test_a_synthetic_cine_becomes_dicom_is_imported_without_names_segmented_and_read_back(
+def test_a_cine_as_dicom_is_deidentified_segmented_and_read_back(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = ["synth", tmp_path / "synth", "--n", "1", "--frames", "5", "--size", "128", "--seed", "4"]

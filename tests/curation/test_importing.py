@@ -411,7 +411,7 @@ def test_a_failed_import_leaves_no_key(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_cancelled_import_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for i in range(60):
-        data = zlib.compress(bytes(i))  # of different lengths, for pictures that differ
+        data = zlib.compress(bytes(i))  # of different lengths, for different images
         Image.fromarray(texture(len(data) + i, 200)).save(tmp_path / "in" / f"{i}.png")
     arguments = ["import", tmp_path / "in", tmp_path / "out", "--pseudonymize"]
     process = subprocess.Popen([sys.executable, "-m", "vesalius", *arguments], stderr=subprocess.DEVNULL)

@@ -140,7 +140,7 @@ def test_a_unit_contains_whole_groups_clips_and_duplicates(data: st.DataObject, 
 
 
 def copies(root: Path) -> None:
-    """Beside p0_0: the same pixels under another name and in another file, and a brighter and cut version."""
+    """Adds to p0_0 a copy in another file format and a brighter, cropped copy."""
     image = texture(0)
     Image.fromarray(image).save(root / "images" / "p4_same.bmp")
     near = np.clip(image[1:, 1:] * 1.1 + 3, 0, 255).astype(np.uint8)
@@ -255,7 +255,7 @@ def test_a_killed_split_leaves_nothing(tmp_path: Path) -> None:
     while not partial.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)
     process.send_signal(signal.SIGTERM)
-    if process.wait(timeout=60) == 1:  # it had not been done
+    if process.wait(timeout=60) == 1:  # it was not finished
         assert not out.exists()
         assert not partial.exists()
 

@@ -1,4 +1,4 @@
-"""Groups shared out to parts: whole, in the fractions asked for, each part like the whole."""
+"""Stratified parts: whole groups, the requested fractions, and similar label shares in each part."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from vesalius.curation.stratification import improve, stratify
 
 
-def share_out(sizes: np.ndarray, labels: np.ndarray, fractions: list[float], seed: int) -> np.ndarray:
+def divide(sizes: np.ndarray, labels: np.ndarray, fractions: list[float], seed: int) -> np.ndarray:
     parts = stratify(sizes, labels, fractions, seed)
     return improve(parts, sizes, np.column_stack([labels, sizes]).astype(float), fractions, seed)
 
 
-def test_four_alike_images_of_two_kinds_are_shared_out_evenly() -> None:
+def test_four_groups_with_two_labels_are_divided_evenly() -> None:
     labels = np.array([[1, 0], [1, 0], [0, 1], [0, 1]])
     parts = stratify(np.ones(4, int), labels, [0.5, 0.5], seed=0)
     assert sorted(parts[:2]) == sorted(parts[2:]) == [0, 1]
@@ -33,7 +33,7 @@ def test_fractions_are_met_within_the_largest_group_and_no_part_is_empty(
     counts = np.array(sizes)
     labels = draw.integers(0, counts[:, None] + 1, (len(sizes), 4))
     fractions = [weight / sum(weights) for weight in weights]
-    parts = share_out(counts, labels, fractions, seed)
+    parts = divide(counts, labels, fractions, seed)
     assert set(parts.tolist()) == set(range(len(fractions)))
     wanted = np.array(fractions) * counts.sum()
     off = abs(np.bincount(parts, counts, len(fractions)) - wanted)
@@ -45,11 +45,11 @@ def test_fractions_are_met_within_the_largest_group_and_no_part_is_empty(
 def test_the_same_seed_gives_the_same_parts(seed: int) -> None:
     draw = np.random.default_rng(seed)
     sizes, labels = draw.integers(1, 5, 12), draw.integers(0, 3, (12, 3))
-    first, second = (share_out(sizes, labels, [0.6, 0.4], seed) for _ in range(2))
+    first, second = (divide(sizes, labels, [0.6, 0.4], seed) for _ in range(2))
     np.testing.assert_array_equal(first, second)
 
 
-def test_exchanges_bring_a_measure_nearer_and_keep_the_sizes() -> None:
+def test_exchanges_balance_a_measure_and_keep_the_sizes() -> None:
     area = np.array([[8.0], [8.0], [8.0], [1.0], [1.0], [1.0]])
     parts = improve(np.array([0, 0, 0, 1, 1, 1]), np.ones(6, int), area, [0.5, 0.5], seed=0)
     assert np.bincount(parts).tolist() == [3, 3]

@@ -1,4 +1,4 @@
-"""Datasets: which format is found, how phrases merge, and how a sample becomes pixels and masks."""
+"""Datasets: detection of the format, merging of phrases, pixels and masks of a sample."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_a_prompt_replaces_every_phrase_and_unites_masks(tmp_path: Path) -> None
     assert any("mapped to 'vessel'" in note for note in dataset.notes)
 
 
-def test_merging_leaves_distinct_phrases_alone() -> None:
+def test_merging_keeps_distinct_phrases() -> None:
     sample = Sample("a", Path("a.png"), ("x", "y"), ((Absent(),), (Absent(),)))
     assert merge_phrases(sample) == sample
 
@@ -174,15 +174,6 @@ def test_groups_in_the_annotations_are_used_by_default(tmp_path: Path) -> None:
     assert "1 group; 1 image without one, each its own group" in dataset.notes
     with raises_code(SettingError, "missing_group", "entry 1 (b.png)"):
         open_dataset(tmp_path, group="group")
-
-
-@pytest.mark.parametrize(
-    ("group", "code", "holds"),
-    [("(a)", "missing_group", "'b'"), ("patient", "invalid_group", "patient"), ("(", "invalid_group", "(")],
-)
-def test_a_group_that_does_not_fit_is_refused(tmp_path: Path, group: str, code: str, holds: str) -> None:
-    with raises_code(SettingError, code, holds):
-        open_dataset(make(tmp_path), group=group)
 
 
 def test_every_kind_of_mask_becomes_the_same_pixels(tmp_path: Path) -> None:
@@ -225,7 +216,7 @@ def test_masks_that_do_not_fit_the_image_are_refused(
         load_item(sample)
 
 
-def test_points_up_to_a_pixel_outside_are_cut(tmp_path: Path) -> None:
+def test_points_up_to_a_pixel_outside_are_clipped(tmp_path: Path) -> None:
     (sample,) = load_samples(make(tmp_path, "annotations.json", one([[-1, -1, 11, -1, 11, 9, -1, 9]], ["v"])))
     masks = load_item(sample).masks
     assert masks is not None
@@ -242,7 +233,7 @@ def test_images_are_found_in_files_and_folders(tmp_path: Path) -> None:
     assert (item.prompts, item.masks) == ((), None)
 
 
-def test_image_lists_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
+def test_unusable_image_lists_are_refused(tmp_path: Path) -> None:
     root = make(tmp_path / "set")
     (tmp_path / "empty").mkdir()
     cases: list[tuple[list[Path], str]] = [
@@ -263,7 +254,7 @@ def test_epochs_are_permutations_determined_by_seed_and_epoch() -> None:
     np.testing.assert_array_equal(order, epoch_order(50, seed=1, epoch=0))
     assert (order != epoch_order(50, seed=1, epoch=1)).any()
     assert (order != epoch_order(50, seed=2, epoch=0)).any()
-    assert order[:6].tolist() == GOLDEN_ORDER  # a resumed run must visit what the first one would have
+    assert order[:6].tolist() == GOLDEN_ORDER  # a resumed run must visit the same samples
 
 
 GOLDEN_ORDER = [15, 25, 37, 23, 30, 6]

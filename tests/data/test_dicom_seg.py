@@ -34,7 +34,9 @@ def write_masks(path: Path, source: Path, segments: dict, **more: object) -> Pat
 
 @pytest.mark.parametrize("n", [1, 7])
 def test_a_segmentation_reads_back(n: int, tmp_path: Path) -> None:
-    source = angiogram(tmp_path / "a.dcm", n)  # 143 pixels a frame: none but the first begins with a byte
+    source = angiogram(
+        tmp_path / "a.dcm", n
+    )  # 143 pixels a frame: only the first frame begins at a byte border
     segments = {VESSEL: random_masks(0, (11, 13), list(range(n))), "导管": random_masks(1, (11, 13), [n - 1])}
     path = write_masks(tmp_path / "seg.dcm", source, segments)
     assert read_masks(path) == segments
@@ -187,7 +189,7 @@ def test_dciodvfy_finds_no_error(n: int, tmp_path: Path) -> None:
     path = write_masks(tmp_path / "seg.dcm", source, segments, unanswered=list(range(1, n, 2)))
     done = subprocess.run([VALIDATOR, "-new", str(path)], capture_output=True, text=True, check=False)
     assert (done.stdout + done.stderr).split("\n") == ["Segmentation", ""]
-    # that it would: an object without its type is no segmentation
+    # control: it reports an object without its segmentation type
     tags = pydicom.dcmread(path)
     del tags.SegmentationType
     tags.save_as(path)

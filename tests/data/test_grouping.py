@@ -1,17 +1,21 @@
-"""Which patient or sequence a sample belongs to."""
+"""Groups of samples by field, DICOM attribute, folder or regular expression."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.codes import raises_code
+from tests.dicom_files import write_xa
 
 from vesalius.data.grouping import group_of, regroup
 from vesalius.data.readers.dicom import pseudonym
 from vesalius.errors import ImageError, SettingError
 from vesalius.types import Sample
+
+BLANK = np.zeros((1, 2, 2), np.uint8)
 
 
 def sample(name: str, image: str | Path = "x.png", **more: Any) -> Sample:
@@ -62,24 +66,11 @@ def test_a_sample_without_a_group_is_its_own() -> None:
     assert (group_of(sample("a")), group_of(sample("a", group="g"))) == ("a", "g")
 
 
-def write_dicom(path: Path, **attributes: str) -> Path:
-    pydicom = pytest.importorskip("pydicom")
-    header = pydicom.Dataset()
-    header.SOPClassUID, header.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.7", "1.2.3"
-    header.file_meta = pydicom.dataset.FileMetaDataset()
-    header.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    header.Rows = header.Columns = 2
-    header.SamplesPerPixel, header.PhotometricInterpretation, header.PixelRepresentation = 1, "MONOCHROME2", 0
-    header.BitsAllocated, header.BitsStored, header.HighBit = 8, 8, 7
-    header.PixelData = bytes(4)
-    for keyword, value in attributes.items():
-        setattr(header, keyword, value)
-    header.save_as(path, enforce_file_format=True)
-    return path
-
-
 def test_a_dicom_attribute_is_read_from_the_files(tmp_path: Path) -> None:
-    paths = [write_dicom(tmp_path / f"{i}.dcm", PatientID=f"P{i // 2}") for i in range(3)]
+    paths = [
+        write_xa(tmp_path / f"{i}.dcm", BLANK, PatientID=f"P{i // 2}", SeriesInstanceUID=None)
+        for i in range(3)
+    ]
     samples = [sample(f"{path.stem}__{frame}", path, frame=frame) for path in paths for frame in range(2)]
     assert groups(samples, "PatientID") == [pseudonym("patient", "P0")] * 4 + [pseudonym("patient", "P1")] * 2
     with raises_code(SettingError, "missing_group", "0.dcm", "SeriesInstanceUID"):

@@ -53,7 +53,7 @@ def test_every_8_bit_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     np.testing.assert_array_equal(read_image(tmp_path / f"a.{suffix}"), black_and_white)
 
 
-def test_an_opaque_palette_color_table_is_no_transparency(tmp_path: Path) -> None:
+def test_an_opaque_palette_is_accepted(tmp_path: Path) -> None:
     Image.fromarray(RED).quantize(4).save(tmp_path / "a.png", transparency=bytes([255, 255, 255, 255]))
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), RED)
 
@@ -190,7 +190,7 @@ PALETTE = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0], *[[9, 9, 9]] * 4, [1, 2
 INDICES: tuple[int, ...] = (1, 2, 7)
 
 
-def test_a_map_of_classes_gives_the_mask_of_each_from_gray_levels_or_palette_indices(tmp_path: Path) -> None:
+def test_a_class_map_gives_the_mask_of_each_gray_level_or_palette_index(tmp_path: Path) -> None:
     Image.fromarray(CLASSES).save(tmp_path / "gray.png")
     Image.fromarray(CLASSES.astype(np.uint16)).save(tmp_path / "deep.png")
     Image.fromarray(CLASSES).convert("RGB").save(tmp_path / "rgb.png")
@@ -204,7 +204,7 @@ def test_a_map_of_classes_gives_the_mask_of_each_from_gray_levels_or_palette_ind
         assert mask_values(path) == [0, 1, 2, 7]
 
 
-def test_a_map_of_classes_gives_the_mask_of_each_from_colors(tmp_path: Path) -> None:
+def test_a_class_map_gives_the_mask_of_each_color(tmp_path: Path) -> None:
     Image.fromarray(PALETTE[CLASSES]).save(tmp_path / "rgb.png")
     Image.fromarray(PALETTE[CLASSES]).convert("RGBA").save(tmp_path / "rgba.png")
     Image.fromarray(PALETTE[CLASSES]).quantize(4).save(tmp_path / "palette.png")
@@ -237,7 +237,7 @@ def test_a_value_of_no_class_is_an_error_with_its_pixel_count(tmp_path: Path) ->
     st.booleans(),
 )
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_every_palette_image_comes_back_class_by_class(
+def test_every_palette_image_gives_the_mask_of_each_class(
     tmp_path: Path, classes: np.ndarray, bits: bool
 ) -> None:
     image = Image.fromarray(classes).convert("P")

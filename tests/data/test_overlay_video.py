@@ -1,4 +1,4 @@
-"""Overlay videos: what is in them, and that a reader never sees half of one."""
+"""Overlay videos show masks on frames and are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def test_the_video_shows_each_mask_on_its_frame(
     assert video.frame_time_ms(path) == pytest.approx(80)
     for got, frame, mask in zip(read, frames, masks, strict=True):
         error = np.abs(got.astype(int) - np.asarray(overlay(frame, mask)))
-        assert error[24:32, 8:88].mean() < 6  # inside, away from the contour, whose color is halved in size
+        assert (
+            error[24:32, 8:88].mean() < 6
+        )  # inside, away from the contour, which has half the color resolution
         assert error.mean() < 6
     assert [each.name for each in path.parent.iterdir()] == ["video.mp4"]
 
@@ -58,7 +60,7 @@ def test_odd_sides_are_padded_with_the_edge(tmp_path: Path) -> None:
     assert abs(read[:, -2:].astype(int) - 200).max() < 16
 
 
-def test_frames_are_taken_one_at_a_time(tmp_path: Path) -> None:
+def test_frames_are_consumed_one_at_a_time(tmp_path: Path) -> None:
     frames, masks = clip(3)
     alive: list[int] = []
 

@@ -66,7 +66,7 @@ def ramp(*values: int, dtype: str = "uint16") -> np.ndarray:
 
 
 def grays(path: Path, frame: int = 0) -> list[int]:
-    """The first row, of which all three colors must be equal."""
+    """Gray levels of the first row; its three channels must be equal."""
     pixels = dicom.read_frame(path, frame)
     assert pixels.dtype == np.uint8 and (pixels == pixels[:, :, :1]).all()
     return pixels[0, :, 0].tolist()
@@ -80,7 +80,7 @@ def refusal(path: Path) -> str:
 
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.dcm")), ids=lambda path: path.name)
-def test_files_of_pydicom_are_read_or_refused_for_a_reason(path: Path) -> None:
+def test_files_of_pydicom_are_read_or_have_a_code(path: Path) -> None:
     if path.name in REFUSED:
         assert refusal(path) == REFUSED[path.name]
     else:
@@ -94,12 +94,12 @@ def test_files_of_pydicom_are_read_or_refused_for_a_reason(path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["RLE", "bigendian", "expb", "implicit", "jp2klossless", "jpeg_ls_lossless", "padded"]
 )
-def test_an_image_is_the_same_in_whatever_syntax_it_was_stored(name: str) -> None:
+def test_an_image_is_the_same_in_every_transfer_syntax(name: str) -> None:
     expected = dicom.read_frame(SHIPPED / "MR_small.dcm", 0)
     np.testing.assert_array_equal(dicom.read_frame(SHIPPED / f"MR_small_{name}.dcm", 0), expected)
 
 
-def test_colors_are_the_same_in_both_orders_of_bytes_and_with_color_transforms() -> None:
+def test_colors_are_the_same_in_both_byte_orders_and_with_color_transforms() -> None:
     little, big = (dicom.read_frame(SHIPPED / f"SC_rgb_small_odd{end}.dcm", 0) for end in ("", "_big_endian"))
     np.testing.assert_array_equal(little, big)
     eight, sixteen = (dicom.read_frame(SHIPPED / f"SC_rgb_rle{end}.dcm", 0) for end in ("", "_16bit"))
@@ -110,7 +110,7 @@ def test_colors_are_the_same_in_both_orders_of_bytes_and_with_color_transforms()
 
 
 @pytest.mark.parametrize("syntax", dicom_files.SYNTAXES)
-def test_a_cine_comes_frame_by_frame_from_every_syntax(syntax: str, tmp_path: Path) -> None:
+def test_a_cine_is_read_frame_by_frame_in_every_syntax(syntax: str, tmp_path: Path) -> None:
     y, x = np.mgrid[:40, :36]
     frames = np.stack([np.clip(5 * y + i * x, 0, 255) for i in range(3)]).astype(np.uint8)
     path = write_xa(tmp_path / "cine.dcm", frames, syntax)
@@ -132,21 +132,23 @@ def test_deep_values_are_the_same_in_every_syntax(syntax: str, dtype: str, tmp_p
 @pytest.mark.parametrize(
     ("tags", "expected"),
     [
-        # (127 - 127.5) / 2 + 0.5 = 0.25; the border below is inside of the window, the one above is white
+        # (127 - 127.5) / 2 + 0.5 = 0.25; the lower border is inside the window, the upper one is white
         ({"WindowCenter": 128, "WindowWidth": 3}, [0, 64, 191, 255, 255]),
         ({"WindowCenter": 128, "WindowWidth": 1}, [0, 0, 255, 255, 255]),
         ({"WindowCenter": [128, 5], "WindowWidth": [3, 5]}, [0, 64, 191, 255, 255]),
         ({"WindowCenter": 128, "WindowWidth": 4, "VOILUTFunction": "LINEAR_EXACT"}, [0, 64, 128, 191, 255]),
         # 255 / (1 + exp(-4 (129 - 128) / 4)) = 186.4
         ({"WindowCenter": 128, "WindowWidth": 4, "VOILUTFunction": "SIGMOID"}, [30, 69, 128, 186, 225]),
-        # the window speaks of values after the slope: 2 * 128 - 100 = 156
+        # the window applies after the slope: 2 * 128 - 100 = 156
         (
             {"RescaleSlope": 2, "RescaleIntercept": -100, "WindowCenter": 156.5, "WindowWidth": 9},
             [0, 64, 128, 191, 255],
         ),
     ],
 )
-def test_windows_give_the_grays_of_the_standard(tags: dict, expected: list[int], tmp_path: Path) -> None:
+def test_windows_give_the_gray_levels_of_the_standard(
+    tags: dict, expected: list[int], tmp_path: Path
+) -> None:
     path = write_xa(tmp_path / "a.dcm", ramp(126, 127, 128, 129, 130), **tags)
     assert grays(path) == expected
 
@@ -172,7 +174,7 @@ def lut(first: int, bits: int, *entries: int) -> list[Dataset]:
     return [item]
 
 
-def test_tables_are_looked_up_and_hold_their_ends(tmp_path: Path) -> None:
+def test_lookup_tables_extend_their_first_and_last_entries(tmp_path: Path) -> None:
     path = write_xa(tmp_path / "a.dcm", ramp(9, 10, 11, 12, 13), VOILUTSequence=lut(10, 8, 0, 102, 255))
     assert grays(path) == [0, 0, 102, 255, 255]
     path = write_xa(
@@ -188,7 +190,7 @@ def test_tables_are_looked_up_and_hold_their_ends(tmp_path: Path) -> None:
     assert refusal(write_xa(tmp_path / "c.dcm", ramp(0, 1), VOILUTSequence=short)) == "invalid_lut"
 
 
-def test_the_way_back_to_x_ray_intensity_is_not_for_display(tmp_path: Path) -> None:
+def test_a_transform_to_x_ray_intensity_is_not_displayed(tmp_path: Path) -> None:
     tags = {"ModalityLUTSequence": lut(0, 8, 255, 0, 0), "WindowCenter": 1.5, "WindowWidth": 3}
     assert grays(write_xa(tmp_path / "a.dcm", ramp(0, 1, 2), PixelIntensityRelationship="LOG", **tags)) == [
         0,
@@ -198,7 +200,7 @@ def test_the_way_back_to_x_ray_intensity_is_not_for_display(tmp_path: Path) -> N
     assert grays(write_xa(tmp_path / "b.dcm", ramp(0, 1, 2), **tags)) == [255, 0, 0]
 
 
-def test_monochrome1_is_the_inverse(tmp_path: Path) -> None:
+def test_monochrome1_is_inverted(tmp_path: Path) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (1, 9, 7), dtype=np.uint8)
     window = {"WindowCenter": 100, "WindowWidth": 77}
     plain = dicom.read_frame(write_xa(tmp_path / "a.dcm", frames, **window), 0)
@@ -212,7 +214,7 @@ def test_monochrome1_is_the_inverse(tmp_path: Path) -> None:
     np.testing.assert_array_equal(inverse, shape)
 
 
-def test_eight_bits_without_a_window_are_shown_as_they_are(tmp_path: Path) -> None:
+def test_eight_bits_without_a_window_are_unchanged(tmp_path: Path) -> None:
     assert grays(write_xa(tmp_path / "a.dcm", ramp(0, 1, 128, 200, dtype="uint8"))) == [0, 1, 128, 200]
     six = write_xa(tmp_path / "b.dcm", ramp(0, 21, 63, dtype="uint8"), BitsStored=6)
     assert grays(six) == [0, 85, 255]
@@ -229,7 +231,7 @@ def test_deep_values_without_a_window_have_one_range_for_the_whole_cine(tmp_path
     assert grays(flat) == [0, 0]
 
 
-def test_padding_is_black_and_does_not_count(tmp_path: Path) -> None:
+def test_padding_is_black_and_outside_the_value_range(tmp_path: Path) -> None:
     values = ramp(0, 900, 1140, 1200, 60000)
     path = write_xa(tmp_path / "a.dcm", values, PixelPaddingValue=0, PixelPaddingRangeLimit=899)
     assert grays(path) == [0, 0, 1, 1, 255]
@@ -392,14 +394,14 @@ def test_facts_are_those_of_the_header(tmp_path: Path) -> None:
         ({"InstanceNumber": None}, "instance_number", None),
     ],
 )
-def test_facts_are_looked_for_where_they_may_be(
+def test_facts_are_read_from_alternative_attributes(
     tags: dict, field: str, expected: object, tmp_path: Path
 ) -> None:
     path = write_xa(tmp_path / "a.dcm", np.zeros((3, 4, 5), dtype=np.uint8), **tags)
     assert getattr(dicom.read_facts(path), field) == expected
 
 
-def test_objects_without_an_image_are_no_images_of_a_folder(tmp_path: Path) -> None:
+def test_objects_without_an_image_are_ignored_in_a_folder(tmp_path: Path) -> None:
     write_xa(tmp_path / "1.2.840.17", np.zeros((2, 4, 4), dtype=np.uint8))
     report = write_report(tmp_path / "state.dcm")
     assert [sample.id for sample in find_images([tmp_path])] == ["1.2.840.17__0000", "1.2.840.17__0001"]
@@ -409,7 +411,7 @@ def test_objects_without_an_image_are_no_images_of_a_folder(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["JPEG-lossy.dcm", "badVR.dcm", "SC_rgb_jpeg.dcm", "rtplan_truncated.dcm"])
-def test_pydicom_says_nothing(
+def test_warnings_of_pydicom_are_suppressed(
     name: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture
 ) -> None:
     levels = {each: logging.getLogger(each).level for each in ("pydicom", "pylibjpeg", "openjpeg")}
@@ -423,7 +425,7 @@ def test_pydicom_says_nothing(
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[bytes]]:
-    """A place for a file, and what to damage."""
+    """A path for a file, and contents to damage."""
     folder = tmp_path_factory.mktemp("fuzz")
     frames = np.random.default_rng(0).integers(0, 256, (2, 40, 36), dtype=np.uint8)
     tags = {"WindowCenter": [100, 20], "WindowWidth": [50, 3], "VOILUTSequence": lut(0, 8, 1, 2, 3)}

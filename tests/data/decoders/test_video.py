@@ -92,7 +92,7 @@ def test_lossless_frames_come_back_exactly(clips: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LOSSY)
-def test_lossy_frames_are_those_asked_for_in_any_order(clips: Path, name: str) -> None:
+def test_lossy_frames_are_the_requested_ones_in_any_order(clips: Path, name: str) -> None:
     path = clips / name
     in_order = read_video(path)
     assert len(in_order) == video.count_frames(path) == N
@@ -135,11 +135,11 @@ def test_a_video_is_recognized_by_its_bytes_under_any_name(clips: Path, tmp_path
         (b"", None),
     ],
 )
-def test_containers_are_told_apart(head: bytes, container: str | None) -> None:
+def test_containers_are_recognized(head: bytes, container: str | None) -> None:
     assert container_of(head) == container
 
 
-def test_time_between_frames_is_that_of_the_file(clips: Path, tmp_path: Path) -> None:
+def test_the_time_between_frames_is_read(clips: Path, tmp_path: Path) -> None:
     assert video.frame_time_ms(clips / "h264.mp4") == pytest.approx(40)
     assert video.frame_time_ms(clips / "h264.avi") == pytest.approx(40)
     assert video.frame_time_ms(write(tmp_path / "one.mkv", "ffv1", "bgr0", n=1)) is None
@@ -149,7 +149,7 @@ def test_single_frame_needs_no_number(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(write(tmp_path / "one.mkv", "ffv1", "bgr0", n=1)), picture(0))
 
 
-def test_frames_that_an_edit_hides_do_not_count(tmp_path: Path) -> None:
+def test_frames_hidden_by_an_edit_list_do_not_count(tmp_path: Path) -> None:
     path = write(tmp_path / "cut.mp4", "libx264rgb", "rgb24", first=5, qp="0", bf="0")
     assert video.count_frames(path) == N - 5
     for i in (3, 0, 24, 10):
@@ -278,7 +278,7 @@ def test_a_length_that_no_header_states_is_unknown(clips: Path, tmp_path: Path) 
     assert stated_bytes(tmp_path / "open.avi", "avi") is None
 
 
-def test_damage_inside_of_a_frame_is_an_error_until_the_next_key_frame(clips: Path, tmp_path: Path) -> None:
+def test_damage_within_a_frame_is_an_error_until_the_next_key_frame(clips: Path, tmp_path: Path) -> None:
     data = bytearray((clips / "mpeg4.avi").read_bytes())
     with av.open(str(clips / "mpeg4.avi")) as container:
         packets = [packet for packet in container.demux(video=0) if packet.size]
@@ -295,7 +295,7 @@ def test_frames_around_a_damaged_one_are_not_concealed(clips: Path, tmp_path: Pa
         packets = [packet for packet in container.demux(video=0) if packet.size]
     keys = [i for i, packet in enumerate(packets) if packet.is_keyframe]
     data = bytearray((clips / "h264.mp4").read_bytes())
-    hurt = packets[keys[1] + 1]  # what the rest of the second group builds on
+    hurt = packets[keys[1] + 1]  # the rest of the second group depends on it
     data[hurt.pos + 12 : hurt.pos + hurt.size] = bytes(hurt.size - 12)
     path = tmp_path / "damaged.mp4"
     path.write_bytes(data)
