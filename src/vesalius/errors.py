@@ -15,7 +15,7 @@ VesaliusError              base class: one sentence for the user; the command li
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 
 class VesaliusError(Exception):
@@ -44,6 +44,11 @@ class VesaliusError(Exception):
         self.path = None if path is None else str(path)
         self.field = field
         self.remedy = remedy
+
+    @classmethod
+    def at(cls, path: str | Path, message: str, *, code: str, field: str | None = None) -> Self:
+        """An error about a file or folder, with its path before the message."""
+        return cls(f"{path}: {message}", code=code, path=path, field=field)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Keep the fields when the error is pickled by another process."""

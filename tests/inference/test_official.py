@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.codes import raises_code
 
 from vesalius.errors import ImageError, SettingError
 from vesalius.inference.predictor import Predictor
@@ -61,22 +62,26 @@ def test_text_alone_has_no_masks(predictor: Predictor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("asked", "code", "named"),
     [
-        ({"text": "no place for the image"}, "must hold <image> once"),
-        ({"text": TEXT + TEXT}, "must hold <image> once"),
-        ({"text": TEXT + "<IMG_CONTEXT>"}, "must not hold <IMG_CONTEXT>"),
-        ({"text": TEXT, "video": ["x.png"]}, "x.png"),
-        ({"text": TEXT, "mask_prompts": [np.zeros((0, 60, 80))]}, "masks of the image's size"),
-        ({"text": TEXT, "mask_prompts": [np.ones((1, 40, 40))]}, "masks of the image's size"),
-        ({"text": TEXT, "mask_prompts": [np.zeros((1, 60, 80))]}, "region 1 of mask_prompts is empty"),
+        ({"text": "no image tag"}, "invalid_prompt", "<image>"),
+        ({"text": TEXT + TEXT}, "invalid_prompt", "<image>"),
+        ({"text": TEXT + "<IMG_CONTEXT>"}, "invalid_prompt", "<IMG_CONTEXT>"),
+        ({"text": TEXT, "mask_prompts": [np.zeros((0, 60, 80))]}, "wrong_shape", "(60, 80)"),
+        ({"text": TEXT, "mask_prompts": [np.ones((1, 40, 40))]}, "wrong_shape", "(40, 40)"),
+        ({"text": TEXT, "mask_prompts": [np.zeros((1, 60, 80))]}, "wrong_shape", "region 1"),
     ],
 )
-def test_what_does_not_fit_is_said(
-    predictor: Predictor, picture: Image.Image, asked: dict[str, object], message: str
+def test_texts_and_images_that_do_not_fit_together_are_refused(
+    predictor: Predictor, picture: Image.Image, asked: dict[str, object], code: str, named: str
 ) -> None:
-    with pytest.raises((SettingError, ImageError), match=message):
+    with raises_code(SettingError, code, named):
         predictor.predict_forward(image=picture, **asked)
+
+
+def test_a_missing_frame_of_a_video_is_refused(predictor: Predictor, picture: Image.Image) -> None:
+    with pytest.raises(ImageError, match=r"x\.png"):
+        predictor.predict_forward(image=picture, text=TEXT, video=["x.png"])
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I", "F"])

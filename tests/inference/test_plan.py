@@ -406,7 +406,7 @@ def test_sizes_may_have_decimals() -> None:
         ("tiny", None, "predict", ["image=[0, 5]"], "bad_value", "20000"),
         ("tiny", None, "predict", ["text_tokens=5000"], "context_too_long", "tokens"),
         ("tiny", None, "predict", ["cpu_memory=64G"], "bad_value", "64G"),
-        ("Sa2VA-Qwen3-VL-4B", None, "predict", ["image=[10, 9000]"], "aspect_ratio", ""),
+        ("Sa2VA-Qwen3-VL-4B", None, "predict", ["image=[10, 9000]"], "extreme_aspect_ratio", ""),
     ],
 )
 def test_wrong_requests_are_refused(

@@ -224,7 +224,7 @@ def test_what_cannot_be_asked_of_a_clip_is_refused(
         predictor.predict_video(clip, [])
     with pytest.raises(SettingError, match="no frames"):
         predictor.predict_video([], ["blood vessel"])
-    with pytest.raises(SettingError, match=r"holds \[SEG\]"):
+    with raises_code(SettingError, "invalid_prompt", "[SEG]"):
         list(predictor.predict_video(clip, ["[SEG]"]))
     monkeypatch.setattr(predictor, "tiles", TileSettings())
     with pytest.raises(SettingError, match="leave --tiles out"):

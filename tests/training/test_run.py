@@ -206,7 +206,7 @@ def test_run_by_minutes_ends_in_time_with_a_checkpoint(data: Path, tmp_path: Pat
 
 
 def test_phrase_with_a_control_token_is_refused_before_the_run(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match=r"holds \[SEG\], which the model takes as a command"):
+    with raises_code(SettingError, "invalid_prompt", "[SEG]"):
         train(settings(data, tmp_path / "run").changed(data={"train": data, "prompt": "a [SEG] vessel"}))
     assert not (tmp_path / "run").exists()
 

@@ -23,7 +23,7 @@ from vesalius.data.clips import Clip, open_clip
 from vesalius.errors import DataError, SettingError
 from vesalius.inference.predictor import Predictor
 from vesalius.mask_maps import LowRes
-from vesalius.models.batch import NOT_LEARNED, Batch
+from vesalius.models.batch import Batch
 from vesalius.models.memory import FrameMasks, Tracker, VideoSession
 from vesalius.models.official_prompt import SEEN_FRAMES
 from vesalius.models.processor import Processor
@@ -236,28 +236,13 @@ def read_questions(
     """
     for phrase in phrases:
         processor.check_phrase(phrase)
-    spec = processor.spec
-    pixels = processor.family.read_frames(frames, spec)
-    clip = processor.image_text(pixels)
-    answer = processor.template_answer() if answered else []
-    rows = []
-    for phrase in phrases:
-        ids = processor.tokenizer.encode(spec.prompt.before_answer(spec.prompt.ask(phrase), clip))
-        rows.append((ids + answer, [NOT_LEARNED] * len(ids) + answer))
-    ids, labels, attention = processor.pad(rows)
-    return Batch(
-        input_ids=ids,
-        attention_mask=attention,
-        labels=labels,
-        pixel_values=pixels.values,
-        image_grid_thw=pixels.grid,
-        g_pixel_values=[],
-        masks=[],
-        image_of_row=torch.zeros(len(phrases), dtype=torch.int64),
-        tiles_of_image=[pixels.parts],
-        frames_per_batch=[len(frames)],
-        sizes=[(frame.height, frame.width) for frame in frames],
-    )
+    pixels = processor.family.read_frames(frames, processor.spec)
+    template = processor.spec.prompt
+    answer = template.answer() if answered else None
+    rows = [(0, *processor.encode([(template.ask(phrase), answer)], pixels)) for phrase in phrases]
+    # the frames for SAM 2 are loaded later, one by one
+    batch = processor.make_batch(rows, [pixels], [[]], [(frames[0].height, frames[0].width)])
+    return replace(batch, frames_per_batch=[len(frames)])
 
 
 def _read_frames(clip: Clip) -> Iterator[Followed]:

@@ -47,8 +47,8 @@ def apply_adapter(vlm: PreTrainedModel, folder: Path) -> None:
     try:
         tensors = safetensors.torch.load_file(folder / TENSORS)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{folder / TENSORS}: cannot be opened ({error})", code="damaged_model", path=folder / TENSORS
+        raise CheckpointError.at(
+            folder / TENSORS, f"cannot be opened ({error})", code="damaged_model"
         ) from error
     tokens = config.pop("trainable_token_indices", None)
     try:
@@ -57,14 +57,14 @@ def apply_adapter(vlm: PreTrainedModel, folder: Path) -> None:
             TokenRows(vlm, tokens[EMBEDDINGS]).attach_to(vlm)
     except Exception as error:  # PEFT raises many classes for missing modules and bad numbers
         reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(
-            f"{folder}: does not fit the model ({reason})", code="adapter_mismatch", path=folder
+        raise CheckpointError.at(
+            folder, f"does not fit the model ({reason})", code="adapter_mismatch"
         ) from error
     parameters = _parameters(vlm)
     shapes, expected = _shapes(tensors), _shapes(parameters)
     if wrong := list_differences(shapes, expected):
-        raise CheckpointError(
-            f"{folder}: the adapter does not fit the model: {wrong}", code="adapter_mismatch", path=folder
+        raise CheckpointError.at(
+            folder, f"the adapter does not fit the model: {wrong}", code="adapter_mismatch"
         )
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -137,26 +137,20 @@ def _read_config(path: Path, neutral: dict[str, Any]) -> dict[str, Any]:
     try:
         config = dict(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be read ({error.strerror})", code="damaged_model", path=path
-        ) from error
+        raise CheckpointError.at(path, f"cannot be read ({error.strerror})", code="damaged_model") from error
     except (ValueError, TypeError) as error:
-        raise CheckpointError(
-            f"{path}: is not the JSON of an adapter", code="invalid_adapter", path=path
-        ) from error
+        raise CheckpointError.at(path, "is not the JSON of an adapter", code="invalid_adapter") from error
     wanted = ("r", "lora_alpha", "target_modules")
     missing = [name for name in wanted if name not in config]
     if missing or config.get("peft_type") != "LORA":
-        raise CheckpointError(
-            f"{path}: is not a LoRA with {', '.join(wanted)}", code="invalid_adapter", path=path
-        )
+        raise CheckpointError.at(path, f"is not a LoRA with {', '.join(wanted)}", code="invalid_adapter")
     tokens = config.get("trainable_token_indices")
     if tokens is not None and not _are_rows(tokens):
-        raise CheckpointError(
-            f"{path}: trainable_token_indices must list the same tokens for {EMBEDDINGS} and, if it has its own "
+        raise CheckpointError.at(
+            path,
+            f"trainable_token_indices must list the same tokens for {EMBEDDINGS} and, if it has its own "
             f"matrix, for {HEAD}",
             code="invalid_adapter",
-            path=path,
             field="trainable_token_indices",
         )
     taken = (*wanted, "rank_pattern", "alpha_pattern", "trainable_token_indices")
@@ -165,10 +159,8 @@ def _read_config(path: Path, neutral: dict[str, Any]) -> dict[str, Any]:
     }
     special = sorted(name for name, value in others.items() if value and value != neutral.get(name))
     if special:
-        raise CheckpointError(
-            f"{path}: {', '.join(special)} is not supported, only plain LoRA is",
-            code="invalid_adapter",
-            path=path,
+        raise CheckpointError.at(
+            path, f"{', '.join(special)} is not supported, only plain LoRA is", code="invalid_adapter"
         )
     return {name: config[name] for name in taken if name in wanted or config.get(name)}
 

@@ -108,22 +108,15 @@ def read_any_card(folder: Path) -> Card | UNetCard:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be read ({error.strerror}); is {folder} a bundle?",
-            code="invalid_card",
-            path=path,
+        raise CheckpointError.at(
+            path, f"cannot be read ({error.strerror}); is {folder} a bundle?", code="invalid_card"
         ) from error
     except ValueError as error:
-        raise CheckpointError(
-            f"{path}: is not the JSON of a model card", code="invalid_card", path=path
-        ) from error
+        raise CheckpointError.at(path, "is not the JSON of a model card", code="invalid_card") from error
     kind = values.get("kind", "textseg") if isinstance(values, dict) else "textseg"
     if kind not in KINDS:
-        raise CheckpointError(
-            f"{path}: kind: is {kind!r}; known: {', '.join(KINDS)}",
-            code="invalid_card",
-            path=path,
-            field="kind",
+        raise CheckpointError.at(
+            path, f"kind: is {kind!r}; known: {', '.join(KINDS)}", code="invalid_card", field="kind"
         )
     try:
         return make_settings(KINDS[kind], values, str(path))
@@ -135,9 +128,9 @@ def read_card(folder: Path) -> Card:
     """The card of a text-prompted model; CheckpointError for a U-Net, and as for `read_any_card`."""
     card = read_any_card(folder)
     if not isinstance(card, Card):
-        raise CheckpointError(
-            f"{folder}: is a U-Net, which has no language and no SAM 2; name a text-prompted model",
+        raise CheckpointError.at(
+            folder,
+            "is a U-Net, which has no language and no SAM 2; name a text-prompted model",
             code="wrong_model_kind",
-            path=folder,
         )
     return card

@@ -99,18 +99,18 @@ def _open_bundle(
     if card.adapter and not has_adapter:
         raise _incomplete(folder / ADAPTER)
     if has_adapter and isinstance(device, Mapping):
-        raise CheckpointError(
-            f"{folder}: a model with a LoRA adapter cannot be spread over devices; "
+        raise CheckpointError.at(
+            folder,
+            "a model with a LoRA adapter cannot be spread over devices; "
             "of a run, merge it: vesalius train --resume RUN --set trainable.save=merged",
             code="wrong_model_kind",
-            path=folder,
         )
     kind = card.quantized or quantized
     if quantized not in (None, kind):
-        raise CheckpointError(
-            f"{folder}: was trained over weights of {kind} and cannot be opened in {quantized}",
+        raise CheckpointError.at(
+            folder,
+            f"was trained over weights of {kind} and cannot be opened in {quantized}",
             code="unsupported_quantization",
-            path=folder,
         )
     model_class = family_of(card.spec.family).model_class
     vlm = _open_component(folder / "vlm", model_class, dtype, device_map="cpu" if kind else device)
@@ -129,11 +129,11 @@ def _open_official(
     folder: Path, device: str | torch.device | DeviceMap, dtype: torch.dtype, quantized: Quantized | None
 ) -> OpenedModel:
     if isinstance(device, Mapping) and "disk" in device.values():
-        raise CheckpointError(
-            f"{folder}: weights can be offloaded to disk only from a bundle; "
+        raise CheckpointError.at(
+            folder,
+            f"weights can be offloaded to disk only from a bundle; "
             f"make one with `vesalius convert {folder} OUT`",
             code="wrong_model_kind",
-            path=folder,
         )
     weights = open_weights(folder)
     shapes = {name: tensor.shape for name, tensor in weights.tensors.items()}
@@ -264,10 +264,10 @@ def _open_component(
         if info[name]
     ]
     if problems:
-        raise CheckpointError(
-            f"{folder}: the weights do not fit the configuration: {'; '.join(problems)}",
+        raise CheckpointError.at(
+            folder,
+            f"the weights do not fit the configuration: {'; '.join(problems)}",
             code="weights_mismatch",
-            path=folder,
         )
     return component
 
@@ -275,10 +275,10 @@ def _open_component(
 def _load_projector(model: TextSegModel, tensors: dict[str, torch.Tensor], path: Path) -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in model.projector.state_dict().items()}
     if wrong := list_differences({name: tuple(each.shape) for name, each in tensors.items()}, shapes):
-        raise CheckpointError(
-            f"{path}: the weights of the [SEG] projector do not fit the configuration: {wrong}",
+        raise CheckpointError.at(
+            path,
+            f"the weights of the [SEG] projector do not fit the configuration: {wrong}",
             code="weights_mismatch",
-            path=path,
         )
     model.projector.load_state_dict(tensors)
 
@@ -291,16 +291,14 @@ def _read_projector(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _incomplete(path: Path) -> CheckpointError:
-    return CheckpointError(
-        f"{path}: missing; the bundle is incomplete, copy or convert it again",
-        code="incomplete_model",
-        path=path,
+    return CheckpointError.at(
+        path, "missing; the bundle is incomplete, copy or convert it again", code="incomplete_model"
     )
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
     reason = " ".join(str(error).split())[:300]
-    return CheckpointError(f"{path}: cannot be opened ({reason})", code="damaged_model", path=path)
+    return CheckpointError.at(path, f"cannot be opened ({reason})", code="damaged_model")
 
 
 def merged(opened: OpenedModel) -> OpenedModel:
@@ -324,10 +322,8 @@ def write_bundle(folder: Path, opened: OpenedModel, card: Card, like: Path | Non
     model = opened.model
     kind = kind_of(model.vlm)
     if kind == "8bit":
-        raise CheckpointError(
-            f"{folder}: a model of 8 bits is for prediction and cannot be saved",
-            code="unsupported_quantization",
-            path=folder,
+        raise CheckpointError.at(
+            folder, "a model of 8 bits is for prediction and cannot be saved", code="unsupported_quantization"
         )
     folder.mkdir(parents=True)
     projector = {name: tensor.contiguous() for name, tensor in model.projector.state_dict().items()}
@@ -344,9 +340,7 @@ def write_bundle(folder: Path, opened: OpenedModel, card: Card, like: Path | Non
             write_adapter(model.vlm, folder / ADAPTER)
         safetensors.torch.save_file(projector, folder / "projector.safetensors", metadata={"format": "pt"})
     except SafetensorError as error:  # raised for a full disk
-        raise OutputError(
-            f"{folder}: cannot be written ({error})", code="write_failed", path=folder
-        ) from error
+        raise OutputError.at(folder, f"cannot be written ({error})", code="write_failed") from error
     if opened.source is not None:
         opened.source.copy_to(folder / SOURCE)
     card = card.changed(versions=versions(), quantized=kind, adapter=opened.has_adapter)

@@ -68,10 +68,8 @@ def find_config_files(folder: Path) -> ConfigFiles:
                 folders.remove(name)
                 left_out[(inside / name).as_posix()] = NOT_THE_MODEL[name]
             elif (Path(root) / name).is_symlink():
-                raise CheckpointError(
-                    f"{Path(root) / name}: is a link to a folder; copy the files themselves",
-                    code="unsafe_link",
-                    path=Path(root) / name,
+                raise CheckpointError.at(
+                    Path(root) / name, "is a link to a folder; copy the files themselves", code="unsafe_link"
                 )
         for name in sorted(files):
             path = inside / name
@@ -87,14 +85,12 @@ def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be read ({error.strerror})", code="damaged_model", path=path
-        ) from error
+        raise CheckpointError.at(path, f"cannot be read ({error.strerror})", code="damaged_model") from error
 
 
 def _refuse(error: OSError) -> None:
-    raise CheckpointError(
-        f"{error.filename}: cannot be read ({error.strerror})", code="damaged_model", path=error.filename
+    raise CheckpointError.at(
+        error.filename, f"cannot be read ({error.strerror})", code="damaged_model"
     ) from error
 
 
@@ -105,14 +101,12 @@ def _reason_to_leave(folder: Path, name: Path) -> str | None:
     if name.as_posix() == PROOF:
         return "proof of an earlier conversion"
     if path.is_symlink() and not _stays_inside(folder, path):
-        raise CheckpointError(
-            f"{path}: is a link that leads out of the folder; copy the file itself",
-            code="unsafe_link",
-            path=path,
+        raise CheckpointError.at(
+            path, "is a link that leads out of the folder; copy the file itself", code="unsafe_link"
         )
     if not path.is_file():
-        raise CheckpointError(
-            f"{path}: is not a file; remove it or copy the model again", code="damaged_model", path=path
+        raise CheckpointError.at(
+            path, "is not a file; remove it or copy the model again", code="damaged_model"
         )
     n_bytes = path.stat().st_size
     return f"{n_bytes} bytes, more than the limit of {LARGEST_BYTES}" if n_bytes > LARGEST_BYTES else None

@@ -30,30 +30,28 @@ def read_spec(folder: Path, shapes: Mapping[str, Shape]) -> ModelSpec:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be read ({error.strerror}); is {folder} a model?",
-            code="invalid_model_config",
-            path=path,
+        raise CheckpointError.at(
+            path, f"cannot be read ({error.strerror}); is {folder} a model?", code="invalid_model_config"
         ) from error
     except ValueError as error:
-        raise CheckpointError(
-            f"{path}: is not JSON; copy the model again", code="invalid_model_config", path=path
+        raise CheckpointError.at(
+            path, "is not JSON; copy the model again", code="invalid_model_config"
         ) from error
     try:
         return _read_spec(config, folder, shapes)
     except CheckpointError:
         raise
     except KeyError as error:
-        raise CheckpointError(
-            f"{path}: lacks {error}, without which the model cannot be built",
+        raise CheckpointError.at(
+            path,
+            f"lacks {error}, without which the model cannot be built",
             code="invalid_model_config",
-            path=path,
             field=str(error.args[0]),
         ) from error
     except Exception as error:  # values of a wrong type lead to many classes of errors
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise CheckpointError(
-            f"{path}: describes no model that can be built ({reason})", code="invalid_model_config", path=path
+        raise CheckpointError.at(
+            path, f"describes no model that can be built ({reason})", code="invalid_model_config"
         ) from error
 
 
@@ -61,10 +59,10 @@ def _read_spec(config: dict[str, Any], folder: Path, shapes: Mapping[str, Shape]
     source = str(folder / CONFIG)
     chat = str(config.get("template", "")).replace("-", "_")
     if chat not in CHATS:
-        raise CheckpointError(
-            f"{source}: template {chat!r} is not one of {', '.join(CHATS)}",
+        raise CheckpointError.at(
+            source,
+            f"template {chat!r} is not one of {', '.join(CHATS)}",
             code="invalid_model_config",
-            path=source,
             field="template",
         )
     family = recognize(config, source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -128,21 +129,13 @@ def _batch(
         raise SettingError(
             f"the text must not contain the image token {token}", code="invalid_prompt", field="text"
         )
-    input_ids, labels, attention = processor.pad([(ids, [NOT_LEARNED] * len(ids))])
-    return Batch(
-        input_ids=input_ids,
-        attention_mask=attention,
-        labels=labels,
-        pixel_values=torch.zeros(0) if pixels is None else pixels.values,
-        image_grid_thw=torch.zeros(0, 3, dtype=torch.int64) if pixels is None else pixels.grid,
-        g_pixel_values=[processor.for_segmenter(frame) for frame in frames],
-        masks=[],
-        image_of_row=torch.tensor([0]),
-        tiles_of_image=[] if pixels is None else [pixels.parts],
-        frames_per_batch=[len(frames)] if frames else [],
-        sizes=[(frame.height, frame.width) for frame in frames],
-        regions=regions,
+    batch = processor.make_batch(
+        [(0, ids, [NOT_LEARNED] * len(ids))],
+        [] if pixels is None else [pixels],
+        [[processor.for_segmenter(frame) for frame in frames]] if frames else [],
+        [(frame.height, frame.width) for frame in frames],
     )
+    return replace(batch, regions=regions)
 
 
 def official_text(processor: Processor, ids: Sequence[int]) -> str:

@@ -79,12 +79,12 @@ class Processor:
         template = self.spec.prompt
         answer = template.answer() if answered else None
         rows = [self.encode([(template.ask(prompt), answer)], pixels[i]) for i, prompt in questions]
-        return self._batch(
-            items,
-            rows=[(i, *row) for (i, _), row in zip(questions, rows, strict=True)],
-            pixels=pixels,
-            squares=[[each.square] for each in inputs],
-            masks=[_mask_rows(item) for item in items if item.masks is not None],
+        return self.make_batch(
+            [(i, *row) for (i, _), row in zip(questions, rows, strict=True)],
+            pixels,
+            [[each.square] for each in inputs],
+            [item.size for item in items],
+            [_mask_rows(item) for item in items if item.masks is not None],
         )
 
     def collate(self, items: Sequence[Item], draws: Sequence[int]) -> Batch:
@@ -114,17 +114,18 @@ class Processor:
             if item.turns:
                 rows.append((i, *self.encode(item.turns, pixels[i])))
         masks = [_mask_rows(item) for item in items]
-        return replace(self._batch(items, rows, pixels, squares, masks), draws=tuple(draws))
+        batch = self.make_batch(rows, pixels, squares, [item.size for item in items], masks)
+        return replace(batch, draws=tuple(draws))
 
-    def _batch(
+    def make_batch(
         self,
-        items: Sequence[Item],
         rows: Sequence[tuple[int, list[int], list[int]]],
         pixels: Sequence[Pixels],
         squares: Sequence[list[torch.Tensor]],
-        masks: list[torch.Tensor],
+        sizes: list[Size],
+        masks: list[torch.Tensor] | None = None,
     ) -> Batch:
-        """Rows of (item, tokens, labels) and the pixels of the items as one batch."""
+        """Rows of (index of the image, tokens, labels), and of each image its pixels, frames for SAM 2 and size."""
         if not rows:
             raise SettingError("there is nothing to ask: no image, or no prompt", code="no_prompt")
         ids, labels, attention = self.pad([(ids, labels) for _, ids, labels in rows])
@@ -132,14 +133,14 @@ class Processor:
             input_ids=ids,
             attention_mask=attention,
             labels=labels,
-            pixel_values=torch.cat([of_image.values for of_image in pixels]),
-            image_grid_thw=torch.cat([of_image.grid for of_image in pixels]),
+            pixel_values=torch.cat([each.values for each in pixels]) if pixels else torch.zeros(0),
+            image_grid_thw=torch.cat([torch.zeros(0, 3, dtype=torch.int64), *(each.grid for each in pixels)]),
             g_pixel_values=[square for frames in squares for square in frames],
-            masks=masks,
+            masks=masks or [],
             image_of_row=torch.tensor([i for i, _, _ in rows]),
-            tiles_of_image=[of_image.parts for of_image in pixels],
+            tiles_of_image=[each.parts for each in pixels],
             frames_per_batch=[len(frames) for frames in squares],
-            sizes=[item.size for item in items],
+            sizes=sizes,
         )
 
     def preprocess(self, item: Item) -> PixelInputs:

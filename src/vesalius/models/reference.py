@@ -81,10 +81,10 @@ class ModelRef:
     def text_card(self) -> Card | None:
         """The card of a text-prompted bundle, None in the official layout; CheckpointError for a baseline."""
         if self.kind == "unet":
-            raise CheckpointError(
-                f"{self.folder}: is a U-Net, which has no language and no SAM 2; name a text-prompted model",
+            raise CheckpointError.at(
+                self.folder,
+                "is a U-Net, which has no language and no SAM 2; name a text-prompted model",
                 code="wrong_model_kind",
-                path=self.folder,
             )
         card = self.card
         return card if isinstance(card, Card) else None
@@ -109,17 +109,17 @@ def resolve_model(model: str | Path | ModelRef, *, weights: bool = True) -> Mode
     if is_official(path):
         return ModelRef(name, "official", path)
     if path.is_dir():
-        raise CheckpointError(
-            f"{path}: holds no model: neither {CARD} (a bundle), best/{CARD} (a run with a checkpoint) nor the "
+        raise CheckpointError.at(
+            path,
+            f"holds no model: neither {CARD} (a bundle), best/{CARD} (a run with a checkpoint) nor the "
             "config.json of an official Sa2VA model is there",
             code="no_model",
-            path=path,
         )
     if path.is_file():
-        raise CheckpointError(
-            f"{path}: is a file; convert a training checkpoint with `vesalius convert {path} OUT --base MODEL`",
+        raise CheckpointError.at(
+            path,
+            f"is a file; convert a training checkpoint with `vesalius convert {path} OUT --base MODEL`",
             code="no_model",
-            path=path,
         )
     if name.lower() == TINY:
         return ModelRef(name, "packaged", Path(str(files("vesalius.models") / TINY)))

@@ -96,19 +96,17 @@ def read_sam(shapes: Mapping[str, Shape], folder: Path) -> dict[str, Any]:
         memory_mlp = shapes[f"{MEMORY}attention.layers.0.linear1.weight"][0]
         decoder_mlp = shapes[DECODER][0]
     except KeyError as error:
-        raise CheckpointError(
-            f"{folder}: the tensor {error} is missing, so there is no whole SAM 2 in this folder",
+        raise CheckpointError.at(
+            folder,
+            f"the tensor {error} is missing, so there is no whole SAM 2 in this folder",
             code="weights_mismatch",
-            path=folder,
         ) from error
     blocks = _count(shapes, f"{TRUNK}blocks.")
     starts = [i for i in range(blocks) if f"{TRUNK}blocks.{i}.proj.weight" in shapes]
     stages = tuple(end - start for start, end in zip([0, *starts], [*starts, blocks], strict=True))
     if stages not in TRUNKS:
-        raise CheckpointError(
-            f"{folder}: a SAM 2 encoder of {stages} blocks is not known",
-            code="invalid_model_config",
-            path=folder,
+        raise CheckpointError.at(
+            folder, f"a SAM 2 encoder of {stages} blocks is not known", code="invalid_model_config"
         )
     trunk = TRUNKS[stages]
     return sam2(

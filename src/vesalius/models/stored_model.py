@@ -76,11 +76,11 @@ def _open_bundle(ref: ModelRef) -> StoredModel:
     assert card is not None
     weights = FileWeights(locate_bundle_tensors(folder))
     if any(name.startswith(f"{ADAPTER}.") for name in weights.tensors):
-        raise CheckpointError(
-            f"{folder}: has a LoRA adapter; merge it first: of a run by vesalius train --resume RUN --set "
+        raise CheckpointError.at(
+            folder,
+            "has a LoRA adapter; merge it first: of a run by vesalius train --resume RUN --set "
             "trainable.save=merged, else convert its training checkpoint without --keep-adapter",
             code="wrong_model_kind",
-            path=folder,
         )
     names = {name: (name,) for name in weights.tensors}
     return StoredModel(folder, "vesalius", card.spec, weights, names, {})
@@ -103,10 +103,10 @@ def _building(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise CheckpointError(
-            f"{path}: the configuration describes no model that can be built ({reason})",
+        raise CheckpointError.at(
+            path,
+            f"the configuration describes no model that can be built ({reason})",
             code="invalid_model_config",
-            path=path,
         ) from error
 
 
@@ -119,8 +119,8 @@ def bundle_view(spec: ModelSpec, official: Weights, path: Path) -> tuple[Assembl
     try:
         assemblies, dropped = to_bundle(spec, shapes)
     except CheckpointError as error:
-        raise CheckpointError(
-            f"{path}: {error}{_hint(spec, shapes)}", code=error.code, path=path, field=error.field
+        raise CheckpointError.at(
+            path, f"{error}{_hint(spec, shapes)}", code=error.code, field=error.field
         ) from error
     return AssembledWeights(official, assemblies), dropped
 
@@ -196,10 +196,10 @@ def check_fit(spec: ModelSpec, shapes: Mapping[str, Shape], path: Path) -> None:
     with _building(path):
         expected = expected_shapes(spec)
     if table := list_differences(shapes, expected):
-        raise CheckpointError(
-            f"{path}: the tensors are not those of its configuration ({spec.name}): {table}{_hint(spec, shapes)}",
+        raise CheckpointError.at(
+            path,
+            f"the tensors are not those of its configuration ({spec.name}): {table}{_hint(spec, shapes)}",
             code="weights_mismatch",
-            path=path,
         )
 
 

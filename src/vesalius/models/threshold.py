@@ -30,10 +30,10 @@ def check_target(model: str | Path | ModelRef, out: Path | None) -> Path:
     ref = resolve_model(model)
     folder = ref.folder
     if not ref.is_bundle:
-        raise CheckpointError(
-            f"{folder}: is in the official layout, which has no threshold; convert it to a bundle",
+        raise CheckpointError.at(
+            folder,
+            "is in the official layout, which has no threshold; convert it to a bundle",
             code="wrong_model_kind",
-            path=folder,
         )
     if out is not None:
         check_new(out)
@@ -46,9 +46,7 @@ def check_target(model: str | Path | ModelRef, out: Path | None) -> Path:
             path=folder,
         )
     if not os.access(folder / CARD, os.W_OK) or not os.access(folder, os.W_OK):
-        raise OutputError(
-            f"{folder}: cannot be written; name another bundle with --out", code="write_failed", path=folder
-        )
+        raise OutputError.at(folder, "cannot be written; name another bundle with --out", code="write_failed")
     return folder
 
 

@@ -103,24 +103,20 @@ def open_unet(folder: Path, device: str | torch.device = "cpu") -> OpenedUNet:
     """
     card = read_any_card(folder)
     if not isinstance(card, UNetCard):
-        raise CheckpointError(
-            f"{folder}: is no U-Net but a text-prompted model", code="wrong_model_kind", path=folder
-        )
+        raise CheckpointError.at(folder, "is no U-Net but a text-prompted model", code="wrong_model_kind")
     path = folder / WEIGHTS
     try:
         stored = safetensors.torch.load_file(path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be opened ({' '.join(str(error).split())[:300]}); copy the model again",
+        raise CheckpointError.at(
+            path,
+            f"cannot be opened ({' '.join(str(error).split())[:300]}); copy the model again",
             code="damaged_model",
-            path=path,
         ) from error
     model = build_unet(card.spec)
     expected = dict(model.named_parameters())
     if wrong := list_differences(stored, expected):
-        raise CheckpointError(
-            f"{path}: the weights do not fit {CARD}: {wrong}", code="weights_mismatch", path=path
-        )
+        raise CheckpointError.at(path, f"the weights do not fit {CARD}: {wrong}", code="weights_mismatch")
     with torch.no_grad():
         for name, parameter in expected.items():
             parameter.copy_(stored[name])
@@ -135,9 +131,7 @@ def write_unet(folder: Path, opened: OpenedUNet, card: UNetCard) -> None:
     try:
         safetensors.torch.save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     except SafetensorError as error:  # raised for a full disk
-        raise OutputError(
-            f"{folder}: cannot be written ({error})", code="write_failed", path=folder
-        ) from error
+        raise OutputError.at(folder, f"cannot be written ({error})", code="write_failed") from error
     card = card.changed(versions=versions())
     write_json(folder / CARD, card.model_dump(mode="json"))
 

@@ -199,5 +199,5 @@ def open_weights(folder: Path) -> FileWeights:
     """
     paths = find_shards(folder)
     if not paths:
-        raise CheckpointError(f"{folder}: has no weights (*.safetensors)", code="no_weights", path=folder)
+        raise CheckpointError.at(folder, "has no weights (*.safetensors)", code="no_weights")
     return FileWeights(locate_tensors(paths))

@@ -29,18 +29,15 @@ TEXT_FIELDS = (
     "num_key_value_heads rms_norm_eps vocab_size"
 )
 PHI3_FIELDS = "original_max_position_embeddings sliding_window partial_rotary_factor pad_token_id"
-VISION_FIELDS = "hidden_size num_hidden_layers num_attention_heads intermediate_size norm_type"
+VISION_SIZES = "hidden_size num_hidden_layers num_attention_heads intermediate_size"
+TEXT_SIZES = "hidden_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size"
 EXPECTED = {"select_layer": -1, "ps_version": "v2", "downsample_ratio": 0.5}
 
 
-def _vision(
-    hidden: int, layers: int, heads: int, mlp: int, patch: int = 14, rms_norm: bool = False
-) -> dict[str, Any]:
+def _vision(sizes: tuple[int, ...], patch: int = 14, rms_norm: bool = False) -> dict[str, Any]:
+    """An official `vision_config`; `sizes`: hidden size, layers, attention heads, width of the MLP."""
     return {
-        "hidden_size": hidden,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "intermediate_size": mlp,
+        **dict(zip(VISION_SIZES.split(), sizes, strict=True)),
         "image_size": 448,
         "patch_size": patch,
         "norm_type": "rms_norm" if rms_norm else "layer_norm",
@@ -49,51 +46,33 @@ def _vision(
     }
 
 
-INTERN_VIT_300M = _vision(1024, layers=24, heads=16, mlp=4096)
-INTERN_VIT_6B = _vision(3200, layers=45, heads=25, mlp=12800, rms_norm=True)
-
-
 def _qwen2(
-    vision: dict[str, Any],
-    hidden: int,
-    layers: int,
-    heads: int,
-    kv_heads: int,
-    mlp: int,
-    *,
-    vocab: int = 151679,
-    context: int = 32768,
-    image_token: int = 151667,
+    vision: dict[str, Any], *sizes: int, vocab: int = 151679, context: int = 32768, image_token: int = 151667
 ) -> dict[str, Any]:
+    """An official configuration; `sizes`: hidden size, layers, attention heads, key-value heads, width of the MLP."""
+    text = {"architectures": ["Qwen2ForCausalLM"], "rms_norm_eps": 1e-6, "rope_theta": 1e6}
+    text |= {"vocab_size": vocab, "max_position_embeddings": context}
+    text |= dict(zip(TEXT_SIZES.split(), sizes, strict=True))
     return {
         "template": "qwen_chat",
         "image_token_id": image_token,
         "vision_config": vision,
-        "llm_config": {
-            "architectures": ["Qwen2ForCausalLM"],
-            "hidden_size": hidden,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": kv_heads,
-            "intermediate_size": mlp,
-            "vocab_size": vocab,
-            "max_position_embeddings": context,
-            "rms_norm_eps": 1e-6,
-            "rope_theta": 1e6,
-        },
+        "llm_config": text,
     }
 
 
-def _internlm2(
-    vision: dict[str, Any], hidden: int, layers: int, heads: int, kv_heads: int, mlp: int
-) -> dict[str, Any]:
-    config = _qwen2(vision, hidden, layers, heads, kv_heads, mlp, vocab=92558, image_token=92546)
+def _internlm2(vision: dict[str, Any], *sizes: int) -> dict[str, Any]:
+    config = _qwen2(vision, *sizes, vocab=92558, image_token=92546)
     text = {
         "architectures": ["InternLM2ForCausalLM"],
         "rms_norm_eps": 1e-5,
         "rope_scaling": {"type": "dynamic", "factor": 2.0},
     }
     return config | {"template": "internlm2_chat", "llm_config": config["llm_config"] | text}
+
+
+INTERN_VIT_300M = _vision((1024, 24, 16, 4096))
+INTERN_VIT_6B = _vision((3200, 45, 25, 12800), rms_norm=True)
 
 
 def _tiny_sam() -> dict[str, Any]:
@@ -114,11 +93,7 @@ def _tiny_sam() -> dict[str, Any]:
 
 
 TINY_CONFIG = _qwen2(
-    _vision(64, layers=2, heads=2, mlp=128, patch=56),
-    *(128, 3, 4, 2, 256),
-    vocab=272,
-    context=4096,
-    image_token=260,
+    _vision((64, 2, 2, 128), patch=56), 128, 3, 4, 2, 256, vocab=272, context=4096, image_token=260
 )
 
 
@@ -174,7 +149,7 @@ class InternVL(Family):
             "model_type": self.name,
             "vision_config": {
                 "model_type": "internvl_vision",
-                **{name: vision[name] for name in VISION_FIELDS.split()},
+                **{name: vision[name] for name in (*VISION_SIZES.split(), "norm_type")},
                 "image_size": [image, image],
                 "patch_size": [patch, patch],
                 "layer_norm_eps": vision.get("layer_norm_eps", 1e-6),

@@ -48,13 +48,13 @@ def official_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
             return _sentencepiece_tokenizer(folder)
     except Exception as error:  # a damaged file makes the libraries raise nearly anything
         reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(
-            f"{folder}: the tokenizer cannot be opened ({reason})", code="damaged_model", path=folder
+        raise CheckpointError.at(
+            folder, f"the tokenizer cannot be opened ({reason})", code="damaged_model"
         ) from error
-    raise CheckpointError(
-        f"{folder}: has no tokenizer (tokenizer.json, vocab.json or tokenizer.model); copy the model again",
+    raise CheckpointError.at(
+        folder,
+        "has no tokenizer (tokenizer.json, vocab.json or tokenizer.model); copy the model again",
         code="no_tokenizer",
-        path=folder,
     )
 
 
@@ -107,9 +107,8 @@ def _add_tokens(tokenizer: Tokenizer, added: dict[int, dict[str, Any]], folder: 
         kind = {name: token[name] for name in ("lstrip", "rstrip", "normalized", "single_word", "special")}
         tokenizer.add_tokens([AddedToken(token["content"], **kind)])
         if tokenizer.token_to_id(token["content"]) != number:
-            raise CheckpointError(
-                f"{folder / 'tokenizer_config.json'}: {token['content']} should be token {number}, "
-                f"but there are tokens missing before it",
+            raise CheckpointError.at(
+                folder / "tokenizer_config.json",
+                f"{token['content']} should be token {number}, but there are tokens missing before it",
                 code="damaged_model",
-                path=folder / "tokenizer_config.json",
             )
