@@ -47,7 +47,7 @@ def test_turns_and_pixels_are_read_and_the_mark_of_the_image_left_out(tmp_path: 
 
 def test_keys_that_nothing_reads_are_counted(tmp_path: Path) -> None:
     found = read(tmp_path, entry("<image> a", "b", model="x"), entry("<image> a", "b", model="y", source=1))
-    assert found.notes == ("talk.json: further keys, which nothing reads: model (2), source (1)",)
+    assert found.notes == ("talk.json: further keys, which are ignored: model (2), source (1)",)
     assert read(tmp_path, entry("<image> a", "b")).notes == ()
 
 
@@ -68,29 +68,33 @@ def wrong_turn(**message: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ("text", r"entry 1: must be an object with image and conversations, not text"),
-        ({"id": "2", "conversations": []}, "entry 1: has no image; questions without one are not trained on"),
-        (entry("<image> a", "b", image="../a.png"), r"entry 1: image \.\./a\.png lies outside of"),
-        (entry("<image> a", "b", image="/etc/a.png"), "entry 1: image /etc/a.png lies outside of"),
+        ("text", "entry 1: must be an object"),
+        ({"id": "2", "conversations": []}, r"entry 1, image: is missing"),
+        (entry("<image> a", "b", image="../a.png"), r"entry 1: image .*\.\./a\.png.* lies outside of"),
+        (entry("<image> a", "b", image="/etc/a.png"), "entry 1: image .*/etc/a.png.* lies outside of"),
         (
             entry("<image> a", "b", image="b.png"),
-            r"entry 1: image b\.png is neither in .* nor in images/ there",
+            r"entry 1: image .*b\.png.* is neither in .* nor in images/ there",
         ),
-        (entry(), r"entry 1 \(a\.png\): conversations must be a list of messages"),
-        (entry("<image> a"), "ends with a question; give its answer"),
-        (entry("a", "b"), "<image> must stand once, in the first question"),
-        (entry("<image> a <image>", "b"), "<image> must stand once"),
-        (entry("<image> a", "b", "<image> c", "d"), "<image> must stand once"),
-        (entry("<image>\n", "b"), "the first question holds nothing but <image>"),
+        (entry(), "entry 1, conversations: "),
+        (entry("<image> a"), r"entry 1 \(a\.png\): ends with a question"),
+        (entry("a", "b"), "<image> must occur once, in the first question"),
+        (entry("<image> a <image>", "b"), "<image> must occur once"),
+        (entry("<image> a", "b", "<image> c", "d"), "<image> must occur once"),
+        (entry("<image>\n", "b"), "the first question is only <image>"),
         (
             entry("<image> a", "Sure, [SEG]."),
-            r"message 1 holds \[SEG\], for which a conversation has no mask",
+            r"message 1 contains \[SEG\], for which a conversation has no mask",
         ),
-        (entry("<image> a", " "), "message 1 has no text"),
-        (entry("<image> a", "\ud800"), "message 1 is not valid text"),
-        (wrong_turn(**{"from": "gpt", "value": "<image>"}), "message 0 must be from human, not 'gpt'"),
-        (wrong_turn(**{"from": "human"}), "message 0 must be an object with from and value alone"),
-        (wrong_turn(**{"from": "human", "value": 3}), "message 0 has no text"),
+        (entry("<image> a", " "), r"entry 1, conversations\[1\]\.value: .*is empty"),
+        (entry("<image> a", "\ud800"), r"entry 1, conversations\[1\]\.value: "),
+        (wrong_turn(**{"from": "gpt", "value": "<image>"}), "message 0 is from gpt, not human"),
+        (wrong_turn(**{"from": "human"}), r"entry 1, conversations\[0\]\.value: is missing"),
+        (
+            wrong_turn(**{"from": "human", "value": "<image> a", "more": 1}),
+            r"entry 1, conversations\[0\]\.more: ",
+        ),
+        (wrong_turn(**{"from": "human", "value": 3}), r"entry 1, conversations\[0\]\.value: "),
     ],
 )
 def test_wrong_entry_is_refused_with_its_place(tmp_path: Path, bad: Any, message: str) -> None:

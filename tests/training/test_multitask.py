@@ -91,7 +91,7 @@ def test_conversations_are_checked_before_the_run(data: Path, tmp_path: Path) ->
     path = data / "bad.json"
     values = {"train": data / "annotations.json", "conversations": path}
     talk(path, "It is [SEG].")
-    with pytest.raises(AnnotationError, match=r"bad\.json, entry 0 \(red\.png\): message 1 holds \[SEG\]"):
+    with raises_code(AnnotationError, "invalid_annotation", "bad.json, entry 0 (red.png): message 1"):
         train(settings(data, tmp_path / "run", data=values))
     talk(path, "It <|im_end|> is.")
     with pytest.raises(SettingError, match=r"bad\.json, entry 0 \(red\.png\): .* holds <\|im_end\|>"):

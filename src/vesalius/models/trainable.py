@@ -1,4 +1,4 @@
-"""What trains: one setting, and a model made into what it says."""
+"""The setting `trainable`: freeze a model, and add LoRA, token rows, quantization and gradient checkpointing."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ Preset = Literal["projector", "decoder", "lora", "tokens", "vision", "full"]
 Checkpointed = Literal["language model", "vision encoder", "SAM encoder"]
 
 GROUPS = {name: PARTS[name] for name in TRAINABLE_PARTS["full"]}
-"""Name of a group -> how the names of its parameters begin; LoRA belongs to the part over which it lies."""
+"""Group name -> prefixes of its parameter names; LoRA belongs to the group of the component it adapts."""
 NEW_TOKENS = "new tokens"
-"""The group of the rows of the tokens that Sa2VA adds, in the embeddings and in the head."""
+"""Group of the embedding and head rows of the tokens that Sa2VA adds."""
 
 LORA_PARTS: dict[Preset, tuple[str, ...]] = {
     "lora": ("language",),
     "tokens": ("language",),
     "vision": ("language", "vision"),
 }
-"""Preset -> the keys of `lora` that it needs; the others train no LoRA."""
+"""Preset -> its keys of `lora`; the other presets train no LoRA."""
 CHECKPOINTABLE: dict[Preset, tuple[Checkpointed, ...]] = {
     "projector": (),
     "decoder": (),
@@ -45,10 +45,10 @@ CHECKPOINTABLE: dict[Preset, tuple[Checkpointed, ...]] = {
     "vision": ("language model", "vision encoder"),
     "full": ("language model", "vision encoder", "SAM encoder"),
 }
-"""Preset -> the parts that keep activations for the backward pass; a frozen part with nothing below it keeps none."""
+"""Preset -> components that store activations for the backward pass, so that checkpointing saves memory."""
 
-# No mask of Sa2VA's passes through these: the object score is not used, of four maps the first, which stands for
-# unambiguous clicks, is never chosen, and a bias of keys adds the same to all logits of a softmax.
+# Parameters without influence on Sa2VA's masks: the object score is unused, the first of four maps (for unambiguous clicks)
+# is never chosen, and a key bias adds the same value to all logits of a softmax.
 WITHOUT_GRADIENT = (
     "sam.mask_decoder.pred_obj_score_head.",
     "sam.mask_decoder.output_hypernetworks_mlps.0.",
@@ -57,40 +57,40 @@ WITHOUT_GRADIENT = (
 
 
 class LoraParts(Settings):
-    """LoRA of each part that has one."""
+    """LoRA sizes per component."""
 
     language: LoraSettings | None = None
-    """Over the layers of the language model."""
+    """LoRA on the layers of the language model."""
     vision: LoraSettings | None = None
-    """Over the layers of the image encoder of the vision-language half; never over what leads from it to words."""
+    """LoRA on the layers of the vision encoder of the vision-language model, not on its multi-modal projector."""
 
 
 class TrainableSettings(Settings):
-    """What trains, from little to all; in a recipe the name of a level alone stands for its defaults."""
+    """What trains, by preset. In a recipe the name of a preset alone selects its defaults."""
 
     preset: Preset
-    """Each trains what those before it do, but that `full` has the weights themselves in the place of LoRA.
+    """Each preset includes the ones before it, except that `full` trains weights instead of LoRA.
 
-    `projector`: the [SEG] projector. `decoder`: also SAM's mask decoder. `lora`: also LoRA over the language model.
-    `tokens`: also the rows of the added tokens in embeddings and head. `vision`: also LoRA over the image encoder.
-    `full`: the weights of all that images pass through.
+    `projector`: the [SEG] projector. `decoder`: also SAM's mask decoder. `lora`: also LoRA on the language model.
+    `tokens`: also the rows of the added tokens in embeddings and head. `vision`: also LoRA on the vision encoder.
+    `full`: all weights that process images or text.
     """
     lora: LoraParts = LoraParts()
-    """Its sizes, of the parts that the level has LoRA over."""
+    """LoRA sizes, for the components that the preset adapts."""
     quantization: Literal["4bit"] | None = None
-    """QLoRA: the frozen matrices of the vision-language half in 4 bits; needs the extra `quantized`."""
+    """QLoRA: the frozen matrices of the vision-language model in 4 bits; needs the extra `quantized`."""
     gradient_checkpointing: tuple[Checkpointed, ...] = ()
-    """Parts whose layers are computed again in the backward pass, instead of keeping what they made."""
+    """Components whose layers are recomputed in the backward pass instead of storing activations."""
     save: Literal["merged", "adapter"] | None = None
-    """What becomes of LoRA and rows when the run has ended: part of the weights, or an adapter beside them. None: merged,
-    over 4 bits an adapter; over 4 bits, merged weights are those that the 4 bits stand for, at their full size."""
+    """How LoRA and token rows are saved at the end: merged into the weights, or as an adapter. None: merged, with 4 bits an
+    adapter. Merging over 4 bits saves dequantized weights at full size."""
 
     @model_validator(mode="before")
     @classmethod
-    def _written_out(cls, given: Any) -> Any:
+    def _with_defaults(cls, given: Any) -> Any:
         if isinstance(given, str):
             given = {"preset": given}
-        # whatever else is no level is refused with the field's own words
+        # other values get the error message of the field
         if not isinstance(given, dict) or given.get("preset") not in [*LORA_PARTS]:
             return given
         lora = given.get("lora")
@@ -107,28 +107,26 @@ class TrainableSettings(Settings):
         }
 
     @model_validator(mode="after")
-    def _possible(self) -> Self:
+    def _consistent(self) -> Self:
         has = [part for part, lora in self.lora if lora is not None]
         if surplus := [part for part in has if part not in LORA_PARTS.get(self.preset, ())]:
             raise ValueError(
-                f"the preset {self.preset} trains no LoRA over {surplus[0]}; leave lora.{surplus[0]} out, "
-                f"or take a preset that does: {', '.join(preset for preset in LORA_PARTS if surplus[0] in LORA_PARTS[preset])}"
+                f"preset {self.preset} trains no LoRA on {surplus[0]}; remove lora.{surplus[0]}, "
+                f"or use a preset that does: {', '.join(preset for preset in LORA_PARTS if surplus[0] in LORA_PARTS[preset])}"
             )
         if self.save is not None and not has:
-            raise ValueError(f"the preset {self.preset} has no adapter to keep or to merge; leave save out")
+            raise ValueError(f"preset {self.preset} has no adapter to save or merge; remove save")
         if self.quantization and self.preset == "full":
-            raise ValueError(
-                "weights of 4 bits cannot train; take the preset vision, which has LoRA over them"
-            )
+            raise ValueError("4-bit weights cannot train; use preset vision, which trains LoRA on them")
         if idle := [part for part in self.gradient_checkpointing if part not in CHECKPOINTABLE[self.preset]]:
             raise ValueError(
-                f"gradient_checkpointing of the {idle[0]} saves nothing with the preset {self.preset}, where it keeps no activations"
+                f"gradient_checkpointing of the {idle[0]} saves no memory with preset {self.preset}, which stores no activations there"
             )
         return self
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """Names of the groups of parameters that train."""
+        """Names of the trained parameter groups."""
         if self.preset == "full":
             return TRAINABLE_PARTS["full"]
         names = {"language": "language model", "vision": "vision encoder"}
@@ -138,7 +136,7 @@ class TrainableSettings(Settings):
 
     @property
     def trains_rows(self) -> bool:
-        """Whether rows of the vocabulary train by themselves."""
+        """Whether the rows of added tokens train."""
         return self.preset in ("tokens", "vision")
 
 
@@ -149,11 +147,11 @@ def _default_save(quantization: str | None) -> str:
 def set_trainable(
     model: TextSegModel, what: TrainableSettings | Preset, new_tokens: Sequence[int] = (), seed: int = 0
 ) -> dict[str, list[torch.nn.Parameter]]:
-    """Make a model into what the setting says, freeze all but what trains, and return its parameters by group.
+    """Prepare a model as the setting says, freeze all other parameters, and return the trained ones by group.
 
-    The vision-language half is quantized, and LoRA, drawn with `seed`, and rows of the tokens `new_tokens` are laid
-    over it, where they are not there yet. Before the model goes to its device. TrainingError where the model has what
-    the setting does not; SettingError for LoRA over layers that it does not have.
+    Quantizes the vision-language model and adds LoRA (initialized with `seed`) and rows for `new_tokens`, unless they are
+    there already. Call it before the model moves to its device. TrainingError if the model's adapter or quantization
+    contradicts the setting, SettingError for LoRA on layers that do not exist.
     """
     settings = TrainableSettings.model_validate(what)
     _add_adapters(model.vlm, settings, new_tokens, seed)
@@ -170,18 +168,18 @@ def set_trainable(
 def _add_adapters(
     vlm: PreTrainedModel, settings: TrainableSettings, new_tokens: Sequence[int], seed: int
 ) -> None:
-    """Quantize a half and lay LoRA and rows over it, as the setting says; what is there already stays."""
+    """Quantize the vision-language model and add LoRA and token rows, unless they are there already."""
     if settings.quantization and kind_of(vlm) is None:
         quantize(vlm, settings.quantization)
     if kind_of(vlm) != settings.quantization:
-        raise TrainingError(
-            f"the weights are of {kind_of(vlm)}, and trainable.quantization is {settings.quantization}"
+        raise _mismatch(
+            f"its weights are {kind_of(vlm) or 'not quantized'}, not {settings.quantization}", "quantization"
         )
     lora = {"language model": settings.lora.language, "vision encoder": settings.lora.vision}
     wanted = {part: each for part, each in lora.items() if each is not None}
     if not wanted and layers_of(vlm):
-        raise TrainingError(
-            f"the model keeps a LoRA as an adapter, and with the preset {settings.preset} none trains; merge it"
+        raise _mismatch(
+            f"it has a LoRA adapter, which preset {settings.preset} does not train; merge it first", "preset"
         )
     if wanted:
         with torch.random.fork_rng(devices=[]):
@@ -189,17 +187,22 @@ def _add_adapters(
             add_lora(vlm, wanted)
     rows = find_rows(vlm)
     if settings.trains_rows and not new_tokens:
-        raise TrainingError("the model's tokenizer has none of the tokens whose rows are to train")
-    if rows is not None and rows.ids.tolist() != (list(new_tokens) if settings.trains_rows else None):
-        raise TrainingError(
-            "the model's adapter has rows of other tokens than trainable asks for; merge it first"
+        raise _mismatch(
+            f"its tokenizer has none of the tokens that preset {settings.preset} trains", "preset"
         )
+    if rows is not None and rows.ids.tolist() != (list(new_tokens) if settings.trains_rows else None):
+        raise _mismatch("its adapter has rows of other tokens; merge it first", "preset")
     if settings.trains_rows and rows is None:
         TokenRows(vlm, new_tokens).attach_to(vlm)
 
 
+def _mismatch(reason: str, field: str) -> TrainingError:
+    message = f"the model does not fit the setting trainable: {reason}"
+    return TrainingError(message, code="adapter_mismatch", field=f"trainable.{field}")
+
+
 def _group_of(name: str, settings: TrainableSettings) -> str | None:
-    """The group of a parameter that trains; None of one that is frozen."""
+    """The group of a trained parameter; None for a frozen one."""
     if name.startswith(f"vlm.{ROWS}"):
         return NEW_TOKENS
     group = next((group for group, starts in GROUPS.items() if name.startswith(starts)), None)
@@ -210,7 +213,7 @@ def _group_of(name: str, settings: TrainableSettings) -> str | None:
 
 
 def _checkpoint(model: TextSegModel, parts: Collection[str]) -> None:
-    """Let the layers of these parts, and of no others, be computed again in the backward pass."""
+    """Switch gradient checkpointing on for the layers of these components, and off for others."""
     modules = {
         "language model": model.vlm.model.language_model,
         "vision encoder": vision_encoder_of(model.vlm),

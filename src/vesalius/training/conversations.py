@@ -1,4 +1,4 @@
-"""Conversations about images, in the form of LLaVA's training files: they keep a model talking while it learns masks.
+"""Conversations about images in LLaVA's training format, which keep the model able to talk while it learns masks.
 
 [{"id": "1", "image": "a.png", "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"},
                                                  {"from": "gpt", "value": "An angiogram."}, ...]}, ...]
@@ -11,18 +11,42 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from vesalius.data.dataset import load_image
-from vesalius.data.readers.fields import find_image, kind
+from vesalius.data.readers.fields import ForeignObject, find_image, kind, parse
 from vesalius.data.source import Location, read_json
-from vesalius.errors import AnnotationError
 from vesalius.lineage import fingerprint_samples
 from vesalius.types import Item, Sample, Turn
 
 IMAGE, SEG = "<image>", "[SEG]"
-SPEAKERS = ("human", "gpt")
-KEYS = ("id", "image", "conversations")
+
+
+class Message(BaseModel):
+    """One message, from the user (`human`) or the model (`gpt`)."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    speaker: Literal["human", "gpt"] = Field(alias="from")
+    value: str
+
+    @field_validator("value")
+    @classmethod
+    def _is_text(cls, value: str) -> str:
+        value.encode()  # lone surrogates, which JSON allows, raise UnicodeEncodeError, a ValueError
+        if not value.strip():
+            raise ValueError("is empty")
+        return value.strip()
+
+
+class Entry(ForeignObject):
+    """One conversation of the file; other keys are counted in a note."""
+
+    id: Any = None
+    image: Any
+    conversations: list[Message] = Field(min_length=1)
 
 
 @dataclass(frozen=True)
@@ -30,11 +54,11 @@ class Conversation:
     """Questions and answers about one image."""
 
     sample: Sample
-    """The image; without prompts."""
+    """The image, without prompts."""
     turns: tuple[Turn, ...]
 
     def load(self) -> Item:
-        """With the pixels uint8 (1, h, w, 3); ImageError as for `load_image`."""
+        """The item with pixels uint8 (1, h, w, 3) and turns; raises ImageError as `load_image` does."""
         return Item(self.sample.id, load_image(self.sample)[None], (), turns=self.turns)
 
 
@@ -47,79 +71,59 @@ class ConversationFile:
     notes: tuple[str, ...]
 
     def fingerprint(self) -> str:
-        """SHA-256 over images and words; ImageError, naming the file, where an image cannot be read."""
+        """SHA-256 of images and texts; ImageError naming an image that cannot be read."""
         images = fingerprint_samples([each.sample for each in self.conversations])
-        words = json.dumps([each.turns for each in self.conversations])
-        return hashlib.sha256(f"{images}\n{words}".encode()).hexdigest()
+        texts = json.dumps([each.turns for each in self.conversations])
+        return hashlib.sha256(f"{images}\n{texts}".encode()).hexdigest()
 
 
 def read_conversations(path: Path) -> ConversationFile:
-    """The conversations of a file; images lie beside it or in `images/` beside it.
+    """Read a file of conversations; images are beside it or in `images/` beside it.
 
-    A turn is a value of `human` and the next one of `gpt`. `<image>` stands once, in the first question, and is left
-    out: the image comes first whatever its place. Raises AnnotationError, naming the entry (counted from 0), for
-    anything else, an entry without an image, and an answer with `[SEG]`, which has no mask here.
+    Messages alternate between `human` and `gpt`. `<image>` must occur once, in the first message, and is removed,
+    because the model always gets the image first. Raises AnnotationError with the entry's number (from 0) for anything
+    else, for an entry without an image, and for `[SEG]`, which has no mask here.
     """
-    entries = read_json(path)
-    if not isinstance(entries, list) or not entries:
-        found = "an empty list" if entries == [] else kind(entries)
-        raise AnnotationError(f"{path}: must hold a list of conversations, not {found}")
-    read = [_read_entry(entry, index, path) for index, entry in enumerate(entries)]
-    others = Counter(key for entry in entries for key in entry if key not in KEYS)
-    notes = []
-    if others:
-        counted = ", ".join(f"{key} ({count})" for key, count in others.items())
-        notes.append(f"{path.name}: further keys, which nothing reads: {counted}")
-    return ConversationFile(path, tuple(read), tuple(notes))
+    values = read_json(path)
+    if not isinstance(values, list) or not values:
+        found = "an empty list" if values == [] else kind(values)
+        raise Location(path).error(f"must be a list of conversations, not {found}", "invalid_annotation")
+    unread: Counter[str] = Counter()
+    conversations = []
+    for index, value in enumerate(values):
+        where = Location(path, f"entry {index}")
+        entry = parse(Entry, value, where)
+        unread.update(list(entry.unknown))
+        image, _ = find_image(entry.image, where, path.parent)
+        where = Location(path, f"entry {index} ({entry.image})")
+        # the file name and index are part of the id, and so of the fingerprint, because they determine the order
+        sample = Sample(f"{path.stem}, entry {index}", image, (), None, str(where))
+        conversations.append(Conversation(sample, _turns(entry.conversations, where)))
+    counted = ", ".join(f"{key} ({count})" for key, count in unread.items())
+    notes = (f"{path.name}: further keys, which are ignored: {counted}",) if unread else ()
+    return ConversationFile(path, tuple(conversations), notes)
 
 
-def _read_entry(entry: Any, index: int, path: Path) -> Conversation:
-    place = f"{path}, entry {index}"
-    if not isinstance(entry, dict):
-        raise AnnotationError(f"{place}: must be an object with image and conversations, not {kind(entry)}")
-    if "image" not in entry:
-        raise AnnotationError(
-            f"{place}: has no image; questions without one are not trained on: remove the entry"
-        )
-    image, _ = find_image(entry["image"], Location(path, f"entry {index}"), path.parent)
-    place = f"{place} ({entry['image']})"
-    turns = _read_turns(entry.get("conversations"), place)
-    # the place is part of the id, and so of the fingerprint: which conversation comes when depends on it
-    return Conversation(Sample(f"{path.stem}, entry {index}", image, (), None, place), turns)
-
-
-def _read_turns(messages: Any, place: str) -> tuple[Turn, ...]:
-    if not isinstance(messages, list) or not messages:
-        raise AnnotationError(f"{place}: conversations must be a list of messages, each with from and value")
-    texts = [_read_message(message, i, place) for i, message in enumerate(messages)]
+def _turns(messages: list[Message], where: Location) -> tuple[Turn, ...]:
+    texts = [message.value for message in messages]
+    for index, message in enumerate(messages):
+        speaker = ("human", "gpt")[index % 2]
+        if message.speaker != speaker:
+            raise where.error(
+                f"message {index} is from {message.speaker}, not {speaker}; human and gpt must alternate",
+                "invalid_annotation",
+            )
+        if SEG in message.value:
+            raise where.error(
+                f"message {index} contains {SEG}, for which a conversation has no mask",
+                "invalid_annotation",
+                "put objects with masks into the training dataset",
+            )
     if len(texts) % 2:
-        raise AnnotationError(f"{place}: ends with a question; give its answer or remove it")
+        raise where.error("ends with a question", "invalid_annotation", "add its answer, or remove it")
     if texts[0].count(IMAGE) != 1 or any(IMAGE in text for text in texts[1:]):
-        raise AnnotationError(f"{place}: {IMAGE} must stand once, in the first question")
+        raise where.error(f"{IMAGE} must occur once, in the first question", "invalid_annotation")
     texts[0] = texts[0].replace(IMAGE, "").strip()
     if not texts[0]:
-        raise AnnotationError(f"{place}: the first question holds nothing but {IMAGE}")
+        raise where.error(f"the first question is only {IMAGE}", "invalid_annotation")
     return tuple(zip(texts[::2], texts[1::2], strict=True))
-
-
-def _read_message(message: Any, index: int, place: str) -> str:
-    speaker = SPEAKERS[index % 2]
-    if not isinstance(message, dict) or not message.keys() == {"from", "value"}:
-        raise AnnotationError(f"{place}: message {index} must be an object with from and value alone")
-    if message["from"] != speaker:
-        raise AnnotationError(
-            f"{place}: message {index} must be from {speaker}, not {message['from']!r}; human and gpt take turns"
-        )
-    text = message["value"]
-    if not isinstance(text, str) or not text.strip():
-        raise AnnotationError(f"{place}: message {index} has no text")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise AnnotationError(f"{place}: message {index} is not valid text") from error
-    if SEG in text:
-        raise AnnotationError(
-            f"{place}: message {index} holds {SEG}, for which a conversation has no mask; "
-            "objects with masks belong into the training dataset"
-        )
-    return text.strip()

@@ -52,8 +52,11 @@ class Learner(Protocol):
     def losses(self, module: torch.nn.Module, batch: Any) -> Mapping[str, torch.Tensor]:
         """Scalar losses of one batch by name; `total` is minimized, the others are logged."""
 
-    def segmenter(self, card: Any, batch_size: int) -> Segmenter:
-        """A predictor with the current weights and a card of the model's kind; switches the model to eval mode."""
+    def segmenter(self, card: Any, batch_size: int, forced: bool = True) -> Segmenter:
+        """A predictor with the current weights and a card of the model's kind; switches the model to eval mode.
+
+        A text-prompted model answers freely unless `forced`; whether it would answer [SEG] is reported in both cases.
+        """
 
     def write(self, folder: Path, card: Any, previous: Path | None) -> None:
         """Write the model as a bundle, with a card of its kind.
@@ -92,10 +95,10 @@ class TextSegLearner:
         losses = compute_losses(module(batch), batch.masks, self.loss, batch.draws)
         return {name: value for name, value in vars(losses).items() if value is not None}
 
-    def segmenter(self, card: Card, batch_size: int) -> Predictor:
-        """A predictor with forced answers; whether the model itself would answer [SEG] is reported separately."""
+    def segmenter(self, card: Card, batch_size: int, forced: bool = True) -> Predictor:
+        """A predictor with forced or verified answers."""
         opened = OpenedModel(self.opened.model.eval(), self.opened.processor, card)
-        return Predictor(opened, answer="force", batch_size=batch_size)
+        return Predictor(opened, answer="force" if forced else "verify", batch_size=batch_size)
 
     def write(self, folder: Path, card: Card, previous: Path | None) -> None:
         """Write a bundle; files of frozen components are linked from `previous`."""

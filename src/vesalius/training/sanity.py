@@ -11,7 +11,6 @@ import torch
 
 from vesalius.data.dataset import load_item
 from vesalius.errors import TrainingError
-from vesalius.inference.predictor import Predictor
 from vesalius.training.learner import Learner
 from vesalius.training.sharding import local_shard
 from vesalius.training.validation import average, score_samples
@@ -61,15 +60,12 @@ def measure_baseline(
     """Ask about the first phrase of up to 8 samples, evenly spread over all. `refitted`: the projector is new."""
     indices = np.linspace(0, len(samples) - 1, min(BASELINE_SAMPLES, len(samples))).round().astype(int)
     asked = [_with_first_phrase(samples[i]) for i in indices.tolist()]
-    segmenter = learner.segmenter(card, batch_size)
-    means = average(score_samples(segmenter, asked))
-    dice = means["dice"]
+    dice = average(score_samples(learner.segmenter(card, batch_size), asked))["dice"]
     assert not isinstance(dice, str)
-    seg_answers = round(float(means["seg_rate"] or 0) * len(asked))
-    if isinstance(segmenter, Predictor):  # with forced answers [SEG] is read from the template's answer only
-        segmenter.answer = "verify"
-        items = [load_item(sample) for sample in asked]
-        seg_answers = sum(prediction.says_seg for prediction in segmenter.predict(items))
+    # a forced answer shows only whether the model would give the template's answer
+    free = learner.segmenter(card, batch_size, forced=False)
+    predictions = free.predict([load_item(sample) for sample in asked])
+    seg_answers = sum(prediction.says_seg for prediction in predictions)
     return BaselineScore(len(asked), seg_answers, dice, refitted or has_untrained_projector(learner.module))
 
 

@@ -136,7 +136,7 @@ class UNetLearner:
             ).mean()
         return terms
 
-    def segmenter(self, card: UNetCard, batch_size: int) -> UNetPredictor:
+    def segmenter(self, card: UNetCard, batch_size: int, forced: bool = True) -> UNetPredictor:
         """A predictor with the current weights; switches the network to eval mode."""
         return UNetPredictor(OpenedUNet(self.opened.model.eval(), card), batch_size=batch_size)
 
