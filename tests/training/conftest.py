@@ -1,15 +1,29 @@
-"""What tests of training share."""
+"""Fixtures shared by the tests of training: small models, data, and one finished run to copy."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+from vesalius.config import make_settings
 from vesalius.models import presets
+from vesalius.models.checkpoint import new_model, write_bundle
+from vesalius.synth import write_dataset
+from vesalius.training import validation
+from vesalius.training.run import train
+from vesalius.training.settings import RunSettings
+
+MakeSettings = Callable[..., RunSettings]
 
 
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """New weights of `tiny` see a quarter of its pixels: for runs of which no stored number depends on that."""
+@contextmanager
+def small_and_quick() -> Iterator[None]:
+    """New weights of `tiny` see 256 x 256 pixels, and no curves are drawn, which takes as long as the training itself."""
     spec = presets.find_spec("tiny")
     side = spec.sam_size // 2
     vision = spec.sam["vision_config"]
@@ -23,4 +37,65 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         "prompt_encoder_config": spec.sam["prompt_encoder_config"] | {"image_size": side},
         "memory_attention_rope_feat_sizes": [side // 16] * 2,
     }
-    monkeypatch.setitem(presets.PRESETS, "tiny", lambda: spec.model_copy(update={"sam": sam}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(presets.PRESETS, "tiny", lambda: spec.model_copy(update={"sam": sam}))
+        patch.setattr(validation, "draw_curves", lambda *_: None)
+        yield
+
+
+@pytest.fixture
+def small() -> Iterator[None]:
+    """Runs of this test are small and quick."""
+    with small_and_quick():
+        yield
+
+
+@pytest.fixture(scope="session")
+def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the small model with random weights, for runs in other processes."""
+    folder = tmp_path_factory.mktemp("small") / "bundle"
+    with small_and_quick():
+        opened = new_model("tiny", 0)
+        write_bundle(folder, opened, opened.card)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def four_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of 4 images of 64 x 64 pixels."""
+    folder = tmp_path_factory.mktemp("four") / "set"
+    write_dataset(folder, 4, seed=7, size=64, num_workers=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def plain_settings(four_images: Path) -> MakeSettings:
+    """Settings of two steps of the projector on the four images, without validation; `out`, then changes."""
+
+    def settings(out: Path, **changes: Any) -> RunSettings:
+        values = {
+            "model": "tiny",
+            "init": "random",
+            "trainable": "projector",
+            "data": {"train": four_images},
+            "steps": 2,
+            "batch_size": 2,
+            "trackers": [],
+            "out": out,
+        }
+        return make_settings(RunSettings, {**values, **changes}, "test")
+
+    return settings
+
+
+@pytest.fixture(scope="session")
+def finished_run(plain_settings: MakeSettings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of `plain_settings`, to be copied."""
+    with small_and_quick():
+        return train(plain_settings(tmp_path_factory.mktemp("finished") / "run"))
+
+
+@pytest.fixture
+def run(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run."""
+    return Path(shutil.copytree(finished_run, tmp_path / "run", symlinks=True))

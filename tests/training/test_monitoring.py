@@ -1,4 +1,4 @@
-"""What watches over a run, in whole runs of the tiny model: start, pictures, averages, early end, cards, alarms."""
+"""Monitoring of whole runs: baseline score, figures, weight average, early stopping, model cards, warnings."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from tests.codes import raises_code
+from tests.training.run_files import StopAfter, lines
 
 from vesalius.config import make_settings, read_settings
 from vesalius.errors import TrainingError
@@ -27,7 +28,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def settings(data: Path, out: Path, **changes: Any) -> RunSettings:
+def settings(data: Path, out: Path, /, **changes: Any) -> RunSettings:
     """One epoch is one step."""
     values = {
         "model": "tiny",
@@ -44,15 +45,11 @@ def settings(data: Path, out: Path, **changes: Any) -> RunSettings:
     return make_settings(RunSettings, {**values, **changes}, "test")
 
 
-def lines(run: Path, name: str = "validation.jsonl") -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / name).read_text().splitlines()]
-
-
-def test_a_run_is_watched_from_its_start_to_its_end(data: Path, tmp_path: Path) -> None:
+def test_a_run_reports_baseline_validations_figures_trackers_and_its_card(data: Path, tmp_path: Path) -> None:
     notes: list[str] = []
     asked = settings(data, tmp_path / "mine", validate={"metric": "hd95_px", "figures": 2}, trackers=None)
     run = train(asked, on_note=notes.append)
-    validations = lines(run)
+    validations = lines(run, "validation.jsonl")
     assert [line["step"] for line in validations] == [0, 1, 2]
     assert len({line["fingerprint"] for line in validations}) == 3
     trained = {line["step"]: line["hd95_px"] for line in validations[1:]}
@@ -96,13 +93,11 @@ def test_prompt_collapse_is_reported_once(tmp_path: Path) -> None:
     for entry in entries:
         entry["mask"], entry["text"] = list(half), ["blood vessel 1", "blood vessel 2"]
     path.write_text(json.dumps(entries))
-    asked = settings(path, tmp_path / "run")
+    about = {"train": path, "val": path}
+    asked = settings(path, tmp_path / "run", data=about, steps=1, validate={"figures": 0})
     notes: list[str] = []
-    run = train(
-        asked.model_copy(update={"data": asked.data.model_copy(update={"prompt": None})}),
-        on_note=notes.append,
-    )
-    validations = lines(run)
+    run = train(asked, on_note=notes.append)
+    validations = lines(run, "validation.jsonl")
     assert {line["target_similarity"] for line in validations} == {0.0}
     assert min(line["prediction_similarity"] for line in validations) > 0.9
     (note,) = (note for note in notes if "prompt collapse" in note)
@@ -110,7 +105,8 @@ def test_prompt_collapse_is_reported_once(tmp_path: Path) -> None:
     assert note.endswith("set projector: fitted and trainable: decoder")
 
 
-def test_a_run_with_averaged_weights_saves_the_mean_and_continues_exactly(data: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("small")
+def test_a_run_with_a_weight_average_saves_it_and_resumes_exactly(data: Path, tmp_path: Path) -> None:
     changes = {"optim": {"lr": 1e-3, "warmup_ratio": 0.2, "ema_decay": 0.9}, "init": "random"}
 
     def asked(name: str) -> RunSettings:
@@ -118,12 +114,8 @@ def test_a_run_with_averaged_weights_saves_the_mean_and_continues_exactly(data: 
 
     whole = train(asked("whole"))
 
-    def interrupt(line: dict[str, Any]) -> None:
-        if line["step"] == 2:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        train(asked("part"), on_step=interrupt)
+        train(asked("part"), on_step=StopAfter(1))
     part = resume(asked("part"))
     assert fingerprint_weights(part / "last") == fingerprint_weights(whole / "last")
     ours, theirs = (torch.load(run / "last" / "average.pt", weights_only=True) for run in (whole, part))
@@ -135,23 +127,28 @@ def test_a_run_with_averaged_weights_saves_the_mean_and_continues_exactly(data: 
     assert not torch.equal(ours["weights"][0], ours["average"][0])
 
 
-def test_training_that_changes_nothing_is_noticed_at_the_first_validation(data: Path, tmp_path: Path) -> None:
-    still = settings(data, tmp_path / "run", optim={"lr": 1e-30, "weight_decay": 0})
+@pytest.mark.usefixtures("small")
+def test_training_without_effect_stops_at_the_first_validation(
+    data: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    optim = {"lr": 1e-30, "weight_decay": 0}
+    still = settings(data, tmp_path / "run", model=str(small_bundle), optim=optim)
     with raises_code(TrainingError, "unchanged_predictions", "step 0 and step 1"):
         train(still)
 
 
-def test_a_run_ends_when_its_patience_does_and_overfit_with_a_sentence(
+@pytest.mark.usefixtures("small")
+def test_early_stopping_ends_a_run_and_an_overfit_test_reports_its_result(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notes: list[str] = []
-    # recall of lines wider than any in these small images is defined nowhere
+    # no image has lines of this width, so that the metric is undefined
     patient = {"metric": "skeleton_recall_over_8px", "patience": 2, "figures": 0}
     for module in ("validation", "runs"):
         monkeypatch.setattr(f"vesalius.training.{module}.validations_since_best", lambda lines, _: len(lines))
     asked = settings(data, tmp_path / "run", steps=50, init="random", batch_size=1, validate=patient)
     run = train(asked, overfit=1, on_note=notes.append)
-    assert [line["step"] for line in lines(run)] == [1, 2]
+    assert [line["step"] for line in lines(run, "validation.jsonl")] == [1, 2]
     assert notes[-3] == f"early stopping: 2 validations without a better {patient['metric']} (best: none)"
     assert notes[-2].startswith("overfit test failed: mean Dice 0.")
     assert not (run / "validation").exists()
@@ -159,18 +156,16 @@ def test_a_run_ends_when_its_patience_does_and_overfit_with_a_sentence(
     assert list_runs(tmp_path)[0].state == "stopped early"
 
 
-def test_the_search_for_a_rate_leaves_a_picture_and_no_run(
+@pytest.mark.usefixtures("small")
+def test_a_learning_rate_search_leaves_a_picture_and_no_run(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lr_finder, "STEPS", 4)
     shares: list[float] = []
     notes: list[str] = []
-    asked, picture = settings(data, tmp_path / "run"), tmp_path / "lr.png"
+    asked, picture = settings(data, tmp_path / "run", init="random"), tmp_path / "lr.png"
     found = find_lr(asked, picture, on_note=notes.append, on_progress=shares.append)
-    assert notes[-2:] == [
-        str(found),
-        f"picture: {picture}",
-    ]  # it is told before anything can go wrong with a file
+    assert notes[-2:] == [str(found), f"picture: {picture}"]
     assert found.rates == pytest.approx([1e-7, 2.1544e-05, 4.6416e-3, 1.0], rel=1e-4)
     assert [path.name for path in tmp_path.iterdir()] == ["lr.png"]
     assert shares == [0.25, 0.5, 0.75, 1.0]

@@ -1,4 +1,4 @@
-"""Runs that learn more than masks: stills, clips, absent phrases and conversations together."""
+"""Runs that mix segmentation, clips, absent phrases and conversations."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from tests.codes import raises_code
+from tests.training.run_files import lines
 
 from vesalius.config import make_settings
 from vesalius.data.dataset import load_item, load_samples
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("small")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two clips of two frames; the second one's annotation does not speak of the catheter."""
+    """Two clips of two frames; the annotation of the second lists no catheter."""
     folder = tmp_path_factory.mktemp("multitask") / "set"
     write_dataset(folder, 2, seed=7, size=64, frames=2, num_workers=0)
     path = folder / "annotations.json"
@@ -58,13 +59,9 @@ def settings(folder: Path, out: Path, **changes: Any) -> RunSettings:
     return make_settings(RunSettings, {**values, **changes}, "test")
 
 
-def lines(run: Path, name: str = "log.jsonl") -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / name).read_text().splitlines()]
-
-
-def test_run_of_all_tasks_keeps_them_when_it_is_resumed(data: Path, tmp_path: Path) -> None:
+def test_a_run_with_all_tasks_resumes_with_them(data: Path, tmp_path: Path) -> None:
     notes: list[str] = []
-    # 4 samples and one example of each other task: an epoch is one batch of stills, a clip and words
+    # 4 samples and one example of each other task: an epoch is one batch
     run = train(settings(data, tmp_path / "run", steps=1, batch_size=7), on_note=notes.append)
     assert [note.partition(":")[0] for note in notes if " per epoch besides 4 samples" in note] == [
         "negatives",
@@ -76,7 +73,9 @@ def test_run_of_all_tasks_keeps_them_when_it_is_resumed(data: Path, tmp_path: Pa
         "samples"
     ].keys()
     assert "talk, entry 0" in manifest["train"]["samples"]
-    assert len(read_card(run / "last").training_images) == 5  # what was talked about counts as seen
+    assert (
+        len(read_card(run / "last").training_images) == 5
+    )  # images of conversations count as training images
     with raises_code(TrainingError, "changed_setting", "tasks.clips (it was 0.2)"):
         resume(settings(data, run, batch_size=7, tasks={**TASKS, "clips": 0.4}))
     talk(data / "talk.json", "Blue.")
@@ -99,20 +98,20 @@ def test_conversations_are_checked_before_the_run(data: Path, tmp_path: Path) ->
     assert not (tmp_path / "run").exists()
 
 
-def test_u_net_has_no_other_tasks(data: Path, tmp_path: Path) -> None:
+def test_a_u_net_refuses_other_tasks(data: Path, tmp_path: Path) -> None:
     with raises_code(SettingError, "conflicting_settings", "tasks:"):
         train(settings(data, tmp_path / "run", model="unet"))
 
 
 @pytest.mark.slow
-def test_model_learns_to_say_that_a_phrase_is_not_there(tmp_path: Path) -> None:
-    """Two images, each with vessels and without a stent, by heart."""
+def test_a_model_learns_to_answer_absent_phrases_without_seg(tmp_path: Path) -> None:
+    """Overfit test on two images, each with vessels and without a stent."""
     write_dataset(tmp_path / "set", 2, seed=7, size=128, num_workers=0)
     path = tmp_path / "set/annotations.json"
     entries = json.loads(path.read_text())
     for entry in entries:
-        place = entry["text"].index("blood vessel")
-        entry["mask"], entry["text"] = [entry["mask"][place], None], ["blood vessel", "stent"]
+        index = entry["text"].index("blood vessel")
+        entry["mask"], entry["text"] = [entry["mask"][index], None], ["blood vessel", "stent"]
     path.write_text(json.dumps(entries))
     changes = {
         "data": {"train": tmp_path / "set", "val": tmp_path / "set"},

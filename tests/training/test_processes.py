@@ -3,11 +3,11 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from tests.codes import raises_code
+from tests.training.run_files import lines
 
 from vesalius.config import make_settings
 from vesalius.data.augment import AugmentSettings
@@ -31,17 +32,19 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIGURATIONS = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 RECIPE: dict[str, Any] = {
-    "model": "tiny",
-    "init": "random",
+    "init": "pretrained",
     "trainable": "decoder",
     "epochs": 1,
     "batch_size": 2,
     "optim": {"lr": 1e-3, "warmup_ratio": 0.2, "gradient_accumulation_steps": 2},
     "augment": {"flip": 0.5},
     "loss": {"text": 0.0},
-    "validate": {"limit": 2},
+    "validate": {"limit": 2, "figures": 0},
+    "trackers": [],
 }
 """Five samples: a step of two batches of two, and one of a single image, of which the second process has none."""
+
+MakeRecipe = Callable[..., RunSettings]
 
 
 @pytest.fixture(scope="module")
@@ -52,18 +55,20 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def settings(data: Path, small_bundle: Path) -> MakeRecipe:
+    """Settings of a run of the small model: `out`, then changes."""
+
+    def make(out: Path, **changes: Any) -> RunSettings:
+        about = {"model": str(small_bundle), "data": {"train": data, "val": data}, "out": out}
+        return make_settings(RunSettings, {**RECIPE, **about, **changes}, "test")
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def alone(settings: MakeRecipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one process."""
-    return train(settings(data, tmp_path_factory.mktemp("alone") / "run"))
-
-
-def settings(data: Path, out: Path, **changes: Any) -> RunSettings:
-    values = {**RECIPE, "data": {"train": data, "val": data}, "out": out, **changes}
-    return make_settings(RunSettings, values, "test")
-
-
-def lines(run: Path, name: str = "log.jsonl") -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / name).read_text().splitlines()]
+    return train(settings(tmp_path_factory.mktemp("alone") / "run"))
 
 
 def start(launcher: list[str], arguments: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
@@ -88,64 +93,80 @@ def assert_equal(run: Path, alone: Path) -> None:
         torch.testing.assert_close(parameter, other[name], atol=1e-4, rtol=1e-3, msg=name)
 
 
-def test_two_processes_of_torchrun_lose_what_one_does(data: Path, alone: Path, tmp_path: Path) -> None:
+def test_two_processes_of_torchrun_have_the_losses_of_one(
+    settings: MakeRecipe, alone: Path, tmp_path: Path
+) -> None:
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(settings(data, tmp_path / "run", batch_size=1).to_yaml())
+    recipe.write_text(settings(tmp_path / "run", batch_size=1).to_yaml())
     done = start(TORCHRUN, ["-m", "vesalius", "train", str(recipe)])
     assert done.returncode == 0, done.stderr
     assert_equal(tmp_path / "run", alone)
     assert done.stdout.count("validation at step 2") == 1
-    assert json.loads((tmp_path / "run" / "last" / "train_state.json").read_text())["global_batch_size"] == 2
+    state = json.loads((tmp_path / "run" / "last" / "train_state.json").read_text())
+    assert state["global_batch_size"] == 2
 
 
 SHARDED = """
-import sys
+import shutil, sys
+from pathlib import Path
 from torch.distributed.tensor import DTensor
+from vesalius.cli import main
 from vesalius.training import loop
-whole = loop.train_step
+recipe, run, copy = sys.argv[1:]
+train_step, stopped = loop.train_step, False
 def checked(context, state, *args):
+    global stopped
     parameters = list(context.learner.module.parameters())
     assert all(isinstance(p, DTensor) for p in parameters)
     held, of = (sum(n) for n in zip(*((p.to_local().numel(), p.numel()) for p in parameters)))
     assert 0.4 < held / of < 0.6, (held, of)  # a tensor of one row lies in the first process
     moved = [p for group in context.optimizer.param_groups for p in group["params"]]
     assert {id(p) for p in moved} <= {id(p) for p in parameters}
+    if state.step == 1 and not stopped:
+        stopped = True
+        context.process.barrier()
+        if context.process.is_main:
+            shutil.copytree(run, copy, symlinks=True)
+        context.process.barrier()
+        raise InterruptedError
     print(f"{len(parameters)} parameters in shards, {len(moved)} move", flush=True)
-    if STOPPED and state.step == 1:
-        sys.exit(9)
-    return whole(context, state, *args)
+    return train_step(context, state, *args)
 loop.train_step = checked
-from vesalius.cli import main
-sys.exit(main(sys.argv[1:]))
+assert main(["train", recipe]) != 0 and stopped
+sys.exit(main(["train", "--resume", run]))
 """
 
 
 def test_two_processes_of_accelerate_launch_train_in_shards_and_resume_in_shards_or_whole(
-    data: Path, alone: Path, tmp_path: Path
+    settings: MakeRecipe, alone: Path, tmp_path: Path
 ) -> None:
-    """On a CPU, where Accelerate would make DDP of it: each parameter is a DTensor, of which a process has a part."""
+    """On a CPU, where Accelerate would use DDP: each parameter is a DTensor, of which each process has a part.
+
+    The model is scored and validated in shards before the first step, and stopped after it.
+    """
     recipe, script, run = tmp_path / "recipe.yaml", tmp_path / "script.py", tmp_path / "run"
     script.write_text(SHARDED)
     configuration = ["--config_file", str(ROOT / "recipes" / "accelerate" / "fsdp2.yaml")]
     launch = [sys.executable, "-m", "accelerate.commands.launch", *configuration, "--main_process_port", "0"]
-    recipe.write_text(settings(data, run, batch_size=1, save_every_minutes=1e-9).to_yaml())
-    for stopped, arguments in ((True, [str(recipe)]), (False, ["--resume", str(run)])):
-        script.write_text(SHARDED.replace("STOPPED", str(stopped)))
-        done = start(launch, [str(script), "train", *arguments])
-        assert (done.returncode == 0) != stopped, done.stderr
-        assert re.search(r"\d\d+ parameters in shards, \d\d+ move", done.stdout), done.stderr
-        if stopped:
-            shutil.copytree(run, tmp_path / "whole", symlinks=True)
+    recipe.write_text(settings(run, batch_size=1, save_every_minutes=1e-9).to_yaml())
+    copy = tmp_path / "whole"
+    done = start(launch, [str(script), str(recipe), str(run), str(copy)])
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\d\d+ parameters in shards, \d\d+ move", done.stdout), done.stderr
+    assert done.stdout.count("resumed at step 1") == 1
+    assert done.stdout.count("before training: answers ") == 1
     assert [line["step"] for line in lines(run)] == [1, 2]
+    assert [line["step"] for line in lines(run, "validation.jsonl")] == [0, 2]
+    assert len({line["fingerprint"] for line in lines(run, "validation.jsonl")}) == 2
     assert_equal(run, alone)
-    whole = resume(settings(data, tmp_path / "whole", batch_size=2, save_every_minutes=1e-9))
+    whole = resume(settings(copy, batch_size=2, save_every_minutes=1e-9))
     assert_equal(whole, alone)
 
 
 @pytest.mark.slow
-def test_signal_to_the_launcher_saves_in_all_processes(data: Path, tmp_path: Path) -> None:
+def test_signal_to_the_launcher_saves_in_all_processes(settings: MakeRecipe, tmp_path: Path) -> None:
     recipe, run = tmp_path / "recipe.yaml", tmp_path / "run"
-    recipe.write_text(settings(data, run, batch_size=1, epochs=1000).to_yaml())
+    recipe.write_text(settings(run, batch_size=1, epochs=1000).to_yaml())
     command = [*TORCHRUN, "-m", "vesalius", "train", str(recipe)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
@@ -162,7 +183,7 @@ def test_signal_to_the_launcher_saves_in_all_processes(data: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_error_of_one_process_ends_both_with_its_sentence(data: Path, tmp_path: Path) -> None:
+def test_error_of_one_process_ends_both_with_its_sentence(settings: MakeRecipe, tmp_path: Path) -> None:
     """A loss that is no number in the second process alone: both say so, and none waits for the other."""
     recipe, script, run = tmp_path / "recipe.yaml", tmp_path / "script.py", tmp_path / "run"
     script.write_text(
@@ -171,7 +192,7 @@ def test_error_of_one_process_ends_both_with_its_sentence(data: Path, tmp_path: 
         "    return {**losses, 'total': float('nan')} if context.process.rank == 1 else losses\n"
         "loop.backward = spoiled\nfrom vesalius.cli import main\nsys.exit(main(sys.argv[1:]))\n"
     )
-    recipe.write_text(settings(data, run, batch_size=1).to_yaml())
+    recipe.write_text(settings(run, batch_size=1).to_yaml())
     done = start(TORCHRUN, [str(script), "train", str(recipe)])
     assert done.returncode == 1
     assert "the loss became nan at step 1 on the samples synth_0000" in done.stderr
@@ -184,11 +205,10 @@ def loaders(data: Path, ranks: int, batch_size: int) -> list[Loader]:
     from vesalius.models.checkpoint import new_model
     from vesalius.training.learner import TextSegLearner
     from vesalius.training.losses import LossSettings
-    from vesalius.training.mixture import open_mixture
+    from vesalius.training.mixture import TaskSettings, open_mixture
 
-    run = settings(data, Path("run"))
     learner = TextSegLearner(new_model("tiny", 0), {}, LossSettings())
-    mixture = open_mixture(open_dataset(data).samples, run.tasks, None, False)
+    mixture = open_mixture(open_dataset(data).samples, TaskSettings(), None, False)
     return [
         Loader(
             mixture,
@@ -231,7 +251,7 @@ def test_processes_share_each_batch_and_count_what_one_process_would(
     ],
 )
 def test_launch_configuration_that_contradicts_the_recipe_is_refused(
-    data: Path,
+    settings: MakeRecipe,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     variable: str,
@@ -241,7 +261,7 @@ def test_launch_configuration_that_contradicts_the_recipe_is_refused(
 ) -> None:
     monkeypatch.setenv(variable, value)
     with raises_code(SettingError, code, names):
-        train(settings(data, tmp_path / "run"))
+        train(settings(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
@@ -262,17 +282,3 @@ def test_launch_configuration_is_one_that_accelerate_reads_and_says_where_it_ran
     assert re.search(r"^# run: +\S", text, re.MULTILINE)
     assert f"--config_file recipes/accelerate/{path.name}" in text
     assert yaml.safe_load(text)["num_machines"] == 1
-
-
-def test_a_model_in_shards_is_looked_at_and_validated_before_the_first_step(
-    data: Path, tmp_path: Path
-) -> None:
-    recipe, run = tmp_path / "recipe.yaml", tmp_path / "run"
-    recipe.write_text(settings(data, run, init="pretrained", trainable="decoder").to_yaml())
-    configuration = ["--config_file", str(ROOT / "recipes" / "accelerate" / "fsdp2.yaml")]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", *configuration, "--main_process_port", "0"]
-    done = start(launch, ["-m", "vesalius", "train", str(recipe)])
-    assert done.returncode == 0, done.stderr
-    assert "before training: answers " in done.stdout
-    assert lines(run, "validation.jsonl")[0]["step"] == 0
-    assert len({line["fingerprint"] for line in lines(run, "validation.jsonl")}) > 1

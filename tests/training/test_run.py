@@ -1,26 +1,41 @@
-"""A run from recipe to folder: golden losses, resumption, validation, refusals."""
+"""Runs from recipe to folder: stored losses, exact resumption, validation, refusals."""
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tests.codes import raises_code
+from tests.training.run_files import StopAfter, lines, losses
 
 from vesalius.config import make_settings
 from vesalius.errors import OutputError, SettingError, TrainingError
 from vesalius.lineage import fingerprint_weights
+from vesalius.models import presets
 from vesalius.models.cards import read_card
-from vesalius.models.checkpoint import open_model
+from vesalius.models.checkpoint import new_model, open_model
+from vesalius.models.specs import ModelSpec
 from vesalius.synth import write_dataset
-from vesalius.training.run import resume, train
+from vesalius.training.context import Monitoring
+from vesalius.training.distributed import join_processes
+from vesalius.training.loop import lr_factor
+from vesalius.training.preparation import prepare
+from vesalius.training.run import first_card, resume, train
+from vesalius.training.run_folder import TrainState
 from vesalius.training.settings import RunSettings
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 
 pytestmark = pytest.mark.usefixtures("small")
+
+
+@pytest.fixture(scope="module")
+def whole_tiny() -> ModelSpec:
+    """`tiny` as shipped, not made small."""
+    return presets.find_spec("tiny")
 
 
 @pytest.fixture(scope="module")
@@ -30,81 +45,59 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def settings(data: Path, out: Path, **changes: Any) -> RunSettings:
+def settings(data: Path, out: Path, /, **changes: Any) -> RunSettings:
     stored = json.loads((GOLDEN / "first_losses_settings.json").read_text())
-    values = {**stored, "data": {"train": data, "val": data}, "trackers": [], "out": out}
+    values = {**stored, "data": {"train": data}, "trackers": [], "out": out}
     return make_settings(RunSettings, {**values, **changes}, "test")
 
 
-def lines(run: Path, name: str = "log.jsonl") -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / name).read_text().splitlines()]
+def with_val(data: Path, **validate: Any) -> dict[str, Any]:
+    return {"data": {"train": data, "val": data}, "validate": {"every_epochs": 1, **validate}}
 
 
-def losses(run: Path) -> list[float]:
-    return [line["loss"] for line in lines(run)]
-
-
-def test_first_five_losses_are_the_stored_ones(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_first_five_losses_are_the_stored_ones(
+    data: Path, tmp_path: Path, whole_tiny: ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.undo()  # of the whole `tiny`
+    monkeypatch.setitem(presets.PRESETS, "tiny", lambda: whole_tiny)
     run = train(settings(data, tmp_path / "run"))
-    # a run of another machine rounds otherwise; a change of model, data, loss or order is far larger
+    # another machine rounds differently; changes of model, data, loss or order are far larger
     np.testing.assert_allclose(losses(run), json.loads((GOLDEN / "first_losses.json").read_text()), rtol=2e-3)
 
 
-def test_workers_and_resumption_change_no_loss(data: Path, tmp_path: Path) -> None:
-    whole = train(settings(data, tmp_path / "whole", num_workers=2, steps=4))
-    # the first part ends after 2 of 4 steps, with the learning rates of a run of 4
-    part = settings(data, tmp_path / "part", steps=4)
-    stopped = StopAfter(2)
+def test_workers_resumption_and_a_short_last_step_change_no_loss(data: Path, tmp_path: Path) -> None:
+    """4 batches per epoch, 3 per step: each epoch ends with a step of one batch."""
+    changes = {
+        "steps": None,
+        "epochs": 2,
+        "batch_size": 1,
+        "optim": {"lr": 1e-3, "gradient_accumulation_steps": 3},
+    }
+    whole = train(settings(data, tmp_path / "whole", num_workers=2, **changes))
+    assert [(line["step"], line["epoch"]) for line in lines(whole)] == [(1, 0), (2, 0), (3, 1), (4, 1)]
+    part = settings(data, tmp_path / "part", **changes, validate={"every_epochs": 1})
     with pytest.raises(KeyboardInterrupt):
-        train(settings(data, tmp_path / "part", steps=4, validate={"every_epochs": 1}), on_step=stopped)
+        train(part, on_step=StopAfter(2))
     assert lines(tmp_path / "part")[-1]["step"] == 3
     resumed = resume(part)
     assert losses(resumed) == losses(whole)
     assert fingerprint_weights(resumed / "last") == fingerprint_weights(whole / "last")
 
 
-class StopAfter:
-    """Interrupts in the step after the given one, as Ctrl-C would."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def __call__(self, line: dict[str, Any]) -> None:
-        if line["step"] > self.step:
-            raise KeyboardInterrupt
-
-
-def test_run_folder_holds_what_the_contract_says(data: Path, tmp_path: Path) -> None:
-    run = train(settings(data, tmp_path / "run", steps=4, validate={"every_epochs": 1}))
-    names = {path.name for path in run.iterdir()}
-    assert names == {
-        "config.yaml",
-        "manifest.json",
-        "log.jsonl",
-        "validation.jsonl",
-        "validation",
-        "curves.png",
-        "checkpoints",
-        "best",
-        "last",
-    }
-    wanted = {
-        "step",
-        "epoch",
-        "loss",
-        "loss_mask",
-        "loss_dice",
-        "loss_text",
-        "lr",
-        "grad_norm",
-        "images_per_s",
-        "peak_bytes",
-    }
-    assert all(wanted <= line.keys() for line in lines(run))
-    assert [line["step"] for line in lines(run, "validation.jsonl")] == [2, 4]
+def test_the_run_folder_has_the_documented_files_and_best_follows_the_metric(
+    data: Path, tmp_path: Path
+) -> None:
+    notes: list[str] = []
+    changes = with_val(data, metric="recall", figures=1)
+    run = train(settings(data, tmp_path / "run", steps=4, **changes), on_note=notes.append)
+    files = "config.yaml manifest.json log.jsonl validation.jsonl validation checkpoints best last"
+    assert {path.name for path in run.iterdir()} == set(files.split())
+    wanted = "step epoch loss loss_mask loss_dice loss_text lr grad_norm images_per_s peak_bytes".split()
+    assert all(set(wanted) <= line.keys() for line in lines(run))
+    assert [line["lr"] for line in lines(run)] == pytest.approx([1e-3 * each for each in factors(4, 0.2)])
+    scores = {line["step"]: line["recall"] for line in lines(run, "validation.jsonl")}
+    assert list(scores) == [2, 4]
+    best = int((run / "best").resolve().name.removeprefix("step-"))
+    assert scores[best] == max(scores.values())
     assert (run / "last").readlink() == Path("checkpoints/step-000004")
     assert {path.name for path in (run / "checkpoints").iterdir()} == {
         (run / name).resolve().name for name in ("best", "last")
@@ -115,50 +108,30 @@ def test_run_folder_holds_what_the_contract_says(data: Path, tmp_path: Path) -> 
     assert card.step == 4
     assert set(card.training_images) == set(manifest["train"]["samples"].values())
     assert card.lineage["start"] == "random weights, seed 0"
-    opened = open_model(run / "last")
-    assert not opened.model.training
-
-
-def test_best_is_the_best_validation_by_the_metric(data: Path, tmp_path: Path) -> None:
-    run = train(settings(data, tmp_path / "run", steps=6, validate={"every_epochs": 1, "metric": "recall"}))
-    values = {line["step"]: line["recall"] for line in lines(run, "validation.jsonl")}
-    best = int((run / "best").resolve().name.removeprefix("step-"))
-    assert values[best] == max(values.values())
-
-
-def test_accumulation_of_two_batches_makes_half_the_steps(data: Path, tmp_path: Path) -> None:
-    run = train(
-        settings(
-            data,
-            tmp_path / "run",
-            steps=None,
-            epochs=2,
-            batch_size=1,
-            optim={"lr": 1e-3, "gradient_accumulation_steps": 2},
-        )
+    assert not open_model(run / "last").model.training
+    assert "4 validation images are also training images: scores will be too high" in notes
+    groups = (
+        "4 groups (patients, sequences) are in both training and validation data: scores will be too high"
     )
-    assert [line["step"] for line in lines(run)] == [1, 2, 3, 4]
+    assert groups in notes
 
 
-def test_an_epoch_ends_with_a_whole_step_and_resumes_exactly(data: Path, tmp_path: Path) -> None:
-    changes = {
-        "steps": None,
-        "epochs": 2,
-        "batch_size": 1,
-        "optim": {"lr": 1e-3, "gradient_accumulation_steps": 3},
-    }
-    whole = train(settings(data, tmp_path / "whole", **changes))
-    assert [(line["step"], line["epoch"]) for line in lines(whole)] == [(1, 0), (2, 0), (3, 1), (4, 1)]
-    with pytest.raises(KeyboardInterrupt):
-        part = {**changes, "validate": {"every_epochs": 1}}
-        train(settings(data, tmp_path / "part", **part), on_step=StopAfter(2))
-    assert losses(resume(settings(data, tmp_path / "part", **changes))) == losses(whole)
+def test_separate_validation_data_give_no_warning(data: Path, tmp_path: Path) -> None:
+    write_dataset(tmp_path / "val", 1, seed=8, size=96)
+    notes: list[str] = []
+    asked = settings(data, tmp_path / "run", data={"train": data, "val": tmp_path / "val"})
+    prepare(asked, join_processes("fp32"), Monitoring(notes.append))
+    assert notes
+    assert not any("too high" in note for note in notes)
 
 
-def test_resumed_run_keeps_its_data_and_settings(data: Path, tmp_path: Path) -> None:
+def test_an_overfit_run_uses_the_first_samples_and_keeps_its_data_and_settings(
+    data: Path, tmp_path: Path
+) -> None:
     run = train(settings(data, tmp_path / "run", steps=2), overfit=2)
-    longer = settings(data, run, steps=4)
-    resume(longer)  # two samples, as begun
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert list(manifest["train"]["samples"]) == manifest["val"]["samples"] == ["synth_00000", "synth_00001"]
+    resume(settings(data, run, steps=3))
     assert len(read_card(run / "last").training_images) == 2
     with raises_code(TrainingError, "changed_setting", "trainable."):
         resume(settings(data, run, steps=6, trainable="projector"))
@@ -167,73 +140,52 @@ def test_resumed_run_keeps_its_data_and_settings(data: Path, tmp_path: Path) -> 
         resume(settings(tmp_path / "other", run, steps=6))
 
 
-def test_checkpoints_of_others_and_a_cut_log_line_do_no_harm(data: Path, tmp_path: Path) -> None:
-    run = train(settings(data, tmp_path / "run", steps=2))
-    (run / "checkpoints" / "mine").mkdir()
-    (run / "checkpoints" / "notes.txt").touch()
-    with (run / "log.jsonl").open("a") as log:
-        log.write('{"step": 3, "lo')
-    resume(settings(data, run, steps=4))
-    assert {"mine", "notes.txt", "step-000004"} <= {path.name for path in (run / "checkpoints").iterdir()}
-    assert [line["step"] for line in lines(run)] == [1, 2, 3, 4]
+def test_fine_tuning_inherits_the_training_images_of_its_start(data: Path, run: Path, tmp_path: Path) -> None:
+    asked = settings(data, tmp_path / "second", model=str(run), init="pretrained")
+    card = first_card(prepare(asked, join_processes("fp32"), Monitoring()))
+    first = read_card(run / "best")
+    assert set(first.training_images) < set(card.training_images or ())
+    assert len(card.training_images or ()) == 8
+    assert card.lineage["start_lineage"] == first.lineage
 
 
-def test_fine_tuning_remembers_what_its_start_was_trained_on(data: Path, tmp_path: Path) -> None:
-    first = train(settings(data, tmp_path / "first", steps=1))
-    write_dataset(tmp_path / "other", 2, seed=8, size=96)
-    second = train(
-        settings(tmp_path / "other", tmp_path / "second", steps=1, model=str(first), init="pretrained")
+def factors(steps: int, warmup: float) -> list[float]:
+    """The learning rate of each step as a share of `optim.lr`."""
+    context: Any = SimpleNamespace(
+        total_steps=steps,
+        settings=SimpleNamespace(optim=SimpleNamespace(warmup_ratio=warmup)),
+        progress=lambda state: state.step / steps,
     )
-    first_card, second_card = read_card(first / "best"), read_card(second / "best")
-    assert set(first_card.training_images) < set(second_card.training_images)
-    assert len(second_card.training_images) == 6
-    assert second_card.lineage["start_lineage"] == first_card.lineage
+    return [lr_factor(context, TrainState(step=step)) for step in range(steps)]
 
 
-def test_learning_rate_rises_then_falls_and_never_stands_still(data: Path, tmp_path: Path) -> None:
-    optim = {"lr": 1e-3, "warmup_ratio": 0.4, "lr_multipliers": {"language model": 0.1}}
-    run = train(settings(data, tmp_path / "run", steps=10, batch_size=1, optim=optim, trainable="projector"))
-    rates = [line["lr"] / 1e-3 for line in lines(run)]
+def test_the_learning_rate_rises_then_falls_and_is_never_zero() -> None:
+    rates = factors(10, 0.4)
     assert rates[:4] == pytest.approx([0.125, 0.375, 0.625, 0.875])
     assert rates[4:] == pytest.approx([0.5 * (1 + np.cos(np.pi * (k + 0.5) / 6)) for k in range(6)])
+    assert min(factors(1000, 0.0)) == 1e-3
 
 
-def test_run_by_minutes_ends_in_time_with_a_checkpoint(data: Path, tmp_path: Path) -> None:
-    run = train(settings(data, tmp_path / "run", steps=None, minutes=0.03))
-    assert lines(run)
+def test_a_run_by_minutes_ends_in_time_with_a_checkpoint(data: Path, tmp_path: Path) -> None:
+    run = train(settings(data, tmp_path / "run", steps=None, minutes=0.01))
     assert lines(run)[-1]["lr"] < 1e-3
     assert (run / "best" / "vesalius.json").is_file()
 
 
-def test_phrase_with_a_control_token_is_refused_before_the_run(data: Path, tmp_path: Path) -> None:
-    with raises_code(SettingError, "invalid_prompt", "[SEG]"):
-        train(settings(data, tmp_path / "run").changed(data={"train": data, "prompt": "a [SEG] vessel"}))
-    assert not (tmp_path / "run").exists()
-
-
-def test_loss_of_an_accumulated_step_is_the_mean_of_its_gradients(data: Path, tmp_path: Path) -> None:
-    """Two batches of one image accumulated give nearly the weights of one batch of two."""
+def test_an_accumulated_step_has_the_gradient_of_the_whole_batch(data: Path, tmp_path: Path) -> None:
+    """Two batches of one image, accumulated, have nearly the gradient of one batch of two."""
     plain = {"augment": {}, "steps": 1, "loss": {"text": 0, "iou": 0}, "trainable": "projector"}
-    one = train(
-        settings(data, tmp_path / "one", batch_size=2, optim={"lr": 1e-3, "warmup_ratio": 0}, **plain)
-    )
-    two = train(
-        settings(
-            data,
-            tmp_path / "two",
-            batch_size=1,
-            optim={"lr": 1e-3, "warmup_ratio": 0, "gradient_accumulation_steps": 2},
-            **plain,
-        )
-    )
-    assert lines(one)[0]["grad_norm"] == pytest.approx(lines(two)[0]["grad_norm"], rel=1e-3)
+    norms = []
+    for batch_size, accumulation in ((2, 1), (1, 2)):
+        optim = {"lr": 1e-3, "warmup_ratio": 0, "gradient_accumulation_steps": accumulation}
+        out = tmp_path / str(batch_size)
+        run = train(settings(data, out, batch_size=batch_size, optim=optim, **plain))
+        norms.append(lines(run)[0]["grad_norm"])
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
 
 
-def test_only_the_projector_trains_when_asked(data: Path, tmp_path: Path) -> None:
-    run = train(settings(data, tmp_path / "run", trainable="projector", steps=2))
-    start = torch.random.initial_seed()
-    from vesalius.models.checkpoint import new_model
-
+def test_only_the_projector_trains_when_asked(run: Path) -> None:
+    seed = torch.random.initial_seed()
     fresh, trained = new_model("tiny", seed=0).model, open_model(run / "last").model
     changed = {
         name.partition(".")[0]
@@ -241,58 +193,50 @@ def test_only_the_projector_trains_when_asked(data: Path, tmp_path: Path) -> Non
         if not torch.equal(a, b)
     }
     assert changed == {"projector"}
-    assert torch.random.initial_seed() == start
+    assert torch.random.initial_seed() == seed
 
 
-def test_overfit_uses_the_first_samples_for_both(data: Path, tmp_path: Path) -> None:
-    run = train(settings(data, tmp_path / "run", steps=2), overfit=2)
-    manifest = json.loads((run / "manifest.json").read_text())
-    assert list(manifest["train"]["samples"]) == manifest["val"]["samples"] == ["synth_00000", "synth_00001"]
+def test_a_phrase_with_a_control_token_is_refused_before_the_run(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"\[SEG\]"):
+        train(settings(data, tmp_path / "run", data={"train": data, "prompt": "a [SEG] vessel"}))
+    assert not (tmp_path / "run").exists()
 
 
-def test_folder_that_is_not_empty_is_refused_and_left_alone(data: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_refused_and_left_alone(data: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with raises_code(OutputError, "output_exists"):
         train(settings(data, tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_resume_without_checkpoint_is_refused(data: Path, tmp_path: Path) -> None:
-    with raises_code(TrainingError, "no_checkpoint"):
-        resume(settings(data, tmp_path / "run"))
-
-
-def test_loss_that_is_not_finite_stops_and_names_the_samples(data: Path, tmp_path: Path) -> None:
-    wild = settings(
-        data, tmp_path / "run", optim={"lr": 1e12, "warmup_ratio": 0, "max_grad_norm": 1e30}, steps=40
-    )
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(data: Path, tmp_path: Path) -> None:
+    optim = {"lr": 1e12, "warmup_ratio": 0, "max_grad_norm": 1e30}
     with raises_code(TrainingError, "not_finite_loss", "synth_0000"):
-        train(wild)
+        train(settings(data, tmp_path / "run", optim=optim, steps=40))
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "code", "names"),
     [
-        ({"epochs": 3}, "exactly one of steps, epochs and minutes; got steps, epochs"),
-        ({"steps": None}, "exactly one of steps, epochs and minutes; got none"),
-        ({"trainabel": "full"}, "unknown key trainabel; did you mean trainable"),
-        ({"optim": {"learning_rate": 1}}, "unknown key optim.learning_rate; known keys: lr"),
-        ({"validate": {"evry_epochs": 1}}, "unknown key validate.evry_epochs; did you mean every_epochs"),
-        ({"batch_size": 0}, "batch_size: Input should be greater than or equal to 1"),
+        ({"epochs": 3}, "bad_value", "got steps, epochs"),
+        ({"steps": None}, "bad_value", "got none"),
+        ({"trainabel": "full"}, "unknown_setting", "did you mean trainable"),
+        ({"optim": {"learning_rate": 1}}, "unknown_setting", "optim.learning_rate"),
+        ({"validate": {"evry_epochs": 1}}, "unknown_setting", "did you mean every_epochs"),
+        ({"batch_size": 0}, "bad_value", "batch_size: "),
     ],
 )
-def test_wrong_settings_are_refused_in_the_words_that_were_typed(
-    data: Path, tmp_path: Path, changes: dict[str, Any], message: str
+def test_wrong_settings_are_refused_by_name(
+    data: Path, tmp_path: Path, changes: dict[str, Any], code: str, names: str
 ) -> None:
-    with pytest.raises(SettingError, match=message):
+    with raises_code(SettingError, code, names):
         settings(data, tmp_path / "run", **changes)
 
 
 @pytest.mark.slow
-def test_four_samples_are_learned_by_heart(tmp_path: Path) -> None:
-    """Dice above 0.9 on four samples: a model that cannot do that cannot learn anything."""
+def test_four_samples_pass_the_overfit_test(tmp_path: Path) -> None:
+    """Dice above 0.9 on four samples."""
     write_dataset(tmp_path / "data", 4, seed=3)
-    loss = {"text": 1.0, "bce": 3.0, "dice": 1.0}
     run = train(
         settings(
             tmp_path / "data",
@@ -300,24 +244,9 @@ def test_four_samples_are_learned_by_heart(tmp_path: Path) -> None:
             init="pretrained",
             steps=200,
             batch_size=4,
-            loss=loss,
+            loss={"text": 1.0, "bce": 3.0, "dice": 1.0},
             optim={"lr": 1e-3, "betas": (0.9, 0.98), "weight_decay": 0.0},
         ),
         overfit=4,
     )
     assert lines(run, "validation.jsonl")[-1]["dice"] > 0.9
-
-
-def test_images_and_groups_that_are_validated_and_trained_on_are_told(data: Path, tmp_path: Path) -> None:
-    notes: list[str] = []
-    train(settings(data, tmp_path / "run", steps=1, trainable="projector"), on_note=notes.append)
-    assert "4 validation images are also training images: scores will be too high" in notes
-    assert (
-        "4 groups (patients, sequences) are in both training and validation data: scores will be too high"
-        in notes
-    )
-    notes.clear()
-    write_dataset(tmp_path / "val", 1, seed=8, size=96)
-    other = settings(data, tmp_path / "other", steps=1, trainable="projector")
-    train(other.changed(data=other.data.changed(val=tmp_path / "val")), on_note=notes.append)
-    assert not any("too high" in note for note in notes)

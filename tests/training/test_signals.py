@@ -1,7 +1,8 @@
-"""Never lose work: kills at many moments, signals, full disks, broken checkpoints, two jobs in one folder."""
+"""No work is lost: kills at many moments, signals, full disks, damaged checkpoints, two jobs in one folder."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import pytest
 import torch
 import yaml
 from tests.codes import raises_code
+from tests.training.conftest import small_and_quick
+from tests.training.run_files import lines
 
 from vesalius.cli import main
 from vesalius.config import make_settings
@@ -37,9 +40,12 @@ RECIPE: dict[str, Any] = {
     "num_workers": 2,
     "optim": {"lr": 1e-3, "warmup_ratio": 0.2, "gradient_accumulation_steps": 2},
     "augment": {"flip": 0.5, "gamma": 0.2},
-    "validate": {"every_epochs": 1, "limit": 1},
+    "validate": {"every_epochs": 1, "limit": 1, "figures": 0},
+    "trackers": [],
 }
 """Five samples: epochs of two steps of two batches, and one of one."""
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +57,21 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing interrupted."""
-    return train(settings(data, tmp_path_factory.mktemp("whole") / "run"))
+    """An uninterrupted run."""
+    with small_and_quick():
+        return train(settings(data, tmp_path_factory.mktemp("whole") / "run"))
+
+
+@pytest.fixture
+def finished(whole: Path, tmp_path: Path) -> Path:
+    """A copy of the uninterrupted run."""
+    return Path(shutil.copytree(whole, tmp_path / "run", symlinks=True))
+
+
+@pytest.fixture(scope="module")
+def whole_tiny(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run of the full `tiny`, to compare with runs of the command line."""
+    return train(settings(data, tmp_path_factory.mktemp("tiny") / "run"))
 
 
 def settings(data: Path, out: Path, **changes: Any) -> RunSettings:
@@ -60,12 +79,8 @@ def settings(data: Path, out: Path, **changes: Any) -> RunSettings:
     return make_settings(RunSettings, values, "test")
 
 
-def lines(run: Path, name: str = "log.jsonl") -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / name).read_text().splitlines()]
-
-
 def assert_same(run: Path, whole: Path) -> None:
-    """To the last digit: losses, gradients, scores, weights."""
+    """Losses, gradients, scores and weights agree to the last digit."""
     for name, ignored in (("log.jsonl", {"images_per_s", "peak_bytes"}), ("validation.jsonl", set())):
         kept = [
             [{key: line[key] for key in line.keys() - ignored} for line in lines(each, name)]
@@ -89,7 +104,6 @@ def kill(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGKILL)
     return whole(*args, **kwargs)
 {module}.{name} = kill
-from tests.codes import raises_code
 from vesalius.cli import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -98,9 +112,8 @@ sys.exit(main(sys.argv[1:]))
 def kill_at(module: str, name: str, call: int, command: list[str]) -> None:
     """Run the command in a process that kills itself, without a chance to clean up, in a call of a function."""
     code = KILLED.format(module=module, name=name, call=call)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", code, *command], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, *command], env=ENVIRONMENT, capture_output=True, text=True, check=False
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
 
@@ -111,38 +124,39 @@ def write_recipe(data: Path, path: Path, out: Path, **changes: Any) -> Path:
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_of_an_epoch_of_accumulation_and_of_a_save_it_ends_with_the_same_digits(
-    data: Path, whole: Path, tmp_path: Path
+def test_a_run_killed_in_a_step_a_save_and_a_validation_ends_with_the_same_digits(
+    data: Path, whole_tiny: Path, tmp_path: Path
 ) -> None:
-    """One run is killed three times, with data workers: each time elsewhere, each time continued."""
+    """One run is killed three times, each time elsewhere, and continued each time."""
     run = tmp_path / "run"
     recipe = write_recipe(data, tmp_path / "recipe.yaml", run, save_every_minutes=EVERY_STEP)
     kill_at("loop", "backward", 4, ["train", str(recipe)])  # second batch of the second step
     assert (run / "last").readlink().name == "step-000001"
     assert len(lines(run)) == 1
-    # the second save, after two calls of the first: all is written, nothing has its name
+    # the second save, after two calls in the first: everything is written, nothing has its name
     kill_at("run_folder", "_sync_to_disk", 3, ["train", "--resume", str(run)])
     assert (run / "last").readlink().name == "step-000002"
     assert list((run / "checkpoints").glob(".step-000003.*.partial"))
-    # the validation after the first epoch's last step
+    # the validation after the last step of the first epoch
     kill_at("validation", "score_samples", 1, ["train", "--resume", str(run)])
     assert (run / "last").readlink().name == "step-000003"
     assert main(["train", "--resume", str(run)]) == 0
-    assert_same(run, whole)
+    assert_same(run, whole_tiny)
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_ends_with_the_same_digits(data: Path, whole: Path, tmp_path: Path) -> None:
-    """Killed from outside after times that have nothing to do with what the process does."""
+def test_a_run_killed_at_any_moment_ends_with_the_same_digits(
+    data: Path, whole_tiny: Path, tmp_path: Path
+) -> None:
+    """Killed from outside after times unrelated to the work of the process."""
     run = tmp_path / "run"
     recipe = write_recipe(data, tmp_path / "recipe.yaml", run, save_every_minutes=EVERY_STEP)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     killed = 0
     for pause in (0.05, 0.4, 0.1, 0.7, 0.25, 1.1, 0.0, 0.55):
         arguments = ["--resume", str(run)] if (run / "last").exists() else [str(recipe)]
         command = [sys.executable, "-m", "vesalius", "train", *arguments]
         before = len(lines(run)) if (run / "log.jsonl").exists() else 0
-        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as job:
+        with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL) as job:
             while job.poll() is None:
                 grown = (run / "log.jsonl").exists() and len(lines(run)) != before
                 if grown and (run / "last").exists():
@@ -153,50 +167,51 @@ def test_killed_at_any_moment_it_ends_with_the_same_digits(data: Path, whole: Pa
             killed += job.wait() == -signal.SIGKILL
     assert killed >= 3
     assert main(["train", "--resume", str(run)]) == 0
-    assert_same(run, whole)
+    assert_same(run, whole_tiny)
 
 
+@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_signal_ends_the_step_saves_and_tells_how_to_go_on(
+def test_a_signal_ends_the_step_saves_it_and_the_resumed_run_has_the_same_digits(
     data: Path, whole: Path, tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The resumed run saves after every step, also in the middle of an epoch, which changes no digit."""
     run = tmp_path / "run"
     backward, calls = loop.backward, 0
 
     def interrupted(*args: Any, **more: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls == 3:  # the first batch of two of the second step
+        if calls == 3:  # the first of two batches of the second step
             os.kill(os.getpid(), number)
         return backward(*args, **more)
 
     before = signal.getsignal(number)
     monkeypatch.setattr(loop, "backward", interrupted)
-    with pytest.raises(
-        InterruptionError, match=f"stopped by {number.name} after step 2, which is saved"
-    ) as told:
+    with raises_code(InterruptionError, "interrupted", number.name, "after step 2", str(run)) as caught:
         train(settings(data, run))
-    assert told.value.exit_code == 128 + number
-    assert f"vesalius train --resume {run}" in str(told.value)
+    assert caught.value.exit_code == 128 + number  # type: ignore[attr-defined]
     assert signal.getsignal(number) is before
     assert (run / "last").readlink().name == "step-000002"
-    assert_same(resume(settings(data, run)), whole)
+    assert_same(resume(settings(data, run, save_every_minutes=EVERY_STEP)), whole)
 
 
 @pytest.mark.slow
-def test_signal_in_a_validation_ends_the_run_at_once_as_the_step_is_saved(
+@pytest.mark.usefixtures("small")
+def test_a_signal_during_validation_ends_the_run_at_once(
     data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
     with monkeypatch.context() as patched:
         patched.setattr(validation, "score_samples", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-        with pytest.raises(InterruptionError, match="stopped by SIGTERM after step 3, which is saved"):
+        with raises_code(InterruptionError, "interrupted", "after step 3"):
             train(settings(data, run))
     assert not (run / "validation.jsonl").exists()
     assert_same(resume(settings(data, run)), whole)
 
 
-def test_second_signal_ends_the_run_without_waiting_for_the_step(
+@pytest.mark.usefixtures("small")
+def test_a_second_signal_ends_the_run_without_waiting_for_the_step(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backward = loop.backward
@@ -212,7 +227,7 @@ def test_second_signal_ends_the_run_without_waiting_for_the_step(
 
 
 @pytest.mark.slow
-def test_command_that_is_told_to_end_exits_with_the_number_of_the_signal(
+def test_an_interrupted_command_exits_with_the_number_of_the_signal(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = write_recipe(data, tmp_path / "recipe.yaml", tmp_path / "run")
@@ -220,8 +235,8 @@ def test_command_that_is_told_to_end_exits_with_the_number_of_the_signal(
     before = signal.getsignal(signal.SIGTERM)
 
     def interrupted(*args: Any, **more: Any) -> Any:
-        if not (tmp_path / "told").exists():
-            (tmp_path / "told").touch()
+        if not (tmp_path / "sent").exists():
+            (tmp_path / "sent").touch()
             os.kill(os.getpid(), signal.SIGTERM)
         return backward(*args, **more)
 
@@ -233,17 +248,12 @@ def test_command_that_is_told_to_end_exits_with_the_number_of_the_signal(
     assert "vesalius: " in capsys.readouterr().err
 
 
-def test_checkpoints_in_the_middle_of_an_epoch_change_no_digit(
-    data: Path, whole: Path, tmp_path: Path
-) -> None:
-    assert_same(train(settings(data, tmp_path / "run", save_every_minutes=EVERY_STEP)), whole)
-
-
 @pytest.mark.slow
-def test_dropout_is_drawn_by_seed_and_step_alone(
+@pytest.mark.usefixtures("small")
+def test_dropout_depends_only_on_seed_and_step(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever was drawn before, a step draws the same: so a resumed run does."""
+    """A step draws the same numbers whatever was drawn before, and so does a resumed run."""
     seen: list[float] = []
     backward = loop.backward
 
@@ -262,24 +272,25 @@ def test_dropout_is_drawn_by_seed_and_step_alone(
 
 
 @contextmanager
-def small_disk(place: Path, megabytes: int) -> Iterator[None]:
-    """A disk of its own at `place`; the test is skipped where none can be mounted."""
-    place.mkdir()
-    options = ["-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(place)]
+def small_disk(path: Path, megabytes: int) -> Iterator[None]:
+    """A disk of its own at `path`; the test is skipped if none can be mounted."""
+    path.mkdir()
+    options = ["-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(path)]
     if subprocess.run(["mount", *options], capture_output=True, check=False).returncode:
-        pytest.skip("a full disk can be made by root alone: mount -t tmpfs failed")
+        pytest.skip("only root can make a full disk: mount -t tmpfs failed")
     try:
         yield
     finally:
-        subprocess.run(["umount", str(place)], check=True)
+        subprocess.run(["umount", str(path)], check=True)
 
 
-def test_full_disk_keeps_the_last_good_checkpoint_and_room_lets_the_run_end(
+@pytest.mark.usefixtures("small")
+def test_a_full_disk_keeps_the_last_checkpoint_and_more_room_lets_the_run_end(
     data: Path, whole: Path, tmp_path: Path
 ) -> None:
     disk, run = tmp_path / "disk", tmp_path / "disk" / "run"
     size = sum(path.stat().st_size for path in (whole / "last").rglob("*") if path.is_file())
-    with small_disk(disk, int(1.4 * size / 2**20) + 1):  # the frozen half is linked
+    with small_disk(disk, int(1.4 * size / 2**20) + 1):  # files of frozen components are links
         with pytest.raises(OutputError, match=r"step-000002.*cannot be written"):
             train(settings(data, run, save_every_minutes=EVERY_STEP))
         assert (run / "last").readlink().name == "step-000001"
@@ -288,17 +299,18 @@ def test_full_disk_keeps_the_last_good_checkpoint_and_room_lets_the_run_end(
         assert_same(resume(settings(data, run)), whole)
 
 
-def test_loss_that_is_not_finite_leaves_weights_alone_and_writes_out_which_images(
+@pytest.mark.usefixtures("small")
+def test_a_loss_that_is_not_finite_leaves_the_weights_alone_and_lists_the_images(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
-    measured, seen = TextSegLearner.losses, 0
+    compute, calls = TextSegLearner.losses, 0
 
     def spoiled(self: TextSegLearner, module: torch.nn.Module, batch: Any) -> Any:
-        nonlocal seen
-        seen += 1
-        found = measured(self, module, batch)
-        return {**found, "total": found["total"] * float("nan")} if seen == 3 else found
+        nonlocal calls
+        calls += 1
+        losses = compute(self, module, batch)
+        return {**losses, "total": losses["total"] * float("nan")} if calls == 3 else losses
 
     monkeypatch.setattr(TextSegLearner, "losses", spoiled)
     with raises_code(TrainingError, "not_finite_loss", "nan at step 2", "synth_0000"):
@@ -311,58 +323,46 @@ def test_loss_that_is_not_finite_leaves_weights_alone_and_writes_out_which_image
     assert (run / "last").readlink().name == "step-000001"
 
 
-def test_second_job_in_a_run_folder_is_refused(data: Path, tmp_path: Path) -> None:
-    run = train(settings(data, tmp_path / "run", steps=1))
-    with ExitStack() as held:
-        hold_folder(run, "training run", held)
-        with raises_code(OutputError, "folder_in_use"):
-            resume(settings(data, run, steps=2))
-    resume(settings(data, run, steps=2))
-    assert [line["step"] for line in lines(run)] == [1, 2]
-
-
-def test_damaged_checkpoint_is_named_with_the_way_out(data: Path, tmp_path: Path) -> None:
-    changes = {"steps": 4, "validate": {"every_epochs": 1, "metric": "accuracy"}}
-    run = train(settings(data, tmp_path / "run", **changes))
-    if (run / "best").resolve() == (run / "last").resolve():
-        pytest.skip("the last checkpoint is the best one")
-    state = run / "last" / "optimizer.safetensors"
-    state.write_bytes(state.read_bytes()[:1000])
-    fallback = f"point `last` to it: ln -sfn checkpoints/{(run / 'best').resolve().name} {run}/last"
-    with raises_code(TrainingError, "damaged_checkpoint", "optimizer.safetensors", fallback):
-        resume(settings(data, run, steps=5))
-    (run / "last" / "sam" / "model.safetensors").unlink()
-    with pytest.raises(TrainingError, match=rf"/sam: cannot be opened .*{fallback}"):
-        resume(settings(data, run, steps=5))
-    with pytest.raises(TrainingError) as told:
-        resume(settings(data, run, steps=5))
-    subprocess.run(str(told.value).partition("to it: ")[2].split(), check=True)
-    resume(settings(data, run, steps=5))
-    assert [line["step"] for line in lines(run)] == [1, 2, 3, 4, 5]
-
-
-@pytest.mark.parametrize("text", ["", "{", '{"step": 1, "unknown": 2}'])
-def test_damaged_state_is_refused(data: Path, tmp_path: Path, text: str) -> None:
-    run = train(settings(data, tmp_path / "run", steps=1))
-    (run / "last" / "train_state.json").write_text(text)
-    with raises_code(TrainingError, "damaged_checkpoint", "train_state.json"):
-        resume(settings(data, run, steps=2))
-
-
-def test_changed_settings_are_told_and_those_that_would_corrupt_refused_by_name(
-    data: Path, tmp_path: Path
+@pytest.mark.usefixtures("small")
+def test_a_second_job_and_changed_settings_are_refused_and_possible_changes_noted(
+    data: Path, finished: Path
 ) -> None:
-    run = train(settings(data, tmp_path / "run", steps=1))
-    changed = settings(
-        data, run, optim={"lr": 2e-3, "warmup_ratio": 0.2, "gradient_accumulation_steps": 1}, seed=3
-    )
+    with ExitStack() as held:
+        hold_folder(finished, "training run", held)
+        with raises_code(OutputError, "folder_in_use"):
+            resume(settings(data, finished, steps=7))
+    optim = {"lr": 2e-3, "warmup_ratio": 0.2, "gradient_accumulation_steps": 1}
     named = "optim.lr (it was 0.001), optim.gradient_accumulation_steps (it was 2), seed (it was 0)"
     with raises_code(TrainingError, "changed_setting", named):
-        resume(changed)
+        resume(settings(data, finished, optim=optim, seed=3))
     with raises_code(TrainingError, "changed_setting", "had 1 images", "have 2"):
-        resume(settings(data, run, steps=2, batch_size=2))
+        resume(settings(data, finished, steps=7, batch_size=2))
     notes: list[str] = []
-    resume(settings(data, run, steps=2, num_workers=0), on_note=notes.append)
-    assert notes[-3:-1] == ["changed: steps: 2; it was 1", "changed: num_workers: 0; it was 2"]
-    begun = yaml.safe_load((run / "config.yaml").read_text())
-    assert (begun["steps"], begun["num_workers"]) == (2, 0)
+    resume(settings(data, finished, steps=7, num_workers=0), on_note=notes.append)
+    changes = [note for note in notes if note.startswith("changed: ")]
+    assert changes == ["changed: steps: 7; it was 6", "changed: num_workers: 0; it was 2"]
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    assert (config["steps"], config["num_workers"]) == (7, 0)
+    assert [line["step"] for line in lines(finished)] == [1, 2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.usefixtures("small")
+def test_a_damaged_checkpoint_is_named_with_the_command_that_selects_the_best(
+    data: Path, finished: Path
+) -> None:
+    best = finished / "checkpoints" / "step-000003"
+    shutil.rmtree(best, ignore_errors=True)
+    shutil.copytree(finished / "last", best)
+    (finished / "best").unlink()
+    (finished / "best").symlink_to("checkpoints/step-000003")
+    fallback = f"point `last` to it: ln -sfn checkpoints/step-000003 {finished}/last"
+    state = finished / "last" / "optimizer.safetensors"
+    state.write_bytes(state.read_bytes()[:1000])
+    with raises_code(TrainingError, "damaged_checkpoint", "optimizer.safetensors", fallback):
+        resume(settings(data, finished, steps=7))
+    (finished / "last" / "sam" / "model.safetensors").unlink()
+    with pytest.raises(TrainingError, match=rf"/sam: cannot be opened .*{fallback}") as caught:
+        resume(settings(data, finished, steps=7))
+    subprocess.run(str(caught.value).partition("to it: ")[2].split(), check=True)
+    resume(settings(data, finished, steps=7))
+    assert lines(finished)[-1]["step"] == 7

@@ -1,6 +1,5 @@
-"""A U-Net under the same verbs: from a recipe to a comparison, and what it learns from."""
+"""Training of the U-Net baseline, from recipe to comparison; its crops and losses."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from tests.codes import raises_code
+from tests.training.conftest import small_and_quick
+from tests.training.run_files import StopAfter, losses
 
 from vesalius.config import make_settings
 from vesalius.data.dataset import open_dataset
@@ -29,6 +30,8 @@ from vesalius.types import Item
 PHRASES = ("blood vessel", "catheter")
 SHAPE = {"widths": [4, 8, 16], "patch": 64}
 
+pytestmark = pytest.mark.usefixtures("small")
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -48,6 +51,7 @@ def settings(data: Path, out: Path, **changes: Any) -> RunSettings:
         "num_workers": 0,
         "loss": {"bce": 1, "dice": 1},
         "optim": {"lr": 1e-2, "warmup_ratio": 0},
+        "trackers": [],
         "out": out,
     }
     values |= changes
@@ -56,11 +60,8 @@ def settings(data: Path, out: Path, **changes: Any) -> RunSettings:
 
 @pytest.fixture(scope="module")
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(settings(data, tmp_path_factory.mktemp("runs") / "run", augment={"flip": 0.5}))
-
-
-def losses(run: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
+    with small_and_quick():
+        return train(settings(data, tmp_path_factory.mktemp("runs") / "run", augment={"flip": 0.5}))
 
 
 def test_it_trains_predicts_is_evaluated_and_compared_as_any_model(
@@ -80,7 +81,7 @@ def test_it_trains_predicts_is_evaluated_and_compared_as_any_model(
     assert len(list((tmp_path / "masks" / "masks").iterdir())) == 4
 
 
-def test_its_bundle_says_what_it_learned_and_from_what(data: Path, run: Path) -> None:
+def test_its_card_lists_phrases_start_and_training_images(data: Path, run: Path) -> None:
     card = read_any_card(run / "best")
     assert card.kind == "unet"
     assert card.spec.phrases == PHRASES
@@ -88,12 +89,12 @@ def test_its_bundle_says_what_it_learned_and_from_what(data: Path, run: Path) ->
     assert len(card.training_images or ()) == 4
 
 
-def test_images_that_it_was_trained_on_are_refused(data: Path, run: Path, tmp_path: Path) -> None:
+def test_training_images_are_refused(data: Path, run: Path, tmp_path: Path) -> None:
     with raises_code(DataError, "training_leak", "4 of 4 images"):
         evaluate(load_predictor(run, device="cpu"), open_dataset(data / "train"), tmp_path / "leak")
 
 
-def test_another_phrase_is_refused_with_a_list_and_is_no_empty_mask(
+def test_an_unknown_phrase_is_refused_and_not_answered_with_an_empty_mask(
     data: Path, run: Path, tmp_path: Path
 ) -> None:
     val = open_dataset(data / "val")
@@ -105,7 +106,7 @@ def test_another_phrase_is_refused_with_a_list_and_is_no_empty_mask(
     assert not (tmp_path / "masks").exists()
 
 
-def test_it_goes_on_from_a_run_with_the_channels_of_other_data(data: Path, run: Path, tmp_path: Path) -> None:
+def test_a_new_run_keeps_the_channels_of_its_own_phrases(data: Path, run: Path, tmp_path: Path) -> None:
     notes: list[str] = []
     asked = settings(
         data,
@@ -127,27 +128,20 @@ def test_it_goes_on_from_a_run_with_the_channels_of_other_data(data: Path, run: 
 
 
 def test_a_resumed_run_continues_its_losses(data: Path, tmp_path: Path) -> None:
-    class Stop(Exception):
-        pass
-
-    def stop(line: dict[str, Any]) -> None:
-        if line["step"] > 2:
-            raise Stop
-
     whole = train(settings(data, tmp_path / "whole", steps=4))
     asked = settings(data, tmp_path / "part", steps=4)
-    with pytest.raises(Stop):
-        train(asked, on_step=stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(asked, on_step=StopAfter(2))
     resumed = resume(asked)
     assert losses(resumed) == losses(whole)
 
 
-def test_a_shape_is_for_a_unet_alone(data: Path, tmp_path: Path) -> None:
+def test_a_shape_without_a_unet_is_refused(data: Path, tmp_path: Path) -> None:
     with raises_code(SettingError, "conflicting_settings", "unet:"):
         train(settings(data, tmp_path / "run", model="tiny"))
 
 
-def test_crops_of_image_and_mask_lie_at_the_same_place_and_end_in_zeros() -> None:
+def test_crops_are_zero_padded() -> None:
     planes = np.arange(2 * 6 * 8).reshape(2, 6, 8)
     part = cut(planes, (4, 5), 4)
     assert part.shape == (2, 4, 4)
@@ -155,7 +149,7 @@ def test_crops_of_image_and_mask_lie_at_the_same_place_and_end_in_zeros() -> Non
     assert part[:, 2:].sum() + part[:, :, 3:].sum() == 0
 
 
-def test_a_third_of_the_crops_lies_about_an_object_and_all_inside() -> None:
+def test_a_third_of_the_crops_is_centered_on_an_object() -> None:
     objects = np.zeros((200, 300), bool)
     objects[10, 290] = True
     rng = np.random.default_rng(0)
@@ -169,7 +163,7 @@ def test_a_third_of_the_crops_lies_about_an_object_and_all_inside() -> None:
     assert len({draw_corner(nothing, 32, rng) for _ in range(200)}) > 30
 
 
-def test_dice_is_that_of_all_crops_of_a_phrase_together() -> None:
+def test_dice_is_computed_over_all_crops_of_a_phrase() -> None:
     targets = torch.zeros(3, 4, 4)
     targets[0, 0] = 1
     targets[2, :2] = 1
@@ -180,8 +174,8 @@ def test_dice_is_that_of_all_crops_of_a_phrase_together() -> None:
     assert loss.item() == pytest.approx((together + 0) / 2, abs=1e-6)
 
 
-def test_each_row_of_the_loss_meets_the_channel_of_its_phrase() -> None:
-    """Correct maps have no loss; an unannotated phrase does not count."""
+def test_each_row_uses_the_channel_of_its_phrase() -> None:
+    """Maps that are right for all annotated phrases cost nothing."""
     opened = new_unet(UNetShape(widths=(4, 8, 8), patch=16), ("a", "b", "c"), seed=0)
     learner = UNetLearner(opened, LossSettings(bce=1, dice=1))
     rng = np.random.default_rng(0)

@@ -60,7 +60,7 @@ def train(
             folder.check_new()
         prepared = prepare(settings, process, monitoring, overfit=overfit)
         prepared.fit_projector()
-        context = prepared.context(_first_card(prepared))
+        context = prepared.context(first_card(prepared))
         if process.is_main:
             folder.create(_config_text(settings), _manifest(prepared), held)
         state = TrainState(global_batch_size=settings.batch_size * process.world_size)
@@ -177,7 +177,7 @@ def _conclude(context: TrainingContext, state: TrainState) -> None:
         context.monitoring.on_note(result)
 
 
-def _first_card(prepared: Prepared) -> ModelCard:
+def first_card(prepared: Prepared) -> ModelCard:
     """Card of a new run, from that of its starting model."""
     card = prepared.card
     lineage = {
