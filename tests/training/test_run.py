@@ -197,7 +197,7 @@ def test_only_the_projector_trains_when_asked(run: Path) -> None:
 
 
 def test_a_phrase_with_a_control_token_is_refused_before_the_run(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match=r"\[SEG\]"):
+    with raises_code(SettingError, "invalid_prompt", "[SEG]"):
         train(settings(data, tmp_path / "run", data={"train": data, "prompt": "a [SEG] vessel"}))
     assert not (tmp_path / "run").exists()
 
