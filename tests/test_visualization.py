@@ -71,9 +71,9 @@ def test_panels_show_target_prediction_and_difference(size):
     quarters = [(height // 4, width // 4), (height // 4, 3 * width // 4), (3 * height // 4, width // 4)]
     target, prediction, difference = (panel(figure, number, size) for number in (1, 2, 5))
 
-    assert [target[place][0] for place in quarters] == [255, 0, 255]
-    assert [prediction[place][0] for place in quarters] == [255, 255, 0]
-    assert [tuple(difference[place]) for place in quarters] == [TP_COLOR, FP_COLOR, FN_COLOR]
+    assert [target[pixel][0] for pixel in quarters] == [255, 0, 255]
+    assert [prediction[pixel][0] for pixel in quarters] == [255, 255, 0]
+    assert [tuple(difference[pixel]) for pixel in quarters] == [TP_COLOR, FP_COLOR, FN_COLOR]
     assert tuple(difference[3 * height // 4, 3 * width // 4]) == (45, 45, 45)
 
 
@@ -82,7 +82,7 @@ def test_contours_run_around_the_masks_and_do_not_cover_them():
     figure = panels(*halves(size))
     target, prediction = panel(figure, 3, size), panel(figure, 4, size)
 
-    line = (256, 257)  # two pixels, outside of the mask
+    line = (256, 257)  # two pixels, outside the mask
     assert (target[:, line] == TARGET_COLOR).all() and (prediction[line, :] == PREDICTION_COLOR).all()
     assert (np.delete(target, line, axis=1) == CONTOUR_GRAY).all()
     assert (np.delete(prediction, line, axis=0) == CONTOUR_GRAY).all()
@@ -141,7 +141,7 @@ def test_overlay_is_a_translucent_fill_with_a_contour_around_it():
     drawn = np.asarray(overlay(image, mask, (200, 0, 0), alpha=0.5))
 
     assert tuple(drawn[3, 3]) == (150, 50, 50)
-    assert {tuple(drawn[place]) for place in ((2, 3), (4, 3), (3, 2), (3, 4))} == {(200, 0, 0)}
+    assert {tuple(drawn[pixel]) for pixel in ((2, 3), (4, 3), (3, 2), (3, 4))} == {(200, 0, 0)}
     assert (drawn[2, 2] == 100).all() and (drawn[0] == 100).all()
     assert (image == 100).all()
 

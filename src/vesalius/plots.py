@@ -123,7 +123,7 @@ def histogram(
 ) -> Markup:
     """Histogram of values with `BINS` bars from 0 to the last of the `ticks`, and their mean.
 
-    `written` formats a value, `of` is the noun for what has the values (`masks`). Without values the axes stay empty.
+    `written` formats a value, `of` names the objects with these values (`masks`). Without values the axes stay empty.
     """
     most = ticks[-1][0]
     counts, edges = np.histogram(values, bins=BINS, range=(0, most))

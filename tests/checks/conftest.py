@@ -1,4 +1,4 @@
-"""Two clean datasets, of which a test spoils its own copy: a synthetic one and, where it is there, real angiograms."""
+"""Two clean datasets, of which each test spoils a copy: a synthetic one and, if available, real angiograms."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ N = 6
 
 @dataclass
 class Spoiled:
-    """A dataset that may be spoiled: images in a folder, entries in memory until it is checked."""
+    """A dataset for a test to spoil: images in a folder, entries in memory until it is checked."""
 
     root: Path
     entries: list[dict[str, Any]]
@@ -49,7 +49,7 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def angiograms(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """20 angiograms of ARCADE in which nothing is found, each with a group."""
+    """20 ARCADE angiograms without findings, each with a group."""
     source = shared / "data" / "arcade"
     report = inspect(source, split="val", num_workers=0)
     odd = {name for finding in report.findings for name in finding.samples}
@@ -75,13 +75,13 @@ def copy_of(folder: Path, to: Path, n: int) -> Spoiled:
 
 @pytest.fixture(params=["synthetic", "angiograms"])
 def clean(request: pytest.FixtureRequest, tmp_path: Path) -> Spoiled:
-    """A copy of 6 images of each set."""
+    """A copy of 6 images of each dataset."""
     return copy_of(request.getfixturevalue(request.param), tmp_path / "data", N)
 
 
 @pytest.fixture
 def drawn(synthetic: Path, tmp_path: Path) -> Spoiled:
-    """A copy of the synthetic set alone."""
+    """A copy of the synthetic dataset."""
     return copy_of(synthetic, tmp_path / "data", N)
 
 

@@ -14,7 +14,7 @@ SQUARE = [[10.0, 10.0, 30.0, 10.0, 30.0, 30.0, 10.0, 30.0]]
 
 
 def write_data(folder: Path, rows: list[dict[str, Any]], size: tuple[int, int] = (64, 96)) -> Path:
-    """Entries with an image of noise each, and a square for the phrase `v`, unless a row says otherwise."""
+    """A dataset with an entry per row: a noise image and a square for the phrase `v`, updated by the row."""
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
     for index, row in enumerate(rows):
@@ -27,8 +27,8 @@ def write_data(folder: Path, rows: list[dict[str, Any]], size: tuple[int, int] =
 
 
 def write_broken(folder: Path, first: dict[str, Any] | None = None) -> Path:
-    """Valid (changed by `first`), of another size, outside, a phrase with HTML, a Chinese one, an image without bytes,
-    without masks."""
+    """Seven entries: valid (updated by `first`), another size, outside the image, a phrase with HTML, a Chinese phrase, an
+    empty image file, and no masks."""
     rows: list[dict[str, Any]] = [
         first or {},
         {"size": [128, 192]},

@@ -1,4 +1,4 @@
-"""One sample corrected: what is certain is put right, and nothing else is."""
+"""Correction of one sample: certain faults are fixed, and nothing else is changed."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ NAN = math.nan
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Gray, 64 x 96 (h x w)."""
+    """A gray image of 64 x 96 (h x w)."""
     path = tmp_path_factory.mktemp("images") / "a.png"
     Image.fromarray(np.arange(64 * 96, dtype=np.uint8).reshape(64, 96)).save(path)
     return path
 
 
 def sample(image: Path, *objects: MaskReference, **changes: Any) -> Sample:
-    told: dict[str, Any] = {"prompts": ("v",), "masks": (objects,), "source": "d.json, entry 0", **changes}
-    return Sample("a", image, **told)
+    values: dict[str, Any] = {"prompts": ("v",), "masks": (objects,), "source": "d.json, entry 0", **changes}
+    return Sample("a", image, **values)
 
 
 def actions(correction: Correction) -> list[tuple[str, str]]:
@@ -48,7 +48,7 @@ def mask_of(correction: Correction) -> np.ndarray:
     return masks[0, 0]
 
 
-def test_a_sample_that_is_right_stays_as_it_is(image: Path) -> None:
+def test_a_valid_sample_is_unchanged(image: Path) -> None:
     right = sample(image, SQUARE, size=(64, 96), group="p", metadata={"k": 1})
     assert correct(right).sample == right
     assert correct(right).changes == ()
@@ -57,7 +57,7 @@ def test_a_sample_that_is_right_stays_as_it_is(image: Path) -> None:
 
 
 def test_polygons_drawn_on_another_size_are_rescaled(image: Path) -> None:
-    correction = correct(sample(image, SQUARE, size=(128, 191)))  # 191: an odd side that was rounded
+    correction = correct(sample(image, SQUARE, size=(128, 191)))  # 191: rounded from an odd side
     assert actions(correction) == [("rescaled", "'v'")]
     assert correction.changes[0].reason == "128 x 191 to 64 x 96"
     assert correction.sample is not None and correction.sample.size == (64, 96)
@@ -68,7 +68,7 @@ def test_polygons_drawn_on_another_size_are_rescaled(image: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["polygons", "rle"])
-def test_a_size_with_another_ratio_in_height_than_in_width_is_not_certain(image: Path, kind: str) -> None:
+def test_a_size_with_different_ratios_of_height_and_width_is_not_corrected(image: Path, kind: str) -> None:
     rle = RleMask(encode_rle(rasterize(SQUARE.parts, (128, 288))))
     wide = SQUARE if kind == "polygons" else rle
     correction = correct(sample(image, wide, size=(128, 288)))
@@ -77,7 +77,7 @@ def test_a_size_with_another_ratio_in_height_than_in_width_is_not_certain(image:
     assert "the ratios of height and width differ" in correction.changes[0].reason
 
 
-def test_a_size_that_is_the_image_turned_is_not_certain(image: Path) -> None:
+def test_a_size_that_is_rotated_is_not_corrected(image: Path) -> None:
     correction = correct(sample(image, SQUARE, size=(96, 64)))
     assert correction.sample is None
     assert actions(correction) == [("dropped", "'v'"), ("dropped", "image")]
@@ -85,7 +85,7 @@ def test_a_size_that_is_the_image_turned_is_not_certain(image: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [None, (64, 96), (32, 48)])
-def test_far_outside_the_whole_entry_is_dropped_since_its_scale_is_unknown(
+def test_an_entry_far_outside_is_dropped_since_its_scale_is_unknown(
     image: Path, size: tuple[int, int] | None
 ) -> None:
     far = Polygons(((10.0, 10.0, 98.1, 10.0, 80.0, 30.0),))
@@ -97,7 +97,7 @@ def test_far_outside_the_whole_entry_is_dropped_since_its_scale_is_unknown(
     assert ("stated size of 32 x 48" in correction.changes[0].reason) == (size == (32, 48))
 
 
-def test_a_little_outside_is_clipped_whether_a_size_is_stated_or_not(image: Path) -> None:
+def test_a_small_overshoot_is_clipped_with_and_without_a_stated_size(image: Path) -> None:
     over = Polygons(((10.0, -2.0, 98.0, 10.0, 80.0, 30.0),))
     for size in (None, (64, 96)):
         correction = correct(sample(image, over, size=size))
@@ -105,18 +105,18 @@ def test_a_little_outside_is_clipped_whether_a_size_is_stated_or_not(image: Path
         np.testing.assert_array_equal(mask_of(correction), rasterize(over.parts, (64, 96)))
 
 
-def test_a_broken_part_of_a_phrase_does_not_hide_that_another_lies_far_outside(image: Path) -> None:
+def test_a_broken_part_does_not_hide_another_part_far_outside(image: Path) -> None:
     broken = Polygons(((5.0, 5.0, 9.0, 9.0, 5.0, 9.0, NAN, 1.0), (10.0, 10.0, 150.0, 10.0, 150.0, 30.0)))
     assert correct(sample(image, prompts=("v", "w"), masks=((broken,), (SQUARE,)))).unscaled
 
 
-def test_a_border_that_was_a_pixel_off_on_a_smaller_copy_is_clipped_on_the_image(image: Path) -> None:
-    over = Polygons(((2.0, 2.0, 24.9, 2.0, 24.9, 12.0),))  # 24 wide; 0.9 over becomes 3.6
+def test_an_overshoot_on_a_smaller_copy_is_clipped_on_the_image(image: Path) -> None:
+    over = Polygons(((2.0, 2.0, 24.9, 2.0, 24.9, 12.0),))  # 24 wide; an overshoot of 0.9 becomes 3.6
     correction = correct(sample(image, over, size=(16, 24)))
     assert actions(correction) == [
         ("rescaled", "'v'"),
         ("clipped", "'v'"),
-    ]  # measured on what it was drawn on
+    ]  # measured at the size it was drawn on
     np.testing.assert_array_equal(mask_of(correction), rasterize([[8, 8, 99.6, 8, 99.6, 48]], (64, 96)))
 
 
@@ -130,9 +130,7 @@ coordinates = st.floats(-2, 66, allow_nan=False).map(lambda value: round(value, 
         max_size=3,
     )
 )
-def test_what_is_left_of_clipped_polygons_is_their_mask_pixel_for_pixel(
-    image: Path, parts: list[list[float]]
-) -> None:
+def test_clipped_polygons_keep_their_mask_exactly(image: Path, parts: list[list[float]]) -> None:
     correction = correct(sample(image, Polygons(tuple(map(tuple, parts))), size=(64, 96)))
     whole = rasterize(parts, (64, 96))
     if correction.sample is None:
@@ -157,7 +155,7 @@ def test_what_is_left_of_clipped_polygons_is_their_mask_pixel_for_pixel(
         (1e308, 1e308, -1e308, -1e308, 0.0, 0.0),
     ],
 )
-def test_parts_without_an_area_are_left_out(image: Path, part: tuple[float, ...]) -> None:
+def test_parts_without_an_area_are_dropped(image: Path, part: tuple[float, ...]) -> None:
     correction = correct(sample(image, Polygons((*SQUARE.parts, part))))
     assert correction.sample is not None
     assert correction.sample.masks == ((SQUARE,),)
@@ -168,9 +166,7 @@ def test_parts_without_an_area_are_left_out(image: Path, part: tuple[float, ...]
 
 
 @pytest.mark.parametrize("more", [(NAN, 3.0), (40.0,), (0.0, math.inf)])
-def test_a_drawn_piece_that_cannot_be_known_drops_the_phrase_and_not_the_piece(
-    image: Path, more: tuple[float, ...]
-) -> None:
+def test_an_unknown_part_drops_the_whole_phrase(image: Path, more: tuple[float, ...]) -> None:
     broken = Polygons((*SQUARE.parts, (*OTHER.parts[0], *more)))
     two = sample(image, prompts=("v", "w"), masks=((broken,), (OTHER,)))
     correction = correct(two)
@@ -179,14 +175,14 @@ def test_a_drawn_piece_that_cannot_be_known_drops_the_phrase_and_not_the_piece(
     assert actions(correction) == [("dropped", "'v'")]
 
 
-def test_a_phrase_is_not_kept_with_one_of_its_objects_missing(image: Path) -> None:
+def test_a_phrase_is_dropped_if_one_of_its_objects_is_invalid(image: Path) -> None:
     rle = RleMask({"size": [64, 96], "counts": [5]})
     correction = correct(sample(image, SQUARE, rle))
     assert correction.sample is None
     assert "RLE" in correction.changes[0].reason
 
 
-def test_objects_of_one_phrase_become_one(image: Path) -> None:
+def test_objects_of_one_phrase_are_merged(image: Path) -> None:
     correction = correct(sample(image, SQUARE, OTHER))
     assert correction.sample is not None
     assert correction.sample.masks == ((Polygons((*SQUARE.parts, *OTHER.parts)),),)
@@ -199,7 +195,7 @@ def test_objects_of_one_phrase_become_one(image: Path) -> None:
     np.testing.assert_array_equal(mask_of(mixed), whole)
 
 
-def test_an_empty_mask_is_dropped_and_not_taken_for_absent(image: Path) -> None:
+def test_an_empty_mask_is_dropped_and_not_marked_absent(image: Path) -> None:
     nothing = Polygons(((2.1, 2.1, 2.3, 2.1, 2.1, 2.3),))
     correction = correct(
         sample(image, prompts=("v", "w", "x"), masks=((nothing,), (Absent(),), (SQUARE, nothing)))
@@ -210,14 +206,14 @@ def test_an_empty_mask_is_dropped_and_not_taken_for_absent(image: Path) -> None:
     assert actions(correction) == [("dropped", "'v'"), ("dropped", "'x', object 1")]
 
 
-def test_images_that_cannot_be_read_are_dropped_with_the_reason(tmp_path: Path) -> None:
+def test_unreadable_images_are_dropped_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
     correction = correct(sample(tmp_path / "a.png", SQUARE))
     assert correction.sample is None
     assert "0 bytes" in correction.changes[0].reason
 
 
-def test_samples_without_annotation_stay_with_the_right_size(image: Path) -> None:
+def test_samples_without_annotation_are_kept_with_the_correct_size(image: Path) -> None:
     plain = Sample("a", image, (), None, size=(128, 192))
     correction = correct(plain)
     assert correction.sample == Sample("a", image, (), None, size=(64, 96))
@@ -226,7 +222,7 @@ def test_samples_without_annotation_stay_with_the_right_size(image: Path) -> Non
 
 
 def vessel(side: int) -> np.ndarray:
-    """A curved line, of a 60th of the side in width, that forks."""
+    """A curved line that forks, with a width of 1/60 of the side."""
     y, x = np.mgrid[0:side, 0:side] / side
     first = np.abs(y - 0.5 - 0.2 * np.sin(5 * x)) < 1 / 120
     second = (np.abs(y + 0.4 * x - 0.8) < 1 / 120) & (x > 0.3) & (x < 0.6)
@@ -234,23 +230,23 @@ def vessel(side: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("before", "after"), [(800, 512), (512, 800), (512, 1024), (1000, 999), (600, 400)])
-def test_masks_in_pixels_are_rescaled_where_their_shape_stays(before: int, after: int) -> None:
+def test_pixel_masks_are_rescaled_if_their_shape_stays(before: int, after: int) -> None:
     right = resample(vessel(before), (after, after))
-    truth = vessel(after)
+    target = vessel(after)
     assert right is not None
-    assert not (right & ~binary_dilation(truth, EIGHT_CONNECTED)).any()
-    assert not (truth & ~binary_dilation(right, EIGHT_CONNECTED)).any()
+    assert not (right & ~binary_dilation(target, EIGHT_CONNECTED)).any()
+    assert not (target & ~binary_dilation(right, EIGHT_CONNECTED)).any()
 
 
-def test_masks_in_pixels_are_not_rescaled_where_their_shape_would_change() -> None:
+def test_pixel_masks_are_not_rescaled_if_their_shape_would_change() -> None:
     assert resample(vessel(512), (25, 25)) is None  # breaks
-    assert resample(vessel(512), (1100, 1100)) is None  # known to two pixels only
+    assert resample(vessel(512), (1100, 1100)) is None  # enlarged too much
     dots = np.zeros((64, 64), dtype=bool)
     dots[10, 10] = dots[40, 40] = True
     assert resample(dots, (32, 32)) is None  # a dot vanishes
     close = np.zeros((64, 64), dtype=bool)
     close[10:20, 10:20] = close[10:20, 21:30] = True
-    assert resample(close, (32, 32)) is None  # two become one
+    assert resample(close, (32, 32)) is None  # two dots merge
 
 
 def test_rle_and_mask_files_of_another_size_are_rescaled_or_dropped(tmp_path: Path) -> None:
@@ -264,21 +260,21 @@ def test_rle_and_mask_files_of_another_size_are_rescaled_or_dropped(tmp_path: Pa
     assert fine.sample is None and "change its shape" in fine.changes[0].reason
 
 
-def test_a_mask_of_a_size_that_no_machine_holds_is_dropped_before_it_is_decoded(image: Path) -> None:
+def test_a_huge_mask_is_dropped_before_it_is_decoded(image: Path) -> None:
     side = 10**9
     correction = correct(sample(image, RleMask({"size": [side, side], "counts": [side * side]})))
     assert correction.sample is None
     assert "megapixels" in correction.changes[0].reason
 
 
-def test_broken_mask_files_are_dropped_with_the_reason(image: Path, tmp_path: Path) -> None:
+def test_unreadable_mask_files_are_dropped_with_the_reason(image: Path, tmp_path: Path) -> None:
     (tmp_path / "m.png").write_bytes(b"no image")
     correction = correct(sample(image, MaskFile(tmp_path / "m.png")))
     assert correction.sample is None
     assert "m.png" in correction.changes[0].reason
 
 
-def test_equal_samples_have_equal_keys_and_others_have_not(image: Path, tmp_path: Path) -> None:
+def test_only_equal_samples_have_equal_keys(image: Path, tmp_path: Path) -> None:
     key = correct(sample(image, SQUARE)).key
     assert key is not None
     rle = RleMask(encode_rle(rasterize(SQUARE.parts, (64, 96))))
@@ -300,7 +296,7 @@ json_numbers = st.one_of(st.floats(), st.integers(-(10**6), 10**6).map(float))
     st.lists(st.lists(json_numbers, max_size=9), min_size=1, max_size=4),
     st.one_of(st.none(), st.tuples(st.integers(1, 300), st.integers(1, 300))),
 )
-def test_whatever_polygons_hold_what_is_kept_can_be_loaded(
+def test_kept_polygons_can_be_loaded_for_any_input(
     image: Path, parts: list[list[float]], size: tuple[int, int] | None
 ) -> None:
     correction = correct(sample(image, Polygons(tuple(map(tuple, parts))), SQUARE, size=size))
@@ -312,7 +308,7 @@ def test_whatever_polygons_hold_what_is_kept_can_be_loaded(
     json.dumps([vars(change) for change in correction.changes], allow_nan=False)
 
 
-def test_decode_of_what_was_clipped_is_of_the_image_size(image: Path) -> None:
+def test_clipped_masks_have_the_size_of_the_image(image: Path) -> None:
     over = Polygons(((10.0, 10.0, 98.0, 10.0, 98.0, 30.0),))
     correction = correct(sample(image, over, size=(64, 96)))
     assert correction.sample is not None

@@ -1,4 +1,4 @@
-"""The corrected copy: what check found and could be certain of is gone, and everything that was done is listed."""
+"""Corrected copies: certain faults are fixed, others dropped, and all changes are listed."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ ONE_SHAPE = {"shape_type": "polygon", "group_id": None, "flags": {}}
 
 
 def picture(path: Path, value: int, size: tuple[int, int] = (64, 96)) -> None:
-    """Noise, so that no two look alike."""
+    """An image of noise, so that no two are similar."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.random.default_rng(value).integers(0, 256, size, np.uint8)).save(path)
 
@@ -79,7 +79,7 @@ def codes(report: Report | Fixes) -> Counter[str]:
 
 @pytest.fixture
 def broken(tmp_path: Path) -> Path:
-    """Sixteen entries, most of them wrong; see `test_every_fault_is_mended_or_dropped_and_listed`."""
+    """Sixteen entries, most of them with faults; see `test_every_fault_is_fixed_or_dropped_and_listed`."""
     data = tmp_path / "data"
     for value, name in enumerate("abcdefghijklmnop"):
         picture(data / "images" / f"{name}.png", value)
@@ -100,11 +100,11 @@ def broken(tmp_path: Path) -> Path:
         ("h", [[*SQUARE, [1.0, 2.0], [5.0, 5.0, 6.0, 6.0, 7.0, 7.0]]], ["v"], {}),
         ("i", [nothing], ["v"], {}),
         ("j", [SQUARE, None], ["v", "w"], {"group": "p1"}),
-        ("k", [SQUARE], ["v", "w"], {}),  # a text too many
+        ("k", [SQUARE], ["v", "w"], {}),  # one text too many
         ("l", [{"size": [64, 96], "counts": [7]}], ["v"], {}),
         ("m", [SQUARE[0]], ["v"], {}),  # flat
         ("n", [[[1.0, 1.0, float("nan"), 5.0]]], ["v"], {}),
-        ("o", [SQUARE], ["v"], {"size": [96, 64]}),  # turned
+        ("o", [SQUARE], ["v"], {"size": [96, 64]}),  # rotated
         ("none", [SQUARE], ["v"], {}),
     ]
     entries = [{"image": f"{name}.png", "mask": m, "text": t, **more} for name, m, t, more in rows]
@@ -112,7 +112,7 @@ def broken(tmp_path: Path) -> Path:
     return data
 
 
-def test_every_fault_is_mended_or_dropped_and_listed(broken: Path, tmp_path: Path) -> None:
+def test_every_fault_is_fixed_or_dropped_and_listed(broken: Path, tmp_path: Path) -> None:
     before = sorted((path, path.stat().st_mtime_ns) for path in broken.rglob("*") if path.is_file())
     report, fixes = fix(broken, tmp_path / "out")
     assert {
@@ -125,15 +125,15 @@ def test_every_fault_is_mended_or_dropped_and_listed(broken: Path, tmp_path: Pat
         "invalid_rle",
     } <= codes(report).keys()
 
-    told = listed(tmp_path / "out")
+    fixes_json = listed(tmp_path / "out")
     assert {
-        action: [each["id"] for each in told[action]] for action in ("rescaled", "merged", "clipped")
+        action: [each["id"] for each in fixes_json[action]] for action in ("rescaled", "merged", "clipped")
     } == {
         "rescaled": ["c"],
         "merged": ["f"],
         "clipped": ["d"],
     }
-    dropped = [(each["id"], each["part"]) for each in told["dropped"]]
+    dropped = [(each["id"], each["part"]) for each in fixes_json["dropped"]]
     assert dropped == [
         ("", dropped[0][1]),
         ("", dropped[1][1]),
@@ -145,24 +145,26 @@ def test_every_fault_is_mended_or_dropped_and_listed(broken: Path, tmp_path: Pat
         *[("i", "'v'"), ("i", "image"), ("l", "'v'"), ("l", "image")],
         *[("n", "'v', polygon 0"), ("n", "'v'"), ("n", "image"), ("o", "'v'"), ("o", "image")],
     ]
-    assert "k.png" in dropped[0][1] and "none" in dropped[1][1] + told["dropped"][1]["reason"]
+    assert "k.png" in dropped[0][1] and "none" in dropped[1][1] + fixes_json["dropped"][1]["reason"]
     assert all(
-        each["reason"] for action in ("rescaled", "merged", "clipped", "dropped") for each in told[action]
+        each["reason"]
+        for action in ("rescaled", "merged", "clipped", "dropped")
+        for each in fixes_json[action]
     )
-    assert told["kept"] == fixes.kept == 7
+    assert fixes_json["kept"] == fixes.kept == 7
     assert fixes.counts == COUNTS
 
     after = inspect(tmp_path / "out", num_workers=0)
     assert not codes(after).keys() & FIXED
     assert codes(after) == codes(fixes) and fixes.errors == 0
     assert [sample.id for sample in after.parts[""].samples] == list("acdfhjm")
-    assert told["remaining"] == [
+    assert fixes_json["remaining"] == [
         {**vars(finding), "samples": list(finding.samples)} for finding in after.findings
     ]
     assert sorted((path, path.stat().st_mtime_ns) for path in broken.rglob("*") if path.is_file()) == before
 
 
-def test_what_is_kept_has_the_masks_that_it_had(broken: Path, tmp_path: Path) -> None:
+def test_kept_samples_have_their_original_masks(broken: Path, tmp_path: Path) -> None:
     fix(broken, tmp_path / "out")
     kept = {sample.id: sample for sample in load_samples(tmp_path / "out")}
     assert {name for name, sample in kept.items() if sample.group == "p1"} == {"j"}
@@ -183,7 +185,7 @@ def test_what_is_kept_has_the_masks_that_it_had(broken: Path, tmp_path: Path) ->
         np.testing.assert_array_equal(masks[:, 0], truth, err_msg=name)
 
 
-def test_a_copy_of_a_copy_has_nothing_left_to_do(broken: Path, tmp_path: Path) -> None:
+def test_fixing_a_copy_changes_nothing(broken: Path, tmp_path: Path) -> None:
     fix(broken, tmp_path / "out")
     _, again = fix(tmp_path / "out", tmp_path / "again")
     assert again.changes == ()
@@ -196,7 +198,7 @@ def test_a_copy_of_a_copy_has_nothing_left_to_do(broken: Path, tmp_path: Path) -
 def write_labelme(
     folder: Path, shapes: Sequence[tuple[str, Sequence[float]]], name: str, scale: float
 ) -> None:
-    """What LabelMe writes for an image of 512 x 512 that was annotated at `scale` times its size."""
+    """A LabelMe file for an image of 512 x 512 that was annotated at `scale` times its size."""
     side = round(512 * scale)
     value = {
         "version": "5.5.0",
@@ -214,7 +216,7 @@ def write_labelme(
 
 
 def boundary_distance(a: np.ndarray, b: np.ndarray) -> int:
-    """How far apart the boundaries of two masks are at most, in whole pixels up to 9; diagonal steps count as one."""
+    """Largest distance between the boundaries of two masks in whole pixels (8-connected), up to 9."""
     edges = [mask & binary_dilation(~mask, EIGHT_CONNECTED, border_value=True) for mask in (a, b)]
     for distance in range(9):
         if all(not (edges[i] & ~edges[1 - i]).any() for i in (0, 1)) or distance == 8:
@@ -226,7 +228,7 @@ def boundary_distance(a: np.ndarray, b: np.ndarray) -> int:
 
 
 def check_labelme(data: Path, out: Path, truth: dict[str, dict[str, np.ndarray]], scaled: set[str]) -> None:
-    """Half was annotated at 800 x 800: check finds it, --fix puts it right, to a pixel of the truth."""
+    """Half of the images were annotated at 800 x 800: check finds it, and --fix corrects it to within a pixel."""
     assert main(["check", str(data), "--num-workers", "0"]) == 1
     report = inspect(data, num_workers=0)
     found = {
@@ -248,7 +250,7 @@ def check_labelme(data: Path, out: Path, truth: dict[str, dict[str, np.ndarray]]
                 np.testing.assert_array_equal(mask, truth[sample.id][prompt])
 
 
-def test_labelme_at_another_size_is_found_and_put_right(tmp_path: Path) -> None:
+def test_labelme_at_another_size_is_found_and_corrected(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     truth, scaled = {}, set()
     for index in range(6):
@@ -264,7 +266,7 @@ def test_labelme_at_another_size_is_found_and_put_right(tmp_path: Path) -> None:
     check_labelme(tmp_path / "data", tmp_path / "out", truth, scaled)
 
 
-def test_real_angiograms_in_labelme_at_another_size_are_put_right(shared: Path, tmp_path: Path) -> None:
+def test_real_angiograms_in_labelme_at_another_size_are_corrected(shared: Path, tmp_path: Path) -> None:
     samples = load_samples(shared / "data" / "arcade", split="train")[:20]
     (tmp_path / "data").mkdir()
     truth, scaled = {}, set()
@@ -286,7 +288,7 @@ def test_real_angiograms_in_labelme_at_another_size_are_put_right(shared: Path, 
     check_labelme(tmp_path / "data", tmp_path / "out", truth, scaled)
 
 
-def test_every_split_has_its_file_and_an_image_of_two_lies_there_once(tmp_path: Path) -> None:
+def test_every_split_has_its_file_and_a_shared_image_is_copied_once(tmp_path: Path) -> None:
     data = tmp_path / "data"
     for value, name in enumerate(("a.png", "b.png", "images/b.png")):
         picture(data / name, value)
@@ -301,7 +303,7 @@ def test_every_split_has_its_file_and_an_image_of_two_lies_there_once(tmp_path: 
     assert sorted(path.name for path in out.iterdir()) == [
         *("annotations.train.json", "annotations.val.json", "fixes.json", "images")
     ]
-    assert codes(fixes)["image_leak"] >= 1  # the same image in two splits stays an error, and is told
+    assert codes(fixes)["image_leak"] >= 1  # the same image in two splits stays an error
     assert (
         fixes.errors >= 1
         and main(["check", str(data), "--fix", str(tmp_path / "two"), "--num-workers", "0"]) == 1
@@ -313,7 +315,7 @@ def test_every_split_has_its_file_and_an_image_of_two_lies_there_once(tmp_path: 
         ]
 
 
-def test_equal_ids_of_other_images_in_two_splits_get_names_of_their_own(tmp_path: Path) -> None:
+def test_different_images_with_equal_ids_in_two_splits_get_different_names(tmp_path: Path) -> None:
     for value, (split, name) in enumerate({"train": "a.png", "val": "a.bmp"}.items()):
         picture(tmp_path / "data" / name, value)
         entry = {"image": name, "mask": [SQUARE], "text": ["v"]}
@@ -323,7 +325,7 @@ def test_equal_ids_of_other_images_in_two_splits_get_names_of_their_own(tmp_path
     assert [sample.id for sample in load_samples(tmp_path / "out", split="val")] == ["a__val"]
 
 
-def test_an_image_and_mask_folder_becomes_rle_and_what_was_said_of_its_files_remains(tmp_path: Path) -> None:
+def test_an_image_mask_folder_becomes_rle_and_keeps_findings_about_its_files(tmp_path: Path) -> None:
     mask = rasterize(SQUARE, (64, 96))
     for value, name in enumerate("abc"):
         picture(tmp_path / "data" / "images" / f"{name}.png", value)
@@ -343,7 +345,7 @@ def test_an_image_and_mask_folder_becomes_rle_and_what_was_said_of_its_files_rem
     np.testing.assert_array_equal(masks[0, 0], mask)
 
 
-def test_frames_of_a_clip_stay_even_where_they_are_equal(tmp_path: Path) -> None:
+def test_equal_frames_of_a_clip_are_kept(tmp_path: Path) -> None:
     picture(tmp_path / "data" / "clip" / "0.png", 0)
     shutil.copy(tmp_path / "data" / "clip" / "0.png", tmp_path / "data" / "clip" / "1.png")
     entry = {"video": ["clip/0.png", "clip/1.png"], "mask": [[SQUARE, SQUARE]], "text": ["v"]}
@@ -353,7 +355,7 @@ def test_frames_of_a_clip_stay_even_where_they_are_equal(tmp_path: Path) -> None
     assert [sample.sequence for sample in load_samples(tmp_path / "out")] == ["clip", "clip"]
 
 
-def test_nothing_left_is_an_error_and_no_copy(tmp_path: Path) -> None:
+def test_a_copy_without_images_is_an_error_and_not_written(tmp_path: Path) -> None:
     picture(tmp_path / "data" / "a.png", 0)
     entry = {"image": "a.png", "mask": [[[1.0, 2.0]]], "text": ["v"]}
     (tmp_path / "data" / "annotations.json").write_text(json.dumps([entry]))
@@ -362,7 +364,7 @@ def test_nothing_left_is_an_error_and_no_copy(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
 
 
-def test_a_split_that_cannot_be_read_is_not_dropped_like_an_entry(broken: Path, tmp_path: Path) -> None:
+def test_an_unreadable_annotation_file_is_an_error(broken: Path, tmp_path: Path) -> None:
     (broken / "annotations.json").rename(broken / "annotations.train.json")
     (broken / "annotations.val.json").write_text("{}")
     with pytest.raises(AnnotationError, match=r"annotations\.val\.json"):
@@ -370,7 +372,7 @@ def test_a_split_that_cannot_be_read_is_not_dropped_like_an_entry(broken: Path, 
     assert not (tmp_path / "out").exists()
 
 
-def test_the_dataset_itself_and_what_is_not_empty_are_refused(broken: Path, tmp_path: Path) -> None:
+def test_output_in_the_dataset_or_in_a_folder_with_content_is_refused(broken: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").touch()
     (tmp_path / "link").symlink_to(broken)
@@ -388,12 +390,12 @@ def test_the_dataset_itself_and_what_is_not_empty_are_refused(broken: Path, tmp_
     assert not (broken / "x").exists()
 
 
-def test_the_command_prints_what_was_done_and_fails_only_for_what_is_left(
+def test_the_command_prints_the_changes_and_fails_for_remaining_errors(
     broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["check", str(broken), "--fix", str(tmp_path / "out"), "--json", "--num-workers", "0"]) == 0
-    told, logged = capsys.readouterr()
-    result = json.loads(told.splitlines()[-1])
+    out, logged = capsys.readouterr()
+    result = json.loads(out.splitlines()[-1])
     assert result["fixes"] == COUNTS
     assert result["failed"] == 0 and result["out"] == str(tmp_path / "out")
     did = "7 kept, 1 rescaled, 1 merged, 1 clipped, 9 images dropped, 4 phrases dropped, 3 parts dropped"
@@ -402,7 +404,7 @@ def test_the_command_prints_what_was_done_and_fails_only_for_what_is_left(
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_entries_of_unknown_scale_throw_doubt_on_the_others(tmp_path: Path, n: int) -> None:
+def test_several_entries_of_unknown_scale_give_a_finding_about_the_others(tmp_path: Path, n: int) -> None:
     far = [[80.0, 10.0, 120.0, 10.0, 120.0, 50.0]]
     entries = []
     for value in range(4):
@@ -421,7 +423,7 @@ def test_entries_of_unknown_scale_throw_doubt_on_the_others(tmp_path: Path, n: i
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 128 KiB."""
+    """A file system of 128 KiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(disk)]
@@ -431,7 +433,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, small_disk: Path) -> None:
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, small_disk: Path) -> None:
     entries = []
     for value in range(4):
         picture(tmp_path / "data" / f"{value}.png", value, (256, 256))  # 64 KiB each
@@ -464,11 +466,11 @@ def test_a_killed_job_leaves_no_copy(tmp_path: Path) -> None:
     os.kill(job.pid, signal.SIGKILL)
     job.wait()
     assert not (tmp_path / "out").exists()
-    fix(tmp_path / "data", tmp_path / "out")  # and the next one is not in its way
+    fix(tmp_path / "data", tmp_path / "out")  # the next job can run
     assert listed(tmp_path / "out")["kept"] == 40
 
 
-def test_other_processes_give_the_same_copy(broken: Path, tmp_path: Path) -> None:
+def test_the_copy_does_not_depend_on_the_number_of_processes(broken: Path, tmp_path: Path) -> None:
     report = inspect(broken, num_workers=0)
     for name, num_workers in (("here", 0), ("there", 1)):
         write_fixed(report, tmp_path / name, num_workers=num_workers)

@@ -1,4 +1,4 @@
-"""The run over a whole dataset: splits, summaries, counts, measurements, and the lines that a user reads."""
+"""Checks of whole datasets: splits, summaries, counts, measurements, and terminal output."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def in_two_splits(set_: Any) -> None:
     set_.write("test", set_.entries[3:])
 
 
-def test_clean_splits_have_no_finding_and_are_counted_together(clean: Any) -> None:
+def test_clean_splits_have_no_findings_and_common_counts(clean: Any) -> None:
     in_two_splits(clean)
     report = clean.check()
     assert report.findings == ()
@@ -56,7 +56,7 @@ def test_the_same_image_in_two_splits_is_a_leak(clean: Any) -> None:
     assert finding.message == "2 images have the same pixels and are in 2 splits"
 
 
-def test_nearly_the_same_image_in_two_splits_is_a_leak(clean: Any) -> None:
+def test_an_almost_equal_image_in_two_splits_is_a_leak(clean: Any) -> None:
     image = Image.open(clean.image(0)).convert("RGB")
     ImageEnhance.Brightness(image).enhance(0.85).save(clean.root / "images" / "again.png")
     again = {**clean.entries[0], "image": "images/again.png", "group": "other"}
@@ -77,7 +77,7 @@ def test_a_group_in_two_splits_is_a_leak(clean: Any) -> None:
     assert clean.findings(split="train") == ()
 
 
-def test_a_split_that_cannot_be_read_is_told_of_beside_the_others(clean: Any) -> None:
+def test_an_unreadable_split_is_a_finding_beside_the_others(clean: Any) -> None:
     clean.write("train")
     (clean.root / "annotations.test.json").write_text("[{")
     report = clean.check()
@@ -85,14 +85,14 @@ def test_a_split_that_cannot_be_read_is_told_of_beside_the_others(clean: Any) ->
     assert list(report.parts) == ["train"]
 
 
-def test_what_is_no_dataset_still_raises(tmp_path: Path) -> None:
+def test_a_folder_without_a_dataset_raises(tmp_path: Path) -> None:
     with pytest.raises(AnnotationError):
         inspect(tmp_path)
     with raises_code(SettingError, "bad_value", "num_workers", "-1"):
         inspect(tmp_path, num_workers=-1)
 
 
-def test_the_official_splits_of_arcade_have_no_error(shared: Path) -> None:
+def test_the_official_splits_of_arcade_have_no_errors(shared: Path) -> None:
     report = inspect(shared / "data" / "arcade", num_workers=0)
     assert {finding.code for finding in report.findings} == {
         "self_intersection",
@@ -104,13 +104,13 @@ def test_the_official_splits_of_arcade_have_no_error(shared: Path) -> None:
     assert report.counts["splits"] == {"test": 100, "train": 160, "val": 40}
 
 
-def test_retinas_are_not_taken_for_one_another_and_their_vessels_are_thin(shared: Path) -> None:
+def test_retinas_are_no_duplicates_and_their_vessels_are_thin(shared: Path) -> None:
     report = inspect(shared / "data" / "chase_db1", prompt="blood vessel", group=r"Image_(\d+)")
     assert codes(report) == [("thin_structures", "warning")]
     assert report.counts["groups"] == 14
 
 
-def test_entries_drawn_at_one_other_size_are_summed_up(drawn: Any) -> None:
+def test_entries_drawn_at_another_size_are_summarized(drawn: Any) -> None:
     for entry in drawn.entries[:4]:
         entry.update(mask=[[[1, 1, 190, 1, 190, 190]]], text=["thing"], size=[200, 200])
     found = drawn.findings()
@@ -129,7 +129,7 @@ def test_entries_drawn_at_one_other_size_are_summed_up(drawn: Any) -> None:
     ]
 
 
-def test_entries_that_reach_outside_without_a_stated_size_are_summed_up(drawn: Any) -> None:
+def test_entries_outside_the_image_without_a_stated_size_are_summarized(drawn: Any) -> None:
     for entry in drawn.entries[:3]:
         del entry["size"]
         entry.update(mask=[[[1, 1, 160, 1, 160, 190]]], text=["thing"])
@@ -140,13 +140,13 @@ def test_entries_that_reach_outside_without_a_stated_size_are_summed_up(drawn: A
     )
 
 
-def test_phrases_that_overlap_by_their_nature_are_counted_and_not_warned_of(drawn: Any) -> None:
+def test_phrases_that_overlap_by_nature_are_counted_without_a_warning(drawn: Any) -> None:
     report = drawn.check()
     assert report.findings == ()
     assert report.counts["overlapping"] == {"'blood vessel' and 'catheter'": 6}
 
 
-def test_measures_are_those_of_the_masks_and_pixels(drawn: Any) -> None:
+def test_measurements_are_those_of_the_masks_and_pixels(drawn: Any) -> None:
     report = drawn.check()
     for sample, measurement in zip(report.parts[""].samples, report.measurements, strict=True):
         item = load_item(sample)
@@ -157,13 +157,15 @@ def test_measures_are_those_of_the_masks_and_pixels(drawn: Any) -> None:
         assert [target.share for target in measurement.targets] == [mask.mean() for mask in item.masks]
 
 
-def test_nothing_is_measured_of_what_cannot_be_read(drawn: Any) -> None:
+def test_unreadable_images_have_no_measurements(drawn: Any) -> None:
     drawn.image(0).write_bytes(b"")
     measurement = drawn.check().measurements[0]
     assert (measurement.size, measurement.hashes, measurement.targets) == (None, None, ())
 
 
-def test_other_processes_find_the_same(drawn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_findings_do_not_depend_on_the_number_of_processes(
+    drawn: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn.entries[1]["mask"] = [[[1, 1, 5, 5]], None]
     drawn.write()
     monkeypatch.setattr(inspection, "SAMPLES_PER_JOB", 2)
@@ -176,7 +178,7 @@ def test_other_processes_find_the_same(drawn: Any, monkeypatch: pytest.MonkeyPat
     assert shares == [pytest.approx(n / 3) for n in (1, 2, 3)] * 2
 
 
-def test_mask_files_are_looked_at_for_their_values_and_kind(tmp_path: Path) -> None:
+def test_mask_files_are_checked_for_values_and_type(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     for side in ("images", "masks"):
         (tmp_path / side).mkdir()
@@ -201,7 +203,7 @@ def test_mask_files_are_looked_at_for_their_values_and_kind(tmp_path: Path) -> N
     assert found[2].message == f"was drawn at 64 x 32 for an image of 64 x 64 (h x w), ratio 1 x 0.5{unlike}"
 
 
-def test_a_dicom_file_that_says_whose_it_is_is_warned_of_without_saying_it(drawn: Any) -> None:
+def test_personal_dicom_tags_give_a_warning_without_their_values(drawn: Any) -> None:
     pydicom = pytest.importorskip("pydicom")
     from pydicom.dataset import FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
@@ -227,7 +229,7 @@ def test_a_dicom_file_that_says_whose_it_is_is_warned_of_without_saying_it(drawn
     assert finding.message == "the DICOM tags PatientName, PatientID are filled in"
 
 
-def test_counts_tell_images_pairs_objects_and_groups(drawn: Any) -> None:
+def test_counts_of_images_pairs_objects_and_groups(drawn: Any) -> None:
     entries = drawn.entries
     square = [[9, 9, 60, 9, 60, 60, 9, 60]]
     entries[0].update(mask=[square, [[70, 70, 90, 70, 90, 90]], None], text=["v", "v", "w"])
@@ -244,7 +246,7 @@ def test_counts_tell_images_pairs_objects_and_groups(drawn: Any) -> None:
     }
 
 
-def test_frames_of_one_clip_may_be_alike(drawn: Any) -> None:
+def test_frames_of_one_clip_may_be_similar(drawn: Any) -> None:
     names = []
     for i in range(3):
         shutil.copy(drawn.image(0), drawn.root / "images" / f"frame{i}.png")
@@ -263,7 +265,7 @@ def in_two_folds(set_: Any) -> None:
         set_.write(f"fold{number}.val", held)
 
 
-def test_folds_are_compared_within_themselves_and_count_each_image_once(drawn: Any) -> None:
+def test_splits_are_compared_within_folds_and_images_are_counted_once(drawn: Any) -> None:
     in_two_folds(drawn)
     report = drawn.check()
     assert report.findings == ()
@@ -274,19 +276,19 @@ def test_folds_are_compared_within_themselves_and_count_each_image_once(drawn: A
     assert leaks == [f"is in 2 splits: 1 image in fold{n}.train, 1 image in fold{n}.val" for n in (1, 2)]
 
 
-def test_what_must_share_nothing_is_told_by_the_names_of_the_splits() -> None:
+def test_names_of_splits_determine_which_must_be_disjoint() -> None:
     assert families(["train", "val", "test"]) == [{"train", "val", "test"}]
     folds = ["f1.train", "f1.val", "f2.train", "f2.val"]
     assert families([*folds, "test"]) == [{"f1.train", "f1.val", "test"}, {"f2.train", "f2.val", "test"}]
     assert families(["train.v1", "val.v1"]) == [{"train.v1", "val.v1"}]
 
 
-def test_one_split_named_by_its_file_is_not_told_of_the_images_of_the_others(drawn: Any) -> None:
+def test_images_of_other_splits_are_not_unlisted(drawn: Any) -> None:
     in_two_splits(drawn)
     assert inspect(drawn.root / "annotations.train.json", num_workers=0).findings == ()
 
 
-def test_images_that_look_alike_in_one_group_are_not_told_of(drawn: Any) -> None:
+def test_similar_images_in_one_group_give_no_finding(drawn: Any) -> None:
     image = Image.open(drawn.image(0)).convert("RGB")
     ImageEnhance.Brightness(image).enhance(0.85).save(drawn.root / "images" / "again.png")
     again = {**drawn.entries[0], "image": "images/again.png"}
@@ -296,7 +298,7 @@ def test_images_that_look_alike_in_one_group_are_not_told_of(drawn: Any) -> None
     assert [each.code for each in drawn.findings()] == ["near_duplicate"]
 
 
-def test_a_value_that_no_class_has_is_told_of_once_a_file(tmp_path: Path) -> None:
+def test_an_unknown_mask_value_is_reported_once_per_file(tmp_path: Path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)).save(tmp_path / "a.png")
     levels = np.arange(64, dtype=np.uint8).reshape(8, 8) % 4
     Image.fromarray(levels).save(tmp_path / "m.png")
@@ -313,7 +315,7 @@ def clusters(perceptual: np.ndarray, textures: np.ndarray) -> list[list[int]]:
     return near_clusters(hashes, [each.pixel_hash for each in hashes])
 
 
-def test_near_images_are_found_among_thousands_as_by_looking_at_every_pair() -> None:
+def test_near_duplicates_among_thousands_are_those_of_a_comparison_of_all_pairs() -> None:
     rng = np.random.default_rng(0)
     n = 1500
     perceptual = rng.integers(0, 256, (n, 32), dtype=np.uint8)
@@ -327,13 +329,13 @@ def test_near_images_are_found_among_thousands_as_by_looking_at_every_pair() -> 
     assert clusters(perceptual, textures) == [[3, 700, 1400]]
 
 
-def test_images_that_are_all_alike_make_one_cluster() -> None:
+def test_equal_images_form_one_cluster() -> None:
     perceptual, textures = np.zeros((600, 32), np.uint8), np.ones((600, 400), np.int8)
     assert clusters(perceptual, textures) == [list(range(600))]
     assert clusters(perceptual, 0 * textures) == []
 
 
-def test_the_command_prints_a_table_and_exits_by_its_errors(
+def test_the_command_prints_a_table_and_fails_for_errors(
     drawn: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     drawn.entries[1]["mask"][0] = [[1, 1, 5, 5]]
@@ -371,9 +373,9 @@ def test_the_command_prints_a_table_and_exits_by_its_errors(
     ]
 
 
-def test_each_remedy_has_a_row_and_each_whole_file_its_name() -> None:
-    def about(file: str, place: str, remedy: str = "mend") -> Finding:
-        return Finding("unreadable_image", "error", file, place, f"{file} is odd", remedy)
+def test_each_remedy_has_a_row_and_each_file_its_name() -> None:
+    def about(file: str, location: str, remedy: str = "mend") -> Finding:
+        return Finding("unreadable_image", "error", file, location, f"{file} is odd", remedy)
 
     assert list_findings([about("d/A.dcm", "frame 0"), about("d/B.dcm", "entry 11 (b.png)", "turn")]) == [
         *("error    unreadable_image      1  A.dcm, frame 0", "  d/A.dcm is odd", "  mend"),
@@ -385,14 +387,14 @@ def test_each_remedy_has_a_row_and_each_whole_file_its_name() -> None:
     assert many[1:3] == ["  0.json: 0.json is odd", "  1.json: 1.json is odd"]
 
 
-def test_an_rle_that_is_too_short_is_told_of_with_what_to_do(drawn: Any) -> None:
+def test_a_short_rle_is_a_finding_with_numbers(drawn: Any) -> None:
     drawn.entries[0]["mask"][0] = {"size": [128, 128], "counts": [7]}
     (found,) = [each for each in drawn.findings() if each.code == "invalid_rle"]
     assert found.remedy == "encode the mask again"
     assert found.message == "the RLE runs cover 7 pixels, but the stated size 128 x 128 has 16384"
 
 
-def test_a_list_of_many_places_is_cut_and_says_so(drawn: Any) -> None:
+def test_a_long_list_of_locations_is_truncated(drawn: Any) -> None:
     for entry in drawn.entries:
         entry["mask"][0] = [[1, 1, 5, 5]]
     (row, *_) = list_findings(drawn.findings())

@@ -1,4 +1,4 @@
-"""Widths, crossings, overlaps and names: cases that can be worked out on paper."""
+"""Widths, self-intersections, overlaps and names: examples by hand."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def test_a_slanted_bar_has_about_its_width() -> None:
     assert np.median(skeleton_widths(mask)) == pytest.approx(9, abs=0.8)
 
 
-def test_a_mask_that_fills_the_image_or_nothing_has_widths_too() -> None:
+def test_full_and_empty_masks_have_widths() -> None:
     assert len(skeleton_widths(np.zeros((9, 9), dtype=bool))) == 0
     assert skeleton_widths(np.ones((9, 9), dtype=bool)).max() == pytest.approx(9, abs=1)
     assert skeleton_widths(np.ones((1, 1), dtype=bool)).tolist() == [1]
 
 
-def test_thin_is_what_is_narrower_than_a_cell_of_the_mask_grid() -> None:
+def test_thin_means_narrower_than_a_cell_of_the_mask_grid() -> None:
     assert cell_px((512, 512)) == 2
     assert cell_px((400, 1024)) == 4
     mask = np.zeros((512, 512), dtype=bool)
@@ -52,7 +52,7 @@ def test_thin_is_what_is_narrower_than_a_cell_of_the_mask_grid() -> None:
     assert target.share == 300 / 512**2
 
 
-def test_a_warning_of_thin_vessels_states_the_share_and_the_grid() -> None:
+def test_the_finding_about_thin_structures_has_the_share_and_the_grid() -> None:
     def measured(name: str, thin: int) -> Measurement:
         target = TargetMeasurement("v", 0.1, (1, 3), 100, thin)
         return Measurement(name, "", name, None, None, size=(512, 512), targets=(target,))
@@ -77,12 +77,12 @@ def test_a_warning_of_thin_vessels_states_the_share_and_the_grid() -> None:
         ([(0, 3), (9, 3), (9, 9), (6, 9), (6, 0), (3, 0), (3, 9), (0, 9)], 2),
     ],
 )
-def test_crossings_are_counted_and_touching_is_none(points: list[tuple[int, int]], crossings: int) -> None:
+def test_crossings_are_counted_without_touching_points(points: list[tuple[int, int]], crossings: int) -> None:
     assert count_crossings(np.array(points, dtype=float)) == crossings
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=3, max_size=12))
-def test_crossings_agree_with_looking_at_every_pair(points: list[tuple[int, int]]) -> None:
+def test_crossings_agree_with_a_comparison_of_all_pairs(points: list[tuple[int, int]]) -> None:
     def side(a: tuple[int, int], b: tuple[int, int], c: tuple[int, int]) -> int:
         return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
 
@@ -95,14 +95,14 @@ def test_crossings_agree_with_looking_at_every_pair(points: list[tuple[int, int]
     assert count_crossings(np.array(points, dtype=float)) == expected
 
 
-def test_an_outline_of_many_long_edges_does_not_take_for_ever() -> None:
+def test_an_outline_with_too_many_long_edges_is_not_searched() -> None:
     zigzag = np.array([(i, 512 * (i % 2)) for i in range(20_000)], dtype=float)
     start = time.process_time()
     assert count_crossings(zigzag) is None
     assert time.process_time() - start < 1
 
 
-def test_overlaps_tell_the_pair_and_the_share_of_the_smaller() -> None:
+def test_overlaps_have_the_pair_and_the_share_of_the_smaller_object() -> None:
     cover = Cover((10, 10))
     for phrase, rows in (("vessel", slice(0, 6)), ("stent", slice(5, 7)), ("wire", slice(7, 9))):
         mask = np.zeros((10, 10), dtype=bool)
@@ -155,7 +155,7 @@ def test_sizes_are_compared_with_one_ratio_or_two() -> None:
         "31121956.png",
     ],
 )
-def test_names_of_persons_are_suspected_and_hidden(name: str) -> None:
+def test_names_of_persons_are_found_and_hidden(name: str) -> None:
     assert find_person(name)
     words = [
         word for word in Path(name).stem.replace("^", "_").replace(", ", "_").split("_") if len(word) > 4
@@ -166,7 +166,7 @@ def test_names_of_persons_are_suspected_and_hidden(name: str) -> None:
     assert "John" not in hide(name) and "小" not in hide(name)
 
 
-def test_dates_are_told_from_record_numbers() -> None:
+def test_dates_and_record_numbers_are_distinguished() -> None:
     assert find_person("31121956.png") == find_person("a_12.04.1956.png") == "a date, perhaps of birth"
     assert find_person("31131956.png") == "a record number"
 
@@ -203,5 +203,5 @@ def test_dates_are_told_from_record_numbers() -> None:
         "test_0001",
     ],
 )
-def test_ordinary_names_are_not_suspected(name: str) -> None:
+def test_ordinary_names_are_not_found(name: str) -> None:
     assert find_person(name) == ""

@@ -1,4 +1,4 @@
-"""Each fault, planted into a clean set, gives its finding at its place and no other."""
+"""Each fault planted into a clean dataset gives its finding at its location and no other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image, ImageEnhance
 
 from vesalius.checks.findings import CODES
 
-# `set_` is the `Spoiled` of conftest.py; entry 1 is the one that is spoiled
+# `set_` is the `Spoiled` of conftest.py; faults are planted into entry 1
 Plant = Callable[[Any], None]
 
 
@@ -23,7 +23,7 @@ def pixels_of(path: Path) -> np.ndarray:
 
 
 def add(set_: Any, image: Image.Image | np.ndarray, name: str = "images/extra.png", **more: Any) -> None:
-    """Another entry, with the masks of entry 1 and a group of its own."""
+    """Add an entry with the masks of entry 1 and a separate group."""
     (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(set_.root / name)
     set_.entries.append({**set_.entries[1], "image": name, "group": "extra", **more})
 
@@ -68,7 +68,7 @@ def with_alpha(set_: Any, least: int) -> Image.Image:
 
 
 def rename(set_: Any, name: str, image: Image.Image, **saving: Any) -> None:
-    """The image of entry 1 becomes this one, under this name."""
+    """Replace the image of entry 1 by this one, with this name."""
     image.load()
     set_.image(1).unlink()
     image.save(set_.root / name, **saving)
@@ -208,32 +208,32 @@ OWN_REMEDIES = {
     "elsewhere": "give a path relative to the annotation file",
     "no text": "give one phrase for each object",
 }
-"""What to do where the reader says it better than the table of codes."""
+"""Remedies of readers that are more specific than the table of codes."""
 
 
-def test_a_clean_set_has_no_finding(clean: Any) -> None:
+def test_a_clean_dataset_has_no_findings(clean: Any) -> None:
     assert clean.findings() == ()
 
 
-def test_twenty_real_angiograms_have_no_finding(twenty: Any) -> None:
+def test_twenty_real_angiograms_have_no_findings(twenty: Any) -> None:
     assert twenty.findings() == ()
     assert len(twenty.check().measurements) == 20
 
 
 @pytest.mark.parametrize("fault", PLANTS)
 def test_a_fault_gives_its_finding_and_no_other(clean: Any, fault: str) -> None:
-    plant, code, place = PLANTS[fault]
+    plant, code, location = PLANTS[fault]
     plant(clean)
     (finding,) = clean.findings()
     assert (finding.code, finding.severity) == (code, CODES[code].severity)
-    assert place in finding.location
+    assert location in finding.location
     assert finding.message
     assert finding.remedy == OWN_REMEDIES.get(fault, CODES[code].remedy)
     assert str(clean.root) in finding.file
     assert str(clean.root) not in finding.location
 
 
-def test_many_faults_at_once_are_all_found(twenty: Any) -> None:
+def test_several_faults_are_all_found(twenty: Any) -> None:
     def on(index: int, plant: Plant) -> None:
         entries = twenty.entries
         entries[1], entries[index] = entries[index], entries[1]
@@ -254,6 +254,6 @@ def test_many_faults_at_once_are_all_found(twenty: Any) -> None:
 
 
 @pytest.mark.parametrize("exif", [b"garbage!", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\xff\xff", b""])
-def test_damaged_exif_turns_nothing(drawn: Any, exif: bytes) -> None:
+def test_damaged_exif_gives_no_finding(drawn: Any, exif: bytes) -> None:
     rename(drawn, "images/odd.png", Image.fromarray(pixels_of(drawn.image(1))), exif=exif)
     assert drawn.findings() == ()

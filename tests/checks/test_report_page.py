@@ -1,4 +1,4 @@
-"""The contact sheet: complete in one file, safe with any phrase, bounded, and silent about nothing."""
+"""The report page of a check: contents, limits, anonymity, and thumbnails."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def broken(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Tags, Path]:
-    """The sheet of `write_broken`."""
+    """The page of `write_broken`."""
     folder = tmp_path_factory.mktemp("made")
     return *make(write_broken(folder), folder / "out"), folder / "out"
 
 
-def test_the_sheet_holds_findings_remedies_counts_and_pictures(made: tuple[Report, Tags, Path]) -> None:
+def test_the_page_has_findings_remedies_counts_and_pictures(made: tuple[Report, Tags, Path]) -> None:
     report, page, _ = made
     text = " ".join(page.text.split())
     assert "data Format vesalius" in text
@@ -61,18 +61,18 @@ def test_the_sheet_holds_findings_remedies_counts_and_pictures(made: tuple[Repor
     assert [each["id"] for each in page.named("section")] == [
         *("findings", "flagged", "good", "distributions", "augmented")
     ]
-    # of the samples that there are, all but the one without bytes have a picture; and the augmented ones
+    # a picture of each readable sample except the empty file, and one of augmented samples
     assert len(page.named("img")) == 6
     assert len([each for each in page.named("div") if each.get("class") == "none"]) == 1
 
 
-def test_findings_json_is_strict_and_whole(made: tuple[Report, Tags, Path]) -> None:
+def test_findings_json_is_strict_and_complete(made: tuple[Report, Tags, Path]) -> None:
     report, _, out = made
     text = (out / "findings.json").read_text(encoding="utf-8")
-    told = json.loads(text, parse_constant=pytest.fail)
-    assert told["formats"] == ["vesalius"] and told["counts"] == report.counts
-    assert [each["code"] for each in told["findings"]] == [each.code for each in report.findings]
-    assert set(told["findings"][0]) == {
+    saved = json.loads(text, parse_constant=pytest.fail)
+    assert saved["formats"] == ["vesalius"] and saved["counts"] == report.counts
+    assert [each["code"] for each in saved["findings"]] == [each.code for each in report.findings]
+    assert set(saved["findings"][0]) == {
         *("code", "severity", "file", "location", "message", "remedy", "samples")
     }
 
@@ -82,7 +82,7 @@ def test_phrases_and_file_names_in_any_script_are_shown(made: tuple[Report, Tags
     assert "冠状动脉左前降支" in page.text and "左冠 & <b>1" in page.text
 
 
-def test_pictures_are_small(tmp_path: Path) -> None:
+def test_thumbnails_are_small(tmp_path: Path) -> None:
     data = write_data(tmp_path / "data", [{}, {"size": [300, 1800]}], size=(300, 900))
     _, page = make(data, tmp_path / "out")
     for picture in page.named("img")[:2]:
@@ -90,14 +90,14 @@ def test_pictures_are_small(tmp_path: Path) -> None:
         assert max(Image.open(io.BytesIO(base64.b64decode(coded))).size) == thumbnails.SIDE
 
 
-def test_more_samples_than_are_shown_are_counted_and_each_code_has_its_turn(
+def test_samples_beyond_the_limit_are_counted_and_codes_take_turns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     n = MAX_FLAGGED + 10
     rows: list[dict[str, Any]] = [{"size": [128, 192]} for _ in range(n)]
     rows += [{"mask": [[[1.0, 1.0, 1.1, 1.0, 1.0, 1.1]]]}, *({} for _ in range(MAX_GOOD + 5))]
     data = write_data(tmp_path / "data", rows, size=(16, 24))
-    # the square is larger than these images; the size is what is wrong
+    # the square exceeds these images, but the finding is about the size
     report = inspect(data, num_workers=0)
     order = list(find_flagged(report).values())
     assert ("empty_mask",) in order[:3] and len(order) > n
@@ -122,7 +122,7 @@ def test_errors_come_before_warnings(tmp_path: Path) -> None:
     ]
 
 
-def test_good_samples_are_drawn_by_the_seed(tmp_path: Path) -> None:
+def test_the_seed_determines_the_samples_without_findings(tmp_path: Path) -> None:
     data = write_data(tmp_path / "data", [{} for _ in range(MAX_GOOD + 8)], size=(40, 48))
     report = inspect(data, num_workers=0)
     pages = [
@@ -148,18 +148,18 @@ def test_names_of_persons_are_hidden_in_captions(tmp_path: Path) -> None:
         )
 
 
-def test_findings_that_sum_up_are_not_counted(tmp_path: Path) -> None:
+def test_summaries_are_not_counted(tmp_path: Path) -> None:
     _, page = make(write_data(tmp_path / "data", [{"size": [128, 192]}] * 3), tmp_path / "out")
     assert "size_mismatch × 3" in " ".join(page.text.split())
 
 
-def test_a_clean_dataset_says_so(tmp_path: Path) -> None:
+def test_a_clean_dataset_has_a_page_without_findings(tmp_path: Path) -> None:
     _, page = make(write_data(tmp_path / "data", [{}, {}]), tmp_path / "out")
     assert "No findings." in page.text
     assert "Samples with findings" not in page.text
 
 
-def test_a_dataset_of_which_nothing_can_be_drawn_has_a_sheet_too(tmp_path: Path) -> None:
+def test_a_dataset_without_readable_images_has_a_page(tmp_path: Path) -> None:
     data = write_data(tmp_path / "data", [{}])
     (data / "000.png").write_bytes(b"")
     _, page = make(data, tmp_path / "out")
@@ -167,7 +167,7 @@ def test_a_dataset_of_which_nothing_can_be_drawn_has_a_sheet_too(tmp_path: Path)
     assert not (tmp_path / "out" / "augmented.png").exists()
 
 
-def test_several_splits_are_told_apart(tmp_path: Path) -> None:
+def test_samples_show_their_split(tmp_path: Path) -> None:
     data = write_data(tmp_path / "data", [{}, {"size": [128, 192]}])
     entries = json.loads((data / "annotations.json").read_text())
     for split in ("train", "val"):
@@ -179,7 +179,7 @@ def test_several_splits_are_told_apart(tmp_path: Path) -> None:
     assert "data/train, data/val" in page.text and "images in val" in page.text
 
 
-def test_only_a_sheet_is_replaced(broken: Path, tmp_path: Path) -> None:
+def test_only_an_older_report_is_replaced(broken: Path, tmp_path: Path) -> None:
     make(broken, tmp_path / "out")
     make(broken, tmp_path / "out")
     (tmp_path / "out" / "mine.txt").touch()
@@ -189,12 +189,16 @@ def test_only_a_sheet_is_replaced(broken: Path, tmp_path: Path) -> None:
     assert not (broken / "check.html").exists()
 
 
-def test_the_command_names_the_page(broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_the_path_of_the_page(
+    broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["check", str(broken), "--report", str(tmp_path / "out"), "--num-workers", "0"]) == 1
     assert f"report: {tmp_path / 'out' / 'check.html'}" in capsys.readouterr().out
 
 
-def test_a_sheet_is_whole_or_not_there(broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_report_leaves_no_files(
+    broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -211,7 +215,7 @@ def gray(path: Path, size: tuple[int, int] = (64, 96)) -> Path:
 
 
 def where(picture: Image.Image, color: tuple[int, int, int]) -> tuple[float, float, float, float]:
-    """Left, top, right, bottom of what has this color, as shares of the picture."""
+    """Left, top, right, bottom of the pixels of this color, relative to the picture."""
     near = np.abs(np.asarray(picture, dtype=int) - color).max(axis=2) < 50
     rows, columns = np.nonzero(near)
     height, width = near.shape
@@ -231,7 +235,7 @@ def test_outlines_lie_where_the_mask_is(tmp_path: Path) -> None:
         assert where(drawn.picture, thumbnails.COLORS[0]) == pytest.approx((0.25, 0.25, 0.75, 0.75), abs=0.02)
 
 
-def test_masks_of_another_size_are_drawn_as_they_stand_and_rescaled(tmp_path: Path) -> None:
+def test_masks_of_another_size_are_drawn_as_stated_and_rescaled(tmp_path: Path) -> None:
     twice = Polygons((tuple(2 * value for value in BOX.parts[0]),))
     rle = RleMask(encode_rle(rasterize(twice.parts, (128, 192))))
     for reference, size in ((twice, (128, 192)), (rle, None)):
@@ -239,12 +243,12 @@ def test_masks_of_another_size_are_drawn_as_they_stand_and_rescaled(tmp_path: Pa
         assert [words for _, words in drawn.legend] == ["as stated", "rescaled to the image"]
         left, top, right, bottom = where(drawn.picture, thumbnails.RESCALED)
         right_most, lowest = where(drawn.picture, thumbnails.AS_STATED)[2:]
-        # the sheet reaches as far as what stands there
+        # the canvas extends to the stated coordinates
         assert (right / right_most, bottom / lowest) == pytest.approx((0.5, 0.5), abs=0.03)
         assert (left / right, top / bottom) == pytest.approx((1 / 3, 1 / 3), abs=0.03)
 
 
-def test_what_lies_outside_is_shown_up_to_a_side_of_the_image(tmp_path: Path) -> None:
+def test_outlines_outside_are_shown_up_to_one_side_of_the_image(tmp_path: Path) -> None:
     for far in (150.0, 1e5, 1e300):
         over = Polygons(((48.0, 16.0, far, 16.0, far, 48.0, 48.0, 48.0),))
         picture = thumbnails.draw(Sample("a", gray(tmp_path / "a.png"), ("v",), ((over,),))).picture
@@ -254,7 +258,7 @@ def test_what_lies_outside_is_shown_up_to_a_side_of_the_image(tmp_path: Path) ->
         assert gray_part.mean() == pytest.approx(96 / shown, abs=0.02)
 
 
-def test_what_lies_far_to_the_left_and_above_is_cut_alike(tmp_path: Path) -> None:
+def test_outlines_far_to_the_left_and_above_are_clipped_too(tmp_path: Path) -> None:
     over = Polygons(((48.0, 16.0, -1e9, -1e9, 48.0, 48.0),))
     picture = thumbnails.draw(Sample("a", gray(tmp_path / "a.png"), ("v",), ((over,),))).picture
     assert picture.width / picture.height == pytest.approx(192 / 128, abs=0.02)
@@ -264,12 +268,12 @@ def test_what_lies_far_to_the_left_and_above_is_cut_alike(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "part", [(), (1.0,), (1.0, 2.0), (float("nan"),) * 6, (float("inf"), 1.0, 2.0, 2.0), (5.0, 5.0, 9.0, 9.0)]
 )
-def test_degenerate_polygons_do_no_harm(tmp_path: Path, part: tuple[float, ...]) -> None:
+def test_degenerate_polygons_are_ignored(tmp_path: Path, part: tuple[float, ...]) -> None:
     sample = Sample("a", gray(tmp_path / "a.png"), ("v",), ((Polygons((part, *BOX.parts)),),))
     assert thumbnails.draw(sample).undrawn == ()
 
 
-def test_masks_that_cannot_be_drawn_are_named_and_the_others_drawn(tmp_path: Path) -> None:
+def test_invalid_masks_are_listed_and_the_others_drawn(tmp_path: Path) -> None:
     bad = RleMask({"size": [64, 96], "counts": [5]})
     huge = RleMask({"size": [10**9, 10**9], "counts": [10**18]})
     gone = MaskFile(tmp_path / "none.png")
@@ -284,12 +288,12 @@ def test_images_of_any_shape_are_drawn(tmp_path: Path, size: tuple[int, int]) ->
     assert max(drawn.picture.size) == thumbnails.SIDE
 
 
-def test_an_image_that_cannot_be_read_raises(tmp_path: Path) -> None:
+def test_an_unreadable_image_raises(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"x")
     with pytest.raises(ImageError):
         thumbnails.draw(Sample("a", tmp_path / "a.png", (), None))
 
 
-def test_a_sheet_inside_of_the_data_is_refused(broken: Path) -> None:
+def test_a_report_inside_the_data_is_refused(broken: Path) -> None:
     with raises_code(SettingError, "output_inside_data"):
         make(broken, broken / "report")

@@ -124,8 +124,8 @@ def test_brier_score_is_within_a_bin_of_the_exact_one(drawn):
 def test_calibration_error_is_within_half_a_bin_of_the_exact_one(drawn):
     probabilities, target = drawn
     values = probabilities.astype(np.float64).ravel()
-    place = np.maximum(np.ceil(values * 10) - 1, 0)
-    gaps = [abs((values - target.ravel())[place == k].sum()) for k in range(10)]
+    index = np.maximum(np.ceil(values * 10) - 1, 0)
+    gaps = [abs((values - target.ravel())[index == k].sum()) for k in range(10)]
 
     found = expected_calibration_error(histogram(probabilities, target))
 

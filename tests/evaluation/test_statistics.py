@@ -77,7 +77,7 @@ def test_bca_moves_the_interval_towards_the_long_tail():
     ("values", "why"),
     [
         ([0.2, 0.4, 0.9, 0.5], "four groups are fewer than BCA_GROUPS"),
-        ([0.1 + 0.2] * 3 + [0.3] * 3, "all groups are alike, but for rounding"),
+        ([0.1 + 0.2] * 3 + [0.3] * 3, "all groups are equal up to rounding"),
     ],
 )
 def test_percentiles_are_taken_where_bca_is_not_defined(values, why):

@@ -16,10 +16,10 @@ pairs = hnp.array_shapes(min_dims=2, max_dims=2, max_side=8).flatmap(
 )
 
 
-def pixels(*places: tuple[int, int], size: tuple[int, int] = (8, 10)) -> Shape:
+def pixels(*positions: tuple[int, int], size: tuple[int, int] = (8, 10)) -> Shape:
     mask = np.zeros(size, dtype=bool)
-    for place in places:
-        mask[place] = True
+    for position in positions:
+        mask[position] = True
     return Shape(mask)
 
 

@@ -80,8 +80,8 @@ def test_shares_weight_path_lengths_and_a_share_of_zero_has_no_projection() -> N
 
 
 def test_resampled_points_are_one_step_apart() -> None:
-    places, points = resample(np.array([[0.0, 0.0], [30.0, 40.0], [30.0, 100.0]]))
+    shares, points = resample(np.array([[0.0, 0.0], [30.0, 40.0], [30.0, 100.0]]))
     gaps = np.hypot(*np.diff(points, axis=0).T)
     assert gaps.max() < 1.01 * SAMPLE_STEP and np.median(gaps) > 0.99 * SAMPLE_STEP, "shorter around a corner"
-    assert places[0] == 0 and places[-1] == 1
-    assert np.interp(50 / 110, np.linspace(0, 1, len(places)), places) == pytest.approx(0.5, abs=0.01)
+    assert shares[0] == 0 and shares[-1] == 1
+    assert np.interp(50 / 110, np.linspace(0, 1, len(shares)), shares) == pytest.approx(0.5, abs=0.01)

@@ -92,8 +92,8 @@ def test_radii_begin_at_the_given_radius_and_taper() -> None:
 def test_a_stenosis_loses_half_the_diameter_or_more_between_its_shoulders(
     depth: float, expected: int
 ) -> None:
-    place = np.arange(400)
-    narrowing = depth * np.exp(-(((place - 200) / 20) ** 2))
+    index = np.arange(400)
+    narrowing = depth * np.exp(-(((index - 200) / 20) ** 2))
     vessel = Vessel(straight(6).points, np.full(400, 6.0), narrowing)
     assert vessel.stenosis.any() == expected
     if expected:

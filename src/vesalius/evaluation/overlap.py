@@ -146,7 +146,7 @@ def _ratio(metric: str, numerator: int, denominator: int, counts: Confusion) -> 
 class ReferringMetrics:
     """gIoU and cIoU of referring segmentation over all samples added so far, in constant memory.
 
-    A sample whose phrase is not in the image counts like any other. Source: Liu et al. 2023, GRES: Generalized
+    A sample with an absent phrase counts like any other. Source: Liu et al. 2023, GRES: Generalized
     Referring Expression Segmentation, CVPR (arXiv:2306.00968), section 3.
 
     >>> referring = ReferringMetrics()
