@@ -85,6 +85,12 @@ def dilate(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     return wider
 
 
+def bounds(mask: Bool[np.ndarray, "h w"]) -> tuple[int, int, int, int] | None:
+    """(top, left, bottom, right) of the true pixels, bottom and right exclusive; None for an empty mask."""
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    return (int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1) if len(rows) else None
+
+
 def encode_rle(mask: Bool[np.ndarray, "h w"]) -> Rle:
     """Compressed COCO RLE of a mask, ready for JSON."""
     runs: dict[str, Any] = coco.encode(np.asfortranarray(mask, dtype=np.uint8))

@@ -18,43 +18,15 @@ from vesalius.data.decoders.dicom_file import silence
 from vesalius.errors import ImageError, OutputError
 from vesalius.extras import require
 
-CATEGORIES = {
-    "X_TAGS": "X",
-    "Z_TAGS": "Z",
-    "D_TAGS": "D",
-    "U_TAGS": "U",
-    "X_Z_TAGS": "Z",
-    "X_D_TAGS": "D",
-    "Z_D_TAGS": "D",
-    "X_Z_D_TAGS": "D",
-    "X_Z_U_STAR_TAGS": "U",
-}
-"""Table of `dicom-anonymizer` -> action: X removes, Z empties, D replaces by a dummy, U by a new UID. Of several actions
+CATEGORIES = dict(zip("X Z D U X_Z X_D Z_D X_Z_D X_Z_U_STAR".split(), "XZDUZDDDU", strict=True))
+"""Action of the standard, as `dicom-anonymizer` names it -> action here: X removes, Z empties, D replaces by a dummy, U by a new UID. Of several actions
 that depend on the type of object, such as X/Z, the one that suits every type."""
 
 DUMMIES: dict[str, Any] = {
-    "AE": "REMOVED",
-    "AS": "000Y",
-    "CS": "REMOVED",
-    "DA": "19000101",
-    "DS": "0",
-    "DT": "19000101000000",
-    "FD": 0.0,
-    "FL": 0.0,
-    "IS": "0",
-    "LO": "REMOVED",
-    "LT": "REMOVED",
-    "PN": "REMOVED",
-    "SH": "REMOVED",
-    "SL": 0,
-    "SS": 0,
-    "ST": "REMOVED",
-    "TM": "000000",
-    "UC": "REMOVED",
-    "UL": 0,
-    "UR": "urn:removed",
-    "US": 0,
-    "UT": "REMOVED",
+    **dict.fromkeys("AE CS LO LT PN SH ST UC UT".split(), "REMOVED"),
+    **dict.fromkeys("SL SS UL US".split(), 0),
+    **{"AS": "000Y", "DA": "19000101", "DT": "19000101000000", "TM": "000000"},
+    **{"DS": "0", "IS": "0", "FD": 0.0, "FL": 0.0, "UR": "urn:removed"},
 }
 """Value representation -> dummy value; two zero bytes for any other representation."""
 
@@ -62,12 +34,7 @@ REMOVED_VRS = ("AS", "DA", "DT", "LT", "PN", "ST", "TM", "UC", "UN", "UR", "UT")
 """Value representations of names, dates and free text: removed even if the table does not list the attribute."""
 
 KEPT = (
-    "LongCodeValue",
-    "URNCodeValue",
-    "PatientIdentityRemoved",
-    "CodingSchemeUID",
-    "ContextUID",
-    "MappingResourceUID",
+    "LongCodeValue URNCodeValue PatientIdentityRemoved CodingSchemeUID ContextUID MappingResourceUID".split()
 )
 """Attributes of these representations, or UIDs, that identify codes and not instances."""
 
@@ -89,7 +56,7 @@ def profile_actions() -> dict[int, str]:
     return {
         tag[0] << 16 | tag[1]: action
         for category, action in CATEGORIES.items()
-        for tag in getattr(table, category)
+        for tag in getattr(table, f"{category}_TAGS")
         if len(tag) == 2
     }
 

@@ -62,7 +62,7 @@ def import_dataset(
         )
     _check_out(source, out)
     if not pseudonymize:
-        dataset = _open(source, _is_annotated(source, split), split=split, prompt=prompt, group=group)
+        dataset = _open(source, _is_annotated(source, split), split, prompt, group)
         with replacing(out) as folder:
             copied = copy_images(dataset.samples, folder, on_progress=_share(on_progress, dataset.samples))
             notes = [*dataset.notes, *WRITERS[to](folder, copied)]
@@ -70,7 +70,7 @@ def import_dataset(
             write_json(folder / MARKER, record)
         return _summary(record, out)
     deidentifier = Deidentifier.create(out, key)
-    dataset = _open_hidden(deidentifier, source, split=split, prompt=prompt, group=group)
+    dataset = _open_hidden(deidentifier, source, split, prompt, group)
     with deidentifier.keeping_key(out), replacing(out) as folder:
         with deidentifier.hiding():
             copied = deidentifier.copy(dataset.samples, folder, _share(on_progress, dataset.samples))
@@ -102,9 +102,7 @@ def _is_annotated(path: Path, split: str | None) -> bool:
     return True
 
 
-def _open(
-    path: Path, annotated: bool, *, split: str | None, prompt: str | None, group: str | None
-) -> Dataset:
+def _open(path: Path, annotated: bool, split: str | None, prompt: str | None, group: str | None) -> Dataset:
     """The dataset, or unannotated images as a dataset."""
     if annotated:
         return open_dataset(path, split=split, prompt=prompt, group=group)
@@ -117,13 +115,13 @@ def _open(
 
 
 def _open_hidden(
-    deidentifier: Deidentifier, path: Path, *, split: str | None, prompt: str | None, group: str | None
+    deidentifier: Deidentifier, path: Path, split: str | None, prompt: str | None, group: str | None
 ) -> Dataset:
     """As `_open`, step by step, so that an error names the argument that does not fit and quotes nothing of the source."""
     with deidentifier.hiding(_misfit("--split", split)):
         deidentifier.annotated = _is_annotated(path, split)
     with deidentifier.hiding(_misfit("--prompt", prompt)):
-        dataset = _open(path, deidentifier.annotated, split=split, prompt=prompt, group=None)
+        dataset = _open(path, deidentifier.annotated, split, prompt, None)
     if group is None:
         return dataset
     with deidentifier.hiding(_misfit("--group", group)):
@@ -152,11 +150,8 @@ def _account(dataset: Dataset, copied: Sequence[Sample], folder: Path, to: str) 
     for before, after in zip(dataset.samples, copied, strict=True):
         if before.image not in hashes:
             hashes[before.image] = hash_file(before.image)
-        row: dict[str, Any] = {
-            "id": after.id,
-            "group": after.group,
-            "image": after.image.relative_to(folder).as_posix(),
-        }
+        image = after.image.relative_to(folder).as_posix()
+        row: dict[str, Any] = {"id": after.id, "group": after.group, "image": image}
         rows.append(row | {"frame": before.frame, "source_sha256": hashes[before.image]})
     masks = [each for sample in dataset.samples for objects in sample.masks or () for each in objects]
     suffixes = Counter(

@@ -11,9 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vesalius.data.dataset import load_image
-from vesalius.data.decoders import dicom_image as dicom
-from vesalius.data.decoders import frame_files, video
-from vesalius.data.decoders.frame_files import FrameReader
+from vesalius.data.decoders.frame_files import FrameReader, kind_of
 from vesalius.data.image_files import find_images
 from vesalius.data.images import as_pixels, frame_id
 from vesalius.errors import DataError, ImageError, SettingError
@@ -129,11 +127,6 @@ def frame_rate(frame: Sample) -> float | None:
     """Frames per second of the file that contains a frame; None if the file does not state it."""
     if frame.frame is None:
         return None
-    kind = frame_files.kind_of(frame.image)
-    if kind is frame_files.KINDS["video"]:
-        time_ms = video.frame_time_ms(frame.image)
-    elif kind is frame_files.KINDS["dicom"]:
-        time_ms = dicom.read_facts(frame.image).frame_time_ms
-    else:
-        return None
+    kind = kind_of(frame.image)
+    time_ms = kind.frame_time_ms(frame.image) if kind else None
     return 1000 / time_ms if time_ms else None

@@ -147,6 +147,11 @@ def read_facts(path: Path) -> DicomFacts:
         )
 
 
+def frame_time_ms(path: Path) -> float | None:
+    """Mean time between frames; None if the header does not state it."""
+    return read_facts(path).frame_time_ms
+
+
 def _to_color(image: DicomImage, pixels: np.ndarray) -> np.ndarray:
     """uint8 (h, w, 3) of a color image; palette colors are looked up, other models are already decoded to RGB."""
     from pydicom.pixels import apply_color_lut

@@ -42,12 +42,20 @@ class FrameFile:
     count_frames: Callable[[Path], int]
     """Number of frames, by the header if it states one."""
     open: Callable[[Path], FrameDecoder]
+    frame_time_ms: Callable[[Path], float | None]
+    """Mean time between frames; None if the file does not state it."""
 
 
 KINDS: dict[str, FrameFile] = {
-    "dicom": FrameFile(dicom.SUFFIXES, dicom.recognize, dicom.count_frames, dicom.DicomDecoder),
-    "nifti": FrameFile(nifti.SUFFIXES, nifti.recognize, nifti.count_frames, nifti.NiftiDecoder),
-    "video": FrameFile(video.SUFFIXES, video.recognize, video.count_frames, video.VideoDecoder),
+    "dicom": FrameFile(
+        dicom.SUFFIXES, dicom.recognize, dicom.count_frames, dicom.DicomDecoder, dicom.frame_time_ms
+    ),
+    "nifti": FrameFile(
+        nifti.SUFFIXES, nifti.recognize, nifti.count_frames, nifti.NiftiDecoder, lambda path: None
+    ),
+    "video": FrameFile(
+        video.SUFFIXES, video.recognize, video.count_frames, video.VideoDecoder, video.frame_time_ms
+    ),
 }
 
 SUFFIXES = tuple(suffix for kind in KINDS.values() for suffix in kind.suffixes)

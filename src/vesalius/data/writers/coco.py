@@ -11,14 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vesalius.data.dataset import load_mask
 from vesalius.data.readers.coco import KEYS
 from vesalius.data.sample_fields import write_sample_fields
 from vesalius.data.writers.samples import check_any, check_metadata_names, image_path, rows_of, size_of
 from vesalius.files import to_json, write_text
-from vesalius.masks import Size, encode_rle
+from vesalius.masks import Size, bounds, encode_rle
 from vesalius.types import Absent, MaskReference, Polygons, RleMask, Sample
 
 
@@ -79,11 +77,7 @@ def _image(
 def _shape(reference: MaskReference, size: Size, where: str) -> dict[str, Any]:
     """`segmentation`, and `area` and `bbox` (x, y, w, h) of its pixels."""
     mask = load_mask(reference, size, where)
-    columns, rows = (np.flatnonzero(mask.any(axis=axis)) for axis in (0, 1))
-    box = [0, 0, 0, 0]
-    if len(rows):
-        x, y = int(columns[0]), int(rows[0])
-        box = [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y]
+    top, left, bottom, right = bounds(mask) or (0, 0, 0, 0)
     match reference:
         case Polygons(parts):
             segmentation: Any = [list(part) for part in parts]
@@ -91,4 +85,9 @@ def _shape(reference: MaskReference, size: Size, where: str) -> dict[str, Any]:
             segmentation = dict(rle)
         case _:
             segmentation = encode_rle(mask)
-    return {"segmentation": segmentation, "area": int(mask.sum()), "bbox": box, "iscrowd": 0}
+    return {
+        "segmentation": segmentation,
+        "area": int(mask.sum()),
+        "bbox": [left, top, right - left, bottom - top],
+        "iscrowd": 0,
+    }

@@ -22,6 +22,7 @@ from vesalius.data.sample_fields import write_sample_fields
 from vesalius.data.writers.samples import check_any, check_metadata_names, image_path, rows_of, size_of
 from vesalius.errors import AnnotationError
 from vesalius.files import write_json
+from vesalius.masks import bounds
 from vesalius.types import Absent, Polygons, Sample
 
 VERSION = "5.5.0"
@@ -86,13 +87,11 @@ def _polygon(phrase: str, part: Sequence[float], group: int | None) -> dict[str,
 
 def _mask(phrase: str, mask: np.ndarray) -> dict[str, Any]:
     """The bounding patch of the mask; one pixel of background if it is empty."""
-    columns, rows = (np.flatnonzero(mask.any(axis=axis)) for axis in (0, 1))
-    left, right = (int(columns[0]), int(columns[-1])) if len(columns) else (0, 0)
-    top, bottom = (int(rows[0]), int(rows[-1])) if len(rows) else (0, 0)
+    top, left, bottom, right = bounds(mask) or (0, 0, 1, 1)
     file = io.BytesIO()
-    Image.fromarray(mask[top : bottom + 1, left : right + 1].astype(np.uint8)).save(file, format="PNG")
+    Image.fromarray(mask[top:bottom, left:right].astype(np.uint8)).save(file, format="PNG")
     packed = base64.b64encode(file.getvalue()).decode("ascii")
-    return _shape(phrase, "mask", [[left, top], [right, bottom]], None, packed)
+    return _shape(phrase, "mask", [[left, top], [right - 1, bottom - 1]], None, packed)
 
 
 def _shape(
