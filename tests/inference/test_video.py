@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from tests.codes import raises_code
 from transformers import Sam2VideoModel
 
 from vesalius.data.clips import Clip

@@ -21,7 +21,7 @@ from vesalius.models.specs import ModelSpec
 
 
 @dataclass(frozen=True)
-class Preset:
+class KnownModel:
     """A known model: the fields of its official `config.json` that decide its shape, and its segmenter."""
 
     config: Mapping[str, Any]
@@ -56,7 +56,7 @@ class Family(ABC):
     """How the paths of the vision encoder's layers begin, over which LoRA may lie."""
     saved_prefixes: ClassVar[tuple[tuple[str, str], ...]] = ()
     """(prefix in the module, prefix in the file) of names that `save_pretrained` changes."""
-    presets: ClassVar[Mapping[str, Preset]]
+    presets: ClassVar[Mapping[str, KnownModel]]
     seg_before_norm: ClassVar[bool] = False
     """Whether the hidden state of [SEG] is taken before the last norm."""
     tiled: ClassVar[bool] = False

@@ -16,7 +16,7 @@ from transformers import InternVLForConditionalGeneration, PreTrainedModel
 from vesalius.errors import CheckpointError
 from vesalius.masks import Size
 from vesalius.models.batch import Batch
-from vesalius.models.families.base import Family, ImageFeatures, Preset, pick, read_rope
+from vesalius.models.families.base import Family, ImageFeatures, KnownModel, pick, read_rope
 from vesalius.models.keymaps import INTERN_VIT, LANGUAGE, Rule
 from vesalius.models.pixels import Pixels, normalize, resize_bicubic, tile_image
 from vesalius.models.sam_config import sam2
@@ -114,16 +114,16 @@ class InternVL(Family):
     )
     tiled = True
     image_tag = True
-    presets: ClassVar[Mapping[str, Preset]] = {
+    presets: ClassVar[Mapping[str, KnownModel]] = {
         # one tile, since its language model is too small to read the tokens of thirteen
-        "tiny": Preset(TINY_CONFIG, _tiny_sam, max_tiles=1),
-        "Sa2VA-1B": Preset(_qwen2(INTERN_VIT_300M, 896, 24, 14, 2, 4864)),
-        "Sa2VA-4B": Preset(_qwen2(INTERN_VIT_300M, 2048, 36, 16, 2, 11008)),
-        "Sa2VA-8B": Preset(_internlm2(INTERN_VIT_300M, 4096, 32, 32, 8, 14336)),
-        "Sa2VA-26B": Preset(_internlm2(INTERN_VIT_6B, 6144, 48, 48, 8, 16384)),
-        "Sa2VA-InternVL3-2B": Preset(_qwen2(INTERN_VIT_300M, 1536, 28, 12, 2, 8960)),
-        "Sa2VA-InternVL3-8B": Preset(_qwen2(INTERN_VIT_300M, 3584, 28, 28, 4, 18944)),
-        "Sa2VA-InternVL3-14B": Preset(_qwen2(INTERN_VIT_300M, 5120, 48, 40, 8, 13824)),
+        "tiny": KnownModel(TINY_CONFIG, _tiny_sam, max_tiles=1),
+        "Sa2VA-1B": KnownModel(_qwen2(INTERN_VIT_300M, 896, 24, 14, 2, 4864)),
+        "Sa2VA-4B": KnownModel(_qwen2(INTERN_VIT_300M, 2048, 36, 16, 2, 11008)),
+        "Sa2VA-8B": KnownModel(_internlm2(INTERN_VIT_300M, 4096, 32, 32, 8, 14336)),
+        "Sa2VA-26B": KnownModel(_internlm2(INTERN_VIT_6B, 6144, 48, 48, 8, 16384)),
+        "Sa2VA-InternVL3-2B": KnownModel(_qwen2(INTERN_VIT_300M, 1536, 28, 12, 2, 8960)),
+        "Sa2VA-InternVL3-8B": KnownModel(_qwen2(INTERN_VIT_300M, 3584, 28, 28, 4, 18944)),
+        "Sa2VA-InternVL3-14B": KnownModel(_qwen2(INTERN_VIT_300M, 5120, 48, 40, 8, 13824)),
     }
 
     def recognizes(self, config: Mapping[str, Any]) -> bool:

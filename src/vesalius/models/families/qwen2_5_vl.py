@@ -15,7 +15,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from vesalius.errors import SettingError
 from vesalius.masks import Size
 from vesalius.models.batch import Batch
-from vesalius.models.families.base import Family, ImageFeatures, Preset, count_positions, pick, read_rope
+from vesalius.models.families.base import Family, ImageFeatures, KnownModel, count_positions, pick, read_rope
 from vesalius.models.keymaps import QWEN2_5_VL, Rule
 from vesalius.models.pixels import Pixels, resize_bicubic
 from vesalius.models.specs import ModelSpec
@@ -82,9 +82,9 @@ class Qwen2_5VL(Family):
     vision_layers = "model.visual.blocks."
     saved_prefixes = (("model.visual.", "visual."), ("model.language_model.", "model."))
     system_prompt = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-    presets: ClassVar[Mapping[str, Preset]] = {
-        "Sa2VA-Qwen2_5-VL-3B": Preset(_config(2048, 36, 16, 2, 11008)),
-        "Sa2VA-Qwen2_5-VL-7B": Preset(_config(3584, 28, 28, 4, 18944)),
+    presets: ClassVar[Mapping[str, KnownModel]] = {
+        "Sa2VA-Qwen2_5-VL-3B": KnownModel(_config(2048, 36, 16, 2, 11008)),
+        "Sa2VA-Qwen2_5-VL-7B": KnownModel(_config(3584, 28, 28, 4, 18944)),
     }
     table: ClassVar[Sequence[Rule]] = QWEN2_5_VL
     image_mean: ClassVar[tuple[float, ...]] = (0.48145466, 0.4578275, 0.40821073)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from transformers import Qwen3VLForConditionalGeneration
 
-from vesalius.models.families.base import Preset
+from vesalius.models.families.base import KnownModel
 from vesalius.models.families.qwen2_5_vl import TOKEN_IDS, Qwen2_5VL
 from vesalius.models.keymaps import QWEN3_VL
 
@@ -53,7 +53,7 @@ class Qwen3VL(Qwen2_5VL):
     saved_prefixes = ()
     seg_before_norm = True
     system_prompt = ""
-    presets: ClassVar[Mapping[str, Preset]] = {"Sa2VA-Qwen3-VL-4B": Preset(SIZE_4B)}
+    presets: ClassVar[Mapping[str, KnownModel]] = {"Sa2VA-Qwen3-VL-4B": KnownModel(SIZE_4B)}
     table = QWEN3_VL
     image_mean = (0.5, 0.5, 0.5)
     image_std = (0.5, 0.5, 0.5)
