@@ -95,7 +95,7 @@ def measure_check(folder: Path) -> dict[str, Any]:
         started = time.perf_counter()
         report = inspect(folder, num_workers=2)
         took_s = time.perf_counter() - started
-    n = len(report.measures)
+    n = len(report.measurements)
     return {
         "images": n,
         "took_s": took_s,

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from vesalius.data.decoders.dicom_file import reading, silence
+from vesalius.data.decoders.limits import image_error
 from vesalius.data.readers.dicom_seg import SOP_CLASS
-from vesalius.errors import ImageError, SettingError
+from vesalius.errors import SettingError
 from vesalius.files import replacing
 from vesalius.masks import Rle, Size, decode_rle, encode_rle
 from vesalius.names import list_names
@@ -153,9 +154,8 @@ def _describing(source: Path) -> Iterator[tuple[Any, Any]]:
     with reading(source) as (tags, _):
         for keyword in REFERENCES:
             if not tags.get(keyword):
-                raise ImageError(
-                    f"{source}: has no {keyword}, so no segmentation can refer to it; export it again",
-                    code="missing_tag",
+                raise image_error(
+                    source, f"has no {keyword}, so no segmentation can refer to it", "missing_tag"
                 )
         yield tags, _describe(tags)
 
