@@ -1,8 +1,8 @@
-"""How far are Vesalius's numbers from those of the official Sa2VA code?
+"""Numerical parity with the official Sa2VA code.
 
-Reads official-layout models with random weights, and what the official code computed from them in float32
+Reads official-layout models with random weights and the float32 results of the official code for them
 (`expected.json`, `expected.npz`): python benchmarks/parity.py FOLDER [FOLDER ...] [--inputs IMAGES]
-Prints the largest difference of each quantity beside its tolerance, and writes `results/parity.json`.
+Prints the largest difference and the tolerance of each quantity, and writes `results/parity.json`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ EXACT = 0.0
 
 
 class Row(NamedTuple):
-    """One compared quantity: the largest absolute difference, or how many entries differ."""
+    """One compared quantity: its largest absolute difference, or for tolerance 0 the number of different entries."""
 
     model: str
     case: str
@@ -40,7 +40,7 @@ class Row(NamedTuple):
 
 
 class Case:
-    """One question of a stored model, and what the official code computed for it."""
+    """One question to a stored model, and the results of the official code for it."""
 
     def __init__(
         self, predictor: OfficialPredictor, model: str, name: str, facts: Any, stored: Any, inputs: Path
@@ -49,15 +49,15 @@ class Case:
         self.stored = {
             key.removeprefix(f"{name}/"): stored[key] for key in stored.files if key.startswith(f"{name}/")
         }
-        self.asked: dict[str, Any] = {"text": facts["text"]}
+        self.arguments: dict[str, Any] = {"text": facts["text"]}
         if facts.get("image"):
-            self.asked["image"] = Image.open(inputs / facts["image"]).convert("RGB")
+            self.arguments["image"] = Image.open(inputs / facts["image"]).convert("RGB")
         if facts.get("video"):
             frames = sorted((inputs / facts["video"]).glob("*.png"))
-            self.asked["video"] = [Image.open(frame).convert("RGB") for frame in frames]
+            self.arguments["video"] = [Image.open(frame).convert("RGB") for frame in frames]
         if facts.get("mask_prompts"):
             masks = [np.asarray(Image.open(inputs / name)) > 0 for name in facts["mask_prompts"]]
-            self.asked["mask_prompts"] = [np.stack(masks)]
+            self.arguments["mask_prompts"] = [np.stack(masks)]
 
     def row(self, quantity: str, ours: Any, tolerance: float, theirs: str | None = None) -> Row:
         expected = self.stored[theirs or quantity]
@@ -74,7 +74,7 @@ class Case:
 
     @torch.inference_mode()
     def compare(self) -> Iterator[Row]:
-        batch = read_official_prompt(self.predictor.processor, **self.asked)
+        batch = read_official_prompt(self.predictor.processor, **self.arguments)
         yield self.row("prompt_ids", batch.input_ids[0], EXACT)
         yield from self._pixels(batch)
         answered = self._answered(batch)
@@ -84,7 +84,7 @@ class Case:
         yield from self._end_to_end()
 
     def _answered(self, batch: Batch) -> Batch:
-        """The row with the official answer after it, but for what closes it."""
+        """The batch with the official answer appended, without its stop token."""
         answer = torch.from_numpy(self.stored["answer_ids"][:-1].astype(np.int64))[None]
         return replace(
             batch,
@@ -142,8 +142,8 @@ class Case:
             yield self.row(f"seg{i}/lowres_best", logits, propagated)
 
     def _end_to_end(self) -> Iterator[Row]:
-        """The official interface, with an answer that the model writes itself."""
-        said = self.predictor.predict_forward(**self.asked, official=True)
+        """`predict_forward` with a generated answer."""
+        said = self.predictor.predict_forward(**self.arguments, official=True)
         differs = said["prediction"] != self.facts["e2e_prediction"]
         yield Row(self.model, self.name, "predict_forward text", float(differs), EXACT)
         masks = said["prediction_masks"]
@@ -153,7 +153,7 @@ class Case:
             packed = self.stored["e2e_kvcache/mask_packed" if own_cache else f"seg{i}/mask_packed"]
             bits = np.unpackbits(packed.reshape(len(mask), -1), axis=1)[:, : mask[0].size]
             different = (bits.astype(bool) != mask.reshape(len(mask), -1)).sum(axis=1).max()
-            # pixels whose logit is within 1e-3 of the border
+            # pixels with a logit within 1e-3 of the threshold
             near = max(self.facts[f"seg{i}"]["near_zero_pixels_1e3"])
             yield Row(
                 self.model, self.name, f"predict_forward mask {i}, pixels", float(different), float(near)
@@ -163,7 +163,7 @@ class Case:
 def compare(
     folder: Path, inputs: Path, only: str | None = None, expected: Path | None = None
 ) -> Iterator[Row]:
-    """All cases of one stored model, or one of them; `expected` is the path of its numbers without suffix."""
+    """Rows of all cases of one stored model, or of the case `only`; `expected` is the path of the results without suffix."""
     expected = expected or folder / "expected"
     predictor = OfficialPredictor(open_model(folder))
     facts = json.loads(expected.with_suffix(".json").read_text())

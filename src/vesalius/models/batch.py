@@ -1,4 +1,4 @@
-"""`Batch`: what a model takes in one step, of training or of prediction."""
+"""`Batch`: the input of a model in one step of training or prediction."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Batch:
     attention_mask: torch.Tensor
     """int64 (b, t), 0 where padded."""
     labels: torch.Tensor
-    """int64 (b, t): the token where it belongs to an answer, else -100."""
+    """int64 (b, t): the tokens of answers, -100 at all other positions."""
     pixel_values: torch.Tensor
     """float, all images together: tiles (n, 3, 448, 448), or patches (n, values of a patch), by family."""
     image_grid_thw: torch.Tensor

@@ -1,8 +1,9 @@
-"""Official Sa2VA names of weights, and their names in a bundle: one table a part, read in both directions.
+"""Key tables: official Sa2VA names of weights and their names in a bundle, one table for each part, for both directions.
 
-A name may hold `{}` (a number), `{p}` (`weight` or `bias`), `{a}` (`q`, `k` or `v`) and `{*}` (whatever follows, where
-the official code uses the native class). The official names are those of ByteDance/Sa2VA on the Hugging Face hub; the
-bundle's are the names that transformers' `save_pretrained` writes, after `vlm.`, `sam.` or `projector.`.
+A name may contain `{}` (a number), `{p}` (`weight` or `bias`), `{a}` (`q`, `k` or `v`) and `{*}` (any rest, if the official
+code uses the native class). The official names are those of ByteDance/Sa2VA on the Hugging Face hub; names in a bundle are
+those that transformers' `save_pretrained` writes, after `vlm.`, `sam.` or `projector.`. The tables are explicit so that
+conversion is strict in both directions.
 """
 
 from __future__ import annotations
@@ -13,17 +14,17 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 Layout = Literal["whole", "thirds", "groups", "copies", "row 0", "row 1", "row 2", "row 3"]
-"""How the rows of an official tensor lie in the bundle.
+"""Mapping of the rows of an official tensor to the bundle.
 
-`whole`: the same tensor. `thirds`: query, key and value one after the other. `groups`: InternLM2's `wqkv`, which
-holds for each key-value head its queries, then its key, then its value. `copies`: the same tensor under each of the
-names. `row i`: row i of a tensor that several official ones make up.
+`whole`: the same tensor. `thirds`: query, key and value in this order. `groups`: InternLM2's `wqkv`, with the queries, the
+key and the value of each key-value head in this order. `copies`: the same tensor under each name. `row i`: row i of a
+tensor made from several official ones.
 """
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One line of a table."""
+    """One row of a key table."""
 
     official: str
     bundle: tuple[str, ...]
@@ -31,7 +32,7 @@ class Rule:
 
 
 def _rules(official: str, bundle: str, lines: str) -> list[Rule]:
-    """A rule a line, `official -> bundle [bundle ...] [: layout]`, each name after its prefix."""
+    """One rule for each line `official -> bundle [bundle ...] [: layout]`, with prefixes added to the names."""
     rules = []
     for line in filter(None, map(str.strip, lines.splitlines())):
         names, _, layout = line.partition(" : ")
@@ -241,13 +242,13 @@ SAM2 = (
 )
 
 LANGUAGE = {"qwen2": NATIVE_LANGUAGE, "phi3": NATIVE_LANGUAGE, "llama": INTERNLM2}
-"""Type of the language model in a bundle -> its table."""
+"""Type of the language model in a bundle -> its key table."""
 
 DROPPED = {
     "language_model.model.layers.{}.attention.rotary_emb.inv_freq": "computed from the configuration",
     "language_model.model.layers.{}.self_attn.rotary_emb.inv_freq": "computed from the configuration",
 }
-"""Official names that a bundle does not hold, and why."""
+"""Official names without a counterpart in a bundle -> reason."""
 
 # tensors of InternLM2 under their official names
 INTERNLM2_NAME = re.compile(r"\.(tok_embeddings|wqkv|wo|w[123])\.|^language_model\.output\.")

@@ -37,9 +37,9 @@ class Pixels:
 
 
 def tile_image(image: Image.Image, tile: int, max_tiles: int) -> list[Image.Image]:
-    """Tiles of tile x tile pixels, row by row, then a thumbnail of the whole if there is more than one.
+    """Tiles of tile x tile pixels, row by row, then a thumbnail of the image if there is more than one tile.
 
-    The image is first squashed to the grid whose aspect ratio is nearest to its own.
+    The image is first resized to the grid with the aspect ratio nearest to its own.
     """
     columns, rows = tile_grid(image.size, tile, max_tiles)
     squashed = image.resize((columns * tile, rows * tile), Image.Resampling.BICUBIC)
@@ -54,23 +54,23 @@ def tile_image(image: Image.Image, tile: int, max_tiles: int) -> list[Image.Imag
 
 
 def tile_grid(size_wh: tuple[int, int], tile: int, max_tiles: int) -> tuple[int, int]:
-    """(columns, rows) of the grid of at most `max_tiles` tiles whose aspect ratio is nearest to the image's.
+    """(columns, rows) of the grid of at most `max_tiles` tiles with the aspect ratio nearest to the image's.
 
-    Equally near grids: the larger one is taken if the image has more than half as many pixels as it.
+    Of equally near grids the larger one is taken if the image has more than half as many pixels as the grid.
     """
     width, height = size_wh
     best, best_difference = (1, 1), float("inf")
     for columns, rows in _grids(max_tiles):
         difference = abs(width / height - columns / rows)
-        roomy = width * height > 0.5 * tile * tile * columns * rows
-        if difference < best_difference or (difference == best_difference and roomy):
+        fills_half = width * height > 0.5 * tile * tile * columns * rows
+        if difference < best_difference or (difference == best_difference and fills_half):
             best, best_difference = (columns, rows), difference
     return best
 
 
 @cache
 def _grids(max_tiles: int) -> tuple[tuple[int, int], ...]:
-    # the official code sorts a Python set by area alone, so equal areas keep the order of the set
+    # the official code sorts a Python set by area only, so equal areas keep the order of the set
     grids = {
         (i, j)
         for n in range(1, max_tiles + 1)
@@ -90,5 +90,5 @@ def normalize(image: Image.Image) -> torch.Tensor:
     """float32 (3, h, w): ImageNet mean and deviation."""
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     planes = pixels.to(torch.float32, memory_format=torch.contiguous_format)
-    # in place: three new images of 1024 x 1024 cost more than the arithmetic
+    # in place, since three new images of 1024 x 1024 cost more than the arithmetic
     return planes.div_(255).sub_(MEAN).div_(DEVIATION)

@@ -1,4 +1,4 @@
-"""The known models by name, and the published model that a configuration or a set of tensors belongs to."""
+"""Presets: the known models by name, and lookup of a published model by its configuration or tensors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _make(family: Family, name: str) -> ModelSpec:
 PRESETS: dict[str, Callable[[], ModelSpec]] = {
     name: partial(_make, family, name) for family in FAMILIES.values() for name in family.presets
 }
-"""Name -> what makes the spec of that model."""
+"""Name -> function that makes the spec of that model."""
 
 
 def find_spec(name: str) -> ModelSpec:
@@ -60,7 +60,9 @@ def sizes_of(spec: ModelSpec) -> Sizes:
     return Sizes(
         spec.family,
         text.get("model_type"),
-        *(text.get(name) for name in ("hidden_size", "num_hidden_layers", "vocab_size")),
+        text.get("hidden_size"),
+        text.get("num_hidden_layers"),
+        text.get("vocab_size"),
         vision["hidden_size"],
         vision.get("depth", vision.get("num_hidden_layers")),
         spec.sam["vision_config"]["backbone_config"]["hidden_size"],

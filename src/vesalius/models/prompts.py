@@ -1,4 +1,4 @@
-"""Question and answer templates: how a phrase becomes a question, and what the answer looks like.
+"""Question and answer templates for phrases.
 
 Questions and answers with [SEG] are those of the official training code (ByteDance/Sa2VA, `projects/sa2va/datasets`).
 """

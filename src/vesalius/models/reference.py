@@ -1,4 +1,4 @@
-"""`ModelRef`: what the argument MODEL names, looked up once. Imports no torch."""
+"""`ModelRef`: the model that the argument MODEL names, looked up once. Imports no torch."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ TRUNKS: dict[tuple[int, ...], dict[str, Any]] = {
     (1, 2, 7, 2): {"heads": 1, "windows": [8, 4, 14, 7], "global": [5, 7, 9]},
     (1, 2, 2, 1): {"heads": 1, "windows": [8, 4, 16, 8], "global": [4]},
 }
-"""Blocks of each stage of Hiera -> what the shapes of its tensors do not show."""
+"""Number of blocks of each stage of Hiera -> settings that the shapes of its tensors do not show."""
 
 
 def sam2(
@@ -57,7 +57,7 @@ def sam2(
         "memory_attention_feed_forward_hidden_size": memory["mlp"],
         "memory_attention_rope_feat_sizes": [grid, grid],
         "memory_encoder_hidden_size": width,
-        # what the native memory attention reads, whatever the width
+        # the native memory attention reads 64 channels at any width
         "memory_encoder_output_channels": 64,
         "mask_downsampler_embed_dim": width,
         "memory_fuser_embed_dim": width,

@@ -69,14 +69,14 @@ class Weights(Protocol):
 class FileWeights:
     """The tensors of safetensors files."""
 
-    def __init__(self, places: Mapping[str, TensorLocation]) -> None:
-        self._places = places
-        self.tensors = {name: place.type for name, place in places.items()}
+    def __init__(self, locations: Mapping[str, TensorLocation]) -> None:
+        self._locations = locations
+        self.tensors = {name: location.type for name, location in locations.items()}
 
     def read(self, name: str, first: int = 0, count: int | None = None) -> Iterator[Block]:
         row_bytes = self.tensors[name].row_bytes
         count = _rows_to_read(self.tensors[name], first, count)
-        yield from read_blocks(self._places[name], first * row_bytes, count * row_bytes)
+        yield from read_blocks(self._locations[name], first * row_bytes, count * row_bytes)
 
 
 class AssembledWeights:

@@ -80,7 +80,10 @@ class Qwen2_5VL(Family):
     image_marks = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
     vision_modules = ("model.visual",)
     vision_layers = "model.visual.blocks."
-    saved_prefixes = (("model.visual.", "visual."), ("model.language_model.", "model."))
+    saved_prefixes: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("model.visual.", "visual."),
+        ("model.language_model.", "model."),
+    )
     system_prompt = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
     presets: ClassVar[Mapping[str, KnownModel]] = {
         "Sa2VA-Qwen2_5-VL-3B": KnownModel(_config(2048, 36, 16, 2, 11008)),
