@@ -52,7 +52,7 @@ class Deidentifier:
 
     @classmethod
     def create(cls, out: Path, key: Path | None) -> Deidentifier:
-        """With the key in the file `key`, or a new one; OutputError if the key file beside `out` exists."""
+        """A deidentifier with the key in the file `key`, or a new one; OutputError if the key file beside `out` exists."""
         resolved = out.resolve()
         key_file = resolved.with_name(f"{resolved.name}.key.json")
         if key_file.exists():

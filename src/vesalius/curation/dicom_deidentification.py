@@ -1,7 +1,7 @@
 """De-identified DICOM headers: the basic application level confidentiality profile of PS3.15, Annex E.
 
-The table of attributes (E.1-1, edition 2026c) is that of `dicom-anonymizer`. What is done with an attribute is decided
-here: that package keeps attributes that the table does not list, and new UIDs are random there, not keyed.
+The table of attributes (E.1-1, edition 2026c) is that of `dicom-anonymizer`. Its processing is not used, because it keeps
+attributes that the table does not list, and assigns random instead of keyed UIDs.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from vesalius.errors import ImageError, OutputError
 from vesalius.extras import require
 
 CATEGORIES = dict(zip("X Z D U X_Z X_D Z_D X_Z_D X_Z_U_STAR".split(), "XZDUZDDDU", strict=True))
-"""Action of the standard, as `dicom-anonymizer` names it -> action here: X removes, Z empties, D replaces by a dummy, U by a new UID. Of several actions
-that depend on the type of object, such as X/Z, the one that suits every type."""
+"""Action of the standard, as `dicom-anonymizer` names it -> action here: X removes, Z empties, D replaces by a dummy, U by a new UID. For
+alternatives that depend on the type of object, such as X/Z, it is the action that is valid for every type."""
 
 DUMMIES: dict[str, Any] = {
     **dict.fromkeys("AE CS LO LT PN SH ST UC UT".split(), "REMOVED"),
@@ -103,7 +103,7 @@ def write_deidentified(source: Path, target: Path, pseudonyms: Pseudonyms, patie
             clean.preamble = bytes(128)
             file = io.BytesIO()
             clean.save_as(file, enforce_file_format=True)
-    except Exception as error:  # pydicom raises anything, and quotes values
+    except Exception as error:  # pydicom may raise any exception, with values in its message
         raise ImageError(
             f"{source}: cannot be written again as DICOM ({type(error).__name__}); leave it out",
             code="damaged_file",

@@ -117,7 +117,7 @@ def _open(path: Path, annotated: bool, split: str | None, prompt: str | None, gr
 def _open_hidden(
     deidentifier: Deidentifier, path: Path, split: str | None, prompt: str | None, group: str | None
 ) -> Dataset:
-    """As `_open`, step by step, so that an error names the argument that does not fit and quotes nothing of the source."""
+    """Open the dataset step by step, so that an error names the wrong argument and quotes nothing of the source."""
     with deidentifier.hiding(_misfit("--split", split)):
         deidentifier.annotated = _is_annotated(path, split)
     with deidentifier.hiding(_misfit("--prompt", prompt)):

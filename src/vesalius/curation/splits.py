@@ -188,7 +188,7 @@ def _components(n: int, pairs: Sequence[tuple[int, int]]) -> tuple[int, np.ndarr
 def _assign_parts(
     units: np.ndarray, summaries: Sequence[ImageSummary], shares: Sequence[float], seed: int
 ) -> np.ndarray:
-    """The part of each unit."""
+    """Index of the part that is assigned to each unit."""
     phrases = sorted({phrase for each in summaries for phrase in each.phrases})
     area = np.array([each.area or 0.0 for each in summaries])
     annotated = np.array([each.area is not None for each in summaries])

@@ -43,7 +43,7 @@ class Probabilities(Settings):
     blur: Share = 1.0
     """Probability of a random blur."""
     noise: Share = 1.0
-    """Probability of a random noise."""
+    """Probability of random noise."""
 
 
 class AugmentSettings(Settings):

@@ -1,4 +1,4 @@
-"""Datasets: any supported format to samples, and a sample to pixels and masks.
+"""Datasets: samples from any supported format, and pixels and masks from a sample.
 
 The format is detected from file contents. In every format, objects with the same phrase on one image are one target:
 the prompts of a sample are distinct, in order of first appearance, and their masks are unions.
@@ -33,7 +33,7 @@ class Dataset:
 
     name: str
     format: str
-    """A key of `FORMATS`."""
+    """Name of the format, a key of `FORMATS`."""
     root: Path
     """Folder to which sample ids are relative."""
     samples: tuple[Sample, ...]

@@ -1,4 +1,4 @@
-"""Stored DICOM values to display gray levels and colors (PS3.3 C.7.6.3, C.11.1, C.11.2).
+"""Conversion of stored DICOM values to gray levels and colors for display (PS3.3 C.7.6.3, C.11.1, C.11.2).
 
 A gray image is mapped through one lookup table with an entry for each possible stored value, at most 65536: modality
 transform, then window or VOI lookup table, then polarity. The header alone determines the table. If it states no

@@ -57,7 +57,7 @@ def reading(path: Path) -> Iterator[tuple[Any, BinaryIO]]:
         raise
     except pydicom.errors.InvalidDicomError as error:
         raise image_error(path, "is not a DICOM file", "not_dicom") from error
-    # parsers and decoders raise anything: struct.error, EOFError, KeyError, MemoryError for a length of 4 GB
+    # parsers and decoders may raise any exception: struct.error, EOFError, KeyError, MemoryError for a length of 4 GB
     except Exception as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise image_error(path, f"cannot be read as DICOM ({reason})", "damaged_file") from error

@@ -115,7 +115,7 @@ class DicomDecoder:
         return read_frame(self.path, frame)
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing, because no file stays open."""
 
 
 def read_facts(path: Path) -> DicomFacts:

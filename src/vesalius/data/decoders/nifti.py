@@ -73,14 +73,14 @@ def spacing_mm(path: Path) -> tuple[float, float] | None:
 
 @dataclass(frozen=True)
 class Volume:
-    """Contents of a header."""
+    """Properties of a volume in its header."""
 
     shape: tuple[int, int, int]
     """Lengths of axes 0, 1 and 2: width and height of a slice, and the number of slices."""
     dtype: np.dtype[Any]
     """Type of stored voxels; a structured type for RGB24."""
     offset: int
-    """First byte of the voxels."""
+    """Offset of the voxels in bytes."""
     slope: float
     intercept: float
     window: tuple[float, float] | None

@@ -1,8 +1,8 @@
 """Video files: frame count, frame times, and exact random access to frames.
 
 Frame i is the i-th frame in presentation order, counted from 0. Pixels are those stored in the file, as for images:
-not rotated (phones ask players to), not stretched to square pixels, not deinterlaced. Data that a player would
-conceal because they are lost or damaged are an error. A file is opened as the one container that its first bytes
+not rotated (phones ask players to), not stretched to square pixels, not deinterlaced. Lost or
+damaged data, which a player would conceal, are an error. A file is opened as the one container that its first bytes
 show, and may not refer to other files.
 """
 
@@ -26,9 +26,9 @@ from vesalius.extras import require
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mpg", ".mpeg")
 
 MAX_FRAMES = 1_000_000
-"""Nine hours at 30 frames per second."""
+"""Maximum number of frames: nine hours at 30 per second."""
 UNKNOWN = -2
-"""Position of a decoder after an error."""
+"""Position of a decoder after a failed read."""
 
 
 def recognize(path: Path, head: bytes) -> bool:
@@ -62,7 +62,7 @@ class Index:
     keys: Int64[np.ndarray, " k"]
     """Key frames, at which decoding may start; always includes frame 0."""
     tick_ms: float
-    """Unit of `times`."""
+    """Unit of `times` in ms."""
 
     def key_before(self, frame: int) -> int:
         """The last key frame that is not after `frame`."""
@@ -207,7 +207,7 @@ def _read_packets(path: Path) -> tuple[np.ndarray, np.ndarray, float]:
 
 
 def _read_pictures(path: Path, times: np.ndarray, are_keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same in presentation order, by decoding; AVI stores packet numbers and no times."""
+    """Frame times and key frame flags of an AVI file in presentation order, by decoding; AVI stores no frame times."""
     container, stream = _open(path)
     with closing(container):
         shown = np.array([picture.pts for picture in container.decode(stream)], np.int64)

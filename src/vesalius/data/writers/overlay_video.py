@@ -16,7 +16,8 @@ from vesalius.files import replacing
 from vesalius.visualization import overlay
 
 CODECS = (("libx264", {"crf": "18", "preset": "medium"}), ("mpeg4", {"qscale": "2"}))
-"""Encoders with options; the first that this build of FFmpeg has is used. Contours of one pixel stay sharp."""
+"""Encoders with options; the first that this build of FFmpeg has is used. At these settings,
+contours of one pixel stay sharp."""
 
 
 def write_overlay(
