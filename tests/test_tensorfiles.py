@@ -146,43 +146,45 @@ def sharded(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def change_index(folder: Path, change: Callable[[dict[str, str]], object]) -> None:
+def change_index(folder: Path, **entries: str | None) -> None:
+    """Set entries of the weight map; None removes one."""
     path = folder / "model.safetensors.index.json"
     index = json.loads(path.read_text())
-    change(index["weight_map"])
+    index["weight_map"] = {
+        name: file for name, file in (index["weight_map"] | entries).items() if file is not None
+    }
     path.write_text(json.dumps(index))
 
 
-def test_a_missing_shard_is_refused(sharded: Path) -> None:
-    gone = find_shards(sharded)[1]
-    gone.unlink()
-    with raises_code(CheckpointError, "shard_index_mismatch", gone.name):
-        find_shards(sharded)
+INDEX_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "not an index": (lambda folder: (folder / "model.safetensors.index.json").write_text("[]"), ""),
+    "missing shard": (lambda folder: find_shards(folder)[1].unlink(), "model-00002"),
+    "shard in the parent folder": (
+        lambda folder: change_index(folder, half="../other.safetensors"),
+        "../other.safetensors",
+    ),
+    "shard in a subfolder": (
+        lambda folder: change_index(folder, half="sub/model.safetensors"),
+        "sub/model.safetensors",
+    ),
+    "unnamed shard": (lambda folder: save_file(TENSORS, folder / "stray.safetensors"), "stray.safetensors"),
+    "tensor without shard": (
+        lambda folder: change_index(folder, more=find_shards(folder)[0].name),
+        "lacks the tensor more",
+    ),
+    "unnamed tensor": (lambda folder: change_index(folder, flags=None), "holds the tensor flags"),
+}
 
 
-@pytest.mark.parametrize("name", ["../other.safetensors", "sub/model.safetensors"])
-def test_an_index_may_not_lead_out_of_its_folder(sharded: Path, name: str) -> None:
+@pytest.mark.parametrize(("damage", "part"), INDEX_FAULTS.values(), ids=INDEX_FAULTS)
+def test_an_index_that_disagrees_with_its_shards_is_refused(
+    sharded: Path, damage: Callable[[Path], object], part: str
+) -> None:
     (sharded / "sub").mkdir()
-    for path in (sharded / name, sharded.parent / "other.safetensors"):
+    for path in (sharded / "sub" / "model.safetensors", sharded.parent / "other.safetensors"):
         save_file(TENSORS, path)
-    change_index(sharded, lambda weight_map: weight_map.update(half=name))
-    with raises_code(CheckpointError, "shard_index_mismatch", name):
-        find_shards(sharded)
-
-
-def test_a_shard_that_the_index_does_not_name_is_refused(sharded: Path) -> None:
-    save_file(TENSORS, sharded / "stray.safetensors")
-    with raises_code(CheckpointError, "shard_index_mismatch", "stray.safetensors"):
-        find_shards(sharded)
-
-
-def test_an_index_that_disagrees_with_its_shards_is_refused(sharded: Path) -> None:
-    first = find_shards(sharded)[0].name
-    change_index(sharded, lambda weight_map: weight_map.update(more=first))
-    with raises_code(CheckpointError, "shard_index_mismatch", first, "lacks the tensor more"):
-        find_shards(sharded)
-    change_index(sharded, lambda weight_map: (weight_map.pop("more"), weight_map.pop("flags")))
-    with raises_code(CheckpointError, "shard_index_mismatch", "holds the tensor flags"):
+    damage(sharded)
+    with raises_code(CheckpointError, "shard_index_mismatch", "index.json", part):
         find_shards(sharded)
 
 
