@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from vesalius.codes import CODES, Severity
@@ -40,12 +41,12 @@ def count_errors(findings: Iterable[Finding]) -> int:
 
 def error_finding(error: DataError, sample: Sample | None = None) -> Finding:
     """The finding for an error about a file or an entry, or about the image of `sample`; its severity is error."""
-    file, location, samples = error.path or "", error.field or "", ()
-    if sample is not None:
-        file, location, samples = sample.image, split_source(sample)[1] or sample.image.name, (sample.id,)
-    message = without_location(error)
-    remedy = error.remedy or ""
-    return finding(error.code, file, location, message, remedy=remedy, severity="error", samples=samples)
+    remedy, message = error.remedy or "", without_location(error)
+    found = finding(error.code, error.path or "", error.field or "", message, remedy=remedy, severity="error")
+    if sample is None:
+        return found
+    location = split_source(sample)[1] or sample.image.name
+    return replace(found, file=str(sample.image), location=location, samples=(sample.id,))
 
 
 def sample_finding(code: str, sample: Sample, message: str, *, within: str = "", remedy: str = "") -> Finding:

@@ -184,8 +184,10 @@ def _anonymous(finding: Finding) -> Finding:
         *Path(finding.file).parts,
         *(part for part in re.split(r"[/()]", finding.location) if SUFFIX.search(part)),
     ]
-    texts = {key: hide_persons(getattr(finding, key), named) for key in ("file", "location", "message")}
-    return replace(finding, **texts)
+    file, location, message = (
+        hide_persons(text, named) for text in (finding.file, finding.location, finding.message)
+    )
+    return replace(finding, file=file, location=location, message=message)
 
 
 def _by_code(findings: Sequence[Finding]) -> list[dict[str, Any]]:
