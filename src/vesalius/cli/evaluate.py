@@ -21,8 +21,8 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     add(
         "model_and_data",
         nargs="+",
-        metavar="[MODEL] arguments.DATA",
-        help=f"MODEL: {arguments.MODEL_OR_BASELINE}; arguments.DATA: {arguments.DATA}",
+        metavar="[MODEL] DATA",
+        help=f"MODEL: {arguments.MODEL_OR_BASELINE}; DATA: {arguments.DATA}",
     )
     add(
         "--predictions",
@@ -67,7 +67,7 @@ def _model_and_data(args: argparse.Namespace) -> tuple[str | None, Path]:
     """The model and the dataset; no model with --predictions. A wrong number of arguments exits with 2."""
     names = args.model_and_data
     if len(names) != (1 if "predictions" in args else 2):
-        expected = "--predictions DIR arguments.DATA" if "predictions" in args else "MODEL arguments.DATA"
+        expected = "--predictions DIR DATA" if "predictions" in args else "MODEL DATA"
         print(f"vesalius evaluate: takes {expected}; got {' '.join(names)}", file=sys.stderr)
         raise SystemExit(2)
     return (names[0] if len(names) == 2 else None), Path(names[-1])

@@ -19,7 +19,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         type=float,
         nargs="+",
         metavar="F",
-        help="fractions of the images, with the sum 1: TRAIN VAL TEST, or TRAIN VAL",
+        help="fractions of the images that sum to 1: TRAIN VAL TEST, or TRAIN VAL",
     )
     parts.add_argument(
         "--folds", type=int, metavar="K", help="K folds for cross-validation: fold1.train, fold1.val, ..."
