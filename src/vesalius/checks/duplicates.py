@@ -24,11 +24,16 @@ def check_duplicates(measurements: Sequence[Measurement]) -> list[Finding]:
     for measurement in measurements:
         if measurement.hashes is not None:
             same[measurement.hashes].append(measurement)
-    findings = [_exact(group) for group in same.values() if not _one_clip(group)]
+    findings = [
+        _duplicates("duplicate_image", group, "have the same pixels")
+        for group in same.values()
+        if not _one_clip(group)
+    ]
     clips = [f"{_kinship(each)}\n{each.split}" for each, *_ in same.values()]
     hashes = list(same)
     for cluster in near_clusters(hashes, clips):
-        findings.append(_near([each for index in cluster for each in same[hashes[index]]]))
+        cluster_images = [each for index in cluster for each in same[hashes[index]]]
+        findings.append(_duplicates("near_duplicate", cluster_images, "look almost the same"))
     return findings
 
 
@@ -64,14 +69,6 @@ def _one_clip(group: Sequence[Measurement]) -> bool:
     """Whether these are a single image, or frames of one clip."""
     clips = {(each.split, each.sequence) for each in group}
     return len(group) == 1 or (len(clips) == 1 and group[0].sequence is not None)
-
-
-def _exact(group: Sequence[Measurement]) -> Finding:
-    return _duplicates("duplicate_image", group, "have the same pixels")
-
-
-def _near(group: Sequence[Measurement]) -> Finding:
-    return _duplicates("near_duplicate", group, "look almost the same")
 
 
 def _duplicates(code: str, group: Sequence[Measurement], alike: str) -> Finding:

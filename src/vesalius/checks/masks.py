@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from vesalius.checks.correction import same_ratio
+from vesalius.checks.correction import NotCorrectable, own_size, same_ratio
 from vesalius.checks.findings import sample_finding, without_location
 from vesalius.checks.geometry import check_polygons
 from vesalius.checks.measurements import TargetMeasurement
@@ -93,14 +92,11 @@ def measure_target(phrase: str, mask: np.ndarray) -> TargetMeasurement:
 
 def _stated_size(reference: MaskReference) -> Size | None:
     """The size of an RLE, or in the header of a mask file; None without one."""
-    if isinstance(reference, RleMask):
-        return reference.rle["size"][0], reference.rle["size"][1]
-    if not isinstance(reference, MaskFile):
+    if not isinstance(reference, RleMask | MaskFile):
         return None
     try:
-        with Image.open(reference.path) as image:
-            return image.height, image.width
-    except Exception:  # of any type, from Pillow's parsers; reading the file again gives the finding
+        return own_size(reference)
+    except NotCorrectable:  # reading the file again gives the finding
         return None
 
 

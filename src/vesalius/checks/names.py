@@ -127,7 +127,7 @@ def hide(name: str) -> str:
 
 
 def hide_persons(text: str, names: Iterable[str] | None = None) -> str:
-    """The text with suspicious names hidden; `names` are those to check, by default the parts of the text as a path."""
+    """The text with suspicious names hidden. `names` lists the candidates, by default the components of the text as a path."""
     for name in text.split("/") if names is None else names:
         stem = SUFFIX.sub("", name)
         if find_person(name):

@@ -24,7 +24,7 @@ class Shape:
 
     mask: np.ndarray
     region: np.ndarray | None = None
-    """Bool (h, w): the pixels that are known, which contain the mask; None if all are."""
+    """Region of interest, bool (h, w), that contains the mask; None for the whole array."""
 
     @cached_property
     def empty(self) -> bool:

@@ -252,7 +252,7 @@ def summarize(rows: Iterable[Mapping[str, Any]], metrics: Iterable[str]) -> dict
 
 
 def _group_totals(values: Sequence[float], groups: Sequence[Hashable]) -> np.ndarray:
-    """(2, g) float64: sum and count of each group's values, in an order that depends on these only."""
+    """(2, g) float64: sum and count of each group's values, with groups sorted by count, then by sum."""
     if len(values) != len(groups):
         raise ValueError(f"{len(values)} values but {len(groups)} groups")
     numbers = np.asarray(values, dtype=np.float64)

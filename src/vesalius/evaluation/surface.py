@@ -31,7 +31,7 @@ class SurfaceDistances:
     case: Case
 
     def scaled(self, factor: float) -> SurfaceDistances:
-        """The distances multiplied by `factor`, such as the mm per square pixel."""
+        """The distances multiplied by `factor`, such as the pixel spacing in mm."""
         return SurfaceDistances(
             self.from_target * factor, self.from_prediction * factor, self.diagonal * factor, self.case
         )
