@@ -179,12 +179,12 @@ def changed_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], ob
 
 FAULTS = {  # what to damage, the code, and a name or number in the message
     "no config": (lambda folder: (folder / CONFIG).unlink(), "damaged_model", CONFIG),
-    "no JSON": (lambda folder: (folder / CONFIG).write_text("{"), "bad_adapter", CONFIG),
-    "other method": (lambda folder: changed_config(folder, peft_type="IA3"), "bad_adapter", "lora_alpha"),
-    "DoRA": (lambda folder: changed_config(folder, use_dora=True), "bad_adapter", "use_dora"),
+    "no JSON": (lambda folder: (folder / CONFIG).write_text("{"), "invalid_adapter", CONFIG),
+    "other method": (lambda folder: changed_config(folder, peft_type="IA3"), "invalid_adapter", "lora_alpha"),
+    "DoRA": (lambda folder: changed_config(folder, use_dora=True), "invalid_adapter", "use_dora"),
     "code by name": (
         lambda folder: changed_config(folder, megatron_config={"a": 1}),
-        "bad_adapter",
+        "invalid_adapter",
         "megatron_config",
     ),
     "unknown layers": (lambda folder: changed_config(folder, target_modules=["x"]), "adapter_mismatch", "x"),

@@ -424,7 +424,7 @@ def test_lora_can_be_kept_as_an_adapter(official: Path, trained: Path, tmp_path:
         "adapter",
         "projector",
     }
-    with raises_code(CheckpointError, "model_kind"):
+    with raises_code(CheckpointError, "wrong_model_kind"):
         convert(tmp_path / "bundle", tmp_path / "back", to="sa2va")
     with raises_code(SettingError, "conflicting_settings"):
         convert(trained, tmp_path / "x", to="sa2va", base=official, keep_adapter=True, lora_alpha=4.0)
@@ -511,10 +511,14 @@ def replace_text(path: Path, old: str, new: str) -> None:
 FAULTS: dict[str, tuple[Callable[[Path], object], str, str]] = {  # what to damage, code, name in the message
     "cut short": (truncate, "damaged_weights", "model-00002-of-"),
     "corrupt header": (spoil_header, "damaged_weights", "model-00002-of-"),
-    "shard missing": (lambda folder: find_shards(folder)[1].unlink(), "shard_index", "model-00002-of-"),
+    "shard missing": (
+        lambda folder: find_shards(folder)[1].unlink(),
+        "shard_index_mismatch",
+        "model-00002-of-",
+    ),
     "shard not in the index": (
         lambda folder: shutil.copy(find_shards(folder)[0], folder / "x.safetensors"),
-        "shard_index",
+        "shard_index_mismatch",
         "x.safetensors",
     ),
     "no weights": (
@@ -526,14 +530,14 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str, str]] = {  # what to dama
         lambda folder: change_json(
             folder / CONFIG, lambda config: config["llm_config"].update(architectures=["GPT2LMHeadModel"])
         ),
-        "model_config",
+        "invalid_model_config",
         "GPT2LMHeadModel",
     ),
     "invalid configuration": (
         lambda folder: change_json(
             folder / CONFIG, lambda config: config["vision_config"].update(hidden_size="wide")
         ),
-        "model_config",
+        "invalid_model_config",
         "hidden_size",
     ),
     "a scalar in place of rows": (

@@ -257,13 +257,13 @@ def test_missing_record_of_training_images_is_noted(tmp_path, FakeSegmenter, dat
     assert any("does not record its training images" in note for note in metrics["notes"])
 
 
-def test_predictions_that_are_the_ground_target_are_refused(tmp_path, FakeSegmenter, dataset, square):
+def test_predictions_that_are_the_ground_truth_are_refused(tmp_path, FakeSegmenter, dataset, square):
     data = dataset(tmp_path / "data", ids=list("abcdefgh"))
     copies = FakeSegmenter(dict.fromkeys("abcdef", square()))
 
     with raises_code(DataError, "copied_ground_truth", "6 of 8 predictions"):
         evaluate(copies, data, tmp_path / "out", figures=False)
-    assert not (tmp_path / "out").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
 
 
 def test_older_evaluation_stays_until_the_new_one_is_whole(tmp_path, FakeSegmenter, dataset):
@@ -293,36 +293,19 @@ def test_older_evaluation_is_replaced_as_a_whole(tmp_path, FakeSegmenter, datase
     assert [path.name for path in (out / "figures").iterdir()] == ["c.png"]
 
 
-@pytest.mark.parametrize("name", ["thesis.docx", "report.html"])
-def test_folder_that_is_no_evaluation_is_left_alone(tmp_path, name, FakeSegmenter, dataset):
-    out = tmp_path / "mine"
-    out.mkdir()
-    (out / name).write_text("years of work")
-
-    with raises_code(OutputError, "not_replaceable", "mine"):
-        evaluate(FakeSegmenter(), dataset(tmp_path / "data"), out)
-    assert (out / name).read_text() == "years of work"
-
-
-def test_evaluation_with_a_file_of_the_user_is_left_alone(tmp_path, FakeSegmenter, dataset):
-    data, out = dataset(tmp_path / "data"), tmp_path / "out"
-    evaluate(FakeSegmenter(), data, out, figures=False)
-    (out / "notes.md").write_text("mine")
-
-    with raises_code(OutputError, "not_replaceable", "notes.md"):
-        evaluate(FakeSegmenter(), data, out)
-    assert (out / "notes.md").exists()
-
-
-def test_out_that_is_a_file_is_refused_and_an_empty_folder_is_used(tmp_path, FakeSegmenter, dataset):
+def test_only_an_evaluation_is_replaced(tmp_path, FakeSegmenter, dataset):
     data = dataset(tmp_path / "data")
-    (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
-
-    with raises_code(OutputError, "not_replaceable"):
-        evaluate(FakeSegmenter(), data, tmp_path / "file")
     evaluate(FakeSegmenter(), data, tmp_path / "empty", figures=False)
-    assert (tmp_path / "empty" / "metrics.json").exists()
+    evaluate(FakeSegmenter(), data, tmp_path / "evaluation", figures=False)
+    for name in ("mine/thesis.docx", "other/report.html", "evaluation/notes.md", "file"):
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("years of work")
+        out = file if name == "file" else file.parent
+        with raises_code(OutputError, "not_replaceable", out.name):
+            evaluate(FakeSegmenter(), data, out)
+        assert file.read_text() == "years of work"
 
 
 def test_data_that_cannot_be_scored_is_refused_before_anything_is_predicted(tmp_path, FakeSegmenter, dataset):
@@ -542,15 +525,6 @@ def test_empty_masks_are_counted_by_case_and_scored(tmp_path, FakeSegmenter, dat
     assert metrics["undefined"]["hd95_px"] == 1
     for text in ((tmp_path / "out" / name).read_text() for name in ("metrics.json", "samples.jsonl")):
         assert "NaN" not in text and "Infinity" not in text
-
-
-def test_a_few_large_copies_of_the_ground_target_are_refused(tmp_path, FakeSegmenter, dataset):
-    target = np.zeros((64, 64), dtype=bool)
-    target[5:40, 5:40] = True
-    data = dataset(tmp_path / "data", target=target, ids=["a", "b", "c"])
-    with raises_code(DataError, "copied_ground_truth", "2 of 3 predictions"):
-        evaluate(FakeSegmenter({"a": target, "b": target, "c": None}), data, tmp_path / "out")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
 
 
 def test_text_of_an_answer_may_hold_any_character(tmp_path, monkeypatch, FakeSegmenter, dataset):

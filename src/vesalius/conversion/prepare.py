@@ -113,21 +113,18 @@ def prepare(
 
 def _open_whole(source: str | Path, to: Layout, keep_adapter: bool, lora_alpha: float | None) -> StoredModel:
     if keep_adapter or lora_alpha is not None:
-        raise SettingError(
-            f"{source}: is not a training checkpoint (.pth); leave out --keep-adapter and --lora-alpha",
-            code="conflicting_settings",
-            path=source,
+        raise _conflict(
+            source, "is not a training checkpoint (.pth); leave out --keep-adapter and --lora-alpha"
         )
     model = open_stored(source)
     if model.layout == to:
         kind, other = ("a bundle", "sa2va") if to == "vesalius" else ("in the official layout", "vesalius")
-        raise SettingError(
-            f"{source}: is {kind} already; use --to {other} for the other layout",
-            code="conflicting_settings",
-            path=source,
-            field="to",
-        )
+        raise _conflict(source, f"is {kind} already; use --to {other} for the other layout", "to")
     return model
+
+
+def _conflict(path: str | Path, reason: str, field: str | None = None) -> SettingError:
+    return SettingError(f"{path}: {reason}", code="conflicting_settings", path=path, field=field)
 
 
 def _open_training(
@@ -135,28 +132,17 @@ def _open_training(
 ) -> tuple[StoredModel, Training]:
     """The base with the trained weights of the checkpoint."""
     if base is None:
-        raise SettingError(
-            f"{path}: holds the trained part of a model only; name the model it was trained from with --base MODEL",
-            code="missing_base",
-            path=path,
-            field="base",
+        reason = (
+            "holds the trained part of a model only; name the model it was trained from with --base MODEL"
         )
+        raise SettingError(f"{path}: {reason}", code="missing_base", path=path, field="base")
     if keep_adapter and to == "sa2va":
-        raise SettingError(
-            f"{path}: the official layout cannot hold an adapter; leave out --keep-adapter",
-            code="conflicting_settings",
-            path=path,
-            field="keep_adapter",
-        )
+        reason = "the official layout cannot hold an adapter; leave out --keep-adapter"
+        raise _conflict(path, reason, "keep_adapter")
     checkpoint = open_training_checkpoint(path)
     alpha = checkpoint.find_alpha(lora_alpha)
     if keep_adapter and alpha is None:
-        raise SettingError(
-            f"{path}: holds no LoRA to keep as an adapter; leave out --keep-adapter",
-            code="conflicting_settings",
-            path=path,
-            field="keep_adapter",
-        )
+        raise _conflict(path, "holds no LoRA to keep as an adapter; leave out --keep-adapter", "keep_adapter")
     before = open_stored(base)
     merged = MergedWeights(
         before.official, checkpoint, None if keep_adapter or alpha is None else alpha.value
