@@ -73,6 +73,6 @@ def test_an_adapter_resumes_exactly_and_frozen_components_are_stored_once(
     assert open_model(part / "best").has_adapter
 
     shutil.rmtree(part / "last" / "adapter")
-    with pytest.raises(TrainingError, match="adapter: is missing"):
+    with pytest.raises(TrainingError, match=r"adapter: .*missing"):
         resume(plain_settings(part, **{**changes, "steps": 5}))
     assert json.loads((part / "last" / "vesalius.json").read_text())["adapter"]

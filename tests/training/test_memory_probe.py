@@ -43,8 +43,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> TrainingContext:
         "out": folder / "run",
     }
     settings = make_settings(RunSettings, values, "test")
-    prepared = prepare(settings, join_processes("fp32"), Monitoring(), read_all=False)
-    return prepared.context(prepared.card)
+    return prepare(settings, join_processes("fp32"), Monitoring(), read_all=False)
 
 
 def test_the_heaviest_batch_has_the_largest_image_with_the_most_questions(context: TrainingContext) -> None:

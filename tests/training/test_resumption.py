@@ -20,7 +20,7 @@ from vesalius.training.context import Monitoring
 from vesalius.training.distributed import join_processes
 from vesalius.training.learner import TextSegLearner
 from vesalius.training.preparation import prepare
-from vesalius.training.run import first_card, read_run_settings, resume, train
+from vesalius.training.run import read_run_settings, resume, train
 
 pytestmark = pytest.mark.usefixtures("small")
 
@@ -157,9 +157,7 @@ def test_unknown_training_images_stay_unknown(
     path = run / "last" / "vesalius.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "training_images": None}))
     asked = plain_settings(tmp_path / "tuned", model=str(run / "last"), init="pretrained")
-    prepared = prepare(asked, join_processes("fp32"), Monitoring())
-    assert prepared.card.training_images is None
-    card = first_card(prepared)
+    card = prepare(asked, join_processes("fp32"), Monitoring()).card
     assert len(card.training_images or ()) == 4
     assert card.trained_on_unknown
     assert card.saw_unknown_images, "and so has every later model"
@@ -188,5 +186,5 @@ def test_runs_of_one_program_may_differ_in_precision() -> None:
 def test_a_bundle_without_its_adapter_does_not_open(run: Path) -> None:
     path = run / "last" / "vesalius.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "adapter": True}))
-    with pytest.raises(CheckpointError, match="adapter: is missing"):
+    with pytest.raises(CheckpointError, match=r"adapter: .*missing"):
         open_model(run / "last")

@@ -23,7 +23,7 @@ from vesalius.training.context import Monitoring
 from vesalius.training.distributed import join_processes
 from vesalius.training.loop import lr_factor
 from vesalius.training.preparation import prepare
-from vesalius.training.run import first_card, resume, train
+from vesalius.training.run import resume, train
 from vesalius.training.run_folder import TrainState
 from vesalius.training.settings import RunSettings
 
@@ -142,7 +142,7 @@ def test_an_overfit_run_uses_the_first_samples_and_keeps_its_data_and_settings(
 
 def test_fine_tuning_inherits_the_training_images_of_its_start(data: Path, run: Path, tmp_path: Path) -> None:
     asked = settings(data, tmp_path / "second", model=str(run), init="pretrained")
-    card = first_card(prepare(asked, join_processes("fp32"), Monitoring()))
+    card = prepare(asked, join_processes("fp32"), Monitoring()).card
     first = read_card(run / "best")
     assert set(first.training_images) < set(card.training_images or ())
     assert len(card.training_images or ()) == 8

@@ -48,6 +48,8 @@ class TrainingContext:
     process: Process
     learner: Learner
     card: ModelCard
+    manifest: dict[str, Any]
+    """Contents of `manifest.json`: ids and hashes of the samples, versions, commit."""
     model: torch.nn.Module
     """The learner's module as wrapped for training (DDP, FSDP2); the loop calls this one."""
     optimizer: torch.optim.Optimizer

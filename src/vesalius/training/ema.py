@@ -76,8 +76,8 @@ class WeightAverage:
         try:
             torch.save(self.state_dict(), path)
         except RuntimeError as error:  # torch's error for a full disk
-            message = f"{path}: cannot be written ({str(error)[:200]})"
-            raise OutputError(message, code="write_failed", path=path) from error
+            message = f"cannot be written ({str(error)[:200]})"
+            raise OutputError.at(path, message, code="write_failed") from error
 
     def load(self, checkpoint: Path) -> None:
         """Restore the average from a checkpoint, and the raw weights into the model; TrainingError if damaged."""
@@ -85,5 +85,5 @@ class WeightAverage:
         try:
             self.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
         except Exception as error:  # torch raises almost any exception for a damaged file
-            message = f"{path}: cannot be read ({' '.join(str(error).split())[:200]})"
-            raise TrainingError(message, code="damaged_checkpoint", path=path) from error
+            message = f"cannot be read ({' '.join(str(error).split())[:200]})"
+            raise TrainingError.at(path, message, code="damaged_checkpoint") from error

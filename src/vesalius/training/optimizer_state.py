@@ -38,8 +38,8 @@ def write_optimizer(
     try:
         write_full(path, tensors, is_main)
     except OSError as error:
-        message = f"{path}: cannot be written ({error.strerror or error})"
-        raise OutputError(message, code="write_failed", path=path) from error
+        message = f"cannot be written ({error.strerror or error})"
+        raise OutputError.at(path, message, code="write_failed") from error
 
 
 def read_optimizer(folder: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -70,7 +70,7 @@ def read_optimizer(folder: Path, module: torch.nn.Module, optimizer: torch.optim
 
 
 def _unreadable(path: Path, reason: str) -> TrainingError:
-    return TrainingError(f"{path}: cannot be read ({reason})", code="damaged_checkpoint", path=path)
+    return TrainingError.at(path, f"cannot be read ({reason})", code="damaged_checkpoint")
 
 
 def _shapes(parameter: torch.nn.Parameter) -> dict[str, tuple[int, ...]]:

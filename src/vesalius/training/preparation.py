@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ import torch
 from vesalius.data.augment import AugmentSettings
 from vesalius.data.dataset import Dataset, load_item, open_dataset
 from vesalius.data.decoders.frame_files import FrameReader
-from vesalius.errors import SettingError
+from vesalius.errors import SettingError, TrainingError
 from vesalius.files import check_outside
-from vesalius.lineage import hash_pixels, perceptual_hash
-from vesalius.models.cards import ModelCard
+from vesalius.lineage import commit, hash_pixels, perceptual_hash, versions
+from vesalius.models.cards import ModelCard, ThresholdOrigin
 from vesalius.models.checkpoint import OpenedModel, merged, new_model, open_model
 from vesalius.models.reference import resolve_model
 from vesalius.models.stored_model import fingerprint_model
@@ -29,93 +29,17 @@ from vesalius.training.loader import Loader
 from vesalius.training.mixture import Mixture, TaskSettings, open_mixture
 from vesalius.training.projector import fit_projector
 from vesalius.training.run_folder import RunFolder
-from vesalius.training.settings import RunSettings
+from vesalius.training.settings import OptimSettings, RunSettings
 from vesalius.training.sharding import is_sharded
 from vesalius.training.unet_learner import open_unet_learner, trains_unet
 
-
-@dataclass(frozen=True)
-class Prepared:
-    """Model and data of a run, opened and checked."""
-
-    settings: RunSettings
-    process: Process
-    folder: RunFolder
-    learner: Learner
-    card: ModelCard
-    """Card of the starting model, or of the checkpoint that is resumed."""
-    origin: dict[str, Any]
-    """Lineage entries about the starting model."""
-    train_set: Dataset
-    val_set: Dataset | None
-    mixture: Mixture
-    image_hashes: dict[str, str]
-    """Id of each training image -> SHA-256 of its pixels."""
-    perceptual_hashes: list[str]
-    overfit: int | None
-    monitoring: Monitoring
-
-    def fit_projector(self) -> None:
-        """Reinitialize the projector for the phrases of the data if the settings ask for it; a U-Net has none."""
-        if self.settings.projector == "fitted" and isinstance(self.learner, TextSegLearner):
-            device = torch.device("cpu") if self.process.shards else self.process.device
-            fit_projector(
-                self.learner.opened,
-                self.train_set.samples,
-                device,
-                self.settings.seed,
-                self.monitoring.on_note,
-            )
-
-    def context(self, card: ModelCard) -> TrainingContext:
-        """The training context with this card: the model wrapped for training, optimizer and loader."""
-        settings, process = self.settings, self.process
-        model, optimizer = process.prepare(self.learner, self._make_optimizer)
-        loader = Loader(
-            mixture=self.mixture,
-            learner=self.learner,
-            augment=AugmentSettings() if self.overfit else settings.augment,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-            accumulation=settings.optim.gradient_accumulation_steps,
-            num_workers=settings.num_workers,
-            rank=process.rank,
-            world_size=process.world_size,
-        )
-        return TrainingContext(
-            settings=settings,
-            folder=self.folder,
-            process=process,
-            learner=self.learner,
-            card=card,
-            model=model,
-            optimizer=optimizer,
-            average=_make_average(self.learner.module, settings.optim.ema_decay),
-            loader=loader,
-            validation_samples=self.val_set.samples[: settings.validate_.limit] if self.val_set else (),
-            monitoring=self.monitoring,
-        )
-
-    def _make_optimizer(self) -> torch.optim.Optimizer:
-        optim = self.settings.optim
-        groups = [
-            {"params": parameters, "multiplier": optim.lr_multipliers.get(name, 1.0)}
-            for name, parameters in self.learner.groups.items()
-        ]
-        betas, decay = optim.betas, optim.weight_decay
-        return torch.optim.AdamW(groups, lr=optim.lr, betas=betas, weight_decay=decay, fused=True)
-
-
-def _make_average(module: torch.nn.Module, decay: float | None) -> WeightAverage | None:
-    if decay is None:
-        return None
-    if is_sharded(module):
-        raise SettingError(
-            "optim.ema_decay needs whole weights, and this model is sharded (FSDP2); leave it out, or use DDP",
-            code="conflicting_settings",
-            field="optim.ema_decay",
-        )
-    return WeightAverage([each for each in module.parameters() if each.requires_grad], decay)
+UNTUNED: dict[str, Any] = {
+    "threshold": 0.5,
+    "threshold_origin": ThresholdOrigin(),
+    "tuning_images": (),
+    "tta": None,
+}
+"""Card fields that were tuned for other weights, reset to their defaults."""
 
 
 def prepare(
@@ -126,39 +50,133 @@ def prepare(
     resume: bool = False,
     overfit: int | None = None,
     read_all: bool = True,
-) -> Prepared:
-    """Open model and data, and read every image, mask and conversation, so that none of them can stop the run later.
+) -> TrainingContext:
+    """Open model and data, check everything, and wrap the model for training.
 
-    A resumed run opens its last checkpoint and takes `overfit` from it. Without `read_all` the hashes are empty. Raises
-    DataError, SettingError or CheckpointError for the first fault found.
+    Reads every image, mask and conversation, so that none of them can stop the run later. A resumed run opens its last
+    checkpoint and takes `overfit` from it. `read_all` False skips reading, as for a learning rate search; the card then
+    stays that of the starting model. Raises DataError, SettingError, CheckpointError or TrainingError for the first fault.
     """
-    folder = RunFolder(settings.out)
     learner, card, origin = _open_learner(settings, resume, overfit, monitoring.on_note)
     if resume:
         overfit = card.lineage.get("overfit")
     train_set, val_set = open_data(settings, overfit)
-    mixture = open_mixture(
-        train_set.samples, settings.tasks, settings.data.conversations, overfit is not None
-    )
+    conversations = settings.data.conversations
+    mixture = open_mixture(train_set.samples, settings.tasks, conversations, overfit is not None)
     for note in _describe(train_set, val_set, mixture):
         monitoring.on_note(note)
-    on_overlap = monitoring.on_note if overfit is None else ignore
-    images, hashes = _read_all(mixture, val_set, learner, on_overlap) if read_all else ({}, [])
-    return Prepared(
+    images: dict[str, str] = {}
+    if read_all:
+        on_overlap = monitoring.on_note if overfit is None else ignore
+        images, hashes = _read_all(mixture, val_set, learner, on_overlap)
+        about = {
+            "data": mixture.fingerprint(),
+            "overfit": overfit,
+            "settings": settings.model_dump(mode="json"),
+        }
+        if resume:
+            card = _next_card(card, about)
+        else:
+            card = _first_card(card, {**origin, **about}, images.values(), hashes)
+    if not resume:
+        _fit_projector(settings, process, learner, train_set, monitoring.on_note)
+    model, optimizer = process.prepare(learner, partial(_make_optimizer, settings.optim, learner))
+    return TrainingContext(
         settings=settings,
+        folder=RunFolder(settings.out),
         process=process,
-        folder=folder,
         learner=learner,
         card=card,
-        origin=origin,
-        train_set=train_set,
-        val_set=val_set,
-        mixture=mixture,
-        image_hashes=images,
-        perceptual_hashes=hashes,
-        overfit=overfit,
+        manifest=_manifest(train_set, val_set, images),
+        model=model,
+        optimizer=optimizer,
+        average=_make_average(learner.module, settings.optim.ema_decay),
+        loader=_make_loader(settings, process, learner, mixture, overfit),
+        validation_samples=val_set.samples[: settings.validate_.limit] if val_set else (),
         monitoring=monitoring,
     )
+
+
+def _first_card(
+    card: ModelCard, lineage: dict[str, Any], images: Iterable[str], hashes: Iterable[str]
+) -> ModelCard:
+    """Card of a new run, from that of its starting model, with hashes of the training images."""
+    return card.changed(
+        lineage=lineage,
+        # the training images of the starting model count as training images of this one
+        training_images=tuple(sorted({*(card.training_images or ()), *images})),
+        trained_on_unknown=card.saw_unknown_images,
+        training_perceptual_hashes=tuple(sorted({*card.training_perceptual_hashes, *hashes})),
+        **UNTUNED,
+    )
+
+
+def _next_card(card: ModelCard, about: dict[str, Any]) -> ModelCard:
+    """Card of a resumed run, from that of its last checkpoint; TrainingError if the training data differ."""
+    if card.lineage.get("data") != about["data"]:
+        train = about["settings"]["data"]["train"]
+        message = (
+            "differs from the data of this run (other images, masks, phrases or conversations); start a new run from its "
+            "checkpoint instead"
+        )
+        raise TrainingError.at(train, message, code="changed_data", field="data.train")
+    return card.changed(lineage={**card.lineage, "settings": about["settings"]}, **UNTUNED)
+
+
+def _manifest(train_set: Dataset, val_set: Dataset | None, images: dict[str, str]) -> dict[str, Any]:
+    val = val_set.samples if val_set else ()
+    return {
+        "train": {"data": str(train_set.root), "samples": images},
+        "val": {"data": str(val_set.root) if val_set else None, "samples": [sample.id for sample in val]},
+        "versions": versions(),
+        "commit": commit(),
+    }
+
+
+def _fit_projector(
+    settings: RunSettings, process: Process, learner: Learner, data: Dataset, on_note: Callable[[str], None]
+) -> None:
+    """Reinitialize the projector for the phrases of the data if the settings ask for it; a U-Net has none."""
+    if settings.projector == "fitted" and isinstance(learner, TextSegLearner):
+        device = torch.device("cpu") if process.shards else process.device
+        fit_projector(learner.opened, data.samples, device, settings.seed, on_note)
+
+
+def _make_optimizer(optim: OptimSettings, learner: Learner) -> torch.optim.Optimizer:
+    groups = [
+        {"params": parameters, "multiplier": optim.lr_multipliers.get(name, 1.0)}
+        for name, parameters in learner.groups.items()
+    ]
+    betas, decay = optim.betas, optim.weight_decay
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=betas, weight_decay=decay, fused=True)
+
+
+def _make_loader(
+    settings: RunSettings, process: Process, learner: Learner, mixture: Mixture, overfit: int | None
+) -> Loader:
+    return Loader(
+        mixture=mixture,
+        learner=learner,
+        augment=AugmentSettings() if overfit else settings.augment,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        accumulation=settings.optim.gradient_accumulation_steps,
+        num_workers=settings.num_workers,
+        rank=process.rank,
+        world_size=process.world_size,
+    )
+
+
+def _conflict(setting: str, message: str) -> SettingError:
+    return SettingError(f"{setting}: {message}", code="conflicting_settings", field=setting)
+
+
+def _make_average(module: torch.nn.Module, decay: float | None) -> WeightAverage | None:
+    if decay is None:
+        return None
+    if is_sharded(module):
+        raise _conflict("optim.ema_decay", "needs whole weights, but this model is sharded (FSDP2); use DDP")
+    return WeightAverage([each for each in module.parameters() if each.requires_grad], decay)
 
 
 def _describe(train_set: Dataset, val_set: Dataset | None, mixture: Mixture) -> Iterator[str]:
@@ -237,11 +255,7 @@ def _open_learner(
     """The model, ready to train; its card; and lineage entries about its origin."""
     if trains_unet(settings, resume):
         if settings.tasks != TaskSettings():
-            raise SettingError(
-                "tasks: needs a model that reads text; a U-Net learns only masks",
-                code="conflicting_settings",
-                field="tasks",
-            )
+            raise _conflict("tasks", "needs a model that reads text; a U-Net learns only masks")
         samples = () if resume else open_data(settings, overfit)[0].samples
         phrases = list(dict.fromkeys(prompt for sample in samples for prompt in sample.prompts))
         unet, origin, notes = open_unet_learner(settings, resume, phrases)
@@ -249,11 +263,7 @@ def _open_learner(
             on_note(note)
         return unet, unet.opened.card, origin
     if settings.unet is not None:
-        raise SettingError(
-            "unet: describes a U-Net; remove it, or start a new U-Net with model=unet",
-            code="conflicting_settings",
-            field="unet",
-        )
+        raise _conflict("unet", "describes a U-Net; remove it, or start a new U-Net with model=unet")
     opened, origin = _open_model(settings, resume)
     tokens = new_tokens(opened.processor.tokenizer)
     groups = set_trainable(opened.model, settings.trainable, tokens, settings.seed)
@@ -266,11 +276,7 @@ def _open_model(settings: RunSettings, resume: bool) -> tuple[OpenedModel, dict[
     """The model to start or resume from, and lineage entries about its origin."""
     if settings.init == "random" and not resume:
         if Path(settings.model).is_dir():
-            raise SettingError(
-                f"init: random works with tiny only; {settings.model} has its own weights: remove init",
-                code="conflicting_settings",
-                field="init",
-            )
+            raise _conflict("init", f"random works with tiny only; {settings.model} has its own weights")
         return new_model(settings.model, settings.seed), {"start": f"random weights, seed {settings.seed}"}
     folder = RunFolder(settings.out).last() if resume else resolve_model(settings.model).folder
     opened = open_model(folder)

@@ -12,14 +12,14 @@ from vesalius.config import make_settings, read_settings
 from vesalius.errors import SettingError, TrainingError
 from vesalius.files import write_text
 from vesalius.lineage import commit, versions
-from vesalius.models.cards import CARD, ModelCard, ThresholdOrigin, read_any_card
+from vesalius.models.cards import CARD, read_any_card
 from vesalius.training.context import Monitoring, TrainingContext, ignore
 from vesalius.training.distributed import Process, join_processes
 from vesalius.training.early_stopping import best_line, compare_with_baseline, overfit_result
 from vesalius.training.loop import run_loop
 from vesalius.training.lr_finder import LrSearch, draw_search, search_lr
 from vesalius.training.optimizer_state import read_optimizer
-from vesalius.training.preparation import Prepared, prepare
+from vesalius.training.preparation import prepare
 from vesalius.training.run_folder import MERGED, RunFolder, TrainState
 from vesalius.training.runs import flatten
 from vesalius.training.settings import RunSettings
@@ -29,13 +29,6 @@ CHANGEABLE = frozenset(
     "out data steps epochs minutes batch_size num_workers validate trackers save_every_minutes trainable.save".split()
 )
 """Settings that may change when a run is resumed. Data are compared by content, `batch_size` over all processes."""
-UNTUNED: dict[str, Any] = {
-    "threshold": 0.5,
-    "threshold_origin": ThresholdOrigin(),
-    "tuning_images": (),
-    "tta": None,
-}
-"""Card fields that were tuned for other weights, reset to their defaults."""
 
 
 def train(
@@ -58,11 +51,9 @@ def train(
     with ExitStack() as held:
         if process.is_main:
             folder.check_new()
-        prepared = prepare(settings, process, monitoring, overfit=overfit)
-        prepared.fit_projector()
-        context = prepared.context(first_card(prepared))
+        context = prepare(settings, process, monitoring, overfit=overfit)
         if process.is_main:
-            folder.create(_config_text(settings), _manifest(prepared), held)
+            folder.create(_config_text(settings), context.manifest, held)
         state = TrainState(global_batch_size=settings.batch_size * process.world_size)
         _run(context, state, held)
     return folder.path
@@ -89,9 +80,7 @@ def resume(
             folder.hold(held)
         changes = find_changes(settings, folder)
         with folder.reading_last():
-            prepared = prepare(settings, process, monitoring, resume=True)
-        context = prepared.context(_next_card(prepared))
-        with folder.reading_last():
+            context = prepare(settings, process, monitoring, resume=True)
             state = _restore(context)
         monitoring.on_note(f"resumed at step {state.step}")
         if context.validation_samples and state.validated_step and not folder.lines(folder.validation):
@@ -112,9 +101,8 @@ def find_lr(
     """Search a learning rate for a recipe and draw the search; makes no run folder."""
     process = join_processes(settings.precision)
     monitoring = _monitoring(process, on_note)
-    prepared = prepare(settings, process, monitoring, read_all=False)
-    prepared.fit_projector()
-    search = search_lr(prepared.context(prepared.card), on_progress if process.is_main else ignore)
+    context = prepare(settings, process, monitoring, read_all=False)
+    search = search_lr(context, on_progress if process.is_main else ignore)
     monitoring.on_note(str(search))
     if process.is_main:
         draw_search(search, picture)
@@ -177,42 +165,6 @@ def _conclude(context: TrainingContext, state: TrainState) -> None:
         context.monitoring.on_note(result)
 
 
-def first_card(prepared: Prepared) -> ModelCard:
-    """Card of a new run, from that of its starting model."""
-    card = prepared.card
-    lineage = {
-        **prepared.origin,
-        "data": prepared.mixture.fingerprint(),
-        "overfit": prepared.overfit,
-        "settings": prepared.settings.model_dump(mode="json"),
-    }
-    images = prepared.image_hashes.values()
-    hashes = {*card.training_perceptual_hashes, *prepared.perceptual_hashes}
-    return card.changed(
-        lineage=lineage,
-        # the training images of the starting model count as training images of this one
-        training_images=tuple(sorted({*(card.training_images or ()), *images})),
-        trained_on_unknown=card.saw_unknown_images,
-        training_perceptual_hashes=tuple(sorted(hashes)),
-        **UNTUNED,
-    )
-
-
-def _next_card(prepared: Prepared) -> ModelCard:
-    """Card of a resumed run, from that of its last checkpoint; TrainingError if the training data differ."""
-    card, settings = prepared.card, prepared.settings
-    if card.lineage.get("data") != prepared.mixture.fingerprint():
-        raise TrainingError(
-            f"{settings.data.train}: differs from the data of this run (other images, masks, phrases or conversations); "
-            "start a new run from its checkpoint instead",
-            code="changed_data",
-            path=settings.data.train,
-            field="data.train",
-        )
-    lineage = {**card.lineage, "settings": settings.model_dump(mode="json")}
-    return card.changed(lineage=lineage, **UNTUNED)
-
-
 def _restore(context: TrainingContext) -> TrainState:
     """Restore state, optimizer and average from the last checkpoint, and rewind the logs to it."""
     folder, settings = context.folder, context.settings
@@ -239,21 +191,15 @@ def find_changes(settings: RunSettings, folder: RunFolder) -> list[str]:
     changed = [name for name in {**old, **new} if old.get(name) != new.get(name) and name != "out"]
     if refused := [name for name in changed if not {name, name.partition(".")[0]} & CHANGEABLE]:
         listed = ", ".join(f"{name} (it was {old.get(name)})" for name in refused)
-        raise TrainingError(
-            f"{settings.out}: {listed} cannot change in a resumed run; start a new run from its checkpoint instead",
-            code="changed_setting",
-            path=settings.out,
-            field=refused[0],
-        )
+        message = f"{listed} cannot change in a resumed run; start a new run from its checkpoint instead"
+        raise TrainingError.at(settings.out, message, code="changed_setting", field=refused[0])
     best = (settings.out / "best").resolve().name
     if new.get("trainable.save") == "adapter" and best.endswith(MERGED):
-        raise TrainingError(
-            f"{settings.out}: trainable.save: adapter is not possible any more, because best ({best}) is merged; the "
-            f"adapter of the last step is still in {settings.out / 'last'}",
-            code="changed_setting",
-            path=settings.out,
-            field="trainable.save",
+        message = (
+            f"trainable.save: adapter is not possible any more, because best ({best}) is merged; the adapter of the last "
+            f"step is still in {settings.out / 'last'}"
         )
+        raise TrainingError.at(settings.out, message, code="changed_setting", field="trainable.save")
     return [f"{name}: {new.get(name)}; it was {old.get(name)}" for name in changed]
 
 
@@ -261,14 +207,11 @@ def check_batch_size(settings: RunSettings, state: TrainState, world_size: int) 
     """Raise TrainingError if a batch over all processes would have another number of images than before."""
     images = settings.batch_size * world_size
     if images != state.global_batch_size:
-        raise TrainingError(
-            f"{settings.out}: a batch had {state.global_batch_size} images over all processes and would now have {images} "
-            f"({world_size} with batch_size {settings.batch_size}): start as many processes as before, or change "
-            "batch_size",
-            code="changed_setting",
-            path=settings.out,
-            field="batch_size",
+        message = (
+            f"a batch had {state.global_batch_size} images over all processes and would now have {images} ({world_size} "
+            f"with batch_size {settings.batch_size}): start as many processes as before, or change batch_size"
         )
+        raise TrainingError.at(settings.out, message, code="changed_setting", field="batch_size")
 
 
 def read_run_settings(recipe: Path, changes: list[str]) -> RunSettings:
@@ -277,32 +220,15 @@ def read_run_settings(recipe: Path, changes: list[str]) -> RunSettings:
     SettingError as in `read_settings`, for a checkpoint instead of its run, and for a new `out` of an existing run.
     """
     if recipe.is_dir() and (recipe / CARD).is_file():
-        raise SettingError(
-            f"{recipe}: is a checkpoint; name its run, in which it is last or best",
-            code="no_run",
-            path=recipe,
+        raise SettingError.at(
+            recipe, "is a checkpoint; name its run, where it is last or best", code="no_run"
         )
     if recipe.is_dir() and any(change.startswith("out=") for change in changes):
-        raise SettingError(
-            f"{recipe}: a resumed run stays in its folder; remove out=",
-            code="conflicting_settings",
-            path=recipe,
-            field="out",
-        )
+        message = "a resumed run stays in its folder; remove out="
+        raise SettingError.at(recipe, message, code="conflicting_settings", field="out")
     return read_settings(RunSettings, recipe / "config.yaml" if recipe.is_dir() else recipe, changes)
 
 
 def _config_text(settings: RunSettings) -> str:
     made_with = "".join(f"# {name} {version}\n" for name, version in versions().items())
     return f"# commit {commit() or 'unknown'}\n{made_with}{settings.to_yaml()}"
-
-
-def _manifest(prepared: Prepared) -> dict[str, Any]:
-    train_set, val_set = prepared.train_set, prepared.val_set
-    val = val_set.samples if val_set else ()
-    return {
-        "train": {"data": str(train_set.root), "samples": prepared.image_hashes},
-        "val": {"data": str(val_set.root) if val_set else None, "samples": [sample.id for sample in val]},
-        "versions": versions(),
-        "commit": commit(),
-    }

@@ -16,12 +16,14 @@ from typing import Any
 import torch
 
 from vesalius.errors import CheckpointError, OutputError, TrainingError
-from vesalius.files import check_new, hold_folder, prepare_folder, replacing, to_json, write_json, write_text
+from vesalius.files import check_new, hold_folder, prepare_folder, replacing, write_json, write_text
+from vesalius.journal import Entry, Journal
 from vesalius.models.cards import ADAPTER, ModelCard
 from vesalius.models.checkpoint import merged, open_model, write_bundle
 from vesalius.training.distributed import Process
 from vesalius.training.learner import Learner
 from vesalius.training.optimizer_state import write_optimizer
+from vesalius.training.runs import read_log
 from vesalius.training.sharding import full_weights
 
 STATE = "train_state.json"
@@ -83,26 +85,19 @@ class RunFolder:
 
     def append(self, file: Path, line: Mapping[str, Any]) -> None:
         """Append one line of JSON to a log."""
-        try:
-            with file.open("a", encoding="utf-8") as stream:
-                stream.write(to_json(line) + "\n")
-        except OSError as error:
-            message = f"{file}: cannot be written ({error.strerror})"
-            raise OutputError(message, code="write_failed", path=file) from error
+        with Journal(file) as journal:
+            journal.append(line)
 
     def lines(self, file: Path) -> list[dict[str, Any]]:
         """The complete lines of a log; [] if the file is missing. A last line cut short by a crash is ignored."""
-        if not file.exists():
-            return []
+        return [entry.value for entry in self._entries(file)]
+
+    def _entries(self, file: Path) -> list[Entry]:
         try:
-            text = file.read_text(encoding="utf-8")
-            lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-            if not all(isinstance(line["step"], int) for line in lines):
-                raise ValueError
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            message = f"{file}: has a line that is not JSON with a step; correct or remove the line"
-            raise TrainingError(message, code="damaged_log", path=file) from error
-        return lines
+            return read_log(file)
+        except (OSError, ValueError) as error:
+            message = f"has a line that is not JSON with a step ({error}); correct or remove the line"
+            raise TrainingError.at(file, message, code="damaged_log") from error
 
     def hold(self, held: ExitStack) -> None:
         """Lock an existing run folder until `held` closes; OutputError if another process trains in it."""
@@ -168,9 +163,8 @@ class RunFolder:
             link.replace(self.path / name)
             _sync_to_disk(folder.parent, self.path)
         except OSError as error:
-            path = self.path / name
-            message = f"{path}: cannot be written ({error.strerror})"
-            raise OutputError(message, code="write_failed", path=path) from error
+            message = f"cannot be written ({error.strerror})"
+            raise OutputError.at(self.path / name, message, code="write_failed") from error
         kept = {(self.path / each).resolve() for each in ("last", "best")}
         for other in folder.parent.glob("step-*"):  # other files there may be the user's own
             if CHECKPOINT.fullmatch(other.name) and other.is_dir() and other.resolve() not in kept:
@@ -180,16 +174,14 @@ class RunFolder:
         """The checkpoint to resume from; TrainingError if there is none or the links were copied as folders."""
         last = self.path / "last"
         if not last.exists():
-            message = f"{self.path}: has no checkpoint to resume from{self._fallback()}"
-            raise TrainingError(message, code="no_checkpoint", path=self.path)
+            message = f"has no checkpoint to resume from{self._fallback()}"
+            raise TrainingError.at(self.path, message, code="no_checkpoint")
         for link in (last, self.path / "best"):
             if link.exists() and not link.is_symlink():
-                raise TrainingError(
-                    f"{link}: is a folder instead of a link, because the run was copied without keeping links; copy it "
-                    "again with cp -a or rsync -a",
-                    code="damaged_checkpoint",
-                    path=link,
+                message = (
+                    "is a folder, not a link: copy the run again with cp -a or rsync -a, which keep links"
                 )
+                raise TrainingError.at(link, message, code="damaged_checkpoint")
         return last
 
     @contextmanager
@@ -217,18 +209,18 @@ class RunFolder:
         try:
             state = TrainState(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
-            message = f"{path}: cannot be read ({error}), so the run cannot be resumed from it"
-            raise TrainingError(message, code="damaged_checkpoint", path=path) from error
+            message = f"cannot be read ({error}), so the run cannot be resumed from it"
+            raise TrainingError.at(path, message, code="damaged_checkpoint") from error
         state.saved_step = state.step
         return state
 
     def rewind(self, state: TrainState) -> None:
         """Drop log lines after the last checkpoint, and partial files that a killed process left."""
         for file, step in ((self.log, state.step), (self.validation, state.validated_step)):
-            if not file.exists():  # a run without validations has no validation.jsonl
-                continue
-            kept = [line for line in self.lines(file) if line["step"] <= step]
-            write_text(file, "".join(to_json(line) + "\n" for line in kept))
+            if file.exists():  # a run without validations has no validation.jsonl
+                ends = [entry.end for entry in self._entries(file) if entry.value["step"] <= step]
+                with Journal(file, keep=max(ends, default=0)):
+                    pass
         (self.path / "failure.json").unlink(missing_ok=True)
         for folder in (self.path, self.path / "checkpoints"):
             for partial in (*folder.glob(".*.partial"), *folder.glob(".*.old")):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,6 +14,7 @@ import yaml
 from vesalius.errors import OutputError, SettingError
 from vesalius.evaluation.metrics import METRICS
 from vesalius.files import hold_folder
+from vesalius.journal import Entry, read_journal
 from vesalius.training.early_stopping import best_line, validations_since_best
 
 CONFIG, LOG, VALIDATION = "config.yaml", "log.jsonl", "validation.jsonl"
@@ -50,12 +50,10 @@ def list_runs(folder: Path) -> list[RunSummary]:
     A damaged run is listed with its problems.
     """
     if not folder.is_dir():
-        raise SettingError(f"{folder}: is not a folder; name one with runs", code="not_found", path=folder)
+        raise SettingError.at(folder, "is not a folder; name one with runs", code="not_found")
     found = [_summarize(run, folder) for run in sorted(_find(folder))]
     if not found:
-        raise SettingError(
-            f"{folder}: has no run: none of its folders has {CONFIG} and {LOG}", code="no_run", path=folder
-        )
+        raise SettingError.at(folder, f"has no run, which is a folder with {CONFIG} and {LOG}", code="no_run")
     return found
 
 
@@ -117,17 +115,23 @@ def _read_settings(path: Path, problems: list[str]) -> dict[str, Any]:
 
 def _read_lines(path: Path, problems: list[str]) -> list[dict[str, Any]]:
     """The complete lines of a log; a last line that is cut or still being written is ignored."""
-    if not path.exists():
-        return []
     try:
-        text = path.read_text(encoding="utf-8")
-        lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-        if not all(isinstance(line["step"], int) for line in lines):
-            raise ValueError("a step is not a number")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        problems.append(f"{path.name}: cannot be read ({type(error).__name__}: {str(error)[:100]})")
+        return [entry.value for entry in read_log(path)]
+    except (OSError, ValueError) as error:
+        problems.append(f"{path.name}: cannot be read ({str(error)[:100]})")
         return []
-    return lines
+
+
+def read_log(path: Path) -> list[Entry]:
+    """The complete lines of `log.jsonl` or `validation.jsonl`; [] if the file is missing.
+
+    A last line that is cut or still being written is ignored. ValueError for a line without a step, OSError if the file
+    cannot be read.
+    """
+    entries = list(read_journal(path))
+    if not all(isinstance(entry.value.get("step"), int) for entry in entries):
+        raise ValueError("a line has no step")
+    return entries
 
 
 def _is_locked(run: Path) -> bool:
