@@ -1,4 +1,4 @@
-"""Small holes and specks, drawn on paper."""
+"""Cleaning: holes are filled and specks dropped up to a size."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from tests.codes import raises_code
 
 from vesalius.cleaning import Cleaning, drop_specks, fill_holes
 from vesalius.config import make_settings
@@ -37,7 +38,7 @@ def test_holes_are_filled_up_to_a_size(most: int, filled: int) -> None:
     assert (fill_holes(RINGS, most) >= RINGS).all()
 
 
-def test_bay_is_no_hole_and_a_gap_at_a_corner_is_closed() -> None:
+def test_open_bay_is_no_hole_and_a_gap_at_a_corner_is_closed() -> None:
     bay = paper("#####", "#...#", "#...#")
     np.testing.assert_array_equal(fill_holes(bay, 100), bay)
     edge, corner = paper("###.", "#...", "####"), paper(".##.", "#.#.", "###.", "....")
@@ -52,14 +53,14 @@ def test_specks_are_dropped_up_to_a_size_and_touch_at_corners() -> None:
     np.testing.assert_array_equal(drop_specks(mask, 0), mask)
 
 
-def test_holes_are_filled_first_so_that_a_thin_ring_is_no_speck() -> None:
+def test_holes_are_filled_first_and_keep_a_thin_ring() -> None:
     ring = paper(".....", ".###.", ".#.#.", ".###.", ".....")
     assert Cleaning(fill_holes=1, drop_specks=8)(ring).sum() == 9
     assert not Cleaning(drop_specks=8)(ring).any()
 
 
 @given(arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))), st.integers(0, 90), st.integers(0, 90))
-def test_mending_twice_changes_nothing_more(mask: np.ndarray, holes: int, specks: int) -> None:
+def test_cleaning_is_idempotent(mask: np.ndarray, holes: int, specks: int) -> None:
     filled = fill_holes(mask, holes)
     np.testing.assert_array_equal(fill_holes(filled, holes), filled)
     dropped = drop_specks(mask, specks)
@@ -68,7 +69,7 @@ def test_mending_twice_changes_nothing_more(mask: np.ndarray, holes: int, specks
     assert not drop_specks(mask, mask.size).any()
 
 
-def test_each_object_is_mended_before_they_are_united() -> None:
+def test_objects_are_cleaned_before_their_union() -> None:
     ring = paper(".....", ".###.", ".#.#.", ".###.", ".....")
     dot = paper(".....", ".....", "..#..", ".....", ".....")
     logits = np.where(np.stack([ring, dot]), 9, -9).astype(np.float32)
@@ -82,5 +83,5 @@ def test_each_object_is_mended_before_they_are_united() -> None:
 
 
 def test_negative_size_is_refused() -> None:
-    with pytest.raises(SettingError, match="fill_holes: Input should be greater than or equal to 0"):
+    with raises_code(SettingError, "bad_value", "fill_holes"):
         make_settings(Cleaning, {"fill_holes": -1}, "mending masks")

@@ -1,4 +1,4 @@
-"""The cache of features: the same masks, damage that is noticed, and no more bytes than were allowed."""
+"""Feature cache: identical masks, detected damage, and a size limit."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.codes import raises_code
 
 from vesalius.errors import OutputError, SettingError
 from vesalius.inference.feature_cache import CacheSettings, FeatureCache, check_apart
@@ -33,8 +34,8 @@ def items(*seeds: int, size: tuple[int, int] = (50, 70)) -> list[Item]:
 
 def cached(plain: Predictor, folder: Path, *, fingerprint: str | None = "f00d", **more) -> Predictor:
     opened = OpenedModel(plain.model, plain.processor, plain.model_card)
-    cache = CacheSettings(folder=folder, **{k: v for k, v in more.items() if k == "most_bytes"})
-    rest = {k: v for k, v in more.items() if k != "most_bytes"}
+    cache = CacheSettings(folder=folder, **{k: v for k, v in more.items() if k == "max_bytes"})
+    rest = {k: v for k, v in more.items() if k != "max_bytes"}
     return Predictor(opened, answer="force", batch_size=2, cache=cache, fingerprint=fingerprint, **rest)
 
 
@@ -53,7 +54,7 @@ def entries(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
-def test_masks_are_those_of_no_cache_to_the_bit_and_nothing_is_encoded_twice(
+def test_masks_equal_those_without_cache_and_no_image_is_encoded_twice(
     small_predictor, tmp_path, monkeypatch
 ):
     asked = items(0, 1, 2)
@@ -71,16 +72,14 @@ def test_masks_are_those_of_no_cache_to_the_bit_and_nothing_is_encoded_twice(
     assert use(second) == (3, 0, 0)
 
 
-def test_images_that_are_there_and_images_that_are_not_share_a_batch_in_their_order(
-    small_predictor, tmp_path
-):
+def test_cached_and_new_images_share_a_batch_in_order(small_predictor, tmp_path):
     cached(small_predictor, tmp_path).predict(items(1))
     predictor = cached(small_predictor, tmp_path)
     check_equal(predictor.predict(items(0, 1)), small_predictor.predict(items(0, 1)))
     assert use(predictor) == (1, 1, 0)
 
 
-def test_windows_are_kept_too(small_predictor, tmp_path):
+def test_windows_are_cached_too(small_predictor, tmp_path):
     opened = OpenedModel(small_predictor.model, small_predictor.processor, small_predictor.model_card)
     tiles = TileSettings(sides=(48,))
     (expected,) = Predictor(opened, answer="force", batch_size=2, tiles=tiles).predict(items(3))
@@ -91,7 +90,7 @@ def test_windows_are_kept_too(small_predictor, tmp_path):
         assert use(predictor) == seen
 
 
-def test_other_weights_another_dtype_and_other_pixels_have_entries_of_their_own(small_predictor, tmp_path):
+def test_entries_depend_on_weights_dtype_and_pixels(small_predictor, tmp_path):
     sam = small_predictor.model.sam
     pixels = torch.rand(1, 3, 128, 128)
     cache, other = (FeatureCache(CacheSettings(folder=tmp_path), name) for name in ("a", "b"))
@@ -110,7 +109,7 @@ def test_other_weights_another_dtype_and_other_pixels_have_entries_of_their_own(
 
 
 @pytest.mark.parametrize("harm", ["cut", "bit", "empty", "header", "text", "another's"])
-def test_damaged_entry_is_made_anew_counted_and_told_of(small_predictor, tmp_path, caplog, harm):
+def test_damaged_entry_is_written_again_and_counted(small_predictor, tmp_path, caplog, harm):
     asked = items(0, 1)
     expected = cached(small_predictor, tmp_path).predict(asked)
     path, other = entries(tmp_path)
@@ -129,11 +128,11 @@ def test_damaged_entry_is_made_anew_counted_and_told_of(small_predictor, tmp_pat
     predictor = cached(small_predictor, tmp_path)
     check_equal(predictor.predict(asked), expected)
     assert use(predictor) == (1, 1, 1)
-    assert caplog.messages == [f"{path}: is damaged, and made anew"]
+    assert caplog.messages == [f"{path}: is damaged and will be written again"]
     assert path.read_bytes() == whole
 
 
-def test_what_was_not_used_for_longest_is_removed(small_predictor, tmp_path):
+def test_least_recently_used_entries_are_evicted(small_predictor, tmp_path):
     sam = small_predictor.model.sam
     images = torch.rand(4, 1, 3, 128, 128)
     cache = FeatureCache(CacheSettings(folder=tmp_path), "a")
@@ -143,7 +142,7 @@ def test_what_was_not_used_for_longest_is_removed(small_predictor, tmp_path):
         os.utime(new, (time + 1, time + 1))
     size = entries(tmp_path)[0].stat().st_size
     cache.encode(sam, images[0])  # used again: now the newest
-    tight = FeatureCache(CacheSettings(folder=tmp_path, most_bytes=int(3.5 * size)), "a")
+    tight = FeatureCache(CacheSettings(folder=tmp_path, max_bytes=int(3.5 * size)), "a")
     tight.encode(sam, images[3])
     assert len(entries(tmp_path)) == 3
     for image in (images[0], images[2], images[3]):
@@ -153,39 +152,37 @@ def test_what_was_not_used_for_longest_is_removed(small_predictor, tmp_path):
     assert tight.use.encoded == 2
 
 
-def test_processes_that_share_a_cache_keep_to_its_size_together(small_predictor, tmp_path):
+def test_processes_that_share_a_cache_respect_its_size_limit_together(small_predictor, tmp_path):
     sam, images = small_predictor.model.sam, torch.rand(6, 1, 3, 128, 128)
     FeatureCache(CacheSettings(folder=tmp_path), "a").encode(sam, images[0])
     size = entries(tmp_path)[0].stat().st_size
-    one, two = (FeatureCache(CacheSettings(folder=tmp_path, most_bytes=4 * size), "a") for _ in range(2))
+    one, two = (FeatureCache(CacheSettings(folder=tmp_path, max_bytes=4 * size), "a") for _ in range(2))
     for k in range(1, 6):  # neither writes more than 3 itself
         (one if k % 2 else two).encode(sam, images[k])
         assert len(entries(tmp_path)) <= 4
 
 
-def test_cache_and_results_lie_apart(tmp_path, monkeypatch):
+def test_cache_and_output_must_not_overlap(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "out"
     for cache in (out, Path("out/cache"), tmp_path):
-        with pytest.raises(SettingError, match=r"must lie apart from --out .*; name another folder"):
+        with raises_code(SettingError, "not_a_cache", str(out)):
             check_apart(cache, out)
     check_apart(tmp_path / "out2", out)
     check_apart(out, None)
 
 
-def test_folder_of_somebody_else_is_left_alone(small_predictor, tmp_path):
+def test_folder_with_other_files_is_refused(small_predictor, tmp_path):
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(
-        SettingError, match=r"holds thesis\.tex, which is not of a cache; name another folder"
-    ):
+    with raises_code(SettingError, "not_a_cache", "thesis.tex"):
         cached(small_predictor, tmp_path)
-    with pytest.raises(OutputError, match="cannot be written"):
+    with raises_code(OutputError, "write_failed"):
         cached(small_predictor, tmp_path / "thesis.tex" / "cache")
-    with pytest.raises(SettingError, match="needs the model's fingerprint"):
+    with raises_code(SettingError, "not_supported"):
         cached(small_predictor, tmp_path / "cache", fingerprint=None)
 
 
-def test_features_that_cannot_be_kept_are_still_used_and_counted(small_predictor, tmp_path, caplog):
+def test_features_that_cannot_be_written_are_used_and_counted(small_predictor, tmp_path, caplog):
     expected = small_predictor.predict(items(0, 1, 2))
     predictor = cached(small_predictor, tmp_path / "cache")
     (tmp_path / "cache").rmdir()
@@ -194,10 +191,10 @@ def test_features_that_cannot_be_kept_are_still_used_and_counted(small_predictor
     assert predictor.cache is not None
     assert (predictor.cache.use.encoded, predictor.cache.use.not_kept) == (3, 3)
     assert len(caplog.messages) == 1
-    assert "not kept" in caplog.messages[0]
+    assert "not cached" in caplog.messages[0]
 
 
-def test_what_a_killed_process_left_is_no_hindrance(small_predictor, tmp_path):
+def test_files_of_a_killed_process_are_ignored(small_predictor, tmp_path):
     cached(small_predictor, tmp_path).predict(items(0))
     (whole,) = entries(tmp_path)
     left = tmp_path / f".{whole.name}.4711.partial"
@@ -208,7 +205,7 @@ def test_what_a_killed_process_left_is_no_hindrance(small_predictor, tmp_path):
     assert use(again) == (1, 0, 0)
 
 
-def test_features_come_back_as_they_were_made(small_predictor, tmp_path):
+def test_cached_features_equal_the_encoded_ones(small_predictor, tmp_path):
     sam, pixels = small_predictor.model.sam, torch.rand(2, 3, 128, 128)
     cache = FeatureCache(CacheSettings(folder=tmp_path), "a")
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""The whole command at 2,000 images, killed twice."""
+"""`vesalius predict` on 2,000 images, killed twice."""
 
 from __future__ import annotations
 

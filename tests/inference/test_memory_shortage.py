@@ -1,4 +1,4 @@
-"""Memory that runs out in the middle of a batch costs time, and never an answer."""
+"""If memory runs out, the batch size is halved and no answer is lost."""
 
 from __future__ import annotations
 
@@ -16,21 +16,14 @@ import torch
 from vesalius.data.image_files import find_images
 from vesalius.inference.predictor import Predictor
 from vesalius.jobs.folder import write_predictions
-from vesalius.models.checkpoint import OpenedModel, new_model
+from vesalius.models.checkpoint import OpenedModel
 
 from ..segmenters import draw_squares
 
 
-@pytest.fixture(scope="module")
-def opened() -> OpenedModel:
-    opened = new_model("tiny", seed=0)
-    opened.model.eval()
-    return opened
-
-
 @contextmanager
 def memory_for(opened: OpenedModel, images: int, error: Exception) -> Iterator[list[int]]:
-    """The segmenter's encoder raises `error` for more images at once; what it was asked for."""
+    """The segmenter's encoder raises `error` for more than `images` images; yields the batch sizes of its calls."""
     asked: list[int] = []
 
     def allocate(_: Any, arguments: tuple[torch.Tensor]) -> None:
@@ -59,23 +52,21 @@ def write(opened: OpenedModel, folder: Path, out: Path) -> tuple[dict[str, Any],
 
 
 @pytest.mark.parametrize("error", SHORTAGES, ids=lambda error: type(error).__name__)
-def test_batch_is_halved_until_it_fits_and_all_answers_come(
+def test_batch_size_is_halved_until_it_fits(
     opened: OpenedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     draw_squares(tmp_path / "in", 6)
     _, expected = write(opened, tmp_path / "in", tmp_path / "whole")
     with memory_for(opened, 1, error) as asked, caplog.at_level(logging.WARNING):
         summary, lines = write(opened, tmp_path / "in", tmp_path / "out")
-    assert asked == [4, 2, 1, 1, 1, 1, 1, 1], "halved, and small from then on"
+    assert asked == [4, 2, 1, 1, 1, 1, 1, 1], "the batch size stays small"
     assert summary["coverage"] == {"ok": 6, "no_seg": 0, "failed": 0}
     assert json.loads((tmp_path / "out" / "run.json").read_text())["batch_halved"] == 2
     assert "memory ran out with 4 images in a batch" in caplog.text
     assert [(line["id"], line["rle"]) for line in lines] == [(line["id"], line["rle"]) for line in expected]
 
 
-def test_image_that_does_not_fit_alone_is_a_failed_row_with_the_reason(
-    opened: OpenedModel, tmp_path: Path
-) -> None:
+def test_image_that_does_not_fit_alone_fails_with_the_reason(opened: OpenedModel, tmp_path: Path) -> None:
     draw_squares(tmp_path / "in", 3)
     with memory_for(opened, 0, SHORTAGES[0]):
         summary, lines = write(opened, tmp_path / "in", tmp_path / "out")
@@ -85,7 +76,7 @@ def test_image_that_does_not_fit_alone_is_a_failed_row_with_the_reason(
     assert not (tmp_path / "out" / "masks").exists()
 
 
-def test_other_errors_are_no_shortage(opened: OpenedModel) -> None:
+def test_other_errors_do_not_halve_the_batch_size(opened: OpenedModel) -> None:
     predictor = Predictor(opened, answer="force", batch_size=2)
     error = RuntimeError("CUDA error: an illegal memory access was encountered")
     frame = np.zeros((8, 8, 3), np.uint8)

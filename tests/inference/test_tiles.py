@@ -1,4 +1,4 @@
-"""Windows: they cover the image, and what they show is put back where it came from."""
+"""Sliding windows: they cover the image, and their maps are blended at the right position."""
 
 import itertools
 
@@ -11,15 +11,8 @@ from vesalius.inference.predictor import Predictor
 from vesalius.inference.tiles import TileSettings, find_windows
 from vesalius.mask_maps import Tile, Tiled, Window
 from vesalius.masks import area_average
-from vesalius.models.checkpoint import OpenedModel, new_model
+from vesalius.models.checkpoint import OpenedModel
 from vesalius.types import Item, Prediction
-
-
-@pytest.fixture(scope="module")
-def opened() -> OpenedModel:
-    opened = new_model("tiny", seed=0)
-    opened.model.eval()
-    return opened
 
 
 @given(
@@ -41,7 +34,7 @@ def test_windows_cover_the_image_and_overlap_enough(size: tuple[int, int], side:
         assert above + side - below >= np.floor(overlap * side) - 1
 
 
-def test_starts_are_those_of_the_worked_case() -> None:
+def test_windows_start_as_in_the_documented_example() -> None:
     windows = find_windows((110, 40), 64, 0.5)
     assert [(window.top, window.left) for window in windows] == [(0, 0), (23, 0), (46, 0)]
 
@@ -60,7 +53,7 @@ def test_equal_tiles_blend_to_the_same_everywhere() -> None:
 
 
 def test_a_thin_line_survives_in_tiles_and_not_in_one_map() -> None:
-    """The ground truth as if a model had seen it perfectly, on maps of 64 cells."""
+    """Perfect predictions on maps of 64 cells: the line is lost in one map and survives in tiles."""
     size = (400, 600)
     y, x = np.mgrid[: size[0], : size[1]]
     truth = np.abs(y - 200 - 90 * np.sin(x / 60)) < 2
@@ -76,7 +69,7 @@ def test_a_thin_line_survives_in_tiles_and_not_in_one_map() -> None:
     assert dice(find_windows(size, 128, 0.25)) > 0.95
 
 
-def test_one_window_of_the_whole_image_is_the_plain_prediction(opened: OpenedModel) -> None:
+def test_one_window_of_the_whole_image_equals_the_plain_prediction(opened: OpenedModel) -> None:
     rng = np.random.default_rng(0)
     items = [
         Item(name, rng.integers(0, 256, (1, 64, 96, 3), dtype=np.uint8), prompts)
@@ -91,7 +84,7 @@ def test_one_window_of_the_whole_image_is_the_plain_prediction(opened: OpenedMod
         assert left.scores == pytest.approx(right.scores, abs=1e-5)
 
 
-def test_several_scales_are_blended_and_stated(opened: OpenedModel) -> None:
+def test_several_scales_are_blended_and_reported(opened: OpenedModel) -> None:
     predictor = Predictor(opened, answer="force", tiles=TileSettings(sides=(48, 96)))
     image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
     prediction = predictor(image, "vessel")

@@ -1,4 +1,4 @@
-"""Clips: the same question about all frames, by the official procedure and by SAM 2's own memory."""
+"""Clips: masks propagated by the official procedure and by SAM 2's own memory."""
 
 import weakref
 from collections.abc import Sequence
@@ -59,14 +59,14 @@ def close(found: dict[int, np.ndarray], expected: dict[int, np.ndarray]) -> None
         np.testing.assert_allclose(found[index], each, atol=1e-3)
 
 
-def test_the_official_procedure_is_that_of_predict_forward(
+def test_official_propagation_equals_predict_forward(
     predictor: OfficialPredictor, clip: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pictures = [Image.fromarray(frame) for frame in clip[:5]]
     asked = []
 
     def read_instead(model: object, batch: Batch, *_: object) -> Answer:
-        """These weights write no [SEG] by themselves."""
+        """Forced, because these random weights write no [SEG]."""
         asked.append(batch.input_ids)
         return predictor.answer_batch(
             read_questions(predictor.processor, pictures, ["blood vessel"], answered=True)
@@ -84,7 +84,7 @@ def test_the_official_procedure_is_that_of_predict_forward(
     assert found[0].predictions[0].text + "<|im_end|>" == expected["prediction"]
 
 
-def test_each_frame_is_encoded_once_and_comes_in_its_turn(
+def test_each_frame_is_encoded_once_and_comes_in_order(
     predictor: OfficialPredictor, clip: list[np.ndarray]
 ) -> None:
     encoded = []
@@ -101,14 +101,16 @@ def test_each_frame_is_encoded_once_and_comes_in_its_turn(
         assert all(each.masks.shape == (1, 60, 80) for each in frame.predictions)
 
 
-def test_prompts_together_equal_each_alone(predictor: OfficialPredictor, clip: list[np.ndarray]) -> None:
+def test_prompts_together_equal_each_prompt_alone(
+    predictor: OfficialPredictor, clip: list[np.ndarray]
+) -> None:
     prompts = ["blood vessel", "catheter"]
     together = list(predictor.predict_video(clip, prompts))
     for index, prompt in enumerate(prompts):
         close(logits(list(predictor.predict_video(clip, [prompt]))), logits(together, index))
 
 
-def test_frames_before_the_first_key_frame_are_followed_back(
+def test_frames_before_the_first_key_frame_are_predicted_backwards(
     predictor: OfficialPredictor, clip: list[np.ndarray]
 ) -> None:
     order = [frame.index for frame in predictor.predict_video(clip, ["blood vessel"], key_frames=[3])]
@@ -124,7 +126,7 @@ def test_frames_before_the_first_key_frame_are_followed_back(
     assert np.abs(there[2] - there[4]).max() > 1e-2
 
 
-def test_a_broken_frame_fails_and_the_others_go_on(
+def test_a_broken_frame_fails_and_the_others_are_predicted(
     predictor: OfficialPredictor, clip: list[np.ndarray]
 ) -> None:
     broken: list[Any] = [*clip[:3], Path("lost.png"), clip[4], np.zeros((9, 9, 3), np.uint8), clip[6]]
@@ -137,7 +139,7 @@ def test_a_broken_frame_fails_and_the_others_go_on(
     assert np.abs(found[4].predictions[0].logits - whole[4].predictions[0].logits).max() > 0
 
 
-def test_a_key_frame_that_is_broken_gives_way_to_the_next(
+def test_a_broken_key_frame_is_replaced_by_the_next_frame(
     predictor: OfficialPredictor, clip: list[np.ndarray]
 ) -> None:
     broken: list[Any] = [Path("lost.png"), *clip[1:]]
@@ -150,7 +152,7 @@ def test_a_key_frame_that_is_broken_gives_way_to_the_next(
         list(predictor.predict_video([Path("lost.png")] * 2, ["blood vessel"]))
 
 
-def test_without_seg_frames_are_looked_at_all_the_same(
+def test_all_frames_are_read_without_any_seg(
     predictor: OfficialPredictor, clip: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer_batch = predictor.answer_batch
@@ -166,12 +168,10 @@ def test_without_seg_frames_are_looked_at_all_the_same(
     assert not found[0].predictions[0].mask.any()
 
 
-def test_frames_are_read_when_they_are_needed_and_not_kept(
-    predictor: OfficialPredictor, clip: list[np.ndarray]
-) -> None:
+def test_frames_are_read_on_demand_and_not_kept(predictor: OfficialPredictor, clip: list[np.ndarray]) -> None:
     alive: list[weakref.ref[Image.Image]] = []
 
-    class Film(Sequence[Image.Image]):
+    class LazyClip(Sequence[Image.Image]):
         def __len__(self) -> int:
             return 20
 
@@ -181,56 +181,56 @@ def test_frames_are_read_when_they_are_needed_and_not_kept(
             return picture
 
     most = 0
-    for _ in predictor.predict_video(Film(), ["blood vessel"], reprompt_every=10):
+    for _ in predictor.predict_video(LazyClip(), ["blood vessel"], reprompt_every=10):
         most = max(most, sum(each() is not None for each in alive))
     assert len(alive) <= 20 + len(spread(20))
     assert most <= KEY_FRAMES + 1
 
 
 @given(st.sets(st.integers(0, 60), min_size=1, max_size=20), st.integers(0, 60))
-def test_the_key_frames_that_are_remembered_are_those_of_sam2(keys: set[int], frame: int) -> None:
+def test_key_frames_in_memory_are_those_of_sam2(keys: set[int], frame: int) -> None:
     shown: Any = dict.fromkeys(sorted(keys))
     expected, _ = Sam2VideoModel._select_closest_cond_frames(SimpleNamespace(), frame, shown, KEY_FRAMES)
     assert set(nearest_keys(sorted(keys), frame)) == set(expected)
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 6, 300])
-def test_the_language_model_sees_frames_from_the_whole_clip(n: int) -> None:
+def test_the_language_model_sees_frames_of_the_whole_clip(n: int) -> None:
     seen = spread(n)
     assert len(set(seen)) == len(seen) == min(n, 5)
     assert (seen[0], seen[-1]) == (0, n - 1)
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "code", "field"),
     [
-        ({"propagation": "frames"}, "choose official or sam2"),
-        ({"propagation": "official", "reprompt_every": 3}, "has no key frames"),
-        ({"key_frames": [1], "reprompt_every": 3}, "not both"),
-        ({"key_frames": [FRAMES]}, f"the clip has {FRAMES} frames"),
-        ({"reprompt_every": 0}, "at least 1; got 0"),
+        ({"propagation": "frames"}, "bad_value", "propagation"),
+        ({"propagation": "official", "reprompt_every": 3}, "conflicting_settings", "propagation"),
+        ({"key_frames": [1], "reprompt_every": 3}, "conflicting_settings", "key_frames"),
+        ({"key_frames": [FRAMES]}, "bad_value", "key_frames"),
+        ({"reprompt_every": 0}, "bad_value", "reprompt_every"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(
-    predictor: OfficialPredictor, clip: list[np.ndarray], settings: dict[str, Any], message: str
+    predictor: OfficialPredictor, clip: list[np.ndarray], settings: dict[str, Any], code: str, field: str
 ) -> None:
-    with pytest.raises(SettingError, match=message):
+    with raises_code(SettingError, code) as caught:
         predictor.predict_video(clip, ["blood vessel"], **settings)
+    assert caught.value.field == field
 
 
-def test_what_cannot_be_asked_of_a_clip_is_refused(
+def test_clips_and_models_that_do_not_fit_are_refused(
     predictor: OfficialPredictor, clip: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(SettingError, match="no prompt"):
-        predictor.predict_video(clip, [])
-    with pytest.raises(SettingError, match="no frames"):
-        predictor.predict_video([], ["blood vessel"])
+    for frames, prompts in ((clip, []), ([], ["blood vessel"])):
+        with raises_code(SettingError, "bad_value"):
+            predictor.predict_video(frames, prompts)
     with raises_code(SettingError, "invalid_prompt", "[SEG]"):
         list(predictor.predict_video(clip, ["[SEG]"]))
     monkeypatch.setattr(predictor, "tiles", TileSettings())
-    with pytest.raises(SettingError, match="leave --tiles out"):
+    with raises_code(SettingError, "conflicting_settings", "--tiles"):
         predictor.predict_video(clip, ["blood vessel"])
     monkeypatch.undo()
     monkeypatch.setattr(predictor.model.sam, "mem_dim", 32)
-    with pytest.raises(CheckpointError, match="memories have 32 channels"):
+    with raises_code(CheckpointError, "invalid_model_config", "32 channels"):
         list(predictor.predict_video(clip[:1], ["blood vessel"]))

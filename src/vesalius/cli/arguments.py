@@ -128,7 +128,7 @@ def prediction_settings(args: argparse.Namespace) -> dict[str, Any]:
         settings["tiles"] = make_settings(TileSettings, {"sides": args.tiles}, "--tiles")
     if "cache" in args:
         check_apart(args.cache, vars(args).get("out"))
-        limit = {"most_bytes": parse_size(args.cache_size, "--cache-size")} if "cache_size" in args else {}
+        limit = {"max_bytes": parse_size(args.cache_size, "--cache-size")} if "cache_size" in args else {}
         settings["cache"] = CacheSettings(folder=args.cache, **limit)
     if cleaning := given(args, "fill_holes drop_specks"):
         settings["cleaning"] = make_settings(Cleaning, cleaning, "mask clean-up")

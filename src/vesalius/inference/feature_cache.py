@@ -1,7 +1,7 @@
-"""SAM 2's features of images, kept on disk: an image that the same model saw before is not encoded again.
+"""Cache of SAM 2 image embeddings on disk: an image that the same model saw before is not encoded again.
 
-An entry is found by what decides about it: the pixels that enter the encoder, the model's fingerprint, the dtype, the
-kind of device and the versions of the libraries. It holds a SHA-256 of itself; one that does not fit is made anew.
+The key of an entry is a hash of the encoder's input pixels, the model's fingerprint, the dtype, the kind of device and
+the library versions. Each entry contains its own SHA-256; an entry that does not match is computed again.
 """
 
 from __future__ import annotations
@@ -32,56 +32,64 @@ from vesalius.models.segmenter import Features, encode_images
 log = logging.getLogger(__name__)
 
 ENTRY = re.compile(r"\.?[0-9a-f]{64}\.safetensors(\.\d+\.partial)?")
-"""Name of an entry, or of one that was being written when its process was killed."""
+"""File name of an entry, or of a partial one that a killed process left."""
 PROBE = re.compile(r"\.\d+\.probe")
-"""Name of what `prepare_folder` of another process writes, to see whether it can."""
+"""File name of the write test of `prepare_folder` in another process."""
 LEVELS = tuple(level.name for level in fields(Features))
 DIGEST = "sha256"
-LEFT = 0.9
-"""Share of the most bytes that is left when the least recently used entries are removed."""
+KEPT = 0.9
+"""Share of the size limit that is left after the least recently used entries were evicted."""
 
 RECOUNTED = 0.05
-"""Share of the most bytes after which a process that wrote them looks what others wrote."""
+"""Share of the size limit that a process writes before it counts the entries of other processes again."""
 
 
 class CacheSettings(Settings):
-    """Where features are kept, and how many."""
+    """Folder and size limit of the cache."""
 
     folder: Path
-    """Of this cache alone; any number of models and processes may share it."""
-    most_bytes: PositiveInt = 8 << 30
-    """Of all entries; beyond it those that were not used for longest are removed."""
+    """Folder for this cache only; any number of models and processes may share it."""
+    max_bytes: PositiveInt = 8 << 30
+    """Size limit of all entries together; beyond it the least recently used entries are evicted."""
 
 
 @dataclass
 class CacheUse:
-    """What came of a cache so far, in images."""
+    """Counters of a cache, in images."""
 
     read: int = 0
+    """Read from the cache."""
     encoded: int = 0
-    """Not there, or damaged."""
+    """Encoded, because the entry was missing or damaged."""
     damaged: int = 0
-    """Entries that were not what was written."""
+    """Damaged entries."""
     not_kept: int = 0
-    """Encoded, but could not be written."""
+    """Encoded, but not written because the disk refused."""
 
 
 class FeatureCache:
-    """The features of a model of this fingerprint; for any thread.
+    """The cached embeddings of the model with this fingerprint; safe in any thread.
 
-    OutputError where the folder cannot be written to; SettingError where it holds anything but a cache, for entries
-    are removed from it, and without a fingerprint.
+    OutputError if the folder cannot be written to; SettingError without a fingerprint, and for a folder with other
+    files, because entries are deleted from it.
     """
 
     def __init__(self, settings: CacheSettings, fingerprint: str | None) -> None:
         if fingerprint is None:
-            raise SettingError("a cache of features needs the model's fingerprint, which a model on disk has")
+            raise SettingError(
+                "the feature cache needs the fingerprint of a model on disk; open the model by its folder",
+                code="not_supported",
+                field="cache",
+            )
         self.settings = settings
         self.use = CacheUse()
         self._folder = prepare_folder(settings.folder)
         if others := sorted(entry.name for entry in self._folder.iterdir() if not _is_ours(entry.name)):
             raise SettingError(
-                f"{self._folder}: holds {others[0]}, which is not of a cache; name another folder"
+                f"{self._folder}: contains {others[0]}, which is not part of a cache; name another folder",
+                code="not_a_cache",
+                path=self._folder,
+                field="cache",
             )
         known = versions()
         self._origin = to_json(
@@ -90,18 +98,18 @@ class FeatureCache:
         self._lock = Lock()
         self._bytes = sum(size for _, size, _ in self._entries())
         self._written = 0
-        """Bytes of what was written since the entries were counted."""
+        """Bytes written since the entries were counted."""
 
     def encode(self, sam: Sam2VideoModel, pixels: torch.Tensor) -> Features:
-        """Features of float (i, 3, S, S), as `encode_images`; what is not in the cache is encoded together, and kept."""
+        """Features of float (i, 3, S, S) like `encode_images`; missing ones are encoded together and written."""
         names = [self._name(image) for image in pixels]
         found = [self._read(name) for name in names]
-        missing = [place for place, each in enumerate(found) if each is None]
+        missing = [index for index, each in enumerate(found) if each is None]
         if missing:
             made = encode_images(sam, pixels[missing])
-            for row, place in enumerate(missing):
-                found[place] = [getattr(made, level)[row].detach() for level in LEVELS]
-                self._keep(names[place], found[place] or ())
+            for row, index in enumerate(missing):
+                found[index] = [getattr(made, level)[row].detach() for level in LEVELS]
+                self._write(names[index], found[index] or ())
         with self._lock:
             self.use.encoded += len(missing)
             self.use.read += len(names) - len(missing)
@@ -113,7 +121,7 @@ class FeatureCache:
         return hashlib.sha256(to_json(known).encode()).hexdigest()
 
     def _read(self, name: str) -> list[torch.Tensor] | None:
-        """The levels of an entry; None where there is none that can be trusted."""
+        """The levels of an entry; None if it is missing or damaged."""
         path = self._folder / f"{name}.safetensors"
         try:
             tensors = safetensors.torch.load(path.read_bytes())
@@ -125,66 +133,73 @@ class FeatureCache:
             log.debug("%s: %s", path, error)
             whole = False
         if not whole:
-            log.warning("%s: is damaged, and made anew", path)
+            log.warning("%s: is damaged and will be written again", path)
             with self._lock:
                 self.use.damaged += 1
             return None
-        with suppress(OSError):  # another process may have removed it since
+        with suppress(OSError):  # another process may have evicted it since
             os.utime(path)
         return levels
 
-    def _keep(self, name: str, levels: Sequence[torch.Tensor]) -> None:
+    def _write(self, name: str, levels: Sequence[torch.Tensor]) -> None:
         path = self._folder / f"{name}.safetensors"
         levels = [level.cpu().contiguous() for level in levels]
         tensors = dict(zip(LEVELS, levels, strict=True)) | {DIGEST: _digest(name, levels)}
-        with self._lock:  # two threads with the same image would write under the same temporary name
+        with self._lock:  # two threads with the same image would write the same temporary file
             try:
                 with replacing(path) as aside:
                     try:
                         safetensors.torch.save_file(tensors, aside)
-                    except SafetensorError as error:  # what it makes of a full disk
-                        raise OutputError(f"{path}: cannot be written ({error})") from error
+                    except SafetensorError as error:  # raised for a full disk
+                        raise OutputError(
+                            f"{path}: cannot be written ({error})", code="write_failed", path=path
+                        ) from error
                 size = path.stat().st_size
                 self._bytes += size
                 self._written += size
             except (OSError, OutputError) as error:
                 if not self.use.not_kept:
-                    log.warning("%s; the features of this image, and perhaps of others, are not kept", error)
+                    log.warning("%s; embeddings of this image, and perhaps of others, are not cached", error)
                 self.use.not_kept += 1
-            if self._bytes > self.settings.most_bytes or self._written > RECOUNTED * self.settings.most_bytes:
+            if self._bytes > self.settings.max_bytes or self._written > RECOUNTED * self.settings.max_bytes:
                 self._shrink()
 
     def _shrink(self) -> None:
-        """Count the entries, and where they are too many remove those that were not used for longest."""
+        """Count the entries, and evict the least recently used ones beyond the size limit."""
         entries = sorted(self._entries())
         self._bytes = sum(size for _, size, _ in entries)
         self._written = 0
-        if self._bytes <= self.settings.most_bytes:
+        if self._bytes <= self.settings.max_bytes:
             return
         for _, size, path in entries:
-            if self._bytes <= LEFT * self.settings.most_bytes:
+            if self._bytes <= KEPT * self.settings.max_bytes:
                 return
             with suppress(OSError):
                 path.unlink()
             self._bytes -= size
 
     def _entries(self) -> list[tuple[int, int, Path]]:
-        """Time of last use, bytes and path of each."""
+        """Time of last use, bytes and path of each entry."""
         found = []
         for path in self._folder.iterdir():
             if not ENTRY.fullmatch(path.name):
                 continue
-            with suppress(OSError):  # another process may have removed it since
+            with suppress(OSError):  # another process may have evicted it since
                 state = path.stat()
                 found.append((state.st_mtime_ns, state.st_size, path))
         return found
 
 
 def check_apart(folder: Path, out: Path | None) -> None:
-    """Raise SettingError where a cache and the folder of results are one, or one lies in the other."""
+    """Raise SettingError if the cache and the output folder are equal, or one contains the other."""
     cache, results = folder.resolve(), None if out is None else out.resolve()
     if results is not None and (cache.is_relative_to(results) or results.is_relative_to(cache)):
-        raise SettingError(f"--cache {folder}: must lie apart from --out {out}; name another folder")
+        raise SettingError(
+            f"--cache {folder}: must not overlap --out {out}; name another folder",
+            code="not_a_cache",
+            path=folder,
+            field="cache",
+        )
 
 
 def _is_ours(name: str) -> bool:
@@ -197,7 +212,7 @@ def _bytes(tensor: torch.Tensor) -> np.ndarray:
 
 
 def _digest(name: str, levels: Sequence[torch.Tensor]) -> torch.Tensor:
-    """uint8 (32,): SHA-256 of the name of an entry and all that is in it."""
+    """uint8 (32,): SHA-256 of the name and content of an entry."""
     digest = hashlib.sha256(name.encode())
     for level in levels:
         digest.update(f"{level.dtype} {tuple(level.shape)}".encode())

@@ -1,8 +1,8 @@
-"""Where a large image is looked at closely: windows that overlap, each as large as the segmenter's input shows well.
+"""Sliding windows: decode the masks of a large image in overlapping windows, each at the segmenter's full resolution.
 
-The mask decoder's map has a quarter of the side of the segmenter's input. On the whole of a fundus image of
-3504 x 2336 a cell of it is 14 pixels wide, and even the ground truth, brought to that map and back, has a Dice of
-0.77; in windows of half the input's side, where a cell is 2 pixels, it has 0.99 (benchmarks/tiles.py).
+The mask decoder's map has a quarter of the side of the segmenter's input. On a whole fundus image of 3504 x 2336 one
+cell of the map is 14 pixels wide, and even the ground truth, reduced to that map and enlarged again, has a Dice of 0.77.
+In windows of half the input's side, where a cell is 2 pixels wide, it has 0.99 (benchmarks/tiles.py).
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from vesalius.models.textseg import Encode, TextSegModel
 
 
 class TileSettings(Settings):
-    """How an image is cut into windows. The language model sees the whole image; each [SEG] is decoded in each window."""
+    """Windows of an image. The language model sees the whole image; each [SEG] is decoded in each window."""
 
     sides: tuple[Annotated[int, Field(ge=32)], ...] = ()
-    """Sides of the square windows in pixels, one for each scale; none: half of the segmenter's input."""
+    """Sides of the square windows in pixels, one per scale; empty: half of the segmenter's input side."""
     overlap: Annotated[float, Field(ge=0, le=0.9)] = 0.25
-    """Least share of a window's side that it has in common with the next."""
+    """Smallest overlap of neighboring windows, as a share of their side."""
 
 
 def find_windows(size: Size, side: int, overlap: float) -> list[Window]:
-    """Windows of `side` that cover an image of `size`, evenly spaced, from the top left row by row.
+    """Windows of `side` that cover an image of `size`, evenly spaced, row by row from the top left.
 
-    Worked case: 110 pixels, side 64, overlap 0.5: steps of at most 32, so starts 0, 23, 46. An axis that is not longer
-    than `side` has one window of its own length.
+    Example: 110 pixels, side 64, overlap 0.5: steps of at most 32, hence starts 0, 23, 46. An axis not longer than
+    `side` has one window of its own length.
     """
     return [
         Window(top, left, min(side, size[0]), min(side, size[1]))
@@ -54,9 +54,9 @@ def decode_tiles(
     batch_size: int,
     encode: Encode = encode_images,
 ) -> tuple[list[Tile], torch.Tensor]:
-    """The tiles of a frame uint8 (h, w, 3), and float (n,) the predicted IoU of each prompt, its mean over the tiles.
+    """The tiles of a frame uint8 (h, w, 3), and the predicted IoU of each prompt, float (n,), averaged over the tiles.
 
-    `prompts` float (n, c) are the embeddings of each [SEG]; `batch_size` windows are encoded together, by `encode`.
+    `prompts` float (n, c) are the [SEG] embeddings; `batch_size` windows are encoded together by `encode`.
     """
     size = frame.shape[0], frame.shape[1]
     sides = settings.sides or (processor.spec.sam_size // 2,)
@@ -76,7 +76,7 @@ def decode_tiles(
 
 
 def _on_each(prompts: torch.Tensor, images: int) -> SegPrompts:
-    """The same prompts on each of several images, image by image."""
+    """The same prompts for each of several images, image by image."""
     image = torch.arange(images, device=prompts.device).repeat_interleave(len(prompts))
     return SegPrompts(prompts.repeat(images, 1), image, image)
 

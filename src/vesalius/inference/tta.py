@@ -1,8 +1,8 @@
-"""Test-time augmentation: the segmenter sees an image in several views, and the mean of what it says is the answer.
+"""Test-time augmentation: the segmenter sees an image in several views, and the probabilities are averaged.
 
-A view changes the square that SAM 2 sees, and its map is changed back. The language model sees the image once, as it
-is: on `tiny` its answer to the flipped image gave the same masks (docs/prediction.md). Probabilities are averaged, not
-logits: a view that is very sure and wrong then counts as one voice among several.
+A view transforms SAM 2's input square, and its map is transformed back. The language model sees the plain image only:
+on `tiny` its answer to the flipped image gave the same masks (docs/prediction.md). Probabilities are averaged, not
+logits, so that a single view that is confident and wrong does not dominate.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from vesalius.models.segmenter import MaskLogits, SegPrompts
 
 VIEWS = {
     "flip": "left to right",
-    "scale_0.75": "3/4 of the size, on a gray ground",
-    "scale_1.33": "4/3 of the size, in four windows that overlap",
+    "scale_0.75": "3/4 of the size, padded with gray",
+    "scale_1.33": "4/3 of the size, in four overlapping windows",
 }
-"""Beside the plain one. A scale is of the square; 3/4 of it is a whole number of cells of every map."""
+"""Views in addition to the plain image. 3/4 of the square is a whole number of cells of every map."""
 FINER = 2
-"""Cells of a map of another scale for one of the plain map. With 1 the mean with `scale_1.33` had a Dice of 0.781 on 20
+"""Resolution of maps of another scale, relative to the plain map. With 1 the mean with `scale_1.33` had a Dice of 0.781 on 20
 synthetic angiograms, with 2 of 0.795, with 4 of 0.800 (fine-tuned on ARCADE 0.700, 0.701, 0.700)."""
 
 HUMPS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-"""Where a word of camel case begins."""
+"""Boundaries of words in camel case."""
 SIDE_WORDS = re.compile(
     r"(?<![a-zà-ɏ])(?:(?:left|right)(?:most|wards?|sided|hand(?:ed)?)?"
     r"|(?:link|recht)(?:e[mnrs]?|s\w*)|gauches?|droit(?:es?|s)?|(?:izquierd|derech|esquerd|direit)[ao]s?"
@@ -41,43 +41,52 @@ SIDE_WORDS = re.compile(
     r"|(?<![а-яё])(?:с|на)?(?:лев|прав)[аоуы]|왼|오른|[좌우]측|[左右]",
     re.IGNORECASE,
 )
-"""The words that are known to name a side, in English, German, Dutch, French, Spanish, Portuguese, Italian, Latin,
-Russian, Korean, Chinese and Japanese. Others, and abbreviations such as LAD, are not noticed: whoever asks in them leaves
-the view flip out."""
+"""Words that name a side, in English, German, Dutch, French, Spanish, Portuguese, Italian, Latin, Russian, Korean,
+Chinese and Japanese. Other languages, and abbreviations such as LAD, are not recognized: leave the view flip out there."""
 
 
 def choose_views(names: Collection[str]) -> tuple[str, ...]:
-    """The views of these names, in the order of `VIEWS`; SettingError for none, or for another name."""
+    """The named views in the order of `VIEWS`; SettingError for an empty list or an unknown name."""
     if not names or (unknown := [name for name in names if name not in VIEWS]):
         wrong = f"unknown view {unknown[0]!r}" if names else "no view"
-        raise SettingError(f"test-time augmentation: {wrong}; choose from {', '.join(VIEWS)}")
+        raise SettingError(
+            f"test-time augmentation: {wrong}; choose from {', '.join(VIEWS)}", code="bad_value", field="tta"
+        )
     return tuple(name for name in VIEWS if name in names)
 
 
 def check_whole_images(tiles: TileSettings | None) -> None:
-    """Raise SettingError for views of windows."""
+    """Raise SettingError for views together with tiles."""
     if tiles is not None:
-        raise SettingError("test-time augmentation is of whole images; give --tta or --tiles, not both")
+        raise SettingError(
+            "test-time augmentation works on whole images; give --tta or --tiles, not both",
+            code="conflicting_settings",
+            field="tta",
+        )
 
 
 def find_gain(card: Card, tiles: TileSettings | None, name: str) -> TtaGain:
-    """The views that a card allows; SettingError where no gain was measured, and beside tiles."""
+    """The measured gain of a card, with its views; SettingError without one, and for tiles."""
     check_whole_images(tiles)
     if card.tta is None:
         raise SettingError(
             f"{name or card.spec.name}: no gain of test-time augmentation was measured for it; run `vesalius tune "
-            f"{name or 'MODEL'} DATA --tta {','.join(VIEWS)}` on validation data, or predict without --tta"
+            f"{name or 'MODEL'} DATA --tta {','.join(VIEWS)}` on validation data, or predict without --tta",
+            code="no_tta_gain",
+            field="tta",
         )
     return card.tta
 
 
 def check_phrases(prompts: Iterable[str], views: Collection[str]) -> None:
-    """Raise SettingError for phrases that name a side by one of `SIDE_WORDS`, where an image is to be flipped."""
+    """Raise SettingError for phrases with one of `SIDE_WORDS`, if flip is among the views."""
     sided = [repr(each) for each in prompts if SIDE_WORDS.search(HUMPS.sub(" ", each))]
     if sided and "flip" in views:
         raise SettingError(
-            f"a phrase names a side, which a flipped image has elsewhere: {', '.join(dict.fromkeys(sided))}; "
-            "ask without the view flip, or without test-time augmentation"
+            f"a phrase names a side, which is the other side in a flipped image: {', '.join(dict.fromkeys(sided))}; "
+            "leave out the view flip, or test-time augmentation",
+            code="side_in_phrase",
+            field="prompt",
         )
 
 
@@ -112,18 +121,18 @@ def decode_views(
 
 
 def _flip(decode: Decode, squares: Sequence[torch.Tensor], seg: SegPrompts) -> MaskLogits:
-    seen = decode([square.flip(-1) for square in squares], seg)
-    return _with_logits(seen, seen.logits.flip(-1))
+    decoded = decode([square.flip(-1) for square in squares], seg)
+    return _with_logits(decoded, decoded.logits.flip(-1))
 
 
 def _scale_down(decode: Decode, squares: Sequence[torch.Tensor], seg: SegPrompts) -> MaskLogits:
     side = squares[0].shape[-1]
     edge = side // 8
-    # 0 is the mean color of what SAM 2 was trained on
-    seen = decode([pad(_resize(square, side * 3 // 4), [edge] * 4) for square in squares], seg)
-    cells = seen.logits.shape[-1]
+    # 0 is the mean color of SAM 2's training images
+    decoded = decode([pad(_resize(square, side * 3 // 4), [edge] * 4) for square in squares], seg)
+    cells = decoded.logits.shape[-1]
     cut = slice(cells // 8, cells - cells // 8)
-    return _with_logits(seen, _resize(seen.logits[:, cut, cut].float(), FINER * cells))
+    return _with_logits(decoded, _resize(decoded.logits[:, cut, cut].float(), FINER * cells))
 
 
 def _scale_up(decode: Decode, squares: Sequence[torch.Tensor], seg: SegPrompts) -> MaskLogits:
@@ -131,22 +140,22 @@ def _scale_up(decode: Decode, squares: Sequence[torch.Tensor], seg: SegPrompts) 
     windows = []
     for down in (0, 1):
         for right in (0, 1):
-            place = _corner(side, down), _corner(side, right)
-            seen = decode([_resize(square[:, place[0], place[1]], side) for square in squares], seg)
-            windows.append((down, right, seen))
-    cells = FINER * seen.logits.shape[-1]
-    whole = seen.logits.new_zeros(len(seg.row), cells, cells, dtype=torch.float32)
+            rows, columns = _corner(side, down), _corner(side, right)
+            decoded = decode([_resize(square[:, rows, columns], side) for square in squares], seg)
+            windows.append((down, right, decoded))
+    cells = FINER * decoded.logits.shape[-1]
+    whole = decoded.logits.new_zeros(len(seg.row), cells, cells, dtype=torch.float32)
     weights = torch.zeros_like(whole[0])
     steps = torch.arange(cells * 3 // 4, device=weights.device) + 0.5
     near = torch.minimum(steps, len(steps) - steps)
-    # as tiles are blended: a window counts the less the nearer the cell lies to its border
+    # blended like tiles: the weight of a window falls linearly towards its border
     weight = torch.minimum(near[:, None], near)
-    for down, right, seen in windows:
-        place = _corner(cells, down), _corner(cells, right)
-        whole[:, place[0], place[1]] += weight * _resize(seen.logits.float(), len(steps))
-        weights[place] += weight
-    scores = torch.stack([seen.scores for _, _, seen in windows]).mean(dim=0)
-    return MaskLogits(whole / weights, scores, seen.candidates[:0], seen.candidate_scores[:0])
+    for down, right, decoded in windows:
+        rows, columns = _corner(cells, down), _corner(cells, right)
+        whole[:, rows, columns] += weight * _resize(decoded.logits.float(), len(steps))
+        weights[rows, columns] += weight
+    scores = torch.stack([decoded.scores for _, _, decoded in windows]).mean(dim=0)
+    return MaskLogits(whole / weights, scores, decoded.candidates[:0], decoded.candidate_scores[:0])
 
 
 def _corner(length: int, last: int) -> slice:
@@ -154,13 +163,13 @@ def _corner(length: int, last: int) -> slice:
 
 
 def _resize(maps: torch.Tensor, side: int) -> torch.Tensor:
-    """float (n, side, side) of float (n, s, s)."""
+    """Maps float (n, s, s) resized to (n, side, side)."""
     return interpolate(maps[None], (side, side), mode="bilinear", antialias=True, align_corners=False)[0]
 
 
-def _with_logits(seen: MaskLogits, logits: torch.Tensor) -> MaskLogits:
+def _with_logits(decoded: MaskLogits, logits: torch.Tensor) -> MaskLogits:
     # dropped: the candidates lie in the frame of the view
-    return MaskLogits(logits, seen.scores, seen.candidates[:0], seen.candidate_scores[:0])
+    return MaskLogits(logits, decoded.scores, decoded.candidates[:0], decoded.candidate_scores[:0])
 
 
 DECODE_VIEW: dict[str, Callable[[Decode, Sequence[torch.Tensor], SegPrompts], MaskLogits]] = {
