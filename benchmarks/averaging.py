@@ -1,12 +1,11 @@
-"""Does a running mean of the weights (`optim.ema_decay`) predict better than the weights of the last step?
+"""Mean Dice with an exponential moving average of the weights (`optim.ema_decay`), against the weights of the last step.
 
     .venv/bin/python benchmarks/averaging.py [--data FOLDER] [--steps 300] [--decays 0.9 0.97 0.99] [--seeds 2] [--json FILE]
 
-One run a seed of `tiny`, from its shipped weights, everything training, with a constant rate and with the cosine of a
-recipe; on FOLDER's annotations.train.json, all objects of an image as one "blood vessel", or on synthetic angiograms. After
-the last step the same validation images are scored with the weights and with each mean, so that all share one trajectory
-and differ in nothing else. Decays rise, and are the same until they are reached: 0.9 after 80 steps, 0.97 after 290, 0.99
-after 890.
+One run per seed of the shipped `tiny` with `trainable: full`, with a constant learning rate and with cosine decay; on
+FOLDER's annotations.train.json, with all objects of an image as one "blood vessel", or on synthetic angiograms. After the
+last step the validation images are scored with the last weights and with each average of the same run. Decays increase
+during a run, and reach 0.9 after 80 steps, 0.97 after 290, 0.99 after 890.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ LR = 5e-4
 def measure(
     sets: tuple[Path, Path], steps: int, decays: list[float], seed: int, cosine: bool
 ) -> dict[str, float]:
-    """Mean Dice on the validation images of the weights after the last step, and of each mean."""
+    """Mean Dice on the validation images with the last weights, and with each average."""
     torch.manual_seed(seed)
     opened = open_model("tiny")
     loss = LossSettings(text=0.1, bce=3.0, dice=1.0)
@@ -85,7 +84,7 @@ def measure(
 
 
 def main() -> None:
-    """Measure, print a table, and write it."""
+    """Measure, print a table and write the result."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,14 +1,14 @@
-"""Which loss gives the best masks after the same steps of training?
+"""Mask quality after training with different losses.
 
     .venv/bin/python benchmarks/losses.py [--data FOLDER] [--steps 240] [--seeds 0 1 2] [--json FILE]
 
-The shipped `tiny` is fine-tuned as recipes/arcade.yaml says but for the loss, once for each way of LOSSES and each
-seed, from the same weights on the same images in the same order, all objects of an image as one "blood vessel". FOLDER
-holds annotations.train.json and annotations.val.json; without one, synthetic retinas are drawn, of a kind that `tiny`
-knows already. The last weights are scored on the validation images with the answer forced: Dice and clDice of the masks
-at probability 0.5, and Dice at the threshold that is best for all of them, because a loss may move the probabilities
-and leave the order of pixels as it is. The spread between seeds is beside the mean: a difference that is smaller says
-nothing. A seed changes order, augmentation and points. FILE is written anew after each way.
+The shipped `tiny` is fine-tuned with recipes/arcade.yaml, once for each entry of LOSSES and each seed, from the same
+weights on the same images in the same order, with all objects of an image as one "blood vessel". FOLDER holds
+annotations.train.json and annotations.val.json; without it, synthetic retinas are drawn, which `tiny` already segments.
+The last weights are scored on the validation images with forced answers: Dice and clDice at probability 0.5, and Dice at
+the best common threshold, because a loss may shift the probabilities without changing the order of pixels. The table has
+mean and spread over seeds; differences below the spread are not meaningful. A seed changes order, augmentation and sampled
+points. FILE is rewritten after each loss.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ LOSSES: dict[str, dict[str, Any]] = {
     "focal for bce": {"bce": 0, "focal": 10},
     "objects": {"class_balanced": True},
 }
-"""Name of a way -> what differs from the defaults of `LossSettings`."""
+"""Name -> changes from the defaults of `LossSettings`."""
 THRESHOLDS = tuple(round(0.05 * k, 2) for k in range(1, 20))
 
 
 def train_one(sets: dict[str, Path], way: str, seed: int, steps: int, folder: Path) -> tuple[Path, float]:
-    """The run folder of one training, and the median of its seconds a step."""
+    """The run folder of one training, and its median seconds per step."""
     changes = {
         "minutes": None,
         "steps": steps,
@@ -75,7 +75,7 @@ def train_one(sets: dict[str, Path], way: str, seed: int, steps: int, folder: Pa
 
 
 def score_one(run: Path, items: list[Item]) -> dict[str, float]:
-    """Means over the validation images."""
+    """Mean scores over the validation images."""
     predictor = load_predictor(run / "last", answer="force")
     dices, lines, at_threshold = [], [], []
     for start in range(0, len(items), predictor.batch_size):
@@ -96,7 +96,7 @@ def score_one(run: Path, items: list[Item]) -> dict[str, float]:
 
 
 def measure(name: str, sets: dict[str, Path], args: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
-    """For each way a row for each seed; prints one line for each way."""
+    """One row per loss and seed; prints one line per loss."""
     samples = open_dataset(sets["val"], prompt="blood vessel").annotated().samples[: args.images]
     items = [load_item(sample) for sample in samples]
     print(f"\n{name}: {args.steps} steps, {len(items)} validation images, seeds {args.seeds}")
@@ -119,12 +119,12 @@ def measure(name: str, sets: dict[str, Path], args: argparse.Namespace) -> Itera
 
 
 def spread(values: list[float]) -> str:
-    """Mean, and half of what lies between the least and the largest."""
+    """Mean, and half of the range."""
     return f"{statistics.mean(values):.3f} +- {(max(values) - min(values)) / 2:.3f}"
 
 
 def main() -> None:
-    """Train and score everything, and print the tables."""
+    """Train and score with all losses, and print the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

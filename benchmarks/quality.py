@@ -1,21 +1,20 @@
-"""Which is better on the same images in the same minutes: `tiny`, a U-Net, or an untrained filter?
+"""Segmentation quality of `tiny`, a U-Net and an untrained filter, with the same images and training time.
 
     .venv/bin/python benchmarks/quality.py [DATA] [--minutes 6] [--seeds 3] [--only arcade] [--work FOLDER]
 
-DATA holds `arcade/` and `chase_db1/`. Four questions:
+DATA holds `arcade/` and `chase_db1/`. Four experiments:
 
-arcade           both start from the same synthetic pre-training, which has seen none of these images
-arcade_scratch   both start from random weights
-chase            20 images of the retina to train on and 8 to test, cut by child, from the same pre-training; `tiny` trains
-                 and predicts in windows of half its input's side
-segments         `tiny` alone, 2.5 times as long, asked for 25 named segments, of which 23 occur in the training images; and
-                 the same model asked for another segment each time
+arcade           both models start from the same synthetic pre-training, which uses none of these images
+arcade_scratch   both models start from random weights
+chase            20 retinal images for training and 8 for testing, split by child, from the same pre-training; `tiny`
+                 trains and predicts in windows of half its input side
+segments         only `tiny`, trained 2.5 times as long, asked for 25 named segments, of which 23 occur in the training
+                 images; as a control, the same model is asked for another segment each time
 
-Every training is a process of its own, `vesalius train` with the recipe of its kind. The two kinds train side by side,
-each on half of the cores, so that whatever else the machine does disturbs both alike. Thresholds are found on `val` where
-there is one, and the filter's on the training images of CHASE_DB1, which it has not been trained on. What is done is kept
-in FOLDER and not done again. The numbers are means over seeds; an interval is of groups, each image's value being its mean
-over seeds, so it does not hold how much seeds differ: that is in `by_seed`.
+Every training runs in its own process, `vesalius train` with the model's recipe. Both models train at the same time, each
+on half of the cores, so that other load affects both equally. Thresholds are tuned on `val` if there is one; the filter's
+threshold for CHASE_DB1 is tuned on its training images. Finished steps are kept in FOLDER and not repeated. Numbers are
+means over seeds. Intervals are over groups of the images' means over seeds; the variation between seeds is in `by_seed`.
 """
 
 from __future__ import annotations
@@ -57,22 +56,22 @@ RECIPES = {"tiny": ROOT / "recipes" / "arcade.yaml", "unet": ROOT / "recipes" / 
 SEGMENTS = ROOT / "recipes" / "segments.yaml"
 PRETRAINING = {"tiny": ROOT / "recipes" / "tiny.yaml", "unet": ROOT / "recipes" / "unet.yaml"}
 RATES = {"tiny": (1e-3, 1e-3), "unet": (2e-3, 1e-3)}
-"""Learning rates from random weights, and from trained ones."""
+"""Learning rates from random weights, and from pre-trained weights."""
 QUESTIONS = ("arcade", "arcade_scratch", "chase", "segments")
 PHRASE = "blood vessel"
 CHILD = re.compile(r"Image_(\d+)[LR]")
 WINDOW = 256
-"""Side in pixels of the tiles in which `tiny` sees CHASE_DB1: half of its segmenter's input."""
+"""Side in pixels of the tiles of CHASE_DB1 for `tiny`: half of its segmenter's input."""
 COMPARED = ("dice", "cldice")
 LONGER = 2.5
-"""Factor on the minutes of the segments, which have no baseline."""
+"""Factor on the training time of the segments, which have no baseline."""
 THREADS = max(1, (os.cpu_count() or 1) // len(RECIPES))
 """Of a training."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked for; the same plan continues in the same folder."""
+    """Options of the benchmark; the same options continue in the same folder."""
 
     data: Path
     work: Path
@@ -83,12 +82,12 @@ class Plan:
     limit: int | None
 
     def facts(self) -> dict[str, Any]:
-        """All that decides about the numbers."""
+        """All options that influence the results."""
         return {name: value for name, value in vars(self).items() if name not in ("data", "work")}
 
 
 def train(plan: Plan, name: str, recipe: Path, minutes: float, seed: int, changes: Sequence[str]) -> Path:
-    """The run of that name, trained where it is not there."""
+    """The run of this name, trained unless it exists."""
     run, done = plan.work / "runs" / name, plan.work / "runs" / f"{name}.json"
     if done.is_file():
         return run
@@ -106,11 +105,11 @@ def train(plan: Plan, name: str, recipe: Path, minutes: float, seed: int, change
 
 
 SYNTHETIC = {"synthetic": 100, "synthetic_val": 101}
-"""Folders of synthetic images, and their seeds."""
+"""Folders of synthetic images, with their seeds."""
 
 
 def synthesize(plan: Plan) -> None:
-    """The synthetic images, where they are not there."""
+    """Write the synthetic images unless they exist."""
     for (name, seed), n in zip(SYNTHETIC.items(), (plan.synthetic, min(24, plan.synthetic)), strict=True):
         if not (plan.work / name).exists():
             command = [sys.executable, "-m", "vesalius", "synth", str(plan.work / name)]
@@ -118,7 +117,7 @@ def synthesize(plan: Plan) -> None:
 
 
 def pretrain(plan: Plan, kind: str) -> Path:
-    """The run on synthetic angiograms that all of a kind start from."""
+    """The pre-training run of a model on synthetic angiograms."""
     train_set, val_set = (plan.work / name for name in SYNTHETIC)
     changes = [
         f"data.train={train_set}",
@@ -131,14 +130,14 @@ def pretrain(plan: Plan, kind: str) -> Path:
 
 
 def begin(kind: str, trained: Path | None) -> list[str]:
-    """Settings of a run from the weights of another, or from random ones."""
+    """Settings of a run from another run's weights, or from random weights."""
     if trained is None:
         return [f"model={kind}", "init=random", f"optim.lr={RATES[kind][0]}"]
     return [f"model={trained}", "init=pretrained", f"optim.lr={RATES[kind][1]}"]
 
 
 def train_on(plan: Plan, question: str, kind: str, seed: int) -> Path:
-    """The run of one kind and seed on one question."""
+    """The run of one model and seed in one experiment."""
     changes = begin(kind, None if question == "arcade_scratch" else pretrain(plan, kind))
     changes += data_of(plan, question, kind)
     recipe, times = (SEGMENTS, LONGER) if question == "segments" else (RECIPES[kind], 1)
@@ -146,7 +145,7 @@ def train_on(plan: Plan, question: str, kind: str, seed: int) -> Path:
 
 
 def data_of(plan: Plan, question: str, kind: str) -> list[str]:
-    """Settings of a run that say what it is trained and validated on."""
+    """Settings of a run for training and validation data."""
     if question == "chase":
         return [f"data.train={write_chase(plan, kind)}", "data.val=null", f"data.prompt={PHRASE}"]
     arcade = plan.data / "arcade"
@@ -156,7 +155,7 @@ def data_of(plan: Plan, question: str, kind: str) -> list[str]:
 
 
 def train_side_by_side(plan: Plan, questions: Sequence[str]) -> None:
-    """All runs that the questions need, in the same order for both kinds; the segments are shared out."""
+    """All runs of the experiments, in the same order for both models; the segments are divided between both queues."""
 
     def train_share(kind: str, parity: int) -> None:
         for question in questions:
@@ -174,13 +173,13 @@ def train_side_by_side(plan: Plan, questions: Sequence[str]) -> None:
 
 
 def open_arcade(plan: Plan, split: str, prompt: str | None = PHRASE) -> Dataset:
-    """One part of ARCADE."""
+    """One split of ARCADE."""
     part = open_dataset(plan.data / "arcade", split=split, prompt=prompt)
     return part if plan.limit is None or split == "train" else part.first(plan.limit)
 
 
 def open_chase(plan: Plan, split: str) -> Dataset:
-    """One part of CHASE_DB1; both eyes of a child are one group."""
+    """One split of CHASE_DB1; both eyes of a child are one group."""
     whole = open_dataset(plan.data / "chase_db1", prompt=PHRASE, group=CHILD.pattern)
     splits = read_json(plan.data / "chase_db1" / "manifest.json")
     samples = tuple(each for each in whole.samples if splits[each.id]["split_common"] == split)
@@ -189,7 +188,7 @@ def open_chase(plan: Plan, split: str) -> Dataset:
 
 
 def write_chase(plan: Plan, kind: str) -> Path:
-    """The training images as a folder: whole for the U-Net, which cuts them itself, and in windows for `tiny`."""
+    """The training images as a folder: whole for the U-Net, which crops them itself, and in windows for `tiny`."""
     out = plan.work / f"chase_train_{kind}"
     if out.exists():
         return out
@@ -213,7 +212,7 @@ def write_chase(plan: Plan, kind: str) -> Path:
 def score(
     plan: Plan, name: str, model: str | Path, test: Dataset, val: Dataset | None, tiles: bool = False
 ) -> Path:
-    """The evaluation folder of that name, with the threshold that is best on `val`; nothing where it is there."""
+    """Evaluate with the best threshold on `val`, unless the evaluation folder of this name exists."""
     out = plan.work / "evaluations" / name
     if (out / "metrics.json").is_file():
         return out
@@ -228,7 +227,7 @@ def score(
 
 
 def ask_vessels(plan: Plan, question: str) -> dict[str, Any]:
-    """The entry of one of the three questions about `blood vessel`."""
+    """The result of one of the three experiments on `blood vessel`."""
     if question == "chase":
         test, val, filter_val = open_chase(plan, "test"), None, open_chase(plan, "train")
     else:
@@ -267,13 +266,13 @@ def summarize(plan: Plan, folders: Sequence[Path]) -> dict[str, Any]:
 
 
 def steps_of(plan: Plan, name: str) -> int | None:
-    """Number of steps of a run; None for an untrained model."""
+    """Number of training steps of a run; None for the filter."""
     done = plan.work / "runs" / f"{name}.json"
     return read_json(done)["steps"] if done.is_file() else None
 
 
 def interval_of(found: Sequence[Evaluation], metric: str) -> list[float] | None:
-    """95 % interval of the mean over seeds, by groups of images."""
+    """95 % bootstrap interval of the mean over seeds, over groups of images."""
     rows = {key: [each.rows[key][metric] for each in found] for key in found[0].rows}
     kept = [key for key, values in rows.items() if None not in values]
     groups = [found[0].rows[key]["group"] for key in kept]
@@ -282,7 +281,7 @@ def interval_of(found: Sequence[Evaluation], metric: str) -> list[float] | None:
 
 
 def ask_segments(plan: Plan) -> dict[str, Any]:
-    """F1 over 25 named segments, as they are asked for and as they are not: the mean over phrases of each image."""
+    """F1 over 25 named segments, with the right prompts and with shuffled prompts, averaged over the phrases per image."""
     test = open_arcade(plan, "test", prompt=None)
     phrases = sorted(read_json(plan.data / "arcade" / "segments.json").values())
     rows = []
@@ -308,7 +307,7 @@ def ask_segments(plan: Plan) -> dict[str, Any]:
 
 
 def f1_by_image(folder: Path) -> float:
-    """Mean over images of the mean Dice, which is F1, of the phrases of each."""
+    """Mean over images of the mean Dice (F1) of their phrases."""
     rows: dict[str, list[float]] = {}
     for (sample, _), row in read_evaluation(folder, folder.name).rows.items():
         if row["dice"] is None:
@@ -318,14 +317,14 @@ def f1_by_image(folder: Path) -> float:
 
 
 def keep_metrics(plan: Plan, out: Path) -> None:
-    """Copy what each evaluation and comparison found beside the result."""
+    """Copy the metrics of each evaluation and comparison beside the result."""
     for kind, name in (("evaluations", "metrics.json"), ("comparisons", "comparison.json")):
         for found in sorted((plan.work / kind).glob(f"*/{name}")):
             write_json(out / found.parent.name / name, read_json(found))
 
 
 def print_table(result: dict[str, Any]) -> None:
-    """A line for each question and baseline."""
+    """One line per experiment and baseline."""
     for question in (name for name in QUESTIONS if name in result):
         for baseline, numbers in result[question].items():
             shown = {name: numbers.get(name) for name in (*COMPARED, "f1", "f1_shuffled", "ratio")}
@@ -334,7 +333,7 @@ def print_table(result: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Do what is not done, print the table and write the result."""
+    """Run the missing steps, print the table and write the result."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

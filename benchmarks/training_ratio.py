@@ -22,7 +22,7 @@ from typing import Any
 from vesalius.files import write_json
 
 STEPS = 6
-"""Of each process; the first warms up."""
+"""Steps of each process; the first is a warm-up."""
 
 PROGRAM = """
 import json, sys, time
@@ -62,7 +62,7 @@ print(json.dumps({"seconds": took[1:], "losses": losses}))
 
 
 def measure(tree: Path, data: Path, bundle: Path) -> dict[str, Any]:
-    """Seconds of each step and all losses, of the version of the sources in `tree`."""
+    """Seconds of each step and all losses, with the sources in `tree`."""
     ran = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(data), str(bundle), str(STEPS)],
         env={**os.environ, "PYTHONPATH": str(tree / "src")},
@@ -74,7 +74,7 @@ def measure(tree: Path, data: Path, bundle: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Compare, print one line a round, and write the medians."""
+    """Compare, print one line per round and write the medians."""
     import tempfile
 
     import numpy as np

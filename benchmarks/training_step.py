@@ -1,9 +1,9 @@
-"""How long is a training step of the tiny model, and what does it cost in memory?
+"""Time and memory of a training step of the tiny model.
 
     .venv/bin/python benchmarks/training_step.py [--steps 8] [--batch-size 4] [--json FILE]
 
-Prints steps/s, images/s and peak memory for what can be trained, each in a process of its own, with and without
-`keep_freed_memory`. The images are synthetic, 512 x 512 with two phrases; the first two steps are not counted.
+Prints steps/s, images/s and peak memory for each preset of `trainable`, each in its own process, with and without
+`keep_freed_memory`. The images are synthetic, 512 x 512 with two phrases; the first two steps do not count.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WARM_UP = 2
 
 
 def measure_one(what: Any, steps: int, batch_size: int, keep: bool) -> dict[str, Any]:
-    """The numbers of one setting, in this process."""
+    """Measurements of one preset, in this process."""
     import torch
 
     from vesalius.models.checkpoint import new_model
@@ -60,7 +60,7 @@ def measure_one(what: Any, steps: int, batch_size: int, keep: bool) -> dict[str,
 
 
 def main() -> None:
-    """Run all settings and print the table."""
+    """Measure all presets and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,7 +1,6 @@
-"""`make demo`: the whole line on synthetic angiograms, from random weights, on this machine.
+"""`make demo`: synth, check, train and evaluate on synthetic angiograms, from random weights, on this machine.
 
-synth -> check -> train -> evaluate, with four more scores that say whether the first one means anything:
-the untrained model's, the wrong phrase's, and the shipped tiny model's on the same images.
+Control scores on the same test images: the untrained model, the shipped tiny model, and the mask of the wrong phrase.
 """
 
 from __future__ import annotations
@@ -22,28 +21,27 @@ from vesalius.models.checkpoint import new_model, save_bundle
 
 RECIPE = Path(__file__).with_name("demo.yaml")
 SETS = {"train": (160, 1), "val": (12, 2), "test": (24, 3)}
-"""Name -> images and seed."""
-
+"""Name -> number of images and seed."""
 
 MARKER = ".made-by-demo"
-"""Says that the folder may be made anew."""
+"""File that marks a folder of an earlier demo, which may be replaced."""
 
 
 def vesalius(*arguments: str | Path) -> None:
-    """Run one command line, shown as a user would type it."""
+    """Print and run one command."""
     words = [str(argument) for argument in arguments]
     print(f"\n$ vesalius {' '.join(words)}", flush=True)
     subprocess.run([sys.executable, "-m", "vesalius", *words], check=True)
 
 
 def mean_dice(evaluation: Path, prompt: str) -> float:
-    """Mean Dice of one phrase, from the lines of an evaluation."""
+    """Mean Dice of one phrase in an evaluation folder."""
     lines = (evaluation / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     return float(np.mean([row["dice"] for row in map(json.loads, lines) if row["prompt"] == prompt]))
 
 
-def dice_against_the_wrong_mask(model: Path, data: Path) -> float:
-    """Mean Dice of the answer to "blood vessel" against the catheter's mask: text must decide, so it must be low."""
+def wrong_phrase_dice(model: Path, data: Path) -> float:
+    """Mean Dice between the prediction for "blood vessel" and the catheter's mask, which must be low."""
     predictor = load_predictor(model)
     dice = []
     for sample in load_samples(data):
@@ -55,7 +53,7 @@ def dice_against_the_wrong_mask(model: Path, data: Path) -> float:
 
 
 def main() -> None:
-    """Make everything anew under `--out`, and print the table."""
+    """Run the demo in `--out` and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -67,7 +65,7 @@ def main() -> None:
     out: Path = args.out
     started = time.perf_counter()
     if out.exists() and any(out.iterdir()) and not (out / MARKER).exists():
-        sys.exit(f"{out}: is not empty and not of an earlier demo; choose another --out")
+        sys.exit(f"{out}: is not empty and not from an earlier demo; choose another --out")
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     (out / MARKER).touch()
@@ -78,19 +76,12 @@ def main() -> None:
     vesalius("train", RECIPE, "--set", *args.set, *data)
     untrained = new_model("tiny", seed=0)
     save_bundle(out / "untrained", untrained)
-    vesalius(
-        "evaluate",
-        out / "untrained",
-        out / "test",
-        "--answer",
-        "force",
-        "--out",
-        out / "evaluation-untrained",
-    )
+    untrained_out = out / "evaluation-untrained"
+    vesalius("evaluate", out / "untrained", out / "test", "--answer", "force", "--out", untrained_out)
     vesalius("evaluate", "tiny", out / "test", "--out", out / "evaluation-tiny")
     vesalius("evaluate", out / "run", out / "test", "--out", out / "evaluation")
-    wrong = dice_against_the_wrong_mask(out / "run", out / "test")
-    print(f"\nDice on {SETS['test'][0]} synthetic angiograms that no model was trained on")
+    wrong = wrong_phrase_dice(out / "run", out / "test")
+    print(f"\nDice on {SETS['test'][0]} synthetic angiograms that were not used for training")
     print(f"{'':44}{'blood vessel':>14}{'catheter':>12}")
     for label, folder in (
         ("trained here", "evaluation"),
@@ -99,7 +90,7 @@ def main() -> None:
     ):
         vessel, catheter = (mean_dice(out / folder, prompt) for prompt in ("blood vessel", "catheter"))
         print(f"{label:44}{vessel:14.3f}{catheter:12.3f}")
-    print(f"{'answer to blood vessel, catheter as truth':44}{wrong:14.3f}")
+    print(f"{'blood vessel scored against catheter masks':44}{wrong:14.3f}")
     print(f"\nreport: {out / 'evaluation' / 'report.html'}")
     print(f"took {(time.perf_counter() - started) / 60:.1f} minutes")
 

@@ -2,7 +2,7 @@
 
     .venv/bin/python tests/golden/make_first_losses.py
 
-To be run again only when a change of the model, the data, the loss or the order of samples is meant.
+Run it again only after an intended change of the model, the data, the loss or the order of samples.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 
 
 def main() -> None:
-    """Write the losses beside this file."""
+    """Write the losses into this folder."""
     settings = json.loads((HERE / "first_losses_settings.json").read_text())
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "set"
