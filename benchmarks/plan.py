@@ -61,19 +61,15 @@ def make_spec() -> Any:
         "intermediate_size": 6144,
     }
     sam = sam2(
-        image_size=1024,
-        hiera={
-            "hidden_size": 96,
-            "num_attention_heads": 1,
-            "blocks_per_stage": [1, 2, 7, 2],
-            "embed_dim_per_stage": [96, 192, 384, 768],
-            "num_attention_heads_per_stage": [1, 2, 4, 8],
-            "window_size_per_stage": [8, 4, 14, 7],
-            "global_attention_blocks": [5, 7, 9],
-        },
+        1024,
+        hidden=96,
+        heads=1,
+        blocks=(1, 2, 7, 2),
+        windows=(8, 4, 14, 7),
+        global_blocks=(5, 7, 9),
         width=256,
-        memory={"layers": 4, "mlp": 2048, "fuser_layers": 2},
-        decoder={"mlp_dim": 2048, "num_attention_heads": 8},
+        memory=(4, 2048, 2),
+        decoder=(2048, 8),
     )
     vlm = tiny.vlm | {"vision_config": vision, "text_config": text, "image_seq_length": 256}
     return tiny.changed(name="widened", vlm=vlm, sam=sam, max_tiles=12)

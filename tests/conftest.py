@@ -55,19 +55,15 @@ def small_predictor() -> OfficialPredictor:
     from vesalius.models.textseg import build
 
     sam = sam2(
-        image_size=128,
-        hiera={
-            "hidden_size": 16,
-            "num_attention_heads": 1,
-            "blocks_per_stage": [1, 1, 2, 1],
-            "embed_dim_per_stage": [16, 32, 64, 128],
-            "num_attention_heads_per_stage": [1, 2, 4, 8],
-            "window_size_per_stage": [8, 4, 8, 4],
-            "global_attention_blocks": [3],
-        },
+        128,
+        hidden=16,
+        heads=1,
+        blocks=(1, 1, 2, 1),
+        windows=(8, 4, 8, 4),
+        global_blocks=(3,),
         width=128,
-        memory={"layers": 1, "mlp": 128, "fuser_layers": 1},
-        decoder={"mlp_dim": 128, "num_attention_heads": 4},
+        memory=(1, 128, 1),
+        decoder=(128, 4),
     )
     spec = find_spec("tiny").changed(name="small", sam=sam)
     processor = Processor(spec, byte_tokenizer())

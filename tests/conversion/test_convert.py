@@ -67,19 +67,15 @@ def small_spec(chat: str) -> ModelSpec:
         "attention_bias": not internlm,
     }
     sam = sam2(
-        image_size=1024,
-        hiera={
-            "hidden_size": 8,
-            "num_attention_heads": 1,
-            "blocks_per_stage": [1, 2, 2, 1],
-            "embed_dim_per_stage": [8, 16, 32, 64],
-            "num_attention_heads_per_stage": [1, 2, 4, 8],
-            "window_size_per_stage": [8, 4, 16, 8],
-            "global_attention_blocks": [4],
-        },
+        1024,
+        hidden=8,
+        heads=1,
+        blocks=(1, 2, 2, 1),
+        windows=(8, 4, 16, 8),
+        global_blocks=(4,),
         width=64,
-        memory={"layers": 1, "mlp": 32, "fuser_layers": 1},
-        decoder={"mlp_dim": 32, "num_attention_heads": 8},
+        memory=(1, 32, 1),
+        decoder=(32, 8),
     )
     return spec.changed(sam=sam)
 

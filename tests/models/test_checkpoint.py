@@ -1,4 +1,4 @@
-"""Bundles: what is written comes back, and what is broken is refused."""
+"""Bundles survive writing and opening, and damaged ones are refused."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ def bundle(stored: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(stored, tmp_path / "bundle"))
 
 
-def test_every_tensor_comes_back_as_it_was(opened: OpenedModel, stored: Path) -> None:
+def test_every_tensor_survives_writing_and_opening(opened: OpenedModel, stored: Path) -> None:
     again = open_model(stored)
     assert again.card.threshold == 0.3
     assert again.card.step == 7
@@ -54,13 +54,13 @@ def test_same_seed_gives_same_weights_and_leaves_the_global_generator_alone() ->
     assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
-def test_fingerprint_is_that_of_the_weights_and_not_of_the_card(stored: Path, bundle: Path) -> None:
+def test_the_fingerprint_depends_on_weights_and_not_on_the_card(stored: Path, bundle: Path) -> None:
     card = json.loads((bundle / "vesalius.json").read_text())
     (bundle / "vesalius.json").write_text(json.dumps({**card, "threshold": 0.9}))
     assert fingerprint_weights(bundle) == fingerprint_weights(stored)
 
 
-def test_info_counts_what_is_in_the_files(opened: OpenedModel, stored: Path) -> None:
+def test_info_counts_the_tensors_in_the_files(opened: OpenedModel, stored: Path) -> None:
     facts = describe(stored)
     state = opened.model.state_dict()
     assert facts["parameters"]["total"] == sum(tensor.numel() for tensor in state.values())
@@ -124,7 +124,7 @@ def test_broken_card_is_refused_by_name(bundle: Path, text: str) -> None:
     assert caught.value.code in ("invalid_card", "wrong_model_kind")
 
 
-def test_names_of_models(stored: Path, tmp_path: Path) -> None:
+def test_a_model_is_found_by_folder_run_or_name(stored: Path, tmp_path: Path) -> None:
     assert resolve_model(stored).folder == stored
     run = tmp_path / "run"
     run.mkdir()
@@ -147,7 +147,7 @@ def test_random_weights_of_a_model_without_tokenizer_are_refused() -> None:
         new_model("Sa2VA-1B", seed=0)
 
 
-def test_failed_write_leaves_the_old_bundle_whole(
+def test_a_failed_write_leaves_the_old_bundle_unchanged(
     opened: OpenedModel, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = fingerprint_weights(bundle)

@@ -1,4 +1,4 @@
-"""Batches that train: conversations of several turns and clips, against the official numbers and by hand."""
+"""Training batches: conversations of several turns and clips, against official and hand-made numbers."""
 
 import json
 from dataclasses import replace
@@ -39,7 +39,7 @@ def test_turns_have_the_official_tokens_and_labels(oracle: Path) -> None:
 
 @pytest.mark.parametrize("family", ["internvl_qwen2", "internvl_internlm2"])
 def test_turns_are_the_tokens_of_their_text(oracle: Path, family: str) -> None:
-    """What was learned turn by turn is what is read when a conversation goes on."""
+    """Tokens of single turns equal those of the whole conversation."""
     processor = open_model(oracle / family).processor
     turns = [("What is this?", "An angiogram."), ("Of what?", "The heart.")]
     picture = Image.open(oracle / "inputs/square_400.png").convert("RGB")
@@ -81,7 +81,7 @@ def test_one_seg_is_decoded_on_every_frame_of_its_clip(opened: OpenedModel) -> N
     assert all(bool(gradient.any()) for gradient in of_each)  # every frame teaches the [SEG]
 
 
-def test_batch_of_words_alone_has_no_masks(opened: OpenedModel) -> None:
+def test_a_batch_of_conversations_has_no_masks(opened: OpenedModel) -> None:
     clip = video()
     talk = Item("talk", clip.frames[:1], (), turns=(("What is it?", "A heart."),))
     nothing = Item("none", clip.frames[:1], ("wire",), np.zeros((1, 1, 40, 60), bool), absent=frozenset({0}))
@@ -92,7 +92,7 @@ def test_batch_of_words_alone_has_no_masks(opened: OpenedModel) -> None:
 
 @pytest.mark.slow
 def test_first_frames_of_a_video_are_decoded_as_the_official_code_does(oracle: Path) -> None:
-    """There the first five frames are prompted by [SEG] without memory, as in training."""
+    """The official code prompts the first five frames with [SEG] without memory, as in training."""
     opened = open_model(oracle / "internvl_qwen2")
     expected = np.load(oracle / "internvl_qwen2/expected.npz")
     noted = json.loads((oracle / "internvl_qwen2/expected.json").read_text())["video6"]

@@ -1,4 +1,4 @@
-"""One model over two devices gives the masks of one: with weights that wait on disk, and with a device that checks."""
+"""A model on two devices gives the masks of one device: with weights offloaded to disk, and on a simulated device."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ FAMILIES = ("internvl_qwen2", "internvl_internlm2", "qwen2_5_vl", "qwen3_vl")
 
 
 def two_parts(opened: OpenedModel, other: str, first_elsewhere: int = 1) -> dict[str, int | str]:
-    """The first layers and all that is not the language model on the CPU, the rest on the other device."""
+    """A device map with the other layers of the language model on `other`, all else on the CPU."""
     model = opened.model.vlm.model
     parts = [name for name, _ in model.named_children() if name != "language_model"]
     places: dict[str, int | str] = {f"vlm.model.{name}": "cpu" for name in parts}
@@ -43,7 +43,7 @@ def ask(opened: OpenedModel, image: Image.Image, answered: bool) -> Batch:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_masks_are_equal_where_half_of_the_layers_wait_on_disk(
+def test_masks_are_equal_with_half_of_the_layers_offloaded_to_disk(
     oracle: Path, tmp_path: Path, family: str
 ) -> None:
     plain = open_model(oracle / family)
@@ -63,7 +63,7 @@ def test_masks_are_equal_where_half_of_the_layers_wait_on_disk(
 
 
 class SecondDevice(TorchDispatchMode):
-    """Makes `meta` a device from which tensors can come back, with zeros in them, and refuses to mix it with the CPU.
+    """Simulates a second device with `meta` tensors, which return to the CPU as zeros and cannot be mixed with it.
 
     What it cannot tell: places to pick may be on the CPU whatever they are picked from, but not on another GPU.
     """
@@ -91,7 +91,7 @@ PICKS = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default)
 
 
 def is_array(value: Any) -> bool:
-    """Whether it is a tensor that must lie where the others do; a single number or index need not."""
+    """Whether it is a tensor whose device matters; for scalars and indices it does not."""
     return isinstance(value, torch.Tensor) and value.ndim > 0
 
 
@@ -122,12 +122,12 @@ def test_nothing_is_computed_from_tensors_of_two_devices(oracle: Path, family: s
         assert second.returned > before
 
 
-def test_the_second_device_is_one() -> None:
+def test_the_simulated_device_refuses_to_mix_with_the_cpu() -> None:
     with SecondDevice(), pytest.raises(AssertionError, match="two devices"):
         _ = torch.ones(2, device="meta") + torch.ones(2)
 
 
-def test_a_map_is_read_by_the_nearest_name() -> None:
+def test_a_device_map_is_read_by_the_nearest_parent_module() -> None:
     places = {"vlm.model": 0, "vlm.lm_head": 1, "projector": 0, "sam": 0}
     assert find_device(places, "vlm.model.visual.blocks.3.weight") == 0
     assert find_device(places, "vlm.lm_head.weight") == 1
@@ -146,7 +146,9 @@ def test_a_map_is_read_by_the_nearest_name() -> None:
         {"projector": 0, "sam": 0},
     ],
 )
-def test_a_map_without_one_home_is_refused(places: dict[str, int | str]) -> None:
+def test_a_device_map_that_separates_encoder_projector_and_sam_is_refused(
+    places: dict[str, int | str],
+) -> None:
     with raises_code(CheckpointError, "invalid_device_map"):
         home_device(places)
 
@@ -164,7 +166,7 @@ def test_an_official_folder_can_be_spread(oracle: Path) -> None:
     assert all(name == other and torch.equal(p, q) for (name, p), (other, q) in pairs)
 
 
-def test_a_model_with_a_kept_adapter_is_not_spread(tmp_path: Path) -> None:
+def test_a_model_with_an_adapter_is_not_spread(tmp_path: Path) -> None:
     opened = new_model("tiny", seed=0)
     save_bundle(tmp_path / "bundle", opened)
     (tmp_path / "bundle" / "adapter").mkdir()

@@ -1,4 +1,4 @@
-"""Drafted answers: the same tokens and states as written ones, in fewer passes."""
+"""Speculative decoding gives the tokens and hidden states of greedy decoding in fewer forward passes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,7 +34,7 @@ def make_batch(opened: OpenedModel) -> Batch:
 
 @pytest.fixture(scope="module")
 def opened() -> OpenedModel:
-    """Random weights, loud where words come in and go out: each question has an answer of changing tokens."""
+    """A model with random weights and large embeddings, so that each question has an answer of changing tokens."""
     opened = new_model("tiny", seed=3)
     vlm, generator = opened.model.vlm, torch.Generator().manual_seed(2)
     for part in (vlm.get_input_embeddings(), vlm.lm_head):
@@ -45,7 +45,7 @@ def opened() -> OpenedModel:
 
 @contextmanager
 def passes(opened: OpenedModel) -> Iterator[list[int]]:
-    """Tokens a row of each pass through the language model."""
+    """Number of tokens per row of each forward pass of the language model."""
     lengths: list[int] = []
     hook = opened.model.vlm.model.language_model.register_forward_pre_hook(
         lambda _, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
@@ -66,7 +66,7 @@ def check_equal(found: Answer, written: Answer) -> None:
 
 @pytest.mark.parametrize("place", range(MOST + 1))
 @pytest.mark.parametrize("row", range(3))
-def test_a_draft_that_goes_wrong_anywhere_changes_nothing(opened: OpenedModel, row: int, place: int) -> None:
+def test_a_wrong_draft_changes_no_token(opened: OpenedModel, row: int, place: int) -> None:
     batch, nothing_stops = make_batch(opened), -1
     model = opened.model
     ids = generate_answer(model, batch, nothing_stops, MOST).ids
@@ -104,7 +104,7 @@ def test_the_right_draft_is_verified_in_one_pass(opened: OpenedModel, row: int) 
     assert lengths == [batch.input_ids.shape[1] + len(written.ids[row])]
 
 
-def test_half_precision_asks_again_where_two_logits_are_close(opened: OpenedModel) -> None:
+def test_half_precision_generates_again_if_two_logits_are_close(opened: OpenedModel) -> None:
     batch, model = make_batch(opened).to("cpu", torch.bfloat16), opened.model.to(torch.bfloat16)
     head = model.vlm.lm_head.weight
     kept = head.detach().clone()
@@ -150,7 +150,7 @@ def test_the_image_is_read_once_for_all_questions_about_it(opened: OpenedModel) 
     assert found.ids == alone
 
 
-def test_the_commonest_answer_is_the_next_draft() -> None:
+def test_the_most_frequent_answer_is_the_next_draft() -> None:
     drafts = DraftTable([1, 2, 9])
     assert drafts.best() == (1, 2, 9)
     drafts.update([[3, 9], [4, 4]], stop_id=9)  # the second was cut
@@ -160,7 +160,7 @@ def test_the_commonest_answer_is_the_next_draft() -> None:
 
 
 @pytest.mark.parametrize("family", ["internvl_qwen2", "internvl_internlm2", "qwen2_5_vl", "qwen3_vl"])
-def test_every_family_verifies_what_it_would_write(oracle: Path, family: str) -> None:
+def test_every_family_verifies_its_greedy_answer(oracle: Path, family: str) -> None:
     opened = open_model(oracle / family)
     batch = make_batch(opened)
     ids = generate_answer(opened.model, batch, -1, MOST).ids

@@ -1,4 +1,4 @@
-"""The faster image encoder gives the numbers, and the gradients, of transformers' own."""
+"""The faster image encoder gives the outputs and gradients of the one in transformers."""
 
 import copy
 

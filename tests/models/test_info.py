@@ -1,4 +1,4 @@
-"""What a model is, told by its files and not by the name of its folder."""
+"""Facts about a model come from its files and not from the name of its folder."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from vesalius.models.stored_model import fingerprint_model
         ("run_2B_or_not", "Sa2VA-InternVL3-2B", 2316157490, False),
     ],
 )
-def test_a_false_size_in_the_name_is_said(
+def test_a_wrong_size_in_the_folder_name_gives_a_warning(
     tmp_path: Path, folder: str, size: str, parameters: int, warns: bool
 ) -> None:
     warnings = _false_claims(tmp_path / folder, find_spec(size), parameters)
@@ -34,7 +34,7 @@ def test_a_false_size_in_the_name_is_said(
     assert all(folder in warning and size in warning for warning in warnings)
 
 
-def test_official_folder_is_described_as_the_bundle_of_it_would_be(shared: Path) -> None:
+def test_an_official_folder_is_described_like_its_bundle(shared: Path) -> None:
     folder = shared / "oracle" / "internvl_internlm2"
     facts = describe(folder)
     assert facts["layout"] == "official (config.json)"

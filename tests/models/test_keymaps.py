@@ -1,4 +1,4 @@
-"""Official names and the bundle's, at real sizes: every tensor is accounted for in both directions; no weights needed."""
+"""Key tables at real sizes: every tensor has a counterpart in both directions. No weights are needed."""
 
 import gzip
 import json
@@ -25,7 +25,7 @@ OFFICIAL = {
 
 
 def native_tensors(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Names and shapes that the native classes hold, as `save_pretrained` names them."""
+    """Name in `save_pretrained` -> shape of each tensor of the native classes."""
     with torch.device("meta"):
         model = build(spec, seg_id=0)
     halves = {
@@ -51,7 +51,7 @@ def test_official_tensors_are_exactly_those_of_the_native_model(name: str) -> No
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
-def test_the_way_back_gives_every_official_tensor(name: str) -> None:
+def test_the_reverse_mapping_gives_every_official_tensor(name: str) -> None:
     spec = find_spec(name)
     bundle, _ = to_bundle(spec, OFFICIAL[name])
     back = to_official(spec, {key: assembly.shape for key, assembly in bundle.items()})
@@ -59,7 +59,7 @@ def test_the_way_back_gives_every_official_tensor(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["Sa2VA-8B", "Sa2VA-26B", "Sa2VA-1B", "Sa2VA-Qwen3-VL-4B"])
-def test_there_and_back_each_row_returns_to_its_place(name: str) -> None:
+def test_every_row_survives_a_round_trip(name: str) -> None:
     spec = find_spec(name)
     there, _ = to_bundle(spec, OFFICIAL[name])
     back = to_official(spec, {key: assembly.shape for key, assembly in there.items()})

@@ -1,4 +1,4 @@
-"""LoRA and rows of the vocabulary over the halves of each family: where they lie, on disk, and merged."""
+"""LoRA and vocabulary rows over the vision-language model of each family: targets, files, merging."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ IDS = (3, 9, 11)
 
 
 def small(family: str = "internvl", tied: bool = False) -> PreTrainedModel:
-    """A half of that family with random weights: two or three narrow layers."""
+    """A vision-language model of that family with random weights and two or three narrow layers."""
     config = (
         configs(find_spec(FAMILIES[family]))[0] if family != "internvl" else configs(find_spec("tiny"))[0]
     )
@@ -49,7 +49,7 @@ def small(family: str = "internvl", tied: bool = False) -> PreTrainedModel:
 
 
 def adapted(vlm: PreTrainedModel, rows: bool = True) -> PreTrainedModel:
-    """With LoRA of two sizes over both parts, and rows, of random numbers."""
+    """Adds LoRA of two sizes to both parts, and rows, with random numbers."""
     add_lora(vlm, {"language model": LoraSettings(rank=4), "vision encoder": LoraSettings(rank=2, alpha=3)})
     if rows:
         TokenRows(vlm, IDS).attach_to(vlm)
@@ -66,7 +66,7 @@ def logits(vlm: torch.nn.Module) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_lora_lies_over_attention_and_mlp_of_the_layers_and_over_nothing_else(family: str) -> None:
+def test_lora_covers_attention_and_mlp_of_the_layers_only(family: str) -> None:
     vlm = empty_model(find_spec(FAMILIES[family])).vlm
     text, vision = vlm.config.text_config, vlm.config.vision_config
     language = find_targets(vlm, "language model")
@@ -85,7 +85,7 @@ def test_lora_lies_over_attention_and_mlp_of_the_layers_and_over_nothing_else(fa
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_written_opened_and_merged_it_computes_the_same(family: str, tmp_path: Path) -> None:
+def test_outputs_survive_writing_opening_and_merging(family: str, tmp_path: Path) -> None:
     plain, vlm = small(family), adapted(small(family))
     expected = logits(vlm)
     assert (logits(plain) - expected).abs().max() > 0.1
@@ -110,7 +110,7 @@ def test_written_opened_and_merged_it_computes_the_same(family: str, tmp_path: P
 # peft 0.21 asks transformers 5.23 by an old name
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize("tied", [False, True])
-def test_peft_itself_opens_what_was_trained(tied: bool, tmp_path: Path) -> None:
+def test_peft_opens_the_trained_adapter(tied: bool, tmp_path: Path) -> None:
     vlm = adapted(small(tied=tied))
     write_adapter(vlm, tmp_path / "adapter")
     theirs = PeftModel.from_pretrained(small(tied=tied), tmp_path / "adapter").eval()
@@ -146,7 +146,7 @@ def test_rows_train_and_all_other_rows_stay_to_the_byte(tied: bool) -> None:
             assert torch.equal(each, before[name])
 
 
-def test_the_new_tokens_are_words() -> None:
+def test_new_tokens_exclude_image_tokens() -> None:
     tokenizer = byte_tokenizer()
     names = tokenizer.convert_ids_to_tokens(list(new_tokens(tokenizer)))
     assert set(names) == {"[SEG]", "<p>", "</p>", "<vp>", "</vp>"}
@@ -177,7 +177,7 @@ def test_an_adapter_that_does_not_fit_is_refused(fault: str, tmp_path: Path) -> 
         apply_adapter(small(), tmp_path / "adapter")
 
 
-def test_an_adapter_holds_what_trained_and_no_more(tmp_path: Path) -> None:
+def test_an_adapter_contains_exactly_the_trained_parameters(tmp_path: Path) -> None:
     vlm = adapted(small())
     write_adapter(vlm, tmp_path / "adapter")
     tensors = safetensors.torch.load_file(tmp_path / "adapter" / TENSORS)

@@ -1,4 +1,4 @@
-"""The faster mask decoder gives the numbers, and the gradients, of transformers' own."""
+"""The faster mask decoder gives the outputs and gradients of the one in transformers."""
 
 import copy
 from typing import Any
@@ -96,7 +96,7 @@ def test_a_single_mask_is_that_of_transformers_to_the_bit(
         assert torch.equal(one, other)
 
 
-def test_every_model_is_built_with_it() -> None:
+def test_every_model_is_built_with_the_faster_decoder() -> None:
     from vesalius.models.checkpoint import open_model
 
     assert type(open_model("tiny").model.sam.mask_decoder) is MaskDecoder

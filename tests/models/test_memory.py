@@ -1,4 +1,4 @@
-"""A video: `VideoSession` equals the official code, `Tracker` transformers' own propagation of masks."""
+"""Video memory: `VideoSession` equals the official code, `Tracker` the mask propagation of transformers."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tests.codes import raises_code
+from tests.models.numbers import close, random
 from transformers import Sam2VideoInferenceSession, Sam2VideoModel
 
 from vesalius.errors import CheckpointError, SettingError
@@ -27,7 +28,7 @@ FAMILIES = [
 # largest absolute difference that another float32 implementation may have; logits are up to 35
 FEATURES, POINTERS, LOGITS, PROPAGATED = 1e-4, 1e-4, 1e-3, 2e-3
 ROUNDED_MEMORY = 3e-4
-"""The same where memories are bfloat16: tighter, as the rounding itself changes logits by 7e-4."""
+"""Tolerance for bfloat16 memories; tighter, since rounding alone changes logits by 7e-4."""
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -58,7 +59,7 @@ def test_video_equals_the_official_code(
 
 
 @pytest.mark.parametrize("family", FAMILIES[:2])
-def test_memory_kept_in_bfloat16_equals_the_official_code_that_does_so(
+def test_bfloat16_memories_equal_those_of_the_official_code(
     oracle: Path,
     official_sam: Callable[[str], Sam2VideoModel],
     square: Callable[[Path], torch.Tensor],
@@ -96,18 +97,14 @@ def check_frame(
 
 
 def check_mask(logits: np.ndarray, packed: np.ndarray, near_zero: int) -> None:
-    """Only as many pixels may differ as have an official logit within 1e-3 of zero."""
+    """At most as many pixels differ as have an official logit within 1e-3 of zero."""
     mask = np.unpackbits(packed, count=logits.size).reshape(logits.shape)
     assert ((logits > 0) != mask).sum() <= near_zero
 
 
-def close(found: torch.Tensor | np.ndarray, expected: np.ndarray, tolerance: float) -> None:
-    np.testing.assert_allclose(np.asarray(found), expected, rtol=0, atol=tolerance)
-
-
 @contextmanager
 def listening(sam: Sam2VideoModel) -> Iterator[dict[str, torch.Tensor]]:
-    """Within the block: the `memory` that is made of a frame with its `places`, and the features `decoded`."""
+    """Collects, within the block, the `memory` of a frame with its `places`, and the features `decoded`."""
     heard: dict[str, torch.Tensor] = {}
 
     def hear_memory(module: object, args: object, output: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -127,12 +124,8 @@ def listening(sam: Sam2VideoModel) -> Iterator[dict[str, torch.Tensor]]:
             hook.remove()
 
 
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
 def phrases(count: int) -> torch.Tensor:
-    """Prompt embeddings, so loud that the objects stay different from one another."""
+    """Prompt embeddings that are large enough to keep the objects different."""
     return 20 * random(count, 128, seed=1)
 
 
@@ -168,10 +161,10 @@ def test_first_frames_are_decoded_from_the_phrase_alone(small_sam: Sam2VideoMode
     assert not torch.allclose(found[3], expected[3], atol=1e-2)
 
 
-def test_what_a_long_video_looks_back_at_is_what_transformers_looks_back_at(
+def test_a_long_video_attends_to_the_same_frames_as_transformers(
     small_sam: Sam2VideoModel,
 ) -> None:
-    """Which memories, of what age, and which pointers: until both windows, of 6 and of 15 frames, have moved on."""
+    """Compares memories, their ages and pointers until both windows, of 6 and of 15 frames, have moved on."""
     session = VideoSession(small_sam, phrases(1))
     native = Sam2VideoInferenceSession(dtype=torch.float32)
     native.obj_id_to_idx(1)
@@ -236,7 +229,7 @@ def test_each_part_is_called_once_a_frame_for_all_objects(small_sam: Sam2VideoMo
     }
 
 
-def test_nothing_of_the_graph_is_kept(small_sam: Sam2VideoModel) -> None:
+def test_the_autograd_graph_is_not_kept(small_sam: Sam2VideoModel) -> None:
     session = VideoSession(small_sam, phrases(1).requires_grad_())
     for frame in frames(7):
         masks = session.segment(frame)
@@ -263,7 +256,7 @@ def propagate(
     reverse: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> dict[int, torch.Tensor]:
-    """Frame -> logits (n, g, g) as transformers finds them, after masks bool (n, S, S) were shown on some frames.
+    """Frame -> logits (n, g, g) of transformers after masks bool (n, S, S) as prompts on some frames.
 
     transformers takes the pointer to a shown mask from the best of three tokens; SAM 2's own code, by which it was
     trained, from that of the single mask.
@@ -290,14 +283,14 @@ def propagate(
 
 
 def shown_masks(sam: Sam2VideoModel, masks: FrameMasks) -> torch.Tensor:
-    """bool (n, S, S): the masks of a key frame as they are shown to the memory."""
+    """bool (n, S, S): the binary masks of a key frame that the memory gets."""
     square = (sam.config.image_size, sam.config.image_size)
     full = torch.nn.functional.interpolate(masks.logits[None], square, mode="bilinear", align_corners=False)
     return full[0] > 0
 
 
 @pytest.mark.parametrize("family", ["internvl_internlm2", pytest.param("qwen3_vl", marks=pytest.mark.slow)])
-def test_following_with_the_weights_of_the_official_code_equals_transformers(
+def test_tracking_with_official_weights_equals_transformers(
     oracle: Path,
     official_sam: Callable[[str], Sam2VideoModel],
     square: Callable[[Path], torch.Tensor],
@@ -314,10 +307,10 @@ def test_following_with_the_weights_of_the_official_code_equals_transformers(
 
 
 @pytest.mark.parametrize(("keys", "reverse"), [((0, 10, 25), False), ((24,), True), ((3, 24), True)])
-def test_following_several_objects_through_a_long_clip_equals_transformers(
+def test_tracking_several_objects_through_a_long_clip_equals_transformers(
     small_sam: Sam2VideoModel, keys: tuple[int, ...], reverse: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Long enough that both windows, of 6 frames and of 15 pointers, have moved on."""
+    """The clip is so long that both windows, of 6 frames and of 15 pointers, move on."""
     clip, tracker = frames(26), Tracker(small_sam, phrases(2))
     shown = {key: shown_masks(small_sam, tracker.prompt(key, clip[key])) for key in keys}
     start = max(keys) if reverse else min(keys)
@@ -330,7 +323,7 @@ def test_following_several_objects_through_a_long_clip_equals_transformers(
     assert len(others) > 15
 
 
-def test_an_object_that_is_not_there_has_no_mask_and_is_found_again(small_sam: Sam2VideoModel) -> None:
+def test_an_absent_object_has_no_mask_and_is_found_again(small_sam: Sam2VideoModel) -> None:
     tracker, clip = Tracker(small_sam, phrases(2)), frames(3)
     tracker.prompt(0, clip[0])
     head = small_sam.mask_decoder.pred_obj_score_head.proj_out
@@ -345,7 +338,7 @@ def test_an_object_that_is_not_there_has_no_mask_and_is_found_again(small_sam: S
     assert (tracker.propagate(2, clip[2]).logits > NO_OBJECT).all()
 
 
-def test_a_tracker_holds_no_more_for_a_long_clip_and_encodes_each_frame_once(
+def test_a_tracker_needs_bounded_memory_and_encodes_each_frame_once(
     small_sam: Sam2VideoModel,
 ) -> None:
     encoded = []
@@ -371,7 +364,7 @@ def test_a_tracker_holds_no_more_for_a_long_clip_and_encodes_each_frame_once(
     assert len(encoded) == 40
 
 
-def test_what_was_followed_is_forgotten_where_the_tracker_turns(small_sam: Sam2VideoModel) -> None:
+def test_reversing_a_tracker_drops_propagated_frames(small_sam: Sam2VideoModel) -> None:
     clip = frames(6)
     once, twice = Tracker(small_sam, phrases(1)), Tracker(small_sam, phrases(1))
     for tracker in (once, twice):
@@ -385,7 +378,7 @@ def test_what_was_followed_is_forgotten_where_the_tracker_turns(small_sam: Sam2V
     )
 
 
-def test_what_cannot_be_followed_is_refused(small_sam: Sam2VideoModel) -> None:
+def test_impossible_tracking_is_refused(small_sam: Sam2VideoModel) -> None:
     embeddings = phrases(1)
     with raises_code(SettingError, "no_prompt"):
         VideoSession(small_sam, embeddings[:0])

@@ -1,4 +1,4 @@
-"""Official folders are read without running any of their code, and refused with a sentence where they cannot be."""
+"""Official folders are read without running their code, and unsupported ones are refused."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ def read(folder: Path) -> None:
     read_spec(folder, shapes_of(open_weights(folder)))
 
 
-def test_code_in_the_folder_is_not_run_and_nothing_is_asked(folder: Path, tmp_path: Path) -> None:
+def test_code_in_the_folder_is_not_run_and_stdin_is_not_read(folder: Path, tmp_path: Path) -> None:
     trap = f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n"
     for name in ("modeling_sa2va_chat", "configuration_sa2va_chat", "tokenization_internlm2", "__init__"):
         (folder / f"{name}.py").write_text(trap)
@@ -68,7 +68,9 @@ def test_code_in_the_folder_is_not_run_and_nothing_is_asked(folder: Path, tmp_pa
         ({"llm_config": {"architectures": ["LlamaForCausalLM"]}}, "LlamaForCausalLM has no native class"),
     ],
 )
-def test_what_cannot_be_built_is_said(folder: Path, values: dict[str, object], message: str) -> None:
+def test_an_unsupported_configuration_is_refused(
+    folder: Path, values: dict[str, object], message: str
+) -> None:
     change(folder, **values)
     with raises_code(CheckpointError, "invalid_model_config", message):
         read(folder)
@@ -81,7 +83,7 @@ def test_unknown_model_type_is_no_official_folder(folder: Path) -> None:
         resolve_model(folder)
 
 
-def test_damaged_configuration_is_said(folder: Path) -> None:
+def test_a_damaged_configuration_is_refused(folder: Path) -> None:
     (folder / "config.json").write_text("{")
     assert not is_official(folder)
     with raises_code(CheckpointError, "invalid_model_config"):

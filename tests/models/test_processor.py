@@ -127,7 +127,7 @@ def learned_text(processor: Processor, batch: Batch, row: int) -> str:
     return processor.tokenizer.decode(batch.labels[row][batch.labels[row] != NOT_LEARNED].tolist())
 
 
-def test_teaching_a_still_is_the_template_that_was_drawn(processor: Processor) -> None:
+def test_collating_an_image_uses_the_drawn_template(processor: Processor) -> None:
     items = [item("a", "b"), item("c")]
     taught, asked = processor.collate(items, [0, 0, 0]), processor(items, answered=True)
     for name in ("input_ids", "labels", "attention_mask", "pixel_values", "image_of_row"):
@@ -183,7 +183,7 @@ def test_masks_of_a_clip_come_phrase_by_phrase(processor: Processor) -> None:
     assert text.count("</img>\n<img>") == 2
 
 
-def test_clip_is_no_image_to_ask_about(processor: Processor) -> None:
+def test_a_clip_is_refused_where_an_image_is_needed(processor: Processor) -> None:
     with pytest.raises(ValueError, match="is a clip of 2 frames, not an image"):
         processor([clip(2, "a")])
 
@@ -196,7 +196,7 @@ def test_clip_is_no_image_to_ask_about(processor: Processor) -> None:
         ((("a?", "word " * 1000),), "context_too_long", "4096"),
     ],
 )
-def test_conversation_that_cannot_be_learned_is_refused(
+def test_a_conversation_with_control_tokens_or_too_long_is_refused(
     processor: Processor, turns: tuple[tuple[str, str], ...], code: str, named: str
 ) -> None:
     processor.check_turns((("What is this?", "An angiogram."),), (40, 60))

@@ -1,4 +1,4 @@
-"""Matrices of 8 and 4 bits: the numbers that they stand for, their gradients, their size, and models made of them."""
+"""Quantization to 8 and 4 bits: dequantized values, gradients, sizes, and quantized models."""
 
 import sys
 from pathlib import Path
@@ -43,7 +43,7 @@ def layer(rows: int, columns: int, bias: bool = True) -> nn.Linear:
 
 # 64 divides neither the rows of the third nor of the fourth, nor all values of the last
 @pytest.mark.parametrize("shape", [(16, 64), (48, 128), (64, 160), (6, 96), (3, 22)])
-def test_four_bits_stand_for_the_nearest_values_whatever_the_length_of_a_row(shape: tuple[int, int]) -> None:
+def test_four_bits_are_the_nearest_values_at_any_row_length(shape: tuple[int, int]) -> None:
     plain = layer(*shape)
     weight = plain.weight.detach()
     blocks = torch.cat([weight.flatten(), torch.zeros(-weight.numel() % 64)]).view(-1, 64)
@@ -83,7 +83,7 @@ def test_autocast_takes_the_product_to_16_bits() -> None:
 
 
 @pytest.mark.parametrize("kind", ["8bit", "4bit"])
-def test_a_model_is_as_small_as_planned_and_can_become_plain_again(kind: Quantized) -> None:
+def test_a_quantized_model_has_the_planned_size_and_can_be_dequantized(kind: Quantized) -> None:
     vlm = new_model("tiny", seed=0).model.vlm
     names = set(vlm.state_dict())
     head = vlm.lm_head.weight
@@ -100,7 +100,7 @@ def test_a_model_is_as_small_as_planned_and_can_become_plain_again(kind: Quantiz
 
 
 @pytest.mark.parametrize("kind", ["8bit", "4bit"])
-def test_a_predictor_opens_in_fewer_bits_and_says_so(kind: Quantized) -> None:
+def test_a_quantized_predictor_reports_its_quantization(kind: Quantized) -> None:
     image = np.random.default_rng(0).integers(0, 256, (80, 60, 3), dtype=np.uint8)
     plain = load_predictor("tiny", answer="force", device="cpu")
     small = load_predictor("tiny", answer="force", device="cpu", quantization=kind)
@@ -112,7 +112,7 @@ def test_a_predictor_opens_in_fewer_bits_and_says_so(kind: Quantized) -> None:
     assert 0 < difference < {"8bit": 0.01, "4bit": 0.05}[kind]
 
 
-def test_parts_go_where_a_device_map_puts_them_and_scales_stay_exact(tmp_path: Path) -> None:
+def test_a_device_map_places_quantized_parts_and_scales_stay_float32(tmp_path: Path) -> None:
     save_bundle(tmp_path / "bundle", new_model("tiny", seed=0))
     whole = open_model(tmp_path / "bundle", dtype=torch.bfloat16, quantized="4bit")
     spread = open_model(
@@ -155,13 +155,13 @@ def test_a_model_trained_over_4_bits_opens_in_4_bits_only(tmp_path: Path) -> Non
         save_bundle(tmp_path / "bundle", opened)
 
 
-def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with raises_code(MissingExtraError, "missing_extra", "vesalius[quantization]"):
         load_bitsandbytes()
 
 
-def test_nothing_is_fetched_when_the_library_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_importing_the_library_downloads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "bitsandbytes")
     before = sys.modules.get("kernels")
     with no_kernels_fetched(), pytest.raises(ImportError):
@@ -169,6 +169,6 @@ def test_nothing_is_fetched_when_the_library_is_imported(monkeypatch: pytest.Mon
     assert sys.modules.get("kernels") is before
 
 
-def test_a_rival_has_no_matrices_of_few_bits() -> None:
+def test_a_baseline_cannot_be_quantized() -> None:
     with pytest.raises(SettingError, match="quantization is for text-prompted models"):
         load_predictor("frangi", quantization="4bit")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.models.numbers import close, random
 from transformers import Sam2VideoModel
 
 from vesalius.masks import resize_bilinear
@@ -66,14 +67,6 @@ def test_image_masks_equal_the_official_code(
         mask = np.unpackbits(expected[f"{seg}/mask_packed"][0], count=full.size).reshape(size)
         # only pixels whose official logit is within 1e-3 of zero may fall on the other side
         assert ((full > 0) != mask).sum() <= noted[f"seg{i}"]["near_zero_pixels_1e3"][0]
-
-
-def close(found: torch.Tensor | np.ndarray, expected: np.ndarray, tolerance: float) -> None:
-    np.testing.assert_allclose(np.asarray(found), expected, rtol=0, atol=tolerance)
-
-
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def test_the_entry_of_highest_score_is_taken_from_any_leading_axes() -> None:

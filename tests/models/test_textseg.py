@@ -1,4 +1,4 @@
-"""The model: what is joined, shared, and which way gradients go."""
+"""`TextSegModel`: shared encodings, batching and gradients."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,7 +94,7 @@ def test_padding_on_the_left_changes_nothing(opened: OpenedModel) -> None:
     torch.testing.assert_close(plain.masks.logits, shifted.masks.logits, atol=1e-4, rtol=1e-4)
 
 
-def test_the_map_of_highest_predicted_iou_is_kept(opened: OpenedModel) -> None:
+def test_the_mask_of_highest_predicted_iou_is_kept(opened: OpenedModel) -> None:
     with torch.no_grad():
         masks = opened.model(make_batch(opened, [("vessel", "catheter")])).masks
     for i in range(2):
@@ -140,7 +140,7 @@ def test_no_seg_decodes_to_no_mask_and_encodes_nothing(opened: OpenedModel) -> N
     assert encodings == []
 
 
-def test_reading_a_given_answer_equals_the_training_pass(opened: OpenedModel) -> None:
+def test_a_forced_answer_equals_the_training_pass(opened: OpenedModel) -> None:
     batch = make_batch(opened, [("vessel", "catheter"), ("wire",)])
     answer = force_answer(opened.model, batch)
     with torch.no_grad():
@@ -153,7 +153,7 @@ def test_reading_a_given_answer_equals_the_training_pass(opened: OpenedModel) ->
 
 @contextmanager
 def speaking(opened: OpenedModel, script: list[list[int]]) -> Iterator[None]:
-    """Within the block the language model writes a fixed script: one token list for each row."""
+    """Makes the language model generate a fixed script, one token list for each row, within the block."""
     said = 0
 
     def follow(module: torch.nn.Module, args: tuple[torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
@@ -182,7 +182,7 @@ def test_generation_collects_each_seg_where_it_is_the_input(opened: OpenedModel)
     assert generated.says_seg.tolist() == [True, True]
 
 
-def test_rows_may_say_seg_never_once_or_twice(opened: OpenedModel) -> None:
+def test_answers_may_have_no_one_or_two_seg(opened: OpenedModel) -> None:
     stop, seg = opened.processor.stop_id, opened.processor.seg_id
     batch = make_batch(opened, [("vessel",), ("wire",), ("none",)], answered=False)
     with speaking(opened, [[seg, stop], [seg, 65, seg, stop], [66, stop]]):

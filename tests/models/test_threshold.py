@@ -1,4 +1,4 @@
-"""A bundle with another threshold: the card says where it came from, the weights stay."""
+"""Storing a threshold changes the card and not the weights."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_in_place_only_the_card_changes(bundle):
     assert json.loads((bundle / CARD).read_text())["threshold"] == 0.37
 
 
-def test_places_that_cannot_take_it_are_refused_before_the_work(tmp_path, bundle):
+def test_a_target_that_cannot_be_written_is_refused_before_tuning(tmp_path, bundle):
     with raises_code(OutputError, "wrong_model_kind", "--out"):
         check_target("tiny", None)
     (tmp_path / "run").mkdir()

@@ -1,4 +1,4 @@
-"""Tokenizers of official folders give the official tokens, without any of the folder's code."""
+"""Tokenizers of official folders give the official tokens without running the folder's code."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The official training batch: two images, the second with a conversation of two turns; its losses and gradients."""
+"""Losses and gradients of the official training batch: two images, the second with a conversation of two turns."""
 
 import json
 from pathlib import Path

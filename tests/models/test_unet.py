@@ -1,4 +1,4 @@
-"""A U-Net on disk: what is written is what is opened, strictly; and channels that follow their phrases."""
+"""U-Nets survive writing and opening, damaged ones are refused, and channels follow their phrases."""
 
 import json
 from pathlib import Path
@@ -46,7 +46,7 @@ def answer(opened: OpenedUNet) -> torch.Tensor:
         return opened.model.eval()(pixels)
 
 
-def test_what_is_opened_gives_the_same_maps_as_what_was_written(opened: OpenedUNet, bundle: Path) -> None:
+def test_an_opened_unet_gives_the_maps_of_the_written_one(opened: OpenedUNet, bundle: Path) -> None:
     again = open_unet(bundle)
     assert again.card.spec == opened.card.spec
     assert not again.model.training
@@ -57,7 +57,7 @@ def test_what_is_opened_gives_the_same_maps_as_what_was_written(opened: OpenedUN
     assert fingerprint_weights(bundle.with_name("copy")) == fingerprint_weights(bundle)
 
 
-def test_the_seed_makes_the_weights_and_leaves_the_callers_numbers_alone() -> None:
+def test_the_seed_decides_the_weights_and_the_global_generator_is_unchanged() -> None:
     torch.manual_seed(1)
     expected = torch.rand(1)
     torch.manual_seed(1)
@@ -100,7 +100,7 @@ def test_a_file_cut_short_and_a_missing_one_are_refused(bundle: Path) -> None:
         open_unet(bundle)
 
 
-def test_each_kind_of_model_is_refused_in_the_place_of_the_other(bundle: Path) -> None:
+def test_a_model_of_the_wrong_kind_is_refused(bundle: Path) -> None:
     assert (resolve_model(bundle).kind, resolve_model("tiny").kind) == ("unet", "textseg")
     with raises_code(CheckpointError, "wrong_model_kind"):
         read_card(bundle)
@@ -146,7 +146,7 @@ def test_a_patch_must_be_halved_at_each_level(patch: int, message: str | None) -
         UNetShape(widths=(4, 4, 4, 4), patch=patch)
 
 
-def test_info_tells_its_phrases_and_size(opened: OpenedUNet, bundle: Path) -> None:
+def test_info_lists_phrases_and_size(opened: OpenedUNet, bundle: Path) -> None:
     facts = describe(bundle)
     assert facts["parameters"]["total"] == sum(each.numel() for each in opened.model.parameters())
     assert facts["unet"]["phrases"] == ["vessel", "catheter"]
@@ -156,11 +156,11 @@ def test_info_tells_its_phrases_and_size(opened: OpenedUNet, bundle: Path) -> No
     assert "phrases: vessel, catheter" in lines
 
 
-def test_the_filter_has_no_folder() -> None:
+def test_the_filter_cannot_be_opened_as_a_model() -> None:
     with raises_code(CheckpointError, "wrong_model_kind"):
         open_model("frangi")
 
 
-def test_a_phrase_at_least_is_needed() -> None:
+def test_a_unet_without_phrases_is_refused() -> None:
     with pytest.raises(ValueError, match="phrases"):
         new_unet(SHAPE, (), seed=0)

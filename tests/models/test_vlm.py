@@ -1,4 +1,4 @@
-"""The vision-language half of each family gives the numbers of the official code; all that is needed is in the repository."""
+"""The vision-language model of each family gives the numbers of the official code; all files are in the repository."""
 
 import json
 from dataclasses import replace
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.models.numbers import close
 
 from vesalius.models.families.base import count_positions
 from vesalius.models.families.table import family_of
@@ -36,11 +37,11 @@ SEGMENTER_SHAPES = {
         for i in (1, 3, 5)
     },
 }
-"""What tells the sizes of the segmenter, which the stored models lack."""
+"""Shapes from which the size of the segmenter is read; the stored models lack it."""
 
 
-class Half:
-    """The vision-language half and the projector of a stored model, with what the official code computed."""
+class StoredVlm:
+    """The vision-language model and projector of a stored model, with the results of the official code."""
 
     def __init__(self, name: str) -> None:
         folder = GOLDEN / "official" / name
@@ -73,55 +74,50 @@ class Half:
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def half(request: pytest.FixtureRequest) -> Half:
-    return Half(request.param)
+def stored(request: pytest.FixtureRequest) -> StoredVlm:
+    return StoredVlm(request.param)
 
 
-def test_tokens_are_the_official_ones(half: Half) -> None:
-    assert half.batch.input_ids[0].tolist() == half.expected["prompt_ids"].tolist()
-    answer = half.processor.tokenizer.encode(half.facts["answer"], add_special_tokens=False)
-    assert answer == half.expected["answer_ids"].tolist()
+def test_tokens_are_the_official_ones(stored: StoredVlm) -> None:
+    assert stored.batch.input_ids[0].tolist() == stored.expected["prompt_ids"].tolist()
+    answer = stored.processor.tokenizer.encode(stored.facts["answer"], add_special_tokens=False)
+    assert answer == stored.expected["answer_ids"].tolist()
 
 
 @torch.inference_mode()
-def test_states_and_logits_are_the_official_ones(half: Half) -> None:
-    answer = torch.from_numpy(half.expected["answer_ids"][:-1].astype(np.int64))[None]
-    ids = torch.cat([half.batch.input_ids, answer], dim=1)
-    batch = replace(half.batch, input_ids=ids, attention_mask=torch.ones_like(ids))
-    states = run_language_model(half.vlm, embed_batch(half.vlm, batch), half.spec.seg_before_norm)
-    at = ids[0] == half.processor.seg_id
+def test_states_and_logits_are_the_official_ones(stored: StoredVlm) -> None:
+    answer = torch.from_numpy(stored.expected["answer_ids"][:-1].astype(np.int64))[None]
+    ids = torch.cat([stored.batch.input_ids, answer], dim=1)
+    batch = replace(stored.batch, input_ids=ids, attention_mask=torch.ones_like(ids))
+    states = run_language_model(stored.vlm, embed_batch(stored.vlm, batch), stored.spec.seg_before_norm)
+    at = ids[0] == stored.processor.seg_id
     # float32 against an independent float32 computation
-    close(half.vlm.lm_head(states.last[0, -8:]), half.expected["logits_last8"], 1e-4)
-    close(states.seg[0, at], half.expected["seg_hidden"], 1e-4)
-    close(half.projector(states.seg[0, at]), half.expected["seg_embeds"], 2e-4)
+    close(stored.vlm.lm_head(states.last[0, -8:]), stored.expected["logits_last8"], 1e-4)
+    close(states.seg[0, at], stored.expected["seg_hidden"], 1e-4)
+    close(stored.projector(states.seg[0, at]), stored.expected["seg_embeds"], 2e-4)
 
 
 @torch.inference_mode()
-def test_token_by_token_gives_the_states_of_one_pass(half: Half) -> None:
+def test_token_by_token_gives_the_states_of_one_pass(stored: StoredVlm) -> None:
     from transformers.cache_utils import DynamicCache
 
-    answer = half.expected["answer_ids"][:-1]
-    cache, inputs, states = DynamicCache(), embed_batch(half.vlm, half.batch), []
-    run_language_model(half.vlm, inputs, half.spec.seg_before_norm, cache)
+    answer = stored.expected["answer_ids"][:-1]
+    cache, inputs, states = DynamicCache(), embed_batch(stored.vlm, stored.batch), []
+    run_language_model(stored.vlm, inputs, stored.spec.seg_before_norm, cache)
     for token in answer.tolist():
-        inputs = embed_token(half.vlm, inputs, torch.tensor([token]))
-        states.append(run_language_model(half.vlm, inputs, half.spec.seg_before_norm, cache).seg[0, -1])
-    at = answer == half.processor.seg_id
-    close(torch.stack(states)[torch.from_numpy(at)], half.expected["seg_hidden"], 2e-4)
+        inputs = embed_token(stored.vlm, inputs, torch.tensor([token]))
+        states.append(run_language_model(stored.vlm, inputs, stored.spec.seg_before_norm, cache).seg[0, -1])
+    at = answer == stored.processor.seg_id
+    close(torch.stack(states)[torch.from_numpy(at)], stored.expected["seg_hidden"], 2e-4)
 
 
-def test_answer_is_worded_as_the_official_tokenizer_does(half: Half) -> None:
-    said = official_text(half.processor, half.expected["answer_ids"].tolist())
+def test_an_answer_has_the_text_of_the_official_tokenizer(stored: StoredVlm) -> None:
+    said = official_text(stored.processor, stored.expected["answer_ids"].tolist())
     spaced = {"It is [SEG] and [SEG].<|im_end|>": "It is  [SEG]  and  [SEG] . <|im_end|>"}
-    internlm2 = half.spec.prompt.chat == "internlm2_chat"
-    assert said == (spaced[half.facts["answer"]] if internlm2 else half.facts["answer"])
+    internlm2 = stored.spec.prompt.chat == "internlm2_chat"
+    assert said == (spaced[stored.facts["answer"]] if internlm2 else stored.facts["answer"])
 
 
-def test_padding_on_the_left_does_not_count_as_a_place() -> None:
+def test_padding_on_the_left_has_no_position() -> None:
     attention = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
     assert count_positions(attention).tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]]
-
-
-def close(ours: torch.Tensor, theirs: np.ndarray, tolerance: float) -> None:
-    assert tuple(ours.shape) == theirs.shape
-    assert np.abs(ours.numpy() - theirs).max() <= tolerance

@@ -1,4 +1,4 @@
-"""Views of weights: any rows of any view are the rows that numpy would give, and loading is exact."""
+"""Views of weights give the rows that numpy gives, and loading is exact."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from vesalius.tensorfiles import ITEM_BYTES, Block, TensorType
 
 
 class ArrayWeights:
-    """Arrays in memory, handed out a number at a time."""
+    """Arrays in memory, read one number at a time."""
 
     def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
         self.arrays = arrays
@@ -77,7 +77,7 @@ def test_rows_of_an_assembled_tensor_are_those_of_its_sources(
 
 
 @given(lengths=st.lists(st.integers(0, 4), min_size=1, max_size=5), data=st.data())
-def test_hashes_taken_on_the_way_are_those_of_the_bytes(lengths: list[int], data: st.DataObject) -> None:
+def test_hashes_taken_while_reading_equal_those_of_the_bytes(lengths: list[int], data: st.DataObject) -> None:
     arrays = {f"t{i}": np.arange(n, dtype=np.float32) + i for i, n in enumerate(lengths)}
     weights = HashedWeights(ArrayWeights(arrays))
     for _ in range(data.draw(st.integers(0, 6))):
@@ -108,7 +108,7 @@ def test_a_tensor_of_two_dtypes_is_refused() -> None:
         AssembledWeights(inner, {"t": Assembly((4,), parts)})
 
 
-def test_an_assembly_knows_what_became_of_each_source() -> None:
+def test_an_assembly_lists_the_tensors_made_from_each_source() -> None:
     inner = ArrayWeights({"a": np.zeros(4, np.float32), "b": np.zeros(2, np.float32)})
     made = {
         "first": Assembly((2,), (Rows("a", 0, 2),)),

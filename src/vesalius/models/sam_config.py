@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,36 @@ DECODER = "grounding_encoder.sam2_model.sam_mask_decoder.transformer.layers.0.ml
 
 # https://github.com/facebookresearch/sam2/tree/main/sam2/configs/sam2, and the miniature of small test models
 TRUNKS: dict[tuple[int, ...], dict[str, Any]] = {
-    (2, 6, 36, 4): {"heads": 2, "windows": [8, 4, 16, 8], "global": [23, 33, 43]},
-    (2, 3, 16, 3): {"heads": 2, "windows": [8, 4, 14, 7], "global": [12, 16, 20]},
-    (1, 2, 11, 2): {"heads": 1, "windows": [8, 4, 14, 7], "global": [7, 10, 13]},
-    (1, 2, 7, 2): {"heads": 1, "windows": [8, 4, 14, 7], "global": [5, 7, 9]},
-    (1, 2, 2, 1): {"heads": 1, "windows": [8, 4, 16, 8], "global": [4]},
+    (2, 6, 36, 4): {"heads": 2, "windows": [8, 4, 16, 8], "global_blocks": [23, 33, 43]},
+    (2, 3, 16, 3): {"heads": 2, "windows": [8, 4, 14, 7], "global_blocks": [12, 16, 20]},
+    (1, 2, 11, 2): {"heads": 1, "windows": [8, 4, 14, 7], "global_blocks": [7, 10, 13]},
+    (1, 2, 7, 2): {"heads": 1, "windows": [8, 4, 14, 7], "global_blocks": [5, 7, 9]},
+    (1, 2, 2, 1): {"heads": 1, "windows": [8, 4, 16, 8], "global_blocks": [4]},
 }
 """Number of blocks of each stage of Hiera -> settings that the shapes of its tensors do not show."""
 
 
 def sam2(
-    image_size: int, hiera: dict[str, Any], width: int, memory: dict[str, int], decoder: dict[str, int]
+    image_size: int,
+    *,
+    hidden: int,
+    heads: int,
+    blocks: Sequence[int],
+    windows: Sequence[int],
+    global_blocks: Sequence[int],
+    width: int,
+    memory: tuple[int, int, int],
+    decoder: tuple[int, int],
+    background: Sequence[int] = (7, 7),
 ) -> dict[str, Any]:
-    """The configuration of a SAM 2.0 with memory, of these sizes."""
+    """The configuration of a SAM 2.0 with memory.
+
+    `hidden` and `heads` are those of the first stage of Hiera and double at each of the four; `width` is that of all other
+    modules; `memory` has the attention layers, the width of their MLP and the fuser layers, `decoder` the width of the MLP
+    and the heads.
+    """
     grid = image_size // 16
+    channels = [hidden << stage for stage in range(4)]
     return {
         "model_type": "sam2_video",
         "image_size": image_size,
@@ -37,10 +53,16 @@ def sam2(
             "backbone_config": {
                 "model_type": "sam2_hiera_det_model",
                 "image_size": [image_size, image_size],
-                "window_positional_embedding_background_size": [7, 7],
-                **hiera,
+                "hidden_size": hidden,
+                "num_attention_heads": heads,
+                "blocks_per_stage": list(blocks),
+                "embed_dim_per_stage": channels,
+                "num_attention_heads_per_stage": [heads << stage for stage in range(4)],
+                "window_size_per_stage": list(windows),
+                "global_attention_blocks": list(global_blocks),
+                "window_positional_embedding_background_size": list(background),
             },
-            "backbone_channel_list": hiera["embed_dim_per_stage"][::-1],
+            "backbone_channel_list": channels[::-1],
             "backbone_feature_sizes": [[4 * grid, 4 * grid], [2 * grid, 2 * grid], [grid, grid]],
             "fpn_hidden_size": width,
         },
@@ -48,13 +70,14 @@ def sam2(
         "mask_decoder_config": {
             "hidden_size": width,
             "iou_head_hidden_dim": width,
-            # in eval mode this swaps the single mask for another token's; Sa2VA always asks for three
+            # in eval mode this would replace the single mask by another token's; Sa2VA always asks for three
             "dynamic_multimask_via_stability": False,
-            **decoder,
+            "mlp_dim": decoder[0],
+            "num_attention_heads": decoder[1],
         },
         "memory_attention_hidden_size": width,
-        "memory_attention_num_layers": memory["layers"],
-        "memory_attention_feed_forward_hidden_size": memory["mlp"],
+        "memory_attention_num_layers": memory[0],
+        "memory_attention_feed_forward_hidden_size": memory[1],
         "memory_attention_rope_feat_sizes": [grid, grid],
         "memory_encoder_hidden_size": width,
         # the native memory attention reads 64 channels at any width
@@ -62,8 +85,8 @@ def sam2(
         "mask_downsampler_embed_dim": width,
         "memory_fuser_embed_dim": width,
         "memory_fuser_intermediate_dim": 4 * width,
-        "memory_fuser_num_layers": memory["fuser_layers"],
-        # SAM 2.0, which all of Sa2VA uses, has neither of these two of SAM 2.1
+        "memory_fuser_num_layers": memory[2],
+        # SAM 2.0, which all of Sa2VA uses, has neither of these two features of SAM 2.1
         "enable_temporal_pos_encoding_for_object_pointers": False,
         "enable_occlusion_spatial_embedding": False,
     }
@@ -71,20 +94,9 @@ def sam2(
 
 def sam2_large() -> dict[str, Any]:
     """SAM 2.0 with Hiera-L, the segmenter of all published models."""
+    trunk = TRUNKS[2, 6, 36, 4]
     return sam2(
-        image_size=1024,
-        hiera={
-            "hidden_size": 144,
-            "num_attention_heads": 2,
-            "blocks_per_stage": [2, 6, 36, 4],
-            "embed_dim_per_stage": [144, 288, 576, 1152],
-            "num_attention_heads_per_stage": [2, 4, 8, 16],
-            "window_size_per_stage": [8, 4, 16, 8],
-            "global_attention_blocks": [23, 33, 43],
-        },
-        width=256,
-        memory={"layers": 4, "mlp": 2048, "fuser_layers": 2},
-        decoder={"mlp_dim": 2048, "num_attention_heads": 8},
+        1024, hidden=144, blocks=(2, 6, 36, 4), **trunk, width=256, memory=(4, 2048, 2), decoder=(2048, 8)
     )
 
 
@@ -108,26 +120,19 @@ def read_sam(shapes: Mapping[str, Shape], folder: Path) -> dict[str, Any]:
         raise CheckpointError.at(
             folder, f"a SAM 2 encoder of {stages} blocks is not known", code="invalid_model_config"
         )
-    trunk = TRUNKS[stages]
     return sam2(
-        image_size=1024,
-        hiera={
-            "hidden_size": hidden,
-            "num_attention_heads": trunk["heads"],
-            "blocks_per_stage": list(stages),
-            "embed_dim_per_stage": [hidden << i for i in range(4)],
-            "num_attention_heads_per_stage": [trunk["heads"] << i for i in range(4)],
-            "window_size_per_stage": trunk["windows"],
-            "global_attention_blocks": trunk["global"],
-            "window_positional_embedding_background_size": list(shapes[f"{TRUNK}pos_embed"][-2:]),
-        },
+        1024,
+        hidden=hidden,
+        blocks=stages,
+        **TRUNKS[stages],
         width=width,
-        memory={
-            "layers": _count(shapes, f"{MEMORY}attention.layers."),
-            "mlp": memory_mlp,
-            "fuser_layers": _count(shapes, f"{MEMORY}encoder.fuser.layers."),
-        },
-        decoder={"mlp_dim": decoder_mlp, "num_attention_heads": 8},
+        memory=(
+            _count(shapes, f"{MEMORY}attention.layers."),
+            memory_mlp,
+            _count(shapes, f"{MEMORY}encoder.fuser.layers."),
+        ),
+        decoder=(decoder_mlp, 8),
+        background=shapes[f"{TRUNK}pos_embed"][-2:],
     )
 
 

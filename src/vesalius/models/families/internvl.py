@@ -76,20 +76,8 @@ INTERN_VIT_6B = _vision((3200, 45, 25, 12800), rms_norm=True)
 
 
 def _tiny_sam() -> dict[str, Any]:
-    return sam2(
-        image_size=512,
-        hiera={
-            "hidden_size": 24,
-            "blocks_per_stage": [1, 2, 3, 1],
-            "embed_dim_per_stage": [24, 48, 96, 192],
-            "num_attention_heads_per_stage": [1, 2, 4, 8],
-            "window_size_per_stage": [8, 8, 16, 16],
-            "global_attention_blocks": [5],
-        },
-        width=128,
-        memory={"layers": 1, "mlp": 128, "fuser_layers": 1},
-        decoder={"mlp_dim": 256, "num_attention_heads": 4},
-    )
+    sizes: dict[str, Any] = {"hidden": 24, "heads": 1, "blocks": (1, 2, 3, 1), "windows": (8, 8, 16, 16)}
+    return sam2(512, **sizes, global_blocks=(5,), width=128, memory=(1, 128, 1), decoder=(256, 4))
 
 
 TINY_CONFIG = _qwen2(
