@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import signal
-import subprocess
-import sys
-import time
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -393,35 +388,6 @@ def test_an_existing_output_is_refused_before_anything_is_done(tmp_path: Path) -
     with raises_code(OutputError, "output_exists", "out.key.json"):
         import_dataset(source, tmp_path / "out", pseudonymize=True)
     assert (tmp_path / "out.key.json").read_bytes() == key
-
-
-def test_a_failed_import_leaves_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = annotated(tmp_path / "in")
-
-    def refuse(self: Path, target: Path) -> Path:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", refuse)
-        with raises_code(OutputError, "write_failed"):
-            import_dataset(source, tmp_path / "out", pseudonymize=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
-
-
-def test_a_cancelled_import_leaves_nothing(tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    for i in range(60):
-        data = zlib.compress(bytes(i))  # of different lengths, for different images
-        Image.fromarray(texture(len(data) + i, 200)).save(tmp_path / "in" / f"{i}.png")
-    arguments = ["import", tmp_path / "in", tmp_path / "out", "--pseudonymize"]
-    process = subprocess.Popen([sys.executable, "-m", "vesalius", *arguments], stderr=subprocess.DEVNULL)
-    partial = tmp_path / f".out.{process.pid}.partial"
-    deadline = time.monotonic() + 60
-    while not partial.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.001)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
 
 def test_real_angiograms_keep_their_pixels_and_masks_under_pseudonyms(shared: Path, tmp_path: Path) -> None:

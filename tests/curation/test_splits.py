@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -243,40 +239,6 @@ def test_images_without_annotation_are_split_too(tmp_path: Path) -> None:
     for name in ("train", "val"):
         assert sum(sample.masks is None for sample in load_samples(tmp_path / "out", split=name)) == 1
         assert result["parts"][name]["images"] == 3
-
-
-def test_a_killed_split_leaves_nothing(tmp_path: Path) -> None:
-    data, out = make(tmp_path / "data", n=60), tmp_path / "out"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vesalius", "split", data, out, "--folds", "2"], stderr=subprocess.DEVNULL
-    )
-    partial = tmp_path / f".out.{process.pid}.partial"
-    deadline = time.monotonic() + 60
-    while not partial.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.001)
-    process.send_signal(signal.SIGTERM)
-    if process.wait(timeout=60) == 1:  # it was not finished
-        assert not out.exists()
-        assert not partial.exists()
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_full_disk_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = make(tmp_path / "data")
-    write = Path.write_text
-
-    def fill(path: Path, text: str, **more: Any) -> int:
-        if "split.json" in path.name:
-            path.unlink(missing_ok=True)
-            path.symlink_to("/dev/full")
-        return write(path, text, **more)
-
-    monkeypatch.setattr(Path, "write_text", fill)
-    assert cli("split", data, tmp_path / "out", "--folds", "2") == 1
-    assert "No space left on device" in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
 
 
 def test_angiograms_are_split_more_evenly_than_by_chance(shared: Path, tmp_path: Path) -> None:
