@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.ndimage import binary_dilation
+from tests.checks.datasets import SQUARE, write_data
 from tests.codes import raises_code
 
 from vesalius.checks.fixes import Fixes, check_folder, write_fixed
@@ -28,28 +29,13 @@ from vesalius.errors import AnnotationError, OutputError, SettingError
 from vesalius.masks import EIGHT_CONNECTED, encode_rle, rasterize
 from vesalius.types import Polygons
 
-SQUARE = [[10.0, 10.0, 30.0, 10.0, 30.0, 30.0, 10.0, 30.0]]
 OTHER = [[20.0, 20.0, 50.0, 20.0, 50.0, 40.0, 20.0, 40.0]]
-FIXED = {
-    "size_mismatch",
-    "outside_image",
-    "too_few_points",
-    "not_finite",
-    "zero_area",
-    "invalid_rle",
-    "empty_mask",
-    "unreadable_image",
-    "missing_image",
-}
-FIXED |= {
-    "invalid_annotation",
-    "phrase_count_mismatch",
-    "no_phrase",
-    "duplicate_id",
-    "unpaired_file",
-    "repeated_phrase",
-    "mixed_nesting",
-}
+FIXED = set(
+    "size_mismatch outside_image too_few_points not_finite zero_area invalid_rle empty_mask unreadable_image "
+    "missing_image invalid_annotation phrase_count_mismatch no_phrase duplicate_id unpaired_file repeated_phrase "
+    "mixed_nesting".split()
+)
+"""Codes without findings in a corrected copy."""
 COUNTS = {
     **{"kept": 7, "rescaled": 1, "merged": 1, "clipped": 1},
     **{"images dropped": 9, "phrases dropped": 4, "parts dropped": 3},
@@ -115,15 +101,8 @@ def broken(tmp_path: Path) -> Path:
 def test_every_fault_is_fixed_or_dropped_and_listed(broken: Path, tmp_path: Path) -> None:
     before = sorted((path, path.stat().st_mtime_ns) for path in broken.rglob("*") if path.is_file())
     report, fixes = fix(broken, tmp_path / "out")
-    assert {
-        "size_mismatch",
-        "outside_image",
-        "unreadable_image",
-        "too_few_points",
-        "zero_area",
-        "empty_mask",
-        "invalid_rle",
-    } <= codes(report).keys()
+    found = "size_mismatch outside_image unreadable_image too_few_points zero_area empty_mask invalid_rle"
+    assert set(found.split()) <= codes(report).keys()
 
     fixes_json = listed(tmp_path / "out")
     assert {
@@ -434,11 +413,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, small_disk: Path) -> None:
-    entries = []
-    for value in range(4):
-        picture(tmp_path / "data" / f"{value}.png", value, (256, 256))  # 64 KiB each
-        entries.append({"image": f"{value}.png", "mask": [SQUARE], "text": ["v"]})
-    (tmp_path / "data" / "annotations.json").write_text(json.dumps(entries))
+    write_data(tmp_path / "data", [{}] * 4, (256, 256))  # 64 KiB each
     report = inspect(tmp_path / "data", num_workers=0)
     with raises_code(OutputError, "write_failed"):
         write_fixed(report, small_disk / "out", num_workers=0)
@@ -446,11 +421,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, small_disk: 
 
 
 def test_a_killed_job_leaves_no_copy(tmp_path: Path) -> None:
-    entries = []
-    for value in range(40):
-        picture(tmp_path / "data" / f"{value}.png", value)
-        entries.append({"image": f"{value}.png", "mask": [SQUARE], "text": ["v"]})
-    (tmp_path / "data" / "annotations.json").write_text(json.dumps(entries))
+    write_data(tmp_path / "data", [{}] * 40)
     code = (
         "import sys, time\n"
         "from pathlib import Path\n"

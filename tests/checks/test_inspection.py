@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 from tests.codes import raises_code
+from tests.dicom_files import write_xa
 
 from vesalius.checks import inspection
 from vesalius.checks.duplicates import near_clusters
@@ -204,25 +205,9 @@ def test_mask_files_are_checked_for_values_and_type(tmp_path: Path) -> None:
 
 
 def test_personal_dicom_tags_give_a_warning_without_their_values(drawn: Any) -> None:
-    pydicom = pytest.importorskip("pydicom")
-    from pydicom.dataset import FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
-
     pixels = np.asarray(Image.open(drawn.image(0)).convert("L"))
-    tags = pydicom.Dataset()
-    tags.SOPClassUID, tags.SOPInstanceUID = SecondaryCaptureImageStorage, generate_uid()
-    tags.PatientName, tags.PatientID = "Wang^Xiaoming", "4711"
-    tags.Rows, tags.Columns = pixels.shape
-    tags.SamplesPerPixel, tags.PhotometricInterpretation = 1, "MONOCHROME2"
-    tags.BitsAllocated = tags.BitsStored = 8
-    tags.HighBit, tags.PixelRepresentation = 7, 0
-    tags.PixelData = pixels.tobytes()
-    tags.file_meta = FileMetaDataset()
-    tags.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    tags.file_meta.MediaStorageSOPClassUID = tags.SOPClassUID
-    tags.file_meta.MediaStorageSOPInstanceUID = tags.SOPInstanceUID
     drawn.image(0).unlink()
-    tags.save_as(drawn.root / "images" / "a.dcm", enforce_file_format=True)
+    write_xa(drawn.root / "images" / "a.dcm", pixels[None], PatientName="Wang^Xiaoming", StudyID=None)
     drawn.entries[0]["image"] = "images/a.dcm"
     (finding,) = drawn.findings()
     assert (finding.code, finding.location) == ("personal_name", "entry 0 (images/a.dcm)")

@@ -204,10 +204,7 @@ PLANTS: dict[str, tuple[Plant, str, str]] = {
 }
 
 
-OWN_REMEDIES = {
-    "elsewhere": "give a path relative to the annotation file",
-    "no text": "give one phrase for each object",
-}
+OWN_REMEDIES = {"elsewhere": "give a path relative to the annotation file"}
 """Remedies of readers that are more specific than the table of codes."""
 
 
