@@ -43,11 +43,11 @@ def _module(family: str, name: str, path: Path) -> str:
     """Path in the native model of the layer of a bundle's weight."""
     component, _, saved = name.partition(".")
     if component != "vlm":
-        raise CheckpointError(
-            f"{path}: has LoRA on {name}, but an adapter covers the vision-language model only; merge the LoRA "
+        raise CheckpointError.at(
+            path,
+            f"has LoRA on {name}, but an adapter covers the vision-language model only; merge the LoRA "
             "instead",
             code="unsupported_adapter",
-            path=path,
             field=name,
         )
     saved = family_of(family).module_name(saved)

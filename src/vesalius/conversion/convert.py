@@ -100,8 +100,8 @@ def convert(
 def _check_target(out: Path, source: str | Path) -> None:
     check_new(out)
     if Path(source).is_dir() and out.resolve().is_relative_to(Path(source).resolve()):
-        raise OutputError(
-            f"{out}: lies inside the source model; choose another folder", code="output_inside_data", path=out
+        raise OutputError.at(
+            out, "lies inside the source model; choose another folder", code="output_inside_data"
         )
 
 
@@ -109,11 +109,11 @@ def _check_free_space(out: Path, conversion: Conversion) -> None:
     parent = next(folder for folder in out.absolute().parents if folder.is_dir())
     free, needed = shutil.disk_usage(parent).free, conversion.n_bytes + MARGIN_BYTES
     if free < needed:
-        raise OutputError(
-            f"{out}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free; free some space or choose "
+        raise OutputError.at(
+            out,
+            f"{needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free; free some space or choose "
             "another disk",
             code="no_space",
-            path=out,
         )
 
 
@@ -196,8 +196,8 @@ def _write_configs(conversion: Conversion, folder: Path, **dtypes: torch.dtype) 
         tokenizer.save_pretrained(folder / "vlm")
     except Exception as error:  # a full disk is a bare Exception to the tokenizers library
         reason = " ".join(str(error).split())
-        raise OutputError(
-            f"{folder}: the tokenizer cannot be written ({reason})", code="write_failed", path=folder
+        raise OutputError.at(
+            folder, f"the tokenizer cannot be written ({reason})", code="write_failed"
         ) from error
 
 
@@ -245,10 +245,10 @@ def _check_equal(
     types = {name: TensorType(*line[1:3]) for name, line in written.items()}
     wrong |= {name for name in types.keys() | held.keys() if types.get(name) != held.get(name)}
     if wrong:
-        raise CheckpointError(
-            f"{out}: was not kept, as {len(wrong)} tensors on disk differ from the source: "
+        raise CheckpointError.at(
+            out,
+            f"was not kept, as {len(wrong)} tensors on disk differ from the source: "
             f"{', '.join(sorted(wrong)[:SHOWN])}; check the disk, and whether copies of one tensor differ in the source",
             code="verification_failed",
-            path=out,
             field=min(wrong),
         )

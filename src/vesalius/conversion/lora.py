@@ -160,11 +160,10 @@ def _is_unchanged(weights: MergedWeights, name: str, probe: Probe | None) -> boo
     for first, count in chunks(weights.tensors[name]):
         new, old = read_rows(weights, name, first, count), read_rows(weights.base, name, first, count)
         if not torch.isfinite(new).all():
-            raise CheckpointError(
-                f"{weights.checkpoint.path}: {name} has NaN or infinite values, so the training diverged; use an "
-                "earlier checkpoint",
+            raise CheckpointError.at(
+                weights.checkpoint.path,
+                f"{name} has NaN or infinite values, so the training diverged; use an earlier checkpoint",
                 code="not_finite_weights",
-                path=weights.checkpoint.path,
                 field=name,
             )
         dtype = torch.promote_types(new.dtype, old.dtype)
@@ -201,11 +200,11 @@ def _check_fit(base: Mapping[str, Shape], checkpoint: TrainingCheckpoint) -> Non
     trained = checkpoint.shapes
     table = list_differences(trained, {name: base[name] for name in trained.keys() & base.keys()})
     if table:
-        raise CheckpointError(
-            f"{checkpoint.path}: the tensors do not fit the base: {table}; "
+        raise CheckpointError.at(
+            checkpoint.path,
+            f"the tensors do not fit the base: {table}; "
             f"{_advice(find_candidates(trained), find_candidates(base))}",
             code="wrong_base",
-            path=checkpoint.path,
         )
 
 

@@ -39,7 +39,7 @@ def forward_parity(source: Path, result: Path, n_parameters: int) -> dict[str, A
 
 
 def _failed(source: Path, reason: str) -> CheckpointError:
-    return CheckpointError(f"{source}: was not converted, as {reason}", code="parity_failed", path=source)
+    return CheckpointError.at(source, f"was not converted, as {reason}", code="parity_failed")
 
 
 def _largest_difference(before: torch.Tensor, after: torch.Tensor) -> float:

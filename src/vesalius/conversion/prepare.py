@@ -124,7 +124,7 @@ def _open_whole(source: str | Path, to: Layout, keep_adapter: bool, lora_alpha: 
 
 
 def _conflict(path: str | Path, reason: str, field: str | None = None) -> SettingError:
-    return SettingError(f"{path}: {reason}", code="conflicting_settings", path=path, field=field)
+    return SettingError.at(path, f"{reason}", code="conflicting_settings", field=field)
 
 
 def _open_training(
@@ -135,7 +135,7 @@ def _open_training(
         reason = (
             "holds the trained part of a model only; name the model it was trained from with --base MODEL"
         )
-        raise SettingError(f"{path}: {reason}", code="missing_base", path=path, field="base")
+        raise SettingError.at(path, f"{reason}", code="missing_base", field="base")
     if keep_adapter and to == "sa2va":
         reason = "the official layout cannot hold an adapter; leave out --keep-adapter"
         raise _conflict(path, reason, "keep_adapter")
@@ -177,7 +177,7 @@ def _files_for_bundle(model: StoredModel) -> ConfigFiles:
     try:
         Processor(model.spec, open_tokenizer(model))
     except SettingError as error:  # a token that the model needs
-        raise CheckpointError(f"{model.folder}: {error}", code=error.code, path=model.folder) from error
+        raise CheckpointError.at(model.folder, f"{error}", code=error.code) from error
     if model.layout == "sa2va":
         return find_config_files(model.folder)
     source = model.folder / SOURCE
@@ -200,19 +200,17 @@ def _files_for_official(model: StoredModel, base: ModelRef | None) -> ConfigFile
             )
         folder = _official_folder(other)
     if not is_official(folder):
-        raise SettingError(
-            f"{folder}: is missing, and with it the configuration files of the official layout; name an official "
+        raise SettingError.at(
+            folder,
+            "is missing, and with it the configuration files of the official layout; name an official "
             "folder of the same model with --base",
             code="missing_base",
-            path=folder,
             field="base",
         )
     found = read_spec(folder, shapes_of(model.official))
     if wrong := next(_disagreements(_facts(found), _facts(model.spec)), None):
-        raise CheckpointError(
-            f"{folder / CONFIG}: describes another model than {model.folder}: {wrong}",
-            code="wrong_base",
-            path=folder / CONFIG,
+        raise CheckpointError.at(
+            folder / CONFIG, f"describes another model than {model.folder}: {wrong}", code="wrong_base"
         )
     return find_config_files(folder)
 

@@ -131,10 +131,10 @@ class TrainingCheckpoint:
         """
         if self.rank is None:
             if given is not None:
-                raise SettingError(
-                    f"{self.path}: holds no LoRA; leave out the LoRA alpha",
+                raise SettingError.at(
+                    self.path,
+                    "holds no LoRA; leave out the LoRA alpha",
                     code="conflicting_settings",
-                    path=self.path,
                     field="lora_alpha",
                 )
             return None
@@ -151,11 +151,11 @@ class TrainingCheckpoint:
             return Alpha(given, "given" + (differs if other else ""))
         doubt = self._doubt(found)
         if doubt:
-            raise CheckpointError(
-                f"{self.path}: LoRA alpha is unknown: {doubt}; give it with --lora-alpha (officially 2 x rank, "
+            raise CheckpointError.at(
+                self.path,
+                f"LoRA alpha is unknown: {doubt}; give it with --lora-alpha (officially 2 x rank, "
                 f"{2 * self.rank} here)",
                 code="unknown_lora_alpha",
-                path=self.path,
                 field="lora_alpha",
             )
         return Alpha(found.pop(), "text of the training config in the checkpoint")
@@ -222,7 +222,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _refusal(path: Path, problem: str, *, code: str = "damaged_checkpoint") -> CheckpointError:
-    return CheckpointError(f"{path}: {problem}", code=code, path=path)
+    return CheckpointError.at(path, f"{problem}", code=code)
 
 
 def _folder_advice(folder: Path) -> str:

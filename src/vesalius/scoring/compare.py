@@ -107,9 +107,7 @@ def _open_all(paths: Sequence[Path]) -> list[Evaluation]:
         raise SettingError("compare needs two or more evaluation folders", code="bad_value")
     for path in paths:
         if paths.count(path) > 1:
-            raise SettingError(
-                f"{path}: is named twice; name different evaluations", code="bad_value", path=path
-            )
+            raise SettingError.at(path, "is named twice; name different evaluations", code="bad_value")
     return [read_evaluation(path, name) for path, name in zip(paths, _short_names(paths), strict=True)]
 
 

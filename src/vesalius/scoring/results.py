@@ -127,11 +127,11 @@ def _check_counts(folder: Path, coverage: Mapping[str, Any], rows: Mapping[Resul
     counted = {status: statuses.count(status) for status in ("ok", "failed", "no_seg")}
     stated = {status: coverage.get(status) for status in counted}
     if counted != stated:
-        raise DataError(
-            f"{folder}: {ROWS} has {_list_counts(counted)}, but {METRICS_FILE} counts {_list_counts(stated)}; "
+        raise DataError.at(
+            folder,
+            f"{ROWS} has {_list_counts(counted)}, but {METRICS_FILE} counts {_list_counts(stated)}; "
             "the files belong to different evaluations, or one is truncated",
             code="invalid_results",
-            path=folder,
         )
 
 
@@ -140,7 +140,7 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})", code="not_found", path=path) from error
+        raise DataError.at(path, f"cannot be read ({error.strerror})", code="not_found") from error
 
 
 def split_lines(content: bytes) -> list[bytes]:

@@ -77,9 +77,7 @@ class ResultsLog:
             self._files.close()
 
     def _not_writable(self, error: OSError) -> OutputError:
-        return OutputError(
-            f"{self.folder}: cannot be written ({error.strerror})", code="write_failed", path=self.folder
-        )
+        return OutputError.at(self.folder, f"cannot be written ({error.strerror})", code="write_failed")
 
     def _start(self, state: Mapping[str, Any]) -> None:
         old = list(self.folder.iterdir())
@@ -151,11 +149,10 @@ class ResultsLog:
                     old.replace(self.out)
                 raise
         except OSError as error:
-            raise OutputError(
-                f"{self.out}: cannot be replaced ({error.strerror}); the new evaluation is complete in "
-                f"{self.folder}",
+            raise OutputError.at(
+                self.out,
+                f"cannot be replaced ({error.strerror}); the new evaluation is complete in {self.folder}",
                 code="write_failed",
-                path=self.out,
             ) from error
         # last: an evaluation killed before this point continues and only repeats the move
         for name in (STATE, HISTOGRAMS):

@@ -22,10 +22,10 @@ def masks_by_id(folder: Path) -> dict[str, Path]:
     for path in list_images(folder):
         name = sample_id(path.relative_to(folder))
         if name in found:
-            raise DataError(
-                f"{folder}: {found[name].name} and {path.name} both belong to {name}; keep one",
+            raise DataError.at(
+                folder,
+                f"{found[name].name} and {path.name} both belong to {name}; keep one",
                 code="duplicate_id",
-                path=folder,
                 field=name,
             )
         found[name] = path
@@ -37,19 +37,17 @@ class RoiMasks:
 
     def __init__(self, folder: Path, samples: Sequence[Sample]) -> None:
         if not folder.is_dir():
-            raise DataError(
-                f"{folder}: this folder of region-of-interest masks does not exist",
-                code="not_found",
-                path=folder,
+            raise DataError.at(
+                folder, "this folder of region-of-interest masks does not exist", code="not_found"
             )
         found = masks_by_id(folder)
         missing = [sample.id for sample in samples if sample.id not in found]
         if missing:
-            raise DataError(
-                f"{folder}: {len(missing)} of {len(samples)} images have no region-of-interest mask "
+            raise DataError.at(
+                folder,
+                f"{len(missing)} of {len(samples)} images have no region-of-interest mask "
                 f"({', '.join(missing[:10])}); name each mask file by the id of its image",
                 code="missing_roi",
-                path=folder,
                 field=missing[0],
             )
         self.folder = folder
@@ -63,8 +61,8 @@ class RoiMasks:
             try:
                 digest.update(f"{name} {hash_file(path)}\n".encode())
             except OSError as error:
-                raise ImageError(
-                    f"{path}: cannot be read ({error.strerror})", code="unreadable_file", path=path
+                raise ImageError.at(
+                    path, f"cannot be read ({error.strerror})", code="unreadable_file"
                 ) from error
         return digest.hexdigest()
 
@@ -73,9 +71,7 @@ class RoiMasks:
         path = self._paths[sample.id]
         roi = read_mask(path, size)
         if not roi.any():
-            raise DataError(
-                f"{path}: the region of interest has no pixel, so nothing can be scored in it",
-                code="empty_roi",
-                path=path,
+            raise DataError.at(
+                path, "the region of interest has no pixel, so nothing can be scored in it", code="empty_roi"
             )
         return roi

@@ -88,8 +88,8 @@ def _draw(
     try:
         picture.save(path, compress_level=1)  # a third of the time, for a third more bytes
     except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written ({error.strerror or error})", code="write_failed", path=path
+        raise OutputError.at(
+            path, f"cannot be written ({error.strerror or error})", code="write_failed"
         ) from error
     return given.figure
 

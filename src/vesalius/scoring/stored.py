@@ -82,9 +82,7 @@ class StoredPredictions(Segmenter):
     def __init__(self, folder: str | Path, samples: Sequence[Sample], threshold: float | None = None) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise DataError(
-                f"{folder}: this folder of predictions does not exist", code="not_found", path=folder
-            )
+            raise DataError.at(folder, "this folder of predictions does not exist", code="not_found")
         lines = self.folder / "predictions.jsonl"
         self._format = "predictions.jsonl" if lines.is_file() else "mask files"
         self._run = _read_run(self.folder / "run.json")
@@ -192,10 +190,10 @@ class StoredPredictions(Segmenter):
         if stated is not None and models != {None}:
             models.add(stated)
         if len(models) > 1:
-            raise DataError(
-                f"{self.folder}: holds predictions of {len(models)} models; evaluate each by itself",
+            raise DataError.at(
+                self.folder,
+                f"holds predictions of {len(models)} models; evaluate each by itself",
                 code="mixed_models",
-                path=self.folder,
             )
 
     def _check_threshold(self, threshold: float) -> None:
@@ -209,11 +207,11 @@ class StoredPredictions(Segmenter):
             key for key, line in self._lines.items() if line.status == "ok" and line.probabilities is None
         ]
         if without:
-            raise SettingError(
-                f"{self.folder}: another threshold needs probabilities (predict --save probs), but {len(without)} of "
+            raise SettingError.at(
+                self.folder,
+                f"another threshold needs probabilities (predict --save probs), but {len(without)} of "
                 f"{len(self._lines)} predictions have none (first: {_named(without[0])})",
                 code="missing_probabilities",
-                path=self.folder,
                 field="threshold",
             )
 
@@ -254,11 +252,11 @@ def _refuse_missing(folder: Path, wanted: Sequence[ResultKey], found: Mapping[Re
         return
     others = [key for key in found if key not in set(wanted)]
     hint = f"; it has {len(others)} others (first: {_named(others[0])})" if others else ""
-    raise DataError(
-        f"{folder}: lacks {len(missing)} of {len(wanted)} predictions: "
+    raise DataError.at(
+        folder,
+        f"lacks {len(missing)} of {len(wanted)} predictions: "
         f"{list_names(map(_named, missing), LISTED)}{hint}",
         code="missing_prediction",
-        path=folder,
         field=_named(missing[0]),
     )
 
