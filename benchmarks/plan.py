@@ -1,16 +1,16 @@
-"""Is what `vesalius plan` says a prediction or a training step needs what a process really takes?
+"""Compare the memory that `vesalius plan` estimates for a prediction or training step to the memory of a real process.
 
     .venv/bin/python benchmarks/plan.py [--for train] [--image 512x512 ...] [--json FILE]
 
-Builds a bundle of 360 M random parameters (1.4 GB in float32) in one process and opens it in others, in float32 on the
-CPU. Such a process has predicted with `tiny` before: what it holds then, libraries included, is idle. Measured is the
-increase over that: the high-water mark of resident memory (VmHWM of /proc/self/status, set back as each phase begins)
-while one image with one prompt is predicted a second time, for only then all weights are in memory: they are mapped
-from their files and read as they are needed. Two ways: with an allocator that hands back what is freed, so that the
-mark follows what is alive; and as the command line runs, with `keep_freed_memory`.
+A bundle of 360 M random parameters (1.4 GB in float32) is built in one process and opened in others, in float32 on the
+CPU. Each process first predicts with `tiny`; its memory after that, with all libraries, is the idle memory. The result is
+the increase over it: the peak of resident memory (VmHWM of /proc/self/status, reset at the start of each phase) while one
+image with one prompt is predicted a second time. Only then all weights are in memory, because they are mapped from their
+files and read on demand. Two allocators are measured: one that returns freed memory, so that the peak follows live
+tensors, and that of the command line, with `keep_freed_memory`.
 
-`--for train`: the high-water mark of the second step of AdamW on one image, with the allocator that hands back, for
-several settings of `trainable`; the weights are copied from their files first.
+`--for train`: the peak of the second step of AdamW on one image, with the allocator that returns freed memory, for several
+settings of `trainable`; the weights are copied from their files first.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ TRAINED: dict[str, tuple[dict[str, Any], str]] = {
     "vision, 4bit, bf16, checkpointing": (CHECKPOINTED, "bfloat16"),
     "full, bf16": ({"preset": "full"}, "bfloat16"),
 }
-"""Name -> the setting `trainable`, and the dtype of the activations."""
+"""Name -> the setting `trainable` and the dtype of activations."""
 
 
 def make_spec() -> Any:
-    """`tiny` widened: InternVL's own width with 8 layers, a language model of 6 layers, SAM's smallest trunk at 1024."""
+    """`tiny` made larger: InternVL's width with 8 layers, a language model of 6 layers, SAM's smallest trunk at 1024."""
     from vesalius.models.presets import find_spec
     from vesalius.models.sam_config import sam2
 
@@ -100,7 +100,7 @@ def read_status(name: str) -> int:
 
 
 def measure(folder: Path, image: tuple[int, int], keep: bool) -> dict[str, Any]:
-    """Bytes over an idle process, in this one: after opening, and the most in each phase of a prediction."""
+    """Bytes of this process above idle: after opening, and the peak of each phase of a prediction."""
     import gc
 
     import numpy as np
@@ -146,7 +146,7 @@ def measure(folder: Path, image: tuple[int, int], keep: bool) -> dict[str, Any]:
 
 
 def estimate(image: tuple[int, int]) -> dict[str, Any]:
-    """The plan's numbers for the same."""
+    """The plan's estimate for the same prediction."""
     import torch
 
     from vesalius.inference.footprint import Workload, measure_prediction, weight_bytes
@@ -159,7 +159,7 @@ def estimate(image: tuple[int, int]) -> dict[str, Any]:
 
 
 def measure_step(folder: Path, image: tuple[int, int], name: str) -> dict[str, Any]:
-    """Bytes over an idle process: held between steps, and the most in the second step."""
+    """Bytes above idle: between steps, and the peak of the second step."""
     import gc
 
     import numpy as np
@@ -168,7 +168,7 @@ def measure_step(folder: Path, image: tuple[int, int], name: str) -> dict[str, A
     from vesalius.models.checkpoint import open_model
     from vesalius.models.token_rows import new_tokens
     from vesalius.models.trainable import TrainableSettings, set_trainable
-    from vesalius.training.losses import LossSettings
+    from vesalius.training.losses import LossSettings, compute_losses
     from vesalius.types import Item
 
     choice, dtype = TRAINED[name]
@@ -193,7 +193,7 @@ def measure_step(folder: Path, image: tuple[int, int], name: str) -> dict[str, A
             batch = opened.processor([item], answered=True)
             with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
                 output = opened.model(batch)
-            measure(output, batch.masks, LossSettings()).total.backward()
+            compute_losses(output, batch.masks, LossSettings()).total.backward()
             del output
             optimizer.step()
             optimizer.zero_grad()
@@ -216,13 +216,13 @@ def measure_step(folder: Path, image: tuple[int, int], name: str) -> dict[str, A
 
 
 def estimate_step(image: tuple[int, int], name: str) -> dict[str, Any]:
-    """The plan's numbers for the same."""
+    """The plan's estimate for the same step."""
     from vesalius.inference.fitting import PlanTask, TrainingSettings
     from vesalius.inference.placement import find_cpu
 
     choice, dtype = TRAINED[name]
     settings = TrainingSettings.model_validate(
-        {"trainable": choice, "dtype": dtype, "image": image, "batch": 1}
+        {"trainable": choice, "dtype": dtype, "image": image, "batch_size": 1}
     )
     task = PlanTask(make_spec(), settings, (), find_cpu())
     cost = task.cost(1)
@@ -237,7 +237,7 @@ def estimate_step(image: tuple[int, int], name: str) -> dict[str, Any]:
 def compare_steps(folder: str, image: str) -> list[dict[str, Any]]:
     """Estimated and measured bytes of training steps, printed as a table."""
     results = []
-    print(f"{image}\n{'':<36}{'planned':>10}{'measured':>10}{'ratio':>8}   MiB over an idle process")
+    print(f"{image}\n{'':<36}{'planned':>10}{'measured':>10}{'ratio':>8}   MiB above idle")
     for name in TRAINED:
         planned = run_in_process("estimate step", folder, image, name)
         took = run_in_process("step", folder, image, name)
@@ -252,9 +252,9 @@ def compare_steps(folder: str, image: str) -> list[dict[str, Any]]:
 
 
 def run_in_process(step: str, folder: str, image: str, what: str = "") -> dict[str, Any]:
-    """One step in a process of its own."""
+    """Run one step of the benchmark in a new process."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    if step in ("follow", "step"):  # blocks of 64 KiB and more go back to the system when they are freed
+    if step in ("follow", "step"):  # freed blocks of 64 KiB and more are returned to the system
         environment |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     command = [sys.executable, __file__, "--step", step, "--folder", folder, "--image", image]
     command += ["--what", what] if what else []
@@ -269,14 +269,14 @@ def compare(folder: str, image: str) -> dict[str, Any]:
     print(
         f"{image}: {planned['tiles']} tiles, {planned['tokens']} tokens; weights {planned['weights'] / MIB:,.0f} MiB"
     )
-    print(f"{'':<18}{'planned':>10}{'measured':>10}{'ratio':>8}   MiB over an idle process")
+    print(f"{'':<18}{'planned':>10}{'measured':>10}{'ratio':>8}   MiB above idle")
     for phase in PHASES:
         says = planned["weights"] + planned["peaks"][phase]
         took = steps["follow"]["peaks"][phase]
         print(f"{phase:<18}{says / MIB:>10,.0f}{took / MIB:>10,.0f}{says / took:>8.3f}")
     largest = max(planned["peaks"].values())
     ratios = {}
-    # what the plan leaves alone on a CPU is for an allocator that keeps what was freed
+    # the plan's reserve on a CPU is for an allocator that keeps freed memory
     for step, title, times in (("follow", "whole", 1), ("keep", "keeping freed", 2)):
         says = planned["weights"] + times * largest
         took = max(steps[step]["peaks"].values())

@@ -1,18 +1,18 @@
-"""How many images a second, against the official procedure with the same weights and the same masks out?
+"""Images per second, compared to the official procedure with the same weights and the same masks.
 
     .venv/bin/python benchmarks/predict.py [--model tiny] [--images 24] [--rounds 5] [--quick] [--json FILE]
 
-Theirs is a rewrite of what `predict_forward` of the official code does: one image at a time and one question at a
-time, the answer written token by token, and for each [SEG] the image encoded again. Ours is `Predictor.predict`. Both
-run in one process on the same synthetic images of 512 x 512 and take turns, so that their ratio holds on a machine
-that is busy with other things; both end with masks of the original size. `masks_equal` is the share of all pixels in
-which they agree. Stages are timed by hooks on the parts of the model, which cost a few microseconds a call; those of
-images side by side overlap, so that their sum may be more than the whole.
+The official side is a rewrite of `predict_forward` of the official code: one image and one question at a time, the
+answer decoded token by token, and the image encoded again for each [SEG]. Our side is `Predictor.predict`. Both run in
+one process on the same synthetic images of 512 x 512 and take turns, so that their ratio holds on a busy machine; both
+end with masks of the original size. `masks_equal` is the share of all pixels with equal masks. Stages are timed by hooks
+on the components of the model, which cost a few microseconds a call. Stages of images in parallel overlap, so their sum
+may exceed the total.
 
-The official side uses our processor and our model, so it gains from most of what makes those faster. Two parts are as
-the authors of SAM 2 wrote them: the mask decoder, and the encoder's first layer with its positions. (Attention is ours on
-both sides: what transformers does in vain there, the authors do not.) The floor is SAM's encoder alone, once an image
-and nothing else: no sharing among questions can go below it.
+The official side uses our processor and our model, so it benefits from most of their optimizations. Two components are
+those of SAM 2's authors: the mask decoder, and the first layer of the encoder with its positions. (Attention is ours on
+both sides: the superfluous work of transformers is not in the authors' code.) The lower bound is SAM's encoder alone,
+once per image: no sharing among questions can be faster.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ PROMPTS = ("blood vessel", "catheter", "guide wire", "rib")
 
 @contextmanager
 def as_written(sam: Sam2VideoModel) -> Iterator[None]:
-    """Within it the model's decoder and first layer are those of SAM 2's authors, as transformers has them."""
+    """Inside the block, decoder and first layer are those of SAM 2's authors, in the version of transformers."""
     theirs = {
         Hiera: Sam2HieraDetModel,
         PatchEmbeddings: Sam2PatchEmbeddings,
@@ -100,7 +100,7 @@ def predict_officially(predictor: Predictor, items: list[Item]) -> list[np.ndarr
 
 
 def encode_alone(predictor: Predictor, items: list[Item]) -> Callable[[], object]:
-    """What runs SAM's encoder over the images as `Predictor.predict` does, and nothing else."""
+    """A function that runs SAM's encoder over the images like `Predictor.predict`, and nothing else."""
     squares = [predictor.processor.preprocess(item).square for item in items]
     batches = [squares[i : i + predictor.batch_size] for i in range(0, len(squares), predictor.batch_size)]
 
@@ -117,7 +117,7 @@ def encode_alone(predictor: Predictor, items: list[Item]) -> Callable[[], object
 
 @dataclass
 class Stages:
-    """Seconds and calls of the parts of a model."""
+    """Seconds and calls of the components of a model."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
@@ -125,7 +125,7 @@ class Stages:
 
     @contextmanager
     def watch(self, predictor: Predictor) -> Iterator[None]:
-        """Count within the block."""
+        """Count calls inside the block."""
         model = predictor.model
         parts = {
             "vision encoder": vision_encoder_of(model.vlm),
@@ -156,7 +156,7 @@ class Stages:
 
 
 def compare(predictor: Predictor, items: list[Item], rounds: int) -> dict[str, Any]:
-    """Seconds an image of both, their ratio, and the share of pixels in which they agree."""
+    """Time per image of both sides, their ratio, and the share of pixels with equal masks."""
     took: dict[str, list[float]] = {"official": [], "ours": [], "encoder": []}
     stages = {"official": Stages(), "ours": Stages()}
     equal = total = 0
@@ -180,7 +180,7 @@ def compare(predictor: Predictor, items: list[Item], rounds: int) -> dict[str, A
         started = time.perf_counter()
         encode()
         took["encoder"].append(time.perf_counter() - started)
-        if number == 0:  # to warm up, and to compare
+        if number == 0:  # warm-up, and comparison of the masks
             equal = sum(int((a == b).sum()) for a, b in zip(masks["official"], masks["ours"], strict=True))
             total = sum(mask.size for mask in masks["ours"])
             for times in took.values():

@@ -1,11 +1,11 @@
-"""How much faster is prediction for each idea in it: how much longer without that one, all others kept?
+"""Ablation of prediction speed: how much slower is prediction without each optimization, with all others kept?
 
     .venv/bin/python benchmarks/predict_ideas.py [--model tiny] [--images 16] [--rounds 7] [--quick] [--json FILE]
 
-Each idea is taken out alone, by a setting of `Predictor` or by putting a plain rewrite in its place here, and all
-variants take turns in one process on the same synthetic images. `slower` is the median over the rounds of the time
-without an idea to the time with all of them; shares do not add up, as ideas share what they save. `masks_equal` is the
-share of pixels in which both agree. Not here: `keep_freed_memory`, which a process cannot take back.
+Each optimization is removed alone, by a setting of `Predictor` or by a plain rewrite in this file, and all variants take
+turns in one process on the same synthetic images. `slower` is the median over rounds of the time without it, divided by
+the time with all of them. The gains do not add up, because optimizations overlap. `masks_equal` is the share of pixels
+with equal masks. `keep_freed_memory` is not tested, because a process cannot undo it.
 """
 
 from __future__ import annotations
@@ -43,35 +43,35 @@ from vesalius.types import Item
 PROMPTS = ("blood vessel", "catheter", "guide wire", "rib")
 
 Change = Callable[[Predictor, list[Item], ExitStack], tuple[Predictor, list[Item]]]
-"""Takes an idea out until the stack is closed: who is to be asked, and what."""
+"""Removes an optimization until the stack is closed; returns the predictor and the items to measure."""
 
 
 def all_kept(predictor: Predictor, items: list[Item], _: ExitStack) -> tuple[Predictor, list[Item]]:
-    """Nothing taken out."""
+    """Remove nothing."""
     return predictor, items
 
 
 def token_by_token(predictor: Predictor, items: list[Item], stack: ExitStack) -> tuple[Predictor, list[Item]]:
-    """Answers are written, not guessed and verified."""
+    """Decode answers token by token instead of drafting and verifying them."""
     stack.enter_context(patch.object(predictor, "answer", "generate"))
     return predictor, items
 
 
 def alone(predictor: Predictor, items: list[Item], stack: ExitStack) -> tuple[Predictor, list[Item]]:
-    """One image at a time."""
+    """Predict one image at a time."""
     stack.enter_context(patch.object(predictor, "batch_size", 1))
     return predictor, items
 
 
 def image_a_question(predictor: Predictor, items: list[Item], _: ExitStack) -> tuple[Predictor, list[Item]]:
-    """Both halves see the image anew for each question."""
+    """Encode the image again for each question."""
     return predictor, [Item(item.id, item.frames, (prompt,)) for item in items for prompt in item.prompts]
 
 
 def words_a_question(
     predictor: Predictor, items: list[Item], stack: ExitStack
 ) -> tuple[Predictor, list[Item]]:
-    """The language model reads the image's tokens again for each question."""
+    """Let the language model read the image tokens again for each question."""
 
     def read(vlm: Any, inputs: Any, _: Any, seg_before_norm: bool, cache: Any) -> Any:
         return run_language_model(vlm, inputs, seg_before_norm, cache), inputs
@@ -81,7 +81,7 @@ def words_a_question(
 
 
 def encoding_a_seg(predictor: Predictor, items: list[Item], stack: ExitStack) -> tuple[Predictor, list[Item]]:
-    """SAM encodes the image anew for each [SEG]."""
+    """Let SAM encode the image again for each [SEG]."""
 
     def decode_each(decode: Decode, squares: Sequence[torch.Tensor], seg: SegPrompts) -> MaskLogits:
         rows = [slice(i, i + 1) for i in range(len(seg.row))]
@@ -95,7 +95,7 @@ def encoding_a_seg(predictor: Predictor, items: list[Item], stack: ExitStack) ->
 
 
 def one_by_one(predictor: Predictor, items: list[Item], stack: ExitStack) -> tuple[Predictor, list[Item]]:
-    """All cores on one operation at a time, instead of images side by side."""
+    """Use all cores for one operation at a time instead of parallel images."""
     together = lambda decode, squares, seg: decode(squares, seg)  # noqa: E731
     in_turn = lambda work, jobs: [work(job) for job in jobs]  # noqa: E731
     stack.enter_context(patch.object(predictor_module, "decode_on_cores", together))
@@ -106,7 +106,7 @@ def one_by_one(predictor: Predictor, items: list[Item], stack: ExitStack) -> tup
 def two_convolutions(
     predictor: Predictor, items: list[Item], stack: ExitStack
 ) -> tuple[Predictor, list[Item]]:
-    """The neck's and the decoder's convolutions on the fine levels one after the other."""
+    """Run the convolutions of neck and decoder on the fine levels one after the other."""
 
     def convolve(first: nn.Module, second: nn.Module, level: torch.Tensor) -> torch.Tensor:
         made: torch.Tensor = second(first(level.permute(0, 3, 1, 2)))
@@ -117,7 +117,7 @@ def two_convolutions(
 
 
 def many_copies(predictor: Predictor, items: list[Item], stack: ExitStack) -> tuple[Predictor, list[Item]]:
-    """Pixels are normalized through a new array for each step."""
+    """Normalize pixels with a new array for each step."""
     mean, deviation = pixels.MEAN.flatten().numpy(), pixels.DEVIATION.flatten().numpy()
 
     def normalize(image: Image.Image) -> torch.Tensor:
@@ -130,7 +130,7 @@ def many_copies(predictor: Predictor, items: list[Item], stack: ExitStack) -> tu
 
 
 def as_transformers(*parts: type[nn.Module]) -> Change:
-    """These kinds of parts of SAM as transformers has them."""
+    """Use the transformers version of these modules of SAM."""
 
     def take_out(predictor: Predictor, items: list[Item], stack: ExitStack) -> tuple[Predictor, list[Item]]:
         for module in predictor.model.sam.modules():
@@ -143,30 +143,30 @@ def as_transformers(*parts: type[nn.Module]) -> Change:
 
 
 IDEAS: dict[str, Change] = {
-    "all ideas": all_kept,
-    "answers guessed and verified": token_by_token,
+    "all": all_kept,
+    "answers drafted and verified": token_by_token,
     "images in batches": alone,
-    "each image seen once, for all questions": image_a_question,
-    "its tokens read once": words_a_question,
-    "its SAM features for all [SEG]": encoding_a_seg,
-    "images side by side on the cores": one_by_one,
-    "attention that nothing reads left out": as_transformers(WindowAttention),
-    "channels of a patch side by side": as_transformers(Hiera, PatchEmbeddings),
+    "one image encoding for all questions": image_a_question,
+    "image tokens read once": words_a_question,
+    "SAM features shared by all [SEG]": encoding_a_seg,
+    "images in parallel on the cores": one_by_one,
+    "no unused attention": as_transformers(WindowAttention),
+    "channels-last patches": as_transformers(Hiera, PatchEmbeddings),
     "decoder shared by the questions of an image": as_transformers(MaskDecoder),
-    "two convolutions as one": two_convolutions,
-    "pixels normalized in place": many_copies,
+    "two convolutions in one": two_convolutions,
+    "in-place normalization of pixels": many_copies,
 }
 
 
 @contextmanager
 def without(idea: str, predictor: Predictor, items: list[Item]) -> Iterator[tuple[Predictor, list[Item]]]:
-    """Who is to be asked, and what, with the idea taken out inside the block."""
+    """The predictor and the items to measure, without the optimization inside the block."""
     with ExitStack() as stack:
         yield IDEAS[idea](predictor, items, stack)
 
 
 def measure(predictor: Predictor, items: list[Item], rounds: int) -> list[dict[str, Any]]:
-    """A row for each idea."""
+    """One row for each optimization."""
     took: dict[str, list[float]] = {idea: [] for idea in IDEAS}
     masks: dict[str, list[np.ndarray]] = {}
     for number in range(rounds + 1):
@@ -174,19 +174,17 @@ def measure(predictor: Predictor, items: list[Item], rounds: int) -> list[dict[s
             with without(idea, predictor, items) as (asked, questions):
                 started = time.perf_counter()
                 masks[idea] = [prediction.mask for prediction in asked.predict(questions)]
-                if number:  # the first is to warm up
+                if number:  # round 0 is a warm-up
                     times.append(time.perf_counter() - started)
-    whole = took["all ideas"]
-    total = sum(mask.size for mask in masks["all ideas"])
+    whole = took["all"]
+    total = sum(mask.size for mask in masks["all"])
     return [
         {
             "idea": idea,
             "prompts": len(items[0].prompts),
             "ms_per_image_without": 1000 * statistics.median(times) / len(items),
             "slower": statistics.median(each / all_on for each, all_on in zip(times, whole, strict=True)),
-            "masks_equal": sum(
-                int((a == b).sum()) for a, b in zip(masks[idea], masks["all ideas"], strict=True)
-            )
+            "masks_equal": sum(int((a == b).sum()) for a, b in zip(masks[idea], masks["all"], strict=True))
             / total,
         }
         for idea, times in took.items()
@@ -194,7 +192,7 @@ def measure(predictor: Predictor, items: list[Item], rounds: int) -> list[dict[s
 
 
 def main() -> None:
-    """Take each idea out, for one and for four prompts an image, and print the table."""
+    """Remove each optimization, for one and four prompts per image, and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

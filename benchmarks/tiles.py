@@ -1,10 +1,10 @@
-"""What is the best Dice that masks of a model can have, on the whole image and in tiles?
+"""The best Dice that any model can reach, on the whole image and in tiles.
 
     .venv/bin/python benchmarks/tiles.py FOLDER... [--cells 256] [--input 1024] [--json FILE]
 
-Each FOLDER holds `masks/`. The ground truth takes the place of a perfect model: averaged over the cells of the mask
-decoder's map, once for the whole image and once for each window, then enlarged, blended and cut at a half, as
-predictions are. What is lost is what no training can win back.
+Each FOLDER contains `masks/`. The ground truth stands for the output of a perfect model: it is averaged over the cells of
+the mask decoder's map, for the whole image or for each window, then enlarged, blended and thresholded at 0.5 like a
+prediction. No training can recover the Dice that is lost here.
 """
 
 from __future__ import annotations
@@ -24,33 +24,38 @@ from vesalius.mask_maps import Tile, Tiled, Window
 from vesalius.masks import area_average
 
 
-def perfect(truth: np.ndarray, windows: list[Window], cells: int, input_size: int) -> np.ndarray:
-    """The mask bool (h, w) that a model would make whose maps are the ground truth."""
+def perfect(target: np.ndarray, windows: list[Window], cells: int, input_size: int) -> np.ndarray:
+    """The mask bool (h, w) of a model with perfect maps of `cells` x `cells`."""
     tiles = []
     for window in windows:
-        part = truth[window.pixels]
+        part = target[window.pixels]
         tiles.append(Tile(window, area_average(part, (cells, cells))[None] - np.float32(0.5)))
-    size = truth.shape[0], truth.shape[1]
+    size = target.shape[0], target.shape[1]
     return Tiled(tuple(tiles), input_size).masks(size, 0.5)[0]
 
 
-def dice(truth: np.ndarray, guess: np.ndarray) -> float:
-    """Dice of two masks, of which one at least is not empty."""
-    return 2 * float((truth & guess).sum()) / float(truth.sum() + guess.sum())
+def dice(target: np.ndarray, prediction: np.ndarray) -> float:
+    """Dice of two masks; at least one must not be empty."""
+    return 2 * float((target & prediction).sum()) / float(target.sum() + prediction.sum())
 
 
 def measure(folder: Path, cells: int, input_size: int) -> list[dict[str, Any]]:
-    """The mean of the best Dice over a folder's masks, for the whole image and windows of several sides."""
-    truths = [np.asarray(Image.open(path).convert("L")) > 0 for path in list_images(folder / "masks")]
+    """The best Dice, averaged over the masks of a folder, for the whole image and for windows of several sides."""
+    targets = [np.asarray(Image.open(path).convert("L")) > 0 for path in list_images(folder / "masks")]
     rows = []
     overlap = TileSettings().overlap
     for side in (None, input_size, input_size * 3 // 4, input_size // 2, input_size // 4):
         values = []
-        for truth in truths:
-            size = truth.shape[0], truth.shape[1]
+        for target in targets:
+            size = target.shape[0], target.shape[1]
             windows = [Window(0, 0, *size)] if side is None else find_windows(size, side, overlap)
-            values.append(dice(truth, perfect(truth, windows, cells, input_size)))
-        row = {"data": folder.name, "images": len(truths), "side": side, "best_dice": statistics.mean(values)}
+            values.append(dice(target, perfect(target, windows, cells, input_size)))
+        row = {
+            "data": folder.name,
+            "images": len(targets),
+            "side": side,
+            "best_dice": statistics.mean(values),
+        }
         row["windows"] = len(windows)
         rows.append(row)
         shown = "whole image" if side is None else f"tiles of {side}"

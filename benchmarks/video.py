@@ -1,11 +1,10 @@
-"""What does a clip cost, frame by frame and by each propagation, does memory stay flat, and how good are the masks?
+"""Time, memory and quality of predicting a clip, with independent frames and with each propagation.
 
     .venv/bin/python benchmarks/video.py [--model tiny] [--frames 50 150 300] [--json FILE]
 
-A synthetic coronary cine of the largest of these lengths is drawn, and its beginnings are predicted, two phrases at
-once, each in a process of its own: the most memory that it ever had (VmHWM), beyond what it had before the first frame,
-milliseconds and passes of the segmenter's encoder a frame, and J&F over all frames. What is measured is the straight
-use in Python, without files.
+A synthetic coronary cine of the largest of these lengths is drawn. Its first frames are predicted with two prompts, each
+length in a new process. Results are the peak memory (VmHWM) and its growth since the first frame, milliseconds and
+encoder passes per frame, and J&F over all frames. Predictions are made in Python, without writing files.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ WAYS = ("frames", "official", "sam2")
 
 
 def peak_mb() -> float:
-    """The most memory that this process ever had."""
+    """Peak memory of this process in MiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def predict(predictor: Predictor, samples: list[Sample], way: Any) -> Iterator[list[Prediction]]:
-    """The predictions of each frame, for both phrases."""
+    """The predictions of each frame for both prompts."""
     if way != "frames":
         for frame in predictor.predict_video(samples, PROMPTS, propagation=way):
             yield frame.predictions
@@ -53,16 +52,16 @@ def predict(predictor: Predictor, samples: list[Sample], way: Any) -> Iterator[l
 
 
 def score(sample: Sample, predictions: list[Prediction]) -> list[tuple[float, float]]:
-    """J and F of each phrase that the frame is annotated with."""
+    """J and F of each annotated prompt of a frame."""
     item = load_item(sample)
     assert item.masks is not None
-    truths = dict(zip(item.prompts, item.masks[:, 0], strict=True))
-    pairs = [(truths[each.prompt], each.mask) for each in predictions if each.prompt in truths]
+    targets = dict(zip(item.prompts, item.masks[:, 0], strict=True))
+    pairs = [(targets[each.prompt], each.mask) for each in predictions if each.prompt in targets]
     return [(video.region(*pair) or 0.0, video.contour(*pair) or 0.0) for pair in pairs]
 
 
 def measure(model: str, folder: Path, frames: int, way: str, scored: bool) -> dict[str, Any]:
-    """One row, in this process."""
+    """One row of the table, measured in this process."""
     predictor = load_predictor(model, answer="force")
     assert isinstance(predictor, Predictor)
     samples = load_samples(folder)[:frames]
@@ -82,7 +81,7 @@ def measure(model: str, folder: Path, frames: int, way: str, scored: bool) -> di
 
 
 def main() -> None:
-    """Measure each way and length, and print the table."""
+    """Measure each propagation and length, and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

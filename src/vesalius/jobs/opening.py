@@ -58,22 +58,11 @@ def load_predictor(
     from vesalius.models.checkpoint import open_model
     from vesalius.models.stored_model import fingerprint_model
 
-    if gpus is None:
-        device = _usable(device)
-        opened = open_model(ref, device, _dtype(device), quantization)
-    else:
-        if device is not None:
-            raise SettingError(
-                f"give a device ({device}) or gpus ({gpus}), not both",
-                code="conflicting_settings",
-                field="gpus",
-            )
-        from vesalius.inference.plan import make_plan, place_of
-
-        changes = [f"batch_size={batch_size}", *([f"quantization={quantization}"] if quantization else [])]
-        opened = open_model(ref, *place_of(make_plan(ref, gpus, changes=changes)), quantization)
+    where = (
+        _device_and_dtype(device) if gpus is None else _planned(ref, device, gpus, batch_size, quantization)
+    )
     return OfficialPredictor(
-        opened,
+        open_model(ref, *where, quantization),
         answer=answer,
         tiles=tiles,
         tta=tta,
@@ -84,10 +73,25 @@ def load_predictor(
     )
 
 
-def _dtype(device: str) -> Any:
+def _device_and_dtype(device: str | None) -> tuple[str, Any]:
     import torch
 
-    return torch.float32 if device == "cpu" else torch.bfloat16
+    device = _usable(device)
+    return device, torch.float32 if device == "cpu" else torch.bfloat16
+
+
+def _planned(
+    ref: ModelRef, device: str | None, gpus: str, batch_size: int, quantization: Quantized | None
+) -> tuple[Any, Any]:
+    """Device map and dtype of the plan for these GPUs."""
+    if device is not None:
+        raise SettingError(
+            f"give a device ({device}) or gpus ({gpus}), not both", code="conflicting_settings", field="gpus"
+        )
+    from vesalius.inference.plan import make_plan, place_of
+
+    changes = [f"batch_size={batch_size}", *([f"quantization={quantization}"] if quantization else [])]
+    return place_of(make_plan(ref, gpus, changes=changes))
 
 
 def _usable(device: str | None) -> str:
