@@ -38,6 +38,7 @@ MOST_OPENING_S = 2.0
 
 def make(folder: Path, gigabytes: float) -> None:
     """Write an official folder of at least this size (and at least one layer: about 3 GB)."""
+    from vesalius.models.families.base import pick
     from vesalius.models.families.internvl import TEXT_FIELDS
     from vesalius.models.families.tokenizers import byte_tokenizer
     from vesalius.models.layout_mapping import to_official
@@ -77,7 +78,7 @@ def make(folder: Path, gigabytes: float) -> None:
         },
         "llm_config": {
             "architectures": ["InternLM2ForCausalLM"],
-            **{name: text[name] for name in TEXT_FIELDS if name in text},
+            **pick(text, TEXT_FIELDS),
             "rope_theta": text["rope_parameters"]["rope_theta"],
             "rope_scaling": {"type": "dynamic", "factor": text["rope_parameters"]["factor"]},
         },

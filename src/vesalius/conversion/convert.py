@@ -133,7 +133,7 @@ class _Progress:
 
 
 def _assemblies(conversion: Conversion) -> dict[str, Assembly] | None:
-    """How canonical tensors are assembled when the result is opened; None for a bundle, which stores them."""
+    """Canonical tensors as rows of the written ones; None for a bundle, which stores canonical tensors."""
     return (
         None
         if conversion.to == "vesalius"

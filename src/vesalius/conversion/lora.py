@@ -1,7 +1,7 @@
 """Merge LoRA into the base tensor by tensor, and check the merge.
 
 All names are those of the official layout. A merged weight is W + alpha / rank * B @ A, computed in float32 in blocks of
-rows, and stored in a dtype that represents W, A and B exactly.
+rows, and stored in a dtype that represents W, A and B exactly. PEFT merges models in memory only; this merge is streamed.
 """
 
 from __future__ import annotations

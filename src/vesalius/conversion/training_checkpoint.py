@@ -48,7 +48,7 @@ INERT = tuple(
     numpy._core.multiarray._reconstruct numpy._core.multiarray.scalar
     """.split()
 )
-"""Names that a pickle may use besides torch's own list: loss curves and the like, which are ignored."""
+"""Classes and functions that a pickle may name besides those on torch's own list; `Inert` replaces them."""
 
 PREFIXES = {
     "mllm.model.language_model.": "language_model.",

@@ -117,7 +117,7 @@ def parse(
 
 
 def duplicate(path: Path, line: int, key: ResultKey) -> DataError:
-    """The error of a row whose id and prompt an earlier row has."""
+    """The error for a duplicate id and prompt."""
     message = f"{path}, line {line}: {key[0]} ({key[1]}) is a duplicate"
     return DataError(message, code="duplicate_id", path=path, field=f"line {line}")
 

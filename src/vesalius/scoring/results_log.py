@@ -1,4 +1,4 @@
-"""Results of an unfinished evaluation: rows and histograms on disk, from which an interrupted one continues."""
+"""Results log: rows and histograms of an unfinished evaluation on disk, so that it can continue."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ class ResultsLog:
 
     @property
     def mean_curves(self) -> dict[str, np.ndarray]:
-        """Mean over rows of each metric at each of `CURVE_THRESHOLDS`; NaN where no row defines it."""
+        """Mean over rows of each metric at each of `CURVE_THRESHOLDS`; NaN if no row defines it."""
         with np.errstate(invalid="ignore"):
             return {name: self._curves[name] / self._defined[name] for name in CURVES}
 

@@ -22,7 +22,7 @@ PIXEL_COUNTS = ("target_pixels", "prediction_pixels", "intersection")
 
 @dataclass(frozen=True)
 class ScoringInput:
-    """A prediction, its ground truth, and where its figure goes."""
+    """A prediction, its ground truth, and the path of its figure."""
 
     identity: Mapping[str, str]
     """`id`, `group` and `prompt` of the row."""
