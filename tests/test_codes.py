@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import vesalius
+from vesalius import errors
 from vesalius.codes import CODES, Code, as_markdown
 
 SRC = Path(vesalius.__file__).parent
@@ -29,6 +30,22 @@ def test_every_code_in_the_source_stands_in_the_table() -> None:
                         used[code.value] = f"{path.relative_to(SRC)}, line {code.lineno}"
     assert len(used) > 40
     assert {code: where for code, where in used.items() if code not in CODES} == {}
+
+
+def test_every_error_in_the_source_is_given_a_code() -> None:
+    names = {
+        name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)
+    }
+    bare = [
+        f"{path.relative_to(SRC)}, line {node.lineno}"
+        for path in sorted(SRC.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in names - {"InterruptionError"}
+        and not any(keyword.arg in ("code", None) for keyword in node.keywords)
+    ]
+    assert len(names) > 8
+    assert bare == []
 
 
 def test_the_page_lists_the_table() -> None:
