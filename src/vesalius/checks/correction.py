@@ -17,6 +17,7 @@ from PIL import Image
 from scipy.ndimage import binary_dilation, label
 
 from vesalius.data.dataset import load_image, load_mask
+from vesalius.data.decoders.frame_files import FrameReader
 from vesalius.data.decoders.limits import MAX_PIXELS
 from vesalius.data.images import read_mask
 from vesalius.errors import DataError, ImageError
@@ -63,7 +64,7 @@ class NotCorrectable(ValueError):
     """The reason why a phrase cannot be kept."""
 
 
-def correct(sample: Sample) -> Correction:
+def correct(sample: Sample, reader: FrameReader | None = None) -> Correction:
     """The corrected sample: masks at the size of the image, without degenerate parts, one object per phrase.
 
     Of a sample without annotation, only the stated size is corrected. Reads the image and every mask.
@@ -74,7 +75,7 @@ def correct(sample: Sample) -> Correction:
         changes.append(Change(action, sample.id, part, reason))
 
     try:
-        image = load_image(sample)
+        image = load_image(sample, reader)
     except ImageError as error:
         note("dropped", "image", str(error))
         return Correction(None, tuple(changes))

@@ -6,13 +6,15 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
 
 from vesalius.checks.correction import Action, Change, Correction, correct
 from vesalius.checks.findings import count_errors, finding
-from vesalius.checks.inspection import Report, inspect, workers_for
+from vesalius.checks.inspection import Report, batches_of, inspect, workers_for
 from vesalius.data.copying import copy_images
+from vesalius.data.decoders.frame_files import FrameReader
 from vesalius.data.formats import ANNOTATION_FILES
 from vesalius.data.writers import vesalius_json
 from vesalius.errors import AnnotationError
@@ -91,7 +93,8 @@ def write_fixed(
     for split, part in report.parts.items():
         kept[split] = []
         seen: dict[str, str] = {}
-        for correction in map_in_processes(correct, part.samples, workers_for(total, num_workers)):
+        jobs = map_in_processes(_correct_samples, batches_of(part.samples), workers_for(total, num_workers))
+        for correction in chain.from_iterable(jobs):
             duplicate = _find_duplicate(correction, seen)
             changes += [replace(change, split=split) for change in (*correction.changes, *duplicate)]
             if correction.sample is not None and not duplicate:
@@ -162,6 +165,11 @@ def _find_duplicate(correction: Correction, seen: dict[str, str]) -> list[Change
     if first == correction.sample.id:
         return []
     return [Change("dropped", correction.sample.id, "image", f"equals {first} in pixels and annotation")]
+
+
+def _correct_samples(samples: list[Sample]) -> list[Correction]:
+    with FrameReader() as reader:
+        return [correct(sample, reader) for sample in samples]
 
 
 def _write(kept: Mapping[str, Sequence[Sample]], folder: Path, on_image: Callable[[int], None]) -> int:

@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -147,23 +147,24 @@ def _measure(
 ) -> list[SampleResult]:
     n = sum(len(dataset.samples) for dataset in parts.values())
     records: list[SampleResult] = []
-    for batch in map_in_processes(inspect_samples, _batches(parts), workers_for(n, num_workers)):
+    jobs = ((name, batch) for name, part in parts.items() for batch in batches_of(part.samples))
+    for batch in map_in_processes(inspect_samples, jobs, workers_for(n, num_workers)):
         records += batch
         on_progress(len(records) / n, f"{len(records)} of {n} images")
     return records
 
 
-def _batches(parts: dict[str, Dataset]) -> Iterator[tuple[str, list[Sample]]]:
-    for name, dataset in parts.items():
-        batch: list[Sample] = []
-        for sample in dataset.samples:
-            same_file = batch and batch[-1].image == sample.image
-            if len(batch) >= (FRAMES_PER_JOB if same_file else SAMPLES_PER_JOB):
-                yield name, batch
-                batch = []
-            batch.append(sample)
-        if batch:
-            yield name, batch
+def batches_of(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
+    """Consecutive samples in batches for worker processes, with frames of one file together."""
+    batch: list[Sample] = []
+    for sample in samples:
+        same_file = batch and batch[-1].image == sample.image
+        if len(batch) >= (FRAMES_PER_JOB if same_file else SAMPLES_PER_JOB):
+            yield batch
+            batch = []
+        batch.append(sample)
+    if batch:
+        yield batch
 
 
 def inspect_samples(job: tuple[str, list[Sample]]) -> list[SampleResult]:

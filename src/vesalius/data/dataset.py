@@ -7,7 +7,7 @@ the prompts of a sample are distinct, in order of first appearance, and their ma
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -132,6 +132,13 @@ def load_item(sample: Sample, reader: FrameReader | None = None) -> Item:
         for reference in objects:
             masks[index, 0] |= load_mask(reference, size, sample.source or sample.id)
     return Item(sample.id, image[None], sample.prompts, masks)
+
+
+def load_items(samples: Iterable[Sample]) -> Iterator[Item]:
+    """The item of each sample, with one reader for all; errors as for `load_item`."""
+    with FrameReader() as reader:
+        for sample in samples:
+            yield load_item(sample, reader)
 
 
 def load_image(sample: Sample, reader: FrameReader | None = None) -> UInt8[np.ndarray, "h w 3"]:

@@ -15,7 +15,7 @@ from jaxtyping import Int64
 from torch import nn
 from transformers.cache_utils import DynamicCache
 
-from vesalius.data.dataset import load_item
+from vesalius.data.dataset import load_items
 from vesalius.errors import SettingError, TrainingError
 from vesalius.models.checkpoint import OpenedModel
 from vesalius.models.vlm import embed_batch, prefill, reset_rope
@@ -114,8 +114,7 @@ def seg_states(opened: OpenedModel, samples: Sequence[Sample], phrases: Sequence
     The questions of the template alternate, so that their differences count as variation within a phrase.
     """
     found = []
-    for index, sample in enumerate(samples):
-        item = load_item(sample)
+    for index, item in enumerate(load_items(samples)):
         parts = [
             tuple(phrases[first : first + PHRASES_AT_ONCE])
             for first in range(0, len(phrases), PHRASES_AT_ONCE)

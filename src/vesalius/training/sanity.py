@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vesalius.data.dataset import load_item
+from vesalius.data.dataset import load_items
 from vesalius.errors import TrainingError
 from vesalius.training.learner import Learner
 from vesalius.training.sharding import local_shard
@@ -64,7 +64,7 @@ def measure_baseline(
     assert not isinstance(dice, str)
     # a forced answer shows only whether the model would give the template's answer
     free = learner.segmenter(card, batch_size, forced=False)
-    predictions = free.predict([load_item(sample) for sample in asked])
+    predictions = free.predict(list(load_items(asked)))
     seg_answers = sum(prediction.says_seg for prediction in predictions)
     return BaselineScore(len(asked), seg_answers, dice, refitted or has_untrained_projector(learner.module))
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from vesalius.data.dataset import load_item
+from vesalius.data.dataset import load_items
 from vesalius.evaluation import metrics, overlap
 from vesalius.segmenter import Segmenter
 from vesalius.training.context import TrainingContext
@@ -48,9 +49,10 @@ def score_samples(
     """
     rows: list[AnswerScores] = []
     size = segmenter.description.batch_size
+    loaded = load_items(samples)
     for start in range(0, len(samples), size):
         some = samples[start : start + size]
-        items = [load_item(sample) for sample in some]
+        items = list(islice(loaded, size))
         predictions = iter(segmenter.predict(items))
         for sample, item in zip(some, items, strict=True):
             previous: tuple[np.ndarray, np.ndarray] | None = None
