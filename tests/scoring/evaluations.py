@@ -140,10 +140,14 @@ OLD = (0.5, 0.7, 0.6, 0.8, 0.4, 0.6)
 NEW = (0.6, 0.8, 0.9, 0.9, 0.3, 0.5)
 
 
-def pair(folder: Path, **changes: Any) -> list[Path]:
+Rows = list[dict[str, Any]]
+
+
+def pair(folder: Path, old: Rows | None = None, new: Rows | None = None, **changes: Any) -> list[Path]:
+    """The evaluation folders `old` and `new`; `changes` go into metrics.json of `new`."""
     return [
-        write_evaluation(folder / "old", rows_of(*OLD)),
-        write_evaluation(folder / "new", rows_of(*NEW), **changes),
+        write_evaluation(folder / "old", rows_of(*OLD) if old is None else old),
+        write_evaluation(folder / "new", rows_of(*NEW) if new is None else new, **changes),
     ]
 
 

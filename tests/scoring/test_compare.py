@@ -77,28 +77,19 @@ def test_order_of_lines_and_line_separators_within_texts_do_not_matter(tmp_path)
 )
 def test_direction_of_a_metric_decides_what_is_better(tmp_path, metric, verdict):
     old, new = (
-        write_evaluation(
-            tmp_path / name,
-            [scored_row(f"{each}1", 0.5) | {metric: at + i / 100} for i, each in enumerate("abcdefgh")],
-        )
-        for name, at in (("old", 0.2), ("new", 0.4))
+        [scored_row(f"{each}1", 0.5) | {metric: at + i / 100} for i, each in enumerate("abcdefgh")]
+        for at in (0.2, 0.4)
     )
-    result = compare([old, new], tmp_path / "out", only=[metric])
+    result = compare(pair(tmp_path, old, new), tmp_path / "out", only=[metric])
 
     assert result["comparisons"][0]["verdict"] == verdict
     assert result["metrics"][metric]["better"] == {"better": "higher", "worse": "lower"}.get(verdict)
 
 
 def test_mean_and_ranks_that_disagree_have_no_direction(tmp_path):
-    old = write_evaluation(tmp_path / "old", [scored_row(f"{each}1", 0.9) for each in "abcdefghijkl"])
-    new = write_evaluation(
-        tmp_path / "new",
-        [
-            scored_row(f"{each}1", 0.0 if each == "a" else 0.91 + i / 1000)
-            for i, each in enumerate("abcdefghijkl")
-        ],
-    )
-    found = compare([old, new], tmp_path / "out")["comparisons"][0]
+    old = [scored_row(f"{each}1", 0.9) for each in "abcdefghijkl"]
+    new = [scored_row(f"{each}1", 0.91 + i / 1000 if i else 0.0) for i, each in enumerate("abcdefghijkl")]
+    found = compare(pair(tmp_path, old, new), tmp_path / "out")["comparisons"][0]
 
     assert found["difference"] < 0 < found["rank_biserial"]
     assert found["verdict"] == "different"
@@ -127,14 +118,12 @@ def test_several_evaluations_and_prompts_are_corrected_together(tmp_path):
 
 
 def test_failed_rows_are_listed_and_compared_nowhere(tmp_path):
-    old, _ = pair(tmp_path)
     rows = rows_of(*NEW)
     rows[0] |= {"dice": None, "status": "failed", "error": "out of memory"}
-    broken = write_evaluation(tmp_path / "broken", rows)
-    result = compare([old, broken], tmp_path / "out")
+    result = compare(pair(tmp_path, new=rows), tmp_path / "out")
 
     assert result["coverage"] == {"rows": 6, "compared": 5, "failed": 1}
-    assert result["failed_rows"] == [{"id": "a1", "prompt": "vessel", "errors": {"broken": "out of memory"}}]
+    assert result["failed_rows"] == [{"id": "a1", "prompt": "vessel", "errors": {"new": "out of memory"}}]
     assert result["comparisons"][0]["n"] == 5
     assert result["comparisons"][0]["mean_reference"] == pytest.approx(3.1 / 5)
     for name in ("comparison.md", "report.html"):
@@ -153,20 +142,11 @@ def test_row_undefined_in_one_evaluation_is_left_out_of_all(tmp_path):
 
 
 def test_metric_that_no_pair_defines_is_named(tmp_path):
-    old, new = (
-        write_evaluation(tmp_path / name, [{**each, "hd_mm": None} for each in rows_of(*dice)])
-        for name, dice in (("old", OLD), ("new", NEW))
-    )
-    result = compare([old, new], tmp_path / "out")
+    old, new = ([{**each, "hd_mm": None} for each in rows_of(*dice)] for dice in (OLD, NEW))
+    found = compare(pair(tmp_path, old, new), tmp_path / "out")["comparisons"][1]
 
-    found = result["comparisons"][1]
-    assert (found["n"], found["undefined"], found["mean"], found["p"], found["verdict"]) == (
-        0,
-        6,
-        None,
-        None,
-        None,
-    )
+    assert (found["n"], found["undefined"]) == (0, 6)
+    assert {found[name] for name in ("mean", "p", "verdict")} == {None}
     assert "Defined in no pair: hd\\_mm." in (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
 
 
@@ -197,30 +177,21 @@ def test_caveats_and_different_settings_are_noted(tmp_path):
 
 def test_picture_holds_thousands_of_groups(tmp_path):
     old, new = (
-        write_evaluation(
-            tmp_path / name, [scored_row(f"{i}", value + i / 9000, group=f"p{i}") for i in range(3000)]
-        )
-        for name, value in (("old", 0.5), ("new", 0.6))
+        [scored_row(f"{i}", value + i / 9000, group=f"p{i}") for i in range(3000)] for value in (0.5, 0.6)
     )
-    compare([old, new], tmp_path / "out")
+    compare(pair(tmp_path, old, new), tmp_path / "out")
     with Image.open(tmp_path / "out" / "comparison.png") as picture:
         assert len(picture.getcolors(1 << 20)) > 10
 
 
 def test_images_without_a_group_are_noted(tmp_path):
-    old, new = (
-        write_evaluation(tmp_path / name, [{**each, "group": each["id"]} for each in rows_of(*dice)])
-        for name, dice in (("old", OLD), ("new", NEW))
-    )
-    assert "its own group" in compare([old, new], tmp_path / "out")["notes"][0]
+    old, new = ([{**each, "group": each["id"]} for each in rows_of(*dice)] for dice in (OLD, NEW))
+    assert "its own group" in compare(pair(tmp_path, old, new), tmp_path / "out")["notes"][0]
 
 
 def test_many_prompts_are_compared_together_only(tmp_path):
-    old, new = (
-        write_evaluation(tmp_path / name, [scored_row(f"a{i}", value, prompt=f"p{i}") for i in range(51)])
-        for name, value in (("old", 0.5), ("new", 0.6))
-    )
-    result = compare([old, new], tmp_path / "out")
+    old, new = ([scored_row(f"a{i}", value, prompt=f"p{i}") for i in range(51)] for value in (0.5, 0.6))
+    result = compare(pair(tmp_path, old, new), tmp_path / "out")
 
     assert [each["prompt"] for each in result["comparisons"]] == [None]
     assert any("51 different prompts" in note for note in result["notes"])
@@ -239,18 +210,16 @@ def test_markup_in_names_is_escaped_in_markdown(tmp_path):
 
 
 def test_differences_of_the_samples_are_refused_and_listed(tmp_path):
-    old, _ = pair(tmp_path)
     rows = rows_of(*NEW)
     rows[0]["id"], rows[1]["prompt"] = "z1", "catheter"
     rows += [scored_row(f"m{i}", 0.5) for i in range(12)]
     rows[2]["group"] = "q"
-    other = write_evaluation(tmp_path / "other", rows, data={"fingerprint": "ffff"})
 
     with raises_code(DataError, "different_samples") as refused:
-        compare([old, other], tmp_path / "out")
+        compare(pair(tmp_path, new=rows, data={"fingerprint": "ffff"}), tmp_path / "out")
     assert str(refused.value).partition(": ")[2] == (
         "2 only in old: a1 (vessel), a2 (vessel); "
-        "14 only in other: z1 (vessel), a2 (catheter), m0 (vessel), m1 (vessel), m2 (vessel), m3 (vessel), "
+        "14 only in new: z1 (vessel), a2 (catheter), m0 (vessel), m1 (vessel), m2 (vessel), m3 (vessel), "
         "m4 (vessel), m5 (vessel), m6 (vessel), m7 (vessel) and 4 more; "
         "1 in different groups (evaluate with the same --group): b1 (vessel) in b and q; "
         "images, masks or prompts differ: data fingerprints d4e5 and ffff"

@@ -250,13 +250,6 @@ def test_training_images_are_refused_unless_allowed(tmp_path, FakeSegmenter, dat
     assert any("unseen images" in note for note in metrics["notes"])
 
 
-def test_missing_record_of_training_images_is_noted(tmp_path, FakeSegmenter, dataset):
-    metrics = evaluate(FakeSegmenter(), dataset(tmp_path / "data"), tmp_path / "out", figures=False)
-
-    assert metrics["data"]["n_training_samples"] is None
-    assert any("does not record its training images" in note for note in metrics["notes"])
-
-
 def test_predictions_that_are_the_ground_truth_are_refused(tmp_path, FakeSegmenter, dataset, square):
     data = dataset(tmp_path / "data", ids=list("abcdefgh"))
     copies = FakeSegmenter(dict.fromkeys("abcdef", square()))
