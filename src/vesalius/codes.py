@@ -62,7 +62,6 @@ unsupported_segmentation: a file is not a DICOM segmentation, or not a binary on
 invalid_annotation: an entry or a mask does not have the form that its format requires | write it as its format requires
 missing_field: an entry lacks a field that its format requires | add it, or export it again
 unreadable_mask: a mask inside an annotation file cannot be decoded | export it again or draw it again
-invalid_data: a dataset is unusable for the reason in the message | see the message
 unknown_id: an annotation names an image or category that is not listed | export it again
 invalid_labels: labels are not integers, or have no phrase | correct the labels that the message names
 invalid_class_table: the table of classes does not give each class a phrase and a value | correct the table
@@ -122,11 +121,9 @@ not_yaml: a settings file or a value of --set is not valid YAML, or a key is giv
 not_replaceable: the output folder holds files that are not part of an earlier result | name another folder
 folder_in_use: another process is writing to the same folder | wait until the other process ends
 unexpected: an error that Vesalius does not expect; probably a bug | run it again with -v and report the traceback
-setting: a setting, a recipe or an argument is wrong | correct it as the message says
 bad_value: a setting, an argument or a field of a file has a value that is not allowed | use a value that the message allows
 unknown_setting: a setting has an unknown name | use the name that the message suggests, or remove the setting
 conflicting_settings: two settings or arguments exclude each other | remove one of them
-output: a result cannot be written | see the message
 output_exists: the output exists already | choose another path, or remove the existing output
 output_inside_data: the output lies inside the input data | choose a path outside the data
 nothing_to_write: there is no sample or frame to write | give at least one
@@ -140,7 +137,6 @@ damaged_weights: a weight file is not in the safetensors format, or is truncated
 unknown_dtype: a tensor has a dtype that is not supported | convert the model to float32, float16 or bfloat16
 repeated_tensor: two weight files hold the same tensor | remove one of the files
 shard_index_mismatch: the shard index of a model does not agree with its weight files | copy the model again
-checkpoint: a model cannot be found, opened or written | see the message
 wrong_shape: an array or tensor has an unexpected shape | see the message for the expected shape
 no_model: a path or name leads to no model | name a bundle, run, Sa2VA folder, hub id or tiny
 not_downloaded: the weights of a published model are not on this machine | download them with hf download
@@ -187,7 +183,6 @@ side_in_phrase: a phrase names a side, which a flipped image changes | leave the
 not_a_cache: a cache folder holds other files, or overlaps the output folder | name another folder
 unknown_phrase: the model was not trained on a phrase | use one of the phrases of the model's card
 # training
-training: a run cannot start, continue or be trusted | see the message
 no_run: a folder holds no run, or is a checkpoint inside one | name the folder with config.yaml and log.jsonl
 no_checkpoint: a run has no checkpoint to resume from | start it anew, or continue from its best checkpoint
 damaged_checkpoint: a training checkpoint, its state or its links are truncated or damaged | copy it again (a run with cp -a), or continue from the best checkpoint as the message says

@@ -17,6 +17,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Self
 
+from vesalius.codes import CODES
+
 
 class VesaliusError(Exception):
     """An error message of one sentence (what is wrong, where, what to do) with a stable `code` from `codes.py`.
@@ -25,14 +27,13 @@ class VesaliusError(Exception):
     is None if it is unknown or only in the message.
     """
 
-    code = "error"
     exit_code = 1
 
     def __init__(
         self,
         message: str,
         *,
-        code: str | None = None,
+        code: str,
         path: str | Path | None = None,
         field: str | None = None,
         remedy: str | None = None,
@@ -40,7 +41,8 @@ class VesaliusError(Exception):
         if remedy and not message.endswith(remedy):
             message = f"{message}; {remedy}"
         super().__init__(message)
-        self.code = code or type(self).code
+        assert code in CODES, code
+        self.code = code
         self.path = None if path is None else str(path)
         self.field = field
         self.remedy = remedy
@@ -68,56 +70,38 @@ def _rebuild(kind: type[VesaliusError], args: tuple[Any, ...], state: dict[str, 
 class SettingError(VesaliusError):
     """A setting, a recipe or an argument is wrong."""
 
-    code = "setting"
-
 
 class DataError(VesaliusError):
     """A dataset cannot be used."""
-
-    code = "invalid_data"
 
 
 class AnnotationError(DataError):
     """An annotation file or a mask is wrong."""
 
-    code = "invalid_annotation"
-
 
 class ImageError(DataError):
     """An image cannot be read."""
-
-    code = "unreadable_image"
 
 
 class MissingExtraError(VesaliusError):
     """An optional library is not installed."""
 
-    code = "missing_extra"
-
 
 class CheckpointError(VesaliusError):
     """A model cannot be found, opened or written."""
-
-    code = "checkpoint"
 
 
 class TrainingError(VesaliusError):
     """A run cannot start, continue or be trusted."""
 
-    code = "training"
-
 
 class InterruptionError(VesaliusError):
     """A signal ended a job; its finished work is saved."""
 
-    code = "interrupted"
-
     def __init__(self, message: str, number: int) -> None:
-        super().__init__(message)
+        super().__init__(message, code="interrupted")
         self.exit_code = 128 + number
 
 
 class OutputError(VesaliusError):
     """A result cannot be written."""
-
-    code = "output"

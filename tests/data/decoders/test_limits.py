@@ -30,7 +30,9 @@ def test_every_exception_of_a_parser_becomes_an_image_error(error: Exception) ->
     assert (caught.value.path, caught.value.field) == ("a.mp4", "frame 3")
 
 
-@pytest.mark.parametrize("error", [MemoryError(), AnnotationError("mine"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error", [MemoryError(), AnnotationError("mine", code="invalid_annotation"), KeyboardInterrupt()]
+)
 def test_lack_of_memory_and_our_own_errors_pass(error: BaseException) -> None:
     with pytest.raises(type(error)) as caught, decoding(Path("a.mp4")):
         raise error
