@@ -83,26 +83,19 @@ def evaluate(
     with ResultsLog(out, _state(model, samples, settings), _row_ends(samples)) as results:
         _score_all(results, measured, samples, rois, figures, processes, on_progress)
         metrics = {
-            "model": model.card,
+            **_describe_model(model),
             "data": _describe_data(dataset, fingerprint, leaks),
-            "threshold": model.threshold,
-            "threshold_origin": dict(model.threshold_origin),
             **numbers(results, samples),
             "took_s": time.perf_counter() - started,
             "images_per_s": measured.images / measured.predict_s if measured.images else None,
             "notes": [
                 *leaks.notes,
                 *missing,
-                *_notes_on_memory(segmenter.usage),
-                *_notes_on_cache(segmenter.usage),
+                *_notes_on_usage(segmenter.usage),
                 *notes(results, samples),
                 *dataset.notes,
             ],
-            "settings": {
-                **settings,
-                "batch_size": segmenter.description.batch_size,
-                "num_workers": processes,
-            },
+            "settings": settings | _run_settings(segmenter, processes),
             "versions": versions(),
         }
         write_json(results.folder / METRICS_FILE, metrics)
@@ -283,19 +276,28 @@ def _fingerprint(samples: Sequence[Sample]) -> tuple[str | None, list[str]]:
         return None, [f"The data have no fingerprint: {error}"]
 
 
-def _notes_on_memory(usage: Usage) -> list[str]:
-    times = usage.batch_halved
-    return [f"Memory ran out, and the batch size was halved {times} times."] if times else []
+def _notes_on_usage(usage: Usage) -> list[str]:
+    notes = []
+    if usage.batch_halved:
+        notes.append(f"Memory ran out, and the batch size was halved {usage.batch_halved} times.")
+    if cache := usage.cache:
+        damaged = f", {cache['damaged']} of them because the entry was damaged" if cache["damaged"] else ""
+        notes.append(
+            f"Embeddings of {cache['read']} images were read from the cache; {cache['encoded']} were encoded{damaged}."
+        )
+    return notes
 
 
-def _notes_on_cache(usage: Usage) -> list[str]:
-    cache = usage.cache
-    if not cache:
-        return []
-    damaged = f", {cache['damaged']} of them because the entry was damaged" if cache["damaged"] else ""
-    return [
-        f"Embeddings of {cache['read']} images were read from the cache; {cache['encoded']} were encoded{damaged}."
-    ]
+def _run_settings(segmenter: Segmenter, processes: int) -> dict[str, int]:
+    return {"batch_size": segmenter.description.batch_size, "num_workers": processes}
+
+
+def _describe_model(model: ModelDescription) -> dict[str, Any]:
+    return {
+        "model": model.card,
+        "threshold": model.threshold,
+        "threshold_origin": dict(model.threshold_origin),
+    }
 
 
 def _describe_roi(rois: RoiMasks | None) -> dict[str, str | None]:

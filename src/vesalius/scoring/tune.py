@@ -120,9 +120,7 @@ def find_threshold(
     """
     if metric not in TUNABLE:
         raise SettingError(
-            f"metric {metric!r} cannot be tuned; choose from {', '.join(TUNABLE)}",
-            code="unknown_metric",
-            field="metric",
+            f"metric {metric!r} cannot be tuned; choose from {', '.join(TUNABLE)}", code="unknown_metric"
         )
     samples = dataset.annotated().samples
     prompts = [prompt for sample in samples for prompt in sample.prompts]
@@ -133,9 +131,8 @@ def find_threshold(
     choices = [some for count in range(len(views) + 1) for some in combinations(views, count)]
     values: dict[Views, list[np.ndarray]] = {choice: [] for choice in choices}
     groups: list[str] = []
-    for done, (sample, item, predictions) in enumerate(
-        predict_samples(MeasuredSegmenter(segmenter), samples), start=1
-    ):
+    predicted = predict_samples(MeasuredSegmenter(segmenter), samples)
+    for done, (sample, item, predictions) in enumerate(predicted, start=1):
         for index, prediction in enumerate(predictions):
             if prediction.status == "failed" or item is None or item.masks is None:
                 raise DataError(
