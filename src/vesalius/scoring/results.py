@@ -46,7 +46,7 @@ class _Row(BaseModel):
     status: Status
 
 
-_METRICS_FILE, _ROW = TypeAdapter(_MetricsFile), TypeAdapter(_Row)
+_METRICS_FILE, _ROW = TypeAdapter[Any](_MetricsFile), TypeAdapter[Any](_Row)
 _SCORES = TypeAdapter[Any](dict[str, Annotated[float, Field(strict=True, allow_inf_nan=False)] | None])
 _NO_SCORES = TypeAdapter[Any](dict[str, None])
 
