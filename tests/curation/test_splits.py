@@ -210,12 +210,12 @@ def test_only_a_split_is_replaced_and_never_the_dataset(tmp_path: Path) -> None:
     dataset = open_dataset(data)
     with raises_code(OutputError, "not_replaceable", "mine.txt"):
         split_dataset(dataset, out, folds=2)
-    for place in (data / "..", tmp_path):
+    for folder in (data / "..", tmp_path):
         with raises_code(SettingError, "output_inside_data"):
-            split_dataset(dataset, place, folds=2)
-    for place in (data, data / "parts"):
+            split_dataset(dataset, folder, folds=2)
+    for folder in (data, data / "parts"):
         with raises_code(SettingError, "output_inside_data"):
-            split_dataset(dataset, place, folds=2)
+            split_dataset(dataset, folder, folds=2)
 
 
 def test_an_unreadable_image_stops_the_split_and_leaves_nothing(

@@ -31,9 +31,9 @@ def samples(tmp_path: Path) -> list[Sample]:
     return found
 
 
-def middle(figure: np.ndarray, place: int) -> np.ndarray:
+def middle(figure: np.ndarray, index: int) -> np.ndarray:
     """The middle pixels of a cell, right of and below its mask."""
-    row, column = divmod(place, COLUMNS)
+    row, column = divmod(index, COLUMNS)
     y, x = (GAP + each * (CELL + GAP) + CELL // 2 for each in (row, column))
     return figure[y + 5 : y + 20, x + 5 : x + 20]
 
@@ -43,16 +43,16 @@ def test_samples_are_in_the_order_of_training_and_repeat(samples: list[Sample]) 
     assert figure.dtype == np.uint8
     assert figure.shape == (GAP + 2 * (CELL + GAP), GAP + COLUMNS * (CELL + GAP), 3)
     order = [int(index) for epoch in range(4) for index in epoch_order(3, 4, epoch)]
-    for place in range(10):
-        assert (middle(figure, place) == 50 + 60 * order[place]).all()
+    for index in range(10):
+        assert (middle(figure, index) == 50 + 60 * order[index]).all()
     assert (middle(figure, 10) == 255).all()  # nothing there
 
 
 def test_masks_are_drawn_in_color(samples: list[Sample]) -> None:
     figure = draw_examples(samples[:2], AugmentSettings(), seed=0, n=2)
-    for place in range(2):
-        tile = figure[GAP : GAP + CELL, GAP + place * (CELL + GAP) :][:, :CELL].astype(int)
-        colored = np.ptp(tile, axis=2) > 30
+    for index in range(2):
+        cell = figure[GAP : GAP + CELL, GAP + index * (CELL + GAP) :][:, :CELL].astype(int)
+        colored = np.ptp(cell, axis=2) > 30
         assert 0.03 < colored.mean() < 0.09  # a sixteenth of the image
     bare = draw_examples(samples[2:], AugmentSettings(), seed=0, n=1)
     assert not np.ptp(bare, axis=2).any()

@@ -56,10 +56,10 @@ class Deidentifier:
         resolved = out.resolve()
         key_file = resolved.with_name(f"{resolved.name}.key.json")
         if key_file.exists():
-            raise OutputError(
-                f"{key_file}: is the key of an earlier import; move it elsewhere, and name it with --key to use it again",
+            raise OutputError.at(
+                key_file,
+                "is the key of an earlier import; move it elsewhere, and name it with --key to use it again",
                 code="output_exists",
-                path=key_file,
             )
         return cls(Pseudonyms.new() if key is None else read_key(key), key_file)
 

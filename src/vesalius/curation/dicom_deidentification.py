@@ -111,9 +111,7 @@ def write_deidentified(source: Path, target: Path, pseudonyms: Pseudonyms, patie
     try:
         target.write_bytes(file.getbuffer())
     except OSError as error:
-        raise OutputError(
-            f"{target}: cannot be written ({error.strerror})", code="write_failed", path=target
-        ) from error
+        raise OutputError.at(target, f"cannot be written ({error.strerror})", code="write_failed") from error
     return done
 
 

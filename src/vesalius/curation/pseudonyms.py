@@ -120,25 +120,23 @@ def read_key(path: Path) -> Pseudonyms:
         with os.fdopen(descriptor, encoding="utf-8") as file:
             state = os.fstat(file.fileno())
             if os.name == "posix" and state.st_mode & 0o077:
-                raise SettingError(
-                    f"{path}: others than its owner may read this key; run: chmod 600 {path}",
+                raise SettingError.at(
+                    path,
+                    f"others than its owner may read this key; run: chmod 600 {path}",
                     code="exposed_key",
-                    path=path,
                 )
             value = json.load(file)
         key, groups = bytes.fromhex(value["key"]), value["groups"]
         if len(key) != KEY_BYTES or not isinstance(groups, dict):
             raise ValueError("no key")
     except OSError as error:
-        raise SettingError(
-            f"{path}: cannot be read ({error.strerror})", code="unreadable_file", path=path
-        ) from error
+        raise SettingError.at(path, f"cannot be read ({error.strerror})", code="unreadable_file") from error
     except (ValueError, KeyError, TypeError, RecursionError):
         # no message may quote the file
-        raise SettingError(
-            f"{path}: is not a key file of an import; name the .key.json beside the imported dataset",
+        raise SettingError.at(
+            path,
+            "is not a key file of an import; name the .key.json beside the imported dataset",
             code="invalid_key",
-            path=path,
         ) from None
     return Pseudonyms(key, groups)
 
@@ -162,6 +160,6 @@ def write_key(path: Path, pseudonyms: Pseudonyms, tables: Mapping[str, Any]) -> 
         if created:
             with suppress(OSError):
                 path.unlink()
-        raise OutputError(
-            f"{path}: the key cannot be written ({error.strerror})", code="write_failed", path=path
+        raise OutputError.at(
+            path, f"the key cannot be written ({error.strerror})", code="write_failed"
         ) from error

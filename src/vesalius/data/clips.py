@@ -87,10 +87,8 @@ def open_clip(clip: str | Path | Sequence[Any]) -> Clip:
         return Clip(clip)
     found = group_clips(find_images([Path(clip)]))
     if len(found) > 1:
-        raise SettingError(
-            f"{clip}: contains {len(found)} clips ({', '.join([*found][:3])}, ...); name one",
-            code="bad_value",
-            path=clip,
+        raise SettingError.at(
+            clip, f"contains {len(found)} clips ({', '.join([*found][:3])}, ...); name one", code="bad_value"
         )
     return Clip(next(iter(found.values())))
 

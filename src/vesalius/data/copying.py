@@ -48,8 +48,8 @@ def copy_images(
                 if on_progress is not None:
                     on_progress(len(copied))
     except OSError as error:
-        raise OutputError(
-            f"{images}: cannot be written ({error.strerror or error})", code="write_failed", path=images
+        raise OutputError.at(
+            images, f"cannot be written ({error.strerror or error})", code="write_failed"
         ) from error
     return copied
 
@@ -81,10 +81,10 @@ def _copy_image(
         else:
             _link(sample.image, target, copy)
     except FileExistsError:
-        raise OutputError(
-            f"{target}: two images have this name; give them names that differ in more than upper and lower case",
+        raise OutputError.at(
+            target,
+            "two images have this name; give them names that differ in more than upper and lower case",
             code="duplicate_id",
-            path=target,
         ) from None
     return replace(sample, id=name, image=target, frame=None)
 
@@ -117,9 +117,7 @@ def _link(image: Path, target: Path, copy: bool) -> None:
     """Hard-link the file; copy it with `copy` or if it cannot be linked (another disk, another owner)."""
     source = image.resolve()
     if not source.is_file():
-        raise ImageError(
-            f"{image}: there is no such file; give an image file", code="missing_image", path=image
-        )
+        raise ImageError.at(image, "there is no such file; give an image file", code="missing_image")
     try:
         if not copy:
             target.hardlink_to(source)

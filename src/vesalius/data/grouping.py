@@ -105,20 +105,17 @@ def _group_by_attribute(samples: Sequence[Sample], keyword: str) -> list[Sample]
 
 def _read_attribute(path: Path, keyword: str) -> str:
     if not is_dicom(path):
-        raise SettingError(
-            f"{path}: is not a DICOM file and has no {keyword}; name a field, folder, or a regular expression",
+        raise SettingError.at(
+            path,
+            f"is not a DICOM file and has no {keyword}; name a field, folder, or a regular expression",
             code="missing_group",
-            path=path,
             field=keyword,
         )
     kind, name = DICOM_ATTRIBUTES[keyword]
     value = getattr(dicom.read_facts(path), name)
     if not value:
-        raise SettingError(
-            f"{path}: states no {keyword}; name another field, or folder",
-            code="missing_group",
-            path=path,
-            field=keyword,
+        raise SettingError.at(
+            path, f"states no {keyword}; name another field, or folder", code="missing_group", field=keyword
         )
     return pseudonym(kind, value)
 

@@ -127,21 +127,25 @@ def list_images(folder: Path) -> list[Path]:
 def _levels(image: Image.Image, path: Path) -> Integer[np.ndarray, "h w"]:
     """Gray levels or palette indices of a mask."""
     if image.mode not in MASK_MODES:
-        raise _mask_error(
+        raise AnnotationError.at(
             path,
             f"has the color mode {image.mode}; save the mask as 8-bit gray, 0 for background",
-            "unsupported_color_model",
+            code="unsupported_color_model",
         )
     pixels = np.asarray(drop_alpha(image, path))
     if image.mode == "P" and any((image.getpalette("RGB") or ())[:3]):
-        raise _mask_error(
-            path, "color 0 of the palette is not black; save the mask as 8-bit gray, 0 for background"
+        raise AnnotationError.at(
+            path,
+            "color 0 of the palette is not black; save the mask as 8-bit gray, 0 for background",
+            code="ambiguous_mask",
         )
     if pixels.ndim == 2:
         return pixels.astype(np.uint8) if pixels.dtype == np.bool_ else pixels
     if (pixels != pixels[:, :, :1]).any():
-        raise _mask_error(
-            path, "the mask has several colors; save one 8-bit gray mask per object, 0 for background"
+        raise AnnotationError.at(
+            path,
+            "the mask has several colors; save one 8-bit gray mask per object, 0 for background",
+            code="ambiguous_mask",
         )
     return pixels[:, :, 0]
 
@@ -149,10 +153,10 @@ def _levels(image: Image.Image, path: Path) -> Integer[np.ndarray, "h w"]:
 def _packed_colors(image: Image.Image, path: Path) -> Integer[np.ndarray, "h w"]:
     """The color of each pixel of a mask as one number."""
     if image.mode not in MASK_MODES or image.mode.startswith("I"):
-        raise _mask_error(
+        raise AnnotationError.at(
             path,
             f"has the color mode {image.mode}, but its classes are colors; save the mask as RGB",
-            "unsupported_color_model",
+            code="unsupported_color_model",
         )
     pixels = np.asarray(drop_alpha(image, path).convert("RGB")).astype(np.int32)
     return pixels[:, :, 0] << 16 | pixels[:, :, 1] << 8 | pixels[:, :, 2]
@@ -170,13 +174,9 @@ def _unknown_value(path: Path, others: np.ndarray, known: Sequence[Value], color
     shown = [value >> 16, value >> 8 & 255, value & 255] if colored else value
     more = f" and {len(levels) - 1} other such values" if len(levels) > 1 else ""
     names = ", ".join(str(list(each) if isinstance(each, tuple) else each) for each in known)
-    return _mask_error(
+    return AnnotationError.at(
         path,
         f"the value {shown} (pixels: {counts.max()}){more} belongs to no class; the classes have {names}; "
         "add it to the table of classes, or draw these pixels again",
-        "unknown_mask_value",
+        code="unknown_mask_value",
     )
-
-
-def _mask_error(path: Path, message: str, code: str = "ambiguous_mask") -> AnnotationError:
-    return AnnotationError(f"{path}: {message}", code=code, path=path)

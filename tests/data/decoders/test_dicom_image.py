@@ -310,11 +310,11 @@ def test_a_stream_of_another_size_than_the_header_is_refused_before_it_is_decode
     path = write_xa(tmp_path / "a.dcm", np.zeros((1, 40, 40), dtype=np.uint8), syntax)
     content = path.read_bytes()
     # the heights: after SOF0's length and precision, and in SIZ
-    place = content.find(b"\xff\xc0") + 5 if syntax == "jpeg baseline" else content.find(b"\xff\x51") + 10
-    path.write_bytes(content[:place] + b"\x7f\xff" + content[place + 2 :])
+    offset = content.find(b"\xff\xc0") + 5 if syntax == "jpeg baseline" else content.find(b"\xff\x51") + 10
+    path.write_bytes(content[:offset] + b"\x7f\xff" + content[offset + 2 :])
     assert refusal(path) == "header_mismatch"
-    place = content.find(b"\xff\xd8\xff" if syntax == "jpeg baseline" else b"\xff\x4f\xff")
-    path.write_bytes(content[:place] + b"\0\0" + content[place + 2 :])
+    offset = content.find(b"\xff\xd8\xff" if syntax == "jpeg baseline" else b"\xff\x4f\xff")
+    path.write_bytes(content[:offset] + b"\0\0" + content[offset + 2 :])
     assert refusal(path) == "header_mismatch"
 
 
@@ -441,8 +441,8 @@ def test_damage_gives_an_image_error_that_names_no_patient(data: st.DataObject, 
     path, files = small
     content = bytearray(data.draw(st.sampled_from(files)))
     at = st.integers(0, len(content) - 1) | st.integers(128, min(1800, len(content) - 1))
-    for place, value in data.draw(st.lists(st.tuples(at, st.integers(0, 255)), min_size=1, max_size=8)):
-        content[place] = value
+    for offset, value in data.draw(st.lists(st.tuples(at, st.integers(0, 255)), min_size=1, max_size=8)):
+        content[offset] = value
     path.write_bytes(content[: data.draw(st.just(len(content)) | at)])
     for read in (dicom.count_frames, lambda file: dicom.read_frame(file, 1).shape, dicom.read_facts):
         try:

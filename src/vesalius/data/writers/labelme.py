@@ -42,10 +42,10 @@ def write(folder: Path, samples: Sequence[Sample]) -> list[str]:
         stem = sample.image.stem if sample.frame is None else frame_id(sample.image.stem, sample.frame)
         path = sample.image.with_name(f"{stem}.json")
         if path in written:
-            raise AnnotationError(
-                f"{path}: would be written for two samples, the second being {sample.id}; rename an image",
+            raise AnnotationError.at(
+                path,
+                f"would be written for two samples, the second being {sample.id}; rename an image",
                 code="duplicate_id",
-                path=path,
             )
         written.add(path)
         write_json(path, _entry(sample))

@@ -35,14 +35,14 @@ def write_overlay(
     """
     av = require("av", "video", "video files")
     if path.suffix.lower() != ".mp4":
-        raise OutputError(
-            f"{path}: overlays are written as MP4; name a file that ends in .mp4", code="bad_value", path=path
+        raise OutputError.at(
+            path, "overlays are written as MP4; name a file that ends in .mp4", code="bad_value"
         )
     if not 0 < fps <= 1000:
-        raise OutputError(
-            f"{path}: a video needs more than 0 and at most 1000 frames per second, not {fps:g}",
+        raise OutputError.at(
+            path,
+            f"a video needs more than 0 and at most 1000 frames per second, not {fps:g}",
             code="bad_value",
-            path=path,
             field="fps",
         )
     count = 0
@@ -58,13 +58,11 @@ def write_overlay(
                     container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
                     count += 1
                 if stream is None:
-                    raise OutputError(
-                        f"{path}: there is no frame to write", code="nothing_to_write", path=path
-                    )
+                    raise OutputError.at(path, "there is no frame to write", code="nothing_to_write")
                 container.mux(stream.encode())
         except av.FFmpegError as error:
-            raise OutputError(
-                f"{path}: cannot be written ({error.strerror or error})", code="write_failed", path=path
+            raise OutputError.at(
+                path, f"cannot be written ({error.strerror or error})", code="write_failed"
             ) from error
     return count
 

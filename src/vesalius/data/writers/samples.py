@@ -15,7 +15,7 @@ from vesalius.types import Absent, MaskReference, Polygons, Sample
 def check_any(folder: Path, samples: Sequence[Sample]) -> None:
     """Raise AnnotationError if there is no sample."""
     if not samples:
-        raise AnnotationError(f"{folder}: there is no sample to write", code="nothing_to_write", path=folder)
+        raise AnnotationError.at(folder, "there is no sample to write", code="nothing_to_write")
 
 
 def size_of(sample: Sample) -> Size:
@@ -56,10 +56,8 @@ def image_path(sample: Sample, folder: Path) -> Path:
     """Path of the image relative to `folder`; AnnotationError if it lies outside, by name alone."""
     image = sample.image.absolute()
     if ".." in image.parts or not image.is_relative_to(folder.absolute()):
-        raise AnnotationError(
-            f"{sample.image}: lies outside {folder}; copy the image there first",
-            code="outside_path",
-            path=sample.image,
+        raise AnnotationError.at(
+            sample.image, f"lies outside {folder}; copy the image there first", code="outside_path"
         )
     return image.relative_to(folder.absolute())
 
