@@ -178,7 +178,7 @@ def changed_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], ob
 
 
 FAULTS = {  # what to damage, the code, and a name or number in the message
-    "no config": (lambda folder: (folder / CONFIG).unlink(), "damaged_model", CONFIG),
+    "no config": (lambda folder: (folder / CONFIG).unlink(), "invalid_adapter", CONFIG),
     "no JSON": (lambda folder: (folder / CONFIG).write_text("{"), "invalid_adapter", CONFIG),
     "other method": (lambda folder: changed_config(folder, peft_type="IA3"), "invalid_adapter", "lora_alpha"),
     "DoRA": (lambda folder: changed_config(folder, use_dora=True), "invalid_adapter", "use_dora"),

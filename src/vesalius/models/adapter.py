@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from vesalius.errors import CheckpointError
 from vesalius.files import write_json
+from vesalius.models.config_files import read_json
 from vesalius.models.quantization import no_kernels_fetched
 from vesalius.models.tensor_differences import list_differences
 from vesalius.models.token_rows import TokenRows, find_rows
+from vesalius.models.weights import read_tensors, write_tensors
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
@@ -44,12 +43,7 @@ def apply_adapter(vlm: PreTrainedModel, folder: Path) -> None:
         from peft import LoraConfig  # slow to import, and few bundles have an adapter
 
     config = _read_config(folder / CONFIG, LoraConfig().to_dict())
-    try:
-        tensors = safetensors.torch.load_file(folder / TENSORS)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError.at(
-            folder / TENSORS, f"cannot be opened ({error})", code="damaged_model"
-        ) from error
+    tensors = read_tensors(folder / TENSORS)
     tokens = config.pop("trainable_token_indices", None)
     try:
         _inject(vlm, config)
@@ -72,10 +66,10 @@ def apply_adapter(vlm: PreTrainedModel, folder: Path) -> None:
 
 
 def write_adapter(vlm: PreTrainedModel, folder: Path) -> None:
-    """Write the adapter of a native model into the new folder `folder`, as PEFT does. SafetensorError is not caught."""
+    """Write the adapter of a native model into the new folder `folder`, as PEFT does."""
     folder.mkdir(parents=True)
     tensors = {name: parameter.detach().contiguous() for name, parameter in _parameters(vlm).items()}
-    safetensors.torch.save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
+    write_tensors(tensors, folder / TENSORS)
     config = {**_config_of(sizes_of(vlm)), "bias": "none", "inference_mode": True}
     if (rows := find_rows(vlm)) is not None:
         names = (EMBEDDINGS,) if rows.head is None else (EMBEDDINGS, HEAD)
@@ -134,12 +128,9 @@ def _parameters(vlm: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
 
 def _read_config(path: Path, neutral: dict[str, Any]) -> dict[str, Any]:
     """Rank, alpha and targets of a LoRA; CheckpointError names every other field that changes the outputs."""
-    try:
-        config = dict(json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise CheckpointError.at(path, f"cannot be read ({error.strerror})", code="damaged_model") from error
-    except (ValueError, TypeError) as error:
-        raise CheckpointError.at(path, "is not the JSON of an adapter", code="invalid_adapter") from error
+    config = read_json(path, "the JSON of an adapter", "invalid_adapter")
+    if not isinstance(config, dict):
+        config = {}
     wanted = ("r", "lora_alpha", "target_modules")
     missing = [name for name in wanted if name not in config]
     if missing or config.get("peft_type") != "LORA":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +9,7 @@ from pydantic import Field
 
 from vesalius.config import Settings, make_settings
 from vesalius.errors import CheckpointError, SettingError
+from vesalius.models.config_files import read_json
 from vesalius.models.specs import ModelSpec, UNetSpec
 
 CARD = "vesalius.json"
@@ -105,14 +105,7 @@ KINDS: dict[str, type[Card] | type[UNetCard]] = {"textseg": Card, "unet": UNetCa
 def read_any_card(folder: Path) -> Card | UNetCard:
     """The card of a bundle of any kind; CheckpointError if it is missing, damaged or of an unknown kind."""
     path = folder / CARD
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError.at(
-            path, f"cannot be read ({error.strerror}); is {folder} a bundle?", code="invalid_card"
-        ) from error
-    except ValueError as error:
-        raise CheckpointError.at(path, "is not the JSON of a model card", code="invalid_card") from error
+    values = read_json(path, "the JSON of a model card", "invalid_card")
     kind = values.get("kind", "textseg") if isinstance(values, dict) else "textseg"
     if kind not in KINDS:
         raise CheckpointError.at(

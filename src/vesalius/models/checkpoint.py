@@ -13,10 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from accelerate import dispatch_model
-from safetensors import SafetensorError
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -24,7 +22,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from vesalius.errors import CheckpointError, OutputError, SettingError
+from vesalius.errors import CheckpointError, SettingError
 from vesalius.files import replacing, write_json
 from vesalius.lineage import versions
 from vesalius.models.adapter import apply_adapter, layers_of, write_adapter
@@ -43,7 +41,7 @@ from vesalius.models.quantization import Quantized, kind_of, quantize
 from vesalius.models.reference import TINY, ModelRef, resolve_model
 from vesalius.models.tensor_differences import SHOWN, list_differences
 from vesalius.models.textseg import TextSegModel, assemble, build, configs
-from vesalius.models.weights import AssembledWeights, load_tensor, open_weights
+from vesalius.models.weights import AssembledWeights, load_tensor, open_weights, read_tensors, write_tensors
 from vesalius.names import list_names
 
 EXACT = ("inv_freq", ".scales")
@@ -120,7 +118,7 @@ def _open_bundle(
     sam = _open_component(folder / "sam", Sam2VideoModel, dtype)
     model = assemble(vlm, sam, card.spec, processor.seg_id)
     path = folder / "projector.safetensors"
-    _load_projector(model, _read_projector(path), path)
+    _load_projector(model, read_tensors(path), path)
     source = find_config_files(folder / SOURCE) if (folder / SOURCE).is_dir() else None
     return OpenedModel(_to_device(model, device, dtype), processor, card, source, folder)
 
@@ -283,13 +281,6 @@ def _load_projector(model: TextSegModel, tensors: dict[str, torch.Tensor], path:
     model.projector.load_state_dict(tensors)
 
 
-def _read_projector(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return safetensors.torch.load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise _unreadable(path, error) from error
-
-
 def _incomplete(path: Path) -> CheckpointError:
     return CheckpointError.at(
         path, "missing; the bundle is incomplete, copy or convert it again", code="incomplete_model"
@@ -326,21 +317,17 @@ def write_bundle(folder: Path, opened: OpenedModel, card: Card, like: Path | Non
             folder, "a model of 8 bits is for prediction and cannot be saved", code="unsupported_quantization"
         )
     folder.mkdir(parents=True)
-    projector = {name: tensor.contiguous() for name, tensor in model.projector.state_dict().items()}
-    try:
-        for name, component in (("vlm", model.vlm), ("sam", model.sam)):
-            if like is not None and (like / name).is_dir() and is_frozen(component):
-                link_or_copy(like / name, folder / name)
-                continue
-            with _quiet():
-                write_component(component, folder / name)
-            if name == "vlm":
-                opened.processor.tokenizer.save_pretrained(folder / name)
-        if opened.has_adapter:
-            write_adapter(model.vlm, folder / ADAPTER)
-        safetensors.torch.save_file(projector, folder / "projector.safetensors", metadata={"format": "pt"})
-    except SafetensorError as error:  # raised for a full disk
-        raise OutputError.at(folder, f"cannot be written ({error})", code="write_failed") from error
+    for name, component in (("vlm", model.vlm), ("sam", model.sam)):
+        if like is not None and (like / name).is_dir() and is_frozen(component):
+            link_or_copy(like / name, folder / name)
+            continue
+        with _quiet():
+            write_component(component, folder / name)
+        if name == "vlm":
+            opened.processor.tokenizer.save_pretrained(folder / name)
+    if opened.has_adapter:
+        write_adapter(model.vlm, folder / ADAPTER)
+    write_tensors(model.projector.state_dict(), folder / "projector.safetensors")
     if opened.source is not None:
         opened.source.copy_to(folder / SOURCE)
     card = card.changed(versions=versions(), quantized=kind, adapter=opened.has_adapter)

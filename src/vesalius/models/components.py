@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
+from vesalius.errors import OutputError
 from vesalius.models.quantization import QuantizedLinear
 from vesalius.models.token_rows import PREFIX
 
@@ -30,9 +32,12 @@ def is_adapter_parameter(name: str) -> bool:
 def write_component(component: PreTrainedModel, folder: Path) -> None:
     """Write a component as transformers does, without its adapter, and dequantized to float32.
 
-    Quantizing the written matrices again gives the same bytes.
+    Quantizing the written matrices again gives the same bytes. OutputError if writing fails, as on a full disk.
     """
-    component.save_pretrained(folder, state_dict=own_weights(component))
+    try:
+        component.save_pretrained(folder, state_dict=own_weights(component))
+    except SafetensorError as error:
+        raise OutputError.at(folder, f"cannot be written ({error})", code="write_failed") from error
 
 
 def own_weights(component: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vesalius.errors import CheckpointError
 
@@ -22,6 +23,16 @@ NOT_THE_MODEL = {
     ".cache": "cache of the download",
     "__pycache__": "compiled Python code",
 }
+
+
+def read_json(path: Path, what: str, code: str) -> Any:
+    """The JSON value of a file of a model; CheckpointError with `code` if it cannot be read or is not `what`."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError.at(path, f"cannot be read ({error.strerror})", code=code) from error
+    except ValueError as error:
+        raise CheckpointError.at(path, f"is not {what}; copy the model again", code=code) from error
 
 
 def is_official(folder: Path) -> bool:

@@ -36,12 +36,7 @@ def describe(model: str | Path | ModelRef) -> dict[str, Any]:
     if isinstance(ref.card, UNetCard):
         return _describe_unet(folder, ref.card)
     card, weights, layout = _open(ref)
-    parts: Counter[str] = Counter()
-    dtypes: Counter[str] = Counter()
-    for name, tensor in weights.tensors.items():
-        count = math.prod(tensor.shape)
-        parts[name.partition(".")[0]] += count
-        dtypes[tensor.dtype] += count
+    parts, dtypes = _count(weights)
     spec = card.spec
     return {
         "folder": str(folder),
@@ -59,11 +54,19 @@ def describe(model: str | Path | ModelRef) -> dict[str, Any]:
     }
 
 
-def _describe_unet(folder: Path, card: UNetCard) -> dict[str, Any]:
-    tensors = FileWeights(locate_bundle_tensors(folder)).tensors.values()
+def _count(weights: Weights) -> tuple[Counter[str], Counter[str]]:
+    """Number of parameters by part and by dtype."""
+    parts: Counter[str] = Counter()
     dtypes: Counter[str] = Counter()
-    for tensor in tensors:
-        dtypes[tensor.dtype] += math.prod(tensor.shape)
+    for name, tensor in weights.tensors.items():
+        count = math.prod(tensor.shape)
+        parts[name.partition(".")[0]] += count
+        dtypes[tensor.dtype] += count
+    return parts, dtypes
+
+
+def _describe_unet(folder: Path, card: UNetCard) -> dict[str, Any]:
+    _, dtypes = _count(FileWeights(locate_bundle_tensors(folder)))
     return {
         "folder": str(folder),
         "layout": "bundle",

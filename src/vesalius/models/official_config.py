@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vesalius.errors import CheckpointError
-from vesalius.models.config_files import CONFIG
+from vesalius.models.config_files import CONFIG, read_json
 from vesalius.models.families.chats import CHATS
 from vesalius.models.families.table import recognize
 from vesalius.models.families.tokenizers import official_tokenizer
@@ -27,16 +26,7 @@ def read_spec(folder: Path, shapes: Mapping[str, Shape]) -> ModelSpec:
     file and the field, for missing fields and for models without a native class.
     """
     path = folder / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError.at(
-            path, f"cannot be read ({error.strerror}); is {folder} a model?", code="invalid_model_config"
-        ) from error
-    except ValueError as error:
-        raise CheckpointError.at(
-            path, "is not JSON; copy the model again", code="invalid_model_config"
-        ) from error
+    config = read_json(path, "JSON", "invalid_model_config")
     try:
         return _read_spec(config, folder, shapes)
     except CheckpointError:

@@ -11,18 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
 from jaxtyping import Float32, UInt8
-from safetensors import SafetensorError
 
-from vesalius.errors import CheckpointError, OutputError
+from vesalius.errors import CheckpointError
 from vesalius.extras import require
 from vesalius.files import write_json
 from vesalius.lineage import versions
 from vesalius.models.cards import CARD, UNetCard, read_any_card
 from vesalius.models.specs import UNetShape, UNetSpec
 from vesalius.models.tensor_differences import list_differences
+from vesalius.models.weights import read_tensors, write_tensors
 
 WEIGHTS = "unet.safetensors"
 NAME = "unet"
@@ -105,14 +104,7 @@ def open_unet(folder: Path, device: str | torch.device = "cpu") -> OpenedUNet:
     if not isinstance(card, UNetCard):
         raise CheckpointError.at(folder, "is no U-Net but a text-prompted model", code="wrong_model_kind")
     path = folder / WEIGHTS
-    try:
-        stored = safetensors.torch.load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError.at(
-            path,
-            f"cannot be opened ({' '.join(str(error).split())[:300]}); copy the model again",
-            code="damaged_model",
-        ) from error
+    stored = read_tensors(path)
     model = build_unet(card.spec)
     expected = dict(model.named_parameters())
     if wrong := list_differences(stored, expected):
@@ -127,11 +119,7 @@ def write_unet(folder: Path, opened: OpenedUNet, card: UNetCard) -> None:
     """Write the files of a bundle with that card into the new folder `folder`."""
     folder.mkdir(parents=True)
     # MONAI's network has two names for some layers; each parameter is written once
-    weights = {name: parameter.detach().contiguous() for name, parameter in opened.model.named_parameters()}
-    try:
-        safetensors.torch.save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    except SafetensorError as error:  # raised for a full disk
-        raise OutputError.at(folder, f"cannot be written ({error})", code="write_failed") from error
+    write_tensors(dict(opened.model.named_parameters()), folder / WEIGHTS)
     card = card.changed(versions=versions())
     write_json(folder / CARD, card.model_dump(mode="json"))
 

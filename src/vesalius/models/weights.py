@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 
-from vesalius.errors import CheckpointError
+from vesalius.errors import CheckpointError, OutputError
 from vesalius.lineage import TensorHash, hash_tensors
 from vesalius.models.layout_mapping import Assembly, Rows
 from vesalius.tensorfiles import (
@@ -201,3 +203,23 @@ def open_weights(folder: Path) -> FileWeights:
     if not paths:
         raise CheckpointError.at(folder, "has no weights (*.safetensors)", code="no_weights")
     return FileWeights(locate_tensors(paths))
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of one small file, in memory; CheckpointError if it cannot be read or is damaged."""
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError.at(
+            path, f"cannot be opened ({reason}); copy the model again", code="damaged_model"
+        ) from error
+
+
+def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write one small file; OutputError if that fails, as on a full disk."""
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    try:
+        safetensors.torch.save_file(contiguous, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OutputError.at(path.parent, f"cannot be written ({error})", code="write_failed") from error
