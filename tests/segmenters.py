@@ -1,4 +1,4 @@
-"""A segmenter without a model, and squares for it to see."""
+"""Segmenters without a model, and images of random squares for them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIDE = 16
 
 
 class Bright(Segmenter):
-    """Its masks are the pixels above 100; each call takes `pause_s`, and it stops at the image `stop_at`."""
+    """Masks are the pixels above 100; each call takes `pause_s`, and KeyboardInterrupt is raised at the image `stop_at`."""
 
     def __init__(
         self, batch_size: int = 2, pause_s: float = 0.0, stop_at: str = "", fingerprint: str = "f" * 64
@@ -103,7 +103,7 @@ class CachedFactory(BrightFactory):
 
 
 def draw_squares(folder: Path, n: int) -> list[np.ndarray]:
-    """Images 000.png, 001.png, ... of their own squares; the masks that `Bright` makes of them."""
+    """Write images 000.png, 001.png, ... of random squares; returns the masks that `Bright` gives for them."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(n)
     masks = rng.random((n, SIDE, SIDE)) > 0.5

@@ -1,4 +1,4 @@
-"""The nouns: shapes are checked when a value is made, and a prediction agrees with torch."""
+"""Shared types: shapes are checked on construction, and predictions agree with torch."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def prediction(logits: np.ndarray, size: tuple[int, int] = (7, 11), **values: An
     return Prediction("a", "vessel", size=size, maps=LowRes(logits, 16), **values)
 
 
-def test_a_sample_needs_masks_for_every_prompt_or_none_at_all() -> None:
+def test_a_sample_has_masks_for_every_prompt_or_none() -> None:
     assert Sample("a", Path("a.png"), ("x",), None).masks is None
     with pytest.raises(ValueError, match="a: 2 prompts but 1 masks"):
         Sample("a", Path("a.png"), ("x", "y"), ((Absent(),),))
 
 
-def test_an_item_knows_its_size() -> None:
+def test_an_item_has_the_size_of_its_frames() -> None:
     item = Item("a", FRAMES, ("x",), np.zeros((1, 2, 4, 5), dtype=bool))
     assert item.size == (4, 5)
     with pytest.raises(FrozenInstanceError):
@@ -38,7 +38,7 @@ def test_an_item_knows_its_size() -> None:
     "frames",
     [FRAMES[0], FRAMES.astype(np.float32), FRAMES[..., :1], FRAMES[:0], FRAMES[:, :0]],
 )
-def test_frames_of_another_kind_are_refused(frames: np.ndarray) -> None:
+def test_frames_of_another_shape_or_dtype_are_refused(frames: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"a: frames must be uint8 \(f, h, w, 3\); got"):
         Item("a", frames, ())
 
@@ -52,12 +52,12 @@ def test_frames_of_another_kind_are_refused(frames: np.ndarray) -> None:
         np.zeros((1, 2, 4, 5), np.uint8),
     ],
 )
-def test_masks_of_another_kind_are_refused(masks: np.ndarray) -> None:
+def test_masks_of_another_shape_or_dtype_are_refused(masks: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"a: masks must be bool \(1, 2, 4, 5\); got"):
         Item("a", FRAMES, ("x",), masks)
 
 
-def test_probabilities_and_masks_are_those_of_the_official_interpolation() -> None:
+def test_probabilities_and_masks_equal_the_official_interpolation() -> None:
     logits = np.random.default_rng(0).normal(size=(2, 8, 8)).astype(np.float32) * 4
     result = prediction(logits)
     tensor = torch.from_numpy(logits)[None]
@@ -71,27 +71,27 @@ def test_probabilities_and_masks_are_those_of_the_official_interpolation() -> No
 
 
 @pytest.mark.parametrize("threshold", [0.1, 0.5, 0.9])
-def test_masks_lie_where_the_probability_is_above_the_threshold(threshold: float) -> None:
+def test_masks_are_probabilities_above_the_threshold(threshold: float) -> None:
     logits = np.random.default_rng(1).normal(size=(1, 8, 8)).astype(np.float32) * 4
     result = prediction(logits, threshold=threshold)
     np.testing.assert_array_equal(result.masks, result.probabilities > threshold)
 
 
-def test_extreme_logits_are_probabilities_without_a_warning() -> None:
+def test_extreme_logits_give_probabilities_without_a_warning() -> None:
     result = prediction(np.full((1, 8, 8), -1000, dtype=np.float32))
     assert (result.probabilities < 1e-37).all()
     assert not result.mask.any()
 
 
 @pytest.mark.parametrize("status", ["no_seg", "failed"])
-def test_an_answer_without_masks_is_an_empty_mask(status: Any) -> None:
+def test_an_answer_without_masks_has_an_empty_mask(status: Any) -> None:
     result = prediction(np.zeros((0, 8, 8), dtype=np.float32), status=status)
     assert result.masks.shape == result.probabilities.shape == (0, 7, 11)
     assert result.mask.shape == (7, 11)
     assert not result.mask.any()
 
 
-def test_contradictions_are_refused() -> None:
+def test_contradicting_predictions_are_refused() -> None:
     some, none = np.zeros((1, 8, 8), dtype=np.float32), np.zeros((0, 8, 8), dtype=np.float32)
     cases: list[tuple[np.ndarray, dict[str, Any], str]] = [
         (some, {"status": "no_seg"}, "status no_seg with 1 masks"),

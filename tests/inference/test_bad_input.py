@@ -128,7 +128,7 @@ def test_tiles_and_cleaning_on_the_command_line(tmp_path: Path, capsys: pytest.C
     rows = [json.loads(line) for line in (tmp_path / "score" / "samples.jsonl").read_text().splitlines()]
     assert metrics["answers"] == {"verified": len(rows)}
     assert {row["prediction_pixels"] for row in rows} == {clean.sum()}, (
-        "mapped to one phrase, whose mask is the same"
+        "all phrases are mapped to one, with one mask"
     )
 
 

@@ -1,4 +1,4 @@
-"""What is counted on the meta device is what torch allocates."""
+"""The memory counted on the meta device equals the memory that torch allocates."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from vesalius.types import Item
 META = torch.device("meta")
 
 
-def test_what_is_freed_no_longer_counts_and_views_never_do() -> None:
+def test_freed_tensors_and_views_do_not_count() -> None:
     meter = Meter()
     with meter.running():
         meter.enter("first")
@@ -33,7 +33,7 @@ def test_what_is_freed_no_longer_counts_and_views_never_do() -> None:
     assert meter.peaks == {"first": 800, "second": 800}
 
 
-def test_weights_and_views_of_them_are_left_out() -> None:
+def test_weights_and_their_views_do_not_count() -> None:
     layer = torch.nn.Linear(8, 8, device=META)
     meter = Meter()
     meter.ignore(layer)
@@ -43,7 +43,7 @@ def test_weights_and_views_of_them_are_left_out() -> None:
     assert meter.live == 0
 
 
-def test_small_integers_keep_their_numbers() -> None:
+def test_small_integers_have_values() -> None:
     with Meter().running():
         assert torch.arange(3, device=META).tolist() == [0, 1, 2]
         mask = torch.tensor([True, False, True])
@@ -53,7 +53,7 @@ def test_small_integers_keep_their_numbers() -> None:
         assert (torch.empty(3, device=META) * torch.arange(3)).device == META
 
 
-def test_attention_holds_no_scores_of_pairs_and_its_backward_pass_runs() -> None:
+def test_attention_counts_no_scores_of_token_pairs_and_has_a_backward_pass() -> None:
     mask = torch.ones(50, 50, dtype=torch.bool)
     meter = Meter()
     with meter.running():
@@ -65,7 +65,7 @@ def test_attention_holds_no_scores_of_pairs_and_its_backward_pass_runs() -> None
     assert meter.peaks[""] < 2 * 50 * 50 * 4 + 50 * 50 * 4
 
 
-def test_attention_between_numbers_is_left_alone() -> None:
+def test_attention_of_tensors_with_values_is_unchanged() -> None:
     query = torch.randn(1, 2, 5, 4, generator=torch.Generator().manual_seed(0))
     before = functional.scaled_dot_product_attention
     expected = before(query, query, query)
@@ -75,7 +75,7 @@ def test_attention_between_numbers_is_left_alone() -> None:
 
 
 def allocated(events: Any) -> int:
-    """Most bytes that torch held at once, as its own profiler tells."""
+    """Peak bytes that torch held, by its own profiler."""
     held = most = 0
     for event in sorted(events.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
         if event.name() == "[memory]":
@@ -84,7 +84,7 @@ def allocated(events: Any) -> int:
     return most
 
 
-def test_a_prediction_allocates_what_was_counted() -> None:
+def test_a_prediction_allocates_the_counted_memory() -> None:
     opened = new_model("tiny", seed=0)
     opened.model.eval()
     predictor = Predictor(opened, answer="force", batch_size=2)
@@ -111,7 +111,7 @@ def bfloat16_scratch() -> float:
 
 
 @pytest.mark.parametrize(("preset", "dtype"), [("full", torch.float32), ("vision", torch.bfloat16)])
-def test_a_training_step_allocates_what_was_counted(preset: Preset, dtype: torch.dtype) -> None:
+def test_a_training_step_allocates_the_counted_memory(preset: Preset, dtype: torch.dtype) -> None:
     if dtype == torch.bfloat16 and (scratch := bfloat16_scratch()) > 0.5:
         pytest.skip(
             f"bfloat16 products allocate {scratch:.1f} times their result as scratch on this CPU, and none on a GPU"
@@ -134,6 +134,6 @@ def test_a_training_step_allocates_what_was_counted(preset: Preset, dtype: torch
         step()
     counted = measure_training(opened.card.spec, dtype, Workload(2, 1, (512, 512), 64), what)
     pixels = sum(p.nbytes for p in (batch.pixel_values, *batch.g_pixel_values))  # made before
-    # autocast computes norms in 32 bits on a GPU, which is what is counted, and in 16 on a CPU
+    # autocast computes norms in 32 bits on a GPU, as counted, and in 16 bits on a CPU
     within = 0.1 if dtype == torch.float32 else 0.15
     assert counted.peak - pixels == pytest.approx(allocated(events), rel=within)

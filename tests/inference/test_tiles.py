@@ -56,14 +56,14 @@ def test_a_thin_line_survives_in_tiles_and_not_in_one_map() -> None:
     """Perfect predictions on maps of 64 cells: the line is lost in one map and survives in tiles."""
     size = (400, 600)
     y, x = np.mgrid[: size[0], : size[1]]
-    truth = np.abs(y - 200 - 90 * np.sin(x / 60)) < 2
+    target = np.abs(y - 200 - 90 * np.sin(x / 60)) < 2
 
     def seen(window: Window) -> Tile:
-        return Tile(window, 8 * (area_average(truth[window.pixels], (64, 64))[None] - 0.5))
+        return Tile(window, 8 * (area_average(target[window.pixels], (64, 64))[None] - 0.5))
 
     def dice(windows: list[Window]) -> float:
-        guess = tiled(size, [seen(window) for window in windows]).mask
-        return 2 * float((guess & truth).sum()) / float(guess.sum() + truth.sum())
+        mask = tiled(size, [seen(window) for window in windows]).mask
+        return 2 * float((mask & target).sum()) / float(mask.sum() + target.sum())
 
     assert dice([Window(0, 0, *size)]) < 0.4
     assert dice(find_windows(size, 128, 0.25)) > 0.95

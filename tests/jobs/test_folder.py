@@ -244,13 +244,13 @@ def test_job_killed_at_random_moments_ends_complete(tmp_path: Path) -> None:
             begun = int(job.stdout.readline())
             time.sleep(rng.uniform(0, 0.04))
             job.send_signal(signal.SIGKILL)
-            told = [begun, *map(int, job.stdout.read().split())]
+            reported = [begun, *map(int, job.stdout.read().split())]
         assert job.returncode == -signal.SIGKILL
-        assert begun in (reached[-1] + 1, reached[-1] + 2), "what was done is not done again"
-        reached.append(told[-1])
+        assert begun in (reached[-1] + 1, reached[-1] + 2), "done images are not predicted again"
+        reached.append(reported[-1])
     assert 4 <= reached[-1] <= 48
     done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
-    told = re.search(r"continues after (\d+) of 60 images", done.stderr)
-    assert told and int(told[1]) in (reached[-1], reached[-1] + 1), done.stderr
+    reported = re.search(r"continues after (\d+) of 60 images", done.stderr)
+    assert reported and int(reported[1]) in (reached[-1], reached[-1] + 1), done.stderr
     assert_complete(out, masks)
