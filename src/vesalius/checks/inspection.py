@@ -84,7 +84,8 @@ def inspect(
     SettingError for arguments that do not match it.
     """
     if num_workers is not None and num_workers < 0:
-        raise SettingError(f"num_workers must be 0 or more; got {num_workers}", code="bad_value")
+        message = f"num_workers must be 0 or more; got {num_workers}"
+        raise SettingError(message, code="bad_value", field="num_workers")
     findings: list[Finding] = []
     parts: dict[str, Dataset] = {}
     files = _find_parts(Path(data), split)
