@@ -71,7 +71,7 @@ track_gap: a track does not cover all frames | export all frames, not only key f
 not_labelme: a JSON file in a LabelMe folder is not a LabelMe file | move it elsewhere
 phrase_count_mismatch: an entry has a different number of phrases than masks | give one phrase for each object
 no_phrase: an object has no phrase | give it a phrase; use null as its mask if it is not in the image
-unlabeled_image: an image has no annotation, so it is of no use for training or scoring | annotate it, or remove it from the annotation file
+unlabeled_image: an image has no annotation, so it cannot be used for training or scoring | annotate it, or remove it from the annotation file
 nothing_kept: check --fix would keep no image of a dataset or split | correct the listed errors by hand
 pseudonym_collision: two names have the same pseudonym | import again with a new key
 exposed_key: others than its owner may read a key file | run chmod 600 on it
@@ -131,16 +131,16 @@ invalid_file_name: an id cannot be a file name | rename the image
 write_failed: a file cannot be written | free disk space or check the permissions of the folder
 missing_extra: an optional library is not installed | install the extra that the message names
 interrupted: a signal ended the job; finished work is saved | run the same command again to continue
-# models: opening, conversion
+# models
 no_weights: a model folder has no weight files | copy the model again, or name another folder
 damaged_weights: a weight file is not in the safetensors format, or is truncated or damaged | copy the file again
 unknown_dtype: a tensor has a dtype that is not supported | convert the model to float32, float16 or bfloat16
 repeated_tensor: two weight files hold the same tensor | remove one of the files
 shard_index_mismatch: the shard index of a model does not agree with its weight files | copy the model again
-wrong_shape: an array or tensor has an unexpected shape | see the message for the expected shape
+wrong_shape: an array or tensor has an unexpected shape | use the shape in the message
 no_model: a path or name leads to no model | name a bundle, run, Sa2VA folder, hub id or tiny
 not_downloaded: the weights of a published model are not on this machine | download them with hf download
-unknown_model: a model name is not known | take the nearest known name from the message
+unknown_model: a model name is not known | use the known name that the message suggests
 incomplete_model: a file or folder of a bundle is missing | copy or convert the model again
 damaged_model: a file of a model cannot be read or is damaged | copy the model again
 invalid_card: a model card is missing, damaged or of an unknown kind | copy or convert the model again
@@ -148,17 +148,17 @@ weights_mismatch: weights are missing, unknown or misshapen for a configuration 
 no_tokenizer: a model has no tokenizer, or its tokenizer lacks a token | copy the model again
 invalid_adapter: an adapter is damaged or not a plain LoRA | merge it with its own library
 adapter_mismatch: an adapter does not fit the model or the settings | merge the adapter first, or change the settings
-unknown_layer: no layer of a model has a given name | take a name from the message
+unknown_layer: a model has no layer of the given name | use a name from the message
 unsafe_link: a link in a model folder leads out of it | copy the file itself
-unsupported_quantization: a model cannot be opened or saved in a quantization | leave the quantization out, or convert the model
-invalid_device_map: a device map is not possible | make one with vesalius plan
+unsupported_quantization: a model cannot be opened or saved with the given quantization | leave the quantization out, or convert the model
+invalid_device_map: a device map separates parts that must be on one device | make one with vesalius plan
 invalid_prompt: a prompt is empty, not text, or contains a control token | write the phrase without control tokens
-no_prompt: there is nothing to ask: no image, prompt or object | give an image and a prompt
+no_prompt: no image, prompt or object is given | give an image and a prompt
 context_too_long: a question is longer than the model's context | shorten the prompt or lower max_tiles
-unknown_family: a model is of no known family of vision-language models | name a model of a supported family
+unknown_family: a model belongs to no supported family of vision-language models | name a model of a supported family
 invalid_model_config: a model configuration is damaged, incomplete or not supported | copy or convert the model again
 extreme_aspect_ratio: an image is too long and narrow for a model | cut it, or use tiles
-wrong_model_kind: a model is of another kind than the command needs | name a model of the kind in the message
+wrong_model_kind: a model has another kind than the command requires | name a model of the kind in the message
 # conversion
 not_a_checkpoint: a file or folder is not a training checkpoint, or has no state dict | name the .pth file of a training
 unsafe_pickle: a training checkpoint would execute code when it is opened; nothing was executed | obtain it from a source you trust, as tensors only
@@ -168,18 +168,18 @@ unknown_tensor: a checkpoint has tensors that no Sa2VA model has | name a checkp
 unknown_lora_alpha: neither the training config nor an argument states LoRA's alpha | give it with --lora-alpha
 missing_base: a conversion needs another model as its base | name it with --base
 wrong_base: a base, or its configuration, does not fit the weights | name the model that the training started from
-unsupported_adapter: a LoRA changes weights outside of the vision-language model | merge it: leave out --keep-adapter
+unsupported_adapter: a LoRA changes weights outside the vision-language model | merge it: leave out --keep-adapter
 parity_failed: source and result of a conversion give different outputs | check the configuration of the source
 verification_failed: the files that a conversion wrote differ from the source | check the disk and convert again
-no_space: the disk is too small for a result | free some space or choose another disk
+no_space: a disk has too little free space for a result | free some space or choose another disk
 # prediction and memory planning
-not_supported: a kind of model does not support what was asked | use a text-prompted model, or leave the option out
+not_supported: a model does not support a requested option | use a text-prompted model, or leave the option out
 no_device: a device does not exist on this machine | name cpu, cuda or cuda:1
 does_not_fit: a model does not fit the memory of the given devices | apply one of the changes in the message
 different_request: the output folder holds an unfinished job with other settings | repeat its command to continue it, or choose another folder
 process_killed: a worker process was killed, perhaps because memory ran out | repeat the command to continue
 no_tta_gain: no gain of test-time augmentation was measured for the model | run vesalius tune with --tta, or leave --tta out
-side_in_phrase: a phrase names a side, which a flipped image changes | leave the view flip or --tta out
+side_in_phrase: a phrase names a side, which horizontal flipping would swap | leave the view flip or --tta out
 not_a_cache: a cache folder holds other files, or overlaps the output folder | name another folder
 unknown_phrase: the model was not trained on a phrase | use one of the phrases of the model's card
 # training
