@@ -11,7 +11,7 @@ from vesalius.data.decoders import frame_files
 from vesalius.data.decoders.picture import SUFFIXES
 from vesalius.data.images import frame_id, sample_id
 from vesalius.data.readers.fields import is_file
-from vesalius.data.source import Location, UniqueIds, unreadable
+from vesalius.data.source import Location, Samples, unreadable
 from vesalius.errors import ImageError
 from vesalius.types import Sample
 
@@ -25,8 +25,7 @@ def find_images(paths: Sequence[Path]) -> list[Sample]:
     Ids are paths under the given folder, or the stem of a given file. Raises ImageError if a path does not exist, a
     folder holds no image or a subfolder that cannot be opened, or two ids are equal.
     """
-    samples: list[Sample] = []
-    ids = UniqueIds()
+    samples = Samples()
     for path in paths:
         for file in _list_files(path) if path.is_dir() else [path]:
             where = Location(file)
@@ -39,8 +38,7 @@ def find_images(paths: Sequence[Path]) -> list[Sample]:
                 raise ImageError(message, code="bad_value", path=repr(str(file)), remedy="rename the file")
             name = sample_id(file.relative_to(path) if path.is_dir() else Path(file.name))
             for sample in frames_of(file, name):
-                ids.add(sample.id, where, "give the folder above both, or rename one", kind=ImageError)
-                samples.append(sample)
+                samples.add(sample, where, "give the folder above both, or rename one", ImageError)
     if not samples:
         remedy = "name image files, or folders with images"
         raise ImageError(f"no image was given; {remedy}", code="no_image", remedy=remedy)

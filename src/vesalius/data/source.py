@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from vesalius.codes import CODES
 from vesalius.errors import AnnotationError, DataError
+from vesalius.types import Sample
 
 Problems = list[DataError] | None
 """The list to which readers add the errors of single entries; with None the first error is raised."""
@@ -114,3 +115,18 @@ class UniqueIds(dict[str, object]):
         if name in self:
             raise where.error(f"has the same id {name} as {self[name]}", "duplicate_id", remedy, kind)
         self[name] = where
+
+
+class Samples(list[Sample]):
+    """The samples of a dataset in the order in which a reader adds them; their ids are unique."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids = UniqueIds()
+
+    def add(
+        self, sample: Sample, where: Location, remedy: str = "", kind: type[DataError] = AnnotationError
+    ) -> None:
+        """Append the sample; a DataError with the code `duplicate_id` if its id is known already."""
+        self.ids.add(sample.id, where, remedy, kind)
+        self.append(sample)

@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, PositiveInt
+from pydantic import PositiveInt
 
 from vesalius.data.images import frame_id
 from vesalius.data.readers import fields
-from vesalius.data.readers.fields import Id, kind, named, parse, show
+from vesalius.data.readers.fields import Id, named, parse, show
 from vesalius.data.sample_fields import KEYS as SAMPLE_KEYS
 from vesalius.data.sample_fields import SampleFields
 from vesalius.data.source import Location, Problems, Source, UniqueIds, report, reporting
@@ -38,7 +38,13 @@ KEYS = ("id", "file_name", "height", "width", "neg_category_ids", *SAMPLE_KEYS)
 ANNOTATION_KEYS = ("id", "image_id", "category_id", "segmentation", "area", "bbox", "iscrowd")
 
 
-class _Category(fields.ForeignObject):
+class _Top(fields.StrictObject):
+    images: list[Any]
+    annotations: list[Any]
+    categories: list[Any]
+
+
+class _Category(fields.StrictObject):
     id: Id
     name: fields.Phrase
 
@@ -51,8 +57,7 @@ class _Record(SampleFields):
     neg_category_ids: list[Id] | None = None
 
 
-class _Annotation(BaseModel):
-    model_config = fields.STRICT
+class _Annotation(fields.StrictObject):
     image_id: Id
     category_id: Id
     segmentation: Any = None
@@ -89,11 +94,13 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
     AnnotationError with the file and the index (from 0) of the image, annotation or category. With `problems`, the
     error is added there, and an image is left out if its record or one of its annotations is wrong.
     """
-    value = _read_top(source)
-    categories = _read_categories(value["categories"], source, problems)
-    images, refused = _read_images(value["images"], source, categories, problems)
+    top = parse(_Top, source.json, Location(source.path))
+    if not top.images:
+        raise Location(source.path).error("lists no image", "no_image")
+    categories = _read_categories(top.categories, source, problems)
+    images, refused = _read_images(top.images, source, categories, problems)
     wrong: set[Any] = set()
-    for index, annotation in enumerate(value["annotations"]):
+    for index, annotation in enumerate(top.annotations):
         image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
         image_id = image_id if type(image_id) in (int, str) else None
         if image_id in refused:
@@ -108,7 +115,7 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
         except AnnotationError as error:
             wrong.add(image_id)
             report(error, problems)
-    only = tuple(categories.values()) if len(value["categories"]) == 1 else ()
+    only = tuple(categories.values()) if len(top.categories) == 1 else ()
     return [_sample(image, only) for image_id, image in images.items() if image_id not in wrong]
 
 
@@ -136,18 +143,6 @@ def notes(source: Source) -> list[str]:
         how = "showing nothing of the only category" if only else "not annotated"
         found.append(f"images without annotation, read as {how}: {bare}")
     return found
-
-
-def _read_top(source: Source) -> dict[str, list[Any]]:
-    value, where = source.json, Location(source.path)
-    if not isinstance(value, dict):
-        raise where.error(f"must be an object with images and annotations, not {kind(value)}", "bad_value")
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(value.get(key), list):
-            raise where.inside(key).error(f"must be a list, not {kind(value.get(key))}", "bad_value")
-    if not value["images"]:
-        raise where.error("lists no image", "no_image")
-    return value
 
 
 def _read_categories(records: list[Any], source: Source, problems: Problems) -> dict[Any, str]:
@@ -207,9 +202,8 @@ def _read_image(
     negative = record.neg_category_ids
     unknown = [each for each in negative or () if each not in categories]
     if unknown:
-        raise where.inside("neg_category_ids").error(
-            f"no category has the id {show(unknown[0])}", "unknown_id"
-        )
+        at = where.inside("neg_category_ids")
+        raise at.error(f"no category has the id {show(unknown[0])}", "unknown_id")
     absent = None if negative is None else tuple(categories[each] for each in negative)
     name = name if record.frame is None else frame_id(name, record.frame)
     return _Image(name, path, where, size, absent, record)
@@ -218,7 +212,6 @@ def _read_image(
 def _read_annotation(
     annotation: _Annotation, where: Location, size: Size | None, categories: Mapping[Any, str]
 ) -> tuple[str, MaskReference]:
-    """The phrase and the mask of an annotation."""
     if annotation.category_id not in categories:
         raise where.error(f"no category has the id {show(annotation.category_id)}", "unknown_id")
     shape = annotation.segmentation

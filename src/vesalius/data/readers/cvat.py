@@ -34,7 +34,7 @@ from vesalius.data.decoders.picture import SUFFIXES
 from vesalius.data.images import frame_id
 from vesalius.data.readers import fields, shapes
 from vesalius.data.readers.fields import is_file, show
-from vesalius.data.source import Location, Problems, Source, UniqueIds, report, reporting, unreadable
+from vesalius.data.source import Location, Problems, Samples, Source, report, reporting, unreadable
 from vesalius.errors import AnnotationError
 from vesalius.masks import Size, encode_rle
 from vesalius.types import Absent, MaskReference, Polygons, RleMask, Sample
@@ -58,19 +58,13 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
     AnnotationError with file and image or track. With `problems`, the error is added there; a wrong image is left out,
     and a wrong track leaves out its whole video. A file that is not XML raises in both cases.
     """
-    samples: list[Sample] = []
-    ids = UniqueIds()
+    samples = Samples()
     clip = _Clip()
-
-    def add(sample: Sample, where: Location) -> None:
-        ids.add(sample.id, where)
-        samples.append(sample)
-
     for element in _parse(source.path):
         try:
             if element.tag == "image":
                 where = source.locate(f"image {show(element.get('name'))}")
-                add(_read_image(element, where, source.root), where)
+                samples.add(_read_image(element, where, source.root), where)
             elif element.tag == "track":
                 clip.add(element, source.locate(f"track {show(element.get('id'))}"))
             elif element.tag == "meta":
@@ -86,7 +80,7 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
     for frame in () if clip.broken else sorted(clip.frames):
         with reporting(problems):
             where = source.locate(f"frame {frame}")
-            add(clip.sample(frame, where, source.root), where)
+            samples.add(clip.sample(frame, where, source.root), where)
     if not samples and not problems:
         raise Location(source.path).error("has neither images nor tracks", "no_image")
     return samples

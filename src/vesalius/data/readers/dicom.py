@@ -27,8 +27,8 @@ from vesalius.data.source import (
     HEAD_BYTES,
     Location,
     Problems,
+    Samples,
     Source,
-    UniqueIds,
     report,
     reporting,
     unreadable,
@@ -76,16 +76,14 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
     uids = _by_uid(images, problems)
     segments = _read_segments(segmentations, uids, source, problems)
     groups = _name_groups(images.values())
-    samples: list[Sample] = []
-    ids = UniqueIds()
+    samples = Samples()
     for path, sequence in _order({path: images[path] for path in uids.values()}).items():
         facts = images[path]
         group = next((groups[each] for each in _identify(facts).items()), sequence)
         its = segments.get(facts.sop_instance_uid)
         for sample in _samples(path, facts, group, sequence, its, source):
             with reporting(problems):
-                ids.add(sample.id, Location(path), "rename one of them")
-                samples.append(sample)
+                samples.add(sample, Location(path), "rename one of them")
     return samples
 
 

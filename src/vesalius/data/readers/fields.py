@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import posixpath
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, TypeVar
 
@@ -37,10 +38,16 @@ from vesalius.types import MaskReference, Polygons, RleMask
 STRICT = ConfigDict(strict=True)
 
 
-class ForeignObject(BaseModel):
+class StrictObject(BaseModel):
+    """A JSON object of another program: known keys are strict, unknown keys are ignored."""
+
+    model_config = STRICT
+
+
+class ForeignObject(StrictObject):
     """A JSON object of another program: known keys are strict, unknown keys are kept."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    model_config = ConfigDict(extra="allow")
 
     @property
     def unknown(self) -> dict[str, Any]:
@@ -73,15 +80,16 @@ def parse(model: type[M], value: Any, where: Location) -> M:
 def invalid(error: ValidationError, where: Location, code: str = "bad_value") -> DataError:
     """The first fault of a validation error as an AnnotationError with its location.
 
-    The code is the type of a custom error, `missing_field`, `invalid_points` in a field of that name, or `code`.
+    Its code is the type of a custom error, `missing_field`, or `code`.
     """
     first = error.errors(include_url=False)[0]
-    part = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in first["loc"])
+    kind, loc = first["type"], first["loc"]
+    part = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in loc)
     at = where.inside(part.removeprefix(".")) if part else where
-    if first["type"] == "missing":
-        return at.error("is missing", "missing_field")
-    code = first["type"] if first["type"] in CODES else "invalid_points" if "points" in first["loc"] else code
-    wrong = TYPES.get(first["type"]) or first["msg"].replace("Input should be", "must be")
+    code = kind if kind in CODES else code
+    if kind == "missing":
+        return at.error("is missing", "missing_field" if code == "bad_value" else code)
+    wrong = TYPES.get(kind) or first["msg"].replace("Input should be", "must be")
     return at.error(f"{wrong}, not {show(first['input'])}", code)
 
 
@@ -107,18 +115,18 @@ def _check_counts(value: Any) -> str | list[int]:
 
 Id = Annotated[Any, AfterValidator(_check_id)]
 Phrase = Annotated[str, BeforeValidator(_check_phrase)]
-Coordinates = Annotated[tuple[float, ...], Strict(False), FailFast()]
+Coordinates = Annotated[list[float], FailFast()]
 Point = Annotated[tuple[float, float], Strict(False)]
 ImageSize = Annotated[tuple[PositiveInt, PositiveInt], Strict(False)]
 
-_ONE_POLYGON: TypeAdapter[tuple[float, ...]] = TypeAdapter(Coordinates, config=STRICT)
-_POLYGONS: TypeAdapter[tuple[tuple[float, ...], ...]] = TypeAdapter(
-    Annotated[tuple[Coordinates, ...], Strict(False), FailFast()], config=STRICT
+_ONE_POLYGON: TypeAdapter[list[float]] = TypeAdapter(Coordinates, config=STRICT)
+_POLYGONS: TypeAdapter[list[list[float]]] = TypeAdapter(list[Coordinates], config=STRICT)
+_POINTS: TypeAdapter[list[tuple[float, float]]] = TypeAdapter(
+    Annotated[list[Point], FailFast()], config=STRICT
 )
 
 
-class _Rle(BaseModel):
-    model_config = STRICT
+class _Rle(StrictObject):
     size: ImageSize
     counts: Annotated[Any, AfterValidator(_check_counts)]
 
@@ -138,12 +146,22 @@ def read_mask(value: Any, where: Location, size: Size | None) -> MaskReference:
         return RleMask({"size": list(rle.size), "counts": rle.counts})
     if not isinstance(value, list) or not value:
         raise where.error(f"must be polygons or RLE, not {show(value)}", "bad_value")
+    flat = not isinstance(value[0], list)
     try:
-        if isinstance(value[0], list):
-            return Polygons(_POLYGONS.validate_python(value))
-        return Polygons((_ONE_POLYGON.validate_python(value),), flat=True)
+        (_ONE_POLYGON if flat else _POLYGONS).validate_python(value)
     except ValidationError as error:
         raise invalid(error, where, "invalid_points") from error
+    # the numbers of the file are kept: pydantic's copies of 6 million would take 144 MB and more time than the check
+    return Polygons(tuple(tuple(map(float, part)) for part in ([value] if flat else value)), flat)
+
+
+def read_points(value: Any, where: Location) -> tuple[float, ...]:
+    """(x1, y1, x2, y2, ...) of a list of points [x, y]. NaN and Infinity are kept; AnnotationError for anything else."""
+    try:
+        _POINTS.validate_python(value)
+    except ValidationError as error:
+        raise invalid(error, where, "invalid_points") from error
+    return tuple(map(float, chain.from_iterable(value)))
 
 
 def read_size(height: int | None, width: int | None, where: Location) -> Size | None:

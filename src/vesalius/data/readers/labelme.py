@@ -29,11 +29,11 @@ from pydantic import Field, PositiveInt
 
 from vesalius.data.images import frame_id, list_images
 from vesalius.data.readers import fields
-from vesalius.data.readers.fields import Id, Point, kind, parse, show
+from vesalius.data.readers.fields import Id, kind, parse, show
 from vesalius.data.readers.shapes import ellipse
 from vesalius.data.sample_fields import KEYS as SAMPLE_KEYS
 from vesalius.data.sample_fields import SampleFields
-from vesalius.data.source import Location, Problems, Source, UniqueIds, read_json, reporting
+from vesalius.data.source import Location, Problems, Samples, Source, read_json, reporting
 from vesalius.errors import AnnotationError
 from vesalius.masks import Size, encode_rle
 from vesalius.types import Absent, MaskReference, Polygons, RleMask, Sample
@@ -52,7 +52,7 @@ Outline = tuple[float, ...]
 
 class _Shape(fields.ForeignObject):
     label: fields.Phrase
-    points: list[Point]
+    points: Any = None
     group_id: Id | None = None
     shape_type: Any = None
     mask: Any = None
@@ -93,14 +93,12 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
     the file is left out.
     """
     folders = sorted(each.name for each in source.root.iterdir() if each.is_dir() and each.name[0] != ".")
-    samples: list[Sample] = []
-    ids = UniqueIds()
+    samples = Samples()
     for file in _list_files(source):
         with reporting(problems):
             value = source.json if file == source.path else read_json(file)
-            sample = _read_file(value, Location(file), source.root, folders)
-            ids.add(sample.id, Location(file), "keep one file for each image")
-            samples.append(sample)
+            where = Location(file)
+            samples.add(_read_file(value, where, source.root, folders), where, "keep one file for each image")
     return samples
 
 
@@ -216,7 +214,7 @@ def _read_shape(shape: _Shape, where: Location, size: Size | None) -> MaskRefere
     form = shape.shape_type or "polygon"  # files from before 2018 have polygons only
     if form in ("point", "points", "line", "linestrip"):
         raise where.error(f"a {form} has no area", "no_area")
-    points = tuple(number for point in shape.points for number in point)
+    points = fields.read_points(shape.points, where.inside("points"))
     if form == "mask":
         return _read_mask(shape.mask, points, where, size)
     if not isinstance(form, str) or form not in OUTLINES:

@@ -23,10 +23,10 @@ from pydantic import Field
 from vesalius.data.decoders.picture import SUFFIXES
 from vesalius.data.readers import fields, shapes
 from vesalius.data.readers.brush import decode_brush
-from vesalius.data.readers.fields import Point, kind, parse, show
+from vesalius.data.readers.fields import kind, parse, show
 from vesalius.data.readers.uploads import Uploads
 from vesalius.data.readers.vesalius_json import KEYS
-from vesalius.data.source import Location, Problems, Source, UniqueIds, reporting
+from vesalius.data.source import Location, Problems, Samples, Source, reporting
 from vesalius.masks import Size, encode_rle
 from vesalius.types import MaskReference, Polygons, RleMask, Sample
 
@@ -39,12 +39,21 @@ MIN_KEYS = ("id", "annotator", "annotation_id", "created_at", "updated_at", "lea
 Percent = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
-class _Region(fields.ForeignObject):
+class _Task(fields.StrictObject):
+    data: dict[str, Any]
+
+
+class _Region(fields.StrictObject):
+    id: Any = None
     type: str
     value: dict[str, Any] = Field(default_factory=dict)
+    from_name: Any = None
+    original_height: int | None = None
+    original_width: int | None = None
+    image_rotation: Any = None
 
 
-class _Rectangle(fields.ForeignObject):
+class _Rectangle(fields.StrictObject):
     x: Percent
     y: Percent
     width: Percent
@@ -52,16 +61,12 @@ class _Rectangle(fields.ForeignObject):
     rotation: Percent = 0
 
 
-class _Ellipse(fields.ForeignObject):
+class _Ellipse(fields.StrictObject):
     x: Percent
     y: Percent
     radiusX: Percent
     radiusY: Percent
     rotation: Percent = 0
-
-
-class _Polygon(fields.ForeignObject):
-    points: list[Point]
 
 
 def recognize(source: Source) -> bool:
@@ -83,14 +88,12 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
     that is missing or found twice, and regions that are no masks. With `problems`, the error is added there and the
     task is left out.
     """
-    samples: list[Sample] = []
-    ids = UniqueIds()
+    samples = Samples()
     uploads = Uploads(source.root)
     for index, task in enumerate(source.json):
         with reporting(problems):
             sample, where = _read_task(task, source.locate(f"task {index}"), uploads)
-            ids.add(sample.id, where, "keep one task for each image")
-            samples.append(sample)
+            samples.add(sample, where, "keep one task for each image")
     return samples
 
 
@@ -122,13 +125,9 @@ def _is_canceled(annotation: dict[str, Any]) -> bool:
 
 
 def _read_task(task: Any, where: Location, uploads: Uploads) -> tuple[Sample, Location]:
-    if not isinstance(task, dict):
-        raise where.error(f"must be an object, not {kind(task)}", "bad_value")
-    if "data" not in task and "annotation_id" in task:
+    if isinstance(task, dict) and "data" not in task and "annotation_id" in task:
         task = _from_min(task)
-    data = task.get("data")
-    if not isinstance(data, dict):
-        raise where.error("has no data, which names the image", "missing_field")
+    data = parse(_Task, task, where).data
     key = _image_key(data, where)
     image, name = uploads.find(data[key], where)
     where = Location(where.path, f"{where.field} ({show(data[key])})")
@@ -136,13 +135,13 @@ def _read_task(task: Any, where: Location, uploads: Uploads) -> tuple[Sample, Lo
     rows: list[tuple[str, MaskReference]] = []
     size: Size | None = None
     regions = list(_regions(_only_annotation(task, where), where))
-    labeled = {show(each.unknown.get("id")) for _, each in regions if each.type.endswith("labels")}
+    labeled = {show(each.id) for _, each in regions if each.type.endswith("labels")}
     for at, region in regions:
         if region.type in REMARKS:
             remark = region.value.get(region.type)
-            remarks.setdefault(str(region.unknown.get("from_name")), []).append(remark)
+            remarks.setdefault(str(region.from_name), []).append(remark)
         # a shape and its label may be two regions of one id, both with the outline
-        elif region.type.endswith("labels") or show(region.unknown.get("id")) not in labeled:
+        elif region.type.endswith("labels") or show(region.id) not in labeled:
             size = _read_size(region, at, size)
             mask = _read_shape(region, at, size)
             rows += [(label, mask) for label in _read_labels(region, at)]
@@ -228,18 +227,13 @@ def _read_labels(region: _Region, where: Location) -> list[str]:
 
 def _read_size(region: _Region, where: Location, known: Size | None) -> Size:
     """(h, w) of the image on which the region was drawn; AnnotationError if other regions have another."""
-    height, width = region.unknown.get("original_height"), region.unknown.get("original_width")
-    if type(height) is not int or type(width) is not int:
-        found = f"{show(height)} and {show(width)}"
-        raise where.error(
-            f"original_height and original_width must be whole numbers, not {found}", "bad_value"
-        )
+    height, width = region.original_height, region.original_width
+    if height is None or width is None:
+        raise where.error("has no original_height and original_width", "missing_field")
     fields.check_area((height, width), where)
-    angle = region.unknown.get("image_rotation")
-    if angle:
-        raise where.error(
-            f"the image was rotated by {show(angle)} degrees for annotation", "rotated_annotation"
-        )
+    if region.image_rotation:
+        angle = show(region.image_rotation)
+        raise where.error(f"the image was rotated by {angle} degrees for annotation", "rotated_annotation")
     if known is not None and known != (height, width):
         raise where.error(
             f"was drawn at {height} x {width} (h x w), other regions at {known[0]} x {known[1]}",
@@ -254,8 +248,8 @@ def _read_shape(region: _Region, where: Location, size: Size) -> MaskReference:
     if "rle" in value:
         return RleMask(encode_rle(decode_brush(value["rle"], size, where)))
     if "points" in value and value.get("closed", True):
-        points = parse(_Polygon, value, where).points
-        return Polygons((tuple(each for x, y in points for each in (x / 100 * size[1], y / 100 * size[0])),))
+        numbers = fields.read_points(value["points"], where.inside("points"))
+        return Polygons((tuple(each / 100 * size[1 - i % 2] for i, each in enumerate(numbers)),))
     if {"points", "vertices"} & value.keys() or ("x" in value and not {"radiusX", "height"} & value.keys()):
         raise where.error(f"a {show(region.type)} that is a point or a line has no area", "no_area")
     if "x" not in value:
