@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import posixpath
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, TypeVar
 
@@ -155,13 +154,13 @@ def read_mask(value: Any, where: Location, size: Size | None) -> MaskReference:
     return Polygons(tuple(tuple(map(float, part)) for part in ([value] if flat else value)), flat)
 
 
-def read_points(value: Any, where: Location) -> tuple[float, ...]:
-    """(x1, y1, x2, y2, ...) of a list of points [x, y]. NaN and Infinity are kept; AnnotationError for anything else."""
+def check_points(value: Any, where: Location) -> list[list[float]]:
+    """The list of points [x, y], in which NaN and Infinity are allowed; AnnotationError for anything else."""
     try:
         _POINTS.validate_python(value)
     except ValidationError as error:
         raise invalid(error, where, "invalid_points") from error
-    return tuple(map(float, chain.from_iterable(value)))
+    return value  # type: ignore[no-any-return]
 
 
 def read_size(height: int | None, width: int | None, where: Location) -> Size | None:

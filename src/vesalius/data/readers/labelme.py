@@ -20,6 +20,7 @@ import io
 import math
 import posixpath
 from collections.abc import Callable, Hashable, Sequence
+from itertools import chain
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -214,7 +215,7 @@ def _read_shape(shape: _Shape, where: Location, size: Size | None) -> MaskRefere
     form = shape.shape_type or "polygon"  # files from before 2018 have polygons only
     if form in ("point", "points", "line", "linestrip"):
         raise where.error(f"a {form} has no area", "no_area")
-    points = fields.read_points(shape.points, where.inside("points"))
+    points = tuple(map(float, chain.from_iterable(fields.check_points(shape.points, where.inside("points")))))
     if form == "mask":
         return _read_mask(shape.mask, points, where, size)
     if not isinstance(form, str) or form not in OUTLINES:

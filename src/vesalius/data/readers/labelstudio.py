@@ -248,8 +248,8 @@ def _read_shape(region: _Region, where: Location, size: Size) -> MaskReference:
     if "rle" in value:
         return RleMask(encode_rle(decode_brush(value["rle"], size, where)))
     if "points" in value and value.get("closed", True):
-        numbers = fields.read_points(value["points"], where.inside("points"))
-        return Polygons((tuple(each / 100 * size[1 - i % 2] for i, each in enumerate(numbers)),))
+        points = fields.check_points(value["points"], where.inside("points"))
+        return Polygons((tuple([n for x, y in points for n in (x / 100 * size[1], y / 100 * size[0])]),))
     if {"points", "vertices"} & value.keys() or ("x" in value and not {"radiusX", "height"} & value.keys()):
         raise where.error(f"a {show(region.type)} that is a point or a line has no area", "no_area")
     if "x" not in value:
