@@ -95,7 +95,13 @@ def _labelme() -> Files:
     corners = [[0, 0], [SIDE - 1, SIDE - 1]]
     shapes.append({"label": "m", "points": corners, "shape_type": "mask", "mask": patch, "description": "x"})
     ours = {"absent": ["stent"], "group": "p1", "spacing_mm": [0.3, 0.3]}
-    value = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": "a.png", "imageData": None}
+    value: dict[str, Any] = {
+        "version": "5.5.0",
+        "flags": {},
+        "shapes": shapes,
+        "imagePath": "a.png",
+        "imageData": None,
+    }
     value |= {"imageHeight": SIDE, "imageWidth": SIDE, "vesalius": ours}
     return {"a.json": _json(value), "a.png": IMAGE}
 

@@ -160,7 +160,7 @@ def check_points(value: Any, where: Location) -> list[list[float]]:
         _POINTS.validate_python(value)
     except ValidationError as error:
         raise invalid(error, where, "invalid_points") from error
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def read_size(height: int | None, width: int | None, where: Location) -> Size | None:
