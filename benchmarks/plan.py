@@ -282,12 +282,7 @@ def compare(folder: str, image: str) -> dict[str, Any]:
         took = max(steps[step]["peaks"].values())
         ratios[step] = says / took
         print(f"{title:<18}{says / MIB:>10,.0f}{took / MIB:>10,.0f}{ratios[step]:>8.3f}")
-    return {
-        "image": image,
-        **steps,
-        "ratio": ratios["follow"],
-        "ratio_keeping_freed_memory": ratios["keep"],
-    }
+    return {"image": image, **steps, "ratio": ratios["follow"], "ratio_keeping_freed_memory": ratios["keep"]}
 
 
 def main() -> None:

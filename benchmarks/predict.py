@@ -232,7 +232,7 @@ def main() -> None:
             {
                 "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
                 "model": args.model,
-                "settings": predictor.description.settings
+                "settings": dict(predictor.description.settings)
                 | {"batch_size": args.batch_size, "images": images, "rounds": rounds},
                 "ratio_1_prompt": rows[0]["ratio"],
                 "ratio_4_prompts": rows[1]["ratio"],

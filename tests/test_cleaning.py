@@ -23,13 +23,7 @@ def paper(*rows: str) -> np.ndarray:
     return np.array([[each == "#" for each in row] for row in rows])
 
 
-RINGS = paper(
-    "...........",
-    ".###.#####.",
-    ".#.#.#...#.",
-    ".###.#####.",
-    "...........",
-)
+RINGS = paper("...........", ".###.#####.", ".#.#.#...#.", ".###.#####.", "...........")
 
 
 @pytest.mark.parametrize(("most", "filled"), [(0, 0), (1, 1), (2, 1), (3, 4)])

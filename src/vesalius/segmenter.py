@@ -36,7 +36,7 @@ class ModelDescription:
 
     name: str
     kind: str
-    """`textseg`, `unet`, `frangi` or `predictions`, or the kind of a model of your own."""
+    """`textseg`, `unet`, `frangi`, `predictions`, or a name for a model of your own."""
     fingerprint: str | None = None
     """SHA-256 of the weights; None for a model without weights, or if it is unknown."""
     step: int | None = None
@@ -95,7 +95,7 @@ class Described(ABC):
 
     @property
     def usage(self) -> Usage:
-        """Counters so far."""
+        """Counters of the work since the model was opened."""
         return Usage()
 
     def check_prompts(self, prompts: Iterable[str]) -> None:

@@ -135,15 +135,9 @@ def test_tiles_and_cleaning_on_the_command_line(tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (
-            ["--prompt", "vessel " * 10_000],
-            "(10000 words), more than 2000",
-        ),
+        (["--prompt", "vessel " * 10_000], "(10000 words), more than 2000"),
         (["--prompt", "x", "--tiles", "3"], "--tiles: sides.0: Input should be greater than or equal to 32"),
-        (
-            ["--prompt", "x", "--drop-specks", "-1"],
-            "drop_specks: Input should be greater than",
-        ),
+        (["--prompt", "x", "--drop-specks", "-1"], "drop_specks: Input should be greater than"),
     ],
 )
 def test_request_is_refused_before_anything_is_written(

@@ -15,12 +15,7 @@ from vesalius.errors import SettingError
 from vesalius.inference.official import OfficialPredictor
 from vesalius.inference.predictor import Predictor
 from vesalius.inference.tiles import TileSettings
-from vesalius.inference.tta import (
-    VIEWS,
-    check_phrases,
-    choose_views,
-    decode_views,
-)
+from vesalius.inference.tta import VIEWS, check_phrases, choose_views, decode_views
 from vesalius.mask_maps import PLAIN, LowRes, average
 from vesalius.masks import area_average
 from vesalius.models.cards import TtaGain

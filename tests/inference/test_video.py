@@ -20,13 +20,7 @@ from vesalius.data.clips import Clip
 from vesalius.errors import CheckpointError, ImageError, SettingError
 from vesalius.inference.official import OfficialPredictor
 from vesalius.inference.tiles import TileSettings
-from vesalius.inference.video import (
-    KEY_FRAMES,
-    _Follower,
-    nearest_keys,
-    read_questions,
-    spread,
-)
+from vesalius.inference.video import KEY_FRAMES, _Follower, nearest_keys, read_questions, spread
 from vesalius.models.batch import Batch
 from vesalius.models.generation import Answer
 from vesalius.segmenter import FramePredictions

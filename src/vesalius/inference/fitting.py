@@ -120,9 +120,7 @@ class PlanTask:
     def changed(self, *, gpus: Sequence[Device] | None = None, **settings: object) -> PlanTask:
         """The same task with other settings or GPUs."""
         return replace(
-            self,
-            settings=self.settings.changed(**settings),
-            gpus=self.gpus if gpus is None else tuple(gpus),
+            self, settings=self.settings.changed(**settings), gpus=self.gpus if gpus is None else tuple(gpus)
         )
 
     @property

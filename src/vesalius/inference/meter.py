@@ -21,11 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 META = torch.device("meta")
 COMPUTED = 2**20
 """Largest number of elements for which integers and booleans get values."""
-INDEXING = (
-    torch.ops.aten.index.Tensor,
-    torch.ops.aten.index_put.default,
-    torch.ops.aten.index_put_.default,
-)
+INDEXING = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
 NARROWED = (
     *((functional, name) for name in ("linear", "conv2d", "conv3d", "conv_transpose2d")),
     *((torch, name) for name in ("matmul", "bmm")),

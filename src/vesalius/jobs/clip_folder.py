@@ -29,7 +29,7 @@ def ask_clips(
     propagation: str = "frames",
     reprompt_every: int | None = None,
 ) -> tuple[Described, Sequence[Sample], Answering | None]:
-    """The first arguments of `write_predictions` for these samples: model, samples in clip order, and answering.
+    """Arguments of `write_predictions` for clips: the model, the samples in clip order, and the function that answers.
 
     With `frames` each frame is predicted independently, like any image, and only samples with a sequence belong to a
     clip. Otherwise the single images of a folder are a clip too. SettingError for settings that do not fit together.

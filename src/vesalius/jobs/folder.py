@@ -184,9 +184,7 @@ def check_request(prompts: Sequence[str], save: Sequence[str]) -> None:
     for name in save:
         if name not in SAVES:
             raise SettingError(
-                f"--save {name}: is unknown; choose from {', '.join(SAVES)}",
-                code="bad_value",
-                field="save",
+                f"--save {name}: is unknown; choose from {', '.join(SAVES)}", code="bad_value", field="save"
             )
     for prompt in prompts:
         if not prompt.strip():

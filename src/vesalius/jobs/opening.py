@@ -1,4 +1,4 @@
-"""`load_predictor`: open MODEL, whatever its kind, as a segmenter. Torch is imported only when it is called."""
+"""`load_predictor`: open a model of any kind as a segmenter. Torch is imported only when it is called."""
 
 from __future__ import annotations
 
@@ -58,11 +58,12 @@ def load_predictor(
     from vesalius.models.checkpoint import open_model
     from vesalius.models.stored_model import fingerprint_model
 
-    where = (
-        _device_and_dtype(device) if gpus is None else _planned(ref, device, gpus, batch_size, quantization)
-    )
+    if gpus is None:
+        where, dtype = _device_and_dtype(device)
+    else:
+        where, dtype = _planned(ref, device, gpus, batch_size, quantization)
     return OfficialPredictor(
-        open_model(ref, *where, quantization),
+        open_model(ref, where, dtype, quantization),
         answer=answer,
         tiles=tiles,
         tta=tta,

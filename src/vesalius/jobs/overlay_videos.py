@@ -34,7 +34,7 @@ DEFAULT_FPS = 15.0
 def with_videos(
     answer: Answering, clips: Mapping[str, Sequence[Sample]], prompts: Sequence[str]
 ) -> Answering:
-    """The same answering, which also writes the videos of each clip after its last frame.
+    """`answer`, extended to write the videos of each clip after its last frame.
 
     `videos/CLIP.mp4` shows the masks on the frames; `videos/CLIP.masks.mkv` is the masks alone, lossless, 0/255.
     With several prompts they are named `CLIP--PROMPT`. A frame without a mask file, or that cannot be read, is black.
