@@ -14,7 +14,7 @@ import torch
 from vesalius.conversion.training_checkpoint import Lora, TrainingCheckpoint
 from vesalius.errors import CheckpointError
 from vesalius.models.presets import find_candidates
-from vesalius.models.specs import Shape
+from vesalius.models.specs import TensorShape
 from vesalius.models.stored_model import shapes_of
 from vesalius.models.tensor_differences import list_differences
 from vesalius.models.weights import TORCH_TYPES, Weights
@@ -196,7 +196,7 @@ class Probe:
         return self._error / self._largest if self._largest else self._error
 
 
-def _check_fit(base: Mapping[str, Shape], checkpoint: TrainingCheckpoint) -> None:
+def _check_fit(base: Mapping[str, TensorShape], checkpoint: TrainingCheckpoint) -> None:
     trained = checkpoint.shapes
     table = list_differences(trained, {name: base[name] for name in trained.keys() & base.keys()})
     if table:

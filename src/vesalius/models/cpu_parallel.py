@@ -20,14 +20,14 @@ from torch.distributed import is_available, is_initialized
 
 from vesalius.models.segmenter import MaskLogits, SegPrompts
 
-Job = TypeVar("Job")
+Given = TypeVar("Given")
 Returned = TypeVar("Returned")
 
 Decode = Callable[[Sequence[torch.Tensor], SegPrompts], MaskLogits]
 """Images float (3, S, S) and their [SEG] prompts to masks, as `TextSegModel.decode`."""
 
 
-def map_on_cores(work: Callable[[Job], Returned], jobs: Sequence[Job]) -> list[Returned]:
+def map_on_cores(work: Callable[[Given], Returned], jobs: Sequence[Given]) -> list[Returned]:
     """The results of `work` for each job, without gradient, in order; `torch.get_num_threads()` is the number of cores.
 
     As many jobs run at a time as divide both the number of jobs and of cores, so that no core waits; if only 1 does, they
@@ -36,7 +36,7 @@ def map_on_cores(work: Callable[[Job], Returned], jobs: Sequence[Job]) -> list[R
     return _map(partial(_without_gradient, work), jobs)
 
 
-def _map(work: Callable[[Job], Returned], jobs: Sequence[Job]) -> list[Returned]:
+def _map(work: Callable[[Given], Returned], jobs: Sequence[Given]) -> list[Returned]:
     cores = torch.get_num_threads()
     threads = gcd(len(jobs), cores)
     if not jobs or threads == 1:
@@ -52,7 +52,7 @@ def _map(work: Callable[[Job], Returned], jobs: Sequence[Job]) -> list[Returned]
 
 
 @torch.inference_mode()
-def _without_gradient(work: Callable[[Job], Returned], job: Job) -> Returned:
+def _without_gradient(work: Callable[[Given], Returned], job: Given) -> Returned:
     return work(job)
 
 

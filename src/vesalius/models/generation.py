@@ -30,7 +30,7 @@ from vesalius.models.vlm import (
     run_language_model,
 )
 
-Origin = Literal["forced", "verified", "generated"]
+AnswerOrigin = Literal["forced", "verified", "generated"]
 """forced: the answer was given; verified: a draft that greedy decoding agrees with; generated: written token by token."""
 
 HALF_PRECISION_MARGIN = 0.25
@@ -47,7 +47,7 @@ class Answer:
     seg: SegPrompts
     says_seg: torch.Tensor
     """bool (b,): whether greedy decoding writes [SEG]; for a forced answer, whether it agrees with all tokens up to it."""
-    origins: list[Origin]
+    origins: list[AnswerOrigin]
 
 
 class DraftTable:
@@ -151,7 +151,7 @@ def _write(
         inputs = _continue(model, inputs, cache, token, written, states_of, stop_id, most_tokens)
         if not official and exceeds_context(model.vlm, inputs.attention):
             return _read_again(model, batch, ids)
-    origins: list[Origin] = ["generated" if row in rest else "verified" for row in range(len(ids))]
+    origins: list[AnswerOrigin] = ["generated" if row in rest else "verified" for row in range(len(ids))]
     all_states = [state for row in seg_states for state in row]
     row_of = torch.tensor(
         [row for row, found in enumerate(seg_states) for _ in found], dtype=torch.int64, device=chosen.device

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, cast
 
-Layout = Literal["whole", "thirds", "groups", "copies", "row 0", "row 1", "row 2", "row 3"]
+RowMapping = Literal["whole", "thirds", "groups", "copies", "row 0", "row 1", "row 2", "row 3"]
 """Mapping of the rows of an official tensor to the bundle.
 
 `whole`: the same tensor. `thirds`: query, key and value in this order. `groups`: InternLM2's `wqkv`, with the queries, the
@@ -23,25 +23,25 @@ tensor made from several official ones.
 
 
 @dataclass(frozen=True)
-class Rule:
+class KeyRule:
     """One row of a key table."""
 
     official: str
     bundle: tuple[str, ...]
-    layout: Layout = "whole"
+    layout: RowMapping = "whole"
 
 
-def _rules(official: str, bundle: str, lines: str) -> list[Rule]:
+def _rules(official: str, bundle: str, lines: str) -> list[KeyRule]:
     """One rule for each line `official -> bundle [bundle ...] [: layout]`, with prefixes added to the names."""
     rules = []
     for line in filter(None, map(str.strip, lines.splitlines())):
         names, _, layout = line.partition(" : ")
         left, _, right = names.partition(" -> ")
         rules.append(
-            Rule(
+            KeyRule(
                 official + left.strip(),
                 tuple(bundle + name for name in right.split()),
-                cast(Layout, layout or "whole"),
+                cast(RowMapping, layout or "whole"),
             )
         )
     return rules

@@ -15,8 +15,8 @@ from typing import Literal
 
 from vesalius.errors import CheckpointError
 from vesalius.models.families.table import family_of
-from vesalius.models.keymaps import DROPPED, PROJECTOR, SAM2, Rule
-from vesalius.models.specs import ModelSpec, Shape
+from vesalius.models.keymaps import DROPPED, PROJECTOR, SAM2, KeyRule
+from vesalius.models.specs import ModelSpec, TensorShape
 from vesalius.names import list_names
 
 WILDCARDS = {"{}": r"(\d+)", "{p}": "(weight|bias)", "{a}": "([qkv])", "{*}": "(.+)"}
@@ -35,7 +35,7 @@ class Rows:
 class Assembly:
     """A tensor as the concatenation of rows of other tensors."""
 
-    shape: Shape
+    shape: TensorShape
     rows: tuple[Rows, ...]
 
 
@@ -50,12 +50,14 @@ class Piece:
     rows: int
 
 
-def rules_of(spec: ModelSpec) -> tuple[Rule, ...]:
+def rules_of(spec: ModelSpec) -> tuple[KeyRule, ...]:
     """The key tables of a model: vision-language model, [SEG] projector, SAM 2."""
     return (*family_of(spec.family).rules(spec), *PROJECTOR, *SAM2)
 
 
-def to_bundle(spec: ModelSpec, shapes: Mapping[str, Shape]) -> tuple[dict[str, Assembly], dict[str, str]]:
+def to_bundle(
+    spec: ModelSpec, shapes: Mapping[str, TensorShape]
+) -> tuple[dict[str, Assembly], dict[str, str]]:
     """Each tensor of the bundle, assembled from official ones; and the dropped names with their reasons.
 
     CheckpointError with the first ten names that no key table contains.
@@ -76,7 +78,7 @@ def to_bundle(spec: ModelSpec, shapes: Mapping[str, Shape]) -> tuple[dict[str, A
     return _assemble(rows, shapes), dropped
 
 
-def to_official(spec: ModelSpec, shapes: Mapping[str, Shape]) -> dict[str, Assembly]:
+def to_official(spec: ModelSpec, shapes: Mapping[str, TensorShape]) -> dict[str, Assembly]:
     """Each official tensor, assembled from those of the bundle by the same key tables.
 
     Of several copies of one tensor in the bundle, the first is read. CheckpointError as for `to_bundle`.
@@ -99,7 +101,7 @@ def to_official(spec: ModelSpec, shapes: Mapping[str, Shape]) -> dict[str, Assem
     return _assemble(rows, shapes)
 
 
-def _rows_of(name: str, shape: Shape) -> int:
+def _rows_of(name: str, shape: TensorShape) -> int:
     if not shape:
         raise CheckpointError(
             f"{name}: is a scalar; a tensor of that name has rows", code="weights_mismatch", field=name
@@ -107,7 +109,9 @@ def _rows_of(name: str, shape: Shape) -> int:
     return shape[0]
 
 
-def _pieces(rule: Rule, official: str, filling: tuple[str, ...], rows: int, spec: ModelSpec) -> list[Piece]:
+def _pieces(
+    rule: KeyRule, official: str, filling: tuple[str, ...], rows: int, spec: ModelSpec
+) -> list[Piece]:
     names = [_fill(template, filling) for template in rule.bundle]
     match rule.layout:
         case "whole" | "copies":
@@ -137,7 +141,7 @@ def _heads(spec: ModelSpec) -> tuple[int, int]:
     return text["num_attention_heads"] // groups, groups
 
 
-def _official_rows(rule: Rule, rows: int, spec: ModelSpec) -> int:
+def _official_rows(rule: KeyRule, rows: int, spec: ModelSpec) -> int:
     """Number of rows of the official tensor, if the first bundle tensor of the rule has `rows`."""
     match rule.layout:
         case "whole" | "copies":
@@ -150,7 +154,7 @@ def _official_rows(rule: Rule, rows: int, spec: ModelSpec) -> int:
     return 1
 
 
-def _assemble(rows: list[tuple[str, int, Rows]], shapes: Mapping[str, Shape]) -> dict[str, Assembly]:
+def _assemble(rows: list[tuple[str, int, Rows]], shapes: Mapping[str, TensorShape]) -> dict[str, Assembly]:
     parts: dict[str, list[tuple[int, Rows]]] = {}
     for name, start, part in rows:
         parts.setdefault(name, []).append((start, part))
@@ -172,8 +176,8 @@ def _assemble(rows: list[tuple[str, int, Rows]], shapes: Mapping[str, Shape]) ->
 
 
 def _matches(
-    rules: Iterable[Rule], name: str, side: Literal["official", "bundle"]
-) -> Iterator[tuple[Rule, tuple[str, ...]]]:
+    rules: Iterable[KeyRule], name: str, side: Literal["official", "bundle"]
+) -> Iterator[tuple[KeyRule, tuple[str, ...]]]:
     """The rules with this official name, or this first name in the bundle; and the values of its wildcards."""
     for rule in rules:
         template = rule.official if side == "official" else rule.bundle[0]

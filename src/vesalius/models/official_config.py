@@ -16,10 +16,10 @@ from vesalius.models.families.table import recognize
 from vesalius.models.families.tokenizers import official_tokenizer
 from vesalius.models.presets import identify
 from vesalius.models.sam_config import read_sam
-from vesalius.models.specs import ModelSpec, Shape
+from vesalius.models.specs import ModelSpec, TensorShape
 
 
-def read_spec(folder: Path, shapes: Mapping[str, Shape]) -> ModelSpec:
+def read_spec(folder: Path, shapes: Mapping[str, TensorShape]) -> ModelSpec:
     """The spec of a folder with tensors of these shapes under official names.
 
     Its name is that of the published model of these sizes, whatever the name of the folder. CheckpointError, naming the
@@ -45,7 +45,7 @@ def read_spec(folder: Path, shapes: Mapping[str, Shape]) -> ModelSpec:
         ) from error
 
 
-def _read_spec(config: dict[str, Any], folder: Path, shapes: Mapping[str, Shape]) -> ModelSpec:
+def _read_spec(config: dict[str, Any], folder: Path, shapes: Mapping[str, TensorShape]) -> ModelSpec:
     source = str(folder / CONFIG)
     chat = str(config.get("template", "")).replace("-", "_")
     if chat not in CHATS:

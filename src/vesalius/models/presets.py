@@ -12,7 +12,7 @@ from vesalius.errors import SettingError
 from vesalius.models.families.base import Family
 from vesalius.models.families.table import FAMILIES
 from vesalius.models.keymaps import language_models
-from vesalius.models.specs import ModelSpec, Shape
+from vesalius.models.specs import ModelSpec, TensorShape
 
 EMBEDDINGS = ("embed_tokens.weight", "tok_embeddings.weight")
 LANGUAGE_LAYER = re.compile(r"(?:language_model|^vlm\.model)\.(?:.*\.)?layers\.(\d+)\.")
@@ -81,7 +81,7 @@ def identify(spec: ModelSpec) -> str | None:
     return next((name for name, sizes in published_sizes().items() if sizes == found), None)
 
 
-def find_published(shapes: Mapping[str, Shape]) -> str | None:
+def find_published(shapes: Mapping[str, TensorShape]) -> str | None:
     """The published model whose language model has the vocabulary, width and number of layers of these tensors.
 
     Names may be official or canonical. None if no model has them, or without embeddings.
@@ -95,7 +95,7 @@ def find_published(shapes: Mapping[str, Shape]) -> str | None:
     return None
 
 
-def find_candidates(shapes: Mapping[str, Shape]) -> list[str]:
+def find_candidates(shapes: Mapping[str, TensorShape]) -> list[str]:
     """Published models that these official tensors, all or some of a model's, can be of.
 
     Compared by kind of language model, width of the [SEG] projector and largest layer index.

@@ -21,11 +21,11 @@ TINY = "tiny"
 """MODEL for the small model inside the package."""
 HUB_OWNER = "ByteDance/"
 
-Origin = Literal["bundle", "run", "official", "hub", "packaged", "published", "builtin"]
+ModelOrigin = Literal["bundle", "run", "official", "hub", "packaged", "published", "builtin"]
 """bundle: a folder with `vesalius.json`; run: the best checkpoint of a run folder; official: a folder in Sa2VA's layout;
 hub: such a folder in the local cache of the Hugging Face hub; packaged: `tiny`; published: a known name without weights on
 this machine; builtin: `frangi`."""
-Kind = Literal["textseg", "unet", "frangi"]
+ModelKind = Literal["textseg", "unet", "frangi"]
 Layout = Literal["vesalius", "sa2va"]
 """File layout of a text-prompted model: vesalius is a bundle, sa2va the official folder."""
 
@@ -35,7 +35,7 @@ class ModelRef:
     """A model that was found: its name as given, where its files are, and which kind it is."""
 
     name: str
-    origin: Origin
+    origin: ModelOrigin
     path: Path | None = None
     """Folder of the files; None for `frangi` and for a published name without weights."""
 
@@ -66,7 +66,7 @@ class ModelRef:
         return read_any_card(self.folder) if self.is_bundle else None
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> ModelKind:
         """textseg: a text-prompted model; unet and frangi: the baselines."""
         if self.origin == "builtin":
             return "frangi"

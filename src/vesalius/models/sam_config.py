@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vesalius.errors import CheckpointError
-from vesalius.models.specs import Shape
+from vesalius.models.specs import TensorShape
 
 TRUNK = "grounding_encoder.sam2_model.image_encoder.trunk."
 MEMORY = "grounding_encoder.sam2_model.memory_"
@@ -44,25 +44,13 @@ def sam2(
     and the heads.
     """
     grid = image_size // 16
-    channels = [hidden << stage for stage in range(4)]
     return {
         "model_type": "sam2_video",
         "image_size": image_size,
         "vision_config": {
             "model_type": "sam2_vision_model",
-            "backbone_config": {
-                "model_type": "sam2_hiera_det_model",
-                "image_size": [image_size, image_size],
-                "hidden_size": hidden,
-                "num_attention_heads": heads,
-                "blocks_per_stage": list(blocks),
-                "embed_dim_per_stage": channels,
-                "num_attention_heads_per_stage": [heads << stage for stage in range(4)],
-                "window_size_per_stage": list(windows),
-                "global_attention_blocks": list(global_blocks),
-                "window_positional_embedding_background_size": list(background),
-            },
-            "backbone_channel_list": channels[::-1],
+            "backbone_config": _hiera(image_size, hidden, heads, blocks, windows, global_blocks, background),
+            "backbone_channel_list": [hidden << stage for stage in reversed(range(4))],
             "backbone_feature_sizes": [[4 * grid, 4 * grid], [2 * grid, 2 * grid], [grid, grid]],
             "fpn_hidden_size": width,
         },
@@ -92,6 +80,29 @@ def sam2(
     }
 
 
+def _hiera(
+    image_size: int,
+    hidden: int,
+    heads: int,
+    blocks: Sequence[int],
+    windows: Sequence[int],
+    global_blocks: Sequence[int],
+    background: Sequence[int],
+) -> dict[str, Any]:
+    return {
+        "model_type": "sam2_hiera_det_model",
+        "image_size": [image_size, image_size],
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "blocks_per_stage": list(blocks),
+        "embed_dim_per_stage": [hidden << stage for stage in range(4)],
+        "num_attention_heads_per_stage": [heads << stage for stage in range(4)],
+        "window_size_per_stage": list(windows),
+        "global_attention_blocks": list(global_blocks),
+        "window_positional_embedding_background_size": list(background),
+    }
+
+
 def sam2_large() -> dict[str, Any]:
     """SAM 2.0 with Hiera-L, the segmenter of all published models."""
     trunk = TRUNKS[2, 6, 36, 4]
@@ -100,7 +111,7 @@ def sam2_large() -> dict[str, Any]:
     )
 
 
-def read_sam(shapes: Mapping[str, Shape], folder: Path) -> dict[str, Any]:
+def read_sam(shapes: Mapping[str, TensorShape], folder: Path) -> dict[str, Any]:
     """The configuration of the SAM 2 with tensors of these shapes under official names; CheckpointError if there is none."""
     try:
         hidden = shapes[f"{TRUNK}patch_embed.proj.weight"][0]
@@ -136,5 +147,5 @@ def read_sam(shapes: Mapping[str, Shape], folder: Path) -> dict[str, Any]:
     )
 
 
-def _count(shapes: Mapping[str, Shape], prefix: str) -> int:
+def _count(shapes: Mapping[str, TensorShape], prefix: str) -> int:
     return len({name.removeprefix(prefix).partition(".")[0] for name in shapes if name.startswith(prefix)})

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from vesalius.config import Settings
 from vesalius.models.prompts import PromptTemplate
 
-Shape = tuple[int, ...]
+TensorShape = tuple[int, ...]
 
 SEG = "[SEG]"
 IMAGE_TOKEN = "<IMG_CONTEXT>"

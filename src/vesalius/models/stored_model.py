@@ -29,7 +29,7 @@ from vesalius.models.layout_mapping import to_bundle, to_official
 from vesalius.models.official_config import read_spec
 from vesalius.models.presets import find_published, find_spec
 from vesalius.models.reference import Layout, ModelRef, resolve_model
-from vesalius.models.specs import ModelSpec, Shape
+from vesalius.models.specs import ModelSpec, TensorShape
 from vesalius.models.tensor_differences import list_differences
 from vesalius.models.textseg import TextSegModel, assemble, configs
 from vesalius.models.weights import AssembledWeights, FileWeights, Weights, open_weights
@@ -130,7 +130,7 @@ def official_view(spec: ModelSpec, weights: Weights) -> AssembledWeights:
     return AssembledWeights(weights, to_official(spec, shapes_of(weights)))
 
 
-def shapes_of(weights: Weights) -> dict[str, Shape]:
+def shapes_of(weights: Weights) -> dict[str, TensorShape]:
     """Name -> shape of each tensor."""
     return {name: tensor.shape for name, tensor in weights.tensors.items()}
 
@@ -176,7 +176,7 @@ def empty_model(spec: ModelSpec) -> TextSegModel:
         return assemble(vlm, Sam2VideoModel(sam_config), spec, seg_id=0)
 
 
-def expected_shapes(spec: ModelSpec) -> dict[str, Shape]:
+def expected_shapes(spec: ModelSpec) -> dict[str, TensorShape]:
     """Canonical name -> shape of each tensor of the native model of a spec."""
     expected = {}
     family = family_of(spec.family)
@@ -187,7 +187,7 @@ def expected_shapes(spec: ModelSpec) -> dict[str, Shape]:
     return expected
 
 
-def check_fit(spec: ModelSpec, shapes: Mapping[str, Shape], path: Path) -> None:
+def check_fit(spec: ModelSpec, shapes: Mapping[str, TensorShape], path: Path) -> None:
     """Raise CheckpointError unless the tensors are exactly those of the native model of a spec.
 
     It names `path`, the first missing, unknown and misshapen tensors, and the published model that has these tensors, if
@@ -203,6 +203,6 @@ def check_fit(spec: ModelSpec, shapes: Mapping[str, Shape], path: Path) -> None:
         )
 
 
-def _hint(spec: ModelSpec, shapes: Mapping[str, Shape]) -> str:
+def _hint(spec: ModelSpec, shapes: Mapping[str, TensorShape]) -> str:
     published = find_published(shapes)
     return "" if published in (None, spec.name) else f"; these sizes are those of {published}"

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from vesalius.masks import Size
 from vesalius.models.batch import Batch
-from vesalius.models.keymaps import Rule
+from vesalius.models.keymaps import KeyRule
 from vesalius.models.pixels import Pixels
 from vesalius.models.prompts import PromptTemplate
 from vesalius.models.sam_config import sam2_large
@@ -89,7 +89,7 @@ class Family(ABC):
         )
 
     @abstractmethod
-    def rules(self, spec: ModelSpec) -> Sequence[Rule]:
+    def rules(self, spec: ModelSpec) -> Sequence[KeyRule]:
         """The key table of the vision-language model."""
 
     @abstractmethod

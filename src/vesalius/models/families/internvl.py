@@ -17,7 +17,7 @@ from vesalius.errors import CheckpointError
 from vesalius.masks import Size
 from vesalius.models.batch import Batch
 from vesalius.models.families.base import Family, ImageFeatures, KnownModel, pick, read_rope
-from vesalius.models.keymaps import INTERN_VIT, LANGUAGE, Rule
+from vesalius.models.keymaps import INTERN_VIT, LANGUAGE, KeyRule
 from vesalius.models.pixels import Pixels, normalize, resize_bicubic, tile_image
 from vesalius.models.sam_config import sam2
 from vesalius.models.specs import IMAGE_TOKEN, ModelSpec
@@ -155,7 +155,7 @@ class InternVL(Family):
             "tie_word_embeddings": False,
         }
 
-    def rules(self, spec: ModelSpec) -> Sequence[Rule]:
+    def rules(self, spec: ModelSpec) -> Sequence[KeyRule]:
         return (*INTERN_VIT, *LANGUAGE[spec.text["model_type"]])
 
     def read_image(self, image: Image.Image, spec: ModelSpec) -> Pixels:

@@ -16,7 +16,7 @@ from vesalius.errors import SettingError
 from vesalius.masks import Size
 from vesalius.models.batch import Batch
 from vesalius.models.families.base import Family, ImageFeatures, KnownModel, count_positions, pick, read_rope
-from vesalius.models.keymaps import QWEN2_5_VL, Rule
+from vesalius.models.keymaps import QWEN2_5_VL, KeyRule
 from vesalius.models.pixels import Pixels, resize_bicubic
 from vesalius.models.specs import ModelSpec
 
@@ -89,7 +89,7 @@ class Qwen2_5VL(Family):
         "Sa2VA-Qwen2_5-VL-3B": KnownModel(_config(2048, 36, 16, 2, 11008)),
         "Sa2VA-Qwen2_5-VL-7B": KnownModel(_config(3584, 28, 28, 4, 18944)),
     }
-    table: ClassVar[Sequence[Rule]] = QWEN2_5_VL
+    table: ClassVar[Sequence[KeyRule]] = QWEN2_5_VL
     image_mean: ClassVar[tuple[float, ...]] = (0.48145466, 0.4578275, 0.40821073)
     image_std: ClassVar[tuple[float, ...]] = (0.26862954, 0.26130258, 0.27577711)
 
@@ -110,7 +110,7 @@ class Qwen2_5VL(Family):
             "tie_word_embeddings": False,
         }
 
-    def rules(self, spec: ModelSpec) -> Sequence[Rule]:
+    def rules(self, spec: ModelSpec) -> Sequence[KeyRule]:
         return self.table
 
     def read_image(self, image: Image.Image, spec: ModelSpec) -> Pixels:
