@@ -81,11 +81,11 @@ def score_one(run: Path, items: list[Item]) -> dict[str, float]:
     for start in range(0, len(items), predictor.batch_size):
         part = items[start : start + predictor.batch_size]
         for item, prediction in zip(part, predictor.predict(part), strict=True):
-            truth = item.masks[0, 0]  # type: ignore[index]
-            guess = prediction.probabilities.max(axis=0)
-            dices.append(score(truth, guess > 0.5)["dice"])
-            lines.append(cldice(Shape(truth), Shape(guess > 0.5)))
-            at_threshold.append([score(truth, guess > each)["dice"] for each in THRESHOLDS])
+            target = item.masks[0, 0]  # type: ignore[index]
+            probabilities = prediction.probabilities.max(axis=0)
+            dices.append(score(target, probabilities > 0.5)["dice"])
+            lines.append(cldice(Shape(target), Shape(probabilities > 0.5)))
+            at_threshold.append([score(target, probabilities > each)["dice"] for each in THRESHOLDS])
     by_threshold = np.mean(np.array(at_threshold, dtype=float), axis=0)
     return {
         "dice": statistics.mean(each for each in dices if each is not None),

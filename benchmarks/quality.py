@@ -91,14 +91,14 @@ def train(plan: Plan, name: str, recipe: Path, minutes: float, seed: int, change
     run, done = plan.work / "runs" / name, plan.work / "runs" / f"{name}.json"
     if done.is_file():
         return run
-    if run.exists():  # cut short: its minutes cannot be told from those of a whole run
+    if run.exists():  # interrupted: its training time is unknown
         shutil.rmtree(run)
     command = [sys.executable, "-m", "vesalius", "train", str(recipe), "--set"]
     settings = [f"minutes={minutes}", f"seed={seed}", f"out={run}", *changes]
     print(f"{name}: {minutes} minutes", flush=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS)}
-    with (plan.work / f"{name}.txt").open("w", encoding="utf-8") as told:
-        subprocess.run([*command, *settings], check=True, env=environment, stdout=told, stderr=told)
+    with (plan.work / f"{name}.txt").open("w", encoding="utf-8") as log:
+        subprocess.run([*command, *settings], check=True, env=environment, stdout=log, stderr=log)
     last = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1]
     write_json(done, {"minutes": minutes, "steps": json.loads(last)["step"], "settings": settings})
     return run
@@ -201,10 +201,10 @@ def write_chase(plan: Plan, kind: str) -> Path:
         assert item.masks is not None
         side = WINDOW if kind == "tiny" else max(item.size)
         for index, window in enumerate(find_windows(item.size, side, TileSettings().overlap)):
-            place = np.s_[window.top : window.top + window.height, window.left : window.left + window.width]
+            region = np.s_[window.top : window.top + window.height, window.left : window.left + window.width]
             name = f"{sample.id}_{index:02d}.png"
-            Image.fromarray(item.frames[0][place]).save(aside / "images" / name)
-            Image.fromarray(item.masks[0, 0][place].astype(np.uint8) * 255).save(aside / "masks" / name)
+            Image.fromarray(item.frames[0][region]).save(aside / "images" / name)
+            Image.fromarray(item.masks[0, 0][region].astype(np.uint8) * 255).save(aside / "masks" / name)
     aside.rename(out)
     return out
 
@@ -345,7 +345,9 @@ def main() -> None:
     parser.add_argument("--synthetic", type=int, default=1200, help="synthetic images")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=QUESTIONS, default=QUESTIONS)
-    parser.add_argument("--limit", type=int, help="so many images to validate and test on, to try it out")
+    parser.add_argument(
+        "--limit", type=int, help="number of images for validation and test, to try the benchmark"
+    )
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "quality", metavar="FOLDER")
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "quality.json")
     args = parser.parse_args()

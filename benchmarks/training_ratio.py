@@ -4,7 +4,7 @@
     .venv/bin/python benchmarks/training_ratio.py --against ../before [--rounds 5] [--batch-size 4] [--json FILE]
 
 Both versions train everything that images pass through (`trainable: full`), on the same synthetic images of 512 x 512
-with the same phrases, from the weights of the earlier version, with fused AdamW. The versions run in alternating processes,
+with the same phrases, from the weights of the shipped `tiny`, with fused AdamW. The versions run in alternating processes,
 so that the ratio also holds on a busy machine. Their losses must agree up to rounding.
 """
 
@@ -61,10 +61,10 @@ print(json.dumps({"seconds": took[1:], "losses": losses}))
 """
 
 
-def measure(tree: Path, data: Path, bundle: Path) -> dict[str, Any]:
+def measure(tree: Path, data: Path) -> dict[str, Any]:
     """Seconds of each step and all losses, with the sources in `tree`."""
     ran = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(data), str(bundle), str(STEPS)],
+        [sys.executable, "-c", PROGRAM, str(data), str(tree / "src/vesalius/models/tiny"), str(STEPS)],
         env={**os.environ, "PYTHONPATH": str(tree / "src")},
         capture_output=True,
         text=True,
@@ -91,7 +91,6 @@ def main() -> None:
     args = parser.parse_args()
     here = Path(__file__).resolve().parents[1]
     trees = {"before": args.against, "now": here}
-    bundle = args.against / "src/vesalius/models/tiny"
     seconds: dict[str, list[float]] = {name: [] for name in trees}
     losses: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -101,7 +100,7 @@ def main() -> None:
         np.savez(data, frames=np.stack([item.frames for item in items]), masks=np.stack(masks))
         for number in range(args.rounds):
             for name, tree in trees.items():
-                found = measure(tree, data, bundle)
+                found = measure(tree, data)
                 seconds[name].append(statistics.median(found["seconds"]))
                 losses[name] = found["losses"]
             ratio = seconds["before"][-1] / seconds["now"][-1]

@@ -1,4 +1,4 @@
-"""What trains has gradients and moves, nothing else does, and what is written goes on from where it stopped."""
+"""The setting `trainable`: trained and frozen parameters, saved adapters, gradient checkpointing, and refusals."""
 
 import copy
 from collections.abc import Callable
@@ -57,7 +57,7 @@ def make_trainable(opened: OpenedModel, choice: dict[str, Any]) -> dict[str, lis
 
 @torch.no_grad()
 def stir(opened: OpenedModel) -> None:
-    """Let LoRA, whose B begins at zero, change the outputs, and its A have a gradient."""
+    """Make LoRA effective: its matrix B starts at zero, so that A would have no gradient."""
     torch.manual_seed(2)
     for layer in layers_of(opened.model.vlm).values():
         layer.lora_B["default"].weight.normal_(std=0.1)
@@ -127,7 +127,7 @@ def test_exactly_the_trainable_parameters_have_gradients_change_and_are_saved(ch
     assert {id(each) for each in optimizer.state} == trained
 
 
-def test_a_name_alone_stands_for_the_defaults_and_is_written_out() -> None:
+def test_a_preset_name_selects_its_defaults() -> None:
     settings = TrainableSettings.model_validate("vision")
     assert settings.model_dump(exclude_none=True) == {
         "preset": "vision",
@@ -168,7 +168,7 @@ def test_inconsistent_settings_are_refused(choice: Any, code: str, names: str) -
         make_settings(Recipe, {"trainable": choice}, "recipe")
 
 
-def test_layers_that_are_not_there_are_refused() -> None:
+def test_unknown_layers_are_refused() -> None:
     choice = {"preset": "lora", "lora": {"language": {"targets": ["qkv"]}}}
     with pytest.raises(
         SettingError, match="language model: no linear layer is called 'qkv'; known: down_proj"
@@ -178,7 +178,7 @@ def test_layers_that_are_not_there_are_refused() -> None:
         set_trainable(new_model("tiny", seed=0).model, "tokens")
 
 
-def test_frozen_encoders_keep_nothing_for_the_backward_pass() -> None:
+def test_frozen_encoders_store_no_activations() -> None:
     opened, _ = prepared({"preset": "decoder"})
     model, traced = opened.model, []
     for module in (
@@ -195,7 +195,7 @@ def test_frozen_encoders_keep_nothing_for_the_backward_pass() -> None:
 
 
 def loss_and_kept(opened: OpenedModel) -> tuple[torch.Tensor, int]:
-    """The loss, and the bytes that autograd keeps for its backward pass, weights not counted."""
+    """The loss, and the bytes that autograd stores for the backward pass, without weights."""
     sizes: dict[int, int] = {}
     own = {each.untyped_storage().data_ptr() for each in opened.model.parameters()}
 
@@ -215,7 +215,9 @@ def loss_and_kept(opened: OpenedModel) -> tuple[torch.Tensor, int]:
     ("preset", "parts"),
     [("vision", CHECKPOINTABLE["vision"]), ("full", CHECKPOINTABLE["full"][-1:])],
 )
-def test_checkpointing_changes_no_gradient_and_keeps_less(preset: str, parts: tuple[str, ...]) -> None:
+def test_gradient_checkpointing_changes_no_gradient_and_stores_less(
+    preset: str, parts: tuple[str, ...]
+) -> None:
     plain = step_with(preset, [])
     for part in parts:
         loss, gradients, kept = step_with(preset, [part])
@@ -237,7 +239,7 @@ def step_with(preset: str, parts: list[str]) -> tuple[float, list[torch.Tensor],
 
 
 @pytest.mark.parametrize("choice", ["vision, 4bit"])
-def test_a_run_goes_on_from_its_checkpoint_to_the_byte(choice: str, tmp_path: Path) -> None:
+def test_training_resumes_from_a_bundle_byte_for_byte(choice: str, tmp_path: Path) -> None:
     # from a file as what goes on is: memory that begins elsewhere is summed in another order
     save_bundle(tmp_path / "start", new_model("tiny", seed=0))
     opened = open_model(tmp_path / "start")
@@ -255,7 +257,7 @@ def test_a_run_goes_on_from_its_checkpoint_to_the_byte(choice: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("choice", ["vision, 4bit", "other sizes"])
-def test_reopened_equals_and_merged_equals_the_adapter(choice: str, tmp_path: Path) -> None:
+def test_reopened_and_merged_models_equal_the_trained_one(choice: str, tmp_path: Path) -> None:
     opened, groups = prepared(CHOICES[choice])
     stir(opened)
     with torch.no_grad():
@@ -283,7 +285,7 @@ def outputs(opened: OpenedModel) -> torch.Tensor:
     return torch.cat([made.text_logits.flatten(), made.masks.logits.flatten()])
 
 
-def test_a_half_that_does_not_train_is_linked_between_checkpoints_and_copied_from_elsewhere(
+def test_a_frozen_component_is_linked_between_checkpoints_and_copied_from_other_bundles(
     tmp_path: Path,
 ) -> None:
     start = tmp_path / "start"
@@ -304,7 +306,7 @@ def test_a_half_that_does_not_train_is_linked_between_checkpoints_and_copied_fro
     assert (outputs(open_model(second)) - outputs(opened)).abs().max() <= 1e-5
 
 
-def test_a_model_with_an_adapter_trains_on_with_the_same_one_or_merged() -> None:
+def test_an_adapter_continues_with_the_same_sizes_or_after_merging() -> None:
     opened, _ = prepared({"preset": "lora"})
     with pytest.raises(SettingError, match="other ranks, alphas or layers than trainable asks for"):
         make_trainable(opened, {"preset": "lora", "lora": {"language": {"rank": 4}}})
@@ -314,7 +316,7 @@ def test_a_model_with_an_adapter_trains_on_with_the_same_one_or_merged() -> None
     assert {each.r["default"] for each in layers_of(opened.model.vlm).values()} == {4}
 
 
-def test_groups_are_disjoint_and_name_parameters() -> None:
+def test_groups_are_disjoint() -> None:
     names = {
         name
         for known in ("tiny", "Sa2VA-Qwen3-VL-4B")  # InternVL and Qwen-VL name their image encoders otherwise
@@ -326,14 +328,14 @@ def test_groups_are_disjoint_and_name_parameters() -> None:
     assert all(sum(name.startswith(starts) for starts in GROUPS.values()) <= 1 for name in names)
 
 
-def test_group_without_gradient_is_named() -> None:
+def test_a_group_without_gradient_is_named() -> None:
     opened = new_model("tiny", seed=0)
     check = GradientCheck(set_trainable(opened.model, "projector"))
     with raises_code(TrainingError, "no_gradient", "projector"):
         check.verify()
 
 
-def test_group_that_does_not_change_is_named() -> None:
+def test_a_group_that_does_not_change_is_named() -> None:
     opened, groups = prepared({"preset": "projector"})
     check = GradientCheck(groups)
     take_steps(opened, adamw(groups, lr=0.0), range(1), lambda: check.note_gradients(True))

@@ -1,4 +1,4 @@
-"""LLaVA's form of conversations: what is read, and what is refused with the entry's place."""
+"""Conversations in LLaVA's format: reading, and errors with the entry's location."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def read(folder: Path, *entries: Any) -> ConversationFile:
     return read_conversations(write(folder, *entries))
 
 
-def test_turns_and_pixels_are_read_and_the_mark_of_the_image_left_out(tmp_path: Path) -> None:
+def test_turns_and_pixels_are_read_without_the_image_token(tmp_path: Path) -> None:
     found = read(
         tmp_path,
         entry("<image>\nWhat is this?", "A heart.", "Whose?", " Unknown. "),
@@ -45,13 +45,13 @@ def test_turns_and_pixels_are_read_and_the_mark_of_the_image_left_out(tmp_path: 
     assert item.turns == first.turns
 
 
-def test_keys_that_nothing_reads_are_counted(tmp_path: Path) -> None:
+def test_unknown_keys_are_counted(tmp_path: Path) -> None:
     found = read(tmp_path, entry("<image> a", "b", model="x"), entry("<image> a", "b", model="y", source=1))
     assert found.notes == ("talk.json: further keys, which are ignored: model (2), source (1)",)
     assert read(tmp_path, entry("<image> a", "b")).notes == ()
 
 
-def test_fingerprint_is_of_words_pixels_and_order(tmp_path: Path) -> None:
+def test_the_fingerprint_covers_text_pixels_and_order(tmp_path: Path) -> None:
     one, two = entry("<image> a", "b"), entry("<image> c", "d")
     marks = {read(tmp_path, *some).fingerprint() for some in ([one], [two], [one, two], [two, one])}
     assert len(marks) == 4
@@ -97,7 +97,7 @@ def wrong_turn(**message: Any) -> dict[str, Any]:
         (wrong_turn(**{"from": "human", "value": 3}), r"entry 1, conversations\[0\]\.value: "),
     ],
 )
-def test_wrong_entry_is_refused_with_its_place(tmp_path: Path, bad: Any, message: str) -> None:
+def test_a_wrong_entry_is_refused_with_its_location(tmp_path: Path, bad: Any, message: str) -> None:
     with pytest.raises(AnnotationError, match=message):
         read(tmp_path, entry("<image> a", "b"), bad)
 
@@ -105,7 +105,7 @@ def test_wrong_entry_is_refused_with_its_place(tmp_path: Path, bad: Any, message
 @pytest.mark.parametrize(
     ("text", "message"), [("[]", "not an empty list"), ("{}", "not an object"), ("[", "is not JSON")]
 )
-def test_file_that_is_no_list_of_conversations_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_a_file_without_a_list_of_conversations_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "talk.json").write_text(text)
     with pytest.raises(AnnotationError, match=message):
         read_conversations(tmp_path / "talk.json")

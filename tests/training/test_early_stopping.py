@@ -26,7 +26,7 @@ def test_the_best_is_the_highest_dice_and_the_lowest_distance() -> None:
     assert best_line(lines(*values, metric="hd95_px"), "hd95_px")["step"] == 10  # type: ignore[index]
 
 
-def test_of_equal_validations_the_first_is_best_and_one_without_a_value_is_not() -> None:
+def test_the_first_of_equal_validations_is_best_and_undefined_values_are_ignored() -> None:
     assert best_line(lines(None, 0.7, 0.7), "dice")["step"] == 20  # type: ignore[index]
     assert best_line(lines(None, None), "dice") is None
     assert is_best(lines(0.1, 0.2), "dice")
@@ -36,9 +36,9 @@ def test_of_equal_validations_the_first_is_best_and_one_without_a_value_is_not()
 
 
 def test_step_0_is_never_the_best_but_is_the_baseline() -> None:
-    told = lines(0.8, 0.5, 0.6, first=0)
-    assert best_line(told, "dice")["step"] == 20  # type: ignore[index]
-    assert (compare_with_baseline(told, "dice") or "").startswith(
+    found = lines(0.8, 0.5, 0.6, first=0)
+    assert best_line(found, "dice")["step"] == 20  # type: ignore[index]
+    assert (compare_with_baseline(found, "dice") or "").startswith(
         "NOT better than before training: Dice 0.6 at step 20, 0.8 before training; "
     )
     assert compare_with_baseline(lines(9.0, 4.0, metric="hd95_px", first=0), "hd95_px") == (
@@ -55,12 +55,12 @@ def test_patience_counts_validations_after_the_best() -> None:
 
 
 def test_identical_validations_stop_the_run() -> None:
-    told = [{"step": 0, "fingerprint": "ab"}, {"step": 5, "fingerprint": "ab"}]
+    found = [{"step": 0, "fingerprint": "ab"}, {"step": 5, "fingerprint": "ab"}]
     with raises_code(TrainingError, "unchanged_predictions", "step 0 and step 5"):
-        check_changed(told)
-    check_changed(told[:1])
-    check_changed([*told, {"step": 9, "fingerprint": "cd"}])
-    check_changed([told[0], {"step": 0, "fingerprint": "ab"}])  # nothing was trained between them
+        check_changed(found)
+    check_changed(found[:1])
+    check_changed([*found, {"step": 9, "fingerprint": "cd"}])
+    check_changed([found[0], {"step": 0, "fingerprint": "ab"}])  # nothing was trained between them
 
 
 def test_the_overfit_test_passes_from_a_dice_of_0_9_on() -> None:
@@ -75,17 +75,17 @@ def test_prompt_collapse_is_reported_once() -> None:
     def line(predictions: float | None, targets: float | None) -> dict[str, Any]:
         return {"step": 30, "prediction_similarity": predictions, "target_similarity": targets}
 
-    def told(*lines: dict[str, Any], fitted: bool = False) -> str | None:
+    def warning(*lines: dict[str, Any], fitted: bool = False) -> str | None:
         return find_prompt_collapse(lines, fitted)
 
-    assert told(line(0.9, 0.5)) == (
+    assert warning(line(0.9, 0.5)) == (
         "prompt collapse at step 30: different phrases give the same mask (Dice between predictions 0.90, between targets "
         "0.50); for phrases that are new to the model set projector: fitted and trainable: decoder"
     )
-    assert "train more steps" in (told(line(0.97, 0.02), fitted=True) or "")
-    assert told(line(0.89, 0.02)) is None
-    assert told(line(0.97, 0.51)) is None, "two words for one thing"
-    assert told(line(None, None)) is None, "one phrase an image"
-    assert told(line(0.97, 0.02), line(0.97, 0.02)) is None, "it was told of"
-    assert told(line(0.5, 0.02), line(0.97, 0.02)) is not None
-    assert told({"step": 30}, line(0.97, 0.02)) is not None, "a run that an earlier version began"
+    assert "train more steps" in (warning(line(0.97, 0.02), fitted=True) or "")
+    assert warning(line(0.89, 0.02)) is None
+    assert warning(line(0.97, 0.51)) is None, "synonyms"
+    assert warning(line(None, None)) is None, "one phrase per image"
+    assert warning(line(0.97, 0.02), line(0.97, 0.02)) is None, "already reported"
+    assert warning(line(0.5, 0.02), line(0.97, 0.02)) is not None
+    assert warning({"step": 30}, line(0.97, 0.02)) is not None, "a line without similarities"

@@ -1,4 +1,4 @@
-"""The running mean of the weights: the mean by hand, and nothing lost to the bit."""
+"""The exponential moving average of the weights, against a hand calculation and bit for bit."""
 
 import io
 
@@ -22,7 +22,7 @@ def walk(weights: list[torch.nn.Parameter], average: WeightAverage, steps: int, 
             average.update()
 
 
-def test_the_mean_is_the_one_computed_by_hand() -> None:
+def test_the_average_by_hand() -> None:
     (weight,) = [torch.nn.Parameter(torch.tensor([1.0], dtype=torch.float64))]
     average = WeightAverage([weight], decay=0.5)
     expected, values = 1.0, np.linspace(2, 9, 30)
@@ -37,7 +37,7 @@ def test_the_mean_is_the_one_computed_by_hand() -> None:
     assert weight.item() == values[-1]
 
 
-def test_weights_come_back_to_the_bit_even_after_an_error() -> None:
+def test_weights_are_restored_exactly_after_an_error() -> None:
     weights = parameters()
     average = WeightAverage(weights, 0.9)
     walk(weights, average, 5, seed=1)
@@ -51,7 +51,7 @@ def test_weights_come_back_to_the_bit_even_after_an_error() -> None:
     assert all(torch.equal(a, b) for a, b in zip(weights, before, strict=True))
 
 
-def test_a_state_saved_while_the_mean_is_applied_continues_exactly() -> None:
+def test_a_state_saved_while_the_average_is_applied_resumes_exactly() -> None:
     weights = parameters()
     average = WeightAverage(weights, 0.9)
     walk(weights, average, 4, seed=1)

@@ -26,7 +26,7 @@ STEPS = [
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[matplotlib.figure.Figure]:
-    """The figures that are made."""
+    """The matplotlib figures made in the test."""
     made: list[Any] = []
 
     def remember(*given: Any, **more: Any) -> matplotlib.figure.Figure:
@@ -43,13 +43,13 @@ def texts(figure: matplotlib.figure.Figure) -> list[str]:
     return named + [axes.get_title() for axes in figure.axes]
 
 
-def test_every_loss_and_metric_has_its_line(tmp_path: Path, drawn: list[Any]) -> None:
+def test_every_loss_and_metric_has_a_curve(tmp_path: Path, drawn: list[Any]) -> None:
     validations = [{"step": 30 * i, "dice": 0.2 * i, "hd95_px": 9.0 - i, "seg_rate": 1.0} for i in range(3)]
     draw_curves(STEPS, validations, tmp_path / "curves.png", "hd95_px")
-    told = texts(drawn[0])
-    assert {"deep", "Dice", "HD95 (right)", "[SEG] rate", "learning rate"} <= set(told)
-    assert "focal" not in told, "a loss without any value"
-    assert "validation: best HD95 7 at step 60" in told
+    shown = texts(drawn[0])
+    assert {"deep", "Dice", "HD95 (right)", "[SEG] rate", "learning rate"} <= set(shown)
+    assert "focal" not in shown, "a loss without any value"
+    assert "validation: best HD95 7 at step 60" in shown
     assert np.asarray(Image.open(tmp_path / "curves.png").convert("L")).std() > 10
 
 

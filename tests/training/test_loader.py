@@ -1,4 +1,4 @@
-"""Batches: the same whatever the workers and wherever they begin."""
+"""Batches do not depend on the number of workers or the starting point."""
 
 import json
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ from vesalius.types import Item
 
 @dataclass(frozen=True)
 class Made:
-    """What a batch was made of."""
+    """The inputs of a batch."""
 
     items: tuple[Item, ...]
     draws: tuple[int, ...]
 
 
 class Recorder:
-    """A learner whose batches are the items themselves."""
+    """A learner that returns its inputs as batches."""
 
     def make_batch(self, items: Sequence[Item], draws: Sequence[int]) -> Made:
         return Made(tuple(items), tuple(draws))
@@ -60,14 +60,14 @@ def assert_same(one: Sequence[Made], two: Sequence[Made]) -> None:
             np.testing.assert_array_equal(a.masks, b.masks)
 
 
-def test_workers_and_place_to_begin_change_no_batch(mixture: Mixture) -> None:
+def test_workers_and_starting_point_change_no_batch(mixture: Mixture) -> None:
     whole = made(mixture)
     assert [len(each.items) for each in whole] == [5, 5, 2]
     assert_same(whole, made(mixture, num_workers=3))
     assert_same(whole[1:], made(mixture, start=1))
 
 
-def test_each_sample_comes_once_beside_the_other_tasks(mixture: Mixture) -> None:
+def test_each_sample_occurs_once_per_epoch(mixture: Mixture) -> None:
     items = [item for each in made(mixture) for item in each.items]
     stills = [item.id for item in items if len(item.frames) == 1 and not item.turns]
     assert sorted(stills) == sorted(sample.id for sample in mixture.samples)
@@ -75,7 +75,7 @@ def test_each_sample_comes_once_beside_the_other_tasks(mixture: Mixture) -> None
     assert sum(bool(item.turns) for item in items) == 3
 
 
-def test_pictures_of_questions_stay_as_they_are_and_others_change(mixture: Mixture) -> None:
+def test_images_of_conversations_are_not_augmented(mixture: Mixture) -> None:
     items = [item for each in made(mixture) for item in each.items]
     (talk, *_) = [item for item in items if item.turns]
     np.testing.assert_array_equal(talk.frames, mixture.conversations[0].load().frames)
@@ -85,13 +85,13 @@ def test_pictures_of_questions_stay_as_they_are_and_others_change(mixture: Mixtu
             assert (item.frames != load_item(by_id[item.id]).frames).any()
 
 
-def test_what_is_absent_stays_so_through_augmentation(mixture: Mixture) -> None:
+def test_absent_phrases_stay_absent_after_augmentation(mixture: Mixture) -> None:
     items = [item for each in made(mixture) for item in each.items]
     # the first frames of synthetic clips have no contrast medium
-    found = {(item.id, item.prompts[place]) for item in items for place in item.absent}
+    found = {(item.id, item.prompts[index]) for item in items for index in item.absent}
     assert found >= {("synth_00000_000", "blood vessel"), ("synth_00001_000", "blood vessel")}
 
 
-def test_a_draw_for_each_prompt_and_none_for_turns(mixture: Mixture) -> None:
+def test_each_prompt_has_a_draw_and_turns_have_none(mixture: Mixture) -> None:
     for each in made(mixture):
         assert len(each.draws) == sum(len(item.prompts) for item in each.items)

@@ -1,4 +1,4 @@
-"""The search for a learning rate, on a problem whose answer is known."""
+"""The learning rate finder, on a problem with a known answer."""
 
 from itertools import repeat
 from pathlib import Path
@@ -15,20 +15,20 @@ RATES = np.geomspace(1e-5, 1e3, 80).tolist()
 
 
 def descend(curvature: float) -> LrSearch:
-    """Gradient descent on c x^2 / 2, which diverges from a rate of 2 / c on."""
-    place = 5.0
+    """Gradient descent on c x^2 / 2, which diverges for rates above 2 / c."""
+    position = 5.0
 
     def step(rate: float, _: None) -> float:
-        nonlocal place
-        loss = 1 + curvature * place**2 / 2
-        place -= rate * curvature * place
+        nonlocal position
+        loss = 1 + curvature * position**2 / 2
+        position -= rate * curvature * position
         return loss
 
     return sweep(step, repeat(None), RATES)
 
 
 @pytest.mark.parametrize("curvature", [0.1, 1.0, 10.0])
-def test_the_suggestion_lies_where_the_loss_falls_and_below_where_it_diverges(curvature: float) -> None:
+def test_the_suggestion_is_in_the_range_where_the_loss_falls(curvature: float) -> None:
     found = descend(curvature)
     assert found.found
     assert 0.02 / curvature < found.suggestion < 1 / curvature
@@ -42,7 +42,7 @@ def test_a_loss_that_never_falls_gives_no_suggestion() -> None:
     assert str(found).startswith("no learning rate found: the loss did not fall")
 
 
-def test_a_loss_that_is_no_number_ends_the_search_and_at_first_refuses_it() -> None:
+def test_a_loss_that_is_not_finite_ends_the_search() -> None:
     losses = iter([1.0, 0.5, float("nan"), 0.1])
     assert sweep(lambda rate, _: next(losses), repeat(None), RATES).losses == [1.0, 0.5]
     with raises_code(TrainingError, "not_finite_loss"):

@@ -1,4 +1,4 @@
-"""Losses of masks by hand, against MONAI's, and what must hold of any mask."""
+"""Mask losses against hand calculations, torch and MONAI, and their general properties."""
 
 import pytest
 import torch
@@ -46,16 +46,16 @@ def test_soft_dice_of_certain_masks() -> None:
 def test_iou_error_by_hand() -> None:
     target = torch.zeros(1, 4, 4)
     target[0, :2] = 1
-    guess = torch.full((1, 4, 4), -9.0)
-    guess[0, 1:3] = 9  # 4 cells in common, 12 in all
+    prediction = torch.full((1, 4, 4), -9.0)
+    prediction[0, 1:3] = 9  # 4 cells in common, 12 in all
     scores = torch.full((1, 3), 0.5)
-    assert iou_error(scores, guess[:, None], target).item() == pytest.approx(0.5 - 1 / 3)
+    assert iou_error(scores, prediction[:, None], target).item() == pytest.approx(0.5 - 1 / 3)
     nothing = torch.full((1, 3, 4, 4), -9.0)
     assert iou_error(scores, nothing, torch.zeros(1, 4, 4)).item() == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("gray", [False, True])
-def test_cross_entropy_is_that_of_torch(gray: bool) -> None:
+def test_cross_entropy_equals_torch(gray: bool) -> None:
     logits, targets = random_pair(0, gray)
     expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     torch.testing.assert_close(
@@ -64,13 +64,13 @@ def test_cross_entropy_is_that_of_torch(gray: bool) -> None:
 
 
 @pytest.mark.parametrize("gamma", [1.0, 2.0, 5.0])
-def test_focal_loss_is_monais_for_masks_of_zero_and_one(gamma: float) -> None:
+def test_focal_loss_equals_monai_for_binary_masks(gamma: float) -> None:
     logits, targets = random_pair(1)
     expected = FocalLoss(gamma=gamma, reduction="none")(logits[:, None], targets[:, None]).mean(dim=(1, 2, 3))
     torch.testing.assert_close(focal_loss(logits, targets, gamma, False), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_focal_loss_of_a_gray_cell_is_least_at_its_share() -> None:
+def test_focal_loss_of_a_partly_covered_cell_is_minimal_at_its_share() -> None:
     logits = torch.linspace(-4, 4, 161)[:, None]
     for share in (0.2, 0.5, 0.9):
         loss = focal_loss(logits, torch.full_like(logits, share), 2.0, False)
@@ -78,7 +78,7 @@ def test_focal_loss_of_a_gray_cell_is_least_at_its_share() -> None:
 
 
 @pytest.mark.parametrize("gamma", [0.0, 2.0])
-def test_balanced_by_hand(gamma: float) -> None:
+def test_class_balanced_loss_by_hand(gamma: float) -> None:
     logits, targets = torch.tensor([[1.0, -2.0, 0.5, 3.0]]), torch.tensor([[1.0, 0.0, 0.25, 0.0]])
     p = logits.sigmoid()
     easy = (targets - p).abs() ** gamma
@@ -88,7 +88,7 @@ def test_balanced_by_hand(gamma: float) -> None:
     torch.testing.assert_close(focal_loss(logits, targets, gamma, True)[0], expected)
 
 
-def test_balance_by_objects_does_not_look_at_their_area() -> None:
+def test_class_balancing_removes_the_influence_of_the_area() -> None:
     small, large = torch.zeros(1, 32, 32), torch.zeros(1, 32, 32)
     small[0, :2, :2], large[0, :16] = 1, 1
     one, other = (binary_cross_entropy(3 * each - 1, each, True) for each in (small, large))
@@ -97,7 +97,7 @@ def test_balance_by_objects_does_not_look_at_their_area() -> None:
     assert (one - other).abs() > 0.05
 
 
-def test_a_missed_speck_weighs_as_much_as_a_missed_vessel_by_objects_only() -> None:
+def test_a_missed_speck_costs_as_much_as_a_missed_vessel_only_with_class_balancing() -> None:
     speck, vessel = torch.zeros(1, 32, 32), lines(10, 11)[:, :32, :32]
     speck[0, 4, 4] = 1
     nothing = torch.full((1, 32, 32), -5.0)
@@ -110,7 +110,7 @@ def test_a_missed_speck_weighs_as_much_as_a_missed_vessel_by_objects_only() -> N
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
-def test_balance_of_a_mask_with_one_side_only_is_the_mean_over_that(value: float) -> None:
+def test_class_balancing_of_a_uniform_mask_is_the_plain_mean(value: float) -> None:
     logits, _ = random_pair(2)
     targets = torch.full_like(logits, value)
     targets = targets + 1e-7 * torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
@@ -120,7 +120,7 @@ def test_balance_of_a_mask_with_one_side_only_is_the_mean_over_that(value: float
 
 
 @pytest.mark.parametrize(("steps", "gray"), [(0, False), (3, False), (3, True), (10, True)])
-def test_soft_cldice_and_its_gradient_are_monais(steps: int, gray: bool) -> None:
+def test_soft_cldice_and_its_gradient_equal_monai(steps: int, gray: bool) -> None:
     logits, targets = random_pair(3, gray)
     # its harmonic mean has a smoothing term of its own, which is not in the paper
     reference = SoftclDiceLoss(iter_=steps, smooth=1e-12, sigmoid=True, reduction="none")
@@ -133,7 +133,7 @@ def test_soft_cldice_and_its_gradient_are_monais(steps: int, gray: bool) -> None
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-7)
 
 
-def test_soft_skeleton_of_a_bar_is_its_middle() -> None:
+def test_the_soft_skeleton_of_a_bar_is_its_center_line() -> None:
     bar = torch.zeros(1, 33, 33)
     bar[0, 12:21, 4:29] = 1  # nine high
     middle = soft_skeleton(bar, 5)[0, :, 12:21]  # away from both ends
@@ -143,7 +143,7 @@ def test_soft_skeleton_of_a_bar_is_its_middle() -> None:
     assert torch.equal(soft_skeleton(bar, 5), soft_skeleton(bar, 12))
 
 
-def test_cldice_of_equal_lines_is_nothing() -> None:
+def test_the_cldice_loss_of_equal_lines_is_zero() -> None:
     mask = lines(10, 40)
     assert soft_cldice_loss(certain(mask), mask, 3).item() == pytest.approx(0, abs=1e-6)
     empty = torch.zeros(1, 64, 64)
@@ -191,7 +191,7 @@ def test_half_precision_of_large_logits_on_large_maps_stays_finite_in_float32(ba
     cover=st.floats(0, 1),
     gray=st.booleans(),
 )
-def test_losses_of_any_masks_are_in_their_range_and_each_masks_own(
+def test_losses_are_in_range_and_independent_per_mask(
     seed: int, scale: float, shift: float, cover: float, gray: bool
 ) -> None:
     rng = torch.Generator().manual_seed(seed)
@@ -215,7 +215,7 @@ def test_losses_of_any_masks_are_in_their_range_and_each_masks_own(
         assert (bounded <= 1).all()
 
 
-def test_no_masks_at_all_give_no_losses() -> None:
+def test_losses_of_no_masks_are_empty() -> None:
     nothing = torch.zeros(0, 8, 8)
     for loss in (soft_dice_loss(nothing, nothing), soft_cldice_loss(nothing, nothing, 2)):
         assert loss.shape == (0,)

@@ -1,4 +1,4 @@
-"""The memory probe: it takes real steps, changes nothing, finds the heaviest batch, and says what to lower."""
+"""The memory probe: real steps without effect, the heaviest batch, and remedies."""
 
 import json
 from dataclasses import replace
@@ -21,7 +21,7 @@ from vesalius.training.settings import RunSettings
 
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> TrainingContext:
-    """Of five images, the last two of which are larger; one of these has more questions than any."""
+    """Five images; the last two are larger, and one of them has the most phrases."""
     folder = tmp_path_factory.mktemp("data")
     entries = []
     for name, count, size in (("small", 3, 64), ("large", 2, 160)):
@@ -46,7 +46,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> TrainingContext:
     return prepare(settings, join_processes("fp32"), Monitoring(), read_all=False)
 
 
-def test_the_heaviest_batch_has_the_largest_image_with_the_most_questions(context: TrainingContext) -> None:
+def test_the_heaviest_batch_has_the_largest_image_with_the_most_phrases(context: TrainingContext) -> None:
     (item,) = heaviest_items(context, 1)
     assert item.size == (160, 160)
     assert len(item.prompts) == max(len(sample.prompts) for sample in context.loader.samples)
@@ -64,31 +64,31 @@ def test_the_probe_changes_nothing(context: TrainingContext) -> None:
     assert all(parameter.grad is None for parameter in module.parameters())
 
 
-def test_the_probe_steps_as_a_real_step_does(
+def test_the_probe_allocates_the_optimizer_state(
     context: TrainingContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remembered: list[int] = []
+    state_sizes: list[int] = []
     inner: Any = context.optimizer
     step = inner.step
 
     def watched(*given: Any) -> None:
         step(*given)
-        remembered.append(sum(len(state) for state in context.optimizer.state.values()))
+        state_sizes.append(sum(len(state) for state in context.optimizer.state.values()))
 
     monkeypatch.setattr(inner, "step", watched)
     run_steps(context, heaviest_items(context, 1))
-    assert len(remembered) == 2
-    assert remembered[0] == remembered[1] > 0, "what AdamW remembers is there from the first step on"
+    assert len(state_sizes) == 2
+    assert state_sizes[0] == state_sizes[1] > 0, "AdamW's state exists from the first step on"
 
 
 class Greedy(TextSegLearner):
-    """Asks for more memory than any machine has."""
+    """Allocates more memory than any machine has."""
 
     def losses(self, module: torch.nn.Module, batch: Any) -> dict[str, torch.Tensor]:
         return {"total": torch.empty(2**48).sum()}
 
 
-def test_a_shortage_becomes_a_sentence_with_what_to_lower(context: TrainingContext) -> None:
+def test_out_of_memory_is_reported_with_remedies(context: TrainingContext) -> None:
     learner = context.learner
     assert isinstance(learner, TextSegLearner)
     greedy = replace(context, learner=Greedy(learner.opened, learner.groups, learner.loss))

@@ -1,4 +1,4 @@
-"""What an epoch consists of, and what each example is."""
+"""The examples of an epoch and their order."""
 
 from collections import Counter
 from pathlib import Path
@@ -83,7 +83,7 @@ def test_weights_are_examples_for_each_sample_spread_over_the_epoch(
     np.testing.assert_array_equal(order[order < 6], epoch_order(6, 3, 0))
 
 
-def test_examples_depend_on_seed_epoch_and_number_alone(samples: list[Sample], tmp_path: Path) -> None:
+def test_examples_depend_only_on_seed_epoch_and_number(samples: list[Sample], tmp_path: Path) -> None:
     tasks = words(negatives=1, clips=1, conversations=1)
     one, two = (Mixture(samples, tasks, talks(tmp_path, 5)) for _ in range(2))
     load_all(one, epoch=0)  # what was loaded before changes nothing
@@ -114,7 +114,7 @@ def test_negatives_are_phrases_that_the_image_lacks(samples: list[Sample]) -> No
     assert set(Counter(item.id for item in negatives).values()) == {15}
 
 
-def test_conversations_are_gone_through_evenly_across_epochs(samples: list[Sample], tmp_path: Path) -> None:
+def test_conversations_are_used_evenly_across_epochs(samples: list[Sample], tmp_path: Path) -> None:
     mixture = Mixture(samples, TaskSettings(conversations=0.5), talks(tmp_path, 5))
     heard = [item.turns[0][0] for epoch in range(5) for item in load_all(mixture, epoch) if item.turns]
     assert len(heard) == 15
@@ -122,7 +122,7 @@ def test_conversations_are_gone_through_evenly_across_epochs(samples: list[Sampl
     assert heard[:5] != heard[5:10]
 
 
-def test_clips_hold_frames_in_order_and_the_phrases_of_all(samples: list[Sample]) -> None:
+def test_clips_have_frames_in_order_and_common_phrases(samples: list[Sample]) -> None:
     mixture = Mixture(samples, words(clips=2, frames=2))
     clips = [item for item in load_all(mixture) if len(item.frames) > 1]
     assert len(clips) == 12
@@ -131,28 +131,28 @@ def test_clips_hold_frames_in_order_and_the_phrases_of_all(samples: list[Sample]
         levels = item.frames[:, 0, 0, 0].tolist()
         assert levels == sorted(levels)
         assert item.masks is not None
-        places = [int(name[1:]) for name in item.id[5:-1].split(", ")]
+        numbers = [int(name[1:]) for name in item.id[5:-1].split(", ")]
         for prompt, masks in zip(item.prompts, item.masks, strict=True):
             there = [bool(mask.any()) for mask in masks]
-            assert there == [not (prompt == "vessel" and place == 0) for place in places]
+            assert there == [not (prompt == "vessel" and number == 0) for number in numbers]
         assert item.absent == frozenset()  # there in some frame
     assert load_clip([samples[1], samples[0]]).prompts == ("wire", "vessel")
     longer = Mixture(samples, TaskSettings(clips=1, frames=5))
-    assert {len(item.frames) for item in load_all(longer)} == {1, 3}  # all, where there are fewer
+    assert {len(item.frames) for item in load_all(longer)} == {1, 3}  # all three frames of the sequence
 
 
 def test_absent_phrases_are_answered_with_words_or_an_empty_mask(samples: list[Sample]) -> None:
     def absent(tasks: TaskSettings) -> dict[str, list[str]]:
         items = load_all(Mixture(samples, tasks))
         return {
-            item.id: [item.prompts[place] for place in sorted(item.absent)] for item in items if item.absent
+            item.id: [item.prompts[index] for index in sorted(item.absent)] for item in items if item.absent
         }
 
     assert absent(TaskSettings()) == {}
     assert absent(words()) == {"f0": ["vessel"], "f4": ["vessel"], "f5": ["wire", "stent"]}
 
 
-def test_empty_mask_file_says_absent_but_a_polygon_without_a_pixel_does_not(tmp_path: Path) -> None:
+def test_an_empty_mask_file_means_absent_and_an_empty_polygon_does_not(tmp_path: Path) -> None:
     Image.new("L", (16, 12)).save(tmp_path / "empty.png")
     tiny = Polygons(((1.1, 1.1, 1.2, 1.1, 1.2, 1.2),))
     one = sample(tmp_path, "f0", {"file": MaskFile(tmp_path / "empty.png"), "dot": tiny})
@@ -174,7 +174,7 @@ def test_notes_count_examples_and_state_assumptions(samples: list[Sample], tmp_p
     ]
 
 
-def test_overfitting_is_on_the_samples_alone(samples: list[Sample], tmp_path: Path) -> None:
+def test_an_overfit_test_uses_only_the_samples(samples: list[Sample], tmp_path: Path) -> None:
     tasks = words(negatives=1, conversations=1)
     mixture = open_mixture(samples[:1], tasks, tmp_path / "absent.json", overfit=True)
     assert len(mixture) == 1
@@ -191,9 +191,7 @@ def test_frames_of_several_sizes_are_refused_before_the_run(tmp_path: Path) -> N
     Mixture(frames, TaskSettings()).check_sizes({"f0": (12, 16), "f1": (12, 17)})
 
 
-def test_fingerprint_is_that_of_the_samples_until_a_task_reads_more(
-    samples: list[Sample], tmp_path: Path
-) -> None:
+def test_the_fingerprint_covers_the_data_of_all_tasks(samples: list[Sample], tmp_path: Path) -> None:
     assert Mixture(samples, words(negatives=1)).fingerprint() == fingerprint_samples(samples)
     clips = TaskSettings(clips=1)
     other = [*samples[:3], sample(tmp_path, "f3", {"vessel": SQUARE}, "run"), *samples[4:]]
@@ -212,7 +210,7 @@ def test_fingerprint_is_that_of_the_samples_until_a_task_reads_more(
         ({"conversations": 1}, "tasks.conversations"),
     ],
 )
-def test_task_without_anything_to_draw_from_is_refused(
+def test_a_task_without_examples_is_refused(
     samples: list[Sample], weights: dict[str, float], field: str
 ) -> None:
     with raises_code(SettingError, "no_examples") as caught:
@@ -225,11 +223,11 @@ def test_conversations_without_a_weight_are_refused(samples: list[Sample], tmp_p
         Mixture(samples, TaskSettings(), talks(tmp_path, 1))
 
 
-def test_drawn_negatives_are_answered_as_annotated_ones(samples: list[Sample]) -> None:
-    for absent, places in (("mask", frozenset()), ("words", frozenset({0}))):
+def test_negatives_are_answered_like_annotated_absent_phrases(samples: list[Sample]) -> None:
+    for absent, indices in (("mask", frozenset()), ("words", frozenset({0}))):
         tasks = make_settings(TaskSettings, {"negatives": 1, "absent": absent}, "recipe")
         mixture = Mixture(samples, tasks)
         drawn = [number for number in range(len(mixture)) if mixture.task_of(number)[0] == "negatives"]
         item = mixture.load(drawn[0], 0, 0, np.random.default_rng(0))
         assert item.masks is not None and not item.masks.any()
-        assert item.absent == places
+        assert item.absent == indices

@@ -16,7 +16,7 @@ from vesalius.training.optimizer_state import OPTIMIZER, read_optimizer, write_o
 
 
 def made(seed: int, steps: int = 0) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    """A module whose last layer is frozen and whose second group never had a gradient, and its optimizer."""
+    """A module with a frozen last layer, and its optimizer; the second group never had a gradient."""
     torch.manual_seed(seed)
     module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2), torch.nn.Linear(2, 2))
     module[2].requires_grad_(False)
@@ -36,7 +36,7 @@ def step(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[torc
     return [parameter.detach().clone() for parameter in module.parameters()]
 
 
-def test_the_next_step_is_the_same_to_the_bit(tmp_path: Path) -> None:
+def test_the_next_step_is_identical_after_reading(tmp_path: Path) -> None:
     module, optimizer = made(0, steps=3)
     write_optimizer(tmp_path, module, optimizer, is_main=True)
     other, fresh = made(1)
@@ -47,20 +47,20 @@ def test_the_next_step_is_the_same_to_the_bit(tmp_path: Path) -> None:
         assert torch.equal(one, two)
 
 
-def test_it_is_called_as_its_parameters(tmp_path: Path) -> None:
+def test_tensors_are_named_after_parameters(tmp_path: Path) -> None:
     write_optimizer(tmp_path, *made(0, steps=1), is_main=True)
     kept = load_file(tmp_path / OPTIMIZER)
     parts = ("step", "exp_avg", "exp_avg_sq")
     assert set(kept) == {f"0.{name}:{part}" for name in ("weight", "bias") for part in parts}
 
 
-def test_the_others_write_nothing(tmp_path: Path) -> None:
+def test_other_processes_write_nothing(tmp_path: Path) -> None:
     write_optimizer(tmp_path, *made(0, steps=1), is_main=False)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("lacking", ["step", "exp_avg", "exp_avg_sq", ""])
-def test_a_file_that_lacks_something_is_refused(tmp_path: Path, lacking: str) -> None:
+def test_an_incomplete_file_is_refused(tmp_path: Path, lacking: str) -> None:
     write_optimizer(tmp_path, *made(0, steps=1), is_main=True)
     kept = {} if not lacking else load_file(tmp_path / OPTIMIZER)
     kept.pop(f"0.bias:{lacking}", None)
@@ -72,14 +72,14 @@ def test_a_file_that_lacks_something_is_refused(tmp_path: Path, lacking: str) ->
 
 
 @pytest.mark.parametrize("name", ["3.weight:exp_avg", "2.weight:exp_avg", "0.weight:exp_avg", "nonsense"])
-def test_what_is_not_of_these_parameters_is_refused(tmp_path: Path, name: str) -> None:
-    """Unknown, frozen, of another shape, of no parameter at all."""
+def test_state_of_other_parameters_is_refused(tmp_path: Path, name: str) -> None:
+    """An unknown parameter, a frozen one, another shape, and a name without a parameter."""
     save_file({name: torch.zeros(5)}, tmp_path / OPTIMIZER)
     with raises_code(TrainingError, "damaged_checkpoint", name):
         read_optimizer(tmp_path, *made(0))
 
 
-def test_code_in_its_place_is_not_run(tmp_path: Path) -> None:
+def test_pickled_code_is_not_executed(tmp_path: Path) -> None:
     class Payload:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return os.mkdir, (str(tmp_path / "ran"),)
@@ -99,7 +99,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
         read_optimizer(tmp_path, *made(0))
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_an_unwritable_path_is_named(tmp_path: Path) -> None:
     (tmp_path / OPTIMIZER).mkdir()
     with raises_code(OutputError, "write_failed", f"{tmp_path / OPTIMIZER}: "):
         write_optimizer(tmp_path, *made(0, steps=1), is_main=True)

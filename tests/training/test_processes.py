@@ -1,4 +1,4 @@
-"""Two processes train as one does: DDP by torchrun, FSDP2 by accelerate launch; they end together."""
+"""Two processes train like one: DDP by torchrun, FSDP2 by accelerate launch; both end together."""
 
 import json
 import os
@@ -42,7 +42,7 @@ RECIPE: dict[str, Any] = {
     "validate": {"limit": 2, "figures": 0},
     "trackers": [],
 }
-"""Five samples: a step of two batches of two, and one of a single image, of which the second process has none."""
+"""Five samples: a step of two batches of two, and a step of one image, without an image for the second process."""
 
 MakeRecipe = Callable[..., RunSettings]
 
@@ -140,7 +140,7 @@ sys.exit(main(["train", "--resume", run]))
 def test_two_processes_of_accelerate_launch_train_in_shards_and_resume_in_shards_or_whole(
     settings: MakeRecipe, alone: Path, tmp_path: Path
 ) -> None:
-    """On a CPU, where Accelerate would use DDP: each parameter is a DTensor, of which each process has a part.
+    """On a CPU, where Accelerate would use DDP: each parameter is a DTensor, sharded over both processes.
 
     The model is scored and validated in shards before the first step, and stopped after it.
     """
@@ -175,9 +175,9 @@ def test_signal_to_the_launcher_saves_in_all_processes(settings: MakeRecipe, tmp
             assert job.poll() is None, job.stderr.read()
             time.sleep(0.05)
         job.send_signal(signal.SIGTERM)
-        told = job.stderr.read()
-    assert "stopped by SIGTERM after step" in told, told
-    step = int(re.findall(r"after step (\d+), which is saved", told)[0])
+        errors = job.stderr.read()
+    assert "stopped by SIGTERM after step" in errors, errors
+    step = int(re.findall(r"after step (\d+), which is saved", errors)[0])
     assert (run / "last").readlink().name == f"step-{step:06d}"
     assert lines(run)[-1]["step"] == step
 

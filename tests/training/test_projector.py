@@ -1,4 +1,4 @@
-"""A projector that is made anew for the phrases of the data."""
+"""Reinitialization of the projector for the phrases of the data."""
 
 import json
 import re
@@ -24,7 +24,7 @@ from vesalius.types import Absent, Sample
 PHRASES = tuple(
     f"{order} {side} branch" for order in ("first", "second", "third") for side in ("left", "right")
 )
-"""None of them was learned by the tiny model."""
+"""Phrases unknown to the tiny model."""
 CPU = torch.device("cpu")
 
 
@@ -42,20 +42,18 @@ def opened() -> OpenedModel:
 
 
 def share_between(prompts: torch.Tensor) -> float:
-    """Share of the variance of prompts (i, n, c) that lies between phrases."""
+    """Share of the variance of prompts (i, n, c) between phrases."""
     centerd = prompts - prompts.mean(dim=(0, 1))
     return (centerd.mean(dim=0).square().mean() / centerd.square().mean()).item()
 
 
 def prompts_of(opened: OpenedModel, samples: list[Sample]) -> torch.Tensor:
-    """float (6, n, c): of two images in three questions each."""
+    """float (6, n, c), for two images with three questions each."""
     with torch.no_grad():
         return opened.model.projector(seg_states(opened, [*samples] * 3, PHRASES))
 
 
-def test_phrases_lie_apart_about_images_that_it_was_not_fitted_to(
-    opened: OpenedModel, samples: list[Sample]
-) -> None:
+def test_phrases_are_separated_on_held_out_images(opened: OpenedModel, samples: list[Sample]) -> None:
     before = prompts_of(opened, samples[2:])
     fit_projector(opened, samples[:2], CPU, seed=0)
     after = prompts_of(opened, samples[2:])
@@ -63,7 +61,7 @@ def test_phrases_lie_apart_about_images_that_it_was_not_fitted_to(
     assert mean_cosine(after) < 0.1 < 0.5 < mean_cosine(before)
 
 
-def test_it_is_said_what_was_reached_on_images_that_were_held_out_where_there_are_enough(
+def test_notes_report_the_result_on_held_out_images_if_there_are_enough(
     opened: OpenedModel, samples: list[Sample]
 ) -> None:
     def notes(some: list[Sample]) -> list[str]:
@@ -86,7 +84,7 @@ def test_each_unit_of_both_layers_has_mean_0_and_variance_1(
     opened: OpenedModel, samples: list[Sample]
 ) -> None:
     fit_projector(opened, samples[:2], CPU, seed=0)
-    asked = [samples[place] for place in (0, 0, 0, 1, 1, 1)]  # each in the three questions of the template
+    asked = [samples[index] for index in (0, 0, 0, 1, 1, 1)]  # each with the three questions of the template
     with torch.no_grad():
         states = seg_states(opened, asked, PHRASES)
         first = opened.model.projector.linear_1(states.flatten(0, 1))
@@ -95,7 +93,7 @@ def test_each_unit_of_both_layers_has_mean_0_and_variance_1(
             torch.testing.assert_close(outputs.std(dim=0), torch.ones(outputs.shape[1]), rtol=0, atol=1e-3)
 
 
-def test_states_do_not_depend_on_how_many_phrases_are_read_at_once(
+def test_states_do_not_depend_on_the_number_of_phrases_per_pass(
     opened: OpenedModel, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened.model.eval()
@@ -107,7 +105,7 @@ def test_states_do_not_depend_on_how_many_phrases_are_read_at_once(
     torch.testing.assert_close(alone[0, 0], whole[0, -1], rtol=0, atol=1e-5)
 
 
-def test_a_model_to_which_all_phrases_are_one_is_refused(
+def test_a_model_with_one_state_for_all_phrases_is_refused(
     opened: OpenedModel, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def one_state(opened: OpenedModel, asked: list[Sample], phrases: tuple[str, ...]) -> torch.Tensor:
@@ -118,10 +116,10 @@ def test_a_model_to_which_all_phrases_are_one_is_refused(
         fit_projector(opened, samples, CPU, seed=0)
 
 
-def test_a_fit_that_reaches_nothing_says_so(
+def test_a_failed_fit_is_noted(
     opened: OpenedModel, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """States of images that differ in more ways than are seen, and hardly by phrase."""
+    """States that differ between images in many directions, and hardly between phrases."""
 
     def noise(opened: OpenedModel, asked: list[Sample], phrases: tuple[str, ...]) -> torch.Tensor:
         draw = torch.Generator().manual_seed(0)
@@ -145,7 +143,7 @@ def test_the_same_seed_gives_the_same_projector(opened: OpenedModel, samples: li
     assert not torch.equal(fitted(3), fitted(4))
 
 
-def test_it_is_said_which_phrases_are_left_out(
+def test_skipped_phrases_are_noted(
     opened: OpenedModel, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(projector, "MOST_PHRASES", 4)
@@ -154,7 +152,7 @@ def test_it_is_said_which_phrases_are_left_out(
     assert notes[0] == "fitting a projector to the first 4 of 6 phrases on 1 images"
 
 
-def test_one_phrase_cannot_be_set_apart(opened: OpenedModel, samples: list[Sample]) -> None:
+def test_a_single_phrase_is_refused(opened: OpenedModel, samples: list[Sample]) -> None:
     one = [
         replace(each, prompts=(PHRASES[0], f" {PHRASES[0]} "), masks=((Absent(),),) * 2) for each in samples
     ]
@@ -177,7 +175,7 @@ def run_settings(folder: Path, **changes: Any) -> RunSettings:
     return make_settings(RunSettings, {**values, **changes}, "test")
 
 
-def test_a_run_begins_with_it_and_a_resumed_one_does_not(
+def test_a_new_run_fits_the_projector_and_a_resumed_one_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_dataset(tmp_path / "set", 2, seed=7, size=64, num_workers=0)
@@ -194,7 +192,7 @@ def test_a_run_begins_with_it_and_a_resumed_one_does_not(
     resume(run_settings(tmp_path, steps=2))
 
 
-def test_one_phrase_of_all_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+def test_data_prompt_with_a_fitted_projector_is_refused(tmp_path: Path) -> None:
     data = {"train": tmp_path / "nowhere", "prompt": "blood vessel"}
     with raises_code(SettingError, "bad_value", "data.prompt"):
         run_settings(tmp_path, data=data)

@@ -1,4 +1,4 @@
-"""Resumed runs: what may change, what is refused, and what is checked again."""
+"""Resumed runs: possible and refused changes, damaged folders, repeated checks."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_a_run_inside_its_dataset_is_refused(plain_settings: MakeSettings, four_
 def test_unknown_training_images_stay_unknown(
     plain_settings: MakeSettings, run: Path, tmp_path: Path
 ) -> None:
-    """As for an official model: no one knows its training images."""
+    """As for an official model, which lists no training images."""
     path = run / "last" / "vesalius.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "training_images": None}))
     asked = plain_settings(tmp_path / "tuned", model=str(run / "last"), init="pretrained")

@@ -1,4 +1,4 @@
-"""What `vesalius runs` says of folders, whole and broken."""
+"""The list of `vesalius runs`, for intact and damaged run folders."""
 
 import json
 from contextlib import ExitStack
@@ -64,14 +64,14 @@ def test_only_settings_that_differ_are_columns(runs: Path) -> None:
     assert json.loads(json.dumps(as_json(found)))["runs"][0]["best_step"] == 10
 
 
-def test_a_run_that_is_held_is_running(runs: Path) -> None:
+def test_a_locked_run_is_running(runs: Path) -> None:
     with ExitStack() as held:
         hold_folder(runs / "b" / "fast", "run", held)
         assert {run.name for run in list_runs(runs) if run.state == "running"} == {"b/fast"}
     assert "running" not in {run.state for run in list_runs(runs)}
 
 
-def test_broken_runs_are_listed_with_what_is_wrong(runs: Path) -> None:
+def test_damaged_runs_are_listed_with_their_problems(runs: Path) -> None:
     (runs / "a" / "config.yaml").write_text("optim: {lr: [")
     with (runs / "b" / "fast" / "log.jsonl").open("a") as log:
         log.write('{"step": 8, "lo')  # cut short by a crash, which is no damage
@@ -79,9 +79,9 @@ def test_broken_runs_are_listed_with_what_is_wrong(runs: Path) -> None:
     found = {run.name: run for run in list_runs(runs)}
     assert found["a"].state == found["b/stopped"].state == "damaged"
     assert (found["b/fast"].state, found["b/fast"].step) == ("unfinished", 7)
-    told = "\n".join(tabulate(list(found.values())))
-    assert "a: config.yaml: cannot be read" in told
-    assert "b/stopped: validation.jsonl: cannot be read (a line has no step)" in told
+    shown = "\n".join(tabulate(list(found.values())))
+    assert "a: config.yaml: cannot be read" in shown
+    assert "b/stopped: validation.jsonl: cannot be read (a line has no step)" in shown
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
 
 def test_the_verb_prints_the_table_and_its_json(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs", str(runs), "--json"]) == 0
-    told = capsys.readouterr()
-    assert told.err.startswith("run        state")
-    assert [run["name"] for run in json.loads(told.out)["runs"]] == ["a", "b/fast", "b/stopped"]
+    shown = capsys.readouterr()
+    assert shown.err.startswith("run        state")
+    assert [run["name"] for run in json.loads(shown.out)["runs"]] == ["a", "b/fast", "b/stopped"]
     assert main(["runs", str(runs / "a" / "checkpoints")]) == 1

@@ -1,4 +1,4 @@
-"""Where maps meet masks: cells that keep thin lines, points that are where the map is uncertain, whole images."""
+"""Loss targets at decoder resolution, at sampled points, and at image resolution."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_area_average_keeps_the_area_at_any_ratio(size: tuple[int, int]) -> None
     assert area_average(mask, (128, 128)).mean().item() == pytest.approx(mask.float().mean().item(), abs=1e-5)
 
 
-def test_a_one_pixel_line_stays_whole_in_the_target() -> None:
+def test_a_one_pixel_line_stays_connected_in_the_target() -> None:
     mask = torch.zeros(1, 512, 512, dtype=torch.uint8)
     mask[0, :, 301] = 1
     target = on_cells([mask], (128, 128))[0]
@@ -43,12 +43,12 @@ def test_a_one_pixel_line_stays_whole_in_the_target() -> None:
     assert target.sum() == pytest.approx(32)
 
 
-def test_images_without_masks_have_no_cells() -> None:
+def test_images_without_masks_have_no_targets() -> None:
     masks = [random_masks(0, 0, 30, 40), random_masks(1, 2, 50, 20), random_masks(2, 0, 9, 9)]
     torch.testing.assert_close(on_cells(masks, (8, 8)), area_average(masks[1], (8, 8)))
 
 
-def test_values_between_cells_are_read_linearly() -> None:
+def test_values_between_cells_are_interpolated() -> None:
     maps = torch.tensor([[[0.0, 4.0], [8.0, 12.0]]])
     points = torch.tensor([[[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.5, 0.5], [0.5, 0.25]]])
     torch.testing.assert_close(read_at(maps, points), torch.tensor([[0.0, 4.0, 8.0, 6.0, 2.0]]))
@@ -56,7 +56,7 @@ def test_values_between_cells_are_read_linearly() -> None:
     torch.testing.assert_close(read_at(maps, torch.tensor([[[1.0, 1.0]]])), torch.tensor([[3.0]]))
 
 
-def test_points_are_the_least_certain_of_many_and_some_that_are_anywhere() -> None:
+def test_points_are_the_most_uncertain_candidates_and_random_others() -> None:
     logits = torch.linspace(-8, 8, 64).expand(1, 64, 64)  # uncertain in the middle column
     points = uncertain_points(logits, 400, 3.0, 0.75, torch.Generator().manual_seed(0))
     assert points.shape == (1, 400, 2)
@@ -70,7 +70,7 @@ def test_points_are_the_least_certain_of_many_and_some_that_are_anywhere() -> No
     assert (others - 0.5).abs().max() > 0.45
 
 
-def test_the_least_certain_is_judged_between_cells() -> None:
+def test_uncertainty_is_interpolated_between_cells() -> None:
     logits = torch.tensor([[-9.0, 9.0]]).expand(1, 2, 2)  # no cell is near 0, but the line between them is
     points = uncertain_points(logits, 40, 50.0, 1.0, torch.Generator().manual_seed(0))
     assert (points[..., 0] - 0.5).abs().max() < 0.02
@@ -87,7 +87,7 @@ def test_the_same_draws_give_the_same_points_and_others_do_not() -> None:
         assert not torch.equal(on_points(logits, masks, 50, 3.0, 0.75, others)[0], first[0])
 
 
-def test_points_read_masks_that_were_shrunk_to_the_nearest_pixel_as_in_the_official_code() -> None:
+def test_point_targets_are_downsampled_by_nearest_neighbor_as_in_the_official_code() -> None:
     mask = torch.zeros(1, 100, 100, dtype=torch.uint8)
     mask[0, :, 50:] = 1  # half of column 12 of 25, for which nearest takes pixel 48
     columns = torch.arange(25.0).expand(1, 25, 25)
@@ -97,7 +97,7 @@ def test_points_read_masks_that_were_shrunk_to_the_nearest_pixel_as_in_the_offic
     assert (targets > 0).float().mean() == pytest.approx(0.5, abs=0.05)
 
 
-def test_pixels_are_those_of_a_prediction() -> None:
+def test_image_logits_equal_those_of_a_prediction() -> None:
     logits = random_logits(0, 3, 16, 16)
     masks = [random_masks(0, 2, 37, 50), random_masks(1, 1, 100, 20)]
     pairs = on_pixels(logits, masks)

@@ -1,4 +1,4 @@
-"""TensorBoard reads back what a run wrote; trackers that are not there are named."""
+"""Experiment trackers: TensorBoard files, failures and missing trackers."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def test_tensorboard_is_written_by_default_and_reads_back(tmp_path: Path) -> Non
     assert not any("fingerprint" in name or "hd95" in name for name in found)
 
 
-def test_a_resumed_run_hides_what_came_after_its_checkpoint(tmp_path: Path) -> None:
+def test_a_resumed_run_hides_values_after_its_checkpoint(tmp_path: Path) -> None:
     first, _ = open_trackers(None, tmp_path, {})
     for step in (1, 2, 3):
         first.log_step({"step": step, "loss": float(step)})
@@ -48,7 +48,7 @@ def test_a_resumed_run_hides_what_came_after_its_checkpoint(tmp_path: Path) -> N
     assert read_back(tmp_path)["train/loss"] == [(1, 1.0), (2, 2.0), (3, 9.0)]
 
 
-def test_without_tensorboard_a_note_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_tensorboard_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers, "_installed", lambda name: False)
     opened, note = open_trackers(None, tmp_path, {})
     assert note is not None and 'pip install "vesalius[tensorboard]"' in note
@@ -79,7 +79,7 @@ class Working(Broken):
         self.steps.append(step)
 
 
-def test_one_that_fails_is_given_up_and_the_run_goes_on() -> None:
+def test_a_failing_tracker_is_switched_off_and_others_continue() -> None:
     notes: list[str] = []
     working = Working()
     both = Trackers([Broken(), working], notes.append)  # type: ignore[list-item]
@@ -91,7 +91,7 @@ def test_one_that_fails_is_given_up_and_the_run_goes_on() -> None:
     ]
 
 
-def test_a_signal_is_not_taken_for_a_failure() -> None:
+def test_a_signal_is_not_treated_as_a_failure() -> None:
     class Stopped(Broken):
         def log(self, values: dict[str, float], step: int) -> None:
             raise InterruptionError("stopped by SIGTERM", 15)

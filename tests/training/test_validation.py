@@ -1,4 +1,4 @@
-"""The numbers of a validation, by hand."""
+"""Validation scores, by hand."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ def square(low: int, high: int) -> np.ndarray:
     return mask
 
 
-def test_any_metric_can_be_asked_for_beside_those_of_overlap() -> None:
+def test_any_metric_can_be_added_to_the_overlap_metrics() -> None:
     scores = _score(square(10, 20), square(10, 22), "hd95_px", None)
     assert list(scores) == ["dice", "iou", "precision", "recall", "accuracy", "hd95_px"]
     assert scores["dice"] == pytest.approx(2 * 100 / (100 + 144))
@@ -36,7 +36,7 @@ def row(name: str, dice: float | None, logits: str, says_seg: bool = True) -> di
     return {**about, "similarity": None, "dice": dice, "iou": None}
 
 
-def test_means_are_over_the_rows_that_have_a_value() -> None:
+def test_means_ignore_undefined_values() -> None:
     means = average([row("a", 0.5, "x"), row("b", None, "y", says_seg=False), row("c", 0.7, "z")])
     assert means["dice"] == pytest.approx(0.6)
     assert means["iou"] is None
@@ -44,7 +44,7 @@ def test_means_are_over_the_rows_that_have_a_value() -> None:
     assert average([row("a", 0.5, "x")])["absent_seg_rate"] is None
 
 
-def test_it_is_told_how_similarity_the_masks_of_two_phrases_of_an_image_are() -> None:
+def test_similarity_between_phrases_by_hand() -> None:
     one, other, none = square(0, 10), square(0, 20), square(0, 0)
     assert _similarity((one, one), (one, other)) == (1.0, pytest.approx(2 * 100 / 500))
     assert _similarity((one, one), (none, other)) == (0.0, pytest.approx(0.4))
@@ -61,14 +61,14 @@ def test_it_is_told_how_similarity_the_masks_of_two_phrases_of_an_image_are() ->
     assert (alone["prediction_similarity"], alone["target_similarity"]) == (None, None)
 
 
-def test_the_fingerprint_is_that_of_all_logits_in_any_order() -> None:
+def test_the_fingerprint_does_not_depend_on_the_order() -> None:
     rows = [row("a", 0.5, "x"), row("b", 0.5, "y")]
     same = average(rows)["fingerprint"]
     assert average(rows[::-1])["fingerprint"] == same
     assert average([rows[0], row("b", 0.5, "other")])["fingerprint"] != same
 
 
-def test_a_line_in_words_has_the_metric_that_was_asked_for() -> None:
+def test_the_summary_shows_the_chosen_metric() -> None:
     line = {"step": 500, "dice": 0.5, "accuracy": 0.9, "cldice": 0.25, "seg_rate": 1.0, "best": True}
     line |= {"absent_seg_rate": None, "prediction_similarity": 0.75, "target_similarity": None}
     assert (
@@ -79,7 +79,7 @@ def test_a_line_in_words_has_the_metric_that_was_asked_for() -> None:
 
 
 class Answering(Segmenter):
-    """Gives a square for each phrase, and says of its own accord that what it would deny is there."""
+    """Answers each phrase with a square; would not answer [SEG] to the phrase `denies`."""
 
     description = ModelDescription("squares", "test", batch_size=2)
 
@@ -101,15 +101,15 @@ class Answering(Segmenter):
         ]
 
 
-def test_phrases_are_compared_within_an_image_and_as_they_are_scored(tmp_path: Path) -> None:
-    """Three images of the phrases "low" and "high", the last of which lacks "high"."""
+def test_similarity_uses_the_scored_masks_within_an_image(tmp_path: Path) -> None:
+    """Three images with the phrases "low" and "high"; the last has no "high"."""
     samples = []
     for number in range(3):
         Image.new("L", (40, 40)).save(tmp_path / f"{number}.png")
         masks = []
-        for name, place in (("low", (0, 10)), ("high", (20, 30))):
+        for name, span in (("low", (0, 10)), ("high", (20, 30))):
             path = tmp_path / f"{number}-{name}.png"
-            there = square(*place) if (number, name) != (2, "high") else square(0, 0)
+            there = square(*span) if (number, name) != (2, "high") else square(0, 0)
             Image.fromarray(there.astype(np.uint8) * 255).save(path)
             masks.append((MaskFile(path),))
         samples.append(Sample(str(number), tmp_path / f"{number}.png", ("low", "high"), tuple(masks)))
@@ -122,6 +122,6 @@ def test_phrases_are_compared_within_an_image_and_as_they_are_scored(tmp_path: P
     assert similarities(squares=same) == [None, (1.0, 0.0)] * 3
     right = {"low": (0, 10), "high": (20, 30)}
     assert similarities(squares=right) == [None, (0.0, 0.0)] * 3
-    # a mask was forced on it for scoring; where there is no "high" it would have said so
+    # the forced mask of a denied absent phrase is scored as empty
     assert similarities(squares=same, denies="high")[-1] == (0.0, 0.0)
     assert similarities(squares=same, denies="high")[1] == (1.0, 0.0)

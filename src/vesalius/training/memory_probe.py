@@ -107,9 +107,8 @@ def heaviest_items(context: TrainingContext, count: int) -> list[Item]:
         prompts = samples[number].prompts
         return len(prompts) * sizes[number][0] * sizes[number][1], max(map(len, prompts))
 
-    def elongation(
-        number: int,
-    ) -> tuple[float, int]:  # families with tiles cut a long image into more of them
+    # model families with tiles cut a long image into more of them
+    def elongation(number: int) -> tuple[float, int]:
         prompts = samples[number].prompts
         return len(prompts) * max(sizes[number]) / min(sizes[number]), max(map(len, prompts))
 

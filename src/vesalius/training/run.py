@@ -39,7 +39,7 @@ def train(
     on_step: Callable[[dict[str, Any]], None] = ignore,
     on_validation: Callable[[dict[str, Any]], None] = ignore,
 ) -> Path:
-    """Start a training run and return its folder, whose `best` and `last` are bundles.
+    """Start a training run and return its folder; `best` and `last` in it are bundles.
 
     `overfit` makes an overfit test: training and validation on the first that many training samples, without
     augmentation. A setup that fails this test cannot learn.

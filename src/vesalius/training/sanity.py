@@ -41,17 +41,17 @@ class BaselineScore:
 
     def __str__(self) -> str:
         dice = "undefined" if self.dice is None else f"{self.dice:.3f}"
-        told = (
+        summary = (
             f"before training: answers {self.seg_answers} of {self.questions} questions with [SEG]; mean Dice {dice} "
             "with forced answers"
         )
         if self.untrained_projector:
-            return f"{told}: its projector has random weights and was never trained to segment"
+            return f"{summary}: its projector has random weights and was never trained to segment"
         if self.dice is not None and self.dice < POOR_DICE:
-            return f"{told}: it cannot segment these images yet"
+            return f"{summary}: it cannot segment these images yet"
         if self.seg_answers < self.questions:
-            return f"{told}: it can segment but must learn when to answer [SEG]: keep loss.text above 0, and watch seg_rate"
-        return told
+            return f"{summary}: it can segment but must learn when to answer [SEG]: keep loss.text above 0, and watch seg_rate"
+        return summary
 
 
 def measure_baseline(
