@@ -246,7 +246,7 @@ def test_processes_share_each_batch_and_count_what_one_process_would(
     ("variable", "value", "code", "names"),
     [
         ("ACCELERATE_MIXED_PRECISION", "fp16", "conflicting_settings", "mixed precision fp16"),
-        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "conflicting_settings", "accumulation_steps: 4"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "conflicting_settings", "asks for 4"),
         ("ACCELERATE_USE_DEEPSPEED", "true", "unsupported_launch", "DeepSpeed"),
     ],
 )

@@ -21,6 +21,7 @@ from torch.distributed import ProcessGroup, group
 
 from vesalius.errors import SettingError, TrainingError
 from vesalius.training.learner import Learner
+from vesalius.training.settings import conflict
 from vesalius.training.sharding import layer_classes, name_groups, shard, update_groups
 
 T = TypeVar("T")
@@ -37,26 +38,16 @@ class Process:
     """One of the processes that train a model together. All processes call collectives in the same order."""
 
     accelerator: Accelerator
-
-    @property
-    def device(self) -> torch.device:
-        """The device of this process."""
-        return self.accelerator.device
-
-    @property
-    def rank(self) -> int:
-        """Number of this process, from 0."""
-        return self.accelerator.process_index
-
-    @property
-    def world_size(self) -> int:
-        """Number of processes."""
-        return self.accelerator.num_processes
+    device: torch.device
+    rank: int
+    """Number of this process, from 0."""
+    world_size: int
+    """Number of processes."""
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes the run folder."""
-        return self.accelerator.is_main_process
+        return self.rank == 0
 
     def prepare(
         self, learner: Learner, make_optimizer: Callable[[], torch.optim.Optimizer]
@@ -160,30 +151,24 @@ def join_processes(precision: str) -> Process:
             "recipes/accelerate",
             code="unsupported_launch",
         )
-    process = Process(accelerator)
+    size = accelerator.num_processes
+    process = Process(accelerator, accelerator.device, accelerator.process_index, size)
     if process.shards_on_cpu and precision != "fp32":
-        raise SettingError(
-            f"precision {precision} cannot train in shards on a CPU; write precision: fp32",
-            code="conflicting_settings",
-            field="precision",
-        )
+        raise conflict("precision", f"{precision} cannot train in shards on a CPU; write precision: fp32")
     return process
 
 
 def _check_launch_configuration(precision: str, mixed: str) -> None:
     if (launched := os.environ.get("ACCELERATE_MIXED_PRECISION", "no")) not in ("no", mixed):
-        raise SettingError(
-            f"accelerate launch asks for mixed precision {launched}, but the recipe for precision {precision}, which is "
-            "used; write mixed_precision: 'no' in the launch configuration",
-            code="conflicting_settings",
-            field="precision",
+        raise conflict(
+            "precision",
+            f"is {precision}, but accelerate launch asks for mixed precision {launched}; write mixed_precision: 'no' in "
+            "the launch configuration",
         )
     if (count := os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")) != "1":
-        raise SettingError(
-            f"accelerate launch asks for {count} gradient accumulation steps; write optim.gradient_accumulation_steps: "
-            f"{count} in the recipe and 1 in the launch configuration",
-            code="conflicting_settings",
-            field="optim.gradient_accumulation_steps",
+        raise conflict(
+            "optim.gradient_accumulation_steps",
+            f"accelerate launch asks for {count}; write {count} in the recipe, and 1 in the launch configuration",
         )
     if env_flag("ACCELERATE_USE_DEEPSPEED"):
         raise SettingError(

@@ -29,7 +29,7 @@ from vesalius.training.loader import Loader
 from vesalius.training.mixture import Mixture, TaskSettings, open_mixture
 from vesalius.training.projector import fit_projector
 from vesalius.training.run_folder import RunFolder
-from vesalius.training.settings import OptimSettings, RunSettings
+from vesalius.training.settings import OptimSettings, RunSettings, conflict
 from vesalius.training.sharding import is_sharded
 from vesalius.training.unet_learner import open_unet_learner, trains_unet
 
@@ -167,15 +167,11 @@ def _make_loader(
     )
 
 
-def _conflict(setting: str, message: str) -> SettingError:
-    return SettingError(f"{setting}: {message}", code="conflicting_settings", field=setting)
-
-
 def _make_average(module: torch.nn.Module, decay: float | None) -> WeightAverage | None:
     if decay is None:
         return None
     if is_sharded(module):
-        raise _conflict("optim.ema_decay", "needs whole weights, but this model is sharded (FSDP2); use DDP")
+        raise conflict("optim.ema_decay", "needs whole weights, but this model is sharded (FSDP2); use DDP")
     return WeightAverage([each for each in module.parameters() if each.requires_grad], decay)
 
 
@@ -255,7 +251,7 @@ def _open_learner(
     """The model, ready to train; its card; and lineage entries about its origin."""
     if trains_unet(settings, resume):
         if settings.tasks != TaskSettings():
-            raise _conflict("tasks", "needs a model that reads text; a U-Net learns only masks")
+            raise conflict("tasks", "needs a model that reads text; a U-Net learns only masks")
         samples = () if resume else open_data(settings, overfit)[0].samples
         phrases = list(dict.fromkeys(prompt for sample in samples for prompt in sample.prompts))
         unet, origin, notes = open_unet_learner(settings, resume, phrases)
@@ -263,7 +259,7 @@ def _open_learner(
             on_note(note)
         return unet, unet.opened.card, origin
     if settings.unet is not None:
-        raise _conflict("unet", "describes a U-Net; remove it, or start a new U-Net with model=unet")
+        raise conflict("unet", "describes a U-Net; remove it, or start a new U-Net with model=unet")
     opened, origin = _open_model(settings, resume)
     tokens = new_tokens(opened.processor.tokenizer)
     groups = set_trainable(opened.model, settings.trainable, tokens, settings.seed)
@@ -276,7 +272,7 @@ def _open_model(settings: RunSettings, resume: bool) -> tuple[OpenedModel, dict[
     """The model to start or resume from, and lineage entries about its origin."""
     if settings.init == "random" and not resume:
         if Path(settings.model).is_dir():
-            raise _conflict("init", f"random works with tiny only; {settings.model} has its own weights")
+            raise conflict("init", f"random works with tiny only; {settings.model} has its own weights")
         return new_model(settings.model, settings.seed), {"start": f"random weights, seed {settings.seed}"}
     folder = RunFolder(settings.out).last() if resume else resolve_model(settings.model).folder
     opened = open_model(folder)

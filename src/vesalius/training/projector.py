@@ -15,10 +15,11 @@ from jaxtyping import Int64
 from torch import nn
 from transformers.cache_utils import DynamicCache
 
-from vesalius.data.dataset import load_items
-from vesalius.errors import SettingError, TrainingError
+from vesalius.data.dataset import load_item
+from vesalius.errors import TrainingError
 from vesalius.models.checkpoint import OpenedModel
 from vesalius.models.vlm import embed_batch, prefill, reset_rope
+from vesalius.training.settings import conflict
 from vesalius.types import Item, Sample
 
 MOST_PHRASES = 100
@@ -93,11 +94,10 @@ def _phrases(samples: Sequence[Sample]) -> tuple[str, ...]:
     """Phrases of the samples in order of first appearance, stripped of surrounding spaces."""
     phrases = tuple(dict.fromkeys(phrase.strip() for sample in samples for phrase in sample.prompts))
     if len(phrases) < 2:
-        raise SettingError(
-            f"projector: fitted needs two or more phrases, but the training images have only "
-            f"{', '.join(phrases) or 'none'}; use projector: kept",
-            code="conflicting_settings",
-            field="projector",
+        found = ", ".join(phrases) or "none"
+        raise conflict(
+            "projector",
+            f"fitted needs two or more phrases, but the data have only {found}; use projector: kept",
         )
     return phrases
 

@@ -9,11 +9,17 @@ from pydantic import Field, field_validator, model_validator
 
 from vesalius.config import Settings
 from vesalius.data.augment import AugmentSettings
+from vesalius.errors import SettingError
 from vesalius.evaluation.metrics import METRICS
 from vesalius.models.specs import UNetShape
 from vesalius.models.trainable import GROUPS, NEW_TOKENS, TrainableSettings
 from vesalius.training.losses import LossSettings
 from vesalius.training.mixture import TaskSettings
+
+
+def conflict(setting: str, message: str) -> SettingError:
+    """The error for a setting that contradicts the model, the data or another setting."""
+    return SettingError(f"{setting}: {message}", code="conflicting_settings", field=setting)
 
 
 class TrainingData(Settings):

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool
 
-from vesalius.errors import SettingError
 from vesalius.inference.baselines import UNetPredictor, check_channel
 from vesalius.masks import Size
 from vesalius.models.cards import UNetCard
@@ -33,7 +32,7 @@ from vesalius.models.unet import (
 )
 from vesalius.training.losses import LossSettings, binary_cross_entropy, focal_loss, soft_cldice_loss
 from vesalius.training.run_folder import RunFolder
-from vesalius.training.settings import RunSettings
+from vesalius.training.settings import RunSettings, conflict
 from vesalius.types import Item, Turn
 
 OBJECT_CROPS = 1 / 3
@@ -82,11 +81,7 @@ class UNetLearner:
 
     def check_turns(self, turns: Sequence[Turn], size: Size) -> None:
         """Raise SettingError: a U-Net cannot learn conversations."""
-        raise SettingError(
-            "a U-Net cannot learn conversations; leave out data.conversations",
-            code="conflicting_settings",
-            field="data.conversations",
-        )
+        raise conflict("data.conversations", "a U-Net cannot learn conversations; remove the setting")
 
     def make_batch(self, items: Sequence[Item], draws: Sequence[int]) -> CropBatch:
         """One crop of each item with masks; the draw of its first phrase seeds the crop position."""
@@ -218,9 +213,8 @@ def trains_unet(settings: RunSettings, resume: bool) -> bool:
 def _check_shape(settings: RunSettings, opened: OpenedUNet) -> None:
     spec, asked = opened.card.spec, settings.unet
     if asked is not None and (asked.widths, asked.patch) != (spec.widths, spec.patch):
-        raise SettingError(
-            f"unet: {settings.model} has the widths {list(spec.widths)} and a patch of {spec.patch}, not "
-            f"{list(asked.widths)} and {asked.patch}; leave unet out, or start a new one with model=unet",
-            code="conflicting_settings",
-            field="unet",
+        raise conflict(
+            "unet",
+            f"{settings.model} has widths {list(spec.widths)} and a patch of {spec.patch}, not {list(asked.widths)} and "
+            f"{asked.patch}; remove the setting, or start a new U-Net with model=unet",
         )
