@@ -116,7 +116,7 @@ def test_a_new_run_keeps_the_channels_of_its_own_phrases(data: Path, run: Path, 
         steps=1,
     ).changed(data={"train": data / "val", "prompt": "blood vessel"})
     second = train(asked, on_note=notes.append)
-    assert "channels of the U-Net: 1 kept; gone: catheter" in notes
+    assert "channels of the U-Net: 1 kept; removed: catheter" in notes
     assert any("have no effect" in note for note in notes)
     before, after = read_any_card(run / "best"), read_any_card(second / "best")
     assert after.spec.phrases == ("blood vessel",)

@@ -78,8 +78,9 @@ def prepare(
             card = _next_card(card, about)
         else:
             card = _first_card(card, {**origin, **about}, images.values(), hashes)
-    if not resume:
-        _fit_projector(settings, process, learner, train_set, monitoring.on_note)
+    if not resume and settings.projector == "fitted" and isinstance(learner, TextSegLearner):
+        device = torch.device("cpu") if process.shards else process.device
+        fit_projector(learner.opened, train_set.samples, device, settings.seed, monitoring.on_note)
     model, optimizer = process.prepare(learner, partial(_make_optimizer, settings.optim, learner))
     return TrainingContext(
         settings=settings,
@@ -131,15 +132,6 @@ def _manifest(train_set: Dataset, val_set: Dataset | None, images: dict[str, str
         "versions": versions(),
         "commit": commit(),
     }
-
-
-def _fit_projector(
-    settings: RunSettings, process: Process, learner: Learner, data: Dataset, on_note: Callable[[str], None]
-) -> None:
-    """Reinitialize the projector for the phrases of the data if the settings ask for it; a U-Net has none."""
-    if settings.projector == "fitted" and isinstance(learner, TextSegLearner):
-        device = torch.device("cpu") if process.shards else process.device
-        fit_projector(learner.opened, data.samples, device, settings.seed, on_note)
 
 
 def _make_optimizer(optim: OptimSettings, learner: Learner) -> torch.optim.Optimizer:

@@ -135,16 +135,9 @@ def _run(context: TrainingContext, state: TrainState, held: ExitStack) -> None:
 
 def _with_trackers(context: TrainingContext, state: TrainState, held: ExitStack) -> TrainingContext:
     settings, monitoring = context.settings, context.monitoring
-    trackers, note = open_trackers(
-        settings.trackers,
-        context.folder.path,
-        settings.model_dump(mode="json"),
-        state.step,
-        monitoring.on_note,
-    )
+    values, folder = settings.model_dump(mode="json"), context.folder.path
+    trackers = open_trackers(settings.trackers, folder, values, state.step, monitoring.on_note)
     held.callback(trackers.close)
-    if note is not None:
-        monitoring.on_note(note)
     return replace(context, monitoring=replace(monitoring, trackers=trackers))
 
 

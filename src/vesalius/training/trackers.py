@@ -84,20 +84,18 @@ def open_trackers(
     settings: Mapping[str, Any],
     step: int = 0,
     on_note: Callable[[str], None] = lambda note: None,
-) -> tuple[Trackers, str | None]:
-    """Open trackers with their files below the run folder; and a note if TensorBoard is missing.
+) -> Trackers:
+    """Open trackers with their files below the run folder; a note reports missing TensorBoard.
 
     `wanted` None means TensorBoard if it is installed. `step` is the step of a resumed run. Raises SettingError for an
     unknown name, MissingExtraError for a named tracker that is not installed.
     """
     if wanted is None and not _installed(DEFAULT):
-        return (
-            Trackers(),
-            'no TensorBoard: it is not installed; install it with pip install "vesalius[tensorboard]"',
-        )
+        on_note('no TensorBoard: it is not installed; install it with pip install "vesalius[tensorboard]"')
+        return Trackers()
     names = (DEFAULT,) if wanted is None else tuple(dict.fromkeys(wanted))
     check_trackers(names)
-    return Trackers([_open(name, folder, settings, step) for name in names], on_note), None
+    return Trackers([_open(name, folder, settings, step) for name in names], on_note)
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -144,8 +142,8 @@ def _open(name: str, folder: Path, settings: Mapping[str, Any], step: int) -> Ge
         values = flatten(settings)
         tracker.store_init_configuration(
             {
-                key: value if isinstance(value, bool | int | float | str) else str(value)
-                for key, value in values.items()
+                key: each if isinstance(each, bool | int | float | str) else str(each)
+                for key, each in values.items()
             }
         )
     return tracker
