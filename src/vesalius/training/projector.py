@@ -15,7 +15,6 @@ from jaxtyping import Int64
 from torch import nn
 from transformers.cache_utils import DynamicCache
 
-from vesalius.data.dataset import load_item
 from vesalius.errors import TrainingError
 from vesalius.models.checkpoint import OpenedModel
 from vesalius.models.vlm import embed_batch, prefill, reset_rope
