@@ -15,6 +15,7 @@ from jaxtyping import Int64
 from torch import nn
 from transformers.cache_utils import DynamicCache
 
+from vesalius.data.dataset import load_items
 from vesalius.errors import TrainingError
 from vesalius.models.checkpoint import OpenedModel
 from vesalius.models.vlm import embed_batch, prefill, reset_rope
