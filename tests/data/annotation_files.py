@@ -30,7 +30,7 @@ def make_images(root: Path, *names: str) -> Path:
 
 
 def write_json(root: Path, value: Any, name: str = "annotations.json") -> Path:
-    """A JSON file, in which text of Python stays as it is."""
+    """Write a JSON file; a str is written unchanged, so that it may be invalid JSON."""
     path = root / name
     path.parent.mkdir(exist_ok=True, parents=True)
     path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
@@ -114,7 +114,7 @@ def task(*regions: Any, image: Any = "a.png", **more: Any) -> dict[str, Any]:
 
 
 def brush(values: np.ndarray, lengths: tuple[int, ...] = (3, 4, 8, 16), literal: int = 0) -> list[int]:
-    """The bits of rle-pack, written here as text: runs of equal values, or `literal` values in a run as they are."""
+    """A brush stroke in the bits of rle-pack: runs of equal values, or with `literal` runs of that many single values."""
     bits = f"{len(values):032b}{7:05b}" + "".join(f"{length - 1:04b}" for length in lengths)
     i = 0
     while i < len(values):

@@ -92,7 +92,7 @@ def test_with_several_categories_an_image_without_annotation_is_not_annotated(ro
     assert (sample.prompts, sample.masks) == ((), None)
 
 
-def test_a_refused_category_counts_when_the_only_category_is_looked_for(root: Path) -> None:
+def test_a_file_with_a_valid_and_a_wrong_category_has_not_one_category(root: Path) -> None:
     wrong = {"id": 1, "name": " "}
     (sample,) = read(write_json(root, coco_file(annotations=[], categories=[*ONLY, wrong])), problems=[])
     assert sample.masks is None
@@ -106,7 +106,7 @@ def test_absent_categories_are_listed_by_the_image(root: Path) -> None:
     assert coco.notes(Source(path)) == []
 
 
-def test_what_is_known_of_an_image_is_read(root: Path) -> None:
+def test_optional_fields_of_an_image_are_read(root: Path) -> None:
     record = image(group=3, sequence="s", frame=2, spacing_mm=0.5, flickr_url="x")
     (sample,) = read(write_json(root, coco_file([record])))
     assert (sample.id, sample.group, sample.sequence, sample.frame) == ("a__0002", "3", "s", 2)
@@ -167,7 +167,7 @@ shapes = st.one_of(
 
 
 def run_lengths(mask: np.ndarray) -> list[int]:
-    """Of a mask in columns, the first run being background."""
+    """Run lengths of a mask in columns, background first."""
     pixels = mask.T.ravel().astype(int)
     borders = np.flatnonzero(np.diff(pixels, prepend=0)).tolist()
     return np.diff([0, *borders, pixels.size]).tolist()

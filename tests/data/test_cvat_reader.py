@@ -42,7 +42,7 @@ def mask_of(root: Path, shape: str) -> np.ndarray:
 
 
 def runs_of(mask: np.ndarray) -> str:
-    """CVAT's runs, written here a pixel at a time: rows one after the other, background first."""
+    """Run lengths of a mask in CVAT's order, rows one after the other and background first, counted by pixel."""
     runs, value = [0], False
     for pixel in mask.ravel():
         if pixel != value:
@@ -76,7 +76,7 @@ def test_boxes_and_ellipses_turn_clockwise_around_their_center(root: Path) -> No
     assert np.corrcoef(*np.nonzero(ellipse))[0, 1] > 0.8
 
 
-def test_what_is_turned_over_the_border_ends_there(root: Path) -> None:
+def test_rotated_shapes_end_at_the_image_border(root: Path) -> None:
     over = mask_of(root, '<box label="v" xtl="-2" ytl="3" xbr="10" ybr="5" rotation="90"/>')
     np.testing.assert_array_equal(over, box(slice(0, 8), slice(3, 5)))
     bulging = mask_of(root, '<ellipse label="v" cx="9" cy="1" rx="4" ry="4"/>')
@@ -164,7 +164,7 @@ def test_a_track_that_skips_a_frame_is_refused_with_its_video(root: Path) -> Non
         assert len(problems) == 1
 
 
-def test_a_frame_that_is_not_there_is_named(root: Path) -> None:
+def test_a_missing_frame_is_named(root: Path) -> None:
     xml = write(root, VIDEO, track(at(0), at(3), at(5, outside=1)))
     with raises_code(AnnotationError, "missing_image", "images/frame_000003.png", "'run.mp4'") as caught:
         read(xml)

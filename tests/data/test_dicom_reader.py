@@ -27,7 +27,7 @@ def angiogram(path: Path, n: int = 1, **tags: object) -> Path:
 
 
 def mark(path: Path, source: Path, **frames: list[int]) -> np.ndarray:
-    """A segmentation: label -> frames that have the same mask, which is returned."""
+    """Write a segmentation with the same mask in all frames of `label=frames`, and return the mask."""
     mask = np.zeros((6, 8), dtype=bool)
     mask[2:4, 1:7] = True
     segments = {label: dict.fromkeys(each, encode_rle(mask)) for label, each in frames.items()}
@@ -75,7 +75,7 @@ def test_without_patient_the_study_is_the_group(tmp_path: Path) -> None:
     assert "images without PatientID, grouped by study or series: 1" in data.notes
 
 
-def test_what_shares_a_patient_a_study_or_a_series_is_one_group(tmp_path: Path) -> None:
+def test_files_of_one_patient_study_or_series_are_one_group(tmp_path: Path) -> None:
     for name, patient, study, series in (
         ("a", "17", "1.1", "1.1.1"),
         ("b", "", "1.1", "1.1.2"),  # by the study of a
@@ -94,7 +94,7 @@ def test_what_shares_a_patient_a_study_or_a_series_is_one_group(tmp_path: Path) 
     assert any(note.endswith("each set read as one group: 2") for note in data.notes)
 
 
-def test_a_file_or_folder_that_cannot_be_opened_is_not_passed_over(tmp_path: Path) -> None:
+def test_an_unreadable_file_or_folder_is_reported(tmp_path: Path) -> None:
     angiogram(tmp_path / "a.dcm")
     (tmp_path / "b.dcm").symlink_to(tmp_path / "nowhere")
     with raises_code(ImageError, "unreadable_file", "b.dcm", "No such file"):
@@ -138,7 +138,7 @@ def test_two_segmentations_of_one_image_are_united_by_phrase(tmp_path: Path) -> 
     assert [[type(each[0]) for each in sample.masks] for sample in data.samples] == [[RleMask, Absent]] * 2
 
 
-def test_what_else_lies_there_is_counted(tmp_path: Path) -> None:
+def test_notes_count_other_files(tmp_path: Path) -> None:
     angiogram(tmp_path / "cine.dcm", 3)
     write_report(tmp_path / "state.dcm")
     write_report(tmp_path / "report.dcm", "1.2.840.10008.5.1.4.1.1.88.22")
@@ -156,7 +156,7 @@ def test_what_else_lies_there_is_counted(tmp_path: Path) -> None:
     )
 
 
-def test_what_is_wrong_is_collected_or_raised(tmp_path: Path) -> None:
+def test_errors_of_files_are_collected_or_raised(tmp_path: Path) -> None:
     cine = angiogram(tmp_path / "cine.dcm", 2)
     (tmp_path / "cut.dcm").write_bytes(cine.read_bytes()[:-30])
     (tmp_path / "copy").write_bytes(cine.read_bytes())
@@ -196,7 +196,7 @@ def test_annotations_of_other_formats_come_first(tmp_path: Path) -> None:
     assert load_item(data.samples[0]).frames.shape == (1, 6, 8, 3)
 
 
-def test_folders_without_a_dicom_image_are_none(tmp_path: Path) -> None:
+def test_folders_without_a_dicom_image_are_not_recognized(tmp_path: Path) -> None:
     write_report(tmp_path / "state.dcm")
     (tmp_path / "b.dcm").write_text("no")
     assert not dicom.recognize(Source(tmp_path))

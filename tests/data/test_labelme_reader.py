@@ -40,7 +40,7 @@ def write(root: Path, value: Any, name: str = "a.json") -> Path:
 
 
 def area(sample: Sample) -> float:
-    """Of its first polygon, by the shoelace formula."""
+    """Area of the first polygon of a sample, by the shoelace formula."""
     (reference, *_), *_ = sample.masks or ()
     assert isinstance(reference, Polygons)
     x, y = np.reshape(reference.parts[0], (-1, 2)).T
@@ -81,7 +81,7 @@ def test_a_folder_with_other_json_is_not_labelme(root: Path, value: Any) -> None
     assert not labelme.recognize(Source(root / "nowhere"))
 
 
-def test_a_file_of_something_else_among_them_is_named(root: Path) -> None:
+def test_another_json_file_in_a_labelme_folder_is_named(root: Path) -> None:
     write(root, entry(shape()))
     write(root, {"classes": 3}, "dataset.json")
     assert labelme.recognize(Source(root))
@@ -243,7 +243,7 @@ def test_unknown_keys_are_metadata(root: Path) -> None:
     }
 
 
-def test_all_wrong_files_are_collected_where_asked(root: Path) -> None:
+def test_errors_of_all_files_are_collected(root: Path) -> None:
     write(root, entry(shape("line")), "0.json")
     write(root, entry(shape()), "1.json")
     write(root, entry(shape()), "2.json")
@@ -254,7 +254,7 @@ def test_all_wrong_files_are_collected_where_asked(root: Path) -> None:
     assert "has the same id a as" in str(problems[1])
 
 
-def test_a_polygon_is_rasterized_as_everywhere(root: Path) -> None:
+def test_a_polygon_is_rasterized_like_those_of_other_formats(root: Path) -> None:
     (sample,) = read(write(root, entry(shape())))
     masks = load_item(sample).masks
     assert masks is not None

@@ -115,7 +115,7 @@ def test_images_are_found_by_the_end_of_their_path(root: Path, image: str, file:
     assert (sample.image, sample.id) == (root / file, name)
 
 
-def test_of_several_annotations_one_has_to_be_marked(root: Path) -> None:
+def test_a_task_with_several_annotations_needs_one_marked_as_ground_truth(root: Path) -> None:
     mine = {"id": 5, "completed_by": 2, "result": [BOX]}
     yours = {"id": 6, "completed_by": {"id": 3, "email": "b@c"}, "result": []}
     with raises_code(AnnotationError, "ambiguous_annotation", "2 annotations (5 by 2, 6 by {'id': 3"):

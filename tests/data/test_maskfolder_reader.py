@@ -71,7 +71,7 @@ def test_an_empty_side_is_refused(tmp_path: Path) -> None:
         read(Source(tmp_path), "vessel")
 
 
-def test_problems_are_collected_where_asked(tmp_path: Path) -> None:
+def test_errors_of_all_files_are_collected(tmp_path: Path) -> None:
     fill(tmp_path, "images/a.png", "masks/a.png", "images/b.png", "masks/c.png", "masks/c.bmp")
     problems: list[DataError] = []
     assert [sample.id for sample in read(Source(tmp_path), "vessel", problems)] == ["a"]
@@ -140,7 +140,7 @@ def test_the_same_files_with_another_table_have_another_fingerprint(tmp_path: Pa
     assert fingerprint_samples(one) != fingerprint_samples(other)
 
 
-def test_a_value_that_no_class_has_is_refused_when_the_mask_is_read(tmp_path: Path) -> None:
+def test_a_mask_value_of_no_class_is_refused_when_the_mask_is_read(tmp_path: Path) -> None:
     (sample,) = read(Source(fill_classes(tmp_path, CLASSES, {"vessel": 1})))
     with raises_code(AnnotationError, "unknown_mask_value", "masks/a.png", "value 2 (pixels: 1)"):
         load_item(sample)

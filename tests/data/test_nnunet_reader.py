@@ -1,4 +1,4 @@
-"""The raw data of nnU-Net: cases, labels and regions, and what of it is not read."""
+"""The raw data of nnU-Net: cases, labels, regions, and files that are not read."""
 
 from __future__ import annotations
 
@@ -79,14 +79,14 @@ def test_version_1_names_labels_by_their_values(tmp_path: Path) -> None:
     assert first.masks == tuple((MaskFile(mask, (value,), (1, 2, 3)),) for value in (1, 2, 3))
 
 
-def test_a_value_that_no_label_has_is_refused_when_it_is_met(tmp_path: Path) -> None:
+def test_a_mask_value_of_no_label_is_refused_when_the_mask_is_read(tmp_path: Path) -> None:
     samples = read(make(tmp_path, TOP | {"labels": {"background": 0, "vessel": 1, "ignore": 3, "wire": 4}}))
     load_item(samples[1])
     with raises_code(AnnotationError, "unknown_mask_value", "value 2 (pixels: 1) and 1 other such values"):
         load_item(samples[0])
 
 
-def test_notes_name_what_is_not_read(tmp_path: Path) -> None:
+def test_notes_count_files_that_are_not_read(tmp_path: Path) -> None:
     make(tmp_path, TOP | {"labels": {"background": 0, "vessel": 1, "ignore": 3}})
     Image.new("L", (3, 2)).save(tmp_path / "imagesTs" / "x_0000.png")
     (tmp_path / "imagesTr" / "case_1_0000.json").touch()
@@ -121,7 +121,7 @@ def test_cases_without_a_partner_and_with_several_channels_are_refused(tmp_path:
         assert problem.code == code and file in str(problem)
 
 
-def test_a_number_of_cases_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_wrong_number_of_cases_is_refused(tmp_path: Path) -> None:
     with raises_code(AnnotationError, "case_count_mismatch", "is 3, but there are 2 cases") as caught:
         read(make(tmp_path, TOP | {"numTraining": 3}))
     assert (caught.value.path, caught.value.field) == (str(tmp_path / "dataset.json"), "numTraining")

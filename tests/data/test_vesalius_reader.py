@@ -63,7 +63,7 @@ def test_images_are_found_beside_the_file_and_then_in_images(root: Path) -> None
     assert all(sample.image.is_file() for sample in samples)
 
 
-def test_a_clip_gives_one_sample_a_frame(root: Path) -> None:
+def test_a_clip_gives_one_sample_for_each_frame(root: Path) -> None:
     clip = {"video": ["a.png", "images/b.png"], "mask": [[[TRIANGLE], None], None], "text": ["v", "w"]}
     first, second = read(write(root, clip))
     polygon = Polygons((tuple(float(number) for number in TRIANGLE),))
@@ -88,7 +88,7 @@ def test_a_byte_order_mark_is_no_error(root: Path) -> None:
     assert len(read(path)) == 1
 
 
-def test_all_wrong_entries_are_collected_where_asked(root: Path) -> None:
+def test_errors_of_all_entries_are_collected(root: Path) -> None:
     problems: list[DataError] = []
     samples = read(write(root, entry(text=[]), entry("b.png"), 5, entry("b.png")), problems)
     assert [sample.id for sample in samples] == ["b"]

@@ -58,7 +58,7 @@ def test_a_wrong_entry_is_named_and_left_out(
         for index, case in enumerate(wrong_annotations.WHOLE_FILES)
     ],
 )
-def test_a_file_that_is_wrong_as_a_whole_raises_even_where_problems_are_collected(
+def test_a_file_that_is_wrong_as_a_whole_raises_even_if_errors_are_collected(
     tmp_path: Path, kind: str, name: str, content: bytes, code: str, field: str | None
 ) -> None:
     path = tmp_path / name
