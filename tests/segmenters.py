@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -92,6 +93,22 @@ class Cached(Bright):
     def check_prompts(self, prompts: Iterable[str]) -> None:
         if unknown := [prompt for prompt in prompts if prompt != "vessel"]:
             raise SettingError(f"knows no {unknown[0]!r}", code="unknown_phrase")
+
+
+class LocalError(Exception):
+    """Cannot be pickled, because it has a lock."""
+
+    def __init__(self) -> None:
+        super().__init__("a reason")
+        self.lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class FailingFactory(BrightFactory):
+    """Fails in the other process."""
+
+    def __call__(self) -> Bright:
+        raise LocalError
 
 
 @dataclass(frozen=True)

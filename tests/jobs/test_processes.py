@@ -19,7 +19,7 @@ from vesalius.jobs import processes as module
 from vesalius.jobs.folder import write_predictions
 from vesalius.jobs.processes import Processes, predictor_factories
 
-from ..segmenters import Bright, BrightFactory, CachedFactory, draw_squares
+from ..segmenters import Bright, BrightFactory, CachedFactory, FailingFactory, draw_squares
 
 
 def assert_same(one: Path, two: Path) -> None:
@@ -108,3 +108,11 @@ def test_processes_refuse_prompts_and_count_their_caches_together(tmp_path: Path
         assert not (tmp_path / "out").exists()
         summary = write(["vessel"], tmp_path / "out")
     assert summary["cache"] == {"read": 0, "encoded": 3, "damaged": 0, "not_kept": 0}
+
+
+def test_error_that_cannot_be_pickled_keeps_its_message() -> None:
+    with (
+        Processes([FailingFactory(0)]) as processes,
+        pytest.raises(RuntimeError, match="LocalError: a reason"),
+    ):
+        _ = processes.description

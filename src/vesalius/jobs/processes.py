@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import signal
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -145,6 +147,9 @@ class ModelProcess:
 
 def _serve(connection: Any, factory: Factory) -> None:
     """Open the segmenter at the first call, and answer calls until the other end is closed."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches all processes; the first one ends the others
     segmenter: Segmenter | None = None
     while True:
         try:
@@ -156,7 +161,10 @@ def _serve(connection: Any, factory: Factory) -> None:
             answer: tuple[Any, Exception | None] = work(segmenter, *arguments), None
         except Exception as error:  # raised again where the result is taken
             answer = None, error
-        connection.send(answer)
+        try:
+            connection.send(answer)
+        except (TypeError, AttributeError, pickle.PicklingError):  # an error that cannot be pickled
+            connection.send((None, RuntimeError(f"{type(answer[1]).__name__}: {answer[1]}")))
 
 
 class Processes(Described):
