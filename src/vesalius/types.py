@@ -9,11 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool
 
+from vesalius.codes import CODES
+from vesalius.errors import AnnotationError, DataError
 from vesalius.mask_maps import NO_MAPS, Full, LowRes, Maps
 from vesalius.masks import Rle, Size
 
@@ -61,6 +63,28 @@ MaskReference = Polygons | RleMask | MaskFile | Absent
 """A mask on disk, not read or rasterized yet."""
 
 
+class Location(NamedTuple):
+    """A file and, if known, the entry and object in it. As text: `annotations.json, entry 3 (a.png), mask[0]`."""
+
+    path: Path
+    field: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.path}, {self.field}" if self.field else str(self.path)
+
+    def inside(self, part: str) -> Location:
+        """The location of one part of this entry or object; a part such as `[2]` is an item of the list."""
+        between = "" if part.startswith("[") or not self.field else ", "
+        return Location(self.path, f"{self.field}{between}{part}")
+
+    def error(
+        self, wrong: str, code: str, remedy: str = "", kind: type[DataError] = AnnotationError
+    ) -> DataError:
+        """An error `LOCATION: WRONG; REMEDY`; the remedy of the table of codes unless another one is given."""
+        remedy = remedy or CODES[code].remedy
+        return kind(f"{self}: {wrong}", code=code, path=self.path, field=self.field or None, remedy=remedy)
+
+
 @dataclass(frozen=True)
 class Sample:
     """One annotated image, or frame of a clip, on disk; nothing is read yet.
@@ -73,8 +97,8 @@ class Sample:
     image: Path
     prompts: tuple[str, ...]
     masks: tuple[tuple[MaskReference, ...], ...] | None
-    source: str = ""
-    """Location of the annotation, for messages: `annotations.json, entry 3`."""
+    source: Location | None = None
+    """Location of the annotation: `annotations.json, entry 3`."""
     frame: int | None = None
     """Index of the frame in a cine, video or volume, from 0; None for a file of one image."""
     group: str | None = None

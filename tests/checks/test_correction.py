@@ -33,7 +33,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sample(image: Path, *objects: MaskReference, **changes: Any) -> Sample:
-    values: dict[str, Any] = {"prompts": ("v",), "masks": (objects,), "source": "d.json, entry 0", **changes}
+    values: dict[str, Any] = {"prompts": ("v",), "masks": (objects,), **changes}
     return Sample("a", image, **values)
 
 

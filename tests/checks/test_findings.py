@@ -7,7 +7,7 @@ from pathlib import Path
 from vesalius.checks.findings import error_finding, sample_finding, split_source
 from vesalius.codes import CODES
 from vesalius.errors import AnnotationError, DataError
-from vesalius.types import Sample
+from vesalius.types import Location, Sample
 
 
 def test_a_finding_has_path_field_message_and_remedy_of_its_error() -> None:
@@ -35,8 +35,8 @@ def test_an_error_is_a_finding_of_severity_error_whatever_its_code() -> None:
 
 
 def test_the_location_of_a_sample_without_an_entry_is_its_file() -> None:
-    sample = Sample("a", Path("d/images/a.png"), ("v",), None, source="d/images/a.png")
+    sample = Sample("a", Path("d/images/a.png"), ("v",), None, source=Location(Path("d/images/a.png")))
     found = sample_finding("overlapping_objects", sample, "m", within="'v'")
     assert (found.file, found.location, found.samples) == ("d/images/a.png", "a.png: 'v'", ("a",))
-    clip = Sample("a", Path("d/clip.mp4"), ("v",), None, source="d/clip.mp4, frame 7")
+    clip = Sample("a", Path("d/clip.mp4"), ("v",), None, source=Location(Path("d/clip.mp4"), "frame 7"))
     assert split_source(clip) == ("d/clip.mp4", "frame 7")

@@ -17,13 +17,20 @@ from tests.codes import raises_code
 
 from vesalius.curation.pseudonyms import LENGTH, Pseudonyms, read_key, rename, strip, write_key
 from vesalius.errors import DataError, OutputError, SettingError
-from vesalius.types import Sample
+from vesalius.types import Location, Sample
 
 KEY = Pseudonyms(bytes(range(32)))
 
 
 def sample(name: str, **more: Any) -> Sample:
-    return Sample(name, Path("Mueller_Hans") / f"{name}.png", (), None, source=f"Mueller_Hans/{name}", **more)
+    return Sample(
+        name,
+        Path("Mueller_Hans") / f"{name}.png",
+        (),
+        None,
+        source=Location(Path(f"Mueller_Hans/{name}")),
+        **more,
+    )
 
 
 def test_a_name_has_one_pseudonym_per_key() -> None:

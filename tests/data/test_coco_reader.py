@@ -54,7 +54,7 @@ def test_every_kind_of_segmentation_is_read(root: Path) -> None:
         (RleMask({"size": [8, 10], "counts": [80]}),),
     )
     assert (sample.id, sample.image, sample.size) == ("a", root / "a.png", SIZE)
-    assert sample.source == f"{path}, image 0 (a.png)"
+    assert sample.source == (path, "image 0 (a.png)")
     assert sample.metadata == {"license": 2}
 
 

@@ -13,13 +13,13 @@ from tests.dicom_files import write_xa
 from vesalius.data.grouping import group_of, regroup
 from vesalius.data.readers.dicom import pseudonym
 from vesalius.errors import ImageError, SettingError
-from vesalius.types import Sample
+from vesalius.types import Location, Sample
 
 BLANK = np.zeros((1, 2, 2), np.uint8)
 
 
 def sample(name: str, image: str | Path = "x.png", **more: Any) -> Sample:
-    return Sample(name, Path(image), (), None, source=f"file, {name}", **more)
+    return Sample(name, Path(image), (), None, source=Location(Path("file"), name), **more)
 
 
 def groups(samples: list[Sample], group: str) -> list[str | None]:

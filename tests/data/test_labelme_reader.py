@@ -56,7 +56,7 @@ def test_a_folder_of_files_is_recognized_and_read_in_order(root: Path) -> None:
     assert (first.id, second.id) == ("a", "b")
     assert first.prompts == ("vessel", "other")
     assert first.masks == ((FLAT,), (FLAT,))
-    assert (first.image, first.size, first.source) == (root / "a.png", SIZE, str(root / "a.json"))
+    assert (first.image, first.size, first.source) == (root / "a.png", SIZE, (root / "a.json", ""))
     assert not first.metadata
     dataset = open_dataset(root)
     assert dataset.format == "labelme"

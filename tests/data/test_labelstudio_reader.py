@@ -17,8 +17,9 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from vesalius.data.dataset import load_item, load_mask, open_dataset
 from vesalius.data.readers import labelstudio
 from vesalius.data.readers.brush import decode_brush
-from vesalius.data.source import Location, Source
+from vesalius.data.source import Source
 from vesalius.errors import AnnotationError
+from vesalius.types import Location
 
 from ..codes import raises_code
 from .annotation_files import BOX, SIZE, make_images, region, task, write_json

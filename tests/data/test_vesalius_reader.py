@@ -47,7 +47,7 @@ def test_every_kind_of_object_is_read(root: Path) -> None:
         (Absent(),),
     )
     assert sample.image == root / "images" / "图.png"
-    assert sample.source == f"{root / 'annotations.json'}, entry 0 (图.png)"
+    assert sample.source == (root / "annotations.json", "entry 0 (图.png)")
 
 
 def test_optional_fields_are_read_and_the_rest_is_kept_as_metadata(root: Path) -> None:

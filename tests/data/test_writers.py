@@ -51,7 +51,7 @@ def sample(image: Path) -> Sample:
 
 def read_back(root: Path) -> Sample:
     (sample,) = load_samples(root)
-    return replace(sample, source="")
+    return replace(sample, source=None)
 
 
 def targets(sample: Sample) -> dict[str, np.ndarray]:
@@ -222,7 +222,7 @@ def test_coco_and_back_changes_nothing(image: Path, sample: Sample) -> None:
     for to in ("vesalius", "coco", "vesalius"):
         WRITERS[to](root, before)
         after = load_samples(root)
-        assert [replace(each, source="") for each in after] == [sample, *others]
+        assert [replace(each, source=None) for each in after] == [sample, *others]
         before = after
 
 
@@ -314,7 +314,7 @@ def test_labelme_writes_a_file_per_frame_and_counts_frames(image: Path, sample: 
     assert labelme.write(image.parents[2], frames) == [
         "frames of multi-frame files, which LabelMe does not open: 2"
     ]
-    assert [replace(each, source="") for each in load_samples(image.parents[2])] == frames
+    assert [replace(each, source=None) for each in load_samples(image.parents[2])] == frames
 
 
 def test_two_labelme_samples_of_one_file_are_refused(image: Path, sample: Sample) -> None:

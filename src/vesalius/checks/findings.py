@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -64,5 +63,4 @@ def without_location(error: DataError, where: str = "") -> str:
 
 def split_source(sample: Sample) -> tuple[str, str]:
     """The annotation file of a sample, and its entry: `d/annotations.json` and `entry 3 (a.png)`."""
-    match = re.match(r"(.*?\.\w+), (.*)", sample.source)
-    return (match[1], match[2]) if match else (sample.source or sample.id, "")
+    return (str(sample.source.path), sample.source.field) if sample.source else (sample.id, "")

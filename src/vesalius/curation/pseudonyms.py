@@ -17,7 +17,7 @@ from typing import Any
 
 from vesalius.errors import DataError, OutputError, SettingError
 from vesalius.files import to_json
-from vesalius.types import Sample
+from vesalius.types import Location, Sample
 
 KEY_BYTES = 32
 LENGTH = 12
@@ -103,7 +103,7 @@ def strip(sample: Sample, renaming: Renaming) -> Sample:
     """The sample with its original id, but pseudonyms as source, group and sequence, and only `KEPT_METADATA`."""
     return replace(
         sample,
-        source=renaming.ids[sample.id],
+        source=Location(Path(renaming.ids[sample.id])),
         group=renaming.groups[sample.group] if sample.group else None,
         sequence=renaming.sequences[sample.sequence] if sample.sequence else None,
         metadata={key: value for key, value in sample.metadata.items() if key in KEPT_METADATA},

@@ -130,7 +130,7 @@ def load_item(sample: Sample, reader: FrameReader | None = None) -> Item:
     masks = np.zeros((len(sample.prompts), 1, *size), dtype=bool)
     for index, objects in enumerate(sample.masks):
         for reference in objects:
-            masks[index, 0] |= load_mask(reference, size, sample.source or sample.id)
+            masks[index, 0] |= load_mask(reference, size, str(sample.source or sample.id))
     return Item(sample.id, image[None], sample.prompts, masks)
 
 

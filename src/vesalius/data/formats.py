@@ -18,9 +18,9 @@ from vesalius.data.readers import (
     nnunet,
     vesalius_json,
 )
-from vesalius.data.source import Location, Problems, Source, unreadable
+from vesalius.data.source import Problems, Source, unreadable
 from vesalius.errors import SettingError
-from vesalius.types import Sample
+from vesalius.types import Location, Sample
 
 
 def _no_notes(source: Source) -> list[str]:

@@ -11,9 +11,9 @@ from vesalius.data.decoders import frame_files
 from vesalius.data.decoders.picture import SUFFIXES
 from vesalius.data.images import frame_id, sample_id
 from vesalius.data.readers.fields import is_file
-from vesalius.data.source import Location, Samples, unreadable
+from vesalius.data.source import Samples, unreadable
 from vesalius.errors import ImageError
-from vesalius.types import Sample
+from vesalius.types import Location, Sample
 
 log = logging.getLogger(__name__)
 
@@ -50,9 +50,18 @@ def frames_of(file: Path, name: str) -> list[Sample]:
     kind = None if file.suffix.lower() in SUFFIXES else frame_files.kind_of(file)
     n = 1 if kind is None else kind.count_frames(file)
     if n == 1:
-        return [Sample(name, file, prompts=(), masks=None, source=str(file))]
+        return [Sample(name, file, prompts=(), masks=None, source=Location(file))]
     return [
-        Sample(frame_id(name, i), file, (), None, f"{file}, frame {i}", frame=i, group=name, sequence=name)
+        Sample(
+            frame_id(name, i),
+            file,
+            (),
+            None,
+            Location(file, f"frame {i}"),
+            frame=i,
+            group=name,
+            sequence=name,
+        )
         for i in range(n)
     ]
 

@@ -8,38 +8,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from vesalius.codes import CODES
 from vesalius.errors import AnnotationError, DataError
-from vesalius.types import Sample
+from vesalius.types import Location, Sample
 
 Problems = list[DataError] | None
 """The list to which readers add the errors of single entries; with None the first error is raised."""
 
 HEAD_BYTES = 4096
-
-
-class Location(NamedTuple):
-    """A file and, if known, the entry and object in it. As text: `annotations.json, entry 3 (a.png), mask[0]`."""
-
-    path: Path
-    field: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.path}, {self.field}" if self.field else str(self.path)
-
-    def inside(self, part: str) -> Location:
-        """The location of one part of this entry or object; a part such as `[2]` is an item of the list."""
-        between = "" if part.startswith("[") or not self.field else ", "
-        return Location(self.path, f"{self.field}{between}{part}")
-
-    def error(
-        self, wrong: str, code: str, remedy: str = "", kind: type[DataError] = AnnotationError
-    ) -> DataError:
-        """An error `LOCATION: WRONG; REMEDY`; the remedy of the table of codes unless another one is given."""
-        remedy = remedy or CODES[code].remedy
-        return kind(f"{self}: {wrong}", code=code, path=self.path, field=self.field or None, remedy=remedy)
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from vesalius.data.dataset import load_image
 from vesalius.data.readers.fields import ForeignObject, find_image, kind, parse
-from vesalius.data.source import Location, read_json
+from vesalius.data.source import read_json
 from vesalius.lineage import fingerprint_samples
-from vesalius.types import Item, Sample, Turn
+from vesalius.types import Item, Location, Sample, Turn
 
 IMAGE, SEG = "<image>", "[SEG]"
 
@@ -97,7 +97,7 @@ def read_conversations(path: Path) -> ConversationFile:
         image, _ = find_image(entry.image, where, path.parent)
         where = Location(path, f"entry {index} ({entry.image})")
         # the file name and index are part of the id, and so of the fingerprint, because they determine the order
-        sample = Sample(f"{path.stem}, entry {index}", image, (), None, str(where))
+        sample = Sample(f"{path.stem}, entry {index}", image, (), None, where)
         conversations.append(Conversation(sample, _turns(entry.conversations, where)))
     counted = ", ".join(f"{key} ({count})" for key, count in unread.items())
     notes = (f"{path.name}: further keys, which are ignored: {counted}",) if unread else ()

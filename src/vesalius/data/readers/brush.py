@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from vesalius.data.source import Location
 from vesalius.masks import Size
+from vesalius.types import Location
 
 CHANNELS = 4
 VALUE_BITS = 8

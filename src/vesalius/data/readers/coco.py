@@ -27,10 +27,10 @@ from vesalius.data.readers import fields
 from vesalius.data.readers.fields import Id, named, parse, show
 from vesalius.data.sample_fields import KEYS as SAMPLE_KEYS
 from vesalius.data.sample_fields import SampleFields
-from vesalius.data.source import Location, Problems, Source, UniqueIds, report, reporting
+from vesalius.data.source import Problems, Source, UniqueIds, report, reporting
 from vesalius.errors import AnnotationError, DataError
 from vesalius.masks import Size
-from vesalius.types import Absent, MaskReference, Sample
+from vesalius.types import Absent, Location, MaskReference, Sample
 
 KEYS = ("id", "file_name", "height", "width", "neg_category_ids", *SAMPLE_KEYS)
 """Keys of an image that are not metadata."""
@@ -232,7 +232,7 @@ def _sample(image: _Image, only: tuple[str, ...]) -> Sample:
         image.path,
         tuple(phrase for phrase, _ in rows),
         tuple((reference,) for _, reference in rows) or None,
-        str(image.where),
+        image.where,
         size=image.size,
         metadata=image.record.unknown,
         **image.record.as_arguments(),

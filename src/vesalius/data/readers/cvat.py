@@ -34,10 +34,10 @@ from vesalius.data.decoders.picture import SUFFIXES
 from vesalius.data.images import frame_id
 from vesalius.data.readers import fields, shapes
 from vesalius.data.readers.fields import is_file, show
-from vesalius.data.source import Location, Problems, Samples, Source, report, reporting, unreadable
+from vesalius.data.source import Problems, Samples, Source, report, reporting, unreadable
 from vesalius.errors import AnnotationError
 from vesalius.masks import Size, encode_rle
-from vesalius.types import Absent, MaskReference, Polygons, RleMask, Sample
+from vesalius.types import Absent, Location, MaskReference, Polygons, RleMask, Sample
 
 Element = ElementTree.Element
 
@@ -132,7 +132,7 @@ def _read_image(element: Element, where: Location, root: Path) -> Sample:
         image,
         tuple(label for label, _ in rows),
         tuple((mask,) for _, mask in rows) or None,
-        str(where),
+        where,
         size=size,
         metadata={key: value for key, value in metadata.items() if value},
     )
@@ -314,7 +314,7 @@ class _Clip:
             image,
             tuple(label for label, _ in rows),
             tuple((mask,) for _, mask in rows),
-            str(where),
+            where,
             frame=number,
             group=clip,
             sequence=clip,

@@ -25,7 +25,6 @@ from vesalius.data.readers import dicom_seg
 from vesalius.data.readers.dicom_seg import Segment
 from vesalius.data.source import (
     HEAD_BYTES,
-    Location,
     Problems,
     Samples,
     Source,
@@ -34,7 +33,7 @@ from vesalius.data.source import (
     unreadable,
 )
 from vesalius.errors import DataError, ImageError
-from vesalius.types import Absent, RleMask, Sample
+from vesalius.types import Absent, Location, RleMask, Sample
 
 KINDS = {
     dicom_seg.SOP_CLASS: "segmentations",
@@ -273,7 +272,7 @@ def _samples(
             path,
             tuple(each.label for each in segments or ()),
             masks,
-            f"{path}, frame {frame}" if several else str(path),
+            Location(path, f"frame {frame}" if several else ""),
             frame=frame if several else None,
             group=group,
             sequence=sequence,

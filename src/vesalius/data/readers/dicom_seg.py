@@ -12,8 +12,8 @@ import numpy as np
 
 from vesalius.data.decoders.dicom_file import reading
 from vesalius.data.decoders.limits import MAX_PIXELS
-from vesalius.data.source import Location
 from vesalius.masks import Rle, Size, encode_rle
+from vesalius.types import Location
 
 SOP_CLASS = "1.2.840.10008.5.1.4.1.1.66.4"
 

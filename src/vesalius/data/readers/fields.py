@@ -29,10 +29,9 @@ from pydantic_core import PydanticCustomError
 from vesalius.codes import CODES
 from vesalius.data.decoders.limits import MAX_PIXELS
 from vesalius.data.images import sample_id
-from vesalius.data.source import Location
 from vesalius.errors import DataError
 from vesalius.masks import Size
-from vesalius.types import MaskReference, Polygons, RleMask
+from vesalius.types import Location, MaskReference, Polygons, RleMask
 
 STRICT = ConfigDict(strict=True)
 

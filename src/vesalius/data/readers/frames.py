@@ -10,8 +10,8 @@ from pathlib import Path
 from vesalius.data.decoders import nifti, video
 from vesalius.data.image_files import frames_of
 from vesalius.data.images import sample_id
-from vesalius.data.source import Location, Problems, Source, UniqueIds, reporting
-from vesalius.types import Sample
+from vesalius.data.source import Problems, Source, UniqueIds, reporting
+from vesalius.types import Location, Sample
 
 
 def _unknown(path: Path) -> tuple[float, float] | None:

@@ -34,10 +34,10 @@ from vesalius.data.readers.fields import Id, kind, parse, show
 from vesalius.data.readers.shapes import ellipse
 from vesalius.data.sample_fields import KEYS as SAMPLE_KEYS
 from vesalius.data.sample_fields import SampleFields
-from vesalius.data.source import Location, Problems, Samples, Source, read_json, reporting
+from vesalius.data.source import Problems, Samples, Source, read_json, reporting
 from vesalius.errors import AnnotationError
 from vesalius.masks import Size, encode_rle
-from vesalius.types import Absent, MaskReference, Polygons, RleMask, Sample
+from vesalius.types import Absent, Location, MaskReference, Polygons, RleMask, Sample
 
 OURS = ("absent", *SAMPLE_KEYS)
 """Keys under `vesalius` that are not metadata."""
@@ -151,7 +151,7 @@ def _read_file(value: Any, where: Location, root: Path, folders: Sequence[str]) 
         image,
         tuple(phrase for phrase, _ in rows),
         tuple(objects for _, objects in rows) or None,
-        str(where),
+        where,
         size=size,
         metadata=_read_metadata(file, where),
         **file.vesalius.as_arguments(),

@@ -26,9 +26,9 @@ from vesalius.data.readers.brush import decode_brush
 from vesalius.data.readers.fields import kind, parse, show
 from vesalius.data.readers.uploads import Uploads
 from vesalius.data.readers.vesalius_json import KEYS
-from vesalius.data.source import Location, Problems, Samples, Source, reporting
+from vesalius.data.source import Problems, Samples, Source, reporting
 from vesalius.masks import Size, encode_rle
-from vesalius.types import MaskReference, Polygons, RleMask, Sample
+from vesalius.types import Location, MaskReference, Polygons, RleMask, Sample
 
 ANNOTATIONS = ("annotations", "completions")
 REMARKS = ("choices", "textarea", "taxonomy", "rating", "number", "datetime")
@@ -150,7 +150,7 @@ def _read_task(task: Any, where: Location, uploads: Uploads) -> tuple[Sample, Lo
         image,
         tuple(label for label, _ in rows),
         tuple((mask,) for _, mask in rows) or None,
-        str(where),
+        where,
         size=size,
         metadata=_metadata({name: value for name, value in data.items() if name != key}, remarks, where),
     ), where

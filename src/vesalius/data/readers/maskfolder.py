@@ -16,10 +16,10 @@ from typing import Any
 
 from vesalius.data.images import list_images, sample_id
 from vesalius.data.readers.fields import kind, show
-from vesalius.data.source import Location, Problems, Source, UniqueIds, read_json, report, reporting
+from vesalius.data.source import Problems, Source, UniqueIds, read_json, report, reporting
 from vesalius.errors import SettingError
 from vesalius.names import list_names
-from vesalius.types import MaskFile, Sample, Value
+from vesalius.types import Location, MaskFile, Sample, Value
 
 TABLE = "classes.json"
 
@@ -62,7 +62,7 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
             images[stem],
             tuple(table) if table else (phrase,),
             classes_of(masks[stem], table) if table else ((MaskFile(masks[stem]),),),
-            source=str(images[stem]),
+            source=Location(images[stem]),
         )
         for stem in sorted(images.keys() & masks.keys())
     ]

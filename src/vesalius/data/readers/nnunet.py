@@ -17,8 +17,8 @@ from typing import Any
 from vesalius.data.decoders.picture import SUFFIXES
 from vesalius.data.readers.fields import is_file, kind, show
 from vesalius.data.readers.maskfolder import classes_of
-from vesalius.data.source import Location, Problems, Source, read_json, report, reporting
-from vesalius.types import Sample, Value
+from vesalius.data.source import Problems, Source, read_json, report, reporting
+from vesalius.types import Location, Sample, Value
 
 FILE = "dataset.json"
 FIRST_ENDING = ".nii.gz"
@@ -59,7 +59,7 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
                 message = f"there is no labelsTr/{case}{ending}"
                 raise Location(image).error(message, "unpaired_file", "add it, or remove the image")
             masks = classes_of(drawn[case], labels)
-            samples.append(Sample(case, image, tuple(labels), masks, f"{path}, case {case}"))
+            samples.append(Sample(case, image, tuple(labels), masks, Location(path, f"case {case}")))
     return samples
 
 

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from vesalius.data.images import sample_id
 from vesalius.data.readers.fields import is_file, show
-from vesalius.data.source import Location
+from vesalius.types import Location
 
 MAX_PATH_LENGTH = 4096
 """No file system has longer paths."""

@@ -21,9 +21,9 @@ from vesalius.data.readers import fields
 from vesalius.data.readers.fields import kind, named, parse
 from vesalius.data.sample_fields import KEYS as SAMPLE_KEYS
 from vesalius.data.sample_fields import SampleFields
-from vesalius.data.source import Location, Problems, Source, UniqueIds, reporting
+from vesalius.data.source import Problems, Source, UniqueIds, reporting
 from vesalius.masks import Size
-from vesalius.types import Absent, MaskReference, Sample
+from vesalius.types import Absent, Location, MaskReference, Sample
 
 KEYS = ("image", "video", "mask", "text", "size", *SAMPLE_KEYS)
 """Keys of an entry that are not metadata."""
@@ -103,7 +103,7 @@ def _read_entry(value: Any, path: Path, index: int, root: Path) -> list[tuple[Sa
             image,
             tuple(entry.text),
             masks if labeled else None,
-            str(at),
+            at,
             size=entry.size,
             metadata=entry.unknown,
             **common,

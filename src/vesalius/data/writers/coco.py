@@ -38,7 +38,7 @@ def write(folder: Path, samples: Sequence[Sample]) -> list[str]:
         for phrase, reference in rows:
             if not isinstance(reference, Absent):
                 ids = {"id": len(annotations) + 1, "image_id": number, "category_id": categories[phrase]}
-                annotations.append(ids | _shape(reference, size, sample.source or sample.id))
+                annotations.append(ids | _shape(reference, size, str(sample.source or sample.id)))
     value = {
         "info": {"description": "written by Vesalius", "version": "1.0"},
         "licenses": [],

@@ -65,7 +65,7 @@ def _entry(sample: Sample) -> dict[str, Any]:
             groups += several
             shapes += [_polygon(phrase, part, groups if several else None) for part in reference.parts]
         elif not isinstance(reference, Absent):
-            shapes.append(_mask(phrase, load_mask(reference, size, sample.source or sample.id)))
+            shapes.append(_mask(phrase, load_mask(reference, size, str(sample.source or sample.id))))
     absent = list(dict.fromkeys(phrase for phrase, reference in rows if isinstance(reference, Absent)))
     ours = {**({"absent": absent} if absent else {}), **write_sample_fields(sample), **sample.metadata}
     return {

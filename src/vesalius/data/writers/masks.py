@@ -37,7 +37,7 @@ def write(folder: Path, samples: Sequence[Sample]) -> list[str]:
         # without annotation there is nothing to write
         stems = result_stems(sample.id, sample.prompts) if sample.masks is not None else []
         for stem, objects in zip(stems, sample.masks or (), strict=True):
-            mask = _union(objects, size, sample.source or sample.id)
+            mask = _union(objects, size, str(sample.source or sample.id))
             with replacing(folder / "masks" / f"{stem}.png") as temporary:
                 Image.fromarray(mask.astype(np.uint8) * 255).save(temporary, format="PNG")
     return _notes(merged)
