@@ -39,7 +39,6 @@ class Baseline(LoadedSegmenter):
     """A segmenter that gives logits of the image's size, one image at a time."""
 
     def predict(self, items: Sequence[Item]) -> list[Prediction]:
-        """One prediction for each (item, prompt), in order; masks in the items are ignored."""
         return [prediction for item in items for prediction in self._predict_one(item)]
 
     def _predict_one(self, item: Item) -> list[Prediction]:
@@ -82,7 +81,6 @@ class UNetPredictor(Baseline):
         return {**device_settings(self.model), **window}
 
     def check_prompts(self, prompts: Iterable[str]) -> None:
-        """Raise SettingError for phrases without a channel of the U-Net."""
         check_channel(self.spec, *prompts)
 
     @torch.inference_mode()

@@ -91,11 +91,9 @@ class Predictor(LoadedSegmenter):
 
     @property
     def usage(self) -> Usage:
-        """How often the batch size was halved, and counters of the feature cache."""
         return Usage(self._batch_halved, {} if self.cache is None else dict(vars(self.cache.use)))
 
     def predict(self, items: Sequence[Item]) -> list[Prediction]:
-        """One prediction for each (item, prompt), in order; masks in the items are ignored."""
         predictions: list[Prediction] = []
         done = 0
         while done < len(items):
@@ -135,10 +133,6 @@ class Predictor(LoadedSegmenter):
         check_phrases(prompts, self.views)
 
     def prepare(self, item: Item) -> Item:
-        """The item with its pixel inputs, without masks; safe in any thread.
-
-        SettingError if the model does not accept such an image.
-        """
         return Preprocessed(item.id, item.frames, item.prompts, inputs=self.processor.preprocess(item))
 
     def _halve_batch_size(self, images: int, reason: str) -> None:

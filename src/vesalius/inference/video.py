@@ -74,10 +74,7 @@ class VideoPredictor(Predictor):
         key_frames: Sequence[int] = (),
         reprompt_every: int | None = None,
     ) -> None:
-        """Raise SettingError if masks cannot be propagated through a clip of `n_frames` with these settings.
-
-        Tiles, test-time augmentation and the feature cache work on single frames only.
-        """
+        """As in the base class; tiles, test-time augmentation and the feature cache work on single frames only."""
         self._choose_keys(n_frames, propagation, key_frames, reprompt_every)
 
     def _choose_keys(
