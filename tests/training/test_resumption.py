@@ -13,9 +13,8 @@ from tests.codes import raises_code
 from tests.training.conftest import MakeSettings
 from tests.training.run_files import lines
 
-from vesalius.errors import CheckpointError, OutputError, SettingError, TrainingError
+from vesalius.errors import OutputError, SettingError, TrainingError
 from vesalius.models.cards import read_card
-from vesalius.models.checkpoint import open_model
 from vesalius.training.context import Monitoring
 from vesalius.training.distributed import join_processes
 from vesalius.training.learner import TextSegLearner
@@ -181,10 +180,3 @@ def test_runs_of_one_program_may_differ_in_precision() -> None:
         assert join_processes(precision).accelerator.mixed_precision == (
             "bf16" if precision == "bf16" else "no"
         )
-
-
-def test_a_bundle_without_its_adapter_does_not_open(run: Path) -> None:
-    path = run / "last" / "vesalius.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "adapter": True}))
-    with pytest.raises(CheckpointError, match=r"adapter: .*missing"):
-        open_model(run / "last")

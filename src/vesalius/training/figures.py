@@ -126,10 +126,7 @@ def _draw_terms(axes: Axes, steps: Lines) -> None:
         at, values = _points(steps, name)
         if values:
             smooth = _smooth(values)
-            style: dict[str, Any] = {
-                "color": COLORS[index % len(COLORS)],
-                "linestyle": DASHES[index % len(DASHES)],
-            }
+            style = _style(index)
             axes.plot(at, smooth, linewidth=1.8, label=name.removeprefix("loss_"), **style)
             drawn += smooth
     title = f"loss terms before weighting, {_window_text(_points(steps, 'loss')[1])}"
@@ -161,10 +158,7 @@ def _draw_scores(axes: Axes, validations: Lines, metric: str) -> None:
         if not share and other is None:
             other = axes.twinx()
         target = axes if share or other is None else other
-        style: dict[str, Any] = {
-            "color": COLORS[index % len(COLORS)],
-            "linestyle": DASHES[index % len(DASHES)],
-        }
+        style = _style(index)
         label = RATES.get(name) or METRICS[name].title
         width = 2.6 if name == metric else 1.3
         target.plot(at, values, marker=MARKS[index % len(MARKS)], markersize=4, linewidth=width, **style)
@@ -179,6 +173,10 @@ def _draw_scores(axes: Axes, validations: Lines, metric: str) -> None:
     else:
         title = "validation" if validations else "validation: no data"
     _decorate(axes, title)
+
+
+def _style(index: int) -> dict[str, Any]:
+    return {"color": COLORS[index % len(COLORS)], "linestyle": DASHES[index % len(DASHES)]}
 
 
 def _points(lines: Lines, name: str) -> tuple[list[int], list[float]]:

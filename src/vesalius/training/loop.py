@@ -47,11 +47,8 @@ def run_loop(context: TrainingContext, state: TrainState) -> None:
     if state.step and state.validated_step == state.step:
         check_progress(context, state)  # the run may have stopped early before it was resumed
     begun = state.step
-    check = (
-        None
-        if state.gradients_checked
-        else GradientCheck(context.learner.groups, context.process.in_any_process)
-    )
+    groups, in_any_process = context.learner.groups, context.process.in_any_process
+    check = None if state.gradients_checked else GradientCheck(groups, in_any_process)
     with SignalHandler(context.folder.path) as signals:
         while True:
             if validation_is_due(context, state):
