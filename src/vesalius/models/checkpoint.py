@@ -62,7 +62,7 @@ class OpenedModel:
 
     @property
     def has_adapter(self) -> bool:
-        """Whether a LoRA adapter lies over the vision-language model."""
+        """Whether the vision-language model has a LoRA adapter."""
         return bool(layers_of(self.model.vlm))
 
 

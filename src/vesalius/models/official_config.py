@@ -22,7 +22,7 @@ from vesalius.models.specs import ModelSpec, TensorShape
 def read_spec(folder: Path, shapes: Mapping[str, TensorShape]) -> ModelSpec:
     """The spec of a folder with tensors of these shapes under official names.
 
-    Its name is that of the published model of these sizes, whatever the name of the folder. CheckpointError, naming the
+    Its name is that of the published model of these sizes, not that of the folder. CheckpointError, naming the
     file and the field, for missing fields and for models without a native class.
     """
     path = folder / CONFIG

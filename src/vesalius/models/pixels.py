@@ -42,9 +42,9 @@ def tile_image(image: Image.Image, tile: int, max_tiles: int) -> list[Image.Imag
     The image is first resized to the grid with the aspect ratio nearest to its own.
     """
     columns, rows = tile_grid(image.size, tile, max_tiles)
-    squashed = image.resize((columns * tile, rows * tile), Image.Resampling.BICUBIC)
+    resized = image.resize((columns * tile, rows * tile), Image.Resampling.BICUBIC)
     tiles = [
-        squashed.crop((column * tile, row * tile, (column + 1) * tile, (row + 1) * tile))
+        resized.crop((column * tile, row * tile, (column + 1) * tile, (row + 1) * tile))
         for row in range(rows)
         for column in range(columns)
     ]

@@ -31,12 +31,12 @@ class KnownModel:
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """What the vision encoder gives the language model."""
+    """Image features for the language model."""
 
     images: list[torch.Tensor]
-    """Of each image float (tokens, hidden): the embeddings of its image tokens."""
+    """For each image float (tokens, hidden): the embeddings of its image tokens."""
     deep: list[list[torch.Tensor]] = field(default_factory=list)
-    """Of some first layers of the language model: the same of each image, added to the hidden states there."""
+    """For some first layers of the language model: features of each image that are added to the hidden states."""
 
 
 class Family(ABC):
@@ -53,7 +53,7 @@ class Family(ABC):
     vision_modules: ClassVar[tuple[str, ...]]
     """Paths in the native model of the vision encoder, and of a projector beside it."""
     vision_layers: ClassVar[str]
-    """How the paths of the vision encoder's layers begin, over which LoRA may lie."""
+    """Prefix of the paths of the vision encoder's layers, the possible targets of LoRA."""
     saved_prefixes: ClassVar[tuple[tuple[str, str], ...]] = ()
     """(prefix in the module, prefix in the file) of names that `save_pretrained` changes."""
     presets: ClassVar[Mapping[str, KnownModel]]
@@ -62,9 +62,9 @@ class Family(ABC):
     tiled: ClassVar[bool] = False
     """Whether an image is cut into tiles."""
     system_prompt: ClassVar[str] = ""
-    """What the official `predict_forward` puts before the first question; never in training."""
+    """Text that the official `predict_forward` puts before the first question; training does not."""
     image_tag: ClassVar[bool] = False
-    """Whether an official text must hold `<image>` once; else the image comes first."""
+    """Whether an official text must contain `<image>` once; otherwise the image comes first."""
 
     @abstractmethod
     def recognizes(self, config: Mapping[str, Any]) -> bool:

@@ -164,7 +164,7 @@ class InternVL(Family):
         return _stack(tiles, (len(tiles) * spec.vlm["image_seq_length"],))
 
     def read_frames(self, frames: Sequence[Image.Image], spec: ModelSpec) -> Pixels:
-        """float32 (frames, 3, 448, 448): each frame squashed to one tile."""
+        """float32 (frames, 3, 448, 448): each frame resized to one tile."""
         square = (spec.tile_size, spec.tile_size)
         return _stack(
             [resize_bicubic(frame, square) for frame in frames],
