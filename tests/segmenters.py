@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +68,9 @@ class Bright(Segmenter):
         )
 
 
-@dataclass(frozen=True)
-class BrightFactory:
-    """Makes a `Bright` in another process."""
-
-    number: int
-    device: str = "cpu"
-
-    def __call__(self) -> Bright:
-        return Bright(pause_s=0.005)
+def open_bright(device: str) -> Bright:
+    """A `Bright`, for another process."""
+    return Bright(pause_s=0.005)
 
 
 class Cached(Bright):
@@ -103,20 +96,14 @@ class LocalError(Exception):
         self.lock = threading.Lock()
 
 
-@dataclass(frozen=True)
-class FailingFactory(BrightFactory):
-    """Fails in the other process."""
-
-    def __call__(self) -> Bright:
-        raise LocalError
+def fail_to_open(device: str) -> Bright:
+    """Raises an error that cannot be pickled."""
+    raise LocalError
 
 
-@dataclass(frozen=True)
-class CachedFactory(BrightFactory):
-    """Makes a `Cached` in another process."""
-
-    def __call__(self) -> Bright:
-        return Cached()
+def open_cached(device: str) -> Bright:
+    """A `Cached`, for another process."""
+    return Cached()
 
 
 def draw_squares(folder: Path, n: int) -> list[np.ndarray]:

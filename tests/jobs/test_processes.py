@@ -17,9 +17,9 @@ from vesalius.data.image_files import find_images
 from vesalius.errors import SettingError, VesaliusError
 from vesalius.jobs import processes as module
 from vesalius.jobs.folder import write_predictions
-from vesalius.jobs.processes import Processes, predictor_factories
+from vesalius.jobs.processes import Processes, predictor_processes
 
-from ..segmenters import Bright, BrightFactory, CachedFactory, FailingFactory, draw_squares
+from ..segmenters import Bright, draw_squares, fail_to_open, open_bright, open_cached
 
 
 def assert_same(one: Path, two: Path) -> None:
@@ -56,7 +56,7 @@ def test_killed_process_stops_the_job_and_the_same_command_continues_it(
     write = partial(write_predictions, samples=find_images([tmp_path / "in"]), prompts=["vessel", "wire"])
     write(Bright(), out=tmp_path / "one")
 
-    with Processes([BrightFactory(0), BrightFactory(1)]) as processes:
+    with Processes(open_bright, ["cpu", "cpu"]) as processes:
         children = [process.pid for process in processes.processes]
         assert len({*children, os.getpid()}) == 3
 
@@ -68,7 +68,7 @@ def test_killed_process_stops_the_job_and_the_same_command_continues_it(
             write(processes, out=tmp_path / "two", answer=processes.answer_samples, on_progress=kill)
     assert not (tmp_path / "two" / "predictions.jsonl").exists()
 
-    with caplog.at_level(logging.WARNING), Processes([BrightFactory(0), BrightFactory(1)]) as processes:
+    with caplog.at_level(logging.WARNING), Processes(open_bright, ["cpu", "cpu"]) as processes:
         summary = write(processes, out=tmp_path / "two", answer=processes.answer_samples)
     assert "two: continues after" in caplog.text
     assert summary["coverage"] == {"ok": 58, "no_seg": 0, "failed": 2}
@@ -78,11 +78,11 @@ def test_killed_process_stops_the_job_and_the_same_command_continues_it(
 
 
 def test_missing_device_is_refused() -> None:
-    (factory,) = predictor_factories("tiny", ["cuda:7"], {})
-    with raises_code(SettingError, "no_device", "cuda:7"):
-        factory()
+    missing = raises_code(SettingError, "no_device", "cuda:7")
+    with missing, predictor_processes("tiny", ["cuda:7"], {}) as processes:
+        _ = processes.description
     with raises_code(SettingError, "bad_value"):
-        predictor_factories("tiny", ["cpu", ""], {})
+        predictor_processes("tiny", ["cpu", ""], {})
 
 
 def test_gpus_on_the_command_line_spread_one_model(
@@ -101,7 +101,7 @@ def test_gpus_on_the_command_line_spread_one_model(
 def test_processes_refuse_prompts_and_count_their_caches_together(tmp_path: Path) -> None:
     draw_squares(tmp_path / "in", 3)
     images = find_images([tmp_path / "in"])
-    with Processes([CachedFactory(0), CachedFactory(1)]) as processes:
+    with Processes(open_cached, ["cpu", "cpu"]) as processes:
         write = partial(write_predictions, processes, images, answer=processes.answer_samples)
         with raises_code(SettingError, "unknown_phrase", "liver"):
             write(["vessel", "liver"], tmp_path / "out")
@@ -112,7 +112,7 @@ def test_processes_refuse_prompts_and_count_their_caches_together(tmp_path: Path
 
 def test_error_that_cannot_be_pickled_keeps_its_message() -> None:
     with (
-        Processes([FailingFactory(0)]) as processes,
+        Processes(fail_to_open, ["cpu"]) as processes,
         pytest.raises(RuntimeError, match="LocalError: a reason"),
     ):
         _ = processes.description

@@ -96,8 +96,8 @@ def _open(args: argparse.Namespace) -> Iterator[tuple[Any, Any]]:
     if "devices" not in args:
         yield arguments.open_segmenter(args, args.model), None
         return
-    from vesalius.jobs.processes import Processes, predictor_factories
+    from vesalius.jobs.processes import predictor_processes
 
-    factories = predictor_factories(args.model, args.devices.split(","), arguments.prediction_settings(args))
-    with Processes(factories) as processes:
+    devices, settings = args.devices.split(","), arguments.prediction_settings(args)
+    with predictor_processes(args.model, devices, settings) as processes:
         yield processes, processes.answer_samples

@@ -7,11 +7,10 @@ import signal
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from vesalius.errors import SettingError, VesaliusError
 from vesalius.jobs.folder import answer_samples
@@ -27,45 +26,14 @@ AHEAD = 2
 """Pieces per process that wait, run, or are done and not yet taken."""
 
 
-class Factory(Protocol):
-    """Makes a segmenter in another process; can be pickled."""
-
-    def __call__(self) -> Segmenter:
-        """A new segmenter."""
-
-    @property
-    def device(self) -> str:
-        """Name of its device, for messages."""
+Open = Callable[[str], Segmenter]
+"""Opens a segmenter on the device of this name; can be pickled."""
 
 
-@dataclass(frozen=True)
-class PredictorFactory:
-    """Calls `load_predictor` in another process."""
+def predictor_processes(model: str, devices: Sequence[str], settings: Mapping[str, Any]) -> Processes:
+    """One predictor for each device, such as `cuda:0`; `settings` are the other arguments of `load_predictor`.
 
-    model: str
-    device: str
-    threads: int | None
-    """PyTorch threads, if several processes share the cores of a CPU; None keeps the default."""
-    settings: tuple[tuple[str, Any], ...]
-    """Other arguments of `load_predictor`."""
-
-    def __call__(self) -> Segmenter:
-        import torch
-
-        from vesalius.models.cpu_allocator import keep_freed_memory
-
-        keep_freed_memory()
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
-        return load_predictor(self.model, device=self.device, **dict(self.settings))
-
-
-def predictor_factories(
-    model: str, devices: Sequence[str], settings: Mapping[str, Any]
-) -> list[PredictorFactory]:
-    """One factory for each device, such as `cuda:0`; `settings` are the other arguments of `load_predictor`.
-
-    SettingError without any device.
+    Predictors on the CPU share its cores. SettingError without any device.
     """
     if not devices or not all(devices):
         raise SettingError(
@@ -75,11 +43,19 @@ def predictor_factories(
         )
     import torch
 
-    cores = max(1, torch.get_num_threads() // max(1, devices.count("cpu")))
-    return [
-        PredictorFactory(str(model), device, cores if device == "cpu" else None, tuple(settings.items()))
-        for device in devices
-    ]
+    threads = max(1, torch.get_num_threads() // max(1, devices.count("cpu")))
+    return Processes(partial(_open_predictor, str(model), threads, dict(settings)), devices)
+
+
+def _open_predictor(model: str, cpu_threads: int, settings: dict[str, Any], device: str) -> Segmenter:
+    import torch
+
+    from vesalius.models.cpu_allocator import keep_freed_memory
+
+    keep_freed_memory()
+    if device == "cpu":
+        torch.set_num_threads(cpu_threads)
+    return load_predictor(model, device=device, **settings)
 
 
 class ModelProcess:
@@ -88,14 +64,14 @@ class ModelProcess:
     A thread waits for the answer of each call, so calls run one after the other and yield futures.
     """
 
-    def __init__(self, factory: Factory) -> None:
+    def __init__(self, make: Open, device: str) -> None:
         # loky's processes do not import the caller's main module, so a script needs no guard around its last lines
         from loky.backend import get_context
 
         context = get_context("loky")
-        self.device = factory.device
+        self.device = device
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, factory), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, make, device), daemon=True)
         self._process.start()
         theirs.close()
         self._thread = ThreadPoolExecutor(1)
@@ -145,7 +121,7 @@ class ModelProcess:
         return result
 
 
-def _serve(connection: Any, factory: Factory) -> None:
+def _serve(connection: Any, make: Open, device: str) -> None:
     """Open the segmenter at the first call, and answer calls until the other end is closed."""
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
@@ -157,7 +133,7 @@ def _serve(connection: Any, factory: Factory) -> None:
         except EOFError:
             return
         try:
-            segmenter = factory() if segmenter is None else segmenter
+            segmenter = make(device) if segmenter is None else segmenter
             answer: tuple[Any, Exception | None] = work(segmenter, *arguments), None
         except Exception as error:  # raised again where the result is taken
             answer = None, error
@@ -168,12 +144,12 @@ def _serve(connection: Any, factory: Factory) -> None:
 
 
 class Processes(Described):
-    """One model process for each factory; a context manager that ends them."""
+    """One model process for each device; a context manager that ends them."""
 
-    def __init__(self, factories: Sequence[Factory]) -> None:
+    def __init__(self, make: Open, devices: Sequence[str]) -> None:
         self._files = ExitStack()
-        self.processes = [self._files.enter_context(ModelProcess(factory)) for factory in factories]
-        self._usage = [Usage() for _ in factories]
+        self.processes = [self._files.enter_context(ModelProcess(make, device)) for device in devices]
+        self._usage = [Usage() for _ in devices]
 
     def __enter__(self) -> Self:
         return self
