@@ -3,44 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.training.run_files import MakeSettings, small_and_quick
 
 from vesalius.config import make_settings
-from vesalius.models import presets
 from vesalius.models.checkpoint import new_model, write_bundle
 from vesalius.synth import write_dataset
-from vesalius.training import validation
 from vesalius.training.run import train
 from vesalius.training.settings import RunSettings
-
-MakeSettings = Callable[..., RunSettings]
-
-
-@contextmanager
-def small_and_quick() -> Iterator[None]:
-    """New weights of `tiny` see 256 x 256 pixels, and no curves are drawn, which takes as long as the training itself."""
-    spec = presets.find_spec("tiny")
-    side = spec.sam_size // 2
-    vision = spec.sam["vision_config"]
-    sam = spec.sam | {
-        "image_size": side,
-        "vision_config": vision
-        | {
-            "backbone_config": vision["backbone_config"] | {"image_size": [side, side]},
-            "backbone_feature_sizes": [[side // stride] * 2 for stride in (4, 8, 16)],
-        },
-        "prompt_encoder_config": spec.sam["prompt_encoder_config"] | {"image_size": side},
-        "memory_attention_rope_feat_sizes": [side // 16] * 2,
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(presets.PRESETS, "tiny", lambda: spec.model_copy(update={"sam": sam}))
-        patch.setattr(validation, "draw_curves", lambda *_: None)
-        yield
 
 
 @pytest.fixture

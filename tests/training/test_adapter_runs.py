@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tests.codes import raises_code
-from tests.training.conftest import MakeSettings
-from tests.training.run_files import StopAfter, lines
+from tests.training.run_files import MakeSettings, StopAfter, lines
 
 from vesalius.errors import TrainingError
 from vesalius.lineage import fingerprint_weights

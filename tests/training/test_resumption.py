@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tests.codes import raises_code
-from tests.training.conftest import MakeSettings
-from tests.training.run_files import lines
+from tests.training.run_files import MakeSettings, lines
 
 from vesalius.errors import OutputError, SettingError, TrainingError
 from vesalius.models.cards import read_card

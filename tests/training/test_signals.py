@@ -16,8 +16,7 @@ import pytest
 import torch
 import yaml
 from tests.codes import raises_code
-from tests.training.conftest import small_and_quick
-from tests.training.run_files import lines
+from tests.training.run_files import lines, small_and_quick
 
 from vesalius.cli import main
 from vesalius.config import make_settings

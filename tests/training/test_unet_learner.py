@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 from tests.codes import raises_code
-from tests.training.conftest import small_and_quick
-from tests.training.run_files import StopAfter, losses
+from tests.training.run_files import StopAfter, losses, small_and_quick
 
 from vesalius.config import make_settings
 from vesalius.data.dataset import open_dataset
