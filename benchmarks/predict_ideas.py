@@ -30,12 +30,12 @@ from vesalius.files import write_json
 from vesalius.inference import predictor as predictor_module
 from vesalius.inference.predictor import Predictor
 from vesalius.jobs.opening import load_predictor
-from vesalius.models import generation, pixels, processor, segmenter
+from vesalius.models import generation, pixels, processor, sam2
 from vesalius.models.cpu_allocator import keep_freed_memory
 from vesalius.models.cpu_parallel import Decode
 from vesalius.models.hiera import Hiera, PatchEmbeddings, WindowAttention
 from vesalius.models.mask_decoder import MaskDecoder
-from vesalius.models.segmenter import MaskLogits, SegPrompts
+from vesalius.models.sam2 import MaskLogits, SegPrompts
 from vesalius.models.vlm import run_language_model
 from vesalius.synth import draw
 from vesalius.types import Item
@@ -112,7 +112,7 @@ def two_convolutions(
         made: torch.Tensor = second(first(level.permute(0, 3, 1, 2)))
         return made
 
-    stack.enter_context(patch.object(segmenter, "_convolve_twice", convolve))
+    stack.enter_context(patch.object(sam2, "_convolve_twice", convolve))
     return predictor, items
 
 

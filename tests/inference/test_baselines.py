@@ -19,7 +19,7 @@ from vesalius.jobs.clip_folder import ask_clips
 from vesalius.jobs.folder import write_predictions
 from vesalius.jobs.opening import load_predictor
 from vesalius.models.specs import UNetShape
-from vesalius.models.threshold import check_target
+from vesalius.models.threshold_store import check_target
 from vesalius.models.unet import new_unet, standardize, write_unet
 from vesalius.scoring.evaluate import evaluate
 from vesalius.scoring.tune import find_threshold

@@ -17,7 +17,7 @@ import torch
 from vesalius.inference.predictor import Predictor
 from vesalius.models.checkpoint import OpenedModel
 from vesalius.models.cpu_parallel import decode_on_cores, map_on_cores, train_on_cores
-from vesalius.models.segmenter import MaskLogits, SegPrompts
+from vesalius.models.sam2 import MaskLogits, SegPrompts
 from vesalius.types import Item, Prediction
 
 

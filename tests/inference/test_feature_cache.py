@@ -15,7 +15,7 @@ from vesalius.inference.feature_cache import CacheSettings, FeatureCache, check_
 from vesalius.inference.predictor import Predictor
 from vesalius.inference.tiles import TileSettings
 from vesalius.models.checkpoint import OpenedModel
-from vesalius.models.segmenter import Features, encode_images
+from vesalius.models.sam2 import Features, encode_images
 from vesalius.types import Item, Prediction
 
 LEVELS = ("stride_4", "stride_8", "stride_16")

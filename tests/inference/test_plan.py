@@ -32,7 +32,7 @@ from vesalius.models.device_map import find_device
 from vesalius.models.families.table import family_of
 from vesalius.models.parameter_groups import PARTS, part_of
 from vesalius.models.presets import find_spec
-from vesalius.models.segmenter import encode_images
+from vesalius.models.sam2 import encode_images
 from vesalius.models.specs import ModelSpec
 from vesalius.models.stored_model import empty_model
 from vesalius.models.token_rows import new_tokens

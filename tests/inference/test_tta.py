@@ -20,7 +20,7 @@ from vesalius.mask_maps import PLAIN, LowRes, average
 from vesalius.masks import area_average
 from vesalius.models.cards import TtaGain
 from vesalius.models.checkpoint import OpenedModel
-from vesalius.models.segmenter import MaskLogits, SegPrompts
+from vesalius.models.sam2 import MaskLogits, SegPrompts
 from vesalius.types import Item
 
 GAIN = TtaGain(

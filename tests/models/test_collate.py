@@ -11,7 +11,7 @@ from PIL import Image
 
 from vesalius.models.checkpoint import OpenedModel, new_model, open_model
 from vesalius.models.families.table import family_of
-from vesalius.models.segmenter import SegPrompts
+from vesalius.models.sam2 import SegPrompts
 from vesalius.types import Item
 
 

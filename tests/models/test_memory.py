@@ -16,7 +16,7 @@ from transformers import Sam2VideoInferenceSession, Sam2VideoModel
 from vesalius.errors import CheckpointError, SettingError
 from vesalius.masks import resize_bilinear
 from vesalius.models.memory import NO_OBJECT, PROMPTED_FRAMES, FrameMasks, Tracker, VideoSession
-from vesalius.models.segmenter import decode, encode_images, take_best
+from vesalius.models.sam2 import decode, encode_images, take_best
 
 FAMILIES = [
     "internvl_internlm2",  # object scores above 0 in each frame: real pointers

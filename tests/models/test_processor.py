@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.codes import raises_code
 
 from vesalius.errors import SettingError
-from vesalius.models.batch import NOT_LEARNED, Batch
+from vesalius.models.batch import IGNORE_INDEX, Batch
 from vesalius.models.families.tokenizers import byte_tokenizer
 from vesalius.models.presets import find_spec
 from vesalius.models.processor import Processor
@@ -33,7 +33,7 @@ def item(*prompts: str, size: tuple[int, int] = (40, 60), masks: bool = True) ->
 
 def test_only_the_answer_and_its_end_are_learned(processor: Processor) -> None:
     batch = processor([item("blood vessel")], answered=True)
-    learned = batch.labels[0][batch.labels[0] != NOT_LEARNED].tolist()
+    learned = batch.labels[0][batch.labels[0] != IGNORE_INDEX].tolist()
     assert processor.tokenizer.decode(learned) == "Sure, [SEG].<|im_end|>"
     assert learned[-1] == processor.stop_id
     assert (batch.labels[0, -len(learned) :] == batch.input_ids[0, -len(learned) :]).all()
@@ -49,7 +49,7 @@ def test_question_stands_in_the_chat_markup_after_the_image(processor: Processor
     )
     question = "Please segment the blood vessel in this image."
     assert text == f"<|im_start|>user\n{image}\n{question}<|im_end|>\n<|im_start|>assistant\n"
-    assert (batch.labels == NOT_LEARNED).all()
+    assert (batch.labels == IGNORE_INDEX).all()
 
 
 @given(st.text(min_size=1).filter(lambda text: text.strip() and "\x00" not in text))
@@ -124,7 +124,7 @@ def clip(frames: int, *prompts: str) -> Item:
 
 
 def learned_text(processor: Processor, batch: Batch, row: int) -> str:
-    return processor.tokenizer.decode(batch.labels[row][batch.labels[row] != NOT_LEARNED].tolist())
+    return processor.tokenizer.decode(batch.labels[row][batch.labels[row] != IGNORE_INDEX].tolist())
 
 
 def test_collating_an_image_uses_the_drawn_template(processor: Processor) -> None:

@@ -11,7 +11,7 @@ import torch
 from vesalius.models.batch import Batch
 from vesalius.models.checkpoint import OpenedModel, new_model
 from vesalius.models.generation import force_answer, generate_answer
-from vesalius.models.segmenter import SegPrompts
+from vesalius.models.sam2 import SegPrompts
 from vesalius.types import Item
 
 

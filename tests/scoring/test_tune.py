@@ -208,7 +208,7 @@ def test_card_stores_the_gain_until_the_next_tuning_and_its_images_are_not_score
     from vesalius.jobs.opening import load_predictor
     from vesalius.models.cards import read_card
     from vesalius.models.reference import resolve_model
-    from vesalius.models.threshold import store_threshold
+    from vesalius.models.threshold_store import store_threshold
     from vesalius.scoring.evaluate import evaluate
 
     segmenter, data = viewed

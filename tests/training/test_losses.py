@@ -10,7 +10,7 @@ import torch
 from vesalius.config import make_settings
 from vesalius.errors import SettingError
 from vesalius.models.checkpoint import OpenedModel, new_model
-from vesalius.models.segmenter import MaskLogits
+from vesalius.models.sam2 import MaskLogits
 from vesalius.models.textseg import TextSegOutput
 from vesalius.training.learner import TextSegLearner
 from vesalius.training.losses import LossSettings, area_average, compute_losses

@@ -38,7 +38,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Result:
     """Tune the threshold and write the bundle; returns the scores of the thresholds."""
     from vesalius.data.dataset import open_dataset
-    from vesalius.models.threshold import check_target, store_threshold
+    from vesalius.models.threshold_store import check_target, store_threshold
     from vesalius.scoring.tune import as_json, find_threshold, summarize
 
     target = check_target(args.model, vars(args).get("out"))

@@ -27,7 +27,7 @@ from vesalius.config import Settings
 from vesalius.errors import OutputError, SettingError
 from vesalius.files import SYSTEM_FILES, prepare_folder, replacing, to_json
 from vesalius.lineage import hash_pixels, versions
-from vesalius.models.segmenter import Features, encode_images
+from vesalius.models.sam2 import Features, encode_images
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicCache
 
 from vesalius.inference.meter import META, Meter
 from vesalius.masks import Size
-from vesalius.models.batch import NOT_LEARNED, Batch
+from vesalius.models.batch import IGNORE_INDEX, Batch
 from vesalius.models.families.table import family_of
 from vesalius.models.memory import PROMPTED_FRAMES
 from vesalius.models.module_replacement import replace_module
@@ -258,7 +258,7 @@ def _batch(spec: ModelSpec, work: Workload, dtype: torch.dtype) -> Batch:
     ids[:] = spec.vlm["image_token_id"] + 1
     ids[:, 1 : 1 + image_tokens] = spec.vlm["image_token_id"]
     ids[:, -3] = 0
-    labels = torch.full_like(ids, NOT_LEARNED)
+    labels = torch.full_like(ids, IGNORE_INDEX)
     labels[:, -ANSWER:] = ids[:, -ANSWER:]
     attention = torch.ones_like(ids)
     attention[1:, 0] = 0  # questions of unequal length need a mask

@@ -24,7 +24,7 @@ from vesalius.models.cpu_parallel import decode_on_cores, map_on_cores
 from vesalius.models.generation import Answer, DraftTable, force_answer, generate_answer, verify_answer
 from vesalius.models.processor import PixelInputs
 from vesalius.models.quantization import kind_of
-from vesalius.models.segmenter import SegPrompts, encode_images
+from vesalius.models.sam2 import SegPrompts, encode_images
 from vesalius.segmenter import AnswerMode, Usage
 from vesalius.types import Item, Prediction
 

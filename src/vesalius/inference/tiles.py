@@ -19,7 +19,7 @@ from vesalius.config import Settings
 from vesalius.mask_maps import Tile, Window
 from vesalius.masks import Size
 from vesalius.models.processor import Processor
-from vesalius.models.segmenter import SegPrompts, encode_images
+from vesalius.models.sam2 import SegPrompts, encode_images
 from vesalius.models.textseg import Encode, TextSegModel
 
 

@@ -20,7 +20,7 @@ from vesalius.inference.tiles import TileSettings
 from vesalius.mask_maps import PLAIN, LowRes, average
 from vesalius.models.cards import Card, TtaGain
 from vesalius.models.cpu_parallel import Decode
-from vesalius.models.segmenter import MaskLogits, SegPrompts
+from vesalius.models.sam2 import MaskLogits, SegPrompts
 
 VIEWS = {
     "flip": "left to right",

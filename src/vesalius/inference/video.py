@@ -273,7 +273,7 @@ class _Follower:
         self._predictor = predictor
         self._clip = clip
         self._tracker = Tracker(
-            predictor.model.sam, embeddings, border=math.log(threshold) - math.log1p(-threshold)
+            predictor.model.sam, embeddings, logit_threshold=math.log(threshold) - math.log1p(-threshold)
         )
         self._keys = list(keys)
         self._known: dict[int, tuple[np.ndarray, FrameMasks]] = {}

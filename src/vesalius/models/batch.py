@@ -10,7 +10,7 @@ import torch
 
 from vesalius.masks import Size
 
-NOT_LEARNED = -100
+IGNORE_INDEX = -100
 """Label of a token that the loss ignores."""
 
 

@@ -18,7 +18,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.distributed import is_available, is_initialized
 
-from vesalius.models.segmenter import MaskLogits, SegPrompts
+from vesalius.models.sam2 import MaskLogits, SegPrompts
 
 Given = TypeVar("Given")
 Returned = TypeVar("Returned")

@@ -13,7 +13,7 @@ from vesalius.models.families.table import FAMILIES
 DeviceMap = Mapping[str, int | str]
 """Name of a module of `TextSegModel` -> index of a GPU, `cpu` or `disk`; the name "" stands for the whole model."""
 
-AT_HOME = (
+HOME_MODULES = (
     *dict.fromkeys(f"vlm.{family.vision_modules[0]}" for family in FAMILIES.values()),
     "projector",
     "sam",
@@ -32,7 +32,7 @@ def home_device(device_map: DeviceMap) -> int | str:
 
     CheckpointError if these three are not on one device.
     """
-    devices = [device for name in AT_HOME if (device := find_device(device_map, name)) is not None]
+    devices = [device for name in HOME_MODULES if (device := find_device(device_map, name)) is not None]
     # a model has the vision encoder of one family
     if len(devices) < 3 or len(set(devices)) != 1 or "disk" in devices:
         raise CheckpointError(

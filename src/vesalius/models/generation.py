@@ -16,8 +16,8 @@ from typing import Literal
 import torch
 from transformers.cache_utils import DynamicCache
 
-from vesalius.models.batch import NOT_LEARNED, Batch
-from vesalius.models.segmenter import SegPrompts
+from vesalius.models.batch import IGNORE_INDEX, Batch
+from vesalius.models.sam2 import SegPrompts
 from vesalius.models.textseg import TextSegModel
 from vesalius.models.vlm import (
     LanguageInputs,
@@ -76,11 +76,11 @@ def force_answer(model: TextSegModel, batch: Batch) -> Answer:
     # greedy decoding would write [SEG] if each token up to it is the best one
     target = labels[:, 1:]
     is_seg = (target == model.seg_id).long()
-    checked = (target != NOT_LEARNED) & (is_seg.cumsum(dim=1) - is_seg == 0)
+    checked = (target != IGNORE_INDEX) & (is_seg.cumsum(dim=1) - is_seg == 0)
     agrees = model.vlm.lm_head(states.last[:, :-1][checked]).argmax(dim=-1) == target[checked]
     says_seg = torch.ones(len(at), dtype=torch.bool, device=at.device)
     says_seg[checked.nonzero()[:, 0][~agrees]] = False
-    ids = [row[row != NOT_LEARNED].tolist() for row in batch.labels]
+    ids = [row[row != IGNORE_INDEX].tolist() for row in batch.labels]
     return Answer(
         ids, model.seg_prompts(states.seg[at], at.nonzero()[:, 0], batch), says_seg, ["forced"] * len(ids)
     )
@@ -88,35 +88,35 @@ def force_answer(model: TextSegModel, batch: Batch) -> Answer:
 
 @torch.no_grad()
 def generate_answer(
-    model: TextSegModel, batch: Batch, stop_id: int, most_tokens: int, official: bool = False
+    model: TextSegModel, batch: Batch, stop_id: int, max_new_tokens: int, official: bool = False
 ) -> Answer:
-    """Answers by greedy decoding, of up to `most_tokens` tokens each; they may lack [SEG].
+    """Answers by greedy decoding, of up to `max_new_tokens` tokens each; they may lack [SEG].
 
     `official` reproduces the errors of the official code (docs/decisions/0006-official-numbers.md).
     """
-    return _write(model, batch, (), stop_id, most_tokens, official)
+    return _decode_with_draft(model, batch, (), stop_id, max_new_tokens, official)
 
 
 @torch.no_grad()
 def verify_answer(
-    model: TextSegModel, batch: Batch, drafts: DraftTable, stop_id: int, most_tokens: int
+    model: TextSegModel, batch: Batch, drafts: DraftTable, stop_id: int, max_new_tokens: int
 ) -> Answer:
     """The answers of `generate_answer` by speculative decoding; `drafts` is updated with them.
 
     In float32 the tokens are equal. In 16 bits the batch is generated without a draft if the two best logits are within
     `HALF_PRECISION_MARGIN` of each other anywhere in it.
     """
-    draft = drafts.best()[:most_tokens]
+    draft = drafts.best()[:max_new_tokens]
     reach = batch.attention_mask.new_ones(1, batch.attention_mask.shape[1] + len(draft))
     if exceeds_context(model.vlm, reach):
         draft = ()  # there the total length changes every hidden state, so a draft would too
-    answer = _write(model, batch, draft, stop_id, most_tokens, official=False)
+    answer = _decode_with_draft(model, batch, draft, stop_id, max_new_tokens, official=False)
     drafts.update(answer.ids, stop_id)
     return answer
 
 
-def _write(
-    model: TextSegModel, batch: Batch, draft: Sequence[int], stop_id: int, most_tokens: int, official: bool
+def _decode_with_draft(
+    model: TextSegModel, batch: Batch, draft: Sequence[int], stop_id: int, max_new_tokens: int, official: bool
 ) -> Answer:
     """Read each question with the draft, then generate from the first token that differs from the draft."""
     reset_rope(model.vlm)
@@ -132,7 +132,7 @@ def _write(
     agreed = (chosen[:, :n] == given).long().cumprod(dim=1).sum(dim=1)
     decided = torch.arange(n, device=chosen.device) <= agreed[:, None]
     if (decided & ~sure[:, :n]).any():
-        return _write(model, batch, (), stop_id, most_tokens, official)
+        return _decode_with_draft(model, batch, (), stop_id, max_new_tokens, official)
     counts = agreed.tolist()
     ids = [list(draft[:count]) for count in counts]
     seg_states = [
@@ -140,7 +140,7 @@ def _write(
         for row, count in enumerate(counts)
     ]
     # an accepted draft is complete if it ends with the stop token or at the limit
-    complete = draft[-1:] == (stop_id,) or n == most_tokens
+    complete = draft[-1:] == (stop_id,) or n == max_new_tokens
     rest = [row for row, count in enumerate(counts) if not (count == n and complete)]
     if rest:
         inputs = _reject(inputs, agreed, n, rest)
@@ -148,9 +148,9 @@ def _write(
             cache.batch_select_indices(torch.tensor(rest))
         token = chosen.gather(1, agreed[:, None])[rest, 0]
         written, states_of = [ids[row] for row in rest], [seg_states[row] for row in rest]
-        inputs = _continue(model, inputs, cache, token, written, states_of, stop_id, most_tokens)
+        inputs = _continue(model, inputs, cache, token, written, states_of, stop_id, max_new_tokens)
         if not official and exceeds_context(model.vlm, inputs.attention):
-            return _read_again(model, batch, ids)
+            return _rerun_in_one_pass(model, batch, ids)
     origins: list[AnswerOrigin] = ["generated" if row in rest else "verified" for row in range(len(ids))]
     all_states = [state for row in seg_states for state in row]
     row_of = torch.tensor(
@@ -169,9 +169,9 @@ def _continue(
     ids: list[list[int]],
     seg_states: list[list[torch.Tensor]],
     stop_id: int,
-    most_tokens: int,
+    max_new_tokens: int,
 ) -> LanguageInputs:
-    """Generate each row from `token` (b,) to its stop token or to `most_tokens`; extends `ids` and `seg_states`.
+    """Generate each row from `token` (b,) to its stop token or to `max_new_tokens`; extends `ids` and `seg_states`.
 
     A [SEG] that is the last token allowed gets no hidden state, since the answer is cut there.
     """
@@ -180,7 +180,7 @@ def _continue(
         for row, each in enumerate(token.tolist()):
             if row in open_rows:
                 ids[row].append(each)
-                if each == stop_id or len(ids[row]) >= most_tokens:
+                if each == stop_id or len(ids[row]) >= max_new_tokens:
                     open_rows.remove(row)
         if not open_rows:
             return inputs
@@ -225,7 +225,7 @@ def _reject(inputs: LanguageInputs, agreed: torch.Tensor, n: int, rest: Sequence
     return LanguageInputs(inputs.embeddings[rest], positions[..., rest, :], attention[rest])
 
 
-def _read_again(model: TextSegModel, batch: Batch, ids: list[list[int]]) -> Answer:
+def _rerun_in_one_pass(model: TextSegModel, batch: Batch, ids: list[list[int]]) -> Answer:
     """The answer to one question longer than the trained context, read in one forward pass.
 
     There the rotation of each key depends on the total length, which was unknown when the cache was filled.

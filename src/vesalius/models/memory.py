@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate, pad
 from transformers import Sam2VideoModel
 
 from vesalius.errors import CheckpointError, SettingError
-from vesalius.models.segmenter import (
+from vesalius.models.sam2 import (
     Features,
     decode,
     decode_with_memory,
@@ -143,14 +143,14 @@ class Tracker:
     memories are bfloat16.
     """
 
-    def __init__(self, sam: Sam2VideoModel, embeddings: torch.Tensor, border: float = 0.0) -> None:
-        """`embeddings` (n, c): the [SEG] embedding of each object. `border`: logit threshold of the prompted masks."""
+    def __init__(self, sam: Sam2VideoModel, embeddings: torch.Tensor, logit_threshold: float = 0.0) -> None:
+        """`embeddings` (n, c): the [SEG] embedding of each object. `logit_threshold` is that of the prompted masks."""
         _check_memory(sam)
         if not len(embeddings):
             raise SettingError("there is no object to track through the video: no [SEG]", code="no_prompt")
         self._sam = sam
         self._embeddings = embeddings
-        self._border = border
+        self._logit_threshold = logit_threshold
         self._step = 1
         self._keys: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         """Index of a key frame -> its memory (n, cells, m) and pointers (n, c)."""
@@ -163,7 +163,7 @@ class Tracker:
         sam, features = self._sam, _see(self._sam, pixels)
         decoded = decode(sam, features, self._embeddings.unsqueeze(0))
         logits = take_best(decoded.candidates, decoded.scores)[0]
-        masks = (_enlarge(sam, logits) > self._border).float()
+        masks = (_enlarge(sam, logits) > self._logit_threshold).float()
         pointers = _point(sam, features, masks)
         self._keys[frame] = (_encode(sam, features, masks).to(torch.bfloat16), pointers)
         return FrameMasks(logits, decoded.scores[0], decoded.object_scores[0], pointers)

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from vesalius.errors import SettingError
 from vesalius.masks import Size
-from vesalius.models.batch import NOT_LEARNED, Batch
+from vesalius.models.batch import IGNORE_INDEX, Batch
 from vesalius.models.families.chats import CHATS
 from vesalius.models.pixels import Pixels
 from vesalius.models.processor import Processor
@@ -130,7 +130,7 @@ def _batch(
             f"the text must not contain the image token {token}", code="invalid_prompt", field="text"
         )
     batch = processor.make_batch(
-        [(0, ids, [NOT_LEARNED] * len(ids))],
+        [(0, ids, [IGNORE_INDEX] * len(ids))],
         [] if pixels is None else [pixels],
         [[processor.for_segmenter(frame) for frame in frames]] if frames else [],
         [(frame.height, frame.width) for frame in frames],

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from vesalius.errors import SettingError
 from vesalius.masks import Size
-from vesalius.models.batch import NOT_LEARNED, Batch
+from vesalius.models.batch import IGNORE_INDEX, Batch
 from vesalius.models.families.table import family_of
 from vesalius.models.pixels import Pixels, normalize, resize_bicubic
 from vesalius.models.specs import SEG, ModelSpec
@@ -204,7 +204,7 @@ class Processor:
                 given = self._encode_part("\n" + template.mark_up(question))
             learned = [] if answer is None else self._encode_part(answer + template.stop)
             ids += given + learned
-            labels += [NOT_LEARNED] * len(given) + learned
+            labels += [IGNORE_INDEX] * len(given) + learned
         return ids, labels
 
     def _encode_part(self, text: str) -> list[int]:
@@ -237,7 +237,7 @@ class Processor:
             )
         shape = (len(rows), longest)
         all_ids = torch.full(shape, self.stop_id)
-        labels = torch.full(shape, NOT_LEARNED)
+        labels = torch.full(shape, IGNORE_INDEX)
         attention = torch.zeros(shape, dtype=torch.int64)
         for row, (ids, row_labels) in enumerate(rows):
             start = longest - len(ids)

@@ -18,18 +18,18 @@ from transformers import (
     Sam2VideoModel,
 )
 
-from vesalius.models import segmenter
-from vesalius.models.batch import NOT_LEARNED, Batch
+from vesalius.models import sam2
+from vesalius.models.batch import IGNORE_INDEX, Batch
 from vesalius.models.cpu_parallel import train_on_cores
 from vesalius.models.families.table import family_of
 from vesalius.models.hiera import use_own_encoder
 from vesalius.models.mask_decoder import use_own_decoder
-from vesalius.models.segmenter import MaskLogits, SegPrompts
+from vesalius.models.sam2 import MaskLogits, SegPrompts
 from vesalius.models.specs import ModelSpec
 from vesalius.models.vlm import embed_batch, reset_rope, run_language_model, vision_encoder_of
 
-Encode = Callable[[Sam2VideoModel, torch.Tensor], segmenter.Features]
-"""`segmenter.encode_images`, or a function with the same results, such as a cache."""
+Encode = Callable[[Sam2VideoModel, torch.Tensor], sam2.Features]
+"""`sam2.encode_images`, or a function with the same results, such as a cache."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ class TextSegModel(nn.Module):
         """Text and mask logits for a batch with answers."""
         reset_rope(self.vlm)
         states = run_language_model(self.vlm, embed_batch(self.vlm, batch), self.seg_before_norm)
-        learned = batch.labels[:, 1:] != NOT_LEARNED
-        at = (batch.input_ids == self.seg_id) & (batch.labels != NOT_LEARNED)
+        learned = batch.labels[:, 1:] != IGNORE_INDEX
+        at = (batch.input_ids == self.seg_id) & (batch.labels != IGNORE_INDEX)
         seg = self.seg_prompts(states.seg[at], at.nonzero()[:, 0], batch)
         seg = _on_frames(seg, batch.frames_per_batch)
         return TextSegOutput(
@@ -96,7 +96,7 @@ class TextSegModel(nn.Module):
         self,
         g_pixel_values: Sequence[torch.Tensor],
         seg: SegPrompts,
-        encode: Encode = segmenter.encode_images,
+        encode: Encode = sam2.encode_images,
     ) -> MaskLogits:
         """One low-resolution mask for each [SEG], of g = S / 4 cells a side.
 
@@ -113,9 +113,9 @@ class TextSegModel(nn.Module):
         slot = _rank_within(position)
         prompts = seg.embedding.new_zeros(len(used), int(slot.max()) + 1, seg.embedding.shape[-1])
         prompts = prompts.index_put((position, slot), seg.embedding)
-        decoded = segmenter.decode(self.sam, features, prompts)
+        decoded = sam2.decode(self.sam, features, prompts)
         candidates, scores = decoded.candidates[position, slot], decoded.scores[position, slot]
-        return MaskLogits(segmenter.take_best(candidates, scores), scores.amax(dim=-1), candidates, scores)
+        return MaskLogits(sam2.take_best(candidates, scores), scores.amax(dim=-1), candidates, scores)
 
 
 def configs(spec: ModelSpec) -> tuple[PreTrainedConfig, PreTrainedConfig]:

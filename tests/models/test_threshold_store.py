@@ -14,7 +14,7 @@ from vesalius.errors import CheckpointError, DataError, OutputError
 from vesalius.models.cards import CARD, ThresholdOrigin, read_card
 from vesalius.models.reference import resolve_model
 from vesalius.models.stored_model import fingerprint_model
-from vesalius.models.threshold import check_target, store_threshold
+from vesalius.models.threshold_store import check_target, store_threshold
 
 ORIGIN = ThresholdOrigin(
     how="tuned", data="val", data_fingerprint="d4e5", metric="dice", value=0.8, n_samples=3

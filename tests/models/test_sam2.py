@@ -11,7 +11,7 @@ from tests.models.numbers import close, random
 from transformers import Sam2VideoModel
 
 from vesalius.masks import resize_bilinear
-from vesalius.models.segmenter import Decoded, decode, encode_images, object_pointers, take_best
+from vesalius.models.sam2 import Decoded, decode, encode_images, object_pointers, take_best
 
 IMAGES = {"img_odd": "odd_517x389.png", "img_sq400": "square_400.png", "img_sq700_2seg": "square_700.png"}
 CASES = [
