@@ -327,13 +327,13 @@ def test_parsing_arguments_imports_no_torch(code: str, absent: tuple[str, ...]) 
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_help_of_a_verb_shows_its_summary(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", VERBS)
+def test_help_of_a_command_shows_its_summary(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        main([verb, "--help"])
+        main([name, "--help"])
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert (VERBS[verb].__doc__ or "") in text
+    assert (VERBS[name].__doc__ or "") in text
     assert "default: None" not in text and "arguments." not in text
 
 

@@ -147,7 +147,7 @@ def viewed(tmp_path, FakeSegmenter, dataset):
 
 def test_gain_of_each_choice_of_views_is_that_of_trying_it(viewed):
     segmenter, data = viewed
-    tuned = find_threshold(segmenter, data, views=["flip", "scale_0.75"])
+    tuned = find_threshold(segmenter, data, tta=["flip", "scale_0.75"])
     assert segmenter.asked == ["vessel"] * 12
     assert sum(map(len, segmenter.plain.calls)) == 12  # one pass
     assert [trial.views for trial in tuned.trials] == [("flip",), ("scale_0.75",), ("flip", "scale_0.75")]
@@ -187,19 +187,19 @@ def test_gain_of_each_choice_of_views_is_that_of_trying_it(viewed):
 
 def test_plain_threshold_is_the_same_whatever_views_are_tried(viewed):
     segmenter, data = viewed
-    plain, tried = find_threshold(segmenter, data), find_threshold(segmenter, data, views=["flip"])
+    plain, tried = find_threshold(segmenter, data), find_threshold(segmenter, data, tta=["flip"])
     assert replace(tried, trials=()) == plain
     assert (plain.gain, plain.tta_gain) == (None, None)
 
 
 def test_no_gain_from_views_that_do_not_help_or_from_a_single_group(viewed):
     segmenter, data = viewed
-    worse = find_threshold(segmenter, data, views=["scale_0.75"])
+    worse = find_threshold(segmenter, data, tta=["scale_0.75"])
     assert worse.trials[0].gain < 0
     assert worse.tta_gain is None
     assert "--tta stays disabled" in summarize(worse, Path("b"), had_gain=True)[2]
     one = replace(data, samples=tuple(replace(sample, group="p") for sample in data.samples))
-    alone = find_threshold(segmenter, one, views=["flip"])
+    alone = find_threshold(segmenter, one, tta=["flip"])
     assert alone.trials[0].gain > 0
     assert (alone.trials[0].interval, alone.tta_gain) == (None, None)
 
@@ -212,7 +212,7 @@ def test_card_stores_the_gain_until_the_next_tuning_and_its_images_are_not_score
     from vesalius.scoring.evaluate import evaluate
 
     segmenter, data = viewed
-    tuned = find_threshold(segmenter, data, views=["flip"])
+    tuned = find_threshold(segmenter, data, tta=["flip"])
     bundle = Path(shutil.copytree(resolve_model("tiny").folder, tmp_path / "bundle"))
     with pytest.raises(SettingError, match="test-time augmentation"):
         load_predictor(bundle, tta=True)

@@ -7,7 +7,7 @@ import pytest
 
 from vesalius.synth.angiogram import compose, take
 from vesalius.synth.heart import grow_tree
-from vesalius.synth.motion import VISIBLE_SHARE, choose_bolus, choose_motion
+from vesalius.synth.motion import VISIBLE_CONCENTRATION, choose_bolus, choose_motion
 from vesalius.synth.series import draw_clip
 from vesalius.synth.tubes import Tube
 from vesalius.types import Item
@@ -62,7 +62,7 @@ def test_a_mask_ends_with_the_visible_concentration() -> None:
         reached = np.zeros((128, 128), dtype=bool)
         y, x = np.mgrid[:128, :128] + 0.5
         for each in scene.tree.vessels:
-            filled = scene.bolus.concentration(each.path_px, frame) >= VISIBLE_SHARE
+            filled = scene.bolus.concentration(each.path_px, frame) >= VISIBLE_CONCENTRATION
             points = scene.motion.moved(each.points, frame)[filled]
             for (px, py), radius in zip(points, each.tube.radii[filled], strict=True):
                 reached |= (x - px) ** 2 + (y - py) ** 2 < radius**2 - 1e-4

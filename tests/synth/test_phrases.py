@@ -14,10 +14,10 @@ CLEAR = np.ones((SIZE, SIZE), dtype=bool)
 
 
 def vessel(x: float, radius: float, depth: float = 0.0, kind: str = "") -> Vessel:
-    """A vertical vessel through the whole frame with a narrowing in its middle."""
+    """A vertical vessel through the whole frame with a stenosis in its middle."""
     points = np.stack([np.full(400, x), 8 + 0.6 * np.arange(400)], axis=1)
-    narrowing = depth * np.exp(-(((np.arange(400) - 200) / 15) ** 2))
-    return Vessel(points, np.full(400, radius), narrowing, kind=kind)
+    stenosis = depth * np.exp(-(((np.arange(400) - 200) / 15) ** 2))
+    return Vessel(points, np.full(400, radius), stenosis, kind=kind)
 
 
 def picture_of(*vessels: Vessel, clear: np.ndarray = CLEAR, filled: float = 1.0) -> Picture:
@@ -81,7 +81,7 @@ def test_a_stenosis_is_the_healthy_lumen_between_its_shoulders() -> None:
     narrowed = vessel(100, 6, depth=0.6)
     mask = masks_for(picture_of(narrowed, vessel(180, 6, depth=0.45)), ["stenosis"])["stenosis"]
     rows, columns = np.nonzero(mask)
-    reach = 15 * np.sqrt(np.log(0.6 / 0.2)) * 0.6  # at this distance, the narrowing is 20 %
+    reach = 15 * np.sqrt(np.log(0.6 / 0.2)) * 0.6  # at this distance, the stenosis is 20 %
     assert columns.min() >= 94 and columns.max() <= 106 and mask[:, 94:106].sum() > 0.7 * 12 * 2 * reach
     assert rows.max() - rows.min() == pytest.approx(2 * reach + 12, abs=3), "and a sphere at either end"
     assert mask[128, 95] and not mask_of(narrowed)[128, 95], "wider than what is open"

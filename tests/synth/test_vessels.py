@@ -8,7 +8,7 @@ import pytest
 from vesalius.synth import vessels
 from vesalius.synth.heart import grow_tree
 from vesalius.synth.retina import grow_eye
-from vesalius.synth.vessels import STENOSIS, Vessel, calibre, choose_origins, fork, murray_share
+from vesalius.synth.vessels import STENOSIS, Vessel, caliber, choose_origins, fork, murray_ratio
 
 
 def straight(radius: float, n: int = 400) -> Vessel:
@@ -26,16 +26,16 @@ def all_of(seed: int, kind: str, size: int = 512) -> list[Vessel]:
 
 def test_radii_of_two_daughters_obey_murrays_law() -> None:
     for share in (0.3, 0.6, 0.9):
-        assert share**3 + murray_share(share) ** 3 == pytest.approx(1)
+        assert share**3 + murray_ratio(share) ** 3 == pytest.approx(1)
     assert doctest.testmod(vessels).failed == 0
 
 
 def test_a_vessel_is_thinner_after_each_origin() -> None:
     vessel, radii = fork(straight(5), np.array([100, 200]), lambda radius: 0.5)
-    behind = murray_share(0.5)
+    behind = murray_ratio(0.5)
     assert radii == pytest.approx([2.5, 2.5 * behind])
     np.testing.assert_allclose(
-        vessel.healthy[[0, 100, 101, 200, 201]], 5 * behind ** np.array([0, 0, 1, 1, 2])
+        vessel.reference_radius[[0, 100, 101, 200, 201]], 5 * behind ** np.array([0, 0, 1, 1, 2])
     )
 
 
@@ -50,14 +50,16 @@ def test_murrays_law_holds_at_each_bifurcation_of_a_tree(kind: str) -> None:
         for children in found.values():
             parent, start = children[0].parent, children[0].start
             assert parent is not None
-            last = start == len(parent.healthy) - 1
-            ways = [child.healthy[0] for child in children] + ([] if last else [parent.healthy[start + 1]])
+            last = start == len(parent.reference_radius) - 1
+            outgoing = [child.reference_radius[0] for child in children] + (
+                [] if last else [parent.reference_radius[start + 1]]
+            )
             if last and len(children) == 1:
                 continue  # the other branch is not in the image
-            assert len(ways) == 2
-            total = sum(radius**3 for radius in ways) ** (1 / 3)
+            assert len(outgoing) == 2
+            total = sum(radius**3 for radius in outgoing) ** (1 / 3)
             # the parent tapers from one point to the next, more so if it is short
-            assert total == pytest.approx(parent.healthy[start], rel=0.01 + 1.5 / len(parent.points))
+            assert total == pytest.approx(parent.reference_radius[start], rel=0.01 + 1.5 / len(parent.points))
             forks += 1
     assert forks > 60
 
@@ -67,12 +69,12 @@ def test_murrays_law_holds_at_each_bifurcation_of_a_tree(kind: str) -> None:
 def test_branches_begin_on_their_parent_and_are_thinner(kind: str, size: int) -> None:
     for seed in range(4):
         for vessel in all_of(seed, kind, size):
-            assert vessel.points.shape == (len(vessel.healthy), 2) and len(vessel.narrowing) == len(
-                vessel.healthy
+            assert vessel.points.shape == (len(vessel.reference_radius), 2) and len(vessel.stenosis) == len(
+                vessel.reference_radius
             )
             if vessel.parent is not None:
                 np.testing.assert_allclose(vessel.points[0], vessel.parent.points[vessel.start], atol=1e-9)
-                assert vessel.healthy[0] < vessel.parent.healthy[vessel.start]
+                assert vessel.reference_radius[0] < vessel.parent.reference_radius[vessel.start]
                 assert vessel.path_px[0] == vessel.parent.path_px[vessel.start]
 
 
@@ -84,7 +86,7 @@ def test_origins_are_distinct_and_in_order_even_on_the_shortest_vessel() -> None
 
 
 def test_radii_begin_at_the_given_radius_and_taper() -> None:
-    radii = calibre(np.random.default_rng(1), np.linspace(0, 1, 200), 6.0, 0.5)
+    radii = caliber(np.random.default_rng(1), np.linspace(0, 1, 200), 6.0, 0.5)
     assert radii[0] == 6.0 and 2.5 < radii[-1] < 3.5
 
 
@@ -93,14 +95,14 @@ def test_a_stenosis_loses_half_the_diameter_or_more_between_its_shoulders(
     depth: float, expected: int
 ) -> None:
     index = np.arange(400)
-    narrowing = depth * np.exp(-(((index - 200) / 20) ** 2))
-    vessel = Vessel(straight(6).points, np.full(400, 6.0), narrowing)
-    assert vessel.stenosis.any() == expected
+    stenosis = depth * np.exp(-(((index - 200) / 20) ** 2))
+    vessel = Vessel(straight(6).points, np.full(400, 6.0), stenosis)
+    assert vessel.in_stenosis.any() == expected
     if expected:
-        np.testing.assert_array_equal(vessel.stenosis, narrowing >= vessels.SHOULDER)
+        np.testing.assert_array_equal(vessel.in_stenosis, stenosis >= vessels.SHOULDER)
         assert 1 - vessel.tube.radii.min() / 6 >= STENOSIS
 
 
 def test_a_vessel_of_one_pixel_has_no_stenosis() -> None:
     vessel = Vessel(straight(1).points, np.full(400, 0.8), np.full(400, 0.7))
-    assert not vessel.stenosis.any()
+    assert not vessel.in_stenosis.any()

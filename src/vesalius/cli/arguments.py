@@ -1,7 +1,7 @@
-"""Arguments that several verbs share: dataset, model, prediction and mask options.
+"""Arguments that several commands share: dataset, model, prediction and mask options.
 
-A flag has the name of the parameter that it sets. An absent flag is absent from the namespace as well, so the default
-of the called function applies.
+A flag has the name of the function parameter that it sets, except `plan --for` and `plan --set`. A flag that is not
+given is missing from the namespace, so the default of the called function applies.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 Result = dict[str, Any]
-"""Result of a verb, printed by `--json`; a value of `failed` other than 0 gives exit code 1."""
+"""Result of a command, printed by `--json`; a value of `failed` other than 0 gives exit code 1."""
 
 MODEL = "bundle, run folder, official Sa2VA folder or hub id, or `tiny`"
 MODEL_OR_BASELINE = f"{MODEL}; baselines: a U-Net run, or `frangi`"
@@ -22,19 +22,19 @@ OUT = "new folder for the result"
 
 
 def given(args: argparse.Namespace, names: str) -> dict[str, Any]:
-    """Those of the arguments `names` (separated by spaces) that were given or have a default here."""
+    """The arguments among `names` (separated by spaces) that were given or have a default in the parser."""
     return {name: getattr(args, name) for name in names.split() if name in args}
 
 
 def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """Parameter name -> default value of a function, for the help text of the flags of the same names."""
+    """Parameter name -> default value, as the default of the flag of the same name."""
     parameters = inspect.signature(function).parameters.values()
     return {each.name: each.default for each in parameters if each.default is not each.empty}
 
 
-def add_dataset_options(verb: argparse.ArgumentParser) -> None:
+def add_dataset_options(command: argparse.ArgumentParser) -> None:
     """Add --prompt, --split and --group: the options of `open_dataset`."""
-    add = verb.add_argument_group("dataset").add_argument
+    add = command.add_argument_group("dataset").add_argument
     add("--prompt", help="replace every phrase by this one")
     add("--split", metavar="NAME", help="read annotations.NAME.json of the folder")
     add(
@@ -45,26 +45,26 @@ def add_dataset_options(verb: argparse.ArgumentParser) -> None:
     )
 
 
-def add_num_workers(verb: argparse.ArgumentParser, task: str) -> None:
-    """Add --num-workers, the number of processes for `task`."""
-    verb.add_argument(
+def add_num_workers(command: argparse.ArgumentParser, task: str) -> None:
+    """Add --num-workers; `task` completes the help text "processes that ..."."""
+    command.add_argument(
         "--num-workers", type=int, metavar="N", help=f"processes that {task}; one per core if not given"
     )
 
 
-def add_prediction_options(verb: argparse.ArgumentParser) -> None:
-    """Add the options of `load_predictor` that do not depend on the threshold."""
+def add_prediction_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of `load_predictor` about answers, batches, tiles and the cache."""
     from vesalius.jobs.opening import load_predictor
     from vesalius.segmenter import AnswerMode
 
     default = defaults_of(load_predictor)
-    add = verb.add_argument_group("prediction").add_argument
+    add = command.add_argument_group("prediction").add_argument
     add(
         "--answer",
         choices=get_args(AnswerMode),
         default=default["answer"],
         help="verify: draft the usual answer and accept it if greedy decoding agrees (speculative decoding); "
-        "generate: greedy decoding, token by token; force: use the answer of the prompt template",
+        "generate: greedy decoding, token by token; force: always use the answer of the prompt template",
     )
     add("--batch-size", type=int, default=default["batch_size"], metavar="N", help="images per batch")
     add(
@@ -72,7 +72,7 @@ def add_prediction_options(verb: argparse.ArgumentParser) -> None:
         type=int,
         nargs="*",
         metavar="SIDE",
-        help="sliding windows of these sides in pixels, for thin structures in large images; without SIDE: half of "
+        help="sliding windows with these side lengths in pixels, for thin structures in large images; without SIDE: half "
         "the segmenter's input size",
     )
     add("--cache", type=Path, metavar="DIR", help="cache SAM 2 image embeddings in DIR")
@@ -83,9 +83,9 @@ def add_prediction_options(verb: argparse.ArgumentParser) -> None:
     )
 
 
-def add_mask_options(verb: argparse.ArgumentParser) -> None:
-    """Add --threshold, --tta and the clean-up of masks."""
-    add = verb.add_argument_group("masks").add_argument
+def add_mask_options(command: argparse.ArgumentParser) -> None:
+    """Add --threshold, --tta, --fill-holes and --drop-specks."""
+    add = command.add_argument_group("masks").add_argument
     add(
         "--threshold",
         type=float,
@@ -103,11 +103,16 @@ def add_mask_options(verb: argparse.ArgumentParser) -> None:
         metavar="PX",
         help="fill holes of up to PX pixels in the mask of each object",
     )
-    add("--drop-specks", type=int, metavar="PX", help="then remove connected components of up to PX pixels")
+    add(
+        "--drop-specks",
+        type=int,
+        metavar="PX",
+        help="remove connected components of up to PX pixels, after filling holes",
+    )
 
 
 def open_segmenter(args: argparse.Namespace, model: str) -> Any:
-    """The model, opened with the prediction options."""
+    """The segmenter of `model`, with the prediction and mask options."""
     from vesalius.jobs.opening import load_predictor
     from vesalius.models.cpu_allocator import keep_freed_memory
 
@@ -116,7 +121,7 @@ def open_segmenter(args: argparse.Namespace, model: str) -> Any:
 
 
 def prediction_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The keyword arguments of `load_predictor`."""
+    """The keyword arguments for `load_predictor`."""
     from vesalius.cleaning import Cleaning
     from vesalius.config import make_settings
     from vesalius.inference.feature_cache import CacheSettings, check_apart

@@ -1,4 +1,4 @@
-"""Find errors in a dataset before computing time is spent on it."""
+"""Find errors in a dataset before training on it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from vesalius.cli.arguments import DATA, Result, add_dataset_options, add_num_wo
 from vesalius.progress import Progress
 
 
-def add_arguments(verb: argparse.ArgumentParser) -> None:
-    add = verb.add_argument
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
     add("data", type=Path, metavar="DATA", help=DATA)
-    add_dataset_options(verb)
-    add_num_workers(verb, "read images")
+    add_dataset_options(command)
+    add_num_workers(command, "read images")
     add(
         "--report",
         type=Path,
@@ -24,14 +24,14 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         "--fix",
         type=Path,
         metavar="OUT",
-        help="write a corrected copy to OUT: masks of another size are rescaled, objects of one phrase united, "
-        "coordinates outside the image clipped, everything else that is wrong dropped; fixes.json lists all changes. "
-        "Exit code 1 then means that the copy still has errors",
+        help="write a corrected copy to OUT: masks of another size are rescaled, objects with the same phrase merged, "
+        "coordinates outside the image clipped, and all other faulty annotations dropped; fixes.json lists all "
+        "changes. Exit code 1 then means that the copy still has errors",
     )
 
 
 def run(args: argparse.Namespace) -> Result:
-    """Inspect the dataset; `failed` is the number of errors, of the corrected copy if there is one."""
+    """Inspect the dataset; `failed` is the number of errors in it, or in the corrected copy with --fix."""
     from vesalius.checks import fixes, report_page
     from vesalius.checks.inspection import inspect
     from vesalius.checks.terminal_report import as_json, summarize

@@ -1,4 +1,4 @@
-"""Compare evaluations of the same samples with paired statistics."""
+"""Compare evaluations of the same samples with paired statistical tests."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from vesalius.cli.arguments import OUT, Result
 
 
-def add_arguments(verb: argparse.ArgumentParser) -> None:
-    add = verb.add_argument
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
     add(
         "evaluations",
         type=Path,
@@ -23,12 +23,12 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         "--metric",
         action="append",
         metavar="NAME",
-        help="compare only this metric; may be repeated; all metrics if not given",
+        help="metric to compare; may be repeated; default: all",
     )
 
 
 def run(args: argparse.Namespace) -> Result:
-    """Write the comparison; `failed` is the number of samples without a score in some evaluation."""
+    """Write the comparison; `failed` is the number of samples without a score in at least one evaluation."""
     from vesalius.scoring.compare import compare, summarize
 
     result = compare(args.evaluations, args.out, only=vars(args).get("metric", ()))

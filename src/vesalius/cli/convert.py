@@ -1,4 +1,4 @@
-"""Convert a model between the official Sa2VA layout and a bundle, and prove that all tensors are the same."""
+"""Convert a model between the official Sa2VA layout and a bundle, and verify that all tensors are identical."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from vesalius.cli.arguments import OUT, Result, given
 from vesalius.progress import Progress
 
 
-def add_arguments(verb: argparse.ArgumentParser) -> None:
+def add_arguments(command: argparse.ArgumentParser) -> None:
     from vesalius.models.reference import Layout
 
-    add = verb.add_argument
+    add = command.add_argument
     add("source", metavar="SOURCE", help="official Sa2VA folder, bundle, or training checkpoint (.pth)")
     add("out", type=Path, metavar="OUT", help=OUT)
     add(
@@ -25,14 +25,14 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     add(
         "--base",
         metavar="MODEL",
-        help="base model of a .pth; with any other source, a model to compare the weights with",
+        help="base model of a .pth; for any other source, a model whose weights are compared",
     )
     add("--keep-adapter", action="store_true", help="keep the LoRA adapter separate, unmerged")
     add("--lora-alpha", type=float, metavar="A", help="LoRA alpha, if the .pth does not contain it")
 
 
 def run(args: argparse.Namespace) -> Result:
-    """Write the converted model and its proof, and return the proof."""
+    """Write the converted model and proof.json; returns the proof."""
     from vesalius.conversion.convert import convert
     from vesalius.conversion.proof import summarize
     from vesalius.models.cpu_allocator import keep_freed_memory

@@ -16,8 +16,8 @@ from vesalius.progress import Progress
 FOR_MODELS = "tiles tta cache fill_holes drop_specks"
 
 
-def add_arguments(verb: argparse.ArgumentParser) -> None:
-    add = verb.add_argument
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
     add(
         "model_and_data",
         nargs="+",
@@ -31,17 +31,22 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         help="score stored predictions instead of a model: the output of `predict`, or mask files named by id",
     )
     add("--out", type=Path, required=True, help=arguments.OUT)
-    add("--limit", type=int, metavar="N", help="score only the first N images")
-    add("--roi", type=Path, metavar="DIR", help="masks named by id; pixels outside of them are ignored")
+    add("--limit", type=int, metavar="N", help="evaluate only the first N images")
+    add(
+        "--roi",
+        type=Path,
+        metavar="DIR",
+        help="folder of region-of-interest masks named by id; pixels outside the region are ignored",
+    )
     add(
         "--allow-training-samples",
         action="store_true",
-        help="score images that the model was trained on; the report says so",
+        help="also evaluate images that the model was trained on; the report marks it",
     )
-    arguments.add_num_workers(verb, "score and draw")
-    arguments.add_dataset_options(verb)
-    arguments.add_prediction_options(verb)
-    arguments.add_mask_options(verb)
+    arguments.add_num_workers(command, "score and draw")
+    arguments.add_dataset_options(command)
+    arguments.add_prediction_options(command)
+    arguments.add_mask_options(command)
 
 
 def run(args: argparse.Namespace) -> Result:
@@ -64,7 +69,7 @@ def run(args: argparse.Namespace) -> Result:
 
 
 def _model_and_data(args: argparse.Namespace) -> tuple[str | None, Path]:
-    """The model and the dataset; no model with --predictions. A wrong number of arguments exits with 2."""
+    """The model and the dataset; the model is None with --predictions. Exits with 2 for a wrong number of arguments."""
     names = args.model_and_data
     if len(names) != (1 if "predictions" in args else 2):
         expected = "--predictions DIR DATA" if "predictions" in args else "MODEL DATA"

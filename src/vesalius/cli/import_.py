@@ -9,11 +9,11 @@ from vesalius.cli.arguments import DATA, OUT, Result, add_dataset_options, defau
 from vesalius.progress import Progress
 
 
-def add_arguments(verb: argparse.ArgumentParser) -> None:
+def add_arguments(command: argparse.ArgumentParser) -> None:
     from vesalius.curation.importing import import_dataset
     from vesalius.data.writers.formats import WRITERS
 
-    add = verb.add_argument
+    add = command.add_argument
     default = defaults_of(import_dataset)
     add("source", type=Path, metavar="SOURCE", help=f"{DATA}, or images without annotations")
     add("out", type=Path, metavar="OUT", help=OUT)
@@ -30,11 +30,11 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the .key.json of an earlier import: the same patients get the same pseudonyms",
     )
-    add_dataset_options(verb)
+    add_dataset_options(command)
 
 
 def run(args: argparse.Namespace) -> Result:
-    """Write the dataset; returns counts and notes."""
+    """Write the dataset; returns its counts and notes."""
     from vesalius.curation.importing import import_dataset
 
     options = given(args, "to pseudonymize key prompt split group")

@@ -7,12 +7,12 @@ import argparse
 from vesalius.cli.arguments import MODEL, Result
 
 
-def add_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("model", metavar="MODEL", help=MODEL)
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", metavar="MODEL", help=MODEL)
 
 
 def run(args: argparse.Namespace) -> Result:
-    """Print the facts of the model and return them."""
+    """Print the description of the model and return it."""
     from vesalius.models.info import describe, summarize
 
     facts = describe(args.model)

@@ -1,7 +1,7 @@
-"""The parser of all verbs, exit codes, and errors as one sentence or one JSON object.
+"""Entry point of the command line: argument parsing, exit codes, and errors as one sentence or one JSON object.
 
-argparse stays because alternatives add 0.07 s to `--help`. Only the arguments of the chosen verb are built, so
-`vesalius --help` imports no other package.
+argparse is used because click and typer add 0.07 s to `--help`. Only the arguments of the chosen command are built,
+so `vesalius --help` imports no other package.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ VERBS = {
     "info": info,
     "convert": convert,
 }
-"""Verb -> its module: the docstring is the summary, `add_arguments` fills the parser, `run` does the work."""
+"""Command -> module: its docstring is the summary, `add_arguments` fills the parser, `run` executes the command."""
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -59,47 +59,47 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def build_parser(chosen: Collection[str]) -> argparse.ArgumentParser:
-    """The parser of all verbs, with the arguments of the chosen ones only."""
+    """The parser of all commands, with arguments only for the `chosen` ones."""
     parser = argparse.ArgumentParser(
         prog="vesalius", description="Text-prompted segmentation of your own images."
     )
     parser.add_argument("--version", action="version", version=version("vesalius"))
     parser.set_defaults(json=False, verbose=False)
-    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, module in VERBS.items():
-        verb = verbs.add_parser(
+        command = commands.add_parser(
             name,
             help=module.__doc__,
             description=module.__doc__,
             formatter_class=_HelpFormatter,
             argument_default=argparse.SUPPRESS,
         )
-        verb.set_defaults(run=module.run)
+        command.set_defaults(run=module.run)
         if name in chosen:
-            module.add_arguments(verb)
-        verb.add_argument(
+            module.add_arguments(command)
+        command.add_argument(
             "--json", action="store_true", help="print the result as JSON, as the last line of stdout"
         )
-        verb.add_argument(
-            "-v", "--verbose", action="store_true", help="more messages, and tracebacks of errors"
+        command.add_argument(
+            "-v", "--verbose", action="store_true", help="print more messages, and the traceback of an error"
         )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; 0 for success, 1 for a refused or failed job, 2 for wrong usage."""
+    """Run one command and return the exit code: 0 success, 1 error or failed items, 2 wrong usage."""
     arguments = sys.argv[1:] if arguments is None else arguments
     args = build_parser(arguments[:1]).parse_args(arguments)
     level = logging.INFO if args.verbose else logging.WARNING
     logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s: %(message)s")
-    # a canceled job cleans up as after Ctrl-C
+    # SIGTERM, as from a canceled cluster job, cleans up like Ctrl-C
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     stdout = sys.stdout
     if args.json:
         sys.stdout = sys.stderr
     try:
         result = args.run(args)
-    except BrokenPipeError:  # the reader of the output, such as head, has closed it
+    except BrokenPipeError:  # the process that reads stdout, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
         return 1
     except (Exception, KeyboardInterrupt) as error:

@@ -8,30 +8,36 @@ from typing import get_args
 from vesalius.cli.arguments import MODEL, Result, given
 
 
-def add_arguments(verb: argparse.ArgumentParser) -> None:
+def add_arguments(command: argparse.ArgumentParser) -> None:
     from vesalius.segmenter import Purpose
 
-    add = verb.add_argument
+    add = command.add_argument
     add("model", metavar="MODEL", help=f"{MODEL}; a published name works without its weights")
     add(
         "--gpus",
         metavar="4x24GiB",
-        help="number and memory of GPUs, also 24GiB,48GiB; without it, the GPUs of this machine, or its CPU",
+        help="number and memory of the GPUs, or a list such as 24GiB,48GiB; default: the GPUs of this machine, or its CPU",
     )
-    add("--for", dest="purpose", choices=get_args(Purpose), default="predict", help="task of the model")
+    add(
+        "--for",
+        dest="purpose",
+        choices=get_args(Purpose),
+        default="predict",
+        help="what the model is used for",
+    )
     add(
         "--set",
         metavar="a=b",
         nargs="+",
         action="extend",
         dest="changes",
-        help="batch_size, prompts, image=[H,W], text_tokens, dtype; predict: quantization=8bit or 4bit, "
-        "cpu_memory=64GiB; train: trainable as in a recipe, sharded=true (FSDP2)",
+        help="settings of the plan: batch_size, prompts, image=[H,W], text_tokens, dtype; for predict: "
+        "quantization=8bit or 4bit, cpu_memory=64GiB; for train: trainable as in a recipe, sharded=true (FSDP2)",
     )
 
 
 def run(args: argparse.Namespace) -> Result:
-    """Print the plan with the reason for each number; `failed` is true if the model does not fit."""
+    """Print the plan with the reason for each number; `failed` is true if the model does not fit in memory."""
     from vesalius.inference.plan import make_plan, summarize
 
     plan = make_plan(args.model, **given(args, "gpus purpose changes"))

@@ -1,4 +1,4 @@
-"""Segment images, videos or folders of them, and write the masks."""
+"""Segment images, videos or folders by text prompts, and write the masks."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from vesalius.cli.arguments import Result, defaults_of, given
 from vesalius.progress import Progress
 
 
-def add_arguments(verb: argparse.ArgumentParser) -> None:
+def add_arguments(command: argparse.ArgumentParser) -> None:
     from vesalius.jobs.folder import SAVES, write_predictions
 
-    add = verb.add_argument
+    add = command.add_argument
     add("model", metavar="MODEL", help=arguments.MODEL_OR_BASELINE)
     add(
         "images",
@@ -32,29 +32,29 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         "--save",
         default=",".join(defaults_of(write_predictions)["save"]),
         metavar=",".join(SAVES),
-        help="outputs to write",
+        help="output types to write, separated by commas",
     )
-    _add_video_options(verb)
-    devices = verb.add_argument_group("devices").add_mutually_exclusive_group()
+    _add_video_options(command)
+    devices = command.add_argument_group("devices").add_mutually_exclusive_group()
     devices.add_argument(
         "--devices",
         metavar="cuda:0,cuda:1",
-        help="data parallel: one process per device; without it, one process on the GPU if there is one",
+        help="data parallel: one process per device; default: one process, on the GPU if there is one",
     )
     devices.add_argument(
         "--gpus",
         metavar="2x24GiB",
-        help="model parallel: one model over GPUs of this memory, also 24GiB,48GiB, as `vesalius plan` places it",
+        help="model parallel: split one model over GPUs with this memory, or a list such as 24GiB,48GiB; see `vesalius plan`",
     )
-    arguments.add_prediction_options(verb)
-    arguments.add_mask_options(verb)
+    arguments.add_prediction_options(command)
+    arguments.add_mask_options(command)
 
 
-def _add_video_options(verb: argparse.ArgumentParser) -> None:
+def _add_video_options(command: argparse.ArgumentParser) -> None:
     from vesalius.jobs.clip_folder import ask_clips
     from vesalius.segmenter import Propagation
 
-    group = verb.add_argument_group("videos")
+    group = command.add_argument_group("videos")
     group.add_argument(
         "--propagation",
         choices=("frames", *get_args(Propagation)),
@@ -63,7 +63,7 @@ def _add_video_options(verb: argparse.ArgumentParser) -> None:
         "frames, then Sa2VA's memory; sam2: prompt on key frames, then SAM 2's memory",
     )
     group.add_argument(
-        "--reprompt-every", type=int, metavar="N", help="with sam2: prompt again on each Nth frame"
+        "--reprompt-every", type=int, metavar="N", help="with sam2: prompt again every N frames"
     )
 
 
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> Result:
 
 @contextmanager
 def _open(args: argparse.Namespace) -> Iterator[tuple[Any, Any]]:
-    """The segmenter in this process and None, or the description of a model in other processes and their answers."""
+    """A segmenter in this process and None; or, with --devices, worker processes and their `answer_samples`."""
     if "devices" not in args:
         yield arguments.open_segmenter(args, args.model), None
         return

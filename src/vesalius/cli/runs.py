@@ -1,4 +1,4 @@
-"""List runs with progress, scores and the settings in which they differ."""
+"""List training runs with progress, scores and the settings that differ between them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 from vesalius.cli.arguments import Result
 
 
-def add_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("folder", type=Path, metavar="DIR", help="run folder, or a folder that contains runs")
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "folder", type=Path, metavar="DIR", help="run folder, or a folder that contains runs"
+    )
 
 
 def run(args: argparse.Namespace) -> Result:

@@ -1,4 +1,4 @@
-"""Split a dataset by patient or sequence into training, validation and test parts, or into folds."""
+"""Split a dataset by patient or sequence into training, validation and test sets, or into folds."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from vesalius.cli.arguments import DATA, OUT, Result, add_dataset_options, given
 from vesalius.progress import Progress
 
 
-def add_arguments(verb: argparse.ArgumentParser) -> None:
-    add = verb.add_argument
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
     add("data", type=Path, metavar="DATA", help=DATA)
     add("out", type=Path, metavar="OUT", help=OUT)
-    parts = verb.add_mutually_exclusive_group(required=True)
+    parts = command.add_mutually_exclusive_group(required=True)
     parts.add_argument(
         "--fractions",
         type=float,
@@ -24,12 +24,12 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     parts.add_argument(
         "--folds", type=int, metavar="K", help="K folds for cross-validation: fold1.train, fold1.val, ..."
     )
-    add("--seed", type=int, default=0, help="random seed for ties")
-    add_dataset_options(verb)
+    add("--seed", type=int, default=0, help="random seed, used to break ties")
+    add_dataset_options(command)
 
 
 def run(args: argparse.Namespace) -> Result:
-    """Write the parts; returns their sizes and groups."""
+    """Write the splits; returns their sizes and groups."""
     from vesalius.curation.splits import split_dataset, summarize
     from vesalius.data.dataset import open_dataset
 
@@ -39,5 +39,5 @@ def run(args: argparse.Namespace) -> Result:
         result = split_dataset(dataset, args.out, **options, on_progress=progress.reach)
     for line in summarize(result):
         print(line)
-    print(f"{args.out}: open a part with --split NAME")
+    print(f"{args.out}: open a split with --split NAME")
     return result

@@ -1,4 +1,4 @@
-"""Write a synthetic dataset of angiograms or retinas with exact masks."""
+"""Generate a synthetic dataset of angiograms or fundus photographs with exact masks."""
 
 from __future__ import annotations
 
@@ -10,24 +10,29 @@ from vesalius.cli.arguments import OUT, Result, add_num_workers, defaults_of, gi
 from vesalius.progress import Progress
 
 
-def add_arguments(verb: argparse.ArgumentParser) -> None:
+def add_arguments(command: argparse.ArgumentParser) -> None:
     from vesalius.synth.series import Kind, Phrases, write_dataset
 
-    add = verb.add_argument
+    add = command.add_argument
     default = defaults_of(write_dataset)
     add("out", type=Path, metavar="OUT", help=OUT)
     add("--n", type=int, default=48, help="number of images or clips")
     add("--frames", type=int, default=default["frames"], help="frames per clip; 1: still images")
     add("--seed", type=int, default=default["seed"], help="random seed")
     add("--size", type=int, default=default["size"], help="height and width in pixels")
-    add("--kind", choices=get_args(Kind), default=default["kind"], help="type of image; mixed alternates")
+    add(
+        "--kind",
+        choices=get_args(Kind),
+        default=default["kind"],
+        help="image type; mixed alternates between both",
+    )
     add(
         "--phrases",
         choices=get_args(Phrases),
         default=default["phrases"],
-        help="all: also phrases that need language understanding, such as 'the widest vessel' or 'stenosis'",
+        help="all: adds phrases that need language understanding, such as 'the widest vessel' or 'stenosis'",
     )
-    add_num_workers(verb, "draw images")
+    add_num_workers(command, "generate images")
 
 
 def run(args: argparse.Namespace) -> Result:

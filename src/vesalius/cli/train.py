@@ -1,4 +1,4 @@
-"""Fine-tune a model as described by a recipe."""
+"""Fine-tune a model with the settings of a recipe."""
 
 from __future__ import annotations
 
@@ -11,28 +11,35 @@ from vesalius.errors import SettingError
 from vesalius.progress import Progress
 
 
-def add_arguments(verb: argparse.ArgumentParser) -> None:
+def add_arguments(command: argparse.ArgumentParser) -> None:
     # default=None: Python 3.11 would pass argparse.SUPPRESS to Path
-    verb.add_argument(
-        "recipe", type=Path, metavar="RECIPE.yaml", nargs="?", default=None, help="settings of the run"
+    command.add_argument(
+        "recipe",
+        type=Path,
+        metavar="RECIPE.yaml",
+        nargs="?",
+        default=None,
+        help="recipe: the settings of the run",
     )
-    verb.add_argument(
-        "--set", metavar="a.b=c", nargs="+", action="extend", help="change settings of the recipe"
+    command.add_argument(
+        "--set", metavar="a.b=c", nargs="+", action="extend", help="override settings of the recipe"
     )
-    mode = verb.add_mutually_exclusive_group()
+    mode = command.add_mutually_exclusive_group()
     mode.add_argument("--resume", type=Path, metavar="RUN", help="continue the run in this folder")
-    mode.add_argument("--overfit", type=int, metavar="N", help="overfit test on N samples")
+    mode.add_argument(
+        "--overfit", type=int, metavar="N", help="overfit test: train and validate on the same N samples"
+    )
     mode.add_argument(
         "--find-lr",
         type=Path,
         metavar="FILE.png",
-        help="learning rate finder: train briefly with rising learning rates, suggest one and plot the curve; no run "
-        "folder is written",
+        help="learning rate finder: train briefly with an increasing learning rate, suggest a value and plot the loss curve; "
+        "writes no run folder",
     )
 
 
 def run(args: argparse.Namespace) -> Result:
-    """Start or resume a run, or search a learning rate; returns the path of the run and of its best checkpoint."""
+    """Start or resume a run, or run the learning rate finder; returns the paths of the run and its best checkpoint."""
     from vesalius.models.cpu_allocator import keep_freed_memory
     from vesalius.training import run as training
     from vesalius.training.validation import summarize
@@ -55,7 +62,7 @@ def run(args: argparse.Namespace) -> Result:
         }
         if folder is None:
             folder = training.train(settings, **given(args, "overfit"), **reports)
-        else:  # the run may have been moved since
+        else:  # the run folder may have been moved since it was written
             training.resume(settings.changed(out=folder), **reports)
     return {"run": str(folder), "best": str((folder / "best").resolve())}
 

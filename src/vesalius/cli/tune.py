@@ -10,10 +10,10 @@ from vesalius.cli.arguments import Result, defaults_of, given
 from vesalius.progress import Progress
 
 
-def add_arguments(verb: argparse.ArgumentParser) -> None:
+def add_arguments(command: argparse.ArgumentParser) -> None:
     from vesalius.scoring.tune import TUNABLE, find_threshold
 
-    add = verb.add_argument
+    add = command.add_argument
     add("model", metavar="MODEL", help=arguments.MODEL)
     add("data", type=Path, metavar="DATA", help=arguments.DATA)
     add("--metric", choices=TUNABLE, default=defaults_of(find_threshold)["metric"], help="metric to maximize")
@@ -21,22 +21,21 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         metavar="BUNDLE",
-        help="new bundle; without it, the card of MODEL is changed in place",
+        help="new bundle to write; default: the model card of MODEL is changed in place",
     )
     add(
         "--tta",
-        dest="views",
         type=lambda text: text.split(","),
         metavar="flip,scale_0.75,scale_1.33",
-        help="also measure test-time augmentation with each subset of these views; the best one is enabled if its "
+        help="also measure test-time augmentation with each subset of these views; the best subset is enabled if its "
         "gain is significant",
     )
-    arguments.add_dataset_options(verb)
-    arguments.add_prediction_options(verb)
+    arguments.add_dataset_options(command)
+    arguments.add_prediction_options(command)
 
 
 def run(args: argparse.Namespace) -> Result:
-    """Tune the threshold and write the bundle; returns the scores of the thresholds."""
+    """Tune the threshold and write the bundle; returns the score of each threshold."""
     from vesalius.data.dataset import open_dataset
     from vesalius.models.threshold_store import check_target, store_threshold
     from vesalius.scoring.tune import as_json, find_threshold, summarize
@@ -45,7 +44,7 @@ def run(args: argparse.Namespace) -> Result:
     dataset = open_dataset(args.data, **given(args, "split prompt group"))
     predictor = arguments.open_segmenter(args, args.model)
     with Progress(len(dataset.samples), "tune") as progress:
-        tuned = find_threshold(predictor, dataset, **given(args, "metric views"), on_progress=progress.reach)
+        tuned = find_threshold(predictor, dataset, **given(args, "metric tta"), on_progress=progress.reach)
     store_threshold(args.model, target, tuned.threshold, tuned.origin, tuned.images, tuned.tta_gain)
     for line in summarize(tuned, target, had_gain=predictor.model_card.tta is not None):
         print(line)

@@ -108,12 +108,12 @@ def find_threshold(
     metric: str = "dice",
     on_progress: Callable[[int], None] = lambda done: None,
     *,
-    views: Sequence[str] = (),
+    tta: Sequence[str] = (),
 ) -> TuningResult:
     """The threshold with the highest mean of the metric over all predictions; among equals the nearest to 0.5.
 
     Each image is predicted once; its histogram of probabilities gives the metric at all thresholds. A prediction
-    without [SEG] is the empty mask at each. With `views`, each combination of them is tried as well
+    without [SEG] is the empty mask at each. With `tta`, each combination of its views is tried as well
     (`Segmenter.with_views`). SettingError for an unknown metric, for prompts that the segmenter refuses, and for views
     that it or a prompt does not allow; DataError if an image cannot be read or predicted, for samples without masks,
     and for images that the model was trained on.
@@ -126,9 +126,9 @@ def find_threshold(
     prompts = [prompt for sample in samples for prompt in sample.prompts]
     segmenter.check_prompts(dict.fromkeys(prompts))
     images = _hash_images(segmenter, samples)
-    if views:
-        segmenter, views = segmenter.with_views(views, prompts)
-    choices = [some for count in range(len(views) + 1) for some in combinations(views, count)]
+    if tta:
+        segmenter, tta = segmenter.with_views(tta, prompts)
+    choices = [some for count in range(len(tta) + 1) for some in combinations(tta, count)]
     values: dict[Views, list[np.ndarray]] = {choice: [] for choice in choices}
     groups: list[str] = []
     predicted = predict_samples(MeasuredSegmenter(segmenter), samples)
@@ -141,7 +141,7 @@ def find_threshold(
                     field=sample.id,
                 )
             for choice in choices:
-                seen = _through(prediction, choice) if views else prediction
+                seen = _through(prediction, choice) if tta else prediction
                 values[choice].append(_curve(seen, item, index, metric))
             groups.append(group_of(sample))
         on_progress(done)

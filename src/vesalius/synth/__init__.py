@@ -1,4 +1,4 @@
-"""Synthetic images with exact masks: coronary angiograms, as stills or clips, and fundus photographs."""
+"""Synthetic images with exact masks: coronary angiograms (stills or clips) and fundus photographs."""
 
 from vesalius.synth.series import PROMPTS, draw, draw_clip, write_dataset
 

@@ -1,6 +1,6 @@
 """Synthetic coronary angiograms, as stills or clips: X-ray projections of tubes.
 
-Each tube has one geometry, which gives both its attenuation (Beer-Lambert law) and its mask. Vessels are dark on a brighter
+The attenuation of a tube (Beer-Lambert law) and its mask come from the same geometry. Vessels are dark on a brighter
 background.
 """
 
@@ -15,7 +15,7 @@ from vesalius.synth.chest import Chest, build_chest, close_collimator, puff
 from vesalius.synth.devices import CatheterLook, bend_catheter, choose_look, thread_wire
 from vesalius.synth.exposure import Detector, choose_detector, expose
 from vesalius.synth.heart import Tree, grow_tree
-from vesalius.synth.motion import VISIBLE_SHARE, Bolus, Motion, choose_bolus, choose_motion
+from vesalius.synth.motion import VISIBLE_CONCENTRATION, Bolus, Motion, choose_bolus, choose_motion
 from vesalius.synth.picture import Picture, find_visible
 from vesalius.synth.tubes import REFERENCE_SIZE, SAMPLE_STEP, Shadow, Tube, add_up, cast
 
@@ -26,28 +26,28 @@ ALL_PHRASES = (*PHRASES, "guide wire", "stenosis", "the widest vessel", "the ves
 
 @dataclass(frozen=True)
 class Angiogram:
-    """The parts of an angiogram that are the same in all frames of a clip."""
+    """Geometry and appearance of an angiogram, shared by all frames of a clip."""
 
     tree: Tree
     vessel_mu: float
-    """Attenuation per pixel of path length at full contrast agent concentration."""
-    twig_share: float
-    """Attenuation of twigs as a share of `vessel_mu`."""
+    """Attenuation of the vessels per pixel of path length, at full contrast agent concentration."""
+    twig_ratio: float
+    """Attenuation of twigs relative to `vessel_mu`."""
     catheter: Tube | None
     look: CatheterLook
     wire: Tube | None
     wire_attenuation: float
-    """Attenuation at the center of the wire's tip."""
+    """Attenuation along the central ray through the wire's tip."""
     chest: Chest
     puff: Float[np.ndarray, "h w"]
-    """Attenuation of contrast agent in the aorta."""
+    """Attenuation of the contrast agent that flows back into the aorta."""
     opening: Float[np.ndarray, "h w"]
     """Transmission of the collimator, in [0, 1]."""
     detector: Detector
     motion: Motion | None = None
-    """None for a still."""
+    """Heartbeat and respiration; None for a still."""
     bolus: Bolus | None = None
-    """None if all vessels are filled with contrast agent."""
+    """Inflow and washout of contrast agent; None for a still with filled vessels."""
 
     @property
     def size(self) -> int:
@@ -58,10 +58,10 @@ class Angiogram:
 def compose(
     rng: np.random.Generator, size: int, frames: int = 1, devices: np.random.Generator | None = None
 ) -> Angiogram:
-    """A random angiogram: a still with filled vessels for one frame, else a clip with motion and inflow.
+    """A random angiogram: a still with filled vessels if `frames` is 1, else a clip with motion and contrast inflow.
 
-    It has one catheter and no guide wire. With a generator `devices`, one of six has no catheter, and two of five of the
-    others have a guide wire.
+    Without `devices`, it has one catheter and no guide wire. With this generator, one of six angiograms has neither, two
+    of six have both, and three of six have only a catheter.
     """
     tree = grow_tree(rng, size)
     pixel = REFERENCE_SIZE / size
@@ -69,7 +69,7 @@ def compose(
     vessel_mu = rng.uniform(0.018, 0.04) * pixel
     chest = build_chest(rng, size)
     look = choose_look(rng, vessel_mu, size)
-    twig_share = rng.uniform(0.4, 1.0)
+    twig_ratio = rng.uniform(0.4, 1.0)
     cloud = puff(rng, tree.vessels[0].tube, size)
     opening, detector = close_collimator(rng, size), choose_detector(rng)
     motion = choose_motion(rng, tree) if frames > 1 else None
@@ -80,19 +80,19 @@ def compose(
         choice = devices.random()
         catheter, wire = (None, None) if choice < 1 / 6 else (catheter, wire if choice < 1 / 2 else None)
     return Angiogram(
-        tree, vessel_mu, twig_share, catheter, look, wire, wire_attenuation, chest, cloud, opening, detector, motion, bolus
+        tree, vessel_mu, twig_ratio, catheter, look, wire, wire_attenuation, chest, cloud, opening, detector, motion, bolus
     )  # fmt: skip
 
 
 def take(scene: Angiogram, noise: np.random.Generator, frame: int = 0) -> Picture:
-    """One frame of an angiogram, with quantum noise from the generator `noise`."""
+    """One rendered frame of an angiogram, with quantum noise from the generator `noise`."""
     size, clear = scene.size, scene.opening > 0.5
     breath = (0.0, 0.0) if scene.motion is None else tuple(scene.motion.breath_at(frame).tolist())
     at_ostium = float(_filling(scene, np.zeros(1), frame)[0])
     attenuation = scene.chest.at(breath) + at_ostium * scene.puff
     objects: dict[str, np.ndarray] = {}
     visible = []
-    for vessels, share in ((scene.tree.vessels, 1.0), (scene.tree.twigs, scene.twig_share)):
+    for vessels, share in ((scene.tree.vessels, 1.0), (scene.tree.twigs, scene.twig_ratio)):
         tubes, shadows = [], []
         for vessel in vessels:
             tube = _moved(scene, vessel.tube, frame)
@@ -100,7 +100,9 @@ def take(scene: Angiogram, noise: np.random.Generator, frame: int = 0) -> Pictur
             tubes.append(tube)
             shadows.append(_cast(tube, size, filling))
             if vessel.kind != "twig":
-                visible.append(find_visible(vessel, tube, filling >= VISIBLE_SHARE, clear, shadows[-1]))
+                visible.append(
+                    find_visible(vessel, tube, filling >= VISIBLE_CONCENTRATION, clear, shadows[-1])
+                )
         attenuation += scene.vessel_mu * share * add_up(tubes, shadows, size)
     if scene.catheter is not None:
         catheter = scene.catheter if scene.motion is None else scene.motion.carried(scene.catheter, frame)
@@ -118,7 +120,7 @@ def take(scene: Angiogram, noise: np.random.Generator, frame: int = 0) -> Pictur
 
 
 def _filling(scene: Angiogram, path_px: np.ndarray, frame: int) -> Float[np.ndarray, " k"]:
-    """Relative concentration of contrast agent at points `path_px` from the ostium."""
+    """Relative contrast agent concentration at the path lengths `path_px` from the ostium, in pixels."""
     return np.ones(len(path_px)) if scene.bolus is None else scene.bolus.concentration(path_px, frame)
 
 
@@ -131,7 +133,7 @@ def _cast(tube: Tube, size: int, filling: np.ndarray) -> Shadow:
 
 
 def _cast_wire(scene: Angiogram, frame: int) -> Shadow:
-    """The attenuation of the guide wire; its tip, a platinum coil, is the darkest part."""
+    """Attenuation of the guide wire; the platinum coil at its tip is the darkest part."""
     assert scene.wire is not None
     tube = _moved(scene, scene.wire, frame)
     from_end = SAMPLE_STEP * np.arange(len(tube.points))[::-1] * REFERENCE_SIZE / scene.size

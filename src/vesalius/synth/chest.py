@@ -1,6 +1,6 @@
-"""X-ray attenuation of the chest behind the vessels, and the collimator at the border of a frame.
+"""X-ray attenuation of the chest (the background of an angiogram), and the collimator at the edges of a frame.
 
-Nothing is taken from real images. Contrast, noise and lines were adjusted by comparison with real angiograms.
+No real image is used. Contrast, noise and line density were tuned by comparison with real angiograms.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from vesalius.synth.tubes import REFERENCE_SIZE, Tube, chords
 
 @dataclass(frozen=True)
 class Chest:
-    """Attenuation of the chest without contrast agent."""
+    """Attenuation of the chest without vessels."""
 
     still: Float[np.ndarray, "h w"]
     """Static part: spine, ribs, lung vessels, wires on the skin."""
     moving: Float[np.ndarray, "g g"]
-    """Part that moves with respiration, the diaphragm and the border of the heart, at half the resolution."""
+    """Part that moves with respiration (diaphragm, edge of the heart), at half the resolution."""
 
     def at(self, shift_px: tuple[float, float]) -> Float[np.ndarray, "h w"]:
-        """Total attenuation, float32, about 0 to 1.5, with the moving part shifted by (x, y) pixels."""
+        """Total attenuation, float32, about 0 to 1.5, with the moving part shifted by `shift_px` = (x, y)."""
         size = len(self.still)
         ratio = len(self.moving) / size
         x, y = (shift * ratio for shift in shift_px)
@@ -37,20 +37,20 @@ class Chest:
 
 
 def build_chest(rng: np.random.Generator, size: int) -> Chest:
-    """A random chest."""
-    # half the resolution is enough, since nothing here is sharper than two pixels
+    """A chest with random tissue texture, diaphragm, spine, ribs, lung and wires."""
+    # half the resolution is enough: no structure here is sharper than two pixels
     half = max(32, size // 2)
     y, x = (np.mgrid[:half, :half].astype(np.float32) + 0.5) / half
     field = rng.uniform(0.05, 0.2) * smooth_noise(rng, 2, half)
     for cells, strength in ((5, 0.04), (11, 0.018), (23, 0.018), (50, 0.018), (110, 0.02)):
         field += rng.uniform(0.2, 1.0) * strength * smooth_noise(rng, cells, half)
-    # lung and bone markings: lines, not clouds
+    # lung and bone markings are lines, unlike the noise above
     for cells, strength in ((9, 0.09), (20, 0.08), (44, 0.08)):
         ridges = np.exp(-((smooth_noise(rng, cells, half) / 0.16) ** 2))
         patches = np.clip(smooth_noise(rng, 4, half) + 0.4, 0, 1)
         field += rng.uniform(0, 1) ** 2 * strength * ridges * patches
     moving = np.zeros_like(field)
-    for _ in range(rng.integers(1, 6)):  # diaphragm, border of the heart, mediastinum
+    for _ in range(rng.integers(1, 6)):  # diaphragm, edge of the heart, mediastinum
         moving += rng.uniform(0.05, 0.38) * _soft_step(rng, x, y)
     if rng.random() < 0.6:
         field += _spine(rng, x, y)
@@ -69,7 +69,7 @@ def enlarge(field: np.ndarray, size: int) -> np.ndarray:
 
 
 def _lines(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Lines similar to vessels: lung vessels and wires."""
+    """Attenuation of vessel-like lines: lung vessels and ECG wires."""
     pixel = REFERENCE_SIZE / size
     total = np.zeros((size, size), dtype=np.float32)
     if rng.random() < 0.6:
@@ -82,7 +82,7 @@ def _lines(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def puff(rng: np.random.Generator, trunk: Tube, size: int) -> Float[np.ndarray, "h w"]:
-    """Attenuation of contrast agent that flows back into the aorta, in three of ten images; float32."""
+    """Attenuation of contrast agent that flows back into the aorta, float32; 0 in seven of ten images."""
     pixel = REFERENCE_SIZE / size
     if rng.random() >= 0.3:
         return np.zeros((size, size), dtype=np.float32)
@@ -94,13 +94,13 @@ def puff(rng: np.random.Generator, trunk: Tube, size: int) -> Float[np.ndarray, 
 
 
 def smooth_noise(rng: np.random.Generator, cells: int, size: int) -> np.ndarray:
-    """Gaussian noise on a grid of cells x cells, interpolated to size x size, float32."""
+    """Gaussian noise on a grid of about `cells` x `cells`, interpolated to (size, size), float32."""
     grid = rng.standard_normal((cells + 2, cells + 2)).astype(np.float32)
     return np.asarray(Image.fromarray(grid).resize((size, size), Image.Resampling.BICUBIC))
 
 
 def _soft_step(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A field of 1 on one side of a curved border and 0 on the other."""
+    """A field that is 1 on one side of a random curve and 0 on the other, with a smooth transition."""
     angle = (np.pi / 2 if rng.random() < 0.5 else rng.uniform(0, 2 * np.pi)) + rng.normal(0, 0.25)
     cos, sin = math.cos(angle), math.sin(angle)
     across = (x - 0.5) * cos + (y - 0.5) * sin
@@ -114,12 +114,12 @@ def _soft_step(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.nda
 
 
 def _rise(value: np.ndarray) -> np.ndarray:
-    """Smooth step from 0 to 1 around 0."""
+    """Smooth step from 0 (value << 0) to 1 (value >> 0)."""
     return 0.5 + 0.5 * value / np.sqrt(1 + value * value)
 
 
 def _spine(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A vertical band with dark endplates of the vertebrae."""
+    """Attenuation of the spine: a vertical band with dark vertebral endplates."""
     across = x - rng.uniform(0.15, 0.95) - rng.normal(0, 0.12) * (y - 0.5)
     width = rng.uniform(0.08, 0.16)
     band = _rise((across + width) / 0.012) - _rise((across - width) / 0.012)
@@ -130,7 +130,7 @@ def _spine(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray
 
 
 def _ribs(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Oblique parallel bands with dark rims."""
+    """Attenuation of the ribs: oblique parallel bands with dark rims."""
     slope, bow = rng.normal(0, 0.5), rng.normal(0, 0.6)
     phase = (y + slope * x + bow * (x - 0.5) ** 2) * rng.uniform(2.2, 5) + rng.uniform()
     wave = np.sin(2 * np.pi * phase)
@@ -139,7 +139,7 @@ def _ribs(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def close_collimator(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Transmission of the collimator: about 1 inside, below 0.5 in the dark borders of many frames."""
+    """Transmission of the collimator, float32: about 1 in the opening, below 0.5 behind the blades."""
     y, x = (np.ogrid[:size, :size][axis].astype(np.float32) + 0.5 for axis in (0, 1))
     opening = np.ones((size, size), dtype=np.float32)
     if rng.random() < 0.35:
@@ -151,6 +151,6 @@ def close_collimator(rng: np.random.Generator, size: int) -> np.ndarray:
     for distance in (x, size - x, y, size - y):
         if rng.random() < 0.75:
             depth = (distance / scale - rng.exponential(width_px)).astype(np.float32)
-            # a slight glow inside the border, as from the equalization of a real workstation
+            # a slight glow along the blades, as from the equalization of a real workstation
             opening *= _rise(depth / softness_px) * (1 + glow * np.exp(-np.abs(depth) / reach_px))
     return opening

@@ -1,4 +1,4 @@
-"""Catheters, guide wires, and background lines that resemble them."""
+"""Catheters and guide wires, and similar lines in the background."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from vesalius.synth.vessels import Vessel
 
 
 def bend_catheter(rng: np.random.Generator, tree: Tree) -> Tube:
-    """A catheter: a tube of constant radius from a border of the frame, mostly the upper one, to the ostium.
+    """A catheter: a tube of constant radius from an edge of the frame, mostly the upper one, to the ostium.
 
-    It is the one of three candidates with the least overlap with vessels, which it should meet at the ostium only.
+    Of three random candidates, the one with the least overlap with vessels is returned.
     """
     size = tree.projection.size
     covered = np.zeros((size, size), dtype=bool)
@@ -45,7 +45,7 @@ def _bend_one(rng: np.random.Generator, trunk: Tube, size: int) -> Tube:
 
 
 def _choose_entry(rng: np.random.Generator, tip: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(x, y) of a point just outside the frame, and the unit vector from that border inwards."""
+    """(x, y) of an entry point just outside the frame, and the unit vector that points into the frame."""
     x, y = np.clip(tip + rng.normal(0, 0.16 * size, 2), 0.05 * size, 0.95 * size)
     near, far = -0.03 * size, 1.03 * size
     entries = (((x, near), (0, 1)), ((near, y), (1, 0)), ((far, y), (-1, 0)), ((x, far), (0, -1)))
@@ -54,17 +54,17 @@ def _choose_entry(rng: np.random.Generator, tip: np.ndarray, size: int) -> tuple
 
 
 def _points_over(tube: Tube, covered: np.ndarray) -> int:
-    """Number of points of the tube's centerline on a vessel."""
+    """Number of centerline points of the tube on pixels of `covered`."""
     x, y = np.clip(np.floor(tube.points).astype(int), 0, len(covered) - 1).T
     return int(covered[y, x].sum())
 
 
 def thread_wire(rng: np.random.Generator, tree: Tree) -> Tube:
-    """A guide wire from the catheter's tip almost to the end of one of the vessels."""
+    """A guide wire from the ostium almost to the end of a random vessel."""
     lumen, radii = _path_to(tree.vessels[rng.integers(len(tree.vessels))])
     stop = max(4, int(len(lumen) * rng.uniform(0.75, 0.97)))
     lumen, radii = lumen[:stop], radii[:stop]
-    # inside the lumen, off its center
+    # inside the lumen, but off the centerline
     aside = 0.4 * radii * wave(rng, np.linspace(0, 1, stop), max(1.0, stop / 120))
     along = np.gradient(lumen, axis=0)
     normal = np.stack([-along[:, 1], along[:, 0]], axis=1) / np.maximum(np.hypot(*along.T), 1e-6)[:, None]
@@ -86,7 +86,7 @@ def _path_to(vessel: Vessel) -> tuple[np.ndarray, np.ndarray]:
 def scatter_lines(
     rng: np.random.Generator, n: int, radius: tuple[float, float], bend: float, size: int
 ) -> list[Tube]:
-    """`n` random curves across the frame: background veins or wires. `bend` is relative to their length."""
+    """`n` random curves across the frame, for background vessels or wires; `bend` is relative to their length."""
     lines = []
     for _ in range(n):
         start = rng.uniform(0, size, 2)
@@ -102,17 +102,17 @@ def scatter_lines(
 
 @dataclass(frozen=True)
 class CatheterLook:
-    """Attenuation of a catheter: filled like the vessels, or a wall around a radiolucent lumen."""
+    """Appearance of a catheter: filled with contrast agent, or a radiopaque wall around a radiolucent lumen."""
 
     mu: float
-    """Attenuation of the contrast agent or the wall per pixel of path length."""
+    """Attenuation per pixel of path length, of the contrast agent or the wall."""
     lumen: float
-    """Radius of the lumen as a share of the catheter's radius; 0 for a filled catheter."""
+    """Radius of the lumen relative to the catheter's radius; 0 for a filled catheter."""
     clear: float
-    """Reduction of attenuation in the lumen, as a share of the wall's."""
+    """Attenuation that the lumen lacks, relative to the wall."""
 
     def attenuation(self, catheter: Tube, whole: np.ndarray, filled: float) -> Float[np.ndarray, "h w"]:
-        """Attenuation of the catheter with path lengths `whole` at the relative contrast concentration `filled`."""
+        """Attenuation, for path lengths `whole` in pixels and the relative contrast concentration `filled`."""
         if not self.lumen:
             return self.mu * (0.4 + 0.6 * filled) * whole
         inner = chords([replace(catheter, radii=catheter.radii * self.lumen)], len(whole))
@@ -120,7 +120,7 @@ class CatheterLook:
 
 
 def choose_look(rng: np.random.Generator, vessel_mu: float, size: int) -> CatheterLook:
-    """A random appearance of the catheter, for vessels with the attenuation `vessel_mu` per pixel."""
+    """A random appearance; `vessel_mu` is the vessels' attenuation per pixel of path length."""
     if rng.random() < 0.6:
         return CatheterLook(vessel_mu * rng.uniform(0.7, 1.3), 0.0, 0.0)
     mu = rng.uniform(0.03, 0.06) * REFERENCE_SIZE / size

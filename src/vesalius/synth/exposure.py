@@ -1,4 +1,4 @@
-"""X-ray detector: from attenuation to photon counts with Poisson noise, and to gray values."""
+"""X-ray detector: attenuation -> photon counts with Poisson noise -> gray values."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ class Detector:
     """Exposure and display settings, the same for all frames of a clip."""
 
     focus: float
-    """Focal spot blur in pixels at a size of 512."""
+    """Focal spot blur (standard deviation) in pixels of a frame of 512 x 512."""
     photons: float
-    """Mean photon count of a pixel in the open beam."""
+    """Mean photon count per pixel without collimator."""
     crosstalk: float
-    """Detector blur in pixels."""
+    """Detector blur (standard deviation) in pixels."""
     edge: tuple[float, float]
-    """Edge enhancement (unsharp masking): strength, and blur in pixels."""
+    """Unsharp masking: (strength, standard deviation of the blur in pixels)."""
     gamma: float
     brightness: float
     """Gray value of the median pixel."""
     window: float
-    """Gray value range between the 1st and 99th percentile."""
+    """Difference in gray values between the 1st and 99th percentile."""
 
 
 def choose_detector(rng: np.random.Generator) -> Detector:
-    """Random dose, blur and display window."""
+    """A detector with random dose, blur and display window."""
     return Detector(
         focus=rng.uniform(0.4, 1.1),
         photons=float(np.exp(rng.uniform(np.log(550), np.log(2200)))),
@@ -49,10 +49,10 @@ def expose(
     attenuation: Float[np.ndarray, "h w"],
     opening: Float[np.ndarray, "h w"],
 ) -> UInt8[np.ndarray, "h w"]:
-    """The image for an attenuation, with quantum noise from `rng`; `opening` is the transmission of the collimator."""
+    """The image of an attenuation map, with quantum noise from `rng`; `opening` is the collimator's transmission."""
     beam = np.exp(-gaussian_filter(attenuation, detector.focus * len(attenuation) / REFERENCE_SIZE))
     beam /= beam.mean()
-    # with hundreds of photons, the Poisson distribution is normal with variance equal to the mean
+    # for hundreds of photons, the Poisson distribution is close to a normal one with variance = mean
     photons = beam * opening * detector.photons
     photons += np.sqrt(photons) * rng.standard_normal(photons.shape, dtype=np.float32)
     counts = gaussian_filter(np.maximum(photons, 0) / detector.photons, detector.crosstalk)
@@ -60,10 +60,10 @@ def expose(
     if strength:
         counts += strength * (counts - gaussian_filter(counts, blur, truncate=3))
     signal = np.clip(counts, 1e-3, None) ** detector.gamma
-    # automatic windowing of each image, as on a workstation
+    # automatic windowing per image, as on a workstation
     inside = signal[opening > 0.5]
     low, middle, high = np.percentile(inside[:: max(1, len(inside) // 20000)], [1, 50, 99])
-    # limits for noise and for black vessels
+    # these limits keep noise low and vessels from turning black
     limits = (2.0 * detector.brightness / middle, 0.95 * detector.brightness / max(middle - low, 1e-3))
     gain = min(detector.window / (high - low), *limits)
     gray = ((signal - middle) * gain + detector.brightness) * opening

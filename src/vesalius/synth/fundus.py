@@ -15,15 +15,15 @@ from vesalius.synth.retina import Eye, grow_eye
 from vesalius.synth.tubes import REFERENCE_SIZE, Tube, add_up, cast
 
 PHRASES = ("blood vessel", "optic disc")
-"""Default phrases of a dataset."""
+"""Default phrases of a dataset of fundus photographs."""
 ALL_PHRASES = (*PHRASES, "artery", "vein", "the widest vessel", "the vessel on the left")
 
 ABSORPTION = {"vein": (0.075, 0.250, 0.210), "artery": (0.050, 0.190, 0.170)}
-"""Absorption of blood in red, green and blue per pixel of path length, for a disc diameter of 80 pixels."""
+"""Absorption of blood (red, green, blue) per pixel of path length, at a disc diameter of 80 pixels."""
 SCATTERED = 0.35
-"""Share of the light that reaches the camera without passing through vessels."""
+"""Fraction of the light that reaches the camera without passing through vessels."""
 REFLEX = {"vein": 0.04, "artery": 0.14}
-"""Strength of the central light reflex of thick vessels."""
+"""Strength of the central light reflex of thick vessels, per kind of vessel."""
 
 
 def photograph(rng: np.random.Generator, size: int) -> tuple[Picture, Eye]:
@@ -41,8 +41,8 @@ def photograph(rng: np.random.Generator, size: int) -> tuple[Picture, Eye]:
         tubes = [vessel.tube for vessel in vessels]
         shadows = [cast(tube, size) for tube in tubes]
         blood, reflex = add_up(tubes, shadows, size), REFLEX[kind] * _reflex(tubes, size)
-        for channel, share in enumerate(absorption):
-            depth[channel] += density * share * blood - reflex
+        for channel, coefficient in enumerate(absorption):
+            depth[channel] += density * coefficient * blood - reflex
         for vessel, tube, shadow in zip(vessels, tubes, shadows, strict=True):
             visible.append(find_visible(vessel, tube, whole.repeat(len(tube.points)), clear, shadow))
     pixels = _develop(rng, light * (SCATTERED + (1 - SCATTERED) * np.exp(-depth)), beyond)
@@ -50,8 +50,8 @@ def photograph(rng: np.random.Generator, size: int) -> tuple[Picture, Eye]:
 
 
 def _light_ground(rng: np.random.Generator, eye: Eye) -> Float[np.ndarray, "3 h w"]:
-    """The retina without vessels and disc: RGB relative to white, float32."""
-    half = max(32, eye.size // 2)  # half the resolution, since nothing here is sharp
+    """Light of the retina without vessels and disc: RGB relative to white, float32."""
+    half = max(32, eye.size // 2)  # half the resolution is enough for smooth fields
     y, x = (np.ogrid[:half, :half][axis].astype(np.float32) + 0.5 for axis in (0, 1))
     (x0, y0), (x1, y1), (x2, y2) = (
         (point * half / eye.size).tolist() for point in (eye.center, eye.disc, eye.macula)
@@ -60,7 +60,7 @@ def _light_ground(rng: np.random.Generator, eye: Eye) -> Float[np.ndarray, "3 h 
     across, down = (x - x0) / field_px, (y - y0) / field_px
     lit = rng.uniform(0.9, 1.15) - rng.uniform(0.2, 0.6) * (across**2 + down**2)
     lit += rng.normal(0, 0.12) * across + rng.normal(0, 0.12) * down
-    # a glow of the thick nerve fiber layer around the disc
+    # the thick nerve fiber layer around the disc glows
     lit += rng.uniform(0, 0.6) * np.exp(((x - x1) ** 2 + (y - y1) ** 2) / (-1.5 * disc_px**2))
     mottle = np.zeros((half, half), dtype=np.float32)
     for cells, strength in ((5, 0.06), (14, 0.03), (50, 0.025)):
@@ -72,17 +72,17 @@ def _light_ground(rng: np.random.Generator, eye: Eye) -> Float[np.ndarray, "3 h 
         ((x - x2) ** 2 + (y - y2) ** 2) / (-rng.uniform(0.3, 0.9) * disc_px**2)
     )
     color = (rng.uniform(0.62, 0.95), rng.uniform(0.2, 0.32), rng.uniform(0.03, 0.14))
-    shares = ((0.7, 0.6), (1.0, 1.0), (1.0, 0.9))
+    mottle_and_macula = ((0.7, 0.6), (1.0, 1.0), (1.0, 0.9))
     return np.stack([
         enlarge(lit * value * (1 + rough * mottle) * (1 - spot * dark), eye.size)
-        for value, (rough, spot) in zip(color, shares, strict=True)
+        for value, (rough, spot) in zip(color, mottle_and_macula, strict=True)
     ])  # fmt: skip
 
 
 def _light_disc(
     rng: np.random.Generator, eye: Eye, light: np.ndarray, x: np.ndarray, y: np.ndarray
 ) -> Bool[np.ndarray, "h w"]:
-    """Draw the optic disc into `light`, pink or yellow and brighter in the cup; returns its elliptical mask."""
+    """Draw the optic disc into `light`, pink or yellow with a brighter cup; returns its elliptical mask."""
     long, angle = rng.uniform(1.0, 1.12), rng.normal(math.pi / 2, 0.3)
     across, down = x - float(eye.disc[0]), y - float(eye.disc[1])
     along = (across * math.cos(angle) + down * math.sin(angle)) / long
@@ -100,7 +100,7 @@ def _light_disc(
 
 
 def _reflex(tubes: list[Tube], size: int) -> Float[np.ndarray, "h w"]:
-    """Central light reflex of the thicker vessels, 0 to about 1."""
+    """Central light reflex of vessels with a radius above 1.5 pixels, 0 to about 1."""
     thick = [tube for tube in tubes if tube.radii[0] > 1.5]
     cores = [replace(tube, radii=np.maximum(0.4 * tube.radii, 0.5)) for tube in thick]
     total = np.zeros((size, size), dtype=np.float32)
@@ -114,10 +114,10 @@ def _reflex(tubes: list[Tube], size: int) -> Float[np.ndarray, "h w"]:
 def _develop(
     rng: np.random.Generator, light: Float[np.ndarray, "3 h w"], beyond_px: Float[np.ndarray, "h w"]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The photograph: blur, gain, gamma and grain, black outside the field of view."""
+    """The photograph after grain, blur, gain and gamma; black outside the field of view."""
     scale = light.shape[1] / REFERENCE_SIZE
     blur = rng.uniform(0.5, 0.9) * max(scale, 0.6)
-    # grain before blur, so that it is correlated between neighbors, as in a real color camera
+    # grain before blur gives correlated noise, as in a real color camera
     grain = rng.standard_normal(light.shape, dtype=np.float32)
     seen = light + rng.uniform(0.02, 0.045) * blur * grain * (0.6 + light)
     seen = np.maximum(rng.uniform(0.85, 1.15) * gaussian_filter(seen, (0, blur, blur), truncate=2), 0)
@@ -126,6 +126,6 @@ def _develop(
 
 
 def _soft_step(value: np.ndarray) -> np.ndarray:
-    """Sigmoid."""
+    """Sigmoid of the value."""
     step: np.ndarray = 1 / (1 + np.exp(-np.clip(value, -30, 30)))
     return step

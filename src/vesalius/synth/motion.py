@@ -1,4 +1,4 @@
-"""Changes between frames: heartbeat, respiration, and inflow of contrast agent."""
+"""Motion between frames: heartbeat, respiration, and inflow of contrast agent."""
 
 from __future__ import annotations
 
@@ -12,30 +12,31 @@ from vesalius.synth.tubes import Tube
 
 FRAMES_PER_S = 15.0
 
-VISIBLE_SHARE = 0.25
-"""Relative concentration of contrast agent from which a lumen is visible and in the masks."""
+VISIBLE_CONCENTRATION = 0.25
+"""Minimum relative contrast agent concentration of a lumen that counts as visible and is in the masks."""
 
 
 @dataclass(frozen=True)
 class Motion:
-    """Affine motion of the heart, so that branches stay attached to their parents."""
+    """Motion of the heart by heartbeat and respiration; affine, so that branches stay attached to their parents."""
 
     center: Float[np.ndarray, " 2"]
     """(x, y) of the heart's center in pixels."""
     beat_s: float
+    """Period of the heartbeat in seconds."""
     beat_phase: float
     """Phase of the heartbeat at frame 0, in [0, 1]."""
     squeeze: Float[np.ndarray, "2 2"]
-    """Linear map of vectors from the center at full contraction."""
+    """Linear map at full contraction, applied to vectors from the center."""
     sink: Float[np.ndarray, " 2"]
-    """(x, y) displacement of the center at full contraction, in pixels."""
+    """(x, y) displacement of the heart at full contraction, in pixels."""
     breath_s: float
     breath_phase: float
     breath: Float[np.ndarray, " 2"]
     """(x, y) amplitude of respiration in pixels."""
 
     def contraction(self, frame: int) -> float:
-        """Contraction from 0 (rest) to 1 (end of systole, after a third of a beat)."""
+        """Contraction in [0, 1]: 0 at rest, 1 at the end of systole, after a third of a beat."""
         phase = (frame / FRAMES_PER_S / self.beat_s + self.beat_phase) % 1.0
         if phase > 0.65:
             return 0.0
@@ -43,19 +44,18 @@ class Motion:
 
     def breath_at(self, frame: int) -> Float[np.ndarray, " 2"]:
         """(x, y) displacement by respiration in pixels."""
-        seconds = frame / FRAMES_PER_S
-        share: np.ndarray = self.breath * np.sin(2 * np.pi * (seconds / self.breath_s + self.breath_phase))
-        return share
+        phase = frame / FRAMES_PER_S / self.breath_s + self.breath_phase
+        return np.asarray(self.breath * np.sin(2 * np.pi * phase))
 
     def moved(self, points: Float[np.ndarray, "k 2"], frame: int) -> Float[np.ndarray, "k 2"]:
-        """Positions of points of the heart in a frame."""
+        """The points of the heart (x, y) at their positions in a frame."""
         beat = self.contraction(frame)
         matrix = (1 - beat) * np.eye(2) + beat * self.squeeze
         position: np.ndarray = (points - self.center) @ matrix.T + self.center + beat * self.sink
         return position + self.breath_at(frame)
 
     def carried(self, catheter: Tube, frame: int) -> Tube:
-        """The catheter in a frame: its tip moves with the heart, its other end is fixed."""
+        """The catheter in a frame: its tip moves with the heart, the other end is fixed."""
         along = np.linspace(0, 1, len(catheter.points))[:, None] ** 2
         shift = self.moved(catheter.points[-1:], frame) - catheter.points[-1:]
         return Tube(catheter.points + along * shift, catheter.radii)
@@ -63,34 +63,33 @@ class Motion:
 
 @dataclass(frozen=True)
 class Bolus:
-    """Contrast agent that flows through a tree and is washed out. Times are in frames, path lengths in pixels."""
+    """Inflow and washout of contrast agent in a tree. Times are in frames, path lengths in pixels."""
 
     arrives: float
     """Arrival time at the ostium."""
     px_per_frame: float
     rise: float
-    """Duration of the rise from no to full concentration."""
+    """Duration of the rise from no to full concentration at one point."""
     leaves: float
     """Start of the washout at the ostium."""
     fall: float
+    """Duration of the washout at one point."""
 
     def concentration(self, path_px: Float[np.ndarray, " k"], frame: int) -> Float[np.ndarray, " k"]:
-        """Relative concentration at points `path_px` from the ostium, in [0, 1]."""
+        """Relative concentration in [0, 1] at the path lengths `path_px` from the ostium."""
         seen = frame - path_px / self.px_per_frame
-        share: np.ndarray = _ramp((seen - self.arrives) / self.rise) * (
-            1 - _ramp((seen - self.leaves) / self.fall)
-        )
-        return share
+        washed_out = _ramp((seen - self.leaves) / self.fall)
+        return np.asarray(_ramp((seen - self.arrives) / self.rise) * (1 - washed_out))
 
 
 def _ramp(value: np.ndarray) -> np.ndarray:
-    """Smoothstep from 0 to 1."""
+    """Smoothstep: 0 up to value 0, 1 from value 1."""
     value = np.clip(value, 0, 1)
     return value * value * (3 - 2 * value)
 
 
 def choose_motion(rng: np.random.Generator, tree: Tree) -> Motion:
-    """Random motion with a heart rate of 55 to 100 per minute; every second patient holds their breath."""
+    """Random motion with 55 to 100 beats per minute; half of the patients hold their breath."""
     scale = tree.projection.scale
     angle, twist = rng.uniform(0, np.pi), np.radians(rng.normal(0, 2.5))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -112,7 +111,7 @@ def choose_motion(rng: np.random.Generator, tree: Tree) -> Motion:
 def choose_bolus(rng: np.random.Generator, tree: Tree, frames: int) -> Bolus:
     """A random bolus that arrives, fills the tree and starts to wash out within a clip of `frames` frames.
 
-    Times are relative to the clip, so short clips show all phases. Frame 0 is before the arrival.
+    Times scale with the length of the clip, so short clips show all phases. The bolus arrives after frame 0.
     """
     farthest = max(float(vessel.path_px[-1]) for vessel in (*tree.vessels, *tree.twigs))
     return Bolus(

@@ -1,19 +1,20 @@
-"""Definitions of the phrases: the mask of each phrase follows from the visible objects of an image.
+"""Definitions of the phrases: the mask of each phrase is derived from the visible objects of an image.
 
-blood vessel            the visible part of every annotated vessel
-artery, vein            all vessels of one kind, in a fundus photograph
-catheter, guide wire    the whole device in the frame; for a wire, the part beyond the catheter's tip
-optic disc              the whole disc, including the vessels in front of it
-stenosis                the healthy lumen between the shoulders (20 % loss of diameter) of each narrowing by at least 50 %
+blood vessel            the visible part of all annotated vessels
+artery, vein            all arteries, or all veins, of a fundus photograph
+catheter, guide wire    the whole device in the frame; a guide wire counts from the catheter's tip on
+optic disc              the whole disc, including vessels in front of it
+stenosis                the reference lumen between the shoulders (20 % diameter stenosis) of each stenosis of at least 50 %
                         with a visible narrowest point; omitted if other vessels cover more than half of a stenosis
-the widest vessel       the branch with the largest mean radius of its visible part; omitted unless the next branch is
-                        narrower by 15 %
-the vessel on the left  the branch with the leftmost center of mass; omitted unless there is another branch with a center
-                        further right by 5 % of the frame
+the widest vessel       the branch with the largest mean radius of its visible part; omitted unless it is at least 15 %
+                        wider than the next
+the vessel on the left  the branch with the leftmost center of mass; omitted unless the next center is at least 5 % of the
+                        frame further right
 
-A branch extends from its origin to its end, across the branches that leave it. It counts from a visible length of 40 pixels
-(at size 512). Visible means in the frame, not behind the collimator, and with at least `motion.VISIBLE_SHARE` of the full
-contrast agent concentration. An absent object has an empty mask. An ambiguous phrase is omitted.
+A branch extends from its origin to its end, past its own branches. For the last two phrases, it must have a visible length
+of 40 pixels (at size 512). Visible means in the frame, not behind the collimator, and with at least
+`motion.VISIBLE_CONCENTRATION` of the full contrast agent concentration. An absent object has an empty mask. An ambiguous phrase is
+omitted.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from vesalius.synth.picture import Mask, Picture
 WIDER = 1.15
 """Minimum ratio of mean radii between the widest vessel and the next."""
 FARTHER = 0.05
-"""Minimum distance between the centers of the leftmost vessel and the next, as a share of the frame's width."""
+"""Minimum distance between the centers of the leftmost vessel and the next, relative to the frame's width."""
 
 
 def _vessel(picture: Picture) -> Mask:
@@ -80,7 +81,7 @@ MEANINGS: Mapping[str, Callable[[Picture], Mask | None]] = {
     "the widest vessel": _widest,
     "the vessel on the left": _leftmost,
 }
-"""Phrase -> function for its mask: empty for an absent object, None for an omitted phrase."""
+"""Phrase -> function that returns its mask: empty for an absent object, None for an omitted phrase."""
 
 
 def masks_for(picture: Picture, phrases: Sequence[str]) -> dict[str, Mask]:

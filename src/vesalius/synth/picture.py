@@ -1,4 +1,4 @@
-"""A synthetic image with the visible part of each vessel."""
+"""A synthetic image and the visible part of each vessel, from which masks are made."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vesalius.synth.vessels import Vessel
 Mask = Bool[np.ndarray, "h w"]
 
 SHORTEST_BRANCH = 40
-"""Minimum visible length of a branch in pixels at size 512."""
+"""Minimum visible length of a branch, in pixels of a frame of 512 x 512."""
 
 
 @dataclass(frozen=True)
@@ -37,34 +37,34 @@ class VisibleVessel:
     """Length of the visible part in pixels."""
     kind: str = ""
     stenosis: Shadow = NO_SHADOW
-    """Projection of the healthy lumen along visible stenoses."""
+    """Projection of the reference lumen (without stenosis) along visible stenoses."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A synthetic image and the objects for its masks."""
+    """A synthetic image with its vessels and other objects."""
 
     pixels: UInt8[np.ndarray, "h w 3"]
     vessels: Sequence[VisibleVessel]
     clear: Bool[np.ndarray, "h w"]
-    """Pixels that are not behind the collimator or outside the field of view."""
+    """True for pixels inside the collimator opening or the field of view."""
     objects: Mapping[str, Mask] = field(default_factory=dict)
     """Masks of catheter, guide wire and optic disc, if present."""
 
     @property
     def size(self) -> int:
-        """Side in pixels."""
+        """Side of the image in pixels."""
         return len(self.clear)
 
     def mask_of(self, shadows: Sequence[Shadow]) -> Mask:
-        """The union of the projections in the clear part of the image."""
+        """The union of the projections, restricted to `clear`."""
         mask = np.zeros_like(self.clear)
         for shadow in shadows:
             mask[shadow.rows, shadow.columns] |= shadow.chords > 0
         return mask & self.clear
 
     def branches(self) -> list[VisibleVessel]:
-        """The vessels with a sufficient visible length for phrases about single vessels."""
+        """The vessels with a visible length of at least SHORTEST_BRANCH (scaled to the image)."""
         shortest = SHORTEST_BRANCH * self.size / REFERENCE_SIZE
         return [vessel for vessel in self.vessels if vessel.length >= shortest]
 
@@ -72,9 +72,9 @@ class Picture:
 def find_visible(
     vessel: Vessel, tube: Tube, filled: Bool[np.ndarray, " k"], clear: Bool[np.ndarray, "h w"], shadow: Shadow
 ) -> VisibleVessel:
-    """The visible part of a vessel with the lumen `tube` and the projection `shadow` in this image.
+    """The visible part of a vessel with the lumen `tube` and its projection `shadow`.
 
-    `filled` marks the points with contrast agent.
+    `filled` is True for centerline points with contrast agent.
     """
     size = len(clear)
     if not filled.all():
@@ -84,10 +84,12 @@ def find_visible(
     visible = filled & inside
     visible[visible] = clear[y[visible], x[visible]]
     if not visible.any():
-        return VisibleVessel(shadow, kind=vessel.kind)  # its rim may still reach into the image
-    narrowed, stenosis = vessel.stenosis & visible, NO_SHADOW
-    if narrowed[np.argmax(vessel.narrowing)]:
-        healthy = np.maximum(vessel.healthy, THINNEST_RADIUS)
-        stenosis = cast(Tube(tube.points[narrowed], healthy[narrowed]), size)
+        return VisibleVessel(
+            shadow, kind=vessel.kind
+        )  # the lumen may reach into the image although the centerline does not
+    narrowed, stenosis = vessel.in_stenosis & visible, NO_SHADOW
+    if narrowed[np.argmax(vessel.stenosis)]:
+        reference_radius = np.maximum(vessel.reference_radius, THINNEST_RADIUS)
+        stenosis = cast(Tube(tube.points[narrowed], reference_radius[narrowed]), size)
     length = float(visible.sum()) * SAMPLE_STEP
     return VisibleVessel(shadow, float(tube.radii[visible].mean()), length, vessel.kind, stenosis)

@@ -1,6 +1,6 @@
-"""Synthetic images and datasets of them.
+"""Generation of synthetic images, clips and datasets.
 
-An image depends only on (seed, index, frame, size, kind): its bytes are the same in any order and in any process.
+An image depends only on its settings, seed, index and frame: its bytes are the same in any order and in any process.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from vesalius.types import Absent, Item, MaskReference, RleMask, Sample
 PROMPTS = angiogram.PHRASES
 SMALLEST_SIZE, LARGEST_SIZE = 64, 8192
 FRAMES_PER_JOB = 8
-"""Frames of a clip per job; each job generates the anatomy of its clip again."""
+"""Maximum number of frames per job; each job generates the anatomy of its clip again."""
 MIN_PARALLEL = 32
-"""Number of images from which starting processes saves time."""
+"""Minimum number of images for which worker processes save time."""
 
 Kind = Literal["coronary", "retina", "mixed"]
 Phrases = Literal["default", "all"]
@@ -50,7 +50,7 @@ class Written:
 
 
 class Series(Settings):
-    """Settings of a series of images; the seed and an index determine each image."""
+    """Settings of a series of images; each image is determined by the seed and its index."""
 
     seed: NonNegativeInt = 0
     size: int = Field(REFERENCE_SIZE, ge=SMALLEST_SIZE, le=LARGEST_SIZE)
@@ -58,15 +58,15 @@ class Series(Settings):
     frames: PositiveInt = 1
     """Frames per clip; 1 gives still images with all vessels filled."""
     kind: Kind = "coronary"
-    """`mixed` alternates, starting with coronary."""
+    """`mixed` alternates between both kinds, starting with coronary."""
     phrases: Phrases = "default"
-    """`all` adds phrases that need language understanding, and varies the devices."""
+    """`all` adds phrases that need language understanding, and randomizes which devices are present."""
 
     @model_validator(mode="after")
     def _check_clip(self) -> Self:
         if self.frames > 1 and self.kind != "coronary":
             raise ValueError(
-                f"kind {self.kind} has no clips, since a fundus photograph is a still; use frames 1"
+                f"kind {self.kind} has no clips, because fundus photographs are stills; use frames 1"
             )
         return self
 
@@ -88,9 +88,9 @@ def draw(
 ) -> Item:
     """Still image number `index` of a series, with a mask for each of its phrases.
 
-    The same arguments give the same bytes. Twigs and background vessels are drawn but, as in real annotations, are not in
-    the masks; nor are objects behind the collimator. `phrases.py` defines the phrases and when one is omitted. Raises
-    SettingError for a size outside 64 to 8192, a negative seed or an unknown kind.
+    The same arguments give the same bytes. Masks exclude objects behind the collimator and, as in real annotations, twigs
+    and background vessels. `phrases.py` defines the phrases and when one is omitted. Raises SettingError for a size
+    outside 64 to 8192, a negative seed or an unknown kind.
     """
     return next(_draw(_series(seed=seed, size=size, kind=kind, phrases=phrases), index))[0]
 
@@ -98,9 +98,9 @@ def draw(
 def draw_clip(
     seed: int, index: int, frames: int, size: int = REFERENCE_SIZE, *, phrases: Phrases = "default"
 ) -> Iterator[Item]:
-    """The frames of coronary clip number `index` at 15 frames per second, with heartbeat and inflow of contrast agent.
+    """The frames of coronary clip number `index`, at 15 frames per second, with heartbeat and contrast inflow.
 
-    Phrases are chosen for each frame and may differ. Vessel tree and chest are those of `draw` with the same index.
+    Frames may differ in their phrases. Vessel tree and chest equal those of `draw` with the same index.
     """
     return (item for item, _ in _draw(_series(seed=seed, size=size, frames=frames, phrases=phrases), index))
 
@@ -117,13 +117,13 @@ def write_dataset(
     phrases: Phrases = "default",
     num_workers: int | None = None,
 ) -> Written:
-    """Write a dataset of `n` images, or clips of `frames`, with their masks, completely or not at all.
+    """Write a dataset of `n` images, or `n` clips of `frames` frames, with masks; atomic.
 
     The files are `out/images/synth_00000.png ...` (`synth_00000_000.png ...` for clips) and `out/annotations.json`, where
-    the frames of a clip share `sequence`. `num_workers` processes draw, with the same bytes for any number; 0 is this
-    process, None is one per core, or this process for few images. `on_progress` is called with the number of images
-    written. Raises SettingError for values outside the bounds of `DatasetSettings`, and OutputError if `out` exists and is
-    not an empty folder.
+    the frames of a clip share `sequence`. `num_workers` is the number of processes (0: this process; None: one per core, or
+    this process for fewer than `MIN_PARALLEL` images); it does not change the bytes. `on_progress` receives the number of
+    images written. Raises SettingError for values outside the bounds of `DatasetSettings`, and OutputError if `out` exists
+    and is not an empty folder.
     """
     values = {"seed": seed, "size": size, "frames": frames, "kind": kind, "phrases": phrases}
     series = make_settings(DatasetSettings, values | {"n": n, "num_workers": num_workers}, "synth")
@@ -164,7 +164,7 @@ class _Job:
 
 
 def _run(job: _Job) -> list[tuple[bytes, Sample]]:
-    """The images of a job as PNG, each with its annotation."""
+    """The job's images as PNG bytes, each with its annotation."""
     drawn = _draw(job.series, job.index, job.first, job.end)
     return [(_png(item), _annotate(item, spacing_mm, job)) for item, spacing_mm in drawn]
 
@@ -174,7 +174,7 @@ def _png(item: Item) -> bytes:
     gray = (pixels == pixels[..., :1]).all()
     file = BytesIO()
     image = Image.fromarray(pixels[..., 0] if gray else pixels)
-    # noise has no repeats, so searching runs only gives smaller files in less time
+    # Z_RLE: images with noise have no repeated strings, so run-length matching is faster and gives smaller files
     image.save(file, "png", compress_level=1, compress_type=zlib.Z_RLE)
     return file.getvalue()
 
@@ -197,14 +197,14 @@ def _annotate(item: Item, spacing_mm: float, job: _Job) -> Sample:
 
 
 def _draw(series: Series, index: int, first: int = 0, end: int | None = None) -> Iterator[tuple[Item, float]]:
-    """Frames `first` to `end` (default: all) of an image or clip, each with its pixel spacing in mm."""
+    """Frames `first` to `end` (exclusive; default: all) of an image or clip, each with its pixel spacing in mm."""
     name, rng = f"synth_{index:05d}", np.random.default_rng([series.seed, index])
     every = series.phrases == "all"
     if series.kind == "retina" or (series.kind == "mixed" and index % 2):
         picture, eye = fundus.photograph(rng, series.size)
         yield _item(name, picture, fundus.ALL_PHRASES if every else fundus.PHRASES), eye.spacing_mm
         return
-    # separate seeds, so that neither devices nor earlier frames change the noise or anatomy of a frame
+    # separate generators: neither devices nor earlier frames change the noise or anatomy of a frame
     devices = np.random.default_rng([series.seed, index, 0, 1]) if every else None
     scene = angiogram.compose(rng, series.size, series.frames, devices)
     for frame in range(first, series.frames if end is None else end):

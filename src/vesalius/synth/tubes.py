@@ -1,7 +1,4 @@
-"""Tubes and their projections: the geometry from which both an image and its masks are made.
-
-Lengths are in pixels; those given for a frame of 512 x 512 are scaled to the requested size.
-"""
+"""Tubes and their projections: the common geometry of images and masks. Lengths are in pixels."""
 
 from __future__ import annotations
 
@@ -12,12 +9,13 @@ import numpy as np
 from jaxtyping import Float
 
 REFERENCE_SIZE = 512
+"""Side of the frame in pixels for which all constants are given; they are scaled to the requested size."""
 
 SAMPLE_STEP = 0.6
-"""Distance between neighboring points of a centerline, in pixels."""
+"""Distance between adjacent points of a centerline, in pixels."""
 
-# pixels; above sqrt(2) / 2, every point of a line has a pixel center within its radius, so no vessel breaks
 THINNEST_RADIUS = 0.75
+"""Minimum radius in pixels. Above sqrt(2) / 2, each point has a pixel center within its radius: no vessel has gaps."""
 
 
 @dataclass(frozen=True)
@@ -25,40 +23,40 @@ class Tube:
     """A vessel, catheter or wire: a centerline with a radius at each point."""
 
     points: Float[np.ndarray, "k 2"]
-    """(x, y) in pixels at a distance of SAMPLE_STEP; (0, 0) is the outer corner of the first pixel."""
+    """(x, y) in pixels, SAMPLE_STEP apart; (0, 0) is the outer corner of the first pixel."""
     radii: Float[np.ndarray, " k"]
     """Radius at each point in pixels."""
 
 
 @dataclass(frozen=True)
 class Shadow:
-    """Projection of one tube: path lengths in its bounding box, which is empty for a tube outside the frame."""
+    """Projection of one tube: path lengths in its bounding box; the box of a tube outside the frame is empty."""
 
     rows: slice
     columns: slice
     chords: Float[np.ndarray, "h w"]
-    """Path length of each ray through the tube in pixels, float32; > 0 exactly at pixel centers inside the tube."""
+    """Path length through the tube in pixels, float32; > 0 exactly where a pixel center is inside the tube."""
 
 
 NO_SHADOW = Shadow(slice(0, 0), slice(0, 0), np.zeros((0, 0), dtype=np.float32))
 
 
-def cast(tube: Tube, size: int, shares: Float[np.ndarray, " k"] | None = None) -> Shadow:
+def cast(tube: Tube, size: int, filling: Float[np.ndarray, " k"] | None = None) -> Shadow:
     """The projection of one tube in a frame of `size` x `size` pixels.
 
-    The path length is 2 sqrt(r^2 - d^2), the maximum over spheres at the points of the tube. `shares` in [0, 1] weight the
-    spheres, as for a partly filled lumen; spheres with a share of 0 are left out.
+    The path length is the maximum of 2 sqrt(r^2 - d^2) over spheres at the points of the tube. The weights `filling` in
+    [0, 1] multiply it, for a partly filled lumen; spheres of weight 0 are left out.
     """
     near = ((tube.points > -tube.radii[:, None]) & (tube.points < size + tube.radii[:, None])).all(axis=1)
-    if shares is not None:
-        near &= shares > 0
+    if filling is not None:
+        near &= filling > 0
     if not near.any():
         return NO_SHADOW
     points, radii = tube.points[near], tube.radii[near]
     reach = int(np.ceil(radii.max())) + 1
     left, top = np.floor(points.min(axis=0)).astype(int) - reach
     right, bottom = np.floor(points.max(axis=0)).astype(int) + reach + 1
-    weights = None if shares is None else shares[near]
+    weights = None if filling is None else filling[near]
     box = _sphere_chords(points - (left, top), radii, (bottom - top, right - left), reach, weights)
     rows, columns = slice(max(0, top), min(size, bottom)), slice(max(0, left), min(size, right))
     own = box[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
@@ -66,9 +64,9 @@ def cast(tube: Tube, size: int, shares: Float[np.ndarray, " k"] | None = None) -
 
 
 def add_up(tubes: Sequence[Tube], shadows: Sequence[Shadow], size: int) -> Float[np.ndarray, "h w"]:
-    """The path lengths of all tubes in one frame, float32; crossing tubes add up.
+    """The sum of the path lengths of all tubes in one frame, float32.
 
-    Near its first point, a tube merges with earlier tubes (by the maximum), as a branch with its parent.
+    Near a tube's first point, the maximum with earlier tubes is taken instead of the sum: a branch joins its parent.
     """
     total = np.zeros((size, size), dtype=np.float32)
     for tube, shadow in zip(tubes, shadows, strict=True):
@@ -81,7 +79,7 @@ def add_up(tubes: Sequence[Tube], shadows: Sequence[Shadow], size: int) -> Float
 
 
 def chords(tubes: Sequence[Tube], size: int) -> Float[np.ndarray, "h w"]:
-    """`add_up` of the complete projections of the tubes."""
+    """The path lengths of completely filled tubes in one frame, float32; see `add_up`."""
     return add_up(tubes, [cast(tube, size) for tube in tubes], size)
 
 
@@ -106,9 +104,9 @@ def _sphere_chords(
 
 
 def resample(points: Float[np.ndarray, "n 2"]) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, "k 2"]]:
-    """Parameter in [0, 1] and (x, y) of points at a distance of SAMPLE_STEP pixels along the line.
+    """Points (x, y) about SAMPLE_STEP pixels apart along a line, preceded by their positions in [0, 1].
 
-    The parameter is linear in the index of the given points, so other values at these points can be interpolated.
+    A position is linear in the index of the given points, so that other values at these points can be interpolated.
     """
     reached = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))])
     steps = np.linspace(0, reached[-1], max(4, int(reached[-1] / SAMPLE_STEP)))
@@ -122,27 +120,27 @@ def wind(
     bends: Sequence[tuple[tuple[float, float], float]],
     scale: float,
 ) -> Float[np.ndarray, "n 2"]:
-    """The line with smooth lateral bends, each with a range of wavelengths and an amplitude.
+    """The line with smooth lateral bends, given as (range of wavelengths, amplitude) in pixels.
 
-    Both are in pixels and are multiplied by `scale`; a short line bends less.
+    Wavelengths and amplitudes are multiplied by `scale`; short lines bend less.
     """
     along = np.diff(points, axis=0, prepend=2 * points[:1] - points[1:2])
     length = np.sqrt(along[:, 0] ** 2 + along[:, 1] ** 2)
     reached = np.cumsum(length) - length[0]
-    shares = reached / reached[-1]
+    positions = reached / reached[-1]
     aside = np.zeros(len(points))
     for span, strength in bends:
         periods = max(1.0, reached[-1] / (rng.uniform(*span) * scale))
-        aside += strength * wave(rng, shares, periods) * (0.35 + 0.65 * np.abs(wave(rng, shares, 2)))
-    aside *= scale * min(1.0, reached[-1] / (200 * scale)) * np.minimum(1, 1.6 * shares)
+        aside += strength * wave(rng, positions, periods) * (0.35 + 0.65 * np.abs(wave(rng, positions, 2)))
+    aside *= scale * min(1.0, reached[-1] / (200 * scale)) * np.minimum(1, 1.6 * positions)
     normal = along[:, ::-1] * (-1, 1) / np.maximum(length, 1e-6)[:, None]
     result: np.ndarray = points + normal * aside[:, None]
     return result
 
 
-def wave(rng: np.random.Generator, shares: np.ndarray, periods: float) -> Float[np.ndarray, " k"]:
-    """A smooth random wave of about `periods` periods over [0, 1] at `shares`; values about in [-1.5, 1.5]."""
+def wave(rng: np.random.Generator, positions: np.ndarray, periods: float) -> Float[np.ndarray, " k"]:
+    """A smooth random wave at `positions` in [0, 1], with about `periods` periods; values are about in [-1.5, 1.5]."""
     frequencies = periods * rng.uniform(0.4, 1.3, 3)
     phases, weights = rng.uniform(0, 2 * np.pi, 3), rng.uniform(0.3, 0.7, 3)
-    waves: np.ndarray = np.sin(np.outer(shares, 2 * np.pi * frequencies) + phases) @ weights
+    waves: np.ndarray = np.sin(np.outer(positions, 2 * np.pi * frequencies) + phases) @ weights
     return waves
