@@ -1,4 +1,4 @@
-"""The table of codes: one stable word for each kind of error, and for each finding of `vesalius check`.
+"""The table of codes: a stable identifier for each kind of error and each kind of finding of `vesalius check`.
 
 Codes are public: `--json` prints them, reports store them, and scripts may compare them. Messages may change.
 `python -m vesalius.codes > docs/errors.md` writes the table as a page.
@@ -24,109 +24,109 @@ class Code:
 _TABLE = """
 # files and images
 not_found: a file or folder does not exist | correct the path
-unreadable_file: a file or folder cannot be opened or parsed | check its permissions, or write it again as its format asks, JSON as UTF-8
-unknown_format: a file or folder is in no dataset format that Vesalius reads | convert it to a format that is read
+unreadable_file: a file or folder cannot be opened or parsed | check its permissions and format (JSON must be UTF-8)
+unknown_format: a file or folder has no supported dataset format | convert it to a supported format
 ambiguous_split: a folder has several annotation files | pick one with --split, or name the file
 unreadable_image: an image cannot be read: empty, truncated, damaged, or not an image | copy it again from its source, or save it as PNG
-image_too_large: an image, volume or video has more pixels, slices or frames than allowed | cut it into parts
-multi_frame_file: a file has several frames and no frame number is given | name a frame, or give the file itself to predict or import
-transparent_image: an image is partly transparent | put it on the background you want and save it without alpha
+image_too_large: an image, volume or video has more pixels, slices or frames than allowed | split it into smaller files
+multi_frame_file: a file has several frames and no frame number is given | give a frame number, or pass the file to predict or import
+transparent_image: an image is partly transparent | flatten it onto a background and save it without alpha
 unsupported_video: a video has frames without distinct times, or not exactly one video stream | convert it to MP4
-unsupported_volume: a NIfTI file has voxels or axes that Vesalius does not read | save each volume as real numbers or RGB24 with 2 or 3 axes
-missing_image: an entry names an image that does not exist | put the image there, or correct or remove the entry
+unsupported_volume: a volume has an unsupported voxel type or number of dimensions | save it with real or RGB24 voxels and 2 or 3 dimensions
+missing_image: an entry names an image that does not exist | add the image, or correct or remove the entry
 ambiguous_image: an entry names an image that matches several files | rename all but one
 outside_path: an entry names an image outside the dataset's folder | move the image into the folder and give a path relative to the annotation file
-no_image: an annotation file names no image, or its folder has none | export it again
+no_image: an annotation file lists no image, or a folder contains none | export it again
 unpaired_file: an image has no mask file of the same name, or a mask file no image | add the missing file, or remove this one
-duplicate_id: two images or entries have the same id | put all objects of an image in one entry, and give images names that differ in more than the suffix
-case_count_mismatch: a dataset states another number of cases than it has | copy the missing cases, or correct the number
-unsupported_file_type: a file has a type that Vesalius does not read | convert it to an image, a NIfTI volume or MP4
+duplicate_id: two images or entries have the same id | write all objects of an image into one entry, and use image names that differ in more than the suffix
+case_count_mismatch: the stated number of cases differs from the number of files | copy the missing cases, or correct the number
+unsupported_file_type: a file has an unsupported type | convert it to an image, a NIfTI volume or MP4
 separate_channels: the channels of an image are separate files | save them as one image
 # DICOM
 not_dicom: a file is not a DICOM file | export it again, or remove it
 damaged_file: a file cannot be parsed | copy it again from its source
-truncated_file: a file ends before its pixel data does | copy it again from its source
+truncated_file: the pixel data of a file is incomplete | copy it again from its source
 no_pixel_data: a file has no image | remove it
-missing_tag: a DICOM file lacks a tag that is needed to display it | export it again
+missing_tag: a DICOM file lacks a tag that is required for display | export it again
 duplicate_instance: two DICOM files hold the same image | remove one of them
-header_mismatch: the header of a DICOM file does not agree with its pixel data | export it again
-frame_count_mismatch: a file has another number of frames than it states, or not the requested frame | name a frame that exists (from 0), or export the file again
-invalid_bit_depth: an image has more than 8 bits a channel, or a DICOM file an unsupported bit depth | convert it to 8 bits with the window you want, or export it again
+header_mismatch: the header of a DICOM file disagrees with its pixel data | export it again
+frame_count_mismatch: the stated and actual number of frames differ, or the requested frame does not exist | give a frame number that exists (from 0), or export the file again
+invalid_bit_depth: an image has more than 8 bits per channel, or a DICOM file has an unsupported bit depth | convert it to 8 bits with the window you want, or export it again
 invalid_window: the display window of a DICOM file is unusable | export it again
 invalid_lut: a lookup table of a DICOM file is unusable | export it again
-unsupported_color_model: an image has a color mode or photometric interpretation that Vesalius does not read | save it as grayscale or RGB
-unsupported_transfer_syntax: a DICOM file has a transfer syntax that Vesalius does not read | export it uncompressed
+unsupported_color_model: an image has an unsupported color mode or photometric interpretation | save it as grayscale or RGB
+unsupported_transfer_syntax: a DICOM file has an unsupported transfer syntax | export it uncompressed
 undecodable_pixels: the compressed pixels of a DICOM file cannot be decoded | export it uncompressed
 unsupported_segmentation: a file is not a DICOM segmentation, or not a binary one | export it as a binary segmentation
 # entries of annotation files
-invalid_annotation: an entry or a mask does not have the form that its format requires | write it as its format requires
-missing_field: an entry lacks a field that its format requires | add it, or export it again
-unreadable_mask: a mask inside an annotation file cannot be decoded | export it again or draw it again
-unknown_id: an annotation names an image or category that is not listed | export it again
+invalid_annotation: an entry or a mask violates its annotation format | correct it as the message says
+missing_field: an entry lacks a required field | add it, or export it again
+unreadable_mask: a mask in an annotation file cannot be decoded | export it again or draw it again
+unknown_id: an annotation refers to an image or category id that is not listed | export it again
 invalid_labels: labels are not integers, or have no phrase | correct the labels that the message names
-invalid_class_table: the table of classes does not give each class a phrase and a value | correct the table
-ambiguous_annotation: an image has several annotations and none is marked as the valid one | mark one as ground truth, or cancel the others
-rotated_annotation: an entry says that its image was rotated while masks were drawn | rotate the image itself, or draw again
+invalid_class_table: the class table lacks a phrase or a value for a class | correct the table
+ambiguous_annotation: an image has several annotations and none is marked as valid | mark one as ground truth, or cancel the others
+rotated_annotation: masks were drawn on a rotated view of the image | rotate the image file, or draw the masks again
 track_gap: a track does not cover all frames | export all frames, not only key frames
 not_labelme: a JSON file in a LabelMe folder is not a LabelMe file | move it elsewhere
-phrase_count_mismatch: an entry has a different number of phrases than masks | give one phrase for each object
-no_phrase: an object has no phrase | give it a phrase; use null as its mask if it is not in the image
+phrase_count_mismatch: the numbers of phrases and masks of an entry differ | give one phrase for each object
+no_phrase: an object has no phrase | give it a phrase; use null as its mask if the object is not in the image
 unlabeled_image: an image has no annotation, so it cannot be used for training or scoring | annotate it, or remove it from the annotation file
-nothing_kept: check --fix would keep no image of a dataset or split | correct the listed errors by hand
+nothing_kept: check --fix would drop all images of a dataset or split | correct the listed errors by hand
 pseudonym_collision: two names have the same pseudonym | import again with a new key
-exposed_key: others than its owner may read a key file | run chmod 600 on it
-invalid_key: a file is not the key file of an import | name the .key.json beside the imported dataset
-reserved_key: a metadata key has the name of a key of the format | rename the metadata key
+exposed_key: a key file is readable by other users | run chmod 600 on it
+invalid_key: a file is not a key file of vesalius import | name the .key.json next to the imported dataset
+reserved_key: a metadata key equals a key of the annotation format | rename the metadata key
 # masks
-size_mismatch: masks were drawn on a copy of another size | scale coordinates and masks by the ratio, or replace the image by the one that was drawn on
-outside_image: coordinates lie more than a pixel outside the image | check whether it was drawn on a copy of another size; scale the coordinates, or draw it again
+size_mismatch: masks were drawn on a copy of another size | scale coordinates and masks by the ratio of the sizes, or use the image that was annotated
+outside_image: coordinates lie more than a pixel outside the image | check whether the object was drawn on a copy of another size; scale the coordinates, or draw it again
 invalid_points: the points of a shape are not pairs of numbers | draw it again or remove it
 too_few_points: a polygon has fewer than 3 points, or an odd number of coordinates | draw it again or remove it
 not_finite: a polygon has a coordinate that is NaN or infinite | draw it again or remove it
 zero_area: all points of a polygon lie on one line, so it covers no pixel | draw it again or remove it
-no_area: a shape has no area, such as a point or a line | draw a polygon, or remove it
+no_area: a shape is a point or a line, so it has no area | draw a polygon, or remove it
 unknown_shape: a shape has an unknown type | draw it as a polygon
 invalid_rle: an RLE does not describe a mask of its size | encode the mask again
-ambiguous_mask: a mask file has several colors, or a palette that does not begin with black | save it as 8-bit gray, 0 for background
-unknown_mask_value: a mask file has a value that belongs to no class | add it to the table of classes, or draw it again
-empty_object: an object is an empty list | use null if the phrase is not in the image
-no_mask: an annotation has only a box, or nothing | draw its mask or remove it
-empty_mask: a mask has no pixel | draw it, or use null if the phrase is not in the image
-border_overshoot (warning): coordinates lie up to a pixel outside the image; the mask is clipped to the image | nothing to do, unless it was drawn on a copy of another size
-self_intersection (warning): the outline of a polygon crosses itself; areas enclosed twice count as outside (even-odd rule) | look at it, and draw it again if the mask has unwanted holes or tails
-overlapping_objects (warning): two objects of an image share more than 1 % of the pixels of the smaller one | assign each pixel to one object, unless the structures do lie on top of each other
+ambiguous_mask: a mask file has several colors, or a palette whose first color is not black | save it as 8-bit grayscale with 0 for background
+unknown_mask_value: a mask file has a value that belongs to no class | add it to the class table, or draw the mask again
+empty_object: an object is an empty list | use null if the object is not in the image
+no_mask: an annotation has no mask, or only a bounding box | draw its mask or remove it
+empty_mask: a mask has no pixels | draw it, or use null if the object is not in the image
+border_overshoot (warning): coordinates lie up to one pixel outside the image; the mask is clipped to the image | no action is needed, unless the object was drawn on a copy of another size
+self_intersection (warning): the outline of a polygon crosses itself; areas enclosed twice count as outside (even-odd rule) | inspect the polygon, and draw it again if the mask has unwanted holes or tails
+overlapping_objects (warning): two objects of an image overlap by more than 1 % of the smaller one | assign each pixel to one object, unless the structures really overlap
 mixed_nesting (warning): some objects are one flat list of coordinates, others a list of such lists | write all objects as lists of polygons
-lossy_mask (warning): a mask is stored as JPEG, which blurs its border into the background | save masks as PNG, from their source if it still exists
+lossy_mask (warning): a mask is stored as JPEG, which blurs its edges | save masks as PNG, from the lossless source if it still exists
 gray_mask (warning): a mask file has more than two values; every value above 0 counts as the object | save it with two values, 0 for background; save each object as a separate mask
-thin_structures (warning): much of the skeleton of the masks is thinner than one cell of the model's mask grid | use tiles or a larger input
+thin_structures (warning): more than 10 % of the skeleton pixels of the masks lie where the mask is thinner than one cell of the model's mask grid | use tiles or a larger input size
 # phrases and groups
-repeated_phrase (warning): an image has several objects under one phrase; their union is the target | use different phrases if each object should be found separately
-no_groups (warning): images have no patient or sequence, so each is its own group | name a field or regular expression with --group, so that splits keep the frames of one patient together
-invalid_group: --group is neither a field of the annotations nor a regular expression with parentheses | name a field, folder, a DICOM attribute, or a regular expression with a group in parentheses
-missing_group: the field or expression of --group yields no group for an image | name another field, or widen the expression
+repeated_phrase (warning): an image has several objects with the same phrase; their union is the target | use different phrases if each object should be segmented separately
+no_groups (warning): images have no patient or sequence, so each is its own group | give a field or regular expression with --group, so that the frames of one patient stay in one split
+invalid_group: --group is neither an annotation field nor a regular expression with a capture group | give an annotation field, `folder`, a DICOM attribute, or a regular expression with a capture group
+missing_group: the field or expression of --group yields no group for an image | give another field or a more general expression
 # orientation, duplicates and names of images
-exif_rotation (warning): a file has an EXIF orientation, so viewers rotate it and masks drawn in them do not fit | save it upright
+exif_rotation (warning): an image has an EXIF orientation, so viewers rotate it and masks drawn in them do not fit | save it upright
 alpha_channel (warning): an image has an alpha channel but is fully opaque | save it without alpha
 duplicate_image (warning): images of one split have the same pixels | keep the one with the better mask
 near_duplicate (warning): images of one split look almost the same | look at them: keep one, or give them the same group if they are frames of one patient
-unlisted_image (warning): images lie beside those of the annotation file, but no entry names them | add entries for them, or move them elsewhere
-personal_name (warning): a file name or DICOM tag looks like a person's name, birth date or record number | rename the files, or import them with vesalius import --pseudonymize
+unlisted_image (warning): images lie in the same folder as annotated ones, but no entry names them | add entries for them, or move them elsewhere
+personal_name (warning): a file name or DICOM tag contains what looks like a person's name, birth date or record number | rename the files, or import them with vesalius import --pseudonymize
 # splits
-too_few_groups: a dataset has fewer groups than parts | ask for fewer parts
-image_leak: two splits share an image, or images that look almost the same | keep it in one split, or split again by patient with vesalius split
-group_leak: two splits share a patient or sequence | split again by patient with vesalius split
+too_few_groups: a dataset has fewer groups than requested splits or folds | request fewer splits or folds
+image_leak: two splits contain the same image or near duplicates | keep it in one split, or split again by patient with vesalius split
+group_leak: two splits contain images of the same patient or sequence | split again by patient with vesalius split
 # settings, arguments, output
 malformed_change: a --set option is not of the form name=value | write it as name=value
 not_yaml: a settings file or a value of --set is not valid YAML, or a key is given twice | correct the YAML
-not_replaceable: the output folder holds files that are not part of an earlier result | name another folder
+not_replaceable: the output folder contains files that do not belong to an earlier result | name another folder
 folder_in_use: another process is writing to the same folder | wait until the other process ends
-unexpected: an error that Vesalius does not expect; probably a bug | run it again with -v and report the traceback
+unexpected: an unexpected exception, probably a bug | run it again with -v and report the traceback
 bad_value: a setting, an argument or a field of a file has a value that is not allowed | use a value that the message allows
 unknown_setting: a setting has an unknown name | use the name that the message suggests, or remove the setting
 conflicting_settings: two settings or arguments exclude each other | remove one of them
-output_exists: the output exists already | choose another path, or remove the existing output
+output_exists: the output already exists | choose another path, or remove the existing output
 output_inside_data: the output lies inside the input data | choose a path outside the data
-nothing_to_write: there is no sample or frame to write | give at least one
+nothing_to_write: no sample or frame to write | give at least one
 invalid_file_name: an id cannot be a file name | rename the image
 write_failed: a file cannot be written | free disk space or check the permissions of the folder
 missing_extra: an optional library is not installed | install the extra that the message names
@@ -135,90 +135,90 @@ interrupted: a signal ended the job; finished work is saved | run the same comma
 no_weights: a model folder has no weight files | copy the model again, or name another folder
 damaged_weights: a weight file is not in the safetensors format, or is truncated or damaged | copy the file again
 unknown_dtype: a tensor has a dtype that is not supported | convert the model to float32, float16 or bfloat16
-repeated_tensor: two weight files hold the same tensor | remove one of the files
-shard_index_mismatch: the shard index of a model does not agree with its weight files | copy the model again
+repeated_tensor: two weight files contain the same tensor | remove one of the files
+shard_index_mismatch: the shard index of a model disagrees with its weight files | copy the model again
 wrong_shape: an array or tensor has an unexpected shape | use the shape in the message
-no_model: a path or name leads to no model | name a bundle, run, Sa2VA folder, hub id or tiny
+no_model: no model was found at a path or under a name | name a bundle, run, Sa2VA folder, hub id or tiny
 not_downloaded: the weights of a published model are not on this machine | download them with hf download
 unknown_model: a model name is not known | use the known name that the message suggests
 incomplete_model: a file or folder of a bundle is missing | copy or convert the model again
 damaged_model: a file of a model cannot be read or is damaged | copy the model again
 invalid_card: a model card is missing, damaged or of an unknown kind | copy or convert the model again
-weights_mismatch: weights are missing, unknown or misshapen for a configuration | copy or convert the model again
+weights_mismatch: weights are missing, unexpected or of the wrong shape for a configuration | copy or convert the model again
 no_tokenizer: a model has no tokenizer, or its tokenizer lacks a token | copy the model again
 invalid_adapter: an adapter is damaged or not a plain LoRA | merge it with its own library
-adapter_mismatch: an adapter does not fit the model or the settings | merge the adapter first, or change the settings
+adapter_mismatch: an adapter is incompatible with the model or the settings | merge the adapter first, or change the settings
 unknown_layer: a model has no layer of the given name | use a name from the message
-unsafe_link: a link in a model folder leads out of it | copy the file itself
-unsupported_quantization: a model cannot be opened or saved with the given quantization | leave the quantization out, or convert the model
-invalid_device_map: a device map separates parts that must be on one device | make one with vesalius plan
+unsafe_link: a symbolic link in a model folder points outside it, or to a folder | copy the file itself
+unsupported_quantization: a model cannot be opened or saved with the given quantization | remove the quantization option, or convert the model
+invalid_device_map: a device map splits modules that must be on one device | create one with vesalius plan
 invalid_prompt: a prompt is empty, not text, or contains a control token | write the phrase without control tokens
 no_prompt: no image, prompt or object is given | give an image and a prompt
-context_too_long: a question is longer than the model's context | shorten the prompt or lower max_tiles
-unknown_family: a model belongs to no supported family of vision-language models | name a model of a supported family
-invalid_model_config: a model configuration is damaged, incomplete or not supported | copy or convert the model again
+context_too_long: a prompt is longer than the model's context | shorten the prompt or lower max_tiles
+unknown_family: the vision-language model belongs to no supported family | name a model of a supported family
+invalid_model_config: a model configuration is damaged, incomplete or unsupported | copy or convert the model again
 extreme_aspect_ratio: an image is too long and narrow for a model | cut it, or use tiles
-wrong_model_kind: a model has another kind than the command requires | name a model of the kind in the message
+wrong_model_kind: the command requires another kind of model | name a model of the kind in the message
 # conversion
-not_a_checkpoint: a file or folder is not a training checkpoint, or has no state dict | name the .pth file of a training
-unsafe_pickle: a training checkpoint would execute code when it is opened; nothing was executed | obtain it from a source you trust, as tensors only
+not_a_checkpoint: a file or folder is not a training checkpoint, or has no state dict | name the .pth file that training wrote
+unsafe_pickle: a training checkpoint would execute code when it is loaded; nothing was executed | get a tensor-only file from a source you trust
 invalid_tensor: an entry of a state dict is not a dense CPU tensor | save the checkpoint again as plain tensors
-invalid_lora: the LoRA of a checkpoint is incomplete, misshapen or of several ranks | save the checkpoint again
-unknown_tensor: a checkpoint has tensors that no Sa2VA model has | name a checkpoint of Sa2VA's training
-unknown_lora_alpha: neither the training config nor an argument states LoRA's alpha | give it with --lora-alpha
+invalid_lora: the LoRA of a checkpoint is incomplete, or has wrong shapes or several ranks | save the checkpoint again
+unknown_tensor: a checkpoint has tensors that no Sa2VA model has | name a checkpoint of Sa2VA training
+unknown_lora_alpha: neither the training configuration nor an argument gives the LoRA alpha | give it with --lora-alpha
 missing_base: a conversion needs another model as its base | name it with --base
-wrong_base: a base, or its configuration, does not fit the weights | name the model that the training started from
-unsupported_adapter: a LoRA changes weights outside the vision-language model | merge it: leave out --keep-adapter
+wrong_base: a base model or its configuration does not fit the weights | name the initial model of the training
+unsupported_adapter: a LoRA changes weights outside the vision-language model | merge it (without --keep-adapter)
 parity_failed: source and result of a conversion give different outputs | check the configuration of the source
 verification_failed: the files that a conversion wrote differ from the source | check the disk and convert again
 no_space: a disk has too little free space for a result | free some space or choose another disk
 # prediction and memory planning
-not_supported: a model does not support a requested option | use a text-prompted model, or leave the option out
+not_supported: a model does not support a requested option | use a text-prompted model, or remove the option
 no_device: a device does not exist on this machine | name cpu, cuda or cuda:1
 does_not_fit: a model does not fit the memory of the given devices | apply one of the changes in the message
 different_request: the output folder holds an unfinished job with other settings | repeat its command to continue it, or choose another folder
-process_killed: a worker process was killed, perhaps because memory ran out | repeat the command to continue
-no_tta_gain: no gain of test-time augmentation was measured for the model | run vesalius tune with --tta, or leave --tta out
-side_in_phrase: a phrase names a side, which horizontal flipping would swap | leave the view flip or --tta out
-not_a_cache: a cache folder holds other files, or overlaps the output folder | name another folder
+process_killed: a worker process was killed, perhaps by the out-of-memory killer | repeat the command to continue
+no_tta_gain: no gain of test-time augmentation was measured for the model | run vesalius tune with --tta, or remove --tta
+side_in_phrase: a phrase names a side, which a horizontal flip would swap | remove the view `flip` or --tta
+not_a_cache: a cache folder contains other files, or overlaps the output folder | name another folder
 unknown_phrase: the model was not trained on a phrase | use one of the phrases of the model's card
 # training
-no_run: a folder holds no run, or is a checkpoint inside one | name the folder with config.yaml and log.jsonl
-no_checkpoint: a run has no checkpoint to resume from | start it anew, or continue from its best checkpoint
+no_run: a folder contains no run, or is a checkpoint inside a run | name the folder with config.yaml and log.jsonl
+no_checkpoint: a run has no checkpoint to resume from | start a new run, or continue from the best checkpoint
 damaged_checkpoint: a training checkpoint, its state or its links are truncated or damaged | copy it again (a run with cp -a), or continue from the best checkpoint as the message says
-damaged_log: a log has a line that is not JSON with a step | correct or remove the line
-changed_setting: a setting that must stay differs when a run is resumed | restore it, or start a new run from the checkpoint
-changed_data: the training data differ when a run is resumed | restore them, or start a new run from the checkpoint
-no_examples: a task has a weight but the data have no example of it | set its weight to 0, or add data
+damaged_log: a log has a line that is not a JSON object with a step | correct or remove the line
+changed_setting: a setting that must not change differs when a run is resumed | restore it, or start a new run from the checkpoint
+changed_data: the training data changed before a run was resumed | restore them, or start a new run from the checkpoint
+no_examples: a task has a weight above 0 but no training example | set its weight to 0, or add data
 nothing_to_learn: no training sample has a mask | annotate masks
-no_gradient: a component is set to train but no loss reaches it | check the weights in `loss` and the setting `trainable`
-unchanged_weights: a component is set to train but its weights do not change | raise optim.lr, or use precision: fp32
-unchanged_predictions: two validations are identical although steps lie between them | check trainable, optim.lr and precision
+no_gradient: a trainable component receives no gradient | check the weights in `loss` and the setting `trainable`
+unchanged_weights: the weights of a trainable component do not change | raise optim.lr, or use precision: fp32
+unchanged_predictions: two validations give identical predictions although training steps lie between them | check trainable, optim.lr and precision
 not_finite_loss: the loss or the gradient became NaN or infinite | look at the images that the message names, or lower optim.lr
 not_finite_weights: weights are NaN or infinite | use an earlier checkpoint, or start a new run with a lower optim.lr
-out_of_memory: the heaviest training step does not fit into memory | lower batch_size, train less, or use gradient checkpointing
-inseparable_phrases: the language model gives all phrases the same state | train the language model too
-missing_process: some of the started processes did not join the run | start them with torchrun or accelerate launch
-unsupported_launch: a launch configuration asks for something other than DDP or FSDP2 | use a configuration of recipes/accelerate
+out_of_memory: the largest training step does not fit in memory | lower batch_size, use a smaller trainable preset, or use gradient checkpointing
+inseparable_phrases: the language model gives all phrases the same hidden state at [SEG] | train the language model too
+missing_process: some of the launched processes did not join the run | start them with torchrun or accelerate launch
+unsupported_launch: a launch configuration requests a strategy other than DDP or FSDP2 | use a configuration of recipes/accelerate
 # evaluation and comparison
 training_leak: images to be scored, or tuned on, are among the training images of the model | use images that the model has not seen, or add --allow-training-samples to evaluate
 tuning_leak: images to be scored are among those on which the threshold was tuned | evaluate on other images
-copied_ground_truth: most predictions equal the ground truth to the pixel | score other predictions, or masks that this model did not make
+copied_ground_truth: most predictions are pixel-identical to the ground truth | score other predictions, or use ground truth that this model did not generate
 duplicate_prompt: a sample has the same prompt twice | remove one of them
-no_samples: there is no sample to evaluate or tune on | name a dataset or split with samples
-missing_roi: an image has no region-of-interest mask | add a mask file named by the id of the image
-empty_roi: a region-of-interest mask has no pixel | draw the region, or leave the image out
+no_samples: no sample to evaluate or tune on | name a dataset or split with samples
+missing_roi: an image has no region-of-interest mask | add a mask file with the id of the image as its name
+empty_roi: a region-of-interest mask has no pixels | draw the region, or remove the image
 missing_prediction: a prediction folder has no prediction for a sample and prompt | predict the missing ones
-invalid_prediction: predictions.jsonl, run.json or a file that they name is not what predict writes | predict again
-mixed_models: a prediction folder holds predictions of several models | evaluate each model by itself
-missing_probabilities: predictions lack the probabilities that another threshold needs | predict again with --save probs, or leave the threshold out
+invalid_prediction: predictions.jsonl, run.json or a prediction file is damaged or was not written by predict | predict again
+mixed_models: a prediction folder contains predictions of several models | evaluate each model by itself
+missing_probabilities: changing the threshold requires stored probabilities | predict again with --save probs, or remove the threshold option
 prediction_failed: a prediction failed, so the threshold was not tuned | correct or remove the sample
 unknown_metric: a metric is unknown or not available | choose one that the message names
-invalid_results: metrics.json or samples.jsonl is not what evaluate writes, or is truncated | evaluate again
-different_samples: evaluations to compare differ in samples, prompts, groups or data | evaluate the same dataset with the same settings
+invalid_results: metrics.json or samples.jsonl is truncated or was not written by evaluate | evaluate again
+different_samples: evaluations differ in samples, prompts, groups or data | evaluate the same dataset with the same settings
 nothing_to_compare: no metric or row has a score in all evaluations | evaluate again, or compare other evaluations
 """
-"""Each line is `CODE: MEANING | REMEDY`, or `CODE (warning): MEANING | REMEDY`; # begins a section."""
+"""Each line is `CODE: MEANING | REMEDY`, or `CODE (warning): MEANING | REMEDY`; a line with # is a section title."""
 
 
 def _read_table() -> dict[str, Code]:
@@ -235,11 +235,11 @@ def _read_table() -> dict[str, Code]:
 
 
 CODES = _read_table()
-"""Every code of an error or a finding, in the order of docs/errors.md."""
+"""All codes of errors and findings, in the order of docs/errors.md."""
 
 
 def as_markdown() -> str:
-    """The table as the page docs/errors.md."""
+    """The table as Markdown, for docs/errors.md."""
     lines = [
         "# Codes of errors and findings",
         "",
