@@ -39,11 +39,11 @@ PACKAGE = Path(__file__).resolve().parent
 
 HASH_SIDE = 16
 NEAR_BITS = 24
-"""Largest number of differing bits, of 256, between near-duplicate images. On 300 angiograms of ARCADE, different
+"""Maximum number of differing bits (of 256) between near-duplicate images. On 300 angiograms of ARCADE, different
 images differ in at least 40 bits (median 118). The same image brightened by a fifth, cropped by 2 pixels, resized, with
 noise, or at JPEG quality 50 differs in at most 22 bits in 99 % of cases."""
 
-PARTS = {
+WEIGHT_FILES = {
     "vlm.": "vlm/*.safetensors",
     "sam.": "sam/*.safetensors",
     "projector.": "projector.safetensors",
@@ -127,7 +127,7 @@ def fingerprint_hashes(tensors: Mapping[str, TensorHash]) -> str:
 def hash_bundle(bundle: Path) -> dict[str, TensorHash]:
     """Canonical name -> hash of each tensor of a bundle.
 
-    Independent of sharding, key order and other files. Raises CheckpointError, naming the file, if one is missing,
+    The result does not depend on sharding, key order or other files. Raises CheckpointError, naming the file, if one is missing,
     truncated or damaged, or if two files hold the same tensor.
     """
     locate_bundle_tensors(bundle)  # checks all files before the first one is hashed
@@ -175,7 +175,7 @@ def versions() -> dict[str, str]:
 def commit(package: Path = PACKAGE) -> str | None:
     """Commit of the git working tree of the package, ending in `-dirty` if tracked files differ.
 
-    None if the package is not in its own tree, for example installed into an environment of another project.
+    None if the package is not in its own repository, for example if it is installed into another project.
     """
     root = _git(package, "rev-parse", "--show-toplevel")
     if root is None or Path(root).resolve() / "src" / package.name != package.resolve():
@@ -222,7 +222,7 @@ def _hash_readable(path: Path) -> str:
 def _weight_files(bundle: Path) -> dict[str, list[Path]]:
     return {
         prefix: [path for path in find_shards((bundle / pattern).parent) if path.match(pattern)]
-        for prefix, pattern in PARTS.items()
+        for prefix, pattern in WEIGHT_FILES.items()
     }
 
 
@@ -230,7 +230,7 @@ def _file_hashes(path: Path) -> tuple[TensorHash, ...]:
     return _hash_tensors(*_stamp(path))
 
 
-# a file with the same path, size and time is hashed once: predictor and run both need it
+# a file with the same path, size and time is hashed once, though predictor and run both need its hashes
 @lru_cache(maxsize=256)
 def _hash_tensors(path: str, n_bytes: int, time_ns: int) -> tuple[TensorHash, ...]:
     file = Path(path)
@@ -247,13 +247,13 @@ def _hash_located(locations: Mapping[str, TensorLocation]) -> list[TensorHash]:
 def hash_tensors(
     tensors: Mapping[str, TensorType], read: Callable[[str], Iterable[Block]]
 ) -> list[TensorHash]:
-    """Hash of each tensor, two at a time; `read(name)` gives its bytes."""
+    """Hash of each tensor, in two threads; `read(name)` yields the bytes of the tensor."""
     with ThreadPoolExecutor(max_workers=2) as threads:
         return list(threads.map(lambda name: hash_tensor(name, tensors[name], read(name)), tensors))
 
 
 def hash_tensor(name: str, tensor: TensorType, blocks: Iterable[Block]) -> TensorHash:
-    """Hash of one tensor with these bytes."""
+    """Hash of one tensor, from blocks of its bytes."""
     digest = hashlib.sha256()
     for block in blocks:
         digest.update(block)
@@ -263,7 +263,7 @@ def hash_tensor(name: str, tensor: TensorType, blocks: Iterable[Block]) -> Tenso
 def cached_hashes(
     files: Sequence[Path], compute: Callable[[], Iterable[TensorHash]]
 ) -> tuple[TensorHash, ...]:
-    """Hashes of the tensors in `files`, from the cache if their paths, sizes and times match, else from `compute`."""
+    """Hashes of the tensors in `files`: cached ones if paths, sizes and times match, else those of `compute`."""
     before = [_stamp(path) for path in files]
     known = _read_cache(before)
     if known is not None:
@@ -277,7 +277,7 @@ def cached_hashes(
 
 
 def cache_hashes(files: Sequence[Path], hashes: Iterable[TensorHash]) -> None:
-    """Cache the hashes of the tensors in `files` if these are large; a cache that cannot be written is no error."""
+    """Cache the hashes of the tensors in `files` if the files are large; a failure to write is ignored."""
     stamps = [_stamp(path) for path in files]
     if sum(n_bytes for _, n_bytes, _ in stamps) >= CACHED_FROM_BYTES:
         with suppress(OutputError, RuntimeError):  # RuntimeError: no home folder
@@ -285,7 +285,7 @@ def cache_hashes(files: Sequence[Path], hashes: Iterable[TensorHash]) -> None:
 
 
 def cache_bundle_hashes(bundle: Path, hashes: Mapping[str, TensorHash]) -> None:
-    """Cache the hashes, by canonical name, of a bundle that has just been written; its files are not read again."""
+    """Cache the hashes (by canonical name) of a newly written bundle, so that its weights are not read again."""
     for prefix, paths in _weight_files(bundle).items():
         for path in paths:
             cache_hashes([path], [(name, *hashes[prefix + name][1:]) for name in read_header(path)])

@@ -1,7 +1,7 @@
-"""HTML pages and their Markdown twins: templates of every report, and pictures inside a page.
+"""Reports in HTML and Markdown: rendering of templates, and pictures embedded in a page.
 
-An HTML page is one file that needs no network, no script and no other file. Its template extends `page.html.jinja`, which
-has the style in light and dark, and fills the blocks `title`, `style` (optional) and `body`.
+An HTML page is self-contained: no network, no script, no other file. Its template extends `page.html.jinja`, which has
+the light and the dark style, and fills the blocks `title`, `style` (optional) and `body`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ HTML = ".html.jinja"
 
 
 def render(template: Path, values: Mapping[str, Any], **filters: Callable[..., Any]) -> str:
-    """The template with these values; `filters` are functions that it may call as `value | name`.
+    """The template rendered with `values`; `filters` are functions for `value | name` in the template.
 
-    In a template that ends in `.html.jinja` every value is escaped, since ids, phrases and paths may hold HTML. Raises
+    In a `.html.jinja` template every value is escaped, since ids, phrases and paths may contain HTML. Raises
     jinja2.UndefinedError for a name without a value.
     """
     environment = Environment(
@@ -38,16 +38,16 @@ def render(template: Path, values: Mapping[str, Any], **filters: Callable[..., A
 
 
 def plural(n: int, one: str) -> str:
-    """The noun for `n` things: `image` for 1, else `images`."""
+    """Singular or plural of a noun: `image` for n = 1, else `images`."""
     return one if n == 1 else one + "s"
 
 
 def as_data_url(
     picture: Image.Image, width: int | None = None, format: Literal["jpeg", "png"] = "jpeg"
 ) -> str:
-    """The picture as a `data:` URL, for an `img` inside a page; reduced to at most `width` pixels.
+    """The picture as a `data:` URL for an `img` element, downscaled to at most `width` pixels.
 
-    JPEG keeps color at full resolution, so that thin colored lines stay visible.
+    JPEG is written without chroma subsampling, so that thin colored lines stay visible.
     """
     if format == "jpeg":
         picture = picture.convert("RGB")

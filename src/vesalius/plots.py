@@ -1,7 +1,7 @@
 """Charts as inline SVG with a text description: no script and no other file.
 
-They are as wide as a phone, so that their labels stay legible there. Colors: Okabe & Ito 2008. Drawn by hand, because
-matplotlib takes 84 ms per chart instead of 5, a second to import, and four times the bytes, without tooltips.
+Charts are as wide as a phone screen, so that labels stay legible on it. Colors: Okabe & Ito 2008. Matplotlib is not
+used: it takes 84 ms per chart instead of 5, a second to import, and four times the bytes, and has no tooltips.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ BINS = 20
 
 Ticks = Sequence[tuple[float, str]]
 Range = tuple[float, float]
-SHARES: Ticks = [(0, "0"), (0.25, "0.25"), (0.5, "0.5"), (0.75, "0.75"), (1, "1")]
+RATIO_TICKS: Ticks = [(0, "0"), (0.25, "0.25"), (0.5, "0.5"), (0.75, "0.75"), (1, "1")]
 
 
 class Plot:
-    """A chart with two axes. All coordinates are those of the data."""
+    """A chart with two axes. Its methods take data coordinates."""
 
     def __init__(self, x: Range, y: Range, height: int = 150, left: int = LEFT, bottom: int = BOTTOM) -> None:
-        """Ranges of both axes; `height` of the plot area in pixels."""
+        """`x` and `y` are the ranges of the axes; `height` is that of the plot area in pixels."""
         self._x, self._y, self._height, self._left, self._bottom = x, y, height, left, bottom
         self._parts: list[Markup] = []
 
@@ -107,7 +107,7 @@ class Plot:
         )
 
     def svg(self, description: str) -> Markup:
-        """The chart; `description` is its text for screen readers."""
+        """The chart as an SVG element; `description` is its text for screen readers."""
         box = f"0 0 {WIDTH} {TOP + self._height + self._bottom}"
         start = Markup('<svg viewBox="{}" role="img" aria-label="{}" font-size="12">').format(
             box, description
@@ -121,9 +121,9 @@ class Plot:
 def histogram(
     values: Sequence[float], name: str, ticks: Ticks, *, of: str, written: Callable[[float], str]
 ) -> Markup:
-    """Histogram of values with `BINS` bars from 0 to the last of the `ticks`, and their mean.
+    """Histogram of values in `BINS` bins from 0 to the last tick, with a line at the mean.
 
-    `written` formats a value, `of` names the objects with these values (`masks`). Without values the axes stay empty.
+    `written` formats a value; `of` names the measured objects (`masks`). Without values the plot is empty.
     """
     most = ticks[-1][0]
     counts, edges = np.histogram(values, bins=BINS, range=(0, most))

@@ -34,9 +34,9 @@ PANEL_WIDTH_MIN = 400
 GAP, LINE, TITLE_TEXT, TEXT = 16, 44, 34, 28
 """Margins, line height and text sizes in pixels. A figure of 1600 pixels shrunk to 512 still has text of 9 pixels."""
 CONTOUR_GRAY = 120
-"""Under contours, an image is darkened until 90 % of its pixels have at most this gray value (of 255)."""
+"""Background of contours: the image is darkened until 90 % of its pixels have at most this gray value (of 255)."""
 MIN_COVERAGE = 0.25
-"""Coverage from which a panel pixel belongs to the mask; at 0.5, vessels thinner than a panel pixel would vanish."""
+"""Minimum coverage of a panel pixel that belongs to the mask; at 0.5, vessels thinner than a pixel would vanish."""
 
 FONT_FOLDERS = (
     Path("/usr/share/fonts"),
@@ -53,7 +53,7 @@ CJK_FONTS = (
     "notosanscjk notosanssc notosanshans sourcehansans wqy msyh simhei pingfang stheiti hiragino droidsansfallback "
     "arialunicode simsun uming ukai yugoth meiryo malgun"
 ).split()
-"""Prefixes of font file names with Chinese, in lower case without spaces and hyphens, by falling preference."""
+"""File name prefixes of fonts with Chinese, in lower case without spaces and hyphens, in order of preference."""
 
 
 def six_panels(
@@ -67,11 +67,11 @@ def six_panels(
 ) -> Image.Image:
     """A figure of six panels with legend and scores: image, ground truth, prediction, both contours, and difference.
 
-    Every image is resized to the same longer side with its aspect ratio. Contours and difference are drawn on the image in
-    dark gray, because orange on a retina, or blue on an X-ray, would be invisible. Contours run outside the mask, so the
-    covered pixels stay visible. Titles say if a mask is empty. `scores` may lack `dice` or `iou`; None is shown as
-    undefined. Characters without a font are shown as codes (see `missing_font`). Raises ValueError for masks of another
-    size.
+    Every image is resized to the same longer side with its aspect ratio. Contours and difference are drawn on the
+    darkened gray image, because orange on a retina, or blue on an X-ray, would be invisible. Contours run outside the
+    mask, so the covered pixels stay visible. Panel titles mark empty masks. `scores` may lack `dice` or `iou`; None is
+    shown as a dash. Characters without a font are shown as codes (see `missing_font`). Raises ValueError for masks of
+    another size.
     """
     for name, mask in (("target", target), ("prediction", prediction)):
         if mask.dtype != np.bool_ or mask.shape != image.shape[:2]:
@@ -80,14 +80,14 @@ def six_panels(
     small = _resize_image(image, size)
     gray = Image.fromarray(small).convert("L")
     light = min(1, CONTOUR_GRAY / max(1, float(np.percentile(np.asarray(gray), 90))))
-    dim, dark = (np.asarray(gray.point(_darker(share)).convert("RGB")) for share in (light, 0.35))
-    shares = [_coverage(mask, size) for mask in (target, prediction)]
-    shown = [share >= MIN_COVERAGE for share in shares]
+    dim, dark = (np.asarray(gray.point(_darker(factor)).convert("RGB")) for factor in (light, 0.35))
+    coverages = [_coverage(mask, size) for mask in (target, prediction)]
+    shown = [coverage >= MIN_COVERAGE for coverage in coverages]
     empty = ["" if mask.any() else " (empty)" for mask in (target, prediction)]
     panels = [
         ("Original", small),
-        (f"Ground truth{empty[0]}", _gray(shares[0])),
-        (f"Prediction{empty[1]}", _gray(shares[1])),
+        (f"Ground truth{empty[0]}", _gray(coverages[0])),
+        (f"Prediction{empty[1]}", _gray(coverages[1])),
         ("Ground truth contour", contour(dim, shown[0], TARGET_COLOR, width=2)),
         ("Prediction contour", contour(dim, shown[1], PREDICTION_COLOR, width=2)),
         ("Difference", _difference(dark, target, prediction)),
@@ -107,10 +107,10 @@ def overlay(
     color: Color = PREDICTION_COLOR,
     alpha: float = 0.3,
 ) -> Image.Image:
-    """The image with the mask as a translucent fill and a contour around it; an empty mask changes nothing.
+    """The image with the mask as a translucent fill and a contour around it; unchanged if the mask is empty.
 
-    The contour runs outside the mask, so a thin vessel stays visible. It is one pixel wide for images up to `PANEL_SIDE` and
-    grows with the image. `alpha` in [0, 1] is the opacity of the fill.
+    The contour runs outside the mask, so a thin vessel stays visible. Its width is one pixel up to `PANEL_SIDE` and grows
+    with the image. `alpha` in [0, 1] is the opacity of the fill.
     """
     paint = np.array(color, dtype=np.float32)
     result = contour(image, mask, color, width=max(1, round(max(mask.shape) / PANEL_SIDE)))
@@ -134,9 +134,9 @@ def contour(
 
 
 def missing_font(text: str) -> str | None:
-    """A sentence with the characters of the text that no installed font has, and the package to install; None without any.
+    """Note on the characters of the text that no installed font has, with the package to install; None if all are there.
 
-    Figures show such characters as codes (`\\u8840`). Callers report the sentence once.
+    Figures show such characters as codes (`\\u8840`). Callers report the note once.
     """
     lacking = [character for character in _lacking(_font_file(text), text) if character.isprintable()]
     if not lacking:
@@ -189,7 +189,7 @@ def _write_legend(
 def _difference(
     dark: UInt8[np.ndarray, "H W 3"], target: Bool[np.ndarray, "h w"], prediction: Bool[np.ndarray, "h w"]
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """The dark image with TP, FP and FN pixels, each resized from the full-size masks."""
+    """The dark image with TP, FP and FN pixels, computed at full size and then resized."""
     size = dark.shape[0], dark.shape[1]
     kinds = (
         (target & prediction, TP_COLOR),
@@ -199,19 +199,19 @@ def _difference(
     covered = [_coverage(mask, size) for mask, _ in kinds]
     total = covered[0] + covered[1] + covered[2]
     used = total > 0  # few pixels of an image are vessels
-    shares = np.stack([share[used] for share in covered], axis=-1)
-    # up to twice the coverage, because a line thinner than a panel pixel would be too faint
-    shares *= np.minimum(2, 1 / total[used])[:, None]
-    paint = shares @ np.array([color for _, color in kinds], dtype=np.float32)
-    rest = 1 - shares.sum(axis=-1, keepdims=True)
+    opacity = np.stack([coverage[used] for coverage in covered], axis=-1)
+    # up to twice the coverage: otherwise a line thinner than a panel pixel would be too faint
+    opacity *= np.minimum(2, 1 / total[used])[:, None]
+    paint = opacity @ np.array([color for _, color in kinds], dtype=np.float32)
+    rest = 1 - opacity.sum(axis=-1, keepdims=True)
     result = dark.copy()
     result[used] = np.clip(paint + dark[used] * rest, 0, 255).round()
     return result
 
 
-def _darker(share: float) -> list[int]:
-    """Lookup table that multiplies gray values by `share`."""
-    return [round(share * value) for value in range(256)]
+def _darker(factor: float) -> list[int]:
+    """Lookup table that multiplies gray values by `factor`."""
+    return [round(factor * value) for value in range(256)]
 
 
 def _resize_image(image: UInt8[np.ndarray, "h w 3"], size: Size) -> UInt8[np.ndarray, "H W 3"]:
@@ -220,13 +220,13 @@ def _resize_image(image: UInt8[np.ndarray, "h w 3"], size: Size) -> UInt8[np.nda
 
 
 def _coverage(mask: Bool[np.ndarray, "h w"], size: Size) -> Float[np.ndarray, "H W"]:
-    """Share of each output pixel that the mask covers, float32 in [0, 1]; 0 or 1 if the mask is enlarged."""
+    """Coverage of each output pixel by the mask, float32 in [0, 1]; 0 or 1 if the mask is enlarged."""
     picture = Image.fromarray(mask.astype(np.uint8) * np.uint8(255))
     return np.asarray(picture.resize(size[::-1], Image.Resampling.BOX), dtype=np.float32) / 255
 
 
-def _gray(share: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
-    values = (share * 255).round().astype(np.uint8)
+def _gray(coverage: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    values = (coverage * 255).round().astype(np.uint8)
     return np.asarray(Image.fromarray(values).convert("RGB"))
 
 
@@ -259,7 +259,7 @@ def _escape(character: str) -> str:
 
 
 def _font_file(text: str) -> Path | None:
-    """The first font with all characters of the text, or the one with most; None is Pillow's built-in Latin font."""
+    """First font with all characters of the text, else the font with most; None: Pillow's built-in Latin font."""
     if not _lacking(None, text):
         return None
     return min((None, *_font_files(FONT_FOLDERS)), key=lambda file: len(_lacking(file, text)))
@@ -267,9 +267,9 @@ def _font_file(text: str) -> Path | None:
 
 @lru_cache
 def _font_files(folders: tuple[Path, ...]) -> tuple[Path, ...]:
-    """The font of matplotlib (Greek, Cyrillic, mathematics), then fonts with Chinese by falling preference."""
+    """The font of matplotlib (Greek, Cyrillic, mathematics), then fonts with Chinese in order of preference."""
     found = []
-    # found without importing matplotlib, which takes 0.3 s
+    # the font is found without importing matplotlib, which takes 0.3 s
     matplotlib = importlib.util.find_spec("matplotlib")
     if matplotlib is not None and matplotlib.origin is not None:
         found.append(Path(matplotlib.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf")
@@ -299,7 +299,7 @@ def _open_font(file: Path | None, size: int) -> ImageFont.FreeTypeFont:
 
 @lru_cache(maxsize=4096)
 def _lacking(file: Path | None, text: str) -> tuple[str, ...]:
-    """The characters of the text without a glyph in the font, each once."""
+    """Distinct characters of the text without a glyph in the font."""
     return tuple(each for each in dict.fromkeys(text) if not each.isspace() and not _has_glyph(file, each))
 
 

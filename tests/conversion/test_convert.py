@@ -138,7 +138,7 @@ def official(kept: dict[str, Path], tmp_path: Path) -> Path:
 def no_probe(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip the parity check, which takes seconds at 1024 x 1024, in all tests but its own."""
     if "probe" not in request.node.name:
-        monkeypatch.setattr(parity, "LARGEST_BYTES", 0)
+        monkeypatch.setattr(parity, "MAX_BYTES", 0)
 
 
 def bytes_of(folder: Path) -> list[Any]:

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from vesalius.evaluation.calibration import (
     BINS,
-    BORDERS,
+    EDGES,
     THRESHOLDS,
     average_precision,
     brier_score,
@@ -40,7 +40,7 @@ def test_histogram_counts_each_pixel_once_and_a_border_belongs_to_the_bin_below(
 
     counts = histogram(probabilities, target)
 
-    quarter = BORDERS.searchsorted(0.25)
+    quarter = EDGES.searchsorted(0.25)
     assert counts.sum() == 6
     assert counts[:, [0, quarter, quarter + 1, -1]].tolist() == [[1, 1, 0, 0], [0, 1, 1, 1]]
 
@@ -48,15 +48,15 @@ def test_histogram_counts_each_pixel_once_and_a_border_belongs_to_the_bin_below(
 @given(st.lists(st.floats(0, 1) | st.sampled_from([0.0, 1e-7, 0.001, 0.999, 1.0]), min_size=1))
 def test_bin_of_a_probability_is_its_position_among_the_borders(values):
     probabilities = np.array([values])
-    expected = np.bincount(BORDERS.searchsorted(values), minlength=BINS)
+    expected = np.bincount(EDGES.searchsorted(values), minlength=BINS)
 
     assert np.array_equal(histogram(probabilities, np.zeros_like(probabilities, dtype=bool))[0], expected)
 
 
 def test_borders_increase_and_include_all_thresholds():
-    assert (np.diff(BORDERS) > 0).all() and BORDERS[0] > 0 and BORDERS[-1] < 1
-    assert set(THRESHOLDS) <= set(BORDERS)
-    assert len(THRESHOLDS) == 999 and len(BORDERS) + 1 == BINS
+    assert (np.diff(EDGES) > 0).all() and EDGES[0] > 0 and EDGES[-1] < 1
+    assert set(THRESHOLDS) <= set(EDGES)
+    assert len(THRESHOLDS) == 999 and len(EDGES) + 1 == BINS
 
 
 def test_histograms_add_up_and_exclude_pixels_outside_the_region():

@@ -182,5 +182,5 @@ def test_spacing_that_is_not_two_positive_numbers_is_refused(spacing):
 
 
 def test_masks_of_different_sizes_are_refused():
-    with pytest.raises(ValueError, match="one size"):
+    with pytest.raises(ValueError, match="the same size"):
         score(np.eye(4, dtype=bool), np.eye(5, dtype=bool))

@@ -130,7 +130,7 @@ def test_a_mask_against_itself_is_perfect_and_counts_add_up(masks):
 @pytest.mark.parametrize(
     ("target", "prediction", "words"),
     [
-        (np.zeros((2, 3), bool), np.zeros((3, 2), bool), r"one size; got \(2, 3\) and \(3, 2\)"),
+        (np.zeros((2, 3), bool), np.zeros((3, 2), bool), r"the same size; got \(2, 3\) and \(3, 2\)"),
         (
             np.zeros((2, 3), bool),
             np.zeros((2, 3), np.uint8),
@@ -148,7 +148,9 @@ def test_masks_of_other_sizes_and_types_are_refused(target, prediction, words):
 def test_regions_of_other_size_or_without_pixels_are_refused():
     masks = square(0, 0), square(1, 1)
 
-    with pytest.raises(ValueError, match=r"target and within must have one size; got \(4, 5\) and \(5, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"target and within must have the same size; got \(4, 5\) and \(5, 4\)"
+    ):
         confusion(*masks, np.ones((5, 4), bool))
     with pytest.raises(ValueError, match="no pixel"):
         confusion(*masks, np.zeros((4, 5), bool))

@@ -133,7 +133,7 @@ def test_fewer_than_two_groups_have_no_interval(values, groups):
     ("values", "groups", "level", "words"),
     [
         ([0.5], ["a", "b"], 0.95, "1 values but 2 groups"),
-        ([0.5, float("nan")], ["a", "b"], 0.95, "not a finite number"),
+        ([0.5, float("nan")], ["a", "b"], 0.95, "must be finite numbers"),
         ([0.5, 0.6], ["a", "b"], 95, "level must lie between 0 and 1"),
     ],
 )

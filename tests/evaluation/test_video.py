@@ -64,5 +64,5 @@ def test_scores_lie_between_zero_and_one_and_order_does_not_matter(masks):
 @pytest.mark.parametrize("sizes", [((2, 4, 4), (3, 4, 4)), ((4, 4), (4, 4)), ((0, 4, 4), (0, 4, 4))])
 def test_clips_of_different_sizes_are_refused(sizes):
     target, prediction = (np.zeros(size, dtype=bool) for size in sizes)
-    with pytest.raises(ValueError, match=r"\(f, h, w\) of one size"):
+    with pytest.raises(ValueError, match=r"\(f, h, w\) of the same size"):
         score(target, prediction)

@@ -147,7 +147,9 @@ def test_metric_that_no_pair_defines_is_named(tmp_path):
 
     assert (found["n"], found["undefined"]) == (0, 6)
     assert {found[name] for name in ("mean", "p", "verdict")} == {None}
-    assert "Defined in no pair: hd\\_mm." in (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
+    assert "Undefined in all pairs: hd\\_mm." in (tmp_path / "out" / "comparison.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_caveats_and_different_settings_are_noted(tmp_path):
@@ -164,7 +166,7 @@ def test_caveats_and_different_settings_are_noted(tmp_path):
     notes = compare([old, new], tmp_path / "out")["notes"]
 
     assert notes == [
-        "iou is not compared: old lacks it.",
+        "iou is not compared: it is missing in old.",
         "Settings differ: threshold is 0.5 in old and 0.35 in new.",
         'Settings differ: roi is "fov" in old and null in new.',
         "new has the same weights as old.",

@@ -213,7 +213,7 @@ def test_missing_font_is_a_note(tmp_path, monkeypatch, FakeSegmenter, dataset):
 @pytest.mark.parametrize(
     ("groups", "words"),
     [
-        (None, "treat each image as its own group"),
+        (None, "Each image is treated as its own group"),
         (["p", "q", None], "With 3 groups the intervals are rough"),
     ],
 )

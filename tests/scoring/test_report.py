@@ -130,7 +130,7 @@ def test_settings_show_threshold_origin_and_near_copies_of_training_images(tmp_p
     text = " ".join(Tags(report(tmp_path, [row(0, 0.5)])).text.split())
 
     assert "0.35 · how: tuned, metric: dice" in text
-    assert "near copies: 1 (twin_007)" in text
+    assert "near-duplicates: 1 (twin_007)" in text
 
 
 def test_empty_masks_are_counted_by_what_they_mean(tmp_path):

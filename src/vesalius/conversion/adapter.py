@@ -19,7 +19,7 @@ from vesalius.tensorfiles import write_tensors
 def adapter_weights(checkpoint: TrainingCheckpoint, spec: ModelSpec) -> AssembledWeights:
     """The LoRA of a training checkpoint under PEFT's names for the native model.
 
-    If the official layout fuses query, key and value in one weight, each gets its rows of B, and all of A.
+    If the official layout fuses query, key and value into one weight, each of them gets all of A and its rows of B.
     CheckpointError if the LoRA changes the segmenter or the projector, which adapters do not cover.
     """
     shapes = {name: tuple(lora.b.shape) for name, lora in checkpoint.lora.items()}
@@ -40,7 +40,7 @@ def adapter_weights(checkpoint: TrainingCheckpoint, spec: ModelSpec) -> Assemble
 
 
 def _module(family: str, name: str, path: Path) -> str:
-    """Path in the native model of the layer of a bundle's weight."""
+    """Module path in the native model of a weight of the bundle."""
     component, _, saved = name.partition(".")
     if component != "vlm":
         raise CheckpointError.at(
@@ -55,7 +55,7 @@ def _module(family: str, name: str, path: Path) -> str:
 
 
 def write_adapter(folder: Path, checkpoint: TrainingCheckpoint, spec: ModelSpec, alpha: float) -> None:
-    """Write an adapter into the new `folder`; errors as for `adapter_weights`, OSError passes through."""
+    """Write an adapter into the new `folder`; errors of `adapter_weights`; OSError is not converted."""
     weights = adapter_weights(checkpoint, spec)
     config = {
         "peft_type": "LORA",

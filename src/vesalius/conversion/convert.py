@@ -1,4 +1,4 @@
-"""Convert a model to the other layout in a stream of blocks, and prove that the result equals the source.
+"""Convert a model to the other layout block by block, and prove that the result equals the source.
 
 The result is written under a temporary name, read back from disk file by file, compared with the source, and renamed
 last.
@@ -43,7 +43,7 @@ from vesalius.models.weights import TORCH_TYPES, FileWeights, RenamedWeights, We
 from vesalius.tensorfiles import Report, TensorType, write_shards, write_tensors
 
 MARGIN_BYTES = 64 << 20
-"""Space for headers, configurations, tokenizer and proof."""
+"""Disk space reserved for headers, configurations, tokenizer and proof."""
 
 OnBytes = Callable[[int, int], None]
 """Progress callback: bytes done and total; each byte is written once and read back once."""
@@ -61,10 +61,10 @@ def convert(
 ) -> dict[str, Any]:
     """Write the model `source` to the new folder `out` in the layout `to`, and return the proof (`conversion.json`).
 
-    `base` is the model that a training checkpoint was trained from; any other source is compared with it, and a bundle
+    `base` is the model that a training checkpoint was trained from. The result is compared with `base`, and a bundle
     without `source/` takes the configuration files of the official layout from it. CheckpointError if the source is
     damaged, unknown or contradicts its configuration, or if the result does not equal it; SettingError for conflicting
-    arguments; OutputError if the disk is full. After an error `out` is absent.
+    arguments; OutputError if the disk is full. After an error `out` does not exist.
     """
     started = time.perf_counter()
     _check_target(out, source)
@@ -118,7 +118,7 @@ def _check_free_space(out: Path, conversion: Conversion) -> None:
 
 
 class _Progress:
-    """Counter of bytes done, for several threads."""
+    """Thread-safe counter of bytes done."""
 
     def __init__(self, total: int, on_bytes: OnBytes | None) -> None:
         self._total, self._on_bytes = total, on_bytes
@@ -133,7 +133,7 @@ class _Progress:
 
 
 def _assemblies(conversion: Conversion) -> dict[str, Assembly] | None:
-    """Canonical tensors as rows of the written ones; None for a bundle, which stores canonical tensors."""
+    """Canonical tensor -> rows of the written tensors; None for a bundle, which stores canonical tensors."""
     return (
         None
         if conversion.to == "vesalius"
@@ -155,12 +155,12 @@ def _write(conversion: Conversion, folder: Path, on_bytes: Report, verification:
         )
         return
     conversion.config_files.copy_to(folder / SOURCE)
-    parts = {part: _part(conversion.canonical, part) for part in ("vlm", "sam", "projector")}
-    _write_configs(conversion, folder, vlm=_main_dtype(parts["vlm"]), sam=_main_dtype(parts["sam"]))
-    for part in ("vlm", "sam"):
-        add = partial(verification.add, prefix=f"{part}.")
-        write_shards(folder / part, parts[part].tensors, parts[part].read, on_bytes=on_bytes, on_file=add)
-    path, projector = folder / "projector.safetensors", parts["projector"]
+    components = {name: _component(conversion.canonical, name) for name in ("vlm", "sam", "projector")}
+    _write_configs(conversion, folder, vlm=_main_dtype(components["vlm"]), sam=_main_dtype(components["sam"]))
+    for name in ("vlm", "sam"):
+        add, weights = partial(verification.add, prefix=f"{name}."), components[name]
+        write_shards(folder / name, weights.tensors, weights.read, on_bytes=on_bytes, on_file=add)
+    path, projector = folder / "projector.safetensors", components["projector"]
     write_tensors(path, projector.tensors, projector.read, on_bytes=on_bytes)
     verification.add(path, prefix="projector.")
     if conversion.training is not None and conversion.training.keeps_adapter:
@@ -170,14 +170,14 @@ def _write(conversion: Conversion, folder: Path, on_bytes: Report, verification:
         verification.add(folder / ADAPTER / ADAPTER_TENSORS, prefix=f"{ADAPTER}.")
 
 
-def _part(weights: Weights, part: str) -> RenamedWeights:
-    prefix = f"{part}."
+def _component(weights: Weights, component: str) -> RenamedWeights:
+    prefix = f"{component}."
     names = (name for name in weights.tensors if name.startswith(prefix))
     return RenamedWeights(weights, {name.removeprefix(prefix): name for name in names})
 
 
 def _main_dtype(weights: Weights) -> torch.dtype:
-    """The dtype of most bytes, for the configuration; the weights keep their own dtypes."""
+    """Dtype of most of the bytes, for the configuration; each tensor keeps its own dtype."""
     counts: Counter[str] = Counter()
     for tensor in weights.tensors.values():
         counts[tensor.dtype] += tensor.n_bytes
@@ -187,14 +187,14 @@ def _main_dtype(weights: Weights) -> torch.dtype:
 def _write_configs(conversion: Conversion, folder: Path, **dtypes: torch.dtype) -> None:
     """Write the transformers configuration of each component, and the tokenizer."""
     empty = empty_model(conversion.model.spec)
-    for part, component in (("vlm", empty.vlm), ("sam", empty.sam)):
+    for name, component in (("vlm", empty.vlm), ("sam", empty.sam)):
         component.config.architectures = [type(component).__name__]
-        component.config.dtype = dtypes[part]
-        component.config.save_pretrained(folder / part)
+        component.config.dtype = dtypes[name]
+        component.config.save_pretrained(folder / name)
     tokenizer = open_tokenizer(conversion.model)
     try:
         tokenizer.save_pretrained(folder / "vlm")
-    except Exception as error:  # a full disk is a bare Exception to the tokenizers library
+    except Exception as error:  # the tokenizers library raises a bare Exception for a full disk
         reason = " ".join(str(error).split())
         raise OutputError.at(
             folder, f"the tokenizer cannot be written ({reason})", code="write_failed"
@@ -217,7 +217,7 @@ def _write_card(conversion: Conversion, folder: Path, source: str, fingerprint: 
 
 def _parity(conversion: Conversion, folder: Path) -> dict[str, Any]:
     if conversion.training is not None:
-        return {"skipped": "a training checkpoint cannot be opened by itself"}
+        return {"skipped": "a training checkpoint cannot be opened without its base"}
     n_parameters = sum(math.prod(tensor.shape) for tensor in conversion.canonical.tensors.values())
     return forward_parity(conversion.model.folder, folder, n_parameters)
 
@@ -236,9 +236,9 @@ def _check_equal(
     held: Mapping[str, TensorType],
     out: Path,
 ) -> None:
-    """Raise CheckpointError unless the tensors read, written and held by the finished folder are equal.
+    """Raise CheckpointError unless the tensors read, those written and those of the finished folder are equal.
 
-    An adapter is not compared, since the source stores it in another form.
+    An adapter is not compared, because the source stores it in another form.
     """
     names = {name for name in written if not name.startswith(f"{ADAPTER}.")} | read.keys()
     wrong = {name for name in names if read.get(name) != written.get(name)}
@@ -247,7 +247,7 @@ def _check_equal(
     if wrong:
         raise CheckpointError.at(
             out,
-            f"was not kept, as {len(wrong)} tensors on disk differ from the source: "
+            f"was discarded, because {len(wrong)} tensors on disk differ from the source: "
             f"{', '.join(sorted(wrong)[:SHOWN])}; check the disk, and whether copies of one tensor differ in the source",
             code="verification_failed",
             field=min(wrong),

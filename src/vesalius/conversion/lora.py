@@ -26,7 +26,7 @@ PROBES = 4
 
 
 class TensorWeights:
-    """Tensors in memory, or mapped from a file, as `Weights`."""
+    """`Weights` of tensors in memory, or memory-mapped from a file."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         self._tensors = tensors
@@ -41,10 +41,10 @@ class TensorWeights:
 
 
 class MergedWeights:
-    """A base with the tensors of a training checkpoint in place of its own, and LoRA merged.
+    """The weights of a base with a training checkpoint applied: full tensors replace the base's, and LoRA is merged.
 
-    Without `alpha` the LoRA is left out, for a bundle that keeps it as an adapter. CheckpointError if the tensors do not
-    fit, with the differences and the published model that would fit, if there is one.
+    Without `alpha`, LoRA is not merged, for a bundle that keeps it as an adapter. If the tensors do not fit,
+    CheckpointError lists the differences and names the published models that fit.
     """
 
     def __init__(self, base: Weights, checkpoint: TrainingCheckpoint, alpha: float | None) -> None:
@@ -71,7 +71,7 @@ class MergedWeights:
             yield to_bytes(self._merge(name, start, n_rows))
 
     def unmerged(self, name: str) -> Weights:
-        """The weights that hold a tensor before LoRA: the checkpoint if it has the whole tensor, else the base."""
+        """The source of a tensor before LoRA: the checkpoint if it has the full tensor, else the base."""
         return self._full if name in self._full.tensors else self.base
 
     def _merge(self, name: str, first: int, count: int) -> torch.Tensor:
@@ -90,7 +90,7 @@ def chunks(tensor: TensorType, first: int = 0, count: int | None = None) -> Iter
 
 
 def read_rows(weights: Weights, name: str, first: int, count: int) -> torch.Tensor:
-    """Rows `first` to `first + count` of a tensor, copied; a scalar is one row."""
+    """Rows `first` to `first + count` of a tensor, copied; a scalar counts as one row."""
     data = bytearray().join(weights.read(name, first, count))
     dtype, shape = weights.tensors[name]
     return torch.frombuffer(data, dtype=TORCH_TYPES[dtype]).reshape(count, *shape[1:])
@@ -103,21 +103,21 @@ def to_bytes(tensor: torch.Tensor) -> Block:
 
 @dataclass(frozen=True)
 class MergeCheck:
-    """Measurements on the merged tensors."""
+    """Merge error, and the tensors that the checkpoint changes."""
 
     error: float
     """Largest difference between the outputs of merged weight and weight plus adapter, relative to the largest output."""
     worst: str | None
-    """Weight with that difference; None if no LoRA was merged."""
+    """Weight with the largest difference; None if no LoRA was merged."""
     merged: tuple[str, ...]
-    """Weights with merged LoRA."""
+    """Names of the weights with merged LoRA."""
     changed: tuple[str, ...]
     """Tensors of the checkpoint that differ from the base."""
     unchanged: tuple[str, ...]
 
     @property
     def remarks(self) -> list[str]:
-        """Remarks for a reader, one sentence each."""
+        """Remarks on an ineffective training, one sentence each."""
         remarks = []
         unchanged = set(self.unchanged)
         if self.merged and unchanged.issuperset(self.merged):
@@ -155,7 +155,7 @@ def check_merge(weights: MergedWeights) -> MergeCheck:
 
 
 def _is_unchanged(weights: MergedWeights, name: str, probe: Probe | None) -> bool:
-    """True if a tensor equals the base's; the probe compares merged weights as they pass."""
+    """True if a tensor equals the base's; merged weights are also compared by the probe, chunk by chunk."""
     same = True
     for first, count in chunks(weights.tensors[name]):
         new, old = read_rows(weights, name, first, count), read_rows(weights.base, name, first, count)
@@ -185,7 +185,7 @@ class Probe:
         self._error = self._largest = 0.0
 
     def compare(self, first: int, weight: torch.Tensor, merged: torch.Tensor) -> None:
-        """Compare the rows from `first` on of weight and merged weight."""
+        """Compare the rows of `weight` and `merged`, which start at row `first`."""
         beside = self._x @ weight.double().T + self._low @ self._b[first : first + len(weight)].T
         error = (self._x @ merged.double().T - beside).abs().max().item()
         self._error, self._largest = max(self._error, error), max(self._largest, beside.abs().max().item())
@@ -210,8 +210,8 @@ def _check_fit(base: Mapping[str, TensorShape], checkpoint: TrainingCheckpoint) 
 
 def _advice(checkpoint: list[str], base: list[str]) -> str:
     if not checkpoint:
-        return "they are of no published model; name the model that the training started from as the base"
+        return "they fit no published model; name the model that training started from as the base"
     if checkpoint == base:
-        return f"both have the size of {' or '.join(base)}; name the model that the training started from"
+        return f"both have the size of {' or '.join(base)}; name the model that training started from"
     other = f", the base is {' or '.join(base)}" if base else ""
     return f"these weights fit {' or '.join(checkpoint)}{other}"

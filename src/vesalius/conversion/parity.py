@@ -1,4 +1,4 @@
-"""Parity check: the same probe image through source and result, and the largest difference of their outputs."""
+"""Parity check: largest differences between the outputs of source and result on one probe image."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from vesalius.errors import CheckpointError
 from vesalius.models.checkpoint import open_model
 from vesalius.types import Item
 
-LARGEST_BYTES = 6 * 10**9
-"""Size limit in float32 of a model to be checked: larger ones take minutes for a forward pass on a CPU."""
+MAX_BYTES = 6 * 10**9
+"""Maximum float32 size of a model to check: a larger one takes minutes for a forward pass on a CPU."""
 
 TOLERANCE = 1e-3
-"""Largest allowed difference of logits. Equal weights give equal bits, unless another CPU kernel is chosen."""
+"""Maximum difference of outputs. Equal weights give equal bits unless a different CPU kernel is chosen."""
 
 
 def forward_parity(source: Path, result: Path, n_parameters: int) -> dict[str, Any]:
-    """Largest differences of the outputs of two models on a probe image, or the reason why it was skipped.
+    """Largest differences between the outputs of two models on a probe image, or the reason to skip the check.
 
-    One model is in memory at a time. CheckpointError if the outputs differ: the weights are equal, so a configuration
-    or the tokenizer is not.
+    One model is in memory at a time. CheckpointError if the outputs differ; since the weights
+    are equal, a configuration or the tokenizer differs.
     """
     needed = 4 * n_parameters
-    if needed > LARGEST_BYTES or 2 * needed > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+    if needed > MAX_BYTES or 2 * needed > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
         return {"skipped": f"the model takes {needed / 1e9:.1f} GB of memory in float32"}
     before, after = _outputs(source), _outputs(result)
     if not torch.equal(before.pop("tokens"), after.pop("tokens")):
@@ -39,7 +39,7 @@ def forward_parity(source: Path, result: Path, n_parameters: int) -> dict[str, A
 
 
 def _failed(source: Path, reason: str) -> CheckpointError:
-    return CheckpointError.at(source, f"was not converted, as {reason}", code="parity_failed")
+    return CheckpointError.at(source, f"was not converted, because {reason}", code="parity_failed")
 
 
 def _largest_difference(before: torch.Tensor, after: torch.Tensor) -> float:

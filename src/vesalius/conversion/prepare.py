@@ -71,7 +71,7 @@ class Conversion:
 
     @property
     def n_bytes(self) -> int:
-        """Size of everything to write; an adapter is taken to be as large as its checkpoint."""
+        """Size of everything to write; the estimated size of an adapter is that of its checkpoint."""
         adapter = 0
         if self.training is not None and self.training.keeps_adapter:
             adapter = self.training.checkpoint.path.stat().st_size
@@ -79,7 +79,7 @@ class Conversion:
 
     @property
     def key_mapping(self) -> tuple[Mapping[str, tuple[str, ...]], Mapping[str, str]]:
-        """Source key -> keys in the result, and dropped source key -> reason."""
+        """Two mappings: source key -> keys in the result, and dropped source key -> reason."""
         if isinstance(self.outgoing, HashedWeights) or self.training is not None:
             return self.model.renamed, self.model.dropped
         renamed = self.outgoing.uses()
@@ -124,7 +124,7 @@ def _open_whole(source: str | Path, to: Layout, keep_adapter: bool, lora_alpha: 
 
 
 def _conflict(path: str | Path, reason: str, field: str | None = None) -> SettingError:
-    return SettingError.at(path, f"{reason}", code="conflicting_settings", field=field)
+    return SettingError.at(path, reason, code="conflicting_settings", field=field)
 
 
 def _open_training(
@@ -133,9 +133,9 @@ def _open_training(
     """The base with the trained weights of the checkpoint."""
     if base is None:
         reason = (
-            "holds the trained part of a model only; name the model it was trained from with --base MODEL"
+            "holds only the trained tensors of a model; name the model it was trained from with --base MODEL"
         )
-        raise SettingError.at(path, f"{reason}", code="missing_base", field="base")
+        raise SettingError.at(path, reason, code="missing_base", field="base")
     if keep_adapter and to == "sa2va":
         reason = "the official layout cannot hold an adapter; leave out --keep-adapter"
         raise _conflict(path, reason, "keep_adapter")
@@ -161,7 +161,7 @@ def _open_training(
 
 
 def _merged_into(name: str, keep_adapter: bool) -> str:
-    """The weight that a tensor ends up in; a LoRA factor goes into the weight it changes, or the adapter."""
+    """Official key of the weight that contains a tensor after conversion: for LoRA, the weight it changes."""
     lora = LORA_NAME.fullmatch(name)
     if lora is None:
         return name
@@ -176,7 +176,7 @@ def open_tokenizer(model: StoredModel) -> PreTrainedTokenizerFast:
 def _files_for_bundle(model: StoredModel) -> ConfigFiles:
     try:
         Processor(model.spec, open_tokenizer(model))
-    except SettingError as error:  # a token that the model needs
+    except SettingError as error:  # the tokenizer lacks a required token
         raise CheckpointError.at(model.folder, f"{error}", code=error.code) from error
     if model.layout == "sa2va":
         return find_config_files(model.folder)
@@ -187,7 +187,7 @@ def _files_for_bundle(model: StoredModel) -> ConfigFiles:
 def _files_for_official(model: StoredModel, base: ModelRef | None) -> ConfigFiles:
     """Configuration files of the official layout: the model's own, else those of the base.
 
-    They must describe this model, or the official code would build another one from its weights.
+    The files must describe this model, or the official code would build another model from its weights.
     """
     folder = _official_folder(model)
     if not is_official(folder) and base is not None:
@@ -202,7 +202,7 @@ def _files_for_official(model: StoredModel, base: ModelRef | None) -> ConfigFile
     if not is_official(folder):
         raise SettingError.at(
             folder,
-            "is missing, and with it the configuration files of the official layout; name an official "
+            "is missing, and it would hold the configuration files of the official layout; name an official "
             "folder of the same model with --base",
             code="missing_base",
             field="base",
@@ -220,7 +220,7 @@ def _official_folder(model: StoredModel) -> Path:
 
 
 def _facts(spec: ModelSpec) -> dict[str, Any]:
-    """Everything that determines the outputs for given weights, with the defaults of the configurations."""
+    """All configuration values, defaults included, that determine the outputs for given weights."""
     vlm, sam = configs(spec)
     return {
         "family": spec.family,

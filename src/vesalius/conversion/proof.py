@@ -15,12 +15,12 @@ from vesalius.models.tensor_differences import SHOWN
 
 
 def describe(conversion: Conversion) -> dict[str, Any]:
-    """Key mapping, sizes, dtypes and configuration files."""
+    """Entries of the proof on key mapping, sizes, dtypes and configuration files."""
     renamed, dropped = conversion.key_mapping
-    parts: Counter[str] = Counter()
+    components: Counter[str] = Counter()
     dtypes: Counter[str] = Counter()
     for name, tensor in conversion.canonical.tensors.items():
-        parts[name.partition(".")[0]] += math.prod(tensor.shape)
+        components[name.partition(".")[0]] += math.prod(tensor.shape)
         dtypes[tensor.dtype] += 1
     return {
         "model": conversion.model.spec.name,
@@ -32,7 +32,7 @@ def describe(conversion: Conversion) -> dict[str, Any]:
             "renamed": renamed,
             "dropped": dropped,
         },
-        "parameters": {**parts, "total": parts.total()},
+        "parameters": {**components, "total": components.total()},
         "tensors_of_dtype": dict(dtypes),
         "bytes": conversion.n_weight_bytes,
         "config_files": {
@@ -57,7 +57,7 @@ def _not_kept(conversion: Conversion) -> dict[str, Any]:
 
 
 def compare(before: Mapping[str, TensorHash], after: Mapping[str, TensorHash]) -> dict[str, Any]:
-    """Number of tensors that differ from the base by their hashes, and the first names."""
+    """Numbers of changed, unchanged, removed and added tensors by hash, and the first changed names."""
     changed = sorted(name for name in before.keys() & after.keys() if before[name][1:] != after[name][1:])
     return {
         "fingerprint": fingerprint_hashes(before),
@@ -70,7 +70,7 @@ def compare(before: Mapping[str, TensorHash], after: Mapping[str, TensorHash]) -
 
 
 def describe_training(training: Training) -> dict[str, Any]:
-    """Provenance of LoRA's scale, and the error of merged weights against weights plus adapter on random inputs."""
+    """Entries of the proof on a training checkpoint: step, LoRA's rank and alpha, and the merge error on random inputs."""
     checkpoint, alpha = training.checkpoint, training.alpha
     merge = check_merge(training.merged)
     return {
@@ -90,18 +90,18 @@ def describe_training(training: Training) -> dict[str, Any]:
 
 
 def summarize(proof: Mapping[str, Any]) -> list[str]:
-    """The proof in a few lines for a terminal."""
+    """The proof as text lines for the terminal."""
     keys = proof["keys"]
     lines = [
         f"{proof['result']}: {proof['model']}, {proof['bytes'] / 1e9:.2f} GB of weights",
         f"keys: {keys['read']} read, {len(keys['renamed'])} renamed, {len(keys['dropped'])} dropped, {keys['written']} written",
         *_by_reason("dropped", keys["dropped"]),
-        "parameters: " + ", ".join(f"{part} {count:,}" for part, count in proof["parameters"].items()),
+        "parameters: " + ", ".join(f"{name} {count:,}" for name, count in proof["parameters"].items()),
         "tensors: " + ", ".join(f"{count} {dtype}" for dtype, count in proof["tensors_of_dtype"].items()),
         f"configuration files: {len(proof['config_files']['verbatim'])} copied verbatim",
         *_by_reason("left out", proof["config_files"]["left_out"]),
         *(
-            f"not kept, as the official layout cannot hold it: {name} {value}"
+            f"not kept, because the official layout cannot store it: {name} {value}"
             for name, value in proof["not_kept"].items()
         ),
     ]
@@ -117,7 +117,7 @@ def summarize(proof: Mapping[str, Any]) -> list[str]:
         )
     probed = proof["parity"].get("largest_difference")
     lines.append(
-        f"parity check: skipped, as {proof['parity']['skipped']}"
+        f"parity check: skipped, because {proof['parity']['skipped']}"
         if probed is None
         else f"parity check: largest difference of the outputs {max(probed.values()):.1e}"
     )

@@ -1,7 +1,7 @@
 """Read a training checkpoint (`iter_NNNN.pth` of mmengine and xtuner) without executing any of its pickled code.
 
-Such a file holds a state dict of the trained part of a model, under the trainer's keys, and pickled objects of the
-trainer. It is read as tensors under official keys: whole tensors, which replace those of the base, and LoRA pairs.
+The file holds a state dict of the trained tensors, under the trainer's keys, and pickled objects of the trainer. Its
+tensors are read under official keys: full tensors, which replace the base's, and LoRA pairs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vesalius.names import list_names
 class Inert:
     """Placeholder for the trainer's pickled objects: accepts any arguments and state, and ignores them.
 
-    Calling the class only makes another placeholder, so that a pickled `getattr(module, name)` reaches nothing. It has
+    Calling the class only creates another placeholder, so that a pickled `getattr(module, name)` reaches nothing. It has
     no `__dict__`, so that a pickle cannot replace its methods.
     """
 
@@ -48,17 +48,17 @@ INERT = tuple(
     numpy._core.multiarray._reconstruct numpy._core.multiarray.scalar
     """.split()
 )
-"""Classes and functions that a pickle may name besides those on torch's own list; `Inert` replaces them."""
+"""Classes and functions allowed in a pickle besides torch's own allowlist; `Inert` replaces them."""
 
 PREFIXES = {
     "mllm.model.language_model.": "language_model.",
     "mllm.model.vision_model.": "vision_model.",
     "mllm.model.mlp1.": "mlp1.",
-    "mllm.model.": "model.",  # a family whose names the official layout keeps
+    "mllm.model.": "model.",  # families that the official layout leaves unrenamed
     "grounding_encoder.": "grounding_encoder.",
     "text_hidden_fcs.": "text_hidden_fcs.",
 }
-"""Prefix of the trainer's keys -> official prefix; the first match counts."""
+"""Prefix of the trainer's keys -> official prefix; the first match applies."""
 
 LORA_NAME = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
 REPLACED = (".original_module.", ".modules_to_save.default.")
@@ -80,7 +80,7 @@ class Lora(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Shape of the weight that it changes."""
+        """Shape of the weight that LoRA changes."""
         return self.b.shape[0], self.a.shape[1]
 
     @property
@@ -97,7 +97,7 @@ class Alpha(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingCheckpoint:
-    """The trained part of a model, memory-mapped from the file."""
+    """The trained tensors of a model, memory-mapped from the file."""
 
     path: Path
     full: Mapping[str, torch.Tensor]
@@ -120,14 +120,14 @@ class TrainingCheckpoint:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Official key -> shape of each tensor of the model that the checkpoint replaces or changes."""
+        """Official key -> shape of each tensor that the checkpoint replaces or changes by LoRA."""
         whole = {name: tuple(tensor.shape) for name, tensor in self.full.items()}
         return whole | {name: lora.shape for name, lora in self.lora.items()}
 
     def find_alpha(self, given: float | None) -> Alpha | None:
         """LoRA's alpha: `given`, else from the text of the training config; None without LoRA.
 
-        SettingError if it is given without LoRA or is not positive; CheckpointError if it is neither given nor stored.
+        SettingError if alpha is given without LoRA or is not positive; CheckpointError if it is neither given nor stored.
         """
         if self.rank is None:
             if given is not None:
@@ -161,14 +161,14 @@ class TrainingCheckpoint:
         return Alpha(found.pop(), "text of the training config in the checkpoint")
 
     def _doubt(self, alphas: set[float]) -> str | None:
-        """Reason why the training config does not determine alpha; None if it does."""
+        """Reason why the training config does not determine alpha; None if alpha is certain."""
         ranks = {int(text) for text in RANK_TEXT.findall(self.config)}
         if not self.config:
             return "the file has no training config"
         if not alphas:
             return "the training config in the file does not state it"
         if len(alphas) > 1:
-            return f"the training config in the file states {len(alphas)}"
+            return f"the training config in the file states {len(alphas)} values"
         if ranks and self.rank not in ranks:
             return f"the training config in the file has rank {min(ranks)}, the tensors {self.rank}"
         if RSLORA_TEXT.search(self.config):
@@ -179,7 +179,7 @@ class TrainingCheckpoint:
 def open_training_checkpoint(path: Path) -> TrainingCheckpoint:
     """Read a training checkpoint; nothing in it is executed, and its tensors are memory-mapped.
 
-    CheckpointError if the file is damaged, names code beyond a closed list, or has no weights, and if the key or shape of
+    CheckpointError if the file is damaged, names code outside an allowlist, or has no weights, and if the key or shape of
     a tensor does not belong to a Sa2VA model.
     """
     _check_archive(path)
@@ -199,7 +199,7 @@ def open_training_checkpoint(path: Path) -> TrainingCheckpoint:
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse a file that is not a torch.save archive, or is damaged: mapped tensors have no checksum of their own."""
+    """Refuse a file that is not a torch.save archive or fails its checksums, which memory mapping does not verify."""
     if path.is_dir():
         raise _refusal(path, _folder_advice(path), code="not_a_checkpoint")
     try:
@@ -234,7 +234,7 @@ def _folder_advice(folder: Path) -> str:
     if root != folder:
         tag = f" --tag {folder.name}"
     return (
-        "is a sharded DeepSpeed checkpoint, which is not supported; join it with DeepSpeed's own script: "
+        "is a sharded DeepSpeed checkpoint, which is not supported; merge it with DeepSpeed's own script: "
         f"python {root / script} {root} OUT.pth{tag}"
     )
 
@@ -263,7 +263,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _state_dict(loaded: dict[str, Any], path: Path) -> dict[str, torch.Tensor]:
-    """The state dict with the trainer's keys: under `state_dict`, or the whole file as zero_to_fp32.py writes it."""
+    """The trainer's state dict: the entry `state_dict`, or the whole file if zero_to_fp32.py wrote it."""
     state = _plain(loaded.get("state_dict", loaded))
     if not any(isinstance(value, torch.Tensor) for value in state.values()):
         keys = ", ".join(sorted(map(str, loaded))[:10]) or "nothing"
@@ -271,7 +271,9 @@ def _state_dict(loaded: dict[str, Any], path: Path) -> dict[str, torch.Tensor]:
     odd = [str(name) for name, value in state.items() if not (isinstance(name, str) and _is_plain(value))]
     if odd:
         raise _refusal(
-            path, f"{list_names(odd, 10)} in the state dict: not a dense CPU tensor", code="invalid_tensor"
+            path,
+            f"values in the state dict are not dense CPU tensors: {list_names(odd, 10)}",
+            code="invalid_tensor",
         )
     return {name: torch.Tensor.detach(value) for name, value in state.items()}
 
@@ -288,7 +290,7 @@ def _is_plain(value: Any) -> bool:
 def _sort(
     state: Mapping[str, torch.Tensor], path: Path
 ) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, torch.Tensor]], dict[str, str], dict[str, str]]:
-    """Whole tensors, LoRA factors (weight -> A and B), new keys, and dropped keys with the reason."""
+    """Full tensors, LoRA factors (weight -> A and B), renamed keys, and dropped keys with the reason."""
     full: dict[str, torch.Tensor] = {}
     factors: dict[str, dict[str, torch.Tensor]] = {}
     renamed: dict[str, str] = {}
@@ -309,7 +311,9 @@ def _sort(
             renamed[name] = official or name
     if unknown:
         raise _refusal(
-            path, f"these keys are not of Sa2VA's training: {list_names(unknown, 10)}", code="unknown_tensor"
+            path,
+            f"these keys do not belong to Sa2VA's training: {list_names(unknown, 10)}",
+            code="unknown_tensor",
         )
     if twice:
         raise _refusal(
@@ -319,16 +323,16 @@ def _sort(
 
 
 def official_name(name: str) -> str | None:
-    """Official key of a tensor of the trainer, with LoRA's suffixes kept; None if it belongs to no part of Sa2VA.
+    """Official key of a trainer's key, LoRA suffix included; None if it belongs to no component of Sa2VA.
 
-    PEFT wraps the language model and the vision encoder each on its own, or the vision-language model as a whole.
+    PEFT wraps the language model and the vision encoder separately, or the whole vision-language model.
     """
     name = name.replace("base_model.model.", "", 1)
     name = name.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")
     for trainers, official in PREFIXES.items():
         if name.startswith(trainers):
             name = official + name.removeprefix(trainers)
-            # the one name that differs between SAM 2 in the training code and in the official model
+            # the only SAM 2 parameter with different names in the training code and in the official model
             return re.sub(r"^(grounding_encoder\..+)\.gamma$", r"\1.g_weight", name)
     return None
 
@@ -368,11 +372,11 @@ def _step(holder: Mapping[str, Any]) -> int | None:
 
 
 def _plain(value: Any) -> dict[str, Any]:
-    """The entries of a dict, read by dict's own methods, since a pickle may replace those of an OrderedDict; else {}."""
+    """The entries of a dict, by dict's own methods, since a pickle may replace those of an OrderedDict; else {}."""
     return dict(dict.items(value)) if isinstance(value, dict) else {}
 
 
 def _sentence(error: Exception) -> str:
-    """The reason in an error of torch, without its advice to disable safe loading."""
+    """The message of a torch error, without its advice to disable safe loading."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text.rpartition("WeightsUnpickler error: ")[2].partition(" Check the documentation")[0][:200]

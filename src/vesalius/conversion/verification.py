@@ -17,8 +17,8 @@ from vesalius.tensorfiles import Block, Report, TensorLocation, read_header
 class Verification:
     """Hashes of the written tensors by canonical name, computed in two threads; a context manager.
 
-    `assemblies` tell how canonical tensors are assembled from those in the files; None if the files hold them as
-    they are. `on_bytes` gets the number of bytes of each block read.
+    `assemblies` maps canonical tensors to the rows of file tensors that they consist of; None if the files hold
+    canonical tensors. `on_bytes` receives the size of each block that is read.
     """
 
     def __init__(self, assemblies: Mapping[str, Assembly] | None, on_bytes: Report) -> None:
@@ -40,7 +40,7 @@ class Verification:
         self._threads.shutdown(cancel_futures=True)
 
     def add(self, path: Path, prefix: str = "") -> None:
-        """Start to hash a complete file; `prefix` goes before the names of its tensors."""
+        """Start hashing a complete file; `prefix` is prepended to the names of its tensors."""
         locations = {prefix + name: location for name, location in read_header(path).items()}
         self._locations |= locations
         weights: Weights = FileWeights(locations)
@@ -63,5 +63,5 @@ class Verification:
             self._on_bytes(len(block))
 
     def hashes(self) -> dict[str, TensorHash]:
-        """The hash of each tensor that the files make up; CheckpointError if one cannot be read back."""
+        """Hash of each canonical tensor; CheckpointError if a tensor cannot be read back."""
         return {each[0]: each for each in (hashed.result() for hashed in self._hashed)}

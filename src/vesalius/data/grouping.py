@@ -56,8 +56,8 @@ def regroup(samples: Sequence[Sample], group: str) -> list[Sample]:
 
 
 def group_of(sample: Sample) -> str:
-    """The group of a sample; its id if it has none."""
-    return sample.id if sample.group is None else sample.group
+    """Group of a sample (patient or sequence); the sample's id if no group is stated."""
+    return sample.group or sample.id
 
 
 def note_on_groups(samples: Sequence[Sample]) -> str:

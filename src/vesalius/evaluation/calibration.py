@@ -1,7 +1,7 @@
 """Calibration and threshold curves of predicted probabilities, from one histogram.
 
-One pass counts background and foreground pixels in bins of probability. Histograms add up over images and datasets. Bin k
-holds BORDERS[k - 1] < p <= BORDERS[k], so the bins above a threshold are exactly the mask p > threshold, as in
+A histogram counts background and foreground pixels by probability; histograms of several images are summed. Bin k holds
+EDGES[k - 1] < p <= EDGES[k], so the bins above a threshold are exactly the mask p > threshold, as in
 `Prediction.masks`.
 """
 
@@ -17,23 +17,23 @@ from vesalius.evaluation.empty import apply_rule, case_of
 STEPS = 1000
 THRESHOLDS = np.arange(1, STEPS) / STEPS
 """0.001, 0.002 ... 0.999: the thresholds of `curves`."""
-BORDERS = np.concatenate(
+EDGES = np.concatenate(
     [
         10.0 ** -(3 + np.arange(170, 0, -1) / 10),  # 1e-20 ... 0.0008
         THRESHOLDS,
         1 - 10.0 ** -(3 + np.arange(1, 51) / 10),  # 0.9992 ... 1 - 1e-8; above that, float32 has only 1
     ]
 )
-"""Borders of the bins: the thresholds, and 10 more per decade towards 0 and 1.
+"""Edges of the probability bins: the thresholds, and 10 more per decade towards 0 and 1.
 
-Trained models give half of a vessel a probability above 0.999, and missed parts one below 0.001. With the thresholds as
-the only borders, average precision would be up to 0.1 too low.
+Trained models predict more than 0.999 for half of a vessel's pixels, and less than 0.001 for missed ones. With the
+thresholds as the only edges, average precision would be up to 0.1 too low.
 """
-BINS = len(BORDERS) + 1
-_MIDDLES = (np.concatenate([[0], BORDERS]) + np.concatenate([BORDERS, [1]])) / 2
+BINS = len(EDGES) + 1
+_MIDDLES = (np.concatenate([[0], EDGES]) + np.concatenate([EDGES, [1]])) / 2
 
 Histogram = Int[np.ndarray, "2 bins"]
-"""Number of pixels in each bin of probability: background, then foreground of the ground truth."""
+"""Pixel counts per probability bin: background (row 0) and foreground (row 1) of the ground truth."""
 
 
 def histogram(
@@ -42,19 +42,19 @@ def histogram(
     *,
     within: Bool[np.ndarray, "h w"] | None = None,
 ) -> Histogram:
-    """int64 (2, BINS): background and foreground pixels in each bin; only those of the region `within`, if given.
+    """Background and foreground pixel counts per bin, int64 (2, BINS); pixels outside the region `within` are ignored.
 
     Raises ValueError for arrays of different sizes, masks that are not bool, and probabilities that are NaN or outside
     [0, 1].
 
     >>> counts = histogram(np.array([[0.2, 0.5, 0.51]]), np.array([[False, True, True]]))
-    >>> counts[:, BORDERS.searchsorted(0.5) + 1 :].sum(axis=1).tolist()  # above 0.5
+    >>> counts[:, EDGES.searchsorted(0.5) + 1 :].sum(axis=1).tolist()  # above 0.5
     [0, 1]
     """
     masks = [target] if within is None else [target, within]
     if any(mask.dtype != np.bool_ or mask.shape != probabilities.shape for mask in masks):
         found = ", ".join(f"{mask.dtype} {mask.shape}" for mask in masks)
-        raise ValueError(f"masks must be bool {probabilities.shape}, as the probabilities; got {found}")
+        raise ValueError(f"masks must be bool {probabilities.shape}, like the probabilities; got {found}")
     if within is not None:
         probabilities, target = probabilities[within], target[within]
     # `< 0 or > 1` would accept NaN
@@ -62,7 +62,7 @@ def histogram(
         raise ValueError(
             f"probabilities must lie in [0, 1]; got {probabilities.min()} to {probabilities.max()}"
         )
-    indices = BORDERS.searchsorted(probabilities.ravel()) + BINS * target.ravel()
+    indices = EDGES.searchsorted(probabilities.ravel()) + BINS * target.ravel()
     return np.bincount(indices, minlength=2 * BINS).reshape(2, BINS)
 
 
@@ -74,16 +74,16 @@ class Curves:
     iou: Float[np.ndarray, " t"]
     precision: Float[np.ndarray, " t"]
     recall: Float[np.ndarray, " t"]
-    """NaN if the ground truth is empty and the mask is not, since recall is undefined then."""
+    """NaN if only the ground truth is empty: recall is then undefined."""
 
 
 def curves(counts: Histogram) -> Curves:
-    """Dice, IoU, precision and recall at all thresholds, exact, since each threshold is a border of bins.
+    """Exact Dice, IoU, precision and recall at all thresholds, since each threshold is a bin edge.
 
-    For a mean over images, average the curves of the images.
+    For a mean over images, average the curves of the images, not their histograms.
     """
-    above = counts[:, ::-1].cumsum(axis=1)[:, -2::-1]  # by border
-    fp, tp = above[:, BORDERS.searchsorted(THRESHOLDS)]
+    above = counts[:, ::-1].cumsum(axis=1)[:, -2::-1]  # pixels above each edge
+    fp, tp = above[:, EDGES.searchsorted(THRESHOLDS)]
     n_target, n_predicted = counts[1].sum(), tp + fp
     return Curves(
         dice=_ratios("dice", 2 * tp, n_target + n_predicted, n_target, n_predicted),
@@ -96,7 +96,7 @@ def curves(counts: Histogram) -> Curves:
 def _ratios(
     metric: str, numerator: np.ndarray, denominator: np.ndarray, n_target: int, n_predicted: np.ndarray
 ) -> np.ndarray:
-    """The ratios; the value of `EMPTY` if the ground truth or the mask of a threshold is empty."""
+    """Ratio at each threshold; for empty masks the value in `EMPTY`."""
     values = np.full(len(n_predicted), np.nan)
     np.divide(numerator, denominator, out=values, where=denominator > 0)
     for prediction_empty in (False, True):
@@ -111,7 +111,7 @@ def average_precision(counts: Histogram) -> float | None:
     """Area under the precision-recall curve as a step sum, in [0, 1]; None if the ground truth is empty.
 
     The sum of (R_k - R_(k-1)) P_k over thresholds without interpolation, as in scikit-learn and torchmetrics. Within a
-    bin, the precision is that at the middle foreground pixel with half of the bin's background pixels before it. The
+    bin, the precision is taken at the middle foreground pixel, with half of the background pixels ranked above it. The
     result is within 0.001 of torchmetrics for logits with a standard deviation of 0.2 to 30.
     """
     background, foreground = counts[:, ::-1]
@@ -127,7 +127,7 @@ def average_precision(counts: Histogram) -> float | None:
 def brier_score(counts: Histogram) -> float | None:
     """Mean of (probability - target)^2 over all pixels, in [0, 1], lower is better; None without pixels.
 
-    Within 0.001 of the exact value, since each probability is replaced by the middle of its bin. Like accuracy, it is
+    Within 0.001 of the exact value, since each probability is replaced by the midpoint of its bin. Like accuracy, it is
     misleadingly good for thin structures. Source: Brier 1950, Verification of forecasts expressed in terms of
     probability, Mon. Weather Rev. 78(1).
     """
@@ -147,19 +147,21 @@ class ReliabilityBin:
     mean_probability: float | None
     """Mean predicted probability; None without pixels."""
     positive_fraction: float | None
-    """Share of the pixels that are foreground in the ground truth; None without pixels."""
+    """Fraction of the pixels that are foreground in the ground truth; None without pixels."""
 
 
 def reliability(counts: Histogram, n: int = 10) -> list[ReliabilityBin]:
     """Reliability diagram with `n` bins of equal width; ValueError unless n divides 1000.
 
-    `mean_probability` is within 0.0005 of the exact mean, `positive_fraction` is exact. The probability is that of the
-    foreground, not that of the more probable class. The first bin includes 0.
+    `mean_probability` is within 0.0005 of the exact mean, `positive_fraction` is exact. Probabilities are those
+    of the foreground, not of the more probable class. The first bin includes 0.
     """
     if n < 1 or STEPS % n:
-        raise ValueError(f"{STEPS} thresholds cannot be divided into {n} bins of equal width")
-    edges = np.arange(n + 1) / n
-    starts = [0, *(BORDERS.searchsorted(edges[1:-1]) + 1)]
+        raise ValueError(
+            f"{STEPS} thresholds cannot be divided into {n} bins of equal width; choose a divisor of {STEPS}"
+        )
+    ends = np.arange(n + 1) / n
+    starts = [0, *(EDGES.searchsorted(ends[1:-1]) + 1)]
     background, foreground = np.add.reduceat(counts, starts, axis=1).tolist()
     sums = np.add.reduceat(counts.sum(axis=0) * _MIDDLES, starts).tolist()
     rows = []
@@ -169,7 +171,7 @@ def reliability(counts: Histogram, n: int = 10) -> list[ReliabilityBin]:
             (sums[k] / pixels, foreground[k] / pixels) if pixels else (None, None)
         )
         rows.append(
-            ReliabilityBin(float(edges[k]), float(edges[k + 1]), pixels, mean_probability, positive_fraction)
+            ReliabilityBin(float(ends[k]), float(ends[k + 1]), pixels, mean_probability, positive_fraction)
         )
     return rows
 
@@ -177,7 +179,7 @@ def reliability(counts: Histogram, n: int = 10) -> list[ReliabilityBin]:
 def expected_calibration_error(counts: Histogram) -> float | None:
     """Expected calibration error over 10 bins, in [0, 1]; None without pixels.
 
-    The mean over all pixels of |mean_probability - positive_fraction| of their reliability bin, within 0.0005 of the
+    Mean over all pixels of |mean_probability - positive_fraction| of the pixel's reliability bin, within 0.0005 of the
     exact value. Source: Naeini et al. 2015, AAAI; Guo et al. 2017, On calibration of modern neural networks, ICML; the
     L1 norm of torchmetrics' `binary_calibration_error`.
     """

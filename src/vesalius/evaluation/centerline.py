@@ -21,21 +21,21 @@ WIDTHS: Mapping[str, tuple[float, float]] = {
     "4_to_8px": (4.0, 8.0),
     "over_8px": (8.0, np.inf),
 }
-"""Strata of skeleton recall: low < width <= high in pixels, with the width of `Shape.widths`."""
+"""Width strata of skeleton recall: low < `Shape.widths` <= high, in pixels."""
 
 
 def topology_precision(target: Shape, prediction: Shape) -> float | None:
-    """Share of the predicted skeleton that lies in the ground truth mask, in [0, 1]; empty masks: `EMPTY`.
+    """Fraction of the predicted skeleton that lies in the ground truth mask, in [0, 1]; empty masks: `EMPTY`.
 
-    Source: Shit et al. 2021, clDice, CVPR (arXiv:2003.07311), called Tprec there.
+    Source: Shit et al. 2021, clDice, CVPR (arXiv:2003.07311), where it is called Tprec.
     """
     return apply_rule("topology_precision", _case(target, prediction), lambda: _covered(prediction, target))
 
 
 def topology_sensitivity(target: Shape, prediction: Shape) -> float | None:
-    """Share of the ground truth skeleton that lies in the predicted mask, in [0, 1]; empty masks: `EMPTY`.
+    """Fraction of the ground truth skeleton that lies in the predicted mask, in [0, 1]; empty masks: `EMPTY`.
 
-    None for a false alarm, as in recall. Source: as `topology_precision`, called Tsens there.
+    None for a false alarm, like recall. Source: as for `topology_precision`; called Tsens.
     """
     return apply_rule("topology_sensitivity", _case(target, prediction), lambda: _covered(target, prediction))
 
@@ -57,7 +57,7 @@ def cldice(target: Shape, prediction: Shape) -> float | None:
 def betti0_error(target: Shape, prediction: Shape) -> float | None:
     """Absolute difference between the numbers of connected components, over the whole image.
 
-    A total miss has the number of components of the ground truth. Source: Hu et al. 2019, Topology-preserving deep image
+    For a total miss it is the number of components of the ground truth. Source: Hu et al. 2019, Topology-preserving deep image
     segmentation, NeurIPS, where it is a mean over patches.
     """
     return apply_rule(
@@ -68,7 +68,7 @@ def betti0_error(target: Shape, prediction: Shape) -> float | None:
 def betti1_error(target: Shape, prediction: Shape) -> float | None:
     """Absolute difference between the numbers of holes, over the whole image.
 
-    At least 1 if exactly one mask is empty. Source: as `betti0_error`.
+    It is at least 1 if exactly one mask is empty. Source: as for `betti0_error`.
     """
     return apply_rule(
         "betti1_error", _case(target, prediction), lambda: float(abs(target.betti1 - prediction.betti1))
@@ -80,8 +80,8 @@ def breaks(target: Shape, prediction: Shape) -> float | None:
 
     Only predicted pixels in the ground truth mask or at most 2 pixels from it (city-block distance) are considered. The
     skeleton of each component of the ground truth should be covered by one predicted component: k > 1 components count
-    k - 1 breaks, and no component counts 1. Not counted are a gap at the end of a vessel, one gap in a loop, and a gap
-    in the middle of a vessel with connected sides. None for a false alarm. This definition is Vesalius' own.
+    k - 1 breaks, and no component counts 1. A missing vessel end, a single gap in a loop, and a hole inside a vessel
+    with connected sides are not breaks. None for a false alarm. The definition is specific to Vesalius.
     """
 
     def count() -> float:
@@ -97,30 +97,30 @@ def breaks(target: Shape, prediction: Shape) -> float | None:
 
 
 def skeleton_recall(target: Shape, prediction: Shape) -> float | None:
-    """Share of the ground truth skeleton that was predicted, in [0, 1]; equal to `topology_sensitivity`.
+    """Fraction of the ground truth skeleton that was predicted, in [0, 1]; equal to `topology_sensitivity`.
 
-    The total of the width strata. Source: Kirchhoff et al. 2024, Skeleton recall loss, ECCV (arXiv:2404.03010), here with
-    the skeleton not dilated.
+    `skeleton_recall_of_width` is the same metric by vessel width. Source: Kirchhoff et al. 2024, Skeleton recall loss,
+    ECCV (arXiv:2404.03010), but without dilation of the skeleton.
     """
     return apply_rule("skeleton_recall", _case(target, prediction), lambda: _covered(target, prediction))
 
 
 def skeleton_recall_of_width(target: Shape, prediction: Shape, low: float, high: float) -> float | None:
-    """Share of the ground truth skeleton with low < width <= high that was predicted; None if no pixel has that width.
+    """Fraction of the ground truth skeleton with low < width <= high that was predicted; None without such pixels.
 
     The width is the local width of the ground truth in pixels, `Shape.widths`.
     """
 
-    def share() -> float | None:
+    def fraction() -> float | None:
         chosen = (target.widths > low) & (target.widths <= high)
         found = prediction.mask[target.skeleton][chosen]
         return float(found.mean()) if len(found) else None
 
-    return apply_rule("skeleton_recall_of_width", _case(target, prediction), share)
+    return apply_rule("skeleton_recall_of_width", _case(target, prediction), fraction)
 
 
 def _covered(line: Shape, mask: Shape) -> float:
-    """Share of the skeleton of `line` that lies in `mask`."""
+    """Fraction of the skeleton of `line` that lies in `mask`."""
     return float(mask.mask[line.skeleton].mean())
 
 

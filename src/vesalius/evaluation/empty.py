@@ -12,24 +12,25 @@ from types import MappingProxyType
 from typing import Literal
 
 Case = Literal["both_empty", "false_alarm", "total_miss", "both"]
-"""both_empty: both masks are empty; false_alarm: only the ground truth is; total_miss: only the prediction is; both: neither is."""
+"""both_empty: both masks are empty; false_alarm: only the ground truth is empty; total_miss: only the prediction is empty;
+both: both masks have pixels."""
 CASES: tuple[Case, Case, Case] = ("both_empty", "false_alarm", "total_miss")
 """The columns of `EMPTY`, in order."""
 
 
 class Rule(Enum):
-    """An entry of `EMPTY` that is computed."""
+    """An entry of `EMPTY` that is computed rather than constant."""
 
     FORMULA = "formula"
-    """The metric's definition, which is valid for empty masks."""
+    """The metric's definition also holds for empty masks."""
     AT_LEAST_1 = "formula, at least 1"
-    """The definition, but at least 1: equal numbers of holes must not make a total miss perfect."""
+    """The metric's definition, but at least 1, so that a total miss with equal numbers of holes is not perfect."""
     DIAGONAL = "diagonal"
-    """The diagonal of the image in the unit of the metric, which no distance between two pixels exceeds."""
+    """The image diagonal in the metric's unit: an upper bound for distances between pixels."""
 
 
 Entry = float | Rule | None
-"""A value, or a rule to compute it. None is undefined: left out of the mean and counted."""
+"""A value, or a rule to compute it. None: the metric is undefined, and the sample is counted and left out of the mean."""
 
 _FORMULA, _AT_LEAST_1, _DIAGONAL = Rule.FORMULA, Rule.AT_LEAST_1, Rule.DIAGONAL
 
@@ -62,7 +63,7 @@ EMPTY: Mapping[str, tuple[Entry, Entry, Entry]] = MappingProxyType(
 
 
 def case_of(*, target_empty: bool, prediction_empty: bool) -> Case:
-    """The case for two masks.
+    """Case of `EMPTY` for two masks.
 
     >>> case_of(target_empty=False, prediction_empty=True)
     'total_miss'
@@ -75,7 +76,7 @@ def case_of(*, target_empty: bool, prediction_empty: bool) -> Case:
 def apply_rule(
     metric: str, case: Case, formula: Callable[[], float | None], *, diagonal: float | None = None
 ) -> float | None:
-    """The value of `metric` (a row of `EMPTY`) by its rule for the case; `formula()` if neither mask is empty.
+    """Value of `metric`, a row of `EMPTY`: its entry for the case, or `formula()` if both masks have pixels.
 
     `diagonal` is required for metrics with the rule DIAGONAL.
 

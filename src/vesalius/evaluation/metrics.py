@@ -1,7 +1,7 @@
 """All metrics of one image and phrase: the ordered table `METRICS`, and `score`, which computes them together.
 
-Boundaries, distances, skeletons and components are computed once and shared. Masks are cropped to their common bounding
-box first.
+Each mask is cropped to the common bounding box; boundaries, distances, skeletons and components are computed once per
+pair.
 """
 
 from __future__ import annotations
@@ -22,36 +22,16 @@ from vesalius.evaluation.shape import Shape
 from vesalius.evaluation.surface import Spacing, SurfaceDistances, surface_distances
 from vesalius.masks import Size
 
-OVERLAP: Mapping[str, Callable[[Confusion], float | None]] = {
-    **overlap.BASIC_METRICS,
-    "specificity": overlap.specificity,
-    "balanced_accuracy": overlap.balanced_accuracy,
-}
-TOPOLOGY: Mapping[str, Callable[[Shape, Shape], float | None]] = {
-    "cldice": centerline.cldice,
-    "topology_precision": centerline.topology_precision,
-    "topology_sensitivity": centerline.topology_sensitivity,
-    "betti0_error": centerline.betti0_error,
-    "betti1_error": centerline.betti1_error,
-    "breaks": centerline.breaks,
-    "skeleton_recall": centerline.skeleton_recall,
-}
-DISTANCES: Mapping[str, Callable[[SurfaceDistances], float | None]] = {
-    "hd_": surface.hd,
-    "hd95_": surface.hd95,
-    "assd_": surface.assd,
-    "nsd_1": partial(surface.nsd, tolerance=1),
-    "nsd_2": partial(surface.nsd, tolerance=2),
-}
-"""By name without the unit, which `score` appends."""
+Direction = Literal["higher", "lower"]
+Kind = Literal["overlap", "topology", "distance"]
 
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """Ground truth and prediction of one image, cropped to their bounding box, with the results that metrics share."""
+    """Ground truth and prediction of one image, cropped to their common bounding box; shared results are cached."""
 
     counts: Confusion
-    """Counts over the whole image, or over the region of interest."""
+    """Confusion counts over the whole image, or over the region of interest."""
     target: Shape
     prediction: Shape
     size: Size
@@ -67,7 +47,7 @@ class Pair:
         spacing_mm: Spacing | None = None,
         within: Bool[np.ndarray, "h w"] | None = None,
     ) -> Pair:
-        """The pair; pixels outside the region `within` count as outside the image. Raises ValueError as `score`."""
+        """A pair of masks; pixels outside the region `within` are ignored. Raises the errors of `score`."""
         counts = confusion(target, prediction, within)
         if spacing_mm is not None and not (
             len(spacing_mm) == 2 and all(np.isfinite(step) and step > 0 for step in spacing_mm)
@@ -99,7 +79,7 @@ class Pair:
 
 
 def _box(mask: Bool[np.ndarray, "h w"], margin: int = 0) -> tuple[slice, slice]:
-    """Bounding box of the mask, enlarged by `margin` pixels as far as the image reaches."""
+    """Bounding box of the mask, enlarged by `margin` pixels and clipped to the image."""
     sides = []
     for axis in (1, 0):
         used = np.flatnonzero(mask.any(axis=axis))
@@ -110,51 +90,87 @@ def _box(mask: Bool[np.ndarray, "h w"], margin: int = 0) -> tuple[slice, slice]:
 
 @dataclass(frozen=True)
 class Metric:
-    """Title, direction, rule for empty masks and unit of one metric."""
+    """Definition and presentation of one metric."""
 
     title: str
-    better: Literal["higher", "lower"]
+    better: Direction
     rule: str
     """Row of the metric in `EMPTY`, the table of empty masks."""
+    compute: Callable[[Pair], float | None]
+    kind: Kind
     unit: Literal["", "px", "mm"] = ""
-    """"" for ratios and counts."""
+    """Unit of a distance; "" for ratios and counts."""
+
+
+def _overlap(title: str, rule: str, metric: Callable[[Confusion], float | None]) -> Metric:
+    return Metric(title, "higher", rule, lambda pair: metric(pair.counts), "overlap")
+
+
+def _topology(
+    title: str, better: Direction, rule: str, metric: Callable[[Shape, Shape], float | None]
+) -> Metric:
+    return Metric(title, better, rule, lambda pair: metric(pair.target, pair.prediction), "topology")
+
+
+def _distances(unit: Literal["px", "mm"]) -> dict[str, Metric]:
+    """Rows of `METRICS` in one unit; NSD is a ratio, and only its tolerance has the unit."""
+
+    def of(metric: Callable[[SurfaceDistances], float | None]) -> Callable[[Pair], float | None]:
+        def compute(pair: Pair) -> float | None:
+            distances = pair.distances_px if unit == "px" else pair.distances_mm
+            return None if distances is None else metric(distances)
+
+        return compute
+
+    nsd_1, nsd_2 = (of(partial(surface.nsd, tolerance=tolerance)) for tolerance in (1, 2))
+    return {
+        f"hd_{unit}": Metric("Hausdorff distance", "lower", "hd", of(surface.hd), "distance", unit),
+        f"hd95_{unit}": Metric("HD95", "lower", "hd95", of(surface.hd95), "distance", unit),
+        f"assd_{unit}": Metric("ASSD", "lower", "assd", of(surface.assd), "distance", unit),
+        f"nsd_1{unit}": Metric(f"NSD at 1 {unit}", "higher", "nsd", nsd_1, "distance"),
+        f"nsd_2{unit}": Metric(f"NSD at 2 {unit}", "higher", "nsd", nsd_2, "distance"),
+    }
 
 
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {
-        "dice": Metric("Dice", "higher", "dice"),
-        "iou": Metric("IoU", "higher", "iou"),
-        "precision": Metric("Precision", "higher", "precision"),
-        "recall": Metric("Recall", "higher", "recall"),
-        "specificity": Metric("Specificity", "higher", "specificity"),
-        "accuracy": Metric("Accuracy", "higher", "accuracy"),
-        "balanced_accuracy": Metric("Balanced accuracy", "higher", "balanced_accuracy"),
-        "cldice": Metric("clDice", "higher", "cldice"),
-        "topology_precision": Metric("Topology precision", "higher", "topology_precision"),
-        "topology_sensitivity": Metric("Topology sensitivity", "higher", "topology_sensitivity"),
-        "betti0_error": Metric("Betti-0 error", "lower", "betti0_error"),
-        "betti1_error": Metric("Betti-1 error", "lower", "betti1_error"),
-        "breaks": Metric("Breaks", "lower", "breaks"),
-        "skeleton_recall": Metric("Skeleton recall", "higher", "skeleton_recall"),
+        "dice": _overlap("Dice", "dice", overlap.dice),
+        "iou": _overlap("IoU", "iou", overlap.iou),
+        "precision": _overlap("Precision", "precision", overlap.precision),
+        "recall": _overlap("Recall", "recall", overlap.recall),
+        "specificity": _overlap("Specificity", "specificity", overlap.specificity),
+        "accuracy": _overlap("Accuracy", "accuracy", overlap.accuracy),
+        "balanced_accuracy": _overlap("Balanced accuracy", "balanced_accuracy", overlap.balanced_accuracy),
+        "cldice": _topology("clDice", "higher", "cldice", centerline.cldice),
+        "topology_precision": _topology(
+            "Topology precision", "higher", "topology_precision", centerline.topology_precision
+        ),
+        "topology_sensitivity": _topology(
+            "Topology sensitivity", "higher", "topology_sensitivity", centerline.topology_sensitivity
+        ),
+        "betti0_error": _topology("Betti-0 error", "lower", "betti0_error", centerline.betti0_error),
+        "betti1_error": _topology("Betti-1 error", "lower", "betti1_error", centerline.betti1_error),
+        "breaks": _topology("Breaks", "lower", "breaks", centerline.breaks),
+        "skeleton_recall": _topology(
+            "Skeleton recall", "higher", "skeleton_recall", centerline.skeleton_recall
+        ),
         **{
-            f"skeleton_recall_{name}": Metric(
-                f"Skeleton recall {title}", "higher", "skeleton_recall_of_width"
+            f"skeleton_recall_{name}": _topology(
+                f"Skeleton recall {title}",
+                "higher",
+                "skeleton_recall_of_width",
+                partial(skeleton_recall_of_width, low=low, high=high),
             )
-            for name, title in zip(WIDTHS, ("to 2 px", "2 to 4 px", "4 to 8 px", "over 8 px"), strict=True)
+            for (name, (low, high)), title in zip(
+                WIDTHS.items(), ("to 2 px", "2 to 4 px", "4 to 8 px", "over 8 px"), strict=True
+            )
         },
-        "hd_px": Metric("Hausdorff distance", "lower", "hd", "px"),
-        "hd95_px": Metric("HD95", "lower", "hd95", "px"),
-        "assd_px": Metric("ASSD", "lower", "assd", "px"),
-        "nsd_1px": Metric("NSD at 1 px", "higher", "nsd"),
-        "nsd_2px": Metric("NSD at 2 px", "higher", "nsd"),
-        "hd_mm": Metric("Hausdorff distance", "lower", "hd", "mm"),
-        "hd95_mm": Metric("HD95", "lower", "hd95", "mm"),
-        "assd_mm": Metric("ASSD", "lower", "assd", "mm"),
-        "nsd_1mm": Metric("NSD at 1 mm", "higher", "nsd"),
-        "nsd_2mm": Metric("NSD at 2 mm", "higher", "nsd"),
+        **_distances("px"),
+        **_distances("mm"),
     }
 )
-"""All metrics of `score`, in the order of tables and files; the only table of metrics in the package."""
+"""All metrics of `score`, with their functions, in the order of tables and files; a new metric is a row here and in
+`EMPTY`."""
 
 
 def score(
@@ -167,17 +183,10 @@ def score(
     """Every metric of `METRICS`, in that order. An undefined metric is None, never NaN or infinite; empty masks: `EMPTY`.
 
     `spacing_mm` is (row, column); without it all metrics in mm are None. Pixels outside the region of interest `within`
-    count as outside the image, and the diagonal is that of the region's bounding box.
+    are ignored; the distance to an empty mask is the diagonal of the image, or of the region's bounding box.
 
     Raises ValueError unless the masks are bool (h, w) of one size, with at least one pixel to count, and the spacing
     is two positive numbers.
     """
     pair = Pair.of(target, prediction, spacing_mm=spacing_mm, within=within)
-    values: dict[str, float | None] = {name: metric(pair.counts) for name, metric in OVERLAP.items()}
-    values |= {name: metric(pair.target, pair.prediction) for name, metric in TOPOLOGY.items()}
-    for name, (low, high) in WIDTHS.items():
-        values[f"skeleton_recall_{name}"] = skeleton_recall_of_width(pair.target, pair.prediction, low, high)
-    for unit, distances in (("px", pair.distances_px), ("mm", pair.distances_mm)):
-        for name, metric in DISTANCES.items():
-            values[name + unit] = None if distances is None else metric(distances)
-    return {name: values[name] for name in METRICS}
+    return {name: metric.compute(pair) for name, metric in METRICS.items()}

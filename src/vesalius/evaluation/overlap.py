@@ -1,6 +1,6 @@
 """Overlap metrics of two masks, from their confusion counts.
 
-A ratio such as Dice is 0 / 0 if a mask is empty. The table `empty.EMPTY` says which value it has then.
+With empty masks a ratio such as Dice can be 0 / 0; the table `empty.EMPTY` defines its value.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Confusion:
 
     @property
     def case(self) -> Case:
-        """Case of `EMPTY`: which of the masks are empty."""
+        """Case of `EMPTY` for these masks."""
         return case_of(target_empty=self.tp + self.fn == 0, prediction_empty=self.tp + self.fp == 0)
 
 
@@ -40,7 +40,7 @@ def confusion(
 ) -> Confusion:
     """Confusion counts over all pixels, or over the pixels of the region `within`.
 
-    Raises ValueError unless all are bool (h, w) of one size, with at least one pixel to count.
+    Raises ValueError unless all masks are bool (h, w) of the same size, with at least one pixel to count.
 
     >>> target, prediction = np.zeros((2, 3), bool), np.zeros((2, 3), bool)
     >>> target[:, :2] = prediction[:, 1:] = True
@@ -58,7 +58,7 @@ def confusion(
 
 
 def check_masks(target: np.ndarray, prediction: np.ndarray, within: np.ndarray | None = None) -> None:
-    """Raise ValueError unless all are bool (h, w) of one size, with at least one pixel to count."""
+    """Raise ValueError unless all masks are bool (h, w) of the same size, with at least one pixel to count."""
     masks = {"target": target, "prediction": prediction} | ({} if within is None else {"within": within})
     for name, mask in masks.items():
         if mask.dtype != np.bool_ or mask.ndim != 2 or mask.size == 0:
@@ -66,7 +66,9 @@ def check_masks(target: np.ndarray, prediction: np.ndarray, within: np.ndarray |
                 f"{name} must be bool (h, w) with at least one pixel; got {mask.dtype} {mask.shape}"
             )
         if mask.shape != target.shape:
-            raise ValueError(f"target and {name} must have one size; got {target.shape} and {mask.shape}")
+            raise ValueError(
+                f"target and {name} must have the same size; got {target.shape} and {mask.shape}"
+            )
     if within is not None and not within.any():
         raise ValueError("the region `within` has no pixel")
 
@@ -82,42 +84,42 @@ def iou(counts: Confusion) -> float | None:
 
 
 def precision(counts: Confusion) -> float | None:
-    """Share of the predicted pixels that lie in the ground truth, in [0, 1]; empty masks: `EMPTY`."""
+    """Fraction of the predicted pixels that lie in the ground truth, in [0, 1]; empty masks: `EMPTY`."""
     return _ratio("precision", counts.tp, counts.tp + counts.fp, counts)
 
 
 def recall(counts: Confusion) -> float | None:
-    """Share of the ground truth pixels that were predicted, in [0, 1]; None for a false alarm; empty masks: `EMPTY`."""
+    """Fraction of the ground truth pixels that were predicted, in [0, 1]; None for a false alarm; empty masks: `EMPTY`."""
     return _ratio("recall", counts.tp, counts.tp + counts.fn, counts)
 
 
 def specificity(counts: Confusion) -> float | None:
-    """Share of the background that was not predicted, in [0, 1]; None if the ground truth has no background.
+    """Fraction of background pixels that were not predicted, in [0, 1]; None if the ground truth has no background.
 
-    It ignores missed pixels: an empty prediction has 1.
+    Missed pixels do not lower it: an empty prediction scores 1.
     """
     return _ratio("specificity", counts.tn, counts.tn + counts.fp, counts)
 
 
 def accuracy(counts: Confusion) -> float | None:
-    """Share of all pixels that are correct, in [0, 1]; always defined.
+    """Fraction of all pixels that are correct, in [0, 1]; always defined.
 
-    It is misleadingly high for thin structures: if vessels fill 3 % of the image, an empty prediction has 0.97.
+    It is misleadingly high for thin structures: if vessels fill 3 % of the image, an empty prediction scores 0.97.
     """
     return _ratio("accuracy", counts.tp + counts.tn, counts.tp + counts.fp + counts.fn + counts.tn, counts)
 
 
 def balanced_accuracy(counts: Confusion) -> float | None:
-    """Mean of recall and specificity, in [0, 1]; only one of them if the ground truth has one class.
+    """Mean of recall and specificity, in [0, 1]; an undefined one is left out, if the ground truth has a single class.
 
-    A total miss has 0.5, or 0 if the ground truth fills the image. A false alarm has its specificity. Source: Brodersen
-    et al. 2010, ICPR; an absent class is handled as in scikit-learn's `balanced_accuracy_score`.
+    A total miss scores 0.5, or 0 if the ground truth fills the image. A false alarm scores its specificity. Source:
+    Brodersen et al. 2010, ICPR; an absent class is handled as in scikit-learn's `balanced_accuracy_score`.
     """
 
     def mean() -> float | None:
         sensitivity = recall(counts) if counts.tp + counts.fn else None
-        shares = [share for share in (sensitivity, specificity(counts)) if share is not None]
-        return sum(shares) / len(shares)
+        rates = [rate for rate in (sensitivity, specificity(counts)) if rate is not None]
+        return sum(rates) / len(rates)
 
     return apply_rule("balanced_accuracy", counts.case, mean)
 
@@ -129,7 +131,7 @@ BASIC_METRICS: Mapping[str, Callable[[Confusion], float | None]] = {
     "recall": recall,
     "accuracy": accuracy,
 }
-"""The metrics of `score`, which need nothing but counts."""
+"""Metrics of this module's `score`: a subset of `metrics.METRICS`, fast enough for validation during training."""
 
 
 def score(target: Bool[np.ndarray, "h w"], prediction: Bool[np.ndarray, "h w"]) -> dict[str, float | None]:
@@ -146,7 +148,7 @@ def _ratio(metric: str, numerator: int, denominator: int, counts: Confusion) -> 
 class ReferringMetrics:
     """gIoU and cIoU of referring segmentation over all samples added so far, in constant memory.
 
-    A sample with an absent phrase counts like any other. Source: Liu et al. 2023, GRES: Generalized
+    Samples with an empty ground truth are included. Source: Liu et al. 2023, GRES: Generalized
     Referring Expression Segmentation, CVPR (arXiv:2306.00968), section 3.
 
     >>> referring = ReferringMetrics()
@@ -171,7 +173,7 @@ class ReferringMetrics:
 
     @property
     def giou(self) -> float | None:
-        """Mean IoU over samples; None without samples. Two empty masks count 1, a false alarm counts 0."""
+        """Mean IoU over samples; None without samples. Two empty masks have IoU 1, a false alarm 0."""
         return self.iou_sum / self.samples if self.samples else None
 
     @property

@@ -1,7 +1,7 @@
 """Means over samples, their confidence intervals, and paired tests between two sets of results.
 
-Frames of one patient are correlated, so intervals and tests that treat them as independent are too optimistic. Everything
-here resamples and tests whole groups (patients or sequences). Results depend on the values and their grouping, not on the
+Frames of one patient are correlated, so intervals and tests that treat them as independent are too optimistic. All functions
+here resample and test whole groups (patients or sequences). Results depend on the values and their grouping, not on the
 order of rows or the names of groups. The cluster bootstrap is implemented here because `scipy.stats.bootstrap` gives the
 same intervals to 3e-15 but takes 8 to 26 times as long.
 """
@@ -19,18 +19,19 @@ from scipy.special import ndtr, ndtri
 Method = Literal["bca", "percentile"]
 
 FEW_GROUPS = 20
-"""With fewer groups, a 95 % interval contains the mean in less than 93 % of cases (benchmarks/intervals.py)."""
+"""With fewer groups, the coverage of a 95 % interval is below 93 % (benchmarks/intervals.py)."""
 BCA_GROUPS = 5
-"""Minimum number of groups for BCa. Fewer give so few distinct resamples (4 groups: 35) that BCa quantiles are only the
-ends of their range."""
+"""Minimum number of groups for BCa. With fewer there are so few distinct resamples (4 groups: 35) that BCa quantiles are
+just the lowest and the highest resampled mean."""
 EXACT_GROUPS = 50
-"""Up to this number of differences, all sign combinations are enumerated; above, the normal approximation is used."""
+"""Maximum number of differences for the exact signed-rank test; above, the normal approximation is used."""
 DECIMALS = 9
-"""Decimals to which differences are rounded before ranking, so that the rounding error of 0.1 + 0.2 - 0.3 is a tie."""
+"""Decimals to which differences are rounded before ranking, so that the rounding error of 0.1 + 0.2 - 0.3 counts as
+a tie."""
 TIE = 1e-12
-"""Means that differ by less are equal up to rounding."""
+"""Means that differ by less than this are equal up to rounding."""
 DRAWS_AT_ONCE = 1_000_000
-"""Numbers drawn in one step, 8 bytes each, which limits memory with very many groups."""
+"""Random numbers drawn per step, 8 bytes each; limits memory with very many groups."""
 
 Column = tuple[Sequence[float], Sequence[Hashable]]
 """Values, and the group of each value."""
@@ -77,9 +78,9 @@ def bootstrap_interval(
     """Confidence interval of the mean of `values`, by the cluster bootstrap: BCa, or percentile if BCa is undefined.
 
     Each resample draws as many groups as there are, with replacement, and takes the mean over all their samples. BCa
-    corrects the quantiles for bias and skewness, with the acceleration from the jackknife over groups. It needs at least
-    `BCA_GROUPS` groups that are not all equal, and resampled means on both sides of the mean. None with fewer than 2
-    groups; too narrow with few groups (see `FEW_GROUPS`).
+    corrects the quantiles for bias and skewness, with the acceleration from the jackknife over groups. BCa needs at
+    least `BCA_GROUPS` groups that are not all equal, and resampled means on both sides of the mean. The interval is None
+    with fewer than 2 groups, and too narrow with fewer than `FEW_GROUPS`.
 
     Raises ValueError for different lengths, values that are not finite, or a level outside (0, 1). Source:
     Davison & Hinkley 1997, Bootstrap Methods and their Application, sections 3.8 and 5.3; Efron 1987, Better
@@ -99,7 +100,7 @@ def bootstrap_intervals(
     seed: int = 0,
     method: Method = "bca",
 ) -> list[Interval | None]:
-    """`bootstrap_interval` of each column. Columns with the same number of groups share resamples, which is faster."""
+    """Intervals of several means, as `bootstrap_interval`; columns with equal numbers of groups share resamples."""
     if not 0 < level < 1 or resamples < 1:
         raise ValueError(f"level must lie between 0 and 1 and resamples above 0; got {level} and {resamples}")
     totals = [_group_totals(values, groups) for values, groups in columns]
@@ -115,7 +116,7 @@ def bootstrap_intervals(
 def paired_bootstrap(
     columns: Sequence[Column], *, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> list[Interval | None]:
-    """`bootstrap_intervals` of differences; swapping the two results mirrors the interval exactly."""
+    """Intervals of mean differences, as `bootstrap_intervals`; swapping the two results mirrors them exactly."""
     signs = [-1 if math.fsum(differences) < 0 else 1 for differences, _ in columns]
     mirrored = [
         ([sign * each for each in differences], groups)
@@ -179,7 +180,7 @@ def signed_rank_test(differences: np.ndarray) -> float | None:
 
 
 def rank_biserial(differences: np.ndarray) -> float | None:
-    """Matched-pairs rank-biserial correlation in [-1, 1]: share of positive ranks minus share of negative ranks.
+    """Matched-pairs rank-biserial correlation in [-1, 1]: fraction of positive minus fraction of negative ranks.
 
     1 if all nonzero differences are positive; 0 if all are zero; None with fewer than 2 groups. Source: Kerby 2014, The
     simple difference formula, Comprehensive Psychology 3.
@@ -221,10 +222,10 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def summarize(rows: Iterable[Mapping[str, Any]], metrics: Iterable[str]) -> dict[str, Any]:
-    """Summary in metrics.json of rows that have `status`, `group` and a number or None for each metric.
+    """Summary of result rows for metrics.json; a row has `status`, `group`, and a number or None for each metric.
 
-    `coverage` counts rows by status. For each metric there are `mean`, `mean_answered`, `ci95`, `ci_method` (of the
-    interval), `n_groups` (with a value) and `undefined`. Failed rows have no score and are in no mean. Rows without [SEG]
+    `coverage` counts rows by status. Each metric has `mean`, `mean_answered`, `ci95`, `ci_method` (of the interval),
+    `n_groups` (groups with a value) and `undefined`. Failed rows have no score and are in no mean. Rows without [SEG]
     are in `mean`, not in `mean_answered`. A metric that is None in a scored row is left out of its mean and counted in
     `undefined`. A mean without values, and an interval of fewer than 2 groups, is None.
     """
@@ -257,7 +258,7 @@ def _group_totals(values: Sequence[float], groups: Sequence[Hashable]) -> np.nda
         raise ValueError(f"{len(values)} values but {len(groups)} groups")
     numbers = np.asarray(values, dtype=np.float64)
     if not np.isfinite(numbers).all():
-        raise ValueError("a value is not a finite number")
+        raise ValueError("values must be finite numbers")
     if not len(numbers):
         return np.zeros((2, 0))
     index_of = {group: index for index, group in enumerate(dict.fromkeys(groups))}
@@ -270,7 +271,7 @@ def _group_totals(values: Sequence[float], groups: Sequence[Hashable]) -> np.nda
 
 
 def _resampled_means(totals: Sequence[np.ndarray], resamples: int, seed: int) -> np.ndarray:
-    """(len(totals), resamples) float64; all totals (2, g) have the same g and share one draw."""
+    """(len(totals), resamples) float64: resampled means; all totals (2, g) have the same g and share the resamples."""
     random = np.random.default_rng(seed)
     columns = np.concatenate(totals).T
     count = len(columns)
@@ -337,7 +338,7 @@ def _ranks(differences: np.ndarray) -> np.ndarray:
 
 
 def _probability_of_at_most(rank_sum: float, differences: np.ndarray) -> float:
-    """Share of all 2^n sign combinations with a positive rank sum of at most `rank_sum`."""
+    """Fraction of all 2^n sign combinations with a positive rank sum of at most `rank_sum`."""
     doubled = np.rint(2 * _ranks(differences)).astype(int)  # the mean rank of a tie may be a half
     ways = np.zeros(doubled.sum() + 1)
     ways[0] = 1

@@ -1,7 +1,7 @@
 """Distances between the boundaries of two masks: HD, HD95, ASSD and normalized surface distance.
 
-All use the same distances: from each boundary pixel of either mask (`Shape.boundary`) to the nearest boundary pixel of
-the other, center to center, in pixels, or in mm if the spacing of rows and columns is given.
+Each metric uses the distances from the boundary pixels of one mask (`Shape.boundary`) to the nearest boundary pixel of
+the other mask, center to center, in pixels or, with a pixel spacing, in mm.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ Spacing = tuple[float, float]
 
 @dataclass(frozen=True, eq=False)
 class SurfaceDistances:
-    """One distance for each boundary pixel; both lists are empty if either mask is."""
+    """Distance of each boundary pixel to the other boundary; both arrays are empty if a mask is empty."""
 
     from_target: Float[np.ndarray, " n"]
     """Distances from the boundary of the ground truth to that of the prediction."""
     from_prediction: Float[np.ndarray, " m"]
     diagonal: float
-    """Diagonal of the image in the same unit: the distance to an empty mask."""
+    """Diagonal of the image in the same unit, used as the distance to an empty mask."""
     case: Case
 
     def scaled(self, factor: float) -> SurfaceDistances:
@@ -56,7 +56,7 @@ def surface_distances(
 
 
 def hd(distances: SurfaceDistances) -> float | None:
-    """Hausdorff distance: the largest distance. With one empty mask the image diagonal, with two None.
+    """Hausdorff distance: the largest distance; the image diagonal if one mask is empty, None if both are.
 
     Source: Huttenlocher et al. 1993, Comparing images using the Hausdorff distance, IEEE PAMI 15(9).
     """
@@ -64,19 +64,19 @@ def hd(distances: SurfaceDistances) -> float | None:
 
 
 def hd95(distances: SurfaceDistances) -> float | None:
-    """The 95th percentile of the distances in each direction, the larger of the two; empty masks as in `hd`.
+    """HD95: the larger of both directions' 95th percentile distances; empty masks as in `hd`.
 
     The percentile is interpolated linearly. Same definition as MONAI and Maier-Hein et al. 2024, Metrics reloaded, Nat.
-    Methods 21. surface-distance also takes the larger one, but weighs distances by contour length. MedPy and panoptica
-    take one percentile over both directions together, which hides a bad short boundary behind a good long one.
+    Methods 21. The library surface-distance weights distances by contour length. MedPy and panoptica pool both
+    directions, so that a long accurate boundary hides a short inaccurate one.
     """
     return apply_rule("hd95", distances.case, lambda: _percentile(distances, 95), diagonal=distances.diagonal)
 
 
 def assd(distances: SurfaceDistances) -> float | None:
-    """Average symmetric surface distance: the mean of all distances of both directions; empty masks as in `hd`.
+    """Average symmetric surface distance: mean over the pooled distances of both directions; empty masks as in `hd`.
 
-    Same definition as MONAI and Metrics reloaded. MedPy and panoptica take the mean of the two directions' means.
+    Same definition as MONAI and Metrics reloaded. MedPy and panoptica average the two directed means.
     """
 
     def mean() -> float:
@@ -87,17 +87,17 @@ def assd(distances: SurfaceDistances) -> float | None:
 
 
 def nsd(distances: SurfaceDistances, tolerance: float) -> float | None:
-    """Normalized surface distance (surface Dice): share of boundary pixels with a distance of at most `tolerance`.
+    """Normalized surface distance (surface Dice): fraction of boundary pixels with a distance of at most `tolerance`.
 
-    In [0, 1]; empty masks as in Dice. Source: Nikolov et al. 2021, J. Med. Internet Res. 23(7). Boundary length is the
-    number of boundary pixels, as in MONAI; surface-distance uses contour length.
+    In [0, 1]; empty masks: `EMPTY`. Source: Nikolov et al. 2021, J. Med. Internet Res. 23(7). Each boundary pixel has
+    weight 1, as in MONAI; the library surface-distance weights by contour length.
     """
 
-    def share() -> float:
+    def fraction() -> float:
         near = (distances.from_target <= tolerance).sum() + (distances.from_prediction <= tolerance).sum()
         return float(near) / (len(distances.from_target) + len(distances.from_prediction))
 
-    return apply_rule("nsd", distances.case, share)
+    return apply_rule("nsd", distances.case, fraction)
 
 
 def _percentile(distances: SurfaceDistances, percent: float) -> float:

@@ -1,8 +1,8 @@
-"""J, F and J&F of one object in a video, as in the DAVIS challenge: region and contour accuracy of each frame.
+"""J (region accuracy), F (contour accuracy) and J&F of one object in a video, as in the DAVIS challenge.
 
 Source: Perazzi et al. 2016, A benchmark dataset and evaluation methodology for video object segmentation, CVPR;
-Pont-Tuset et al. 2017, The 2017 DAVIS challenge (arXiv:1704.00675). Contours as in its code
-davis2017-evaluation, `db_eval_boundary`: https://github.com/davisvideochallenge/davis2017-evaluation
+Pont-Tuset et al. 2017, The 2017 DAVIS challenge (arXiv:1704.00675). Contours follow `db_eval_boundary` in
+https://github.com/davisvideochallenge/davis2017-evaluation
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from vesalius.evaluation.overlap import confusion, iou
 from vesalius.evaluation.shape import distances_to, points_of
 
 TOLERANCE = 0.008
-"""Maximum distance of matching contour pixels as a share of the image diagonal; rounded up to whole pixels."""
+"""Maximum distance of matching contour pixels as a fraction of the image diagonal, rounded up to whole pixels."""
 
 
 def score(target: Bool[np.ndarray, "f h w"], prediction: Bool[np.ndarray, "f h w"]) -> dict[str, float]:
     """`j` and `f`, means over all frames, and `j_and_f`, the mean of both, in [0, 1]; empty masks: `EMPTY`.
 
-    The challenge excludes the first frame, which it provides, and the last; crop the clip to compare with its numbers.
-    Raises ValueError unless both are bool (f, h, w) of one size with at least one frame and one pixel.
+    The challenge does not score the first frame, which it provides, and the last; leave both out to compare with it.
+    Raises ValueError unless both masks are bool (f, h, w) of one size with at least one frame and one pixel.
     """
     if target.shape != prediction.shape or target.ndim != 3 or not len(target):
         raise ValueError(
-            f"target and prediction must be (f, h, w) of one size, f >= 1; got {target.shape} and {prediction.shape}"
+            f"target and prediction must be (f, h, w) of the same size, f >= 1; got {target.shape} and {prediction.shape}"
         )
     j, f = (_mean([of(*frame) for frame in zip(target, prediction, strict=True)]) for of in (region, contour))
     return {"j": j, "f": f, "j_and_f": (j + f) / 2}
@@ -61,7 +61,7 @@ def contour(target: Bool[np.ndarray, "h w"], prediction: Bool[np.ndarray, "h w"]
 
 
 def _contour(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    """Pixels that differ from their neighbor to the right, below or diagonally below; shifts by half a pixel."""
+    """Pixels that differ from their right, lower or lower right neighbor; the contour lies half a pixel off."""
     padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
     own = padded[:-1, :-1]
     return (own ^ padded[:-1, 1:]) | (own ^ padded[1:, :-1]) | (own ^ padded[1:, 1:])

@@ -21,8 +21,8 @@ from vesalius.plots import (
     INK,
     LEFT,
     PURPLE,
+    RATIO_TICKS,
     RIGHT,
-    SHARES,
     VERMILLION,
     WIDTH,
     Plot,
@@ -42,20 +42,20 @@ Curves = Mapping[str, Sequence[float | None]]
 
 
 def histogram(values: Sequence[float], name: str) -> Markup:
-    """Histogram of a metric with its mean; the axis is [0, 1] for shares, else 0 to the largest value."""
-    share = METRICS[name].better == "higher"
-    ticks = SHARES if share else ticks_to(max(values, default=1.0))
+    """Histogram of a metric with its mean; the axis ends at 1 for ratios, else above the largest value."""
+    is_ratio = METRICS[name].better == "higher"
+    ticks = RATIO_TICKS if is_ratio else ticks_to(max(values, default=1.0))
     return plots.histogram(values, title(name), ticks, of="predictions", written=number)
 
 
 def bars(mean: Mapping[str, float | None], ci95: Mapping[str, Any], names: Sequence[str]) -> Markup:
-    """Horizontal bars of metrics in [0, 1] with their intervals; an undefined metric has no bar."""
+    """Horizontal bars of metrics in [0, 1] with their intervals; undefined metrics have no bar."""
     plot = Plot((0, 1), (len(names), 0), height=46 * len(names), left=12, bottom=22)
-    plot.axes(SHARES)
+    plot.axes(RATIO_TICKS)
     words = []
     for row, name in enumerate(names):
         value, ends = mean[name], ci95[name]
-        said = "not defined" if value is None else number(value) + (f" ({interval(ends)})" if ends else "")
+        said = "undefined" if value is None else number(value) + (f" ({interval(ends)})" if ends else "")
         words.append(f"{title(name)}: {said}")
         plot.text(0, row, words[-1], dy=16, anchor="start", color=INK)
         if value is None:
@@ -69,9 +69,9 @@ def bars(mean: Mapping[str, float | None], ci95: Mapping[str, Any], names: Seque
 
 
 def reliability(bins: Sequence[Mapping[str, Any]]) -> Markup:
-    """Reliability diagram: predicted probability against observed share; dots grow with the number of pixels."""
+    """Reliability diagram: predicted probability against observed fraction of foreground; dots grow with the number of pixels."""
     plot = Plot((0, 1), (0, 1), height=WIDTH - LEFT - RIGHT)
-    plot.axes(SHARES, SHARES, "predicted probability; vertical: observed share")
+    plot.axes(RATIO_TICKS, RATIO_TICKS, "predicted probability; vertical: observed fraction")
     plot.line([(0, 0), (1, 1)], GRAY, 1.5, "5 4")
     full = [each for each in bins if each["pixels"]]
     plot.line([(each["mean_probability"], each["positive_fraction"]) for each in full], BLUE, 2)
@@ -93,7 +93,7 @@ def reliability(bins: Sequence[Mapping[str, Any]]) -> Markup:
 def thresholds(tried: Sequence[float], curves: Curves, threshold: float) -> Markup:
     """Curves of the metrics over thresholds, with the threshold in use as a vertical line."""
     plot = Plot((0, 1), (0, 1), height=220, bottom=BOTTOM + 44)
-    plot.axes(SHARES, SHARES, "threshold")
+    plot.axes(RATIO_TICKS, RATIO_TICKS, "threshold")
     words = []
     for index, (name, color, dash) in enumerate(CURVE_STYLES):
         for run in _runs(tried, curves[name]):
@@ -113,7 +113,7 @@ def thresholds(tried: Sequence[float], curves: Curves, threshold: float) -> Mark
 def better_threshold(
     tried: Sequence[float], curves: Curves, threshold: float, gain: float
 ) -> tuple[float, float, float] | None:
-    """Best threshold, its Dice, and the Dice of the threshold in use; None unless they differ by more than `gain`."""
+    """Best threshold, its Dice, and Dice at the threshold in use; None unless Dice improves by more than `gain`."""
     best = _highest(tried, curves["dice"])
     if best is None:
         return None
@@ -129,7 +129,7 @@ def _highest(tried: Sequence[float], values: Sequence[float | None]) -> tuple[fl
 
 
 def _runs(tried: Sequence[float], values: Sequence[float | None]) -> list[list[tuple[float, float]]]:
-    """Runs of (threshold, value) without a gap."""
+    """Contiguous runs of (threshold, value) with a defined value."""
     runs: list[list[tuple[float, float]]] = [[]]
     for threshold, value in zip(tried, values, strict=True):
         if value is None:

@@ -2,8 +2,7 @@
 
     folders -> paired rows -> differences -> comparison.json, .csv, .md, .png and report.html
 
-The first evaluation is the reference. All numbers are computed on the same rows: those with a score in every
-evaluation.
+The first evaluation is the reference. All numbers are computed on the rows that have a score in every evaluation.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ from vesalius.scoring.comparison_report import Comparison, write_comparison
 from vesalius.scoring.results import MAX_PROMPTS, Evaluation, ResultKey, read_evaluation
 
 FILES = frozenset({"comparison.json", "comparison.csv", "comparison.md", "comparison.png", "report.html"})
-"""Names in a comparison folder; a folder with any other name in it is not replaced."""
+"""Files of a comparison folder; a folder with any other file is not replaced."""
 LISTED = 10
-"""Number of names listed in a message; the rest is counted."""
+"""Maximum number of names listed in a message; the others are only counted."""
 ALPHA = 0.05
 """Significance level of the corrected p-values."""
 LEVEL, RESAMPLES, SEED = 0.95, 2000, 0
@@ -39,13 +38,13 @@ def compare(folders: Sequence[str | Path], out: str | Path, *, only: Sequence[st
     """Compare evaluations with the first of them, write the folder `out`, and return the content of comparison.json.
 
     `only` names the metrics to compare (default: all that every evaluation has); fewer metrics need less correction
-    for multiple tests. A row that failed in any evaluation is listed and compared in none; if `coverage.failed` is
+    for multiple tests. A row that failed in any evaluation is listed but not compared; if `coverage.failed` is
     above 0 the caller exits with 1. A row in which a metric is undefined in any evaluation is left out of that
     metric, and counted. A comparison at `out` is replaced when the new one is complete.
 
     SettingError for fewer than two folders, a folder named twice, or an unknown metric; DataError for a folder that
     cannot be read as an evaluation, and for evaluations of different samples, prompts, groups or data; OutputError if
-    `out` is anything else than a comparison.
+    `out` exists and is not a comparison.
     """
     out = Path(out).resolve()
     check_replaceable(out, "comparison", FILES, "comparison.json")
@@ -58,7 +57,7 @@ def compare(folders: Sequence[str | Path], out: str | Path, *, only: Sequence[st
     failed = _failed_rows(evaluations)
     if not keys:
         raise DataError(
-            f"nothing to compare: each of the {len(failed)} predictions failed in some evaluation",
+            f"nothing to compare: each of the {len(failed)} predictions failed in at least one evaluation",
             code="nothing_to_compare",
         )
     prompts = list(dict.fromkeys(prompt for _, prompt in reference.rows))
@@ -89,7 +88,7 @@ def compare(folders: Sequence[str | Path], out: str | Path, *, only: Sequence[st
 
 
 def summarize(result: Mapping[str, Any]) -> list[str]:
-    """Lines for a terminal: the differences over all prompts, and the notes."""
+    """Differences over all prompts, and notes, as text lines for the terminal."""
     lines = []
     for row in result["comparisons"]:
         if row["prompt"] is None and row["n"]:
@@ -112,7 +111,7 @@ def _open_all(paths: Sequence[Path]) -> list[Evaluation]:
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:
-    """Distinct ends of the paths, as short as possible: `old` and `new`, or `a/eval` and `b/eval`."""
+    """The shortest distinct suffixes of the paths: `old` and `new`, or `a/eval` and `b/eval`."""
     depth = 1
     while len({path.parts[-depth:] for path in paths}) < len(paths):
         depth += 1
@@ -149,7 +148,7 @@ def _refuse_differences(reference: Evaluation, other: Evaluation) -> None:
 
 
 def _common_metrics(evaluations: Sequence[Evaluation], only: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The metrics to compare, in the order of the reference, and a note on each metric that some evaluation lacks."""
+    """The metrics to compare, in the order of the reference, and a note on each metric missing in an evaluation."""
     shared = [name for name in evaluations[0].metrics if all(name in each.metrics for each in evaluations)]
     for name in only:
         if name not in shared:
@@ -165,12 +164,14 @@ def _common_metrics(evaluations: Sequence[Evaluation], only: Sequence[str]) -> t
     every = dict.fromkeys(name for each in evaluations for name in each.metrics)
     lacking = {name: [each.name for each in evaluations if name not in each.metrics] for name in every}
     return shared, [
-        f"{name} is not compared: {', '.join(names)} lacks it." for name, names in lacking.items() if names
+        f"{name} is not compared: it is missing in {', '.join(names)}."
+        for name, names in lacking.items()
+        if names
     ]
 
 
 def _failed_rows(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
-    """Rows that failed in some evaluation, with their errors."""
+    """Rows that failed in at least one evaluation, with their errors."""
     failed = []
     for key in evaluations[0].rows:
         errors = {each.name: each.rows[key].get("error") for each in evaluations if each.failed(key)}
@@ -255,7 +256,7 @@ def _describe_evaluation(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _by_group(evaluations: Sequence[Evaluation], keys: Sequence[ResultKey], metric: str) -> np.ndarray:
-    """(g, k) mean of a metric over the rows of each group in each evaluation, without undefined rows."""
+    """(g, k) mean of a metric per group and evaluation; rows in which it is undefined are left out."""
     groups: dict[str, list[list[float]]] = {}
     for key in keys:
         values = [each.rows[key][metric] for each in evaluations]

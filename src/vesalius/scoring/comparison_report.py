@@ -25,11 +25,11 @@ MARKERS = ("o", "s", "D", "^", "v", "P")
 """Evaluations differ in marker as well as color, for color-blind readers. Okabe & Ito 2008."""
 INK, GRAY, LIGHT = "#18181b", "#5f5f68", "#dcdce2"
 GROUPS_HEIGHT = 5.0
-"""Inches, whatever the number of metrics: a taller plot makes slopes look steep."""
-LINES_MOST = 200
-"""More groups than this are drawn as box plots, since their lines would hide each other."""
+"""Height of the plot by group in inches; independent of the number of metrics, since height changes slopes."""
+LINES_MAX = 200
+"""Maximum number of groups drawn as lines; more would hide each other and are drawn as box plots."""
 NAME_LENGTH = 40
-"""Characters of a name in the figure."""
+"""Maximum length of a name in the figure."""
 VERDICTS = {
     "better": "better",
     "worse": "worse",
@@ -41,7 +41,7 @@ VERDICTS = {
 ABOUT = (
     "Difference: mean over the pairs, with a cluster bootstrap interval. p: Wilcoxon signed-rank test on the group means; "
     "Holm: corrected for all tests on this page. r: matched-pairs rank-biserial correlation. d: Cohen's d of paired "
-    "groups. Only pairs for which the metric is defined in every evaluation count. Better and worse: corrected p below "
+    "groups. Pairs are left out if the metric is undefined in any evaluation. Better and worse: corrected p below "
 )
 
 Result = Mapping[str, Any]
@@ -51,7 +51,7 @@ Comparison = dict[str, Any]
 
 
 def write_comparison(folder: Path, result: Result, headline: str, by_group: np.ndarray) -> None:
-    """Write the five files of a comparison into a folder.
+    """Write the files of a comparison: JSON, CSV, PNG, Markdown and HTML.
 
     `result` is the content of comparison.json; `by_group` (g, k) is the mean of the metric `headline` in each group
     and evaluation, the reference first.
@@ -77,7 +77,7 @@ def _render(template: str, result: Result, picture: str) -> str:
             for (name, prompt), rows in groupby(result["comparisons"], key=itemgetter("evaluation", "prompt"))
         ],
         "verdicts": VERDICTS,
-        "failed": f"{n_failed} predictions failed in some evaluation. All numbers below leave them out.",
+        "failed": f"{n_failed} predictions failed in at least one evaluation and are left out of all numbers below.",
         "about": f"{ABOUT}{result['settings']['alpha']}.",
         "picture": picture,
     }
@@ -95,7 +95,7 @@ def _flat(comparison: Comparison) -> dict[str, Any]:
 def draw_comparison(path: Path, result: Result, headline: str, by_group: np.ndarray) -> None:
     """Write a PNG: differences with intervals, one axis per unit, beside one metric by group.
 
-    At least one metric must be defined. Several prompts are drawn pooled. Characters beyond Latin-1 are drawn as codes.
+    At least one metric must be defined. All prompts are pooled. Characters beyond Latin-1 are drawn as codes.
     """
     panels = _by_unit(result)
     reference, *others = (_plain(each["name"]) for each in result["evaluations"])
@@ -120,12 +120,12 @@ def draw_comparison(path: Path, result: Result, headline: str, by_group: np.ndar
 
 
 def _by_unit(result: Result) -> dict[str, list[Comparison]]:
-    """Unit of an axis -> pooled comparisons drawn on it; shares and counts have an axis each."""
+    """Unit of an axis -> pooled comparisons drawn on it; ratios and counts have separate axes."""
     panels: dict[str, list[Comparison]] = {}
     shown = [each for each in result["comparisons"] if each["prompt"] is None and each["n"]]
     counts = {each["metric"] for each in shown if max(each["mean_reference"], each["mean"]) > 1}
     for each in shown:
-        unit = result["metrics"][each["metric"]]["unit"] or ("count" if each["metric"] in counts else "share")
+        unit = result["metrics"][each["metric"]]["unit"] or ("count" if each["metric"] in counts else "ratio")
         panels.setdefault(unit, []).append(each)
     return panels
 
@@ -154,7 +154,7 @@ def _draw_differences(axis: Axes, unit: str, panel: Sequence[Comparison], result
     axis.set_yticks(range(len(metrics)), [_label(result["metrics"][metric]) for metric in metrics])
     axis.set_ylim(len(metrics) - 0.5, -0.5)
     axis.set_xlabel(
-        {"share": "difference of shares", "count": "difference of counts"}.get(unit, f"difference, {unit}")
+        {"ratio": "difference of ratios", "count": "difference of counts"}.get(unit, f"difference, {unit}")
     )
     _tidy(axis, "x")
 
@@ -178,7 +178,7 @@ def _draw_legend(figure: SubFigure, others: Sequence[str]) -> None:
 
 def _draw_groups(axis: Axes, title: str, names: Sequence[str], by_group: np.ndarray) -> None:
     positions = range(len(names))
-    if len(by_group) <= LINES_MOST:
+    if len(by_group) <= LINES_MAX:
         axis.plot(positions, by_group.T, color=GRAY, alpha=0.5, linewidth=1, marker=".", markersize=5)
     else:
         axis.boxplot(by_group, positions=positions, widths=0.3, manage_ticks=False, sym=".")
@@ -197,7 +197,7 @@ def _tidy(axis: Axes, direction: Literal["x", "y"]) -> None:
 
 
 def _plain(name: str) -> str:
-    """The name in Latin-1, which the font of the figure has; a long name is shortened in the middle."""
+    """The name in Latin-1, the characters of the figure's font; a long name is shortened in the middle."""
     text = name.encode("latin-1", "backslashreplace").decode("latin-1")
     half = NAME_LENGTH // 2
     return text if len(text) <= NAME_LENGTH else f"{text[:half]}…{text[-half:]}"
@@ -208,7 +208,7 @@ def _number(value: float | None) -> str:
 
 
 def _signed(value: float | None, digits: int = 3) -> str:
-    """The number with its sign; the minus is as wide as a plus."""
+    """The number with its sign; a minus sign (U+2212) is as wide as a plus."""
     return "–" if value is None else f"{value:+.{digits}f}".replace("-", "−")
 
 

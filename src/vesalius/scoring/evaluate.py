@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vesalius.data.dataset import Dataset
+from vesalius.data.grouping import group_of
 from vesalius.errors import DataError, ImageError, SettingError
 from vesalius.files import check_replaceable, prepare_folder, write_json
 from vesalius.jobs.folder import predict_samples
@@ -31,7 +32,7 @@ from vesalius.scoring.results import METRICS_FILE, ROWS, ResultKey
 from vesalius.scoring.results_log import HISTOGRAMS, STATE, ResultsLog
 from vesalius.scoring.roi import RoiMasks
 from vesalius.scoring.scored_prediction import ScoringInput, score_prediction
-from vesalius.scoring.summary import group_of, notes, numbers
+from vesalius.scoring.summary import notes, numbers
 from vesalius.segmenter import ModelDescription, Segmenter, Usage
 from vesalius.types import Item, Prediction, Sample
 
@@ -41,7 +42,7 @@ FILES = frozenset(
     {METRICS_FILE, ROWS, "samples.csv", "groups.csv", "figures", "report.html", "report.md"}
     | {STATE, HISTOGRAMS}  # left by an evaluation that was killed while it finished
 )
-"""Names in an evaluation folder; a folder with any other name in it is not replaced."""
+"""Files of an evaluation folder; a folder with any other file is not replaced."""
 
 
 def evaluate(
@@ -59,13 +60,13 @@ def evaluate(
     """Score the segmenter on a dataset, write the evaluation folder `out`, and return the content of metrics.json.
 
     If `coverage.failed` is above 0 the caller exits with 1. `limit` takes the first samples only; `roi` is a folder
-    of region-of-interest masks named by id, and pixels outside of them are not scored; `num_workers` is the number of
+    of region-of-interest masks named by id, and pixels outside the region are not scored; `num_workers` is the number of
     processes that score and draw (default: one per core; 0: this process does); `on_progress` gets the number of
     samples done. `took_s` is the total time; `images_per_s` counts time in `predict` alone, and is None if no image
     was predicted. An evaluation folder at `out` is replaced when the new one is complete; an interrupted evaluation
     continues.
 
-    OutputError if `out` is anything else or cannot be written; SettingError for a limit below 1, num_workers below 0 and
+    OutputError if `out` exists and is not an evaluation, or cannot be written; SettingError for a limit below 1, num_workers below 0 and
     prompts that the segmenter refuses; DataError for samples without masks, for images that the model was trained on
     unless allowed, for images that its threshold was tuned on, and if most predictions equal their ground truth.
     """
@@ -129,7 +130,7 @@ class MeasuredSegmenter(Segmenter):
         self.images += len(items)
         expected = [(item.id, prompt) for item in items for prompt in item.prompts]
         found = [(prediction.id, prediction.prompt) for prediction in predictions]
-        if found != expected:  # no image may get the score of another
+        if found != expected:  # each prediction must be scored on its own image
             raise ValueError(f"predict must return predictions for {expected} in this order; got {found}")
         return predictions
 
@@ -199,12 +200,12 @@ def _inputs(
 
 
 def _failed(prediction: Prediction, error: str) -> Prediction:
-    """A failed prediction in place of this one; its own error, if it has one, is kept."""
+    """The prediction as failed, with its own error if it has one, else with `error`."""
     return Prediction.failure(prediction.id, prediction.prompt, prediction.size, prediction.error or error)
 
 
 def _figure_paths(samples: Sequence[Sample]) -> dict[ResultKey, str]:
-    """A distinct figure path for each row: `a--b` may be an id, or the prompt b of the id a."""
+    """Unique figure path of each row: `a--b` may be an id, or prompt b of id a."""
     paths: dict[ResultKey, str] = {}
     taken: set[str] = set()
     for sample in samples:
@@ -251,7 +252,7 @@ def _checked(segmenter: Segmenter, dataset: Dataset, limit: int | None) -> Datas
 
 
 def _state(model: ModelDescription, samples: Sequence[Sample], settings: dict[str, Any]) -> dict[str, Any]:
-    """Everything that determines the rows: an interrupted evaluation continues only if this is unchanged."""
+    """Everything that determines the rows; an interrupted evaluation continues only if its state is equal."""
     return {
         "model": model.card,
         "threshold": model.threshold,
@@ -272,7 +273,7 @@ def _row_ends(samples: Sequence[Sample]) -> list[int]:
 def _fingerprint(samples: Sequence[Sample]) -> tuple[str | None, list[str]]:
     try:
         return fingerprint_samples(samples), []
-    except ImageError as error:  # that sample fails later; the others keep their results
+    except ImageError as error:  # the unreadable sample fails later, and the others are scored
         return None, [f"The data have no fingerprint: {error}"]
 
 

@@ -18,21 +18,21 @@ LISTED = 20
 
 @dataclass(frozen=True)
 class Leaks:
-    """Leaked images, and notes about them for a report."""
+    """Leaks found in a dataset, with notes for its report."""
 
     n_training: int | None
     """Number of images that the model was trained on; None if not all of its training images are known."""
     near: tuple[str, ...]
-    """Ids of images that look nearly like a training image."""
+    """Ids of near-duplicates of training images."""
     notes: tuple[str, ...]
 
 
 def find_leaks(model: ModelDescription, samples: Sequence[Sample], allowed: bool) -> Leaks:
     """Compare the images with the model's training and tuning images, before anything is predicted.
 
-    Equal pixels are found by their hash, whatever the file name or format. Near copies are found by a perceptual
-    hash, which is no proof: they are listed only. DataError for training images unless `allowed`, and always for
-    images that the threshold was tuned on. An unreadable image is skipped here; its prediction fails later.
+    Exact copies are found by the hash of their pixels, independent of file name and format. Near-duplicates are found
+    by a perceptual hash; since it is no proof, they are only listed. DataError for training images unless `allowed`, and always for
+    images that the threshold was tuned on. An unreadable image is skipped, since its prediction fails later.
     """
     trained, tuned = set(model.training_images or ()), set(model.tuning_images)
     hashes = model.training_perceptual_hashes
@@ -73,19 +73,19 @@ def _notes(unknown: bool, some_known: bool, n_seen: int, near: Sequence[str], n_
     notes = []
     if unknown and some_known:
         notes.append(
-            "The images of fine-tuning were checked for leaks; those of the model's earlier training are not "
-            "recorded and could not be checked."
+            "Leaks were checked for the fine-tuning images only, because the images of the model's earlier training are "
+            "not recorded."
         )
     elif unknown:
         notes.append("The model does not record its training images, so leaks could not be checked.")
     if n_seen:
         notes.append(
-            f"The model was trained on {n_seen} of {n_samples} images, so the numbers do not show how it does on "
-            "unseen images."
+            f"The model was trained on {n_seen} of {n_samples} images, so the scores do not show its performance "
+            "on unseen images."
         )
     if near:
         notes.append(
-            f"{len(near)} images look nearly like a training image; check whether they show the same patients: "
+            f"Near-duplicates of training images: {len(near)}; check whether they show the same patients: "
             f"{list_names(near, LISTED)}"
         )
     return notes

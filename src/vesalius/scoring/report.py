@@ -20,21 +20,21 @@ from vesalius.scoring.results import ResultRow
 from vesalius.scoring.tables import by_kind, cell, group_table, interval, number, title, write_csv
 
 WORST, MEDIAN, BEST = 12, 4, 4
-"""Number of cases shown."""
+"""Number of cases shown with a figure."""
 ROWS_SHOWN, GROUPS_SHOWN = 300, 200
 """Length limits of tables, so that a browser on a phone can scroll them; the page names the complete CSV file."""
 GROUPS_OPEN = 12
-"""A table of more groups is collapsed."""
+"""Maximum number of groups in an expanded table; a longer one starts collapsed."""
 THUMBNAIL_WIDTH = 960
-"""Pixels: six panels are still legible, and twenty figures take about two megabytes."""
+"""Width of embedded figures in pixels: six panels stay legible, and twenty figures take about 2 MB."""
 HEADLINE = ("dice", "iou", "precision", "recall", "cldice", "hd95_px")
-"""Metrics at the top. Accuracy is left out: an empty mask of a thin structure scores high."""
+"""Metrics at the top. Accuracy is left out, because an empty mask of a thin structure scores high."""
 DRAWN = ("dice", "cldice", "precision", "recall", "hd95_px", "breaks")
 """Metrics with a histogram."""
 OF_GROUPS = ("dice", "cldice", "hd95_px")
 GAIN = 0.01
-"""Gain in Dice above which another threshold is mentioned."""
-EMPTY = (
+"""Minimum gain in Dice to mention a better threshold."""
+EMPTY_MASKS = (
     ("ground truth and prediction", "both", "its metrics"),
     ("ground truth only", "total_miss", "total miss: Dice 0, distances the image diagonal"),
     ("prediction only", "false_alarm", "false alarm: Dice 0, recall undefined"),
@@ -44,13 +44,13 @@ EMPTY = (
 TEXTS = {
     "about_metrics": (
         "The mean counts a prediction without [SEG] as an empty mask; mean with [SEG] leaves it out. "
-        "Intervals resample whole groups (cluster bootstrap). Undefined: predictions for which the metric has no "
-        "value, left out of its mean. If one mask is empty, a distance is the image diagonal."
+        "Intervals resample whole groups (cluster bootstrap). Undefined: number of predictions without a value, "
+        "left out of the mean. If one mask is empty, a distance is the image diagonal."
     ),
     "unscored": "No prediction has a score.",
     "uncalibrated": "The predictions have no probabilities, so calibration and threshold curves are missing.",
 }
-"""Sentences that both formats of the report share."""
+"""Sentences in both the HTML and the Markdown report."""
 
 Metrics = Mapping[str, Any]
 
@@ -78,7 +78,7 @@ def write_report(folder: Path, metrics: Metrics, rows: Sequence[ResultRow]) -> P
         "better": curves and _better_threshold(*curves),
         "failures": [row for row in rows if row["status"] == "failed"],
         "sections": sections(rows),
-        "empty": EMPTY,
+        "empty": EMPTY_MASKS,
         "facts": [*metrics["settings"].items(), *metrics["versions"].items()],
         "rows_shown": ROWS_SHOWN,
         "groups_shown": GROUPS_SHOWN,
@@ -101,8 +101,8 @@ def write_report(folder: Path, metrics: Metrics, rows: Sequence[ResultRow]) -> P
 def sections(rows: Sequence[ResultRow]) -> list[tuple[str, list[ResultRow]]]:
     """Cases by Dice: worst first, median, best first, without duplicates and without failed rows.
 
-    12 rows or fewer are all shown, worst first. With fewer than 28 the number of worst cases shrinks, so that the
-    median ones remain.
+    Up to 12 rows are all shown, worst first. With fewer than 28 rows, fewer worst cases are shown, so that the median
+    cases remain.
     """
     ranked = sorted((row for row in rows if row["dice"] is not None), key=_rank)
     if len(ranked) <= WORST:
@@ -117,15 +117,15 @@ def sections(rows: Sequence[ResultRow]) -> list[tuple[str, list[ResultRow]]]:
 
 
 def _better_threshold(tried: Sequence[float], curves: charts.Curves, threshold: float) -> str:
-    """A sentence on the threshold of the highest Dice; empty unless it gains more than `GAIN`."""
+    """Sentence on the threshold with the highest Dice; empty unless it gains more than `GAIN`."""
     found = charts.better_threshold(tried, curves, threshold, gain=GAIN)
     if found is None:
         return ""
     best, dice, now = found
     return (
         f"At a threshold of {best:.2f} the mean Dice would be {number(dice)} instead of {number(now)} at {threshold}. "
-        "It was found on these very images: tune the threshold on validation data (vesalius tune), or the reported "
-        "number is too high."
+        "It was chosen on the evaluated images, so that Dice is too optimistic: tune the threshold on validation data "
+        "(vesalius tune)."
     )
 
 

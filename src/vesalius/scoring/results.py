@@ -13,10 +13,10 @@ from vesalius.errors import DataError
 from vesalius.types import Status
 
 OPEN = ConfigDict(strict=True, extra="allow")
-"""Strict in the fields that are read; unknown fields are kept."""
+"""Declared fields are checked strictly; unknown fields are kept."""
 METRICS_FILE, ROWS = "metrics.json", "samples.jsonl"
 MAX_PROMPTS = 50
-"""With more different prompts, results by prompt are left out of summaries and comparisons, and a note says so."""
+"""Maximum number of prompts for results by prompt; with more, a note says that they are left out."""
 
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ _NO_SCORES = TypeAdapter[Any](dict[str, None])
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The results that `evaluate` wrote into a folder."""
+    """Results of `evaluate`, read from its folder."""
 
     name: str
     facts: Mapping[str, Any]
@@ -69,7 +69,7 @@ class Evaluation:
 
 
 def read_evaluation(folder: Path, name: str) -> Evaluation:
-    """Read the evaluation in a folder and call it `name`.
+    """Read an evaluation folder; `name` is its name in the comparison.
 
     DataError, naming file, line and field, for a file that cannot be read or is not JSON, a duplicate row, a missing or
     invalid field, a failed row with a score, and rows that disagree with the counts in metrics.json.
@@ -101,15 +101,15 @@ def parse(
     *,
     code: str = "invalid_results",
 ) -> T:
-    """JSON bytes, or a value, as the schema reads it; DataError, naming file, line and field, if it does not fit."""
+    """Validate JSON bytes or a value against a schema; DataError names file, line and field of an invalid value."""
     try:
         return schema.validate_json(value) if isinstance(value, bytes) else schema.validate_python(value)
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        field = ".".join(map(str, fault["loc"]))
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"]))
         where = str(path) if line is None else f"{path}, line {line}"
         raise DataError(
-            f"{where}: {f'{field}: ' if field else ''}{fault['msg']}; got {fault['input']!r:.80}",
+            f"{where}: {f'{field}: ' if field else ''}{first['msg']}; got {first['input']!r:.80}",
             code=code,
             path=path,
             field=field if line is None else f"line {line}, {field}",
@@ -136,7 +136,7 @@ def _check_counts(folder: Path, coverage: Mapping[str, Any], rows: Mapping[Resul
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file; DataError if it cannot be read."""
+    """Content of a file; DataError if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -144,7 +144,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def split_lines(content: bytes) -> list[bytes]:
-    """The lines of a JSON lines file; unlike `splitlines`, line separators within a text do not count."""
+    """Lines of a JSON Lines file, split at newlines only; `splitlines` also splits at carriage returns."""
     return content.removesuffix(b"\n").split(b"\n") if content else []
 
 

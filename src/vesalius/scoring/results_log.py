@@ -30,19 +30,19 @@ HISTOGRAMS = "histograms.bin"
 NO_HISTOGRAM = np.full((2, BINS), -1, dtype=np.int32)
 """Placeholder in `HISTOGRAMS` for a row without probabilities; each row has one such int32 table."""
 CURVE_THRESHOLDS = np.arange(1, 100) / 100
-"""Thresholds of the mean curves: finer steps differ by less than another sample would."""
+"""Thresholds of the mean curves and of tuning; finer steps would matter less than one more sample."""
 CURVE_INDICES = THRESHOLDS.searchsorted(CURVE_THRESHOLDS)
 """Indices of `CURVE_THRESHOLDS` in `calibration.THRESHOLDS`."""
 CURVES = ("dice", "iou", "precision", "recall")
 IDENTICAL_MIN, IDENTICAL_PIXELS = 5, 1000
-"""Copied ground truth is suspected from this many predictions equal to it, or from this many pixels in such."""
+"""Minimum number of predictions identical to the ground truth, or of pixels in them, to report copied ground truth."""
 
 
 class ResultsLog:
-    """Rows of an evaluation, appended to a folder beside `out` that replaces `out` when all are there.
+    """Rows of an evaluation, written to a temporary folder beside `out` that replaces `out` when complete.
 
-    The folder survives an interruption: opened again for the same evaluation it continues, for another one it
-    starts anew. A context manager that closes its files and releases the lock on the folder.
+    The temporary folder survives an interruption: the same evaluation continues in it, any other one empties it.
+    A context manager that closes its files and releases the lock on the folder.
     """
 
     def __init__(self, out: Path, state: Mapping[str, Any], ends: Sequence[int]) -> None:
@@ -82,19 +82,19 @@ class ResultsLog:
     def _start(self, state: Mapping[str, Any]) -> None:
         old = list(self.folder.iterdir())
         if old:
-            log.warning("%s: holds another or an unreadable evaluation and is started anew", self.folder)
+            log.warning("%s: holds a different or an unreadable evaluation and is emptied", self.folder)
         for path in old:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         write_json(self.folder / STATE, state)
 
     def _continue(self, state: Any) -> int | None:
-        """Read back the rows of this evaluation; the bytes of its journal to keep, None if the folder has none."""
+        """Read the rows of this evaluation; returns the size of its journal to keep, None if it cannot be continued."""
         try:
             if json.loads((self.folder / STATE).read_text(encoding="utf-8")) != state:
                 return None
             entries = list(read_journal(self.folder / ROWS))
             n_histograms = (self.folder / HISTOGRAMS).stat().st_size // NO_HISTOGRAM.nbytes
-            # a sample with a missing prompt is scored again
+            # a sample that lacks a prompt is scored again
             samples = bisect_right(self._ends, min(len(entries), n_histograms))
             done = self._ends[samples - 1] if samples else 0
         except (OSError, ValueError):
@@ -108,11 +108,11 @@ class ResultsLog:
 
     @property
     def samples_done(self) -> int:
-        """Number of samples with all their rows."""
+        """Number of samples with rows for all their prompts."""
         return bisect_right(self._ends, len(self.rows))
 
     def add(self, scored: ScoredPrediction) -> None:
-        """Append one row; OutputError if the disk refuses."""
+        """Append one row and its histogram; OutputError if they cannot be written."""
         table = NO_HISTOGRAM if scored.histogram is None else scored.histogram.astype(np.int32)
         self._journal.append(scored.row)
         try:
@@ -176,7 +176,7 @@ class ResultsLog:
 
     @property
     def cases(self) -> dict[str, int]:
-        """Number of scored rows in each case of the empty-mask table."""
+        """Number of scored rows in each case of `EMPTY`, and with neither mask empty."""
         found = [confusion_of(row).case for row in self.scored]
         return {case: found.count(case) for case in (*CASES, "both")}
 
@@ -200,13 +200,13 @@ class ResultsLog:
         if no_chance and 2 * len(identical) > len(present):
             raise DataError(
                 f"{len(identical)} of {len(present)} predictions equal the ground truth exactly: they are copies "
-                "of it, or it was made by this model; score other predictions or other masks",
+                "of it, or the ground truth was made by this model; evaluate other predictions or other masks",
                 code="copied_ground_truth",
                 path=self.out,
             )
 
 
 def confusion_of(row: ResultRow) -> Confusion:
-    """Confusion counts of a scored row, with 0 true negatives, which the row does not store."""
+    """Confusion counts of a scored row; true negatives are 0, because the row does not store them."""
     both = row["intersection"]
     return Confusion(tp=both, fp=row["prediction_pixels"] - both, fn=row["target_pixels"] - both, tn=0)

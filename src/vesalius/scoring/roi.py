@@ -1,4 +1,4 @@
-"""Region-of-interest masks, found by image id: pixels outside of them are not scored."""
+"""Region-of-interest masks, found by image id; pixels outside the region are not scored."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def masks_by_id(folder: Path) -> dict[str, Path]:
 
 
 class RoiMasks:
-    """Region-of-interest masks by sample id; DataError if the folder lacks one of a sample."""
+    """Region-of-interest masks by sample id; DataError if a sample has no mask in the folder."""
 
     def __init__(self, folder: Path, samples: Sequence[Sample]) -> None:
         if not folder.is_dir():
@@ -67,7 +67,7 @@ class RoiMasks:
         return digest.hexdigest()
 
     def read(self, sample: Sample, size: Size) -> Bool[np.ndarray, "h w"]:
-        """The mask of a sample; DataError if it cannot be read, has another size, or no pixel."""
+        """Region of interest of a sample; DataError if its file cannot be read, has a wrong size, or is empty."""
         path = self._paths[sample.id]
         roi = read_mask(path, size)
         if not roi.any():

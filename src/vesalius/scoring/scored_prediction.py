@@ -37,20 +37,20 @@ class ScoringInput:
     folder: Path | None = None
     """The evaluation folder; None: no figure is drawn."""
     figure: str = ""
-    """Path of the figure within that folder."""
+    """Path of the figure, relative to `folder`."""
 
 
 @dataclass(frozen=True)
 class ScoredPrediction:
-    """The row of one prediction, and the counts that the evaluation sums up."""
+    """Result row of one prediction, and its histogram for the calibration of the whole evaluation."""
 
     row: ResultRow
     histogram: Histogram | None
-    """Pixels by probability and ground truth; None without probabilities."""
+    """Pixel counts by probability and ground truth; None without probabilities."""
 
 
 def score_prediction(given: ScoringInput) -> ScoredPrediction:
-    """Score one prediction and draw its figure; one that cannot be scored gives a failed row with the reason.
+    """Score one prediction and draw its figure; a prediction that cannot be scored gets a failed row with the reason.
 
     OutputError if the figure cannot be written.
     """
@@ -62,9 +62,9 @@ def score_prediction(given: ScoringInput) -> ScoredPrediction:
         scores = score(target, mask, spacing_mm=given.spacing_mm, within=roi)
         probability = prediction.probability
         counts = None if probability is None else histogram(probability, target, within=roi)
-    except (ValueError, MemoryError) as error:  # a mask of another size, or one too large
+    except (ValueError, MemoryError) as error:  # a mask of wrong size, or out of memory
         return _failed(given, f"cannot be scored: {error}")
-    if roi is not None:  # pixels outside the region are drawn neither as right nor as wrong
+    if roi is not None:  # pixels outside the region are drawn as background
         target, mask = target & roi, mask & roi
     figure = None
     if given.folder is not None:
@@ -86,7 +86,7 @@ def _draw(
     title = given.identity["id"] + (" · no [SEG]" if given.prediction.status == "no_seg" else "")
     picture = six_panels(image, target, mask, title=title, prompt=given.identity["prompt"], scores=scores)
     try:
-        picture.save(path, compress_level=1)  # a third of the time, for a third more bytes
+        picture.save(path, compress_level=1)  # takes a third of the time and a third more bytes
     except OSError as error:
         raise OutputError.at(
             path, f"cannot be written ({error.strerror or error})", code="write_failed"

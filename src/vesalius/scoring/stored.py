@@ -28,7 +28,7 @@ INVALID = "invalid_prediction"
 
 
 class StoredLine(BaseModel):
-    """One line of predictions.jsonl; a wrong mask, RLE or probability file fails that prediction alone."""
+    """One line of predictions.jsonl; an invalid mask, RLE or probability file fails only its own prediction."""
 
     model_config = OPEN
     id: str
@@ -59,7 +59,7 @@ class _Lineage(BaseModel):
 
 
 class StoredRun(BaseModel):
-    """Content of run.json; all defaults without that file."""
+    """Content of run.json; a missing file gives the defaults."""
 
     model_config = OPEN
     model: dict[str, Any] = {}
@@ -71,12 +71,12 @@ _LINE, _RUN = TypeAdapter(StoredLine), TypeAdapter(StoredRun)
 
 
 class StoredPredictions(Segmenter):
-    """A segmenter that looks its predictions up in a folder.
+    """A segmenter that returns the predictions stored in a folder.
 
     Every sample and prompt must have a prediction; predictions of other images are counted in the settings. With
-    `threshold` masks are computed from the stored probabilities instead. DataError for a missing prediction, an invalid
+    `threshold`, masks are computed from stored probabilities. DataError for a missing prediction, an invalid
     or duplicate line of predictions.jsonl, and predictions of several models in one folder; SettingError for a
-    threshold if a prediction has no probabilities. A mask file that cannot be read fails its prediction alone.
+    threshold if a prediction has no probabilities. An unreadable mask file fails only its prediction.
     """
 
     def __init__(self, folder: str | Path, samples: Sequence[Sample], threshold: float | None = None) -> None:
@@ -98,12 +98,12 @@ class StoredPredictions(Segmenter):
 
     @property
     def threshold(self) -> float | None:
-        """The given threshold, else that of the predictions; None if unknown."""
+        """The given threshold, else the one in run.json; None if unknown."""
         return self._run.settings.threshold if self._given is None else self._given
 
     @property
     def description(self) -> ModelDescription:
-        """The description of the model that made the predictions, as far as `predict` wrote it."""
+        """Description of the model that made the predictions, as far as run.json states it."""
         how = "as predicted" if self._given is None else "given"
         lineage = self._run.lineage
         known = lineage.training_images is not None
@@ -155,7 +155,7 @@ class StoredPredictions(Segmenter):
         )
 
     def _pixels(self, line: StoredLine, size: Size) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """The mask, None without [SEG], and the probability, None if it was not stored."""
+        """Mask (None without [SEG]) and probability (None if not stored)."""
         probability = None if line.probabilities is None else self._probability(line.probabilities, size)
         if line.status == "no_seg":
             return None, probability
@@ -174,14 +174,14 @@ class StoredPredictions(Segmenter):
         raise _invalid("the line has neither rle, mask nor probabilities")
 
     def _probability(self, name: str, size: Size) -> np.ndarray:
-        """float32 (h, w): the highest probability of any object."""
+        """Maximum probability over the stored objects, float32 (h, w)."""
         with np.load(_inside(self.folder, name), allow_pickle=False) as stored:
             maps = stored["probabilities"]
         if maps.ndim != 3:
             raise _invalid(f"{name}: probabilities must be (n, h, w); got {maps.shape}")
         _check_size("probability map", maps[0] if len(maps) else np.zeros(maps.shape[1:]), size)
         if not (np.isfinite(maps).all() and (maps >= 0).all() and (maps <= 1).all()):
-            raise _invalid(f"{name}: has probabilities outside of [0, 1]")
+            raise _invalid(f"{name}: has probabilities outside [0, 1]")
         return maps.max(axis=0, initial=0).astype(np.float32, copy=False)
 
     def _check_models(self, found: Mapping[ResultKey, StoredLine]) -> None:
@@ -192,7 +192,7 @@ class StoredPredictions(Segmenter):
         if len(models) > 1:
             raise DataError.at(
                 self.folder,
-                f"holds predictions of {len(models)} models; evaluate each by itself",
+                f"holds predictions of {len(models)} models; evaluate each model separately",
                 code="mixed_models",
             )
 
@@ -217,7 +217,7 @@ class StoredPredictions(Segmenter):
 
     @cached_property
     def _fingerprint(self) -> str:
-        """SHA-256 over the lines and the files that they name; an unreadable file fails later, by itself."""
+        """SHA-256 over the lines and their files; an unreadable file fails its own prediction later."""
         digest = hashlib.sha256()
         for (name, prompt), line in sorted(self._lines.items()):
             digest.update(to_json([name, prompt, line.model_dump(exclude_unset=True)]).encode())
@@ -242,7 +242,7 @@ def _check_size(what: str, pixels: np.ndarray, size: Size) -> None:
 def _inside(folder: Path, name: str) -> Path:
     path = (folder / name).resolve()
     if not path.is_relative_to(folder.resolve()):
-        raise _invalid(f"{folder}: names the file {name}, which lies outside of the folder")
+        raise _invalid(f"{folder}: the file {name} lies outside the folder")
     return path
 
 
@@ -283,7 +283,7 @@ def _read_lines(path: Path) -> dict[ResultKey, StoredLine]:
 
 
 def _find_masks(folder: Path, samples: Sequence[Sample]) -> dict[ResultKey, StoredLine]:
-    """Mask files in the folder or its `masks/`, named as `predict` names them."""
+    """Predictions from the mask files in the folder or its `masks/`, named as `predict` names them."""
     masks = folder / "masks" if (folder / "masks").is_dir() else folder
     files = masks_by_id(masks)
     lines: dict[ResultKey, StoredLine] = {}

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vesalius.data.grouping import group_of
 from vesalius.evaluation.calibration import (
     average_precision,
     brier_score,
@@ -22,13 +23,8 @@ from vesalius.types import Sample
 from vesalius.visualization import missing_font
 
 
-def group_of(sample: Sample) -> str:
-    """Patient or sequence of a sample; its id if none is known."""
-    return sample.group or sample.id
-
-
 def numbers(results: ResultsLog, samples: Sequence[Sample]) -> dict[str, Any]:
-    """Fields of metrics.json that are computed from rows and histograms."""
+    """The fields of metrics.json that depend on rows and histograms."""
     spaced = any(sample.spacing_mm for sample in samples)
     names = [name for name, metric in METRICS.items() if spaced or not name.endswith("mm")]
     scored = results.scored
@@ -52,7 +48,7 @@ def notes(results: ResultsLog, samples: Sequence[Sample]) -> list[str]:
     found = []
     if all(sample.group is None for sample in samples):
         found.append(
-            "The intervals treat each image as its own group; if several images show one patient, they are too "
+            "Each image is treated as its own group; if several images show one patient, the intervals are too "
             "narrow."
         )
     groups = len({group_of(sample) for sample in samples})
@@ -69,7 +65,7 @@ def notes(results: ResultsLog, samples: Sequence[Sample]) -> list[str]:
     elif known < scored:
         found.append(
             f"Only {known} of {scored} predictions have probabilities; calibration and threshold curves are "
-            "computed on these."
+            "computed from those predictions."
         )
     written = {text for row in results.rows if row["figure"] for text in (row["id"], row["prompt"])}
     lacking = next(filter(None, map(missing_font, sorted(written))), None)
@@ -77,7 +73,7 @@ def notes(results: ResultsLog, samples: Sequence[Sample]) -> list[str]:
 
 
 def list_numbers(metrics: Mapping[str, Any]) -> Iterator[str]:
-    """Lines for a terminal: means with their intervals, counts, notes."""
+    """Means with their intervals, counts and notes, as text lines for the terminal."""
     for name, value in metrics["mean"].items():
         interval = metrics["ci95"].get(name)
         bounds = f"  (95 % {interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
@@ -104,7 +100,7 @@ def _calibration(results: ResultsLog) -> dict[str, Any]:
 
 
 def _by_field(rows: Sequence[ResultRow], field: str) -> dict[str, list[ResultRow]]:
-    """Value of the field -> rows with it, in order of first appearance."""
+    """Value of the field -> rows with that value, in order of first appearance."""
     found: dict[str, list[ResultRow]] = {}
     for row in rows:
         found.setdefault(row[field], []).append(row)
@@ -112,7 +108,7 @@ def _by_field(rows: Sequence[ResultRow], field: str) -> dict[str, list[ResultRow
 
 
 def _groups(rows: Sequence[ResultRow]) -> list[dict[str, Any]]:
-    """Number of predictions and mean Dice of each group, lowest first."""
+    """Predictions, failures and mean Dice of each group, lowest Dice first."""
     table = []
     for group, its in _by_field(rows, "group").items():
         values = [row["dice"] for row in its if row["dice"] is not None]

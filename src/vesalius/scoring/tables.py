@@ -1,4 +1,4 @@
-"""Number formats, the kinds of metrics, and the CSV files of a report."""
+"""Tables of a report: number formats, metrics by kind, means by group, and CSV files."""
 
 from __future__ import annotations
 
@@ -9,36 +9,39 @@ from typing import Any
 
 import numpy as np
 
-from vesalius.evaluation.metrics import DISTANCES, METRICS, OVERLAP, Metric
+from vesalius.evaluation.metrics import METRICS, Metric
 from vesalius.files import replacing
 from vesalius.scoring.results import ResultRow
 
-KINDS = ("Overlap", "Lines and topology", "Distances between boundaries")
-
-
-def kind_of(name: str) -> str:
-    """The kind of a metric, one of `KINDS`."""
-    if name in OVERLAP:
-        return KINDS[0]
-    return KINDS[2] if name.startswith(tuple(DISTANCES)) else KINDS[1]
+KINDS = {
+    "overlap": "Overlap",
+    "topology": "Lines and topology",
+    "distance": "Distances between boundaries",
+}
+"""Kind of metrics -> heading."""
 
 
 def by_kind(names: Iterable[str]) -> list[tuple[str, list[tuple[str, Metric]]]]:
-    """Kinds and their metrics, in the order of `METRICS`; empty kinds are left out."""
+    """Headings and the metrics below them, in the order of `METRICS`; kinds without metrics are left out."""
     known = set(names)
-    ordered = [(name, metric) for name, metric in METRICS.items() if name in known]
-    parts = [(kind, [each for each in ordered if kind_of(each[0]) == kind]) for kind in KINDS]
-    return [(kind, metrics) for kind, metrics in parts if metrics]
+    tables = [
+        (
+            heading,
+            [(name, metric) for name, metric in METRICS.items() if name in known and metric.kind == kind],
+        )
+        for kind, heading in KINDS.items()
+    ]
+    return [(heading, metrics) for heading, metrics in tables if metrics]
 
 
 def title(name: str) -> str:
-    """Title of a metric with its unit."""
+    """Title of a metric, with its unit: `HD95, px`."""
     metric = METRICS[name]
     return f"{metric.title}, {metric.unit}" if metric.unit else metric.title
 
 
 def number(value: float | None) -> str:
-    """About four figures, a dash for None; a value just below 1 or above 0 is never rounded to it.
+    """The value with three to five significant digits, or a dash for None; values near 0 and 1 are never rounded to them.
 
     >>> [number(value) for value in (0.51234, 37.4, 170.235, 0.99998, 1.0, 0.0001, 0.0, None)]
     ['0.512', '37.40', '170.2', '> 0.999', '1.000', '< 0.001', '0.000', '–']
@@ -54,12 +57,12 @@ def number(value: float | None) -> str:
 
 
 def interval(value: Sequence[float] | None) -> str:
-    """Both ends of an interval, or a dash for None."""
+    """Both ends of an interval as text, or a dash for None."""
     return "–" if value is None else f"{number(value[0])} to {number(value[1])}"
 
 
 def cell(text: object) -> str:
-    """The text as one line of Markdown, with markup escaped."""
+    """The text as one line, with Markdown markup escaped."""
     line = " ".join(str(text).split())
     return "".join("\\" + sign if sign in "\\|*_`[]<>#" else sign for sign in line)
 
@@ -67,7 +70,7 @@ def cell(text: object) -> str:
 def group_table(
     groups: Sequence[Mapping[str, Any]], rows: Sequence[ResultRow], names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """The groups in order, each with the mean of every metric over its rows; None if no row has a value."""
+    """One table row per group, in order, with the mean of each metric over the group's results; None without a value."""
     values: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         its = values.setdefault(row["group"], {})
@@ -88,9 +91,8 @@ def _mean(values: Sequence[float] | None) -> float | None:
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
     """Write rows under a header; None becomes an empty field, and numbers keep all their digits.
 
-    `columns` is the header of a file without rows. The file begins with a byte order mark: without one Excel reads
-    UTF-8 in the code page of the machine and garbles Chinese prompts. pandas and R's readr skip it; in Python the
-    encoding is `utf-8-sig`.
+    `columns` is the header of a file without rows. The file begins with a byte order mark (Python's `utf-8-sig`):
+    without one, Excel decodes UTF-8 in the machine's code page and garbles Chinese prompts. pandas and readr skip it.
     """
     fields = list(dict.fromkeys(key for row in rows for key in row)) or list(columns)
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8-sig", newline="") as file:

@@ -16,6 +16,7 @@ import numpy as np
 
 from vesalius.data.dataset import Dataset, load_image
 from vesalius.data.decoders.frame_files import FrameReader
+from vesalius.data.grouping import group_of
 from vesalius.errors import DataError, SettingError
 from vesalius.evaluation.calibration import curves, histogram
 from vesalius.evaluation.statistics import paired_bootstrap
@@ -25,7 +26,6 @@ from vesalius.mask_maps import LowRes
 from vesalius.models.cards import ThresholdOrigin, TtaGain
 from vesalius.scoring.evaluate import MeasuredSegmenter
 from vesalius.scoring.results_log import CURVE_INDICES, CURVE_THRESHOLDS
-from vesalius.scoring.summary import group_of
 from vesalius.segmenter import Segmenter
 from vesalius.types import Item, Prediction, Sample
 
@@ -34,7 +34,7 @@ LEVEL = 0.95
 """Joint confidence level of the intervals of all gains."""
 
 Views = tuple[str, ...]
-"""Augmented views besides the plain image; () is the plain image alone."""
+"""Augmented views that are averaged with the plain (unaugmented) image; () is the plain image alone."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class TtaTrial:
     value: float
     """Mean of the metric at that threshold."""
     gain: float
-    """Mean difference to the plain images at their own best threshold."""
+    """Mean difference to predictions on plain images at their own best threshold."""
     interval: tuple[float, float] | None
     """Cluster bootstrap interval of the gain; None if all images belong to one group."""
     level: float
@@ -67,7 +67,7 @@ class TuningResult:
     metric: str
     value: float
     at_default: float
-    """The same metric at 0.5."""
+    """Mean of the metric at the default threshold 0.5."""
     curve: tuple[tuple[float, float], ...]
     """(threshold, mean of the metric) at each of 0.01 to 0.99."""
     data: str
@@ -77,11 +77,11 @@ class TuningResult:
     images: tuple[str, ...]
     """SHA-256 of the pixels of each image."""
     trials: tuple[TtaTrial, ...] = ()
-    """One for each combination of the views to try."""
+    """One trial for each non-empty subset of the given views."""
 
     @property
     def gain(self) -> TtaTrial | None:
-        """The significant trial of highest value, with fewest views among equals; None without one."""
+        """The significant trial with the highest value, on ties with the fewest views; None if no trial is significant."""
         gains = [trial for trial in self.trials if trial.is_significant]
         return max(gains, key=lambda trial: round(trial.value, 12), default=None)
 
@@ -92,7 +92,7 @@ class TuningResult:
 
     @property
     def tta_gain(self) -> TtaGain | None:
-        """The gain of test-time augmentation and its origin, for a model card."""
+        """Gain of test-time augmentation with its origin, for a model card; None if no trial is significant."""
         if self.gain is None:
             return None
         return TtaGain(**asdict(self.gain), **self._data(), n_groups=self.n_groups)
@@ -110,10 +110,10 @@ def find_threshold(
     *,
     tta: Sequence[str] = (),
 ) -> TuningResult:
-    """The threshold with the highest mean of the metric over all predictions; among equals the nearest to 0.5.
+    """Find the threshold with the highest mean of the metric over all predictions; on ties, the nearest to 0.5.
 
     Each image is predicted once; its histogram of probabilities gives the metric at all thresholds. A prediction
-    without [SEG] is the empty mask at each. With `tta`, each combination of its views is tried as well
+    without [SEG] is an empty mask at every threshold. With `tta`, each subset of its views is tried as well
     (`Segmenter.with_views`). SettingError for an unknown metric, for prompts that the segmenter refuses, and for views
     that it or a prompt does not allow; DataError if an image cannot be read or predicted, for samples without masks,
     and for images that the model was trained on.
@@ -163,7 +163,7 @@ def find_threshold(
 
 
 def summarize(tuned: TuningResult, target: Path, had_gain: bool) -> list[str]:
-    """Lines for a terminal; `had_gain`: the model card stored a gain before, which this tuning replaces."""
+    """The result as text lines for the terminal; `had_gain`: this tuning replaces a gain in the model card."""
     lines = [
         f"threshold {tuned.threshold:.2f}: mean {tuned.metric} {tuned.value:.4f} on {tuned.n_samples} images "
         f"({tuned.at_default:.4f} at 0.50)"
@@ -191,13 +191,13 @@ def summarize(tuned: TuningResult, target: Path, had_gain: bool) -> list[str]:
 
 
 def as_json(tuned: TuningResult) -> dict[str, Any]:
-    """The result as JSON, with the number of images in place of their hashes."""
+    """The result as JSON, with the number of images instead of their hashes."""
     gain = None if tuned.gain is None else asdict(tuned.gain)
     return {**asdict(tuned), "images": len(tuned.images), "gain": gain}
 
 
 def _through(prediction: Prediction, views: Views) -> Prediction:
-    """The prediction averaged over the plain image and these views only."""
+    """The prediction averaged over the plain image and the given views only."""
     assert isinstance(prediction.maps, LowRes)
     return replace(prediction, maps=prediction.maps.through(views))
 
@@ -216,7 +216,7 @@ def _curve(prediction: Prediction, item: Item, index: int, metric: str) -> np.nd
 
 
 def _best(values: np.ndarray) -> int:
-    """Index in `CURVE_THRESHOLDS` of the highest mean of (rows, 99) values; among equals the nearest to 0.5."""
+    """Index in `CURVE_THRESHOLDS` of the highest mean of `values` (rows, 99); on ties, the nearest to 0.5."""
     mean = values.mean(axis=0)
     return max(range(len(mean)), key=lambda k: (round(float(mean[k]), 12), -abs(CURVE_THRESHOLDS[k] - 0.5)))
 
@@ -224,7 +224,7 @@ def _best(values: np.ndarray) -> int:
 def _compare(
     plain: np.ndarray, tried: dict[Views, np.ndarray], groups: Sequence[str]
 ) -> tuple[TtaTrial, ...]:
-    """Each combination of views compared with the plain images (rows,) at their best threshold."""
+    """One trial per combination of views; `plain` (rows,) has the values without views at their best threshold."""
     bests = {views: _best(values) for views, values in tried.items()}
     differences = {views: (values[:, bests[views]] - plain).tolist() for views, values in tried.items()}
     level = 1 - (1 - LEVEL) / max(1, len(tried))
