@@ -164,6 +164,12 @@ DAMAGED = {
     "data missing": safetensors_bytes({"a": entry("F32", [1], 0, 4)}),
     "data left over": safetensors_bytes({"a": entry("F32", [1], 0, 4)}, bytes(8)),
     "hole before the data": safetensors_bytes({"a": entry("F32", [1], 4, 8)}, bytes(8)),
+    "shape beyond its bytes": safetensors_bytes({"a": entry("F32", [2], 0, 4)}, bytes(4)),
+    "negative side": safetensors_bytes({"a": entry("F32", [-1], 0, 4)}, bytes(4)),
+    "unknown dtype": safetensors_bytes({"a": entry("Q7", [1], 0, 4)}, bytes(4)),
+    "overlapping tensors": safetensors_bytes(
+        {"a": entry("F32", [1], 0, 4), "b": entry("F32", [1], 0, 4)}, bytes(4)
+    ),
     "a pickle": pickle.dumps({"a": 1}),
 }
 """A safetensors file that the library refuses, by kind of damage."""

@@ -146,13 +146,18 @@ def test_an_image_annotated_at_another_size_is_found(root: Path) -> None:
     assert unstated.size is None
 
 
-def test_annotations_of_a_refused_image_are_no_further_problem(root: Path) -> None:
-    path = write_json(
-        root, coco_file([image(), image(2, "none.png")], [annotation(), annotation(of=2), annotation(of=2)])
-    )
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [({"file_name": "none.png"}, ""), ({"width": "10"}, ", width"), ({"group": []}, ", group")],
+)
+def test_annotations_of_a_refused_image_are_no_further_problem(
+    root: Path, changes: dict[str, Any], part: str
+) -> None:
+    refused = image(2, "b.png") | changes
+    path = write_json(root, coco_file([image(), refused], [annotation(), annotation(of=2), annotation(of=2)]))
     problems: list[DataError] = []
     assert [sample.id for sample in read(path, problems)] == ["a"]
-    assert [problem.code for problem in problems] == ["missing_image"]
+    assert [problem.field for problem in problems] == [f"image 1 ({refused['file_name']})" + part]
 
 
 polygon = st.lists(st.floats(-1, 8, allow_subnormal=False), min_size=6, max_size=14).filter(

@@ -346,6 +346,7 @@ ENTRIES: dict[str, list[Row]] = {
         (BOX | {"original_width": "10"}, "bad_value", "original_width", "'10'"),
         (BOX | {"value": []}, "bad_value", "value", "[]"),
         (BOX | {"type": None}, "bad_value", "type", "None"),
+        ({"type": "choices", "from_name": "view"}, "missing_field", "", "no value"),
         ([], "bad_value", "", "[]"),
         (BOX | {"type": "rectangle", "id": "other"}, "no_phrase", "", "'rectangle'"),
     ],

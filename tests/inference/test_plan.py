@@ -96,7 +96,7 @@ def test_a_plan_counts_the_parameters_that_training_trains(preset: str) -> None:
 
 
 def test_four_bit_weights_have_the_size_of_bitsandbytes() -> None:
-    pytest.importorskip("bitsandbytes", reason="needs the extra quantized")
+    pytest.importorskip("bitsandbytes", reason="needs the extra quantization")
     opened, what = new_model("tiny", seed=0), {"preset": "vision", "quantization": "4bit"}
     set_trainable(
         opened.model, TrainableSettings.model_validate(what), new_tokens(opened.processor.tokenizer)

@@ -28,7 +28,7 @@ from vesalius.models.quantization import (
 )
 from vesalius.models.stored_model import empty_model
 
-pytest.importorskip("bitsandbytes", reason="needs the extra quantized")
+pytest.importorskip("bitsandbytes", reason="needs the extra quantization")
 
 BELOW = (-1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004)
 ABOVE = (0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0)

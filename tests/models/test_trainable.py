@@ -45,7 +45,7 @@ CHOICES: dict[str, dict[str, Any]] = {
 
 def prepared(choice: dict[str, Any]) -> tuple[OpenedModel, dict[str, list[torch.nn.Parameter]]]:
     if "quantization" in choice:
-        pytest.importorskip("bitsandbytes", reason="needs the extra quantized")
+        pytest.importorskip("bitsandbytes", reason="needs the extra quantization")
     opened = new_model("tiny", seed=0)
     return opened, make_trainable(opened, choice)
 

@@ -47,7 +47,8 @@ def test_rows_are_found_by_id_and_prompt(tmp_path):
         ("", ()),
         (b'{"id": "\xff"}', ()),
         ("[1]", ("[1]",)),
-        (line(dice=float("nan")), ("dice", "nan")),
+        (line(dice=float("nan")), ("NaN is not JSON",)),
+        (line(text=float("-inf")), ("-Infinity is not JSON",)),
         (line().replace("0.5", "1e999"), ("dice", "inf")),
         (line(dice="0.5"), ("dice", "'0.5'")),
         (line(dice=True), ("dice", "True")),
@@ -74,7 +75,13 @@ def test_truncated_file_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("facts", "field"), [("nothing", ""), ({**FACTS, "mean": None}, "mean"), ({"mean": {}}, "model")]
+    ("facts", "field"),
+    [
+        ("nothing", ""),
+        ({**FACTS, "mean": None}, "mean"),
+        ({"mean": {}}, "model"),
+        ({**FACTS, "mean": {"dice": float("nan")}}, "NaN is not JSON"),
+    ],
 )
 def test_metrics_of_something_else_are_refused(tmp_path, facts, field):
     with raises_code(DataError, "invalid_results", f"metrics.json: {field}"):

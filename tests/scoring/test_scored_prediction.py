@@ -46,16 +46,19 @@ def test_figure_shows_nothing_outside_of_the_region(tmp_path, predict, square):
 
 
 @pytest.mark.parametrize(
-    ("answer", "target", "roi"),
+    ("answer", "target", "roi", "reason"),
     [
-        (np.ones((16, 16), bool), np.zeros((9, 16), bool), None),
-        (np.ones((16, 16), bool), NOTHING, NOTHING),
-        (np.ones((16, 16), bool), None, None),
-        (np.full((16, 16), np.nan), NOTHING, None),
+        (np.ones((16, 16), bool), np.zeros((9, 16), bool), None, "(9, 16) and (16, 16)"),
+        (np.ones((16, 16), bool), NOTHING, NOTHING, "`within` has no pixel"),
+        (np.ones((16, 16), bool), None, None, "without a reason"),
+        (np.full((16, 16), np.nan), NOTHING, None, "[0, 1]"),
     ],
     ids=["another size", "empty region", "no ground truth", "probabilities are NaN"],
 )
-def test_prediction_that_cannot_be_scored_is_a_failed_row_with_the_reason(predict, answer, target, roi):
+def test_prediction_that_cannot_be_scored_is_a_failed_row_with_the_reason(
+    predict, answer, target, roi, reason
+):
     scored = score_prediction(ScoringInput(IDENTITY, predict(answer), IMAGE, target, roi))
-    assert scored.row["status"] == "failed" and scored.row["error"] and scored.histogram is None
+    assert scored.row["status"] == "failed" and scored.histogram is None
+    assert reason in scored.row["error"]
     assert {scored.row[name] for name in (*METRICS, *PIXEL_COUNTS, "figure")} == {None}

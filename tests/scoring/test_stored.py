@@ -135,8 +135,9 @@ def test_missing_predictions_are_refused_and_the_first_ten_listed(tmp_path, data
         "13 of 14 predictions: i01 (vessel), i02",
         "i10 (vessel) and 3 more; it has 1 others (first: other)",
     )
-    with raises_code(DataError, "missing_prediction", *names):
+    with raises_code(DataError, "missing_prediction", *names) as caught:
         StoredPredictions(folder, data.samples)
+    assert "i11" not in str(caught.value)
 
 
 def test_predictions_of_other_images_are_counted(tmp_path, stored):

@@ -65,6 +65,8 @@ def test_a_run_reports_baseline_validations_figures_trackers_and_its_card(data: 
     for step in (0, 1, 2):
         with Image.open(run / "validation" / f"step-{step:06d}.png") as sheet:
             assert sheet.width == 1920
+    with Image.open(run / "curves.png") as curves:
+        assert min(curves.size) > 100
     assert list((run / "trackers" / "tensorboard").glob("events.*"))
     assert lines(run, "log.jsonl")[-1]["progress"] == 1
     (found,) = list_runs(tmp_path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -102,18 +104,30 @@ def parse(
     code: str = "invalid_results",
 ) -> T:
     """Validate JSON bytes or a value against a schema; DataError names file, line and field of an invalid value."""
+    where = str(path) if line is None else f"{path}, line {line}"
+    if isinstance(value, bytes) and (b"NaN" in value or b"Infinity" in value):
+        _check_constants(value, where, path, code)
     try:
         return schema.validate_json(value) if isinstance(value, bytes) else schema.validate_python(value)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(map(str, first["loc"]))
-        where = str(path) if line is None else f"{path}, line {line}"
         raise DataError(
             f"{where}: {f'{field}: ' if field else ''}{first['msg']}; got {first['input']!r:.80}",
             code=code,
             path=path,
             field=field if line is None else f"line {line}, {field}",
         ) from error
+
+
+def _check_constants(content: bytes, where: str, path: Path, code: str) -> None:
+    """DataError for NaN and Infinity, which pydantic reads although JSON has no such numbers."""
+
+    def refuse(constant: str) -> None:
+        raise DataError(f"{where}: {constant} is not JSON; write null instead", code=code, path=path)
+
+    with suppress(ValueError, RecursionError):  # pydantic names other faults
+        json.loads(content, parse_constant=refuse)
 
 
 def duplicate(path: Path, line: int, key: ResultKey) -> DataError:

@@ -169,12 +169,12 @@ def _read_images(
     for index, record in enumerate(records):
         name = record.get("file_name") if isinstance(record, dict) else None
         where = source.locate(named(f"image {index}", name))
-        image_id = None
+        stated = record.get("id") if isinstance(record, dict) else None
+        image_id = stated if type(stated) in (int, str) else None
         try:
-            parsed = parse(_Record, record, where)
-            image_id = parsed.id
-            ids.add(image_id, where, "give each image an id of its own")
-            image = _read_image(parsed, where, root, folders, categories)
+            if image_id is not None:
+                ids.add(image_id, where, "give each image an id of its own")
+            image = _read_image(parse(_Record, record, where), where, root, folders, categories)
             names.add(image.name, where)
         except DataError as error:
             refused.add(image_id)

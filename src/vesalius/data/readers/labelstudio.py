@@ -210,8 +210,11 @@ def _regions(annotation: dict[str, Any], where: Location) -> Iterator[tuple[Loca
     for index, value in enumerate(result):
         at = where.inside(f"annotation {show(annotation.get('id'))}, region {index}")
         region = parse(_Region, value, at)
-        if region.type != "relation":
-            yield at, region
+        if region.type == "relation":
+            continue
+        if "value" not in region.model_fields_set:
+            raise at.error("has no value", "missing_field")
+        yield at, region
 
 
 def _read_labels(region: _Region, where: Location) -> list[str]:
