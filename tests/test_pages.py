@@ -33,6 +33,9 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "comparison": awkward_comparison,
 }
 """A page of each kind; its ids, phrases or messages hold `ATTACK` and very long words."""
+SMALLEST_LETTERS = {"check": 9, "evaluation": 10, "comparison": 9}
+"""Height of the letters in charts, in pixels, at any width."""
+N_SECTIONS = {"check": 5, "evaluation": 11, "comparison": 0}
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +71,12 @@ def test_pages_fit_a_phone_and_follow_dark_mode(pages: dict[str, Path], tmp_path
     light, dark = (
         measure_pages(list(pages.values()), (390, 1200), tmp_path, dark=dark) for dark in (False, True)
     )
-    for by_width in (*light, *dark):
+    for name, by_width in zip(2 * [*WRITERS], (*light, *dark), strict=True):
         assert [each["width"] for each in by_width] == [390, 1200]
         for each in by_width:
             assert each["needed"] <= each["width"] and not each["broken"] and not each["scripts"]
-            assert all(height >= 9 for height in each["letters"])
+            assert all(height >= SMALLEST_LETTERS[name] for height in each["letters"])
+            assert each["sections"] == N_SECTIONS[name]
     for (bright, _), (dim, _) in zip(light, dark, strict=True):
         assert (bright["page"], bright["ink"]) == ("rgb(255, 255, 255)", "rgb(24, 24, 27)")
         assert dim["page"] == "rgb(24, 24, 27)"

@@ -49,7 +49,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Tags, Path]:
 
 
 def test_the_page_has_findings_remedies_counts_and_pictures(made: tuple[Report, Tags, Path]) -> None:
-    report, page, _ = made
+    report, page, out = made
+    assert sorted(path.name for path in out.iterdir()) == ["augmented.png", "check.html", "findings.json"]
     text = " ".join(page.text.split())
     assert "data Format vesalius" in text
     for finding in report.findings:

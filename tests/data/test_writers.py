@@ -20,6 +20,8 @@ from pycocotools.coco import COCO
 from tests.codes import raises_code
 
 from vesalius.data.dataset import load_item, load_samples, merge_phrases, open_dataset
+from vesalius.data.formats import FORMATS
+from vesalius.data.source import Source
 from vesalius.data.writers import coco, labelme, masks, vesalius_json
 from vesalius.data.writers.formats import WRITERS
 from vesalius.errors import AnnotationError
@@ -94,11 +96,16 @@ def test_a_written_sample_reads_back_with_the_same_masks(
     note: object,
 ) -> None:
     prompts, objects = tuple(text for text, _ in rows), tuple((reference,) for _, reference in rows)
-    sample = Sample("p1__a", image, prompts, objects, "", None, group, "s", SIZE, spacing_mm, {"note": note})
+    sample = Sample(
+        "p1__a", image, prompts, objects, None, None, group, "s", SIZE, spacing_mm, {"note": note}
+    )
     root = image.parents[2]
     (root / "annotations.json").unlink(missing_ok=True)
     assert WRITERS[to](root, [sample]) == []
     (back,) = load_samples(root)
+    if to == "vesalius":  # every row and object stays, in its order; opening a dataset merges equal phrases
+        (exact,) = FORMATS[to].read(Source(root / "annotations.json"))
+        assert replace(exact, source=None) == sample
     before, after = targets(sample), targets(back)
     assert before.keys() == after.keys()
     assert all((before[phrase] == after[phrase]).all() for phrase in before)
