@@ -1,4 +1,4 @@
-"""Angiograms as DICOM files from arrays: single frames or cines, in every transfer syntax that can be written here."""
+"""Write arrays as DICOM angiograms: single frames or cines, in every transfer syntax with an encoder."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def write_xa(path: Path, frames: np.ndarray, syntax: str = "explicit", **tags: A
 
 
 def write(path: Path, made: Dataset, frames: np.ndarray, syntax: str = "explicit") -> Path:
-    """Write a dataset with `frames` as its pixels."""
+    """Write a DICOM dataset with `frames` as pixel data."""
     encoding = SYNTAXES[syntax]
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
@@ -139,7 +139,7 @@ def write_report(path: Path, sop_class: str = "1.2.840.10008.5.1.4.1.1.11.1") ->
 
 
 def angiogram(path: Path, n: int, size: tuple[int, int] = (11, 13), **tags: object) -> Path:
-    """A file of `n` frames of noise."""
+    """Write a DICOM file with `n` frames of noise."""
     frames = np.random.default_rng(n).integers(0, 256, (n, *size), dtype=np.uint8)
     return write_xa(path, frames, **tags)
 

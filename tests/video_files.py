@@ -17,6 +17,6 @@ def read_video(path: Path) -> list[np.ndarray]:
 
 
 def read_video_frame(path: Path, frame: int) -> np.ndarray:
-    """One frame by a decoder that is opened for it."""
+    """Read one frame with a new decoder."""
     with closing(VideoDecoder(path)) as decoder:
         return decoder.read(frame)

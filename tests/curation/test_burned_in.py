@@ -1,4 +1,4 @@
-"""Burned-in text: found if clear, and no false positives."""
+"""Burned-in text: clear text is found, without false positives."""
 
 from __future__ import annotations
 

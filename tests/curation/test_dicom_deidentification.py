@@ -1,4 +1,4 @@
-"""De-identified DICOM files keep their pixels and no personal data."""
+"""De-identified DICOM files keep their pixels but no personal data."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TEXT = ("LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT")
 
 
 def planted(vr: str) -> object:
-    """A value of this representation that contains the name or identifies a person."""
+    """A value of this representation that contains a name or identifies a person."""
     if vr in TEXT:
         return NAME[:16]
     if vr in ("CS", "AE"):
@@ -99,7 +99,7 @@ def test_every_attribute_of_the_table_loses_its_value(action: str) -> None:
 
 @pytest.mark.parametrize("vr", [*TEXT, "AE", "CS", "DA", "TM", "DT", "AS", "UI"])
 def test_names_dates_and_free_text_beyond_the_table_are_removed(vr: str) -> None:
-    """Over the whole dictionary; representations for codes and labels are kept."""
+    """Checked for the whole DICOM dictionary; representations for codes and labels are kept."""
     dataset = Dataset()
     for tag, (kind, *_rest) in DicomDictionary.items():
         if kind == vr and Tag(tag).group >= 0x0008 and tag not in ACTIONS:

@@ -1,4 +1,4 @@
-"""Import: every format to every other, a record of the sources, and under pseudonyms no name except in the key file."""
+"""Import: every format converts to every other, sources are recorded, and pseudonyms leave names only in the key file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vesalius.errors import OutputError, SettingError
 from ..dicom_files import write_xa
 
 NAMES = ("Vogelweide", "Walther", "PID4711", "19510429", "1.2.826.1951")
-"""Planted in every part of a file that can hold text; none may appear in the output."""
+"""Names planted in every part of a file that can contain text; none may appear in the output."""
 PATIENT = "Vogelweide^Walther"
 BOX = [[1, 1, 9, 1, 9, 9, 1, 9]]
 
@@ -34,7 +34,7 @@ def texture(seed: int, side: int = 24) -> np.ndarray:
 
 
 def annotated(root: Path) -> Path:
-    """Two patients of two images each, PNG with a text chunk and JPEG with EXIF, in folders of their names."""
+    """Two patients with two images each, PNG with a text chunk and JPEG with EXIF, in folders named like the patients."""
     rows = []
     for i in range(4):
         folder = root / "images" / f"Vogelweide_Walther_{i // 2}"
@@ -64,7 +64,7 @@ def annotated(root: Path) -> Path:
 
 
 def dicom_folder(root: Path) -> Path:
-    """A cine and a single frame of one patient, and a frame of another."""
+    """DICOM files: a cine and a single frame of one patient, and a single frame of another."""
     root.mkdir(parents=True)
     tags: dict[str, Any] = {"PatientName": PATIENT, "PatientID": "PID4711", "PatientBirthDate": "19510429"}
     tags |= {"PatientComments": "Vogelweide", "InstitutionName": "Walther"}
@@ -87,7 +87,7 @@ def cli(*arguments: str | Path) -> int:
 
 
 def written(out: Path, to: str) -> Path:
-    """The folder to open again; LabelMe files lie beside the images."""
+    """The path to read back; LabelMe files are beside the images."""
     return out / "images" if to == "labelme" else out
 
 
@@ -195,7 +195,7 @@ def test_images_beside_an_unknown_annotation_are_refused(
     write_png(tmp_path / "in" / "p1" / "a.png", np.repeat(texture(1)[:, :, None], 3, 2))
     (tmp_path / "in" / name).write_text('{"nothing": "known"}')
     assert cli("import", tmp_path / "in", tmp_path / "out") == 1
-    assert f"is no dataset: neither annotations*.json nor images/ with masks/ was found; if {name} is" in (
+    assert f"is not a dataset: neither annotations*.json nor images/ with masks/ was found; if {name} is" in (
         capsys.readouterr().err
     )
     assert not (tmp_path / "out").exists()
@@ -233,7 +233,7 @@ def test_dicom_files_leak_no_name(tmp_path: Path, capfd: pytest.CaptureFixture[s
     assert leaks(tmp_path / "out", told.out + told.err) == []
     result = json.loads(told.out.splitlines()[-1])
     assert sorted((row["burned_in"] for row in result["dicom"]), key=str) == [False, None, True]
-    assert any("as they state: 1: p" in note for note in result["notes"])
+    assert any("that state burned-in annotations: 1 (p" in note for note in result["notes"])
     files = [dcmread(path) for path in sorted((tmp_path / "out" / "dicom").iterdir())]
     assert len(files) == 3
     assert len({file.PatientID for file in files}) == 2
@@ -297,7 +297,7 @@ def test_errors_about_arguments_name_the_arguments_under_pseudonyms_too(
     for arguments, told in (
         ((source / "no", tmp_path / "out"), f"{source / 'no'}: does not exist"),
         ((source, source / "out"), f"{source / 'out'}: lies in the dataset"),
-        ((source, tmp_path / "out", "--group", "(x)"), "--group '(x)' does not fit the source"),
+        ((source, tmp_path / "out", "--group", "(x)"), "--group '(x)' does not match the source"),
     ):
         assert cli("import", *arguments, "--pseudonymize") == 1
         assert told in capfd.readouterr().err
@@ -306,7 +306,7 @@ def test_errors_about_arguments_name_the_arguments_under_pseudonyms_too(
     assert cli("import", source, tmp_path / "out", "--pseudonymize") == 1
     assert "the source needs --split" in capfd.readouterr().err
     assert cli("import", source, tmp_path / "out", "--pseudonymize", "--split", "tset") == 1
-    assert "--split 'tset' does not fit the source" in capfd.readouterr().err
+    assert "--split 'tset' does not match the source" in capfd.readouterr().err
 
 
 def test_an_unreadable_image_is_reported_by_its_number_under_pseudonyms(
@@ -348,7 +348,7 @@ def test_errors_quote_nothing_of_a_deidentified_source(
         told = capfd.readouterr()
         assert leaks(tmp_path / "none", told.out + told.err) == [], told
         assert {
-            "group": "does not fit the source",
+            "group": "does not match the source",
             "prompt": "the source needs --prompt",
         }.get(fault, "the source cannot be imported") in told.err
         assert "run vesalius check" in told.err
@@ -366,7 +366,7 @@ def test_burned_in_text_is_reported_under_the_pseudonym(tmp_path: Path) -> None:
     result = import_dataset(tmp_path / "in", tmp_path / "out", pseudonymize=True)
     ((name, boxes),) = result["burned_in_text"].items()
     assert boxes[0][1] > 85
-    assert any(f"may have burned-in text, look at them: 1: {name}" in note for note in result["notes"])
+    assert any(f"1 image may contain burned-in text; inspect it: {name}" in note for note in result["notes"])
 
 
 def test_an_existing_output_is_refused_before_anything_is_done(tmp_path: Path) -> None:

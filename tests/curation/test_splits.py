@@ -1,4 +1,4 @@
-"""Splits: every image in exactly one part, no patient in two, the same bytes for the same seed."""
+"""Splits: every image is in exactly one part, no patient is in two, and a seed determines all bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 from tests.codes import raises_code
 
 from vesalius.cli import main
-from vesalius.curation.splits import ImageSummary, check_leaks, split_dataset, summarize_image, unite
+from vesalius.curation.splits import ImageSummary, check_leaks, merge_groups, split_dataset, summarize_image
 from vesalius.data.dataset import load_samples, open_dataset
 from vesalius.data.images import list_images, read_image
 from vesalius.data.perceptual_hash import ImageHashes
@@ -33,7 +33,7 @@ def texture(seed: int) -> np.ndarray:
 
 
 def make(root: Path, n: int = 12, per_patient: int = 2) -> Path:
-    """A dataset of `n` images of n / per_patient patients; returns its folder."""
+    """Write a dataset of `n` images of n / per_patient patients; returns its folder."""
     (root / "images").mkdir(parents=True)
     rows = []
     for i in range(n):
@@ -121,7 +121,7 @@ def test_a_unit_contains_whole_groups_clips_and_duplicates(data: st.DataObject, 
         for i in range(n)
     ]
     images = [seen(str(draw.integers(0, 2 * n)), draw.normal(size=1024), (), None) for _ in range(n)]
-    units, _ = unite(samples, images)
+    units, _ = merge_groups(samples, images)
     assert sorted(set(units.tolist())) == list(range(int(units.max()) + 1))
     for i in range(n):
         for j in range(i):
@@ -136,7 +136,7 @@ def test_a_unit_contains_whole_groups_clips_and_duplicates(data: st.DataObject, 
 
 
 def copies(root: Path) -> None:
-    """Adds to p0_0 a copy in another file format and a brighter, cropped copy."""
+    """Add two copies of p0_0: one in another file format, one brighter and cropped."""
     image = texture(0)
     Image.fromarray(image).save(root / "images" / "p4_same.bmp")
     near = np.clip(image[1:, 1:] * 1.1 + 3, 0, 255).astype(np.uint8)
@@ -154,7 +154,7 @@ def test_duplicates_and_near_duplicates_stay_in_one_part_with_their_patients(
     assert cli("split", data, out, "--fractions", "0.5", "0.5", "--group", r"(p\d+)_") == 0
     told = capsys.readouterr().out
     assert "duplicate images: 1; near-duplicate pairs: 2" in told
-    assert "6 groups are split as 4" in told
+    assert "6 groups are merged into 4" in told
     part = {row["id"]: name for name, rows in parts_of(out).items() for row in rows}
     assert len({part[name] for name in ("p0_0", "p4_same", "p5_near", "p4_8", "p5_10")}) == 1
 
@@ -182,7 +182,7 @@ def test_parts_that_share_a_patient_or_an_image_are_refused(tmp_path: Path) -> N
         ({"fractions": (1,)}, None, "bad_value", "2 fractions"),
         ({"folds": 1}, None, "bad_value", "at least 2"),
         ({"folds": -3}, None, "bad_value", "at least 2"),
-        ({"folds": 7}, r"(p\d+)_", "too_few_groups", "6 groups"),
+        ({"folds": 7}, r"(p\d+)_", "too_few_groups", "6 independent groups"),
     ],
 )
 def test_impossible_splits_are_refused(

@@ -1,4 +1,4 @@
-"""Stratified parts: whole groups, the requested fractions, and similar label shares in each part."""
+"""Stratified parts: whole groups, the requested fractions, and similar label frequencies in each part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small annotation files of every format that the tests of readers share, on images of 8 x 10 pixels."""
+"""Small annotation files in every format for the tests of readers, on images of 8 x 10 pixels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ POINTS = [[1, 1], [6, 1], [1, 6]]
 
 
 def make_images(root: Path, *names: str) -> Path:
-    """The folder, with gray images of these names."""
+    """Create gray images with these names in the folder and return it."""
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", SIZE[::-1]).save(root / name)
@@ -38,7 +38,7 @@ def write_json(root: Path, value: Any, name: str = "annotations.json") -> Path:
 
 
 def read(kind: str, path: Path, problems: Problems = None) -> list[Sample]:
-    """Samples of a file of this format. As in `open_dataset`, polygons of a wrong shape are errors."""
+    """Samples of a file in this format; as in `open_dataset`, invalid polygons are errors."""
     assert FORMATS[kind].recognize(Source(path))
     samples = FORMATS[kind].read(Source(path), "", problems)
     if problems is None:
@@ -114,7 +114,7 @@ def task(*regions: Any, image: Any = "a.png", **more: Any) -> dict[str, Any]:
 
 
 def brush(values: np.ndarray, lengths: tuple[int, ...] = (3, 4, 8, 16), literal: int = 0) -> list[int]:
-    """A brush stroke in the bits of rle-pack: runs of equal values, or with `literal` runs of that many single values."""
+    """A brush stroke encoded by rle-pack, as runs of equal values or, with `literal`, runs of that many single values."""
     bits = f"{len(values):032b}{7:05b}" + "".join(f"{length - 1:04b}" for length in lengths)
     i = 0
     while i < len(values):

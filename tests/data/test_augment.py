@@ -34,7 +34,7 @@ EVERYTHING = AugmentSettings(
 
 
 def disc(size: tuple[int, int] = (96, 128), frames: int = 1) -> Item:
-    """A bright disc off the center on gray, with its mask and an empty one."""
+    """An item with a bright off-center disc on gray, its mask and an empty mask."""
     y, x = np.mgrid[: size[0], : size[1]]
     mask = (x + 0.5 - size[1] * 0.6) ** 2 + (y + 0.5 - size[0] * 0.4) ** 2 < (size[0] * 0.2) ** 2
     image = np.where(mask, 200, 60).astype(np.uint8)[..., None].repeat(3, axis=2)
@@ -91,7 +91,7 @@ def test_later_draws_of_the_generator_do_not_depend_on_the_settings() -> None:
 
 
 def test_draws_are_unchanged_by_later_augmentations() -> None:
-    """A stored run is reproducible: flip is the first draw, rotation the third, and the seed follows ten draws."""
+    """Stored runs stay reproducible: flip is random number 1, rotation is number 3, and the seed follows number 10."""
     for seed in range(12):
         rng = np.random.default_rng(seed)
         first = rng.random(10)

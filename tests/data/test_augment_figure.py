@@ -18,7 +18,7 @@ from vesalius.types import MaskFile, Sample
 
 @pytest.fixture
 def samples(tmp_path: Path) -> list[Sample]:
-    """Three images of different gray and shape, each with a square as mask; the third without annotation."""
+    """Samples of three images of different gray level and shape: two with a square mask, the third unannotated."""
     found = []
     for i, size in enumerate(((60, 80), (300, 200), (50, 50))):
         image, mask = tmp_path / f"{i}.png", tmp_path / f"mask_{i}.png"
@@ -32,7 +32,7 @@ def samples(tmp_path: Path) -> list[Sample]:
 
 
 def middle(figure: np.ndarray, index: int) -> np.ndarray:
-    """The middle pixels of a cell, right of and below its mask."""
+    """Central pixels of a cell, to the lower right of its mask."""
     row, column = divmod(index, COLUMNS)
     y, x = (GAP + each * (CELL + GAP) + CELL // 2 for each in (row, column))
     return figure[y + 5 : y + 20, x + 5 : x + 20]

@@ -83,7 +83,7 @@ def test_an_image_without_annotation_shows_nothing_of_the_only_category(root: Pa
     (sample,) = read(path)
     assert (sample.prompts, sample.masks) == (("vessel",), ((Absent(),),))
     assert coco.notes(Source(path)) == [
-        "images without annotation, read as showing nothing of the only category: 1"
+        "images without annotation, read as negatives for the only category: 1"
     ]
 
 

@@ -1,4 +1,4 @@
-"""Images of samples in a new dataset: linked, copied or decoded, never changed."""
+"""Copying images to a new dataset: they are linked, copied or decoded, and pixels never change."""
 
 from __future__ import annotations
 

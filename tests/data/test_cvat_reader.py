@@ -1,4 +1,4 @@
-"""The XML of CVAT: shapes as pixels, and tracks as frames."""
+"""CVAT XML: shapes are read as pixels, and tracks as frames."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def mask_of(root: Path, shape: str) -> np.ndarray:
 
 
 def runs_of(mask: np.ndarray) -> str:
-    """Run lengths of a mask in CVAT's order, rows one after the other and background first, counted by pixel."""
+    """Run lengths of a mask in CVAT's order, row-major with background first, counted pixel by pixel."""
     runs, value = [0], False
     for pixel in mask.ravel():
         if pixel != value:

@@ -32,7 +32,7 @@ RIGHT = [6, 0, 10, 0, 10, 8, 6, 8]
 
 
 def make(root: Path, name: str = "annotations.json", *entries: dict[str, Any]) -> Path:
-    """Images a, b (8 x 10) and an annotation file; returns the folder."""
+    """Write images a and b (8 x 10) and an annotation file; returns the folder."""
     (root / "images").mkdir(parents=True, exist_ok=True)
     for image in "ab":
         Image.new("L", (10, 8), 50).save(root / "images" / f"{image}.png")
@@ -67,7 +67,7 @@ def test_the_split_picks_one_of_several_annotation_files(tmp_path: Path) -> None
 
 def test_a_split_without_a_choice_is_a_note(tmp_path: Path) -> None:
     make(tmp_path)
-    note = "split 'train' is ignored: annotations.json is the only choice"
+    note = "split 'train' is ignored: annotations.json is the only dataset"
     assert note in open_dataset(tmp_path, split="train").notes
     make(tmp_path / "named", "annotations.train.json")
     assert not any("split" in note for note in open_dataset(tmp_path / "named", split="train").notes)
@@ -84,7 +84,7 @@ def test_a_folder_of_masks_needs_a_prompt_and_names_what_it_ignores(tmp_path: Pa
     assert dataset.samples[0].prompts == ("nerve",)
     assert dataset.notes == (
         "ignored beside images/ and masks/: fov/",
-        "masks stored as JPEG, in which every gray level above 0 counts as the object: 1",
+        "masks stored as JPEG, where every gray level above 0 counts as foreground: 1",
         "no groups are stated: each image is its own group",
     )
 

@@ -24,7 +24,7 @@ GRAY = np.array([[0, 7], [128, 255]], dtype=np.uint8)
 
 
 def png_of_16_bit_rgb(path: Path) -> None:
-    """Pillow cannot write this, but opens it as 8-bit RGB without a warning."""
+    """A 16-bit RGB PNG, which Pillow cannot write but opens as 8-bit RGB without a warning."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -219,7 +219,7 @@ def test_a_value_of_no_class_is_an_error_with_its_pixel_count(tmp_path: Path) ->
     Image.fromarray(CLASSES).save(tmp_path / "gray.png")
     Image.fromarray(PALETTE[CLASSES]).save(tmp_path / "rgb.png")
     Image.fromarray(CLASSES.astype(np.uint16)).save(tmp_path / "deep.png")
-    with raises_code(AnnotationError, "unknown_mask_value", "value 2 (pixels: 2) and 1 other"):
+    with raises_code(AnnotationError, "unknown_mask_value", ": 2 (pixels: 2) and 1 more"):
         read_mask(tmp_path / "gray.png", (2, 3), (1,))
     red, last = (255, 0, 0), (1, 2, 3)
     with raises_code(

@@ -60,7 +60,7 @@ def test_a_folder_of_files_is_recognized_and_read_in_order(root: Path) -> None:
     assert not first.metadata
     dataset = open_dataset(root)
     assert dataset.format == "labelme"
-    assert dataset.notes[0] == "images without a JSON file of their name, not read: 1 (c.png)"
+    assert dataset.notes[0] == "images without a JSON file of the same name, not read: 1 (c.png)"
 
 
 def test_a_single_file_is_recognized(root: Path) -> None:

@@ -1,4 +1,4 @@
-"""The export of Label Studio: regions as pixels, brush strokes bit by bit, paths as files."""
+"""Label Studio exports: regions are read as pixels, brush strokes are decoded, and images are found by path."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def test_the_same_files_with_another_table_have_another_fingerprint(tmp_path: Pa
 
 def test_a_mask_value_of_no_class_is_refused_when_the_mask_is_read(tmp_path: Path) -> None:
     (sample,) = read(Source(fill_classes(tmp_path, CLASSES, {"vessel": 1})))
-    with raises_code(AnnotationError, "unknown_mask_value", "masks/a.png", "value 2 (pixels: 1)"):
+    with raises_code(AnnotationError, "unknown_mask_value", "masks/a.png", ": 2 (pixels: 1)"):
         load_item(sample)
 
 

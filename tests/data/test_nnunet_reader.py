@@ -82,7 +82,7 @@ def test_version_1_names_labels_by_their_values(tmp_path: Path) -> None:
 def test_a_mask_value_of_no_label_is_refused_when_the_mask_is_read(tmp_path: Path) -> None:
     samples = read(make(tmp_path, TOP | {"labels": {"background": 0, "vessel": 1, "ignore": 3, "wire": 4}}))
     load_item(samples[1])
-    with raises_code(AnnotationError, "unknown_mask_value", "value 2 (pixels: 1) and 1 other such values"):
+    with raises_code(AnnotationError, "unknown_mask_value", ": 2 (pixels: 1) and 1 more"):
         load_item(samples[0])
 
 

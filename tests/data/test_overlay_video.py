@@ -20,7 +20,7 @@ pytest.importorskip("av", reason="needs the extra video")
 
 
 def clip(n: int, size: tuple[int, int] = (64, 96)) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """A gray square that moves to the right, and its masks; the last mask is empty."""
+    """Frames of a gray square that moves to the right, and its masks; the last mask is empty."""
     frames, masks = [], []
     for i in range(n):
         mask = np.zeros(size, dtype=bool)

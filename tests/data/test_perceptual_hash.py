@@ -14,7 +14,7 @@ def pairs_of(hashes: list[ImageHashes]) -> list[list[int]]:
 
 
 def texture(seed: int) -> np.ndarray:
-    """uint8 (256, 256, 3): blobs of several sizes."""
+    """An image of blobs of several sizes, uint8 (256, 256, 3)."""
     rng = np.random.default_rng(seed)
     total = np.zeros((256, 256))
     for cells in (4, 16, 64):

@@ -1,4 +1,4 @@
-"""Annotation writers: files read back as the same samples, follow the foreign format, or are refused."""
+"""Annotation writers: files read back as the same samples, follow the foreign format, or are rejected."""
 
 from __future__ import annotations
 
@@ -343,7 +343,7 @@ def test_masks_of_one_phrase_read_back_as_an_image_mask_folder(tmp_path: Path) -
     ]
     assert masks.write(tmp_path, samples) == [
         "the files do not state the phrase: give 'vessel' when reading the folder",
-        "masks that unite several objects of a phrase: 1",
+        "masks that merge several objects of one phrase: 1",
         "empty masks of phrases that are absent from the image: 1",
     ]
     assert open_dataset(tmp_path, prompt="vessel").format == "maskfolder"

@@ -1,4 +1,4 @@
-"""Wrong entries of every annotation format: each raises one error with its code, file and location in the file."""
+"""Invalid entries of every annotation format: each raises one error with its code, file and location in the file."""
 
 from __future__ import annotations
 

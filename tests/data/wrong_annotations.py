@@ -38,12 +38,12 @@ from .annotation_files import labelme_mask as mask
 from .annotation_files import labelme_shape as shape
 
 Damaged = tuple[Path, Path, str, list[str]]
-"""What to open, the file that the error names, the entry in it, and the ids of the samples that stay."""
+"""(path to open, file named in the error, entry named in the error, ids of the valid samples)."""
 Row = tuple[Any, str, str, str]
 
 NAN, INF, HUGE = float("nan"), float("inf"), 10**400
 KEPT = "mask 0, polygon 0"
-"""Location of polygons with a wrong shape, which readers keep so that `vesalius check` can list and drop them."""
+"""Location of an invalid polygon, which readers keep so that `vesalius check` can list and drop it."""
 
 
 def _entry(root: Path, value: Any) -> Damaged:
@@ -356,7 +356,7 @@ ENTRIES: dict[str, list[Row]] = {
         ([256] * 9, "invalid_rle", "value.rle", "list of bytes"),
         ([True] * 9, "invalid_rle", "value.rle", "list of bytes"),
         ("AAAA", "invalid_rle", "value.rle", "list of bytes"),
-        ([255] * 99, "invalid_rle", "value.rle", "4294967295 values, and an image of 8 x 10"),
+        ([255] * 99, "invalid_rle", "value.rle", "4294967295 values, but an image of 8 x 10"),
         ([0, 0, 1, 64, 0, 0, 0, 0], "invalid_rle", "value.rle", "8 bits"),
         (brush(BLANK)[:-2], "invalid_rle", "value.rle", "ends before"),
         (brush(BLANK, literal=99)[:60], "invalid_rle", "value.rle", "ends before"),
@@ -400,7 +400,7 @@ ENTRIES: dict[str, list[Row]] = {
         ('<box label="v" xtl="1" ytl="1" xbr="3"/>', "invalid_points", "", "ybr must be a number, not None"),
         ('<box label="v" xtl="nan" ytl="1" xbr="3" ybr="3"/>', "invalid_points", "", "xtl"),
         ('<ellipse label="v" cx="1" cy="1" rx="1e300" ry="3"/>', "invalid_points", "", "rx"),
-        (_cvat_mask(3, 1, 3, 2, "1, 2, 2"), "invalid_rle", "", "3 x 2 pixels of the mask, not 5"),
+        (_cvat_mask(3, 1, 3, 2, "1, 2, 2"), "invalid_rle", "", "3 x 2 pixels, not 5"),
         (_cvat_mask(3, 1, 3, 2, "7, -1"), "invalid_rle", "", "not 6"),
         (_cvat_mask(3, 1, 3, 2, "9999999999999, 1"), "invalid_rle", "", "not 10000000000000"),
         (_cvat_mask(3, 1, 3, 2, ""), "invalid_rle", "", ""),

@@ -74,7 +74,7 @@ def wrong_turn(**message: Any) -> dict[str, Any]:
         (entry("<image> a", "b", image="/etc/a.png"), "entry 1: image .*/etc/a.png.* lies outside of"),
         (
             entry("<image> a", "b", image="b.png"),
-            r"entry 1: image .*b\.png.* is neither in .* nor in images/ there",
+            r"entry 1: image .*b\.png.* is not in .* or its images/",
         ),
         (entry(), "entry 1, conversations: "),
         (entry("<image> a"), r"entry 1 \(a\.png\): ends with a question"),

@@ -1,4 +1,4 @@
-"""De-identified import: pseudonyms, images and headers written anew, and messages that quote nothing of the source."""
+"""De-identified import: pseudonyms, re-encoded images and headers, and messages that quote nothing of the source."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ HARMLESS_KEYS = (
     *("PatientID", "StudyInstanceUID", "SeriesInstanceUID"),
     *("shapes", "flags", "tags", "license", "date_captured", "coco_url", "flickr_url"),
 )
-"""Metadata keys that notes may name; any other key may itself be a name, so it is only counted."""
+"""Metadata keys that notes may name; other keys are only counted, because they may contain a person's name."""
 
 
 @dataclass
 class Deidentifier:
-    """State of one de-identified import."""
+    """Pseudonyms, tables and notes of one de-identified import."""
 
     pseudonyms: Pseudonyms = field(repr=False)
     key_file: Path
@@ -48,11 +48,11 @@ class Deidentifier:
     annotated: bool = True
     """True if `vesalius check` can read the source."""
     progress: str = ""
-    """The image being copied, for error messages: `, image 2 of 3 in the order of their names`."""
+    """Position of the current image, for error messages: `, image 2 of 3 in the order of their names`."""
 
     @classmethod
     def create(cls, out: Path, key: Path | None) -> Deidentifier:
-        """A deidentifier with the key in the file `key`, or a new one; OutputError if the key file beside `out` exists."""
+        """A deidentifier with the key in file `key`, or a new key; OutputError if the key file of `out` exists."""
         resolved = out.resolve()
         key_file = resolved.with_name(f"{resolved.name}.key.json")
         if key_file.exists():
@@ -64,11 +64,11 @@ class Deidentifier:
         return cls(Pseudonyms.new() if key is None else read_key(key), key_file)
 
     @contextmanager
-    def hiding(self, misfit: str = "an argument does not fit the source") -> Iterator[None]:
+    def hiding(self, mismatch: str = "an argument does not match the source") -> Iterator[None]:
         """Suppress log lines, warnings and error messages of the block, which may quote the source.
 
-        Errors keep their code. A SettingError is replaced by one with the message `misfit`, every other exception
-        except OutputError and MissingExtraError by a DataError.
+        A SettingError is replaced by one with the message `mismatch`, and every other exception except OutputError and
+        MissingExtraError by a DataError; the code is kept.
         """
         disabled = logging.root.manager.disable
         logging.disable(logging.CRITICAL)
@@ -78,9 +78,9 @@ class Deidentifier:
                 yield
         except (OutputError, MissingExtraError):
             raise
-        # from None: a traceback of the cause would quote it
+        # from None: the traceback of the cause may quote the source
         except SettingError as error:
-            raise SettingError(f"{misfit}; {self._advice}", code=error.code) from None
+            raise SettingError(f"{mismatch}; {self._advice}", code=error.code) from None
         except Exception as error:
             code = error.code if isinstance(error, VesaliusError) else "unexpected"
             name = code if isinstance(error, VesaliusError) else type(error).__name__
@@ -105,14 +105,14 @@ class Deidentifier:
             raise
 
     def write_key(self) -> None:
-        """Write the key and the mapping, readable only by the owner; call it before the dataset gets its final path."""
+        """Write the key file, readable only by its owner; call this before the dataset gets its final path."""
         write_key(self.key_file, self.pseudonyms, self.tables)
         self.written = True
 
     def copy(
         self, samples: Sequence[Sample], folder: Path, on_progress: Callable[[int], None]
     ) -> list[Sample]:
-        """Copy the samples under pseudonyms, with images decoded and written anew; fills `ids` and `tables`."""
+        """Copy the samples under pseudonyms, with re-encoded images; fills `ids` and `tables`."""
         samples = _with_original_identifiers(samples)
         renaming = rename(samples, self.pseudonyms)
         self.ids = renaming.ids
@@ -137,7 +137,7 @@ class Deidentifier:
             self.notes.append(f"metadata removed because it may identify a person: {', '.join(shown)}")
         phrases = {prompt for sample in samples for prompt in sample.prompts}
         if phrases:
-            self.notes.append(f"phrases are kept unchanged, check them for names: {len(phrases)}")
+            self.notes.append(f"phrases are kept unchanged; check them for names: {len(phrases)}")
         if self.annotated:
             self.notes.append(f"notes on the source: {SHOWN_BY_CHECK}")
         stripped = [strip(sample, renaming) for sample in samples]
@@ -153,7 +153,7 @@ class Deidentifier:
         return copy_images(stripped, folder, renaming.ids, decode=True, on_progress=follow)
 
     def hide_sources(self, record: dict[str, Any]) -> dict[str, Any]:
-        """`import.json` sorted by id, with keyed hashes of the source files, which cannot be matched without the key."""
+        """The contents of `import.json`, sorted by id, with keyed instead of plain hashes of the source files."""
         rows = [
             {key: value for key, value in row.items() if key != "source_sha256"}
             | {"source_hmac_sha256": self.pseudonyms.hash("file", row["source_sha256"])}
@@ -162,7 +162,7 @@ class Deidentifier:
         return record | {"samples": sorted(rows, key=lambda row: str(row["id"]))}
 
     def write_dicom(self, samples: Sequence[Sample], folder: Path) -> dict[str, Any]:
-        """Write de-identified DICOM files to `dicom/`, one per source file; notes files with burned-in annotations."""
+        """Write de-identified DICOM files to `dicom/`, one per source file; adds notes on burned-in annotations."""
         first = {sample.image: sample for sample in reversed(samples)}
         files: dict[str, dict[str, Any]] = {}
         for path, sample in reversed(first.items()):
@@ -186,7 +186,7 @@ class Deidentifier:
         silent = sum(facts["burned_in"] is None for facts in files.values())
         if stated:
             self.notes.append(
-                f"DICOM files with burned-in annotations, as they state: {len(stated)}: {list_names(stated, LISTED)}"
+                f"DICOM files that state burned-in annotations: {len(stated)} ({list_names(stated, LISTED)})"
             )
         if silent:
             self.notes.append(
@@ -195,28 +195,25 @@ class Deidentifier:
         return {"dicom": list(files.values())}
 
     def find_burned_in_text(self, copied: Sequence[Sample]) -> dict[str, Any]:
-        """Image regions that may be text; nothing is painted over."""
+        """Regions that may be burned-in text, for `import.json`, with a note; pixels stay unchanged."""
         found: dict[str, list[Box]] = {}
         for sample in copied:
-            boxes = find_text(read_image(sample.image))
-            if boxes:
+            if boxes := find_text(read_image(sample.image)):
                 found[sample.id] = boxes
+        note = "no burned-in text was found, but small, pale or slanted text is missed; inspect the images"
         if found:
             shown = [f"{name} (x {b[0]} to {b[2]}, y {b[1]} to {b[3]})" for name, (b, *_) in found.items()]
-            self.notes.append(
-                f"images that may have burned-in text, look at them: {len(shown)}: {list_names(shown, LISTED)}"
-            )
-        else:
-            self.notes.append(
-                "no burned-in text was found; small, pale or slanted text is missed, so look at the images"
-            )
+            them = "it" if len(found) == 1 else "them"
+            note = f"{count_of(len(found), 'image')} may contain burned-in text; inspect {them}: "
+            note += list_names(shown, LISTED)
+        self.notes.append(note)
         return {"burned_in_text": {name: [list(box) for box in boxes] for name, boxes in found.items()}}
 
 
 def _with_original_identifiers(samples: Sequence[Sample]) -> list[Sample]:
-    """The samples with the patient identifiers of DICOM files as groups, instead of their hashes.
+    """The samples, grouped by the patient identifiers of DICOM files instead of their hashes.
 
-    A patient then gets the same pseudonym from a DICOM file and from an annotation file that states the identifier.
+    A patient then gets the same pseudonym from a DICOM file and from an annotation file with the same identifier.
     """
     stated: dict[str, str] = {}
     for path in dict.fromkeys(sample.image for sample in samples):

@@ -1,6 +1,6 @@
-"""De-identified DICOM headers: the basic application level confidentiality profile of PS3.15, Annex E.
+"""De-identify DICOM headers by the basic application level confidentiality profile of PS3.15, Annex E.
 
-The table of attributes (E.1-1, edition 2026c) is that of `dicom-anonymizer`. Its processing is not used, because it keeps
+The table of attributes (E.1-1, edition 2026c) comes from `dicom-anonymizer`. Its processing is not used, because it keeps
 attributes that the table does not list, and assigns random instead of keyed UIDs.
 """
 
@@ -19,8 +19,8 @@ from vesalius.errors import ImageError, OutputError
 from vesalius.extras import require
 
 CATEGORIES = dict(zip("X Z D U X_Z X_D Z_D X_Z_D X_Z_U_STAR".split(), "XZDUZDDDU", strict=True))
-"""Action of the standard, as `dicom-anonymizer` names it -> action here: X removes, Z empties, D replaces by a dummy, U by a new UID. For
-alternatives that depend on the type of object, such as X/Z, it is the action that is valid for every type."""
+"""Action of the standard, as `dicom-anonymizer` names it -> action applied: X removes, Z empties, D replaces by a dummy
+value, U by a new UID. Of alternatives by type of object, such as X/Z, the one that is valid for all types is applied."""
 
 DUMMIES: dict[str, Any] = {
     **dict.fromkeys("AE CS LO LT PN SH ST UC UT".split(), "REMOVED"),
@@ -31,26 +31,26 @@ DUMMIES: dict[str, Any] = {
 """Value representation -> dummy value; two zero bytes for any other representation."""
 
 REMOVED_VRS = ("AS", "DA", "DT", "LT", "PN", "ST", "TM", "UC", "UN", "UR", "UT")
-"""Value representations of names, dates and free text: removed even if the table does not list the attribute."""
+"""Value representations of names, dates and free text; attributes of these are removed even if the table lacks them."""
 
 KEPT = (
     "LongCodeValue URNCodeValue PatientIdentityRemoved CodingSchemeUID ContextUID MappingResourceUID".split()
 )
-"""Attributes of these representations, or UIDs, that identify codes and not instances."""
+"""Attributes that are kept despite their representation, because they identify codes and not instances."""
 
 STANDARD_UIDS = "1.2.840.10008."
 DEEPEST = 16
-"""Maximum nesting of sequences; deeper ones are removed."""
+"""Maximum nesting depth of sequences; deeper ones are removed."""
 
 WORDS = {"X": "removed", "Z": "emptied", "D": "replaced", "U": "renumbered", "K": "kept"}
 
 
 @cache
 def profile_actions() -> dict[int, str]:
-    """Tag -> X, Z, D or U, for the 652 attributes of Table E.1-1 that are single tags.
+    """Tag -> action X, Z, D or U, for the 652 rows of Table E.1-1 with a single tag.
 
-    Its other rows, for curves (50xx), overlays (60xx) and private attributes, cover many tags; `deidentify` removes
-    all of these. MissingExtraError without the extra `dicom`.
+    The other rows cover ranges of tags: curves (50xx), overlays (60xx) and private attributes, all of which `deidentify`
+    removes. MissingExtraError without the extra `dicom`.
     """
     table = require("dicomanonymizer.dicom_anonymization_databases.dicomfields_2026c", "dicom", "DICOM files")
     return {
@@ -62,13 +62,13 @@ def profile_actions() -> dict[int, str]:
 
 
 def deidentify(dataset: Any, pseudonyms: Pseudonyms, patient: str) -> tuple[Any, Counter[str]]:
-    """A copy of a pydicom Dataset by the basic profile, and the number of attributes removed, emptied, and so on.
+    """(copy of a pydicom Dataset, de-identified by the basic profile; number of attributes for each action).
 
     `patient` becomes name and id of the patient. UIDs are replaced by keyed UIDs, equal for equal UIDs, except those
     registered by DICOM itself. Private attributes, curves, overlays and attributes unknown to the dictionary are
     removed, and so are names, dates, free text and attributes of the patient (group 0010) that the table does not
-    list. Sequences are processed recursively. Pixel data are unchanged, including text burned into the image and
-    comments within compressed frames. Source: PS3.15 Table E.1-1.
+    list. Sequences are processed recursively. Pixel data are unchanged, including burned-in text and comments within
+    compressed frames. Source: PS3.15 Table E.1-1.
     """
     pydicom = require("pydicom", "dicom", "DICOM files")
     done: Counter[str] = Counter()
@@ -90,7 +90,7 @@ def deidentify(dataset: Any, pseudonyms: Pseudonyms, patient: str) -> tuple[Any,
 def write_deidentified(source: Path, target: Path, pseudonyms: Pseudonyms, patient: str) -> Counter[str]:
     """Write a de-identified DICOM file with unchanged pixels; returns the number of attributes for each action.
 
-    Raises ImageError, which names no value of the file, if it cannot be read or written as DICOM; OutputError if
+    Raises ImageError, which quotes no value of the file, if it cannot be read or written as DICOM; OutputError if
     writing fails. The whole file is held in memory.
     """
     pydicom = require("pydicom", "dicom", "DICOM files")
@@ -105,7 +105,7 @@ def write_deidentified(source: Path, target: Path, pseudonyms: Pseudonyms, patie
             clean.save_as(file, enforce_file_format=True)
     except Exception as error:  # pydicom may raise any exception, with values in its message
         raise ImageError(
-            f"{source}: cannot be written again as DICOM ({type(error).__name__}); leave it out",
+            f"{source}: cannot be rewritten as DICOM ({type(error).__name__}); exclude it",
             code="damaged_file",
         ) from error
     try:
@@ -119,7 +119,7 @@ def _clean(dataset: Any, pseudonyms: Pseudonyms, done: Counter[str], depth: int)
     clean = _empty()
     for tag in list(dataset.keys()):
         action = _action(tag, dataset)
-        if action == "X":  # without parsing it
+        if action == "X":  # removed without parsing the value
             done[WORDS[action]] += 1
             continue
         element = dataset[tag]
@@ -135,11 +135,9 @@ def _clean(dataset: Any, pseudonyms: Pseudonyms, done: Counter[str], depth: int)
         elif action == "Z":
             clean.add_new(tag, element.VR, [] if element.VR == "SQ" else None)
         elif action != "X":
-            # the table has a UID with action D, and an attribute with action U but no UID gets a dummy
-            uid = element.VR == "UI"
-            clean.add_new(
-                tag, element.VR, _new_uids(element.value, pseudonyms) if uid else _dummy(element.VR)
-            )
+            # D or U by representation: the table has UIDs with action D, and a file may have a U that is not a UID
+            new = _new_uids(element.value, pseudonyms) if element.VR == "UI" else _dummy(element.VR)
+            clean.add_new(tag, element.VR, new)
     return clean
 
 
@@ -148,10 +146,10 @@ def _empty() -> Any:
 
 
 def _action(tag: Any, dataset: Any) -> str:
-    """Action for an attribute: X, Z, D, U, or K (keep)."""
+    """Action for an attribute: X, Z, D, U (see `CATEGORIES`), or K to keep it."""
     datadict = require("pydicom.datadict", "dicom", "DICOM files")
     repeated = tag.group & 0xFF00 in (0x5000, 0x6000)  # curves and overlays
-    if tag.is_private or repeated or tag.group < 0x0008 or tag.element == 0:  # also group lengths
+    if tag.is_private or repeated or tag.group < 0x0008 or tag.element == 0:  # element 0: group length
         return "X"
     if tag in profile_actions():
         return profile_actions()[tag]
@@ -159,7 +157,7 @@ def _action(tag: Any, dataset: Any) -> str:
         return "X"
     stated = datadict.dictionary_VR(tag)
     vrs = stated.split(" or ")
-    if dataset[tag].VR not in (stated, *vrs):  # the value is not of the type that the dictionary states
+    if dataset[tag].VR not in (stated, *vrs):  # the representation contradicts the dictionary
         return "X"
     if datadict.keyword_for_tag(tag) in KEPT:
         return "K"

@@ -1,4 +1,4 @@
-"""Import a dataset of any format, with a record of the source of each image."""
+"""Import a dataset of any supported format, with a record of the source of each image."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from vesalius.types import MaskFile, Sample
 MARKER = "import.json"
 
 Progress = Callable[[float], None]
-"""Called with the finished share, 0 to 1."""
+"""Callback for the finished fraction, 0 to 1."""
 
 
 def import_dataset(
@@ -39,16 +39,17 @@ def import_dataset(
     prompt: str | None = None,
     split: str | None = None,
     group: str | None = None,
-    on_progress: Progress = lambda share: None,
+    on_progress: Progress = lambda fraction: None,
 ) -> dict[str, Any]:
     """Write images to `out/images/`, the annotation in the format `to` (a key of `WRITERS`), and `import.json`.
 
     Images without annotation become samples without masks. With `pseudonymize`, nothing that identifies a person gets
-    into `out`, a message or the log: ids, groups and sequences are keyed pseudonyms, images are decoded and written
-    anew, only `KEPT_METADATA` is kept, and DICOM headers are written to `out/dicom/` by the basic profile. The key and
-    the mapping to the originals go to `OUT.key.json` beside `out`; `key` is such a file of an earlier import. Returns
+    into `out`, a message or the log: ids, groups and sequences are keyed pseudonyms, images are re-encoded, only
+    `KEPT_METADATA` is kept, and DICOM files with headers by the basic profile are written to `out/dicom/`. The key and
+    the mapping to the originals go to `OUT.key.json` beside `out`; `key` is the key file of an earlier import. Returns
     `import.json` without its samples. Raises OutputError if `out` or its key exists, SettingError for an argument that
-    does not fit, DataError if the source cannot be read; with `pseudonymize` their messages quote nothing of the source.
+    does not match the source, DataError if the source cannot be read; with `pseudonymize`, their messages quote nothing
+    of the source.
     """
     if to not in WRITERS:
         raise SettingError(
@@ -60,11 +61,13 @@ def import_dataset(
         raise SettingError(
             "--key needs --pseudonymize; add it, or leave --key out", code="conflicting_settings", field="key"
         )
-    _check_out(source, out)
+    check_there(source)
+    check_outside(out, source)
+    check_new(out)
     if not pseudonymize:
         dataset = _open(source, _is_annotated(source, split), split, prompt, group)
         with replacing(out) as folder:
-            copied = copy_images(dataset.samples, folder, on_progress=_share(on_progress, dataset.samples))
+            copied = copy_images(dataset.samples, folder, on_progress=_scaled(on_progress, dataset.samples))
             notes = [*dataset.notes, *WRITERS[to](folder, copied)]
             record = _account(dataset, copied, folder, to) | {"source": dataset.name, "notes": notes}
             write_json(folder / MARKER, record)
@@ -73,11 +76,13 @@ def import_dataset(
     dataset = _open_hidden(deidentifier, source, split, prompt, group)
     with deidentifier.keeping_key(out), replacing(out) as folder:
         with deidentifier.hiding():
-            copied = deidentifier.copy(dataset.samples, folder, _share(on_progress, dataset.samples))
+            copied = deidentifier.copy(dataset.samples, folder, _scaled(on_progress, dataset.samples))
             record = deidentifier.hide_sources(_account(dataset, copied, folder, to))
             record |= deidentifier.write_dicom(dataset.samples, folder)
             record |= deidentifier.find_burned_in_text(copied)
-        copied.sort(key=lambda sample: sample.id)  # the order of the source is that of the original names
+        copied.sort(
+            key=lambda sample: sample.id
+        )  # the order of the source reveals that of the original names
         notes = [note_on_groups(copied), *deidentifier.notes, *WRITERS[to](folder, copied)]
         record |= {"pseudonymized": True, "notes": notes}
         write_json(folder / MARKER, record)
@@ -85,14 +90,8 @@ def import_dataset(
     return _summary(record, out) | {"key": str(deidentifier.key_file)}
 
 
-def _check_out(source: Path, out: Path) -> None:
-    check_there(source)
-    check_outside(out, source)
-    check_new(out)
-
-
 def _is_annotated(path: Path, split: str | None) -> bool:
-    """True for a supported annotation format, False for images alone; AnnotationError for anything else."""
+    """True for a supported annotation format, False for bare images; AnnotationError for any other source."""
     try:
         detect(path, split)
     except AnnotationError as error:
@@ -103,7 +102,7 @@ def _is_annotated(path: Path, split: str | None) -> bool:
 
 
 def _open(path: Path, annotated: bool, split: str | None, prompt: str | None, group: str | None) -> Dataset:
-    """The dataset, or unannotated images as a dataset."""
+    """The dataset of the source; unannotated images become a dataset too."""
     if annotated:
         return open_dataset(path, split=split, prompt=prompt, group=group)
     samples = find_images([path])
@@ -117,29 +116,29 @@ def _open(path: Path, annotated: bool, split: str | None, prompt: str | None, gr
 def _open_hidden(
     deidentifier: Deidentifier, path: Path, split: str | None, prompt: str | None, group: str | None
 ) -> Dataset:
-    """Open the dataset step by step, so that an error names the wrong argument and quotes nothing of the source."""
-    with deidentifier.hiding(_misfit("--split", split)):
+    """Open the dataset step by step, so that an error names the invalid argument but quotes nothing of the source."""
+    with deidentifier.hiding(_mismatch("--split", split)):
         deidentifier.annotated = _is_annotated(path, split)
-    with deidentifier.hiding(_misfit("--prompt", prompt)):
+    with deidentifier.hiding(_mismatch("--prompt", prompt)):
         dataset = _open(path, deidentifier.annotated, split, prompt, None)
     if group is None:
         return dataset
-    with deidentifier.hiding(_misfit("--group", group)):
+    with deidentifier.hiding(_mismatch("--group", group)):
         return replace(dataset, samples=tuple(regroup(dataset.samples, group)))
 
 
-def _misfit(option: str, value: str | None) -> str:
-    return f"the source needs {option}" if value is None else f"{option} {value!r} does not fit the source"
+def _mismatch(option: str, value: str | None) -> str:
+    return f"the source needs {option}" if value is None else f"{option} {value!r} does not match the source"
 
 
 def _is_bare(path: Path) -> bool:
-    """True for images without any file that may be an annotation."""
+    """True for images without a possible annotation file."""
     if path.is_dir():
         return not find_annotations(path)
     return path.is_file() and (path.suffix.lower() in SUFFIXES or kind_of(path) is not None)
 
 
-def _share(on_progress: Progress, samples: Sequence[Sample]) -> Callable[[int], None]:
+def _scaled(on_progress: Progress, samples: Sequence[Sample]) -> Callable[[int], None]:
     return lambda done: on_progress(0.9 * done / max(len(samples), 1))
 
 
@@ -179,7 +178,7 @@ def _account(dataset: Dataset, copied: Sequence[Sample], folder: Path, to: str) 
 
 
 def _known_suffix(path: Path) -> str:
-    """The suffix if it is one of an image; any other may be part of a name."""
+    """The suffix of an image file, else `other`, because an unknown suffix may be part of a person's name."""
     suffix = path.suffix.lower()
     return suffix if suffix in SUFFIXES + FRAME_SUFFIXES else "other"
 

@@ -21,19 +21,19 @@ from vesalius.types import Location, Sample
 
 KEY_BYTES = 32
 LENGTH = 12
-"""Characters of 5 bits: among a million names, the probability of any collision is 4 in 10 million."""
+"""Number of 5-bit characters; among a million names, the probability of any collision is 4 in 10 million."""
 
 KEPT_METADATA = ("frame_time_ms", "segment")
-"""Metadata keys that reveal nothing about a person; all others are removed."""
+"""Metadata keys that reveal nothing about a person; `strip` removes all others."""
 
 
 @dataclass(frozen=True)
 class Pseudonyms:
-    """Pseudonyms under one secret key: equal names give equal pseudonyms, and another key gives others."""
+    """Pseudonyms under one secret key: equal names get equal pseudonyms, which differ between keys."""
 
     key: bytes = field(repr=False)
     known: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """Pseudonym -> patient of earlier imports with this key."""
+    """Pseudonym -> original group of earlier imports with this key."""
 
     @classmethod
     def new(cls) -> Pseudonyms:
@@ -48,11 +48,11 @@ class Pseudonyms:
         return base64.b32encode(self._digest(kind, name)).decode("ascii").lower()[:LENGTH]
 
     def hash(self, kind: str, text: str) -> str:
-        """HMAC-SHA256 in 64 hexadecimal digits."""
+        """HMAC-SHA256 of a text, as 64 hexadecimal digits."""
         return self._digest(kind, text).hex()
 
     def uid(self, uid: str) -> str:
-        """The keyed replacement of a DICOM UID: 2.25 and a 128-bit number (PS3.5 B.2)."""
+        """Keyed replacement for a DICOM UID: `2.25.` and a 128-bit number (PS3.5 B.2)."""
         return f"2.25.{uuid.UUID(bytes=self._digest('uid', uid)[:16], version=5).int}"
 
     def _digest(self, kind: str, name: str) -> bytes:
@@ -61,19 +61,19 @@ class Pseudonyms:
 
 @dataclass(frozen=True)
 class Renaming:
-    """Original names -> pseudonyms."""
+    """Mappings from original names to pseudonyms."""
 
     ids: dict[str, str]
-    """Sample id -> pseudonym, which begins with that of the group."""
+    """Sample id -> pseudonym, which starts with the pseudonym of the group."""
     groups: dict[str, str]
     sequences: dict[str, str]
 
 
 def rename(samples: Sequence[Sample], pseudonyms: Pseudonyms) -> Renaming:
-    """Pseudonyms of samples: `pGROUP-iIMAGE`, and `pGROUP-sCLIP-0003` for the fourth frame of a clip.
+    """Pseudonyms of the samples: `pGROUP-iIMAGE`, or `pGROUP-sCLIP-0003` for the fourth frame of a clip.
 
     An image without a group is named `iIMAGE`. Group and image are hashed separately, so that a patient has the same
-    pseudonym in all imports with one key. Raises DataError if two names have the same pseudonym.
+    pseudonym in all imports with the same key. Raises DataError if two names have the same pseudonym.
     """
     groups = {name: "p" + pseudonyms.of("group", name) for sample in samples if (name := sample.group)}
     sequences = {
@@ -100,7 +100,7 @@ def rename(samples: Sequence[Sample], pseudonyms: Pseudonyms) -> Renaming:
 
 
 def strip(sample: Sample, renaming: Renaming) -> Sample:
-    """The sample with its original id, but pseudonyms as source, group and sequence, and only `KEPT_METADATA`."""
+    """The sample with pseudonyms as source, group and sequence, and only `KEPT_METADATA`; it keeps its original id."""
     return replace(
         sample,
         source=Location(Path(renaming.ids[sample.id])),
@@ -111,9 +111,9 @@ def strip(sample: Sample, renaming: Renaming) -> Sample:
 
 
 def read_key(path: Path) -> Pseudonyms:
-    """The key of an earlier import.
+    """The pseudonyms of an earlier import, from its key file.
 
-    Raises SettingError if the file cannot be read, is readable by others than its owner, or contains no key.
+    Raises SettingError if the file cannot be read, is readable by other users, or contains no key.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -122,7 +122,7 @@ def read_key(path: Path) -> Pseudonyms:
             if os.name == "posix" and state.st_mode & 0o077:
                 raise SettingError.at(
                     path,
-                    f"others than its owner may read this key; run: chmod 600 {path}",
+                    f"other users can read this key; run: chmod 600 {path}",
                     code="exposed_key",
                 )
             value = json.load(file)
@@ -142,7 +142,7 @@ def read_key(path: Path) -> Pseudonyms:
 
 
 def write_key(path: Path, pseudonyms: Pseudonyms, tables: Mapping[str, Any]) -> None:
-    """Write the key and the mapping from pseudonyms to originals to a file that only its owner may read.
+    """Write the key and the mapping from pseudonyms to originals to a file that is readable only by its owner.
 
     The permissions are set when the file is created. Raises OutputError, and leaves no file, if the file exists or
     cannot be written.

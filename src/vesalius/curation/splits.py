@@ -1,4 +1,4 @@
-"""Split a dataset into training, validation and test parts, or folds, that share no patient, clip or image."""
+"""Split a dataset into training, validation and test parts, or into folds, without a common patient, clip or image."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ PARTS = {2: ("train", "val"), 3: ("train", "val", "test")}
 MARKER = "split.json"
 
 AREA_BINS = 5
-"""Number of classes of equal size into which images are sorted by mask area, for stratification."""
+"""Number of quantile bins of the mask area, for stratification."""
 
 
 @dataclass(frozen=True)
 class ImageSummary:
-    """Properties of an image by which a split is made."""
+    """Properties of an image that determine a split."""
 
     hashes: ImageHashes
     area: float | None
-    """Share of the image that its masks cover together; None if it is not annotated."""
+    """Fraction of the image covered by the union of its masks; None if it is not annotated."""
     phrases: tuple[str, ...]
     """Phrases with a non-empty mask."""
 
@@ -59,9 +59,9 @@ def split_dataset(
     Give either `fractions` (two: train, val; three: train, val, test) or a number of `folds`, each with a train and a
     val part. `group` is only recorded: the samples already have their groups. Groups, clips, duplicates and near
     duplicates stay together. The same samples and seed give the same bytes. Raises SettingError for fractions that do
-    not sum to 1 and for fewer groups than parts, OutputError if `out` contains anything else than a split.
+    not sum to 1 and for fewer independent groups than parts, OutputError if `out` contains anything but a split.
     """
-    shares = _check_shares(fractions, folds)
+    targets = _part_fractions(fractions, folds)
     _check_out(dataset, out)
     samples = dataset.samples
     summaries: list[ImageSummary] = []
@@ -70,16 +70,16 @@ def split_dataset(
             summaries.append(summarize_image(sample, reader))
             if on_progress is not None:
                 on_progress(len(summaries))
-    units, notes = unite(samples, summaries)
-    n_units = int(units.max()) + 1
-    if n_units < len(shares):
+    clusters, notes = merge_groups(samples, summaries)
+    n_clusters = int(clusters.max()) + 1
+    if n_clusters < len(targets):
         raise SettingError(
-            f"{dataset.name}: has {n_units} groups that share no image; they cannot fill {len(shares)} parts, so ask "
-            "for fewer parts",
+            f"{dataset.name}: only {n_clusters} independent groups for {len(targets)} parts; ask for fewer parts",
             code="too_few_groups",
         )
-    chosen = _assign_parts(units, summaries, shares, seed)[units]
-    base = {name: np.flatnonzero(chosen == i).tolist() for i, name in enumerate(_names(fractions, folds))}
+    chosen = _assign_parts(clusters, summaries, targets, seed)[clusters]
+    names = [f"fold{i + 1}" for i in range(folds)] if folds else PARTS[len(fractions)]
+    base = {name: np.flatnonzero(chosen == i).tolist() for i, name in enumerate(names)}
     check_leaks(base, samples, summaries)
     parts = _fold(base) if folds else base
     table = {name: _describe(members, samples, summaries) for name, members in parts.items()}
@@ -102,7 +102,7 @@ def split_dataset(
 
 
 def summarize(result: Mapping[str, Any]) -> Iterator[str]:
-    """Lines for the terminal from the result of `split_dataset`: one per part, then its notes."""
+    """The result of `split_dataset` as text lines for the terminal: one per part, then the notes."""
     for name, part in result["parts"].items():
         area = "" if part["mean_area"] is None else f"  mean area {part['mean_area']:.4f}"
         phrases = "  ".join(f"{phrase} {n}" for phrase, n in part["phrases"].items())
@@ -111,7 +111,7 @@ def summarize(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def summarize_image(sample: Sample, reader: FrameReader | None = None) -> ImageSummary:
-    """Hashes, mask area and phrases of an image; errors as for `load_item`."""
+    """Hashes, mask area and phrases of an image; errors as in `load_item`."""
     item = load_item(sample, reader)
     masks = np.zeros((0, *item.size), bool) if item.masks is None else item.masks[:, 0]
     phrases = tuple(
@@ -121,12 +121,12 @@ def summarize_image(sample: Sample, reader: FrameReader | None = None) -> ImageS
     return ImageSummary(hash_image(item.frames[0]), area, phrases)
 
 
-def unite(
+def merge_groups(
     samples: Sequence[Sample], summaries: Sequence[ImageSummary]
 ) -> tuple[Int64[np.ndarray, " n"], list[str]]:
-    """(unit of each sample from 0, notes); all samples of a unit must be in the same part.
+    """(cluster index of each sample, notes); all samples of a cluster must be in the same part.
 
-    Samples are united by a common group, a common clip, equal pixels, and near-duplicate images.
+    Samples with the same group, clip or pixels, and near-duplicate images are in the same cluster.
     """
     pairs = []
     for key in (group_of, lambda sample: sample.sequence or sample.id):
@@ -134,20 +134,20 @@ def unite(
     n_stated, _ = _components(len(samples), pairs)
     same = _equal_pairs([each.hashes.pixel_hash for each in summaries])
     near = _near_pairs(summaries)
-    n_units, units = _components(len(samples), [*pairs, *same, *near])
+    n_clusters, clusters = _components(len(samples), [*pairs, *same, *near])
     notes = []
     if same or near:
         notes.append(
-            f"duplicate images: {len(same)}; near-duplicate pairs: {len(near)}; each pair stays in one part with all "
-            f"images of its groups, so {n_stated} groups are split as {n_units}"
+            f"duplicate images: {len(same)}; near-duplicate pairs: {len(near)}; each pair and its groups stay in one "
+            f"part, so {n_stated} groups are merged into {n_clusters}"
         )
-    return units, notes
+    return clusters, notes
 
 
 def check_leaks(
     parts: Mapping[str, Sequence[int]], samples: Sequence[Sample], summaries: Sequence[ImageSummary]
 ) -> None:
-    """Raise DataError (`group_leak`, `image_leak`) if two parts share a group, a clip, an image or near duplicates."""
+    """Raise DataError (`group_leak`, `image_leak`) if two parts share a group, a clip, an image or a near duplicate."""
     part_of = {index: name for name, members in parts.items() for index in members}
     found = {
         "group": _equal_pairs([group_of(sample) for sample in samples]),
@@ -166,7 +166,7 @@ def check_leaks(
 
 
 def _equal_pairs(keys: Sequence[str]) -> list[tuple[int, int]]:
-    """Pairs of each index with the first index of the same key."""
+    """(first index with the key, index) for each repeated key."""
     first: dict[str, int] = {}
     return [(first[key], i) for i, key in enumerate(keys) if first.setdefault(key, i) != i]
 
@@ -178,7 +178,7 @@ def _near_pairs(summaries: Sequence[ImageSummary]) -> list[tuple[int, int]]:
 
 
 def _components(n: int, pairs: Sequence[tuple[int, int]]) -> tuple[int, np.ndarray]:
-    """(number of connected components of `n` nodes, component of each), numbered by first appearance."""
+    """(number of connected components of `n` nodes, component of each node), numbered by first appearance."""
     rows, columns = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
     n_sets, names = connected_components(coo_array((np.ones(len(rows)), (rows, columns)), (n, n)), False)
     _, first, inverse = np.unique(names, return_index=True, return_inverse=True)
@@ -186,9 +186,9 @@ def _components(n: int, pairs: Sequence[tuple[int, int]]) -> tuple[int, np.ndarr
 
 
 def _assign_parts(
-    units: np.ndarray, summaries: Sequence[ImageSummary], shares: Sequence[float], seed: int
+    clusters: np.ndarray, summaries: Sequence[ImageSummary], fractions: Sequence[float], seed: int
 ) -> np.ndarray:
-    """Index of the part that is assigned to each unit."""
+    """Index of the part assigned to each cluster."""
     phrases = sorted({phrase for each in summaries for phrase in each.phrases})
     area = np.array([each.area or 0.0 for each in summaries])
     annotated = np.array([each.area is not None for each in summaries])
@@ -197,15 +197,15 @@ def _assign_parts(
     flags = np.column_stack(
         [np.eye(AREA_BINS + 1)[bins], [[phrase in each.phrases for phrase in phrases] for each in summaries]]
     )
-    labels = np.zeros((int(units.max()) + 1, flags.shape[1]), dtype=np.int64)
-    np.add.at(labels, units, flags.astype(np.int64))
-    sizes = np.bincount(units).astype(np.int64)
-    parts = stratify(sizes, labels, shares, seed)
-    amounts = np.bincount(units, area) / max(float(area.mean()), 1e-9)
-    return improve(parts, sizes, np.column_stack([labels, amounts, sizes]), shares, seed)
+    labels = np.zeros((int(clusters.max()) + 1, flags.shape[1]), dtype=np.int64)
+    np.add.at(labels, clusters, flags.astype(np.int64))
+    sizes = np.bincount(clusters).astype(np.int64)
+    parts = stratify(sizes, labels, fractions, seed)
+    amounts = np.bincount(clusters, area) / max(float(area.mean()), 1e-9)
+    return improve(parts, sizes, np.column_stack([labels, amounts, sizes]), fractions, seed)
 
 
-def _check_shares(fractions: Sequence[float], folds: int) -> list[float]:
+def _part_fractions(fractions: Sequence[float], folds: int) -> list[float]:
     if bool(fractions) == bool(folds):
         raise SettingError(
             "give either --fractions or --folds", code="conflicting_settings", field="fractions"
@@ -238,12 +238,8 @@ def _check_out(dataset: Dataset, out: Path) -> None:
     check_replaceable(out, "split", {MARKER, "images", *names}, MARKER)
 
 
-def _names(fractions: Sequence[float], folds: int) -> Sequence[str]:
-    return [f"fold{i + 1}" for i in range(folds)] if folds else PARTS[len(fractions)]
-
-
 def _fold(base: Mapping[str, list[int]]) -> dict[str, list[int]]:
-    """Parts `foldN.val`, the fold itself, and `foldN.train`, all other folds."""
+    """Parts `foldN.val` (the fold itself) and `foldN.train` (all other folds)."""
     every = sorted(index for members in base.values() for index in members)
     parts: dict[str, list[int]] = {}
     for name, members in base.items():

@@ -1,4 +1,4 @@
-"""Stratified assignment of whole groups to parts of given fractions."""
+"""Stratified assignment of whole groups to the parts of a split."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ def stratify(
     fractions: Sequence[float],
     seed: int,
 ) -> Int64[np.ndarray, " groups"]:
-    """The part of each group, so that images, and images with each label, match `fractions` as closely as possible.
+    """Part index of each group; images, and images with each label, follow `fractions` as closely as possible.
 
     `sizes` holds the number of images of each group, `labels` the number of its images with each label. No part is
     empty, and the number of images of a part differs from its fraction by at most the size of the largest group,
     unless a part would otherwise be empty. `seed` only breaks ties. Raises ValueError for fewer groups than parts.
 
     Iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011, On the stratification of multi-label data) with
-    groups instead of examples: the rarest label is distributed first, starting with its largest group, each group to
-    the part that lacks this label most.
+    groups instead of examples: the rarest label is distributed first, starting with its largest group, and each group
+    goes to the part that needs this label most.
     """
     if len(sizes) < len(fractions):
         raise ValueError(f"{len(sizes)} groups cannot fill {len(fractions)} parts")
@@ -52,8 +52,7 @@ def _allowed(room: np.ndarray, parts: np.ndarray, size: int, largest: int, n_ope
     """Indices of the parts that a group of `size` may join; `n_open` groups, including this one, are unassigned.
 
     The surplus of some parts is missing in others, so the total surplus is limited to the size of the largest group.
-    The part with the most room may always take the group: a part that ended up short by more than that would have had
-    the most room before.
+    The part with the most room may always take the group: a part with a larger final deficit would have had more room.
     """
     empty = np.flatnonzero([part not in parts for part in range(len(room))])
     if n_open <= len(empty):
@@ -71,11 +70,11 @@ def improve(
     fractions: Sequence[float],
     seed: int,
 ) -> Int64[np.ndarray, " groups"]:
-    """The parts after local search: exchanges of two groups that bring the sums of `measures` closer to `fractions`.
+    """The parts after a local search that swaps pairs of groups to bring the sums of `measures` closer to `fractions`.
 
-    Distance is chi-squared, summed over parts and measures. Each group is compared with `TRIED` others, drawn by
-    `seed`, in at most `ROUNDS` rounds. No exchange moves a part further from its fraction of images than the size of
-    the largest group, or than it was before. Measures with a sum of 0 are ignored.
+    The distance is chi-squared, summed over parts and measures. In at most `ROUNDS` rounds, each group is compared with
+    `TRIED` others, sampled by `seed`. A swap must not make a part deviate from its fraction of images by more than the
+    size of the largest group or the deviation before. Measures with a sum of 0 are ignored.
     """
     draw = np.random.default_rng([seed, 1])
     measures = measures[:, measures.sum(axis=0) > 0]

@@ -1,4 +1,4 @@
-"""A figure of augmented samples with their masks, as training sees them."""
+"""A figure of augmented samples with their masks, identical to those of a training run."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from vesalius.visualization import MIN_COVERAGE, SKY_BLUE, VERMILLION, WHITE, YE
 CELL, GAP, COLUMNS = 224, 6, 8
 """Longer side of an image in pixels, gap between images in pixels, and images per row."""
 COLORS = (VERMILLION, SKY_BLUE, YELLOW)
-"""Colors of the first, second and third prompt of a sample, repeated for more."""
+"""Colors of the first, second and third prompt of a sample; further prompts reuse them in order."""
 
 
 def draw_examples(
     samples: Sequence[Sample], settings: AugmentSettings, seed: int, n: int = 32
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The first `n` training samples of a run with this seed, row by row; repeated samples are augmented anew.
+    """Grid of the first `n` augmented training samples of a run with this seed, in row-major order.
 
-    All images have the same longer side; masks are filled lightly, with a contour, one color per prompt. Raises
-    SettingError without samples or for `n` below 1; DataError if a sample cannot be loaded.
+    A repeated sample gets a new augmentation. All images have the same longer side; masks are translucent with a
+    contour, one color per prompt. Raises SettingError without samples or for `n` below 1; DataError if a sample cannot
+    be loaded.
     """
     if not samples or n < 1:
         raise SettingError(
-            f"there is nothing to draw: {len(samples)} samples, {n} requested", code="bad_value", field="n"
+            f"the figure needs samples: {len(samples)} given, {n} requested", code="bad_value", field="n"
         )
     columns = min(n, COLUMNS)
     rows = -(-n // columns)
@@ -48,7 +49,7 @@ def draw_examples(
 def _training_items(
     samples: Sequence[Sample], settings: AugmentSettings, seed: int, n: int
 ) -> Iterator[Item]:
-    """Augmented samples as in training: the generator of a sample is seeded by (seed, epoch, its index)."""
+    """Augmented samples in training order; as in training, (seed, epoch, sample index) seeds the random generator."""
     for number in range(n):
         epoch, position = divmod(number, len(samples))
         index = int(epoch_order(len(samples), seed, epoch)[position])

@@ -1,4 +1,4 @@
-"""Clips: frames in order, read one at a time, and the grouping of samples into clips."""
+"""Clips with frames read one at a time, and the grouping of samples into clips."""
 
 from __future__ import annotations
 
@@ -20,22 +20,19 @@ from vesalius.types import Sample
 
 
 class Clip:
-    """The frames of a clip; none is kept in memory, and all have the size of the first readable one.
+    """A clip that reads its frames on demand; all frames must have the size of the first readable one.
 
-    As a context manager it closes the file of its frames at the end.
+    As a context manager, it closes the open video or volume on exit.
     """
 
     def __init__(self, frames: Sequence[Any]) -> None:
-        """`frames` are samples, paths, PIL images or uint8 arrays, each accessed when it is needed.
-
-        SettingError if there are none.
-        """
+        """A clip of samples, paths, PIL images or uint8 arrays; SettingError if `frames` is empty."""
         if not len(frames):
             raise SettingError("the clip has no frames", code="bad_value", field="clip")
         self.frames = frames
         self.size: Size | None = None
         self._reader = FrameReader()
-        # any other sequence may decode a frame on each access
+        # only a list is inspected: another sequence may decode a frame on each access
         self._are_samples = isinstance(frames, list) and isinstance(frames[0], Sample)
 
     def __len__(self) -> int:
@@ -48,7 +45,7 @@ class Clip:
         self._reader.close()
 
     def name(self, index: int) -> str:
-        """The id of a frame: that of its sample, else `frame__0012`."""
+        """Id of a frame: its sample's id, or `frame__0012` for a frame without a sample."""
         return self.frames[index].id if self._are_samples else frame_id("frame", index)
 
     def read(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
@@ -60,13 +57,13 @@ class Clip:
         if size != self.size:
             raise ImageError(
                 f"{self.name(index)}: has {size[0]} x {size[1]} pixels (h x w), in a clip of "
-                f"{self.size[0]} x {self.size[1]}; predict it apart",
+                f"{self.size[0]} x {self.size[1]}; predict it separately",
                 code="size_mismatch",
             )
         return pixels
 
     def read_some(self, indices: Iterable[int]) -> list[UInt8[np.ndarray, "h w 3"]]:
-        """Pixels of the readable frames among `indices`; the first ImageError if none is readable."""
+        """Pixels of the readable frames among `indices`; raises the first error if none is readable."""
         found, errors = [], []
         for index in indices:
             try:
@@ -79,9 +76,9 @@ class Clip:
 
 
 def open_clip(clip: str | Path | Sequence[Any]) -> Clip:
-    """The clip in a multi-frame file or folder of images, or made of a sequence of frames.
+    """The clip in a multi-frame file, a folder of images, or a sequence of frames.
 
-    ImageError as for `find_images`; SettingError if a folder contains several clips.
+    Raises ImageError as `find_images` does; SettingError if a folder contains several clips.
     """
     if not isinstance(clip, str | Path):
         return Clip(clip)
@@ -94,10 +91,10 @@ def open_clip(clip: str | Path | Sequence[Any]) -> Clip:
 
 
 def group_clips(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
-    """Clip name -> frames: samples of one sequence, or single images of one folder.
+    """Clip name -> frames, which are the samples of one sequence or the single images of one folder.
 
-    Single images are ordered by the numbers in their ids, `frame_2` before `frame_10`. The name of a clip is its
-    sequence, else the folder part of its ids, else the name of the folder. SettingError for two clips of one name.
+    Single images are sorted by the numbers in their ids, `frame_2` before `frame_10`. The name of a clip is its
+    sequence, else the folder part of its ids, else the folder's name. SettingError for two clips with the same name.
     """
     clips: dict[tuple[str, str], list[Sample]] = {}
     for sample in samples:
@@ -122,7 +119,7 @@ def _natural_order(name: str) -> list[tuple[int, str]]:
 
 
 def frame_rate(frame: Sample) -> float | None:
-    """Frames per second of the file that contains a frame; None if the file does not state it."""
+    """Frame rate, in frames per second, of the file that contains a frame; None if the file does not state it."""
     if frame.frame is None:
         return None
     kind = kind_of(frame.image)

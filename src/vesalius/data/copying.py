@@ -1,4 +1,4 @@
-"""Copies the images of samples into the `images/` folder of a new dataset."""
+"""Copy the images of samples to the `images/` folder of a new dataset."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def copy_images(
     copy: bool = False,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Sample]:
-    """Put each image into `folder/images/` under its id; returns the samples with their new paths.
+    """Copy each image to `folder/images/`, named by its id; returns the samples with their new paths.
 
-    Images are hard-linked, or copied with `copy` or if the file system cannot link. A frame of a multi-frame file, and an
-    image with a suffix other than `SUFFIXES`, is decoded and written as PNG, gray if its channels are equal. `decode`
-    does so for every image, so that nothing but pixels is kept. `names` maps old to new ids. Mask files become RLE.
-    One image is in memory at a time; `on_progress` is called with the number of finished images. Raises ImageError
-    for an unreadable or missing image, AnnotationError for a mask that does not fit its image, OutputError for two
-    images of one name or a failed write.
+    Images are hard-linked, or copied if `copy` is set or linking fails. A frame of a multi-frame file, and an image with
+    a suffix not in `SUFFIXES`, is decoded and written as PNG, gray if its channels are equal. `decode` rewrites every
+    image in this way, which removes all file metadata. `names` maps old to new ids. Mask files become RLE. One image is
+    in memory at a time; `on_progress` is called with the number of finished images. Raises ImageError for an unreadable
+    or missing image, AnnotationError for a mask that does not match its image, OutputError for two images with the same
+    name or a failed write.
     """
     images = folder / "images"
     copied = []
@@ -55,7 +55,7 @@ def copy_images(
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
-    """Write uint8 (h, w, 3) as PNG, in one channel if the three are equal; FileExistsError if the file exists."""
+    """Write uint8 (h, w, 3) as PNG, gray if the three channels are equal; FileExistsError if the file exists."""
     gray = (pixels == pixels[:, :, :1]).all()
     with path.open("xb") as file:
         Image.fromarray(pixels[:, :, 0] if gray else pixels).save(file, format="PNG")
@@ -66,7 +66,7 @@ def _copy_image(
 ) -> Sample:
     if name in ("", "..") or Path(name).name != name or "\0" in name:
         raise OutputError(
-            f"{sample.source or sample.id}: the id {name!r} cannot be a file name; rename the image",
+            f"{sample.source or sample.id}: the id {name!r} is not a valid file name; rename the image",
             code="invalid_file_name",
         )
     decode = decode or _must_decode(sample)
@@ -109,12 +109,12 @@ def _as_rle(reference: MaskReference, size: Size) -> MaskReference:
     if not isinstance(reference, MaskFile):
         return reference
     mask = read_mask(reference.path, size, reference.values, reference.known)
-    # a class without a pixel in a class map is absent; an empty mask file of its own is ambiguous and stays a mask
+    # a class without pixels in a class map is absent; an empty mask file of one object is ambiguous and stays a mask
     return RleMask(encode_rle(mask)) if reference.values is None or mask.any() else Absent()
 
 
 def _link(image: Path, target: Path, copy: bool) -> None:
-    """Hard-link the file; copy it with `copy` or if it cannot be linked (another disk, another owner)."""
+    """Hard-link the file, or copy it if `copy` is set or linking fails (another disk, another owner)."""
     source = image.resolve()
     if not source.is_file():
         raise ImageError.at(image, "there is no such file; give an image file", code="missing_image")

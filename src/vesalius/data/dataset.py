@@ -1,4 +1,4 @@
-"""Datasets: samples from any supported format, and pixels and masks from a sample.
+"""Load datasets: samples from any supported format, and the pixels and masks of a sample.
 
 The format is detected from file contents. In every format, objects with the same phrase on one image are one target:
 the prompts of a sample are distinct, in order of first appearance, and their masks are unions.
@@ -35,31 +35,31 @@ class Dataset:
     format: str
     """Name of the format, a key of `FORMATS`."""
     root: Path
-    """Folder to which sample ids are relative."""
+    """Base folder of the sample ids."""
     samples: tuple[Sample, ...]
     notes: tuple[str, ...] = ()
-    """One line for each kind of thing that was merged, mapped, ignored or kept as metadata."""
+    """One line for each kind of content that was merged, mapped, ignored or kept as metadata."""
     merged: tuple[str, ...] = ()
-    """Ids of samples with several objects of one phrase, before phrases are mapped."""
+    """Ids of samples with several objects of the same phrase in the source."""
 
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> Dataset:
-        """A dataset of samples chosen in Python."""
+        """A dataset of samples built in Python."""
         return cls("samples", "python", Path(), tuple(samples))
 
     def annotated(self) -> Dataset:
-        """The dataset itself; AnnotationError, naming the first such sample, if a sample has no masks."""
+        """The dataset itself; AnnotationError, naming the first unannotated sample, if there is one."""
         bare = [sample.id for sample in self.samples if not sample.masks]
         if bare:
             raise AnnotationError(
                 f"{self.name}: {len(bare)} of {len(self.samples)} samples have no masks (first: {bare[0]})",
                 code="unlabeled_image",
-                remedy="draw them, or use null for a phrase that is not in the image",
+                remedy="annotate them, or use null for a phrase that is not in the image",
             )
         return self
 
     def first(self, n: int) -> Dataset:
-        """The first `n` samples, or all if there are fewer, with a note."""
+        """A dataset of the first `n` samples, with a note; the same dataset if there are not more."""
         if n >= len(self.samples):
             return self
         note = f"only the first {n} of {len(self.samples)} samples"
@@ -79,8 +79,9 @@ def open_dataset(
     """The dataset in a folder or annotation file.
 
     `split` picks `annotations.NAME.json` in a folder with several. `prompt` replaces every phrase, and is the phrase of
-    an image/mask folder. `group` assigns a patient or sequence to each image (`regroup`). Raises DataError for faults in
-    the data, except those of single entries if `problems` collects them; SettingError for an argument that does not fit.
+    an image/mask folder. `group` assigns a patient or sequence to each image (`regroup`). Raises DataError for invalid
+    data, except for errors of single entries if `problems` collects them; SettingError for an argument that does not
+    match the data.
     """
     path = Path(data)
     if prompt is not None and not prompt.strip():
@@ -111,16 +112,16 @@ def open_dataset(
 def load_samples(
     data: str | Path, *, split: str | None = None, prompt: str | None = None, group: str | None = None
 ) -> list[Sample]:
-    """The samples of `open_dataset` with the same arguments."""
+    """The samples that `open_dataset` reads with the same arguments."""
     return list(open_dataset(data, split=split, prompt=prompt, group=group).samples)
 
 
 def load_item(sample: Sample, reader: FrameReader | None = None) -> Item:
     """Pixels uint8 (1, h, w, 3) and, if annotated, masks bool (n, 1, h, w), one for each prompt.
 
-    A `reader` keeps videos and volumes open from one frame to the next. Raises ImageError for the image;
-    AnnotationError, naming the entry, for masks that do not fit it: another stated size, coordinates more than a pixel
-    outside, an invalid RLE, a mask file of another size.
+    A `reader` keeps videos and volumes open from one frame to the next. Raises ImageError if the image cannot be read;
+    AnnotationError, naming the entry, if masks do not match it: a different stated size, coordinates more than a pixel
+    outside the image, an invalid RLE, or a mask file of another size.
     """
     image = load_image(sample, reader)
     size = image.shape[0], image.shape[1]
@@ -135,14 +136,14 @@ def load_item(sample: Sample, reader: FrameReader | None = None) -> Item:
 
 
 def load_items(samples: Iterable[Sample]) -> Iterator[Item]:
-    """The item of each sample, with one reader for all; errors as for `load_item`."""
+    """The item of each sample, loaded with one shared reader; errors as for `load_item`."""
     with FrameReader() as reader:
         for sample in samples:
             yield load_item(sample, reader)
 
 
 def load_image(sample: Sample, reader: FrameReader | None = None) -> UInt8[np.ndarray, "h w 3"]:
-    """Pixels of a sample; ImageError as for `read_image`."""
+    """RGB pixels of a sample; raises ImageError as `read_image` does."""
     return read_image(sample.image, sample.frame, reader)
 
 
@@ -163,7 +164,7 @@ def check_polygons(sample: Sample) -> None:
 
 
 def check_size(sample: Sample, size: Size) -> None:
-    """Raise AnnotationError if the annotation states another size than that of its image."""
+    """Raise AnnotationError if the size stated in the annotation differs from the image size."""
     if sample.size is not None and sample.size != size:
         raise AnnotationError(
             f"{sample.source}: was annotated at {_compare(sample.size, size)}",
@@ -173,7 +174,7 @@ def check_size(sample: Sample, size: Size) -> None:
 
 
 def load_mask(reference: MaskReference, size: Size, where: str) -> Bool[np.ndarray, "h w"]:
-    """One object on an image of `size`; AnnotationError, beginning with `where`, if it does not fit."""
+    """Mask of one object on an image of `size`; AnnotationError, starting with `where`, if they do not match."""
     match reference:
         case Absent():
             return np.zeros(size, dtype=bool)
@@ -190,9 +191,9 @@ def load_mask(reference: MaskReference, size: Size, where: str) -> Bool[np.ndarr
             stated = rle["size"][0], rle["size"][1]
             if stated != size:
                 raise AnnotationError(
-                    f"{where}: the RLE was made at {_compare(stated, size)}",
+                    f"{where}: the RLE has the size {_compare(stated, size)}",
                     code="size_mismatch",
-                    remedy="make it again on this image",
+                    remedy="encode it again at the size of this image",
                 )
             try:
                 return decode_rle(rle)
@@ -203,7 +204,7 @@ def load_mask(reference: MaskReference, size: Size, where: str) -> Bool[np.ndarr
 def merge_phrases(sample: Sample) -> Sample:
     """The sample with each phrase once, in order of first appearance, and all objects of a phrase in one target.
 
-    A phrase that is absent in one row and drawn in another counts as drawn.
+    A phrase that is both marked as absent and annotated with a mask counts as annotated.
     """
     if sample.masks is None:
         return replace(sample, prompts=tuple(dict.fromkeys(sample.prompts)))
@@ -220,7 +221,7 @@ def epoch_order(n: int, seed: int, epoch: int) -> Int64[np.ndarray, " n"]:
 
 
 def _name(path: Path) -> str:
-    """`arcade` for a folder or its `annotations.json`, `arcade/test` for its `annotations.test.json`."""
+    """Dataset name: `arcade` for a folder or its `annotations.json`, `arcade/test` for its `annotations.test.json`."""
     folder = path.resolve() if path.is_dir() else path.resolve().parent
     if path.is_dir() or path.name == "annotations.json":
         return folder.name
@@ -231,7 +232,7 @@ def _notes(samples: list[Sample], merged: tuple[str, ...]) -> list[str]:
     notes = []
     lossy = sum(each.path.suffix.lower() in LOSSY for sample in samples for each in _mask_files(sample))
     if lossy:
-        notes.append(f"masks stored as JPEG, in which every gray level above 0 counts as the object: {lossy}")
+        notes.append(f"masks stored as JPEG, where every gray level above 0 counts as foreground: {lossy}")
     unknown = Counter(key for sample in samples for key in sample.metadata)
     if unknown:
         counted = ", ".join(f"{key} ({n} {'entry' if n == 1 else 'entries'})" for key, n in unknown.items())

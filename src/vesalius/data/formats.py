@@ -1,4 +1,4 @@
-"""Every dataset format. The format is detected from file contents, not from file names."""
+"""Table of the dataset formats, and detection of a format from file contents, not from file names."""
 
 from __future__ import annotations
 
@@ -23,22 +23,18 @@ from vesalius.errors import SettingError
 from vesalius.types import Location, Sample
 
 
-def _no_notes(source: Source) -> list[str]:
-    return []
-
-
 @dataclass(frozen=True)
 class Format:
     """The functions that recognize and read one dataset format."""
 
     recognize: Callable[[Source], bool]
-    """Raises AnnotationError only for a `.json` file that is not JSON, which no reader can read."""
+    """True if the source has this format; AnnotationError only for a `.json` file that is not valid JSON."""
     read: Callable[[Source, str, Problems], list[Sample]]
-    """`read(source, phrase, problems)`: `phrase` is the phrase of masks in a format without phrases ("" if not given).
-    Raises AnnotationError for an entry, or adds it to `problems` and leaves the entry out; SettingError if a phrase is
-    needed and not given."""
-    notes: Callable[[Source], list[str]] = _no_notes
-    """One line for each kind of content that is not read, with its count."""
+    """`read(source, phrase, problems)`: `phrase` names the masks of a format without phrases ("" if not given). Raises
+    AnnotationError for an invalid entry, or skips it and adds the error to `problems`; SettingError for a missing
+    phrase."""
+    notes: Callable[[Source], list[str]] = lambda source: []
+    """One line for each kind of content that is not read, with its number."""
 
 
 FORMATS: dict[str, Format] = {
@@ -53,16 +49,16 @@ FORMATS: dict[str, Format] = {
     "nifti": Format(frames.NIFTI.recognize, frames.NIFTI.read, frames.NIFTI.notes),
     "video": Format(frames.VIDEO.recognize, frames.VIDEO.read, frames.VIDEO.notes),
 }
-"""The first format that recognizes a source reads it, so formats with specific files come before generic ones."""
+"""Name -> format, in the order of detection: formats with specific files come before generic ones."""
 
 ANNOTATION_FILES = ("annotations*.json", "annotations*.xml")
-"""Annotation files that a folder is searched for first. If there are several, the split selects one."""
+"""Patterns of the annotation files that are searched first in a folder; `split` selects one of several matches."""
 
 
 def detect(data: Path, split: str | None) -> tuple[str, Source, list[str]]:
-    """(name of the format, source, notes).
+    """(name of the format, source, notes) of a dataset.
 
-    Raises AnnotationError if no format fits, SettingError if there are several annotation files and `split` selects
+    Raises AnnotationError if no format matches, SettingError if there are several annotation files and `split` selects
     none.
     """
     source, notes = _find_source(data, split)
@@ -73,9 +69,13 @@ def detect(data: Path, split: str | None) -> tuple[str, Source, list[str]]:
     if not source.path.is_dir():
         raise where.error(f"is in no known format ({', '.join(FORMATS)})", "unknown_format")
     others = ", ".join(str(file.relative_to(data)) for file in find_annotations(data)[:5])
-    remedy = f"if {others} is the annotation file, name it, and if not, move it elsewhere" if others else ""
+    remedy = (
+        f"if {others} is the annotation file, give its path; otherwise move it elsewhere" if others else ""
+    )
     raise where.error(
-        "is no dataset: neither annotations*.json nor images/ with masks/ was found", "unknown_format", remedy
+        "is not a dataset: neither annotations*.json nor images/ with masks/ was found",
+        "unknown_format",
+        remedy,
     )
 
 
@@ -94,13 +94,13 @@ def check_there(data: Path) -> None:
 
 
 def find_annotations(folder: Path) -> list[Path]:
-    """JSON and XML files at any depth, which may be annotations of any format, without hidden ones."""
+    """Possible annotation files: JSON and XML files at any depth, except hidden ones."""
     found = (file for pattern in ("*.json", "*.xml") for file in folder.rglob(pattern))
     return sorted(file for file in found if not file.name.startswith("."))
 
 
 def _find_source(data: Path, split: str | None) -> tuple[Source, list[str]]:
-    """The annotation file of a folder if it has one, else the path itself."""
+    """(source, notes): the annotation file of a folder if it has one, else the path itself."""
     check_there(data)
     files = (
         sorted(file for pattern in ANNOTATION_FILES for file in data.glob(pattern)) if data.is_dir() else []
@@ -110,7 +110,7 @@ def _find_source(data: Path, split: str | None) -> tuple[Source, list[str]]:
     source = Source(files[0] if files else data)
     if split is None or source.path.stem == f"annotations.{split}":
         return source, []
-    return source, [f"split {split!r} is ignored: {source.path.name} is the only choice"]
+    return source, [f"split {split!r} is ignored: {source.path.name} is the only dataset"]
 
 
 def _pick(folder: Path, files: list[Path], split: str | None) -> Path:

@@ -1,4 +1,4 @@
-"""Groups (patients or sequences) of samples: by field, DICOM attribute, folder, or a part of the id."""
+"""Assign groups (patients or sequences) to samples by field, DICOM attribute, folder, or part of the id."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ DICOM_ATTRIBUTES = {
     "StudyInstanceUID": ("study", "study_uid"),
     "SeriesInstanceUID": ("series", "series_uid"),
 }
-"""DICOM attribute -> (kind of pseudonym, field of DicomFacts); read from the files if the samples do not state it."""
+"""DICOM attribute -> (kind of pseudonym, field of DicomFacts), for images without the attribute in their metadata."""
 
 
 def regroup(samples: Sequence[Sample], group: str) -> list[Sample]:
-    """The samples with groups assigned by `group`, which is the first of these that applies.
+    """The samples with groups assigned by `group`.
 
-    A field of the annotations (`group`, `sequence` or a metadata key); one of `DICOM_ATTRIBUTES`, for DICOM images;
-    `folder`, for the folder of each image; or a regular expression on the id, with its first parenthesized group as
-    the result. Raises SettingError if `group` is none of these, or yields nothing for a sample.
+    `group` is the first that applies of: a field of the annotations (`group`, `sequence` or a metadata key); one of
+    `DICOM_ATTRIBUTES`, for DICOM images; `folder`, the folder of each image; a regular expression on the id, with its
+    first parenthesized group as the result. Raises SettingError if none applies or a sample gets no group.
     """
     if any(_field(sample, group) is not None for sample in samples):
         return [replace(sample, group=_group_of_field(sample, group)) for sample in samples]
@@ -61,7 +61,7 @@ def group_of(sample: Sample) -> str:
 
 
 def note_on_groups(samples: Sequence[Sample]) -> str:
-    """A sentence with the number of stated groups and of images without one."""
+    """A note with the number of groups and of images without a group."""
     groups = {sample.group for sample in samples if sample.group is not None}
     alone = sum(sample.group is None for sample in samples)
     if not groups:
@@ -87,7 +87,7 @@ def _group_of_field(sample: Sample, name: str) -> str:
     value = _field(sample, name)
     if type(value) not in (str, int) or value == "":
         raise SettingError(
-            f"{sample.source}: field {name!r} gives no group (it is {value!r}); write a name or number there",
+            f"{sample.source}: field {name!r} must be a group, not {value!r}; write a name or number there",
             code="missing_group",
             field=name,
         )
@@ -95,7 +95,7 @@ def _group_of_field(sample: Sample, name: str) -> str:
 
 
 def _group_by_attribute(samples: Sequence[Sample], keyword: str) -> list[Sample]:
-    """Groups by a DICOM attribute; each file is opened once."""
+    """The samples grouped by a DICOM attribute; each file is opened once."""
     found: dict[Path, str] = {}
     for sample in samples:
         if sample.image not in found:
@@ -107,7 +107,7 @@ def _read_attribute(path: Path, keyword: str) -> str:
     if not is_dicom(path):
         raise SettingError.at(
             path,
-            f"is not a DICOM file and has no {keyword}; name a field, folder, or a regular expression",
+            f"is not a DICOM file and has no {keyword}; group by a field, folder, or regular expression",
             code="missing_group",
             field=keyword,
         )
@@ -115,13 +115,13 @@ def _read_attribute(path: Path, keyword: str) -> str:
     value = getattr(dicom.read_facts(path), name)
     if not value:
         raise SettingError.at(
-            path, f"states no {keyword}; name another field, or folder", code="missing_group", field=keyword
+            path, f"has no {keyword}; group by another field, or folder", code="missing_group", field=keyword
         )
     return pseudonym(kind, value)
 
 
 def _group_by_folder(samples: Sequence[Sample]) -> list[Sample]:
-    """Groups by folder, named by the path below the common parent: `p1/cine`."""
+    """The samples grouped by folder, named by its path below the common parent: `p1/cine`."""
     parents = [sample.image.parent.absolute() for sample in samples]
     top = Path(os.path.commonpath(parents))
     names = [top.name if parent == top else parent.relative_to(top).as_posix() for parent in parents]
@@ -132,7 +132,7 @@ def _group_of_id(sample: Sample, pattern: re.Pattern[str]) -> str:
     match = pattern.search(sample.id)
     if match is None or not match[1]:
         raise SettingError(
-            f"group {pattern.pattern!r} finds nothing in the id {sample.id!r}; widen the expression",
+            f"group {pattern.pattern!r} does not match the id {sample.id!r}; widen the expression",
             code="missing_group",
             field="group",
         )

@@ -1,4 +1,4 @@
-"""Unannotated images: files and folders as samples, one for each frame."""
+"""Make samples from unannotated image files and folders, one for each frame."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ log = logging.getLogger(__name__)
 
 
 def find_images(paths: Sequence[Path]) -> list[Sample]:
-    """Samples without annotation for image files, and for the images at any depth in folders.
+    """Unannotated samples of image files, and of all images at any depth in folders, in the order of `paths`.
 
-    A file of several frames gives one sample for each frame, and these share a sequence. The order is that of `paths`.
-    Ids are paths under the given folder, or the stem of a given file. Raises ImageError if a path does not exist, a
-    folder holds no image or a subfolder that cannot be opened, or two ids are equal.
+    A multi-frame file gives one sample for each frame, with the file as sequence. An id is the path under the given
+    folder, or the stem of a given file. Raises ImageError if a path does not exist, a folder has no image or an
+    unreadable subfolder, or two ids are equal.
     """
     samples = Samples()
     for path in paths:
@@ -40,13 +40,13 @@ def find_images(paths: Sequence[Path]) -> list[Sample]:
             for sample in frames_of(file, name):
                 samples.add(sample, where, "give the folder above both, or rename one", ImageError)
     if not samples:
-        remedy = "name image files, or folders with images"
+        remedy = "give image files or folders of images"
         raise ImageError(f"no image was given; {remedy}", code="no_image", remedy=remedy)
     return samples
 
 
 def frames_of(file: Path, name: str) -> list[Sample]:
-    """The samples of one file. A single image has the id `name`, and a frame has `name` and its index."""
+    """The samples of one file: id `name` for a single image, `frame_id(name, i)` for frame i of several."""
     kind = None if file.suffix.lower() in SUFFIXES else frame_files.kind_of(file)
     n = 1 if kind is None else kind.count_frames(file)
     if n == 1:
@@ -67,7 +67,7 @@ def frames_of(file: Path, name: str) -> list[Sample]:
 
 
 def _list_files(folder: Path) -> list[Path]:
-    """Images and files of frames under the folder, in order of their names; a log line counts all other files."""
+    """Image and multi-frame files under the folder, sorted by path; the number of other files is logged."""
 
     def refuse(error: OSError) -> None:
         raise unreadable(Path(error.filename), error, ImageError) from error
@@ -79,12 +79,12 @@ def _list_files(folder: Path) -> list[Path]:
     ]
     if not found:
         raise Location(folder).error(
-            "holds no image",
+            "has no image",
             "no_image",
             f"png, jpg, bmp, tif, {', '.join(frame_files.KINDS)} are read",
             kind=ImageError,
         )
     others = len(files) - len(found)
     if others:
-        log.warning("%s: %d file%s not read: no images", folder, others, "s" * (others != 1))
+        log.warning("%s: %d file%s ignored: not an image", folder, others, "s" * (others != 1))
     return found

@@ -1,4 +1,4 @@
-"""Image and mask files to arrays (8-bit RGB images, boolean masks), and sample ids; ambiguous files are errors."""
+"""Read image files as 8-bit RGB and mask files as boolean arrays, and derive ids; ambiguous files are errors."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def read_image(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """RGB pixels of an 8-bit image file, or of one frame of a DICOM file, volume or video.
 
-    Pixels have the orientation in which they are stored. Give a `reader` to read many frames of one file: it keeps
-    the file open. Raises ImageError, naming the file, if it is missing, empty, truncated or not an image, has more
-    than `MAX_PIXELS` pixels, more than 8 bits a channel (except DICOM and NIfTI, which state how to display them), a
-    partly transparent pixel, or no such frame.
+    Pixels keep the stored orientation. A `reader` keeps the file open from one frame to the next. Raises ImageError,
+    naming the file, if it is missing, empty, truncated or not an image, has more than `MAX_PIXELS` pixels, more than 8
+    bits per channel (except DICOM and NIfTI, whose headers define the display), a partly transparent pixel, or no such
+    frame.
     """
     if path.suffix.lower() not in SUFFIXES:
         if reader is not None:
@@ -45,7 +45,7 @@ def read_image(
 def as_pixels(image: str | Path | Image.Image | np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
     """RGB pixels of an image given as a path, a PIL image or a uint8 array (h, w, 3) or (h, w).
 
-    ImageError as for `read_image`, also for a PIL image of more than 8 bits; SettingError for other arrays.
+    Raises ImageError as `read_image` does, also for a PIL image of more than 8 bits; SettingError for other arrays.
     """
     if isinstance(image, str | Path):
         return read_image(Path(image))
@@ -69,11 +69,11 @@ def read_mask(
 ) -> Bool[np.ndarray, "h w"]:
     """Mask in an image file: true where the gray level or palette index is not 0.
 
-    With `values`, the file is a class map, and the mask is true where the pixel has one of these values. All of
-    `values` and `known` are gray levels or palette indices, or all are colors. Raises AnnotationError if the file is
-    not of `size` (code `size_mismatch`), if its channels differ or palette index 0 is not black although classes are
-    no colors (`ambiguous_mask`), or if a pixel of a class map is neither 0 or black nor one of `known`
-    (`unknown_mask_value`); ImageError if the file cannot be read.
+    With `values`, the file is a class map, and the mask is true where the pixel has one of these values; `known` lists
+    the values of all classes. They are either all gray levels or palette indices, or all colors. Raises AnnotationError
+    if the file is not of `size` (code `size_mismatch`), if classes are not colors and the channels differ or palette
+    index 0 is not black (`ambiguous_mask`), or if a pixel of a class map is neither background (0 or black) nor of a
+    known class (`unknown_mask_value`); ImageError if the file cannot be read.
     """
     image = decode(path)
     if (image.height, image.width) != size:
@@ -95,15 +95,16 @@ def read_mask(
 
 
 def mask_values(path: Path) -> list[int]:
-    """Distinct gray levels or palette indices of a mask file, ascending; only the lowest 256.
+    """Distinct gray levels or palette indices of a mask file, ascending, at most the lowest 256.
 
-    Raises AnnotationError if its channels differ or its palette does not begin with black; ImageError.
+    Raises AnnotationError if its channels differ or its palette does not start with black; ImageError if the file
+    cannot be read.
     """
     return [int(level) for level in np.unique(_levels(decode(path), path))[:256]]
 
 
 def sample_id(path: PurePath) -> str:
-    """The id of an image by its path under the data root: `images/p1/a.png` and `p1/a.png` both give `p1__a`.
+    """The id of an image, from its path under the data root: `images/p1/a.png` and `p1/a.png` both give `p1__a`.
 
     A leading `images/` is dropped, so that an annotation file gives the same ids as the folder it describes.
     """
@@ -119,7 +120,7 @@ def frame_id(name: str, frame: int) -> str:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Image files under the folder, at any depth, sorted by path; hidden files are left out."""
+    """Image files at any depth in the folder, sorted by path, except hidden ones."""
     found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     return sorted(path for path in found if not path.name.startswith("."))
 
@@ -151,7 +152,7 @@ def _levels(image: Image.Image, path: Path) -> Integer[np.ndarray, "h w"]:
 
 
 def _packed_colors(image: Image.Image, path: Path) -> Integer[np.ndarray, "h w"]:
-    """The color of each pixel of a mask as one number."""
+    """The color of each pixel of a mask as one 24-bit number."""
     if image.mode not in MASK_MODES or image.mode.startswith("I"):
         raise AnnotationError.at(
             path,
@@ -163,20 +164,20 @@ def _packed_colors(image: Image.Image, path: Path) -> Integer[np.ndarray, "h w"]
 
 
 def _number(value: Value) -> int:
-    """A value as `_levels` or `_packed_colors` return it."""
+    """A class value as the number in the arrays of `_levels` or `_packed_colors`."""
     return value if isinstance(value, int) else value[0] << 16 | value[1] << 8 | value[2]
 
 
 def _unknown_value(path: Path, others: np.ndarray, known: Sequence[Value], colored: bool) -> AnnotationError:
-    """The error for values of no class; names the most frequent one."""
+    """The error for pixel values without a class; names the most frequent one."""
     levels, counts = np.unique(others, return_counts=True)
     value = int(levels[counts.argmax()])
     shown = [value >> 16, value >> 8 & 255, value & 255] if colored else value
-    more = f" and {len(levels) - 1} other such values" if len(levels) > 1 else ""
+    more = f" and {len(levels) - 1} more" if len(levels) > 1 else ""
     names = ", ".join(str(list(each) if isinstance(each, tuple) else each) for each in known)
     return AnnotationError.at(
         path,
-        f"the value {shown} (pixels: {counts.max()}){more} belongs to no class; the classes have {names}; "
-        "add it to the table of classes, or draw these pixels again",
+        f"has values that are not in the table of classes ({names}): {shown} (pixels: {counts.max()}){more}; "
+        "add them there, or correct these pixels",
         code="unknown_mask_value",
     )

@@ -1,4 +1,4 @@
-"""Exact and near duplicates among images: a pixel hash, a perceptual hash and a texture hash."""
+"""Find exact and near-duplicate images by a pixel hash, a perceptual hash and a texture hash."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ image pairs of CHASE_DB1, 37 differ in at most `NEAR_BITS` bits, but none of the
 HASH_BITS = 256
 
 BLOCK = (512, 8192)
-"""Perceptual hashes compared with one another at once; 16 MB."""
+"""Numbers of perceptual hashes (rows, columns) compared in one matrix product; 16 MB."""
 
 CHUNK = 1 << 14
-"""Pairs with texture hashes compared at once; 26 MB."""
+"""Number of pairs of texture hashes compared at once; 26 MB."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class ImageHashes:
     """Three hashes of one image."""
 
     pixel_hash: str
-    """`lineage.hash_pixels`: equal for equal pixels only."""
+    """Hash by `lineage.hash_pixels`, equal for equal pixels only."""
     perceptual_hash: str
-    """`lineage.perceptual_hash`: 256 bits, few of which change with small changes of the image."""
+    """256 bits by `lineage.perceptual_hash`; small changes of the image flip only a few."""
     texture_hash: bytes
-    """int8 (20, 20): fine texture, which differs between images of the same composition, such as two retinas."""
+    """Bytes of int8 (20, 20): fine texture, which differs between images of similar composition, such as two retinas."""
 
 
 def hash_image(pixels: UInt8[np.ndarray, "h w 3"]) -> ImageHashes:
@@ -51,8 +51,8 @@ def near_pairs(
     """Index pairs (i, j), i < j, of near-duplicate images, in arrays of up to `CHUNK` pairs.
 
     The perceptual hashes of a pair differ in at most `NEAR_BITS` bits, and its texture hashes correlate by at least
-    `NEAR_TEXTURE`. Images with equal pixels are included. `wanted` maps candidate pairs (2, p) to bool (p,); textures
-    are compared only for pairs that it selects.
+    `NEAR_TEXTURE`. Images with equal pixels are included. `wanted` maps candidate pairs (2, p) to bool (p,): only true
+    pairs are compared by texture and returned.
     """
     if len(hashes) < 2:
         return
@@ -63,9 +63,9 @@ def near_pairs(
 
 
 def _near_hashes(hashes: Sequence[str]) -> Iterator[np.ndarray]:
-    """Pairs of hashes that differ in at most `NEAR_BITS` bits, by matrix products: 10^8 pairs per second.
+    """Index pairs of hashes that differ in at most `NEAR_BITS` bits; matrix products compare 10^8 pairs per second.
 
-    The dot product of two hashes with bits written as 1 and -1 is 256 - 2 x (number of differing bits).
+    With bits encoded as 1 and -1, the dot product of two hashes is 256 - 2 x (number of differing bits).
     """
     table = np.frombuffer(bytes.fromhex("".join(hashes)), np.uint8).reshape(len(hashes), -1)
     least = HASH_BITS - 2 * NEAR_BITS

@@ -1,4 +1,4 @@
-"""Optional fields of an image in every format that allows further keys: frame, group, sequence, spacing."""
+"""Optional fields of an image (frame, group, sequence, spacing) in all formats that allow further keys."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _read_spacing(value: Any) -> tuple[float, float] | None:
     try:
         if len(pair) == 2 and all(type(each) in (int, float) and 0 < each < float("inf") for each in pair):
             return float(pair[0]), float(pair[1])
-    except OverflowError:  # an integer beyond float
+    except OverflowError:  # an integer too large for float
         pass
     raise PydanticCustomError("bad_value", "must be one number or [y, x], above 0")
 
@@ -35,7 +35,7 @@ Name = Annotated[str | None, BeforeValidator(_read_name)]
 
 
 class SampleFields(ForeignObject):
-    """The optional fields of an image. One number of `spacing_mm` stands for y and x."""
+    """The optional fields of an image; a single number for `spacing_mm` applies to y and x."""
 
     frame: NonNegativeInt | None = None
     group: Name = None
@@ -43,12 +43,12 @@ class SampleFields(ForeignObject):
     spacing_mm: Annotated[tuple[float, float] | None, BeforeValidator(_read_spacing)] = None
 
     def as_arguments(self) -> dict[str, Any]:
-        """The four fields as arguments of Sample."""
+        """The four fields as keyword arguments of Sample."""
         return {key: getattr(self, key) for key in KEYS}
 
 
 def write_sample_fields(sample: Sample) -> dict[str, Any]:
-    """The known fields of a sample, ready for JSON; `SampleFields` reads them back."""
+    """The optional fields that a sample has, as JSON values that `SampleFields` reads back."""
     known = {key: getattr(sample, key) for key in KEYS}
     return {
         key: list(value) if isinstance(value, tuple) else value

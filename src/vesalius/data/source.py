@@ -1,4 +1,4 @@
-"""What readers are given and share: the file or folder of a dataset, locations in it, and the errors about them."""
+"""Shared by all readers: the source file or folder, collection of errors, and unique sample ids."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from vesalius.errors import AnnotationError, DataError
 from vesalius.types import Location, Sample
 
 Problems = list[DataError] | None
-"""The list to which readers add the errors of single entries; with None the first error is raised."""
+"""List that collects the errors of single entries; with None, readers raise the first error."""
 
 HEAD_BYTES = 4096
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file or folder that was named as a dataset. Its contents are read once, for all readers."""
+    """A file or folder given as dataset; its contents are read once and shared by all readers."""
 
     path: Path
 
     @property
     def root(self) -> Path:
-        """The folder that image paths and sample ids are relative to."""
+        """Base folder of image paths and sample ids."""
         return self.path if self.path.is_dir() else self.path.parent
 
     @cached_property
@@ -41,7 +41,7 @@ class Source:
 
     @cached_property
     def json(self) -> Any:
-        """The value of a `.json` file, None for anything else; AnnotationError if the file is not JSON."""
+        """The parsed `.json` file, None for anything else; AnnotationError if the file is not JSON."""
         if self.path.suffix.lower() != ".json" or self.path.is_dir():
             return None
         return read_json(self.path)
@@ -52,7 +52,7 @@ class Source:
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file in UTF-8; AnnotationError if it cannot be read or is not JSON."""
+    """The parsed UTF-8 JSON file; AnnotationError if it cannot be read or is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -62,12 +62,12 @@ def read_json(path: Path) -> Any:
 
 
 def unreadable(path: Path, error: OSError, kind: type[DataError] = AnnotationError) -> DataError:
-    """The error for a file or folder that the operating system does not let us read."""
+    """The error for a file or folder that failed to open with an OSError."""
     return Location(path).error(f"cannot be read ({error.strerror})", "unreadable_file", kind=kind)
 
 
 def report(error: DataError, problems: Problems) -> None:
-    """Add the error to `problems`, or raise it if there is no such list."""
+    """Add the error to `problems`, or raise it if `problems` is None."""
     if problems is None:
         raise error
     problems.append(error)
@@ -75,7 +75,7 @@ def report(error: DataError, problems: Problems) -> None:
 
 @contextmanager
 def reporting(problems: Problems) -> Iterator[None]:
-    """Report a DataError of the block; what the block did before it stays."""
+    """Pass a DataError of the block to `report`; earlier effects of the block remain."""
     try:
         yield
     except DataError as error:
@@ -83,19 +83,19 @@ def reporting(problems: Problems) -> Iterator[None]:
 
 
 class UniqueIds(dict[str, object]):
-    """Id -> location of the sample or file that has it."""
+    """Id -> location of the sample or file with this id; duplicates are errors."""
 
     def add(
         self, name: str, where: Location, remedy: str = "", kind: type[DataError] = AnnotationError
     ) -> None:
-        """Remember the id; a DataError with the code `duplicate_id` if it is known already."""
+        """Register the id; a DataError with the code `duplicate_id` if it is already registered."""
         if name in self:
             raise where.error(f"has the same id {name} as {self[name]}", "duplicate_id", remedy, kind)
         self[name] = where
 
 
 class Samples(list[Sample]):
-    """The samples of a dataset in the order in which a reader adds them; their ids are unique."""
+    """List of samples with unique ids."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,6 +104,6 @@ class Samples(list[Sample]):
     def add(
         self, sample: Sample, where: Location, remedy: str = "", kind: type[DataError] = AnnotationError
     ) -> None:
-        """Append the sample; a DataError with the code `duplicate_id` if its id is known already."""
+        """Append the sample; a DataError with the code `duplicate_id` if its id is already in the list."""
         self.ids.add(sample.id, where, remedy, kind)
         self.append(sample)

@@ -21,7 +21,7 @@ from ... import dicom_files
 from ...dicom_files import PATIENT, make_xa, write, write_report, write_xa
 
 SHIPPED = Path(pydicom.__file__).parent / "data" / "test_files"
-"""Only the files in the package; pydicom downloads the others."""
+"""Test files that pydicom installs; it downloads all others."""
 
 REFUSED = {
     "ExplVR_BigEndNoMeta.dcm": "not_dicom",
@@ -61,7 +61,7 @@ SEVERAL = {"SC_rgb_rle_2frame.dcm": 2, "SC_rgb_rle_16bit_2frame.dcm": 2, "exampl
 
 
 def ramp(*values: int, dtype: str = "uint16") -> np.ndarray:
-    """One frame of one row."""
+    """Stored values (1, 1, n) of a single-row frame."""
     return np.array([[values]], dtype=dtype)
 
 
@@ -284,7 +284,7 @@ def test_the_header_is_checked_before_pixels_are_decoded(tmp_path: Path) -> None
     assert refusal(write_xa(tmp_path / "d.dcm", frames, BitsStored=9)) == "invalid_bit_depth"
     assert refusal(write_xa(tmp_path / "i.dcm", frames, PhotometricInterpretation="RGB")) == "header_mismatch"
     assert refusal(write_xa(tmp_path / "e.dcm", frames, BitsAllocated=None)) == "missing_tag"
-    with raises_code(ImageError, "frame_count_mismatch", "9 frames", "holds 3"):
+    with raises_code(ImageError, "frame_count_mismatch", "9 frames", "has 3"):
         packed = write_xa(tmp_path / "f.dcm", frames, "rle")
         tags = pydicom.dcmread(packed)
         tags.NumberOfFrames = 9

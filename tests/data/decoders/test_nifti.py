@@ -23,7 +23,7 @@ nib = pytest.importorskip("nibabel", reason="needs the extra nifti")
 
 
 def write(path: Path, volume: np.ndarray, second: bool = False, **header: Any) -> Path:
-    """A volume written by nibabel, spacing (0.5, 0.7, 2) mm, with further header fields."""
+    """Write a volume with nibabel, spacing (0.5, 0.7, 2) mm, and further header fields."""
     kind = nib.Nifti2Image if second else nib.Nifti1Image
     image = kind(volume, np.diag([0.5, 0.7, 2, 1]), dtype=volume.dtype)
     if volume.ndim >= 3:
@@ -39,7 +39,7 @@ def ramp(*shape: int, dtype: Any = np.int16) -> np.ndarray:
 
 
 def patched(path: Path, at: int, data: bytes) -> Path:
-    """The file with other bytes at offset `at` of its header."""
+    """Overwrite the bytes at offset `at` of the file's header."""
     whole = bytearray(path.read_bytes())
     whole[at : at + len(data)] = data
     path.write_bytes(whole)
@@ -47,7 +47,7 @@ def patched(path: Path, at: int, data: bytes) -> Path:
 
 
 def read(path: Path, index: int) -> np.ndarray:
-    """A slice by a decoder that is opened for it."""
+    """Read one slice with a new decoder."""
     with closing(nifti.NiftiDecoder(path)) as decoder:
         return decoder.read(index)
 
@@ -196,9 +196,9 @@ def test_hostile_headers_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "none": (small, 42, header(0), "unsupported_volume", "3 axes (0 x 3 x 2)"),
         "large": (small, 42, header(32767, 32767), "image_too_large", "1074 megapixels"),
         "many": (small, 42, header(9000, 9000, 32767), "image_too_large", "4944 GiB"),
-        "offset": (small, 108, offset(1e30), "damaged_file", "byte 1e"),
-        "early": (small, 108, offset(4), "damaged_file", "byte 4"),
-        "nan": (small, 108, offset(np.nan), "damaged_file", "byte nan"),
+        "offset": (small, 108, offset(1e30), "damaged_file", "offset (1e"),
+        "early": (small, 108, offset(4), "damaged_file", "offset (4)"),
+        "nan": (small, 108, offset(np.nan), "damaged_file", "offset (nan)"),
         "complex": (small.astype(np.complex64), 40, b"", "unsupported_volume", "complex64"),
         "type": (small, 70, header(77), "unreadable_image", ""),
         "short": (small, 42, header(4, 3, 9), "truncated_file", "568 bytes"),
@@ -301,7 +301,7 @@ def test_a_folder_of_volumes_is_a_dataset_without_masks(tmp_path: Path) -> None:
     assert [sample.id for sample in data.samples] == ["a__0000", "a__0001", "b"]
     assert [sample.group for sample in data.samples] == ["a", "a", None]
     assert data.samples[0].spacing_mm == pytest.approx((0.7, 0.5))
-    assert any("ignored beside the NIfTI volumes, by suffix: .md (1)" in note for note in data.notes)
+    assert any("ignored files beside the NIfTI volumes, by suffix: .md (1)" in note for note in data.notes)
     np.testing.assert_array_equal(load_item(data.samples[1]).frames[0, :, :, 0], first[:, :, 1].T)
     problems: list[DataError] = []
     (tmp_path / "a.nii.gz").write_bytes((tmp_path / "a.nii.gz").read_bytes()[:80])

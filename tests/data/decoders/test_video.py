@@ -30,7 +30,7 @@ N = 30
 
 
 def picture(i: int) -> np.ndarray:
-    """A moving frame that shows its own number as a gray level."""
+    """A frame of a moving pattern that encodes the frame index as a gray level."""
     base = np.random.default_rng(0).integers(0, 255, (6, 8, 3)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
     moved = np.roll(base, 3 * i, axis=1)
     moved[:16, :16] = 8 * i % 256
@@ -40,7 +40,7 @@ def picture(i: int) -> np.ndarray:
 def write(
     path: Path, codec: str, pixels: str, n: int = N, kind: str | None = None, first: int = 0, **options: str
 ) -> Path:
-    """A video of `n` pictures, every tenth a key frame; with `first` > 0 an edit list hides those before it."""
+    """Write a video of `n` pictures, every tenth a key frame; an edit list hides the pictures before `first`."""
     with av.open(str(path), "w", format=kind) as container:
         stream = container.add_stream(codec, rate=25, options={"g": "10", **options})
         stream.height, stream.width = SIZE
@@ -225,7 +225,7 @@ def test_a_truncated_video_is_refused(clips: Path, tmp_path: Path, name: str, sh
     data = (clips / name).read_bytes()
     path = tmp_path / name
     path.write_bytes(data[: int(share * len(data))])
-    with raises_code(ImageError, "truncated_file", f"there are {int(share * len(data))};"):
+    with raises_code(ImageError, "truncated_file", f"it has {int(share * len(data))};"):
         video.count_frames(path)
 
 
@@ -239,7 +239,7 @@ def test_a_transport_stream_cut_within_a_packet_is_refused(clips: Path, tmp_path
 
 @pytest.mark.parametrize("name", ["mpeg4.avi", "raw.avi", "ffv1.mkv", "fast.mp4"])
 def test_a_video_cut_between_two_packets_is_refused(clips: Path, tmp_path: Path, name: str) -> None:
-    """FFmpeg opens such a file with fewer frames and reports nothing."""
+    """FFmpeg opens such a file with fewer frames and no error."""
     whole = clips / name
     if name == "fast.mp4":  # the index comes first
         with (
@@ -417,7 +417,7 @@ def test_a_folder_of_videos_is_a_dataset_without_masks(clips: Path, tmp_path: Pa
     sample = data.samples[N + 7]
     assert (sample.id, sample.frame, sample.group, sample.sequence) == ("p2__b__0007", 7, "p2__b", "p2__b")
     assert sample.masks is None
-    assert any("ignored beside the videos, by suffix: .txt (1)" in note for note in data.notes)
+    assert any("ignored files beside the videos, by suffix: .txt (1)" in note for note in data.notes)
     np.testing.assert_array_equal(load_item(sample).frames[0], picture(7))
     assert [each.id for each in open_dataset(tmp_path / "p1" / "a.mkv").samples][:2] == [
         "a__0000",

@@ -1,7 +1,7 @@
-"""Video containers by their bytes: the kind of a file, and the length that its own headers state.
+"""Detect video containers by their first bytes, and compute the file length stated by their headers.
 
-PyAV does not replace the walks below: a Matroska file, and an AVI or MP4 file (index first) that is cut at the border of
-two packets, opens there with fewer frames and without an error.
+PyAV does not replace the parsers below: it opens a truncated Matroska file, and an AVI or MP4 file (index first) that
+was truncated between two packets, with fewer frames and without an error.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-# brands of still images and audio in the same container
+# brands of still images and audio, which use the MP4 container too
 NOT_VIDEO = (b"heic", b"heix", b"mif1", b"msf1", b"avif", b"avis", b"M4A ", b"M4B ")
 BOXES = (b"ftyp", b"styp", b"sidx", b"moov", b"moof", b"mfra", b"mdat", b"free", b"skip", b"wide", b"uuid")
 FIRST_BOXES = (b"moov", b"mdat", b"free", b"skip", b"wide")
@@ -22,7 +22,7 @@ TS_PACKET = 188
 
 
 def container_of(head: bytes) -> str | None:
-    """`mov` (and MP4), `matroska` (and WebM), `avi`, `mpegts` or `mpeg` by the first 512 bytes; None for others."""
+    """Container by the first 512 bytes: `mov` (also MP4), `matroska` (also WebM), `avi`, `mpegts`, `mpeg`, or None."""
     if head[4:8] == b"ftyp":
         return "mov" if head[8:12] not in NOT_VIDEO else None
     if head[4:8] in FIRST_BOXES:
@@ -37,9 +37,9 @@ def container_of(head: bytes) -> str | None:
 
 
 def stated_bytes(path: Path, container: str) -> int | None:
-    """Minimum length of the file according to its own headers; None if they do not state it.
+    """Minimum length of the file in bytes according to its headers; None if they do not state it.
 
-    An MPEG program stream has no such header, and a recorder that was switched off may have left none.
+    An MPEG program stream has no such header, and an interrupted recording may lack it.
     """
     walk = WALKS.get(container)
     if walk is None:
@@ -49,7 +49,7 @@ def stated_bytes(path: Path, container: str) -> int | None:
 
 
 def _walk_boxes(file: BinaryIO) -> int | None:
-    """ISO 14496-12: boxes of a 32-bit size and a name; size 1 is followed by a 64-bit size, 0 extends to the end."""
+    """ISO 14496-12: a box has a 32-bit size and a type; size 1 means a 64-bit size follows, 0 extends to the end."""
     end, actual = 0, os.fstat(file.fileno()).st_size
     while end < actual:
         file.seek(end)
@@ -66,7 +66,7 @@ def _walk_boxes(file: BinaryIO) -> int | None:
 
 
 def _walk_riff(file: BinaryIO) -> int | None:
-    """RIFF: chunks of a 32-bit size, `AVI `, then `AVIX` for each further gigabyte; a recorder may leave size 0."""
+    """RIFF: an `AVI ` chunk, then an `AVIX` chunk per further gigabyte; an interrupted recording may state size 0."""
     end, actual = 0, os.fstat(file.fileno()).st_size
     while end < actual:
         file.seek(end)
@@ -90,7 +90,7 @@ def _walk_ebml(file: BinaryIO) -> int | None:
 
 
 def _vint(data: bytes, start: int) -> tuple[int, int]:
-    """(value, end offset) of a variable-length integer: leading zero bits count further bytes; -1 for unknown."""
+    """(value, end offset) of a variable-length integer; value -1 if unknown. Leading zero bits count further bytes."""
     width = 9 - data[start].bit_length() if start < len(data) else 9
     if width > 8 or start + width > len(data):
         return -1, start

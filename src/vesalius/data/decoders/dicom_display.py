@@ -1,8 +1,8 @@
 """Conversion of stored DICOM values to gray levels and colors for display (PS3.3 C.7.6.3, C.11.1, C.11.2).
 
 A gray image is mapped through one lookup table with an entry for each possible stored value, at most 65536: modality
-transform, then window or VOI lookup table, then polarity. The header alone determines the table. If it states no
-window, images of at most 8 bits show the full range of their bits, and deeper images a given range of values.
+transform, then window or VOI lookup table, then polarity. The header alone determines the table. Without a window in
+the header, images of at most 8 bits show the full range of their bits, and deeper images a range of values in the file.
 """
 
 from __future__ import annotations
@@ -16,8 +16,12 @@ import numpy as np
 from vesalius.data.decoders.limits import image_error
 
 GRAYS = ("MONOCHROME1", "MONOCHROME2")
-X_RAY_RUNS = ("1.2.840.10008.5.1.4.1.1.12.1", "1.2.840.10008.5.1.4.1.1.12.2", "1.2.840.10008.5.1.4.1.1.12.3")
-"""Angiography, fluoroscopy, and the retired biplane angiography."""
+XRAY_CLASSES = (
+    "1.2.840.10008.5.1.4.1.1.12.1",
+    "1.2.840.10008.5.1.4.1.1.12.2",
+    "1.2.840.10008.5.1.4.1.1.12.3",
+)
+"""SOP classes of angiography, fluoroscopy, and the retired biplane angiography."""
 
 Range = tuple[int, int]
 
@@ -28,26 +32,26 @@ def gray_table(
     """uint8 (256 or 65536,): the gray level of each stored value, indexed by its bits read as unsigned.
 
     `find_range` returns the lowest and highest stored value; it is called only if the header states no window and
-    the image is deeper than 8 bits. Padding pixels are black. Raises ImageError, beginning with `where`, for a window
+    the image is deeper than 8 bits. Padding pixels are black. Raises ImageError, starting with `where`, for a window
     or lookup table that cannot be applied.
     """
     stored = np.arange(2 ** (8 * dtype.itemsize)).astype(f"u{dtype.itemsize}").view(dtype)
     values = _apply_modality(tags, frame, stored, where)
-    share = _apply_voi(tags, frame, values, where)
-    if share is None:
+    gray = _apply_voi(tags, frame, values, where)
+    if gray is None:
         low, high = _bits_range(tags) if int(tags.BitsStored) <= 8 else find_range()
         shown = values[(stored >= low) & (stored <= high)]
         floor, ceiling = (shown.min(), shown.max()) if shown.size else (0.0, 0.0)
-        share = (values - floor) / (ceiling - floor) if ceiling > floor else np.zeros_like(values)
+        gray = (values - floor) / (ceiling - floor) if ceiling > floor else np.zeros_like(values)
     if tags.PhotometricInterpretation == "MONOCHROME1" or tags.get("PresentationLUTShape") == "INVERSE":
-        share = 1 - share
-    table = np.floor(np.clip(share, 0, 1) * 255 + 0.5).astype(np.uint8)
+        gray = 1 - gray
+    table = np.floor(np.clip(gray, 0, 1) * 255 + 0.5).astype(np.uint8)
     table[is_padding(tags, stored)] = 0
     return table
 
 
 def is_padding(tags: Any, stored: np.ndarray) -> np.ndarray:
-    """Bool array of the shape of `stored`: true for padding (Pixel Padding Value and its range)."""
+    """Bool array in the shape of `stored`: true for padding (Pixel Padding Value or Range)."""
     value = tags.get("PixelPaddingValue")
     if value is None:
         return np.zeros(stored.shape, dtype=bool)
@@ -57,7 +61,7 @@ def is_padding(tags: Any, stored: np.ndarray) -> np.ndarray:
 
 
 def colors(pixels: np.ndarray, bits: int) -> np.ndarray:
-    """uint8 (h, w, 3) of color samples of `bits` bits; more than 8 bits are scaled, as no window applies to colors."""
+    """uint8 (h, w, 3) of color pixels with `bits` bits; more than 8 bits are scaled, because colors have no window."""
     if bits == 8 and pixels.dtype == np.uint8:
         return pixels
     full = 2.0**bits - 1
@@ -65,7 +69,7 @@ def colors(pixels: np.ndarray, bits: int) -> np.ndarray:
 
 
 def functional_group(tags: Any, frame: int, keyword: str) -> Any:
-    """The functional group macro `keyword` of an enhanced image, for one frame or shared; None if there is none."""
+    """Functional group macro `keyword` of an enhanced image: of the frame, else the shared one, else None."""
     for groups, index in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
         items = tags.get(groups) or ()
         found = items[index].get(keyword) if index < len(items) else None
@@ -80,8 +84,8 @@ def _bits_range(tags: Any) -> Range:
 
 
 def _apply_modality(tags: Any, frame: int, stored: np.ndarray, where: str) -> np.ndarray:
-    # here the modality transform recovers X-ray intensity and is not for display (PS3.4 N.2.1.1, PS3.17 FFF.2.3.1.3.4)
-    if tags.get("SOPClassUID") in X_RAY_RUNS and tags.get("PixelIntensityRelationship") in ("LOG", "DISP"):
+    # their modality transform recovers X-ray intensity, not display values (PS3.4 N.2.1.1, PS3.17 FFF.2.3.1.3.4)
+    if tags.get("SOPClassUID") in XRAY_CLASSES and tags.get("PixelIntensityRelationship") in ("LOG", "DISP"):
         return stored.astype(np.float64)
     if tags.get("ModalityLUTSequence"):
         return _look_up(tags, tags.ModalityLUTSequence[0], stored, where)[0]
@@ -92,7 +96,7 @@ def _apply_modality(tags: Any, frame: int, stored: np.ndarray, where: str) -> np
 
 
 def _apply_voi(tags: Any, frame: int, values: np.ndarray, where: str) -> np.ndarray | None:
-    """Share of full white of each value, by the first VOI table or window; None if the header states neither."""
+    """Gray level in [0, 1] of each value, by the first VOI table or window; None if the header states neither."""
     stated = functional_group(tags, frame, "FrameVOILUTSequence") or tags
     if stated.get("VOILUTSequence"):
         found, bits = _look_up(tags, stated.VOILUTSequence[0], values, where)
@@ -115,7 +119,7 @@ def _apply_voi(tags: Any, frame: int, values: np.ndarray, where: str) -> np.ndar
 
 
 def _look_up(tags: Any, item: Any, values: np.ndarray, where: str) -> tuple[np.ndarray, int]:
-    """(entries of a lookup table for values, bits per entry); values beyond an end of the table get its last entry."""
+    """(table entry of each value, bits per entry); values outside the table get its first or last entry."""
     stated, first, bits = (int(number) for number in item.LUTDescriptor)
     data = item.LUTData
     n = stated or 2**16

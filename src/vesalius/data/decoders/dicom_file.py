@@ -1,7 +1,7 @@
-"""Open and check DICOM files: the header, and the stored values of single frames.
+"""Open and check DICOM files, and decode the stored values of single frames.
 
-No message contains anything that identifies a person: errors name the file and the kind of fault, never the value of a
-free-text attribute, and the warnings of pydicom, which may quote values, are suppressed.
+Messages never identify a person: errors name the file and the kind of fault but no value of a free-text attribute, and
+warnings of pydicom, which may quote values, are suppressed.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from vesalius.errors import VesaliusError
 from vesalius.extras import require
 from vesalius.masks import Size
 
-GREATEST_VALUE = 2**20
-"""Maximum bytes of a value that is read with the header; larger values are read on access."""
+MAX_EAGER_BYTES = 2**20
+"""Maximum size of a value that is read with the header; larger values are read on access."""
 
 
 @dataclass(frozen=True)
 class DicomImage:
-    """An open file with a consistent header."""
+    """An open DICOM image file with a validated header."""
 
     path: Path
     file: BinaryIO
@@ -37,27 +37,27 @@ class DicomImage:
     size: Size
     frames: int
     offset: int
-    """First byte of the pixel data value."""
+    """Byte offset of the pixel data value."""
     kind: str
-    """OB or OW, which determines the byte order in big endian; another string if the file states none of them."""
+    """Value representation of the pixel data, OB or OW, which sets the byte order in big endian; else any string."""
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[tuple[Any, BinaryIO]]:
-    """(header, file positioned at the pixel data); pydicom logs and warns nothing within the block.
+    """(header, file positioned at the pixel data); log lines and warnings of pydicom are suppressed in the block.
 
-    Every exception inside the block becomes an ImageError that names the file and no value of it.
+    Every exception in the block becomes an ImageError that names the file but quotes none of its values.
     """
     pydicom = require("pydicom", "dicom", "DICOM files")
     try:
         with silence(), path.open("rb") as file:
             _check_syntax(pydicom, path)
-            yield pydicom.dcmread(file, stop_before_pixels=True, defer_size=GREATEST_VALUE), file
+            yield pydicom.dcmread(file, stop_before_pixels=True, defer_size=MAX_EAGER_BYTES), file
     except VesaliusError:
         raise
     except pydicom.errors.InvalidDicomError as error:
         raise image_error(path, "is not a DICOM file", "not_dicom") from error
-    # parsers and decoders may raise any exception: struct.error, EOFError, KeyError, MemoryError for a length of 4 GB
+    # parsers may raise any exception: struct.error, EOFError, KeyError, MemoryError for a stated length of 4 GB
     except Exception as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise image_error(path, f"cannot be read as DICOM ({reason})", "damaged_file") from error
@@ -65,14 +65,14 @@ def reading(path: Path) -> Iterator[tuple[Any, BinaryIO]]:
 
 @contextmanager
 def opened(path: Path) -> Iterator[DicomImage]:
-    """An image with a complete header and enough pixel data for it; ImageError as for `reading`."""
+    """The open image, with checked header and pixel data length; ImageError if they are invalid, and as `reading`."""
     with reading(path) as (tags, file):
         yield _check(path, file, tags)
 
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Suppress warnings and log lines, which may quote the file, and the validation of values."""
+    """Disable value validation, and warnings and log lines, which may quote values of the file."""
     config = require("pydicom.config", "dicom", "DICOM files")
     loggers = [logging.getLogger(name) for name in ("pydicom", "pylibjpeg", "openjpeg")]
     levels = [each.level for each in loggers]
@@ -88,11 +88,11 @@ def silence() -> Iterator[None]:
 
 
 def _check_syntax(pydicom: Any, path: Path) -> None:
-    """Check, before the header is read, that a decoder for the transfer syntax is installed."""
+    """Raise ImageError, before the header is read, unless the transfer syntax is supported and its decoder installed."""
     syntax = pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID")
     if syntax is None:
         raise image_error(path, "states no transfer syntax", "unsupported_transfer_syntax")
-    # it is unpacked before anything can be checked, so a small file could exhaust memory
+    # pydicom inflates it before anything can be checked, so a small file could exhaust memory
     if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:
         raise image_error(path, "is a deflated dataset", "unsupported_transfer_syntax")
     name = syntax.name if syntax.name != syntax else "unknown"
@@ -100,17 +100,17 @@ def _check_syntax(pydicom: Any, path: Path) -> None:
         decoder = pydicom.pixels.get_decoder(syntax)
     except NotImplementedError as error:
         raise image_error(
-            path, f"has the transfer syntax {name}, which is not read", "unsupported_transfer_syntax"
+            path, f"has the unsupported transfer syntax {name}", "unsupported_transfer_syntax"
         ) from error
     if not decoder.is_available:
         remedy = 'install it with: pip install "vesalius[dicom]"'
-        raise image_error(path, f"needs a decoder of {name}", "undecodable_pixels", remedy=remedy)
+        raise image_error(path, f"needs a decoder for {name}", "undecodable_pixels", remedy=remedy)
 
 
 def _check(path: Path, file: BinaryIO, tags: Any) -> DicomImage:
-    """Check header and file length, before any pixel is decoded."""
+    """The image with checked header and file length; no pixel is decoded."""
     if "Rows" not in tags or "Columns" not in tags:
-        raise image_error(path, "holds no image, only a DICOM object of another kind", "no_pixel_data")
+        raise image_error(path, "is a DICOM object without an image", "no_pixel_data")
     needed = "SamplesPerPixel PhotometricInterpretation BitsAllocated BitsStored PixelRepresentation".split()
     missing = [name for name in needed if tags.get(name) is None]
     if missing:
@@ -124,13 +124,13 @@ def _check(path: Path, file: BinaryIO, tags: Any) -> DicomImage:
     if min(*size, frames) < 1 or samples != (1 if gray else 3):
         raise image_error(
             path,
-            f"states {frames} frames of {size[0]} x {size[1]} (h x w) with {samples} values a "
-            f"{'gray' if gray else 'colored'} pixel",
+            f"states {frames} frames of {size[0]} x {size[1]} (h x w) with {samples} values per "
+            f"{'gray' if gray else 'color'} pixel",
             "header_mismatch",
         )
     check_pixels(*size, str(path))
     if bits not in (8, 16) or not 1 <= stored <= bits or int(tags.get("HighBit") or stored - 1) != stored - 1:
-        raise image_error(path, f"has {stored} bits in {bits} a value", "invalid_bit_depth")
+        raise image_error(path, f"allocates {bits} bits per value and stores {stored}", "invalid_bit_depth")
     frame_bytes = size[0] * size[1] * samples * bits // 8
     if tags.PhotometricInterpretation == "YBR_FULL_422":
         frame_bytes = frame_bytes // 3 * 2
@@ -154,31 +154,31 @@ def _check_pixels(path: Path, file: BinaryIO, tags: Any, frames: int, frame_byte
         parts = _count_fragments(path, file, end)
         file.seek(offset)
         if parts < frames:
-            raise image_error(path, f"states {frames} frames and holds {parts}", "frame_count_mismatch")
+            raise image_error(path, f"states {frames} frames but has {parts}", "frame_count_mismatch")
         return offset, kind
     held = min(length, end - offset)
     if held < frames * frame_bytes:
         raise image_error(
             path,
-            f"is cut short: {frames} frames need {frames * frame_bytes} bytes of pixels, {held} are there",
+            f"is truncated: {frames} frames need {frames * frame_bytes} bytes of pixel data, but it has {held}",
             "truncated_file",
         )
     if held - frames * frame_bytes >= frame_bytes:
         raise image_error(
-            path, f"states {frames} frames and holds {held // frame_bytes}", "frame_count_mismatch"
+            path, f"states {frames} frames but has {held // frame_bytes}", "frame_count_mismatch"
         )
     return offset, kind
 
 
 def _count_fragments(path: Path, file: BinaryIO, end: int) -> int:
-    """Number of fragments of compressed pixels; each frame has at least one."""
+    """Number of fragments of compressed pixel data; each frame has at least one."""
     parts = -1  # the first item is the offset table
     while True:
         head = file.read(8)
         if head[:4] == b"\xfe\xff\xdd\xe0":
             return parts
         if head[:4] != b"\xfe\xff\x00\xe0" or file.tell() + int.from_bytes(head[4:], "little") > end:
-            raise image_error(path, "is cut short in its pixels", "truncated_file")
+            raise image_error(path, "is truncated within its pixel data", "truncated_file")
         file.seek(int.from_bytes(head[4:], "little"), os.SEEK_CUR)
         parts += 1
 
@@ -199,7 +199,7 @@ def decode(image: DicomImage, index: int) -> np.ndarray:
     if syntax.is_encapsulated and syntax.keyword != "RLELossless":
         _check_stream(image, index, options)
     image.file.seek(image.offset)
-    # pylibjpeg's RLE decoder, in Rust, panics if runs exceed the frame; pydicom's own raises
+    # pylibjpeg's RLE decoder, in Rust, panics if runs exceed the frame; pydicom's decoder raises an exception
     plugin = "pydicom" if syntax.keyword == "RLELossless" else ""
     try:
         pixels, _ = get_decoder(syntax).as_array(image.file, index=index, decoding_plugin=plugin, **options)
@@ -211,7 +211,7 @@ def decode(image: DicomImage, index: int) -> np.ndarray:
 
 
 def _check_stream(image: DicomImage, index: int, options: dict[str, Any]) -> None:
-    """Check that a compressed frame has the size of the header: decoders trust the stream, which could exhaust memory."""
+    """Check that a compressed frame has the header's size: decoders trust the stream, which could exhaust memory."""
     from pydicom import encaps
 
     image.file.seek(image.offset)
@@ -225,12 +225,12 @@ def _check_stream(image: DicomImage, index: int, options: dict[str, Any]) -> Non
     stated = (*image.size, int(image.tags.SamplesPerPixel))
     if found != stated:
         sizes = [" x ".join(map(str, each)) if each else "an unreadable stream" for each in (found, stated)]
-        wrong = f"is compressed as {sizes[0]} but the header states {sizes[1]} (h x w x values a pixel)"
+        wrong = f"is compressed as {sizes[0]} but the header states {sizes[1]} (h x w x values per pixel)"
         raise image_error(image.path, wrong, "header_mismatch", f"frame {index}")
 
 
 def stream_shape(stream: bytes) -> tuple[int, int, int] | None:
-    """(h, w, samples per pixel) by the header of a JPEG, JPEG-LS or JPEG 2000 stream; None for other data."""
+    """(h, w, samples per pixel) in the header of a JPEG, JPEG-LS or JPEG 2000 stream; None for other data."""
     if stream[:2] == b"\xff\xd8":
         position = 2
         while position + 10 <= len(stream):
@@ -241,7 +241,7 @@ def stream_shape(stream: bytes) -> tuple[int, int, int] | None:
             position += 1 if marker == 0xFF else 2 + length
         return None
     start = 0
-    if stream[4:8] == b"jP  ":  # JP2 boxes, which DICOM forbids and some files have
+    if stream[4:8] == b"jP  ":  # JP2 boxes, which DICOM forbids but some files contain
         while stream[start + 4 : start + 8] not in (b"jp2c", b""):
             start += max(8, int.from_bytes(stream[start : start + 4], "big"))
         start += 8

@@ -1,4 +1,4 @@
-"""DICOM images: header facts, and single frames with display gray levels."""
+"""Read DICOM images: facts from the header, and single frames as displayed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NOT_IMAGES = tuple(
 reports, encapsulated documents, radiotherapy structures and beams."""
 
 RANGE_FRAMES = 64
-"""Number of frames, spread evenly, from which the value range of an image without a window is taken."""
+"""Maximum number of evenly spread frames that determine the value range of an image without a window."""
 IDENTIFYING = (
     "PatientName PatientID PatientBirthDate PatientAddress PatientTelephoneNumbers PatientMotherBirthName "
     "PatientBirthName OtherPatientIDs OtherPatientNames OtherPatientIDsSequence AccessionNumber "
@@ -44,7 +44,7 @@ IDENTIFYING = (
 
 @dataclass(frozen=True)
 class DicomFacts:
-    """Facts in the header of an image; None or empty if not stated."""
+    """Facts from the header of an image; None or empty if not stated."""
 
     frames: int
     size: Size
@@ -52,7 +52,8 @@ class DicomFacts:
     spacing_mm: tuple[float, float] | None
     """Pixel spacing (y, x)."""
     spacing_of: str
-    """`PixelSpacing` (calibrated, or in the patient) or `ImagerPixelSpacing` (at the detector, magnified)."""
+    """Source of `spacing_mm`: `PixelSpacing` (calibrated, or in the patient) or `ImagerPixelSpacing` (at the detector,
+    magnified); "" without spacing."""
     frame_time_ms: float | None
     sop_instance_uid: str
     series_uid: str
@@ -60,31 +61,31 @@ class DicomFacts:
     instance_number: int | None
     patient_id: str = field(repr=False)
     burned_in_annotation: bool | None
-    """True if the pixels show text that identifies the patient."""
+    """True if the pixels show text that identifies the patient; None if not stated."""
     personal_tags: tuple[str, ...]
     """Attributes of `IDENTIFYING` that have a value."""
 
 
 def recognize(path: Path, head: bytes) -> bool:
-    """True for a DICOM file that may hold an image, by its first bytes."""
+    """True if the first bytes are those of a DICOM file that may contain an image."""
     return head[128:132] == b"DICM" and not sop_class(head).startswith(NOT_IMAGES)
 
 
 def sop_class(head: bytes) -> str:
-    """The SOP class in the first bytes of a DICOM file; "" if they do not state it."""
+    """The SOP class UID in the first bytes of a DICOM file; "" if it is not there."""
     _, found, rest = head[132:].partition(b"\x02\x00\x02\x00UI")
     length = int.from_bytes(rest[:2], "little")
     return rest[2 : 2 + length].rstrip(b"\0 ").decode("ascii", "replace") if found else ""
 
 
 def count_frames(path: Path) -> int:
-    """Number of frames by the header; ImageError if the file is unreadable or too short for them."""
+    """Number of frames stated in the header; ImageError if the file is unreadable or too short for them."""
     with opened(path) as image:
         return image.frames
 
 
 def read_frame(path: Path, index: int) -> UInt8[np.ndarray, "h w 3"]:
-    """One frame, counted from 0, with the display transform of the header; no other frame is decoded.
+    """Frame `index` (from 0) as RGB, with the display transform of the header; no other frame is decoded.
 
     Gray values pass the modality transform and the first window, and are inverted for MONOCHROME1. Without a window,
     images of at most 8 bits show the full range of their bits, and deeper ones the range of values in the file (in at
@@ -105,13 +106,13 @@ def read_frame(path: Path, index: int) -> UInt8[np.ndarray, "h w 3"]:
 
 
 class DicomDecoder:
-    """Frames of one DICOM file, which is opened anew for each frame."""
+    """Decoder of one DICOM file, which is opened anew for each frame."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.n_frames = path, count_frames(path)
 
     def read(self, frame: int) -> UInt8[np.ndarray, "h w 3"]:
-        """RGB pixels of a frame; ImageError as for `read_frame`."""
+        """RGB pixels of a frame; raises ImageError as `read_frame` does."""
         return read_frame(self.path, frame)
 
     def close(self) -> None:
@@ -119,7 +120,7 @@ class DicomDecoder:
 
 
 def read_facts(path: Path) -> DicomFacts:
-    """Facts in the header; ImageError if it is unreadable or describes no image."""
+    """Facts from the header; ImageError if it is unreadable or describes no image."""
     with opened(path) as image:
         tags = image.tags
         spacing, spacing_of = _read_spacing(tags)
@@ -140,7 +141,7 @@ def read_facts(path: Path) -> DicomFacts:
             instance_number=None if number is None else int(number),
             patient_id=_text(tags, "PatientID"),
             burned_in_annotation={"YES": True, "NO": False}.get(stated),
-            # REMOVED is the dummy that de-identification writes for mandatory values
+            # REMOVED is the dummy value that de-identification writes for mandatory attributes
             personal_tags=tuple(
                 name for name in IDENTIFYING if name not in known and _text(tags, name) not in ("", "REMOVED")
             ),
@@ -148,12 +149,12 @@ def read_facts(path: Path) -> DicomFacts:
 
 
 def frame_time_ms(path: Path) -> float | None:
-    """Mean time between frames; None if the header does not state it."""
+    """Mean time between frames in ms; None if the header does not state it."""
     return read_facts(path).frame_time_ms
 
 
 def _to_color(image: DicomImage, pixels: np.ndarray) -> np.ndarray:
-    """uint8 (h, w, 3) of a color image; palette colors are looked up, other models are already decoded to RGB."""
+    """uint8 (h, w, 3) of a color image; palette colors are looked up, other models are decoded to RGB already."""
     from pydicom.pixels import apply_color_lut
 
     kind = image.tags.PhotometricInterpretation

@@ -1,4 +1,4 @@
-"""Files of several frames (DICOM, NIfTI, video): detected by their first bytes, counted, and read frame by frame."""
+"""Multi-frame files (DICOM, NIfTI, video): detection by first bytes, frame counts, and reading of single frames."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ HEAD_BYTES = 512
 
 
 class FrameDecoder(Protocol):
-    """One open file; used by one thread at a time."""
+    """Interface of the decoder of one open file; used by one thread at a time."""
 
     n_frames: int
 
     def read(self, frame: int) -> np.ndarray:
-        """uint8 (h, w, 3) of a frame, counted from 0, as it is meant to be displayed."""
+        """RGB pixels, uint8 (h, w, 3), of a frame (from 0) as displayed."""
 
     def close(self) -> None:
         """Close the file."""
@@ -32,18 +32,17 @@ class FrameDecoder(Protocol):
 
 @dataclass(frozen=True)
 class FrameFile:
-    """One kind of file. Each function raises ImageError, naming the file, and MissingExtraError."""
+    """One kind of multi-frame file. Its functions raise ImageError, naming the file, and MissingExtraError."""
 
     suffixes: tuple[str, ...]
-    """File endings in lower case that count as this kind when a folder is searched; files with an unknown ending, or
-    none, are recognized by content."""
+    """File suffixes of this kind in lower case; files with other suffixes, or none, are recognized by content."""
     recognize: Callable[[Path, bytes], bool]
-    """True for files of this kind, by path and the first `HEAD_BYTES` bytes; imports nothing."""
+    """True for files of this kind, given path and first `HEAD_BYTES` bytes; loads no optional library."""
     count_frames: Callable[[Path], int]
-    """Number of frames, by the header if it states one."""
+    """Number of frames, from the header if stated there."""
     open: Callable[[Path], FrameDecoder]
     frame_time_ms: Callable[[Path], float | None]
-    """Mean time between frames; None if the file does not state it."""
+    """Mean time between frames in ms; None if the file does not state it."""
 
 
 KINDS: dict[str, FrameFile] = {
@@ -62,7 +61,7 @@ SUFFIXES = tuple(suffix for kind in KINDS.values() for suffix in kind.suffixes)
 
 
 def kind_of(path: Path) -> FrameFile | None:
-    """The kind of a file; None if it is none of `KINDS` or cannot be read."""
+    """The entry of `KINDS` for a file; None if there is none or the file cannot be read."""
     try:
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
@@ -72,10 +71,10 @@ def kind_of(path: Path) -> FrameFile | None:
 
 
 class FrameReader:
-    """Reads frames of any files and keeps the last `MAX_OPEN` decoders open until `close`.
+    """Reader of single frames that keeps the last `MAX_OPEN` decoders open until `close`.
 
-    Frames read in order are decoded once each; without an open decoder, each frame of a video is decoded from the key
-    frame before it, and a compressed volume is unpacked up to it. Threads may share a reader: a decoder is used by
+    Frames read in order are decoded once each. Without an open decoder, each frame of a video is decoded from the key
+    frame before it, and a compressed volume is decompressed up to it. Threads may share a reader: a decoder is used by
     one thread at a time.
     """
 
@@ -92,9 +91,9 @@ class FrameReader:
         self.close()
 
     def read(self, path: Path, frame: int | None) -> np.ndarray | None:
-        """uint8 (h, w, 3) of a frame; None if the file is none of `KINDS`.
+        """RGB pixels, uint8 (h, w, 3), of a frame; None if the file is none of `KINDS`.
 
-        Raises ImageError if the file has no such frame, or several and `frame` is None.
+        Raises ImageError if the file has no such frame, or has several frames and `frame` is None.
         """
         kind = kind_of(path)
         if kind is None:
@@ -106,7 +105,7 @@ class FrameReader:
             if frame is not None and not 0 <= frame < n:
                 raise image_error(
                     path,
-                    f"has {n} frames, so there is no frame {frame} (they count from 0)",
+                    f"has {n} frames, so there is no frame {frame} (numbered from 0)",
                     "frame_count_mismatch",
                 )
             return decoder.read(frame or 0)
@@ -120,7 +119,7 @@ class FrameReader:
 
     @contextmanager
     def _borrow(self, kind: FrameFile, path: Path) -> Iterator[FrameDecoder]:
-        """The decoder of the file that was used last, or a new one; closed if reading fails."""
+        """The most recently used idle decoder of the file, or a new one; it is closed if the block fails."""
         version = version_of(path)
         with self._lock:
             at = max((i for i, (key, _) in enumerate(self._idle) if key == version), default=None)

@@ -1,4 +1,4 @@
-"""File versions as cache keys, the limit on pixels, and one error for everything that a parser raises."""
+"""Shared by all decoders: file versions as cache keys, the pixel limit, and parser exceptions as ImageError."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ MAX_PIXELS = 200_000_000
 """Maximum number of pixels of an image, slice or frame."""
 
 Version = tuple[Path, int, int]
-"""Path, size in bytes and modification time in ns: the key of everything that is cached about a file."""
+"""Cache key of a file: path, size in bytes and modification time in ns."""
 
 
 def image_error(file: Path | str, wrong: str, code: str, part: str = "", remedy: str = "") -> ImageError:
-    """The error `FILE, PART: WRONG; REMEDY`; the remedy of the table of codes unless another one is given.
+    """An ImageError `FILE, PART: WRONG; REMEDY`; `remedy` defaults to that of the code.
 
     `part` is a part of the file, such as `frame 3`.
     """
@@ -39,24 +39,24 @@ def version_of(path: Path) -> Version:
 
 
 def check_pixels(height: int, width: int, where: str) -> None:
-    """Raise ImageError, beginning with `where`, if an image of this size has more than `MAX_PIXELS` pixels."""
+    """Raise ImageError, starting with `where`, if an image of this size has more than `MAX_PIXELS` pixels."""
     if height * width > MAX_PIXELS:
-        wrong = f"has {height * width / 1e6:.0f} megapixels, {MAX_PIXELS // 10**6} are allowed"
+        wrong = f"has {height * width / 1e6:.0f} megapixels; the limit is {MAX_PIXELS // 10**6}"
         raise image_error(where, wrong, "image_too_large")
 
 
 @contextmanager
 def decoding(path: Path, part: str = "") -> Iterator[None]:
-    """Turn every exception of a library's parser (OSError, KeyError, struct.error, ...) into one ImageError.
+    """Convert any exception of a parser in the block (OSError, KeyError, struct.error, ...) to an ImageError.
 
-    The message names the file and `part`, such as `frame 3`. VesaliusError and MemoryError pass unchanged.
+    Its message names the file and `part`, such as `frame 3`. VesaliusError and MemoryError pass unchanged.
     """
     try:
         yield
     except VesaliusError:
         raise
     except Exception as error:
-        if type(error) is MemoryError:  # FFmpeg's subclass means a size that a broken header asks for
+        if type(error) is MemoryError:  # FFmpeg raises a subclass for an impossible size in a damaged header
             raise
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise image_error(path, f"cannot be decoded ({reason})", "unreadable_image", part) from error

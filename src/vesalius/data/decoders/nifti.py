@@ -1,12 +1,12 @@
-"""NIfTI volumes (`.nii`, `.nii.gz`) as slices with display gray levels.
+"""Read NIfTI volumes (`.nii`, `.nii.gz`) as slices with display gray levels.
 
 A slice is taken along the last axis, as stored: axis 0 (x) runs to the right and axis 1 (y) down, so slice k is
 `volume[:, :, k].T`, the array of SimpleITK and nnU-Net. The affine is not applied: a viewer that orients volumes to the
 patient may show the same slice mirrored.
 
-Gray levels are the same for all slices of a file: from `cal_min` (black) to `cal_max` (white) if the header states
-them; bytes without scaling unchanged; otherwise from the 0.5th to the 99.5th percentile of the volume's finite numbers
-(an even sample of at most four million voxels). Values outside are black or white, and NaN is black.
+All slices of a file gray one gray scale: from `cal_min` (black) to `cal_max` (white) if the header states them; the
+stored values for uint8 without scaling; otherwise from the 0.5th to the 99.5th percentile of the finite voxels (an even
+sample of at most four million). Values outside are clipped to black or white, and NaN is black.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from vesalius.extras import require
 SUFFIXES = (".nii", ".nii.gz")
 
 MAX_BYTES = 8 * 2**30
-"""Maximum size of an unpacked volume; a gzip file of 8 MB can unpack to as much."""
+"""Maximum size of a decompressed volume; a gzip file of 8 MB can decompress to this size."""
 MAX_SLICES = 100_000
 MAX_OFFSET = 2**26
-"""Maximum bytes before the voxels: the header and its extensions."""
+"""Maximum offset of the voxels in bytes, after the header and its extensions."""
 MAX_SAMPLED = 2**22
-"""Voxels sampled for percentiles."""
+"""Maximum number of voxels sampled for percentiles."""
 PERCENTILES = (0.5, 99.5)
 
 GZIP = b"\x1f\x8b"
 MAGICS = {348: (344, b"n+1\0"), 540: (4, b"n+2\0")}
-"""Header length, its first number -> (offset of the magic, the magic)."""
+"""Header length (the first number of the header) -> (offset of the magic bytes, magic bytes)."""
 MM_OF_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 """`xyzt_units` -> mm: unknown (taken as mm, like ITK), meters, millimeters, micrometers."""
 
@@ -50,37 +50,37 @@ def recognize(path: Path, head: bytes) -> bool:
             head = zlib.decompressobj(wbits=31).decompress(head, 512)
         except zlib.error:
             return False
-    # in the wrong byte order, 348 and 540 are huge
+    # the smaller number has the right byte order: byte-swapped, 348 and 540 are huge
     length = min(int.from_bytes(head[:4], "little"), int.from_bytes(head[:4], "big"))
     at, magic = MAGICS.get(length, (0, b"none"))
     return head[at : at + 4] == magic
 
 
 def count_frames(path: Path) -> int:
-    """Number of slices by the header: the length of axis 2, or 1 for a plane.
+    """Number of slices stated in the header: the length of axis 2, or 1 for a 2D image.
 
-    Raises ImageError for a broken header, one axis or more than three (further axes of length 1 are dropped), voxels
-    that are neither real numbers nor RGB24, slices above `MAX_PIXELS`, more than `MAX_SLICES` or `MAX_BYTES`, or a
-    truncated file; MissingExtraError without nibabel.
+    Raises ImageError for a damaged header, one axis or more than three (trailing axes of length 1 are dropped), voxels
+    that are neither real numbers nor RGB24, slices above `MAX_PIXELS`, more than `MAX_SLICES` slices or `MAX_BYTES`
+    bytes, or a truncated file; MissingExtraError without nibabel.
     """
     return _volume(*version_of(path)).shape[2]
 
 
 def spacing_mm(path: Path) -> tuple[float, float] | None:
-    """Pixel spacing (y, x) within a slice; None if the header states none."""
+    """Pixel spacing (y, x) in mm within a slice; None if the header does not state it."""
     return _volume(*version_of(path)).spacing_mm
 
 
 @dataclass(frozen=True)
 class Volume:
-    """Properties of a volume in its header."""
+    """Properties of a volume stated in its header."""
 
     shape: tuple[int, int, int]
     """Lengths of axes 0, 1 and 2: width and height of a slice, and the number of slices."""
     dtype: np.dtype[Any]
-    """Type of stored voxels; a structured type for RGB24."""
+    """Type of the stored voxels; a structured type for RGB24."""
     offset: int
-    """Offset of the voxels in bytes."""
+    """Byte offset of the voxels."""
     slope: float
     intercept: float
     window: tuple[float, float] | None
@@ -89,12 +89,12 @@ class Volume:
 
     @property
     def n_bytes(self) -> int:
-        """Size of the unpacked voxels."""
+        """Size of the decompressed voxels."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 class NiftiDecoder:
-    """One open volume; used by one thread at a time. Slices of a gzip file read in order unpack it once."""
+    """Decoder of one open volume, for one thread at a time; reading in order decompresses a gzip file once."""
 
     def __init__(self, path: Path) -> None:
         self.path, self._version = path, version_of(path)
@@ -107,7 +107,7 @@ class NiftiDecoder:
         self._voxels = _nibabel("nibabel.arrayproxy").ArrayProxy(self._file, spec)
 
     def read(self, frame: int) -> UInt8[np.ndarray, "h w 3"]:
-        """A slice as RGB, in the orientation and gray levels of the module; ImageError as for `numbers`."""
+        """A slice as RGB, as stored (axis 0 right, axis 1 down) with display gray levels; ImageError as `numbers`."""
         numbers, volume = self.numbers(frame), self._volume
         if volume.dtype.fields:
             return np.ascontiguousarray(numbers).view(np.uint8).reshape(*numbers.shape, 3)
@@ -118,14 +118,14 @@ class NiftiDecoder:
         return np.repeat(gray[:, :, None], 3, axis=2)
 
     def numbers(self, index: int) -> Shaped[np.ndarray, "h w"]:
-        """Voxel values of a slice: as stored, or float64 if the header states a slope and intercept.
+        """Voxel values of a slice, as stored, or scaled as float64 if the header states a slope and intercept.
 
         Raises ImageError if there is no such slice or the file ends before it.
         """
         if not 0 <= index < self.n_frames:
             raise image_error(
                 self.path,
-                f"has {self.n_frames} slices, so there is no slice {index} (they count from 0)",
+                f"has {self.n_frames} slices, so there is no slice {index} (numbered from 0)",
                 "frame_count_mismatch",
             )
         with decoding(self.path, f"slice {index}"), np.errstate(over="ignore"):
@@ -133,7 +133,7 @@ class NiftiDecoder:
                 return np.asarray(self._voxels[..., index]).T
             except ValueError as error:  # nibabel: not enough data in file
                 raise image_error(
-                    self.path, f"is cut short in slice {index} of {self.n_frames}", "truncated_file"
+                    self.path, f"is truncated in slice {index} of {self.n_frames}", "truncated_file"
                 ) from error
 
     def close(self) -> None:
@@ -148,7 +148,7 @@ def _volume(path: Path, size: int, time_ns: int) -> Volume:
         with _unpack(path) as file:
             head = file.read(540)
         if not recognize(path, head):
-            raise image_error(path, "is no single-file NIfTI volume", "unsupported_file_type")
+            raise image_error(path, "is not a single-file NIfTI volume", "unsupported_file_type")
         second = head[4:8] == b"n+2\0"
         kind = nibabel.Nifti2Header if second else nibabel.Nifti1Header
         volume = _read_header(kind(head if second else head[:348], check=False), path)
@@ -157,7 +157,7 @@ def _volume(path: Path, size: int, time_ns: int) -> Volume:
     needed = volume.offset + volume.n_bytes
     if not packed and size < needed:
         raise image_error(
-            path, f"is cut short: by its header it has {needed} bytes, but there are {size}", "truncated_file"
+            path, f"is truncated: its header states {needed} bytes, but it has {size}", "truncated_file"
         )
     return volume
 
@@ -171,7 +171,7 @@ def _read_header(header: Any, path: Path) -> Volume:
         raise image_error(path, "has colors with transparency", "unsupported_volume")
     offset = float(header["vox_offset"])
     if not int(header["sizeof_hdr"]) <= offset <= MAX_OFFSET:
-        raise image_error(path, f"says that its voxels begin at byte {offset:g}", "damaged_file")
+        raise image_error(path, f"states an invalid voxel offset ({offset:g})", "damaged_file")
     slope, intercept = header.get_slope_inter()
     low, high = float(header["cal_min"]), float(header["cal_max"])
     window = (low, high) if math.isfinite(low) and math.isfinite(high) and low < high else None
@@ -183,14 +183,14 @@ def _read_header(header: Any, path: Path) -> Volume:
     if volume.n_bytes > MAX_BYTES:
         raise image_error(
             path,
-            f"holds {volume.n_bytes / 2**30:.0f} GiB, {MAX_BYTES // 2**30} are allowed",
+            f"has {volume.n_bytes / 2**30:.0f} GiB of voxels; the limit is {MAX_BYTES // 2**30}",
             "image_too_large",
         )
     return volume
 
 
 def _read_shape(dim: list[int], path: Path) -> tuple[int, int, int]:
-    """`dim` holds the number of axes, then their lengths."""
+    """(width, height, slices) from `dim`: the number of axes, then their lengths."""
     lengths = dim[1 : dim[0] + 1]
     while len(lengths) > 2 and lengths[-1] == 1:
         lengths.pop()
@@ -200,7 +200,7 @@ def _read_shape(dim: list[int], path: Path) -> tuple[int, int, int]:
     width, height, n = (*lengths, 1)[:3]
     check_pixels(height, width, str(path))
     if n > MAX_SLICES:
-        raise image_error(path, f"has {n} slices, {MAX_SLICES} are allowed", "image_too_large")
+        raise image_error(path, f"has {n} slices; the limit is {MAX_SLICES}", "image_too_large")
     return width, height, n
 
 
@@ -208,7 +208,7 @@ def _read_shape(dim: list[int], path: Path) -> tuple[int, int, int]:
 def _percentiles(path: Path, size: int, time_ns: int) -> tuple[float, float]:
     volume = _volume(path, size, time_ns)
     area = volume.shape[0] * volume.shape[1]
-    # odd, so that it takes all columns in turn if rows are a power of two long
+    # an odd stride visits all columns even if the row length is a power of two
     stride = -(-area * volume.shape[2] // MAX_SAMPLED) | 1
     decoder = NiftiDecoder(path)
     try:
@@ -221,16 +221,16 @@ def _percentiles(path: Path, size: int, time_ns: int) -> tuple[float, float]:
     numbers = np.concatenate(parts)
     numbers = numbers[np.isfinite(numbers)]
     if not numbers.size:
-        raise image_error(path, "holds no finite number", "damaged_file")
+        raise image_error(path, "has no finite voxel", "damaged_file")
     low, high = np.percentile(numbers, PERCENTILES)
     return float(low), float(high)
 
 
 def _apply_window(numbers: np.ndarray, low: float, high: float) -> UInt8[np.ndarray, "h w"]:
-    """Gray levels 0 to 255; for a window of width 0, values above it are white."""
+    """Gray levels 0 to 255 of numbers; a window of width 0 is a threshold above which values are white."""
     with np.errstate(invalid="ignore", over="ignore"):
-        share = (numbers.astype(np.float64) - low) / (high - low) if low < high else numbers > high
-    return np.rint(255 * np.clip(np.nan_to_num(share), 0, 1)).astype(np.uint8)
+        gray = (numbers.astype(np.float64) - low) / (high - low) if low < high else numbers > high
+    return np.rint(255 * np.clip(np.nan_to_num(gray), 0, 1)).astype(np.uint8)
 
 
 def _unpack(path: Path) -> BinaryIO:

@@ -1,4 +1,4 @@
-"""Plain image files (PNG, JPEG, BMP, TIFF) decoded by Pillow; refused if decoding would lose or invent anything."""
+"""Decode plain image files (PNG, JPEG, BMP, TIFF) with Pillow; lossy or ambiguous conversions are errors."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from vesalius.data.decoders.limits import MAX_PIXELS, check_pixels, decoding, im
 from vesalius.errors import ImageError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-"""File endings that count as an image when a folder is searched, in any letter case."""
+"""Lower-case suffixes of image files; compared case-insensitively when a folder is searched."""
 
 RGB_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")
 
-# Pillow's own limit lies at 89 megapixels, with a warning, and at 179 with an error; ours must come first
+# Pillow warns from 89 megapixels and fails from 179, below our limit
 if Image.MAX_IMAGE_PIXELS is not None:
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, MAX_PIXELS)
 
 
 def read_picture(path: Path) -> UInt8[np.ndarray, "h w 3"]:
-    """RGB pixels of an 8-bit image file, in the orientation in which they are stored.
+    """RGB pixels of an 8-bit image file, in the stored orientation.
 
-    Raises ImageError as for `decode`, and if the file has more than 8 bits a channel, a partly transparent pixel, or
+    Raises ImageError as `decode` does, and if the file has more than 8 bits per channel, a partly transparent pixel, or
     a color mode other than `RGB_MODES`.
     """
     image = decode(path)
@@ -36,15 +36,15 @@ def read_picture(path: Path) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def has_exif_rotation(path: Path) -> bool:
-    """True if the EXIF header asks viewers to rotate or mirror the image; `read_picture` does not do so."""
+    """True if the EXIF header asks viewers to rotate or mirror the image, which `read_picture` does not do."""
     with Image.open(path) as image:
         return image.getexif().get(0x0112, 1) != 1
 
 
 def decode(path: Path) -> Image.Image:
-    """The decoded image in its own mode.
+    """The decoded image in its native color mode.
 
-    Raises ImageError if the file is missing, empty, truncated or not an image, has several frames or more than
+    Raises ImageError if the file is missing, empty, truncated or not an image, or has several frames or more than
     `MAX_PIXELS` pixels.
     """
     _, n_bytes, _ = version_of(path)
@@ -64,20 +64,20 @@ def decode(path: Path) -> Image.Image:
 
 
 def _check_header(image: Image.Image, path: Path) -> None:
-    """Check size, frames and depth by the header, before any pixel is decoded."""
+    """Check size, number of frames and bit depth in the header, before any pixel is decoded."""
     check_pixels(image.height, image.width, str(path))
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         raise image_error(
             path, f"has {frames} frames", "multi_frame_file", remedy="save each as an image of its own"
         )
-    # Pillow opens 16-bit color as 8-bit RGB and drops the low byte; only the raw mode of its tiles tells
+    # Pillow opens 16-bit color as 8-bit RGB and drops the low byte; only the raw mode of its tiles shows this
     if not image.mode.startswith("I") and any(";16" in str(tile[3]) for tile in getattr(image, "tile", [])):
         raise too_deep(str(path), f"16-bit {image.mode}")
 
 
 def too_deep(where: str, mode: str) -> ImageError:
-    """The error for pixels of more than 8 bits a channel; the message begins with `where`."""
+    """The error for pixels of more than 8 bits per channel; its message starts with `where`."""
     return image_error(where, f"has pixels of more than 8 bits ({mode})", "invalid_bit_depth")
 
 

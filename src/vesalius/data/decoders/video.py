@@ -1,9 +1,9 @@
-"""Video files: frame count, frame times, and exact random access to frames.
+"""Read video files: frame count, frame times, and exact random access to frames.
 
-Frame i is the i-th frame in presentation order, counted from 0. Pixels are those stored in the file, as for images:
-not rotated (phones ask players to), not stretched to square pixels, not deinterlaced. Lost or
-damaged data, which a player would conceal, are an error. A file is opened as the one container that its first bytes
-show, and may not refer to other files.
+Frame i is the i-th frame in presentation order, counted from 0. Pixels are those stored in the file: rotation metadata
+(of phones) and the pixel aspect ratio are ignored, and frames are not deinterlaced. Lost or damaged data, which a player
+would conceal, are an error. A file is opened only as the container detected from its first bytes, and cannot refer to
+other files.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from vesalius.extras import require
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mpg", ".mpeg")
 
 MAX_FRAMES = 1_000_000
-"""Maximum number of frames: nine hours at 30 per second."""
+"""Maximum number of frames; nine hours at 30 per second."""
 UNKNOWN = -2
-"""Position of a decoder after a failed read."""
+"""Marker for the position of a decoder after a failed read."""
 
 
 def recognize(path: Path, head: bytes) -> bool:
-    """True if the first bytes are those of MP4, MOV, Matroska, WebM, AVI, or an MPEG stream."""
+    """True if the first bytes are those of an MP4, MOV, Matroska, WebM or AVI file, or of an MPEG stream."""
     return container_of(head) is not None
 
 
 def count_frames(path: Path) -> int:
-    """Number of frames, by reading all packets without decoding them; cached per file version.
+    """Number of frames, counted over all packets without decoding them; cached per file version.
 
     An AVI file with B-frames is decoded, because it does not store the presentation order. Raises ImageError if the
     file is truncated, has no video stream or several, more than `MAX_FRAMES` frames, or more than `MAX_PIXELS` pixels
-    a frame; MissingExtraError without PyAV.
+    per frame; MissingExtraError without PyAV.
     """
     return len(_index(*version_of(path)).times)
 
 
 def frame_time_ms(path: Path) -> float | None:
-    """Mean time between frames; None for a single frame."""
+    """Mean time between frames in ms; None for a single frame."""
     index = _index(*version_of(path))
     steps = len(index.times) - 1
     return float(np.ptp(index.times)) * index.tick_ms / steps if steps else None
@@ -55,22 +55,22 @@ def frame_time_ms(path: Path) -> float | None:
 
 @dataclass(frozen=True)
 class Index:
-    """Times and key frames of a video, from its packets."""
+    """Frame times and key frames of a video, from its packets."""
 
     times: Int64[np.ndarray, " n"]
-    """Presentation time of each frame, ascending and distinct; decoded pictures carry the same numbers."""
+    """Presentation time of each frame, ascending and distinct; equal to `pts` of the decoded pictures."""
     keys: Int64[np.ndarray, " k"]
-    """Key frames, at which decoding may start; always includes frame 0."""
+    """Indices of the key frames, where decoding may start; always includes frame 0."""
     tick_ms: float
     """Unit of `times` in ms."""
 
     def key_before(self, frame: int) -> int:
-        """The last key frame that is not after `frame`."""
+        """Index of the last key frame at or before `frame`."""
         return int(self.keys[np.searchsorted(self.keys, frame, side="right") - 1])
 
 
 class VideoDecoder:
-    """One open video; used by one thread at a time.
+    """Decoder of one open video, for one thread at a time.
 
     Frames read in order are decoded once each; any other frame is decoded from the key frame before it.
     """
@@ -86,7 +86,7 @@ class VideoDecoder:
     def read(self, frame: int) -> UInt8[np.ndarray, "h w 3"]:
         """RGB pixels of a frame.
 
-        Raises ImageError if there is no such frame, it is damaged, has more than 8 bits a channel or is partly
+        Raises ImageError if there is no such frame, or it is damaged, has more than 8 bits per channel or is partly
         transparent.
         """
         if not 0 <= frame < self.n_frames:
@@ -103,7 +103,7 @@ class VideoDecoder:
 
     def _go_to(self, frame: int) -> None:
         """Decode up to `frame` into `self._picture`."""
-        at, self._at = self._at, UNKNOWN  # remains if the decoder fails
+        at, self._at = self._at, UNKNOWN  # stays if decoding fails
         key = self.index.key_before(frame)
         if not (key <= at <= frame or key - 1 == at):
             at = self._seek(key)
@@ -115,7 +115,7 @@ class VideoDecoder:
         self._at = frame
 
     def _seek(self, key: int) -> int:
-        """Seek to `key`; returns the position, `key` - 1, or -1 if the file was opened again at its beginning."""
+        """Seek to `key`; returns the last frame before the position: `key` - 1, or -1 if the file was reopened."""
         av = _av()
         time = int(self.index.times[key])
         try:
@@ -146,7 +146,7 @@ class VideoDecoder:
             except av.FFmpegError:
                 if arrived:
                     raise
-                continue  # shown before the key frame, but decoded from frames before the seek position
+                continue  # a picture displayed before the key frame, which needs frames before the seek position
             for picture in pictures:
                 arrived = arrived or picture.pts is None or picture.pts >= time
                 if arrived:
@@ -160,7 +160,7 @@ def _index(path: Path, size: int, time_ns: int) -> Index:
     if stated is not None and stated > size:
         raise image_error(
             path,
-            f"is cut short: by its headers it has {stated} bytes, but there are {size}",
+            f"is truncated: its headers state {stated} bytes, but it has {size}",
             "truncated_file",
         )
     with decoding(path):
@@ -171,7 +171,7 @@ def _index(path: Path, size: int, time_ns: int) -> Index:
     times, keys = times[order], np.flatnonzero(are_keys[order])
     if not (np.diff(times) > 0).all():
         if len(np.unique(times)) < len(times):
-            raise image_error(path, "has frames of the same time", "unsupported_video")
+            raise image_error(path, "has several frames with the same time", "unsupported_video")
         keys = keys[:0]  # seeking by time is impossible
     return Index(times, np.union1d([0], keys).astype(np.int64), tick_ms)
 
@@ -180,12 +180,12 @@ def _container(path: Path) -> str:
     with path.open("rb") as file:
         container = container_of(file.read(512))
     if container is None:
-        raise image_error(path, "is no supported video", "unsupported_file_type")
+        raise image_error(path, "is not a supported video", "unsupported_file_type")
     return container
 
 
 def _read_packets(path: Path) -> tuple[np.ndarray, np.ndarray, float]:
-    """(times, key frame flags) of all frames in file order, and the unit of time in ms."""
+    """(times, key frame flags, time unit in ms) of all frames in file order."""
     container, stream = _open(path)
     times: list[int] = []
     are_keys: list[bool] = []
@@ -202,12 +202,12 @@ def _read_packets(path: Path) -> tuple[np.ndarray, np.ndarray, float]:
             times.append(packet.pts)
             are_keys.append(packet.is_keyframe)
         if not times:
-            raise image_error(path, "holds no frame", "no_pixel_data")
+            raise image_error(path, "has no frames", "no_pixel_data")
         return np.array(times, np.int64), np.array(are_keys, bool), float(stream.time_base) * 1000
 
 
 def _read_pictures(path: Path, times: np.ndarray, are_keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Frame times and key frame flags of an AVI file in presentation order, by decoding; AVI stores no frame times."""
+    """(times, key frame flags) of an AVI file in presentation order, by decoding, because AVI stores no frame times."""
     container, stream = _open(path)
     with closing(container):
         shown = np.array([picture.pts for picture in container.decode(stream)], np.int64)
@@ -231,7 +231,7 @@ def _open(path: Path) -> tuple[Any, Any]:
             raise image_error(path, f"has {len(streams)} video streams", "unsupported_video")
         context = streams[0].codec_context
         check_pixels(context.height, context.width, str(path))
-        context.thread_count = 1  # bounded memory; several videos are read in parallel anyway
+        context.thread_count = 1  # bounds memory; several videos are read in parallel anyway
         context.options = {"err_detect": "explode"}
     except BaseException:
         container.close()
@@ -240,7 +240,7 @@ def _open(path: Path) -> tuple[Any, Any]:
 
 
 def _is_cover(stream: Any) -> bool:
-    """True for cover art, as in music files."""
+    """True for cover art, such as in music files."""
     return bool(stream.disposition & type(stream.disposition).attached_pic)
 
 
@@ -248,12 +248,12 @@ def _to_rgb(picture: Any, where: str) -> UInt8[np.ndarray, "h w 3"]:
     check_pixels(picture.height, picture.width, where)  # the size may change within a stream
     parts = picture.format.components
     if max(part.bits for part in parts) > 8:
-        wrong = f"has more than 8 bits a channel ({picture.format.name})"
+        wrong = f"has more than 8 bits per channel ({picture.format.name})"
         raise image_error(where, wrong, "invalid_bit_depth")
     if not any(part.is_alpha for part in parts):
         return np.ascontiguousarray(picture.to_ndarray(format="rgb24"))
     pixels = picture.to_ndarray(format="rgba")
-    # screen recorders and uncompressed AVI leave the alpha channel all 0 without meaning transparency
+    # screen recorders and uncompressed AVI files set alpha to 0 everywhere without meaning transparency
     if np.ptp(pixels[:, :, 3]):
         raise image_error(where, "is partly transparent", "transparent_image")
     return np.ascontiguousarray(pixels[:, :, :3])

@@ -1,9 +1,9 @@
-"""Brush strokes of Label Studio: a run-length encoding of bits over the RGBA bytes of an image, in rows.
+"""Decode brush strokes of Label Studio: a run-length encoded bit stream of the RGBA bytes of an image, row by row.
 
-The encoding is a stream of bits, most significant bit of each byte first. The header is 32 bits for the number of
-values, 5 bits for the bits of a value minus 1, and four times 4 bits for the bits of a length minus 1. Then runs
-follow: 1 bit for the kind of run, 2 bits that pick one of the four lengths, and the length minus 1. After kind 1 comes
-one value, repeated `length` times; after kind 0 come `length` values. The alpha byte of a painted pixel is not 0.
+The most significant bit of each byte comes first. The header states the number of values (32 bits), the bits per value
+minus 1 (5 bits), and four widths of length fields, each minus 1 (4 bits each). A run has 1 bit for its type, 2 bits that
+select one of the four widths, and its length minus 1 in a field of this width. Type 1 is followed by one value, repeated
+`length` times; type 0 is followed by `length` values. The alpha byte of a painted pixel is not 0.
 Source: brush.py in the package label-studio-converter, which describes rle-pack of thi.ng/umbrella.
 """
 
@@ -22,9 +22,9 @@ VALUE_BITS = 8
 
 
 def decode_brush(values: Any, size: Size, where: Location) -> Bool[np.ndarray, "h w"]:
-    """The painted pixels of an image of `size`, from a list of bytes.
+    """Mask of the painted pixels of an image of `size`, decoded from a list of bytes.
 
-    AnnotationError unless the runs fill the image exactly.
+    Raises AnnotationError unless the runs fill the image exactly.
     """
     try:
         return _decode(_Bits(values), size)
@@ -35,7 +35,7 @@ def decode_brush(values: Any, size: Size, where: Location) -> Bool[np.ndarray, "
 
 
 class _Bits:
-    """A list of bytes as a stream of bits; ValueError for anything else."""
+    """Bit stream over a list of bytes; ValueError for anything else."""
 
     def __init__(self, values: Any) -> None:
         if not isinstance(values, list) or not all(
@@ -46,7 +46,7 @@ class _Bits:
         self.offset = 0
 
     def read(self, n: int) -> int:
-        """The next n bits, at most 57, as a number."""
+        """The next n bits (at most 57) as a number."""
         end = self.offset + n
         if end > 8 * len(self.data):
             raise ValueError("ends before the image does")
@@ -55,7 +55,7 @@ class _Bits:
         return word >> -end % 8 & (1 << n) - 1
 
     def read_bytes(self, n: int) -> np.ndarray:
-        """The next n bytes, from any bit on."""
+        """The next n bytes, which may start at any bit."""
         end = self.offset + 8 * n
         if end > 8 * len(self.data):
             raise ValueError("ends before the image does")
@@ -68,14 +68,14 @@ class _Bits:
 
 
 def _decode(bits: _Bits, size: Size) -> Bool[np.ndarray, "h w"]:
-    """Alpha of each pixel. Only every fourth value is kept, so an image takes one byte for each pixel."""
+    """True where alpha is not 0; only the alpha values are kept, so an image takes one byte per pixel."""
     n = bits.read(32)
     if n != CHANNELS * size[0] * size[1]:
         raise ValueError(
-            f"has {n} values, and an image of {size[0]} x {size[1]} (h x w) needs four for each pixel"
+            f"has {n} values, but an image of {size[0]} x {size[1]} (h x w) needs four per pixel"
         )
     if bits.read(5) + 1 != VALUE_BITS:
-        raise ValueError("has values of another length than 8 bits")
+        raise ValueError("has values that are not 8 bits wide")
     length_bits = [bits.read(4) + 1 for _ in range(4)]
     alpha = np.zeros(size[0] * size[1], dtype=bool)
     i = 0
@@ -84,7 +84,7 @@ def _decode(bits: _Bits, size: Size) -> Bool[np.ndarray, "h w"]:
         j = i + 1 + bits.read(length_bits[bits.read(2)])
         if j > n:
             raise ValueError("has runs beyond the end of the image")
-        # values 3, 7, 11 and so on are alpha: of those from i to j, i // 4 is the first pixel and j // 4 the one after
+        # values 3, 7, 11 and so on are alpha: the run from value i to j covers the pixels from i // 4 to before j // 4
         if repeats:
             alpha[i // CHANNELS : j // CHANNELS] = bits.read(VALUE_BITS) != 0
         else:

@@ -5,8 +5,8 @@
      "categories": [{"id": 1, "name": "vessel"}, ...]}
 
 The name of a category is the phrase, and each annotation is one object of it, crowds included. As in LVIS,
-`neg_category_ids` of an image lists the categories that are not in it. An image without that field and without
-annotation shows nothing of the category if the file has only one category; otherwise it counts as not annotated.
+`neg_category_ids` of an image lists the categories that are not in it. An image without this field and without
+annotations is a negative for the category if the file has only one category; otherwise it counts as not annotated.
 An image may have `group`, `sequence`, `frame` and `spacing_mm` as in the format `vesalius`. Its other keys are
 metadata.
 """
@@ -66,7 +66,7 @@ class _Annotation(fields.StrictObject):
 
 @dataclass(frozen=True)
 class _Image:
-    """An image of the file, and the phrases and masks that its annotations add."""
+    """An image record with the phrases and masks of its annotations."""
 
     name: str
     path: Path
@@ -79,7 +79,7 @@ class _Image:
 
 
 def recognize(source: Source) -> bool:
-    """Whether the source is a JSON file with the lists `images` and `annotations` at its top."""
+    """True if the source is a JSON file with top-level lists `images` and `annotations`."""
     value = source.json
     return isinstance(value, dict) and all(
         isinstance(value.get(key), list) for key in ("images", "annotations")
@@ -89,10 +89,10 @@ def recognize(source: Source) -> bool:
 def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sample]:
     """Samples in the order of `images`; one prompt for each annotation, in their order, then absent phrases.
 
-    Images lie beside the file, in `images/` there, or in a folder of either that is named like the split, which is
-    the last word of the file's name. For a file in `annotations/`, these folders lie beside `annotations/`. Raises
-    AnnotationError with the file and the index (from 0) of the image, annotation or category. With `problems`, the
-    error is added there, and an image is left out if its record or one of its annotations is wrong.
+    Images are searched beside the file, in `images/`, and in subfolders of both named like the split, the last word of
+    the file name. For a file in `annotations/`, they are searched beside this folder. Raises AnnotationError with the
+    file and the index (from 0) of the image, annotation or category. With `problems`, errors are added there, and
+    images with an invalid record or annotation are skipped.
     """
     top = parse(_Top, source.json, Location(source.path))
     if not top.images:
@@ -120,7 +120,7 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
 
 
 def notes(source: Source) -> list[str]:
-    """How crowds and images without annotation are read, and which keys of annotations are not kept."""
+    """Notes on crowds, images without annotations, and ignored keys of annotations."""
     annotations = [each for each in source.json["annotations"] if isinstance(each, dict)]
     found = []
     crowds = sum(each.get("iscrowd") == 1 for each in annotations)
@@ -140,13 +140,13 @@ def notes(source: Source) -> list[str]:
     )
     if bare:
         only = len(source.json.get("categories") or ()) == 1
-        how = "showing nothing of the only category" if only else "not annotated"
+        how = "negatives for the only category" if only else "not annotated"
         found.append(f"images without annotation, read as {how}: {bare}")
     return found
 
 
 def _read_categories(records: list[Any], source: Source, problems: Problems) -> dict[Any, str]:
-    """Id -> name; the same name under two ids is one phrase."""
+    """Category id -> name; the same name with two ids is one phrase."""
     categories: dict[Any, str] = {}
     ids = UniqueIds()
     for index, record in enumerate(records):
@@ -161,7 +161,7 @@ def _read_categories(records: list[Any], source: Source, problems: Problems) -> 
 def _read_images(
     records: list[Any], source: Source, categories: Mapping[Any, str], problems: Problems
 ) -> tuple[dict[Any, _Image], set[Any]]:
-    """Id -> image, and the ids that only refused records have."""
+    """(id -> image, ids of which all records are invalid)."""
     root, folders = _find_folders(source)
     images: dict[Any, _Image] = {}
     refused = set()
@@ -185,7 +185,7 @@ def _read_images(
 
 
 def _find_folders(source: Source) -> tuple[Path, tuple[str, ...]]:
-    """The folder that holds all images, and its subfolders to look in, in this order."""
+    """(root folder of the images, subfolders to search, in this order)."""
     split = re.split(r"[._]", source.path.stem)[-1]
     folder = source.path.absolute().parent
     if folder.name == "annotations":
@@ -222,7 +222,7 @@ def _read_annotation(
 
 
 def _sample(image: _Image, only: tuple[str, ...]) -> Sample:
-    """The sample of an image; `only` is the category of a file with one category, absent in images without annotation."""
+    """The sample of an image; `only`, the single category of the file, is absent in images without annotations."""
     absent = image.absent
     if absent is None:
         absent = () if image.masks else only

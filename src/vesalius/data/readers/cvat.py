@@ -1,4 +1,4 @@
-"""The XML of CVAT, version 1.1: for images, a list of `image` with shapes; for video, a list of `track` over frames.
+"""Read CVAT XML 1.1: `image` elements with shapes for images, `track` elements over frames for videos.
 
     <annotations>
       <image id="0" name="p1/a.png" width="512" height="512">
@@ -11,8 +11,8 @@
 The label is the phrase. Polygon, box, ellipse and mask are read; the `rle` of a mask has the run lengths of its box,
 row by row, background first. An image without shapes is not annotated. In a video, each frame with a shape of a track
 is a sample, and `outside` means that the label is not in the frame. Attributes are kept as metadata (`shapes`), tags
-as `tags`; occlusion, depth order and source are not. Expat (2.4.1 or later) limits the growth of entities, and
-ElementTree loads no external ones. Source: docs.cvat.ai, XML annotation format.
+as `tags`; occlusion, depth order and source are ignored. Expat (2.4.1 or later) limits entity expansion, and
+ElementTree loads no external entities. Source: docs.cvat.ai, XML annotation format.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ MAX_COORDINATE = 1e7
 
 
 def recognize(source: Source) -> bool:
-    """Whether the source is an XML file with `<annotations>` in its first bytes."""
+    """True if the source is an XML file with `<annotations>` in its first bytes."""
     return source.head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<") and b"<annotations>" in source.head
 
 
 def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sample]:
-    """Samples in the order of the file, those of a video in the order of its frames; one prompt for each shape.
+    """Samples in the order of the images in the file or of the frames in the video; one prompt for each shape.
 
-    Images lie beside the file or in `images/`, also in a folder there with the name of their `subset`. Frames of a
-    video are `images/frame_000000.png` and so on, or are read from the video that the file names. Raises
-    AnnotationError with file and image or track. With `problems`, the error is added there; a wrong image is left out,
-    and a wrong track leaves out its whole video. A file that is not XML raises in both cases.
+    Images are searched beside the file and in `images/`, also in subfolders named like their `subset`. Frames of a
+    video are `images/frame_000000.png` and so on, or are read from the video named in the file. Raises AnnotationError
+    with file and image or track. With `problems`, the error is added there; an invalid image is skipped, and an invalid
+    track skips its whole video. A file that is not XML always raises.
     """
     samples = Samples()
     clip = _Clip()
@@ -87,7 +87,7 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
 
 
 def _parse(path: Path) -> Iterator[Element]:
-    """The children of the root, one at a time; each is emptied when the next is requested."""
+    """The children of the root, one at a time; each is cleared when the next is requested."""
     where = Location(path)
     try:
         depth = 0
@@ -97,7 +97,9 @@ def _parse(path: Path) -> Iterator[Element]:
                 if event == "start" and depth == 1:
                     root = element
                 if depth > MAX_DEPTH:
-                    raise where.error(f"is nested {depth} deep, and CVAT never is", "unreadable_file")
+                    raise where.error(
+                        f"is nested {depth} levels deep, more than CVAT writes", "unreadable_file"
+                    )
                 if event == "end" and depth == 1:
                     yield element
                     root.clear()
@@ -139,7 +141,7 @@ def _read_image(element: Element, where: Location, root: Path) -> Sample:
 
 
 def _complete(name: str, root: Path) -> str:
-    """The name with the suffix of its file, if it has none: a video lists frames without suffix."""
+    """The name, completed by the suffix of its file if it has none, as for the frames of a video."""
     endings = (*SUFFIXES, *map(str.upper, SUFFIXES)) if "." not in name else ()
     candidates = ((name + ending, folder) for folder in ("images", "") for ending in endings)
     return next((full for full, folder in candidates if is_file(root / folder / full)), name)
@@ -149,7 +151,7 @@ def _read_shape(shape: Element, where: Location, size: Size | None) -> MaskRefer
     if shape.tag in ("polyline", "points", "skeleton", "cuboid"):
         raise where.error(f"a {shape.tag} has no area", "no_area")
     if shape.tag not in SHAPES:
-        raise where.error("is a shape that is unknown", "unknown_shape")
+        raise where.error("is an unknown shape", "unknown_shape")
     return SHAPES[shape.tag](shape, where, size)
 
 
@@ -179,10 +181,10 @@ def _read_ellipse(shape: Element, where: Location, size: Size | None) -> Polygon
 
 
 def _rotated(outline: shapes.Points, shape: Element, where: Location, size: Size | None) -> Polygons:
-    """The outline, rotated around its center, and cut at the border of the image."""
+    """The outline, rotated around its center and clipped to the image."""
     angle = _read_number(shape, "rotation", where) if shape.get("rotation") is not None else 0.0
     x, y = outline.mean(axis=0)
-    outline = shapes.turn(outline, angle, x, y) if angle else outline
+    outline = shapes.rotate(outline, angle, x, y) if angle else outline
     if size is not None and (angle or shape.tag == "ellipse"):
         outline = shapes.clip(outline, size)
     return Polygons((tuple(outline.ravel().tolist()),))
@@ -201,10 +203,10 @@ def _read_mask(shape: Element, where: Location, size: Size | None) -> RleMask:
     try:
         runs = [int(run) for run in shape.get("rle", "").split(",")]
     except ValueError as error:
-        raise where.error("rle must be whole numbers with commas between them", "invalid_rle") from error
+        raise where.error("rle must be comma-separated whole numbers", "invalid_rle") from error
     if min(runs) < 0 or sum(runs) != width * height:
         raise where.error(
-            f"the runs of rle must fill the {width} x {height} pixels of the mask, not {sum(runs)}",
+            f"the runs of rle must sum to {width} x {height} pixels, not {sum(runs)}",
             "invalid_rle",
         )
     mask = np.zeros(size, dtype=bool)
@@ -229,7 +231,7 @@ def _read_label(element: Element, where: Location) -> str:
 
 
 def _read_size(element: Element, where: Location) -> Size | None:
-    """(h, w) if both are stated."""
+    """(h, w), or None if the element does not state both."""
     if element.get("width") is None or element.get("height") is None:
         return None
     height, width = _read_whole(element, "height", where), _read_whole(element, "width", where)
@@ -255,18 +257,18 @@ def _read_whole(element: Element, key: str, where: Location) -> int:
 
 @dataclass
 class _Clip:
-    """The shapes of all tracks of a video by frame: a track runs over many frames, so all are read first."""
+    """The shapes of all tracks of a video by frame; tracks span many frames, so all are read before any sample."""
 
     frames: dict[int, list[tuple[str, MaskReference]]] = field(default_factory=dict)
     tracks: list[tuple[Location, dict[int, bool]]] = field(default_factory=list)
-    """Location of each track, and for each frame with a shape of it whether it is in view."""
+    """(location, frame -> True if visible) of each track, for the frames in which it has a shape."""
     size: Size | None = None
     name: str = ""
     video: str = ""
     broken: bool = False
 
     def read_meta(self, element: Element, source: Source) -> None:
-        """Name, size and video of the task or job."""
+        """Set name, size and video from the metadata of the task or job."""
         self.name = element.findtext("task/name") or element.findtext("job/name") or ""
         self.video = element.findtext("source") or element.findtext("task/source") or ""
         stated = next(element.iter("original_size"), None)
@@ -292,7 +294,7 @@ class _Clip:
         self.tracks.append((where, dict(sorted(visible.items()))))
 
     def check(self) -> None:
-        """Raise AnnotationError if a track in view has no shape in the next frame, where it would be missing."""
+        """Raise AnnotationError if a visible track has no shape in the next annotated frame."""
         order = sorted(self.frames)
         for where, visible in self.tracks:
             mentioned = list(visible)
@@ -300,7 +302,7 @@ class _Clip:
                 next_index = bisect_right(order, frame)
                 if visible[frame] and next_index < len(order) and order[next_index] != then:
                     raise where.error(
-                        f"is in view at frame {frame} and has no shape in frame {order[next_index]}",
+                        f"is visible in frame {frame} but has no shape in frame {order[next_index]}",
                         "track_gap",
                     )
 
@@ -322,7 +324,7 @@ class _Clip:
         )
 
     def _find_frame(self, frame: int, where: Location, root: Path) -> tuple[Path, str, int | None]:
-        """An image file, its id and None; or the video, the id and the index of the frame."""
+        """(image file, id, None) or, without an image file, (video, id of the frame, its index)."""
         stem = f"frame_{frame:06d}"
         image = _complete(stem, root)
         if image != stem:
@@ -339,5 +341,5 @@ class _Clip:
         raise where.error(
             f"there is no images/{stem}.png{beside}",
             "missing_image",
-            "export with images, or extract the frames under such names",
+            "export with images, or extract the frames to files of these names",
         )

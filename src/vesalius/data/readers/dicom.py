@@ -1,9 +1,9 @@
-"""DICOM files: one file, or a folder of files at any depth, with any file names.
+"""Read DICOM files: one file, or a folder of files at any depth, with any file names.
 
-A file is one sample, a cine one sample for each frame. Images are not annotated, unless segmentation objects beside
-them reference them: then each segment is a phrase, by its label. Files that share a patient, a study or a series are
-one group. Identifiers are replaced by the first 12 digits of their SHA-256, which distinguish patients without naming them;
-anyone who knows a patient's number can still compute its hash.
+A file is one sample, but a cine has one sample for each frame. An image is annotated if a segmentation object in the
+folder references it: each segment is then a phrase, by its label. Files that share a patient, a study or a series are
+one group. Identifiers are replaced by the first 12 digits of their SHA-256, which distinguish patients without naming
+them; anyone who knows a patient's number can still compute its hash.
 """
 
 from __future__ import annotations
@@ -42,27 +42,27 @@ KINDS = {
     "1.2.840.10008.5.1.4.1.1.88.": "reports",
     "": "other objects without an image",
 }
-"""Beginning of an SOP class -> name of such objects in notes; the first match counts."""
+"""SOP class prefix -> name of these objects in notes; the first match counts."""
 
 IDENTIFIERS = {"PatientID": "patient", "StudyInstanceUID": "study", "SeriesInstanceUID": "series"}
-"""Keyword -> kind of identifier, in the order of preference for the name of a group."""
+"""Keyword -> kind of identifier, in the order of preference for group names."""
 
 Identifier = tuple[str, str]
 """(keyword, value) of an identifier in a header."""
 
 
 def recognize(source: Source) -> bool:
-    """Whether the file is a DICOM image, or the folder holds one."""
+    """True if the file is a DICOM image or the folder contains one."""
     return any(dicom.recognize(path, head) for path, head in _heads(source, []))
 
 
 def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sample]:
-    """Samples of all images, those of a series together and in order of their instance numbers.
+    """Samples of all images, grouped by series and ordered by instance number.
 
-    An image that a segmentation references has its segments as phrases in every frame; a segment without a pixel in a
-    frame is absent there. Raises ImageError for a file or folder that cannot be read; AnnotationError for an unreadable
+    All segments that reference an image are phrases in each of its frames; a segment without a pixel in a frame is
+    absent there. Raises ImageError for a file or folder that cannot be read; AnnotationError for an invalid
     segmentation, a segmentation of an image that is not in the folder, two files of the same image, and equal ids.
-    With `problems`, the error is added there and the file is left out.
+    With `problems`, the error is added there and the file is skipped.
     """
     images: dict[Path, DicomFacts] = {}
     segmentations = []
@@ -87,12 +87,12 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
 
 
 def notes(source: Source) -> list[str]:
-    """Counts of images, frames and other files, and of missing or ambiguous identifiers and spacings."""
+    """Notes with the numbers of images, frames and other files, and of missing or ambiguous identifiers and spacings."""
     unfound: list[DataError] = []
     unread: list[DataError] = []
     files, heads = list(_files(source, unfound)), list(_heads(source, unread))
-    n_others = len(files) - len(heads) - (len(unread) - len(unfound))  # read reports unreadable files
-    kinds: Counter[str] = Counter({"files that are no DICOM": n_others})
+    n_others = len(files) - len(heads) - (len(unread) - len(unfound))  # `read` reports unreadable files
+    kinds: Counter[str] = Counter({"files that are not DICOM": n_others})
     facts = []
     for path, head in heads:
         if not dicom.recognize(path, head):
@@ -101,7 +101,7 @@ def notes(source: Source) -> list[str]:
         try:
             facts.append(_facts(path))
         except ImageError:
-            continue  # read reports it
+            continue  # `read` reports this error
     found = [f"DICOM images: {len(facts)}, with {sum(each.frames for each in facts)} frames"]
     read_too = kinds.pop("segmentations", 0)
     found += [f"DICOM segmentations: {read_too}"] if read_too else []
@@ -109,7 +109,9 @@ def notes(source: Source) -> list[str]:
     found += [f"ignored: {ignored}"] if ignored else []
     nameless = sum(not each.patient_id for each in facts)
     found += [f"images without PatientID, grouped by study or series: {nameless}"] if nameless else []
-    patients = [{value for name, value in each if name == "PatientID"} for each in _sets(_unite(facts))]
+    patients = [
+        {value for name, value in each if name == "PatientID"} for each in _sets(_merge_identifiers(facts))
+    ]
     shared = sum(len(each) for each in patients if len(each) > 1)
     found += [f"PatientIDs that share a study or series, each set read as one group: {shared}"] * bool(shared)
     detector = sum(each.spacing_of == "ImagerPixelSpacing" for each in facts)
@@ -118,12 +120,12 @@ def notes(source: Source) -> list[str]:
 
 
 def identify(path: Path) -> dict[str, str]:
-    """Pseudonym -> identifier, for all identifiers of the header; ImageError as for `read`."""
+    """Pseudonym -> identifier, for all identifiers in the header; ImageError if the file cannot be read."""
     return {pseudonym(IDENTIFIERS[name], value): value for name, value in _identify(_facts(path)).items()}
 
 
 def _files(source: Source, problems: Problems) -> Iterator[Path]:
-    """Every file that is not hidden, in order of the names; a folder that cannot be opened is reported."""
+    """All files except hidden ones, sorted by path; unreadable folders are reported."""
 
     def refuse(error: OSError) -> None:
         report(unreadable(Path(error.filename), error, ImageError), problems)
@@ -143,7 +145,7 @@ def _files(source: Source, problems: Problems) -> Iterator[Path]:
 
 
 def _heads(source: Source, problems: Problems) -> Iterator[tuple[Path, bytes]]:
-    """Every DICOM file, images or not, with its first bytes."""
+    """(path, first bytes) of each DICOM file, with or without an image."""
     for path in _files(source, problems):
         if path.suffix.lower() in SUFFIXES:
             continue
@@ -164,12 +166,12 @@ def _facts(path: Path) -> DicomFacts:
 
 @lru_cache(maxsize=4096)
 def _read_facts(path: Path, changed_ns: int, length: int) -> DicomFacts:
-    """The facts of a header, cached because `read` and `notes` both need them."""
+    """Header facts, cached because both `read` and `notes` need them."""
     return dicom.read_facts(path)
 
 
 def _by_uid(images: Mapping[Path, DicomFacts], problems: Problems) -> dict[str, Path]:
-    """Instance UID (or the path, if there is none) -> file; a second file of the same image is reported."""
+    """Instance UID, or path if the file has none -> file; a second file of the same image is reported."""
     found: dict[str, Path] = {}
     for path, facts in images.items():
         uid = facts.sop_instance_uid or str(path)
@@ -183,7 +185,7 @@ def _by_uid(images: Mapping[Path, DicomFacts], problems: Problems) -> dict[str, 
 def _read_segments(
     paths: Sequence[Path], uids: Mapping[str, Path], source: Source, problems: Problems
 ) -> dict[str, list[Segment]]:
-    """Instance UID of each referenced image -> the segments of all segmentations that reference it."""
+    """Instance UID of each referenced image -> segments of all segmentations that reference it."""
     found: dict[str, list[Segment]] = defaultdict(list)
     for path in paths:
         with reporting(problems):
@@ -191,7 +193,7 @@ def _read_segments(
             missing = len(segmentation.images - uids.keys())
             if missing:
                 raise Location(path).error(
-                    f"{missing} of the segmented images cannot be found in {source.root}",
+                    f"{missing} of the segmented images are not in {source.root}",
                     "missing_image",
                     "put them there, or remove the segmentation",
                 )
@@ -201,7 +203,7 @@ def _read_segments(
 
 
 def _order(images: Mapping[Path, DicomFacts]) -> dict[Path, str | None]:
-    """File -> sequence, files of a series together; a cine is a sequence, and so are several files of a series."""
+    """File -> sequence, sorted by series: a cine, or all single-frame files of a series if there are several."""
     series: dict[str, list[Path]] = defaultdict(list)
     for path, facts in images.items():
         series[facts.series_uid or str(path)].append(path)
@@ -216,13 +218,13 @@ def _order(images: Mapping[Path, DicomFacts]) -> dict[Path, str | None]:
 
 
 def _identify(facts: DicomFacts) -> dict[str, str]:
-    """Keyword -> value of the identifiers that the header states."""
+    """Keyword -> value of the identifiers in the header."""
     values = facts.patient_id, facts.study_uid, facts.series_uid
     return {name: value for name, value in zip(IDENTIFIERS, values, strict=True) if value}
 
 
-def _unite(images: Iterable[DicomFacts]) -> dict[Identifier, set[Identifier]]:
-    """Identifier -> the set of identifiers of the same person: those in one header belong together."""
+def _merge_identifiers(images: Iterable[DicomFacts]) -> dict[Identifier, set[Identifier]]:
+    """Identifier -> all identifiers of the same person; identifiers in one header belong together."""
     found: dict[Identifier, set[Identifier]] = {}
     for facts in images:
         own = set(_identify(facts).items())
@@ -236,17 +238,17 @@ def _unite(images: Iterable[DicomFacts]) -> dict[Identifier, set[Identifier]]:
     return found
 
 
-def _sets(united: Mapping[Identifier, set[Identifier]]) -> list[set[Identifier]]:
-    return list({id(each): each for each in united.values()}.values())
+def _sets(merged: Mapping[Identifier, set[Identifier]]) -> list[set[Identifier]]:
+    return list({id(each): each for each in merged.values()}.values())
 
 
 def _name_groups(images: Iterable[DicomFacts]) -> dict[Identifier, str]:
-    """Identifier -> group, named by the first PatientID in it, else the first study, else the first series."""
+    """Identifier -> group, named after its first PatientID, else its first study, else its first series."""
     order = list(IDENTIFIERS)
     groups: dict[Identifier, str] = {}
-    for united in _sets(_unite(images)):
-        name, value = min(united, key=lambda each: (order.index(each[0]), each[1]))
-        groups |= dict.fromkeys(united, pseudonym(IDENTIFIERS[name], value))
+    for merged in _sets(_merge_identifiers(images)):
+        name, value = min(merged, key=lambda each: (order.index(each[0]), each[1]))
+        groups |= dict.fromkeys(merged, pseudonym(IDENTIFIERS[name], value))
     return groups
 
 
@@ -288,7 +290,7 @@ def _reference(segment: Segment, facts: DicomFacts, frame: int) -> tuple[RleMask
 
 
 def pseudonym(kind: str, value: str) -> str:
-    """A stable name for an identifier, without the identifier itself: `patient-4fc82b26aecb`."""
+    """A stable name for an identifier, derived from its hash: `patient-4fc82b26aecb`."""
     return f"{kind}-{_hash(value)}"
 
 

@@ -1,4 +1,4 @@
-"""DICOM Segmentation objects as masks of the images that they reference by UID and frame (PS3.3 A.51)."""
+"""Read DICOM Segmentation objects as masks of the images that they reference by UID and frame (PS3.3 A.51)."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from vesalius.types import Location
 SOP_CLASS = "1.2.840.10008.5.1.4.1.1.66.4"
 
 Frame = tuple[str, int]
-"""SOP instance UID of an image, and its frame, counted from 0."""
+"""(SOP instance UID of an image, frame from 0)."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One object or structure, and its masks."""
+    """One segment: a labeled structure and its masks."""
 
     label: str
     masks: Mapping[Frame, Rle]
-    """Masks of the frames in which it has a pixel."""
+    """Masks of the frames in which the segment has a pixel."""
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """The segments of one segmentation object, and the images that it references."""
+    """Contents of one segmentation object."""
 
     images: frozenset[str]
-    """SOP instance UID of every referenced image, also of images without any segment pixel."""
+    """SOP instance UIDs of all referenced images, also of those without a segmented pixel."""
     segments: tuple[Segment, ...]
 
 
 def read_segmentation(path: Path) -> Segmentation:
-    """The masks of a binary segmentation, a frame at a time.
+    """The segments of a binary segmentation, with one frame in memory at a time.
 
-    Raises ImageError if the file cannot be read; AnnotationError if it is not a binary segmentation, is compressed,
-    contradicts itself, or has a frame that references no image.
+    Raises ImageError if the file cannot be read; AnnotationError if it is not a binary segmentation, is compressed or
+    inconsistent, or has a frame that references no image.
     """
     where = Location(path)
     with reading(path) as (tags, file):
@@ -54,7 +54,7 @@ def read_segmentation(path: Path) -> Segmentation:
         shared = (tags.get("SharedFunctionalGroupsSequence") or [{}])[0]
         if len(groups) != n_frames or not 0 < size[0] * size[1] <= MAX_PIXELS:
             raise where.error(
-                f"states {n_frames} frames of {size[0]} x {size[1]} (h x w) and describes {len(groups)}",
+                f"states {n_frames} frames of {size[0]} x {size[1]} (h x w) but describes {len(groups)}",
                 "unsupported_segmentation",
                 "export it again",
             )
@@ -74,7 +74,7 @@ def read_segmentation(path: Path) -> Segmentation:
 
 
 def _unpack(where: Location, file: BinaryIO, tags: Any, size: Size, n_frames: int) -> Iterator[np.ndarray]:
-    """The frames as bool (h, w); they are stored as consecutive bits, lowest bit of a byte first."""
+    """The frames as bool (h, w), unpacked from consecutive bits, lowest bit of each byte first."""
     kind = file.read(8)[4:6]
     if kind in (b"OB", b"OW"):
         file.seek(4, os.SEEK_CUR)
@@ -88,7 +88,9 @@ def _unpack(where: Location, file: BinaryIO, tags: Any, size: Size, n_frames: in
             "is compressed or big endian", "unsupported_segmentation", "write it uncompressed, little endian"
         )
     if held * 8 < n * n_frames:
-        raise where.error("is cut short in its pixels", "truncated_file", "copy it again from its source")
+        raise where.error(
+            "is truncated within its pixel data", "truncated_file", "copy it again from its source"
+        )
     for index in range(n_frames):
         first, skip = divmod(index * n, 8)
         file.seek(start + first)
@@ -97,7 +99,7 @@ def _unpack(where: Location, file: BinaryIO, tags: Any, size: Size, n_frames: in
 
 
 def _describe(group: Any, shared: Any) -> tuple[int | None, list[Frame]]:
-    """The segment number and the referenced frames of a stored frame, from its own functional groups or the shared."""
+    """(segment number, referenced frames) of a stored frame, from its per-frame or shared functional groups."""
     segment = group.get("SegmentIdentificationSequence") or shared.get("SegmentIdentificationSequence")
     derived = group.get("DerivationImageSequence") or shared.get("DerivationImageSequence") or ()
     sources = [source for item in derived for source in item.get("SourceImageSequence") or ()]
@@ -110,7 +112,7 @@ def _describe(group: Any, shared: Any) -> tuple[int | None, list[Frame]]:
 
 
 def _numbers(value: Any) -> list[int]:
-    """Frame numbers, counted from 1; a reference to an image of one frame states none."""
+    """Frame numbers, counted from 1; [1] if not stated, as for single-frame images."""
     if value is None:
         return [1]
     return [int(value)] if isinstance(value, int | str) else [int(number) for number in value]

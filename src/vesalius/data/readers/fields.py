@@ -1,6 +1,6 @@
-"""Objects and values in annotation files that other programs wrote, checked by strict pydantic models.
+"""Validate annotation files of other programs with strict pydantic models.
 
-Unknown keys are allowed: they become metadata. A wrong value raises an AnnotationError with its location in the file.
+Unknown keys are allowed and become metadata. An invalid value raises an AnnotationError with its location in the file.
 Polygons are checked for numbers only; `masks.fault` checks their shape when a dataset is opened, so that
 `vesalius check` can list and drop polygons with too few points or with NaN.
 """
@@ -37,19 +37,19 @@ STRICT = ConfigDict(strict=True)
 
 
 class StrictObject(BaseModel):
-    """A JSON object of another program: known keys are strict, unknown keys are ignored."""
+    """JSON object of another program: known keys are validated strictly, unknown keys are ignored."""
 
     model_config = STRICT
 
 
 class ForeignObject(StrictObject):
-    """A JSON object of another program: known keys are strict, unknown keys are kept."""
+    """JSON object of another program: known keys are validated strictly, unknown keys are kept."""
 
     model_config = ConfigDict(extra="allow")
 
     @property
     def unknown(self) -> dict[str, Any]:
-        """The keys that the model does not name, with their values."""
+        """Keys that are not fields of the model, with their values."""
         return self.model_extra or {}
 
 
@@ -64,11 +64,11 @@ TYPES = {
     "int_type": "must be a whole number",
     "float_type": "must be a number",
 }
-"""Type of a pydantic error -> sentence in the terms of JSON; other types keep pydantic's own sentence."""
+"""Type of a pydantic error -> message in JSON terms; other types keep pydantic's message."""
 
 
 def parse(model: type[M], value: Any, where: Location) -> M:
-    """The value as this model; AnnotationError for the first thing in it that is wrong."""
+    """The value validated as `model`; AnnotationError for its first invalid part."""
     try:
         return model.model_validate(value)
     except ValidationError as error:
@@ -76,9 +76,9 @@ def parse(model: type[M], value: Any, where: Location) -> M:
 
 
 def invalid(error: ValidationError, where: Location, code: str = "bad_value") -> DataError:
-    """The first fault of a validation error as an AnnotationError with its location.
+    """The first error of a pydantic ValidationError, as an AnnotationError with its location.
 
-    Its code is the type of a custom error, `missing_field`, or `code`.
+    The code is `missing_field` for a missing key, the type of a PydanticCustomError, or else `code`.
     """
     first = error.errors(include_url=False)[0]
     kind, loc = first["type"], first["loc"]
@@ -130,9 +130,9 @@ class _Rle(StrictObject):
 
 
 def read_mask(value: Any, where: Location, size: Size | None) -> MaskReference:
-    """One object: COCO RLE, a list of flat polygons `[[x1, y1, ...], ...]`, or one flat polygon `[x1, y1, ...]`.
+    """Mask of one object: COCO RLE, flat polygons `[[x1, y1, ...], ...]`, or one flat polygon `[x1, y1, ...]`.
 
-    NaN and Infinity are kept. AnnotationError for anything else, and for an RLE of another size than `size`.
+    NaN and Infinity are kept. AnnotationError for any other value, and for an RLE that is not of `size`.
     """
     if isinstance(value, dict):
         rle = parse(_Rle, value, where)
@@ -149,12 +149,12 @@ def read_mask(value: Any, where: Location, size: Size | None) -> MaskReference:
         (_ONE_POLYGON if flat else _POLYGONS).validate_python(value)
     except ValidationError as error:
         raise invalid(error, where, "invalid_points") from error
-    # the numbers of the file are kept: pydantic's copies of 6 million would take 144 MB and more time than the check
+    # pydantic's output is discarded: copies of 6 million numbers would take 144 MB and longer than the validation
     return Polygons(tuple(tuple(map(float, part)) for part in ([value] if flat else value)), flat)
 
 
 def check_points(value: Any, where: Location) -> list[list[float]]:
-    """The list of points [x, y], in which NaN and Infinity are allowed; AnnotationError for anything else."""
+    """The value, if it is a list of points [x, y] (NaN and Infinity are allowed); else AnnotationError."""
     try:
         _POINTS.validate_python(value)
     except ValidationError as error:
@@ -175,7 +175,7 @@ def check_area(size: Size, where: Location) -> Size:
     """The size; AnnotationError if a side is below 1, or the image has more than `MAX_PIXELS`."""
     height, width = size
     if min(size) < 1:
-        raise where.error(f"a size of {height} x {width} (h x w) has no pixel", "bad_value")
+        raise where.error(f"a size of {height} x {width} (h x w) has no pixels", "bad_value")
     if height * width > MAX_PIXELS:
         limit = f"more than {MAX_PIXELS // 10**6} million pixels"
         raise where.error(f"a size of {height} x {width} (h x w) has {limit}", "image_too_large")
@@ -185,32 +185,32 @@ def check_area(size: Size, where: Location) -> Size:
 def find_image(
     value: Any, where: Location, root: Path, folders: Sequence[str] = ("", "images")
 ) -> tuple[Path, str]:
-    """The image file and the sample id of a relative path, looked for in each of `folders` of `root`, in that order.
+    """(image file, sample id) of a relative path, searched in each of the `folders` of `root`, in this order.
 
-    Raises AnnotationError if the value is no path, leaves `root`, or is in none of the folders.
+    Raises AnnotationError if the value is not a path, points outside `root`, or is in none of the folders.
     """
     if not isinstance(value, str) or not value.strip():
         raise where.error(f"image must be a path, not {show(value)}", "bad_value")
     name = PurePosixPath(posixpath.normpath(value))
-    # only the name is checked: a folder of images that links to another disk is the user's own choice
+    # links are not resolved: users may link a folder of images from another disk
     if name.is_absolute() or name.parts[:1] == ("..",):
         raise where.error(
-            f"image {show(value)} lies outside of {root}",
+            f"image {show(value)} is outside {root}",
             "outside_path",
             "give a path relative to the annotation file",
         )
     for folder in folders:
         if is_file(root / folder / name):
             return root / folder / name, sample_id(name)
-    others = " and ".join(f"{folder}/" for folder in folders if folder)
-    raise where.error(f"image {show(value)} is neither in {root} nor in {others} there", "missing_image")
+    others = " or ".join(f"{folder}/" for folder in folders if folder)
+    raise where.error(f"image {show(value)} is not in {root} or its {others}", "missing_image")
 
 
 def is_file(path: Path) -> bool:
-    """Whether the file exists; False too for names that no file system allows."""
+    """True if the file exists; False also for names that no file system allows."""
     try:
         return path.is_file()
-    except (OSError, ValueError):  # a name that is too long or holds a zero byte
+    except (OSError, ValueError):  # the name is too long or contains a zero byte
         return False
 
 
@@ -228,19 +228,19 @@ def check_metadata(metadata: Mapping[str, Any], where: Location) -> dict[str, An
 
 
 def named(entry: str, name: Any) -> str:
-    """`entry 3 (a.png)`, if the name is text of one line; else `entry 3`."""
+    """`entry 3 (a.png)`, or `entry 3` if the name is not one printable line of text."""
     shown = name if isinstance(name, str) and name.isprintable() and len(name) <= 200 else ""
     return f"{entry} ({shown})" if shown else entry
 
 
 def kind(value: Any) -> str:
-    """The JSON type of a value, in words."""
+    """The JSON type of a value, with article: `a list`."""
     names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
 
 
 def show(value: Any) -> str:
-    """A value in at most 40 characters."""
+    """The repr of a value, shortened to 40 characters."""
     try:
         text = repr(value)
     except RecursionError:

@@ -1,4 +1,4 @@
-"""Unannotated files of several frames: a video or a volume, or a folder of them, as one sample for each frame."""
+"""Read unannotated videos and volumes, single files or folders of them, as one sample for each frame."""
 
 from __future__ import annotations
 
@@ -14,32 +14,29 @@ from vesalius.data.source import Problems, Source, UniqueIds, reporting
 from vesalius.types import Location, Sample
 
 
-def _unknown(path: Path) -> tuple[float, float] | None:
-    return None
-
-
 @dataclass(frozen=True)
 class FrameFormat:
-    """The reader of one kind of file with several frames. Group and sequence of its frames are the id of the file."""
+    """Reader of one kind of multi-frame file; the id of a file is the group and sequence of its frames."""
 
     name: str
-    """The kind of files, such as `videos`, for notes."""
+    """Name of the kind in notes, such as `videos`."""
     suffixes: tuple[str, ...]
-    """In a folder, files with other suffixes are not opened."""
+    """Suffixes of the files that are opened in a folder."""
     is_one: Callable[[Path, bytes], bool]
-    spacing_mm: Callable[[Path], tuple[float, float] | None] = _unknown
+    """True for a file of this kind, given its path and first bytes."""
+    spacing_mm: Callable[[Path], tuple[float, float] | None] = lambda path: None
 
     def recognize(self, source: Source) -> bool:
-        """Whether the source is such a file, or a folder with one at any depth."""
+        """True if the source is a file of this kind, or a folder with one at any depth."""
         if source.path.is_dir():
             return any(self._is_listed(path) for path in _files(source.path))
         return self.is_one(source.path, source.head)
 
     def read(self, source: Source, phrase: str = "", problems: Problems = None) -> list[Sample]:
-        """Samples without annotation, files in order of their names and frames in their order.
+        """Unannotated samples, sorted by file path and frame.
 
         Raises ImageError for a file that cannot be opened, AnnotationError for two files with the same id; with
-        `problems`, the error is added there and the file is left out.
+        `problems`, the error is added there and the file is skipped.
         """
         samples: list[Sample] = []
         ids = UniqueIds()
@@ -52,12 +49,12 @@ class FrameFormat:
         return samples
 
     def notes(self, source: Source) -> list[str]:
-        """How many files of a folder are not read, by suffix."""
+        """A note with the number of ignored files in a folder, by suffix."""
         if not source.path.is_dir():
             return []
         others = Counter(path.suffix or "none" for path in _files(source.path) if not self._is_listed(path))
         counted = ", ".join(f"{suffix} ({n})" for suffix, n in sorted(others.items()))
-        return [f"ignored beside the {self.name}, by suffix: {counted}"] if others else []
+        return [f"ignored files beside the {self.name}, by suffix: {counted}"] if others else []
 
     def _is_listed(self, path: Path) -> bool:
         if not path.name.lower().endswith(self.suffixes):
@@ -67,7 +64,7 @@ class FrameFormat:
 
 
 def _files(folder: Path) -> list[Path]:
-    """All files under the folder in order of their names, without hidden ones."""
+    """All files at any depth in the folder, sorted by path, except hidden ones."""
     return sorted(path for path in folder.rglob("*") if not path.name.startswith(".") and path.is_file())
 
 

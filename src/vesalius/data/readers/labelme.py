@@ -1,13 +1,13 @@
-"""LabelMe: one JSON file for each image, beside the image or in a folder beside that of the images.
+"""Read LabelMe: one JSON file for each image, beside the image or in a folder beside the image folder.
 
     {"version": "5.5.0", "imagePath": "a.png", "imageHeight": h, "imageWidth": w, "imageData": null,
      "shapes": [{"label": "vessel", "shape_type": "polygon", "points": [[x, y], ...], "group_id": null}, ...]}
 
 The label is the phrase. Shapes with the same label and `group_id` are one object. Points have (0, 0) at the outer
-corner of the first pixel, as here, but the two points of a mask are the indices of its first and last pixel. LabelMe's
-own export also draws the outline, so its masks are half a pixel larger on every side. LabelMe rotates images by their
-EXIF tag and Vesalius does not, so the stated size of such an image differs. `imageData`, a copy of the image, is never
-read.
+corner of the first pixel, as in Vesalius, but the two points of a mask are the indices of its first and last pixel.
+LabelMe's own export also draws the outline, so its masks are half a pixel larger on every side. LabelMe rotates images
+by their EXIF tag and Vesalius does not, so the stated size of a rotated image differs. `imageData`, a copy of the
+image, is never read.
 
 The key `vesalius`, which LabelMe preserves, holds fields that LabelMe does not have: `absent` (phrases that are not in
 the image), `group`, `sequence`, `frame`, `spacing_mm` as in the format `vesalius`, and metadata.
@@ -43,10 +43,10 @@ OURS = ("absent", *SAMPLE_KEYS)
 """Keys under `vesalius` that are not metadata."""
 
 UNSET: tuple[Any, ...] = (None, "", {}, [])
-"""Values of a shape's description, flags and other keys that LabelMe writes for an empty field."""
+"""Values that LabelMe writes for empty fields of a shape (description, flags, ...)."""
 
 MAX_PROBED_FILES = 5
-"""Files of a folder that are opened to recognize LabelMe."""
+"""Maximum number of files of a folder that are opened to recognize LabelMe."""
 
 Outline = tuple[float, ...]
 
@@ -79,19 +79,19 @@ class _File(fields.ForeignObject):
 
 
 def recognize(source: Source) -> bool:
-    """Whether the file, or one of the first JSON files of the folder, has `shapes` and `imagePath`."""
+    """True if the file, or one of the first JSON files of the folder, has `shapes` and `imagePath`."""
     if not source.path.is_dir():
         return _is_labelme(source.json)
     return any(_holds_labelme(file) for file in _list_files(source)[:MAX_PROBED_FILES])
 
 
 def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sample]:
-    """Samples in order of their files; one prompt for each object, in the order of shapes, then absent phrases.
+    """Samples in the order of the files; one prompt for each object, in the order of shapes, then absent phrases.
 
-    An image without any shape is not annotated, unless `vesalius` lists absent phrases. An image is looked for at its
-    `imagePath`, then under the same path in `images/` and in the other folders of the source; it must lie in the
+    An image without shapes is not annotated, unless `vesalius` lists absent phrases. An image is searched at its
+    `imagePath`, then under the same path in `images/` and in the other folders of the source; it must be inside the
     source. Raises AnnotationError with file and shape (counted from 0); with `problems`, the error is added there and
-    the file is left out.
+    the file is skipped.
     """
     folders = sorted(each.name for each in source.root.iterdir() if each.is_dir() and each.name[0] != ".")
     samples = Samples()
@@ -104,17 +104,17 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
 
 
 def notes(source: Source) -> list[str]:
-    """How many images of the folder have no JSON file of their name."""
+    """A note with the number of images in the folder without a JSON file of the same name."""
     if not source.path.is_dir():
         return []
     stems = {file.stem for file in _list_files(source)}
     bare = [image.name for image in list_images(source.root) if image.stem not in stems]
     shown = ", ".join(bare[:5]) + (", ..." if len(bare) > 5 else "")
-    return [f"images without a JSON file of their name, not read: {len(bare)} ({shown})"] if bare else []
+    return [f"images without a JSON file of the same name, not read: {len(bare)} ({shown})"] if bare else []
 
 
 def _list_files(source: Source) -> list[Path]:
-    """The JSON files of the source in order of their paths, without hidden ones and the `import.json` of an import."""
+    """The JSON files of the source, sorted by path, except hidden files and the `import.json` of an import."""
     if not source.path.is_dir():
         return [source.path]
     jsons = (file for file in source.root.rglob("*") if file.suffix.lower() == ".json" and file.is_file())
@@ -127,7 +127,7 @@ def _list_files(source: Source) -> list[Path]:
 def _holds_labelme(file: Path) -> bool:
     try:
         return _is_labelme(read_json(file))
-    except AnnotationError:  # another file may be LabelMe's; reading the folder reports this one
+    except AnnotationError:  # `read` reports this file if another one is LabelMe's
         return False
 
 
@@ -138,7 +138,7 @@ def _is_labelme(value: Any) -> bool:
 def _read_file(value: Any, where: Location, root: Path, folders: Sequence[str]) -> Sample:
     if not _is_labelme(value):
         raise where.error(
-            "is no LabelMe file, which has shapes and imagePath", "not_labelme", f"move it out of {root}"
+            "is not a LabelMe file, which has shapes and imagePath", "not_labelme", f"move it out of {root}"
         )
     image, name = _find_image(value["imagePath"], where, root, folders)
     file = parse(_File, value, where)
@@ -159,7 +159,7 @@ def _read_file(value: Any, where: Location, root: Path, folders: Sequence[str]) 
 
 
 def _find_image(value: Any, where: Location, root: Path, folders: Sequence[str]) -> tuple[Path, str]:
-    """The image file, and the sample id by its path under `root`."""
+    """(image file, sample id by its path under `root`)."""
     if not isinstance(value, str) or not value.strip():
         return fields.find_image(value, where, root)  # raises with the reason
     path = PureWindowsPath(value)
@@ -174,7 +174,7 @@ def _find_image(value: Any, where: Location, root: Path, folders: Sequence[str])
         found = found or [each for each in names if fields.is_file(root / each)]
     if len(found) > 1:
         raise where.error(
-            f"image {show(value)} is not beside it, and {found[0]} and {found[1]} both exist",
+            f"image {show(value)} is not at this path, and {found[0]} and {found[1]} both exist",
             "ambiguous_image",
             remedy,
         )
@@ -182,7 +182,7 @@ def _find_image(value: Any, where: Location, root: Path, folders: Sequence[str])
 
 
 def _read_metadata(file: _File, where: Location) -> dict[str, Any]:
-    """Unknown keys, and under `shapes` the label and the unknown keys of each shape that has any."""
+    """Unknown keys of the file, and under `shapes` the label and unknown keys of each shape that has any."""
     kept = [
         (shape.label, {key: each for key, each in shape.unknown.items() if each not in UNSET})
         for shape in file.shapes
@@ -196,7 +196,7 @@ def _read_metadata(file: _File, where: Location) -> dict[str, Any]:
 def _read_objects(
     shapes: list[_Shape], where: Location, size: Size | None
 ) -> list[tuple[str, tuple[MaskReference, ...]]]:
-    """Phrase and masks of each object: the polygons of a group are one mask, each mask shape is another."""
+    """(phrase, masks) of each object: the polygons of a group are one mask, and each mask shape is another."""
     objects: dict[Hashable, tuple[str, list[MaskReference]]] = {}
     for index, shape in enumerate(shapes):
         key: Hashable = index if shape.group_id is None else (shape.label, shape.group_id)
@@ -228,7 +228,7 @@ def _polygon(points: Outline, where: Location, size: Size | None) -> Outline:
 
 
 def _rectangle(points: Outline, where: Location, size: Size | None) -> Outline:
-    """The outline of two opposite corners, or of all four, in any order."""
+    """The outline of a rectangle, from two opposite corners or from all four, in any order."""
     xs, ys = points[::2], points[1::2]
     if len(xs) == 2:
         return xs[0], ys[0], xs[1], ys[0], xs[1], ys[1], xs[0], ys[1]
@@ -240,9 +240,9 @@ def _rectangle(points: Outline, where: Location, size: Size | None) -> Outline:
 
 
 def _circle(points: Outline, where: Location, size: Size | None) -> Outline:
-    """A polygon with the area of the circle that center and a point of the edge give.
+    """A polygon with the area of the circle through an edge point around a center point.
 
-    LabelMe allows both only within the image, and a circle ends at the image border.
+    It is clipped to the image if both points are inside, as LabelMe requires.
     """
     if len(points) != 4:
         raise where.error(f"a circle has 2 points, not {len(points) // 2}", "invalid_points")
@@ -265,17 +265,17 @@ OUTLINES: dict[str, Callable[[Outline, Location, Size | None], Outline]] = {
 
 
 def _read_mask(value: Any, points: Outline, where: Location, size: Size | None) -> RleMask:
-    """A rectangular patch of the image, with the indices of its first and last pixel as points."""
+    """The mask in a rectangular patch; `points` are the pixel indices of its first and last pixel."""
     if size is None:
         raise where.error("a mask needs imageHeight and imageWidth", "missing_field")
     fields.check_area(size, where)
     if len(points) != 4 or not all(map(math.isfinite, points)):
-        raise where.error("a mask has 2 points, those of its first and last pixel", "invalid_points")
+        raise where.error("a mask has 2 points, its first and its last pixel", "invalid_points")
     patch = _decode_patch(value, where, size)
     left, top = round(points[0]), round(points[1])
     spanned = round(points[3] - points[1]) + 1, round(points[2] - points[0]) + 1
     rows, columns = _span(top, patch.shape[0], size[0]), _span(left, patch.shape[1], size[1])
-    # LabelMe 5 states a row and a column too many, and cuts the patch at the border of the image
+    # LabelMe 5 states one row and one column too many, and crops the patch to the image
     if (rows, columns) != (_span(top, spanned[0], size[0]), _span(left, spanned[1], size[1])):
         raise where.error(
             f"the mask is {patch.shape[0]} x {patch.shape[1]} pixels (h x w) but its points span "
@@ -285,20 +285,20 @@ def _read_mask(value: Any, points: Outline, where: Location, size: Size | None) 
     inside = patch[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
     if inside.sum() < patch.sum():
         raise where.error(
-            f"the mask reaches outside of the image, {size[0]} x {size[1]} (h x w)", "size_mismatch"
+            f"the mask extends beyond the image, {size[0]} x {size[1]} (h x w)", "size_mismatch"
         )
     mask = np.zeros(size, dtype=bool)
     mask[rows, columns] = inside
     return RleMask(encode_rle(mask))
 
 
-def _span(first: int, length: int, border: int) -> slice:
-    """The pixels from `first` on that lie in the image."""
-    return slice(min(max(first, 0), border), min(max(first + length, 0), border))
+def _span(first: int, length: int, side: int) -> slice:
+    """The indices from `first` to `first` + `length`, clipped to an image side."""
+    return slice(min(max(first, 0), side), min(max(first + length, 0), side))
 
 
 def _decode_patch(value: Any, where: Location, most: Size) -> np.ndarray:
-    """bool (h, w) of a gray PNG in base64, no larger than `most`; pixels other than 0 are the object."""
+    """bool (h, w) of a gray PNG in base64, no larger than `most`; nonzero pixels are foreground."""
     try:
         if not isinstance(value, str):
             raise ValueError(kind(value))

@@ -1,4 +1,4 @@
-"""The JSON export of Label Studio: a list of tasks, each with an image and annotations that consist of regions.
+"""Read the JSON export of Label Studio: a list of tasks, each with an image and annotations made of regions.
 
     [{"data": {"image": "/data/upload/1/0a1b2c3d-frame.png", "patient": "p1"},
       "annotations": [{"id": 5, "completed_by": 2, "result": [region, ...]}]}, ...]
@@ -7,10 +7,10 @@
               "value": {"points": [[10.0, 20.0], ...], "polygonlabels": ["vessel"]}}
 
 The label is the phrase, and a region with several labels is one object of each. Polygons, rectangles and ellipses, in
-percent of the image, and brush strokes are read, also from JSON-MIN, which has one object for each task with a list of
-regions in it. A task without regions is not annotated. Predictions are not read, because a model made them. Other
-fields of `data`, choices and texts are kept as metadata. Sources: labelstud.io, Label Studio task format, and the tags
-RectangleLabels, EllipseLabels and BrushLabels.
+percent of the image, and brush strokes are read. The export JSON-MIN, with lists of regions at the top level of each
+task, is read too. A task without regions is not annotated. Predictions of models are not read. Other fields of `data`,
+choices and texts are kept as metadata. Sources: labelstud.io, Label Studio task format, and the tags RectangleLabels,
+EllipseLabels and BrushLabels.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from vesalius.types import Location, MaskReference, Polygons, RleMask, Sample
 
 ANNOTATIONS = ("annotations", "completions")
 REMARKS = ("choices", "textarea", "taxonomy", "rating", "number", "datetime")
-"""Types of regions that are no shapes, such as answers to questions about the whole image."""
+"""Region types without a shape, such as texts and ratings of the whole image."""
 MIN_KEYS = ("id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time")
-"""Keys of a task in JSON-MIN that are neither fields of `data` nor names of controls."""
+"""Keys of a JSON-MIN task that are neither fields of `data` nor names of controls."""
 
 Percent = Annotated[float, Field(ge=-1e6, le=1e6)]
 
@@ -70,7 +70,7 @@ class _Ellipse(fields.StrictObject):
 
 
 def recognize(source: Source) -> bool:
-    """Whether the source is a JSON list of tasks: `data` with annotations or predictions, or JSON-MIN."""
+    """True if the source is a JSON list of tasks: `data` with annotations or predictions, or JSON-MIN."""
     value = source.json
     if not isinstance(value, list) or not value or not isinstance(value[0], dict):
         return False
@@ -80,13 +80,12 @@ def recognize(source: Source) -> bool:
 
 
 def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sample]:
-    """Samples of the tasks, in their order; one prompt for each label of a region.
+    """Samples in the order of the tasks; one prompt for each label of a region.
 
-    Images are found by the name at the end of their path, beside the file or at any depth in `images/` there, also
-    without the eight characters that an upload adds in front. Raises AnnotationError with file, task (counted from 0)
-    and annotation: for several annotations of one task without exactly one that is marked as ground truth, an image
-    that is missing or found twice, and regions that are no masks. With `problems`, the error is added there and the
-    task is left out.
+    Images are searched by file name, beside the annotation file and at any depth in `images/`, also without the upload
+    prefix of eight characters. Raises AnnotationError with file, task (counted from 0) and annotation: if a task has
+    several annotations but not exactly one marked as ground truth, an image is missing or found twice, or a region is
+    not a mask. With `problems`, the error is added there and the task is skipped.
     """
     samples = Samples()
     uploads = Uploads(source.root)
@@ -98,7 +97,7 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
 
 
 def notes(source: Source) -> list[str]:
-    """How many predictions, canceled annotations and tasks without annotation there are."""
+    """Notes with the numbers of predictions, canceled annotations and tasks without regions."""
     tasks = [task for task in source.json if isinstance(task, dict) and isinstance(task.get("data"), dict)]
     every = [_annotations(task) for task in tasks]
     lines = {
@@ -140,7 +139,7 @@ def _read_task(task: Any, where: Location, uploads: Uploads) -> tuple[Sample, Lo
         if region.type in REMARKS:
             remark = region.value.get(region.type)
             remarks.setdefault(str(region.from_name), []).append(remark)
-        # a shape and its label may be two regions of one id, both with the outline
+        # a shape and its label may be two regions with the same id, both with the outline
         elif region.type.endswith("labels") or show(region.id) not in labeled:
             size = _read_size(region, at, size)
             mask = _read_shape(region, at, size)
@@ -157,7 +156,7 @@ def _read_task(task: Any, where: Location, uploads: Uploads) -> tuple[Sample, Lo
 
 
 def _from_min(task: dict[str, Any]) -> dict[str, Any]:
-    """A task of JSON-MIN, which has lists of region values, in the form of the full export."""
+    """A JSON-MIN task, which has lists of region values, converted to the form of the full export."""
     lists = {
         key: value
         for key, value in task.items()
@@ -175,7 +174,7 @@ def _from_min(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def _image_key(data: dict[str, Any], where: Location) -> str:
-    """The field of `data` that names the image: `image`, or the only one with the suffix of an image file."""
+    """Key of the image in `data`: `image`, or the only key with a value that ends like an image file."""
     found = [
         key
         for key, value in data.items()
@@ -185,14 +184,14 @@ def _image_key(data: dict[str, Any], where: Location) -> str:
     if "image" in data or len(found) == 1:
         return "image" if "image" in data else found[0]
     raise where.error(
-        f"data must name one image, and has {', '.join(map(show, found)) or 'none'}",
+        f"data must name one image, but names {', '.join(map(show, found)) or 'none'}",
         "missing_image",
-        "call the field of the image `image`",
+        "name the image field `image`",
     )
 
 
 def _only_annotation(task: dict[str, Any], where: Location) -> dict[str, Any]:
-    """The valid annotation of a task; one without regions if the task has none."""
+    """The annotation of a task: the only one, or the only ground truth; an empty one if there is none."""
     found = [each for each in _annotations(task) if not _is_canceled(each)]
     if len(found) > 1:
         found = [each for each in found if each.get("ground_truth") is True] or found
@@ -203,7 +202,7 @@ def _only_annotation(task: dict[str, Any], where: Location) -> dict[str, Any]:
 
 
 def _regions(annotation: dict[str, Any], where: Location) -> Iterator[tuple[Location, _Region]]:
-    """Location and region, without the relations between regions."""
+    """(location, region) of each region; relations are skipped."""
     result = annotation.get("result")
     if not isinstance(result, list):
         raise where.error(f"result must be a list of regions, not {kind(result)}", "bad_value")
@@ -224,12 +223,12 @@ def _read_labels(region: _Region, where: Location) -> list[str]:
         or not labels
         or not all(isinstance(each, str) and each.strip() for each in labels)
     ):
-        raise where.error(f"a {show(region.type)} needs a label, and has {show(labels)}", "no_phrase")
+        raise where.error(f"a {show(region.type)} needs a label, but has {show(labels)}", "no_phrase")
     return labels
 
 
 def _read_size(region: _Region, where: Location, known: Size | None) -> Size:
-    """(h, w) of the image on which the region was drawn; AnnotationError if other regions have another."""
+    """(h, w) of the image stated in a region; AnnotationError if other regions state another size."""
     height, width = region.original_height, region.original_width
     if height is None or width is None:
         raise where.error("has no original_height and original_width", "missing_field")
@@ -246,7 +245,7 @@ def _read_size(region: _Region, where: Location, known: Size | None) -> Size:
 
 
 def _read_shape(region: _Region, where: Location, size: Size) -> MaskReference:
-    """The mask of a region. The keys of `value` decide on its form, because the type may be `labels` only."""
+    """The mask of a region; the keys of `value` determine the shape, because the type may be just `labels`."""
     value, scale = region.value, (size[1] / 100, size[0] / 100)
     if "rle" in value:
         return RleMask(encode_rle(decode_brush(value["rle"], size, where)))
@@ -254,26 +253,26 @@ def _read_shape(region: _Region, where: Location, size: Size) -> MaskReference:
         points = fields.check_points(value["points"], where.inside("points"))
         return Polygons((tuple([n for x, y in points for n in (x / 100 * size[1], y / 100 * size[0])]),))
     if {"points", "vertices"} & value.keys() or ("x" in value and not {"radiusX", "height"} & value.keys()):
-        raise where.error(f"a {show(region.type)} that is a point or a line has no area", "no_area")
+        raise where.error(f"a point or line ({show(region.type)}) has no area", "no_area")
     if "x" not in value:
-        raise where.error(f"the form {show(region.type)} is not read", "unknown_shape")
+        raise where.error(f"the region type {show(region.type)} is not supported", "unknown_shape")
     if "radiusX" in value:
         drawn = parse(_Ellipse, value, where)
         x, y = drawn.x * scale[0], drawn.y * scale[1]
         outline = shapes.ellipse(x, y, drawn.radiusX * scale[0], drawn.radiusY * scale[1])
-        outline = shapes.clip(shapes.turn(outline, drawn.rotation, x, y), size)
+        outline = shapes.clip(shapes.rotate(outline, drawn.rotation, x, y), size)
     else:
         box = parse(_Rectangle, value, where)
         x, y = box.x * scale[0], box.y * scale[1]
         outline = shapes.rectangle(x, y, box.width * scale[0], box.height * scale[1])
-        # a rectangle turns around its first corner
+        # a rectangle is rotated around its first corner
         if box.rotation:
-            outline = shapes.clip(shapes.turn(outline, box.rotation, x, y), size)
+            outline = shapes.clip(shapes.rotate(outline, box.rotation, x, y), size)
     return Polygons((tuple(outline.ravel().tolist()),))
 
 
 def _metadata(others: dict[str, Any], remarks: dict[str, list[Any]], where: Location) -> dict[str, Any]:
-    """Other fields of `data`, choices and texts; a list of one value is stored as that value."""
+    """Other fields of `data`, choices and texts; a list of one value is stored as the value."""
     metadata = {f"labelstudio_{key}" if key in KEYS else key: value for key, value in others.items()}
     for key, values in remarks.items():
         each = [one for value in values for one in (value if isinstance(value, list) else [value])]

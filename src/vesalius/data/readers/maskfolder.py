@@ -1,12 +1,12 @@
-"""A folder with `images/` and `masks/`, paired by stem.
+"""Read a folder with `images/` and `masks/`, paired by stem.
 
-With a class table `classes.json` beside them, each mask file is a class map:
+With a class table `classes.json` in the folder, each mask file is a class map:
 
     {"blood vessel": 1, "catheter": 2}       gray levels, or indices of the file's palette
     {"blood vessel": [255, 0, 0]}            colors
 
-Every class is then a prompt of every image, and a class without pixels is absent. Without the table, pixels other than
-0 are the one object of the image.
+Every class is then a prompt of every image, and a class without pixels is absent. Without the table, the nonzero pixels
+are one object.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ TABLE = "classes.json"
 
 
 def recognize(source: Source) -> bool:
-    """Whether the folder has both `images/` and `masks/`."""
+    """True if the folder has both `images/` and `masks/`."""
     return (source.path / "images").is_dir() and (source.path / "masks").is_dir()
 
 
 def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sample]:
-    """Samples of the folder in order of their ids; the prompts are `phrase`, or the classes of the table.
+    """Samples of the folder, sorted by id; the prompts are `phrase`, or the classes of the table.
 
     Subfolders pair too: `images/p1/a.jpg` with `masks/p1/a.png`. Raises SettingError without phrase and table;
-    AnnotationError for a wrong table, a file without partner, or two files with the same stem. With `problems`, errors
-    about files without partner are added there and the files are left out.
+    AnnotationError for an invalid table, an unpaired file, or two files with the same stem. With `problems`, errors
+    about files are added there and the files are skipped.
     """
     path = source.path
     table = read_table(path / TABLE) if (path / TABLE).exists() else None
     if table is None and not phrase:
-        remedy = f'name it, for example --prompt "blood vessel", or give the values of its classes in {TABLE}'
+        remedy = f'give one, for example --prompt "blood vessel", or a table of classes in {TABLE}'
         raise SettingError(
-            f"{path}: the phrase of the masks is not given; {remedy}",
+            f"{path}: the masks have no phrase; {remedy}",
             code="no_phrase",
             path=path,
             remedy=remedy,
@@ -69,14 +69,14 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
 
 
 def read_table(path: Path) -> dict[str, tuple[Value, ...]]:
-    """Phrase -> value of its class; AnnotationError for a file that is not such a table.
+    """Phrase -> (class value,); AnnotationError for an invalid class table.
 
     The background is 0 or black and need not be listed; an entry `background` may list it.
     """
     value, where = read_json(path), Location(path)
     if not isinstance(value, dict):
         raise where.error(
-            f"must be an object of phrases and values, not {kind(value)}", "invalid_class_table"
+            f"must be an object that maps phrases to values, not {kind(value)}", "invalid_class_table"
         )
     found = {phrase: _read_value(each, where.inside(show(phrase))) for phrase, each in value.items()}
     table = {phrase: each for phrase, each in found.items() if each not in (0, (0, 0, 0))}
@@ -91,13 +91,13 @@ def read_table(path: Path) -> dict[str, tuple[Value, ...]]:
 
 
 def classes_of(mask: Path, table: dict[str, tuple[Value, ...]]) -> tuple[tuple[MaskFile], ...]:
-    """A class map as the masks of all phrases of its table."""
+    """The masks of all phrases of a class table in one class map."""
     known = tuple(dict.fromkeys(value for values in table.values() for value in values))
     return tuple((MaskFile(mask, values, known),) for values in table.values())
 
 
 def notes(source: Source) -> list[str]:
-    """Names of other files and folders (with a slash) beside `images/` and `masks/`, without hidden ones."""
+    """A note that lists other files and folders (with a slash) beside `images/` and `masks/`, except hidden ones."""
     others = (other for other in source.path.iterdir() if other.name not in ("images", "masks", TABLE))
     names = sorted(other.name + "/" * other.is_dir() for other in others if not other.name.startswith("."))
     return [f"ignored beside images/ and masks/: {', '.join(names)}"] if names else []
@@ -116,7 +116,7 @@ def _read_value(value: Any, where: Location) -> Value:
 
 
 def _by_stem(folder: Path, problems: Problems) -> dict[str, Path]:
-    """Sample id -> file."""
+    """Sample id -> image or mask file in the folder."""
     found: dict[str, Path] = {}
     ids = UniqueIds()
     for file in list_images(folder):
@@ -125,5 +125,5 @@ def _by_stem(folder: Path, problems: Problems) -> dict[str, Path]:
             ids.add(stem, Location(file), "remove one of them")
             found[stem] = file
     if not found:
-        raise Location(folder).error("holds no image", "no_image", "add png, jpg, bmp or tif files")
+        raise Location(folder).error("has no image", "no_image", "add png, jpg, bmp or tif files")
     return found

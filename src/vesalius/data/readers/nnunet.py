@@ -1,10 +1,10 @@
-"""The raw data of nnU-Net, in two dimensions: `dataset.json`, `imagesTr/CASE_0000.png`, `labelsTr/CASE.png`.
+"""Read 2D raw data of nnU-Net: `dataset.json`, `imagesTr/CASE_0000.png`, `labelsTr/CASE.png`.
 
     {"channel_names": {"0": "X-ray"}, "labels": {"background": 0, "vessel": 1}, "numTraining": 48, "file_ending": ".png"}
 
-The name of a label is the phrase, and its number is the value of its pixels in the label file. A list of values is a
-region, which consists of all their pixels. Version 1 has `{"0": "background", "1": "vessel"}` and no `file_ending`.
-Every label is a prompt of every case. An image is one file: three channels are a color image in `CASE_0000.png`.
+The name of a label is the phrase, and its number is the pixel value in the label file. A list of values is a region:
+the union of their pixels. Version 1 has `{"0": "background", "1": "vessel"}` and no `file_ending`. Every label is a
+prompt of every case. An image must be one file, so three channels must be a color image `CASE_0000.png`.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from vesalius.types import Location, Sample, Value
 
 FILE = "dataset.json"
 FIRST_ENDING = ".nii.gz"
-"""The file ending of version 1, which has no key for it."""
+"""File ending of version 1 datasets, which do not state it."""
 Labels = dict[str, tuple[Value, ...]]
 
 
 def recognize(source: Source) -> bool:
-    """Whether the source is a folder with `dataset.json` and `imagesTr/`, or that file."""
+    """True if the source is a folder with `dataset.json` and `imagesTr/`, or the `dataset.json` itself."""
     named = source.path.is_dir() or source.path.name == FILE
     return named and is_file(source.root / FILE) and (source.root / "imagesTr").is_dir()
 
 
 def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sample]:
-    """Samples of the training cases, in order of their names, which are their ids.
+    """Samples of the training cases, sorted by case name, which is the id.
 
-    Raises AnnotationError for a wrong `dataset.json`, files that are no images, and cases without label, without image
-    or with several channels. With `problems`, the error of a case is added there and the case is left out.
+    Raises AnnotationError for an invalid `dataset.json`, files that are not images, and cases without label, without
+    image or with several channels. With `problems`, the error of a case is added there and the case is skipped.
     """
     root, path = source.root, source.root / FILE
     top = _read_top(path)
@@ -46,7 +46,7 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
     drawn = {file.name.removesuffix(ending): file for file in _list_files(root / "labelsTr", ending)}
     cases = sorted(images.keys() | drawn.keys())
     if not cases:
-        raise Location(root / "imagesTr").error(f"holds no image CASE_0000{ending}", "no_image")
+        raise Location(root / "imagesTr").error(f"has no image CASE_0000{ending}", "no_image")
     stated = top.get("numTraining")
     if stated is not None and stated != len(cases):
         counts = f"is {show(stated)}, but there are {len(cases)} cases"
@@ -64,7 +64,7 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
 
 
 def notes(source: Source) -> list[str]:
-    """Counts of files that are not read: cases without labels and other file names; and the label `ignore`."""
+    """Notes on files that are not read (test cases and other file names), and on the label `ignore`."""
     root = source.root
     top = _read_top(root / FILE)
     ending = _read_ending(top, root / FILE)
@@ -87,7 +87,7 @@ def notes(source: Source) -> list[str]:
     _, ignored = _read_labels(top.get("labels"), root / FILE)
     if ignored is not None:
         found.append(
-            f"the label 'ignore' ({ignored}) marks pixels that are not annotated: images with it are refused"
+            f"the label 'ignore' ({ignored}) marks pixels that are not annotated: images with it are rejected"
         )
     return found
 
@@ -98,13 +98,13 @@ def _read_top(path: Path) -> dict[str, Any]:
         raise where.error(f"must be an object with labels, not {kind(top)}", "bad_value")
     if "dataset" in top:
         raise where.inside("dataset").error(
-            "a list of cases is not read", "bad_value", "lay the cases out in imagesTr/ and labelsTr/"
+            "a list of cases is not supported", "bad_value", "put the cases into imagesTr/ and labelsTr/"
         )
     return top
 
 
 def _read_labels(value: Any, path: Path) -> tuple[Labels, int | None]:
-    """Phrase -> values, without the background; and the value of the label `ignore`, if any."""
+    """(phrase -> values, without the background; value of the label `ignore`, or None)."""
     where = Location(path, "labels")
     if not isinstance(value, dict) or not value:
         raise where.error('must be an object such as {"background": 0, "vessel": 1}', "invalid_labels")
@@ -116,7 +116,7 @@ def _read_labels(value: Any, path: Path) -> tuple[Labels, int | None]:
         values = each if isinstance(each, list) else [each]
         if not name.strip() or not values or not all(type(one) is int and 0 <= one < 2**16 for one in values):
             raise where.error(
-                f"the label {show(name)} must be a name with a whole number or a list of such, not {show(each)}",
+                f"the label {show(name)} must be a name with a whole number or a list of them, not {show(each)}",
                 "invalid_labels",
             )
         if values != [0] and (0 in values or name == "background"):
@@ -134,21 +134,21 @@ def _read_ending(top: dict[str, Any], path: Path) -> str:
     ending = top.get("file_ending", FIRST_ENDING)
     if ending not in SUFFIXES:
         raise Location(path, "file_ending").error(
-            f"the files end in {show(ending)}, and only {', '.join(SUFFIXES)} are read",
+            f"the files end in {show(ending)}, but only {', '.join(SUFFIXES)} are read",
             "unsupported_file_type",
-            "write each slice as an image, and its labels as another",
+            "write each slice as an image, and its labels as another image",
         )
     return str(ending)
 
 
 def _list_files(folder: Path, ending: str) -> list[Path]:
-    """Files of a folder in order of their names, without hidden ones; none if there is no folder."""
+    """Files in a folder, sorted by name, except hidden ones; empty without the folder."""
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     return [file for file in files if file.name.endswith(ending) and file.name[0] != "." and is_file(file)]
 
 
 def _list_images(folder: Path, ending: str) -> dict[str, list[Path]]:
-    """Case -> its files, one for each channel."""
+    """Case -> image files, one for each channel."""
     found: dict[str, list[Path]] = {}
     for file in _list_files(folder, ending):
         match = re.fullmatch(r"(.+)_[0-9]{4}", file.name.removesuffix(ending), re.DOTALL)
@@ -160,7 +160,7 @@ def _list_images(folder: Path, ending: str) -> dict[str, list[Path]]:
 def _only_channel(files: list[Path], case: str, root: Path, ending: str) -> Path:
     name = f"{case}_0000{ending}"
     if files and [file.name for file in files] != [name]:
-        message = "is a channel of its own, and an image in one file is needed"
+        message = "is a separate channel, but each image must be one file"
         raise Location(files[-1]).error(message, "separate_channels", f"save all channels as {name}")
     if not files:
         raise Location(root / "labelsTr" / (case + ending)).error(

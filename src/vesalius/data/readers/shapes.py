@@ -1,4 +1,4 @@
-"""Rectangles and ellipses of annotation tools as polygons. Angles are in degrees, clockwise on the screen."""
+"""Convert rectangles and ellipses of annotation tools to polygons; angles are in degrees, clockwise on the screen."""
 
 from __future__ import annotations
 
@@ -15,42 +15,41 @@ Points = Float[np.ndarray, "n 2"]
 
 
 def rectangle(x: float, y: float, width: float, height: float) -> Points:
-    """The corners of an upright rectangle whose first corner is (x, y)."""
+    """The corners of an upright rectangle with the first corner (x, y)."""
     return np.array([[x, y], [x + width, y], [x + width, y + height], [x, y + height]], dtype=float)
 
 
 def ellipse(x: float, y: float, radius_x: float, radius_y: float) -> Points:
-    """A polygon around (x, y) with the area of the upright ellipse; its outline deviates by 0.02 % of a radius."""
+    """A polygon with the area of the upright ellipse around (x, y); its outline deviates by 0.02 % of a radius."""
     step = 2 * math.pi / ELLIPSE_POINTS
     angles = np.arange(ELLIPSE_POINTS) * step
     grown = math.sqrt(step / math.sin(step))
     return np.stack([x + radius_x * grown * np.cos(angles), y + radius_y * grown * np.sin(angles)], axis=1)
 
 
-def turn(points: Points, angle: float, x: float, y: float) -> Points:
+def rotate(points: Points, angle: float, x: float, y: float) -> Points:
     """The points, rotated around (x, y)."""
     cosine, sine = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     return (points - (x, y)) @ np.array([[cosine, sine], [-sine, cosine]]) + (x, y)
 
 
 def clip(points: Points, size: Size) -> Points:
-    """The part of a convex polygon that lies in an image of `size`; the whole polygon if its center lies outside.
+    """A convex polygon, clipped to an image of `size`; unchanged if its center is outside the image.
 
-    A shape that reaches over the border is meant to end there. A shape beside the image was drawn on another image,
-    and a later check of its coordinates reports it.
+    A shape with its center outside was probably drawn on another image, which the later check of coordinates reports.
     Source: I. Sutherland and G. Hodgman 1974, Reentrant polygon clipping.
     """
     height, width = size
     if not (np.all(points.mean(axis=0) >= 0) and np.all(points.mean(axis=0) <= (width, height))):
         return points
-    for axis, border in ((0, width), (1, height)):
-        points = _cut(points, points[:, axis])
-        points = _cut(points, border - points[:, axis])
+    for axis, side in ((0, width), (1, height)):
+        points = _clip_edge(points, points[:, axis])
+        points = _clip_edge(points, side - points[:, axis])
     return points
 
 
-def _cut(points: Points, depth: Float[np.ndarray, " n"]) -> Points:
-    """The part of a convex polygon with `depth` >= 0, which is the signed distance of each point to a border."""
+def _clip_edge(points: Points, depth: Float[np.ndarray, " n"]) -> Points:
+    """The part of a convex polygon on the inner side of an edge; `depth` is the signed distance of each point to it."""
     if np.all(depth >= 0):
         return points
     kept = []

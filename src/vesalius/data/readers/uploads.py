@@ -1,4 +1,4 @@
-"""Find the file of an image that an annotation tool names by the address or path in its own storage."""
+"""Find local image files for the URLs and paths that Label Studio exports."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ from vesalius.data.readers.fields import is_file, show
 from vesalius.types import Location
 
 MAX_PATH_LENGTH = 4096
-"""No file system has longer paths."""
+"""Maximum length of a path; file systems allow no longer ones."""
 
 
 class Uploads:
-    """The files beside an annotation file, and those at any depth in `images/` there."""
+    """Image files beside an annotation file, and at any depth in its `images/` folder."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def find(self, value: Any, where: Location) -> tuple[Path, str]:
-        """The file and the sample id for a path, an address (`s3://`, `https://`), or a path on Label Studio's disk.
+        """(file, sample id) for a path, a URL (`s3://`, `https://`), or a path on Label Studio's disk.
 
-        The file that exists under as much of the end of the path as possible is taken; else the only one of that
-        name; else the only one of that name without the eight characters and the hyphen that an upload adds in front.
-        AnnotationError if there is none, or more than one.
+        The longest tail of the path that exists as a file is taken; else the only file with the same name; else both
+        again without the upload prefix, eight characters and a hyphen. AnnotationError if no file or several match.
         """
         if not isinstance(value, str) or not value.strip() or len(value) > MAX_PATH_LENGTH:
             raise where.error(f"the image must be a path, not {show(value)}", "bad_value")
@@ -38,12 +37,12 @@ class Uploads:
                 if len(found) > 1:
                     shown = ", ".join(str(each.relative_to(self.root)) for each in found[:5])
                     raise where.error(
-                        f"image {show(value)} may be any of {len(found)} files ({shown})", "ambiguous_image"
+                        f"image {show(value)} matches {len(found)} files ({shown})", "ambiguous_image"
                     )
                 if found:
                     return found[0], sample_id(found[0].relative_to(self.root))
         raise where.error(
-            f"no file {show(_parts(value, where)[-1])} is in {self.root} or in images/ there",
+            f"there is no file {show(_parts(value, where)[-1])} in {self.root} or its images/",
             "missing_image",
             "copy the images to images/",
         )
@@ -66,19 +65,19 @@ class Uploads:
 
 
 def _parts(value: str, where: Location) -> tuple[str, ...]:
-    """The names in a path or address, without the server; AnnotationError for a path with `..` or without names."""
+    """The parts of a path or URL, without the host; AnnotationError for a path that is empty or contains `..`."""
     try:
         address = urlsplit(value)
         served = (
             parse_qs(address.query).get("d") if address.path.rstrip("/").endswith("local-files") else None
         )
     except ValueError as error:
-        raise where.error(f"{show(value)} is no address ({error})", "missing_image") from error
+        raise where.error(f"{show(value)} is not a URL ({error})", "missing_image") from error
     remote = address.scheme in ("http", "https", "s3", "gs", "azure-blob")
     path = served[0] if served else address.path if remote else value
     parts = tuple(part for part in path.replace("\\", "/").split("/") if part not in ("", "."))
     if ".." in parts or not parts:
         raise where.error(
-            f"image {show(value)} names no file of the dataset", "outside_path", "give a path in the dataset"
+            f"image {show(value)} is not a path in the dataset", "outside_path", "give a path in the dataset"
         )
     return parts

@@ -1,10 +1,10 @@
-"""The annotation format `vesalius`, which is the official fine-tuning JSON of Sa2VA with optional keys.
+"""Read the annotation format `vesalius`, the official fine-tuning JSON of Sa2VA with optional keys.
 
     [{"image": "a.png", "mask": [object, ...], "text": [str, ...], "group": "p1", "size": [h, w]}, ...]
 
 `mask[i]` is one object of the phrase `text[i]`: nested polygons `[[x1, y1, ...], ...]`, one flat polygon
 `[x1, y1, ...]`, COCO RLE, or null if the phrase is not in the image. An entry with neither `mask` nor `text` is not
-annotated. `frame` is the index of a frame in a file of several, `sequence` the clip of an image. An entry with `video`
+annotated. `frame` is the index of a frame in a multi-frame file, `sequence` the clip of an image. An entry with `video`
 instead of `image` has a list of paths, one for each frame, and each of its objects is a list with one value for each
 frame.
 """
@@ -38,7 +38,7 @@ class _Entry(SampleFields):
 
 
 def recognize(source: Source) -> bool:
-    """Whether the source is a JSON list that is empty or begins with an entry with `image`, `video` or `mask`."""
+    """True if the source is a JSON list, empty or with `image`, `video` or `mask` in its first entry."""
     value = source.json
     return isinstance(value, list) and (
         not value or not isinstance(value[0], dict) or bool({"image", "video", "mask"} & value[0].keys())
@@ -46,11 +46,11 @@ def recognize(source: Source) -> bool:
 
 
 def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sample]:
-    """Samples of an annotation file, in its order; one prompt for each text, also for a text that is repeated.
+    """Samples in the order of the entries; one prompt for each text, also for a repeated text.
 
-    A video gives one sample for each frame. Images lie beside the file or in `images/` beside it, and their paths may
-    not leave its folder. Raises AnnotationError with file, entry (counted from 0) and image. With `problems`, the
-    error of an entry is added there and the entry is left out; a file that is no list of entries raises in both cases.
+    A video gives one sample for each frame. Images must be in the folder of the annotation file or its `images/`.
+    Raises AnnotationError with file, entry (counted from 0) and image. With `problems`, the error of an entry is added
+    there and the entry is skipped; a file that is not a list of entries always raises.
     """
     where, entries = Location(source.path), source.json
     if not isinstance(entries, list):
@@ -87,7 +87,7 @@ def _read_entry(value: Any, path: Path, index: int, root: Path) -> list[tuple[Sa
         _check_texts(entry, where)
     clip = _clip_name(paths, images) if entry.video else None
     if clip and entry.frame is not None:
-        raise where.inside("frame").error("a video has no frame of its own", "bad_value")
+        raise where.inside("frame").error("a video entry cannot have a frame", "bad_value")
     fields.check_metadata(entry.unknown, where)
     tracks = [
         _read_track(each, where.inside(f"mask[{i}]"), len(paths)) if clip else [each]
@@ -113,7 +113,7 @@ def _read_entry(value: Any, path: Path, index: int, root: Path) -> list[tuple[Sa
 
 
 def _clip_name(paths: list[str], images: list[tuple[Path, str]]) -> str:
-    """The name of the folder of the frames if they share one other than `images`, else the id of the first frame."""
+    """The name of the frames' common folder, unless it is `images`; else the id of the first frame."""
     folders = {PurePosixPath(path).parent for path in paths}
     name = folders.pop().name if len(folders) == 1 else ""
     return name if name not in ("", "images") else images[0][1]
@@ -128,7 +128,7 @@ def _check_texts(entry: _Entry, where: Location) -> None:
 
 
 def _read_track(value: Any, where: Location, n_frames: int) -> list[Any]:
-    """The values of one object of a clip, one for each frame; null stands for null in each."""
+    """The values of one object of a clip, one for each frame; a single null applies to all frames."""
     if value is None:
         return [None] * n_frames
     if not isinstance(value, list) or len(value) != n_frames:

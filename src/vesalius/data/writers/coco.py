@@ -1,4 +1,4 @@
-"""Writes COCO instances: `annotations.json`, readable by `readers.coco` and pycocotools.
+"""Write COCO instances: `annotations.json`, readable by `readers.coco` and pycocotools.
 
 Polygons stay polygons, RLE stays RLE, and mask files become RLE; each object is one annotation. `neg_category_ids`, as
 in LVIS, lists phrases that are absent from an image; group, sequence, frame, spacing and metadata are keys of the
@@ -21,10 +21,10 @@ from vesalius.types import Absent, MaskReference, Polygons, RleMask, Sample
 
 
 def write(folder: Path, samples: Sequence[Sample]) -> list[str]:
-    """Write `annotations.json` for samples with images in `folder`; nothing is lost, so there are no notes.
+    """Write `annotations.json` for samples with images in `folder`; returns no notes, because nothing is lost.
 
-    Image, annotation and category ids count from 1, categories in order of first appearance. Raises AnnotationError
-    if there is no sample, a mask does not fit its image, or metadata has the name of a key.
+    Image, annotation and category ids start at 1, categories in order of first appearance. Raises AnnotationError if
+    there is no sample, a mask does not match its image, or a metadata key is a key of the format.
     """
     check_any(folder, samples)
     categories: dict[str, int] = {}
@@ -48,7 +48,7 @@ def write(folder: Path, samples: Sequence[Sample]) -> list[str]:
             {"id": number, "name": phrase, "supercategory": ""} for phrase, number in categories.items()
         ],
     }
-    # one line: with indentation, each coordinate would take a line
+    # no indentation, which would put each coordinate on its own line
     write_text(folder / "annotations.json", to_json(value) + "\n")
     return []
 
@@ -75,7 +75,7 @@ def _image(
 
 
 def _shape(reference: MaskReference, size: Size, where: str) -> dict[str, Any]:
-    """`segmentation`, and `area` and `bbox` (x, y, w, h) of its pixels."""
+    """`segmentation`, and the `area` and `bbox` (x, y, w, h) of its pixels."""
     mask = load_mask(reference, size, where)
     top, left, bottom, right = bounds(mask) or (0, 0, 0, 0)
     match reference:

@@ -1,8 +1,9 @@
-"""Writes DICOM Segmentation objects: the masks of one DICOM image, single or multi-frame (PS3.3 A.51).
+"""Write DICOM Segmentation objects: the masks of one DICOM image, single or multi-frame (PS3.3 A.51).
 
-Binary; one segment per phrase; one stored frame for each segment and source frame with a non-empty mask. Frames refer to
-the source by its UID and frame number. Patient and study are those of the source; series and object are new. Written by
-hand because the library that was tried refuses sources without a frame of reference, such as angiography.
+The segmentation is binary, with one segment per phrase, and one stored frame for each segment and source frame with a
+non-empty mask. Frames reference the source by its UID and frame number. Patient and study are those of the source;
+series and object are new. No library is used, because the one tested rejects sources without a frame of reference, such
+as angiography.
 """
 
 from __future__ import annotations
@@ -25,20 +26,20 @@ from vesalius.masks import Rle, Size, decode_rle, encode_rle
 from vesalius.names import list_names
 
 LONGEST_LABEL = 64
-"""Characters of a segment's label (value representation LO)."""
+"""Maximum number of characters of a segment label (value representation LO)."""
 
 PATIENT_AND_STUDY = (
     "PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime AccessionNumber "
     "ReferringPhysicianName StudyID"
 ).split()
-"""Copied attributes, empty if the source has none."""
+"""Copied attributes, which are empty if the source lacks them."""
 OPTIONAL = (
     "PatientIdentityRemoved DeidentificationMethod StudyDescription LossyImageCompression "
     "LossyImageCompressionRatio LossyImageCompressionMethod"
 ).split()
 """Attributes that are copied if the source has them."""
 REFERENCES = "SOPClassUID SOPInstanceUID SeriesInstanceUID StudyInstanceUID Rows Columns".split()
-"""Attributes that a source must have so that a segmentation can refer to it."""
+"""Attributes that a source must have so that a segmentation can reference it."""
 
 Concept = tuple[str, str, str]
 """(code value, coding scheme, meaning)."""
@@ -66,7 +67,7 @@ CONCEPTS: dict[str, tuple[Concept, Concept]] = {
     "stenosis": (LESION, ("415582006", "SCT", "Stenosis")),
     "aneurysm": (LESION, ("85659009", "SCT", "Aneurysm")),
 }
-"""Phrase in lower case -> (category, type) of a segment; any other phrase is `UNKNOWN`, a region."""
+"""Phrase in lower case -> (category, type) concepts of its segment; other phrases get `UNKNOWN`, a selected region."""
 
 
 def check_labels(phrases: Sequence[str]) -> None:
@@ -82,7 +83,7 @@ def check_labels(phrases: Sequence[str]) -> None:
 
 
 def check_source(source: Path) -> None:
-    """Raise ImageError if no segmentation can refer to this image."""
+    """Raise ImageError if no segmentation can reference this image."""
     with _describing(source):
         pass
 
@@ -98,9 +99,9 @@ def write_segmentation(
 ) -> None:
     """Write the masks of `source`; `segments` maps phrase -> frame, counted from 0 -> mask.
 
-    A frame with no mask, or an empty one, is not stored, so that readers take it as empty; if all are empty, one is
-    stored, because an object needs a frame. `unanswered` lists frames with unknown masks; the image comment names
-    them. Raises SettingError for a phrase that cannot be a label, ImageError for a source without the attributes
+    A frame without a mask, or with an empty one, is not stored, and readers take it as empty; if all are empty, one is
+    stored, because an object needs a frame. `unanswered` lists the frames without a prediction, which the image comment
+    names. Raises SettingError for a phrase that cannot be a label, ImageError for a source without the attributes
     `REFERENCES`, ValueError for a mask of another size or a frame that the source does not have.
     """
     check_labels((*segments, series_description, algorithm))
@@ -126,7 +127,7 @@ def write_segmentation(
 def _filled(
     segments: Mapping[str, Mapping[int, Rle]], size: Size, n_frames: int
 ) -> Iterator[tuple[int, int, Rle]]:
-    """(segment number from 1, frame from 0, mask) of all non-empty masks, or of one empty mask."""
+    """(segment number from 1, frame from 0, mask) of each non-empty mask, or of one empty mask if there is none."""
     empty = True
     for number, (phrase, frames) in enumerate(segments.items(), start=1):
         for frame in sorted(frames):
@@ -142,7 +143,7 @@ def _filled(
 
 
 def _pack(masks: Sequence[Rle]) -> Iterator[bytes]:
-    """One bit per pixel, lowest bit first; eight frames at a time, which always fill whole bytes."""
+    """Pixels at one bit each, lowest bit first, eight frames at a time, so that each chunk is whole bytes."""
     for start in range(0, len(masks), 8):
         pixels = np.concatenate([decode_rle(rle).ravel() for rle in masks[start : start + 8]])
         yield np.packbits(pixels, bitorder="little").tobytes()
@@ -155,13 +156,13 @@ def _describing(source: Path) -> Iterator[tuple[Any, Any]]:
         for keyword in REFERENCES:
             if not tags.get(keyword):
                 raise image_error(
-                    source, f"has no {keyword}, so no segmentation can refer to it", "missing_tag"
+                    source, f"has no {keyword}, so no segmentation can reference it", "missing_tag"
                 )
         yield tags, _describe(tags)
 
 
 def _describe(tags: Any) -> Any:
-    """The new object with everything but segments, functional groups and pixels."""
+    """A new segmentation object without segments, functional groups and pixels."""
     from pydicom.dataset import FileDataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
@@ -170,7 +171,7 @@ def _describe(tags: Any) -> Any:
     found: Any = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     now = datetime.now()
     date, time = f"{now:%Y%m%d}", f"{now:%H%M%S}"
-    # text of the source is decoded, and written as UTF-8
+    # pydicom decodes the text of the source and writes it as UTF-8
     found.SpecificCharacterSet = "ISO_IR 192"
     found.update({keyword: str(tags.get(keyword) or "") for keyword in PATIENT_AND_STUDY})
     found.LossyImageCompression = "00"
@@ -206,7 +207,7 @@ def _describe_segment(number: int, phrase: str, algorithm: str) -> Any:
 def _add_functional_groups(
     found: Any, tags: Any, stored: Sequence[tuple[int, int]], multi_frame: bool
 ) -> None:
-    """Add functional groups: segment and source frame of each stored frame, also as dimension indices."""
+    """Add functional groups with segment and source frame of each stored frame, also as dimension indices."""
     from pydicom.datadict import tag_for_keyword
     from pydicom.uid import generate_uid
 
@@ -269,6 +270,6 @@ def _code(concept: Concept) -> Any:
 
 
 def _name_frames(frames: Sequence[int]) -> str:
-    """A comment that lists frames, counted from 1 as in DICOM, in at most 1024 characters."""
+    """Comment of at most 1024 characters that lists frames, counted from 1 as in DICOM."""
     shown = list_names((str(frame + 1) for frame in sorted(frames)), 100)
     return f"no prediction for {len(frames)} frames of the source, so their masks are unknown, not empty: {shown}"

@@ -20,6 +20,6 @@ WRITERS: dict[str, Callable[[Path, Sequence[Sample]], list[str]]] = {
     "labelme": labelme.write,
     "masks": masks.write,
 }
-"""Format -> `write(folder, samples)` for samples with images already in `folder`, usually in its `images/`. It returns
-one note for each kind of information that the format cannot hold, and raises AnnotationError for samples that it cannot
-represent."""
+"""Format -> `write(folder, samples)`, for samples with images already in `folder`, usually in its `images/`. It returns
+one note for each kind of information that the format cannot store, and raises AnnotationError for samples that the
+format cannot represent."""

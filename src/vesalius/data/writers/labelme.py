@@ -1,4 +1,4 @@
-"""Writes LabelMe: one JSON file beside each image, readable by `readers.labelme` and LabelMe.
+"""Write LabelMe: one JSON file beside each image, readable by `readers.labelme` and LabelMe.
 
 Polygons stay polygons; RLE and mask files become mask shapes. Parts of one object share a `group_id`. Properties without
 a LabelMe key are stored under the key `vesalius`, which LabelMe keeps when it saves.
@@ -32,13 +32,13 @@ VERSION = "5.5.0"
 def write(folder: Path, samples: Sequence[Sample]) -> list[str]:
     """Write the JSON files of samples with images in `folder`; returns notes on samples that LabelMe cannot show.
 
-    Raises AnnotationError if there is no sample, two samples have the same file, a mask does not fit its image, or
-    metadata has the name of a key.
+    Raises AnnotationError if there is no sample, two samples have the same file, a mask does not match its image, or a
+    metadata key is a key of the format.
     """
     check_any(folder, samples)
     written: set[Path] = set()
     for sample in samples:
-        image_path(sample, folder)  # raises if it lies elsewhere
+        image_path(sample, folder)  # raises if the image is outside the folder
         stem = sample.image.stem if sample.frame is None else frame_id(sample.image.stem, sample.frame)
         path = sample.image.with_name(f"{stem}.json")
         if path in written:
@@ -86,7 +86,7 @@ def _polygon(phrase: str, part: Sequence[float], group: int | None) -> dict[str,
 
 
 def _mask(phrase: str, mask: np.ndarray) -> dict[str, Any]:
-    """The bounding patch of the mask; one pixel of background if it is empty."""
+    """A mask shape with the bounding box of the mask; one pixel of background if it is empty."""
     top, left, bottom, right = bounds(mask) or (0, 0, 1, 1)
     file = io.BytesIO()
     Image.fromarray(mask[top:bottom, left:right].astype(np.uint8)).save(file, format="PNG")

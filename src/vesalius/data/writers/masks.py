@@ -1,7 +1,7 @@
-"""Writes mask images `masks/ID.png`, 0 and 255; `masks/ID--PHRASE.png` for images with several phrases.
+"""Write mask images `masks/ID.png`, 0 and 255; `masks/ID--PHRASE.png` for images with several phrases.
 
-A folder with one phrase on every image reads back as an image/mask folder (`readers.maskfolder`), given the phrase. With
-several phrases the files are meant for other programs: no reader pairs them with images.
+Masks of one phrase can be read back as an image/mask folder (`readers.maskfolder`), given the phrase. Masks of several
+phrases are meant for other programs: no reader pairs them with images.
 """
 
 from __future__ import annotations
@@ -25,16 +25,15 @@ from vesalius.types import Absent, MaskReference, Sample
 def write(folder: Path, samples: Sequence[Sample]) -> list[str]:
     """Write the masks of samples with images in `folder`; returns notes on information that mask images lack.
 
-    Raises AnnotationError if there is no sample, an image lies elsewhere, or a mask does not fit its image; ValueError
-    for an id that is not a file name.
+    Raises AnnotationError if there is no sample, an image is outside `folder`, or a mask does not match its image;
+    ValueError for an id that is not a file name.
     """
     check_any(folder, samples)
     merged = [merge_phrases(sample) for sample in samples]
     for sample in merged:
-        image_path(sample, folder)  # raises if it lies elsewhere
-        rows_of(sample)  # raises if it names no phrase
+        image_path(sample, folder)  # raises if the image is outside the folder
+        rows_of(sample)  # raises if the annotation has no phrase
         size = size_of(sample)
-        # without annotation there is nothing to write
         stems = result_stems(sample.id, sample.prompts) if sample.masks is not None else []
         for stem, objects in zip(stems, sample.masks or (), strict=True):
             mask = _union(objects, size, str(sample.source or sample.id))
@@ -51,7 +50,7 @@ def _union(objects: Sequence[MaskReference], size: Size, where: str) -> np.ndarr
 
 
 def _notes(samples: Sequence[Sample]) -> list[str]:
-    """Notes on lost information; the phrases of `samples` are merged."""
+    """Notes on lost information; `samples` have merged phrases."""
     targets = [objects for sample in samples for objects in sample.masks or ()]
     phrases = list(dict.fromkeys(phrase for sample in samples for phrase in sample.prompts))
     lost = Counter(key for sample in samples for key in KEYS if getattr(sample, key) is not None)
@@ -67,7 +66,7 @@ def _notes(samples: Sequence[Sample]) -> list[str]:
     if bare:
         notes.append(f"images without annotation, which have no mask file and cannot be read back: {bare}")
     if joined:
-        notes.append(f"masks that unite several objects of a phrase: {joined}")
+        notes.append(f"masks that merge several objects of one phrase: {joined}")
     if absent:
         notes.append(f"empty masks of phrases that are absent from the image: {absent}")
     if lost:

@@ -1,4 +1,4 @@
-"""Overlay videos: masks drawn on the frames of a clip, as one MP4 file."""
+"""Write overlay videos: masks drawn on the frames of a clip, as one MP4 file."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from vesalius.files import replacing
 from vesalius.visualization import overlay
 
 CODECS = (("libx264", {"crf": "18", "preset": "medium"}), ("mpeg4", {"qscale": "2"}))
-"""Encoders with options; the first that this build of FFmpeg has is used. At these settings,
-contours of one pixel stay sharp."""
+"""Encoders with options; the first available one is used. With these options, contours of one pixel stay sharp."""
 
 
 def write_overlay(
@@ -28,10 +27,10 @@ def write_overlay(
 ) -> int:
     """Write frames with their masks to an MP4 file, one frame at a time; returns the number of frames.
 
-    The file is written completely or not at all, as H.264, or MPEG-4 if FFmpeg has no H.264 encoder. Both store color
-    for 2 x 2 pixels: an odd height or width is padded by repeating the last row or column. Raises OutputError for a
-    name other than `.mp4`, no frame, or a frame rate that is not above 0 and at most 1000; ValueError if frames and
-    masks differ in number or size; MissingExtraError.
+    The file is written completely or not at all, as H.264, or MPEG-4 if FFmpeg has no H.264 encoder. Both subsample
+    color by 2 x 2 pixels, so an odd height or width is padded by repeating the last row or column. Raises OutputError
+    for a suffix other than `.mp4`, no frame, or a frame rate that is not above 0 and at most 1000; ValueError if frames
+    and masks differ in number or size; MissingExtraError without PyAV.
     """
     av = require("av", "video", "video files")
     if path.suffix.lower() != ".mp4":

@@ -1,4 +1,4 @@
-"""Shared by the writers: size, rows and image path of a sample, and checks."""
+"""Shared by all writers: size, rows and image path of a sample, and checks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def check_any(folder: Path, samples: Sequence[Sample]) -> None:
 
 
 def size_of(sample: Sample) -> Size:
-    """(h, w) stated by the annotation, else of the image; AnnotationError for more than `MAX_PIXELS` pixels."""
+    """(h, w) stated in the annotation, else of the image; AnnotationError for more than `MAX_PIXELS` pixels."""
     height, width = sample.size or load_image(sample).shape[:2]
     if height * width > MAX_PIXELS:
         raise AnnotationError(
@@ -31,13 +31,13 @@ def size_of(sample: Sample) -> Size:
 
 
 def rows_of(sample: Sample) -> list[tuple[str, MaskReference]]:
-    """(phrase, mask) of each object, with `Absent` for a phrase without objects; empty without annotation.
+    """(phrase, mask) of each object, with `Absent` for a phrase without objects; empty for an unannotated sample.
 
-    Raises AnnotationError if an annotation names no phrase, or an object has no polygons.
+    Raises AnnotationError if an annotation has no phrase, or an object has no polygons.
     """
     if sample.masks == ():
         raise AnnotationError(
-            f"{sample.id}: names no phrase; give at least one, or no masks at all", code="no_phrase"
+            f"{sample.id}: has no phrase; give at least one, or masks=None", code="no_phrase"
         )
     rows = [
         (phrase, reference)
@@ -53,7 +53,7 @@ def rows_of(sample: Sample) -> list[tuple[str, MaskReference]]:
 
 
 def image_path(sample: Sample, folder: Path) -> Path:
-    """Path of the image relative to `folder`; AnnotationError if it lies outside, by name alone."""
+    """Path of the image relative to `folder`; AnnotationError if it is outside; links are not resolved."""
     image = sample.image.absolute()
     if ".." in image.parts or not image.is_relative_to(folder.absolute()):
         raise AnnotationError.at(
@@ -63,7 +63,7 @@ def image_path(sample: Sample, folder: Path) -> Path:
 
 
 def check_metadata_names(sample: Sample, keys: Sequence[str]) -> None:
-    """Raise AnnotationError if a metadata key has the name of a key of the format."""
+    """Raise AnnotationError if a metadata key is a key of the format."""
     clash = sorted(set(sample.metadata) & set(keys))
     if clash:
         raise AnnotationError(

@@ -1,4 +1,4 @@
-"""Writes the annotation format `vesalius`, the official fine-tuning JSON of Sa2VA: one entry per sample.
+"""Write the annotation format `vesalius`, the official fine-tuning JSON of Sa2VA: one entry per sample.
 
     [{"image": "images/a.png", "mask": [object, ...], "text": [str, ...], "group": str, "size": [h, w]}, ...]
 
@@ -23,10 +23,9 @@ from vesalius.types import Absent, MaskFile, MaskReference, Polygons, RleMask, S
 def write(path: Path, samples: Sequence[Sample]) -> None:
     """Write samples as one JSON file; image paths become relative to it.
 
-    A phrase with several objects becomes several rows with that text, and a phrase without objects a row with null; a
-    mask file becomes RLE; a sample without annotation has neither `mask` nor `text`. Raises AnnotationError for
-    everything that the reader would refuse: no sample, an annotation without a phrase, an image outside the file's
-    folder, metadata with the name of a key.
+    A phrase gets one row per object, or one row with null if it has none. Mask files become RLE. A sample without
+    annotation has neither `mask` nor `text`. Raises AnnotationError for samples that the reader would reject: no sample,
+    an annotation without a phrase, an image outside the file's folder, or a metadata key that is a key of the format.
     """
     check_any(path, samples)
     write_json(path, [_entry(sample, path.parent) for sample in samples])
