@@ -177,7 +177,7 @@ def test_a_line_of_two_pixels_stays_connected(seed: int, degrees: float, elastic
 def test_elastic_displacement_stays_within_its_amplitude() -> None:
     height, width = 90, 140
     for seed in range(10):
-        elastic = Elastic.drawn(np.random.default_rng(seed), (height, width), amplitude=5, extent=20)
+        elastic = Elastic.sample(np.random.default_rng(seed), (height, width), amplitude=5, extent=20)
         by = elastic.displacement(0, height)
         assert by.shape == (2, height, width)
         assert np.abs(by).max() < 5
@@ -191,7 +191,7 @@ def test_elastic_at_its_limit_does_not_fold() -> None:
     limit = FOLD_LIMIT * extent
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        drawn = Elastic.drawn(rng, (side, side), limit, extent)
+        drawn = Elastic.sample(rng, (side, side), limit, extent)
         corners = rng.choice([-limit, limit], (2, drawn.rows.shape[1], drawn.rows.shape[1]))
         for elastic in (drawn, Elastic(drawn.rows, (corners @ drawn.rows.T).astype(np.float32))):
             x, y = elastic.displacement(0, side) + np.mgrid[:side, :side][::-1]

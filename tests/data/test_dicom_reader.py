@@ -149,7 +149,7 @@ def test_notes_count_other_files(tmp_path: Path) -> None:
     (tmp_path / ".hidden").write_text("x")
     notes = dicom.notes(Source(tmp_path))
     assert notes[0] == "DICOM images: 1, with 3 frames"
-    ignored = "files that are no DICOM (2), directories (1), other objects without an image (1), "
+    ignored = "files that are not DICOM (2), directories (1), other objects without an image (1), "
     assert notes[1] == f"ignored: {ignored}reports (1), presentation states (1)"
     assert notes[2].startswith("images with detector spacing (ImagerPixelSpacing)") and notes[2].endswith(
         ": 1"

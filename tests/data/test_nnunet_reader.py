@@ -95,7 +95,7 @@ def test_notes_count_files_that_are_not_read(tmp_path: Path) -> None:
     assert nnunet.notes(Source(tmp_path)) == [
         "imagesTs/ is not read, because it has no labels: 1 files",
         "not read in imagesTr/, because of their names: .json (1), .png (1)",
-        "the label 'ignore' (3) marks pixels that are not annotated: images with it are refused",
+        "the label 'ignore' (3) marks pixels that are not annotated: images with it are rejected",
     ]
 
 

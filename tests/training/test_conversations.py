@@ -70,8 +70,8 @@ def wrong_turn(**message: Any) -> dict[str, Any]:
     [
         ("text", "entry 1: must be an object"),
         ({"id": "2", "conversations": []}, r"entry 1, image: is missing"),
-        (entry("<image> a", "b", image="../a.png"), r"entry 1: image .*\.\./a\.png.* lies outside of"),
-        (entry("<image> a", "b", image="/etc/a.png"), "entry 1: image .*/etc/a.png.* lies outside of"),
+        (entry("<image> a", "b", image="../a.png"), r"entry 1: image .*\.\./a\.png.* is outside"),
+        (entry("<image> a", "b", image="/etc/a.png"), "entry 1: image .*/etc/a.png.* is outside"),
         (
             entry("<image> a", "b", image="b.png"),
             r"entry 1: image .*b\.png.* is not in .* or its images/",
