@@ -19,7 +19,7 @@ from vesalius.masks import (
     cell_weights,
     decode_rle,
     encode_rle,
-    fault,
+    polygon_error,
     rasterize,
     resize_bilinear,
 )
@@ -95,7 +95,7 @@ def test_a_damaged_rle_string_is_a_mask_of_the_size_or_a_value_error(
         ([2, 3], [7], "cover 7 pixels, but the stated size 2 x 3 has 6"),
         ([2, 3], [2**62, 2**62, 2**62, 2**62, 6], "cover"),
         ([10**9, 10**9], [10**18], "cover"),
-        ([2, 3], [1.0, 5.0], "whole numbers"),
+        ([2, 3], [1.0, 5.0], "integers"),
         ([2, 3], "P", "ends inside a number"),
         ([2, 3], "é", "codec can't encode"),
     ],
@@ -135,7 +135,7 @@ def test_no_polygon_is_an_empty_mask_and_overlap_is_a_union() -> None:
     ],
 )
 def test_a_polygon_without_a_valid_shape_has_a_fault(polygon: list[float], code: str, holds: str) -> None:
-    found = fault(polygon, (9, 9))
+    found = polygon_error(polygon, (9, 9))
     assert found is not None
     assert found[0] == code
     assert holds in found[1]
@@ -145,8 +145,8 @@ def test_a_polygon_without_a_valid_shape_has_a_fault(polygon: list[float], code:
 
 
 def test_a_polygon_up_to_a_pixel_outside_has_no_fault() -> None:
-    assert fault([-1, 0, 10, 0, 0, 10], (9, 9)) is None
-    assert fault([-99, 0, 99, 0, 0, 99]) is None
+    assert polygon_error([-1, 0, 10, 0, 0, 10], (9, 9)) is None
+    assert polygon_error([-99, 0, 99, 0, 0, 99]) is None
 
 
 @given(sizes, sizes, st.integers(0, 2**32 - 1))

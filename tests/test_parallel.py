@@ -69,7 +69,7 @@ def test_errors_are_raised_in_their_turn(run: Any) -> None:
 
 
 def test_killed_process_is_one_error_and_the_next_map_works() -> None:
-    with raises_code(VesaliusError, "process_killed", "these 1"):
+    with raises_code(VesaliusError, "process_killed", "now 1"):
         list(map_in_processes(end, range(3), 1))
     assert list(map_in_processes(slow_start, range(3), 1)) == [0, 1, 2]
 

@@ -172,7 +172,7 @@ INDEX_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: change_index(folder, more=find_shards(folder)[0].name),
         "lacks the tensor more",
     ),
-    "unnamed tensor": (lambda folder: change_index(folder, flags=None), "holds the tensor flags"),
+    "unnamed tensor": (lambda folder: change_index(folder, flags=None), "contains the tensor flags"),
 }
 
 

@@ -1,6 +1,6 @@
-"""Vesalius: text-prompted segmentation that works on your own images.
+"""Vesalius: text-prompted segmentation of your own images.
 
-The names below are public. They are loaded when they are first used, so that `import vesalius` costs nothing.
+The names below are the public API. Each is imported on first use, so `import vesalius` is fast.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Post-processing of masks: fill small holes and drop small specks."""
+"""Post-processing of masks: fill small holes and remove small connected components (specks)."""
 
 from __future__ import annotations
 
@@ -12,42 +12,42 @@ from vesalius.masks import EIGHT_CONNECTED
 
 
 class Cleaning(Settings):
-    """Size limits of holes and specks in each object's mask, at the image's size and before the union; 0 is off.
+    """Size limits for holes and specks in each object's mask, in pixels of the image; 0 turns a step off.
 
-    Calling it cleans a mask: holes are filled first, then specks are dropped.
+    A `Cleaning` is called with the mask of one object, before the union of all objects.
     """
 
     fill_holes: NonNegativeInt = 0
-    """Area in pixels of the largest hole that is filled."""
+    """Maximum area in pixels of a hole that is filled."""
     drop_specks: NonNegativeInt = 0
-    """Area in pixels of the largest piece that is dropped."""
+    """Maximum area in pixels of a speck that is removed."""
 
     def __call__(self, mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-        """The mask with its holes filled and then its specks dropped."""
+        """The mask after filling holes and then removing specks."""
         return drop_specks(fill_holes(mask, self.fill_holes), self.drop_specks)
 
 
 def fill_holes(mask: Bool[np.ndarray, "h w"], most: int) -> Bool[np.ndarray, "h w"]:
     """The mask with every hole of at most `most` pixels filled.
 
-    A hole is a 4-connected piece of the background that does not touch the border of the image. A ring of 3 x 3
-    pixels has a hole of 1 pixel; without one of its edge pixels it has none, without a corner pixel it still has it.
+    A hole is a 4-connected component of the background that does not touch the edge of the image. A ring of 3 x 3
+    pixels has a hole of 1 pixel, also without one corner pixel, but not without one edge pixel.
     """
     if not most:
         return mask
-    pieces, _ = ndimage.label(~mask)
-    small = np.bincount(pieces.ravel()) <= most
-    for border in (pieces[0], pieces[-1], pieces[:, 0], pieces[:, -1]):
-        small[border] = False
+    labels, _ = ndimage.label(~mask)
+    small = np.bincount(labels.ravel()) <= most
+    for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
+        small[edge] = False
     small[0] = False
-    return mask | small[pieces]
+    return mask | small[labels]
 
 
 def drop_specks(mask: Bool[np.ndarray, "h w"], most: int) -> Bool[np.ndarray, "h w"]:
-    """The mask without its 8-connected pieces of at most `most` pixels."""
+    """The mask without 8-connected components of at most `most` pixels."""
     if not most:
         return mask
-    pieces, _ = ndimage.label(mask, EIGHT_CONNECTED)
-    large = np.bincount(pieces.ravel()) > most
+    labels, _ = ndimage.label(mask, EIGHT_CONNECTED)
+    large = np.bincount(labels.ravel()) > most
     large[0] = False
-    return large[pieces]
+    return large[labels]

@@ -1,6 +1,6 @@
-"""Settings: strict pydantic models, read from YAML and changed with `a.b=c`.
+"""Settings: strict pydantic models, read from YAML, with overrides such as `optim.lr=1e-4`.
 
-An unknown key is refused with the nearest name. Each package defines its own settings on `Settings`.
+An unknown key is an error that suggests the closest key. Each package derives its settings from `Settings`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vesalius.errors import SettingError
 
 
 class Settings(BaseModel):
-    """Base of all settings: frozen, and unknown keys are refused."""
+    """Base class of all settings: frozen; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True)
 
@@ -26,7 +26,7 @@ class Settings(BaseModel):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
     def changed(self, **values: Any) -> Self:
-        """A validated copy of the settings with other values."""
+        """A validated copy with the given values replaced."""
         return type(self).model_validate({**self.model_dump(), **values})
 
 
@@ -47,12 +47,12 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_settings(kind: type[S], path: Path, changes: Sequence[str] = ()) -> S:
-    """Settings of type `kind` from a YAML file, after `changes` such as `optim.lr=1e-4`.
+    """Settings of type `kind` from a YAML file, with overrides `changes` such as `optim.lr=1e-4`.
 
-    Raises SettingError that names the file and the field.
+    Raises SettingError, naming the file and the field.
     """
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a kind of SafeLoader
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a subclass of SafeLoader
     except OSError as error:
         message = f"{path}: cannot be read ({error.strerror})"
         raise SettingError(message, code="unreadable_file", path=path) from error
@@ -62,7 +62,7 @@ def read_settings(kind: type[S], path: Path, changes: Sequence[str] = ()) -> S:
     if values is None:
         values = {}
     if not isinstance(values, dict):
-        message = f"{path}: must hold keys and values, not a {type(values).__name__}"
+        message = f"{path}: must contain keys and values, not a {type(values).__name__}"
         raise SettingError(message, code="not_yaml", path=path)
     return make_settings(kind, apply_changes(values, changes), path)
 
@@ -79,7 +79,7 @@ def apply_changes(values: Mapping[str, Any], changes: Sequence[str]) -> dict[str
         *parents, last = name.split(".")
         for parent in parents:
             child = node.get(parent)
-            # copied at each level, so that the caller's mapping stays unchanged
+            # a copy at each level leaves the caller's mapping unchanged
             node[parent] = dict(child) if isinstance(child, Mapping) else {}
             node = node[parent]
         node[last] = _parse_value(text, change, name)
@@ -101,7 +101,7 @@ def _parse_value(text: str, change: str, name: str) -> Any:
 
 
 def make_settings(kind: type[S], values: Mapping[str, Any], origin: str | Path) -> S:
-    """Settings of type `kind` from plain values; a SettingError begins with `origin`, a file or a flag."""
+    """Settings of type `kind` from plain values; the message of a SettingError begins with `origin`, a file or a flag."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -116,7 +116,7 @@ def make_settings(kind: type[S], values: Mapping[str, Any], origin: str | Path) 
 
 
 def _nearest(kind: type[BaseModel], location: tuple[int | str, ...]) -> str:
-    """`; did you mean optim?` for the nearest key in the same section, or the list of its keys."""
+    """Hint for an unknown key: `; did you mean optim?`, or the known keys of the section if none is similar."""
     for part in location[:-1]:
         annotation = _keys(kind).get(str(part))
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
@@ -128,5 +128,5 @@ def _nearest(kind: type[BaseModel], location: tuple[int | str, ...]) -> str:
 
 
 def _keys(kind: type[BaseModel]) -> dict[str, Any]:
-    """Key as written in YAML -> its type."""
+    """Key in YAML -> type of its value."""
     return {field.alias or name: field.annotation for name, field in kind.model_fields.items()}

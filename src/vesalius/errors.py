@@ -1,13 +1,13 @@
-"""Exceptions that Vesalius raises on purpose.
+"""Exceptions that Vesalius raises for expected errors.
 
-VesaliusError              base class: one sentence for the user; the command line prints it and exits with 1
+VesaliusError              base class; the command line prints its message, one sentence, and exits with 1
 ├── SettingError           a setting, a recipe or an argument is wrong
 ├── DataError              a dataset cannot be used
 │   ├── AnnotationError    an annotation file or a mask is wrong
 │   └── ImageError         an image cannot be read
 ├── CheckpointError        a model cannot be found, opened or written
 ├── MissingExtraError      an optional library is not installed; the message gives the installation command
-├── TrainingError          a run cannot start, continue or be trusted
+├── TrainingError          a training run cannot start or continue, or its result would be invalid
 ├── InterruptionError      a signal ended a job; its work is saved; the exit code is 128 + the signal number
 └── OutputError            a result cannot be written
 """
@@ -21,9 +21,9 @@ from vesalius.codes import CODES
 
 
 class VesaliusError(Exception):
-    """An error message of one sentence (what is wrong, where, what to do) with a stable `code` from `codes.py`.
+    """An error with a message of one sentence (what is wrong, where, what to do) and a stable `code` from `codes.py`.
 
-    `path` is the file or folder, `field` the setting, or the entry and object in the file, and `remedy` the fix; each
+    `path` is the file or folder; `field` is the setting, or the entry and object in the file; `remedy` is the fix. Each
     is None if it is unknown or only in the message.
     """
 
@@ -49,11 +49,11 @@ class VesaliusError(Exception):
 
     @classmethod
     def at(cls, path: str | Path, message: str, *, code: str, field: str | None = None) -> Self:
-        """An error about a file or folder, with its path before the message."""
+        """An error about a file or folder; the message is prefixed with its path."""
         return cls(f"{path}: {message}", code=code, path=path, field=field)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Keep the fields when the error is pickled by another process."""
+        """Pickle the error with all its fields, for transfer between processes."""
         return _rebuild, (type(self), self.args, self.__dict__)
 
     def as_json(self) -> dict[str, str | None]:
@@ -92,7 +92,7 @@ class CheckpointError(VesaliusError):
 
 
 class TrainingError(VesaliusError):
-    """A run cannot start, continue or be trusted."""
+    """A training run cannot start or continue, or its result would be invalid."""
 
 
 class InterruptionError(VesaliusError):

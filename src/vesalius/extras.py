@@ -1,4 +1,4 @@
-"""Optional libraries: imported when needed; an absent one is reported with its installation command."""
+"""Optional libraries: imported when needed; if one is missing, the error gives the installation command."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vesalius.errors import MissingExtraError
 
 
 def require(module: str, extra: str, what: str) -> Any:
-    """The imported module; raises MissingExtraError, saying that `what` need the extra, if it is not installed."""
+    """The imported module; raises MissingExtraError if it is not installed. `what` is a plural noun for the message."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

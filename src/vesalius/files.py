@@ -16,17 +16,17 @@ from vesalius.errors import OutputError, SettingError
 log = logging.getLogger(__name__)
 
 SYSTEM_FILES = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
-"""Files that an operating system adds to folders by itself."""
+"""Files that operating systems add to folders automatically."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; it becomes `path` if the block succeeds and is removed if not.
+    """Yield a temporary path next to `path`; it is renamed to `path` if the block succeeds, and removed otherwise.
 
-    The block writes a file or makes a folder at the temporary path. An existing file or folder at `path` is
-    replaced. Missing parent folders are made. Raises OutputError, naming `path`, when writing fails.
+    The block writes a file or creates a folder at the temporary path. An existing file or folder at `path` is replaced.
+    Missing parent folders are created. Raises OutputError, naming `path`, if writing fails.
     """
-    path = path.parent.resolve() / path.name if path.name else path.resolve()  # "." needs a name
+    path = path.parent.resolve() / path.name if path.name else path.resolve()  # "." has no name
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.replace(path)
     except OSError as error:
         raise _not_writable(path, error) from error
-    except OutputError as error:  # the block knows only the temporary name
+    except OutputError as error:  # its message contains the temporary path
         if str(temporary) not in str(error):
             raise
         message = str(error).replace(str(temporary), str(path))
@@ -46,12 +46,12 @@ def replacing(path: Path) -> Iterator[Path]:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
-            with suppress(OSError):  # it may not exist; an earlier error matters more
+            with suppress(OSError):  # it may not exist, and an earlier error is more important
                 temporary.unlink()
 
 
 def _replace_folder(new: Path, folder: Path) -> None:
-    """Put `new` in the place of `folder`; the old folder is removed last."""
+    """Rename `new` to `folder`; the old folder is removed only afterwards."""
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     folder.replace(old)
     try:
@@ -69,7 +69,7 @@ def _not_writable(path: Path, error: OSError) -> OutputError:
 
 
 def check_new(out: Path, remedy: str = "name another folder, or remove this one first") -> None:
-    """Raise OutputError, ending with `remedy`, unless `out` is absent or an empty folder."""
+    """Raise OutputError, whose message ends with `remedy`, unless `out` is absent or an empty folder."""
     try:
         taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
     except OSError as error:
@@ -82,7 +82,7 @@ def check_new(out: Path, remedy: str = "name another folder, or remove this one 
 def check_replaceable(folder: Path, what: str, names: Collection[str], marker: str) -> None:
     """Raise OutputError unless `folder` is absent, empty, or an earlier result of the kind `what`.
 
-    An earlier result holds the file `marker`, and no other entries than `names`; other files may be the user's own.
+    An earlier result contains the file `marker` and no entries other than `names`; other files may belong to the user.
     """
     article = "an" if what[0] in "aeiou" else "a"
 
@@ -97,18 +97,18 @@ def check_replaceable(folder: Path, what: str, names: Collection[str], marker: s
         raise refuse("is a mount point and cannot be replaced; name a folder in it")
     found = {entry.name for entry in folder.iterdir()} - SYSTEM_FILES
     if foreign := sorted(found - set(names)):
-        raise refuse(f"holds {foreign[0]}, which is not part of {article} {what}; name another folder")
+        raise refuse(f"contains {foreign[0]}, which is not part of {article} {what}; name another folder")
     if found and marker not in found:
-        raise refuse(f"has no {marker}, so it is not {article} {what} to replace; name another folder")
+        raise refuse(f"has no {marker}, so it is not an earlier {what}; name another folder")
 
 
 def check_outside(out: Path, data: Path) -> None:
-    """Raise SettingError where a result would be written into its own source data, or in the place of it."""
+    """Raise SettingError if the output lies in the input data, equals it or contains it."""
     target, root = out.resolve(), data.resolve()
     if root.is_relative_to(target) and root != target:
         reason = "contains the dataset; name another folder"
     elif target.is_relative_to(root):
-        reason = f"lies in the dataset, which is never changed; name a folder outside of {root}"
+        reason = f"lies in the dataset, which is never changed; name a folder outside {root}"
     else:
         return
     raise SettingError(f"{out}: {reason}", code="output_inside_data", path=out)
@@ -131,7 +131,7 @@ def to_json(value: Any, indent: int | None = None) -> str:
 
 
 def prepare_folder(path: Path) -> Path:
-    """Make the folder and check that it is writable; raises OutputError otherwise."""
+    """Create the folder if needed; raises OutputError if it is not writable."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".{os.getpid()}.probe"
@@ -143,18 +143,18 @@ def prepare_folder(path: Path) -> Path:
 
 
 def hold_folder(folder: Path, what: str, files: ExitStack) -> None:
-    """Lock the folder until `files` is closed; OutputError if another process or thread writes its `what` there."""
+    """Lock the folder until `files` is closed; OutputError if another process or thread writes a `what` there."""
     try:
         import fcntl
 
         descriptor = os.open(folder, os.O_RDONLY)
-    except (ImportError, OSError):  # a system without such locks
+    except (ImportError, OSError):  # the system has no such locks
         return
     files.callback(os.close, descriptor)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        message = f"{folder}: another {what} is being written there; wait for its end"
+        message = f"{folder}: another {what} is being written there; wait until it ends"
         raise OutputError(message, code="folder_in_use", path=folder) from error
     except OSError:
-        log.debug("%s: is on a file system without locks", folder)
+        log.debug("%s: the file system has no locks", folder)

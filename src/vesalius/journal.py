@@ -1,4 +1,4 @@
-"""Journals: files of JSON lines that grow while a job runs, and from which an interrupted job continues."""
+"""Journals: append-only JSON Lines files that record a running job, so that it can continue after an interruption."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vesalius.errors import OutputError
 from vesalius.files import to_json
 
 SYNC_EVERY_S = 5.0
-"""Interval of fsync: a power cut may lose the lines of the last seconds, a killed process loses none."""
+"""Seconds between fsync calls: a power failure may lose the lines since the last one; a killed process loses none."""
 
 
 class Entry(NamedTuple):
@@ -22,13 +22,13 @@ class Entry(NamedTuple):
 
     value: dict[str, Any]
     end: int
-    """Offset in bytes after the line."""
+    """Byte offset of the end of the line."""
 
 
 def read_journal(path: Path) -> Iterator[Entry]:
-    """The complete lines of a journal; none if it does not exist.
+    """The complete lines of a journal; none if the file does not exist.
 
-    A last line without a line break was cut short and does not count. ValueError for a complete line that is no JSON
+    A last line without line break is incomplete and is ignored. ValueError for a complete line that is not a JSON
     object; OSError if the file cannot be read.
     """
     if not path.exists():
@@ -41,15 +41,15 @@ def read_journal(path: Path) -> Iterator[Entry]:
             end += len(line)
             value = json.loads(line)
             if not isinstance(value, dict):
-                raise ValueError(f"line {number} is no JSON object")
+                raise ValueError(f"line {number} is not a JSON object")
             yield Entry(value, end)
 
 
 class Journal:
-    """A journal that is open for appending; a context manager. OutputError if the disk refuses."""
+    """A journal opened for appending; a context manager. Raises OutputError if a write fails."""
 
     def __init__(self, path: Path, keep: int | None = None) -> None:
-        """Open or create the journal; with `keep`, first cut it to so many bytes, the `end` of an entry."""
+        """Open or create the journal; with `keep`, truncate it to that many bytes (the `end` of an entry)."""
         self.path = path
         self._synced = time.monotonic()
         with self._writing():
@@ -61,7 +61,7 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(OSError):  # a full disk was already reported by the write that failed
+        with suppress(OSError):  # the failed write has already reported a full disk
             self._file.close()
 
     @contextmanager
@@ -74,7 +74,7 @@ class Journal:
             ) from error
 
     def append(self, *values: Mapping[str, Any]) -> None:
-        """Write lines together, and wait for the disk every `SYNC_EVERY_S`."""
+        """Append one line per value in a single write; fsync at most every `SYNC_EVERY_S` seconds."""
         with self._writing():
             self._file.write("".join(f"{to_json(value)}\n" for value in values).encode())
             self._file.flush()
@@ -83,7 +83,7 @@ class Journal:
                 self._synced = time.monotonic()
 
     def finish(self) -> None:
-        """Wait until all lines are on the disk, and close the file."""
+        """Sync all lines to disk and close the file."""
         with self._writing():
             os.fsync(self._file.fileno())
             self._file.close()

@@ -1,7 +1,7 @@
-"""Mask maps: what a model or a file gives for the n objects of one answer, in the form in which it is kept.
+"""Mask maps: the masks of one answer's n objects, in their stored representation.
 
-`LowRes` (the mask decoder's logits), `Tiled` (the same in windows of a large image), `Full` (logits at the size of the
-image) and `Stored` (masks read from a file) all yield masks and probabilities at the original size (h, w).
+`LowRes` (low-resolution logits of the mask decoder), `Tiled` (low-resolution logits of sliding windows), `Full` (logits
+at the original size) and `Stored` (masks from a file) all give masks and probabilities at the original size (h, w).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from jaxtyping import Bool, Float, Float32
 from vesalius.masks import Size, resize_bilinear
 
 PLAIN = "plain"
-"""Name of the unchanged view among the views of test-time augmentation."""
+"""Test-time augmentation: name of the view without augmentation."""
 
 
 class Maps(ABC):
-    """The maps of n objects; n = 0 for an answer without [SEG], or without any answer."""
+    """The maps of n objects; n is 0 if the answer has no [SEG] or there is no answer."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -32,31 +32,31 @@ class Maps(ABC):
 
     def probabilities(self, size: Size) -> Float32[np.ndarray, "n h w"]:
         """Probabilities in [0, 1] at the original size (h, w)."""
-        # exp(88) is the last that float32 holds; there the probability is 0 anyway
+        # exp(x) overflows float32 above 88, where the probability is 0 anyway
         return 1 / (1 + np.exp(np.minimum(-self.full_logits(size), np.float32(88))))
 
     def probability(self, size: Size) -> Float32[np.ndarray, "h w"] | None:
-        """The highest probability of any object; 0 without objects, None if no probabilities are known."""
+        """The maximum probability over the objects; 0 without objects, None if no probabilities were stored."""
         objects = self.probabilities(size)
         return objects.max(axis=0) if len(objects) else np.zeros(size, dtype=np.float32)
 
     def masks(self, size: Size, threshold: float) -> Bool[np.ndarray, "n h w"]:
         """Masks at the original size: probability above the threshold."""
-        # the same comparison in logits: log(t / (1 - t)); at 0.5 it is exactly 0, as in the official code
-        border = np.log(threshold) - np.log1p(-threshold)
-        return np.asarray(self.full_logits(size) > np.float32(border))
+        # in logits, the threshold t is log(t / (1 - t)), which is exactly 0 at 0.5, as in the official code
+        logit_threshold = np.log(threshold) - np.log1p(-threshold)
+        return np.asarray(self.full_logits(size) > np.float32(logit_threshold))
 
 
 @dataclass(frozen=True)
 class LowRes(Maps):
-    """The mask decoder's logits, float32 (n, g, g), of the whole image."""
+    """The mask decoder's low-resolution logits for the whole image, float32 (n, g, g)."""
 
     logits: np.ndarray
     input_size: int = 1024
-    """Side of the square that the segmenter saw. Logits are enlarged to it first, as the official code does."""
+    """Side of the segmenter's square input. Logits are first resized to it, as in the official code."""
     views: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """View of test-time augmentation -> its logits float32 (n, g, g), in the frame of the plain image, kept while
-    `vesalius tune` compares views; `logits` are then their average."""
+    """Test-time augmentation: view -> its logits float32 (n, g, g), mapped back to the plain image. Kept only while
+    `vesalius tune` compares views; `logits` is their average."""
 
     def __post_init__(self) -> None:
         if self.logits.ndim != 3:
@@ -70,19 +70,19 @@ class LowRes(Maps):
         return np.stack(full) if full else np.zeros((0, *size), dtype=np.float32)
 
     def through(self, views: Iterable[str]) -> LowRes:
-        """The maps averaged over the plain view and `views`; KeyError for a view that was not kept."""
+        """The maps averaged over the plain image and `views`; KeyError for a view that is not in `self.views`."""
         if not len(self):
             return self
         return LowRes(average([self.views[name] for name in (PLAIN, *views)]), self.input_size)
 
 
 NO_MAPS = LowRes(np.zeros((0, 1, 1), dtype=np.float32))
-"""The maps of an answer without any mask."""
+"""The empty maps of an answer without masks."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """A rectangle of an image, in its pixels."""
+    """A rectangle in pixels of the image."""
 
     top: int
     left: int
@@ -91,13 +91,13 @@ class Window:
 
     @property
     def pixels(self) -> tuple[slice, slice]:
-        """Rows and columns, to index an array (h, w)."""
+        """Row and column slices that index an array (h, w)."""
         return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 
 
 @dataclass(frozen=True)
 class Tile:
-    """The mask decoder's logits for one window of an image."""
+    """The mask decoder's logits for one sliding window of an image."""
 
     window: Window
     logits: np.ndarray
@@ -106,17 +106,17 @@ class Tile:
 
 @dataclass(frozen=True)
 class Tiled(Maps):
-    """Logits in windows that cover the image together, blended where they overlap."""
+    """Logits of sliding windows that cover the image, blended where they overlap."""
 
     tiles: tuple[Tile, ...]
     input_size: int = 1024
-    """Side of the square that the segmenter saw of each window."""
+    """Side of the segmenter's square input for each window."""
 
     def __len__(self) -> int:
         return len(self.tiles[0].logits)
 
     def full_logits(self, size: Size) -> np.ndarray:
-        """The weighted mean of the tiles at each pixel; a tile's weight falls linearly towards its border."""
+        """The weighted mean of the tiles at each pixel; the weight of a tile decreases linearly towards its edges."""
         total = np.zeros((len(self), *size), dtype=np.float32)
         weights = np.zeros(size, dtype=np.float32)
         for tile in self.tiles:
@@ -144,10 +144,10 @@ class Full(Maps):
 
 @dataclass(frozen=True)
 class Stored(Maps):
-    """A mask that was read from a file: the union of all objects."""
+    """A mask from a file: the union of all objects of one answer."""
 
     mask: np.ndarray | None
-    """bool (h, w); None for an answer without [SEG]."""
+    """bool (h, w); None if the answer has no [SEG]."""
     stored_probability: np.ndarray | None = None
     """float32 (h, w); None if only the mask was stored."""
 
@@ -158,7 +158,7 @@ class Stored(Maps):
         raise ValueError("a stored mask has no logits")
 
     def probabilities(self, size: Size) -> np.ndarray:
-        """The stored map (1, h, w); ValueError if none was stored."""
+        """The stored probabilities (1, h, w), or (0, h, w) without [SEG]; ValueError if none were stored."""
         if self.stored_probability is None:
             raise ValueError("a stored mask has no probabilities")
         return self.stored_probability[None][: len(self)]
@@ -167,28 +167,28 @@ class Stored(Maps):
         return self.stored_probability
 
     def masks(self, size: Size, threshold: float) -> np.ndarray:
-        """The stored mask (1, h, w), whatever the threshold; (0, h, w) without [SEG]."""
+        """The stored mask (1, h, w), independent of the threshold; (0, h, w) without [SEG]."""
         return np.zeros((0, *size), dtype=bool) if self.mask is None else self.mask[None]
 
 
 def enlarge(logits: Float[np.ndarray, "g g"], input_size: int, size: Size) -> Float[np.ndarray, "h w"]:
-    """A low-resolution map at `size`, by way of the segmenter's input size."""
+    """A low-resolution map resized to `size` in two steps, first to the segmenter's input size."""
     return resize_bilinear(resize_bilinear(logits, (input_size, input_size)), size)
 
 
 def average(maps: Sequence[Float[np.ndarray, "n _ _"]]) -> Float[np.ndarray, "n g g"]:
-    """Logits of the mean probability of several maps of logits, on the finest of their grids.
+    """Logits of the mean probability of several maps, on the finest of their grids.
 
     A single map is returned unchanged.
 
-    >>> float(average([np.array([[[0.0]]]), np.array([[[np.log(3)]]])])[0, 0, 0])  # of 0.5 and 0.75: 0.625
+    >>> float(average([np.array([[[0.0]]]), np.array([[[np.log(3)]]])])[0, 0, 0])  # mean of 0.5 and 0.75: 0.625
     0.5108256237659907
     """
     if len(maps) == 1:
         return maps[0]
     side = max(each.shape[-1] for each in maps)
     stacked = np.stack([_on_grid(each, side) for each in maps]).astype(np.float64)
-    # log p and log(1 - p), summed as they are: a probability of 1 - 1e-20 has no float
+    # sums in log space: a probability of 1 - 1e-20 is 1.0 in floating point
     inside = np.logaddexp.reduce(-np.logaddexp(0, -stacked), axis=0)
     outside = np.logaddexp.reduce(-np.logaddexp(0, stacked), axis=0)
     return np.asarray(inside - outside, dtype=maps[0].dtype)
@@ -202,6 +202,6 @@ def _on_grid(maps: np.ndarray, side: int) -> np.ndarray:
 
 
 def _nearness(length: int) -> np.ndarray:
-    """(length,) float32: distance of each pixel's center to the nearer end, as a share of half the length."""
+    """(length,) float32 in (0, 1]: distance of each pixel's center to the nearer end, divided by half the length."""
     centers = np.arange(length, dtype=np.float32) + 0.5
     return np.minimum(centers, length - centers) / (length / 2)

@@ -1,8 +1,8 @@
 """Masks: conversion between polygons, COCO RLE and boolean arrays, and resizing.
 
 Masks are bool (h, w). Polygon points are (x, y) in pixels of the original image, where (0, 0) is the outer
-corner of the first pixel. Polygons are rasterized by pycocotools, the reference of the COCO dataset. Other
-rasterizers include the boundary: on coronary vessels, `cv2.fillPoly` agrees with it only to a Dice of 0.940.
+corner of the first pixel. Polygons are rasterized by pycocotools, the reference implementation of COCO. Other
+rasterizers include the boundary: on coronary vessels, `cv2.fillPoly` reaches only a Dice of 0.940 against it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Size = tuple[int, int]
 """(height, width) in pixels."""
 
 EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
-"""Structuring element by which pixels that touch at a corner are connected: the rule for masks."""
+"""Structuring element of 8-connectivity, which defines the connected components of masks."""
 
 
 class Rle(TypedDict):
@@ -29,26 +29,26 @@ class Rle(TypedDict):
 
 
 def rasterize(polygons: Sequence[Sequence[float]], size: Size) -> Bool[np.ndarray, "h w"]:
-    """Union of polygons `[x1, y1, x2, y2, ...]` as a mask of `size`; no polygon gives an empty mask.
+    """Union of polygons `[x1, y1, x2, y2, ...]` as a mask of `size`; without polygons, an empty mask.
 
-    Parts outside the image are cut. Raises ValueError for fewer than 3 points or coordinates that are not
-    finite. Time grows with the distance of points outside the image: check untrusted coordinates first.
+    Polygons are clipped to the image. Raises ValueError for fewer than 3 points or non-finite coordinates. Time grows
+    with the distance of points outside the image, so check untrusted coordinates first.
     """
     for index, polygon in enumerate(polygons):
-        if found := fault(polygon):
+        if found := polygon_error(polygon):
             raise ValueError(f"polygon {index} {found[1]}")
     if not polygons:
         return np.zeros(size, dtype=bool)
     runs = coco.frPyObjects([list(map(float, polygon)) for polygon in polygons], *size)
-    # not coco.decode: under numpy 2 it raises a DeprecationWarning at every call
+    # coco.decode raises a DeprecationWarning under numpy 2 at each call
     return _decode_runs(_run_lengths(coco.merge(runs)["counts"]), size)
 
 
-def fault(polygon: Sequence[float], size: Size | None = None) -> tuple[str, str] | None:
-    """(code, what is wrong) of a polygon `[x1, y1, x2, y2, ...]` that is no valid shape; None for a valid one.
+def polygon_error(polygon: Sequence[float], size: Size | None = None) -> tuple[str, str] | None:
+    """(code, message) of the error of a polygon `[x1, y1, x2, y2, ...]`; None for a valid polygon.
 
-    Codes of `vesalius.codes`: `too_few_points` (also for an odd number of coordinates), `not_finite`, and with the
-    `size` of the image `outside_image`, for a point more than one pixel outside.
+    The codes are `too_few_points` (also for an odd number of coordinates), `not_finite`, and, if the `size` of the image
+    is given, `outside_image` for a point more than one pixel outside.
     """
     if len(polygon) % 2:
         return "too_few_points", f"has {len(polygon)} numbers; x and y must come in pairs"
@@ -60,7 +60,7 @@ def fault(polygon: Sequence[float], size: Size | None = None) -> tuple[str, str]
         wrong = int(np.flatnonzero(~np.isfinite(points).all(axis=1))[0])
         return "not_finite", f"has a coordinate that is not a finite number (point {wrong})"
     if size is not None and (beyond := overshoot(points, size)) > 1:
-        return "outside_image", f"{describe_span(points, size)}, {beyond:.4g} px beyond its border"
+        return "outside_image", f"{describe_span(points, size)}, {beyond:.4g} px beyond its edge"
     return None
 
 
@@ -70,13 +70,13 @@ def overshoot(points: Float[np.ndarray, "n 2"], size: Size) -> float:
 
 
 def describe_span(points: Float[np.ndarray, "n 2"], size: Size) -> str:
-    """`spans x 3 to 900 and y 0 to 50 in an image of 512 x 512 (h x w)`."""
+    """Bounding box of the points, as text: `spans x 3 to 900 and y 0 to 50 in an image of 512 x 512 (h x w)`."""
     (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
     return f"spans x {left:g} to {right:g} and y {top:g} to {bottom:g} in an image of {size[0]} x {size[1]} (h x w)"
 
 
 def dilate(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    """The mask dilated by a cross: with all pixels above, below, left and right of it."""
+    """The mask dilated by one pixel with 4-connectivity."""
     wider = mask.copy()
     wider[1:] |= mask[:-1]
     wider[:-1] |= mask[1:]
@@ -92,26 +92,25 @@ def bounds(mask: Bool[np.ndarray, "h w"]) -> tuple[int, int, int, int] | None:
 
 
 def encode_rle(mask: Bool[np.ndarray, "h w"]) -> Rle:
-    """Compressed COCO RLE of a mask, ready for JSON."""
+    """The mask as compressed COCO RLE that can be written as JSON."""
     runs: dict[str, Any] = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": [int(side) for side in runs["size"]], "counts": runs["counts"].decode("ascii")}
 
 
 def decode_rle(rle: Rle) -> Bool[np.ndarray, "h w"]:
-    """Mask of a COCO RLE, compressed or not.
+    """The mask of a compressed or uncompressed COCO RLE.
 
-    Raises ValueError if it is malformed, or if the runs do not fill the stated size exactly.
+    Raises ValueError if the RLE is malformed, or if its runs do not fill the stated size exactly.
     """
     try:
         (height, width), counts = rle["size"], rle["counts"]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError("an RLE needs size [h, w] and counts") from error
     if not _whole([height, width]) or not isinstance(counts, (str, list)):
-        raise ValueError("an RLE needs two whole numbers as size, and text or a list as counts")
+        raise ValueError("an RLE needs two integers as size, and a string or a list as counts")
     if isinstance(counts, list) and not _whole(counts):
-        raise ValueError("the RLE counts must be whole numbers >= 0")
-    # pycocotools checks nothing: if the runs are too short, the rest of the mask is uninitialized memory. So the
-    # runs are parsed and checked here.
+        raise ValueError("the RLE counts must be integers >= 0")
+    # pycocotools does not validate: if the runs are too short, the rest of the mask is uninitialized memory
     lengths = _run_lengths(counts.encode("ascii")) if isinstance(counts, str) else counts
     return _decode_runs(lengths, (height, width))
 
@@ -121,9 +120,9 @@ def _whole(values: Sequence[Any]) -> bool:
 
 
 def _run_lengths(counts: bytes) -> list[int]:
-    """Run lengths of a compressed RLE string: 5 bits per character, and a sixth bit that marks continuation.
+    """Run lengths of a compressed RLE string: 5 bits per character; the sixth bit marks continuation.
 
-    From the fourth run on, the difference to the run two before is stored (pycocotools, maskApi.c).
+    From the fourth run on, the difference to the second-last run is stored (pycocotools, maskApi.c).
     """
     chunks = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
     if not len(chunks):
@@ -139,7 +138,7 @@ def _run_lengths(counts: bytes) -> list[int]:
     values = np.add.reduceat((chunks & 0x1F) << shifts, starts)
     negative = chunks[ends] & 0x10 != 0
     values[negative] -= np.int64(1) << (5 * digits[negative])
-    # run 1 is stored as it is too: the first difference is between run 3 and run 1
+    # runs 0 to 2 are absolute; the first difference is run 3 minus run 1
     values[1::2] = np.cumsum(values[1::2])
     values[2::2] = np.cumsum(values[2::2])
     return values.tolist()
@@ -160,10 +159,10 @@ def _decode_runs(lengths: list[int], size: Size) -> Bool[np.ndarray, "h w"]:
 
 
 def resize_bilinear(image: Float[np.ndarray, "h w"], size: Size) -> Float[np.ndarray, "H W"]:
-    """Bilinear resampling with half-pixel centers, no antialiasing and clamped borders.
+    """Bilinear resampling with half-pixel centers, clamped edges and no antialiasing.
 
-    The same numbers as `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)`, which the official
-    code applies to its logits, without importing torch.
+    Gives the same numbers as `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)`, which the
+    official code applies to logits, without importing torch.
     """
     height, width = size
     return _resize_axis(_resize_axis(image, 1, width), 0, height)
@@ -173,30 +172,30 @@ def _resize_axis(image: np.ndarray, axis: int, new: int) -> np.ndarray:
     old = image.shape[axis]
     if new == old:
         return image
-    # torch's order of operations (width first) and rounding: the position is a fused multiply-add in float32,
-    # computed here in float64 and rounded once. In plain float32, 128 -> 3504 is 20 times further from torch
+    # As in torch, width is resized first and the position is a fused multiply-add in float32, computed here in
+    # float64 and rounded once. Plain float32 arithmetic gives a 20 times larger error for 128 -> 3504
     position = (np.arange(new) + 0.5) * float(np.float32(old / new)) - 0.5
     position = np.clip(position.astype(np.float32), 0, None)
     low = np.minimum(position.astype(np.int64), old - 1)
     high = np.minimum(low + 1, old - 1)
-    share = (position - low).astype(image.dtype)
-    share = share[:, None] if axis == 0 else share[None, :]
-    return image.take(low, axis) * (1 - share) + image.take(high, axis) * share
+    weight = (position - low).astype(image.dtype)
+    weight = weight[:, None] if axis == 0 else weight[None, :]
+    return image.take(low, axis) * (1 - weight) + image.take(high, axis) * weight
 
 
 def area_average(mask: np.ndarray, size: Size) -> Float[np.ndarray, "H W"]:
-    """Fraction of each target cell covered by the mask, float32 in [0, 1]; keeps thin lines that nearest drops.
+    """Fraction of each target cell that the mask covers, float32 in [0, 1]; keeps thin lines that nearest loses.
 
-    Exact for any ratio of sizes (cells may cut pixels), and equal to area interpolation for whole ratios.
+    Exact for any ratio of sizes (pixels may span several cells), and equal to area interpolation for integer ratios.
     """
     rows, columns = (cell_weights(old, new) for old, new in zip(mask.shape, size, strict=True))
     return (rows @ mask.astype(np.float32) @ columns.T).astype(np.float32)
 
 
 def cell_weights(old: int, new: int) -> np.ndarray:
-    """(new, old) float32: the fraction of cell i covered by pixel j; each row sums to 1.
+    """Matrix (new, old) float32: the fraction of cell i that pixel j covers; each row sums to 1.
 
-    Worked case 3 -> 2: [[2/3, 1/3, 0], [0, 1/3, 2/3]].
+    Example for 3 -> 2: [[2/3, 1/3, 0], [0, 1/3, 2/3]].
     """
     edges = np.arange(new + 1, dtype=np.float64) * old / new
     pixel = np.arange(old, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Names in messages, and file names of results: readable, in any script, unique for each prompt of an image."""
+"""Names in messages, and file names of results: readable, in any script, and unique per image and prompt."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 SLUG_LENGTH = 48
-"""Longest slug in characters; a Chinese character takes 3 bytes in a file name."""
+"""Maximum length of a slug in characters; a Chinese character takes 3 bytes in a file name."""
 STEM_BYTES = 200
-"""Longest stem; file systems allow 255 bytes, and suffixes and temporary names need the rest."""
+"""Maximum length of a stem in bytes; file systems allow 255, and suffixes and temporary names need the rest."""
 
 
 def result_stems(sample: str, prompts: Sequence[str]) -> list[str]:
-    """The file name of each prompt's result, without suffix: the id, followed by `--SLUG` for several prompts.
+    """File stem of each prompt's result: the sample id, followed by `--SLUG` if there are several prompts.
 
-    A name too long for a file system is cut and ends with a hash of the whole.
-    Raises ValueError for an id that is not a file name, or for a repeated prompt.
+    A stem longer than `STEM_BYTES` is truncated and ends with a hash of the full stem. Raises ValueError for an id that
+    is not a valid file name, or for a repeated prompt.
     """
     if not sample or Path(sample).name != sample or "\0" in sample:
         raise ValueError(f"the id {sample!r} cannot be a file name")
@@ -27,7 +27,7 @@ def result_stems(sample: str, prompts: Sequence[str]) -> list[str]:
 
 
 def slugs(prompts: Sequence[str]) -> list[str]:
-    """A unique slug for each prompt: equal slugs are told apart by a hash of their prompt.
+    """A unique slug for each prompt; equal slugs get a hash of their prompt as suffix.
 
     Raises ValueError for a repeated prompt.
 
@@ -44,10 +44,10 @@ def slugs(prompts: Sequence[str]) -> list[str]:
 
 
 def slug(text: str) -> str:
-    """The letters and digits of the text, in any script and in lower case, joined by `-`.
+    """The words of a text (letters, marks and digits of any script) in lower case, joined by `-`.
 
-    A text without letters or digits gives `prompt`. A slug longer than `SLUG_LENGTH` is cut and ends with a hash of
-    the whole text.
+    A text without letters or digits gives `prompt`. A slug longer than `SLUG_LENGTH` is truncated and ends with a hash
+    of the text.
     """
     normal = unicodedata.normalize("NFKC", text).lower()
     kept = "".join(each if unicodedata.category(each)[0] in "LNM" else " " for each in normal)
@@ -56,7 +56,7 @@ def slug(text: str) -> str:
 
 
 def list_names(names: Iterable[str], most: int = 5, between: str = ", ") -> str:
-    """The first `most` names, and the number of the others.
+    """The first `most` names as text, followed by the number of remaining ones.
 
     >>> list_names("abcdefg")
     'a, b, c, d, e and 2 more'
@@ -67,7 +67,7 @@ def list_names(names: Iterable[str], most: int = 5, between: str = ", ") -> str:
 
 
 def count_of(n: int, one: str) -> str:
-    """`1 image`, `2 images`."""
+    """A count with its noun: `1 image`, `2 images`."""
     return f"{n} {one if n == 1 else one + 's'}"
 
 
@@ -79,5 +79,5 @@ def _cut(stem: str) -> str:
 
 
 def short_hash(text: str) -> str:
-    """8 hexadecimal characters of the SHA-256 of the text."""
+    """The first 8 hexadecimal characters of the text's SHA-256."""
     return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -1,6 +1,6 @@
-"""Ordered parallel maps with few jobs in flight, in threads or processes, so that memory does not grow with the input.
+"""Ordered parallel maps in threads or processes with a bounded number of jobs in flight, hence of bounded memory.
 
-Written here because `Executor.map` of the standard library submits all jobs at once.
+`Executor.map` of the standard library is not used because it submits all jobs at once.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 IN_FLIGHT = 4
-"""Jobs of each process that wait, run, or are done and not yet taken."""
+"""Maximum jobs per process that are queued, running, or finished with an unconsumed result."""
 THREADS = 2
-"""Threads that read, and as many that write, beside the model's thread."""
+"""Number of reading threads, and of writing threads, next to the thread of the model."""
 MOST_BYTES = 2**29
-"""Bytes held by jobs in flight beyond which no further job is started; a single job may hold more."""
+"""Byte limit of all jobs in flight: no job is started above it; a single job may exceed it."""
 
 
 def in_order(
@@ -29,11 +29,11 @@ def in_order(
     jobs: Iterable[Job],
     is_full: Callable[[Sequence[tuple[Job, Future[Result]]]], bool],
 ) -> Generator[Result, None, None]:
-    """Results of the jobs, in their order.
+    """The results of the jobs, in the order of the jobs.
 
-    Jobs are drawn from the iterable in this thread and submitted one by one; while those whose results were not taken
-    are too many for `is_full`, the next result is awaited first. The exception of a job is raised in its turn. Closing
-    the generator cancels jobs that did not start.
+    The calling thread iterates over `jobs` and submits them. While `is_full(pending)` is true, it waits for the oldest
+    result before it submits more. A job's exception is raised instead of its result. Closing the generator cancels jobs
+    that have not started.
     """
     pending: deque[tuple[Job, Future[Result]]] = deque()
     try:
@@ -55,10 +55,10 @@ def map_in_threads(
     weigh: Callable[[Any], int] = lambda _: 0,
     threads: int = THREADS,
 ) -> Generator[Result, None, None]:
-    """`work` on each job in `threads` threads, results in the order of the jobs; with 0 threads in this one.
+    """Map `work` over the jobs in `threads` threads (0: the calling thread); results are in the order of the jobs.
 
-    At most `ahead` jobs are drawn before the next result, and none while those in flight hold more than `MOST_BYTES`.
-    `weigh` gives the bytes that a job, or the result of a finished one, holds. Exceptions are raised in their turn.
+    At most `ahead` + 1 jobs are in flight, and none is submitted while they occupy more than `MOST_BYTES`; `weigh`
+    returns the bytes of a job, or of its result once it is finished. A job's exception is raised instead of its result.
     Closing the generator waits for running jobs.
     """
     if threads == 0:
@@ -75,15 +75,15 @@ def map_in_threads(
 def map_in_processes(
     work: Callable[[Job], Result], jobs: Iterable[Job], processes: int
 ) -> Generator[Result, None, None]:
-    """`work` on each job in `processes` processes, results in the order of the jobs; with 0 processes in this one.
+    """Map `work` over the jobs in `processes` processes (0: the calling process); results are in the order of the jobs.
 
-    At most `IN_FLIGHT` jobs are drawn ahead for each process. Exceptions of `work` are raised in their turn;
-    VesaliusError if a process was killed.
+    At most `IN_FLIGHT` jobs per process are in flight. A job's exception is raised instead of its result; VesaliusError
+    if a process was killed.
     """
     if processes == 0:
         yield from map(work, jobs)
         return
-    # loky's processes do not import the caller's main module, so a script needs no guard around its last lines
+    # loky does not import the caller's main module in its processes, so scripts need no `if __name__ == "__main__"`
     from loky import get_reusable_executor
 
     executor = get_reusable_executor(max_workers=processes, timeout=60)
@@ -94,7 +94,7 @@ def map_in_processes(
     except BrokenProcessPool as error:
         raise VesaliusError(
             "a worker process was killed, perhaps because memory ran out; repeat the command to continue, with fewer "
-            f"workers than these {processes} if it happens again",
+            f"workers (now {processes}) if it happens again",
             code="process_killed",
         ) from error
 

@@ -1,4 +1,4 @@
-"""Progress of long work on stderr: a bar on a terminal, elsewhere a plain line every 15 seconds."""
+"""Progress display on stderr: a bar on a terminal, otherwise a plain line every 15 seconds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PLAIN_LINE_EVERY_S = 15.0
 
 
 class Progress:
-    """A progress display up to `total`, used as a context manager."""
+    """Context manager that displays progress up to `total`."""
 
     def __init__(self, total: float, label: str, unit: str = "image") -> None:
         self._total, self._label, self._unit = total, label, unit
@@ -31,7 +31,7 @@ class Progress:
             self._bar.close()
 
     def reach(self, done: float, note: str = "") -> None:
-        """Show that `done` of the total is done."""
+        """Show that `done` units of the total are complete, with an optional note."""
         step, self._done = done - self._done, done
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
@@ -40,8 +40,8 @@ class Progress:
         now = time.monotonic()
         if now - self._printed >= PLAIN_LINE_EVERY_S:
             self._printed = now
-            share = 100 * done / self._total
+            percent = 100 * done / self._total
             print(
-                f"{self._label}: {share:.0f} % after {now - self._started:.0f} s {note}".rstrip(),
+                f"{self._label}: {percent:.0f} % after {now - self._started:.0f} s {note}".rstrip(),
                 file=sys.stderr,
             )

@@ -1,7 +1,7 @@
-"""`Segmenter`: the interface of every model that gives masks, and `ModelDescription`: what reports say of it.
+"""`Segmenter`, the interface of all models that predict masks, and `ModelDescription`, their description in reports.
 
-The text-prompted predictor, the baselines, stored predictions and models in other processes all implement it, so jobs
-and evaluation know no kind of model. This file imports no torch.
+The text-prompted predictor, the baselines, stored predictions and models in other processes implement `Segmenter`, so
+jobs and evaluation do not depend on the kind of model. This module imports no torch.
 """
 
 from __future__ import annotations
@@ -18,45 +18,47 @@ from vesalius.errors import SettingError
 from vesalius.types import Item, Prediction
 
 AnswerMode = Literal["verify", "generate", "force"]
-"""How a text-prompted model answers: verify drafts the usual answer and accepts it if greedy decoding agrees; generate
-decodes token by token; force sets the template's answer, so that every prompt gets a mask."""
+"""How a text-prompted model answers. verify: draft the usual answer and accept it if greedy decoding agrees; generate:
+decode token by token; force: use the answer of the template, so that each prompt gets a mask."""
 Propagation = Literal["official", "sam2"]
-"""How masks propagate through a clip: official prompts on the first 5 frames, then uses Sa2VA's memory; sam2 prompts
-on key frames, then uses SAM 2's memory."""
+"""How masks propagate through a clip. official: prompt on the first 5 frames, then Sa2VA's memory; sam2: prompt on key
+frames, then SAM 2's memory."""
 
 Purpose = Literal["predict", "train"]
-"""What a model is opened for; training needs more memory."""
+"""Purpose of opening a model; training needs more memory than prediction."""
 
-NO_MEMORY = "has no memory of a clip; predict its frames one by one, or with a text-prompted model"
+NO_MEMORY = (
+    "cannot propagate masks through a clip; predict its frames one by one, or use a text-prompted model"
+)
 
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """What reports say of a model, and what evaluation must know of its training data."""
+    """Identity, settings and training images of a model, for reports and leak checks."""
 
     name: str
     kind: str
-    """`textseg`, `unet`, `frangi`, `predictions`, or a name for a model of your own."""
+    """`textseg`, `unet`, `frangi`, `predictions`, or the name of a custom kind."""
     fingerprint: str | None = None
-    """SHA-256 of the weights; None for a model without weights, or if it is unknown."""
+    """SHA-256 of the weights; None if it is unknown or there are no weights."""
     step: int | None = None
     """Training step of the weights; None if they were not trained by Vesalius."""
     threshold: float | None = 0.5
     """Probability above which a pixel belongs to a mask; None for stored masks of unknown threshold."""
     threshold_origin: Mapping[str, Any] = field(default_factory=lambda: {"how": "default"})
-    """How the threshold was chosen: `how`, and the data and metric of a tuned one."""
+    """How the threshold was chosen: `how`, and, if it was tuned, the data and the metric."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """All other settings that change the masks."""
     batch_size: int = 1
-    """Images in one call of `predict`."""
+    """Number of images per call of `predict`."""
     training_images: Collection[str] | None = None
-    """SHA-256 of the pixels of each training image; None if it is not known."""
+    """SHA-256 of the pixels of each training image; None if it is unknown."""
     trained_on_unknown: bool = True
     """True if the weights were, or may have been, trained on images that `training_images` does not list."""
     training_perceptual_hashes: Collection[str] = ()
     """Perceptual hash of each known training image."""
     tuning_images: Collection[str] = ()
-    """SHA-256 of the pixels of each image that the threshold, or the views of test-time augmentation, were tuned on."""
+    """SHA-256 of the pixels of each image on which the threshold or test-time augmentation was tuned."""
 
     @property
     def card(self) -> dict[str, Any]:
@@ -66,12 +68,12 @@ class ModelDescription:
 
 @dataclass(frozen=True)
 class Usage:
-    """Counters of a model's work since it was opened."""
+    """Counters of a model since it was opened."""
 
     batch_halved: int = 0
-    """How often the batch size was halved because memory ran out."""
+    """Number of times the batch size was halved because memory ran out."""
     cache: Mapping[str, int] = field(default_factory=dict)
-    """Images `read`, `encoded`, `damaged` and `not_kept` by the feature cache; empty without a cache."""
+    """Counts of images in the feature cache: `read`, `encoded`, `damaged`, `not_kept`; empty without a cache."""
 
 
 @dataclass(frozen=True)
@@ -82,45 +84,45 @@ class FramePredictions:
     pixels: UInt8[np.ndarray, "h w 3"] | None
     """None if the frame could not be read."""
     predictions: list[Prediction]
-    """One for each prompt; their id is the frame's."""
+    """One for each prompt; their `id` is the frame's id."""
 
 
 class Described(ABC):
-    """A model that describes itself, here or in other processes."""
+    """A model with a description, in this process or in others."""
 
     @property
     @abstractmethod
     def description(self) -> ModelDescription:
-        """The model's description as it is now: the batch size may shrink while it works."""
+        """The current description of the model; the batch size may shrink during prediction."""
 
     @property
     def usage(self) -> Usage:
-        """Counters of the work since the model was opened."""
+        """Counters since the model was opened."""
         return Usage()
 
     def check_prompts(self, prompts: Iterable[str]) -> None:
-        """Raise one SettingError that names all prompts which the model cannot answer; by default none."""
+        """Raise one SettingError that lists all prompts that the model cannot answer; by default, it accepts all."""
         return
 
 
 class Segmenter(Described):
-    """A model that gives masks. A new kind of model implements `description` and `predict`."""
+    """A model that predicts masks. A new kind of model implements `description` and `predict`."""
 
     @abstractmethod
     def predict(self, items: Sequence[Item]) -> list[Prediction]:
         """One prediction for each (item, prompt), in order; masks in the items are ignored."""
 
     def prepare(self, item: Item) -> Item:
-        """The item with its preprocessing done, without masks; safe in any thread. By default unchanged.
+        """The preprocessed item without masks; thread-safe. By default, the item is returned unchanged.
 
         SettingError if the model does not accept such an image.
         """
         return item
 
     def with_views(self, views: Sequence[str], prompts: Iterable[str]) -> tuple[Segmenter, tuple[str, ...]]:
-        """A copy with `LowRes.views` in its predictions, and its views of test-time augmentation in order.
+        """A copy whose predictions have `LowRes.views`, and the views of test-time augmentation in canonical order.
 
-        SettingError for prompts and views that it does not allow; by default for all.
+        SettingError for a prompt or view that the model does not support; by default, always.
         """
         self._refuse("test-time augmentation is for text-prompted models")
 
@@ -132,9 +134,9 @@ class Segmenter(Described):
         key_frames: Sequence[int] = (),
         reprompt_every: int | None = None,
     ) -> None:
-        """Raise SettingError if masks cannot be propagated through a clip of `n_frames` with these settings.
+        """Raise SettingError if the model cannot propagate masks through a clip of `n_frames` with these settings.
 
-        By default always.
+        By default, it always raises.
         """
         self._refuse(NO_MEMORY)
 
@@ -147,7 +149,7 @@ class Segmenter(Described):
         key_frames: Sequence[int] = (),
         reprompt_every: int | None = None,
     ) -> Iterator[FramePredictions]:
-        """The predictions for each frame of a clip, with propagated masks; refused by default."""
+        """The predictions for each frame of a clip, with propagated masks; by default, raises SettingError."""
         self._refuse(NO_MEMORY)
 
     def _refuse(self, reason: str) -> NoReturn:

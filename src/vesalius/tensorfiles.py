@@ -1,7 +1,7 @@
-"""Safetensors files: headers are read without torch, data is read and written in blocks.
+"""Safetensors files: headers are read without torch, and tensors are read and written in blocks.
 
-The safetensors library reads and checks each header (JSON, dtypes, shapes, and that the tensors fill the data
-exactly). It cannot stream a tensor in blocks of bounded size, neither for reading nor for writing; this module can.
+The safetensors library reads and validates each header (JSON, dtypes, shapes, contiguous data). It cannot read or
+write a tensor in blocks of bounded size; this module can.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from safetensors import SafetensorError, safe_open
 from vesalius.errors import CheckpointError
 
 BLOCK_BYTES = 8 << 20
-"""Size of a block in bytes: a multiple of every item size, so that no number is split."""
+"""Block size in bytes: a multiple of all element sizes, so that a block never splits an element."""
 
 SHARD_BYTES = 5 * 10**9
-"""Most bytes of tensors in one file, unless a single tensor has more; transformers uses the same limit."""
+"""Maximum bytes of tensors per file, unless a single tensor has more; the same limit as in transformers."""
 
 # https://github.com/huggingface/safetensors/blob/main/safetensors/src/tensor.rs: Dtype
 ITEM_BYTES = {
@@ -32,10 +32,10 @@ ITEM_BYTES = {
 }
 
 Block = bytes | memoryview
-"""Bytes of a tensor; a block stays unchanged when the next one is requested."""
+"""Consecutive bytes of a tensor; requesting the next block does not change them."""
 
 Report = Callable[[int], None]
-"""Callback that receives the number of bytes processed since the last call."""
+"""Progress callback: receives the number of bytes processed since the last call."""
 
 
 def ignore(n_bytes: int) -> None:
@@ -63,7 +63,7 @@ class TensorType(NamedTuple):
 
 
 class TensorLocation(NamedTuple):
-    """Location of a tensor on disk: `n_bytes` bytes of the file `path`, starting at `offset`."""
+    """Dtype, shape and location of a tensor on disk: `n_bytes` bytes of the file `path` from `offset` on."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -77,25 +77,25 @@ class TensorLocation(NamedTuple):
 
 
 def locate_tensors(paths: Iterable[Path]) -> dict[str, TensorLocation]:
-    """Name -> location of each tensor in the files, in the order of the bytes.
+    """Name -> location of each tensor in the files, in file order.
 
-    Raises CheckpointError, naming the file, if one is truncated or damaged, or if two hold the same tensor.
+    Raises CheckpointError, naming the file, if one is truncated or damaged, or if two contain the same tensor.
     """
     found: dict[str, TensorLocation] = {}
     for path in paths:
         for name, location in read_header(path).items():
             if name in found:
                 other = found[name].path.name
-                message = f"{path}: holds the tensor {name}, and so does {other}; remove one of the files"
+                message = f"{path}: contains the tensor {name}, and so does {other}; remove one of the files"
                 raise CheckpointError(message, code="repeated_tensor", path=path, field=name)
             found[name] = location
     return found
 
 
 def find_shards(folder: Path) -> list[Path]:
-    """The safetensors files of a folder, checked against its shard index if it has one.
+    """The safetensors files of a folder, checked against its shard index, if any.
 
-    Raises CheckpointError if the index and the files disagree about a file or a tensor.
+    Raises CheckpointError if the index and the files disagree on a file or a tensor.
     """
     paths = sorted(folder.glob("*.safetensors"))
     for index in sorted(folder.glob("*.safetensors.index.json")):
@@ -121,12 +121,12 @@ def _check_index(index: Path, paths: list[Path]) -> None:
     held = {(name, shard) for shard, path in present.items() for name in read_header(path)}
     if astray := sorted(held ^ set(shard_of.items())):
         name, shard = astray[0]
-        verb = "holds" if (name, shard) in held else "lacks"
-        raise refuse(f"disagrees with {shard}, which {verb} the tensor {name}", shard)
+        has = "contains" if (name, shard) in held else "lacks"
+        raise refuse(f"disagrees with {shard}, which {has} the tensor {name}", shard)
 
 
 def read_header(path: Path) -> dict[str, TensorLocation]:
-    """Name -> location of each tensor of one file, in the order of the bytes.
+    """Name -> location of each tensor of one file, in file order.
 
     Raises CheckpointError, naming the file, if it cannot be read, is truncated, or has an invalid header.
     """
@@ -149,7 +149,7 @@ def read_header(path: Path) -> dict[str, TensorLocation]:
             message = f"{path}: tensor {name} has the unsupported dtype {tensor_type.dtype}"
             raise CheckpointError(message, code="unknown_dtype", path=path, field=name)
         locations[name] = TensorLocation(*tensor_type, path, start, tensor_type.n_bytes)
-        start += tensor_type.n_bytes  # the library has checked that no byte lies between two tensors
+        start += tensor_type.n_bytes  # the library has checked that tensors are contiguous
     return locations
 
 
@@ -159,14 +159,14 @@ def _not_readable(path: Path, error: OSError) -> CheckpointError:
 
 
 def read_blocks(location: TensorLocation, first: int, n_bytes: int) -> Iterator[bytes]:
-    """`n_bytes` bytes of a tensor, starting at its byte `first`, in blocks; CheckpointError if the file ends early."""
+    """`n_bytes` bytes of a tensor from its byte `first` on, in blocks; CheckpointError if the file is truncated."""
     try:
         with location.path.open("rb", buffering=0) as file:
             file.seek(location.offset + first)
             while n_bytes:
                 block = file.read(min(BLOCK_BYTES, n_bytes))
                 if not block:
-                    message = f"{location.path}: ended early while it was read; copy it again"
+                    message = f"{location.path}: is truncated; copy it again"
                     raise CheckpointError(message, code="damaged_weights", path=location.path)
                 n_bytes -= len(block)
                 yield block
@@ -183,10 +183,10 @@ def write_shards(
     on_bytes: Report = ignore,
     on_file: Callable[[Path], None] = lambda path: None,
 ) -> None:
-    """Write tensors to `folder` under the file names of transformers; several files get a shard index.
+    """Write tensors to `folder` with the file names of transformers, and a shard index if there are several files.
 
-    `read(name)` gives the bytes of a tensor. `on_file` receives the path of each complete file.
-    Errors as for `write_tensors`.
+    `read(name)` yields the bytes of a tensor. `on_file` receives the path of each complete file. Raises the errors of
+    `write_tensors`.
     """
     shards = _split_shards(tensors, shard_bytes)
     if len(shards) == 1:
@@ -206,7 +206,7 @@ def write_shards(
 
 
 def _split_shards(tensors: Mapping[str, TensorType], shard_bytes: int) -> list[dict[str, TensorType]]:
-    """The tensors in order; a new file begins where a tensor would exceed the limit."""
+    """The tensors of each shard, in order; a tensor that would exceed the limit begins a new shard."""
     shards: list[dict[str, TensorType]] = [{}]
     size = 0
     for name, tensor in tensors.items():
@@ -227,10 +227,10 @@ def write_tensors(
 ) -> None:
     """Write one new safetensors file and sync it to disk.
 
-    Raises CheckpointError if a tensor has another number of bytes than its type says. OSError passes through: the
-    caller that makes the folder names it.
+    Raises CheckpointError if the number of bytes of a tensor differs from its type. OSError is not caught, because the
+    caller that created the folder reports it.
     """
-    # wide numbers first: a float32 behind an odd number of float16 would be misaligned
+    # widest dtypes first: a float32 after an odd number of float16 would be misaligned
     ordered = dict(sorted(tensors.items(), key=lambda item: -ITEM_BYTES[item[1].dtype]))
     with path.open("xb") as file:
         file.write(_header(ordered))
@@ -245,7 +245,7 @@ def write_tensors(
                 raise CheckpointError(message, code="wrong_shape", path=path, field=name)
         file.flush()
         os.fsync(file.fileno())
-        if hasattr(os, "posix_fadvise"):  # the next reader reads the disk, not the page cache
+        if hasattr(os, "posix_fadvise"):  # verification then reads the disk, not the page cache
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 

@@ -1,6 +1,6 @@
 """Types shared by all packages: `Sample`, `Item`, `Prediction`, `Finding`.
 
-Sizes are (h, w), points (x, y) in pixels of the original image. Values are checked on construction.
+Sizes are (h, w); points are (x, y) in pixels of the original image. Values are validated on construction.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vesalius.mask_maps import NO_MAPS, Full, LowRes, Maps
 from vesalius.masks import Rle, Size
 
 Status = Literal["ok", "no_seg", "failed"]
-"""ok: at least one mask; no_seg: the model answered without [SEG]; failed: no answer, hence no score."""
+"""ok: at least one mask; no_seg: the model's answer has no [SEG]; failed: there is no answer, hence no score."""
 
 
 @dataclass(frozen=True)
@@ -40,31 +40,31 @@ class RleMask:
 
 
 Value = int | tuple[int, int, int]
-"""Value of a pixel in a mask file: a gray level, a palette index, or a color (r, g, b)."""
+"""Pixel value in a mask file: a gray level, a palette index, or a color (r, g, b)."""
 
 
 @dataclass(frozen=True)
 class MaskFile:
-    """One object as an image file: its pixels are all that are not 0, or those of one class in a label map."""
+    """One object as an image file: all nonzero pixels, or the pixels of one class in a label map."""
 
     path: Path
     values: tuple[Value, ...] | None = None
-    """Label map: values of this class. A class without pixels is not in the image."""
+    """Values of the class in a label map, None for other files. A class without pixels is not in the image."""
     known: tuple[Value, ...] = ()
-    """Label map: values of all classes. Any other value is an error, except 0 or black, the background."""
+    """Values of all classes in a label map. Any other value is an error, except 0 or black (the background)."""
 
 
 @dataclass(frozen=True)
 class Absent:
-    """An object that is annotated as not in the image: its mask is empty on purpose."""
+    """An object that is annotated as absent from the image: its mask is empty on purpose."""
 
 
 MaskReference = Polygons | RleMask | MaskFile | Absent
-"""A mask on disk, not read or rasterized yet."""
+"""A mask as annotated, not yet read or rasterized."""
 
 
 class Location(NamedTuple):
-    """A file and, if known, the entry and object in it. As text: `annotations.json, entry 3 (a.png), mask[0]`."""
+    """A file and, if known, the entry and object in it; as text, `annotations.json, entry 3 (a.png), mask[0]`."""
 
     path: Path
     field: str = ""
@@ -73,24 +73,24 @@ class Location(NamedTuple):
         return f"{self.path}, {self.field}" if self.field else str(self.path)
 
     def inside(self, part: str) -> Location:
-        """The location of one part of this entry or object; a part such as `[2]` is an item of the list."""
+        """The location of a part of this entry or object, such as `mask`, or `[2]` for an item of a list."""
         between = "" if part.startswith("[") or not self.field else ", "
         return Location(self.path, f"{self.field}{between}{part}")
 
     def error(
         self, wrong: str, code: str, remedy: str = "", kind: type[DataError] = AnnotationError
     ) -> DataError:
-        """An error `LOCATION: WRONG; REMEDY`; the remedy of the table of codes unless another one is given."""
+        """An error with the message `LOCATION: WRONG; REMEDY`; the default remedy is that of the code."""
         remedy = remedy or CODES[code].remedy
         return kind(f"{self}: {wrong}", code=code, path=self.path, field=self.field or None, remedy=remedy)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One annotated image, or frame of a clip, on disk; nothing is read yet.
+    """One annotated image or frame on disk; its pixels and masks are not yet read.
 
-    `masks[i]` are the objects of `prompts[i]`; their union is the target of that phrase. `masks` is None without
-    annotation. `size` is (h, w) as stated by the annotation, or None.
+    `masks[i]` are the objects of `prompts[i]`; their union is the target of this phrase. `masks` is None if the image is
+    not annotated. `size` is the (h, w) that the annotation states, or None.
     """
 
     id: str
@@ -100,11 +100,11 @@ class Sample:
     source: Location | None = None
     """Location of the annotation: `annotations.json, entry 3`."""
     frame: int | None = None
-    """Index of the frame in a cine, video or volume, from 0; None for a file of one image."""
+    """Index of the frame in a cine, video or volume, from 0; None for a single image."""
     group: str | None = None
-    """Patient or sequence; None if unknown: the image is then its own group."""
+    """Patient or sequence; if None (unknown), the image is its own group."""
     sequence: str | None = None
-    """Name of the clip that the frame belongs to, if any; the frames of a clip are samples in order."""
+    """Name of the frame's clip, if any; the frames of a clip are consecutive samples."""
     size: Size | None = None
     spacing_mm: tuple[float, float] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -115,12 +115,12 @@ class Sample:
 
 
 Turn = tuple[str, str]
-"""A question and its answer, in training conversations."""
+"""(question, answer) in a training conversation."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One image or clip in memory, with its prompts and, if known, their masks."""
+    """One image or clip in memory, with its prompts and, if known, the mask of each prompt."""
 
     id: str
     frames: np.ndarray
@@ -129,9 +129,9 @@ class Item:
     masks: np.ndarray | None = None
     """bool (n, f, h, w), one for each prompt."""
     absent: frozenset[int] = frozenset()
-    """Training: indices of prompts that are to be answered in words, because the object is not in the image."""
+    """Indices of prompts that training answers in words, because the object is not in the image."""
     turns: tuple[Turn, ...] = ()
-    """Training: a conversation about the image, independent of the prompts."""
+    """Training conversation about the image, independent of the prompts."""
 
     def __post_init__(self) -> None:
         frames, masks = self.frames, self.masks
@@ -152,15 +152,15 @@ class Item:
 
 
 Cleaner = Callable[[Bool[np.ndarray, "h w"]], Bool[np.ndarray, "h w"]]
-"""Mends the mask of one object, such as a `Cleaning`."""
+"""Post-processing of the mask of one object, such as a `Cleaning`."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer to one prompt about one image.
+    """The prediction for one prompt about one image.
 
-    The maps are kept in the form in which the model gives them. Masks and probabilities of the original size are
-    computed on demand, and only `masks` are kept: 25 prompts at 3504 x 2336 would be 0.8 GB of probabilities.
+    `maps` are stored as the model returns them. Masks and probabilities at the original size are computed on demand;
+    only `masks` are cached, because the probabilities of 25 prompts at 3504 x 2336 would take 0.8 GB.
     """
 
     id: str
@@ -169,19 +169,20 @@ class Prediction:
     size: Size
     """(h, w) of the original image."""
     maps: Maps = NO_MAPS
-    """One map for each [SEG]; none unless the status is ok."""
+    """One map for each [SEG]; empty unless the status is ok."""
     scores: tuple[float, ...] = ()
-    """Predicted IoU of each mask, in [0, 1]; none for stored masks."""
+    """Predicted IoU of each mask, in [0, 1]; empty for stored masks."""
     text: str = ""
+    """The model's answer."""
     says_seg: bool = True
-    """Whether the model itself writes [SEG]; after a forced answer: whether it would have written the same up to it."""
+    """Whether the model itself generates [SEG]; for a forced answer, whether greedy decoding agrees up to [SEG]."""
     answered: Literal["forced", "verified", "generated", ""] = ""
-    """How the answer was made: set by the template, drafted and accepted, or decoded token by token; "" if unknown."""
+    """Origin of the answer: template, accepted draft, or decoding token by token; "" if unknown."""
     threshold: float = 0.5
     cleaning: Cleaner | None = None
-    """Applied to the mask of each object; logits and probabilities stay those of the model."""
+    """Applied to the mask of each object, not to logits and probabilities."""
     error: str = ""
-    """Why there is no answer."""
+    """Reason for the status failed."""
 
     def __post_init__(self) -> None:
         n = len(self.maps)
@@ -192,13 +193,13 @@ class Prediction:
 
     @classmethod
     def failure(cls, id: str, prompt: str, size: Size, reason: Exception | str) -> Prediction:
-        """The prediction for an image that could not be read or predicted; status failed."""
+        """A prediction of status failed, for an image that could not be read or predicted."""
         error = " ".join(str(reason).split()) or type(reason).__name__
         return cls(id, prompt, "failed", size, says_seg=False, error=error)
 
     @property
     def logits(self) -> np.ndarray:
-        """float32 (n, g, g) of the mask decoder, (n, h, w) of a baseline; ValueError for tiles and stored masks."""
+        """float32 (n, g, g) from the mask decoder, or (n, h, w) from a baseline; ValueError for tiles and stored masks."""
         if not isinstance(self.maps, LowRes | Full):
             raise ValueError(f"{self.id}: has no single map of logits")
         return self.maps.logits
@@ -210,12 +211,12 @@ class Prediction:
 
     @property
     def probability(self) -> np.ndarray | None:
-        """float32 (h, w): the highest probability of any object; 0 without [SEG], None if it was not stored."""
+        """float32 (h, w): the maximum probability over the objects; 0 without [SEG], None if it was not stored."""
         return self.maps.probability(self.size)
 
     @cached_property
     def masks(self) -> np.ndarray:
-        """bool (n, h, w) at the original size: probability above the threshold, then cleaned."""
+        """bool (n, h, w) at the original size: thresholded probabilities, then cleaned."""
         masks = self.maps.masks(self.size, self.threshold)
         if self.cleaning is not None:
             masks = masks.copy()
@@ -225,18 +226,18 @@ class Prediction:
 
     @property
     def mask(self) -> np.ndarray:
-        """bool (h, w): the union of the objects; empty if the model answered without [SEG]."""
+        """bool (h, w): the union of the objects; empty if the answer has no [SEG]."""
         return np.logical_or.reduce(self.masks, axis=0)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """An error or warning about a dataset, as `vesalius check` lists it."""
+    """One error or warning of `vesalius check` about a dataset."""
 
     code: str
     severity: Literal["error", "warning"]
     file: str
-    """The image, mask, annotation file or folder concerned."""
+    """Path of the affected image, mask, annotation file or folder."""
     location: str
     """Entry and object in the file, such as `entry 3 (a.png): 'vessel', object 1`; "" for the whole file."""
     message: str
@@ -244,4 +245,4 @@ class Finding:
     remedy: str
     """What to do."""
     samples: tuple[str, ...] = ()
-    """Ids of the samples concerned; ids are distinct within one split."""
+    """Ids of the affected samples; ids are unique within one split."""

@@ -78,7 +78,12 @@ PHRASE, IMAGE = ("dropped", "'v'"), ("dropped", "image")
         ([SQUARE], (128, 288), [PHRASE, IMAGE], "the ratios of height and width differ"),
         ([WIDE], (128, 288), [PHRASE, IMAGE], "the ratios of height and width differ"),
         ([SQUARE], (96, 64), [PHRASE, IMAGE], "rotated"),
-        ([SQUARE, FAR], None, [IMAGE], "outside the image, so the size it was drawn on is unknown"),
+        (
+            [SQUARE, FAR],
+            None,
+            [IMAGE],
+            "outside the image, so it is unknown at which image size it was annotated",
+        ),
         ([SQUARE, FAR], (64, 96), [IMAGE], "outside its stated size of 64 x 96"),
         ([SQUARE, FAR], (32, 48), [IMAGE], "outside its stated size of 32 x 48"),
         ([SQUARE, RleMask({"size": [64, 96], "counts": [5]})], None, [PHRASE, IMAGE], "RLE"),
@@ -91,7 +96,7 @@ def test_an_uncertain_sample_is_dropped_with_the_reason(
 ) -> None:
     correction = correct(sample(image, *objects, size=size))
     assert correction.sample is None
-    assert correction.unscaled == (FAR in objects)
+    assert correction.has_unknown_scale == (FAR in objects)
     assert actions(correction) == expected
     assert reason in correction.changes[0].reason
 
@@ -107,13 +112,13 @@ def test_a_small_overshoot_is_clipped_with_and_without_a_stated_size(image: Path
     over = Polygons(((10.0, -2.0, 98.0, 10.0, 80.0, 30.0),))
     for size in (None, (64, 96)):
         correction = correct(sample(image, over, size=size))
-        assert actions(correction) == [("clipped", "'v'")] and not correction.unscaled
+        assert actions(correction) == [("clipped", "'v'")] and not correction.has_unknown_scale
         np.testing.assert_array_equal(mask_of(correction), rasterize(over.parts, (64, 96)))
 
 
 def test_a_broken_part_does_not_hide_another_part_far_outside(image: Path) -> None:
     broken = Polygons(((5.0, 5.0, 9.0, 9.0, 5.0, 9.0, NAN, 1.0), (10.0, 10.0, 150.0, 10.0, 150.0, 30.0)))
-    assert correct(sample(image, prompts=("v", "w"), masks=((broken,), (SQUARE,)))).unscaled
+    assert correct(sample(image, prompts=("v", "w"), masks=((broken,), (SQUARE,)))).has_unknown_scale
 
 
 def test_an_overshoot_on_a_smaller_copy_is_clipped_on_the_image(image: Path) -> None:

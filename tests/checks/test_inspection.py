@@ -155,7 +155,9 @@ def test_measurements_are_those_of_the_masks_and_pixels(drawn: Any) -> None:
         assert measurement.hashes == hash_image(item.frames[0])
         assert item.masks is not None
         assert [target.phrase for target in measurement.targets] == list(sample.prompts)
-        assert [target.share for target in measurement.targets] == [mask.mean() for mask in item.masks]
+        assert [target.area_fraction for target in measurement.targets] == [
+            mask.mean() for mask in item.masks
+        ]
 
 
 def test_unreadable_images_have_no_measurements(drawn: Any) -> None:
@@ -200,7 +202,7 @@ def test_mask_files_are_checked_for_values_and_type(tmp_path: Path) -> None:
     found = inspect(tmp_path, prompt="thing", group="(.)").findings
     assert found[2].code == "size_mismatch"
     unlike = ", unequal in height and width: stretched, cropped or padded"
-    assert found[2].remedy == "replace the image by the one that was drawn on, or draw again"
+    assert found[2].remedy == "use the image that was annotated, or draw the masks again"
     assert found[2].message == f"was drawn at 64 x 32 for an image of 64 x 64 (h x w), ratio 1 x 0.5{unlike}"
 
 

@@ -49,10 +49,10 @@ def test_thin_means_narrower_than_a_cell_of_the_mask_grid() -> None:
     assert target.skeleton == 200
     assert 100 <= target.thin <= 104, "the ends of the wider bar may be narrow"
     assert target.width_px is not None and target.width_px[0] == 1
-    assert target.share == 300 / 512**2
+    assert target.area_fraction == 300 / 512**2
 
 
-def test_the_finding_about_thin_structures_has_the_share_and_the_grid() -> None:
+def test_the_finding_about_thin_structures_has_the_fraction_and_the_grid() -> None:
     def measured(name: str, thin: int) -> Measurement:
         target = TargetMeasurement("v", 0.1, (1, 3), 100, thin)
         return Measurement(name, "", name, None, None, size=(512, 512), targets=(target,))
@@ -63,7 +63,7 @@ def test_the_finding_about_thin_structures_has_the_share_and_the_grid() -> None:
         "31 % of the skeleton is thinner than one mask cell at 512 px (2 px, of the official grid of 256 x 256 cells "
         "over the image)"
     )
-    assert found.remedy == "use tiles or a larger input"
+    assert found.remedy == "use tiles or a larger input size"
     assert found.samples == ("b", "a")
 
 
@@ -110,7 +110,7 @@ def test_overlaps_have_the_pair_and_the_share_of_the_smaller_object() -> None:
         cover.add(phrase, repr(phrase), mask)
     (overlap,) = cover.overlaps
     assert overlap.phrases == ("stent", "vessel")
-    assert (overlap.within, overlap.intersection, overlap.share) == ("'vessel' and 'stent'", 10, 0.5)
+    assert (overlap.within, overlap.intersection, overlap.fraction) == ("'vessel' and 'stent'", 10, 0.5)
 
 
 def test_sizes_are_compared_with_one_ratio_or_two() -> None:

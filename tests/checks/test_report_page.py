@@ -105,7 +105,7 @@ def test_samples_beyond_the_limit_are_counted_and_codes_take_turns(
     monkeypatch.setattr(thumbnails, "SIDE", 16)
     _, page = make(data, tmp_path / "out")
     text = " ".join(page.text.split())
-    assert f"{MAX_FLAGGED} of {len(order)} are shown, taking codes in turn" in text
+    assert f"{MAX_FLAGGED} of {len(order)} are shown, round-robin over the codes" in text
     assert "The first 50 of" in text
     shown = len([each for each in page.named("img") if (each["alt"] or "").endswith("with its masks")])
     assert shown <= MAX_FLAGGED + MAX_GOOD

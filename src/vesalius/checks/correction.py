@@ -1,6 +1,6 @@
-"""Correction of one sample: certain faults are fixed, other faulty parts are dropped, and every change is recorded.
+"""Correction of one sample for `check --fix`: some errors are fixed, other faulty annotations are dropped.
 
-A phrase is kept or dropped as a whole, because a mask with a missing part would be wrong ground truth.
+Each change is recorded. A phrase is kept or dropped as a whole, because an incomplete mask would be wrong ground truth.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from vesalius.errors import DataError, ImageError
 from vesalius.files import to_json
 from vesalius.lineage import hash_pixels
 from vesalius.masks import EIGHT_CONNECTED, Size, area_average, decode_rle, encode_rle, overshoot, rasterize
+from vesalius.names import count_of
 from vesalius.types import Absent, MaskFile, MaskReference, Polygons, RleMask, Sample
 
 Action = Literal["rescaled", "merged", "clipped", "dropped"]
 MAX_ENLARGEMENT = 2.0
-"""Maximum scale factor of pixel masks. Their border is known to half a pixel; beyond 2x the error could exceed one pixel."""
+"""Maximum scale factor of pixel masks. Their edge is known to half a pixel; above 2x, the error could exceed one pixel."""
 MAX_OVERSHOOT_PX, MAX_OVERSHOOT = 2.0, 0.02
-"""Tolerated overshoot of hand-drawn points: pixels, or a share of the side if that is more. Points further outside mean
-that the mask was drawn on another size."""
+"""Tolerated overshoot of points: in pixels, or as a fraction of the side if that is more. Points further outside mean that
+the mask was drawn on another size."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,10 @@ class Change:
     id: str
     """Id of the sample; empty for an entry that could not be read."""
     part: str
-    """The changed part: `image`, a phrase, or a polygon or object of a phrase."""
+    """What was changed: `image`, a phrase, or a polygon or object of a phrase."""
     reason: str
     split: str = ""
+    """Key of `Report.parts`."""
 
 
 @dataclass(frozen=True)
@@ -52,22 +54,22 @@ class Correction:
     """A corrected sample with its changes."""
 
     sample: Sample | None
-    """None if nothing is left."""
+    """None if the sample is dropped."""
     changes: tuple[Change, ...] = ()
-    unscaled: bool = False
-    """True if it was dropped because the size it was drawn on is unknown."""
+    has_unknown_scale: bool = False
+    """True if the sample was dropped because it is unknown at which image size it was annotated."""
     key: str | None = None
-    """Hash of pixels, masks, group and metadata, to find equal samples; None for samples that may be equal."""
+    """Hash of pixels, masks, group and metadata that finds duplicates; None if the sample may equal others."""
 
 
 class NotCorrectable(ValueError):
-    """The reason why a phrase cannot be kept."""
+    """A phrase cannot be kept; the message is the reason."""
 
 
 def correct(sample: Sample, reader: FrameReader | None = None) -> Correction:
-    """The corrected sample: masks at the size of the image, without degenerate parts, one object per phrase.
+    """Correct one sample: masks at the image size, no degenerate polygons, and one object per phrase.
 
-    Of a sample without annotation, only the stated size is corrected. Reads the image and every mask.
+    For a sample without annotation, only the stated size is corrected. Reads the image and all masks.
     """
     changes: list[Change] = []
 
@@ -80,10 +82,9 @@ def correct(sample: Sample, reader: FrameReader | None = None) -> Correction:
         note("dropped", "image", str(error))
         return Correction(None, tuple(changes))
     size = image.shape[0], image.shape[1]
-    unknown = _find_stray(sample, sample.size or size)
-    if unknown:
-        note("dropped", "image", unknown)
-        return Correction(None, tuple(changes), unscaled=True)
+    if far := _find_far_points(sample, sample.size or size):
+        note("dropped", "image", far)
+        return Correction(None, tuple(changes), has_unknown_scale=True)
     kept: dict[str, tuple[MaskReference, ...]] = {}
     for phrase, objects in zip(sample.prompts, sample.masks or (), strict=sample.masks is not None):
         try:
@@ -108,7 +109,7 @@ Note = Callable[[Action, str, str], None]
 def _correct_phrase(
     objects: Sequence[MaskReference], phrase: str, stated: Size | None, size: Size, note: Note
 ) -> tuple[MaskReference, ...]:
-    """The phrase as one non-empty object, or `Absent`; raises NotCorrectable or DataError if it cannot be kept."""
+    """The corrected objects of a phrase: one non-empty object, or `Absent`; NotCorrectable or DataError if impossible."""
     drawn = [each for each in objects if not isinstance(each, Absent)]
     if not drawn:
         return tuple(objects)
@@ -116,17 +117,17 @@ def _correct_phrase(
     for index, reference in enumerate(drawn):
         name = repr(phrase) if len(drawn) == 1 else f"{phrase!r}, object {index}"
         if isinstance(reference, Polygons):
-            right = _correct_polygons(reference, name, stated, size, note)
+            corrected = _correct_polygons(reference, name, stated, size, note)
         else:
-            right = _correct_raster(reference, name, size, note)
-        if right is not None and load_mask(right, size, name).any():
-            kept.append(right)
+            corrected = _correct_raster(reference, name, size, note)
+        if corrected is not None and load_mask(corrected, size, name).any():
+            kept.append(corrected)
         elif len(drawn) > 1:
             note("dropped", name, "has no pixels")
     if not kept:
         raise NotCorrectable("its mask has no pixels, and the phrase is not marked as absent")
     if len(kept) > 1:
-        note("merged", repr(phrase), f"{len(kept)} objects of one phrase form one target")
+        note("merged", repr(phrase), f"{len(kept)} objects have the same phrase")
         return (_merge(kept, size),)
     return tuple(kept)
 
@@ -134,12 +135,11 @@ def _correct_phrase(
 def _correct_polygons(
     polygons: Polygons, name: str, stated: Size | None, size: Size, note: Note
 ) -> MaskReference | None:
-    """The polygons in image coordinates, clipped to the image; None if no part has an area."""
+    """The polygons in image coordinates, clipped to the image; None if no polygon has an area."""
     parts = []
     for index, part in enumerate(polygons.parts):
-        fault = _degenerate(part)
-        if fault:
-            note("dropped", f"{name}, polygon {index}", fault)
+        if reason := _degenerate(part):
+            note("dropped", f"{name}, polygon {index}", reason)
         else:
             parts.append(part)
     if not parts:
@@ -153,44 +153,37 @@ def _correct_polygons(
     over = _outside(parts, size)
     if over <= 1:
         return Polygons(tuple(parts))
-    note("clipped", name, f"was {over:.4g} pixels outside")
-    # as pixels, because a clipped polygon has other corners and would not rasterize to the same mask
+    note("clipped", name, f"reached {over:.4g} pixels outside the image")
+    # as RLE, because a clipped polygon has new corners and would not rasterize to the same mask
     return RleMask(encode_rle(rasterize(parts, size)))
 
 
 def _degenerate(part: Sequence[float]) -> str:
-    """The reason why a polygon has no area; "" if it has one; NotCorrectable if a part of it is unknown."""
-    n, sound = len(part) // 2, _sound_points(part)
-    if not _spans_area(sound):
-        return (
-            f"its {n} point{'s' * (n != 1)} enclose no area" if len(sound) == n else "is not a polygon (NaN)"
-        )
-    if len(sound) < n:
-        raise NotCorrectable(
-            "one of its polygons has a coordinate that is not a finite number, so a part would be missing"
-        )
+    """Reason why a polygon has no area, "" if it has one; NotCorrectable if some of its coordinates are missing."""
+    n, finite = len(part) // 2, _finite_points(part)
+    if not _spans_area(finite):
+        return f"its {count_of(n, 'point')} enclose no area" if len(finite) == n else "is not a polygon (NaN)"
+    if len(finite) < n:
+        raise NotCorrectable("one of its polygons has a non-finite coordinate, so its shape is unknown")
     if len(part) % 2:
-        raise NotCorrectable(
-            f"one of its polygons has {len(part)} numbers, and it is unknown which one is missing"
-        )
+        raise NotCorrectable(f"one of its polygons has {len(part)} numbers, so a coordinate is missing")
     return ""
 
 
-def _sound_points(part: Sequence[float]) -> np.ndarray:
-    """(n, 2): the points with two finite coordinates."""
+def _finite_points(part: Sequence[float]) -> np.ndarray:
+    """(n, 2): the points of a polygon with two finite coordinates."""
     points = np.array(part[: len(part) // 2 * 2], dtype=float).reshape(-1, 2)
     return points[np.isfinite(points).all(axis=1)]
 
 
 def _spans_area(points: np.ndarray) -> bool:
-    """Whether the points do not all lie on one line."""
+    """True unless all points lie on one line."""
     if len(points) < 3:
         return False
-    with np.errstate(
-        over="ignore", invalid="ignore"
-    ):  # coordinates near the limit of float64 are rejected later
+    # coordinates near the limit of float64 are rejected later
+    with np.errstate(over="ignore", invalid="ignore"):
         edges = points[1:] - points[0]
-        edges = np.ldexp(edges, -np.frexp(np.abs(edges).max())[1])  # exact, and prevents overflow of squares
+        edges = np.ldexp(edges, -np.frexp(np.abs(edges).max())[1])  # exact, and prevents overflow
         longest = edges[np.argmax((edges**2).sum(axis=1))]
         return bool((edges[:, 0] * longest[1] != edges[:, 1] * longest[0]).any())
 
@@ -198,61 +191,59 @@ def _spans_area(points: np.ndarray) -> bool:
 def _correct_raster(
     reference: RleMask | MaskFile | Absent, name: str, size: Size, note: Note
 ) -> MaskReference | None:
-    """The mask at the size of the image; None without pixels; NotCorrectable if rescaling would change its shape."""
-    own = own_size(reference)
-    if own == size:
+    """The mask at the image size; None if it is empty; NotCorrectable if rescaling would change its shape."""
+    stored = stored_size(reference)
+    if stored == size:
         return reference
-    if own[0] * own[1] > MAX_PIXELS:
-        raise NotCorrectable(f"its mask of {_by(own)} has more than {MAX_PIXELS // 10**6} megapixels")
+    if stored[0] * stored[1] > MAX_PIXELS:
+        raise NotCorrectable(f"its mask of {_by(stored)} has more than {MAX_PIXELS // 10**6} megapixels")
     if isinstance(reference, MaskFile):
-        mask = read_mask(reference.path, own, reference.values, reference.known)
+        mask = read_mask(reference.path, stored, reference.values, reference.known)
     else:
         assert isinstance(reference, RleMask)
         try:
             mask = decode_rle(reference.rle)
         except ValueError as error:
             raise NotCorrectable(str(error)) from error
-    if not mask.any():  # in a class map, a class without pixels is absent
+    if not mask.any():  # in a label map, a class without pixels is absent
         return Absent() if isinstance(reference, MaskFile) and reference.values is not None else None
-    _check_scale(own, size)
-    right = resample(mask, size)
-    if right is None:
+    _check_scale(stored, size)
+    resampled = resample(mask, size)
+    if resampled is None:
         raise NotCorrectable(
-            f"its mask of {_by(own)} would change its shape at {_by(size)}; draw it again on the image"
+            f"its mask of {_by(stored)} would change its shape at {_by(size)}; draw it again on the image"
         )
-    note("rescaled", name, _from_to(own, size))
-    return RleMask(encode_rle(right))
+    note("rescaled", name, _from_to(stored, size))
+    return RleMask(encode_rle(resampled))
 
 
-def own_size(reference: MaskReference) -> Size:
-    """(h, w) of an RLE or mask file; NotCorrectable if the file cannot be read."""
+def stored_size(reference: MaskReference) -> Size:
+    """(h, w) in an RLE or in the header of a mask file; NotCorrectable if the file cannot be read."""
     if isinstance(reference, MaskFile):
         try:
             with Image.open(reference.path) as file:
                 return file.height, file.width
-        except Exception as error:  # of any type, from Pillow's parsers
+        except Exception as error:  # Pillow's parsers raise exceptions of any type
             raise NotCorrectable(f"{reference.path}: cannot be read ({error})") from error
     assert isinstance(reference, RleMask)
     return reference.rle["size"][0], reference.rle["size"][1]
 
 
 def resample(mask: Bool[np.ndarray, "h w"], size: Size) -> Bool[np.ndarray, "H W"] | None:
-    """The mask at another size, or None if it would have another shape there.
+    """The mask resampled to `size`, or None if resampling would change its shape.
 
-    A pixel belongs to the mask if at least half of it is covered, so the mask cannot grow by a pixel. None if a mask pixel
-    would move by more than one pixel, if components would split, merge or vanish, or if it would be enlarged by more than
-    `MAX_ENLARGEMENT`.
+    A pixel belongs to the result if the mask covers at least half of it. None if a mask pixel would move by more than one
+    pixel, if components would split, merge or vanish, or if the scale factor exceeds `MAX_ENLARGEMENT`.
     """
     if max(new / old for new, old in zip(size, mask.shape, strict=True)) > MAX_ENLARGEMENT:
         return None
-    right = area_average(mask, size) >= 0.5
-    if not _near(mask, right) or _components(mask) != _components(right):
-        return None
-    return right
+    resampled = area_average(mask, size) >= 0.5
+    same_shape = _near(mask, resampled) and _components(mask) == _components(resampled)
+    return resampled if same_shape else None
 
 
 def _near(before: Bool[np.ndarray, "h w"], after: Bool[np.ndarray, "H W"]) -> bool:
-    """Whether every mask pixel is within one pixel of the rescaled mask."""
+    """Whether each pixel of `before`, scaled to the size of `after`, is at most one pixel from `after`."""
     reached = binary_dilation(after, EIGHT_CONNECTED)
     rows, columns = (
         ((positions + 0.5) * new / old).astype(int)
@@ -274,7 +265,7 @@ def _merge(objects: Sequence[MaskReference], size: Size) -> MaskReference:
 
 
 def _check_scale(stated: Size, size: Size) -> None:
-    """Raise NotCorrectable if the image may have been rotated, cropped, padded or stretched."""
+    """Raise NotCorrectable if the two sizes suggest that the image was rotated, cropped, padded or stretched."""
     if stated == size[::-1]:
         raise NotCorrectable(
             f"its stated size is {_by(stated)}, which is the image ({_by(size)}) rotated, or with height and width swapped"
@@ -287,16 +278,16 @@ def _check_scale(stated: Size, size: Size) -> None:
 
 
 def same_ratio(one: Size, other: Size) -> bool:
-    """Whether the ratios of heights and widths are equal, within 1 %."""
+    """Whether the ratio of heights equals the ratio of widths within 1 %."""
     return math.isclose(one[0] / other[0], one[1] / other[1], rel_tol=0.01)
 
 
-def _find_stray(sample: Sample, drawn: Size) -> str:
-    """The reason why polygons cannot have been drawn at this size; "" if they can."""
+def _find_far_points(sample: Sample, drawn: Size) -> str:
+    """Reason why polygons cannot have been drawn on an image of size `drawn`; "" if they can."""
     furthest = 0.0
     for reference in (each for objects in sample.masks or () for each in objects):
         for part in reference.parts if isinstance(reference, Polygons) else ():
-            points = _sound_points(part)
+            points = _finite_points(part)
             if _spans_area(points):
                 beyond = np.maximum(-points, points - (drawn[1], drawn[0])).max(axis=0)
                 if (
@@ -306,16 +297,16 @@ def _find_stray(sample: Sample, drawn: Size) -> str:
     if not furthest:
         return ""
     what = f"its stated size of {_by(drawn)}" if sample.size else "the image"
-    return f"coordinates lie {furthest:.4g} pixels outside {what}, so the size it was drawn on is unknown"
+    return f"coordinates lie {furthest:.4g} pixels outside {what}, so it is unknown at which image size it was annotated"
 
 
 def _outside(parts: Sequence[Sequence[float]], size: Size) -> float:
-    """Distance in pixels of the furthest point outside an image; 0 if all are inside."""
+    """Distance in pixels of the farthest point outside an image of `size`; 0 if all are inside."""
     return max(0.0, overshoot(np.concatenate([np.reshape(part, (-1, 2)) for part in parts]), size))
 
 
 def _key(sample: Sample, image: np.ndarray, size: Size) -> str | None:
-    # frames of a clip may be equal, and none may be removed
+    # equal frames of a clip are legitimate and are kept
     if sample.masks is None or sample.sequence is not None:
         return None
     masks = [
@@ -332,10 +323,8 @@ def _key(sample: Sample, image: np.ndarray, size: Size) -> str | None:
 
 def _from_to(before: Size | None, after: Size) -> str:
     assert before is not None
-    alike = same_ratio(before, after)
-    return f"{_by(before)} to {_by(after)}" + (
-        "" if alike else ", with different factors for height and width"
-    )
+    unequal = "" if same_ratio(before, after) else ", with different factors for height and width"
+    return f"{_by(before)} to {_by(after)}{unequal}"
 
 
 def _by(size: Size) -> str:

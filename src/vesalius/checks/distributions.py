@@ -15,23 +15,23 @@ from vesalius.checks.measurements import Measurement
 from vesalius.plots import BLUE, INK, VERMILLION, Plot, ticks_to
 
 MAX_ROWS = 24
-"""Phrases or sizes in one chart; the caption says how many there are."""
+"""Maximum number of phrases or sizes in one chart; the caption gives their total number."""
 LABEL_WIDTH = 36
-"""Maximum width of a row's label, in characters; a Chinese character counts as two."""
-SHARES = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1)
-"""Ticks of the axis of shares; smaller shares are drawn at the first tick."""
+"""Maximum width of a label in characters; a Chinese character counts as two."""
+AREA_FRACTIONS = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1)
+"""Axis ticks of area fractions; smaller fractions are drawn at the first tick."""
 
 
 def draw_distributions(
     measurements: Sequence[Measurement], phrases: Mapping[str, int]
 ) -> list[tuple[str, Markup, str]]:
-    """(title, SVG, caption) of each chart; `phrases` are image counts by phrase, in falling order."""
+    """(title, SVG, caption) of each chart; `phrases` maps each phrase to its number of images, in descending order."""
     sizes = Counter(each.size for each in measurements if each.size is not None)
     by_size = {f"{size[0]} x {size[1]}": n for size, n in sizes.most_common()}
-    shares: dict[str, list[float]] = {phrase: [] for phrase in phrases}
+    fractions: dict[str, list[float]] = {phrase: [] for phrase in phrases}
     for target in (target for each in measurements for target in each.targets):
-        shares.setdefault(target.phrase, []).append(target.share)
-    drawn = {phrase: [share for share in its if share] for phrase, its in shares.items()}
+        fractions.setdefault(target.phrase, []).append(target.area_fraction)
+    drawn = {phrase: [fraction for fraction in its if fraction] for phrase, its in fractions.items()}
     drawn = {phrase: its for phrase, its in drawn.items() if its}
     widths = [target.width_px for each in measurements for target in each.targets if target.width_px]
     middle = [width[1] for width in widths]
@@ -39,8 +39,8 @@ def draw_distributions(
     return [
         ("Images by phrase", _counts(phrases, "phrases"), _more(phrases, "phrases")),
         (
-            "Mask area as a share of the image",
-            _shares(drawn),
+            "Mask area as a fraction of the image",
+            _fractions(drawn),
             "Dot: median; line: 5th to 95th percentile. The axis is logarithmic; empty masks are excluded."
             + _more(drawn, "phrases"),
         ),
@@ -56,7 +56,7 @@ def draw_distributions(
 
 
 def _counts(counts: Mapping[str, int], of: str) -> Markup:
-    """A horizontal bar with its count for each name."""
+    """Horizontal bar chart of the count of each name."""
     rows = list(counts.items())[:MAX_ROWS]
     most = max(counts.values(), default=1)
     plot = Plot((0, max(1, most)), (max(1, len(rows)), 0), height=34 * max(1, len(rows)), left=12, bottom=8)
@@ -66,12 +66,12 @@ def _counts(counts: Mapping[str, int], of: str) -> Markup:
     return plot.svg("; ".join(f"{name}: {n}" for name, n in rows) or f"no {of}")
 
 
-def _shares(shares: Mapping[str, Sequence[float]]) -> Markup:
-    """For each phrase, a line from the 5th to the 95th percentile and a dot at the median."""
-    rows = list(shares.items())[:MAX_ROWS]
-    low, high = (math.log10(SHARES[end]) for end in (0, -1))
+def _fractions(fractions: Mapping[str, Sequence[float]]) -> Markup:
+    """Chart of area fractions: per phrase, a line from the 5th to the 95th percentile and a dot at the median."""
+    rows = list(fractions.items())[:MAX_ROWS]
+    low, high = (math.log10(AREA_FRACTIONS[end]) for end in (0, -1))
     plot = Plot((low, high), (max(1, len(rows)), 0), height=34 * max(1, len(rows)), left=12, bottom=24)
-    plot.axes([(math.log10(share), f"{100 * share:g} %") for share in SHARES[1:-1]])
+    plot.axes([(math.log10(fraction), f"{100 * fraction:g} %") for fraction in AREA_FRACTIONS[1:-1]])
     words = []
     for row, (name, values) in enumerate(rows):
         least, middle, most = np.quantile(values, (0.05, 0.5, 0.95)).tolist()

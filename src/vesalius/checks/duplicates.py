@@ -1,4 +1,4 @@
-"""Exact and near duplicates of images, in one split or across splits."""
+"""Findings about exact and near duplicates of images, within and across splits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vesalius.types import Finding
 def check_duplicates(measurements: Sequence[Measurement]) -> list[Finding]:
     """Findings `duplicate_image`, `near_duplicate` and `image_leak`: one for each cluster of similar images.
 
-    Frames of one clip are similar by nature and are not compared. Images of one split in one stated group are compared for
+    Frames of one clip are naturally similar and are not compared. Images of the same split and group are compared for
     equal pixels only.
     """
     same = defaultdict(list)
@@ -38,7 +38,7 @@ def check_duplicates(measurements: Sequence[Measurement]) -> list[Finding]:
 
 
 def near_clusters(hashes: Sequence[ImageHashes], clips: Sequence[str]) -> list[list[int]]:
-    """Indices of images in each cluster of near duplicates (single linkage); images of one clip are not linked."""
+    """Clusters of near duplicates (single linkage), as indices; images with equal `clips` are not linked directly."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -59,20 +59,20 @@ def near_clusters(hashes: Sequence[ImageHashes], clips: Sequence[str]) -> list[l
 
 
 def _kinship(measurement: Measurement) -> str:
-    """A key that is equal for images that are similar by nature: one group, or one clip."""
+    """A key that is equal for naturally similar images: those of one group or one clip."""
     if measurement.group is not None:
         return f"group {measurement.group}"
     return f"clip {measurement.sequence}" if measurement.sequence is not None else f"image {measurement.id}"
 
 
 def _one_clip(group: Sequence[Measurement]) -> bool:
-    """Whether these are a single image, or frames of one clip."""
+    """Whether the group is a single image, or all its images are frames of one clip."""
     clips = {(each.split, each.sequence) for each in group}
     return len(group) == 1 or (len(clips) == 1 and group[0].sequence is not None)
 
 
 def _duplicates(code: str, group: Sequence[Measurement], alike: str) -> Finding:
-    """A finding about similar images; a leak if they are in several splits."""
+    """The finding for similar images; its code is `image_leak` if they are in several splits."""
     splits = dict.fromkeys(each.split for each in group)
     names = [f"{each.split}: {each.id}" if len(splits) > 1 else each.id for each in group]
     where = f" and are in {len(splits)} splits" if len(splits) > 1 else ""

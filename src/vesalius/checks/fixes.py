@@ -1,4 +1,4 @@
-"""A corrected copy of a dataset: certain faults are fixed, others are dropped, and all changes are listed."""
+"""`check --fix`: a corrected copy of a dataset, with a list of all changes."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from vesalius.types import Finding, Sample
 
 ACTIONS = get_args(Action)
 LOST_CODES = ("lossy_mask", "gray_mask")
-"""Codes about mask files. The copy has RLE instead, so its own check cannot find them."""
+"""Codes about mask files. They are copied from the input's report, because the copy stores RLE instead of mask files."""
 PART = re.compile(r", (polygon|object) \d+$")
-"""End of `Change.part` for a part of a phrase."""
+"""Matches the end of `Change.part` for a polygon or object of a phrase."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Fixes:
     kept: int
     """Number of images in the copy."""
     remaining: tuple[Finding, ...]
-    """Findings about the copy, and about the mask files that became RLE in it."""
+    """Findings about the copy, and about mask files of the input that are RLE in the copy."""
 
     @property
     def errors(self) -> int:
@@ -46,9 +46,9 @@ class Fixes:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Numbers of kept images, of each action, and of dropped images, phrases and parts of phrases.
+        """Numbers of kept images, of changes by action, and of dropped images, phrases and parts (polygons or objects).
 
-        An entry that could not be read counts as an image.
+        An unreadable entry counts as a dropped image.
         """
         done = Counter(change.action for change in self.changes if change.action != "dropped")
         dropped = Counter(_kind(change) for change in self.changes if change.action == "dropped")
@@ -66,7 +66,7 @@ def check_folder(out: Path, data: Path) -> None:
 
 
 def _kind(change: Change) -> str:
-    """`images`, `phrases` or `parts`: the kind of object that a change dropped."""
+    """`images`, `phrases` or `parts`: what a change dropped."""
     if not change.id or change.part == "image":
         return "images"
     return "parts" if PART.search(change.part) else "phrases"
@@ -77,16 +77,16 @@ def write_fixed(
     out: Path,
     *,
     num_workers: int | None = None,
-    on_progress: Callable[[float, str], None] = lambda share, note: None,
+    on_progress: Callable[[float, str], None] = lambda fraction, note: None,
 ) -> Fixes:
     """Write the corrected copy of a checked dataset: images, annotations[.SPLIT].json and fixes.json.
 
-    The copy has the format `vesalius`, with the phrases and groups of `report`. Ids stay the same, unless two splits use
-    one id for different images. `num_workers` as in `inspect`. Raises AnnotationError if nothing would be left of a split or
-    an annotation file cannot be read, and OutputError if the copy cannot be written; then there is no `out`.
+    The copy has the format `vesalius`, with the phrases and groups of `report`. Ids are unchanged, unless two splits use
+    one id for different images. `num_workers` is as in `inspect`. Raises AnnotationError if a split would be empty or an
+    annotation file cannot be read, and OutputError if the copy cannot be written; `out` is then not created.
     """
     changes = _unreadable_entries(report)
-    unscaled: Counter[str] = Counter()
+    unknown_scale: Counter[str] = Counter()
     total = sum(len(part.samples) for part in report.parts.values())
     kept: dict[str, list[Sample]] = {}
     done = 0
@@ -99,12 +99,12 @@ def write_fixed(
             changes += [replace(change, split=split) for change in (*correction.changes, *duplicate)]
             if correction.sample is not None and not duplicate:
                 kept[split].append(correction.sample)
-            unscaled[split] += correction.unscaled
+            unknown_scale[split] += correction.has_unknown_scale
             done += 1
             on_progress(0.5 * done / total, f"{done} of {total} images")
         if not kept[split]:
             raise AnnotationError(
-                f"{part.root}: no image of {split or 'it'} can be kept; correct the listed errors by hand",
+                f"{part.root}: no image{f' of {split}' if split else ''} can be kept; correct the listed errors by hand",
                 code="nothing_kept",
                 path=part.root,
                 field=split or None,
@@ -114,13 +114,13 @@ def write_fixed(
         after = inspect(
             temporary,
             num_workers=num_workers,
-            on_progress=lambda share, note: on_progress(0.6 + 0.4 * share, note),
+            on_progress=lambda fraction, note: on_progress(0.6 + 0.4 * fraction, note),
         )
-        left = [_at(each, temporary.name, out.resolve().name) for each in after.findings]
+        left = [_renamed(each, temporary.name, out.resolve().name) for each in after.findings]
         left += [each for each in report.findings if each.code in LOST_CODES]
         left += [
             _unknown_scale(n, len(report.parts[split].samples), out / _name(split))
-            for split, n in unscaled.items()
+            for split, n in unknown_scale.items()
             if n > 1
         ]
         fixes = Fixes(tuple(changes), n, tuple(left))
@@ -129,12 +129,12 @@ def write_fixed(
 
 
 def _unreadable_entries(report: Report) -> list[Change]:
-    """A change for each entry or file that could not be read; AnnotationError if it is a whole annotation file."""
+    """A change for each unreadable entry or image; AnnotationError for an unreadable annotation file."""
     found = [each for each in report.findings if each.severity == "error" and not each.samples]
     for each in found:
         if not each.location and any(Path(each.file).match(pattern) for pattern in ANNOTATION_FILES):
             raise AnnotationError(
-                f"{each.file}: {each.message}; correct it or remove it before making the copy",
+                f"{each.file}: {each.message}; correct or remove it before writing a copy",
                 code=each.code,
                 path=each.file,
             )
@@ -145,7 +145,7 @@ def _unreadable_entries(report: Report) -> list[Change]:
 
 
 def to_dict(fixes: Fixes) -> dict[str, Any]:
-    """The content of fixes.json: number of kept images, changes by action, and remaining findings."""
+    """The content of fixes.json: the number of kept images, the changes by action, and the remaining findings."""
     actions = {
         action: [
             {key: value for key, value in asdict(change).items() if key != "action"}
@@ -158,7 +158,7 @@ def to_dict(fixes: Fixes) -> dict[str, Any]:
 
 
 def _find_duplicate(correction: Correction, seen: dict[str, str]) -> list[Change]:
-    """The change that drops a sample equal to an earlier one of its split; empty for any other."""
+    """The change that drops a sample if it equals an earlier one of its split, otherwise none."""
     if correction.sample is None or correction.key is None:
         return []
     first = seen.setdefault(correction.key, correction.sample.id)
@@ -173,17 +173,21 @@ def _correct_samples(samples: list[Sample]) -> list[Correction]:
 
 
 def _write(kept: Mapping[str, Sequence[Sample]], folder: Path, on_image: Callable[[int], None]) -> int:
-    """Write each image once and an annotation file for each split; returns the number of samples."""
+    """Write each image once and one annotation file per split; returns the number of samples."""
     placed: dict[tuple[Path, int | None], Sample] = {}
     taken: set[str] = set()
     for split, samples in kept.items():
-        # without masks: the annotation writer reads them
+        # without masks, which the annotation writer reads later
         new = [replace(each, masks=None) for each in samples if (each.image, each.frame) not in placed]
         names = {each.id: f"{each.id}__{split}" if each.id in taken else each.id for each in new}
         there = copy_images(new, folder, names, copy=True, on_progress=on_image)
         placed |= {(each.image, each.frame): now for each, now in zip(new, there, strict=True)}
         taken.update(names.values())
-        rows = [_on(each, placed[each.image, each.frame]) for each in samples]
+        copies = (placed[each.image, each.frame] for each in samples)
+        rows = [
+            replace(each, id=copy.id, image=copy.image, frame=None)
+            for each, copy in zip(samples, copies, strict=True)
+        ]
         vesalius_json.write(folder / _name(split), rows)
     return sum(map(len, kept.values()))
 
@@ -193,21 +197,16 @@ def _name(split: str) -> str:
 
 
 def _unknown_scale(n: int, of: int, file: Path) -> Finding:
-    """The finding that the remaining entries may have the same wrong scale."""
+    """The finding that kept entries may have the same unknown scale as `n` dropped ones."""
     message = (
-        f"{n} of {of} entries are dropped because the size they were drawn on is unknown; "
+        f"{n} of {of} entries are dropped because it is unknown at which image size they were annotated; "
         "other entries may have the same wrong scale"
     )
     return finding("outside_image", file, "", message)
 
 
-def _on(sample: Sample, placed: Sample) -> Sample:
-    """The sample with its copied image."""
-    return replace(sample, id=placed.id, image=placed.image, frame=None)
-
-
-def _at(found: Finding, before: str, after: str) -> Finding:
-    """The finding with the final name of its folder."""
+def _renamed(found: Finding, before: str, after: str) -> Finding:
+    """The finding with the temporary folder's name replaced by the final one in all its texts."""
     texts = {
         key: getattr(found, key).replace(before, after) for key in ("file", "location", "message", "remedy")
     }

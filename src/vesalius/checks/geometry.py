@@ -1,4 +1,4 @@
-"""Findings about polygons: number of points, coordinates, area, and self-intersections."""
+"""Findings about polygons: number of points, coordinates, area and self-intersections."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from vesalius.checks.findings import sample_finding
-from vesalius.masks import Size, describe_span, fault, overshoot
+from vesalius.masks import Size, describe_span, overshoot, polygon_error
 from vesalius.names import count_of
 from vesalius.types import Finding, Polygons, Sample
 
@@ -14,25 +14,26 @@ MAX_PAIRS = 20_000_000
 """Maximum number of edge pairs compared in one polygon (2 s); an outline of 1,000 points has about 10,000."""
 
 CHUNK = 1_000_000
+"""Number of edge pairs compared at once."""
 
 Points = Float[np.ndarray, "n 2"]
 
 
 def check_polygons(reference: Polygons, size: Size, sample: Sample, within: str) -> list[Finding]:
-    """Findings about one object, named `within` in messages; an object with an error has no mask."""
+    """Findings about the polygons of one object, which messages call `within`."""
     findings = []
     for number, part in enumerate(reference.parts):
         at = f"{within}, polygon {number}" if len(reference.parts) > 1 else within
-        found = _find_fault(part, size)
+        found = _check_polygon(part, size)
         if found is not None:
             code, message = found
             findings.append(sample_finding(code, sample, message, within=at))
     return findings
 
 
-def _find_fault(part: tuple[float, ...], size: Size) -> tuple[str, str] | None:
-    """(code, message) of the worst fault of a polygon; None for a valid one."""
-    if found := fault(part, size):
+def _check_polygon(part: tuple[float, ...], size: Size) -> tuple[str, str] | None:
+    """(code, message) of the most severe finding about a polygon; None for a valid polygon."""
+    if found := polygon_error(part, size):
         return found
     points = np.reshape(part, (-1, 2))
     if not np.any(_cross(points[1:] - points[0], _direction(points))):
@@ -52,14 +53,14 @@ def _find_fault(part: tuple[float, ...], size: Size) -> tuple[str, str] | None:
         )
         return "self_intersection", f"the outline crosses itself {count_of(crossings, 'time')}; {effect}"
     if (beyond := overshoot(points, size)) > 0:
-        return "border_overshoot", f"{describe_span(points, size)}, {beyond:.2g} px beyond its border"
+        return "border_overshoot", f"{describe_span(points, size)}, {beyond:.2g} px beyond its edge"
     return None
 
 
 def count_crossings(points: Points) -> int | None:
-    """Number of self-intersections of the closed outline, without touching points; None for more than `MAX_PAIRS` pairs.
+    """Number of proper self-intersections of the closed outline; None for more than `MAX_PAIRS` pairs of edges.
 
-    Only edges with overlapping y ranges can intersect: each is compared with the edges that start below its end.
+    Only edges with overlapping y ranges are compared, because no others can intersect.
     """
     ends = np.roll(points, -1, axis=0)
     low, high = np.minimum(points[:, 1], ends[:, 1]), np.maximum(points[:, 1], ends[:, 1])
@@ -80,7 +81,7 @@ def count_crossings(points: Points) -> int | None:
 
 
 def _count_pairs(points: Points, ends: Points, i: Int[np.ndarray, " p"], j: Int[np.ndarray, " p"]) -> int:
-    """Number of pairs of edges that intersect: the ends of each lie on both sides of the other."""
+    """Number of pairs (i, j) of edges that intersect: the ends of each lie on opposite sides of the other."""
     a, b, c, d = points[i], ends[i], points[j], ends[j]
     apart = np.sign(_cross(b - a, c - a)) * np.sign(_cross(b - a, d - a)) < 0
     apart &= np.sign(_cross(d - c, a - c)) * np.sign(_cross(d - c, b - c)) < 0
@@ -88,9 +89,9 @@ def _count_pairs(points: Points, ends: Points, i: Int[np.ndarray, " p"], j: Int[
 
 
 def _lost(points: Points, size: Size) -> np.ndarray:
-    """Pixels of an image of `size` with an even winding number other than 0.
+    """Pixels that the even-odd rule leaves out although the outline encloses them: even winding number other than 0.
 
-    The even-odd rule, by which masks are filled, leaves them out; other programs fill them.
+    Masks are filled by the even-odd rule; other programs may fill these pixels.
     """
     height, width = size
     steps = np.zeros((height, width + 1), dtype=np.int32)
@@ -104,7 +105,7 @@ def _lost(points: Points, size: Size) -> np.ndarray:
 
 
 def _direction(points: Points) -> Points:
-    """Vector from the first point to the point furthest from it."""
+    """Vector from the first point to the point farthest from it."""
     rays = points - points[0]
     return rays[np.argmax((rays**2).sum(axis=1))]
 

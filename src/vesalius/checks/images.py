@@ -17,11 +17,11 @@ from vesalius.errors import DataError
 from vesalius.types import Finding, Sample
 
 ORIENTATION_MARKS = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
-"""Chunks of a PNG that may contain an orientation. Only such files are searched, because Pillow decodes them completely."""
+"""PNG chunks that may contain an orientation. Pillow fully decodes a PNG to find it, so other files are skipped."""
 
 
 def check_image(sample: Sample, reader: FrameReader | None = None) -> tuple[np.ndarray | None, list[Finding]]:
-    """The pixels, uint8 (h, w, 3), or None if they cannot be read; and findings."""
+    """The pixels, uint8 (h, w, 3), or None if they cannot be read; and the findings about the image."""
     try:
         pixels = load_image(sample, reader)
         single = sample.image.suffix.lower() in SUFFIXES
@@ -33,11 +33,11 @@ def check_image(sample: Sample, reader: FrameReader | None = None) -> tuple[np.n
 def _check_header(sample: Sample) -> list[Finding]:
     findings = []
     if _is_rotated(sample.image):
-        message = "the file has an EXIF orientation, so viewers rotate it and masks drawn in them do not fit"
+        message = "has an EXIF orientation, so viewers rotate it and masks drawn in them do not fit"
         findings.append(sample_finding("exif_rotation", sample, message))
     with Image.open(sample.image) as image:
         if image.has_transparency_data:
-            message = f"has an alpha channel ({image.mode}), but is fully opaque"
+            message = f"has an alpha channel ({image.mode}) but is fully opaque"
             findings.append(sample_finding("alpha_channel", sample, message))
     return findings
 
@@ -51,12 +51,12 @@ def _is_rotated(path: Path) -> bool:
         warnings.simplefilter("ignore")  # Pillow warns about damaged EXIF
         try:
             return has_exif_rotation(path)
-        except Exception:  # of any type, from its parsers; viewers then do not rotate
+        except Exception:  # Pillow's parsers raise exceptions of any type; viewers then do not rotate
             return False
 
 
 def _check_tags(sample: Sample) -> list[Finding]:
-    """Finding `personal_name` for a DICOM file with personal tags; one for all its frames."""
+    """Finding `personal_name` for a DICOM file with personal tags, reported for its first frame only."""
     kind = frame_files.kind_of(sample.image)
     if sample.frame or kind is None or kind is not frame_files.KINDS.get("dicom"):
         return []

@@ -1,4 +1,4 @@
-"""The check of a dataset: all findings in one pass that reads each image once, in several processes."""
+"""Inspection of a dataset: all findings in one pass that reads each image once, in several processes."""
 
 from __future__ import annotations
 
@@ -30,14 +30,15 @@ from vesalius.parallel import map_in_processes
 from vesalius.types import Finding, Polygons, Sample
 
 SAMPLES_PER_JOB = 16
+"""Maximum number of samples in a job, unless they are frames of one file."""
 FRAMES_PER_JOB = 256
-"""Maximum number of frames of one video or volume in a job, since each job opens the file again."""
+"""Maximum number of frames of one video or volume in a job. It is large because each job opens the file again."""
 
 FOLD = re.compile(r"\.(train|val|test)(ing|id|idation)?$", re.IGNORECASE)
-"""Ending of the name of a split that belongs to a fold: `fold1.train`, `fold1.val`."""
+"""Matches the end of the name of a fold's split: `fold1.train`, `fold1.val`."""
 
 FEW = 128
-"""Number of samples that take less time than starting processes (1 to 2 s)."""
+"""Number of samples up to which starting processes (1 to 2 s) takes longer than the work."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,13 @@ class Report:
     """Findings, counts and measurements of a dataset, or of all splits of a folder."""
 
     parts: dict[str, Dataset]
-    """Name of the split -> its samples; the name is "" unless a folder has several annotation files."""
+    """Name of the split -> its samples; the only name is "" unless a folder has several annotation files."""
     findings: tuple[Finding, ...]
     counts: dict[str, Any]
-    """`phrases.counts` over all parts; with `overlapping` (pair of phrases that overlap by nature -> images), and `splits`
-    (name -> images) if there are several."""
+    """`phrases.counts` over all splits, plus `overlapping` (pair of naturally overlapping phrases -> number of images) and,
+    for several splits, `splits` (name -> number of images)."""
     measurements: tuple[Measurement, ...]
-    """One for each sample of each part, in order."""
+    """One for each sample of each split, in order."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,10 @@ class SampleResult:
     measurement: Measurement
     findings: tuple[Finding, ...]
     drawn_at: Size | None = None
-    """The size its masks were drawn at, if it is not that of the image."""
+    """Image size at which the masks were drawn, if it differs from the size of the image."""
     overlaps: tuple[Overlap, ...] = ()
     reach: float | None = None
-    """Largest coordinate divided by the side of the image, if one lies outside."""
+    """Largest coordinate divided by the side of the image; None if no coordinate is outside."""
 
 
 def inspect(
@@ -74,14 +75,14 @@ def inspect(
     prompt: str | None = None,
     group: str | None = None,
     num_workers: int | None = None,
-    on_progress: Callable[[float, str], None] = lambda share, note: None,
+    on_progress: Callable[[float, str], None] = lambda fraction, note: None,
 ) -> Report:
-    """Findings, counts and measurements of a dataset.
+    """Inspect a dataset: findings, counts and measurements.
 
-    A folder with several annotation files is checked as a whole, including leaks between its splits, unless `split` picks
-    one. `num_workers` processes read the images (0: this process; default: one per core, or this process for few samples).
-    `on_progress(share, note)` is called with the completed share in [0, 1]. Raises DataError if there is no dataset, and
-    SettingError for arguments that do not match it.
+    A folder with several annotation files is checked as a whole, including leaks between its splits, unless `split`
+    selects one. `num_workers` processes read the images (0: this process; default: one per core, or this process for up
+    to `FEW` samples). `on_progress(fraction, note)` receives the completed fraction in [0, 1]. Raises DataError if there
+    is no dataset, and SettingError for invalid arguments.
     """
     if num_workers is not None and num_workers < 0:
         message = f"num_workers must be 0 or more; got {num_workers}"
@@ -112,7 +113,7 @@ def inspect(
         )
         usual.update(by_nature)
         findings += overlaps + _check_whole(dataset, own)
-    # with one split chosen, images of the others would seem unlisted
+    # if one split is selected, images of the others would be reported as unlisted
     if split is None:
         findings += _check_folder(parts, files)
     findings += _check_shared(parts, measurements)
@@ -125,14 +126,14 @@ def inspect(
 
 
 def workers_for(n: int, num_workers: int | None) -> int:
-    """`num_workers` if given; else 0 (this process) for up to `FEW` samples, and one per core for more."""
+    """Number of processes: `num_workers` if given; else 0 (this process) for up to `FEW` samples, else one per core."""
     if num_workers is not None:
         return num_workers
     return 0 if n <= FEW else os.cpu_count() or 1
 
 
 def _find_parts(data: Path, split: str | None) -> dict[str, Path]:
-    """Name of each split of a folder -> its annotation file; else `data` itself with the name ""."""
+    """Name of each split of a folder -> its annotation file; for a single file or split, the name is ""."""
     if split is not None or not data.is_dir():
         return {"": data}
     files = sorted(file for pattern in ANNOTATION_FILES for file in data.glob(pattern))
@@ -156,7 +157,7 @@ def _measure(
 
 
 def batches_of(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
-    """Consecutive samples in batches for worker processes, with frames of one file together."""
+    """Batches of consecutive samples for worker processes; frames of one file stay together."""
     batch: list[Sample] = []
     for sample in samples:
         same_file = batch and batch[-1].image == sample.image
@@ -169,14 +170,14 @@ def batches_of(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
 
 
 def inspect_samples(job: tuple[str, list[Sample]]) -> list[SampleResult]:
-    """`inspect_sample` of several samples of one split."""
+    """Results of `inspect_sample` for the samples of one (split, samples) job."""
     split, samples = job
     with FrameReader() as reader:
         return [inspect_sample(sample, split, reader) for sample in samples]
 
 
 def inspect_sample(sample: Sample, split: str = "", reader: FrameReader | None = None) -> SampleResult:
-    """Measurements and findings of one sample. Its image and masks are read once and not kept."""
+    """Measurements and findings of one sample. Its image and masks are read once and released."""
     measurement = Measurement(sample.id, split, str(sample.image), sample.group, sample.sequence)
     pixels, findings = check_image(sample, reader)
     if sample.masks is None:
@@ -185,12 +186,7 @@ def inspect_sample(sample: Sample, split: str = "", reader: FrameReader | None =
         return SampleResult(measurement, tuple(findings))
     size = pixels.shape[0], pixels.shape[1]
     targets, overlaps, found = check_masks(sample, size)
-    measurement = replace(
-        measurement,
-        size=size,
-        hashes=hash_image(pixels),
-        targets=targets,
-    )
+    measurement = replace(measurement, size=size, hashes=hash_image(pixels), targets=targets)
     reach = _find_reach(sample, size) if any(each.code == "outside_image" for each in found) else None
     return SampleResult(
         measurement, (*findings, *found), find_drawn_size(sample, size), tuple(overlaps), reach
@@ -198,7 +194,7 @@ def inspect_sample(sample: Sample, split: str = "", reader: FrameReader | None =
 
 
 def _find_reach(sample: Sample, size: Size) -> float:
-    """Largest coordinate of all polygons divided by the side of the image along its axis."""
+    """Largest polygon coordinate, divided by the side of the image along the same axis."""
     references = [each for objects in sample.masks or () for each in objects if isinstance(each, Polygons)]
     parts = [part for reference in references for part in reference.parts]
     x, y = ([each for part in parts for each in part[axis::2] if math.isfinite(each)] for axis in (0, 1))
@@ -206,7 +202,7 @@ def _find_reach(sample: Sample, size: Size) -> float:
 
 
 def _check_whole(dataset: Dataset, records: list[SampleResult]) -> list[Finding]:
-    """Findings about one split as a whole."""
+    """Findings about a whole split."""
     n = len(records)
     file, location = split_source(dataset.samples[0]) if n else ("", "")
     name = file if location else str(dataset.root)
@@ -227,7 +223,7 @@ def _check_whole(dataset: Dataset, records: list[SampleResult]) -> list[Finding]
 
 
 def families(names: Sequence[str]) -> list[set[str]]:
-    """Sets of splits that must be disjoint: `a.train`, `a.val` and `a.test` of one fold, with all splits of no fold."""
+    """Sets of splits that must be disjoint: the splits of one fold (`a.train`, `a.val`) and all splits without fold."""
     folds = {name: name.rpartition(".")[0] if FOLD.search(name) else "" for name in names}
     alone = {name for name, fold in folds.items() if not fold}
     each = dict.fromkeys(fold for fold in folds.values() if fold)
@@ -235,7 +231,7 @@ def families(names: Sequence[str]) -> list[set[str]]:
 
 
 def _check_shared(parts: dict[str, Dataset], measurements: Sequence[Measurement]) -> list[Finding]:
-    """Duplicates and leaks within splits and between splits that must be disjoint; each finding once."""
+    """Findings about duplicates within splits and leaks between splits that must be disjoint, without repetition."""
     findings: dict[Finding, None] = {}
     for family in families(list(parts)):
         among = {name: part for name, part in parts.items() if name in family}
@@ -246,7 +242,7 @@ def _check_shared(parts: dict[str, Dataset], measurements: Sequence[Measurement]
 
 
 def _check_folder(parts: dict[str, Dataset], files: dict[str, Path]) -> list[Finding]:
-    """Finding `unlisted_image`, considering all annotation files of the folder."""
+    """Finding `unlisted_image` about images that no annotation file of the folder lists."""
     annotations = [file for file in files.values() if file.is_file()]
     if len(annotations) == 1 and any(annotations[0].match(pattern) for pattern in ANNOTATION_FILES):
         folder = annotations[0].parent

@@ -1,4 +1,4 @@
-"""Findings about the masks of a sample, with their area, width and overlaps."""
+"""Findings about the masks of a sample, and their area, width and overlaps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vesalius.checks.correction import NotCorrectable, own_size, same_ratio
+from vesalius.checks.correction import NotCorrectable, same_ratio, stored_size
 from vesalius.checks.findings import sample_finding, without_location
 from vesalius.checks.geometry import check_polygons
 from vesalius.checks.measurements import TargetMeasurement
@@ -23,13 +23,13 @@ from vesalius.types import Absent, Finding, MaskFile, MaskReference, Polygons, R
 def check_masks(
     sample: Sample, size: Size
 ) -> tuple[tuple[TargetMeasurement, ...], list[Overlap], list[Finding]]:
-    """Measurements of each phrase, overlaps between objects, and findings. A phrase with an error is not measured."""
+    """Measurements of each phrase without errors, overlaps between objects, and findings."""
     drawn_at = find_drawn_size(sample, size)
     if drawn_at is not None:
         message = f"was drawn at {compare_sizes(drawn_at, size)}"
         return (), [], [sample_finding("size_mismatch", sample, message, remedy=size_remedy(drawn_at, size))]
     targets, findings, cover = [], [], Cover(size)
-    reported: set[Path | None] = set()  # class maps, which all phrases share
+    reported: set[Path | None] = set()  # label maps with a reported finding; all phrases share the file
     for phrase, objects in zip(sample.prompts, sample.masks or (), strict=sample.masks is not None):
         union: np.ndarray | None = np.zeros(size, dtype=bool, order="F")
         for number, reference in enumerate(objects):
@@ -50,9 +50,9 @@ def check_masks(
 
 
 def find_drawn_size(sample: Sample, size: Size) -> Size | None:
-    """Size (h, w) that the annotation was drawn at, if it is not that of the image; else None.
+    """Image size (h, w) at which the annotation was drawn, if it differs from `size`; else None.
 
-    It is stated by the entry, or by the first RLE or mask file of another size.
+    It is the size stated by the entry, or the first different size of an RLE or mask file.
     """
     if sample.size is not None and sample.size != size:
         return sample.size
@@ -64,7 +64,7 @@ def find_drawn_size(sample: Sample, size: Size) -> Size | None:
 
 
 def compare_sizes(drawn: Size, real: Size) -> str:
-    """`800 x 800 for an image of 512 x 512 (h x w), ratio 1.5625`."""
+    """The two sizes as text: `800 x 800 for an image of 512 x 512 (h x w), ratio 1.5625`."""
     ratios = dict.fromkeys(f"{one / other:.5g}" for one, other in zip(drawn, real, strict=True))
     unlike = "" if same_ratio(drawn, real) else ", unequal in height and width: stretched, cropped or padded"
     return (
@@ -74,12 +74,12 @@ def compare_sizes(drawn: Size, real: Size) -> str:
 
 
 def size_remedy(drawn: Size, real: Size) -> str:
-    """The remedy for sizes of different aspect ratio; "" for equal ratios, which have that of the table of codes."""
-    return "" if same_ratio(drawn, real) else "replace the image by the one that was drawn on, or draw again"
+    """The remedy if the aspect ratios differ; "" if they are equal, which means the remedy of the code."""
+    return "" if same_ratio(drawn, real) else "use the image that was annotated, or draw the masks again"
 
 
 def measure_target(phrase: str, mask: np.ndarray) -> TargetMeasurement:
-    """Measurements of one phrase, from the union `mask` of its objects."""
+    """Measurements of one phrase; `mask` is the union of its objects."""
     widths = skeleton_widths(mask)
     return TargetMeasurement(
         phrase,
@@ -91,19 +91,19 @@ def measure_target(phrase: str, mask: np.ndarray) -> TargetMeasurement:
 
 
 def _stated_size(reference: MaskReference) -> Size | None:
-    """The size of an RLE, or in the header of a mask file; None without one."""
+    """The size stated by an RLE or by the header of a mask file; None for other references."""
     if not isinstance(reference, RleMask | MaskFile):
         return None
     try:
-        return own_size(reference)
-    except NotCorrectable:  # reading the file again gives the finding
+        return stored_size(reference)
+    except NotCorrectable:  # reading the mask later gives the finding
         return None
 
 
 def _check_object(
     reference: MaskReference, size: Size, sample: Sample, within: str
 ) -> tuple[np.ndarray | None, list[Finding]]:
-    """The mask of one object, None if it has an error, and findings."""
+    """The mask of one object, or None if it has an error; and the findings about it."""
     findings = []
     if isinstance(reference, Polygons):
         findings = check_polygons(reference, size, sample, within)
@@ -118,7 +118,7 @@ def _check_object(
     if isinstance(reference, MaskFile):
         findings = _check_file(reference, sample, within)
     if not _may_be_empty(reference) and not mask.any():
-        findings.append(sample_finding("empty_mask", sample, "the mask has no pixel", within=within))
+        findings.append(sample_finding("empty_mask", sample, "the mask has no pixels", within=within))
         return None, findings
     return mask, findings
 
@@ -128,7 +128,7 @@ def _file(reference: MaskReference) -> Path | None:
 
 
 def _may_be_empty(reference: MaskReference) -> bool:
-    """Whether an empty mask means an absent phrase, as in a class map."""
+    """Whether an empty mask is valid because it means that the object is absent, as in a label map."""
     return isinstance(reference, Absent) or (isinstance(reference, MaskFile) and reference.values is not None)
 
 

@@ -1,4 +1,4 @@
-"""Measurements of each sample: small records, since a dataset may have many samples."""
+"""Measurements of samples, without images and masks, so that those of a large dataset fit in memory."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ class TargetMeasurement:
     """Area and width of one target: the union of a phrase's objects in one sample."""
 
     phrase: str
-    share: float
-    """Area as a share of the image, in [0, 1]."""
+    area_fraction: float
+    """Area divided by the area of the image, in [0, 1]."""
     width_px: tuple[float, float] | None
     """(minimum, median) width along the skeleton in pixels; None for an empty mask."""
     skeleton: int
     """Number of skeleton pixels."""
     thin: int
-    """Number of skeleton pixels where the mask is thinner than one cell of the model's mask grid."""
+    """Number of skeleton pixels where the mask is narrower than one cell of the model's mask grid."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""File names that look like a person's name, date or record number, and images that no entry lists."""
+"""Findings about file names that look like personal data, and about images that no entry lists."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ORDINARY_WORDS = """
 """
 
 ORDINARY = frozenset(ORDINARY_WORDS.split())
-"""Common words in file names that are not names of persons."""
+"""Lower-case words in file names that are not personal names."""
 
 SURNAMES = "王李张刘陈杨黄赵吴周徐孙马朱胡郭何林罗郑梁谢宋唐许韩冯邓曹彭曾肖田董袁潘于蒋蔡余杜叶苏魏吕丁任沈姚卢姜崔钟谭陆汪范石廖贾夏韦付邹孟熊秦邱江尹薛闫段雷侯龙史陶黎贺顾毛郝龚邵万钱严武戴莫孔向汤"
 
@@ -48,10 +48,10 @@ ORDINARY_CHINESE = tuple(
      夏季 孔径 宋体 东方医院 马赛克 黄色 毛刺 肖像 石墨
     """.split()
 )
-"""Chinese words that begin with a surname but are not names."""
+"""Chinese words that begin with the character of a surname but are not personal names."""
 
 FOLLOWING = "造影 血管 冠脉 冠状 左 右 图 片 影像 检查 术 视频 序列 扫描 超声 心 眼 胸 腹 脑 头 男 女 的 第"
-"""Words that may directly follow a Chinese name."""
+"""Chinese words that may directly follow a personal name."""
 
 UUID = re.compile(r"(?i)[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 HASH = re.compile(r"(?i)(?<![0-9a-z])(?=(?:[a-z]*[0-9]+[a-z]+){2})[0-9a-z]{16,}(?![0-9a-z])")
@@ -77,7 +77,7 @@ SUFFIX = re.compile(
 
 
 def check_names(dataset: Dataset) -> list[Finding]:
-    """Findings `personal_name`, one for each suspicious file or folder name; messages hide the name."""
+    """Findings `personal_name`, one for each suspicious file or folder name, with the name masked."""
     suspects: dict[tuple[str, ...], str] = {}
     numbers: dict[tuple[str, ...], int] = defaultdict(int)
     for sample in dataset.samples:
@@ -97,37 +97,38 @@ def check_names(dataset: Dataset) -> list[Finding]:
 
 
 def find_person(name: str) -> str:
-    """Description of a person's trace in a file or folder name: a name, a date or a record number; "" without any.
+    """The kind of personal data in a file or folder name: a name, a date or a record number; "" for none.
 
-    Detected are `LAST_First` and `First.Last` in any alphabet, `Last^First`, Chinese names with a common surname, birth
-    dates, and numbers of 6 to 12 digits. Not detected are lower-case names and names without a separator. Counters that
-    begin with 00, UUIDs, hashes and DICOM UIDs are ignored.
+    Detects `LAST_First` and `First.Last` in any alphabet, `Last^First`, Chinese names with a common surname, birth dates,
+    and numbers of 6 to 12 digits. Does not detect lower-case names or names without a separator. Ignores counters that
+    begin with 00, UUIDs, hashes and DICOM UIDs.
     """
-    stem = unicodedata.normalize("NFC", SUFFIX.sub("", name))  # macOS stores an umlaut as two characters
+    stem = unicodedata.normalize("NFC", SUFFIX.sub("", name))  # macOS stores umlauts as two characters
     for pattern in (UUID, HASH, DICOM_UID):
         stem = pattern.sub(" ", stem)
     if CARET.search(stem) or _has_two_words(stem):
         return "the name of a person"
     if any(not match[1].startswith(ORDINARY_CHINESE) for match in CHINESE.finditer(stem)):
         return "the name of a person"
+    numbers = RECORD.findall(stem)
     if any(birth.search(stem) for birth in BIRTHS) or any(
-        _is_date(match[0]) for match in RECORD.finditer(stem)
+        date.fullmatch(n) for n in numbers for date in DATES
     ):
         return "a date, perhaps of birth"
-    if KEYED_RECORD.search(stem) or RECORD.search(stem):
+    if KEYED_RECORD.search(stem) or numbers:
         return "a record number"
     return ""
 
 
 def hide(name: str) -> str:
-    """The name with only the first character of each word: `WANG_Li_1970.png` -> `W***_L***_1***.png`."""
+    """The name with each word masked after its first character: `WANG_Li_1970.png` -> `W***_L***_1***.png`."""
     stem = SUFFIX.sub("", name)
     shown = TOKEN.sub(lambda match: match[0][0] + "***", unicodedata.normalize("NFC", stem))
     return shown + name[len(stem) :]
 
 
 def hide_persons(text: str, names: Iterable[str] | None = None) -> str:
-    """The text with suspicious names hidden. `names` lists the candidates, by default the components of the text as a path."""
+    """The text with suspicious names masked; `names` are the candidates, by default the components of a path."""
     for name in text.split("/") if names is None else names:
         stem = SUFFIX.sub("", name)
         if find_person(name):
@@ -136,7 +137,7 @@ def hide_persons(text: str, names: Iterable[str] | None = None) -> str:
 
 
 def check_unlisted(parts: Sequence[Dataset], annotations: Sequence[Path]) -> list[Finding]:
-    """Finding `unlisted_image`, at most one: images beside listed images that no annotation file names."""
+    """At most one finding `unlisted_image`: images in the folders of listed images that no annotation file names."""
     root, samples = parts[0].root, [sample for dataset in parts for sample in dataset.samples]
     known = {sample.image for sample in samples}
     known |= {each.path for sample in samples for each in _mask_files(sample)}
@@ -171,13 +172,9 @@ def _has_two_words(stem: str) -> bool:
 
 
 def _is_word(word: str) -> bool:
-    """Whether a word has 2 to 15 letters, a capital first letter, and is not in `ORDINARY`."""
+    """Whether a word could be part of a personal name: 2 to 15 letters, capitalized, and not in `ORDINARY`."""
     shape = word[0].isupper() and (word.isupper() or word[1:].islower())
     return 2 <= len(word) <= 15 and word.isalpha() and shape and word.lower() not in ORDINARY
-
-
-def _is_date(digits: str) -> bool:
-    return any(order.fullmatch(digits) for order in DATES)
 
 
 def _mask_files(sample: Sample) -> list[MaskFile]:
@@ -185,11 +182,11 @@ def _mask_files(sample: Sample) -> list[MaskFile]:
 
 
 def _names_in(annotation: Path) -> set[str]:
-    """Candidates for file names: all strings in an annotation file."""
+    """Possible file names: the last path component of each string in an annotation file."""
     text = annotation.read_text(encoding="utf-8-sig", errors="replace")
     texts: Iterable[str] = re.findall(r'"([^"]*)"', text)
     if annotation.suffix.lower() == ".json":
-        # a file that is not JSON has its own finding; its quoted strings suffice here
+        # invalid JSON has its own finding; quoted strings suffice here
         with suppress(ValueError, RecursionError):
             texts = _texts(json.loads(text))
     return {re.split(r"[/\\]", each)[-1] for each in texts}

@@ -1,4 +1,4 @@
-"""Findings about a whole split: phrases, polygon notation, groups, and sizes."""
+"""Findings about a whole split: phrases, polygon notation, groups and sizes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from vesalius.types import Absent, Finding, Polygons, Sample
 def counts(samples: Sequence[Sample]) -> dict[str, Any]:
     """Counts of a dataset for JSON; an image in several splits or folds counts once.
 
-    `images`, `pairs` (image x phrase), `objects`, `absent` (pairs with a phrase that is not in the image), `groups`,
-    `phrases` (phrase -> number of images, in falling order).
+    Keys: `images`, `pairs` (image x phrase), `objects`, `absent` (pairs whose object is not in the image), `groups`,
+    `phrases` (phrase -> number of images, in descending order).
     """
     samples = list({(sample.image, sample.frame): sample for sample in reversed(samples)}.values())[::-1]
     targets = [objects for sample in samples for objects in sample.masks or ()]
@@ -37,7 +37,7 @@ def counts(samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def check_phrases(dataset: Dataset, file: str) -> list[Finding]:
-    """Findings `repeated_phrase` and `mixed_nesting`, at most one each."""
+    """At most one finding `repeated_phrase` and one `mixed_nesting`."""
     findings = []
     if dataset.merged:
         n = len(dataset.merged)
@@ -56,7 +56,7 @@ def check_phrases(dataset: Dataset, file: str) -> list[Finding]:
 
 
 def check_groups(dataset: Dataset, file: str) -> list[Finding]:
-    """Finding `no_groups`, at most one."""
+    """At most one finding `no_groups`."""
     alone = [sample.id for sample in dataset.samples if sample.group is None]
     if not alone:
         return []
@@ -78,20 +78,20 @@ def check_group_leaks(parts: dict[str, Dataset]) -> list[Finding]:
     findings = []
     for group, splits in members.items():
         if len(splits) > 1:
-            shares = ", ".join(
+            counted = ", ".join(
                 f"{count_of(len(names), 'image')} in {split}" for split, names in splits.items()
             )
             root = next(iter(parts.values())).root
             samples = [name for names in splits.values() for name in names]
-            message = f"is in {len(splits)} splits: {shares}"
+            message = f"is in {len(splits)} splits: {counted}"
             findings.append(finding("group_leak", root, f"group {group}", message, samples=samples))
     return findings
 
 
 def check_sizes(drawn: Iterable[tuple[str, Size, Size]], n: int, file: str) -> list[Finding]:
-    """Summaries `size_mismatch`: one for all samples of a split with the same two sizes.
+    """Summary findings `size_mismatch`: one for each pair of sizes that several samples of a split have.
 
-    `drawn` has (id, size of the annotation, size of the image); the split has `n` samples.
+    `drawn` lists (id, size of the annotation, size of the image); the split has `n` samples.
     """
     alike = defaultdict(list)
     for name, stated, real in drawn:
@@ -106,19 +106,19 @@ def check_sizes(drawn: Iterable[tuple[str, Size, Size]], n: int, file: str) -> l
 
 
 def check_reach(reach: Sequence[tuple[str, float]], n: int, file: str) -> list[Finding]:
-    """Summary `outside_image` of a split of `n` samples, from (id, largest coordinate / side) of samples outside."""
+    """Summary finding `outside_image` of a split of `n` samples; `reach` lists (id, largest coordinate / side)."""
     if len(reach) < 2:
         return []
-    furthest = max(ratio for _, ratio in reach)
+    farthest = max(ratio for _, ratio in reach)
     message = (
-        f"{len(reach)} of {n} entries have coordinates outside their image, up to {furthest:.4g} times its side; "
-        "if they were drawn on copies of another size, entries inside their image are wrong as well"
+        f"{len(reach)} of {n} entries have coordinates outside their image, up to {farthest:.4g} times its side; "
+        "if they were drawn on copies of another size, entries inside their image are also wrong"
     )
     return [finding("outside_image", file, "", message, samples=[name for name, _ in reach])]
 
 
 def _with_polygons(samples: Iterable[Sample], flat: bool) -> dict[str, int]:
-    """Id -> number of polygon objects in this notation, for samples with any."""
+    """Id -> number of polygon objects in flat or nested notation; samples without are omitted."""
     found = {
         sample.id: sum(
             isinstance(each, Polygons) and each.flat == flat

@@ -1,7 +1,4 @@
-"""The report of a check: an HTML page with pictures of samples, the findings as JSON, and augmented samples.
-
-Report -> check.html, findings.json, augmented.png
-"""
+"""Report of a check: check.html with thumbnails of samples, findings.json, and augmented.png."""
 
 from __future__ import annotations
 
@@ -30,28 +27,30 @@ from vesalius.types import Finding, Sample
 
 PAGE, FINDINGS, AUGMENTED = "check.html", "findings.json", "augmented.png"
 MAX_FLAGGED, MAX_GOOD, EXAMPLES = 200, 24, 32
+"""Maximum number of samples with findings, without findings, and augmented."""
 MAX_LISTED = 50
-"""Findings of one code in the page; findings.json has all of them."""
+"""Maximum number of findings per code in the page; findings.json has all of them."""
 AUGMENTED_WIDTH = 1200
-"""Width of the augmented samples in the page, in pixels."""
+"""Width of the figure of augmented samples in the page, in pixels."""
 DATASET_CODES = ("no_groups",)
-"""Codes about a whole dataset, which no picture of a sample can show."""
+"""Codes about a whole dataset, for which no samples are shown."""
 MODERATE = AugmentSettings(rotate_degrees=20, scale=0.15, shift=0.05, gamma=0.3, contrast=0.2, noise=4)
-"""Augmentation of the examples; without mirroring, since phrases may name a side."""
+"""Augmentation of the example figure; without flips, because phrases may name a side."""
 
 
 @dataclass(frozen=True)
 class SampleFigure:
-    """The picture of a sample in the page, with its caption."""
+    """The thumbnail of a sample in the page, with its caption."""
 
     id: str
     split: str
     codes: tuple[str, ...]
     picture: str = ""
-    """A `data:` URL; empty if the image cannot be drawn, for the reason in `undrawn`."""
+    """A `data:` URL; empty if the image cannot be drawn (`undrawn` has the reason)."""
     legend: tuple[tuple[str, str], ...] = ()
-    """(CSS color, text)"""
+    """(CSS color, text) of each entry."""
     undrawn: tuple[str, ...] = ()
+    """Reason for the image, or each mask, that is not drawn."""
 
 
 def check_folder(folder: Path, data: Path) -> None:
@@ -66,12 +65,13 @@ def write_page(
     *,
     num_workers: int | None = None,
     seed: int = 0,
-    on_progress: Callable[[float, str], None] = lambda share, note: None,
+    on_progress: Callable[[float, str], None] = lambda fraction, note: None,
 ) -> Path:
-    """Write the report of a checked dataset into a new folder, or over an older report; returns the path of the page.
+    """Write the report of a checked dataset to a new folder, or replace an older report; returns the path of the page.
 
-    The page shows up to 200 samples with findings, taking codes in turn, and 24 samples without, drawn by `seed`.
-    Raises OutputError if `folder` has any other content or cannot be written, SettingError if it lies in the dataset.
+    The page shows up to 200 samples with findings, round-robin over the codes, and 24 samples without, sampled with
+    `seed`. Raises OutputError if `folder` has any other content or cannot be written, and SettingError if it lies in the
+    dataset.
     """
     for part in report.parts.values():
         check_folder(folder, part.root)
@@ -112,7 +112,7 @@ SampleIndex = tuple[str, int]
 
 
 def find_flagged(report: Report) -> dict[SampleIndex, tuple[str, ...]]:
-    """Samples with findings -> their codes. Errors come before warnings; within each, codes take turns."""
+    """Samples with findings -> their codes; errors first, round-robin over the codes of each severity."""
     indices: dict[str, list[SampleIndex]] = {}
     for split, i in _indices(report):
         indices.setdefault(report.parts[split].samples[i].id, []).append((split, i))
@@ -149,7 +149,7 @@ def _draw(job: tuple[Sample, str, tuple[str, ...]]) -> SampleFigure:
 
 
 def _draw_examples(report: Report, seed: int) -> Image.Image | None:
-    """Augmented samples, from those that have a valid mask for every phrase; None if there are none."""
+    """Figure of augmented samples with a valid mask for each phrase; None if there are none."""
     valid = {(each.split, each.id): len(each.targets) for each in report.measurements}
     samples = [(split, report.parts[split].samples[i]) for split, i in _indices(report)]
     usable = [each for split, each in samples if each.masks and valid[split, each.id] == len(each.prompts)]
@@ -179,7 +179,7 @@ def _render(
 
 
 def _anonymous(finding: Finding) -> Finding:
-    """The finding with persons' names hidden in its file, location and message."""
+    """The finding with personal names masked in its file, location and message."""
     named = [
         *Path(finding.file).parts,
         *(part for part in re.split(r"[/()]", finding.location) if SUFFIX.search(part)),
@@ -191,7 +191,7 @@ def _anonymous(finding: Finding) -> Finding:
 
 
 def _by_code(findings: Sequence[Finding]) -> list[dict[str, Any]]:
-    """Each code with its first findings; errors first."""
+    """Per code, errors first: meaning, remedies, counts and the first `MAX_LISTED` findings."""
     found: dict[str, list[Finding]] = {}
     for finding in findings:
         found.setdefault(finding.code, []).append(finding)

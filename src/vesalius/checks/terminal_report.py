@@ -1,4 +1,4 @@
-"""Findings as lines for a terminal, grouped by code and remedy: errors first, then by falling frequency."""
+"""Findings as text lines for the terminal, grouped by code and remedy: errors first, most frequent codes first."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ from vesalius.names import count_of, list_names
 from vesalius.types import Finding
 
 SHOWN = 5
-"""Number of locations in a row, and of messages about whole files."""
+"""Maximum number of locations in a row, and of messages about whole files."""
 
 NO_FILE = re.compile(r"[a-z]+ \d+\b(?! \()")
-"""A location without a file name: `frame 0`, in contrast to `entry 3 (a.png)`."""
+"""Matches a location that contains no file name, such as `frame 0`; `entry 3 (a.png)` does not match."""
 
 
 def summarize(report: Report, every: bool = False) -> Iterator[str]:
-    """Formats, notes, counts and findings of a dataset as lines; `every` as in `list_findings`."""
+    """Formats, notes, counts and findings of a dataset as text lines; `every` is as in `list_findings`."""
     for name, part in report.parts.items():
         yield f"{part.root}{name and f', {name}'}: format {part.format}"
         yield from part.notes
-    for name, count_of_it in report.counts.items():
-        yield f"{name}: {count_of_it}"
+    yield from (f"{name}: {value}" for name, value in report.counts.items())
     yield from list_findings(report.findings, every)
 
 
@@ -41,10 +40,10 @@ def as_json(report: Report) -> dict[str, Any]:
 
 
 def list_findings(findings: Sequence[Finding], every: bool = False) -> list[str]:
-    """A row for each code and remedy (severity, code, number, first locations), followed by message and remedy.
+    """Per code and remedy: a row (severity, code, count, first locations), then messages and the remedy.
 
-    The message is that of the first location, or those of whole files. With `every`, each location has its own line with
-    its message. The last line counts errors and warnings. Summaries are listed but not counted.
+    The messages are those about whole files, or else that of the first location. With `every`, each location has its own
+    line with its message. The last line counts errors and warnings. Summaries are listed but not counted.
     """
     alike = defaultdict(list)
     for each in findings:

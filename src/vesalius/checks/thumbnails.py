@@ -1,4 +1,4 @@
-"""Thumbnails of samples: the image with the outlines of its annotation, also those outside the image."""
+"""Thumbnails of samples: the image with the outlines of its annotation, including parts outside the image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw
 
-from vesalius.checks.correction import NotCorrectable, own_size
+from vesalius.checks.correction import NotCorrectable, stored_size
 from vesalius.data.dataset import load_image
 from vesalius.data.decoders.limits import MAX_PIXELS
 from vesalius.data.images import read_mask
@@ -19,52 +19,53 @@ from vesalius.types import Absent, MaskFile, MaskReference, Polygons, RleMask, S
 from vesalius.visualization import SKY_BLUE, VERMILLION, YELLOW, Color, contour
 
 SIDE = 320
-"""Longer side of a thumbnail in pixels; it is drawn at twice this size for smooth lines."""
+"""Longer side of a thumbnail in pixels; it is drawn at twice this size and downsampled for smooth lines."""
 OUTLINE = 3
-"""Line width in pixels of the doubled picture."""
+"""Line width in pixels, at twice the final size."""
 AS_STATED, RESCALED = VERMILLION, SKY_BLUE
+"""Colors of a mask for another image size, at its stated coordinates and rescaled to the image."""
 COLORS: tuple[Color, ...] = (
     *(SKY_BLUE, VERMILLION, YELLOW, (0, 158, 115), (204, 121, 167), (230, 159, 0)),
     *((0, 114, 178), (255, 255, 255)),
 )
-"""Colors of phrases, repeated after the last: Okabe & Ito 2008, https://jfly.uni-koeln.de/color/, and white."""
+"""Colors of phrases, used cyclically: Okabe & Ito 2008, https://jfly.uni-koeln.de/color/, and white."""
 OUTSIDE = (236, 236, 240)
-"""Color outside the image."""
+"""Color of the area outside the image."""
 MAX_OUTSIDE = 1.0
-"""Distance up to which outlines outside the image are shown, in sides of the image."""
+"""Maximum distance from the image at which outlines are shown, relative to the side of the image."""
 MIN_COVERAGE = 64
-"""Coverage (of 255) from which a thumbnail pixel belongs to a mask; at half, thin vessels would vanish."""
+"""Minimum coverage (0 to 255) of a mask pixel in the thumbnail; with half of 255, thin vessels would vanish."""
 
 Points = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class Outline:
-    """One object in its own pixel coordinates: an outline, or a mask."""
+    """One object, as an outline or a mask, in pixels of its stored size."""
 
     color: Color
     line: Points = field(default_factory=list)
     mask: Bool[np.ndarray, "h w"] | None = None
     scale: tuple[float, float] = (1.0, 1.0)
-    """(x, y) factors from its own pixels to those of the image."""
+    """(x, y) scale factors from the stored size to the image size."""
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A picture with its legend."""
+    """A thumbnail image with its legend."""
 
     picture: Image.Image
     legend: tuple[tuple[Color, str], ...]
     """(color, text) of each entry."""
     undrawn: tuple[str, ...]
-    """Reason for each mask that is not drawn."""
+    """For each mask that is not drawn, the reason."""
 
 
 def draw(sample: Sample) -> Thumbnail:
-    """The thumbnail of a sample with every mask as stored; ImageError if the image cannot be read.
+    """The thumbnail of a sample with all its masks; ImageError if the image cannot be read.
 
-    Its longer side has `SIDE` pixels. Each phrase has a color. A mask for another image size is drawn twice instead: at
-    its stated coordinates, and rescaled to the image. Outlines outside the image are shown up to `MAX_OUTSIDE`.
+    Each phrase has a color. A mask for another image size is drawn twice: at its stated coordinates, and rescaled to the
+    image.
     """
     image = load_image(sample)
     size = image.shape[0], image.shape[1]
@@ -88,23 +89,23 @@ def _outlines(reference: MaskReference, color: Color, stated: Size | None, size:
     if isinstance(reference, Absent):
         return
     if isinstance(reference, Polygons):
-        own, lines, mask = stated or size, [_points(part) for part in reference.parts], None
+        drawn, lines, mask = stated or size, [_points(part) for part in reference.parts], None
     else:
-        own, lines = own_size(reference), [[]]
-        mask = _read(reference, own)
-    scale = size[1] / own[1], size[0] / own[0]
+        drawn, lines = stored_size(reference), [[]]
+        mask = _read(reference, drawn)
+    scale = size[1] / drawn[1], size[0] / drawn[0]
     for line in lines:
-        if own != size:
+        if drawn != size:
             yield Outline(AS_STATED, line, mask)
-        yield Outline(color if own == size else RESCALED, line, mask, scale)
+        yield Outline(color if drawn == size else RESCALED, line, mask, scale)
 
 
-def _read(reference: RleMask | MaskFile, own: Size) -> Bool[np.ndarray, "h w"]:
-    if own[0] * own[1] > MAX_PIXELS:
+def _read(reference: RleMask | MaskFile, size: Size) -> Bool[np.ndarray, "h w"]:
+    if size[0] * size[1] > MAX_PIXELS:
         raise NotCorrectable(f"has more than {MAX_PIXELS // 10**6} megapixels")
     if isinstance(reference, RleMask):
         return decode_rle(reference.rle)
-    return read_mask(reference.path, own, reference.values, reference.known)
+    return read_mask(reference.path, size, reference.values, reference.known)
 
 
 def _points(part: Sequence[float]) -> Points:
@@ -128,7 +129,7 @@ def _draw(image: UInt8[np.ndarray, "h w 3"], outlines: Sequence[Outline]) -> Ima
     )
     pen = ImageDraw.Draw(canvas)
     for each in outlines:
-        # clip far outside the canvas, because Pillow counts pixels in 32 bits
+        # clip points far outside the canvas, because Pillow uses 32-bit coordinates
         line = [to_canvas(x * each.scale[0], y * each.scale[1]) for x, y in each.line]
         line = [(min(max(x, -1e5), 1e5), min(max(y, -1e5), 1e5)) for x, y in line]
         if line:
@@ -143,15 +144,15 @@ def _with_mask(canvas: Image.Image, outline: Outline, zoom: float, corner: tuple
     assert outline.mask is not None
     height, width = outline.mask.shape
     extent = _whole(width * outline.scale[0], height * outline.scale[1], zoom)
-    share = Image.fromarray(outline.mask.astype(np.uint8) * 255).resize(extent, Image.Resampling.BOX)
+    coverage = Image.fromarray(outline.mask.astype(np.uint8) * 255).resize(extent, Image.Resampling.BOX)
     whole = Image.new("L", canvas.size)
-    whole.paste(share, corner)
+    whole.paste(coverage, corner)
     shown = np.asarray(whole) >= MIN_COVERAGE
     return Image.fromarray(contour(np.asarray(canvas), shown, outline.color, width=OUTLINE - 1))
 
 
 def _extent(outlines: Sequence[Outline], size: Size) -> tuple[float, float, float, float]:
-    """Left, top, right, bottom of the shown area: the image, and outlines outside it up to `MAX_OUTSIDE`."""
+    """(left, top, right, bottom) of the shown area: the image, and outlines up to `MAX_OUTSIDE` outside it."""
     height, width = size
     xs, ys = [0.0, float(width)], [0.0, float(height)]
     for each in outlines:

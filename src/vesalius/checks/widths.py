@@ -1,4 +1,4 @@
-"""Width of masks along their skeleton, compared with one cell of the model's mask grid."""
+"""Width of masks along their skeleton, and the finding about masks thinner than a cell of the model's mask grid."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from vesalius.masks import Size, dilate
 from vesalius.types import Finding
 
 GRID = 256
-"""Side of SAM 2's low-resolution masks at its input of 1024 x 1024; they are upsampled to the image."""
+"""Side of SAM 2's low-resolution masks for an input of 1024 x 1024; they are upsampled to the image."""
 
 MAX_THIN = 0.1
-"""Share of thin skeleton pixels above which a dataset gets a warning."""
+"""Fraction of thin skeleton pixels above which there is a warning."""
 
 
 def skeleton_widths(mask: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, " n"]:
     """Width in pixels at each skeleton pixel of a mask; empty for an empty mask.
 
-    A straight bar of n pixels has the width n. The distance from a skeleton pixel to the nearest background pixel is exact
-    only to one pixel, because a bar of even width has no pixel on its axis. Therefore it is measured again half a pixel
-    further from that background pixel, and the larger value counts.
+    A straight bar that is n pixels wide has the width n. A bar of even width has no pixel on its axis, so the distance
+    from a skeleton pixel to the nearest background pixel is too small. Therefore it is measured again half a pixel
+    further from this background pixel, and the larger distance is used.
     """
-    # both take 0.3 s to import and are only needed here
+    # imported here because both take 0.3 s to import
     from scipy.spatial import KDTree
     from skimage.morphology import skeletonize
 
@@ -43,12 +43,12 @@ def skeleton_widths(mask: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, " n"]:
 
 
 def cell_px(size: Size) -> float:
-    """Side of one cell of the mask grid in pixels of an image of `size`, along its longer side."""
+    """Size of one cell of the mask grid, in pixels along the longer side of an image of `size`."""
     return max(size) / GRID
 
 
 def check_widths(measurements: Sequence[Measurement], file: str) -> list[Finding]:
-    """Finding `thin_structures` about a split: the share of its skeleton pixels that are thinner than a cell."""
+    """At most one finding `thin_structures`: the fraction of skeleton pixels where masks are thinner than a cell."""
     targets = [target for measurement in measurements for target in measurement.targets]
     skeleton = sum(target.skeleton for target in targets)
     thin = sum(target.thin for target in targets)

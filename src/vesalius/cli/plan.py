@@ -16,7 +16,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add(
         "--gpus",
         metavar="4x24GiB",
-        help="number and memory of the GPUs, or a list such as 24GiB,48GiB; default: the GPUs of this machine, or its CPU",
+        help="number and memory of the GPUs, or a list such as 24GiB,48GiB; default: the GPUs or CPU of this machine",
     )
     add(
         "--for",

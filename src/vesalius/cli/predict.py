@@ -44,7 +44,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     devices.add_argument(
         "--gpus",
         metavar="2x24GiB",
-        help="model parallel: split one model over GPUs with this memory, or a list such as 24GiB,48GiB; see `vesalius plan`",
+        help="model parallel: split one model over GPUs of this memory, or 24GiB,48GiB; see `vesalius plan`",
     )
     arguments.add_prediction_options(command)
     arguments.add_mask_options(command)

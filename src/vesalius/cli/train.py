@@ -33,7 +33,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--find-lr",
         type=Path,
         metavar="FILE.png",
-        help="learning rate finder: train briefly with an increasing learning rate, suggest a value and plot the loss curve; "
+        help="learning rate finder: train briefly with an increasing learning rate, suggest a value and plot the loss; "
         "writes no run folder",
     )
 

@@ -20,7 +20,7 @@ from vesalius.data.grouping import note_on_groups, regroup
 from vesalius.data.images import read_image, read_mask
 from vesalius.data.source import Problems
 from vesalius.errors import AnnotationError, SettingError
-from vesalius.masks import Size, decode_rle, fault, rasterize
+from vesalius.masks import Size, decode_rle, polygon_error, rasterize
 from vesalius.names import count_of
 from vesalius.types import Absent, Item, MaskFile, MaskReference, Polygons, RleMask, Sample
 
@@ -152,7 +152,7 @@ def check_polygons(sample: Sample) -> None:
     for index, objects in enumerate(sample.masks or ()):
         for reference in objects:
             for number, part in enumerate(reference.parts if isinstance(reference, Polygons) else ()):
-                if found := fault(part):
+                if found := polygon_error(part):
                     code, message = found
                     within = f"mask {index}, polygon {number}"
                     raise AnnotationError(
@@ -182,7 +182,7 @@ def load_mask(reference: MaskReference, size: Size, where: str) -> Bool[np.ndarr
             return read_mask(path, size, values, known)
         case Polygons(parts):
             for part in parts:
-                if found := fault(part, size):
+                if found := polygon_error(part, size):
                     code, message = found
                     hint = "; was it drawn on a copy of another size?" * (code == "outside_image")
                     raise AnnotationError(f"{where}: a polygon {message}{hint}", code=code)

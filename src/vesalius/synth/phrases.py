@@ -11,10 +11,10 @@ the widest vessel       the branch with the largest mean radius of its visible p
 the vessel on the left  the branch with the leftmost center of mass; omitted unless the next center is at least 5 % of the
                         frame further right
 
-A branch extends from its origin to its end, past its own branches. For the last two phrases, it must have a visible length
-of 40 pixels (at size 512). Visible means in the frame, not behind the collimator, and with at least
-`motion.VISIBLE_CONCENTRATION` of the full contrast agent concentration. An absent object has an empty mask. An ambiguous phrase is
-omitted.
+A branch extends from its origin to its end, past its own branches. For the last two phrases, it must have a visible
+length of 40 pixels (at size 512). Visible means in the frame, not behind the collimator, and with at least
+`motion.VISIBLE_CONCENTRATION` of the full contrast agent concentration. An absent object has an empty mask. An
+ambiguous phrase is omitted.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ DISC_MM = 1.8
 """Diameter of the optic disc in mm."""
 THINNEST_BRANCH = 0.018
 """Minimum diameter of a drawn branch at its origin, in disc diameters (32 micrometers)."""
-# (heading at the disc, heading far from it) in degrees from the temporal direction; temporal vessels arch, nasal ones spread
+# (heading at the disc, heading far from it) in degrees from temporal; temporal vessels arch, nasal ones spread
 QUARTERS = (((62, 92), (-30, 5)), ((62, 92), (-30, 5)), ((105, 140), (125, 165)), ((105, 140), (125, 165)))
 
 

@@ -80,7 +80,7 @@ def caliber(
 def choose_origins(
     rng: np.random.Generator, vessel: Vessel, n: int, between: tuple[float, float]
 ) -> Int64[np.ndarray, " n"]:
-    """Sorted indices of at most `n` distinct points where branches begin; `between` is their range as fractions of the length."""
+    """Sorted indices of at most `n` distinct points where branches begin; `between` is a range in [0, 1]."""
     low, high = (int(fraction * (len(vessel.points) - 1)) for fraction in between)
     return np.sort(rng.choice(np.arange(low, max(high, low + 1)), min(n, max(high - low, 1)), replace=False))
 
