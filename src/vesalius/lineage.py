@@ -51,7 +51,7 @@ WEIGHT_FILES = {
     "unet.": "unet.safetensors",
 }
 """Canonical prefix -> weight files of a bundle. A U-Net bundle has only `unet.safetensors`. A bundle without an
-adapter has the fingerprint of its base."""
+adapter has the same fingerprint as its base."""
 
 LIBRARIES = [
     "vesalius",
@@ -127,15 +127,15 @@ def fingerprint_hashes(tensors: Mapping[str, TensorHash]) -> str:
 def hash_bundle(bundle: Path) -> dict[str, TensorHash]:
     """Canonical name -> hash of each tensor of a bundle.
 
-    The result does not depend on sharding, key order or other files. Raises CheckpointError, naming the file, if one is missing,
-    truncated or damaged, or if two files hold the same tensor.
+    The result does not depend on sharding, key order or other files. Raises CheckpointError, naming the file, if one is
+    missing, truncated or damaged, or if two files hold the same tensor.
     """
     locate_bundle_tensors(bundle)  # checks all files before the first one is hashed
     return {
         prefix + tensor[0]: tensor
         for prefix, paths in _weight_files(bundle).items()
         for path in paths
-        for tensor in _file_hashes(path)
+        for tensor in _hash_tensors(*_stamp(path))
     }
 
 
@@ -224,10 +224,6 @@ def _weight_files(bundle: Path) -> dict[str, list[Path]]:
         prefix: [path for path in find_shards((bundle / pattern).parent) if path.match(pattern)]
         for prefix, pattern in WEIGHT_FILES.items()
     }
-
-
-def _file_hashes(path: Path) -> tuple[TensorHash, ...]:
-    return _hash_tensors(*_stamp(path))
 
 
 # a file with the same path, size and time is hashed once, though predictor and run both need its hashes

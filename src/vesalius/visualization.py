@@ -109,8 +109,8 @@ def overlay(
 ) -> Image.Image:
     """The image with the mask as a translucent fill and a contour around it; unchanged if the mask is empty.
 
-    The contour runs outside the mask, so a thin vessel stays visible. Its width is one pixel up to `PANEL_SIDE` and grows
-    with the image. `alpha` in [0, 1] is the opacity of the fill.
+    The contour runs outside the mask, so a thin vessel stays visible. Its width is one pixel up to `PANEL_SIDE` and
+    grows with the image. `alpha` in [0, 1] is the opacity of the fill.
     """
     paint = np.array(color, dtype=np.float32)
     result = contour(image, mask, color, width=max(1, round(max(mask.shape) / PANEL_SIDE)))
@@ -134,7 +134,7 @@ def contour(
 
 
 def missing_font(text: str) -> str | None:
-    """Note on the characters of the text that no installed font has, with the package to install; None if all are there.
+    """Note on characters of the text that no installed font has, with a package to install; None if all are there.
 
     Figures show such characters as codes (`\\u8840`). Callers report the note once.
     """

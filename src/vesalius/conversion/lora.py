@@ -1,7 +1,8 @@
 """Merge LoRA into the base tensor by tensor, and check the merge.
 
-All names are those of the official layout. A merged weight is W + alpha / rank * B @ A, computed in float32 in blocks of
-rows, and stored in a dtype that represents W, A and B exactly. PEFT merges models in memory only; this merge is streamed.
+All names are those of the official layout. A merged weight is W + alpha / rank * B @ A, computed in float32 in blocks
+of rows, and stored in a dtype that represents W, A and B exactly. PEFT merges models in memory only; this merge is
+streamed.
 """
 
 from __future__ import annotations
@@ -106,7 +107,8 @@ class MergeCheck:
     """Merge error, and the tensors that the checkpoint changes."""
 
     error: float
-    """Largest difference between the outputs of merged weight and weight plus adapter, relative to the largest output."""
+    """Largest difference between the outputs of merged weight and weight plus adapter, relative to the largest
+    output."""
     worst: str | None
     """Weight with the largest difference; None if no LoRA was merged."""
     merged: tuple[str, ...]

@@ -56,12 +56,12 @@ class Conversion:
 
     to: Layout
     model: StoredModel
-    """The source; for a training checkpoint its base with the trained weights."""
+    """The source model; for a training checkpoint, its base with the trained weights applied."""
     training: Training | None
     canonical: HashedWeights
     """The weights under bundle names, hashed while they are read."""
     outgoing: HashedWeights | AssembledWeights
-    """The same weights under the names to write."""
+    """The weights under the names of the target layout."""
     config_files: ConfigFiles
 
     @property
@@ -130,7 +130,7 @@ def _conflict(path: str | Path, reason: str, field: str | None = None) -> Settin
 def _open_training(
     path: Path, to: Layout, base: ModelRef | None, keep_adapter: bool, lora_alpha: float | None
 ) -> tuple[StoredModel, Training]:
-    """The base with the trained weights of the checkpoint."""
+    """The base with the checkpoint's trained weights applied, and the training."""
     if base is None:
         reason = (
             "holds only the trained tensors of a model; name the model it was trained from with --base MODEL"

@@ -70,7 +70,7 @@ def compare(before: Mapping[str, TensorHash], after: Mapping[str, TensorHash]) -
 
 
 def describe_training(training: Training) -> dict[str, Any]:
-    """Entries of the proof on a training checkpoint: step, LoRA's rank and alpha, and the merge error on random inputs."""
+    """Entries of the proof on a training checkpoint: step, LoRA rank and alpha, merge error on random inputs."""
     checkpoint, alpha = training.checkpoint, training.alpha
     merge = check_merge(training.merged)
     return {

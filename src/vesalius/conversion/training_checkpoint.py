@@ -25,8 +25,8 @@ from vesalius.names import list_names
 class Inert:
     """Placeholder for the trainer's pickled objects: accepts any arguments and state, and ignores them.
 
-    Calling the class only creates another placeholder, so that a pickled `getattr(module, name)` reaches nothing. It has
-    no `__dict__`, so that a pickle cannot replace its methods.
+    Calling the class only creates another placeholder, so that a pickled `getattr(module, name)` reaches nothing. It
+    has no `__dict__`, so that a pickle cannot replace its methods.
     """
 
     __slots__ = ()
@@ -127,7 +127,8 @@ class TrainingCheckpoint:
     def find_alpha(self, given: float | None) -> Alpha | None:
         """LoRA's alpha: `given`, else from the text of the training config; None without LoRA.
 
-        SettingError if alpha is given without LoRA or is not positive; CheckpointError if it is neither given nor stored.
+        SettingError if alpha is given without LoRA or is not positive; CheckpointError if it is neither given nor
+        stored.
         """
         if self.rank is None:
             if given is not None:
@@ -179,8 +180,8 @@ class TrainingCheckpoint:
 def open_training_checkpoint(path: Path) -> TrainingCheckpoint:
     """Read a training checkpoint; nothing in it is executed, and its tensors are memory-mapped.
 
-    CheckpointError if the file is damaged, names code outside an allowlist, or has no weights, and if the key or shape of
-    a tensor does not belong to a Sa2VA model.
+    CheckpointError if the file is damaged, names code outside an allowlist, or has no weights, and if the key or shape
+    of a tensor does not belong to a Sa2VA model.
     """
     _check_archive(path)
     loaded = _load(path)
@@ -210,7 +211,7 @@ def _check_archive(path: Path) -> None:
             damaged = packed or archive.testzip()
     except OSError as error:
         raise _refusal(path, f"cannot be read ({error.strerror})", code="unreadable_file") from error
-    except Exception as error:  # a broken archive makes zipfile raise nearly anything
+    except Exception as error:  # zipfile raises arbitrary exceptions for a damaged archive
         if start == b"PK":
             raise _refusal(path, "is truncated or damaged; copy it again") from error
         problem = "is not a torch.save file (of torch 1.6 or later)" if start else "is empty"
@@ -222,7 +223,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _refusal(path: Path, problem: str, *, code: str = "damaged_checkpoint") -> CheckpointError:
-    return CheckpointError.at(path, f"{problem}", code=code)
+    return CheckpointError.at(path, problem, code=code)
 
 
 def _folder_advice(folder: Path) -> str:
@@ -250,7 +251,7 @@ def _load(path: Path) -> dict[str, Any]:
                 f"its pickle cannot be read without executing it ({_sentence(error)}); nothing was executed"
             )
             raise _refusal(path, problem, code="unsafe_pickle") from error
-        except Exception as error:  # a broken file makes torch raise nearly anything
+        except Exception as error:  # torch raises arbitrary exceptions for a damaged file
             raise _refusal(path, f"cannot be read ({_sentence(error)}); copy it again") from error
     if named:
         problem = f"its pickle would execute {list_names(named, 10)}; nothing was executed"

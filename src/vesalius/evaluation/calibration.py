@@ -68,7 +68,7 @@ def histogram(
 
 @dataclass(frozen=True, eq=False)
 class Curves:
-    """Metrics of the mask at each of the `THRESHOLDS`, float64 (999,); empty masks: `EMPTY`."""
+    """Metrics of the mask at each of the `THRESHOLDS`, float64 (999,); empty masks: see `EMPTY`."""
 
     dice: Float[np.ndarray, " t"]
     iou: Float[np.ndarray, " t"]

@@ -1,7 +1,7 @@
 """Metrics of thin structures: clDice, topology precision and sensitivity, Betti errors, breaks, skeleton recall.
 
-Masks are 8-connected, the background is 4-connected. All functions take the two masks as `Shape`, which computes skeleton
-and components once.
+Masks are 8-connected, the background is 4-connected. All functions take the two masks as `Shape`, which computes
+skeleton and components once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WIDTHS: Mapping[str, tuple[float, float]] = {
 
 
 def topology_precision(target: Shape, prediction: Shape) -> float | None:
-    """Fraction of the predicted skeleton that lies in the ground truth mask, in [0, 1]; empty masks: `EMPTY`.
+    """Fraction of the predicted skeleton that lies in the ground truth mask, in [0, 1]; empty masks: see `EMPTY`.
 
     Source: Shit et al. 2021, clDice, CVPR (arXiv:2003.07311), where it is called Tprec.
     """
@@ -33,7 +33,7 @@ def topology_precision(target: Shape, prediction: Shape) -> float | None:
 
 
 def topology_sensitivity(target: Shape, prediction: Shape) -> float | None:
-    """Fraction of the ground truth skeleton that lies in the predicted mask, in [0, 1]; empty masks: `EMPTY`.
+    """Fraction of the ground truth skeleton that lies in the predicted mask, in [0, 1]; empty masks: see `EMPTY`.
 
     None for a false alarm, like recall. Source: as for `topology_precision`; called Tsens.
     """
@@ -41,7 +41,7 @@ def topology_sensitivity(target: Shape, prediction: Shape) -> float | None:
 
 
 def cldice(target: Shape, prediction: Shape) -> float | None:
-    """Harmonic mean of topology precision and sensitivity, in [0, 1]; 0 if both are 0; empty masks: `EMPTY`.
+    """Harmonic mean of topology precision and sensitivity, in [0, 1]; 0 if both are 0; empty masks: see `EMPTY`.
 
     Source: Shit et al. 2021, clDice, CVPR (arXiv:2003.07311), for binary masks and skeletons.
     """
@@ -57,8 +57,8 @@ def cldice(target: Shape, prediction: Shape) -> float | None:
 def betti0_error(target: Shape, prediction: Shape) -> float | None:
     """Absolute difference between the numbers of connected components, over the whole image.
 
-    For a total miss it is the number of components of the ground truth. Source: Hu et al. 2019, Topology-preserving deep image
-    segmentation, NeurIPS, where it is a mean over patches.
+    For a total miss it is the number of components of the ground truth. Source: Hu et al. 2019, Topology-preserving
+    deep image segmentation, NeurIPS, where it is a mean over patches.
     """
     return apply_rule(
         "betti0_error", _case(target, prediction), lambda: float(abs(target.betti0 - prediction.betti0))

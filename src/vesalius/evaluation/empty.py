@@ -12,8 +12,8 @@ from types import MappingProxyType
 from typing import Literal
 
 Case = Literal["both_empty", "false_alarm", "total_miss", "both"]
-"""both_empty: both masks are empty; false_alarm: only the ground truth is empty; total_miss: only the prediction is empty;
-both: both masks have pixels."""
+"""both_empty: both masks are empty; false_alarm: only the ground truth is empty; total_miss: only the prediction is
+empty; both: both masks have pixels."""
 CASES: tuple[Case, Case, Case] = ("both_empty", "false_alarm", "total_miss")
 """The columns of `EMPTY`, in order."""
 
@@ -30,7 +30,8 @@ class Rule(Enum):
 
 
 Entry = float | Rule | None
-"""A value, or a rule to compute it. None: the metric is undefined, and the sample is counted and left out of the mean."""
+"""A value, or a rule to compute it. None: the metric is undefined, and the sample is counted and left out of the
+mean."""
 
 _FORMULA, _AT_LEAST_1, _DIAGONAL = Rule.FORMULA, Rule.AT_LEAST_1, Rule.DIAGONAL
 

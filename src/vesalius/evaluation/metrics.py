@@ -180,7 +180,7 @@ def score(
     spacing_mm: Spacing | None = None,
     within: Bool[np.ndarray, "h w"] | None = None,
 ) -> dict[str, float | None]:
-    """Every metric of `METRICS`, in that order. An undefined metric is None, never NaN or infinite; empty masks: `EMPTY`.
+    """Every metric of `METRICS`, in its order. An undefined metric is None, never NaN or infinite (see `EMPTY`).
 
     `spacing_mm` is (row, column); without it all metrics in mm are None. Pixels outside the region of interest `within`
     are ignored; the distance to an empty mask is the diagonal of the image, or of the region's bounding box.

@@ -29,7 +29,7 @@ class Confusion:
 
     @property
     def case(self) -> Case:
-        """Case of `EMPTY` for these masks."""
+        """Which of the two masks are empty, as a case of `EMPTY`."""
         return case_of(target_empty=self.tp + self.fn == 0, prediction_empty=self.tp + self.fp == 0)
 
 
@@ -74,22 +74,22 @@ def check_masks(target: np.ndarray, prediction: np.ndarray, within: np.ndarray |
 
 
 def dice(counts: Confusion) -> float | None:
-    """Dice coefficient: twice the intersection over the sum of both areas, in [0, 1]; empty masks: `EMPTY`. Dice 1945."""
+    """Dice coefficient, 2 tp / (2 tp + fp + fn), in [0, 1]; empty masks: see `EMPTY`. Source: Dice 1945."""
     return _ratio("dice", 2 * counts.tp, 2 * counts.tp + counts.fp + counts.fn, counts)
 
 
 def iou(counts: Confusion) -> float | None:
-    """Intersection over union, in [0, 1]; empty masks: `EMPTY`. Jaccard 1912."""
+    """Intersection over union, in [0, 1]; empty masks: see `EMPTY`. Source: Jaccard 1912."""
     return _ratio("iou", counts.tp, counts.tp + counts.fp + counts.fn, counts)
 
 
 def precision(counts: Confusion) -> float | None:
-    """Fraction of the predicted pixels that lie in the ground truth, in [0, 1]; empty masks: `EMPTY`."""
+    """Fraction of the predicted pixels that lie in the ground truth, in [0, 1]; empty masks: see `EMPTY`."""
     return _ratio("precision", counts.tp, counts.tp + counts.fp, counts)
 
 
 def recall(counts: Confusion) -> float | None:
-    """Fraction of the ground truth pixels that were predicted, in [0, 1]; None for a false alarm; empty masks: `EMPTY`."""
+    """Fraction of the ground truth pixels that were predicted, in [0, 1]; empty masks: see `EMPTY`."""
     return _ratio("recall", counts.tp, counts.tp + counts.fn, counts)
 
 
@@ -110,7 +110,7 @@ def accuracy(counts: Confusion) -> float | None:
 
 
 def balanced_accuracy(counts: Confusion) -> float | None:
-    """Mean of recall and specificity, in [0, 1]; an undefined one is left out, if the ground truth has a single class.
+    """Mean of recall and specificity, in [0, 1]; only one of them if the ground truth has a single class.
 
     A total miss scores 0.5, or 0 if the ground truth fills the image. A false alarm scores its specificity. Source:
     Brodersen et al. 2010, ICPR; an absent class is handled as in scikit-learn's `balanced_accuracy_score`.
@@ -160,12 +160,12 @@ class ReferringMetrics:
 
     samples: int = 0
     intersection: int = 0
-    """Pixels, summed over all samples."""
+    """Pixels of the intersections, summed over all samples."""
     union: int = 0
     iou_sum: float = 0.0
 
     def add(self, counts: Confusion) -> None:
-        """Add one sample."""
+        """Add the counts of one sample."""
         self.samples += 1
         self.intersection += counts.tp
         self.union += counts.tp + counts.fp + counts.fn

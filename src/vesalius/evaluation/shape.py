@@ -96,7 +96,7 @@ def points_of(mask: Bool[np.ndarray, "h w"]) -> Int[np.ndarray, "n 2"]:
 def distances_to(
     others: Int[np.ndarray, "m 2"], points: Int[np.ndarray, "n 2"], spacing: Sequence[float] = (1.0, 1.0)
 ) -> Float[np.ndarray, " n"]:
-    """Euclidean distance from each point to the nearest of `others` (not empty), in the unit of (row, column) `spacing`.
+    """Euclidean distance from each point to the nearest of `others` (not empty), in units of `spacing` (row, column).
 
     A k-d tree of 2000 boundary pixels takes a tenth of the time of a distance transform of a 512 x 512 image.
     """

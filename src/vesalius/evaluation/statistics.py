@@ -1,9 +1,9 @@
 """Means over samples, their confidence intervals, and paired tests between two sets of results.
 
-Frames of one patient are correlated, so intervals and tests that treat them as independent are too optimistic. All functions
-here resample and test whole groups (patients or sequences). Results depend on the values and their grouping, not on the
-order of rows or the names of groups. The cluster bootstrap is implemented here because `scipy.stats.bootstrap` gives the
-same intervals to 3e-15 but takes 8 to 26 times as long.
+Frames of one patient are correlated, so intervals and tests that treat them as independent are too optimistic. All
+functions here resample and test whole groups (patients or sequences). Results depend on the values and their grouping,
+not on the order of rows or the names of groups. The cluster bootstrap is implemented here because
+`scipy.stats.bootstrap` gives the same intervals to 3e-15 but takes 8 to 26 times as long.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ Method = Literal["bca", "percentile"]
 FEW_GROUPS = 20
 """With fewer groups, the coverage of a 95 % interval is below 93 % (benchmarks/intervals.py)."""
 BCA_GROUPS = 5
-"""Minimum number of groups for BCa. With fewer there are so few distinct resamples (4 groups: 35) that BCa quantiles are
-just the lowest and the highest resampled mean."""
+"""Minimum number of groups for BCa. With fewer there are so few distinct resamples (4 groups: 35) that BCa quantiles
+are just the lowest and the highest resampled mean."""
 EXACT_GROUPS = 50
 """Maximum number of differences for the exact signed-rank test; above, the normal approximation is used."""
 DECIMALS = 9
@@ -56,12 +56,12 @@ class PairedComparison:
     """Number of pairs."""
     n_groups: int
     difference: float | None
-    """Mean over pairs of second minus first; None without pairs."""
+    """Mean over pairs of second result minus first; None without pairs."""
     interval: Interval | None
     p: float | None
     """Two-sided p-value of the Wilcoxon signed-rank test over group means."""
     p_holm: float | None
-    """`p` with Holm's correction for all tests made together."""
+    """`p` with Holm's correction for all tests of the comparison."""
     rank_biserial: float | None
     d_z: float | None
 
@@ -79,8 +79,8 @@ def bootstrap_interval(
 
     Each resample draws as many groups as there are, with replacement, and takes the mean over all their samples. BCa
     corrects the quantiles for bias and skewness, with the acceleration from the jackknife over groups. BCa needs at
-    least `BCA_GROUPS` groups that are not all equal, and resampled means on both sides of the mean. The interval is None
-    with fewer than 2 groups, and too narrow with fewer than `FEW_GROUPS`.
+    least `BCA_GROUPS` groups that are not all equal, and resampled means on both sides of the mean. The interval is
+    None with fewer than 2 groups, and too narrow with fewer than `FEW_GROUPS`.
 
     Raises ValueError for different lengths, values that are not finite, or a level outside (0, 1). Source:
     Davison & Hinkley 1997, Bootstrap Methods and their Application, sections 3.8 and 5.3; Efron 1987, Better
@@ -135,8 +135,8 @@ def paired_comparisons(
     """Difference, interval, test and effect sizes of each column of differences (second minus first).
 
     `difference` and its interval weight every pair equally. The test and the effect sizes weight every group equally:
-    they use the mean difference of each group. p-values are corrected for all columns together. With fewer than 2 groups
-    there is no test. Raises ValueError as `bootstrap_interval`.
+    they use the mean difference of each group. p-values are corrected for all columns together. With fewer than 2
+    groups there is no test. Raises ValueError as `bootstrap_interval`.
     """
     intervals = paired_bootstrap(hypotheses, level=level, resamples=resamples, seed=seed)
     means = [np.divide(*_group_totals(values, groups)) for values, groups in hypotheses]
@@ -161,8 +161,8 @@ def paired_comparisons(
 def signed_rank_test(differences: np.ndarray) -> float | None:
     """Two-sided p-value of Wilcoxon's signed-rank test of (g,) differences; None with fewer than 2 groups.
 
-    Zeros are excluded, as in Wilcoxon's paper; if all are zero, p is 1. Ties get their mean rank. Exact with ties for up
-    to `EXACT_GROUPS` nonzero differences (all 2^n signs are enumerated); above, the normal approximation with tie
+    Zeros are excluded, as in Wilcoxon's paper; if all are zero, p is 1. Ties get their mean rank. Exact with ties for
+    up to `EXACT_GROUPS` nonzero differences (all 2^n signs are enumerated); above, the normal approximation with tie
     correction. With n nonzero differences, p is at least 2 / 2^n, so five can never reach 0.05. Source: Wilcoxon 1945,
     Individual comparisons by ranking methods, Biometrics Bulletin 1(6).
     """
@@ -205,9 +205,9 @@ def cohens_d_z(differences: np.ndarray) -> float | None:
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Holm-corrected p-values, in the order given; None (not tested) stays None.
 
-    The smallest of m p-values is multiplied by m, the next by m - 1, and so on; each is at least the previous one and at
-    most 1. Independence is not required. Source: Holm 1979, A simple sequentially rejective multiple
-    test procedure, Scand. J. Statist. 6(2).
+    The smallest of m p-values is multiplied by m, the next by m - 1, and so on; each is at least the previous one and
+    at most 1. Independence is not required. Source: Holm 1979, A simple sequentially rejective multiple test procedure,
+    Scand. J. Statist. 6(2).
 
     >>> holm([0.01, 0.04, None, 0.03])
     [0.03, 0.06, None, 0.06]
@@ -296,7 +296,7 @@ def _interval(totals: np.ndarray, means: np.ndarray, level: float, method: Metho
 
 
 def _bca_tails(totals: np.ndarray, means: np.ndarray, tails: np.ndarray) -> np.ndarray | None:
-    """(2,) BCa quantiles for the tails; None if undefined. Efron 1987."""
+    """(2,) BCa quantiles for the tails; None if undefined. Source: Efron 1987."""
     sums, sizes = totals
     if len(sums) < BCA_GROUPS:
         return None
@@ -339,7 +339,7 @@ def _ranks(differences: np.ndarray) -> np.ndarray:
 
 def _probability_of_at_most(rank_sum: float, differences: np.ndarray) -> float:
     """Fraction of all 2^n sign combinations with a positive rank sum of at most `rank_sum`."""
-    doubled = np.rint(2 * _ranks(differences)).astype(int)  # the mean rank of a tie may be a half
+    doubled = np.rint(2 * _ranks(differences)).astype(int)  # ties have mean ranks such as 1.5
     ways = np.zeros(doubled.sum() + 1)
     ways[0] = 1
     for rank in doubled:

@@ -89,8 +89,8 @@ def assd(distances: SurfaceDistances) -> float | None:
 def nsd(distances: SurfaceDistances, tolerance: float) -> float | None:
     """Normalized surface distance (surface Dice): fraction of boundary pixels with a distance of at most `tolerance`.
 
-    In [0, 1]; empty masks: `EMPTY`. Source: Nikolov et al. 2021, J. Med. Internet Res. 23(7). Each boundary pixel has
-    weight 1, as in MONAI; the library surface-distance weights by contour length.
+    In [0, 1]; empty masks: see `EMPTY`. Source: Nikolov et al. 2021, J. Med. Internet Res. 23(7). Each boundary pixel
+    has weight 1, as in MONAI; the library surface-distance weights by contour length.
     """
 
     def fraction() -> float:

@@ -21,7 +21,7 @@ TOLERANCE = 0.008
 
 
 def score(target: Bool[np.ndarray, "f h w"], prediction: Bool[np.ndarray, "f h w"]) -> dict[str, float]:
-    """`j` and `f`, means over all frames, and `j_and_f`, the mean of both, in [0, 1]; empty masks: `EMPTY`.
+    """`j` and `f`, means over all frames, and `j_and_f`, the mean of both, in [0, 1]; empty masks: see `EMPTY`.
 
     The challenge does not score the first frame, which it provides, and the last; leave both out to compare with it.
     Raises ValueError unless both masks are bool (f, h, w) of one size with at least one frame and one pixel.

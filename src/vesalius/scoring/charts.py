@@ -69,7 +69,7 @@ def bars(mean: Mapping[str, float | None], ci95: Mapping[str, Any], names: Seque
 
 
 def reliability(bins: Sequence[Mapping[str, Any]]) -> Markup:
-    """Reliability diagram: predicted probability against observed fraction of foreground; dots grow with the number of pixels."""
+    """Reliability diagram: observed foreground fraction by predicted probability; dots grow with the pixel count."""
     plot = Plot((0, 1), (0, 1), height=WIDTH - LEFT - RIGHT)
     plot.axes(RATIO_TICKS, RATIO_TICKS, "predicted probability; vertical: observed fraction")
     plot.line([(0, 0), (1, 1)], GRAY, 1.5, "5 4")

@@ -234,7 +234,7 @@ def _verdict(metric: str, found: PairedComparison) -> str | None:
         return None
     if found.p_holm >= ALPHA:
         return "unclear"
-    # a few large differences may outweigh many small ones in the mean and not in the ranks
+    # a few large differences may outweigh many small ones in the mean, but not in the ranks
     if metric not in METRICS or found.difference * found.rank_biserial <= 0:
         return "different"
     return "better" if (found.difference > 0) == (METRICS[metric].better == "higher") else "worse"

@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 FILES = frozenset(
     {METRICS_FILE, ROWS, "samples.csv", "groups.csv", "figures", "report.html", "report.md"}
-    | {STATE, HISTOGRAMS}  # left by an evaluation that was killed while it finished
+    | {STATE, HISTOGRAMS}  # left behind if an evaluation was killed while it finished
 )
 """Files of an evaluation folder; a folder with any other file is not replaced."""
 
@@ -59,16 +59,17 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score the segmenter on a dataset, write the evaluation folder `out`, and return the content of metrics.json.
 
-    If `coverage.failed` is above 0 the caller exits with 1. `limit` takes the first samples only; `roi` is a folder
-    of region-of-interest masks named by id, and pixels outside the region are not scored; `num_workers` is the number of
+    If `coverage.failed` is above 0 the caller exits with 1. `limit` takes the first samples only; `roi` is a folder of
+    region-of-interest masks named by id, and pixels outside the region are not scored; `num_workers` is the number of
     processes that score and draw (default: one per core; 0: this process does); `on_progress` gets the number of
-    samples done. `took_s` is the total time; `images_per_s` counts time in `predict` alone, and is None if no image
-    was predicted. An evaluation folder at `out` is replaced when the new one is complete; an interrupted evaluation
+    samples done. `took_s` is the total time; `images_per_s` counts time in `predict` alone, and is None if no image was
+    predicted. An evaluation folder at `out` is replaced when the new one is complete; an interrupted evaluation
     continues.
 
-    OutputError if `out` exists and is not an evaluation, or cannot be written; SettingError for a limit below 1, num_workers below 0 and
-    prompts that the segmenter refuses; DataError for samples without masks, for images that the model was trained on
-    unless allowed, for images that its threshold was tuned on, and if most predictions equal their ground truth.
+    OutputError if `out` exists and is not an evaluation, or cannot be written; SettingError for a limit below 1,
+    num_workers below 0 and prompts that the segmenter refuses; DataError for samples without masks, for images that the
+    model was trained on unless allowed, for images that its threshold was tuned on, and if most predictions equal their
+    ground truth.
     """
     out, started = Path(out).resolve(), time.perf_counter()
     check_replaceable(out, "evaluation", FILES, METRICS_FILE)
@@ -81,11 +82,11 @@ def evaluate(
     settings = {**model.settings, "limit": limit, "figures": figures, **_describe_roi(rois)}
     fingerprint, missing = _fingerprint(samples)
     measured = MeasuredSegmenter(segmenter)
-    with ResultsLog(out, _state(model, samples, settings), _row_ends(samples)) as results:
+    ends = list(accumulate(len(sample.prompts) for sample in samples))
+    with ResultsLog(out, _state(model, samples, settings), ends) as results:
         _score_all(results, measured, samples, rois, figures, processes, on_progress)
         metrics = {
-            **_describe_model(model),
-            "data": _describe_data(dataset, fingerprint, leaks),
+            **_describe(model, dataset, fingerprint, leaks),
             **numbers(results, samples),
             "took_s": time.perf_counter() - started,
             "images_per_s": measured.images / measured.predict_s if measured.images else None,
@@ -96,7 +97,7 @@ def evaluate(
                 *notes(results, samples),
                 *dataset.notes,
             ],
-            "settings": settings | _run_settings(segmenter, processes),
+            "settings": settings | {"batch_size": measured.description.batch_size, "num_workers": processes},
             "versions": versions(),
         }
         write_json(results.folder / METRICS_FILE, metrics)
@@ -265,11 +266,6 @@ def _state(model: ModelDescription, samples: Sequence[Sample], settings: dict[st
     }
 
 
-def _row_ends(samples: Sequence[Sample]) -> list[int]:
-    """Number of rows after each sample."""
-    return list(accumulate(len(sample.prompts) for sample in samples))
-
-
 def _fingerprint(samples: Sequence[Sample]) -> tuple[str | None, list[str]]:
     try:
         return fingerprint_samples(samples), []
@@ -289,31 +285,26 @@ def _notes_on_usage(usage: Usage) -> list[str]:
     return notes
 
 
-def _run_settings(segmenter: Segmenter, processes: int) -> dict[str, int]:
-    return {"batch_size": segmenter.description.batch_size, "num_workers": processes}
-
-
-def _describe_model(model: ModelDescription) -> dict[str, Any]:
-    return {
-        "model": model.card,
-        "threshold": model.threshold,
-        "threshold_origin": dict(model.threshold_origin),
-    }
-
-
 def _describe_roi(rois: RoiMasks | None) -> dict[str, str | None]:
     if rois is None:
         return {"roi": None}
     return {"roi": str(rois.folder), "roi_fingerprint": rois.fingerprint}
 
 
-def _describe_data(dataset: Dataset, fingerprint: str | None, leaks: Leaks) -> dict[str, Any]:
+def _describe(
+    model: ModelDescription, dataset: Dataset, fingerprint: str | None, leaks: Leaks
+) -> dict[str, Any]:
     return {
-        "name": dataset.name,
-        "format": dataset.format,
-        "fingerprint": fingerprint,
-        "n_samples": len(dataset.samples),
-        "n_groups": len({group_of(sample) for sample in dataset.samples}),
-        "n_training_samples": leaks.n_training,
-        "near_training_samples": list(leaks.near),
+        "model": model.card,
+        "threshold": model.threshold,
+        "threshold_origin": dict(model.threshold_origin),
+        "data": {
+            "name": dataset.name,
+            "format": dataset.format,
+            "fingerprint": fingerprint,
+            "n_samples": len(dataset.samples),
+            "n_groups": len({group_of(sample) for sample in dataset.samples}),
+            "n_training_samples": leaks.n_training,
+            "near_training_samples": list(leaks.near),
+        },
     }

@@ -31,8 +31,9 @@ def find_leaks(model: ModelDescription, samples: Sequence[Sample], allowed: bool
     """Compare the images with the model's training and tuning images, before anything is predicted.
 
     Exact copies are found by the hash of their pixels, independent of file name and format. Near-duplicates are found
-    by a perceptual hash; since it is no proof, they are only listed. DataError for training images unless `allowed`, and always for
-    images that the threshold was tuned on. An unreadable image is skipped, since its prediction fails later.
+    by a perceptual hash; since it is no proof, they are only listed. DataError for training images unless `allowed`,
+    and always for images that the threshold was tuned on. An unreadable image is skipped, since its prediction fails
+    later.
     """
     trained, tuned = set(model.training_images or ()), set(model.tuning_images)
     hashes = model.training_perceptual_hashes

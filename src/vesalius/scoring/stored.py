@@ -85,7 +85,8 @@ class StoredPredictions(Segmenter):
             raise DataError.at(folder, "this folder of predictions does not exist", code="not_found")
         lines = self.folder / "predictions.jsonl"
         self._format = "predictions.jsonl" if lines.is_file() else "mask files"
-        self._run = _read_run(self.folder / "run.json")
+        run = self.folder / "run.json"
+        self._run = parse(_RUN, read_bytes(run), run, code=INVALID) if run.is_file() else StoredRun()
         found = _read_lines(lines) if lines.is_file() else _find_masks(self.folder, samples)
         self._check_models(found)
         wanted = [(sample.id, prompt) for sample in samples for prompt in sample.prompts]
@@ -140,7 +141,7 @@ class StoredPredictions(Segmenter):
             return Prediction.failure(item.id, prompt, item.size, line.error or "the prediction failed")
         try:
             mask, probability = self._pixels(line, item.size)
-        except Exception as error:  # a damaged file makes the libraries that read it raise nearly anything
+        except Exception as error:  # libraries raise arbitrary exceptions for damaged files
             reason = f"the stored prediction cannot be used: {error}"
             return Prediction.failure(item.id, prompt, item.size, reason)
         return Prediction(
@@ -264,12 +265,6 @@ def _refuse_missing(folder: Path, wanted: Sequence[ResultKey], found: Mapping[Re
 def _named(key: ResultKey) -> str:
     name, prompt = key
     return f"{name} ({prompt})" if prompt else name
-
-
-def _read_run(path: Path) -> StoredRun:
-    if not path.is_file():
-        return StoredRun()
-    return parse(_RUN, read_bytes(path), path, code=INVALID)
 
 
 def _read_lines(path: Path) -> dict[ResultKey, StoredLine]:

@@ -41,7 +41,7 @@ def title(name: str) -> str:
 
 
 def number(value: float | None) -> str:
-    """The value with three to five significant digits, or a dash for None; values near 0 and 1 are never rounded to them.
+    """The value with about four significant digits, or a dash for None; only 0 and 1 themselves are shown as such.
 
     >>> [number(value) for value in (0.51234, 37.4, 170.235, 0.99998, 1.0, 0.0001, 0.0, None)]
     ['0.512', '37.40', '170.2', '> 0.999', '1.000', '< 0.001', '0.000', '–']
@@ -70,7 +70,7 @@ def cell(text: object) -> str:
 def group_table(
     groups: Sequence[Mapping[str, Any]], rows: Sequence[ResultRow], names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """One table row per group, in order, with the mean of each metric over the group's results; None without a value."""
+    """One table row per group, in order, with the group's mean of each metric; None without a value."""
     values: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         its = values.setdefault(row["group"], {})

@@ -39,13 +39,13 @@ Views = tuple[str, ...]
 
 @dataclass(frozen=True)
 class TtaTrial:
-    """The result of one combination of augmented views."""
+    """Threshold and gain of one combination of augmented views."""
 
     views: Views
     threshold: float
-    """Best threshold with these views."""
+    """Best threshold with the views of this trial."""
     value: float
-    """Mean of the metric at that threshold."""
+    """Mean of the metric at `threshold`."""
     gain: float
     """Mean difference to predictions on plain images at their own best threshold."""
     interval: tuple[float, float] | None
@@ -81,7 +81,7 @@ class TuningResult:
 
     @property
     def gain(self) -> TtaTrial | None:
-        """The significant trial with the highest value, on ties with the fewest views; None if no trial is significant."""
+        """The significant trial with the highest value, on ties the one with the fewest views; None without one."""
         gains = [trial for trial in self.trials if trial.is_significant]
         return max(gains, key=lambda trial: round(trial.value, 12), default=None)
 
