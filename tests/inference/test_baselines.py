@@ -15,7 +15,7 @@ from vesalius.errors import CheckpointError, SettingError
 from vesalius.inference.baselines import FLOOR, SIGMAS, FrangiFilter, UNetPredictor
 from vesalius.inference.plan import make_plan
 from vesalius.inference.tiles import TileSettings
-from vesalius.jobs.clip_folder import ask_clips
+from vesalius.jobs.clip_folder import prepare_clips
 from vesalius.jobs.folder import write_predictions
 from vesalius.jobs.opening import load_predictor
 from vesalius.models.specs import UNetShape
@@ -172,7 +172,7 @@ def test_phrases_without_a_channel_are_refused_together_before_the_job_starts(
 def test_baselines_have_no_memory_of_a_clip(unet: Path, model: str, propagation: str) -> None:
     segmenter = load_predictor(unet if model == "unet" else model, device="cpu")
     with raises_code(SettingError, "not_supported", model):
-        ask_clips(segmenter, None, [], ["vessel"], ["masks"], propagation=propagation)
+        prepare_clips(segmenter, None, [], ["vessel"], ["masks"], propagation=propagation)
 
 
 def test_a_plan_of_the_filter_says_what_it_is() -> None:

@@ -11,7 +11,7 @@ import torch
 from tests.codes import raises_code
 
 from vesalius.errors import OutputError, SettingError
-from vesalius.inference.feature_cache import CacheSettings, FeatureCache, check_apart
+from vesalius.inference.feature_cache import CacheSettings, FeatureCache, check_no_overlap
 from vesalius.inference.predictor import Predictor
 from vesalius.inference.tiles import TileSettings
 from vesalius.models.checkpoint import OpenedModel
@@ -167,9 +167,9 @@ def test_cache_and_output_must_not_overlap(tmp_path, monkeypatch):
     out = tmp_path / "out"
     for cache in (out, Path("out/cache"), tmp_path):
         with raises_code(SettingError, "not_a_cache", str(out)):
-            check_apart(cache, out)
-    check_apart(tmp_path / "out2", out)
-    check_apart(out, None)
+            check_no_overlap(cache, out)
+    check_no_overlap(tmp_path / "out2", out)
+    check_no_overlap(out, None)
 
 
 def test_folder_with_other_files_is_refused(small_predictor, tmp_path):

@@ -24,7 +24,7 @@ from vesalius.inference.footprint import (
     weight_bytes,
 )
 from vesalius.inference.placement import GIB, RESERVE, Device, parse_gpus, parse_size
-from vesalius.inference.plan import Plan, make_plan, place_of, plan_task, summarize
+from vesalius.inference.plan import Plan, make_plan, device_and_dtype, plan_task, summarize
 from vesalius.inference.predictor import MAX_NEW_TOKENS
 from vesalius.jobs.opening import load_predictor
 from vesalius.models.checkpoint import new_model, save_bundle
@@ -244,8 +244,8 @@ def test_layers_are_split_over_the_fewest_gpus(wide: ModelSpec) -> None:
     for name in ("sam", "projector", "vlm.model.vision_tower"):
         assert find_device(made.device_map, name) == 0
         assert not any(key.startswith(f"{name}.") for key in made.device_map)
-    places = [find_device(made.device_map, f"vlm.model.language_model.layers.{i}") for i in range(8)]
-    assert places == sorted(places, key=str)
+    devices = [find_device(made.device_map, f"vlm.model.language_model.layers.{i}") for i in range(8)]
+    assert devices == sorted(devices, key=str)
     assert all(load.total <= load.device.size for load in made.loads)
     whole = plan_of(wide, "80GiB", batch_size=1).loads[0]
     assert sum(load.weights for load in made.loads) == whole.weights
@@ -324,7 +324,7 @@ def test_training_on_one_device_counts_the_optimizer() -> None:
     assert any(remedy.startswith("trainable=") for remedy in trained(200).remedies)
     # of tiny SAM's encoder keeps the most
     assert (
-        "trainable.gradient_checkpointing=[language model, vision encoder, SAM encoder], a third more time a step"
+        "trainable.gradient_checkpointing=[language model, vision encoder, SAM encoder], a third more time per step"
         in (trained(240).remedies)
     )
 
@@ -424,7 +424,7 @@ def test_a_predictor_is_opened_as_planned_or_not_at_all() -> None:
     ):
         with raises_code(SettingError, code):
             load_predictor("tiny", **settings)
-    assert place_of(make_plan("tiny", changes=["batch_size=1"])) == ("cpu", torch.float32)
+    assert device_and_dtype(make_plan("tiny", changes=["batch_size=1"])) == ("cpu", torch.float32)
 
 
 def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:

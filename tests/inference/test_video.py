@@ -20,7 +20,7 @@ from vesalius.data.clips import Clip
 from vesalius.errors import CheckpointError, ImageError, SettingError
 from vesalius.inference.official import OfficialPredictor
 from vesalius.inference.tiles import TileSettings
-from vesalius.inference.video import KEY_FRAMES, _Follower, nearest_keys, read_questions, spread
+from vesalius.inference.video import KEY_FRAMES, _Propagator, nearest_keys, read_prompts, spread
 from vesalius.models.batch import Batch
 from vesalius.models.generation import Answer
 from vesalius.segmenter import FramePredictions
@@ -63,13 +63,13 @@ def test_official_propagation_equals_predict_forward(
         """Forced, because these random weights write no [SEG]."""
         asked.append(batch.input_ids)
         return predictor.answer_batch(
-            read_questions(predictor.processor, pictures, ["blood vessel"], answered=True)
+            read_prompts(predictor.processor, pictures, ["blood vessel"], answered=True)
         )
 
     monkeypatch.setattr("vesalius.inference.official.generate_answer", read_instead)
     question = predictor.processor.spec.prompt.ask("blood vessel")
     expected = predictor.predict_forward(video=clip, text=f"<image>\n{question}")
-    own = read_questions(predictor.processor, pictures, ["blood vessel"])
+    own = read_prompts(predictor.processor, pictures, ["blood vessel"])
     torch.testing.assert_close(asked, [own.input_ids], atol=0, rtol=0)
     found = list(predictor.predict_video(clip, ["blood vessel"], propagation="official"))
     assert [frame.index for frame in found] == list(range(FRAMES))
@@ -111,11 +111,11 @@ def test_frames_before_the_first_key_frame_are_predicted_backwards(
     assert order == [2, 1, 0, 3, 4, 5, 6]
     embedding = torch.randn(1, 128, generator=torch.Generator().manual_seed(0))
 
-    def follow(frames: list[np.ndarray]) -> dict[int, np.ndarray]:
-        followed = _Follower(predictor, Clip(frames), embedding, [3]).follow()
-        return {index: masks.logits.numpy() for index, _, masks in followed if masks is not None}
+    def propagate(frames: list[np.ndarray]) -> dict[int, np.ndarray]:
+        propagated = _Propagator(predictor, Clip(frames), embedding, [3]).propagate()
+        return {index: masks.logits.numpy() for index, _, masks in propagated if masks is not None}
 
-    there, back = follow(clip), follow(clip[::-1])
+    there, back = propagate(clip), propagate(clip[::-1])
     close({FRAMES - 1 - index: each for index, each in back.items()}, there)
     assert np.abs(there[2] - there[4]).max() > 1e-2
 

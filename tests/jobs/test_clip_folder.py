@@ -16,7 +16,7 @@ from vesalius.data.image_files import find_images
 from vesalius.data.writers.overlay_video import write_overlay
 from vesalius.errors import SettingError
 from vesalius.inference.official import OfficialPredictor
-from vesalius.jobs.clip_folder import ask_clips
+from vesalius.jobs.clip_folder import prepare_clips
 from vesalius.jobs.folder import write_predictions
 from vesalius.jobs.overlay_videos import write_masks
 from vesalius.masks import decode_rle
@@ -46,7 +46,7 @@ def predict(
 ) -> list[dict[str, Any]]:
     save = more.pop("save", ["masks", "rle"])
     progress = more.pop("on_progress", lambda _: None)
-    segmenter, asked, answer = ask_clips(predictor, None, samples, PROMPTS, save, **more)
+    segmenter, asked, answer = prepare_clips(predictor, None, samples, PROMPTS, save, **more)
     write_predictions(segmenter, asked, PROMPTS, out, save=save, answer=answer, on_progress=progress)
     return [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
 

@@ -124,7 +124,7 @@ def prediction_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments for `load_predictor`."""
     from vesalius.cleaning import Cleaning
     from vesalius.config import make_settings
-    from vesalius.inference.feature_cache import CacheSettings, check_apart
+    from vesalius.inference.feature_cache import CacheSettings, check_no_overlap
     from vesalius.inference.placement import parse_size
     from vesalius.inference.tiles import TileSettings
 
@@ -132,7 +132,7 @@ def prediction_settings(args: argparse.Namespace) -> dict[str, Any]:
     if "tiles" in args:
         settings["tiles"] = make_settings(TileSettings, {"sides": args.tiles}, "--tiles")
     if "cache" in args:
-        check_apart(args.cache, vars(args).get("out"))
+        check_no_overlap(args.cache, vars(args).get("out"))
         limit = {"max_bytes": parse_size(args.cache_size, "--cache-size")} if "cache_size" in args else {}
         settings["cache"] = CacheSettings(folder=args.cache, **limit)
     if cleaning := given(args, "fill_holes drop_specks"):

@@ -15,7 +15,7 @@ from vesalius.progress import Progress
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    from vesalius.jobs.folder import SAVES, write_predictions
+    from vesalius.jobs.folder import OUTPUT_KINDS, write_predictions
 
     add = command.add_argument
     add("model", metavar="MODEL", help=arguments.MODEL_OR_BASELINE)
@@ -31,7 +31,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add(
         "--save",
         default=",".join(defaults_of(write_predictions)["save"]),
-        metavar=",".join(SAVES),
+        metavar=",".join(OUTPUT_KINDS),
         help="output types to write, separated by commas",
     )
     _add_video_options(command)
@@ -51,14 +51,14 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def _add_video_options(command: argparse.ArgumentParser) -> None:
-    from vesalius.jobs.clip_folder import ask_clips
+    from vesalius.jobs.clip_folder import prepare_clips
     from vesalius.segmenter import Propagation
 
     group = command.add_argument_group("videos")
     group.add_argument(
         "--propagation",
         choices=("frames", *get_args(Propagation)),
-        default=defaults_of(ask_clips)["propagation"],
+        default=defaults_of(prepare_clips)["propagation"],
         help="how masks propagate in videos. frames: each frame independently; official: prompt on the first 5 "
         "frames, then Sa2VA's memory; sam2: prompt on key frames, then SAM 2's memory",
     )
@@ -70,7 +70,7 @@ def _add_video_options(command: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Result:
     """Write the predictions; `failed` is the number of images without a prediction."""
     from vesalius.data.image_files import find_images
-    from vesalius.jobs.clip_folder import ask_clips
+    from vesalius.jobs.clip_folder import prepare_clips
     from vesalius.jobs.folder import check_request, write_predictions
 
     saves = args.save.split(",")
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> Result:
     images = find_images(args.images)
     clips = given(args, "propagation reprompt_every")
     with _open(args) as opened, Progress(len(images), "predict") as progress:
-        segmenter, samples, answer = ask_clips(*opened, images, args.prompt, saves, **clips)
+        segmenter, samples, answer = prepare_clips(*opened, images, args.prompt, saves, **clips)
         summary = write_predictions(
             segmenter, samples, args.prompt, args.out, save=saves, answer=answer, on_progress=progress.reach
         )

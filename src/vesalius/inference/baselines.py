@@ -1,7 +1,7 @@
-"""Baselines for the text-prompted model, usable by the same commands: a U-Net, and an untrained vesselness filter.
+"""Baselines that run in place of a text-prompted model: a U-Net, and the untrained Frangi vesselness filter.
 
-Neither reads text. The U-Net has one channel for each phrase that it was trained on and refuses any other. The filter
-gives the same mask for every phrase.
+Neither reads text. The U-Net has one output channel per training phrase and refuses other phrases. The filter returns
+the same mask for every phrase.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from vesalius.models.unet import OpenedUNet, open_unet, standardize
 from vesalius.types import Item, Prediction
 
 OVERLAP = 0.5
-"""Overlap of neighboring U-Net windows as a share of their side, as in nnU-Net."""
+"""Overlap of neighboring U-Net windows as a fraction of the window side, as in nnU-Net."""
 SIGMAS = tuple(range(3, 9))
-"""Half widths in pixels of the lines that the filter finds. scikit-image does not normalize for scale, so the smallest
-sigma dominates: on 8 training images of ARCADE the best 5 % of pixels have a Dice of 0.17 with sigmas from 1, of 0.34
-from 2 and of 0.38 from 3."""
+"""Scales of the Frangi filter in pixels: about half the vessel width. scikit-image does not normalize responses across
+scales, so the smallest sigma dominates: on 8 ARCADE training images the 5 % of pixels with the highest response have a
+Dice of 0.17 with sigmas from 1, 0.34 from 2 and 0.38 from 3."""
 FLOOR = 1e-6
-"""Smallest response of the filter as a share of Otsu's threshold; it keeps the logarithm finite."""
+"""Minimum filter response, relative to Otsu's threshold; it keeps the logarithm finite."""
 
 
 class Baseline(LoadedSegmenter):
-    """A segmenter that gives logits of the image's size, one image at a time."""
+    """A segmenter that predicts logits at image resolution, one image at a time."""
 
     def predict(self, items: Sequence[Item]) -> list[Prediction]:
         return [prediction for item in items for prediction in self._predict_one(item)]
 
     def _predict_one(self, item: Item) -> list[Prediction]:
-        maps = self._find_logits(item.frames[0], item.prompts)
+        maps = self._compute_logits(item.frames[0], item.prompts)
         return [
             Prediction(
                 id=item.id,
@@ -58,16 +58,16 @@ class Baseline(LoadedSegmenter):
         ]
 
     @abstractmethod
-    def _find_logits(
+    def _compute_logits(
         self, frame: UInt8[np.ndarray, "h w 3"], prompts: Sequence[str]
     ) -> Float32[np.ndarray, "n h w"]:
-        """One map of logits for each prompt."""
+        """Logits of the image, one map per prompt."""
 
 
 class UNetPredictor(Baseline):
-    """A U-Net ready to predict: sliding windows that overlap by half, Gaussian blending, no mirroring.
+    """U-Net inference: sliding windows with 50 % overlap, Gaussian blending, no mirroring.
 
-    `batch_size` windows go through it together. SettingError for a phrase that it was not trained on.
+    `batch_size` is the number of windows per forward pass. SettingError for a phrase that the U-Net was not trained on.
     """
 
     def __init__(self, opened: OpenedUNet, **settings: Any) -> None:
@@ -84,7 +84,7 @@ class UNetPredictor(Baseline):
         check_channel(self.spec, *prompts)
 
     @torch.inference_mode()
-    def _find_logits(
+    def _compute_logits(
         self, frame: UInt8[np.ndarray, "h w 3"], prompts: Sequence[str]
     ) -> Float32[np.ndarray, "n h w"]:
         self.check_prompts(prompts)
@@ -104,11 +104,11 @@ class UNetPredictor(Baseline):
 
 
 class FrangiFilter(Baseline):
-    """The vesselness of Frangi et al. 1998 (doi 10.1007/BFb0056195): no training, no text.
+    """Frangi vesselness filter (Frangi et al. 1998, doi 10.1007/BFb0056195): no training, no text.
 
-    It finds dark lines of about 6 to 16 pixels in the green channel, such as vessels in angiograms and retinal images,
-    and no bright lines. The response r becomes the probability r / (r + t), where t is Otsu's threshold of the image's
-    responses: at 0.5 the mask is Otsu's.
+    It finds dark lines about 6 to 16 pixels wide in the green channel, such as vessels in angiograms and retinal
+    images; it ignores bright lines. The response r becomes the probability r / (r + t), where t is Otsu's threshold of
+    the image's responses, so a threshold of 0.5 gives Otsu's mask.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -118,21 +118,21 @@ class FrangiFilter(Baseline):
     def _settings(self) -> dict[str, Any]:
         return {"sigmas": list(SIGMAS), "ridges": "dark", "channel": "green", "text": "not read"}
 
-    def _find_logits(
+    def _compute_logits(
         self, frame: UInt8[np.ndarray, "h w 3"], prompts: Sequence[str]
     ) -> Float32[np.ndarray, "n h w"]:
         from skimage.filters import frangi, threshold_otsu
 
         response = frangi(frame[:, :, 1] / 255, sigmas=SIGMAS, black_ridges=True)
-        usual = threshold_otsu(response)
-        # Otsu's threshold is 0 if nothing looks like a line, as in a constant image
-        share = response / usual if usual > 0 else np.zeros_like(response)
-        logits = np.log(np.maximum(share, FLOOR))
+        otsu = threshold_otsu(response)
+        # Otsu's threshold is 0 if the filter responds nowhere, for example on a constant image
+        ratio = response / otsu if otsu > 0 else np.zeros_like(response)
+        logits = np.log(np.maximum(ratio, FLOOR))
         return np.repeat(logits.astype(np.float32)[None], len(prompts), axis=0)
 
 
 def check_channel(spec: UNetSpec, *phrases: str) -> None:
-    """Raise SettingError for phrases without a channel of the U-Net."""
+    """Raise SettingError for phrases that have no output channel in the U-Net."""
     if unknown := [repr(phrase) for phrase in phrases if phrase not in spec.phrases]:
         raise SettingError(
             f"this U-Net has no channel for {', '.join(unknown)}; it was trained on: {', '.join(spec.phrases)}",
@@ -142,7 +142,7 @@ def check_channel(spec: UNetSpec, *phrases: str) -> None:
 
 
 def load_baseline(ref: ModelRef, *, device: str = "cpu", **settings: Any) -> Baseline:
-    """Open the filter, or the bundle or run of a U-Net; `settings` as for `LoadedSegmenter`."""
+    """Open the Frangi filter, or the U-Net of a bundle or run; `settings` as for `LoadedSegmenter`."""
     if ref.kind == "frangi":
         return FrangiFilter(name=ref.name, **settings)
     fingerprint = fingerprint_model(ref)

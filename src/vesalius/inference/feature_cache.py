@@ -1,7 +1,7 @@
-"""Cache of SAM 2 image embeddings on disk: an image that the same model saw before is not encoded again.
+"""Disk cache of SAM 2 image embeddings, so that a model encodes each image only once.
 
 The key of an entry is a hash of the encoder's input pixels, the model's fingerprint, the dtype, the kind of device and
-the library versions. Each entry contains its own SHA-256; an entry that does not match is computed again.
+the library versions. Each entry contains its own SHA-256; on a mismatch the image is encoded again.
 """
 
 from __future__ import annotations
@@ -32,52 +32,51 @@ from vesalius.models.sam2 import Features, encode_images
 log = logging.getLogger(__name__)
 
 ENTRY = re.compile(r"\.?[0-9a-f]{64}\.safetensors(\.\d+\.partial)?")
-"""File name of an entry, or of a partial one that a killed process left."""
+"""File name of an entry, or of an incomplete entry left by a killed process."""
 PROBE = re.compile(r"\.\d+\.probe")
-"""File name of the write test of `prepare_folder` in another process."""
+"""File name of another process's write test (`files.prepare_folder`)."""
 LEVELS = tuple(level.name for level in fields(Features))
 DIGEST = "sha256"
-KEPT = 0.9
-"""Share of the size limit that is left after the least recently used entries were evicted."""
-
-RECOUNTED = 0.05
-"""Share of the size limit that a process writes before it counts the entries of other processes again."""
+EVICT_TO = 0.9
+"""Eviction reduces the cache to this fraction of the size limit."""
+RECOUNT_AFTER = 0.05
+"""A process recounts all entries after writing this fraction of the size limit, because other processes write too."""
 
 
 class CacheSettings(Settings):
     """Folder and size limit of the cache."""
 
     folder: Path
-    """Folder for this cache only; any number of models and processes may share it."""
+    """Folder used only by this cache; any number of models and processes may share it."""
     max_bytes: PositiveInt = 8 << 30
-    """Size limit of all entries together; beyond it the least recently used entries are evicted."""
+    """Limit on the total size of all entries; beyond it the least recently used entries are evicted."""
 
 
 @dataclass
 class CacheUse:
-    """Counters of a cache, in images."""
+    """Cache counters, in images."""
 
     read: int = 0
-    """Read from the cache."""
+    """Images with embeddings read from the cache."""
     encoded: int = 0
-    """Encoded, because the entry was missing or damaged."""
+    """Images encoded because the entry was missing or damaged."""
     damaged: int = 0
-    """Damaged entries."""
+    """Damaged entries found."""
     not_kept: int = 0
-    """Encoded, but not written because the disk refused."""
+    """Images encoded but not cached because writing failed."""
 
 
 class FeatureCache:
-    """The cached embeddings of the model with this fingerprint; safe in any thread.
+    """Embedding cache of the model with this fingerprint; thread-safe.
 
-    OutputError if the folder cannot be written to; SettingError without a fingerprint, and for a folder with other
-    files, because entries are deleted from it.
+    OutputError if the folder is not writable; SettingError if `fingerprint` is None, and for a folder that contains
+    other files, because eviction deletes files.
     """
 
     def __init__(self, settings: CacheSettings, fingerprint: str | None) -> None:
         if fingerprint is None:
             raise SettingError(
-                "the feature cache needs the fingerprint of a model on disk; open the model by its folder",
+                "the feature cache needs a fingerprint, which only a model on disk has; open the model by its folder",
                 code="not_supported",
                 field="cache",
             )
@@ -101,7 +100,7 @@ class FeatureCache:
         """Bytes written since the entries were counted."""
 
     def encode(self, sam: Sam2VideoModel, pixels: torch.Tensor) -> Features:
-        """Features of float (i, 3, S, S) like `encode_images`; missing ones are encoded together and written."""
+        """Embeddings of images float (i, 3, S, S), as from `encode_images`; missing ones are encoded together and cached."""
         names = [self._name(image) for image in pixels]
         found = [self._read(name) for name in names]
         missing = [index for index, each in enumerate(found) if each is None]
@@ -121,7 +120,7 @@ class FeatureCache:
         return hashlib.sha256(to_json(known).encode()).hexdigest()
 
     def _read(self, name: str) -> list[torch.Tensor] | None:
-        """The levels of an entry; None if it is missing or damaged."""
+        """Feature levels of an entry; None if it is missing or damaged."""
         path = self._folder / f"{name}.safetensors"
         try:
             tensors = safetensors.torch.load(path.read_bytes())
@@ -161,18 +160,18 @@ class FeatureCache:
                 if not self.use.not_kept:
                     log.warning("%s; embeddings of this image, and perhaps of others, are not cached", error)
                 self.use.not_kept += 1
-            if self._bytes > self.settings.max_bytes or self._written > RECOUNTED * self.settings.max_bytes:
+            if self._bytes > self.settings.max_bytes or self._written > RECOUNT_AFTER * self.settings.max_bytes:
                 self._shrink()
 
     def _shrink(self) -> None:
-        """Count the entries, and evict the least recently used ones beyond the size limit."""
+        """Recount the entries, and evict the least recently used ones if they exceed the size limit."""
         entries = sorted(self._entries())
         self._bytes = sum(size for _, size, _ in entries)
         self._written = 0
         if self._bytes <= self.settings.max_bytes:
             return
         for _, size, path in entries:
-            if self._bytes <= KEPT * self.settings.max_bytes:
+            if self._bytes <= EVICT_TO * self.settings.max_bytes:
                 return
             with suppress(OSError):
                 path.unlink()
@@ -190,8 +189,8 @@ class FeatureCache:
         return found
 
 
-def check_apart(folder: Path, out: Path | None) -> None:
-    """Raise SettingError if the cache and the output folder are equal, or one contains the other."""
+def check_no_overlap(folder: Path, out: Path | None) -> None:
+    """Raise SettingError if the cache folder and the output folder overlap."""
     cache, results = folder.resolve(), None if out is None else out.resolve()
     if results is not None and (cache.is_relative_to(results) or results.is_relative_to(cache)):
         raise SettingError(

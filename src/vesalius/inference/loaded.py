@@ -1,4 +1,4 @@
-"""`LoadedSegmenter`: the base of the text-prompted predictor and the baselines, with a card, a threshold and a name."""
+"""`LoadedSegmenter`: base class of the text-prompted predictor and the baselines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Picture = str | Path | Image.Image | np.ndarray
 
 
 class LoadedSegmenter(Segmenter):
-    """A segmenter opened from a model card."""
+    """A segmenter with a model card, a threshold and a name."""
 
     def __init__(
         self,
@@ -35,9 +35,9 @@ class LoadedSegmenter(Segmenter):
         fingerprint: str | None = None,
         gain: TtaGain | None = None,
     ) -> None:
-        """Without `threshold` the card's own is used, or that of `gain` if test-time augmentation is on.
+        """`threshold` defaults to the card's, or with test-time augmentation to the one tuned for it (`gain`).
 
-        SettingError for a threshold that is not between 0 and 1, and a batch size below 1.
+        SettingError for a threshold outside (0, 1), and for a batch size below 1.
         """
         if batch_size < 1:
             raise SettingError(
@@ -51,7 +51,7 @@ class LoadedSegmenter(Segmenter):
             )
         self.model_card = card
         self.gain = gain
-        """The measured gain that allows test-time augmentation; None without it."""
+        """Measured gain of test-time augmentation; None if it is off."""
         self._tuned_threshold = card.threshold if gain is None else gain.threshold
         self.threshold = self._tuned_threshold if threshold is None else threshold
         self.cleaning = None if cleaning == Cleaning() else cleaning
@@ -66,9 +66,9 @@ class LoadedSegmenter(Segmenter):
 
     @property
     def description(self) -> ModelDescription:
-        """The card's facts, with the settings in use.
+        """The card's facts with the settings in use.
 
-        Tuning images count only if something tuned on them is in use: the card's threshold, or views.
+        Tuning images are listed only if the tuned threshold or test-time augmentation is in use.
         """
         card = self.model_card
         if self.threshold != self._tuned_threshold:

@@ -1,4 +1,4 @@
-"""`OfficialPredictor`: a predictor with the official interface `predict_forward`, for scripts of the official model."""
+"""`OfficialPredictor`: a predictor with Sa2VA's own method `predict_forward`, for scripts written for it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from vesalius.models.memory import VideoSession
 from vesalius.models.official_prompt import official_text, read_official_prompt
 
 MAX_NEW_TOKENS = 2048
-"""Of the official code."""
+"""Token limit of an answer in the official code."""
 
 
 class OfficialPredictor(VideoPredictor):
-    """A text-prompted model for images and clips, with the official interface too; what `load_predictor` returns."""
+    """A text-prompted model for images and clips, with the official `predict_forward`; `load_predictor` returns it."""
 
     @torch.inference_mode()
     def predict_forward(
@@ -40,12 +40,12 @@ class OfficialPredictor(VideoPredictor):
         *,
         official: bool = False,
     ) -> dict[str, Any]:
-        """Answer one text about an image, a video or nothing, with the official arguments in their order.
+        """Answer one text about an image, a video or neither; arguments and their order are the official ones.
 
-        The result has `prediction`, the answer with its special tokens, and `prediction_masks`, for each [SEG] a bool
-        array (frames, h, w), where an image has one frame. `tokenizer` and `processor` are ignored, because the model
-        has its own. `official` reproduces errors of the official code (docs/decisions/0006-official-numbers.md).
-        SettingError with test-time augmentation, which the official interface does not have.
+        Returns `prediction`, the answer with its special tokens, and `prediction_masks`, one bool array (frames, h, w)
+        per [SEG]; an image is one frame. `tokenizer` and `processor` are ignored, because the model has its own.
+        `official` reproduces errors of the official code (docs/decisions/0006-official-numbers.md). SettingError with
+        test-time augmentation, which the official interface lacks.
         """
         del tokenizer, processor
         if self.views:
@@ -78,6 +78,6 @@ class OfficialPredictor(VideoPredictor):
         return result | {"prediction_masks": list(np.stack(masks, axis=1))}
 
     def _masks(self, logits: torch.Tensor, size: Size) -> np.ndarray:
-        """bool (n, h, w) of one frame."""
+        """Masks of one frame, bool (n, h, w)."""
         maps = LowRes(logits.float().cpu().numpy(), self.processor.spec.sam_size)
         return maps.masks(size, self.threshold)

@@ -1,4 +1,4 @@
-"""`Predictor`: images and prompts in, predictions out; the one inference path of jobs, evaluation and validation."""
+"""`Predictor`: the inference path of jobs, evaluation and validation, from images and prompts to predictions."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ from vesalius.types import Item, Prediction
 log = logging.getLogger(__name__)
 
 MAX_NEW_TOKENS = 64
-SHORTAGES = ("out of memory", "not enough memory", "can't allocate memory")
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 """Messages of PyTorch's CPU allocator, which raises a plain RuntimeError when memory runs out."""
 
 
 @dataclass(frozen=True)
 class Preprocessed(Item):
-    """An item with the pixel inputs of the model."""
+    """An item with the model's pixel inputs."""
 
     inputs: PixelInputs = field(kw_only=True)
 
 
 class Predictor(LoadedSegmenter):
-    """A text-prompted model, ready to predict.
+    """Inference with a text-prompted model.
 
-    `answer` is the mode of `AnswerMode`. `tiles` decodes masks in windows of the image (`inference/tiles.py`).
-    `tta` adds the views for which `vesalius tune` measured a gain (`inference/tta.py`), with the threshold found for
-    them. `cache` keeps SAM 2's image features on disk (`inference/feature_cache.py`). `batch_size` images go through
-    the model together; it is halved each time memory runs out. `cleaning` post-processes masks (`cleaning.py`).
+    `answer` selects how the language model answers (`AnswerMode`). `tiles` decodes masks in sliding windows
+    (`inference/tiles.py`). `tta` adds the views for which `vesalius tune` measured a gain (`inference/tta.py`), with
+    the threshold tuned for them. `cache` stores SAM 2's image embeddings on disk (`inference/feature_cache.py`).
+    `batch_size` is halved each time memory runs out. `cleaning` post-processes masks (`cleaning.py`).
     """
 
     model_card: Card
@@ -71,7 +71,7 @@ class Predictor(LoadedSegmenter):
         self.processor = opened.processor
         self.answer: AnswerMode = answer
         self.views = () if gain is None else gain.views
-        """Views of test-time augmentation in addition to the plain image."""
+        """Augmented views used in addition to the plain image."""
         self.tiles = tiles
         self.cache = None if cache is None else FeatureCache(cache, self.fingerprint)
         self.encode = encode_images if self.cache is None else self.cache.encode
@@ -101,20 +101,20 @@ class Predictor(LoadedSegmenter):
             try:
                 predictions += self._predict_batch([replace(item, masks=None) for item in some])
             except (RuntimeError, MemoryError) as error:
-                if len(some) == 1 or not _is_shortage(error):
+                if len(some) == 1 or not _is_out_of_memory(error):
                     raise
                 reason = " ".join(str(error).split())
             else:
                 done += len(some)
                 continue
-            # here, and not above, the error no longer holds the tensors of the batch
+            # after the except block, because the error keeps the batch's tensors alive
             self._halve_batch_size(len(some), reason)
         return predictions
 
     def with_views(self, views: Sequence[str], prompts: Iterable[str]) -> tuple[Predictor, tuple[str, ...]]:
-        """A copy for `vesalius tune`, with `LowRes.views` in its predictions; its views in order.
+        """A copy that decodes `views` and stores the logits of each in `LowRes.views`, and its views in order.
 
-        SettingError for no or an unknown view, with tiles or cleaning, and for prompts that a view does not allow.
+        SettingError for an empty list, an unknown view, a prompt that a view does not allow, and with tiles or cleaning.
         """
         check_whole_images(self.tiles)
         if self.cleaning is not None:
@@ -129,7 +129,7 @@ class Predictor(LoadedSegmenter):
         return tried, tried.views
 
     def check_prompts(self, prompts: Iterable[str]) -> None:
-        """Raise SettingError for prompts that the views do not allow."""
+        """Raise SettingError for prompts that name a side if flip is among the views."""
         check_phrases(prompts, self.views)
 
     def prepare(self, item: Item) -> Item:
@@ -161,7 +161,7 @@ class Predictor(LoadedSegmenter):
         return self._to_predictions(items, answer, maps, scores.float().cpu().tolist())
 
     def answer_batch(self, batch: Batch) -> Answer:
-        """The model's answer to each row of the batch, in the mode `answer`."""
+        """The model's answer to each row of the batch, in the answer mode `self.answer`."""
         stop_id = self.processor.stop_id
         match self.answer:
             case "verify":
@@ -174,7 +174,7 @@ class Predictor(LoadedSegmenter):
     def _decode(
         self, items: Sequence[Item], batch: Batch, seg: SegPrompts
     ) -> tuple[dict[int, Maps], torch.Tensor]:
-        """Row of the batch -> its maps, for rows with [SEG]; and float (m,), the predicted IoU of each [SEG]."""
+        """Maps by batch row, for rows with [SEG], and the predicted IoU of each [SEG], float (m,)."""
         row_of_mask, side = seg.row.cpu().numpy(), self.processor.spec.sam_size
         rows = dict.fromkeys(row_of_mask.tolist())
         if self.tiles is not None:
@@ -212,24 +212,23 @@ class Predictor(LoadedSegmenter):
         self, items: Sequence[Item], answer: Answer, maps: dict[int, Maps], scores: list[float]
     ) -> list[Prediction]:
         rows = answer.seg.row.tolist()
-        questions = [(item, prompt) for item in items for prompt in item.prompts]
-        cut = sum(self.processor.stop_id not in ids for ids in answer.ids)
-        if cut:
-            log.warning("%d of %d answers were cut after %d tokens", cut, len(questions), MAX_NEW_TOKENS)
+        pairs = [(item, prompt) for item in items for prompt in item.prompts]
+        if truncated := sum(self.processor.stop_id not in ids for ids in answer.ids):
+            log.warning("%d of %d answers were truncated at %d tokens", truncated, len(pairs), MAX_NEW_TOKENS)
         return [
             replace(
-                self.say(answer, row, prompt),
+                self.text_prediction(answer, row, prompt),
                 id=item.id,
                 status="ok" if row in maps else "no_seg",
                 size=item.size,
                 maps=maps.get(row, NO_MAPS),
                 scores=tuple(score for at, score in zip(rows, scores, strict=True) if at == row),
             )
-            for row, (item, prompt) in enumerate(questions)
+            for row, (item, prompt) in enumerate(pairs)
         ]
 
-    def say(self, answer: Answer, row: int, prompt: str) -> Prediction:
-        """One row of an answer as a prediction without masks, id and size."""
+    def text_prediction(self, answer: Answer, row: int, prompt: str) -> Prediction:
+        """Prediction with the text of one answer row; its id, size and masks are not set."""
         return Prediction(
             id="",
             prompt=prompt,
@@ -243,6 +242,7 @@ class Predictor(LoadedSegmenter):
         )
 
 
-def _is_shortage(error: Exception) -> bool:
-    told = any(words in str(error).lower() for words in SHORTAGES)
-    return told or isinstance(error, torch.OutOfMemoryError | MemoryError)
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(words in str(error).lower() for words in OUT_OF_MEMORY)

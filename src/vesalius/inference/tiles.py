@@ -1,8 +1,8 @@
 """Sliding windows: decode the masks of a large image in overlapping windows, each at the segmenter's full resolution.
 
-The mask decoder's map has a quarter of the side of the segmenter's input. On a whole fundus image of 3504 x 2336 one
-cell of the map is 14 pixels wide, and even the ground truth, reduced to that map and enlarged again, has a Dice of 0.77.
-In windows of half the input's side, where a cell is 2 pixels wide, it has 0.99 (benchmarks/tiles.py).
+The mask decoder outputs maps with a quarter of the segmenter's input side. On a whole fundus image of 3504 x 2336 one
+map cell is 14 pixels wide, and even the ground truth, downsampled to the map and upsampled again, has a Dice of 0.77.
+In windows of half the input side a cell is 2 pixels wide, and the Dice is 0.99 (benchmarks/tiles.py).
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from vesalius.models.textseg import Encode, TextSegModel
 
 
 class TileSettings(Settings):
-    """Windows of an image. The language model sees the whole image; each [SEG] is decoded in each window."""
+    """Sliding-window settings. The language model sees the whole image; each [SEG] is decoded in every window."""
 
     sides: tuple[Annotated[int, Field(ge=32)], ...] = ()
-    """Sides of the square windows in pixels, one per scale; empty: half of the segmenter's input side."""
+    """Window sides in pixels, one per scale; empty: half of the segmenter's input side."""
     overlap: Annotated[float, Field(ge=0, le=0.9)] = 0.25
-    """Smallest overlap of neighboring windows, as a share of their side."""
+    """Minimum overlap of neighboring windows, as a fraction of the window side."""
 
 
 def find_windows(size: Size, side: int, overlap: float) -> list[Window]:
-    """Windows of `side` that cover an image of `size`, evenly spaced, row by row from the top left.
+    """Evenly spaced windows of `side` that cover an image of `size`, row by row from the top left.
 
-    Example: 110 pixels, side 64, overlap 0.5: steps of at most 32, hence starts 0, 23, 46. An axis not longer than
-    `side` has one window of its own length.
+    Example: 110 pixels with side 64 and overlap 0.5 need steps of at most 32, so windows start at 0, 23 and 46. An axis
+    no longer than `side` gets a single window of the axis length.
     """
     return [
         Window(top, left, min(side, size[0]), min(side, size[1]))
@@ -54,9 +54,9 @@ def decode_tiles(
     batch_size: int,
     encode: Encode = encode_images,
 ) -> tuple[list[Tile], torch.Tensor]:
-    """The tiles of a frame uint8 (h, w, 3), and the predicted IoU of each prompt, float (n,), averaged over the tiles.
+    """Tiles of a frame uint8 (h, w, 3), and the predicted IoU of each [SEG], float (n,), averaged over the tiles.
 
-    `prompts` float (n, c) are the [SEG] embeddings; `batch_size` windows are encoded together by `encode`.
+    `prompts` float (n, c) are the [SEG] embeddings; `encode` encodes `batch_size` windows at a time.
     """
     size = frame.shape[0], frame.shape[1]
     sides = settings.sides or (processor.spec.sam_size // 2,)
@@ -68,15 +68,15 @@ def decode_tiles(
         squares = [
             processor.for_segmenter(Image.fromarray(frame[window.pixels])).to(prompts) for window in some
         ]
-        decoded = model.decode(squares, _on_each(prompts, len(some)), encode)
+        decoded = model.decode(squares, _repeat_prompts(prompts, len(some)), encode)
         maps = decoded.logits.unflatten(0, (len(some), -1)).float().cpu().numpy()
         tiles += [Tile(window, each) for window, each in zip(some, maps, strict=True)]
         scores.append(decoded.scores.unflatten(0, (len(some), -1)))
     return tiles, torch.cat(scores).mean(dim=0)
 
 
-def _on_each(prompts: torch.Tensor, images: int) -> SegPrompts:
-    """The same prompts for each of several images, image by image."""
+def _repeat_prompts(prompts: torch.Tensor, images: int) -> SegPrompts:
+    """All [SEG] embeddings once for each image, grouped by image."""
     image = torch.arange(images, device=prompts.device).repeat_interleave(len(prompts))
     return SegPrompts(prompts.repeat(images, 1), image, image)
 

@@ -1,8 +1,8 @@
-"""Test-time augmentation: the segmenter sees an image in several views, and the probabilities are averaged.
+"""Test-time augmentation: masks are decoded in several views of an image, and the probabilities are averaged.
 
-A view transforms SAM 2's input square, and its map is transformed back. The language model sees the plain image only:
-on `tiny` its answer to the flipped image gave the same masks (docs/prediction.md). Probabilities are averaged, not
-logits, so that a single view that is confident and wrong does not dominate.
+A view transforms SAM 2's input square, and the decoded map is transformed back. The language model sees only the plain
+image: on `tiny` its answer to the flipped image gave the same masks (docs/prediction.md). Probabilities are averaged,
+not logits, so that one confident but wrong view does not dominate.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ VIEWS = {
     "scale_0.75": "3/4 of the size, padded with gray",
     "scale_1.33": "4/3 of the size, in four overlapping windows",
 }
-"""Views in addition to the plain image. 3/4 of the square is a whole number of cells of every map."""
-FINER = 2
-"""Resolution of maps of another scale, relative to the plain map. With 1 the mean with `scale_1.33` had a Dice of 0.781 on 20
-synthetic angiograms, with 2 of 0.795, with 4 of 0.800 (fine-tuned on ARCADE 0.700, 0.701, 0.700)."""
+"""Augmented views. 3/4 of the input side is a whole number of cells in every map."""
+UPSAMPLING = 2
+"""Resolution of the maps of scaled views, relative to the plain map. With 1 the mean of plain and `scale_1.33` had a
+Dice of 0.781 on 20 synthetic angiograms, with 2 of 0.795, with 4 of 0.800 (fine-tuned on ARCADE: 0.700, 0.701, 0.700)."""
 
-HUMPS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-"""Boundaries of words in camel case."""
+CAMEL_CASE = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+"""Word boundaries in camel case."""
 SIDE_WORDS = re.compile(
     r"(?<![a-zà-ɏ])(?:(?:left|right)(?:most|wards?|sided|hand(?:ed)?)?"
     r"|(?:link|recht)(?:e[mnrs]?|s\w*)|gauches?|droit(?:es?|s)?|(?:izquierd|derech|esquerd|direit)[ao]s?"
@@ -41,8 +41,8 @@ SIDE_WORDS = re.compile(
     r"|(?<![а-яё])(?:с|на)?(?:лев|прав)[аоуы]|왼|오른|[좌우]측|[左右]",
     re.IGNORECASE,
 )
-"""Words that name a side, in English, German, Dutch, French, Spanish, Portuguese, Italian, Latin, Russian, Korean,
-Chinese and Japanese. Other languages, and abbreviations such as LAD, are not recognized: leave the view flip out there."""
+"""Words for left and right in English, German, Dutch, French, Spanish, Portuguese, Italian, Latin, Russian, Korean,
+Chinese and Japanese. Other languages, and abbreviations such as LAD, are not recognized: leave flip out for them."""
 
 
 def choose_views(names: Collection[str]) -> tuple[str, ...]:
@@ -56,7 +56,7 @@ def choose_views(names: Collection[str]) -> tuple[str, ...]:
 
 
 def check_whole_images(tiles: TileSettings | None) -> None:
-    """Raise SettingError for views together with tiles."""
+    """Raise SettingError if test-time augmentation is combined with tiles."""
     if tiles is not None:
         raise SettingError(
             "test-time augmentation works on whole images; give --tta or --tiles, not both",
@@ -66,7 +66,7 @@ def check_whole_images(tiles: TileSettings | None) -> None:
 
 
 def find_gain(card: Card, tiles: TileSettings | None, name: str) -> TtaGain:
-    """The measured gain of a card, with its views; SettingError without one, and for tiles."""
+    """Measured gain of test-time augmentation, from the card; SettingError if none was measured, and with tiles."""
     check_whole_images(tiles)
     if card.tta is None:
         raise SettingError(
@@ -79,8 +79,8 @@ def find_gain(card: Card, tiles: TileSettings | None, name: str) -> TtaGain:
 
 
 def check_phrases(prompts: Iterable[str], views: Collection[str]) -> None:
-    """Raise SettingError for phrases with one of `SIDE_WORDS`, if flip is among the views."""
-    sided = [repr(each) for each in prompts if SIDE_WORDS.search(HUMPS.sub(" ", each))]
+    """Raise SettingError if flip is among the views and a phrase names a side (`SIDE_WORDS`)."""
+    sided = [repr(each) for each in prompts if SIDE_WORDS.search(CAMEL_CASE.sub(" ", each))]
     if sided and "flip" in views:
         raise SettingError(
             f"a phrase names a side, which is the other side in a flipped image: {', '.join(dict.fromkeys(sided))}; "
@@ -92,18 +92,18 @@ def check_phrases(prompts: Iterable[str], views: Collection[str]) -> None:
 
 @dataclass(frozen=True)
 class AveragedViews:
-    """The maps of each [SEG] in each view, and their average."""
+    """Logits of each [SEG] in each view, and their average."""
 
     views: dict[str, np.ndarray]
-    """View -> float32 (m, g, g): logits in the frame of the plain image; g is `FINER` times that of the plain map for a
-    view of another scale."""
+    """View -> logits in plain-image coordinates, float32 (m, g, g); in scaled views g is `UPSAMPLING` times the plain
+    map's side."""
     logits: np.ndarray
-    """float32 (m, g, g): logits of the mean probability."""
+    """Logits of the mean probability, float32 (m, g, g)."""
     scores: torch.Tensor
-    """float (m,): mean of the predicted IoU."""
+    """Predicted IoU, averaged over the views, float (m,)."""
 
     def of(self, mine: np.ndarray, input_size: int) -> LowRes:
-        """The maps of the [SEG] selected by bool (m,)."""
+        """Maps of the [SEG] selected by the boolean index `mine` (m,)."""
         views = {name: maps[mine] for name, maps in self.views.items()}
         return LowRes(self.logits[mine], input_size, views)
 
@@ -111,7 +111,7 @@ class AveragedViews:
 def decode_views(
     decode: Decode, squares: Sequence[torch.Tensor], seg: SegPrompts, views: Sequence[str]
 ) -> AveragedViews:
-    """Decode each [SEG] in the plain view and in `views`, one after the other, so that memory is that of one view."""
+    """Decode each [SEG] in the plain view and in `views`, one view at a time to limit memory."""
     decoded = {PLAIN: decode(squares, seg)}
     for name in views:
         decoded[name] = DECODE_VIEW[name](decode, squares, seg) if len(seg.row) else decoded[PLAIN]
@@ -128,11 +128,11 @@ def _flip(decode: Decode, squares: Sequence[torch.Tensor], seg: SegPrompts) -> M
 def _scale_down(decode: Decode, squares: Sequence[torch.Tensor], seg: SegPrompts) -> MaskLogits:
     side = squares[0].shape[-1]
     edge = side // 8
-    # 0 is the mean color of SAM 2's training images
+    # padded with 0, the mean color of SAM 2's training images
     decoded = decode([pad(_resize(square, side * 3 // 4), [edge] * 4) for square in squares], seg)
     cells = decoded.logits.shape[-1]
     cut = slice(cells // 8, cells - cells // 8)
-    return _with_logits(decoded, _resize(decoded.logits[:, cut, cut].float(), FINER * cells))
+    return _with_logits(decoded, _resize(decoded.logits[:, cut, cut].float(), UPSAMPLING * cells))
 
 
 def _scale_up(decode: Decode, squares: Sequence[torch.Tensor], seg: SegPrompts) -> MaskLogits:
@@ -143,12 +143,12 @@ def _scale_up(decode: Decode, squares: Sequence[torch.Tensor], seg: SegPrompts) 
             rows, columns = _corner(side, down), _corner(side, right)
             decoded = decode([_resize(square[:, rows, columns], side) for square in squares], seg)
             windows.append((down, right, decoded))
-    cells = FINER * decoded.logits.shape[-1]
+    cells = UPSAMPLING * decoded.logits.shape[-1]
     whole = decoded.logits.new_zeros(len(seg.row), cells, cells, dtype=torch.float32)
     weights = torch.zeros_like(whole[0])
     steps = torch.arange(cells * 3 // 4, device=weights.device) + 0.5
     near = torch.minimum(steps, len(steps) - steps)
-    # blended like tiles: the weight of a window falls linearly towards its border
+    # blended like tiles: the weight of a window falls linearly towards its edge
     weight = torch.minimum(near[:, None], near)
     for down, right, decoded in windows:
         rows, columns = _corner(cells, down), _corner(cells, right)
@@ -168,7 +168,7 @@ def _resize(maps: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def _with_logits(decoded: MaskLogits, logits: torch.Tensor) -> MaskLogits:
-    # dropped: the candidates lie in the frame of the view
+    # the candidates are dropped, because they lie in the view's coordinates
     return MaskLogits(logits, decoded.scores, decoded.candidates[:0], decoded.candidate_scores[:0])
 
 

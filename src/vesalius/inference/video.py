@@ -1,9 +1,10 @@
-"""`VideoPredictor`: a predictor that also answers a prompt about a clip as a whole, with a mask on each of its frames.
+"""`VideoPredictor`: a predictor that also segments clips, with masks propagated from frame to frame.
 
 `official` follows the official code: the language model sees the first five frames, and Sa2VA's use of SAM 2's memory
 propagates the masks. `sam2` follows Sa2VA-i (arXiv 2509.19082): the language model sees five frames spread over the
-clip, [SEG] is decoded on key frames as in training, and SAM 2's own memory segments the other frames. Sa2VA-i also
-uses SAM 2's own mask decoder there. No Sa2VA model contains it, so the model's own decoder is used for all frames.
+clip, [SEG] is decoded on key frames as in training, and SAM 2's own memory segments the other frames. Sa2VA-i decodes
+those other frames with SAM 2's original mask decoder. No Sa2VA model contains it, so here the model's fine-tuned
+decoder decodes all frames.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ from vesalius.segmenter import FramePredictions, Propagation
 from vesalius.types import Prediction, Status
 
 KEY_FRAMES = 5
-"""Key frames in memory at a time, those nearest to the current frame: as many as Sa2VA-i uses."""
+"""Maximum number of key frames in memory, as in Sa2VA-i; they are the nearest to the current frame."""
 
-Followed = tuple[int, np.ndarray | DataError, FrameMasks | None]
-"""Index of a frame, its pixels or the error of reading it, and its masks, one for each [SEG]; None without masks."""
+PropagatedFrame = tuple[int, np.ndarray | DataError, FrameMasks | None]
+"""Frame index; pixels, or the error of reading them; masks, one per [SEG], or None without any."""
 
 
 class VideoPredictor(Predictor):
@@ -49,16 +50,16 @@ class VideoPredictor(Predictor):
         key_frames: Sequence[int] = (),
         reprompt_every: int | None = None,
     ) -> Iterator[FramePredictions]:
-        """The predictions for each frame of a clip as they are found: in order, except that the frames before the first
-        key frame come first, backwards.
+        """Yield the predictions of each frame in order, except that the frames before the first key frame come first,
+        in reverse order.
 
         `clip` is a video, a cine, a folder of images, or a sequence of frames (samples, paths, PIL images or arrays).
         Frames are read one by one, so memory does not grow with the clip. With `sam2` the key frames are those that
-        the language model sees, unless `key_frames` lists others or `reprompt_every` sets one key frame in so many.
+        the language model sees, unless `key_frames` lists them or `reprompt_every` gives their spacing.
 
-        A frame that cannot be read, or has another size than the first, is `failed`; the others are predicted without
-        it. SettingError for settings and prompts that do not fit; ImageError if no frame for the language model can be
-        read; CheckpointError for a model without memory.
+        A frame that cannot be read, or differs in size from the first, is `failed`; the others are predicted without
+        it. SettingError for invalid settings or prompts; ImageError if no frame for the language model can be read;
+        CheckpointError for a model without memory.
         """
         if not prompts:
             raise SettingError("no prompt is given; give at least one", code="bad_value", field="prompts")
@@ -74,13 +75,12 @@ class VideoPredictor(Predictor):
         key_frames: Sequence[int] = (),
         reprompt_every: int | None = None,
     ) -> None:
-        """As in the base class; tiles, test-time augmentation and the feature cache work on single frames only."""
+        """As in the base class; also refuses tiles, test-time augmentation and the feature cache, which need single images."""
         self._choose_keys(n_frames, propagation, key_frames, reprompt_every)
 
     def _choose_keys(
         self, n_frames: int, propagation: Propagation, key_frames: Sequence[int], reprompt_every: int | None
     ) -> list[int] | None:
-        """Key frames in order; None for `official`, which has none."""
         for name, flag, value in (
             ("tiles", "--tiles", self.tiles),
             ("test-time augmentation", "--tta", self.views),
@@ -99,7 +99,7 @@ class VideoPredictor(Predictor):
 def choose_keys(
     frames: int, propagation: Propagation, key_frames: Sequence[int] = (), reprompt_every: int | None = None
 ) -> list[int] | None:
-    """Key frames in order; None for `official`, which has none. SettingError for settings that do not fit."""
+    """Sorted indices of the key frames; None for `official`, which has none. SettingError for invalid settings."""
 
     def refuse(message: str, field: str, code: str = "bad_value") -> SettingError:
         return SettingError(message, code=code, field=field)
@@ -129,14 +129,14 @@ def choose_keys(
 
 
 def spread(frames: int) -> list[int]:
-    """Indices of the frames that the language model sees for `sam2`: five evenly spaced, or all of a shorter clip."""
+    """Indices of the frames that the language model sees with `sam2`: five, evenly spaced, or all of a shorter clip."""
     return np.linspace(0, frames - 1, min(frames, SEEN_FRAMES), dtype=int).tolist()
 
 
 def nearest_keys(keys: Sequence[int], frame: int) -> list[int]:
-    """The key frames in SAM 2's memory for a frame, chosen from `keys` in order; at most `KEY_FRAMES`.
+    """Sorted key frames in SAM 2's memory for `frame`, at most `KEY_FRAMES` of the sorted `keys`.
 
-    They are the last key frame before it, the first at or after it, and then the nearest others.
+    These are the last key frame before it, the first at or after it, and the nearest others.
     """
     index = bisect_left(keys, frame)
     near = keys[max(0, index - KEY_FRAMES) : index + KEY_FRAMES]
@@ -160,12 +160,12 @@ def _predict_frames(
     n_seen = len(seen)
     del seen
     if not len(answers.embeddings):
-        followed = _read_frames(clip)
+        propagated = _read_frames(clip)
     elif keys is None:
-        followed = _follow_officially(predictor, clip, answers.embeddings, n_seen)
+        propagated = _propagate_officially(predictor, clip, answers.embeddings, n_seen)
     else:
-        followed = _Follower(predictor, clip, answers.embeddings, keys).follow()
-    for index, pixels, masks in followed:
+        propagated = _Propagator(predictor, clip, answers.embeddings, keys).propagate()
+    for index, pixels, masks in propagated:
         name = clip.name(index)
         if isinstance(pixels, DataError):
             yield FramePredictions(index, None, answers.of_failure(name, pixels))
@@ -177,21 +177,20 @@ def _predict_frames(
 class _Answers:
     """The language model's answers about a clip."""
 
-    spoken: list[Prediction]
-    """For each prompt the prediction of a frame without masks."""
+    templates: list[Prediction]
+    """Per prompt, a prediction without masks: the template for each frame."""
     input_size: int
     embeddings: torch.Tensor
-    """float (n, c): one for each [SEG]."""
+    """[SEG] embeddings, float (n, c)."""
     prompt_of: np.ndarray
-    """int64 (n,): the index of the prompt that each [SEG] answers."""
+    """Index of the prompt that each [SEG] answers, int64 (n,)."""
 
     def of_frame(self, name: str, masks: FrameMasks | None) -> list[Prediction]:
-        """The predictions for a frame with these masks."""
         if masks is None:
-            return [replace(each, id=name) for each in self.spoken]
+            return [replace(each, id=name) for each in self.templates]
         maps, scores = masks.logits.float().cpu().numpy(), masks.scores.amax(dim=-1).float().tolist()
         predictions = []
-        for index, each in enumerate(self.spoken):
+        for index, each in enumerate(self.templates):
             mine = np.flatnonzero(self.prompt_of == index)
             status: Status = "ok" if len(mine) else "no_seg"
             best = tuple(scores[i] for i in mine)
@@ -200,34 +199,33 @@ class _Answers:
         return predictions
 
     def of_failure(self, name: str, error: DataError) -> list[Prediction]:
-        """The predictions for a frame that could not be read."""
-        return [Prediction.failure(name, each.prompt, each.size, error) for each in self.spoken]
+        return [Prediction.failure(name, each.prompt, each.size, error) for each in self.templates]
 
 
 @torch.inference_mode()
 def _ask(predictor: Predictor, frames: Sequence[np.ndarray], prompts: Sequence[str]) -> _Answers:
-    """Ask every prompt about the frames that the language model sees, `predictor.batch_size` prompts at a time."""
+    """Answers to all prompts about `frames`, in batches of `predictor.batch_size` prompts."""
     processor, parameter = predictor.processor, next(predictor.model.parameters())
     pictures = [Image.fromarray(frame) for frame in frames]
     size = frames[0].shape[0], frames[0].shape[1]
-    spoken: list[Prediction] = []
+    templates: list[Prediction] = []
     embeddings: list[torch.Tensor] = []
     prompt_of: list[int] = []
     for start in range(0, len(prompts), predictor.batch_size):
         some = prompts[start : start + predictor.batch_size]
-        batch = read_questions(processor, pictures, some, answered=predictor.answer == "force")
+        batch = read_prompts(processor, pictures, some, answered=predictor.answer == "force")
         answer = predictor.answer_batch(batch.to(parameter.device, parameter.dtype))
         embeddings.append(answer.seg.embedding)
         prompt_of += [start + row for row in answer.seg.row.tolist()]
-        spoken += [replace(predictor.say(answer, row, prompt), size=size) for row, prompt in enumerate(some)]
+        templates += [replace(predictor.text_prediction(answer, row, prompt), size=size) for row, prompt in enumerate(some)]
     prompts_of_seg = np.array(prompt_of, dtype=np.int64)
-    return _Answers(spoken, processor.spec.sam_size, torch.cat(embeddings), prompts_of_seg)
+    return _Answers(templates, processor.spec.sam_size, torch.cat(embeddings), prompts_of_seg)
 
 
-def read_questions(
+def read_prompts(
     processor: Processor, frames: Sequence[Image.Image], phrases: Sequence[str], *, answered: bool = False
 ) -> Batch:
-    """One row for each phrase, about the same frames of a clip; `answered` as for `Processor`.
+    """Batch with one row per phrase, all about the same frames of a clip; `answered` as for `Processor`.
 
     The image tokens of the frames are joined as in the official code. SettingError as for `Processor`.
     """
@@ -242,8 +240,7 @@ def read_questions(
     return replace(batch, frames_per_batch=[len(frames)])
 
 
-def _read_frames(clip: Clip) -> Iterator[Followed]:
-    """Each frame, without masks."""
+def _read_frames(clip: Clip) -> Iterator[PropagatedFrame]:
     for index in range(len(clip)):
         try:
             yield index, clip.read(index), None
@@ -251,22 +248,22 @@ def _read_frames(clip: Clip) -> Iterator[Followed]:
             yield index, error, None
 
 
-def _follow_officially(
+def _propagate_officially(
     predictor: Predictor, clip: Clip, embeddings: torch.Tensor, prompted: int
-) -> Iterator[Followed]:
+) -> Iterator[PropagatedFrame]:
     session = VideoSession(predictor.model.sam, embeddings, prompted)
     for index, pixels, _ in _read_frames(clip):
-        masks = None if isinstance(pixels, DataError) else session.segment(_square(predictor, pixels))
+        masks = None if isinstance(pixels, DataError) else session.segment(_to_sam_input(predictor, pixels))
         yield index, pixels, masks
 
 
-def _square(predictor: Predictor, pixels: np.ndarray) -> torch.Tensor:
+def _to_sam_input(predictor: Predictor, pixels: np.ndarray) -> torch.Tensor:
     square = predictor.processor.for_segmenter(Image.fromarray(pixels))
     return square[None].to(next(predictor.model.parameters()))
 
 
-class _Follower:
-    """Propagates masks through a clip: for each frame the nearest key frames are segmented first, then the frame."""
+class _Propagator:
+    """Propagates masks with SAM 2's memory; before each frame, the key frames nearest to it are segmented."""
 
     def __init__(self, predictor: Predictor, clip: Clip, embeddings: torch.Tensor, keys: list[int]) -> None:
         threshold = predictor.threshold
@@ -278,30 +275,30 @@ class _Follower:
         self._keys = list(keys)
         self._known: dict[int, tuple[np.ndarray, FrameMasks]] = {}
 
-    def follow(self) -> Iterator[Followed]:
-        """Every frame; ImageError if no key frame can be read."""
-        self._look_ahead(self._keys[0])
+    def propagate(self) -> Iterator[PropagatedFrame]:
+        """Every frame with its masks; ImageError if no key frame can be read."""
+        self._update_key_frames(self._keys[0])
         first = self._keys[0]
         if first:
             self._tracker.reverse()
             for index in reversed(range(first)):
-                yield self._at(index)
+                yield self._segment(index)
             self._tracker.reverse()
         for index in range(first, len(self._clip)):
-            yield self._at(index)
+            yield self._segment(index)
 
-    def _at(self, index: int) -> Followed:
-        self._look_ahead(index)
+    def _segment(self, index: int) -> PropagatedFrame:
+        self._update_key_frames(index)
         if index in self._known:
             return index, *self._known[index]
         try:
             pixels = self._clip.read(index)
         except DataError as error:
             return index, error, None
-        return index, pixels, self._tracker.propagate(index, _square(self._predictor, pixels))
+        return index, pixels, self._tracker.propagate(index, _to_sam_input(self._predictor, pixels))
 
-    def _look_ahead(self, index: int) -> None:
-        """Keep the key frames nearest to a frame in memory, and no others.
+    def _update_key_frames(self, index: int) -> None:
+        """Segment the key frames nearest to frame `index`, and remove all others from memory.
 
         A key frame that cannot be read is replaced by the next frame.
         """
@@ -309,14 +306,14 @@ class _Follower:
             key = missing[0]
             try:
                 pixels = self._clip.read(key)
-            except DataError:  # reported in its turn, by `_at`
+            except DataError:  # `_segment` reports it
                 self._keys.remove(key)
                 if key + 1 < len(self._clip) and key + 1 not in self._keys:
                     insort(self._keys, key + 1)
                 if not self._keys:
                     raise
                 continue
-            self._known[key] = pixels, self._tracker.prompt(key, _square(self._predictor, pixels))
+            self._known[key] = pixels, self._tracker.prompt(key, _to_sam_input(self._predictor, pixels))
         for key in set(self._known) - set(nearest_keys(self._keys, index)):
             del self._known[key]
             self._tracker.forget(key)

@@ -1,4 +1,4 @@
-"""Clips in a prediction folder: all frames of a clip are predicted together, with propagated masks."""
+"""Clips in a prediction folder, with masks propagated through the frames of each clip."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any, cast
 
 from vesalius.data.clips import group_clips
 from vesalius.errors import DataError, SettingError
-from vesalius.jobs.folder import REASONS, Answered, Answering, answer_samples, fail_all, write_answers
+from vesalius.jobs.folder import ITEM_ERRORS, Answered, Answering, answer_samples, fail_all, write_answers
 from vesalius.jobs.overlay_videos import with_videos
 from vesalius.jobs.prediction_log import Line
 from vesalius.segmenter import Described, ModelDescription, Segmenter, Usage
 from vesalius.types import Item, Prediction, Sample
 
 
-def ask_clips(
+def prepare_clips(
     model: Described,
     answer: Answering | None,
     samples: Sequence[Sample],
@@ -29,10 +29,10 @@ def ask_clips(
     propagation: str = "frames",
     reprompt_every: int | None = None,
 ) -> tuple[Described, Sequence[Sample], Answering | None]:
-    """Arguments of `write_predictions` for clips: the model, the samples in clip order, and the function that answers.
+    """Arguments of `write_predictions` for clips: model, samples in clip order, and answering function.
 
     With `frames` each frame is predicted independently, like any image, and only samples with a sequence belong to a
-    clip. Otherwise the single images of a folder are a clip too. SettingError for settings that do not fit together.
+    clip. Otherwise the single images of a folder form a clip too. SettingError for conflicting settings.
     """
     videos = "video" in save
     if videos and "masks" not in save:
@@ -51,7 +51,7 @@ def ask_clips(
     else:
         if answer is not None:
             raise SettingError(
-                "--devices: masks propagate through a clip on one device; leave it out",
+                "--devices: masks propagate through a clip on one device only; leave --devices out",
                 code="conflicting_settings",
                 field="devices",
             )
@@ -60,8 +60,8 @@ def ask_clips(
         segmenter.check_video(1, **settings)
         clips = group_clips(samples)
         samples = [frame for frames in clips.values() for frame in frames]
-        followed = ClipSegmenter(segmenter, clips, settings)
-        model, answer = followed, followed.answer
+        by_clip = ClipSegmenter(segmenter, clips, settings)
+        model, answer = by_clip, by_clip.answer
     if videos and not clips:
         raise SettingError(
             "--save video: none of the images belongs to a clip; give a video or a cine, or leave video out",
@@ -72,12 +72,12 @@ def ask_clips(
 
 
 class ClipSegmenter(Described):
-    """A segmenter for whole clips; its description contains the settings of propagation."""
+    """A segmenter of whole clips; its description includes the propagation settings."""
 
     def __init__(
         self, segmenter: Segmenter, clips: Mapping[str, Sequence[Sample]], settings: Mapping[str, Any]
     ) -> None:
-        """`clips` are all clips in order; `settings` as for `Segmenter.predict_video`."""
+        """`clips` maps names to frames in order; `settings` as for `Segmenter.predict_video`."""
         self._segmenter = segmenter
         self._settings = settings
         self._clip_of = {frame.id: frames for frames in clips.values() for frame in frames}
@@ -97,9 +97,9 @@ class ClipSegmenter(Described):
     def answer(
         self, samples: Iterable[Sample], out: Path, save: Sequence[str]
     ) -> Generator[list[Line], None, None]:
-        """As `answer_samples`, for samples that are frames of the clips, in order.
+        """Predict frames of the clips, given in order, and write their files into `out`; yields the lines of each frame.
 
-        If they begin in the middle of a clip, its masks are propagated from its start again.
+        If the first sample lies in the middle of a clip, masks are propagated from the start of that clip.
         """
         ahead = self._segmenter.description.batch_size
         yield from write_answers(self._predict(iter(samples)), out, save, ahead)
@@ -117,7 +117,7 @@ class ClipSegmenter(Described):
     def _propagate(
         self, clip: Sequence[Sample], prompts: tuple[str, ...]
     ) -> Generator[tuple[Item | None, list[Prediction]], None, None]:
-        """Item and predictions of each frame, in order; if the clip fails, all remaining frames fail."""
+        """Item and predictions of each frame, in order; if propagation fails, all remaining frames fail."""
         early: dict[int, tuple[Item | None, list[Prediction]]] = {}
         due = 0
         try:
@@ -128,6 +128,6 @@ class ClipSegmenter(Described):
                 while due in early:
                     yield early.pop(due)
                     due += 1
-        except (DataError, *REASONS) as error:
+        except (DataError, *ITEM_ERRORS) as error:
             for frame in clip[due:]:
                 yield None, fail_all(frame.id, prompts, frame.size or (0, 0), error)

@@ -1,4 +1,4 @@
-"""DICOM segmentations of a prediction folder: one file for each source file, with one segment for each prompt."""
+"""DICOM segmentations in a prediction folder: one file per source file, with one segment per prompt."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from vesalius.types import Sample
 
 
 class SegmentationFolder:
-    """The folder `dicom/` of predictions: masks are kept as RLE until the last frame of their source file is done.
+    """The folder `dicom/` of a prediction folder; masks are held as RLE until the last frame of their source file is done.
 
-    Failed frames are left out, and the image comment lists them. A source file whose frames all failed has no
+    Failed frames are left out, and the image comment lists them. If all frames of a source file failed, it gets no
     segmentation.
     """
 
     def __init__(
         self, out: Path, samples: Sequence[Sample], prompts: Sequence[str], card: dict[str, Any]
     ) -> None:
-        """Check all source files first.
+        """Check all source files.
 
-        SettingError for a file that is not DICOM, for two files whose segmentations would have the same name, and for a
-        prompt that is no valid label; ImageError for a file that a segmentation cannot refer to.
+        SettingError for a file that is not DICOM, for two segmentations with the same file name, and for a prompt that
+        is not a valid label; ImageError for a file that a segmentation cannot reference.
         """
         check_labels(prompts)
         self.out = out
@@ -46,7 +46,7 @@ class SegmentationFolder:
         self._failed: dict[Path, set[int]] = defaultdict(set)
 
     def add(self, sample: Sample, prompt: str, mask: Rle | None) -> dict[str, str]:
-        """Keep one mask, None if it failed, and write the segmentation after the last one of its file.
+        """Add one mask (None if it failed), and write the segmentation after the last mask of its source file.
 
         Returns the path of the segmentation under the key `dicom`; empty for a failed mask.
         """
@@ -77,7 +77,7 @@ class SegmentationFolder:
 
 
 def _name_files(samples: Sequence[Sample]) -> dict[Path, str]:
-    """Source file -> file name of its segmentation without suffix: the sample id without the frame."""
+    """Source file -> stem of its segmentation file: the sample id without the frame."""
     found: dict[Path, str] = {}
     for sample in samples:
         if sample.image in found:
@@ -94,7 +94,7 @@ def _name_files(samples: Sequence[Sample]) -> dict[Path, str]:
     for stem, n in Counter(found.values()).items():
         if n > 1:
             raise SettingError(
-                f"--save dicom: {n} files would be written as {stem}.dcm; give the folder above them",
+                f"--save dicom: {n} files would be written as {stem}.dcm; pass their parent folder instead",
                 code="duplicate_id",
                 field="save",
             )

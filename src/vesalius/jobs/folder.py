@@ -1,6 +1,6 @@
-"""Write a prediction folder: one line of JSON for each prompt and image, with masks and other outputs as files.
+"""Write a prediction folder: one JSON line per image and prompt, with masks and other outputs as files.
 
-samples -> items, in threads -> predictions -> files and a line each, in threads -> predictions.jsonl
+Pipeline: samples -> items (in threads) -> predictions -> files and JSON lines (in threads) -> predictions.jsonl
 """
 
 from __future__ import annotations
@@ -31,24 +31,23 @@ from vesalius.segmenter import Described, ModelDescription, Segmenter
 from vesalius.types import Item, Prediction, Sample
 from vesalius.visualization import PREDICTION_COLOR, overlay
 
-SAVES = ("masks", "probs", "overlay", "rle", "dicom", "video")
+OUTPUT_KINDS = ("masks", "probs", "overlay", "rle", "dicom", "video")
 """masks: PNG 0/255; probs: float32 .npz; overlay: PNG of the image with its mask; rle: COCO RLE in `predictions.jsonl`;
-dicom: a segmentation object for each DICOM file; video: for each clip an overlay as MP4 and the masks as MKV."""
-
+dicom: one segmentation object per DICOM file; video: overlay (MP4) and masks (MKV) of each clip."""
 MAX_CHARACTERS = 2000
-"""Longest prompt; a prompt is a phrase or a question."""
-REASONS = (RuntimeError, ValueError, MemoryError, SettingError)
-"""Errors of `predict` that make an item fail; any other error ends the job."""
+"""Maximum length of a prompt, which is a phrase or a question."""
+ITEM_ERRORS = (RuntimeError, ValueError, MemoryError, SettingError)
+"""Exceptions that fail only the item; all others abort the job."""
 
 Answered = tuple[Sample, Item | None, list[Prediction]]
-"""A sample, its item or None if it cannot be read, and one prediction for each prompt."""
+"""A sample, its item (None if it cannot be read), and one prediction per prompt."""
 
 
 def predict_samples(segmenter: Segmenter, samples: Iterable[Sample]) -> Generator[Answered, None, None]:
-    """Read and predict in batches: (sample, its item or None if unreadable, one prediction for each prompt).
+    """Read and predict samples in batches; images are read ahead in other threads.
 
     A sample that cannot be read or predicted gets `failed` predictions with the reason, never empty masks. The
-    segmenter does not see the masks of the items. Images are read ahead in other threads.
+    segmenter does not see the items' masks.
     """
     size = segmenter.description.batch_size
     with (
@@ -68,7 +67,7 @@ def predict_samples(segmenter: Segmenter, samples: Iterable[Sample]) -> Generato
 
 
 Loaded = tuple[Sample, Item | None, Item | DataError]
-"""A sample, its item with masks, and the prepared item for the segmenter or the error of reading it."""
+"""A sample, its item with masks, and the prepared item for the segmenter or the read error."""
 
 
 def _read(segmenter: Segmenter, reader: FrameReader, sample: Sample) -> Loaded:
@@ -77,21 +76,21 @@ def _read(segmenter: Segmenter, reader: FrameReader, sample: Sample) -> Loaded:
     except DataError as error:
         return sample, None, error
     without_masks = Item(item.id, item.frames, item.prompts)
-    with suppress(*REASONS):  # `predict` raises it again
+    with suppress(*ITEM_ERRORS):  # `predict` raises it again
         without_masks = segmenter.prepare(without_masks)
     return sample, item, without_masks
 
 
 def _bytes_of_item(each: Sample | Loaded) -> int:
-    """Approximate bytes of an image that was read; prepared for the model it takes a few times as many."""
+    """Approximate bytes of a loaded image; the preprocessed image takes a few times more."""
     return 0 if isinstance(each, Sample) or each[1] is None else each[1].frames.nbytes
 
 
 def _predict_or_fail(segmenter: Segmenter, items: Sequence[Item]) -> list[Prediction]:
-    """Predictions of a batch; if it fails, of each half, so that one item cannot make the others fail."""
+    """Predictions of a batch; a batch that fails is split in half, so that only the failing items fail."""
     try:
         return segmenter.predict(items) if items else []
-    except REASONS as error:
+    except ITEM_ERRORS as error:
         if len(items) == 1:
             return fail_all(items[0].id, items[0].prompts, items[0].size, error)
     middle = len(items) // 2
@@ -99,12 +98,12 @@ def _predict_or_fail(segmenter: Segmenter, items: Sequence[Item]) -> list[Predic
 
 
 def fail_all(id: str, prompts: Iterable[str], size: Size, reason: Exception) -> list[Prediction]:
-    """The failed prediction of each prompt."""
+    """A failed prediction for each prompt."""
     return [Prediction.failure(id, prompt, size, reason) for prompt in prompts]
 
 
 Answering = Callable[[Iterable[Sample], Path, Sequence[str]], Generator[list[Line], None, None]]
-"""Samples, the folder and the outputs to save -> the lines of each sample, in order, after their files are written."""
+"""Predicts samples, writes the requested outputs into a folder, and yields the lines of each sample, in order."""
 
 
 def write_predictions(
@@ -117,12 +116,12 @@ def write_predictions(
     answer: Answering | None = None,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
-    """Predict every prompt on every image into a new folder, and return its summary.
+    """Predict every prompt on every image into a new folder, and return a summary.
 
-    `predictions.jsonl` appears when all is done. A folder without it is unfinished, and the same request continues it.
-    `answer` does the work, by default `answer_samples` with the model itself, which is then a `Segmenter`. OutputError
-    for a folder that is not empty or holds the unfinished job of another request; SettingError for requests refused by
-    `check_request`, by the model's `check_prompts`, or, to save DICOM, by `SegmentationFolder`.
+    `predictions.jsonl` appears on completion. A folder without it is unfinished, and the same request continues it.
+    `answer` predicts and writes the files; by default `answer_samples` with `model`, which must then be a `Segmenter`.
+    OutputError for a folder that is not empty or holds the unfinished job of another request; SettingError for requests
+    refused by `check_request`, by the model's `check_prompts`, or, to save DICOM, by `SegmentationFolder`.
     """
     check_request(prompts, save)
     model.check_prompts(prompts)
@@ -165,7 +164,7 @@ def answer_samples(
 ) -> Generator[list[Line], None, None]:
     """Predict samples and write their files into `out`; yields the lines of each sample, in order.
 
-    A line has `rle` if `save` has `rle` or `dicom`.
+    Lines contain the mask as `rle` if `save` has `rle` or `dicom`.
     """
     yield from write_answers(predict_samples(segmenter, samples), out, save, segmenter.description.batch_size)
 
@@ -173,18 +172,18 @@ def answer_samples(
 def write_answers(
     predicted: Generator[Answered, None, None], out: Path, save: Sequence[str], ahead: int
 ) -> Generator[list[Line], None, None]:
-    """Write files into `out`, in threads and up to `ahead` samples at a time; yields the lines of each sample, in order."""
+    """Write the files of predictions in threads, up to `ahead` samples at a time; yields the lines of each sample in order."""
     write = partial(_write, out, save)
     with closing(predicted), closing(map_in_threads(write, predicted, ahead, _bytes_of_answer)) as written:
         yield from written
 
 
 def check_request(prompts: Sequence[str], save: Sequence[str]) -> None:
-    """Raise SettingError for an unknown `save`, and for a prompt that is empty, too long, or repeated."""
+    """Raise SettingError for an unknown output kind, and for a prompt that is empty, too long, or repeated."""
     for name in save:
-        if name not in SAVES:
+        if name not in OUTPUT_KINDS:
             raise SettingError(
-                f"--save {name}: is unknown; choose from {', '.join(SAVES)}", code="bad_value", field="save"
+                f"--save {name} is unknown; choose from {', '.join(OUTPUT_KINDS)}", code="bad_value", field="save"
             )
     for prompt in prompts:
         if not prompt.strip():
@@ -205,7 +204,7 @@ def check_request(prompts: Sequence[str], save: Sequence[str]) -> None:
 def _request(
     model: ModelDescription, samples: Sequence[Sample], prompts: Sequence[str], save: Sequence[str]
 ) -> dict[str, Any]:
-    """Everything that determines the outputs: an unfinished job continues only if this is unchanged."""
+    """Everything that determines the outputs; an unfinished job continues only if it is unchanged."""
     settings = {name: value for name, value in model.settings.items() if name != "device"}
     images = hashlib.sha256()
     for sample in samples:
@@ -227,7 +226,7 @@ def _request(
 
 
 def _run_settings(model: ModelDescription, prompts: Sequence[str], save: Sequence[str]) -> dict[str, Any]:
-    """The entries of `run.json` in addition to the summary."""
+    """Entries of `run.json` in addition to the summary."""
     asked = {"prompts": list(prompts), "threshold": model.threshold, "save": list(save)}
     trained = model.training_images
     lineage = {
@@ -240,7 +239,7 @@ def _run_settings(model: ModelDescription, prompts: Sequence[str], save: Sequenc
 
 
 def _bytes_of_answer(each: Answered | list[Line]) -> int:
-    """Approximate bytes for writing an answer: the image, and logits of its size twice."""
+    """Approximate bytes of an answer while it is written: image and logits at image resolution."""
     if isinstance(each, list) or each[1] is None:
         return 0
     return 3 * each[1].frames.nbytes
@@ -275,7 +274,7 @@ def _line(prediction: Prediction, written: dict[str, str], save: Sequence[str]) 
 def _write_files(
     prediction: Prediction, item: Item, out: Path, name: str, save: Sequence[str]
 ) -> dict[str, str]:
-    """Write the outputs in `save`; their paths relative to `out`, by kind."""
+    """Write the outputs in `save`, and return their paths relative to `out` by kind."""
     if prediction.status == "failed":
         return {}
     written: dict[str, str] = {}
@@ -292,7 +291,7 @@ def _write_files(
             np.savez_compressed(stream, probabilities=prediction.probabilities)
     if "overlay" in save:
         with new_file("overlay", ".png") as path:
-            # level 1 takes a third of the time for a third more bytes
+            # compression level 1 takes a third of the time and adds a third to the file size
             overlay(item.frames[0], prediction.mask, PREDICTION_COLOR).save(
                 path, format="PNG", compress_level=1
             )

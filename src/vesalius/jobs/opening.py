@@ -1,4 +1,4 @@
-"""`load_predictor`: open a model of any kind as a segmenter. Torch is imported only when it is called."""
+"""`load_predictor`: open a model of any kind as a segmenter. This module imports torch only inside functions."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def load_predictor(
 ) -> OfficialPredictor | Baseline:
     """Open MODEL (a bundle, a run, an official folder, or `tiny`) for prediction: float32 on a CPU, bfloat16 on a GPU.
 
-    Without `threshold` the bundle's own is used; without `device` a GPU if there is one. `answer`, `tiles`,
-    `cleaning`, `batch_size`, `tta` and `cache` are those of `Predictor`. `gpus` such as 2x24GiB spreads one model over
-    several GPUs as `vesalius plan` proposes. `quantization` stores the matrices of the vision-language model in 8 or 4
-    bits a value and needs the extra of that name. A U-Net and the filter `frangi` always predict in float32; `answer`
-    has no effect on them. SettingError for `tiles`, `tta`, `cache`, `gpus` and `quantization` with one of these, for a
-    device that this machine does not have, and for GPUs that cannot hold the model.
+    `threshold` defaults to the bundle's, `device` to a GPU if available. `answer`, `tiles`, `cleaning`, `batch_size`,
+    `tta` and `cache` are documented in `Predictor`. `gpus`, such as 2x24GiB, splits one model over several GPUs as
+    `vesalius plan` proposes. `quantization` stores the matrices of the vision-language model with 8 or 4 bits per value
+    and needs the extra `quantization`. The baselines, U-Net and `frangi`, always predict in float32 and ignore
+    `answer`. SettingError for a baseline with `tiles`, `tta`, `cache`, `gpus` or `quantization`, for a device that this
+    machine does not have, and for GPUs that cannot hold the model.
     """
     ref = resolve_model(model)
     asked: dict[str, Any] = {"threshold": threshold, "cleaning": cleaning, "batch_size": batch_size}
@@ -84,19 +84,19 @@ def _device_and_dtype(device: str | None) -> tuple[str, Any]:
 def _planned(
     ref: ModelRef, device: str | None, gpus: str, batch_size: int, quantization: Quantized | None
 ) -> tuple[Any, Any]:
-    """Device map and dtype of the plan for these GPUs."""
+    """Device or device map, and dtype, as planned for these GPUs."""
     if device is not None:
         raise SettingError(
             f"give a device ({device}) or gpus ({gpus}), not both", code="conflicting_settings", field="gpus"
         )
-    from vesalius.inference.plan import make_plan, place_of
+    from vesalius.inference.plan import make_plan, device_and_dtype
 
     changes = [f"batch_size={batch_size}", *([f"quantization={quantization}"] if quantization else [])]
-    return place_of(make_plan(ref, gpus, changes=changes))
+    return device_and_dtype(make_plan(ref, gpus, changes=changes))
 
 
 def _usable(device: str | None) -> str:
-    """The device, by default a GPU if there is one; SettingError for one that cannot be used."""
+    """The device, by default a GPU if available; SettingError if it cannot be used."""
     import torch
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -105,7 +105,7 @@ def _usable(device: str | None) -> str:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise SettingError(
-            f"the device {device!r} cannot be used ({reason}); name one as cpu, cuda or cuda:1",
+            f"the device {device!r} cannot be used ({reason}); choose cpu, cuda or cuda:1",
             code="no_device",
             field="device",
         ) from error

@@ -1,4 +1,4 @@
-"""Overlay videos of the clips in a prediction folder, made from its mask files."""
+"""Overlay videos of the clips in a prediction folder, rendered from its mask files."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from vesalius.types import Sample
 log = logging.getLogger(__name__)
 
 DEFAULT_FPS = 15.0
-"""Frames per second of a clip that does not state them: the most common rate in coronary angiography."""
+"""Frames per second for a clip without a stated frame rate: the most common rate in coronary angiography."""
 
 
 def with_videos(
     answer: Answering, clips: Mapping[str, Sequence[Sample]], prompts: Sequence[str]
 ) -> Answering:
-    """`answer`, extended to write the videos of each clip after its last frame.
+    """An answering function that also writes the videos of each clip after its last frame.
 
-    `videos/CLIP.mp4` shows the masks on the frames; `videos/CLIP.masks.mkv` is the masks alone, lossless, 0/255.
-    With several prompts they are named `CLIP--PROMPT`. A frame without a mask file, or that cannot be read, is black.
+    `videos/CLIP.mp4` shows the masks on the frames; `videos/CLIP.masks.mkv` contains only the masks, lossless, 0/255.
+    With several prompts they are named `CLIP--PROMPT`. A missing mask counts as empty, an unreadable frame as black.
     """
     last = {frames[-1].id: name for name, frames in clips.items()}
 
@@ -57,7 +57,10 @@ def with_videos(
 
 
 def write_videos(out: Path, name: str, frames: Sequence[Sample], prompts: Sequence[str]) -> None:
-    """Write the videos of a clip for each prompt, unless they exist; OutputError, MissingExtraError."""
+    """Write the videos of a clip for each prompt, unless all exist.
+
+    OutputError if a file cannot be written; MissingExtraError without PyAV.
+    """
     stems = result_stems(name, prompts)
     paths = [(out / VIDEOS / f"{stem}.mp4", out / VIDEOS / f"{stem}.masks.mkv") for stem in stems]
     if all(path.is_file() for pair in paths for path in pair):

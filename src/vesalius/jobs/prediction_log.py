@@ -1,7 +1,7 @@
-"""The prediction log: the lines of an unfinished prediction folder, from which an interrupted job continues.
+"""The prediction log of an unfinished prediction folder, from which an interrupted job continues.
 
 The lines of `predictions.jsonl` are appended to `.predictions.unfinished`, image by image. An image is done when all
-its lines, and every file that they name, exist. `.predictions.request.json` holds the settings of the job.
+its lines, and all files named in them, exist. `.predictions.request.json` holds the settings of the job.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ REQUEST = ".predictions.request.json"
 RESULT = "predictions.jsonl"
 RUN = "run.json"
 FILES = {"mask": "masks", "probabilities": "probs", "overlay": "overlays", "dicom": "dicom"}
-"""Key of a file in a line -> folder of such files."""
+"""Key of a file path in a line -> folder of these files."""
 VIDEOS = "videos"
-"""Folder of overlay videos. They belong to whole clips, so no line names them."""
+"""Folder of overlay videos; each belongs to a whole clip, so no line names it."""
 PARTIAL = (".*.partial", ".*.probe")
 """Temporary names of `files.replacing` and `files.prepare_folder`."""
 
 Line = dict[str, Any]
-"""A line of `predictions.jsonl`: the answer to one prompt about one image."""
+"""A line of `predictions.jsonl`: the prediction for one prompt on one image."""
 
 
 @dataclass
@@ -42,11 +42,11 @@ class Counts:
     """Totals over the lines of a prediction folder."""
 
     coverage: Counter[str] = field(default_factory=lambda: Counter(ok=0, no_seg=0, failed=0))
-    """Status -> number of answers."""
+    """Status -> number of predictions."""
     answers: Counter[str] = field(default_factory=Counter)
-    """How an answer was made -> number of answers."""
+    """Origin of the answer text (`Prediction.answered`) -> number of predictions."""
     failures: list[str] = field(default_factory=list)
-    """Image and error of each failed answer."""
+    """Image path and error of each failed prediction."""
 
     def add(self, lines: Sequence[Mapping[str, Any]], image: Path) -> None:
         """Count the lines of one image."""
@@ -71,12 +71,12 @@ class PredictionLog:
     ) -> None:
         """Begin in an empty or absent folder, or continue the same request where it stopped.
 
-        With `whole_files` files of several frames are never continued in the middle: their frames are predicted again.
-        OutputError for a folder with anything else, for the unfinished job of another request, while another process
-        writes there, and if the folder cannot be written.
+        With `whole_files` a multi-frame file is never continued in the middle: all its frames are predicted again.
+        OutputError for a folder with other content, for the unfinished job of another request, while another process
+        writes there, and if the folder is not writable.
         """
         self.out, self.counts, self.done = out, Counts(), 0
-        """Images with all their lines, counted from the first."""
+        """Number of completed images; they are the first ones of the samples."""
         self._samples, self._prompts = samples, tuple(prompts)
         with ExitStack() as files:
             _refuse_foreign(out)
@@ -102,29 +102,29 @@ class PredictionLog:
 
     @contextmanager
     def _resumable(self) -> Iterator[None]:
-        """Adds to an error of writing that the job can be continued."""
+        """Add to a write error how the job can be continued."""
         try:
             yield
         except (OutputError, OSError) as error:
             reason = f"{self.out}: {error.strerror}" if isinstance(error, OSError) else str(error)
             raise OutputError(
-                f"{reason}; the same command continues it, after {self.done} of {len(self._samples)} images",
+                f"{reason}; repeat the command to continue after {self.done} of {len(self._samples)} images",
                 code="write_failed",
                 path=self.out,
             ) from error
 
     def _remove_partial(self) -> None:
-        """Remove files that a killed process left half written."""
+        """Remove temporary files left by a killed process."""
         for folder in (self.out, *(self.out / name for name in (*FILES.values(), VIDEOS))):
             for pattern in PARTIAL:
                 for left in folder.glob(pattern):
                     left.unlink(missing_ok=True)
 
     def _continue(self, ends: Container[int]) -> int:
-        """Count the images that are done, up to one of `ends`; the bytes of the journal to keep."""
+        """Count the completed images, up to one of `ends`, and return the bytes of the journal to keep."""
         with self._resumable():
             if not (self.out / LINES).exists() and (self.out / RESULT).exists():
-                (self.out / RESULT).replace(self.out / LINES)  # killed while it finished
+                (self.out / RESULT).replace(self.out / LINES)  # killed during `finish`
             keep = self._count_done(ends)
         if self.done:
             log.warning("%s: continues after %d of %d images", self.out, self.done, len(self._samples))
@@ -133,7 +133,7 @@ class PredictionLog:
     def _count_done(self, ends: Container[int]) -> int:
         keep, n = 0, len(self._prompts)
         pending: list[Line] = []
-        with suppress(ValueError):  # a damaged line; it and all after it are predicted again
+        with suppress(ValueError):  # at a damaged line; this image and all later ones are predicted again
             for read, (line, end) in enumerate(read_journal(self.out / LINES)):
                 if not self._is_done(line, *divmod(read, n)):
                     break
@@ -147,7 +147,7 @@ class PredictionLog:
         return keep
 
     def _is_done(self, line: Line, image: int, prompt: int) -> bool:
-        """True if the line is about this prompt and image, and all files that it names exist."""
+        """True if the line is for this prompt and image, and all files named in it exist and are not empty."""
         if image >= len(self._samples):
             return False
         if (line.get("id"), line.get("prompt")) != (self._samples[image].id, self._prompts[prompt]):
@@ -156,7 +156,7 @@ class PredictionLog:
         return all(file.is_file() and file.stat().st_size for file in files)
 
     def add(self, lines: Sequence[Line]) -> None:
-        """Append the lines of the next image; OutputError if the disk refuses."""
+        """Append the lines of the next image; OutputError if they cannot be written."""
         with self._resumable():
             self._journal.append(*lines)
         self.counts.add(lines, self._samples[self.done].image)
@@ -172,12 +172,12 @@ class PredictionLog:
 
 
 def _refuse_foreign(out: Path) -> None:
-    """Raise OutputError for a folder with anything but an unfinished job."""
+    """Raise OutputError if `out` is a file, or a folder with content other than an unfinished job."""
     if not out.exists():
         return
     if not out.is_dir():
         raise OutputError(f"{out}: is a file; choose another --out", code="output_exists", path=out)
-    # a job that was killed before it wrote its request leaves a temporary file
+    # a job killed before it wrote its request leaves only temporary files
     entries = [entry for entry in out.iterdir() if entry.name not in SYSTEM_FILES]
     begun = any(entry.name == REQUEST for entry in entries)
     if not begun and any(not any(map(entry.match, PARTIAL)) for entry in entries):
@@ -187,7 +187,7 @@ def _refuse_foreign(out: Path) -> None:
 
 
 def _ends_of_files(samples: Sequence[Sample]) -> Iterator[int]:
-    """Each number of samples after which no file of several frames is incomplete."""
+    """Numbers of leading samples that contain only complete multi-frame files."""
     last = {sample.image: index for index, sample in enumerate(samples)}
     reach = 0
     for index, sample in enumerate(samples):
@@ -197,7 +197,7 @@ def _ends_of_files(samples: Sequence[Sample]) -> Iterator[int]:
 
 
 def _compare(out: Path, request: dict[str, Any]) -> None:
-    """Raise OutputError, with the settings that differ, if the folder holds the unfinished job of another request."""
+    """Raise OutputError with the differing settings if the folder holds the unfinished job of another request."""
     try:
         begun = json.loads((out / REQUEST).read_text(encoding="utf-8"))
         differing = [name for name in request | begun if request.get(name) != begun.get(name)]

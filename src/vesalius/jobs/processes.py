@@ -1,4 +1,4 @@
-"""Copies of one model in several processes, each on its own device, that share one list of images."""
+"""Copies of one model in several processes, each on its own device; together they predict one list of images."""
 
 from __future__ import annotations
 
@@ -21,19 +21,18 @@ from vesalius.segmenter import Described, ModelDescription, Segmenter, Usage
 from vesalius.types import Sample
 
 BATCHES = 8
-"""Batches in a piece of work: a killed process loses at most one piece, and a process is idle only between pieces."""
+"""Batches per chunk. A killed process loses at most one chunk, and a process idles only between chunks."""
 AHEAD = 2
-"""Pieces per process that wait, run, or are done and not yet taken."""
-
+"""Maximum number of chunks per process that are queued, running, or done and not yet consumed."""
 
 Open = Callable[[str], Segmenter]
-"""Opens a segmenter on the device of this name; can be pickled."""
+"""Opens a segmenter on the named device; must be picklable."""
 
 
 def predictor_processes(model: str, devices: Sequence[str], settings: Mapping[str, Any]) -> Processes:
-    """One predictor for each device, such as `cuda:0`; `settings` are the other arguments of `load_predictor`.
+    """One predictor process per device, such as `cuda:0`; `settings` are the other arguments of `load_predictor`.
 
-    Predictors on the CPU share its cores. SettingError without any device.
+    Predictors on the CPU share its cores. SettingError if no device is given.
     """
     if not devices or not all(devices):
         raise SettingError(
@@ -59,13 +58,13 @@ def _open_predictor(model: str, cpu_threads: int, settings: dict[str, Any], devi
 
 
 class ModelProcess:
-    """A process with one segmenter, which is opened by the first call; a context manager that ends it.
+    """A process with one segmenter, opened at the first call; a context manager that terminates the process.
 
-    A thread waits for the answer of each call, so calls run one after the other and yield futures.
+    Calls run one after the other. A thread waits for each result, so `submit` returns a future.
     """
 
     def __init__(self, make: Open, device: str) -> None:
-        # loky's processes do not import the caller's main module, so a script needs no guard around its last lines
+        # loky does not import the caller's main module, so scripts need no `if __name__ == "__main__"`
         from loky.backend import get_context
 
         context = get_context("loky")
@@ -88,19 +87,19 @@ class ModelProcess:
 
     @property
     def pid(self) -> int:
-        """Id of the process."""
+        """Process id."""
         return int(self._process.pid)
 
     @property
     def waiting(self) -> int:
-        """Number of calls that wait or run."""
+        """Number of queued and running calls."""
         self._unfinished = [each for each in self._unfinished if not each.done()]
         return len(self._unfinished)
 
     def submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """`work(segmenter, *arguments)` in the process; `work` is a function of a module.
+        """Run `work(segmenter, *arguments)` in the process; `work` is a module-level function.
 
-        The future raises the exception of `work`; VesaliusError if the process was killed.
+        The future raises the exception of `work`, or VesaliusError if the process was killed.
         """
         future = self._thread.submit(self._call, work, arguments)
         self._unfinished.append(future)
@@ -122,10 +121,9 @@ class ModelProcess:
 
 
 def _serve(connection: Any, make: Open, device: str) -> None:
-    """Open the segmenter at the first call, and answer calls until the other end is closed."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches all processes; the first one ends the others
+    """Open the segmenter at the first call, and run calls until the parent closes the connection."""
+    # Ctrl-C reaches all processes; the parent terminates the others
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     segmenter: Segmenter | None = None
     while True:
         try:
@@ -135,7 +133,7 @@ def _serve(connection: Any, make: Open, device: str) -> None:
         try:
             segmenter = make(device) if segmenter is None else segmenter
             answer: tuple[Any, Exception | None] = work(segmenter, *arguments), None
-        except Exception as error:  # raised again where the result is taken
+        except Exception as error:  # the parent raises it again
             answer = None, error
         try:
             connection.send(answer)
@@ -144,7 +142,7 @@ def _serve(connection: Any, make: Open, device: str) -> None:
 
 
 class Processes(Described):
-    """One model process for each device; a context manager that ends them."""
+    """One model process per device; a context manager that terminates them."""
 
     def __init__(self, make: Open, devices: Sequence[str]) -> None:
         self._files = ExitStack()
@@ -159,9 +157,9 @@ class Processes(Described):
 
     @property
     def description(self) -> ModelDescription:
-        """The description of the model, which is opened in all processes.
+        """Description of the model, after opening it in all processes.
 
-        SettingError for a device that does not exist, or one that would compute in another dtype than the others.
+        SettingError for a device that does not exist, and for devices that would compute in different dtypes.
         """
         return self._description
 
@@ -172,8 +170,8 @@ class Processes(Described):
         dtypes = sorted({str(each.settings.get("dtype")) for each in found})
         if len(dtypes) > 1:
             raise SettingError(
-                f"--devices: they would compute in {' and '.join(dtypes)} and give different masks; "
-                "name devices of one kind",
+                f"--devices: the devices compute in {' and '.join(dtypes)}, which gives different masks; "
+                "choose devices of one kind",
                 code="conflicting_settings",
                 field="devices",
             )
@@ -181,7 +179,7 @@ class Processes(Described):
 
     @property
     def usage(self) -> Usage:
-        """Counters of all processes together."""
+        """Counters summed over all processes."""
         cache: dict[str, int] = {}
         for each in self._usage:
             for name, count in each.cache.items():
@@ -189,33 +187,33 @@ class Processes(Described):
         return Usage(sum(each.batch_halved for each in self._usage), cache)
 
     def check_prompts(self, prompts: Iterable[str]) -> None:
-        """Raise the model's SettingError for prompts that it cannot answer; the first process is asked."""
+        """As in the base class, checked by the first process."""
         self.processes[0].submit(_check, tuple(prompts)).result()
 
     def answer_samples(
         self, samples: Iterable[Sample], out: Path, save: Sequence[str]
     ) -> Generator[list[Line], None, None]:
-        """As `folder.answer_samples`, in pieces of the list, each for the process with the fewest unfinished ones.
+        """As `folder.answer_samples`; each chunk of samples goes to the process with the shortest queue.
 
         VesaliusError if a process was killed.
         """
         most = AHEAD * len(self.processes)
         numbers = range(len(self.processes))
 
-        def submit(piece: list[Sample]) -> Future[tuple[int, list[list[Line]], Usage]]:
+        def submit(chunk: list[Sample]) -> Future[tuple[int, list[list[Line]], Usage]]:
             number = min(numbers, key=lambda k: self.processes[k].waiting)
-            return self.processes[number].submit(_answer, number, piece, out, tuple(save))
+            return self.processes[number].submit(_answer, number, chunk, out, tuple(save))
 
-        pieces = _cut(samples, BATCHES * self.description.batch_size)
-        for number, lines, usage in in_order(submit, pieces, lambda pending: len(pending) >= most):
+        chunks = _split(samples, BATCHES * self.description.batch_size)
+        for number, lines, usage in in_order(submit, chunks, lambda pending: len(pending) >= most):
             self._usage[number] = usage
             yield from lines
 
 
-def _cut(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
+def _split(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
     rest = iter(samples)
-    while piece := list(islice(rest, size)):
-        yield piece
+    while chunk := list(islice(rest, size)):
+        yield chunk
 
 
 def _describe(segmenter: Segmenter) -> ModelDescription:
@@ -227,8 +225,8 @@ def _check(segmenter: Segmenter, prompts: tuple[str, ...]) -> None:
 
 
 def _answer(
-    segmenter: Segmenter, number: int, piece: list[Sample], out: Path, save: tuple[str, ...]
+    segmenter: Segmenter, number: int, chunk: list[Sample], out: Path, save: tuple[str, ...]
 ) -> tuple[int, list[list[Line]], Usage]:
-    """The number of the process, the lines of each sample, and the counters of the process so far."""
-    lines = list(answer_samples(segmenter, piece, out, save))
+    """Index of the process, lines of each sample, and the process's counters so far."""
+    lines = list(answer_samples(segmenter, chunk, out, save))
     return number, lines, segmenter.usage
