@@ -24,7 +24,7 @@ from vesalius.inference.footprint import (
     weight_bytes,
 )
 from vesalius.inference.placement import GIB, RESERVE, Device, parse_gpus, parse_size
-from vesalius.inference.plan import Plan, make_plan, device_and_dtype, plan_task, summarize
+from vesalius.inference.plan import Plan, device_and_dtype, make_plan, plan_task, summarize
 from vesalius.inference.predictor import MAX_NEW_TOKENS
 from vesalius.jobs.opening import load_predictor
 from vesalius.models.checkpoint import new_model, save_bundle

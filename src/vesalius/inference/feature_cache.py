@@ -100,7 +100,7 @@ class FeatureCache:
         """Bytes written since the entries were counted."""
 
     def encode(self, sam: Sam2VideoModel, pixels: torch.Tensor) -> Features:
-        """Embeddings of images float (i, 3, S, S), as from `encode_images`; missing ones are encoded together and cached."""
+        """Embeddings of images float (i, 3, S, S); missing ones are computed by `encode_images` and cached."""
         names = [self._name(image) for image in pixels]
         found = [self._read(name) for name in names]
         missing = [index for index, each in enumerate(found) if each is None]
@@ -160,7 +160,10 @@ class FeatureCache:
                 if not self.use.not_kept:
                     log.warning("%s; embeddings of this image, and perhaps of others, are not cached", error)
                 self.use.not_kept += 1
-            if self._bytes > self.settings.max_bytes or self._written > RECOUNT_AFTER * self.settings.max_bytes:
+            if (
+                self._bytes > self.settings.max_bytes
+                or self._written > RECOUNT_AFTER * self.settings.max_bytes
+            ):
                 self._shrink()
 
     def _shrink(self) -> None:

@@ -1,4 +1,4 @@
-"""`PlanTask`: whether a model, with what it is to do, fits devices, and the largest batch that fits."""
+"""`PlanTask`: decide whether a model fits the available devices, and with which batch size."""
 
 from __future__ import annotations
 
@@ -33,29 +33,29 @@ from vesalius.models.trainable import TrainableSettings
 from vesalius.segmenter import Purpose
 
 MAX_BATCH = {"GPU": 32, "CPU": 4}
-"""Largest batch size that is chosen; a busy device gains nothing from more."""
-MAX_QUESTIONS = 256
-"""Largest batch size times prompts."""
+"""Largest batch size that a plan chooses; larger batches are no faster on a busy device."""
+MAX_PROMPTS = 256
+"""Maximum of batch size times prompts per image."""
 
 
 class PlanSettings(Settings):
-    """Settings of a plan for either purpose."""
+    """Settings of any plan."""
 
     batch_size: int | None = Field(default=None, ge=1)
     """Images per batch; null: as many as fit, at most 32 on a GPU and 4 on a CPU."""
     prompts: int = Field(default=1, ge=1)
-    """Prompts for each image."""
+    """Prompts per image."""
     image: tuple[int, int] | None = None
-    """[h, w] of the images in pixels; null: a size that gives the most tokens."""
+    """[h, w] of the images in pixels; null: the size with the most tokens."""
     text_tokens: int = Field(default=64, ge=1, le=32768)
-    """Tokens of a question without its image: chat template and phrase."""
+    """Tokens of a prompt without its image: chat template and phrase."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """null: for prediction bfloat16 on a GPU and float32 on a CPU; for training float32."""
+    """Dtype of activations, and in prediction of weights; null: bfloat16 for prediction on a GPU, else float32."""
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
-        if (self.batch_size or 1) * self.prompts > MAX_QUESTIONS:
-            raise ValueError(f"batch_size times prompts must not exceed {MAX_QUESTIONS}")
+        if (self.batch_size or 1) * self.prompts > MAX_PROMPTS:
+            raise ValueError(f"batch_size times prompts must not exceed {MAX_PROMPTS}")
         if self.image is not None and not all(1 <= side <= 20_000 for side in self.image):
             raise ValueError("image is [h, w] in pixels, each between 1 and 20000")
         return self
@@ -65,56 +65,58 @@ class PredictionSettings(PlanSettings):
     """Settings of a plan for prediction."""
 
     quantization: Quantized | None = None
-    """Bits of the matrices of the vision-language model, except its head."""
+    """Bits per value of the vision-language model's matrices, except its head; null: not quantized."""
     cpu_memory: str | None = None
-    """Memory for offloaded weights, such as 64GiB; null: what is available on this machine."""
+    """CPU memory for offloaded weights, such as 64GiB; null: the memory available on this machine."""
 
 
 class TrainingSettings(PlanSettings):
     """Settings of a plan for training."""
 
     trainable: TrainableSettings = TrainableSettings(preset="decoder")
-    """What trains, as in a recipe."""
+    """Trainable parameters, as in a recipe."""
     sharded: bool = False
-    """Split every weight, gradient and optimizer state over the GPUs (FSDP2) instead of copying the model (DDP)."""
+    """Shard weights, gradients and optimizer state over the GPUs (FSDP2) instead of copying the model to each (DDP)."""
 
     @property
     def quantization(self) -> Quantized | None:
-        """Bits of the frozen matrices of the vision-language model."""
+        """Quantization of the vision-language model's frozen matrices."""
         return self.trainable.quantization
 
     @model_validator(mode="after")
     def _sensible(self) -> Self:
         if self.dtype == "float16":
-            raise ValueError("dtype float16 needs loss scaling, which training does not do; take bfloat16")
+            raise ValueError(
+                "dtype float16 needs loss scaling, which training does not support; use bfloat16"
+            )
         return self
 
 
 @dataclass(frozen=True)
 class PlanTask:
-    """A model, its settings, and the available devices."""
+    """A model, plan settings, and the available devices."""
 
     spec: ModelSpec
     settings: PredictionSettings | TrainingSettings
     gpus: tuple[Device, ...]
     cpu: Device
     _costs: dict[tuple[str, ...], PassMemory] = field(default_factory=dict, compare=False, repr=False)
-    """Measurements of this task, and of tasks that it was changed from."""
+    """Measurements shared with the tasks that this task was `changed` from."""
 
     @property
     def purpose(self) -> Purpose:
-        """predict or train, by the class of the settings."""
+        """Purpose of the plan, by the class of its settings."""
         return "train" if isinstance(self.settings, TrainingSettings) else "predict"
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of activations; in prediction of the weights too."""
+        """Dtype of the activations; in prediction also of the weights."""
         usual = "bfloat16" if self.gpus and self.purpose == "predict" else "float32"
         return getattr(torch, self.settings.dtype or usual)
 
     @property
     def devices(self) -> tuple[Device, ...]:
-        """The GPUs, or the CPU without any."""
+        """The GPUs, or the CPU if there are none."""
         return self.gpus or (self.cpu,)
 
     def changed(self, *, gpus: Sequence[Device] | None = None, **settings: object) -> PlanTask:
@@ -125,7 +127,7 @@ class PlanTask:
 
     @property
     def empty(self) -> TextSegModel:
-        """The model on the meta device, with weights of their final size."""
+        """The model on the meta device, with its weights in their planned dtype and quantization."""
         return self._empty[0]
 
     @cached_property
@@ -138,17 +140,17 @@ class PlanTask:
 
     @property
     def shards(self) -> int:
-        """Number of processes that the weights are split over; 1 without sharding."""
+        """Number of processes that share the weights; 1 without sharding."""
         return len(self.gpus) if isinstance(self.settings, TrainingSettings) and self.settings.sharded else 1
 
     @property
     def replicas(self) -> int:
-        """GPUs with a whole copy of the model in training (DDP)."""
+        """Number of GPUs with a full copy of the model in training (DDP); 1 for prediction."""
         return 1 if self.shards > 1 or self.purpose == "predict" else len(self.devices)
 
     @cached_property
     def weights(self) -> dict[str, int]:
-        """Component -> bytes on a device, LoRA included."""
+        """Component -> bytes of its weights on a device, with LoRA."""
         return weight_bytes(self.empty, self.shards)
 
     @cached_property
@@ -166,7 +168,7 @@ class PlanTask:
         return sum(self.weights.values()) + sum(self.optimizer_state.values())
 
     def cost(self, batch_size: int) -> PassMemory:
-        """Memory of a pass over so many images, in addition to `resident`; measured once."""
+        """Memory of a pass over `batch_size` images, in addition to `resident`; measured once."""
         settings = self.settings
         size = settings.image or family_of(self.spec.family).largest_image(self.spec)
         work = Workload(batch_size, settings.prompts, size, settings.text_tokens)
@@ -180,7 +182,7 @@ class PlanTask:
                 cost = measure_prediction(self.spec, self.dtype, work, MAX_NEW_TOKENS)
             if cost.tokens > self.spec.context:
                 raise SettingError(
-                    f"{self.spec.name}: a question of {cost.tokens} tokens is longer than the model's context of "
+                    f"{self.spec.name}: a prompt of {cost.tokens} tokens is longer than the model's context of "
                     f"{self.spec.context}; lower text_tokens or the image size",
                     code="context_too_long",
                     field="text_tokens",
@@ -189,13 +191,13 @@ class PlanTask:
         return self._costs[key]
 
     def estimate(self, batch_size: int) -> PassMemory:
-        """`cost`, extrapolated from batches of 1 and 2: each further image costs what the second does."""
+        """`cost`, extrapolated linearly from batches of 1 and 2 images."""
         if batch_size == 1:
             return self.cost(1)
         return self.cost(1).extrapolated(self.cost(2), batch_size - 1)
 
     def fit(self, cost: PassMemory) -> Placement | None:
-        """The placement on one device, else split over the fewest GPUs, sharded over all; None if nothing fits."""
+        """Placement on one device, else split over the fewest GPUs, or sharded over all; None if nothing fits."""
         if self.shards > 1:
             return place_whole(self.resident, cost, self.gpus)
         for device in self.devices:
@@ -206,7 +208,7 @@ class PlanTask:
         return next((split for split in splits if split), None)
 
     def offload(self, cost: PassMemory, disk: bool) -> Placement | None:
-        """The placement with some weights in CPU memory, and with `disk` on disk too; None if nothing fits."""
+        """Placement with some weights in CPU memory, and with `disk` also on disk; None if nothing fits."""
         if self.purpose == "train" or self.settings.quantization:
             return None
         spill = {"cpu": self.cpu.size} if self.gpus else {}
@@ -215,7 +217,7 @@ class PlanTask:
         return place_split(self.empty, cost, self.devices, spill) if spill else None
 
     def choose_batch_size(self) -> int:
-        """The largest power of two, at most `MAX_BATCH`, that fits as few GPUs as one image; 1 if nothing fits."""
+        """Largest power of two, up to `MAX_BATCH`, that needs no more GPUs than one image; 1 if nothing fits."""
         most = MAX_BATCH["GPU" if self.gpus else "CPU"]
         fewest = self.fit(self.cost(1))
         if fewest is None:
@@ -223,7 +225,7 @@ class PlanTask:
 
         def fits(cost: PassMemory) -> bool:
             placement = self.fit(cost)
-            # further GPUs are better used for copies of the model than for a larger batch
+            # more GPUs serve better for copies of the model than for a larger batch
             return placement is not None and len(placement.loads) == len(fewest.loads)
 
         size = 1

@@ -1,7 +1,6 @@
-"""Memory of a model, computed from its configuration alone: weights by component, and peaks of a pass over a batch.
+"""Memory of a model, computed from its configuration: weights by component, and peaks of a pass over a batch.
 
-Nothing is loaded. Weights are counted on an empty model; activations are counted while the model's own code runs on the
-meta device (`inference/meter.py`).
+No weights are loaded. Activations are counted while the model's code runs on the meta device (`inference/meter.py`).
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ from vesalius.models.trainable import NEW_TOKENS, TrainableSettings, set_trainab
 from vesalius.models.vlm import embed_batch, prefill, vision_encoder_of
 
 GATHERED = 3
-"""FSDP2 blocks whose weights are whole at once: the computing one, and the next one twice, as it is gathered and copied."""
+"""FSDP2 blocks unsharded at a time: the computing block, and the next one twice, while it is gathered and copied."""
 ANSWER = 8
-"""Tokens of an answer such as "Sure, [SEG]." with its closing token."""
+"""Tokens of an answer such as "Sure, [SEG].", with its end token."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """The contents of a batch."""
+    """Numbers and sizes of the images and prompts in a batch."""
 
     images: int
     prompts: int
@@ -45,7 +44,7 @@ class Workload:
     size: Size
     """(h, w) of each image in pixels."""
     text_tokens: int
-    """Tokens of each question without its image."""
+    """Tokens of each prompt without its image."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +52,15 @@ class PassMemory:
     """Bytes of one pass over a batch, in addition to the weights."""
 
     peaks: dict[str, int]
-    """Phase -> peak bytes; phases follow one another, so the largest counts."""
+    """Phase -> peak bytes; phases run in sequence, so only the largest counts."""
     cache: int
-    """KV cache; part of the peak of the language model."""
+    """KV cache, included in the language model's peak."""
     features: int
-    """SAM features of the images; part of the peak of the SAM decoder."""
+    """SAM features of the images, included in the SAM decoder's peak."""
     tokens: int
-    """Tokens of each question, with its image and answer."""
+    """Tokens of each prompt, with its image and answer."""
     tiles: int
-    """Number of tiles of an image, thumbnail included; 1 for a family without tiles."""
+    """Tiles per image, thumbnail included; 1 for a family without tiles."""
 
     @property
     def peak(self) -> int:
@@ -80,7 +79,7 @@ class PassMemory:
 
 
 def weight_bytes(model: TextSegModel, shards: int = 1) -> dict[str, int]:
-    """Component -> bytes of its weights, LoRA included, in one of `shards` processes; scales are not sharded."""
+    """Component -> bytes of its weights, with LoRA, in each of `shards` processes. Quantization scales are replicated."""
     sizes = dict.fromkeys(PARTS, 0)
     for name, parameter in model.named_parameters():
         part = NEW_TOKENS if name.startswith(f"vlm.{ROWS}") else part_of(name)
@@ -90,13 +89,13 @@ def weight_bytes(model: TextSegModel, shards: int = 1) -> dict[str, int]:
 
 
 def shard_bytes(tensor: torch.Tensor, shards: int) -> int:
-    """Bytes of one process's shard of a tensor; FSDP2 splits tensors by rows."""
+    """Bytes of a tensor in each process; FSDP2 shards tensors by rows."""
     rows = len(tensor) if tensor.ndim else 1
     return tensor.nbytes // max(1, rows) * math.ceil(rows / shards)
 
 
 class PackedLinear(QuantizedLinear):
-    """A quantized layer on the meta device, without bitsandbytes; its scales are a parameter, so that they are counted."""
+    """A quantized layer on the meta device, without bitsandbytes; its scales are a parameter, so they are counted."""
 
     def __init__(self, layer: torch.nn.Linear, kind: Quantized, dtype: torch.dtype) -> None:
         torch.nn.Module.__init__(self)
@@ -112,7 +111,7 @@ class PackedLinear(QuantizedLinear):
         self.bias = layer.bias
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """The product, for which a 4-bit matrix is dequantized; 8-bit matrices do not train."""
+        """Product with the dequantized 4-bit matrix; 8-bit matrices do not train."""
         product = Product4bit.apply(input.to(self.dtype), self)
         return product if self.bias is None else product + self.bias.to(self.dtype)
 
@@ -124,7 +123,7 @@ class PackedLinear(QuantizedLinear):
 def quantize_empty(
     model: TextSegModel, quantize: Quantized, dtype: torch.dtype = torch.float32
 ) -> TextSegModel:
-    """The empty model, with the matrices of its vision-language model at the size of bitsandbytes' formats.
+    """Give the linear layers of an empty model's vision-language model their size in bitsandbytes.
 
     8bit: a byte per value and a float per row. 4bit (NF4): half a byte per value and a float per 64 values. Embeddings,
     head, norms and SAM are unchanged. The layers compute in `dtype`.
@@ -138,7 +137,7 @@ def quantize_empty(
 def trainable_model(
     spec: ModelSpec, what: TrainableSettings, dtype: torch.dtype = torch.float32
 ) -> tuple[TextSegModel, dict[str, list[torch.nn.Parameter]]]:
-    """The empty model prepared for training, with LoRA, and its trainable parameters by group."""
+    """Empty model prepared for training, with LoRA, and its trainable parameters by group."""
     model = empty_model(spec)
     if what.quantization:
         quantize_empty(model, what.quantization, dtype)
@@ -155,18 +154,16 @@ def measure_prediction(spec: ModelSpec, dtype: torch.dtype, work: Workload, new_
         _count_inputs(meter, batch)
         inputs, cache = embed_batch(model.vlm, batch), DynamicCache()
         states, _ = prefill(model.vlm, inputs, batch, model.seg_before_norm, cache)
-        # an answer is drafted, and each of its tokens checked
+        # an answer is drafted, and all its tokens are verified at once
         model.vlm.lm_head(states.last[:, -ANSWER - 1 :])
         kept = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
         at = batch.input_ids[:, -states.last.shape[1] :] == model.seg_id
         seg = model.seg_prompts(states.seg[at], at.nonzero()[:, 0], batch)
         del inputs, states, cache
         model.decode(batch.g_pixel_values, seg)
-    tokens = batch.input_ids.shape[1]
-    growth = kept // tokens * new_tokens
-    peaks = dict(meter.peaks)
-    peaks["language model"] += growth
-    return PassMemory(peaks, kept + growth, _features(spec, work.images, dtype), tokens, _tiles(batch))
+    growth = kept // batch.input_ids.shape[1] * new_tokens
+    meter.peaks["language model"] += growth
+    return _pass_memory(meter.peaks, kept + growth, spec, dtype, batch)
 
 
 def measure_training(
@@ -174,8 +171,8 @@ def measure_training(
 ) -> PassMemory:
     """Memory of a training step in each process, in addition to weights and optimizer state.
 
-    Activations kept for the backward pass count in all later phases. `dtype` bfloat16 means autocast over float32
-    weights; with shards FSDP2 gathers the weights in that dtype instead. Gradients are in float32.
+    Activations saved for the backward pass count in all later phases. Weights and gradients are float32; bfloat16 means
+    autocast, or with shards that FSDP2 gathers the weights in bfloat16.
     """
     model, groups = trainable_model(spec, what, dtype)
     trained = [parameter for group in groups.values() for parameter in group]
@@ -194,18 +191,17 @@ def measure_training(
     with meter.running(autocast=dtype if shards == 1 and dtype != torch.float32 else None):
         _count_inputs(meter, batch)
         output = model(batch)
-        # the losses work on few values, compared to the activations of the model
+        # a stand-in for the losses, which allocate little compared to the model
         loss = output.text_logits.float().logsumexp(dim=-1).sum() + output.masks.candidates.float().sum()
         meter.end_forward()
         meter.enter("backward pass")
         loss.backward()
     # fused AdamW allocates nothing in addition to the gradients
-    peaks = meter.peaks | {"optimizer step": gradients}
-    return PassMemory(peaks, 0, _features(spec, work.images, dtype), batch.input_ids.shape[1], _tiles(batch))
+    return _pass_memory(meter.peaks | {"optimizer step": gradients}, 0, spec, dtype, batch)
 
 
 def _keep_gradient(meter: Meter, parameter: torch.nn.Parameter, shards: int) -> None:
-    """Count a gradient in float32; of a sharded layer only this process's shard stays."""
+    """Count a gradient in float32; for a sharded layer only this process's shard."""
     assert parameter.grad is not None
     kept = 4 * shard_bytes(parameter, shards) // parameter.element_size()
     if shards > 1:
@@ -216,9 +212,9 @@ def _keep_gradient(meter: Meter, parameter: torch.nn.Parameter, shards: int) -> 
 
 
 def gathered_bytes(model: TextSegModel, dtype: torch.dtype) -> tuple[int, set[int]]:
-    """Bytes of weights that FSDP2 gathers in each process at once, and the ids of the parameters of its blocks.
+    """Bytes of unsharded weights in each process (FSDP2), and the ids of the parameters inside its blocks.
 
-    Weights outside of blocks stay whole from the forward pass on. `GATHERED` times the largest block is counted.
+    They are the weights outside of blocks, which stay gathered, and `GATHERED` times the largest block.
     """
     names = {name for part in model.modules() for name in getattr(part, "_no_split_modules", None) or ()}
     blocks = [part for part in model.modules() if type(part).__name__ in names]
@@ -253,15 +249,14 @@ def _batch(spec: ModelSpec, work: Workload, dtype: torch.dtype) -> Batch:
     pixels = family_of(spec.family).read_image(Image.new("RGB", work.size[::-1]), spec)
     image_tokens = sum(pixels.tokens)
     rows = work.images * work.prompts
-    ids = torch.ones(rows, work.text_tokens + image_tokens + ANSWER, dtype=torch.int64)
-    # any ordinary token
-    ids[:] = spec.vlm["image_token_id"] + 1
+    length = work.text_tokens + image_tokens + ANSWER
+    ids = torch.full((rows, length), spec.vlm["image_token_id"] + 1)  # any ordinary token
     ids[:, 1 : 1 + image_tokens] = spec.vlm["image_token_id"]
     ids[:, -3] = 0
     labels = torch.full_like(ids, IGNORE_INDEX)
     labels[:, -ANSWER:] = ids[:, -ANSWER:]
     attention = torch.ones_like(ids)
-    attention[1:, 0] = 0  # questions of unequal length need a mask
+    attention[1:, 0] = 0  # prompts of unequal length need a mask
     values = torch.empty(
         (work.images * len(pixels.values), *pixels.values.shape[1:]), dtype=dtype, device=META
     )
@@ -281,21 +276,19 @@ def _batch(spec: ModelSpec, work: Workload, dtype: torch.dtype) -> Batch:
     )
 
 
-def _tiles(batch: Batch) -> int:
-    return batch.tiles_of_image[0]
-
-
-def _features(spec: ModelSpec, images: int, dtype: torch.dtype) -> int:
-    """Bytes of `segmenter.Features`: c / 8, c / 4 and c channels at strides 4, 8 and 16."""
+def _pass_memory(
+    peaks: dict[str, int], cache: int, spec: ModelSpec, dtype: torch.dtype, batch: Batch
+) -> PassMemory:
+    """Adds the size of `sam2.Features`: c / 8, c / 4 and c channels at strides 4, 8 and 16."""
     channels, side = spec.sam["vision_config"]["fpn_hidden_size"], spec.sam_size
-    values = (
-        channels // 8 * (side // 4) ** 2 + channels // 4 * (side // 8) ** 2 + channels * (side // 16) ** 2
-    )
-    return images * values * dtype.itemsize
+    levels = ((channels // 8, 4), (channels // 4, 8), (channels, 16))
+    values = sum(width * (side // stride) ** 2 for width, stride in levels)
+    features = len(batch.sizes) * values * dtype.itemsize
+    return PassMemory(peaks, cache, features, batch.input_ids.shape[1], batch.tiles_of_image[0])
 
 
 def video_memory(model: TextSegModel) -> int:
-    """Bytes of a `VideoSession` for one object: its memories of the prompted and the last other frames."""
+    """Bytes of a `VideoSession` per object: SAM 2's memory of the prompted frames and of the last other frames."""
     config = model.sam.config
     cells = (config.image_size // 16) ** 2
     frames = PROMPTED_FRAMES + config.num_maskmem - 1

@@ -1,17 +1,17 @@
-"""Count the memory that a model allocates, by running its own code on the meta device, where tensors have no values.
+"""`Meter`: count the memory that a model allocates by running its code on the meta device, for any model family.
 
-Floats are on the meta device. Small integers and booleans (token ids, image grids, padding) have values, because the
-code branches on them. The count follows the code of any model family without changes here. It is written here because
-torch's fake tensors and its memory tracker abort on a build without CUDA, and a plan must work on any machine.
+Float tensors have no values. Small integer and boolean tensors (token ids, image grids, padding) do, because model code
+branches on them. torch's fake tensors and memory tracker are not used: they abort on a build without CUDA.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial, wraps
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.nn import functional
@@ -20,19 +20,19 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 META = torch.device("meta")
 COMPUTED = 2**20
-"""Largest number of elements for which integers and booleans get values."""
+"""Maximum number of elements of integer and boolean tensors with values."""
 INDEXING = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
 NARROWED = (
     *((functional, name) for name in ("linear", "conv2d", "conv3d", "conv_transpose2d")),
     *((torch, name) for name in ("matmul", "bmm")),
     *((torch.Tensor, name) for name in ("matmul", "__matmul__")),
 )
-"""Functions that autocast computes in 16 bits; it computes `WIDENED` in 32 bits, and all others in their input dtype."""
+"""Functions that autocast runs in half precision; it runs `WIDENED` in float32, and all others in their input dtype."""
 WIDENED = tuple((functional, name) for name in ("layer_norm", "group_norm", "softmax"))
 
 
 class Meter:
-    """Counts the bytes of live tensors, and their peak in each phase, within `running()`."""
+    """Counts the bytes of live tensors and their peak in each phase, within `running()`."""
 
     def __init__(self) -> None:
         self.live = 0
@@ -41,19 +41,19 @@ class Meter:
         self.phase = ""
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._copies: dict[int, torch.Tensor] | None = {}
-        """Autocast copies of trainable weights, which live until the end of the forward pass."""
+        """Autocast copies of trainable weights; they live until the end of the forward pass."""
 
     def ignore(self, module: torch.nn.Module) -> None:
-        """Do not count the weights of a model, or views of them."""
+        """Exclude the weights of a model, and views of them, from the count."""
         for tensor in (*module.parameters(), *module.buffers()):
             self._remember(tensor.untyped_storage(), 0)
 
     def enter_with(self, phase: str, module: torch.nn.Module) -> None:
-        """Begin a phase whenever this module is called; it ends when the next phase begins."""
+        """Begin a phase at each call of this module; it ends when another phase begins."""
         module.register_forward_pre_hook(lambda *_: self.enter(phase))
 
     def enter(self, phase: str) -> None:
-        """Begin a phase; tensors that are live now count in it."""
+        """Begin a phase; all tensors that are live now count in it."""
         self.phase = phase
         self.peaks[phase] = max(self.peaks.get(phase, 0), self.live)
 
@@ -68,7 +68,7 @@ class Meter:
         self._copies = None
 
     def narrow(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """A meta tensor cast like autocast does it: trainable weights once, other tensors at each use."""
+        """Cast a meta tensor as autocast does: trainable weights once, other tensors at each use."""
         if tensor.device != META or not tensor.is_floating_point() or tensor.dtype == dtype:
             return tensor
         if self._copies is None or not (tensor.is_leaf and tensor.requires_grad):
@@ -78,7 +78,7 @@ class Meter:
         return self._copies[id(tensor)]
 
     def count(self, tensor: torch.Tensor) -> None:
-        """Count a meta tensor as long as it lives; a view of another tensor costs nothing."""
+        """Count a meta tensor until it is freed; views cost nothing."""
         storage = tensor.untyped_storage()
         if tensor.device == META and id(storage) not in self._known:
             self._remember(storage, storage.nbytes())
@@ -94,7 +94,7 @@ class Meter:
         self.add(size)
 
     def add(self, size: int) -> None:
-        """Count bytes that are never freed."""
+        """Count bytes that stay allocated."""
         self.live += size
         self.peaks[self.phase] = max(self.peaks.get(self.phase, 0), self.live)
 
@@ -111,26 +111,21 @@ class _Counted(TorchDispatchMode):
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         if func in INDEXING:
             args = (args[0], _as_indices(args[1]), *args[2:])
-        if any(tensor.device == META for tensor in inputs):
+        on_meta = any(tensor.device == META for tensor in inputs)
+        if on_meta:
             args, kwargs = tree_map_only(torch.Tensor, _without_values, (args, kwargs))
-            made = func(*args, **kwargs)
-        else:
-            made = func(*args, **kwargs)
-            if isinstance(made, torch.Tensor) and _is_small_integer(made) and made.device == META:
-                # requested on the meta device, but computed from known values or from none
-                made = func(*args, **(kwargs | {"device": torch.device("cpu")}))
+        made = func(*args, **kwargs)
+        on_request = isinstance(made, torch.Tensor) and made.device == META and not on_meta
+        if on_request and not made.is_floating_point() and made.numel() <= COMPUTED:
+            made = func(*args, **(kwargs | {"device": torch.device("cpu")}))  # all inputs have values
         for tensor in tree_leaves(made):
             if isinstance(tensor, torch.Tensor):
                 self.meter.count(tensor)
         return made
 
 
-def _is_small_integer(tensor: torch.Tensor) -> bool:
-    return not tensor.is_floating_point() and tensor.numel() <= COMPUTED
-
-
 def _as_indices(indices: Any) -> list[Any]:
-    """The same indices, with masks replaced by the indices of their true elements: a mask alone gives no result size."""
+    """Replace boolean masks by the indices of their true elements, because a mask alone gives no result size."""
     found: list[Any] = []
     for index in indices:
         masked = index is not None and index.dtype == torch.bool and index.device != META
@@ -146,10 +141,10 @@ def _without_values(tensor: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def _fused_attention() -> Iterator[None]:
-    """Count attention like the fused kernels, which never store the scores of all token pairs.
+    """Count attention as fused kernels allocate it: without the scores of all token pairs.
 
-    On the meta device torch itself uses the kernel that stores them. A `TorchFunctionMode` would not do: torch leaves
-    it during the backward pass, where activation checkpointing calls attention. Tensors with values are not affected.
+    On the meta device torch uses the kernel that stores these scores. A `TorchFunctionMode` cannot replace it, because
+    torch leaves the mode in the backward pass, where gradient checkpointing calls attention again.
     """
     original = functional.scaled_dot_product_attention
 
@@ -161,16 +156,13 @@ def _fused_attention() -> Iterator[None]:
             mask = query.new_empty(mask.shape)
         return _Attention.apply(query, key, value, mask)
 
-    functional.scaled_dot_product_attention = attend
-    try:
+    with patch.object(functional, "scaled_dot_product_attention", attend):
         yield
-    finally:
-        functional.scaled_dot_product_attention = original
 
 
 @contextmanager
 def _autocast(dtype: torch.dtype | None, meter: Meter) -> Iterator[None]:
-    """Emulate `torch.autocast`, which does not exist for the meta device."""
+    """Emulate `torch.autocast`, which does not support the meta device."""
     if dtype is None:
         yield
         return
@@ -182,34 +174,26 @@ def _autocast(dtype: torch.dtype | None, meter: Meter) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _casting(owner: Any, name: str, dtype: torch.dtype, meter: Meter) -> Iterator[None]:
-    """Let a function cast its meta tensors of floats first."""
-    original, inherited = getattr(owner, name), name not in vars(owner)
+def _casting(owner: Any, name: str, dtype: torch.dtype, meter: Meter) -> AbstractContextManager[Any]:
+    """Make a function cast its floating-point meta tensors to `dtype` first."""
+    original = getattr(owner, name)
 
     @wraps(original)
     def run(*args: Any, **named: Any) -> Any:
         args, named = tree_map_only(torch.Tensor, partial(meter.narrow, dtype=dtype), (args, named))
         return original(*args, **named)
 
-    setattr(owner, name, run)
-    try:
-        yield
-    finally:
-        if inherited:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, original)
+    return patch.object(owner, name, run)
 
 
 class _Attention(torch.autograd.Function):
-    """Attention with the tensors that fused kernels keep for the backward pass: inputs, output, a float per token and head."""
+    """Attention that saves for the backward pass what fused kernels save: inputs, output, a float per token and head."""
 
     @staticmethod
     def forward(
         context: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
-        # the heads of a token are adjacent in memory, so that joining them costs nothing
+        # a token's heads are adjacent in memory, so concatenating them allocates nothing
         tokens_first = query.transpose(1, 2).shape[:-1]
         made = query.new_empty(*tokens_first, value.shape[-1]).transpose(1, 2)
         sums = query.new_empty(query.shape[:-1], dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Devices with their memory, and the placement of a model on them."""
+"""Devices, their memory, and the placement of a model on them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ UNITS = {"gib": GIB, "gb": 10**9, "mib": 2**20, "mb": 10**6}
 MAX_GPUS = 1024
 MAX_BYTES = 2**50
 RESERVE = GIB
-"""Bytes of each GPU that a plan leaves free."""
+"""Bytes that a plan leaves free on each GPU."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Device:
     """A GPU or the CPU."""
 
     index: int | str
-    """Number of a GPU, or `cpu`, as in device maps."""
+    """GPU index, or `cpu`, as in device maps."""
     size: int
     """Usable bytes."""
 
@@ -48,17 +48,17 @@ class Load:
 
     device: Device
     weights: int
-    """Weights, in training with optimizer state."""
+    """Bytes of weights; in training also of optimizer state."""
     cache: int
-    """KV cache of the layers on the device."""
+    """Bytes of the KV cache of the layers on the device."""
     activations: int
-    """Largest phase on the device, without the cache."""
+    """Bytes of the largest phase on the device, without the KV cache."""
     reserve: int
-    """Left free."""
+    """Bytes left free (`reserve_of`)."""
 
     @property
     def total(self) -> int:
-        """Bytes of all four."""
+        """Sum of weights, KV cache, activations and reserve."""
         return self.weights + self.cache + self.activations + self.reserve
 
 
@@ -69,18 +69,18 @@ class Placement:
     device_map: dict[str, int | str]
     loads: tuple[Load, ...]
     offloaded: dict[str, int]
-    """`cpu`, `disk` -> bytes of weights that are kept there and copied to the first device in each pass."""
+    """`cpu` or `disk` -> bytes of weights stored there, and copied to the first device in each pass."""
 
 
 def parse_size(text: str, origin: str) -> int:
-    """Bytes of a text such as 24GiB; SettingError that names `origin` for anything else.
+    """Bytes of a text such as 24GiB; SettingError that names `origin` for any other text.
 
-    Written here because accelerate's parser accepts sizes without a unit.
+    accelerate's parser is not used, because it accepts sizes without a unit.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([a-z]+)", text.strip(), re.IGNORECASE)
     if found is None or found[2].lower() not in UNITS:
         raise SettingError(
-            f"{origin}: {text!r} is no amount of memory with a unit; write it as 24GiB, or in GB, MiB or MB",
+            f"{origin}: {text!r} is not a memory size with a unit; write it as 24GiB, or in GB, MiB or MB",
             code="bad_value",
             field=origin,
         )
@@ -93,7 +93,7 @@ def parse_size(text: str, origin: str) -> int:
 
 
 def parse_gpus(text: str) -> tuple[Device, ...]:
-    """GPUs of a text such as 4x24GiB or 24GiB,48GiB, numbered from 0; SettingError for anything else."""
+    """GPUs of a text such as 4x24GiB or 24GiB,48GiB, numbered from 0; SettingError for any other text."""
     sizes: list[int] = []
 
     def refuse(reason: str) -> SettingError:
@@ -102,7 +102,7 @@ def parse_gpus(text: str) -> tuple[Device, ...]:
     for each in text.split(","):
         count, times, size = each.strip().rpartition("x")
         if times and not count.isdecimal():
-            raise refuse(f"{count!r} is no number of GPUs; write it as 4x24GiB")
+            raise refuse(f"{count!r} is not a number of GPUs; write it as 4x24GiB")
         number = int(count) if times else 1
         if not 1 <= number <= MAX_GPUS - len(sizes):
             raise refuse(f"the number of GPUs must lie between 1 and {MAX_GPUS}; leave --gpus out on a CPU")
@@ -111,20 +111,20 @@ def parse_gpus(text: str) -> tuple[Device, ...]:
 
 
 def find_gpus() -> tuple[Device, ...]:
-    """The GPUs that torch sees, with their free memory; empty on a machine without GPU."""
+    """GPUs that torch sees, with their free memory; empty on a machine without GPU."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return tuple(Device(i, torch.cuda.mem_get_info(i)[0]) for i in range(count))
 
 
 def find_cpu() -> Device:
-    """The CPU of this machine, with its available memory."""
+    """CPU of this machine, with its available memory."""
     return Device("cpu", psutil.virtual_memory().available)
 
 
 def place_whole(weights: int, cost: PassMemory, devices: Sequence[Device]) -> Placement | None:
-    """A model that runs whole on one device, or in shards on several; None if a device is too small.
+    """Placement of a model on one device, or sharded over several; None if a device is too small.
 
-    `weights` are the bytes on each device, with the optimizer state.
+    `weights` are the bytes of weights and optimizer state on each device.
     """
     loads = tuple(
         Load(device, weights, cost.cache, cost.peak - cost.cache, reserve_of(device, cost))
@@ -137,34 +137,33 @@ def place_whole(weights: int, cost: PassMemory, devices: Sequence[Device]) -> Pl
 def place_split(
     model: TextSegModel, cost: PassMemory, gpus: Sequence[Device], spill: Mapping[str, int]
 ) -> Placement | None:
-    """The language model's layers split over several GPUs, and all other parts on the first; None if it does not fit.
+    """Placement with the language model's layers split over `gpus`, and all else on the first; None if it does not fit.
 
-    `model` is empty, with weights of their final size. `spill` has the bytes of `cpu` and `disk` for offloaded weights.
-    Accelerate assigns the layers; it keeps room on the first GPU for the largest of them.
+    `model` is on the meta device. `spill` gives the bytes for offloaded weights on `cpu` and `disk`. Accelerate assigns
+    the layers; it leaves space on the first GPU for the largest layer.
     """
     layers = model.vlm.model.language_model.layers
     cache = 0 if spill else cost.cache // len(layers)
     for layer in layers:
-        # the KV cache of a layer lies beside its weights
+        # makes Accelerate count a layer's KV cache with its weights
         layer.register_buffer("kv_cache", torch.empty(cache, dtype=torch.uint8, device="meta"))
-    room = {gpu.index: gpu.size - reserve_of(gpu, cost) - _activations(cost, gpu is gpus[0]) for gpu in gpus}
-    room[gpus[0].index] -= _bytes(model.projector) + _bytes(model.sam)
+    free = {gpu.index: gpu.size - reserve_of(gpu, cost) - _activations(cost, gpu is gpus[0]) for gpu in gpus}
+    free[gpus[0].index] -= _bytes(model.projector) + _bytes(model.sam)
     if spill:  # offloaded layers run on the first device, and their caches stay there
-        room[gpus[0].index] -= cost.cache
+        free[gpus[0].index] -= cost.cache
     needed = _bytes(model.vlm) + (0 if spill else cost.cache)
-    if min(room.values()) <= 0 or sum(room.values()) + sum(spill.values()) < needed:
+    if min(free.values()) <= 0 or sum(free.values()) + sum(spill.values()) < needed:
         return None
     vision = vision_encoder_of(model.vlm)
     whole = {type(vision).__name__, *model.vlm._no_split_modules}
-    most: dict[int | str, int] = dict(room)
-    most.update(spill)
     with _quiet():
-        inside: dict[str, int | str] = infer_auto_device_map(model.vlm, most, sorted(whole))
+        inside: dict[str, int | str] = infer_auto_device_map(model.vlm, {**free, **spill}, sorted(whole))
     device_map = {f"vlm.{name}".removesuffix("."): device for name, device in inside.items()}
     device_map |= {"projector": gpus[0].index, "sam": gpus[0].index}
-    if any(device not in room and device not in spill for device in device_map.values()):
+    if any(device not in free and device not in spill for device in device_map.values()):
         return None
-    if find_device(device_map, f"vlm.model.{_name_of(vision, model.vlm.model)}") != gpus[0].index:
+    name = next(name for name, child in model.vlm.model.named_children() if child is vision)
+    if find_device(device_map, f"vlm.model.{name}") != gpus[0].index:
         return None  # the vision encoder receives the images and cannot be split
     placement = _weigh(model, cost, device_map, gpus)
     return placement if all(load.total <= load.device.size for load in placement.loads) else None
@@ -172,7 +171,7 @@ def place_split(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence Accelerate's warnings about GPUs that this machine does not have."""
+    """Silence Accelerate's warnings about GPUs that this machine lacks."""
     logger = logging.getLogger("accelerate.utils.modeling")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -219,23 +218,19 @@ def _device_of(device_map: DeviceMap, name: str) -> int | str:
 
 
 def _activations(cost: PassMemory, first: bool) -> int:
-    """Bytes of activations: the first device runs all phases, the others only layers of the language model."""
+    """Bytes of activations; the first device runs all phases, the others only layers of the language model."""
     language = cost.peaks["language model"] - cost.cache
     others = (size for phase, size in cost.peaks.items() if phase != "language model")
     return max(language, *others) if first else language
 
 
 def reserve_of(device: Device, cost: PassMemory) -> int:
-    """Bytes of a device that a plan leaves free.
+    """Bytes that a plan leaves free on a device: `RESERVE` on a GPU, the size of the largest phase on a CPU.
 
-    On a CPU the bytes of the largest phase once more: the allocator keeps freed memory (`models/cpu_allocator.py`) and
-    cannot reuse all of it. `benchmarks/plan.py` measured 0.4 to 1.4 times that.
+    The CPU allocator keeps freed memory (`models/cpu_allocator.py`) and cannot reuse all of it: `benchmarks/plan.py`
+    measured 0.4 to 1.4 times the largest phase.
     """
     return RESERVE if isinstance(device.index, int) else cost.peak
-
-
-def _name_of(module: torch.nn.Module, parent: torch.nn.Module) -> str:
-    return next(name for name, child in parent.named_children() if child is module)
 
 
 def _bytes(module: torch.nn.Module) -> int:

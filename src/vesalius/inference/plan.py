@@ -1,4 +1,4 @@
-"""Plan memory before a GPU is used: bytes by component, devices, dtype, batch size and tile, each with its reason."""
+"""Memory plans: bytes by component, devices, dtype, batch size and tile of a model, each with a reason."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SETTINGS: dict[str, type[PredictionSettings] | type[TrainingSettings]] = {
     "train": TrainingSettings,
 }
 MAX_SUGGESTED = 8
-"""Largest number of GPUs that a remedy suggests: those of one machine."""
+"""Maximum number of GPUs that a remedy suggests: one machine."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Amount:
 
 @dataclass(frozen=True)
 class Plan:
-    """Devices, dtype, batch size and tile for a model, with the reason for each number."""
+    """Memory plan of a model: devices, dtype, batch size and tile, with reasons."""
 
     model: str
     purpose: Purpose
@@ -64,24 +64,24 @@ class Plan:
     quantization: str | None
     batch_size: int
     tile: int
-    """Side in pixels of the windows of large images."""
+    """Side of the sliding windows on large images, in pixels."""
     device_map: dict[str, int | str] | None
-    """Device of each component; None if the model does not fit. In training that of the first GPU, like all others."""
+    """Device of each component; None if the model does not fit. In training all GPUs have the map of the first."""
     loads: tuple[Load, ...]
     """Bytes on each device in use."""
     offloaded: dict[str, int]
-    """`cpu`, `disk` -> bytes of weights that are kept there."""
+    """`cpu` or `disk` -> bytes of weights stored there."""
     copies: int
-    """Models that the devices hold side by side, each for a share of the images."""
+    """Number of model copies that the devices hold; the images are divided among them."""
     amounts: tuple[Amount, ...]
     need: int
-    """Bytes on a device that holds everything: weights, optimizer state and the largest phase."""
+    """Bytes on a single device: weights, optimizer state and the largest phase."""
     reasons: dict[str, str]
     remedies: tuple[str, ...]
-    """Changes with which the model would fit, or would fit without offloading."""
+    """Single changes that make the model fit, or fit without offloading."""
 
     def as_json(self) -> dict[str, Any]:
-        """The plan with plain values, for `--json`."""
+        """The plan as JSON values, for `--json`."""
         loads = [
             {**asdict(load), "device": load.device.name, "size": load.device.size, "total": load.total}
             for load in self.loads
@@ -95,11 +95,11 @@ def make_plan(
     purpose: Purpose = "predict",
     changes: Sequence[str] = (),
 ) -> Plan:
-    """The plan for MODEL: a bundle, a run, an official folder, or a published name, which needs no weights here.
+    """Plan for MODEL: a bundle, a run, an official folder, or a published name (no weights needed).
 
-    `gpus` such as 4x24GiB; None: the GPUs that torch sees, else the CPU. `changes` such as batch_size=8 are settings of
-    `PredictionSettings` or `TrainingSettings`. SettingError for an unknown model, GPU or setting; CheckpointError for a
-    bundle with an adapter.
+    `gpus` is a text such as 4x24GiB; None means the GPUs that torch sees, or else the CPU. `changes` such as
+    batch_size=8 set fields of `PredictionSettings` or `TrainingSettings`. SettingError for an unknown model, GPU or
+    setting; CheckpointError for a bundle with an adapter.
     """
     settings = make_settings(SETTINGS[purpose], apply_changes({}, changes), "--set")
     ref = resolve_model(model, weights=False)
@@ -110,7 +110,7 @@ def make_plan(
     task = PlanTask(spec, settings, find_gpus() if gpus is None else parse_gpus(gpus), cpu)
     if isinstance(settings, TrainingSettings) and settings.sharded and len(task.gpus) < 2:
         raise SettingError(
-            f"sharded=true splits a model over several GPUs, but there are {len(task.gpus)}; name them, for example "
+            f"sharded=true needs at least 2 GPUs, but there are {len(task.gpus)}; name them, for example "
             "--gpus 4x80GiB",
             code="conflicting_settings",
             field="sharded",
@@ -118,10 +118,10 @@ def make_plan(
     return plan_task(task, ref.name, on_disk=ref.origin == "published" or ref.is_bundle)
 
 
-def place_of(plan: Plan) -> tuple[str | DeviceMap, torch.dtype]:
+def device_and_dtype(plan: Plan) -> tuple[str | DeviceMap, torch.dtype]:
     """Device or device map, and dtype, for `open_model`.
 
-    SettingError if the model does not fit, or if the plan is for GPUs that this machine does not have.
+    SettingError if the model does not fit, or if this machine lacks the planned GPUs.
     """
     if plan.device_map is None:
         raise SettingError(
@@ -141,10 +141,9 @@ def place_of(plan: Plan) -> tuple[str | DeviceMap, torch.dtype]:
 
 
 def _read_spec(ref: ModelRef) -> ModelSpec:
-    """The spec of a model, read without its weights."""
     if ref.is_bundle and (ref.folder / ADAPTER).is_dir():
         raise CheckpointError(
-            f"{ref.folder}: keeps a LoRA adapter apart, which a plan does not count; merge the adapter of a run with "
+            f"{ref.folder}: has a separate LoRA adapter, which a plan cannot count; merge the adapter of a run with "
             "vesalius train --resume RUN --set trainable.save=merged",
             code="wrong_model_kind",
             path=ref.folder,
@@ -153,7 +152,7 @@ def _read_spec(ref: ModelRef) -> ModelSpec:
 
 
 def plan_task(task: PlanTask, name: str, on_disk: bool) -> Plan:
-    """The plan for a task; `on_disk` allows offloading of weights to disk."""
+    """Plan for a task; `on_disk` allows offloading weights to disk."""
     batch_size = task.settings.batch_size or task.choose_batch_size()
     cost = task.cost(batch_size)
     placement = task.fit(cost)
@@ -193,24 +192,22 @@ def _amounts(task: PlanTask, cost: PassMemory) -> Iterator[Amount]:
         yield Amount("weights", part, size, reason + shard)
     for group, size in task.optimizer_state.items():
         buckets = ", and DDP's copy of the gradients" if task.replicas > 1 else ""
-        yield Amount(
-            "optimizer", group, size, f"AdamW's two moments of each value in float32{buckets}{shard}"
-        )
+        yield Amount("optimizer", group, size, f"AdamW's two float32 moments of each value{buckets}{shard}")
     if predicts:
-        reason = f"keys and values of {cost.tokens + MAX_NEW_TOKENS:,} tokens a question, in each layer"
+        reason = f"keys and values of {cost.tokens + MAX_NEW_TOKENS:,} tokens per prompt in each layer"
         yield Amount("kept", "KV cache", cost.cache, reason)
-    yield Amount("kept", "SAM features", cost.features, "three levels of each image, for all of its prompts")
+    yield Amount("kept", "SAM features", cost.features, "three levels of each image, shared by its prompts")
     if predicts:
         reason = (
-            "per object of a video, of any length: 5 prompted and the last 6 other frames; not in the sums"
+            "per object in a video of any length: 5 prompted frames and the last 6 others; not in the totals"
         )
         yield Amount("kept", "SAM memory", video_memory(task.empty), reason)
     kept = {"language model": ", with the KV cache", "SAM decoder": ", with the SAM features"}
     gathered = f" and gathered layers of FSDP2 ({GATHERED} times the largest, assumed)" if shard else ""
     fixed = {
         "inputs": "pixels for both encoders",
-        "backward pass": "activations kept by the phases before, and gradients in float32",
-        "optimizer step": "gradients in float32; fused AdamW needs nothing more",
+        "backward pass": "activations saved by earlier phases, and float32 gradients",
+        "optimizer step": "float32 gradients; fused AdamW allocates nothing else",
     }
     for phase, size in cost.peaks.items():
         also = kept.get(phase, "") if predicts else f", with activations for the backward pass{gathered}"
@@ -222,28 +219,30 @@ def _reasons(task: PlanTask, cost: PassMemory, placement: Placement | None) -> d
     if settings.dtype:
         dtype = "as set"
     elif task.purpose == "train":
-        dtype = "weights train in float32; dtype=bfloat16 is autocast, with smaller activations"
+        dtype = "weights train in float32; dtype=bfloat16 adds autocast, with smaller activations"
     elif task.gpus:
         dtype = "half the bytes of float32, and faster on a GPU"
     else:
-        dtype = "16 bits are not faster on a CPU, and less exact"
+        dtype = "half precision is no faster on a CPU, and less exact"
     if settings.batch_size:
         chosen = "as set"
     elif placement is None or placement.offloaded:
-        chosen = "the smallest"
+        chosen = "the smallest possible"
     else:
         chosen = f"the largest that fits, up to {MAX_BATCH['GPU' if task.gpus else 'CPU']}"
     if placement is None:
         devices = "no device holds the model"
     elif placement.offloaded:
         names = {"cpu": "in CPU memory", "disk": "on disk"}
-        parts = " and ".join(f"{_gib(size)} {names[where]}" for where, size in placement.offloaded.items())
-        devices = f"weights offloaded, {parts}, and copied to the first device in each pass, which is slow"
+        sizes = " and ".join(f"{_gib(size)} {names[where]}" for where, size in placement.offloaded.items())
+        devices = (
+            f"weights are offloaded ({sizes}) and copied to the first device in each pass, which is slow"
+        )
     elif task.shards > 1:
-        devices = "each holds a shard of every weight, gradient and optimizer state"
+        devices = "each device holds a shard of all weights, gradients and optimizer state"
     elif len(placement.loads) > 1:
         devices = (
-            "the fewest that hold the model; language model layers are split, the rest is on the first GPU"
+            "the fewest GPUs that hold the model; language model layers are split, all else is on the first"
         )
     else:
         devices = "one device holds the model"
@@ -251,19 +250,19 @@ def _reasons(task: PlanTask, cost: PassMemory, placement: Placement | None) -> d
     tiles = f" in {cost.tiles} tile{'s' * (cost.tiles > 1)}" if family_of(task.spec.family).tiled else ""
     return {
         "dtype": dtype,
-        "batch_size": f"{chosen}; {images}{tiles}, {cost.tokens:,} tokens a question",
-        "tile": "half of the side of SAM's input; the batch size counts windows too",
+        "batch_size": f"{chosen}; {images}{tiles}, {cost.tokens:,} tokens per prompt",
+        "tile": "half of SAM 2's input side; with tiles, the batch size counts windows",
         "devices": devices,
         "reserve": (
-            "1 GiB of each GPU for CUDA, workspaces and fragmentation: assumed, not measured"
+            "1 GiB of each GPU for CUDA, workspaces and fragmentation (assumed, not measured)"
             if task.gpus
-            else "the bytes of the largest phase, because the allocator keeps freed memory: measured"
+            else "as many bytes as the largest phase, because the allocator keeps freed memory (measured)"
         ),
     }
 
 
 def _remedies(task: PlanTask, batch_size: int) -> Iterator[str]:
-    """Single changes with which the task would fit, those with the least effect first."""
+    """Single changes that make the task fit, those with the smallest effect first."""
     settings = task.settings
     smaller = batch_size // 2
     while smaller and task.fit(task.estimate(smaller)) is None:
@@ -277,7 +276,7 @@ def _remedies(task: PlanTask, batch_size: int) -> Iterator[str]:
     elif settings.quantization is None:
         for kind in ("8bit", "4bit"):
             if _fits(task.changed(quantization=kind), batch_size):
-                yield f"quantization={kind}, with the vision-language model in bitsandbytes"
+                yield f"quantization={kind} of the vision-language model"
     most = MAX_SUGGESTED if task.gpus and task.purpose == "predict" else 0
     for count in range(len(task.gpus) + 1, most + 1):
         more = [Device(i, min(gpu.size for gpu in task.gpus)) for i in range(count)]
@@ -287,19 +286,19 @@ def _remedies(task: PlanTask, batch_size: int) -> Iterator[str]:
     cost = task.cost(batch_size)
     yield f"one device with {_gib(task.resident + cost.peak + reserve_of(task.devices[0], cost))}"
     if name := _smaller_model(task, batch_size):
-        yield f"{name}, of the same family"
+        yield f"{name}, a smaller model of the same family"
 
 
 def _training_remedies(task: PlanTask, trainable: TrainableSettings, batch_size: int) -> Iterator[str]:
-    """Gradient checkpointing, 4 bits, sharding, and the largest preset that would fit."""
+    """Those of gradient checkpointing, 4-bit quantization, sharding and smaller presets that make the task fit."""
     every = CHECKPOINTABLE[trainable.preset]
     checkpointed = trainable.changed(gradient_checkpointing=every)
     if checkpointed != trainable and _fits(task.changed(trainable=checkpointed), batch_size):
-        yield f"trainable.gradient_checkpointing=[{', '.join(every)}], a third more time a step"
+        yield f"trainable.gradient_checkpointing=[{', '.join(every)}], a third more time per step"
     if trainable.preset != "full" and trainable.quantization is None:
         quantized = trainable.changed(quantization="4bit", save=None)
         if _fits(task.changed(trainable=quantized), batch_size):
-            yield "trainable.quantization=4bit, with the vision-language model in bitsandbytes"
+            yield "trainable.quantization=4bit of the vision-language model"
     if len(task.gpus) > 1 and task.shards == 1 and _fits(task.changed(sharded=True), batch_size):
         yield f"sharded=true, a shard of the model on each of the {len(task.gpus)} GPUs"
     presets = [*CHECKPOINTABLE]
@@ -310,19 +309,18 @@ def _training_remedies(task: PlanTask, trainable: TrainableSettings, batch_size:
 
 
 def _fits(task: PlanTask, batch_size: int) -> bool:
-    room = sum(device.size for device in task.devices)
-    return task.resident < room and task.fit(task.cost(batch_size)) is not None
+    total = sum(device.size for device in task.devices)
+    return task.resident < total and task.fit(task.cost(batch_size)) is not None
 
 
 def _smaller_model(task: PlanTask, batch_size: int) -> str | None:
-    """The largest published model of the family that is smaller and would fit."""
+    """Largest published model that fits, among the smaller ones of the same family."""
     own = sum(p.numel() for p in empty_model(task.spec).parameters())
     family = [name for name in PRESETS if name != "tiny" and find_spec(name).family == task.spec.family]
     for name in sorted(family, key=count_published, reverse=True):
-        if count_published(name) < own:
-            other = PlanTask(find_spec(name), task.settings, task.gpus, task.cpu)
-            if _fits(other, batch_size):
-                return name
+        other = PlanTask(find_spec(name), task.settings, task.gpus, task.cpu)
+        if count_published(name) < own and _fits(other, batch_size):
+            return name
     return None
 
 
@@ -337,7 +335,7 @@ def _gib(size: int) -> str:
 
 
 def summarize(plan: Plan) -> Iterator[str]:
-    """The lines of a plan for a terminal."""
+    """The plan as text lines for the terminal."""
     yield f"{plan.model} for {'training' if plan.purpose == 'train' else 'prediction'}"
     yield f"  dtype {plan.dtype}: {plan.reasons['dtype']}"
     yield f"  batch size {plan.batch_size}: {plan.reasons['batch_size']}"
@@ -346,7 +344,7 @@ def summarize(plan: Plan) -> Iterator[str]:
         "weights": "weights",
         "optimizer": "optimizer state",
         "kept": "kept during a pass",
-        "phase": "phases, one after the other: the largest counts",
+        "phase": "phases, in sequence: only the largest counts",
     }.items():
         rows = [amount for amount in plan.amounts if amount.kind == kind]
         if rows:
@@ -361,7 +359,7 @@ def summarize(plan: Plan) -> Iterator[str]:
         )
     yield f"{'fits' if plan.device_map else 'does not fit'}: {plan.reasons['devices']}"
     if plan.copies > 1:
-        yield f"{plan.copies} copies fit side by side, each for a share of the images"
+        yield f"{plan.copies} copies of the model fit; the images are divided among them"
     if plan.loads:
         yield f"reserve: {plan.reasons['reserve']}"
     for remedy in plan.remedies:

@@ -107,14 +107,14 @@ class Predictor(LoadedSegmenter):
             else:
                 done += len(some)
                 continue
-            # after the except block, because the error keeps the batch's tensors alive
+            # outside the except block, where the error no longer keeps the batch's tensors alive
             self._halve_batch_size(len(some), reason)
         return predictions
 
     def with_views(self, views: Sequence[str], prompts: Iterable[str]) -> tuple[Predictor, tuple[str, ...]]:
         """A copy that decodes `views` and stores the logits of each in `LowRes.views`, and its views in order.
 
-        SettingError for an empty list, an unknown view, a prompt that a view does not allow, and with tiles or cleaning.
+        SettingError for no or an unknown view, a prompt that a view does not allow, and with tiles or cleaning.
         """
         check_whole_images(self.tiles)
         if self.cleaning is not None:

@@ -75,7 +75,7 @@ class VideoPredictor(Predictor):
         key_frames: Sequence[int] = (),
         reprompt_every: int | None = None,
     ) -> None:
-        """As in the base class; also refuses tiles, test-time augmentation and the feature cache, which need single images."""
+        """As in the base class; tiles, test-time augmentation and the feature cache are refused too."""
         self._choose_keys(n_frames, propagation, key_frames, reprompt_every)
 
     def _choose_keys(
@@ -217,7 +217,10 @@ def _ask(predictor: Predictor, frames: Sequence[np.ndarray], prompts: Sequence[s
         answer = predictor.answer_batch(batch.to(parameter.device, parameter.dtype))
         embeddings.append(answer.seg.embedding)
         prompt_of += [start + row for row in answer.seg.row.tolist()]
-        templates += [replace(predictor.text_prediction(answer, row, prompt), size=size) for row, prompt in enumerate(some)]
+        templates += [
+            replace(predictor.text_prediction(answer, row, prompt), size=size)
+            for row, prompt in enumerate(some)
+        ]
     prompts_of_seg = np.array(prompt_of, dtype=np.int64)
     return _Answers(templates, processor.spec.sam_size, torch.cat(embeddings), prompts_of_seg)
 

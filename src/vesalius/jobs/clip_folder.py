@@ -97,7 +97,7 @@ class ClipSegmenter(Described):
     def answer(
         self, samples: Iterable[Sample], out: Path, save: Sequence[str]
     ) -> Generator[list[Line], None, None]:
-        """Predict frames of the clips, given in order, and write their files into `out`; yields the lines of each frame.
+        """Predict frames, given in clip order, and write their files into `out`; yields the lines of each frame.
 
         If the first sample lies in the middle of a clip, masks are propagated from the start of that clip.
         """

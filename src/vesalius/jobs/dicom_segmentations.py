@@ -18,7 +18,7 @@ from vesalius.types import Sample
 
 
 class SegmentationFolder:
-    """The folder `dicom/` of a prediction folder; masks are held as RLE until the last frame of their source file is done.
+    """The folder `dicom/` of a prediction folder; holds masks as RLE until all frames of their source file are done.
 
     Failed frames are left out, and the image comment lists them. If all frames of a source file failed, it gets no
     segmentation.

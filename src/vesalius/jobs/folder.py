@@ -172,7 +172,7 @@ def answer_samples(
 def write_answers(
     predicted: Generator[Answered, None, None], out: Path, save: Sequence[str], ahead: int
 ) -> Generator[list[Line], None, None]:
-    """Write the files of predictions in threads, up to `ahead` samples at a time; yields the lines of each sample in order."""
+    """Write the files of predictions in threads, up to `ahead` samples at a time; yields the lines of each sample."""
     write = partial(_write, out, save)
     with closing(predicted), closing(map_in_threads(write, predicted, ahead, _bytes_of_answer)) as written:
         yield from written
@@ -183,7 +183,9 @@ def check_request(prompts: Sequence[str], save: Sequence[str]) -> None:
     for name in save:
         if name not in OUTPUT_KINDS:
             raise SettingError(
-                f"--save {name} is unknown; choose from {', '.join(OUTPUT_KINDS)}", code="bad_value", field="save"
+                f"--save {name} is unknown; choose from {', '.join(OUTPUT_KINDS)}",
+                code="bad_value",
+                field="save",
             )
     for prompt in prompts:
         if not prompt.strip():

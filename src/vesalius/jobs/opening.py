@@ -89,7 +89,7 @@ def _planned(
         raise SettingError(
             f"give a device ({device}) or gpus ({gpus}), not both", code="conflicting_settings", field="gpus"
         )
-    from vesalius.inference.plan import make_plan, device_and_dtype
+    from vesalius.inference.plan import device_and_dtype, make_plan
 
     changes = [f"batch_size={batch_size}", *([f"quantization={quantization}"] if quantization else [])]
     return device_and_dtype(make_plan(ref, gpus, changes=changes))
