@@ -78,7 +78,7 @@ class TrainableSettings(Settings):
     lora: LoraParts = LoraParts()
     """LoRA sizes, for the components that the preset adapts."""
     quantization: Literal["4bit"] | None = None
-    """QLoRA: the frozen matrices of the vision-language model in 4 bits; needs the extra `quantized`."""
+    """QLoRA: the frozen matrices of the vision-language model in 4 bits; needs the extra `quantization`."""
     gradient_checkpointing: tuple[Checkpointed, ...] = ()
     """Components whose layers are recomputed in the backward pass instead of storing activations."""
     save: Literal["merged", "adapter"] | None = None
