@@ -145,7 +145,7 @@ def paired_comparisons(
         PairedComparison(
             n=len(values),
             n_groups=len(each),
-            difference=_mean(values),
+            difference=mean(values),
             interval=interval,
             p=p,
             p_holm=p_holm,
@@ -242,8 +242,8 @@ def summarize(rows: Iterable[Mapping[str, Any]], metrics: Iterable[str]) -> dict
         defined = [row for row in scored if row[metric] is not None]
         values, groups = [float(row[metric]) for row in defined], [row["group"] for row in defined]
         columns.append((values, groups))
-        summary["mean"][metric] = _mean(values)
-        summary["mean_answered"][metric] = _mean([row[metric] for row in defined if row["status"] == "ok"])
+        summary["mean"][metric] = mean(values)
+        summary["mean_answered"][metric] = mean([row[metric] for row in defined if row["status"] == "ok"])
         summary["n_groups"][metric] = len(set(groups))
         summary["undefined"][metric] = len(scored) - len(defined)
     for metric, interval in zip(metrics, bootstrap_intervals(columns), strict=True):
@@ -347,5 +347,6 @@ def _probability_of_at_most(rank_sum: float, differences: np.ndarray) -> float:
     return float(ways[: round(2 * rank_sum) + 1].sum() / 2.0 ** len(doubled))
 
 
-def _mean(values: Sequence[float]) -> float | None:
+def mean(values: Sequence[float]) -> float | None:
+    """Mean of the values; None without values."""
     return float(np.mean(values)) if len(values) else None

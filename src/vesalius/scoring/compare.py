@@ -16,12 +16,12 @@ import numpy as np
 
 from vesalius.errors import DataError, SettingError
 from vesalius.evaluation.metrics import METRICS
-from vesalius.evaluation.statistics import FEW_GROUPS, Column, PairedComparison, paired_comparisons
+from vesalius.evaluation.statistics import FEW_GROUPS, Column, PairedComparison, mean, paired_comparisons
 from vesalius.files import check_replaceable, prepare_folder, replacing, to_json
 from vesalius.lineage import versions
 from vesalius.names import list_names
 from vesalius.scoring.comparison_report import Comparison, write_comparison
-from vesalius.scoring.results import MAX_PROMPTS, Evaluation, ResultKey, read_evaluation
+from vesalius.scoring.results import MAX_PROMPTS, Evaluation, ResultKey, read_evaluation, shown
 
 FILES = frozenset({"comparison.json", "comparison.csv", "comparison.md", "comparison.png", "report.html"})
 """Files of a comparison folder; a folder with any other file is not replaced."""
@@ -122,11 +122,11 @@ def _refuse_differences(reference: Evaluation, other: Evaluation) -> None:
     """Raise DataError, listing the differences, unless both evaluations have the same rows on the same data."""
     found = []
     for one, two in ((reference, other), (other, reference)):
-        alone = [_shown(key) for key in one.rows if key not in two.rows]
+        alone = [shown(key) for key in one.rows if key not in two.rows]
         if alone:
             found.append(f"{len(alone)} only in {one.name}: {list_names(alone, LISTED)}")
     moved = [
-        f"{_shown(key)} in {row['group']} and {other.rows[key]['group']}"
+        f"{shown(key)} in {row['group']} and {other.rows[key]['group']}"
         for key, row in reference.rows.items()
         if key in other.rows and row["group"] != other.rows[key]["group"]
     ]
@@ -204,8 +204,8 @@ def _compare(
                 "prompt": prompt,
                 "metric": metric,
                 "undefined": len(pool) - len(defined),
-                "mean_reference": float(np.mean(before)) if before else None,
-                "mean": float(np.mean(after)) if after else None,
+                "mean_reference": mean(before),
+                "mean": mean(after),
             }
         )
     found = paired_comparisons(hypotheses, level=LEVEL, resamples=RESAMPLES, seed=SEED)
@@ -315,7 +315,3 @@ def _different_settings(one: Mapping[str, Any], two: Mapping[str, Any]) -> Itera
         first, second = (each.get(name) for each in settings)
         if first != second and name not in UNRELATED_SETTINGS:
             yield name, first, second
-
-
-def _shown(key: ResultKey) -> str:
-    return f"{key[0]} ({key[1]})"

@@ -130,9 +130,14 @@ def _check_constants(content: bytes, where: str, path: Path, code: str) -> None:
         json.loads(content, parse_constant=refuse)
 
 
+def shown(key: ResultKey) -> str:
+    """A key as text: `id (prompt)`, or the id alone if the prompt is empty."""
+    return f"{key[0]} ({key[1]})" if key[1] else key[0]
+
+
 def duplicate(path: Path, line: int, key: ResultKey) -> DataError:
     """The error for a duplicate id and prompt."""
-    message = f"{path}, line {line}: {key[0]} ({key[1]}) is a duplicate"
+    message = f"{path}, line {line}: {shown(key)} is a duplicate"
     return DataError(message, code="duplicate_id", path=path, field=f"line {line}")
 
 

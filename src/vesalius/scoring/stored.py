@@ -18,7 +18,7 @@ from vesalius.lineage import hash_file
 from vesalius.mask_maps import Stored
 from vesalius.masks import Size, decode_rle
 from vesalius.names import list_names, result_stems
-from vesalius.scoring.results import OPEN, ResultKey, duplicate, parse, read_bytes, split_lines
+from vesalius.scoring.results import OPEN, ResultKey, duplicate, parse, read_bytes, shown, split_lines
 from vesalius.scoring.roi import masks_by_id
 from vesalius.segmenter import ModelDescription, Segmenter
 from vesalius.types import Item, Prediction, Sample, Status
@@ -211,7 +211,7 @@ class StoredPredictions(Segmenter):
             raise SettingError.at(
                 self.folder,
                 f"another threshold needs probabilities (predict --save probs), but {len(without)} of "
-                f"{len(self._lines)} predictions have none (first: {_named(without[0])})",
+                f"{len(self._lines)} predictions have none (first: {shown(without[0])})",
                 code="missing_probabilities",
                 field="threshold",
             )
@@ -252,19 +252,13 @@ def _refuse_missing(folder: Path, wanted: Sequence[ResultKey], found: Mapping[Re
     if not missing:
         return
     others = [key for key in found if key not in set(wanted)]
-    hint = f"; it has {len(others)} others (first: {_named(others[0])})" if others else ""
+    hint = f"; it has {len(others)} others (first: {shown(others[0])})" if others else ""
     raise DataError.at(
         folder,
-        f"lacks {len(missing)} of {len(wanted)} predictions: "
-        f"{list_names(map(_named, missing), LISTED)}{hint}",
+        f"lacks {len(missing)} of {len(wanted)} predictions: {list_names(map(shown, missing), LISTED)}{hint}",
         code="missing_prediction",
-        field=_named(missing[0]),
+        field=shown(missing[0]),
     )
-
-
-def _named(key: ResultKey) -> str:
-    name, prompt = key
-    return f"{name} ({prompt})" if prompt else name
 
 
 def _read_lines(path: Path) -> dict[ResultKey, StoredLine]:

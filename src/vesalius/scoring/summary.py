@@ -16,7 +16,7 @@ from vesalius.evaluation.calibration import (
     reliability,
 )
 from vesalius.evaluation.metrics import METRICS
-from vesalius.evaluation.statistics import FEW_GROUPS, summarize
+from vesalius.evaluation.statistics import FEW_GROUPS, mean, summarize
 from vesalius.scoring.results import MAX_PROMPTS, ResultRow
 from vesalius.scoring.results_log import CURVE_THRESHOLDS, ResultsLog
 from vesalius.types import Sample
@@ -112,8 +112,6 @@ def _groups(rows: Sequence[ResultRow]) -> list[dict[str, Any]]:
     table = []
     for group, its in _by_field(rows, "group").items():
         values = [row["dice"] for row in its if row["dice"] is not None]
-        mean = float(np.mean(values)) if values else None
-        table.append(
-            {"group": group, "predictions": len(its), "failed": len(its) - len(values), "dice": mean}
-        )
+        failed = len(its) - len(values)
+        table.append({"group": group, "predictions": len(its), "failed": failed, "dice": mean(values)})
     return sorted(table, key=lambda each: (each["dice"] is not None, each["dice"] or 0.0, each["group"]))

@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vesalius.evaluation.metrics import METRICS, Metric
+from vesalius.evaluation.statistics import mean
 from vesalius.files import replacing
 from vesalius.scoring.results import ResultRow
 
@@ -79,13 +78,9 @@ def group_table(
                 its.setdefault(name, []).append(row[name])
     return [
         {key: group[key] for key in ("group", "predictions", "failed")}
-        | {name: _mean(values[group["group"]].get(name)) for name in names}
+        | {name: mean(values[group["group"]].get(name, ())) for name in names}
         for group in groups
     ]
-
-
-def _mean(values: Sequence[float] | None) -> float | None:
-    return float(np.mean(values)) if values else None
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
