@@ -1,11 +1,11 @@
-"""Mean Dice with an exponential moving average of the weights (`optim.ema_decay`), against the weights of the last step.
+"""Mean Dice with an exponential moving average of the weights (`optim.ema_decay`) and with the weights of the last step.
 
     .venv/bin/python benchmarks/averaging.py [--data FOLDER] [--steps 300] [--decays 0.9 0.97 0.99] [--seeds 2] [--json FILE]
 
-One run per seed of the shipped `tiny` with `trainable: full`, with a constant learning rate and with cosine decay; on
-FOLDER's annotations.train.json, with all objects of an image as one "blood vessel", or on synthetic angiograms. After the
-last step the validation images are scored with the last weights and with each average of the same run. Decays increase
-during a run, and reach 0.9 after 80 steps, 0.97 after 290, 0.99 after 890.
+The shipped `tiny` is fine-tuned with `trainable: full`, once per seed and schedule (constant learning rate, cosine decay),
+on FOLDER's annotations.train.json, with all objects of an image as one "blood vessel", or on synthetic angiograms. After
+the last step the validation images are scored with the last weights and with each average of the same run. The effective
+decay increases during a run and reaches 0.9 after 80 steps, 0.97 after 290, 0.99 after 890.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
     .venv/bin/python benchmarks/convert.py [--gigabytes 16] [--folder DIR] [--json FILE]
 
-Makes an official folder with the tensors of Sa2VA-8B in bfloat16, with as many layers as the size needs, in shards of
-4 GB; copies it and converts it to a bundle; copies the bundle and converts it back. Each step starts with a cold page
-cache if the system permits it, ends with fsync, and runs in its own process, whose anonymous memory is sampled from
-outside; the time includes importing torch. Needs three times the size on the disk. Limits: twice the time of the copy;
-1.5 GB plus the largest tensor; 2 s to open a small model.
+The benchmark writes an official folder with the tensors of Sa2VA-8B in bfloat16, with as many layers as the size needs, in
+shards of 4 GB; copies it and converts it to a bundle; copies the bundle and converts it back. Each step starts with a cold
+page cache if the system permits it, ends with fsync, and runs in a process of its own; another process samples its
+anonymous memory. The time includes importing torch. Three times the size is needed on disk. Limits: twice the time of the
+copy; 1.5 GB plus the largest tensor; 2 s to open a small model.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BLOCK_BYTES = 8 << 20
 SHARD_BYTES = 4 * 10**9
 MOST_TIMES_THE_COPY = 2.0
 MOST_BYTES = 1.5e9
-"""Limit of anonymous memory, without the largest tensor."""
+"""Limit of anonymous memory in bytes, excluding the largest tensor."""
 MOST_OPENING_S = 2.0
 
 
@@ -107,7 +107,7 @@ def convert(source: Path, target: Path, to: str) -> None:
 
 
 def forget(folder: Path) -> None:
-    """Drop a folder's files from the page cache, and all others if that is permitted."""
+    """Drop the folder's files from the page cache, or the whole page cache if the system permits it."""
     for path in folder.rglob("*"):
         if path.is_file() and hasattr(os, "posix_fadvise"):
             with path.open("rb") as file:

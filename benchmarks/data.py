@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/data.py [--images 5000] [--annotations 100000] [--json FILE]
 
 Each measurement runs in a separate process:
-check    `vesalius check` of 512 x 512 angiograms with masks of two phrases, by two processes; total memory with a fifth
-         of the images and with all, because it must not grow with their number.
+check    `vesalius check` of 512 x 512 angiograms with masks of two phrases, with two processes; total memory for a fifth
+         of the images and for all, because it must not grow with their number.
 read     annotations in the formats vesalius and COCO, 20 polygons of 30 points per image.
 frames   sequential frames of a video and of a compressed NIfTI volume.
 load     augmented training batches, prepared by one thread, compared with a training step of the tiny model.
@@ -82,7 +82,7 @@ class PeakMemory:
             for process in (me, *me.children(recursive=True)):
                 try:
                     held += process.memory_full_info().uss
-                except psutil.Error:  # it has ended
+                except psutil.Error:  # the process has ended
                     continue
             self.peak_bytes = max(self.peak_bytes, held)
 

@@ -1,13 +1,13 @@
-"""Images per second scored with all metrics, by Vesalius and by other libraries.
+"""Images scored per second with all metrics, by Vesalius and by other libraries.
 
     .venv/bin/python benchmarks/evaluate.py [--pairs 48] [--size 512] [--spacing 0.3 0.3] [--json FILE]
 
-Both score the same masks with the same metrics in two processes. Ours: `vesalius.evaluation.metrics.score`.
-Theirs: MONAI (overlap, distances), each metric an object called on batches of one as its documentation shows, and
-scikit-image and scipy (skeletons, widths, components, holes), each metric a function of two masks. Values that come from
-one call of theirs are computed once: all shares of the confusion matrix, or clDice with precision and sensitivity. The
-values are compared, and the benchmark fails if they differ. Masks are synthetic vessels; predictions are the same masks
-shifted, with gaps, ragged edges and false blobs. Needs the development packages.
+Both sides score the same masks with the same metrics in two processes. Ours: `vesalius.evaluation.metrics.score`.
+Theirs: MONAI (overlap, distances), with one object per metric called on batches of one as in its documentation, and
+scikit-image and scipy (skeletons, widths, components, holes), with one function of two masks per metric. Metrics that one
+library call returns together are computed once: all ratios of the confusion matrix, and clDice with precision and
+sensitivity. The benchmark fails if the values of both sides differ. Masks are synthetic vessels; predictions are the same
+masks shifted, with gaps, ragged edges and false blobs. Needs the development packages.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ Spacing = tuple[float, float] | None
 Pair = tuple[np.ndarray, np.ndarray]
 Values = dict[str, float | None]
 ROUNDS = {"theirs": 1, "ours": 5}
-"""Repetitions, so that both are measured for seconds."""
+"""Repetitions, chosen so that each measurement takes seconds."""
 
 
 def make_pair(index: int, size: int) -> Pair:
-    """A ground truth mask, and a realistic prediction of it."""
+    """A ground truth mask and a realistic prediction for it."""
     target = draw(9, index, size).masks[0, 0]  # type: ignore[index]
     rng = np.random.default_rng(index)
     ragged = gaussian_filter(target.astype(np.float32), 1.5) + 0.15 * gaussian_filter(
@@ -148,7 +148,7 @@ def betti1_error(target: np.ndarray, prediction: np.ndarray) -> Values:
 
 
 def breaks(target: np.ndarray, prediction: np.ndarray) -> Values:
-    """Surplus components along each vessel of the ground truth."""
+    """Excess components along each vessel of the ground truth."""
     line, vessels = skeletonize(target), label(target, connectivity=2)
     near = label(prediction & binary_dilation(target, diamond(2)), connectivity=2)
     meets = np.unique(np.stack([vessels[line], near[line]]), axis=1)
@@ -157,7 +157,7 @@ def breaks(target: np.ndarray, prediction: np.ndarray) -> Values:
 
 
 def skeleton_recall(target: np.ndarray, prediction: np.ndarray) -> Values:
-    """Share of the ground truth skeleton that the prediction covers."""
+    """Fraction of the ground truth skeleton that the prediction covers."""
     return {"skeleton_recall": float(prediction[skeletonize(target)].mean())}
 
 
@@ -255,7 +255,7 @@ def main() -> None:
         result |= {"times_as_fast": times, "largest_difference": difference}
         args.json.write_text(json.dumps(result, indent=2) + "\n")
     if difference > 1e-4:
-        sys.exit("the two do not compute the same")
+        sys.exit("the two sides compute different values")
 
 
 if __name__ == "__main__":

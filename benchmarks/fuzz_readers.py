@@ -2,11 +2,11 @@
 
     python benchmarks/fuzz_readers.py --cases 20000 --json
 
-A case damages one file: bytes flipped, cut, repeated or dropped, numbers made extreme, JSON values or XML text
-replaced, paths that leave the folder. The dataset is then opened, in every second case as `vesalius check` does, which
-collects the errors of single entries, and every sample is loaded. DataError and SettingError are allowed. Any other
-error, more than 5 seconds, more than 3 GiB of memory or the end of the process is a failure. It is reported with format
-and number, and the same number makes the same damage again.
+A case damages one file: bytes are flipped, cut, repeated or dropped, numbers made extreme, JSON values or XML text
+replaced, or paths made to leave the folder. The dataset is then opened, in every second case in the way of `vesalius
+check`, which collects the errors of single entries, and every sample is loaded. DataError and SettingError are allowed.
+Any other error, more than 5 seconds, more than 3 GiB of memory or the end of the process is a failure. A failure is
+reported with format and case number; the number reproduces the damage.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ PATHS = (
 
 
 def damage(files: Files, rng: np.random.Generator) -> tuple[str, bytes]:
-    """The path of one file, mostly an annotation, and its damaged content."""
+    """The path of one file, in most cases an annotation, and its damaged content."""
     names = sorted(files, key=lambda name: name.endswith(".png"))
     name = names[0] if rng.random() < 0.7 else names[int(rng.integers(len(names)))]
     data = files[name]
@@ -68,7 +68,7 @@ def damage(files: Files, rng: np.random.Generator) -> tuple[str, bytes]:
 
 
 def _exchange(value: Any, rng: np.random.Generator) -> Any:
-    """The JSON value with one value in it, chosen by a random walk from the top, dropped or replaced."""
+    """The JSON value after one nested value, chosen by a random walk from the root, was dropped or replaced."""
     if isinstance(value, list) and value and rng.random() < 0.9:
         i = int(rng.integers(len(value)))
         return [*value[:i], _exchange(value[i], rng), *value[i + 1 :]]
@@ -119,7 +119,7 @@ def _drop(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def _number(data: bytes, rng: np.random.Generator) -> bytes:
-    """The first run of digits within 400 bytes of a random offset, replaced by an extreme number."""
+    """The content with the first digits within 400 bytes of a random offset replaced by an extreme number."""
     offset = int(rng.integers(len(data) + 1))
     start = next((i for i in range(offset, min(offset + 400, len(data))) if data[i : i + 1].isdigit()), None)
     if start is None:
@@ -131,7 +131,7 @@ def _number(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def _header(data: bytes, rng: np.random.Generator) -> bytes:
-    """Bytes near the start set to 255: binary files have their sizes and counts there."""
+    """The content with bytes near the start set to 255, where binary files store sizes and counts."""
     changed = bytearray(data)
     start = int(rng.integers(min(len(data), 600) + 1))
     changed[start : start + int(rng.integers(1, 5))] = b"\xff" * int(rng.integers(1, 5))
@@ -139,7 +139,7 @@ def _header(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def _insert(data: bytes, rng: np.random.Generator) -> bytes:
-    """A piece of JSON or XML over the bytes at a random offset."""
+    """The content with a JSON or XML fragment written over the bytes at a random offset."""
     offset = int(rng.integers(len(data) + 1))
     piece = PIECES[int(rng.integers(len(PIECES)))].encode()
     return data[:offset] + piece + data[offset + int(rng.integers(len(piece) + 1)) :]
@@ -149,7 +149,7 @@ DAMAGES = (_flip, _cut, _double, _drop, _number, _header, _insert)
 
 
 def try_case(name: str, files: Files, number: int, seed: int) -> str:
-    """`read`, `refused an entry`, the class of the error, or `FAILED: ...`."""
+    """Outcome of a case: `read`, `refused an entry`, the class of the error, or `FAILED: ...`."""
     rng = np.random.default_rng([seed, list(SPECIMENS).index(name), number])
     changed, data = damage(files, rng)
     with tempfile.TemporaryDirectory() as folder:
@@ -181,7 +181,7 @@ def _too_long(number: int, frame: FrameType | None) -> None:
 
 
 def _run(name: str, start: int, end: int, seed: int, results: Any) -> None:
-    """Cases `start` to `end` of one format, in their own process; `results` gets (number, outcome) before and after."""
+    """Run cases `start` to `end` of one format in a new process; `results` gets (number, outcome) before and after each."""
     resource.setrlimit(resource.RLIMIT_AS, (2 * LIMIT_BYTES, 2 * LIMIT_BYTES))
     signal.signal(signal.SIGALRM, _too_long)
     warnings.simplefilter("error")  # a library's warning would reach the user's terminal
@@ -196,7 +196,7 @@ def _run(name: str, start: int, end: int, seed: int, results: Any) -> None:
 
 
 def fuzz(name: str, cases: int, seed: int) -> dict[int, str]:
-    """Number of the case -> outcome. If a process dies, another one continues with the next case."""
+    """Outcome by case number. If a process dies, another one continues with the next case."""
     context = multiprocessing.get_context("fork")
     outcomes: dict[int, str] = {}
     while len(outcomes) < cases:

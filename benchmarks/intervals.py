@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/intervals.py [--sets 2000] [--json FILE]
 
-Draws datasets of patients with several frames each from two distributions with a known mean, and prints the share of
-intervals that contain it. docs/metrics.md has the table.
+Datasets of patients with several frames each are sampled from two distributions with a known mean. The result is the
+fraction of intervals that contain the mean. docs/metrics.md has the table.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def even(random: np.random.Generator, groups: int) -> list[np.ndarray]:
 
 
 def skewed(random: np.random.Generator, groups: int) -> list[np.ndarray]:
-    """Skewed like Dice: beta(4.5, 0.9) with mean 5 / 6, 1 to 10 frames per patient."""
+    """Patients with a skewed distribution as of Dice: beta(4.5, 0.9) with mean 5 / 6, 1 to 10 frames each."""
     return [random.beta(4.5, 0.9) + random.normal(0, 0.03, random.integers(1, 11)) for _ in range(groups)]
 
 
@@ -40,7 +40,7 @@ CASES: dict[str, tuple[Draw, float]] = {"even": (even, 0.7), "skewed": (skewed, 
 
 
 def coverage(draw: Draw, mean: float, groups: int, sets: int, method: Method) -> float:
-    """Share of datasets with an interval that contains the mean."""
+    """Fraction of datasets with an interval that contains the mean."""
     hits = 0
     for seed in range(sets):
         values = draw(np.random.default_rng([groups, seed]), groups)

@@ -4,9 +4,9 @@
 
 The shipped `tiny` is fine-tuned with recipes/arcade.yaml, once for each entry of LOSSES and each seed, from the same
 weights on the same images in the same order, with all objects of an image as one "blood vessel". FOLDER holds
-annotations.train.json and annotations.val.json; without it, synthetic retinas are drawn, which `tiny` already segments.
+annotations.train.json and annotations.val.json; without it, synthetic retinas are used, which `tiny` already segments.
 The last weights are scored on the validation images with forced answers: Dice and clDice at probability 0.5, and Dice at
-the best common threshold, because a loss may shift the probabilities without changing the order of pixels. The table has
+the best common threshold, because a loss may shift the probabilities without changing the ranking of pixels. The table has
 mean and spread over seeds; differences below the spread are not meaningful. A seed changes order, augmentation and sampled
 points. FILE is rewritten after each loss.
 """
@@ -119,7 +119,7 @@ def measure(name: str, sets: dict[str, Path], args: argparse.Namespace) -> Itera
 
 
 def spread(values: list[float]) -> str:
-    """Mean, and half of the range."""
+    """Mean and half range as text."""
     return f"{statistics.mean(values):.3f} +- {(max(values) - min(values)) / 2:.3f}"
 
 

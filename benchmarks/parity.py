@@ -1,8 +1,10 @@
 """Numerical parity with the official Sa2VA code.
 
-Reads official-layout models with random weights and the float32 results of the official code for them
-(`expected.json`, `expected.npz`): python benchmarks/parity.py FOLDER [FOLDER ...] [--inputs IMAGES]
-Prints the largest difference and the tolerance of each quantity, and writes `results/parity.json`.
+    python benchmarks/parity.py FOLDER [FOLDER ...] [--inputs IMAGES]
+
+Each FOLDER has a model with random weights in the official layout and the float32 results of the official code for it
+(`expected.json`, `expected.npz`). The largest difference and the tolerance of each quantity are printed and written to
+`results/parity.json`.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ class Row(NamedTuple):
 
 
 class Case:
-    """One question to a stored model, and the results of the official code for it."""
+    """One prompt for a stored model, and the results of the official code for it."""
 
     def __init__(
         self, predictor: OfficialPredictor, model: str, name: str, facts: Any, stored: Any, inputs: Path

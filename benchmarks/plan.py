@@ -1,13 +1,13 @@
-"""Compare the memory that `vesalius plan` estimates for a prediction or training step to the memory of a real process.
+"""Memory that `vesalius plan` estimates for a prediction or training step, compared with that of a real process.
 
     .venv/bin/python benchmarks/plan.py [--for train] [--image 512x512 ...] [--json FILE]
 
 A bundle of 360 M random parameters (1.4 GB in float32) is built in one process and opened in others, in float32 on the
-CPU. Each process first predicts with `tiny`; its memory after that, with all libraries, is the idle memory. The result is
-the increase over it: the peak of resident memory (VmHWM of /proc/self/status, reset at the start of each phase) while one
-image with one prompt is predicted a second time. Only then all weights are in memory, because they are mapped from their
-files and read on demand. Two allocators are measured: one that returns freed memory, so that the peak follows live
-tensors, and that of the command line, with `keep_freed_memory`.
+CPU. Each process first predicts with `tiny`; its memory afterwards, with all libraries loaded, is the idle memory. The result
+is the peak of resident memory above idle (VmHWM of /proc/self/status, reset at the start of each phase) while one image
+with one prompt is predicted a second time. Weights are memory-mapped and read on demand, so only the second prediction has
+all of them in memory. Two allocators are measured: one that returns freed memory, so that the peak follows live tensors,
+and that of the command line, with `keep_freed_memory`.
 
 `--for train`: the peak of the second step of AdamW on one image, with the allocator that returns freed memory, for several
 settings of `trainable`; the weights are copied from their files first.
@@ -42,7 +42,7 @@ TRAINED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def make_spec() -> Any:
-    """`tiny` made larger: InternVL's width with 8 layers, a language model of 6 layers, SAM's smallest trunk at 1024."""
+    """Spec of an enlarged `tiny`: InternVL's width with 8 layers, a language model of 6 layers, SAM's smallest trunk at 1024."""
     from vesalius.models.presets import find_spec
     from vesalius.models.sam_config import sam2
 
@@ -100,7 +100,7 @@ def read_status(name: str) -> int:
 
 
 def measure(folder: Path, image: tuple[int, int], keep: bool) -> dict[str, Any]:
-    """Bytes of this process above idle: after opening, and the peak of each phase of a prediction."""
+    """Bytes of this process above idle after opening, and at the peak of each phase of a prediction."""
     import gc
 
     import numpy as np
@@ -159,7 +159,7 @@ def estimate(image: tuple[int, int]) -> dict[str, Any]:
 
 
 def measure_step(folder: Path, image: tuple[int, int], name: str) -> dict[str, Any]:
-    """Bytes above idle: between steps, and the peak of the second step."""
+    """Bytes of this process above idle between steps, and at the peak of the second step."""
     import gc
 
     import numpy as np

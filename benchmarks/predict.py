@@ -1,18 +1,18 @@
-"""Images per second, compared to the official procedure with the same weights and the same masks.
+"""Prediction speed, compared with the official procedure with the same weights and the same masks.
 
     .venv/bin/python benchmarks/predict.py [--model tiny] [--images 24] [--rounds 5] [--quick] [--json FILE]
 
-The official side is a rewrite of `predict_forward` of the official code: one image and one question at a time, the
-answer decoded token by token, and the image encoded again for each [SEG]. Our side is `Predictor.predict`. Both run in
-one process on the same synthetic images of 512 x 512 and take turns, so that their ratio holds on a busy machine; both
-end with masks of the original size. `masks_equal` is the share of all pixels with equal masks. Stages are timed by hooks
-on the components of the model, which cost a few microseconds a call. Stages of images in parallel overlap, so their sum
+The official side is a rewrite of `predict_forward` of the official code: one image and one prompt at a time, the
+answer decoded token by token, and the image encoded again for each [SEG]. Our side is `Predictor.predict`. Both run
+alternately in one process on the same synthetic images of 512 x 512, so that their ratio is valid on a busy machine; both
+end with masks of the original size. `masks_equal` is the fraction of pixels with equal masks. Stages are timed by hooks
+on the components of the model, which cost a few microseconds per call. Stages of images in parallel overlap, so their sum
 may exceed the total.
 
 The official side uses our processor and our model, so it benefits from most of their optimizations. Two components are
-those of SAM 2's authors: the mask decoder, and the first layer of the encoder with its positions. (Attention is ours on
-both sides: the superfluous work of transformers is not in the authors' code.) The lower bound is SAM's encoder alone,
-once per image: no sharing among questions can be faster.
+those of SAM 2's authors: the mask decoder, and the first layer of the encoder with its position embeddings. (Both sides
+use our attention, because the redundant work in that of transformers is not in the authors' code.) The lower bound of the
+time is one pass of SAM's encoder per image, which prompts cannot share any further.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ PROMPTS = ("blood vessel", "catheter", "guide wire", "rib")
 
 @contextmanager
 def as_written(sam: Sam2VideoModel) -> Iterator[None]:
-    """Inside the block, decoder and first layer are those of SAM 2's authors, in the version of transformers."""
+    """Use the mask decoder and first encoder layer of SAM 2's authors, in the version of transformers, inside the block."""
     theirs = {
         Hiera: Sam2HieraDetModel,
         PatchEmbeddings: Sam2PatchEmbeddings,
@@ -73,7 +73,7 @@ def as_written(sam: Sam2VideoModel) -> Iterator[None]:
 
 @torch.inference_mode()
 def predict_officially(predictor: Predictor, items: list[Item]) -> list[np.ndarray]:
-    """A mask bool (h, w) for each (item, prompt): nothing is shared between two questions."""
+    """A mask bool (h, w) for each (item, prompt), without sharing any computation between prompts."""
     model, processor = predictor.model, predictor.processor
     masks = []
     for item in items:
@@ -100,7 +100,7 @@ def predict_officially(predictor: Predictor, items: list[Item]) -> list[np.ndarr
 
 
 def encode_alone(predictor: Predictor, items: list[Item]) -> Callable[[], object]:
-    """A function that runs SAM's encoder over the images like `Predictor.predict`, and nothing else."""
+    """A function that runs only SAM's encoder over the images, as in `Predictor.predict`."""
     squares = [predictor.processor.preprocess(item).square for item in items]
     batches = [squares[i : i + predictor.batch_size] for i in range(0, len(squares), predictor.batch_size)]
 
@@ -117,7 +117,7 @@ def encode_alone(predictor: Predictor, items: list[Item]) -> Callable[[], object
 
 @dataclass
 class Stages:
-    """Seconds and calls of the components of a model."""
+    """Time and number of calls of each component of a model."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
@@ -156,7 +156,7 @@ class Stages:
 
 
 def compare(predictor: Predictor, items: list[Item], rounds: int) -> dict[str, Any]:
-    """Time per image of both sides, their ratio, and the share of pixels with equal masks."""
+    """Time per image of both sides, their ratio, and the fraction of pixels with equal masks."""
     took: dict[str, list[float]] = {"official": [], "ours": [], "encoder": []}
     stages = {"official": Stages(), "ours": Stages()}
     equal = total = 0
@@ -205,7 +205,7 @@ def compare(predictor: Predictor, items: list[Item], rounds: int) -> dict[str, A
 
 
 def main() -> None:
-    """Compare for one and for four prompts an image, and print the table."""
+    """Compare with one and with four prompts per image, and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -247,7 +247,7 @@ def _print(row: dict[str, Any]) -> None:
     print(
         f"{row['prompts']} prompts: {row['ratio']:.2f} x, masks equal at {100 * row['masks_equal']:.4f} % of pixels"
     )
-    print(f"{'':18}{'official ms':>12}{'calls':>7}{'ours ms':>10}{'calls':>7}   an image")
+    print(f"{'':18}{'official ms':>12}{'calls':>7}{'ours ms':>10}{'calls':>7}   per image")
     for part in row["official"]["ms_of_stage"]:
         cells = [
             (row[side]["ms_of_stage"].get(part, 0.0), row[side]["calls_per_image"].get(part, 0.0))
@@ -256,7 +256,7 @@ def _print(row: dict[str, Any]) -> None:
         print(f"{part:18}{cells[0][0]:12.1f}{cells[0][1]:7.2f}{cells[1][0]:10.1f}{cells[1][1]:7.2f}")
     print(
         f"{'all':18}{row['official']['ms_per_image']:12.1f}{'':7}{row['ours']['ms_per_image']:10.1f}\n"
-        f"SAM's encoder alone: {row['ms_of_sam_encoder_alone']:.1f} ms an image, which would be "
+        f"SAM's encoder alone: {row['ms_of_sam_encoder_alone']:.1f} ms per image, which would be "
         f"{row['ratio_of_the_encoder_alone']:.2f} x",
         flush=True,
     )

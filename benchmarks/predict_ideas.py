@@ -1,11 +1,11 @@
-"""Ablation of prediction speed: how much slower is prediction without each optimization, with all others kept?
+"""Ablation of the optimizations of prediction: slowdown without each of them, with all others kept.
 
     .venv/bin/python benchmarks/predict_ideas.py [--model tiny] [--images 16] [--rounds 7] [--quick] [--json FILE]
 
-Each optimization is removed alone, by a setting of `Predictor` or by a plain rewrite in this file, and all variants take
-turns in one process on the same synthetic images. `slower` is the median over rounds of the time without it, divided by
-the time with all of them. The gains do not add up, because optimizations overlap. `masks_equal` is the share of pixels
-with equal masks. `keep_freed_memory` is not tested, because a process cannot undo it.
+Each optimization is removed alone, by a setting of `Predictor` or by a plain rewrite in this file. All variants run
+round-robin in one process on the same synthetic images. `slower` is the median over rounds of the time without the
+optimization, divided by the time with all of them. The gains do not add up, because optimizations overlap. `masks_equal`
+is the fraction of pixels with equal masks. `keep_freed_memory` is not tested, because a process cannot undo it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from vesalius.types import Item
 PROMPTS = ("blood vessel", "catheter", "guide wire", "rib")
 
 Change = Callable[[Predictor, list[Item], ExitStack], tuple[Predictor, list[Item]]]
-"""Removes an optimization until the stack is closed; returns the predictor and the items to measure."""
+"""Function that removes an optimization until the stack is closed, and returns the predictor and the items to measure."""
 
 
 def all_kept(predictor: Predictor, items: list[Item], _: ExitStack) -> tuple[Predictor, list[Item]]:
@@ -64,14 +64,14 @@ def alone(predictor: Predictor, items: list[Item], stack: ExitStack) -> tuple[Pr
 
 
 def image_a_question(predictor: Predictor, items: list[Item], _: ExitStack) -> tuple[Predictor, list[Item]]:
-    """Encode the image again for each question."""
+    """Encode the image again for each prompt."""
     return predictor, [Item(item.id, item.frames, (prompt,)) for item in items for prompt in item.prompts]
 
 
 def words_a_question(
     predictor: Predictor, items: list[Item], stack: ExitStack
 ) -> tuple[Predictor, list[Item]]:
-    """Let the language model read the image tokens again for each question."""
+    """Let the language model read the image tokens again for each prompt."""
 
     def read(vlm: Any, inputs: Any, _: Any, seg_before_norm: bool, cache: Any) -> Any:
         return run_language_model(vlm, inputs, seg_before_norm, cache), inputs
@@ -95,7 +95,7 @@ def encoding_a_seg(predictor: Predictor, items: list[Item], stack: ExitStack) ->
 
 
 def one_by_one(predictor: Predictor, items: list[Item], stack: ExitStack) -> tuple[Predictor, list[Item]]:
-    """Use all cores for one operation at a time instead of parallel images."""
+    """Use all cores for one operation at a time instead of one image per core."""
     together = lambda decode, squares, seg: decode(squares, seg)  # noqa: E731
     in_turn = lambda work, jobs: [work(job) for job in jobs]  # noqa: E731
     stack.enter_context(patch.object(predictor_module, "decode_on_cores", together))
@@ -106,7 +106,7 @@ def one_by_one(predictor: Predictor, items: list[Item], stack: ExitStack) -> tup
 def two_convolutions(
     predictor: Predictor, items: list[Item], stack: ExitStack
 ) -> tuple[Predictor, list[Item]]:
-    """Run the convolutions of neck and decoder on the fine levels one after the other."""
+    """Run the convolutions of neck and decoder on the fine levels separately instead of merged into one."""
 
     def convolve(first: nn.Module, second: nn.Module, level: torch.Tensor) -> torch.Tensor:
         made: torch.Tensor = second(first(level.permute(0, 3, 1, 2)))
@@ -152,7 +152,7 @@ IDEAS: dict[str, Change] = {
     "images in parallel on the cores": one_by_one,
     "no unused attention": as_transformers(WindowAttention),
     "channels-last patches": as_transformers(Hiera, PatchEmbeddings),
-    "decoder shared by the questions of an image": as_transformers(MaskDecoder),
+    "decoder shared by the prompts of an image": as_transformers(MaskDecoder),
     "two convolutions in one": two_convolutions,
     "in-place normalization of pixels": many_copies,
 }
@@ -160,7 +160,7 @@ IDEAS: dict[str, Change] = {
 
 @contextmanager
 def without(idea: str, predictor: Predictor, items: list[Item]) -> Iterator[tuple[Predictor, list[Item]]]:
-    """The predictor and the items to measure, without the optimization inside the block."""
+    """Remove the optimization inside the block; yields the predictor and the items to measure."""
     with ExitStack() as stack:
         yield IDEAS[idea](predictor, items, stack)
 

@@ -1,20 +1,21 @@
-"""Segmentation quality of `tiny`, a U-Net and an untrained filter, with the same images and training time.
+"""Segmentation quality of `tiny`, a U-Net and Frangi's filter, with the same images and training time.
 
     .venv/bin/python benchmarks/quality.py [DATA] [--minutes 6] [--seeds 3] [--only arcade] [--work FOLDER]
 
-DATA holds `arcade/` and `chase_db1/`. Four experiments:
+DATA contains `arcade/` and `chase_db1/`. Four experiments:
 
 arcade           both models start from the same synthetic pre-training, which uses none of these images
 arcade_scratch   both models start from random weights
 chase            20 retinal images for training and 8 for testing, split by child, from the same pre-training; `tiny`
                  trains and predicts in windows of half its input side
-segments         only `tiny`, trained 2.5 times as long, asked for 25 named segments, of which 23 occur in the training
-                 images; as a control, the same model is asked for another segment each time
+segments         only `tiny`, trained 2.5 times as long and prompted with 25 named segments, 23 of them in the training
+                 images; as a control, the same model is prompted with another segment each time
 
-Every training runs in its own process, `vesalius train` with the model's recipe. Both models train at the same time, each
-on half of the cores, so that other load affects both equally. Thresholds are tuned on `val` if there is one; the filter's
-threshold for CHASE_DB1 is tuned on its training images. Finished steps are kept in FOLDER and not repeated. Numbers are
-means over seeds. Intervals are over groups of the images' means over seeds; the variation between seeds is in `by_seed`.
+Every training is a `vesalius train` process with the model's recipe. Both models train at the same time, each on half of
+the cores, so that other load affects both equally. Thresholds are tuned on `val` if the dataset has it; the filter's
+threshold for CHASE_DB1 is tuned on the training images. Finished steps are kept in FOLDER and not repeated. Numbers are
+means over seeds. Intervals are cluster bootstraps over groups of each image's mean over seeds; `by_seed` has the values of
+each seed.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ SEGMENTS = ROOT / "recipes" / "segments.yaml"
 PRETRAINING = {"tiny": ROOT / "recipes" / "tiny.yaml", "unet": ROOT / "recipes" / "unet.yaml"}
 RATES = {"tiny": (1e-3, 1e-3), "unet": (2e-3, 1e-3)}
 """Learning rates from random weights, and from pre-trained weights."""
-QUESTIONS = ("arcade", "arcade_scratch", "chase", "segments")
+EXPERIMENTS = ("arcade", "arcade_scratch", "chase", "segments")
 PHRASE = "blood vessel"
 CHILD = re.compile(r"Image_(\d+)[LR]")
 WINDOW = 256
@@ -71,7 +72,7 @@ THREADS = max(1, (os.cpu_count() or 1) // len(RECIPES))
 
 @dataclass(frozen=True)
 class Plan:
-    """Options of the benchmark; the same options continue in the same folder."""
+    """Options of the benchmark. A folder can be continued only with the same options."""
 
     data: Path
     work: Path
@@ -87,11 +88,11 @@ class Plan:
 
 
 def train(plan: Plan, name: str, recipe: Path, minutes: float, seed: int, changes: Sequence[str]) -> Path:
-    """The run of this name, trained unless it exists."""
+    """Folder of the run of this name, which is trained unless it exists."""
     run, done = plan.work / "runs" / name, plan.work / "runs" / f"{name}.json"
     if done.is_file():
         return run
-    if run.exists():  # interrupted: its training time is unknown
+    if run.exists():  # an interrupted run has an unknown training time
         shutil.rmtree(run)
     command = [sys.executable, "-m", "vesalius", "train", str(recipe), "--set"]
     settings = [f"minutes={minutes}", f"seed={seed}", f"out={run}", *changes]
@@ -105,11 +106,11 @@ def train(plan: Plan, name: str, recipe: Path, minutes: float, seed: int, change
 
 
 SYNTHETIC = {"synthetic": 100, "synthetic_val": 101}
-"""Folders of synthetic images, with their seeds."""
+"""Name of each synthetic dataset -> seed."""
 
 
 def synthesize(plan: Plan) -> None:
-    """Write the synthetic images unless they exist."""
+    """Write the synthetic datasets unless they exist."""
     for (name, seed), n in zip(SYNTHETIC.items(), (plan.synthetic, min(24, plan.synthetic)), strict=True):
         if not (plan.work / name).exists():
             command = [sys.executable, "-m", "vesalius", "synth", str(plan.work / name)]
@@ -130,44 +131,44 @@ def pretrain(plan: Plan, kind: str) -> Path:
 
 
 def begin(kind: str, trained: Path | None) -> list[str]:
-    """Settings of a run from another run's weights, or from random weights."""
+    """Settings to start a run from another run's weights, or from random weights."""
     if trained is None:
         return [f"model={kind}", "init=random", f"optim.lr={RATES[kind][0]}"]
     return [f"model={trained}", "init=pretrained", f"optim.lr={RATES[kind][1]}"]
 
 
-def train_on(plan: Plan, question: str, kind: str, seed: int) -> Path:
+def train_on(plan: Plan, experiment: str, kind: str, seed: int) -> Path:
     """The run of one model and seed in one experiment."""
-    changes = begin(kind, None if question == "arcade_scratch" else pretrain(plan, kind))
-    changes += data_of(plan, question, kind)
-    recipe, times = (SEGMENTS, LONGER) if question == "segments" else (RECIPES[kind], 1)
-    return train(plan, f"{question}-{kind}-{seed}", recipe, times * plan.minutes, seed, changes)
+    changes = begin(kind, None if experiment == "arcade_scratch" else pretrain(plan, kind))
+    changes += data_of(plan, experiment, kind)
+    recipe, times = (SEGMENTS, LONGER) if experiment == "segments" else (RECIPES[kind], 1)
+    return train(plan, f"{experiment}-{kind}-{seed}", recipe, times * plan.minutes, seed, changes)
 
 
-def data_of(plan: Plan, question: str, kind: str) -> list[str]:
-    """Settings of a run for training and validation data."""
-    if question == "chase":
+def data_of(plan: Plan, experiment: str, kind: str) -> list[str]:
+    """Settings for training and validation data."""
+    if experiment == "chase":
         return [f"data.train={write_chase(plan, kind)}", "data.val=null", f"data.prompt={PHRASE}"]
     arcade = plan.data / "arcade"
     changes = [f"data.{part}={arcade / f'annotations.{part}.json'}" for part in ("train", "val")]
-    limit = plan.limit or (10 if question == "segments" else None)
+    limit = plan.limit or (10 if experiment == "segments" else None)
     return changes if limit is None else [*changes, f"validate.limit={limit}"]
 
 
-def train_side_by_side(plan: Plan, questions: Sequence[str]) -> None:
-    """All runs of the experiments, in the same order for both models; the segments are divided between both queues."""
+def train_side_by_side(plan: Plan, experiments: Sequence[str]) -> None:
+    """Train all runs of the experiments, in the same order for both models; both queues share the runs of `segments`."""
 
     def train_share(kind: str, parity: int) -> None:
-        for question in questions:
+        for experiment in experiments:
             for seed in range(plan.seeds):
-                if question != "segments":
-                    train_on(plan, question, kind, seed)
+                if experiment != "segments":
+                    train_on(plan, experiment, kind, seed)
                 elif seed % 2 == parity:
-                    train_on(plan, question, "tiny", seed)
+                    train_on(plan, experiment, "tiny", seed)
 
     synthesize(plan)
     with ThreadPoolExecutor(len(RECIPES)) as pool:
-        kinds = ["tiny"] if set(questions) == {"segments"} else list(RECIPES)
+        kinds = ["tiny"] if set(experiments) == {"segments"} else list(RECIPES)
         list(pool.map(pretrain, [plan] * len(kinds), kinds))
         list(pool.map(train_share, RECIPES, range(2)))
 
@@ -212,7 +213,7 @@ def write_chase(plan: Plan, kind: str) -> Path:
 def score(
     plan: Plan, name: str, model: str | Path, test: Dataset, val: Dataset | None, tiles: bool = False
 ) -> Path:
-    """Evaluate with the best threshold on `val`, unless the evaluation folder of this name exists."""
+    """Evaluate with the threshold tuned on `val`, unless the evaluation folder of this name exists."""
     out = plan.work / "evaluations" / name
     if (out / "metrics.json").is_file():
         return out
@@ -226,9 +227,9 @@ def score(
     return out
 
 
-def ask_vessels(plan: Plan, question: str) -> dict[str, Any]:
-    """The result of one of the three experiments on `blood vessel`."""
-    if question == "chase":
+def measure_vessels(plan: Plan, experiment: str) -> dict[str, Any]:
+    """Result of one of the three experiments with the phrase `blood vessel`."""
+    if experiment == "chase":
         test, val, filter_val = open_chase(plan, "test"), None, open_chase(plan, "train")
     else:
         test, val = open_arcade(plan, "test"), open_arcade(plan, "val")
@@ -236,15 +237,15 @@ def ask_vessels(plan: Plan, question: str) -> dict[str, Any]:
     folders: dict[str, list[Path]] = {kind: [] for kind in RECIPES}
     for seed in range(plan.seeds):
         for kind in RECIPES:
-            run = train_on(plan, question, kind, seed)
-            tiles = question == "chase" and kind == "tiny"
+            run = train_on(plan, experiment, kind, seed)
+            tiles = experiment == "chase" and kind == "tiny"
             folders[kind].append(score(plan, run.name, run, test, val, tiles))
-    data_name = "chase" if question == "chase" else "arcade"
+    data_name = "chase" if experiment == "chase" else "arcade"
     folders["frangi"] = [score(plan, f"{data_name}-frangi", "frangi", test, filter_val)]
     entry = {kind: summarize(plan, found) for kind, found in folders.items()}
     for seed in range(plan.seeds):
         chosen = [folders["unet"][seed], folders["tiny"][seed], folders["frangi"][0]]
-        compare(chosen, plan.work / "comparisons" / f"{question}-{seed}", only=COMPARED)
+        compare(chosen, plan.work / "comparisons" / f"{experiment}-{seed}", only=COMPARED)
     return entry
 
 
@@ -280,8 +281,8 @@ def interval_of(found: Sequence[Evaluation], metric: str) -> list[float] | None:
     return None if interval is None else [interval.low, interval.high]
 
 
-def ask_segments(plan: Plan) -> dict[str, Any]:
-    """F1 over 25 named segments, with the right prompts and with shuffled prompts, averaged over the phrases per image."""
+def measure_segments(plan: Plan) -> dict[str, Any]:
+    """Mean F1 of an image over 25 named segments, with the right prompts and with shuffled prompts."""
     test = open_arcade(plan, "test", prompt=None)
     phrases = sorted(read_json(plan.data / "arcade" / "segments.json").values())
     rows = []
@@ -325,11 +326,11 @@ def keep_metrics(plan: Plan, out: Path) -> None:
 
 def print_table(result: dict[str, Any]) -> None:
     """One line per experiment and baseline."""
-    for question in (name for name in QUESTIONS if name in result):
-        for baseline, numbers in result[question].items():
+    for experiment in (name for name in EXPERIMENTS if name in result):
+        for baseline, numbers in result[experiment].items():
             shown = {name: numbers.get(name) for name in (*COMPARED, "f1", "f1_shuffled", "ratio")}
             line = "  ".join(f"{name} {value:.4f}" for name, value in shown.items() if value is not None)
-            print(f"{question:16}{baseline:8}{line}")
+            print(f"{experiment:16}{baseline:8}{line}")
 
 
 def main() -> None:
@@ -339,12 +340,17 @@ def main() -> None:
     )
     parser.add_argument("data", type=Path, nargs="?", default=ROOT / ".." / "shared" / "data", metavar="DATA")
     parser.add_argument(
-        "--minutes", type=float, default=6, help="of each training on real images; segments: 2.5 times"
+        "--minutes",
+        type=float,
+        default=6,
+        help="minutes of each training on real images; segments: 2.5 times",
     )
-    parser.add_argument("--pretrain-minutes", type=float, default=14, help="of each on synthetic ones")
+    parser.add_argument(
+        "--pretrain-minutes", type=float, default=14, help="minutes of each pre-training on synthetic images"
+    )
     parser.add_argument("--synthetic", type=int, default=1200, help="synthetic images")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", nargs="+", choices=QUESTIONS, default=QUESTIONS)
+    parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, default=EXPERIMENTS)
     parser.add_argument(
         "--limit", type=int, help="number of images for validation and test, to try the benchmark"
     )
@@ -354,7 +360,7 @@ def main() -> None:
     paths = args.data.resolve(), args.work.resolve()
     plan = Plan(*paths, args.minutes, args.pretrain_minutes, args.synthetic, args.seeds, args.limit)
     begun = plan.work / "plan.json"
-    asked = {**plan.facts(), "commit": commit()}  # what one version has done is not another's
+    asked = {**plan.facts(), "commit": commit()}  # results of one version must not be continued by another
     if begun.is_file() and read_json(begun) != asked:
         raise SystemExit(f"{plan.work}: was begun with {read_json(begun)}; take another --work")
     write_json(begun, asked)
@@ -362,12 +368,14 @@ def main() -> None:
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "gpu": gpu}
     before = read_json(args.json) if args.json.is_file() else {}
     same = before.get("settings") == plan.facts()
-    result: dict[str, Any] = {name: before[name] for name in QUESTIONS if same and name in before}
+    result: dict[str, Any] = {name: before[name] for name in EXPERIMENTS if same and name in before}
     commits = {name: before["commits"][name] for name in result}
     train_side_by_side(plan, args.only)
-    for question in args.only:
-        result[question] = ask_segments(plan) if question == "segments" else ask_vessels(plan, question)
-        commits[question] = commit()
+    for experiment in args.only:
+        result[experiment] = (
+            measure_segments(plan) if experiment == "segments" else measure_vessels(plan, experiment)
+        )
+        commits[experiment] = commit()
         facts = {"machine": machine, "settings": plan.facts(), "commits": commits, "versions": versions()}
         write_json(args.json, {**result, **facts})
         keep_metrics(plan, args.json.with_suffix(""))

@@ -1,4 +1,4 @@
-"""Control experiment for prompts: the same model, asked for other phrases."""
+"""Control experiment for prompts: the same model, prompted with other phrases."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from vesalius.types import Item, Prediction
 
 
 class Shuffled(Segmenter):
-    """A segmenter that asks for another phrase than the given one, and returns the answer under the given phrase."""
+    """A segmenter that predicts another phrase than the given one, and returns the prediction under the given phrase."""
 
     def __init__(self, segmenter: Segmenter, phrases: Sequence[str], seed: int) -> None:
         self._segmenter = segmenter
         order = np.random.default_rng(seed).permutation(len(phrases)).tolist()
-        # each phrase is replaced by the next one of a shuffled ring, so never by itself
+        # each phrase is replaced by its successor in a random cyclic order, never by itself
         self.asked_as = {phrases[order[i - 1]]: phrases[order[i]] for i in range(len(order))}
 
     @property
@@ -27,7 +27,7 @@ class Shuffled(Segmenter):
         return replace(model, settings={**model.settings, "asked_as": self.asked_as})
 
     def predict(self, items: Sequence[Item]) -> list[Prediction]:
-        """Predictions for the replaced phrases, under the given phrases."""
+        """Predictions for the replacement phrases, returned under the given phrases."""
         asked = [replace(item, prompts=tuple(map(self.asked_as.__getitem__, item.prompts))) for item in items]
         given = [prompt for item in items for prompt in item.prompts]
         answers = self._segmenter.predict(asked)

@@ -1,4 +1,4 @@
-"""A small dataset of every format, with every kind of object that the format has, for the fuzzing of readers."""
+"""Small datasets for fuzzing: one per format, with every kind of object that the format supports."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def _labelstudio() -> Files:
     size = {"original_width": SIDE, "original_height": SIDE, "from_name": "label", "to_name": "image"}
     n = 4 * SIDE * SIDE
     header = f"{n:032b}{7:05b}{2:04b}{3:04b}{7:04b}{15:04b}"
-    bits = f"{header}1{3:02b}{n - 1:016b}{255:08b}"  # one run of 255
+    bits = f"{header}1{3:02b}{n - 1:016b}{255:08b}"  # one run of length 255
     stroke = [int(bits[i : i + 8].ljust(8, "0"), 2) for i in range(0, len(bits), 8)]
     box = {"x": 10, "y": 20, "width": 30, "height": 40, "rotation": 5}
     kinds: dict[str, dict[str, Any]] = {

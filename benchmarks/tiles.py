@@ -1,10 +1,10 @@
-"""The best Dice that any model can reach, on the whole image and in tiles.
+"""Upper bound of Dice for the resolution of the mask decoder, on the whole image and in tiles.
 
     .venv/bin/python benchmarks/tiles.py FOLDER... [--cells 256] [--input 1024] [--json FILE]
 
 Each FOLDER contains `masks/`. The ground truth stands for the output of a perfect model: it is averaged over the cells of
 the mask decoder's map, for the whole image or for each window, then enlarged, blended and thresholded at 0.5 like a
-prediction. No training can recover the Dice that is lost here.
+prediction. No training can exceed this Dice.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vesalius.masks import area_average
 
 
 def perfect(target: np.ndarray, windows: list[Window], cells: int, input_size: int) -> np.ndarray:
-    """The mask bool (h, w) of a model with perfect maps of `cells` x `cells`."""
+    """The mask bool (h, w) predicted by a model with perfect maps of `cells` x `cells`."""
     tiles = []
     for window in windows:
         part = target[window.pixels]

@@ -3,9 +3,9 @@
     git worktree add ../before COMMIT
     .venv/bin/python benchmarks/training_ratio.py --against ../before [--rounds 5] [--batch-size 4] [--json FILE]
 
-Both versions train everything that images pass through (`trainable: full`), on the same synthetic images of 512 x 512
-with the same phrases, from the weights of the shipped `tiny`, with fused AdamW. The versions run in alternating processes,
-so that the ratio also holds on a busy machine. Their losses must agree up to rounding.
+Both versions train with `trainable: full` and fused AdamW from the weights of the shipped `tiny`, on the same synthetic
+images of 512 x 512 with the same phrases. Their processes alternate, so that the ratio is valid on a busy machine. Their
+losses must agree up to rounding.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ print(json.dumps({"seconds": took[1:], "losses": losses}))
 
 
 def measure(tree: Path, data: Path) -> dict[str, Any]:
-    """Seconds of each step and all losses, with the sources in `tree`."""
+    """Seconds and loss of each step, with the source code in `tree`."""
     ran = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(data), str(tree / "src/vesalius/models/tiny"), str(STEPS)],
         env={**os.environ, "PYTHONPATH": str(tree / "src")},

@@ -74,7 +74,7 @@ def main() -> None:
         return
     rows = []
     print(
-        f"{'what trains':14}{'freed memory':>14}{'steps/s':>10}{'images/s':>10}{'peak MiB':>10}{'page faults':>13}"
+        f"{'trainable':14}{'freed memory':>14}{'steps/s':>10}{'images/s':>10}{'peak MiB':>10}{'page faults':>13}"
     )
     for what in ("projector", "decoder", "full"):
         for keep in ("return", "keep"):

@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/video.py [--model tiny] [--frames 50 150 300] [--json FILE]
 
-A synthetic coronary cine of the largest of these lengths is drawn. Its first frames are predicted with two prompts, each
+A synthetic coronary cine of the largest length is rendered. Its first frames are predicted with two prompts, each
 length in a new process. Results are the peak memory (VmHWM) and its growth since the first frame, milliseconds and
-encoder passes per frame, and J&F over all frames. Predictions are made in Python, without writing files.
+encoder passes per frame, and J&F over all frames. Predictions are not written to files.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""`make demo`: synth, check, train and evaluate on synthetic angiograms, from random weights, on this machine.
+"""`make demo`: synthesize, check, train and evaluate on synthetic angiograms, from random weights, on this machine.
 
-Control scores on the same test images: the untrained model, the shipped tiny model, and the mask of the wrong phrase.
+Controls on the same test images: the untrained model, the shipped `tiny`, and scores against the mask of another phrase.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ SETS = {"train": (160, 1), "val": (12, 2), "test": (24, 3)}
 """Name -> number of images and seed."""
 
 MARKER = ".made-by-demo"
-"""File that marks a folder of an earlier demo, which may be replaced."""
+"""Marker file of a folder written by an earlier demo, which may be replaced."""
 
 
 def vesalius(*arguments: str | Path) -> None:
-    """Print and run one command."""
+    """Print and run one `vesalius` command."""
     words = [str(argument) for argument in arguments]
     print(f"\n$ vesalius {' '.join(words)}", flush=True)
     subprocess.run([sys.executable, "-m", "vesalius", *words], check=True)
@@ -41,7 +41,7 @@ def mean_dice(evaluation: Path, prompt: str) -> float:
 
 
 def wrong_phrase_dice(model: Path, data: Path) -> float:
-    """Mean Dice between the prediction for "blood vessel" and the catheter's mask, which must be low."""
+    """Mean Dice between the prediction for "blood vessel" and the catheter mask; high if the model ignores the phrase."""
     predictor = load_predictor(model)
     dice = []
     for sample in load_samples(data):
@@ -53,7 +53,7 @@ def wrong_phrase_dice(model: Path, data: Path) -> float:
 
 
 def main() -> None:
-    """Run the demo in `--out` and print the table."""
+    """Run the demo in the folder `--out` and print the table of Dice scores."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -65,7 +65,7 @@ def main() -> None:
     out: Path = args.out
     started = time.perf_counter()
     if out.exists() and any(out.iterdir()) and not (out / MARKER).exists():
-        sys.exit(f"{out}: is not empty and not from an earlier demo; choose another --out")
+        sys.exit(f"{out}: is not empty and was not written by an earlier demo; choose another --out")
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     (out / MARKER).touch()

@@ -1,4 +1,4 @@
-"""Expect an error by its class and code, whatever its sentence says."""
+"""Expect an error by its class and code, independent of its message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests see of an HTML page: its tags and text, and its look in Chromium."""
+"""HTML pages for tests: tags and text of a page, and its rendering in Chromium."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cleaning: holes are filled and specks dropped up to a size."""
+"""Mask post-processing: holes are filled and specks dropped up to a given area."""
 
 from __future__ import annotations
 

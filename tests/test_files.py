@@ -1,4 +1,4 @@
-"""Atomic writing, and the errors of output folders."""
+"""Atomic writes, and errors of output folders."""
 
 from __future__ import annotations
 

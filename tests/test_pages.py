@@ -1,4 +1,4 @@
-"""Every HTML page: complete in one file, safe with any text, legible on a phone and in the dark."""
+"""Every HTML page is self-contained, safe with any text, and legible on a phone and in dark mode."""
 
 from __future__ import annotations
 

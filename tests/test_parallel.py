@@ -1,4 +1,4 @@
-"""Parallel maps: results in order, few jobs in flight, errors in their turn, one sentence for a killed process."""
+"""Parallel maps: ordered results, few pending jobs, errors in order, one message for a killed process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Charts: positions, and their text descriptions."""
+"""Charts: positions of the marks, and text descriptions."""
 
 from __future__ import annotations
 

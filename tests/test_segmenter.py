@@ -1,4 +1,4 @@
-"""A model of one's own: `description` and `predict` are enough, and other abilities are refused."""
+"""User-defined segmenters need only `description` and `predict`; other operations are refused."""
 
 from __future__ import annotations
 

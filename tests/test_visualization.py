@@ -1,4 +1,4 @@
-"""Six panels and overlays: positions, colors, text, and missing fonts."""
+"""Six-panel figures and overlays: positions, colors, text, and missing fonts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read videos in tests."""
+"""Reading of video files in tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two clean datasets, of which each test spoils a copy: a synthetic one and, if available, real angiograms."""
+"""Two clean datasets, copied and damaged by each test: a synthetic one and, if available, real angiograms."""
 
 from __future__ import annotations
 

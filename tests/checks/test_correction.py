@@ -1,4 +1,4 @@
-"""Correction of one sample: certain faults are fixed, and nothing else is changed."""
+"""Correction of one sample: unambiguous faults are corrected, and nothing else is changed."""
 
 from __future__ import annotations
 

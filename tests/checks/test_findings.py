@@ -1,4 +1,4 @@
-"""Findings made from errors and samples."""
+"""Findings created from errors and samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Corrected copies: certain faults are fixed, others dropped, and all changes are listed."""
+"""Corrected copies: unambiguous faults are corrected, other faulty objects dropped, and all changes listed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Widths, self-intersections, overlaps and names: examples by hand."""
+"""Widths, self-intersections, overlaps and names: examples computed by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each fault planted into a clean dataset gives its finding at its location and no other."""
+"""Each fault added to a clean dataset gives one finding with its code and location, and no other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A split or import that is killed, or cannot be written, leaves nothing behind."""
+"""A split or import that is killed or cannot be written leaves no files."""
 
 from __future__ import annotations
 

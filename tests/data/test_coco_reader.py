@@ -1,4 +1,4 @@
-"""COCO files: which samples, phrases and masks are read."""
+"""COCO files: samples, phrases and masks that the reader returns."""
 
 from __future__ import annotations
 

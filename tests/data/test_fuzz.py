@@ -1,4 +1,4 @@
-"""Damaged files of every format: each is read or raises one error; none crashes, hangs or fills the memory."""
+"""Damaged files of every format are read or raise one error; none crashes, hangs or exhausts memory."""
 
 import json
 import subprocess

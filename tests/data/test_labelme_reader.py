@@ -1,4 +1,4 @@
-"""LabelMe files: which samples, phrases and masks are read."""
+"""LabelMe files: samples, phrases and masks that the reader returns."""
 
 from __future__ import annotations
 

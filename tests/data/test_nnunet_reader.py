@@ -1,4 +1,4 @@
-"""The raw data of nnU-Net: cases, labels, regions, and files that are not read."""
+"""nnU-Net raw data: cases, labels, regions, and refused files."""
 
 from __future__ import annotations
 

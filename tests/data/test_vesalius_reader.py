@@ -1,4 +1,4 @@
-"""The annotation format `vesalius`: which samples, phrases and masks are read."""
+"""The annotation format `vesalius`: samples, phrases and masks that the reader returns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calibration: counts by hand, bounds against exact values, and agreement with the masks of predictions."""
+"""Calibration: counts by hand, error bounds against exact values, and agreement with the masks of predictions."""
 
 from __future__ import annotations
 

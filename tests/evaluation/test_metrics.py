@@ -1,4 +1,4 @@
-"""All metrics together: names, sharing, regions of interest, crops and properties."""
+"""All metrics together: names, shared computations, regions of interest, crops and properties."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Agreement with MONAI, torchmetrics, pycocotools, trackeval, and stored results of surface-distance and panoptica.
 
-Where a library defines a metric otherwise, what it defines is computed here from our distances, so that the
-distances are compared and the difference is in plain sight.
+If a library defines a metric differently, its definition is computed here from our distances, so that the distances are
+compared and the difference in definition is explicit.
 """
 
 from __future__ import annotations

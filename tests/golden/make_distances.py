@@ -1,4 +1,4 @@
-"""Writes `distances.json`: pairs of masks, and their distances by surface-distance and panoptica.
+"""Write `distances.json`: pairs of masks, and their distances by surface-distance and panoptica.
 
     python3 -m venv elsewhere
     elsewhere/bin/pip install surface-distance==0.1 panoptica==2.1.7

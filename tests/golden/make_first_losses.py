@@ -1,4 +1,4 @@
-"""Makes `first_losses.json`: the first five losses of a fixed tiny run.
+"""Write `first_losses.json`: the first five losses of a fixed run of `tiny`.
 
     .venv/bin/python tests/golden/make_first_losses.py
 

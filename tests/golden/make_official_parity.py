@@ -1,6 +1,6 @@
-"""Write `official/`: what the official code says in one case of each stored model: python make_official_parity.py FOLDER.
+"""Write `official/`: results of the official code for one case of each stored model: python make_official_parity.py FOLDER.
 
-Only the vision-language half and the projector are kept; a segmenter would be three times as large.
+Only the vision-language model and the projector are kept, because the segmenter is three times as large.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""An untrained model, shared by the tests of prediction."""
+"""An untrained model shared by the prediction tests."""
 
 from __future__ import annotations
 

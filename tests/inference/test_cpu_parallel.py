@@ -1,4 +1,4 @@
-"""Images side by side on the cores of a CPU: the same predictions, and the cores are given back."""
+"""Images in parallel on the cores of a CPU: the predictions are unchanged, and the number of threads is restored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""If memory runs out, the batch size is halved and no answer is lost."""
+"""If memory runs out, the batch size is halved and no prediction is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`predict_forward`, the official interface: its arguments, and refused ones."""
+"""`predict_forward`, the official interface: accepted and refused arguments."""
 
 from pathlib import Path
 

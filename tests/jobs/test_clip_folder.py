@@ -1,4 +1,4 @@
-"""A prediction folder of clips: the same lines and masks as for images, and overlay videos."""
+"""Prediction folders of clips: the same lines and masks as for single images, and overlay videos."""
 
 import json
 from pathlib import Path

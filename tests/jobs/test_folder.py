@@ -1,4 +1,4 @@
-"""Interrupted prediction jobs continue: each answer once, none missing, and none of another request."""
+"""Interrupted prediction jobs continue: each prediction occurs once, none is missing, and none is from another request."""
 
 from __future__ import annotations
 

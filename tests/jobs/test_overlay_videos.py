@@ -1,4 +1,4 @@
-"""Overlay videos of clips, if the process that writes them is killed."""
+"""Overlay videos of clips after the writing process was killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several processes for one list of images: the same files as from one process, and one error if one is killed."""
+"""Prediction with several processes: the same files as with one process, and one error if a process is killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Segmenters shared by several tests: those of the stored official numbers, and a small one."""
+"""SAM 2 models shared by several tests: those with stored official outputs, and a small one."""
 
 from collections.abc import Callable
 from functools import cache

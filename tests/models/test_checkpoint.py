@@ -1,4 +1,4 @@
-"""Bundles survive writing and opening, and damaged ones are refused."""
+"""Bundles are unchanged by writing and opening, and damaged ones are refused."""
 
 import json
 import shutil

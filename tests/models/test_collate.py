@@ -1,4 +1,4 @@
-"""Training batches: conversations of several turns and clips, against official and hand-made numbers."""
+"""Training batches of clips and of conversations with several turns, against official and hand-computed numbers."""
 
 import json
 from dataclasses import replace

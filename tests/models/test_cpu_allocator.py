@@ -1,4 +1,4 @@
-"""Freed memory stays in the process."""
+"""`keep_freed_memory`: the process keeps freed memory."""
 
 import platform
 import subprocess

@@ -1,4 +1,4 @@
-"""A model on two devices gives the masks of one device: with weights offloaded to disk, and on a simulated device."""
+"""A model on two devices gives the masks of one device, also with weights offloaded to disk; one device is simulated."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

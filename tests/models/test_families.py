@@ -1,4 +1,4 @@
-"""A family of vision-language models is one file and one key table; nothing else in the package names one."""
+"""A family of vision-language models is one file and one key table; no other code names a family."""
 
 import re
 from pathlib import Path

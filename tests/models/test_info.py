@@ -1,4 +1,4 @@
-"""Facts about a model come from its files and not from the name of its folder."""
+"""The description of a model comes from its files, not from the name of its folder."""
 
 import json
 import os

@@ -1,6 +1,6 @@
-"""Vesalius's numbers against those of the official code, at every stage from the words to the pixels of the mask.
+"""Agreement with the official code at every stage from prompt to mask pixels.
 
-The comparison, with a tolerance beside each quantity, is `benchmarks/parity.py`; the stored models have random weights.
+`benchmarks/parity.py` makes the comparison and has the tolerance of each quantity; the stored models have random weights.
 """
 
 import importlib.util

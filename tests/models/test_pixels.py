@@ -1,4 +1,4 @@
-"""Images to tensors."""
+"""Preprocessing of images to tensors."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Items to a batch."""
+"""`Processor`: batches of items."""
 
 from dataclasses import replace
 from pathlib import Path

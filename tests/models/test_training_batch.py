@@ -1,4 +1,4 @@
-"""Losses and gradients of the official training batch: two images, the second with a conversation of two turns."""
+"""Losses and gradients equal those of the official code for a batch of two images, the second with two turns."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""U-Nets survive writing and opening, damaged ones are refused, and channels follow their phrases."""
+"""U-Nets are unchanged by writing and opening, damaged ones are refused, and channels stay with their phrases."""
 
 import json
 from pathlib import Path

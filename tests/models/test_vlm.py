@@ -1,4 +1,4 @@
-"""The vision-language model of each family gives the numbers of the official code; all files are in the repository."""
+"""The vision-language model of each family gives the outputs of the official code, from files in the repository."""
 
 import json
 from dataclasses import replace

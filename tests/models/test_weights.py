@@ -1,4 +1,4 @@
-"""Views of weights give the rows that numpy gives, and loading is exact."""
+"""Weight views return the same rows as numpy slicing, and loading is exact."""
 
 from __future__ import annotations
 

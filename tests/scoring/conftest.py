@@ -1,4 +1,4 @@
-"""A segmenter with prescribed answers, and small squares to segment."""
+"""A segmenter with prescribed predictions, and images of small squares."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows, metrics and folders of made-up evaluations, for tests of reports and comparisons."""
+"""Rows, metrics and folders of invented evaluations, for tests of reports and comparisons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluation with several processes gives the result of one."""
+"""Evaluation with several processes gives the result of one process."""
 
 from __future__ import annotations
 

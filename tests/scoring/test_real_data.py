@@ -1,4 +1,4 @@
-"""Known numbers of real data come out."""
+"""Evaluations of real data reproduce stored numbers."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Stored predictions get the scores of their model, and every fault in them is reported."""
+"""Stored predictions get the same scores as the model's own, and every fault in them is reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clips: inflow and washout of contrast agent, and motion of the heart."""
+"""Synthetic clips: inflow and washout of contrast medium, and motion of the heart."""
 
 from itertools import pairwise
 

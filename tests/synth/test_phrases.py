@@ -1,4 +1,4 @@
-"""Phrases: masks follow from the visible objects, and ambiguous phrases are omitted."""
+"""Phrases: masks agree with the visible objects, and ambiguous phrases are omitted."""
 
 import numpy as np
 import pytest

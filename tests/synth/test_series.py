@@ -1,4 +1,4 @@
-"""Synthetic datasets: reproducible bytes, written completely or not at all, and read back as drawn."""
+"""Synthetic datasets: reproducible bytes, written completely or not at all, and read back unchanged."""
 
 import hashlib
 import json

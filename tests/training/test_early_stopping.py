@@ -1,4 +1,4 @@
-"""Conclusions from validations: best, early stopping, overfit test, prompt collapse."""
+"""Decisions from validation scores: best checkpoint, early stopping, overfit test, prompt collapse."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The curves of a run, for any loss names and with missing parts."""
+"""Training curves for any loss names, and with missing values."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Reinitialization of the projector for the phrases of the data."""
+"""Fitting of a new projector to the phrases of the data."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""No work is lost: kills at many moments, signals, full disks, damaged checkpoints, two jobs in one folder."""
+"""Robust runs: kills at many moments, signals, full disks, damaged checkpoints, two jobs in one folder."""
 
 import json
 import os
