@@ -1,4 +1,4 @@
-"""PEFT adapters over the vision-language model of a bundle: plain LoRA, and trained rows of its vocabulary."""
+"""PEFT adapters on a bundle's vision-language model: plain LoRA, and trained rows of the embeddings and the head."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PREFIX = "base_model.model."
 EMBEDDINGS = "model.language_model.embed_tokens"
 HEAD = "lm_head"
 ROWS = ".token_adapter.trainable_tokens_delta"
-"""PEFT's ending for trained rows of a matrix; despite its name the tensor replaces the rows."""
+"""Suffix of PEFT's name for trained rows of a matrix; despite "delta" the tensor replaces the rows."""
 
 WITHOUT_EFFECT = set(
     "auto_mapping base_model_name_or_path inference_mode init_lora_weights lora_dropout megatron_core peft_version "
@@ -34,10 +34,9 @@ WITHOUT_EFFECT = set(
 
 
 def apply_adapter(vlm: PreTrainedModel, folder: Path) -> None:
-    """Add an adapter to a native model and freeze the model's own weights; module paths stay.
+    """Load an adapter into a native model and freeze the model's own weights; module paths do not change.
 
-    CheckpointError for an adapter that is damaged, not plain LoRA, or does not fit exactly; the model must not be used
-    then.
+    CheckpointError if the adapter is damaged, is not plain LoRA, or does not fit exactly; the model is then unusable.
     """
     with no_kernels_fetched():
         from peft import LoraConfig  # slow to import, and few bundles have an adapter
@@ -49,10 +48,10 @@ def apply_adapter(vlm: PreTrainedModel, folder: Path) -> None:
         _inject(vlm, config)
         if tokens is not None:
             TokenRows(vlm, tokens[EMBEDDINGS]).attach_to(vlm)
-    except Exception as error:  # PEFT raises many classes for missing modules and bad numbers
+    except Exception as error:  # PEFT raises many exception types for missing modules and bad values
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError.at(
-            folder, f"does not fit the model ({reason})", code="adapter_mismatch"
+            folder, f"the adapter does not fit the model ({reason})", code="adapter_mismatch"
         ) from error
     parameters = _parameters(vlm)
     shapes, expected = _shapes(tensors), _shapes(parameters)
@@ -78,17 +77,17 @@ def write_adapter(vlm: PreTrainedModel, folder: Path) -> None:
 
 
 def layers_of(vlm: PreTrainedModel) -> dict[str, Any]:
-    """Path -> each layer of a native model with LoRA; empty without an adapter."""
+    """The LoRA layers of a native model by path; empty without an adapter."""
     return {path: module for path, module in vlm.named_modules() if hasattr(module, "lora_A")}
 
 
 def sizes_of(vlm: PreTrainedModel) -> dict[str, tuple[int, float]]:
-    """Path -> rank and alpha of each layer with LoRA."""
+    """Rank and alpha of each LoRA layer by path."""
     return {path: (each.r["default"], each.lora_alpha["default"]) for path, each in layers_of(vlm).items()}
 
 
 def inject(vlm: PreTrainedModel, sizes: Mapping[str, tuple[int, float]]) -> None:
-    """Add LoRA of these ranks and alphas to the layers at these paths, with B = 0, and freeze all other weights."""
+    """Add LoRA with B = 0 to the layers in `sizes` (path -> rank, alpha), and freeze all other weights."""
     _inject(vlm, {name: value for name, value in _config_of(sizes).items() if name != "peft_type"})
 
 
@@ -100,7 +99,7 @@ def _inject(vlm: PreTrainedModel, config: Mapping[str, Any]) -> None:
 
 
 def _config_of(sizes: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
-    """The LoRA configuration; sizes other than the most common are listed by layer."""
+    """PEFT's LoRA configuration: the most common rank and alpha as defaults, all others as patterns by layer."""
     rank, alpha = Counter(sizes.values()).most_common(1)[0][0]
     return {
         "peft_type": "LORA",
@@ -113,7 +112,7 @@ def _config_of(sizes: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
 
 
 def _parameters(vlm: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
-    """PEFT's name -> each adapter parameter of a native model."""
+    """The adapter parameters of a native model by PEFT's name."""
     found = {
         PREFIX + name.replace(".default.", "."): parameter
         for name, parameter in vlm.named_parameters()
@@ -127,20 +126,21 @@ def _parameters(vlm: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
 
 
 def _read_config(path: Path, neutral: dict[str, Any]) -> dict[str, Any]:
-    """Rank, alpha and targets of a LoRA; CheckpointError names every other field that changes the outputs."""
-    config = read_json(path, "the JSON of an adapter", "invalid_adapter")
+    """The supported fields of a LoRA configuration; CheckpointError lists all others that would change the outputs."""
+    config = read_json(path, "invalid_adapter")
     if not isinstance(config, dict):
         config = {}
     wanted = ("r", "lora_alpha", "target_modules")
     missing = [name for name in wanted if name not in config]
     if missing or config.get("peft_type") != "LORA":
-        raise CheckpointError.at(path, f"is not a LoRA with {', '.join(wanted)}", code="invalid_adapter")
+        raise CheckpointError.at(
+            path, f"is not a LoRA configuration with {', '.join(wanted)}", code="invalid_adapter"
+        )
     tokens = config.get("trainable_token_indices")
     if tokens is not None and not _are_rows(tokens):
         raise CheckpointError.at(
             path,
-            f"trainable_token_indices must list the same tokens for {EMBEDDINGS} and, if it has its own "
-            f"matrix, for {HEAD}",
+            f"trainable_token_indices must list equal token ids for {EMBEDDINGS} and, if present, {HEAD}",
             code="invalid_adapter",
             field="trainable_token_indices",
         )
@@ -151,13 +151,13 @@ def _read_config(path: Path, neutral: dict[str, Any]) -> dict[str, Any]:
     special = sorted(name for name, value in others.items() if value and value != neutral.get(name))
     if special:
         raise CheckpointError.at(
-            path, f"{', '.join(special)} is not supported, only plain LoRA is", code="invalid_adapter"
+            path, f"only plain LoRA is supported, without {', '.join(special)}", code="invalid_adapter"
         )
     return {name: config[name] for name in taken if name in wanted or config.get(name)}
 
 
 def _are_rows(tokens: Any) -> bool:
-    """Whether these are token ids under the names that `write_adapter` uses."""
+    """Whether `tokens` maps the names that `write_adapter` uses to equal lists of token ids."""
     if not isinstance(tokens, dict) or set(tokens) not in ({EMBEDDINGS}, {EMBEDDINGS, HEAD}):
         return False
     ids = tokens[EMBEDDINGS]

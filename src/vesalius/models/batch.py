@@ -1,4 +1,4 @@
-"""`Batch`: the input of a model in one step of training or prediction."""
+"""`Batch`: the input of a model for one forward pass, in training and prediction."""
 
 from __future__ import annotations
 
@@ -16,38 +16,39 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True)
 class Batch:
-    """The input of one step, under the official names. A row is one question; several rows may share an image."""
+    """The input of one forward pass, with the official field names. Several rows (conversations) may share an image."""
 
     input_ids: torch.Tensor
     """int64 (b, t), padded on the left."""
     attention_mask: torch.Tensor
     """int64 (b, t), 0 where padded."""
     labels: torch.Tensor
-    """int64 (b, t): the tokens of answers, -100 at all other positions."""
+    """int64 (b, t): token ids of the answers, -100 elsewhere."""
     pixel_values: torch.Tensor
-    """float, all images together: tiles (n, 3, 448, 448), or patches (n, values of a patch), by family."""
+    """float, of all images: tiles (n, 3, 448, 448) or flattened patches (n, values per patch), depending on the family."""
     image_grid_thw: torch.Tensor
-    """int64 (images, or frames of a video, 3): patches in time, down and across; (0, 3) for tiles."""
+    """int64 (images or video frames, 3): number of patches along time, height and width; (0, 3) for tiles."""
     g_pixel_values: list[torch.Tensor]
-    """For each image, or frame of a clip, float (3, S, S) for the segmenter."""
+    """SAM 2's input for each image or clip frame, float (3, S, S)."""
     masks: list[torch.Tensor]
-    """For each image or clip uint8 (n, H, W) at the original size; an empty list without annotation. In training n is the
-    number of [SEG] in its answers; for a clip of f frames, n * f, with all frames of the first [SEG] before the second."""
+    """Ground truth of each image or clip, uint8 (n, H, W) at the original size; an empty list without annotation. In
+    training n is the number of [SEG] tokens in its answers, times f for a clip of f frames; the f masks of a [SEG] are
+    adjacent."""
     image_of_row: torch.Tensor
-    """int64 (b,)."""
+    """int64 (b,): image index of each row."""
     tiles_of_image: list[int]
-    """For each image its number of tiles in `pixel_values`, or of rows in `image_grid_thw`."""
+    """Number of tiles of each image in `pixel_values`, or of its rows in `image_grid_thw`."""
     frames_per_batch: list[int]
     """Number of frames of each image or clip; 1 for an image."""
     sizes: list[Size]
     """Original (h, w) of each image."""
     regions: torch.Tensor | None = None
-    """bool (n, 16, 16): cells of the last tile that a question points at (`mask_prompts`), for one image."""
+    """bool (n, 16, 16): n regions that the text refers to (`mask_prompts`), on the cells of the last tile; one image only."""
     draws: tuple[int, ...] = ()
-    """Training: random numbers of the rows, which picked their templates and seed the points that a loss samples."""
+    """Training: one random integer per prompt, which selected its templates and seeds the point sampling of the loss."""
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
-        """The batch on a device; `dtype` is for the two pixel inputs."""
+        """A copy of the batch on a device; `dtype` applies to the two pixel inputs only."""
         return replace(
             self,
             **{
@@ -61,7 +62,7 @@ class Batch:
         )
 
     def as_mapping(self) -> dict[str, Any]:
-        """The official mapping: each question brings its own copy of the image's tiles or patches."""
+        """The batch as the official code's mapping, which repeats the image's tiles or patches for each row."""
         starts = np.cumsum([0, *self.tiles_of_image])
         parts = [slice(starts[i], starts[i + 1]) for i in self.image_of_row.tolist()]
         mapping = {

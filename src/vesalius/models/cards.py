@@ -14,39 +14,39 @@ from vesalius.models.specs import ModelSpec, UNetSpec
 
 CARD = "vesalius.json"
 ADAPTER = "adapter"
-"""Folder of a bundle with a LoRA adapter over its `vlm/`."""
+"""Subfolder of a bundle with the LoRA adapter of its `vlm/`."""
 SOURCE = "source"
-"""Folder of a bundle with the small files of the official folder it was converted from."""
+"""Subfolder of a bundle with the non-weight files of the official model it was converted from."""
 
 
 class ThresholdOrigin(Settings):
-    """How the threshold of a bundle was found."""
+    """How the threshold of a bundle was chosen."""
 
     how: str = "default"
     data: str | None = None
     data_fingerprint: str | None = None
     metric: str | None = None
     value: float | None = None
-    """Mean of the metric on the data at this threshold."""
+    """Mean metric on the data at the chosen threshold."""
     n_samples: int | None = None
 
 
 class TtaGain(Settings):
-    """A significant gain of test-time augmentation (TTA), measured on the images that the threshold was tuned on."""
+    """A significant gain of test-time augmentation (TTA), measured on the images used to tune the threshold."""
 
     views: tuple[str, ...] = Field(min_length=1)
-    """Views besides the plain one."""
+    """Names of the augmented views, which are used in addition to the original image."""
     threshold: float = Field(gt=0, lt=1)
     """Best threshold with these views."""
     metric: str
     value: float
-    """Mean of the metric on the data with these views at this threshold."""
+    """Mean metric on the data with these views at `threshold`."""
     gain: float = Field(gt=0)
-    """`value` minus the mean of the metric of the plain view at its own best threshold."""
+    """`value` minus the mean metric without TTA at its own best threshold."""
     interval: tuple[float, float]
-    """Confidence interval of the gain by the cluster bootstrap; all of it is above 0."""
+    """Confidence interval of the gain by cluster bootstrap; its lower limit is above 0."""
     level: float = Field(gt=0, lt=1)
-    """Level of the interval: 0.95, corrected for the number of view sets tried together (Bonferroni)."""
+    """Confidence level of `interval`: 0.95 with Bonferroni correction for the number of view sets tried."""
     data: str
     data_fingerprint: str
     n_samples: int
@@ -54,7 +54,7 @@ class TtaGain(Settings):
 
 
 class ModelCard(Settings):
-    """The card of a model of any kind."""
+    """Fields common to the cards of all models."""
 
     kind: str
     threshold: float = Field(default=0.5, gt=0, lt=1)
@@ -66,13 +66,13 @@ class ModelCard(Settings):
     training_images: tuple[str, ...] | None = ()
     """SHA-256 of the pixels of each training image; None if they are unknown, as for official models."""
     trained_on_unknown: bool = False
-    """Whether the weights were also trained on unknown images: those of the official model that was fine-tuned."""
+    """Whether the weights were also trained on unknown images, such as those of the official model before fine-tuning."""
     training_perceptual_hashes: tuple[str, ...] = ()
     """Perceptual hash of each training image, to detect near copies."""
     tuning_images: tuple[str, ...] = ()
-    """SHA-256 of the pixels of each image on which the threshold was tuned and the gain of `tta` measured."""
+    """SHA-256 of the pixels of each image used to tune the threshold and to measure the gain `tta`."""
     tta: TtaGain | None = None
-    """The measured gain that enables test-time augmentation; None without one."""
+    """Gain that enables test-time augmentation; None if no significant gain was measured."""
     versions: dict[str, str] = Field(default_factory=dict)
 
     @property
@@ -82,14 +82,14 @@ class ModelCard(Settings):
 
 
 class Card(ModelCard):
-    """The card of a text-prompted model: all that the files of its components do not contain."""
+    """The card of a text-prompted model: everything that the files of its components do not contain."""
 
     kind: Literal["textseg"] = "textseg"
     spec: ModelSpec
     adapter: bool = False
     """Whether the model has a LoRA adapter in `adapter/`."""
     quantized: Literal["4bit"] | None = None
-    """Quantization of the vision-language model in training, which is applied again when the bundle opens."""
+    """Quantization of the vision-language model during training; opening the bundle applies it again."""
 
 
 class UNetCard(ModelCard):
@@ -105,11 +105,11 @@ KINDS: dict[str, type[Card] | type[UNetCard]] = {"textseg": Card, "unet": UNetCa
 def read_any_card(folder: Path) -> Card | UNetCard:
     """The card of a bundle of any kind; CheckpointError if it is missing, damaged or of an unknown kind."""
     path = folder / CARD
-    values = read_json(path, "the JSON of a model card", "invalid_card")
+    values = read_json(path, "invalid_card")
     kind = values.get("kind", "textseg") if isinstance(values, dict) else "textseg"
     if kind not in KINDS:
         raise CheckpointError.at(
-            path, f"kind: is {kind!r}; known: {', '.join(KINDS)}", code="invalid_card", field="kind"
+            path, f"kind must be one of {', '.join(KINDS)}; got {kind!r}", code="invalid_card", field="kind"
         )
     try:
         return make_settings(KINDS[kind], values, str(path))
@@ -118,12 +118,12 @@ def read_any_card(folder: Path) -> Card | UNetCard:
 
 
 def read_card(folder: Path) -> Card:
-    """The card of a text-prompted model; CheckpointError for a U-Net, and as for `read_any_card`."""
+    """The card of a text-prompted model; CheckpointError for a U-Net, or as in `read_any_card`."""
     card = read_any_card(folder)
     if not isinstance(card, Card):
         raise CheckpointError.at(
             folder,
-            "is a U-Net, which has no language and no SAM 2; name a text-prompted model",
+            "is a U-Net, which takes no text prompts; use a text-prompted model",
             code="wrong_model_kind",
         )
     return card

@@ -1,6 +1,6 @@
-"""Open and write models: bundles of two native Hugging Face checkpoints, a projector and a card, and official folders.
+"""Open official Sa2VA folders; open and write bundles of two native Hugging Face checkpoints, a projector and a card.
 
-The library that owns a component opens it, strictly: a missing, unknown or misshapen tensor is an error.
+Each component is opened by its own library, strictly: a missing, unknown or misshapen tensor is an error.
 Weights are read from safetensors files only; no code in a folder is executed.
 """
 
@@ -45,7 +45,7 @@ from vesalius.models.weights import AssembledWeights, load_tensor, open_weights,
 from vesalius.names import list_names
 
 EXACT = ("inv_freq", ".scales")
-"""Endings of the names of buffers that stay in float32: rotary frequencies, and scales of quantized matrices."""
+"""Name suffixes of buffers that stay in float32: rotary frequencies, and scales of quantized matrices."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ class OpenedModel:
     processor: Processor
     card: Card
     source: ConfigFiles | None = None
-    """Small files of the official folder that it was converted from; None without one."""
+    """Non-weight files of the official folder that the model comes from; None for another origin."""
     folder: Path | None = None
-    """The bundle that it was opened from; None if it has another origin, or if its weights have changed since."""
+    """The bundle that the model was opened from; None for another origin, or once its weights have changed."""
 
     @property
     def has_adapter(self) -> bool:
@@ -72,11 +72,11 @@ def open_model(
     dtype: torch.dtype = torch.float32,
     quantized: Quantized | None = None,
 ) -> OpenedModel:
-    """Open a text-prompted model strictly, in eval mode, on a device or over those of a device map.
+    """Open a text-prompted model strictly, in eval mode, on one device or spread by a device map.
 
-    With `quantized` the matrices of the vision-language model get 8 or 4 bits a value; a bundle that was trained over
-    quantized weights opens with them in any case. Raises CheckpointError, naming the folder, for anything missing,
-    unknown, misshapen or unreadable, and for a model that is no text-prompted one.
+    `quantized` stores the matrices of the vision-language model in 8 or 4 bits per value; a bundle trained on quantized
+    weights always opens quantized. CheckpointError, naming the folder, for anything missing, unknown, misshapen or
+    unreadable, and for a model that is not text-prompted.
     """
     ref = resolve_model(model)
     card = ref.text_card
@@ -99,15 +99,15 @@ def _open_bundle(
     if has_adapter and isinstance(device, Mapping):
         raise CheckpointError.at(
             folder,
-            "a model with a LoRA adapter cannot be spread over devices; "
-            "of a run, merge it: vesalius train --resume RUN --set trainable.save=merged",
+            "a model with a LoRA adapter cannot be spread over devices; merge it, for a run with "
+            "vesalius train --resume RUN --set trainable.save=merged",
             code="wrong_model_kind",
         )
     kind = card.quantized or quantized
     if quantized not in (None, kind):
         raise CheckpointError.at(
             folder,
-            f"was trained over weights of {kind} and cannot be opened in {quantized}",
+            f"was trained on {kind} weights and cannot be opened in {quantized}",
             code="unsupported_quantization",
         )
     model_class = family_of(card.spec.family).model_class
@@ -163,7 +163,7 @@ def _open_official(
 
 
 def _quantize(vlm: PreTrainedModel, kind: Quantized | None, device: str | torch.device | DeviceMap) -> None:
-    """Quantize a model that was opened on the CPU and move it to its devices; nothing if `kind` is None."""
+    """Quantize a model in CPU memory and move it to its devices; do nothing if `kind` is None."""
     if kind is None:
         return
     if not isinstance(device, Mapping):
@@ -171,7 +171,8 @@ def _quantize(vlm: PreTrainedModel, kind: Quantized | None, device: str | torch.
         return
     if {"cpu", "disk"} & set(device.values()) - {home_device(device)}:
         raise CheckpointError(
-            "quantized weights cannot be offloaded; put all of them on devices", code="invalid_device_map"
+            "quantized weights cannot be offloaded; remove cpu and disk from the device map",
+            code="invalid_device_map",
         )
     quantize(vlm, kind)
     dispatch_model(vlm, vlm_device_map(device), skip_keys=vlm._skip_keys_device_placement)
@@ -180,11 +181,11 @@ def _quantize(vlm: PreTrainedModel, kind: Quantized | None, device: str | torch.
 def _to_device(
     model: TextSegModel, device: str | torch.device | DeviceMap, dtype: torch.dtype
 ) -> TextSegModel:
-    """The model in eval mode on its device, its parameters in `dtype`, its rotary frequencies in float32.
+    """Move the model to its device in eval mode, with parameters in `dtype` and rotary frequencies in float32.
 
-    `model.to(dtype)` would round the frequencies too: in bfloat16 the angle of token 3300 is wrong by up to 3.8.
+    `model.to(dtype)` would round the frequencies too: in bfloat16 the angle at position 3300 is off by up to 3.8 rad.
     """
-    # a model that is spread over devices was opened there, in its dtype
+    # a spread model was already opened on its devices in `dtype`
     parts = (model.projector, model.sam) if isinstance(device, Mapping) else (model,)
     home = home_device(device) if isinstance(device, Mapping) else device
     for part in parts:
@@ -205,7 +206,7 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         raise _incomplete(folder)
     try:
         return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # a damaged file makes the libraries raise nearly anything
+    except Exception as error:  # libraries raise many exception types for damaged files
         raise _unreadable(folder, error) from error
 
 
@@ -217,7 +218,7 @@ def _quiet() -> Iterator[None]:
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    # it warns that offloaded weights are not in memory
+    # accelerate warns that offloaded weights are not in memory
     accelerate.setLevel(logging.ERROR)
     try:
         yield
@@ -235,9 +236,9 @@ def _open_component(
     state: tuple[Any, dict[str, torch.Tensor]] | None = None,
     device_map: str | torch.device | DeviceMap = "cpu",
 ) -> PreTrainedModel:
-    """A component from its folder, or from a configuration and tensors `state` that were read from `folder`.
+    """Open a component from its folder, or from a configuration and tensors (`state`) read from `folder`.
 
-    It is spread over devices by a device map, else opened in CPU memory.
+    A device map spreads it over devices; otherwise it is opened in CPU memory.
     """
     if not folder.is_dir():
         raise _incomplete(folder)
@@ -254,7 +255,7 @@ def _open_component(
             component, info = kind.from_pretrained(
                 **source, dtype=dtype, output_loading_info=True, local_files_only=True
             )
-    except Exception as error:  # a damaged file makes the libraries raise nearly anything
+    except Exception as error:  # libraries raise many exception types for damaged files
         raise _unreadable(folder, error) from error
     problems = [
         f"{len(info[name])} {name.replace('_', ' ')}: {list_names(sorted(map(str, info[name])), SHOWN)}"
@@ -293,28 +294,30 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
 
 
 def merged(opened: OpenedModel) -> OpenedModel:
-    """The same model with its adapter merged and its quantized matrices dequantized, in place."""
+    """The model with its adapter merged and its matrices dequantized, in place."""
     merge_adapter(opened.model.vlm)
     return replace(opened, card=opened.card.changed(quantized=None), folder=None)
 
 
 def save_bundle(folder: Path, opened: OpenedModel) -> None:
-    """Write a bundle completely or not at all, replacing an existing one."""
+    """Write a bundle atomically, replacing an existing one."""
     with replacing(folder) as temporary:
         write_bundle(temporary, opened, opened.card)
 
 
 def write_bundle(folder: Path, opened: OpenedModel, card: Card, like: Path | None = None) -> None:
-    """Write the files of a bundle with that card into the new folder `folder`; an adapter stays one, in `adapter/`.
+    """Write a bundle with `card` into the new folder `folder`; an adapter is written to `adapter/`, not merged.
 
-    `like` is a bundle with equal weights in each component without trained parameters: their files are linked or copied
-    from it, which costs no space if it is an earlier checkpoint of the run. CheckpointError for a model of 8 bits.
+    `like` is a bundle with equal weights in all frozen components; their files are linked or copied from it, so that the
+    checkpoints of a run share disk space. CheckpointError for an 8-bit model.
     """
     model = opened.model
     kind = kind_of(model.vlm)
     if kind == "8bit":
         raise CheckpointError.at(
-            folder, "a model of 8 bits is for prediction and cannot be saved", code="unsupported_quantization"
+            folder,
+            "an 8-bit model is for prediction only and cannot be saved",
+            code="unsupported_quantization",
         )
     folder.mkdir(parents=True)
     for name, component in (("vlm", model.vlm), ("sam", model.sam)):
@@ -337,12 +340,13 @@ def write_bundle(folder: Path, opened: OpenedModel, card: Card, like: Path | Non
 def new_model(name: str, seed: int) -> OpenedModel:
     """A preset with random weights, in training mode.
 
-    SettingError for a preset without a tokenizer, which is any other than `tiny`.
+    SettingError for any preset except `tiny`, the only one with a packaged tokenizer.
     """
     spec = find_spec(name)
     if spec.name != TINY:
         raise SettingError(
-            f"{spec.name}: random weights need a tokenizer, which only {TINY} brings", code="no_tokenizer"
+            f"{spec.name}: a new model needs a packaged tokenizer, and only {TINY} has one",
+            code="no_tokenizer",
         )
     processor = Processor(spec, byte_tokenizer())
     with torch.random.fork_rng(devices=[]):

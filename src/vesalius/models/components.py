@@ -1,4 +1,4 @@
-"""Files of one component of a bundle: written from memory, or linked to those of another bundle if it is frozen."""
+"""Files of a bundle's component: written from memory, or linked from another bundle if the component is frozen."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vesalius.models.token_rows import PREFIX
 
 
 def is_frozen(component: torch.nn.Module) -> bool:
-    """Whether no weight of the component itself is trainable; an adapter over it does not count."""
+    """Whether none of the component's own weights is trainable; its adapter does not count."""
     return not any(
         parameter.requires_grad
         for name, parameter in component.named_parameters()
@@ -25,14 +25,14 @@ def is_frozen(component: torch.nn.Module) -> bool:
 
 
 def is_adapter_parameter(name: str) -> bool:
-    """Whether a parameter of a component, by its name, belongs to the adapter over it."""
+    """Whether a parameter name belongs to the adapter of a component."""
     return ".lora_" in name or name.startswith(PREFIX)
 
 
 def write_component(component: PreTrainedModel, folder: Path) -> None:
-    """Write a component as transformers does, without its adapter, and dequantized to float32.
+    """Write a component by `save_pretrained`, without its adapter and dequantized to float32.
 
-    Quantizing the written matrices again gives the same bytes. OutputError if writing fails, as on a full disk.
+    Quantizing the written matrices again gives the same bytes. OutputError if writing fails, for example on a full disk.
     """
     try:
         component.save_pretrained(folder, state_dict=own_weights(component))
@@ -41,7 +41,7 @@ def write_component(component: PreTrainedModel, folder: Path) -> None:
 
 
 def own_weights(component: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Name -> each weight of a component, without its adapter and dequantized."""
+    """The weights of a component by name, dequantized and without its adapter."""
     weights = {
         name.replace(".base_layer.", "."): tensor
         for name, tensor in component.state_dict().items()
@@ -56,10 +56,10 @@ def own_weights(component: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def link_or_copy(source: Path, folder: Path) -> None:
-    """Put the files of the folder `source` into the new folder `folder`.
+    """Link or copy the files of `source` into the new folder `folder`.
 
-    Files of two bundles in one folder, such as the checkpoints of a run, are linked and use disk space once. Others are
-    copied, since somebody may write to them.
+    Bundles in one parent folder, such as the checkpoints of a run, share files by hard links. Other files are copied,
+    since a linked file would change together with its original.
     """
     folder.mkdir()
     beside = source.resolve().parents[1] == folder.resolve().parents[1]
@@ -71,5 +71,5 @@ def link_or_copy(source: Path, folder: Path) -> None:
 def _link(file: Path, target: Path) -> None:
     try:
         os.link(file, target)
-    except OSError:  # a file system without links
+    except OSError:  # file system without hard links
         shutil.copy2(file, target)

@@ -1,4 +1,4 @@
-"""Small files of an official folder, which are all files but weights: copied verbatim, never executed."""
+"""Non-weight files of an official model folder: copied verbatim, never executed."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ WEIGHT_ENDINGS = tuple(
     ".safetensors .safetensors.index.json .bin .bin.index.json .ckpt .gguf .h5 .msgpack .onnx .pt .pth".split()
 )
 NOT_THE_MODEL = {
-    ".git": "history of the repository",
-    ".cache": "cache of the download",
+    ".git": "repository history",
+    ".cache": "download cache",
     "__pycache__": "compiled Python code",
 }
 
 
-def read_json(path: Path, what: str, code: str) -> Any:
-    """The JSON value of a file of a model; CheckpointError with `code` if it cannot be read or is not `what`."""
+def read_json(path: Path, code: str) -> Any:
+    """The JSON value of a model's file; CheckpointError with `code` if it cannot be read or is not valid JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError.at(path, f"cannot be read ({error.strerror})", code=code) from error
     except ValueError as error:
-        raise CheckpointError.at(path, f"is not {what}; copy the model again", code=code) from error
+        raise CheckpointError.at(path, "is not valid JSON; copy the model again", code=code) from error
 
 
 def is_official(folder: Path) -> bool:
-    """True if the `config.json` of a folder is that of a model in the official layout."""
+    """True if the folder's `config.json` describes a model in the official layout."""
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -46,28 +46,28 @@ def is_official(folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class ConfigFiles:
-    """The small files of a folder, by their paths in it, and the files that are not copied."""
+    """The files of a model folder to copy, as relative paths, and those left out."""
 
     folder: Path
     names: tuple[str, ...]
     left_out: dict[str, str]
-    """Path in the folder -> reason why the file is not copied."""
+    """Relative path -> reason why the file is not copied."""
 
     @property
     def n_bytes(self) -> int:
         return sum((self.folder / name).stat().st_size for name in self.names)
 
     def copy_to(self, target: Path) -> None:
-        """Copy the bytes of each file to the same path under `target`, without permissions: no copy is executable."""
+        """Copy each file to the same relative path under `target`, without permissions, so that no copy is executable."""
         for name in self.names:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             (target / name).write_bytes(_content(self.folder / name))
 
 
 def find_config_files(folder: Path) -> ConfigFiles:
-    """The small files of an official folder and of its subfolders.
+    """Find the non-weight files of an official folder and its subfolders.
 
-    A link may lead into the folder, or into the blob store of the hub's cache that the folder belongs to.
+    A symbolic link may point into the folder, or into the blob store of the hub cache that contains the folder.
     CheckpointError, naming the path, for any other link, and for a path that is neither file nor folder.
     """
     names: list[str] = []
@@ -80,7 +80,7 @@ def find_config_files(folder: Path) -> ConfigFiles:
                 left_out[(inside / name).as_posix()] = NOT_THE_MODEL[name]
             elif (Path(root) / name).is_symlink():
                 raise CheckpointError.at(
-                    Path(root) / name, "is a link to a folder; copy the files themselves", code="unsafe_link"
+                    Path(root) / name, "is a link to a folder; replace it by the folder", code="unsafe_link"
                 )
         for name in sorted(files):
             path = inside / name
@@ -113,7 +113,7 @@ def _reason_to_leave(folder: Path, name: Path) -> str | None:
         return "proof of an earlier conversion"
     if path.is_symlink() and not _stays_inside(folder, path):
         raise CheckpointError.at(
-            path, "is a link that leads out of the folder; copy the file itself", code="unsafe_link"
+            path, "is a link to a file outside the folder; replace it by the file", code="unsafe_link"
         )
     if not path.is_file():
         raise CheckpointError.at(

@@ -1,4 +1,4 @@
-"""glibc's allocator, configured to keep freed memory, since each step needs the same memory as the one before."""
+"""Configure glibc's malloc to keep freed memory, since consecutive steps allocate the same sizes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ MOST = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Stop glibc from returning freed memory to the system; True if that took effect, False without glibc.
+    """Stop glibc from returning freed memory to the system; True if this took effect, False without glibc.
 
-    PyTorch allocates CPU tensors with malloc, which maps large ones anew each time, at one page fault a page. Kept memory
-    costs nothing (`benchmarks/training_step.py` measures it). The setting holds for the whole process, whose memory then
-    never shrinks: only programs that own their process call it, before the first large tensor.
+    PyTorch allocates CPU tensors with malloc, which maps each large tensor anew, with one page fault per page; reusing
+    freed memory avoids that (`benchmarks/training_step.py` measures it). The setting is process-wide and the process
+    never shrinks, so only programs that own their process call it, before they allocate the first large tensor.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -1,8 +1,8 @@
 """Intra-batch CPU parallelism: the images of a batch are divided among the cores.
 
-Operations on one image are too short to keep several cores busy; several images at a time are not
-(`benchmarks/predict.py`, `benchmarks/training_ratio.py`). It is for stateless work only: preprocessing, and SAM 2 on single
-images. The language model keeps hooks and rotary frequencies in its modules during a forward pass.
+Operations on a single image are too small to keep several cores busy (`benchmarks/predict.py`,
+`benchmarks/training_ratio.py`). Only stateless work runs in parallel: preprocessing, and SAM 2 on single images. The
+language model does not, since its modules hold hooks and rotary frequencies during a forward pass.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ Given = TypeVar("Given")
 Returned = TypeVar("Returned")
 
 Decode = Callable[[Sequence[torch.Tensor], SegPrompts], MaskLogits]
-"""Images float (3, S, S) and their [SEG] prompts to masks, as `TextSegModel.decode`."""
+"""Function like `TextSegModel.decode`: images float (3, S, S) and their [SEG] prompts to mask logits."""
 
 
 def map_on_cores(work: Callable[[Given], Returned], jobs: Sequence[Given]) -> list[Returned]:
-    """The results of `work` for each job, without gradient, in order; `torch.get_num_threads()` is the number of cores.
+    """The results of `work` for each job, in order, computed without gradients on `torch.get_num_threads()` cores.
 
-    As many jobs run at a time as divide both the number of jobs and of cores, so that no core waits; if only 1 does, they
-    run one after the other on all cores. An exception of `work` is raised once no job runs.
+    The number of parallel jobs is the greatest common divisor of jobs and cores, so that no core idles; if it is 1, the
+    jobs run one by one, each on all cores. An exception of `work` is raised once all running jobs have ended.
     """
     return _map(partial(_without_gradient, work), jobs)
 
@@ -57,7 +57,7 @@ def _without_gradient(work: Callable[[Given], Returned], job: Given) -> Returned
 
 
 def decode_on_cores(decode: Decode, squares: Sequence[torch.Tensor], seg: SegPrompts) -> MaskLogits:
-    """As `decode`, on a CPU with a part of the images on each core; on a GPU with all images together."""
+    """Run `decode` with the images divided among the CPU cores; on a GPU, on all images at once."""
     parts = _parts(seg)
     if len(parts) < 2:
         return decode(squares, seg)
@@ -67,10 +67,10 @@ def decode_on_cores(decode: Decode, squares: Sequence[torch.Tensor], seg: SegPro
 def train_on_cores(
     decode: Decode, squares: Sequence[torch.Tensor], seg: SegPrompts, parameters: Iterable[torch.nn.Parameter]
 ) -> MaskLogits:
-    """As `decode_on_cores`, with gradients for `parameters`, which are those of `decode`, and for the [SEG] embeddings.
+    """Like `decode_on_cores`, with gradients for the [SEG] embeddings and for `parameters`, the parameters of `decode`.
 
-    The backward pass is parallel too and sums the gradients in a fixed order, so that results are reproducible. In
-    distributed training it is off, since the processes already divide cores and images.
+    The backward pass is parallel too and sums gradients in a fixed order, so results are reproducible. Distributed
+    training does not parallelize here, since its processes already divide cores and images.
     """
     parts = _parts(seg) if torch.is_grad_enabled() and not (is_available() and is_initialized()) else []
     if len(parts) < 2:
@@ -80,11 +80,11 @@ def train_on_cores(
         return decode(squares, _of_part(replace(seg, embedding=embedding), mine))
 
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    return _in_order(MaskLogits(*_Parts.apply(decode_part, parts, seg.embedding, *trained)), parts)
+    return _in_order(MaskLogits(*_ParallelDecode.apply(decode_part, parts, seg.embedding, *trained)), parts)
 
 
-class _Parts(torch.autograd.Function):
-    """Decoding of all parts, with an autograd graph for each part, from copies of the [SEG] embeddings to its masks."""
+class _ParallelDecode(torch.autograd.Function):
+    """Decode all parts in parallel, each in its own autograd graph that starts at a copy of the [SEG] embeddings."""
 
     @staticmethod
     def forward(
@@ -94,7 +94,10 @@ class _Parts(torch.autograd.Function):
         embedding: torch.Tensor,
         *trained: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        precision = torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu")  # these are per thread
+        precision = (
+            torch.get_autocast_dtype("cpu"),
+            torch.is_autocast_enabled("cpu"),
+        )  # autocast state is per thread
 
         def run(mine: torch.Tensor) -> tuple[torch.Tensor, MaskLogits]:
             copy = embedding.detach().requires_grad_(embedding.requires_grad)
@@ -110,13 +113,13 @@ class _Parts(torch.autograd.Function):
         begun, trained = ctx.begun, ctx.trained
         ctx.begun = ctx.trained = None
         counts = [len(masks.logits) for _, masks in begun]
-        shares = zip(*(gradient.split(counts) for gradient in gradients), strict=True)
+        by_part = zip(*(gradient.split(counts) for gradient in gradients), strict=True)
 
         def run(job: tuple[tuple[torch.Tensor, MaskLogits], tuple[torch.Tensor, ...]]) -> Any:
-            (copy, masks), share = job
+            (copy, masks), gradients_of_part = job
             found = [
                 (out, grad)
-                for out, grad in zip(vars(masks).values(), share, strict=True)
+                for out, grad in zip(vars(masks).values(), gradients_of_part, strict=True)
                 if out.requires_grad
             ]
             inputs = [each for each in (copy, *trained) if each.requires_grad]
@@ -125,14 +128,14 @@ class _Parts(torch.autograd.Function):
 
         sums = [
             None if all(each is None for each in of_one) else sum(each for each in of_one if each is not None)
-            for of_one in zip(*_map(run, list(zip(begun, shares, strict=True))), strict=True)
+            for of_one in zip(*_map(run, list(zip(begun, by_part, strict=True))), strict=True)
         ]
         first = [] if begun[0][0].requires_grad else [None]
         return None, None, *first, *sums
 
 
 def _parts(seg: SegPrompts) -> list[torch.Tensor]:
-    """bool (m,) for each part of the images: its [SEG]. At most one part if the cores cannot be divided."""
+    """The parts of the images as masks bool (m,) over the [SEG] prompts; at most one if the cores cannot be divided."""
     images = seg.image.unique()
     parts = gcd(len(images), torch.get_num_threads()) if seg.image.device.type == "cpu" and len(images) else 1
     return [torch.isin(seg.image, part) for part in images.tensor_split(parts)]
@@ -149,6 +152,6 @@ def _joined(decoded: Sequence[MaskLogits]) -> MaskLogits:
 
 
 def _in_order(joined: MaskLogits, parts: Sequence[torch.Tensor]) -> MaskLogits:
-    """The masks of all parts in the order of the [SEG], in which the frames of a clip follow one another per [SEG]."""
+    """The masks of all parts, restored to the order of the [SEG] prompts."""
     order = torch.cat([mine.nonzero()[:, 0] for mine in parts]).argsort()
     return MaskLogits(*(maps[order] for maps in vars(joined).values()))

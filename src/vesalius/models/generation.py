@@ -1,9 +1,8 @@
 """Answers of the language model: forced, generated token by token, or drafted and verified (speculative decoding).
 
-Verification: the most frequent answer so far is appended to the question as a draft. One forward pass over both gives the
-first token at which greedy decoding would differ; the tokens before it are exactly those of greedy decoding, since each
-depends on the tokens before it alone. After Leviathan et al. 2023 (arXiv 2211.17192), with a table of answers in place of
-a small draft model.
+Verification appends the most frequent answer so far to the prompt as a draft. One forward pass over both finds the first
+draft token that greedy decoding would not choose, and decoding continues from there, so the answer is exactly that of
+greedy decoding. After Leviathan et al. 2023 (arXiv 2211.17192), with a table of answers in place of a draft model.
 """
 
 from __future__ import annotations
@@ -31,49 +30,49 @@ from vesalius.models.vlm import (
 )
 
 AnswerOrigin = Literal["forced", "verified", "generated"]
-"""forced: the answer was given; verified: a draft that greedy decoding agrees with; generated: written token by token."""
+"""forced: given in advance; verified: a draft confirmed by greedy decoding; generated: decoded token by token."""
 
 HALF_PRECISION_MARGIN = 0.25
-"""Smallest difference of the two best logits for which a draft counts in 16 bits: below it, reading tokens together or
-one by one can change which is larger."""
+"""Minimum top-2 logit gap to accept a draft token in half precision; below it the parallel and the sequential pass may
+differ in their argmax."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The answers to the questions of a batch."""
+    """The answers to the prompts of a batch."""
 
     ids: list[list[int]]
-    """Tokens of each answer, the stop token included."""
+    """Token ids of each answer, including the stop token."""
     seg: SegPrompts
     says_seg: torch.Tensor
-    """bool (b,): whether greedy decoding writes [SEG]; for a forced answer, whether it agrees with all tokens up to it."""
+    """bool (b,): whether greedy decoding outputs [SEG]; for a forced answer, whether it outputs all tokens up to [SEG]."""
     origins: list[AnswerOrigin]
 
 
 class DraftTable:
-    """Counts of the answers so far, beginning with that of the template; the most frequent one is the next draft."""
+    """Counts of the answers so far, starting with the template's answer; the most frequent one is the next draft."""
 
     def __init__(self, first: Sequence[int]) -> None:
         self._counts: Counter[tuple[int, ...]] = Counter([tuple(first)])
 
     def best(self) -> tuple[int, ...]:
-        """The most frequent answer, the earliest of equally frequent ones."""
+        """The most frequent answer; ties go to the earliest."""
         return self._counts.most_common(1)[0][0]
 
     def update(self, answers: Sequence[Sequence[int]], stop_id: int) -> None:
-        """Count the answers that end with the stop token."""
+        """Count the complete answers, which end with the stop token."""
         self._counts.update(tuple(ids) for ids in answers if ids[-1:] == [stop_id])
 
 
 @torch.no_grad()
 def force_answer(model: TextSegModel, batch: Batch) -> Answer:
-    """The answers that the rows of a batch already hold, read in one forward pass."""
+    """The answers that a batch already contains, evaluated in one forward pass."""
     reset_rope(model.vlm)
     inputs, cache = embed_batch(model.vlm, batch), DynamicCache()
     states, _ = prefill(model.vlm, inputs, batch, model.seg_before_norm, cache)
     labels = batch.labels[:, -states.last.shape[1] :]
     at = labels == model.seg_id
-    # greedy decoding would write [SEG] if each token up to it is the best one
+    # greedy decoding outputs [SEG] if each token up to it is the argmax
     target = labels[:, 1:]
     is_seg = (target == model.seg_id).long()
     checked = (target != IGNORE_INDEX) & (is_seg.cumsum(dim=1) - is_seg == 0)
@@ -90,7 +89,7 @@ def force_answer(model: TextSegModel, batch: Batch) -> Answer:
 def generate_answer(
     model: TextSegModel, batch: Batch, stop_id: int, max_new_tokens: int, official: bool = False
 ) -> Answer:
-    """Answers by greedy decoding, of up to `max_new_tokens` tokens each; they may lack [SEG].
+    """Answers by greedy decoding, of at most `max_new_tokens` tokens each; an answer may lack [SEG].
 
     `official` reproduces the errors of the official code (docs/decisions/0006-official-numbers.md).
     """
@@ -101,15 +100,15 @@ def generate_answer(
 def verify_answer(
     model: TextSegModel, batch: Batch, drafts: DraftTable, stop_id: int, max_new_tokens: int
 ) -> Answer:
-    """The answers of `generate_answer` by speculative decoding; `drafts` is updated with them.
+    """The answers of `generate_answer`, computed by speculative decoding; `drafts` is updated with them.
 
-    In float32 the tokens are equal. In 16 bits the batch is generated without a draft if the two best logits are within
-    `HALF_PRECISION_MARGIN` of each other anywhere in it.
+    In float32 the tokens are identical. In half precision the batch is decoded without a draft if any checked top-2
+    logit gap is below `HALF_PRECISION_MARGIN`.
     """
     draft = drafts.best()[:max_new_tokens]
     reach = batch.attention_mask.new_ones(1, batch.attention_mask.shape[1] + len(draft))
     if exceeds_context(model.vlm, reach):
-        draft = ()  # there the total length changes every hidden state, so a draft would too
+        draft = ()  # there the total length, draft included, changes all hidden states
     answer = _decode_with_draft(model, batch, draft, stop_id, max_new_tokens, official=False)
     drafts.update(answer.ids, stop_id)
     return answer
@@ -118,7 +117,7 @@ def verify_answer(
 def _decode_with_draft(
     model: TextSegModel, batch: Batch, draft: Sequence[int], stop_id: int, max_new_tokens: int, official: bool
 ) -> Answer:
-    """Read each question with the draft, then generate from the first token that differs from the draft."""
+    """Run the prompts with the draft appended, then decode each row from its first rejected draft token."""
     reset_rope(model.vlm)
     n = len(draft)
     drafted, cache = _append(batch, draft), DynamicCache()
@@ -171,9 +170,9 @@ def _continue(
     stop_id: int,
     max_new_tokens: int,
 ) -> LanguageInputs:
-    """Generate each row from `token` (b,) to its stop token or to `max_new_tokens`; extends `ids` and `seg_states`.
+    """Decode each row from `token` (b,) to its stop token or `max_new_tokens`; extends `ids` and `seg_states`.
 
-    A [SEG] that is the last token allowed gets no hidden state, since the answer is cut there.
+    A [SEG] at the token limit gets no hidden state, since decoding stops there.
     """
     open_rows = set(range(len(ids)))
     while True:
@@ -193,7 +192,7 @@ def _continue(
 
 
 def _append(batch: Batch, draft: Sequence[int]) -> Batch:
-    """The batch with the draft appended to each question."""
+    """The batch with the draft appended to each row."""
     rows = len(batch.input_ids)
     ids = torch.tensor([draft] * rows, dtype=torch.int64, device=batch.input_ids.device).reshape(rows, -1)
     return replace(
@@ -205,7 +204,7 @@ def _append(batch: Batch, draft: Sequence[int]) -> Batch:
 
 
 def _choose(model: TextSegModel, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(b, k): the best token after each hidden state (b, k, hidden), and whether its margin is large enough."""
+    """The argmax token (b, k) after each hidden state (b, k, hidden), and whether its top-2 gap is large enough."""
     logits = model.vlm.lm_head(states.flatten(0, 1)).unflatten(0, states.shape[:2])
     best = logits.topk(2, dim=-1)
     if logits.dtype == torch.float32:
@@ -214,21 +213,21 @@ def _choose(model: TextSegModel, states: torch.Tensor) -> tuple[torch.Tensor, to
 
 
 def _reject(inputs: LanguageInputs, agreed: torch.Tensor, n: int, rest: Sequence[int]) -> LanguageInputs:
-    """The inputs of the rows `rest` with all but the first `agreed` (b,) of the `n` draft tokens masked."""
+    """The inputs of the rows `rest`, with all but the first `agreed` (b,) of the `n` draft tokens masked."""
     if not n:
         return inputs
     rejected = torch.arange(n, device=agreed.device) >= agreed[:, None]
     attention, positions = inputs.attention.clone(), inputs.positions.clone()
     attention[:, -n:].masked_fill_(rejected, 0)
-    # the position of the next token is one past the largest that is kept
+    # the position of the next token is one past the largest kept position
     positions[..., -n:].masked_fill_(rejected, 0)
     return LanguageInputs(inputs.embeddings[rest], positions[..., rest, :], attention[rest])
 
 
 def _rerun_in_one_pass(model: TextSegModel, batch: Batch, ids: list[list[int]]) -> Answer:
-    """The answer to one question longer than the trained context, read in one forward pass.
+    """Recompute, in one forward pass, the hidden states of an answer beyond the trained context; for a single row.
 
-    There the rotation of each key depends on the total length, which was unknown when the cache was filled.
+    With dynamic RoPE the rotation of each key depends on the total length, unknown when the cache was filled.
     """
     answer = force_answer(model, _append(batch, ids[0]))
     says_seg = torch.tensor([model.seg_id in ids[0]], device=answer.says_seg.device)

@@ -1,6 +1,6 @@
-"""Faster image encoder of SAM 2: the same outputs without unused attention, in channels-last layout.
+"""Faster image encoder of SAM 2: same outputs, without an unused attention, in channels-last layout.
 
-It is ours because transformers' own computes an attention that it drops, a tenth of the encoder's time on a CPU
+It replaces the encoder of transformers, which computes and discards one attention, a tenth of the time on a CPU
 (`benchmarks/predict.py`).
 """
 
@@ -26,7 +26,7 @@ from vesalius.models.module_replacement import rebuild, replace_module
 
 
 class WindowAttention(Sam2MultiScaleAttention):
-    """Window attention of Hiera without the attention between the heads of a position that transformers computes."""
+    """Window attention of Hiera without the unused attention across heads that transformers computes."""
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Windows (w, height, width, c) to (w, height, width, c'), with both sides halved if queries are pooled."""
@@ -45,7 +45,7 @@ class WindowAttention(Sam2MultiScaleAttention):
 
 
 class PatchEmbeddings(Sam2PatchEmbeddings):
-    """Patch embeddings in channels-last layout, as all later layers read them."""
+    """Patch embeddings in channels-last layout, which all later layers use."""
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(i, 3, S, S) to (i, S / 4, S / 4, c)."""
@@ -65,7 +65,7 @@ class Hiera(Sam2HieraDetModel):
             )
 
     def _get_pos_embed(self, hw: tuple[int, int]) -> torch.Tensor:
-        """(1, h, w, c): the parameter interpolated by bicubic resizing, plus the window embedding in each window."""
+        """Positional embedding (1, h, w, c): the global one, resized bicubically, plus the window embedding in each window."""
         (height, width), side = hw, self.pos_embed_window.shape[-1]
         embedding = self.pos_embed[0].permute(1, 2, 0).float()
         down, across = (
@@ -79,10 +79,10 @@ class Hiera(Sam2HieraDetModel):
 
 
 def _stretched(embedding: torch.Tensor, down: torch.Tensor, across: torch.Tensor) -> torch.Tensor:
-    """(rows, columns, c) to (h, w, c) by products with (h, rows) and (w, columns), always in float32."""
+    """Resize (rows, columns, c) to (h, w, c) by products with (h, rows) and (w, columns), always in float32."""
     device = embedding.device.type
     no_autocast = torch.autocast(device, enabled=False) if is_autocast_available(device) else nullcontext()
-    with no_autocast:  # 16 bits are too few for these sums
+    with no_autocast:  # half precision is too inaccurate for these sums
         return across @ (down @ embedding.flatten(1)).unflatten(1, (embedding.shape[1], -1))
 
 
@@ -95,6 +95,6 @@ def _stretch(cells: int, to: int) -> torch.Tensor:
 
 
 def use_own_encoder(sam: Sam2VideoModel) -> None:
-    """Put a `Hiera` with the same parameters in the place of the trunk of `sam`."""
+    """Replace the trunk of `sam` by a `Hiera` with the same parameters."""
     trunk = sam.vision_encoder.backbone
     replace_module(sam.vision_encoder, "backbone", rebuild(trunk, lambda: Hiera(trunk.config)))

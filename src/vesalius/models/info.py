@@ -1,4 +1,4 @@
-"""Facts about a model for `vesalius info`: parts, parameters, sizes, dtypes and provenance, all read from its files."""
+"""Facts about a model for `vesalius info`, read from its files: parameter counts, sizes, dtypes and provenance."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ PART_NAMES = {
     "vlm": "vision-language model",
     "projector": "projector",
     "sam": "segmenter",
-    "adapter": "LoRA adapter, over the vision-language model",
+    "adapter": "LoRA adapter of the vision-language model",
 }
 LINE = 100
-"""Longest line in characters before a value is split over several lines."""
+"""Maximum length of a mapping printed on one line, in characters; a longer one is printed one entry per line."""
 
 
 def describe(model: str | Path | ModelRef) -> dict[str, Any]:
-    """Facts about MODEL, without loading its weights; `warnings` lists sizes in the folder's name that are wrong."""
+    """Facts about MODEL, without loading its weights; `warnings` lists wrong sizes in the folder's name."""
     ref = resolve_model(model)
     folder = ref.folder
     if isinstance(ref.card, UNetCard):
@@ -55,7 +55,7 @@ def describe(model: str | Path | ModelRef) -> dict[str, Any]:
 
 
 def _count(weights: Weights) -> tuple[Counter[str], Counter[str]]:
-    """Number of parameters by part and by dtype."""
+    """Number of parameters by component and by dtype."""
     parts: Counter[str] = Counter()
     dtypes: Counter[str] = Counter()
     for name, tensor in weights.tensors.items():
@@ -126,7 +126,7 @@ def _sizes(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _false_claims(folder: Path, spec: ModelSpec, parameters: int) -> list[str]:
-    """Warnings about a model size in the folder's name that its tensors do not have."""
+    """Warnings if the folder's name states a model size that contradicts its tensors."""
     name = folder.resolve().name
     real = spec.name if identify(spec) else f"{spec.name} ({parameters / 1e9:.2f} B parameters)"
     claimed = re.findall(r"(?<![0-9.])(\d+(?:\.\d+)?)B(?![a-z])", name)
@@ -145,7 +145,7 @@ def _about(billions: float, parameters: int) -> bool:
 
 
 def summarize(facts: dict[str, Any]) -> list[str]:
-    """The facts as lines for a terminal."""
+    """The facts as text lines for the terminal."""
     lines = [
         *(_summarize_unet(facts) if "unet" in facts else _summarize_textseg(facts)),
         "stored as " + ", ".join(f"{dtype} ({count:,})" for dtype, count in facts["dtypes"].items()),
@@ -164,7 +164,7 @@ def summarize(facts: dict[str, Any]) -> list[str]:
 
 
 def _unfold(name: str, value: Any, indent: str = "") -> list[str]:
-    """A value as one line, or a long mapping with one line for each entry."""
+    """A value as one line; a long mapping as one line per entry."""
     if not isinstance(value, dict) or len(str(value)) < LINE:
         return [f"{indent}{name}: {value}"]
     held = [

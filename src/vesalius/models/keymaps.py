@@ -1,6 +1,6 @@
-"""Key tables: official Sa2VA names of weights and their names in a bundle, one table for each part, for both directions.
+"""Key tables: official Sa2VA weight names and their names in a bundle, one table per component, for both directions.
 
-A name may contain `{}` (a number), `{p}` (`weight` or `bias`), `{a}` (`q`, `k` or `v`) and `{*}` (any rest, if the official
+A name may contain `{}` (a number), `{p}` (`weight` or `bias`), `{a}` (`q`, `k` or `v`) and `{*}` (any suffix, if the official
 code uses the native class). The official names are those of ByteDance/Sa2VA on the Hugging Face hub; names in a bundle are
 those that transformers' `save_pretrained` writes, after `vlm.`, `sam.` or `projector.`. The tables are explicit so that
 conversion is strict in both directions.
@@ -14,17 +14,17 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 RowMapping = Literal["whole", "thirds", "groups", "copies", "row 0", "row 1", "row 2", "row 3"]
-"""Mapping of the rows of an official tensor to the bundle.
+"""How the rows of an official tensor map to bundle tensors.
 
-`whole`: the same tensor. `thirds`: query, key and value in this order. `groups`: InternLM2's `wqkv`, with the queries, the
-key and the value of each key-value head in this order. `copies`: the same tensor under each name. `row i`: row i of a
-tensor made from several official ones.
+`whole`: copied unchanged. `thirds`: split into query, key and value, in this order. `groups`: InternLM2's `wqkv`, split
+within each key-value head into queries, key and value. `copies`: copied unchanged under each bundle name. `row i`: the
+official tensor becomes row i of the bundle tensor.
 """
 
 
 @dataclass(frozen=True)
 class KeyRule:
-    """One row of a key table."""
+    """One entry of a key table: an official name, its bundle names and the row mapping."""
 
     official: str
     bundle: tuple[str, ...]
@@ -32,7 +32,7 @@ class KeyRule:
 
 
 def _rules(official: str, bundle: str, lines: str) -> list[KeyRule]:
-    """One rule for each line `official -> bundle [bundle ...] [: layout]`, with prefixes added to the names."""
+    """One rule per line `official -> bundle [bundle ...] [: layout]`; `official` and `bundle` are name prefixes."""
     rules = []
     for line in filter(None, map(str.strip, lines.splitlines())):
         names, _, layout = line.partition(" : ")
@@ -255,7 +255,7 @@ INTERNLM2_NAME = re.compile(r"\.(tok_embeddings|wqkv|wo|w[123])\.|^language_mode
 
 
 def language_models(names: Iterable[str]) -> set[str] | None:
-    """Kinds of language model that have tensors of these official names; None if no name is one of a language model."""
+    """Possible types of the language model, by official tensor names; None without tensors of a language model."""
     names = list(names)
     if any(name.startswith("model.") for name in names):
         return {"qwen2_5_vl_text", "qwen3_vl_text"}

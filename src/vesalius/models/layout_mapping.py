@@ -1,7 +1,6 @@
-"""The mapping between the official layout and that of a bundle, in rows of tensors.
+"""Mapping of tensor rows between the official layout and a bundle, by the key tables of `keymaps`.
 
-Rows of one tensor are rows of another, so that conversion copies bytes and computes nothing. The key tables are in
-`keymaps`.
+Each row of a tensor is an unchanged row of another tensor, so conversion only copies bytes.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ WILDCARDS = {"{}": r"(\d+)", "{p}": "(weight|bias)", "{a}": "([qkv])", "{*}": "(
 
 @dataclass(frozen=True)
 class Rows:
-    """`count` rows of the tensor `source`, from row `first` on."""
+    """`count` rows of the tensor `source`, starting at row `first`."""
 
     source: str
     first: int
@@ -33,7 +32,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Assembly:
-    """A tensor as the concatenation of rows of other tensors."""
+    """A tensor defined as the concatenation of rows of other tensors."""
 
     shape: TensorShape
     rows: tuple[Rows, ...]
@@ -41,7 +40,7 @@ class Assembly:
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows `first` to `first + rows` of an official tensor are rows `start` to `start + rows` of a bundle's tensor."""
+    """Rows `first` to `first + rows` of an official tensor, equal to rows `start` to `start + rows` of a bundle tensor."""
 
     official: str
     first: int
@@ -58,7 +57,7 @@ def rules_of(spec: ModelSpec) -> tuple[KeyRule, ...]:
 def to_bundle(
     spec: ModelSpec, shapes: Mapping[str, TensorShape]
 ) -> tuple[dict[str, Assembly], dict[str, str]]:
-    """Each tensor of the bundle, assembled from official ones; and the dropped names with their reasons.
+    """The assembly of each bundle tensor from official ones, and the reason for each dropped official name.
 
     CheckpointError with the first ten names that no key table contains.
     """
@@ -79,9 +78,9 @@ def to_bundle(
 
 
 def to_official(spec: ModelSpec, shapes: Mapping[str, TensorShape]) -> dict[str, Assembly]:
-    """Each official tensor, assembled from those of the bundle by the same key tables.
+    """The assembly of each official tensor from bundle tensors.
 
-    Of several copies of one tensor in the bundle, the first is read. CheckpointError as for `to_bundle`.
+    If the bundle has several copies of a tensor, the first is used. CheckpointError as in `to_bundle`.
     """
     pieces: list[Piece] = []
     rules = rules_of(spec)
@@ -104,7 +103,7 @@ def to_official(spec: ModelSpec, shapes: Mapping[str, TensorShape]) -> dict[str,
 def _rows_of(name: str, shape: TensorShape) -> int:
     if not shape:
         raise CheckpointError(
-            f"{name}: is a scalar; a tensor of that name has rows", code="weights_mismatch", field=name
+            f"{name}: is a scalar, but this tensor must have rows", code="weights_mismatch", field=name
         )
     return shape[0]
 
@@ -125,7 +124,7 @@ def _pieces(
 
 
 def _groups(official: str, names: list[str], rows: int, queries: int, groups: int) -> Iterator[Piece]:
-    """Example: with 2 queries per group and 4 rows per head, rows 0-7 of a group are queries, 8-11 key, 12-15 value."""
+    """`wqkv` split by group: with 2 queries per group and 4 rows per head, rows 0-7 are queries, 8-11 key, 12-15 value."""
     head = rows // (groups * (queries + 2))
     parts = ((0, queries * head), (queries * head, head), ((queries + 1) * head, head))
     for group in range(groups):
@@ -167,7 +166,7 @@ def _assemble(rows: list[tuple[str, int, Rows]], shapes: Mapping[str, TensorShap
         if [start for start, _ in placed] != ends[:-1] or len(tails) != 1:
             sources = sorted({part.source for part in ordered})
             raise CheckpointError(
-                f"{name}: cannot be made of {', '.join(sources)}: a part is missing or misshapen",
+                f"{name}: cannot be assembled from {', '.join(sources)}: rows are missing or shapes differ",
                 code="weights_mismatch",
                 field=name,
             )
@@ -178,7 +177,7 @@ def _assemble(rows: list[tuple[str, int, Rows]], shapes: Mapping[str, TensorShap
 def _matches(
     rules: Iterable[KeyRule], name: str, side: Literal["official", "bundle"]
 ) -> Iterator[tuple[KeyRule, tuple[str, ...]]]:
-    """The rules with this official name, or this first name in the bundle; and the values of its wildcards."""
+    """The rules that match an official name, or a rule's first bundle name, each with the values of its wildcards."""
     for rule in rules:
         template = rule.official if side == "official" else rule.bundle[0]
         if found := _pattern(template).fullmatch(name):
@@ -201,6 +200,6 @@ def _fill(template: str, filling: tuple[str, ...]) -> str:
 def _refuse(names: list[str], what: str, verb: str = "has unknown") -> None:
     if names:
         raise CheckpointError(
-            f"{what} {verb} tensors, {len(names)} of them: {list_names(sorted(names), 10)}",
+            f"{what} {verb} tensors ({len(names)}): {list_names(sorted(names), 10)}",
             code="weights_mismatch",
         )

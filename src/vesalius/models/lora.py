@@ -1,4 +1,4 @@
-"""LoRA over the layers of a vision-language model: add, train, merge (Hu et al. 2021, arXiv 2106.09685)."""
+"""LoRA on the layers of a vision-language model: settings, injection, merging (Hu et al. 2021, arXiv 2106.09685)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LANGUAGE_LAYERS = "model.language_model.layers."
 
 
 class LoraSettings(Settings):
-    """LoRA of one part: two small matrices A and B for each linear layer, W + alpha / rank * B @ A."""
+    """LoRA of one component: each linear layer becomes W + alpha / rank * B @ A with two small matrices A and B."""
 
     rank: int = Field(default=16, ge=1)
     """Rank of the two matrices."""
@@ -34,9 +34,9 @@ class LoraSettings(Settings):
 
 
 def find_targets(vlm: PreTrainedModel, part: str, names: Sequence[str] | None = None) -> tuple[str, ...]:
-    """Paths of the linear layers of a part; with `names` only those whose last path component is one of them.
+    """Paths of a component's linear layers; `names` restricts them by the last path component.
 
-    SettingError for a name that no layer of the part has.
+    SettingError for a name that no layer of the component has.
     """
     start = _layers(vlm, part)
     paths = [
@@ -47,7 +47,7 @@ def find_targets(vlm: PreTrainedModel, part: str, names: Sequence[str] | None = 
     known = {path.rpartition(".")[2] for path in paths}
     if unknown := [name for name in names or () if name not in known]:
         raise SettingError(
-            f"LoRA over the {part}: no linear layer is called {unknown[0]!r}; known: {', '.join(sorted(known))}",
+            f"LoRA on the {part}: no linear layer is called {unknown[0]!r}; known: {', '.join(sorted(known))}",
             code="unknown_layer",
             field="targets",
         )
@@ -55,15 +55,15 @@ def find_targets(vlm: PreTrainedModel, part: str, names: Sequence[str] | None = 
 
 
 def _layers(vlm: PreTrainedModel, part: str) -> str:
-    """How the paths of the layers of a part begin."""
+    """Path prefix of a component's layers."""
     family = family_of(vlm.config.model_type)
     return {"language model": LANGUAGE_LAYERS, "vision encoder": family.vision_layers}[part]
 
 
 def add_lora(vlm: PreTrainedModel, parts: Mapping[str, LoraSettings]) -> None:
-    """Add LoRA to parts of a model, with B = 0 and A from torch's global generator, and freeze all other weights.
+    """Add LoRA to components of a model, with B = 0 and A from torch's global generator; freeze all other weights.
 
-    An adapter that the model already has stays, and only its dropout is set; SettingError if its sizes are others.
+    An existing adapter is kept and only its dropout is set; SettingError if its layers, ranks or alphas differ.
     """
     wanted = {path: lora for part, lora in parts.items() for path in find_targets(vlm, part, lora.targets)}
     sizes = {path: (lora.rank, lora.alpha) for path, lora in wanted.items()}
@@ -71,8 +71,8 @@ def add_lora(vlm: PreTrainedModel, parts: Mapping[str, LoraSettings]) -> None:
         inject(vlm, sizes)
     elif sizes_of(vlm) != sizes:
         raise SettingError(
-            "the adapter of the model has other ranks, alphas or layers than trainable asks for; "
-            "ask for the same, or merge it first",
+            "the model's adapter differs from trainable.lora in ranks, alphas or layers; use the same values, "
+            "or merge the adapter first",
             code="adapter_mismatch",
             field="trainable.lora",
         )
@@ -83,9 +83,9 @@ def add_lora(vlm: PreTrainedModel, parts: Mapping[str, LoraSettings]) -> None:
 
 @torch.no_grad()
 def merge_adapter(vlm: PreTrainedModel) -> None:
-    """Merge the adapter of a model, W + alpha / rank * B @ A in float32, and dequantize its matrices.
+    """Merge the adapter in float32, W + alpha / rank * B @ A, and dequantize all matrices; the outputs stay the same.
 
-    The outputs stay the same. A model without an adapter is only dequantized.
+    A model without an adapter is only dequantized.
     """
     for path, layer in layers_of(vlm).items():
         base = layer.get_base_layer()

@@ -1,6 +1,6 @@
-"""Faster mask decoder of SAM 2: the same outputs, with shared image features and few memory-layout changes.
+"""Faster mask decoder of SAM 2: same outputs, with shared image features and fewer memory-layout changes.
 
-It is ours because on a CPU it takes less than half the time of transformers' own (`benchmarks/predict.py`).
+It replaces the decoder of transformers because it takes less than half the time on a CPU (`benchmarks/predict.py`).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from vesalius.models.module_replacement import rebuild, replace_module
 
 
 class MaskDecoder(Sam2VideoMaskDecoder):
-    """The mask decoder of transformers without a copy of the image features for each prompt.
+    """The mask decoder of transformers, without copying the image features for each prompt.
 
-    All prompts of an image share its features until the first layer changes them, and share the finer levels.
-    Upscaling turns each feature cell into 4 x 4 mask cells as matrix rows; only the masks are rearranged to images.
+    All prompts of an image share its features up to the first layer, and share the finer feature levels. Upscaling turns
+    each cell into 4 x 4 cells, stored as matrix rows; only the final masks are rearranged into images.
     """
 
     def forward(
@@ -39,8 +39,8 @@ class MaskDecoder(Sam2VideoMaskDecoder):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Masks (i, n, 3, 4 h, 4 w), their scores (i, n, 3) and tokens (i, n, 3, c), and object scores (i, n, 1).
 
-        Takes features (i, c, h, w), their positional embeddings, equal for all i, n prompts (i, n, k, c) of k tokens, and
-        dense prompts (i, c, h, w), which are added to the features. A single mask is computed by transformers.
+        Inputs: features (i, c, h, w), positional embeddings equal for all i, n prompts (i, n, k, c) of k tokens, and dense
+        prompts (i, c, h, w), which are added to the features. Without `multimask_output` transformers computes the mask.
         """
         if not multimask_output:
             return super().forward(
@@ -69,11 +69,11 @@ class MaskDecoder(Sam2VideoMaskDecoder):
             dim=2,
         )
         finest, finer = high_resolution_features
-        masks = self._draw(cells, weights, finest, finer, image_embeddings.shape[-1])
+        masks = self._upscale(cells, weights, finest, finer, image_embeddings.shape[-1])
         scores = self.iou_prediction_head(queries[:, :, 1])[:, :, 1:]
         return masks, scores, by_mask, self.pred_obj_score_head(queries[:, :, 0])
 
-    def _draw(
+    def _upscale(
         self,
         cells: torch.Tensor,
         weights: torch.Tensor,
@@ -81,14 +81,14 @@ class MaskDecoder(Sam2VideoMaskDecoder):
         finer: torch.Tensor,
         width: int,
     ) -> torch.Tensor:
-        """Masks (i, n, m, 4 h, 4 w) of cells (i, n or 1, h * w, c) and weights (i, n, m, c / 8) of m masks."""
+        """Masks (i, n, m, 4 h, 4 w) from cells (i, n or 1, h * w, c) and mask weights (i, n, m, c / 8)."""
         images, prompts, count = weights.shape[:3]
         height = cells.shape[2] // width
         for convolution, level, sides in (
             (self.upscale_conv1, finer, (2,)),
             (self.upscale_conv2, finest, (2, 2)),
         ):
-            # (c, c', 2, 2): one matrix row for each of the four cells that a cell becomes
+            # kernel (c, c', 2, 2) as a matrix with c' rows for each of the 2 x 2 output cells
             cells = linear(cells, convolution.weight.permute(2, 3, 1, 0).flatten(0, 2))
             cells = cells.reshape(images, -1, height * width * 4 ** len(sides), level.shape[1])
             cells = cells.add_(_in_blocks(level + convolution.bias.reshape(-1, 1, 1), height, width, sides))
@@ -97,19 +97,19 @@ class MaskDecoder(Sam2VideoMaskDecoder):
                 cells = layer_norm(cells, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
             cells = self.activation(cells)
         masks = weights @ cells.transpose(-1, -2)
-        # y, x, then two binary subdivisions of each
+        # axes: y, x, then (y, x) within 2 x 2 blocks, twice
         masks = masks.reshape(images, prompts, count, height, width, 2, 2, 2, 2)
         masks = masks.permute(0, 1, 2, 3, 5, 7, 4, 6, 8)
         return masks.reshape(images, prompts, count, 4 * height, 4 * width)
 
 
 def _as_rows(maps: torch.Tensor) -> torch.Tensor:
-    """(i, c, h, w) as contiguous (i, 1, h * w, c), since it is added many times."""
+    """Rearrange (i, c, h, w) to contiguous (i, 1, h * w, c), since the result is added many times."""
     return maps.flatten(2).transpose(1, 2).unsqueeze(1).contiguous()
 
 
 def _in_blocks(level: torch.Tensor, height: int, width: int, sides: tuple[int, ...]) -> torch.Tensor:
-    """(i, c, h * s, w * s) as (i, 1, h * w * s * s, c): the cells of each s x s block together, in recursive 2 x 2 order."""
+    """Rearrange (i, c, h * s, w * s) to (i, 1, h * w * s * s, c), each s x s block contiguous, in Z-order."""
     halves = len(sides)
     parted = level.reshape(*level.shape[:2], height, *sides, width, *sides)
     rows, columns = range(3, 3 + halves), range(4 + halves, 4 + 2 * halves)
@@ -139,17 +139,17 @@ def _read_both_ways(
     return queries, layer.layer_norm4(read.add_(cells))
 
 
-# The next two functions apply the projection of thousands of cells to the few tokens on the other side of a product:
+# The next two functions project the few tokens instead of the thousands of cells:
 # (cells @ W) @ token = cells @ (W @ token).
 
 
 def _tokens_read(
     attention: Sam2VideoAttention, queries: torch.Tensor, placed: torch.Tensor, cells: torch.Tensor
 ) -> torch.Tensor:
-    """Attention of tokens (i, n, t, c) to cells (i, n or 1, l, c); `placed` are the cells with positional embeddings."""
+    """Output of tokens (i, n, t, c) attending to cells (i, n or 1, l, c); `placed`: cells plus positional embeddings."""
     prompts, count = queries.shape[1:3]
     query = _by_head(attention.q_proj, queries, attention) @ _weight_by_head(attention.k_proj, attention)
-    # a bias of the keys cancels in the softmax
+    # the key bias cancels in the softmax
     taken = _logits(query * attention.scaling, placed).softmax(dim=-1) @ cells
     taken = taken.reshape(len(cells), prompts, attention.num_attention_heads, count, -1)
     values = taken @ _weight_by_head(attention.v_proj, attention).transpose(-1, -2)
@@ -159,18 +159,18 @@ def _tokens_read(
 def _cells_read(
     attention: Sam2VideoAttention, placed: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
 ) -> torch.Tensor:
-    """Attention (i, n, l, c) of cells with positional embeddings (i, n or 1, l, c) to tokens (i, n, t, c)."""
+    """Output (i, n, l, c) of `placed`, cells plus positional embeddings (i, n or 1, l, c), attending to tokens (i, n, t, c)."""
     heads, (prompts, count) = attention.num_attention_heads, keys.shape[1:3]
     key = _by_head(attention.k_proj, keys, attention) * attention.scaling
     query = key @ _weight_by_head(attention.q_proj, attention)
     offset = key @ attention.q_proj.bias.reshape(heads, -1, 1)
     # cells last, so that the softmax over the few tokens is fast
     logits = _logits(query, placed).reshape(len(placed), prompts, heads, count, -1) + offset
-    share = logits.softmax(dim=-2).flatten(2, 3)
+    weights = logits.softmax(dim=-2).flatten(2, 3)
     out = attention.o_proj.weight.unflatten(1, (heads, -1)).permute(1, 2, 0)
-    # the weights of a head sum to 1, so each head adds its part of the bias
+    # the weights of a head sum to 1, so each head adds 1 / heads of the bias
     given = _by_head(attention.v_proj, values, attention) @ out + attention.o_proj.bias / heads
-    return share.transpose(-1, -2) @ given.flatten(2, 3)
+    return weights.transpose(-1, -2) @ given.flatten(2, 3)
 
 
 def _logits(query: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
@@ -190,6 +190,6 @@ def _weight_by_head(project: nn.Linear, attention: Sam2VideoAttention) -> torch.
 
 
 def use_own_decoder(sam: Sam2VideoModel) -> None:
-    """Put a `MaskDecoder` with the same parameters in the place of the mask decoder of `sam`."""
+    """Replace the mask decoder of `sam` by a `MaskDecoder` with the same parameters."""
     native = sam.mask_decoder
     replace_module(sam, "mask_decoder", rebuild(native, lambda: MaskDecoder(native.config)))

@@ -1,8 +1,8 @@
 """SAM 2's video memory: objects prompted in some frames of a video are propagated to the other frames.
 
-`VideoSession` behaves as the official Sa2VA code, `Tracker` as SAM 2 itself. It is ours because both codes track each object
-separately, and the official one encodes each frame several times; here all objects share one encoding of each frame and
-one call of each module, with bounded memory.
+`VideoSession` reproduces the official Sa2VA code, `Tracker` SAM 2 itself. Both originals track each object separately, and
+Sa2VA's encodes each frame several times; here all objects share one encoding of each frame and one call of each module,
+with bounded memory.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from vesalius.models.sam2 import (
 )
 
 PROMPTED_FRAMES = 5
-"""Number of first frames that the language model sees and whose masks are decoded from its [SEG]."""
+"""Number of leading frames that the language model sees and that are prompted with its [SEG]."""
 
 SAM_2_0 = {
     "enable_temporal_pos_encoding_for_object_pointers": False,
     "enable_occlusion_spatial_embedding": False,
     "max_cond_frame_num": -1,
 }
-"""Required configuration values; SAM 2.1 has others and a different memory."""
+"""Required configuration values; SAM 2.1 has other values and a different memory."""
 
 PROMPTED_AGE = -1
-"""Age of prompted frames: they have the last temporal encoding, the previous frame the first."""
+"""Age of prompted frames, an index: they get the last temporal encoding, the previous frame gets the first."""
 
 NO_OBJECT = -1024.0
-"""SAM 2's mask logit for an object that is not in the frame."""
+"""SAM 2's mask logit for an object that is absent from the frame."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class FrameMasks:
     """The masks of n objects on one frame of a video."""
 
     logits: torch.Tensor
-    """float (n, g, g): the best of three candidates, with g = S / 4 cells a side."""
+    """float (n, g, g) with g = S / 4: the best of three candidates."""
     scores: torch.Tensor
     """float (n, 3): predicted IoU of all three candidates."""
     object_scores: torch.Tensor
@@ -58,10 +58,10 @@ class FrameMasks:
 
 
 class VideoSession:
-    """The memory of one video, whose frames are given in order.
+    """The memory of one video; frames are given in order.
 
-    Its size does not grow with the video: it holds the memories of the prompted frames and of the last six others, and the
-    object pointers of the prompted frames and of the last fifteen others.
+    Its size does not grow with the video: it keeps the memories of the prompted frames and of the last six other frames,
+    and the object pointers of the prompted frames and of the last fifteen other frames.
     """
 
     def __init__(
@@ -71,10 +71,8 @@ class VideoSession:
         prompted_frames: int = PROMPTED_FRAMES,
         memory_dtype: torch.dtype | None = None,
     ) -> None:
-        """`embeddings` (n, c): the [SEG] embedding of each object. `memory_dtype`: dtype of memories, default the model's."""
-        _check_memory(sam)
-        if not len(embeddings):
-            raise SettingError("there is no object to track through the video: no [SEG]", code="no_prompt")
+        """`embeddings` (n, c): the [SEG] embeddings of the objects. `memory_dtype`: by default the model's dtype."""
+        _check_tracking(sam, embeddings)
         if prompted_frames < 1:
             raise SettingError(
                 f"at least one frame of a video must be prompted; got {prompted_frames}",
@@ -88,7 +86,7 @@ class VideoSession:
         self._prompted: list[torch.Tensor] = []
         """Memories (n, cells, m) of the prompted frames."""
         self._recent: deque[torch.Tensor] = deque(maxlen=sam.config.num_maskmem - 1)
-        """Memories of the last other frames, oldest first."""
+        """Memories of the most recent other frames, oldest first."""
         self._prompted_pointers: list[torch.Tensor] = []
         self._recent_pointers: deque[torch.Tensor] = deque(
             maxlen=sam.config.max_object_pointers_in_encoder - 1
@@ -96,14 +94,14 @@ class VideoSession:
 
     @torch.no_grad()
     def segment(self, pixels: torch.Tensor) -> FrameMasks:
-        """Masks of the next frame, float (1, 3, S, S)."""
-        features = _see(self._sam, pixels)
+        """Masks of the next frame, for `pixels` float (1, 3, S, S)."""
+        features = _encode_frame(self._sam, pixels)
         prompted = len(self._prompted) < self._prompted_frames
         if prompted:
             decoded = decode(self._sam, features, self._embeddings.unsqueeze(0))
         else:
             decoded = decode_with_memory(self._sam, features, self._look_back(features))
-        # for both shapes, (1, n, ..) and (n, 1, ..)
+        # decoded tensors are (1, n, ..) or (n, 1, ..)
         masks = FrameMasks(
             logits=take_best(decoded.candidates, decoded.scores).flatten(0, 1),
             scores=decoded.scores.flatten(0, 1),
@@ -114,8 +112,8 @@ class VideoSession:
         return masks
 
     def _remember(self, features: Features, masks: FrameMasks, prompted: bool) -> None:
-        # soft masks, also on prompted frames, where SAM 2 itself would binarize them and the official code does not
-        memory = _encode(self._sam, features, _enlarge(self._sam, masks.logits).sigmoid())
+        # soft masks on prompted frames too, as in the official Sa2VA code; SAM 2 itself binarizes them
+        memory = _encode_memory(self._sam, features, _resize_logits(self._sam, masks.logits).sigmoid())
         (self._prompted if prompted else self._recent).append(memory.to(self._memory_dtype))
         (self._prompted_pointers if prompted else self._recent_pointers).append(masks.pointers)
 
@@ -132,22 +130,20 @@ class VideoSession:
 
 
 class Tracker:
-    """SAM 2's own memory of one video: key frames get masks as prompts, and the objects are propagated to other frames.
+    """SAM 2's own memory of one video: key frames are prompted with masks, and the objects propagate to other frames.
 
-    Frames are identified by their index in the video. Key frames may come in any order and lie ahead; the other frames are
-    propagated in one direction from a key frame on, and `reverse` starts again at the key frames in the other direction.
-    It holds the memories of the last six propagated frames and the pointers of the last fifteen, and both of all key
-    frames until `forget`.
+    Frames are identified by their index in the video. Key frames may be given in any order, even ahead of the propagated
+    frame. Propagation runs in one direction; `reverse` restarts it from the key frames in the other direction. The tracker
+    keeps the memories of the last six propagated frames and the pointers of the last fifteen, and both for all key frames
+    until `forget`.
 
-    Like SAM 2, and unlike `VideoSession`: a prompt is a binary mask; an object with a score of at most 0 has no mask;
-    memories are bfloat16.
+    As in SAM 2 and unlike in `VideoSession`, prompts are binary masks, an object with a score of at most 0 has an empty
+    mask, and memories are bfloat16.
     """
 
     def __init__(self, sam: Sam2VideoModel, embeddings: torch.Tensor, logit_threshold: float = 0.0) -> None:
         """`embeddings` (n, c): the [SEG] embedding of each object. `logit_threshold` is that of the prompted masks."""
-        _check_memory(sam)
-        if not len(embeddings):
-            raise SettingError("there is no object to track through the video: no [SEG]", code="no_prompt")
+        _check_tracking(sam, embeddings)
         self._sam = sam
         self._embeddings = embeddings
         self._logit_threshold = logit_threshold
@@ -159,32 +155,32 @@ class Tracker:
 
     @torch.no_grad()
     def prompt(self, frame: int, pixels: torch.Tensor) -> FrameMasks:
-        """Masks from the [SEG] embeddings on this frame alone, as in training, which make it a key frame."""
-        sam, features = self._sam, _see(self._sam, pixels)
+        """Decode masks from the [SEG] embeddings on this frame alone, as in training, and make it a key frame."""
+        sam, features = self._sam, _encode_frame(self._sam, pixels)
         decoded = decode(sam, features, self._embeddings.unsqueeze(0))
         logits = take_best(decoded.candidates, decoded.scores)[0]
-        masks = (_enlarge(sam, logits) > self._logit_threshold).float()
-        pointers = _point(sam, features, masks)
-        self._keys[frame] = (_encode(sam, features, masks).to(torch.bfloat16), pointers)
+        masks = (_resize_logits(sam, logits) > self._logit_threshold).float()
+        pointers = _pointers_of(sam, features, masks)
+        self._keys[frame] = (_encode_memory(sam, features, masks).to(torch.bfloat16), pointers)
         return FrameMasks(logits, decoded.scores[0], decoded.object_scores[0], pointers)
 
     @torch.no_grad()
     def propagate(self, frame: int, pixels: torch.Tensor) -> FrameMasks:
-        """Masks of a frame after those propagated so far, or before them after `reverse`; key frames are not propagated.
+        """Masks of the next frame in the current direction, from the memory; not for key frames.
 
         Frames may be skipped. ValueError without a key frame.
         """
         if not self._keys:
-            raise ValueError("there is no key frame to look back at")
-        sam, features = self._sam, _see(self._sam, pixels)
-        self._memories = _near(self._memories, frame, sam.config.num_maskmem - 1)
-        self._pointers = _near(self._pointers, frame, sam.config.max_object_pointers_in_encoder - 1)
+            raise ValueError("there is no key frame to propagate from")
+        sam, features = self._sam, _encode_frame(self._sam, pixels)
+        self._memories = _within(self._memories, frame, sam.config.num_maskmem - 1)
+        self._pointers = _within(self._pointers, frame, sam.config.max_object_pointers_in_encoder - 1)
         decoded = decode_with_memory(sam, features, self._look_back(frame, features))
         present = decoded.object_scores > 0
         logits = take_best(decoded.candidates, decoded.scores)
         logits = torch.where(present[..., None, None], logits, NO_OBJECT)[:, 0]
         pointers = object_pointers(sam, decoded)[:, 0]
-        memory = _encode(sam, features, _enlarge(sam, logits).sigmoid())
+        memory = _encode_memory(sam, features, _resize_logits(sam, logits).sigmoid())
         self._memories[frame], self._pointers[frame] = memory.to(torch.bfloat16), pointers
         return FrameMasks(logits, decoded.scores[:, 0], decoded.object_scores[:, 0], pointers)
 
@@ -198,9 +194,9 @@ class Tracker:
         self._memories, self._pointers = {}, {}
 
     def _look_back(self, frame: int, features: Features) -> torch.Tensor:
-        """float (n, c, S / 16, S / 16): the frame's features after attention to all key frames and the last other frames.
+        """float (n, c, S / 16, S / 16): the frame's features after attention to all key frames and recent frames.
 
-        As in SAM 2, key frames that lie ahead count with their memories but not with their pointers.
+        As in SAM 2, key frames ahead contribute their memories but not their pointers.
         """
         passed = [pointers for key, (_, pointers) in self._keys.items() if (frame - key) * self._step >= 0]
         return attend(
@@ -221,8 +217,8 @@ def attend(
 ) -> torch.Tensor:
     """float (n, c, S / 16, S / 16): the features of one image after memory attention for each of n objects.
 
-    `memories` (n, cells, m), one for each of `ages` (0 for the previous frame, `PROMPTED_AGE` for a prompted one);
-    `pointers` (n, c).
+    `memories` are (n, cells, m), one for each of `ages` (0: previous frame; `PROMPTED_AGE`: prompted frame); `pointers`
+    are (n, c).
     """
     coarse = features.stride_16
     times = sam.memory_temporal_positional_encoding[[*ages]].flatten(1, 2)
@@ -244,35 +240,35 @@ def attend(
     return attended[0].transpose(1, 2).unflatten(2, coarse.shape[2:])
 
 
-def _near(kept: dict[int, torch.Tensor], frame: int, most: int) -> dict[int, torch.Tensor]:
+def _within(kept: dict[int, torch.Tensor], frame: int, most: int) -> dict[int, torch.Tensor]:
     return {other: each for other, each in kept.items() if abs(frame - other) <= most}
 
 
-def _see(sam: Sam2VideoModel, pixels: torch.Tensor) -> Features:
+def _encode_frame(sam: Sam2VideoModel, pixels: torch.Tensor) -> Features:
     side = sam.config.image_size
     if pixels.shape != (1, 3, side, side):
         raise ValueError(f"a frame must be (1, 3, {side}, {side}); got {tuple(pixels.shape)}")
     return encode_images(sam, pixels)
 
 
-def _enlarge(sam: Sam2VideoModel, logits: torch.Tensor) -> torch.Tensor:
+def _resize_logits(sam: Sam2VideoModel, logits: torch.Tensor) -> torch.Tensor:
     """Logits (n, g, g) resized to the encoder's input, float32 (n, S, S)."""
     square = (sam.config.image_size, sam.config.image_size)
     return interpolate(logits.float().unsqueeze(1), square, mode="bilinear", align_corners=False)[:, 0]
 
 
-def _encode(sam: Sam2VideoModel, features: Features, masks: torch.Tensor) -> torch.Tensor:
+def _encode_memory(sam: Sam2VideoModel, features: Features, masks: torch.Tensor) -> torch.Tensor:
     """float (n, cells, m): memories of a frame from its features and masks (n, S, S) in [0, 1]."""
     masks = masks * sam.config.sigmoid_scale_for_mem_enc + sam.config.sigmoid_bias_for_mem_enc
     memory, _ = sam.memory_encoder(features.stride_16, masks.unsqueeze(1).to(features.stride_16.dtype))
     return memory.flatten(2).transpose(1, 2)
 
 
-def _point(sam: Sam2VideoModel, features: Features, masks: torch.Tensor) -> torch.Tensor:
+def _pointers_of(sam: Sam2VideoModel, features: Features, masks: torch.Tensor) -> torch.Tensor:
     """float (n, c): object pointers for prompted masks (n, S, S) of 0 and 1.
 
-    The decoder takes the mask as a prompt, and the token of its single-mask output becomes the pointer, as SAM 2 was
-    trained (`_use_mask_as_output` of facebookresearch/sam2); transformers uses the best of three masks instead.
+    The pointer is the output token of the decoder's single mask for this mask prompt, as in SAM 2's training
+    (`_use_mask_as_output` of facebookresearch/sam2); transformers uses the best of three masks instead.
     """
     objects, coarse = len(masks), features.stride_16
     prompts = masks.unsqueeze(1).to(coarse.dtype)
@@ -292,16 +288,18 @@ def _point(sam: Sam2VideoModel, features: Features, masks: torch.Tensor) -> torc
 
 def _positions(encoding: nn.Module, features: torch.Tensor) -> torch.Tensor:
     """Sine encoding (h * w, channels) of the cells of `features` (1, c, h, w)."""
-    # in float32, since half precision has too few digits for the angles
+    # in float32, since half precision is too coarse for the angles
     positions = encoding(features.shape, features.device, torch.float32)
     return positions[0].flatten(1).T.to(features.dtype)
 
 
-def _check_memory(sam: Sam2VideoModel) -> None:
+def _check_tracking(sam: Sam2VideoModel, embeddings: torch.Tensor) -> None:
+    if not len(embeddings):
+        raise SettingError("there is no object to track: the answer has no [SEG]", code="no_prompt")
     for name, value in SAM_2_0.items():
         if (found := getattr(sam.config, name)) != value:
             raise CheckpointError(
-                f"sam/config.json: {name} is {found}; only the memory of SAM 2.0 is supported, with {value}",
+                f"sam/config.json: only SAM 2.0's memory ({name} = {value}) is supported; got {found}",
                 code="invalid_model_config",
                 field=name,
             )
@@ -309,6 +307,6 @@ def _check_memory(sam: Sam2VideoModel) -> None:
     if width != wanted:
         raise CheckpointError(
             f"this segmenter cannot track objects through a video: its memories have {width} channels, "
-            f"and its memory attention reads {wanted}",
+            f"but its memory attention expects {wanted}",
             code="invalid_model_config",
         )

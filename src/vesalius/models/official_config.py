@@ -20,13 +20,13 @@ from vesalius.models.specs import ModelSpec, TensorShape
 
 
 def read_spec(folder: Path, shapes: Mapping[str, TensorShape]) -> ModelSpec:
-    """The spec of a folder with tensors of these shapes under official names.
+    """The spec of an official folder; `shapes` are its tensor shapes by official name.
 
-    Its name is that of the published model of these sizes, not that of the folder. CheckpointError, naming the
-    file and the field, for missing fields and for models without a native class.
+    The spec is named after the published model of equal sizes, not after the folder. CheckpointError, naming the file and
+    the field, for missing fields and for unsupported models.
     """
     path = folder / CONFIG
-    config = read_json(path, "JSON", "invalid_model_config")
+    config = read_json(path, "invalid_model_config")
     try:
         return _read_spec(config, folder, shapes)
     except CheckpointError:
@@ -34,11 +34,11 @@ def read_spec(folder: Path, shapes: Mapping[str, TensorShape]) -> ModelSpec:
     except KeyError as error:
         raise CheckpointError.at(
             path,
-            f"lacks {error}, without which the model cannot be built",
+            f"lacks {error}, a required field",
             code="invalid_model_config",
             field=str(error.args[0]),
         ) from error
-    except Exception as error:  # values of a wrong type lead to many classes of errors
+    except Exception as error:  # values of a wrong type raise many exception types
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise CheckpointError.at(
             path, f"describes no model that can be built ({reason})", code="invalid_model_config"

@@ -1,4 +1,4 @@
-"""Free text about an image, a video or neither, as the official `predict_forward` takes it, to a `Batch` of one row."""
+"""Convert free text with an optional image or video, the input of the official `predict_forward`, to a `Batch`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from vesalius.models.pixels import Pixels
 from vesalius.models.processor import Processor
 
 IMAGE = "<image>"
-"""Position of the image in an official text."""
+"""Placeholder of the image in an official text."""
 
 SEEN_FRAMES = 5
-"""Number of first frames of a video that the language model sees."""
+"""Number of leading frames of a video that the language model sees."""
 
 
 def read_official_prompt(
@@ -32,10 +32,10 @@ def read_official_prompt(
     past_text: str = "",
     mask_prompts: Sequence[np.ndarray] = (),
 ) -> Batch:
-    """A batch of one row that ends where the answer begins, with a `g_pixel_values` for each frame of a video.
+    """A batch of one row that ends at the start of the answer, with all frames of a video in `g_pixel_values`.
 
-    `past_text` is put before the text unchanged. `mask_prompts` are masks (n, h, w) of regions that the text refers to.
-    SettingError if text and images do not fit together.
+    `past_text` is prepended unchanged. `mask_prompts` are masks (n, h, w) of regions that the text refers to.
+    SettingError if text and images do not match.
     """
     _check(processor, text, image, video, mask_prompts)
     frames = list(video) or ([] if image is None else [image])
@@ -77,7 +77,7 @@ def _check(
         )
     if len(mask_prompts) and (image is None or family.region_cells(processor.spec) is None):
         raise SettingError(
-            "mask_prompts need an image and a model that reads regions of an image",
+            "mask_prompts need an image and a model that supports them",
             code="conflicting_settings",
         )
 
@@ -87,7 +87,7 @@ def _ask(processor: Processor, question: str) -> str:
 
 
 def _regions(masks: np.ndarray, size: Size, cells: int) -> torch.Tensor:
-    """bool (n, side, side) with side^2 = `cells`: regions on the cells of a tile, by the nearest pixel."""
+    """Regions resampled to the cells of a tile by nearest neighbor, bool (n, side, side) with side^2 = `cells`."""
     side = int(cells**0.5)
     shapes = {np.shape(mask) for mask in masks}
     if shapes != {tuple(size)}:
@@ -139,7 +139,7 @@ def _batch(
 
 
 def official_text(processor: Processor, ids: Sequence[int]) -> str:
-    """The text of an answer as the official code gives it, with special tokens and the stop token."""
+    """The answer decoded as in the official code, with special tokens and the stop token."""
     tokenizer = processor.tokenizer
     if not CHATS[processor.spec.prompt.chat].spaced:
         return tokenizer.decode(list(ids), skip_special_tokens=False).strip()

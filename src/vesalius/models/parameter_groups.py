@@ -1,4 +1,4 @@
-"""Parts of a model by tensor name: the units of counting parameters, training and device placement."""
+"""Components of a model by tensor name, for parameter counts, training and device placement."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ PARTS = {
     "SAM decoder": ("sam.mask_decoder.",),
     "SAM prompts and memory": ("sam.",),
 }
-"""Name of a part -> prefixes of its tensor names; the first part with a matching prefix counts."""
+"""Component -> prefixes of its tensor names; the first component with a matching prefix applies."""
 
 TRAINABLE_PARTS = {
     "projector": ("projector",),
     "decoder": ("projector", "SAM decoder"),
     "full": tuple(part for part in PARTS if part != "SAM prompts and memory"),
 }
-"""The setting `trainable` -> the parts that it names."""
+"""Preset of the setting `trainable` -> components with trained weights."""
 
 
 def part_of(name: str) -> str:
-    """The part of a `TextSegModel` that a tensor belongs to; KeyError for an unknown tensor name."""
+    """The component of a `TextSegModel` that a tensor belongs to; KeyError for an unknown tensor name."""
     for part, starts in PARTS.items():
         if name.startswith(starts):
             return part

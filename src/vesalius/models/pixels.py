@@ -1,4 +1,4 @@
-"""Resizing, tiling and normalization of images, equal to the official code to the last digit.
+"""Resizing, tiling and normalization of images, with exactly the results of the official code.
 
 Images are resized with Pillow's bicubic filter, which no tensor resize reproduces.
 Source: `dynamic_preprocess`, `DirectResize` and `predict_forward` of ByteDance/Sa2VA.
@@ -24,15 +24,15 @@ class Pixels:
     """Input of the vision-language model for one image, or for the frames of one video."""
 
     values: torch.Tensor
-    """float32: tiles (n, 3, 448, 448), or patches (n, values of a patch), by family."""
+    """float32: tiles (n, 3, 448, 448) or flattened patches (n, values per patch), depending on the family."""
     grid: torch.Tensor
-    """int64 (frames, 3): patches in time, down and across; (0, 3) for tiles."""
+    """int64 (frames, 3): number of patches along time, height and width; (0, 3) for tiles."""
     tokens: tuple[int, ...]
     """Number of image tokens of the image, or of each frame."""
 
     @property
     def parts(self) -> int:
-        """Number of tiles, or of frames in patches, in `values`."""
+        """Number of tiles, or of frames split into patches, in `values`."""
         return len(self.grid) or len(self.values)
 
 
@@ -56,7 +56,7 @@ def tile_image(image: Image.Image, tile: int, max_tiles: int) -> list[Image.Imag
 def tile_grid(size_wh: tuple[int, int], tile: int, max_tiles: int) -> tuple[int, int]:
     """(columns, rows) of the grid of at most `max_tiles` tiles with the aspect ratio nearest to the image's.
 
-    Of equally near grids the larger one is taken if the image has more than half as many pixels as the grid.
+    Ties go to the larger grid if the image has more than half as many pixels as that grid.
     """
     width, height = size_wh
     best, best_difference = (1, 1), float("inf")
@@ -87,8 +87,8 @@ def resize_bicubic(image: Image.Image, size: Size) -> Image.Image:
 
 
 def normalize(image: Image.Image) -> torch.Tensor:
-    """float32 (3, h, w): ImageNet mean and deviation."""
+    """The image normalized by ImageNet's mean and standard deviation, float32 (3, h, w)."""
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     planes = pixels.to(torch.float32, memory_format=torch.contiguous_format)
-    # in place, since three new images of 1024 x 1024 cost more than the arithmetic
+    # in place, since allocating three images of 1024 x 1024 takes longer than the arithmetic
     return planes.div_(255).sub_(MEAN).div_(DEVIATION)

@@ -27,11 +27,11 @@ def _make(family: Family, name: str) -> ModelSpec:
 PRESETS: dict[str, Callable[[], ModelSpec]] = {
     name: partial(_make, family, name) for family in FAMILIES.values() for name in family.presets
 }
-"""Name -> function that makes the spec of that model."""
+"""Model name -> function that builds its spec."""
 
 
 def find_spec(name: str) -> ModelSpec:
-    """The preset of that name; SettingError, with the nearest name, if there is none."""
+    """The spec of the preset `name`; SettingError with the nearest name if it is unknown."""
     by_name = {known.lower(): make for known, make in PRESETS.items()}
     make = by_name.get(name.removeprefix("ByteDance/").lower())
     if make is None:
@@ -42,7 +42,7 @@ def find_spec(name: str) -> ModelSpec:
 
 
 class Sizes(NamedTuple):
-    """The numbers that tell one published model from another."""
+    """The architecture fields that distinguish published models."""
 
     family: str
     language_model: str | None
@@ -55,7 +55,7 @@ class Sizes(NamedTuple):
 
 
 def sizes_of(spec: ModelSpec) -> Sizes:
-    """The sizes of a spec."""
+    """The distinguishing fields of a spec."""
     text, vision = spec.text, spec.vlm["vision_config"]
     return Sizes(
         spec.family,
@@ -71,20 +71,20 @@ def sizes_of(spec: ModelSpec) -> Sizes:
 
 @cache
 def published_sizes() -> Mapping[str, Sizes]:
-    """Name -> the sizes of each preset."""
+    """Preset name -> its sizes."""
     return {name: sizes_of(make()) for name, make in PRESETS.items()}
 
 
 def identify(spec: ModelSpec) -> str | None:
-    """The published model with the sizes of a spec, None if there is none."""
+    """Name of the published model with the sizes of a spec; None if there is none."""
     found = sizes_of(spec)
     return next((name for name, sizes in published_sizes().items() if sizes == found), None)
 
 
 def find_published(shapes: Mapping[str, TensorShape]) -> str | None:
-    """The published model whose language model has the vocabulary, width and number of layers of these tensors.
+    """Name of the published model with the vocabulary, hidden size and number of language layers of these tensors.
 
-    Names may be official or canonical. None if no model has them, or without embeddings.
+    Tensor names may be official or canonical. None without a match, or without embeddings.
     """
     embeddings = [shape for name, shape in shapes.items() if name.endswith(EMBEDDINGS)]
     layers = {int(found[1]) for name in shapes if (found := LANGUAGE_LAYER.search(name))}
@@ -96,9 +96,9 @@ def find_published(shapes: Mapping[str, TensorShape]) -> str | None:
 
 
 def find_candidates(shapes: Mapping[str, TensorShape]) -> list[str]:
-    """Published models that these official tensors, all or some of a model's, can be of.
+    """Names of the published models that could contain these official tensors, which may be only some of the model's.
 
-    Compared by kind of language model, width of the [SEG] projector and largest layer index.
+    Compares the type of the language model, the width of the [SEG] projector and the largest layer index.
     """
     hidden = (*shapes.get("text_hidden_fcs.0.weight", ()), 0)[0]
     layers = [re.search(r"language_model\..*?\blayers\.(\d+)\.", name) for name in shapes]

@@ -1,4 +1,4 @@
-"""`Processor`: items to a `Batch`, exactly as the official code does it, for training and prediction alike."""
+"""`Processor`: converts items to a `Batch`, exactly as the official code does, for training and prediction."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vesalius.types import Item, Turn
 
 @dataclass(frozen=True)
 class PixelInputs:
-    """The preprocessed pixels of one image: the slow part of a `Batch`, which needs no model and can be made ahead."""
+    """The preprocessed pixels of one image, the slow part of a `Batch`; they can be prepared ahead, without a model."""
 
     pixels: Pixels
     square: torch.Tensor
@@ -30,7 +30,7 @@ class PixelInputs:
 
 
 def _mask_rows(item: Item) -> torch.Tensor:
-    """uint8 (n * f, h, w): masks of the item's n prompts that are answered with [SEG], with f frames each."""
+    """Masks of the item's n prompts that are answered with [SEG], f frames each, as uint8 (n * f, h, w)."""
     if item.masks is None:
         return torch.zeros(0, *item.size, dtype=torch.uint8)
     answered = [index for index in range(len(item.prompts)) if index not in item.absent]
@@ -38,7 +38,7 @@ def _mask_rows(item: Item) -> torch.Tensor:
 
 
 class Processor:
-    """Items to a `Batch`; immutable."""
+    """Converts items to a `Batch`; immutable."""
 
     def __init__(self, spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> None:
         self.spec = spec
@@ -53,7 +53,7 @@ class Processor:
         ids = self.tokenizer.encode(token, add_special_tokens=False)
         if len(ids) != 1:
             raise SettingError(
-                f"the tokenizer has no token {token}: it splits it into {len(ids)} tokens",
+                f"the tokenizer splits {token}, which must be one token, into {len(ids)}",
                 code="no_tokenizer",
             )
         return ids[0]
@@ -67,9 +67,9 @@ class Processor:
     ) -> Batch:
         """One row for each (item, prompt), in order.
 
-        `answered` appends the answer of the template, with its tokens as labels; otherwise the rows end where the answer
-        begins. `inputs` are the results of `preprocess` for the items. SettingError for no items, no prompts, or an empty
-        prompt.
+        `answered` appends the answer of the template, with its tokens as labels; otherwise rows end at the start of the
+        answer. `inputs` are the results of `preprocess` for the items. SettingError without items or prompts, or for an
+        empty prompt.
         """
         questions = [(i, prompt) for i, item in enumerate(items) for prompt in item.prompts]
         for _, prompt in questions:
@@ -88,13 +88,14 @@ class Processor:
         )
 
     def collate(self, items: Sequence[Item], draws: Sequence[int]) -> Batch:
-        """One row for each (item, prompt), in order, and one for an item's `turns`, with the answers as labels.
+        """A training batch: one row for each (item, prompt), in order, and one for an item's `turns`; answers are labels.
 
-        `draws` are random numbers, one for each (item, prompt), which pick its question and answer. A phrase in `absent` is
-        answered without [SEG] and has no masks. The language model sees all frames of a clip. Errors as for `__call__`.
+        `draws` has one random integer for each (item, prompt), which selects the question and answer templates. A phrase
+        in `absent` is answered without [SEG] and has no masks. The language model sees all frames of a clip. Errors as
+        in `__call__`.
         """
-        if len(draws) != sum(len(item.prompts) for item in items):
-            raise ValueError(f"{len(draws)} draws for {[len(item.prompts) for item in items]} prompts")
+        if len(draws) != (n_prompts := sum(len(item.prompts) for item in items)):
+            raise ValueError(f"expected one random draw per prompt ({n_prompts}), got {len(draws)}")
         pixels, squares, rows = [], [], []
         template, left = self.spec.prompt, iter(draws)
         for i, item in enumerate(items):
@@ -125,9 +126,11 @@ class Processor:
         sizes: list[Size],
         masks: list[torch.Tensor] | None = None,
     ) -> Batch:
-        """Rows of (index of the image, tokens, labels), and of each image its pixels, frames for SAM 2 and size."""
+        """A batch of `rows` (image index, tokens, labels); `pixels`, `squares` (SAM 2's frames) and `sizes` are per image."""
         if not rows:
-            raise SettingError("there is nothing to ask: no image, or no prompt", code="no_prompt")
+            raise SettingError(
+                "there is nothing to segment; give at least one image and one prompt", code="no_prompt"
+            )
         ids, labels, attention = self.pad([(ids, labels) for _, ids, labels in rows])
         return Batch(
             input_ids=ids,
@@ -144,14 +147,14 @@ class Processor:
         )
 
     def preprocess(self, item: Item) -> PixelInputs:
-        """The preprocessed image of an item; SettingError if the vision-language model cannot take an image of its size."""
+        """The preprocessed image of an item; SettingError if its size does not suit the vision-language model."""
         if len(item.frames) > 1:
             raise ValueError(f"{item.id}: is a clip of {len(item.frames)} frames, not an image")
         frame = Image.fromarray(item.frames[0])
         return PixelInputs(self.family.read_image(frame, self.spec), self.for_segmenter(frame))
 
     def for_segmenter(self, frame: Image.Image) -> torch.Tensor:
-        """float32 (3, S, S): a frame resized and normalized for SAM 2; the aspect ratio is not kept."""
+        """A frame resized and normalized for SAM 2, float32 (3, S, S); the aspect ratio is not kept."""
         return normalize(resize_bicubic(frame, (self.spec.sam_size, self.spec.sam_size)))
 
     def check_phrase(self, phrase: str) -> None:
@@ -166,7 +169,7 @@ class Processor:
         self._check_control_tokens(f"the prompt {phrase!r}", phrase)
 
     def check_turns(self, turns: Sequence[Turn], size: Size) -> None:
-        """Raise SettingError for a conversation with a control token, or too long beside an image of `size`."""
+        """Raise SettingError if a conversation contains a control token or, with an image of `size`, exceeds the context."""
         for text in (text for turn in turns for text in turn):
             self._check_control_tokens(repr(text), text)
         if size not in self._pixels_of_size:  # the number of image tokens depends on the size alone
@@ -177,7 +180,7 @@ class Processor:
     def _check_control_tokens(self, name: str, text: str) -> None:
         if token := next((token for token in self.tokenizer.get_added_vocab() if token in text), None):
             raise SettingError(
-                f"{name} contains the control token {token}; leave it out",
+                f"{name} contains the control token {token}; remove it",
                 code="invalid_prompt",
                 field="prompt",
             )
@@ -190,8 +193,8 @@ class Processor:
     def encode(self, turns: Sequence[tuple[str, str | None]], pixels: Pixels) -> tuple[list[int], list[int]]:
         """Tokens and labels of a conversation that begins with an image or clip; only answers have labels.
 
-        With None as its last answer the conversation ends where that answer begins. Turns are joined by a line break, as
-        in the official training, which adds one after the last turn too.
+        If the last answer is None, the conversation ends at the start of that answer. Turns are joined by line breaks, as
+        in the official training, which also adds one after the last turn.
         """
         template = self.spec.prompt
         image = self.image_text(pixels)
@@ -225,14 +228,14 @@ class Processor:
         limit = self.spec.context
         if longest > limit:
             raise SettingError(
-                f"a question of {longest} tokens is longer than the model's context of {limit}: "
-                "shorten the prompt or lower max_tiles",
+                f"a prompt of {longest} tokens is longer than the model's context of {limit}; "
+                "shorten the text or lower max_tiles",
                 code="context_too_long",
             )
         if longest > self.spec.text["max_position_embeddings"] and len(rows) > 1:
             # dynamic RoPE scaling would rotate all rows by the length of the longest
             raise SettingError(
-                f"a question of {longest} tokens must be asked alone, with one image and one prompt",
+                f"a prompt of {longest} tokens needs a batch of its own; predict one image with one prompt at a time",
                 code="context_too_long",
             )
         shape = (len(rows), longest)

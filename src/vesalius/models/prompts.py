@@ -29,11 +29,11 @@ class PromptTemplate(Settings):
 
     chat: ChatName = DEFAULT_CHAT
     questions: tuple[str, ...] = Field(default=QUESTIONS, min_length=1)
-    """Questions, each with `{phrase}`. Prediction asks the first; training draws one."""
+    """Question templates, each with `{phrase}`. Prediction uses the first; training samples one."""
     answers: tuple[str, ...] = Field(default=ANSWERS, min_length=1)
-    """Answers, each with `[SEG]` once. `answer: force` uses the first."""
+    """Answer templates, each with `[SEG]` once. `answer: force` uses the first."""
     absent_answers: tuple[str, ...] = Field(default=ABSENT_ANSWERS, min_length=1)
-    """Training answers for a phrase that is not in the image, each with `{phrase}` and without `[SEG]`."""
+    """Training answers for a phrase that is absent from the image, each with `{phrase}` and without `[SEG]`."""
 
     @field_validator("questions")
     @classmethod
@@ -71,8 +71,8 @@ class PromptTemplate(Settings):
         return self.answers[which % len(self.answers)]
 
     def deny(self, phrase: str, which: int = 0) -> str:
-        """The answer for a phrase that is not in the image."""
-        # independent of the question that the same draw picks, so that every answer follows every question
+        """The answer for a phrase that is absent from the image."""
+        # independent of the question that the same draw selects, so that all combinations occur
         which //= len(self.questions)
         return self.absent_answers[which % len(self.absent_answers)].replace("{phrase}", phrase.strip())
 
@@ -81,7 +81,7 @@ class PromptTemplate(Settings):
         return self.mark_up(f"{image_text}\n{question}")
 
     def mark_up(self, question: str) -> str:
-        """The chat markup of a question without an image, up to where its answer begins."""
+        """A question in chat markup, up to the start of its answer."""
         return CHATS[self.chat].turn.replace("{question}", question)
 
     @property

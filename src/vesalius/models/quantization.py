@@ -1,9 +1,9 @@
-"""Quantization of the vision-language model to 8 or 4 bits per value, by bitsandbytes: a half or a quarter of the bytes.
+"""Quantization of the vision-language model to 8 or 4 bits per value, by bitsandbytes.
 
 8 bits: LLM.int8() (Dettmers et al. 2022, arXiv 2208.07339), with a scale per row, for prediction. 4 bits: NF4 of QLoRA
 (Dettmers et al. 2023, arXiv 2305.14314), with an unquantized scale per 64 values; gradients pass through to trainable
-layers below. A model is opened in full precision and quantized matrix by matrix. The layers are ours because those of the
-library hide the tensors they keep for the backward pass from the memory meter.
+layers below. A model is opened in full precision and quantized matrix by matrix. The layer classes are our own, since those
+of bitsandbytes hide the tensors saved for the backward pass from the memory estimate.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Quantized = Literal["8bit", "4bit"]
 BLOCK = 64
 """Number of 4-bit values that share a scale."""
 OUTLIER = 6.0
-"""Inputs of larger absolute value are multiplied in 16 bits by LLM.int8()."""
+"""Absolute value of an input above which LLM.int8() multiplies in 16 bits."""
 
 
 class QuantizedLinear(nn.Linear):
@@ -53,7 +53,7 @@ class QuantizedLinear(nn.Linear):
         self.bias = None if bias is None else nn.Parameter(bias.detach().to(device), requires_grad=False)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """The linear map, in the dtype of autocast or else of the input."""
+        """The layer's output, in the dtype of autocast or, without autocast, of the input."""
         device = input.device.type
         x = input.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else input
         bias = None if self.bias is None else self.bias.to(x.dtype)
@@ -65,7 +65,7 @@ class QuantizedLinear(nn.Linear):
         state = bitsandbytes.MatmulLtState()
         state.CB, state.SCB = self.weight.data, self.scales
         state.threshold, state.has_fp16_weights, state.is_training = OUTLIER, False, False
-        # it takes only float16 inputs, and would warn at each call if it had to convert them
+        # LLM.int8() needs float16 inputs, and bitsandbytes warns whenever it has to convert them
         return bitsandbytes.matmul(x.to(torch.float16), self.weight.data, state=state).to(x.dtype)
 
     def plain(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -134,12 +134,12 @@ def as_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
 def load_bitsandbytes() -> Any:
     """The module bitsandbytes; MissingExtraError if it is not installed."""
     with no_kernels_fetched():
-        return require("bitsandbytes", "quantization", "models of 8 or 4 bits")
+        return require("bitsandbytes", "quantization", "8-bit and 4-bit models")
 
 
 @contextmanager
 def no_kernels_fetched() -> Iterator[None]:
-    """Keep bitsandbytes, imported within the block, from downloading and running a CPU kernel of the hub."""
+    """Prevent bitsandbytes, if imported within the block, from downloading and running a CPU kernel of the hub."""
     if "bitsandbytes" in sys.modules:
         yield
         return

@@ -1,4 +1,4 @@
-"""`ModelRef`: the model that the argument MODEL names, looked up once. Imports no torch."""
+"""`ModelRef`: the argument MODEL, resolved to a model's files. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vesalius.models.config_files import is_official
 FRANGI = "frangi"
 """MODEL for the vesselness filter of `inference/baselines.py`, which has no files."""
 TINY = "tiny"
-"""MODEL for the small model inside the package."""
+"""MODEL for the small model included in the package."""
 HUB_OWNER = "ByteDance/"
 
 ModelOrigin = Literal["bundle", "run", "official", "hub", "packaged", "published", "builtin"]
@@ -32,7 +32,7 @@ Layout = Literal["vesalius", "sa2va"]
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A model that was found: its name as given, where its files are, and which kind it is."""
+    """A resolved model: its name as given, its origin and the folder of its files."""
 
     name: str
     origin: ModelOrigin
@@ -41,15 +41,15 @@ class ModelRef:
 
     @property
     def folder(self) -> Path:
-        """Folder of the files; CheckpointError for a model without any."""
+        """Folder of the files; CheckpointError for a model without files."""
         if self.origin == "published":
             raise CheckpointError(
                 f"{self.name}: its weights are not on this machine", code="not_downloaded", field="model"
             )
         if self.path is None:
             raise CheckpointError(
-                f"{self.name}: is a filter without weights, which only predict and evaluate take; "
-                "--threshold sets its threshold",
+                f"{self.name}: is a filter without weights, for predict and evaluate only; "
+                "set its threshold with --threshold",
                 code="wrong_model_kind",
                 field="model",
             )
@@ -83,7 +83,7 @@ class ModelRef:
         if self.kind == "unet":
             raise CheckpointError.at(
                 self.folder,
-                "is a U-Net, which has no language and no SAM 2; name a text-prompted model",
+                "is a U-Net, which takes no text prompts; use a text-prompted model",
                 code="wrong_model_kind",
             )
         card = self.card
@@ -91,11 +91,11 @@ class ModelRef:
 
 
 def resolve_model(model: str | Path | ModelRef, *, weights: bool = True) -> ModelRef:
-    """The model that MODEL names: a bundle, a run (its best checkpoint), an official folder, a hub id, `tiny`, `frangi`.
+    """Resolve MODEL: a bundle, a run (its best checkpoint), an official folder, a hub id, `tiny` or `frangi`.
 
     A hub id is looked up in the local cache; nothing is downloaded. With `weights=False` a published name needs no
-    weights on this machine. Raises CheckpointError, with what was looked for, if there is no model; SettingError for an
-    unknown name.
+    weights on this machine. CheckpointError, naming the expected files, if there is no model; SettingError for an unknown
+    name.
     """
     if isinstance(model, ModelRef):
         return model
@@ -111,8 +111,8 @@ def resolve_model(model: str | Path | ModelRef, *, weights: bool = True) -> Mode
     if path.is_dir():
         raise CheckpointError.at(
             path,
-            f"holds no model: neither {CARD} (a bundle), best/{CARD} (a run with a checkpoint) nor the "
-            "config.json of an official Sa2VA model is there",
+            f"contains no model: it has neither {CARD} (a bundle), best/{CARD} (a run with a checkpoint) nor "
+            "the config.json of an official Sa2VA model",
             code="no_model",
         )
     if path.is_file():
@@ -151,7 +151,7 @@ def _find_downloaded(name: str) -> Path:
         ) from error
     if not is_official(folder):
         raise CheckpointError(
-            f"{repository}: {folder} holds no model in the official Sa2VA layout",
+            f"{repository}: {folder} contains no model in the official Sa2VA layout",
             code="no_model",
             path=folder,
         )

@@ -1,7 +1,7 @@
 """SAM 2 on single images: pixels to features, features and prompts to masks, all differentiable.
 
-These functions call the parts of a native `Sam2VideoModel`, since its own methods take points and boxes and run without
-gradient. Masks are maps of g x g cells, g = S / 4, over the S x S pixels that the encoder sees.
+The functions call submodules of `Sam2VideoModel`, since its own methods accept only points and boxes and run without
+gradients. Masks have g x g cells, g = S / 4, for an input of S x S pixels.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class Features:
     """Features of i images of S x S pixels, without memory."""
 
     stride_4: torch.Tensor
-    """float (i, c / 8, S / 4, S / 4), ready for the decoder's last upscaling."""
+    """float (i, c / 8, S / 4, S / 4), projected for the decoder's last upscaling."""
     stride_8: torch.Tensor
-    """float (i, c / 4, S / 8, S / 8), ready for the decoder's first upscaling."""
+    """float (i, c / 4, S / 8, S / 8), projected for the decoder's first upscaling."""
     stride_16: torch.Tensor
     """float (i, c, S / 16, S / 16)."""
 
@@ -33,23 +33,23 @@ class Decoded:
     """Three candidate masks for each of n prompts on each of i images; `take_best` selects one by score."""
 
     candidates: torch.Tensor
-    """float (i, n, 3, g, g): logits, unchanged by the object scores."""
+    """float (i, n, 3, g, g): logits, not masked by the object scores."""
     scores: torch.Tensor
     """float (i, n, 3): predicted IoU of each mask."""
     object_scores: torch.Tensor
-    """float (i, n): logit of the presence of the object in the image."""
+    """float (i, n): logit that the object is present in the image."""
     tokens: torch.Tensor
     """float (i, n, 3, c): output token of each mask."""
 
 
 @dataclass(frozen=True)
 class SegPrompts:
-    """The prompt embedding of each [SEG] of a batch, in order of the questions."""
+    """The prompt embeddings of all [SEG] tokens of a batch, in order of the rows."""
 
     embedding: torch.Tensor
     """float (m, c): the projected hidden state of the token."""
     row: torch.Tensor
-    """int64 (m,): index of its question."""
+    """int64 (m,): index of its batch row."""
     image: torch.Tensor
     """int64 (m,): index of its image."""
 
@@ -69,9 +69,9 @@ class MaskLogits:
 
 
 def encode_images(sam: Sam2VideoModel, pixels: torch.Tensor) -> Features:
-    """Features of float (i, 3, S, S).
+    """Features of images, float (i, 3, S, S).
 
-    `Sam2VideoModel.get_image_embeddings` is no substitute: it runs without gradient and adds the no-memory embedding.
+    `Sam2VideoModel.get_image_embeddings` runs without gradients and adds the no-memory embedding, so it is not used.
     """
     levels = sam.vision_encoder.backbone(pixels).intermediate_hidden_states
     decoder = sam.mask_decoder
@@ -82,10 +82,10 @@ def encode_images(sam: Sam2VideoModel, pixels: torch.Tensor) -> Features:
 def _pyramid(
     neck: Sam2VisionNeck, levels: Sequence[torch.Tensor], after: Sequence[nn.Conv2d | None]
 ) -> list[torch.Tensor]:
-    """Features of the neck, from stride 4 to 16, for backbone features (i, h, w, c) from stride 4 to 32.
+    """Neck features from stride 4 to 16, for backbone features (i, h, w, c) from stride 4 to 32.
 
-    `after` is one more convolution or None for each stride. As `Sam2VisionNeck.forward`, without its positional encodings,
-    which are not needed here and take a quarter of the encoder's time on a CPU.
+    `after` has one further convolution or None per stride. Equals `Sam2VisionNeck.forward` without the positional
+    encodings, which are not needed here and take a quarter of the encoder's time on a CPU.
     """
     found: list[torch.Tensor] = []
     coarser = None
@@ -104,9 +104,9 @@ def _pyramid(
 
 
 def _convolve_twice(first: nn.Conv2d, second: nn.Conv2d, level: torch.Tensor) -> torch.Tensor:
-    """Two 1 x 1 convolutions of (i, h, w, c) as one matrix product, several times smaller than both: (i, c', h, w)."""
+    """Two 1 x 1 convolutions of (i, h, w, c) as one, several times cheaper, matrix product: (i, c', h, w)."""
     assert first.bias is not None and second.bias is not None
-    # a sum in 32 bits, since autocast would compute a matrix product in 16
+    # an explicit sum, since autocast would compute a matrix product in half precision
     outer = second.weight.flatten(1).float().unsqueeze(-1)
     matrix = (outer * first.weight.flatten(1).float()).sum(dim=1)
     offset = (outer * first.bias.float().unsqueeze(-1)).sum(dim=1).squeeze(-1) + second.bias.float()
@@ -121,9 +121,9 @@ def decode(sam: Sam2VideoModel, features: Features, prompts: torch.Tensor) -> De
 
 
 def decode_with_memory(sam: Sam2VideoModel, features: Features, remembered: torch.Tensor) -> Decoded:
-    """Masks, as (n, 1, ..), of n objects on one image, from memory and without prompt.
+    """Masks (n, 1, ..) of n objects on one image, from memory and without prompts.
 
-    `remembered` (n, c, S / 16, S / 16) are the features of stride 16 of the image, after memory attention for each object.
+    `remembered` (n, c, S / 16, S / 16) are the stride-16 features of the image after memory attention for each object.
     """
     objects, channels = remembered.shape[:2]
     fine = [level.expand(objects, -1, -1, -1) for level in (features.stride_4, features.stride_8)]
@@ -136,7 +136,7 @@ def _decode(
     """Masks for `prompts` (i, n, k, c) of k tokens each, on features of stride 16 and of the two finer strides."""
     images, objects = prompts.shape[:2]
     encoder = sam.prompt_encoder
-    # SAM 2 pads prompts with two points: its own padding, and one for "no point given"
+    # SAM 2 adds two "not a point" tokens: its padding, and one for the absent point prompt
     no_points = encoder.not_a_point_embed.weight.expand(images, objects, 2, -1)
     masks, scores, tokens, object_scores = sam.mask_decoder(
         image_embeddings=coarse,

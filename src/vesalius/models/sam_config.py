@@ -1,4 +1,4 @@
-"""Configurations of SAM 2: by size, and read from the shapes of official tensors, since no official file holds them."""
+"""Configurations of SAM 2, from its sizes or from the shapes of official tensors; no official file contains them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TRUNK = "grounding_encoder.sam2_model.image_encoder.trunk."
 MEMORY = "grounding_encoder.sam2_model.memory_"
 DECODER = "grounding_encoder.sam2_model.sam_mask_decoder.transformer.layers.0.mlp.layers.0.weight"
 
-# https://github.com/facebookresearch/sam2/tree/main/sam2/configs/sam2, and the miniature of small test models
+# https://github.com/facebookresearch/sam2/tree/main/sam2/configs/sam2, and, last, the encoder of small test models
 TRUNKS: dict[tuple[int, ...], dict[str, Any]] = {
     (2, 6, 36, 4): {"heads": 2, "windows": [8, 4, 16, 8], "global_blocks": [23, 33, 43]},
     (2, 3, 16, 3): {"heads": 2, "windows": [8, 4, 14, 7], "global_blocks": [12, 16, 20]},
@@ -21,7 +21,7 @@ TRUNKS: dict[tuple[int, ...], dict[str, Any]] = {
     (1, 2, 7, 2): {"heads": 1, "windows": [8, 4, 14, 7], "global_blocks": [5, 7, 9]},
     (1, 2, 2, 1): {"heads": 1, "windows": [8, 4, 16, 8], "global_blocks": [4]},
 }
-"""Number of blocks of each stage of Hiera -> settings that the shapes of its tensors do not show."""
+"""Blocks per stage of Hiera -> settings that tensor shapes do not determine."""
 
 
 def sam2(
@@ -39,9 +39,8 @@ def sam2(
 ) -> dict[str, Any]:
     """The configuration of a SAM 2.0 with memory.
 
-    `hidden` and `heads` are those of the first stage of Hiera and double at each of the four; `width` is that of all other
-    modules; `memory` has the attention layers, the width of their MLP and the fuser layers, `decoder` the width of the MLP
-    and the heads.
+    `hidden` and `heads` are those of Hiera's first stage and double at each later stage; `width` is the channel count of
+    all other modules; `memory` is (attention layers, MLP width, fuser layers); `decoder` is (MLP width, heads).
     """
     grid = image_size // 16
     return {
@@ -58,7 +57,7 @@ def sam2(
         "mask_decoder_config": {
             "hidden_size": width,
             "iou_head_hidden_dim": width,
-            # in eval mode this would replace the single mask by another token's; Sa2VA always asks for three
+            # True would replace the single mask in eval mode; Sa2VA always requests three masks
             "dynamic_multimask_via_stability": False,
             "mlp_dim": decoder[0],
             "num_attention_heads": decoder[1],
@@ -68,13 +67,13 @@ def sam2(
         "memory_attention_feed_forward_hidden_size": memory[1],
         "memory_attention_rope_feat_sizes": [grid, grid],
         "memory_encoder_hidden_size": width,
-        # the native memory attention reads 64 channels at any width
+        # transformers' memory attention expects 64 channels at any width
         "memory_encoder_output_channels": 64,
         "mask_downsampler_embed_dim": width,
         "memory_fuser_embed_dim": width,
         "memory_fuser_intermediate_dim": 4 * width,
         "memory_fuser_num_layers": memory[2],
-        # SAM 2.0, which all of Sa2VA uses, has neither of these two features of SAM 2.1
+        # two features of SAM 2.1; all Sa2VA models use SAM 2.0
         "enable_temporal_pos_encoding_for_object_pointers": False,
         "enable_occlusion_spatial_embedding": False,
     }
@@ -112,7 +111,7 @@ def sam2_large() -> dict[str, Any]:
 
 
 def read_sam(shapes: Mapping[str, TensorShape], folder: Path) -> dict[str, Any]:
-    """The configuration of the SAM 2 with tensors of these shapes under official names; CheckpointError if there is none."""
+    """SAM 2's configuration from tensor shapes by official name; CheckpointError if tensors are missing or unknown."""
     try:
         hidden = shapes[f"{TRUNK}patch_embed.proj.weight"][0]
         width = shapes["grounding_encoder.sam2_model.image_encoder.neck.convs.0.conv.weight"][0]
@@ -121,7 +120,7 @@ def read_sam(shapes: Mapping[str, TensorShape], folder: Path) -> dict[str, Any]:
     except KeyError as error:
         raise CheckpointError.at(
             folder,
-            f"the tensor {error} is missing, so there is no whole SAM 2 in this folder",
+            f"the tensor {error} of SAM 2 is missing; copy the model again",
             code="weights_mismatch",
         ) from error
     blocks = _count(shapes, f"{TRUNK}blocks.")
@@ -129,7 +128,9 @@ def read_sam(shapes: Mapping[str, TensorShape], folder: Path) -> dict[str, Any]:
     stages = tuple(end - start for start, end in zip([0, *starts], [*starts, blocks], strict=True))
     if stages not in TRUNKS:
         raise CheckpointError.at(
-            folder, f"a SAM 2 encoder of {stages} blocks is not known", code="invalid_model_config"
+            folder,
+            f"a SAM 2 encoder with {stages} blocks per stage is not supported",
+            code="invalid_model_config",
         )
     return sam2(
         1024,

@@ -1,4 +1,4 @@
-"""`ModelSpec`: the configuration of a text-prompted model, and `UNetSpec`: that of a U-Net. Imports no torch.
+"""`ModelSpec` and `UNetSpec`: the configurations of text-prompted models and of U-Nets. Imports no torch.
 
 A spec is stored in the card of each bundle.
 """
@@ -20,7 +20,7 @@ ADDED_TOKENS = ("<img>", "</img>", IMAGE_TOKEN, SEG, "<p>", "</p>", "<vp>", "</v
 
 
 class ModelSpec(Settings):
-    """Configuration of a text-prompted model; `vlm` and `sam` are what transformers writes to `config.json`."""
+    """Configuration of a text-prompted model; `vlm` and `sam` have the content of transformers' `config.json`."""
 
     name: str
     family: str
@@ -29,14 +29,14 @@ class ModelSpec(Settings):
     sam: dict[str, Any]
     tile_size: int = 448
     max_tiles: int = 12
-    """Largest number of tiles of an image, for families that cut it into tiles; more than one get a thumbnail too."""
+    """Maximum number of tiles per image, for families that tile; a thumbnail is added to more than one tile."""
     seg_before_norm: bool = False
-    """Whether the hidden state of [SEG] is taken before the last norm."""
+    """Whether the hidden state of [SEG] is taken before the final norm."""
     prompt: PromptTemplate = Field(default_factory=PromptTemplate)
 
     @property
     def sam_size(self) -> int:
-        """Side of the square image that the segmenter sees, in pixels."""
+        """Side of the segmenter's square input, in pixels."""
         return self.sam["image_size"]
 
     @property
@@ -46,17 +46,17 @@ class ModelSpec(Settings):
 
     @property
     def context(self) -> int:
-        """Largest number of tokens of a question with its answer; dynamic RoPE scaling extends the trained context."""
+        """Maximum number of tokens of a prompt with its answer; dynamic RoPE scaling extends the trained context."""
         rope = self.text["rope_parameters"]
         stretch = rope.get("factor", 1) if rope["rope_type"] == "dynamic" else 1
         return int(stretch * self.text["max_position_embeddings"])
 
 
 class UNetShape(Settings):
-    """Size of a U-Net; the defaults are those of nnU-Net with half of its widths, for two CPU cores."""
+    """Size of a U-Net; by default nnU-Net's with half the channels, suited to two CPU cores."""
 
     widths: tuple[Annotated[int, Field(ge=2)], ...] = Field(default=(16, 32, 64, 128, 128), min_length=3)
-    """Channels at each level, from the resolution of the image down; each level halves the sides."""
+    """Channels per level, from full resolution down; each level halves height and width."""
     patch: int = Field(default=256, ge=16)
     """Side in pixels of training crops and of prediction windows."""
 
@@ -65,8 +65,8 @@ class UNetShape(Settings):
         least = 2 * 2 ** (len(self.widths) - 1)
         if self.patch % (least // 2) or self.patch < least:
             raise ValueError(
-                f"a patch of {self.patch} cannot be halved {len(self.widths) - 1} times; take a multiple of "
-                f"{least // 2} from {least} on, or fewer widths"
+                f"a patch of {self.patch} cannot be halved {len(self.widths) - 1} times; use a multiple of "
+                f"{least // 2} of at least {least}, or fewer widths"
             )
         return self
 

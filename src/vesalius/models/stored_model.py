@@ -1,4 +1,4 @@
-"""A model on disk in either layout: views of its unread tensors under canonical and official names, and hashes."""
+"""A model on disk in either layout: lazy views of its tensors under canonical and official names, and their hashes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from vesalius.tensorfiles import find_shards
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A model on disk and views of its weights."""
+    """A model on disk with lazy views of its weights."""
 
     folder: Path
     layout: Layout
@@ -57,13 +57,13 @@ class StoredModel:
 
 
 def open_stored(model: str | Path | ModelRef) -> StoredModel:
-    """The unread model that MODEL names; CheckpointError if it is missing, damaged or of an unknown kind."""
+    """Open MODEL without reading its weights; CheckpointError if it is missing, damaged or of an unknown kind."""
     ref = resolve_model(model)
     return _open_bundle(ref) if ref.is_bundle else _open_official(ref.folder)
 
 
 def spec_of(model: str | Path | ModelRef) -> ModelSpec:
-    """The spec of a text-prompted model, without its weights; of a published name, the preset."""
+    """The spec of a text-prompted model, read without its weights; for a published name, the preset's spec."""
     ref = resolve_model(model, weights=False)
     if ref.origin == "published":
         return find_spec(ref.name)
@@ -78,8 +78,8 @@ def _open_bundle(ref: ModelRef) -> StoredModel:
     if any(name.startswith(f"{ADAPTER}.") for name in weights.tensors):
         raise CheckpointError.at(
             folder,
-            "has a LoRA adapter; merge it first: of a run by vesalius train --resume RUN --set "
-            "trainable.save=merged, else convert its training checkpoint without --keep-adapter",
+            "has a LoRA adapter; merge it first: for a run with vesalius train --resume RUN --set "
+            "trainable.save=merged, else by converting its training checkpoint without --keep-adapter",
             code="wrong_model_kind",
         )
     names = {name: (name,) for name in weights.tensors}
@@ -96,7 +96,7 @@ def _open_official(folder: Path) -> StoredModel:
 
 @contextmanager
 def _building(path: Path) -> Iterator[None]:
-    """Turn any error of the libraries about an impossible configuration into CheckpointError."""
+    """Raise CheckpointError for library errors within the block, which an invalid configuration causes."""
     try:
         yield
     except VesaliusError:
@@ -111,7 +111,7 @@ def _building(path: Path) -> Iterator[None]:
 
 
 def bundle_view(spec: ModelSpec, official: Weights, path: Path) -> tuple[AssembledWeights, dict[str, str]]:
-    """Official weights under canonical names; and the dropped names with their reasons.
+    """Official weights under canonical names, and the reason for each dropped name.
 
     CheckpointError, naming `path`, for tensors that a model of this spec does not have.
     """
@@ -151,7 +151,7 @@ def hash_model(model: str | Path | ModelRef) -> dict[str, TensorHash]:
 
 
 def remember_model(folder: Path, lines: Mapping[str, TensorHash]) -> None:
-    """Cache the hashes of a model that was just written, by canonical name, for `hash_model`."""
+    """Cache the hashes of a newly written model, by canonical name, for `hash_model`."""
     if (folder / CARD).is_file():
         cache_bundle_hashes(folder, lines)
     else:
@@ -159,7 +159,7 @@ def remember_model(folder: Path, lines: Mapping[str, TensorHash]) -> None:
 
 
 def _hashed_files(folder: Path) -> list[Path]:
-    # the configuration decides how the rows of a tensor are split
+    # the configuration determines how the rows of a tensor are split
     return [*find_shards(folder), folder / CONFIG]
 
 
@@ -190,19 +190,19 @@ def expected_shapes(spec: ModelSpec) -> dict[str, TensorShape]:
 def check_fit(spec: ModelSpec, shapes: Mapping[str, TensorShape], path: Path) -> None:
     """Raise CheckpointError unless the tensors are exactly those of the native model of a spec.
 
-    It names `path`, the first missing, unknown and misshapen tensors, and the published model that has these tensors, if
-    there is one.
+    The message names `path`, the first missing, unknown and misshapen tensors, and the published model with these tensors,
+    if there is one.
     """
     with _building(path):
         expected = expected_shapes(spec)
     if table := list_differences(shapes, expected):
         raise CheckpointError.at(
             path,
-            f"the tensors are not those of its configuration ({spec.name}): {table}{_hint(spec, shapes)}",
+            f"the tensors do not match the configuration ({spec.name}): {table}{_hint(spec, shapes)}",
             code="weights_mismatch",
         )
 
 
 def _hint(spec: ModelSpec, shapes: Mapping[str, TensorShape]) -> str:
     published = find_published(shapes)
-    return "" if published in (None, spec.name) else f"; these sizes are those of {published}"
+    return "" if published in (None, spec.name) else f"; the sizes match {published}"

@@ -1,4 +1,4 @@
-"""Do these tensors fit? One comparison of named tensors, or their shapes, with the expected ones."""
+"""Comparison of named tensors, or of their shapes, with the expected ones."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from vesalius.names import list_names
 
 SHOWN = 10
-"""Largest number of names of one kind in a message."""
+"""Maximum number of names per kind of difference in a message."""
 
 
 def list_differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
-    """The first names that are missing, unknown or different, "" if there are none.
+    """The first missing, unknown and misshapen names as text; "" if there are none.
 
-    Values are tensors, whose shapes and dtypes are compared, or shapes.
+    Values are shapes, or tensors compared by shape and dtype.
     """
     wrong = {
         "missing": sorted(expected.keys() - found.keys()),

@@ -37,11 +37,11 @@ class TextSegOutput:
     """Output of the forward pass in training."""
 
     text_logits: torch.Tensor
-    """float (k, vocabulary): logits at the positions that predict a token of an answer, and at no others."""
+    """float (k, vocabulary): logits at the k positions that predict an answer token."""
     text_labels: torch.Tensor
-    """int64 (k,)."""
+    """int64 (k,): the answer tokens."""
     masks: MaskLogits
-    """One mask for each [SEG], in order of the questions; in a clip one for each frame, all frames of a [SEG] together."""
+    """One mask for each [SEG], in order of the rows; for a clip one per frame, the frames of a [SEG] adjacent."""
 
 
 class Projector(nn.Module):
@@ -57,7 +57,7 @@ class Projector(nn.Module):
 
 
 class TextSegModel(nn.Module):
-    """The three components of a text-prompted segmenter. Wrappers call `forward`; all else takes the unwrapped model."""
+    """A text-prompted segmenter. DDP and FSDP2 call `forward`; all other methods are for the unwrapped model."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class TextSegModel(nn.Module):
         learned = batch.labels[:, 1:] != IGNORE_INDEX
         at = (batch.input_ids == self.seg_id) & (batch.labels != IGNORE_INDEX)
         seg = self.seg_prompts(states.seg[at], at.nonzero()[:, 0], batch)
-        seg = _on_frames(seg, batch.frames_per_batch)
+        seg = _repeat_on_frames(seg, batch.frames_per_batch)
         return TextSegOutput(
             text_logits=self.vlm.lm_head(states.last[:, :-1][learned]),
             text_labels=batch.labels[:, 1:][learned],
@@ -89,7 +89,7 @@ class TextSegModel(nn.Module):
         )
 
     def seg_prompts(self, hidden: torch.Tensor, row: torch.Tensor, batch: Batch) -> SegPrompts:
-        """Prompts from the hidden states (m, hidden) of [SEG], each in the question `row` (m,)."""
+        """SAM 2 prompts from the hidden states (m, hidden) of [SEG] tokens in the batch rows `row` (m,)."""
         return SegPrompts(self.projector(hidden), row, batch.image_of_row[row])
 
     def decode(
@@ -98,14 +98,14 @@ class TextSegModel(nn.Module):
         seg: SegPrompts,
         encode: Encode = sam2.encode_images,
     ) -> MaskLogits:
-        """One low-resolution mask for each [SEG], of g = S / 4 cells a side.
+        """One low-resolution mask for each [SEG], of g x g cells with g = S / 4.
 
         All images are encoded together, and all [SEG] of an image share one encoding and one decoder call.
         Without any [SEG] the masks have shape (0, g, g) and no image is encoded.
         """
         if not len(seg.row):
             side = self.sam.config.image_size // 4
-            # empty, but in the autograd graph: a batch without [SEG] has a gradient of 0 in the projector
+            # empty but in the autograd graph, so that a batch without [SEG] gives the projector a gradient of 0
             empty = seg.embedding.sum() * seg.embedding.new_zeros(0, 3, side, side)
             return MaskLogits(empty[:, 0], empty[:, 0, 0, 0], empty, empty[:, :, 0, 0])
         used, position = seg.image.unique(return_inverse=True)
@@ -119,7 +119,7 @@ class TextSegModel(nn.Module):
 
 
 def configs(spec: ModelSpec) -> tuple[PreTrainedConfig, PreTrainedConfig]:
-    """The configurations of both native models, as transformers classes."""
+    """The transformers configurations of the vision-language model and of SAM 2."""
     vlm, sam = (
         AutoConfig.for_model(each["model_type"], **{key: each[key] for key in each if key != "model_type"})
         for each in (spec.vlm, spec.sam)
@@ -137,7 +137,7 @@ def build(spec: ModelSpec, seg_id: int) -> TextSegModel:
 
 
 def _rescale(model: TextSegModel) -> None:
-    """Initialize weights again where transformers' N(0, 0.02), made for wide pretrained models, prevents learning.
+    """Reinitialize weights for which transformers' N(0, 0.02), meant for wide pretrained models, prevents learning.
 
     Measured on `tiny`: Dice 0.00 after 87 steps with it, 0.22 after 50 steps with PyTorch's own initialization, which SAM's
     authors used.
@@ -147,9 +147,9 @@ def _rescale(model: TextSegModel) -> None:
         part.apply(_reset)
     # embeddings keep their small scale, so that the phrase dominates the hidden state of [SEG]
     language_model.apply(lambda module: module.reset_parameters() if isinstance(module, nn.Linear) else None)
-    # The phrase must change the mask from the start; else training gives one mask for all phrases for many steps (one
-    # image, two phrases, 80 steps: soft Dice 0.66 and 0.19; with the following changes 0.71 and 0.80).
-    # The decoder's own tokens must be small, since its first layer averages over them and the phrase's token.
+    # The mask must depend on the phrase from the start; otherwise training gives one mask for all phrases for many steps
+    # (one image, two phrases, 80 steps: soft Dice 0.66 and 0.19; with the following changes 0.71 and 0.80).
+    # The decoder's own tokens must be small, since its first layer averages them with the phrase's token.
     for part in (model.projector, decoder.output_hypernetworks_mlps):
         part.apply(_keep_variance)
     prompts = model.sam.prompt_encoder
@@ -176,17 +176,17 @@ def _keep_variance(module: nn.Module) -> None:
 
 
 def assemble(vlm: PreTrainedModel, sam: Sam2VideoModel, spec: ModelSpec, seg_id: int) -> TextSegModel:
-    """The model of two opened components, with a random [SEG] projector between them."""
+    """The model of two opened components, joined by a randomly initialized [SEG] projector."""
     use_own_encoder(sam)
     use_own_decoder(sam)
     projector = Projector(vlm.config.text_config.hidden_size, sam.config.mask_decoder_config.hidden_size)
     return TextSegModel(vlm, projector, sam, seg_id, spec.seg_before_norm)
 
 
-def _on_frames(seg: SegPrompts, frames: Sequence[int]) -> SegPrompts:
-    """Each [SEG] repeated for every frame of its clip, with `image` as frame index; `frames` of each image or clip.
+def _repeat_on_frames(seg: SegPrompts, frames: Sequence[int]) -> SegPrompts:
+    """The [SEG] prompts repeated for all frames of their clips; `frames` is the frame count of each image or clip.
 
-    As in the official training: the same prompt on each frame, without memory.
+    `image` becomes the frame index. As in the official training, each frame gets the same prompt, without memory.
     """
     counts = torch.tensor(frames, device=seg.image.device)
     which = torch.repeat_interleave(counts[seg.image])
@@ -195,6 +195,6 @@ def _on_frames(seg: SegPrompts, frames: Sequence[int]) -> SegPrompts:
 
 
 def _rank_within(groups: torch.Tensor) -> torch.Tensor:
-    """The number of earlier entries with the same value: [5, 5, 7, 5] gives [0, 1, 0, 2]."""
+    """For each entry the number of earlier entries with the same value: [5, 5, 7, 5] gives [0, 1, 0, 2]."""
     same = groups[:, None] == groups[None, :]
     return same.tril(diagonal=-1).sum(dim=1)

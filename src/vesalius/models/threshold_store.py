@@ -22,10 +22,9 @@ def _leave_out(bundle: str, folder: str, names: list[str]) -> set[str]:
 
 
 def check_target(model: str | Path | ModelRef, out: Path | None) -> Path:
-    """The bundle folder for the tuned threshold, checked before tuning starts.
+    """The bundle folder to write the tuned threshold to: `out`, or by default MODEL itself. Called before tuning starts.
 
-    Without `out` that is MODEL itself, if it is a writable bundle. CheckpointError if MODEL is no bundle; OutputError if
-    the folder exists already or cannot be written.
+    CheckpointError if MODEL is not a bundle; OutputError if `out` exists already or the folder cannot be written.
     """
     ref = resolve_model(model)
     folder = ref.folder
@@ -41,7 +40,7 @@ def check_target(model: str | Path | ModelRef, out: Path | None) -> Path:
         return out
     if ref.origin != "bundle":
         raise OutputError(
-            f"{ref.name}: is no bundle folder itself; name the bundle to write with --out",
+            f"{ref.name}: is not a bundle folder; name the bundle to write with --out",
             code="wrong_model_kind",
             path=folder,
         )
@@ -58,9 +57,9 @@ def store_threshold(
     images: Sequence[str],
     tta: TtaGain | None = None,
 ) -> None:
-    """Write MODEL's bundle with that threshold to `target`; if that is the bundle itself, only its card.
+    """Write MODEL's bundle with a tuned threshold to `target`; if `target` is the bundle itself, only its card changes.
 
-    `tta` replaces the gain in the card even if it is None, since the old one was measured on other images.
+    `tta` replaces the gain in the card even if it is None, since the old gain was measured on other images.
     """
     ref = resolve_model(model)
     folder, card = ref.folder, ref.card

@@ -66,7 +66,7 @@ class LoraParts(Settings):
 
 
 class TrainableSettings(Settings):
-    """What trains, by preset. In a recipe the name of a preset alone selects its defaults."""
+    """Trainable parameters, by preset. In a recipe, `trainable: PRESET` selects the preset's defaults."""
 
     preset: Preset
     """Each preset includes the ones before it, except that `full` trains weights instead of LoRA.
@@ -82,15 +82,15 @@ class TrainableSettings(Settings):
     gradient_checkpointing: tuple[Checkpointed, ...] = ()
     """Components whose layers are recomputed in the backward pass instead of storing activations."""
     save: Literal["merged", "adapter"] | None = None
-    """How LoRA and token rows are saved at the end: merged into the weights, or as an adapter. None: merged, with 4 bits an
-    adapter. Merging over 4 bits saves dequantized weights at full size."""
+    """How LoRA and token rows are saved at the end: merged into the weights, or as an adapter. None: merged, or an adapter
+    for 4-bit weights. Merging into 4-bit weights saves dequantized weights at full size."""
 
     @model_validator(mode="before")
     @classmethod
     def _with_defaults(cls, given: Any) -> Any:
         if isinstance(given, str):
             given = {"preset": given}
-        # other values get the error message of the field
+        # for other values the field reports its own error
         if not isinstance(given, dict) or given.get("preset") not in [*LORA_PARTS]:
             return given
         lora = given.get("lora")
@@ -147,7 +147,7 @@ def _default_save(quantization: str | None) -> str:
 def set_trainable(
     model: TextSegModel, what: TrainableSettings | Preset, new_tokens: Sequence[int] = (), seed: int = 0
 ) -> dict[str, list[torch.nn.Parameter]]:
-    """Prepare a model as the setting says, freeze all other parameters, and return the trained ones by group.
+    """Apply the setting to a model: freeze all other parameters and return the trained ones by group.
 
     Quantizes the vision-language model and adds LoRA (initialized with `seed`) and rows for `new_tokens`, unless they are
     there already. Call it before the model moves to its device. TrainingError if the model's adapter or quantization

@@ -1,4 +1,4 @@
-"""A U-Net, the baseline without language: each output channel segments one phrase.
+"""A U-Net, the baseline without text prompts: each output channel segments one phrase.
 
 Its shape follows nnU-Net (Isensee et al. 2021, doi 10.1038/s41592-020-01008-z): 3 x 3 convolutions, instance norm,
 leaky ReLU, strided convolutions for downsampling, transposed ones for upsampling, deep supervision. The layers are MONAI's.
@@ -27,7 +27,7 @@ WEIGHTS = "unet.safetensors"
 NAME = "unet"
 """The value of `model` in a recipe for a new U-Net."""
 HEADS = ("output_block.", "deep_supervision_heads.")
-"""Prefixes of the names of parameters with one row for each phrase."""
+"""Name prefixes of parameters with one row per phrase."""
 SUPERVISED = 2
 """Number of levels below the first with deep supervision; the two lowest have none."""
 
@@ -43,8 +43,8 @@ class OpenedUNet:
 def build_unet(spec: UNetSpec) -> torch.nn.Module:
     """The network with random weights: float (b, 3, h, w) to logits (b, n, h, w) for n phrases.
 
-    h and w must be multiples of 2 for each level below the first. In training mode the output is (b, k, n, h, w): the
-    maps of the first k levels, upsampled. MissingExtraError without MONAI.
+    h and w must be multiples of 2^(levels - 1). In training mode the output is (b, k, n, h, w): the upsampled maps of the
+    first k levels. MissingExtraError without MONAI.
     """
     levels = len(spec.widths)
     model: torch.nn.Module = require("monai.networks.nets", "baselines", "U-Nets").DynUNet(
@@ -72,7 +72,7 @@ def new_unet(shape: UNetShape, phrases: Sequence[str], seed: int) -> OpenedUNet:
 def with_phrases(opened: OpenedUNet, phrases: Sequence[str], seed: int) -> tuple[OpenedUNet, str]:
     """The U-Net with one channel for each of these phrases, and a note on new and removed phrases.
 
-    A phrase that it already has keeps its weights; new phrases get random ones. The note is "" without a change.
+    Known phrases keep their weights; new phrases get random ones. The note is "" if the phrases are unchanged.
     """
     before = opened.card.spec.phrases
     if before == tuple(phrases):
@@ -102,7 +102,7 @@ def open_unet(folder: Path, device: str | torch.device = "cpu") -> OpenedUNet:
     """
     card = read_any_card(folder)
     if not isinstance(card, UNetCard):
-        raise CheckpointError.at(folder, "is no U-Net but a text-prompted model", code="wrong_model_kind")
+        raise CheckpointError.at(folder, "is a text-prompted model, not a U-Net", code="wrong_model_kind")
     path = folder / WEIGHTS
     stored = read_tensors(path)
     model = build_unet(card.spec)
@@ -116,7 +116,7 @@ def open_unet(folder: Path, device: str | torch.device = "cpu") -> OpenedUNet:
 
 
 def write_unet(folder: Path, opened: OpenedUNet, card: UNetCard) -> None:
-    """Write the files of a bundle with that card into the new folder `folder`."""
+    """Write a U-Net bundle with `card` into the new folder `folder`."""
     folder.mkdir(parents=True)
     # MONAI's network has two names for some layers; each parameter is written once
     write_tensors(dict(opened.model.named_parameters()), folder / WEIGHTS)

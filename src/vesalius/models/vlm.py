@@ -1,6 +1,6 @@
 """Forward pass of the vision-language model, from a batch to the hidden states of its tokens.
 
-Families differ in image features and positions (`models/families`); all else is one code path.
+Families differ in image features and positions (`models/families`); everything else is shared.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class LanguageInputs:
     embeddings: torch.Tensor
     """float (b, t, hidden)."""
     positions: torch.Tensor
-    """int64 (b, t), or (3, b, t) in time, down and across, by family."""
+    """int64 (b, t), or (3, b, t) in time, height and width, depending on the family."""
     attention: torch.Tensor
     """int64 (b, t), 0 where padded."""
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -44,12 +44,12 @@ class HiddenStates:
 
 
 def vision_encoder_of(vlm: PreTrainedModel) -> torch.nn.Module:
-    """The vision encoder."""
+    """The vision encoder of a vision-language model."""
     return family_of(vlm.config.model_type).vision_encoder(vlm)
 
 
 def embed_batch(vlm: PreTrainedModel, batch: Batch) -> LanguageInputs:
-    """The embedded rows of a batch; each image is encoded once for all its questions."""
+    """The embedded rows of a batch; each image is encoded once for all its rows."""
     family = family_of(vlm.config.model_type)
     is_image = batch.input_ids == vlm.config.image_token_id
     embeddings = vlm.get_input_embeddings()(batch.input_ids)
@@ -70,10 +70,10 @@ def _by_row(features: list[torch.Tensor], batch: Batch) -> torch.Tensor:
 
 
 def embed_token(vlm: PreTrainedModel, before: LanguageInputs, token: torch.Tensor) -> LanguageInputs:
-    """The inputs of one more token (b,) after `before`."""
+    """The inputs of the next token, `token` (b,), after `before`."""
     attention = torch.cat([before.attention, torch.ones_like(before.attention[:, :1])], dim=1)
     positions = before.positions
-    # one past the largest position so far; after an image that is not the number of tokens
+    # one past the largest position so far, which after an image differs from the token count
     largest = positions.amax(dim=-1) if positions.ndim == 2 else positions.amax(dim=(0, -1)).expand(3, -1)
     return LanguageInputs(vlm.get_input_embeddings()(token)[:, None], largest[..., None] + 1, attention)
 
@@ -81,7 +81,7 @@ def embed_token(vlm: PreTrainedModel, before: LanguageInputs, token: torch.Tenso
 def run_language_model(
     vlm: PreTrainedModel, inputs: LanguageInputs, seg_before_norm: bool, cache: Cache | None = None
 ) -> HiddenStates:
-    """Hidden states of the tokens of `inputs`, which follow those in the cache if there is one."""
+    """Hidden states of the tokens of `inputs`; they continue the cached tokens, if any."""
     language_model = vlm.model.language_model
     with _input_of(language_model.norm) as before_norm:
         last = language_model(
@@ -92,26 +92,26 @@ def run_language_model(
             use_cache=cache is not None,
             **inputs.extra,
         ).last_hidden_state
-    # with layers on several devices the last one may be on another device than its output
+    # in a model spread over devices the last layer may be on another device than the output
     return HiddenStates(last, before_norm[0].to(last.device) if seg_before_norm else last)
 
 
 def prefill(
     vlm: PreTrainedModel, inputs: LanguageInputs, batch: Batch, seg_before_norm: bool, cache: Cache
 ) -> tuple[HiddenStates, LanguageInputs]:
-    """Hidden states (b, k, hidden) of the ends of the rows, and the inputs of these ends; fills the cache with all tokens.
+    """Hidden states (b, k, hidden) and inputs of the last k tokens of each row; the cache is filled with all tokens.
 
-    Questions about one image share their beginning, the image, which is read once. k is the length of the longest rest, or
-    of whole rows if nothing is shared.
+    Rows about one image share its tokens as a prefix, which is computed once. k is the length of the longest row after
+    its prefix, or of the whole rows if no prefix is shared.
     """
     rows = batch.image_of_row
     images, of_row = rows.unique(return_inverse=True)
-    # beyond the trained context the total length rotates the keys, so that parts cannot be read separately
+    # beyond the trained context RoPE depends on the total length, so a prefix cannot be computed separately
     if len(images) == len(rows) or not len(batch.pixel_values) or exceeds_context(vlm, inputs.attention):
         return run_language_model(vlm, inputs, seg_before_norm, cache), inputs
     ends = _ends_of_images(vlm, batch)
     first = torch.stack([(of_row == image).nonzero()[0, 0] for image in range(len(images))])
-    shared = _begin(inputs, first, ends)
+    shared = _prefixes(inputs, first, ends)
     run_language_model(vlm, shared, seg_before_norm, cache)
     cache.batch_select_indices(of_row.cpu())  # the layers may be on several devices
     rest = inputs.attention.shape[1] - int(ends.min())
@@ -126,14 +126,14 @@ def prefill(
 
 
 def _ends_of_images(vlm: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    """int64 (b,): the column behind the last image token of each row."""
+    """int64 (b,): the column after the last image token of each row."""
     is_image = batch.input_ids == vlm.config.image_token_id
     return is_image.shape[1] - is_image.flip(1).int().argmax(dim=1)
 
 
-def _begin(inputs: LanguageInputs, rows: torch.Tensor, ends: torch.Tensor) -> LanguageInputs:
-    """The inputs of `rows` up to their `ends`, padded on the left."""
-    starts = inputs.attention.argmax(dim=1)  # rows are padded on the left themselves
+def _prefixes(inputs: LanguageInputs, rows: torch.Tensor, ends: torch.Tensor) -> LanguageInputs:
+    """The inputs of `rows` up to the columns `ends`, padded on the left."""
+    starts = inputs.attention.argmax(dim=1)  # rows are padded on the left
     width = int((ends - starts)[rows].max())
     columns = ends[rows, None] - width + torch.arange(width, device=ends.device)
     inside = columns >= starts[rows, None]
@@ -157,7 +157,7 @@ def _begin(inputs: LanguageInputs, rows: torch.Tensor, ends: torch.Tensor) -> La
 
 @contextmanager
 def _input_of(module: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
-    """Collects the first argument of each call of the module within the block."""
+    """Collect the first argument of each call of the module within the block."""
     caught: list[torch.Tensor] = []
     handle = module.register_forward_pre_hook(lambda _, arguments: caught.append(arguments[0]))
     try:
@@ -167,9 +167,9 @@ def _input_of(module: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
 
 
 def reset_rope(vlm: PreTrainedModel) -> None:
-    """Reset dynamic RoPE scaling, which keeps the frequencies of the longest question so far in its module.
+    """Reset dynamic RoPE scaling; otherwise its module keeps the frequencies of the longest prompt so far.
 
-    The official code never resets it, so that it misreads each short question after a long one.
+    The official code never resets it, so a short prompt after a long one gets wrong positions.
     """
     if rope := _dynamic_rope(vlm):
         rope.inv_freq = rope.original_inv_freq
@@ -177,10 +177,10 @@ def reset_rope(vlm: PreTrainedModel) -> None:
 
 
 def freeze_rope(vlm: PreTrainedModel) -> None:
-    """Keep the RoPE frequencies of the question while its answer is generated.
+    """Keep the RoPE frequencies of the prompt while its answer is generated.
 
-    Otherwise each token beyond the trained context changes them, and the keys in the cache, rotated by older ones, no
-    longer fit; the official code has this error.
+    Otherwise each token beyond the trained context would change them, and the cached keys would no longer match; the
+    official code has this error.
     """
     if rope := _dynamic_rope(vlm):
         rope.max_seq_len_cached = sys.maxsize

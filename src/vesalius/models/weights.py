@@ -1,6 +1,6 @@
-"""Streamed weights: named tensors that are read in blocks and never all in memory, and composable views of them.
+"""Streamed weights: named tensors that are read in blocks and never all in memory.
 
-Views are files, tensors assembled from rows of other tensors, renamed tensors and hashed ones.
+The classes read files, assemble tensors from rows of others, rename or hash tensors, and can be nested.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ TORCH_TYPES = {
 
 
 class Weights(Protocol):
-    """Named tensors with readable rows."""
+    """Named tensors that are read in rows."""
 
     @property
     def tensors(self) -> Mapping[str, TensorType]:
@@ -61,9 +61,9 @@ class Weights(Protocol):
         ...
 
     def read(self, name: str, first: int = 0, count: int | None = None) -> Iterator[Block]:
-        """Rows `first` to `first + count` of a tensor along its first dimension, without a count all from `first` on.
+        """The `count` rows (axis 0) of a tensor from row `first`, by default all remaining ones, in blocks.
 
-        Blocks are raw little-endian bytes of whole numbers; a scalar has one row.
+        Each block is raw little-endian bytes and never splits an element; a scalar counts as one row.
         """
         ...
 
@@ -96,7 +96,7 @@ class AssembledWeights:
         if len(dtypes) != 1:
             sources = ", ".join(sorted({rows.source for rows in assembly.rows}))
             raise CheckpointError(
-                f"{name}: would be made of {sources}, which have several dtypes ({', '.join(sorted(dtypes))})",
+                f"{name}: cannot be assembled from {sources}, which have several dtypes ({', '.join(sorted(dtypes))})",
                 code="weights_mismatch",
                 field=name,
             )
@@ -129,7 +129,7 @@ class RenamedWeights:
 
 
 class HashedWeights:
-    """Weights with hashing: a second thread hashes each tensor while it is read from its first row to its last."""
+    """Weights hashed while they are read: a second thread hashes each tensor read from its first to its last row."""
 
     def __init__(self, inner: Weights) -> None:
         self._inner = inner
@@ -153,7 +153,7 @@ class HashedWeights:
         self._rows_hashed[name] = first + count
 
     def lines(self) -> dict[str, TensorHash]:
-        """The hash of each tensor; those that were not read completely and in order are read now."""
+        """The hash of each tensor by name; tensors not yet read completely and in order are read now."""
         if self._last is not None:
             self._last.result()
         done = {name for name, tensor in self.tensors.items() if self._rows_hashed[name] == tensor.rows}
@@ -165,7 +165,7 @@ class HashedWeights:
 def rows_within(assembly: Assembly, first: int, count: int) -> Iterator[Rows]:
     """The source rows of rows `first` to `first + count` of an assembled tensor.
 
-    Example: for parts of 2, 3 and 2 rows, rows 1 to 4 are the last row of the first part and the first two of the second.
+    Example: for sources of 2, 3 and 2 rows, rows 1 to 4 are the last row of the first and the first two of the second.
     """
     start = 0
     for rows in assembly.rows:
@@ -183,14 +183,14 @@ def _rows_to_read(tensor: TensorType, first: int, count: int | None) -> int:
 
 
 def load_tensor(weights: Weights, name: str) -> torch.Tensor:
-    """One tensor in its own memory."""
+    """Read one tensor into memory."""
     dtype, shape = weights.tensors[name]
     buffer = torch.empty(weights.tensors[name].n_bytes, dtype=torch.uint8)
     view, at = buffer.numpy(), 0
     for block in weights.read(name):
         view[at : at + len(block)] = np.frombuffer(block, dtype=np.uint8)
         at += len(block)
-    assert at == len(view), f"{name}: {at} bytes of {len(view)} came"
+    assert at == len(view), f"{name}: got {at} of {len(view)} bytes"
     return buffer.view(TORCH_TYPES[dtype]).reshape(shape)
 
 
@@ -206,7 +206,7 @@ def open_weights(folder: Path) -> FileWeights:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of one small file, in memory; CheckpointError if it cannot be read or is damaged."""
+    """Read all tensors of one small file; CheckpointError if it cannot be read or is damaged."""
     try:
         return safetensors.torch.load_file(path)
     except (OSError, SafetensorError) as error:
@@ -217,7 +217,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Write one small file; OutputError if that fails, as on a full disk."""
+    """Write tensors to one small file; OutputError if that fails, for example on a full disk."""
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     try:
         safetensors.torch.save_file(contiguous, path, metadata={"format": "pt"})

@@ -1,4 +1,4 @@
-"""`Family`: all that differs between families of vision-language models. A new family is one subclass and one key table."""
+"""`Family`: the interface of a family of vision-language models. A new family is one subclass and one key table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vesalius.models.specs import ModelSpec
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A known model: the fields of its official `config.json` that decide its shape, and its segmenter."""
+    """A published model: the architecture fields of its official `config.json`, and its SAM 2 configuration."""
 
     config: Mapping[str, Any]
     sam: Callable[[], dict[str, Any]] = sam2_large
@@ -34,51 +34,51 @@ class ImageFeatures:
     """Image features for the language model."""
 
     images: list[torch.Tensor]
-    """For each image float (tokens, hidden): the embeddings of its image tokens."""
+    """Embeddings of the image tokens of each image, float (tokens, hidden)."""
     deep: list[list[torch.Tensor]] = field(default_factory=list)
-    """For some first layers of the language model: features of each image that are added to the hidden states."""
+    """DeepStack: for each of the first language-model layers, features of each image to add to the hidden states."""
 
 
 class Family(ABC):
-    """A family of vision-language models. Instances hold no state; `FAMILIES` has one of each."""
+    """A family of vision-language models; stateless, with one instance per family in `FAMILIES`."""
 
     name: ClassVar[str]
-    """The family in a model card, and `model_type` of the native configuration."""
+    """Name of the family in model cards, and `model_type` of its native configuration."""
     model_class: ClassVar[Any]
     """The native transformers class."""
     image_marks: ClassVar[tuple[str, str, str]]
-    """Text before the tokens of an image, the image token, and text after."""
+    """Text before the image tokens, the image token itself, and text after the image tokens."""
     frame_separator: ClassVar[str] = ""
     """Text between the frames of a video."""
     vision_modules: ClassVar[tuple[str, ...]]
-    """Paths in the native model of the vision encoder, and of a projector beside it."""
+    """Module paths of the vision encoder and of a separate multi-modal projector in the native model."""
     vision_layers: ClassVar[str]
-    """Prefix of the paths of the vision encoder's layers, the possible targets of LoRA."""
+    """Path prefix of the vision encoder's layers, the candidate targets of LoRA."""
     saved_prefixes: ClassVar[tuple[tuple[str, str], ...]] = ()
-    """(prefix in the module, prefix in the file) of names that `save_pretrained` changes."""
+    """Renamings by `save_pretrained`: (prefix in the module, prefix in the file)."""
     presets: ClassVar[Mapping[str, KnownModel]]
     seg_before_norm: ClassVar[bool] = False
-    """Whether the hidden state of [SEG] is taken before the last norm."""
+    """Whether the hidden state of [SEG] is taken before the final norm."""
     tiled: ClassVar[bool] = False
     """Whether an image is cut into tiles."""
     system_prompt: ClassVar[str] = ""
-    """Text that the official `predict_forward` puts before the first question; training does not."""
+    """Text that the official `predict_forward`, but not the training, puts before the first question."""
     image_tag: ClassVar[bool] = False
-    """Whether an official text must contain `<image>` once; otherwise the image comes first."""
+    """Whether the text given to `predict_forward` must contain `<image>` once; otherwise the image comes first."""
 
     @abstractmethod
     def recognizes(self, config: Mapping[str, Any]) -> bool:
-        """Whether an official `config.json` is of this family."""
+        """Whether an official `config.json` describes a model of this family."""
 
     @abstractmethod
     def read_config(self, config: Mapping[str, Any], source: str) -> dict[str, Any]:
-        """The native configuration of an official `config.json` with `image_token_id`.
+        """The native configuration for an official `config.json` that contains `image_token_id`.
 
-        KeyError for a missing field; CheckpointError, beginning with `source`, for an unsupported value.
+        KeyError for a missing field; CheckpointError, starting with `source`, for an unsupported value.
         """
 
     def make_spec(self, config: Mapping[str, Any], sam: dict[str, Any], source: str) -> ModelSpec:
-        """The spec of an official `config.json` and of the configuration of its segmenter; errors as `read_config`."""
+        """The spec from an official `config.json` and a SAM 2 configuration; errors as in `read_config`."""
         return ModelSpec(
             name="Sa2VA of an unpublished size",
             family=self.name,
@@ -94,11 +94,11 @@ class Family(ABC):
 
     @abstractmethod
     def read_image(self, image: Image.Image, spec: ModelSpec) -> Pixels:
-        """One image as the vision encoder takes it."""
+        """One image as input of the vision encoder."""
 
     @abstractmethod
     def read_frames(self, frames: Sequence[Image.Image], spec: ModelSpec) -> Pixels:
-        """Frames of a video as the vision encoder takes them."""
+        """Video frames as input of the vision encoder."""
 
     @abstractmethod
     def largest_image(self, spec: ModelSpec) -> Size:
@@ -109,15 +109,15 @@ class Family(ABC):
         """Features of all images of a batch."""
 
     def positions(self, vlm: PreTrainedModel, batch: Batch, is_image: torch.Tensor) -> torch.Tensor:
-        """Position of each token for the rotary embedding; `is_image` bool (b, t) marks image tokens."""
+        """Position ids of the tokens for RoPE; `is_image`, bool (b, t), marks image tokens."""
         return self.text_positions(batch.attention_mask)
 
     def text_positions(self, attention: torch.Tensor) -> torch.Tensor:
-        """The same for rows without images, int64 (b, t)."""
+        """Position ids of rows without images, int64 (b, t)."""
         return count_positions(attention)
 
     def region_cells(self, spec: ModelSpec) -> int | None:
-        """Number of cells of a tile that regions of a text are marked on; None if the family knows no regions."""
+        """Number of cells per tile on which `mask_prompts` are marked; None if the family does not support them."""
         return None
 
     def saved_name(self, module_name: str) -> str:
@@ -141,7 +141,7 @@ def _with_prefix(name: str, pairs: Sequence[tuple[str, str]]) -> str:
 
 
 def count_positions(attention: torch.Tensor) -> torch.Tensor:
-    """Index of each token in its own row, int64 (b, t), not counting padding on the left."""
+    """Index of each token within its row, int64 (b, t), not counting left padding."""
     return (attention.cumsum(dim=1) - 1).clamp(min=0)
 
 
@@ -159,5 +159,5 @@ def read_rope(text: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pick(config: Mapping[str, Any], names: str) -> dict[str, Any]:
-    """The named fields that a configuration has; `names` is separated by spaces."""
+    """The fields of a configuration that are listed in `names`, a space-separated string."""
     return {name: config[name] for name in names.split() if name in config}

@@ -1,4 +1,4 @@
-"""Chat templates of the language models: those of the official code, without a system prompt."""
+"""Chat templates of the language models, as in the official code, without a system prompt."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Chat:
     """The markup of one turn of a conversation."""
 
     turn: str
-    """Text up to where the answer begins; holds `{question}`."""
+    """Text up to the start of the answer, with the placeholder `{question}`."""
     stop: str
     """Token that ends an answer."""
     spaced: bool = False

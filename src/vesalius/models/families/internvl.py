@@ -1,7 +1,6 @@
 """InternVL 2.5 and 3: InternViT on tiles of 448 x 448 pixels, with Qwen2.5, InternLM2.5 or Phi-3 as language model.
 
-Also `tiny`, which has the same architecture. Sizes of the presets: the configurations of ByteDance/Sa2VA on the Hugging
-Face hub.
+The preset `tiny` has the same architecture. All other presets have the sizes of ByteDance/Sa2VA on the Hugging Face hub.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from vesalius.models.pixels import Pixels, normalize, resize_bicubic, tile_image
 from vesalius.models.sam_config import sam2
 from vesalius.models.specs import IMAGE_TOKEN, ModelSpec
 
-# InternLM2 has no native class; its weights are those of a Llama once `wqkv` is split by key-value heads
+# transformers has no InternLM2 class; the weights fit Llama once `wqkv` is split by key-value heads
 LANGUAGE_MODELS = {"Qwen2ForCausalLM": "qwen2", "InternLM2ForCausalLM": "llama", "Phi3ForCausalLM": "phi3"}
 TEXT_FIELDS = (
     "hidden_act hidden_size intermediate_size max_position_embeddings num_attention_heads num_hidden_layers "
@@ -86,7 +85,7 @@ TINY_CONFIG = _qwen2(
 
 
 class InternVL(Family):
-    """Tiles of an image become 256 tokens each; positions are counted along the text."""
+    """InternVL: each tile of 448 x 448 becomes 256 tokens; positions are counted along the text."""
 
     name = "internvl"
     model_class = InternVLForConditionalGeneration
@@ -103,7 +102,7 @@ class InternVL(Family):
     tiled = True
     image_tag = True
     presets: ClassVar[Mapping[str, KnownModel]] = {
-        # one tile, since its language model is too small to read the tokens of thirteen
+        # one tile, since its language model is too small for the tokens of thirteen
         "tiny": KnownModel(TINY_CONFIG, _tiny_sam, max_tiles=1),
         "Sa2VA-1B": KnownModel(_qwen2(INTERN_VIT_300M, 896, 24, 14, 2, 4864)),
         "Sa2VA-4B": KnownModel(_qwen2(INTERN_VIT_300M, 2048, 36, 16, 2, 11008)),
@@ -144,14 +143,14 @@ class InternVL(Family):
                 "hidden_act": vision.get("hidden_act", "gelu"),
                 "attention_bias": vision["qkv_bias"],
                 "use_qk_norm": vision["qk_normalization"],
-                # no norm after the last layer, as in InternViT; False would add one that no weights have
+                # InternViT has no norm after the last layer; False would add one without weights
                 "use_mean_pooling": True,
             },
             "text_config": _language_model(config["llm_config"], source),
             "image_token_id": config["image_token_id"],
-            "image_seq_length": (image // patch) ** 2 // 4,  # pixel shuffle joins 2 x 2 patches
+            "image_seq_length": (image // patch) ** 2 // 4,  # pixel shuffle merges 2 x 2 patches
             "downsample_ratio": 0.5,
-            # the class default True would overwrite the head with the embeddings in silence
+            # the class default True would silently replace the head by the embeddings
             "tie_word_embeddings": False,
         }
 
@@ -159,7 +158,7 @@ class InternVL(Family):
         return (*INTERN_VIT, *LANGUAGE[spec.text["model_type"]])
 
     def read_image(self, image: Image.Image, spec: ModelSpec) -> Pixels:
-        """float32 (tiles, 3, 448, 448): the tiles of the image, then a thumbnail if there is more than one."""
+        """float32 (tiles, 3, 448, 448): the tiles of the image, then a thumbnail if there are several."""
         tiles = tile_image(image, spec.tile_size, spec.max_tiles)
         return _stack(tiles, (len(tiles) * spec.vlm["image_seq_length"],))
 
@@ -175,7 +174,7 @@ class InternVL(Family):
         return spec.tile_size, spec.tile_size * spec.max_tiles
 
     def image_features(self, vlm: PreTrainedModel, batch: Batch) -> ImageFeatures:
-        """The features of an image, then those of the regions that a question points at."""
+        """Features of each image, followed by those of the regions in `batch.regions`."""
         tiles = vlm.get_image_features(pixel_values=batch.pixel_values).pooler_output
         images = [tiles_of_image.flatten(0, 1) for tiles_of_image in tiles.split(batch.tiles_of_image)]
         if batch.regions is not None:

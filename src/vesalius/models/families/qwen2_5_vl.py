@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: images of any aspect ratio as patches of 14 x 14 pixels, with positions in time, down and across."""
+"""Qwen2.5-VL: images of any aspect ratio as patches of 14 x 14 pixels, with positions in time, height and width."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vesalius.models.keymaps import QWEN2_5_VL, KeyRule
 from vesalius.models.pixels import Pixels, resize_bicubic
 from vesalius.models.specs import ModelSpec
 
-# limits in pixels, all multiples of 28 x 28 whatever the model's own patch is, as in the official code
+# limits in pixels; as in the official code, multiples of 28 x 28 for every patch size
 FIRST_RESIZE = {"factor": 28, "min_pixels": 4 * 28 * 28, "max_pixels": 16384 * 28 * 28}
 SECOND_RESIZE = {"min_pixels": 512 * 28 * 28, "max_pixels": 2048 * 28 * 28}
 
@@ -73,7 +73,7 @@ def _config(hidden: int, layers: int, heads: int, kv_heads: int, mlp: int) -> di
 
 
 class Qwen2_5VL(Family):
-    """Patches of an image become one token for each 2 x 2 of them."""
+    """Qwen2.5-VL: each 2 x 2 patches of an image become one token."""
 
     name = "qwen2_5_vl"
     model_class: ClassVar[Any] = Qwen2_5_VLForConditionalGeneration
@@ -106,7 +106,7 @@ class Qwen2_5VL(Family):
             },
             "text_config": pick(config["text_config"], TEXT_FIELDS) | text,
             **{name: config[name] for name in TOKEN_IDS},
-            # the class default True would overwrite the head with the embeddings in silence
+            # the class default True would silently replace the head by the embeddings
             "tie_word_embeddings": False,
         }
 
@@ -114,11 +114,11 @@ class Qwen2_5VL(Family):
         return self.table
 
     def read_image(self, image: Image.Image, spec: ModelSpec) -> Pixels:
-        """float32 (patches, values of a patch), with its grid int64 (1, 3)."""
+        """float32 (patches, values per patch), and the grid int64 (1, 3)."""
         return self.read_frames([image], spec)
 
     def read_frames(self, frames: Sequence[Image.Image], spec: ModelSpec) -> Pixels:
-        """float32 (patches, values of a patch) of all frames, each of them an image, with their grids int64 (frames, 3)."""
+        """float32 (patches, values per patch) of all frames, each processed as an image; grids int64 (frames, 3)."""
         vision = spec.vlm["vision_config"]
         merge = vision.get("spatial_merge_size", 2)
         reader = Qwen2VLImageProcessorPil(
@@ -146,7 +146,7 @@ class Qwen2_5VL(Family):
         )
 
     def positions(self, vlm: PreTrainedModel, batch: Batch, is_image: torch.Tensor) -> torch.Tensor:
-        """int64 (3, b, t), in time, down and across."""
+        """Position ids int64 (3, b, t) in time, height and width."""
         grids = batch.image_grid_thw.split(batch.tiles_of_image)
         positions: torch.Tensor
         positions, _ = vlm.model.get_rope_index(
@@ -158,7 +158,7 @@ class Qwen2_5VL(Family):
         return positions
 
     def text_positions(self, attention: torch.Tensor) -> torch.Tensor:
-        """int64 (3, b, t), three times the same."""
+        """Position ids int64 (3, b, t), equal in time, height and width."""
         return count_positions(attention).expand(3, -1, -1)
 
 
@@ -171,13 +171,13 @@ def _by_image(frames: Sequence[torch.Tensor], batch: Batch) -> list[torch.Tensor
 
 
 def _resize(image: Image.Image, factor: int) -> Image.Image:
-    """Resize twice, as the official code: by Pillow, then by torch's antialiased bicubic filter on uint8."""
+    """Resize twice, as in the official code: by Pillow, then by torch's antialiased bicubic filter on uint8."""
     try:
         first = smart_resize(image.height, image.width, **FIRST_RESIZE)
         second = smart_resize(*first, factor, **SECOND_RESIZE)
     except ValueError as error:
         raise SettingError(
-            f"an image of {image.width} x {image.height} pixels is too long for Qwen-VL: {error}",
+            f"an image of {image.width} x {image.height} pixels is too elongated for Qwen-VL: {error}",
             code="extreme_aspect_ratio",
         ) from error
     pixels = torch.from_numpy(np.array(resize_bicubic(image, first))).permute(2, 0, 1)

@@ -1,4 +1,4 @@
-"""Qwen3-VL: as Qwen2.5-VL, with features of several encoder layers, and [SEG] read before the last norm."""
+"""Qwen3-VL: Qwen2.5-VL plus DeepStack features of several encoder layers; [SEG] is taken before the final norm."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SIZE_4B: dict[str, Any] = {
 
 
 class Qwen3VL(Qwen2_5VL):
-    """Differs from Qwen2.5-VL in patches of 16 x 16 pixels, their normalization and the names of its weights."""
+    """Qwen3-VL, with patches of 16 x 16 pixels and its own normalization and weight names."""
 
     name = "qwen3_vl"
     model_class = Qwen3VLForConditionalGeneration

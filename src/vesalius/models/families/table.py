@@ -1,4 +1,4 @@
-"""The table of the families of vision-language models."""
+"""`FAMILIES`: the supported families of vision-language models."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from vesalius.models.families.qwen2_5_vl import Qwen2_5VL
 from vesalius.models.families.qwen3_vl import Qwen3VL
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (InternVL(), Qwen2_5VL(), Qwen3VL())}
-"""Name, as a model card and the native configuration have it -> family."""
+"""Name of the family in model cards and native configurations -> family."""
 
 
 def family_of(name: str) -> Family:
-    """The family of that name; CheckpointError for an unknown one."""
+    """The family called `name`; CheckpointError if it is unknown."""
     if name not in FAMILIES:
         raise CheckpointError(
-            f"the family {name!r} of vision-language models is not known; known: {', '.join(FAMILIES)}",
+            f"unknown family of vision-language models {name!r}; known: {', '.join(FAMILIES)}",
             code="unknown_family",
             field="family",
         )
@@ -27,11 +27,11 @@ def family_of(name: str) -> Family:
 
 
 def recognize(config: Mapping[str, Any], source: str) -> Family:
-    """The family of an official `config.json`; CheckpointError, beginning with `source`, if there is none."""
+    """The family of an official `config.json`; CheckpointError, starting with `source`, if none matches."""
     for family in FAMILIES.values():
         if family.recognizes(config):
             return family
     raise CheckpointError(
-        f"{source}: is of no known family of vision-language models; known: {', '.join(FAMILIES)}",
+        f"{source}: belongs to no supported family of vision-language models; supported: {', '.join(FAMILIES)}",
         code="unknown_family",
     )

@@ -1,4 +1,4 @@
-"""Tokenizers of `tiny` and of official folders, without running any code of a folder."""
+"""Tokenizers of `tiny` and of official folders, opened without running any of their code."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ SPACE = "\u2581"
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer with one token per byte, which needs no vocabulary file for any language.
+    """A byte-level tokenizer, which needs no vocabulary file.
 
-    It has 256 byte tokens, then `<|im_start|>`, `<|im_end|>` and the tokens that Sa2VA adds, in its order."""
+    The vocabulary has 256 byte tokens, then `<|im_start|>`, `<|im_end|>` and the tokens added by Sa2VA, in its order."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -46,7 +46,7 @@ def official_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
             return Qwen2Tokenizer.from_pretrained(folder, local_files_only=True)
         if (folder / "tokenizer.model").is_file():
             return _sentencepiece_tokenizer(folder)
-    except Exception as error:  # a damaged file makes the libraries raise nearly anything
+    except Exception as error:  # libraries raise many exception types for damaged files
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError.at(
             folder, f"the tokenizer cannot be opened ({reason})", code="damaged_model"
@@ -59,9 +59,9 @@ def official_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def _sentencepiece_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """InternLM2's tokenizer: byte-pair encoding of SentencePiece, without a space before the text, with `<s>` first.
+    """InternLM2's SentencePiece tokenizer: byte-pair encoding without a prefix space, with `<s>` first.
 
-    Its merges are all pairs of pieces that form a piece, in the order of its score.
+    The merges are all pairs of pieces that form another piece, ordered by its score.
     """
     pieces = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
@@ -109,6 +109,6 @@ def _add_tokens(tokenizer: Tokenizer, added: dict[int, dict[str, Any]], folder: 
         if tokenizer.token_to_id(token["content"]) != number:
             raise CheckpointError.at(
                 folder / "tokenizer_config.json",
-                f"{token['content']} should be token {number}, but there are tokens missing before it",
+                f"{token['content']} should have id {number}, but tokens before it are missing",
                 code="damaged_model",
             )
