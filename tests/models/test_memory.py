@@ -391,8 +391,10 @@ def test_impossible_tracking_is_refused(small_sam: Sam2VideoModel) -> None:
     with pytest.raises(ValueError, match="no key frame"):
         Tracker(small_sam, embeddings).propagate(0, random(1, 3, 128, 128))
     small_sam.mem_dim = 32
-    with raises_code(CheckpointError, "invalid_model_config", "32 channels", "reads 64"):
+    with raises_code(CheckpointError, "invalid_model_config", "32 channels", "expects 64"):
         VideoSession(small_sam, embeddings)
     small_sam.config.enable_occlusion_spatial_embedding = True
-    with raises_code(CheckpointError, "invalid_model_config", "enable_occlusion_spatial_embedding is True"):
+    with raises_code(
+        CheckpointError, "invalid_model_config", "enable_occlusion_spatial_embedding = False", "got True"
+    ):
         VideoSession(small_sam, embeddings)

@@ -151,7 +151,7 @@ def test_a_model_trained_over_4_bits_opens_in_4_bits_only(tmp_path: Path) -> Non
         open_model(tmp_path / "bundle", quantized="8bit")
     dequantize(opened.model.vlm)
     quantize(opened.model.vlm, "8bit")
-    with raises_code(CheckpointError, "unsupported_quantization", "8 bits"):
+    with raises_code(CheckpointError, "unsupported_quantization", "8-bit"):
         save_bundle(tmp_path / "bundle", opened)
 
 
