@@ -23,7 +23,7 @@ from vesalius.errors import DataError, MissingExtraError, OutputError, SettingEr
 from vesalius.names import count_of, list_names
 from vesalius.types import Sample
 
-LISTED = 10
+MAX_LISTED = 10
 
 NOT_SHOWN = "details are hidden because they may identify a person"
 SHOWN_BY_CHECK = f"{NOT_SHOWN}; run vesalius check with the same arguments to see them"
@@ -58,7 +58,7 @@ class Deidentifier:
         if key_file.exists():
             raise OutputError.at(
                 key_file,
-                "is the key of an earlier import; move it elsewhere, and name it with --key to use it again",
+                "is the key of an earlier import; move it elsewhere, and give it with --key to use it again",
                 code="output_exists",
             )
         return cls(Pseudonyms.new() if key is None else read_key(key), key_file)
@@ -186,7 +186,7 @@ class Deidentifier:
         silent = sum(facts["burned_in"] is None for facts in files.values())
         if stated:
             self.notes.append(
-                f"DICOM files that state burned-in annotations: {len(stated)} ({list_names(stated, LISTED)})"
+                f"DICOM files that state burned-in annotations: {len(stated)} ({list_names(stated, MAX_LISTED)})"
             )
         if silent:
             self.notes.append(
@@ -205,7 +205,7 @@ class Deidentifier:
             shown = [f"{name} (x {b[0]} to {b[2]}, y {b[1]} to {b[3]})" for name, (b, *_) in found.items()]
             them = "it" if len(found) == 1 else "them"
             note = f"{count_of(len(found), 'image')} may contain burned-in text; inspect {them}: "
-            note += list_names(shown, LISTED)
+            note += list_names(shown, MAX_LISTED)
         self.notes.append(note)
         return {"burned_in_text": {name: [list(box) for box in boxes] for name, boxes in found.items()}}
 

@@ -39,7 +39,7 @@ KEPT = (
 """Attributes that are kept despite their representation, because they identify codes and not instances."""
 
 STANDARD_UIDS = "1.2.840.10008."
-DEEPEST = 16
+MAX_DEPTH = 16
 """Maximum nesting depth of sequences; deeper ones are removed."""
 
 WORDS = {"X": "removed", "Z": "emptied", "D": "replaced", "U": "renumbered", "K": "kept"}
@@ -124,7 +124,7 @@ def _clean(dataset: Any, pseudonyms: Pseudonyms, done: Counter[str], depth: int)
             continue
         element = dataset[tag]
         inner = element.VR == "SQ" and action in ("K", "U")
-        if inner and depth == DEEPEST:
+        if inner and depth == MAX_DEPTH:
             action = "X"
         done[WORDS[action]] += 1
         if inner and action != "X":

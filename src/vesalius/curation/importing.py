@@ -53,7 +53,7 @@ def import_dataset(
     """
     if to not in WRITERS:
         raise SettingError(
-            f"{to!r} is not a format that can be written; choose one of {', '.join(WRITERS)}",
+            f"{to!r} is not an output format; choose one of {', '.join(WRITERS)}",
             code="bad_value",
             field="to",
         )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int64
 
-TRIED, ROUNDS = 200, 10
+CANDIDATES, MAX_ROUNDS = 200, 10
 
 
 def stratify(
@@ -31,13 +31,13 @@ def stratify(
     lacking = np.outer(fractions, labels.sum(axis=0)).astype(float)
     room = np.asarray(fractions) * sizes.sum()
     left = labels.sum(axis=0)
-    lots = np.random.default_rng(seed).permutation(len(sizes))
+    tie_break = np.random.default_rng(seed).permutation(len(sizes))
     parts = np.full(len(sizes), -1, dtype=np.int64)
     for n_open in range(len(sizes), 0, -1):
-        waiting = np.flatnonzero(parts < 0)
+        unassigned = np.flatnonzero(parts < 0)
         label = int(np.where(left > 0, left, np.iinfo(np.int64).max).argmin()) if left.any() else None
-        wanted = sizes[waiting] if label is None else labels[waiting, label]
-        group = int(waiting[np.lexsort((lots[waiting], -sizes[waiting], -wanted))[0]])
+        wanted = sizes[unassigned] if label is None else labels[unassigned, label]
+        group = int(unassigned[np.lexsort((tie_break[unassigned], -sizes[unassigned], -wanted))[0]])
         allowed = _allowed(room, parts, int(sizes[group]), int(sizes.max()), n_open)
         need = np.zeros(len(fractions)) if label is None else lacking[:, label]
         part = int(allowed[np.lexsort((-room[allowed], -need[allowed].round(9)))[0]])
@@ -72,20 +72,20 @@ def improve(
 ) -> Int64[np.ndarray, " groups"]:
     """The parts after a local search that swaps pairs of groups to bring the sums of `measures` closer to `fractions`.
 
-    The distance is chi-squared, summed over parts and measures. In at most `ROUNDS` rounds, each group is compared with
-    `TRIED` others, sampled by `seed`. A swap must not make a part deviate from its fraction of images by more than the
-    size of the largest group or the deviation before. Measures with a sum of 0 are ignored.
+    The distance is chi-squared, summed over parts and measures. In at most `MAX_ROUNDS` rounds, each group is
+    compared with `CANDIDATES` others, sampled by `seed`. A swap must not make a part deviate from its fraction of images
+    by more than the size of the largest group or its previous deviation. Measures with a sum of 0 are ignored.
     """
-    draw = np.random.default_rng([seed, 1])
+    rng = np.random.default_rng([seed, 1])
     measures = measures[:, measures.sum(axis=0) > 0]
     parts = parts.copy()
     targets = np.outer(fractions, measures.sum(axis=0))
     off = np.stack([measures[parts == part].sum(axis=0) for part in range(len(fractions))]) - targets
     room = np.asarray(fractions) * sizes.sum() - np.bincount(parts, sizes, len(fractions))
-    for _ in range(ROUNDS):
+    for _ in range(MAX_ROUNDS):
         before = parts.copy()
-        for one in draw.permutation(len(parts)):
-            others = draw.choice(len(parts), min(TRIED, len(parts)), replace=False)
+        for one in rng.permutation(len(parts)):
+            others = rng.choice(len(parts), min(CANDIDATES, len(parts)), replace=False)
             others = others[parts[others] != parts[one]]
             here, there = parts[one], parts[others]
             moved, n_moved = measures[others] - measures[one], sizes[others] - sizes[one]

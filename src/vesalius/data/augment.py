@@ -222,9 +222,8 @@ def _blur(channels: UInt8[np.ndarray, "f c h w"], sigma: float) -> UInt8[np.ndar
     """Gaussian blur, approximated by three box blurs; edge pixels are repeated outside the image."""
     blur = ImageFilter.GaussianBlur(sigma)
     flat = channels.reshape(-1, *channels.shape[2:])
-    return np.stack([np.asarray(Image.fromarray(channel).filter(blur)) for channel in flat]).reshape(
-        channels.shape
-    )
+    blurred = [np.asarray(Image.fromarray(channel).filter(blur)) for channel in flat]
+    return np.stack(blurred).reshape(channels.shape)
 
 
 def _add_noise(channels: UInt8[np.ndarray, "f c h w"], std: float, seed: int) -> UInt8[np.ndarray, "f c h w"]:

@@ -83,7 +83,7 @@ def _copy_image(
     except FileExistsError:
         raise OutputError.at(
             target,
-            "two images have this name; give them names that differ in more than upper and lower case",
+            "two images have this name; give them names that differ in more than letter case",
             code="duplicate_id",
         ) from None
     return replace(sample, id=name, image=target, frame=None)

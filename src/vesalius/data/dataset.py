@@ -247,7 +247,7 @@ def _mask_files(sample: Sample) -> list[MaskFile]:
 
 
 def _compare(stated: Size, real: Size) -> str:
-    """`800 x 800 (h x w) but the image is 512 x 512, ratio 1.562 x 1.562`."""
+    """End of a message: `800 x 800 (h x w) but the image is 512 x 512, ratio 1.562 x 1.562`."""
     ratio = f"{stated[0] / real[0]:.4g} x {stated[1] / real[1]:.4g}"
     return f"{stated[0]} x {stated[1]} (h x w) but the image is {real[0]} x {real[1]}, ratio {ratio}"
 

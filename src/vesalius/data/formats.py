@@ -67,7 +67,7 @@ def detect(data: Path, split: str | None) -> tuple[str, Source, list[str]]:
             return name, source, [*notes, *each.notes(source)]
     where = Location(source.path)
     if not source.path.is_dir():
-        raise where.error(f"is in no known format ({', '.join(FORMATS)})", "unknown_format")
+        raise where.error(f"is not in a supported format ({', '.join(FORMATS)})", "unknown_format")
     others = ", ".join(str(file.relative_to(data)) for file in find_annotations(data)[:5])
     remedy = (
         f"if {others} is the annotation file, give its path; otherwise move it elsewhere" if others else ""

@@ -94,7 +94,11 @@ def _check_syntax(pydicom: Any, path: Path) -> None:
         raise image_error(path, "states no transfer syntax", "unsupported_transfer_syntax")
     # pydicom inflates it before anything can be checked, so a small file could exhaust memory
     if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:
-        raise image_error(path, "is a deflated dataset", "unsupported_transfer_syntax")
+        raise image_error(
+            path,
+            "has the unsupported transfer syntax Deflated Explicit VR Little Endian",
+            "unsupported_transfer_syntax",
+        )
     name = syntax.name if syntax.name != syntax else "unknown"
     try:
         decoder = pydicom.pixels.get_decoder(syntax)

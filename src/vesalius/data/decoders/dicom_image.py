@@ -63,7 +63,7 @@ class DicomFacts:
     burned_in_annotation: bool | None
     """True if the pixels show text that identifies the patient; None if not stated."""
     personal_tags: tuple[str, ...]
-    """Attributes of `IDENTIFYING` that have a value."""
+    """The attributes in `IDENTIFYING` that have a value."""
 
 
 def recognize(path: Path, head: bytes) -> bool:

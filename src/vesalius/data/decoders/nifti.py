@@ -4,7 +4,7 @@ A slice is taken along the last axis, as stored: axis 0 (x) runs to the right an
 `volume[:, :, k].T`, the array of SimpleITK and nnU-Net. The affine is not applied: a viewer that orients volumes to the
 patient may show the same slice mirrored.
 
-All slices of a file gray one gray scale: from `cal_min` (black) to `cal_max` (white) if the header states them; the
+All slices of a file share one gray scale: from `cal_min` (black) to `cal_max` (white) if the header states them; the
 stored values for uint8 without scaling; otherwise from the 0.5th to the 99.5th percentile of the finite voxels (an even
 sample of at most four million). Values outside are clipped to black or white, and NaN is black.
 """

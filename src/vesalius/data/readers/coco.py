@@ -1,4 +1,4 @@
-"""COCO instances: one JSON file with images, annotations and categories.
+"""Read COCO instances: one JSON file with images, annotations and categories.
 
     {"images": [{"id": 1, "file_name": "a.png", "height": h, "width": w}, ...],
      "annotations": [{"image_id": 1, "category_id": 1, "segmentation": polygons or RLE, "iscrowd": 0}, ...],

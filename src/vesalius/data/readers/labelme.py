@@ -165,7 +165,7 @@ def _find_image(value: Any, where: Location, root: Path, folders: Sequence[str])
     path = PureWindowsPath(value)
     remedy = "write imagePath relative to this file"
     if path.drive:
-        raise where.error(f"image {show(value)} is on another machine", "outside_path", remedy)
+        raise where.error(f"image {show(value)} is a path on another machine", "outside_path", remedy)
     own = where.path.parent.relative_to(root)
     beside = posixpath.join(own.as_posix(), path.as_posix())
     elsewhere = {folder: posixpath.join(folder, *own.parts[1:], path.as_posix()) for folder in folders}

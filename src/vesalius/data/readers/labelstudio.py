@@ -223,7 +223,9 @@ def _read_labels(region: _Region, where: Location) -> list[str]:
         or not labels
         or not all(isinstance(each, str) and each.strip() for each in labels)
     ):
-        raise where.error(f"a {show(region.type)} needs a label, but has {show(labels)}", "no_phrase")
+        raise where.error(
+            f"a region of type {show(region.type)} needs a label, but has {show(labels)}", "no_phrase"
+        )
     return labels
 
 

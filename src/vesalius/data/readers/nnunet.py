@@ -120,13 +120,13 @@ def _read_labels(value: Any, path: Path) -> tuple[Labels, int | None]:
                 "invalid_labels",
             )
         if values != [0] and (0 in values or name == "background"):
-            raise where.error("0 must be the background, and nothing else", "invalid_labels")
+            raise where.error("the background must be 0, and no other label may be", "invalid_labels")
         if name == "ignore":
             ignored = values[0]
         elif values != [0]:
             labels[name] = tuple(dict.fromkeys(values))
     if not labels:
-        raise where.error("there is no label but the background", "invalid_labels")
+        raise where.error("the only label is the background", "invalid_labels")
     return labels, ignored
 
 

@@ -25,7 +25,7 @@ from vesalius.files import replacing
 from vesalius.masks import Rle, Size, decode_rle, encode_rle
 from vesalius.names import list_names
 
-LONGEST_LABEL = 64
+MAX_LABEL_LENGTH = 64
 """Maximum number of characters of a segment label (value representation LO)."""
 
 PATIENT_AND_STUDY = (
@@ -73,9 +73,9 @@ CONCEPTS: dict[str, tuple[Concept, Concept]] = {
 def check_labels(phrases: Sequence[str]) -> None:
     """Raise SettingError if a phrase cannot be a segment label: too long, with a backslash, or not printable."""
     for phrase in phrases:
-        if len(phrase) > LONGEST_LABEL or "\\" in phrase or not phrase.isprintable():
+        if len(phrase) > MAX_LABEL_LENGTH or "\\" in phrase or not phrase.isprintable():
             raise SettingError(
-                f"the phrase {phrase[:80]!r} cannot label a DICOM segment, which allows at most {LONGEST_LABEL} characters "
+                f"the phrase {phrase[:80]!r} cannot label a DICOM segment, which allows at most {MAX_LABEL_LENGTH} characters "
                 "without backslashes and line breaks; use a shorter phrase, or leave dicom out of --save",
                 code="bad_value",
                 field="prompt",

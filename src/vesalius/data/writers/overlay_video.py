@@ -53,7 +53,7 @@ def write_overlay(
                     picture = _even(np.asarray(overlay(frame, mask)))
                     stream = stream or _add_stream(container, picture.shape, fps)
                     if picture.shape[:2] != (stream.height, stream.width):
-                        raise ValueError(f"frame {count} is {picture.shape[:2]}, the first was another size")
+                        raise ValueError(f"frame {count} is {picture.shape[:2]}, unlike the first frame")
                     container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
                     count += 1
                 if stream is None:

@@ -57,7 +57,7 @@ def image_path(sample: Sample, folder: Path) -> Path:
     image = sample.image.absolute()
     if ".." in image.parts or not image.is_relative_to(folder.absolute()):
         raise AnnotationError.at(
-            sample.image, f"lies outside {folder}; copy the image there first", code="outside_path"
+            sample.image, f"is outside {folder}; copy the image there first", code="outside_path"
         )
     return image.relative_to(folder.absolute())
 
