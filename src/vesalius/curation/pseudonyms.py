@@ -121,9 +121,7 @@ def read_key(path: Path) -> Pseudonyms:
             state = os.fstat(file.fileno())
             if os.name == "posix" and state.st_mode & 0o077:
                 raise SettingError.at(
-                    path,
-                    f"other users can read this key; run: chmod 600 {path}",
-                    code="exposed_key",
+                    path, f"other users can read this key; run: chmod 600 {path}", code="exposed_key"
                 )
             value = json.load(file)
         key, groups = bytes.fromhex(value["key"]), value["groups"]

@@ -75,9 +75,7 @@ class SamplingMap:
                 target[rows].reshape(-1)[near] = coverage >= 0.5
         return moved, moved_masks
 
-    def _bands(
-        self,
-    ) -> Iterator[tuple[slice, Float32[np.ndarray, "r w"], Float32[np.ndarray, "r w"]]]:
+    def _bands(self) -> Iterator[tuple[slice, Float32[np.ndarray, "r w"], Float32[np.ndarray, "r w"]]]:
         """(slice of output rows, x, y of their source points); (0, 0) is the center of the first input pixel."""
         height, width = self.size
         step = max(1, BAND_PIXELS // width)

@@ -220,10 +220,7 @@ def _check_stream(image: DicomImage, index: int, options: dict[str, Any]) -> Non
 
     image.file.seek(image.offset)
     stream = encaps.get_frame(
-        image.file,
-        index,
-        number_of_frames=image.frames,
-        extended_offsets=options.get("extended_offsets"),
+        image.file, index, number_of_frames=image.frames, extended_offsets=options.get("extended_offsets")
     )
     found = stream_shape(stream)
     stated = (*image.size, int(image.tags.SamplesPerPixel))

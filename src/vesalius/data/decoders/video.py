@@ -159,9 +159,7 @@ def _index(path: Path, size: int, time_ns: int) -> Index:
     stated = stated_bytes(path, container)
     if stated is not None and stated > size:
         raise image_error(
-            path,
-            f"is truncated: its headers state {stated} bytes, but it has {size}",
-            "truncated_file",
+            path, f"is truncated: its headers state {stated} bytes, but it has {size}", "truncated_file"
         )
     with decoding(path):
         times, are_keys, tick_ms = _read_packets(path)

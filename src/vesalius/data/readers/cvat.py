@@ -206,8 +206,7 @@ def _read_mask(shape: Element, where: Location, size: Size | None) -> RleMask:
         raise where.error("rle must be comma-separated whole numbers", "invalid_rle") from error
     if min(runs) < 0 or sum(runs) != width * height:
         raise where.error(
-            f"the runs of rle must sum to {width} x {height} pixels, not {sum(runs)}",
-            "invalid_rle",
+            f"the runs of rle must sum to {width} x {height} pixels, not {sum(runs)}", "invalid_rle"
         )
     mask = np.zeros(size, dtype=bool)
     inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs)

@@ -23,15 +23,7 @@ from vesalius.data.decoders.picture import SUFFIXES
 from vesalius.data.images import frame_id, sample_id
 from vesalius.data.readers import dicom_seg
 from vesalius.data.readers.dicom_seg import Segment
-from vesalius.data.source import (
-    HEAD_BYTES,
-    Problems,
-    Samples,
-    Source,
-    report,
-    reporting,
-    unreadable,
-)
+from vesalius.data.source import HEAD_BYTES, Problems, Samples, Source, report, reporting, unreadable
 from vesalius.errors import DataError, ImageError
 from vesalius.types import Absent, Location, RleMask, Sample
 

@@ -41,10 +41,7 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
     if table is None and not phrase:
         remedy = f'give one, for example --prompt "blood vessel", or a table of classes in {TABLE}'
         raise SettingError(
-            f"{path}: the masks have no phrase; {remedy}",
-            code="no_phrase",
-            path=path,
-            remedy=remedy,
+            f"{path}: the masks have no phrase; {remedy}", code="no_phrase", path=path, remedy=remedy
         )
     images, masks = (_by_stem(path / side, problems) for side in ("images", "masks"))
     for side, other, lonely in (
