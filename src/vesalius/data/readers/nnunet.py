@@ -120,7 +120,7 @@ def _read_labels(value: Any, path: Path) -> tuple[Labels, int | None]:
                 "invalid_labels",
             )
         if values != [0] and (0 in values or name == "background"):
-            raise where.error("the background must be 0, and no other label may be", "invalid_labels")
+            raise where.error("the background must be 0, and no other label may be 0", "invalid_labels")
         if name == "ignore":
             ignored = values[0]
         elif values != [0]:
