@@ -56,7 +56,7 @@ def slug(text: str) -> str:
 
 
 def list_names(names: Iterable[str], most: int = 5, between: str = ", ") -> str:
-    """The first `most` names as text, followed by the number of remaining ones.
+    """Text that lists the first `most` names and gives the number of the remaining ones.
 
     >>> list_names("abcdefg")
     'a, b, c, d, e and 2 more'

@@ -10,6 +10,7 @@ from typing import Self
 from tqdm import tqdm
 
 PLAIN_LINE_EVERY_S = 15.0
+"""Seconds between progress lines if stderr is not a terminal."""
 
 
 class Progress:

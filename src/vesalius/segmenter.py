@@ -149,7 +149,7 @@ class Segmenter(Described):
         key_frames: Sequence[int] = (),
         reprompt_every: int | None = None,
     ) -> Iterator[FramePredictions]:
-        """The predictions for each frame of a clip, with propagated masks; by default, raises SettingError."""
+        """The predictions for each frame of a clip, with propagated masks; by default, SettingError."""
         self._refuse(NO_MEMORY)
 
     def _refuse(self, reason: str) -> NoReturn:

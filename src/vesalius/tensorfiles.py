@@ -39,7 +39,7 @@ Report = Callable[[int], None]
 
 
 def ignore(n_bytes: int) -> None:
-    """A `Report` that does nothing."""
+    """A `Report` callback that does nothing."""
 
 
 class TensorType(NamedTuple):

@@ -60,8 +60,8 @@ def test_the_finding_about_thin_structures_has_the_fraction_and_the_grid() -> No
     assert check_widths([measured("a", 10), measured("b", 10)], "f") == []
     (found,) = check_widths([measured("a", 12), measured("b", 50)], "f")
     assert found.message == (
-        "31 % of the skeleton is thinner than one mask cell at 512 px (2 px, of the official grid of 256 x 256 cells "
-        "over the image)"
+        "31 % of the skeleton is thinner than one cell of the model's mask grid (256 x 256 cells; a cell is 2 px in "
+        "images of 512 px)"
     )
     assert found.remedy == "use tiles or a larger input size"
     assert found.samples == ("b", "a")

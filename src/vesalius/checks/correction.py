@@ -59,7 +59,7 @@ class Correction:
     has_unknown_scale: bool = False
     """True if the sample was dropped because it is unknown at which image size it was annotated."""
     key: str | None = None
-    """Hash of pixels, masks, group and metadata that finds duplicates; None if the sample may equal others."""
+    """Hash of pixels, masks, group and metadata that finds duplicates; None if duplicates of the sample are allowed."""
 
 
 class NotCorrectable(ValueError):
@@ -268,7 +268,7 @@ def _check_scale(stated: Size, size: Size) -> None:
     """Raise NotCorrectable if the two sizes suggest that the image was rotated, cropped, padded or stretched."""
     if stated == size[::-1]:
         raise NotCorrectable(
-            f"its stated size is {_by(stated)}, which is the image ({_by(size)}) rotated, or with height and width swapped"
+            f"its stated size {_by(stated)} is the image size with height and width swapped; the image may have been rotated"
         )
     if not same_ratio(stated, size):
         raise NotCorrectable(

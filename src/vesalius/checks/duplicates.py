@@ -29,7 +29,7 @@ def check_duplicates(measurements: Sequence[Measurement]) -> list[Finding]:
         for group in same.values()
         if not _one_clip(group)
     ]
-    clips = [f"{_kinship(each)}\n{each.split}" for each, *_ in same.values()]
+    clips = [f"{_similarity_key(each)}\n{each.split}" for each, *_ in same.values()]
     hashes = list(same)
     for cluster in near_clusters(hashes, clips):
         cluster_images = [each for index in cluster for each in same[hashes[index]]]
@@ -38,7 +38,7 @@ def check_duplicates(measurements: Sequence[Measurement]) -> list[Finding]:
 
 
 def near_clusters(hashes: Sequence[ImageHashes], clips: Sequence[str]) -> list[list[int]]:
-    """Clusters of near duplicates (single linkage), as indices; images with equal `clips` are not linked directly."""
+    """Clusters of near duplicates (single linkage), as lists of indices; images with equal `clips` are not linked."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -58,7 +58,7 @@ def near_clusters(hashes: Sequence[ImageHashes], clips: Sequence[str]) -> list[l
     return [cluster for cluster in clusters.values() if len(cluster) > 1]
 
 
-def _kinship(measurement: Measurement) -> str:
+def _similarity_key(measurement: Measurement) -> str:
     """A key that is equal for naturally similar images: those of one group or one clip."""
     if measurement.group is not None:
         return f"group {measurement.group}"

@@ -177,7 +177,7 @@ def _write(kept: Mapping[str, Sequence[Sample]], folder: Path, on_image: Callabl
     placed: dict[tuple[Path, int | None], Sample] = {}
     taken: set[str] = set()
     for split, samples in kept.items():
-        # without masks, which the annotation writer reads later
+        # masks are left out here, because the annotation writer reads them
         new = [replace(each, masks=None) for each in samples if (each.image, each.frame) not in placed]
         names = {each.id: f"{each.id}__{split}" if each.id in taken else each.id for each in new}
         there = copy_images(new, folder, names, copy=True, on_progress=on_image)

@@ -20,7 +20,7 @@ Points = Float[np.ndarray, "n 2"]
 
 
 def check_polygons(reference: Polygons, size: Size, sample: Sample, within: str) -> list[Finding]:
-    """Findings about the polygons of one object, which messages call `within`."""
+    """Findings about the polygons of one object; `within` names the object in messages."""
     findings = []
     for number, part in enumerate(reference.parts):
         at = f"{within}, polygon {number}" if len(reference.parts) > 1 else within
@@ -42,7 +42,7 @@ def _check_polygon(part: tuple[float, ...], size: Size) -> tuple[str, str] | Non
     if crossings is None:
         return (
             "self_intersection",
-            f"its {len(points)} long edges are too many to search for self-intersections",
+            f"its {len(points)} edges are too many and too long to search for self-intersections",
         )
     if crossings:
         lost = int(np.count_nonzero(_lost(points, size)))

@@ -88,7 +88,7 @@ def check_overlaps(
         )
         if rare:
             worst = rare[0]
-            more = f"; so do {count_of(len(rare) - 1, 'more pair')}" if len(rare) > 1 else ""
+            more = f"; {count_of(len(rare) - 1, 'more pair')} of objects overlap" if len(rare) > 1 else ""
             message = f"{worst.intersection} pixels, {100 * worst.fraction:.3g} % of the smaller object, belong to both{more}"
             findings.append(sample_finding("overlapping_objects", sample, message, within=worst.within))
     return findings, {f"{first!r} and {second!r}": n for (first, second), n in natural.items()}

@@ -47,7 +47,7 @@ def check_phrases(dataset: Dataset, file: str) -> list[Finding]:
     flat, nested = (_with_polygons(dataset.samples, flat) for flat in (True, False))
     if flat and nested:
         message = (
-            f"{count_of(sum(flat.values()), 'object')} in {count_of(len(flat), 'image')} written as one flat list, "
+            f"{count_of(sum(flat.values()), 'object')} in {count_of(len(flat), 'image')} are written as one flat list, "
             f"{count_of(sum(nested.values()), 'object')} in {count_of(len(nested), 'image')} as lists of lists"
         )
         rare = min(flat, nested, key=len)

@@ -58,8 +58,8 @@ def check_widths(measurements: Sequence[Measurement], file: str) -> list[Finding
     at = f"{sides[0]} px" if len(sides) == 1 else f"{sides[0]} to {sides[-1]} px"
     cells = " to ".join(f"{side / GRID:.3g}" for side in dict.fromkeys((sides[0], sides[-1])))
     message = (
-        f"{thin / skeleton:.0%} of the skeleton is thinner than one mask cell at {at} ({cells} px, of the official "
-        f"grid of {GRID} x {GRID} cells over the image)".replace("%", " %")
+        f"{thin / skeleton:.0%} of the skeleton is thinner than one cell of the model's mask grid ({GRID} x {GRID} cells; "
+        f"a cell is {cells} px in images of {at})".replace("%", " %")
     )
     worst = sorted(measurements, key=lambda measurement: -sum(target.thin for target in measurement.targets))
     return [

@@ -1,7 +1,7 @@
 """Arguments that several commands share: dataset, model, prediction and mask options.
 
-A flag has the name of the function parameter that it sets, except `plan --for` and `plan --set`. A flag that is not
-given is missing from the namespace, so the default of the called function applies.
+A flag has the name of the function parameter that it sets; `plan --for` and `plan --set` are exceptions. A flag that is
+not given is missing from the namespace, so the default of the called function applies.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
 def add_dataset_options(command: argparse.ArgumentParser) -> None:
     """Add --prompt, --split and --group: the options of `open_dataset`."""
     add = command.add_argument_group("dataset").add_argument
-    add("--prompt", help="replace every phrase by this one")
+    add("--prompt", help="use this prompt instead of the phrases in the dataset")
     add("--split", metavar="NAME", help="read annotations.NAME.json of the folder")
     add(
         "--group",
@@ -46,9 +46,9 @@ def add_dataset_options(command: argparse.ArgumentParser) -> None:
 
 
 def add_num_workers(command: argparse.ArgumentParser, task: str) -> None:
-    """Add --num-workers; `task` completes the help text "processes that ..."."""
+    """Add --num-workers; `task` completes the help text "number of processes that ..."."""
     command.add_argument(
-        "--num-workers", type=int, metavar="N", help=f"processes that {task}; one per core if not given"
+        "--num-workers", type=int, metavar="N", help=f"number of processes that {task}; default: one per core"
     )
 
 
@@ -90,7 +90,7 @@ def add_mask_options(command: argparse.ArgumentParser) -> None:
         "--threshold",
         type=float,
         metavar="T",
-        help="probability above which a pixel belongs to the mask; the model's own if not given",
+        help="probability above which a pixel belongs to the mask; default: the threshold of the model",
     )
     add(
         "--tta",

@@ -32,7 +32,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Result:
-    """Write the converted model and proof.json; returns the proof."""
+    """Write the converted model and conversion.json; returns the proof in it."""
     from vesalius.conversion.convert import convert
     from vesalius.conversion.proof import summarize
     from vesalius.models.cpu_allocator import keep_freed_memory

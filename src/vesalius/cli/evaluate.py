@@ -73,7 +73,7 @@ def _model_and_data(args: argparse.Namespace) -> tuple[str | None, Path]:
     names = args.model_and_data
     if len(names) != (1 if "predictions" in args else 2):
         expected = "--predictions DIR DATA" if "predictions" in args else "MODEL DATA"
-        print(f"vesalius evaluate: takes {expected}; got {' '.join(names)}", file=sys.stderr)
+        print(f"vesalius evaluate: expected {expected}; got {' '.join(names)}", file=sys.stderr)
         raise SystemExit(2)
     return (names[0] if len(names) == 2 else None), Path(names[-1])
 

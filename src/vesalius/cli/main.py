@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _as_vesalius_error(error: BaseException) -> VesaliusError:
-    """The error itself, or a VesaliusError for an interruption or an unexpected exception."""
+    """Convert an interruption or an unexpected exception to a VesaliusError; others are returned unchanged."""
     if isinstance(error, VesaliusError):
         return error
     if isinstance(error, KeyboardInterrupt):

@@ -12,7 +12,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     from vesalius.segmenter import Purpose
 
     add = command.add_argument
-    add("model", metavar="MODEL", help=f"{MODEL}; a published name works without its weights")
+    add("model", metavar="MODEL", help=f"{MODEL}; a published model need not be downloaded")
     add(
         "--gpus",
         metavar="4x24GiB",

@@ -26,7 +26,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         nargs="+",
         help="images, DICOM files, volumes, videos, or folders of them",
     )
-    add("--prompt", action="append", required=True, help="what to segment; may be repeated")
+    add("--prompt", action="append", required=True, help="text prompt: what to segment; may be repeated")
     add("--out", type=Path, required=True, help=arguments.OUT)
     add(
         "--save",

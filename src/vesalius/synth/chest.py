@@ -114,7 +114,7 @@ def _soft_step(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.nda
 
 
 def _rise(value: np.ndarray) -> np.ndarray:
-    """Smooth step from 0 (value << 0) to 1 (value >> 0)."""
+    """Smooth step: 0 for large negative values, 0.5 at 0, 1 for large positive values."""
     return 0.5 + 0.5 * value / np.sqrt(1 + value * value)
 
 

@@ -112,7 +112,7 @@ class CatheterLook:
     """Attenuation that the lumen lacks, relative to the wall."""
 
     def attenuation(self, catheter: Tube, whole: np.ndarray, filled: float) -> Float[np.ndarray, "h w"]:
-        """Attenuation, for path lengths `whole` in pixels and the relative contrast concentration `filled`."""
+        """Attenuation of the catheter for path lengths `whole` in pixels and the relative contrast concentration `filled`."""
         if not self.lumen:
             return self.mu * (0.4 + 0.6 * filled) * whole
         inner = chords([replace(catheter, radii=catheter.radii * self.lumen)], len(whole))
@@ -120,7 +120,7 @@ class CatheterLook:
 
 
 def choose_look(rng: np.random.Generator, vessel_mu: float, size: int) -> CatheterLook:
-    """A random appearance; `vessel_mu` is the vessels' attenuation per pixel of path length."""
+    """A random catheter appearance; `vessel_mu` is the vessels' attenuation per pixel of path length."""
     if rng.random() < 0.6:
         return CatheterLook(vessel_mu * rng.uniform(0.7, 1.3), 0.0, 0.0)
     mu = rng.uniform(0.03, 0.06) * REFERENCE_SIZE / size

@@ -25,7 +25,7 @@ THINNEST_ANNOTATED = 2.0
 HEART_MM = 46.0
 """Short radius of the heart; with it, the left main has a diameter of about 4 to 5 mm."""
 
-# (longitude, latitude) in degrees: longitude 0 is the front, 90 the patient's left; latitude -90 is the apex
+# waypoints (longitude, latitude) in degrees: longitude 0 is the front, 90 the patient's left; latitude -90 is the apex
 LEFT_MAIN = ((-8, 66), (6, 54), (14, 46))
 LAD = ((14, 46), (6, 20), (0, -15), (4, -48), (18, -72))
 LCX = ((14, 46), (42, 38), (78, 26), (112, 16), (134, -8))

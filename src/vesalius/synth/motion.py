@@ -83,7 +83,7 @@ class Bolus:
 
 
 def _ramp(value: np.ndarray) -> np.ndarray:
-    """Smoothstep: 0 up to value 0, 1 from value 1."""
+    """Smoothstep: 0 for values up to 0, 1 for values from 1."""
     value = np.clip(value, 0, 1)
     return value * value * (3 - 2 * value)
 

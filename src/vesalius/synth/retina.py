@@ -107,7 +107,7 @@ def _sprout(
 
 
 def _steer(first: float, last: float, reach: float, length: float) -> Float[np.ndarray, "n 2"]:
-    """A line from (0, 0) whose heading turns from `first` to `last` (radians) within about `reach` pixels."""
+    """A line from (0, 0) that turns from the heading `first` to `last` (radians) within about `reach` pixels."""
     steps = np.linspace(0, length, int(np.clip(length / 3, 16, 120)))
     heading = last + (first - last) * np.exp(-steps / reach)
     steps_xy = np.stack([np.cos(heading), np.sin(heading)], axis=1) * (steps[1] - steps[0])

@@ -41,7 +41,7 @@ Phrases = Literal["default", "all"]
 
 @dataclass(frozen=True)
 class Written:
-    """Counts of a written dataset."""
+    """Counts of images, masks and absent objects in a written dataset."""
 
     images: int
     masks: int
@@ -117,7 +117,7 @@ def write_dataset(
     phrases: Phrases = "default",
     num_workers: int | None = None,
 ) -> Written:
-    """Write a dataset of `n` images, or `n` clips of `frames` frames, with masks; atomic.
+    """Write a dataset of `n` images, or `n` clips of `frames` frames, with masks, atomically.
 
     The files are `out/images/synth_00000.png ...` (`synth_00000_000.png ...` for clips) and `out/annotations.json`, where
     the frames of a clip share `sequence`. `num_workers` is the number of processes (0: this process; None: one per core, or
