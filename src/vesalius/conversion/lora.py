@@ -1,8 +1,7 @@
 """Merge LoRA into the base tensor by tensor, and check the merge.
 
 All names are those of the official layout. A merged weight is W + alpha / rank * B @ A, computed in float32 in blocks
-of rows, and stored in a dtype that represents W, A and B exactly. PEFT merges models in memory only; this merge is
-streamed.
+of rows, and stored in a dtype that represents W, A and B exactly. PEFT merges in memory only.
 """
 
 from __future__ import annotations
@@ -107,8 +106,7 @@ class MergeCheck:
     """Merge error, and the tensors that the checkpoint changes."""
 
     error: float
-    """Largest difference between the outputs of merged weight and weight plus adapter, relative to the largest
-    output."""
+    """Largest output difference between merged weight and weight plus adapter, relative to the largest output."""
     worst: str | None
     """Weight with the largest difference; None if no LoRA was merged."""
     merged: tuple[str, ...]

@@ -127,8 +127,7 @@ class TrainingCheckpoint:
     def find_alpha(self, given: float | None) -> Alpha | None:
         """LoRA's alpha: `given`, else from the text of the training config; None without LoRA.
 
-        SettingError if alpha is given without LoRA or is not positive; CheckpointError if it is neither given nor
-        stored.
+        SettingError if alpha is given without LoRA or not positive; CheckpointError if neither given nor stored.
         """
         if self.rank is None:
             if given is not None:
@@ -272,9 +271,7 @@ def _state_dict(loaded: dict[str, Any], path: Path) -> dict[str, torch.Tensor]:
     odd = [str(name) for name, value in state.items() if not (isinstance(name, str) and _is_plain(value))]
     if odd:
         raise _refusal(
-            path,
-            f"values in the state dict are not dense CPU tensors: {list_names(odd, 10)}",
-            code="invalid_tensor",
+            path, f"has values that are no dense CPU tensors: {list_names(odd, 10)}", code="invalid_tensor"
         )
     return {name: torch.Tensor.detach(value) for name, value in state.items()}
 
@@ -312,9 +309,7 @@ def _sort(
             renamed[name] = official or name
     if unknown:
         raise _refusal(
-            path,
-            f"these keys do not belong to Sa2VA's training: {list_names(unknown, 10)}",
-            code="unknown_tensor",
+            path, f"has keys unknown to Sa2VA's training: {list_names(unknown, 10)}", code="unknown_tensor"
         )
     if twice:
         raise _refusal(

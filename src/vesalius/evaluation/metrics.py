@@ -1,7 +1,6 @@
 """All metrics of one image and phrase: the ordered table `METRICS`, and `score`, which computes them together.
 
-Each mask is cropped to the common bounding box; boundaries, distances, skeletons and components are computed once per
-pair.
+Masks are cropped to their common bounding box. Boundaries, distances, skeletons and components are computed once.
 """
 
 from __future__ import annotations

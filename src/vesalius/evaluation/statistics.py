@@ -26,8 +26,7 @@ are just the lowest and the highest resampled mean."""
 EXACT_GROUPS = 50
 """Maximum number of differences for the exact signed-rank test; above, the normal approximation is used."""
 DECIMALS = 9
-"""Decimals to which differences are rounded before ranking, so that the rounding error of 0.1 + 0.2 - 0.3 counts as
-a tie."""
+"""Decimals to which differences are rounded before ranking, so that 0.1 + 0.2 - 0.3 counts as 0."""
 TIE = 1e-12
 """Means that differ by less than this are equal up to rounding."""
 DRAWS_AT_ONCE = 1_000_000
