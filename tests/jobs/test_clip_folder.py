@@ -46,8 +46,8 @@ def predict(
 ) -> list[dict[str, Any]]:
     save = more.pop("save", ["masks", "rle"])
     progress = more.pop("on_progress", lambda _: None)
-    segmenter, asked, answer = prepare_clips(predictor, None, samples, PROMPTS, save, **more)
-    write_predictions(segmenter, asked, PROMPTS, out, save=save, answer=answer, on_progress=progress)
+    segmenter, asked, worker = prepare_clips(predictor, None, samples, PROMPTS, save, **more)
+    write_predictions(segmenter, asked, PROMPTS, out, save=save, worker=worker, on_progress=progress)
     return [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
 
 

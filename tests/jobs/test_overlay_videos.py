@@ -15,7 +15,7 @@ from tests.video_files import read_video
 from vesalius.data.clips import group_clips
 from vesalius.data.image_files import find_images
 from vesalius.jobs import overlay_videos
-from vesalius.jobs.folder import answer_samples, write_predictions
+from vesalius.jobs.folder import predict_and_write, write_predictions
 
 from ..segmenters import SIDE, Bright
 
@@ -43,8 +43,8 @@ test_overlay_videos.predict(Path(sys.argv[2]), Path(sys.argv[3]))
 
 def predict(clip: Path, out: Path) -> None:
     samples = find_images([clip])
-    answer = overlay_videos.with_videos(partial(answer_samples, Bright()), group_clips(samples), ["light"])
-    write_predictions(Bright(), samples, ["light"], out, save=["masks", "video"], answer=answer)
+    worker = overlay_videos.with_videos(partial(predict_and_write, Bright()), group_clips(samples), ["light"])
+    write_predictions(Bright(), samples, ["light"], out, save=["masks", "video"], worker=worker)
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".masks.mkv"])

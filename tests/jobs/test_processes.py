@@ -65,11 +65,11 @@ def test_killed_process_stops_the_job_and_the_same_command_continues_it(
                 os.kill(children[0], signal.SIGKILL)
 
         with raises_code(VesaliusError, "process_killed", "on cpu"):
-            write(processes, out=tmp_path / "two", answer=processes.answer_samples, on_progress=kill)
+            write(processes, out=tmp_path / "two", worker=processes.predict_and_write, on_progress=kill)
     assert not (tmp_path / "two" / "predictions.jsonl").exists()
 
     with caplog.at_level(logging.WARNING), Processes(open_bright, ["cpu", "cpu"]) as processes:
-        summary = write(processes, out=tmp_path / "two", answer=processes.answer_samples)
+        summary = write(processes, out=tmp_path / "two", worker=processes.predict_and_write)
     assert "two: continues after" in caplog.text
     assert summary["coverage"] == {"ok": 58, "no_seg": 0, "failed": 2}
     assert "005.png" in summary["failures"][0]
@@ -102,7 +102,7 @@ def test_processes_refuse_prompts_and_count_their_caches_together(tmp_path: Path
     draw_squares(tmp_path / "in", 3)
     images = find_images([tmp_path / "in"])
     with Processes(open_cached, ["cpu", "cpu"]) as processes:
-        write = partial(write_predictions, processes, images, answer=processes.answer_samples)
+        write = partial(write_predictions, processes, images, worker=processes.predict_and_write)
         with raises_code(SettingError, "unknown_phrase", "liver"):
             write(["vessel", "liver"], tmp_path / "out")
         assert not (tmp_path / "out").exists()

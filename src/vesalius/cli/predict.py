@@ -78,9 +78,9 @@ def run(args: argparse.Namespace) -> Result:
     images = find_images(args.images)
     clips = given(args, "propagation reprompt_every")
     with _open(args) as opened, Progress(len(images), "predict") as progress:
-        segmenter, samples, answer = prepare_clips(*opened, images, args.prompt, saves, **clips)
+        segmenter, samples, worker = prepare_clips(*opened, images, args.prompt, saves, **clips)
         summary = write_predictions(
-            segmenter, samples, args.prompt, args.out, save=saves, answer=answer, on_progress=progress.reach
+            segmenter, samples, args.prompt, args.out, save=saves, worker=worker, on_progress=progress.reach
         )
     print(f"{args.out}: " + ", ".join(f"{count} {status}" for status, count in summary["coverage"].items()))
     if summary["answers"]:
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> Result:
 
 @contextmanager
 def _open(args: argparse.Namespace) -> Iterator[tuple[Any, Any]]:
-    """A segmenter in this process and None; or, with --devices, worker processes and their `answer_samples`."""
+    """A segmenter in this process and None; or, with --devices, worker processes and their `predict_and_write`."""
     if "devices" not in args:
         yield arguments.open_segmenter(args, args.model), None
         return
@@ -100,4 +100,4 @@ def _open(args: argparse.Namespace) -> Iterator[tuple[Any, Any]]:
 
     devices, settings = args.devices.split(","), arguments.prediction_settings(args)
     with predictor_processes(args.model, devices, settings) as processes:
-        yield processes, processes.answer_samples
+        yield processes, processes.predict_and_write

@@ -79,7 +79,7 @@ class PassMemory:
 
 
 def weight_bytes(model: TextSegModel, shards: int = 1) -> dict[str, int]:
-    """Component -> bytes of its weights, with LoRA, in each of `shards` processes. Quantization scales are replicated."""
+    """Component -> bytes of its weights, with LoRA, in each of `shards` processes; scales are not sharded."""
     sizes = dict.fromkeys(PARTS, 0)
     for name, parameter in model.named_parameters():
         part = NEW_TOKENS if name.startswith(f"vlm.{ROWS}") else part_of(name)
@@ -171,8 +171,8 @@ def measure_training(
 ) -> PassMemory:
     """Memory of a training step in each process, in addition to weights and optimizer state.
 
-    Activations saved for the backward pass count in all later phases. Weights and gradients are float32; bfloat16 means
-    autocast, or with shards that FSDP2 gathers the weights in bfloat16.
+    Activations saved for the backward pass count in all later phases. Weights and gradients are float32. With
+    `dtype` bfloat16 autocast is counted, or with shards that FSDP2 gathers the weights in bfloat16.
     """
     model, groups = trainable_model(spec, what, dtype)
     trained = [parameter for group in groups.values() for parameter in group]
@@ -279,7 +279,7 @@ def _batch(spec: ModelSpec, work: Workload, dtype: torch.dtype) -> Batch:
 def _pass_memory(
     peaks: dict[str, int], cache: int, spec: ModelSpec, dtype: torch.dtype, batch: Batch
 ) -> PassMemory:
-    """Adds the size of `sam2.Features`: c / 8, c / 4 and c channels at strides 4, 8 and 16."""
+    """PassMemory with the size of `sam2.Features`: c / 8, c / 4 and c channels at strides 4, 8 and 16."""
     channels, side = spec.sam["vision_config"]["fpn_hidden_size"], spec.sam_size
     levels = ((channels // 8, 4), (channels // 4, 8), (channels, 16))
     values = sum(width * (side // stride) ** 2 for width, stride in levels)

@@ -100,7 +100,7 @@ class Meter:
 
 
 class _Counted(TorchDispatchMode):
-    """Runs each operation and counts its results."""
+    """Runs each operation and counts its output tensors."""
 
     def __init__(self, meter: Meter) -> None:
         super().__init__()
@@ -187,7 +187,7 @@ def _casting(owner: Any, name: str, dtype: torch.dtype, meter: Meter) -> Abstrac
 
 
 class _Attention(torch.autograd.Function):
-    """Attention that saves for the backward pass what fused kernels save: inputs, output, a float per token and head."""
+    """Attention that saves inputs, output and a float per token and head for the backward pass, like fused kernels."""
 
     @staticmethod
     def forward(

@@ -34,7 +34,7 @@ class Device:
     index: int | str
     """GPU index, or `cpu`, as in device maps."""
     size: int
-    """Usable bytes."""
+    """Bytes of memory that a plan may use."""
 
     @property
     def name(self) -> str:
@@ -156,8 +156,9 @@ def place_split(
         return None
     vision = vision_encoder_of(model.vlm)
     whole = {type(vision).__name__, *model.vlm._no_split_modules}
+    limits: dict[int | str, int] = {**free, **spill}
     with _quiet():
-        inside: dict[str, int | str] = infer_auto_device_map(model.vlm, {**free, **spill}, sorted(whole))
+        inside: dict[str, int | str] = infer_auto_device_map(model.vlm, limits, sorted(whole))
     device_map = {f"vlm.{name}".removesuffix("."): device for name, device in inside.items()}
     device_map |= {"projector": gpus[0].index, "sam": gpus[0].index}
     if any(device not in free and device not in spill for device in device_map.values()):
@@ -218,7 +219,7 @@ def _device_of(device_map: DeviceMap, name: str) -> int | str:
 
 
 def _activations(cost: PassMemory, first: bool) -> int:
-    """Bytes of activations; the first device runs all phases, the others only layers of the language model."""
+    """Bytes of activations: the first device runs all phases, the others only layers of the language model."""
     language = cost.peaks["language model"] - cost.cache
     others = (size for phase, size in cost.peaks.items() if phase != "language model")
     return max(language, *others) if first else language

@@ -76,7 +76,7 @@ def decode_tiles(
 
 
 def _repeat_prompts(prompts: torch.Tensor, images: int) -> SegPrompts:
-    """All [SEG] embeddings once for each image, grouped by image."""
+    """The [SEG] embeddings, repeated for each image and grouped by image."""
     image = torch.arange(images, device=prompts.device).repeat_interleave(len(prompts))
     return SegPrompts(prompts.repeat(images, 1), image, image)
 

@@ -35,7 +35,7 @@ KEY_FRAMES = 5
 """Maximum number of key frames in memory, as in Sa2VA-i; they are the nearest to the current frame."""
 
 PropagatedFrame = tuple[int, np.ndarray | DataError, FrameMasks | None]
-"""Frame index; pixels, or the error of reading them; masks, one per [SEG], or None without any."""
+"""Frame index, pixels (or the read error), and masks, one per [SEG] (None without any)."""
 
 
 class VideoPredictor(Predictor):
@@ -75,7 +75,7 @@ class VideoPredictor(Predictor):
         key_frames: Sequence[int] = (),
         reprompt_every: int | None = None,
     ) -> None:
-        """As in the base class; tiles, test-time augmentation and the feature cache are refused too."""
+        """Raise SettingError for invalid settings, and with tiles, test-time augmentation or a feature cache."""
         self._choose_keys(n_frames, propagation, key_frames, reprompt_every)
 
     def _choose_keys(

@@ -12,7 +12,14 @@ from typing import Any, cast
 
 from vesalius.data.clips import group_clips
 from vesalius.errors import DataError, SettingError
-from vesalius.jobs.folder import ITEM_ERRORS, Answered, Answering, answer_samples, fail_all, write_answers
+from vesalius.jobs.folder import (
+    ITEM_ERRORS,
+    PredictedSample,
+    Worker,
+    fail_all,
+    predict_and_write,
+    write_predicted,
+)
 from vesalius.jobs.overlay_videos import with_videos
 from vesalius.jobs.prediction_log import Line
 from vesalius.segmenter import Described, ModelDescription, Segmenter, Usage
@@ -21,15 +28,15 @@ from vesalius.types import Item, Prediction, Sample
 
 def prepare_clips(
     model: Described,
-    answer: Answering | None,
+    worker: Worker | None,
     samples: Sequence[Sample],
     prompts: Sequence[str],
     save: Sequence[str],
     *,
     propagation: str = "frames",
     reprompt_every: int | None = None,
-) -> tuple[Described, Sequence[Sample], Answering | None]:
-    """Arguments of `write_predictions` for clips: model, samples in clip order, and answering function.
+) -> tuple[Described, Sequence[Sample], Worker | None]:
+    """Arguments of `write_predictions` for clips: model, samples in clip order, and worker.
 
     With `frames` each frame is predicted independently, like any image, and only samples with a sequence belong to a
     clip. Otherwise the single images of a folder form a clip too. SettingError for conflicting settings.
@@ -47,9 +54,9 @@ def prepare_clips(
                 field="reprompt_every",
             )
         clips = group_clips([sample for sample in samples if sample.sequence is not None]) if videos else {}
-        answer = answer or partial(answer_samples, cast(Segmenter, model))
+        worker = worker or partial(predict_and_write, cast(Segmenter, model))
     else:
-        if answer is not None:
+        if worker is not None:
             raise SettingError(
                 "--devices: masks propagate through a clip on one device only; leave --devices out",
                 code="conflicting_settings",
@@ -61,14 +68,14 @@ def prepare_clips(
         clips = group_clips(samples)
         samples = [frame for frames in clips.values() for frame in frames]
         by_clip = ClipSegmenter(segmenter, clips, settings)
-        model, answer = by_clip, by_clip.answer
+        model, worker = by_clip, by_clip.predict_and_write
     if videos and not clips:
         raise SettingError(
             "--save video: none of the images belongs to a clip; give a video or a cine, or leave video out",
             code="nothing_to_write",
             field="save",
         )
-    return model, samples, with_videos(answer, clips, prompts) if videos else answer
+    return model, samples, with_videos(worker, clips, prompts) if videos else worker
 
 
 class ClipSegmenter(Described):
@@ -94,7 +101,7 @@ class ClipSegmenter(Described):
     def check_prompts(self, prompts: Iterable[str]) -> None:
         self._segmenter.check_prompts(prompts)
 
-    def answer(
+    def predict_and_write(
         self, samples: Iterable[Sample], out: Path, save: Sequence[str]
     ) -> Generator[list[Line], None, None]:
         """Predict frames, given in clip order, and write their files into `out`; yields the lines of each frame.
@@ -102,9 +109,9 @@ class ClipSegmenter(Described):
         If the first sample lies in the middle of a clip, masks are propagated from the start of that clip.
         """
         ahead = self._segmenter.description.batch_size
-        yield from write_answers(self._predict(iter(samples)), out, save, ahead)
+        yield from write_predicted(self._predict(iter(samples)), out, save, ahead)
 
-    def _predict(self, samples: Iterable[Sample]) -> Generator[Answered, None, None]:
+    def _predict(self, samples: Iterable[Sample]) -> Generator[PredictedSample, None, None]:
         rest = iter(samples)
         for first in rest:
             clip = self._clip_of[first.id]

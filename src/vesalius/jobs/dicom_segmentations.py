@@ -65,14 +65,14 @@ class SegmentationFolder:
         masks, failed = self._masks.pop(source, None), self._failed.pop(source, set())
         if masks is None:
             return
-        answered = set.union(*(set(frames) for frames in masks.values())) - failed
+        predicted = set.union(*(set(frames) for frames in masks.values())) - failed
         write_segmentation(
             path,
             source,
             masks,
             series_description=f"Vesalius {str(self.card['fingerprint'])[:16]}",
             algorithm=slug(str(self.card["name"])),
-            unanswered=sorted(set(range(dicom.count_frames(source))) - answered),
+            unanswered=sorted(set(range(dicom.count_frames(source))) - predicted),
         )
 
 

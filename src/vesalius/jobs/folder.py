@@ -35,15 +35,17 @@ OUTPUT_KINDS = ("masks", "probs", "overlay", "rle", "dicom", "video")
 """masks: PNG 0/255; probs: float32 .npz; overlay: PNG of the image with its mask; rle: COCO RLE in `predictions.jsonl`;
 dicom: one segmentation object per DICOM file; video: overlay (MP4) and masks (MKV) of each clip."""
 MAX_CHARACTERS = 2000
-"""Maximum length of a prompt, which is a phrase or a question."""
+"""Maximum number of characters of a prompt (a phrase or a question)."""
 ITEM_ERRORS = (RuntimeError, ValueError, MemoryError, SettingError)
 """Exceptions that fail only the item; all others abort the job."""
 
-Answered = tuple[Sample, Item | None, list[Prediction]]
+PredictedSample = tuple[Sample, Item | None, list[Prediction]]
 """A sample, its item (None if it cannot be read), and one prediction per prompt."""
 
 
-def predict_samples(segmenter: Segmenter, samples: Iterable[Sample]) -> Generator[Answered, None, None]:
+def predict_samples(
+    segmenter: Segmenter, samples: Iterable[Sample]
+) -> Generator[PredictedSample, None, None]:
     """Read and predict samples in batches; images are read ahead in other threads.
 
     A sample that cannot be read or predicted gets `failed` predictions with the reason, never empty masks. The
@@ -102,8 +104,8 @@ def fail_all(id: str, prompts: Iterable[str], size: Size, reason: Exception) -> 
     return [Prediction.failure(id, prompt, size, reason) for prompt in prompts]
 
 
-Answering = Callable[[Iterable[Sample], Path, Sequence[str]], Generator[list[Line], None, None]]
-"""Predicts samples, writes the requested outputs into a folder, and yields the lines of each sample, in order."""
+Worker = Callable[[Iterable[Sample], Path, Sequence[str]], Generator[list[Line], None, None]]
+"""Predicts samples, writes the outputs in `save` into a folder, and yields the lines of each sample, in order."""
 
 
 def write_predictions(
@@ -113,13 +115,13 @@ def write_predictions(
     out: Path,
     *,
     save: Sequence[str] = ("masks", "rle"),
-    answer: Answering | None = None,
+    worker: Worker | None = None,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
     """Predict every prompt on every image into a new folder, and return a summary.
 
     `predictions.jsonl` appears on completion. A folder without it is unfinished, and the same request continues it.
-    `answer` predicts and writes the files; by default `answer_samples` with `model`, which must then be a `Segmenter`.
+    `worker` is by default `predict_and_write` with `model`, which must then be a `Segmenter`.
     OutputError for a folder that is not empty or holds the unfinished job of another request; SettingError for requests
     refused by `check_request`, by the model's `check_prompts`, or, to save DICOM, by `SegmentationFolder`.
     """
@@ -128,7 +130,7 @@ def write_predictions(
     card = model.description.card
     by_file = "dicom" in save
     objects = SegmentationFolder(out, samples, prompts, card) if by_file else None
-    answer = answer or partial(answer_samples, cast(Segmenter, model))
+    worker = worker or partial(predict_and_write, cast(Segmenter, model))
     request = _request(model.description, samples, prompts, save)
     with PredictionLog(out, request, samples, prompts, whole_files=by_file) as log:
         if objects is not None and log.done:
@@ -136,8 +138,8 @@ def write_predictions(
         rest = (
             replace(sample, prompts=tuple(prompts), masks=None) for sample in islice(samples, log.done, None)
         )
-        with closing(answer(rest, out, save)) as answered:
-            for lines in answered:
+        with closing(worker(rest, out, save)) as written:
+            for lines in written:
                 sample = samples[log.done]
                 for line in lines:
                     if objects is not None:
@@ -159,22 +161,24 @@ def write_predictions(
     return {**summary, "out": str(out), "failures": log.counts.failures}
 
 
-def answer_samples(
+def predict_and_write(
     segmenter: Segmenter, samples: Iterable[Sample], out: Path, save: Sequence[str]
 ) -> Generator[list[Line], None, None]:
     """Predict samples and write their files into `out`; yields the lines of each sample, in order.
 
     Lines contain the mask as `rle` if `save` has `rle` or `dicom`.
     """
-    yield from write_answers(predict_samples(segmenter, samples), out, save, segmenter.description.batch_size)
+    yield from write_predicted(
+        predict_samples(segmenter, samples), out, save, segmenter.description.batch_size
+    )
 
 
-def write_answers(
-    predicted: Generator[Answered, None, None], out: Path, save: Sequence[str], ahead: int
+def write_predicted(
+    predicted: Generator[PredictedSample, None, None], out: Path, save: Sequence[str], ahead: int
 ) -> Generator[list[Line], None, None]:
     """Write the files of predictions in threads, up to `ahead` samples at a time; yields the lines of each sample."""
     write = partial(_write, out, save)
-    with closing(predicted), closing(map_in_threads(write, predicted, ahead, _bytes_of_answer)) as written:
+    with closing(predicted), closing(map_in_threads(write, predicted, ahead, _bytes_of_predicted)) as written:
         yield from written
 
 
@@ -240,15 +244,15 @@ def _run_settings(model: ModelDescription, prompts: Sequence[str], save: Sequenc
     return {"settings": {**model.settings, **asked}, "lineage": lineage, "versions": versions()}
 
 
-def _bytes_of_answer(each: Answered | list[Line]) -> int:
-    """Approximate bytes of an answer while it is written: image and logits at image resolution."""
+def _bytes_of_predicted(each: PredictedSample | list[Line]) -> int:
+    """Approximate bytes of a sample while it is written: image, and logits at image resolution."""
     if isinstance(each, list) or each[1] is None:
         return 0
     return 3 * each[1].frames.nbytes
 
 
-def _write(out: Path, save: Sequence[str], answered: Answered) -> list[Line]:
-    sample, item, predictions = answered
+def _write(out: Path, save: Sequence[str], predicted: PredictedSample) -> list[Line]:
+    sample, item, predictions = predicted
     return [
         _line(prediction, {} if item is None else _write_files(prediction, item, out, name, save), save)
         for prediction, name in zip(predictions, result_stems(sample.id, sample.prompts), strict=True)

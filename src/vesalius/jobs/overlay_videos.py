@@ -19,7 +19,7 @@ from vesalius.data.writers.overlay_video import write_overlay
 from vesalius.errors import DataError, OutputError
 from vesalius.extras import require
 from vesalius.files import replacing
-from vesalius.jobs.folder import Answering
+from vesalius.jobs.folder import Worker
 from vesalius.jobs.prediction_log import VIDEOS, Line
 from vesalius.masks import Size
 from vesalius.names import result_stems
@@ -31,21 +31,17 @@ DEFAULT_FPS = 15.0
 """Frames per second for a clip without a stated frame rate: the most common rate in coronary angiography."""
 
 
-def with_videos(
-    answer: Answering, clips: Mapping[str, Sequence[Sample]], prompts: Sequence[str]
-) -> Answering:
-    """An answering function that also writes the videos of each clip after its last frame.
+def with_videos(worker: Worker, clips: Mapping[str, Sequence[Sample]], prompts: Sequence[str]) -> Worker:
+    """A worker that also writes the videos of each clip after its last frame.
 
     `videos/CLIP.mp4` shows the masks on the frames; `videos/CLIP.masks.mkv` contains only the masks, lossless, 0/255.
     With several prompts they are named `CLIP--PROMPT`. A missing mask counts as empty, an unreadable frame as black.
     """
     last = {frames[-1].id: name for name, frames in clips.items()}
 
-    def answer_and_write(
-        samples: Iterable[Sample], out: Path, save: Sequence[str]
-    ) -> Generator[list[Line], None, None]:
-        with closing(answer(samples, out, save)) as answered:
-            for lines in answered:
+    def work(samples: Iterable[Sample], out: Path, save: Sequence[str]) -> Generator[list[Line], None, None]:
+        with closing(worker(samples, out, save)) as written:
+            for lines in written:
                 yield lines
                 if name := last.get(lines[0]["id"]):
                     write_videos(out, name, clips[name], prompts)
@@ -53,7 +49,7 @@ def with_videos(
         for name, frames in clips.items():
             write_videos(out, name, frames, prompts)
 
-    return answer_and_write
+    return work
 
 
 def write_videos(out: Path, name: str, frames: Sequence[Sample], prompts: Sequence[str]) -> None:

@@ -76,7 +76,7 @@ class PredictionLog:
         writes there, and if the folder is not writable.
         """
         self.out, self.counts, self.done = out, Counts(), 0
-        """Number of completed images; they are the first ones of the samples."""
+        """Number of completed images, counted from the first."""
         self._samples, self._prompts = samples, tuple(prompts)
         with ExitStack() as files:
             _refuse_foreign(out)
@@ -187,7 +187,7 @@ def _refuse_foreign(out: Path) -> None:
 
 
 def _ends_of_files(samples: Sequence[Sample]) -> Iterator[int]:
-    """Numbers of leading samples that contain only complete multi-frame files."""
+    """Numbers n for which the first n samples contain every multi-frame file completely or not at all."""
     last = {sample.image: index for index, sample in enumerate(samples)}
     reach = 0
     for index, sample in enumerate(samples):

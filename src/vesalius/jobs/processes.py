@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from vesalius.errors import SettingError, VesaliusError
-from vesalius.jobs.folder import answer_samples
+from vesalius.jobs.folder import predict_and_write
 from vesalius.jobs.opening import load_predictor
 from vesalius.jobs.prediction_log import Line
 from vesalius.parallel import in_order
@@ -132,13 +132,13 @@ def _serve(connection: Any, make: Open, device: str) -> None:
             return
         try:
             segmenter = make(device) if segmenter is None else segmenter
-            answer: tuple[Any, Exception | None] = work(segmenter, *arguments), None
+            reply: tuple[Any, Exception | None] = work(segmenter, *arguments), None
         except Exception as error:  # the parent raises it again
-            answer = None, error
+            reply = None, error
         try:
-            connection.send(answer)
+            connection.send(reply)
         except (TypeError, AttributeError, pickle.PicklingError):  # an error that cannot be pickled
-            connection.send((None, RuntimeError(f"{type(answer[1]).__name__}: {answer[1]}")))
+            connection.send((None, RuntimeError(f"{type(reply[1]).__name__}: {reply[1]}")))
 
 
 class Processes(Described):
@@ -187,13 +187,13 @@ class Processes(Described):
         return Usage(sum(each.batch_halved for each in self._usage), cache)
 
     def check_prompts(self, prompts: Iterable[str]) -> None:
-        """As in the base class, checked by the first process."""
+        """Raise SettingError for prompts that the model cannot answer; the first process checks them."""
         self.processes[0].submit(_check, tuple(prompts)).result()
 
-    def answer_samples(
+    def predict_and_write(
         self, samples: Iterable[Sample], out: Path, save: Sequence[str]
     ) -> Generator[list[Line], None, None]:
-        """As `folder.answer_samples`; each chunk of samples goes to the process with the shortest queue.
+        """`folder.predict_and_write` in chunks; each chunk goes to the process with the shortest queue.
 
         VesaliusError if a process was killed.
         """
@@ -202,7 +202,7 @@ class Processes(Described):
 
         def submit(chunk: list[Sample]) -> Future[tuple[int, list[list[Line]], Usage]]:
             number = min(numbers, key=lambda k: self.processes[k].waiting)
-            return self.processes[number].submit(_answer, number, chunk, out, tuple(save))
+            return self.processes[number].submit(_predict_chunk, number, chunk, out, tuple(save))
 
         chunks = _split(samples, BATCHES * self.description.batch_size)
         for number, lines, usage in in_order(submit, chunks, lambda pending: len(pending) >= most):
@@ -224,9 +224,9 @@ def _check(segmenter: Segmenter, prompts: tuple[str, ...]) -> None:
     segmenter.check_prompts(prompts)
 
 
-def _answer(
+def _predict_chunk(
     segmenter: Segmenter, number: int, chunk: list[Sample], out: Path, save: tuple[str, ...]
 ) -> tuple[int, list[list[Line]], Usage]:
     """Index of the process, lines of each sample, and the process's counters so far."""
-    lines = list(answer_samples(segmenter, chunk, out, save))
+    lines = list(predict_and_write(segmenter, chunk, out, save))
     return number, lines, segmenter.usage
