@@ -161,7 +161,7 @@ def _read_categories(records: list[Any], source: Source, problems: Problems) -> 
 def _read_images(
     records: list[Any], source: Source, categories: Mapping[Any, str], problems: Problems
 ) -> tuple[dict[Any, _Image], set[Any]]:
-    """(id -> image, ids of which all records are invalid)."""
+    """(id -> image, ids that occur only in invalid records)."""
     root, folders = _find_folders(source)
     images: dict[Any, _Image] = {}
     refused = set()
