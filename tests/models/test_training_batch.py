@@ -13,7 +13,12 @@ from torch.nn import functional
 from vesalius.models.batch import Batch
 from vesalius.models.checkpoint import open_model
 from vesalius.models.families.table import family_of
-from vesalius.training.losses import binary_cross_entropy, read_at, soft_dice_loss, uncertain_points
+from vesalius.training.losses import (
+    binary_cross_entropy,
+    point_sample,
+    sample_uncertain_points,
+    soft_dice_loss,
+)
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +93,10 @@ def test_mask_losses_on_sampled_points(computed: dict[str, Any]) -> None:
 def test_points_are_as_uncertain_as_the_official_ones(computed: dict[str, Any]) -> None:
     logits = computed["logits"].flatten(0, 1).detach()
     stored = torch.from_numpy(computed["stored"]["points/point_coords"])
-    drawn = uncertain_points(logits, 2048, 3.0, 0.75, torch.Generator().manual_seed(0))
+    drawn = sample_uncertain_points(logits, 2048, 3.0, 0.75, torch.Generator().manual_seed(0))
     assert drawn.shape == stored.shape
     for part in (slice(1536), slice(1536, None)):  # the uncertain ones come first
-        ours, theirs = (read_at(logits, points[:, part]).abs().mean(dim=1) for points in (drawn, stored))
+        ours, theirs = (point_sample(logits, points[:, part]).abs().mean(dim=1) for points in (drawn, stored))
         torch.testing.assert_close(ours, theirs, rtol=0.1, atol=0)
 
 
@@ -122,7 +127,7 @@ def test_gradients(computed: dict[str, Any], where: str) -> None:
 
 def at_stored_points(computed: dict[str, Any]) -> list[torch.Tensor]:
     points = torch.from_numpy(computed["stored"]["points/point_coords"])
-    return [read_at(computed[name].flatten(0, 1), points) for name in ("logits", "truth")]
+    return [point_sample(computed[name].flatten(0, 1), points) for name in ("logits", "truth")]
 
 
 def losses(logits: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,8 +10,8 @@ from vesalius.training.losses import (
     on_cells,
     on_pixels,
     on_points,
-    read_at,
-    uncertain_points,
+    point_sample,
+    sample_uncertain_points,
 )
 
 
@@ -51,14 +51,14 @@ def test_images_without_masks_have_no_targets() -> None:
 def test_values_between_cells_are_interpolated() -> None:
     maps = torch.tensor([[[0.0, 4.0], [8.0, 12.0]]])
     points = torch.tensor([[[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.5, 0.5], [0.5, 0.25]]])
-    torch.testing.assert_close(read_at(maps, points), torch.tensor([[0.0, 4.0, 8.0, 6.0, 2.0]]))
+    torch.testing.assert_close(point_sample(maps, points), torch.tensor([[0.0, 4.0, 8.0, 6.0, 2.0]]))
     # beyond the outermost centers there is nothing but 0, as in the official code
-    torch.testing.assert_close(read_at(maps, torch.tensor([[[1.0, 1.0]]])), torch.tensor([[3.0]]))
+    torch.testing.assert_close(point_sample(maps, torch.tensor([[[1.0, 1.0]]])), torch.tensor([[3.0]]))
 
 
 def test_points_are_the_most_uncertain_candidates_and_random_others() -> None:
     logits = torch.linspace(-8, 8, 64).expand(1, 64, 64)  # uncertain in the middle column
-    points = uncertain_points(logits, 400, 3.0, 0.75, torch.Generator().manual_seed(0))
+    points = sample_uncertain_points(logits, 400, 3.0, 0.75, torch.Generator().manual_seed(0))
     assert points.shape == (1, 400, 2)
     assert points.min() >= 0
     assert points.max() <= 1
@@ -72,7 +72,7 @@ def test_points_are_the_most_uncertain_candidates_and_random_others() -> None:
 
 def test_uncertainty_is_interpolated_between_cells() -> None:
     logits = torch.tensor([[-9.0, 9.0]]).expand(1, 2, 2)  # no cell is near 0, but the line between them is
-    points = uncertain_points(logits, 40, 50.0, 1.0, torch.Generator().manual_seed(0))
+    points = sample_uncertain_points(logits, 40, 50.0, 1.0, torch.Generator().manual_seed(0))
     assert (points[..., 0] - 0.5).abs().max() < 0.02
 
 

@@ -1,4 +1,4 @@
-"""The training context: everything that stays fixed during a run, in one object that is given to functions."""
+"""The training context: one object with everything that stays fixed during a run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from vesalius.types import Sample
 
 
 def ignore(_: object) -> None:
-    """Receive a message and do nothing with it."""
+    """Discard a message; the default receiver."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Monitoring:
 
 @dataclass(frozen=True)
 class TrainingContext:
-    """Settings, folder, model, data and monitoring of one run. What changes during the run is in `TrainState`."""
+    """Settings, folder, model, data and monitoring of one run. Values that change during the run are in `TrainState`."""
 
     settings: RunSettings
     folder: RunFolder
@@ -51,7 +51,7 @@ class TrainingContext:
     manifest: dict[str, Any]
     """Contents of `manifest.json`: ids and hashes of the samples, versions, commit."""
     model: torch.nn.Module
-    """The learner's module as wrapped for training (DDP, FSDP2); the loop calls this one."""
+    """The learner's module wrapped for training (DDP, FSDP2); training steps call this wrapper."""
     optimizer: torch.optim.Optimizer
     average: WeightAverage | None
     """Exponential moving average of the trained weights; None without `optim.ema_decay`."""
@@ -61,7 +61,7 @@ class TrainingContext:
 
     @cached_property
     def validation_fingerprint(self) -> str:
-        """Fingerprint of the validation samples."""
+        """SHA-256 over the validation samples; validations are compared only if it agrees."""
         return fingerprint_samples(list(self.validation_samples))
 
     @property
@@ -73,17 +73,17 @@ class TrainingContext:
         return settings.steps
 
     def progress(self, state: TrainState) -> float:
-        """Share of the run that is done, in [0, 1] or slightly above."""
+        """Completed fraction of the run, in [0, 1] or slightly above."""
         if self.settings.minutes is not None:
             return state.training_s / (60 * self.settings.minutes)
         return state.step / (self.total_steps or 1)
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Within the block the model has the averaged weights, which are validated and saved."""
+        """Load the averaged weights into the model for the duration of a `with` block; validation and saving use them."""
         return nullcontext() if self.average is None else self.average.applied()
 
     def write_card(self, checkpoint: Path, step: int, validation: ValidationLine | None = None) -> None:
-        """Write the model card of these weights into a checkpoint, with the scores of `validation` if given."""
+        """Write the model card of the weights at `step` into a checkpoint, with the scores of `validation` if given."""
         samples = self.loader.samples
         phrases = list(dict.fromkeys(prompt for sample in samples for prompt in sample.prompts))
         card = self.card.changed(step=step)

@@ -1,4 +1,4 @@
-"""Conversations about images in LLaVA's training format, which keep the model able to talk while it learns masks.
+"""Conversations about images in LLaVA's training format; they preserve the language ability of a model that learns masks.
 
 [{"id": "1", "image": "a.png", "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"},
                                                  {"from": "gpt", "value": "An angiogram."}, ...]}, ...]
@@ -42,7 +42,7 @@ class Message(BaseModel):
 
 
 class Entry(ForeignObject):
-    """One conversation of the file; other keys are counted in a note."""
+    """One conversation of the file; other keys are ignored, and a note gives their number."""
 
     id: Any = None
     image: Any
@@ -58,31 +58,31 @@ class Conversation:
     turns: tuple[Turn, ...]
 
     def load(self) -> Item:
-        """The item with pixels uint8 (1, h, w, 3) and turns; raises ImageError as `load_image` does."""
+        """The item with pixels uint8 (1, h, w, 3) and turns. Raises ImageError if the image cannot be read."""
         return Item(self.sample.id, load_image(self.sample)[None], (), turns=self.turns)
 
 
 @dataclass(frozen=True)
 class ConversationFile:
-    """The conversations of a file, in its order, and notes on unread keys."""
+    """The conversations of a file in file order, and notes on ignored keys."""
 
     path: Path
     conversations: tuple[Conversation, ...]
     notes: tuple[str, ...]
 
     def fingerprint(self) -> str:
-        """SHA-256 of images and texts; ImageError naming an image that cannot be read."""
+        """SHA-256 of images and texts. Raises ImageError naming an image that cannot be read."""
         images = fingerprint_samples([each.sample for each in self.conversations])
         texts = json.dumps([each.turns for each in self.conversations])
         return hashlib.sha256(f"{images}\n{texts}".encode()).hexdigest()
 
 
 def read_conversations(path: Path) -> ConversationFile:
-    """Read a file of conversations; images are beside it or in `images/` beside it.
+    """Read a file of conversations; images are in its folder or in the subfolder `images/`.
 
-    Messages alternate between `human` and `gpt`. `<image>` must occur once, in the first message, and is removed,
-    because the model always gets the image first. Raises AnnotationError with the entry's number (from 0) for anything
-    else, for an entry without an image, and for `[SEG]`, which has no mask here.
+    Messages must alternate between `human` and `gpt`. `<image>` must occur once, in the first message, and is removed,
+    because the model always gets the image first. Raises AnnotationError with the index of the entry for any other
+    content, for an entry without an image, and for `[SEG]`, because a conversation has no masks.
     """
     values = read_json(path)
     if not isinstance(values, list) or not values:
@@ -100,7 +100,7 @@ def read_conversations(path: Path) -> ConversationFile:
         sample = Sample(f"{path.stem}, entry {index}", image, (), None, where)
         conversations.append(Conversation(sample, _turns(entry.conversations, where)))
     counted = ", ".join(f"{key} ({count})" for key, count in unread.items())
-    notes = (f"{path.name}: further keys, which are ignored: {counted}",) if unread else ()
+    notes = (f"{path.name}: ignored keys: {counted}",) if unread else ()
     return ConversationFile(path, tuple(conversations), notes)
 
 
@@ -115,7 +115,7 @@ def _turns(messages: list[Message], where: Location) -> tuple[Turn, ...]:
             )
         if SEG in message.value:
             raise where.error(
-                f"message {index} contains {SEG}, for which a conversation has no mask",
+                f"message {index} contains {SEG}, but a conversation has no masks",
                 "invalid_annotation",
                 "put objects with masks into the training dataset",
             )

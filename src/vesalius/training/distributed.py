@@ -1,4 +1,4 @@
-"""Distributed training with Accelerate: DDP or FSDP2, with the same losses as one process on the whole batch."""
+"""Distributed training with Accelerate (DDP or FSDP2); losses equal those of one process on the global batch."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from vesalius.training.sharding import layer_classes, name_groups, shard, update
 T = TypeVar("T")
 
 _left_groups: list[ProcessGroup | None] = []
-"""References to process groups after `close`. If DDP dropped the last reference, it would hold Python's lock while it
-waits for the group's threads, which may wait for that lock (seen with torch 2.13)."""
+"""References to closed process groups, which prevent a deadlock: if DDP drops the last reference, it holds the GIL while
+waiting for threads of the group that may need the GIL (seen with torch 2.13)."""
 
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
 
 
 @dataclass(frozen=True)
 class Process:
-    """One of the processes that train a model together. All processes call collectives in the same order."""
+    """One of the processes of a distributed run. All processes must call collectives in the same order."""
 
     accelerator: Accelerator
     device: torch.device
     rank: int
-    """Number of this process, from 0."""
+    """Index of this process, from 0."""
     world_size: int
     """Number of processes."""
 
@@ -54,7 +54,7 @@ class Process:
     ) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
         """Wrap the module for training and make its optimizer.
 
-        The learner's groups are updated to the parameters that the optimizer changes.
+        `learner.groups` is updated in place to the wrapped parameters, which the optimizer changes.
         """
         module, names = learner.module, name_groups(learner.module, learner.groups)
         if self.shards_on_cpu:
@@ -72,30 +72,30 @@ class Process:
 
     @property
     def shards(self) -> bool:
-        """Whether each process holds a part of the model, which may not fit on one device."""
+        """Whether each process holds only a shard of the model, so that the model may exceed one device's memory."""
         return self.shards_on_cpu or self.accelerator.distributed_type == DistributedType.FSDP
 
     @property
     def shards_on_cpu(self) -> bool:
-        """Whether FSDP on CPUs was asked for, for which Accelerate silently uses DDP; Vesalius shards by itself."""
+        """Whether the launcher requested FSDP on CPUs. Accelerate would silently use DDP, so Vesalius shards the model itself."""
         return self.accelerator.distributed_type == DistributedType.MULTI_CPU and env_flag(
             "ACCELERATE_USE_FSDP"
         )
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradient of the sum of all processes' losses; within `no_sync`, of this process's loss."""
+        """Accumulate the gradient of the loss summed over processes; within `no_sync`, of this process's loss only."""
         self.accelerator.backward(loss * self.world_size)  # DDP and FSDP average gradients over processes
 
     def no_sync(self, model: torch.nn.Module, is_last: bool) -> AbstractContextManager[None]:
-        """Keep gradients in this process within the block, except for the last microbatch of a step."""
+        """Context that skips the gradient all-reduce for every microbatch of a step but the last."""
         return nullcontext() if is_last else self.accelerator.no_sync(model)
 
     def clip_grad_norm(self, parameters: list[torch.nn.Parameter], max_norm: float) -> float:
-        """Scale the gradient down to `max_norm` if it is larger; returns its norm before that. A collective."""
+        """Clip the gradient to `max_norm` and return its norm before clipping. A collective."""
         return float(self.accelerator.clip_grad_norm_(parameters, max_norm))
 
     def gather(self, value: T) -> list[T]:
-        """The value of each process, in order of rank. A collective."""
+        """The values of all processes, in order of rank. A collective."""
         return gather_object([value]) if self.world_size > 1 else [value]
 
     def broadcast(self, value: T) -> T:
@@ -103,11 +103,11 @@ class Process:
         return broadcast_object_list([value])[0] if self.world_size > 1 else value
 
     def in_any_process(self, value: bool) -> bool:
-        """Whether the value is true in any process. A collective."""
+        """True if `value` is true in at least one process. A collective."""
         return any(self.gather(value))
 
     def barrier(self) -> None:
-        """Wait until all processes arrive here."""
+        """Wait until all processes have called `barrier`."""
         self.accelerator.wait_for_everyone()
 
     def close(self) -> None:
@@ -118,14 +118,14 @@ class Process:
 
 
 def env_flag(name: str) -> bool:
-    """Whether a launcher set this environment variable to true."""
+    """Whether the environment variable `name` is set to 1, true or yes."""
     return os.environ.get(name, "false").lower() in ("1", "true", "yes")
 
 
 def join_processes(precision: str) -> Process:
-    """Join the processes started by torchrun or accelerate launch; a single process without a launcher.
+    """Join the process group of torchrun or accelerate launch; without a launcher, a group of one process.
 
-    SettingError if the launch configuration contradicts the recipe. TrainingError if some processes do not join.
+    Raises SettingError if the launch configuration contradicts the recipe, TrainingError if some processes do not join.
     """
     started = int(os.environ.get("WORLD_SIZE", "1"))
     mixed = "bf16" if precision == "bf16" else "no"
@@ -154,7 +154,7 @@ def join_processes(precision: str) -> Process:
     size = accelerator.num_processes
     process = Process(accelerator, accelerator.device, accelerator.process_index, size)
     if process.shards_on_cpu and precision != "fp32":
-        raise conflict("precision", f"{precision} cannot train in shards on a CPU; write precision: fp32")
+        raise conflict("precision", f"{precision} is not supported for FSDP on CPUs; write precision: fp32")
     return process
 
 

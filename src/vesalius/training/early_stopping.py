@@ -1,4 +1,4 @@
-"""Conclusions from a run's validations: best checkpoint, early stopping, overfit test, prompt collapse."""
+"""Decisions based on a run's validations: best checkpoint, early stopping, overfit test, prompt collapse."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ ValidationLine = Mapping[str, Any]
 """One line of `validation.jsonl`."""
 
 OVERFIT_DICE = 0.9
-"""Mean Dice at which the overfit test is passed."""
+"""Minimum mean Dice to pass the overfit test."""
 COLLAPSED = 0.9
-"""Mean Dice between the masks of two phrases from which on the phrases have no effect, if their targets differ."""
+"""Prompt collapse: minimum mean Dice between the masks predicted for two phrases."""
 DIFFERENT = 0.5
-"""Mean Dice between two targets up to which they count as different."""
+"""Prompt collapse: maximum mean Dice between the targets of two phrases; above it the targets are too similar to judge."""
 
 
 def comparable(lines: Sequence[ValidationLine]) -> list[ValidationLine]:
-    """The validations on the same samples as the last one: a resumed run may have other validation data."""
+    """The validations on the same samples as the last one; a resumed run may have changed its validation data."""
     return [line for line in lines if line.get("data") == lines[-1].get("data")]
 
 
 def best_line(lines: Sequence[ValidationLine], metric: str) -> ValidationLine | None:
-    """The first best validation after step 0 on the samples of the last one; None if the metric has no value."""
+    """The best validation after step 0 on the last validation's samples, the earliest of equals; None without values."""
     best: ValidationLine | None = None
     for line in comparable(lines):
         value = line.get(metric)
@@ -35,7 +35,7 @@ def best_line(lines: Sequence[ValidationLine], metric: str) -> ValidationLine | 
 
 
 def is_best(lines: Sequence[ValidationLine], metric: str) -> bool:
-    """Whether the last validation is the best; also true if the metric has no value in any of them."""
+    """Whether the last validation is the best; also true if the metric is undefined in all validations."""
     best = best_line(lines, metric)
     return best is None or best["step"] == lines[-1]["step"]
 
@@ -47,13 +47,13 @@ def _improves(value: float, best: float | None, metric: str) -> bool:
 
 
 def validations_since_best(lines: Sequence[ValidationLine], metric: str) -> int:
-    """Number of validations after the best one; 0 if the metric has no value."""
+    """Number of validations after the best one; 0 if the metric is undefined in all of them."""
     best = best_line(lines, metric)
     return sum(line["step"] > best["step"] for line in comparable(lines)) if best else 0
 
 
 def check_changed(lines: Sequence[ValidationLine]) -> None:
-    """Raise TrainingError if the last two validations are identical bit for bit despite steps between them."""
+    """Raise TrainingError if training between the last two validations did not change their predictions."""
     lines = comparable(lines)
     if len(lines) < 2:
         return
@@ -67,7 +67,7 @@ def check_changed(lines: Sequence[ValidationLine]) -> None:
 
 
 def overfit_result(lines: Sequence[ValidationLine]) -> str:
-    """One sentence: whether the overfit test was passed."""
+    """Result of the overfit test, in one sentence."""
     best = best_line(lines, "dice")
     if best is None:
         return "overfit test failed: Dice is undefined for all samples; are their masks empty?"
@@ -81,7 +81,7 @@ def overfit_result(lines: Sequence[ValidationLine]) -> str:
 
 
 def compare_with_baseline(lines: Sequence[ValidationLine], metric: str) -> str | None:
-    """One sentence: the metric after training against step 0; None if step 0 was not validated."""
+    """Comparison of the metric after training with step 0, in one sentence; None if step 0 was not validated."""
     best = best_line(lines, metric)
     baseline = next((line for line in comparable(lines) if line["step"] == 0), None)
     if baseline is None or best is None or baseline.get(metric) is None:
@@ -95,8 +95,8 @@ def compare_with_baseline(lines: Sequence[ValidationLine], metric: str) -> str |
 def find_prompt_collapse(lines: Sequence[ValidationLine], refitted: bool) -> str | None:
     """A warning if the last validation shows prompt collapse and the one before did not; else None.
 
-    Prompt collapse: different phrases give the same mask although their targets differ. `refitted`: the run has made
-    its projector anew.
+    Prompt collapse: different phrases give the same mask although their targets differ. `refitted`: the run
+    reinitialized its projector.
     """
     if not lines or not _is_collapsed(lines[-1]) or (len(lines) > 1 and _is_collapsed(lines[-2])):
         return None

@@ -1,4 +1,4 @@
-"""Exponential moving average (EMA) of the weights, which often predicts better than the weights of the last step."""
+"""Exponential moving average (EMA) of the weights; it often generalizes better than the weights of the last step."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ AVERAGE = "average.pt"
 class WeightAverage:
     """Exponential moving average of trained parameters, updated after each optimizer step.
 
-    Update number n keeps min(`decay`, (1 + n) / (10 + n)) of the average, so that the first weights lose influence
-    quickly. Sources: Polyak & Juditsky 1992; the increasing decay is that of TensorFlow's ExponentialMovingAverage.
-    torch's own average also copies frozen parameters, so it is not used.
+    The decay at update n is min(`decay`, (1 + n) / (10 + n)), so that the initial weights lose influence quickly.
+    Sources: Polyak & Juditsky 1992; the decay schedule of TensorFlow's ExponentialMovingAverage. torch's AveragedModel
+    is not used because it also copies frozen parameters.
     """
 
     def __init__(self, parameters: Sequence[torch.nn.Parameter], decay: float) -> None:
@@ -33,7 +33,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Include the current weights in the average."""
+        """Update the average with the current weights."""
         self._updates += 1
         decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
         for average, parameter in zip(self._stored, self._parameters, strict=True):
@@ -41,7 +41,7 @@ class WeightAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within the block the model has the averaged weights; afterwards its own again, bit for bit."""
+        """Load the averaged weights into the model for the block; the raw weights are restored bit for bit afterwards."""
         self._swap()
         try:
             yield
@@ -57,7 +57,7 @@ class WeightAverage:
         self._applied = not self._applied
 
     def state_dict(self) -> dict[str, Any]:
-        """Raw weights, average and number of updates, whether or not the average is applied."""
+        """Raw weights, average and number of updates; also correct while the average is applied."""
         in_model = [parameter.detach() for parameter in self._parameters]
         weights, average = (self._stored, in_model) if self._applied else (in_model, self._stored)
         return {"updates": self._updates, "weights": list(weights), "average": list(average)}
@@ -71,7 +71,7 @@ class WeightAverage:
                 target.copy_(value)
 
     def save(self, checkpoint: Path) -> None:
-        """Write `average.pt` into a checkpoint; OutputError if that fails."""
+        """Write `average.pt` into a checkpoint. Raises OutputError if writing fails."""
         path = checkpoint / AVERAGE
         try:
             torch.save(self.state_dict(), path)
@@ -80,7 +80,7 @@ class WeightAverage:
             raise OutputError.at(path, message, code="write_failed") from error
 
     def load(self, checkpoint: Path) -> None:
-        """Restore the average from a checkpoint, and the raw weights into the model; TrainingError if damaged."""
+        """Restore the average and the model's raw weights from a checkpoint. Raises TrainingError if the file is damaged."""
         path = checkpoint / AVERAGE
         try:
             self.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))

@@ -1,4 +1,4 @@
-"""Pictures of a run: figures of each validation (the same few answers each time) and curves over steps."""
+"""Figures of a run: sample predictions at each validation, and curves of losses and metrics over steps."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from vesalius.types import Item, Prediction, Sample
 from vesalius.visualization import WHITE, six_panels
 
 PANELS_WIDTH = 960
-"""Width in pixels of the six panels of one answer."""
+"""Width in pixels of one prediction's six panels."""
 COLUMNS = 2
-"""Answers side by side in a validation figure."""
+"""Predictions per row of a validation figure."""
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""The colorblind-safe palette of Okabe & Ito 2008, as in `visualization.py`; dashes and marks differ as well."""
+"""Colorblind-safe palette of Okabe & Ito 2008, as in `visualization.py`; curves also differ in dashes and markers."""
 DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (1, 1)))
 MARKS = "osD^vP*Xh"
 GRAY = "#777777"
@@ -34,18 +34,18 @@ RATES = {
     "prediction_similarity": "Dice between phrases",
 }
 SMOOTHING = 25
-"""A curve is smoothed over 1/25 of the run."""
+"""Curves are smoothed by a moving average over 1/25 of the run."""
 LOG_RATIO = 5
-"""A loss gets a logarithmic axis if its largest value is more than 5 times its smallest."""
+"""Losses have a logarithmic axis if their maximum is more than 5 times their minimum."""
 
 Lines = Sequence[Mapping[str, Any]]
 
 
 class ValidationFigures:
-    """Six-panel pictures of a few answers, drawn while answers are scored; keeps `count` small pictures in memory."""
+    """Six-panel figures of up to `count` predictions, drawn while predictions are scored and kept in memory."""
 
     def __init__(self, samples: Sequence[Sample], count: int, step: int) -> None:
-        """Choose `count` samples evenly spread over the list, each with its first phrase; neighbors may be frames of one patient."""
+        """Choose `count` evenly spaced samples, because neighbors may be frames of one patient; each with its first phrase."""
         indices = np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int).tolist()
         self._wanted = {(samples[i].id, samples[i].prompts[0]): None for i in indices}
         self._pictures: dict[tuple[str, str], Image.Image] = {}
@@ -54,7 +54,7 @@ class ValidationFigures:
     def __call__(
         self, item: Item, prediction: Prediction, target: np.ndarray, scores: Mapping[str, float | None]
     ) -> None:
-        """Draw an answer if it is one of the chosen."""
+        """Draw a prediction if its sample and phrase were chosen; the interface of `OnAnswer`."""
         asked = item.id, prediction.prompt
         if asked not in self._wanted:
             return
@@ -66,7 +66,7 @@ class ValidationFigures:
         self._pictures[asked] = picture.resize((PANELS_WIDTH, height), Image.Resampling.LANCZOS)
 
     def picture(self) -> Image.Image | None:
-        """All drawn answers in one picture, two per row; None if there are none."""
+        """All drawn predictions in one image, two per row; None if nothing was drawn."""
         drawn = [self._pictures[asked] for asked in self._wanted if asked in self._pictures]
         rows = [drawn[i : i + COLUMNS] for i in range(0, len(drawn), COLUMNS)]
         if not rows:
@@ -79,11 +79,11 @@ class ValidationFigures:
         return picture
 
     def write(self, folder: Path) -> Image.Image | None:
-        """Write `step-000500.png` into the folder and return the picture; None, and no file, without answers to draw."""
+        """Write the figure as `step-NNNNNN.png` into `folder` and return it; None, without a file, if nothing was drawn."""
         picture = self.picture()
         if picture is not None:
             with replacing(folder / f"step-{self._step:06d}.png") as aside:
-                # level 3 takes half the time of level 6, for a slightly larger file
+                # level 3 takes half the time of the default 6; the file is slightly larger
                 picture.save(aside, format="PNG", compress_level=3)
         return picture
 
@@ -91,8 +91,8 @@ class ValidationFigures:
 def draw_curves(steps: Lines, validations: Lines, path: Path, metric: str = "dice") -> None:
     """Write a PNG with four panels: loss, loss terms, learning rate with gradient norm, and validation.
 
-    `steps` and `validations` are the lines of `log.jsonl` and `validation.jsonl`; any key `loss_*` is a loss term. The best
-    value of `metric` is marked. Without validations their panel says so.
+    `steps` and `validations` are the lines of `log.jsonl` and `validation.jsonl`; each key `loss_*` is a loss term. A
+    vertical line marks the best value of `metric`. Without validations the title of their panel says "no data".
     """
     figure = Figure(figsize=(14, 8.5))
     FigureCanvasAgg(figure)
@@ -154,16 +154,16 @@ def _draw_scores(axes: Axes, validations: Lines, metric: str) -> None:
         at, values = _points(validations, name)
         if not values:
             continue
-        share = name in RATES or METRICS[name].better == "higher"
-        if not share and other is None:
+        bounded = name in RATES or METRICS[name].better == "higher"
+        if not bounded and other is None:
             other = axes.twinx()
-        target = axes if share or other is None else other
+        target = axes if bounded or other is None else other
         style = _style(index)
         label = RATES.get(name) or METRICS[name].title
         width = 2.6 if name == metric else 1.3
         target.plot(at, values, marker=MARKS[index % len(MARKS)], markersize=4, linewidth=width, **style)
         axes.plot(
-            [], [], marker=MARKS[index % len(MARKS)], label=label + ("" if share else " (right)"), **style
+            [], [], marker=MARKS[index % len(MARKS)], label=label + ("" if bounded else " (right)"), **style
         )
     axes.set_ylim(-0.02, 1.02)
     best = best_line(validations, metric)
@@ -180,7 +180,7 @@ def _style(index: int) -> dict[str, Any]:
 
 
 def _points(lines: Lines, name: str) -> tuple[list[int], list[float]]:
-    """Steps and values of the lines that have a value."""
+    """Steps and values of the lines in which `name` has a value."""
     found = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
     return [step for step, _ in found], [value for _, value in found]
 
@@ -203,7 +203,7 @@ def _smooth(values: Sequence[float]) -> list[float]:
 
 
 def _decorate(axes: Axes, title: str, values: Sequence[float] = ()) -> None:
-    """Add a title and a legend below, and a logarithmic axis if positive `values` span more than `LOG_RATIO`."""
+    """Add title and legend; use a logarithmic axis if positive `values` span a ratio above `LOG_RATIO`."""
     axes.set_title(title, fontsize=12)
     if values and min(values) > 0 and max(values) > LOG_RATIO * min(values):
         axes.set_yscale("log")

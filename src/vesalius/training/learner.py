@@ -1,4 +1,4 @@
-"""`Learner`, the interface between the training loop and a model of any kind; and the text-prompted learner."""
+"""`Learner`, the interface between the training loop and a model, and its implementation for text-prompted models."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Movable(Protocol):
     """A batch of tensors that can move to a device."""
 
     def to(self, device: torch.device) -> Self:
-        """The batch on a device."""
+        """A copy of the batch on a device."""
 
 
 class Learner(Protocol):
@@ -31,38 +31,36 @@ class Learner(Protocol):
 
     @property
     def module(self) -> torch.nn.Module:
-        """The whole model, in float32 except for quantized components."""
+        """The whole unwrapped model, in float32 except for quantized components."""
 
     @property
     def groups(self) -> Mapping[str, list[torch.nn.Parameter]]:
         """Component name -> its trainable parameters; all other parameters are frozen."""
 
     def check_phrase(self, phrase: str) -> None:
-        """Raise SettingError for a phrase that cannot be a prompt."""
+        """Raise SettingError if `phrase` is not a valid prompt."""
 
     def check_turns(self, turns: Sequence[Turn], size: Size) -> None:
-        """Raise SettingError for a conversation about an image of `size` (h, w) that cannot be learned."""
+        """Raise SettingError if the model cannot be trained on a conversation about an image of `size` (h, w)."""
 
     def make_batch(self, items: Sequence[Item], draws: Sequence[int]) -> Movable:
-        """A batch of augmented items with masks or turns; a random draw per (item, prompt) chooses templates or crops.
+        """A batch of augmented items with masks or turns; one random integer per (item, prompt) selects template or crop.
 
-        Safe to call from any thread.
+        Thread-safe.
         """
 
     def losses(self, module: torch.nn.Module, batch: Any) -> Mapping[str, torch.Tensor]:
-        """Scalar losses of one batch by name; `total` is minimized, the others are logged."""
+        """Name -> scalar loss of one batch; `total` is minimized, the others are only logged."""
 
     def segmenter(self, card: Any, batch_size: int, forced: bool = True) -> Segmenter:
-        """A predictor with the current weights and a card of the model's kind; switches the model to eval mode.
+        """A predictor with the current weights and `card`; switches the model to eval mode.
 
-        A text-prompted model answers freely unless `forced`; whether it would answer [SEG] is reported in both cases.
+        `forced`: a text-prompted model's answer is fixed to [SEG]. The prediction reports in both cases whether the model
+        itself would answer [SEG].
         """
 
     def write(self, folder: Path, card: Any, previous: Path | None) -> None:
-        """Write the model as a bundle, with a card of its kind.
-
-        Files of frozen components are linked from `previous`, the run's checkpoint before this one, if there is one.
-        """
+        """Write the model and `card` as a bundle; files of frozen components are hard links into checkpoint `previous`."""
 
 
 @dataclass(frozen=True)
@@ -79,27 +77,27 @@ class TextSegLearner:
         return self.opened.model
 
     def check_phrase(self, phrase: str) -> None:
-        """As `Processor.check_phrase`."""
+        """Raise SettingError if `phrase` is not a valid prompt; see `Processor.check_phrase`."""
         self.opened.processor.check_phrase(phrase)
 
     def check_turns(self, turns: Sequence[Turn], size: Size) -> None:
-        """As `Processor.check_turns`."""
+        """Raise SettingError if the conversation cannot be tokenized for training; see `Processor.check_turns`."""
         self.opened.processor.check_turns(turns, size)
 
     def make_batch(self, items: Sequence[Item], draws: Sequence[int]) -> Batch:
-        """As `Processor.teach`: one row for each (item, prompt) or conversation; the draw picks the template."""
+        """A batch by `Processor.collate`: one row per (item, prompt) or conversation; the draw selects the template."""
         return self.opened.processor.collate(items, draws)
 
     def losses(self, module: torch.nn.Module, batch: Batch) -> Mapping[str, torch.Tensor]:
-        """The losses of `training/losses.py`."""
+        """The losses of `compute_losses` that are not None."""
         losses = compute_losses(module(batch), batch.masks, self.loss, batch.draws)
         return {name: value for name, value in vars(losses).items() if value is not None}
 
     def segmenter(self, card: Card, batch_size: int, forced: bool = True) -> Predictor:
-        """A predictor with forced or verified answers."""
+        """A predictor with the current weights; its answers are forced, or verified against greedy decoding."""
         opened = OpenedModel(self.opened.model.eval(), self.opened.processor, card)
         return Predictor(opened, answer="force" if forced else "verify", batch_size=batch_size)
 
     def write(self, folder: Path, card: Card, previous: Path | None) -> None:
-        """Write a bundle; files of frozen components are linked from `previous`."""
+        """Write a bundle; files of frozen components are hard links to those of `previous` or of the initial model."""
         write_bundle(folder, self.opened, card, like=previous or self.opened.folder)

@@ -1,4 +1,4 @@
-"""The training data loader: batches determined by (seed, epoch), with augmentation drawn per example."""
+"""The training data loader: (seed, epoch) determine batches, and (seed, epoch, example) determine augmentation."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from vesalius.types import Sample
 
 @dataclass(frozen=True)
 class Microbatch:
-    """One process's part of a batch."""
+    """The images of one batch that one process trains on."""
 
     ids: list[str]
     batch: Movable
     weight: float
-    """Weight of its mean loss in the step: its images divided by all images of the step. 0 if a batch has fewer images
-    than there are processes and this process got none of them."""
+    """Weight of its mean loss in the step: its number of images divided by that of the step over all processes. 0 if the
+    batch has fewer images than processes and none is left for this process."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class StepBatches:
 
     microbatches: list[Microbatch]
     images: int
-    """Images of all processes together."""
+    """Number of images in the step, over all processes."""
 
 
 @dataclass(frozen=True)
 class Loader:
-    """Batches from a mixture of examples. The same settings give the same batches, whatever `num_workers` is.
+    """Batches from a mixture of examples. Batches depend on the settings, but not on `num_workers`.
 
-    Several processes divide each batch: two with `batch_size` 2 train on the same images as one with 4.
+    Processes divide each batch: two processes with `batch_size` 2 train on the same images as one process with 4.
     """
 
     mixture: Mixture
@@ -56,21 +56,21 @@ class Loader:
 
     @property
     def samples(self) -> Sequence[Sample]:
-        """The training samples, each used once per epoch."""
+        """The segmentation samples, each used once per epoch."""
         return self.mixture.samples
 
     def batches_in_epoch(self) -> int:
-        """Batches of one epoch, each over all processes; the last may be smaller."""
+        """Number of global batches per epoch, including a smaller last one."""
         return -(-len(self.mixture) // (self.batch_size * self.world_size))
 
     def steps_in_epoch(self) -> int:
-        """Optimizer steps of one epoch; the last has fewer batches if `accumulation` does not divide them."""
+        """Number of optimizer steps per epoch; the last step accumulates the remaining batches."""
         return -(-self.batches_in_epoch() // self.accumulation)
 
     def steps(self, epoch: int, start: int = 0) -> Iterator[StepBatches]:
-        """The optimizer steps of an epoch, from batch number `start` on."""
+        """Yield the batches of each optimizer step of an epoch, from batch index `start` on."""
         chunks = self.chunks(epoch, start)
-        batches = self._load_all(epoch, [self._own_part(chunk) for chunk in chunks])
+        batches = self._load_all(epoch, [self._own_indices(chunk) for chunk in chunks])
         for first in range(0, len(chunks), self.accumulation):
             group = chunks[first : first + self.accumulation]
             images = sum(map(len, group))
@@ -83,17 +83,17 @@ class Loader:
             yield StepBatches(microbatches, images)
 
     def chunks(self, epoch: int, start: int = 0) -> list[np.ndarray]:
-        """Example numbers of each batch of an epoch, over all processes, from batch `start` on."""
+        """Example indices of each global batch of an epoch, from batch index `start` on."""
         order, size = self.mixture.order(self.seed, epoch), self.batch_size * self.world_size
         return [order[i * size : (i + 1) * size] for i in range(start, self.batches_in_epoch())]
 
-    def _own_part(self, chunk: np.ndarray) -> np.ndarray:
-        """This process's part of a batch; if it is empty, the first sample of the batch, with weight 0."""
-        part = np.array_split(chunk, self.world_size)[self.rank]
-        return part if len(part) else chunk[:1]
+    def _own_indices(self, chunk: np.ndarray) -> np.ndarray:
+        """Example indices of this process; if the batch has none left for it, the first index, used with weight 0."""
+        own = np.array_split(chunk, self.world_size)[self.rank]
+        return own if len(own) else chunk[:1]
 
     def _load_all(self, epoch: int, chunks: Sequence[np.ndarray]) -> Iterator[tuple[list[str], Movable]]:
-        # threads, not processes: Pillow and numpy release the interpreter lock while they work
+        # threads, not processes, because Pillow and numpy release the GIL
         with FrameReader() as reader:
             load = partial(self._load, epoch, reader)
             yield from map_in_threads(load, chunks, self.num_workers, threads=self.num_workers)
@@ -103,7 +103,7 @@ class Loader:
         for number in numbers.tolist():
             rng = np.random.default_rng([self.seed, epoch, number])
             item = self.mixture.load(number, self.seed, epoch, rng, reader)
-            # a conversation may mention sides or sizes, which augmentation would change
+            # conversations are not augmented: they may mention left, right or sizes
             items.append(item if item.turns else augment(item, self.augment, rng))
             draws += rng.integers(0, 2**31, size=len(items[-1].prompts)).tolist()
         return [item.id for item in items], self.learner.make_batch(items, draws)

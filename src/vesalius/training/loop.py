@@ -1,4 +1,4 @@
-"""The training loop: steps, logging, checkpoints and validation, in the order in which they happen."""
+"""The training loop: optimizer steps, logging, checkpoints and validation."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from vesalius.training.signals import SignalHandler
 from vesalius.training.validation import check_progress, record, score_validation_set, validate
 
 MIN_LR_FACTOR = 1e-3
-"""Lower bound of the learning rate as a share of `optim.lr`: at 0 the weights would stop, as if training had no effect."""
+"""Minimum learning rate as a fraction of `optim.lr`; at 0 the last step would have no effect."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The losses of one microbatch, to be exchanged between processes."""
+    """Sample ids, weight and losses of one microbatch, gathered over processes."""
 
     ids: list[str]
     weight: float
@@ -38,10 +38,10 @@ class Measured:
 
 
 def run_loop(context: TrainingContext, state: TrainState) -> None:
-    """Train to the end of the run or until a signal arrives; validate at the end of epochs and of the run.
+    """Train to the end of the run or until a signal arrives; validate after epochs and at the end.
 
-    A checkpoint is saved before each validation and every `save_every_minutes`. After a signal, InterruptionError is
-    raised once the step is saved.
+    A checkpoint is saved before each validation and every `save_every_minutes`. After a signal, the current step is
+    completed and saved, and InterruptionError is raised.
     """
     before_first_step(context, state)
     if state.step and state.validated_step == state.step:
@@ -64,7 +64,7 @@ def run_loop(context: TrainingContext, state: TrainState) -> None:
 
 
 def before_first_step(context: TrainingContext, state: TrainState) -> None:
-    """Initialize FSDP2; in a new run also probe memory and score the untrained model. A collective."""
+    """Initialize FSDP2; in a new run also run the memory probe and the baseline score. A collective."""
     module = context.learner.module
     if is_sharded(module):
         _initialize_shards(context)
@@ -72,7 +72,7 @@ def before_first_step(context: TrainingContext, state: TrainState) -> None:
         return
     if context.process.device.type == "cuda":
         context.monitoring.on_note(probe_memory(context))
-    if "start_fingerprint" not in context.card.lineage:  # random weights have no baseline
+    if "start_fingerprint" not in context.card.lineage:  # a baseline of random weights is meaningless
         return
     refitted = context.settings.projector == "fitted" and hasattr(module, "projector")
     with unsharded(module):
@@ -85,15 +85,15 @@ def before_first_step(context: TrainingContext, state: TrainState) -> None:
 
 
 def _initialize_shards(context: TrainingContext) -> None:
-    """Run one training forward pass, because FSDP2 initializes itself in the first pass through the whole model."""
+    """Run one forward pass in training mode, because FSDP2 initializes itself in the first full forward pass."""
     context.learner.module.train()
     microbatch = next(context.loader.steps(0)).microbatches[0]
-    with unsharded(context.learner.module):  # reshards what would wait for a backward pass
+    with unsharded(context.learner.module):  # reshards modules that would stay gathered until a backward pass
         context.learner.losses(context.model, microbatch.batch.to(context.process.device))
 
 
 def validation_is_due(context: TrainingContext, state: TrainState) -> bool:
-    """Whether an epoch to validate after, or the run, has just ended and is not validated yet."""
+    """Whether the current step is not validated yet and ends the run or an epoch with validation."""
     every = context.settings.validate_.every_epochs
     epoch_ended = state.batch_in_epoch == 0 and state.epoch % every == 0
     return state.step != state.validated_step and (epoch_ended or context.progress(state) >= 1)
@@ -102,7 +102,7 @@ def validation_is_due(context: TrainingContext, state: TrainState) -> bool:
 def train_epoch(
     context: TrainingContext, state: TrainState, check: GradientCheck | None, signals: SignalHandler
 ) -> None:
-    """Train the rest of an epoch, or of the run if that ends first."""
+    """Train to the end of the epoch, or of the run if it ends first."""
     context.learner.module.train()
     started = time.perf_counter()
     for step in context.loader.steps(state.epoch, state.batch_in_epoch):
@@ -130,7 +130,7 @@ def train_step(
     microbatches: Sequence[Microbatch],
     check: GradientCheck | None,
 ) -> tuple[dict[str, float], float]:
-    """One optimizer step on the mean loss over the images of all processes: losses, and norm of the gradient."""
+    """Run one optimizer step on the mean loss over all processes' images; returns mean losses and the gradient norm."""
     process, optimizer = context.process, context.optimizer
     seed_step(context.settings.seed, state.step, process.rank)
     set_lr(optimizer, context.settings.optim.lr * lr_factor(context, state))
@@ -153,7 +153,7 @@ def train_step(
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed torch (dropout) from run seed, step and process, so that a resumed run draws the same numbers."""
+    """Seed torch's generator (dropout) from run seed, step and rank, so that a resumed run draws the same numbers."""
     torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]))
 
 
@@ -164,9 +164,9 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def lr_factor(context: TrainingContext, state: TrainState) -> float:
-    """Learning rate as a share of `optim.lr`: linear warm-up, then cosine decay to `MIN_LR_FACTOR`."""
+    """Learning rate as a fraction of `optim.lr`: linear warm-up, then cosine decay to `MIN_LR_FACTOR`."""
     total = context.total_steps
-    # progress at the middle of this step, so that neither the first nor the last step has rate 0
+    # progress at the midpoint of this step, so that the rate is above 0 in the first and last step
     done = context.progress(state) + (0.5 / total if total else 5e-4)
     warmup = context.settings.optim.warmup_ratio
     if done < warmup:
@@ -175,12 +175,12 @@ def lr_factor(context: TrainingContext, state: TrainState) -> float:
 
 
 def trained_parameters(context: TrainingContext) -> list[torch.nn.Parameter]:
-    """All parameters that train."""
+    """All trainable parameters."""
     return [parameter for group in context.learner.groups.values() for parameter in group]
 
 
 def backward(context: TrainingContext, microbatch: Microbatch, is_last: bool) -> dict[str, float]:
-    """Add the gradient of one microbatch, and return its losses; processes exchange gradients at the last one."""
+    """Accumulate the gradient of one microbatch and return its losses; the last microbatch all-reduces gradients."""
     process = context.process
     with process.no_sync(context.model, is_last):
         losses = context.learner.losses(context.model, microbatch.batch.to(process.device))
@@ -193,7 +193,7 @@ def check_finite(
 ) -> None:
     """Raise TrainingError if a loss or the gradient is NaN or infinite, before the weights change.
 
-    The main process writes the losses of the step to `failure.json`.
+    The main process writes the losses of the failed step to `failure.json`.
     """
     wrong = [each for each in measured if not all(map(math.isfinite, each.losses.values()))]
     if not wrong and math.isfinite(grad_norm):
@@ -219,7 +219,7 @@ def check_finite(
 
 
 def save_or_stop(context: TrainingContext, state: TrainState, signals: SignalHandler) -> None:
-    """Save when it is time or when any process received a signal; a signal also ends the run. A collective."""
+    """Save a checkpoint if it is due or a process received a signal; a signal also ends the run. A collective."""
     due = time.monotonic() - state.saved_at > 60 * context.settings.save_every_minutes
     answers = context.process.gather((signals.received, due))
     received = [number for number, _ in answers if number is not None]
@@ -236,7 +236,7 @@ def log_step(
     grad_norm: float,
     images_per_s: float,
 ) -> None:
-    """Append a line to `log.jsonl` and pass it to monitoring, in the main process."""
+    """In the main process, append a line to `log.jsonl` and pass it to trackers and `on_step`."""
     if not context.process.is_main:
         return
     first = context.optimizer.param_groups[0]
@@ -257,16 +257,16 @@ def log_step(
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Peak memory in bytes: of the GPU, or of this process on a CPU."""
+    """Peak GPU memory in bytes; on a CPU, peak resident memory of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def save(context: TrainingContext, state: TrainState) -> None:
-    """Write a checkpoint from which the run can be resumed exactly. A collective.
+    """Write a checkpoint that resumes the run exactly. A collective.
 
-    TrainingError if a weight is NaN or infinite; `last` then stays the previous checkpoint.
+    Raises TrainingError if a weight is NaN or infinite; `last` then stays the previous checkpoint.
     """
     spoiled = [
         name

@@ -1,7 +1,8 @@
 """The training loss: text cross-entropy, and losses between predicted and target masks.
 
-Mask losses take `logits` and `targets` of one shape, float32 (m, ...): a map, or a list of points, for each of m masks.
-A target is the share in [0, 1] of a map cell that the mask covers, or 0 or 1. They return float32 (m,), empty for m = 0.
+Mask losses take `logits` and `targets` of equal shape, float32 (m, ...): one map or list of points for each of m masks.
+Targets are the coverage of each cell in [0, 1] (area-averaged masks), or binary. Mask losses return float32 (m,), empty
+for m = 0.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from vesalius.masks import Size, cell_weights
 from vesalius.models.textseg import TextSegOutput
 
 Pair = tuple[torch.Tensor, torch.Tensor]
-"""Logits and targets of one shape, float32 (m, ...)."""
+"""Logits and targets of equal shape, float32 (m, ...)."""
 
 ROUNDING = 1e-6
-"""Shares below this are rounding errors: one pixel of the largest image covers more of its cell."""
+"""Coverage below this is rounding error: a single pixel covers more of its cell even in the largest image."""
 
 
 class LossSettings(Settings):
@@ -40,28 +41,28 @@ class LossSettings(Settings):
     dice: float = Field(default=0.5, ge=0)
     """Weight of 1 - soft Dice."""
     cldice: float = Field(default=0.0, ge=0)
-    """Weight of 1 - soft clDice, a loss on centerlines: a gap costs the same in thin and in wide lines."""
+    """Weight of 1 - soft clDice, a centerline loss: a gap costs the same in thin and wide vessels."""
     focal: float = Field(default=0.0, ge=0)
-    """Weight of the focal loss, a cross-entropy that down-weights easy pixels; used with or instead of `bce`."""
+    """Weight of the focal loss, a cross-entropy that down-weights easy pixels; may be combined with or replace `bce`."""
     iou: float = Field(default=0.05, ge=0)
-    """Weight of the absolute error of the predicted IoU, which selects one of three maps (as in SAM 2's training)."""
+    """Weight of the absolute error of the predicted IoU, which selects one of the three mask candidates (as in SAM 2)."""
     resolution: Literal["decoder", "points", "image"] = "decoder"
-    """Where logits and masks are compared. `decoder`: on the decoder's map, the target being the share of each cell that the
-    mask covers. `points`: at sampled points, most of them uncertain, as in the official training. `image`: on the map
-    resized to the image, as in prediction. The IoU term always uses the decoder's map."""
+    """Resolution of the mask losses. `decoder`: the decoder's map; targets are the coverage of each cell. `points`: sampled
+    points, most of them uncertain, as in the official training. `image`: logits resized to the image, as in prediction.
+    The IoU term always uses the decoder's map."""
     class_balanced: bool = False
-    """In `bce` and `focal`, give the pixels inside and outside an object the same total weight; if false, all pixels have
-    the same weight."""
+    """In `bce` and `focal`, give the foreground and the background of each mask the same total weight; if false, each pixel
+    has the same weight."""
     points: int = Field(default=12544, ge=1)
     """Sampled points per mask."""
     oversample_ratio: float = Field(default=3.0, ge=1)
-    """Candidate points drawn per sampled point; the most uncertain candidates are kept."""
+    """Number of random candidate points as a multiple of `points`; the most uncertain candidates are kept."""
     importance_sample_ratio: float = Field(default=0.75, ge=0, le=1)
-    """Share of points chosen by uncertainty; the rest are uniformly random."""
+    """Fraction of points chosen by uncertainty; the others are uniformly random."""
     focal_gamma: float = Field(default=2.0, ge=1)
     """Exponent of the focal loss."""
     skeleton_steps: int = Field(default=10, ge=0)
-    """Erosions for the soft skeleton of clDice: at least half the width of the widest line, in cells or pixels."""
+    """Erosions for the soft skeleton of clDice; at least half the width of the widest vessel, in cells or pixels."""
 
     @model_validator(mode="after")
     def _lines_need_maps(self) -> Self:
@@ -74,7 +75,7 @@ class LossSettings(Settings):
 
 @dataclass(frozen=True)
 class Losses:
-    """Scalar loss terms; `total` is their weighted sum. A term that is expensive and has weight 0 is None."""
+    """Scalar loss terms; `total` is their weighted sum. `cldice` and `focal` are None if their weight is 0."""
 
     total: torch.Tensor
     text: torch.Tensor
@@ -90,9 +91,9 @@ def compute_losses(
 ) -> Losses:
     """Losses of one batch, computed in float32 regardless of the model's dtype.
 
-    `masks` holds uint8 (n, H, W) per image, one mask per [SEG] in the order of the questions; n may be 0. Without any mask
-    the mask losses are 0. `draws` seed the point sampling of `resolution: points`. Raises ValueError if the number of
-    masks differs from the number of [SEG] tokens.
+    `masks` holds uint8 (n, H, W) per image, one mask per [SEG] in the order of the prompts; n may be 0. Without masks the
+    mask losses are 0. `draws` seed the point sampling of `resolution: points`. Raises ValueError if the number of masks
+    differs from the number of [SEG] tokens.
     """
     with torch.autocast(output.masks.logits.device.type, enabled=False):
         return _compute(output, masks, settings, draws)
@@ -116,7 +117,7 @@ def _compute(
     total = settings.text * text + settings.bce * mask + settings.dice * dice + settings.iou * iou
     cldice = focal = None
     if settings.cldice:
-        cldice = _mean(partial(soft_cldice_loss, steps=settings.skeleton_steps), pairs)
+        cldice = _mean(partial(soft_cldice_loss, iterations=settings.skeleton_steps), pairs)
         total = total + settings.cldice * cldice
     if settings.focal:
         focal = _mean(
@@ -133,7 +134,7 @@ def _pairs(
     settings: LossSettings,
     draws: Sequence[int],
 ) -> list[Pair]:
-    """Logits and targets at the chosen resolution: one pair for all masks, or one per image."""
+    """Logits and targets at `settings.resolution`: one pair for all masks, or one per image."""
     if settings.resolution == "image":
         return on_pixels(logits, [of_image for of_image in masks if len(of_image)])
     if settings.resolution == "points":
@@ -157,9 +158,9 @@ def focal_loss(
 ) -> torch.Tensor:
     """Binary cross-entropy times |target - probability| ** gamma, which down-weights easy pixels.
 
-    The result is the mean over the pixels (cells, points) of each mask. With `class_balanced` it is the average of two
-    means, inside and outside the object, so that the object's area does not matter; if one side is empty, it is the mean
-    of the other. A partly covered cell counts for both sides by its shares. Sources: Lin et al. 2017, Focal loss
+    The result is the mean over the pixels (cells, points) of each mask. With `class_balanced` it is the average of the
+    foreground mean and the background mean, independent of the object's area; if one of them is empty, it is the other
+    mean. A partly covered cell counts for both, weighted by its coverage. Sources: Lin et al. 2017, Focal loss
     (arXiv:1708.02002), for targets 0 and 1; Li et al. 2020, Generalized focal loss (arXiv:2006.04388), for fractional
     targets; Xie and Tu 2015, Holistically-nested edge detection (arXiv:1504.06375), for class balancing.
     """
@@ -178,11 +179,11 @@ def focal_loss(
     return (object_mean + rest_mean) / (has_object.float() + has_rest.float())
 
 
-def _mean_over(values: torch.Tensor, shares: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean of `values` (m, ...) weighted by `shares`, 0 if all shares are 0; and whether any share is above 0."""
-    shares = torch.where(shares > ROUNDING, shares, 0.0)
-    whole = shares.sum(dim=1)
-    return (shares * values).sum(dim=1) / whole.clamp(min=ROUNDING), whole > 0
+def _mean_over(values: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weighted mean of `values` (m, k), 0 if all weights are 0; and whether any weight is above 0."""
+    weights = torch.where(weights > ROUNDING, weights, 0.0)
+    total = weights.sum(dim=1)
+    return (weights * values).sum(dim=1) / total.clamp(min=ROUNDING), total > 0
 
 
 def soft_dice_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -192,36 +193,36 @@ def soft_dice_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return 1 - overlap / (probabilities.sum(dim=1) + targets.sum(dim=1) + 1)
 
 
-def soft_cldice_loss(logits: torch.Tensor, targets: torch.Tensor, steps: int) -> torch.Tensor:
+def soft_cldice_loss(logits: torch.Tensor, targets: torch.Tensor, iterations: int) -> torch.Tensor:
     """1 - soft clDice of maps (m, h, w), in [0, 1); two empty masks give 0.
 
-    clDice is the harmonic mean of topology precision (share of the predicted centerline inside the target) and topology
-    sensitivity (share of the target's centerline inside the prediction); 1 is added to each numerator and denominator. A
-    gap in a line costs in proportion to its length, whatever the line's width. `steps` as in `soft_skeleton`. Source:
-    Shit et al. 2021, clDice, CVPR (arXiv:2003.07311).
+    clDice is the harmonic mean of topology precision (fraction of the predicted centerline inside the target) and topology
+    sensitivity (fraction of the target's centerline inside the prediction); 1 is added to each numerator and denominator.
+    The cost of a gap is proportional to its length and independent of the vessel's width. `iterations`: see
+    `soft_skeleton`. Source: Shit et al. 2021, clDice, CVPR (arXiv:2003.07311).
     """
     probabilities = logits.sigmoid()
-    precision = _share_inside(soft_skeleton(probabilities, steps), targets)
-    sensitivity = _share_inside(soft_skeleton(targets, steps), probabilities)
+    precision = _fraction_inside(soft_skeleton(probabilities, iterations), targets)
+    sensitivity = _fraction_inside(soft_skeleton(targets, iterations), probabilities)
     return 1 - 2 * precision * sensitivity / (precision + sensitivity)
 
 
-def _share_inside(lines: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+def _fraction_inside(lines: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
     return ((lines * maps).sum(dim=(1, 2)) + 1) / (lines.sum(dim=(1, 2)) + 1)
 
 
-def soft_skeleton(maps: torch.Tensor, steps: int) -> torch.Tensor:
-    """Soft centerlines (m, h, w) of maps in [0, 1]: the values that an opening removes after 0 to `steps` erosions.
+def soft_skeleton(maps: torch.Tensor, iterations: int) -> torch.Tensor:
+    """Soft centerlines (m, h, w) of maps in [0, 1]: the residues of openings after 0 to `iterations` erosions.
 
-    `steps` must be at least half the width of the widest line, in cells; more changes nothing. Source: Shit et al. 2021,
-    algorithm 1.
+    `iterations` must be at least half the width of the widest vessel, in cells; further iterations change nothing.
+    Source: Shit et al. 2021, algorithm 1.
     """
     maps = maps[:, None]
     skeleton = torch.zeros_like(maps)
-    for _ in range(steps + 1):
+    for _ in range(iterations + 1):
         eroded = _erode(maps)
         removed = functional.relu(maps - _dilate(eroded))
-        # count a cell on the skeleton only once
+        # union with the skeleton: a cell counts only once
         skeleton = skeleton + functional.relu(removed - skeleton * removed)
         maps = eroded
     return skeleton[:, 0]
@@ -240,20 +241,20 @@ def _dilate(maps: torch.Tensor) -> torch.Tensor:
 
 
 def iou_error(scores: torch.Tensor, candidates: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Mean absolute error (m,) of predicted IoUs `scores` (m, 3) for `candidates` (m, 3, g, g) and `targets` (m, g, g)."""
+    """Mean absolute error (m,) of predicted IoUs `scores` (m, 3) of mask `candidates` (m, 3, g, g) and `targets` (m, g, g)."""
     predicted = candidates.detach() > 0
-    wanted = targets[:, None] > 0.5
-    union = (predicted | wanted).sum((-2, -1))
-    actual = (predicted & wanted).sum((-2, -1)) / union.clamp(min=1)
-    # two empty masks agree perfectly
+    target = targets[:, None] > 0.5
+    union = (predicted | target).sum((-2, -1))
+    actual = (predicted & target).sum((-2, -1)) / union.clamp(min=1)
+    # two empty masks have IoU 1
     actual = torch.where(union == 0, 1.0, actual)
     return (scores - actual).abs().mean(dim=1)
 
 
 def on_cells(masks: Sequence[torch.Tensor], size: Size) -> torch.Tensor:
-    """Targets float32 (m, h, w) from masks (n, H, W) per image: the share of each map cell that the mask covers.
+    """Targets float32 (m, h, w) from masks (n, H, W) per image: the coverage of each cell in [0, 1].
 
-    Thin lines stay connected, with values below 1; nearest-neighbor downsampling would break them.
+    Thin vessels stay connected, with values below 1; nearest-neighbor downsampling would break them.
     """
     return torch.cat([area_average(of_image, size) for of_image in masks])
 
@@ -268,50 +269,51 @@ def on_points(
 ) -> Pair:
     """Logits and targets (m, count) at sampled points, as in the official training.
 
-    Logits (m, h, w), and masks (n, H, W) per image downsampled to (h, w) by nearest neighbor, are read at
-    `uncertain_points`. `draws` seed the sampling: the same logits and draws give the same points on any device.
+    Points come from `sample_uncertain_points`. Logits are (m, h, w); masks (n, H, W) per image are downsampled to (h, w) by
+    nearest neighbor. `draws` seed the sampling: equal logits and draws give equal points on any device.
     """
     size = logits.shape[-2:]
-    shrunk = torch.cat(
+    downsampled = torch.cat(
         [functional.interpolate(of_image[:, None].float(), size, mode="nearest")[:, 0] for of_image in masks]
     )
     seed = int(np.random.SeedSequence(tuple(draws)).generate_state(1, np.uint64)[0])
     generator = torch.Generator().manual_seed(seed)
-    points = uncertain_points(logits, count, oversample_ratio, importance_sample_ratio, generator)
-    return read_at(logits, points), read_at(shrunk, points)
+    points = sample_uncertain_points(logits, count, oversample_ratio, importance_sample_ratio, generator)
+    return point_sample(logits, points), point_sample(downsampled, points)
 
 
 @torch.no_grad()
-def uncertain_points(
+def sample_uncertain_points(
     logits: torch.Tensor,
     count: int,
     oversample_ratio: float,
     importance_sample_ratio: float,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """Points (m, count, 2) for each map of `logits` (m, h, w): x and y as shares of width and height, in [0, 1].
+    """Points (m, count, 2) for each map of `logits` (m, h, w): x and y as fractions of width and height, in [0, 1].
 
     `importance_sample_ratio` * `count` points are the most uncertain (logit nearest to 0) of `oversample_ratio` * `count`
-    random candidates; the rest are random. `generator` is a CPU generator. Source: Kirillov et al. 2020, PointRend, CVPR
+    random candidates; the others are random. `generator` is a CPU generator. Source: Kirillov et al. 2020, PointRend, CVPR
     (arXiv:1912.08193), section 3.1.
     """
     important = int(importance_sample_ratio * count)
     shapes = (len(logits), int(oversample_ratio * count), 2), (len(logits), count - important, 2)
     candidates, others = (torch.rand(shape, generator=generator).to(logits.device) for shape in shapes)
-    chosen = read_at(logits, candidates).abs().topk(important, dim=1, largest=False).indices
+    chosen = point_sample(logits, candidates).abs().topk(important, dim=1, largest=False).indices
     return torch.cat([candidates.gather(1, chosen[..., None].expand(-1, -1, 2)), others], dim=1)
 
 
-def read_at(maps: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """Values (m, k) of maps (m, h, w) at points (m, k, 2) as in `uncertain_points`, by bilinear interpolation.
+def point_sample(maps: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """Bilinear samples (m, k) of maps (m, h, w) at points (m, k, 2), x and y in [0, 1].
 
-    Outside the outermost cell centers values fade to 0, in logits and targets alike, as in the official training.
+    Beyond the outermost cell centers values fade to 0 (zero padding), in logits and targets alike, as in the official
+    training.
     """
     return functional.grid_sample(maps[:, None], 2 * points[:, None] - 1, align_corners=False)[:, 0, 0]
 
 
 def on_pixels(logits: torch.Tensor, masks: Sequence[torch.Tensor]) -> list[Pair]:
-    """Per image, logits resized to (n, H, W) in the same two steps as in prediction, and masks (n, H, W)."""
+    """Logits and targets float32 (n, H, W) of each image; logits are resized in the same two steps as in prediction."""
     side = 4 * logits.shape[-1]
     pairs = []
     for of_image, low in zip(masks, logits.split([len(of_image) for of_image in masks]), strict=True):
@@ -322,7 +324,7 @@ def on_pixels(logits: torch.Tensor, masks: Sequence[torch.Tensor]) -> list[Pair]
 
 
 def area_average(masks: torch.Tensor, size: Size) -> torch.Tensor:
-    """Share of each cell that a mask covers: (n, H, W) to float32 (n, h, w), exact for any ratio of sizes."""
+    """Coverage of each cell by masks: (n, H, W) to float32 (n, h, w); exact for any ratio of sizes."""
     height, width = masks.shape[-2:]
     rows = torch.from_numpy(cell_weights(height, size[0])).to(masks.device)
     columns = torch.from_numpy(cell_weights(width, size[1])).to(masks.device)

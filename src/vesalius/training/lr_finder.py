@@ -1,4 +1,4 @@
-"""Learning rate finder: raise the rate step by step and find where the loss falls fastest."""
+"""Learning rate finder: train with exponentially rising learning rates and suggest one from the loss curve."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from vesalius.training.loop import backward, set_lr, trained_parameters
 P = TypeVar("P")
 
 LOWEST, HIGHEST, STEPS = 1e-7, 1.0, 80
-"""Learning rates of the first and the last step, and the number of steps between them."""
+"""First and last learning rate, and number of steps."""
 SMOOTHING = 0.85
-"""Decay of the moving average of the loss."""
+"""Decay of the exponential moving average of the loss."""
 DIVERGED = 3.0
-"""The search ends when the average loss is more than 3 times its minimum."""
+"""The search ends when the averaged loss exceeds 3 times its minimum."""
 
 
 @dataclass(frozen=True)
 class LrSearch:
-    """The learning rates tried, the loss before the step with each, and its moving average."""
+    """Learning rates tried, the loss before the step with each rate, and the moving average of the loss."""
 
     rates: list[float]
     losses: list[float]
@@ -39,21 +39,21 @@ class LrSearch:
 
     @property
     def best_rate(self) -> float:
-        """The rate with the lowest average loss."""
+        """The rate with the lowest averaged loss."""
         return self.rates[int(np.argmin(self.means))]
 
     @property
     def suggestion(self) -> float:
-        """A tenth of `best_rate`, to two digits; the loss still falls fast there."""
+        """A tenth of `best_rate`, rounded to two digits; at this rate the loss still falls fast."""
         return float(f"{self.best_rate / 10:.1e}")
 
     @property
     def found(self) -> bool:
-        """Whether the average loss fell by at least a tenth."""
+        """Whether the averaged loss fell by at least 10 %."""
         return min(self.means) < 0.9 * self.means[0]
 
     def as_json(self) -> dict[str, Any]:
-        """All values for `--json`; `suggestion` is None if the loss did not fall."""
+        """The search for `--json`; `suggestion` is None if the loss did not fall."""
         tried = {"rates": self.rates, "losses": self.losses, "means": self.means}
         return {"suggestion": self.suggestion if self.found else None, **tried}
 
@@ -75,12 +75,12 @@ class LrSearch:
 
 
 def search_lr(
-    context: TrainingContext, on_progress: Callable[[float], None] = lambda share: None
+    context: TrainingContext, on_progress: Callable[[float], None] = lambda fraction: None
 ) -> LrSearch:
-    """Train with rates from `LOWEST` to `HIGHEST`; the weights are useless afterwards.
+    """Train with learning rates from `LOWEST` to `HIGHEST`; the weights are useless afterwards.
 
-    Source: Smith 2017, Cyclical learning rates for training neural networks, WACV. The moving average and the end of the
-    search are those of fastai.
+    Source: Smith 2017, Cyclical learning rates for training neural networks, WACV. Moving average and stopping rule are
+    those of fastai.
     """
     context.learner.module.train()
     return sweep(
@@ -95,9 +95,9 @@ def sweep(
     step: Callable[[float, P], float],
     batches: Iterator[P],
     rates: Sequence[float],
-    on_progress: Callable[[float], None] = lambda share: None,
+    on_progress: Callable[[float], None] = lambda fraction: None,
 ) -> LrSearch:
-    """Take a step with each rate until the average loss diverges or the loss is not finite; `batches` never ends."""
+    """Take one step per rate until the averaged loss diverges or the loss is not finite; `batches` must be endless."""
     tried: list[float] = []
     losses: list[float] = []
     means: list[float] = []
@@ -139,7 +139,7 @@ def _train_step(context: TrainingContext, rate: float, microbatches: Sequence[Mi
 
 
 def draw_search(search: LrSearch, path: Path) -> None:
-    """Write a PNG of loss over learning rate, with a vertical line at the suggestion."""
+    """Write a PNG of loss against learning rate, with a vertical line at the suggested rate."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()

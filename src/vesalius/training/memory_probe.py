@@ -1,4 +1,4 @@
-"""Memory probe: run the heaviest training step before the run, to find out early whether it fits."""
+"""Memory probe: run the training step with the highest memory use first, so that the run does not fail later."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from vesalius.training.sharding import is_sharded
 from vesalius.types import Item, Sample
 
 CANDIDATES = 16
-"""Number of samples with the largest area, and of samples with the longest shape, that are loaded to find the heaviest."""
+"""The heaviest batch is searched among the 16 samples with the largest area and the 16 with the largest aspect ratio."""
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 GIB = 2**30
 
 
 def probe_memory(context: TrainingContext) -> str:
-    """One sentence: peak GPU memory of the heaviest step. TrainingError with remedies if it does not fit.
+    """Peak GPU memory of the heaviest step, in one sentence. Raises TrainingError with remedies if it does not fit.
 
-    Two optimizer steps are run, because the optimizer state exists from the second on. Weights, buffers, optimizer and
-    random numbers are restored bit for bit.
+    Two optimizer steps are run, because the first one allocates the optimizer state. Weights, buffers, optimizer and
+    random states are restored bit for bit.
     """
     device = context.process.device
     items = heaviest_items(context, context.settings.batch_size)
-    questions = sum(len(item.prompts) for item in items)
-    what = f"the heaviest batch ({len(items)} images, {questions} questions)"
+    prompts = sum(len(item.prompts) for item in items)
+    what = f"the heaviest batch ({len(items)} images, {prompts} prompts)"
     torch.cuda.reset_peak_memory_stats(device)
     run_steps(context, items, what)
     peak, total = torch.cuda.max_memory_allocated(device), torch.cuda.mem_get_info(device)[1]
@@ -45,9 +45,9 @@ def probe_memory(context: TrainingContext) -> str:
 
 
 def run_steps(context: TrainingContext, items: Sequence[Item], what: str = "this batch") -> None:
-    """Two optimizer steps on the items with the memory use of real ones, which change nothing.
+    """Run two optimizer steps that use as much memory as real ones but leave model and optimizer unchanged.
 
-    TrainingError if memory runs out.
+    Raises TrainingError with remedies if memory runs out; `what` names the batch in its message.
     """
     device, optimizer, module = context.process.device, context.optimizer, context.learner.module
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
@@ -58,7 +58,7 @@ def run_steps(context: TrainingContext, items: Sequence[Item], what: str = "this
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             batch = context.learner.make_batch(items, [0] * sum(len(item.prompts) for item in items))
             for _ in range(2):
-                # with accumulation, the second batch of a step is computed beside the gradients of the first
+                # with accumulation, a step's second batch is computed while the gradients of its first are in memory
                 for _ in range(min(2, context.settings.optim.gradient_accumulation_steps)):
                     losses = context.learner.losses(context.model, batch.to(device))
                     context.process.backward(losses["total"])
@@ -83,7 +83,7 @@ def run_steps(context: TrainingContext, items: Sequence[Item], what: str = "this
 
 
 def _step_without_effect(optimizer: torch.optim.Optimizer) -> None:
-    """An optimizer step with learning rate 0 and zero gradients: it allocates its state, and x * 1 + 0 equals x."""
+    """Run an optimizer step that allocates its state but changes no weight: learning rate and gradients are 0."""
     for group in optimizer.param_groups:
         group["lr"] = 0.0
         for parameter in group["params"]:
@@ -94,9 +94,10 @@ def _step_without_effect(optimizer: torch.optim.Optimizer) -> None:
 
 
 def heaviest_items(context: TrainingContext, count: int) -> list[Item]:
-    """The `count` examples that need the most memory: many phrases on large or long images, clips, conversations.
+    """The `count` examples with the largest batches, which need the most memory.
 
-    Of each task besides segmentation, the first 16 examples of the first epoch are candidates.
+    Candidates are the samples with the largest product of phrases and image area, or of phrases and aspect ratio, and the
+    first 16 examples of each other task.
     """
     mixture, most = context.loader.mixture, max(count, CANDIDATES)
     numbers = range(len(mixture))
@@ -107,7 +108,7 @@ def heaviest_items(context: TrainingContext, count: int) -> list[Item]:
         prompts = samples[number].prompts
         return len(prompts) * sizes[number][0] * sizes[number][1], max(map(len, prompts))
 
-    # model families with tiles cut a long image into more of them
+    # model families with tiles use more of them for an elongated image
     def elongation(number: int) -> tuple[float, int]:
         prompts = samples[number].prompts
         return len(prompts) * max(sizes[number]) / min(sizes[number]), max(map(len, prompts))
@@ -132,7 +133,7 @@ def _load(context: TrainingContext, number: int) -> Item:
 
 
 def _batch_bytes(context: TrainingContext, item: Item) -> int:
-    """Bytes of the batch of one item, times its number of phrases."""
+    """Size of the batch of one item in bytes, times its number of phrases."""
     batch = context.learner.make_batch([item], [0] * len(item.prompts))
     values: list[Any] = [getattr(batch, field.name) for field in fields(batch)] if is_dataclass(batch) else []
     tensors = [each for value in values for each in (value if isinstance(value, list | tuple) else [value])]
@@ -140,7 +141,7 @@ def _batch_bytes(context: TrainingContext, item: Item) -> int:
 
 
 def _size_of(sample: Sample) -> Size:
-    """(h, w), from the file header if the sample is an image file."""
+    """Image size (h, w), read from the file header if possible."""
     if sample.size is not None:
         return sample.size
     if sample.image.suffix.lower() not in SUFFIXES:
@@ -150,7 +151,7 @@ def _size_of(sample: Sample) -> Size:
 
 
 def _remedies(context: TrainingContext) -> str:
-    """What to change so that the step fits, with the numbers of `vesalius plan` if it can make a plan."""
+    """Settings that reduce memory, from `vesalius plan` if it supports the model."""
     settings = context.settings
     trainable = json.dumps(settings.trainable.model_dump(mode="json", exclude_none=True))
     sharded = is_sharded(context.learner.module)
@@ -160,8 +161,8 @@ def _remedies(context: TrainingContext) -> str:
     try:
         plan = make_plan(settings.model, purpose="train", changes=changes)
     except VesaliusError as error:
-        return f"lower batch_size (now {settings.batch_size}) or train less (trainable); no plan could be made: {error}"
+        return f"lower batch_size (now {settings.batch_size}) or train fewer components (trainable); no plan available: {error}"
     remedies = "; or ".join(plan.remedies) or (
         f"batch_size={max(1, settings.batch_size // 2)} instead of {settings.batch_size}"
     )
-    return f"the plan needs {plan.need / GIB:.1f} GiB; what would help: {remedies}"
+    return f"the plan needs {plan.need / GIB:.1f} GiB; remedies: {remedies}"

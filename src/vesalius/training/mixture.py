@@ -1,4 +1,4 @@
-"""The mixture of an epoch: every sample once as referring segmentation, and weighted numbers of other tasks' examples."""
+"""The training mixture: in each epoch every sample once as referring segmentation, plus examples of other tasks."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ from vesalius.types import Absent, Item, MaskFile, Sample
 TaskName = Literal["segment", "negatives", "clips", "conversations"]
 T = TypeVar("T")
 EXTRA_TASKS: tuple[TaskName, ...] = ("negatives", "clips", "conversations")
-"""The tasks besides referring segmentation, in the order of their example numbers."""
+"""Tasks besides referring segmentation, in the order of their example indices."""
 
 
 class TaskSettings(Settings):
-    """Tasks besides referring segmentation. A weight is the number of examples per training sample: 0.2 adds a fifth.
+    """Tasks besides referring segmentation. A weight is the number of examples per training sample: 0.2 adds 20 %.
 
-    Referring segmentation has weight 1: an epoch asks for every phrase of every sample once.
+    Referring segmentation has weight 1: every phrase of every sample is a prompt once per epoch.
     """
 
     negatives: float = Field(default=0.0, ge=0, le=10)
-    """Negatives: an image with a phrase of other images that it lacks, answered as `absent` says. Use them only with complete
-    annotation, so that unlisted phrases are truly absent."""
+    """Negatives: an image prompted with another image's phrase that it lacks; `absent` sets the answer. They require complete
+    annotations, in which unlisted phrases are truly absent."""
     clips: float = Field(default=0.0, ge=0, le=10)
-    """Clips: several frames of one sequence, with one [SEG] per phrase for the masks in all frames."""
+    """Clips: several frames of one sequence; one [SEG] per phrase gives the masks in all frames."""
     frames: int = Field(default=5, ge=2)
-    """Frames per clip, drawn randomly each time; all frames of a shorter sequence."""
+    """Frames per clip, sampled anew in each epoch; a shorter sequence uses all frames."""
     conversations: float = Field(default=0.0, ge=0, le=10)
-    """Conversations of `data.conversations`; their answers are learned as text."""
+    """Conversations from `data.conversations`; the model is trained on the text of their answers."""
     absent: Literal["mask", "words"] = "mask"
     """Answer to an absent phrase: `mask` is [SEG] with an empty mask, `words` is text without [SEG]."""
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """The numbered examples of an epoch: first the samples in order, then the examples of each task in `EXTRA_TASKS`."""
+    """The examples of an epoch by index: first the samples in order, then the examples of each task in `EXTRA_TASKS`."""
 
     samples: Sequence[Sample]
     tasks: TaskSettings
@@ -79,12 +79,12 @@ class Mixture:
 
     @property
     def conversations(self) -> Sequence[Conversation]:
-        """The conversations of the file; none without a file."""
+        """The conversations of `data.conversations`; empty without a file."""
         return self.conversation_file.conversations if self.conversation_file else ()
 
     @cached_property
     def counts(self) -> Mapping[TaskName, int]:
-        """Number of examples of each task in an epoch; at least one if its weight is above 0."""
+        """Number of examples of each task per epoch; at least one for each weight above 0."""
         weights: dict[TaskName, float] = {task: getattr(self.tasks, task) for task in EXTRA_TASKS}
         n = len(self.samples)
         counts: dict[TaskName, int] = {"segment": n}
@@ -94,9 +94,9 @@ class Mixture:
         return sum(self.counts.values())
 
     def order(self, seed: int, epoch: int) -> Int64[np.ndarray, " n"]:
-        """All example numbers in the order of an epoch, with each task spread evenly.
+        """Example indices in the order of an epoch, with each task spread evenly.
 
-        Samples keep the order of `epoch_order`, whatever other tasks are mixed in.
+        Samples are in the order of `epoch_order`, which does not depend on the other tasks.
         """
         first, positions, numbers = 0, [], []
         for task, count in self.counts.items():
@@ -115,7 +115,7 @@ class Mixture:
         rng: np.random.Generator,
         reader: FrameReader | None = None,
     ) -> Item:
-        """Load one example. `rng` belongs to this example and makes its random choices.
+        """Load one example; `rng` makes its random choices and must be used for this example only.
 
         Raises DataError as `load_item` does.
         """
@@ -134,7 +134,7 @@ class Mixture:
                 return _draw(self.conversations, index, [seed, 3]).load()
 
     def task_of(self, number: int) -> tuple[TaskName, int]:
-        """The task of an example, and its index within that task."""
+        """The task of an example, and the example's index within the task."""
         for task, count in self.counts.items():
             if number < count:
                 return task, number
@@ -142,7 +142,7 @@ class Mixture:
         raise IndexError(f"an epoch has only {len(self)} examples")
 
     def _load_frames(self, frames: Sequence[Sample], reader: FrameReader | None) -> Item:
-        """An image or clip with masks, and the indices of phrases to be answered with words."""
+        """An image or clip with masks; `Item.absent` holds the indices of phrases to be answered in words."""
         item = load_item(frames[0], reader) if len(frames) == 1 else load_clip(frames, reader)
         if self.tasks.absent == "mask" or item.masks is None:
             return item
@@ -154,7 +154,7 @@ class Mixture:
         return replace(item, absent=frozenset(absent))
 
     def _load_negative(self, sample: Sample, rng: np.random.Generator, reader: FrameReader | None) -> Item:
-        """The image with one phrase that it lacks, drawn by `rng`."""
+        """The image with one phrase that it lacks, chosen by `rng`."""
         others = [phrase for phrase in self.phrases if phrase not in sample.prompts]
         phrase = others[rng.integers(len(others))]
         return self._load_frames([replace(sample, prompts=(phrase,), masks=((Absent(),),))], reader)
@@ -166,12 +166,12 @@ class Mixture:
 
     @cached_property
     def _lacking(self) -> list[Sample]:
-        """Samples that lack a phrase of other samples."""
+        """Samples that lack at least one phrase of the other samples."""
         return [sample for sample in self.samples if not set(self.phrases) <= set(sample.prompts)]
 
     @cached_property
     def _sequences(self) -> list[list[Sample]]:
-        """Frames of each sequence with several frames and a phrase common to all of them."""
+        """Frames of each usable sequence: two or more frames with a common phrase."""
         frames: dict[str, list[Sample]] = {}
         for sample in self.samples:
             if sample.sequence is not None:
@@ -179,7 +179,7 @@ class Mixture:
         return [each for each in frames.values() if len(each) > 1 and common_phrases(each)]
 
     def notes(self) -> list[str]:
-        """One line per extra task, with its counts and its assumption."""
+        """One line per extra task, with its number of examples and its assumptions."""
         lines, counts, n = [], self.counts, len(self.samples)
         if self.tasks.absent == "words":
             masks = [objects for sample in self.samples for objects in sample.masks or ()]
@@ -187,8 +187,8 @@ class Mixture:
             lines.append(f"phrases annotated as absent, answered without [SEG]: {absent} of {len(masks)}")
         if counts["negatives"]:
             lines.append(
-                f"negatives: {counts['negatives']} per epoch besides {n} samples, from the {len(self._lacking)} images that "
-                f"lack one of {len(self.phrases)} phrases; assumes that phrases without annotation are absent"
+                f"negatives: {counts['negatives']} per epoch besides {n} samples, from {len(self._lacking)} images that lack "
+                f"one of {len(self.phrases)} phrases; assumes that phrases without annotation are absent"
             )
         if counts["clips"]:
             named = {sample.sequence for sample in self.samples} - {None}
@@ -207,7 +207,7 @@ class Mixture:
         return lines
 
     def fingerprint(self) -> str:
-        """SHA-256 of all data of the mixture; `fingerprint_samples` if it has only samples."""
+        """SHA-256 of all data of the mixture; equals `fingerprint_samples` if it has only samples."""
         parts = [fingerprint_samples(self.samples)]
         if self.tasks.clips:
             parts.append(json.dumps([sample.sequence for sample in self.samples]))
@@ -224,7 +224,7 @@ class Mixture:
 def open_mixture(
     samples: Sequence[Sample], tasks: TaskSettings, conversations: Path | None, overfit: bool
 ) -> Mixture:
-    """The mixture of a run; an overfit test uses only the samples. Raises errors as `read_conversations` does."""
+    """The mixture of a run; an overfit test has no extra tasks. Raises AnnotationError as `read_conversations` does."""
     if overfit:
         return Mixture(samples, TaskSettings(absent=tasks.absent))
     return Mixture(samples, tasks, read_conversations(conversations) if conversations else None)
@@ -233,7 +233,7 @@ def open_mixture(
 def load_clip(frames: Sequence[Sample], reader: FrameReader | None = None) -> Item:
     """Frames of a sequence as one item: uint8 (f, h, w, 3), and masks bool (n, f, h, w) of their common phrases.
 
-    Its id names the sequence and the frames. Raises ImageError if the frames differ in size, else as `load_item` does.
+    Its id names the sequence and the frames. Raises ImageError if the frames differ in size, and DataError as `load_item` does.
     """
     items = [load_item(frame, reader) for frame in frames]
     _check_one_size(frames, [item.size for item in items])
@@ -247,12 +247,12 @@ def load_clip(frames: Sequence[Sample], reader: FrameReader | None = None) -> It
 
 
 def common_phrases(frames: Sequence[Sample]) -> tuple[str, ...]:
-    """Phrases that all frames list, absent or not, in the order of the first frame."""
+    """Phrases annotated in all frames, as present or absent, in the order of the first frame."""
     return tuple(phrase for phrase in frames[0].prompts if all(phrase in frame.prompts for frame in frames))
 
 
 def _draw(pool: Sequence[T], index: int, seed: Sequence[int]) -> T:
-    """Element `index` of an endless sequence of random permutations of `pool`."""
+    """Element `index` of an endless concatenation of random permutations of `pool`."""
     permutation, position = divmod(index, len(pool))
     return pool[int(np.random.default_rng([*seed, permutation, 0]).permutation(len(pool))[position])]
 
@@ -262,7 +262,7 @@ def _check_one_size(frames: Sequence[Sample], sizes: Sequence[Size]) -> None:
         if size != sizes[0]:
             raise ImageError(
                 f"{frame.id}: has {size[0]} x {size[1]} pixels (h x w), but {frames[0].id} of the same sequence has "
-                f"{sizes[0][0]} x {sizes[0][1]}; give it another sequence, or set tasks.clips to 0",
+                f"{sizes[0][0]} x {sizes[0][1]}; assign it another sequence, or set tasks.clips to 0",
                 code="size_mismatch",
                 path=frame.image,
                 field="tasks.clips",
@@ -270,6 +270,6 @@ def _check_one_size(frames: Sequence[Sample], sizes: Sequence[Size]) -> None:
 
 
 def _may_be_absent(sample: Sample, phrase: str) -> bool:
-    """Whether an empty mask means that the phrase is absent: for null or a mask file, not for polygons."""
+    """Whether an empty mask means an absent phrase: true for null and mask files, false for polygons."""
     objects = (sample.masks or ())[sample.prompts.index(phrase)]
     return all(isinstance(each, Absent | MaskFile) for each in objects)

@@ -1,4 +1,4 @@
-"""`README.md` and `recipe.yaml` of a checkpoint: the model card in the format of the Hugging Face hub, and its recipe."""
+"""`README.md` and `recipe.yaml` of a checkpoint: a model card in Hugging Face Hub format, and the recipe of the run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vesalius.training.settings import RunSettings
 
 PHRASES_SHOWN = 10
 RECIPE_HEADER = (
-    "# Absolute paths are cut to their last part, because they identify a machine and its users. To repeat the run:\n"
+    "# Absolute paths are reduced to their last component to hide user and machine names. To repeat the run:\n"
     "# vesalius train recipe.yaml --set data.train=... data.val=... model=... out=...\n"
 )
 
@@ -32,10 +32,10 @@ def write_model_card(
     phrases: Sequence[str],
     validation: Mapping[str, Any] | None,
 ) -> None:
-    """Write or replace both files in a bundle.
+    """Write or replace `README.md` and `recipe.yaml` in a bundle.
 
-    `images` and `phrases` are those of the training data. `validation` is the line of `validation.jsonl` of these weights, or
-    None if they were not validated.
+    `images` is the number of training images, `phrases` the phrases of the training data, `validation` the line of
+    `validation.jsonl` for these weights; None if they were not validated.
     """
     recipe = without_absolute_paths(settings.model_dump(mode="json"))
     text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
@@ -71,7 +71,7 @@ def write_model_card(
 
 
 def without_absolute_paths(value: Any) -> Any:
-    """The settings with absolute paths cut to their last part; relative paths and names stay."""
+    """A copy of `value` with absolute paths reduced to their last component; relative paths and names stay."""
     if isinstance(value, Mapping):
         return {name: without_absolute_paths(each) for name, each in value.items()}
     if isinstance(value, list):

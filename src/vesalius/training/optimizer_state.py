@@ -1,7 +1,7 @@
 """Optimizer state as one unsharded safetensors file, keyed by parameter name.
 
-A run can therefore be resumed with another number of shards, or unsharded. torch's own format for sharded state uses
-pickle, which executes code from the file.
+A run can therefore be resumed with a different number of shards, or unsharded. torch's format for sharded state is not
+used because it contains pickle, which can execute code from the file.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from vesalius.tensorfiles import read_header
 from vesalius.training.sharding import write_full
 
 OPTIMIZER = "optimizer.safetensors"
-"""File name in a checkpoint. Its tensors are named `PARAMETER:STATE`, such as `...weight:exp_avg`."""
+"""File name in a checkpoint; tensors are named `PARAMETER:STATE`, such as `...weight:exp_avg`."""
 STATE_NAMES = ("step", "exp_avg", "exp_avg_sq")
-"""AdamW's state of each parameter that has had a gradient."""
+"""Keys of AdamW's state for each parameter that has received a gradient."""
 
 
 def write_optimizer(
     folder: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer, is_main: bool
 ) -> None:
-    """Write the optimizer state of the module's parameters in the main process, tensor by tensor. A collective.
+    """Gather the optimizer state tensor by tensor and write it in the main process. A collective.
 
-    OutputError if writing fails.
+    Raises OutputError if writing fails.
     """
     tensors = {
         f"{name}:{key}": value
@@ -45,7 +45,7 @@ def write_optimizer(
 def read_optimizer(folder: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Restore the optimizer state; each process reads the whole file and keeps its own shards.
 
-    TrainingError if the file is damaged or belongs to other parameters.
+    Raises TrainingError if the file is damaged or does not match the trainable parameters.
     """
     path = folder / OPTIMIZER
     parameters = dict(module.named_parameters())
@@ -74,14 +74,14 @@ def _unreadable(path: Path, reason: str) -> TrainingError:
 
 
 def _shapes(parameter: torch.nn.Parameter) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of AdamW's state of a parameter: a step count and two averages."""
+    """Name -> shape of AdamW's state for a parameter: a scalar step count and two moments."""
     return {name: () if name == "step" else tuple(parameter.shape) for name in STATE_NAMES}
 
 
 def _shard_like(tensor: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
-    """A copy of a tensor, sharded like its parameter; a step count stays whole."""
+    """A copy of a state tensor, sharded like its parameter; the scalar step count is replicated."""
     if isinstance(parameter, DTensor) and tensor.ndim:
-        # each process has the whole tensor, so nothing has to be sent
+        # each process has the whole tensor, so no communication is needed
         local = tensor.to(parameter.to_local().device)
         return distribute_tensor(local, parameter.device_mesh, parameter.placements, src_data_rank=None)
     return tensor.clone()

@@ -1,4 +1,4 @@
-"""Preparation of a run: open model and data, and check everything before a run folder is made."""
+"""Preparation of a run: open model and data, and check everything before the run folder is created."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ UNTUNED: dict[str, Any] = {
     "tuning_images": (),
     "tta": None,
 }
-"""Card fields that were tuned for other weights, reset to their defaults."""
+"""Defaults of card fields that are tuned per model; training invalidates their values."""
 
 
 def prepare(
@@ -53,9 +53,10 @@ def prepare(
 ) -> TrainingContext:
     """Open model and data, check everything, and wrap the model for training.
 
-    Reads every image, mask and conversation, so that none of them can stop the run later. A resumed run opens its last
-    checkpoint and takes `overfit` from it. `read_all` False skips reading, as for a learning rate search; the card then
-    stays that of the starting model. Raises DataError, SettingError, CheckpointError or TrainingError for the first fault.
+    Reads every image, mask and conversation, so that damaged files are found before training. `resume`: opens the run's
+    last checkpoint and takes `overfit` from it. `read_all=False` skips reading, for example for a learning rate search,
+    and keeps the initial model's card. Raises DataError, SettingError, CheckpointError or TrainingError for the first
+    problem found.
     """
     learner, card, origin = _open_learner(settings, resume, overfit, monitoring.on_note)
     if resume:
@@ -101,10 +102,10 @@ def prepare(
 def _first_card(
     card: ModelCard, lineage: dict[str, Any], images: Iterable[str], hashes: Iterable[str]
 ) -> ModelCard:
-    """Card of a new run, from that of its starting model, with hashes of the training images."""
+    """Model card of a new run: the initial model's card plus the hashes of the training images."""
     return card.changed(
         lineage=lineage,
-        # the training images of the starting model count as training images of this one
+        # the weights have also seen the training images of the initial model
         training_images=tuple(sorted({*(card.training_images or ()), *images})),
         trained_on_unknown=card.saw_unknown_images,
         training_perceptual_hashes=tuple(sorted({*card.training_perceptual_hashes, *hashes})),
@@ -113,7 +114,7 @@ def _first_card(
 
 
 def _next_card(card: ModelCard, about: dict[str, Any]) -> ModelCard:
-    """Card of a resumed run, from that of its last checkpoint; TrainingError if the training data differ."""
+    """Model card of a resumed run: its last checkpoint's card. Raises TrainingError if the training data have changed."""
     if card.lineage.get("data") != about["data"]:
         train = about["settings"]["data"]["train"]
         message = (
@@ -174,7 +175,7 @@ def _describe(train_set: Dataset, val_set: Dataset | None, mixture: Mixture) -> 
         yield from dataset.notes
     yield from mixture.notes()
     if val_set is None or val_set is train_set or val_set.root != train_set.root:
-        return  # group names are comparable within one dataset only
+        return  # group names are comparable only within one dataset
     trained, validated = ({sample.group for sample in each.samples} - {None} for each in (train_set, val_set))
     if shared := len(trained & validated):
         yield f"{shared} groups (patients, sequences) are in both training and validation data: scores will be too high"
@@ -183,7 +184,10 @@ def _describe(train_set: Dataset, val_set: Dataset | None, mixture: Mixture) -> 
 def _read_all(
     mixture: Mixture, val_set: Dataset | None, learner: Learner, on_note: Callable[[str], None]
 ) -> tuple[dict[str, str], list[str]]:
-    """Id -> pixel hash of each training image, and perceptual hashes; notes validation images among them."""
+    """Id -> pixel hash of each training image, and their perceptual hashes.
+
+    Also checks prompts, conversations and frame sizes, and notes training images in the validation data.
+    """
     samples = (*mixture.samples, *(val_set.samples if val_set else ()))
     for phrase in {prompt for sample in samples for prompt in sample.prompts}:
         learner.check_phrase(phrase)
@@ -216,7 +220,9 @@ def open_data(settings: RunSettings, overfit: int | None) -> tuple[Dataset, Data
     """Training and validation data; an overfit test uses the first `overfit` training samples for both."""
     data = settings.data
     for path in (data.train, data.val):
-        if path is not None and path.is_dir():  # a run inside would add its figures to the dataset
+        if (
+            path is not None and path.is_dir()
+        ):  # the figures of a run inside a dataset would become images of the dataset
             check_outside(settings.out, path)
     train_set = _open_annotated(data.train, "train", data.prompt)
     if overfit is None:
@@ -232,7 +238,7 @@ def open_data(settings: RunSettings, overfit: int | None) -> tuple[Dataset, Data
 
 
 def _open_annotated(path: Path, split: str, prompt: str | None) -> Dataset:
-    """The annotated samples of a dataset, of its split of that name if there is one."""
+    """The annotated samples of the dataset's split `split`, or of the whole dataset if it has no such split."""
     name = split if (path / f"annotations.{split}.json").is_file() else None
     return open_dataset(path, split=name, prompt=prompt).annotated()
 
@@ -240,10 +246,10 @@ def _open_annotated(path: Path, split: str, prompt: str | None) -> Dataset:
 def _open_learner(
     settings: RunSettings, resume: bool, overfit: int | None, on_note: Callable[[str], None]
 ) -> tuple[Learner, ModelCard, dict[str, Any]]:
-    """The model, ready to train; its card; and lineage entries about its origin."""
+    """The learner, the initial model's card, and provenance entries for the lineage."""
     if trains_unet(settings, resume):
         if settings.tasks != TaskSettings():
-            raise conflict("tasks", "needs a model that reads text; a U-Net learns only masks")
+            raise conflict("tasks", "needs a text-prompted model; a U-Net learns only masks")
         samples = () if resume else open_data(settings, overfit)[0].samples
         phrases = list(dict.fromkeys(prompt for sample in samples for prompt in sample.prompts))
         unet, origin, notes = open_unet_learner(settings, resume, phrases)
@@ -251,7 +257,7 @@ def _open_learner(
             on_note(note)
         return unet, unet.opened.card, origin
     if settings.unet is not None:
-        raise conflict("unet", "describes a U-Net; remove it, or start a new U-Net with model=unet")
+        raise conflict("unet", "applies to U-Nets only; remove it, or start a new U-Net with model=unet")
     opened, origin = _open_model(settings, resume)
     tokens = new_tokens(opened.processor.tokenizer)
     groups = set_trainable(opened.model, settings.trainable, tokens, settings.seed)
@@ -261,10 +267,10 @@ def _open_learner(
 
 
 def _open_model(settings: RunSettings, resume: bool) -> tuple[OpenedModel, dict[str, Any]]:
-    """The model to start or resume from, and lineage entries about its origin."""
+    """The model to start or resume from, and provenance entries for the lineage."""
     if settings.init == "random" and not resume:
         if Path(settings.model).is_dir():
-            raise conflict("init", f"random works with tiny only; {settings.model} has its own weights")
+            raise conflict("init", f"random is supported for tiny only; {settings.model} has its own weights")
         return new_model(settings.model, settings.seed), {"start": f"random weights, seed {settings.seed}"}
     folder = RunFolder(settings.out).last() if resume else resolve_model(settings.model).folder
     opened = open_model(folder)

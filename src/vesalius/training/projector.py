@@ -1,8 +1,8 @@
-"""Reinitialization of the projector, so that phrases that are new to the model differ from the first step.
+"""Reinitialization of the projector to separate the embeddings of phrases that are new to the model.
 
-The language model's states at [SEG] are nearly the same for two unknown phrases: for 25 names of coronary segments their
-mean cosine is 0.88 with the shipped `tiny`, and 0.99 with random weights. A projector trained on other phrases ignores the
-differences between these. Training then ends in prompt collapse: one mask for all phrases.
+The language model's hidden states at [SEG] are nearly equal for unknown phrases: for 25 names of coronary segments their
+mean cosine is 0.88 with the shipped `tiny`, and 0.99 with random weights. A projector trained on other phrases ignores
+these small differences, and training ends in prompt collapse: one mask for all phrases.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from vesalius.training.settings import conflict
 from vesalius.types import Item, Sample
 
 MOST_PHRASES = 100
-"""Number of phrases, from the first, that are fitted; the directions that separate them also separate others."""
+"""Maximum number of phrases used for the fit; directions that separate these also separate further phrases."""
 QUESTIONS = 400
-"""Minimum number of questions: with few phrases, more images are used to measure the variation between images."""
+"""Minimum number of (image, phrase) pairs: with few phrases, more images are used to estimate the variance over images."""
 FEWEST_IMAGES = 12
 """Minimum number of images."""
 HELD_OUT = 4
-"""One image in 4 is held out to measure the result."""
+"""One of 4 images is held out for evaluation of the fit."""
 PHRASES_AT_ONCE = 8
 """Phrases per forward pass of the language model."""
 RIDGE = 1e-3
-"""Ridge added to each variance, as a share of the mean variance, against rounding errors."""
+"""Ridge added to each variance, as a fraction of the mean variance, for numerical stability."""
 INSEPARABLE = 0.7
-"""Mean cosine between prompt embeddings of two phrases from which on the fit counts as failed."""
+"""Mean cosine between prompt embeddings of different phrases above which the fit has failed."""
 SEPARATED = 0.5
-"""Mean cosine below which the old projector already separated the phrases. The shipped `tiny` has -0.2 for its two
-phrases, and 0.7 for 25 new ones."""
+"""Mean cosine below which the old projector already separates the phrases. The shipped `tiny` has -0.2 for its two
+training phrases, and 0.7 for 25 new phrases."""
 
 
 def fit_projector(
@@ -50,11 +50,11 @@ def fit_projector(
 ) -> None:
     """Reinitialize the projector randomly and fit it to the phrases of the samples; `on_note` receives the result.
 
-    The first layer is multiplied by a whitening and a projection on the directions between phrases (Fisher's linear
-    discriminant). Then each unit of both layers is normalized to mean 0 and variance 1 (Krähenbühl et al. 2016, arXiv
-    1511.06856). Questions are about single images or frames. The model moves to `device` and stays there in eval mode.
-    Raises SettingError for fewer than two phrases, TrainingError if the language model gives all phrases the same state,
-    and errors as `load_item` does.
+    The first layer is multiplied by a whitening matrix and a projection onto the between-phrase directions (Fisher's
+    linear discriminant). Then each unit of both layers is normalized to mean 0 and variance 1 (Krähenbühl et al. 2016,
+    arXiv 1511.06856). Each prompt uses a single image or frame. The model moves to `device` and stays there in eval mode.
+    Raises SettingError for fewer than two phrases, TrainingError if the hidden states of all phrases are equal, and
+    DataError as `load_item` does.
     """
     known = _phrases(samples)
     phrases = known[:MOST_PHRASES]
@@ -78,7 +78,7 @@ def fit_projector(
         after = mean_cosine(model.projector(tested))
     if not np.isfinite(after):
         raise TrainingError(
-            "projector: fitted cannot separate the phrases: the language model has the same state for all of them",
+            "projector: fitted cannot separate the phrases: the language model has the same hidden state for all of them",
             code="inseparable_phrases",
             field="projector",
         )
@@ -103,29 +103,26 @@ def _phrases(samples: Sequence[Sample]) -> tuple[str, ...]:
 
 
 def _image_indices(samples: int, phrases: int, questions: int) -> Int64[np.ndarray, " i"]:
-    """Evenly spread sample indices; few samples repeat, but at most once per question of the template."""
+    """Evenly spaced sample indices; an index repeats at most once per question of the prompt template."""
     count = min(max(FEWEST_IMAGES, QUESTIONS // phrases), samples * questions)
     return np.linspace(0, samples - 1, count).round().astype(np.int64)
 
 
 def seg_states(opened: OpenedModel, samples: Sequence[Sample], phrases: Sequence[str]) -> torch.Tensor:
-    """Language model states at [SEG], float (i, n, hidden), for i samples and n phrases.
+    """Hidden states of the language model at [SEG], float (i, n, hidden), for i samples and n phrases.
 
-    The questions of the template alternate, so that their differences count as variation within a phrase.
+    The questions of the prompt template alternate, so that their differences count as within-phrase variance.
     """
     found = []
     for index, item in enumerate(load_items(samples)):
-        parts = [
-            tuple(phrases[first : first + PHRASES_AT_ONCE])
-            for first in range(0, len(phrases), PHRASES_AT_ONCE)
-        ]
-        asked = [Item(item.id, item.frames, part) for part in parts]
+        starts = range(0, len(phrases), PHRASES_AT_ONCE)
+        asked = [Item(item.id, item.frames, tuple(phrases[i : i + PHRASES_AT_ONCE])) for i in starts]
         found.append(torch.cat([_states_of(opened, each, index) for each in asked]))
     return torch.stack(found)
 
 
 def _states_of(opened: OpenedModel, item: Item, question: int) -> torch.Tensor:
-    """States at [SEG], float (n, hidden), for the phrases of one image, all asked by question number `question`."""
+    """Hidden states at [SEG], float (n, hidden), for the phrases of one image, with question `question` of the template."""
     model = opened.model
     reset_rope(model.vlm)
     batch = opened.processor.collate([item], [question] * len(item.prompts))
@@ -136,10 +133,10 @@ def _states_of(opened: OpenedModel, item: Item, question: int) -> torch.Tensor:
 
 
 def _separation(states: torch.Tensor) -> torch.Tensor:
-    """Matrix (hidden, hidden) that keeps the differences between phrases of states (i, n, hidden), and removes others.
+    """Matrix (hidden, hidden) that keeps between-phrase variance of states (i, n, hidden) and suppresses other variance.
 
-    All directions are whitened, and then weighted by their share of variance between phrases. Variation within a phrase,
-    over images and questions, is suppressed.
+    All directions are whitened and then weighted by their fraction of between-phrase variance, which suppresses variance
+    over images and questions.
     """
     centered = (states - states.mean(dim=(0, 1))).double().cpu()
     means = centered.mean(dim=0)
@@ -152,7 +149,7 @@ def _separation(states: torch.Tensor) -> torch.Tensor:
 
 
 def _reinitialize(layer: nn.Linear, generator: torch.Generator) -> None:
-    """He initialization for ReLU, and zero biases."""
+    """Apply He initialization for ReLU, and set the bias to 0."""
     weight = torch.empty(layer.weight.shape)  # on the CPU, so that every device gets the same numbers
     nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=generator)
     layer.weight.copy_(weight)
@@ -160,9 +157,9 @@ def _reinitialize(layer: nn.Linear, generator: torch.Generator) -> None:
 
 
 def _standardize(layer: nn.Linear, inputs: torch.Tensor) -> None:
-    """Scale and shift the layer so that its outputs on `inputs` (m, d) have mean 0 and variance 1.
+    """Rescale the layer so that each unit's output on `inputs` (m, d) has mean 0 and variance 1.
 
-    A constant output becomes NaN or infinite.
+    A unit with constant output becomes NaN or infinite.
     """
     outputs = layer(inputs)
     spread = outputs.std(dim=0)
@@ -171,7 +168,7 @@ def _standardize(layer: nn.Linear, inputs: torch.Tensor) -> None:
 
 
 def mean_cosine(prompts: torch.Tensor) -> float:
-    """Mean cosine between the embeddings `prompts` (i, n, c) of two phrases on one image."""
+    """Mean cosine between embeddings `prompts` (i, n, c) over all pairs of different phrases on one image."""
     unit = nn.functional.normalize(prompts.float(), dim=-1)
     cosines = unit @ unit.transpose(-1, -2)
     different = ~torch.eye(cosines.shape[-1], dtype=torch.bool, device=cosines.device)

@@ -1,4 +1,4 @@
-"""Train by a recipe: start a run, resume one, or search a learning rate."""
+"""Training from a recipe: start a run, resume it, or search a learning rate."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from vesalius.training.trackers import check_trackers, open_trackers
 CHANGEABLE = frozenset(
     "out data steps epochs minutes batch_size num_workers validate trackers save_every_minutes trainable.save".split()
 )
-"""Settings that may change when a run is resumed. Data are compared by content, `batch_size` over all processes."""
+"""Settings that may change when a run is resumed; data must have the same content, batches the same global size."""
 
 
 def train(
@@ -41,8 +41,8 @@ def train(
 ) -> Path:
     """Start a training run and return its folder; `best` and `last` in it are bundles.
 
-    `overfit` makes an overfit test: training and validation on the first that many training samples, without
-    augmentation. A setup that fails this test cannot learn.
+    `overfit=n` runs an overfit test: training and validation on the first n training samples, without augmentation. A
+    setup that fails this test cannot learn.
     """
     check_trackers(settings.trackers or ())
     process = join_processes(settings.precision)
@@ -68,7 +68,7 @@ def resume(
 ) -> Path:
     """Continue the run in `settings.out` from its last checkpoint, and return its folder.
 
-    TrainingError if a setting outside `CHANGEABLE` or the content of the training data has changed.
+    Raises TrainingError if a setting outside `CHANGEABLE` or the content of the training data has changed.
     """
     check_trackers(settings.trackers or ())
     process = join_processes(settings.precision)
@@ -98,7 +98,7 @@ def find_lr(
     on_note: Callable[[str], None] = ignore,
     on_progress: Callable[[float], None] = ignore,
 ) -> LrSearch:
-    """Search a learning rate for a recipe and draw the search; makes no run folder."""
+    """Search a learning rate for a recipe and write the loss curve to `picture`; creates no run folder."""
     process = join_processes(settings.precision)
     monitoring = _monitoring(process, on_note)
     context = prepare(settings, process, monitoring, read_all=False)
@@ -117,12 +117,12 @@ def _monitoring(
     on_step: Callable[[dict[str, Any]], None] = ignore,
     on_validation: Callable[[dict[str, Any]], None] = ignore,
 ) -> Monitoring:
-    """Only the main process reports."""
+    """Monitoring of the main process; other processes discard all messages."""
     return Monitoring(on_note, on_step, on_validation) if process.is_main else Monitoring()
 
 
 def _run(context: TrainingContext, state: TrainState, held: ExitStack) -> None:
-    """Train to the end, with trackers open until `held` closes."""
+    """Run the training loop, with trackers open until `held` closes, and report the result."""
     if context.process.is_main:
         context = _with_trackers(context, state, held)
     context.process.barrier()
@@ -142,7 +142,7 @@ def _with_trackers(context: TrainingContext, state: TrainState, held: ExitStack)
 
 
 def _conclude(context: TrainingContext, state: TrainState) -> None:
-    """Merge the adapter of `best` if asked for, and report the result of the run in one sentence."""
+    """Merge the adapter of `best` if `trainable.save` is `merged`, and report the result of the run."""
     settings, folder = context.settings, context.folder
     metric = settings.validate_.metric
     lines = folder.lines(folder.validation)
@@ -159,7 +159,7 @@ def _conclude(context: TrainingContext, state: TrainState) -> None:
 
 
 def _restore(context: TrainingContext) -> TrainState:
-    """Restore state, optimizer and average from the last checkpoint, and rewind the logs to it."""
+    """Restore training state, optimizer and EMA from the last checkpoint, and truncate the logs to its step."""
     folder, settings = context.folder, context.settings
     state = folder.read_state()
     check_batch_size(settings, state, context.process.world_size)
@@ -173,9 +173,9 @@ def _restore(context: TrainingContext) -> TrainState:
 
 
 def find_changes(settings: RunSettings, folder: RunFolder) -> list[str]:
-    """One sentence for each changed setting; TrainingError for changes that are not possible.
+    """One sentence per changed setting. Raises TrainingError for settings that must not change.
 
-    Earlier settings come from the last checkpoint, because users may edit `config.yaml`.
+    The previous settings are read from the last checkpoint, because users may edit `config.yaml`.
     """
     last = folder.last()
     with folder.reading_last():
@@ -197,7 +197,7 @@ def find_changes(settings: RunSettings, folder: RunFolder) -> list[str]:
 
 
 def check_batch_size(settings: RunSettings, state: TrainState, world_size: int) -> None:
-    """Raise TrainingError if a batch over all processes would have another number of images than before."""
+    """Raise TrainingError if the global batch size would differ from that of the run."""
     images = settings.batch_size * world_size
     if images != state.global_batch_size:
         message = (
@@ -210,11 +210,13 @@ def check_batch_size(settings: RunSettings, state: TrainState, world_size: int) 
 def read_run_settings(recipe: Path, changes: list[str]) -> RunSettings:
     """Settings from a recipe, or from a run folder's `config.yaml`, after `changes` such as `optim.lr=1e-4`.
 
-    SettingError as in `read_settings`, for a checkpoint instead of its run, and for a new `out` of an existing run.
+    Raises SettingError as `read_settings` does, for a checkpoint in the place of its run, and for `out` of an existing run.
     """
     if recipe.is_dir() and (recipe / CARD).is_file():
         raise SettingError.at(
-            recipe, "is a checkpoint; name its run, where it is last or best", code="no_run"
+            recipe,
+            "is a checkpoint; name its run folder instead, which links it as last or best",
+            code="no_run",
         )
     if recipe.is_dir() and any(change.startswith("out=") for change in changes):
         message = "a resumed run stays in its folder; remove out="

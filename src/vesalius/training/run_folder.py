@@ -1,4 +1,4 @@
-"""The run folder: settings, logs, checkpoints with links to the last and the best, and the state to resume from."""
+"""The run folder: settings, logs, and checkpoints, linked as `last` and `best`, with the state to resume from."""
 
 from __future__ import annotations
 
@@ -34,35 +34,35 @@ NOT_STORED = ("saved_step", "saved_at", "stopped_early")
 
 @dataclass
 class TrainState:
-    """Everything that changes during a run, besides weights and optimizer; stored in each checkpoint."""
+    """Progress of a run, without weights and optimizer; stored in each checkpoint."""
 
     step: int = 0
-    """Optimizer steps done."""
+    """Number of completed optimizer steps."""
     epoch: int = 0
     batch_in_epoch: int = 0
-    """Batches of this epoch already used."""
+    """Number of batches already used in this epoch."""
     training_s: float = 0.0
-    """Seconds spent in training steps."""
+    """Seconds spent in training steps, without validation and saving."""
     validated_step: int = 0
     """Step of the last validation."""
     gradients_checked: bool = False
-    """Whether the gradient check has passed; if not, a resumed run repeats it."""
+    """Whether the gradient check has passed; otherwise a resumed run repeats it."""
     global_batch_size: int = 0
     """Images per batch over all processes."""
     saved_step: int = 0
-    """Step of the last checkpoint; not stored."""
+    """Step of the last checkpoint; not stored in the checkpoint."""
     saved_at: float = field(default_factory=monotonic)
-    """Time of the last checkpoint; not stored."""
+    """Time of the last checkpoint, in seconds of the monotonic clock; not stored in the checkpoint."""
     stopped_early: bool = False
-    """Early stopping has ended the run; not stored, but derived from the validations."""
+    """Whether early stopping has ended the run; derived from the validations, not stored in the checkpoint."""
 
     def as_json(self) -> dict[str, Any]:
-        """The stored fields."""
+        """The fields stored in a checkpoint."""
         return {name: value for name, value in vars(self).items() if name not in NOT_STORED}
 
 
 class RunFolder:
-    """One run on disk. Files are written completely or not at all; logs grow by one line per step or validation."""
+    """One run on disk. Files are written atomically; logs grow by one line per step or validation."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -70,11 +70,14 @@ class RunFolder:
         self.validation = path / "validation.jsonl"
 
     def create(self, settings_yaml: str, manifest: Mapping[str, Any], held: ExitStack) -> None:
-        """Make the folder and lock it as `hold` does; OutputError if anything is there already."""
+        """Create the folder with settings and manifest, and lock it until `held` closes.
+
+        Raises OutputError if the path exists and is not an empty folder.
+        """
         self.check_new()
         prepare_folder(self.path)
         self.hold(held)
-        self.check_new()  # another process may have been faster
+        self.check_new()  # another process may have created a run meanwhile
         write_text(self.path / "config.yaml", settings_yaml)
         write_json(self.path / "manifest.json", manifest)
 
@@ -89,7 +92,7 @@ class RunFolder:
             journal.append(line)
 
     def lines(self, file: Path) -> list[dict[str, Any]]:
-        """The complete lines of a log; [] if the file is missing. A last line cut short by a crash is ignored."""
+        """The complete lines of a log, without a last line cut by a crash; [] if the file is missing."""
         return [entry.value for entry in self._entries(file)]
 
     def _entries(self, file: Path) -> list[Entry]:
@@ -100,7 +103,7 @@ class RunFolder:
             raise TrainingError.at(file, message, code="damaged_log") from error
 
     def hold(self, held: ExitStack) -> None:
-        """Lock an existing run folder until `held` closes; OutputError if another process trains in it."""
+        """Lock an existing run folder until `held` closes. Raises OutputError if another process trains in it."""
         hold_folder(self.path, "training run", held)
 
     def save(
@@ -112,10 +115,10 @@ class RunFolder:
         state: TrainState,
         write_extras: Callable[[Path], None] = lambda checkpoint: None,
     ) -> None:
-        """Write a checkpoint, point `last` to it, and remove checkpoints that are neither last nor best. A collective.
+        """Write a checkpoint, link it as `last`, and remove checkpoints that are neither last nor best. A collective.
 
-        The main process calls `write_extras` for further files. The checkpoint gets its name once it is completely on
-        disk; until then `last` is the previous one.
+        The main process calls `write_extras` to add files. The checkpoint is renamed to its final name and linked only
+        when it is completely on disk.
         """
         folder = self.path / "checkpoints" / f"step-{state.step:06d}"
         with replacing(folder) if process.is_main else nullcontext(folder) as made:
@@ -136,13 +139,13 @@ class RunFolder:
             self._link("last", folder)
 
     def mark_validated(self, state: TrainState, is_best: bool) -> None:
-        """Store in the last checkpoint that it was validated, and point `best` to it if it is the best."""
+        """Mark the last checkpoint as validated, and link it as `best` if it is the best."""
         if is_best:
             self._link("best", (self.path / "last").resolve())
         write_json(self.path / "last" / STATE, state.as_json())
 
     def merge_best(self, write_card: Callable[[Path], None]) -> None:
-        """Replace `best` by a bundle with its adapter merged into the weights; `write_card` writes its model card."""
+        """Replace `best` by a bundle with the adapter merged into the weights; `write_card` writes the new model card."""
         best = (self.path / "best").resolve()
         if not (best / ADAPTER).is_dir():
             return
@@ -155,7 +158,7 @@ class RunFolder:
         self._link("best", folder)
 
     def _link(self, name: str, folder: Path) -> None:
-        """Point a link to a checkpoint, and remove checkpoints without a link."""
+        """Link a checkpoint as `name`, and remove checkpoints without a link."""
         try:
             link = self.path / f".{name}.partial"
             link.unlink(missing_ok=True)
@@ -166,12 +169,12 @@ class RunFolder:
             message = f"cannot be written ({error.strerror})"
             raise OutputError.at(self.path / name, message, code="write_failed") from error
         kept = {(self.path / each).resolve() for each in ("last", "best")}
-        for other in folder.parent.glob("step-*"):  # other files there may be the user's own
+        for other in folder.parent.glob("step-*"):  # other files in the folder may belong to the user
             if CHECKPOINT.fullmatch(other.name) and other.is_dir() and other.resolve() not in kept:
                 shutil.rmtree(other, ignore_errors=True)
 
     def last(self) -> Path:
-        """The checkpoint to resume from; TrainingError if there is none or the links were copied as folders."""
+        """The checkpoint to resume from. Raises TrainingError if it is missing, or if links were copied as folders."""
         last = self.path / "last"
         if not last.exists():
             message = f"has no checkpoint to resume from{self._fallback()}"
@@ -186,7 +189,7 @@ class RunFolder:
 
     @contextmanager
     def reading_last(self) -> Iterator[None]:
-        """Add the fallback checkpoint to errors about a damaged last checkpoint."""
+        """Context that adds the command to fall back to `best` to errors about a damaged last checkpoint."""
         try:
             yield
         except (CheckpointError, TrainingError) as error:
@@ -198,13 +201,13 @@ class RunFolder:
         if not (best / STATE).exists() or best.resolve() == last.resolve():
             return ""
         return (
-            "; frozen components are one file shared by all checkpoints, and can be copied again from the starting model; "
+            "; frozen components are one file shared by all checkpoints, and can be copied again from the initial model; "
             f"to continue from {best.resolve().name}, the best so far, point `last` to it: "
             f"ln -sfn {os.path.relpath(best.resolve(), self.path.resolve())} {last}"
         )
 
     def read_state(self) -> TrainState:
-        """The state of the last checkpoint; TrainingError if it cannot be read."""
+        """The training state of the last checkpoint. Raises TrainingError if it cannot be read."""
         path = self.path / "last" / STATE
         try:
             state = TrainState(**json.loads(path.read_text(encoding="utf-8")))
@@ -215,7 +218,7 @@ class RunFolder:
         return state
 
     def rewind(self, state: TrainState) -> None:
-        """Drop log lines after the last checkpoint, and partial files that a killed process left."""
+        """Remove log lines after the last checkpoint, and partial files of a killed process."""
         for file, step in ((self.log, state.step), (self.validation, state.validated_step)):
             if file.exists():  # a run without validations has no validation.jsonl
                 ends = [entry.end for entry in self._entries(file) if entry.value["step"] <= step]
@@ -231,7 +234,7 @@ class RunFolder:
 
 
 def _sync_to_disk(*paths: Path) -> None:
-    """Wait until files and directory entries would survive a power failure (fsync)."""
+    """Flush files and directory entries to disk (fsync), so that they survive a power failure."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""List the runs below a folder: progress, best score, and the settings in which they differ."""
+"""List the runs below a folder: progress, best score, and settings that differ between runs."""
 
 from __future__ import annotations
 
@@ -19,41 +19,43 @@ from vesalius.training.early_stopping import best_line, validations_since_best
 
 CONFIG, LOG, VALIDATION = "config.yaml", "log.jsonl", "validation.jsonl"
 IGNORED_SETTINGS = ("out",)
-"""Settings that differ between all runs."""
+"""Settings that differ between any two runs, so that their comparison is useless."""
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """Summary of one run folder."""
+    """State, progress and best score of one run."""
 
     name: str
-    """Path below the listed folder."""
+    """Path of the run folder, relative to the listed folder."""
     state: str
     """`running`, `finished`, `stopped early`, `unfinished` or `damaged`."""
     step: int = 0
     progress: float | None = None
-    """Share of the run that is done; None before the first step."""
+    """Completed fraction of the run; None before the first step."""
     metric: str | None = None
     best: float | None = None
     best_step: int | None = None
     baseline: float | None = None
-    """Metric before the first step."""
+    """Value of `metric` before the first step; None if it was not measured."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Flat settings, such as `optim.lr` -> value."""
+    """Flattened settings: dotted name, such as `optim.lr`, -> value."""
     problems: tuple[str, ...] = ()
     """Files that could not be read, with the reason."""
 
 
 def list_runs(folder: Path) -> list[RunSummary]:
-    """Summaries of all runs in or below the folder, sorted by name; SettingError if there is none.
+    """Summaries of all runs in or below `folder`, sorted by path; a damaged run is listed with its problems.
 
-    A damaged run is listed with its problems.
+    Raises SettingError if there is no run.
     """
     if not folder.is_dir():
-        raise SettingError.at(folder, "is not a folder; name one with runs", code="not_found")
+        raise SettingError.at(folder, "is not a folder; name a folder of runs", code="not_found")
     found = [_summarize(run, folder) for run in sorted(_find(folder))]
     if not found:
-        raise SettingError.at(folder, f"has no run, which is a folder with {CONFIG} and {LOG}", code="no_run")
+        raise SettingError.at(
+            folder, f"contains no run, that is, no folder with {CONFIG} and {LOG}", code="no_run"
+        )
     return found
 
 
@@ -114,7 +116,6 @@ def _read_settings(path: Path, problems: list[str]) -> dict[str, Any]:
 
 
 def _read_lines(path: Path, problems: list[str]) -> list[dict[str, Any]]:
-    """The complete lines of a log; a last line that is cut or still being written is ignored."""
     try:
         return [entry.value for entry in read_log(path)]
     except (OSError, ValueError) as error:
@@ -125,8 +126,7 @@ def _read_lines(path: Path, problems: list[str]) -> list[dict[str, Any]]:
 def read_log(path: Path) -> list[Entry]:
     """The complete lines of `log.jsonl` or `validation.jsonl`; [] if the file is missing.
 
-    A last line that is cut or still being written is ignored. ValueError for a line without a step, OSError if the file
-    cannot be read.
+    An incomplete last line is ignored. Raises ValueError for a line without a step, OSError if the file cannot be read.
     """
     entries = list(read_journal(path))
     if not all(isinstance(entry.value.get("step"), int) for entry in entries):
@@ -144,7 +144,7 @@ def _is_locked(run: Path) -> bool:
 
 
 def flatten(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Nested settings with flat names, such as `optim.lr` -> value."""
+    """Flatten nested settings to dotted names, such as `optim.lr` -> value."""
     values: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping) and value:
@@ -155,7 +155,7 @@ def flatten(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 
 def differing(runs: Sequence[RunSummary]) -> list[str]:
-    """Names of settings that differ between runs; a missing setting counts as a different value."""
+    """Dotted names of settings that differ between runs; a missing setting counts as a different value."""
     known = [run.settings for run in runs if run.settings]
     names = dict.fromkeys(name for settings in known for name in settings)
     return [
@@ -166,7 +166,7 @@ def differing(runs: Sequence[RunSummary]) -> list[str]:
 
 
 def tabulate(runs: Sequence[RunSummary]) -> Iterator[str]:
-    """Lines for a terminal: a table of the runs, then their problems."""
+    """Yield the lines of a table of the runs, then one line per problem."""
     names = differing(runs)
     head = ["run", "state", "step", "done", "best", "at step", "before", *names]
     rows = [head, *([*_cells(run), *(_text(run.settings.get(name)) for name in names)] for run in runs)]
@@ -190,5 +190,5 @@ def _text(value: Any) -> str:
 
 
 def as_json(runs: Sequence[RunSummary]) -> dict[str, Any]:
-    """The result for `--json`."""
+    """The result of `vesalius runs --json`."""
     return {"runs": [asdict(run) for run in runs], "differ_in": differing(runs)}

@@ -1,4 +1,4 @@
-"""Sanity checks around the first steps: baseline score before training, gradient check after three steps."""
+"""Sanity checks at the start of a run: baseline score before training, gradient check after three steps."""
 
 from __future__ import annotations
 
@@ -17,52 +17,52 @@ from vesalius.training.validation import average, score_samples
 from vesalius.types import Sample
 
 BASELINE_SAMPLES = 8
-"""Training images of the baseline score, each with its first phrase."""
+"""Number of training images for the baseline score; each is prompted with its first phrase."""
 POOR_DICE = 0.1
-"""Below this Dice the masks are unrelated to the phrase: empty masks have 0, and masks of the whole image about 0.05 if
-vessels cover 3 % of it."""
+"""Dice below which masks are unrelated to the phrase: empty masks have 0, and full masks about 0.05 if vessels cover 3 %
+of the image."""
 CHECKED_VALUES = 4096
-"""Values of each parameter that are compared before and after."""
+"""Number of values of each parameter that are compared before and after the first steps."""
 CHECKED_STEPS = 3
 """Number of optimizer steps with masks after which every trainable group must have changed."""
 
 
 @dataclass(frozen=True)
 class BaselineScore:
-    """Performance of the starting model on training images."""
+    """Score of the initial model on a few training images."""
 
-    questions: int
+    prompts: int
     seg_answers: int
-    """Questions that the model answers with [SEG] by itself."""
+    """Number of prompts that the model answers with [SEG] without forcing."""
     dice: float | None
-    """Mean Dice with the answer forced; None if it is defined for no question."""
+    """Mean Dice with forced answers; None if Dice is undefined for all prompts."""
     untrained_projector: bool
-    """The projector's weights are distributed like PyTorch's random initialization."""
+    """Whether the projector's weights still look like PyTorch's random initialization."""
 
     def __str__(self) -> str:
         dice = "undefined" if self.dice is None else f"{self.dice:.3f}"
         summary = (
-            f"before training: answers {self.seg_answers} of {self.questions} questions with [SEG]; mean Dice {dice} "
+            f"before training: answers {self.seg_answers} of {self.prompts} prompts with [SEG]; mean Dice {dice} "
             "with forced answers"
         )
         if self.untrained_projector:
             return f"{summary}: its projector has random weights and was never trained to segment"
         if self.dice is not None and self.dice < POOR_DICE:
             return f"{summary}: it cannot segment these images yet"
-        if self.seg_answers < self.questions:
-            return f"{summary}: it can segment but must learn when to answer [SEG]: keep loss.text above 0, and watch seg_rate"
+        if self.seg_answers < self.prompts:
+            return f"{summary}: it can segment but must learn when to answer [SEG]: keep loss.text above 0, and monitor seg_rate"
         return summary
 
 
 def measure_baseline(
     learner: Learner, card: Any, samples: Sequence[Sample], batch_size: int, refitted: bool = False
 ) -> BaselineScore:
-    """Ask about the first phrase of up to 8 samples, evenly spread over all. `refitted`: the projector is new."""
+    """Score up to 8 evenly spaced samples, each with its first phrase. `refitted`: the projector was reinitialized."""
     indices = np.linspace(0, len(samples) - 1, min(BASELINE_SAMPLES, len(samples))).round().astype(int)
     asked = [_with_first_phrase(samples[i]) for i in indices.tolist()]
     dice = average(score_samples(learner.segmenter(card, batch_size), asked))["dice"]
     assert not isinstance(dice, str)
-    # a forced answer shows only whether the model would give the template's answer
+    # forced answers do not show all answers that contain [SEG], so generate them as well
     free = learner.segmenter(card, batch_size, forced=False)
     predictions = free.predict(list(load_items(asked)))
     seg_answers = sum(prediction.says_seg for prediction in predictions)
@@ -74,9 +74,10 @@ def _with_first_phrase(sample: Sample) -> Sample:
 
 
 def has_untrained_projector(model: torch.nn.Module) -> bool:
-    """Whether all matrices of `model.projector` look uniform in [-b, b] with b = 1 / sqrt(inputs), PyTorch's default.
+    """Whether all weight matrices of `model.projector` look like PyTorch's default initialization.
 
-    Such a matrix has standard deviation b / sqrt(3), and no value above b. False for a model without a projector.
+    The default is uniform in [-b, b] with b = 1 / sqrt(in_features): standard deviation b / sqrt(3), no value above b.
+    False for a model without a projector.
     """
     projector = getattr(model, "projector", None)
     if projector is None:
@@ -97,19 +98,19 @@ class GradientCheck:
 
     groups: Mapping[str, list[torch.nn.Parameter]]
     in_any_process: Callable[[bool], bool] = bool
-    """Whether a value is true in any process; under FSDP2 each process has a part of the model."""
+    """Collective that returns true if its argument is true in at least one process; FSDP2 processes hold different shards."""
 
     steps: int = 0
-    """Steps so far with at least one mask; without masks most of the model gets no gradient."""
+    """Number of steps with at least one mask so far; without masks most of the model receives no gradient."""
 
     def __post_init__(self) -> None:
         self._before = {name: [_sample_of(p) for p in parameters] for name, parameters in self.groups.items()}
         self._had_gradient: set[str] = set()
 
     def note_gradients(self, has_masks: bool) -> None:
-        """Record which groups have a gradient; call it in each step before the weights change.
+        """Record the groups with a nonzero gradient; call it in each step before the optimizer step.
 
-        `has_masks`: whether any process has a mask in this step.
+        `has_masks`: whether the step has a mask in any process.
         """
         if self.steps >= CHECKED_STEPS or not has_masks:
             return
@@ -119,27 +120,28 @@ class GradientCheck:
                 self._had_gradient.add(name)
 
     def verify_when_due(self) -> bool:
-        """Run `verify` once after 3 steps; returns whether it has been run. A collective."""
+        """Run `verify` once after 3 steps; returns whether it has passed. A collective."""
         if self.steps == CHECKED_STEPS and self._before:
             self.verify()
             self._before = {}
         return not self._before
 
     def verify_at_end(self) -> None:
-        """Run `verify` if the run ended early; TrainingError if no step had a mask. A collective."""
+        """Run `verify` if the run had fewer than 3 steps. Raises TrainingError if no step had a mask. A collective."""
         if not self.steps:
             raise TrainingError(
-                "no training sample has a mask, so no mask could be learned", code="nothing_to_learn"
+                "no step had a training sample with a mask, so the model cannot learn masks",
+                code="nothing_to_learn",
             )
         if self._before:
             self.verify()
 
     def verify(self) -> None:
-        """Raise TrainingError naming a group that never had a gradient or never changed."""
+        """Raise TrainingError for the first group that received no gradient or did not change. A collective."""
         for name, parameters in self.groups.items():
             if not self.in_any_process(name in self._had_gradient):
                 raise TrainingError(
-                    f"the {name} is set to train but had no gradient in the first steps: no loss term reaches it; check "
+                    f"{name} is trainable but received no gradient in the first steps: no loss term reaches it; check "
                     "the weights in `loss`",
                     code="no_gradient",
                     field="loss",
@@ -149,7 +151,7 @@ class GradientCheck:
             )
             if not self.in_any_process(any(changed)):
                 raise TrainingError(
-                    f"the {name} is set to train but did not change in the first steps: the learning rate is too small "
+                    f"{name} is trainable but did not change in the first steps: the learning rate is too small "
                     "for its precision; raise optim.lr or use precision: fp32",
                     code="unchanged_weights",
                     field="optim.lr",

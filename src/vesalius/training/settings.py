@@ -1,4 +1,4 @@
-"""Settings of a training run, as in a recipe."""
+"""Settings of a training run: the keys of a recipe."""
 
 from __future__ import annotations
 
@@ -18,44 +18,44 @@ from vesalius.training.mixture import TaskSettings
 
 
 def conflict(setting: str, message: str) -> SettingError:
-    """The error for a setting that contradicts the model, the data or another setting."""
+    """A SettingError for a setting that contradicts the model, the data or another setting."""
     return SettingError(f"{setting}: {message}", code="conflicting_settings", field=setting)
 
 
 class TrainingData(Settings):
-    """Datasets of a run, in any supported format."""
+    """Training and validation data, in any supported format."""
 
     train: Path
     """Training dataset."""
     val: Path | None = None
-    """Validation data; without it the last checkpoint counts as the best."""
+    """Validation dataset; without it `best` is the last checkpoint."""
     prompt: str | None = None
-    """Phrase that replaces all phrases; the objects of an image become one target."""
+    """Phrase that replaces all phrases; all objects of an image are merged into one target."""
     conversations: Path | None = None
     """Conversations about images in LLaVA's format; `tasks.conversations` is their weight."""
 
 
 class OptimSettings(Settings):
-    """AdamW with warm-up and cosine decay to a thousandth of `lr`. Defaults are those of the published fine-tuning."""
+    """AdamW with warm-up and cosine decay to 0.001 times `lr`. Defaults are those of Sa2VA's published fine-tuning."""
 
     lr: float = Field(default=4e-5, gt=0)
     """Peak learning rate."""
     weight_decay: float = Field(default=0.05, ge=0)
     """Weight decay of AdamW."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    """Decay rates of the moments of AdamW."""
+    """Decay rates of AdamW's first and second moments."""
     max_grad_norm: float = Field(default=1.0, gt=0)
-    """Norm to which a larger gradient is clipped."""
+    """Maximum gradient norm; larger gradients are clipped to it."""
     warmup_ratio: float = Field(default=0.05, ge=0, lt=1)
-    """Share of the run in which the learning rate rises to `lr`."""
+    """Fraction of the run in which the learning rate rises linearly to `lr`."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     """Batches per optimizer step."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
-    """Decay of an exponential moving average of the weights, such as 0.99; the average is validated and saved. None: no
-    average."""
+    """Decay of an exponential moving average (EMA) of the weights, such as 0.99; the average is validated and saved. None:
+    no EMA."""
     lr_multipliers: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """Multiplier of `lr` per component: vision encoder, language model, language head, projector, SAM encoder, SAM
-    decoder, new tokens. Other components have 1."""
+    decoder, new tokens. The default is 1."""
 
     @field_validator("lr_multipliers")
     @classmethod
@@ -72,13 +72,13 @@ class ValidateSettings(Settings):
     every_epochs: int = Field(default=1, ge=1)
     """Epochs between validations."""
     limit: int | None = Field(default=None, ge=1)
-    """Number of samples, from the first; None: all."""
+    """Maximum number of validation samples, taken from the start; None: all."""
     metric: str = "dice"
-    """Metric that chooses the best checkpoint: any of `vesalius evaluate`, such as cldice or hd95_px."""
+    """Metric that selects the best checkpoint: any metric of `vesalius evaluate`, such as cldice or hd95_px."""
     patience: int | None = Field(default=None, ge=1)
-    """Early stopping: validations without improvement after which the run ends; None: no early stopping."""
+    """Early stopping: number of validations without improvement after which the run ends; None: no early stopping."""
     figures: int = Field(default=4, ge=0)
-    """Number of answers drawn at each validation, the same ones each time."""
+    """Number of predictions drawn as figures at each validation, always of the same samples."""
 
     @field_validator("metric")
     @classmethod
@@ -92,28 +92,28 @@ class RunSettings(Settings):
     """One training run. Give exactly one of `steps`, `epochs` and `minutes`."""
 
     model: str
-    """Starting model: a bundle, a run or a model name; `unet` is a new U-Net with one channel per phrase."""
+    """Initial model: a bundle, a run or a model name; `unet` is a new U-Net with one channel per phrase."""
     init: Literal["pretrained", "random"] = "pretrained"
     """`random`: randomly initialized weights, for `tiny` and the U-Net only."""
     projector: Literal["kept", "fitted"] = "kept"
-    """`fitted`: reinitialize the projector so that it separates the phrases of the data from the first step; for two or
-    more phrases that are new to the model."""
+    """`fitted`: reinitialize the projector so that it separates the phrases of the data before training; use it for two or
+    more phrases that are new to the model. `kept`: keep the initial model's projector."""
     data: TrainingData
     unet: UNetShape | None = None
     """Widths and patch size of a new U-Net (`model: unet`); None: the defaults of `UNetShape`."""
     trainable: TrainableSettings = TrainableSettings(preset="decoder")
-    """What trains: a preset from the projector alone to all weights, or a preset with LoRA sizes, 4 bits, checkpointing."""
+    """Trainable components: the name of a preset, or a preset with LoRA sizes, 4-bit weights or gradient checkpointing."""
     loss: LossSettings = LossSettings()
     steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps of the run."""
+    """Number of optimizer steps."""
     epochs: int | None = Field(default=None, ge=1)
-    """Passes over the training samples."""
+    """Number of passes over the training samples."""
     minutes: float | None = Field(default=None, gt=0)
-    """Minutes of training steps, without validation. A run limited by time cannot be repeated exactly."""
+    """Duration of training in minutes, without validation. A run limited by time is not exactly reproducible."""
     batch_size: int = Field(default=4, ge=1)
-    """Images per batch in each process, each with all its phrases."""
+    """Images per batch and process; each image has all its phrases."""
     num_workers: int = Field(default=1, ge=0)
-    """Threads that load the next batches; 0 loads them in the loop."""
+    """Threads that load batches ahead; 0 loads them in the main thread."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """`bf16`: autocast to bfloat16; weights and optimizer state stay in float32."""
     optim: OptimSettings = OptimSettings()
@@ -155,7 +155,7 @@ class RunSettings(Settings):
             "decoder",
         ):
             raise ValueError(
-                f"the preset {self.trainable.preset} of trainable learns no text: remove tasks.conversations and "
-                "absent: words, or train the language model (lora, tokens, vision, full)"
+                f"trainable preset {self.trainable.preset} does not train the language model: remove tasks.conversations and "
+                "absent: words, or use preset lora, tokens, vision or full"
             )
         return self

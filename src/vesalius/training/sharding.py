@@ -26,13 +26,13 @@ DTYPES = {
 
 
 def layer_classes(module: torch.nn.Module) -> list[str]:
-    """Class names of the layers in a model that transformers lists in `_no_split_modules`."""
+    """Class names of the model's transformer layers, from the `_no_split_modules` of transformers."""
     named = {name for part in module.modules() for name in getattr(part, "_no_split_modules", None) or ()}
     return sorted(named & {type(part).__name__ for part in module.modules()})
 
 
 def shard(module: torch.nn.Module) -> None:
-    """Shard every parameter in place: each transformer layer by itself, and the rest together."""
+    """Shard every parameter in place (FSDP2): one group per transformer layer, and one for all other parameters."""
     layers = layer_classes(module)
     for part in reversed(list(module.modules())[1:]):  # inner modules first
         if type(part).__name__ in layers:
@@ -46,14 +46,14 @@ def is_sharded(module: torch.nn.Module) -> bool:
 
 
 def local_shard(tensor: torch.Tensor) -> torch.Tensor:
-    """The part of a tensor in this process; the whole tensor if it is not sharded."""
+    """The shard of a tensor in this process; the whole tensor if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def name_groups(
     module: torch.nn.Module, groups: Mapping[str, list[torch.nn.Parameter]]
 ) -> dict[str, list[str]]:
-    """Group name -> names of its parameters; sharding replaces the tensors but keeps the names."""
+    """Group name -> parameter names, which stay valid when sharding replaces the parameters."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     return {group: [names[id(p)] for p in parameters] for group, parameters in groups.items()}
 
@@ -63,7 +63,7 @@ def update_groups(
     groups: Mapping[str, list[torch.nn.Parameter]],
     names: Mapping[str, list[str]],
 ) -> None:
-    """Replace the parameters of each group by the module's current parameters of the same names."""
+    """Replace the parameters of each group in place by the module's parameters with the names in `names`."""
     current = {name.replace("_orig_mod.", ""): parameter for name, parameter in module.named_parameters()}
     for group, wanted in names.items():
         groups[group][:] = [current[name] for name in wanted]
@@ -71,7 +71,7 @@ def update_groups(
 
 @contextmanager
 def unsharded(module: torch.nn.Module) -> Iterator[None]:
-    """Gather the parameters of the root module, so that methods other than `forward` work. A collective."""
+    """Context with the root module's parameters gathered, so that methods other than `forward` work. A collective."""
     if not isinstance(module, FSDPModule):
         yield
         return
@@ -84,10 +84,10 @@ def unsharded(module: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def full_weights(module: torch.nn.Module, file: Path, is_main: bool) -> Iterator[None]:
-    """Give the main process all weights within the block, through the temporary `file`. A collective.
+    """Context in which the module has unsharded weights in the main process, from the temporary `file`. A collective.
 
-    No process needs more memory than one tensor, because each is gathered and written before the next. A module that is
-    not sharded stays unchanged.
+    Each tensor is gathered and written before the next, so that every process needs memory for one tensor only. An
+    unsharded module stays unchanged.
     """
     sharded = {name: p for name, p in module.named_parameters() if isinstance(p, DTensor)}
     if not sharded:
@@ -109,9 +109,9 @@ def full_weights(module: torch.nn.Module, file: Path, is_main: bool) -> Iterator
 
 
 def write_full(file: Path, tensors: Mapping[str, torch.Tensor], is_main: bool) -> None:
-    """Write whole tensors to a new safetensors file in the main process, gathering one after another. A collective.
+    """Gather tensors one by one and write them to a new safetensors file in the main process. A collective.
 
-    No process needs more memory than one tensor. Raises OSError if writing fails.
+    Every process needs memory for one tensor only. Raises OSError if writing fails.
     """
     types = {name: TensorType(DTYPES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()}
 

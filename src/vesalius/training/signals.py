@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the first signal ends the run after the current step is saved, a second one at once."""
+"""SIGTERM and Ctrl-C: the first signal ends the run after the current step is saved, the second one immediately."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class SignalHandler:
-    """Records the first signal while it is entered; the loop asks for it between steps.
+    """Context manager that records signals; the training loop reads `received` between steps.
 
-    Python delivers signals to the main thread of a process only; a run in another thread is not interrupted.
+    Python delivers signals to the main thread only, so a run in another thread is not interrupted.
     """
 
     def __init__(self, run: Path) -> None:
@@ -46,7 +46,7 @@ class SignalHandler:
 
     @contextmanager
     def stop_at_once(self, saved_step: int) -> Iterator[None]:
-        """Within the block the first signal ends the run immediately, because `saved_step` is on disk."""
+        """Context in which the first signal ends the run immediately, because `saved_step` is already on disk."""
         self._saved_step = saved_step
         try:
             if self.received is not None:
@@ -56,7 +56,7 @@ class SignalHandler:
             self._saved_step = None
 
     def error(self, number: signal.Signals, step: int) -> InterruptionError:
-        """The error that ends the run after `step` was saved."""
+        """The exception that ends the run once `step` is saved."""
         return InterruptionError(
             f"{self.run}: stopped by {number.name} after step {step}, which is saved; continue with "
             f"vesalius train --resume {self.run}",

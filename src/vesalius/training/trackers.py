@@ -1,4 +1,4 @@
-"""Experiment trackers: TensorBoard, W&B, MLflow and others of Accelerate."""
+"""Experiment trackers: TensorBoard, W&B, MLflow and others supported by Accelerate."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from vesalius.training.runs import flatten
 
 DEFAULT = "tensorboard"
 FOLDER_ARGUMENT = {"wandb": "dir", "mlflow": "logging_dir"}
-"""Tracker -> its own name for the argument with the folder of its files."""
+"""Tracker -> name of its constructor argument for the folder of its files."""
 
 
 class Trackers:
-    """The open trackers. Each receives the values of `log.jsonl` and `validation.jsonl` under the same names.
+    """The open trackers; each receives the values of `log.jsonl` and `validation.jsonl` under the same names.
 
-    A tracker that fails is dropped with a note, and training continues: the run folder has all values too.
+    A tracker that fails is removed with a note, and training continues; the run folder still receives all values.
     """
 
     def __init__(
@@ -34,15 +34,15 @@ class Trackers:
         self._on_note = on_note
 
     def log_step(self, line: Mapping[str, Any]) -> None:
-        """Log a line of `log.jsonl`."""
+        """Log a line of `log.jsonl` in all trackers."""
         self._log("train", line)
 
     def log_validation(self, line: Mapping[str, Any]) -> None:
-        """Log a line of `validation.jsonl`."""
+        """Log a line of `validation.jsonl` in all trackers."""
         self._log("validation", line)
 
     def log_figures(self, figures: Image.Image, step: int) -> None:
-        """Log the validation figures in trackers that show images."""
+        """Log the validation figures in trackers that support images."""
 
         def show(tracker: GeneralTracker) -> None:
             if hasattr(tracker, "log_images"):
@@ -85,10 +85,10 @@ def open_trackers(
     step: int = 0,
     on_note: Callable[[str], None] = lambda note: None,
 ) -> Trackers:
-    """Open trackers with their files below the run folder; a note reports missing TensorBoard.
+    """Open trackers that store their files in the run folder.
 
-    `wanted` None means TensorBoard if it is installed. `step` is the step of a resumed run. Raises SettingError for an
-    unknown name, MissingExtraError for a named tracker that is not installed.
+    `wanted=None` selects TensorBoard, or no tracker and a note if it is not installed. `step` is the step of a resumed
+    run. Raises SettingError for an unknown name, MissingExtraError for a named tracker that is not installed.
     """
     if wanted is None and not _installed(DEFAULT):
         on_note('no TensorBoard: it is not installed; install it with pip install "vesalius[tensorboard]"')
@@ -129,7 +129,7 @@ def _open(name: str, folder: Path, settings: Mapping[str, Any], step: int) -> Ge
     files = folder / "trackers"
     files.mkdir(parents=True, exist_ok=True)
     if name == DEFAULT:
-        # hide values that an interrupted run wrote after its last checkpoint
+        # hides values written by the interrupted run after its last checkpoint
         tracker = kind(name, files, **({"purge_step": step + 1} if step else {}))
     elif kind.requires_logging_directory:
         tracker = kind(folder.name, files)

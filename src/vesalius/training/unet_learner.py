@@ -1,7 +1,7 @@
-"""Training of the U-Net baseline: random crops of the same augmented images, with its own losses.
+"""Training of the U-Net baseline on random crops of the augmented images.
 
-As in nnU-Net (Isensee et al. 2021): a third of the crops is centered on an object, Dice is computed over the whole batch,
-and deep supervision halves the weight at each deeper level.
+As in nnU-Net (Isensee et al. 2021), a third of the crops is centered on an object, Dice is computed over the batch, and
+deep supervision halves the weight at each deeper level.
 """
 
 from __future__ import annotations
@@ -36,31 +36,31 @@ from vesalius.training.settings import RunSettings, conflict
 from vesalius.types import Item, Turn
 
 OBJECT_CROPS = 1 / 3
-"""Share of crops centered on a pixel of an object, as far as the image border allows."""
+"""Fraction of crops centered on an object pixel; crops at the image edge are shifted inside."""
 UNUSED_SETTINGS = "projector, trainable, optim.lr_multipliers, loss.text, loss.iou and loss.resolution"
 
 
 @dataclass(frozen=True)
 class CropBatch:
-    """Crops, and one row per mask of an annotated phrase."""
+    """Image crops, and one row per annotated (crop, phrase)."""
 
     pixels: torch.Tensor
-    """float32 (b, 3, p, p), standardized over the whole image; 0 outside the image."""
+    """Crops, float32 (b, 3, p, p), standardized over the whole image and zero-padded outside it."""
     masks: torch.Tensor
-    """float32 (rows, p, p), 0 or 1."""
+    """Target masks, float32 (rows, p, p), 0 or 1."""
     image: torch.Tensor
-    """int64 (rows,): index of the crop."""
+    """Crop index of each row, int64 (rows,)."""
     channel: torch.Tensor
-    """int64 (rows,): index of the phrase."""
+    """Output channel (phrase index) of each row, int64 (rows,)."""
 
     def to(self, device: torch.device) -> CropBatch:
-        """The batch on a device."""
+        """A copy of the batch on a device."""
         return replace(self, **{name: value.to(device) for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)
 class UNetLearner:
-    """Learner of a U-Net; all of it trains."""
+    """Learner of a U-Net; all parameters are trainable."""
 
     opened: OpenedUNet
     loss: LossSettings
@@ -72,7 +72,7 @@ class UNetLearner:
 
     @property
     def groups(self) -> Mapping[str, list[torch.nn.Parameter]]:
-        """One group with all parameters."""
+        """One group, `U-Net`, with all parameters."""
         return {"U-Net": list(self.opened.model.parameters())}
 
     def check_phrase(self, phrase: str) -> None:
@@ -84,7 +84,7 @@ class UNetLearner:
         raise conflict("data.conversations", "a U-Net cannot learn conversations; remove the setting")
 
     def make_batch(self, items: Sequence[Item], draws: Sequence[int]) -> CropBatch:
-        """One crop of each item with masks; the draw of its first phrase seeds the crop position."""
+        """One crop per item, which must have masks; the random integer of its first phrase seeds the crop position."""
         spec = self.opened.card.spec
         pixels, masks = [], []
         asked = [(index, prompt) for index, item in enumerate(items) for prompt in item.prompts]
@@ -103,7 +103,7 @@ class UNetLearner:
         )
 
     def losses(self, module: torch.nn.Module, batch: CropBatch) -> Mapping[str, torch.Tensor]:
-        """`mask` (cross-entropy), `dice`, and the optional terms, each a weighted mean over the network's output levels."""
+        """Loss terms `mask` (cross-entropy), `dice` and optional ones, each a weighted mean over deep supervision levels."""
         maps = module(batch.pixels).float()
         level_weights = 0.5 ** torch.arange(maps.shape[1], device=maps.device)
         rows = maps[batch.image, :, batch.channel]
@@ -118,7 +118,7 @@ class UNetLearner:
         return {"total": total, **terms}
 
     def _terms(self, logits: torch.Tensor, batch: CropBatch) -> dict[str, torch.Tensor]:
-        """The loss terms for logits (rows, p, p) of one level."""
+        """The loss terms of logits (rows, p, p) at one deep supervision level."""
         terms = {
             "mask": binary_cross_entropy(logits, batch.masks, self.loss.class_balanced).mean(),
             "dice": batch_dice_loss(logits, batch.masks, batch.channel),
@@ -136,15 +136,15 @@ class UNetLearner:
         return UNetPredictor(OpenedUNet(self.opened.model.eval(), card), batch_size=batch_size)
 
     def write(self, folder: Path, card: UNetCard, previous: Path | None) -> None:
-        """Write a bundle. `previous` is not used, because everything trains."""
+        """Write a bundle; `previous` is ignored because no component is frozen."""
         write_unet(folder, self.opened, card)
 
 
 def batch_dice_loss(logits: torch.Tensor, targets: torch.Tensor, channel: torch.Tensor) -> torch.Tensor:
-    """1 - soft Dice of each phrase over all its rows (rows, p, p) together, as the mean over the phrases in the batch.
+    """1 - soft Dice of maps (rows, p, p), computed per phrase over the whole batch and averaged over phrases.
 
-    Dice is (2 |p t| + 1) / (|p| + |t| + 1). Per-crop Dice would be 0 or 1 for a crop without the object; over the batch,
-    false positives of such a crop count in proportion to their area.
+    Dice is (2 |p t| + 1) / (|p| + |t| + 1). Per-crop Dice would be nearly 0 or 1 for a crop without the object; over the
+    batch, false positives in such a crop count in proportion to their area.
     """
     probabilities, targets = logits.sigmoid().flatten(1), targets.flatten(1)
     _, index = channel.unique(return_inverse=True)
@@ -154,7 +154,7 @@ def batch_dice_loss(logits: torch.Tensor, targets: torch.Tensor, channel: torch.
 
 
 def draw_corner(objects: Bool[np.ndarray, "h w"], patch: int, rng: np.random.Generator) -> tuple[int, int]:
-    """(top, left) of a random crop, centered on a random object pixel in a third of cases; 0 along a too short axis."""
+    """Position (top, left) of a random crop; one in three is centered on an object pixel. 0 along axes shorter than `patch`."""
     limits = [max(0, length - patch) for length in objects.shape]
     anywhere = tuple(int(rng.integers(0, most + 1)) for most in limits)
     pick, kind = rng.random(), rng.random()
@@ -167,21 +167,21 @@ def draw_corner(objects: Bool[np.ndarray, "h w"], patch: int, rng: np.random.Gen
 
 
 def cut(planes: np.ndarray, corner: tuple[int, int], patch: int) -> np.ndarray:
-    """Crop (n, patch, patch) of planes (n, h, w) from (top, left), zero-padded outside the image."""
-    part = planes[:, corner[0] : corner[0] + patch, corner[1] : corner[1] + patch]
-    padding = [(0, patch - length) for length in part.shape[1:]]
-    return np.pad(part, ((0, 0), *padding))
+    """Crop (n, patch, patch) of `planes` (n, h, w) at `corner` (top, left), zero-padded outside the image."""
+    inside = planes[:, corner[0] : corner[0] + patch, corner[1] : corner[1] + patch]
+    padding = [(0, patch - length) for length in inside.shape[1:]]
+    return np.pad(inside, ((0, 0), *padding))
 
 
 def open_unet_learner(
     settings: RunSettings, resume: bool, phrases: Sequence[str]
 ) -> tuple[UNetLearner, dict[str, Any], list[str]]:
-    """The U-Net to start from, its origin for the lineage, and notes for the user.
+    """The learner of the initial U-Net, provenance entries for the lineage, and notes for the user.
 
-    `phrases` of the training data become its channels; a resumed run keeps its own. SettingError if `unet` asks for
-    another shape than the starting model has.
+    The network has one output channel per phrase in `phrases`; a resumed run keeps its channels. Raises SettingError if
+    the architecture in `unet` differs from the initial model's.
     """
-    notes = [f"a U-Net has no text: {UNUSED_SETTINGS} have no effect"]
+    notes = [f"a U-Net has no text input: {UNUSED_SETTINGS} have no effect"]
     origin: dict[str, Any] = {"start": f"random weights, seed {settings.seed}"}
     if resume:
         opened = open_unet(RunFolder(settings.out).last())

@@ -1,4 +1,4 @@
-"""Validation: the same predictor and scores as `vesalius evaluate`, with forced answers, and what follows from them."""
+"""Validation with forced answers, by the predictor and metrics of `vesalius evaluate`; best checkpoint, early stopping."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from vesalius.training.sharding import unsharded
 from vesalius.types import Item, Prediction, Sample
 
 AnswerScores = dict[str, Any]
-"""`id`, `prompt`, `says_seg`, `absent`, `logits` (their SHA-256), `similarity` and each metric of one answer.
+"""Scores of one prediction: `id`, `prompt`, `says_seg`, `absent`, `logits` (SHA-256), `similarity` and each metric.
 
-`similarity`: Dice between its mask and the mask of the previous phrase on the same image, and Dice between their targets;
-None for the first phrase, or if both masks or both targets are empty."""
+`similarity`: Dice between the masks predicted for this phrase and the previous phrase on the same image, and Dice between
+their targets; None for the first phrase, or if both masks or both targets are empty."""
 
 OnAnswer = Callable[[Item, Prediction, np.ndarray, Mapping[str, float | None]], None]
-"""Receives each answer with its target, bool (h, w), and scores."""
+"""Receiver of each prediction with its item, target (bool (h, w)) and scores."""
 
 
 def score_samples(
@@ -45,7 +45,7 @@ def score_samples(
     """Scores of each (sample, prompt): the overlap metrics, and `metric`, one of `evaluation.metrics.METRICS`.
 
     If the target is empty and the model itself would not answer [SEG], the forced mask is replaced by an empty one, as
-    `vesalius evaluate` scores it without forcing. An unreadable sample raises DataError.
+    in `vesalius evaluate`. Raises DataError for an unreadable sample.
     """
     rows: list[AnswerScores] = []
     size = segmenter.description.batch_size
@@ -80,7 +80,7 @@ def score_samples(
 def _similarity(
     one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]
 ) -> tuple[float, float] | None:
-    """Dice between two predictions, and between their targets; None if either pair is empty."""
+    """Dice between two predicted masks, and between their targets; None if both masks of a pair are empty."""
     found = []
     for first, second in zip(one, other, strict=True):
         pixels = np.count_nonzero(first) + np.count_nonzero(second)
@@ -94,18 +94,19 @@ def _score(
     target: np.ndarray, mask: np.ndarray, metric: str, spacing_mm: tuple[float, float] | None
 ) -> dict[str, float | None]:
     scores = overlap.score(target, mask)
-    if metric not in scores:  # skeletons and distances take far longer than overlap counts
+    if metric not in scores:  # only on request: skeletons and distances take far longer than overlap metrics
         scores[metric] = metrics.score(target, mask, spacing_mm=spacing_mm)[metric]
     return scores
 
 
 def average(rows: Sequence[AnswerScores]) -> dict[str, float | int | str | None]:
-    """Mean of each metric over rows, None if it is defined in none; and six further values.
+    """Mean of each metric over rows (None if it is undefined in all rows), and six further values.
 
-    `seg_rate`: share of questions that the model itself would answer with [SEG]. `absent_seg_rate`: the same for
-    phrases with an empty target, None without such phrases. `prediction_similarity`: mean Dice between the masks of two
-    successive phrases on one image. `target_similarity`: the same between their targets; both are None without
-    non-empty pairs. `n`: number of answers. `fingerprint`: hash of all logits, which repeats only if the weights do.
+    `seg_rate`: fraction of prompts that the model itself would answer with [SEG]. `absent_seg_rate`: this fraction among
+    prompts with an empty target; None without such prompts. `prediction_similarity`: mean Dice between the masks
+    predicted for successive phrases on one image. `target_similarity`: mean Dice between their targets. Both
+    similarities are None without non-empty pairs. `n`: number of predictions. `fingerprint`: hash of all logits, equal
+    only for equal weights.
     """
     names = [name for name in rows[0] if name in metrics.METRICS]
     values = {name: [row[name] for row in rows if row[name] is not None] for name in names}
@@ -126,7 +127,7 @@ def average(rows: Sequence[AnswerScores]) -> dict[str, float | int | str | None]
 
 
 def summarize(line: Mapping[str, Any]) -> str:
-    """One line of `validation.jsonl` as a sentence for the terminal."""
+    """The scores of one line of `validation.jsonl` as text for the terminal."""
     shown = [name for name in line if name in metrics.METRICS and name != "accuracy"]
     shown += ["seg_rate", "absent_seg_rate"]
     scores = "  ".join(f"{name} {line[name]:.3f}" for name in shown if line[name] is not None)
@@ -139,7 +140,7 @@ def validate(context: TrainingContext, state: TrainState) -> None:
     """Score the checkpoint just saved, log it, update `best`, and decide on early stopping. A collective."""
     folder = context.folder
     line = score_validation_set(context, state) if context.validation_samples else None
-    # without validation samples the newest checkpoint is the best, unless there are older scores
+    # without validation data the newest checkpoint is the best, unless the log has earlier validations
     best = record(context, line) if line is not None else not folder.lines(folder.validation)
     state.validated_step = state.step
     if context.process.is_main:
@@ -156,9 +157,9 @@ def validate(context: TrainingContext, state: TrainState) -> None:
 
 
 def score_validation_set(context: TrainingContext, state: TrainState) -> dict[str, Any]:
-    """The line of `validation.jsonl` for the current weights; writes the validation figures. A collective.
+    """Score the current weights: a line of `validation.jsonl`; also writes validation figures. A collective.
 
-    Each process scores all samples, because no process can predict alone with a sharded model.
+    Each process scores all samples, because prediction with a sharded model is a collective.
     """
     settings, samples = context.settings, context.validation_samples
     figures = ValidationFigures(
@@ -174,7 +175,7 @@ def score_validation_set(context: TrainingContext, state: TrainState) -> dict[st
 
 
 def record(context: TrainingContext, line: ValidationLine) -> bool:
-    """Append a validation to its log and report it; returns whether it is the best so far. For the main process."""
+    """Log and report a validation in the main process; returns whether it is the best so far (False in others)."""
     if not context.process.is_main:
         return False
     folder, monitoring, metric = context.folder, context.monitoring, context.settings.validate_.metric
@@ -185,10 +186,10 @@ def record(context: TrainingContext, line: ValidationLine) -> bool:
     monitoring.on_validation({**line, "best": best})
     if line[metric] is None:
         monitoring.on_note(
-            f"{metric} is undefined in all {line['n']} answers and chooses no checkpoint: set another validate.metric, or "
-            "use data that define it (metrics in mm need spacing_mm)"
+            f"{metric} is undefined for all {line['n']} predictions, so it cannot select the best checkpoint: set another "
+            "validate.metric, or add the required data (metrics in mm need spacing_mm)"
         )
-    # a U-Net has a channel per phrase and no projector
+    # U-Nets have no projector: their phrases are separate output channels
     if hasattr(context.learner.module, "projector") and (
         warning := find_prompt_collapse(lines, context.settings.projector == "fitted")
     ):
@@ -199,7 +200,7 @@ def record(context: TrainingContext, line: ValidationLine) -> bool:
 def check_progress(context: TrainingContext, state: TrainState) -> None:
     """Set `state.stopped_early` after `validate.patience` validations without improvement. A collective.
 
-    TrainingError if the last two validations are identical.
+    Raises TrainingError if the last two validations are identical.
     """
     if not context.validation_samples:
         return
