@@ -1,4 +1,4 @@
-"""Fixtures shared by the tests of training: small models, data, and one finished run to copy."""
+"""Fixtures of the training tests: small models, data, and one finished run to copy."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from vesalius.training.settings import RunSettings
 
 @pytest.fixture
 def small() -> Iterator[None]:
-    """Runs of this test are small and quick."""
+    """Runs of this test use a small model and draw no curves."""
     with small_and_quick():
         yield
 
 
 @pytest.fixture(scope="session")
 def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of the small model with random weights, for runs in other processes."""
+    """A bundle of the small model with random weights, for runs in subprocesses."""
     folder = tmp_path_factory.mktemp("small") / "bundle"
     with small_and_quick():
         opened = new_model("tiny", 0)
@@ -36,7 +36,7 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def four_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset of 4 images of 64 x 64 pixels."""
+    """A dataset of 4 images with 64 x 64 pixels."""
     folder = tmp_path_factory.mktemp("four") / "set"
     write_dataset(folder, 4, seed=7, size=64, num_workers=0)
     return folder
@@ -44,7 +44,7 @@ def four_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def plain_settings(four_images: Path) -> MakeSettings:
-    """Settings of two steps of the projector on the four images, without validation; `out`, then changes."""
+    """Factory of settings: two steps on `four_images`, only the projector trainable, no validation."""
 
     def settings(out: Path, **changes: Any) -> RunSettings:
         values = {
@@ -64,7 +64,7 @@ def plain_settings(four_images: Path) -> MakeSettings:
 
 @pytest.fixture(scope="session")
 def finished_run(plain_settings: MakeSettings, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of `plain_settings`, to be copied."""
+    """A finished run with `plain_settings`; tests copy it with the fixture `run`."""
     with small_and_quick():
         return train(plain_settings(tmp_path_factory.mktemp("finished") / "run"))
 

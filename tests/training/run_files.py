@@ -1,4 +1,4 @@
-"""Readers of run folders, and small and quick runs, for the tests of training."""
+"""For the training tests: readers of run folders, and a smaller `tiny`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MakeSettings = Callable[..., RunSettings]
 
 @contextmanager
 def small_and_quick() -> Iterator[None]:
-    """New weights of `tiny` see 256 x 256 pixels, and no curves are drawn, which takes as long as the training itself."""
+    """New `tiny` models use 256 x 256 pixels, and no curves are drawn, which would take as long as the training."""
     spec = presets.find_spec("tiny")
     side = spec.sam_size // 2
     vision = spec.sam["vision_config"]
@@ -40,17 +40,17 @@ def small_and_quick() -> Iterator[None]:
 
 
 def lines(run: Path, name: str = "log.jsonl") -> list[dict[str, Any]]:
-    """The lines of a log of a run."""
+    """The lines of one of a run's logs."""
     return [json.loads(line) for line in (run / name).read_text().splitlines()]
 
 
 def losses(run: Path) -> list[float]:
-    """The loss of each step."""
+    """The loss of each step, from `log.jsonl`."""
     return [line["loss"] for line in lines(run)]
 
 
 class StopAfter:
-    """An `on_step` that interrupts in the step after the given one, as Ctrl-C would."""
+    """Callback `on_step` that raises KeyboardInterrupt, as Ctrl-C does, after the step following `step`."""
 
     def __init__(self, step: int) -> None:
         self.step = step

@@ -1,4 +1,4 @@
-"""Runs that train LoRA: contents of checkpoints, exact resumption, and the merged result."""
+"""LoRA training runs: checkpoint contents, exact resumption, and merged weights."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Conversations in LLaVA's format: reading, and errors with the entry's location."""
+"""Reading of conversations in LLaVA's format; errors name the file and the entry."""
 
 import json
 from pathlib import Path
@@ -45,9 +45,9 @@ def test_turns_and_pixels_are_read_without_the_image_token(tmp_path: Path) -> No
     assert item.turns == first.turns
 
 
-def test_unknown_keys_are_counted(tmp_path: Path) -> None:
+def test_unknown_keys_are_ignored_and_counted_in_a_note(tmp_path: Path) -> None:
     found = read(tmp_path, entry("<image> a", "b", model="x"), entry("<image> a", "b", model="y", source=1))
-    assert found.notes == ("talk.json: further keys, which are ignored: model (2), source (1)",)
+    assert found.notes == ("talk.json: ignored keys: model (2), source (1)",)
     assert read(tmp_path, entry("<image> a", "b")).notes == ()
 
 
@@ -84,7 +84,7 @@ def wrong_turn(**message: Any) -> dict[str, Any]:
         (entry("<image>\n", "b"), "the first question is only <image>"),
         (
             entry("<image> a", "Sure, [SEG]."),
-            r"message 1 contains \[SEG\], for which a conversation has no mask",
+            r"message 1 contains \[SEG\], but a conversation has no masks",
         ),
         (entry("<image> a", " "), r"entry 1, conversations\[1\]\.value: .*is empty"),
         (entry("<image> a", "\ud800"), r"entry 1, conversations\[1\]\.value: "),

@@ -1,4 +1,4 @@
-"""The exponential moving average of the weights, against a hand calculation and bit for bit."""
+"""The exponential moving average of weights: values by hand, and bit-exact restoration."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""Batches do not depend on the number of workers or the starting point."""
+"""The training data loader: batches do not depend on `num_workers` or on the first batch index."""
 
 import json
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ from vesalius.types import Item
 
 @dataclass(frozen=True)
 class Made:
-    """The inputs of a batch."""
+    """The arguments of one `make_batch` call."""
 
     items: tuple[Item, ...]
     draws: tuple[int, ...]
 
 
 class Recorder:
-    """A learner that returns its inputs as batches."""
+    """A learner whose batches are the arguments of `make_batch`."""
 
     def make_batch(self, items: Sequence[Item], draws: Sequence[int]) -> Made:
         return Made(tuple(items), tuple(draws))
@@ -60,7 +60,7 @@ def assert_same(one: Sequence[Made], two: Sequence[Made]) -> None:
             np.testing.assert_array_equal(a.masks, b.masks)
 
 
-def test_workers_and_starting_point_change_no_batch(mixture: Mixture) -> None:
+def test_batches_do_not_depend_on_workers_or_the_first_batch_index(mixture: Mixture) -> None:
     whole = made(mixture)
     assert [len(each.items) for each in whole] == [5, 5, 2]
     assert_same(whole, made(mixture, num_workers=3))

@@ -1,4 +1,4 @@
-"""The total loss: weights, missing masks, precision, and sampling in resumed runs."""
+"""The total loss: term weights, batches without masks, precision, and reproducible point sampling."""
 
 from collections.abc import Callable
 from typing import Any
@@ -65,7 +65,7 @@ def test_expensive_terms_without_a_weight_are_none() -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
-def test_each_map_gets_a_gradient(variant: dict[str, Any]) -> None:
+def test_each_map_receives_a_gradient(variant: dict[str, Any]) -> None:
     logits = random_logits(3)
     masks = [random_masks(2, 33, 20), random_masks(1, 16, 40)]
     losses = compute_losses(output_of(logits), masks, LossSettings(**variant), draws=[4])
@@ -86,7 +86,7 @@ def test_masks_of_large_and_small_images_count_the_same() -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
-def test_a_question_without_seg_changes_nothing(variant: dict[str, Any]) -> None:
+def test_images_without_masks_do_not_change_the_losses(variant: dict[str, Any]) -> None:
     logits, masks = random_logits(2), [random_masks(1, 16, 16), random_masks(1, 20, 12)]
     empty = torch.zeros(0, 16, 16, dtype=torch.uint8)
     expected = compute_losses(output_of(logits), masks, LossSettings(**variant), draws=[1])
@@ -118,7 +118,7 @@ def test_unequal_numbers_of_masks_and_seg_are_an_error() -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
-def test_autocast_changes_nothing(variant: dict[str, Any]) -> None:
+def test_autocast_does_not_change_the_losses(variant: dict[str, Any]) -> None:
     output, masks = output_of(random_logits(2)), [random_masks(2, 37, 53)]
     plain = compute_losses(output, masks, LossSettings(**variant))
     with torch.autocast("cpu", torch.bfloat16):
@@ -168,7 +168,7 @@ Measured = Callable[[dict[str, Any], list[int]], dict[str, torch.Tensor]]
 
 @pytest.fixture
 def of_learner(opened: OpenedModel) -> Measured:
-    """Losses of one small image under given draws."""
+    """Function that returns the losses of one small image for given loss settings and draws."""
     rng = np.random.default_rng(0)
     pixels, masks = rng.integers(0, 256, (1, 64, 64, 3), dtype=np.uint8), rng.random((1, 1, 64, 64)) > 0.5
 
@@ -187,7 +187,7 @@ def test_sampled_points_depend_only_on_the_draws(of_learner: Measured) -> None:
     before = of_learner(variant, [7])
     torch.manual_seed(1)  # torch's generator differs in a resumed run
     assert of_learner(variant, [7]) == before
-    same_words = 7 + 5040  # any count of templates up to 10 divides the difference
+    same_words = 7 + 5040  # 5040 is a multiple of any number of templates up to 10
     after = of_learner(variant, [same_words])
     assert after["text"] == before["text"]
     assert after["mask"] != before["mask"]

@@ -1,4 +1,4 @@
-"""The learning rate finder, on a problem with a known answer."""
+"""The learning rate finder, on a quadratic loss with a known limit of the learning rate."""
 
 from itertools import repeat
 from pathlib import Path
@@ -49,6 +49,6 @@ def test_a_loss_that_is_not_finite_ends_the_search() -> None:
         sweep(lambda rate, _: float("nan"), repeat(None), RATES)
 
 
-def test_the_picture_is_drawn(tmp_path: Path) -> None:
+def test_the_loss_curve_is_drawn(tmp_path: Path) -> None:
     draw_search(descend(1.0), tmp_path / "lr.png")
     assert np.asarray(Image.open(tmp_path / "lr.png").convert("RGB")).std() > 10

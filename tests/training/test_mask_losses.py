@@ -20,8 +20,8 @@ CERTAIN = 100.0
 
 def random_pair(seed: int, gray: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     rng = torch.Generator().manual_seed(seed)
-    shares = torch.rand(3, 24, 32, generator=rng)
-    return 4 * torch.randn(3, 24, 32, generator=rng), shares if gray else (shares > 0.8).float()
+    coverage = torch.rand(3, 24, 32, generator=rng)
+    return 4 * torch.randn(3, 24, 32, generator=rng), coverage if gray else (coverage > 0.8).float()
 
 
 def certain(masks: torch.Tensor) -> torch.Tensor:
@@ -70,11 +70,11 @@ def test_focal_loss_equals_monai_for_binary_masks(gamma: float) -> None:
     torch.testing.assert_close(focal_loss(logits, targets, gamma, False), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_focal_loss_of_a_partly_covered_cell_is_minimal_at_its_share() -> None:
+def test_focal_loss_of_a_partly_covered_cell_is_minimal_at_its_coverage() -> None:
     logits = torch.linspace(-4, 4, 161)[:, None]
-    for share in (0.2, 0.5, 0.9):
-        loss = focal_loss(logits, torch.full_like(logits, share), 2.0, False)
-        assert logits[loss.argmin(), 0].sigmoid().item() == pytest.approx(share, abs=0.01)
+    for coverage in (0.2, 0.5, 0.9):
+        loss = focal_loss(logits, torch.full_like(logits, coverage), 2.0, False)
+        assert logits[loss.argmin(), 0].sigmoid().item() == pytest.approx(coverage, abs=0.01)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 2.0])
@@ -97,7 +97,7 @@ def test_class_balancing_removes_the_influence_of_the_area() -> None:
     assert (one - other).abs() > 0.05
 
 
-def test_a_missed_speck_costs_as_much_as_a_missed_vessel_only_with_class_balancing() -> None:
+def test_with_class_balancing_a_missed_speck_costs_as_much_as_a_missed_vessel() -> None:
     speck, vessel = torch.zeros(1, 32, 32), lines(10, 11)[:, :32, :32]
     speck[0, 4, 4] = 1
     nothing = torch.full((1, 32, 32), -5.0)
@@ -122,7 +122,7 @@ def test_class_balancing_of_a_uniform_mask_is_the_plain_mean(value: float) -> No
 @pytest.mark.parametrize(("steps", "gray"), [(0, False), (3, False), (3, True), (10, True)])
 def test_soft_cldice_and_its_gradient_equal_monai(steps: int, gray: bool) -> None:
     logits, targets = random_pair(3, gray)
-    # its harmonic mean has a smoothing term of its own, which is not in the paper
+    # smooth: MONAI adds a smoothing term to the harmonic mean, which is not in the paper
     reference = SoftclDiceLoss(iter_=steps, smooth=1e-12, sigmoid=True, reduction="none")
     ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
     expected = reference(theirs[:, None], targets[:, None])
@@ -133,13 +133,13 @@ def test_soft_cldice_and_its_gradient_equal_monai(steps: int, gray: bool) -> Non
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-7)
 
 
-def test_the_soft_skeleton_of_a_bar_is_its_center_line() -> None:
+def test_the_soft_skeleton_of_a_bar_is_its_centerline() -> None:
     bar = torch.zeros(1, 33, 33)
-    bar[0, 12:21, 4:29] = 1  # nine high
+    bar[0, 12:21, 4:29] = 1  # height 9
     middle = soft_skeleton(bar, 5)[0, :, 12:21]  # away from both ends
     assert (middle[16] == 1).all()
     assert middle.sum() == 9
-    assert soft_skeleton(bar, 3)[0, :, 12:21].sum() == 0  # too few steps to reach it
+    assert soft_skeleton(bar, 3)[0, :, 12:21].sum() == 0  # too few iterations to reach the centerline
     assert torch.equal(soft_skeleton(bar, 5), soft_skeleton(bar, 12))
 
 
@@ -150,14 +150,14 @@ def test_the_cldice_loss_of_equal_lines_is_zero() -> None:
     assert soft_cldice_loss(certain(empty), empty, 3).item() == pytest.approx(0, abs=1e-6)
 
 
-def test_losing_a_thin_line_beside_a_wide_one_is_worse_in_cldice_than_in_dice() -> None:
+def test_a_missed_thin_line_beside_a_wide_one_costs_more_in_cldice_than_in_dice() -> None:
     whole, without = lines(10, *range(30, 41)), lines(*range(30, 41))
     dice, cldice = soft_dice_loss(certain(without), whole), soft_cldice_loss(certain(without), whole, 8)
     assert dice.item() == pytest.approx(1 - (2 * 704 + 1) / (704 + 768 + 1), abs=1e-5)  # 0.04
     assert cldice > 0.2
 
 
-def test_a_line_too_wide_is_better_in_cldice_than_in_dice() -> None:
+def test_a_line_that_is_too_wide_costs_less_in_cldice_than_in_dice() -> None:
     line, wide = lines(30), lines(28, 29, 30, 31, 32)
     assert soft_dice_loss(certain(wide), line) > 0.6
     assert soft_cldice_loss(certain(wide), line, 4) < 0.1

@@ -1,4 +1,4 @@
-"""The memory probe: real steps without effect, the heaviest batch, and remedies."""
+"""The memory probe: steps that change no weight, the heaviest batch, and remedies."""
 
 import json
 from dataclasses import replace
@@ -21,7 +21,7 @@ from vesalius.training.settings import RunSettings
 
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> TrainingContext:
-    """Five images; the last two are larger, and one of them has the most phrases."""
+    """Five images; the last two are larger, and one of these two has the most phrases."""
     folder = tmp_path_factory.mktemp("data")
     entries = []
     for name, count, size in (("small", 3, 64), ("large", 2, 160)):
@@ -82,7 +82,7 @@ def test_the_probe_allocates_the_optimizer_state(
 
 
 class Greedy(TextSegLearner):
-    """Allocates more memory than any machine has."""
+    """Learner whose losses allocate more memory than any machine has."""
 
     def losses(self, module: torch.nn.Module, batch: Any) -> dict[str, torch.Tensor]:
         return {"total": torch.empty(2**48).sum()}
@@ -92,5 +92,5 @@ def test_out_of_memory_is_reported_with_remedies(context: TrainingContext) -> No
     learner = context.learner
     assert isinstance(learner, TextSegLearner)
     greedy = replace(context, learner=Greedy(learner.opened, learner.groups, learner.loss))
-    with raises_code(TrainingError, "out_of_memory", "the plan needs", "what would help: "):
+    with raises_code(TrainingError, "out_of_memory", "the plan needs", "remedies: "):
         run_steps(greedy, heaviest_items(context, 1))

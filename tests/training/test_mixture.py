@@ -1,4 +1,4 @@
-"""The examples of an epoch and their order."""
+"""The training mixture: examples of an epoch and their order."""
 
 from collections import Counter
 from pathlib import Path
@@ -30,7 +30,7 @@ def sample(
 
 @pytest.fixture
 def samples(tmp_path: Path) -> list[Sample]:
-    """Three frames of one sequence, one of another, and two stills."""
+    """Three frames of one sequence, one frame of another, and two single images."""
     return [
         sample(tmp_path, "f0", {"vessel": Absent(), "wire": SQUARE}, "run"),
         sample(tmp_path, "f1", {"wire": SQUARE, "vessel": SQUARE, "stent": SQUARE}, "run"),
@@ -68,9 +68,7 @@ def test_without_other_tasks_an_epoch_is_the_samples_in_their_order(samples: lis
     assert mixture.notes() == []
 
 
-def test_weights_are_examples_for_each_sample_spread_over_the_epoch(
-    samples: list[Sample], tmp_path: Path
-) -> None:
+def test_weights_are_examples_per_sample_spread_over_the_epoch(samples: list[Sample], tmp_path: Path) -> None:
     tasks = words(negatives=0.5, clips=0.01, conversations=2)
     mixture = Mixture(samples, tasks, talks(tmp_path, 5))
     assert mixture.counts == {"segment": 6, "negatives": 3, "clips": 1, "conversations": 12}
@@ -79,14 +77,14 @@ def test_weights_are_examples_for_each_sample_spread_over_the_epoch(
     named = [mixture.task_of(number)[0] for number in order.tolist()]
     assert named[0] == "segment"
     assert Counter(named[:11])["conversations"] == Counter(named[11:])["conversations"] == 6
-    # the samples keep their own order
+    # the order of the samples does not depend on other tasks
     np.testing.assert_array_equal(order[order < 6], epoch_order(6, 3, 0))
 
 
 def test_examples_depend_only_on_seed_epoch_and_number(samples: list[Sample], tmp_path: Path) -> None:
     tasks = words(negatives=1, clips=1, conversations=1)
     one, two = (Mixture(samples, tasks, talks(tmp_path, 5)) for _ in range(2))
-    load_all(one, epoch=0)  # what was loaded before changes nothing
+    load_all(one, epoch=0)  # examples loaded earlier must not affect later ones
     for a, b in zip(load_all(one, epoch=1), load_all(two, epoch=1), strict=True):
         assert (a.id, a.prompts, a.turns, a.absent) == (b.id, b.prompts, b.turns, b.absent)
         np.testing.assert_array_equal(a.frames, b.frames)
@@ -107,7 +105,7 @@ def test_negatives_are_phrases_that_the_image_lacks(samples: list[Sample]) -> No
         assert item.masks is not None
         assert not item.masks.any()
         assert item.prompts[0] not in phrases[item.id]
-    # f1 and f5 name all phrases; what the others lack is all asked about, and each image as often as another
+    # f1 and f5 have all phrases; the other images are equally frequent, and each phrase that they lack occurs
     assert {(item.id, item.prompts[0]) for item in negatives} == {
         ("f0", "stent"), ("f2", "stent"), ("f3", "wire"), ("f3", "stent"), ("f4", "wire"), ("f4", "stent")
     }  # fmt: skip
@@ -135,10 +133,10 @@ def test_clips_have_frames_in_order_and_common_phrases(samples: list[Sample]) ->
         for prompt, masks in zip(item.prompts, item.masks, strict=True):
             there = [bool(mask.any()) for mask in masks]
             assert there == [not (prompt == "vessel" and number == 0) for number in numbers]
-        assert item.absent == frozenset()  # there in some frame
+        assert item.absent == frozenset()  # present in at least one frame
     assert load_clip([samples[1], samples[0]]).prompts == ("wire", "vessel")
     longer = Mixture(samples, TaskSettings(clips=1, frames=5))
-    assert {len(item.frames) for item in load_all(longer)} == {1, 3}  # all three frames of the sequence
+    assert {len(item.frames) for item in load_all(longer)} == {1, 3}  # 3: all frames of the sequence
 
 
 def test_absent_phrases_are_answered_with_words_or_an_empty_mask(samples: list[Sample]) -> None:
@@ -166,7 +164,7 @@ def test_notes_count_examples_and_state_assumptions(samples: list[Sample], tmp_p
     mixture = Mixture(samples, words(negatives=0.5, clips=0.5, conversations=0.5), talks(tmp_path, 5))
     assert mixture.notes() == [
         "phrases annotated as absent, answered without [SEG]: 4 of 12",
-        "negatives: 3 per epoch besides 6 samples, from the 4 images that lack one of 3 phrases; assumes that phrases "
+        "negatives: 3 per epoch besides 6 samples, from 4 images that lack one of 3 phrases; assumes that phrases "
         "without annotation are absent",
         "clips: 3 per epoch besides 6 samples, of at most 5 frames, from 1 sequences; skipped (one frame or no common "
         "phrase): 1",

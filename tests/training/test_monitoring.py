@@ -1,4 +1,4 @@
-"""Monitoring of whole runs: baseline score, figures, weight average, early stopping, model cards, warnings."""
+"""Monitoring of whole runs: baseline score, figures, EMA, early stopping, model cards, warnings."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(data: Path, out: Path, /, **changes: Any) -> RunSettings:
-    """One epoch is one step."""
+    """Settings in which an epoch is one step."""
     values = {
         "model": "tiny",
         "data": {"train": data, "val": data, "prompt": "blood vessel"},
@@ -56,8 +56,7 @@ def test_a_run_reports_baseline_validations_figures_trackers_and_its_card(data: 
     best = int((run / "best").resolve().name.removeprefix("step-"))
     assert trained[best] == min(trained.values()) > 0
     assert any(
-        note.startswith("before training: answers 2 of 2 questions with [SEG]; mean Dice 0.")
-        for note in notes
+        note.startswith("before training: answers 2 of 2 prompts with [SEG]; mean Dice 0.") for note in notes
     )
     assert notes[-2].startswith(
         ("better than before training: HD95 ", "NOT better than before training: HD95 ")
@@ -75,11 +74,14 @@ def test_a_run_reports_baseline_validations_figures_trackers_and_its_card(data: 
 
 
 def check_card(bundle: Path, line: dict[str, Any], data: Path) -> None:
-    """The card has the scores of its weights and no private path, and the recipe reads again."""
+    """The card contains the scores of its weights but no absolute path, and its recipe can be read."""
     card, recipe = (bundle / "README.md").read_text(), (bundle / "recipe.yaml").read_text()
     assert card.startswith("---\nlibrary_name: vesalius\n")
     assert f"| HD95 | {line['hd95_px']:.4g} px |" in card
-    assert all(words in card for words in ("images: 2, of vessels", "`blood vessel`", "not a medical device"))
+    assert all(
+        words in card
+        for words in ("training data: vessels, 2 images", "`blood vessel`", "not a medical device")
+    )
     assert not any(str(data.parent) in text or str(bundle.parents[2]) in text for text in (card, recipe))
     again = read_settings(RunSettings, bundle / "recipe.yaml")
     assert (again.data.train, again.optim.lr) == (Path("vessels"), 1e-3)
@@ -87,7 +89,7 @@ def check_card(bundle: Path, line: dict[str, Any], data: Path) -> None:
 
 
 def test_prompt_collapse_is_reported_once(tmp_path: Path) -> None:
-    """Left and right half of each image, under names unknown to the model, get the same mask."""
+    """The targets are the left and the right half of each image; for two unknown phrases the model predicts one mask."""
     write_dataset(tmp_path / "set", 2, seed=7, size=96)
     path = tmp_path / "set/annotations.json"
     entries = json.loads(path.read_text())
@@ -144,7 +146,7 @@ def test_early_stopping_ends_a_run_and_an_overfit_test_reports_its_result(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notes: list[str] = []
-    # no image has lines of this width, so that the metric is undefined
+    # undefined, because no image has vessels of this width
     patient = {"metric": "skeleton_recall_over_8px", "patience": 2, "figures": 0}
     for module in ("validation", "runs"):
         monkeypatch.setattr(f"vesalius.training.{module}.validations_since_best", lambda lines, _: len(lines))
@@ -154,7 +156,7 @@ def test_early_stopping_ends_a_run_and_an_overfit_test_reports_its_result(
     assert notes[-3] == f"early stopping: 2 validations without a better {patient['metric']} (best: none)"
     assert notes[-2].startswith("overfit test failed: mean Dice 0.")
     assert not (run / "validation").exists()
-    assert any(note.startswith("skeleton_recall_over_8px is undefined in all ") for note in notes)
+    assert any(note.startswith("skeleton_recall_over_8px is undefined for all ") for note in notes)
     assert list_runs(tmp_path)[0].state == "stopped early"
 
 
@@ -163,11 +165,11 @@ def test_a_learning_rate_search_leaves_a_picture_and_no_run(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lr_finder, "STEPS", 4)
-    shares: list[float] = []
+    fractions: list[float] = []
     notes: list[str] = []
     asked, picture = settings(data, tmp_path / "run", init="random"), tmp_path / "lr.png"
-    found = find_lr(asked, picture, on_note=notes.append, on_progress=shares.append)
+    found = find_lr(asked, picture, on_note=notes.append, on_progress=fractions.append)
     assert notes[-2:] == [str(found), f"picture: {picture}"]
     assert found.rates == pytest.approx([1e-7, 2.1544e-05, 4.6416e-3, 1.0], rel=1e-4)
     assert [path.name for path in tmp_path.iterdir()] == ["lr.png"]
-    assert shares == [0.25, 0.5, 0.75, 1.0]
+    assert fractions == [0.25, 0.5, 0.75, 1.0]

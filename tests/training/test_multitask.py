@@ -1,4 +1,4 @@
-"""Runs that mix segmentation, clips, absent phrases and conversations."""
+"""Training runs that mix segmentation, clips, absent phrases and conversations."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("small")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two clips of two frames; the annotation of the second lists no catheter."""
+    """Two sequences of two frames; the second has no annotated catheter."""
     folder = tmp_path_factory.mktemp("multitask") / "set"
     write_dataset(folder, 2, seed=7, size=64, frames=2, num_workers=0)
     path = folder / "annotations.json"
@@ -59,7 +59,9 @@ def settings(folder: Path, out: Path, **changes: Any) -> RunSettings:
     return make_settings(RunSettings, {**values, **changes}, "test")
 
 
-def test_a_run_with_all_tasks_resumes_with_them(data: Path, tmp_path: Path) -> None:
+def test_a_run_with_all_tasks_resumes_only_with_unchanged_tasks_and_conversations(
+    data: Path, tmp_path: Path
+) -> None:
     notes: list[str] = []
     # 4 samples and one example of each other task: an epoch is one batch
     run = train(settings(data, tmp_path / "run", steps=1, batch_size=7), on_note=notes.append)
@@ -105,7 +107,7 @@ def test_a_u_net_refuses_other_tasks(data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_model_learns_to_answer_absent_phrases_without_seg(tmp_path: Path) -> None:
-    """Overfit test on two images, each with vessels and without a stent."""
+    """Overfit test on two images, both with vessels and without a stent."""
     write_dataset(tmp_path / "set", 2, seed=7, size=128, num_workers=0)
     path = tmp_path / "set/annotations.json"
     entries = json.loads(path.read_text())

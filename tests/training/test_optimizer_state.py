@@ -1,4 +1,4 @@
-"""Optimizer state written and read back; sharded state is tested in tests/training/test_processes.py."""
+"""Round trip and damage of stored optimizer state; test_processes.py tests sharded state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vesalius.training.optimizer_state import OPTIMIZER, read_optimizer, write_o
 
 
 def made(seed: int, steps: int = 0) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    """A module with a frozen last layer, and its optimizer; the second group never had a gradient."""
+    """A module with a frozen last layer, and its optimizer; its second group has received no gradient."""
     torch.manual_seed(seed)
     module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2), torch.nn.Linear(2, 2))
     module[2].requires_grad_(False)
@@ -73,7 +73,7 @@ def test_an_incomplete_file_is_refused(tmp_path: Path, lacking: str) -> None:
 
 @pytest.mark.parametrize("name", ["3.weight:exp_avg", "2.weight:exp_avg", "0.weight:exp_avg", "nonsense"])
 def test_state_of_other_parameters_is_refused(tmp_path: Path, name: str) -> None:
-    """An unknown parameter, a frozen one, another shape, and a name without a parameter."""
+    """An unknown parameter, a frozen parameter, a different shape, and a malformed name."""
     save_file({name: torch.zeros(5)}, tmp_path / OPTIMIZER)
     with raises_code(TrainingError, "damaged_checkpoint", name):
         read_optimizer(tmp_path, *made(0))

@@ -1,4 +1,4 @@
-"""Two processes train like one: DDP by torchrun, FSDP2 by accelerate launch; both end together."""
+"""Distributed runs (DDP by torchrun, FSDP2 by accelerate launch) equal a run of one process and end together."""
 
 import json
 import os
@@ -42,7 +42,7 @@ RECIPE: dict[str, Any] = {
     "validate": {"limit": 2, "figures": 0},
     "trackers": [],
 }
-"""Five samples: a step of two batches of two, and a step of one image, without an image for the second process."""
+"""Recipe for five samples: one step of two batches of two images, and one step of one image for one of two processes."""
 
 MakeRecipe = Callable[..., RunSettings]
 
@@ -56,7 +56,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def settings(data: Path, small_bundle: Path) -> MakeRecipe:
-    """Settings of a run of the small model: `out`, then changes."""
+    """Factory of settings for a run of the small model."""
 
     def make(out: Path, **changes: Any) -> RunSettings:
         about = {"model": str(small_bundle), "data": {"train": data, "val": data}, "out": out}
@@ -67,7 +67,7 @@ def settings(data: Path, small_bundle: Path) -> MakeRecipe:
 
 @pytest.fixture(scope="module")
 def alone(settings: MakeRecipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of one process."""
+    """The reference run, in one process."""
     return train(settings(tmp_path_factory.mktemp("alone") / "run"))
 
 
@@ -80,7 +80,7 @@ def start(launcher: list[str], arguments: list[str], **variables: str) -> subpro
 
 
 def assert_equal(run: Path, alone: Path) -> None:
-    """Losses within 1e-5, and so the weights that they lead to, and what those predict."""
+    """Assert equal losses (1e-5), validation Dice (1e-3) and final weights (1e-4)."""
     for one, other in zip(lines(run), lines(alone), strict=True):
         for name in ("loss", "loss_mask", "loss_dice", "loss_iou", "grad_norm"):
             assert one[name] == pytest.approx(other[name], rel=1e-5, abs=1e-5), (one["step"], name)
@@ -119,7 +119,7 @@ def checked(context, state, *args):
     parameters = list(context.learner.module.parameters())
     assert all(isinstance(p, DTensor) for p in parameters)
     held, of = (sum(n) for n in zip(*((p.to_local().numel(), p.numel()) for p in parameters)))
-    assert 0.4 < held / of < 0.6, (held, of)  # a tensor of one row lies in the first process
+    assert 0.4 < held / of < 0.6, (held, of)  # not exactly 0.5: a tensor with one row is whole in the first process
     moved = [p for group in context.optimizer.param_groups for p in group["params"]]
     assert {id(p) for p in moved} <= {id(p) for p in parameters}
     if state.step == 1 and not stopped:
@@ -137,12 +137,12 @@ sys.exit(main(["train", "--resume", run]))
 """
 
 
-def test_two_processes_of_accelerate_launch_train_in_shards_and_resume_in_shards_or_whole(
+def test_two_processes_of_accelerate_launch_train_sharded_and_resume_sharded_or_unsharded(
     settings: MakeRecipe, alone: Path, tmp_path: Path
 ) -> None:
-    """On a CPU, where Accelerate would use DDP: each parameter is a DTensor, sharded over both processes.
+    """On CPUs, where Accelerate itself would use DDP, each parameter is a DTensor sharded over both processes.
 
-    The model is scored and validated in shards before the first step, and stopped after it.
+    Baseline and validation run on the sharded model; the run is stopped after its first step and resumed.
     """
     recipe, script, run = tmp_path / "recipe.yaml", tmp_path / "script.py", tmp_path / "run"
     script.write_text(SHARDED)
@@ -183,8 +183,8 @@ def test_signal_to_the_launcher_saves_in_all_processes(settings: MakeRecipe, tmp
 
 
 @pytest.mark.slow
-def test_error_of_one_process_ends_both_with_its_sentence(settings: MakeRecipe, tmp_path: Path) -> None:
-    """A loss that is no number in the second process alone: both say so, and none waits for the other."""
+def test_an_error_in_one_process_ends_both_with_its_message(settings: MakeRecipe, tmp_path: Path) -> None:
+    """The loss is NaN in the second process only; both processes end with the same error."""
     recipe, script, run = tmp_path / "recipe.yaml", tmp_path / "script.py", tmp_path / "run"
     script.write_text(
         "import os, sys\nfrom vesalius.training import loop\nwhole = loop.backward\n"
@@ -225,7 +225,7 @@ def loaders(data: Path, ranks: int, batch_size: int) -> list[Loader]:
 
 
 @pytest.mark.parametrize(("ranks", "batch_size"), [(2, 1), (2, 2), (3, 1), (4, 2)])
-def test_processes_share_each_batch_and_count_what_one_process_would(
+def test_processes_divide_the_batches_and_weights_of_one_process(
     data: Path, ranks: int, batch_size: int
 ) -> None:
     (one,), several = loaders(data, 1, ranks * batch_size), loaders(data, ranks, batch_size)
@@ -265,8 +265,8 @@ def test_launch_configuration_that_contradicts_the_recipe_is_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_processes_that_do_not_find_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each would train alone, into one folder."""
+def test_processes_that_do_not_form_a_group_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise each process would train alone into the same folder."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with raises_code(TrainingError, "missing_process", "2 processes were started and 1 joined"):
@@ -274,7 +274,7 @@ def test_processes_that_do_not_find_each_other_are_refused(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.stem)
-def test_launch_configuration_is_one_that_accelerate_reads_and_says_where_it_ran(path: Path) -> None:
+def test_accelerate_reads_each_launch_configuration_and_its_header_says_where_it_ran(path: Path) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
     assert load_config_from_file(str(path)).mixed_precision == "no"

@@ -41,14 +41,14 @@ def opened() -> OpenedModel:
     return open_model("tiny")
 
 
-def share_between(prompts: torch.Tensor) -> float:
-    """Share of the variance of prompts (i, n, c) between phrases."""
-    centerd = prompts - prompts.mean(dim=(0, 1))
-    return (centerd.mean(dim=0).square().mean() / centerd.square().mean()).item()
+def fraction_between(prompts: torch.Tensor) -> float:
+    """Between-phrase fraction of the variance of prompt embeddings (i, n, c)."""
+    centered = prompts - prompts.mean(dim=(0, 1))
+    return (centered.mean(dim=0).square().mean() / centered.square().mean()).item()
 
 
 def prompts_of(opened: OpenedModel, samples: list[Sample]) -> torch.Tensor:
-    """float (6, n, c), for two images with three questions each."""
+    """Prompt embeddings, float (6, n, c), for two images with three questions each."""
     with torch.no_grad():
         return opened.model.projector(seg_states(opened, [*samples] * 3, PHRASES))
 
@@ -57,7 +57,7 @@ def test_phrases_are_separated_on_held_out_images(opened: OpenedModel, samples: 
     before = prompts_of(opened, samples[2:])
     fit_projector(opened, samples[:2], CPU, seed=0)
     after = prompts_of(opened, samples[2:])
-    assert share_between(after) > 0.8
+    assert fraction_between(after) > 0.8
     assert mean_cosine(after) < 0.1 < 0.5 < mean_cosine(before)
 
 
@@ -119,7 +119,7 @@ def test_a_model_with_one_state_for_all_phrases_is_refused(
 def test_a_failed_fit_is_noted(
     opened: OpenedModel, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """States that differ between images in many directions, and hardly between phrases."""
+    """Hidden states that vary strongly between images and hardly between phrases."""
 
     def noise(opened: OpenedModel, asked: list[Sample], phrases: tuple[str, ...]) -> torch.Tensor:
         draw = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""Resumed runs: possible and refused changes, damaged folders, repeated checks."""
+"""Resumed runs: accepted and refused changes, damaged folders, repeated checks."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_lost_validations_are_reported(
 def test_the_gradient_check_of_an_interrupted_run_is_repeated(
     plain_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A component without gradient is found even if the run ended before its third step."""
+    """A component without gradient is found even if the run was interrupted before its third step."""
     compute = TextSegLearner.losses
 
     def without_gradient(self: TextSegLearner, module: torch.nn.Module, batch: Any) -> Any:
@@ -127,7 +127,7 @@ def test_the_gradient_check_of_an_interrupted_run_is_repeated(
 def test_weights_that_are_not_finite_are_not_saved(
     plain_settings: MakeSettings, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last step before a checkpoint may spoil the weights after its loss was checked."""
+    """The optimizer step may make weights infinite although loss and gradient are finite."""
     step = torch.optim.AdamW.step
 
     def spoiled(self: torch.optim.AdamW, *args: Any) -> Any:
@@ -151,7 +151,7 @@ def test_a_run_inside_its_dataset_is_refused(plain_settings: MakeSettings, four_
 def test_unknown_training_images_stay_unknown(
     plain_settings: MakeSettings, run: Path, tmp_path: Path
 ) -> None:
-    """As for an official model, which lists no training images."""
+    """For example, official models list no training images."""
     path = run / "last" / "vesalius.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "training_images": None}))
     asked = plain_settings(tmp_path / "tuned", model=str(run / "last"), init="pretrained")
@@ -161,7 +161,7 @@ def test_unknown_training_images_stay_unknown(
     assert card.saw_unknown_images, "and so has every later model"
 
 
-def test_contradicting_settings_are_refused_and_idle_multipliers_noted(
+def test_contradicting_settings_are_refused_and_multipliers_of_frozen_components_noted(
     plain_settings: MakeSettings, run: Path, tmp_path: Path
 ) -> None:
     with raises_code(SettingError, "bad_value", "--overfit 9", "between 1 and 4"):

@@ -1,4 +1,4 @@
-"""The list of `vesalius runs`, for intact and damaged run folders."""
+"""`vesalius runs` on intact and damaged run folders."""
 
 import json
 from contextlib import ExitStack
@@ -74,7 +74,7 @@ def test_a_locked_run_is_running(runs: Path) -> None:
 def test_damaged_runs_are_listed_with_their_problems(runs: Path) -> None:
     (runs / "a" / "config.yaml").write_text("optim: {lr: [")
     with (runs / "b" / "fast" / "log.jsonl").open("a") as log:
-        log.write('{"step": 8, "lo')  # cut short by a crash, which is no damage
+        log.write('{"step": 8, "lo')  # cut by a crash, which does not count as damage
     (runs / "b" / "stopped" / "validation.jsonl").write_text("{}\n")
     found = {run.name: run for run in list_runs(runs)}
     assert found["a"].state == found["b/stopped"].state == "damaged"

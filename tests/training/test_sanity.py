@@ -1,4 +1,4 @@
-"""The baseline score before the first step."""
+"""The baseline score before training, and detection of an untrained projector."""
 
 import pytest
 import torch
@@ -24,11 +24,11 @@ def test_an_untrained_projector_is_recognized() -> None:
             ": its projector has random weights and was never trained to segment",
         ),
         (BaselineScore(8, 8, 0.03, False), ": it cannot segment these images yet"),
-        (BaselineScore(8, 3, 0.6, False), "keep loss.text above 0, and watch seg_rate"),
+        (BaselineScore(8, 3, 0.6, False), "keep loss.text above 0, and monitor seg_rate"),
         (BaselineScore(8, 8, 0.6, False), "mean Dice 0.600 with forced answers"),
     ],
 )
 def test_the_baseline_score_ends_with_its_conclusion(score: BaselineScore, conclusion: str) -> None:
     text = str(score)
-    assert text.startswith(f"before training: answers {score.seg_answers} of 8 questions with [SEG]; ")
+    assert text.startswith(f"before training: answers {score.seg_answers} of 8 prompts with [SEG]; ")
     assert text.endswith(conclusion)

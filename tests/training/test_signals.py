@@ -42,7 +42,7 @@ RECIPE: dict[str, Any] = {
     "validate": {"every_epochs": 1, "limit": 1, "figures": 0},
     "trackers": [],
 }
-"""Five samples: epochs of two steps of two batches, and one of one."""
+"""Recipe for five samples: an epoch has two steps of two batches and one step of one batch."""
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -56,7 +56,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run."""
+    """An uninterrupted run of the small model."""
     with small_and_quick():
         return train(settings(data, tmp_path_factory.mktemp("whole") / "run"))
 
@@ -69,7 +69,7 @@ def finished(whole: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def whole_tiny(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run of the full `tiny`, to compare with runs of the command line."""
+    """An uninterrupted run of the shipped `tiny`, to compare with runs from the command line."""
     return train(settings(data, tmp_path_factory.mktemp("tiny") / "run"))
 
 
@@ -79,7 +79,7 @@ def settings(data: Path, out: Path, **changes: Any) -> RunSettings:
 
 
 def assert_same(run: Path, whole: Path) -> None:
-    """Losses, gradients, scores and weights agree to the last digit."""
+    """Assert bit-identical losses, gradients, scores and weights, and no leftover partial files."""
     for name, ignored in (("log.jsonl", {"images_per_s", "peak_bytes"}), ("validation.jsonl", set())):
         kept = [
             [{key: line[key] for key in line.keys() - ignored} for line in lines(each, name)]
@@ -109,7 +109,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 def kill_at(module: str, name: str, call: int, command: list[str]) -> None:
-    """Run the command in a process that kills itself, without a chance to clean up, in a call of a function."""
+    """Run a command that kills itself with SIGKILL when the function is called for the `call`-th time."""
     code = KILLED.format(module=module, name=name, call=call)
     done = subprocess.run(
         [sys.executable, "-c", code, *command], env=ENVIRONMENT, capture_output=True, text=True, check=False
@@ -123,16 +123,16 @@ def write_recipe(data: Path, path: Path, out: Path, **changes: Any) -> Path:
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_a_step_a_save_and_a_validation_ends_with_the_same_digits(
+def test_a_run_killed_in_a_step_a_save_and_a_validation_ends_bit_identical(
     data: Path, whole_tiny: Path, tmp_path: Path
 ) -> None:
-    """One run is killed three times, each time elsewhere, and continued each time."""
+    """One run is killed at three different points and resumed after each kill."""
     run = tmp_path / "run"
     recipe = write_recipe(data, tmp_path / "recipe.yaml", run, save_every_minutes=EVERY_STEP)
     kill_at("loop", "backward", 4, ["train", str(recipe)])  # second batch of the second step
     assert (run / "last").readlink().name == "step-000001"
     assert len(lines(run)) == 1
-    # the second save, after two calls in the first: everything is written, nothing has its name
+    # in the second save (the first has two calls): all files are written, but not yet renamed
     kill_at("run_folder", "_sync_to_disk", 3, ["train", "--resume", str(run)])
     assert (run / "last").readlink().name == "step-000002"
     assert list((run / "checkpoints").glob(".step-000003.*.partial"))
@@ -144,10 +144,8 @@ def test_a_run_killed_in_a_step_a_save_and_a_validation_ends_with_the_same_digit
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_any_moment_ends_with_the_same_digits(
-    data: Path, whole_tiny: Path, tmp_path: Path
-) -> None:
-    """Killed from outside after times unrelated to the work of the process."""
+def test_a_run_killed_at_any_moment_ends_bit_identical(data: Path, whole_tiny: Path, tmp_path: Path) -> None:
+    """The process is killed from outside after arbitrary delays."""
     run = tmp_path / "run"
     recipe = write_recipe(data, tmp_path / "recipe.yaml", run, save_every_minutes=EVERY_STEP)
     killed = 0
@@ -171,10 +169,10 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_digits(
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_signal_ends_the_step_saves_it_and_the_resumed_run_has_the_same_digits(
+def test_a_signal_ends_the_step_saves_it_and_the_resumed_run_is_bit_identical(
     data: Path, whole: Path, tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The resumed run saves after every step, also in the middle of an epoch, which changes no digit."""
+    """The resumed run saves after every step, also within an epoch, with bit-identical results."""
     run = tmp_path / "run"
     backward, calls = loop.backward, 0
 
@@ -252,7 +250,7 @@ def test_an_interrupted_command_exits_with_the_number_of_the_signal(
 def test_dropout_depends_only_on_seed_and_step(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A step draws the same numbers whatever was drawn before, and so does a resumed run."""
+    """Random numbers of a step do not depend on earlier draws or on resumption."""
     seen: list[float] = []
     backward = loop.backward
 
@@ -272,7 +270,7 @@ def test_dropout_depends_only_on_seed_and_step(
 
 @contextmanager
 def small_disk(path: Path, megabytes: int) -> Iterator[None]:
-    """A disk of its own at `path`; the test is skipped if none can be mounted."""
+    """Mount a tmpfs at `path`; the test is skipped if mounting fails."""
     path.mkdir()
     options = ["-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(path)]
     if subprocess.run(["mount", *options], capture_output=True, check=False).returncode:
@@ -289,7 +287,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_more_room_lets_the_run_end(
 ) -> None:
     disk, run = tmp_path / "disk", tmp_path / "disk" / "run"
     size = sum(path.stat().st_size for path in (whole / "last").rglob("*") if path.is_file())
-    with small_disk(disk, int(1.4 * size / 2**20) + 1):  # files of frozen components are links
+    with small_disk(disk, int(1.4 * size / 2**20) + 1):  # checkpoints share the files of frozen components
         with pytest.raises(OutputError, match=r"step-000002.*cannot be written"):
             train(settings(data, run, save_every_minutes=EVERY_STEP))
         assert (run / "last").readlink().name == "step-000001"

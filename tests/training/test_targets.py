@@ -1,4 +1,4 @@
-"""Loss targets at decoder resolution, at sampled points, and at image resolution."""
+"""Loss targets at decoder resolution, at sampled points and at image resolution."""
 
 import numpy as np
 import pytest
@@ -52,18 +52,18 @@ def test_values_between_cells_are_interpolated() -> None:
     maps = torch.tensor([[[0.0, 4.0], [8.0, 12.0]]])
     points = torch.tensor([[[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.5, 0.5], [0.5, 0.25]]])
     torch.testing.assert_close(point_sample(maps, points), torch.tensor([[0.0, 4.0, 8.0, 6.0, 2.0]]))
-    # beyond the outermost centers there is nothing but 0, as in the official code
+    # beyond the outermost cell centers values fade to 0, as in the official code
     torch.testing.assert_close(point_sample(maps, torch.tensor([[[1.0, 1.0]]])), torch.tensor([[3.0]]))
 
 
 def test_points_are_the_most_uncertain_candidates_and_random_others() -> None:
-    logits = torch.linspace(-8, 8, 64).expand(1, 64, 64)  # uncertain in the middle column
+    logits = torch.linspace(-8, 8, 64).expand(1, 64, 64)  # logits are near 0 in the middle columns
     points = sample_uncertain_points(logits, 400, 3.0, 0.75, torch.Generator().manual_seed(0))
     assert points.shape == (1, 400, 2)
     assert points.min() >= 0
     assert points.max() <= 1
     uncertain, others = points[0, :300, 0], points[0, 300:, 0]
-    # 300 of 1200: the middle quarter, and a few at the upper and lower borders, where maps fade
+    # the 300 most uncertain of 1200: the middle quarter, and a few at the upper and lower edges, where maps fade to 0
     inner = (points[0, :300, 1] - 0.5).abs() < 0.49
     assert inner.sum() > 290
     assert (uncertain[inner] - 0.5).abs().max() == pytest.approx(0.125, abs=0.02)
@@ -71,12 +71,14 @@ def test_points_are_the_most_uncertain_candidates_and_random_others() -> None:
 
 
 def test_uncertainty_is_interpolated_between_cells() -> None:
-    logits = torch.tensor([[-9.0, 9.0]]).expand(1, 2, 2)  # no cell is near 0, but the line between them is
+    logits = torch.tensor([[-9.0, 9.0]]).expand(
+        1, 2, 2
+    )  # no cell is near 0, but the interpolated values between them are
     points = sample_uncertain_points(logits, 40, 50.0, 1.0, torch.Generator().manual_seed(0))
     assert (points[..., 0] - 0.5).abs().max() < 0.02
 
 
-def test_the_same_draws_give_the_same_points_and_others_do_not() -> None:
+def test_equal_draws_give_equal_points_and_other_draws_do_not() -> None:
     logits, masks = random_logits(0, 3, 32, 32), [random_masks(0, 2, 90, 70), random_masks(1, 1, 40, 64)]
     torch.manual_seed(1)
     first = on_points(logits, masks, 50, 3.0, 0.75, [5, 2**31 - 1, 0])
@@ -89,11 +91,11 @@ def test_the_same_draws_give_the_same_points_and_others_do_not() -> None:
 
 def test_point_targets_are_downsampled_by_nearest_neighbor_as_in_the_official_code() -> None:
     mask = torch.zeros(1, 100, 100, dtype=torch.uint8)
-    mask[0, :, 50:] = 1  # half of column 12 of 25, for which nearest takes pixel 48
+    mask[0, :, 50:] = 1  # covers half of column 12 of 25, but nearest neighbor reads pixel 48
     columns = torch.arange(25.0).expand(1, 25, 25)
     at, targets = on_points(columns, [mask], 1000, 3.0, 0.0, [3])
     as_expected = (targets - (at - 12).clamp(0, 1)).abs() < 1e-5
-    assert as_expected.float().mean() > 0.9  # all but the points at the borders, where maps fade
+    assert as_expected.float().mean() > 0.9  # all points except those at the edges, where maps fade to 0
     assert (targets > 0).float().mean() == pytest.approx(0.5, abs=0.05)
 
 

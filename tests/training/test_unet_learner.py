@@ -1,4 +1,4 @@
-"""Training of the U-Net baseline, from recipe to comparison; its crops and losses."""
+"""The U-Net baseline: training, evaluation and comparison, crops and losses."""
 
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         return train(settings(data, tmp_path_factory.mktemp("runs") / "run", augment={"flip": 0.5}))
 
 
-def test_it_trains_predicts_is_evaluated_and_compared_as_any_model(
+def test_it_trains_predicts_and_is_evaluated_and_compared_like_any_model(
     data: Path, run: Path, tmp_path: Path
 ) -> None:
     assert losses(run)[-1] < losses(run)[0]
@@ -152,10 +152,10 @@ def test_a_third_of_the_crops_is_centered_on_an_object() -> None:
     objects = np.zeros((200, 300), bool)
     objects[10, 290] = True
     rng = np.random.default_rng(0)
-    places = np.array([draw_corner(objects, 32, rng) for _ in range(3000)])
-    assert places.min() >= 0
-    assert (places <= [168, 268]).all()
-    about = (places == [0, 268]).all(axis=1).mean()
+    corners = np.array([draw_corner(objects, 32, rng) for _ in range(3000)])
+    assert corners.min() >= 0
+    assert (corners <= [168, 268]).all()
+    about = (corners == [0, 268]).all(axis=1).mean()
     assert about == pytest.approx(1 / 3, abs=0.03)
     assert draw_corner(objects[:20], 32, rng)[0] == 0
     nothing = np.zeros((40, 40), bool)
@@ -167,14 +167,14 @@ def test_dice_is_computed_over_all_crops_of_a_phrase() -> None:
     targets[0, 0] = 1
     targets[2, :2] = 1
     sure = 40 * (2 * targets - 1)
-    sure[1, 0, 0] = 40  # invented in a crop without the object
+    sure[1, 0, 0] = 40  # a false positive in a crop without the object
     loss = batch_dice_loss(sure, targets, torch.tensor([5, 5, 2]))
     together = 1 - (2 * 4 + 1) / (4 + 5 + 1)
     assert loss.item() == pytest.approx((together + 0) / 2, abs=1e-6)
 
 
 def test_each_row_uses_the_channel_of_its_phrase() -> None:
-    """Maps that are right for all annotated phrases cost nothing."""
+    """Correct maps for all annotated phrases have a loss of 0."""
     opened = new_unet(UNetShape(widths=(4, 8, 8), patch=16), ("a", "b", "c"), seed=0)
     learner = UNetLearner(opened, LossSettings(bce=1, dice=1))
     rng = np.random.default_rng(0)
@@ -196,7 +196,7 @@ def test_each_row_uses_the_channel_of_its_phrase() -> None:
     assert wrong["mask"] > 1
 
 
-def test_the_first_level_counts_twice_the_second() -> None:
+def test_the_first_level_has_twice_the_weight_of_the_second() -> None:
     opened = new_unet(UNetShape(widths=(4, 8, 8), patch=16), ("a",), seed=0)
     learner = UNetLearner(opened, LossSettings(bce=1, dice=0, cldice=0.5, focal=0.25))
     pixels, mask = torch.zeros(1, 3, 16, 16), torch.ones(1, 16, 16)

@@ -1,4 +1,4 @@
-"""Validation scores, by hand."""
+"""Validation scores against values by hand."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,7 +79,7 @@ def test_the_summary_shows_the_chosen_metric() -> None:
 
 
 class Answering(Segmenter):
-    """Answers each phrase with a square; would not answer [SEG] to the phrase `denies`."""
+    """Segmenter that predicts a square per phrase, and would not answer [SEG] to the phrase `denies`."""
 
     description = ModelDescription("squares", "test", batch_size=2)
 
@@ -102,7 +102,7 @@ class Answering(Segmenter):
 
 
 def test_similarity_uses_the_scored_masks_within_an_image(tmp_path: Path) -> None:
-    """Three images with the phrases "low" and "high"; the last has no "high"."""
+    """Three images with the phrases "low" and "high"; "high" is absent in the last."""
     samples = []
     for number in range(3):
         Image.new("L", (40, 40)).save(tmp_path / f"{number}.png")
@@ -122,6 +122,6 @@ def test_similarity_uses_the_scored_masks_within_an_image(tmp_path: Path) -> Non
     assert similarities(squares=same) == [None, (1.0, 0.0)] * 3
     right = {"low": (0, 10), "high": (20, 30)}
     assert similarities(squares=right) == [None, (0.0, 0.0)] * 3
-    # the forced mask of a denied absent phrase is scored as empty
+    # a phrase that is absent and not answered with [SEG] is scored with an empty mask
     assert similarities(squares=same, denies="high")[-1] == (0.0, 0.0)
     assert similarities(squares=same, denies="high")[1] == (1.0, 0.0)

@@ -87,4 +87,4 @@ class TrainingContext:
         samples = self.loader.samples
         phrases = list(dict.fromkeys(prompt for sample in samples for prompt in sample.prompts))
         card = self.card.changed(step=step)
-        write_model_card(checkpoint, card, self.settings, len(samples), phrases, validation)
+        write_model_card(checkpoint, card, self.settings, self.manifest, len(samples), phrases, validation)

@@ -60,7 +60,7 @@ class Learner(Protocol):
         """
 
     def write(self, folder: Path, card: Any, previous: Path | None) -> None:
-        """Write the model and `card` as a bundle; files of frozen components are hard links into checkpoint `previous`."""
+        """Write the model and `card` as a bundle; files of frozen components are linked from checkpoint `previous`."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class TextSegLearner:
         self.opened.processor.check_turns(turns, size)
 
     def make_batch(self, items: Sequence[Item], draws: Sequence[int]) -> Batch:
-        """A batch by `Processor.collate`: one row per (item, prompt) or conversation; the draw selects the template."""
+        """A batch by `Processor.collate`: one row per (item, prompt) or conversation; the random integer selects the template."""
         return self.opened.processor.collate(items, draws)
 
     def losses(self, module: torch.nn.Module, batch: Batch) -> Mapping[str, torch.Tensor]:
@@ -99,5 +99,5 @@ class TextSegLearner:
         return Predictor(opened, answer="force" if forced else "verify", batch_size=batch_size)
 
     def write(self, folder: Path, card: Card, previous: Path | None) -> None:
-        """Write a bundle; files of frozen components are hard links to those of `previous` or of the initial model."""
+        """Write a bundle; files of frozen components are linked from `previous` or copied from the initial model."""
         write_bundle(folder, self.opened, card, like=previous or self.opened.folder)

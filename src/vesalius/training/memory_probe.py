@@ -101,21 +101,16 @@ def heaviest_items(context: TrainingContext, count: int) -> list[Item]:
     """
     mixture, most = context.loader.mixture, max(count, CANDIDATES)
     numbers = range(len(mixture))
-    samples = {number: mixture.samples[number] for number in numbers if number < len(mixture.samples)}
+    samples = dict(enumerate(mixture.samples))
     sizes = {number: _size_of(sample) for number, sample in samples.items()}
-
-    def area(number: int) -> tuple[float, int]:
-        prompts = samples[number].prompts
-        return len(prompts) * sizes[number][0] * sizes[number][1], max(map(len, prompts))
-
-    # model families with tiles use more of them for an elongated image
-    def elongation(number: int) -> tuple[float, int]:
-        prompts = samples[number].prompts
-        return len(prompts) * max(sizes[number]) / min(sizes[number]), max(map(len, prompts))
-
-    candidates = {
-        each for key in (area, elongation) for each in sorted(samples, key=key, reverse=True)[:most]
-    }
+    candidates: set[int] = set()
+    # the aspect ratio counts because model families with tiles use more of them for an elongated image
+    for extent in (lambda h, w: h * w, lambda h, w: max(h, w) / min(h, w)):
+        ranks = {
+            number: (len(sample.prompts) * extent(*sizes[number]), max(map(len, sample.prompts)))
+            for number, sample in samples.items()
+        }
+        candidates.update(sorted(ranks, key=ranks.__getitem__, reverse=True)[:most])
     tasks: Counter[str] = Counter()
     for number in numbers[len(samples) :]:
         task, _ = mixture.task_of(number)

@@ -10,7 +10,6 @@ import yaml
 
 from vesalius.evaluation.metrics import METRICS
 from vesalius.files import write_text
-from vesalius.lineage import commit, versions
 from vesalius.models.cards import ModelCard
 from vesalius.models.presets import PRESETS
 from vesalius.names import list_names
@@ -28,14 +27,15 @@ def write_model_card(
     folder: Path,
     card: ModelCard,
     settings: RunSettings,
+    manifest: Mapping[str, Any],
     images: int,
     phrases: Sequence[str],
     validation: Mapping[str, Any] | None,
 ) -> None:
     """Write or replace `README.md` and `recipe.yaml` in a bundle.
 
-    `images` is the number of training images, `phrases` the phrases of the training data, `validation` the line of
-    `validation.jsonl` for these weights; None if they were not validated.
+    `manifest` gives the versions and the commit, `images` the number of training images, `phrases` their phrases, and
+    `validation` the line of `validation.jsonl` for these weights; None if they were not validated.
     """
     recipe = without_absolute_paths(settings.model_dump(mode="json"))
     text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
@@ -63,9 +63,11 @@ def write_model_card(
             if name in METRICS and value is not None
         ],
         "versions": ", ".join(
-            f"{name} {version}" for name, version in versions().items() if version != "not installed"
+            f"{name} {version}"
+            for name, version in manifest["versions"].items()
+            if version != "not installed"
         ),
-        "commit": commit(),
+        "commit": manifest["commit"],
     }
     write_text(folder / "README.md", render(Path(__file__).with_name("model_card.md.jinja"), values))
 

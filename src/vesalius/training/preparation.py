@@ -184,10 +184,7 @@ def _describe(train_set: Dataset, val_set: Dataset | None, mixture: Mixture) -> 
 def _read_all(
     mixture: Mixture, val_set: Dataset | None, learner: Learner, on_note: Callable[[str], None]
 ) -> tuple[dict[str, str], list[str]]:
-    """Id -> pixel hash of each training image, and their perceptual hashes.
-
-    Also checks prompts, conversations and frame sizes, and notes training images in the validation data.
-    """
+    """Check all data; returns id -> pixel hash of each training image, and perceptual hashes. Notes data leaks."""
     samples = (*mixture.samples, *(val_set.samples if val_set else ()))
     for phrase in {prompt for sample in samples for prompt in sample.prompts}:
         learner.check_phrase(phrase)
@@ -220,9 +217,7 @@ def open_data(settings: RunSettings, overfit: int | None) -> tuple[Dataset, Data
     """Training and validation data; an overfit test uses the first `overfit` training samples for both."""
     data = settings.data
     for path in (data.train, data.val):
-        if (
-            path is not None and path.is_dir()
-        ):  # the figures of a run inside a dataset would become images of the dataset
+        if path is not None and path.is_dir():  # figures of a run inside would become images of the dataset
             check_outside(settings.out, path)
     train_set = _open_annotated(data.train, "train", data.prompt)
     if overfit is None:

@@ -70,10 +70,7 @@ class RunFolder:
         self.validation = path / "validation.jsonl"
 
     def create(self, settings_yaml: str, manifest: Mapping[str, Any], held: ExitStack) -> None:
-        """Create the folder with settings and manifest, and lock it until `held` closes.
-
-        Raises OutputError if the path exists and is not an empty folder.
-        """
+        """Create the folder and lock it until `held` closes. Raises OutputError if it exists and is not empty."""
         self.check_new()
         prepare_folder(self.path)
         self.hold(held)

@@ -59,18 +59,15 @@ def measure_baseline(
 ) -> BaselineScore:
     """Score up to 8 evenly spaced samples, each with its first phrase. `refitted`: the projector was reinitialized."""
     indices = np.linspace(0, len(samples) - 1, min(BASELINE_SAMPLES, len(samples))).round().astype(int)
-    asked = [_with_first_phrase(samples[i]) for i in indices.tolist()]
+    chosen = [samples[i] for i in indices.tolist()]
+    asked = [replace(s, prompts=s.prompts[:1], masks=(s.masks or ())[:1]) for s in chosen]
     dice = average(score_samples(learner.segmenter(card, batch_size), asked))["dice"]
     assert not isinstance(dice, str)
-    # forced answers do not show all answers that contain [SEG], so generate them as well
+    # forced answers only show whether the model prefers the template's answer, so answers are decoded as well
     free = learner.segmenter(card, batch_size, forced=False)
     predictions = free.predict(list(load_items(asked)))
     seg_answers = sum(prediction.says_seg for prediction in predictions)
     return BaselineScore(len(asked), seg_answers, dice, refitted or has_untrained_projector(learner.module))
-
-
-def _with_first_phrase(sample: Sample) -> Sample:
-    return replace(sample, prompts=sample.prompts[:1], masks=(sample.masks or ())[:1])
 
 
 def has_untrained_projector(model: torch.nn.Module) -> bool:
