@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.codes import raises_code
 
 from vesalius.cli import main
 from vesalius.errors import SettingError
@@ -85,7 +86,7 @@ def test_damaged_runs_are_listed_with_their_problems(runs: Path) -> None:
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="has no run"):
+    with raises_code(SettingError, "no_run"):
         list_runs(tmp_path)
     with pytest.raises(SettingError, match="is not a folder"):
         list_runs(tmp_path / "absent")
