@@ -74,7 +74,7 @@ def build_parser(chosen: Collection[str]) -> argparse.ArgumentParser:
             formatter_class=_HelpFormatter,
             argument_default=argparse.SUPPRESS,
         )
-        command.set_defaults(run=module.run)
+        command.set_defaults(run=module.run, parser=command)
         if name in chosen:
             module.add_arguments(command)
         command.add_argument(
@@ -89,7 +89,9 @@ def build_parser(chosen: Collection[str]) -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code: 0 success, 1 error or failed items, 2 wrong usage."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    args = build_parser(arguments[:1]).parse_args(arguments)
+    args, unknown = build_parser(arguments[:1]).parse_known_args(arguments)
+    if unknown:  # parse_args would print the usage of all commands
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     level = logging.INFO if args.verbose else logging.WARNING
     logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s: %(message)s")
     # SIGTERM, as from a canceled cluster job, cleans up like Ctrl-C

@@ -53,7 +53,8 @@ class Counts:
         for line in lines:
             self.coverage[line["status"]] += 1
             if line["status"] == "failed":
-                self.failures.append(f"{image}: {line['error']}")
+                error = line["error"]
+                self.failures.append(error if error.startswith(str(image)) else f"{image}: {error}")
             elif line["answered"]:
                 self.answers[line["answered"]] += 1
 
