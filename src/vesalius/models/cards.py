@@ -119,7 +119,11 @@ def read_any_card(folder: Path) -> Card | UNetCard:
 
 def read_card(folder: Path) -> Card:
     """The card of a text-prompted model; CheckpointError for a U-Net, or as in `read_any_card`."""
-    card = read_any_card(folder)
+    return check_text_prompted(read_any_card(folder), folder)
+
+
+def check_text_prompted(card: Card | UNetCard, folder: Path) -> Card:
+    """`card`, if it is that of a text-prompted model; else CheckpointError."""
     if not isinstance(card, Card):
         raise CheckpointError.at(
             folder,

@@ -1,7 +1,7 @@
 """Open official Sa2VA folders; open and write bundles of two native Hugging Face checkpoints, a projector and a card.
 
 Each component is opened by its own library, strictly: a missing, unknown or misshapen tensor is an error.
-Weights are read from safetensors files only; no code in a folder is executed.
+Weights are loaded from safetensors files only; no code of a model folder is executed.
 """
 
 from __future__ import annotations

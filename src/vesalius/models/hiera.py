@@ -29,7 +29,7 @@ class WindowAttention(Sam2MultiScaleAttention):
     """Window attention of Hiera without the unused attention across heads that transformers computes."""
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """Windows (w, height, width, c) to (w, height, width, c'), with both sides halved if queries are pooled."""
+        """Windows (w, height, width, c) to (w, height, width, c'), with height and width halved if queries are pooled."""
         windows, height, width, _ = hidden_states.shape
         heads = self.num_attention_heads
         qkv = self.qkv(hidden_states).reshape(windows, height * width, 3 * heads, -1)

@@ -131,17 +131,17 @@ def _false_claims(folder: Path, spec: ModelSpec, parameters: int) -> list[str]:
     real = spec.name if identify(spec) else f"{spec.name} ({parameters / 1e9:.2f} B parameters)"
     claimed = re.findall(r"(?<![0-9.])(\d+(?:\.\d+)?)B(?![a-z])", name)
     own = re.findall(r"(\d+(?:\.\d+)?)B", spec.name)
-    wrong = [f"{size}B" for size in claimed if size not in own and not _about(float(size), parameters)]
+    # a stated size may differ from the number of parameters by 20 %
+    wrong = [
+        f"{size}B"
+        for size in claimed
+        if size not in own and abs(parameters / 1e9 - float(size)) > 0.2 * float(size)
+    ]
     warnings = [f"the folder is called {name}, but it holds {real}, not {size}" for size in wrong]
     known = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.9)
     if not warnings and known and identify(spec) not in (None, known[0]):
         warnings.append(f"the folder is called {name}, but it holds {real}")
     return warnings
-
-
-def _about(billions: float, parameters: int) -> bool:
-    """Whether a size in the name is within 20 % of the number of parameters."""
-    return abs(parameters / 1e9 - billions) <= 0.2 * billions
 
 
 def summarize(facts: dict[str, Any]) -> list[str]:

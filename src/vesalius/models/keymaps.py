@@ -1,8 +1,8 @@
 """Key tables: official Sa2VA weight names and their names in a bundle, one table per component, for both directions.
 
 A name may contain `{}` (a number), `{p}` (`weight` or `bias`), `{a}` (`q`, `k` or `v`) and `{*}` (any suffix, if the official
-code uses the native class). The official names are those of ByteDance/Sa2VA on the Hugging Face hub; names in a bundle are
-those that transformers' `save_pretrained` writes, after `vlm.`, `sam.` or `projector.`. The tables are explicit so that
+code uses the native class). The official names are those of ByteDance/Sa2VA on the Hugging Face hub; names in a bundle
+are those of transformers' `save_pretrained`, prefixed by `vlm.`, `sam.` or `projector.`. The tables are explicit so that
 conversion is strict in both directions.
 """
 

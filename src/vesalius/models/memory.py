@@ -142,7 +142,7 @@ class Tracker:
     """
 
     def __init__(self, sam: Sam2VideoModel, embeddings: torch.Tensor, logit_threshold: float = 0.0) -> None:
-        """`embeddings` (n, c): the [SEG] embedding of each object. `logit_threshold` is that of the prompted masks."""
+        """`embeddings` (n, c): the [SEG] embeddings of the objects. `logit_threshold` binarizes the prompted masks."""
         _check_tracking(sam, embeddings)
         self._sam = sam
         self._embeddings = embeddings
@@ -229,7 +229,7 @@ def attend(
     if pointers:
         pointing = torch.stack([*pointers], dim=1).reshape(len(remembered), -1, positions.shape[-1])
     own_positions = _positions(sam.vision_encoder.neck.position_encoding, coarse)
-    # the native module takes (tokens, objects, channels)
+    # transformers' memory attention expects (tokens, objects, channels)
     attended = sam.memory_attention(
         current_vision_features=coarse.flatten(2).permute(2, 0, 1).expand(-1, len(remembered), -1),
         current_vision_position_embeddings=own_positions[:, None],

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import torch
 from torch import nn
+from transformers.initialization import no_init_weights
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -20,7 +21,7 @@ def replace_module(root: nn.Module, path: str, module: nn.Module) -> None:
 
 def rebuild(native: nn.Module, make: Callable[[], Module]) -> Module:
     """The module built by `make`, sharing the parameters and buffers of `native`, which must have the same names."""
-    with torch.device("meta"):
+    with torch.device("meta"), no_init_weights():
         module = make()
     module.load_state_dict(native.state_dict(keep_vars=True), assign=True)
     return module

@@ -107,9 +107,7 @@ def _regions(masks: np.ndarray, size: Size, cells: int) -> torch.Tensor:
     return regions
 
 
-def _name_regions(regions: torch.Tensor | None, token: str) -> str:
-    if regions is None:
-        return ""
+def _name_regions(regions: torch.Tensor, token: str) -> str:
     cells = regions.flatten(1).sum(dim=1).tolist()
     named = ", ".join(f"region{i}<vp>{token * count}</vp>" for i, count in enumerate(cells, start=1))
     return f"\nThere are {len(cells)} part regions in the picture: {named}.\n"

@@ -82,7 +82,7 @@ def _grids(max_tiles: int) -> tuple[tuple[int, int], ...]:
 
 
 def resize_bicubic(image: Image.Image, size: Size) -> Image.Image:
-    """The image at (h, w) by Pillow's antialiased bicubic filter; the aspect ratio is not kept."""
+    """The image resized to (h, w) by Pillow's antialiased bicubic filter; the aspect ratio is not kept."""
     return image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
 
 

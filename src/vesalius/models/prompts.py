@@ -1,4 +1,4 @@
-"""Question and answer templates for phrases.
+"""Question and answer templates, filled with a phrase.
 
 Questions and answers with [SEG] are those of the official training code (ByteDance/Sa2VA, `projects/sa2va/datasets`).
 """
@@ -25,7 +25,7 @@ ABSENT_ANSWERS = (
 
 
 class PromptTemplate(Settings):
-    """Templates of questions about a phrase and of their answers."""
+    """Templates of a question about a phrase and of its answers."""
 
     chat: ChatName = DEFAULT_CHAT
     questions: tuple[str, ...] = Field(default=QUESTIONS, min_length=1)

@@ -12,7 +12,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from vesalius.errors import CheckpointError
-from vesalius.models.cards import CARD, Card, UNetCard, read_any_card
+from vesalius.models.cards import CARD, Card, UNetCard, check_text_prompted, read_any_card
 from vesalius.models.config_files import is_official
 
 FRANGI = "frangi"
@@ -80,14 +80,7 @@ class ModelRef:
     @property
     def text_card(self) -> Card | None:
         """The card of a text-prompted bundle, None in the official layout; CheckpointError for a baseline."""
-        if self.kind == "unet":
-            raise CheckpointError.at(
-                self.folder,
-                "is a U-Net, which takes no text prompts; use a text-prompted model",
-                code="wrong_model_kind",
-            )
-        card = self.card
-        return card if isinstance(card, Card) else None
+        return None if self.card is None else check_text_prompted(self.card, self.folder)
 
 
 def resolve_model(model: str | Path | ModelRef, *, weights: bool = True) -> ModelRef:

@@ -44,7 +44,7 @@ class StoredModel:
     layout: Layout
     spec: ModelSpec
     weights: Weights
-    """Weights under canonical names, which are those of a bundle."""
+    """Weights under canonical names, as in a bundle."""
     renamed: Mapping[str, tuple[str, ...]]
     """Name on disk -> canonical names of the tensors made from it."""
     dropped: Mapping[str, str]
@@ -177,7 +177,7 @@ def empty_model(spec: ModelSpec) -> TextSegModel:
 
 
 def expected_shapes(spec: ModelSpec) -> dict[str, TensorShape]:
-    """Canonical name -> shape of each tensor of the native model of a spec."""
+    """Canonical name -> shape of each tensor of the spec's model."""
     expected = {}
     family = family_of(spec.family)
     for name, tensor in empty_model(spec).state_dict().items():
@@ -188,7 +188,7 @@ def expected_shapes(spec: ModelSpec) -> dict[str, TensorShape]:
 
 
 def check_fit(spec: ModelSpec, shapes: Mapping[str, TensorShape], path: Path) -> None:
-    """Raise CheckpointError unless the tensors are exactly those of the native model of a spec.
+    """Raise CheckpointError unless tensor names and shapes are exactly those of the spec's model.
 
     The message names `path`, the first missing, unknown and misshapen tensors, and the published model with these tensors,
     if there is one.

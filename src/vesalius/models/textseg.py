@@ -29,7 +29,7 @@ from vesalius.models.specs import ModelSpec
 from vesalius.models.vlm import embed_batch, reset_rope, run_language_model, vision_encoder_of
 
 Encode = Callable[[Sam2VideoModel, torch.Tensor], sam2.Features]
-"""`sam2.encode_images`, or a function with the same results, such as a cache."""
+"""`sam2.encode_images`, or a function with equal results, such as a cache."""
 
 
 @dataclass(frozen=True)

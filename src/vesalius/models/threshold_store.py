@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from vesalius.errors import CheckpointError, OutputError
@@ -15,10 +14,6 @@ from vesalius.models.reference import ModelRef, resolve_model
 
 RUN_ONLY = {"train_state.json", "optimizer.safetensors", "average.pt", "README.md"}
 """Files of a run's checkpoint that are not copied: its training state, and the README with the old threshold."""
-
-
-def _leave_out(bundle: str, folder: str, names: list[str]) -> set[str]:
-    return RUN_ONLY & set(names) if folder == bundle else set()
 
 
 def check_target(model: str | Path | ModelRef, out: Path | None) -> Path:
@@ -71,5 +66,7 @@ def store_threshold(
         write_json(target / CARD, card.model_dump(mode="json"))
         return
     with replacing(target) as aside:
-        shutil.copytree(folder, aside, ignore=partial(_leave_out, str(folder)))
+        shutil.copytree(
+            folder, aside, ignore=lambda at, names: RUN_ONLY & {*names} if at == str(folder) else ()
+        )
         write_json(aside / CARD, card.model_dump(mode="json"))

@@ -29,7 +29,7 @@ def new_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 
 
 class TokenRows(nn.Module):
-    """Trainable rows that replace those of the tokens `ids` in a model's embeddings and head."""
+    """Trainable rows that replace the rows of the tokens `ids` in a model's embeddings and head."""
 
     ids: torch.Tensor
 

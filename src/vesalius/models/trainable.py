@@ -69,7 +69,7 @@ class TrainableSettings(Settings):
     """Trainable parameters, by preset. In a recipe, `trainable: PRESET` selects the preset's defaults."""
 
     preset: Preset
-    """Each preset includes the ones before it, except that `full` trains weights instead of LoRA.
+    """Each preset also trains everything of the previous presets; `full` trains weights instead of LoRA.
 
     `projector`: the [SEG] projector. `decoder`: also SAM's mask decoder. `lora`: also LoRA on the language model.
     `tokens`: also the rows of the added tokens in embeddings and head. `vision`: also LoRA on the vision encoder.
@@ -103,7 +103,7 @@ class TrainableSettings(Settings):
         return {
             **given,
             "lora": written,
-            "save": given.get("save") or _default_save(given.get("quantization")),
+            "save": given.get("save") or ("adapter" if given.get("quantization") else "merged"),
         }
 
     @model_validator(mode="after")
@@ -138,10 +138,6 @@ class TrainableSettings(Settings):
     def trains_rows(self) -> bool:
         """Whether the rows of added tokens train."""
         return self.preset in ("tokens", "vision")
-
-
-def _default_save(quantization: str | None) -> str:
-    return "merged" if quantization is None else "adapter"
 
 
 def set_trainable(

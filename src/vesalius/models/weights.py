@@ -53,7 +53,7 @@ TORCH_TYPES = {
 
 
 class Weights(Protocol):
-    """Named tensors that are read in rows."""
+    """Named tensors that are read in blocks of rows."""
 
     @property
     def tensors(self) -> Mapping[str, TensorType]:
@@ -82,7 +82,7 @@ class FileWeights:
 
 
 class AssembledWeights:
-    """Tensors assembled from rows of other weights, which are read on demand."""
+    """Tensors assembled on demand from rows of other weights."""
 
     def __init__(self, inner: Weights, assemblies: Mapping[str, Assembly]) -> None:
         self._inner = inner

@@ -153,7 +153,7 @@ def read_rope(text: Mapping[str, Any]) -> dict[str, Any]:
         raise KeyError("rope_theta")
     kind = scaling.pop("rope_type", None) or scaling.get("type") or "default"
     scaling.pop("type", None)
-    if kind == "su":  # the older name of the same method
+    if kind == "su":  # older name of longrope
         kind = "longrope"
     return {"rope_type": kind, "rope_theta": float(theta), **scaling}
 
