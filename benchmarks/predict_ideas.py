@@ -171,9 +171,9 @@ def measure(predictor: Predictor, items: list[Item], rounds: int) -> list[dict[s
     masks: dict[str, list[np.ndarray]] = {}
     for number in range(rounds + 1):
         for idea, times in took.items():
-            with without(idea, predictor, items) as (asked, questions):
+            with without(idea, predictor, items) as (changed, changed_items):
                 started = time.perf_counter()
-                masks[idea] = [prediction.mask for prediction in asked.predict(questions)]
+                masks[idea] = [prediction.mask for prediction in changed.predict(changed_items)]
                 if number:  # round 0 is a warm-up
                     times.append(time.perf_counter() - started)
     whole = took["all"]
