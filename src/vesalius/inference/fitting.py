@@ -211,7 +211,7 @@ class PlanTask:
         """Placement with some weights in CPU memory, and with `disk` also on disk; None if nothing fits."""
         if self.purpose == "train" or self.settings.quantization:
             return None
-        spill = {"cpu": self.cpu.size} if self.gpus else {}
+        spill: dict[int | str, int] = {"cpu": self.cpu.size} if self.gpus else {}
         if disk:
             spill["disk"] = 2**62
         return place_split(self.empty, cost, self.devices, spill) if spill else None

@@ -135,7 +135,7 @@ def place_whole(weights: int, cost: PassMemory, devices: Sequence[Device]) -> Pl
 
 
 def place_split(
-    model: TextSegModel, cost: PassMemory, gpus: Sequence[Device], spill: Mapping[str, int]
+    model: TextSegModel, cost: PassMemory, gpus: Sequence[Device], spill: Mapping[int | str, int]
 ) -> Placement | None:
     """Placement with the language model's layers split over `gpus`, and all else on the first; None if it does not fit.
 
