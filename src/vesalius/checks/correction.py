@@ -253,7 +253,6 @@ def _near(before: Bool[np.ndarray, "h w"], after: Bool[np.ndarray, "H W"]) -> bo
 
 
 def _components(mask: Bool[np.ndarray, "h w"]) -> int:
-    """Number of 8-connected components."""
     return int(label(mask, EIGHT_CONNECTED)[1])
 
 

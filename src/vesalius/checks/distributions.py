@@ -90,7 +90,6 @@ def _more(names: Mapping[str, object], of: str) -> str:
 
 
 def _short(name: str) -> str:
-    """The name, truncated to `LABEL_WIDTH`."""
     wide = 0
     for index, character in enumerate(name):
         wide += 2 if unicodedata.east_asian_width(character) in "WF" else 1

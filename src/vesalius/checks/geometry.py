@@ -42,15 +42,11 @@ def _check_polygon(part: tuple[float, ...], size: Size) -> tuple[str, str] | Non
     if crossings is None:
         return (
             "self_intersection",
-            f"its {len(points)} edges are too many and too long to search for self-intersections",
+            f"has too many long edges ({len(points)}) to search for self-intersections",
         )
     if crossings:
         lost = int(np.count_nonzero(_lost(points, size)))
-        effect = (
-            f"{count_of(lost, 'pixel')} inside {'is' if lost == 1 else 'are'} left out"
-            if lost
-            else "no pixel is lost"
-        )
+        effect = f"the mask loses {count_of(lost, 'pixel')}" if lost else "no pixel is lost"
         return "self_intersection", f"the outline crosses itself {count_of(crossings, 'time')}; {effect}"
     if (beyond := overshoot(points, size)) > 0:
         return "border_overshoot", f"{describe_span(points, size)}, {beyond:.2g} px beyond its edge"

@@ -34,13 +34,10 @@ def check_masks(
         union: np.ndarray | None = np.zeros(size, dtype=bool, order="F")
         for number, reference in enumerate(objects):
             within = f"{phrase!r}, object {number}" if len(objects) > 1 else f"{phrase!r}"
-            mask, faults = _check_object(reference, size, sample, within)
-            findings += [
-                each
-                for each in faults
-                if each.code != "unknown_mask_value" or _file(reference) not in reported
-            ]
-            reported.update(_file(reference) for each in faults if each.code == "unknown_mask_value")
+            mask, found = _check_object(reference, size, sample, within)
+            file = reference.path if isinstance(reference, MaskFile) else None
+            findings += [each for each in found if each.code != "unknown_mask_value" or file not in reported]
+            reported.update(file for each in found if each.code == "unknown_mask_value")
             if mask is not None:
                 cover.add(phrase, within, mask)
             union = None if mask is None or union is None else np.logical_or(union, mask, out=union)
@@ -121,10 +118,6 @@ def _check_object(
         findings.append(sample_finding("empty_mask", sample, "the mask has no pixels", within=within))
         return None, findings
     return mask, findings
-
-
-def _file(reference: MaskReference) -> Path | None:
-    return reference.path if isinstance(reference, MaskFile) else None
 
 
 def _may_be_empty(reference: MaskReference) -> bool:

@@ -111,9 +111,8 @@ def find_person(name: str) -> str:
     if any(not match[1].startswith(ORDINARY_CHINESE) for match in CHINESE.finditer(stem)):
         return "the name of a person"
     numbers = RECORD.findall(stem)
-    if any(birth.search(stem) for birth in BIRTHS) or any(
-        date.fullmatch(n) for n in numbers for date in DATES
-    ):
+    is_date = any(date.fullmatch(number) for number in numbers for date in DATES)
+    if is_date or any(birth.search(stem) for birth in BIRTHS):
         return "a date, perhaps of birth"
     if KEYED_RECORD.search(stem) or numbers:
         return "a record number"

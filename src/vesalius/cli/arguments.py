@@ -97,18 +97,8 @@ def add_mask_options(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="test-time augmentation: average over views of the image; allowed if `tune --tta` measured a gain",
     )
-    add(
-        "--fill-holes",
-        type=int,
-        metavar="PX",
-        help="fill holes of up to PX pixels in the mask of each object",
-    )
-    add(
-        "--drop-specks",
-        type=int,
-        metavar="PX",
-        help="remove connected components of up to PX pixels, after filling holes",
-    )
+    add("--fill-holes", type=int, metavar="PX", help="fill holes of up to PX pixels in each object's mask")
+    add("--drop-specks", type=int, metavar="PX", help="remove specks of up to PX pixels, after filling holes")
 
 
 def open_segmenter(args: argparse.Namespace, model: str) -> Any:

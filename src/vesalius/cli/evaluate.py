@@ -32,12 +32,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     add("--out", type=Path, required=True, help=arguments.OUT)
     add("--limit", type=int, metavar="N", help="evaluate only the first N images")
-    add(
-        "--roi",
-        type=Path,
-        metavar="DIR",
-        help="folder of region-of-interest masks named by id; pixels outside the region are ignored",
-    )
+    add("--roi", type=Path, metavar="DIR", help="ROI masks named by id; pixels outside them are not scored")
     add(
         "--allow-training-samples",
         action="store_true",

@@ -18,13 +18,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="4x24GiB",
         help="number and memory of the GPUs, or a list such as 24GiB,48GiB; default: the GPUs or CPU of this machine",
     )
-    add(
-        "--for",
-        dest="purpose",
-        choices=get_args(Purpose),
-        default="predict",
-        help="what the model is used for",
-    )
+    add("--for", dest="purpose", choices=get_args(Purpose), default="predict", help="use of the model")
     add(
         "--set",
         metavar="a=b",

@@ -9,9 +9,7 @@ from vesalius.cli.arguments import Result
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "folder", type=Path, metavar="DIR", help="run folder, or a folder that contains runs"
-    )
+    command.add_argument("folder", type=Path, metavar="DIR", help="run folder, or a folder of runs")
 
 
 def run(args: argparse.Namespace) -> Result:

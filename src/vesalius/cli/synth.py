@@ -20,12 +20,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--frames", type=int, default=default["frames"], help="frames per clip; 1: still images")
     add("--seed", type=int, default=default["seed"], help="random seed")
     add("--size", type=int, default=default["size"], help="height and width in pixels")
-    add(
-        "--kind",
-        choices=get_args(Kind),
-        default=default["kind"],
-        help="image type; mixed alternates between both",
-    )
+    add("--kind", choices=get_args(Kind), default=default["kind"], help="image type; mixed: alternating")
     add(
         "--phrases",
         choices=get_args(Phrases),

@@ -13,23 +13,13 @@ from vesalius.progress import Progress
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     # default=None: Python 3.11 would pass argparse.SUPPRESS to Path
-    command.add_argument(
-        "recipe",
-        type=Path,
-        metavar="RECIPE.yaml",
-        nargs="?",
-        default=None,
-        help="recipe: the settings of the run",
-    )
-    command.add_argument(
-        "--set", metavar="a.b=c", nargs="+", action="extend", help="override settings of the recipe"
-    )
-    mode = command.add_mutually_exclusive_group()
-    mode.add_argument("--resume", type=Path, metavar="RUN", help="continue the run in this folder")
-    mode.add_argument(
-        "--overfit", type=int, metavar="N", help="overfit test: train and validate on the same N samples"
-    )
-    mode.add_argument(
+    add = command.add_argument
+    add("recipe", type=Path, metavar="RECIPE.yaml", nargs="?", default=None, help="settings of the run")
+    add("--set", metavar="a.b=c", nargs="+", action="extend", help="override settings of the recipe")
+    add = command.add_mutually_exclusive_group().add_argument
+    add("--resume", type=Path, metavar="RUN", help="continue the run in this folder")
+    add("--overfit", type=int, metavar="N", help="overfit test: train and validate on the same N samples")
+    add(
         "--find-lr",
         type=Path,
         metavar="FILE.png",

@@ -92,7 +92,7 @@ def take(scene: Angiogram, noise: np.random.Generator, frame: int = 0) -> Pictur
     attenuation = scene.chest.at(breath) + at_ostium * scene.puff
     objects: dict[str, np.ndarray] = {}
     visible = []
-    for vessels, share in ((scene.tree.vessels, 1.0), (scene.tree.twigs, scene.twig_ratio)):
+    for vessels, ratio in ((scene.tree.vessels, 1.0), (scene.tree.twigs, scene.twig_ratio)):
         tubes, shadows = [], []
         for vessel in vessels:
             tube = _moved(scene, vessel.tube, frame)
@@ -103,7 +103,7 @@ def take(scene: Angiogram, noise: np.random.Generator, frame: int = 0) -> Pictur
                 visible.append(
                     find_visible(vessel, tube, filling >= VISIBLE_CONCENTRATION, clear, shadows[-1])
                 )
-        attenuation += scene.vessel_mu * share * add_up(tubes, shadows, size)
+        attenuation += scene.vessel_mu * ratio * add_up(tubes, shadows, size)
     if scene.catheter is not None:
         catheter = scene.catheter if scene.motion is None else scene.motion.carried(scene.catheter, frame)
         whole = add_up([catheter], [cast(catheter, size)], size)

@@ -88,7 +88,7 @@ def _light_disc(
     along = (across * math.cos(angle) + down * math.sin(angle)) / long
     aside = (down * math.cos(angle) - across * math.sin(angle)) * long
     inside = eye.disc_px / 2 - np.hypot(along, aside)
-    opaque = _soft_step(inside / (rng.uniform(0.015, 0.05) * eye.disc_px))
+    opaque = _sigmoid(inside / (rng.uniform(0.015, 0.05) * eye.disc_px))
     aside_px = (eye.temporal * rng.uniform(0.02, 0.15) * eye.disc_px, rng.normal(0, 0.04) * eye.disc_px)
     away2 = (across - aside_px[0]) ** 2 + (down - aside_px[1]) ** 2
     cup = rng.uniform(0.4, 1.0) * np.exp(-((away2 / (rng.uniform(0.15, 0.3) * eye.disc_px) ** 2) ** 1.5))
@@ -121,11 +121,9 @@ def _develop(
     grain = rng.standard_normal(light.shape, dtype=np.float32)
     seen = light + rng.uniform(0.02, 0.045) * blur * grain * (0.6 + light)
     seen = np.maximum(rng.uniform(0.85, 1.15) * gaussian_filter(seen, (0, blur, blur), truncate=2), 0)
-    shown = seen ** rng.uniform(0.9, 1.15) * _soft_step(-beyond_px / (0.8 * scale))
+    shown = seen ** rng.uniform(0.9, 1.15) * _sigmoid(-beyond_px / (0.8 * scale))
     return np.moveaxis(np.clip(np.rint(255 * shown), 0, 255).astype(np.uint8), 0, 2).copy()
 
 
-def _soft_step(value: np.ndarray) -> np.ndarray:
-    """Sigmoid of the value."""
-    step: np.ndarray = 1 / (1 + np.exp(-np.clip(value, -30, 30)))
-    return step
+def _sigmoid(value: np.ndarray) -> np.ndarray:
+    return np.asarray(1 / (1 + np.exp(-np.clip(value, -30, 30))))

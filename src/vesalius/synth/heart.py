@@ -172,8 +172,7 @@ def _smooth(waypoints: Float[np.ndarray, "w 2"]) -> Float[np.ndarray, "n 2"]:
     u = (at - knots[part])[:, None] / span
     v = 1 - u
     ends = (1 + 2 * u) * v**2 * waypoints[part] + (1 + 2 * v) * u**2 * waypoints[part + 1]
-    line: np.ndarray = ends + span * u * v * (v * slopes[part] - u * slopes[part + 1])
-    return line
+    return np.asarray(ends + span * u * v * (v * slopes[part] - u * slopes[part + 1]))
 
 
 def _sprout(

@@ -51,8 +51,8 @@ class Motion:
         """The points of the heart (x, y) at their positions in a frame."""
         beat = self.contraction(frame)
         matrix = (1 - beat) * np.eye(2) + beat * self.squeeze
-        position: np.ndarray = (points - self.center) @ matrix.T + self.center + beat * self.sink
-        return position + self.breath_at(frame)
+        moved = (points - self.center) @ matrix.T + self.center + beat * self.sink
+        return np.asarray(moved + self.breath_at(frame))
 
     def carried(self, catheter: Tube, frame: int) -> Tube:
         """The catheter in a frame: its tip moves with the heart, the other end is fixed."""

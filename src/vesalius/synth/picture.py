@@ -84,9 +84,8 @@ def find_visible(
     visible = filled & inside
     visible[visible] = clear[y[visible], x[visible]]
     if not visible.any():
-        return VisibleVessel(
-            shadow, kind=vessel.kind
-        )  # the lumen may reach into the image although the centerline does not
+        # the lumen may reach into the image although the centerline does not
+        return VisibleVessel(shadow, kind=vessel.kind)
     narrowed, stenosis = vessel.in_stenosis & visible, NO_SHADOW
     if narrowed[np.argmax(vessel.stenosis)]:
         reference_radius = np.maximum(vessel.reference_radius, THINNEST_RADIUS)

@@ -134,13 +134,11 @@ def wind(
         aside += strength * wave(rng, positions, periods) * (0.35 + 0.65 * np.abs(wave(rng, positions, 2)))
     aside *= scale * min(1.0, reached[-1] / (200 * scale)) * np.minimum(1, 1.6 * positions)
     normal = along[:, ::-1] * (-1, 1) / np.maximum(length, 1e-6)[:, None]
-    result: np.ndarray = points + normal * aside[:, None]
-    return result
+    return np.asarray(points + normal * aside[:, None])
 
 
 def wave(rng: np.random.Generator, positions: np.ndarray, periods: float) -> Float[np.ndarray, " k"]:
     """A smooth random wave at `positions` in [0, 1], with about `periods` periods; values are about in [-1.5, 1.5]."""
     frequencies = periods * rng.uniform(0.4, 1.3, 3)
     phases, weights = rng.uniform(0, 2 * np.pi, 3), rng.uniform(0.3, 0.7, 3)
-    waves: np.ndarray = np.sin(np.outer(positions, 2 * np.pi * frequencies) + phases) @ weights
-    return waves
+    return np.asarray(np.sin(np.outer(positions, 2 * np.pi * frequencies) + phases) @ weights)

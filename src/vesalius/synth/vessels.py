@@ -107,5 +107,4 @@ def narrow(rng: np.random.Generator, positions: np.ndarray) -> Float[np.ndarray,
         return np.zeros(len(positions))
     depth = rng.uniform(0.55, 0.75) if rng.random() < 0.4 else rng.uniform(0.2, 0.4)
     middle, width = rng.uniform(0.15, 0.85), rng.uniform(0.01, 0.04)
-    lost: np.ndarray = depth * np.exp(-(((positions - middle) / width) ** 2))
-    return lost
+    return np.asarray(depth * np.exp(-(((positions - middle) / width) ** 2)))
