@@ -62,10 +62,10 @@ def test_code_in_the_folder_is_not_run_and_stdin_is_not_read(folder: Path, tmp_p
         ({"ps_version": "v1"}, "ps_version 'v1' is not supported"),
         ({"select_layer": -4}, "select_layer -4 is not supported"),
         ({"vision_config": {}}, "lacks '"),
-        ({"vision_config": None}, "describes no model that can be built"),
+        ({"vision_config": None}, "does not describe a supported model"),
         ({"template": None}, "template 'None' is not one of"),
-        ({"architectures": [], "llm_config": {"architectures": []}}, "describes no model that can be built"),
-        ({"llm_config": {"architectures": ["LlamaForCausalLM"]}}, "LlamaForCausalLM has no native class"),
+        ({"architectures": [], "llm_config": {"architectures": []}}, "does not describe a supported model"),
+        ({"llm_config": {"architectures": ["LlamaForCausalLM"]}}, "LlamaForCausalLM is not supported"),
     ],
 )
 def test_an_unsupported_configuration_is_refused(

@@ -41,7 +41,7 @@ def read_spec(folder: Path, shapes: Mapping[str, TensorShape]) -> ModelSpec:
     except Exception as error:  # values of a wrong type raise many exception types
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise CheckpointError.at(
-            path, f"describes no model that can be built ({reason})", code="invalid_model_config"
+            path, f"does not describe a supported model ({reason})", code="invalid_model_config"
         ) from error
 
 

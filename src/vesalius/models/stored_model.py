@@ -105,7 +105,7 @@ def _building(path: Path) -> Iterator[None]:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise CheckpointError.at(
             path,
-            f"the configuration describes no model that can be built ({reason})",
+            f"the configuration does not describe a supported model ({reason})",
             code="invalid_model_config",
         ) from error
 

@@ -194,7 +194,7 @@ def _language_model(text: Mapping[str, Any], source: str) -> dict[str, Any]:
     architecture = text["architectures"][0]
     if architecture not in LANGUAGE_MODELS:
         raise CheckpointError(
-            f"{source}: the language model {architecture} has no native class; known: {', '.join(LANGUAGE_MODELS)}",
+            f"{source}: the language model {architecture} is not supported; supported: {', '.join(LANGUAGE_MODELS)}",
             code="invalid_model_config",
             field="llm_config.architectures",
         )
