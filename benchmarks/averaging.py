@@ -37,9 +37,7 @@ from vesalius.training.validation import average, score_samples
 LR = 5e-4
 
 
-def measure(
-    sets: tuple[Path, Path], steps: int, decays: list[float], seed: int, cosine: bool
-) -> dict[str, float]:
+def measure(sets: tuple[Path, Path], steps: int, decays: list[float], seed: int, cosine: bool) -> dict[str, float]:
     """Mean Dice on the validation images with the last weights, and with each average."""
     torch.manual_seed(seed)
     opened = open_model("tiny")
@@ -85,9 +83,7 @@ def measure(
 
 def main() -> None:
     """Measure, print a table and write the result."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="train and validate on its images")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--decays", type=float, nargs="+", default=[0.9, 0.97, 0.99])
@@ -109,9 +105,7 @@ def main() -> None:
                 found = measure(sets, args.steps, args.decays, seed, cosine)
                 rows.append({"rate": "cosine" if cosine else "constant", "seed": seed, **found})
                 print(
-                    "  ".join(
-                        f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()
-                    ),
+                    "  ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()),
                     flush=True,
                 )
     names = [name for name in rows[0] if name not in ("rate", "seed")]
@@ -120,10 +114,7 @@ def main() -> None:
         print(f"{rate}: " + "  ".join(f"{name} {value:.4f}" for name, value in means.items()))
     if args.json:
         data = args.data.resolve().name if args.data else f"synthetic angiograms of {args.size} pixels"
-        write_json(
-            args.json,
-            {"cores": os.cpu_count(), "data": data, "steps": args.steps, "lr": LR, "rows": rows},
-        )
+        write_json(args.json, {"cores": os.cpu_count(), "data": data, "steps": args.steps, "lr": LR, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -173,9 +173,7 @@ def measure_all(folder: Path, gigabytes: float) -> dict[str, Any]:
 
 def main() -> None:
     """Make the model, measure, print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=16)
     parser.add_argument("--folder", type=Path, help="folder for the models (default: the temporary folder)")
     parser.add_argument("--open", nargs="*", default=["tiny"], metavar="MODEL", help="small models to open")

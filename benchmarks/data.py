@@ -116,11 +116,7 @@ def make_annotations(folder: Path, annotations: int, kind: str) -> Path:
         (folder / "images" / name).touch()
     if kind == "vesalius":
         value: Any = [
-            {
-                "image": name,
-                "mask": [[row] for row in shapes[i].tolist()],
-                "text": [f"v{j}" for j in range(POLYGONS)],
-            }
+            {"image": name, "mask": [[row] for row in shapes[i].tolist()], "text": [f"v{j}" for j in range(POLYGONS)]}
             for i, name in enumerate(names)
         ]
     else:
@@ -159,9 +155,7 @@ def make_frames(folder: Path, n: int = 200) -> list[Path]:
         stream = container.add_stream("libx264", rate=15, options={"g": "250", "crf": "23"})
         stream.height, stream.width, stream.pix_fmt = 512, 512, "yuv420p"
         for frame in frames:
-            container.mux(
-                stream.encode(av.VideoFrame.from_ndarray(np.repeat(frame[..., None], 3, 2), "rgb24"))
-            )
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.repeat(frame[..., None], 3, 2), "rgb24")))
         container.mux(stream.encode())
     nibabel.Nifti1Image(np.stack(frames, axis=2), np.eye(4)).to_filename(folder / "frames.nii.gz")
     return [folder / "frames.mp4", folder / "frames.nii.gz"]
@@ -175,12 +169,7 @@ def measure_frames(path: Path) -> dict[str, Any]:
         for sample in samples:
             load_image(sample, reader)
         took_s = time.perf_counter() - started
-    return {
-        "file": path.name,
-        "frames": len(samples),
-        "took_s": took_s,
-        "frames_per_s": len(samples) / took_s,
-    }
+    return {"file": path.name, "frames": len(samples), "took_s": took_s, "frames_per_s": len(samples) / took_s}
 
 
 def measure_loading(folder: Path, steps: int) -> dict[str, Any]:
@@ -200,9 +189,7 @@ def measure_loading(folder: Path, steps: int) -> dict[str, Any]:
     opened = new_model("tiny", seed=0)
     groups = set_trainable(opened.model, "full")
     optimizer = torch.optim.AdamW([p for group in groups.values() for p in group], lr=1e-4)
-    augment = AugmentSettings(
-        flip=0.5, rotate_degrees=30, scale=0.2, shift=0.05, gamma=0.4, contrast=0.2, noise=4
-    )
+    augment = AugmentSettings(flip=0.5, rotate_degrees=30, scale=0.2, shift=0.05, gamma=0.4, contrast=0.2, noise=4)
     batch = 4
     learner = TextSegLearner(opened, groups, LossSettings())
     loader = Loader(Mixture(load_samples(folder), TaskSettings()), learner, augment, batch, seed=0)
@@ -223,9 +210,7 @@ def measure_loading(folder: Path, steps: int) -> dict[str, Any]:
 
 def main() -> None:
     """Run all measurements and print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--annotations", type=int, default=100_000)
     parser.add_argument("--steps", type=int, default=10)
@@ -263,9 +248,7 @@ def _measure(name: str, path: Path, steps: int) -> dict[str, Any]:
     command = [sys.executable, __file__, "--one", name, str(path), "--steps", str(steps)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     row = {"measurement": name, **json.loads(done.stdout)}
-    shown = (
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
-    )
+    shown = (f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items())
     print("  ".join(shown), flush=True)
     return row
 

@@ -92,23 +92,17 @@ class Theirs:
 
     def score(self, target: np.ndarray, prediction: np.ndarray) -> Values:
         """All metrics of one pair."""
-        batches = [
-            self.torch.from_numpy(mask.astype(np.float32))[None, None] for mask in (prediction, target)
-        ]
+        batches = [self.torch.from_numpy(mask.astype(np.float32))[None, None] for mask in (prediction, target)]
         values: Values = {}
         for name, metric in self.overlap.items():
             metric(*batches)
             found = metric.aggregate()
             metric.reset()
             if name == "shares":
-                values |= {
-                    share.replace(" ", "_"): v.item() for share, v in zip(self.shares, found, strict=True)
-                }
+                values |= {share.replace(" ", "_"): v.item() for share, v in zip(self.shares, found, strict=True)}
             else:
                 values[name] = found.item()
-        units: dict[str, dict[str, Any]] = {"px": {}} | (
-            {"mm": {"spacing": self.spacing}} if self.spacing else {}
-        )
+        units: dict[str, dict[str, Any]] = {"px": {}} | ({"mm": {"spacing": self.spacing}} if self.spacing else {})
         for unit, options in units.items():
             for name, metric in self.distances.items():
                 metric(*batches, **options)
@@ -140,10 +134,7 @@ def betti0_error(target: np.ndarray, prediction: np.ndarray) -> Values:
 def betti1_error(target: np.ndarray, prediction: np.ndarray) -> Values:
     """Difference in the number of holes: components minus the Euler number."""
     padded = [np.pad(mask, 1) for mask in (target, prediction)]
-    holes = [
-        label(each, connectivity=2, return_num=True)[1] - euler_number(each, connectivity=2)
-        for each in padded
-    ]
+    holes = [label(each, connectivity=2, return_num=True)[1] - euler_number(each, connectivity=2) for each in padded]
     return {"betti1_error": float(abs(holes[0] - holes[1]))}
 
 
@@ -166,9 +157,7 @@ def skeleton_recall_by_width(target: np.ndarray, prediction: np.ndarray) -> Valu
     line = skeletonize(target)
     width, found = 2 * distance_transform_edt(target)[line], prediction[line]
     strata = {name: found[(width > low) & (width <= high)] for name, (low, high) in WIDTHS.items()}
-    return {
-        f"skeleton_recall_{name}": float(part.mean()) if len(part) else None for name, part in strata.items()
-    }
+    return {f"skeleton_recall_{name}": float(part.mean()) if len(part) else None for name, part in strata.items()}
 
 
 _state: dict[str, Any] = {}
@@ -215,14 +204,10 @@ def largest_difference(ours: list[Values], theirs: list[Values]) -> tuple[float,
 
 def main() -> None:
     """Measure both, compare the values, print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=48)
     parser.add_argument("--size", type=int, default=512)
-    parser.add_argument(
-        "--spacing", type=float, nargs=2, metavar=("ROW", "COLUMN"), help="mm; adds the metrics in mm"
-    )
+    parser.add_argument("--spacing", type=float, nargs=2, metavar=("ROW", "COLUMN"), help="mm; adds the metrics in mm")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"  # two processes on two cores
@@ -230,9 +215,7 @@ def main() -> None:
     pairs = [make_pair(index, args.size) for index in range(args.pairs)]
     rows: list[dict[str, Any]] = []
     scores = []
-    print(
-        f"{'':10}{'images/s':>10}{'ms/image':>10}{'metrics':>9}   {PROCESSES} processes, {args.size} x {args.size}"
-    )
+    print(f"{'':10}{'images/s':>10}{'ms/image':>10}{'metrics':>9}   {PROCESSES} processes, {args.size} x {args.size}")
     for who in ("theirs", "ours"):
         images_per_s, values = measure(who, pairs, spacing, ROUNDS[who])
         names = [name for name in values[0] if spacing or not name.endswith("mm")]
@@ -245,13 +228,7 @@ def main() -> None:
     print(f"ours is {times:.1f} times as fast; largest difference {difference:.1e}, in {name}")
     if args.json:
         machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-        result = {
-            "machine": machine,
-            "size": args.size,
-            "pairs": args.pairs,
-            "spacing_mm": spacing,
-            "rows": rows,
-        }
+        result = {"machine": machine, "size": args.size, "pairs": args.pairs, "spacing_mm": spacing, "rows": rows}
         result |= {"times_as_fast": times, "largest_difference": difference}
         args.json.write_text(json.dumps(result, indent=2) + "\n")
     if difference > 1e-4:

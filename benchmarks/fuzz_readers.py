@@ -42,17 +42,7 @@ PIECES = (
     "[255, 0, 0]",
     "9" * 40,
 )
-PATHS = (
-    "../../../etc/passwd",
-    "/etc/passwd",
-    "a/../../b.png",
-    "",
-    ".",
-    "\x00",
-    "a" * 5000,
-    "images",
-    "图.png",
-)
+PATHS = ("../../../etc/passwd", "/etc/passwd", "a/../../b.png", "", ".", "\x00", "a" * 5000, "images", "图.png")
 
 
 def damage(files: Files, rng: np.random.Generator) -> tuple[str, bytes]:
@@ -77,21 +67,7 @@ def _exchange(value: Any, rng: np.random.Generator) -> Any:
         if rng.random() < 0.15:
             return {other: each for other, each in value.items() if other != key}
         return {**value, key: _exchange(value[key], rng)}
-    strange: tuple[Any, ...] = (
-        None,
-        True,
-        [],
-        {},
-        [[]],
-        "",
-        "v",
-        -1,
-        0,
-        1e308,
-        10**40,
-        float("nan"),
-        [value, value],
-    )
+    strange: tuple[Any, ...] = (None, True, [], {}, [[]], "", "v", -1, 0, 1e308, 10**40, float("nan"), [value, value])
     strange += (*PATHS, [1, 2], [[1, 2, 3, 4, 5, 6]], {"size": [9**9, 9**9], "counts": [81**9]})
     return strange[int(rng.integers(len(strange)))]
 
@@ -229,14 +205,7 @@ def main() -> None:
         outcomes = fuzz(name, args.cases, args.seed)
         wrong = {number: what for number, what in outcomes.items() if what.startswith("FAILED")}
         counted = Counter("FAILED" if number in wrong else what for number, what in outcomes.items())
-        rows.append(
-            {
-                "format": name,
-                "cases": args.cases,
-                "took_s": round(time.perf_counter() - started, 1),
-                **counted,
-            }
-        )
+        rows.append({"format": name, "cases": args.cases, "took_s": round(time.perf_counter() - started, 1), **counted})
         print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
         failures += [f"{name} {number}: {what}" for number, what in sorted(wrong.items())]
     for line in failures[:50]:

@@ -52,9 +52,7 @@ def coverage(draw: Draw, mean: float, groups: int, sets: int, method: Method) ->
 
 def main() -> None:
     """Run all cases and print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", type=int, default=2000, help="datasets per table cell (default 2000)")
     parser.add_argument("--json", type=Path, help="write the table to this file")
     args = parser.parse_args()

@@ -108,12 +108,8 @@ def measure(name: str, sets: dict[str, Path], args: argparse.Namespace) -> Itera
                 run, seconds = train_one(sets, way, seed, args.steps, Path(folder))
                 row = {"data": name, "loss": way, "seed": seed, "s_per_step": seconds}
                 of_way.append(row | score_one(run, items))
-        shown = "".join(
-            f"{spread([row[key] for row in of_way]):>16}" for key in ("dice", "cldice", "best_dice")
-        )
-        at, seconds = (
-            statistics.mean(row[key] for row in of_way) for key in ("best_threshold", "s_per_step")
-        )
+        shown = "".join(f"{spread([row[key] for row in of_way]):>16}" for key in ("dice", "cldice", "best_dice"))
+        at, seconds = (statistics.mean(row[key] for row in of_way) for key in ("best_threshold", "s_per_step"))
         print(f"{way:16}{shown}{at:7.2f}{seconds:9.2f}", flush=True)
         yield of_way
 
@@ -125,9 +121,7 @@ def spread(values: list[float]) -> str:
 
 def main() -> None:
     """Train and score with all losses, and print the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="train and validate on its images")
     parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

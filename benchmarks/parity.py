@@ -48,9 +48,7 @@ class Case:
         self, predictor: OfficialPredictor, model: str, name: str, facts: Any, stored: Any, inputs: Path
     ) -> None:
         self.predictor, self.model, self.name, self.facts = predictor, model, name, facts
-        self.stored = {
-            key.removeprefix(f"{name}/"): stored[key] for key in stored.files if key.startswith(f"{name}/")
-        }
+        self.stored = {key.removeprefix(f"{name}/"): stored[key] for key in stored.files if key.startswith(f"{name}/")}
         self.arguments: dict[str, Any] = {"text": facts["text"]}
         if facts.get("image"):
             self.arguments["image"] = Image.open(inputs / facts["image"]).convert("RGB")
@@ -64,14 +62,8 @@ class Case:
     def row(self, quantity: str, ours: Any, tolerance: float, theirs: str | None = None) -> Row:
         expected = self.stored[theirs or quantity]
         ours = np.asarray(ours)
-        assert ours.shape == expected.shape, (
-            f"{self.name} {quantity}: {ours.shape} instead of {expected.shape}"
-        )
-        far = (
-            (ours != expected).sum()
-            if tolerance == EXACT
-            else np.abs(ours.astype(np.float64) - expected).max()
-        )
+        assert ours.shape == expected.shape, f"{self.name} {quantity}: {ours.shape} instead of {expected.shape}"
+        far = (ours != expected).sum() if tolerance == EXACT else np.abs(ours.astype(np.float64) - expected).max()
         return Row(self.model, self.name, quantity, float(far), tolerance)
 
     @torch.inference_mode()
@@ -110,9 +102,7 @@ class Case:
             features = model.vlm.get_image_features(pixel_values=batch.pixel_values).pooler_output
             yield self.row("vit_embeds_sample", features[:, ::16], 1e-4)
         if "image_embeds_sample" in self.stored:
-            features = model.vlm.model.get_image_features(
-                batch.pixel_values, batch.image_grid_thw
-            ).pooler_output
+            features = model.vlm.model.get_image_features(batch.pixel_values, batch.image_grid_thw).pooler_output
             yield self.row("image_embeds_sample", torch.cat(features)[::16], 1e-4)
         inputs = embed_batch(model.vlm, answered)
         if "mrope_position_ids" in self.stored:
@@ -157,14 +147,10 @@ class Case:
             different = (bits.astype(bool) != mask.reshape(len(mask), -1)).sum(axis=1).max()
             # pixels with a logit within 1e-3 of the threshold
             near = max(self.facts[f"seg{i}"]["near_zero_pixels_1e3"])
-            yield Row(
-                self.model, self.name, f"predict_forward mask {i}, pixels", float(different), float(near)
-            )
+            yield Row(self.model, self.name, f"predict_forward mask {i}, pixels", float(different), float(near))
 
 
-def compare(
-    folder: Path, inputs: Path, only: str | None = None, expected: Path | None = None
-) -> Iterator[Row]:
+def compare(folder: Path, inputs: Path, only: str | None = None, expected: Path | None = None) -> Iterator[Row]:
     """Rows of all cases of one stored model, or of the case `only`; `expected` is the path of the results without suffix."""
     expected = expected or folder / "expected"
     predictor = OfficialPredictor(open_model(folder))
@@ -175,9 +161,7 @@ def compare(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
     parser.add_argument("--inputs", type=Path, help="images (default: inputs/ beside the first folder)")
     args = parser.parse_args()
@@ -185,9 +169,7 @@ def main() -> None:
     rows = [row for folder in args.folders for row in compare(folder, inputs)]
     for row in rows:
         mark = "" if row.difference <= row.tolerance else "  TOO FAR"
-        print(
-            f"{row.model:<20}{row.case:<16}{row.quantity:<28}{row.difference:<10.2g}{row.tolerance:g}{mark}"
-        )
+        print(f"{row.model:<20}{row.case:<16}{row.quantity:<28}{row.difference:<10.2g}{row.tolerance:g}{mark}")
     out = Path(__file__).parent / "results" / "parity.json"
     out.write_text(json.dumps([row._asdict() for row in rows], indent=1) + "\n")
 

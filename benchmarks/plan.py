@@ -174,10 +174,7 @@ def measure_step(folder: Path, image: tuple[int, int], name: str) -> dict[str, A
     choice, dtype = TRAINED[name]
     rng = np.random.default_rng(0)
     item = Item(
-        "a",
-        rng.integers(0, 256, (1, *image, 3), dtype=np.uint8),
-        ("vessel",),
-        rng.random((1, 1, *image)) > 0.5,
+        "a", rng.integers(0, 256, (1, *image, 3), dtype=np.uint8), ("vessel",), rng.random((1, 1, *image)) > 0.5
     )
 
     def prepare(model: str | Path, steps: int) -> Any:
@@ -221,17 +218,10 @@ def estimate_step(image: tuple[int, int], name: str) -> dict[str, Any]:
     from vesalius.inference.placement import find_cpu
 
     choice, dtype = TRAINED[name]
-    settings = TrainingSettings.model_validate(
-        {"trainable": choice, "dtype": dtype, "image": image, "batch_size": 1}
-    )
+    settings = TrainingSettings.model_validate({"trainable": choice, "dtype": dtype, "image": image, "batch_size": 1})
     task = PlanTask(make_spec(), settings, (), find_cpu())
     cost = task.cost(1)
-    return {
-        "held": task.resident,
-        "peak": task.resident + cost.peak,
-        "phases": cost.peaks,
-        "tokens": cost.tokens,
-    }
+    return {"held": task.resident, "peak": task.resident + cost.peak, "phases": cost.peaks, "tokens": cost.tokens}
 
 
 def compare_steps(folder: str, image: str) -> list[dict[str, Any]]:
@@ -242,9 +232,7 @@ def compare_steps(folder: str, image: str) -> list[dict[str, Any]]:
         planned = run_in_process("estimate step", folder, image, name)
         took = run_in_process("step", folder, image, name)
         ratio = planned["peak"] / took["peak"]
-        print(
-            f"{name:<36}{planned['peak'] / MIB:>10,.0f}{took['peak'] / MIB:>10,.0f}{ratio:>8.3f}", flush=True
-        )
+        print(f"{name:<36}{planned['peak'] / MIB:>10,.0f}{took['peak'] / MIB:>10,.0f}{ratio:>8.3f}", flush=True)
         held = f"{planned['held'] / MIB:>10,.0f}{took['held'] / MIB:>10,.0f}{planned['held'] / took['held']:>8.3f}"
         print(f"{'  between steps':<36}{held}", flush=True)
         results.append({"image": image, "what": name, "planned": planned, "measured": took, "ratio": ratio})
@@ -266,9 +254,7 @@ def compare(folder: str, image: str) -> dict[str, Any]:
     """Estimated and measured bytes for images of one size, printed as a table."""
     steps = {step: run_in_process(step, folder, image) for step in ("estimate", "follow", "keep")}
     planned = steps["estimate"]
-    print(
-        f"{image}: {planned['tiles']} tiles, {planned['tokens']} tokens; weights {planned['weights'] / MIB:,.0f} MiB"
-    )
+    print(f"{image}: {planned['tiles']} tiles, {planned['tokens']} tokens; weights {planned['weights'] / MIB:,.0f} MiB")
     print(f"{'':<18}{'planned':>10}{'measured':>10}{'ratio':>8}   MiB above idle")
     for phase in PHASES:
         says = planned["weights"] + planned["peaks"][phase]
@@ -287,9 +273,7 @@ def compare(folder: str, image: str) -> dict[str, Any]:
 
 def main() -> None:
     """Run the benchmark, or one step of it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image", nargs="+", default=["512x512", "1344x1792"], help="sizes, height x width")
     parser.add_argument("--for", dest="purpose", choices=("predict", "train"), default="predict")
     parser.add_argument("--json", type=Path)

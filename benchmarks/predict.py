@@ -56,11 +56,7 @@ PROMPTS = ("blood vessel", "catheter", "guide wire", "rib")
 @contextmanager
 def as_written(sam: Sam2VideoModel) -> Iterator[None]:
     """Use the mask decoder and first encoder layer of SAM 2's authors, in the version of transformers, inside the block."""
-    theirs = {
-        Hiera: Sam2HieraDetModel,
-        PatchEmbeddings: Sam2PatchEmbeddings,
-        MaskDecoder: Sam2VideoMaskDecoder,
-    }
+    theirs = {Hiera: Sam2HieraDetModel, PatchEmbeddings: Sam2PatchEmbeddings, MaskDecoder: Sam2VideoMaskDecoder}
     changed = [(module, type(module)) for module in sam.modules() if type(module) in theirs]
     for module, kind in changed:
         module.__class__ = theirs[kind]
@@ -82,9 +78,7 @@ def predict_officially(predictor: Predictor, items: list[Item]) -> list[np.ndarr
             answer = generate_answer(model, batch, processor.stop_id, MAX_NEW_TOKENS, official=True)
             mask = np.zeros(item.size, dtype=bool)
             for i in range(len(answer.seg.row)):
-                one = type(answer.seg)(
-                    answer.seg.embedding[i : i + 1], answer.seg.row[:1], answer.seg.image[:1]
-                )
+                one = type(answer.seg)(answer.seg.embedding[i : i + 1], answer.seg.row[:1], answer.seg.image[:1])
                 decoded = model.decode(batch.g_pixel_values, one)
                 prediction = Prediction(
                     item.id,
@@ -166,10 +160,7 @@ def compare(predictor: Predictor, items: list[Item], rounds: int) -> dict[str, A
         with as_written(predictor.model.sam):
             return predict_officially(predictor, items)
 
-    sides = {
-        "official": official,
-        "ours": lambda: [prediction.mask for prediction in predictor.predict(items)],
-    }
+    sides = {"official": official, "ours": lambda: [prediction.mask for prediction in predictor.predict(items)]}
     for number in range(rounds + 1):
         masks = {}
         for name, run in sides.items():
@@ -206,9 +197,7 @@ def compare(predictor: Predictor, items: list[Item], rounds: int) -> dict[str, A
 
 def main() -> None:
     """Compare with one and with four prompts per image, and print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--images", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=5)
@@ -244,9 +233,7 @@ def main() -> None:
 
 
 def _print(row: dict[str, Any]) -> None:
-    print(
-        f"{row['prompts']} prompts: {row['ratio']:.2f} x, masks equal at {100 * row['masks_equal']:.4f} % of pixels"
-    )
+    print(f"{row['prompts']} prompts: {row['ratio']:.2f} x, masks equal at {100 * row['masks_equal']:.4f} % of pixels")
     print(f"{'':18}{'official ms':>12}{'calls':>7}{'ours ms':>10}{'calls':>7}   per image")
     for part in row["official"]["ms_of_stage"]:
         cells = [

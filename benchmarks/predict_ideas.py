@@ -68,9 +68,7 @@ def image_a_question(predictor: Predictor, items: list[Item], _: ExitStack) -> t
     return predictor, [Item(item.id, item.frames, (prompt,)) for item in items for prompt in item.prompts]
 
 
-def words_a_question(
-    predictor: Predictor, items: list[Item], stack: ExitStack
-) -> tuple[Predictor, list[Item]]:
+def words_a_question(predictor: Predictor, items: list[Item], stack: ExitStack) -> tuple[Predictor, list[Item]]:
     """Let the language model read the image tokens again for each prompt."""
 
     def read(vlm: Any, inputs: Any, _: Any, seg_before_norm: bool, cache: Any) -> Any:
@@ -86,9 +84,7 @@ def encoding_a_seg(predictor: Predictor, items: list[Item], stack: ExitStack) ->
     def decode_each(decode: Decode, squares: Sequence[torch.Tensor], seg: SegPrompts) -> MaskLogits:
         rows = [slice(i, i + 1) for i in range(len(seg.row))]
         made = [decode(squares, SegPrompts(seg.embedding[i], seg.row[i], seg.image[i])) for i in rows]
-        return MaskLogits(
-            *(torch.cat(maps) for maps in zip(*(vars(each).values() for each in made), strict=True))
-        )
+        return MaskLogits(*(torch.cat(maps) for maps in zip(*(vars(each).values() for each in made), strict=True)))
 
     stack.enter_context(patch.object(predictor_module, "decode_on_cores", decode_each))
     return predictor, items
@@ -103,9 +99,7 @@ def one_by_one(predictor: Predictor, items: list[Item], stack: ExitStack) -> tup
     return predictor, items
 
 
-def two_convolutions(
-    predictor: Predictor, items: list[Item], stack: ExitStack
-) -> tuple[Predictor, list[Item]]:
+def two_convolutions(predictor: Predictor, items: list[Item], stack: ExitStack) -> tuple[Predictor, list[Item]]:
     """Run the convolutions of neck and decoder on the fine levels separately instead of merged into one."""
 
     def convolve(first: nn.Module, second: nn.Module, level: torch.Tensor) -> torch.Tensor:
@@ -184,8 +178,7 @@ def measure(predictor: Predictor, items: list[Item], rounds: int) -> list[dict[s
             "prompts": len(items[0].prompts),
             "ms_per_image_without": 1000 * statistics.median(times) / len(items),
             "slower": statistics.median(each / all_on for each, all_on in zip(times, whole, strict=True)),
-            "masks_equal": sum(int((a == b).sum()) for a, b in zip(masks[idea], masks["all"], strict=True))
-            / total,
+            "masks_equal": sum(int((a == b).sum()) for a, b in zip(masks[idea], masks["all"], strict=True)) / total,
         }
         for idea, times in took.items()
     ]
@@ -193,9 +186,7 @@ def measure(predictor: Predictor, items: list[Item], rounds: int) -> list[dict[s
 
 def main() -> None:
     """Remove each optimization, for one and four prompts per image, and print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=7)

@@ -120,12 +120,7 @@ def synthesize(plan: Plan) -> None:
 def pretrain(plan: Plan, kind: str) -> Path:
     """The pre-training run of a model on synthetic angiograms."""
     train_set, val_set = (plan.work / name for name in SYNTHETIC)
-    changes = [
-        f"data.train={train_set}",
-        f"data.val={val_set}",
-        "data.prompt=null",
-        "validate.every_epochs=1",
-    ]
+    changes = [f"data.train={train_set}", f"data.val={val_set}", "data.prompt=null", "validate.every_epochs=1"]
     changes += begin(kind, None)
     return train(plan, f"synthetic-{kind}", PRETRAINING[kind], plan.pretrain_minutes, 0, changes)
 
@@ -210,9 +205,7 @@ def write_chase(plan: Plan, kind: str) -> Path:
     return out
 
 
-def score(
-    plan: Plan, name: str, model: str | Path, test: Dataset, val: Dataset | None, tiles: bool = False
-) -> Path:
+def score(plan: Plan, name: str, model: str | Path, test: Dataset, val: Dataset | None, tiles: bool = False) -> Path:
     """Evaluate with the threshold tuned on `val`, unless the evaluation folder of this name exists."""
     out = plan.work / "evaluations" / name
     if (out / "metrics.json").is_file():
@@ -335,15 +328,10 @@ def print_table(result: dict[str, Any]) -> None:
 
 def main() -> None:
     """Run the missing steps, print the table and write the result."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, nargs="?", default=ROOT / ".." / "shared" / "data", metavar="DATA")
     parser.add_argument(
-        "--minutes",
-        type=float,
-        default=6,
-        help="minutes of each training on real images; segments: 2.5 times",
+        "--minutes", type=float, default=6, help="minutes of each training on real images; segments: 2.5 times"
     )
     parser.add_argument(
         "--pretrain-minutes", type=float, default=14, help="minutes of each pre-training on synthetic images"
@@ -351,9 +339,7 @@ def main() -> None:
     parser.add_argument("--synthetic", type=int, default=1200, help="synthetic images")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, default=EXPERIMENTS)
-    parser.add_argument(
-        "--limit", type=int, help="number of images for validation and test, to try the benchmark"
-    )
+    parser.add_argument("--limit", type=int, help="number of images for validation and test, to try the benchmark")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "quality", metavar="FOLDER")
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "quality.json")
     args = parser.parse_args()
@@ -372,9 +358,7 @@ def main() -> None:
     commits = {name: before["commits"][name] for name in result}
     train_side_by_side(plan, args.only)
     for experiment in args.only:
-        result[experiment] = (
-            measure_segments(plan) if experiment == "segments" else measure_vessels(plan, experiment)
-        )
+        result[experiment] = measure_segments(plan) if experiment == "segments" else measure_vessels(plan, experiment)
         commits[experiment] = commit()
         facts = {"machine": machine, "settings": plan.facts(), "commits": commits, "versions": versions()}
         write_json(args.json, {**result, **facts})

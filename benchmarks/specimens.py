@@ -44,13 +44,7 @@ POINTS = [[4.0, 4.0], [18.0, 4.5], [18.0, 18.0]]
 def _vesalius() -> Files:
     rle = {"size": [SIDE, SIDE], "counts": [SIDE * SIDE]}
     first = {"image": "a.png", "mask": [[SQUARE], SQUARE, None, rle], "text": ["v", "w", "x", "y"]}
-    second = {
-        "image": "b.png",
-        "mask": [encode_rle(_disc())],
-        "text": ["v"],
-        "group": "p1",
-        "spacing_mm": 0.3,
-    }
+    second = {"image": "b.png", "mask": [encode_rle(_disc())], "text": ["v"], "group": "p1", "spacing_mm": 0.3}
     clip = {"video": ["c.png", "d.png"], "mask": [[[SQUARE], None]], "text": ["v"]}
     images = {f"images/{name}.png": IMAGE for name in "abcd"}
     return {"annotations.json": _json([first | {"size": [SIDE, SIDE], "note": 1}, second, clip]), **images}
@@ -59,14 +53,7 @@ def _vesalius() -> Files:
 def _coco() -> Files:
     shapes = [[SQUARE], encode_rle(_disc()), {"size": [SIDE, SIDE], "counts": [SIDE * SIDE]}]
     annotations = [
-        {
-            "id": i,
-            "image_id": 1 + i // 2,
-            "category_id": 1,
-            "segmentation": shape,
-            "iscrowd": i,
-            "bbox": [4, 4, 9, 9],
-        }
+        {"id": i, "image_id": 1 + i // 2, "category_id": 1, "segmentation": shape, "iscrowd": i, "bbox": [4, 4, 9, 9]}
         for i, shape in enumerate(shapes)
     ]
     size = {"width": SIDE, "height": SIDE}
@@ -82,26 +69,14 @@ def _coco() -> Files:
 def _labelme() -> Files:
     kinds = (("polygon", POINTS), ("polygon", POINTS), ("rectangle", POINTS[:2]), ("circle", POINTS[:2]))
     shapes: list[dict[str, Any]] = [
-        {
-            "label": f"v{i // 2}",
-            "points": points,
-            "shape_type": kind,
-            "group_id": 1 if i < 2 else None,
-            "flags": {},
-        }
+        {"label": f"v{i // 2}", "points": points, "shape_type": kind, "group_id": 1 if i < 2 else None, "flags": {}}
         for i, (kind, points) in enumerate(kinds)
     ]
     patch = base64.b64encode(_png(_disc().astype(np.uint8))).decode()
     corners = [[0, 0], [SIDE - 1, SIDE - 1]]
     shapes.append({"label": "m", "points": corners, "shape_type": "mask", "mask": patch, "description": "x"})
     ours = {"absent": ["stent"], "group": "p1", "spacing_mm": [0.3, 0.3]}
-    value: dict[str, Any] = {
-        "version": "5.5.0",
-        "flags": {},
-        "shapes": shapes,
-        "imagePath": "a.png",
-        "imageData": None,
-    }
+    value: dict[str, Any] = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": "a.png", "imageData": None}
     value |= {"imageHeight": SIDE, "imageWidth": SIDE, "vesalius": ours}
     return {"a.json": _json(value), "a.png": IMAGE}
 
@@ -134,14 +109,7 @@ def _labelstudio() -> Files:
     kinds: dict[str, dict[str, Any]] = {
         "polygonlabels": {"points": [[10.0, 10.0], [80.0, 12.0], [75.0, 80.0]], "polygonlabels": ["v"]},
         "rectanglelabels": {**box, "rectanglelabels": ["w"]},
-        "ellipselabels": {
-            "x": 50,
-            "y": 50,
-            "radiusX": 40,
-            "radiusY": 25,
-            "rotation": 30,
-            "ellipselabels": ["y"],
-        },
+        "ellipselabels": {"x": 50, "y": 50, "radiusX": 40, "radiusY": 25, "rotation": 30, "ellipselabels": ["y"]},
         "brushlabels": {"format": "rle", "rle": stroke, "brushlabels": ["x"]},
         "choices": {"choices": ["LAO"]},
     }

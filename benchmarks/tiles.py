@@ -50,12 +50,7 @@ def measure(folder: Path, cells: int, input_size: int) -> list[dict[str, Any]]:
             size = target.shape[0], target.shape[1]
             windows = [Window(0, 0, *size)] if side is None else find_windows(size, side, overlap)
             values.append(dice(target, perfect(target, windows, cells, input_size)))
-        row = {
-            "data": folder.name,
-            "images": len(targets),
-            "side": side,
-            "best_dice": statistics.mean(values),
-        }
+        row = {"data": folder.name, "images": len(targets), "side": side, "best_dice": statistics.mean(values)}
         row["windows"] = len(windows)
         rows.append(row)
         shown = "whole image" if side is None else f"tiles of {side}"
@@ -65,14 +60,10 @@ def measure(folder: Path, cells: int, input_size: int) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Measure every folder and print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
     parser.add_argument("--cells", type=int, default=256, help="side of the mask decoder's map (default 256)")
-    parser.add_argument(
-        "--input", type=int, default=1024, help="side of the segmenter's input (default 1024)"
-    )
+    parser.add_argument("--input", type=int, default=1024, help="side of the segmenter's input (default 1024)")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     rows = [row for folder in args.folders for row in measure(folder, args.cells, args.input)]

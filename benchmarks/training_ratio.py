@@ -81,9 +81,7 @@ def main() -> None:
 
     from vesalius.synth import draw
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--against", type=Path, required=True, metavar="TREE")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=4)
@@ -105,8 +103,7 @@ def main() -> None:
                 losses[name] = found["losses"]
             ratio = seconds["before"][-1] / seconds["now"][-1]
             print(
-                f"round {number}: {seconds['before'][-1]:.3f} s, {seconds['now'][-1]:.3f} s, {ratio:.2f} x",
-                flush=True,
+                f"round {number}: {seconds['before'][-1]:.3f} s, {seconds['now'][-1]:.3f} s, {ratio:.2f} x", flush=True
             )
     ratios = [before / now for before, now in zip(seconds["before"], seconds["now"], strict=True)]
     difference = max(abs(a - b) / a for a, b in zip(losses["before"], losses["now"], strict=True))

@@ -61,9 +61,7 @@ def measure_one(what: Any, steps: int, batch_size: int, keep: bool) -> dict[str,
 
 def main() -> None:
     """Measure all presets and print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--json", type=Path)
@@ -73,19 +71,10 @@ def main() -> None:
         print(json.dumps(measure_one(args.one[0], args.steps, args.batch_size, args.one[1] == "keep")))
         return
     rows = []
-    print(
-        f"{'trainable':14}{'freed memory':>14}{'steps/s':>10}{'images/s':>10}{'peak MiB':>10}{'page faults':>13}"
-    )
+    print(f"{'trainable':14}{'freed memory':>14}{'steps/s':>10}{'images/s':>10}{'peak MiB':>10}{'page faults':>13}")
     for what in ("projector", "decoder", "full"):
         for keep in ("return", "keep"):
-            command = [
-                sys.executable,
-                __file__,
-                "--steps",
-                str(args.steps),
-                "--batch-size",
-                str(args.batch_size),
-            ]
+            command = [sys.executable, __file__, "--steps", str(args.steps), "--batch-size", str(args.batch_size)]
             done = subprocess.run([*command, "--one", what, keep], check=True, capture_output=True, text=True)
             row = json.loads(done.stdout)
             rows.append(row)

@@ -82,9 +82,7 @@ def measure(model: str, folder: Path, frames: int, way: str, scored: bool) -> di
 
 def main() -> None:
     """Measure each propagation and length, and print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--frames", type=int, nargs="+", default=[50, 150, 300])
     parser.add_argument("--json", type=Path, metavar="FILE")

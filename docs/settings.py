@@ -58,9 +58,7 @@ def page() -> str:
     for title, (kind, about) in SECTIONS.items():
         rows = [" | ".join(row) for row in list_settings(kind) if row[0] not in listed]
         listed |= {row.partition(" ")[0] for row in rows if "." in row.partition(" ")[0]}
-        table = "\n".join(
-            f"| {row} |" for row in ("key | type | default | meaning", "---|---|---|---", *rows)
-        )
+        table = "\n".join(f"| {row} |" for row in ("key | type | default | meaning", "---|---|---|---", *rows))
         parts.append(f"## {title}\n\n{about}\n\n{table}\n".replace("| ---", "|---").replace("--- |", "---|"))
     return "\n".join(parts)
 
@@ -127,9 +125,7 @@ def _type(annotation: Any, metadata: list[Any]) -> str:
 def _name(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return _type(
-            arguments[0], [part for each in arguments[1:] for part in getattr(each, "metadata", [each])]
-        )
+        return _type(arguments[0], [part for each in arguments[1:] for part in getattr(each, "metadata", [each])])
     if origin is Literal:
         return " or ".join(f"`{each}`" for each in arguments)
     if origin in (Union, UnionType):

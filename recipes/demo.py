@@ -54,13 +54,9 @@ def wrong_phrase_dice(model: Path, data: Path) -> float:
 
 def main() -> None:
     """Run the demo in the folder `--out` and print the table of Dice scores."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("demo"))
-    parser.add_argument(
-        "--set", nargs="+", default=[], metavar="a.b=c", help="change settings of recipes/demo.yaml"
-    )
+    parser.add_argument("--set", nargs="+", default=[], metavar="a.b=c", help="change settings of recipes/demo.yaml")
     args = parser.parse_args()
     out: Path = args.out
     started = time.perf_counter()

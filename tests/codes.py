@@ -11,9 +11,7 @@ from vesalius.errors import VesaliusError
 
 
 @contextmanager
-def raises_code(
-    kind: type[VesaliusError], code: str, *holds: str
-) -> Iterator[pytest.ExceptionInfo[VesaliusError]]:
+def raises_code(kind: type[VesaliusError], code: str, *holds: str) -> Iterator[pytest.ExceptionInfo[VesaliusError]]:
     """The block raises exactly `kind` with `code`; its sentence contains each of `holds` (numbers, names)."""
     with pytest.raises(kind) as caught:
         yield caught

@@ -25,12 +25,7 @@ class Bright(Segmenter):
     def __init__(
         self, batch_size: int = 2, pause_s: float = 0.0, stop_at: str = "", fingerprint: str = "f" * 64
     ) -> None:
-        self.batch_size, self.pause_s, self.stop_at, self.fingerprint = (
-            batch_size,
-            pause_s,
-            stop_at,
-            fingerprint,
-        )
+        self.batch_size, self.pause_s, self.stop_at, self.fingerprint = (batch_size, pause_s, stop_at, fingerprint)
         self.settings: dict[str, Any] = {"answer": "verify", "device": "cpu"}
         self.threshold = 0.5
         self.seen: list[str] = []
@@ -57,14 +52,7 @@ class Bright(Segmenter):
         logits = np.where(item.frames[:, :, :, 0] > 100, 9, -9).astype(np.float32)
         side = item.size[0]
         return Prediction(
-            item.id,
-            prompt,
-            "ok",
-            item.size,
-            LowRes(logits, side),
-            (0.9,),
-            "Sure, [SEG].",
-            answered="verified",
+            item.id, prompt, "ok", item.size, LowRes(logits, side), (0.9,), "Sure, [SEG].", answered="verified"
         )
 
 

@@ -82,9 +82,7 @@ def test_check_counts_pairs(work: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert result["format"] == "vesalius"
 
 
-def test_predict_writes_the_prediction_folder(
-    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_predict_writes_the_prediction_folder(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images, out = work / "data" / "images", tmp_path / "out"
     prompts = ["--prompt", "blood vessel", "--prompt", "导管"]
     saves = ["--save", "masks,probs,overlay,rle"]
@@ -93,9 +91,7 @@ def test_predict_writes_the_prediction_folder(
     )
     assert code == 0
     assert result["coverage"] == {"ok": 10, "no_seg": 0, "failed": 0}
-    lines = [
-        json.loads(line) for line in (out / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [(line["id"], line["prompt"]) for line in lines[:2]] == [
         ("synth_00000", "blood vessel"),
         ("synth_00000", "导管"),
@@ -123,14 +119,10 @@ def test_an_unreadable_image_fails_the_job_but_not_the_other_images(
     Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(images / "good.png")
     (images / "empty.png").touch()
     out = tmp_path / "out"
-    code, result = run_json(
-        capsys, "predict", work / "run", images, "--prompt", "x", "--out", out, "--answer", "force"
-    )
+    code, result = run_json(capsys, "predict", work / "run", images, "--prompt", "x", "--out", out, "--answer", "force")
     assert code == 1
     assert result["coverage"] == {"ok": 1, "no_seg": 0, "failed": 1}
-    by_id = {
-        line["id"]: line for line in map(json.loads, (out / "predictions.jsonl").read_text().splitlines())
-    }
+    by_id = {line["id"]: line for line in map(json.loads, (out / "predictions.jsonl").read_text().splitlines())}
     assert by_id["empty"]["status"] == "failed"
     assert "empty.png" in by_id["empty"]["error"]
     assert "rle" not in by_id["empty"]
@@ -147,15 +139,10 @@ def test_evaluate_scores_training_images_only_if_allowed(
     code, metrics = run_json(capsys, *command, "--allow-training-samples")
     assert code == 0
     assert metrics["coverage"] == {"ok": 10, "no_seg": 0, "failed": 0}
-    assert metrics == json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8")) | {
-        "failed": 0
-    }
+    assert metrics == json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8")) | {"failed": 0}
     assert metrics["model"]["step"] == 2
     assert metrics["settings"]["answer"] == "force"
-    rows = [
-        json.loads(line)
-        for line in (tmp_path / "out" / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    rows = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
     assert np.mean([row["dice"] for row in rows]) == pytest.approx(metrics["mean"]["dice"])
     assert all((tmp_path / "out" / row["figure"]).is_file() for row in rows)
     assert (tmp_path / "out" / "report.html").is_file()
@@ -179,9 +166,7 @@ def test_info_shows_the_provenance_of_a_model(work: Path, capsys: pytest.Capture
     assert facts["lineage"]["start"] == "random weights, seed 1"
 
 
-def test_errors_have_a_code_and_one_sentence(
-    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_errors_have_a_code_and_one_sentence(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = work / "data" / "images" / "synth_00000.png"
     out = ["--out", tmp_path / "out"]
     recipe, data = work / "recipe.yaml", work / "data"
@@ -239,12 +224,7 @@ def test_errors_have_a_code_and_one_sentence(
     ],
 )
 def test_wrong_annotations_stop_training_before_it_begins(
-    work: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    entry: dict[str, Any],
-    code: str,
-    part: str,
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], entry: dict[str, Any], code: str, part: str
 ) -> None:
     data = tmp_path / "set"
     data.mkdir()
@@ -313,10 +293,7 @@ def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("code", "absent"),
-    [
-        ("main(['--help'])", ("torch", "numpy", "pydantic")),
-        ("build_parser(VERBS)", ("torch", "transformers")),
-    ],
+    [("main(['--help'])", ("torch", "numpy", "pydantic")), ("build_parser(VERBS)", ("torch", "transformers"))],
 )
 def test_parsing_arguments_imports_no_torch(code: str, absent: tuple[str, ...]) -> None:
     script = (

@@ -33,9 +33,7 @@ def test_every_code_in_the_source_stands_in_the_table() -> None:
 
 
 def test_every_error_in_the_source_is_given_a_code() -> None:
-    names = {
-        name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)
-    }
+    names = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)}
     bare = [
         f"{path.relative_to(SRC)}, line {node.lineno}"
         for path in sorted(SRC.rglob("*.py"))

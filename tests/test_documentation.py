@@ -85,8 +85,7 @@ def test_both_readmes_have_the_same_commands_headings_tables_and_numbers() -> No
         counts = [len(re.findall(pattern, text_of(readme), re.MULTILINE)) for readme in READMES]
         assert counts[0] == counts[1], pattern
     numbers = [
-        re.findall(r"\d+\.\d{2,}", "".join(re.findall(r"^\|.*$", text_of(readme), re.MULTILINE)))
-        for readme in READMES
+        re.findall(r"\d+\.\d{2,}", "".join(re.findall(r"^\|.*$", text_of(readme), re.MULTILINE))) for readme in READMES
     ]
     assert numbers[0] == numbers[1]
     assert tree(english) == tree(chinese)
@@ -118,9 +117,7 @@ def test_commands_parse(document: str) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_flags_named_in_passing_exist(document: str) -> None:
-    known = {
-        flag for verb in verb_parsers(build_parser(VERBS)).values() for flag in verb._option_string_actions
-    }
+    known = {flag for verb in verb_parsers(build_parser(VERBS)).values() for flag in verb._option_string_actions}
     for flag in re.findall(r"`(--[a-z-]+)", text_of(document)):
         assert flag in {*known, "--version"}, flag
 
@@ -185,12 +182,8 @@ def test_recipe_loads_and_opens_with_its_facts(recipe: Path) -> None:
     words = shlex.split(facts["command"])
     arguments = build_parser(VERBS).parse_args(words[1:])
     assert ROOT / arguments.recipe == recipe
-    assert read_settings(RunSettings, recipe, vars(arguments).get("set", [])) == settings, (
-        "command and file differ"
-    )
-    assert not any(
-        Path(str(value)).is_absolute() for value in yaml.safe_load(recipe.read_text())["data"].values()
-    )
+    assert read_settings(RunSettings, recipe, vars(arguments).get("set", [])) == settings, "command and file differ"
+    assert not any(Path(str(value)).is_absolute() for value in yaml.safe_load(recipe.read_text())["data"].values())
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)

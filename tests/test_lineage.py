@@ -21,14 +21,7 @@ from tests.codes import raises_code
 
 from vesalius import lineage
 from vesalius.errors import CheckpointError, ImageError
-from vesalius.lineage import (
-    commit,
-    fingerprint_samples,
-    fingerprint_weights,
-    hash_file,
-    hash_pixels,
-    versions,
-)
+from vesalius.lineage import commit, fingerprint_samples, fingerprint_weights, hash_file, hash_pixels, versions
 from vesalius.types import Absent, MaskFile, Polygons, Sample
 
 VLM = {
@@ -79,9 +72,7 @@ def test_pixels_agree_whatever_their_layout_in_memory() -> None:
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15, deadline=None)
-@given(
-    shards=st.lists(st.integers(0, 2), min_size=len(VLM), max_size=len(VLM)), order=st.permutations(list(VLM))
-)
+@given(shards=st.lists(st.integers(0, 2), min_size=len(VLM), max_size=len(VLM)), order=st.permutations(list(VLM)))
 def test_the_fingerprint_is_independent_of_sharding_and_order(
     tmp_path_factory: pytest.TempPathFactory, shards: list[int], order: list[str]
 ) -> None:
@@ -167,9 +158,7 @@ DAMAGED = {
     "shape beyond its bytes": safetensors_bytes({"a": entry("F32", [2], 0, 4)}, bytes(4)),
     "negative side": safetensors_bytes({"a": entry("F32", [-1], 0, 4)}, bytes(4)),
     "unknown dtype": safetensors_bytes({"a": entry("Q7", [1], 0, 4)}, bytes(4)),
-    "overlapping tensors": safetensors_bytes(
-        {"a": entry("F32", [1], 0, 4), "b": entry("F32", [1], 0, 4)}, bytes(4)
-    ),
+    "overlapping tensors": safetensors_bytes({"a": entry("F32", [1], 0, 4), "b": entry("F32", [1], 0, 4)}, bytes(4)),
     "a pickle": pickle.dumps({"a": 1}),
 }
 """A safetensors file that the library refuses, by kind of damage."""

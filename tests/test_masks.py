@@ -14,15 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco
 
-from vesalius.masks import (
-    area_average,
-    cell_weights,
-    decode_rle,
-    encode_rle,
-    polygon_error,
-    rasterize,
-    resize_bilinear,
-)
+from vesalius.masks import area_average, cell_weights, decode_rle, encode_rle, polygon_error, rasterize, resize_bilinear
 
 masks = hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40))
 # far-away points cost pycocotools memory for the whole way there
@@ -78,9 +70,7 @@ def test_malformed_rle_raises_nothing_but_value_error(rle: Any) -> None:
 
 
 @given(masks, st.data())
-def test_a_damaged_rle_string_is_a_mask_of_the_size_or_a_value_error(
-    mask: np.ndarray, data: st.DataObject
-) -> None:
+def test_a_damaged_rle_string_is_a_mask_of_the_size_or_a_value_error(mask: np.ndarray, data: st.DataObject) -> None:
     rle = encode_rle(mask)
     text = str(rle["counts"])
     index = data.draw(st.integers(0, len(text) - 1))
@@ -150,9 +140,7 @@ def test_a_polygon_up_to_a_pixel_outside_has_no_fault() -> None:
 
 
 @given(sizes, sizes, st.integers(0, 2**32 - 1))
-def test_bilinear_resizing_gives_the_numbers_of_torch(
-    old: tuple[int, int], new: tuple[int, int], seed: int
-) -> None:
+def test_bilinear_resizing_gives_the_numbers_of_torch(old: tuple[int, int], new: tuple[int, int], seed: int) -> None:
     image = np.random.default_rng(seed).normal(size=old).astype(np.float32) * 10
     expected = torch.nn.functional.interpolate(
         torch.from_numpy(image)[None, None], size=new, mode="bilinear", align_corners=False
@@ -175,9 +163,7 @@ def test_area_average_keeps_the_area(mask: np.ndarray, size: tuple[int, int]) ->
 
 def test_area_average_is_the_block_mean_where_sizes_divide() -> None:
     mask = np.random.default_rng(0).random((12, 20)) < 0.3
-    np.testing.assert_allclose(
-        area_average(mask, (3, 5)), mask.reshape(3, 4, 5, 4).mean(axis=(1, 3)), atol=1e-6
-    )
+    np.testing.assert_allclose(area_average(mask, (3, 5)), mask.reshape(3, 4, 5, 4).mean(axis=(1, 3)), atol=1e-6)
 
 
 def test_three_pixels_in_two_cells_cut_the_middle_one() -> None:

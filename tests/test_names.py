@@ -15,10 +15,7 @@ def test_one_prompt_gives_the_id_alone_and_several_give_slugs():
 
 
 def test_prompts_that_look_alike_get_different_slugs_whatever_their_order():
-    forth, back = (
-        slugs(["blood vessel", "Blood-Vessel", "bone"]),
-        slugs(["bone", "Blood-Vessel", "blood vessel"]),
-    )
+    forth, back = (slugs(["blood vessel", "Blood-Vessel", "bone"]), slugs(["bone", "Blood-Vessel", "blood vessel"]))
 
     assert len(set(forth)) == 3
     assert forth == back[::-1]

@@ -68,9 +68,7 @@ def test_text_that_holds_html_stays_text(pages: dict[str, Path], name: str) -> N
 
 @needs_chromium
 def test_pages_fit_a_phone_and_follow_dark_mode(pages: dict[str, Path], tmp_path: Path) -> None:
-    light, dark = (
-        measure_pages(list(pages.values()), (390, 1200), tmp_path, dark=dark) for dark in (False, True)
-    )
+    light, dark = (measure_pages(list(pages.values()), (390, 1200), tmp_path, dark=dark) for dark in (False, True))
     for name, by_width in zip(2 * [*WRITERS], (*light, *dark), strict=True):
         assert [each["width"] for each in by_width] == [390, 1200]
         for each in by_width:
@@ -86,9 +84,7 @@ def test_pages_fit_a_phone_and_follow_dark_mode(pages: dict[str, Path], tmp_path
 
 
 def test_html_is_escaped_markdown_is_not_and_a_missing_value_raises(tmp_path: Path) -> None:
-    (tmp_path / "a.html.jinja").write_text(
-        '{% extends "page.html.jinja" %}{% block body %}{{ x }}{% endblock %}'
-    )
+    (tmp_path / "a.html.jinja").write_text('{% extends "page.html.jinja" %}{% block body %}{{ x }}{% endblock %}')
     (tmp_path / "a.md.jinja").write_text("{{ x }}, {{ 2 | plural('image') }}, {{ 1 | twice }}")
     assert "<body>\n&lt;b&gt;</body>" in render(tmp_path / "a.html.jinja", {"x": "<b>"})
     assert render(tmp_path / "a.md.jinja", {"x": "<b>"}, twice=lambda n: 2 * n) == "<b>, images, 2"

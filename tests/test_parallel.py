@@ -57,9 +57,7 @@ def test_results_come_in_order_with_few_jobs_drawn_ahead(run: Any, ahead: int) -
 
 
 @pytest.mark.parametrize(
-    "run",
-    [partial(map_in_processes, processes=1), partial(map_in_threads, ahead=8)],
-    ids=["processes", "threads"],
+    "run", [partial(map_in_processes, processes=1), partial(map_in_threads, ahead=8)], ids=["processes", "threads"]
 )
 def test_errors_are_raised_in_their_turn(run: Any) -> None:
     results = run(partial(divmod, 6), [3, 2, 0, 1])

@@ -25,21 +25,15 @@ def test_markup_in_texts_is_escaped() -> None:
     assert 'aria-label="&#34;&gt;&lt;script&gt;"' in drawing
 
 
-@pytest.mark.parametrize(
-    ("most", "last", "n"), [(0.3, 1, 6), (1, 1, 6), (7, 8, 5), (30, 30, 4), (176.2, 200, 5)]
-)
+@pytest.mark.parametrize(("most", "last", "n"), [(0.3, 1, 6), (1, 1, 6), (7, 8, 5), (30, 30, 4), (176.2, 200, 5)])
 def test_ticks_end_at_or_slightly_above_the_largest_value(most: float, last: float, n: int) -> None:
     ticks = ticks_to(most)
     assert ticks[0] == (0, "0") and ticks[-1][0] == pytest.approx(last) and len(ticks) == n
 
 
 def test_a_histogram_counts_every_value_once() -> None:
-    drawing = histogram(
-        [0, 3, 3, 10], "width, px", ticks_to(10), of="masks", written=lambda value: f"{value:.1f}"
-    )
+    drawing = histogram([0, 3, 3, 10], "width, px", ticks_to(10), of="masks", written=lambda value: f"{value:.1f}")
     tips = [int(tip.split(": ")[1]) for tip in re.findall("<title>(.*?)</title>", drawing)]
     assert sum(tips) == 4 and max(tips) == 2
-    assert (
-        "Histogram of width, px of 4 masks: mean 4.0, median 3.0, half of them between 2.2 and 4.8" in drawing
-    )
+    assert "Histogram of width, px of 4 masks: mean 4.0, median 3.0, half of them between 2.2 and 4.8" in drawing
     assert "width, px: no values" in histogram([], "width, px", ticks_to(1), of="masks", written=str)

@@ -36,9 +36,7 @@ def test_every_setting_has_a_meaning(generator: ModuleType) -> None:
 
 def test_the_glossary_names_files_that_exist() -> None:
     rows = re.findall(
-        r"^\| (.+?) \| (.+?) \| (.+) \| `(.+?)` \|$",
-        (DOCS / "glossary.md").read_text(encoding="utf-8"),
-        re.MULTILINE,
+        r"^\| (.+?) \| (.+?) \| (.+) \| `(.+?)` \|$", (DOCS / "glossary.md").read_text(encoding="utf-8"), re.MULTILINE
     )
     assert len(rows) >= 60
     assert [file for *_, file in rows if not (ROOT / "src" / "vesalius" / file).is_file()] == []

@@ -21,9 +21,7 @@ class LeftHalf(Segmenter):
 
     def predict(self, items: Sequence[Item]) -> list[Prediction]:
         maps = LowRes(np.array([[[9, -9], [9, -9]]], np.float32), 2)
-        return [
-            Prediction(item.id, prompt, "ok", item.size, maps) for item in items for prompt in item.prompts
-        ]
+        return [Prediction(item.id, prompt, "ok", item.size, maps) for item in items for prompt in item.prompts]
 
 
 def test_description_and_predict_are_enough_for_a_job(tmp_path: Path) -> None:

@@ -150,9 +150,7 @@ def change_index(folder: Path, **entries: str | None) -> None:
     """Set entries of the weight map; None removes one."""
     path = folder / "model.safetensors.index.json"
     index = json.loads(path.read_text())
-    index["weight_map"] = {
-        name: file for name, file in (index["weight_map"] | entries).items() if file is not None
-    }
+    index["weight_map"] = {name: file for name, file in (index["weight_map"] | entries).items() if file is not None}
     path.write_text(json.dumps(index))
 
 

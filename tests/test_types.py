@@ -34,9 +34,7 @@ def test_an_item_has_the_size_of_its_frames() -> None:
         item.id = "b"  # type: ignore[misc]
 
 
-@pytest.mark.parametrize(
-    "frames", [FRAMES[0], FRAMES.astype(np.float32), FRAMES[..., :1], FRAMES[:0], FRAMES[:, :0]]
-)
+@pytest.mark.parametrize("frames", [FRAMES[0], FRAMES.astype(np.float32), FRAMES[..., :1], FRAMES[:0], FRAMES[:, :0]])
 def test_frames_of_another_shape_or_dtype_are_refused(frames: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"a: frames must be uint8 \(f, h, w, 3\); got"):
         Item("a", frames, ())

@@ -63,9 +63,7 @@ def _replace_folder(new: Path, folder: Path) -> None:
 
 
 def _not_writable(path: Path, error: OSError) -> OutputError:
-    return OutputError(
-        f"{path}: cannot be written ({error.strerror or error})", code="write_failed", path=path
-    )
+    return OutputError(f"{path}: cannot be written ({error.strerror or error})", code="write_failed", path=path)
 
 
 def check_new(out: Path, remedy: str = "name another folder, or remove this one first") -> None:

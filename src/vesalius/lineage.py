@@ -216,9 +216,7 @@ def _hash_readable(path: Path) -> str:
     try:
         return hash_file(path)
     except OSError as error:
-        raise ImageError(
-            f"{path}: cannot be read ({error.strerror})", code="unreadable_file", path=path
-        ) from error
+        raise ImageError(f"{path}: cannot be read ({error.strerror})", code="unreadable_file", path=path) from error
 
 
 def _weight_files(bundle: Path) -> dict[str, list[Path]]:
@@ -242,9 +240,7 @@ def _hash_located(locations: Mapping[str, TensorLocation]) -> list[TensorHash]:
     )
 
 
-def hash_tensors(
-    tensors: Mapping[str, TensorType], read: Callable[[str], Iterable[Block]]
-) -> list[TensorHash]:
+def hash_tensors(tensors: Mapping[str, TensorType], read: Callable[[str], Iterable[Block]]) -> list[TensorHash]:
     """Hash of each tensor, in two threads; `read(name)` yields the bytes of the tensor."""
     with ThreadPoolExecutor(max_workers=2) as threads:
         return list(threads.map(lambda name: hash_tensor(name, tensors[name], read(name)), tensors))
@@ -258,9 +254,7 @@ def hash_tensor(name: str, tensor: TensorType, blocks: Iterable[Block]) -> Tenso
     return name, *tensor, digest.hexdigest()
 
 
-def cached_hashes(
-    files: Sequence[Path], compute: Callable[[], Iterable[TensorHash]]
-) -> tuple[TensorHash, ...]:
+def cached_hashes(files: Sequence[Path], compute: Callable[[], Iterable[TensorHash]]) -> tuple[TensorHash, ...]:
     """Hashes of the tensors in `files`: cached ones if paths, sizes and times match, else those of `compute`."""
     before = [_stamp(path) for path in files]
     known = _read_cache(before)

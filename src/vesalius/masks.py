@@ -150,8 +150,7 @@ def _decode_runs(lengths: list[int], size: Size) -> Bool[np.ndarray, "h w"]:
         raise ValueError("the RLE has a run of negative length")
     if sum(lengths) != height * width or height * width >= 2**32:  # COCO counts pixels in 32 bits
         raise ValueError(
-            f"the RLE runs cover {sum(lengths)} pixels, but "
-            f"the stated size {height} x {width} has {height * width}"
+            f"the RLE runs cover {sum(lengths)} pixels, but the stated size {height} x {width} has {height * width}"
         )
     values = np.zeros(len(lengths), dtype=bool)
     values[1::2] = True

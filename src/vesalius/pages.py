@@ -42,9 +42,7 @@ def plural(n: int, one: str) -> str:
     return one if n == 1 else one + "s"
 
 
-def as_data_url(
-    picture: Image.Image, width: int | None = None, format: Literal["jpeg", "png"] = "jpeg"
-) -> str:
+def as_data_url(picture: Image.Image, width: int | None = None, format: Literal["jpeg", "png"] = "jpeg") -> str:
     """The picture as a `data:` URL for an `img` element, downscaled to at most `width` pixels.
 
     JPEG is written without chroma subsampling, so that thin colored lines stay visible.

@@ -49,9 +49,7 @@ class Plot:
         if name:
             self.text(sum(self._x) / 2, self._y[0], name, dy=33)
 
-    def line(
-        self, points: Sequence[tuple[float, float]], color: str, width: float = 2, dash: str = ""
-    ) -> None:
+    def line(self, points: Sequence[tuple[float, float]], color: str, width: float = 2, dash: str = "") -> None:
         """Draw a polyline."""
         positions = " ".join("{},{}".format(*self.at(*point)) for point in points)
         self._add(
@@ -86,41 +84,25 @@ class Plot:
         )
 
     def text(
-        self,
-        x: float,
-        y: float,
-        text: str,
-        dx: float = 0,
-        dy: float = 0,
-        anchor: str = "middle",
-        color: str = GRAY,
+        self, x: float, y: float, text: str, dx: float = 0, dy: float = 0, anchor: str = "middle", color: str = GRAY
     ) -> None:
         """Draw text at a data point, shifted by (dx, dy) pixels."""
         left, top = self.at(x, y)
         self._add(
-            '<text x="{:.1f}" y="{:.1f}" text-anchor="{}" fill="{}">{}</text>',
-            left + dx,
-            top + dy,
-            anchor,
-            color,
-            text,
+            '<text x="{:.1f}" y="{:.1f}" text-anchor="{}" fill="{}">{}</text>', left + dx, top + dy, anchor, color, text
         )
 
     def svg(self, description: str) -> Markup:
         """The chart as an SVG element; `description` is its text for screen readers."""
         box = f"0 0 {WIDTH} {TOP + self._height + self._bottom}"
-        start = Markup('<svg viewBox="{}" role="img" aria-label="{}" font-size="12">').format(
-            box, description
-        )
+        start = Markup('<svg viewBox="{}" role="img" aria-label="{}" font-size="12">').format(box, description)
         return start + Markup("\n").join(self._parts) + Markup("</svg>")
 
     def _add(self, shape: str, *values: object) -> None:
         self._parts.append(Markup(shape).format(*values))
 
 
-def histogram(
-    values: Sequence[float], name: str, ticks: Ticks, *, of: str, written: Callable[[float], str]
-) -> Markup:
+def histogram(values: Sequence[float], name: str, ticks: Ticks, *, of: str, written: Callable[[float], str]) -> Markup:
     """Histogram of values in `BINS` bins from 0 to the last tick, with a line at the mean.
 
     `written` formats a value; `of` names the measured objects (`masks`). Without values the plot is empty.

@@ -42,7 +42,4 @@ class Progress:
         if now - self._printed >= PLAIN_LINE_EVERY_S:
             self._printed = now
             percent = 100 * done / self._total
-            print(
-                f"{self._label}: {percent:.0f} % after {now - self._started:.0f} s {note}".rstrip(),
-                file=sys.stderr,
-            )
+            print(f"{self._label}: {percent:.0f} % after {now - self._started:.0f} s {note}".rstrip(), file=sys.stderr)

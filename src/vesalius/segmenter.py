@@ -27,9 +27,7 @@ frames, then SAM 2's memory."""
 Purpose = Literal["predict", "train"]
 """Purpose of opening a model; training needs more memory than prediction."""
 
-NO_MEMORY = (
-    "cannot propagate masks through a clip; predict its frames one by one, or use a text-prompted model"
-)
+NO_MEMORY = "cannot propagate masks through a clip; predict its frames one by one, or use a text-prompted model"
 
 
 @dataclass(frozen=True)

@@ -219,11 +219,7 @@ def _split_shards(tensors: Mapping[str, TensorType], shard_bytes: int) -> list[d
 
 
 def write_tensors(
-    path: Path,
-    tensors: Mapping[str, TensorType],
-    read: Callable[[str], Iterable[Block]],
-    *,
-    on_bytes: Report = ignore,
+    path: Path, tensors: Mapping[str, TensorType], read: Callable[[str], Iterable[Block]], *, on_bytes: Report = ignore
 ) -> None:
     """Write one new safetensors file and sync it to disk.
 

@@ -77,9 +77,7 @@ class Location(NamedTuple):
         between = "" if part.startswith("[") or not self.field else ", "
         return Location(self.path, f"{self.field}{between}{part}")
 
-    def error(
-        self, wrong: str, code: str, remedy: str = "", kind: type[DataError] = AnnotationError
-    ) -> DataError:
+    def error(self, wrong: str, code: str, remedy: str = "", kind: type[DataError] = AnnotationError) -> DataError:
         """An error with the message `LOCATION: WRONG; REMEDY`; the default remedy is that of the code."""
         remedy = remedy or CODES[code].remedy
         return kind(f"{self}: {wrong}", code=code, path=self.path, field=self.field or None, remedy=remedy)
@@ -136,9 +134,7 @@ class Item:
     def __post_init__(self) -> None:
         frames, masks = self.frames, self.masks
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
-            raise ValueError(
-                f"{self.id}: frames must be uint8 (f, h, w, 3); got {frames.dtype} {frames.shape}"
-            )
+            raise ValueError(f"{self.id}: frames must be uint8 (f, h, w, 3); got {frames.dtype} {frames.shape}")
         expected = (len(self.prompts), *frames.shape[:3])
         if masks is not None and (masks.dtype != np.bool_ or masks.shape != expected):
             raise ValueError(f"{self.id}: masks must be bool {expected}; got {masks.dtype} {masks.shape}")

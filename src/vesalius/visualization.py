@@ -119,10 +119,7 @@ def overlay(
 
 
 def contour(
-    image: UInt8[np.ndarray, "h w 3"],
-    mask: Bool[np.ndarray, "h w"],
-    color: Color = PREDICTION_COLOR,
-    width: int = 1,
+    image: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"], color: Color = PREDICTION_COLOR, width: int = 1
 ) -> UInt8[np.ndarray, "h w 3"]:
     """A copy of the image with a line of `width` pixels around the mask, outside it."""
     wide = mask
@@ -149,11 +146,7 @@ def missing_font(text: str) -> str | None:
 
 
 def _lay_out(
-    panels: Sequence[tuple[str, np.ndarray]],
-    size: Size,
-    title: str,
-    prompt: str,
-    scores: Mapping[str, float | None],
+    panels: Sequence[tuple[str, np.ndarray]], size: Size, title: str, prompt: str, scores: Mapping[str, float | None]
 ) -> Image.Image:
     height, width = size[0], max(size[1], PANEL_WIDTH_MIN)
     top = GAP + 2 * LINE + GAP
@@ -172,9 +165,7 @@ def _lay_out(
     return figure
 
 
-def _write_legend(
-    draw: ImageDraw.ImageDraw, position: tuple[int, int], scores: Mapping[str, float | None]
-) -> None:
+def _write_legend(draw: ImageDraw.ImageDraw, position: tuple[int, int], scores: Mapping[str, float | None]) -> None:
     x, y = position
     for name, color in LEGEND:
         draw.rectangle((x, y + 4, x + TEXT, y + 4 + TEXT), fill=color, outline=INK)
@@ -191,11 +182,7 @@ def _difference(
 ) -> UInt8[np.ndarray, "H W 3"]:
     """The dark image with TP, FP and FN pixels, computed at full size and then resized."""
     size = dark.shape[0], dark.shape[1]
-    kinds = (
-        (target & prediction, TP_COLOR),
-        (prediction & ~target, FP_COLOR),
-        (target & ~prediction, FN_COLOR),
-    )
+    kinds = ((target & prediction, TP_COLOR), (prediction & ~target, FP_COLOR), (target & ~prediction, FN_COLOR))
     covered = [_coverage(mask, size) for mask, _ in kinds]
     total = covered[0] + covered[1] + covered[2]
     used = total > 0  # few pixels of an image are vessels
@@ -231,12 +218,7 @@ def _gray(coverage: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def _write(
-    draw: ImageDraw.ImageDraw,
-    position: tuple[int, int],
-    text: str,
-    size: int,
-    color: Color,
-    width: int | None = None,
+    draw: ImageDraw.ImageDraw, position: tuple[int, int], text: str, size: int, color: Color, width: int | None = None
 ) -> int:
     """Draw one line, truncated with … at `width`; returns the drawn width in pixels."""
     text = " ".join(text.split())
@@ -275,9 +257,7 @@ def _font_files(folders: tuple[Path, ...]) -> tuple[Path, ...]:
         found.append(Path(matplotlib.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf")
     files = [file for folder in folders for file in sorted(folder.rglob("*.[tToO][tT][fFcC]"))]
     for name in CJK_FONTS:
-        found += [
-            file for file in files if file.name.lower().replace(" ", "").replace("-", "").startswith(name)
-        ]
+        found += [file for file in files if file.name.lower().replace(" ", "").replace("-", "").startswith(name)]
     return tuple(file for file in found if _opens(file))
 
 

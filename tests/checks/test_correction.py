@@ -78,12 +78,7 @@ PHRASE, IMAGE = ("dropped", "'v'"), ("dropped", "image")
         ([SQUARE], (128, 288), [PHRASE, IMAGE], "the ratios of height and width differ"),
         ([WIDE], (128, 288), [PHRASE, IMAGE], "the ratios of height and width differ"),
         ([SQUARE], (96, 64), [PHRASE, IMAGE], "rotated"),
-        (
-            [SQUARE, FAR],
-            None,
-            [IMAGE],
-            "outside the image, so it is unknown at which image size it was annotated",
-        ),
+        ([SQUARE, FAR], None, [IMAGE], "outside the image, so it is unknown at which image size it was annotated"),
         ([SQUARE, FAR], (64, 96), [IMAGE], "outside its stated size of 64 x 96"),
         ([SQUARE, FAR], (32, 48), [IMAGE], "outside its stated size of 32 x 48"),
         ([SQUARE, RleMask({"size": [64, 96], "counts": [5]})], None, [PHRASE, IMAGE], "RLE"),
@@ -124,10 +119,7 @@ def test_a_broken_part_does_not_hide_another_part_far_outside(image: Path) -> No
 def test_an_overshoot_on_a_smaller_copy_is_clipped_on_the_image(image: Path) -> None:
     over = Polygons(((2.0, 2.0, 24.9, 2.0, 24.9, 12.0),))  # 24 wide; an overshoot of 0.9 becomes 3.6
     correction = correct(sample(image, over, size=(16, 24)))
-    assert actions(correction) == [
-        ("rescaled", "'v'"),
-        ("clipped", "'v'"),
-    ]  # measured at the size it was drawn on
+    assert actions(correction) == [("rescaled", "'v'"), ("clipped", "'v'")]  # measured at the size it was drawn on
     np.testing.assert_array_equal(mask_of(correction), rasterize([[8, 8, 99.6, 8, 99.6, 48]], (64, 96)))
 
 
@@ -135,11 +127,7 @@ coordinates = st.floats(-2, 66, allow_nan=False).map(lambda value: round(value, 
 
 
 @given(
-    st.lists(
-        st.lists(coordinates, min_size=6, max_size=20).filter(lambda p: len(p) % 2 == 0),
-        min_size=1,
-        max_size=3,
-    )
+    st.lists(st.lists(coordinates, min_size=6, max_size=20).filter(lambda p: len(p) % 2 == 0), min_size=1, max_size=3)
 )
 def test_clipped_polygons_keep_their_mask_exactly(image: Path, parts: list[list[float]]) -> None:
     correction = correct(sample(image, Polygons(tuple(map(tuple, parts))), size=(64, 96)))
@@ -201,9 +189,7 @@ def test_objects_of_one_phrase_are_merged(image: Path) -> None:
 
 def test_an_empty_mask_is_dropped_and_not_marked_absent(image: Path) -> None:
     nothing = Polygons(((2.1, 2.1, 2.3, 2.1, 2.1, 2.3),))
-    correction = correct(
-        sample(image, prompts=("v", "w", "x"), masks=((nothing,), (Absent(),), (SQUARE, nothing)))
-    )
+    correction = correct(sample(image, prompts=("v", "w", "x"), masks=((nothing,), (Absent(),), (SQUARE, nothing))))
     assert correction.sample is not None
     assert correction.sample.prompts == ("w", "x")
     assert correction.sample.masks == ((Absent(),), (SQUARE,))

@@ -105,9 +105,7 @@ def test_every_fault_is_fixed_or_dropped_and_listed(broken: Path, tmp_path: Path
     assert set(found.split()) <= codes(report).keys()
 
     fixes_json = listed(tmp_path / "out")
-    assert {
-        action: [each["id"] for each in fixes_json[action]] for action in ("rescaled", "merged", "clipped")
-    } == {
+    assert {action: [each["id"] for each in fixes_json[action]] for action in ("rescaled", "merged", "clipped")} == {
         "rescaled": ["c"],
         "merged": ["f"],
         "clipped": ["d"],
@@ -125,11 +123,7 @@ def test_every_fault_is_fixed_or_dropped_and_listed(broken: Path, tmp_path: Path
         *[("n", "'v', polygon 0"), ("n", "'v'"), ("n", "image"), ("o", "'v'"), ("o", "image")],
     ]
     assert "k.png" in dropped[0][1] and "none" in dropped[1][1] + fixes_json["dropped"][1]["reason"]
-    assert all(
-        each["reason"]
-        for action in ("rescaled", "merged", "clipped", "dropped")
-        for each in fixes_json[action]
-    )
+    assert all(each["reason"] for action in ("rescaled", "merged", "clipped", "dropped") for each in fixes_json[action])
     assert fixes_json["kept"] == fixes.kept == 7
     assert fixes.counts == COUNTS
 
@@ -168,15 +162,11 @@ def test_fixing_a_copy_changes_nothing(broken: Path, tmp_path: Path) -> None:
     fix(broken, tmp_path / "out")
     _, again = fix(tmp_path / "out", tmp_path / "again")
     assert again.changes == ()
-    first, second = (
-        (tmp_path / name / "annotations.json").read_text(encoding="utf-8") for name in ("out", "again")
-    )
+    first, second = ((tmp_path / name / "annotations.json").read_text(encoding="utf-8") for name in ("out", "again"))
     assert first == second
 
 
-def write_labelme(
-    folder: Path, shapes: Sequence[tuple[str, Sequence[float]]], name: str, scale: float
-) -> None:
+def write_labelme(folder: Path, shapes: Sequence[tuple[str, Sequence[float]]], name: str, scale: float) -> None:
     """A LabelMe file for an image of 512 x 512 that was annotated at `scale` times its size."""
     side = round(512 * scale)
     value = {
@@ -210,9 +200,7 @@ def check_labelme(data: Path, out: Path, truth: dict[str, dict[str, np.ndarray]]
     """Half of the images were annotated at 800 x 800: check finds it, and --fix corrects it to within a pixel."""
     assert main(["check", str(data), "--num-workers", "0"]) == 1
     report = inspect(data, num_workers=0)
-    found = {
-        name for finding in report.findings if finding.code == "size_mismatch" for name in finding.samples
-    }
+    found = {name for finding in report.findings if finding.code == "size_mismatch" for name in finding.samples}
     assert found == scaled
 
     assert main(["check", str(data), "--fix", str(out), "--num-workers", "0"]) == 0
@@ -283,10 +271,7 @@ def test_every_split_has_its_file_and_a_shared_image_is_copied_once(tmp_path: Pa
         *("annotations.train.json", "annotations.val.json", "fixes.json", "images")
     ]
     assert codes(fixes)["image_leak"] >= 1  # the same image in two splits stays an error
-    assert (
-        fixes.errors >= 1
-        and main(["check", str(data), "--fix", str(tmp_path / "two"), "--num-workers", "0"]) == 1
-    )
+    assert fixes.errors >= 1 and main(["check", str(data), "--fix", str(tmp_path / "two"), "--num-workers", "0"]) == 1
     for split, names in parts.items():
         samples = load_samples(out, split=split)
         assert [sample.image.read_bytes() for sample in samples] == [

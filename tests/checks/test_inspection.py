@@ -95,11 +95,7 @@ def test_a_folder_without_a_dataset_raises(tmp_path: Path) -> None:
 
 def test_the_official_splits_of_arcade_have_no_errors(shared: Path) -> None:
     report = inspect(shared / "data" / "arcade", num_workers=0)
-    assert {finding.code for finding in report.findings} == {
-        "self_intersection",
-        "overlapping_objects",
-        "no_groups",
-    }
+    assert {finding.code for finding in report.findings} == {"self_intersection", "overlapping_objects", "no_groups"}
     assert all(finding.severity == "warning" for finding in report.findings)
     assert sum(finding.code == "self_intersection" for finding in report.findings) == 14
     assert report.counts["splits"] == {"test": 100, "train": 160, "val": 40}
@@ -116,10 +112,7 @@ def test_entries_drawn_at_another_size_are_summarized(drawn: Any) -> None:
         entry.update(mask=[[[1, 1, 190, 1, 190, 190]]], text=["thing"], size=[200, 200])
     found = drawn.findings()
     assert [each.code for each in found] == ["size_mismatch"] * 5
-    assert (
-        found[4].message
-        == "4 of 6 entries were drawn at 200 x 200 for an image of 128 x 128 (h x w), ratio 1.5625"
-    )
+    assert found[4].message == "4 of 6 entries were drawn at 200 x 200 for an image of 128 x 128 (h x w), ratio 1.5625"
     assert found[4].samples == tuple(f"synth_0000{i}" for i in range(4))
     assert list_findings(found) == [
         "error    size_mismatch      4  entry 0 (images/synth_00000.png); entry 1 (images/synth_00001.png); "
@@ -136,9 +129,7 @@ def test_entries_outside_the_image_without_a_stated_size_are_summarized(drawn: A
         entry.update(mask=[[[1, 1, 160, 1, 160, 190]]], text=["thing"])
     found = drawn.findings()
     assert [each.code for each in found] == ["outside_image"] * 4
-    assert found[3].message.startswith(
-        "3 of 6 entries have coordinates outside their image, up to 1.484 times its"
-    )
+    assert found[3].message.startswith("3 of 6 entries have coordinates outside their image, up to 1.484 times its")
 
 
 def test_phrases_that_overlap_by_nature_are_counted_without_a_warning(drawn: Any) -> None:
@@ -155,9 +146,7 @@ def test_measurements_are_those_of_the_masks_and_pixels(drawn: Any) -> None:
         assert measurement.hashes == hash_image(item.frames[0])
         assert item.masks is not None
         assert [target.phrase for target in measurement.targets] == list(sample.prompts)
-        assert [target.area_fraction for target in measurement.targets] == [
-            mask.mean() for mask in item.masks
-        ]
+        assert [target.area_fraction for target in measurement.targets] == [mask.mean() for mask in item.masks]
 
 
 def test_unreadable_images_have_no_measurements(drawn: Any) -> None:
@@ -166,16 +155,13 @@ def test_unreadable_images_have_no_measurements(drawn: Any) -> None:
     assert (measurement.size, measurement.hashes, measurement.targets) == (None, None, ())
 
 
-def test_findings_do_not_depend_on_the_number_of_processes(
-    drawn: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_findings_do_not_depend_on_the_number_of_processes(drawn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn.entries[1]["mask"] = [[[1, 1, 5, 5]], None]
     drawn.write()
     monkeypatch.setattr(inspection, "SAMPLES_PER_JOB", 2)
     shares: list[float] = []
     one, two = (
-        inspect(drawn.root, num_workers=n, on_progress=lambda share, note: shares.append(share))
-        for n in (0, 2)
+        inspect(drawn.root, num_workers=n, on_progress=lambda share, note: shares.append(share)) for n in (0, 2)
     )
     assert one == two
     assert shares == [pytest.approx(n / 3) for n in (1, 2, 3)] * 2
@@ -322,9 +308,7 @@ def test_equal_images_form_one_cluster() -> None:
     assert clusters(perceptual, 0 * textures) == []
 
 
-def test_the_command_prints_a_table_and_fails_for_errors(
-    drawn: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_prints_a_table_and_fails_for_errors(drawn: Any, capsys: pytest.CaptureFixture[str]) -> None:
     drawn.entries[1]["mask"][0] = [[1, 1, 5, 5]]
     drawn.entries[2]["mask"][0] = [[1, 1, 5, 5]]
     del drawn.entries[3]["group"]
@@ -349,15 +333,7 @@ def test_the_command_prints_a_table_and_fails_for_errors(
     assert main(["check", str(drawn.root), "--json"]) == 1
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (result["format"], result["failed"], result["counts"]["images"]) == ("vesalius", 2, 6)
-    assert list(result["findings"][0]) == [
-        "code",
-        "severity",
-        "file",
-        "location",
-        "message",
-        "remedy",
-        "samples",
-    ]
+    assert list(result["findings"][0]) == ["code", "severity", "file", "location", "message", "remedy", "samples"]
 
 
 def test_each_remedy_has_a_row_and_each_file_its_name() -> None:

@@ -114,9 +114,7 @@ def test_overlaps_have_the_pair_and_the_share_of_the_smaller_object() -> None:
 
 
 def test_sizes_are_compared_with_one_ratio_or_two() -> None:
-    assert (
-        compare_sizes((800, 800), (512, 512)) == "800 x 800 for an image of 512 x 512 (h x w), ratio 1.5625"
-    )
+    assert compare_sizes((800, 800), (512, 512)) == "800 x 800 for an image of 512 x 512 (h x w), ratio 1.5625"
     assert (
         compare_sizes((512, 256), (512, 512)) == "512 x 256 for an image of 512 x 512 (h x w), "
         "ratio 1 x 0.5, unequal in height and width: stretched, cropped or padded"
@@ -157,9 +155,7 @@ def test_sizes_are_compared_with_one_ratio_or_two() -> None:
 )
 def test_names_of_persons_are_found_and_hidden(name: str) -> None:
     assert find_person(name)
-    words = [
-        word for word in Path(name).stem.replace("^", "_").replace(", ", "_").split("_") if len(word) > 4
-    ]
+    words = [word for word in Path(name).stem.replace("^", "_").replace(", ", "_").split("_") if len(word) > 4]
     assert not any(word in hide(name) for word in words)
     if Path(name).suffix != ".John":
         assert hide(name).endswith(Path(name).suffix)

@@ -104,9 +104,7 @@ def other_size(set_: Any) -> None:
 
 
 def flat_and_nested(set_: Any) -> None:
-    for index, mask in enumerate(
-        [[10, 10, 60, 10, 60, 60], [[10, 10, 60, 10, 60, 60]], [[20, 9, 70, 9, 70, 60]]]
-    ):
+    for index, mask in enumerate([[10, 10, 60, 10, 60, 60], [[10, 10, 60, 10, 60, 60]], [[20, 9, 70, 9, 70, 60]]]):
         set_.entries[index].update(mask=[mask], text=["thing"])
 
 
@@ -179,16 +177,8 @@ PLANTS: dict[str, tuple[Plant, str, str]] = {
     "RLE without a pixel": (nothing_drawn, "empty_mask", "'thing'"),
     "RLE too short": (too_few_runs, "invalid_rle", "'thing'"),
     "bow tie": (redrawn([[10, 10, 60, 60, 60, 10, 10, 60]]), "self_intersection", "'thing'"),
-    "over itself": (
-        redrawn([SQUARE], [SQUARE], text=("thing", "copy")),
-        "overlapping_objects",
-        "'thing' and 'copy'",
-    ),
-    "twice one phrase": (
-        redrawn([SQUARE], [[70, 70, 90, 70, 90, 90]], text=("thing", "thing")),
-        "repeated_phrase",
-        "",
-    ),
+    "over itself": (redrawn([SQUARE], [SQUARE], text=("thing", "copy")), "overlapping_objects", "'thing' and 'copy'"),
+    "twice one phrase": (redrawn([SQUARE], [[70, 70, 90, 70, 90, 90]], text=("thing", "thing")), "repeated_phrase", ""),
     "flat and nested": (flat_and_nested, "mixed_nesting", ""),
     "no masks": (no_masks, "unlabeled_image", "entry 1"),
     "no text": (one_text_too_few, "phrase_count_mismatch", "entry 1"),

@@ -73,9 +73,7 @@ def test_findings_json_is_strict_and_complete(made: tuple[Report, Tags, Path]) -
     saved = json.loads(text, parse_constant=pytest.fail)
     assert saved["formats"] == ["vesalius"] and saved["counts"] == report.counts
     assert [each["code"] for each in saved["findings"]] == [each.code for each in report.findings]
-    assert set(saved["findings"][0]) == {
-        *("code", "severity", "file", "location", "message", "remedy", "samples")
-    }
+    assert set(saved["findings"][0]) == {*("code", "severity", "file", "location", "message", "remedy", "samples")}
 
 
 def test_phrases_and_file_names_in_any_script_are_shown(made: tuple[Report, Tags, Path]) -> None:
@@ -127,26 +125,21 @@ def test_the_seed_determines_the_samples_without_findings(tmp_path: Path) -> Non
     data = write_data(tmp_path / "data", [{} for _ in range(MAX_GOOD + 8)], size=(40, 48))
     report = inspect(data, num_workers=0)
     pages = [
-        write_page(report, tmp_path / str(i), num_workers=0, seed=seed).read_text()
-        for i, seed in enumerate((0, 0, 1))
+        write_page(report, tmp_path / str(i), num_workers=0, seed=seed).read_text() for i, seed in enumerate((0, 0, 1))
     ]
     assert pages[0] == pages[1] != pages[2]
     assert f"{MAX_GOOD} samples, chosen at random" in pages[0]
 
 
 def test_names_of_persons_are_hidden_in_captions(tmp_path: Path) -> None:
-    data = write_data(
-        tmp_path / "data", [{"image": "WANG_Li.png"}, {"image": "Müller_Jan.png", "size": [9, 9]}]
-    )
+    data = write_data(tmp_path / "data", [{"image": "WANG_Li.png"}, {"image": "Müller_Jan.png", "size": [9, 9]}])
     _, page = make(data, tmp_path / "out")
     (data / "WANG_Li.png").write_bytes(b"")
     _, cut = make(data, tmp_path / "cut")
     for each in (page, cut):
         assert "W***_L***" in each.text
         assert not any(name in each.text for name in ("WANG", "Müller"))
-        assert not any(
-            name in str(picture["alt"]) for picture in each.named("img") for name in ("WANG", "Müller")
-        )
+        assert not any(name in str(picture["alt"]) for picture in each.named("img") for name in ("WANG", "Müller"))
 
 
 def test_summaries_are_not_counted(tmp_path: Path) -> None:
@@ -197,9 +190,7 @@ def test_the_command_prints_the_path_of_the_page(
     assert f"report: {tmp_path / 'out' / 'check.html'}" in capsys.readouterr().out
 
 
-def test_a_failed_report_leaves_no_files(
-    broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_report_leaves_no_files(broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 

@@ -54,14 +54,11 @@ class Case:
 def case_of(spec: ModelSpec, base: Weights) -> Case:
     generator = torch.Generator().manual_seed(0)
     matrices = {
-        name: tensor.shape
-        for name, tensor in base.tensors.items()
-        if TRAINED.search(name) and len(tensor.shape) == 2
+        name: tensor.shape for name, tensor in base.tensors.items() if TRAINED.search(name) and len(tensor.shape) == 2
     }
     lora = {
         name: Lora(
-            torch.randn(RANK, columns, generator=generator) / columns**0.5,
-            torch.randn(rows, RANK, generator=generator),
+            torch.randn(RANK, columns, generator=generator) / columns**0.5, torch.randn(rows, RANK, generator=generator)
         )
         for name, (rows, columns) in matrices.items()
     }
@@ -75,9 +72,7 @@ def tiny() -> Case:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         vlm = family_of(spec.family).model_class(configs(spec)[0])
-    tensors = {
-        f"vlm.{family_of(spec.family).saved_name(name)}": each for name, each in vlm.state_dict().items()
-    }
+    tensors = {f"vlm.{family_of(spec.family).saved_name(name)}": each for name, each in vlm.state_dict().items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     return case_of(spec, AssembledWeights(TensorWeights(tensors), to_official(spec, shapes)))
 
@@ -151,9 +146,7 @@ def test_fused_weights_share_a_and_split_b(small: Case) -> None:
     third = len(b) // 3
     for i, name in enumerate(("q_proj", "k_proj", "v_proj")):
         assert torch.equal(load_tensor(weights, f"{stem}.{name}.lora_A.weight"), a)
-        assert torch.equal(
-            load_tensor(weights, f"{stem}.{name}.lora_B.weight"), b[i * third : (i + 1) * third]
-        )
+        assert torch.equal(load_tensor(weights, f"{stem}.{name}.lora_B.weight"), b[i * third : (i + 1) * third])
 
 
 def test_lora_on_the_segmenter_cannot_be_kept(small: Case, tmp_path: Path) -> None:

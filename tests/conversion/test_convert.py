@@ -179,9 +179,7 @@ def test_a_round_trip_with_many_shards_changes_no_byte(
 
 
 @pytest.mark.parametrize("name", ["internvl_qwen2", "internvl_internlm2", "qwen2_5_vl", "qwen3_vl"])
-def test_a_round_trip_of_stored_official_models_changes_no_byte(
-    shared: Path, tmp_path: Path, name: str
-) -> None:
+def test_a_round_trip_of_stored_official_models_changes_no_byte(shared: Path, tmp_path: Path, name: str) -> None:
     assert_round_trip(shared / "oracle" / name, tmp_path)
 
 
@@ -467,9 +465,7 @@ def test_only_a_new_or_empty_folder_is_written_to(official: Path, tmp_path: Path
     assert (out / PROOF).is_file()
 
 
-def test_the_command_line_prints_the_proof(
-    official: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_line_prints_the_proof(official: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "bundle"
     assert main(["convert", str(official), str(out), "--json"]) == 0
     captured = capsys.readouterr()
@@ -507,11 +503,7 @@ def replace_text(path: Path, old: str, new: str) -> None:
 FAULTS: dict[str, tuple[Callable[[Path], object], str, str]] = {  # what to damage, code, name in the message
     "cut short": (truncate, "damaged_weights", "model-00002-of-"),
     "corrupt header": (spoil_header, "damaged_weights", "model-00002-of-"),
-    "shard missing": (
-        lambda folder: find_shards(folder)[1].unlink(),
-        "shard_index_mismatch",
-        "model-00002-of-",
-    ),
+    "shard missing": (lambda folder: find_shards(folder)[1].unlink(), "shard_index_mismatch", "model-00002-of-"),
     "shard not in the index": (
         lambda folder: shutil.copy(find_shards(folder)[0], folder / "x.safetensors"),
         "shard_index_mismatch",
@@ -530,9 +522,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str, str]] = {  # what to dama
         "GPT2LMHeadModel",
     ),
     "invalid configuration": (
-        lambda folder: change_json(
-            folder / CONFIG, lambda config: config["vision_config"].update(hidden_size="wide")
-        ),
+        lambda folder: change_json(folder / CONFIG, lambda config: config["vision_config"].update(hidden_size="wide")),
         "invalid_model_config",
         "hidden_size",
     ),

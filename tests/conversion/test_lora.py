@@ -91,9 +91,7 @@ def test_lora_on_a_tensor_that_the_checkpoint_holds_whole_is_added_to_that_one()
 
 
 @pytest.mark.parametrize("block_bytes", [1, 40, 1 << 20])
-def test_rows_in_small_chunks_are_the_rows_of_the_whole(
-    monkeypatch: pytest.MonkeyPatch, block_bytes: int
-) -> None:
+def test_rows_in_small_chunks_are_the_rows_of_the_whole(monkeypatch: pytest.MonkeyPatch, block_bytes: int) -> None:
     base = TensorWeights({QUERY: draw(7, 5), HEAD: draw(7, 5)})
     merged = MergedWeights(base, checkpoint_of({HEAD: draw(7, 5, seed=9)}, {QUERY: pair(7, 5)}), alpha=4)
     whole = {name: load_tensor(merged, name) for name in (QUERY, HEAD)}
@@ -230,9 +228,7 @@ def test_merging_then_splitting_is_splitting_then_merging(
     base = {name: draw(rows, columns, seed=seed) for name, rows in fused.items()}
     loras = {name: pair(rows, columns, rank, seed) for name, rows in fused.items()}
     merged = MergedWeights(TensorWeights(base), checkpoint_of({}, loras), alpha=2 * rank)
-    split = AssembledWeights(
-        merged, to_bundle(spec, {name: t.shape for name, t in merged.tensors.items()})[0]
-    )
+    split = AssembledWeights(merged, to_bundle(spec, {name: t.shape for name, t in merged.tensors.items()})[0])
 
     def parts(tensors: dict[str, torch.Tensor]) -> AssembledWeights:
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -241,9 +237,7 @@ def test_merging_then_splitting_is_splitting_then_merging(
     weights, b_rows = parts(base), parts({name: lora.b for name, lora in loras.items()})
     assert len(split.tensors) == 6
     for name in split.tensors:
-        lora = loras[
-            next(rows.source for rows in to_bundle(spec, {k: v.shape for k, v in base.items()})[0][name].rows)
-        ]
+        lora = loras[next(rows.source for rows in to_bundle(spec, {k: v.shape for k, v in base.items()})[0][name].rows)]
         expected = load_tensor(weights, name) + 2 * load_tensor(b_rows, name) @ lora.a
         assert torch.allclose(load_tensor(split, name), expected, rtol=0, atol=1e-5)
 

@@ -72,11 +72,7 @@ def save(path: Path, state: Any, **others: Any) -> Path:
 def test_names_and_tensors_come_out_as_the_official_ones(tmp_path: Path) -> None:
     state = weights()
     checkpoint = open_training_checkpoint(save(tmp_path / "iter_12.pth", OrderedDict(state)))
-    assert checkpoint.full.keys() == {
-        "language_model.lm_head.weight",
-        "mlp1.0.weight",
-        "text_hidden_fcs.0.weight",
-    }
+    assert checkpoint.full.keys() == {"language_model.lm_head.weight", "mlp1.0.weight", "text_hidden_fcs.0.weight"}
     assert checkpoint.full["mlp1.0.weight"].dtype is torch.bfloat16
     (name, lora), *others = checkpoint.lora.items()
     assert (name, others) == ("language_model.model.layers.0.self_attn.q_proj.weight", [])
@@ -128,10 +124,7 @@ def with_pickle(source: Path, target: Path, old: bytes, new: bytes) -> None:
             "mllm.model.base_model.model.model.language_model.layers.0.mlp.up_proj.lora_B.default.weight",
             "model.model.language_model.layers.0.mlp.up_proj.lora_B.default.weight",
         ),
-        (
-            "mllm.model.base_model.model.lm_head.modules_to_save.default.weight",
-            "model.lm_head.weight",
-        ),
+        ("mllm.model.base_model.model.lm_head.modules_to_save.default.weight", "model.lm_head.weight"),
         ("mllm.model.model.visual.merger.mlp.0.bias", "model.model.visual.merger.mlp.0.bias"),
         (
             "grounding_encoder.sam2_model.memory_encoder.fuser.layers.0.gamma",
@@ -203,9 +196,7 @@ def test_the_config_is_found_in_the_other_place_too_and_quotes_are_read(tmp_path
 
 
 def test_alpha_without_lora_is_refused(tmp_path: Path) -> None:
-    checkpoint = open_training_checkpoint(
-        save(tmp_path / "a.pth", {"mllm.model.mlp1.0.weight": torch.ones(2)})
-    )
+    checkpoint = open_training_checkpoint(save(tmp_path / "a.pth", {"mllm.model.mlp1.0.weight": torch.ones(2)}))
     assert checkpoint.find_alpha(None) is None
     with raises_code(SettingError, "conflicting_settings"):
         checkpoint.find_alpha(16)
@@ -217,16 +208,8 @@ def test_alpha_without_lora_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "change", "names"),
     [
-        (
-            "invalid_lora",
-            {f"{LAYER}.lora_B.default.weight": None},
-            ("q_proj.weight", "lora_A without lora_B"),
-        ),
-        (
-            "invalid_lora",
-            {f"{LAYER}.lora_A.default.weight": None},
-            ("q_proj.weight", "lora_B without lora_A"),
-        ),
+        ("invalid_lora", {f"{LAYER}.lora_B.default.weight": None}, ("q_proj.weight", "lora_A without lora_B")),
+        ("invalid_lora", {f"{LAYER}.lora_A.default.weight": None}, ("q_proj.weight", "lora_B without lora_A")),
         ("invalid_lora", {f"{LAYER}.lora_B.default.weight": torch.ones(4, 7)}, ("(8, 6)", "(4, 7)")),
         ("invalid_lora", {f"{LAYER}.lora_A.default.weight": torch.ones(8, 6, 1, 1)}, ("(8, 6, 1, 1)",)),
         (
@@ -237,18 +220,10 @@ def test_alpha_without_lora_is_refused(tmp_path: Path) -> None:
             },
             ("4 (", "k_proj.weight), 8 (", "q_proj.weight)"),
         ),
-        (
-            "unknown_tensor",
-            {f"{LAYER}.lora_magnitude_vector.default.weight": torch.ones(4)},
-            ("lora_magnitude",),
-        ),
+        ("unknown_tensor", {f"{LAYER}.lora_magnitude_vector.default.weight": torch.ones(4)}, ("lora_magnitude",)),
         ("unknown_tensor", {f"{HEAD}.original_modules.weight": torch.ones(4)}, ("original_modules",)),
         ("unknown_tensor", {"mllm.hca_queries": torch.ones(4)}, ("mllm.hca_queries",)),
-        (
-            "unknown_tensor",
-            {f"other.{i:02d}": torch.ones(1) for i in range(12)},
-            ("other.00, ", "other.09 and 2 more"),
-        ),
+        ("unknown_tensor", {f"other.{i:02d}": torch.ones(1) for i in range(12)}, ("other.00, ", "other.09 and 2 more")),
         ("repeated_tensor", {f"{HEAD}.weight": torch.ones(9, 6)}, ("lm_head",)),
         ("invalid_tensor", {"mllm.model.mlp1.1.weight": torch.ones(2, 2).to_sparse()}, ("mlp1.1.weight",)),
         ("invalid_tensor", {"mllm.model.mlp1.1.weight": "text"}, ("mlp1.1.weight",)),
@@ -291,10 +266,7 @@ def test_a_damaged_number_is_found_by_the_checksum(tmp_path: Path) -> None:
 
 def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "a.pth", weights())
-    with (
-        zipfile.ZipFile(path) as stored,
-        zipfile.ZipFile(tmp_path / "b.pth", "w", zipfile.ZIP_DEFLATED) as packed,
-    ):
+    with zipfile.ZipFile(path) as stored, zipfile.ZipFile(tmp_path / "b.pth", "w", zipfile.ZIP_DEFLATED) as packed:
         for name in stored.namelist():
             packed.writestr(name, stored.read(name))
     with raises_code(CheckpointError, "damaged_checkpoint", "compressed"):
@@ -324,9 +296,7 @@ def test_a_deepspeed_folder_is_refused_with_the_command_that_joins_it(tmp_path: 
     with raises_code(CheckpointError, "not_a_checkpoint"):
         open_training_checkpoint(folder)
     (folder / "mp_rank_00_model_states.pt").touch()
-    with raises_code(
-        CheckpointError, "not_a_checkpoint", f"zero_to_fp32.py {tmp_path} OUT.pth --tag iter_12.pth"
-    ):
+    with raises_code(CheckpointError, "not_a_checkpoint", f"zero_to_fp32.py {tmp_path} OUT.pth --tag iter_12.pth"):
         open_training_checkpoint(folder)
     (tmp_path / "zero_to_fp32.py").touch()
     with raises_code(CheckpointError, "not_a_checkpoint", f"{tmp_path}/zero_to_fp32.py {tmp_path} OUT.pth"):
@@ -348,17 +318,11 @@ class Runs:
 
 def test_a_pickle_that_would_execute_code_is_refused_and_named(tmp_path: Path) -> None:
     touched = tmp_path / "touched"
-    for function, name in (
-        (os.system, "posix.system"),
-        (runpy.run_path, "runpy.run_path"),
-        (eval, "builtins.eval"),
-    ):
+    for function, name in ((os.system, "posix.system"), (runpy.run_path, "runpy.run_path"), (eval, "builtins.eval")):
         path = save(tmp_path / "a.pth", weights(), extra=Runs(function, f"touch {touched}"))
         with raises_code(CheckpointError, "unsafe_pickle", name):
             open_training_checkpoint(path)
-        in_the_weights = save(
-            tmp_path / "a.pth", {"mllm.model.mlp1.0.weight": Runs(function, f"touch {touched}")}
-        )
+        in_the_weights = save(tmp_path / "a.pth", {"mllm.model.mlp1.0.weight": Runs(function, f"touch {touched}")})
         with raises_code(CheckpointError, "unsafe_pickle", name):
             open_training_checkpoint(in_the_weights)
     with (tmp_path / "plain.pth").open("wb") as file:
@@ -383,12 +347,7 @@ def test_getattr_in_a_pickle_reaches_nothing(tmp_path: Path) -> None:
     command = f"(X{chr(len(f'touch {touched}'))}\0\0\0touch {touched}t".encode("latin1")
     name = {text: b"X" + len(text).to_bytes(4, "little") + text for text in (b"__globals__", b"__setstate__")}
     attacks = {
-        "getattr(os, 'system')('touch')": get
-        + b"(cos\nsystem\n"
-        + name[b"__globals__"]
-        + b"tR"
-        + command
-        + b"R",
+        "getattr(os, 'system')('touch')": get + b"(cos\nsystem\n" + name[b"__globals__"] + b"tR" + command + b"R",
         "getattr(HistoryBuffer, '__globals__')('touch')": (
             get + b"(" + history + name[b"__globals__"] + b"tR" + command + b"R"
         ),

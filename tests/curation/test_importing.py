@@ -56,9 +56,7 @@ def annotated(root: Path) -> Path:
             "text": ["vessel", "wire"],
             "patient": f"Vogelweide{i // 2}",
         }
-        rows.append(
-            row | {"birth": "19510429", "segment": [str(i)], "size": [24, 24], "spacing_mm": [0.3, 0.3]}
-        )
+        rows.append(row | {"birth": "19510429", "segment": [str(i)], "size": [24, 24], "spacing_mm": [0.3, 0.3]})
     (root / "annotations.json").write_text(json.dumps(rows))
     return root
 
@@ -109,9 +107,7 @@ def test_import_converts_a_mask_folder_and_records_the_source_of_each_image(
     for side, values in (("images", texture(1)), ("masks", np.eye(24, dtype=np.uint8) * 255)):
         (tmp_path / "in" / side / "p1").mkdir(parents=True)
         Image.fromarray(values).save(tmp_path / "in" / side / "p1" / "a.png")
-    done = cli(
-        "import", tmp_path / "in", tmp_path / "out", "--prompt", "vessel", "--group", "folder", "--json"
-    )
+    done = cli("import", tmp_path / "in", tmp_path / "out", "--prompt", "vessel", "--group", "folder", "--json")
     assert done == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (result["format"], result["to"], result["pseudonymized"]) == ("maskfolder", "vesalius", False)
@@ -246,9 +242,7 @@ def test_dicom_files_leak_no_name(tmp_path: Path, capfd: pytest.CaptureFixture[s
     assert all(any(sample.id.startswith(stem) for stem in stems) for sample in load_samples(tmp_path / "out"))
 
 
-def test_a_patient_has_one_pseudonym_per_key(
-    tmp_path: Path,
-) -> None:
+def test_a_patient_has_one_pseudonym_per_key(tmp_path: Path) -> None:
     source = annotated(tmp_path / "in")
     groups = []
     for name, key in (("one", None), ("two", tmp_path / "one.key.json"), ("three", None)):
@@ -280,8 +274,7 @@ def test_source_hashes_are_keyed_and_sorted_by_pseudonym(tmp_path: Path) -> None
     for name, pseudonymize in (("plain", False), ("deidentified", True)):
         import_dataset(source, tmp_path / name, group="patient", pseudonymize=pseudonymize)
     plain, deidentified = (
-        json.loads((tmp_path / name / "import.json").read_text())["samples"]
-        for name in ("plain", "deidentified")
+        json.loads((tmp_path / name / "import.json").read_text())["samples"] for name in ("plain", "deidentified")
     )
     assert [row["id"] for row in deidentified] == sorted(row["id"] for row in deidentified)
     assert not {row["source_sha256"] for row in plain} & {row["source_hmac_sha256"] for row in deidentified}
@@ -322,9 +315,7 @@ def test_an_unreadable_image_is_reported_by_its_number_under_pseudonyms(
     assert "Vogelweide" not in told and "vesalius check" not in told
 
 
-def test_errors_quote_nothing_of_a_deidentified_source(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_errors_quote_nothing_of_a_deidentified_source(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for fault in ("image", "json", "group", "prompt", "dicom"):
         source = tmp_path / f"Vogelweide_{fault}"
         arguments: tuple[str, ...] = ()
@@ -347,10 +338,9 @@ def test_errors_quote_nothing_of_a_deidentified_source(
         assert cli("import", source, tmp_path / "out", "--pseudonymize", "-v", *arguments) == 1, fault
         told = capfd.readouterr()
         assert leaks(tmp_path / "none", told.out + told.err) == [], told
-        assert {
-            "group": "does not match the source",
-            "prompt": "the source needs --prompt",
-        }.get(fault, "the source cannot be imported") in told.err
+        assert {"group": "does not match the source", "prompt": "the source needs --prompt"}.get(
+            fault, "the source cannot be imported"
+        ) in told.err
         assert "run vesalius check" in told.err
         left = sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith("Vogelweide"))
         assert left == [], fault

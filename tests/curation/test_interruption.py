@@ -32,15 +32,7 @@ def make(root: Path, n: int) -> Path:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_killed_job_leaves_nothing(tmp_path: Path, verb: str) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "vesalius",
-        verb,
-        make(tmp_path / "in", 60),
-        tmp_path / "out",
-        *VERBS[verb],
-    ]
+    command = [sys.executable, "-m", "vesalius", verb, make(tmp_path / "in", 60), tmp_path / "out", *VERBS[verb]]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     partial = tmp_path / f".out.{process.pid}.partial"
     deadline = time.monotonic() + 60

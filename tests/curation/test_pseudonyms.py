@@ -24,12 +24,7 @@ KEY = Pseudonyms(bytes(range(32)))
 
 def sample(name: str, **more: Any) -> Sample:
     return Sample(
-        name,
-        Path("Mueller_Hans") / f"{name}.png",
-        (),
-        None,
-        source=Location(Path(f"Mueller_Hans/{name}")),
-        **more,
+        name, Path("Mueller_Hans") / f"{name}.png", (), None, source=Location(Path(f"Mueller_Hans/{name}")), **more
     )
 
 
@@ -71,11 +66,7 @@ def test_a_patient_has_one_pseudonym_and_frames_of_a_clip_keep_their_order() -> 
     assert rename(samples[2:3], KEY).ids["c"] == ids["c"]
 
 
-@given(
-    st.lists(
-        st.tuples(st.text(max_size=5), st.one_of(st.none(), st.text(min_size=1, max_size=3))), max_size=20
-    )
-)
+@given(st.lists(st.tuples(st.text(max_size=5), st.one_of(st.none(), st.text(min_size=1, max_size=3))), max_size=20))
 def test_pseudonyms_are_file_names_and_differ(names: list[tuple[str, str | None]]) -> None:
     samples = [sample(f"{i}{name}", group=group) for i, (name, group) in enumerate(names)]
     ids = list(rename(samples, KEY).ids.values())

@@ -54,9 +54,7 @@ def cli(*arguments: str | Path) -> int:
     return main([str(argument) for argument in arguments])
 
 
-def test_split_writes_parts_that_open_and_share_no_patient(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_split_writes_parts_that_open_and_share_no_patient(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, out = make(tmp_path / "data"), tmp_path / "out"
     done = cli("split", data, out, "--fractions", "0.5", "0.25", "0.25", "--group", r"(p\d+)_", "--json")
     assert done == 0
@@ -116,10 +114,7 @@ def seen(pixels: str, vector: np.ndarray, phrases: tuple[str, ...], area: float 
 def test_a_unit_contains_whole_groups_clips_and_duplicates(data: st.DataObject, n: int, seed: int) -> None:
     draw = np.random.default_rng(seed)
     names = st.one_of(st.none(), st.sampled_from("abcd"))
-    samples = [
-        Sample(str(i), Path("x"), (), None, group=data.draw(names), sequence=data.draw(names))
-        for i in range(n)
-    ]
+    samples = [Sample(str(i), Path("x"), (), None, group=data.draw(names), sequence=data.draw(names)) for i in range(n)]
     images = [seen(str(draw.integers(0, 2 * n)), draw.normal(size=1024), (), None) for _ in range(n)]
     units, _ = merge_groups(samples, images)
     assert sorted(set(units.tolist())) == list(range(int(units.max()) + 1))

@@ -78,9 +78,7 @@ def test_the_generator_determines_the_result() -> None:
 )
 def test_one_setting_does_not_change_what_another_draws(other: dict[str, Any]) -> None:
     moves = {"rotate_degrees": 30, "shift": 0.1, "elastic": 0.04}
-    np.testing.assert_array_equal(
-        masks_of(change(disc(), **moves)), masks_of(change(disc(), **moves, **other))
-    )
+    np.testing.assert_array_equal(masks_of(change(disc(), **moves)), masks_of(change(disc(), **moves, **other)))
 
 
 def test_later_draws_of_the_generator_do_not_depend_on_the_settings() -> None:
@@ -165,9 +163,7 @@ def test_a_line_of_two_pixels_stays_connected(seed: int, degrees: float, elastic
     mask[64:66, 24:104] = True
     mask[30:98, 70:72] = True
     frames = np.where(mask, 40, 180).astype(np.uint8)[None, ..., None].repeat(3, axis=3)
-    moved = change(
-        Item("line", frames, ("line",), mask[None, None]), seed, elastic=elastic, rotate_degrees=degrees
-    )
+    moved = change(Item("line", frames, ("line",), mask[None, None]), seed, elastic=elastic, rotate_degrees=degrees)
     _, n = ndimage.label(masks_of(moved)[0, 0], structure=np.ones((3, 3)))
     assert n == 1
     assert masks_of(moved).sum() == pytest.approx(mask.sum(), rel=0.25)
@@ -203,9 +199,7 @@ def test_a_sampling_map_takes_each_pixel_from_its_source() -> None:
     ramp = np.arange(12, dtype=np.uint8).reshape(1, 3, 4) * 10
     right = np.array([[1, 0, 0.25], [0, 1, 0], [0, 0, 1.0]])  # a quarter of a pixel further right
     pixels, masks = SamplingMap((3, 4), right).resample(ramp, np.zeros((0, 3, 4), bool))
-    np.testing.assert_array_equal(
-        pixels[0, 0], [3, 13, 23, 30]
-    )  # 2.5 and 12.5 rounded up; the edge is repeated
+    np.testing.assert_array_equal(pixels[0, 0], [3, 13, 23, 30])  # 2.5 and 12.5 rounded up; the edge is repeated
     assert masks.shape == (0, 3, 4)
     mask = ramp[:, :, :] >= 60
     down = np.array([[1, 0, 0], [0, 1, -1.0], [0, 0, 1]])
@@ -269,9 +263,7 @@ def test_gamma_and_contrast_keep_the_order_of_gray_levels() -> None:
 
 def test_contrast_keeps_the_mean() -> None:
     for seed in range(5):
-        assert change(disc(), seed, contrast=0.2).frames.mean() == pytest.approx(
-            disc().frames.mean(), abs=0.6
-        )
+        assert change(disc(), seed, contrast=0.2).frames.mean() == pytest.approx(disc().frames.mean(), abs=0.6)
 
 
 def test_noise_is_gray_and_of_the_stated_strength() -> None:

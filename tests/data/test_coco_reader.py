@@ -59,9 +59,7 @@ def test_every_kind_of_segmentation_is_read(root: Path) -> None:
 
 
 def test_a_dataset_of_this_format_is_opened_and_named(root: Path) -> None:
-    write_json(
-        root, coco_file([image(), image(2, "b.png")], [annotation(), annotation(iscrowd=1, score=0.5)])
-    )
+    write_json(root, coco_file([image(), image(2, "b.png")], [annotation(), annotation(iscrowd=1, score=0.5)]))
     dataset = open_dataset(root)
     assert dataset.format == "coco"
     assert dataset.samples[0].masks == ((FLAT, FLAT),)
@@ -82,9 +80,7 @@ def test_an_image_without_annotation_shows_nothing_of_the_only_category(root: Pa
     path = write_json(root, coco_file(annotations=[], categories=ONLY))
     (sample,) = read(path)
     assert (sample.prompts, sample.masks) == (("vessel",), ((Absent(),),))
-    assert coco.notes(Source(path)) == [
-        "images without annotation, read as negatives for the only category: 1"
-    ]
+    assert coco.notes(Source(path)) == ["images without annotation, read as negatives for the only category: 1"]
 
 
 def test_with_several_categories_an_image_without_annotation_is_not_annotated(root: Path) -> None:
@@ -147,12 +143,9 @@ def test_an_image_annotated_at_another_size_is_found(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "part"),
-    [({"file_name": "none.png"}, ""), ({"width": "10"}, ", width"), ({"group": []}, ", group")],
+    ("changes", "part"), [({"file_name": "none.png"}, ""), ({"width": "10"}, ", width"), ({"group": []}, ", group")]
 )
-def test_annotations_of_a_refused_image_are_no_further_problem(
-    root: Path, changes: dict[str, Any], part: str
-) -> None:
+def test_annotations_of_a_refused_image_are_no_further_problem(root: Path, changes: dict[str, Any], part: str) -> None:
     refused = image(2, "b.png") | changes
     path = write_json(root, coco_file([image(), refused], [annotation(), annotation(of=2), annotation(of=2)]))
     problems: list[DataError] = []
@@ -160,9 +153,7 @@ def test_annotations_of_a_refused_image_are_no_further_problem(
     assert [problem.field for problem in problems] == [f"image 1 ({refused['file_name']})" + part]
 
 
-polygon = st.lists(st.floats(-1, 8, allow_subnormal=False), min_size=6, max_size=14).filter(
-    lambda p: len(p) % 2 == 0
-)
+polygon = st.lists(st.floats(-1, 8, allow_subnormal=False), min_size=6, max_size=14).filter(lambda p: len(p) % 2 == 0)
 bits = st.binary(min_size=80, max_size=80).map(lambda b: np.frombuffer(b, dtype=np.uint8).reshape(SIZE) > 127)
 shapes = st.one_of(
     st.lists(polygon, min_size=1, max_size=3),
@@ -181,9 +172,7 @@ def run_lengths(mask: np.ndarray) -> list[int]:
 @given(st.lists(shapes, min_size=1, max_size=4))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
 def test_masks_are_those_of_pycocotools(root: Path, drawn: list[Any]) -> None:
-    path = write_json(
-        root, coco_file(annotations=[annotation(each, id=i + 1) for i, each in enumerate(drawn)])
-    )
+    path = write_json(root, coco_file(annotations=[annotation(each, id=i + 1) for i, each in enumerate(drawn)]))
     (sample,) = read(path)
     ours = [load_mask(reference, SIZE, "") for (reference,) in sample.masks or ()]
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():

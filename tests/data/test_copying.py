@@ -31,9 +31,7 @@ def picture(path: Path, value: int = 50, mode: str = "L") -> Path:
 
 def test_images_are_linked_under_their_ids_and_samples_point_to_them(tmp_path: Path) -> None:
     image = picture(tmp_path / "in" / "p1" / "a.JPG")
-    sample = Sample(
-        "p1__a", image, ("vessel", "wire"), ((LINE,), (Absent(),)), "x", group="p1", metadata={"k": 1}
-    )
+    sample = Sample("p1__a", image, ("vessel", "wire"), ((LINE,), (Absent(),)), "x", group="p1", metadata={"k": 1})
     (placed,) = copy_images([sample], tmp_path / "out")
     assert placed == replace(sample, image=tmp_path / "out" / "images" / "p1__a.JPG")
     assert placed.image.samefile(image)

@@ -105,11 +105,7 @@ def test_labels_attributes_tags_and_subsets_are_kept(root: Path) -> None:
     xml = write(root, image(polygon, bare, tag, name="c.png", size='subset="p1" width="10" height="8"'))
     (sample,) = read(xml)
     assert sample.prompts == ("vessel 血管", "catheter")
-    assert sample.metadata == {
-        "tags": ["sharp"],
-        "shapes": [{"label": "vessel 血管", "side": "left"}],
-        "subset": "p1",
-    }
+    assert sample.metadata == {"tags": ["sharp"], "shapes": [{"label": "vessel 血管", "side": "left"}], "subset": "p1"}
     assert (sample.id, sample.image, sample.size) == ("c", root / "images" / "p1" / "c.png", SIZE)
 
 
@@ -117,10 +113,7 @@ def test_a_folder_with_the_export_is_opened_and_an_image_without_shapes_is_not_a
     write(root, image('<box label="v" xtl="1" ytl="2" xbr="5" ybr="6"/>'), image(name="p1/c.png"))
     dataset = open_dataset(root)
     assert dataset.format == "cvat"
-    assert [(sample.id, sample.masks is None) for sample in dataset.samples] == [
-        ("a", False),
-        ("p1__c", True),
-    ]
+    assert [(sample.id, sample.masks is None) for sample in dataset.samples] == [("a", False), ("p1__c", True)]
     item = load_item(dataset.samples[0])
     assert item.masks is not None
     np.testing.assert_array_equal(item.masks[0, 0], box(slice(2, 6), slice(1, 5)))
@@ -199,9 +192,7 @@ def test_a_file_without_images_is_refused(root: Path) -> None:
 
 
 def test_a_doctype_that_names_a_file_does_not_read_it(root: Path) -> None:
-    foreign = (
-        '<!DOCTYPE annotations SYSTEM "file:///etc/passwd"><annotations><image name="a.png"/></annotations>'
-    )
+    foreign = '<!DOCTYPE annotations SYSTEM "file:///etc/passwd"><annotations><image name="a.png"/></annotations>'
     (root / "annotations.xml").write_text(foreign)
     assert [sample.id for sample in read(root / "annotations.xml")] == ["a"]
 

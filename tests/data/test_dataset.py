@@ -14,13 +14,7 @@ import pytest
 from PIL import Image
 from tests.codes import raises_code
 
-from vesalius.data.dataset import (
-    epoch_order,
-    load_item,
-    load_samples,
-    merge_phrases,
-    open_dataset,
-)
+from vesalius.data.dataset import epoch_order, load_item, load_samples, merge_phrases, open_dataset
 from vesalius.data.formats import FORMATS
 from vesalius.data.image_files import find_images
 from vesalius.errors import AnnotationError, ImageError, SettingError
@@ -59,9 +53,7 @@ def test_the_split_picks_one_of_several_annotation_files(tmp_path: Path) -> None
     dataset = open_dataset(tmp_path, split="test")
     assert dataset.name == f"{tmp_path.name}/test"
     for split, reason in ((None, "has several annotation files"), ("val", r"has no annotations\.val\.json")):
-        with pytest.raises(
-            SettingError, match=rf"{reason}.*annotations\.test\.json, annotations\.train\.json"
-        ):
+        with pytest.raises(SettingError, match=rf"{reason}.*annotations\.test\.json, annotations\.train\.json"):
             open_dataset(tmp_path, split=split)
 
 
@@ -138,10 +130,7 @@ def test_objects_of_one_phrase_become_one_target_in_order_of_first_appearance(tm
 
 
 def test_a_prompt_replaces_every_phrase_and_unites_masks(tmp_path: Path) -> None:
-    rows = (
-        one([LEFT, None, RIGHT], ["x", "y", "z"], extra=1),
-        {"image": "b.png", "mask": [None], "text": ["y"]},
-    )
+    rows = (one([LEFT, None, RIGHT], ["x", "y", "z"], extra=1), {"image": "b.png", "mask": [None], "text": ["y"]})
     dataset = open_dataset(make(tmp_path, "annotations.json", *rows), prompt="vessel")
     first, second = dataset.samples
     assert first.prompts == second.prompts == ("vessel",)
@@ -192,16 +181,8 @@ def test_every_kind_of_mask_becomes_the_same_pixels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "code", "holds"),
     [
-        (
-            one([LEFT], ["v"], size=[16, 20]),
-            "size_mismatch",
-            "16 x 20 (h x w) but the image is 8 x 10, ratio 2 x 2",
-        ),
-        (
-            one([[0, 0, 11.5, 0, 0, 5]], ["v"]),
-            "outside_image",
-            "x 0 to 11.5 and y 0 to 5 in an image of 8 x 10",
-        ),
+        (one([LEFT], ["v"], size=[16, 20]), "size_mismatch", "16 x 20 (h x w) but the image is 8 x 10, ratio 2 x 2"),
+        (one([[0, 0, 11.5, 0, 0, 5]], ["v"]), "outside_image", "x 0 to 11.5 and y 0 to 5 in an image of 8 x 10"),
         (one([[0, -1.5, 5, 0, 0, 5]], ["v"]), "outside_image", "y -1.5 to 5"),
         (one([{"size": [4, 4], "counts": [16]}], ["v"]), "size_mismatch", "4 x 4"),
         (one([{"size": [8, 10], "counts": [16]}], ["v"]), "invalid_rle", "16 pixels"),

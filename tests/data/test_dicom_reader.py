@@ -45,18 +45,14 @@ def test_files_of_any_name_are_found_and_patients_are_pseudonyms(tmp_path: Path)
     single, first, second = data.samples
     assert single.frame is None and single.sequence is None
     assert (first.frame, second.frame) == (0, 1)
-    assert first.sequence == second.sequence and first.sequence.startswith(
-        first.metadata["SeriesInstanceUID"] + "-"
-    )
+    assert first.sequence == second.sequence and first.sequence.startswith(first.metadata["SeriesInstanceUID"] + "-")
     assert first.group == second.group == first.metadata["PatientID"] == GROUP != single.group
     assert (first.size, first.spacing_mm, first.metadata["frame_time_ms"]) == ((6, 8), (0.25, 0.25), 66.7)
     assert first.masks is None and first.prompts == ()
     assert load_item(second).frames.shape == (1, 6, 8, 3)
     assert PATIENT not in repr(data) and "1.2.3.4" not in repr(data)
     by_study = open_dataset(tmp_path, group="StudyInstanceUID")
-    assert [each.group for each in by_study.samples] == [
-        each.metadata["StudyInstanceUID"] for each in data.samples
-    ]
+    assert [each.group for each in by_study.samples] == [each.metadata["StudyInstanceUID"] for each in data.samples]
 
 
 def test_files_of_a_series_come_by_instance_number(tmp_path: Path) -> None:
@@ -151,9 +147,7 @@ def test_notes_count_other_files(tmp_path: Path) -> None:
     assert notes[0] == "DICOM images: 1, with 3 frames"
     ignored = "files that are not DICOM (2), directories (1), other objects without an image (1), "
     assert notes[1] == f"ignored: {ignored}reports (1), presentation states (1)"
-    assert notes[2].startswith("images with detector spacing (ImagerPixelSpacing)") and notes[2].endswith(
-        ": 1"
-    )
+    assert notes[2].startswith("images with detector spacing (ImagerPixelSpacing)") and notes[2].endswith(": 1")
 
 
 def test_errors_of_files_are_collected_or_raised(tmp_path: Path) -> None:

@@ -34,9 +34,7 @@ def write_masks(path: Path, source: Path, segments: dict, **more: object) -> Pat
 
 @pytest.mark.parametrize("n", [1, 7])
 def test_a_segmentation_reads_back(n: int, tmp_path: Path) -> None:
-    source = angiogram(
-        tmp_path / "a.dcm", n
-    )  # 143 pixels a frame: only the first frame begins at a byte border
+    source = angiogram(tmp_path / "a.dcm", n)  # 143 pixels a frame: only the first frame begins at a byte border
     segments = {VESSEL: random_masks(0, (11, 13), list(range(n))), "导管": random_masks(1, (11, 13), [n - 1])}
     path = write_masks(tmp_path / "seg.dcm", source, segments)
     assert read_masks(path) == segments
@@ -49,9 +47,7 @@ def test_any_size_is_read_back(size, n, seed, tmp_path_factory) -> None:
     source = angiogram(folder / "size.dcm", n, size)
     generator = np.random.default_rng(seed)
     masks = {frame: generator.random(size) > 0.5 for frame in range(n)}
-    path = write_masks(
-        folder / "seg.dcm", source, {VESSEL: {i: encode_rle(mask) for i, mask in masks.items()}}
-    )
+    path = write_masks(folder / "seg.dcm", source, {VESSEL: {i: encode_rle(mask) for i, mask in masks.items()}})
     assert read_masks(path)[VESSEL] == {i: encode_rle(mask) for i, mask in masks.items() if mask.any()}
 
 
@@ -67,9 +63,7 @@ def test_empty_frames_are_not_stored_except_one_if_all_are_empty(tmp_path: Path)
 
 
 def test_patient_and_study_are_those_of_the_source_in_utf_8(tmp_path: Path) -> None:
-    source = angiogram(
-        tmp_path / "a.dcm", 2, PatientName="Müller^Jürgen", StudyDescription="Koronarangiographie"
-    )
+    source = angiogram(tmp_path / "a.dcm", 2, PatientName="Müller^Jürgen", StudyDescription="Koronarangiographie")
     path = write_masks(tmp_path / "seg.dcm", source, {VESSEL: random_masks(0, (11, 13), [1])}, unanswered=[0])
     made, tags = pydicom.dcmread(path), pydicom.dcmread(source)
     for keyword in ("PatientID", "StudyInstanceUID", "StudyDate", "StudyDescription"):
@@ -97,7 +91,9 @@ def test_concepts_are_those_of_the_dictionary() -> None:
 
 
 def _all_codes() -> list:
-    names = "BloodVessel Artery Vein CoronaryArtery LeftCoronaryArtery RightCoronaryArtery Aorta Catheter GuideWire Stent"
+    names = (
+        "BloodVessel Artery Vein CoronaryArtery LeftCoronaryArtery RightCoronaryArtery Aorta Catheter GuideWire Stent"
+    )
     names += " Stenosis Aneurysm AnatomicalStructure PhysicalObject MorphologicallyAbnormalStructure"
     found = [getattr(codes.SCT, name) for name in (names + " SpatialAndRelationalConcept").split()]
     return [*found, codes.DCM.SelectedRegion, codes.DCM.SourceImageForImageProcessingOperation]
@@ -138,11 +134,7 @@ def test_other_segmentations_are_refused(tmp_path: Path) -> None:
         (lambda tags: setattr(tags, "NumberOfFrames", 9), "unsupported_segmentation", None),
         (lambda tags: setattr(tags, "Rows", 900), "truncated_file", None),
         (lambda tags: setattr(tags.SegmentSequence[0], "SegmentLabel", ""), "no_phrase", None),
-        (
-            lambda tags: setattr(tags.SegmentSequence[0], "SegmentNumber", 5),
-            "unsupported_segmentation",
-            "frame 0",
-        ),
+        (lambda tags: setattr(tags.SegmentSequence[0], "SegmentNumber", 5), "unsupported_segmentation", "frame 0"),
         (
             lambda tags: tags.PerFrameFunctionalGroupsSequence[1].pop("DerivationImageSequence"),
             "unsupported_segmentation",
@@ -178,14 +170,9 @@ def test_a_damaged_segmentation_gives_a_data_error(data: st.DataObject, tmp_path
 @pytest.mark.parametrize("n", [1, 5])
 def test_dciodvfy_finds_no_error(n: int, tmp_path: Path) -> None:
     if VALIDATOR is None:
-        pytest.skip(
-            "dciodvfy is not installed (apt-get install dicom3tools): no DICOM segmentation was validated"
-        )
+        pytest.skip("dciodvfy is not installed (apt-get install dicom3tools): no DICOM segmentation was validated")
     source = angiogram(tmp_path / "a.dcm", n)
-    segments = {
-        VESSEL: random_masks(0, (11, 13), list(range(0, n, 2))),
-        "导管": random_masks(1, (11, 13), [0]),
-    }
+    segments = {VESSEL: random_masks(0, (11, 13), list(range(0, n, 2))), "导管": random_masks(1, (11, 13), [0])}
     path = write_masks(tmp_path / "seg.dcm", source, segments, unanswered=list(range(1, n, 2)))
     done = subprocess.run([VALIDATOR, "-new", str(path)], capture_output=True, text=True, check=False)
     assert (done.stdout + done.stderr).split("\n") == ["Segmentation", ""]

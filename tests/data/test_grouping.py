@@ -67,10 +67,7 @@ def test_a_sample_without_a_group_is_its_own() -> None:
 
 
 def test_a_dicom_attribute_is_read_from_the_files(tmp_path: Path) -> None:
-    paths = [
-        write_xa(tmp_path / f"{i}.dcm", BLANK, PatientID=f"P{i // 2}", SeriesInstanceUID=None)
-        for i in range(3)
-    ]
+    paths = [write_xa(tmp_path / f"{i}.dcm", BLANK, PatientID=f"P{i // 2}", SeriesInstanceUID=None) for i in range(3)]
     samples = [sample(f"{path.stem}__{frame}", path, frame=frame) for path in paths for frame in range(2)]
     assert groups(samples, "PatientID") == [pseudonym("patient", "P0")] * 4 + [pseudonym("patient", "P1")] * 2
     with raises_code(SettingError, "missing_group", "0.dcm", "SeriesInstanceUID"):

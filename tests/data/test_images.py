@@ -136,11 +136,7 @@ def test_animations_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("side", [14_200, 25_000])
 def test_huge_images_are_refused_before_they_are_decoded(tmp_path: Path, side: int) -> None:
-    header = (
-        b"BM"
-        + struct.pack("<IHHI", 54, 0, 0, 54)
-        + struct.pack("<IiiHHIIiiII", 40, side, side, 1, 24, *[0] * 6)
-    )
+    header = b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + struct.pack("<IiiHHIIiiII", 40, side, side, 1, 24, *[0] * 6)
     (tmp_path / "a.bmp").write_bytes(header)
     assert side * side > MAX_PIXELS
     with raises_code(ImageError, "image_too_large", "200"):
@@ -169,11 +165,7 @@ def test_ambiguous_masks_are_refused(tmp_path: Path) -> None:
     white_first.putpalette([255, 255, 255, 0, 0, 0])
     white_first.save(tmp_path / "palette.png")
     Image.fromarray(GRAY.astype(np.float32)).save(tmp_path / "float.tif")
-    codes = {
-        "color.png": "ambiguous_mask",
-        "palette.png": "ambiguous_mask",
-        "float.tif": "unsupported_color_model",
-    }
+    codes = {"color.png": "ambiguous_mask", "palette.png": "ambiguous_mask", "float.tif": "unsupported_color_model"}
     for name, code in codes.items():
         with raises_code(AnnotationError, code, name):
             read_mask(tmp_path / name, (2, 2))
@@ -222,9 +214,7 @@ def test_a_value_of_no_class_is_an_error_with_its_pixel_count(tmp_path: Path) ->
     with raises_code(AnnotationError, "unknown_mask_value", ": 2 (pixels: 2) and 1 more"):
         read_mask(tmp_path / "gray.png", (2, 3), (1,))
     red, last = (255, 0, 0), (1, 2, 3)
-    with raises_code(
-        AnnotationError, "unknown_mask_value", "[0, 255, 0] (pixels: 2)", "[255, 0, 0], [1, 2, 3]"
-    ):
+    with raises_code(AnnotationError, "unknown_mask_value", "[0, 255, 0] (pixels: 2)", "[255, 0, 0], [1, 2, 3]"):
         read_mask(tmp_path / "rgb.png", (2, 3), (red,), (last,))
     with raises_code(AnnotationError, "ambiguous_mask"):
         read_mask(tmp_path / "rgb.png", (2, 3), (1,), (1,))
@@ -232,14 +222,9 @@ def test_a_value_of_no_class_is_an_error_with_its_pixel_count(tmp_path: Path) ->
         read_mask(tmp_path / "deep.png", (2, 3), (red,), (red,))
 
 
-@given(
-    arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.integers(0, 7)),
-    st.booleans(),
-)
+@given(arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.integers(0, 7)), st.booleans())
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_every_palette_image_gives_the_mask_of_each_class(
-    tmp_path: Path, classes: np.ndarray, bits: bool
-) -> None:
+def test_every_palette_image_gives_the_mask_of_each_class(tmp_path: Path, classes: np.ndarray, bits: bool) -> None:
     image = Image.fromarray(classes).convert("P")
     image.putpalette(np.random.default_rng(0).permutation(np.arange(24, dtype=np.uint8)).tolist())
     image.putpalette([0, 0, 0, *(image.getpalette() or [])[3:]])

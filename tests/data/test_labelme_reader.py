@@ -70,9 +70,7 @@ def test_a_single_file_is_recognized(root: Path) -> None:
     assert labelme.notes(Source(path)) == []
 
 
-@pytest.mark.parametrize(
-    "value", [{"images": [], "annotations": []}, [], {"shapes": {}, "imagePath": ""}, "["]
-)
+@pytest.mark.parametrize("value", [{"images": [], "annotations": []}, [], {"shapes": {}, "imagePath": ""}, "["])
 def test_a_folder_with_other_json_is_not_labelme(root: Path, value: Any) -> None:
     for i in range(7):
         write(root, value, f"{i}.json")
@@ -191,9 +189,7 @@ def test_an_image_annotated_at_another_size_is_found(root: Path) -> None:
         ("labels/a.json", "../a.png", "a"),
     ],
 )
-def test_an_image_is_found_from_its_file_or_in_another_folder(
-    root: Path, name: str, image: str, expected: str
-) -> None:
+def test_an_image_is_found_from_its_file_or_in_another_folder(root: Path, name: str, image: str, expected: str) -> None:
     write(root, entry(image=image), name)
     (sample,) = read(root)
     assert sample.id == expected
@@ -221,9 +217,7 @@ def test_the_copy_of_the_image_is_never_looked_at(root: Path) -> None:
 def test_without_a_shape_an_image_is_not_annotated_unless_something_is_absent(root: Path) -> None:
     (bare,) = read(write(root, entry()))
     assert (bare.prompts, bare.masks) == ((), None)
-    (sample,) = read(
-        write(root, entry(vesalius={"absent": ["stent"], "group": 3, "spacing_mm": 0.5, "frame": 2}))
-    )
+    (sample,) = read(write(root, entry(vesalius={"absent": ["stent"], "group": 3, "spacing_mm": 0.5, "frame": 2})))
     assert (sample.prompts, sample.masks) == (("stent",), ((Absent(),),))
     assert (sample.id, sample.group, sample.frame, sample.spacing_mm) == ("a__0002", "3", 2, (0.5, 0.5))
 

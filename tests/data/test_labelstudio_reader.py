@@ -70,9 +70,7 @@ def test_a_rectangle_turns_clockwise_around_its_first_corner_and_in_pixels_not_i
 
 
 @given(
-    arrays(
-        np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=14), elements=st.sampled_from([0, 0, 1, 255])
-    ),
+    arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=14), elements=st.sampled_from([0, 0, 1, 255])),
     st.lists(st.integers(1, 16), min_size=4, max_size=4),
     st.integers(0, 40),
     st.tuples(*[st.integers(0, 255)] * 3),
@@ -124,9 +122,7 @@ def test_a_task_with_several_annotations_needs_one_marked_as_ground_truth(root: 
     for one in ({"was_cancelled": True}, {"skipped": True}):
         (sample,) = read(write(root, {"data": {"image": "a.png"}, "completions": [mine, yours | one]}))
         assert sample.prompts == ("vessel",)
-    (sample,) = read(
-        write(root, {"data": {"image": "a.png"}, "annotations": [mine | {"ground_truth": True}, yours]})
-    )
+    (sample,) = read(write(root, {"data": {"image": "a.png"}, "annotations": [mine | {"ground_truth": True}, yours]}))
     assert sample.prompts == ("vessel",)
 
 
@@ -159,12 +155,7 @@ def test_other_fields_and_remarks_are_metadata(root: Path) -> None:
     entry["data"] |= {"patient": "p7", "group": 3}
     dataset = open_dataset(write(root, entry), group="patient")
     (sample,) = dataset.samples
-    assert sample.metadata == {
-        "patient": "p7",
-        "labelstudio_group": 3,
-        "view": "LAO",
-        "labelstudio_size": ["x", "y"],
-    }
+    assert sample.metadata == {"patient": "p7", "labelstudio_group": 3, "view": "LAO", "labelstudio_size": ["x", "y"]}
     assert sample.group == "p7"
 
 
@@ -178,17 +169,7 @@ def test_json_min_is_read(root: Path) -> None:
         "annotation_id": 2,
         "created_at": "now",
         "patient": "p1",
-        "label": [
-            {
-                "x": 10,
-                "y": 25,
-                "width": 40,
-                "height": 50,
-                "rotation": 0,
-                "rectanglelabels": ["vessel"],
-                **size,
-            }
-        ],
+        "label": [{"x": 10, "y": 25, "width": 40, "height": 50, "rotation": 0, "rectanglelabels": ["vessel"], **size}],
         "brush": [{"format": "rle", "rle": rle, "brushlabels": ["wire"], **size}],
     }
     dataset = open_dataset(write(root, entry))

@@ -32,15 +32,7 @@ def fill(root: Path, *names: str) -> Path:
 
 
 def test_images_and_masks_pair_by_stem_whatever_the_suffix(tmp_path: Path) -> None:
-    fill(
-        tmp_path,
-        "images/b.JPG",
-        "masks/b.png",
-        "images/a.tif",
-        "masks/a.bmp",
-        "images/p1/é.png",
-        "masks/p1/é.PNG",
-    )
+    fill(tmp_path, "images/b.JPG", "masks/b.png", "images/a.tif", "masks/a.bmp", "images/p1/é.png", "masks/p1/é.PNG")
     assert recognize(Source(tmp_path))
     samples = read(Source(tmp_path), "vessel")
     assert [sample.id for sample in samples] == ["a", "b", "p1__é"]
@@ -106,9 +98,7 @@ def fill_classes(root: Path, mask: np.ndarray, table: Any) -> Path:
         (COLORS[CLASSES], {"血管": [255, 0, 0], "catheter": [0, 255, 0], "wire": [0, 0, 1]}),
     ],
 )
-def test_with_a_table_every_class_is_a_prompt_of_every_image(
-    tmp_path: Path, mask: np.ndarray, table: Any
-) -> None:
+def test_with_a_table_every_class_is_a_prompt_of_every_image(tmp_path: Path, mask: np.ndarray, table: Any) -> None:
     (sample,) = open_dataset(fill_classes(tmp_path, mask, table)).samples
     assert sample.prompts == ("血管", "catheter", "wire")
     item = load_item(sample)

@@ -32,9 +32,7 @@ def make(root: Path, top: Any, ending: str = ".png") -> Path:
         (root / folder).mkdir(exist_ok=True)
     for case in ("case_1", "case_2"):
         Image.fromarray(np.zeros((2, 3, 3), dtype=np.uint8)).save(root / "imagesTr" / f"{case}_0000{ending}")
-        Image.fromarray(LABELS if case == "case_1" else LABELS * 0).save(
-            root / "labelsTr" / f"{case}{ending}"
-        )
+        Image.fromarray(LABELS if case == "case_1" else LABELS * 0).save(root / "labelsTr" / f"{case}{ending}")
     (root / "dataset.json").write_text(json.dumps(top))
     return root
 
@@ -101,12 +99,7 @@ def test_notes_count_files_that_are_not_read(tmp_path: Path) -> None:
 
 def test_cases_without_a_partner_and_with_several_channels_are_refused(tmp_path: Path) -> None:
     make(tmp_path, TOP | {"numTraining": 5})
-    for name in (
-        "imagesTr/case_2_0001.png",
-        "imagesTr/case_3_0000.png",
-        "labelsTr/case_4.png",
-        "labelsTr/case_5.png",
-    ):
+    for name in ("imagesTr/case_2_0001.png", "imagesTr/case_3_0000.png", "labelsTr/case_4.png", "labelsTr/case_5.png"):
         Image.new("L", (3, 2)).save(tmp_path / name)
     Image.new("L", (3, 2)).save(tmp_path / "imagesTr" / "case_5_0002.png")
     problems: list[DataError] = []

@@ -31,9 +31,7 @@ def clip(n: int, size: tuple[int, int] = (64, 96)) -> tuple[list[np.ndarray], li
 
 
 @pytest.mark.parametrize("codec", [0, 1])
-def test_the_video_shows_each_mask_on_its_frame(
-    tmp_path: Path, codec: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_video_shows_each_mask_on_its_frame(tmp_path: Path, codec: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overlay_video, "CODECS", overlay_video.CODECS[codec:])
     frames, masks = clip(12)
     path = tmp_path / "deep" / "video.mp4"
@@ -43,9 +41,7 @@ def test_the_video_shows_each_mask_on_its_frame(
     assert video.frame_time_ms(path) == pytest.approx(80)
     for got, frame, mask in zip(read, frames, masks, strict=True):
         error = np.abs(got.astype(int) - np.asarray(overlay(frame, mask)))
-        assert (
-            error[24:32, 8:88].mean() < 6
-        )  # inside, away from the contour, which has half the color resolution
+        assert error[24:32, 8:88].mean() < 6  # inside, away from the contour, which has half the color resolution
         assert error.mean() < 6
     assert [each.name for each in path.parent.iterdir()] == ["video.mp4"]
 

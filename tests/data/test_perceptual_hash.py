@@ -36,9 +36,7 @@ def test_an_altered_copy_is_found(change: str) -> None:
 
 def test_the_texture_hash_ignores_brightness_and_is_zero_for_a_flat_image() -> None:
     image = texture(3) // 2
-    textures = [
-        np.frombuffer(hash_image(each).texture_hash, np.int8).astype(float) for each in (image, image * 2)
-    ]
+    textures = [np.frombuffer(hash_image(each).texture_hash, np.int8).astype(float) for each in (image, image * 2)]
     assert np.corrcoef(textures)[0, 1] > 0.98
     flat = hash_image(np.full((80, 80, 3), 7, np.uint8))
     assert not any(flat.texture_hash)

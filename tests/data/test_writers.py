@@ -96,9 +96,7 @@ def test_a_written_sample_reads_back_with_the_same_masks(
     note: object,
 ) -> None:
     prompts, objects = tuple(text for text, _ in rows), tuple((reference,) for _, reference in rows)
-    sample = Sample(
-        "p1__a", image, prompts, objects, None, None, group, "s", SIZE, spacing_mm, {"note": note}
-    )
+    sample = Sample("p1__a", image, prompts, objects, None, None, group, "s", SIZE, spacing_mm, {"note": note})
     root = image.parents[2]
     (root / "annotations.json").unlink(missing_ok=True)
     assert WRITERS[to](root, [sample]) == []
@@ -115,9 +113,7 @@ def test_a_written_sample_reads_back_with_the_same_masks(
 
 @pytest.mark.parametrize("to", ["coco", "labelme", "vesalius"])
 @pytest.mark.parametrize("frame", [None, 0])
-def test_a_sample_without_annotation_reads_back(
-    image: Path, sample: Sample, to: str, frame: int | None
-) -> None:
+def test_a_sample_without_annotation_reads_back(image: Path, sample: Sample, to: str, frame: int | None) -> None:
     name = "p1__a" if frame is None else "p1__a__0000"
     bare = replace(sample, id=name, prompts=(), masks=None, frame=frame, group="p", sequence="s")
     WRITERS[to](image.parents[2], [bare])
@@ -215,13 +211,7 @@ def test_coco_and_back_changes_nothing(image: Path, sample: Sample) -> None:
     blank(image.with_name("b.png"))
     blank(image.with_name("c.png"))
     others = [
-        Sample(
-            "p1__b",
-            image.with_name("b.png"),
-            ("stent", "vessel"),
-            ((DIAGONAL, SQUARE), (Absent(),)),
-            size=SIZE,
-        ),
+        Sample("p1__b", image.with_name("b.png"), ("stent", "vessel"), ((DIAGONAL, SQUARE), (Absent(),)), size=SIZE),
         Sample("p1__c", image.with_name("c.png"), (), None, size=SIZE),
     ]
     root = image.parents[2]
@@ -251,12 +241,7 @@ def test_pycocotools_opens_a_coco_file(image: Path, sample: Sample) -> None:
     expected = [rasterize(SQUARE.parts, SIZE), column, drawn, np.zeros(SIZE, dtype=bool)]
     assert (np.array(found) == np.array(expected)).all()
     assert [opened.anns[i]["area"] for i in (1, 2, 3, 4)] == [16, 8, 12, 0]
-    assert [opened.anns[i]["bbox"] for i in (1, 2, 3, 4)] == [
-        [1, 1, 4, 4],
-        [1, 0, 1, 8],
-        [3, 2, 6, 2],
-        [0] * 4,
-    ]
+    assert [opened.anns[i]["bbox"] for i in (1, 2, 3, 4)] == [[1, 1, 4, 4], [1, 0, 1, 8], [3, 2, 6, 2], [0] * 4]
     assert [opened.cats[i]["name"] for i in opened.getCatIds()] == ["vessel", "stent"]
     assert opened.getCatIds(supNms=[""]) == [1, 2]
     assert opened.imgs[1]["neg_category_ids"] == [2]
@@ -318,9 +303,7 @@ def test_a_labelme_file_has_the_keys_of_labelme(image: Path, sample: Sample) -> 
 
 def test_labelme_writes_a_file_per_frame_and_counts_frames(image: Path, sample: Sample) -> None:
     frames = [replace(sample, id=f"p1__a__000{i}", frame=i) for i in range(2)]
-    assert labelme.write(image.parents[2], frames) == [
-        "frames of multi-frame files, which LabelMe does not open: 2"
-    ]
+    assert labelme.write(image.parents[2], frames) == ["frames of multi-frame files, which LabelMe does not open: 2"]
     assert [replace(each, source=None) for each in load_samples(image.parents[2])] == frames
 
 

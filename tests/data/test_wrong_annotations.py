@@ -53,10 +53,7 @@ def test_a_wrong_entry_is_named_and_left_out(
 
 @pytest.mark.parametrize(
     ("kind", "name", "content", "code", "field"),
-    [
-        pytest.param(*case, id=f"{case[0]} {index}")
-        for index, case in enumerate(wrong_annotations.WHOLE_FILES)
-    ],
+    [pytest.param(*case, id=f"{case[0]} {index}") for index, case in enumerate(wrong_annotations.WHOLE_FILES)],
 )
 def test_a_file_that_is_wrong_as_a_whole_raises_even_if_errors_are_collected(
     tmp_path: Path, kind: str, name: str, content: bytes, code: str, field: str | None

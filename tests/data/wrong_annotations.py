@@ -180,12 +180,7 @@ ENTRIES: dict[str, list[Row]] = {
         (5, "bad_value", "", "not 5"),
         ({"video": "a.mp4", "mask": [], "text": []}, "bad_value", "video", "'a.mp4'"),
         ({"video": [], "mask": [], "text": []}, "bad_value", "video", "at least 1"),
-        (
-            CLIP | {"mask": [[TRIANGLE]]},
-            "bad_value",
-            "(a.png), mask[0]",
-            "2 values, one for each frame, not 1",
-        ),
+        (CLIP | {"mask": [[TRIANGLE]]}, "bad_value", "(a.png), mask[0]", "2 values, one for each frame, not 1"),
         (CLIP | {"mask": [None], "frame": 3}, "bad_value", "frame", ""),
         (CLIP | {"mask": [None], "video": ["a.png", "a.png"]}, "duplicate_id", "(a.png)", "id a"),
         (entry("images/b.png"), "duplicate_id", "(images/b.png)", "entry 0 (b.png)"),
@@ -253,12 +248,7 @@ ENTRIES: dict[str, list[Row]] = {
     "labelme": [
         (labelme_file([]), "bad_value", "shapes[0]", "[]"),
         (labelme_file(shape(), shape("line", [[1, 1], [2, 2]])), "no_area", "shapes[1]", "line"),
-        (
-            labelme_file(mask([[1]]), imageHeight=None, imageWidth=None),
-            "missing_field",
-            "shapes[0]",
-            "imageWidth",
-        ),
+        (labelme_file(mask([[1]]), imageHeight=None, imageWidth=None), "missing_field", "shapes[0]", "imageWidth"),
         (labelme_file(mask([[1]]), imageHeight=10**5, imageWidth=10**5), "image_too_large", "", "200"),
         (labelme_file(imageWidth=None), "missing_field", "", "height and width"),
         (labelme_file(imageWidth="10"), "bad_value", "imageWidth", "'10'"),
@@ -413,13 +403,9 @@ ENTRIES: dict[str, list[Row]] = {
 # growing entities: 10 levels of 10, a billion laughs; and one long entity, repeated
 NAMES = "zabcdefghij"
 ENTITIES = "".join(f'<!ENTITY {name} "{f"&{before};" * 10}">' for before, name in pairwise(NAMES))
-LAUGHS = (
-    f'<!DOCTYPE annotations [<!ENTITY z "ha">{ENTITIES}]>\n<annotations><image name="&j;"/></annotations>'
-)
+LAUGHS = f'<!DOCTYPE annotations [<!ENTITY z "ha">{ENTITIES}]>\n<annotations><image name="&j;"/></annotations>'
 LONG = f'<!DOCTYPE annotations [<!ENTITY z "{"ha" * 50_000}">]>\n<annotations>{"&z;" * 5000}</annotations>'
-FOREIGN = (
-    '<!DOCTYPE annotations [<!ENTITY z SYSTEM "file:///etc/passwd">]>\n<annotations><image name="a.png">{}'
-)
+FOREIGN = '<!DOCTYPE annotations [<!ENTITY z SYSTEM "file:///etc/passwd">]>\n<annotations><image name="a.png">{}'
 
 WHOLE_FILES: list[tuple[str, str, bytes, str, str | None]] = [
     *[

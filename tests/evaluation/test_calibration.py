@@ -27,9 +27,7 @@ from vesalius.mask_maps import LowRes
 from vesalius.types import Prediction
 
 maps = hnp.array_shapes(min_dims=2, max_dims=2, max_side=6).flatmap(
-    lambda shape: st.tuples(
-        hnp.arrays(np.float32, shape, elements=st.floats(0, 1, width=32)), hnp.arrays(bool, shape)
-    )
+    lambda shape: st.tuples(hnp.arrays(np.float32, shape, elements=st.floats(0, 1, width=32)), hnp.arrays(bool, shape))
 )
 BY_NAME = {"dice": dice, "iou": iou, "precision": precision, "recall": recall}
 
@@ -160,9 +158,7 @@ def test_calibrated_probabilities_have_a_small_error_and_confident_wrong_ones_a_
 def test_an_empty_histogram_has_no_score():
     nothing = np.zeros((2, BINS), dtype=np.int64)
 
-    assert (average_precision(nothing), brier_score(nothing), expected_calibration_error(nothing)) == (
-        None,
-    ) * 3
+    assert (average_precision(nothing), brier_score(nothing), expected_calibration_error(nothing)) == (None,) * 3
 
 
 @pytest.mark.parametrize("wrong", [np.nan, -0.01, 1.01, np.inf])

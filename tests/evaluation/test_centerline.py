@@ -30,9 +30,7 @@ def drawn(*rows: str) -> Shape:
     return Shape(np.array([[pixel == "#" for pixel in row] for row in rows]))
 
 
-def row(
-    *columns: tuple[int, int], at: int = 5, width: int = 1, size: tuple[int, int] = (20, 40)
-) -> np.ndarray:
+def row(*columns: tuple[int, int], at: int = 5, width: int = 1, size: tuple[int, int] = (20, 40)) -> np.ndarray:
     """Horizontal lines starting at row `at`, each from one column up to another."""
     mask = np.zeros(size, dtype=bool)
     for first, last in columns:
@@ -177,17 +175,12 @@ def flooded(pixels: set) -> list[set]:
 
 def test_skeleton_recall_by_width_shows_which_vessels_were_missed():
     size = (80, 40)
-    lines = {
-        width: row((0, 40), at=at, width=width, size=size)
-        for at, width in ((2, 1), (12, 3), (24, 7), (50, 15))
-    }
+    lines = {width: row((0, 40), at=at, width=width, size=size) for at, width in ((2, 1), (12, 3), (24, 7), (50, 15))}
     target = np.logical_or.reduce(list(lines.values()))
     prediction = target & ~lines[1] & ~lines[7]
     prediction[:, 20:] &= ~lines[3][:, 20:]
 
-    recalls = [
-        skeleton_recall_of_width(Shape(target), Shape(prediction), *limits) for limits in WIDTHS.values()
-    ]
+    recalls = [skeleton_recall_of_width(Shape(target), Shape(prediction), *limits) for limits in WIDTHS.values()]
 
     assert recalls[0] == 0.0
     assert recalls[1] == pytest.approx(0.5, abs=0.05)  # the band of 7 is this narrow near its ends

@@ -25,10 +25,7 @@ NULL_OF_THIS_MISS = {"skeleton_recall_4_to_8px", "skeleton_recall_over_8px"}
 def test_docs_have_the_table_of_the_code():
     _, *lines = [
         [cell.strip() for cell in line.strip("|\n").split("|")]
-        for line in METRICS_PAGE.read_text(encoding="utf-8")
-        .split("## Empty masks")[1]
-        .split("##")[0]
-        .splitlines()
+        for line in METRICS_PAGE.read_text(encoding="utf-8").split("## Empty masks")[1].split("##")[0].splitlines()
         if line.startswith("|") and not line.startswith("|---")
     ]
     page = {name: cells for names, *cells in lines for name in names.split(", ")}
@@ -47,9 +44,9 @@ def test_every_metric_has_its_row():
 
 
 def test_the_case_follows_from_which_masks_are_empty():
-    assert [
-        case_of(target_empty=t, prediction_empty=g) for t, g in ((True, True), (True, False), (False, True))
-    ] == [*CASES]
+    assert [case_of(target_empty=t, prediction_empty=g) for t, g in ((True, True), (True, False), (False, True))] == [
+        *CASES
+    ]
     assert case_of(target_empty=False, prediction_empty=False) == "both"
 
 
@@ -86,9 +83,7 @@ def test_two_empty_masks_are_perfect_or_undefined():
 
     for name, value in scores.items():
         distance = METRICS[name].unit != ""
-        assert value == (
-            None if distance or METRICS[name].rule == "skeleton_recall_of_width" else perfect(name)
-        ), name
+        assert value == (None if distance or METRICS[name].rule == "skeleton_recall_of_width" else perfect(name)), name
 
 
 @pytest.mark.parametrize("target", [NOTHING, SOMETHING, ~NOTHING])

@@ -48,9 +48,7 @@ def test_scores_agree_with_the_separate_functions(vessel_pairs):
 
 def test_metrics_in_mm_need_the_spacing(vessel_pairs):
     target, prediction = vessel_pairs[0]
-    unknown, square, oblong = (
-        score(target, prediction, spacing_mm=each) for each in (None, (0.5, 0.5), (0.5, 0.25))
-    )
+    unknown, square, oblong = (score(target, prediction, spacing_mm=each) for each in (None, (0.5, 0.5), (0.5, 0.25)))
     in_mm = {name for name in METRICS if name.endswith("mm")}
 
     assert {name for name, value in unknown.items() if value is None} == in_mm
@@ -65,9 +63,7 @@ def test_skeletons_distances_and_labels_are_computed_once(vessel_pairs, monkeypa
     for name in ("skeletonize", "cKDTree", "label"):
         found = getattr(shape, name)
         monkeypatch.setattr(
-            shape,
-            name,
-            lambda *args, name=name, found=found, **options: calls.append(name) or found(*args, **options),
+            shape, name, lambda *args, name=name, found=found, **options: calls.append(name) or found(*args, **options)
         )
 
     score(*vessel_pairs[0], spacing_mm=(0.3, 0.3))
@@ -114,16 +110,10 @@ def test_shifting_both_masks_changes_nothing(masks, down, right):
 @given(pairs)
 def test_transposing_both_masks_changes_only_skeleton_metrics(masks):
     target, prediction = masks
-    lines = [
-        name
-        for name in METRICS
-        if METRICS[name].rule.startswith(("cldice", "topology", "skeleton", "breaks"))
-    ]
+    lines = [name for name in METRICS if METRICS[name].rule.startswith(("cldice", "topology", "skeleton", "breaks"))]
     turned = score(target.T.copy(), prediction.T.copy(), spacing_mm=(0.25, 0.5))
 
-    assert without(score(target, prediction, spacing_mm=(0.5, 0.25)), *lines) == pytest.approx(
-        without(turned, *lines)
-    )
+    assert without(score(target, prediction, spacing_mm=(0.5, 0.25)), *lines) == pytest.approx(without(turned, *lines))
 
 
 @settings(max_examples=50)
@@ -132,10 +122,7 @@ def test_rectangular_region_scores_as_the_crop(masks, data):
     target, prediction = masks
     height, width = target.shape
     top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
-    box = (
-        slice(top, data.draw(st.integers(top + 1, height))),
-        slice(left, data.draw(st.integers(left + 1, width))),
-    )
+    box = (slice(top, data.draw(st.integers(top + 1, height))), slice(left, data.draw(st.integers(left + 1, width))))
     within = np.zeros_like(target)
     within[box] = True
 
@@ -148,9 +135,7 @@ def test_pixels_outside_the_region_count_nowhere(masks, data):
     target, prediction = masks
     within = data.draw(hnp.arrays(bool, target.shape))
     within[0, 0] = True
-    other_target, other_prediction = (
-        mask ^ (data.draw(hnp.arrays(bool, mask.shape)) & ~within) for mask in masks
-    )
+    other_target, other_prediction = (mask ^ (data.draw(hnp.arrays(bool, mask.shape)) & ~within) for mask in masks)
 
     assert score(target, prediction, within=within) == score(other_target, other_prediction, within=within)
 
@@ -172,9 +157,7 @@ def test_a_vessel_cropped_by_the_region_does_not_count_as_thin():
     assert scores["skeleton_recall_over_8px"] == 1.0
 
 
-@pytest.mark.parametrize(
-    "spacing", [(0.5,), (0.5, 0.0), (-1.0, 1.0), (float("nan"), 1.0), (1.0, float("inf"))]
-)
+@pytest.mark.parametrize("spacing", [(0.5,), (0.5, 0.0), (-1.0, 1.0), (float("nan"), 1.0), (1.0, float("inf"))])
 def test_spacing_that_is_not_two_positive_numbers_is_refused(spacing):
     mask = np.eye(4, dtype=bool)
     with pytest.raises(ValueError, match="two positive numbers"):

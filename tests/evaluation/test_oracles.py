@@ -21,12 +21,7 @@ from skimage.measure import label
 from skimage.morphology import diamond, skeletonize
 
 from vesalius.evaluation import surface, video
-from vesalius.evaluation.calibration import (
-    average_precision,
-    brier_score,
-    expected_calibration_error,
-    histogram,
-)
+from vesalius.evaluation.calibration import average_precision, brier_score, expected_calibration_error, histogram
 from vesalius.evaluation.centerline import cldice
 from vesalius.evaluation.metrics import score
 from vesalius.evaluation.overlap import ReferringMetrics, confusion
@@ -112,9 +107,7 @@ def test_panoptica_has_the_same_distances_and_other_averages(golden):
 
     assert surface.hd(distances) == pytest.approx(theirs["hd"])
     assert np.percentile(both, 95) == pytest.approx(theirs["hd95"])  # over both directions together
-    assert (distances.from_target.mean() + distances.from_prediction.mean()) / 2 == pytest.approx(
-        theirs["assd"]
-    )
+    assert (distances.from_target.mean() + distances.from_prediction.mean()) / 2 == pytest.approx(theirs["assd"])
     for tolerance, value in zip(GOLDEN["tolerances"], theirs["nsd"], strict=True):  # mean of both directions
         shares = [(each <= tolerance).mean() for each in (distances.from_target, distances.from_prediction)]
         assert np.mean(shares) == pytest.approx(value)
@@ -149,26 +142,20 @@ def test_centerline_metrics_agree_with_scikit_image(vessel_pairs):
         assert ours["topology_precision"] == precision
         assert ours["cldice"] == pytest.approx(2 * precision * sensitivity / (precision + sensitivity))
         assert ours["skeleton_recall_over_8px"] == pytest.approx(prediction[line & (width > 8)].mean())
-        assert ours["skeleton_recall_to_2px"] == (
-            pytest.approx(prediction[thin].mean()) if thin.any() else None
-        )
+        assert ours["skeleton_recall_to_2px"] == (pytest.approx(prediction[thin].mean()) if thin.any() else None)
 
 
 def test_betti_errors_and_breaks_agree_with_scikit_image_labels(vessel_pairs):
     for target, prediction in vessel_pairs:
         ours = score(target, prediction)
         components = [label(mask, connectivity=2, return_num=True)[1] for mask in (target, prediction)]
-        holes = [
-            label(~np.pad(mask, 1), connectivity=1, return_num=True)[1] - 1 for mask in (target, prediction)
-        ]
+        holes = [label(~np.pad(mask, 1), connectivity=1, return_num=True)[1] - 1 for mask in (target, prediction)]
 
         assert ours["betti0_error"] == abs(components[0] - components[1])
         assert ours["betti1_error"] == abs(holes[0] - holes[1])
         vessels, line = label(target, connectivity=2), skeletonize(target)
         near = label(prediction & binary_dilation(target, diamond(2)), connectivity=2)
-        met = [
-            np.unique(near[line & (vessels == vessel) & (near > 0)]) for vessel in range(1, components[0] + 1)
-        ]
+        met = [np.unique(near[line & (vessels == vessel) & (near > 0)]) for vessel in range(1, components[0] + 1)]
         assert ours["breaks"] == sum(abs(len(each) - 1) for each in met)
 
 
@@ -206,9 +193,7 @@ def test_torchmetrics_has_the_same_calibration_up_to_binning(sharpness):
 
 def test_trackeval_has_the_same_j_and_f(vessel_pairs):
     target = np.stack([pair[0] for pair in vessel_pairs] + [np.zeros((128, 128), bool)] * 2)
-    prediction = np.stack(
-        [pair[1] for pair in vessel_pairs] + [np.zeros((128, 128), bool), vessel_pairs[0][1]]
-    )
+    prediction = np.stack([pair[1] for pair in vessel_pairs] + [np.zeros((128, 128), bool), vessel_pairs[0][1]])
 
     theirs = JAndF().eval_sequence(tracks(target, prediction))
     ours = video.score(target, prediction)
@@ -221,8 +206,7 @@ def test_trackeval_has_the_same_j_and_f(vessel_pairs):
 def tracks(target: np.ndarray, prediction: np.ndarray) -> dict:
     """One object in the format of trackeval."""
     runs = [
-        [[coco.encode(np.asfortranarray(frame, dtype=np.uint8))] for frame in clip]
-        for clip in (target, prediction)
+        [[coco.encode(np.asfortranarray(frame, dtype=np.uint8))] for frame in clip] for clip in (target, prediction)
     ]
     ids = [np.array([0]) for _ in target]
     return {

@@ -8,14 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from vesalius.evaluation.overlap import (
-    Confusion,
-    ReferringMetrics,
-    balanced_accuracy,
-    confusion,
-    score,
-    specificity,
-)
+from vesalius.evaluation.overlap import Confusion, ReferringMetrics, balanced_accuracy, confusion, score, specificity
 
 pairs = hnp.array_shapes(min_dims=2, max_dims=2, max_side=6).flatmap(
     lambda shape: st.tuples(hnp.arrays(bool, shape), hnp.arrays(bool, shape))
@@ -131,11 +124,7 @@ def test_a_mask_against_itself_is_perfect_and_counts_add_up(masks):
     ("target", "prediction", "words"),
     [
         (np.zeros((2, 3), bool), np.zeros((3, 2), bool), r"the same size; got \(2, 3\) and \(3, 2\)"),
-        (
-            np.zeros((2, 3), bool),
-            np.zeros((2, 3), np.uint8),
-            r"prediction must be bool .* got uint8 \(2, 3\)",
-        ),
+        (np.zeros((2, 3), bool), np.zeros((2, 3), np.uint8), r"prediction must be bool .* got uint8 \(2, 3\)"),
         (np.zeros((1, 2, 3), bool), np.zeros((2, 3), bool), r"target must be bool .* got bool \(1, 2, 3\)"),
         (np.zeros((0, 3), bool), np.zeros((0, 3), bool), "at least one pixel"),
     ],
@@ -148,9 +137,7 @@ def test_masks_of_other_sizes_and_types_are_refused(target, prediction, words):
 def test_regions_of_other_size_or_without_pixels_are_refused():
     masks = square(0, 0), square(1, 1)
 
-    with pytest.raises(
-        ValueError, match=r"target and within must have the same size; got \(4, 5\) and \(5, 4\)"
-    ):
+    with pytest.raises(ValueError, match=r"target and within must have the same size; got \(4, 5\) and \(5, 4\)"):
         confusion(*masks, np.ones((5, 4), bool))
     with pytest.raises(ValueError, match="no pixel"):
         confusion(*masks, np.zeros((4, 5), bool))

@@ -81,9 +81,7 @@ def test_background_around_the_mask_changes_nothing(mask, above, left):
     assert small.widths == pytest.approx(large.widths)
 
 
-@pytest.mark.parametrize(
-    ("pixels", "width"), [(1, 2), (2, 2), (3, 4), (4, 4), (5, 6), (7, 8), (8, 8), (9, 10)]
-)
+@pytest.mark.parametrize(("pixels", "width"), [(1, 2), (2, 2), (3, 4), (4, 4), (5, 6), (7, 8), (8, 8), (9, 10)])
 def test_width_of_a_straight_line_is_even_and_at_most_one_pixel_too_large(pixels, width):
     for mask in (line(pixels), line(pixels).T):
         # at its ends, a skeleton forks into the corners of the line; only the middle counts

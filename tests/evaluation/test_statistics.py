@@ -67,9 +67,7 @@ def test_interval_is_that_of_scipy_on_the_same_draws(method):
 
 def test_bca_moves_the_interval_towards_the_long_tail():
     values = np.random.default_rng(0).beta(8, 1, size=30).tolist()
-    plain, corrected = (
-        bootstrap_interval(values, range(30), method=method) for method in ("percentile", "bca")
-    )
+    plain, corrected = (bootstrap_interval(values, range(30), method=method) for method in ("percentile", "bca"))
     assert corrected.low < plain.low and corrected.high < plain.high
 
 
@@ -106,9 +104,7 @@ def test_interval_covers_the_true_mean_about_as_often_as_it_says():
     for seed in range(1000):
         patients = random.normal(0.7, 0.1, size=40)
         values = (patients[:, None] + random.normal(0, 0.05, size=(40, 5))).ravel()
-        low, high = ends(
-            bootstrap_interval(values, np.repeat(np.arange(40), 5).tolist(), resamples=400, seed=seed + 1)
-        )
+        low, high = ends(bootstrap_interval(values, np.repeat(np.arange(40), 5).tolist(), resamples=400, seed=seed + 1))
         hits += low <= 0.7 <= high
 
     assert 0.91 <= hits / 1000 <= 0.97
@@ -285,8 +281,7 @@ def test_one_group_or_none_is_not_tested(differences, mean):
 
 def test_failed_rows_have_no_score_and_rows_without_seg_are_scored_as_empty():
     summary = summarize(
-        [row("ok", "a", 0.8), row("ok", "b", 0.6), row("no_seg", "c", 0.0), row("failed", "d", None)],
-        ["dice"],
+        [row("ok", "a", 0.8), row("ok", "b", 0.6), row("no_seg", "c", 0.0), row("failed", "d", None)], ["dice"]
     )
 
     assert summary["coverage"] == {"ok": 2, "failed": 1, "no_seg": 1}
@@ -303,9 +298,7 @@ def test_undefined_values_leave_the_mean_and_are_counted():
 
 
 def test_every_interval_has_its_method_and_number_of_groups():
-    rows = [
-        {**row("ok", str(group), group / 10), "hd95_px": 2.0 if group < 3 else None} for group in range(6)
-    ]
+    rows = [{**row("ok", str(group), group / 10), "hd95_px": 2.0 if group < 3 else None} for group in range(6)]
     summary = summarize(rows, ["dice", "hd95_px"])
 
     assert summary["n_groups"] == {"dice": 6, "hd95_px": 3}

@@ -36,9 +36,7 @@ def vessels(rng: np.random.Generator) -> np.ndarray:
     rows, columns = np.mgrid[:SIDE, :SIDE]
     mask = np.zeros((SIDE, SIDE), dtype=bool)
     for _ in range(3):
-        middle = rng.uniform(15, 80) + 12 * np.sin(
-            rng.uniform(0.03, 0.1) * np.arange(SIDE) + rng.uniform(0, 6)
-        )
+        middle = rng.uniform(15, 80) + 12 * np.sin(rng.uniform(0.03, 0.1) * np.arange(SIDE) + rng.uniform(0, 6))
         across = np.abs(rows - middle[columns]) <= np.linspace(*rng.uniform(0.5, 4.5, 2), SIDE)[columns]
         mask |= across.T if rng.random() < 0.5 else across
     return mask
@@ -82,17 +80,14 @@ def measured(target: np.ndarray, prediction: np.ndarray, spacing: tuple[float, f
             "hd95": surface_distance.compute_robust_hausdorff(distances, 95),
             "asd": surface_distance.compute_average_surface_distance(distances),
             "nsd": [
-                surface_distance.compute_surface_dice_at_tolerance(distances, tolerance)
-                for tolerance in TOLERANCES
+                surface_distance.compute_surface_dice_at_tolerance(distances, tolerance) for tolerance in TOLERANCES
             ],
         },
         "panoptica": {
             "hd": Metric.HD(target, prediction, **arguments),
             "hd95": Metric.HD95(target, prediction, **arguments),
             "assd": Metric.ASSD(target, prediction, **arguments),
-            "nsd": [
-                Metric.NSD(target, prediction, threshold=tolerance, **arguments) for tolerance in TOLERANCES
-            ],
+            "nsd": [Metric.NSD(target, prediction, threshold=tolerance, **arguments) for tolerance in TOLERANCES],
             "cldice": Metric.clDSC(target, prediction) if (target & prediction).any() else None,
         },
     }

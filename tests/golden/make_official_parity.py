@@ -30,9 +30,7 @@ def main() -> None:
         half = {name: tensor for name, tensor in tensors.items() if not name.startswith("grounding_encoder.")}
         save_file(half, folder / "half.safetensors")
         stored = np.load(source / model / "expected.npz")
-        np.savez_compressed(
-            folder / "expected.npz", **{name: stored[f"{case}/{name}"] for name in QUANTITIES}
-        )
+        np.savez_compressed(folder / "expected.npz", **{name: stored[f"{case}/{name}"] for name in QUANTITIES})
         facts = json.loads((source / model / "expected.json").read_text())[case]
         chosen = {name: facts[name] for name in ("text", "answer", "image")}
         (folder / "expected.json").write_text(json.dumps(chosen, indent=1) + "\n")

@@ -73,22 +73,11 @@ def test_each_bad_image_fails_with_its_own_reason_and_the_others_are_predicted(
 ) -> None:
     draw_bad_images(tmp_path / "in")
     out = tmp_path / "out"
-    command = [
-        "predict",
-        "tiny",
-        str(tmp_path / "in"),
-        "--prompt",
-        "blood vessel",
-        "--out",
-        str(out),
-        "--json",
-    ]
+    command = ["predict", "tiny", str(tmp_path / "in"), "--prompt", "blood vessel", "--out", str(out), "--json"]
     assert main(command) == 1
     printed = capsys.readouterr()
     result = json.loads(printed.out.splitlines()[-1])
-    lines = {
-        line["id"]: line for line in map(json.loads, (out / "predictions.jsonl").read_text().splitlines())
-    }
+    lines = {line["id"]: line for line in map(json.loads, (out / "predictions.jsonl").read_text().splitlines())}
     assert list(lines) == sorted(ANSWERED | REFUSED)
     for name, size in ANSWERED.items():
         line = lines[name]
@@ -127,9 +116,7 @@ def test_tiles_and_cleaning_on_the_command_line(tmp_path: Path, capsys: pytest.C
     assert metrics["settings"]["cleaning"] == run["settings"]["cleaning"]
     rows = [json.loads(line) for line in (tmp_path / "score" / "samples.jsonl").read_text().splitlines()]
     assert metrics["answers"] == {"verified": len(rows)}
-    assert {row["prediction_pixels"] for row in rows} == {clean.sum()}, (
-        "all phrases are mapped to one, with one mask"
-    )
+    assert {row["prediction_pixels"] for row in rows} == {clean.sum()}, "all phrases are mapped to one, with one mask"
 
 
 @pytest.mark.parametrize(
@@ -164,9 +151,7 @@ def small_disk(place: Path, kilobytes: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("save", [("rle",), ("masks", "probs")], ids="-".join)
-def test_full_disk_stops_the_job_and_freed_space_lets_it_continue(
-    tmp_path: Path, save: tuple[str, ...]
-) -> None:
+def test_full_disk_stops_the_job_and_freed_space_lets_it_continue(tmp_path: Path, save: tuple[str, ...]) -> None:
     masks = draw_squares(tmp_path / "in", 150)
     images, disk = find_images([tmp_path / "in"]), tmp_path / "disk"
     with small_disk(disk, 48):

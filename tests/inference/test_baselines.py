@@ -149,9 +149,7 @@ def test_a_file_can_be_asked_about(unet: Path, tmp_path: Path) -> None:
     assert (prediction.id, prediction.size) == ("frame", (60, 80))
 
 
-def test_phrases_without_a_channel_are_refused_together_before_the_job_starts(
-    unet: Path, tmp_path: Path
-) -> None:
+def test_phrases_without_a_channel_are_refused_together_before_the_job_starts(unet: Path, tmp_path: Path) -> None:
     image, _ = line_image()
     sample = Sample("a", tmp_path / "a.png", ("vessel",), masks=((Absent(),),))
     Image.fromarray(image).save(sample.image)

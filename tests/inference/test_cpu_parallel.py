@@ -38,15 +38,11 @@ def opened(small_predictor: Predictor) -> OpenedModel:
 def threads_of_libraries() -> set[int]:
     """Threads that an operation begun here takes, as PyTorch, OpenMP and MKL tell."""
     told = torch.__config__.parallel_info()
-    return {
-        int(found)
-        for found in re.findall(r"(?:at::get_num|omp_get_max|mkl_get_max)_threads\(\) : (\d+)", told)
-    }
+    return {int(found) for found in re.findall(r"(?:at::get_num|omp_get_max|mkl_get_max)_threads\(\) : (\d+)", told)}
 
 
 @pytest.mark.parametrize(
-    ("jobs", "cores", "threads"),
-    [(4, 2, 2), (4, 8, 4), (4, 6, 2), (3, 2, 1), (1, 4, 1), (4, 1, 1), (0, 2, 1)],
+    ("jobs", "cores", "threads"), [(4, 2, 2), (4, 8, 4), (4, 6, 2), (3, 2, 1), (1, 4, 1), (4, 1, 1), (0, 2, 1)]
 )
 def test_as_many_at_once_as_divide_jobs_and_cores(
     use_cores: Callable[[int], None], jobs: int, cores: int, threads: int
@@ -62,9 +58,7 @@ def test_as_many_at_once_as_divide_jobs_and_cores(
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_cores_are_given_back_to_this_thread_and_to_new_ones(
-    use_cores: Callable[[int], None], fails: bool
-) -> None:
+def test_cores_are_given_back_to_this_thread_and_to_new_ones(use_cores: Callable[[int], None], fails: bool) -> None:
     use_cores(4)
     told: list[set[int]] = []
 
@@ -107,8 +101,7 @@ def items() -> list[Item]:
     rng = np.random.default_rng(0)
     prompts = ("blood vessel", "血管")
     return [
-        Item(str(i), rng.integers(0, 256, (1, 40 + i, 60, 3), dtype=np.uint8), prompts[: 1 + i % 2])
-        for i in range(5)
+        Item(str(i), rng.integers(0, 256, (1, 40 + i, 60, 3), dtype=np.uint8), prompts[: 1 + i % 2]) for i in range(5)
     ]
 
 

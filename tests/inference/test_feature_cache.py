@@ -23,11 +23,7 @@ LEVELS = ("stride_4", "stride_8", "stride_16")
 
 def items(*seeds: int, size: tuple[int, int] = (50, 70)) -> list[Item]:
     return [
-        Item(
-            f"{seed}",
-            np.random.default_rng(seed).integers(0, 256, (1, *size, 3), dtype=np.uint8),
-            ("vessel",),
-        )
+        Item(f"{seed}", np.random.default_rng(seed).integers(0, 256, (1, *size, 3), dtype=np.uint8), ("vessel",))
         for seed in seeds
     ]
 
@@ -54,9 +50,7 @@ def entries(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
-def test_masks_equal_those_without_cache_and_no_image_is_encoded_twice(
-    small_predictor, tmp_path, monkeypatch
-):
+def test_masks_equal_those_without_cache_and_no_image_is_encoded_twice(small_predictor, tmp_path, monkeypatch):
     asked = items(0, 1, 2)
     expected = small_predictor.predict(asked)
     first = cached(small_predictor, tmp_path)
@@ -65,9 +59,7 @@ def test_masks_equal_those_without_cache_and_no_image_is_encoded_twice(
     assert len(entries(tmp_path)) == 3
 
     second = cached(small_predictor, tmp_path)
-    monkeypatch.setattr(
-        "vesalius.inference.feature_cache.encode_images", lambda *_: pytest.fail("encoded again")
-    )
+    monkeypatch.setattr("vesalius.inference.feature_cache.encode_images", lambda *_: pytest.fail("encoded again"))
     check_equal(second.predict(asked), expected)
     assert use(second) == (3, 0, 0)
 

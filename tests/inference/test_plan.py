@@ -83,9 +83,7 @@ def task_of(spec: ModelSpec, what: Any, gpus: str = "", **settings: Any) -> Plan
 @pytest.mark.parametrize("preset", CHECKPOINTABLE)
 def test_a_plan_counts_the_parameters_that_training_trains(preset: str) -> None:
     opened = new_model("tiny", seed=0)
-    trained = set_trainable(
-        opened.model, TrainableSettings(preset=preset), new_tokens(opened.processor.tokenizer)
-    )
+    trained = set_trainable(opened.model, TrainableSettings(preset=preset), new_tokens(opened.processor.tokenizer))
     task = task_of(opened.card.spec, preset)
     expected = {group: 2 * sum(p.nbytes for p in parameters) for group, parameters in trained.items()}
     rows = task.optimizer_state.pop("new tokens", 0)
@@ -98,9 +96,7 @@ def test_a_plan_counts_the_parameters_that_training_trains(preset: str) -> None:
 def test_four_bit_weights_have_the_size_of_bitsandbytes() -> None:
     pytest.importorskip("bitsandbytes", reason="needs the extra quantization")
     opened, what = new_model("tiny", seed=0), {"preset": "vision", "quantization": "4bit"}
-    set_trainable(
-        opened.model, TrainableSettings.model_validate(what), new_tokens(opened.processor.tokenizer)
-    )
+    set_trainable(opened.model, TrainableSettings.model_validate(what), new_tokens(opened.processor.tokenizer))
     buffers = (buffer.nbytes for name, buffer in opened.model.named_buffers() if name.endswith(".scales"))
     weights = sum(p.nbytes for p in opened.model.parameters()) + sum(buffers)
     assert sum(task_of(opened.card.spec, what).weights.values()) == pytest.approx(weights, rel=1e-3)
@@ -168,9 +164,7 @@ def test_the_largest_image_gives_the_most_tokens(name: str) -> None:
         (2336, 3504),
         (200, 1500),
     ]
-    tokens = [
-        sum(family_of(spec.family).read_image(Image.new("RGB", size[::-1]), spec).tokens) for size in sizes
-    ]
+    tokens = [sum(family_of(spec.family).read_image(Image.new("RGB", size[::-1]), spec).tokens) for size in sizes]
     assert max(tokens) == tokens[0]
 
 
@@ -198,9 +192,7 @@ def test_memory_of_training_grows_with_the_preset(wide: ModelSpec) -> None:
     )
     assert decoder.peak <= lora.peak <= full.peak
     trained = sum(
-        p.nbytes
-        for group in trainable_model(wide, TrainableSettings(preset="full"))[1].values()
-        for p in group
+        p.nbytes for group in trainable_model(wide, TrainableSettings(preset="full"))[1].values() for p in group
     )
     assert full.peaks["optimizer step"] == trained
     # the gradients are alive at the end of the backward pass
@@ -209,9 +201,7 @@ def test_memory_of_training_grows_with_the_preset(wide: ModelSpec) -> None:
     assert decoder.peaks["language model"] < 0.5 * lora.peaks["language model"]
 
 
-def test_autocast_copies_of_frozen_weights_are_counted_below_lora_and_not_when_recomputed(
-    wide: ModelSpec,
-) -> None:
+def test_autocast_copies_of_frozen_weights_are_counted_below_lora_and_not_when_recomputed(wide: ModelSpec) -> None:
     work = Workload(1, 1, (448, 448), 64)
     language = sum(p.numel() for p in empty_model(wide).vlm.model.language_model.layers.parameters())
 
@@ -288,8 +278,7 @@ def test_batch_size_is_the_largest_that_fits_without_more_gpus(wide: ModelSpec) 
 
 def test_quantized_weights_are_smaller(wide: ModelSpec) -> None:
     sizes = {
-        kind: plan_of(wide, "80GiB", batch_size=1, quantization=kind).loads[0].weights
-        for kind in ("8bit", "4bit")
+        kind: plan_of(wide, "80GiB", batch_size=1, quantization=kind).loads[0].weights for kind in ("8bit", "4bit")
     }
     plain = plan_of(wide, "80GiB", batch_size=1).loads[0].weights
     assert sizes["8bit"] == pytest.approx(plain / 2, rel=0.1)
@@ -370,17 +359,7 @@ def test_any_text_is_parsed_or_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        "4x24",
-        "0x24GiB",
-        "2x24GiB,1023x24GiB",
-        "x24GiB",
-        "24GiB,",
-        "1x0GiB",
-        "1x1e400GiB",
-        f"1x{'9' * 400}GiB",
-    ],
+    "text", ["4x24", "0x24GiB", "2x24GiB,1023x24GiB", "x24GiB", "24GiB,", "1x0GiB", "1x1e400GiB", f"1x{'9' * 400}GiB"]
 )
 def test_gpus_without_number_or_memory_are_refused(text: str) -> None:
     with raises_code(SettingError, "bad_value", "--gpus"):

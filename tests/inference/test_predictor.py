@@ -44,9 +44,7 @@ def test_logits_are_enlarged_in_the_two_official_steps(forced: Predictor) -> Non
     low = torch.from_numpy(prediction.logits)[None]
     square = torch.nn.functional.interpolate(low, (512, 512), mode="bilinear", align_corners=False)
     full = torch.nn.functional.interpolate(square, (70, 110), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(
-        torch.from_numpy(prediction.probabilities), full[0].sigmoid(), atol=1e-4, rtol=0
-    )
+    torch.testing.assert_close(torch.from_numpy(prediction.probabilities), full[0].sigmoid(), atol=1e-4, rtol=0)
     assert resize_bilinear(prediction.logits[0], (512, 512)).shape == (512, 512)
 
 
@@ -61,9 +59,7 @@ def test_path_image_and_array_give_the_same(forced: Predictor, tmp_path: Path) -
 
 def test_gray_array_is_accepted_and_others_are_refused(forced: Predictor) -> None:
     gray = pixels(40, 60)[:, :, 0]
-    np.testing.assert_array_equal(
-        forced(gray, "x").logits, forced(np.repeat(gray[:, :, None], 3, axis=2), "x").logits
-    )
+    np.testing.assert_array_equal(forced(gray, "x").logits, forced(np.repeat(gray[:, :, None], 3, axis=2), "x").logits)
     with raises_code(SettingError, "bad_value", "float64 (40, 60)"):
         forced(gray / 255.0, "x")
 

@@ -15,11 +15,7 @@ from vesalius.models.checkpoint import OpenedModel
 from vesalius.types import Item, Prediction
 
 
-@given(
-    size=st.tuples(st.integers(1, 700), st.integers(1, 700)),
-    side=st.integers(32, 400),
-    overlap=st.floats(0, 0.9),
-)
+@given(size=st.tuples(st.integers(1, 700), st.integers(1, 700)), side=st.integers(32, 400), overlap=st.floats(0, 0.9))
 @settings(max_examples=80, deadline=None)
 def test_windows_cover_the_image_and_overlap_enough(size: tuple[int, int], side: int, overlap: float) -> None:
     covered = np.zeros(size, dtype=int)

@@ -94,9 +94,7 @@ def test_flipped_image_has_the_flipped_mask_with_the_view_flip(small_predictor):
     square = small_predictor.processor.preprocess(item()).square
     decode = small_predictor.model.decode
     with torch.inference_mode():
-        seen, turned = (
-            decode_views(decode, [each], prompts(2), ("flip",)) for each in (square, square.flip(-1))
-        )
+        seen, turned = (decode_views(decode, [each], prompts(2), ("flip",)) for each in (square, square.flip(-1)))
         alone = decode([square], prompts(2)).logits
         alone_turned = decode([square.flip(-1)], prompts(2)).logits
     np.testing.assert_array_equal(turned.logits, seen.logits[..., ::-1])
@@ -133,9 +131,7 @@ def test_answer_without_seg_has_no_view(small_predictor):
 
 def test_cleaning_applies_to_the_averaged_masks(small_predictor):
     seen = Predictor(opened(small_predictor), answer="force", tta=True)
-    mended = Predictor(
-        opened(small_predictor), answer="force", tta=True, cleaning=Cleaning(drop_specks=10**6)
-    )
+    mended = Predictor(opened(small_predictor), answer="force", tta=True, cleaning=Cleaning(drop_specks=10**6))
     np.testing.assert_array_equal(mended.predict([item()])[0].logits, seen.predict([item()])[0].logits)
     assert not mended.predict([item()])[0].mask.any()
 
@@ -184,9 +180,7 @@ def test_phrase_with_a_side_is_refused_for_the_view_flip_only(small_predictor, p
     with raises_code(SettingError, "side_in_phrase"):
         small_predictor.with_views(["flip"], [prompt])
     larger = GAIN.changed(views=("scale_1.33",))
-    (prediction,) = Predictor(opened(small_predictor, larger), answer="force", tta=True).predict(
-        [item(prompt)]
-    )
+    (prediction,) = Predictor(opened(small_predictor, larger), answer="force", tta=True).predict([item(prompt)])
     assert prediction.status == "ok"
     assert predictor.predict([replace(item(), prompts=("the bright leftover",))])[0].status == "ok"
 

@@ -62,9 +62,7 @@ def test_official_propagation_equals_predict_forward(
     def read_instead(model: object, batch: Batch, *_: object) -> Answer:
         """Forced, because these random weights write no [SEG]."""
         asked.append(batch.input_ids)
-        return predictor.answer_batch(
-            read_prompts(predictor.processor, pictures, ["blood vessel"], answered=True)
-        )
+        return predictor.answer_batch(read_prompts(predictor.processor, pictures, ["blood vessel"], answered=True))
 
     monkeypatch.setattr("vesalius.inference.official.generate_answer", read_instead)
     question = predictor.processor.spec.prompt.ask("blood vessel")
@@ -78,9 +76,7 @@ def test_official_propagation_equals_predict_forward(
     assert found[0].predictions[0].text + "<|im_end|>" == expected["prediction"]
 
 
-def test_each_frame_is_encoded_once_and_comes_in_order(
-    predictor: OfficialPredictor, clip: list[np.ndarray]
-) -> None:
+def test_each_frame_is_encoded_once_and_comes_in_order(predictor: OfficialPredictor, clip: list[np.ndarray]) -> None:
     encoded = []
     hook = predictor.model.sam.vision_encoder.backbone.register_forward_hook(lambda *_: encoded.append(1))
     found = list(predictor.predict_video(clip, ["blood vessel", "catheter"], reprompt_every=2))
@@ -95,9 +91,7 @@ def test_each_frame_is_encoded_once_and_comes_in_order(
         assert all(each.masks.shape == (1, 60, 80) for each in frame.predictions)
 
 
-def test_prompts_together_equal_each_prompt_alone(
-    predictor: OfficialPredictor, clip: list[np.ndarray]
-) -> None:
+def test_prompts_together_equal_each_prompt_alone(predictor: OfficialPredictor, clip: list[np.ndarray]) -> None:
     prompts = ["blood vessel", "catheter"]
     together = list(predictor.predict_video(clip, prompts))
     for index, prompt in enumerate(prompts):
@@ -133,9 +127,7 @@ def test_a_broken_frame_fails_and_the_others_are_predicted(
     assert np.abs(found[4].predictions[0].logits - whole[4].predictions[0].logits).max() > 0
 
 
-def test_a_broken_key_frame_is_replaced_by_the_next_frame(
-    predictor: OfficialPredictor, clip: list[np.ndarray]
-) -> None:
+def test_a_broken_key_frame_is_replaced_by_the_next_frame(predictor: OfficialPredictor, clip: list[np.ndarray]) -> None:
     broken: list[Any] = [Path("lost.png"), *clip[1:]]
     found = list(predictor.predict_video(broken, ["blood vessel"], reprompt_every=6))
     assert [(frame.index, frame.predictions[0].status) for frame in found] == [

@@ -41,9 +41,7 @@ def cine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def predict(
-    predictor: OfficialPredictor, samples: list[Sample], out: Path, **more: Any
-) -> list[dict[str, Any]]:
+def predict(predictor: OfficialPredictor, samples: list[Sample], out: Path, **more: Any) -> list[dict[str, Any]]:
     save = more.pop("save", ["masks", "rle"])
     progress = more.pop("on_progress", lambda _: None)
     segmenter, asked, worker = prepare_clips(predictor, None, samples, PROMPTS, save, **more)
@@ -152,9 +150,7 @@ def test_videos_of_still_images_are_refused(predictor: OfficialPredictor, tmp_pa
         predict(predictor, find_images([tmp_path]), tmp_path / "out", save=["masks", "video"])
 
 
-def test_a_video_that_is_damaged_in_the_middle_keeps_all_its_rows(
-    predictor: OfficialPredictor, tmp_path: Path
-) -> None:
+def test_a_video_that_is_damaged_in_the_middle_keeps_all_its_rows(predictor: OfficialPredictor, tmp_path: Path) -> None:
     path = tmp_path / "cine.mp4"
     frames = np.random.default_rng(0).integers(0, 256, (8, 40, 50, 3), dtype=np.uint8)
     write_overlay(path, frames, np.zeros((8, 40, 50), dtype=bool), 15)

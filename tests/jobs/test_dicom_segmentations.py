@@ -35,9 +35,7 @@ def test_a_cine_goes_through_the_command_line_to_a_segmentation(tmp_path: Path) 
                 stem = frame_id(name, frame) if n > 1 else name
                 written = np.asarray(Image.open(out / "masks" / f"{stem}--{slug}.png")) > 0
                 read = found[prompt].get(frame)
-                np.testing.assert_array_equal(
-                    written, np.zeros_like(written) if read is None else decode_rle(read)
-                )
+                np.testing.assert_array_equal(written, np.zeros_like(written) if read is None else decode_rle(read))
     assert any(found.values()), "no mask at all proves nothing"
 
 
@@ -54,9 +52,7 @@ class Halves(Segmenter):
             raise RuntimeError("out of memory")
         logits = np.array([[[9, -9], [9, -9]]], dtype=np.float32)
         return [
-            Prediction(item.id, prompt, "ok", item.size, LowRes(logits, 2))
-            for item in items
-            for prompt in item.prompts
+            Prediction(item.id, prompt, "ok", item.size, LowRes(logits, 2)) for item in items for prompt in item.prompts
         ]
 
 
@@ -65,9 +61,7 @@ def test_failed_frames_are_listed_and_a_failed_file_has_no_segmentation(tmp_path
     angiogram(tmp_path / "in" / "cine.dcm", 3)
     angiogram(tmp_path / "in" / "one.dcm", 1, SOPInstanceUID="1.2.8")
     segmenter = Halves("cine__0001", "one")
-    summary = write_predictions(
-        segmenter, find_images([tmp_path / "in"]), [VESSEL], tmp_path / "out", save=["dicom"]
-    )
+    summary = write_predictions(segmenter, find_images([tmp_path / "in"]), [VESSEL], tmp_path / "out", save=["dicom"])
     assert summary["coverage"] == {"ok": 2, "no_seg": 0, "failed": 2}
     assert [file.name for file in (tmp_path / "out" / "dicom").iterdir()] == ["cine.dcm"]
     assert read_masks(tmp_path / "out" / "dicom" / "cine.dcm")[VESSEL].keys() == {0, 2}

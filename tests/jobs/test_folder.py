@@ -85,9 +85,7 @@ def test_interrupted_job_continues_with_the_missing_images(images: Path, tmp_pat
     done = 7 - len(segmenter.seen)
     assert done >= 1
     kept = sorted(first)[: 2 * done]
-    assert {name: (out / "masks" / name).stat().st_mtime_ns for name in kept} == {
-        name: first[name] for name in kept
-    }
+    assert {name: (out / "masks" / name).stat().st_mtime_ns for name in kept} == {name: first[name] for name in kept}
     assert_complete(out, masks_of(images))
 
 
@@ -111,9 +109,7 @@ def masks_of(images: Path) -> list[np.ndarray]:
         lambda lines: lines.rename(lines.parent / "predictions.jsonl"),
     ],
 )
-def test_half_written_files_are_written_again(
-    images: Path, tmp_path: Path, damage: Callable[[Path], Any]
-) -> None:
+def test_half_written_files_are_written_again(images: Path, tmp_path: Path, damage: Callable[[Path], Any]) -> None:
     out = tmp_path / "out"
     interrupted(images, out)
     damage(out / ".predictions.unfinished")

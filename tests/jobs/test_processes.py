@@ -31,17 +31,7 @@ def assert_same(one: Path, two: Path) -> None:
 
 def test_two_processes_write_the_same_files_as_one(tmp_path: Path) -> None:
     draw_squares(tmp_path / "in", 9)
-    command = [
-        "predict",
-        "tiny",
-        str(tmp_path / "in"),
-        "--prompt",
-        "vessel",
-        "--batch-size",
-        "1",
-        "--save",
-        "rle",
-    ]
+    command = ["predict", "tiny", str(tmp_path / "in"), "--prompt", "vessel", "--batch-size", "1", "--save", "rle"]
     assert main([*command, "--out", str(tmp_path / "one")]) == 0
     assert main([*command, "--out", str(tmp_path / "two"), "--devices", "cpu,cpu"]) == 0
     assert_same(tmp_path / "one", tmp_path / "two")
@@ -85,9 +75,7 @@ def test_missing_device_is_refused() -> None:
         predictor_processes("tiny", ["cpu", ""], {})
 
 
-def test_gpus_on_the_command_line_spread_one_model(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_gpus_on_the_command_line_spread_one_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     draw_squares(tmp_path / "in", 1)
     command = ["predict", "tiny", str(tmp_path / "in"), "--prompt", "x", "--out", str(tmp_path / "out")]
     assert main([*command, "--gpus", "2x24GiB"]) == 1
@@ -111,8 +99,5 @@ def test_processes_refuse_prompts_and_count_their_caches_together(tmp_path: Path
 
 
 def test_error_that_cannot_be_pickled_keeps_its_message() -> None:
-    with (
-        Processes(fail_to_open, ["cpu"]) as processes,
-        pytest.raises(RuntimeError, match="LocalError: a reason"),
-    ):
+    with Processes(fail_to_open, ["cpu"]) as processes, pytest.raises(RuntimeError, match="LocalError: a reason"):
         _ = processes.description

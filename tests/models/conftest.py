@@ -30,9 +30,7 @@ def official_sam(oracle: Path) -> Callable[[str], Sam2VideoModel]:
 
 @cache
 def _official_sam(path: Path) -> Sam2VideoModel:
-    weights = {
-        name: w.float() for name, w in load_file(path).items() if name.startswith("grounding_encoder.")
-    }
+    weights = {name: w.float() for name, w in load_file(path).items() if name.startswith("grounding_encoder.")}
     shapes = {name: tuple(w.shape) for name, w in weights.items()}
     # the names of the segmenter are the same in every family
     assemblies, dropped = to_bundle(find_spec("Sa2VA-1B"), shapes)
@@ -85,6 +83,4 @@ def small_sam() -> Sam2VideoModel:
 
 
 def _make(config: dict) -> Sam2VideoModel:
-    return Sam2VideoModel(
-        Sam2VideoConfig(**{key: config[key] for key in config if key != "model_type"})
-    ).eval()
+    return Sam2VideoModel(Sam2VideoConfig(**{key: config[key] for key in config if key != "model_type"})).eval()

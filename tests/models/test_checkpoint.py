@@ -100,9 +100,7 @@ def truncate(path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("file", ["vlm/model.safetensors", "sam/model.safetensors", "projector.safetensors"])
-def test_damaged_weights_are_refused_by_name(
-    bundle: Path, file: str, damage: object, code: str | None
-) -> None:
+def test_damaged_weights_are_refused_by_name(bundle: Path, file: str, damage: object, code: str | None) -> None:
     damage(bundle / file)  # type: ignore[operator]
     with pytest.raises(CheckpointError, match=file.partition("/")[0].removesuffix(".safetensors")) as caught:
         open_model(bundle)

@@ -28,9 +28,7 @@ def test_turns_have_the_official_tokens_and_labels(oracle: Path) -> None:
         ("Where is the vein in this picture? Please respond with a segmentation mask.", "Sure, it is [SEG]."),
     ]
     picture = Image.open(oracle / "inputs/odd_517x389.png").convert("RGB")
-    ids, labels = processor.encode(
-        turns, family_of(processor.spec.family).read_image(picture, processor.spec)
-    )
+    ids, labels = processor.encode(turns, family_of(processor.spec.family).read_image(picture, processor.spec))
     kept = stored["attention_mask"][1].astype(bool)
     # the official code puts one more line break behind the end, which nothing reads
     assert ids == stored["input_ids"][1][kept][:-1].tolist()
@@ -48,9 +46,7 @@ def test_turns_are_the_tokens_of_their_text(oracle: Path, family: str) -> None:
     image = processor.image_text(pixels)
     template = processor.spec.prompt
     past = template.before_answer(turns[0][0], image) + turns[0][1] + template.stop + "\n"
-    assert ids == processor.tokenizer.encode(
-        past + template.mark_up(turns[1][0]) + turns[1][1] + template.stop
-    )
+    assert ids == processor.tokenizer.encode(past + template.mark_up(turns[1][0]) + turns[1][1] + template.stop)
 
 
 def video() -> Item:

@@ -43,9 +43,7 @@ def ask(opened: OpenedModel, image: Image.Image, answered: bool) -> Batch:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_masks_are_equal_with_half_of_the_layers_offloaded_to_disk(
-    oracle: Path, tmp_path: Path, family: str
-) -> None:
+def test_masks_are_equal_with_half_of_the_layers_offloaded_to_disk(oracle: Path, tmp_path: Path, family: str) -> None:
     plain = open_model(oracle / family)
     save_bundle(tmp_path / "bundle", plain)
     spread = open_model(tmp_path / "bundle", two_parts(plain, "disk"))
@@ -146,9 +144,7 @@ def test_a_device_map_is_read_by_the_nearest_parent_module() -> None:
         {"projector": 0, "sam": 0},
     ],
 )
-def test_a_device_map_that_separates_encoder_projector_and_sam_is_refused(
-    places: dict[str, int | str],
-) -> None:
+def test_a_device_map_that_separates_encoder_projector_and_sam_is_refused(places: dict[str, int | str]) -> None:
     with raises_code(CheckpointError, "invalid_device_map"):
         home_device(places)
 

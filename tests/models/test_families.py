@@ -32,9 +32,7 @@ def test_only_families_and_key_tables_name_a_family() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_recognized_by_its_own_family_alone(name: str) -> None:
     config = next(family.presets[name].config for family in FAMILIES.values() if name in family.presets)
-    assert [family.name for family in FAMILIES.values() if family.recognizes(config)] == [
-        PRESETS[name]().family
-    ]
+    assert [family.name for family in FAMILIES.values() if family.recognizes(config)] == [PRESETS[name]().family]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

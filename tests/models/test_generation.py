@@ -11,12 +11,7 @@ import torch
 
 from vesalius.models.batch import Batch
 from vesalius.models.checkpoint import OpenedModel, new_model, open_model
-from vesalius.models.generation import (
-    Answer,
-    DraftTable,
-    generate_answer,
-    verify_answer,
-)
+from vesalius.models.generation import Answer, DraftTable, generate_answer, verify_answer
 from vesalius.types import Item
 
 MOST = 9
@@ -26,8 +21,7 @@ PROMPTS = (("vessel", "catheter"), ("a rather longer phrase",))
 def make_batch(opened: OpenedModel) -> Batch:
     rng = np.random.default_rng(0)
     items = [
-        Item(str(i), rng.integers(0, 256, (1, 64, 96, 3), dtype=np.uint8), prompts)
-        for i, prompts in enumerate(PROMPTS)
+        Item(str(i), rng.integers(0, 256, (1, 64, 96, 3), dtype=np.uint8), prompts) for i, prompts in enumerate(PROMPTS)
     ]
     return opened.processor(items)
 

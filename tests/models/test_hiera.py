@@ -4,11 +4,7 @@ import copy
 
 import torch
 from transformers import Sam2VideoModel
-from transformers.models.sam2.modeling_sam2 import (
-    Sam2HieraDetModel,
-    Sam2MultiScaleAttention,
-    Sam2PatchEmbeddings,
-)
+from transformers.models.sam2.modeling_sam2 import Sam2HieraDetModel, Sam2MultiScaleAttention, Sam2PatchEmbeddings
 
 from vesalius.models.hiera import Hiera, PatchEmbeddings, WindowAttention, use_own_encoder
 
@@ -45,9 +41,7 @@ def test_faster_encoder_equals_that_of_transformers(small_sam: Sam2VideoModel) -
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6, msg=name)
     with torch.no_grad():
         for a, b in zip(
-            theirs.vision_encoder(pixels).fpn_hidden_states,
-            ours.vision_encoder(pixels).fpn_hidden_states,
-            strict=True,
+            theirs.vision_encoder(pixels).fpn_hidden_states, ours.vision_encoder(pixels).fpn_hidden_states, strict=True
         ):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 

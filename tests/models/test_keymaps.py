@@ -29,17 +29,11 @@ def native_tensors(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         model = build(spec, seg_id=0)
     halves = {
-        "vlm": {
-            family_of(spec.family).saved_name(name): tensor for name, tensor in model.vlm.state_dict().items()
-        },
+        "vlm": {family_of(spec.family).saved_name(name): tensor for name, tensor in model.vlm.state_dict().items()},
         "sam": model.sam.state_dict(),
         "projector": model.projector.state_dict(),
     }
-    return {
-        f"{half}.{name}": tuple(tensor.shape)
-        for half, state in halves.items()
-        for name, tensor in state.items()
-    }
+    return {f"{half}.{name}": tuple(tensor.shape) for half, state in halves.items() for name, tensor in state.items()}
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
@@ -84,9 +78,7 @@ def test_fused_projection_is_split_by_groups(groups: int, queries: int, head: in
     fused = torch.arange(groups * (queries + 2) * head)
     bundle, _ = to_bundle(spec, {name: (len(fused), 7)})
     split = {
-        key.removesuffix("_proj.weight")[-1]: torch.cat(
-            [fused[r.first : r.first + r.count] for r in part.rows]
-        )
+        key.removesuffix("_proj.weight")[-1]: torch.cat([fused[r.first : r.first + r.count] for r in part.rows])
         for key, part in bundle.items()
     }
     # as the official code has it: (groups, queries + 2, head), the last two of each group being key and value

@@ -27,9 +27,7 @@ IDS = (3, 9, 11)
 
 def small(family: str = "internvl", tied: bool = False) -> PreTrainedModel:
     """A vision-language model of that family with random weights and two or three narrow layers."""
-    config = (
-        configs(find_spec(FAMILIES[family]))[0] if family != "internvl" else configs(find_spec("tiny"))[0]
-    )
+    config = configs(find_spec(FAMILIES[family]))[0] if family != "internvl" else configs(find_spec("tiny"))[0]
     text, vision = config.text_config, config.vision_config
     text.vocab_size, text.hidden_size, text.num_hidden_layers, text.intermediate_size = 64, 32, 2, 48
     text.num_attention_heads, text.num_key_value_heads, text.head_dim = 2, 1, 16
@@ -181,7 +179,5 @@ def test_an_adapter_contains_exactly_the_trained_parameters(tmp_path: Path) -> N
     vlm = adapted(small())
     write_adapter(vlm, tmp_path / "adapter")
     tensors = safetensors.torch.load_file(tmp_path / "adapter" / TENSORS)
-    trained = sum(
-        p.numel() for n, p in vlm.named_parameters() if ".lora_" in n or n.startswith("token_rows.")
-    )
+    trained = sum(p.numel() for n, p in vlm.named_parameters() if ".lora_" in n or n.startswith("token_rows."))
     assert sum(each.numel() for each in tensors.values()) == trained

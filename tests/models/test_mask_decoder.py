@@ -11,9 +11,7 @@ from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoMaskDeco
 from vesalius.models.mask_decoder import MaskDecoder, use_own_decoder
 
 
-def make_inputs(
-    sam: Sam2VideoModel, images: int, prompts: int, tokens: int, size: tuple[int, int]
-) -> dict[str, Any]:
+def make_inputs(sam: Sam2VideoModel, images: int, prompts: int, tokens: int, size: tuple[int, int]) -> dict[str, Any]:
     draw = torch.Generator().manual_seed(0)
     channels, (height, width) = sam.config.mask_decoder_config.hidden_size, size
 
@@ -67,20 +65,14 @@ def test_masks_scores_tokens_and_gradients_are_those_of_transformers(
         found = decoder(**inputs, multimask_output=True)
         sum((each * torch.arange(each.numel()).reshape(each.shape).cos()).sum() for each in found).backward()
         results.append(found)
-        leaves = [
-            inputs["image_embeddings"],
-            inputs["sparse_prompt_embeddings"],
-            *inputs["high_resolution_features"],
-        ]
+        leaves = [inputs["image_embeddings"], inputs["sparse_prompt_embeddings"], *inputs["high_resolution_features"]]
         gradients.append([leaf.grad for leaf in leaves] + [p.grad for p in decoder.parameters()])
     for one, other in zip(*results, strict=True):
         assert one.shape == other.shape
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
     moved = 0
     for one, other in zip(*gradients, strict=True):
-        if (
-            other is None
-        ):  # of the single mask's map, and of a bias that adds the same to all logits of a softmax
+        if other is None:  # of the single mask's map, and of a bias that adds the same to all logits of a softmax
             assert one is None or one.abs().max() < 1e-8
             continue
         moved += bool(one.any())

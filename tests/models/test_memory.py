@@ -33,10 +33,7 @@ ROUNDED_MEMORY = 3e-4
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_video_equals_the_official_code(
-    oracle: Path,
-    official_sam: Callable[[str], Sam2VideoModel],
-    square: Callable[[Path], torch.Tensor],
-    family: str,
+    oracle: Path, official_sam: Callable[[str], Sam2VideoModel], square: Callable[[Path], torch.Tensor], family: str
 ) -> None:
     expected = np.load(oracle / family / "expected.npz")
     noted = json.loads((oracle / family / "expected.json").read_text())["video6"]["seg0"]
@@ -60,17 +57,12 @@ def test_video_equals_the_official_code(
 
 @pytest.mark.parametrize("family", FAMILIES[:2])
 def test_bfloat16_memories_equal_those_of_the_official_code(
-    oracle: Path,
-    official_sam: Callable[[str], Sam2VideoModel],
-    square: Callable[[Path], torch.Tensor],
-    family: str,
+    oracle: Path, official_sam: Callable[[str], Sam2VideoModel], square: Callable[[Path], torch.Tensor], family: str
 ) -> None:
     expected = np.load(oracle / family / "expected.npz")
     noted = json.loads((oracle / family / "expected.json").read_text())["video6"]["seg0"]
     session = VideoSession(
-        official_sam(family),
-        torch.from_numpy(expected["video6/seg_embeds"]),
-        memory_dtype=torch.bfloat16,
+        official_sam(family), torch.from_numpy(expected["video6/seg_embeds"]), memory_dtype=torch.bfloat16
     )
     stored = "video6/membf16/seg0"
     for t, path in enumerate(video_files(oracle)):
@@ -86,9 +78,7 @@ def video_files(oracle: Path) -> list[Path]:
     return sorted((oracle / "inputs" / "video6").glob("*.png"))
 
 
-def check_frame(
-    masks: FrameMasks, expected: Any, stored: str, t: int, logits: float, pointers: float
-) -> None:
+def check_frame(masks: FrameMasks, expected: Any, stored: str, t: int, logits: float, pointers: float) -> None:
     close(masks.scores[0], expected[f"{stored}/ious"][t], logits)
     close(masks.object_scores[0], expected[f"{stored}/object_score_logits"][t], logits)
     close(masks.pointers[0], expected[f"{stored}/obj_ptr"][t], pointers)
@@ -143,9 +133,7 @@ def test_objects_together_equal_each_alone(small_sam: Sam2VideoModel) -> None:
         for i, session in enumerate(alone):
             one = session.segment(frame)
             for name in ("logits", "scores", "object_scores", "pointers"):
-                torch.testing.assert_close(
-                    getattr(masks, name)[i], getattr(one, name)[0], atol=1e-5, rtol=1e-5
-                )
+                torch.testing.assert_close(getattr(masks, name)[i], getattr(one, name)[0], atol=1e-5, rtol=1e-5)
     assert not torch.allclose(masks.logits[0], masks.logits[1], atol=1e-2)
 
 
@@ -161,9 +149,7 @@ def test_first_frames_are_decoded_from_the_phrase_alone(small_sam: Sam2VideoMode
     assert not torch.allclose(found[3], expected[3], atol=1e-2)
 
 
-def test_a_long_video_attends_to_the_same_frames_as_transformers(
-    small_sam: Sam2VideoModel,
-) -> None:
+def test_a_long_video_attends_to_the_same_frames_as_transformers(small_sam: Sam2VideoModel) -> None:
     """Compares memories, their ages and pointers until both windows, of 6 and of 15 frames, have moved on."""
     session = VideoSession(small_sam, phrases(1))
     native = Sam2VideoInferenceSession(dtype=torch.float32)
@@ -221,12 +207,7 @@ def test_each_part_is_called_once_a_frame_for_all_objects(small_sam: Sam2VideoMo
     session = VideoSession(small_sam, phrases(4))
     for frame in frames(8):
         session.segment(frame)
-    assert calls == {
-        "vision_encoder.backbone": 8,
-        "mask_decoder": 8,
-        "memory_encoder": 8,
-        "memory_attention": 3,
-    }
+    assert calls == {"vision_encoder.backbone": 8, "mask_decoder": 8, "memory_encoder": 8, "memory_attention": 3}
 
 
 def test_the_autograd_graph_is_not_kept(small_sam: Sam2VideoModel) -> None:
@@ -338,9 +319,7 @@ def test_an_absent_object_has_no_mask_and_is_found_again(small_sam: Sam2VideoMod
     assert (tracker.propagate(2, clip[2]).logits > NO_OBJECT).all()
 
 
-def test_a_tracker_needs_bounded_memory_and_encodes_each_frame_once(
-    small_sam: Sam2VideoModel,
-) -> None:
+def test_a_tracker_needs_bounded_memory_and_encodes_each_frame_once(small_sam: Sam2VideoModel) -> None:
     encoded = []
     small_sam.vision_encoder.backbone.register_forward_hook(lambda *_: encoded.append(1))
     tracker, clip = Tracker(small_sam, phrases(2)), frames(40)
@@ -373,9 +352,7 @@ def test_reversing_a_tracker_drops_propagated_frames(small_sam: Sam2VideoModel) 
         twice.propagate(t, clip[t])
     for tracker in (once, twice):
         tracker.reverse()
-    torch.testing.assert_close(
-        once.propagate(1, clip[1]).logits, twice.propagate(1, clip[1]).logits, atol=0, rtol=0
-    )
+    torch.testing.assert_close(once.propagate(1, clip[1]).logits, twice.propagate(1, clip[1]).logits, atol=0, rtol=0)
 
 
 def test_impossible_tracking_is_refused(small_sam: Sam2VideoModel) -> None:
@@ -394,7 +371,5 @@ def test_impossible_tracking_is_refused(small_sam: Sam2VideoModel) -> None:
     with raises_code(CheckpointError, "invalid_model_config", "32 channels", "expects 64"):
         VideoSession(small_sam, embeddings)
     small_sam.config.enable_occlusion_spatial_embedding = True
-    with raises_code(
-        CheckpointError, "invalid_model_config", "enable_occlusion_spatial_embedding = False", "got True"
-    ):
+    with raises_code(CheckpointError, "invalid_model_config", "enable_occlusion_spatial_embedding = False", "got True"):
         VideoSession(small_sam, embeddings)

@@ -68,9 +68,7 @@ def test_code_in_the_folder_is_not_run_and_stdin_is_not_read(folder: Path, tmp_p
         ({"llm_config": {"architectures": ["LlamaForCausalLM"]}}, "LlamaForCausalLM is not supported"),
     ],
 )
-def test_an_unsupported_configuration_is_refused(
-    folder: Path, values: dict[str, object], message: str
-) -> None:
+def test_an_unsupported_configuration_is_refused(folder: Path, values: dict[str, object], message: str) -> None:
     change(folder, **values)
     with raises_code(CheckpointError, "invalid_model_config", message):
         read(folder)

@@ -53,9 +53,7 @@ def cases() -> list[Any]:
 
 
 @pytest.mark.parametrize(("model", "case"), cases())
-def test_every_quantity_is_within_its_tolerance(
-    parity: ModuleType, oracle: Path, model: str, case: str
-) -> None:
+def test_every_quantity_is_within_its_tolerance(parity: ModuleType, oracle: Path, model: str, case: str) -> None:
     rows = list(parity.compare(oracle / model, oracle / "inputs", case))
     assert len(rows) >= (16 if case == "video6" else 5)
     assert [row for row in rows if not row.difference <= row.tolerance] == []
@@ -105,8 +103,7 @@ def test_beyond_the_context_written_and_given_answers_agree(internlm2: OpenedMod
         [(batch.input_ids[0].tolist() + written.ids[0], [-100] * batch.input_ids.shape[1] + written.ids[0])]
     )
     given = force_answer(
-        internlm2.model,
-        Batch(**{**vars(batch), "input_ids": ids, "labels": labels, "attention_mask": attention}),
+        internlm2.model, Batch(**{**vars(batch), "input_ids": ids, "labels": labels, "attention_mask": attention})
     )
     torch.testing.assert_close(written.seg.embedding, given.seg.embedding, atol=1e-4, rtol=0)
     with raises_code(SettingError, "context_too_long"):

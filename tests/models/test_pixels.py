@@ -30,9 +30,7 @@ def test_tiles_are_cut_row_by_row_and_the_thumbnail_comes_last() -> None:
     assert len(tiles) == 3
     np.testing.assert_array_equal(np.asarray(tiles[0]), np.asarray(image)[:, :448])
     np.testing.assert_array_equal(np.asarray(tiles[1]), np.asarray(image)[:, 448:])
-    np.testing.assert_array_equal(
-        np.asarray(tiles[2]), np.asarray(image.resize((448, 448), Image.Resampling.BICUBIC))
-    )
+    np.testing.assert_array_equal(np.asarray(tiles[2]), np.asarray(image.resize((448, 448), Image.Resampling.BICUBIC)))
 
 
 def test_pixels_are_normalized_with_the_imagenet_numbers() -> None:

@@ -42,11 +42,7 @@ def test_only_the_answer_and_its_end_are_learned(processor: Processor) -> None:
 def test_question_stands_in_the_chat_markup_after_the_image(processor: Processor) -> None:
     batch = processor([item("blood vessel")])
     text = processor.tokenizer.decode(batch.input_ids[0])
-    image = (
-        "<img>"
-        + "<IMG_CONTEXT>" * processor.spec.vlm["image_seq_length"] * batch.tiles_of_image[0]
-        + "</img>"
-    )
+    image = "<img>" + "<IMG_CONTEXT>" * processor.spec.vlm["image_seq_length"] * batch.tiles_of_image[0] + "</img>"
     question = "Please segment the blood vessel in this image."
     assert text == f"<|im_start|>user\n{image}\n{question}<|im_end|>\n<|im_start|>assistant\n"
     assert (batch.labels == IGNORE_INDEX).all()
@@ -55,18 +51,7 @@ def test_question_stands_in_the_chat_markup_after_the_image(processor: Processor
 @given(st.text(min_size=1).filter(lambda text: text.strip() and "\x00" not in text))
 def test_every_phrase_of_every_language_survives_the_byte_tokenizer(phrase: str) -> None:
     tokenizer = byte_tokenizer()
-    marks = (
-        "<|im_start|>",
-        "<|im_end|>",
-        "[SEG]",
-        "<img>",
-        "</img>",
-        "<IMG_CONTEXT>",
-        "<p>",
-        "</p>",
-        "<vp>",
-        "</vp>",
-    )
+    marks = ("<|im_start|>", "<|im_end|>", "[SEG]", "<img>", "</img>", "<IMG_CONTEXT>", "<p>", "</p>", "<vp>", "</vp>")
     if not any(mark in phrase for mark in marks):
         assert tokenizer.decode(tokenizer.encode(phrase)) == phrase
 
@@ -108,9 +93,7 @@ def test_question_longer_than_the_context_is_refused(processor: Processor) -> No
 
 
 def test_training_draws_among_the_questions(processor: Processor) -> None:
-    texts = {
-        processor.tokenizer.decode(processor.collate([item("x")], [which]).input_ids[0]) for which in range(6)
-    }
+    texts = {processor.tokenizer.decode(processor.collate([item("x")], [which]).input_ids[0]) for which in range(6)}
     assert len(texts) == len(processor.spec.prompt.questions)
 
 
@@ -160,9 +143,7 @@ def test_absent_phrase_with_a_mask_is_refused() -> None:
 
 
 def test_only_the_answers_of_a_conversation_are_learned(processor: Processor) -> None:
-    talk = replace(
-        item(masks=False), turns=(("What is this?", "An angiogram."), ("Of what?", "Of the heart."))
-    )
+    talk = replace(item(masks=False), turns=(("What is this?", "An angiogram."), ("Of what?", "Of the heart.")))
     batch = processor.collate([talk], [])
     assert learned_text(processor, batch, 0) == "An angiogram.<|im_end|>Of the heart.<|im_end|>"
     text = processor.tokenizer.decode(batch.input_ids[0])

@@ -115,9 +115,7 @@ def test_a_quantized_predictor_reports_its_quantization(kind: Quantized) -> None
 def test_a_device_map_places_quantized_parts_and_scales_stay_float32(tmp_path: Path) -> None:
     save_bundle(tmp_path / "bundle", new_model("tiny", seed=0))
     whole = open_model(tmp_path / "bundle", dtype=torch.bfloat16, quantized="4bit")
-    spread = open_model(
-        tmp_path / "bundle", {"vlm": "cpu", "projector": "cpu", "sam": "cpu"}, torch.bfloat16, "4bit"
-    )
+    spread = open_model(tmp_path / "bundle", {"vlm": "cpu", "projector": "cpu", "sam": "cpu"}, torch.bfloat16, "4bit")
     for opened in (whole, spread):
         kinds = {name: each.dtype for name, each in opened.model.named_buffers() if name.endswith(".scales")}
         assert set(kinds.values()) == {torch.float32}

@@ -56,11 +56,7 @@ def test_image_masks_equal_the_official_code(
         close(logits[i], expected[f"{seg}/lowres_best"][0], LOGITS)
         close(pointers[i], expected[f"{seg}/obj_ptr"][0], POINTERS)
         if f"{seg}/frame0_lowres_multimasks_sample" in expected:  # not stored of the Qwen families
-            close(
-                decoded.candidates[0, i, :, ::4, ::4],
-                expected[f"{seg}/frame0_lowres_multimasks_sample"],
-                LOGITS,
-            )
+            close(decoded.candidates[0, i, :, ::4, ::4], expected[f"{seg}/frame0_lowres_multimasks_sample"], LOGITS)
         _, *size = noted[f"seg{i}"]["mask_shape"]
         full = resize_bilinear(resize_bilinear(logits[i].numpy(), (1024, 1024)), tuple(size))
         close(full[::8, ::8], expected[f"{seg}/mask_logits_sample"][0], LOGITS)
@@ -97,9 +93,7 @@ def test_images_and_prompts_in_one_call_equal_each_alone(small_sam: Sam2VideoMod
 
 
 @torch.no_grad()
-def test_features_hold_nothing_of_a_memory_and_decoding_adds_that_there_is_none(
-    small_sam: Sam2VideoModel,
-) -> None:
+def test_features_hold_nothing_of_a_memory_and_decoding_adds_that_there_is_none(small_sam: Sam2VideoModel) -> None:
     pixels, prompts = random(1, 3, 128, 128), random(1, 1, 128)
     before = encode_images(small_sam, pixels)
     masks = decode(small_sam, before, prompts).candidates

@@ -115,9 +115,7 @@ def test_gradient_of_the_mask_reaches_every_part(opened: OpenedModel) -> None:
         "language model": model.vlm.model.language_model.layers[0].self_attn.q_proj.weight,
         "vision encoder": model.vlm.model.vision_tower.embeddings.patch_embeddings.projection.weight,
     }
-    without = [
-        name for name, parameter in reached.items() if parameter.grad is None or not parameter.grad.any()
-    ]
+    without = [name for name, parameter in reached.items() if parameter.grad is None or not parameter.grad.any()]
     model.zero_grad()
     assert without == []
 

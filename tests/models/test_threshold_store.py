@@ -16,9 +16,7 @@ from vesalius.models.reference import resolve_model
 from vesalius.models.stored_model import fingerprint_model
 from vesalius.models.threshold_store import check_target, store_threshold
 
-ORIGIN = ThresholdOrigin(
-    how="tuned", data="val", data_fingerprint="d4e5", metric="dice", value=0.8, n_samples=3
-)
+ORIGIN = ThresholdOrigin(how="tuned", data="val", data_fingerprint="d4e5", metric="dice", value=0.8, n_samples=3)
 
 
 @pytest.fixture
@@ -96,13 +94,6 @@ def test_evaluation_uses_the_tuned_threshold_and_refuses_the_images_it_was_tuned
     assert not (tmp_path / "out").exists()
     metrics = evaluate(predictor, test, tmp_path / "out", figures=False, num_workers=0)
     assert metrics["threshold"] == 0.41
-    assert metrics["threshold_origin"] == {
-        "how": "tuned",
-        "data": "val",
-        "metric": "dice",
-        "value": tuned.value,
-    }
+    assert metrics["threshold_origin"] == {"how": "tuned", "data": "val", "metric": "dice", "value": tuned.value}
     other = load_predictor(bundle, threshold=0.6)
-    assert evaluate(other, val, tmp_path / "out", figures=False, num_workers=0)["threshold_origin"] == {
-        "how": "given"
-    }
+    assert evaluate(other, val, tmp_path / "out", figures=False, num_workers=0)["threshold_origin"] == {"how": "given"}

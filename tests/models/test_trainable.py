@@ -92,9 +92,7 @@ def take_steps(
 
 def bytes_of(opened: OpenedModel) -> dict[str, bytes]:
     tensors = {**dict(opened.model.named_parameters()), **dict(opened.model.named_buffers())}
-    return {
-        name: each.detach().reshape(-1).view(torch.uint8).numpy().tobytes() for name, each in tensors.items()
-    }
+    return {name: each.detach().reshape(-1).view(torch.uint8).numpy().tobytes() for name, each in tensors.items()}
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -111,9 +109,7 @@ def test_exactly_the_trainable_parameters_have_gradients_change_and_are_saved(ch
 
     def look() -> None:
         check.note_gradients(True)
-        gradients = {
-            name: each.grad for name, each in opened.model.named_parameters() if each.grad is not None
-        }
+        gradients = {name: each.grad for name, each in opened.model.named_parameters() if each.grad is not None}
         assert gradients.keys() == names
         idle.update(name for name, gradient in gradients.items() if not gradient.any())
 
@@ -170,9 +166,7 @@ def test_inconsistent_settings_are_refused(choice: Any, code: str, names: str) -
 
 def test_unknown_layers_are_refused() -> None:
     choice = {"preset": "lora", "lora": {"language": {"targets": ["qkv"]}}}
-    with pytest.raises(
-        SettingError, match="language model: no linear layer is called 'qkv'; known: down_proj"
-    ):
+    with pytest.raises(SettingError, match="language model: no linear layer is called 'qkv'; known: down_proj"):
         prepared(choice)
     with raises_code(TrainingError, "adapter_mismatch", "tokenizer"):
         set_trainable(new_model("tiny", seed=0).model, "tokens")
@@ -181,11 +175,7 @@ def test_unknown_layers_are_refused() -> None:
 def test_frozen_encoders_store_no_activations() -> None:
     opened, _ = prepared({"preset": "decoder"})
     model, traced = opened.model, []
-    for module in (
-        vision_encoder_of(model.vlm),
-        model.vlm.model.language_model,
-        model.sam.vision_encoder.backbone,
-    ):
+    for module in (vision_encoder_of(model.vlm), model.vlm.model.language_model, model.sam.vision_encoder.backbone):
         module.register_forward_hook(lambda _, inputs, made: traced.append(made[0].requires_grad))
     kept = [loss_and_kept(opened)[1]]
     assert traced == [False, False, False]
@@ -212,12 +202,9 @@ def loss_and_kept(opened: OpenedModel) -> tuple[torch.Tensor, int]:
 
 
 @pytest.mark.parametrize(
-    ("preset", "parts"),
-    [("vision", CHECKPOINTABLE["vision"]), ("full", CHECKPOINTABLE["full"][-1:])],
+    ("preset", "parts"), [("vision", CHECKPOINTABLE["vision"]), ("full", CHECKPOINTABLE["full"][-1:])]
 )
-def test_gradient_checkpointing_changes_no_gradient_and_stores_less(
-    preset: str, parts: tuple[str, ...]
-) -> None:
+def test_gradient_checkpointing_changes_no_gradient_and_stores_less(preset: str, parts: tuple[str, ...]) -> None:
     plain = step_with(preset, [])
     for part in parts:
         loss, gradients, kept = step_with(preset, [part])
@@ -231,11 +218,7 @@ def step_with(preset: str, parts: list[str]) -> tuple[float, list[torch.Tensor],
     stir(opened)
     loss, kept = loss_and_kept(opened)
     loss.backward()
-    return (
-        loss.item(),
-        [each.grad for group in groups.values() for each in group if each.grad is not None],
-        kept,
-    )
+    return (loss.item(), [each.grad for group in groups.values() for each in group if each.grad is not None], kept)
 
 
 @pytest.mark.parametrize("choice", ["vision, 4bit"])
@@ -285,9 +268,7 @@ def outputs(opened: OpenedModel) -> torch.Tensor:
     return torch.cat([made.text_logits.flatten(), made.masks.logits.flatten()])
 
 
-def test_a_frozen_component_is_linked_between_checkpoints_and_copied_from_other_bundles(
-    tmp_path: Path,
-) -> None:
+def test_a_frozen_component_is_linked_between_checkpoints_and_copied_from_other_bundles(tmp_path: Path) -> None:
     start = tmp_path / "start"
     save_bundle(start, new_model("tiny", seed=0))
     opened = open_model(start)
@@ -297,9 +278,7 @@ def test_a_frozen_component_is_linked_between_checkpoints_and_copied_from_other_
     write_bundle(first, opened, opened.card, like=opened.folder)
     take_steps(opened, adamw(groups), range(1))
     write_bundle(second, opened, opened.card, like=first)
-    inode = {
-        folder: (folder / "vlm" / "model.safetensors").stat().st_ino for folder in (start, first, second)
-    }
+    inode = {folder: (folder / "vlm" / "model.safetensors").stat().st_ino for folder in (start, first, second)}
     assert inode[start] != inode[first] == inode[second]
     assert (first / "sam/model.safetensors").read_bytes() != (second / "sam/model.safetensors").read_bytes()
     assert (start / "vlm/model.safetensors").read_bytes() == (second / "vlm/model.safetensors").read_bytes()

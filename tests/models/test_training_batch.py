@@ -13,12 +13,7 @@ from torch.nn import functional
 from vesalius.models.batch import Batch
 from vesalius.models.checkpoint import open_model
 from vesalius.models.families.table import family_of
-from vesalius.training.losses import (
-    binary_cross_entropy,
-    point_sample,
-    sample_uncertain_points,
-    soft_dice_loss,
-)
+from vesalius.training.losses import binary_cross_entropy, point_sample, sample_uncertain_points, soft_dice_loss
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +24,7 @@ def computed(oracle: Path) -> dict[str, Any]:
     stored = np.load(folder / "internvl_qwen2/train/train_expected.npz")
     pictures = [Image.open(folder / "inputs" / each["image"]).convert("RGB") for each in facts["batch"]]
     pixels = [
-        family_of(opened.processor.spec.family).read_image(picture, opened.processor.spec)
-        for picture in pictures
+        family_of(opened.processor.spec.family).read_image(picture, opened.processor.spec) for picture in pictures
     ]
     batch = Batch(
         input_ids=torch.from_numpy(stored["input_ids"]).long(),
@@ -55,14 +49,7 @@ def computed(oracle: Path) -> dict[str, Any]:
     five = [[0] * 5, [1, 2, 1, 2, 1]]
     logits = torch.stack([output.masks.logits[rows] for rows in five])
     truth = torch.stack([masks[0][[0] * 5], masks[1][[0, 1, 0, 1, 0]]])
-    return {
-        "model": opened.model,
-        "facts": facts,
-        "stored": stored,
-        "output": output,
-        "logits": logits,
-        "truth": truth,
-    }
+    return {"model": opened.model, "facts": facts, "stored": stored, "output": output, "logits": logits, "truth": truth}
 
 
 def test_text_loss(computed: dict[str, Any]) -> None:

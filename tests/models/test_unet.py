@@ -16,15 +16,7 @@ from vesalius.models.checkpoint import open_model
 from vesalius.models.info import describe, summarize
 from vesalius.models.reference import resolve_model
 from vesalius.models.specs import UNetShape
-from vesalius.models.unet import (
-    WEIGHTS,
-    OpenedUNet,
-    new_unet,
-    open_unet,
-    standardize,
-    with_phrases,
-    write_unet,
-)
+from vesalius.models.unet import WEIGHTS, OpenedUNet, new_unet, open_unet, standardize, with_phrases, write_unet
 
 SHAPE = UNetShape(widths=(4, 8, 8), patch=32)
 

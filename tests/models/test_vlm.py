@@ -32,10 +32,7 @@ SEGMENTER_SHAPES = {
     "grounding_encoder.sam2_model.memory_attention.layers.0.linear1.weight": (256, 256),
     "grounding_encoder.sam2_model.sam_mask_decoder.transformer.layers.0.mlp.layers.0.weight": (256, 256),
     **{f"grounding_encoder.sam2_model.image_encoder.trunk.blocks.{i}.norm1.bias": (16,) for i in range(6)},
-    **{
-        f"grounding_encoder.sam2_model.image_encoder.trunk.blocks.{i}.proj.weight": (16, 16)
-        for i in (1, 3, 5)
-    },
+    **{f"grounding_encoder.sam2_model.image_encoder.trunk.blocks.{i}.proj.weight": (16, 16) for i in (1, 3, 5)},
 }
 """Shapes from which the size of the segmenter is read; the stored models lack it."""
 
@@ -52,11 +49,7 @@ class StoredVlm:
         assert dropped == {}
         state = self._state(weights, names, "vlm.")
         self.vlm, info = family_of(self.spec.family).model_class.from_pretrained(
-            None,
-            config=configs(self.spec)[0],
-            state_dict=state,
-            dtype=torch.float32,
-            output_loading_info=True,
+            None, config=configs(self.spec)[0], state_dict=state, dtype=torch.float32, output_loading_info=True
         )
         assert not info["missing_keys"]
         assert not info["unexpected_keys"]

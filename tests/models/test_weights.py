@@ -86,8 +86,7 @@ def test_hashes_taken_while_reading_equal_those_of_the_bytes(lengths: list[int],
         count = data.draw(st.integers(0, len(arrays[name]) - first))
         np.testing.assert_array_equal(rows_of(weights, name, first, count), arrays[name][first:][:count])
     wanted = {
-        name: (name, "F32", array.shape, hashlib.sha256(array.tobytes()).hexdigest())
-        for name, array in arrays.items()
+        name: (name, "F32", array.shape, hashlib.sha256(array.tobytes()).hexdigest()) for name, array in arrays.items()
     }
     assert weights.lines() == wanted
 
@@ -110,18 +109,13 @@ def test_a_tensor_of_two_dtypes_is_refused() -> None:
 
 def test_an_assembly_lists_the_tensors_made_from_each_source() -> None:
     inner = ArrayWeights({"a": np.zeros(4, np.float32), "b": np.zeros(2, np.float32)})
-    made = {
-        "first": Assembly((2,), (Rows("a", 0, 2),)),
-        "both": Assembly((4,), (Rows("a", 2, 2), Rows("b", 0, 2))),
-    }
+    made = {"first": Assembly((2,), (Rows("a", 0, 2),)), "both": Assembly((4,), (Rows("a", 2, 2), Rows("b", 0, 2)))}
     assert AssembledWeights(inner, made).uses() == {"a": ("first", "both"), "b": ("both",)}
 
 
 def test_every_dtype_of_a_file_is_loaded_bit_for_bit(tmp_path: Path) -> None:
     bits = torch.arange(1, 65, dtype=torch.uint8)
-    tensors = {
-        name: bits.clone().view(dtype).reshape(2, -1) for name, dtype in TORCH_TYPES.items() if name != "BOOL"
-    }
+    tensors = {name: bits.clone().view(dtype).reshape(2, -1) for name, dtype in TORCH_TYPES.items() if name != "BOOL"}
     tensors |= {"scalar": torch.tensor(1.5), "none": torch.zeros(0, 3), "BOOL": torch.tensor([True, False])}
     save_file(tensors, tmp_path / "model.safetensors")
     weights = open_weights(tmp_path)

@@ -34,13 +34,7 @@ class FakeSegmenter(Segmenter):
     def __init__(self, answers: dict[str, Any] | None = None, batch_size: int = 2) -> None:
         self.answers = answers or {}
         self.description = ModelDescription(
-            "fake",
-            "fake",
-            "f00d",
-            step=7,
-            threshold=0.4,
-            settings={"answer": "generate"},
-            batch_size=batch_size,
+            "fake", "fake", "f00d", step=7, threshold=0.4, settings={"answer": "generate"}, batch_size=batch_size
         )
         self.seen: list[Item] = []
         self.calls: list[list[str]] = []

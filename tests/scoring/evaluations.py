@@ -21,9 +21,7 @@ NAMES = [name for name in METRICS if not name.endswith("mm")]
 
 def row(index: int, dice: float | None, status: str = "ok", **changes: Any) -> dict[str, Any]:
     base = {"id": f"image_{index:03}", "group": f"p{index % 4}", "prompt": "blood vessel", "status": status}
-    pixels = dict.fromkeys(
-        ("target_pixels", "prediction_pixels", "intersection"), None if dice is None else 100
-    )
+    pixels = dict.fromkeys(("target_pixels", "prediction_pixels", "intersection"), None if dice is None else 100)
     error = "cannot be read" if status == "failed" else None
     told = {"says_seg": status == "ok", "figure": None, **dict.fromkeys(METRICS, dice), **pixels}
     return {**base, **told, "text": "", "error": error, **changes}
@@ -72,9 +70,7 @@ def metrics(rows: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
         "seg_rate": 0.875,
         "empty": {"both_empty": 31, "false_alarm": 32, "total_miss": 33, "both": 34},
         "referring": {"giou": 0.421, "ciou": 0.432},
-        "prompts": {
-            each: summarize([one for one in rows if one["prompt"] == each], NAMES) for each in prompts
-        },
+        "prompts": {each: summarize([one for one in rows if one["prompt"] == each], NAMES) for each in prompts},
         "groups": [
             {"group": group, "predictions": len(values), "failed": len(values) - len(known[group])}
             | {"dice": float(np.mean(known[group])) if known[group] else None}
@@ -154,9 +150,7 @@ def pair(folder: Path, old: Rows | None = None, new: Rows | None = None, **chang
 def awkward_comparison(folder: Path) -> Path:
     """The page of a comparison with HTML in prompts and names."""
     folders = [
-        write_evaluation(
-            folder / f"{name}<b>", rows_of(*dice, prompt=ATTACK) + rows_of(*dice, prompt="x" * 200)
-        )
+        write_evaluation(folder / f"{name}<b>", rows_of(*dice, prompt=ATTACK) + rows_of(*dice, prompt="x" * 200))
         for name, dice in (("old", OLD), ("新", NEW))
     ]
     compare(folders, folder / "out")

@@ -67,18 +67,14 @@ def test_order_of_lines_and_line_separators_within_texts_do_not_matter(tmp_path)
     shuffled = write_evaluation(tmp_path / "shuffled" / "new", rows_of(*NEW, text="one\u2028two")[::-1])
 
     assert (
-        compare([old, shuffled], tmp_path / "2")["comparisons"]
-        == (compare([old, new], tmp_path / "1")["comparisons"])
+        compare([old, shuffled], tmp_path / "2")["comparisons"] == (compare([old, new], tmp_path / "1")["comparisons"])
     )
 
 
-@pytest.mark.parametrize(
-    ("metric", "verdict"), [("dice", "better"), ("hd95_px", "worse"), ("odd", "different")]
-)
+@pytest.mark.parametrize(("metric", "verdict"), [("dice", "better"), ("hd95_px", "worse"), ("odd", "different")])
 def test_direction_of_a_metric_decides_what_is_better(tmp_path, metric, verdict):
     old, new = (
-        [scored_row(f"{each}1", 0.5) | {metric: at + i / 100} for i, each in enumerate("abcdefgh")]
-        for at in (0.2, 0.4)
+        [scored_row(f"{each}1", 0.5) | {metric: at + i / 100} for i, each in enumerate("abcdefgh")] for at in (0.2, 0.4)
     )
     result = compare(pair(tmp_path, old, new), tmp_path / "out", only=[metric])
 
@@ -147,15 +143,11 @@ def test_metric_that_no_pair_defines_is_named(tmp_path):
 
     assert (found["n"], found["undefined"]) == (0, 6)
     assert {found[name] for name in ("mean", "p", "verdict")} == {None}
-    assert "Undefined in all pairs: hd\\_mm." in (tmp_path / "out" / "comparison.md").read_text(
-        encoding="utf-8"
-    )
+    assert "Undefined in all pairs: hd\\_mm." in (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
 
 
 def test_caveats_and_different_settings_are_noted(tmp_path):
-    old = write_evaluation(
-        tmp_path / "old", rows_of(*OLD), settings={"roi": "fov"}, data={"n_training_samples": 2}
-    )
+    old = write_evaluation(tmp_path / "old", rows_of(*OLD), settings={"roi": "fov"}, data={"n_training_samples": 2})
     new = write_evaluation(
         tmp_path / "new",
         [{**each, "iou": 0.5} for each in rows_of(*NEW)],
@@ -178,9 +170,7 @@ def test_caveats_and_different_settings_are_noted(tmp_path):
 
 
 def test_picture_holds_thousands_of_groups(tmp_path):
-    old, new = (
-        [scored_row(f"{i}", value + i / 9000, group=f"p{i}") for i in range(3000)] for value in (0.5, 0.6)
-    )
+    old, new = ([scored_row(f"{i}", value + i / 9000, group=f"p{i}") for i in range(3000)] for value in (0.5, 0.6))
     compare(pair(tmp_path, old, new), tmp_path / "out")
     with Image.open(tmp_path / "out" / "comparison.png") as picture:
         assert len(picture.getcolors(1 << 20)) > 10
@@ -237,9 +227,7 @@ def test_data_without_a_fingerprint_cannot_be_known_to_be_the_same(tmp_path):
 def test_nothing_in_common_is_refused(tmp_path):
     old, _ = pair(tmp_path)
     failed = write_evaluation(tmp_path / "failed", rows_of(*[None] * 6, status="failed"))
-    others = [
-        {key: value for key, value in each.items() if key != "dice"} | {"iou": 1} for each in rows_of(*NEW)
-    ]
+    others = [{key: value for key, value in each.items() if key != "dice"} | {"iou": 1} for each in rows_of(*NEW)]
     metrics = {"mean": {"iou": 1.0}}
     apart = write_evaluation(tmp_path / "apart", [{**each, "dice": None} for each in others], **metrics)
 

@@ -39,26 +39,14 @@ def test_squares_that_share_two_pixels_are_evaluated_as_worked_out_on_paper(tmp_
     out = tmp_path / "out"
     metrics = evaluate(FakeSegmenter(), dataset(tmp_path / "data", groups=["p", "p", "q"]), out)
 
-    on_paper = {
-        "dice": 0.5,
-        "iou": 1 / 3,
-        "precision": 0.5,
-        "recall": 0.5,
-        "accuracy": 252 / 256,
-        "hd_px": 1.0,
-    }
+    on_paper = {"dice": 0.5, "iou": 1 / 3, "precision": 0.5, "recall": 0.5, "accuracy": 252 / 256, "hd_px": 1.0}
     assert {name: metrics["mean"][name] for name in on_paper} == pytest.approx(on_paper)
     assert metrics["mean_answered"] == metrics["mean"]
     assert metrics["ci95"]["dice"] == [0.5, 0.5]
     assert metrics["coverage"] == {"ok": 3, "failed": 0, "no_seg": 0}
     assert metrics["model"] == {"name": "fake", "kind": "fake", "fingerprint": "f00d", "step": 7}
     data = metrics["data"]
-    assert (data["name"], data["format"], data["n_samples"], data["n_groups"]) == (
-        "squares",
-        "maskfolder",
-        3,
-        2,
-    )
+    assert (data["name"], data["format"], data["n_samples"], data["n_groups"]) == ("squares", "maskfolder", 3, 2)
     assert len(data["fingerprint"]) == 64
     assert metrics["threshold"] == 0.4 and metrics["images_per_s"] > 0 and metrics["took_s"] > 0
     assert "numpy" in metrics["versions"] and "read by hand" in metrics["notes"]
@@ -115,12 +103,8 @@ def test_answer_without_seg_is_correct_for_an_empty_target(tmp_path, FakeSegment
         ("the model broke", "the model broke"),
     ],
 )
-def test_sample_that_cannot_be_predicted_fails_alone_and_has_no_score(
-    tmp_path, answer, reason, FakeSegmenter, dataset
-):
-    metrics = evaluate(
-        FakeSegmenter({"b": answer}), dataset(tmp_path / "data"), tmp_path / "out", figures=False
-    )
+def test_sample_that_cannot_be_predicted_fails_alone_and_has_no_score(tmp_path, answer, reason, FakeSegmenter, dataset):
+    metrics = evaluate(FakeSegmenter({"b": answer}), dataset(tmp_path / "data"), tmp_path / "out", figures=False)
 
     assert metrics["coverage"] == {"ok": 2, "failed": 1, "no_seg": 0}
     assert metrics["mean"]["dice"] == 0.5
@@ -129,9 +113,7 @@ def test_sample_that_cannot_be_predicted_fails_alone_and_has_no_score(
     assert {row[name] for name in METRICS} == {None}
 
 
-@pytest.mark.parametrize(
-    "harm", [lambda path: path.write_bytes(b"no image"), Path.unlink], ids=["broken", "missing"]
-)
+@pytest.mark.parametrize("harm", [lambda path: path.write_bytes(b"no image"), Path.unlink], ids=["broken", "missing"])
 def test_image_that_cannot_be_read_fails_with_its_name(tmp_path, harm, FakeSegmenter, dataset):
     data = dataset(tmp_path / "data")
     harm(data.samples[1].image)
@@ -139,9 +121,7 @@ def test_image_that_cannot_be_read_fails_with_its_name(tmp_path, harm, FakeSegme
 
     assert metrics["coverage"] == {"ok": 2, "failed": 1, "no_seg": 0}
     assert "b.png" in rows_of(tmp_path / "out")[1]["error"]
-    assert (metrics["data"]["fingerprint"] is None) == any(
-        "no fingerprint" in note for note in metrics["notes"]
-    )
+    assert (metrics["data"]["fingerprint"] is None) == any("no fingerprint" in note for note in metrics["notes"])
 
 
 def test_mask_of_another_size_is_a_failure(tmp_path, FakeSegmenter, dataset):
@@ -160,9 +140,7 @@ def test_answers_in_the_wrong_order_are_never_scored(tmp_path, FakeSegmenter, da
         def predict(self, items: Sequence[Item]) -> list[Prediction]:
             return super().predict(items)[::-1]
 
-    metrics = evaluate(
-        Muddled(batch_size=3), dataset(tmp_path / "data", prompts=("x", "y")), tmp_path / "out"
-    )
+    metrics = evaluate(Muddled(batch_size=3), dataset(tmp_path / "data", prompts=("x", "y")), tmp_path / "out")
     assert metrics["coverage"] == {"ok": 0, "failed": 6, "no_seg": 0}
 
 
@@ -212,24 +190,17 @@ def test_missing_font_is_a_note(tmp_path, monkeypatch, FakeSegmenter, dataset):
 
 @pytest.mark.parametrize(
     ("groups", "words"),
-    [
-        (None, "Each image is treated as its own group"),
-        (["p", "q", None], "With 3 groups the intervals are rough"),
-    ],
+    [(None, "Each image is treated as its own group"), (["p", "q", None], "With 3 groups the intervals are rough")],
 )
 def test_caveats_of_the_intervals_are_noted(tmp_path, groups, words, FakeSegmenter, dataset):
-    metrics = evaluate(
-        FakeSegmenter(), dataset(tmp_path / "data", groups=groups), tmp_path / "out", figures=False
-    )
+    metrics = evaluate(FakeSegmenter(), dataset(tmp_path / "data", groups=groups), tmp_path / "out", figures=False)
     assert any(words in note for note in metrics["notes"])
 
 
 def test_limit_takes_the_first_samples_and_says_so(tmp_path, FakeSegmenter, dataset):
     done: list[int] = []
     data = dataset(tmp_path / "data")
-    metrics = evaluate(
-        FakeSegmenter(), data, tmp_path / "out", limit=2, figures=False, on_progress=done.append
-    )
+    metrics = evaluate(FakeSegmenter(), data, tmp_path / "out", limit=2, figures=False, on_progress=done.append)
 
     assert (metrics["data"]["n_samples"], done) == (2, [1, 2])
     assert any("first 2 of 3" in note for note in metrics["notes"])
@@ -342,18 +313,9 @@ def interrupted_after(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("rows", "harm"),
-    [
-        (0, "none"),
-        (1, "none"),
-        (7, "none"),
-        (2, "a line without its record"),
-        (3, "half a line"),
-        (3, "half a record"),
-    ],
+    [(0, "none"), (1, "none"), (7, "none"), (2, "a line without its record"), (3, "half a line"), (3, "half a record")],
 )
-def test_interrupted_evaluation_continues_to_the_same_result(
-    tmp_path, monkeypatch, rows, harm, FakeSegmenter, dataset
-):
+def test_interrupted_evaluation_continues_to_the_same_result(tmp_path, monkeypatch, rows, harm, FakeSegmenter, dataset):
     data = dataset(tmp_path / "data", ids=["a", "a--x", "c", "d"], prompts=("x", "y"))
     answers = {"a": None, "c": RuntimeError("out of memory"), "d": np.linspace(-3, 3, 256).reshape(16, 16)}
     drawn = harm == "half a line"  # pictures take most of the time
@@ -376,10 +338,7 @@ def test_interrupted_evaluation_continues_to_the_same_result(
     asked = [name for call in segmenter.calls for name in call]
     assert sorted(set(asked)) == ["a", "a--x", "c", "d"][rows // 2 :]
     assert without_times(continued) == without_times(whole) and continued["notes"] == whole["notes"]
-    for name in (
-        "samples.jsonl",
-        *(f"figures/{path.name}" for path in (tmp_path / "whole").glob("figures/*")),
-    ):
+    for name in ("samples.jsonl", *(f"figures/{path.name}" for path in (tmp_path / "whole").glob("figures/*"))):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         path.name for path in (tmp_path / "whole").iterdir()

@@ -22,14 +22,10 @@ def test_evaluation_is_the_same_with_other_processes(tmp_path, workers, FakeSegm
     drawn = workers == 2
     answers = {"a": None, "c": RuntimeError("no"), "d": np.linspace(-3, 3, 256).reshape(16, 16)}
     here = scoring.evaluate(FakeSegmenter(answers), data, tmp_path / "here", num_workers=0, figures=drawn)
-    apart = scoring.evaluate(
-        FakeSegmenter(answers), data, tmp_path / "apart", num_workers=workers, figures=drawn
-    )
+    apart = scoring.evaluate(FakeSegmenter(answers), data, tmp_path / "apart", num_workers=workers, figures=drawn)
 
     changing = ("took_s", "images_per_s", "settings")
-    assert {k: v for k, v in here.items() if k not in changing} == {
-        k: v for k, v in apart.items() if k not in changing
-    }
+    assert {k: v for k, v in here.items() if k not in changing} == {k: v for k, v in apart.items() if k not in changing}
     for path in [
         Path("samples.jsonl"),
         *(p.relative_to(tmp_path / "here") for p in (tmp_path / "here").glob("figures/*")),

@@ -57,9 +57,7 @@ def test_near_copies_are_listed_and_not_refused(samples, FakeSegmenter):
     model.describe(training_images=(hash_pixels(near),), training_perceptual_hashes=(perceptual_hash(near),))
     leaks = find_leaks(model.description, samples, allowed=False)
     assert (leaks.n_training, leaks.near) == (0, ("3",))
-    assert leaks.notes[0].startswith("Near-duplicates of training images: 1;") and leaks.notes[0].endswith(
-        "3"
-    )
+    assert leaks.notes[0].startswith("Near-duplicates of training images: 1;") and leaks.notes[0].endswith("3")
 
 
 def test_long_lists_of_near_copies_are_cut_with_a_count(samples, FakeSegmenter):

@@ -118,12 +118,7 @@ def test_kinds_hold_every_metric_once():
 
 
 def test_numbers_never_look_perfect_when_they_are_not():
-    assert [number(value) for value in (0.99996, 1.0, 0.0004, 0.0)] == [
-        "> 0.999",
-        "1.000",
-        "< 0.001",
-        "0.000",
-    ]
+    assert [number(value) for value in (0.99996, 1.0, 0.0004, 0.0)] == ["> 0.999", "1.000", "< 0.001", "0.000"]
 
 
 def test_settings_show_threshold_origin_and_near_copies_of_training_images(tmp_path):
@@ -144,8 +139,7 @@ def test_empty_masks_are_counted_by_what_they_mean(tmp_path):
 def test_better_threshold_is_mentioned_with_a_warning(tmp_path):
     far = report(tmp_path, [row(0, 0.5)], threshold=0.5)
     assert (
-        "At a threshold of 0.30 the mean Dice would be 0.600" in far
-        and "tune the threshold on validation data" in far
+        "At a threshold of 0.30 the mean Dice would be 0.600" in far and "tune the threshold on validation data" in far
     )
     assert "At a threshold of 0.30" in (tmp_path / "report.md").read_text(encoding="utf-8")
     near = report(tmp_path, [row(0, 0.5)], threshold=0.31)
@@ -193,9 +187,7 @@ def test_cases_are_worst_median_and_best_without_overlap():
 
 @pytest.mark.parametrize("count", range(30))
 def test_cases_of_few_rows_show_none_twice(count):
-    shown = [
-        each["id"] for _, its in sections([row(index, index / 30) for index in range(count)]) for each in its
-    ]
+    shown = [each["id"] for _, its in sections([row(index, index / 30) for index in range(count)]) for each in its]
 
     assert len(shown) == len(set(shown))
     assert len(shown) == count if count <= WORST else len(shown) > WORST - 1

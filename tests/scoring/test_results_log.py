@@ -13,14 +13,7 @@ from tests.codes import raises_code
 from vesalius.errors import DataError, OutputError
 from vesalius.evaluation.calibration import THRESHOLDS, curves, histogram
 from vesalius.scoring.results import ROWS
-from vesalius.scoring.results_log import (
-    CURVE_INDICES,
-    CURVE_THRESHOLDS,
-    HISTOGRAMS,
-    NO_HISTOGRAM,
-    STATE,
-    ResultsLog,
-)
+from vesalius.scoring.results_log import CURVE_INDICES, CURVE_THRESHOLDS, HISTOGRAMS, NO_HISTOGRAM, STATE, ResultsLog
 from vesalius.scoring.scored_prediction import PIXEL_COUNTS, ScoredPrediction
 
 STATE_OF_ALL: dict[str, Any] = {"model": "m"}
@@ -116,9 +109,7 @@ def test_finished_folder_replaces_the_old_one(tmp_path):
     with open_log(tmp_path, 1) as results:
         results.add(scored("a"))
         results.finish()
-    assert [path.name for path in out.iterdir()] == [ROWS] and [path.name for path in tmp_path.iterdir()] == [
-        "out"
-    ]
+    assert [path.name for path in out.iterdir()] == [ROWS] and [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_nothing_is_lost_when_killed_between_the_two_moves(tmp_path, monkeypatch):
@@ -132,11 +123,7 @@ def test_nothing_is_lost_when_killed_between_the_two_moves(tmp_path, monkeypatch
             raise KeyboardInterrupt
         return move(self, target)
 
-    with (
-        monkeypatch.context() as patch,
-        pytest.raises(KeyboardInterrupt),
-        open_log(tmp_path, 1) as results,
-    ):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), open_log(tmp_path, 1) as results:
         results.add(scored("a"))
         patch.setattr(Path, "replace", die)
         results.finish()

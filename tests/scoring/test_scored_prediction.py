@@ -36,9 +36,7 @@ def test_figure_shows_nothing_outside_of_the_region(tmp_path, predict, square):
     below[8:] = True
     hits = {}
     for name, roi in (("all", None), ("below", below)):
-        given = ScoringInput(
-            IDENTITY, predict(square()), IMAGE, square(), roi, folder=tmp_path, figure=f"{name}.png"
-        )
+        given = ScoringInput(IDENTITY, predict(square()), IMAGE, square(), roi, folder=tmp_path, figure=f"{name}.png")
         assert score_prediction(given).row["figure"] == f"{name}.png"
         pixels = np.asarray(Image.open(tmp_path / f"{name}.png"))[:-60]
         hits[name] = int((pixels == TP_COLOR).all(axis=2).sum())
@@ -55,9 +53,7 @@ def test_figure_shows_nothing_outside_of_the_region(tmp_path, predict, square):
     ],
     ids=["another size", "empty region", "no ground truth", "probabilities are NaN"],
 )
-def test_prediction_that_cannot_be_scored_is_a_failed_row_with_the_reason(
-    predict, answer, target, roi, reason
-):
+def test_prediction_that_cannot_be_scored_is_a_failed_row_with_the_reason(predict, answer, target, roi, reason):
     scored = score_prediction(ScoringInput(IDENTITY, predict(answer), IMAGE, target, roi))
     assert scored.row["status"] == "failed" and scored.histogram is None
     assert reason in scored.row["error"]

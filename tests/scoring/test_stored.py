@@ -116,10 +116,7 @@ def test_masks_are_found_in_the_folders_that_their_images_have(tmp_path, dataset
     for patient in ("p1", "p2"):
         (tmp_path / "found" / patient).mkdir(parents=True)
         Image.fromarray(square(2)).save(tmp_path / "found" / patient / "a.png")
-    assert (
-        evaluate(StoredPredictions(tmp_path / "found", data.samples), data, tmp_path / "o")["coverage"]["ok"]
-        == 2
-    )
+    assert evaluate(StoredPredictions(tmp_path / "found", data.samples), data, tmp_path / "o")["coverage"]["ok"] == 2
     Image.fromarray(square(2)).save(tmp_path / "found" / "p1__a.png")
     with raises_code(DataError, "duplicate_id", "p1__a"):
         StoredPredictions(tmp_path / "found", data.samples)
@@ -131,10 +128,7 @@ def test_missing_predictions_are_refused_and_the_first_ten_listed(tmp_path, data
     folder.mkdir()
     for name in ("i00", "other"):
         Image.fromarray(square(2)).save(folder / f"{name}.png")
-    names = (
-        "13 of 14 predictions: i01 (vessel), i02",
-        "i10 (vessel) and 3 more; it has 1 others (first: other)",
-    )
+    names = ("13 of 14 predictions: i01 (vessel), i02", "i10 (vessel) and 3 more; it has 1 others (first: other)")
     with raises_code(DataError, "missing_prediction", *names) as caught:
         StoredPredictions(folder, data.samples)
     assert "i11" not in str(caught.value)
@@ -168,18 +162,12 @@ def write_probabilities(folder: Path, values: np.ndarray) -> None:
         (lambda folder: harmed(folder, mask=7), "cannot be used"),
         (lambda folder: harmed(folder, mask=None, rle={"size": [4, 4], "counts": "0"}), "cannot be used"),
         (lambda folder: harmed(folder, mask=None, rle="none"), "RLE"),
-        (
-            lambda folder: harmed(folder, mask=None, rle={"size": [4, 4], "counts": [16]}),
-            "4 x 4 pixels",
-        ),
+        (lambda folder: harmed(folder, mask=None, rle={"size": [4, 4], "counts": [16]}), "4 x 4 pixels"),
         (lambda folder: harmed(folder, mask=None, probabilities=None), "rle, mask"),
         (lambda folder: write_probabilities(folder, np.full((1, 16, 16), np.nan)), "a.npz"),
         (lambda folder: write_probabilities(folder, np.full((1, 16, 16), 1.5)), "a.npz"),
         (lambda folder: write_probabilities(folder, np.zeros((1, 9, 16))), "9 x 16 pixels"),
-        (
-            lambda folder: write_probabilities(folder, np.zeros((16, 16))),
-            "(16, 16)",
-        ),
+        (lambda folder: write_probabilities(folder, np.zeros((16, 16))), "(16, 16)"),
         (lambda folder: (folder / "probs/a.npz").write_bytes(b"PK"), "cannot be used"),
         (lambda folder: (folder / "probs/a.npz").write_bytes(b""), "cannot be used"),
     ],
@@ -237,10 +225,7 @@ def test_line_separators_within_a_text_do_not_end_a_line(tmp_path, stored):
     lines = [json.dumps({**line, "text": text}, ensure_ascii=False) for line in lines_of(folder)]
     write_lines(folder, lines)
     evaluate(StoredPredictions(folder, data.samples), data, tmp_path / "out")
-    assert (
-        json.loads((tmp_path / "out/samples.jsonl").read_text(encoding="utf-8").split("\n")[0])["text"]
-        == text
-    )
+    assert json.loads((tmp_path / "out/samples.jsonl").read_text(encoding="utf-8").split("\n")[0])["text"] == text
 
 
 def test_training_and_tuning_images_in_run_json_are_checked(tmp_path, stored):

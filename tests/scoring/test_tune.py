@@ -134,9 +134,7 @@ def viewed(tmp_path, FakeSegmenter, dataset):
     target = np.zeros((24, 24), dtype=bool)
     target[4:9, 3:20] = True
     ids = [f"{k:02d}" for k in range(12)]
-    data = dataset(
-        tmp_path / "val", ids=ids, target=target, groups=[name[0] + str(int(name) % 8) for name in ids]
-    )
+    data = dataset(tmp_path / "val", ids=ids, target=target, groups=[name[0] + str(int(name) % 8) for name in ids])
 
     def draw(noise: float) -> dict[str, np.ndarray]:
         return {name: random.normal(-2, noise, (24, 24)) + 3 * target for name in ids}
@@ -223,9 +221,7 @@ def test_card_stores_the_gain_until_the_next_tuning_and_its_images_are_not_score
     with raises_code(DataError, "tuning_leak", "12 of 12 images"):
         evaluate(predictor, data, tmp_path / "out", figures=False, num_workers=0)
     other = dataset(tmp_path / "test", ids=["x"], target=np.ones((20, 20), dtype=bool))
-    metrics = evaluate(
-        load_predictor(bundle, tta=True), other, tmp_path / "out", figures=False, num_workers=0
-    )
+    metrics = evaluate(load_predictor(bundle, tta=True), other, tmp_path / "out", figures=False, num_workers=0)
     assert metrics["settings"]["tta"] == ["flip"]
     assert metrics["threshold"] == tuned.gain.threshold
     assert metrics["threshold_origin"]["gain"] == tuned.gain.gain

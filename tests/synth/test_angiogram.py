@@ -49,9 +49,7 @@ def test_masks_are_the_rays_through_a_lumen_and_the_collimator(size: int) -> Non
     picture = take(scene, np.random.default_rng(1))
     vessels = chords([vessel.tube for vessel in scene.tree.vessels], size) > 0
     clear = scene.opening > 0.5
-    np.testing.assert_array_equal(
-        picture.mask_of([sight.shadow for sight in picture.vessels]), vessels & clear
-    )
+    np.testing.assert_array_equal(picture.mask_of([sight.shadow for sight in picture.vessels]), vessels & clear)
     assert scene.catheter is not None
     np.testing.assert_array_equal(picture.objects["catheter"], (chords([scene.catheter], size) > 0) & clear)
     assert picture.pixels.shape == (size, size, 3)
@@ -82,9 +80,7 @@ def test_devices_vary_only_with_all_phrases() -> None:
         plain = draw(2, index, 96)
         assert plain.masks is not None and plain.masks.any(axis=(1, 2, 3)).all()
         np.testing.assert_array_equal(masks["blood vessel"], plain.masks[0, 0])
-    assert {(False, False), (True, False), (True, True)} == set(found), (
-        "a wire never comes without a catheter"
-    )
+    assert {(False, False), (True, False), (True, True)} == set(found), "a wire never comes without a catheter"
 
 
 def test_a_guide_wire_is_dark_and_runs_in_the_vessels() -> None:

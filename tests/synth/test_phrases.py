@@ -71,9 +71,7 @@ def test_a_branch_with_a_short_visible_part_does_not_count() -> None:
     clear[15:, :100] = False  # only a short part of the wide vessel is left
     wide, thin = vessel(60, 8), vessel(180, 4)
     picture = picture_of(wide, thin, clear=clear)
-    np.testing.assert_array_equal(
-        masks_for(picture, ["the widest vessel"])["the widest vessel"], mask_of(thin)
-    )
+    np.testing.assert_array_equal(masks_for(picture, ["the widest vessel"])["the widest vessel"], mask_of(thin))
     assert masks_for(picture, ["blood vessel"])["blood vessel"][10, 60], "it is a blood vessel all the same"
 
 

@@ -31,25 +31,19 @@ def test_an_item_is_one_color_frame_with_a_mask_for_each_prompt() -> None:
 def test_a_retina_is_red_before_green_before_blue_and_black_outside(eyes: list[tuple[Picture, Eye]]) -> None:
     for picture, eye in eyes:
         red, green, blue = np.moveaxis(picture.pixels, 2, 0)
-        assert (
-            np.median(red[picture.clear]) > np.median(green[picture.clear]) > np.median(blue[picture.clear])
-        )
+        assert np.median(red[picture.clear]) > np.median(green[picture.clear]) > np.median(blue[picture.clear])
         y, x = np.mgrid[:SIZE, :SIZE] + 0.5
         away = np.hypot(x - eye.center[0], y - eye.center[1])
         np.testing.assert_array_equal(picture.clear, away < eye.field_px)
         assert (picture.pixels[away > eye.field_px + 6] < 12).all()
 
 
-def test_vessels_are_darker_than_their_surroundings_most_of_all_in_green(
-    eyes: list[tuple[Picture, Eye]],
-) -> None:
+def test_vessels_are_darker_than_their_surroundings_most_of_all_in_green(eyes: list[tuple[Picture, Eye]]) -> None:
     for picture, _ in eyes:
         masks = masks_for(picture, ALL_PHRASES)
         vessel = masks["blood vessel"] & ~masks["optic disc"]
         around = binary_dilation(masks["blood vessel"], iterations=4) & picture.clear
-        around &= ~binary_dilation(masks["blood vessel"]) & ~binary_dilation(
-            masks["optic disc"], iterations=4
-        )
+        around &= ~binary_dilation(masks["blood vessel"]) & ~binary_dilation(masks["optic disc"], iterations=4)
         contrast = [1 - picture.pixels[vessel, c].mean() / picture.pixels[around, c].mean() for c in (0, 1)]
         assert contrast[1] > 0.08 and contrast[1] > contrast[0]
         assert 0.03 < masks["blood vessel"].mean() < 0.25
@@ -89,6 +83,4 @@ def test_the_eye_is_the_same_at_sizes_from_64_to_1024(size: int) -> None:
     picture, eye = photograph(np.random.default_rng([2, 0]), size)
     assert picture.pixels.shape == (size, size, 3)
     assert eye.spacing_mm * eye.disc_px == pytest.approx(1.8, rel=0.01)
-    assert eye.disc_px / size == pytest.approx(
-        photograph(np.random.default_rng([2, 0]), 128)[1].disc_px / 128
-    )
+    assert eye.disc_px / size == pytest.approx(photograph(np.random.default_rng([2, 0]), 128)[1].disc_px / 128)

@@ -26,9 +26,7 @@ def mode_of(path: Path) -> str:
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-    }
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_same_seed_and_index_give_the_same_bytes() -> None:
@@ -152,9 +150,7 @@ def test_omitted_and_absent_phrases_are_so_in_the_file(tmp_path: Path) -> None:
         ({"num_workers": -1}, "num_workers"),
     ],
 )
-def test_settings_out_of_bounds_are_refused(
-    settings: dict[str, object], field: str | None, tmp_path: Path
-) -> None:
+def test_settings_out_of_bounds_are_refused(settings: dict[str, object], field: str | None, tmp_path: Path) -> None:
     with raises_code(SettingError, "bad_value") as caught:
         write_dataset(tmp_path / "out", **{"n": 1, "size": 64, **settings})  # type: ignore[arg-type]
     assert caught.value.field == field
@@ -187,9 +183,7 @@ def test_an_interrupted_dataset_leaves_nothing(num_workers: int, tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_writes_clips_and_reports_counts(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_writes_clips_and_reports_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["synth", str(tmp_path / "out"), *"--n 1 --frames 3 --size 64 --phrases all".split()]
     assert main([*arguments, "--num-workers", "0", "--json"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])

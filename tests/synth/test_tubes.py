@@ -28,18 +28,14 @@ coordinate = st.floats(-20, 84)
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.tuples(coordinate, coordinate), min_size=2, max_size=5), st.floats(0.75, 9), st.floats(0.3, 1)
-)
+@given(st.lists(st.tuples(coordinate, coordinate), min_size=2, max_size=5), st.floats(0.75, 9), st.floats(0.3, 1))
 def test_a_projection_is_exactly_the_pixel_centers_within_a_radius_of_a_point(
     corners: list[tuple[float, float]], radius: float, taper: float
 ) -> None:
     points = resample(np.array(corners))[1]
     tube = Tube(points, np.maximum(np.linspace(radius, taper * radius, len(points)), THINNEST_RADIUS))
     y, x = np.mgrid[:64, :64] + 0.5
-    away2 = ((points[:, 0, None, None] - x) ** 2 + (points[:, 1, None, None] - y) ** 2) - tube.radii[
-        :, None, None
-    ] ** 2
+    away2 = ((points[:, 0, None, None] - x) ** 2 + (points[:, 1, None, None] - y) ** 2) - tube.radii[:, None, None] ** 2
     found = chords([tube], 64) > 0
     sure = (np.abs(away2) > 1e-3).all(axis=0)  # float32 may differ exactly at the rim
     assert (found == (away2 < 0).any(axis=0))[sure].all()

@@ -91,9 +91,7 @@ def test_radii_begin_at_the_given_radius_and_taper() -> None:
 
 
 @pytest.mark.parametrize(("depth", "expected"), [(0.49, 0), (0.51, 1), (0.7, 1)])
-def test_a_stenosis_loses_half_the_diameter_or_more_between_its_shoulders(
-    depth: float, expected: int
-) -> None:
+def test_a_stenosis_loses_half_the_diameter_or_more_between_its_shoulders(depth: float, expected: int) -> None:
     index = np.arange(400)
     stenosis = depth * np.exp(-(((index - 200) / 20) ** 2))
     vessel = Vessel(straight(6).points, np.full(400, 6.0), stenosis)

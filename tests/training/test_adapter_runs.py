@@ -56,11 +56,7 @@ def test_a_lora_run_ends_with_merged_weights_and_resumes_from_its_adapter(
 def test_an_adapter_resumes_exactly_and_frozen_components_are_stored_once(
     plain_settings: MakeSettings, four_images: Path, tmp_path: Path
 ) -> None:
-    changes = {
-        **with_validation(four_images),
-        "steps": 4,
-        "trainable": {"preset": "lora", "save": "adapter"},
-    }
+    changes = {**with_validation(four_images), "steps": 4, "trainable": {"preset": "lora", "save": "adapter"}}
     whole = train(plain_settings(tmp_path / "whole", **changes))
     part = tmp_path / "part"
     with pytest.raises(KeyboardInterrupt):

@@ -31,9 +31,7 @@ def read(folder: Path, *entries: Any) -> ConversationFile:
 
 def test_turns_and_pixels_are_read_without_the_image_token(tmp_path: Path) -> None:
     found = read(
-        tmp_path,
-        entry("<image>\nWhat is this?", "A heart.", "Whose?", " Unknown. "),
-        entry("Why? <image>", "So."),
+        tmp_path, entry("<image>\nWhat is this?", "A heart.", "Whose?", " Unknown. "), entry("Why? <image>", "So.")
     )
     first, second = found.conversations
     assert first.turns == (("What is this?", "A heart."), ("Whose?", "Unknown."))
@@ -72,28 +70,19 @@ def wrong_turn(**message: Any) -> dict[str, Any]:
         ({"id": "2", "conversations": []}, r"entry 1, image: is missing"),
         (entry("<image> a", "b", image="../a.png"), r"entry 1: image .*\.\./a\.png.* is outside"),
         (entry("<image> a", "b", image="/etc/a.png"), "entry 1: image .*/etc/a.png.* is outside"),
-        (
-            entry("<image> a", "b", image="b.png"),
-            r"entry 1: image .*b\.png.* is not in .* or its images/",
-        ),
+        (entry("<image> a", "b", image="b.png"), r"entry 1: image .*b\.png.* is not in .* or its images/"),
         (entry(), "entry 1, conversations: "),
         (entry("<image> a"), r"entry 1 \(a\.png\): ends with a question"),
         (entry("a", "b"), "<image> must occur once, in the first question"),
         (entry("<image> a <image>", "b"), "<image> must occur once"),
         (entry("<image> a", "b", "<image> c", "d"), "<image> must occur once"),
         (entry("<image>\n", "b"), "the first question is only <image>"),
-        (
-            entry("<image> a", "Sure, [SEG]."),
-            r"message 1 contains \[SEG\], but a conversation has no masks",
-        ),
+        (entry("<image> a", "Sure, [SEG]."), r"message 1 contains \[SEG\], but a conversation has no masks"),
         (entry("<image> a", " "), r"entry 1, conversations\[1\]\.value: .*is empty"),
         (entry("<image> a", "\ud800"), r"entry 1, conversations\[1\]\.value: "),
         (wrong_turn(**{"from": "gpt", "value": "<image>"}), "message 0 is from gpt, not human"),
         (wrong_turn(**{"from": "human"}), r"entry 1, conversations\[0\]\.value: is missing"),
-        (
-            wrong_turn(**{"from": "human", "value": "<image> a", "more": 1}),
-            r"entry 1, conversations\[0\]\.more: ",
-        ),
+        (wrong_turn(**{"from": "human", "value": "<image> a", "more": 1}), r"entry 1, conversations\[0\]\.more: "),
         (wrong_turn(**{"from": "human", "value": 3}), r"entry 1, conversations\[0\]\.value: "),
     ],
 )

@@ -64,9 +64,7 @@ def test_identical_validations_stop_the_run() -> None:
 
 
 def test_the_overfit_test_passes_from_a_dice_of_0_9_on() -> None:
-    assert overfit_result(lines(0.2, 0.93)).startswith(
-        "overfit test passed: mean Dice 0.930 on 8 answers at step 20"
-    )
+    assert overfit_result(lines(0.2, 0.93)).startswith("overfit test passed: mean Dice 0.930 on 8 answers at step 20")
     assert overfit_result(lines(0.2, 0.89)).startswith("overfit test failed: mean Dice 0.890 on 8 answers")
     assert overfit_result(lines(None)).startswith("overfit test failed: Dice is undefined")
 

@@ -12,14 +12,7 @@ from vesalius.training import figures
 from vesalius.training.figures import draw_curves
 
 STEPS = [
-    {
-        "step": i + 1,
-        "loss": 1 / (i + 1),
-        "loss_deep": 0.5,
-        "loss_focal": None,
-        "lr": 1e-4,
-        "grad_norm": 1.0 + i % 3,
-    }
+    {"step": i + 1, "loss": 1 / (i + 1), "loss_deep": 0.5, "loss_focal": None, "lr": 1e-4, "grad_norm": 1.0 + i % 3}
     for i in range(60)
 ]
 

@@ -51,9 +51,7 @@ def made(mixture: Mixture, num_workers: int = 0, epoch: int = 1, start: int = 0)
 
 def assert_same(one: Sequence[Made], two: Sequence[Made]) -> None:
     assert [each.draws for each in one] == [each.draws for each in two]
-    for a, b in zip(
-        (i for each in one for i in each.items), (i for each in two for i in each.items), strict=True
-    ):
+    for a, b in zip((i for each in one for i in each.items), (i for each in two for i in each.items), strict=True):
         assert (a.id, a.prompts, a.turns, a.absent) == (b.id, b.prompts, b.turns, b.absent)
         np.testing.assert_array_equal(a.frames, b.frames)
         if a.masks is not None:

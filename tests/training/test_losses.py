@@ -41,14 +41,7 @@ def random_masks(*shape: int) -> torch.Tensor:
 
 def test_total_is_the_weighted_sum() -> None:
     output, masks = output_of(random_logits(2)), [random_masks(2, 16, 16)]
-    weights: dict[str, Any] = {
-        "text": 0.3,
-        "bce": 5.0,
-        "dice": 7.0,
-        "iou": 11.0,
-        "cldice": 13.0,
-        "focal": 17.0,
-    }
+    weights: dict[str, Any] = {"text": 0.3, "bce": 5.0, "dice": 7.0, "iou": 11.0, "cldice": 13.0, "focal": 17.0}
     losses = compute_losses(output, masks, LossSettings(**weights))
     assert losses.cldice is not None
     assert losses.focal is not None
@@ -90,9 +83,7 @@ def test_images_without_masks_do_not_change_the_losses(variant: dict[str, Any]) 
     logits, masks = random_logits(2), [random_masks(1, 16, 16), random_masks(1, 20, 12)]
     empty = torch.zeros(0, 16, 16, dtype=torch.uint8)
     expected = compute_losses(output_of(logits), masks, LossSettings(**variant), draws=[1])
-    more = compute_losses(
-        output_of(logits), [empty, masks[0], empty, masks[1]], LossSettings(**variant), draws=[1]
-    )
+    more = compute_losses(output_of(logits), [empty, masks[0], empty, masks[1]], LossSettings(**variant), draws=[1])
     assert vars(more) == vars(expected)
 
 

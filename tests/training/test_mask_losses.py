@@ -206,9 +206,7 @@ def test_losses_are_in_range_and_independent_per_mask(
     ):
         both = loss(logits, targets)
         assert (both >= -1e-6).all()
-        torch.testing.assert_close(
-            both, torch.cat([loss(logits[i : i + 1], targets[i : i + 1]) for i in (0, 1)])
-        )
+        torch.testing.assert_close(both, torch.cat([loss(logits[i : i + 1], targets[i : i + 1]) for i in (0, 1)]))
         mirrored = loss(logits.flip(2), targets.flip(2))
         torch.testing.assert_close(both, mirrored, rtol=1e-4, atol=1e-5)
     for bounded in (soft_dice_loss(logits, targets), soft_cldice_loss(logits, targets, 3)):

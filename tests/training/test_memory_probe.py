@@ -64,9 +64,7 @@ def test_the_probe_changes_nothing(context: TrainingContext) -> None:
     assert all(parameter.grad is None for parameter in module.parameters())
 
 
-def test_the_probe_allocates_the_optimizer_state(
-    context: TrainingContext, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_probe_allocates_the_optimizer_state(context: TrainingContext, monkeypatch: pytest.MonkeyPatch) -> None:
     state_sizes: list[int] = []
     inner: Any = context.optimizer
     step = inner.step

@@ -142,9 +142,7 @@ def test_clips_have_frames_in_order_and_common_phrases(samples: list[Sample]) ->
 def test_absent_phrases_are_answered_with_words_or_an_empty_mask(samples: list[Sample]) -> None:
     def absent(tasks: TaskSettings) -> dict[str, list[str]]:
         items = load_all(Mixture(samples, tasks))
-        return {
-            item.id: [item.prompts[index] for index in sorted(item.absent)] for item in items if item.absent
-        }
+        return {item.id: [item.prompts[index] for index in sorted(item.absent)] for item in items if item.absent}
 
     assert absent(TaskSettings()) == {}
     assert absent(words()) == {"f0": ["vessel"], "f4": ["vessel"], "f5": ["wire", "stent"]}
@@ -208,9 +206,7 @@ def test_the_fingerprint_covers_the_data_of_all_tasks(samples: list[Sample], tmp
         ({"conversations": 1}, "tasks.conversations"),
     ],
 )
-def test_a_task_without_examples_is_refused(
-    samples: list[Sample], weights: dict[str, float], field: str
-) -> None:
+def test_a_task_without_examples_is_refused(samples: list[Sample], weights: dict[str, float], field: str) -> None:
     with raises_code(SettingError, "no_examples") as caught:
         Mixture(samples[5:], words(**weights))
     assert caught.value.field == field

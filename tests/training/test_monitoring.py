@@ -55,12 +55,8 @@ def test_a_run_reports_baseline_validations_figures_trackers_and_its_card(data: 
     trained = {line["step"]: line["hd95_px"] for line in validations[1:]}
     best = int((run / "best").resolve().name.removeprefix("step-"))
     assert trained[best] == min(trained.values()) > 0
-    assert any(
-        note.startswith("before training: answers 2 of 2 prompts with [SEG]; mean Dice 0.") for note in notes
-    )
-    assert notes[-2].startswith(
-        ("better than before training: HD95 ", "NOT better than before training: HD95 ")
-    )
+    assert any(note.startswith("before training: answers 2 of 2 prompts with [SEG]; mean Dice 0.") for note in notes)
+    assert notes[-2].startswith(("better than before training: HD95 ", "NOT better than before training: HD95 "))
     for step in (0, 1, 2):
         with Image.open(run / "validation" / f"step-{step:06d}.png") as sheet:
             assert sheet.width == 1920
@@ -79,8 +75,7 @@ def check_card(bundle: Path, line: dict[str, Any], data: Path) -> None:
     assert card.startswith("---\nlibrary_name: vesalius\n")
     assert f"| HD95 | {line['hd95_px']:.4g} px |" in card
     assert all(
-        words in card
-        for words in ("training data: vessels, 2 images", "`blood vessel`", "not a medical device")
+        words in card for words in ("training data: vessels, 2 images", "`blood vessel`", "not a medical device")
     )
     assert not any(str(data.parent) in text or str(bundle.parents[2]) in text for text in (card, recipe))
     again = read_settings(RunSettings, bundle / "recipe.yaml")
@@ -132,9 +127,7 @@ def test_a_run_with_a_weight_average_saves_it_and_resumes_exactly(data: Path, tm
 
 
 @pytest.mark.usefixtures("small")
-def test_training_without_effect_stops_at_the_first_validation(
-    data: Path, small_bundle: Path, tmp_path: Path
-) -> None:
+def test_training_without_effect_stops_at_the_first_validation(data: Path, small_bundle: Path, tmp_path: Path) -> None:
     optim = {"lr": 1e-30, "weight_decay": 0}
     still = settings(data, tmp_path / "run", model=str(small_bundle), optim=optim)
     with raises_code(TrainingError, "unchanged_predictions", "step 0 and step 1"):

@@ -59,9 +59,7 @@ def settings(folder: Path, out: Path, **changes: Any) -> RunSettings:
     return make_settings(RunSettings, {**values, **changes}, "test")
 
 
-def test_a_run_with_all_tasks_resumes_only_with_unchanged_tasks_and_conversations(
-    data: Path, tmp_path: Path
-) -> None:
+def test_a_run_with_all_tasks_resumes_only_with_unchanged_tasks_and_conversations(data: Path, tmp_path: Path) -> None:
     notes: list[str] = []
     # 4 samples and one example of each other task: an epoch is one batch
     run = train(settings(data, tmp_path / "run", steps=1, batch_size=7), on_note=notes.append)
@@ -71,13 +69,9 @@ def test_a_run_with_all_tasks_resumes_only_with_unchanged_tasks_and_conversation
         "conversations",
     ]
     manifest = json.loads((run / "manifest.json").read_text())
-    assert {sample.id for sample in load_samples(data / "annotations.json")} < manifest["train"][
-        "samples"
-    ].keys()
+    assert {sample.id for sample in load_samples(data / "annotations.json")} < manifest["train"]["samples"].keys()
     assert "talk, entry 0" in manifest["train"]["samples"]
-    assert (
-        len(read_card(run / "last").training_images) == 5
-    )  # images of conversations count as training images
+    assert len(read_card(run / "last").training_images) == 5  # images of conversations count as training images
     with raises_code(TrainingError, "changed_setting", "tasks.clips (it was 0.2)"):
         resume(settings(data, run, batch_size=7, tasks={**TASKS, "clips": 0.4}))
     talk(data / "talk.json", "Blue.")

@@ -74,9 +74,7 @@ def alone(settings: MakeRecipe, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def start(launcher: list[str], arguments: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     command = [*launcher, *arguments]
-    return subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=False, cwd=ROOT, timeout=600
-    )
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=ROOT, timeout=600)
 
 
 def assert_equal(run: Path, alone: Path) -> None:
@@ -93,9 +91,7 @@ def assert_equal(run: Path, alone: Path) -> None:
         torch.testing.assert_close(parameter, other[name], atol=1e-4, rtol=1e-3, msg=name)
 
 
-def test_two_processes_of_torchrun_have_the_losses_of_one(
-    settings: MakeRecipe, alone: Path, tmp_path: Path
-) -> None:
+def test_two_processes_of_torchrun_have_the_losses_of_one(settings: MakeRecipe, alone: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(settings(tmp_path / "run", batch_size=1).to_yaml())
     done = start(TORCHRUN, ["-m", "vesalius", "train", str(recipe)])
@@ -210,24 +206,13 @@ def loaders(data: Path, ranks: int, batch_size: int) -> list[Loader]:
     learner = TextSegLearner(new_model("tiny", 0), {}, LossSettings())
     mixture = open_mixture(open_dataset(data).samples, TaskSettings(), None, False)
     return [
-        Loader(
-            mixture,
-            learner,
-            AugmentSettings(),
-            batch_size,
-            seed=3,
-            accumulation=2,
-            rank=rank,
-            world_size=ranks,
-        )
+        Loader(mixture, learner, AugmentSettings(), batch_size, seed=3, accumulation=2, rank=rank, world_size=ranks)
         for rank in range(ranks)
     ]
 
 
 @pytest.mark.parametrize(("ranks", "batch_size"), [(2, 1), (2, 2), (3, 1), (4, 2)])
-def test_processes_divide_the_batches_and_weights_of_one_process(
-    data: Path, ranks: int, batch_size: int
-) -> None:
+def test_processes_divide_the_batches_and_weights_of_one_process(data: Path, ranks: int, batch_size: int) -> None:
     (one,), several = loaders(data, 1, ranks * batch_size), loaders(data, ranks, batch_size)
     assert {each.steps_in_epoch() for each in several} == {one.steps_in_epoch()}
     for whole, *steps in zip(one.steps(1), *(each.steps(1) for each in several), strict=True):
@@ -237,8 +222,7 @@ def test_processes_divide_the_batches_and_weights_of_one_process(
             parts = [step.microbatches[index] for step in steps]
             assert expected.ids == [i for each in parts if each.weight for i in each.ids]
             np.testing.assert_allclose(
-                [each.weight * whole.images for each in parts],
-                [len(each.ids) * bool(each.weight) for each in parts],
+                [each.weight * whole.images for each in parts], [len(each.ids) * bool(each.weight) for each in parts]
             )
 
 

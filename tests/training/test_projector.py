@@ -21,9 +21,7 @@ from vesalius.training.run import resume, train
 from vesalius.training.settings import RunSettings
 from vesalius.types import Absent, Sample
 
-PHRASES = tuple(
-    f"{order} {side} branch" for order in ("first", "second", "third") for side in ("left", "right")
-)
+PHRASES = tuple(f"{order} {side} branch" for order in ("first", "second", "third") for side in ("left", "right"))
 """Phrases unknown to the tiny model."""
 CPU = torch.device("cpu")
 
@@ -80,9 +78,7 @@ def test_notes_report_the_result_on_held_out_images_if_there_are_enough(
     assert again.endswith("; THE OLD PROJECTOR SEPARATED THEM: use projector: kept")
 
 
-def test_each_unit_of_both_layers_has_mean_0_and_variance_1(
-    opened: OpenedModel, samples: list[Sample]
-) -> None:
+def test_each_unit_of_both_layers_has_mean_0_and_variance_1(opened: OpenedModel, samples: list[Sample]) -> None:
     fit_projector(opened, samples[:2], CPU, seed=0)
     asked = [samples[index] for index in (0, 0, 0, 1, 1, 1)]  # each with the three questions of the template
     with torch.no_grad():
@@ -116,9 +112,7 @@ def test_a_model_with_one_state_for_all_phrases_is_refused(
         fit_projector(opened, samples, CPU, seed=0)
 
 
-def test_a_failed_fit_is_noted(
-    opened: OpenedModel, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_fit_is_noted(opened: OpenedModel, samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
     """Hidden states that vary strongly between images and hardly between phrases."""
 
     def noise(opened: OpenedModel, asked: list[Sample], phrases: tuple[str, ...]) -> torch.Tensor:
@@ -143,9 +137,7 @@ def test_the_same_seed_gives_the_same_projector(opened: OpenedModel, samples: li
     assert not torch.equal(fitted(3), fitted(4))
 
 
-def test_skipped_phrases_are_noted(
-    opened: OpenedModel, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_skipped_phrases_are_noted(opened: OpenedModel, samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(projector, "MOST_PHRASES", 4)
     notes: list[str] = []
     fit_projector(opened, samples[:1], CPU, seed=0, on_note=notes.append)
@@ -153,9 +145,7 @@ def test_skipped_phrases_are_noted(
 
 
 def test_a_single_phrase_is_refused(opened: OpenedModel, samples: list[Sample]) -> None:
-    one = [
-        replace(each, prompts=(PHRASES[0], f" {PHRASES[0]} "), masks=((Absent(),),) * 2) for each in samples
-    ]
+    one = [replace(each, prompts=(PHRASES[0], f" {PHRASES[0]} "), masks=((Absent(),),) * 2) for each in samples]
     with raises_code(SettingError, "conflicting_settings", "only first left branch;"):
         fit_projector(opened, one, CPU, seed=0)
     with raises_code(SettingError, "conflicting_settings", "only none;"):
@@ -183,9 +173,7 @@ def test_a_new_run_fits_the_projector_and_a_resumed_one_does_not(
     notes: list[str] = []
     train(run_settings(tmp_path), on_note=notes.append)
     assert any(note.startswith("projector fitted: ") for note in notes)
-    assert any(
-        note.endswith("its projector has random weights and was never trained to segment") for note in notes
-    )
+    assert any(note.endswith("its projector has random weights and was never trained to segment") for note in notes)
     card = json.loads((tmp_path / "run/last/vesalius.json").read_text())
     assert card["lineage"]["settings"]["projector"] == "fitted"
     monkeypatch.setattr("vesalius.training.preparation.fit_projector", None)

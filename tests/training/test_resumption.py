@@ -55,9 +55,7 @@ def test_an_edited_config_is_compared_with_the_settings_of_the_checkpoint(run: P
         resume(edited)
 
 
-def test_a_copy_that_followed_links_is_refused_before_it_trains(
-    plain_settings: MakeSettings, run: Path
-) -> None:
+def test_a_copy_that_followed_links_is_refused_before_it_trains(plain_settings: MakeSettings, run: Path) -> None:
     moved = Path(shutil.copytree(run, run.with_name("moved")))
     with raises_code(TrainingError, "damaged_checkpoint", "cp -a"):
         resume(plain_settings(moved, steps=3))
@@ -93,13 +91,8 @@ def test_paths_that_are_no_run_are_refused(plain_settings: MakeSettings, run: Pa
     assert "--resume" not in str(caught.value)
 
 
-def test_lost_validations_are_reported(
-    plain_settings: MakeSettings, four_images: Path, tmp_path: Path
-) -> None:
-    changes = {
-        "data": {"train": four_images, "val": four_images},
-        "validate": {"every_epochs": 100, "figures": 0},
-    }
+def test_lost_validations_are_reported(plain_settings: MakeSettings, four_images: Path, tmp_path: Path) -> None:
+    changes = {"data": {"train": four_images, "val": four_images}, "validate": {"every_epochs": 100, "figures": 0}}
     run = train(plain_settings(tmp_path / "run", steps=1, **changes))
     (run / "validation.jsonl").unlink()
     notes: list[str] = []
@@ -148,9 +141,7 @@ def test_a_run_inside_its_dataset_is_refused(plain_settings: MakeSettings, four_
     assert not (four_images / "run").exists()
 
 
-def test_unknown_training_images_stay_unknown(
-    plain_settings: MakeSettings, run: Path, tmp_path: Path
-) -> None:
+def test_unknown_training_images_stay_unknown(plain_settings: MakeSettings, run: Path, tmp_path: Path) -> None:
     """For example, official models list no training images."""
     path = run / "last" / "vesalius.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "training_images": None}))
@@ -176,6 +167,4 @@ def test_contradicting_settings_are_refused_and_multipliers_of_frozen_components
 
 def test_runs_of_one_program_may_differ_in_precision() -> None:
     for precision in ("fp32", "bf16", "fp32"):
-        assert join_processes(precision).accelerator.mixed_precision == (
-            "bf16" if precision == "bf16" else "no"
-        )
+        assert join_processes(precision).accelerator.mixed_precision == ("bf16" if precision == "bf16" else "no")

@@ -66,12 +66,7 @@ def test_the_first_five_losses_are_the_stored_ones(
 
 def test_workers_resumption_and_a_short_last_step_change_no_loss(data: Path, tmp_path: Path) -> None:
     """An epoch has 4 batches and a step accumulates 3, so that the last step of an epoch has one batch."""
-    changes = {
-        "steps": None,
-        "epochs": 2,
-        "batch_size": 1,
-        "optim": {"lr": 1e-3, "gradient_accumulation_steps": 3},
-    }
+    changes = {"steps": None, "epochs": 2, "batch_size": 1, "optim": {"lr": 1e-3, "gradient_accumulation_steps": 3}}
     whole = train(settings(data, tmp_path / "whole", num_workers=2, **changes))
     assert [(line["step"], line["epoch"]) for line in lines(whole)] == [(1, 0), (2, 0), (3, 1), (4, 1)]
     part = settings(data, tmp_path / "part", **changes, validate={"every_epochs": 1})
@@ -83,9 +78,7 @@ def test_workers_resumption_and_a_short_last_step_change_no_loss(data: Path, tmp
     assert fingerprint_weights(resumed / "last") == fingerprint_weights(whole / "last")
 
 
-def test_the_run_folder_has_the_documented_files_and_best_follows_the_metric(
-    data: Path, tmp_path: Path
-) -> None:
+def test_the_run_folder_has_the_documented_files_and_best_follows_the_metric(data: Path, tmp_path: Path) -> None:
     notes: list[str] = []
     changes = with_val(data, metric="recall", figures=1)
     run = train(settings(data, tmp_path / "run", steps=4, **changes), on_note=notes.append)
@@ -110,9 +103,7 @@ def test_the_run_folder_has_the_documented_files_and_best_follows_the_metric(
     assert card.lineage["start"] == "random weights, seed 0"
     assert not open_model(run / "last").model.training
     assert "4 validation images are also training images: scores will be too high" in notes
-    groups = (
-        "4 groups (patients, sequences) are in both training and validation data: scores will be too high"
-    )
+    groups = "4 groups (patients, sequences) are in both training and validation data: scores will be too high"
     assert groups in notes
 
 
@@ -125,9 +116,7 @@ def test_separate_validation_data_give_no_warning(data: Path, tmp_path: Path) ->
     assert not any("too high" in note for note in notes)
 
 
-def test_an_overfit_run_uses_the_first_samples_and_keeps_its_data_and_settings(
-    data: Path, tmp_path: Path
-) -> None:
+def test_an_overfit_run_uses_the_first_samples_and_keeps_its_data_and_settings(data: Path, tmp_path: Path) -> None:
     run = train(settings(data, tmp_path / "run", steps=2), overfit=2)
     manifest = json.loads((run / "manifest.json").read_text())
     assert list(manifest["train"]["samples"]) == manifest["val"]["samples"] == ["synth_00000", "synth_00001"]

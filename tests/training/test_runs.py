@@ -27,11 +27,7 @@ def make_run(
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
-    plain: dict[str, Any] = {
-        "batch_size": 4,
-        "optim": {"lr": 1e-4},
-        "validate": {"metric": "dice", "patience": None},
-    }
+    plain: dict[str, Any] = {"batch_size": 4, "optim": {"lr": 1e-4}, "validate": {"metric": "dice", "patience": None}}
     steps = [{"step": step, "progress": step / 20} for step in range(1, 21)]
     scores = [{"step": 0, "dice": 0.1}, {"step": 10, "dice": 0.7}, {"step": 20, "dice": 0.6}]
     make_run(tmp_path / "a", plain, steps, scores)

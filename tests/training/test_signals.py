@@ -82,8 +82,7 @@ def assert_same(run: Path, whole: Path) -> None:
     """Assert bit-identical losses, gradients, scores and weights, and no leftover partial files."""
     for name, ignored in (("log.jsonl", {"images_per_s", "peak_bytes"}), ("validation.jsonl", set())):
         kept = [
-            [{key: line[key] for key in line.keys() - ignored} for line in lines(each, name)]
-            for each in (run, whole)
+            [{key: line[key] for key in line.keys() - ignored} for line in lines(each, name)] for each in (run, whole)
         ]
         assert kept[0] == kept[1]
     for name in ("last", "best"):
@@ -247,9 +246,7 @@ def test_an_interrupted_command_exits_with_the_number_of_the_signal(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small")
-def test_dropout_depends_only_on_seed_and_step(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dropout_depends_only_on_seed_and_step(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Random numbers of a step do not depend on earlier draws or on resumption."""
     seen: list[float] = []
     backward = loop.backward
@@ -321,9 +318,7 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_alone_and_lists_the_images
 
 
 @pytest.mark.usefixtures("small")
-def test_a_second_job_and_changed_settings_are_refused_and_possible_changes_noted(
-    data: Path, finished: Path
-) -> None:
+def test_a_second_job_and_changed_settings_are_refused_and_possible_changes_noted(data: Path, finished: Path) -> None:
     with ExitStack() as held:
         hold_folder(finished, "training run", held)
         with raises_code(OutputError, "folder_in_use"):
@@ -344,9 +339,7 @@ def test_a_second_job_and_changed_settings_are_refused_and_possible_changes_note
 
 
 @pytest.mark.usefixtures("small")
-def test_a_damaged_checkpoint_is_named_with_the_command_that_selects_the_best(
-    data: Path, finished: Path
-) -> None:
+def test_a_damaged_checkpoint_is_named_with_the_command_that_selects_the_best(data: Path, finished: Path) -> None:
     best = finished / "checkpoints" / "step-000003"
     shutil.rmtree(best, ignore_errors=True)
     shutil.copytree(finished / "last", best)

@@ -5,14 +5,7 @@ import pytest
 import torch
 
 from vesalius.masks import resize_bilinear
-from vesalius.training.losses import (
-    area_average,
-    on_cells,
-    on_pixels,
-    on_points,
-    point_sample,
-    sample_uncertain_points,
-)
+from vesalius.training.losses import area_average, on_cells, on_pixels, on_points, point_sample, sample_uncertain_points
 
 
 def random_masks(seed: int, *shape: int) -> torch.Tensor:
@@ -108,8 +101,6 @@ def test_image_logits_equal_those_of_a_prediction() -> None:
         resize_bilinear(resize_bilinear(low, (64, 64)), size)
         for low, size in zip(logits.numpy(), [(37, 50), (37, 50), (100, 20)], strict=True)
     ]
-    np.testing.assert_allclose(
-        enlarged.numpy(), np.concatenate([each.ravel() for each in expected]), atol=1e-5
-    )
+    np.testing.assert_allclose(enlarged.numpy(), np.concatenate([each.ravel() for each in expected]), atol=1e-5)
     for (_, targets), of_image in zip(pairs, masks, strict=True):
         assert torch.equal(targets, of_image.float())

@@ -63,9 +63,7 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         return train(settings(data, tmp_path_factory.mktemp("runs") / "run", augment={"flip": 0.5}))
 
 
-def test_it_trains_predicts_and_is_evaluated_and_compared_like_any_model(
-    data: Path, run: Path, tmp_path: Path
-) -> None:
+def test_it_trains_predicts_and_is_evaluated_and_compared_like_any_model(data: Path, run: Path, tmp_path: Path) -> None:
     assert losses(run)[-1] < losses(run)[0]
     val = open_dataset(data / "val")
     predictor = load_predictor(run, device="cpu")
@@ -98,22 +96,16 @@ def test_an_unknown_phrase_is_refused_and_not_answered_with_an_empty_mask(
 ) -> None:
     val = open_dataset(data / "val")
     predictor = load_predictor(run, device="cpu")
-    with pytest.raises(
-        SettingError, match="no channel for 'liver'; it was trained on: blood vessel, catheter"
-    ):
+    with pytest.raises(SettingError, match="no channel for 'liver'; it was trained on: blood vessel, catheter"):
         write_predictions(predictor, val.samples, ["liver"], tmp_path / "masks")
     assert not (tmp_path / "masks").exists()
 
 
 def test_a_new_run_keeps_the_channels_of_its_own_phrases(data: Path, run: Path, tmp_path: Path) -> None:
     notes: list[str] = []
-    asked = settings(
-        data,
-        tmp_path / "run",
-        model=str(run),
-        unet=None,
-        steps=1,
-    ).changed(data={"train": data / "val", "prompt": "blood vessel"})
+    asked = settings(data, tmp_path / "run", model=str(run), unet=None, steps=1).changed(
+        data={"train": data / "val", "prompt": "blood vessel"}
+    )
     second = train(asked, on_note=notes.append)
     assert "channels of the U-Net: 1 kept; removed: catheter" in notes
     assert any("have no effect" in note for note in notes)

@@ -72,8 +72,7 @@ def test_the_summary_shows_the_chosen_metric() -> None:
     line = {"step": 500, "dice": 0.5, "accuracy": 0.9, "cldice": 0.25, "seg_rate": 1.0, "best": True}
     line |= {"absent_seg_rate": None, "prediction_similarity": 0.75, "target_similarity": None}
     assert (
-        summarize(line)
-        == "validation at step 500: dice 0.500  cldice 0.250  seg_rate 1.000  (best checkpoint so far)"
+        summarize(line) == "validation at step 500: dice 0.500  cldice 0.250  seg_rate 1.000  (best checkpoint so far)"
     )
     assert "cldice" in METRICS
 

@@ -188,9 +188,7 @@ def _spans_area(points: np.ndarray) -> bool:
         return bool((edges[:, 0] * longest[1] != edges[:, 1] * longest[0]).any())
 
 
-def _correct_raster(
-    reference: RleMask | MaskFile | Absent, name: str, size: Size, note: Note
-) -> MaskReference | None:
+def _correct_raster(reference: RleMask | MaskFile | Absent, name: str, size: Size, note: Note) -> MaskReference | None:
     """The mask at the image size; None if it is empty; NotCorrectable if rescaling would change its shape."""
     stored = stored_size(reference)
     if stored == size:
@@ -289,14 +287,14 @@ def _find_far_points(sample: Sample, drawn: Size) -> str:
             points = _finite_points(part)
             if _spans_area(points):
                 beyond = np.maximum(-points, points - (drawn[1], drawn[0])).max(axis=0)
-                if (
-                    beyond > np.maximum(MAX_OVERSHOOT_PX, MAX_OVERSHOOT * np.array([drawn[1], drawn[0]]))
-                ).any():
+                if (beyond > np.maximum(MAX_OVERSHOOT_PX, MAX_OVERSHOOT * np.array([drawn[1], drawn[0]]))).any():
                     furthest = max(furthest, float(beyond.max()))
     if not furthest:
         return ""
     what = f"its stated size of {_by(drawn)}" if sample.size else "the image"
-    return f"coordinates lie {furthest:.4g} pixels outside {what}, so it is unknown at which image size it was annotated"
+    return (
+        f"coordinates lie {furthest:.4g} pixels outside {what}, so it is unknown at which image size it was annotated"
+    )
 
 
 def _outside(parts: Sequence[Sequence[float]], size: Size) -> float:

@@ -46,9 +46,7 @@ def draw_distributions(
         ),
         (
             "Mask width along the skeleton",
-            plots.histogram(
-                middle, "median width, px", top, of="masks", written=lambda value: f"{value:.1f}"
-            ),
+            plots.histogram(middle, "median width, px", top, of="masks", written=lambda value: f"{value:.1f}"),
             "One value per mask; the dashed line is the mean.",
         ),
         ("Images by size, h x w", _counts(by_size, "sizes"), _more(by_size, "sizes")),
@@ -75,9 +73,7 @@ def _fractions(fractions: Mapping[str, Sequence[float]]) -> Markup:
     words = []
     for row, (name, values) in enumerate(rows):
         least, middle, most = np.quantile(values, (0.05, 0.5, 0.95)).tolist()
-        words.append(
-            f"{name}: median {100 * middle:.3g} %, 90 % from {100 * least:.3g} to {100 * most:.3g} %"
-        )
+        words.append(f"{name}: median {100 * middle:.3g} %, 90 % from {100 * least:.3g} to {100 * most:.3g} %")
         plot.text(low, row, f"{_short(name)}: {100 * middle:.3g} %", dy=14, anchor="start", color=INK)
         ends = [max(low, math.log10(value)) for value in (least, middle, most)]
         plot.line([(ends[0], row + 0.68), (ends[2], row + 0.68)], BLUE, 3)

@@ -25,9 +25,7 @@ def check_duplicates(measurements: Sequence[Measurement]) -> list[Finding]:
         if measurement.hashes is not None:
             same[measurement.hashes].append(measurement)
     findings = [
-        _duplicates("duplicate_image", group, "have the same pixels")
-        for group in same.values()
-        if not _one_clip(group)
+        _duplicates("duplicate_image", group, "have the same pixels") for group in same.values() if not _one_clip(group)
     ]
     clips = [f"{_similarity_key(each)}\n{each.split}" for each, *_ in same.values()]
     hashes = list(same)

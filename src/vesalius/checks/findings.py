@@ -23,9 +23,7 @@ def finding(
 ) -> Finding:
     """A finding; severity and remedy default to those of its code in `codes.py`."""
     kind = CODES[code]
-    return Finding(
-        code, severity or kind.severity, str(file), location, message, remedy or kind.remedy, tuple(samples)
-    )
+    return Finding(code, severity or kind.severity, str(file), location, message, remedy or kind.remedy, tuple(samples))
 
 
 def is_summary(found: Finding) -> bool:

@@ -185,8 +185,7 @@ def _write(kept: Mapping[str, Sequence[Sample]], folder: Path, on_image: Callabl
         taken.update(names.values())
         copies = (placed[each.image, each.frame] for each in samples)
         rows = [
-            replace(each, id=copy.id, image=copy.image, frame=None)
-            for each, copy in zip(samples, copies, strict=True)
+            replace(each, id=copy.id, image=copy.image, frame=None) for each, copy in zip(samples, copies, strict=True)
         ]
         vesalius_json.write(folder / _name(split), rows)
     return sum(map(len, kept.values()))
@@ -207,7 +206,5 @@ def _unknown_scale(n: int, of: int, file: Path) -> Finding:
 
 def _renamed(found: Finding, before: str, after: str) -> Finding:
     """The finding with the temporary folder's name replaced by the final one in all its texts."""
-    texts = {
-        key: getattr(found, key).replace(before, after) for key in ("file", "location", "message", "remedy")
-    }
+    texts = {key: getattr(found, key).replace(before, after) for key in ("file", "location", "message", "remedy")}
     return replace(found, **texts)

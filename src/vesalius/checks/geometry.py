@@ -40,10 +40,7 @@ def _check_polygon(part: tuple[float, ...], size: Size) -> tuple[str, str] | Non
         return "zero_area", f"its {len(points)} points lie on one line"
     crossings = count_crossings(points)
     if crossings is None:
-        return (
-            "self_intersection",
-            f"has too many long edges ({len(points)}) to search for self-intersections",
-        )
+        return ("self_intersection", f"has too many long edges ({len(points)}) to search for self-intersections")
     if crossings:
         lost = int(np.count_nonzero(_lost(points, size)))
         effect = f"the mask loses {count_of(lost, 'pixel')}" if lost else "no pixel is lost"

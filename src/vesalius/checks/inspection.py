@@ -188,9 +188,7 @@ def inspect_sample(sample: Sample, split: str = "", reader: FrameReader | None =
     targets, overlaps, found = check_masks(sample, size)
     measurement = replace(measurement, size=size, hashes=hash_image(pixels), targets=targets)
     reach = _find_reach(sample, size) if any(each.code == "outside_image" for each in found) else None
-    return SampleResult(
-        measurement, (*findings, *found), find_drawn_size(sample, size), tuple(overlaps), reach
-    )
+    return SampleResult(measurement, (*findings, *found), find_drawn_size(sample, size), tuple(overlaps), reach)
 
 
 def _find_reach(sample: Sample, size: Size) -> float:

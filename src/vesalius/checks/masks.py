@@ -20,9 +20,7 @@ from vesalius.names import list_names
 from vesalius.types import Absent, Finding, MaskFile, MaskReference, Polygons, RleMask, Sample
 
 
-def check_masks(
-    sample: Sample, size: Size
-) -> tuple[tuple[TargetMeasurement, ...], list[Overlap], list[Finding]]:
+def check_masks(sample: Sample, size: Size) -> tuple[tuple[TargetMeasurement, ...], list[Overlap], list[Finding]]:
     """Measurements of each phrase without errors, overlaps between objects, and findings."""
     drawn_at = find_drawn_size(sample, size)
     if drawn_at is not None:
@@ -64,10 +62,7 @@ def compare_sizes(drawn: Size, real: Size) -> str:
     """The two sizes as text: `800 x 800 for an image of 512 x 512 (h x w), ratio 1.5625`."""
     ratios = dict.fromkeys(f"{one / other:.5g}" for one, other in zip(drawn, real, strict=True))
     unlike = "" if same_ratio(drawn, real) else ", unequal in height and width: stretched, cropped or padded"
-    return (
-        f"{drawn[0]} x {drawn[1]} for an image of {real[0]} x {real[1]} (h x w), "
-        f"ratio {' x '.join(ratios)}{unlike}"
-    )
+    return f"{drawn[0]} x {drawn[1]} for an image of {real[0]} x {real[1]} (h x w), ratio {' x '.join(ratios)}{unlike}"
 
 
 def size_remedy(drawn: Size, real: Size) -> str:

@@ -59,9 +59,7 @@ class Cover:
             fraction = float(shared[index]) / min(area, other_area)
             if fraction > OVERLAP:
                 first, second = sorted((other, phrase))
-                self.overlaps.append(
-                    Overlap((first, second), f"{called} and {within}", int(shared[index]), fraction)
-                )
+                self.overlaps.append(Overlap((first, second), f"{called} and {within}", int(shared[index]), fraction))
         np.copyto(self._owner, len(self._objects), where=mask & ~self._taken)
         self._taken |= mask
         self._objects.append((phrase, within, area))
@@ -78,17 +76,15 @@ def check_overlaps(
     """
     both = Counter(pair for _, phrases, _ in found for pair in combinations(sorted(phrases), 2))
     over = Counter(pair for _, _, overlaps in found for pair in {each.phrases for each in overlaps})
-    natural = {
-        pair: n for pair, n in over.items() if n >= MIN_IMAGES and pair[0] != pair[1] and n > both[pair] / 2
-    }
+    natural = {pair: n for pair, n in over.items() if n >= MIN_IMAGES and pair[0] != pair[1] and n > both[pair] / 2}
     findings = []
     for sample, _, overlaps in found:
-        rare = sorted(
-            (each for each in overlaps if each.phrases not in natural), key=lambda each: -each.fraction
-        )
+        rare = sorted((each for each in overlaps if each.phrases not in natural), key=lambda each: -each.fraction)
         if rare:
             worst = rare[0]
             more = f"; {count_of(len(rare) - 1, 'more pair')} of objects overlap" if len(rare) > 1 else ""
-            message = f"{worst.intersection} pixels, {100 * worst.fraction:.3g} % of the smaller object, belong to both{more}"
+            message = (
+                f"{worst.intersection} pixels, {100 * worst.fraction:.3g} % of the smaller object, belong to both{more}"
+            )
             findings.append(sample_finding("overlapping_objects", sample, message, within=worst.within))
     return findings, {f"{first!r} and {second!r}": n for (first, second), n in natural.items()}

@@ -78,9 +78,7 @@ def check_group_leaks(parts: dict[str, Dataset]) -> list[Finding]:
     findings = []
     for group, splits in members.items():
         if len(splits) > 1:
-            counted = ", ".join(
-                f"{count_of(len(names), 'image')} in {split}" for split, names in splits.items()
-            )
+            counted = ", ".join(f"{count_of(len(names), 'image')} in {split}" for split, names in splits.items())
             root = next(iter(parts.values())).root
             samples = [name for names in splits.values() for name in names]
             message = f"is in {len(splits)} splits: {counted}"
@@ -121,9 +119,7 @@ def _with_polygons(samples: Iterable[Sample], flat: bool) -> dict[str, int]:
     """Id -> number of polygon objects in flat or nested notation; samples without are omitted."""
     found = {
         sample.id: sum(
-            isinstance(each, Polygons) and each.flat == flat
-            for objects in sample.masks or ()
-            for each in objects
+            isinstance(each, Polygons) and each.flat == flat for objects in sample.masks or () for each in objects
         )
         for sample in samples
     }

@@ -156,9 +156,7 @@ def _draw_examples(report: Report, seed: int) -> Image.Image | None:
     return Image.fromarray(draw_examples(usable, MODERATE, seed, n=EXAMPLES)) if usable else None
 
 
-def _render(
-    report: Report, figures: Sequence[SampleFigure], n_flagged: int, examples: Image.Image | None
-) -> str:
+def _render(report: Report, figures: Sequence[SampleFigure], n_flagged: int, examples: Image.Image | None) -> str:
     shown = min(n_flagged, MAX_FLAGGED)
     kinds = _by_code(report.findings)
     values = {
@@ -180,13 +178,8 @@ def _render(
 
 def _anonymous(finding: Finding) -> Finding:
     """The finding with personal names masked in its file, location and message."""
-    named = [
-        *Path(finding.file).parts,
-        *(part for part in re.split(r"[/()]", finding.location) if SUFFIX.search(part)),
-    ]
-    file, location, message = (
-        hide_persons(text, named) for text in (finding.file, finding.location, finding.message)
-    )
+    named = [*Path(finding.file).parts, *(part for part in re.split(r"[/()]", finding.location) if SUFFIX.search(part))]
+    file, location, message = (hide_persons(text, named) for text in (finding.file, finding.location, finding.message))
     return replace(finding, file=file, location=location, message=message)
 
 

@@ -124,9 +124,7 @@ def _draw(image: UInt8[np.ndarray, "h w 3"], outlines: Sequence[Outline]) -> Ima
 
     canvas = Image.new("RGB", _whole(right - left, bottom - top, zoom), OUTSIDE)
     pixels = Image.fromarray(image)
-    canvas.paste(
-        pixels.resize(_whole(width, height, zoom), Image.Resampling.BILINEAR), _corner(to_canvas(0, 0))
-    )
+    canvas.paste(pixels.resize(_whole(width, height, zoom), Image.Resampling.BILINEAR), _corner(to_canvas(0, 0)))
     pen = ImageDraw.Draw(canvas)
     for each in outlines:
         # clip points far outside the canvas, because Pillow uses 32-bit coordinates

@@ -62,6 +62,4 @@ def check_widths(measurements: Sequence[Measurement], file: str) -> list[Finding
         f"a cell is {cells} px in images of {at})".replace("%", " %")
     )
     worst = sorted(measurements, key=lambda measurement: -sum(target.thin for target in measurement.targets))
-    return [
-        finding("thin_structures", file, "", message, samples=[measurement.id for measurement in worst[:5]])
-    ]
+    return [finding("thin_structures", file, "", message, samples=[measurement.id for measurement in worst[:5]])]

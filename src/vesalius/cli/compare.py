@@ -19,12 +19,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="folders written by `evaluate`; the first one is the reference",
     )
     add("--out", type=Path, required=True, help=OUT)
-    add(
-        "--metric",
-        action="append",
-        metavar="NAME",
-        help="metric to compare; may be repeated; default: all",
-    )
+    add("--metric", action="append", metavar="NAME", help="metric to compare; may be repeated; default: all")
 
 
 def run(args: argparse.Namespace) -> Result:

@@ -16,16 +16,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("source", metavar="SOURCE", help="official Sa2VA folder, bundle, or training checkpoint (.pth)")
     add("out", type=Path, metavar="OUT", help=OUT)
+    add("--to", choices=get_args(Layout), default="vesalius", help="layout to write: a bundle, or the official layout")
     add(
-        "--to",
-        choices=get_args(Layout),
-        default="vesalius",
-        help="layout to write: a bundle, or the official layout",
-    )
-    add(
-        "--base",
-        metavar="MODEL",
-        help="base model of a .pth; for any other source, a model whose weights are compared",
+        "--base", metavar="MODEL", help="base model of a .pth; for any other source, a model whose weights are compared"
     )
     add("--keep-adapter", action="store_true", help="keep the LoRA adapter separate, unmerged")
     add("--lora-alpha", type=float, metavar="A", help="LoRA alpha, if the .pth does not contain it")
@@ -43,9 +36,7 @@ def run(args: argparse.Namespace) -> Result:
             args.source,
             args.out,
             **given(args, "to base keep_adapter lora_alpha"),
-            on_bytes=lambda done, total: progress.reach(
-                done / total, f"{done / 1e9:.1f} of {total / 1e9:.1f} GB"
-            ),
+            on_bytes=lambda done, total: progress.reach(done / total, f"{done / 1e9:.1f} of {total / 1e9:.1f} GB"),
         )
     for line in summarize(proof):
         print(line)

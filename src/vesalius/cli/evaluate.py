@@ -81,8 +81,6 @@ def _open(args: argparse.Namespace, model: str | None, samples: Sequence[Any]) -
     if wrong := list(given(args, FOR_MODELS)):
         flag = f"--{wrong[0].replace('_', '-')}"
         raise SettingError(
-            f"{flag} requires a MODEL; remove it, or --predictions",
-            code="conflicting_settings",
-            field=wrong[0],
+            f"{flag} requires a MODEL; remove it, or --predictions", code="conflicting_settings", field=wrong[0]
         )
     return StoredPredictions(args.predictions, samples, **given(args, "threshold"))

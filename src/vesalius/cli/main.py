@@ -60,9 +60,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 def build_parser(chosen: Collection[str]) -> argparse.ArgumentParser:
     """The parser of all commands, with arguments only for the `chosen` ones."""
-    parser = argparse.ArgumentParser(
-        prog="vesalius", description="Text-prompted segmentation of your own images."
-    )
+    parser = argparse.ArgumentParser(prog="vesalius", description="Text-prompted segmentation of your own images.")
     parser.add_argument("--version", action="version", version=version("vesalius"))
     parser.set_defaults(json=False, verbose=False)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -77,9 +75,7 @@ def build_parser(chosen: Collection[str]) -> argparse.ArgumentParser:
         command.set_defaults(run=module.run, parser=command)
         if name in chosen:
             module.add_arguments(command)
-        command.add_argument(
-            "--json", action="store_true", help="print the result as JSON, as the last line of stdout"
-        )
+        command.add_argument("--json", action="store_true", help="print the result as JSON, as the last line of stdout")
         command.add_argument(
             "-v", "--verbose", action="store_true", help="print more messages, and the traceback of an error"
         )

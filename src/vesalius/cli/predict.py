@@ -62,9 +62,7 @@ def _add_video_options(command: argparse.ArgumentParser) -> None:
         help="how masks propagate in videos. frames: each frame independently; official: prompt on the first 5 "
         "frames, then Sa2VA's memory; sam2: prompt on key frames, then SAM 2's memory",
     )
-    group.add_argument(
-        "--reprompt-every", type=int, metavar="N", help="with sam2: prompt again every N frames"
-    )
+    group.add_argument("--reprompt-every", type=int, metavar="N", help="with sam2: prompt again every N frames")
 
 
 def run(args: argparse.Namespace) -> Result:

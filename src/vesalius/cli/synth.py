@@ -36,9 +36,7 @@ def run(args: argparse.Namespace) -> Result:
 
     settings = given(args, "seed size frames kind phrases")
     with Progress(args.n * args.frames, "synth") as progress:
-        written = write_dataset(
-            args.out, args.n, **settings, **given(args, "num_workers"), on_progress=progress.reach
-        )
+        written = write_dataset(args.out, args.n, **settings, **given(args, "num_workers"), on_progress=progress.reach)
     absent = f", {written.absent} absent phrases" if written.absent else ""
     print(f"{args.out}: {written.images} images, {written.masks} masks{absent}")
     return {"out": str(args.out), "n": args.n, **settings, **vars(written)}

@@ -45,8 +45,7 @@ def _module(family: str, name: str, path: Path) -> str:
     if component != "vlm":
         raise CheckpointError.at(
             path,
-            f"has LoRA on {name}, but an adapter covers the vision-language model only; merge the LoRA "
-            "instead",
+            f"has LoRA on {name}, but an adapter covers the vision-language model only; merge the LoRA instead",
             code="unsupported_adapter",
             field=name,
         )

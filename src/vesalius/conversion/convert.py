@@ -31,13 +31,7 @@ from vesalius.models.cards import ADAPTER, CARD, SOURCE, Card
 from vesalius.models.config_files import PROOF
 from vesalius.models.layout_mapping import Assembly, to_bundle
 from vesalius.models.reference import Layout, resolve_model
-from vesalius.models.stored_model import (
-    empty_model,
-    hash_model,
-    open_stored,
-    remember_model,
-    shapes_of,
-)
+from vesalius.models.stored_model import empty_model, hash_model, open_stored, remember_model, shapes_of
 from vesalius.models.tensor_differences import SHOWN
 from vesalius.models.weights import TORCH_TYPES, FileWeights, RenamedWeights, Weights
 from vesalius.tensorfiles import Report, TensorType, write_shards, write_tensors
@@ -100,9 +94,7 @@ def convert(
 def _check_target(out: Path, source: str | Path) -> None:
     check_new(out)
     if Path(source).is_dir() and out.resolve().is_relative_to(Path(source).resolve()):
-        raise OutputError.at(
-            out, "lies inside the source model; choose another folder", code="output_inside_data"
-        )
+        raise OutputError.at(out, "lies inside the source model; choose another folder", code="output_inside_data")
 
 
 def _check_free_space(out: Path, conversion: Conversion) -> None:
@@ -134,11 +126,7 @@ class _Progress:
 
 def _assemblies(conversion: Conversion) -> dict[str, Assembly] | None:
     """Canonical tensor -> rows of the written tensors; None for a bundle, which stores canonical tensors."""
-    return (
-        None
-        if conversion.to == "vesalius"
-        else to_bundle(conversion.model.spec, shapes_of(conversion.outgoing))[0]
-    )
+    return None if conversion.to == "vesalius" else to_bundle(conversion.model.spec, shapes_of(conversion.outgoing))[0]
 
 
 def _write(conversion: Conversion, folder: Path, on_bytes: Report, verification: Verification) -> None:
@@ -147,11 +135,7 @@ def _write(conversion: Conversion, folder: Path, on_bytes: Report, verification:
     if conversion.to == "sa2va":
         conversion.config_files.copy_to(folder)
         write_shards(
-            folder,
-            conversion.outgoing.tensors,
-            conversion.outgoing.read,
-            on_bytes=on_bytes,
-            on_file=verification.add,
+            folder, conversion.outgoing.tensors, conversion.outgoing.read, on_bytes=on_bytes, on_file=verification.add
         )
         return
     conversion.config_files.copy_to(folder / SOURCE)
@@ -196,9 +180,7 @@ def _write_configs(conversion: Conversion, folder: Path, **dtypes: torch.dtype) 
         tokenizer.save_pretrained(folder / "vlm")
     except Exception as error:  # the tokenizers library raises a bare Exception for a full disk
         reason = " ".join(str(error).split())
-        raise OutputError.at(
-            folder, f"the tokenizer cannot be written ({reason})", code="write_failed"
-        ) from error
+        raise OutputError.at(folder, f"the tokenizer cannot be written ({reason})", code="write_failed") from error
 
 
 def _write_card(conversion: Conversion, folder: Path, source: str, fingerprint: str) -> None:
@@ -224,17 +206,12 @@ def _parity(conversion: Conversion, folder: Path) -> dict[str, Any]:
 
 def _tensors_of(layout: Layout, folder: Path) -> Mapping[str, TensorType]:
     """Canonical name -> dtype and shape of each tensor in the finished folder."""
-    weights = (
-        FileWeights(locate_bundle_tensors(folder)) if layout == "vesalius" else open_stored(folder).weights
-    )
+    weights = FileWeights(locate_bundle_tensors(folder)) if layout == "vesalius" else open_stored(folder).weights
     return weights.tensors
 
 
 def _check_equal(
-    read: Mapping[str, TensorHash],
-    written: Mapping[str, TensorHash],
-    held: Mapping[str, TensorType],
-    out: Path,
+    read: Mapping[str, TensorHash], written: Mapping[str, TensorHash], held: Mapping[str, TensorType], out: Path
 ) -> None:
     """Raise CheckpointError unless the tensors read, those written and those of the finished folder are equal.
 

@@ -31,8 +31,7 @@ class TensorWeights:
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         self._tensors = tensors
         self.tensors = {
-            name: TensorType(NAMES_OF_TYPES[tensor.dtype], tuple(tensor.shape))
-            for name, tensor in tensors.items()
+            name: TensorType(NAMES_OF_TYPES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()
         }
 
     def read(self, name: str, first: int = 0, count: int | None = None) -> Iterator[Block]:
@@ -121,9 +120,7 @@ class MergeCheck:
         remarks = []
         unchanged = set(self.unchanged)
         if self.merged and unchanged.issuperset(self.merged):
-            remarks.append(
-                f"LoRA changes nothing: all {len(self.merged)} merged weights equal those of the base"
-            )
+            remarks.append(f"LoRA changes nothing: all {len(self.merged)} merged weights equal those of the base")
         if not self.changed:
             remarks.append("all tensors of the checkpoint equal those of the base")
         elif unchanged:
@@ -202,8 +199,7 @@ def _check_fit(base: Mapping[str, TensorShape], checkpoint: TrainingCheckpoint) 
     if table:
         raise CheckpointError.at(
             checkpoint.path,
-            f"the tensors do not fit the base: {table}; "
-            f"{_advice(find_candidates(trained), find_candidates(base))}",
+            f"the tensors do not fit the base: {table}; {_advice(find_candidates(trained), find_candidates(base))}",
             code="wrong_base",
         )
 

@@ -11,12 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from vesalius.conversion.adapter import adapter_weights
 from vesalius.conversion.lora import MergedWeights
-from vesalius.conversion.training_checkpoint import (
-    LORA_NAME,
-    Alpha,
-    TrainingCheckpoint,
-    open_training_checkpoint,
-)
+from vesalius.conversion.training_checkpoint import LORA_NAME, Alpha, TrainingCheckpoint, open_training_checkpoint
 from vesalius.errors import CheckpointError, SettingError
 from vesalius.models.cards import ADAPTER, SOURCE
 from vesalius.models.config_files import CONFIG, ConfigFiles, find_config_files, is_official
@@ -25,14 +20,7 @@ from vesalius.models.official_config import read_spec
 from vesalius.models.processor import Processor
 from vesalius.models.reference import Layout, ModelRef
 from vesalius.models.specs import ModelSpec
-from vesalius.models.stored_model import (
-    StoredModel,
-    bundle_view,
-    check_fit,
-    official_view,
-    open_stored,
-    shapes_of,
-)
+from vesalius.models.stored_model import StoredModel, bundle_view, check_fit, official_view, open_stored, shapes_of
 from vesalius.models.tensor_differences import list_differences
 from vesalius.models.textseg import configs
 from vesalius.models.weights import AssembledWeights, HashedWeights
@@ -113,9 +101,7 @@ def prepare(
 
 def _open_whole(source: str | Path, to: Layout, keep_adapter: bool, lora_alpha: float | None) -> StoredModel:
     if keep_adapter or lora_alpha is not None:
-        raise _conflict(
-            source, "is not a training checkpoint (.pth); leave out --keep-adapter and --lora-alpha"
-        )
+        raise _conflict(source, "is not a training checkpoint (.pth); leave out --keep-adapter and --lora-alpha")
     model = open_stored(source)
     if model.layout == to:
         kind, other = ("a bundle", "sa2va") if to == "vesalius" else ("in the official layout", "vesalius")
@@ -132,9 +118,7 @@ def _open_training(
 ) -> tuple[StoredModel, Training]:
     """The base with the checkpoint's trained weights applied, and the training."""
     if base is None:
-        reason = (
-            "holds only the trained tensors of a model; name the model it was trained from with --base MODEL"
-        )
+        reason = "holds only the trained tensors of a model; name the model it was trained from with --base MODEL"
         raise SettingError.at(path, reason, code="missing_base", field="base")
     if keep_adapter and to == "sa2va":
         reason = "the official layout cannot hold an adapter; leave out --keep-adapter"
@@ -144,17 +128,13 @@ def _open_training(
     if keep_adapter and alpha is None:
         raise _conflict(path, "holds no LoRA to keep as an adapter; leave out --keep-adapter", "keep_adapter")
     before = open_stored(base)
-    merged = MergedWeights(
-        before.official, checkpoint, None if keep_adapter or alpha is None else alpha.value
-    )
+    merged = MergedWeights(before.official, checkpoint, None if keep_adapter or alpha is None else alpha.value)
     weights, _ = bundle_view(before.spec, merged, path)
     targets = dict(weights.uses()) if to == "vesalius" else {}
     if keep_adapter:
         for factor, names in adapter_weights(checkpoint, before.spec).uses().items():
             targets[factor] = tuple(f"{ADAPTER}.{name}" for name in names)
-    merged_into = {
-        name: _merged_into(official, keep_adapter) for name, official in checkpoint.renamed.items()
-    }
+    merged_into = {name: _merged_into(official, keep_adapter) for name, official in checkpoint.renamed.items()}
     renamed = {name: targets.get(target, (target,)) for name, target in merged_into.items()}
     model = StoredModel(before.folder, before.layout, before.spec, weights, renamed, checkpoint.dropped)
     return model, Training(checkpoint, alpha, keep_adapter, merged)
@@ -194,9 +174,7 @@ def _files_for_official(model: StoredModel, base: ModelRef | None) -> ConfigFile
         other = open_stored(base)
         if table := list_differences(shapes_of(other.weights), shapes_of(model.weights)):
             raise CheckpointError(
-                f"{base.name}: does not have the tensors of {model.folder}: {table}",
-                code="wrong_base",
-                path=base.path,
+                f"{base.name}: does not have the tensors of {model.folder}: {table}", code="wrong_base", path=base.path
             )
         folder = _official_folder(other)
     if not is_official(folder):

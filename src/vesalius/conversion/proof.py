@@ -26,19 +26,14 @@ def describe(conversion: Conversion) -> dict[str, Any]:
         "model": conversion.model.spec.name,
         "keys": {
             "read": len(renamed) + len(dropped),
-            "written": len(
-                {*conversion.outgoing.tensors} | {name for names in renamed.values() for name in names}
-            ),
+            "written": len({*conversion.outgoing.tensors} | {name for names in renamed.values() for name in names}),
             "renamed": renamed,
             "dropped": dropped,
         },
         "parameters": {**components, "total": components.total()},
         "tensors_of_dtype": dict(dtypes),
         "bytes": conversion.n_weight_bytes,
-        "config_files": {
-            "verbatim": conversion.config_files.names,
-            "left_out": conversion.config_files.left_out,
-        },
+        "config_files": {"verbatim": conversion.config_files.names, "left_out": conversion.config_files.left_out},
         "not_kept": _not_kept(conversion),
     }
 
@@ -79,9 +74,7 @@ def describe_training(training: Training) -> dict[str, Any]:
         "lora_rank": checkpoint.rank,
         "lora_alpha": None if alpha is None else alpha.value,
         "lora_alpha_from": None if alpha is None else alpha.origin,
-        "lora": "kept as an adapter"
-        if training.keeps_adapter
-        else f"merged into {len(merge.merged)} weights",
+        "lora": "kept as an adapter" if training.keeps_adapter else f"merged into {len(merge.merged)} weights",
         "merged_weights": len(merge.merged),
         "largest_relative_merge_error": merge.error,
         "worst_merged": merge.worst,

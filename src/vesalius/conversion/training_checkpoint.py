@@ -246,9 +246,7 @@ def _load(path: Path) -> dict[str, Any]:
             if not named:
                 loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except UnpicklingError as error:
-            problem = (
-                f"its pickle cannot be read without executing it ({_sentence(error)}); nothing was executed"
-            )
+            problem = f"its pickle cannot be read without executing it ({_sentence(error)}); nothing was executed"
             raise _refusal(path, problem, code="unsafe_pickle") from error
         except Exception as error:  # torch raises arbitrary exceptions for a damaged file
             raise _refusal(path, f"cannot be read ({_sentence(error)}); copy it again") from error
@@ -256,9 +254,7 @@ def _load(path: Path) -> dict[str, Any]:
         problem = f"its pickle would execute {list_names(named, 10)}; nothing was executed"
         raise _refusal(path, problem, code="unsafe_pickle")
     if not isinstance(loaded, dict):
-        raise _refusal(
-            path, f"holds a {type(loaded).__name__} instead of a state dict", code="not_a_checkpoint"
-        )
+        raise _refusal(path, f"holds a {type(loaded).__name__} instead of a state dict", code="not_a_checkpoint")
     return _plain(loaded)
 
 
@@ -270,9 +266,7 @@ def _state_dict(loaded: dict[str, Any], path: Path) -> dict[str, torch.Tensor]:
         raise _refusal(path, f"has no state dict with tensors (it holds {keys})", code="not_a_checkpoint")
     odd = [str(name) for name, value in state.items() if not (isinstance(name, str) and _is_plain(value))]
     if odd:
-        raise _refusal(
-            path, f"has values that are no dense CPU tensors: {list_names(odd, 10)}", code="invalid_tensor"
-        )
+        raise _refusal(path, f"has values that are no dense CPU tensors: {list_names(odd, 10)}", code="invalid_tensor")
     return {name: torch.Tensor.detach(value) for name, value in state.items()}
 
 
@@ -308,9 +302,7 @@ def _sort(
             target[key] = tensor
             renamed[name] = official or name
     if unknown:
-        raise _refusal(
-            path, f"has keys unknown to Sa2VA's training: {list_names(unknown, 10)}", code="unknown_tensor"
-        )
+        raise _refusal(path, f"has keys unknown to Sa2VA's training: {list_names(unknown, 10)}", code="unknown_tensor")
     if twice:
         raise _refusal(
             path, f"these tensors are stored under two keys: {list_names(twice, 10)}", code="repeated_tensor"

@@ -109,9 +109,7 @@ class Deidentifier:
         write_key(self.key_file, self.pseudonyms, self.tables)
         self.written = True
 
-    def copy(
-        self, samples: Sequence[Sample], folder: Path, on_progress: Callable[[int], None]
-    ) -> list[Sample]:
+    def copy(self, samples: Sequence[Sample], folder: Path, on_progress: Callable[[int], None]) -> list[Sample]:
         """Copy the samples under pseudonyms, with re-encoded images; fills `ids` and `tables`."""
         samples = _with_original_identifiers(samples)
         renaming = rename(samples, self.pseudonyms)
@@ -144,9 +142,7 @@ class Deidentifier:
 
         def follow(done: int) -> None:
             order = "their annotation" if self.annotated else "their names"
-            self.progress = f", image {done + 1} of {len(samples)} in the order of {order}" * (
-                done < len(samples)
-            )
+            self.progress = f", image {done + 1} of {len(samples)} in the order of {order}" * (done < len(samples))
             on_progress(done)
 
         follow(0)
@@ -189,9 +185,7 @@ class Deidentifier:
                 f"DICOM files that state burned-in annotations: {len(stated)} ({list_names(stated, MAX_LISTED)})"
             )
         if silent:
-            self.notes.append(
-                f"DICOM files that do not state whether they have burned-in annotations: {silent}"
-            )
+            self.notes.append(f"DICOM files that do not state whether they have burned-in annotations: {silent}")
         return {"dicom": list(files.values())}
 
     def find_burned_in_text(self, copied: Sequence[Sample]) -> dict[str, Any]:

@@ -33,9 +33,7 @@ DUMMIES: dict[str, Any] = {
 REMOVED_VRS = ("AS", "DA", "DT", "LT", "PN", "ST", "TM", "UC", "UN", "UR", "UT")
 """Value representations of names, dates and free text; attributes of these are removed even if the table lacks them."""
 
-KEPT = (
-    "LongCodeValue URNCodeValue PatientIdentityRemoved CodingSchemeUID ContextUID MappingResourceUID".split()
-)
+KEPT = "LongCodeValue URNCodeValue PatientIdentityRemoved CodingSchemeUID ContextUID MappingResourceUID".split()
 """Attributes that are kept despite their representation, because they identify codes and not instances."""
 
 STANDARD_UIDS = "1.2.840.10008."
@@ -76,9 +74,7 @@ def deidentify(dataset: Any, pseudonyms: Pseudonyms, patient: str) -> tuple[Any,
         clean = _clean(dataset, pseudonyms, done, 0)
         clean.PatientName = clean.PatientID = patient
         clean.PatientIdentityRemoved = "YES"
-        clean.DeidentificationMethod = (
-            f"Basic Application Confidentiality Profile; Vesalius {version('vesalius')}"
-        )
+        clean.DeidentificationMethod = f"Basic Application Confidentiality Profile; Vesalius {version('vesalius')}"
         code = pydicom.Dataset()
         code.CodeValue, code.CodingSchemeDesignator = "113100", "DCM"
         code.CodeMeaning = "Basic Application Confidentiality Profile"
@@ -105,8 +101,7 @@ def write_deidentified(source: Path, target: Path, pseudonyms: Pseudonyms, patie
             clean.save_as(file, enforce_file_format=True)
     except Exception as error:  # pydicom may raise any exception, with values in its message
         raise ImageError(
-            f"{source}: cannot be rewritten as DICOM ({type(error).__name__}); exclude it",
-            code="damaged_file",
+            f"{source}: cannot be rewritten as DICOM ({type(error).__name__}); exclude it", code="damaged_file"
         ) from error
     try:
         target.write_bytes(file.getbuffer())

@@ -53,9 +53,7 @@ def import_dataset(
     """
     if to not in WRITERS:
         raise SettingError(
-            f"{to!r} is not an output format; choose one of {', '.join(WRITERS)}",
-            code="bad_value",
-            field="to",
+            f"{to!r} is not an output format; choose one of {', '.join(WRITERS)}", code="bad_value", field="to"
         )
     if key is not None and not pseudonymize:
         raise SettingError(
@@ -80,9 +78,7 @@ def import_dataset(
             record = deidentifier.hide_sources(_account(dataset, copied, folder, to))
             record |= deidentifier.write_dicom(dataset.samples, folder)
             record |= deidentifier.find_burned_in_text(copied)
-        copied.sort(
-            key=lambda sample: sample.id
-        )  # the order of the source reveals that of the original names
+        copied.sort(key=lambda sample: sample.id)  # the order of the source reveals that of the original names
         notes = [note_on_groups(copied), *deidentifier.notes, *WRITERS[to](folder, copied)]
         record |= {"pseudonymized": True, "notes": notes}
         write_json(folder / MARKER, record)

@@ -76,9 +76,7 @@ def rename(samples: Sequence[Sample], pseudonyms: Pseudonyms) -> Renaming:
     pseudonym in all imports with the same key. Raises DataError if two names have the same pseudonym.
     """
     groups = {name: "p" + pseudonyms.of("group", name) for sample in samples if (name := sample.group)}
-    sequences = {
-        name: "s" + pseudonyms.of("sequence", name) for sample in samples if (name := sample.sequence)
-    }
+    sequences = {name: "s" + pseudonyms.of("sequence", name) for sample in samples if (name := sample.sequence)}
     ids: dict[str, str] = {}
     n_frames: dict[tuple[str | None, str], int] = {}
     for sample in samples:
@@ -93,8 +91,7 @@ def rename(samples: Sequence[Sample], pseudonyms: Pseudonyms) -> Renaming:
     twice = any(len(set(each.values())) < len(each) for each in (groups, sequences, ids))
     if twice or any(pseudonyms.known.get(new, old) != old for new, old in known.items()):
         raise DataError(
-            "two names have the same pseudonym under this key; import again with a new key",
-            code="pseudonym_collision",
+            "two names have the same pseudonym under this key; import again with a new key", code="pseudonym_collision"
         )
     return Renaming(ids, groups, sequences)
 
@@ -120,9 +117,7 @@ def read_key(path: Path) -> Pseudonyms:
         with os.fdopen(descriptor, encoding="utf-8") as file:
             state = os.fstat(file.fileno())
             if os.name == "posix" and state.st_mode & 0o077:
-                raise SettingError.at(
-                    path, f"other users can read this key; run: chmod 600 {path}", code="exposed_key"
-                )
+                raise SettingError.at(path, f"other users can read this key; run: chmod 600 {path}", code="exposed_key")
             value = json.load(file)
         key, groups = bytes.fromhex(value["key"]), value["groups"]
         if len(key) != KEY_BYTES or not isinstance(groups, dict):
@@ -132,9 +127,7 @@ def read_key(path: Path) -> Pseudonyms:
     except (ValueError, KeyError, TypeError, RecursionError):
         # no message may quote the file
         raise SettingError.at(
-            path,
-            "is not a key file of an import; name the .key.json beside the imported dataset",
-            code="invalid_key",
+            path, "is not a key file of an import; name the .key.json beside the imported dataset", code="invalid_key"
         ) from None
     return Pseudonyms(key, groups)
 
@@ -158,6 +151,4 @@ def write_key(path: Path, pseudonyms: Pseudonyms, tables: Mapping[str, Any]) -> 
         if created:
             with suppress(OSError):
                 path.unlink()
-        raise OutputError.at(
-            path, f"the key cannot be written ({error.strerror})", code="write_failed"
-        ) from error
+        raise OutputError.at(path, f"the key cannot be written ({error.strerror})", code="write_failed") from error

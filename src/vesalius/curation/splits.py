@@ -114,9 +114,7 @@ def summarize_image(sample: Sample, reader: FrameReader | None = None) -> ImageS
     """Hashes, mask area and phrases of an image; errors as in `load_item`."""
     item = load_item(sample, reader)
     masks = np.zeros((0, *item.size), bool) if item.masks is None else item.masks[:, 0]
-    phrases = tuple(
-        phrase for phrase, mask in zip(item.prompts, masks, strict=item.masks is not None) if mask.any()
-    )
+    phrases = tuple(phrase for phrase, mask in zip(item.prompts, masks, strict=item.masks is not None) if mask.any())
     area = None if item.masks is None else float(masks.any(axis=0).mean())
     return ImageSummary(hash_image(item.frames[0]), area, phrases)
 
@@ -207,9 +205,7 @@ def _assign_parts(
 
 def _part_fractions(fractions: Sequence[float], folds: int) -> list[float]:
     if bool(fractions) == bool(folds):
-        raise SettingError(
-            "give either --fractions or --folds", code="conflicting_settings", field="fractions"
-        )
+        raise SettingError("give either --fractions or --folds", code="conflicting_settings", field="fractions")
     if folds:
         if folds < 2:
             raise SettingError(
@@ -257,9 +253,7 @@ def _row(sample: Sample, summary: ImageSummary) -> dict[str, str]:
     }
 
 
-def _describe(
-    members: Sequence[int], samples: Sequence[Sample], summaries: Sequence[ImageSummary]
-) -> dict[str, Any]:
+def _describe(members: Sequence[int], samples: Sequence[Sample], summaries: Sequence[ImageSummary]) -> dict[str, Any]:
     areas = [area for i in members if (area := summaries[i].area) is not None]
     phrases = Counter(phrase for i in members for phrase in summaries[i].phrases)
     return {

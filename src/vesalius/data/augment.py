@@ -131,9 +131,7 @@ def _select(settings: AugmentSettings, uniform: dict[str, float]) -> AugmentSett
     """The settings, with strength 0 for augmentations that are randomly skipped."""
     probability = settings.probability
     skipped = [
-        name
-        for name in type(probability).model_fields
-        if uniform[f"apply {name}"] >= getattr(probability, name)
+        name for name in type(probability).model_fields if uniform[f"apply {name}"] >= getattr(probability, name)
     ]
     return settings.model_copy(update=dict.fromkeys(skipped, 0.0))
 
@@ -143,9 +141,7 @@ def _to_range(uniform: float, limit: float) -> float:
     return (2 * uniform - 1) * limit
 
 
-def _sampling_map(
-    settings: AugmentSettings, uniform: dict[str, float], seed: int, size: Size
-) -> SamplingMap | None:
+def _sampling_map(settings: AugmentSettings, uniform: dict[str, float], seed: int, size: Size) -> SamplingMap | None:
     """All spatial transforms composed into one map; None for the identity."""
     inverse = _inverse_affine(settings, uniform, size)
     amplitude = settings.elastic * uniform["elastic"] * min(size)
@@ -158,9 +154,7 @@ def _sampling_map(
     return SamplingMap(size, inverse, elastic)
 
 
-def _inverse_affine(
-    settings: AugmentSettings, uniform: dict[str, float], size: Size
-) -> Float64[np.ndarray, "3 3"]:
+def _inverse_affine(settings: AugmentSettings, uniform: dict[str, float], size: Size) -> Float64[np.ndarray, "3 3"]:
     """Matrix from an output point (x, y, 1) to its source point in the input."""
     height, width = size
     angle = math.radians(_to_range(uniform["rotate_degrees"], settings.rotate_degrees))
@@ -170,10 +164,7 @@ def _inverse_affine(
     cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
     center = np.array([width / 2, height / 2])
     shift = np.array(
-        [
-            _to_range(uniform["shift"], settings.shift) * width,
-            _to_range(uniform["shift_y"], settings.shift) * height,
-        ]
+        [_to_range(uniform["shift"], settings.shift) * width, _to_range(uniform["shift_y"], settings.shift) * height]
     )
     matrix = np.eye(3)
     matrix[:2, :2] = np.diag([mirror_x, mirror_y]) @ np.array([[cos, sin], [-sin, cos]])
@@ -229,9 +220,7 @@ def _blur(channels: UInt8[np.ndarray, "f c h w"], sigma: float) -> UInt8[np.ndar
 def _add_noise(channels: UInt8[np.ndarray, "f c h w"], std: float, seed: int) -> UInt8[np.ndarray, "f c h w"]:
     """Add Gaussian noise, the same in all channels and different in each frame."""
     shape = (len(channels), 1, *channels.shape[2:])
-    noise: Float32[np.ndarray, "f 1 h w"] = np.random.default_rng(seed).standard_normal(
-        shape, dtype=np.float32
-    )
+    noise: Float32[np.ndarray, "f 1 h w"] = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
     noise *= np.float32(std)
     # int16: three times as fast as adding in float32, and pixels are integers anyway
     steps = np.clip(np.rint(noise), -255, 255).astype(np.int16)

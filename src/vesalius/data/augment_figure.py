@@ -46,9 +46,7 @@ def draw_examples(
     return np.array(figure)
 
 
-def _training_items(
-    samples: Sequence[Sample], settings: AugmentSettings, seed: int, n: int
-) -> Iterator[Item]:
+def _training_items(samples: Sequence[Sample], settings: AugmentSettings, seed: int, n: int) -> Iterator[Item]:
     """Augmented samples in training order; as in training, (seed, epoch, sample index) seeds the random generator."""
     for number in range(n):
         epoch, position = divmod(number, len(samples))

@@ -104,8 +104,7 @@ def group_clips(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
     names = [name for name, _ in clips]
     if twice := [name for name in names if names.count(name) > 1]:
         raise SettingError(
-            f"there are two clips named {twice[0]}; give the folder above both, or rename one",
-            code="duplicate_id",
+            f"there are two clips named {twice[0]}; give the folder above both, or rename one", code="duplicate_id"
         )
     return {
         name: frames if frames[0].sequence else sorted(frames, key=lambda frame: _natural_order(frame.id))

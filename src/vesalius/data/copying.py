@@ -48,9 +48,7 @@ def copy_images(
                 if on_progress is not None:
                     on_progress(len(copied))
     except OSError as error:
-        raise OutputError.at(
-            images, f"cannot be written ({error.strerror or error})", code="write_failed"
-        ) from error
+        raise OutputError.at(images, f"cannot be written ({error.strerror or error})", code="write_failed") from error
     return copied
 
 
@@ -61,9 +59,7 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
         Image.fromarray(pixels[:, :, 0] if gray else pixels).save(file, format="PNG")
 
 
-def _copy_image(
-    sample: Sample, images: Path, name: str, decode: bool, copy: bool, reader: FrameReader
-) -> Sample:
+def _copy_image(sample: Sample, images: Path, name: str, decode: bool, copy: bool, reader: FrameReader) -> Sample:
     if name in ("", "..") or Path(name).name != name or "\0" in name:
         raise OutputError(
             f"{sample.source or sample.id}: the id {name!r} is not a valid file name; rename the image",

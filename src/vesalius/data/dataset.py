@@ -86,9 +86,7 @@ def open_dataset(
     path = Path(data)
     if prompt is not None and not prompt.strip():
         raise SettingError(
-            "the prompt is empty; name what to segment, for example 'blood vessel'",
-            code="bad_value",
-            field="prompt",
+            "the prompt is empty; name what to segment, for example 'blood vessel'", code="bad_value", field="prompt"
         )
     kind, source, notes = detect(path, split)
     found = FORMATS[kind].read(source, prompt or "", problems)
@@ -96,9 +94,7 @@ def open_dataset(
         for sample in found:
             check_polygons(sample)
     samples = [merge_phrases(sample) for sample in found]
-    merged = tuple(
-        before.id for before, after in zip(found, samples, strict=True) if before.prompts != after.prompts
-    )
+    merged = tuple(before.id for before, after in zip(found, samples, strict=True) if before.prompts != after.prompts)
     notes += _notes(samples, merged)
     if prompt is not None and any(each.prompts != (prompt,) for each in samples if each.masks is not None):
         notes.append(f"every phrase mapped to {prompt!r}: all objects of an image are one target")

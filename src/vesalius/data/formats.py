@@ -7,17 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vesalius.data.readers import (
-    coco,
-    cvat,
-    dicom,
-    frames,
-    labelme,
-    labelstudio,
-    maskfolder,
-    nnunet,
-    vesalius_json,
-)
+from vesalius.data.readers import coco, cvat, dicom, frames, labelme, labelstudio, maskfolder, nnunet, vesalius_json
 from vesalius.data.source import Problems, Source, unreadable
 from vesalius.errors import SettingError
 from vesalius.types import Location, Sample
@@ -69,13 +59,9 @@ def detect(data: Path, split: str | None) -> tuple[str, Source, list[str]]:
     if not source.path.is_dir():
         raise where.error(f"is not in a supported format ({', '.join(FORMATS)})", "unknown_format")
     others = ", ".join(str(file.relative_to(data)) for file in find_annotations(data)[:5])
-    remedy = (
-        f"if {others} is the annotation file, give its path; otherwise move it elsewhere" if others else ""
-    )
+    remedy = f"if {others} is the annotation file, give its path; otherwise move it elsewhere" if others else ""
     raise where.error(
-        "is not a dataset: neither annotations*.json nor images/ with masks/ was found",
-        "unknown_format",
-        remedy,
+        "is not a dataset: neither annotations*.json nor images/ with masks/ was found", "unknown_format", remedy
     )
 
 
@@ -102,9 +88,7 @@ def find_annotations(folder: Path) -> list[Path]:
 def _find_source(data: Path, split: str | None) -> tuple[Source, list[str]]:
     """(source, notes): the annotation file of a folder if it has one, else the path itself."""
     check_there(data)
-    files = (
-        sorted(file for pattern in ANNOTATION_FILES for file in data.glob(pattern)) if data.is_dir() else []
-    )
+    files = sorted(file for pattern in ANNOTATION_FILES for file in data.glob(pattern)) if data.is_dir() else []
     if len(files) > 1:
         return Source(_pick(data, files, split)), []
     source = Source(files[0] if files else data)

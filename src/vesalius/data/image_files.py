@@ -30,9 +30,7 @@ def find_images(paths: Sequence[Path]) -> list[Sample]:
         for file in _list_files(path) if path.is_dir() else [path]:
             where = Location(file)
             if not file.exists():
-                raise where.error(
-                    "does not exist", "not_found", "give images or folders of images", kind=ImageError
-                )
+                raise where.error("does not exist", "not_found", "give images or folders of images", kind=ImageError)
             if str(file) != str(file).encode(errors="replace").decode():
                 message = f"{str(file)!r}: the name is not UTF-8; rename the file"
                 raise ImageError(message, code="bad_value", path=repr(str(file)), remedy="rename the file")
@@ -52,16 +50,7 @@ def frames_of(file: Path, name: str) -> list[Sample]:
     if n == 1:
         return [Sample(name, file, prompts=(), masks=None, source=Location(file))]
     return [
-        Sample(
-            frame_id(name, i),
-            file,
-            (),
-            None,
-            Location(file, f"frame {i}"),
-            frame=i,
-            group=name,
-            sequence=name,
-        )
+        Sample(frame_id(name, i), file, (), None, Location(file, f"frame {i}"), frame=i, group=name, sequence=name)
         for i in range(n)
     ]
 
@@ -74,15 +63,10 @@ def _list_files(folder: Path) -> list[Path]:
 
     paths = (Path(parent, name) for parent, _, names in os.walk(folder, onerror=refuse) for name in names)
     files = sorted(path for path in paths if not path.name.startswith(".") and is_file(path))
-    found = [
-        path for path in files if path.suffix.lower() in SUFFIXES or frame_files.kind_of(path) is not None
-    ]
+    found = [path for path in files if path.suffix.lower() in SUFFIXES or frame_files.kind_of(path) is not None]
     if not found:
         raise Location(folder).error(
-            "has no image",
-            "no_image",
-            f"png, jpg, bmp, tif, {', '.join(frame_files.KINDS)} are read",
-            kind=ImageError,
+            "has no image", "no_image", f"png, jpg, bmp, tif, {', '.join(frame_files.KINDS)} are read", kind=ImageError
         )
     others = len(files) - len(found)
     if others:

@@ -19,9 +19,7 @@ from vesalius.types import Value
 MASK_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
-def read_image(
-    path: Path, frame: int | None = None, reader: FrameReader | None = None
-) -> UInt8[np.ndarray, "h w 3"]:
+def read_image(path: Path, frame: int | None = None, reader: FrameReader | None = None) -> UInt8[np.ndarray, "h w 3"]:
     """RGB pixels of an 8-bit image file, or of one frame of a DICOM file, volume or video.
 
     Pixels keep the stored orientation. A `reader` keeps the file open from one frame to the next. Raises ImageError,

@@ -51,7 +51,5 @@ def write_sample_fields(sample: Sample) -> dict[str, Any]:
     """The optional fields that a sample has, as JSON values that `SampleFields` reads back."""
     known = {key: getattr(sample, key) for key in KEYS}
     return {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in known.items()
-        if value is not None
+        key: list(value) if isinstance(value, tuple) else value for key, value in known.items() if value is not None
     }

@@ -85,9 +85,7 @@ def reporting(problems: Problems) -> Iterator[None]:
 class UniqueIds(dict[str, object]):
     """Id -> location of the sample or file with this id; duplicates are errors."""
 
-    def add(
-        self, name: str, where: Location, remedy: str = "", kind: type[DataError] = AnnotationError
-    ) -> None:
+    def add(self, name: str, where: Location, remedy: str = "", kind: type[DataError] = AnnotationError) -> None:
         """Register the id; a DataError with the code `duplicate_id` if it is already registered."""
         if name in self:
             raise where.error(f"has the same id {name} as {self[name]}", "duplicate_id", remedy, kind)
@@ -101,9 +99,7 @@ class Samples(list[Sample]):
         super().__init__()
         self.ids = UniqueIds()
 
-    def add(
-        self, sample: Sample, where: Location, remedy: str = "", kind: type[DataError] = AnnotationError
-    ) -> None:
+    def add(self, sample: Sample, where: Location, remedy: str = "", kind: type[DataError] = AnnotationError) -> None:
         """Append the sample; a DataError with the code `duplicate_id` if its id is already in the list."""
         self.ids.add(sample.id, where, remedy, kind)
         self.append(sample)

@@ -60,9 +60,7 @@ class SamplingMap:
         moved, moved_masks = np.empty_like(channels, order="C"), np.zeros_like(masks, order="C")
         pairs = [(_Corners(channel), target) for channel, target in zip(channels, moved, strict=True)]
         mask_pairs = [
-            (_MaskCorners(mask), target)
-            for mask, target in zip(masks, moved_masks, strict=True)
-            if mask.any()
+            (_MaskCorners(mask), target) for mask, target in zip(masks, moved_masks, strict=True) if mask.any()
         ]
         for rows, x, y in self._bands():
             at, across, down, inside = self._corner(x, y)
@@ -94,10 +92,7 @@ class SamplingMap:
     def _corner(
         self, x: Float32[np.ndarray, "r w"], y: Float32[np.ndarray, "r w"]
     ) -> tuple[
-        Int64[np.ndarray, "r w"],
-        Float32[np.ndarray, "r w"],
-        Float32[np.ndarray, "r w"],
-        Bool[np.ndarray, "r w"],
+        Int64[np.ndarray, "r w"], Float32[np.ndarray, "r w"], Float32[np.ndarray, "r w"], Bool[np.ndarray, "r w"]
     ]:
         """(flat index of the upper left neighbor of each source point, offsets in x and y, true if inside)."""
         height, width = self.size

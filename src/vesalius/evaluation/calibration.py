@@ -59,9 +59,7 @@ def histogram(
         probabilities, target = probabilities[within], target[within]
     # `< 0 or > 1` would accept NaN
     if probabilities.size and not (probabilities.min() >= 0 and probabilities.max() <= 1):
-        raise ValueError(
-            f"probabilities must lie in [0, 1]; got {probabilities.min()} to {probabilities.max()}"
-        )
+        raise ValueError(f"probabilities must lie in [0, 1]; got {probabilities.min()} to {probabilities.max()}")
     indices = EDGES.searchsorted(probabilities.ravel()) + BINS * target.ravel()
     return np.bincount(indices, minlength=2 * BINS).reshape(2, BINS)
 
@@ -167,12 +165,8 @@ def reliability(counts: Histogram, n: int = 10) -> list[ReliabilityBin]:
     rows = []
     for k in range(n):
         pixels = background[k] + foreground[k]
-        mean_probability, positive_fraction = (
-            (sums[k] / pixels, foreground[k] / pixels) if pixels else (None, None)
-        )
-        rows.append(
-            ReliabilityBin(float(ends[k]), float(ends[k + 1]), pixels, mean_probability, positive_fraction)
-        )
+        mean_probability, positive_fraction = (sums[k] / pixels, foreground[k] / pixels) if pixels else (None, None)
+        rows.append(ReliabilityBin(float(ends[k]), float(ends[k + 1]), pixels, mean_probability, positive_fraction))
     return rows
 
 

@@ -60,9 +60,7 @@ def betti0_error(target: Shape, prediction: Shape) -> float | None:
     For a total miss it is the number of components of the ground truth. Source: Hu et al. 2019, Topology-preserving
     deep image segmentation, NeurIPS, where it is a mean over patches.
     """
-    return apply_rule(
-        "betti0_error", _case(target, prediction), lambda: float(abs(target.betti0 - prediction.betti0))
-    )
+    return apply_rule("betti0_error", _case(target, prediction), lambda: float(abs(target.betti0 - prediction.betti0)))
 
 
 def betti1_error(target: Shape, prediction: Shape) -> float | None:
@@ -70,9 +68,7 @@ def betti1_error(target: Shape, prediction: Shape) -> float | None:
 
     It is at least 1 if exactly one mask is empty. Source: as for `betti0_error`.
     """
-    return apply_rule(
-        "betti1_error", _case(target, prediction), lambda: float(abs(target.betti1 - prediction.betti1))
-    )
+    return apply_rule("betti1_error", _case(target, prediction), lambda: float(abs(target.betti1 - prediction.betti1)))
 
 
 def breaks(target: Shape, prediction: Shape) -> float | None:

@@ -105,9 +105,7 @@ def _overlap(title: str, rule: str, metric: Callable[[Confusion], float | None])
     return Metric(title, "higher", rule, lambda pair: metric(pair.counts), "overlap")
 
 
-def _topology(
-    title: str, better: Direction, rule: str, metric: Callable[[Shape, Shape], float | None]
-) -> Metric:
+def _topology(title: str, better: Direction, rule: str, metric: Callable[[Shape, Shape], float | None]) -> Metric:
     return Metric(title, better, rule, lambda pair: metric(pair.target, pair.prediction), "topology")
 
 
@@ -150,9 +148,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "betti0_error": _topology("Betti-0 error", "lower", "betti0_error", centerline.betti0_error),
         "betti1_error": _topology("Betti-1 error", "lower", "betti1_error", centerline.betti1_error),
         "breaks": _topology("Breaks", "lower", "breaks", centerline.breaks),
-        "skeleton_recall": _topology(
-            "Skeleton recall", "higher", "skeleton_recall", centerline.skeleton_recall
-        ),
+        "skeleton_recall": _topology("Skeleton recall", "higher", "skeleton_recall", centerline.skeleton_recall),
         **{
             f"skeleton_recall_{name}": _topology(
                 f"Skeleton recall {title}",

@@ -34,9 +34,7 @@ class Confusion:
 
 
 def confusion(
-    target: Bool[np.ndarray, "h w"],
-    prediction: Bool[np.ndarray, "h w"],
-    within: Bool[np.ndarray, "h w"] | None = None,
+    target: Bool[np.ndarray, "h w"], prediction: Bool[np.ndarray, "h w"], within: Bool[np.ndarray, "h w"] | None = None
 ) -> Confusion:
     """Confusion counts over all pixels, or over the pixels of the region `within`.
 
@@ -62,13 +60,9 @@ def check_masks(target: np.ndarray, prediction: np.ndarray, within: np.ndarray |
     masks = {"target": target, "prediction": prediction} | ({} if within is None else {"within": within})
     for name, mask in masks.items():
         if mask.dtype != np.bool_ or mask.ndim != 2 or mask.size == 0:
-            raise ValueError(
-                f"{name} must be bool (h, w) with at least one pixel; got {mask.dtype} {mask.shape}"
-            )
+            raise ValueError(f"{name} must be bool (h, w) with at least one pixel; got {mask.dtype} {mask.shape}")
         if mask.shape != target.shape:
-            raise ValueError(
-                f"target and {name} must have the same size; got {target.shape} and {mask.shape}"
-            )
+            raise ValueError(f"target and {name} must have the same size; got {target.shape} and {mask.shape}")
     if within is not None and not within.any():
         raise ValueError("the region `within` has no pixel")
 

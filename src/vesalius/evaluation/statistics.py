@@ -86,18 +86,11 @@ def bootstrap_interval(
     bootstrap confidence intervals, JASA 82(397); Field & Welsh 2007, Bootstrapping clustered data, J. R.
     Stat. Soc. B 69(3).
     """
-    return bootstrap_intervals(
-        [(values, groups)], level=level, resamples=resamples, seed=seed, method=method
-    )[0]
+    return bootstrap_intervals([(values, groups)], level=level, resamples=resamples, seed=seed, method=method)[0]
 
 
 def bootstrap_intervals(
-    columns: Sequence[Column],
-    *,
-    level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-    method: Method = "bca",
+    columns: Sequence[Column], *, level: float = 0.95, resamples: int = 2000, seed: int = 0, method: Method = "bca"
 ) -> list[Interval | None]:
     """Intervals of several means, as `bootstrap_interval`; columns with equal numbers of groups share resamples."""
     if not 0 < level < 1 or resamples < 1:
@@ -231,9 +224,7 @@ def summarize(rows: Iterable[Mapping[str, Any]], metrics: Iterable[str]) -> dict
     rows, metrics = list(rows), list(metrics)
     scored = [row for row in rows if row["status"] != "failed"]
     summary: dict[str, Any] = {
-        "coverage": {
-            status: sum(row["status"] == status for row in rows) for status in ("ok", "failed", "no_seg")
-        },
+        "coverage": {status: sum(row["status"] == status for row in rows) for status in ("ok", "failed", "no_seg")},
         **{key: {} for key in ("mean", "mean_answered", "ci95", "ci_method", "n_groups", "undefined")},
     }
     columns: list[Column] = []
@@ -289,9 +280,7 @@ def _interval(totals: np.ndarray, means: np.ndarray, level: float, method: Metho
     tails = np.array([(1 - level) / 2, (1 + level) / 2])
     corrected = _bca_tails(totals, means, tails) if method == "bca" else None
     low, high = np.quantile(means, tails if corrected is None else corrected)
-    return Interval(
-        float(low), float(high), "percentile" if corrected is None else "bca", n_groups=totals.shape[1]
-    )
+    return Interval(float(low), float(high), "percentile" if corrected is None else "bca", n_groups=totals.shape[1])
 
 
 def _bca_tails(totals: np.ndarray, means: np.ndarray, tails: np.ndarray) -> np.ndarray | None:

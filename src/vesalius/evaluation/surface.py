@@ -50,9 +50,7 @@ def surface_distances(
     if case != "both":
         return SurfaceDistances(np.zeros(0), np.zeros(0), diagonal, case)
     one, other = points_of(target.boundary), points_of(prediction.boundary)
-    return SurfaceDistances(
-        distances_to(other, one, spacing), distances_to(one, other, spacing), diagonal, case
-    )
+    return SurfaceDistances(distances_to(other, one, spacing), distances_to(one, other, spacing), diagonal, case)
 
 
 def hd(distances: SurfaceDistances) -> float | None:
@@ -101,6 +99,4 @@ def nsd(distances: SurfaceDistances, tolerance: float) -> float | None:
 
 
 def _percentile(distances: SurfaceDistances, percent: float) -> float:
-    return float(
-        max(np.percentile(each, percent) for each in (distances.from_target, distances.from_prediction))
-    )
+    return float(max(np.percentile(each, percent) for each in (distances.from_target, distances.from_prediction)))

@@ -55,9 +55,7 @@ def contour(target: Bool[np.ndarray, "h w"], prediction: Bool[np.ndarray, "h w"]
         recall = float(np.mean(distances_to(other, one) <= near))
         return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
-    return apply_rule(
-        "f", case_of(target_empty=not target.any(), prediction_empty=not prediction.any()), harmonic
-    )
+    return apply_rule("f", case_of(target_empty=not target.any(), prediction_empty=not prediction.any()), harmonic)
 
 
 def _contour(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:

@@ -91,9 +91,7 @@ class FeatureCache:
                 field="cache",
             )
         known = versions()
-        self._origin = to_json(
-            [fingerprint, *(known[name] for name in ("vesalius", "torch", "transformers"))]
-        )
+        self._origin = to_json([fingerprint, *(known[name] for name in ("vesalius", "torch", "transformers"))])
         self._lock = Lock()
         self._bytes = sum(size for _, size, _ in self._entries())
         self._written = 0
@@ -160,10 +158,7 @@ class FeatureCache:
                 if not self.use.not_kept:
                     log.warning("%s; embeddings of this image, and perhaps of others, are not cached", error)
                 self.use.not_kept += 1
-            if (
-                self._bytes > self.settings.max_bytes
-                or self._written > RECOUNT_AFTER * self.settings.max_bytes
-            ):
+            if self._bytes > self.settings.max_bytes or self._written > RECOUNT_AFTER * self.settings.max_bytes:
                 self._shrink()
 
     def _shrink(self) -> None:

@@ -86,9 +86,7 @@ class TrainingSettings(PlanSettings):
     @model_validator(mode="after")
     def _sensible(self) -> Self:
         if self.dtype == "float16":
-            raise ValueError(
-                "dtype float16 needs loss scaling, which training does not support; use bfloat16"
-            )
+            raise ValueError("dtype float16 needs loss scaling, which training does not support; use bfloat16")
         return self
 
 

@@ -102,9 +102,7 @@ class PackedLinear(QuantizedLinear):
         self.in_features, self.out_features, self.kind = layer.in_features, layer.out_features, kind
         self.dtype = dtype
         values = layer.weight.numel()
-        size, scales = (
-            (values, layer.out_features) if kind == "8bit" else (-(-values // 2), math.ceil(values / BLOCK))
-        )
+        size, scales = (values, layer.out_features) if kind == "8bit" else (-(-values // 2), math.ceil(values / BLOCK))
         packed = torch.empty(size, dtype=torch.uint8, device=META)
         self.weight = torch.nn.Parameter(packed, requires_grad=False)
         self.scales = torch.nn.Parameter(torch.empty(scales, device=META), requires_grad=False)
@@ -120,9 +118,7 @@ class PackedLinear(QuantizedLinear):
         return torch.empty(self.out_features, self.in_features, dtype=dtype, device=META)
 
 
-def quantize_empty(
-    model: TextSegModel, quantize: Quantized, dtype: torch.dtype = torch.float32
-) -> TextSegModel:
+def quantize_empty(model: TextSegModel, quantize: Quantized, dtype: torch.dtype = torch.float32) -> TextSegModel:
     """Give the linear layers of an empty model's vision-language model their size in bitsandbytes.
 
     8bit: a byte per value and a float per row. 4bit (NF4): half a byte per value and a float per 64 values. Embeddings,
@@ -257,9 +253,7 @@ def _batch(spec: ModelSpec, work: Workload, dtype: torch.dtype) -> Batch:
     labels[:, -ANSWER:] = ids[:, -ANSWER:]
     attention = torch.ones_like(ids)
     attention[1:, 0] = 0  # prompts of unequal length need a mask
-    values = torch.empty(
-        (work.images * len(pixels.values), *pixels.values.shape[1:]), dtype=dtype, device=META
-    )
+    values = torch.empty((work.images * len(pixels.values), *pixels.values.shape[1:]), dtype=dtype, device=META)
     square = (3, spec.sam_size, spec.sam_size)
     return Batch(
         input_ids=ids,
@@ -276,9 +270,7 @@ def _batch(spec: ModelSpec, work: Workload, dtype: torch.dtype) -> Batch:
     )
 
 
-def _pass_memory(
-    peaks: dict[str, int], cache: int, spec: ModelSpec, dtype: torch.dtype, batch: Batch
-) -> PassMemory:
+def _pass_memory(peaks: dict[str, int], cache: int, spec: ModelSpec, dtype: torch.dtype, batch: Batch) -> PassMemory:
     """PassMemory with the size of `sam2.Features`: c / 8, c / 4 and c channels at strides 4, 8 and 16."""
     channels, side = spec.sam["vision_config"]["fpn_hidden_size"], spec.sam_size
     levels = ((channels // 8, 4), (channels // 4, 8), (channels, 16))

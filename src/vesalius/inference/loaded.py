@@ -40,14 +40,10 @@ class LoadedSegmenter(Segmenter):
         SettingError for a threshold outside (0, 1), and for a batch size below 1.
         """
         if batch_size < 1:
-            raise SettingError(
-                f"batch_size must be at least 1; got {batch_size}", code="bad_value", field="batch_size"
-            )
+            raise SettingError(f"batch_size must be at least 1; got {batch_size}", code="bad_value", field="batch_size")
         if threshold is not None and not 0 < threshold < 1:
             raise SettingError(
-                f"the threshold must lie between 0 and 1; got {threshold}",
-                code="bad_value",
-                field="threshold",
+                f"the threshold must lie between 0 and 1; got {threshold}", code="bad_value", field="threshold"
             )
         self.model_card = card
         self.gain = gain

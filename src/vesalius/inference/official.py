@@ -57,9 +57,7 @@ class OfficialPredictor(VideoPredictor):
         picture = None if image is None else Image.fromarray(as_pixels(image))
         frames = [Image.fromarray(as_pixels(frame)) for frame in video or ()]
         parameter = next(self.model.parameters())
-        batch = read_official_prompt(
-            self.processor, text or "", picture, frames, past_text or "", mask_prompts or ()
-        )
+        batch = read_official_prompt(self.processor, text or "", picture, frames, past_text or "", mask_prompts or ())
         squares = batch.g_pixel_values
         # frames are moved to the device one by one
         batch = replace(batch, g_pixel_values=[]).to(parameter.device, parameter.dtype)
@@ -71,10 +69,7 @@ class OfficialPredictor(VideoPredictor):
             logits = self.model.decode([squares[0].to(parameter)], answer.seg).logits
             return result | {"prediction_masks": list(self._masks(logits, batch.sizes[0])[:, None])}
         session = VideoSession(self.model.sam, answer.seg.embedding)
-        masks = [
-            self._masks(session.segment(square[None].to(parameter)).logits, batch.sizes[0])
-            for square in squares
-        ]
+        masks = [self._masks(session.segment(square[None].to(parameter)).logits, batch.sizes[0]) for square in squares]
         return result | {"prediction_masks": list(np.stack(masks, axis=1))}
 
     def _masks(self, logits: torch.Tensor, size: Size) -> np.ndarray:

@@ -86,9 +86,7 @@ def parse_size(text: str, origin: str) -> int:
         )
     size = float(found[1]) * UNITS[found[2].lower()]
     if not 1 <= size <= MAX_BYTES:
-        raise SettingError(
-            f"{origin}: {text!r} must lie between 1 byte and 1024 TiB", code="bad_value", field=origin
-        )
+        raise SettingError(f"{origin}: {text!r} must lie between 1 byte and 1024 TiB", code="bad_value", field=origin)
     return int(size)
 
 
@@ -127,8 +125,7 @@ def place_whole(weights: int, cost: PassMemory, devices: Sequence[Device]) -> Pl
     `weights` are the bytes of weights and optimizer state on each device.
     """
     loads = tuple(
-        Load(device, weights, cost.cache, cost.peak - cost.cache, reserve_of(device, cost))
-        for device in devices
+        Load(device, weights, cost.cache, cost.peak - cost.cache, reserve_of(device, cost)) for device in devices
     )
     fit = all(load.total <= load.device.size for load in loads)
     return Placement({"": devices[0].index}, loads, {}) if fit else None
@@ -198,13 +195,7 @@ def _weigh(
         # an offloaded layer runs on the first GPU, and its cache stays there
         caches[device if device in here else gpus[0].index] += cost.cache // layers
     loads = tuple(
-        Load(
-            gpu,
-            weights[gpu.index],
-            caches[gpu.index],
-            _activations(cost, gpu is gpus[0]),
-            reserve_of(gpu, cost),
-        )
+        Load(gpu, weights[gpu.index], caches[gpu.index], _activations(cost, gpu is gpus[0]), reserve_of(gpu, cost))
         for gpu in gpus
         if gpu.index in weights
     )

@@ -90,10 +90,7 @@ class Plan:
 
 
 def make_plan(
-    model: str | Path | ModelRef,
-    gpus: str | None = None,
-    purpose: Purpose = "predict",
-    changes: Sequence[str] = (),
+    model: str | Path | ModelRef, gpus: str | None = None, purpose: Purpose = "predict", changes: Sequence[str] = ()
 ) -> Plan:
     """Plan for MODEL: a bundle, a run, an official folder, or a published name (no weights needed).
 
@@ -124,9 +121,7 @@ def device_and_dtype(plan: Plan) -> tuple[str | DeviceMap, torch.dtype]:
     SettingError if the model does not fit, or if this machine lacks the planned GPUs.
     """
     if plan.device_map is None:
-        raise SettingError(
-            f"{plan.model} does not fit; would fit: {'; or '.join(plan.remedies)}", code="does_not_fit"
-        )
+        raise SettingError(f"{plan.model} does not fit; would fit: {'; or '.join(plan.remedies)}", code="does_not_fit")
     count = torch.cuda.device_count()
     if any(isinstance(device, int) and device >= count for device in plan.device_map.values()):
         needed = ", ".join(load.device.name for load in plan.loads)
@@ -198,9 +193,7 @@ def _amounts(task: PlanTask, cost: PassMemory) -> Iterator[Amount]:
         yield Amount("kept", "KV cache", cost.cache, reason)
     yield Amount("kept", "SAM features", cost.features, "three levels of each image, shared by its prompts")
     if predicts:
-        reason = (
-            "per object in a video of any length: 5 prompted frames and the last 6 others; not in the totals"
-        )
+        reason = "per object in a video of any length: 5 prompted frames and the last 6 others; not in the totals"
         yield Amount("kept", "SAM memory", video_memory(task.empty), reason)
     kept = {"language model": ", with the KV cache", "SAM decoder": ", with the SAM features"}
     gathered = f" and gathered layers of FSDP2 ({GATHERED} times the largest, assumed)" if shard else ""
@@ -235,15 +228,11 @@ def _reasons(task: PlanTask, cost: PassMemory, placement: Placement | None) -> d
     elif placement.offloaded:
         names = {"cpu": "in CPU memory", "disk": "on disk"}
         sizes = " and ".join(f"{_gib(size)} {names[where]}" for where, size in placement.offloaded.items())
-        devices = (
-            f"weights are offloaded ({sizes}) and copied to the first device in each pass, which is slow"
-        )
+        devices = f"weights are offloaded ({sizes}) and copied to the first device in each pass, which is slow"
     elif task.shards > 1:
         devices = "each device holds a shard of all weights, gradients and optimizer state"
     elif len(placement.loads) > 1:
-        devices = (
-            "the fewest GPUs that hold the model; language model layers are split, all else is on the first"
-        )
+        devices = "the fewest GPUs that hold the model; language model layers are split, all else is on the first"
     else:
         devices = "one device holds the model"
     images = "images of " + " x ".join(map(str, settings.image)) if settings.image else "the largest images"

@@ -139,10 +139,7 @@ class Predictor(LoadedSegmenter):
         self.batch_size = images // 2
         self._batch_halved += 1
         log.warning(
-            "memory ran out with %d images in a batch (%s); the batch size is now %d",
-            images,
-            reason,
-            self.batch_size,
+            "memory ran out with %d images in a batch (%s); the batch size is now %d", images, reason, self.batch_size
         )
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -171,9 +168,7 @@ class Predictor(LoadedSegmenter):
             case "force":
                 return force_answer(self.model, batch)
 
-    def _decode(
-        self, items: Sequence[Item], batch: Batch, seg: SegPrompts
-    ) -> tuple[dict[int, Maps], torch.Tensor]:
+    def _decode(self, items: Sequence[Item], batch: Batch, seg: SegPrompts) -> tuple[dict[int, Maps], torch.Tensor]:
         """Maps by batch row, for rows with [SEG], and the predicted IoU of each [SEG], float (m,)."""
         row_of_mask, side = seg.row.cpu().numpy(), self.processor.spec.sam_size
         rows = dict.fromkeys(row_of_mask.tolist())

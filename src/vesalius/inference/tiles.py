@@ -65,9 +65,7 @@ def decode_tiles(
     scores = []
     for start in range(0, len(windows), batch_size):
         some = windows[start : start + batch_size]
-        squares = [
-            processor.for_segmenter(Image.fromarray(frame[window.pixels])).to(prompts) for window in some
-        ]
+        squares = [processor.for_segmenter(Image.fromarray(frame[window.pixels])).to(prompts) for window in some]
         decoded = model.decode(squares, _repeat_prompts(prompts, len(some)), encode)
         maps = decoded.logits.unflatten(0, (len(some), -1)).float().cpu().numpy()
         tiles += [Tile(window, each) for window, each in zip(some, maps, strict=True)]

@@ -112,15 +112,12 @@ def choose_keys(
         raise refuse(f"reprompt_every must be at least 1; got {reprompt_every}", "reprompt_every")
     if wrong := [key for key in key_frames if not 0 <= key < frames]:
         raise refuse(
-            f"key frame {wrong[0]} does not exist: the clip has {frames} frames, numbered from 0",
-            "key_frames",
+            f"key frame {wrong[0]} does not exist: the clip has {frames} frames, numbered from 0", "key_frames"
         )
     if propagation == "official":
         if key_frames or reprompt_every is not None:
             raise refuse(
-                "propagation official has no key frames; choose propagation sam2",
-                "propagation",
-                "conflicting_settings",
+                "propagation official has no key frames; choose propagation sam2", "propagation", "conflicting_settings"
             )
         return None
     if reprompt_every is not None:
@@ -218,8 +215,7 @@ def _ask(predictor: Predictor, frames: Sequence[np.ndarray], prompts: Sequence[s
         embeddings.append(answer.seg.embedding)
         prompt_of += [start + row for row in answer.seg.row.tolist()]
         templates += [
-            replace(predictor.text_prediction(answer, row, prompt), size=size)
-            for row, prompt in enumerate(some)
+            replace(predictor.text_prediction(answer, row, prompt), size=size) for row, prompt in enumerate(some)
         ]
     prompts_of_seg = np.array(prompt_of, dtype=np.int64)
     return _Answers(templates, processor.spec.sam_size, torch.cat(embeddings), prompts_of_seg)

@@ -24,9 +24,7 @@ class SegmentationFolder:
     segmentation.
     """
 
-    def __init__(
-        self, out: Path, samples: Sequence[Sample], prompts: Sequence[str], card: dict[str, Any]
-    ) -> None:
+    def __init__(self, out: Path, samples: Sequence[Sample], prompts: Sequence[str], card: dict[str, Any]) -> None:
         """Check all source files.
 
         SettingError for a file that is not DICOM, for two segmentations with the same file name, and for a prompt that
@@ -40,9 +38,7 @@ class SegmentationFolder:
         for path in self.stems:
             check_source(path)
         self._missing = Counter(sample.image for sample in samples for _ in prompts)
-        self._masks: dict[Path, dict[str, dict[int, Rle]]] = defaultdict(
-            lambda: {name: {} for name in self.prompts}
-        )
+        self._masks: dict[Path, dict[str, dict[int, Rle]]] = defaultdict(lambda: {name: {} for name in self.prompts})
         self._failed: dict[Path, set[int]] = defaultdict(set)
 
     def add(self, sample: Sample, prompt: str, mask: Rle | None) -> dict[str, str]:

@@ -43,9 +43,7 @@ PredictedSample = tuple[Sample, Item | None, list[Prediction]]
 """A sample, its item (None if it cannot be read), and one prediction per prompt."""
 
 
-def predict_samples(
-    segmenter: Segmenter, samples: Iterable[Sample]
-) -> Generator[PredictedSample, None, None]:
+def predict_samples(segmenter: Segmenter, samples: Iterable[Sample]) -> Generator[PredictedSample, None, None]:
     """Read and predict samples in batches; images are read ahead in other threads.
 
     A sample that cannot be read or predicted gets `failed` predictions with the reason, never empty masks. The
@@ -54,9 +52,7 @@ def predict_samples(
     size = segmenter.description.batch_size
     with (
         FrameReader() as reader,
-        closing(
-            map_in_threads(partial(_read, segmenter, reader), samples, 2 * size, _bytes_of_item)
-        ) as loaded,
+        closing(map_in_threads(partial(_read, segmenter, reader), samples, 2 * size, _bytes_of_item)) as loaded,
     ):
         while some := list(islice(loaded, size)):
             items = [item for _, _, item in some if isinstance(item, Item)]
@@ -135,9 +131,7 @@ def write_predictions(
     with PredictionLog(out, request, samples, prompts, whole_files=by_file) as log:
         if objects is not None and log.done:
             objects = SegmentationFolder(out, samples[log.done :], prompts, card)
-        rest = (
-            replace(sample, prompts=tuple(prompts), masks=None) for sample in islice(samples, log.done, None)
-        )
+        rest = (replace(sample, prompts=tuple(prompts), masks=None) for sample in islice(samples, log.done, None))
         with closing(worker(rest, out, save)) as written:
             for lines in written:
                 sample = samples[log.done]
@@ -168,9 +162,7 @@ def predict_and_write(
 
     Lines contain the mask as `rle` if `save` has `rle` or `dicom`.
     """
-    yield from write_predicted(
-        predict_samples(segmenter, samples), out, save, segmenter.description.batch_size
-    )
+    yield from write_predicted(predict_samples(segmenter, samples), out, save, segmenter.description.batch_size)
 
 
 def write_predicted(
@@ -187,9 +179,7 @@ def check_request(prompts: Sequence[str], save: Sequence[str]) -> None:
     for name in save:
         if name not in OUTPUT_KINDS:
             raise SettingError(
-                f"--save {name} is unknown; choose from {', '.join(OUTPUT_KINDS)}",
-                code="bad_value",
-                field="save",
+                f"--save {name} is unknown; choose from {', '.join(OUTPUT_KINDS)}", code="bad_value", field="save"
             )
     for prompt in prompts:
         if not prompt.strip():
@@ -277,9 +267,7 @@ def _line(prediction: Prediction, written: dict[str, str], save: Sequence[str]) 
     return {**line, **written}
 
 
-def _write_files(
-    prediction: Prediction, item: Item, out: Path, name: str, save: Sequence[str]
-) -> dict[str, str]:
+def _write_files(prediction: Prediction, item: Item, out: Path, name: str, save: Sequence[str]) -> dict[str, str]:
     """Write the outputs in `save`, and return their paths relative to `out` by kind."""
     if prediction.status == "failed":
         return {}
@@ -298,7 +286,5 @@ def _write_files(
     if "overlay" in save:
         with new_file("overlay", ".png") as path:
             # compression level 1 takes a third of the time and adds a third to the file size
-            overlay(item.frames[0], prediction.mask, PREDICTION_COLOR).save(
-                path, format="PNG", compress_level=1
-            )
+            overlay(item.frames[0], prediction.mask, PREDICTION_COLOR).save(path, format="PNG", compress_level=1)
     return written

@@ -63,9 +63,7 @@ def write_videos(out: Path, name: str, frames: Sequence[Sample], prompts: Sequen
         return
     fps = frame_rate(frames[0])
     if fps is None:
-        log.warning(
-            "%s: does not state its frame rate; its videos have %g frames per second", name, DEFAULT_FPS
-        )
+        log.warning("%s: does not state its frame rate; its videos have %g frames per second", name, DEFAULT_FPS)
         fps = DEFAULT_FPS
     for prompt, (overlay, masks) in enumerate(paths):
         files = [out / "masks" / f"{result_stems(frame.id, prompts)[prompt]}.png" for frame in frames]

@@ -86,9 +86,7 @@ class PredictionLog:
             keep = 0
             if (out / REQUEST).exists():
                 _compare(out, json.loads(to_json(request)))
-                keep = self._continue(
-                    set(_ends_of_files(samples)) if whole_files else range(len(samples) + 1)
-                )
+                keep = self._continue(set(_ends_of_files(samples)) if whole_files else range(len(samples) + 1))
             else:
                 write_json(out / REQUEST, request)
             with self._resumable():
@@ -182,9 +180,7 @@ def _refuse_foreign(out: Path) -> None:
     entries = [entry for entry in out.iterdir() if entry.name not in SYSTEM_FILES]
     begun = any(entry.name == REQUEST for entry in entries)
     if not begun and any(not any(map(entry.match, PARTIAL)) for entry in entries):
-        raise OutputError(
-            f"{out}: exists and is not empty; choose another --out", code="output_exists", path=out
-        )
+        raise OutputError(f"{out}: exists and is not empty; choose another --out", code="output_exists", path=out)
 
 
 def _ends_of_files(samples: Sequence[Sample]) -> Iterator[int]:

@@ -56,9 +56,7 @@ def apply_adapter(vlm: PreTrainedModel, folder: Path) -> None:
     parameters = _parameters(vlm)
     shapes, expected = _shapes(tensors), _shapes(parameters)
     if wrong := list_differences(shapes, expected):
-        raise CheckpointError.at(
-            folder, f"the adapter does not fit the model: {wrong}", code="adapter_mismatch"
-        )
+        raise CheckpointError.at(folder, f"the adapter does not fit the model: {wrong}", code="adapter_mismatch")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
@@ -133,9 +131,7 @@ def _read_config(path: Path, neutral: dict[str, Any]) -> dict[str, Any]:
     wanted = ("r", "lora_alpha", "target_modules")
     missing = [name for name in wanted if name not in config]
     if missing or config.get("peft_type") != "LORA":
-        raise CheckpointError.at(
-            path, f"is not a LoRA configuration with {', '.join(wanted)}", code="invalid_adapter"
-        )
+        raise CheckpointError.at(path, f"is not a LoRA configuration with {', '.join(wanted)}", code="invalid_adapter")
     tokens = config.get("trainable_token_indices")
     if tokens is not None and not _are_rows(tokens):
         raise CheckpointError.at(
@@ -145,9 +141,7 @@ def _read_config(path: Path, neutral: dict[str, Any]) -> dict[str, Any]:
             field="trainable_token_indices",
         )
     taken = (*wanted, "rank_pattern", "alpha_pattern", "trainable_token_indices")
-    others = {
-        name: value for name, value in config.items() if name not in {*taken, *WITHOUT_EFFECT, "peft_type"}
-    }
+    others = {name: value for name, value in config.items() if name not in {*taken, *WITHOUT_EFFECT, "peft_type"}}
     special = sorted(name for name, value in others.items() if value and value != neutral.get(name))
     if special:
         raise CheckpointError.at(
@@ -161,9 +155,7 @@ def _are_rows(tokens: Any) -> bool:
     if not isinstance(tokens, dict) or set(tokens) not in ({EMBEDDINGS}, {EMBEDDINGS, HEAD}):
         return False
     ids = tokens[EMBEDDINGS]
-    return (
-        isinstance(ids, list) and all(type(i) is int and i >= 0 for i in ids) and tokens.get(HEAD, ids) == ids
-    )
+    return isinstance(ids, list) and all(type(i) is int and i >= 0 for i in ids) and tokens.get(HEAD, ids) == ids
 
 
 def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:

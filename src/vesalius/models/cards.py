@@ -126,8 +126,6 @@ def check_text_prompted(card: Card | UNetCard, folder: Path) -> Card:
     """`card`, if it is that of a text-prompted model; else CheckpointError."""
     if not isinstance(card, Card):
         raise CheckpointError.at(
-            folder,
-            "is a U-Net, which takes no text prompts; use a text-prompted model",
-            code="wrong_model_kind",
+            folder, "is a U-Net, which takes no text prompts; use a text-prompted model", code="wrong_model_kind"
         )
     return card

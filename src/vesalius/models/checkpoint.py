@@ -15,11 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import dispatch_model
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Sam2VideoModel,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, Sam2VideoModel
 from transformers.utils import logging as transformers_logging
 
 from vesalius.errors import CheckpointError, SettingError
@@ -86,11 +82,7 @@ def open_model(
 
 
 def _open_bundle(
-    folder: Path,
-    card: Card,
-    device: str | torch.device | DeviceMap,
-    dtype: torch.dtype,
-    quantized: Quantized | None,
+    folder: Path, card: Card, device: str | torch.device | DeviceMap, dtype: torch.dtype, quantized: Quantized | None
 ) -> OpenedModel:
     processor = Processor(card.spec, _tokenizer(folder / "vlm"))
     has_adapter = (folder / ADAPTER).is_dir()
@@ -129,8 +121,7 @@ def _open_official(
     if isinstance(device, Mapping) and "disk" in device.values():
         raise CheckpointError.at(
             folder,
-            f"weights can be offloaded to disk only from a bundle; "
-            f"make one with `vesalius convert {folder} OUT`",
+            f"weights can be offloaded to disk only from a bundle; make one with `vesalius convert {folder} OUT`",
             code="wrong_model_kind",
         )
     weights = open_weights(folder)
@@ -155,10 +146,7 @@ def _open_official(
     projector = {name.removeprefix("projector."): load_tensor(state, name) for name in names}
     _load_projector(model, projector, folder)
     return OpenedModel(
-        _to_device(model, device, dtype),
-        processor,
-        Card(spec=spec, training_images=None),
-        find_config_files(folder),
+        _to_device(model, device, dtype), processor, Card(spec=spec, training_images=None), find_config_files(folder)
     )
 
 
@@ -171,16 +159,13 @@ def _quantize(vlm: PreTrainedModel, kind: Quantized | None, device: str | torch.
         return
     if {"cpu", "disk"} & set(device.values()) - {home_device(device)}:
         raise CheckpointError(
-            "quantized weights cannot be offloaded; remove cpu and disk from the device map",
-            code="invalid_device_map",
+            "quantized weights cannot be offloaded; remove cpu and disk from the device map", code="invalid_device_map"
         )
     quantize(vlm, kind)
     dispatch_model(vlm, vlm_device_map(device), skip_keys=vlm._skip_keys_device_placement)
 
 
-def _to_device(
-    model: TextSegModel, device: str | torch.device | DeviceMap, dtype: torch.dtype
-) -> TextSegModel:
+def _to_device(model: TextSegModel, device: str | torch.device | DeviceMap, dtype: torch.dtype) -> TextSegModel:
     """Move the model to its device in eval mode, with parameters in `dtype` and rotary frequencies in float32.
 
     `model.to(dtype)` would round the frequencies too: in bfloat16 the angle at position 3300 is off by up to 3.8 rad.
@@ -264,9 +249,7 @@ def _open_component(
     ]
     if problems:
         raise CheckpointError.at(
-            folder,
-            f"the weights do not fit the configuration: {'; '.join(problems)}",
-            code="weights_mismatch",
+            folder, f"the weights do not fit the configuration: {'; '.join(problems)}", code="weights_mismatch"
         )
     return component
 
@@ -275,9 +258,7 @@ def _load_projector(model: TextSegModel, tensors: dict[str, torch.Tensor], path:
     shapes = {name: tuple(tensor.shape) for name, tensor in model.projector.state_dict().items()}
     if wrong := list_differences({name: tuple(each.shape) for name, each in tensors.items()}, shapes):
         raise CheckpointError.at(
-            path,
-            f"the weights of the [SEG] projector do not fit the configuration: {wrong}",
-            code="weights_mismatch",
+            path, f"the weights of the [SEG] projector do not fit the configuration: {wrong}", code="weights_mismatch"
         )
     model.projector.load_state_dict(tensors)
 
@@ -315,9 +296,7 @@ def write_bundle(folder: Path, opened: OpenedModel, card: Card, like: Path | Non
     kind = kind_of(model.vlm)
     if kind == "8bit":
         raise CheckpointError.at(
-            folder,
-            "an 8-bit model is for prediction only and cannot be saved",
-            code="unsupported_quantization",
+            folder, "an 8-bit model is for prediction only and cannot be saved", code="unsupported_quantization"
         )
     folder.mkdir(parents=True)
     for name, component in (("vlm", model.vlm), ("sam", model.sam)):
@@ -345,8 +324,7 @@ def new_model(name: str, seed: int) -> OpenedModel:
     spec = find_spec(name)
     if spec.name != TINY:
         raise SettingError(
-            f"{spec.name}: a new model needs a packaged tokenizer, and only {TINY} has one",
-            code="no_tokenizer",
+            f"{spec.name}: a new model needs a packaged tokenizer, and only {TINY} has one", code="no_tokenizer"
         )
     processor = Processor(spec, byte_tokenizer())
     with torch.random.fork_rng(devices=[]):

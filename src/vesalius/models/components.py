@@ -18,9 +18,7 @@ from vesalius.models.token_rows import PREFIX
 def is_frozen(component: torch.nn.Module) -> bool:
     """Whether none of the component's own weights is trainable; its adapter does not count."""
     return not any(
-        parameter.requires_grad
-        for name, parameter in component.named_parameters()
-        if not is_adapter_parameter(name)
+        parameter.requires_grad for name, parameter in component.named_parameters() if not is_adapter_parameter(name)
     )
 
 

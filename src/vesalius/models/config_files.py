@@ -18,11 +18,7 @@ LARGEST_BYTES = 64 << 20
 WEIGHT_ENDINGS = tuple(
     ".safetensors .safetensors.index.json .bin .bin.index.json .ckpt .gguf .h5 .msgpack .onnx .pt .pth".split()
 )
-NOT_THE_MODEL = {
-    ".git": "repository history",
-    ".cache": "download cache",
-    "__pycache__": "compiled Python code",
-}
+NOT_THE_MODEL = {".git": "repository history", ".cache": "download cache", "__pycache__": "compiled Python code"}
 
 
 def read_json(path: Path, code: str) -> Any:
@@ -100,9 +96,7 @@ def _content(path: Path) -> bytes:
 
 
 def _refuse(error: OSError) -> None:
-    raise CheckpointError.at(
-        error.filename, f"cannot be read ({error.strerror})", code="damaged_model"
-    ) from error
+    raise CheckpointError.at(error.filename, f"cannot be read ({error.strerror})", code="damaged_model") from error
 
 
 def _reason_to_leave(folder: Path, name: Path) -> str | None:
@@ -116,9 +110,7 @@ def _reason_to_leave(folder: Path, name: Path) -> str | None:
             path, "is a link to a file outside the folder; replace it by the file", code="unsafe_link"
         )
     if not path.is_file():
-        raise CheckpointError.at(
-            path, "is not a file; remove it or copy the model again", code="damaged_model"
-        )
+        raise CheckpointError.at(path, "is not a file; remove it or copy the model again", code="damaged_model")
     n_bytes = path.stat().st_size
     return f"{n_bytes} bytes, more than the limit of {LARGEST_BYTES}" if n_bytes > LARGEST_BYTES else None
 

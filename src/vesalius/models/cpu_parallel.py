@@ -42,9 +42,7 @@ def _map(work: Callable[[Given], Returned], jobs: Sequence[Given]) -> list[Retur
     if not jobs or threads == 1:
         return [work(job) for job in jobs]
     try:
-        with ThreadPoolExecutor(
-            threads, initializer=torch.set_num_threads, initargs=(cores // threads,)
-        ) as pool:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(cores // threads,)) as pool:
             return list(pool.map(work, jobs))
     finally:
         # the setting is per thread, but new threads start with the last value set
@@ -94,10 +92,7 @@ class _ParallelDecode(torch.autograd.Function):
         embedding: torch.Tensor,
         *trained: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        precision = (
-            torch.get_autocast_dtype("cpu"),
-            torch.is_autocast_enabled("cpu"),
-        )  # autocast state is per thread
+        precision = (torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu"))  # autocast state is per thread
 
         def run(mine: torch.Tensor) -> tuple[torch.Tensor, MaskLogits]:
             copy = embedding.detach().requires_grad_(embedding.requires_grad)
@@ -146,9 +141,7 @@ def _of_part(seg: SegPrompts, mine: torch.Tensor) -> SegPrompts:
 
 
 def _joined(decoded: Sequence[MaskLogits]) -> MaskLogits:
-    return MaskLogits(
-        *(torch.cat(maps) for maps in zip(*(vars(part).values() for part in decoded), strict=True))
-    )
+    return MaskLogits(*(torch.cat(maps) for maps in zip(*(vars(part).values() for part in decoded), strict=True)))
 
 
 def _in_order(joined: MaskLogits, parts: Sequence[torch.Tensor]) -> MaskLogits:

@@ -13,11 +13,7 @@ from vesalius.models.families.table import FAMILIES
 DeviceMap = Mapping[str, int | str]
 """Module name of `TextSegModel` -> GPU index, `cpu` or `disk`; the name "" stands for the whole model."""
 
-HOME_MODULES = (
-    *dict.fromkeys(f"vlm.{family.vision_modules[0]}" for family in FAMILIES.values()),
-    "projector",
-    "sam",
-)
+HOME_MODULES = (*dict.fromkeys(f"vlm.{family.vision_modules[0]}" for family in FAMILIES.values()), "projector", "sam")
 
 
 def find_device(device_map: DeviceMap, name: str) -> int | str | None:
@@ -36,8 +32,7 @@ def home_device(device_map: DeviceMap) -> int | str:
     # the map of a model names the vision encoder of one family only
     if len(devices) < 3 or len(set(devices)) != 1 or "disk" in devices:
         raise CheckpointError(
-            "a device map must put the vision encoder, the projector and SAM on one device",
-            code="invalid_device_map",
+            "a device map must put the vision encoder, the projector and SAM on one device", code="invalid_device_map"
         )
     return devices[0]
 
@@ -58,6 +53,4 @@ def return_to_device(vlm: PreTrainedModel, home: int | str) -> None:
     """
     skipped = list(vlm._skip_keys_device_placement)
     for module in (vlm.get_input_embeddings(), *vlm.model.children(), vlm.lm_head):
-        module.register_forward_hook(
-            lambda _, inputs, output: send_to_device(output, home, skip_keys=skipped)
-        )
+        module.register_forward_hook(lambda _, inputs, output: send_to_device(output, home, skip_keys=skipped))

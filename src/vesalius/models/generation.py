@@ -80,9 +80,7 @@ def force_answer(model: TextSegModel, batch: Batch) -> Answer:
     says_seg = torch.ones(len(at), dtype=torch.bool, device=at.device)
     says_seg[checked.nonzero()[:, 0][~agrees]] = False
     ids = [row[row != IGNORE_INDEX].tolist() for row in batch.labels]
-    return Answer(
-        ids, model.seg_prompts(states.seg[at], at.nonzero()[:, 0], batch), says_seg, ["forced"] * len(ids)
-    )
+    return Answer(ids, model.seg_prompts(states.seg[at], at.nonzero()[:, 0], batch), says_seg, ["forced"] * len(ids))
 
 
 @torch.no_grad()
@@ -97,9 +95,7 @@ def generate_answer(
 
 
 @torch.no_grad()
-def verify_answer(
-    model: TextSegModel, batch: Batch, drafts: DraftTable, stop_id: int, max_new_tokens: int
-) -> Answer:
+def verify_answer(model: TextSegModel, batch: Batch, drafts: DraftTable, stop_id: int, max_new_tokens: int) -> Answer:
     """The answers of `generate_answer`, computed by speculative decoding; `drafts` is updated with them.
 
     In float32 the tokens are identical. In half precision the batch is decoded without a draft if any checked top-2
@@ -135,8 +131,7 @@ def _decode_with_draft(
     counts = agreed.tolist()
     ids = [list(draft[:count]) for count in counts]
     seg_states = [
-        [states.seg[row, i - n] for i in range(count) if draft[i] == model.seg_id]
-        for row, count in enumerate(counts)
+        [states.seg[row, i - n] for i in range(count) if draft[i] == model.seg_id] for row, count in enumerate(counts)
     ]
     # an accepted draft is complete if it ends with the stop token or at the limit
     complete = draft[-1:] == (stop_id,) or n == max_new_tokens

@@ -60,9 +60,7 @@ class Hiera(Sam2HieraDetModel):
         self.patch_embed = PatchEmbeddings(config)
         for block in self.blocks:
             old = block.attn
-            block.attn = WindowAttention(
-                config, old.dim, old.dim_out, old.num_attention_heads, old.query_stride
-            )
+            block.attn = WindowAttention(config, old.dim, old.dim_out, old.num_attention_heads, old.query_stride)
 
     def _get_pos_embed(self, hw: tuple[int, int]) -> torch.Tensor:
         """Positional embedding (1, h, w, c): the global one, resized bicubically, plus the window embedding in each window."""

@@ -133,9 +133,7 @@ def _false_claims(folder: Path, spec: ModelSpec, parameters: int) -> list[str]:
     own = re.findall(r"(\d+(?:\.\d+)?)B", spec.name)
     # a stated size may differ from the number of parameters by 20 %
     wrong = [
-        f"{size}B"
-        for size in claimed
-        if size not in own and abs(parameters / 1e9 - float(size)) > 0.2 * float(size)
+        f"{size}B" for size in claimed if size not in own and abs(parameters / 1e9 - float(size)) > 0.2 * float(size)
     ]
     warnings = [f"the folder is called {name}, but it holds {real}, not {size}" for size in wrong]
     known = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.9)
@@ -167,9 +165,7 @@ def _unfold(name: str, value: Any, indent: str = "") -> list[str]:
     """A value as one line; a long mapping as one line per entry."""
     if not isinstance(value, dict) or len(str(value)) < LINE:
         return [f"{indent}{name}: {value}"]
-    held = [
-        line for key, each in value.items() if each is not None for line in _unfold(key, each, f"{indent}  ")
-    ]
+    held = [line for key, each in value.items() if each is not None for line in _unfold(key, each, f"{indent}  ")]
     return [f"{indent}{name}:", *held]
 
 

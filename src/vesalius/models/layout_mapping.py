@@ -54,9 +54,7 @@ def rules_of(spec: ModelSpec) -> tuple[KeyRule, ...]:
     return (*family_of(spec.family).rules(spec), *PROJECTOR, *SAM2)
 
 
-def to_bundle(
-    spec: ModelSpec, shapes: Mapping[str, TensorShape]
-) -> tuple[dict[str, Assembly], dict[str, str]]:
+def to_bundle(spec: ModelSpec, shapes: Mapping[str, TensorShape]) -> tuple[dict[str, Assembly], dict[str, str]]:
     """The assembly of each bundle tensor from official ones, and the reason for each dropped official name.
 
     CheckpointError with the first ten names that no key table contains.
@@ -87,16 +85,12 @@ def to_official(spec: ModelSpec, shapes: Mapping[str, TensorShape]) -> dict[str,
     for name, shape in shapes.items():
         for rule, filling in _matches(rules, name, "bundle"):
             official = _fill(rule.official, filling)
-            pieces += _pieces(
-                rule, official, filling, _official_rows(rule, _rows_of(name, shape), spec), spec
-            )
+            pieces += _pieces(rule, official, filling, _official_rows(rule, _rows_of(name, shape), spec), spec)
     known = {piece.bundle for piece in pieces}
     _refuse([name for name in shapes if name not in known], f"a bundle of {spec.name}")
     _refuse([name for name in known if name not in shapes], f"a bundle of {spec.name}", "lacks")
     first_copies = {(piece.official, piece.first): piece for piece in reversed(pieces)}.values()
-    rows = [
-        (piece.official, piece.first, Rows(piece.bundle, piece.start, piece.rows)) for piece in first_copies
-    ]
+    rows = [(piece.official, piece.first, Rows(piece.bundle, piece.start, piece.rows)) for piece in first_copies]
     return _assemble(rows, shapes)
 
 
@@ -108,9 +102,7 @@ def _rows_of(name: str, shape: TensorShape) -> int:
     return shape[0]
 
 
-def _pieces(
-    rule: KeyRule, official: str, filling: tuple[str, ...], rows: int, spec: ModelSpec
-) -> list[Piece]:
+def _pieces(rule: KeyRule, official: str, filling: tuple[str, ...], rows: int, spec: ModelSpec) -> list[Piece]:
     names = [_fill(template, filling) for template in rule.bundle]
     match rule.layout:
         case "whole" | "copies":
@@ -200,6 +192,5 @@ def _fill(template: str, filling: tuple[str, ...]) -> str:
 def _refuse(names: list[str], what: str, verb: str = "has unknown") -> None:
     if names:
         raise CheckpointError(
-            f"{what} {verb} tensors ({len(names)}): {list_names(sorted(names), 10)}",
-            code="weights_mismatch",
+            f"{what} {verb} tensors ({len(names)}): {list_names(sorted(names), 10)}", code="weights_mismatch"
         )

@@ -65,8 +65,7 @@ class MaskDecoder(Sam2VideoMaskDecoder):
         queries = self.transformer.layer_norm_final_attn(queries)
         by_mask = queries[:, :, 3 : 2 + self.num_mask_tokens]
         weights = torch.stack(
-            [mlp(by_mask[:, :, index]) for index, mlp in enumerate(list(self.output_hypernetworks_mlps)[1:])],
-            dim=2,
+            [mlp(by_mask[:, :, index]) for index, mlp in enumerate(list(self.output_hypernetworks_mlps)[1:])], dim=2
         )
         finest, finer = high_resolution_features
         masks = self._upscale(cells, weights, finest, finer, image_embeddings.shape[-1])
@@ -74,20 +73,12 @@ class MaskDecoder(Sam2VideoMaskDecoder):
         return masks, scores, by_mask, self.pred_obj_score_head(queries[:, :, 0])
 
     def _upscale(
-        self,
-        cells: torch.Tensor,
-        weights: torch.Tensor,
-        finest: torch.Tensor,
-        finer: torch.Tensor,
-        width: int,
+        self, cells: torch.Tensor, weights: torch.Tensor, finest: torch.Tensor, finer: torch.Tensor, width: int
     ) -> torch.Tensor:
         """Masks (i, n, m, 4 h, 4 w) from cells (i, n or 1, h * w, c) and mask weights (i, n, m, c / 8)."""
         images, prompts, count = weights.shape[:3]
         height = cells.shape[2] // width
-        for convolution, level, sides in (
-            (self.upscale_conv1, finer, (2,)),
-            (self.upscale_conv2, finest, (2, 2)),
-        ):
+        for convolution, level, sides in ((self.upscale_conv1, finer, (2,)), (self.upscale_conv2, finest, (2, 2))):
             # kernel (c, c', 2, 2) as a matrix with c' rows for each of the 2 x 2 output cells
             cells = linear(cells, convolution.weight.permute(2, 3, 1, 0).flatten(0, 2))
             cells = cells.reshape(images, -1, height * width * 4 ** len(sides), level.shape[1])

@@ -17,14 +17,7 @@ from torch.nn.functional import interpolate, pad
 from transformers import Sam2VideoModel
 
 from vesalius.errors import CheckpointError, SettingError
-from vesalius.models.sam2 import (
-    Features,
-    decode,
-    decode_with_memory,
-    encode_images,
-    object_pointers,
-    take_best,
-)
+from vesalius.models.sam2 import Features, decode, decode_with_memory, encode_images, object_pointers, take_best
 
 PROMPTED_FRAMES = 5
 """Number of leading frames that the language model sees and that are prompted with its [SEG]."""
@@ -88,9 +81,7 @@ class VideoSession:
         self._recent: deque[torch.Tensor] = deque(maxlen=sam.config.num_maskmem - 1)
         """Memories of the most recent other frames, oldest first."""
         self._prompted_pointers: list[torch.Tensor] = []
-        self._recent_pointers: deque[torch.Tensor] = deque(
-            maxlen=sam.config.max_object_pointers_in_encoder - 1
-        )
+        self._recent_pointers: deque[torch.Tensor] = deque(maxlen=sam.config.max_object_pointers_in_encoder - 1)
 
     @torch.no_grad()
     def segment(self, pixels: torch.Tensor) -> FrameMasks:

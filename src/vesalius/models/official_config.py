@@ -33,10 +33,7 @@ def read_spec(folder: Path, shapes: Mapping[str, TensorShape]) -> ModelSpec:
         raise
     except KeyError as error:
         raise CheckpointError.at(
-            path,
-            f"lacks {error}, a required field",
-            code="invalid_model_config",
-            field=str(error.args[0]),
+            path, f"lacks {error}, a required field", code="invalid_model_config", field=str(error.args[0])
         ) from error
     except Exception as error:  # values of a wrong type raise many exception types
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
@@ -50,10 +47,7 @@ def _read_spec(config: dict[str, Any], folder: Path, shapes: Mapping[str, Tensor
     chat = str(config.get("template", "")).replace("-", "_")
     if chat not in CHATS:
         raise CheckpointError.at(
-            source,
-            f"template {chat!r} is not one of {', '.join(CHATS)}",
-            code="invalid_model_config",
-            field="template",
+            source, f"template {chat!r} is not one of {', '.join(CHATS)}", code="invalid_model_config", field="template"
         )
     family = recognize(config, source)
     config = {**config, "template": chat}

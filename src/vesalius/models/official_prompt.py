@@ -45,9 +45,7 @@ def read_official_prompt(
     pixels = family.read_frames(frames[:SEEN_FRAMES], spec) if video else family.read_image(frames[0], spec)
     regions, shown = None, processor.image_text(pixels)
     if len(mask_prompts):
-        regions = _regions(
-            mask_prompts[0], (frames[0].height, frames[0].width), family.region_cells(spec) or 0
-        )
+        regions = _regions(mask_prompts[0], (frames[0].height, frames[0].width), family.region_cells(spec) or 0)
         shown += _name_regions(regions, family.image_marks[1])
     asked = text.replace(IMAGE, shown) if family.image_tag else shown + text.replace(IMAGE, "")
     return _batch(processor, past_text + _ask(processor, asked), pixels, frames, regions)
@@ -76,10 +74,7 @@ def _check(
             field="video",
         )
     if len(mask_prompts) and (image is None or family.region_cells(processor.spec) is None):
-        raise SettingError(
-            "mask_prompts need an image and a model that supports them",
-            code="conflicting_settings",
-        )
+        raise SettingError("mask_prompts need an image and a model that supports them", code="conflicting_settings")
 
 
 def _ask(processor: Processor, question: str) -> str:
@@ -114,19 +109,13 @@ def _name_regions(regions: torch.Tensor, token: str) -> str:
 
 
 def _batch(
-    processor: Processor,
-    prompt: str,
-    pixels: Pixels | None,
-    frames: list[Image.Image],
-    regions: torch.Tensor | None,
+    processor: Processor, prompt: str, pixels: Pixels | None, frames: list[Image.Image], regions: torch.Tensor | None
 ) -> Batch:
     ids = processor.tokenizer.encode(prompt)
     wanted = 0 if pixels is None else sum(pixels.tokens) + (0 if regions is None else int(regions.sum()))
     if pixels is not None and ids.count(processor.image_id) != wanted:
         token = processor.family.image_marks[1]
-        raise SettingError(
-            f"the text must not contain the image token {token}", code="invalid_prompt", field="text"
-        )
+        raise SettingError(f"the text must not contain the image token {token}", code="invalid_prompt", field="text")
     batch = processor.make_batch(
         [(0, ids, [IGNORE_INDEX] * len(ids))],
         [] if pixels is None else [pixels],

@@ -72,11 +72,7 @@ def tile_grid(size_wh: tuple[int, int], tile: int, max_tiles: int) -> tuple[int,
 def _grids(max_tiles: int) -> tuple[tuple[int, int], ...]:
     # the official code sorts a Python set by area only, so equal areas keep the order of the set
     grids = {
-        (i, j)
-        for n in range(1, max_tiles + 1)
-        for i in range(1, n + 1)
-        for j in range(1, n + 1)
-        if i * j <= max_tiles
+        (i, j) for n in range(1, max_tiles + 1) for i in range(1, n + 1) for j in range(1, n + 1) if i * j <= max_tiles
     }
     return tuple(sorted(grids, key=lambda grid: grid[0] * grid[1]))
 

@@ -53,17 +53,12 @@ class Processor:
         ids = self.tokenizer.encode(token, add_special_tokens=False)
         if len(ids) != 1:
             raise SettingError(
-                f"the tokenizer splits {token}, which must be one token, into {len(ids)}",
-                code="no_tokenizer",
+                f"the tokenizer splits {token}, which must be one token, into {len(ids)}", code="no_tokenizer"
             )
         return ids[0]
 
     def __call__(
-        self,
-        items: Sequence[Item],
-        *,
-        answered: bool = False,
-        inputs: Sequence[PixelInputs] | None = None,
+        self, items: Sequence[Item], *, answered: bool = False, inputs: Sequence[PixelInputs] | None = None
     ) -> Batch:
         """One row for each (item, prompt), in order.
 
@@ -128,9 +123,7 @@ class Processor:
     ) -> Batch:
         """A batch of `rows` (image index, tokens, labels); `pixels`, `squares` (SAM 2's frames) and `sizes` are per image."""
         if not rows:
-            raise SettingError(
-                "there is nothing to segment; give at least one image and one prompt", code="no_prompt"
-            )
+            raise SettingError("there is nothing to segment; give at least one image and one prompt", code="no_prompt")
         ids, labels, attention = self.pad([(ids, labels) for _, ids, labels in rows])
         return Batch(
             input_ids=ids,
@@ -180,9 +173,7 @@ class Processor:
     def _check_control_tokens(self, name: str, text: str) -> None:
         if token := next((token for token in self.tokenizer.get_added_vocab() if token in text), None):
             raise SettingError(
-                f"{name} contains the control token {token}; remove it",
-                code="invalid_prompt",
-                field="prompt",
+                f"{name} contains the control token {token}; remove it", code="invalid_prompt", field="prompt"
             )
 
     def image_text(self, pixels: Pixels) -> str:
@@ -217,9 +208,7 @@ class Processor:
         """Tokens of the first answer of the template, with the stop token."""
         return self._encode_part(self.spec.prompt.answer() + self.spec.prompt.stop)
 
-    def pad(
-        self, rows: Sequence[tuple[list[int], list[int]]]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def pad(self, rows: Sequence[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Rows of (tokens, labels) as `input_ids`, `labels` and `attention_mask`, padded on the left.
 
         SettingError for a row longer than the model's context.

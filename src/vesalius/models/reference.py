@@ -139,13 +139,9 @@ def _find_downloaded(name: str) -> Path:
             raise CheckpointError(
                 f"{repository}: its weights are not on this machine; {hint}", code="not_downloaded"
             ) from error
-        raise CheckpointError(
-            f"{name}: is neither a folder nor a downloaded model", code="no_model"
-        ) from error
+        raise CheckpointError(f"{name}: is neither a folder nor a downloaded model", code="no_model") from error
     if not is_official(folder):
         raise CheckpointError(
-            f"{repository}: {folder} contains no model in the official Sa2VA layout",
-            code="no_model",
-            path=folder,
+            f"{repository}: {folder} contains no model in the official Sa2VA layout", code="no_model", path=folder
         )
     return folder

@@ -130,9 +130,7 @@ def decode_with_memory(sam: Sam2VideoModel, features: Features, remembered: torc
     return _decode(sam, remembered, fine, remembered.new_zeros(objects, 1, 0, channels))
 
 
-def _decode(
-    sam: Sam2VideoModel, coarse: torch.Tensor, fine: list[torch.Tensor], prompts: torch.Tensor
-) -> Decoded:
+def _decode(sam: Sam2VideoModel, coarse: torch.Tensor, fine: list[torch.Tensor], prompts: torch.Tensor) -> Decoded:
     """Masks for `prompts` (i, n, k, c) of k tokens each, on features of stride 16 and of the two finer strides."""
     images, objects = prompts.shape[:2]
     encoder = sam.prompt_encoder

@@ -105,9 +105,7 @@ def _hiera(
 def sam2_large() -> dict[str, Any]:
     """SAM 2.0 with Hiera-L, the segmenter of all published models."""
     trunk = TRUNKS[2, 6, 36, 4]
-    return sam2(
-        1024, hidden=144, blocks=(2, 6, 36, 4), **trunk, width=256, memory=(4, 2048, 2), decoder=(2048, 8)
-    )
+    return sam2(1024, hidden=144, blocks=(2, 6, 36, 4), **trunk, width=256, memory=(4, 2048, 2), decoder=(2048, 8))
 
 
 def read_sam(shapes: Mapping[str, TensorShape], folder: Path) -> dict[str, Any]:
@@ -119,18 +117,14 @@ def read_sam(shapes: Mapping[str, TensorShape], folder: Path) -> dict[str, Any]:
         decoder_mlp = shapes[DECODER][0]
     except KeyError as error:
         raise CheckpointError.at(
-            folder,
-            f"the tensor {error} of SAM 2 is missing; copy the model again",
-            code="weights_mismatch",
+            folder, f"the tensor {error} of SAM 2 is missing; copy the model again", code="weights_mismatch"
         ) from error
     blocks = _count(shapes, f"{TRUNK}blocks.")
     starts = [i for i in range(blocks) if f"{TRUNK}blocks.{i}.proj.weight" in shapes]
     stages = tuple(end - start for start, end in zip([0, *starts], [*starts, blocks], strict=True))
     if stages not in TRUNKS:
         raise CheckpointError.at(
-            folder,
-            f"a SAM 2 encoder with {stages} blocks per stage is not supported",
-            code="invalid_model_config",
+            folder, f"a SAM 2 encoder with {stages} blocks per stage is not supported", code="invalid_model_config"
         )
     return sam2(
         1024,

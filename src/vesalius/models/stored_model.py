@@ -104,9 +104,7 @@ def _building(path: Path) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise CheckpointError.at(
-            path,
-            f"the configuration does not describe a supported model ({reason})",
-            code="invalid_model_config",
+            path, f"the configuration does not describe a supported model ({reason})", code="invalid_model_config"
         ) from error
 
 
@@ -119,9 +117,7 @@ def bundle_view(spec: ModelSpec, official: Weights, path: Path) -> tuple[Assembl
     try:
         assemblies, dropped = to_bundle(spec, shapes)
     except CheckpointError as error:
-        raise CheckpointError.at(
-            path, f"{error}{_hint(spec, shapes)}", code=error.code, field=error.field
-        ) from error
+        raise CheckpointError.at(path, f"{error}{_hint(spec, shapes)}", code=error.code, field=error.field) from error
     return AssembledWeights(official, assemblies), dropped
 
 

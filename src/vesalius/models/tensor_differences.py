@@ -27,9 +27,7 @@ def list_differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> s
             if _form(found[name]) != _form(expected[name])
         ],
     }
-    return "; ".join(
-        f"{len(names)} {kind}: {list_names(names, SHOWN)}" for kind, names in wrong.items() if names
-    )
+    return "; ".join(f"{len(names)} {kind}: {list_names(names, SHOWN)}" for kind, names in wrong.items() if names)
 
 
 def _form(value: Any) -> str:

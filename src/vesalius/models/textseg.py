@@ -11,12 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import (
-    AutoConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    Sam2VideoModel,
-)
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, Sam2VideoModel
 
 from vesalius.models import sam2
 from vesalius.models.batch import IGNORE_INDEX, Batch
@@ -93,10 +88,7 @@ class TextSegModel(nn.Module):
         return SegPrompts(self.projector(hidden), row, batch.image_of_row[row])
 
     def decode(
-        self,
-        g_pixel_values: Sequence[torch.Tensor],
-        seg: SegPrompts,
-        encode: Encode = sam2.encode_images,
+        self, g_pixel_values: Sequence[torch.Tensor], seg: SegPrompts, encode: Encode = sam2.encode_images
     ) -> MaskLogits:
         """One low-resolution mask for each [SEG], of g x g cells with g = S / 4.
 
@@ -154,12 +146,7 @@ def _rescale(model: TextSegModel) -> None:
         part.apply(_keep_variance)
     prompts = model.sam.prompt_encoder
     with torch.no_grad():
-        for token in (
-            decoder.mask_tokens,
-            decoder.iou_token,
-            decoder.obj_score_token,
-            prompts.not_a_point_embed,
-        ):
+        for token in (decoder.mask_tokens, decoder.iou_token, decoder.obj_score_token, prompts.not_a_point_embed):
             token.weight.mul_(0.1)
 
 

@@ -25,9 +25,7 @@ def check_target(model: str | Path | ModelRef, out: Path | None) -> Path:
     folder = ref.folder
     if not ref.is_bundle:
         raise CheckpointError.at(
-            folder,
-            "is in the official layout, which has no threshold; convert it to a bundle",
-            code="wrong_model_kind",
+            folder, "is in the official layout, which has no threshold; convert it to a bundle", code="wrong_model_kind"
         )
     if out is not None:
         check_new(out)
@@ -59,14 +57,10 @@ def store_threshold(
     ref = resolve_model(model)
     folder, card = ref.folder, ref.card
     assert card is not None, f"{ref.name} has no card"
-    card = card.changed(
-        threshold=threshold, threshold_origin=origin, tuning_images=tuple(sorted(images)), tta=tta
-    )
+    card = card.changed(threshold=threshold, threshold_origin=origin, tuning_images=tuple(sorted(images)), tta=tta)
     if target.resolve() == folder.resolve():
         write_json(target / CARD, card.model_dump(mode="json"))
         return
     with replacing(target) as aside:
-        shutil.copytree(
-            folder, aside, ignore=lambda at, names: RUN_ONLY & {*names} if at == str(folder) else ()
-        )
+        shutil.copytree(folder, aside, ignore=lambda at, names: RUN_ONLY & {*names} if at == str(folder) else ())
         write_json(aside / CARD, card.model_dump(mode="json"))

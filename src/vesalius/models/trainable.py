@@ -161,9 +161,7 @@ def set_trainable(
     return chosen
 
 
-def _add_adapters(
-    vlm: PreTrainedModel, settings: TrainableSettings, new_tokens: Sequence[int], seed: int
-) -> None:
+def _add_adapters(vlm: PreTrainedModel, settings: TrainableSettings, new_tokens: Sequence[int], seed: int) -> None:
     """Quantize the vision-language model and add LoRA and token rows, unless they are there already."""
     if settings.quantization and kind_of(vlm) is None:
         quantize(vlm, settings.quantization)
@@ -183,9 +181,7 @@ def _add_adapters(
             add_lora(vlm, wanted)
     rows = find_rows(vlm)
     if settings.trains_rows and not new_tokens:
-        raise _mismatch(
-            f"its tokenizer has none of the tokens that preset {settings.preset} trains", "preset"
-        )
+        raise _mismatch(f"its tokenizer has none of the tokens that preset {settings.preset} trains", "preset")
     if rows is not None and rows.ids.tolist() != (list(new_tokens) if settings.trains_rows else None):
         raise _mismatch("its adapter has rows of other tokens; merge it first", "preset")
     if settings.trains_rows and rows is None:

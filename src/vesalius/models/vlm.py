@@ -57,9 +57,7 @@ def embed_batch(vlm: PreTrainedModel, batch: Batch) -> LanguageInputs:
         return LanguageInputs(embeddings, family.text_positions(batch.attention_mask), batch.attention_mask)
     features = family.image_features(vlm, batch)
     positions = family.positions(vlm, batch, is_image)
-    embeddings = embeddings.masked_scatter(
-        is_image.unsqueeze(-1), _by_row(features.images, batch).to(embeddings.dtype)
-    )
+    embeddings = embeddings.masked_scatter(is_image.unsqueeze(-1), _by_row(features.images, batch).to(embeddings.dtype))
     layers = [_by_row(layer, batch) for layer in features.deep]
     extra = {"visual_pos_masks": is_image, "deepstack_visual_embeds": layers} if layers else {}
     return LanguageInputs(embeddings, positions, batch.attention_mask, extra)
@@ -118,9 +116,7 @@ def prefill(
     after = torch.arange(inputs.attention.shape[1], device=ends.device)[-rest:] >= ends[:, None]
     own = inputs.attention[:, -rest:] * after
     read = LanguageInputs(
-        inputs.embeddings[:, -rest:],
-        inputs.positions[..., -rest:],
-        torch.cat([shared.attention[of_row], own], dim=1),
+        inputs.embeddings[:, -rest:], inputs.positions[..., -rest:], torch.cat([shared.attention[of_row], own], dim=1)
     )
     return run_language_model(vlm, read, seg_before_norm, cache), read
 
@@ -148,10 +144,7 @@ def _prefixes(inputs: LanguageInputs, rows: torch.Tensor, ends: torch.Tensor) ->
             "deepstack_visual_embeds": [torch.cat([parts[row] for row in rows.tolist()]) for parts in layers],
         }
     return LanguageInputs(
-        inputs.embeddings[picked],
-        inputs.positions[(..., *picked)],
-        inputs.attention[picked] * inside,
-        extra,
+        inputs.embeddings[picked], inputs.positions[(..., *picked)], inputs.attention[picked] * inside, extra
     )
 
 

@@ -19,14 +19,7 @@ from safetensors import SafetensorError
 from vesalius.errors import CheckpointError, OutputError
 from vesalius.lineage import TensorHash, hash_tensors
 from vesalius.models.layout_mapping import Assembly, Rows
-from vesalius.tensorfiles import (
-    Block,
-    TensorLocation,
-    TensorType,
-    find_shards,
-    locate_tensors,
-    read_blocks,
-)
+from vesalius.tensorfiles import Block, TensorLocation, TensorType, find_shards, locate_tensors, read_blocks
 
 TORCH_TYPES = {
     "BOOL": torch.bool,

@@ -81,11 +81,7 @@ def reliability(bins: Sequence[Mapping[str, Any]]) -> Markup:
         words.append(f"predicted {each['mean_probability']:.2f}, observed {each['positive_fraction']:.2f}")
         radius = 3 + 5 * math.log10(each["pixels"]) / most
         plot.dot(
-            each["mean_probability"],
-            each["positive_fraction"],
-            radius,
-            BLUE,
-            f"{words[-1]}, {each['pixels']} pixels",
+            each["mean_probability"], each["positive_fraction"], radius, BLUE, f"{words[-1]}, {each['pixels']} pixels"
         )
     return plot.svg("Reliability diagram: " + "; ".join(words))
 

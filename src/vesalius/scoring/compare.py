@@ -65,8 +65,7 @@ def compare(folders: Sequence[str | Path], out: str | Path, *, only: Sequence[st
     defined = {each["metric"] for each in comparisons if each["n"]}
     if not defined:
         raise DataError(
-            f"nothing to compare: no row defines {', '.join(metrics)} in all evaluations",
-            code="nothing_to_compare",
+            f"nothing to compare: no row defines {', '.join(metrics)} in all evaluations", code="nothing_to_compare"
         )
     result = {
         "reference": reference.name,
@@ -131,9 +130,7 @@ def _refuse_differences(reference: Evaluation, other: Evaluation) -> None:
         if key in other.rows and row["group"] != other.rows[key]["group"]
     ]
     if moved:
-        found.append(
-            f"{len(moved)} in different groups (evaluate with the same --group): {list_names(moved, LISTED)}"
-        )
+        found.append(f"{len(moved)} in different groups (evaluate with the same --group): {list_names(moved, LISTED)}")
     prints = {each.name: each.facts["data"].get("fingerprint") for each in (reference, other)}
     for name, fingerprint in prints.items():
         if fingerprint is None:
@@ -164,9 +161,7 @@ def _common_metrics(evaluations: Sequence[Evaluation], only: Sequence[str]) -> t
     every = dict.fromkeys(name for each in evaluations for name in each.metrics)
     lacking = {name: [each.name for each in evaluations if name not in each.metrics] for name in every}
     return shared, [
-        f"{name} is not compared: it is missing in {', '.join(names)}."
-        for name, names in lacking.items()
-        if names
+        f"{name} is not compared: it is missing in {', '.join(names)}." for name, names in lacking.items() if names
     ]
 
 
@@ -181,10 +176,7 @@ def _failed_rows(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
 
 
 def _compare(
-    evaluations: Sequence[Evaluation],
-    keys: Sequence[ResultKey],
-    metrics: Sequence[str],
-    prompts: Sequence[str],
+    evaluations: Sequence[Evaluation], keys: Sequence[ResultKey], metrics: Sequence[str], prompts: Sequence[str]
 ) -> list[Comparison]:
     """One comparison per other evaluation, prompt (None: all prompts) and metric, with p-values corrected over all."""
     reference, *others = evaluations
@@ -266,9 +258,7 @@ def _by_group(evaluations: Sequence[Evaluation], keys: Sequence[ResultKey], metr
     return np.array(means).reshape(-1, len(evaluations))
 
 
-def _notes(
-    evaluations: Sequence[Evaluation], prompts: Sequence[str], comparisons: Sequence[Comparison]
-) -> list[str]:
+def _notes(evaluations: Sequence[Evaluation], prompts: Sequence[str], comparisons: Sequence[Comparison]) -> list[str]:
     """Caveats about the numbers, one sentence each."""
     reference, *others = evaluations
     notes = [
@@ -300,17 +290,13 @@ def _notes(
             "compare fewer metrics, or evaluate more groups."
         )
     if len(prompts) > MAX_PROMPTS:
-        notes.append(
-            f"Comparisons by prompt are left out: {len(prompts)} different prompts exceed {MAX_PROMPTS}."
-        )
+        notes.append(f"Comparisons by prompt are left out: {len(prompts)} different prompts exceed {MAX_PROMPTS}.")
     return notes
 
 
 def _different_settings(one: Mapping[str, Any], two: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """Name and both values of each setting, or threshold, that differs."""
-    settings = [
-        {"threshold": facts.get("threshold"), **(facts.get("settings") or {})} for facts in (one, two)
-    ]
+    settings = [{"threshold": facts.get("threshold"), **(facts.get("settings") or {})} for facts in (one, two)]
     for name in dict.fromkeys(name for each in settings for name in each):
         first, second = (each.get(name) for each in settings)
         if first != second and name not in UNRELATED_SETTINGS:

@@ -61,10 +61,7 @@ def write_comparison(folder: Path, result: Result, headline: str, by_group: np.n
     draw_comparison(folder / "comparison.png", result, headline, by_group)
     with Image.open(folder / "comparison.png") as figure:
         picture = as_data_url(figure, format="png")
-    for name, template in (
-        ("comparison.md", "comparison.md.jinja"),
-        ("report.html", "comparison.html.jinja"),
-    ):
+    for name, template in (("comparison.md", "comparison.md.jinja"), ("report.html", "comparison.html.jinja")):
         write_text(folder / name, _render(template, result, picture))
 
 
@@ -112,9 +109,7 @@ def draw_comparison(path: Path, result: Result, headline: str, by_group: np.ndar
     left.suptitle(f"Difference from {reference}, with 95 % interval{scope}", parse_math=False)
     _draw_legend(left, others)
     upper = right.add_gridspec(2, 1, height_ratios=(GROUPS_HEIGHT, max(0.01, height - GROUPS_HEIGHT)))[0, 0]
-    _draw_groups(
-        right.add_subplot(upper), result["metrics"][headline]["title"], [reference, *others], by_group
-    )
+    _draw_groups(right.add_subplot(upper), result["metrics"][headline]["title"], [reference, *others], by_group)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
 
@@ -153,9 +148,7 @@ def _draw_differences(axis: Axes, unit: str, panel: Sequence[Comparison], result
     axis.axvline(0, color=INK, linewidth=1, zorder=0)
     axis.set_yticks(range(len(metrics)), [_label(result["metrics"][metric]) for metric in metrics])
     axis.set_ylim(len(metrics) - 0.5, -0.5)
-    axis.set_xlabel(
-        {"ratio": "difference of ratios", "count": "difference of counts"}.get(unit, f"difference, {unit}")
-    )
+    axis.set_xlabel({"ratio": "difference of ratios", "count": "difference of counts"}.get(unit, f"difference, {unit}"))
     _tidy(axis, "x")
 
 
@@ -168,9 +161,7 @@ def _draw_legend(figure: SubFigure, others: Sequence[str]) -> None:
         Line2D([], [], color=COLORS[i % len(COLORS)], marker=MARKERS[i % len(MARKERS)], label=name)
         for i, name in enumerate(others)
     ]
-    handles.append(
-        Line2D([], [], color=GRAY, marker="o", markerfacecolor="white", label="hollow: not significant")
-    )
+    handles.append(Line2D([], [], color=GRAY, marker="o", markerfacecolor="white", label="hollow: not significant"))
     legend = figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)

@@ -219,9 +219,7 @@ def _figure_paths(samples: Sequence[Sample]) -> dict[ResultKey, str]:
 
 def _processes(num_workers: int | None) -> int:
     if num_workers is not None and num_workers < 0:
-        raise SettingError(
-            f"num_workers must be 0 or more; got {num_workers}", code="bad_value", field="num_workers"
-        )
+        raise SettingError(f"num_workers must be 0 or more; got {num_workers}", code="bad_value", field="num_workers")
     return os.cpu_count() or 1 if num_workers is None else num_workers
 
 
@@ -237,9 +235,7 @@ def _checked(segmenter: Segmenter, dataset: Dataset, limit: int | None) -> Datas
     name, times = Counter(sample.id for sample in samples).most_common(1)[0]
     if times > 1:
         raise DataError(
-            f"{dataset.name}: {times} samples have the id {name}; give each its own id",
-            code="duplicate_id",
-            field=name,
+            f"{dataset.name}: {times} samples have the id {name}; give each its own id", code="duplicate_id", field=name
         )
     for sample in samples:
         try:
@@ -259,8 +255,7 @@ def _state(model: ModelDescription, samples: Sequence[Sample], settings: dict[st
         "threshold": model.threshold,
         "settings": settings,
         "samples": [
-            [sample.id, _fingerprint([sample])[0], sample.group, sample.spacing_mm, sample.size]
-            for sample in samples
+            [sample.id, _fingerprint([sample])[0], sample.group, sample.spacing_mm, sample.size] for sample in samples
         ],
         "versions": versions(),
     }
@@ -291,9 +286,7 @@ def _describe_roi(rois: RoiMasks | None) -> dict[str, str | None]:
     return {"roi": str(rois.folder), "roi_fingerprint": rois.fingerprint}
 
 
-def _describe(
-    model: ModelDescription, dataset: Dataset, fingerprint: str | None, leaks: Leaks
-) -> dict[str, Any]:
+def _describe(model: ModelDescription, dataset: Dataset, fingerprint: str | None, leaks: Leaks) -> dict[str, Any]:
     return {
         "model": model.card,
         "threshold": model.threshold,

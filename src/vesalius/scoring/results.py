@@ -96,12 +96,7 @@ def read_evaluation(folder: Path, name: str) -> Evaluation:
 
 
 def parse(
-    schema: TypeAdapter[T],
-    value: Any,
-    path: Path,
-    line: int | None = None,
-    *,
-    code: str = "invalid_results",
+    schema: TypeAdapter[T], value: Any, path: Path, line: int | None = None, *, code: str = "invalid_results"
 ) -> T:
     """Validate JSON bytes or a value against a schema; DataError names file, line and field of an invalid value."""
     where = str(path) if line is None else f"{path}, line {line}"

@@ -37,9 +37,7 @@ class RoiMasks:
 
     def __init__(self, folder: Path, samples: Sequence[Sample]) -> None:
         if not folder.is_dir():
-            raise DataError.at(
-                folder, "this folder of region-of-interest masks does not exist", code="not_found"
-            )
+            raise DataError.at(folder, "this folder of region-of-interest masks does not exist", code="not_found")
         found = masks_by_id(folder)
         missing = [sample.id for sample in samples if sample.id not in found]
         if missing:
@@ -61,9 +59,7 @@ class RoiMasks:
             try:
                 digest.update(f"{name} {hash_file(path)}\n".encode())
             except OSError as error:
-                raise ImageError.at(
-                    path, f"cannot be read ({error.strerror})", code="unreadable_file"
-                ) from error
+                raise ImageError.at(path, f"cannot be read ({error.strerror})", code="unreadable_file") from error
         return digest.hexdigest()
 
     def read(self, sample: Sample, size: Size) -> Bool[np.ndarray, "h w"]:

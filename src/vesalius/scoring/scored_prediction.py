@@ -88,9 +88,7 @@ def _draw(
     try:
         picture.save(path, compress_level=1)  # takes a third of the time and a third more bytes
     except OSError as error:
-        raise OutputError.at(
-            path, f"cannot be written ({error.strerror or error})", code="write_failed"
-        ) from error
+        raise OutputError.at(path, f"cannot be written ({error.strerror or error})", code="write_failed") from error
     return given.figure
 
 
@@ -100,11 +98,7 @@ def _failed(given: ScoringInput, error: str) -> ScoredPrediction:
 
 
 def _row(
-    given: ScoringInput,
-    status: str,
-    figure: str | None,
-    values: Mapping[str, Any],
-    error: str | None = None,
+    given: ScoringInput, status: str, figure: str | None, values: Mapping[str, Any], error: str | None = None
 ) -> ResultRow:
     return {
         **given.identity,

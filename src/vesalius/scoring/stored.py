@@ -125,9 +125,7 @@ class StoredPredictions(Segmenter):
                 "predictions_of_other_images": self._n_others,
             },
             training_images=lineage.training_images,
-            trained_on_unknown=not known
-            if lineage.trained_on_unknown is None
-            else lineage.trained_on_unknown,
+            trained_on_unknown=not known if lineage.trained_on_unknown is None else lineage.trained_on_unknown,
             training_perceptual_hashes=lineage.training_perceptual_hashes,
             tuning_images=lineage.tuning_images if tuned else (),
         )
@@ -162,9 +160,7 @@ class StoredPredictions(Segmenter):
             return None, probability
         if probability is not None and (self._given is not None or (line.rle is None and line.mask is None)):
             if self.threshold is None:
-                raise _invalid(
-                    "only probabilities are stored, and no run.json states the threshold; give one"
-                )
+                raise _invalid("only probabilities are stored, and no run.json states the threshold; give one")
             return probability > self.threshold, probability
         if line.rle is not None:
             mask = decode_rle(line.rle)
@@ -200,13 +196,9 @@ class StoredPredictions(Segmenter):
     def _check_threshold(self, threshold: float) -> None:
         if not 0 < threshold < 1:
             raise SettingError(
-                f"the threshold must lie between 0 and 1; got {threshold}",
-                code="bad_value",
-                field="threshold",
+                f"the threshold must lie between 0 and 1; got {threshold}", code="bad_value", field="threshold"
             )
-        without = [
-            key for key, line in self._lines.items() if line.status == "ok" and line.probabilities is None
-        ]
+        without = [key for key, line in self._lines.items() if line.status == "ok" and line.probabilities is None]
         if without:
             raise SettingError.at(
                 self.folder,

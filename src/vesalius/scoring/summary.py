@@ -9,12 +9,7 @@ from typing import Any
 import numpy as np
 
 from vesalius.data.grouping import group_of
-from vesalius.evaluation.calibration import (
-    average_precision,
-    brier_score,
-    expected_calibration_error,
-    reliability,
-)
+from vesalius.evaluation.calibration import average_precision, brier_score, expected_calibration_error, reliability
 from vesalius.evaluation.metrics import METRICS
 from vesalius.evaluation.statistics import FEW_GROUPS, mean, summarize
 from vesalius.scoring.results import MAX_PROMPTS, ResultRow
@@ -48,8 +43,7 @@ def notes(results: ResultsLog, samples: Sequence[Sample]) -> list[str]:
     found = []
     if all(sample.group is None for sample in samples):
         found.append(
-            "Each image is treated as its own group; if several images show one patient, the intervals are too "
-            "narrow."
+            "Each image is treated as its own group; if several images show one patient, the intervals are too narrow."
         )
     groups = len({group_of(sample) for sample in samples})
     if 2 <= groups < FEW_GROUPS:
@@ -59,9 +53,7 @@ def notes(results: ResultsLog, samples: Sequence[Sample]) -> list[str]:
         found.append(f"Means by prompt are left out: {prompts} different prompts exceed {MAX_PROMPTS}.")
     scored, known = len(results.scored), results.n_with_probabilities
     if scored and not known:
-        found.append(
-            "The predictions have no probabilities, so calibration and threshold curves are missing."
-        )
+        found.append("The predictions have no probabilities, so calibration and threshold curves are missing.")
     elif known < scored:
         found.append(
             f"Only {known} of {scored} predictions have probabilities; calibration and threshold curves are "

@@ -12,11 +12,7 @@ from vesalius.evaluation.statistics import mean
 from vesalius.files import replacing
 from vesalius.scoring.results import ResultRow
 
-KINDS = {
-    "overlap": "Overlap",
-    "topology": "Lines and topology",
-    "distance": "Distances between boundaries",
-}
+KINDS = {"overlap": "Overlap", "topology": "Lines and topology", "distance": "Distances between boundaries"}
 """Kind of metrics -> heading."""
 
 
@@ -24,10 +20,7 @@ def by_kind(names: Iterable[str]) -> list[tuple[str, list[tuple[str, Metric]]]]:
     """Headings and the metrics below them, in the order of `METRICS`; kinds without metrics are left out."""
     known = set(names)
     tables = [
-        (
-            heading,
-            [(name, metric) for name, metric in METRICS.items() if name in known and metric.kind == kind],
-        )
+        (heading, [(name, metric) for name, metric in METRICS.items() if name in known and metric.kind == kind])
         for kind, heading in KINDS.items()
     ]
     return [(heading, metrics) for heading, metrics in tables if metrics]

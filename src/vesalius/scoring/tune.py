@@ -171,18 +171,14 @@ def summarize(tuned: TuningResult, target: Path, had_gain: bool) -> list[str]:
     for trial in tuned.trials:
         interval = "one group, no interval"
         if trial.interval is not None:
-            interval = (
-                f"{trial.level * 100:.3g} % interval {trial.interval[0]:+.4f} to {trial.interval[1]:+.4f}"
-            )
+            interval = f"{trial.level * 100:.3g} % interval {trial.interval[0]:+.4f} to {trial.interval[1]:+.4f}"
         verdict = "significant gain" if trial.is_significant else "no significant gain"
         lines.append(
             f"views {', '.join(trial.views)}: mean {tuned.metric} {trial.value:.4f} at {trial.threshold:.2f}, "
             f"{trial.gain:+.4f} ({interval}): {verdict}"
         )
     if tuned.gain is not None:
-        lines.append(
-            f"--tta is enabled for predict and evaluate, with the views {', '.join(tuned.gain.views)}"
-        )
+        lines.append(f"--tta is enabled for predict and evaluate, with the views {', '.join(tuned.gain.views)}")
     elif tuned.trials:
         lines.append("no significant gain: --tta stays disabled")
     elif had_gain:
@@ -221,9 +217,7 @@ def _best(values: np.ndarray) -> int:
     return max(range(len(mean)), key=lambda k: (round(float(mean[k]), 12), -abs(CURVE_THRESHOLDS[k] - 0.5)))
 
 
-def _compare(
-    plain: np.ndarray, tried: dict[Views, np.ndarray], groups: Sequence[str]
-) -> tuple[TtaTrial, ...]:
+def _compare(plain: np.ndarray, tried: dict[Views, np.ndarray], groups: Sequence[str]) -> tuple[TtaTrial, ...]:
     """One trial per combination of views; `plain` (rows,) has the values without views at their best threshold."""
     bests = {views: _best(values) for views, values in tried.items()}
     differences = {views: (values[:, bests[views]] - plain).tolist() for views, values in tried.items()}

@@ -100,9 +100,7 @@ def take(scene: Angiogram, noise: np.random.Generator, frame: int = 0) -> Pictur
             tubes.append(tube)
             shadows.append(_cast(tube, size, filling))
             if vessel.kind != "twig":
-                visible.append(
-                    find_visible(vessel, tube, filling >= VISIBLE_CONCENTRATION, clear, shadows[-1])
-                )
+                visible.append(find_visible(vessel, tube, filling >= VISIBLE_CONCENTRATION, clear, shadows[-1]))
         attenuation += scene.vessel_mu * ratio * add_up(tubes, shadows, size)
     if scene.catheter is not None:
         catheter = scene.catheter if scene.motion is None else scene.motion.carried(scene.catheter, frame)

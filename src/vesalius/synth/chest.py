@@ -105,11 +105,7 @@ def _soft_step(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.nda
     cos, sin = math.cos(angle), math.sin(angle)
     across = (x - 0.5) * cos + (y - 0.5) * sin
     along = (y - 0.5) * cos - (x - 0.5) * sin
-    curve = (
-        rng.uniform(-0.2, 0.35)
-        + rng.uniform(-0.6, 1.2) * along**2
-        + 0.02 * np.sin(along * rng.uniform(6, 16))
-    )
+    curve = rng.uniform(-0.2, 0.35) + rng.uniform(-0.6, 1.2) * along**2 + 0.02 * np.sin(along * rng.uniform(6, 16))
     return _rise((across - curve) / float(rng.choice([0.006, 0.015, 0.05])))
 
 

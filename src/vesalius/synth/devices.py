@@ -83,9 +83,7 @@ def _path_to(vessel: Vessel) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([before[:kept], points[1:]]), np.concatenate([wider[:kept], radii[1:]])
 
 
-def scatter_lines(
-    rng: np.random.Generator, n: int, radius: tuple[float, float], bend: float, size: int
-) -> list[Tube]:
+def scatter_lines(rng: np.random.Generator, n: int, radius: tuple[float, float], bend: float, size: int) -> list[Tube]:
     """`n` random curves across the frame, for background vessels or wires; `bend` is relative to their length."""
     lines = []
     for _ in range(n):

@@ -53,9 +53,7 @@ def _light_ground(rng: np.random.Generator, eye: Eye) -> Float[np.ndarray, "3 h 
     """Light of the retina without vessels and disc: RGB relative to white, float32."""
     half = max(32, eye.size // 2)  # half the resolution is enough for smooth fields
     y, x = (np.ogrid[:half, :half][axis].astype(np.float32) + 0.5 for axis in (0, 1))
-    (x0, y0), (x1, y1), (x2, y2) = (
-        (point * half / eye.size).tolist() for point in (eye.center, eye.disc, eye.macula)
-    )
+    (x0, y0), (x1, y1), (x2, y2) = ((point * half / eye.size).tolist() for point in (eye.center, eye.disc, eye.macula))
     field_px, disc_px = eye.field_px * half / eye.size, eye.disc_px * half / eye.size
     across, down = (x - x0) / field_px, (y - y0) / field_px
     lit = rng.uniform(0.9, 1.15) - rng.uniform(0.2, 0.6) * (across**2 + down**2)
@@ -68,9 +66,7 @@ def _light_ground(rng: np.random.Generator, eye: Eye) -> Float[np.ndarray, "3 h 
     if rng.random() < 0.5:  # visible choroidal vessels
         ridges = np.exp(-((smooth_noise(rng, int(rng.integers(24, 40)), half) / 0.3) ** 2))
         mottle += rng.uniform(0.02, 0.07) * ridges * np.clip(smooth_noise(rng, 4, half) + 0.5, 0, 1)
-    dark = rng.uniform(0.15, 0.4) * np.exp(
-        ((x - x2) ** 2 + (y - y2) ** 2) / (-rng.uniform(0.3, 0.9) * disc_px**2)
-    )
+    dark = rng.uniform(0.15, 0.4) * np.exp(((x - x2) ** 2 + (y - y2) ** 2) / (-rng.uniform(0.3, 0.9) * disc_px**2))
     color = (rng.uniform(0.62, 0.95), rng.uniform(0.2, 0.32), rng.uniform(0.03, 0.14))
     mottle_and_macula = ((0.7, 0.6), (1.0, 1.0), (1.0, 0.9))
     return np.stack([

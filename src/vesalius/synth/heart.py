@@ -122,9 +122,7 @@ def _choose_projection(rng: np.random.Generator, right: bool, size: int) -> Proj
     arm = Rotation.from_euler("zxy", [around, rng.uniform(-32, 32), rng.uniform(-12, 12)], degrees=True)
     projection = Projection(arm * tilt, rng.uniform(0.29, 0.44) * size, np.zeros(2), size)
     centerlines = (RCA, PDA) if right else (LEFT_MAIN, LAD, LCX)
-    points = projection.project(
-        np.concatenate([np.array(centerline, dtype=float) for centerline in centerlines])
-    )
+    points = projection.project(np.concatenate([np.array(centerline, dtype=float) for centerline in centerlines]))
     middle = (points.min(axis=0) + points.max(axis=0)) / 2
     origin = size * rng.uniform(0.42, 0.58, 2) - middle
     ostium = points[0] + origin
@@ -155,9 +153,7 @@ def _grow(
         points = points + (parent.points[start] - points[0])
         start %= len(parent.points)
     positions, points = resample(points)
-    centerline = np.stack(
-        [np.interp(positions, np.linspace(0, 1, N_CONTROL), each) for each in centerline.T], axis=1
-    )
+    centerline = np.stack([np.interp(positions, np.linspace(0, 1, N_CONTROL), each) for each in centerline.T], axis=1)
     reference_radius = caliber(rng, positions, radius, taper)
     return Vessel(points, reference_radius, narrow(rng, positions), parent, max(start, 0), centerline)
 
@@ -223,11 +219,7 @@ def _as_twig(vessel: Vessel) -> Vessel:
 
 
 def _choose_waypoints(
-    rng: np.random.Generator,
-    vessel: Vessel,
-    origin: int,
-    turn_deg: tuple[float, float],
-    drop_deg: tuple[float, float],
+    rng: np.random.Generator, vessel: Vessel, origin: int, turn_deg: tuple[float, float], drop_deg: tuple[float, float]
 ) -> np.ndarray:
     """Three waypoints (longitude, latitude) of a branch that begins at point number `origin` of the vessel."""
     assert vessel.centerline is not None

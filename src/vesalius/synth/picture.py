@@ -8,15 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from vesalius.synth.tubes import (
-    NO_SHADOW,
-    REFERENCE_SIZE,
-    SAMPLE_STEP,
-    THINNEST_RADIUS,
-    Shadow,
-    Tube,
-    cast,
-)
+from vesalius.synth.tubes import NO_SHADOW, REFERENCE_SIZE, SAMPLE_STEP, THINNEST_RADIUS, Shadow, Tube, cast
 from vesalius.synth.vessels import Vessel
 
 Mask = Bool[np.ndarray, "h w"]

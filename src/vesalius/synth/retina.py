@@ -89,9 +89,7 @@ def _sprout(
     if n == 0 or vessel.reference_radius[-1] < 1.3 * thinnest:
         return [vessel]
     origins = choose_origins(rng, vessel, n, (0.1, 0.9))
-    vessel, radii = fork(
-        vessel, origins, lambda radius: max(rng.uniform(*ratios), min(0.9, thinnest / radius))
-    )
+    vessel, radii = fork(vessel, origins, lambda radius: max(rng.uniform(*ratios), min(0.9, thinnest / radius)))
     found = [vessel]
     side = rng.choice((-1, 1))
     for origin, radius in zip(origins, radii, strict=True):

@@ -65,9 +65,7 @@ class Series(Settings):
     @model_validator(mode="after")
     def _check_clip(self) -> Self:
         if self.frames > 1 and self.kind != "coronary":
-            raise ValueError(
-                f"kind {self.kind} has no clips, because fundus photographs are stills; use frames 1"
-            )
+            raise ValueError(f"kind {self.kind} has no clips, because fundus photographs are stills; use frames 1")
         return self
 
 
@@ -79,12 +77,7 @@ class DatasetSettings(Series):
 
 
 def draw(
-    seed: int,
-    index: int,
-    size: int = REFERENCE_SIZE,
-    *,
-    kind: Kind = "coronary",
-    phrases: Phrases = "default",
+    seed: int, index: int, size: int = REFERENCE_SIZE, *, kind: Kind = "coronary", phrases: Phrases = "default"
 ) -> Item:
     """Still image number `index` of a series, with a mask for each of its phrases.
 

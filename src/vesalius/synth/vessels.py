@@ -68,9 +68,7 @@ def murray_ratio(ratio: float) -> float:
     return float((1 - ratio**3) ** (1 / 3))
 
 
-def caliber(
-    rng: np.random.Generator, positions: np.ndarray, radius: float, taper: float
-) -> Float[np.ndarray, " k"]:
+def caliber(rng: np.random.Generator, positions: np.ndarray, radius: float, taper: float) -> Float[np.ndarray, " k"]:
     """Radii at `positions` in [0, 1] that taper from `radius` to about `taper * radius`, with random variation."""
     periods = min(6, len(positions) / 40)  # fewer in a short vessel
     uneven = 1 + 0.06 * wave(rng, positions, periods) * np.minimum(1, 6 * positions)

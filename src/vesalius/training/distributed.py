@@ -11,12 +11,7 @@ from typing import TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    DistributedType,
-    broadcast_object_list,
-    gather_object,
-)
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, broadcast_object_list, gather_object
 from torch.distributed import ProcessGroup, group
 
 from vesalius.errors import SettingError, TrainingError
@@ -78,9 +73,7 @@ class Process:
     @property
     def shards_on_cpu(self) -> bool:
         """Whether the launcher requested FSDP on CPUs. Accelerate would silently use DDP, so Vesalius shards the model itself."""
-        return self.accelerator.distributed_type == DistributedType.MULTI_CPU and env_flag(
-            "ACCELERATE_USE_FSDP"
-        )
+        return self.accelerator.distributed_type == DistributedType.MULTI_CPU and env_flag("ACCELERATE_USE_FSDP")
 
     def backward(self, loss: torch.Tensor) -> None:
         """Accumulate the gradient of the loss summed over processes; within `no_sync`, of this process's loss only."""

@@ -86,7 +86,9 @@ def compare_with_baseline(lines: Sequence[ValidationLine], metric: str) -> str |
     baseline = next((line for line in comparable(lines) if line["step"] == 0), None)
     if baseline is None or best is None or baseline.get(metric) is None:
         return None
-    values = f"{METRICS[metric].title} {best[metric]:.4g} at step {best['step']}, {baseline[metric]:.4g} before training"
+    values = (
+        f"{METRICS[metric].title} {best[metric]:.4g} at step {best['step']}, {baseline[metric]:.4g} before training"
+    )
     if _improves(best[metric], baseline[metric], metric):
         return f"better than before training: {values}"
     return f"NOT better than before training: {values}; train longer, lower optim.lr, or check the data with vesalius check"
@@ -112,6 +114,4 @@ def find_prompt_collapse(lines: Sequence[ValidationLine], refitted: bool) -> str
 
 def _is_collapsed(line: ValidationLine) -> bool:
     predictions, targets = line.get("prediction_similarity"), line.get("target_similarity")
-    return (
-        predictions is not None and targets is not None and predictions >= COLLAPSED and targets <= DIFFERENT
-    )
+    return predictions is not None and targets is not None and predictions >= COLLAPSED and targets <= DIFFERENT

@@ -59,9 +59,7 @@ class ValidationFigures:
         if asked not in self._wanted:
             return
         title = f"{item.id} · step {self._step}" + ("" if prediction.says_seg else " · would not say [SEG]")
-        picture = six_panels(
-            item.frames[0], target, prediction.mask, title=title, prompt=asked[1], scores=scores
-        )
+        picture = six_panels(item.frames[0], target, prediction.mask, title=title, prompt=asked[1], scores=scores)
         height = round(picture.height * PANELS_WIDTH / picture.width)
         self._pictures[asked] = picture.resize((PANELS_WIDTH, height), Image.Resampling.LANCZOS)
 
@@ -162,9 +160,7 @@ def _draw_scores(axes: Axes, validations: Lines, metric: str) -> None:
         label = RATES.get(name) or METRICS[name].title
         width = 2.6 if name == metric else 1.3
         target.plot(at, values, marker=MARKS[index % len(MARKS)], markersize=4, linewidth=width, **style)
-        axes.plot(
-            [], [], marker=MARKS[index % len(MARKS)], label=label + ("" if bounded else " (right)"), **style
-        )
+        axes.plot([], [], marker=MARKS[index % len(MARKS)], label=label + ("" if bounded else " (right)"), **style)
     axes.set_ylim(-0.02, 1.02)
     best = best_line(validations, metric)
     if best is not None:

@@ -75,9 +75,7 @@ class Loader:
             group = chunks[first : first + self.accumulation]
             images = sum(map(len, group))
             microbatches = [
-                Microbatch(
-                    *next(batches), weight=len(np.array_split(chunk, self.world_size)[self.rank]) / images
-                )
+                Microbatch(*next(batches), weight=len(np.array_split(chunk, self.world_size)[self.rank]) / images)
                 for chunk in group
             ]
             yield StepBatches(microbatches, images)

@@ -125,10 +125,7 @@ def train_epoch(
 
 
 def train_step(
-    context: TrainingContext,
-    state: TrainState,
-    microbatches: Sequence[Microbatch],
-    check: GradientCheck | None,
+    context: TrainingContext, state: TrainState, microbatches: Sequence[Microbatch], check: GradientCheck | None
 ) -> tuple[dict[str, float], float]:
     """Run one optimizer step on the mean loss over all processes' images; returns mean losses and the gradient norm."""
     process, optimizer = context.process, context.optimizer
@@ -188,9 +185,7 @@ def backward(context: TrainingContext, microbatch: Microbatch, is_last: bool) ->
         return {name: value.item() for name, value in losses.items()}
 
 
-def check_finite(
-    context: TrainingContext, state: TrainState, measured: Sequence[Measured], grad_norm: float
-) -> None:
+def check_finite(context: TrainingContext, state: TrainState, measured: Sequence[Measured], grad_norm: float) -> None:
     """Raise TrainingError if a loss or the gradient is NaN or infinite, before the weights change.
 
     The main process writes the losses of the failed step to `failure.json`.
@@ -201,10 +196,7 @@ def check_finite(
     step, path = state.step + 1, context.folder.path / "failure.json"
     what, value = ("loss", wrong[0].losses["total"]) if wrong else ("gradient", grad_norm)
     if context.process.is_main:
-        batches = [
-            {"ids": each.ids, "losses": {name: str(v) for name, v in each.losses.items()}}
-            for each in measured
-        ]
+        batches = [{"ids": each.ids, "losses": {name: str(v) for name, v in each.losses.items()}} for each in measured]
         failure = {"step": step, "epoch": state.epoch, "grad_norm": str(grad_norm), "batches": batches}
         write_json(path, failure)
     ids = dict.fromkeys(sample_id for each in wrong or measured for sample_id in each.ids)
@@ -230,11 +222,7 @@ def save_or_stop(context: TrainingContext, state: TrainState, signals: SignalHan
 
 
 def log_step(
-    context: TrainingContext,
-    state: TrainState,
-    losses: dict[str, float],
-    grad_norm: float,
-    images_per_s: float,
+    context: TrainingContext, state: TrainState, losses: dict[str, float], grad_norm: float, images_per_s: float
 ) -> None:
     """In the main process, append a line to `log.jsonl` and pass it to trackers and `on_step`."""
     if not context.process.is_main:

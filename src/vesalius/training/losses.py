@@ -67,9 +67,7 @@ class LossSettings(Settings):
     @model_validator(mode="after")
     def _lines_need_maps(self) -> Self:
         if self.cldice and self.resolution == "points":
-            raise ValueError(
-                "cldice needs whole maps, not points: set resolution to decoder or image, or cldice to 0"
-            )
+            raise ValueError("cldice needs whole maps, not points: set resolution to decoder or image, or cldice to 0")
         return self
 
 
@@ -120,9 +118,7 @@ def _compute(
         cldice = _mean(partial(soft_cldice_loss, iterations=settings.skeleton_steps), pairs)
         total = total + settings.cldice * cldice
     if settings.focal:
-        focal = _mean(
-            partial(focal_loss, gamma=settings.focal_gamma, class_balanced=settings.class_balanced), pairs
-        )
+        focal = _mean(partial(focal_loss, gamma=settings.focal_gamma, class_balanced=settings.class_balanced), pairs)
         total = total + settings.focal * focal
     return Losses(total, text, mask, dice, iou, cldice, focal)
 
@@ -153,9 +149,7 @@ def binary_cross_entropy(logits: torch.Tensor, targets: torch.Tensor, class_bala
     return focal_loss(logits, targets, 0.0, class_balanced)
 
 
-def focal_loss(
-    logits: torch.Tensor, targets: torch.Tensor, gamma: float, class_balanced: bool
-) -> torch.Tensor:
+def focal_loss(logits: torch.Tensor, targets: torch.Tensor, gamma: float, class_balanced: bool) -> torch.Tensor:
     """Binary cross-entropy times |target - probability| ** gamma, which down-weights easy pixels.
 
     The result is the mean over the pixels (cells, points) of each mask. With `class_balanced` it is the average of the

@@ -74,9 +74,7 @@ class LrSearch:
         )
 
 
-def search_lr(
-    context: TrainingContext, on_progress: Callable[[float], None] = lambda fraction: None
-) -> LrSearch:
+def search_lr(context: TrainingContext, on_progress: Callable[[float], None] = lambda fraction: None) -> LrSearch:
     """Train with learning rates from `LOWEST` to `HIGHEST`; the weights are useless afterwards.
 
     Source: Smith 2017, Cyclical learning rates for training neural networks, WACV. Moving average and stopping rule are

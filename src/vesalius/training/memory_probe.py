@@ -68,9 +68,7 @@ def run_steps(context: TrainingContext, items: Sequence[Item], what: str = "this
             raise
         reason = " ".join(str(error).split())[:200]
         raise TrainingError(
-            f"memory runs out with {what}: {_remedies(context)} ({reason})",
-            code="out_of_memory",
-            field="batch_size",
+            f"memory runs out with {what}: {_remedies(context)} ({reason})", code="out_of_memory", field="batch_size"
         ) from error
     finally:
         optimizer.zero_grad()

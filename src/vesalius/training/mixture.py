@@ -66,9 +66,7 @@ class Mixture:
         for task, (pool, reason) in pools.items():
             if getattr(self.tasks, task) and not pool:
                 raise SettingError(
-                    f"tasks.{task} has a weight but no examples: {reason}",
-                    code="no_examples",
-                    field=f"tasks.{task}",
+                    f"tasks.{task} has a weight but no examples: {reason}", code="no_examples", field=f"tasks.{task}"
                 )
         if self.conversations and not self.tasks.conversations:
             raise SettingError(
@@ -108,12 +106,7 @@ class Mixture:
         return np.concatenate(numbers)[np.argsort(np.concatenate(positions), kind="stable")]
 
     def load(
-        self,
-        number: int,
-        seed: int,
-        epoch: int,
-        rng: np.random.Generator,
-        reader: FrameReader | None = None,
+        self, number: int, seed: int, epoch: int, rng: np.random.Generator, reader: FrameReader | None = None
     ) -> Item:
         """Load one example; `rng` makes its random choices and must be used for this example only.
 
@@ -221,9 +214,7 @@ class Mixture:
             _check_one_size(frames, [sizes[frame.id] for frame in frames])
 
 
-def open_mixture(
-    samples: Sequence[Sample], tasks: TaskSettings, conversations: Path | None, overfit: bool
-) -> Mixture:
+def open_mixture(samples: Sequence[Sample], tasks: TaskSettings, conversations: Path | None, overfit: bool) -> Mixture:
     """The mixture of a run; an overfit test has no extra tasks. Raises AnnotationError as `read_conversations` does."""
     if overfit:
         return Mixture(samples, TaskSettings(absent=tasks.absent))
@@ -239,8 +230,7 @@ def load_clip(frames: Sequence[Sample], reader: FrameReader | None = None) -> It
     _check_one_size(frames, [item.size for item in items])
     prompts = common_phrases(frames)
     masks = [
-        [item.masks[item.prompts.index(phrase), 0] for item in items if item.masks is not None]
-        for phrase in prompts
+        [item.masks[item.prompts.index(phrase), 0] for item in items if item.masks is not None] for phrase in prompts
     ]
     name = f"{frames[0].sequence} ({', '.join(frame.id for frame in frames)})"
     return Item(name, np.concatenate([item.frames for item in items]), prompts, np.array(masks))

@@ -63,9 +63,7 @@ def write_model_card(
             if name in METRICS and value is not None
         ],
         "versions": ", ".join(
-            f"{name} {version}"
-            for name, version in manifest["versions"].items()
-            if version != "not installed"
+            f"{name} {version}" for name, version in manifest["versions"].items() if version != "not installed"
         ),
         "commit": manifest["commit"],
     }

@@ -22,9 +22,7 @@ STATE_NAMES = ("step", "exp_avg", "exp_avg_sq")
 """Keys of AdamW's state for each parameter that has received a gradient."""
 
 
-def write_optimizer(
-    folder: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer, is_main: bool
-) -> None:
+def write_optimizer(folder: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer, is_main: bool) -> None:
     """Gather the optimizer state tensor by tensor and write it in the main process. A collective.
 
     Raises OutputError if writing fails.

@@ -33,12 +33,7 @@ from vesalius.training.settings import OptimSettings, RunSettings, conflict
 from vesalius.training.sharding import is_sharded
 from vesalius.training.unet_learner import open_unet_learner, trains_unet
 
-UNTUNED: dict[str, Any] = {
-    "threshold": 0.5,
-    "threshold_origin": ThresholdOrigin(),
-    "tuning_images": (),
-    "tta": None,
-}
+UNTUNED: dict[str, Any] = {"threshold": 0.5, "threshold_origin": ThresholdOrigin(), "tuning_images": (), "tta": None}
 """Defaults of card fields that are tuned per model; training invalidates their values."""
 
 
@@ -70,15 +65,8 @@ def prepare(
     if read_all:
         on_overlap = monitoring.on_note if overfit is None else ignore
         images, hashes = _read_all(mixture, val_set, learner, on_overlap)
-        about = {
-            "data": mixture.fingerprint(),
-            "overfit": overfit,
-            "settings": settings.model_dump(mode="json"),
-        }
-        if resume:
-            card = _next_card(card, about)
-        else:
-            card = _first_card(card, {**origin, **about}, images.values(), hashes)
+        about = {"data": mixture.fingerprint(), "overfit": overfit, "settings": settings.model_dump(mode="json")}
+        card = _next_card(card, about) if resume else _first_card(card, {**origin, **about}, images.values(), hashes)
     if not resume and settings.projector == "fitted" and isinstance(learner, TextSegLearner):
         device = torch.device("cpu") if process.shards else process.device
         fit_projector(learner.opened, train_set.samples, device, settings.seed, monitoring.on_note)
@@ -99,9 +87,7 @@ def prepare(
     )
 
 
-def _first_card(
-    card: ModelCard, lineage: dict[str, Any], images: Iterable[str], hashes: Iterable[str]
-) -> ModelCard:
+def _first_card(card: ModelCard, lineage: dict[str, Any], images: Iterable[str], hashes: Iterable[str]) -> ModelCard:
     """Model card of a new run: the initial model's card plus the hashes of the training images."""
     return card.changed(
         lineage=lineage,
@@ -191,8 +177,7 @@ def _read_all(
     images, hashes, sizes = {}, [], {}
     with FrameReader() as reader:
         validated = [
-            hash_pixels(load_item(sample, reader).frames[0])
-            for sample in (val_set.samples if val_set else ())
+            hash_pixels(load_item(sample, reader).frames[0]) for sample in (val_set.samples if val_set else ())
         ]
         for sample in mixture.samples:
             item = load_item(sample, reader)

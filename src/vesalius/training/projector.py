@@ -96,8 +96,7 @@ def _phrases(samples: Sequence[Sample]) -> tuple[str, ...]:
     if len(phrases) < 2:
         found = ", ".join(phrases) or "none"
         raise conflict(
-            "projector",
-            f"fitted needs two or more phrases, but the data have only {found}; use projector: kept",
+            "projector", f"fitted needs two or more phrases, but the data have only {found}; use projector: kept"
         )
     return phrases
 

@@ -214,9 +214,7 @@ def read_run_settings(recipe: Path, changes: list[str]) -> RunSettings:
     """
     if recipe.is_dir() and (recipe / CARD).is_file():
         raise SettingError.at(
-            recipe,
-            "is a checkpoint; name its run folder instead, which links it as last or best",
-            code="no_run",
+            recipe, "is a checkpoint; name its run folder instead, which links it as last or best", code="no_run"
         )
     if recipe.is_dir() and any(change.startswith("out=") for change in changes):
         message = "a resumed run stays in its folder; remove out="

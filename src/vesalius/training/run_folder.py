@@ -178,9 +178,7 @@ class RunFolder:
             raise TrainingError.at(self.path, message, code="no_checkpoint")
         for link in (last, self.path / "best"):
             if link.exists() and not link.is_symlink():
-                message = (
-                    "is a folder, not a link: copy the run again with cp -a or rsync -a, which keep links"
-                )
+                message = "is a folder, not a link: copy the run again with cp -a or rsync -a, which keep links"
                 raise TrainingError.at(link, message, code="damaged_checkpoint")
         return last
 

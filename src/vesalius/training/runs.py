@@ -53,9 +53,7 @@ def list_runs(folder: Path) -> list[RunSummary]:
         raise SettingError.at(folder, "is not a folder; name a folder of runs", code="not_found")
     found = [_summarize(run, folder) for run in sorted(_find(folder))]
     if not found:
-        raise SettingError.at(
-            folder, f"contains no run, that is, no folder with {CONFIG} and {LOG}", code="no_run"
-        )
+        raise SettingError.at(folder, f"contains no run, that is, no folder with {CONFIG} and {LOG}", code="no_run")
     return found
 
 

@@ -127,8 +127,7 @@ class GradientCheck:
         """Run `verify` if the run had fewer than 3 steps. Raises TrainingError if no step had a mask. A collective."""
         if not self.steps:
             raise TrainingError(
-                "no step had a training sample with a mask, so the model cannot learn masks",
-                code="nothing_to_learn",
+                "no step had a training sample with a mask, so the model cannot learn masks", code="nothing_to_learn"
             )
         if self._before:
             self.verify()
@@ -143,9 +142,7 @@ class GradientCheck:
                     code="no_gradient",
                     field="loss",
                 )
-            changed = (
-                not torch.equal(a, _sample_of(p)) for a, p in zip(self._before[name], parameters, strict=True)
-            )
+            changed = (not torch.equal(a, _sample_of(p)) for a, p in zip(self._before[name], parameters, strict=True))
             if not self.in_any_process(any(changed)):
                 raise TrainingError(
                     f"{name} is trainable but did not change in the first steps: the learning rate is too small "

@@ -134,9 +134,7 @@ class RunSettings(Settings):
     def _one_length(self) -> Self:
         given = [name for name in ("steps", "epochs", "minutes") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(
-                f"give exactly one of steps, epochs and minutes; got {', '.join(given) or 'none'}"
-            )
+            raise ValueError(f"give exactly one of steps, epochs and minutes; got {', '.join(given) or 'none'}")
         return self
 
     @model_validator(mode="after")
@@ -150,10 +148,7 @@ class RunSettings(Settings):
     @model_validator(mode="after")
     def _text_can_be_learned(self) -> Self:
         tasks = self.tasks
-        if (tasks.conversations or tasks.absent == "words") and self.trainable.preset in (
-            "projector",
-            "decoder",
-        ):
+        if (tasks.conversations or tasks.absent == "words") and self.trainable.preset in ("projector", "decoder"):
             raise ValueError(
                 f"trainable preset {self.trainable.preset} does not train the language model: remove tasks.conversations and "
                 "absent: words, or use preset lora, tokens, vision or full"

@@ -50,18 +50,14 @@ def local_shard(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def name_groups(
-    module: torch.nn.Module, groups: Mapping[str, list[torch.nn.Parameter]]
-) -> dict[str, list[str]]:
+def name_groups(module: torch.nn.Module, groups: Mapping[str, list[torch.nn.Parameter]]) -> dict[str, list[str]]:
     """Group name -> parameter names, which stay valid when sharding replaces the parameters."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     return {group: [names[id(p)] for p in parameters] for group, parameters in groups.items()}
 
 
 def update_groups(
-    module: torch.nn.Module,
-    groups: Mapping[str, list[torch.nn.Parameter]],
-    names: Mapping[str, list[str]],
+    module: torch.nn.Module, groups: Mapping[str, list[torch.nn.Parameter]], names: Mapping[str, list[str]]
 ) -> None:
     """Replace the parameters of each group in place by the module's parameters with the names in `names`."""
     current = {name.replace("_orig_mod.", ""): parameter for name, parameter in module.named_parameters()}

@@ -26,9 +26,7 @@ class Trackers:
     """
 
     def __init__(
-        self,
-        open_ones: Sequence[GeneralTracker] = (),
-        on_note: Callable[[str], None] = lambda note: None,
+        self, open_ones: Sequence[GeneralTracker] = (), on_note: Callable[[str], None] = lambda note: None
     ) -> None:
         self._open = list(open_ones)
         self._on_note = on_note
@@ -73,9 +71,7 @@ class Trackers:
             except Exception as error:  # any failure of the tracker, such as a full disk or no network
                 self._open.remove(tracker)
                 reason = " ".join(str(error).split())[:200] or type(error).__name__
-                self._on_note(
-                    f"{tracker.name} failed and is switched off ({reason}); the run continues without it"
-                )
+                self._on_note(f"{tracker.name} failed and is switched off ({reason}); the run continues without it")
 
 
 def open_trackers(
@@ -134,16 +130,11 @@ def _open(name: str, folder: Path, settings: Mapping[str, Any], step: int) -> Ge
     elif kind.requires_logging_directory:
         tracker = kind(folder.name, files)
     else:
-        tracker = kind(
-            folder.name, **({FOLDER_ARGUMENT[name]: str(files)} if name in FOLDER_ARGUMENT else {})
-        )
+        tracker = kind(folder.name, **({FOLDER_ARGUMENT[name]: str(files)} if name in FOLDER_ARGUMENT else {}))
     tracker.start()
     if name != DEFAULT:  # TensorBoard would store the settings as a second run
         values = flatten(settings)
         tracker.store_init_configuration(
-            {
-                key: each if isinstance(each, bool | int | float | str) else str(each)
-                for key, each in values.items()
-            }
+            {key: each if isinstance(each, bool | int | float | str) else str(each) for key, each in values.items()}
         )
     return tracker

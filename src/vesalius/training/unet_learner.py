@@ -21,15 +21,7 @@ from vesalius.models.cards import UNetCard
 from vesalius.models.reference import resolve_model
 from vesalius.models.specs import UNetShape
 from vesalius.models.stored_model import fingerprint_model
-from vesalius.models.unet import (
-    NAME,
-    OpenedUNet,
-    new_unet,
-    open_unet,
-    standardize,
-    with_phrases,
-    write_unet,
-)
+from vesalius.models.unet import NAME, OpenedUNet, new_unet, open_unet, standardize, with_phrases, write_unet
 from vesalius.training.losses import LossSettings, binary_cross_entropy, focal_loss, soft_cldice_loss
 from vesalius.training.run_folder import RunFolder
 from vesalius.training.settings import RunSettings, conflict
@@ -126,9 +118,7 @@ class UNetLearner:
         if self.loss.cldice:
             terms["cldice"] = soft_cldice_loss(logits, batch.masks, self.loss.skeleton_steps).mean()
         if self.loss.focal:
-            terms["focal"] = focal_loss(
-                logits, batch.masks, self.loss.focal_gamma, self.loss.class_balanced
-            ).mean()
+            terms["focal"] = focal_loss(logits, batch.masks, self.loss.focal_gamma, self.loss.class_balanced).mean()
         return terms
 
     def segmenter(self, card: UNetCard, batch_size: int, forced: bool = True) -> UNetPredictor:

@@ -77,9 +77,7 @@ def score_samples(
     return rows
 
 
-def _similarity(
-    one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]
-) -> tuple[float, float] | None:
+def _similarity(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> tuple[float, float] | None:
     """Dice between two predicted masks, and between their targets; None if both masks of a pair are empty."""
     found = []
     for first, second in zip(one, other, strict=True):
@@ -131,9 +129,7 @@ def summarize(line: Mapping[str, Any]) -> str:
     shown = [name for name in line if name in metrics.METRICS and name != "accuracy"]
     shown += ["seg_rate", "absent_seg_rate"]
     scores = "  ".join(f"{name} {line[name]:.3f}" for name in shown if line[name] is not None)
-    return (
-        f"validation at step {line['step']}: {scores}{'  (best checkpoint so far)' if line['best'] else ''}"
-    )
+    return f"validation at step {line['step']}: {scores}{'  (best checkpoint so far)' if line['best'] else ''}"
 
 
 def validate(context: TrainingContext, state: TrainState) -> None:
@@ -162,9 +158,7 @@ def score_validation_set(context: TrainingContext, state: TrainState) -> dict[st
     Each process scores all samples, because prediction with a sharded model is a collective.
     """
     settings, samples = context.settings, context.validation_samples
-    figures = ValidationFigures(
-        samples, settings.validate_.figures if context.process.is_main else 0, state.step
-    )
+    figures = ValidationFigures(samples, settings.validate_.figures if context.process.is_main else 0, state.step)
     with context.averaged(), unsharded(context.learner.module):
         segmenter = context.learner.segmenter(context.card.changed(step=state.step), settings.batch_size)
         rows = score_samples(segmenter, samples, settings.validate_.metric, figures)

@@ -91,9 +91,7 @@ def test_files_of_pydicom_are_read_or_have_a_code(path: Path) -> None:
         assert pixels.dtype == np.uint8 and pixels.shape == (*facts.size, 3)
 
 
-@pytest.mark.parametrize(
-    "name", ["RLE", "bigendian", "expb", "implicit", "jp2klossless", "jpeg_ls_lossless", "padded"]
-)
+@pytest.mark.parametrize("name", ["RLE", "bigendian", "expb", "implicit", "jp2klossless", "jpeg_ls_lossless", "padded"])
 def test_an_image_is_the_same_in_every_transfer_syntax(name: str) -> None:
     expected = dicom.read_frame(SHIPPED / "MR_small.dcm", 0)
     np.testing.assert_array_equal(dicom.read_frame(SHIPPED / f"MR_small_{name}.dcm", 0), expected)
@@ -146,9 +144,7 @@ def test_deep_values_are_the_same_in_every_syntax(syntax: str, dtype: str, tmp_p
         ),
     ],
 )
-def test_windows_give_the_gray_levels_of_the_standard(
-    tags: dict, expected: list[int], tmp_path: Path
-) -> None:
+def test_windows_give_the_gray_levels_of_the_standard(tags: dict, expected: list[int], tmp_path: Path) -> None:
     path = write_xa(tmp_path / "a.dcm", ramp(126, 127, 128, 129, 130), **tags)
     assert grays(path) == expected
 
@@ -192,11 +188,7 @@ def test_lookup_tables_extend_their_first_and_last_entries(tmp_path: Path) -> No
 
 def test_a_transform_to_x_ray_intensity_is_not_displayed(tmp_path: Path) -> None:
     tags = {"ModalityLUTSequence": lut(0, 8, 255, 0, 0), "WindowCenter": 1.5, "WindowWidth": 3}
-    assert grays(write_xa(tmp_path / "a.dcm", ramp(0, 1, 2), PixelIntensityRelationship="LOG", **tags)) == [
-        0,
-        128,
-        255,
-    ]
+    assert grays(write_xa(tmp_path / "a.dcm", ramp(0, 1, 2), PixelIntensityRelationship="LOG", **tags)) == [0, 128, 255]
     assert grays(write_xa(tmp_path / "b.dcm", ramp(0, 1, 2), **tags)) == [255, 0, 0]
 
 
@@ -207,9 +199,7 @@ def test_monochrome1_is_inverted(tmp_path: Path) -> None:
     inverse = dicom.read_frame(
         write_xa(tmp_path / "b.dcm", frames, PhotometricInterpretation="MONOCHROME1", **window), 0
     )
-    shape = dicom.read_frame(
-        write_xa(tmp_path / "c.dcm", frames, PresentationLUTShape="INVERSE", **window), 0
-    )
+    shape = dicom.read_frame(write_xa(tmp_path / "c.dcm", frames, PresentationLUTShape="INVERSE", **window), 0)
     assert (np.abs(255 - plain.astype(int) - inverse) <= 1).all()  # halves are rounded up on both sides
     np.testing.assert_array_equal(inverse, shape)
 
@@ -235,9 +225,7 @@ def test_padding_is_black_and_outside_the_value_range(tmp_path: Path) -> None:
     values = ramp(0, 900, 1140, 1200, 60000)
     path = write_xa(tmp_path / "a.dcm", values, PixelPaddingValue=0, PixelPaddingRangeLimit=899)
     assert grays(path) == [0, 0, 1, 1, 255]
-    path = write_xa(
-        tmp_path / "b.dcm", values, PixelPaddingValue=60000, PhotometricInterpretation="MONOCHROME1"
-    )
+    path = write_xa(tmp_path / "b.dcm", values, PixelPaddingValue=60000, PhotometricInterpretation="MONOCHROME1")
     assert grays(path) == [255, 64, 13, 0, 0]
 
 
@@ -304,9 +292,7 @@ def test_the_header_is_checked_before_pixels_are_decoded(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("syntax", ["jpeg baseline", "jpeg 2000 lossless"])
-def test_a_stream_of_another_size_than_the_header_is_refused_before_it_is_decoded(
-    syntax: str, tmp_path: Path
-) -> None:
+def test_a_stream_of_another_size_than_the_header_is_refused_before_it_is_decoded(syntax: str, tmp_path: Path) -> None:
     path = write_xa(tmp_path / "a.dcm", np.zeros((1, 40, 40), dtype=np.uint8), syntax)
     content = path.read_bytes()
     # the heights: after SOF0's length and precision, and in SIZ
@@ -361,21 +347,11 @@ def test_facts_are_those_of_the_header(tmp_path: Path) -> None:
         )
     )
     assert (facts.frames, facts.size, facts.photometric) == (3, (4, 5), "MONOCHROME2")
-    assert (facts.spacing_mm, facts.spacing_of, facts.frame_time_ms) == (
-        (0.25, 0.25),
-        "ImagerPixelSpacing",
-        66.7,
-    )
+    assert (facts.spacing_mm, facts.spacing_of, facts.frame_time_ms) == ((0.25, 0.25), "ImagerPixelSpacing", 66.7)
     assert (facts.patient_id, facts.study_uid, facts.series_uid) == ("17", "1.2.3.4.2", "1.2.3.4.3")
     assert facts.sop_instance_uid == "1.2.3.4.1"
     assert (facts.instance_number, facts.burned_in_annotation) == (1, False)
-    assert facts.personal_tags == (
-        "PatientName",
-        "PatientID",
-        "PatientBirthDate",
-        "InstitutionName",
-        "StudyID",
-    )
+    assert facts.personal_tags == ("PatientName", "PatientID", "PatientBirthDate", "InstitutionName", "StudyID")
     assert "'17'" not in repr(facts)
 
 
@@ -394,9 +370,7 @@ def test_facts_are_those_of_the_header(tmp_path: Path) -> None:
         ({"InstanceNumber": None}, "instance_number", None),
     ],
 )
-def test_facts_are_read_from_alternative_attributes(
-    tags: dict, field: str, expected: object, tmp_path: Path
-) -> None:
+def test_facts_are_read_from_alternative_attributes(tags: dict, field: str, expected: object, tmp_path: Path) -> None:
     path = write_xa(tmp_path / "a.dcm", np.zeros((3, 4, 5), dtype=np.uint8), **tags)
     assert getattr(dicom.read_facts(path), field) == expected
 

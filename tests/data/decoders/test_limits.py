@@ -17,14 +17,10 @@ class StatedSizeError(OSError, MemoryError):
 
 
 @pytest.mark.parametrize(
-    "error",
-    [OSError(5, "no such byte"), KeyError("PixelData"), struct.error("short"), StatedSizeError("huge")],
+    "error", [OSError(5, "no such byte"), KeyError("PixelData"), struct.error("short"), StatedSizeError("huge")]
 )
 def test_every_exception_of_a_parser_becomes_an_image_error(error: Exception) -> None:
-    with (
-        raises_code(ImageError, "unreadable_image", "a.mp4, frame 3: ") as caught,
-        decoding(Path("a.mp4"), "frame 3"),
-    ):
+    with raises_code(ImageError, "unreadable_image", "a.mp4, frame 3: ") as caught, decoding(Path("a.mp4"), "frame 3"):
         raise error
     assert caught.value.__cause__ is error
     assert (caught.value.path, caught.value.field) == ("a.mp4", "frame 3")

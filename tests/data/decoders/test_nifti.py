@@ -254,9 +254,7 @@ def test_other_files_are_not_recognized_as_nifti(tmp_path: Path) -> None:
         read(write(tmp_path / "v.nii", ramp(4, 3, 2)), 2)
 
 
-def test_slices_of_a_gzip_file_read_in_order_unpack_it_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_slices_of_a_gzip_file_read_in_order_unpack_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "v.nii.gz", ramp(16, 16, 30, dtype=np.uint8))
     rewinds: list[int] = []
     reader: Any = gzip._GzipReader  # type: ignore[attr-defined]
@@ -271,9 +269,7 @@ def test_slices_of_a_gzip_file_read_in_order_unpack_it_once(
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 def test_any_damage_is_an_image_error_and_never_hangs(tmp_path: Path, suffix: str) -> None:
     rng = random.Random(1)
-    source = write(
-        tmp_path / f"v{suffix}", np.random.default_rng(0).normal(0, 9, (12, 11, 5)).astype(np.float32)
-    )
+    source = write(tmp_path / f"v{suffix}", np.random.default_rng(0).normal(0, 9, (12, 11, 5)).astype(np.float32))
     for trial in range(150):
         data = bytearray(source.read_bytes())
         for _ in range(rng.choice((1, 3, 20))):

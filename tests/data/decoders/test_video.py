@@ -174,9 +174,7 @@ def test_frames_read_in_order_are_decoded_once(tmp_path: Path, monkeypatch: pyte
     opened: list[Path] = []
     seek, start = video.VideoDecoder._seek, video.VideoDecoder.__init__
     monkeypatch.setattr(video.VideoDecoder, "_seek", lambda own, key: seeks.append(key) or seek(own, key))
-    monkeypatch.setattr(
-        video.VideoDecoder, "__init__", lambda own, file: opened.append(file) or start(own, file)
-    )
+    monkeypatch.setattr(video.VideoDecoder, "__init__", lambda own, file: opened.append(file) or start(own, file))
     with FrameReader() as reader:
         for i in range(200):
             read_image(path, i, reader)
@@ -334,9 +332,7 @@ def test_a_frame_that_is_partly_transparent_is_refused(tmp_path: Path) -> None:
         stream.height, stream.width, stream.pix_fmt = *SIZE, "argb"
         pixels = np.full((*SIZE, 4), 200, np.uint8)
         pixels[:10, :, 3] = 100
-        container.mux(
-            stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgba").reformat(format="argb"))
-        )
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgba").reformat(format="argb")))
         container.mux(stream.encode())
     with raises_code(ImageError, "transparent_image", "frame 0"):
         read_video_frame(path, 0)
@@ -419,10 +415,7 @@ def test_a_folder_of_videos_is_a_dataset_without_masks(clips: Path, tmp_path: Pa
     assert sample.masks is None
     assert any("ignored files beside the videos, by suffix: .txt (1)" in note for note in data.notes)
     np.testing.assert_array_equal(load_item(sample).frames[0], picture(7))
-    assert [each.id for each in open_dataset(tmp_path / "p1" / "a.mkv").samples][:2] == [
-        "a__0000",
-        "a__0001",
-    ]
+    assert [each.id for each in open_dataset(tmp_path / "p1" / "a.mkv").samples][:2] == ["a__0000", "a__0001"]
 
 
 def test_a_broken_video_in_a_folder_is_one_problem(clips: Path, tmp_path: Path) -> None:

@@ -16,19 +16,13 @@ import numpy as np
 from vesalius.data.decoders.limits import image_error
 
 GRAYS = ("MONOCHROME1", "MONOCHROME2")
-XRAY_CLASSES = (
-    "1.2.840.10008.5.1.4.1.1.12.1",
-    "1.2.840.10008.5.1.4.1.1.12.2",
-    "1.2.840.10008.5.1.4.1.1.12.3",
-)
+XRAY_CLASSES = ("1.2.840.10008.5.1.4.1.1.12.1", "1.2.840.10008.5.1.4.1.1.12.2", "1.2.840.10008.5.1.4.1.1.12.3")
 """SOP classes of angiography, fluoroscopy, and the retired biplane angiography."""
 
 Range = tuple[int, int]
 
 
-def gray_table(
-    tags: Any, frame: int, dtype: np.dtype[Any], find_range: Callable[[], Range], where: str
-) -> np.ndarray:
+def gray_table(tags: Any, frame: int, dtype: np.dtype[Any], find_range: Callable[[], Range], where: str) -> np.ndarray:
     """uint8 (256 or 65536,): the gray level of each stored value, indexed by its bits read as unsigned.
 
     `find_range` returns the lowest and highest stored value; it is called only if the header states no window and
@@ -107,9 +101,7 @@ def _apply_voi(tags: Any, frame: int, values: np.ndarray, where: str) -> np.ndar
     function = str(stated.get("VOILUTFunction") or "LINEAR")
     least = {"LINEAR": 1.0, "LINEAR_EXACT": 0.0, "SIGMOID": 0.0}.get(function)
     if center is None or width is None or least is None or width < least or width == 0:
-        raise image_error(
-            where, f"the window (center {center}, width {width}) cannot be applied", "invalid_window"
-        )
+        raise image_error(where, f"the window (center {center}, width {width}) cannot be applied", "invalid_window")
     if function == "SIGMOID":
         return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700)))
     if function == "LINEAR":

@@ -103,9 +103,7 @@ def _check_syntax(pydicom: Any, path: Path) -> None:
     try:
         decoder = pydicom.pixels.get_decoder(syntax)
     except NotImplementedError as error:
-        raise image_error(
-            path, f"has the unsupported transfer syntax {name}", "unsupported_transfer_syntax"
-        ) from error
+        raise image_error(path, f"has the unsupported transfer syntax {name}", "unsupported_transfer_syntax") from error
     if not decoder.is_available:
         remedy = 'install it with: pip install "vesalius[dicom]"'
         raise image_error(path, f"needs a decoder for {name}", "undecodable_pixels", remedy=remedy)
@@ -121,9 +119,7 @@ def _check(path: Path, file: BinaryIO, tags: Any) -> DicomImage:
         raise image_error(path, f"has no {missing[0]}, so its pixels cannot be read", "missing_tag")
     size = int(tags.Rows), int(tags.Columns)
     frames = int(tags.get("NumberOfFrames") or 1)
-    samples, bits, stored = (
-        int(tags[name].value) for name in ("SamplesPerPixel", "BitsAllocated", "BitsStored")
-    )
+    samples, bits, stored = (int(tags[name].value) for name in ("SamplesPerPixel", "BitsAllocated", "BitsStored"))
     gray = str(tags.PhotometricInterpretation).startswith(("MONOCHROME", "PALETTE"))
     if min(*size, frames) < 1 or samples != (1 if gray else 3):
         raise image_error(
@@ -168,9 +164,7 @@ def _check_pixels(path: Path, file: BinaryIO, tags: Any, frames: int, frame_byte
             "truncated_file",
         )
     if held - frames * frame_bytes >= frame_bytes:
-        raise image_error(
-            path, f"states {frames} frames but has {held // frame_bytes}", "frame_count_mismatch"
-        )
+        raise image_error(path, f"states {frames} frames but has {held // frame_bytes}", "frame_count_mismatch")
     return offset, kind
 
 
@@ -208,9 +202,7 @@ def decode(image: DicomImage, index: int) -> np.ndarray:
     try:
         pixels, _ = get_decoder(syntax).as_array(image.file, index=index, decoding_plugin=plugin, **options)
     except Exception as error:
-        raise image_error(
-            image.path, f"cannot be decoded ({syntax.name})", "damaged_file", f"frame {index}"
-        ) from error
+        raise image_error(image.path, f"cannot be decoded ({syntax.name})", "damaged_file", f"frame {index}") from error
     return np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))
 
 

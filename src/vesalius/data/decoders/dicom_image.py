@@ -98,9 +98,7 @@ def read_frame(path: Path, index: int) -> UInt8[np.ndarray, "h w 3"]:
         pixels = decode(image, index)
         if tags.PhotometricInterpretation not in display.GRAYS:
             return np.ascontiguousarray(_to_color(image, pixels))
-        table = display.gray_table(
-            tags, index, pixels.dtype, lambda: _find_range(*version_of(path)), str(path)
-        )
+        table = display.gray_table(tags, index, pixels.dtype, lambda: _find_range(*version_of(path)), str(path))
         gray = table[pixels.view(f"u{pixels.dtype.itemsize}")]
         return np.repeat(gray[:, :, None], 3, axis=2)
 
@@ -204,8 +202,6 @@ def _read_frame_time(tags: Any) -> float | None:
     steps = tags.get("FrameTimeVector") or ()
     steps = [steps] if isinstance(steps, float) else steps
     rate = float(tags.get("CineRate") or 0)
-    time = float(tags.get("FrameTime") or 0) or (
-        sum(map(float, steps[1:])) / len(steps[1:]) if steps[1:] else 0
-    )
+    time = float(tags.get("FrameTime") or 0) or (sum(map(float, steps[1:])) / len(steps[1:]) if steps[1:] else 0)
     time = time or (1000 / rate if rate > 0 else 0)
     return time if time > 0 and math.isfinite(time) else None

@@ -46,15 +46,9 @@ class FrameFile:
 
 
 KINDS: dict[str, FrameFile] = {
-    "dicom": FrameFile(
-        dicom.SUFFIXES, dicom.recognize, dicom.count_frames, dicom.DicomDecoder, dicom.frame_time_ms
-    ),
-    "nifti": FrameFile(
-        nifti.SUFFIXES, nifti.recognize, nifti.count_frames, nifti.NiftiDecoder, lambda path: None
-    ),
-    "video": FrameFile(
-        video.SUFFIXES, video.recognize, video.count_frames, video.VideoDecoder, video.frame_time_ms
-    ),
+    "dicom": FrameFile(dicom.SUFFIXES, dicom.recognize, dicom.count_frames, dicom.DicomDecoder, dicom.frame_time_ms),
+    "nifti": FrameFile(nifti.SUFFIXES, nifti.recognize, nifti.count_frames, nifti.NiftiDecoder, lambda path: None),
+    "video": FrameFile(video.SUFFIXES, video.recognize, video.count_frames, video.VideoDecoder, video.frame_time_ms),
 }
 
 SUFFIXES = tuple(suffix for kind in KINDS.values() for suffix in kind.suffixes)
@@ -104,9 +98,7 @@ class FrameReader:
                 raise image_error(path, f"has {n} frames", "multi_frame_file")
             if frame is not None and not 0 <= frame < n:
                 raise image_error(
-                    path,
-                    f"has {n} frames, so there is no frame {frame} (numbered from 0)",
-                    "frame_count_mismatch",
+                    path, f"has {n} frames, so there is no frame {frame} (numbered from 0)", "frame_count_mismatch"
                 )
             return decoder.read(frame or 0)
 

@@ -156,9 +156,7 @@ def _volume(path: Path, size: int, time_ns: int) -> Volume:
             packed = file.read(2) == GZIP
     needed = volume.offset + volume.n_bytes
     if not packed and size < needed:
-        raise image_error(
-            path, f"is truncated: its header states {needed} bytes, but it has {size}", "truncated_file"
-        )
+        raise image_error(path, f"is truncated: its header states {needed} bytes, but it has {size}", "truncated_file")
     return volume
 
 
@@ -212,10 +210,7 @@ def _percentiles(path: Path, size: int, time_ns: int) -> tuple[float, float]:
     stride = -(-area * volume.shape[2] // MAX_SAMPLED) | 1
     decoder = NiftiDecoder(path)
     try:
-        parts = [
-            decoder.numbers(index).ravel()[-index * area % stride :: stride]
-            for index in range(decoder.n_frames)
-        ]
+        parts = [decoder.numbers(index).ravel()[-index * area % stride :: stride] for index in range(decoder.n_frames)]
     finally:
         decoder.close()
     numbers = np.concatenate(parts)

@@ -54,9 +54,7 @@ def decode(path: Path) -> Image.Image:
         try:
             opened = Image.open(path)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise image_error(
-                path, f"has more than {MAX_PIXELS // 10**6} megapixels", "image_too_large"
-            ) from error
+            raise image_error(path, f"has more than {MAX_PIXELS // 10**6} megapixels", "image_too_large") from error
         with opened as image:
             _check_header(image, path)
             image.load()
@@ -68,9 +66,7 @@ def _check_header(image: Image.Image, path: Path) -> None:
     check_pixels(image.height, image.width, str(path))
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
-        raise image_error(
-            path, f"has {frames} frames", "multi_frame_file", remedy="save each as an image of its own"
-        )
+        raise image_error(path, f"has {frames} frames", "multi_frame_file", remedy="save each as an image of its own")
     # Pillow opens 16-bit color as 8-bit RGB and drops the low byte; only the raw mode of its tiles shows this
     if not image.mode.startswith("I") and any(";16" in str(tile[3]) for tile in getattr(image, "tile", [])):
         raise too_deep(str(path), f"16-bit {image.mode}")

@@ -158,9 +158,7 @@ def _index(path: Path, size: int, time_ns: int) -> Index:
     container = _container(path)
     stated = stated_bytes(path, container)
     if stated is not None and stated > size:
-        raise image_error(
-            path, f"is truncated: its headers state {stated} bytes, but it has {size}", "truncated_file"
-        )
+        raise image_error(path, f"is truncated: its headers state {stated} bytes, but it has {size}", "truncated_file")
     with decoding(path):
         times, are_keys, tick_ms = _read_packets(path)
         if container == "avi" and not are_keys.all():
@@ -218,10 +216,7 @@ def _open(path: Path) -> tuple[Any, Any]:
     """(container, video stream); nothing is decoded yet."""
     # container and protocol are fixed: a playlist or URL could open other files
     container = _av().open(
-        f"file:{path}",
-        format=_container(path),
-        options={"protocol_whitelist": "file"},
-        metadata_errors="ignore",
+        f"file:{path}", format=_container(path), options={"protocol_whitelist": "file"}, metadata_errors="ignore"
     )
     try:
         streams = [each for each in container.streams.video if not _is_cover(each)]

@@ -29,18 +29,14 @@ def decode_brush(values: Any, size: Size, where: Location) -> Bool[np.ndarray, "
     try:
         return _decode(_Bits(values), size)
     except ValueError as error:
-        raise where.inside("value.rle").error(
-            f"the brush {error}", "invalid_rle", "export it again"
-        ) from error
+        raise where.inside("value.rle").error(f"the brush {error}", "invalid_rle", "export it again") from error
 
 
 class _Bits:
     """Bit stream over a list of bytes; ValueError for anything else."""
 
     def __init__(self, values: Any) -> None:
-        if not isinstance(values, list) or not all(
-            type(value) is int and 0 <= value < 256 for value in values
-        ):
+        if not isinstance(values, list) or not all(type(value) is int and 0 <= value < 256 for value in values):
             raise ValueError("must be a list of bytes, whole numbers from 0 to 255")
         self.data = bytes(values)
         self.offset = 0
@@ -71,9 +67,7 @@ def _decode(bits: _Bits, size: Size) -> Bool[np.ndarray, "h w"]:
     """True where alpha is not 0; only the alpha values are kept, so an image takes one byte per pixel."""
     n = bits.read(32)
     if n != CHANNELS * size[0] * size[1]:
-        raise ValueError(
-            f"has {n} values, but an image of {size[0]} x {size[1]} (h x w) needs four per pixel"
-        )
+        raise ValueError(f"has {n} values, but an image of {size[0]} x {size[1]} (h x w) needs four per pixel")
     if bits.read(5) + 1 != VALUE_BITS:
         raise ValueError("has values that are not 8 bits wide")
     length_bits = [bits.read(4) + 1 for _ in range(4)]

@@ -81,9 +81,7 @@ class _Image:
 def recognize(source: Source) -> bool:
     """True if the source is a JSON file with top-level lists `images` and `annotations`."""
     value = source.json
-    return isinstance(value, dict) and all(
-        isinstance(value.get(key), list) for key in ("images", "annotations")
-    )
+    return isinstance(value, dict) and all(isinstance(value.get(key), list) for key in ("images", "annotations"))
 
 
 def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sample]:

@@ -97,9 +97,7 @@ def _parse(path: Path) -> Iterator[Element]:
                 if event == "start" and depth == 1:
                     root = element
                 if depth > MAX_DEPTH:
-                    raise where.error(
-                        f"is nested {depth} levels deep, more than CVAT writes", "unreadable_file"
-                    )
+                    raise where.error(f"is nested {depth} levels deep, more than CVAT writes", "unreadable_file")
                 if event == "end" and depth == 1:
                     yield element
                     root.clear()
@@ -161,9 +159,7 @@ def _read_polygon(shape: Element, where: Location, size: Size | None) -> Polygon
         return Polygons((tuple(float(number) for x, y in pairs for number in (x, y)),))
     except ValueError as error:
         found = show(shape.get("points"))
-        raise where.error(
-            f'points must be pairs of numbers, "x,y;x,y", not {found}', "invalid_points"
-        ) from error
+        raise where.error(f'points must be pairs of numbers, "x,y;x,y", not {found}', "invalid_points") from error
 
 
 def _read_box(shape: Element, where: Location, size: Size | None) -> Polygons:
@@ -173,10 +169,7 @@ def _read_box(shape: Element, where: Location, size: Size | None) -> Polygons:
 
 def _read_ellipse(shape: Element, where: Location, size: Size | None) -> Polygons:
     return _rotated(
-        shapes.ellipse(*(_read_number(shape, key, where) for key in ("cx", "cy", "rx", "ry"))),
-        shape,
-        where,
-        size,
+        shapes.ellipse(*(_read_number(shape, key, where) for key in ("cx", "cy", "rx", "ry"))), shape, where, size
     )
 
 
@@ -205,9 +198,7 @@ def _read_mask(shape: Element, where: Location, size: Size | None) -> RleMask:
     except ValueError as error:
         raise where.error("rle must be comma-separated whole numbers", "invalid_rle") from error
     if min(runs) < 0 or sum(runs) != width * height:
-        raise where.error(
-            f"the runs of rle must sum to {width} x {height} pixels, not {sum(runs)}", "invalid_rle"
-        )
+        raise where.error(f"the runs of rle must sum to {width} x {height} pixels, not {sum(runs)}", "invalid_rle")
     mask = np.zeros(size, dtype=bool)
     inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
     mask[top : top + height, left : left + width] = inside.reshape(height, width)
@@ -301,8 +292,7 @@ class _Clip:
                 next_index = bisect_right(order, frame)
                 if visible[frame] and next_index < len(order) and order[next_index] != then:
                     raise where.error(
-                        f"is visible in frame {frame} but has no shape in frame {order[next_index]}",
-                        "track_gap",
+                        f"is visible in frame {frame} but has no shape in frame {order[next_index]}", "track_gap"
                     )
 
     def sample(self, frame: int, where: Location, root: Path) -> Sample:

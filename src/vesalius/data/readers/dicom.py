@@ -101,9 +101,7 @@ def notes(source: Source) -> list[str]:
     found += [f"ignored: {ignored}"] if ignored else []
     nameless = sum(not each.patient_id for each in facts)
     found += [f"images without PatientID, grouped by study or series: {nameless}"] if nameless else []
-    patients = [
-        {value for name, value in each if name == "PatientID"} for each in _sets(_merge_identifiers(facts))
-    ]
+    patients = [{value for name, value in each if name == "PatientID"} for each in _sets(_merge_identifiers(facts))]
     shared = sum(len(each) for each in patients if len(each) > 1)
     found += [f"PatientIDs that share a study or series, each set read as one group: {shared}"] * bool(shared)
     detector = sum(each.spacing_of == "ImagerPixelSpacing" for each in facts)

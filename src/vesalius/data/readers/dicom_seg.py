@@ -80,17 +80,12 @@ def _unpack(where: Location, file: BinaryIO, tags: Any, size: Size, n_frames: in
         file.seek(4, os.SEEK_CUR)
     start, n = file.tell(), size[0] * size[1]
     held = os.fstat(file.fileno()).st_size - start
-    if (
-        tags.file_meta.TransferSyntaxUID.is_encapsulated
-        or not tags.file_meta.TransferSyntaxUID.is_little_endian
-    ):
+    if tags.file_meta.TransferSyntaxUID.is_encapsulated or not tags.file_meta.TransferSyntaxUID.is_little_endian:
         raise where.error(
             "is compressed or big endian", "unsupported_segmentation", "write it uncompressed, little endian"
         )
     if held * 8 < n * n_frames:
-        raise where.error(
-            "is truncated within its pixel data", "truncated_file", "copy it again from its source"
-        )
+        raise where.error("is truncated within its pixel data", "truncated_file", "copy it again from its source")
     for index in range(n_frames):
         first, skip = divmod(index * n, 8)
         file.seek(start + first)

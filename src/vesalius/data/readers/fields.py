@@ -104,9 +104,7 @@ def _check_phrase(value: Any) -> str:
 
 
 def _check_counts(value: Any) -> str | list[int]:
-    if isinstance(value, str) or (
-        isinstance(value, list) and all(type(run) is int and run >= 0 for run in value)
-    ):
+    if isinstance(value, str) or (isinstance(value, list) and all(type(run) is int and run >= 0 for run in value)):
         return value
     raise PydanticCustomError("invalid_rle", "must be text or a list of whole numbers >= 0")
 
@@ -119,9 +117,7 @@ ImageSize = Annotated[tuple[PositiveInt, PositiveInt], Strict(False)]
 
 _ONE_POLYGON: TypeAdapter[list[float]] = TypeAdapter(Coordinates, config=STRICT)
 _POLYGONS: TypeAdapter[list[list[float]]] = TypeAdapter(list[Coordinates], config=STRICT)
-_POINTS: TypeAdapter[list[tuple[float, float]]] = TypeAdapter(
-    Annotated[list[Point], FailFast()], config=STRICT
-)
+_POINTS: TypeAdapter[list[tuple[float, float]]] = TypeAdapter(Annotated[list[Point], FailFast()], config=STRICT)
 
 
 class _Rle(StrictObject):
@@ -182,9 +178,7 @@ def check_area(size: Size, where: Location) -> Size:
     return size
 
 
-def find_image(
-    value: Any, where: Location, root: Path, folders: Sequence[str] = ("", "images")
-) -> tuple[Path, str]:
+def find_image(value: Any, where: Location, root: Path, folders: Sequence[str] = ("", "images")) -> tuple[Path, str]:
     """(image file, sample id) of a relative path, searched in each of the `folders` of `root`, in this order.
 
     Raises AnnotationError if the value is not a path, points outside `root`, or is in none of the folders.
@@ -195,9 +189,7 @@ def find_image(
     # links are not resolved: users may link a folder of images from another disk
     if name.is_absolute() or name.parts[:1] == ("..",):
         raise where.error(
-            f"image {show(value)} is outside {root}",
-            "outside_path",
-            "give a path relative to the annotation file",
+            f"image {show(value)} is outside {root}", "outside_path", "give a path relative to the annotation file"
         )
     for folder in folders:
         if is_file(root / folder / name):

@@ -119,9 +119,7 @@ def _list_files(source: Source) -> list[Path]:
         return [source.path]
     jsons = (file for file in source.root.rglob("*") if file.suffix.lower() == ".json" and file.is_file())
     found = (file for file in jsons if file != source.root / "import.json")
-    return sorted(
-        file for file in found if not any(part[0] == "." for part in file.relative_to(source.root).parts)
-    )
+    return sorted(file for file in found if not any(part[0] == "." for part in file.relative_to(source.root).parts))
 
 
 def _holds_labelme(file: Path) -> bool:
@@ -184,8 +182,7 @@ def _find_image(value: Any, where: Location, root: Path, folders: Sequence[str])
 def _read_metadata(file: _File, where: Location) -> dict[str, Any]:
     """Unknown keys of the file, and under `shapes` the label and unknown keys of each shape that has any."""
     kept = [
-        (shape.label, {key: each for key, each in shape.unknown.items() if each not in UNSET})
-        for shape in file.shapes
+        (shape.label, {key: each for key, each in shape.unknown.items() if each not in UNSET}) for shape in file.shapes
     ]
     metadata = file.vesalius.unknown | file.unknown
     metadata |= {"flags": file.flags} if file.flags else {}
@@ -284,9 +281,7 @@ def _read_mask(value: Any, points: Outline, where: Location, size: Size | None) 
         )
     inside = patch[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
     if inside.sum() < patch.sum():
-        raise where.error(
-            f"the mask extends beyond the image, {size[0]} x {size[1]} (h x w)", "size_mismatch"
-        )
+        raise where.error(f"the mask extends beyond the image, {size[0]} x {size[1]} (h x w)", "size_mismatch")
     mask = np.zeros(size, dtype=bool)
     mask[rows, columns] = inside
     return RleMask(encode_rle(mask))

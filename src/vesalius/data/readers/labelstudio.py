@@ -101,9 +101,7 @@ def notes(source: Source) -> list[str]:
     tasks = [task for task in source.json if isinstance(task, dict) and isinstance(task.get("data"), dict)]
     every = [_annotations(task) for task in tasks]
     lines = {
-        "tasks with predictions of a model, which are not read": sum(
-            bool(task.get("predictions")) for task in tasks
-        ),
+        "tasks with predictions of a model, which are not read": sum(bool(task.get("predictions")) for task in tasks),
         "canceled annotations, which are not read": sum(
             _is_canceled(each) for annotations in every for each in annotations
         ),
@@ -178,8 +176,7 @@ def _image_key(data: dict[str, Any], where: Location) -> str:
     found = [
         key
         for key, value in data.items()
-        if isinstance(value, str)
-        and any(each.lower().endswith(SUFFIXES) for each in (value, value.partition("?")[0]))
+        if isinstance(value, str) and any(each.lower().endswith(SUFFIXES) for each in (value, value.partition("?")[0]))
     ]
     if "image" in data or len(found) == 1:
         return "image" if "image" in data else found[0]
@@ -218,14 +215,8 @@ def _regions(annotation: dict[str, Any], where: Location) -> Iterator[tuple[Loca
 
 def _read_labels(region: _Region, where: Location) -> list[str]:
     labels = region.value.get(region.type)
-    if (
-        not isinstance(labels, list)
-        or not labels
-        or not all(isinstance(each, str) and each.strip() for each in labels)
-    ):
-        raise where.error(
-            f"a region of type {show(region.type)} needs a label, but has {show(labels)}", "no_phrase"
-        )
+    if not isinstance(labels, list) or not labels or not all(isinstance(each, str) and each.strip() for each in labels):
+        raise where.error(f"a region of type {show(region.type)} needs a label, but has {show(labels)}", "no_phrase")
     return labels
 
 
@@ -240,8 +231,7 @@ def _read_size(region: _Region, where: Location, known: Size | None) -> Size:
         raise where.error(f"the image was rotated by {angle} degrees for annotation", "rotated_annotation")
     if known is not None and known != (height, width):
         raise where.error(
-            f"was drawn at {height} x {width} (h x w), other regions at {known[0]} x {known[1]}",
-            "size_mismatch",
+            f"was drawn at {height} x {width} (h x w), other regions at {known[0]} x {known[1]}", "size_mismatch"
         )
     return height, width
 

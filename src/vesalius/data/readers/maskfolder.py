@@ -40,9 +40,7 @@ def read(source: Source, phrase: str = "", problems: Problems = None) -> list[Sa
     table = read_table(path / TABLE) if (path / TABLE).exists() else None
     if table is None and not phrase:
         remedy = f'give one, for example --prompt "blood vessel", or a table of classes in {TABLE}'
-        raise SettingError(
-            f"{path}: the masks have no phrase; {remedy}", code="no_phrase", path=path, remedy=remedy
-        )
+        raise SettingError(f"{path}: the masks have no phrase; {remedy}", code="no_phrase", path=path, remedy=remedy)
     images, masks = (_by_stem(path / side, problems) for side in ("images", "masks"))
     for side, other, lonely in (
         ("images", "masks", images.keys() - masks.keys()),
@@ -72,9 +70,7 @@ def read_table(path: Path) -> dict[str, tuple[Value, ...]]:
     """
     value, where = read_json(path), Location(path)
     if not isinstance(value, dict):
-        raise where.error(
-            f"must be an object that maps phrases to values, not {kind(value)}", "invalid_class_table"
-        )
+        raise where.error(f"must be an object that maps phrases to values, not {kind(value)}", "invalid_class_table")
     found = {phrase: _read_value(each, where.inside(show(phrase))) for phrase, each in value.items()}
     table = {phrase: each for phrase, each in found.items() if each not in (0, (0, 0, 0))}
     if "" in {phrase.strip() for phrase in table} or not table:

@@ -72,10 +72,7 @@ def notes(source: Source) -> list[str]:
     tests = len(_list_files(root / "imagesTs", ending))
     if tests:
         found.append(f"imagesTs/ is not read, because it has no labels: {tests} files")
-    for folder, pattern in (
-        ("imagesTr", rf".+_\d{{4}}{re.escape(ending)}"),
-        ("labelsTr", f".+{re.escape(ending)}"),
-    ):
+    for folder, pattern in (("imagesTr", rf".+_\d{{4}}{re.escape(ending)}"), ("labelsTr", f".+{re.escape(ending)}")):
         others = Counter(
             file.suffix or file.name
             for file in _list_files(root / folder, "")
@@ -86,9 +83,7 @@ def notes(source: Source) -> list[str]:
             found.append(f"not read in {folder}/, because of their names: {counted}")
     _, ignored = _read_labels(top.get("labels"), root / FILE)
     if ignored is not None:
-        found.append(
-            f"the label 'ignore' ({ignored}) marks pixels that are not annotated: images with it are rejected"
-        )
+        found.append(f"the label 'ignore' ({ignored}) marks pixels that are not annotated: images with it are rejected")
     return found
 
 

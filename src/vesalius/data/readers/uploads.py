@@ -36,9 +36,7 @@ class Uploads:
                 found = self._find(names)
                 if len(found) > 1:
                     shown = ", ".join(str(each.relative_to(self.root)) for each in found[:5])
-                    raise where.error(
-                        f"image {show(value)} matches {len(found)} files ({shown})", "ambiguous_image"
-                    )
+                    raise where.error(f"image {show(value)} matches {len(found)} files ({shown})", "ambiguous_image")
                 if found:
                     return found[0], sample_id(found[0].relative_to(self.root))
         raise where.error(
@@ -68,9 +66,7 @@ def _parts(value: str, where: Location) -> tuple[str, ...]:
     """The parts of a path or URL, without the host; AnnotationError for a path that is empty or contains `..`."""
     try:
         address = urlsplit(value)
-        served = (
-            parse_qs(address.query).get("d") if address.path.rstrip("/").endswith("local-files") else None
-        )
+        served = parse_qs(address.query).get("d") if address.path.rstrip("/").endswith("local-files") else None
     except ValueError as error:
         raise where.error(f"{show(value)} is not a URL ({error})", "missing_image") from error
     remote = address.scheme in ("http", "https", "s3", "gs", "azure-blob")

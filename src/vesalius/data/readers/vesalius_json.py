@@ -133,9 +133,7 @@ def _read_track(value: Any, where: Location, n_frames: int) -> list[Any]:
         return [None] * n_frames
     if not isinstance(value, list) or len(value) != n_frames:
         found = f"{len(value)} values" if isinstance(value, list) else kind(value)
-        raise where.error(
-            f"must be a list of {n_frames} values, one for each frame, not {found}", "bad_value"
-        )
+        raise where.error(f"must be a list of {n_frames} values, one for each frame, not {found}", "bad_value")
     return value
 
 

@@ -44,9 +44,7 @@ def write(folder: Path, samples: Sequence[Sample]) -> list[str]:
         "licenses": [],
         "images": images,
         "annotations": annotations,
-        "categories": [
-            {"id": number, "name": phrase, "supercategory": ""} for phrase, number in categories.items()
-        ],
+        "categories": [{"id": number, "name": phrase, "supercategory": ""} for phrase, number in categories.items()],
     }
     # no indentation, which would put each coordinate on its own line
     write_text(folder / "annotations.json", to_json(value) + "\n")

@@ -124,17 +124,13 @@ def write_segmentation(
             found.save_as(temporary, enforce_file_format=True)
 
 
-def _filled(
-    segments: Mapping[str, Mapping[int, Rle]], size: Size, n_frames: int
-) -> Iterator[tuple[int, int, Rle]]:
+def _filled(segments: Mapping[str, Mapping[int, Rle]], size: Size, n_frames: int) -> Iterator[tuple[int, int, Rle]]:
     """(segment number from 1, frame from 0, mask) of each non-empty mask, or of one empty mask if there is none."""
     empty = True
     for number, (phrase, frames) in enumerate(segments.items(), start=1):
         for frame in sorted(frames):
             if not 0 <= frame < n_frames or tuple(frames[frame]["size"]) != size:
-                raise ValueError(
-                    f"{phrase}: the mask of frame {frame} does not fit {n_frames} frames of {size}"
-                )
+                raise ValueError(f"{phrase}: the mask of frame {frame} does not fit {n_frames} frames of {size}")
             if decode_rle(frames[frame]).any():
                 empty = False
                 yield number, frame, frames[frame]
@@ -155,9 +151,7 @@ def _describing(source: Path) -> Iterator[tuple[Any, Any]]:
     with reading(source) as (tags, _):
         for keyword in REFERENCES:
             if not tags.get(keyword):
-                raise image_error(
-                    source, f"has no {keyword}, so no segmentation can reference it", "missing_tag"
-                )
+                raise image_error(source, f"has no {keyword}, so no segmentation can reference it", "missing_tag")
         yield tags, _describe(tags)
 
 
@@ -204,9 +198,7 @@ def _describe_segment(number: int, phrase: str, algorithm: str) -> Any:
     )
 
 
-def _add_functional_groups(
-    found: Any, tags: Any, stored: Sequence[tuple[int, int]], multi_frame: bool
-) -> None:
+def _add_functional_groups(found: Any, tags: Any, stored: Sequence[tuple[int, int]], multi_frame: bool) -> None:
     """Add functional groups with segment and source frame of each stored frame, also as dimension indices."""
     from pydicom.datadict import tag_for_keyword
     from pydicom.uid import generate_uid
@@ -235,9 +227,7 @@ def _add_functional_groups(
     found.PerFrameFunctionalGroupsSequence = [
         _dataset(
             SegmentIdentificationSequence=[_dataset(ReferencedSegmentNumber=number)],
-            FrameContentSequence=[
-                _dataset(DimensionIndexValues=[number, frame + 1], TemporalPositionIndex=frame + 1)
-            ],
+            FrameContentSequence=[_dataset(DimensionIndexValues=[number, frame + 1], TemporalPositionIndex=frame + 1)],
             DerivationImageSequence=[
                 _dataset(
                     DerivationCodeSequence=[_code(("113076", "DCM", "Segmentation"))],

@@ -94,9 +94,7 @@ def _mask(phrase: str, mask: np.ndarray) -> dict[str, Any]:
     return _shape(phrase, "mask", [[left, top], [right - 1, bottom - 1]], None, packed)
 
 
-def _shape(
-    phrase: str, form: str, points: list[list[Any]], group: int | None, mask: str | None
-) -> dict[str, Any]:
+def _shape(phrase: str, form: str, points: list[list[Any]], group: int | None, mask: str | None) -> dict[str, Any]:
     return {
         "label": phrase,
         "points": points,

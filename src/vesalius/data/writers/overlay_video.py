@@ -20,10 +20,7 @@ CODECS = (("libx264", {"crf": "18", "preset": "medium"}), ("mpeg4", {"qscale": "
 
 
 def write_overlay(
-    path: Path,
-    frames: Iterable[UInt8[np.ndarray, "h w 3"]],
-    masks: Iterable[Bool[np.ndarray, "h w"]],
-    fps: float,
+    path: Path, frames: Iterable[UInt8[np.ndarray, "h w 3"]], masks: Iterable[Bool[np.ndarray, "h w"]], fps: float
 ) -> int:
     """Write frames with their masks to an MP4 file, one frame at a time; returns the number of frames.
 
@@ -34,9 +31,7 @@ def write_overlay(
     """
     av = require("av", "video", "video files")
     if path.suffix.lower() != ".mp4":
-        raise OutputError.at(
-            path, "overlays are written as MP4; name a file that ends in .mp4", code="bad_value"
-        )
+        raise OutputError.at(path, "overlays are written as MP4; name a file that ends in .mp4", code="bad_value")
     if not 0 < fps <= 1000:
         raise OutputError.at(
             path,
@@ -60,9 +55,7 @@ def write_overlay(
                     raise OutputError.at(path, "there is no frame to write", code="nothing_to_write")
                 container.mux(stream.encode())
         except av.FFmpegError as error:
-            raise OutputError.at(
-                path, f"cannot be written ({error.strerror or error})", code="write_failed"
-            ) from error
+            raise OutputError.at(path, f"cannot be written ({error.strerror or error})", code="write_failed") from error
     return count
 
 

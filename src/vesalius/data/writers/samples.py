@@ -36,9 +36,7 @@ def rows_of(sample: Sample) -> list[tuple[str, MaskReference]]:
     Raises AnnotationError if an annotation has no phrase, or an object has no polygons.
     """
     if sample.masks == ():
-        raise AnnotationError(
-            f"{sample.id}: has no phrase; give at least one, or masks=None", code="no_phrase"
-        )
+        raise AnnotationError(f"{sample.id}: has no phrase; give at least one, or masks=None", code="no_phrase")
     rows = [
         (phrase, reference)
         for phrase, objects in zip(sample.prompts, sample.masks or (), strict=sample.masks is not None)
@@ -56,9 +54,7 @@ def image_path(sample: Sample, folder: Path) -> Path:
     """Path of the image relative to `folder`; AnnotationError if it is outside; links are not resolved."""
     image = sample.image.absolute()
     if ".." in image.parts or not image.is_relative_to(folder.absolute()):
-        raise AnnotationError.at(
-            sample.image, f"is outside {folder}; copy the image there first", code="outside_path"
-        )
+        raise AnnotationError.at(sample.image, f"is outside {folder}; copy the image there first", code="outside_path")
     return image.relative_to(folder.absolute())
 
 

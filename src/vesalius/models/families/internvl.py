@@ -52,12 +52,7 @@ def _qwen2(
     text = {"architectures": ["Qwen2ForCausalLM"], "rms_norm_eps": 1e-6, "rope_theta": 1e6}
     text |= {"vocab_size": vocab, "max_position_embeddings": context}
     text |= dict(zip(TEXT_SIZES.split(), sizes, strict=True))
-    return {
-        "template": "qwen_chat",
-        "image_token_id": image_token,
-        "vision_config": vision,
-        "llm_config": text,
-    }
+    return {"template": "qwen_chat", "image_token_id": image_token, "vision_config": vision, "llm_config": text}
 
 
 def _internlm2(vision: dict[str, Any], *sizes: int) -> dict[str, Any]:
@@ -79,9 +74,7 @@ def _tiny_sam() -> dict[str, Any]:
     return sam2(512, **sizes, global_blocks=(5,), width=128, memory=(1, 128, 1), decoder=(256, 4))
 
 
-TINY_CONFIG = _qwen2(
-    _vision((64, 2, 2, 128), patch=56), 128, 3, 4, 2, 256, vocab=272, context=4096, image_token=260
-)
+TINY_CONFIG = _qwen2(_vision((64, 2, 2, 128), patch=56), 128, 3, 4, 2, 256, vocab=272, context=4096, image_token=260)
 
 
 class InternVL(Family):
@@ -166,8 +159,7 @@ class InternVL(Family):
         """float32 (frames, 3, 448, 448): each frame resized to one tile."""
         square = (spec.tile_size, spec.tile_size)
         return _stack(
-            [resize_bicubic(frame, square) for frame in frames],
-            (spec.vlm["image_seq_length"],) * len(frames),
+            [resize_bicubic(frame, square) for frame in frames], (spec.vlm["image_seq_length"],) * len(frames)
         )
 
     def largest_image(self, spec: ModelSpec) -> Size:

@@ -100,10 +100,7 @@ class Qwen2_5VL(Family):
         text = {"model_type": f"{self.name}_text", "rope_parameters": read_rope(config["text_config"])}
         return {
             "model_type": self.name,
-            "vision_config": {
-                "model_type": f"{self.name}_vision",
-                **pick(config["vision_config"], VISION_FIELDS),
-            },
+            "vision_config": {"model_type": f"{self.name}_vision", **pick(config["vision_config"], VISION_FIELDS)},
             "text_config": pick(config["text_config"], TEXT_FIELDS) | text,
             **{name: config[name] for name in TOKEN_IDS},
             # the class default True would silently replace the head by the embeddings
@@ -141,9 +138,7 @@ class Qwen2_5VL(Family):
     def image_features(self, vlm: PreTrainedModel, batch: Batch) -> ImageFeatures:
         read = vlm.model.get_image_features(batch.pixel_values, image_grid_thw=batch.image_grid_thw)
         deep = getattr(read, "deepstack_features", None) or []
-        return ImageFeatures(
-            _by_image(read.pooler_output, batch), [_by_image(layer, batch) for layer in deep]
-        )
+        return ImageFeatures(_by_image(read.pooler_output, batch), [_by_image(layer, batch) for layer in deep])
 
     def positions(self, vlm: PreTrainedModel, batch: Batch, is_image: torch.Tensor) -> torch.Tensor:
         """Position ids int64 (3, b, t) in time, height and width."""
@@ -164,10 +159,7 @@ class Qwen2_5VL(Family):
 
 def _by_image(frames: Sequence[torch.Tensor], batch: Batch) -> list[torch.Tensor]:
     ends = torch.tensor(batch.tiles_of_image).cumsum(0).tolist()
-    return [
-        torch.cat(list(frames[end - count : end]))
-        for end, count in zip(ends, batch.tiles_of_image, strict=True)
-    ]
+    return [torch.cat(list(frames[end - count : end])) for end, count in zip(ends, batch.tiles_of_image, strict=True)]
 
 
 def _resize(image: Image.Image, factor: int) -> Image.Image:

@@ -26,11 +26,7 @@ SIZE_4B: dict[str, Any] = {
         "max_position_embeddings": 262144,
         "rms_norm_eps": 1e-6,
         "rope_theta": 5e6,
-        "rope_scaling": {
-            "rope_type": "default",
-            "mrope_section": [24, 20, 20],
-            "mrope_interleaved": True,
-        },
+        "rope_scaling": {"rope_type": "default", "mrope_section": [24, 20, 20], "mrope_interleaved": True},
     },
     "vision_config": {
         "depth": 24,

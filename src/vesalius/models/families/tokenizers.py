@@ -27,10 +27,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>", *ADDED_TOKENS])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|im_end|>",
-        clean_up_tokenization_spaces=False,
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>", clean_up_tokenization_spaces=False
     )
 
 
@@ -48,9 +45,7 @@ def official_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
             return _sentencepiece_tokenizer(folder)
     except Exception as error:  # libraries raise many exception types for damaged files
         reason = " ".join(str(error).split())[:300]
-        raise CheckpointError.at(
-            folder, f"the tokenizer cannot be opened ({reason})", code="damaged_model"
-        ) from error
+        raise CheckpointError.at(folder, f"the tokenizer cannot be opened ({reason})", code="damaged_model") from error
     raise CheckpointError.at(
         folder,
         "has no tokenizer (tokenizer.json, vocab.json or tokenizer.model); copy the model again",
@@ -80,9 +75,7 @@ def _sentencepiece_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         )
     )
     tokenizer.normalizer = normalizers.Replace(" ", SPACE)
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
     _add_tokens(tokenizer, added, folder)
     start = settings["bos_token"]
     tokenizer.post_processor = processors.TemplateProcessing(
