@@ -65,7 +65,7 @@ def test_a_dataset_of_this_format_is_opened_and_named(root: Path) -> None:
     assert dataset.samples[0].masks == ((FLAT, FLAT),)
     assert dataset.notes[:3] == (
         "crowds (iscrowd) read as objects of their category: 1",
-        "keys of annotations that are not kept: score (1)",
+        "annotation keys ignored: score (1)",
         "images without annotation, read as not annotated: 1",
     )
 

@@ -1,7 +1,7 @@
 """Test-time augmentation: masks are decoded in several views of an image, and the probabilities are averaged.
 
 A view transforms SAM 2's input square, and the decoded map is transformed back. The language model sees only the plain
-image: on `tiny` its answer to the flipped image gave the same masks (docs/prediction.md). Probabilities are averaged,
+image: on `tiny` its answer to the flipped image gave the same Dice (docs/prediction.md). Probabilities are averaged,
 not logits, so that one confident but wrong view does not dominate.
 """
 

@@ -123,7 +123,7 @@ def join_processes(precision: str) -> Process:
     started = int(os.environ.get("WORLD_SIZE", "1"))
     mixed = "bf16" if precision == "bf16" else "no"
     _check_launch_configuration(precision, mixed)
-    if started == 1:  # an earlier run in this program may have had another precision
+    if started == 1:  # global state: an earlier run in the same process may have used another precision
         AcceleratorState._reset_state()
     accelerator = Accelerator(
         mixed_precision=mixed,

@@ -127,7 +127,7 @@ def notes(source: Source) -> list[str]:
     ignored = Counter(key for each in annotations for key in each if key not in ANNOTATION_KEYS)
     if ignored:
         counted = ", ".join(f"{key} ({n})" for key, n in ignored.items())
-        found.append(f"keys of annotations that are not kept: {counted}")
+        found.append(f"annotation keys ignored: {counted}")
     drawn = {each["image_id"] for each in annotations if isinstance(each.get("image_id"), int | str)}
     bare = sum(
         isinstance(each, dict)
