@@ -103,7 +103,7 @@ def test_two_processes_of_torchrun_have_the_losses_of_one(settings: MakeRecipe, 
 
 
 SHARDED = """
-import shutil, sys
+import os, shutil, sys
 from pathlib import Path
 from torch.distributed.tensor import DTensor
 from vesalius.cli import main
@@ -129,7 +129,10 @@ def checked(context, state, *args):
     return train_step(context, state, *args)
 loop.train_step = checked
 assert main(["train", recipe]) != 0 and stopped
-sys.exit(main(["train", "--resume", run]))
+code = main(["train", "--resume", run])
+sys.stdout.flush()
+# two runs in one process: at interpreter exit, gloo may abort on the threads of the interrupted one
+os._exit(code)
 """
 
 
