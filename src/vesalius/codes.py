@@ -24,6 +24,7 @@ class Code:
 _TABLE = """
 # files and images
 not_found: a file or folder does not exist | correct the path
+not_local: a URL is given as a path | download the file and give its path
 unreadable_file: a file or folder cannot be opened or parsed | check its permissions and format (JSON must be UTF-8)
 unknown_format: a file or folder has no supported dataset format | convert it to a supported format
 ambiguous_split: a folder has several annotation files | pick one with --split, or name the file

@@ -16,6 +16,7 @@ from tests.codes import raises_code
 
 from vesalius.data.decoders.limits import MAX_PIXELS
 from vesalius.data.decoders.picture import has_exif_rotation
+from vesalius.data.image_files import find_images
 from vesalius.data.images import list_images, mask_values, read_image, read_mask, sample_id
 from vesalius.errors import AnnotationError, ImageError, InterruptionError
 
@@ -273,3 +274,11 @@ def test_the_exif_orientation_is_detected(tmp_path: Path) -> None:
     image.save(tmp_path / "upright.jpg")
     assert has_exif_rotation(tmp_path / "turned.jpg")
     assert not has_exif_rotation(tmp_path / "upright.jpg")
+
+
+@pytest.mark.parametrize("url", ["https://host.org/a.png", "http://host.org/cine.dcm", "s3://bucket/a.png"])
+def test_url_is_refused_as_such(url: str) -> None:
+    with raises_code(ImageError, "not_local", url):
+        read_image(Path(url))
+    with raises_code(ImageError, "not_local", url):
+        find_images([Path(url)])

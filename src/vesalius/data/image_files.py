@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vesalius.data.decoders import frame_files
+from vesalius.data.decoders.limits import missing_file
 from vesalius.data.decoders.picture import SUFFIXES
 from vesalius.data.images import frame_id, sample_id
 from vesalius.data.readers.fields import is_file
@@ -30,7 +31,7 @@ def find_images(paths: Sequence[Path]) -> list[Sample]:
         for file in _list_files(path) if path.is_dir() else [path]:
             where = Location(file)
             if not file.exists():
-                raise where.error("does not exist", "not_found", "give images or folders of images", kind=ImageError)
+                raise missing_file(file)
             if str(file) != str(file).encode(errors="replace").decode():
                 message = f"{str(file)!r}: the name is not UTF-8; rename the file"
                 raise ImageError(message, code="bad_value", path=repr(str(file)), remedy="rename the file")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,12 +28,21 @@ def image_error(file: Path | str, wrong: str, code: str, part: str = "", remedy:
     return ImageError(f"{where}: {wrong}", code=code, path=path, field=part or None, remedy=remedy)
 
 
+def missing_file(path: Path | str) -> ImageError:
+    """The error for a path that does not exist; it has a code of its own for a URL, which is never downloaded."""
+    # Path("https://host/a.png") has one slash; a drive letter of Windows is a single letter
+    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+:/", str(path)):
+        url = re.sub(r":/+", "://", str(path), count=1)
+        return image_error(url, "is a URL, and nothing is downloaded", "not_local")
+    return image_error(path, "there is no such file", "not_found")
+
+
 def version_of(path: Path) -> Version:
-    """The current version of a file; ImageError if the file does not exist or is a folder."""
+    """The current version of a file; ImageError if the file does not exist, is a folder or is a URL."""
     try:
         state = path.stat()
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
-        raise image_error(path, "there is no such file", "not_found") from error
+        raise missing_file(path) from error
     if not path.is_file():
         raise image_error(path, "is a folder", "unreadable_file")
     return path, state.st_size, state.st_mtime_ns
