@@ -10,18 +10,15 @@ import pytest
 from PIL import Image
 
 from vesalius import visualization
+from vesalius.colors import FN_COLOR, FP_COLOR, PHRASE_COLORS, TP_COLOR
 from vesalius.visualization import (
     CONTOUR_GRAY,
-    FN_COLOR,
-    FP_COLOR,
     GAP,
     LINE,
     PANEL_SIDE,
-    PREDICTION_COLOR,
-    TARGET_COLOR,
-    TP_COLOR,
     missing_font,
     overlay,
+    overlay_phrases,
     panel_size,
     six_panels,
 )
@@ -79,11 +76,12 @@ def test_panels_show_target_prediction_and_difference(size):
 
 def test_contours_run_around_the_masks_and_do_not_cover_them():
     size = (512, 512)
-    figure = panels(*halves(size))
+    color = PHRASE_COLORS[1]
+    figure = panels(*halves(size), color=color)
     target, prediction = panel(figure, 3, size), panel(figure, 4, size)
 
     line = (256, 257)  # two pixels, outside the mask
-    assert (target[:, line] == TARGET_COLOR).all() and (prediction[line, :] == PREDICTION_COLOR).all()
+    assert (target[:, line] == color).all() and (prediction[line, :] == color).all()
     assert (np.delete(target, line, axis=1) == CONTOUR_GRAY).all()
     assert (np.delete(prediction, line, axis=0) == CONTOUR_GRAY).all()
 
@@ -149,6 +147,32 @@ def test_overlay_is_a_translucent_fill_with_a_contour_around_it():
 def test_overlay_of_an_empty_mask_is_the_image():
     image = np.random.default_rng(0).integers(0, 255, (9, 5, 3), dtype=np.uint8)
     assert (np.asarray(overlay(image, np.zeros((9, 5), dtype=bool))) == image).all()
+
+
+def test_an_overlay_of_several_phrases_has_a_color_for_each_and_a_legend():
+    image = np.full((200, 300, 3), 100, dtype=np.uint8)
+    masks = {name: np.zeros((200, 300), dtype=bool) for name in ("artery", "vein", "optic disc")}
+    masks["artery"][20:60, 20:60] = True
+    masks["vein"][40:80, 40:80] = True  # overlaps the artery
+    drawn = np.asarray(overlay_phrases(image, masks))
+
+    assert drawn.shape[0] > 200 and drawn.shape[1] == 300
+    picture, legend = drawn[:200], drawn[200:]
+    seen = {tuple(pixel) for pixel in picture.reshape(-1, 3)}
+    assert seen >= set(PHRASE_COLORS[:2]) and PHRASE_COLORS[2] not in seen
+    assert {tuple(pixel) for pixel in legend.reshape(-1, 3)} >= set(PHRASE_COLORS[:3])  # an empty mask is named too
+    assert (picture[60, 41:59] == PHRASE_COLORS[0]).all()  # the outline of the artery is not hidden by the vein
+
+    chosen = {"artery": PHRASE_COLORS[4], "vein": PHRASE_COLORS[5], "optic disc": PHRASE_COLORS[6]}
+    bare = np.asarray(overlay_phrases(image, masks, chosen, legend=False))
+    assert bare.shape == image.shape and (bare[60, 41:59] == PHRASE_COLORS[4]).all()
+
+
+@pytest.mark.parametrize("width", [1, 40, 200, 3000])
+def test_a_legend_fits_every_width(width):
+    masks = {f"a long phrase number {i} 血管": np.zeros((9, width), dtype=bool) for i in range(11)}
+    drawn = np.asarray(overlay_phrases(np.zeros((9, width, 3), np.uint8), masks))
+    assert drawn.shape[1] == width and (width < 9 or (drawn[9:, -3:] == 255).all())
 
 
 # Machado, Oliveira & Fernandes 2009, severity 1, on linear RGB

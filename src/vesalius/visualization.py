@@ -15,15 +15,9 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from vesalius.colors import FN_COLOR, FP_COLOR, PHRASE_COLORS, TP_COLOR, Color, phrase_colors
 from vesalius.masks import Size, dilate
 
-Color = tuple[int, int, int]
-
-# The colorblind-safe palette of Okabe & Ito 2008, https://jfly.uni-koeln.de/color/. A false negative has the color of the
-# ground truth and a false positive that of the prediction.
-YELLOW, SKY_BLUE, VERMILLION = (240, 228, 66), (86, 180, 233), (213, 94, 0)
-TARGET_COLOR, PREDICTION_COLOR = SKY_BLUE, VERMILLION
-TP_COLOR, FP_COLOR, FN_COLOR = YELLOW, PREDICTION_COLOR, TARGET_COLOR
 LEGEND = (("TP: in both", TP_COLOR), ("FP: predicted only", FP_COLOR), ("FN: missed", FN_COLOR))
 WHITE, INK, GRAY = (255, 255, 255), (24, 24, 27), (96, 96, 104)
 
@@ -33,8 +27,12 @@ PANEL_WIDTH_MIN = 400
 """Minimum panel width, so that titles and legend fit over a tall and narrow image."""
 GAP, LINE, TITLE_TEXT, TEXT = 16, 44, 34, 28
 """Margins, line height and text sizes in pixels. A figure of 1600 pixels shrunk to 512 still has text of 9 pixels."""
+TEXT_MIDDLE = 0.42
+"""Middle of the text below the top of its line, as a fraction of `LINE`."""
 CONTOUR_GRAY = 120
 """Background of contours: the image is darkened until 90 % of its pixels have at most this gray value (of 255)."""
+FILL = 0.25
+"""Opacity of the fill of a mask in an overlay."""
 MIN_COVERAGE = 0.25
 """Minimum coverage of a panel pixel that belongs to the mask; at 0.5, vessels thinner than a pixel would vanish."""
 
@@ -64,12 +62,13 @@ def six_panels(
     title: str,
     prompt: str,
     scores: Mapping[str, float | None],
+    color: Color = PHRASE_COLORS[0],
 ) -> Image.Image:
     """A figure of six panels with legend and scores: image, ground truth, prediction, both contours, and difference.
 
     Every image is resized to the same longer side with its aspect ratio. Contours and difference are drawn on the
-    darkened gray image, because orange on a retina, or blue on an X-ray, would be invisible. Contours run outside the
-    mask, so the covered pixels stay visible. Panel titles mark empty masks. `scores` may lack `dice` or `iou`; None is
+    darkened gray image, so that thin lines stand out. Contours have the `color` of the phrase and run outside the mask,
+    so the covered pixels stay visible. Panel titles mark empty masks. `scores` may lack `dice` or `iou`; None is
     shown as a dash. Characters without a font are shown as codes (see `missing_font`). Raises ValueError for masks of
     another size.
     """
@@ -88,8 +87,8 @@ def six_panels(
         ("Original", small),
         (f"Ground truth{empty[0]}", _gray(coverages[0])),
         (f"Prediction{empty[1]}", _gray(coverages[1])),
-        ("Ground truth contour", contour(dim, shown[0], TARGET_COLOR, width=2)),
-        ("Prediction contour", contour(dim, shown[1], PREDICTION_COLOR, width=2)),
+        ("Ground truth contour", contour(dim, shown[0], color, width=2)),
+        ("Prediction contour", contour(dim, shown[1], color, width=2)),
         ("Difference", _difference(dark, target, prediction)),
     ]
     return _lay_out(panels, size, title, prompt, scores)
@@ -104,30 +103,87 @@ def panel_size(size: Size) -> Size:
 def overlay(
     image: UInt8[np.ndarray, "h w 3"],
     mask: Bool[np.ndarray, "h w"],
-    color: Color = PREDICTION_COLOR,
-    alpha: float = 0.3,
+    color: Color = PHRASE_COLORS[0],
+    alpha: float = FILL,
 ) -> Image.Image:
     """The image with the mask as a translucent fill and a contour around it; unchanged if the mask is empty.
 
     The contour runs outside the mask, so a thin vessel stays visible. Its width is one pixel up to `PANEL_SIDE` and
     grows with the image. `alpha` in [0, 1] is the opacity of the fill.
     """
-    paint = np.array(color, dtype=np.float32)
-    result = contour(image, mask, color, width=max(1, round(max(mask.shape) / PANEL_SIDE)))
-    result[mask] = (image[mask] * (1 - alpha) + paint * alpha).round()
+    return _overlay(image, [(mask, color)], alpha)
+
+
+def overlay_phrases(
+    image: UInt8[np.ndarray, "h w 3"],
+    masks: Mapping[str, Bool[np.ndarray, "h w"]],
+    colors: Mapping[str, Color] | None = None,
+    *,
+    alpha: float = FILL,
+    legend: bool = True,
+) -> Image.Image:
+    """The image with the masks of several phrases, each in its own color, as by `overlay`.
+
+    `colors` has a color for each phrase; by default those of `phrase_colors` in the order of `masks`. Contours are drawn
+    after all fills, so that overlapping masks keep their outlines. With `legend`, a strip under the image names the
+    phrases, including those with an empty mask; without it, the picture has the size of the image. KeyError for a phrase
+    without a color.
+    """
+    chosen = phrase_colors(masks) if colors is None else colors
+    named = {phrase: chosen[phrase] for phrase in masks}
+    drawn = _overlay(image, [(mask, named[phrase]) for phrase, mask in masks.items()], alpha)
+    return _with_legend(drawn, named) if legend and named else drawn
+
+
+def _overlay(
+    image: UInt8[np.ndarray, "h w 3"], layers: Sequence[tuple[Bool[np.ndarray, "h w"], Color]], alpha: float
+) -> Image.Image:
+    width = max(1, round(max(image.shape[:2]) / PANEL_SIDE))
+    result = image.copy()
+    for mask, color in layers:
+        result[mask] = (result[mask] * (1 - alpha) + np.array(color, dtype=np.float32) * alpha).round()
+    for mask, color in layers:
+        result[_around(mask, width)] = color
     return Image.fromarray(result)
 
 
+def _with_legend(picture: Image.Image, colors: Mapping[str, Color]) -> Image.Image:
+    """The picture above a white strip of color swatches and phrases, in as many lines as its width needs."""
+    size = min(TEXT, max(12, picture.width // 28))
+    line, gap = round(1.5 * size), size // 2
+    positions, x, y = [], gap, picture.height + gap
+    scratch = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    for phrase in colors:
+        width = min(size + gap + _write(scratch, (0, 0), phrase, size, WHITE), picture.width - 2 * gap)
+        if x > gap and x + width > picture.width - gap:
+            x, y = gap, y + line
+        positions.append((x, y))
+        x += width + 2 * gap
+    result = Image.new("RGB", (picture.width, y + line + gap), WHITE)
+    result.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(result)
+    for (x, y), (phrase, color) in zip(positions, colors.items(), strict=True):
+        draw.rectangle((x, y, x + size, y + size), fill=color, outline=INK)
+        left, top = x + size + gap, round(y + size / 2 - LINE * TEXT_MIDDLE)
+        _write(draw, (left, top), phrase, size, INK, max(1, picture.width - gap - left))
+    return result
+
+
 def contour(
-    image: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"], color: Color = PREDICTION_COLOR, width: int = 1
+    image: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"], color: Color = PHRASE_COLORS[0], width: int = 1
 ) -> UInt8[np.ndarray, "h w 3"]:
     """A copy of the image with a line of `width` pixels around the mask, outside it."""
+    result = image.copy()
+    result[_around(mask, width)] = color
+    return result
+
+
+def _around(mask: Bool[np.ndarray, "h w"], width: int) -> Bool[np.ndarray, "h w"]:
+    """Pixels outside the mask, up to `width` pixels away from it."""
     wide = mask
     for _ in range(width):
         wide = dilate(wide)
-    result = image.copy()
-    result[wide & ~mask] = color
-    return result
+    return wide & ~mask
 
 
 def missing_font(text: str) -> str | None:
@@ -232,7 +288,7 @@ def _write(
             text = text[:-1]
         text += "…"
     # anchored at the middle of the line, because fonts differ in height
-    draw.text((position[0], position[1] + LINE * 0.42), text, fill=color, font=font, anchor="lm")
+    draw.text((position[0], position[1] + LINE * TEXT_MIDDLE), text, fill=color, font=font, anchor="lm")
     return round(font.getlength(text))
 
 

@@ -19,6 +19,7 @@ from vesalius.checks import report_page, thumbnails
 from vesalius.checks.inspection import Report, inspect
 from vesalius.checks.report_page import MAX_FLAGGED, MAX_GOOD, find_flagged, write_page
 from vesalius.cli import main
+from vesalius.colors import PHRASE_COLORS
 from vesalius.errors import ImageError, OutputError, SettingError
 from vesalius.masks import encode_rle, rasterize
 from vesalius.types import MaskFile, Polygons, RleMask, Sample
@@ -223,8 +224,8 @@ def test_outlines_lie_where_the_mask_is(tmp_path: Path) -> None:
     for reference in (BOX, RleMask(encode_rle(mask)), MaskFile(tmp_path / "m.png")):
         drawn = thumbnails.draw(Sample("a", gray(tmp_path / "a.png"), ("v",), ((reference,),)))
         assert drawn.picture.size == (320, 213)
-        assert drawn.legend == ((thumbnails.COLORS[0], "v"),) and drawn.undrawn == ()
-        assert where(drawn.picture, thumbnails.COLORS[0]) == pytest.approx((0.25, 0.25, 0.75, 0.75), abs=0.02)
+        assert drawn.legend == ((PHRASE_COLORS[0], "v"),) and drawn.undrawn == ()
+        assert where(drawn.picture, PHRASE_COLORS[0]) == pytest.approx((0.25, 0.25, 0.75, 0.75), abs=0.02)
 
 
 def test_masks_of_another_size_are_drawn_as_stated_and_rescaled(tmp_path: Path) -> None:
@@ -271,7 +272,7 @@ def test_invalid_masks_are_listed_and_the_others_drawn(tmp_path: Path) -> None:
     gone = MaskFile(tmp_path / "none.png")
     drawn = thumbnails.draw(Sample("a", gray(tmp_path / "a.png"), ("v", "w"), ((bad, huge, gone), (BOX,))))
     assert [each[:3] for each in drawn.undrawn] == ["'v'"] * 3
-    assert where(drawn.picture, thumbnails.COLORS[1]) == pytest.approx((0.25, 0.25, 0.75, 0.75), abs=0.02)
+    assert where(drawn.picture, PHRASE_COLORS[1]) == pytest.approx((0.25, 0.25, 0.75, 0.75), abs=0.02)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1)])

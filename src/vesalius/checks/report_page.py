@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -17,6 +17,7 @@ from vesalius.checks.distributions import draw_distributions
 from vesalius.checks.findings import CODES, is_summary
 from vesalius.checks.inspection import Report, workers_for
 from vesalius.checks.names import SUFFIX, hide_persons
+from vesalius.colors import Color, as_css, phrase_colors
 from vesalius.data.augment import AugmentSettings
 from vesalius.data.augment_figure import draw_examples
 from vesalius.errors import DataError
@@ -81,7 +82,11 @@ def write_page(
     good = [good[i] for i in sorted(rng.permutation(len(good))[:MAX_GOOD].tolist())]
     shown = list(flagged.items())[:MAX_FLAGGED] + [(index, ()) for index in good]
     figures: list[SampleFigure] = []
-    jobs = [(report.parts[split].samples[i], split, codes) for (split, i), codes in shown]
+    colors = report_colors(report)
+    jobs = [
+        (sample, split, codes, {prompt: colors[prompt] for prompt in sample.prompts})
+        for sample, split, codes in ((report.parts[split].samples[i], split, codes) for (split, i), codes in shown)
+    ]
     for figure in map_in_processes(_draw, jobs, workers_for(len(jobs), num_workers)):
         figures.append(figure)
         on_progress(0.5 * len(figures) / len(jobs), figure.id)
@@ -136,14 +141,20 @@ def _indices(report: Report) -> Iterable[SampleIndex]:
     return [(split, i) for split, part in report.parts.items() for i in range(len(part.samples))]
 
 
-def _draw(job: tuple[Sample, str, tuple[str, ...]]) -> SampleFigure:
-    sample, split, codes = job
+def report_colors(report: Report) -> dict[str, Color]:
+    """Phrase -> color, in the order in which the phrases first occur in the dataset."""
+    samples = (sample for part in report.parts.values() for sample in part.samples)
+    return phrase_colors(prompt for sample in samples for prompt in sample.prompts)
+
+
+def _draw(job: tuple[Sample, str, tuple[str, ...], Mapping[str, Color]]) -> SampleFigure:
+    sample, split, codes, colors = job
     name = hide_persons(sample.id)
     try:
-        drawn = thumbnails.draw(sample)
+        drawn = thumbnails.draw(sample, colors)
     except DataError as error:
         return SampleFigure(name, split, codes, undrawn=(hide_persons(str(error), sample.image.parts),))
-    legend = tuple(("#{:02x}{:02x}{:02x}".format(*color), text) for color, text in drawn.legend)
+    legend = tuple((as_css(color), text) for color, text in drawn.legend)
     undrawn = tuple(hide_persons(each, sample.image.parts) for each in drawn.undrawn)
     return SampleFigure(name, split, codes, as_data_url(drawn.picture), legend, undrawn)
 
@@ -153,7 +164,11 @@ def _draw_examples(report: Report, seed: int) -> Image.Image | None:
     valid = {(each.split, each.id): len(each.targets) for each in report.measurements}
     samples = [(split, report.parts[split].samples[i]) for split, i in _indices(report)]
     usable = [each for split, each in samples if each.masks and valid[split, each.id] == len(each.prompts)]
-    return Image.fromarray(draw_examples(usable, MODERATE, seed, n=EXAMPLES)) if usable else None
+    return (
+        Image.fromarray(draw_examples(usable, MODERATE, seed, n=EXAMPLES, colors=report_colors(report)))
+        if usable
+        else None
+    )
 
 
 def _render(report: Report, figures: Sequence[SampleFigure], n_flagged: int, examples: Image.Image | None) -> str:

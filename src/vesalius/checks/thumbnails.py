@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,13 +10,14 @@ from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw
 
 from vesalius.checks.correction import NotCorrectable, stored_size
+from vesalius.colors import SKY_BLUE, VERMILLION, Color, phrase_colors
 from vesalius.data.dataset import load_image
 from vesalius.data.decoders.limits import MAX_PIXELS
 from vesalius.data.images import read_mask
 from vesalius.errors import DataError
 from vesalius.masks import Size, decode_rle
 from vesalius.types import Absent, MaskFile, MaskReference, Polygons, RleMask, Sample
-from vesalius.visualization import SKY_BLUE, VERMILLION, YELLOW, Color, contour
+from vesalius.visualization import contour
 
 SIDE = 320
 """Longer side of a thumbnail in pixels; it is drawn at twice this size and downsampled for smooth lines."""
@@ -24,11 +25,6 @@ OUTLINE = 3
 """Line width in pixels, at twice the final size."""
 AS_STATED, RESCALED = VERMILLION, SKY_BLUE
 """Colors of a mask for another image size, at its stated coordinates and rescaled to the image."""
-COLORS: tuple[Color, ...] = (
-    *(SKY_BLUE, VERMILLION, YELLOW, (0, 158, 115), (204, 121, 167), (230, 159, 0)),
-    *((0, 114, 178), (255, 255, 255)),
-)
-"""Colors of phrases, used cyclically: Okabe & Ito 2008, https://jfly.uni-koeln.de/color/, and white."""
 OUTSIDE = (236, 236, 240)
 """Color of the area outside the image."""
 MAX_OUTSIDE = 1.0
@@ -61,27 +57,28 @@ class Thumbnail:
     """For each mask that is not drawn, the reason."""
 
 
-def draw(sample: Sample) -> Thumbnail:
+def draw(sample: Sample, colors: Mapping[str, Color] | None = None) -> Thumbnail:
     """The thumbnail of a sample with all its masks; ImageError if the image cannot be read.
 
-    Each phrase has a color. A mask for another image size is drawn twice: at its stated coordinates, and rescaled to the
+    `colors` has a color for each phrase of the sample; by default those of `phrase_colors`. A mask for another image size is drawn twice: at its stated coordinates, and rescaled to the
     image.
     """
     image = load_image(sample)
     size = image.shape[0], image.shape[1]
+    colors = phrase_colors(sample.prompts) if colors is None else colors
     outlines: list[Outline] = []
     undrawn: list[str] = []
-    for index, objects in enumerate(sample.masks or ()):
+    for prompt, objects in zip(sample.prompts, sample.masks or ((),) * len(sample.prompts), strict=True):
         for reference in objects:
             try:
-                outlines += _outlines(reference, COLORS[index % len(COLORS)], sample.size, size)
+                outlines += _outlines(reference, colors[prompt], sample.size, size)
             except (DataError, ValueError) as error:
-                undrawn.append(f"{sample.prompts[index]!r}: {error}")
+                undrawn.append(f"{prompt!r}: {error}")
     legend: tuple[tuple[Color, str], ...]
     if any(outline.scale != (1, 1) for outline in outlines):
         legend = ((AS_STATED, "as stated"), (RESCALED, "rescaled to the image"))
     else:
-        legend = tuple((COLORS[i % len(COLORS)], prompt) for i, prompt in enumerate(sample.prompts))
+        legend = tuple((colors[prompt], prompt) for prompt in sample.prompts)
     return Thumbnail(_draw(image, outlines), legend, tuple(undrawn))
 
 

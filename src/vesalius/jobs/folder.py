@@ -17,6 +17,7 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image
 
+from vesalius.colors import Color, phrase_colors
 from vesalius.data.dataset import load_item
 from vesalius.data.decoders.frame_files import FrameReader
 from vesalius.errors import DataError, SettingError
@@ -29,7 +30,7 @@ from vesalius.names import result_stems
 from vesalius.parallel import map_in_threads
 from vesalius.segmenter import Described, ModelDescription, Segmenter
 from vesalius.types import Item, Prediction, Sample
-from vesalius.visualization import PREDICTION_COLOR, overlay
+from vesalius.visualization import overlay
 
 OUTPUT_KINDS = ("masks", "probs", "overlay", "rle", "dicom", "video")
 """masks: PNG 0/255; probs: float32 .npz; overlay: PNG of the image with its mask; rle: COCO RLE in `predictions.jsonl`;
@@ -243,8 +244,13 @@ def _bytes_of_predicted(each: PredictedSample | list[Line]) -> int:
 
 def _write(out: Path, save: Sequence[str], predicted: PredictedSample) -> list[Line]:
     sample, item, predictions = predicted
+    colors = phrase_colors(sample.prompts)
     return [
-        _line(prediction, {} if item is None else _write_files(prediction, item, out, name, save), save)
+        _line(
+            prediction,
+            {} if item is None else _write_files(prediction, item, out, name, save, colors[prediction.prompt]),
+            save,
+        )
         for prediction, name in zip(predictions, result_stems(sample.id, sample.prompts), strict=True)
     ]
 
@@ -267,7 +273,9 @@ def _line(prediction: Prediction, written: dict[str, str], save: Sequence[str]) 
     return {**line, **written}
 
 
-def _write_files(prediction: Prediction, item: Item, out: Path, name: str, save: Sequence[str]) -> dict[str, str]:
+def _write_files(
+    prediction: Prediction, item: Item, out: Path, name: str, save: Sequence[str], color: Color
+) -> dict[str, str]:
     """Write the outputs in `save`, and return their paths relative to `out` by kind."""
     if prediction.status == "failed":
         return {}
@@ -286,5 +294,5 @@ def _write_files(prediction: Prediction, item: Item, out: Path, name: str, save:
     if "overlay" in save:
         with new_file("overlay", ".png") as path:
             # compression level 1 takes a third of the time and adds a third to the file size
-            overlay(item.frames[0], prediction.mask, PREDICTION_COLOR).save(path, format="PNG", compress_level=1)
+            overlay(item.frames[0], prediction.mask, color).save(path, format="PNG", compress_level=1)
     return written

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
+from vesalius.colors import phrase_colors
 from vesalius.data.clips import frame_rate
 from vesalius.data.dataset import load_image
 from vesalius.data.decoders.frame_files import FrameReader
@@ -65,6 +66,7 @@ def write_videos(out: Path, name: str, frames: Sequence[Sample], prompts: Sequen
     if fps is None:
         log.warning("%s: does not state its frame rate; its videos have %g frames per second", name, DEFAULT_FPS)
         fps = DEFAULT_FPS
+    colors = list(phrase_colors(prompts).values())
     for prompt, (overlay, masks) in enumerate(paths):
         files = [out / "masks" / f"{result_stems(frame.id, prompts)[prompt]}.png" for frame in frames]
         size = _size_of(files)
@@ -73,7 +75,7 @@ def write_videos(out: Path, name: str, frames: Sequence[Sample], prompts: Sequen
             return
         with FrameReader() as reader:
             pixels = (_pixels(frame, size, reader) for frame in frames)
-            write_overlay(overlay, pixels, _masks(files, size), fps)
+            write_overlay(overlay, pixels, _masks(files, size), fps, colors[prompt])
         write_masks(masks, _masks(files, size), size, fps)
 
 

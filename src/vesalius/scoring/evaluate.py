@@ -12,12 +12,13 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from vesalius.colors import Color, phrase_colors
 from vesalius.data.dataset import Dataset
 from vesalius.data.grouping import group_of
 from vesalius.errors import DataError, ImageError, SettingError
@@ -150,9 +151,10 @@ def _score_all(
     if done:
         log.warning("%s: continues an interrupted evaluation after %d samples", results.out, done)
     paths = _figure_paths(samples) if figures else {}
+    colors = phrase_colors(prompt for sample in samples for prompt in sample.prompts)
     if figures:
         prepare_folder(results.folder / "figures")
-    inputs = _inputs(segmenter, samples[done:], results.folder, paths, rois)
+    inputs = _inputs(segmenter, samples[done:], results.folder, paths, colors, rois)
     with closing(map_in_processes(score_prediction, inputs, processes)) as scored:
         for each in scored:
             results.add(each)
@@ -172,6 +174,7 @@ def _inputs(
     samples: Sequence[Sample],
     folder: Path,
     figures: dict[ResultKey, str],
+    colors: Mapping[str, Color],
     rois: RoiMasks | None,
 ) -> Iterator[ScoringInput]:
     for sample, item, predictions in predict_samples(segmenter, samples):
@@ -197,6 +200,7 @@ def _inputs(
                 spacing_mm=sample.spacing_mm,
                 folder=folder if figure else None,
                 figure=figure,
+                color=colors[prediction.prompt],
             )
 
 

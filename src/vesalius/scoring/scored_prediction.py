@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vesalius.colors import PHRASE_COLORS, Color
 from vesalius.errors import OutputError
 from vesalius.evaluation.calibration import Histogram, histogram
 from vesalius.evaluation.metrics import METRICS, score
@@ -38,6 +39,8 @@ class ScoringInput:
     """The evaluation folder; None: no figure is drawn."""
     figure: str = ""
     """Path of the figure, relative to `folder`."""
+    color: Color = PHRASE_COLORS[0]
+    """Color of the phrase in the figure."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,9 @@ def _draw(
     scores: Mapping[str, float | None],
 ) -> str:
     title = given.identity["id"] + (" · no [SEG]" if given.prediction.status == "no_seg" else "")
-    picture = six_panels(image, target, mask, title=title, prompt=given.identity["prompt"], scores=scores)
+    picture = six_panels(
+        image, target, mask, title=title, prompt=given.identity["prompt"], scores=scores, color=given.color
+    )
     try:
         picture.save(path, compress_level=1)  # takes a third of the time and a third more bytes
     except OSError as error:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 
+from vesalius.colors import phrase_colors
 from vesalius.evaluation.metrics import METRICS
 from vesalius.files import replacing
 from vesalius.training.early_stopping import best_line
@@ -24,7 +25,7 @@ PANELS_WIDTH = 960
 COLUMNS = 2
 """Predictions per row of a validation figure."""
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Colorblind-safe palette of Okabe & Ito 2008, as in `visualization.py`; curves also differ in dashes and markers."""
+"""Colorblind-safe palette of Okabe & Ito 2008, as in `colors.py`; curves also differ in dashes and markers."""
 DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (1, 1)))
 MARKS = "osD^vP*Xh"
 GRAY = "#777777"
@@ -49,6 +50,7 @@ class ValidationFigures:
         indices = np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int).tolist()
         self._wanted = {(samples[i].id, samples[i].prompts[0]): None for i in indices}
         self._pictures: dict[tuple[str, str], Image.Image] = {}
+        self._colors = phrase_colors(prompt for sample in samples for prompt in sample.prompts)
         self._step = step
 
     def __call__(
@@ -59,7 +61,10 @@ class ValidationFigures:
         if asked not in self._wanted:
             return
         title = f"{item.id} · step {self._step}" + ("" if prediction.says_seg else " · would not say [SEG]")
-        picture = six_panels(item.frames[0], target, prediction.mask, title=title, prompt=asked[1], scores=scores)
+        color = self._colors[asked[1]]
+        picture = six_panels(
+            item.frames[0], target, prediction.mask, title=title, prompt=asked[1], scores=scores, color=color
+        )
         height = round(picture.height * PANELS_WIDTH / picture.width)
         self._pictures[asked] = picture.resize((PANELS_WIDTH, height), Image.Resampling.LANCZOS)
 

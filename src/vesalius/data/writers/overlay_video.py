@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from vesalius.colors import PHRASE_COLORS, Color
 from vesalius.errors import OutputError
 from vesalius.extras import require
 from vesalius.files import replacing
@@ -20,9 +21,13 @@ CODECS = (("libx264", {"crf": "18", "preset": "medium"}), ("mpeg4", {"qscale": "
 
 
 def write_overlay(
-    path: Path, frames: Iterable[UInt8[np.ndarray, "h w 3"]], masks: Iterable[Bool[np.ndarray, "h w"]], fps: float
+    path: Path,
+    frames: Iterable[UInt8[np.ndarray, "h w 3"]],
+    masks: Iterable[Bool[np.ndarray, "h w"]],
+    fps: float,
+    color: Color = PHRASE_COLORS[0],
 ) -> int:
-    """Write frames with their masks to an MP4 file, one frame at a time; returns the number of frames.
+    """Write frames with their masks in `color` to an MP4 file, one frame at a time; returns the number of frames.
 
     The file is written completely or not at all, as H.264, or MPEG-4 if FFmpeg has no H.264 encoder. Both subsample
     color by 2 x 2 pixels, so an odd height or width is padded by repeating the last row or column. Raises OutputError
@@ -45,7 +50,7 @@ def write_overlay(
             with av.open(str(temporary), "w", format="mp4") as container:
                 stream: Any = None
                 for frame, mask in zip(frames, masks, strict=True):
-                    picture = _even(np.asarray(overlay(frame, mask)))
+                    picture = _even(np.asarray(overlay(frame, mask, color)))
                     stream = stream or _add_stream(container, picture.shape, fps)
                     if picture.shape[:2] != (stream.height, stream.width):
                         raise ValueError(f"frame {count} is {picture.shape[:2]}, unlike the first frame")
