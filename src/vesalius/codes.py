@@ -31,6 +31,7 @@ ambiguous_split: a folder has several annotation files | pick one with --split, 
 unreadable_image: an image cannot be read: empty, truncated, damaged, or not an image | copy it again from its source, or save it as PNG
 image_too_large: an image, volume or video has more pixels, slices or frames than allowed | split it into smaller files
 multi_frame_file: a file has several frames and no frame number is given | give a frame number, or pass the file to predict or import
+not_finite_pixels: an image has pixels that are NaN or infinite | replace them by numbers, such as the background's value
 transparent_image: an image is partly transparent | flatten it onto a background and save it without alpha
 unsupported_video: a video has frames without distinct times, or not exactly one video stream | convert it to MP4
 unsupported_volume: a volume has an unsupported voxel type or number of dimensions | save it with real or RGB24 voxels and 2 or 3 dimensions
@@ -52,7 +53,7 @@ missing_tag: a DICOM file lacks a tag that is required for display | export it a
 duplicate_instance: two DICOM files hold the same image | remove one of them
 header_mismatch: the header of a DICOM file disagrees with its pixel data | export it again
 frame_count_mismatch: the stated and actual number of frames differ, or the requested frame does not exist | give a frame number that exists (from 0), or export the file again
-invalid_bit_depth: an image has more than 8 bits per channel, or a DICOM file has an unsupported bit depth | convert it to 8 bits with the window you want, or export it again
+invalid_bit_depth: an image, video or DICOM file has an unsupported bit depth or pixel type | save it with 8 or 16 bits per channel, or as 32-bit float TIFF without compression
 invalid_window: the display window of a DICOM file is unusable | export it again
 invalid_lut: a lookup table of a DICOM file is unusable | export it again
 unsupported_color_model: an image has an unsupported color mode or photometric interpretation | save it as grayscale or RGB
