@@ -190,7 +190,9 @@ class Prediction:
     @classmethod
     def failure(cls, id: str, prompt: str, size: Size, reason: Exception | str) -> Prediction:
         """A prediction of status failed, for an image that could not be read or predicted."""
-        error = " ".join(str(reason).split()) or type(reason).__name__
+        # a path in the message may have bytes that are not UTF-8
+        text = str(reason).encode(errors="backslashreplace").decode()
+        error = " ".join(text.split()) or type(reason).__name__
         return cls(id, prompt, "failed", size, says_seg=False, error=error)
 
     @property

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from vesalius.data.decoders.limits import missing_file
 from vesalius.data.readers import coco, cvat, dicom, frames, labelme, labelstudio, maskfolder, nnunet, vesalius_json
 from vesalius.data.source import Problems, Source, unreadable
 from vesalius.errors import SettingError
@@ -73,6 +74,9 @@ def check_there(data: Path) -> None:
             os.scandir(data).close()
             (data / "images").exists()  # raises for a folder that can be listed but not entered
     except FileNotFoundError:
+        missing = missing_file(data)
+        if missing.code == "not_local":
+            raise missing from None
         remedy = "give a dataset folder or an annotation file"
         raise Location(data).error("does not exist", "not_found", remedy) from None
     except OSError as error:

@@ -4,44 +4,52 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from vesalius.data.decoders import frame_files
 from vesalius.data.decoders.limits import missing_file
 from vesalius.data.decoders.picture import SUFFIXES
 from vesalius.data.images import frame_id, sample_id
+from vesalius.data.readers import maskfolder, nnunet
 from vesalius.data.readers.fields import is_file
-from vesalius.data.source import Samples, unreadable
+from vesalius.data.source import Source, unreadable
 from vesalius.errors import ImageError
+from vesalius.names import count_of, list_names
 from vesalius.types import Location, Sample
 
 log = logging.getLogger(__name__)
 
 
+class _Found(NamedTuple):
+    """An image file and its possible ids, the preferred one first."""
+
+    file: Path
+    ids: tuple[str, ...]
+
+
 def find_images(paths: Sequence[Path]) -> list[Sample]:
     """Unannotated samples of image files, and of all images at any depth in folders, in the order of `paths`.
 
-    A multi-frame file gives one sample for each frame, with the file as sequence. An id is the path under the given
-    folder, or the stem of a given file. Raises ImageError if a path does not exist, a folder has no image or an
-    unreadable subfolder, or two ids are equal.
+    A multi-frame file gives one sample for each frame, with the file as sequence. A file whose frames cannot be counted
+    gives one sample, and reading it raises the reason. In a dataset folder only the images are taken, never the masks.
+    An id is the path under the given folder, or the stem of a given file. Files with the same id keep their suffix
+    (`a.png`, `a.jpg`); given files with the same name get the name of their folder as well (`p1__a.png`); a number
+    distinguishes the rest (`a.png-2`). Warnings name skipped files and a file given twice. Raises ImageError if a path
+    does not exist, a given folder cannot be read, or there is no image.
     """
-    samples = Samples()
+    found: dict[str, _Found] = {}
     for path in paths:
-        for file in _list_files(path) if path.is_dir() else [path]:
-            where = Location(file)
-            if not file.exists():
-                raise missing_file(file)
-            if str(file) != str(file).encode(errors="replace").decode():
-                message = f"{str(file)!r}: the name is not UTF-8; rename the file"
-                raise ImageError(message, code="bad_value", path=repr(str(file)), remedy="rename the file")
-            name = sample_id(file.relative_to(path) if path.is_dir() else Path(file.name))
-            for sample in frames_of(file, name):
-                samples.add(sample, where, "give the folder above both, or rename one", ImageError)
-    if not samples:
+        listed = _list_folder(path) if os.path.isdir(path) else [_given(path)]
+        for each in listed:
+            if found.setdefault(os.path.abspath(each.file), each) is not each:
+                log.warning("%s: given twice, predicted once", each.file)
+    if not found:
         remedy = "give image files or folders of images"
         raise ImageError(f"no image was given; {remedy}", code="no_image", remedy=remedy)
-    return samples
+    return _make_samples(list(found.values()))
 
 
 def frames_of(file: Path, name: str) -> list[Sample]:
@@ -56,20 +64,128 @@ def frames_of(file: Path, name: str) -> list[Sample]:
     ]
 
 
-def _list_files(folder: Path) -> list[Path]:
-    """Image and multi-frame files under the folder, sorted by path; the number of other files is logged."""
+def _make_samples(found: Sequence[_Found]) -> list[Sample]:
+    """The samples of all files, with unique ids."""
+    names = [each.ids[0] for each in found]
+    for level in range(1, max(len(each.ids) for each in found)):
+        count = Counter(names)
+        names = [each.ids[level] if count[name] > 1 else name for each, name in zip(found, names, strict=True)]
+    samples: list[Sample] = []
+    taken: set[str] = set()
+    for each, name in zip(found, names, strict=True):
+        number, made = 1, _readable_frames(each.file, name)
+        while not taken.isdisjoint(sample.id for sample in made):
+            number += 1
+            made = _readable_frames(each.file, f"{name}-{number}")
+        taken.update(sample.id for sample in made)
+        samples += made
+    return samples
 
-    def refuse(error: OSError) -> None:
-        raise unreadable(Path(error.filename), error, ImageError) from error
 
-    paths = (Path(parent, name) for parent, _, names in os.walk(folder, onerror=refuse) for name in names)
-    files = sorted(path for path in paths if not path.name.startswith(".") and is_file(path))
-    found = [path for path in files if path.suffix.lower() in SUFFIXES or frame_files.kind_of(path) is not None]
+def _readable_frames(file: Path, name: str) -> list[Sample]:
+    """As `frames_of`, but one sample if the frames cannot be counted: reading it raises the reason."""
+    try:
+        if is_file(file):
+            return frames_of(file, name)
+    except ImageError as error:
+        log.debug("%s", error)
+    return [Sample(name, file, prompts=(), masks=None, source=Location(file))]
+
+
+def _given(file: Path) -> _Found:
+    if not os.path.exists(file):
+        raise missing_file(file)
+    name = _valid(file.name)
+    return _Found(file, (sample_id(Path(name)), name, f"{_valid(file.absolute().parent.name)}__{name}"))
+
+
+def _list_folder(folder: Path) -> list[_Found]:
+    """Image and multi-frame files under the folder, sorted by path; a warning names the other files."""
+    try:
+        os.scandir(folder).close()
+    except OSError as error:
+        raise unreadable(folder, error, ImageError) from error
+    found, others = [], []
+    for file in sorted(_walk(folder, ())):
+        relative = Path(_valid(str(file.relative_to(folder))))
+        if _is_image(file):
+            whole = "__".join(relative.parts).removeprefix("images__")
+            found.append(_Found(file, (sample_id(relative), whole)))
+        else:
+            others.append(str(relative))
+    if others:
+        log.warning("%s: %s skipped, not an image: %s", folder, count_of(len(others), "file"), list_names(others))
     if not found:
         raise Location(folder).error(
-            "has no image", "no_image", f"png, jpg, bmp, tif, {', '.join(frame_files.KINDS)} are read", kind=ImageError
+            "has no image",
+            "no_image",
+            f"{', '.join(each[1:] for each in SUFFIXES)}, {', '.join(frame_files.KINDS)} are read",
+            kind=ImageError,
         )
-    others = len(files) - len(found)
-    if others:
-        log.warning("%s: %d file%s ignored: not an image", folder, others, "s" * (others != 1))
     return found
+
+
+def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
+    """All entries at any depth that are not folders, except hidden ones; links to folders are followed.
+
+    `above` are the real paths of the folders above, because a link may lead back to one of them. A subfolder that
+    cannot be listed is yielded itself: reading it as an image raises the reason.
+    """
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    try:
+        with os.scandir(folder) as scanned:
+            # unlike `entry.is_dir`, `isdir` is False for a link to itself
+            entries = {entry.name: os.path.isdir(entry) for entry in scanned if not entry.name.startswith(".")}
+    except OSError:
+        yield folder
+        return
+    chosen = _image_folders(folder, entries)
+    if chosen:
+        others = [f"{name}/" if entries[name] else name for name in sorted(entries.keys() - chosen)]
+        kept = " and ".join(f"{name}/" for name in sorted(chosen))
+        log.warning("%s: is a dataset; only %s is predicted, without %s", folder, kept, list_names(map(_valid, others)))
+    for name in chosen or entries:
+        if entries[name]:
+            yield from _walk(folder / name, (*above, real))
+        else:
+            yield folder / name
+
+
+def _image_folders(folder: Path, entries: dict[str, bool]) -> Collection[str]:
+    """Names of the image folders of a dataset; empty for a folder that is no dataset, or has the images in it."""
+    source = Source(folder)
+    if nnunet.recognize(source):
+        return entries.keys() & {"imagesTr", "imagesTs"}
+    annotated = any(name.lower().endswith((".json", ".xml")) for name in entries)
+    if maskfolder.recognize(source) or (annotated and entries.get("images")):
+        return {"images"}
+    return ()
+
+
+def _is_image(path: Path) -> bool:
+    """True for an image, a multi-frame file, and a damaged file with the suffix of one.
+
+    False for DICOM objects without an image, such as reports and segmentations.
+    """
+    if path.suffix.lower() in SUFFIXES or path.is_dir():
+        return True
+    if not is_file(path):
+        return path.name.lower().endswith(frame_files.SUFFIXES)
+    if frame_files.kind_of(path) is not None:
+        return True
+    return path.name.lower().endswith(frame_files.SUFFIXES) and not _is_dicom(path)
+
+
+def _is_dicom(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(132).endswith(b"DICM")
+    except OSError:
+        return False
+
+
+def _valid(name: str) -> str:
+    """The name with bytes that are not UTF-8 as escapes, because ids are written as UTF-8."""
+    return name.encode(errors="backslashreplace").decode()

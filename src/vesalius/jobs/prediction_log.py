@@ -54,7 +54,8 @@ class Counts:
             self.coverage[line["status"]] += 1
             if line["status"] == "failed":
                 error = line["error"]
-                self.failures.append(error if error.startswith(str(image)) else f"{image}: {error}")
+                path = " ".join(str(image).encode(errors="backslashreplace").decode().split())
+                self.failures.append(error if error.startswith(path) else f"{path}: {error}")
             elif line["answered"]:
                 self.answers[line["answered"]] += 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,7 +45,8 @@ def version_of(path: Path) -> Version:
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
         raise missing_file(path) from error
     if not path.is_file():
-        raise image_error(path, "is a folder", "unreadable_file")
+        locked = path.is_dir() and not os.access(path, os.R_OK | os.X_OK)
+        raise image_error(path, "the folder cannot be listed" if locked else "is not a file", "unreadable_file")
     return path, state.st_size, state.st_mtime_ns
 
 
