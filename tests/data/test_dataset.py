@@ -215,7 +215,7 @@ def test_images_are_found_in_files_and_folders(tmp_path: Path) -> None:
 
 
 def test_unusable_image_lists_are_refused(tmp_path: Path) -> None:
-    root = make(tmp_path / "set")
+    make(tmp_path / "set")
     (tmp_path / "empty").mkdir()
     cases: list[tuple[list[Path], str]] = [
         ([], "no_image"),

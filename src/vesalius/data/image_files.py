@@ -40,11 +40,11 @@ def find_images(paths: Sequence[Path]) -> list[Sample]:
     distinguishes the rest (`a.png-2`). Warnings name skipped files and a file given twice. Raises ImageError if a path
     does not exist, a given folder cannot be read, or there is no image.
     """
-    found: dict[str, _Found] = {}
+    found: dict[Path, _Found] = {}
     for path in paths:
-        listed = _list_folder(path) if os.path.isdir(path) else [_given(path)]
+        listed = _list_folder(path) if _is_folder(path) else [_given(path)]
         for each in listed:
-            if found.setdefault(os.path.abspath(each.file), each) is not each:
+            if found.setdefault(each.file.absolute(), each) is not each:
                 log.warning("%s: given twice, predicted once", each.file)
     if not found:
         remedy = "give image files or folders of images"
@@ -93,7 +93,7 @@ def _readable_frames(file: Path, name: str) -> list[Sample]:
 
 
 def _given(file: Path) -> _Found:
-    if not os.path.exists(file):
+    if not _exists(file):
         raise missing_file(file)
     name = _valid(file.name)
     return _Found(file, (sample_id(Path(name)), name, f"{_valid(file.absolute().parent.name)}__{name}"))
@@ -125,22 +125,22 @@ def _list_folder(folder: Path) -> list[_Found]:
     return found
 
 
-def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
+def _walk(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
     """All entries at any depth that are not folders, except hidden ones; links to folders are followed.
 
     `above` are the real paths of the folders above, because a link may lead back to one of them. A subfolder that
     cannot be listed is yielded itself: reading it as an image raises the reason.
     """
-    real = os.path.realpath(folder)
+    real = folder.resolve()
     if real in above:
         return
     try:
         with os.scandir(folder) as scanned:
-            # unlike `entry.is_dir`, `isdir` is False for a link to itself
-            entries = {entry.name: os.path.isdir(entry) for entry in scanned if not entry.name.startswith(".")}
+            names = [entry.name for entry in scanned if not entry.name.startswith(".")]
     except OSError:
         yield folder
         return
+    entries = {name: _is_folder(folder / name) for name in names}
     chosen = _image_folders(folder, entries)
     if chosen:
         others = [f"{name}/" if entries[name] else name for name in sorted(entries.keys() - chosen)]
@@ -169,13 +169,28 @@ def _is_image(path: Path) -> bool:
 
     False for DICOM objects without an image, such as reports and segmentations.
     """
-    if path.suffix.lower() in SUFFIXES or path.is_dir():
+    if path.suffix.lower() in SUFFIXES or _is_folder(path):
         return True
     if not is_file(path):
         return path.name.lower().endswith(frame_files.SUFFIXES)
     if frame_files.kind_of(path) is not None:
         return True
     return path.name.lower().endswith(frame_files.SUFFIXES) and not _is_dicom(path)
+
+
+def _is_folder(path: Path) -> bool:
+    """True if the folder exists; False also for a link to itself, and for names that no file system allows."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _is_dicom(path: Path) -> bool:
