@@ -159,12 +159,12 @@ def test_findings_do_not_depend_on_the_number_of_processes(drawn: Any, monkeypat
     drawn.entries[1]["mask"] = [[[1, 1, 5, 5]], None]
     drawn.write()
     monkeypatch.setattr(inspection, "SAMPLES_PER_JOB", 2)
-    shares: list[float] = []
+    counts: list[tuple[int, int]] = []
     one, two = (
-        inspect(drawn.root, num_workers=n, on_progress=lambda share, note: shares.append(share)) for n in (0, 2)
+        inspect(drawn.root, num_workers=n, on_progress=lambda *numbers: counts.append(numbers)) for n in (0, 2)
     )
     assert one == two
-    assert shares == [pytest.approx(n / 3) for n in (1, 2, 3)] * 2
+    assert counts == [(2, 6), (4, 6), (6, 6)] * 2
 
 
 def test_mask_files_are_checked_for_values_and_type(tmp_path: Path) -> None:

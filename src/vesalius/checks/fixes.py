@@ -114,7 +114,7 @@ def write_fixed(
         after = inspect(
             temporary,
             num_workers=num_workers,
-            on_progress=lambda fraction, note: on_progress(0.6 + 0.4 * fraction, note),
+            on_progress=lambda done, n: on_progress(0.6 + 0.4 * done / n, f"{done} of {n} images checked"),
         )
         left = [_renamed(each, temporary.name, out.resolve().name) for each in after.findings]
         left += [each for each in report.findings if each.code in LOST_CODES]

@@ -75,13 +75,13 @@ def inspect(
     prompt: str | None = None,
     group: str | None = None,
     num_workers: int | None = None,
-    on_progress: Callable[[float, str], None] = lambda fraction, note: None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
     """Inspect a dataset: findings, counts and measurements.
 
     A folder with several annotation files is checked as a whole, including leaks between its splits, unless `split`
     selects one. `num_workers` processes read the images (0: this process; default: one per core, or this process for up
-    to `FEW` samples). `on_progress(fraction, note)` receives the completed fraction in [0, 1]. Raises DataError if there
+    to `FEW` samples). `on_progress(done, total)` receives numbers of images. Raises DataError if there
     is no dataset, and SettingError for invalid arguments.
     """
     if num_workers is not None and num_workers < 0:
@@ -145,14 +145,14 @@ def _find_parts(data: Path, split: str | None) -> dict[str, Path]:
 
 
 def _measure(
-    parts: dict[str, Dataset], num_workers: int | None, on_progress: Callable[[float, str], None]
+    parts: dict[str, Dataset], num_workers: int | None, on_progress: Callable[[int, int], None]
 ) -> list[SampleResult]:
     n = sum(len(dataset.samples) for dataset in parts.values())
     records: list[SampleResult] = []
     jobs = ((name, batch) for name, part in parts.items() for batch in batches_of(part.samples))
     for batch in map_in_processes(inspect_samples, jobs, workers_for(n, num_workers)):
         records += batch
-        on_progress(len(records) / n, f"{len(records)} of {n} images")
+        on_progress(len(records), n)
     return records
 
 

@@ -40,20 +40,20 @@ def run(args: argparse.Namespace) -> Result:
         report_page.check_folder(args.report, args.data)
     if "fix" in args:
         fixes.check_folder(args.fix, args.data)
-    with Progress(1.0, "check", unit="dataset") as progress:
+    with Progress(None, "check") as progress:
         options = given(args, "split prompt group num_workers")
-        report = inspect(args.data, **options, on_progress=progress.reach)
+        report = inspect(args.data, **options, on_progress=progress.reach_of)
     for line in summarize(report, every=args.verbose):
         print(line)
     result = as_json(report)
     workers = given(args, "num_workers")
     if "report" in args:
-        with Progress(1.0, "report", unit="page") as progress:
+        with Progress(1.0, "report", unit=None) as progress:
             page = report_page.write_page(report, args.report, **workers, on_progress=progress.reach)
         print(f"report: {page}")
     if "fix" not in args:
         return result
-    with Progress(1.0, "fix", unit="copy") as progress:
+    with Progress(1.0, "fix", unit=None) as progress:
         fixed = fixes.write_fixed(report, args.fix, **workers, on_progress=progress.reach)
     done = ", ".join(f"{n} {action}" for action, n in fixed.counts.items())
     print(f"{args.fix}: {done}; listed in fixes.json")

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> Result:
     from vesalius.models.cpu_allocator import keep_freed_memory
 
     keep_freed_memory()
-    with Progress(1.0, "convert", unit="model") as progress:
+    with Progress(1.0, "convert", unit=None) as progress:
         proof = convert(
             args.source,
             args.out,

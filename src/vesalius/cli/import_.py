@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> Result:
     from vesalius.curation.importing import import_dataset
 
     options = given(args, "to pseudonymize key prompt split group")
-    with Progress(1.0, "import", unit="dataset") as progress:
+    with Progress(1.0, "import", unit=None) as progress:
         result = import_dataset(args.source, args.out, **options, on_progress=progress.reach)
     for note in result["notes"]:
         print(note)

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> Result:
     """Start or resume a run, or run the learning rate finder; returns the paths of the run and its best checkpoint."""
     from vesalius.models.cpu_allocator import keep_freed_memory
     from vesalius.training import run as training
-    from vesalius.training.validation import summarize
+    from vesalius.training.terminal import shown
 
     folder = vars(args).get("resume")
     if (args.recipe is None) == (folder is None):
@@ -42,14 +42,7 @@ def run(args: argparse.Namespace) -> Result:
     settings = training.read_run_settings(folder or args.recipe, vars(args).get("set", []))
     if "find_lr" in args:
         return _find_lr(args, settings)
-    with Progress(1.0, "train", unit="run") as progress:
-        reports: dict[str, Any] = {
-            "on_note": print,
-            "on_step": lambda line: progress.reach(
-                min(1.0, line["progress"]), f"step {line['step']} loss {line['loss']:.3f}"
-            ),
-            "on_validation": lambda line: print(summarize(line), flush=True),
-        }
+    with shown(settings) as reports:
         if folder is None:
             folder = training.train(settings, **given(args, "overfit"), **reports)
         else:  # the run folder may have been moved since it was written
@@ -60,6 +53,6 @@ def run(args: argparse.Namespace) -> Result:
 def _find_lr(args: argparse.Namespace, settings: Any) -> Result:
     from vesalius.training.run import find_lr
 
-    with Progress(1.0, "find-lr", unit="search") as progress:
+    with Progress(1.0, "find-lr", unit=None) as progress:
         found = find_lr(settings, args.find_lr, on_note=print, on_progress=progress.reach)
     return {"picture": str(args.find_lr), **found.as_json()}
