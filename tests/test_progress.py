@@ -97,7 +97,12 @@ def test_a_message_and_the_progress_never_share_a_line(columns: int, total: floa
     assert columns < 200 or any("validation dice 0.456" in line for line in bars)
     screen = final_screen(written)
     assert not [line for line in screen if "%" in line]
-    for message in ("MESSAGE on stdout", "MESSAGE in two parts", "MESSAGE on stderr", "WARNING:some:MESSAGE of the log"):
+    for message in (
+        "MESSAGE on stdout",
+        "MESSAGE in two parts",
+        "MESSAGE on stderr",
+        "WARNING:some:MESSAGE of the log",
+    ):
         assert screen.count(message) == 5
     assert "MESSAGE without an end continued" in screen
 

@@ -160,9 +160,7 @@ def test_findings_do_not_depend_on_the_number_of_processes(drawn: Any, monkeypat
     drawn.write()
     monkeypatch.setattr(inspection, "SAMPLES_PER_JOB", 2)
     counts: list[tuple[int, int]] = []
-    one, two = (
-        inspect(drawn.root, num_workers=n, on_progress=lambda *numbers: counts.append(numbers)) for n in (0, 2)
-    )
+    one, two = (inspect(drawn.root, num_workers=n, on_progress=lambda *numbers: counts.append(numbers)) for n in (0, 2))
     assert one == two
     assert counts == [(2, 6), (4, 6), (6, 6)] * 2
 
