@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, Sam2VideoModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, Sam2VideoMaskDecoderConfig, Sam2VideoModel
 
 from vesalius.models import sam2
 from vesalius.models.batch import IGNORE_INDEX, Batch
@@ -112,9 +112,11 @@ class TextSegModel(nn.Module):
 
 def configs(spec: ModelSpec) -> tuple[PreTrainedConfig, PreTrainedConfig]:
     """The transformers configurations of the vision-language model and of SAM 2."""
+    # transformers before 5.20 reads a dictionary of the mask decoder as a configuration of the prompt encoder
+    mask_decoder = Sam2VideoMaskDecoderConfig(**spec.sam["mask_decoder_config"])
     vlm, sam = (
         AutoConfig.for_model(each["model_type"], **{key: each[key] for key in each if key != "model_type"})
-        for each in (spec.vlm, spec.sam)
+        for each in (spec.vlm, {**spec.sam, "mask_decoder_config": mask_decoder})
     )
     return vlm, sam
 

@@ -5,6 +5,8 @@ Families differ in image features and positions (`models/families`); everything 
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -86,12 +88,18 @@ def run_language_model(
             inputs_embeds=inputs.embeddings,
             attention_mask=inputs.attention,
             position_ids=inputs.positions,
-            past_key_values=cache,
             use_cache=cache is not None,
+            **{_cache_argument(type(language_model)): cache},
             **inputs.extra,
         ).last_hidden_state
     # in a model spread over devices the last layer may be on another device than the output
     return HiddenStates(last, before_norm[0].to(last.device) if seg_before_norm else last)
+
+
+@functools.cache
+def _cache_argument(language_model: type[PreTrainedModel]) -> str:
+    """Name of the argument for the KV cache: transformers 5.24 renamed `past_key_values` to `cache`."""
+    return "cache" if "cache" in inspect.signature(language_model.forward).parameters else "past_key_values"
 
 
 def prefill(
