@@ -23,6 +23,7 @@ from vesalius.training.preparation import prepare
 from vesalius.training.run_folder import MERGED, RunFolder, TrainState
 from vesalius.training.runs import flatten
 from vesalius.training.settings import RunSettings
+from vesalius.training.shipped_recipes import find_recipe
 from vesalius.training.trackers import check_trackers, open_trackers
 
 CHANGEABLE = frozenset(
@@ -210,8 +211,9 @@ def check_batch_size(settings: RunSettings, state: TrainState, world_size: int) 
 def read_run_settings(recipe: Path, changes: list[str]) -> RunSettings:
     """Settings from a recipe, or from a run folder's `config.yaml`, after `changes` such as `optim.lr=1e-4`.
 
-    Raises SettingError as `read_settings` does, for a checkpoint in the place of its run, and for `out` of an existing run.
+    `recipe` is a file, a run folder, or the name of a shipped recipe (`find_recipe`). Raises SettingError as `read_settings` does, for a checkpoint in the place of its run, and for `out` of an existing run.
     """
+    recipe = find_recipe(recipe)
     if recipe.is_dir() and (recipe / CARD).is_file():
         raise SettingError.at(
             recipe, "is a checkpoint; name its run folder instead, which links it as last or best", code="no_run"
