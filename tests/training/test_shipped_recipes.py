@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from tests.codes import raises_code
+
 from vesalius.errors import SettingError
 from vesalius.training.run import read_run_settings
 from vesalius.training.shipped_recipes import find_recipe, shipped_recipes

@@ -14,7 +14,14 @@ from vesalius.progress import Progress
 def add_arguments(command: argparse.ArgumentParser) -> None:
     # default=None: Python 3.11 would pass argparse.SUPPRESS to Path
     add = command.add_argument
-    add("recipe", type=Path, metavar="RECIPE", nargs="?", default=None, help="recipe file, or the name of an included recipe, such as `arcade`")
+    add(
+        "recipe",
+        type=Path,
+        metavar="RECIPE",
+        nargs="?",
+        default=None,
+        help="recipe file, or the name of an included recipe, such as `arcade`",
+    )
     add("--set", metavar="a.b=c", nargs="+", action="extend", help="override settings of the recipe")
     add = command.add_mutually_exclusive_group().add_argument
     add("--resume", type=Path, metavar="RUN", help="continue the run in this folder")
