@@ -179,6 +179,8 @@ class Prediction:
     """Applied to the mask of each object, not to logits and probabilities."""
     error: str = ""
     """Reason for the status failed."""
+    read_image: Callable[[], np.ndarray] | None = field(default=None, repr=False, compare=False)
+    """Reads the image again, uint8 (h, w, 3); None for predictions of items and of jobs, which keep no image."""
 
     def __post_init__(self) -> None:
         n = len(self.maps)

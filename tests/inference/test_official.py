@@ -84,15 +84,6 @@ def test_a_missing_frame_of_a_video_is_refused(predictor: OfficialPredictor, pic
         predictor.predict_forward(image=picture, text=TEXT, video=["x.png"])
 
 
-@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
-def test_images_of_more_than_8_bits_are_refused(predictor: OfficialPredictor, mode: str) -> None:
-    deep = Image.new(mode, (40, 30))
-    with raises_code(ImageError, "invalid_bit_depth"):
-        predictor.predict_forward(image=deep, text=TEXT)
-    with raises_code(ImageError, "invalid_bit_depth"):
-        predictor(deep, "blood vessel")
-
-
 def test_rotary_frequencies_stay_in_float32() -> None:
     model = open_model("tiny", dtype=torch.bfloat16).model
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}

@@ -57,13 +57,6 @@ def test_path_image_and_array_give_the_same(forced: Predictor, tmp_path: Path) -
     np.testing.assert_array_equal(forced(Image.fromarray(array), "血管").logits, expected)
 
 
-def test_gray_array_is_accepted_and_others_are_refused(forced: Predictor) -> None:
-    gray = pixels(40, 60)[:, :, 0]
-    np.testing.assert_array_equal(forced(gray, "x").logits, forced(np.repeat(gray[:, :, None], 3, axis=2), "x").logits)
-    with raises_code(SettingError, "bad_value", "float64 (40, 60)"):
-        forced(gray / 255.0, "x")
-
-
 def test_one_prediction_for_each_image_and_prompt_in_order(forced: Predictor) -> None:
     items = [
         Item("a", pixels(40, 60)[None], ("vessel", "catheter")),

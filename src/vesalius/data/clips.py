@@ -13,7 +13,8 @@ from jaxtyping import UInt8
 from vesalius.data.dataset import load_image
 from vesalius.data.decoders.frame_files import FrameReader, kind_of
 from vesalius.data.image_files import find_images
-from vesalius.data.images import as_pixels, frame_id
+from vesalius.data.images import frame_id
+from vesalius.data.pictures import as_pixels
 from vesalius.errors import DataError, ImageError, SettingError
 from vesalius.masks import Size
 from vesalius.types import Sample

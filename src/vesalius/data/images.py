@@ -11,8 +11,8 @@ from PIL import Image
 
 from vesalius.data.decoders.frame_files import FrameReader
 from vesalius.data.decoders.limits import image_error
-from vesalius.data.decoders.picture import SUFFIXES, decode, drop_alpha, read_picture, too_deep
-from vesalius.errors import AnnotationError, SettingError
+from vesalius.data.decoders.picture import SUFFIXES, decode, drop_alpha, read_picture
+from vesalius.errors import AnnotationError
 from vesalius.masks import Size
 from vesalius.types import Value
 
@@ -38,28 +38,6 @@ def read_image(path: Path, frame: int | None = None, reader: FrameReader | None 
     if frame:
         raise image_error(path, f"is a single image and has no frame {frame}", "frame_count_mismatch")
     return read_picture(path)
-
-
-def as_pixels(image: str | Path | Image.Image | np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
-    """RGB pixels of an image given as a path, a PIL image or a uint8 array (h, w, 3) or (h, w).
-
-    Raises ImageError as `read_image` does, also for a PIL image of more than 8 bits; SettingError for other arrays.
-    """
-    if isinstance(image, str | Path):
-        return read_image(Path(image))
-    if isinstance(image, Image.Image):
-        if image.mode.startswith(("I", "F")):
-            raise too_deep("a PIL image", image.mode)
-        return np.array(image.convert("RGB"))
-    if image.dtype == np.uint8 and image.ndim == 2:
-        return np.repeat(image[:, :, None], 3, axis=2)
-    if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
-        return image
-    raise SettingError(
-        f"an image array must be uint8 (h, w, 3) or (h, w); got {image.dtype} {image.shape}",
-        code="bad_value",
-        field="image",
-    )
 
 
 def read_mask(

@@ -38,7 +38,7 @@ FLOOR = 1e-6
 class Baseline(LoadedSegmenter):
     """A segmenter that predicts logits at image resolution, one image at a time."""
 
-    def predict(self, items: Sequence[Item]) -> list[Prediction]:
+    def _predict_items(self, items: Sequence[Item]) -> list[Prediction]:
         return [prediction for item in items for prediction in self._predict_one(item)]
 
     def _predict_one(self, item: Item) -> list[Prediction]:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from typing import Any, overload
 
-import numpy as np
 import torch
-from PIL import Image
 
+from vesalius.calls import check_kind, check_number, checked, describe
 from vesalius.cleaning import Cleaning
-from vesalius.data.images import as_pixels
+from vesalius.data.pictures import Picture, as_pixels, check_frame, held, is_picture, picture_ids
 from vesalius.errors import SettingError
 from vesalius.models.cards import ModelCard, TtaGain
 from vesalius.segmenter import ModelDescription, Segmenter
 from vesalius.types import Item, Prediction
-
-Picture = str | Path | Image.Image | np.ndarray
-"""One image: a path, a PIL image, or a uint8 array (h, w, 3) or (h, w)."""
 
 
 class LoadedSegmenter(Segmenter):
@@ -39,6 +38,9 @@ class LoadedSegmenter(Segmenter):
 
         SettingError for a threshold outside (0, 1), and for a batch size below 1.
         """
+        check_kind(batch_size, int, "batch_size", "a whole number")
+        check_number(threshold, "threshold")
+        check_kind(cleaning, Cleaning, "cleaning", "a Cleaning, from vesalius.cleaning")
         if batch_size < 1:
             raise SettingError(f"batch_size must be at least 1; got {batch_size}", code="bad_value", field="batch_size")
         if threshold is not None and not 0 < threshold < 1:
@@ -90,10 +92,113 @@ class LoadedSegmenter(Segmenter):
             tuning_images=card.tuning_images if tuned else (),
         )
 
-    def __call__(self, image: Picture, prompt: str) -> Prediction:
-        """The prediction for one prompt on one image."""
-        name = Path(image).stem if isinstance(image, str | Path) else "image"
-        return self.predict([Item(name, as_pixels(image)[None], (prompt,))])[0]
+    @overload
+    def __call__(self, image: Picture, prompt: str, *, frame: int | None = None) -> Prediction: ...
+    @overload
+    def __call__(self, image: Picture, prompt: Sequence[str], *, frame: int | None = None) -> list[Prediction]: ...
+    @overload
+    def __call__(self, image: Sequence[Picture], prompt: str, *, frame: int | None = None) -> list[Prediction]: ...
+    @overload
+    def __call__(
+        self, image: Sequence[Picture], prompt: Sequence[str], *, frame: int | None = None
+    ) -> list[list[Prediction]]: ...
+
+    @checked
+    def __call__(
+        self, image: Picture | Sequence[Picture], prompt: str | Sequence[str], *, frame: int | None = None
+    ) -> Prediction | list[Prediction] | list[list[Prediction]]:
+        """The prediction for a prompt on an image; for a list of either, a list of predictions in its order.
+
+        Two lists give every combination: a list with, for each image, the list of its prompts' predictions. Each image
+        is encoded once for all prompts, and `batch_size` images together. An image is a path, the bytes of a file, a
+        file object, a PIL image, a NumPy array or a torch tensor (see `as_rgb`); `frame` is the index of a frame, from
+        0, in files with several. The id of a prediction is the stem of the image's path. SettingError for an empty
+        prompt, and for values that are no image; ImageError for an image that cannot be read.
+        """
+        images = [image] if is_picture(image) else _listed(image)
+        prompts = check_prompt_list([prompt] if isinstance(prompt, str) else prompt)
+        by_image = list(self._predict_pictures([held(each) for each in images], prompts, check_frame(frame)))
+        found = [each[0] for each in by_image] if isinstance(prompt, str) else by_image
+        return found[0] if is_picture(image) else found
+
+    @overload
+    def predict(self, items: Sequence[Item]) -> list[Prediction]: ...
+    @overload
+    def predict(self, items: Sequence[Picture], prompts: str, *, frame: int | None = None) -> list[Prediction]: ...
+    @overload
+    def predict(
+        self, items: Sequence[Picture], prompts: Sequence[str], *, frame: int | None = None
+    ) -> list[list[Prediction]]: ...
+
+    @checked
+    def predict(
+        self,
+        items: Sequence[Item] | Sequence[Picture],
+        prompts: str | Sequence[str] | None = None,
+        *,
+        frame: int | None = None,
+    ) -> list[Prediction] | list[list[Prediction]]:
+        """One prediction for each (item, prompt), in order; masks in the items are ignored.
+
+        With `prompts`, `items` is a list of images, and the result is that of `predictor(images, prompts)`: one
+        prediction an image for one prompt, a list an image for a list of prompts. An empty list gives an empty list.
+        """
+        listed: list[Any] = _listed(items)
+        if prompts is not None:
+            return self(listed, prompts, frame=frame)
+        if wrong := [each for each in listed if not isinstance(each, Item)]:
+            raise SettingError(
+                f'predict takes items, or images with prompts, as in predict(images, "blood vessel"); got '
+                f"{describe(wrong[0])} without a prompt",
+                code="no_prompt",
+                field="prompts",
+            )
+        return self._predict_items(listed)
+
+    @abstractmethod
+    def _predict_items(self, items: Sequence[Item]) -> list[Prediction]:
+        """One prediction for each (item, prompt), in order, without using the masks of the items."""
+
+    def _predict_pictures(
+        self, images: Sequence[Any], prompts: tuple[str, ...], frame: int | None
+    ) -> Iterator[list[Prediction]]:
+        """The predictions for each image; at most `batch_size` images are in memory."""
+        self.check_prompts(prompts)
+        named = iter(zip(images, picture_ids(images, frame), strict=True))
+        while some := list(islice(named, self.batch_size)):
+            items = [Item(name, as_pixels(image, frame, name=name)[None], prompts) for image, name in some]
+            found = iter(self._predict_items(items))
+            for image, _ in some:
+                source = partial(as_pixels, image, frame)
+                yield [replace(each, read_image=source) for each in islice(found, len(prompts))]
+
+
+def check_prompt_list(prompts: Iterable[str]) -> tuple[str, ...]:
+    """The prompts as a tuple; SettingError if there is none, or one is not text or is blank."""
+    listed = (
+        tuple(prompts) if isinstance(prompts, Iterable) and not isinstance(prompts, bytes | Mapping) else (prompts,)
+    )
+    if not listed:
+        raise SettingError("there is no prompt; give at least one", code="no_prompt", field="prompt")
+    for prompt in listed:
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise SettingError(
+                f'a prompt is a phrase such as "blood vessel"; got {describe(prompt)}',
+                code="invalid_prompt",
+                field="prompt",
+            )
+    return listed
+
+
+def _listed(values: Any) -> list[Any]:
+    """A list of images or items; SettingError for any other value."""
+    if is_picture(values):
+        raise SettingError(
+            "predict takes a list; for one image call predictor(image, prompt)", code="bad_value", field="items"
+        )
+    if not isinstance(values, Iterable) or isinstance(values, Mapping):
+        held(values)  # refuses it, naming what an image is
+    return list(values)
 
 
 def device_settings(model: torch.nn.Module) -> dict[str, str]:

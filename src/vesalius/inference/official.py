@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vesalius.data.images import as_pixels
+from vesalius.data.pictures import Picture, as_pixels
 from vesalius.errors import SettingError
-from vesalius.inference.loaded import Picture
 from vesalius.inference.video import VideoPredictor
 from vesalius.mask_maps import LowRes
 from vesalius.masks import Size

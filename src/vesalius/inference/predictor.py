@@ -93,7 +93,7 @@ class Predictor(LoadedSegmenter):
     def usage(self) -> Usage:
         return Usage(self._batch_halved, {} if self.cache is None else dict(vars(self.cache.use)))
 
-    def predict(self, items: Sequence[Item]) -> list[Prediction]:
+    def _predict_items(self, items: Sequence[Item]) -> list[Prediction]:
         predictions: list[Prediction] = []
         done = 0
         while done < len(items):

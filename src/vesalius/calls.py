@@ -1,0 +1,60 @@
+"""Check how public functions are called: a wrong argument is a SettingError with a code, not a TypeError."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from numbers import Real
+from typing import Any, ParamSpec, TypeVar
+
+from vesalius.errors import SettingError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """The function with a SettingError for an unknown, missing or surplus argument."""
+    signature = inspect.signature(function)
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise _wrong_call(
+                function.__name__.replace("__call__", "predictor"), signature, kwargs, str(error)
+            ) from None
+        return function(*args, **kwargs)
+
+    return call
+
+
+def _wrong_call(name: str, signature: inspect.Signature, given: dict[str, Any], reason: str) -> SettingError:
+    known = [parameter for parameter in signature.parameters if parameter != "self"]
+    if unknown := [each for each in given if each not in known]:
+        close = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}?" if close else f"its arguments are {', '.join(known)}"
+        message = f"{name} has no argument {unknown[0]}; {hint}"
+        return SettingError(message, code="unknown_setting", field=unknown[0])
+    return SettingError(f"{name}: {reason}; its arguments are {', '.join(known)}", code="bad_value")
+
+
+def check_kind(value: object, kinds: type | tuple[type, ...], name: str, expected: str) -> None:
+    """Raise SettingError `NAME must be EXPECTED` unless the value is an instance of `kinds`; None always passes."""
+    if value is not None and (not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool)):
+        message = f"{name} must be {expected}; got {describe(value)}"
+        raise SettingError(message, code="bad_value", field=name)
+
+
+def check_number(value: object, name: str) -> None:
+    """Raise SettingError unless the value is a real number or None; a bool is not a number."""
+    check_kind(value, Real, name, "a number")
+
+
+def describe(value: object) -> str:
+    """A value in an error message: its type, and its repr if that is short."""
+    shown = repr(value)
+    return f"{type(value).__name__} {shown}" if len(shown) <= 40 and value is not None else type(value).__name__
