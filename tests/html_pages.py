@@ -64,18 +64,31 @@ def measure_pages(
     pages: Sequence[Path], widths: Sequence[int], folder: Path, dark: bool = False
 ) -> list[list[dict[str, Any]]]:
     """For each page and each width in pixels: what `MEASURE` finds in Chromium."""
-    frames = "".join(
-        f'<iframe style="width:{width}px;height:800px;border:0" srcdoc="{html.escape(page.read_text("utf-8"))}"></iframe>'
-        for page in pages
-        for width in widths
-    )
+    flags = ["--blink-settings=preferredColorScheme=0"] if dark else []
+    frames = [_frame(page, width) for page in pages for width in widths]
+    found = _run(frames, MEASURE, folder, flags)
+    return [found[i : i + len(widths)] for i in range(0, len(found), len(widths))]
+
+
+def run_in_page(page: Path, script: str, folder: Path, width: int = 800) -> list[dict[str, Any]]:
+    """What a script finds in Chromium; it reads the page in the only `iframe` and ends as `MEASURE` does."""
+    return _run([_frame(page, width)], script, folder)
+
+
+def _frame(page: Path, width: int) -> str:
+    text = html.escape(page.read_text("utf-8"))
+    return f'<iframe style="width:{width}px;height:800px;border:0" srcdoc="{text}"></iframe>'
+
+
+def _run(frames: Sequence[str], script: str, folder: Path, flags: Sequence[str] = ()) -> list[dict[str, Any]]:
     wrapper = folder / "wrapper.html"
     wrapper.write_text(
-        f'<meta charset="utf-8"><meta name="color-scheme" content="light dark"><body>{frames}'
-        f"<script>onload = () => {{{MEASURE}}}</script>",
+        f'<meta charset="utf-8"><meta name="color-scheme" content="light dark"><body>{"".join(frames)}'
+        f"<script>onload = () => {{{script}}}</script>",
         encoding="utf-8",
     )
-    flags = ["--blink-settings=preferredColorScheme=0"] if dark else []
     told = browse(*flags, "--dump-dom", wrapper.as_uri())
-    found = json.loads(html.unescape(told[told.index("FOUND") + 5 : told.index("END", told.index("FOUND"))]))
-    return [found[i : i + len(widths)] for i in range(0, len(found), len(widths))]
+    found: list[dict[str, Any]] = json.loads(
+        html.unescape(told[told.index("FOUND") + 5 : told.index("END", told.index("FOUND"))])
+    )
+    return found

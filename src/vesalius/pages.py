@@ -1,22 +1,26 @@
 """Reports in HTML and Markdown: rendering of templates, and pictures embedded in a page.
 
-An HTML page is self-contained: no network, no script, no other file. Its template extends `page.html.jinja`, which has
-the light and the dark style, and fills the blocks `title`, `style` (optional) and `body`.
+An HTML page is self-contained: no network and no other file. Its only script, `page.js`, makes tables of the class
+`sortable` sortable; the page allows it by its hash, and is complete without it. A template extends `page.html.jinja`,
+which has the light and the dark style, and fills the blocks `title`, `style` (optional) and `body`.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 
 JPEG_QUALITY = 80
 HTML = ".html.jinja"
+SCRIPT = Path(__file__).with_name("page.js")
 
 
 def render(template: Path, values: Mapping[str, Any], **filters: Callable[..., Any]) -> str:
@@ -34,6 +38,9 @@ def render(template: Path, values: Mapping[str, Any], **filters: Callable[..., A
         keep_trailing_newline=True,
     )
     environment.filters.update(plural=plural, **filters)
+    script = SCRIPT.read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    environment.globals.update(script=Markup(script), script_hash=f"sha256-{digest}")
     return environment.get_template(template.name).render(values)
 
 

@@ -94,6 +94,19 @@ def six_panels(
     return _lay_out(panels, size, title, prompt, scores)
 
 
+def crop_panels(figure: Image.Image, numbers: Sequence[int]) -> Image.Image:
+    """The images of some panels of a six-panel figure, side by side without titles; `numbers` are from 0 to 5."""
+    width = max(1, (figure.width - GAP) // 3 - GAP)
+    top, seam = GAP + 2 * LINE + GAP, 4
+    height = max(1, (figure.height - top - LINE - GAP) // 2 - LINE - GAP)
+    result = Image.new("RGB", (len(numbers) * (width + seam) - seam, height), GRAY)
+    for place, number in enumerate(numbers):
+        row, column = divmod(number, 3)
+        x, y = GAP + column * (width + GAP), top + row * (LINE + height + GAP) + LINE
+        result.paste(figure.crop((x, y, x + width, y + height)), (place * (width + seam), 0))
+    return result
+
+
 def panel_size(size: Size) -> Size:
     """(h, w) of an image in a panel: longer side `PANEL_SIDE`, shorter side at least one pixel."""
     factor = PANEL_SIDE / max(size)

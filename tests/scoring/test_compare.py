@@ -155,12 +155,16 @@ def test_caveats_and_different_settings_are_noted(tmp_path):
         settings={"batch_size": 8},
         model={"name": "new", "kind": "fake", "fingerprint": "old", "step": 7},
     )
-    notes = compare([old, new], tmp_path / "out")["notes"]
+    result = compare([old, new], tmp_path / "out")
 
-    assert notes == [
+    assert result["different_settings"] == [
+        {"setting": "threshold", "evaluation": "new", "reference": 0.5, "value": 0.35},
+        {"setting": "roi", "evaluation": "new", "reference": "fov", "value": None},
+    ]
+    assert "<td" in (page := (tmp_path / "out" / "report.html").read_text(encoding="utf-8")) and "&#34;fov&#34;" in page
+    assert result["notes"] == [
         "iou is not compared: it is missing in old.",
-        "Settings differ: threshold is 0.5 in old and 0.35 in new.",
-        'Settings differ: roi is "fov" in old and null in new.',
+        "Settings that differ between old and new: 2 (threshold, roi); the report has their values.",
         "new has the same weights as old.",
         "The model of old was trained on 2 of the images.",
         "With 3 groups the intervals are rough and too narrow (docs/metrics.md).",

@@ -15,6 +15,7 @@ from tests.scoring.evaluations import NAMES, awkward_report, metrics, row, with_
 
 from vesalius.evaluation.metrics import METRICS
 from vesalius.scoring import charts
+from vesalius.scoring.examples import PHRASES_SHOWN, choose_examples
 from vesalius.scoring.report import BEST, GROUPS_SHOWN, MEDIAN, ROWS_SHOWN, WORST, sections, write_report
 from vesalius.scoring.tables import by_kind, number, title
 
@@ -53,7 +54,7 @@ def test_report_can_be_written_when_everything_failed(tmp_path):
     text = Tags(report(tmp_path, rows, images_per_s=None)).text
 
     assert "1 of 1 predictions failed" in text
-    assert "no value" in text and text.count("No prediction has a score.") == 3
+    assert "no value" in text and text.count("No prediction has a score.") == 4
     assert "No prediction has a score." in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
@@ -82,13 +83,13 @@ def test_long_lists_say_what_they_leave_out(tmp_path):
 
 def test_every_section_is_there_in_order_in_both_reports(tmp_path):
     page = report(tmp_path, [row(index, index / 40, prompt=f"prompt {index % 2}") for index in range(40)])
-    order = "coverage headline metrics distributions widths prompts groups calibration cases empty settings"
+    order = "examples prompts coverage headline metrics distributions widths groups calibration cases empty settings"
 
     assert [each["id"] for each in Tags(page).named("section")] == order.split()
     told = re.findall("^## (.*)$", (tmp_path / "report.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert told == [
-        "Metrics",
         "By prompt",
+        "Metrics",
         "By group, worst first",
         "Calibration and thresholds",
         "Cases by Dice",
@@ -170,8 +171,32 @@ def test_every_chart_has_a_text_alternative(tmp_path):
 def test_figures_of_the_cases_are_embedded(tmp_path):
     rows = with_figures(tmp_path, [row(index, index / 32) for index in range(32)])
     pictures = Tags(report(tmp_path, rows)).named("img")
-    assert len(pictures) == WORST + MEDIAN + BEST
+    assert len(pictures) == 3 + WORST + MEDIAN + BEST  # three examples
     assert all(picture["src"].startswith("data:image/jpeg;base64,") for picture in pictures)
+
+
+def test_a_report_opens_with_one_sentence_and_the_worst_median_and_best_of_each_phrase(tmp_path):
+    rows = [row(index, index / 20, prompt=("vein", "artery")[index % 2]) for index in range(20)]
+    text = " ".join(Tags(report(tmp_path, with_figures(tmp_path, rows))).text.split())
+
+    assert "Mean Dice 0.475 (95 % CI" in text and "over 20 predictions" in text
+    assert "highest for “artery” (0.500), lowest for “vein” (0.450)." in text
+    opening = text[: text.index("By prompt")]
+    for phrase, worst, median, best in (("vein", 0, 10, 18), ("artery", 1, 11, 19)):
+        shown = opening[opening.index(f"{phrase} Worst") :]
+        assert re.match(
+            rf"{phrase} Worst: .*image_{worst:03}.* Median: .*image_{median:03}.* Best: .*image_{best:03}", shown
+        )
+
+
+def test_examples_of_many_phrases_are_those_of_the_lowest_dice():
+    rows = [row(index, index / 40, prompt=f"phrase {9 - index % 10}") for index in range(40)]
+    assert [phrase for phrase, _ in choose_examples(rows)] == [f"phrase {9 - k}" for k in range(PHRASES_SHOWN)]
+    few = choose_examples([row(0, 0.2), row(1, 0.4), row(2, None, "failed"), row(3, 0.3, prompt="vein")])
+    assert [[(label, each["dice"]) for label, each in cases] for _, cases in few] == [
+        [("Worst", 0.2), ("Best", 0.4)],
+        [("Only prediction", 0.3)],
+    ]
 
 
 def test_cases_are_worst_median_and_best_without_overlap():

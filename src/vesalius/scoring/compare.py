@@ -17,7 +17,7 @@ import numpy as np
 from vesalius.errors import DataError, SettingError
 from vesalius.evaluation.metrics import METRICS
 from vesalius.evaluation.statistics import FEW_GROUPS, Column, PairedComparison, mean, paired_comparisons
-from vesalius.files import check_replaceable, prepare_folder, replacing, to_json
+from vesalius.files import check_replaceable, prepare_folder, replacing
 from vesalius.lineage import versions
 from vesalius.names import list_names
 from vesalius.scoring.comparison_report import Comparison, write_comparison
@@ -76,6 +76,11 @@ def compare(folders: Sequence[str | Path], out: str | Path, *, only: Sequence[st
         "failed_rows": failed,
         "metrics": {metric: _describe_metric(metric) for metric in metrics},
         "comparisons": comparisons,
+        "different_settings": [
+            {"setting": name, "evaluation": other.name, "reference": one, "value": two}
+            for other in others
+            for name, one, two in _different_settings(reference.facts, other.facts)
+        ],
         "notes": [*notes, *_notes(evaluations, prompts, comparisons)],
         "settings": {"alpha": ALPHA, "level": LEVEL, "resamples": RESAMPLES, "seed": SEED},
         "versions": versions(),
@@ -261,12 +266,14 @@ def _by_group(evaluations: Sequence[Evaluation], keys: Sequence[ResultKey], metr
 def _notes(evaluations: Sequence[Evaluation], prompts: Sequence[str], comparisons: Sequence[Comparison]) -> list[str]:
     """Caveats about the numbers, one sentence each."""
     reference, *others = evaluations
-    notes = [
-        f"Settings differ: {name} is {to_json(one)} in {reference.name} and {to_json(two)} in {other.name}."
-        for other in others
-        for name, one, two in _different_settings(reference.facts, other.facts)
-    ]
+    notes = []
     for other in others:
+        differing = [name for name, _, _ in _different_settings(reference.facts, other.facts)]
+        if differing:
+            notes.append(
+                f"Settings that differ between {reference.name} and {other.name}: {len(differing)} "
+                f"({', '.join(differing)}); the report has their values."
+            )
         same = reference.facts["model"].get("fingerprint")
         if same is not None and same == other.facts["model"].get("fingerprint"):
             notes.append(f"{other.name} has the same weights as {reference.name}.")

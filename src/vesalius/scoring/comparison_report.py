@@ -16,7 +16,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from vesalius.files import replacing, write_json, write_text
+from vesalius.files import replacing, to_json, write_json, write_text
 from vesalius.pages import as_data_url, render
 from vesalius.scoring.tables import cell, write_csv
 
@@ -62,13 +62,29 @@ def write_comparison(folder: Path, result: Result, headline: str, by_group: np.n
     with Image.open(folder / "comparison.png") as figure:
         picture = as_data_url(figure, format="png")
     for name, template in (("comparison.md", "comparison.md.jinja"), ("report.html", "comparison.html.jinja")):
-        write_text(folder / name, _render(template, result, picture))
+        write_text(folder / name, _render(template, result, headline, picture))
 
 
-def _render(template: str, result: Result, picture: str) -> str:
+def summarize(result: Result, headline: str) -> list[str]:
+    """One sentence for each evaluation: its difference from the reference in the metric `headline`, over all prompts."""
+    title = result["metrics"][headline]["title"]
+    sentences = []
+    for row in result["comparisons"]:
+        if row["prompt"] is None and row["metric"] == headline and row["n"]:
+            interval = "" if row["ci95"] is None else " (95 % CI {} to {})".format(*map(_signed, row["ci95"]))
+            sentences.append(
+                f"{row['evaluation']} against {result['reference']}: {title} {_number(row['mean'])} instead of "
+                f"{_number(row['mean_reference'])}, difference {_signed(row['difference'])}{interval}: "
+                f"{VERDICTS[row['verdict']]}."
+            )
+    return sentences
+
+
+def _render(template: str, result: Result, headline: str, picture: str) -> str:
     n_failed = result["coverage"]["failed"]
     values = {
         "r": result,
+        "summary": summarize(result, headline),
         "tables": [
             (name, prompt, list(rows))
             for (name, prompt), rows in groupby(result["comparisons"], key=itemgetter("evaluation", "prompt"))
@@ -79,7 +95,7 @@ def _render(template: str, result: Result, picture: str) -> str:
         "picture": picture,
     }
     path = Path(__file__).with_name(template)
-    return render(path, values, number=_number, signed=_signed, p_value=_p_value, cell=cell)
+    return render(path, values, number=_number, signed=_signed, p_value=_p_value, cell=cell, json=to_json)
 
 
 def _flat(comparison: Comparison) -> dict[str, Any]:
@@ -177,7 +193,7 @@ def _draw_groups(axis: Axes, title: str, names: Sequence[str], by_group: np.ndar
         axis.plot(positions, by_group.mean(axis=0), color=INK, linewidth=3, marker="o", markersize=8)
     axis.set_xticks(positions, ["\n".join(wrap(name, 18)) for name in names], parse_math=False)
     axis.set_xlim(-0.3, len(names) - 0.7)
-    axis.set_title(f"{title} of {len(by_group)} groups; black: mean")
+    axis.set_title(f"{title} of {len(by_group)} groups; thick line: mean")
     _tidy(axis, "y")
 
 

@@ -12,12 +12,15 @@ from urllib.parse import quote
 
 from PIL import Image
 
+from vesalius.colors import as_css, phrase_colors
 from vesalius.evaluation.centerline import WIDTHS
 from vesalius.files import write_text
 from vesalius.pages import as_data_url, render
 from vesalius.scoring import charts
+from vesalius.scoring.examples import choose_examples, draw_example, verdict
 from vesalius.scoring.results import ResultRow
 from vesalius.scoring.tables import by_kind, cell, group_table, interval, number, title, write_csv
+from vesalius.visualization import LEGEND
 
 WORST, MEDIAN, BEST = 12, 4, 4
 """Number of cases shown with a figure."""
@@ -76,6 +79,9 @@ def write_report(folder: Path, metrics: Metrics, rows: Sequence[ResultRow]) -> P
         "of_groups": OF_GROUPS,
         "widths": widths,
         "better": curves and _better_threshold(*curves),
+        "verdict": verdict(metrics, len(rows)),
+        "examples": choose_examples(rows),
+        "n_phrases": len({row["prompt"] for row in rows}),
         "failures": [row for row in rows if row["status"] == "failed"],
         "sections": sections(rows),
         "empty": EMPTY_MASKS,
@@ -92,6 +98,9 @@ def write_report(folder: Path, metrics: Metrics, rows: Sequence[ResultRow]) -> P
         "threshold_chart": curves and charts.thresholds(*curves),
         "reliability_chart": known and charts.reliability(known["reliability"]),
         "picture": lambda row: _picture(folder / row["figure"]),
+        "example": lambda row: draw_example(folder / row["figure"]),
+        "colors": {name: as_css(color) for name, color in phrase_colors(row["prompt"] for row in rows).items()},
+        "legend": [(text, as_css(color)) for text, color in LEGEND],
     }
     path = folder / "report.html"
     write_text(path, _render("report.html.jinja", values | pictures))
