@@ -38,7 +38,7 @@ unsupported_volume: a volume has an unsupported voxel type or number of dimensio
 missing_image: an entry names an image that does not exist | add the image, or correct or remove the entry
 ambiguous_image: an entry names an image that matches several files | rename all but one
 outside_path: an entry names an image outside the dataset's folder | move the image into the folder and give a path relative to the annotation file
-no_image: an annotation file lists no image, or a folder contains none | export it again
+no_image: an annotation file lists no image, a folder contains none, or a prediction keeps none | export it again, or give an image
 unpaired_file: an image has no mask file of the same name, or a mask file no image | add the missing file, or remove this one
 duplicate_id: two images or entries have the same id | write all objects of an image into one entry, and use image names that differ in more than the suffix
 case_count_mismatch: the stated number of cases differs from the number of files | copy the missing cases, or correct the number
@@ -214,7 +214,7 @@ missing_prediction: a prediction folder has no prediction for a sample and promp
 invalid_prediction: predictions.jsonl, run.json or a prediction file is damaged or was not written by predict | predict again
 mixed_models: a prediction folder contains predictions of several models | evaluate each model by itself
 missing_probabilities: changing the threshold requires stored probabilities | predict again with --save probs, or remove the threshold option
-prediction_failed: a prediction failed, so the threshold was not tuned | correct or remove the sample
+prediction_failed: a prediction failed, so there is no mask to save, show or tune on | correct or remove the sample
 unknown_metric: a metric is unknown or not available | choose one that the message names
 invalid_results: metrics.json or samples.jsonl is truncated or was not written by evaluate | evaluate again
 different_samples: evaluations differ in samples, prompts, groups or data | evaluate the same dataset with the same settings

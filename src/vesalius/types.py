@@ -9,15 +9,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool
+from PIL import Image
 
+from vesalius.calls import check_kind, checked
 from vesalius.codes import CODES
-from vesalius.errors import AnnotationError, DataError
+from vesalius.errors import AnnotationError, DataError, SettingError
+from vesalius.files import replacing
 from vesalius.mask_maps import NO_MAPS, Full, LowRes, Maps
 from vesalius.masks import Rle, Size
+from vesalius.notebook import check_picture, draw_figure, encode_png
+from vesalius.visualization import overlay_phrases
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Status = Literal["ok", "no_seg", "failed"]
 """ok: at least one mask; no_seg: the model's answer has no [SEG]; failed: there is no answer, hence no score."""
@@ -228,6 +236,83 @@ class Prediction:
     def mask(self) -> np.ndarray:
         """bool (h, w): the union of the objects; empty if the answer has no [SEG]."""
         return np.logical_or.reduce(self.masks, axis=0)
+
+    @property
+    def area_px(self) -> int:
+        """Number of pixels of `mask`."""
+        return int(np.count_nonzero(self.mask))
+
+    @property
+    def _area(self) -> str:
+        return f"{self.area_px:,} px ({self.area_px / (self.size[0] * self.size[1]):.1%})"
+
+    def __repr__(self) -> str:
+        """Prompt, image, size, status and area: `<Prediction 'vessel' in 'frame': 512 x 512, ok, 9,731 px (3.7%)>`."""
+        state = f"{self.status}, {self.error}" if self.status == "failed" else f"{self.status}, {self._area}"
+        return f"<Prediction {self.prompt!r} in {self.id!r}: {self.size[0]} x {self.size[1]}, {state}>"
+
+    @checked
+    def save(self, path: str | Path) -> Path:
+        """Write `mask` as PNG (0 and 255), or `probabilities` as compressed NumPy file; the suffix decides.
+
+        The file `.npz` has the array `probabilities`, float32 (n, h, w). Returns the path; missing folders are created,
+        and an existing file is replaced. SettingError for another suffix and for a failed prediction; OutputError if
+        the file cannot be written.
+        """
+        self._check_answered()
+        check_kind(path, (str, Path), "path", "a path ending in .png or .npz")
+        path = Path(path)
+        kind = path.suffix.lower()
+        if kind not in (".png", ".npz"):
+            raise SettingError(
+                f"{path}: a mask is saved as .png, probabilities as .npz", code="bad_value", path=path, field="path"
+            )
+        with replacing(path) as temporary, temporary.open("wb") as stream:
+            if kind == ".png":
+                Image.fromarray(self.mask.astype(np.uint8) * np.uint8(255)).save(stream, format="PNG")
+            else:
+                np.savez_compressed(stream, probabilities=self.probabilities)
+        return path
+
+    @checked
+    def overlay(self, image: Any = None) -> Image.Image:
+        """The image with the mask as translucent fill and contour, at the original size.
+
+        `image` is needed only for predictions of items and of jobs, which keep no image: a PIL image, array or tensor
+        of the original size. SettingError without an image, for one of another size, and for a failed prediction.
+        """
+        return overlay_phrases(self._picture(image), {self.prompt: self.mask}, legend=False)
+
+    @checked
+    def plot(self, image: Any = None) -> Figure:
+        """A matplotlib figure of overlay and probabilities; `image` as for `overlay`.
+
+        Save it with `figure.savefig("figure.png")`. A notebook shows it. No state of pyplot is used or changed.
+        """
+        title = f"{self.status}, {self._area}"
+        return draw_figure(self._picture(image), self.prompt, self.mask, self.probability, title)
+
+    def _repr_png_(self) -> bytes | None:
+        """The overlay for notebooks, reduced to 768 pixels; without an image the mask; None for a failed prediction."""
+        if self.status == "failed":
+            return None
+        if self.read_image is None:
+            return encode_png(Image.fromarray(self.mask.astype(np.uint8) * np.uint8(255)))
+        return encode_png(self.overlay())
+
+    def _picture(self, image: Any) -> np.ndarray:
+        self._check_answered()
+        if image is None and self.read_image is None:
+            raise SettingError(
+                "this prediction keeps no image; give it, as in prediction.overlay(image)",
+                code="no_image",
+                field="image",
+            )
+        return check_picture(self.read_image() if image is None and self.read_image else image, self.size)
+
+    def _check_answered(self) -> None:
+        if self.status == "failed":
+            raise SettingError(f"{self.id}: has no mask ({self.error})", code="prediction_failed")
 
 
 @dataclass(frozen=True)
