@@ -111,7 +111,9 @@ def test_figure_has_overlay_and_probabilities_and_leaves_pyplot_alone(tmp_path: 
         "Prediction('a', 'p', 'no_seg', (9, 9)).plot(np.zeros((9, 9), np.uint8)).savefig(sys.argv[1])\n"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.png")], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "a.png")], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
