@@ -118,6 +118,7 @@ too_few_groups: a dataset has fewer groups than requested splits or folds | requ
 image_leak: two splits contain the same image or near duplicates | keep it in one split, or split again by patient with vesalius split
 group_leak: two splits contain images of the same patient or sequence | split again by patient with vesalius split
 # settings, arguments, output
+wrong_usage: a command, an option or an argument is unknown, missing, of the wrong kind, or requires another one | correct the command as the message says; --help lists all options
 malformed_change: a --set option is not of the form name=value | write it as name=value
 not_yaml: a settings file or a value of --set is not valid YAML, or a key is given twice | correct the YAML
 not_replaceable: the output folder contains files that do not belong to an earlier result | name another folder

@@ -1,25 +1,29 @@
 """Settings: strict pydantic models, read from YAML, with overrides such as `optim.lr=1e-4`.
 
-An unknown key is an error that suggests the closest key. Each package derives its settings from `Settings`.
+An unknown key is an error that suggests the key with the same meaning, the same name in another section, or the closest
+name. A wrong value is an error that says what was expected. Each package derives its settings from `Settings`.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from types import NoneType, UnionType
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vesalius.errors import SettingError
+from vesalius.names import list_choices, nearest
 
 
 class Settings(BaseModel):
     """Base class of all settings: frozen; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True)
+    synonyms: ClassVar[Mapping[str, list[str]]] = {}
+    """Another name of a setting, such as learning_rate -> the settings that it may mean, such as optim.lr."""
 
     def to_yaml(self) -> str:
         """The settings as YAML, including every default."""
@@ -29,6 +33,10 @@ class Settings(BaseModel):
         """A validated copy with the given values replaced."""
         return type(self).model_validate({**self.model_dump(), **values})
 
+
+TYPES = {str: "text", Path: "a path", bool: "true or false", int: "a whole number", float: "a number"}
+BOUNDS = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "less than"}
+"""Type, and limit of a number, -> its words in an error."""
 
 S = TypeVar("S", bound=Settings)
 
@@ -105,28 +113,123 @@ def make_settings(kind: type[S], values: Mapping[str, Any], origin: str | Path) 
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
+        found = error.errors()
+        # an unknown key explains a missing one
+        first = next((each for each in found if each["type"] == "extra_forbidden"), found[0])
         name = ".".join(str(part) for part in first["loc"])
         path = origin if isinstance(origin, Path) else None
         if first["type"] == "extra_forbidden":
-            message = f"{origin}: unknown key {name}{_nearest(kind, first['loc'])}"
+            name, hint = _nearest(kind, first["loc"], first["input"])
+            message = f"{origin}: unknown setting {name}; {hint}"
             raise SettingError(message, code="unknown_setting", path=path, field=name) from error
-        message = f"{origin}: {name + ': ' if name else ''}{first['msg'].removeprefix('Value error, ')}"
+        message = f"{origin}: {name + ': ' if name else ''}{_reason(kind, first)}"
         raise SettingError(message, code="bad_value", path=path, field=name or None) from error
 
 
-def _nearest(kind: type[BaseModel], location: tuple[int | str, ...]) -> str:
-    """Hint for an unknown key: `; did you mean optim?`, or the known keys of the section if none is similar."""
-    for part in location[:-1]:
-        annotation = _keys(kind).get(str(part))
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return ""
-        kind = annotation
-    names = list(_keys(kind))
-    close = difflib.get_close_matches(str(location[-1]), names, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else f"; known keys: {', '.join(names)}"
+def _nearest(kind: type[BaseModel], location: tuple[int | str, ...], value: Any) -> tuple[str, str]:
+    """The full name of an unknown key, and a hint: the setting that it may mean, or the known keys of the section."""
+    names = [str(part) for part in location]
+    while isinstance(value, Mapping) and len(value) == 1:  # train.lr: the section is unknown, its key may be known
+        [(key, value)] = value.items()
+        names.append(str(key))
+    section: Any = kind
+    for depth, part in enumerate(location[:-1]):
+        section = _section(_keys(section).get(str(part)))
+        if section is None:  # the key of a mapping, or of one kind of several
+            return ".".join(names), f"{'.'.join(names[: depth + 1])} has no such key"
+    parent = ".".join(names[: len(location) - 1])
+    known = list(_paths(kind))
+    plain = names[-1].lower().replace("-", "_")
+    meant = [
+        *(each for each in known if each.rpartition(".")[2] == plain),
+        *(each for name in (".".join(names), plain) for each in kind.synonyms.get(name, ()) if each in known),
+    ]
+    leaves = [each.rpartition(".")[2] for each in known]
+    inside = [f"{parent}.{each}" if parent else each for each in _keys(section)]
+    wrong = ".".join(names[: len(location)])
+    meant = meant or [each for each in [nearest(wrong, inside, 0.85)] if each]
+    if not meant and (close := nearest(plain, leaves, 0.75)):
+        meant = [each for each in known if each.rpartition(".")[2] == close]
+    if not meant and (close := nearest(plain, kind.synonyms, 0.8)):
+        meant = kind.synonyms[close]
+    if not meant and (close := nearest(names[len(location) - 1], _keys(section), 0.5)):
+        meant = [f"{parent}.{close}" if parent else close]
+    hint = f"did you mean {list_choices([*dict.fromkeys(meant)][:4])}?" if meant else ""
+    return ".".join(names), hint or f"known keys: {', '.join(_keys(section))}"
+
+
+def _paths(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Names of all settings with dots, such as optim.lr."""
+    for name, annotation in _keys(kind).items():
+        yield prefix + name
+        if (section := _section(annotation)) is not None:
+            yield from _paths(section, f"{prefix}{name}.")
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The settings class of a key, also if it may be null; None for a plain value."""
+    kinds = (annotation, *get_args(annotation))
+    return next((each for each in kinds if isinstance(each, type) and issubclass(each, BaseModel)), None)
 
 
 def _keys(kind: type[BaseModel]) -> dict[str, Any]:
     """Key in YAML -> type of its value."""
     return {field.alias or name: field.annotation for name, field in kind.model_fields.items()}
+
+
+def _reason(kind: type[BaseModel], error: Any) -> str:
+    """What is wrong with a value: `expected a number greater than 0; got 'fast'`."""
+    if error["type"] == "missing":
+        return "is required"
+    if error["type"] in ("value_error", "assertion_error"):
+        return str(error["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    expected = _expected(kind, error["loc"])
+    value = error["input"]
+    if isinstance(value, Mapping):
+        shown = f"the keys {', '.join(map(str, value))}" if value else "no key"
+    else:
+        shown = "null" if value is None else repr(value)
+    return f"expected {expected or str(error['msg']).removeprefix('Input should be ')}; got {shown}"
+
+
+def _expected(kind: type[BaseModel], location: Sequence[int | str]) -> str | None:
+    """Description of the values of a key, such as `a number greater than 0`; None for a type without one."""
+    annotation: Any = kind
+    bounds: list[Any] = []
+    for part in location:
+        section = _section(annotation)
+        origin, inner = get_origin(annotation), get_args(annotation)
+        if section is not None:
+            field = next((each for name, each in section.model_fields.items() if part in (name, each.alias)), None)
+            if field is None:
+                return None
+            annotation, bounds = field.annotation, [*field.metadata]
+        elif origin in (tuple, list) and isinstance(part, int):
+            annotation, bounds = inner[0 if inner[-1] is Ellipsis or origin is list else part], []
+        elif origin is dict:
+            annotation, bounds = inner[1], []
+        if get_origin(annotation) in (Union, UnionType):
+            [annotation, *others] = [each for each in get_args(annotation) if each is not NoneType]
+            if others:
+                return None
+        if get_origin(annotation) is Annotated:
+            annotation, *more = get_args(annotation)
+            bounds += [limit for each in more for limit in getattr(each, "metadata", [each])]
+    return _described(annotation, bounds)
+
+
+def _described(annotation: Any, bounds: Sequence[Any]) -> str | None:
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return list_choices([str(each) for each in get_args(annotation)])
+    if origin is tuple and get_args(annotation)[-1] is not Ellipsis:
+        return f"a list of {len(get_args(annotation))} values, such as [{', '.join('ab'[: len(get_args(annotation))])}]"
+    if origin in (tuple, list):
+        return "a list, such as [a, b]"
+    if origin is dict or _section(annotation) is not None:
+        return "keys and values"
+    name = TYPES.get(annotation)
+    limits = [f"{words} {getattr(each, key)}" for each in bounds for key, words in BOUNDS.items() if hasattr(each, key)]
+    if name is None or not limits:
+        return name
+    return f"{name} {'of ' if limits[0].startswith('at ') else ''}{' and '.join(limits)}"

@@ -2,6 +2,7 @@
 
 VesaliusError              base class; the command line prints its message, one sentence, and exits with 1
 ├── SettingError           a setting, a recipe or an argument is wrong
+│   └── UsageError         the words of a command are wrong; the exit code is 2
 ├── DataError              a dataset cannot be used
 │   ├── AnnotationError    an annotation file or a mask is wrong
 │   └── ImageError         an image cannot be read
@@ -69,6 +70,12 @@ def _rebuild(kind: type[VesaliusError], args: tuple[Any, ...], state: dict[str, 
 
 class SettingError(VesaliusError):
     """A setting, a recipe or an argument is wrong."""
+
+
+class UsageError(SettingError):
+    """The words of a command are wrong: unknown, missing, of the wrong kind, or in conflict with each other."""
+
+    exit_code = 2
 
 
 class DataError(VesaliusError):

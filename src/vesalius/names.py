@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 SLUG_LENGTH = 48
@@ -69,6 +70,36 @@ def list_names(names: Iterable[str], most: int = 5, between: str = ", ") -> str:
 def count_of(n: int, one: str) -> str:
     """A count with its noun: `1 image`, `2 images`."""
     return f"{n} {one if n == 1 else one + 's'}"
+
+
+def list_choices(names: Sequence[str]) -> str:
+    """Text that offers the names.
+
+    >>> list_choices(["zip", "tar", "none"])
+    'zip, tar or none'
+    """
+    return " or ".join(part for part in (", ".join(names[:-1]), *names[-1:]) if part)
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known name that `name` begins, else the most similar one; None if none has a similarity of `cutoff` (0 to 1).
+
+    >>> nearest("--promt", ["--out", "--prompt"])
+    '--prompt'
+    """
+    names = [*known]
+    begun = [each for each in names if name.strip("-_") and each.startswith(name)]
+    return next(iter(begun or difflib.get_close_matches(name, names, n=1, cutoff=cutoff)), None)
+
+
+def read_synonyms(table: str) -> Mapping[str, list[str]]:
+    """Synonym -> the names that it stands for, from lines `NAME: SYNONYM SYNONYM ...`."""
+    found: dict[str, list[str]] = {}
+    for line in table.strip().splitlines():
+        name, _, synonyms = line.partition(": ")
+        for synonym in synonyms.split():
+            found.setdefault(synonym, []).append(name)
+    return found
 
 
 def _cut(stem: str) -> str:

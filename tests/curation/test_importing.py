@@ -19,7 +19,7 @@ from vesalius.data.copying import copy_images, write_png
 from vesalius.data.dataset import load_item, load_samples
 from vesalius.data.images import read_image
 from vesalius.data.writers import vesalius_json
-from vesalius.errors import OutputError, SettingError
+from vesalius.errors import OutputError, SettingError, UsageError
 
 from ..dicom_files import write_xa
 
@@ -369,7 +369,7 @@ def test_an_existing_output_is_refused_before_anything_is_done(tmp_path: Path) -
     for inside in (source, source / "out"):
         with raises_code(SettingError, "output_inside_data"):
             import_dataset(source, inside)
-    with raises_code(SettingError, "conflicting_settings"):
+    with raises_code(UsageError, "conflicting_settings"):
         import_dataset(source, tmp_path / "two", key=tmp_path / "out.key.json")
     with raises_code(SettingError, "bad_value", "yolo"):
         import_dataset(source, tmp_path / "two", to="yolo")

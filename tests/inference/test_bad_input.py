@@ -123,8 +123,8 @@ def test_tiles_and_cleaning_on_the_command_line(tmp_path: Path, capsys: pytest.C
     ("arguments", "sentence"),
     [
         (["--prompt", "vessel " * 10_000], "(10000 words), more than 2000"),
-        (["--prompt", "x", "--tiles", "3"], "--tiles: sides.0: Input should be greater than or equal to 32"),
-        (["--prompt", "x", "--drop-specks", "-1"], "drop_specks: Input should be greater than"),
+        (["--prompt", "x", "--tiles", "3"], "--tiles: sides.0: expected a whole number of at least 32; got 3"),
+        (["--prompt", "x", "--drop-specks", "-1"], "drop_specks: expected a whole number of at least 0; got -1"),
     ],
 )
 def test_request_is_refused_before_anything_is_written(

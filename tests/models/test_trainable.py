@@ -148,7 +148,7 @@ def test_a_preset_name_selects_its_defaults() -> None:
         ({"preset": "tokens", "lora": {"vision": {}}}, "bad_value", "use a preset that does: vision"),
         ({"preset": "lora", "lora": {"language": {"rank": 0}}}, "bad_value", "lora.language.rank: "),
         ({"preset": "lora", "lora": {"language": {"alpha": 0}}}, "bad_value", "lora.language.alpha: "),
-        ({"preset": "lora", "lora": {"tongue": {}}}, "unknown_setting", "did you mean language"),
+        ({"preset": "lora", "lora": {"tongue": {}}}, "unknown_setting", "did you mean trainable.lora.language"),
         ({"preset": "full", "quantization": "4bit"}, "bad_value", "use preset vision"),
         ({"preset": "lora", "quantization": "8bit"}, "bad_value", "quantization: "),
         ({"preset": "decoder", "save": "merged"}, "bad_value", "remove save"),

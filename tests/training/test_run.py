@@ -211,7 +211,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(data: Pat
         ({"steps": None}, "bad_value", "got none"),
         ({"trainabel": "full"}, "unknown_setting", "did you mean trainable"),
         ({"optim": {"learning_rate": 1}}, "unknown_setting", "optim.learning_rate"),
-        ({"validate": {"evry_epochs": 1}}, "unknown_setting", "did you mean every_epochs"),
+        ({"validate": {"evry_epochs": 1}}, "unknown_setting", "did you mean validate.every_epochs"),
         ({"batch_size": 0}, "bad_value", "batch_size: "),
     ],
 )

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
+from vesalius.cli.parser import Parser
+
 Result = dict[str, Any]
 """Result of a command, printed by `--json`; a value of `failed` other than 0 gives exit code 1."""
 
@@ -52,7 +54,7 @@ def add_num_workers(command: argparse.ArgumentParser, task: str) -> None:
     )
 
 
-def add_prediction_options(command: argparse.ArgumentParser) -> None:
+def add_prediction_options(command: Parser) -> None:
     """Add the options of `load_predictor` about answers, batches, tiles and the cache."""
     from vesalius.jobs.opening import load_predictor
     from vesalius.segmenter import AnswerMode
@@ -81,6 +83,7 @@ def add_prediction_options(command: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="size limit of the cache, such as 8GiB; least recently used entries are evicted",
     )
+    command.needs("--cache-size", "--cache")
 
 
 def add_mask_options(command: argparse.ArgumentParser) -> None:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vesalius.cli import arguments
 from vesalius.cli.arguments import Result, given
-from vesalius.errors import SettingError
+from vesalius.cli.parser import Parser
+from vesalius.errors import UsageError
 from vesalius.progress import Progress
 
 FOR_MODELS = "tiles tta cache fill_holes drop_specks"
 
 
-def add_arguments(command: argparse.ArgumentParser) -> None:
+def add_arguments(command: Parser) -> None:
     add = command.add_argument
     add(
         "model_and_data",
@@ -64,13 +64,20 @@ def run(args: argparse.Namespace) -> Result:
 
 
 def _model_and_data(args: argparse.Namespace) -> tuple[str | None, Path]:
-    """The model and the dataset; the model is None with --predictions. Exits with 2 for a wrong number of arguments."""
+    """The model and the dataset; the model is None with --predictions."""
     names = args.model_and_data
     if len(names) != (1 if "predictions" in args else 2):
         expected = "--predictions DIR DATA" if "predictions" in args else "MODEL DATA"
-        print(f"vesalius evaluate: expected {expected}; got {' '.join(names)}", file=sys.stderr)
-        raise SystemExit(2)
-    return (names[0] if len(names) == 2 else None), Path(names[-1])
+        message = f"evaluate: expected {expected}, got {' '.join(names)}"
+        raise UsageError(message, code="wrong_usage", field="[MODEL] DATA")
+    if len(names) == 2:
+        return names[0], Path(names[1])
+    if wrong := list(given(args, FOR_MODELS)):
+        flag = f"--{wrong[0].replace('_', '-')}"
+        raise UsageError(
+            f"evaluate: {flag} requires a MODEL; remove it, or --predictions", code="wrong_usage", field=flag
+        )
+    return None, Path(names[0])
 
 
 def _open(args: argparse.Namespace, model: str | None, samples: Sequence[Any]) -> Any:
@@ -78,9 +85,4 @@ def _open(args: argparse.Namespace, model: str | None, samples: Sequence[Any]) -
         return arguments.open_segmenter(args, model)
     from vesalius.scoring.stored import StoredPredictions
 
-    if wrong := list(given(args, FOR_MODELS)):
-        flag = f"--{wrong[0].replace('_', '-')}"
-        raise SettingError(
-            f"{flag} requires a MODEL; remove it, or --predictions", code="conflicting_settings", field=wrong[0]
-        )
     return StoredPredictions(args.predictions, samples, **given(args, "threshold"))

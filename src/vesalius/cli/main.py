@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Collection, Sequence
 from importlib.metadata import version
+from typing import Any
 
 from vesalius.cli import (
     check,
@@ -30,7 +31,8 @@ from vesalius.cli import (
     train,
     tune,
 )
-from vesalius.errors import VesaliusError
+from vesalius.cli.parser import Parser
+from vesalius.errors import UsageError, VesaliusError
 from vesalius.files import to_json
 
 VERBS = {
@@ -51,17 +53,18 @@ VERBS = {
 """Command -> module: its docstring is the summary, `add_arguments` fills the parser, `run` executes the command."""
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows the default of each argument that has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default is None else super()._get_help_string(action)
 
 
-def build_parser(chosen: Collection[str]) -> argparse.ArgumentParser:
+def build_parser(chosen: Collection[str]) -> Parser:
     """The parser of all commands, with arguments only for the `chosen` ones."""
-    parser = argparse.ArgumentParser(prog="vesalius", description="Text-prompted segmentation of your own images.")
+    parser = Parser(prog="vesalius", description="Text-prompted segmentation of your own images.")
     parser.add_argument("--version", action="version", version=version("vesalius"))
+    _add_shared_options(parser)
     parser.set_defaults(json=False, verbose=False)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, module in VERBS.items():
@@ -69,25 +72,30 @@ def build_parser(chosen: Collection[str]) -> argparse.ArgumentParser:
             name,
             help=module.__doc__,
             description=module.__doc__,
-            formatter_class=_HelpFormatter,
+            formatter_class=HelpFormatter,
             argument_default=argparse.SUPPRESS,
         )
-        command.set_defaults(run=module.run, parser=command)
+        command.set_defaults(run=module.run)
         if name in chosen:
             module.add_arguments(command)
-        command.add_argument("--json", action="store_true", help="print the result as JSON, as the last line of stdout")
-        command.add_argument(
-            "-v", "--verbose", action="store_true", help="print more messages, and the traceback of an error"
-        )
+        _add_shared_options(command)
     return parser
+
+
+def _add_shared_options(parser: Parser) -> None:
+    """Add --json and --verbose, which stand before or after the command."""
+    add = parser.add_argument
+    add("--json", action="store_true", help="print the result as JSON, as the last line of stdout")
+    add("-v", "--verbose", action="store_true", help="print more messages, and the traceback of an error")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code: 0 success, 1 error or failed items, 2 wrong usage."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    args, unknown = build_parser(arguments[:1]).parse_known_args(arguments)
-    if unknown:  # parse_args would print the usage of all commands
-        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    try:
+        args = build_parser([word for word in arguments if word in VERBS][:1]).parse_args(arguments)
+    except UsageError as error:
+        return _report(error, sys.stdout if "--json" in arguments else None)
     level = logging.INFO if args.verbose else logging.WARNING
     logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s: %(message)s")
     # SIGTERM, as from a canceled cluster job, cleans up like Ctrl-C
@@ -103,16 +111,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if args.verbose:
             traceback.print_exc()
-        known = _as_vesalius_error(error)
-        print(f"vesalius: {known}", file=sys.stderr)
-        if args.json:
-            print(to_json({"error": known.as_json()}), file=stdout)
-        return known.exit_code
+        return _report(_as_vesalius_error(error), stdout if args.json else None)
     finally:
         sys.stdout = stdout
     if args.json:
         print(to_json(result))
     return 1 if result.get("failed") else 0
+
+
+def _report(error: VesaliusError, stdout: Any) -> int:
+    """Print the error as a sentence to stderr, and as JSON to `stdout` unless it is None; returns the exit code."""
+    print(f"vesalius: {error}", file=sys.stderr)
+    if stdout is not None:
+        print(to_json({"error": error.as_json()}), file=stdout)
+    return error.exit_code
 
 
 def _as_vesalius_error(error: BaseException) -> VesaliusError:

@@ -6,6 +6,7 @@ import argparse
 from typing import get_args
 
 from vesalius.cli.arguments import MODEL, Result, given
+from vesalius.cli.parser import change
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -21,6 +22,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--for", dest="purpose", choices=get_args(Purpose), default="predict", help="use of the model")
     add(
         "--set",
+        type=change,
         metavar="a=b",
         nargs="+",
         action="extend",

@@ -11,10 +11,11 @@ from typing import Any, get_args
 
 from vesalius.cli import arguments
 from vesalius.cli.arguments import Result, defaults_of, given
+from vesalius.cli.parser import Parser, several_of
 from vesalius.progress import Progress
 
 
-def add_arguments(command: argparse.ArgumentParser) -> None:
+def add_arguments(command: Parser) -> None:
     from vesalius.jobs.folder import OUTPUT_KINDS, write_predictions
 
     add = command.add_argument
@@ -30,11 +31,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--out", type=Path, required=True, help=arguments.OUT)
     add(
         "--save",
+        type=several_of(OUTPUT_KINDS),
         default=",".join(defaults_of(write_predictions)["save"]),
         metavar=",".join(OUTPUT_KINDS),
         help="output types to write, separated by commas",
     )
     _add_video_options(command)
+    command.needs("--reprompt-every", "--propagation", "sam2")
     devices = command.add_argument_group("devices").add_mutually_exclusive_group()
     devices.add_argument(
         "--devices",
@@ -71,14 +74,13 @@ def run(args: argparse.Namespace) -> Result:
     from vesalius.jobs.clip_folder import prepare_clips
     from vesalius.jobs.folder import check_request, write_predictions
 
-    saves = args.save.split(",")
-    check_request(args.prompt, saves)
+    check_request(args.prompt, args.save)
     images = find_images(args.images)
     clips = given(args, "propagation reprompt_every")
     with _open(args) as opened, Progress(len(images), "predict") as progress:
-        segmenter, samples, worker = prepare_clips(*opened, images, args.prompt, saves, **clips)
+        segmenter, samples, worker = prepare_clips(*opened, images, args.prompt, args.save, **clips)
         summary = write_predictions(
-            segmenter, samples, args.prompt, args.out, save=saves, worker=worker, on_progress=progress.reach
+            segmenter, samples, args.prompt, args.out, save=args.save, worker=worker, on_progress=progress.reach
         )
     print(f"{args.out}: " + ", ".join(f"{count} {status}" for status, count in summary["coverage"].items()))
     if summary["answers"]:

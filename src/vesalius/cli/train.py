@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vesalius.cli.arguments import Result, given
-from vesalius.errors import SettingError
+from vesalius.cli.parser import change
+from vesalius.errors import UsageError
 from vesalius.progress import Progress
 
 
@@ -22,7 +23,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         default=None,
         help="recipe file, or the name of an included recipe, such as `arcade`",
     )
-    add("--set", metavar="a.b=c", nargs="+", action="extend", help="override settings of the recipe")
+    add("--set", type=change, metavar="a.b=c", nargs="+", action="extend", help="override settings of the recipe")
     add = command.add_mutually_exclusive_group().add_argument
     add("--resume", type=Path, metavar="RUN", help="continue the run in this folder")
     add("--overfit", type=int, metavar="N", help="overfit test: train and validate on the same N samples")
@@ -43,8 +44,8 @@ def run(args: argparse.Namespace) -> Result:
 
     folder = vars(args).get("resume")
     if (args.recipe is None) == (folder is None):
-        message = "give a recipe, or --resume RUN to continue a run"
-        raise SettingError(message, code="conflicting_settings", field="recipe")
+        message = "train: expected RECIPE, or --resume RUN to continue a run"
+        raise UsageError(message, code="wrong_usage", field="RECIPE")
     keep_freed_memory()
     settings = training.read_run_settings(folder or args.recipe, vars(args).get("set", []))
     if "find_lr" in args:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from vesalius.cli import arguments
 from vesalius.cli.arguments import Result, defaults_of, given
+from vesalius.cli.parser import Parser
 from vesalius.progress import Progress
 
 
-def add_arguments(command: argparse.ArgumentParser) -> None:
+def add_arguments(command: Parser) -> None:
     from vesalius.scoring.tune import TUNABLE, find_threshold
 
     add = command.add_argument

@@ -18,7 +18,7 @@ from vesalius.data.formats import check_there, detect, find_annotations
 from vesalius.data.grouping import group_of, note_on_groups, regroup
 from vesalius.data.image_files import find_images
 from vesalius.data.writers.formats import WRITERS
-from vesalius.errors import AnnotationError, SettingError
+from vesalius.errors import AnnotationError, SettingError, UsageError
 from vesalius.files import check_new, check_outside, replacing, write_json
 from vesalius.lineage import hash_file, versions
 from vesalius.types import MaskFile, Sample
@@ -56,7 +56,7 @@ def import_dataset(
             f"{to!r} is not an output format; choose one of {', '.join(WRITERS)}", code="bad_value", field="to"
         )
     if key is not None and not pseudonymize:
-        raise SettingError(
+        raise UsageError(
             "--key needs --pseudonymize; add it, or leave --key out", code="conflicting_settings", field="key"
         )
     check_there(source)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from vesalius.data.clips import group_clips
-from vesalius.errors import DataError, SettingError
+from vesalius.errors import DataError, SettingError, UsageError
 from vesalius.jobs.folder import ITEM_ERRORS, PredictedSample, Worker, fail_all, predict_and_write, write_predicted
 from vesalius.jobs.overlay_videos import with_videos
 from vesalius.jobs.prediction_log import Line
@@ -36,9 +36,7 @@ def prepare_clips(
     """
     videos = "video" in save
     if videos and "masks" not in save:
-        raise SettingError(
-            "--save video needs the masks; add masks to --save", code="conflicting_settings", field="save"
-        )
+        raise UsageError("--save video needs the masks; add masks to --save", code="conflicting_settings", field="save")
     if propagation == "frames":
         if reprompt_every is not None:
             raise SettingError(
@@ -50,7 +48,7 @@ def prepare_clips(
         worker = worker or partial(predict_and_write, cast(Segmenter, model))
     else:
         if worker is not None:
-            raise SettingError(
+            raise UsageError(
                 "--devices: masks propagate through a clip on one device only; leave --devices out",
                 code="conflicting_settings",
                 field="devices",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -13,8 +14,59 @@ from vesalius.errors import SettingError
 from vesalius.evaluation.metrics import METRICS
 from vesalius.models.specs import UNetShape
 from vesalius.models.trainable import GROUPS, NEW_TOKENS, TrainableSettings
+from vesalius.names import read_synonyms
 from vesalius.training.losses import LossSettings
 from vesalius.training.mixture import TaskSettings
+
+SYNONYMS = read_synonyms("""
+model: base base_model backbone checkpoint pretrained init_model weights model_name
+data.train: train train_data train_dir training_data dataset data_dir train_set
+data.val: val valid validation val_data val_dir valid_data eval_data test_data val_set
+data.prompt: prompt phrase text_prompt class_name
+unet.patch: patch_size crop_size crop
+trainable.preset: freeze unfreeze finetune_mode trainable_layers
+trainable.lora.language.rank: lora_r lora_rank r
+trainable.lora.language.alpha: lora_alpha
+trainable.lora.language.dropout: lora_dropout dropout
+trainable.lora.language.targets: lora_targets target_modules lora_target_modules
+trainable.quantization: load_in_4bit qlora bits
+trainable.gradient_checkpointing: activation_checkpointing grad_checkpointing checkpointing
+loss.bce: bce_weight loss_bce cross_entropy
+loss.dice: dice_weight loss_dice dice_loss
+loss.cldice: cldice_weight centerline_loss
+loss.focal: focal_weight focal_loss
+loss.class_balanced: class_weights pos_weight class_balance
+steps: max_steps iterations iters max_iters num_steps total_steps training_steps train_steps
+epochs: max_epochs num_epochs n_epochs num_train_epochs epochs_number
+minutes: max_time time_limit max_minutes
+batch_size: bs batch per_device_train_batch_size micro_batch_size train_batch_size images_per_batch
+num_workers: workers dataloader_num_workers n_workers loader_workers threads
+precision: dtype amp fp16 bf16 mixed_precision half
+optim.lr: learning_rate learningrate base_lr max_lr peak_lr
+optim.weight_decay: wd decay l2
+optim.betas: beta1 beta2 adam_betas adam_beta1 adam_beta2
+optim.max_grad_norm: clip grad_clip gradient_clip gradient_clip_val clip_grad_norm clip_norm grad_norm_clip
+optim.warmup_ratio: warmup warmup_steps warmup_epochs warm_up
+optim.gradient_accumulation_steps: accumulation accumulate accumulate_grad_batches grad_accum accum_steps grad_accumulation gradient_accumulation
+optim.ema_decay: ema ema_rate moving_average
+optim.lr_multipliers: lr_mult layer_lr param_groups
+augment: augmentation augmentations aug transforms
+augment.flip: hflip horizontal_flip fliplr random_flip
+augment.flip_vertical: vflip vertical_flip flipud
+augment.rotate_degrees: rotate rotation degrees
+augment.scale: zoom scaling
+augment.shift: translate translation
+augment.contrast: brightness color_jitter
+tasks.negatives: negative_samples negative_ratio
+validate.every_epochs: eval_every val_every eval_interval val_interval check_val_every_n_epoch validate_every eval_epochs
+validate.metric: monitor best_metric metric_for_best_model
+validate.patience: early_stopping early_stop early_stopping_patience
+validate.figures: num_figures n_figures pictures
+save_every_minutes: save_every save_interval checkpoint_every save_steps
+trackers: logger wandb tensorboard mlflow report_to
+seed: random_seed random_state manual_seed
+out: output output_dir out_dir run_dir save_dir work_dir
+""")
 
 
 def conflict(setting: str, message: str) -> SettingError:
@@ -91,6 +143,7 @@ class ValidateSettings(Settings):
 class RunSettings(Settings):
     """One training run. Give exactly one of `steps`, `epochs` and `minutes`."""
 
+    synonyms: ClassVar[Mapping[str, list[str]]] = SYNONYMS
     model: str
     """Initial model: a bundle, a run or a model name; `unet` is a new U-Net with one channel per phrase."""
     init: Literal["pretrained", "random"] = "pretrained"
