@@ -71,9 +71,10 @@ class Cached(Bright):
     def usage(self) -> Usage:
         return Usage(0, {"read": 0, "encoded": len(self.seen), "damaged": 0, "not_kept": 0})
 
-    def check_prompts(self, prompts: Iterable[str]) -> None:
+    def check_prompts(self, prompts: Iterable[str]) -> list[str]:
         if unknown := [prompt for prompt in prompts if prompt != "vessel"]:
             raise SettingError(f"knows no {unknown[0]!r}", code="unknown_phrase")
+        return []
 
 
 class LocalError(Exception):

@@ -36,7 +36,7 @@ def test_description_and_predict_are_enough_for_a_job(tmp_path: Path) -> None:
 def test_other_abilities_are_refused_with_the_name_of_the_model() -> None:
     model = LeftHalf()
     assert model.usage == Usage()
-    assert model.check_prompts(["any prompt"]) is None
+    assert model.check_prompts(["any prompt"]) == []
     for ask in (
         lambda: model.with_views(["flip"], ["vessel"]),
         lambda: model.check_video(5),

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vesalius.errors import SettingError
+from vesalius.phrases import describe_prompts
 from vesalius.types import Item, Prediction
 
 AnswerMode = Literal["verify", "generate", "force"]
@@ -41,6 +42,8 @@ class ModelDescription:
     """SHA-256 of the weights; None if it is unknown or there are no weights."""
     step: int | None = None
     """Training step of the weights; None if they were not trained by Vesalius."""
+    phrases: tuple[str, ...] | None = None
+    """Phrases that the model was trained on; None for an open vocabulary, or if they are unknown."""
     threshold: float | None = 0.5
     """Probability above which a pixel belongs to a mask; None for stored masks of unknown threshold."""
     threshold_origin: Mapping[str, Any] = field(default_factory=lambda: {"how": "default"})
@@ -98,9 +101,13 @@ class Described(ABC):
         """Counters since the model was opened."""
         return Usage()
 
-    def check_prompts(self, prompts: Iterable[str]) -> None:
-        """Raise one SettingError that lists all prompts that the model cannot answer; by default, it accepts all."""
-        return
+    def check_prompts(self, prompts: Iterable[str]) -> list[str]:
+        """Notes for the user on prompts that are asked under another spelling or are unknown to the model.
+
+        Raises one SettingError that lists all prompts that the model cannot answer; by default, it accepts all.
+        """
+        described = self.description
+        return describe_prompts(prompts, described.phrases, described.name)
 
 
 class Segmenter(Described):

@@ -6,7 +6,7 @@ Sizes are (h, w); points are (x, y) in pixels of the original image. Values are 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -22,6 +22,7 @@ from vesalius.files import replacing
 from vesalius.mask_maps import NO_MAPS, Full, LowRes, Maps
 from vesalius.masks import Rle, Size
 from vesalius.notebook import check_picture, draw_figure, encode_png
+from vesalius.phrases import Match
 from vesalius.visualization import overlay_phrases
 
 if TYPE_CHECKING:
@@ -169,6 +170,7 @@ class Prediction:
 
     id: str
     prompt: str
+    """The prompt as given."""
     status: Status
     size: Size
     """(h, w) of the original image."""
@@ -187,6 +189,12 @@ class Prediction:
     """Applied to the mask of each object, not to logits and probabilities."""
     error: str = ""
     """Reason for the status failed."""
+    phrase: str = ""
+    """The known phrase that the model was asked, if it is spelled otherwise than `prompt`: "blood vessel" for the prompt
+    "Blood Vessels"."""
+    unknown_phrase: bool = False
+    """True if the model lists the phrases it was trained on and `prompt` is none of them: the mask may show another
+    structure. Always False for a model with an open vocabulary."""
     read_image: Callable[[], np.ndarray] | None = field(default=None, repr=False, compare=False)
     """Reads the image again, uint8 (h, w, 3); None for predictions of items and of jobs, which keep no image."""
 
@@ -204,6 +212,12 @@ class Prediction:
         text = str(reason).encode(errors="backslashreplace").decode()
         error = " ".join(text.split()) or type(reason).__name__
         return cls(id, prompt, "failed", size, says_seg=False, error=error)
+
+    def labeled(self, matched: Match) -> Prediction:
+        """The same prediction as the answer to the prompt that was given, marked with the phrase that was asked."""
+        if self.prompt == matched.prompt and not matched.unknown:
+            return self
+        return replace(self, prompt=matched.prompt, phrase=matched.phrase, unknown_phrase=matched.unknown)
 
     @property
     def logits(self) -> np.ndarray:

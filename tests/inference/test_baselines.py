@@ -103,7 +103,7 @@ def test_a_single_window_equals_the_network(unet: Path) -> None:
 
 def test_a_phrase_without_a_channel_is_refused_with_the_known_ones(unet: Path) -> None:
     frame = np.zeros((32, 32, 3), np.uint8)
-    with raises_code(SettingError, "unknown_phrase", "'liver'", "vessel, catheter"):
+    with raises_code(SettingError, "unknown_phrase", '"liver"', '"vessel", "catheter"'):
         load_predictor(unet, device="cpu")(frame, "liver")
 
 
@@ -160,7 +160,7 @@ def test_phrases_without_a_channel_are_refused_together_before_the_job_starts(un
         lambda: evaluate(segmenter, [asked], out, num_workers=0),
         lambda: find_threshold(segmenter, Dataset.of([asked])),
     ):
-        with raises_code(SettingError, "unknown_phrase", "'liver', 'bone'", "vessel, catheter"):
+        with raises_code(SettingError, "unknown_phrase", '"liver", "bone"', '"vessel", "catheter"'):
             refused()
     assert not out.exists()
 

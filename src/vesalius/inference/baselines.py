@@ -7,20 +7,18 @@ the same mask for every phrase.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
 
-from vesalius.errors import SettingError
 from vesalius.extras import require
 from vesalius.inference.loaded import LoadedSegmenter, device_settings
 from vesalius.mask_maps import Full
 from vesalius.models.cards import ModelCard
 from vesalius.models.reference import FRANGI, ModelRef
-from vesalius.models.specs import UNetSpec
 from vesalius.models.stored_model import fingerprint_model
 from vesalius.models.unet import OpenedUNet, open_unet, standardize
 from vesalius.types import Item, Prediction
@@ -67,8 +65,11 @@ class Baseline(LoadedSegmenter):
 class UNetPredictor(Baseline):
     """U-Net inference: sliding windows with 50 % overlap, Gaussian blending, no mirroring.
 
-    `batch_size` is the number of windows per forward pass. SettingError for a phrase that the U-Net was not trained on.
+    `batch_size` is the number of windows per forward pass. A phrase that the U-Net was not trained on has no channel, so
+    it is always refused (SettingError, `unknown_phrase`).
     """
+
+    answers_unknown = False
 
     def __init__(self, opened: OpenedUNet, **settings: Any) -> None:
         super().__init__(opened.card, **settings)
@@ -80,14 +81,10 @@ class UNetPredictor(Baseline):
         window = {"patch": self.spec.patch, "overlap": OVERLAP, "phrases": list(self.spec.phrases)}
         return {**device_settings(self.model), **window}
 
-    def check_prompts(self, prompts: Iterable[str]) -> None:
-        check_channel(self.spec, *prompts)
-
     @torch.inference_mode()
     def _compute_logits(
         self, frame: UInt8[np.ndarray, "h w 3"], prompts: Sequence[str]
     ) -> Float32[np.ndarray, "n h w"]:
-        self.check_prompts(prompts)
         infer = require("monai.inferers", "baselines", "U-Nets").sliding_window_inference
         device = next(self.model.parameters()).device
         pixels = torch.from_numpy(standardize(frame))[None].to(device)
@@ -129,16 +126,6 @@ class FrangiFilter(Baseline):
         ratio = response / otsu if otsu > 0 else np.zeros_like(response)
         logits = np.log(np.maximum(ratio, FLOOR))
         return np.repeat(logits.astype(np.float32)[None], len(prompts), axis=0)
-
-
-def check_channel(spec: UNetSpec, *phrases: str) -> None:
-    """Raise SettingError for phrases that have no output channel in the U-Net."""
-    if unknown := [repr(phrase) for phrase in phrases if phrase not in spec.phrases]:
-        raise SettingError(
-            f"this U-Net has no channel for {', '.join(unknown)}; it was trained on: {', '.join(spec.phrases)}",
-            code="unknown_phrase",
-            field="prompt",
-        )
 
 
 def load_baseline(ref: ModelRef, *, device: str = "cpu", **settings: Any) -> Baseline:

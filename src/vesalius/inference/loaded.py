@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,12 +17,22 @@ from vesalius.cleaning import Cleaning
 from vesalius.data.pictures import Picture, as_pixels, check_frame, held, is_picture, picture_ids
 from vesalius.errors import SettingError
 from vesalius.models.cards import ModelCard, TtaGain
+from vesalius.phrases import Match, describe_prompts, match, refuse_unknown
 from vesalius.segmenter import ModelDescription, Segmenter
 from vesalius.types import Item, Prediction
 
+log = logging.getLogger(__name__)
+
 
 class LoadedSegmenter(Segmenter):
-    """A segmenter with a model card, a threshold and a name."""
+    """A segmenter with a model card, a threshold and a name.
+
+    If the card lists the model's phrases, each prompt is first compared with them (`phrases.py`), for images and clips
+    alike. Notes on prompts are logged once for each prompt, unless `check_prompts` has returned them before.
+    """
+
+    answers_unknown = True
+    """Whether the model gives a mask for a phrase that its card does not list; if not, such a phrase is refused."""
 
     def __init__(
         self,
@@ -33,9 +44,11 @@ class LoadedSegmenter(Segmenter):
         name: str = "",
         fingerprint: str | None = None,
         gain: TtaGain | None = None,
+        strict_phrases: bool = False,
     ) -> None:
         """`threshold` defaults to the card's, or with test-time augmentation to the one tuned for it (`gain`).
 
+        With `strict_phrases` a prompt that is none of the card's phrases is refused (SettingError, `unknown_phrase`).
         SettingError for a threshold outside (0, 1), and for a batch size below 1.
         """
         check_kind(batch_size, int, "batch_size", "a whole number")
@@ -56,6 +69,10 @@ class LoadedSegmenter(Segmenter):
         self.batch_size = batch_size
         self.name = name or card.kind
         self.fingerprint = fingerprint
+        self.strict_phrases = strict_phrases or not self.answers_unknown
+        self._matches: dict[str, Match] = {}
+        self._noted: set[str] = set()
+        """Prompts with notes that were logged, or returned by `check_prompts`."""
 
     @property
     @abstractmethod
@@ -82,6 +99,7 @@ class LoadedSegmenter(Segmenter):
             kind=card.kind,
             fingerprint=self.fingerprint,
             step=card.step,
+            phrases=card.phrases,
             threshold=self.threshold,
             threshold_origin=origin,
             settings=cleaning | self._settings,
@@ -91,6 +109,28 @@ class LoadedSegmenter(Segmenter):
             training_perceptual_hashes=card.training_perceptual_hashes,
             tuning_images=card.tuning_images if tuned else (),
         )
+
+    def check_prompts(self, prompts: Iterable[str]) -> list[str]:
+        """Notes as for `Segmenter`; SettingError for unknown phrases with `strict_phrases`."""
+        given = list(dict.fromkeys(prompts))
+        if self.strict_phrases:
+            refuse_unknown(given, self.model_card.phrases, self.name)
+        self._noted.update(given)
+        return describe_prompts(given, self.model_card.phrases, self.name)
+
+    def match_prompts(self, prompts: Iterable[str]) -> list[Match]:
+        """The phrase to ask for each prompt; logs notes on prompts that were not checked before.
+
+        SettingError for unknown phrases with `strict_phrases`.
+        """
+        given = list(prompts)
+        if new := [prompt for prompt in given if prompt not in self._noted]:
+            for note in self.check_prompts(new):
+                log.warning("%s", note)
+        for prompt in given:
+            if prompt not in self._matches:
+                self._matches[prompt] = match(prompt, self.model_card.phrases)
+        return [self._matches[prompt] for prompt in given]
 
     @overload
     def __call__(self, image: Picture, prompt: str, *, frame: int | None = None) -> Prediction: ...
@@ -153,21 +193,32 @@ class LoadedSegmenter(Segmenter):
                 code="no_prompt",
                 field="prompts",
             )
-        return self._predict_items(listed)
+        return self._answer(listed)
+
+    def _answer(self, items: Sequence[Item]) -> list[Prediction]:
+        """One prediction for each (item, prompt), in order; the model is asked the phrase that matches each prompt."""
+        matches = [self.match_prompts(item.prompts) for item in items]
+        asked = [
+            replace(item, prompts=tuple(each.asked for each in its), masks=None)
+            for item, its in zip(items, matches, strict=True)
+        ]
+        predictions = self._predict_items(asked)
+        given = (each for its in matches for each in its)
+        return [prediction.labeled(each) for prediction, each in zip(predictions, given, strict=True)]
 
     @abstractmethod
     def _predict_items(self, items: Sequence[Item]) -> list[Prediction]:
-        """One prediction for each (item, prompt), in order, without using the masks of the items."""
+        """One prediction for each (item, prompt), in order; the prompts are the phrases to ask, and there are no masks."""
 
     def _predict_pictures(
         self, images: Sequence[Any], prompts: tuple[str, ...], frame: int | None
     ) -> Iterator[list[Prediction]]:
         """The predictions for each image; at most `batch_size` images are in memory."""
-        self.check_prompts(prompts)
+        self.match_prompts(prompts)
         named = iter(zip(images, picture_ids(images, frame), strict=True))
         while some := list(islice(named, self.batch_size)):
             items = [Item(name, as_pixels(image, frame, name=name)[None], prompts) for image, name in some]
-            found = iter(self._predict_items(items))
+            found = iter(self._answer(items))
             for image, _ in some:
                 source = partial(as_pixels, image, frame)
                 yield [replace(each, read_image=source) for each in islice(found, len(prompts))]

@@ -99,7 +99,7 @@ class Predictor(LoadedSegmenter):
         while done < len(items):
             some = items[done : done + self.batch_size]
             try:
-                predictions += self._predict_batch([replace(item, masks=None) for item in some])
+                predictions += self._predict_batch(some)
             except (RuntimeError, MemoryError) as error:
                 if len(some) == 1 or not _is_out_of_memory(error):
                     raise
@@ -128,9 +128,11 @@ class Predictor(LoadedSegmenter):
         check_phrases(prompts, tried.views)
         return tried, tried.views
 
-    def check_prompts(self, prompts: Iterable[str]) -> None:
-        """Raise SettingError for prompts that name a side if flip is among the views."""
-        check_phrases(prompts, self.views)
+    def check_prompts(self, prompts: Iterable[str]) -> list[str]:
+        """As in `LoadedSegmenter`; also SettingError for prompts that name a side if flip is among the views."""
+        given = list(prompts)
+        check_phrases(given, self.views)
+        return super().check_prompts(given)
 
     def prepare(self, item: Item) -> Item:
         return Preprocessed(item.id, item.frames, item.prompts, inputs=self.processor.preprocess(item))
@@ -146,7 +148,6 @@ class Predictor(LoadedSegmenter):
 
     @torch.inference_mode()
     def _predict_batch(self, items: Sequence[Item]) -> list[Prediction]:
-        self.check_prompts(prompt for item in items for prompt in item.prompts)
         parameter = next(self.model.parameters())
         raw = [item for item in items if not isinstance(item, Preprocessed)]
         made = iter(map_on_cores(self.processor.preprocess, raw))

@@ -196,7 +196,14 @@ class _Answers:
         return predictions
 
     def of_failure(self, name: str, error: DataError) -> list[Prediction]:
-        return [Prediction.failure(name, each.prompt, each.size, error) for each in self.templates]
+        return [
+            replace(
+                Prediction.failure(name, each.prompt, each.size, error),
+                phrase=each.phrase,
+                unknown_phrase=each.unknown_phrase,
+            )
+            for each in self.templates
+        ]
 
 
 @torch.inference_mode()
@@ -205,17 +212,20 @@ def _ask(predictor: Predictor, frames: Sequence[np.ndarray], prompts: Sequence[s
     processor, parameter = predictor.processor, next(predictor.model.parameters())
     pictures = [Image.fromarray(frame) for frame in frames]
     size = frames[0].shape[0], frames[0].shape[1]
+    matches = predictor.match_prompts(prompts)
     templates: list[Prediction] = []
     embeddings: list[torch.Tensor] = []
     prompt_of: list[int] = []
     for start in range(0, len(prompts), predictor.batch_size):
-        some = prompts[start : start + predictor.batch_size]
-        batch = read_prompts(processor, pictures, some, answered=predictor.answer == "force")
+        some = matches[start : start + predictor.batch_size]
+        phrases = [each.asked for each in some]
+        batch = read_prompts(processor, pictures, phrases, answered=predictor.answer == "force")
         answer = predictor.answer_batch(batch.to(parameter.device, parameter.dtype))
         embeddings.append(answer.seg.embedding)
         prompt_of += [start + row for row in answer.seg.row.tolist()]
         templates += [
-            replace(predictor.text_prediction(answer, row, prompt), size=size) for row, prompt in enumerate(some)
+            replace(predictor.text_prediction(answer, row, each.asked), size=size).labeled(each)
+            for row, each in enumerate(some)
         ]
     prompts_of_seg = np.array(prompt_of, dtype=np.int64)
     return _Answers(templates, processor.spec.sam_size, torch.cat(embeddings), prompts_of_seg)

@@ -89,8 +89,8 @@ class ClipSegmenter(Described):
     def usage(self) -> Usage:
         return self._segmenter.usage
 
-    def check_prompts(self, prompts: Iterable[str]) -> None:
-        self._segmenter.check_prompts(prompts)
+    def check_prompts(self, prompts: Iterable[str]) -> list[str]:
+        return self._segmenter.check_prompts(prompts)
 
     def predict_and_write(
         self, samples: Iterable[Sample], out: Path, save: Sequence[str]

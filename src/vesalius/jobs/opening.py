@@ -31,18 +31,25 @@ def load_predictor(
     device: str | None = None,
     gpus: str | None = None,
     quantization: Quantized | None = None,
+    strict_phrases: bool = False,
 ) -> OfficialPredictor | Baseline:
     """Open MODEL (a bundle, a run, an official folder, or `tiny`) for prediction: float32 on a CPU, bfloat16 on a GPU.
 
     `threshold` defaults to the bundle's, `device` to a GPU if available. `answer`, `tiles`, `cleaning`, `batch_size`,
     `tta` and `cache` are documented in `Predictor`. `gpus`, such as 2x24GiB, splits one model over several GPUs as
     `vesalius plan` proposes. `quantization` stores the matrices of the vision-language model with 8 or 4 bits per value
-    and needs the extra `quantization`. The baselines, U-Net and `frangi`, always predict in float32 and ignore
+    and needs the extra `quantization`. `strict_phrases` refuses prompts that are none of the phrases in the model's card;
+    without it they are asked, logged once and marked (`Prediction.unknown_phrase`). The baselines, U-Net and `frangi`, always predict in float32 and ignore
     `answer`. SettingError for a baseline with `tiles`, `tta`, `cache`, `gpus` or `quantization`, for a device that this
     machine does not have, and for GPUs that cannot hold the model.
     """
     ref = resolve_model(model)
-    asked: dict[str, Any] = {"threshold": threshold, "cleaning": cleaning, "batch_size": batch_size}
+    asked: dict[str, Any] = {
+        "threshold": threshold,
+        "cleaning": cleaning,
+        "batch_size": batch_size,
+        "strict_phrases": strict_phrases,
+    }
     if ref.is_baseline:
         refused = {"tiles": tiles, "tta": tta, "cache": cache, "gpus": gpus, "quantization": quantization}
         for setting in (name for name, value in refused.items() if value):

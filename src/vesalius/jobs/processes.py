@@ -186,9 +186,12 @@ class Processes(Described):
                 cache[name] = cache.get(name, 0) + count
         return Usage(sum(each.batch_halved for each in self._usage), cache)
 
-    def check_prompts(self, prompts: Iterable[str]) -> None:
-        """Raise SettingError for prompts that the model cannot answer; the first process checks them."""
-        self.processes[0].submit(_check, tuple(prompts)).result()
+    def check_prompts(self, prompts: Iterable[str]) -> list[str]:
+        """Notes as for `Segmenter`; every process checks the prompts, so none of them logs the notes itself."""
+        given = tuple(prompts)
+        checked = [process.submit(_check, given) for process in self.processes]
+        notes = [each.result() for each in checked]
+        return notes[0]
 
     def predict_and_write(
         self, samples: Iterable[Sample], out: Path, save: Sequence[str]
@@ -220,8 +223,8 @@ def _describe(segmenter: Segmenter) -> ModelDescription:
     return segmenter.description
 
 
-def _check(segmenter: Segmenter, prompts: tuple[str, ...]) -> None:
-    segmenter.check_prompts(prompts)
+def _check(segmenter: Segmenter, prompts: tuple[str, ...]) -> list[str]:
+    return segmenter.check_prompts(prompts)
 
 
 def _predict_chunk(

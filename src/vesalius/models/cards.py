@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vesalius.config import Settings, make_settings
 from vesalius.errors import CheckpointError, SettingError
@@ -59,6 +59,10 @@ class ModelCard(Settings):
     kind: str
     threshold: float = Field(default=0.5, gt=0, lt=1)
     threshold_origin: ThresholdOrigin = ThresholdOrigin()
+    phrases: tuple[str, ...] | None = None
+    """Phrases of the last training run, for a model trained from random weights or from a model with such a list; None
+    for an open vocabulary, as of official models and of models fine-tuned from them. Phrases of earlier runs are not
+    listed, because fine-tuning can erase them."""
     step: int | None = None
     """Training step of these weights; None if they were not trained with Vesalius."""
     lineage: dict[str, Any] = Field(default_factory=dict)
@@ -97,6 +101,13 @@ class UNetCard(ModelCard):
 
     kind: Literal["unet"] = "unet"
     spec: UNetSpec
+
+    @model_validator(mode="before")
+    @classmethod
+    def _phrases_of_channels(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """The known phrases are those of the output channels."""
+        spec = values.get("spec")
+        return {**values, "phrases": spec.phrases if isinstance(spec, UNetSpec) else dict(spec or {}).get("phrases")}
 
 
 KINDS: dict[str, type[Card] | type[UNetCard]] = {"textseg": Card, "unet": UNetCard}

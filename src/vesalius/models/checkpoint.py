@@ -330,4 +330,4 @@ def new_model(name: str, seed: int) -> OpenedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build(spec, processor.seg_id)
-    return OpenedModel(model, processor, Card(spec=spec))
+    return OpenedModel(model, processor, Card(spec=spec, phrases=()))

@@ -21,6 +21,7 @@ from vesalius.models.reference import resolve_model
 from vesalius.models.stored_model import fingerprint_model
 from vesalius.models.token_rows import new_tokens
 from vesalius.models.trainable import set_trainable
+from vesalius.phrases import list_phrases, unknown_prompts
 from vesalius.training.context import Monitoring, TrainingContext, ignore
 from vesalius.training.distributed import Process
 from vesalius.training.ema import WeightAverage
@@ -66,7 +67,10 @@ def prepare(
         on_overlap = monitoring.on_note if overfit is None else ignore
         images, hashes = _read_all(mixture, val_set, learner, on_overlap)
         about = {"data": mixture.fingerprint(), "overfit": overfit, "settings": settings.model_dump(mode="json")}
-        card = _next_card(card, about) if resume else _first_card(card, {**origin, **about}, images.values(), hashes)
+        if resume:
+            card = _next_card(card, about)
+        else:
+            card = _first_card(card, {**origin, **about}, images.values(), hashes, mixture.phrases)
     if not resume and settings.projector == "fitted" and isinstance(learner, TextSegLearner):
         device = torch.device("cpu") if process.shards else process.device
         fit_projector(learner.opened, train_set.samples, device, settings.seed, monitoring.on_note)
@@ -87,10 +91,16 @@ def prepare(
     )
 
 
-def _first_card(card: ModelCard, lineage: dict[str, Any], images: Iterable[str], hashes: Iterable[str]) -> ModelCard:
-    """Model card of a new run: the initial model's card plus the hashes of the training images."""
+def _first_card(
+    card: ModelCard, lineage: dict[str, Any], images: Iterable[str], hashes: Iterable[str], phrases: Iterable[str]
+) -> ModelCard:
+    """Model card of a new run: the initial model's card plus the hashes of the training images.
+
+    The training phrases replace the list of the initial model; without a list (open vocabulary) there is none.
+    """
     return card.changed(
         lineage=lineage,
+        phrases=None if card.phrases is None else tuple(phrases),
         # the weights have also seen the training images of the initial model
         training_images=tuple(sorted({*(card.training_images or ()), *images})),
         trained_on_unknown=card.saw_unknown_images,
@@ -160,10 +170,16 @@ def _describe(train_set: Dataset, val_set: Dataset | None, mixture: Mixture) -> 
         yield f"{dataset.name}: {len(dataset.samples)} images, format {dataset.format}"
         yield from dataset.notes
     yield from mixture.notes()
+    validated = [prompt for sample in (val_set.samples if val_set else ()) for prompt in sample.prompts]
+    if untrained := unknown_prompts(validated, mixture.phrases):
+        yield (
+            f"validation phrases that the training data lack: {list_phrases(untrained)}; their scores do not show what "
+            "the run learns"
+        )
     if val_set is None or val_set is train_set or val_set.root != train_set.root:
         return  # group names are comparable only within one dataset
-    trained, validated = ({sample.group for sample in each.samples} - {None} for each in (train_set, val_set))
-    if shared := len(trained & validated):
+    trained, tested = ({sample.group for sample in each.samples} - {None} for each in (train_set, val_set))
+    if shared := len(trained & tested):
         yield f"{shared} groups (patients, sequences) are in both training and validation data: scores will be too high"
 
 

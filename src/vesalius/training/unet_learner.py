@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from jaxtyping import Bool
 
-from vesalius.inference.baselines import UNetPredictor, check_channel
+from vesalius.inference.baselines import UNetPredictor
 from vesalius.masks import Size
 from vesalius.models.cards import UNetCard
 from vesalius.models.reference import resolve_model
 from vesalius.models.specs import UNetShape
 from vesalius.models.stored_model import fingerprint_model
 from vesalius.models.unet import NAME, OpenedUNet, new_unet, open_unet, standardize, with_phrases, write_unet
+from vesalius.phrases import refuse_unknown
 from vesalius.training.losses import LossSettings, binary_cross_entropy, focal_loss, soft_cldice_loss
 from vesalius.training.run_folder import RunFolder
 from vesalius.training.settings import RunSettings, conflict
@@ -68,8 +69,8 @@ class UNetLearner:
         return {"U-Net": list(self.opened.model.parameters())}
 
     def check_phrase(self, phrase: str) -> None:
-        """Raise SettingError for a phrase without a channel."""
-        check_channel(self.opened.card.spec, phrase)
+        """Raise SettingError for a phrase without a channel, such as one that occurs in the validation data only."""
+        refuse_unknown([phrase], self.opened.card.phrases, "this U-Net")
 
     def check_turns(self, turns: Sequence[Turn], size: Size) -> None:
         """Raise SettingError: a U-Net cannot learn conversations."""

@@ -47,6 +47,7 @@ def score_samples(
     If the target is empty and the model itself would not answer [SEG], the forced mask is replaced by an empty one, as
     in `vesalius evaluate`. Raises DataError for an unreadable sample.
     """
+    segmenter.check_prompts(prompt for sample in samples for prompt in sample.prompts)  # `prepare` has given the notes
     rows: list[AnswerScores] = []
     size = segmenter.description.batch_size
     loaded = load_items(samples)
