@@ -16,7 +16,8 @@ from vesalius.progress import Progress
 
 
 def add_arguments(command: Parser) -> None:
-    from vesalius.jobs.folder import OUTPUT_KINDS, write_predictions
+    from vesalius.jobs.folder import write_predictions
+    from vesalius.jobs.outputs import OUTPUT_KINDS
 
     add = command.add_argument
     add("model", metavar="MODEL", help=arguments.MODEL_OR_BASELINE)

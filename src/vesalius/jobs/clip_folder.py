@@ -12,7 +12,8 @@ from typing import Any, cast
 
 from vesalius.data.clips import group_clips
 from vesalius.errors import DataError, SettingError, UsageError
-from vesalius.jobs.folder import ITEM_ERRORS, PredictedSample, Worker, fail_all, predict_and_write, write_predicted
+from vesalius.jobs.folder import ITEM_ERRORS, Worker, fail_all, predict_and_write, write_predicted
+from vesalius.jobs.outputs import PredictedSample
 from vesalius.jobs.overlay_videos import with_videos
 from vesalius.jobs.prediction_log import Line
 from vesalius.segmenter import Described, ModelDescription, Segmenter, Usage

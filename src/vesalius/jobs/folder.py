@@ -7,41 +7,30 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import AbstractContextManager, closing, suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-from PIL import Image
-
-from vesalius.colors import Color, phrase_colors
 from vesalius.data.dataset import load_item
 from vesalius.data.decoders.frame_files import FrameReader
 from vesalius.errors import DataError, SettingError
-from vesalius.files import replacing, to_json
+from vesalius.files import to_json
 from vesalius.jobs.dicom_segmentations import SegmentationFolder
-from vesalius.jobs.prediction_log import FILES, Line, PredictionLog
+from vesalius.jobs.outputs import OUTPUT_KINDS, PredictedSample, write_outputs
+from vesalius.jobs.prediction_log import Line, PredictionLog
 from vesalius.lineage import versions
-from vesalius.masks import Size, encode_rle
-from vesalius.names import result_stems
+from vesalius.masks import Size
 from vesalius.parallel import map_in_threads
 from vesalius.segmenter import Described, ModelDescription, Segmenter
 from vesalius.types import Item, Prediction, Sample
-from vesalius.visualization import overlay
 
-OUTPUT_KINDS = ("masks", "probs", "overlay", "rle", "dicom", "video")
-"""masks: PNG 0/255; probs: float32 .npz; overlay: PNG of the image with its mask; rle: COCO RLE in `predictions.jsonl`;
-dicom: one segmentation object per DICOM file; video: overlay (MP4) and masks (MKV) of each clip."""
 MAX_CHARACTERS = 2000
 """Maximum number of characters of a prompt (a phrase or a question)."""
 ITEM_ERRORS = (RuntimeError, ValueError, MemoryError, SettingError)
 """Exceptions that fail only the item; all others abort the job."""
-
-PredictedSample = tuple[Sample, Item | None, list[Prediction]]
-"""A sample, its item (None if it cannot be read), and one prediction per prompt."""
 
 
 def predict_samples(segmenter: Segmenter, samples: Iterable[Sample]) -> Generator[PredictedSample, None, None]:
@@ -170,7 +159,7 @@ def write_predicted(
     predicted: Generator[PredictedSample, None, None], out: Path, save: Sequence[str], ahead: int
 ) -> Generator[list[Line], None, None]:
     """Write the files of predictions in threads, up to `ahead` samples at a time; yields the lines of each sample."""
-    write = partial(_write, out, save)
+    write = partial(write_outputs, out, save)
     with closing(predicted), closing(map_in_threads(write, predicted, ahead, _bytes_of_predicted)) as written:
         yield from written
 
@@ -240,59 +229,3 @@ def _bytes_of_predicted(each: PredictedSample | list[Line]) -> int:
     if isinstance(each, list) or each[1] is None:
         return 0
     return 3 * each[1].frames.nbytes
-
-
-def _write(out: Path, save: Sequence[str], predicted: PredictedSample) -> list[Line]:
-    sample, item, predictions = predicted
-    colors = phrase_colors(sample.prompts)
-    return [
-        _line(
-            prediction,
-            {} if item is None else _write_files(prediction, item, out, name, save, colors[prediction.prompt]),
-            save,
-        )
-        for prediction, name in zip(predictions, result_stems(sample.id, sample.prompts), strict=True)
-    ]
-
-
-def _line(prediction: Prediction, written: dict[str, str], save: Sequence[str]) -> Line:
-    line: Line = {
-        "id": prediction.id,
-        "prompt": prediction.prompt,
-        "status": prediction.status,
-        "text": prediction.text,
-        "says_seg": prediction.says_seg,
-        "answered": prediction.answered,
-        "score": max(prediction.scores, default=None),
-        "size": list(prediction.size),
-    }
-    if prediction.status == "failed":
-        return {**line, "error": prediction.error}
-    if {"rle", "dicom"} & set(save):
-        line["rle"] = encode_rle(prediction.mask)
-    return {**line, **written}
-
-
-def _write_files(
-    prediction: Prediction, item: Item, out: Path, name: str, save: Sequence[str], color: Color
-) -> dict[str, str]:
-    """Write the outputs in `save`, and return their paths relative to `out` by kind."""
-    if prediction.status == "failed":
-        return {}
-    written: dict[str, str] = {}
-
-    def new_file(kind: str, suffix: str) -> AbstractContextManager[Path]:
-        written[kind] = f"{FILES[kind]}/{name}{suffix}"
-        return replacing(out / written[kind])
-
-    if "masks" in save:
-        with new_file("mask", ".png") as path:
-            Image.fromarray(prediction.mask.astype(np.uint8) * 255).save(path, format="PNG")
-    if "probs" in save:
-        with new_file("probabilities", ".npz") as path, path.open("wb") as stream:
-            np.savez_compressed(stream, probabilities=prediction.probabilities)
-    if "overlay" in save:
-        with new_file("overlay", ".png") as path:
-            # compression level 1 takes a third of the time and adds a third to the file size
-            overlay(item.frames[0], prediction.mask, color).save(path, format="PNG", compress_level=1)
-    return written
