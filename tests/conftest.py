@@ -18,6 +18,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # the stored numbers were computed on a CPU
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
+# the language does not depend on the locale
+os.environ["VESALIUS_LANG"] = "en"
+
 # tests keep their fingerprint cache out of the home folder
 CACHE = tempfile.TemporaryDirectory(prefix="vesalius-test-cache-")
 os.environ["XDG_CACHE_HOME"] = CACHE.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
 from pathlib import Path
@@ -91,8 +92,8 @@ def test_words_that_look_like_options_may_be_values(tmp_path: Path) -> None:
 
 
 def test_synonyms_stand_for_names_that_exist() -> None:
-    parsers = [next(a for a in build_parser(VERBS)._actions if a.choices).choices or {}]
-    options = {name for each in parsers for verb in each.values() for name in verb._option_string_actions}
+    [commands] = [each for each in build_parser(VERBS)._actions if isinstance(each, argparse._SubParsersAction)]
+    options = {name for command in commands.choices.values() for name in command._option_string_actions}
     assert {each for names in COMMAND_SYNONYMS.values() for each in names} <= set(VERBS)
     assert {each for names in OPTION_SYNONYMS.values() for each in names} <= options
     assert {each for names in SYNONYMS.values() for each in names} <= set(_paths(RunSettings))

@@ -31,9 +31,11 @@ from vesalius.cli import (
     train,
     tune,
 )
+from vesalius.cli.help import HelpFormatter
 from vesalius.cli.parser import Parser
 from vesalius.errors import UsageError, VesaliusError
 from vesalius.files import to_json
+from vesalius.language import LANGUAGES, speaking
 
 VERBS = {
     "synth": synth,
@@ -53,16 +55,14 @@ VERBS = {
 """Command -> module: its docstring is the summary, `add_arguments` fills the parser, `run` executes the command."""
 
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the default of each argument that has one."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
-
-
 def build_parser(chosen: Collection[str]) -> Parser:
     """The parser of all commands, with arguments only for the `chosen` ones."""
-    parser = Parser(prog="vesalius", description="Text-prompted segmentation of your own images.")
+    parser = Parser(
+        prog="vesalius",
+        description="Text-prompted segmentation of your own images.",
+        formatter_class=HelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
     parser.add_argument("--version", action="version", version=version("vesalius"))
     _add_shared_options(parser)
     parser.set_defaults(json=False, verbose=False)
@@ -83,8 +83,9 @@ def build_parser(chosen: Collection[str]) -> Parser:
 
 
 def _add_shared_options(parser: Parser) -> None:
-    """Add --json and --verbose, which stand before or after the command."""
+    """Add --lang, --json and --verbose, which stand before or after the command."""
     add = parser.add_argument
+    add("--lang", choices=LANGUAGES, help="language of help, pages and figures; default: the language of the locale")
     add("--json", action="store_true", help="print the result as JSON, as the last line of stdout")
     add("-v", "--verbose", action="store_true", help="print more messages, and the traceback of an error")
 
@@ -92,6 +93,18 @@ def _add_shared_options(parser: Parser) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code: 0 success, 1 error or failed items, 2 wrong usage."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    with speaking(_language(arguments)):
+        return _run(arguments)
+
+
+def _language(arguments: Sequence[str]) -> str | None:
+    """The value of --lang, before the words are parsed, because --help ends the parsing."""
+    pairs = [(word, after) for word, after in zip(arguments, [*arguments[1:], ""], strict=True) if word == "--lang"]
+    pairs += [("--lang", word[7:]) for word in arguments if word.startswith("--lang=")]
+    return next((value for _, value in pairs if value in LANGUAGES), None)
+
+
+def _run(arguments: Sequence[str]) -> int:
     try:
         args = build_parser([word for word in arguments if word in VERBS][:1]).parse_args(arguments)
     except UsageError as error:
