@@ -187,10 +187,10 @@ not_a_cache: a cache folder contains other files, or overlaps the output folder 
 unknown_phrase: the model was not trained on a phrase | use one of the phrases of the model's card
 # training
 no_run: a folder contains no run, or is a checkpoint inside a run | name the folder with config.yaml and log.jsonl
-no_checkpoint: a run has no checkpoint to resume from | start a new run, or continue from the best checkpoint
+no_checkpoint: a run has no checkpoint to resume from | start it anew with the command that began it, or continue from the best checkpoint
 damaged_checkpoint: a training checkpoint, its state or its links are truncated or damaged | copy it again (a run with cp -a), or continue from the best checkpoint as the message says
 damaged_log: a log has a line that is not a JSON object with a step | correct or remove the line
-changed_setting: a setting that must not change differs when a run is resumed | restore it, or start a new run from the checkpoint
+changed_setting: a setting that must not change differs when a run is resumed or started anew | restore it, or start a new run
 changed_data: the training data changed before a run was resumed | restore them, or start a new run from the checkpoint
 no_examples: a task has a weight above 0 but no training example | set its weight to 0, or add data
 nothing_to_learn: no training sample has a mask | annotate masks

@@ -69,21 +69,37 @@ def test_the_overfit_test_passes_from_a_dice_of_0_9_on() -> None:
     assert overfit_result(lines(None)).startswith("overfit test failed: Dice is undefined")
 
 
-def test_prompt_collapse_is_reported_once() -> None:
-    def line(predictions: float | None, targets: float | None) -> dict[str, Any]:
-        return {"step": 30, "prediction_similarity": predictions, "target_similarity": targets}
+def test_prompt_collapse_is_reported_where_it_lasts() -> None:
+    def warning(*similarities: tuple[float | None, float | None], **about: bool) -> str | None:
+        found = [
+            {"step": 10 * number, "prediction_similarity": predictions, "target_similarity": targets}
+            for number, (predictions, targets) in enumerate(similarities)
+        ]
+        return find_prompt_collapse(found, **{"refitted": False, "from_random": False, **about})
 
-    def warning(*lines: dict[str, Any], fitted: bool = False) -> str | None:
-        return find_prompt_collapse(lines, fitted)
-
-    assert warning(line(0.9, 0.5)) == (
-        "prompt collapse at step 30: different phrases give the same mask (Dice between predictions 0.90, between targets "
-        "0.50); for phrases that are new to the model set projector: fitted and trainable: decoder"
+    one, different = (0.97, 0.02), (0.89, 0.02)
+    assert warning(one) is None and warning(one, one) is None, "usual in the first validations"
+    assert warning((0.9, 0.5), (0.9, 0.5), (0.9, 0.5)) == (
+        "prompt collapse from step 0 to 20: different phrases give the same mask (Dice between predictions 0.90, between "
+        "targets 0.50); for phrases that are new to the model set projector: fitted and trainable: decoder"
     )
-    assert "train more steps" in (warning(line(0.97, 0.02), fitted=True) or "")
-    assert warning(line(0.89, 0.02)) is None
-    assert warning(line(0.97, 0.51)) is None, "synonyms"
-    assert warning(line(None, None)) is None, "one phrase per image"
-    assert warning(line(0.97, 0.02), line(0.97, 0.02)) is None, "already reported"
-    assert warning(line(0.5, 0.02), line(0.97, 0.02)) is not None
-    assert warning({"step": 30}, line(0.97, 0.02)) is not None, "a line without similarities"
+    assert "from step 10 to 30" in (warning(different, one, one, one) or "")
+    assert warning(one, one, one, one) is None, "already reported"
+    assert warning(one, one, different) is None
+    assert warning((0.97, 0.51), (0.97, 0.51), (0.97, 0.51)) is None, "synonyms"
+    assert warning((None, None), (None, None), (None, None)) is None, "one phrase per image"
+
+    assert "prompt collapse at step 0:" in (warning(one, ended=True) or "")
+    assert "from step 0 to 30" in (warning(one, one, one, one, ended=True) or "")
+    assert warning(one, one, one, ended=True) is None, "reported a moment ago"
+    assert warning(one, one, different, ended=True) is None and warning(ended=True) is None
+
+    def advice(**about: bool) -> str:
+        return (warning(one, one, one, **about) or "").partition("; ")[2]
+
+    assert (
+        advice(from_random=True)
+        == "train more steps, which random weights need until phrases differ, or set projector: fitted"
+    )
+    assert advice(from_random=True, refitted=True) == "train more steps"
+    assert advice(refitted=True) == "train more steps, and keep the language model frozen (trainable: decoder)"

@@ -83,7 +83,7 @@ def check_card(bundle: Path, line: dict[str, Any], data: Path) -> None:
     open_model(bundle)
 
 
-def test_prompt_collapse_is_reported_once(tmp_path: Path) -> None:
+def test_prompt_collapse_is_reported_at_the_end_of_a_short_run(tmp_path: Path) -> None:
     """The targets are the left and the right half of each image; for two unknown phrases the model predicts one mask."""
     write_dataset(tmp_path / "set", 2, seed=7, size=96)
     path = tmp_path / "set/annotations.json"
@@ -100,7 +100,7 @@ def test_prompt_collapse_is_reported_once(tmp_path: Path) -> None:
     assert {line["target_similarity"] for line in validations} == {0.0}
     assert min(line["prediction_similarity"] for line in validations) > 0.9
     (note,) = (note for note in notes if "prompt collapse" in note)
-    assert "prompt collapse at step 0:" in note
+    assert "prompt collapse from step 0 to 1:" in note
     assert note.endswith("set projector: fitted and trainable: decoder")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from vesalius.errors import TrainingError
@@ -17,6 +18,8 @@ COLLAPSED = 0.9
 """Prompt collapse: minimum mean Dice between the masks predicted for two phrases."""
 DIFFERENT = 0.5
 """Prompt collapse: maximum mean Dice between the targets of two phrases; above it the targets are too similar to judge."""
+LASTING = 3
+"""Prompt collapse: number of validations in a row after which it is reported during the run."""
 
 
 def comparable(lines: Sequence[ValidationLine]) -> list[ValidationLine]:
@@ -94,20 +97,28 @@ def compare_with_baseline(lines: Sequence[ValidationLine], metric: str) -> str |
     return f"NOT better than before training: {values}; train longer, lower optim.lr, or check the data with vesalius check"
 
 
-def find_prompt_collapse(lines: Sequence[ValidationLine], refitted: bool) -> str | None:
-    """A warning if the last validation shows prompt collapse and the one before did not; else None.
+def find_prompt_collapse(
+    lines: Sequence[ValidationLine], *, refitted: bool, from_random: bool, ended: bool = False
+) -> str | None:
+    """A warning if prompt collapse lasts: in the third validation in a row, or when the run has ended; else None.
 
-    Prompt collapse: different phrases give the same mask although their targets differ. `refitted`: the run
-    reinitialized its projector.
+    Prompt collapse: different phrases give the same mask although their targets differ. It is usual in the first
+    validations. `refitted`: the run reinitialized its projector. `from_random`: it began with random weights.
     """
-    if not lines or not _is_collapsed(lines[-1]) or (len(lines) > 1 and _is_collapsed(lines[-2])):
+    lasted = sum(1 for _ in takewhile(_is_collapsed, reversed(lines)))
+    # the third in a row was reported when it was recorded
+    if not lasted or (lasted == LASTING) == ended:
         return None
-    line = lines[-1]
-    remedy = "train more steps, and keep the language model frozen (trainable: decoder)"
-    if not refitted:
+    if refitted:
+        remedy = "train more steps" + ", and keep the language model frozen (trainable: decoder)" * (not from_random)
+    elif from_random:
+        remedy = "train more steps, which random weights need until phrases differ, or set projector: fitted"
+    else:
         remedy = "for phrases that are new to the model set projector: fitted and trainable: decoder"
+    line, since = lines[-1], lines[-lasted]
+    steps = f"at step {line['step']}" if lasted == 1 else f"from step {since['step']} to {line['step']}"
     return (
-        f"prompt collapse at step {line['step']}: different phrases give the same mask (Dice between predictions "
+        f"prompt collapse {steps}: different phrases give the same mask (Dice between predictions "
         f"{line['prediction_similarity']:.2f}, between targets {line['target_similarity']:.2f}); {remedy}"
     )
 

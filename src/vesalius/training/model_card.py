@@ -14,7 +14,7 @@ from vesalius.models.cards import ModelCard
 from vesalius.models.presets import PRESETS
 from vesalius.names import list_names
 from vesalius.pages import render
-from vesalius.training.settings import RunSettings
+from vesalius.training.settings import Datasets, RunSettings, paths_of
 
 PHRASES_SHOWN = 10
 RECIPE_HEADER = (
@@ -52,8 +52,8 @@ def write_model_card(
         "start": _without_folder(str(lineage.get("start", settings.model))),
         "start_fingerprint": str(lineage.get("start_fingerprint", ""))[:16],
         "data_fingerprint": str(lineage.get("data", ""))[:16],
-        "train": _without_folder(str(settings.data.train)),
-        "val": _without_folder(str(settings.data.val)) if settings.data.val else "none",
+        "train": _names(settings.data.train),
+        "val": _names(settings.data.val) or "none",
         "overfit": lineage.get("overfit"),
         "validation": validation,
         "chosen_by": METRICS[settings.validate_.metric].title,
@@ -68,6 +68,10 @@ def write_model_card(
         "commit": manifest["commit"],
     }
     write_text(folder / "README.md", render(Path(__file__).with_name("model_card.md.jinja"), values))
+
+
+def _names(data: Datasets | None) -> str:
+    return ", ".join(_without_folder(str(path)) for path in paths_of(data))
 
 
 def without_absolute_paths(value: Any) -> Any:

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 
 from vesalius.data.augment import AugmentSettings
-from vesalius.data.dataset import Dataset, load_item, open_dataset
+from vesalius.data.dataset import Dataset, load_item
 from vesalius.data.decoders.frame_files import FrameReader
 from vesalius.errors import SettingError, TrainingError
-from vesalius.files import check_outside
 from vesalius.lineage import commit, hash_pixels, perceptual_hash, versions
 from vesalius.models.cards import ModelCard, ThresholdOrigin
 from vesalius.models.checkpoint import OpenedModel, merged, new_model, open_model
@@ -23,6 +22,7 @@ from vesalius.models.token_rows import new_tokens
 from vesalius.models.trainable import set_trainable
 from vesalius.phrases import list_phrases, unknown_prompts
 from vesalius.training.context import Monitoring, TrainingContext, ignore
+from vesalius.training.datasets import open_data
 from vesalius.training.distributed import Process
 from vesalius.training.ema import WeightAverage
 from vesalius.training.learner import Learner, TextSegLearner
@@ -30,7 +30,7 @@ from vesalius.training.loader import Loader
 from vesalius.training.mixture import Mixture, TaskSettings, open_mixture
 from vesalius.training.projector import fit_projector
 from vesalius.training.run_folder import RunFolder
-from vesalius.training.settings import OptimSettings, RunSettings, conflict
+from vesalius.training.settings import OptimSettings, RunSettings, conflict, paths_of
 from vesalius.training.sharding import is_sharded
 from vesalius.training.unet_learner import open_unet_learner, trains_unet
 
@@ -81,7 +81,7 @@ def prepare(
         process=process,
         learner=learner,
         card=card,
-        manifest=_manifest(train_set, val_set, images),
+        manifest=_manifest(settings, val_set, images, overfit),
         model=model,
         optimizer=optimizer,
         average=_make_average(learner.module, settings.optim.ema_decay),
@@ -113,6 +113,7 @@ def _next_card(card: ModelCard, about: dict[str, Any]) -> ModelCard:
     """Model card of a resumed run: its last checkpoint's card. Raises TrainingError if the training data have changed."""
     if card.lineage.get("data") != about["data"]:
         train = about["settings"]["data"]["train"]
+        train = train if isinstance(train, str) else ", ".join(train)
         message = (
             "differs from the data of this run (other images, masks, phrases or conversations); start a new run from its "
             "checkpoint instead"
@@ -121,11 +122,14 @@ def _next_card(card: ModelCard, about: dict[str, Any]) -> ModelCard:
     return card.changed(lineage={**card.lineage, "settings": about["settings"]}, **UNTUNED)
 
 
-def _manifest(train_set: Dataset, val_set: Dataset | None, images: dict[str, str]) -> dict[str, Any]:
-    val = val_set.samples if val_set else ()
+def _manifest(
+    settings: RunSettings, val_set: Dataset | None, images: dict[str, str], overfit: int | None
+) -> dict[str, Any]:
+    train, val = (list(map(str, paths_of(each))) for each in (settings.data.train, settings.data.val))
     return {
-        "train": {"data": str(train_set.root), "samples": images},
-        "val": {"data": str(val_set.root) if val_set else None, "samples": [sample.id for sample in val]},
+        "train": {"data": train, "samples": images},
+        "val": {"data": val, "samples": [sample.id for sample in val_set.samples] if val_set else []},
+        "overfit": overfit,
         "versions": versions(),
         "commit": commit(),
     }
@@ -212,31 +216,6 @@ def _read_all(
         images[item.id] = hash_pixels(item.frames[0])
         hashes.append(perceptual_hash(item.frames[0]))
     return images, hashes
-
-
-def open_data(settings: RunSettings, overfit: int | None) -> tuple[Dataset, Dataset | None]:
-    """Training and validation data; an overfit test uses the first `overfit` training samples for both."""
-    data = settings.data
-    for path in (data.train, data.val):
-        if path is not None and path.is_dir():  # figures of a run inside would become images of the dataset
-            check_outside(settings.out, path)
-    train_set = _open_annotated(data.train, "train", data.prompt)
-    if overfit is None:
-        return train_set, _open_annotated(data.val, "val", data.prompt) if data.val else None
-    if not 1 <= overfit <= len(train_set.samples):
-        raise SettingError(
-            f"--overfit {overfit}: must be between 1 and {len(train_set.samples)}, the number of training images",
-            code="bad_value",
-            field="overfit",
-        )
-    train_set = train_set.first(overfit)
-    return train_set, train_set
-
-
-def _open_annotated(path: Path, split: str, prompt: str | None) -> Dataset:
-    """The annotated samples of the dataset's split `split`, or of the whole dataset if it has no such split."""
-    name = split if (path / f"annotations.{split}.json").is_file() else None
-    return open_dataset(path, split=name, prompt=prompt).annotated()
 
 
 def _open_learner(

@@ -10,7 +10,7 @@ from typing import Any
 
 from vesalius.config import make_settings, read_settings
 from vesalius.errors import SettingError, TrainingError
-from vesalius.files import write_text
+from vesalius.files import write_json, write_text
 from vesalius.lineage import commit, versions
 from vesalius.models.cards import CARD, read_any_card
 from vesalius.training.context import Monitoring, TrainingContext, ignore
@@ -20,11 +20,13 @@ from vesalius.training.loop import run_loop
 from vesalius.training.lr_finder import LrSearch, draw_search, search_lr
 from vesalius.training.optimizer_state import read_optimizer
 from vesalius.training.preparation import prepare
+from vesalius.training.restart import MANIFEST, check_start, take_folder
 from vesalius.training.run_folder import MERGED, RunFolder, TrainState
-from vesalius.training.runs import flatten
+from vesalius.training.runs import CONFIG, flatten
 from vesalius.training.settings import RunSettings
 from vesalius.training.shipped_recipes import find_recipe
 from vesalius.training.trackers import check_trackers, open_trackers
+from vesalius.training.validation import note_prompt_collapse
 
 CHANGEABLE = frozenset(
     "out data steps epochs minutes batch_size num_workers validate trackers save_every_minutes trainable.save".split()
@@ -42,6 +44,7 @@ def train(
 ) -> Path:
     """Start a training run and return its folder; `best` and `last` in it are bundles.
 
+    A folder in which the same run was killed before its first checkpoint is used anew.
     `overfit=n` runs an overfit test: training and validation on the first n training samples, without augmentation. A
     setup that fails this test cannot learn.
     """
@@ -50,11 +53,13 @@ def train(
     monitoring = _monitoring(process, on_note, on_step, on_validation)
     folder = RunFolder(settings.out)
     with ExitStack() as held:
-        if process.is_main:
-            folder.check_new()
+        if process.is_main and check_start(settings, overfit):
+            monitoring.on_note(f"{folder.path}: was begun and ended before its first checkpoint; starting it anew")
         context = prepare(settings, process, monitoring, overfit=overfit)
         if process.is_main:
-            folder.create(_config_text(settings), context.manifest, held)
+            take_folder(settings, overfit, held)
+            write_text(folder.path / CONFIG, _config_text(settings))
+            write_json(folder.path / MANIFEST, context.manifest)
         state = TrainState(global_batch_size=settings.batch_size * process.world_size)
         _run(context, state, held)
     return folder.path
@@ -153,6 +158,7 @@ def _conclude(context: TrainingContext, state: TrainState) -> None:
         folder.merge_best(lambda merged: context.write_card(merged, step, best))
     if not context.validation_samples:
         return
+    note_prompt_collapse(context, lines, ended=True)
     if context.card.lineage.get("overfit"):
         context.monitoring.on_note(overfit_result(lines))
     elif result := compare_with_baseline(lines, metric):
@@ -169,7 +175,7 @@ def _restore(context: TrainingContext) -> TrainState:
         context.average.load(folder.last())
     if context.process.is_main:
         folder.rewind(state)
-        write_text(folder.path / "config.yaml", _config_text(settings))
+        write_text(folder.path / CONFIG, _config_text(settings))
     return state
 
 

@@ -16,14 +16,14 @@ from typing import Any
 import torch
 
 from vesalius.errors import CheckpointError, OutputError, TrainingError
-from vesalius.files import check_new, hold_folder, prepare_folder, replacing, write_json, write_text
+from vesalius.files import hold_folder, replacing, write_json
 from vesalius.journal import Entry, Journal
 from vesalius.models.cards import ADAPTER, ModelCard
 from vesalius.models.checkpoint import merged, open_model, write_bundle
 from vesalius.training.distributed import Process
 from vesalius.training.learner import Learner
 from vesalius.training.optimizer_state import write_optimizer
-from vesalius.training.runs import read_log
+from vesalius.training.runs import CONFIG, read_log
 from vesalius.training.sharding import full_weights
 
 STATE = "train_state.json"
@@ -68,20 +68,6 @@ class RunFolder:
         self.path = path
         self.log = path / "log.jsonl"
         self.validation = path / "validation.jsonl"
-
-    def create(self, settings_yaml: str, manifest: Mapping[str, Any], held: ExitStack) -> None:
-        """Create the folder and lock it until `held` closes. Raises OutputError if it exists and is not empty."""
-        self.check_new()
-        prepare_folder(self.path)
-        self.hold(held)
-        self.check_new()  # another process may have created a run meanwhile
-        write_text(self.path / "config.yaml", settings_yaml)
-        write_json(self.path / "manifest.json", manifest)
-
-    def check_new(self) -> None:
-        """Raise OutputError unless the path is absent or an empty folder."""
-        begun = (self.path / "last").exists()
-        check_new(self.path, "choose another `out`" + f", or continue it with --resume {self.path}" * begun)
 
     def append(self, file: Path, line: Mapping[str, Any]) -> None:
         """Append one line of JSON to a log."""
@@ -174,7 +160,8 @@ class RunFolder:
         """The checkpoint to resume from. Raises TrainingError if it is missing, or if links were copied as folders."""
         last = self.path / "last"
         if not last.exists():
-            message = f"has no checkpoint to resume from{self._fallback()}"
+            begun = "; start it anew with the command that began it" * (self.path / CONFIG).is_file()
+            message = f"has no checkpoint to resume from{begun}{self._fallback()}"
             raise TrainingError.at(self.path, message, code="no_checkpoint")
         for link in (last, self.path / "best"):
             if link.exists() and not link.is_symlink():

@@ -74,13 +74,22 @@ def conflict(setting: str, message: str) -> SettingError:
     return SettingError(f"{setting}: {message}", code="conflicting_settings", field=setting)
 
 
+Datasets = Path | Annotated[tuple[Path, ...], Field(min_length=1)]
+"""One dataset, or a list of several."""
+
+
+def paths_of(data: Datasets | None) -> tuple[Path, ...]:
+    """The paths of one dataset or of several; () without a dataset."""
+    return () if data is None else (data,) if isinstance(data, Path) else data
+
+
 class TrainingData(Settings):
     """Training and validation data, in any supported format."""
 
-    train: Path
-    """Training dataset."""
-    val: Path | None = None
-    """Validation dataset; without it `best` is the last checkpoint."""
+    train: Datasets
+    """Training dataset, or a list of datasets, such as [a, b]: all their images are used once per epoch."""
+    val: Datasets | None = None
+    """Validation dataset, or a list of datasets; without it `best` is the last checkpoint."""
     prompt: str | None = None
     """Phrase that replaces all phrases; all objects of an image are merged into one target."""
     conversations: Path | None = None

@@ -184,12 +184,19 @@ def record(context: TrainingContext, line: ValidationLine) -> bool:
             f"{metric} is undefined for all {line['n']} predictions, so it cannot select the best checkpoint: set another "
             "validate.metric, or add the required data (metrics in mm need spacing_mm)"
         )
-    # U-Nets have no projector: their phrases are separate output channels
-    if hasattr(context.learner.module, "projector") and (
-        warning := find_prompt_collapse(lines, context.settings.projector == "fitted")
-    ):
-        monitoring.on_note(warning)
+    note_prompt_collapse(context, lines)
     return best
+
+
+def note_prompt_collapse(context: TrainingContext, lines: Sequence[ValidationLine], ended: bool = False) -> None:
+    """Report prompt collapse that lasts, during the run or when it has `ended`."""
+    settings = context.settings
+    if not hasattr(context.learner.module, "projector"):
+        return  # a U-Net: its phrases are separate output channels
+    refitted, from_random = settings.projector == "fitted", "start_fingerprint" not in context.card.lineage
+    warning = find_prompt_collapse(lines, refitted=refitted, from_random=from_random, ended=ended)
+    if warning is not None:
+        context.monitoring.on_note(warning)
 
 
 def check_progress(context: TrainingContext, state: TrainState) -> None:
