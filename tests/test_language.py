@@ -20,6 +20,7 @@ from vesalius.cli import main
 from vesalius.cli.help import cells, wrap
 from vesalius.cli.main import VERBS, build_parser
 from vesalius.language import catalog, current, speaking, translate
+from vesalius.visualization import LEGEND
 
 SRC = Path(vesalius.__file__).parent
 CHINESE = re.compile("[\u4e00-\u9fff]")
@@ -39,7 +40,7 @@ def texts_of_help(parser: argparse.ArgumentParser) -> Iterator[str]:
 def constants_of(path: Path, only_translated: bool) -> Iterator[str]:
     """The string constants of a module, or those that it passes to `translate`."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if only_translated and isinstance(node, ast.Call) and ast.unparse(node.func) == "translate":
+        if only_translated and isinstance(node, ast.Call) and ast.unparse(node.func) in ("translate", "label"):
             yield from (
                 each.value
                 for each in ast.walk(node.args[0])
@@ -71,6 +72,7 @@ def test_every_text_of_help_has_a_translation() -> None:
 def test_every_text_of_pages_and_figures_has_a_translation() -> None:
     texts = {text for path in MODULES for text in constants_of(path, only_translated=True)}
     texts |= {text for path in TEMPLATES for text in texts_of_template(path)}
+    texts |= {name for name, _ in LEGEND}
     assert sorted(texts - catalog().keys()) == []
 
 

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vesalius import visualization
+from vesalius import fonts, visualization
 from vesalius.colors import FN_COLOR, FP_COLOR, PHRASE_COLORS, TP_COLOR
-from vesalius.visualization import (
-    CONTOUR_GRAY,
-    GAP,
-    LINE,
-    PANEL_SIDE,
-    missing_font,
-    overlay,
-    overlay_phrases,
-    panel_size,
-    six_panels,
-)
+from vesalius.language import speaking
+from vesalius.visualization import CONTOUR_GRAY, GAP, LINE, PANEL_SIDE, overlay, overlay_phrases, panel_size, six_panels
 
 TITLE_HEIGHT = 2 * GAP + 2 * LINE
 
@@ -202,37 +192,20 @@ def _lab(linear: np.ndarray) -> np.ndarray:
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
-def test_missing_characters_are_reported_and_drawn_as_codes(monkeypatch):
-    monkeypatch.setattr(visualization, "FONT_FOLDERS", ())
-    sentence = missing_font("冠状动脉 vessel")
-
-    assert "冠状动脉" in sentence and "\\u51a0" in sentence and "fonts-noto-cjk" in sentence
-    image, target, prediction = halves((64, 64))
-    drawn, codes = (panels(image, target, prediction, prompt=prompt) for prompt in ("血", "\\u8840"))
-    assert drawn.tobytes() == codes.tobytes()
-
-
-@pytest.mark.parametrize("text", ["blood vessel – 0.5", "Ωμέγα", "кровеносный сосуд", "", "  \n\t", "\x07"])
-def test_bundled_fonts_have_latin_greek_and_cyrillic(text, monkeypatch):
-    monkeypatch.setattr(visualization, "FONT_FOLDERS", ())
-    assert missing_font(text) is None
-
-
-def test_installed_fonts_are_found_by_file_name(tmp_path, monkeypatch):
-    deja_vu = visualization._font_files(())[0]
-    (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "wqy-microhei.ttc").symlink_to(deja_vu)
-    (tmp_path / "msyh.ttc").write_bytes(b"no font")
-    (tmp_path / "Other.ttf").symlink_to(deja_vu)
-
-    assert visualization._font_files((tmp_path, Path("/no/such/folder"))) == (
-        deja_vu,
-        tmp_path / "deep" / "wqy-microhei.ttc",
-    )
-
-
 def test_long_texts_are_truncated_to_the_width():
     image, target, prediction = halves((64, 64))
     figure = panels(image, target, prediction, title="patient " * 2000, prompt="血管" * 500)
 
     assert (np.asarray(figure)[:, -GAP:] == 255).all()
+
+
+def test_titles_and_legend_are_chinese_on_request_where_a_font_has_the_characters(monkeypatch):
+    shown = [panels(*halves((64, 64)), prompt="").tobytes()]
+    with speaking("zh"):
+        shown.append(panels(*halves((64, 64)), prompt="").tobytes())
+        monkeypatch.setattr(fonts, "FONT_FOLDERS", ())
+        shown.append(panels(*halves((64, 64)), prompt="").tobytes())
+    assert shown[2] == shown[0]
+    monkeypatch.undo()
+    if fonts.missing_font("真值") is None:
+        assert shown[1] != shown[0]

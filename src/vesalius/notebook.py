@@ -12,6 +12,7 @@ from PIL import Image
 from vesalius.arrays import as_rgb, is_in_memory
 from vesalius.calls import describe
 from vesalius.errors import SettingError
+from vesalius.fonts import chart_families, drawable
 from vesalius.masks import Size
 from vesalius.visualization import overlay_phrases
 
@@ -64,7 +65,7 @@ def draw_figure(
     axes = figure.subplots(1, panels, squeeze=False)[0]
     # the legend is drawn by Pillow, with a font that has the characters of the phrase
     axes[0].imshow(overlay_phrases(picture, {prompt: mask}))
-    axes[0].set_title(title, fontsize="medium")
+    axes[0].set_title(drawable(title), fontsize="medium", family=chart_families(title), parse_math=False)
     if probability is not None:
         shown = axes[1].imshow(probability, vmin=0, vmax=1, cmap="gray")
         axes[1].set_title("probability", fontsize="medium")

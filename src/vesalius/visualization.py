@@ -1,21 +1,19 @@
 """Figures of masks: overlays, contours, and six panels that compare a prediction with its ground truth.
 
 Images are uint8 (h, w, 3) RGB, masks bool (h, w). Everything is drawn with Pillow: six panels of a 512 x 512 image take
-10 to 30 ms, plus the time to write a PNG. Fonts are found by file name, in 4 to 13 ms; matplotlib takes 320 ms.
+10 to 30 ms, plus the time to write a PNG.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from vesalius.colors import FN_COLOR, FP_COLOR, PHRASE_COLORS, TP_COLOR, Color, phrase_colors
+from vesalius.fonts import draw_text, label
 from vesalius.masks import Size, dilate
 
 LEGEND = (("TP: in both", TP_COLOR), ("FP: predicted only", FP_COLOR), ("FN: missed", FN_COLOR))
@@ -36,23 +34,6 @@ FILL = 0.25
 MIN_COVERAGE = 0.25
 """Minimum coverage of a panel pixel that belongs to the mask; at 0.5, vessels thinner than a pixel would vanish."""
 
-FONT_FOLDERS = (
-    Path("/usr/share/fonts"),
-    Path("/usr/local/share/fonts"),
-    Path("~/.local/share/fonts").expanduser(),
-    Path("~/.fonts").expanduser(),
-    Path("/System/Library/Fonts"),
-    Path("/Library/Fonts"),
-    Path("~/Library/Fonts").expanduser(),
-    Path("C:/Windows/Fonts"),
-    Path("~/AppData/Local/Microsoft/Windows/Fonts").expanduser(),
-)
-CJK_FONTS = (
-    "notosanscjk notosanssc notosanshans sourcehansans wqy msyh simhei pingfang stheiti hiragino droidsansfallback "
-    "arialunicode simsun uming ukai yugoth meiryo malgun"
-).split()
-"""File name prefixes of fonts with Chinese, in lower case without spaces and hyphens, in order of preference."""
-
 
 def six_panels(
     image: UInt8[np.ndarray, "h w 3"],
@@ -69,7 +50,7 @@ def six_panels(
     Every image is resized to the same longer side with its aspect ratio. Contours and difference are drawn on the
     darkened gray image, so that thin lines stand out. Contours have the `color` of the phrase and run outside the mask,
     so the covered pixels stay visible. Panel titles mark empty masks. `scores` may lack `dice` or `iou`; None is
-    shown as a dash. Characters without a font are shown as codes (see `missing_font`). Raises ValueError for masks of
+    shown as a dash. Characters without a font are shown as codes (see `fonts.missing_font`). Raises ValueError for masks of
     another size.
     """
     for name, mask in (("target", target), ("prediction", prediction)):
@@ -82,14 +63,14 @@ def six_panels(
     dim, dark = (np.asarray(gray.point(_darker(factor)).convert("RGB")) for factor in (light, 0.35))
     coverages = [_coverage(mask, size) for mask in (target, prediction)]
     shown = [coverage >= MIN_COVERAGE for coverage in coverages]
-    empty = ["" if mask.any() else " (empty)" for mask in (target, prediction)]
+    empty = ["" if mask.any() else label(" (empty)") for mask in (target, prediction)]
     panels = [
-        ("Original", small),
-        (f"Ground truth{empty[0]}", _gray(coverages[0])),
-        (f"Prediction{empty[1]}", _gray(coverages[1])),
-        ("Ground truth contour", contour(dim, shown[0], color, width=2)),
-        ("Prediction contour", contour(dim, shown[1], color, width=2)),
-        ("Difference", _difference(dark, target, prediction)),
+        (label("Original"), small),
+        (label("Ground truth") + empty[0], _gray(coverages[0])),
+        (label("Prediction") + empty[1], _gray(coverages[1])),
+        (label("Ground truth contour"), contour(dim, shown[0], color, width=2)),
+        (label("Prediction contour"), contour(dim, shown[1], color, width=2)),
+        (label("Difference"), _difference(dark, target, prediction)),
     ]
     return _lay_out(panels, size, title, prompt, scores)
 
@@ -199,21 +180,6 @@ def _around(mask: Bool[np.ndarray, "h w"], width: int) -> Bool[np.ndarray, "h w"
     return wide & ~mask
 
 
-def missing_font(text: str) -> str | None:
-    """Note on characters of the text that no installed font has, with a package to install; None if all are there.
-
-    Figures show such characters as codes (`\\u8840`). Callers report the note once.
-    """
-    lacking = [character for character in _lacking(_font_file(text), text) if character.isprintable()]
-    if not lacking:
-        return None
-    shown = "".join(lacking[:12]) + ("…" if len(lacking) > 12 else "")
-    return (
-        f"No font on this machine has the characters {shown}, so figures show them as codes like "
-        f"{_escape(lacking[0])}; install one, for example: apt install fonts-noto-cjk"
-    )
-
-
 def _lay_out(
     panels: Sequence[tuple[str, np.ndarray]], size: Size, title: str, prompt: str, scores: Mapping[str, float | None]
 ) -> Image.Image:
@@ -224,7 +190,7 @@ def _lay_out(
     draw = ImageDraw.Draw(figure)
     inner = figure.width - 2 * GAP
     _write(draw, (GAP, GAP), title, TITLE_TEXT, INK, inner)
-    _write(draw, (GAP, GAP + LINE), f"prompt: {prompt}", TEXT, GRAY, inner)
+    _write(draw, (GAP, GAP + LINE), label("prompt: {prompt}", prompt=prompt), TEXT, GRAY, inner)
     for index, (name, pixels) in enumerate(panels):
         row, column = divmod(index, 3)
         x, y = GAP + column * (width + GAP), top + row * row_height
@@ -239,7 +205,7 @@ def _write_legend(draw: ImageDraw.ImageDraw, position: tuple[int, int], scores: 
     for name, color in LEGEND:
         draw.rectangle((x, y + 4, x + TEXT, y + 4 + TEXT), fill=color, outline=INK)
         x += TEXT + 10
-        x += _write(draw, (x, y), name, TEXT, INK) + GAP + GAP // 2
+        x += _write(draw, (x, y), label(name), TEXT, INK) + GAP + GAP // 2
     for metric, name in (("dice", "Dice"), ("iou", "IoU")):
         if metric in scores:
             value = scores[metric]
@@ -289,72 +255,5 @@ def _gray(coverage: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
 def _write(
     draw: ImageDraw.ImageDraw, position: tuple[int, int], text: str, size: int, color: Color, width: int | None = None
 ) -> int:
-    """Draw one line, truncated with … at `width`; returns the drawn width in pixels."""
-    text = " ".join(text.split())
-    file = _font_file(text)
-    font = _open_font(file, size)
-    lacking = _lacking(file, text)
-    text = "".join(_escape(character) if character in lacking else character for character in text)
-    if width is not None and font.getlength(text) > width:
-        text = text[: int(len(text) * width / font.getlength(text)) + 1]
-        while text and font.getlength(text + "…") > width:
-            text = text[:-1]
-        text += "…"
-    # anchored at the middle of the line, because fonts differ in height
-    draw.text((position[0], position[1] + LINE * TEXT_MIDDLE), text, fill=color, font=font, anchor="lm")
-    return round(font.getlength(text))
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
-
-
-def _font_file(text: str) -> Path | None:
-    """First font with all characters of the text, else the font with most; None: Pillow's built-in Latin font."""
-    if not _lacking(None, text):
-        return None
-    return min((None, *_font_files(FONT_FOLDERS)), key=lambda file: len(_lacking(file, text)))
-
-
-@lru_cache
-def _font_files(folders: tuple[Path, ...]) -> tuple[Path, ...]:
-    """The font of matplotlib (Greek, Cyrillic, mathematics), then fonts with Chinese in order of preference."""
-    found = []
-    # the font is found without importing matplotlib, which takes 0.3 s
-    matplotlib = importlib.util.find_spec("matplotlib")
-    if matplotlib is not None and matplotlib.origin is not None:
-        found.append(Path(matplotlib.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf")
-    files = [file for folder in folders for file in sorted(folder.rglob("*.[tToO][tT][fFcC]"))]
-    for name in CJK_FONTS:
-        found += [file for file in files if file.name.lower().replace(" ", "").replace("-", "").startswith(name)]
-    return tuple(file for file in found if _opens(file))
-
-
-def _opens(file: Path) -> bool:
-    try:
-        _open_font(file, TEXT)
-    except OSError:  # skip a broken font file; missing_font reports what cannot be drawn
-        return False
-    return True
-
-
-@lru_cache(maxsize=64)
-def _open_font(file: Path | None, size: int) -> ImageFont.FreeTypeFont:
-    font = ImageFont.load_default(size) if file is None else ImageFont.truetype(file, size)
-    if not isinstance(font, ImageFont.FreeTypeFont):
-        raise ImportError("Pillow was built without FreeType; run: pip install --force-reinstall pillow")
-    return font
-
-
-@lru_cache(maxsize=4096)
-def _lacking(file: Path | None, text: str) -> tuple[str, ...]:
-    """Distinct characters of the text without a glyph in the font."""
-    return tuple(each for each in dict.fromkeys(text) if not each.isspace() and not _has_glyph(file, each))
-
-
-@lru_cache(maxsize=4096)
-def _has_glyph(file: Path | None, character: str) -> bool:
-    # Pillow does not expose the character map; a font draws the same glyph for all missing characters
-    font = _open_font(file, TEXT)
-    picture, unknown = font.getmask(character), font.getmask("\U0010ffff")
-    return (picture.size, bytes(picture)) != (unknown.size, bytes(unknown))
+    """Draw one line in the line height `LINE`, truncated with … at `width`; returns the drawn width in pixels."""
+    return draw_text(draw, (position[0], position[1] + LINE * TEXT_MIDDLE), text, size, color, width)

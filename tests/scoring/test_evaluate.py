@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from tests.codes import raises_code
 
-from vesalius import visualization
+from vesalius import fonts
 from vesalius.data.dataset import Dataset
 from vesalius.data.images import read_image
 from vesalius.errors import AnnotationError, DataError, OutputError, SettingError
@@ -181,7 +181,7 @@ def test_id_that_looks_like_an_id_and_a_prompt_keeps_its_own_figure(tmp_path, Fa
 
 
 def test_missing_font_is_a_note(tmp_path, monkeypatch, FakeSegmenter, dataset):
-    monkeypatch.setattr(visualization, "FONT_FOLDERS", ())
+    monkeypatch.setattr(fonts, "FONT_FOLDERS", ())
     metrics = evaluate(FakeSegmenter(), dataset(tmp_path / "data", prompts=("血管",)), tmp_path / "out")
 
     assert sum("No font on this machine" in note for note in metrics["notes"]) == 1

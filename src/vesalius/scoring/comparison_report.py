@@ -10,6 +10,7 @@ from textwrap import wrap
 from typing import Any, Literal
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
@@ -17,6 +18,7 @@ from matplotlib.lines import Line2D
 from PIL import Image
 
 from vesalius.files import replacing, to_json, write_json, write_text
+from vesalius.fonts import chart_families, drawable
 from vesalius.pages import as_data_url, render
 from vesalius.scoring.tables import cell, write_csv
 
@@ -108,14 +110,21 @@ def _flat(comparison: Comparison) -> dict[str, Any]:
 def draw_comparison(path: Path, result: Result, headline: str, by_group: np.ndarray) -> None:
     """Write a PNG: differences with intervals, one axis per unit, beside one metric by group.
 
-    At least one metric must be defined. All prompts are pooled. Characters beyond Latin-1 are drawn as codes.
+    At least one metric must be defined. All prompts are pooled. Characters without a font are drawn as codes.
     """
+    with rc_context({"font.family": chart_families("".join(each["name"] for each in result["evaluations"]))}):
+        figure = _figure(result, headline, by_group)
+        FigureCanvasAgg(figure)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=110)
+
+
+def _figure(result: Result, headline: str, by_group: np.ndarray) -> Figure:
     panels = _by_unit(result)
     reference, *others = (_plain(each["name"]) for each in result["evaluations"])
     rows = [len({each["metric"] for each in panel}) * (1 + 0.5 * len(others)) for panel in panels.values()]
     height = max(GROUPS_HEIGHT, 0.28 * sum(rows) + 0.8 * len(rows) + 1.2)
     figure = Figure(figsize=(13, height), layout="constrained")
-    FigureCanvasAgg(figure)
     grid = figure.add_gridspec(1, 2, width_ratios=(1.6, 1))
     left, right = (figure.add_subfigure(grid[0, column]) for column in (0, 1))
     axes = left.subplots(len(panels), 1, height_ratios=[row + 1 for row in rows], squeeze=False)[:, 0]
@@ -126,8 +135,7 @@ def draw_comparison(path: Path, result: Result, headline: str, by_group: np.ndar
     _draw_legend(left, others)
     upper = right.add_gridspec(2, 1, height_ratios=(GROUPS_HEIGHT, max(0.01, height - GROUPS_HEIGHT)))[0, 0]
     _draw_groups(right.add_subplot(upper), result["metrics"][headline]["title"], [reference, *others], by_group)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    return figure
 
 
 def _by_unit(result: Result) -> dict[str, list[Comparison]]:
@@ -204,8 +212,8 @@ def _tidy(axis: Axes, direction: Literal["x", "y"]) -> None:
 
 
 def _plain(name: str) -> str:
-    """The name in Latin-1, the characters of the figure's font; a long name is shortened in the middle."""
-    text = name.encode("latin-1", "backslashreplace").decode("latin-1")
+    """The name as the figure shows it; a long name is shortened in the middle."""
+    text = drawable(name)
     half = NAME_LENGTH // 2
     return text if len(text) <= NAME_LENGTH else f"{text[:half]}…{text[-half:]}"
 

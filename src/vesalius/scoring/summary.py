@@ -12,10 +12,10 @@ from vesalius.data.grouping import group_of
 from vesalius.evaluation.calibration import average_precision, brier_score, expected_calibration_error, reliability
 from vesalius.evaluation.metrics import METRICS
 from vesalius.evaluation.statistics import FEW_GROUPS, mean, summarize
+from vesalius.fonts import missing_font
 from vesalius.scoring.results import MAX_PROMPTS, ResultRow
 from vesalius.scoring.results_log import CURVE_THRESHOLDS, ResultsLog
 from vesalius.types import Sample
-from vesalius.visualization import missing_font
 
 
 def numbers(results: ResultsLog, samples: Sequence[Sample]) -> dict[str, Any]:
