@@ -76,9 +76,7 @@ def _join(datasets: Sequence[Dataset], names: dict[Path, str]) -> Dataset:
         message = f"{twice[0]}: is in two datasets ({sources}); remove one of them"
         raise AnnotationError(message, code="duplicate_id", path=datasets[0].root, field=twice[0])
     merged = tuple(f"{names[each.root.resolve()]}__{sample_id}" for each in datasets for sample_id in each.merged)
-    name, formats = (
-        " + ".join(dict.fromkeys(values)) for values in zip(*((d.name, d.format) for d in datasets), strict=True)
-    )
+    name, formats = (" + ".join(dict.fromkeys(getattr(each, of) for each in datasets)) for of in ("name", "format"))
     return Dataset(name, formats, Path(), tuple(samples), tuple(notes), merged)
 
 
