@@ -162,6 +162,7 @@ unknown_family: the vision-language model belongs to no supported family | name 
 invalid_model_config: a model configuration is damaged, incomplete or unsupported | copy or convert the model again
 extreme_aspect_ratio: an image is too long and narrow for a model | cut it, or use tiles
 wrong_model_kind: the command requires another kind of model | name a model of the kind in the message
+unfinished_folds: a fold of an ensemble has no checkpoint yet | continue training with the command that began it
 # conversion
 not_a_checkpoint: a file or folder is not a training checkpoint, or has no state dict | name the .pth file that training wrote
 unsafe_pickle: a training checkpoint would execute code when it is loaded; nothing was executed | get a tensor-only file from a source you trust
@@ -190,6 +191,7 @@ no_run: a folder contains no run, or is a checkpoint inside a run | name the fol
 no_checkpoint: a run has no checkpoint to resume from | start it anew with the command that began it, or continue from the best checkpoint
 damaged_checkpoint: a training checkpoint, its state or its links are truncated or damaged | copy it again (a run with cp -a), or continue from the best checkpoint as the message says
 damaged_log: a log has a line that is not a JSON object with a step | correct or remove the line
+no_folds: a folder has no folds for a cross-validation | make them with vesalius split --folds
 changed_setting: a setting that must not change differs when a run is resumed or started anew | restore it, or start a new run
 changed_data: the training data changed before a run was resumed | restore them, or start a new run from the checkpoint
 no_examples: a task has a weight above 0 but no training example | set its weight to 0, or add data

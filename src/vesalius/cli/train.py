@@ -26,6 +26,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--set", type=change, metavar="a.b=c", nargs="+", action="extend", help="override settings of the recipe")
     add = command.add_mutually_exclusive_group().add_argument
     add("--resume", type=Path, metavar="RUN", help="continue the run in this folder")
+    add(
+        "--folds",
+        type=Path,
+        metavar="DIR",
+        help="cross-validation: train on each fold of this output of `split --folds`, one after the other; finished folds "
+        "are skipped, and the folder `out` then opens as an ensemble",
+    )
     add("--overfit", type=int, metavar="N", help="overfit test: train and validate on the same N samples")
     add(
         "--find-lr",
@@ -50,12 +57,23 @@ def run(args: argparse.Namespace) -> Result:
     settings = training.read_run_settings(folder or args.recipe, vars(args).get("set", []))
     if "find_lr" in args:
         return _find_lr(args, settings)
+    if "folds" in args:
+        return _train_folds(args, settings)
     with shown(settings) as reports:
         if folder is None:
             folder = training.train(settings, **given(args, "overfit"), **reports)
         else:  # the run folder may have been moved since it was written
             training.resume(settings.changed(out=folder), **reports)
     return {"run": str(folder), "best": str((folder / "best").resolve())}
+
+
+def _train_folds(args: argparse.Namespace, settings: Any) -> Result:
+    from vesalius.training.folds import summarize, train_folds
+    from vesalius.training.terminal import shown
+
+    result = train_folds(settings, args.folds, shown)
+    print(summarize(result))
+    return {"run": str(settings.out), **result}
 
 
 def _find_lr(args: argparse.Namespace, settings: Any) -> Result:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from vesalius.segmenter import AnswerMode
 if TYPE_CHECKING:
     from vesalius.cleaning import Cleaning
     from vesalius.inference.baselines import Baseline
+    from vesalius.inference.ensemble import Ensemble
     from vesalius.inference.feature_cache import CacheSettings
     from vesalius.inference.official import OfficialPredictor
     from vesalius.inference.tiles import TileSettings
@@ -32,15 +34,15 @@ def load_predictor(
     gpus: str | None = None,
     quantization: Quantized | None = None,
     strict_phrases: bool = False,
-) -> OfficialPredictor | Baseline:
-    """Open MODEL (a bundle, a run, an official folder, or `tiny`) for prediction: float32 on a CPU, bfloat16 on a GPU.
+) -> OfficialPredictor | Baseline | Ensemble:
+    """Open MODEL (a bundle, a run, folds, an official folder, or `tiny`) for prediction: float32 on CPU, bfloat16 on GPU.
 
     `threshold` defaults to the bundle's, `device` to a GPU if available. `answer`, `tiles`, `cleaning`, `batch_size`,
     `tta` and `cache` are documented in `Predictor`. `gpus`, such as 2x24GiB, splits one model over several GPUs as
     `vesalius plan` proposes. `quantization` stores the matrices of the vision-language model with 8 or 4 bits per value
     and needs the extra `quantization`. `strict_phrases` refuses prompts that are none of the phrases in the model's card;
     without it they are asked, logged once and marked (`Prediction.unknown_phrase`). The baselines, U-Net and `frangi`, always predict in float32 and ignore
-    `answer`. SettingError for a baseline with `tiles`, `tta`, `cache`, `gpus` or `quantization`, for a device that this
+    `answer`. The runs of several folds open as an ensemble, without `tta` and `gpus`. SettingError for a baseline with `tiles`, `tta`, `cache`, `gpus` or `quantization`, for a device that this
     machine does not have, and for GPUs that cannot hold the model.
     """
     ref = resolve_model(model)
@@ -50,6 +52,9 @@ def load_predictor(
         "batch_size": batch_size,
         "strict_phrases": strict_phrases,
     }
+    if ref.kind == "ensemble":
+        shared = {"answer": answer, "tiles": tiles, "cache": cache, "device": device, "quantization": quantization}
+        return _open_ensemble(ref, {"tta": tta, "gpus": gpus}, shared, asked)
     if ref.is_baseline:
         refused = {"tiles": tiles, "tta": tta, "cache": cache, "gpus": gpus, "quantization": quantization}
         for setting in (name for name, value in refused.items() if value):
@@ -79,6 +84,23 @@ def load_predictor(
         fingerprint=fingerprint_model(ref),
         **asked,
     )
+
+
+def _open_ensemble(
+    ref: ModelRef, refused: Mapping[str, Any], shared: Mapping[str, Any], asked: Mapping[str, Any]
+) -> Ensemble:
+    """The models of several folds as one; `shared` settings are those of each model, `asked` those of the ensemble."""
+    for setting in (name for name, value in refused.items() if value):
+        raise SettingError(
+            f"{ref.name}: {setting} is for single models; leave it out, or name one of the folds, such as "
+            f"{ref.members[0].name}",
+            code="conflicting_settings",
+            field=setting,
+        )
+    from vesalius.inference.ensemble import Ensemble
+
+    members = [load_predictor(each, batch_size=asked["batch_size"], **shared) for each in ref.members]
+    return Ensemble(members, name=ref.name, **asked)
 
 
 def _device_and_dtype(device: str | None) -> tuple[str, Any]:

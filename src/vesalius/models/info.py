@@ -12,6 +12,7 @@ from typing import Any
 from vesalius.lineage import locate_bundle_tensors
 from vesalius.models.cards import ADAPTER, Card, ModelCard, UNetCard
 from vesalius.models.config_files import CONFIG
+from vesalius.models.ensemble_info import describe_ensemble, summarize_ensemble
 from vesalius.models.official_config import read_spec
 from vesalius.models.presets import PRESETS, identify
 from vesalius.models.reference import ModelRef, resolve_model
@@ -32,6 +33,8 @@ LINE = 100
 def describe(model: str | Path | ModelRef) -> dict[str, Any]:
     """Facts about MODEL, without loading its weights; `warnings` lists wrong sizes in the folder's name."""
     ref = resolve_model(model)
+    if ref.kind == "ensemble":
+        return describe_ensemble(ref, describe)
     folder = ref.folder
     if isinstance(ref.card, UNetCard):
         return _describe_unet(folder, ref.card)
@@ -144,6 +147,8 @@ def _false_claims(folder: Path, spec: ModelSpec, parameters: int) -> list[str]:
 
 def summarize(facts: dict[str, Any]) -> list[str]:
     """The facts as text lines for the terminal."""
+    if "members" in facts:
+        return summarize_ensemble(facts)
     lines = [
         *(_summarize_unet(facts) if "unet" in facts else _summarize_textseg(facts)),
         "stored as " + ", ".join(f"{dtype} ({count:,})" for dtype, count in facts["dtypes"].items()),
