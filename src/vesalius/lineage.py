@@ -12,7 +12,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache, lru_cache
@@ -101,14 +101,6 @@ def perceptual_hash(pixels: np.ndarray) -> str:
     small = Image.fromarray(pixels).convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX)
     values = np.asarray(small, dtype=np.int16)
     return np.packbits(values[:, 1:] > values[:, :-1]).tobytes().hex()
-
-
-def near_hashes(digest: str, others: Collection[str]) -> list[str]:
-    """The perceptual hashes of `others` that differ from `digest` in at most `NEAR_BITS` of 256 bits."""
-    names = list(others)
-    table = np.frombuffer(bytes.fromhex("".join(names)), dtype=np.uint8).reshape(len(names), -1)
-    bits = np.bitwise_count(table ^ np.frombuffer(bytes.fromhex(digest), dtype=np.uint8)).sum(axis=1)
-    return [name for name, count in zip(names, bits, strict=True) if count <= NEAR_BITS]
 
 
 def fingerprint_weights(bundle: Path) -> str:

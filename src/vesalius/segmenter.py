@@ -56,8 +56,10 @@ class ModelDescription:
     """SHA-256 of the pixels of each training image; None if it is unknown."""
     trained_on_unknown: bool = True
     """True if the weights were, or may have been, trained on images that `training_images` does not list."""
-    training_perceptual_hashes: Collection[str] = ()
+    training_perceptual_hashes: Sequence[str] = ()
     """Perceptual hash of each known training image."""
+    training_texture_hashes: Sequence[str] = ()
+    """Texture hash of each image in `training_perceptual_hashes`, in its order; "" where it is unknown. Empty: all are."""
     tuning_images: Collection[str] = ()
     """SHA-256 of the pixels of each image on which the threshold or test-time augmentation was tuned."""
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vesalius.data.dataset import load_image, open_dataset
-from vesalius.data.perceptual_hash import TEXTURE_SIDE, ImageHashes, hash_image, near_pairs
+from vesalius.data.perceptual_hash import TEXTURE_SIDE, ImageHashes, KnownImages, encode_texture, hash_image, near_pairs
 
 
 def pairs_of(hashes: list[ImageHashes]) -> list[list[int]]:
@@ -54,3 +54,14 @@ def test_only_wanted_pairs_are_compared() -> None:
 def test_retinas_of_different_eyes_are_no_near_duplicates(shared: Path) -> None:
     dataset = open_dataset(shared / "data" / "chase_db1", prompt="blood vessel")
     assert pairs_of([hash_image(load_image(sample)) for sample in dataset.samples[:12]]) == []
+
+
+def test_malformed_hashes_are_refused_and_none_match_without_any() -> None:
+    image = texture(1)
+    hashes = hash_image(image)
+    assert KnownImages([]).find(image) is None and len(KnownImages([])) == 0
+    with pytest.raises(ValueError, match="1 perceptual hashes, but 2 texture hashes"):
+        KnownImages([hashes.perceptual_hash], ["", ""])
+    for text in ("?", encode_texture(hashes.texture_hash)[:-4]):
+        with pytest.raises(ValueError, match="a texture hash"):
+            KnownImages([hashes.perceptual_hash], [text]).find(image)

@@ -72,6 +72,13 @@ def test_lines_for_a_terminal_hold_the_facts() -> None:
     lines = summarize(facts)
     assert f"{facts['parameters']['total']:,} parameters" in lines[0]
     assert lines[-1] == f"fingerprint: {facts['fingerprint']}"
+    assert len(lines) <= 10
+    assert f"phrases: {', '.join(facts['phrases'])}" in lines
+    (provenance,) = [line for line in lines if line.startswith("provenance: ")]
+    assert provenance.startswith("provenance: random weights, seed 0 > tiny > this model")
+    whole = "\n".join(summarize(facts, all=True))
+    assert "lr: 0.0008" in whole and "lr: 0.001" in whole
     json.dumps(facts)
+    assert describe("tiny")["lineage"]["settings"]["optim"]["lr"] == 0.0008
     facts["warnings"] = ["the folder lies"]
     assert summarize(facts)[-1] == "WARNING: the folder lies"

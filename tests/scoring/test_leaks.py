@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,16 @@ import pytest
 from PIL import Image
 from tests.codes import raises_code
 
+from vesalius.data.dataset import open_dataset
 from vesalius.data.images import read_image
+from vesalius.data.perceptual_hash import KnownImages, encode_texture, hash_image
 from vesalius.errors import DataError
-from vesalius.lineage import hash_pixels, perceptual_hash
+from vesalius.lineage import hash_pixels
+from vesalius.models.cards import read_card
+from vesalius.models.reference import resolve_model
 from vesalius.scoring.leaks import LISTED, Leaks, find_leaks
+from vesalius.segmenter import ModelDescription
+from vesalius.synth.series import draw
 from vesalius.types import Sample
 
 
@@ -51,19 +58,70 @@ def test_same_pixels_in_another_file_are_refused(samples, FakeSegmenter, name):
     assert "1 of 5 images" in leaks.notes[0]
 
 
+def near_hashes(pixels: np.ndarray) -> dict[str, tuple[str, ...]]:
+    """The hashes of a training image by which near copies are found."""
+    hashes = hash_image(pixels)
+    return {
+        "training_perceptual_hashes": (hashes.perceptual_hash,),
+        "training_texture_hashes": (encode_texture(hashes.texture_hash),),
+    }
+
+
 def test_near_copies_are_listed_and_not_refused(samples, FakeSegmenter):
     model = FakeSegmenter()
     near = renamed(samples[3].image, "other.jpg", quality=60)
-    model.describe(training_images=(hash_pixels(near),), training_perceptual_hashes=(perceptual_hash(near),))
+    model.describe(training_images=(hash_pixels(near),), **near_hashes(near))
     leaks = find_leaks(model.description, samples, allowed=False)
-    assert (leaks.n_training, leaks.near) == (0, ("3",))
+    assert (leaks.n_training, leaks.near, leaks.n_unconfirmed) == (0, ("3",), 0)
     assert leaks.notes[0].startswith("Near-duplicates of training images: 1;") and leaks.notes[0].endswith("3")
+
+
+@pytest.mark.parametrize("texture", [(), ("",)])
+def test_without_a_texture_hash_a_similar_image_is_counted_and_not_listed(samples, FakeSegmenter, texture):
+    model = FakeSegmenter()
+    hashes = near_hashes(read_image(samples[3].image)) | {"training_texture_hashes": texture}
+    model.describe(training_images=(), **hashes)
+    leaks = find_leaks(model.description, samples, allowed=False)
+    assert (leaks.near, leaks.n_unconfirmed) == ((), 1)
+    assert leaks.notes[0].startswith("1 of 5 images have a perceptual hash similar to that of a training image")
+
+
+def test_real_retinas_are_no_near_copies_of_the_training_images_of_tiny(shared):
+    dataset = open_dataset(shared / "data" / "chase_db1", prompt="blood vessel")
+    card = read_card(resolve_model("tiny").folder)
+    model = ModelDescription(
+        "tiny",
+        "textseg",
+        training_images=card.training_images,
+        training_perceptual_hashes=card.training_perceptual_hashes,
+        training_texture_hashes=card.training_texture_hashes,
+    )
+    leaks = find_leaks(model, dataset.samples, allowed=False)
+    assert (leaks.near, leaks.n_unconfirmed) == ((), 0)
+
+
+def test_altered_training_images_of_tiny_are_found():
+    card = read_card(resolve_model("tiny").folder)
+    known = KnownImages(card.training_perceptual_hashes, card.training_texture_hashes)
+    for index in range(4):  # of the training data of recipes/tiny_retina.yaml: angiograms and retinas
+        pixels = draw(300, index, kind="mixed").frames[0]
+        assert hash_pixels(pixels) in (card.training_images or ())
+        image = Image.fromarray(pixels)
+        stream = io.BytesIO()
+        image.save(stream, "JPEG", quality=50)
+        copies = (
+            np.asarray(Image.open(stream)),
+            np.asarray(image.resize((300, 300), Image.Resampling.BICUBIC)),
+            np.clip(pixels * 1.2, 0, 255).astype(np.uint8),
+            pixels[2:-2, 2:-2],
+        )
+        assert [known.find(np.ascontiguousarray(each)) for each in copies] == ["near"] * len(copies)
+    assert known.find(draw(999, 0).frames[0]) is None
 
 
 def test_long_lists_of_near_copies_are_cut_with_a_count(samples, FakeSegmenter):
     model = FakeSegmenter()
-    hashes = (perceptual_hash(read_image(samples[0].image)),)
-    model.describe(training_images=(), training_perceptual_hashes=hashes)
+    model.describe(training_images=(), **near_hashes(read_image(samples[0].image)))
     many = [Sample(f"copy{index}", samples[0].image, ("vessel",), ((),)) for index in range(LISTED + 7)]
     leaks = find_leaks(model.description, many, allowed=False)
     assert len(leaks.near) == LISTED + 7 and leaks.notes[0].endswith("7 more")

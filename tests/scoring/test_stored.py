@@ -13,11 +13,14 @@ from PIL import Image
 from tests.codes import raises_code
 
 from vesalius.data.images import read_image
+from vesalius.data.perceptual_hash import encode_texture, hash_image
 from vesalius.errors import DataError, SettingError
 from vesalius.jobs.folder import write_predictions
+from vesalius.jobs.training_hashes import read_hashes, write_hashes
 from vesalius.lineage import hash_pixels
 from vesalius.scoring import evaluate as scoring
 from vesalius.scoring.stored import StoredPredictions
+from vesalius.segmenter import ModelDescription
 
 evaluate = partial(scoring.evaluate, num_workers=0, figures=False)
 
@@ -233,9 +236,52 @@ def test_training_and_tuning_images_in_run_json_are_checked(tmp_path, stored):
     run = json.loads((folder / "run.json").read_text())
     name = hash_pixels(read_image(data.samples[1].image))
     for kind, code in (("training_images", "training_leak"), ("tuning_images", "tuning_leak")):
-        (folder / "run.json").write_text(json.dumps({**run, "lineage": {kind: [name]}}))
+        described = ModelDescription("m", "fake", **{"training_images": (), kind: (name,)})
+        (folder / "run.json").write_text(json.dumps({**run, "lineage": write_hashes(folder, described)}))
         with raises_code(DataError, code):
             evaluate(StoredPredictions(folder, data.samples), data, tmp_path / "out")
+
+
+def test_missing_or_damaged_hashes_of_training_images_are_refused(stored):
+    data, folder = stored("rle")
+    run = json.loads((folder / "run.json").read_text())
+    entry = write_hashes(folder, ModelDescription("m", "fake", training_images=("0" * 64,)))
+    for lineage, damage in (
+        (entry, lambda path: path.write_bytes(b"no archive")),
+        (entry, Path.unlink),
+        ({**entry, "training_images": 2}, None),
+        ({**entry, "hashes": None}, None),
+    ):
+        write_hashes(folder, ModelDescription("m", "fake", training_images=("0" * 64,)))
+        (folder / "run.json").write_text(json.dumps({**run, "lineage": lineage}))
+        if damage:
+            damage(folder / "training_images.npz")
+        with raises_code(DataError, "invalid_prediction"):
+            StoredPredictions(folder, data.samples)
+
+
+def test_hashes_are_stored_without_loss(tmp_path):
+    near = hash_image(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    described = ModelDescription(
+        "m",
+        "fake",
+        training_images=("f" * 64, "0" * 64),
+        training_perceptual_hashes=(near.perceptual_hash, "1" * 64),
+        training_texture_hashes=(encode_texture(near.texture_hash), ""),
+        tuning_images=("a" * 64,),
+    )
+    entry = write_hashes(tmp_path, described)
+    assert entry == {
+        "training_images": 2,
+        "trained_on_unknown": True,
+        "tuning_images": 1,
+        "hashes": "training_images.npz",
+    }
+    found = read_hashes(tmp_path / "training_images.npz")
+    assert found.training_images == ("0" * 64, "f" * 64) and found.tuning_images == ("a" * 64,)
+    assert found.training_perceptual_hashes == described.training_perceptual_hashes
+    assert found.training_texture_hashes == described.training_texture_hashes
+    assert write_hashes(tmp_path / "none", ModelDescription("m", "fake"))["hashes"] is None
 
 
 def test_fingerprint_changes_with_the_predictions(tmp_path, stored):
@@ -259,7 +305,8 @@ def test_copies_of_the_ground_truth_are_refused(tmp_path, dataset, square):
 def test_tuning_images_of_views_count_at_another_threshold(stored):
     data, folder = stored("probs")
     run = json.loads((folder / "run.json").read_text())
-    for views, known in (({}, ()), ({"tta": ["flip"]}, ["a"])):
-        told = {**run, "settings": {**run["settings"], **views}, "lineage": {"tuning_images": ["a"]}}
+    for views, known in (({}, ()), ({"tta": ["flip"]}, ("a" * 64,))):
+        hashes = write_hashes(folder, ModelDescription("m", "fake", tuning_images=("a" * 64,)))
+        told = {**run, "settings": {**run["settings"], **views}, "lineage": hashes}
         (folder / "run.json").write_text(json.dumps(told))
         assert StoredPredictions(folder, data.samples, threshold=0.3).description.tuning_images == known

@@ -9,6 +9,9 @@ from vesalius.cli.arguments import MODEL, Result
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", metavar="MODEL", help=MODEL)
+    command.add_argument(
+        "--all", action="store_true", help="show the settings of all trainings of the model's ancestry"
+    )
 
 
 def run(args: argparse.Namespace) -> Result:
@@ -16,6 +19,6 @@ def run(args: argparse.Namespace) -> Result:
     from vesalius.models.info import describe, summarize
 
     facts = describe(args.model)
-    for line in summarize(facts):
+    for line in summarize(facts, vars(args).get("all", False)):
         print(line)
     return facts

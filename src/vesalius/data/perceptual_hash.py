@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -12,6 +15,8 @@ from PIL import Image
 from vesalius.lineage import NEAR_BITS, hash_pixels, perceptual_hash
 
 TEXTURE_SIDE = 20
+TEXTURE_LEVEL = 7
+"""Largest magnitude in a texture hash: its values have 4 bits, with which correlations are the same to 0.005."""
 
 NEAR_TEXTURE = 0.85
 """Minimum correlation of the texture hashes of near duplicates. The perceptual hash alone confuses retinas: of 378
@@ -37,7 +42,59 @@ class ImageHashes:
     perceptual_hash: str
     """256 bits by `lineage.perceptual_hash`; small changes of the image flip only a few."""
     texture_hash: bytes
-    """Bytes of int8 (20, 20): fine texture, which differs between images of similar composition, such as two retinas."""
+    """Bytes of int8 (20, 20), -7 to 7: fine texture, which differs between images of similar composition, such as two
+    retinas."""
+
+
+class KnownImages:
+    """Finds near duplicates of known images, such as training images, of which only hashes are left."""
+
+    def __init__(self, perceptual_hashes: Sequence[str], texture_hashes: Sequence[str] = ()) -> None:
+        """Hashes of the same images in the same order; a texture hash by `encode_texture`, or "" where it is unknown.
+
+        Without `texture_hashes` all are unknown. ValueError for a malformed hash and for lists of unequal length.
+        """
+        n = len(perceptual_hashes)
+        if texture_hashes and len(texture_hashes) != n:
+            raise ValueError(f"{n} perceptual hashes, but {len(texture_hashes)} texture hashes")
+        self._bits = np.frombuffer(bytes.fromhex("".join(perceptual_hashes)), np.uint8).reshape(n, HASH_BITS // 8)
+        self._texture = texture_hashes or [""] * n
+
+    def __len__(self) -> int:
+        return len(self._bits)
+
+    def find(self, pixels: UInt8[np.ndarray, "h w 3"]) -> Literal["near", "unconfirmed"] | None:
+        """Whether the image is a near duplicate of a known image, by the test of `near_pairs`.
+
+        "unconfirmed": its perceptual hash is similar to that of known images whose texture hash is unknown; different
+        images of similar composition, such as retinas, often have similar perceptual hashes. None: no near duplicate.
+        """
+        own = np.frombuffer(bytes.fromhex(perceptual_hash(pixels)), np.uint8)
+        near = np.flatnonzero(np.bitwise_count(self._bits ^ own).sum(axis=1) <= NEAR_BITS)
+        known = [texture for i in near.tolist() if (texture := self._texture[i])]
+        if known:
+            texture = np.array([np.frombuffer(each, np.int8) for each in (_texture_hash(pixels), *map(_decode, known))])
+            others = np.arange(1, len(texture))
+            if (_correlation(texture, np.zeros_like(others), others) >= NEAR_TEXTURE).any():
+                return "near"
+        return "unconfirmed" if len(known) < len(near) else None
+
+
+def encode_texture(texture_hash: bytes) -> str:
+    """A texture hash as text of 268 characters, for JSON: base64 of 4 bits a cell."""
+    nibbles = (np.frombuffer(texture_hash, np.int8) + TEXTURE_LEVEL).astype(np.uint8)
+    return base64.b64encode((nibbles[::2] << 4 | nibbles[1::2]).tobytes()).decode("ascii")
+
+
+def _decode(text: str) -> bytes:
+    """The texture hash of a text by `encode_texture`; ValueError if it is malformed."""
+    try:
+        pairs = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
+    except binascii.Error as error:
+        raise ValueError(f"a texture hash is no base64: {error}") from error
+    if pairs.size * 2 != TEXTURE_SIDE**2:
+        raise ValueError(f"a texture hash has {pairs.size * 2} values, not {TEXTURE_SIDE**2}")
+    return (np.stack([pairs >> 4, pairs & 15], axis=1).reshape(-1).astype(np.int8) - TEXTURE_LEVEL).tobytes()
 
 
 def hash_image(pixels: UInt8[np.ndarray, "h w 3"]) -> ImageHashes:
@@ -93,7 +150,7 @@ def _correlation(texture: np.ndarray, first: np.ndarray, second: np.ndarray) -> 
 
 
 def _texture_hash(pixels: np.ndarray) -> bytes:
-    """Green channel at 20 x 20, each cell minus the mean of its 3 x 3 neighborhood, as int8.
+    """Green channel at 20 x 20, each cell minus the mean of its 3 x 3 neighborhood, as int8 from -7 to 7.
 
     Retinas and stained tissue show most contrast in green. Values are clipped at twice the median magnitude, so that
     strong edges, such as the border of a round field of view, do not dominate.
@@ -106,4 +163,4 @@ def _texture_hash(pixels: np.ndarray) -> bytes:
     detail = padded[1:-1, 1:-1] - mean
     strength = np.abs(detail[detail != 0])
     most = 2 * float(np.median(strength)) if len(strength) else 1.0
-    return np.round(np.clip(detail / most, -1, 1) * 127).astype(np.int8).tobytes()
+    return np.round(np.clip(detail / most, -1, 1) * TEXTURE_LEVEL).astype(np.int8).tobytes()

@@ -107,6 +107,7 @@ class LoadedSegmenter(Segmenter):
             training_images=card.training_images,
             trained_on_unknown=card.saw_unknown_images,
             training_perceptual_hashes=card.training_perceptual_hashes,
+            training_texture_hashes=card.training_texture_hashes,
             tuning_images=card.tuning_images if tuned else (),
         )
 

@@ -21,6 +21,7 @@ from vesalius.files import to_json
 from vesalius.jobs.dicom_segmentations import SegmentationFolder
 from vesalius.jobs.outputs import OUTPUT_KINDS, PredictedSample, write_outputs
 from vesalius.jobs.prediction_log import Line, PredictionLog
+from vesalius.jobs.training_hashes import write_hashes
 from vesalius.lineage import versions
 from vesalius.masks import Size
 from vesalius.parallel import map_in_threads
@@ -141,7 +142,7 @@ def write_predictions(
             **({"cache": dict(model.usage.cache)} if model.usage.cache else {}),
             "n_images": len(samples),
         }
-        log.finish({**summary, **_run_settings(model.description, prompts, save)})
+        log.finish({**summary, **_run_settings(log.out, model.description, prompts, save)})
     return {**summary, "out": str(out), "failures": log.counts.failures}
 
 
@@ -211,16 +212,10 @@ def _request(
     }
 
 
-def _run_settings(model: ModelDescription, prompts: Sequence[str], save: Sequence[str]) -> dict[str, Any]:
-    """Entries of `run.json` in addition to the summary."""
+def _run_settings(out: Path, model: ModelDescription, prompts: Sequence[str], save: Sequence[str]) -> dict[str, Any]:
+    """Entries of `run.json` in addition to the summary; writes the hashes of the model's training images beside it."""
     asked = {"prompts": list(prompts), "threshold": model.threshold, "save": list(save)}
-    trained = model.training_images
-    lineage = {
-        "training_images": None if trained is None else sorted(trained),
-        "trained_on_unknown": model.trained_on_unknown,
-        "training_perceptual_hashes": sorted(model.training_perceptual_hashes),
-        "tuning_images": sorted(model.tuning_images),
-    }
+    lineage = write_hashes(out, model)
     return {"settings": {**model.settings, **asked}, "lineage": lineage, "versions": versions()}
 
 

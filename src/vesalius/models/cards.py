@@ -73,6 +73,9 @@ class ModelCard(Settings):
     """Whether the weights were also trained on unknown images, such as those of the official model before fine-tuning."""
     training_perceptual_hashes: tuple[str, ...] = ()
     """Perceptual hash of each training image, to detect near copies."""
+    training_texture_hashes: tuple[str, ...] = ()
+    """Texture hash of each image in `training_perceptual_hashes`, in its order, to confirm near copies; "" where it is
+    unknown. Empty: all are unknown."""
     tuning_images: tuple[str, ...] = ()
     """SHA-256 of the pixels of each image used to tune the threshold and to measure the gain `tta`."""
     tta: TtaGain | None = None

@@ -84,6 +84,7 @@ def _describe_unet(folder: Path, card: UNetCard) -> dict[str, Any]:
 
 def _history(card: ModelCard, folder: Path) -> dict[str, Any]:
     return {
+        "phrases": None if card.phrases is None else list(card.phrases),
         "threshold": card.threshold,
         "threshold_origin": card.threshold_origin.model_dump(),
         "step": card.step,
@@ -145,8 +146,8 @@ def _false_claims(folder: Path, spec: ModelSpec, parameters: int) -> list[str]:
     return warnings
 
 
-def summarize(facts: dict[str, Any]) -> list[str]:
-    """The facts as text lines for the terminal."""
+def summarize(facts: dict[str, Any], all: bool = False) -> list[str]:
+    """The facts as ten or fewer text lines for the terminal, and the warnings; with `all`, also the whole ancestry."""
     if "members" in facts:
         return summarize_ensemble(facts)
     lines = [
@@ -154,16 +155,34 @@ def summarize(facts: dict[str, Any]) -> list[str]:
         "stored as " + ", ".join(f"{dtype} ({count:,})" for dtype, count in facts["dtypes"].items()),
         f"folder: {facts['folder']} ({facts['layout']})",
         f"threshold: {facts['threshold']} ({facts['threshold_origin']['how']})",
+        "phrases: " + ("any (open vocabulary)" if facts["phrases"] is None else ", ".join(facts["phrases"])),
     ]
     if facts["step"] is not None:
         images = facts["trained_on_images"]
         known = "unknown images" if images is None else f"{images} images"
         lines.append(f"training: step {facts['step']}, {known}")
-    for name, value in facts["lineage"].items():
-        if name != "fingerprint" and value is not None:
-            lines += _unfold(name, value)
+    known_origin = {name: value for name, value in facts["lineage"].items() if value is not None}
+    if all:
+        for name, value in known_origin.items():
+            if name != "fingerprint":
+                lines += _unfold(name, value)
+    elif known_origin:
+        lines.append(f"provenance: {_ancestry(known_origin)}; --all shows all")
     lines.append(f"fingerprint: {facts['fingerprint']}")
     return lines + [f"WARNING: {warning}" for warning in facts["warnings"]]
+
+
+def _ancestry(lineage: dict[str, Any]) -> str:
+    """The models from which the weights were trained, oldest first, in one line; else what else is recorded."""
+    starts = []
+    known: Any = lineage
+    while isinstance(known, dict) and "start" in known:
+        starts.append(str(known["start"]))
+        known = known.get("start_lineage")
+    if starts:
+        return " > ".join([*reversed(starts), "this model"])
+    text = ", ".join(f"{name} {value}" for name, value in lineage.items() if not isinstance(value, dict))
+    return text if len(text) <= LINE else f"{text[:LINE]}…"
 
 
 def _unfold(name: str, value: Any, indent: str = "") -> list[str]:
@@ -179,11 +198,11 @@ def _summarize_textseg(facts: dict[str, Any]) -> list[str]:
     total = facts["parameters"]["total"]
     language, vision, segmenter = facts["language_model"], facts["vision_encoder"], facts["segmenter"]
     return [
-        f"{facts['name']}, {facts['family']}, {total:,} parameters",
-        *(f"  {PART_NAMES[name]}: {count:,}" for name, count in parts.items()),
+        f"{facts['name']}, {facts['family']}, {total:,} parameters ("
+        + ", ".join(f"{PART_NAMES[name]} {count:,}" for name, count in parts.items())
+        + ")",
         f"language model: {language['type']}, {language['layers']} layers of {language['hidden_size']}, "
-        f"{language['vocabulary']:,} tokens",
-        f"vision encoder: {vision['layers']} layers of {vision['hidden_size']}",
+        f"{language['vocabulary']:,} tokens; vision encoder: {vision['layers']} layers of {vision['hidden_size']}",
         f"segmenter: {segmenter['encoder_blocks']} blocks from {segmenter['hidden_size']}, "
         f"{segmenter['input_size']} x {segmenter['input_size']} pixels",
     ]
@@ -194,5 +213,4 @@ def _summarize_unet(facts: dict[str, Any]) -> list[str]:
     return [
         f"{facts['name']}, {facts['parameters']['total']:,} parameters, no text",
         f"channels at each level: {', '.join(map(str, shape['widths']))}; patches of {shape['patch']} pixels",
-        f"phrases: {', '.join(shape['phrases'])}",
     ]

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from vesalius.data.dataset import load_image
 from vesalius.data.decoders.frame_files import FrameReader
+from vesalius.data.perceptual_hash import KnownImages
 from vesalius.errors import DataError, ImageError
-from vesalius.lineage import hash_pixels, near_hashes, perceptual_hash
+from vesalius.lineage import hash_pixels
 from vesalius.names import list_names
 from vesalius.segmenter import ModelDescription
 from vesalius.types import Sample
@@ -25,21 +26,25 @@ class Leaks:
     near: tuple[str, ...]
     """Ids of near-duplicates of training images."""
     notes: tuple[str, ...]
+    n_unconfirmed: int = 0
+    """Number of images that resemble a training image of which the model has no texture hash, which could confirm it."""
 
 
 def find_leaks(model: ModelDescription, samples: Sequence[Sample], allowed: bool) -> Leaks:
     """Compare the images with the model's training and tuning images, before anything is predicted.
 
     Exact copies are found by the hash of their pixels, independent of file name and format. Near-duplicates are found
-    by a perceptual hash; since it is no proof, they are only listed. DataError for training images unless `allowed`,
+    as in `vesalius check`, by perceptual and texture hash; they are only listed. A similar perceptual hash alone, for
+    models without texture hashes, is no evidence and is only counted. DataError for training images unless `allowed`,
     and always for images that the threshold was tuned on. An unreadable image is skipped, since its prediction fails
     later.
     """
     trained, tuned = set(model.training_images or ()), set(model.tuning_images)
-    hashes = model.training_perceptual_hashes
-    seen, near, used = [], [], []
+    known = KnownImages(model.training_perceptual_hashes, model.training_texture_hashes)
+    seen, used = [], []
+    resembling: dict[str, list[str]] = {"near": [], "unconfirmed": []}
     with FrameReader() as reader:
-        for sample in samples if trained or tuned or hashes else ():
+        for sample in samples if trained or tuned or len(known) else ():
             try:
                 pixels = load_image(sample, reader)
             except ImageError:
@@ -49,8 +54,8 @@ def find_leaks(model: ModelDescription, samples: Sequence[Sample], allowed: bool
                 used.append(sample.id)
             if name in trained:
                 seen.append(sample.id)
-            elif hashes and near_hashes(perceptual_hash(pixels), hashes):
-                near.append(sample.id)
+            elif found := known.find(pixels):
+                resembling[found].append(sample.id)
     if used:
         raise DataError(
             f"the threshold of this model was tuned on {len(used)} of {len(samples)} images (first: {used[0]}); "
@@ -66,11 +71,14 @@ def find_leaks(model: ModelDescription, samples: Sequence[Sample], allowed: bool
             field=seen[0],
         )
     unknown = model.trained_on_unknown
-    notes = _notes(unknown, bool(trained), len(seen), near, len(samples))
-    return Leaks(None if unknown else len(seen), tuple(near), tuple(notes))
+    near, n_unconfirmed = resembling["near"], len(resembling["unconfirmed"])
+    notes = _notes(unknown, bool(trained), len(seen), near, n_unconfirmed, len(samples))
+    return Leaks(None if unknown else len(seen), tuple(near), tuple(notes), n_unconfirmed)
 
 
-def _notes(unknown: bool, some_known: bool, n_seen: int, near: Sequence[str], n_samples: int) -> list[str]:
+def _notes(
+    unknown: bool, some_known: bool, n_seen: int, near: Sequence[str], n_unconfirmed: int, n_samples: int
+) -> list[str]:
     notes = []
     if unknown and some_known:
         notes.append(
@@ -88,5 +96,10 @@ def _notes(unknown: bool, some_known: bool, n_seen: int, near: Sequence[str], n_
         notes.append(
             f"Near-duplicates of training images: {len(near)}; check whether they show the same patients: "
             f"{list_names(near, LISTED)}"
+        )
+    if n_unconfirmed:
+        notes.append(
+            f"{n_unconfirmed} of {n_samples} images have a perceptual hash similar to that of a training image; the model "
+            "has no texture hashes to confirm that they are near-duplicates."
         )
     return notes

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, TypeAdapter
 from vesalius.data.images import read_mask
 from vesalius.errors import DataError, SettingError
 from vesalius.files import to_json
+from vesalius.jobs.training_hashes import StoredHashes, read_hashes
 from vesalius.lineage import hash_file
 from vesalius.mask_maps import Stored
 from vesalius.masks import Size, decode_rle
@@ -52,10 +53,9 @@ class _Settings(BaseModel):
 
 class _Lineage(BaseModel):
     model_config = OPEN
-    training_images: list[str] | None = None
+    training_images: int | None = None
     trained_on_unknown: bool | None = None
-    training_perceptual_hashes: list[str] = []
-    tuning_images: list[str] = []
+    hashes: str | None = None
 
 
 class StoredRun(BaseModel):
@@ -87,6 +87,7 @@ class StoredPredictions(Segmenter):
         self._format = "predictions.jsonl" if lines.is_file() else "mask files"
         run = self.folder / "run.json"
         self._run = parse(_RUN, read_bytes(run), run, code=INVALID) if run.is_file() else StoredRun()
+        self._hashes = _read_hashes(self.folder, self._run.lineage)
         found = _read_lines(lines) if lines.is_file() else _find_masks(self.folder, samples)
         self._check_models(found)
         wanted = [(sample.id, prompt) for sample in samples for prompt in sample.prompts]
@@ -124,10 +125,11 @@ class StoredPredictions(Segmenter):
                 "predictions_fingerprint": self._fingerprint,
                 "predictions_of_other_images": self._n_others,
             },
-            training_images=lineage.training_images,
+            training_images=self._hashes.training_images if known else None,
             trained_on_unknown=not known if lineage.trained_on_unknown is None else lineage.trained_on_unknown,
-            training_perceptual_hashes=lineage.training_perceptual_hashes,
-            tuning_images=lineage.tuning_images if tuned else (),
+            training_perceptual_hashes=self._hashes.training_perceptual_hashes,
+            training_texture_hashes=self._hashes.training_texture_hashes,
+            tuning_images=self._hashes.tuning_images if tuned else (),
         )
 
     def predict(self, items: Sequence[Item]) -> list[Prediction]:
@@ -220,6 +222,19 @@ class StoredPredictions(Segmenter):
                 except (TypeError, ValueError, OSError, DataError):
                     digest.update(b"none")
         return digest.hexdigest()
+
+
+def _read_hashes(folder: Path, lineage: _Lineage) -> StoredHashes:
+    """The hashes that run.json names; DataError if they are missing, damaged, or not as many as it states."""
+    hashes = StoredHashes() if lineage.hashes is None else read_hashes(_inside(folder, lineage.hashes))
+    stated, found = lineage.training_images or 0, len(hashes.training_images)
+    if stated != found:
+        raise DataError.at(
+            folder / "run.json",
+            f"states {stated} training images, but {lineage.hashes or 'no file'} has the hashes of {found}; predict again",
+            code=INVALID,
+        )
+    return hashes
 
 
 def _invalid(reason: str) -> DataError:

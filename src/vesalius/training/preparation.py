@@ -12,8 +12,9 @@ import torch
 from vesalius.data.augment import AugmentSettings
 from vesalius.data.dataset import Dataset, load_item
 from vesalius.data.decoders.frame_files import FrameReader
+from vesalius.data.perceptual_hash import encode_texture, hash_image
 from vesalius.errors import SettingError, TrainingError
-from vesalius.lineage import commit, hash_pixels, perceptual_hash, versions
+from vesalius.lineage import commit, hash_pixels, versions
 from vesalius.models.cards import ModelCard, ThresholdOrigin
 from vesalius.models.checkpoint import OpenedModel, merged, new_model, open_model
 from vesalius.models.reference import resolve_model
@@ -33,6 +34,10 @@ from vesalius.training.run_folder import RunFolder
 from vesalius.training.settings import OptimSettings, RunSettings, conflict, paths_of
 from vesalius.training.sharding import is_sharded
 from vesalius.training.unet_learner import open_unet_learner, trains_unet
+from vesalius.types import Item
+
+NearHashes = tuple[str, str]
+"""Perceptual and texture hash of an image, by which near copies are found."""
 
 UNTUNED: dict[str, Any] = {"threshold": 0.5, "threshold_origin": ThresholdOrigin(), "tuning_images": (), "tta": None}
 """Defaults of card fields that are tuned per model; training invalidates their values."""
@@ -92,19 +97,26 @@ def prepare(
 
 
 def _first_card(
-    card: ModelCard, lineage: dict[str, Any], images: Iterable[str], hashes: Iterable[str], phrases: Iterable[str]
+    card: ModelCard,
+    lineage: dict[str, Any],
+    images: Iterable[str],
+    hashes: Iterable[NearHashes],
+    phrases: Iterable[str],
 ) -> ModelCard:
     """Model card of a new run: the initial model's card plus the hashes of the training images.
 
     The training phrases replace the list of the initial model; without a list (open vocabulary) there is none.
     """
+    known = card.training_texture_hashes or ("",) * len(card.training_perceptual_hashes)
+    near = sorted({*zip(card.training_perceptual_hashes, known, strict=True), *hashes})
     return card.changed(
         lineage=lineage,
         phrases=None if card.phrases is None else tuple(phrases),
         # the weights have also seen the training images of the initial model
         training_images=tuple(sorted({*(card.training_images or ()), *images})),
         trained_on_unknown=card.saw_unknown_images,
-        training_perceptual_hashes=tuple(sorted({*card.training_perceptual_hashes, *hashes})),
+        training_perceptual_hashes=tuple(perceptual for perceptual, _ in near),
+        training_texture_hashes=tuple(texture for _, texture in near),
         **UNTUNED,
     )
 
@@ -189,8 +201,8 @@ def _describe(train_set: Dataset, val_set: Dataset | None, mixture: Mixture) -> 
 
 def _read_all(
     mixture: Mixture, val_set: Dataset | None, learner: Learner, on_note: Callable[[str], None]
-) -> tuple[dict[str, str], list[str]]:
-    """Check all data; returns id -> pixel hash of each training image, and perceptual hashes. Notes data leaks."""
+) -> tuple[dict[str, str], list[NearHashes]]:
+    """Check all data; returns id -> pixel hash of each training image, and hashes to find near copies. Notes data leaks."""
     samples = (*mixture.samples, *(val_set.samples if val_set else ()))
     for phrase in {prompt for sample in samples for prompt in sample.prompts}:
         learner.check_phrase(phrase)
@@ -201,8 +213,9 @@ def _read_all(
         ]
         for sample in mixture.samples:
             item = load_item(sample, reader)
-            images[item.id], sizes[item.id] = hash_pixels(item.frames[0]), item.size
-            hashes.append(perceptual_hash(item.frames[0]))
+            images[item.id], near = _hashes(item)
+            sizes[item.id] = item.size
+            hashes.append(near)
     if shared := len(set(images.values()).intersection(validated)):
         on_note(f"{shared} validation images are also training images: scores will be too high")
     mixture.check_sizes(sizes)
@@ -213,9 +226,15 @@ def _read_all(
         except SettingError as error:
             message = f"{conversation.sample.source}: {error}"
             raise SettingError(message, code=error.code, path=error.path, field=error.field) from error
-        images[item.id] = hash_pixels(item.frames[0])
-        hashes.append(perceptual_hash(item.frames[0]))
+        images[item.id], near = _hashes(item)
+        hashes.append(near)
     return images, hashes
+
+
+def _hashes(item: Item) -> tuple[str, NearHashes]:
+    """The pixel hash of the first frame, and its hashes to find near copies."""
+    hashes = hash_image(item.frames[0])
+    return hashes.pixel_hash, (hashes.perceptual_hash, encode_texture(hashes.texture_hash))
 
 
 def _open_learner(
