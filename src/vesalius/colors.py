@@ -46,7 +46,7 @@ def phrase_colors(phrases: Iterable[str]) -> dict[str, Color]:
         color = round(255 * red), round(255 * green), round(255 * blue)
         if color not in colors:
             colors.append(color)
-    return dict(zip(distinct, colors, strict=False))
+    return dict(zip(distinct, colors[: len(distinct)], strict=True))
 
 
 def as_css(color: Color) -> str:

@@ -64,8 +64,8 @@ def _draw_cell(item: Item, colors: Mapping[str, Color]) -> Image.Image:
     factor = CELL / max(item.size)
     size = max(1, round(height * factor)), max(1, round(width * factor))
     cell = Image.fromarray(item.frames[0]).resize(size[::-1], Image.Resampling.BICUBIC, reducing_gap=2.0)
-    masks = item.masks if item.masks is not None else ()
-    shown = {
-        prompt: area_average(mask[0], size) >= MIN_COVERAGE for prompt, mask in zip(item.prompts, masks, strict=False)
-    }
+    shown = {}
+    if item.masks is not None:
+        for prompt, mask in zip(item.prompts, item.masks, strict=True):
+            shown[prompt] = area_average(mask[0], size) >= MIN_COVERAGE
     return overlay_phrases(np.asarray(cell), shown, colors, legend=False)

@@ -12,7 +12,7 @@ import numpy as np
 
 from vesalius.inference.loaded import LoadedSegmenter
 from vesalius.mask_maps import NO_MAPS, Full, LowRes, Maps, Tile, Tiled, average
-from vesalius.models.cards import ModelCard, ThresholdOrigin
+from vesalius.models.cards import ModelCard, ThresholdOrigin, near_fields
 from vesalius.segmenter import Usage
 from vesalius.types import Item, Prediction
 
@@ -120,8 +120,8 @@ def combine_cards(cards: Sequence[ModelCard]) -> ModelCard:
         phrases=all_of(lambda card: card.phrases),
         training_images=all_of(lambda card: card.training_images),
         trained_on_unknown=any(card.saw_unknown_images for card in cards),
-        training_perceptual_hashes=all_of(lambda card: card.training_perceptual_hashes) or (),
         tuning_images=all_of(lambda card: card.tuning_images) or (),
+        **near_fields(pair for card in cards for pair in card.near_hashes),
     )
 
 

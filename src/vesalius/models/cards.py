@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,9 +84,24 @@ class ModelCard(Settings):
     versions: dict[str, str] = Field(default_factory=dict)
 
     @property
+    def near_hashes(self) -> tuple[tuple[str, str], ...]:
+        """(perceptual, texture) hash of each training image; the texture hash is "" where it is unknown."""
+        texture = self.training_texture_hashes or ("",) * len(self.training_perceptual_hashes)
+        return tuple(zip(self.training_perceptual_hashes, texture, strict=True))
+
+    @property
     def saw_unknown_images(self) -> bool:
         """Whether the weights were trained on images that `training_images` does not list."""
         return self.training_images is None or self.trained_on_unknown
+
+
+def near_fields(hashes: Iterable[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
+    """The fields of a card for (perceptual, texture) hashes, each once and sorted."""
+    pairs = sorted(set(hashes))
+    return {
+        "training_perceptual_hashes": tuple(perceptual for perceptual, _ in pairs),
+        "training_texture_hashes": tuple(texture for _, texture in pairs),
+    }
 
 
 class Card(ModelCard):

@@ -15,7 +15,7 @@ from vesalius.data.decoders.frame_files import FrameReader
 from vesalius.data.perceptual_hash import encode_texture, hash_image
 from vesalius.errors import SettingError, TrainingError
 from vesalius.lineage import commit, hash_pixels, versions
-from vesalius.models.cards import ModelCard, ThresholdOrigin
+from vesalius.models.cards import ModelCard, ThresholdOrigin, near_fields
 from vesalius.models.checkpoint import OpenedModel, merged, new_model, open_model
 from vesalius.models.reference import resolve_model
 from vesalius.models.stored_model import fingerprint_model
@@ -107,16 +107,13 @@ def _first_card(
 
     The training phrases replace the list of the initial model; without a list (open vocabulary) there is none.
     """
-    known = card.training_texture_hashes or ("",) * len(card.training_perceptual_hashes)
-    near = sorted({*zip(card.training_perceptual_hashes, known, strict=True), *hashes})
     return card.changed(
         lineage=lineage,
         phrases=None if card.phrases is None else tuple(phrases),
         # the weights have also seen the training images of the initial model
         training_images=tuple(sorted({*(card.training_images or ()), *images})),
         trained_on_unknown=card.saw_unknown_images,
-        training_perceptual_hashes=tuple(perceptual for perceptual, _ in near),
-        training_texture_hashes=tuple(texture for _, texture in near),
+        **near_fields([*card.near_hashes, *hashes]),
         **UNTUNED,
     )
 
