@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def replacing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         if path.is_dir() and not path.is_symlink():
-            _replace_folder(temporary, path)
+            replace_folder(temporary, path)
         else:
             temporary.replace(path)
     except OSError as error:
@@ -50,9 +51,12 @@ def replacing(path: Path) -> Iterator[Path]:
                 temporary.unlink()
 
 
-def _replace_folder(new: Path, folder: Path) -> None:
-    """Rename `new` to `folder`; the old folder is removed only afterwards."""
+def replace_folder(new: Path, folder: Path) -> None:
+    """Rename the folder `new` to `folder`, which may exist; the old folder is removed only afterwards."""
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    if not folder.exists():
+        new.replace(folder)
+        return
     folder.replace(old)
     try:
         new.replace(folder)
@@ -77,10 +81,10 @@ def check_new(out: Path, remedy: str = "name another folder, or remove this one 
         raise OutputError(f"{out}: {state}; {remedy}", code="output_exists", path=out)
 
 
-def check_replaceable(folder: Path, what: str, names: Collection[str], marker: str) -> None:
+def check_replaceable(folder: Path, what: str, names: Collection[str], *markers: str) -> None:
     """Raise OutputError unless `folder` is absent, empty, or an earlier result of the kind `what`.
 
-    An earlier result contains the file `marker` and no entries other than `names`; other files may belong to the user.
+    An earlier result contains one of the files `markers` and no entries other than `names`; other files may belong to the user.
     """
     article = "an" if what[0] in "aeiou" else "a"
 
@@ -96,8 +100,8 @@ def check_replaceable(folder: Path, what: str, names: Collection[str], marker: s
     found = {entry.name for entry in folder.iterdir()} - SYSTEM_FILES
     if foreign := sorted(found - set(names)):
         raise refuse(f"contains {foreign[0]}, which is not part of {article} {what}; name another folder")
-    if found and marker not in found:
-        raise refuse(f"has no {marker}, so it is not an earlier {what}; name another folder")
+    if found and not found & set(markers):
+        raise refuse(f"has no {' or '.join(markers)}, so it is not an earlier {what}; name another folder")
 
 
 def check_outside(out: Path, data: Path) -> None:
@@ -126,6 +130,19 @@ def write_json(path: Path, value: Any) -> None:
 def to_json(value: Any, indent: int | None = None) -> str:
     """Strict JSON: NaN and Infinity raise ValueError; non-ASCII characters are kept as they are."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
+    """Write rows under a header; None becomes an empty field, and numbers keep all their digits.
+
+    `columns` is the header of a file without rows. The file begins with a byte order mark (Python's `utf-8-sig`):
+    without one, Excel decodes UTF-8 in the machine's code page and garbles Chinese prompts. pandas and readr skip it.
+    """
+    fields = list(dict.fromkeys(key for row in rows for key in row)) or list(columns)
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.DictWriter(file, fields)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def prepare_folder(path: Path) -> Path:

@@ -59,7 +59,7 @@ def assert_complete(out: Path, masks: list[np.ndarray], prompts: tuple[str, ...]
         np.testing.assert_array_equal(decode_rle(line["rle"]), mask)
         with Image.open(out / line["mask"]) as written:
             np.testing.assert_array_equal(np.asarray(written) > 0, mask)
-    assert {path.name for path in out.iterdir()} == {"masks", "predictions.jsonl", "run.json"}
+    assert {path.name for path in out.iterdir()} == {"masks", "overlays", "predictions.jsonl", "run.json"}
     assert len(list((out / "masks").iterdir())) == len(lines)
     assert json.loads((out / "run.json").read_text())["coverage"]["ok"] == len(lines)
 
@@ -162,8 +162,64 @@ def test_unfinished_job_of_another_request_is_refused(
     assert (out / ".predictions.unfinished").read_bytes() == before
     write(images, out, elsewhere)
     assert_complete(out, masks_of(images))
-    with raises_code(OutputError, "output_exists"):
-        write(images, out)
+
+
+def test_finished_job_is_not_repeated(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = write(images, out)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    (out / "notes.txt").write_text("mine")
+    segmenter = Bright()
+    again = write(images, out, segmenter)
+    assert again["already_done"] and not first["already_done"] and not segmenter.seen
+    assert {**again, "already_done": False} == first
+    assert {path: path.stat().st_mtime_ns for path in before if path != out} == {
+        path: time_ns for path, time_ns in before.items() if path != out
+    }
+    (out / "masks" / "003--wire.png").unlink()
+    write(images, out, segmenter)
+    assert segmenter.seen[0] == "003"
+    (out / "notes.txt").unlink()
+    assert_complete(out, masks_of(images))
+
+
+def test_finished_job_of_another_request_is_refused_or_replaced(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write(images, out)
+    with raises_code(OutputError, "different_request", "(prompts)"):
+        write(images, out, prompts=["vessel"])
+    interrupted_again = Bright(stop_at="004")
+    with pytest.raises(KeyboardInterrupt):
+        write(images, out, interrupted_again, prompts=["vessel"], overwrite=True)
+    assert_complete(out, masks_of(images))  # nothing is lost
+    segmenter = Bright()
+    write(images, out, segmenter, prompts=["vessel"], overwrite=True)
+    assert "000" not in segmenter.seen, "the interrupted job continues"
+    assert_complete(out, masks_of(images), ("vessel",))
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "out"}
+
+
+def test_other_job_beside_the_folder_is_started_again(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write(images, out)
+    with pytest.raises(KeyboardInterrupt):
+        write(images, out, Bright(stop_at="004"), prompts=["vessel"], overwrite=True)
+    write(images, out, prompts=["wire"], overwrite=True)
+    assert_complete(out, masks_of(images), ("wire",))
+
+
+def test_folder_with_other_files_is_never_overwritten(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write(images, out)
+    (out / "notes.txt").write_text("mine")
+    with raises_code(OutputError, "not_replaceable", "notes.txt"):
+        write(images, out, overwrite=True)
+    with raises_code(OutputError, "not_replaceable"):
+        write(images, images, overwrite=True)
+    (out / "notes.txt").unlink()
+    with raises_code(SettingError, "output_inside_data"):
+        write(out / "masks", out, overwrite=True)
+    assert_complete(out, masks_of(images))
 
 
 def test_two_jobs_in_one_folder_are_refused(images: Path, tmp_path: Path) -> None:

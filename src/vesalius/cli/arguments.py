@@ -34,6 +34,15 @@ def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
     return {each.name: each.default for each in parameters if each.default is not each.empty}
 
 
+def add_overwrite(command: argparse.ArgumentParser) -> None:
+    """Add --overwrite."""
+    command.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace an earlier result of this command in the output folder, when the new one is complete",
+    )
+
+
 def add_dataset_options(command: argparse.ArgumentParser) -> None:
     """Add --prompt, --split and --group: the options of `open_dataset`."""
     add = command.add_argument_group("dataset").add_argument

@@ -12,7 +12,11 @@ from typing import Any, get_args
 from vesalius.cli import arguments
 from vesalius.cli.arguments import Result, defaults_of, given
 from vesalius.cli.parser import Parser, several_of
+from vesalius.names import count_of
 from vesalius.progress import Progress
+
+RESULTS = ("masks", "overlays", "labelmaps", "probs", "dicom", "volumes", "videos", "areas.csv", "predictions.jsonl")
+"""Results in a prediction folder, in the order in which they are listed."""
 
 
 def add_arguments(command: Parser) -> None:
@@ -37,6 +41,7 @@ def add_arguments(command: Parser) -> None:
         metavar=",".join(OUTPUT_KINDS),
         help="output types to write, separated by commas",
     )
+    arguments.add_overwrite(command)
     _add_video_options(command)
     command.needs("--reprompt-every", "--propagation", "sam2")
     devices = command.add_argument_group("devices").add_mutually_exclusive_group()
@@ -77,18 +82,55 @@ def run(args: argparse.Namespace) -> Result:
 
     check_request(args.prompt, args.save)
     images = find_images(args.images)
-    clips = given(args, "propagation reprompt_every")
+    clips, options = given(args, "propagation reprompt_every"), given(args, "overwrite")
     with _open(args) as opened, Progress(len(images), "predict") as progress:
         segmenter, samples, worker = prepare_clips(*opened, images, args.prompt, args.save, **clips)
         summary = write_predictions(
-            segmenter, samples, args.prompt, args.out, save=args.save, worker=worker, on_progress=progress.reach
+            segmenter,
+            samples,
+            args.prompt,
+            args.out,
+            save=args.save,
+            worker=worker,
+            on_progress=progress.reach,
+            **options,
         )
-    print(f"{args.out}: " + ", ".join(f"{count} {status}" for status, count in summary["coverage"].items()))
-    if summary["answers"]:
-        print("answers: " + ", ".join(f"{count} {origin}" for origin, count in summary["answers"].items()))
     for line in summary["failures"]:
         print(f"failed: {line}", file=sys.stderr)
+    _report(summary, args.out)
     return {**summary, "failed": summary["coverage"]["failed"]}
+
+
+def _report(summary: Result, out: Path) -> None:
+    """Print coverage, where the results are, and what to do next."""
+    if summary["already_done"]:
+        print(f"already done: {out} has the predictions of this command; --overwrite makes them again")
+    counts = ", ".join(f"{count} {status}" for status, count in summary["coverage"].items())
+    print(f"{out}: {count_of(summary['n_images'], 'image')}: {counts}")
+    if summary["answers"]:
+        print("answers: " + ", ".join(f"{count} {origin}" for origin, count in summary["answers"].items()))
+    spacing = summary.get("spacing", {})
+    if spacing:
+        print("pixel spacing from: " + ", ".join(f"{name or 'nowhere'} ({n})" for name, n in spacing.items()))
+    if "ImagerPixelSpacing" in spacing:
+        print("ImagerPixelSpacing is measured at the detector, so mm are larger than in the patient")
+    written = [f"{out / name}" for name in RESULTS if (out / name).exists()]
+    print(f"written: {', '.join(written)}")
+    if summary["segmented"]:
+        shown = out / "overlays" if (out / "overlays").exists() else out
+        print(f"next: look at {shown}; score them with: vesalius evaluate --predictions {out} DATA --out evaluation")
+    elif summary["coverage"]["failed"] < sum(summary["coverage"].values()):
+        print(_explain_nothing(summary))
+
+
+def _explain_nothing(summary: Result) -> str:
+    """The last line of a job that segmented nothing."""
+    coverage, total = summary["coverage"], sum(summary["coverage"].values())
+    line = f"nothing was segmented: 0 of {count_of(total, 'prediction')} have a mask"
+    if coverage["no_seg"] >= coverage["ok"]:
+        answer = f", for example {summary['refusal'][:40]!r}" if summary["refusal"] else ""
+        return f"{line}; the model answered without [SEG]{answer}: try another phrase, or --answer force"
+    return f"{line}; no pixel is above the threshold: try another phrase, or a lower --threshold"
 
 
 @contextmanager

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from vesalius.data.decoders import dicom_image as dicom
-from vesalius.data.decoders import frame_files
-from vesalius.data.images import frame_id
 from vesalius.data.writers.dicom_seg import check_labels, check_source, write_segmentation
-from vesalius.errors import SettingError
+from vesalius.errors import ImageError
+from vesalius.jobs.source_files import name_sources
 from vesalius.masks import Rle
-from vesalius.names import result_stems, slug
+from vesalius.names import slug
 from vesalius.types import Sample
 
 
@@ -28,15 +27,15 @@ class SegmentationFolder:
         """Check all source files.
 
         SettingError for a file that is not DICOM, for two segmentations with the same file name, and for a prompt that
-        is not a valid label; ImageError for a file that a segmentation cannot reference.
+        is not a valid label.
         """
         check_labels(prompts)
         self.out = out
         self.prompts = tuple(prompts)
         self.card = card
-        self.stems = _name_files(samples)
-        for path in self.stems:
-            check_source(path)
+        self.stems = name_sources(samples, "dicom", ".dcm", "DICOM image")
+        self.refused = _check_sources(self.stems)
+        """Source file that a segmentation cannot reference -> reason."""
         self._missing = Counter(sample.image for sample in samples for _ in prompts)
         self._masks: dict[Path, dict[str, dict[int, Rle]]] = defaultdict(lambda: {name: {} for name in self.prompts})
         self._failed: dict[Path, set[int]] = defaultdict(set)
@@ -44,8 +43,13 @@ class SegmentationFolder:
     def add(self, sample: Sample, prompt: str, mask: Rle | None) -> dict[str, str]:
         """Add one mask (None if it failed), and write the segmentation after the last mask of its source file.
 
-        Returns the path of the segmentation under the key `dicom`; empty for a failed mask.
+        Returns the path of the segmentation under the key `dicom`; empty for a failed mask. A file that cannot be
+        referenced fails: `status` and `error` are returned.
         """
+        if sample.image in self.refused and mask is not None:
+            return {"status": "failed", "error": self.refused[sample.image]}
+        if sample.image not in self.stems or sample.image in self.refused:
+            return {}
         frame = sample.frame or 0
         if mask is None:
             self._failed[sample.image].add(frame)
@@ -72,26 +76,11 @@ class SegmentationFolder:
         )
 
 
-def _name_files(samples: Sequence[Sample]) -> dict[Path, str]:
-    """Source file -> stem of its segmentation file: the sample id without the frame."""
-    found: dict[Path, str] = {}
-    for sample in samples:
-        if sample.image in found:
-            continue
-        if frame_files.kind_of(sample.image) is not frame_files.KINDS["dicom"]:
-            raise SettingError(
-                f"--save dicom: {sample.image} is not a DICOM image; give DICOM files only, or leave dicom out",
-                code="conflicting_settings",
-                path=sample.image,
-                field="save",
-            )
-        name = sample.id if sample.frame is None else sample.id.removesuffix(frame_id("", sample.frame))
-        found[sample.image] = result_stems(name, ["dicom"])[0]
-    for stem, n in Counter(found.values()).items():
-        if n > 1:
-            raise SettingError(
-                f"--save dicom: {n} files would be written as {stem}.dcm; pass their parent folder instead",
-                code="duplicate_id",
-                field="save",
-            )
-    return found
+def _check_sources(paths: Iterable[Path]) -> dict[Path, str]:
+    refused = {}
+    for path in paths:
+        try:
+            check_source(path)
+        except ImageError as error:
+            refused[path] = str(error)
+    return refused

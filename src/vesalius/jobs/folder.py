@@ -17,10 +17,11 @@ from typing import Any, cast
 from vesalius.data.dataset import load_item
 from vesalius.data.decoders.frame_files import FrameReader
 from vesalius.errors import DataError, SettingError
-from vesalius.files import to_json
+from vesalius.files import replace_folder, to_json
 from vesalius.jobs.dicom_segmentations import SegmentationFolder
-from vesalius.jobs.outputs import OUTPUT_KINDS, PredictedSample, write_outputs
-from vesalius.jobs.prediction_log import Line, PredictionLog
+from vesalius.jobs.label_volumes import LabelVolumes
+from vesalius.jobs.outputs import OUTPUT_KINDS, PredictedSample, check_labels, write_outputs
+from vesalius.jobs.prediction_log import FILES, Line, PredictionLog, check_overwritable, remove_other_job
 from vesalius.jobs.training_hashes import write_hashes
 from vesalius.lineage import versions
 from vesalius.masks import Size
@@ -101,49 +102,113 @@ def write_predictions(
     prompts: Sequence[str],
     out: Path,
     *,
-    save: Sequence[str] = ("masks", "rle"),
+    save: Sequence[str] = ("masks", "overlay", "rle"),
+    overwrite: bool = False,
     worker: Worker | None = None,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
     """Predict every prompt on every image into a new folder, and return a summary.
 
-    `predictions.jsonl` appears on completion. A folder without it is unfinished, and the same request continues it.
-    `worker` is by default `predict_and_write` with `model`, which must then be a `Segmenter`.
-    OutputError for a folder that is not empty or holds the unfinished job of another request; SettingError for requests
-    refused by `check_request`, by the model's `check_prompts`, or, to save DICOM, by `SegmentationFolder`.
+    `predictions.jsonl` appears on completion. A folder without it is unfinished, and the same request continues it. The
+    same request for a complete folder predicts nothing, and the summary has `already_done`. With `overwrite` the job
+    runs in a hidden folder beside `out`, which replaces the predictions in `out` when it is complete. `worker` is by
+    default `predict_and_write` with `model`, which must then be a `Segmenter`.
+    OutputError for a folder with other content, or with another request unless `overwrite`; SettingError for requests
+    refused by `check_request`, by the model's `check_prompts`, or by `_file_outputs`.
     """
     check_request(prompts, save)
     model.check_prompts(prompts)
-    card = model.description.card
-    by_file = "dicom" in save
-    objects = SegmentationFolder(out, samples, prompts, card) if by_file else None
     worker = worker or partial(predict_and_write, cast(Segmenter, model))
     request = _request(model.description, samples, prompts, save)
-    with PredictionLog(out, request, samples, prompts, whole_files=by_file) as log:
-        if objects is not None and log.done:
-            objects = SegmentationFolder(out, samples[log.done :], prompts, card)
+    if not overwrite:
+        return _run(model, samples, prompts, out, save, request, worker, on_progress)
+    check_overwritable(out, samples)
+    target = out.resolve()
+    hidden = target.with_name(f".{target.name}.overwrite")
+    remove_other_job(hidden, request)
+    summary = _run(model, samples, prompts, hidden, save, request, worker, on_progress)
+    replace_folder(hidden, target)
+    return {**summary, "out": str(out)}
+
+
+def _run(
+    model: Described,
+    samples: Sequence[Sample],
+    prompts: Sequence[str],
+    out: Path,
+    save: Sequence[str],
+    request: dict[str, Any],
+    worker: Worker,
+    on_progress: Callable[[int], None],
+) -> dict[str, Any]:
+    """Begin or continue the job in `out`; returns its summary."""
+    card = model.description.card
+    whole_files = bool({"dicom", "nifti"} & set(save))
+    outputs = _file_outputs(out, samples, prompts, save, card)
+    with PredictionLog(out, request, samples, prompts, whole_files=whole_files) as log:
+        if log.finished:
+            on_progress(log.done)
+            return _result(_summary(model, log, len(samples)), log)
+        if outputs and log.done:
+            outputs = _file_outputs(out, samples[log.done :], prompts, save, card)
         rest = (replace(sample, prompts=tuple(prompts), masks=None) for sample in islice(samples, log.done, None))
         with closing(worker(rest, out, save)) as written:
             for lines in written:
                 sample = samples[log.done]
-                for line in lines:
-                    if objects is not None:
-                        line.update(objects.add(sample, line["prompt"], line.get("rle")))
-                    if "rle" not in save:
-                        line.pop("rle", None)
-                    line["model"] = card["fingerprint"]
-                log.add(lines)
+                log.add([_complete(line, sample, outputs, save, card) for line in lines])
                 on_progress(log.done)
-        summary = {
-            "model": card,
-            "coverage": dict(log.counts.coverage),
-            "answers": dict(log.counts.answers),
-            "batch_halved": model.usage.batch_halved,
-            **({"cache": dict(model.usage.cache)} if model.usage.cache else {}),
-            "n_images": len(samples),
-        }
+        summary = _summary(model, log, len(samples))
         log.finish({**summary, **_run_settings(log.out, model.description, prompts, save)})
-    return {**summary, "out": str(out), "failures": log.counts.failures}
+        return _result(summary, log)
+
+
+FileOutput = tuple[str, SegmentationFolder | LabelVolumes]
+"""Key of the mask in a line, and the outputs that belong to whole source files."""
+
+
+def _file_outputs(
+    out: Path, samples: Sequence[Sample], prompts: Sequence[str], save: Sequence[str], card: dict[str, Any]
+) -> list[FileOutput]:
+    """The outputs per source file in `save`; SettingError as for `SegmentationFolder` and `LabelVolumes`."""
+    found: list[FileOutput] = []
+    if "dicom" in save:
+        found.append(("rle", SegmentationFolder(out, samples, prompts, card)))
+    if "nifti" in save:
+        found.append(("label_rle", LabelVolumes(out, samples, prompts)))
+    return found
+
+
+def _complete(
+    line: Line, sample: Sample, outputs: Sequence[FileOutput], save: Sequence[str], card: dict[str, Any]
+) -> Line:
+    """The line as it is stored: with the outputs of whole files, and without masks that `save` does not ask for."""
+    for key, output in outputs:
+        line.update(output.add(sample, line["prompt"], line.get(key)))
+    drop = {"label_rle"} if "rle" in save else {"label_rle", "rle"}
+    if line["status"] == "failed":
+        drop |= {"rle", "area_px", "geometry", *FILES}
+    return {**{key: value for key, value in line.items() if key not in drop}, "model": card["fingerprint"]}
+
+
+def _result(summary: dict[str, Any], log: PredictionLog) -> dict[str, Any]:
+    """The summary with what is not stored in `run.json`."""
+    counts = log.counts
+    told = {"failures": counts.failures, "refusal": counts.refusal, "already_done": log.finished}
+    return {**summary, "out": str(log.out), **told}
+
+
+def _summary(model: Described, log: PredictionLog, n_images: int) -> dict[str, Any]:
+    counts = log.counts
+    return {
+        "model": model.description.card,
+        "coverage": dict(counts.coverage),
+        "segmented": counts.segmented,
+        "answers": dict(counts.answers),
+        "batch_halved": model.usage.batch_halved,
+        **({"cache": dict(model.usage.cache)} if model.usage.cache else {}),
+        **({"spacing": dict(counts.spacings)} if counts.spacings else {}),
+        "n_images": n_images,
+    }
 
 
 def predict_and_write(
@@ -151,7 +216,7 @@ def predict_and_write(
 ) -> Generator[list[Line], None, None]:
     """Predict samples and write their files into `out`; yields the lines of each sample, in order.
 
-    Lines contain the mask as `rle` if `save` has `rle` or `dicom`.
+    Lines contain masks as described for `write_outputs`.
     """
     yield from write_predicted(predict_samples(segmenter, samples), out, save, segmenter.description.batch_size)
 
@@ -166,7 +231,8 @@ def write_predicted(
 
 
 def check_request(prompts: Sequence[str], save: Sequence[str]) -> None:
-    """Raise SettingError for an unknown output kind, and for a prompt that is empty, too long, or repeated."""
+    """Raise SettingError for an unknown output kind, a prompt that is empty, too long, or repeated, and too many labels."""
+    check_labels(prompts, save)
     for name in save:
         if name not in OUTPUT_KINDS:
             raise SettingError(

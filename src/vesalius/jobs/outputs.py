@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from vesalius.colors import Color, phrase_colors
+from vesalius.data.pixel_spacing import find_spacing
+from vesalius.errors import SettingError
 from vesalius.files import replacing
 from vesalius.jobs.prediction_log import FILES, Line
 from vesalius.masks import encode_rle
@@ -17,27 +21,86 @@ from vesalius.names import result_stems
 from vesalius.types import Item, Prediction, Sample
 from vesalius.visualization import overlay
 
-OUTPUT_KINDS = ("masks", "probs", "overlay", "rle", "dicom", "video")
-"""masks: PNG 0/255; probs: float32 .npz; overlay: PNG of the image with its mask; rle: COCO RLE in `predictions.jsonl`;
-dicom: one segmentation object per DICOM file; video: overlay (MP4) and masks (MKV) of each clip."""
+OUTPUT_KINDS = ("masks", "probs", "overlay", "labelmap", "rle", "table", "dicom", "nifti", "video")
+"""masks: PNG 0/255; probs: float32 .npz; overlay: PNG of the image with its mask; labelmap: one PNG per image with a
+value per prompt; rle: COCO RLE in `predictions.jsonl`; table: `areas.csv`; dicom: one segmentation object per DICOM
+file; nifti: one label volume per NIfTI file; video: overlay (MP4) and masks (MKV) of each clip."""
+MAX_LABELS = 255
+"""Maximum number of prompts of a label map, which has 8 bits."""
 
 PredictedSample = tuple[Sample, Item | None, list[Prediction]]
 """A sample, its item (None if it cannot be read), and one prediction per prompt."""
 
 
+def check_labels(prompts: Sequence[str], save: Sequence[str]) -> None:
+    """Raise SettingError if a label map or label volume is asked for more than `MAX_LABELS` prompts."""
+    for kind in sorted({"labelmap", "nifti"} & set(save)):
+        if len(prompts) > MAX_LABELS:
+            raise SettingError(
+                f"--save {kind}: {len(prompts)} prompts do not fit into the {MAX_LABELS} values of 8 bits; give fewer "
+                "prompts, or save masks",
+                code="bad_value",
+                field="save",
+            )
+
+
+def label_map(predictions: Sequence[Prediction]) -> UInt8[np.ndarray, "h w"]:
+    """Value n where the mask of the n-th prompt lies, counted from 1; 0 elsewhere.
+
+    A pixel in several masks gets the prompt of the highest probability there, and of the first among equals. Failed
+    predictions have no pixels; ValueError if all failed.
+    """
+    size = next((each.size for each in predictions if each.status != "failed"), None)
+    if size is None:
+        raise ValueError("no prediction has a mask")
+    labels = np.zeros(size, dtype=np.uint8)
+    times = np.zeros(size, dtype=np.uint8)
+    for value, prediction in enumerate(predictions, start=1):
+        if prediction.status == "ok":
+            labels[prediction.mask] = value
+            times += prediction.mask
+    shared = times > 1
+    if shared.any():
+        highest = np.full(int(np.count_nonzero(shared)), -1, dtype=np.float32)
+        for value, prediction in enumerate(predictions, start=1):
+            if prediction.status != "ok" or (probability := prediction.probability) is None:
+                continue
+            here = np.where(prediction.mask[shared], probability[shared], np.float32(-1))
+            won = here > highest
+            highest[won] = here[won]
+            labels[shared] = np.where(won, value, labels[shared])
+    return labels
+
+
 def write_outputs(out: Path, save: Sequence[str], predicted: PredictedSample) -> list[Line]:
-    """Write the files of one sample into `out`; returns its lines, one for each prompt."""
+    """Write the files of one sample into `out`; returns its lines, one for each prompt.
+
+    A line has the mask as `rle` if `save` has `rle` or `dicom`, and as `label_rle` without the pixels that other
+    prompts won if it has `nifti`.
+    """
     sample, item, predictions = predicted
     colors = phrase_colors(sample.prompts)
+    answered = item is not None and any(each.status != "failed" for each in predictions)
+    labels = label_map(predictions) if answered and {"labelmap", "nifti"} & set(save) else None
+    mapped = {} if labels is None or "labelmap" not in save else {"labelmap": _write_label_map(labels, sample.id, out)}
     lines = []
-    for prediction, name in zip(predictions, result_stems(sample.id, sample.prompts), strict=True):
-        color = colors[prediction.prompt]
-        written = {} if item is None else _write_files(prediction, item, out, name, save, color)
-        lines.append(_line(prediction, written, save))
+    stems = result_stems(sample.id, sample.prompts)
+    for value, (prediction, name) in enumerate(zip(predictions, stems, strict=True), start=1):
+        line = _line(prediction)
+        if item is not None and prediction.status != "failed":
+            color = colors[prediction.prompt]
+            line |= {**_write_files(prediction, item, out, name, save, color), **mapped}
+            if {"rle", "dicom"} & set(save):
+                line["rle"] = encode_rle(prediction.mask)
+            if "nifti" in save and labels is not None:
+                line["label_rle"] = encode_rle(labels == value)
+            if "table" in save:
+                line["geometry"] = _measure(prediction, sample)
+        lines.append(line)
     return lines
 
 
-def _line(prediction: Prediction, written: dict[str, str], save: Sequence[str]) -> Line:
+def _line(prediction: Prediction) -> Line:
     line: Line = {
         "id": prediction.id,
         "prompt": prediction.prompt,
@@ -50,18 +113,29 @@ def _line(prediction: Prediction, written: dict[str, str], save: Sequence[str]) 
     }
     if prediction.status == "failed":
         return {**line, "error": prediction.error}
-    line["area_px"] = int(np.count_nonzero(prediction.mask))
-    if {"rle", "dicom"} & set(save):
-        line["rle"] = encode_rle(prediction.mask)
-    return {**line, **written}
+    return {**line, "area_px": int(np.count_nonzero(prediction.mask))}
+
+
+def _measure(prediction: Prediction, sample: Sample) -> Line:
+    """Geometry of the mask, with spacing and its source."""
+    from vesalius.evaluation.geometry import measure  # scikit-image takes 0.3 s
+
+    spacing, source = find_spacing(sample)
+    measured = asdict(measure(prediction.mask, spacing))
+    return {**measured, "spacing_mm": None if spacing is None else list(spacing), "spacing_from": source}
+
+
+def _write_label_map(labels: UInt8[np.ndarray, "h w"], id: str, out: Path) -> str:
+    name = f"{FILES['labelmap']}/{result_stems(id, ['labels'])[0]}.png"
+    with replacing(out / name) as path:
+        Image.fromarray(labels).save(path, format="PNG")
+    return name
 
 
 def _write_files(
     prediction: Prediction, item: Item, out: Path, name: str, save: Sequence[str], color: Color
 ) -> dict[str, str]:
-    """Write the outputs in `save`, and return their paths relative to `out` by kind."""
-    if prediction.status == "failed":
-        return {}
+    """Write the outputs in `save` of one prompt, and return their paths relative to `out` by kind."""
     written: dict[str, str] = {}
 
     def new_file(kind: str, suffix: str) -> AbstractContextManager[Path]:

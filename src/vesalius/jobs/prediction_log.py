@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -15,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from vesalius.errors import OutputError
-from vesalius.files import SYSTEM_FILES, hold_folder, prepare_folder, to_json, write_json
+from vesalius.errors import OutputError, SettingError
+from vesalius.files import SYSTEM_FILES, check_replaceable, hold_folder, prepare_folder, to_json, write_csv, write_json
+from vesalius.jobs.training_hashes import FILE as HASHES
 from vesalius.journal import Journal, read_journal
 from vesalius.types import Sample
 
@@ -26,10 +28,19 @@ LINES = ".predictions.unfinished"
 REQUEST = ".predictions.request.json"
 RESULT = "predictions.jsonl"
 RUN = "run.json"
-FILES = {"mask": "masks", "probabilities": "probs", "overlay": "overlays", "dicom": "dicom"}
+FILES = {"mask": "masks", "probabilities": "probs", "overlay": "overlays", "labelmap": "labelmaps", "dicom": "dicom"}
 """Key of a file path in a line -> folder of these files."""
-VIDEOS = "videos"
-"""Folder of overlay videos; each belongs to a whole clip, so no line names it."""
+VIDEOS, VOLUMES = "videos", "volumes"
+"""Folders of overlay videos and label volumes; each belongs to a whole clip or volume, so no line names it."""
+LABELS, TABLE = "labels.json", "areas.csv"
+"""Prompt -> value in label maps and volumes; geometry of all masks. Both are written when the job ends."""
+MEASURED = (
+    *("area_px", "area_mm2", "length_px", "length_mm"),
+    *("mean_diameter_px", "mean_diameter_mm", "max_diameter_px", "max_diameter_mm"),
+)
+"""Columns of `areas.csv` with the fields of `evaluation.geometry.Geometry`."""
+NAMES = frozenset({LINES, REQUEST, RESULT, RUN, *FILES.values(), VIDEOS, VOLUMES, LABELS, TABLE, HASHES})
+"""Everything that a prediction folder may contain; a folder with other content is never replaced."""
 PARTIAL = (".*.partial", ".*.probe")
 """Temporary names of `files.replacing` and `files.prepare_folder`."""
 
@@ -47,6 +58,12 @@ class Counts:
     """Origin of the answer text (`Prediction.answered`) -> number of predictions."""
     failures: list[str] = field(default_factory=list)
     """Image path and error of each failed prediction."""
+    segmented: int = 0
+    """Number of predictions with at least one pixel."""
+    refusal: str = ""
+    """Text of the first answer without [SEG]."""
+    spacings: Counter[str] = field(default_factory=Counter)
+    """Source of the pixel spacing in the table -> number of predictions; "" if none is stated."""
 
     def add(self, lines: Sequence[Mapping[str, Any]], image: Path) -> None:
         """Count the lines of one image."""
@@ -56,8 +73,14 @@ class Counts:
                 error = line["error"]
                 path = " ".join(str(image).encode(errors="backslashreplace").decode().split())
                 self.failures.append(error if error.startswith(path) else f"{path}: {error}")
-            elif line["answered"]:
+                continue
+            self.segmented += line["area_px"] > 0
+            if line["answered"]:
                 self.answers[line["answered"]] += 1
+            if line["status"] == "no_seg":
+                self.refusal = self.refusal or line["text"]
+            if "geometry" in line:
+                self.spacings[line["geometry"]["spacing_from"]] += 1
 
 
 class PredictionLog:
@@ -74,24 +97,34 @@ class PredictionLog:
         """Begin in an empty or absent folder, or continue the same request where it stopped.
 
         With `whole_files` a multi-frame file is never continued in the middle: all its frames are predicted again.
-        OutputError for a folder with other content, for the unfinished job of another request, while another process
-        writes there, and if the folder is not writable.
+        OutputError for a folder with other content, for the job of another request, while another process writes there,
+        and if the folder is not writable.
         """
         self.out, self.counts, self.done = out, Counts(), 0
         """Number of completed images, counted from the first."""
-        self._samples, self._prompts = samples, tuple(prompts)
+        self.finished = False
+        """True if the folder holds the complete predictions of this request; nothing is written then."""
+        self._samples, self._prompts, self._request = samples, tuple(prompts), json.loads(to_json(request))
         with ExitStack() as files:
             _refuse_foreign(out)
             hold_folder(prepare_folder(out), "prediction", files)
             self._remove_partial()
             keep = 0
+            if _is_complete(out):
+                _compare(self._request, _request_of(_read(out / RUN)), out)
+                self._count_done(range(len(samples) + 1), out / RESULT)
+                self.finished = self.done == len(samples) and all((out / name).is_file() for name in self._extras())
+                if not self.finished:  # files are missing, and are made again
+                    self.counts, self.done = Counts(), 0
+                    write_json(out / REQUEST, request)
             if (out / REQUEST).exists():
-                _compare(out, json.loads(to_json(request)))
+                _compare(self._request, _read(out / REQUEST), out)
                 keep = self._continue(set(_ends_of_files(samples)) if whole_files else range(len(samples) + 1))
-            else:
+            elif not self.finished:
                 write_json(out / REQUEST, request)
-            with self._resumable():
-                self._journal = files.enter_context(Journal(out / LINES, keep))
+            if not self.finished:
+                with self._resumable():
+                    self._journal = files.enter_context(Journal(out / LINES, keep))
             self._files = files.pop_all()
 
     def __enter__(self) -> Self:
@@ -125,16 +158,16 @@ class PredictionLog:
         with self._resumable():
             if not (self.out / LINES).exists() and (self.out / RESULT).exists():
                 (self.out / RESULT).replace(self.out / LINES)  # killed during `finish`
-            keep = self._count_done(ends)
+            keep = self._count_done(ends, self.out / LINES)
         if self.done:
             log.warning("%s: continues after %d of %d images", self.out, self.done, len(self._samples))
         return keep
 
-    def _count_done(self, ends: Container[int]) -> int:
+    def _count_done(self, ends: Container[int], journal: Path) -> int:
         keep, n = 0, len(self._prompts)
         pending: list[Line] = []
         with suppress(ValueError):  # at a damaged line; this image and all later ones are predicted again
-            for read, (line, end) in enumerate(read_journal(self.out / LINES)):
+            for read, (line, end) in enumerate(read_journal(journal)):
                 if not self._is_done(line, *divmod(read, n)):
                     break
                 pending.append(line)
@@ -162,24 +195,72 @@ class PredictionLog:
         self.counts.add(lines, self._samples[self.done].image)
         self.done += 1
 
+    def _extras(self) -> list[str]:
+        """Names of the files that are written when the job ends, because of its output kinds."""
+        save = set(self._request["save"])
+        return [LABELS] * bool(save & {"labelmap", "nifti"}) + [TABLE] * ("table" in save)
+
     def finish(self, run: Mapping[str, Any]) -> None:
         """Write `run.json`, and rename the journal to `predictions.jsonl`: the folder is then complete."""
-        write_json(self.out / RUN, run)
+        if LABELS in self._extras():
+            write_json(self.out / LABELS, {prompt: value for value, prompt in enumerate(self._prompts, start=1)})
+        if TABLE in self._extras():
+            write_csv(self.out / TABLE, [_row(line) for line, _ in read_journal(self.out / LINES)])
+        write_json(self.out / RUN, {**run, "request": self._request})
         with self._resumable():
             self._journal.finish()
             (self.out / LINES).replace(self.out / RESULT)
             (self.out / REQUEST).unlink()
 
 
+def _row(line: Line) -> Line:
+    """The row of one line in `areas.csv`; values that are not known are None."""
+    geometry = line.get("geometry", {})
+    y, x = geometry.get("spacing_mm") or (None, None)
+    return {
+        **{name: line[name] for name in ("id", "prompt", "status")},
+        **{name: geometry.get(name) for name in MEASURED},
+        "spacing_y_mm": y,
+        "spacing_x_mm": x,
+        "spacing_from": geometry.get("spacing_from"),
+    }
+
+
+def check_overwritable(out: Path, samples: Sequence[Sample]) -> None:
+    """Raise OutputError unless `out` is absent, empty or a prediction folder; SettingError if it has an input image."""
+    check_replaceable(out, "prediction folder", NAMES, RUN, REQUEST)
+    for sample in samples:
+        if sample.image.resolve().is_relative_to(out.resolve()):
+            raise SettingError(
+                f"{out}: contains {sample.image}, which is to be predicted; choose another --out",
+                code="output_inside_data",
+                path=out,
+            )
+
+
+def remove_other_job(out: Path, request: Mapping[str, Any]) -> None:
+    """Remove the unfinished job in `out`, unless it has the same request."""
+    if (out / REQUEST).exists():
+        try:
+            _compare(json.loads(to_json(request)), _read(out / REQUEST), out)
+        except OutputError:
+            log.warning("%s: holds an unfinished job with other settings and is emptied", out)
+            shutil.rmtree(out)
+
+
+def _is_complete(out: Path) -> bool:
+    return (out / RESULT).is_file() and (out / RUN).is_file() and not (out / REQUEST).exists()
+
+
 def _refuse_foreign(out: Path) -> None:
-    """Raise OutputError if `out` is a file, or a folder with content other than an unfinished job."""
+    """Raise OutputError if `out` is a file, or a folder with content other than predictions."""
     if not out.exists():
         return
     if not out.is_dir():
         raise OutputError(f"{out}: is a file; choose another --out", code="output_exists", path=out)
     # a job killed before it wrote its request leaves only temporary files
     entries = [entry for entry in out.iterdir() if entry.name not in SYSTEM_FILES]
-    begun = any(entry.name == REQUEST for entry in entries)
+    begun = any(entry.name == REQUEST for entry in entries) or _is_complete(out)
     if not begun and any(not any(map(entry.match, PARTIAL)) for entry in entries):
         raise OutputError(f"{out}: exists and is not empty; choose another --out", code="output_exists", path=out)
 
@@ -194,19 +275,27 @@ def _ends_of_files(samples: Sequence[Sample]) -> Iterator[int]:
             yield index + 1
 
 
-def _compare(out: Path, request: dict[str, Any]) -> None:
-    """Raise OutputError with the differing settings if the folder holds the unfinished job of another request."""
+def _read(path: Path) -> Any:
     try:
-        begun = json.loads((out / REQUEST).read_text(encoding="utf-8"))
-        differing = [name for name in request | begun if request.get(name) != begun.get(name)]
-    except (OSError, ValueError, TypeError) as error:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise OutputError(
-            f"{out / REQUEST}: cannot be read; choose another --out", code="unreadable_file", path=out
+            f"{path}: cannot be read; choose another --out", code="unreadable_file", path=path.parent
         ) from error
+
+
+def _request_of(run: Any) -> Any:
+    return run.get("request") if isinstance(run, dict) else None
+
+
+def _compare(request: dict[str, Any], begun: Any, out: Path) -> None:
+    """Raise OutputError with the differing settings if the folder holds the job of another request."""
+    begun = begun if isinstance(begun, dict) else {}
+    differing = [name for name in request | begun if request.get(name) != begun.get(name)]
     if differing:
         raise OutputError(
-            f"{out}: holds an unfinished job with other settings ({', '.join(differing)}); repeat its command to "
-            "continue it, or choose another --out",
+            f"{out}: holds predictions with other settings ({', '.join(differing)}); choose another --out, or replace "
+            "them with --overwrite",
             code="different_request",
             path=out,
             field=differing[0],

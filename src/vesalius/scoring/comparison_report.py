@@ -17,10 +17,10 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from vesalius.files import replacing, to_json, write_json, write_text
+from vesalius.files import replacing, to_json, write_csv, write_json, write_text
 from vesalius.fonts import chart_families, drawable
 from vesalius.pages import as_data_url, render
-from vesalius.scoring.tables import cell, write_csv
+from vesalius.scoring.tables import cell
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = ("o", "s", "D", "^", "v", "P")

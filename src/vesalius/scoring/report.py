@@ -14,12 +14,12 @@ from PIL import Image
 
 from vesalius.colors import as_css, phrase_colors
 from vesalius.evaluation.centerline import WIDTHS
-from vesalius.files import write_text
+from vesalius.files import write_csv, write_text
 from vesalius.pages import as_data_url, render
 from vesalius.scoring import charts
 from vesalius.scoring.examples import choose_examples, draw_example, verdict
 from vesalius.scoring.results import ResultRow
-from vesalius.scoring.tables import by_kind, cell, group_table, interval, number, title, write_csv
+from vesalius.scoring.tables import by_kind, cell, group_table, interval, number, title
 from vesalius.visualization import LEGEND
 
 WORST, MEDIAN, BEST = 12, 4, 4

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from vesalius.evaluation.metrics import METRICS, Metric
 from vesalius.evaluation.statistics import mean
-from vesalius.files import replacing
 from vesalius.scoring.results import ResultRow
 
 KINDS = {"overlap": "Overlap", "topology": "Lines and topology", "distance": "Distances between boundaries"}
@@ -74,16 +71,3 @@ def group_table(
         | {name: mean(values[group["group"]].get(name, ())) for name in names}
         for group in groups
     ]
-
-
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
-    """Write rows under a header; None becomes an empty field, and numbers keep all their digits.
-
-    `columns` is the header of a file without rows. The file begins with a byte order mark (Python's `utf-8-sig`):
-    without one, Excel decodes UTF-8 in the machine's code page and garbles Chinese prompts. pandas and readr skip it.
-    """
-    fields = list(dict.fromkeys(key for row in rows for key in row)) or list(columns)
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8-sig", newline="") as file:
-        writer = csv.DictWriter(file, fields)
-        writer.writeheader()
-        writer.writerows(rows)

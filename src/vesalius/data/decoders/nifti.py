@@ -101,7 +101,7 @@ class NiftiDecoder:
         self._volume = _volume(*self._version)
         self.n_frames = self._volume.shape[2]
         with decoding(path):
-            self._file = _unpack(path)
+            self._file = unpack(path)
         volume = self._volume
         spec = (volume.shape, volume.dtype, volume.offset, volume.slope, volume.intercept)
         self._voxels = _nibabel("nibabel.arrayproxy").ArrayProxy(self._file, spec)
@@ -145,7 +145,7 @@ class NiftiDecoder:
 def _volume(path: Path, size: int, time_ns: int) -> Volume:
     nibabel = _nibabel("nibabel")
     with decoding(path):
-        with _unpack(path) as file:
+        with unpack(path) as file:
             head = file.read(540)
         if not recognize(path, head):
             raise image_error(path, "is not a single-file NIfTI volume", "unsupported_file_type")
@@ -228,7 +228,7 @@ def _apply_window(numbers: np.ndarray, low: float, high: float) -> UInt8[np.ndar
     return np.rint(255 * np.clip(np.nan_to_num(gray), 0, 1)).astype(np.uint8)
 
 
-def _unpack(path: Path) -> BinaryIO:
+def unpack(path: Path) -> BinaryIO:
     """The open file, decompressed if it is a gzip file."""
     with path.open("rb") as file:
         packed = file.read(2) == GZIP
