@@ -133,7 +133,7 @@ def to_json(value: Any, indent: int | None = None) -> str:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
-    """Write rows under a header; None becomes an empty field, and numbers keep all their digits.
+    """Write rows under a header; None becomes an empty field, and numbers keep all their digits. Lists have texts.
 
     `columns` is the header of a file without rows. The file begins with a byte order mark (Python's `utf-8-sig`):
     without one, Excel decodes UTF-8 in the machine's code page and garbles Chinese prompts. pandas and readr skip it.
@@ -142,7 +142,9 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[s
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8-sig", newline="") as file:
         writer = csv.DictWriter(file, fields)
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(
+            {key: "; ".join(value) if isinstance(value, list) else value for key, value in row.items()} for row in rows
+        )
 
 
 def prepare_folder(path: Path) -> Path:

@@ -6,6 +6,7 @@ jobs and evaluation do not depend on the kind of model. This module imports no t
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from jaxtyping import UInt8
 from vesalius.errors import SettingError
 from vesalius.phrases import describe_prompts
 from vesalius.types import Item, Prediction
+
+log = logging.getLogger(__name__)
 
 AnswerMode = Literal["verify", "generate", "force"]
 """How a text-prompted model answers. verify: draft the usual answer and accept it if greedy decoding agrees; generate:
@@ -102,6 +105,11 @@ class Described(ABC):
     def usage(self) -> Usage:
         """Counters since the model was opened."""
         return Usage()
+
+    def note_prompts(self, prompts: Iterable[str]) -> None:
+        """Log the notes of `check_prompts` as warnings; SettingError as there."""
+        for note in self.check_prompts(prompts):
+            log.warning("%s", note)
 
     def check_prompts(self, prompts: Iterable[str]) -> list[str]:
         """Notes for the user on prompts that are asked under another spelling or are unknown to the model.

@@ -86,6 +86,12 @@ def add_prediction_options(command: Parser) -> None:
         help="sliding windows with these side lengths in pixels, for thin structures in large images; without SIDE: half "
         "the segmenter's input size",
     )
+    add(
+        "--strict-phrases",
+        action="store_true",
+        help="refuse prompts that are none of the phrases in the model's card, before any image is read; without it they "
+        "are asked and marked as unknown",
+    )
     add("--cache", type=Path, metavar="DIR", help="cache SAM 2 image embeddings in DIR")
     add(
         "--cache-size",
@@ -130,7 +136,7 @@ def prediction_settings(args: argparse.Namespace) -> dict[str, Any]:
     from vesalius.inference.placement import parse_size
     from vesalius.inference.tiles import TileSettings
 
-    settings = given(args, "answer threshold batch_size tta gpus")
+    settings = given(args, "answer threshold batch_size tta gpus strict_phrases")
     if "tiles" in args:
         settings["tiles"] = make_settings(TileSettings, {"sides": args.tiles}, "--tiles")
     if "cache" in args:

@@ -13,7 +13,7 @@ from vesalius.cli.parser import Parser
 from vesalius.errors import UsageError
 from vesalius.progress import Progress
 
-FOR_MODELS = "tiles tta cache fill_holes drop_specks"
+FOR_MODELS = "tiles tta cache fill_holes drop_specks strict_phrases"
 
 
 def add_arguments(command: Parser) -> None:

@@ -32,7 +32,12 @@ def add_arguments(command: Parser) -> None:
         nargs="+",
         help="images, DICOM files, volumes, videos, or folders of them",
     )
-    add("--prompt", action="append", required=True, help="text prompt: what to segment; may be repeated")
+    add(
+        "--prompt",
+        action="append",
+        required=True,
+        help="text prompt: what to segment; may be repeated. `tiny` knows 'blood vessel', 'catheter' and 'optic disc'",
+    )
     add("--out", type=Path, required=True, help=arguments.OUT)
     add(
         "--save",
@@ -103,10 +108,16 @@ def run(args: argparse.Namespace) -> Result:
 
 def _report(summary: Result, out: Path) -> None:
     """Print coverage, where the results are, and what to do next."""
+    from vesalius.evaluation.same_masks import describe_same
+
     if summary["already_done"]:
         print(f"already done: {out} has the predictions of this command; --overwrite makes them again")
     counts = ", ".join(f"{count} {status}" for status, count in summary["coverage"].items())
+    if unknown := sum(summary["unknown_phrases"].values()):
+        counts += f", {unknown} for unknown phrases"
     print(f"{out}: {count_of(summary['n_images'], 'image')}: {counts}")
+    if same := describe_same(summary["same_masks"]):
+        print(same)
     if summary["answers"]:
         print("answers: " + ", ".join(f"{count} {origin}" for origin, count in summary["answers"].items()))
     spacing = summary.get("spacing", {})

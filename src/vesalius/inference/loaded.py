@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -20,8 +19,6 @@ from vesalius.models.cards import ModelCard, TtaGain
 from vesalius.phrases import Match, describe_prompts, match, refuse_unknown
 from vesalius.segmenter import ModelDescription, Segmenter
 from vesalius.types import Item, Prediction
-
-log = logging.getLogger(__name__)
 
 
 class LoadedSegmenter(Segmenter):
@@ -126,8 +123,7 @@ class LoadedSegmenter(Segmenter):
         """
         given = list(prompts)
         if new := [prompt for prompt in given if prompt not in self._noted]:
-            for note in self.check_prompts(new):
-                log.warning("%s", note)
+            self.note_prompts(new)
         for prompt in given:
             if prompt not in self._matches:
                 self._matches[prompt] = match(prompt, self.model_card.phrases)

@@ -129,4 +129,4 @@ class ClipSegmenter(Described):
                     due += 1
         except (DataError, *ITEM_ERRORS) as error:
             for frame in clip[due:]:
-                yield None, fail_all(frame.id, prompts, frame.size or (0, 0), error)
+                yield None, fail_all(self, frame.id, prompts, frame.size or (0, 0), error)

@@ -26,6 +26,7 @@ from vesalius.jobs.training_hashes import write_hashes
 from vesalius.lineage import versions
 from vesalius.masks import Size
 from vesalius.parallel import map_in_threads
+from vesalius.phrases import match
 from vesalius.segmenter import Described, ModelDescription, Segmenter
 from vesalius.types import Item, Prediction, Sample
 
@@ -53,7 +54,7 @@ def predict_samples(segmenter: Segmenter, samples: Iterable[Sample]) -> Generato
                 if isinstance(seen, Item):
                     yield sample, item, [next(predicted) for _ in seen.prompts]
                 else:
-                    yield sample, None, fail_all(sample.id, sample.prompts, sample.size or (0, 0), seen)
+                    yield sample, None, fail_all(segmenter, sample.id, sample.prompts, sample.size or (0, 0), seen)
 
 
 Loaded = tuple[Sample, Item | None, Item | DataError]
@@ -82,14 +83,15 @@ def _predict_or_fail(segmenter: Segmenter, items: Sequence[Item]) -> list[Predic
         return segmenter.predict(items) if items else []
     except ITEM_ERRORS as error:
         if len(items) == 1:
-            return fail_all(items[0].id, items[0].prompts, items[0].size, error)
+            return fail_all(segmenter, items[0].id, items[0].prompts, items[0].size, error)
     middle = len(items) // 2
     return _predict_or_fail(segmenter, items[:middle]) + _predict_or_fail(segmenter, items[middle:])
 
 
-def fail_all(id: str, prompts: Iterable[str], size: Size, reason: Exception) -> list[Prediction]:
+def fail_all(model: Described, id: str, prompts: Iterable[str], size: Size, reason: Exception) -> list[Prediction]:
     """A failed prediction for each prompt."""
-    return [Prediction.failure(id, prompt, size, reason) for prompt in prompts]
+    known = model.description.phrases
+    return [Prediction.failure(id, prompt, size, reason).labeled(match(prompt, known)) for prompt in prompts]
 
 
 Worker = Callable[[Iterable[Sample], Path, Sequence[str]], Generator[list[Line], None, None]]
@@ -117,7 +119,7 @@ def write_predictions(
     refused by `check_request`, by the model's `check_prompts`, or by `_file_outputs`.
     """
     check_request(prompts, save)
-    model.check_prompts(prompts)
+    model.note_prompts(prompts)
     worker = worker or partial(predict_and_write, cast(Segmenter, model))
     request = _request(model.description, samples, prompts, save)
     if not overwrite:
@@ -204,6 +206,8 @@ def _summary(model: Described, log: PredictionLog, n_images: int) -> dict[str, A
         "coverage": dict(counts.coverage),
         "segmented": counts.segmented,
         "answers": dict(counts.answers),
+        "unknown_phrases": dict(counts.unknown_phrases),
+        "same_masks": counts.same_masks.as_json(),
         "batch_halved": model.usage.batch_halved,
         **({"cache": dict(model.usage.cache)} if model.usage.cache else {}),
         **({"spacing": dict(counts.spacings)} if counts.spacings else {}),
@@ -281,7 +285,7 @@ def _request(
 def _run_settings(out: Path, model: ModelDescription, prompts: Sequence[str], save: Sequence[str]) -> dict[str, Any]:
     """Entries of `run.json` in addition to the summary; writes the hashes of the model's training images beside it."""
     asked = {"prompts": list(prompts), "threshold": model.threshold, "save": list(save)}
-    lineage = write_hashes(out, model)
+    lineage = {**write_hashes(out, model), "phrases": None if model.phrases is None else list(model.phrases)}
     return {"settings": {**model.settings, **asked}, "lineage": lineage, "versions": versions()}
 
 

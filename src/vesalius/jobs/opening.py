@@ -41,17 +41,14 @@ def load_predictor(
     `tta` and `cache` are documented in `Predictor`. `gpus`, such as 2x24GiB, splits one model over several GPUs as
     `vesalius plan` proposes. `quantization` stores the matrices of the vision-language model with 8 or 4 bits per value
     and needs the extra `quantization`. `strict_phrases` refuses prompts that are none of the phrases in the model's card;
-    without it they are asked, logged once and marked (`Prediction.unknown_phrase`). The baselines, U-Net and `frangi`, always predict in float32 and ignore
-    `answer`. The runs of several folds open as an ensemble, without `tta` and `gpus`. SettingError for a baseline with `tiles`, `tta`, `cache`, `gpus` or `quantization`, for a device that this
+    without it they are asked, logged once and marked (`Prediction.unknown_phrase`). The baselines, U-Net and `frangi`,
+    always predict in float32 and ignore `answer`. The runs of several folds open as an ensemble, without `tta` and
+    `gpus`. SettingError for a baseline with `tiles`, `tta`, `cache`, `gpus` or `quantization`, for a device that this
     machine does not have, and for GPUs that cannot hold the model.
     """
     ref = resolve_model(model)
-    asked: dict[str, Any] = {
-        "threshold": threshold,
-        "cleaning": cleaning,
-        "batch_size": batch_size,
-        "strict_phrases": strict_phrases,
-    }
+    asked: dict[str, Any] = {"threshold": threshold, "cleaning": cleaning, "batch_size": batch_size}
+    asked["strict_phrases"] = strict_phrases
     if ref.kind == "ensemble":
         shared = {"answer": answer, "tiles": tiles, "cache": cache, "device": device, "quantization": quantization}
         return _open_ensemble(ref, {"tta": tta, "gpus": gpus}, shared, asked)

@@ -14,6 +14,7 @@ from PIL import Image
 from vesalius.colors import Color, phrase_colors
 from vesalius.data.pixel_spacing import find_spacing
 from vesalius.errors import SettingError
+from vesalius.evaluation.same_masks import SAME_MASK, PackedMask, find_same
 from vesalius.files import replacing
 from vesalius.jobs.prediction_log import FILES, Line
 from vesalius.masks import encode_rle
@@ -97,7 +98,20 @@ def write_outputs(out: Path, save: Sequence[str], predicted: PredictedSample) ->
             if "table" in save:
                 line["geometry"] = _measure(prediction, sample)
         lines.append(line)
+    if len(predictions) > 1:
+        _mark_same(lines, predictions)
     return lines
+
+
+def _mark_same(lines: Sequence[Line], predictions: Sequence[Prediction]) -> None:
+    """List in each line the earlier prompts of the image with the same mask."""
+    earlier: dict[str, PackedMask] = {}
+    for line, prediction in zip(lines, predictions, strict=True):
+        if prediction.status == "ok":
+            packed = PackedMask.of(prediction.mask)
+            if found := find_same(packed, earlier):
+                line[SAME_MASK] = found
+            earlier[prediction.prompt] = packed
 
 
 def _line(prediction: Prediction) -> Line:
@@ -105,6 +119,8 @@ def _line(prediction: Prediction) -> Line:
         "id": prediction.id,
         "prompt": prediction.prompt,
         "status": prediction.status,
+        **({"phrase": prediction.phrase} if prediction.phrase else {}),
+        **({"unknown_phrase": True} if prediction.unknown_phrase else {}),
         "text": prediction.text,
         "says_seg": prediction.says_seg,
         "answered": prediction.answered,

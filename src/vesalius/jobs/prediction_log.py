@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from vesalius.errors import OutputError, SettingError
+from vesalius.evaluation.same_masks import SameMasks
 from vesalius.files import SYSTEM_FILES, check_replaceable, hold_folder, prepare_folder, to_json, write_csv, write_json
 from vesalius.jobs.training_hashes import FILE as HASHES
 from vesalius.journal import Journal, read_journal
@@ -56,6 +57,10 @@ class Counts:
     """Status -> number of predictions."""
     answers: Counter[str] = field(default_factory=Counter)
     """Origin of the answer text (`Prediction.answered`) -> number of predictions."""
+    unknown_phrases: Counter[str] = field(default_factory=Counter)
+    """Prompt that the model does not know -> number of predictions."""
+    same_masks: SameMasks = field(default_factory=SameMasks)
+    """Pairs of prompts with the same mask."""
     failures: list[str] = field(default_factory=list)
     """Image path and error of each failed prediction."""
     segmented: int = 0
@@ -67,8 +72,11 @@ class Counts:
 
     def add(self, lines: Sequence[Mapping[str, Any]], image: Path) -> None:
         """Count the lines of one image."""
+        self.same_masks.add(lines)
         for line in lines:
             self.coverage[line["status"]] += 1
+            if line.get("unknown_phrase"):
+                self.unknown_phrases[line["prompt"]] += 1
             if line["status"] == "failed":
                 error = line["error"]
                 path = " ".join(str(image).encode(errors="backslashreplace").decode().split())

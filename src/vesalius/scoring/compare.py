@@ -7,6 +7,7 @@ The first evaluation is the reference. All numbers are computed on the rows that
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -20,6 +21,7 @@ from vesalius.evaluation.statistics import FEW_GROUPS, Column, PairedComparison,
 from vesalius.files import check_replaceable, prepare_folder, replacing
 from vesalius.lineage import versions
 from vesalius.names import list_names
+from vesalius.phrases import describe_unknown
 from vesalius.scoring.comparison_report import Comparison, write_comparison
 from vesalius.scoring.results import MAX_PROMPTS, Evaluation, ResultKey, read_evaluation, shown
 
@@ -281,6 +283,9 @@ def _notes(evaluations: Sequence[Evaluation], prompts: Sequence[str], comparison
         trained = each.facts["data"].get("n_training_samples")
         if trained:
             notes.append(f"The model of {each.name} was trained on {trained} of the images.")
+        unknown = Counter(row["prompt"] for row in each.rows.values() if row["unknown_phrase"])
+        if unknown:
+            notes.append(f"{each.name}: {describe_unknown(unknown, len(each.rows))}")
     rows = reference.rows.values()
     if all(row["group"] == row["id"] for row in rows):
         notes.append(

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -200,13 +201,15 @@ def _inputs(
                 spacing_mm=sample.spacing_mm,
                 folder=folder if figure else None,
                 figure=figure,
+                compared=len(predictions) > 1,
                 color=colors[prediction.prompt],
             )
 
 
 def _failed(prediction: Prediction, error: str) -> Prediction:
     """The prediction as failed, with its own error if it has one, else with `error`."""
-    return Prediction.failure(prediction.id, prediction.prompt, prediction.size, prediction.error or error)
+    failed = Prediction.failure(prediction.id, prediction.prompt, prediction.size, prediction.error or error)
+    return replace(failed, phrase=prediction.phrase, unknown_phrase=prediction.unknown_phrase)
 
 
 def _figure_paths(samples: Sequence[Sample]) -> dict[ResultKey, str]:
@@ -248,7 +251,7 @@ def _checked(segmenter: Segmenter, dataset: Dataset, limit: int | None) -> Datas
             raise DataError(
                 f"{sample.source or sample.id}: {error}", code="duplicate_prompt", field=sample.id
             ) from error
-    segmenter.check_prompts(dict.fromkeys(prompt for sample in samples for prompt in sample.prompts))
+    segmenter.note_prompts(dict.fromkeys(prompt for sample in samples for prompt in sample.prompts))
     return dataset
 
 

@@ -46,6 +46,7 @@ class _Row(BaseModel):
     group: str
     prompt: str
     status: Status
+    unknown_phrase: bool = False
 
 
 _METRICS_FILE, _ROW = TypeAdapter[Any](_MetricsFile), TypeAdapter[Any](_Row)

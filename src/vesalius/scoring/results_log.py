@@ -7,8 +7,11 @@ import logging
 import os
 import shutil
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +21,7 @@ from vesalius.errors import DataError, OutputError
 from vesalius.evaluation.calibration import BINS, THRESHOLDS, Histogram, curves
 from vesalius.evaluation.empty import CASES
 from vesalius.evaluation.overlap import Confusion, ReferringMetrics
+from vesalius.evaluation.same_masks import SAME_MASK, PackedMask, SameMasks, find_same
 from vesalius.files import hold_folder, prepare_folder, to_json, write_json
 from vesalius.journal import Journal, read_journal
 from vesalius.scoring.results import ROWS, ResultRow
@@ -55,6 +59,7 @@ class ResultsLog:
         self.rows: list[ResultRow] = []
         self.histogram = np.zeros((2, BINS), dtype=np.int64)
         self.n_with_probabilities = 0
+        self._masks: dict[str, PackedMask] = {}
         self._curves = {name: np.zeros(len(CURVE_THRESHOLDS)) for name in CURVES}
         self._defined = {name: np.zeros(len(CURVE_THRESHOLDS)) for name in CURVES}
         with ExitStack() as files:
@@ -113,6 +118,7 @@ class ResultsLog:
 
     def add(self, scored: ScoredPrediction) -> None:
         """Append one row and its histogram; OutputError if they cannot be written."""
+        self._mark_same(scored)
         table = NO_HISTOGRAM if scored.histogram is None else scored.histogram.astype(np.int32)
         self._journal.append(scored.row)
         try:
@@ -121,6 +127,15 @@ class ResultsLog:
         except OSError as error:
             raise self._not_writable(error) from error
         self._count(scored.row, scored.histogram)
+
+    def _mark_same(self, scored: ScoredPrediction) -> None:
+        """List in the row the earlier prompts of its sample with the same mask; samples arrive one after the other."""
+        if not self.rows or self.rows[-1]["id"] != scored.row["id"]:
+            self._masks.clear()
+        if scored.packed is not None:
+            if found := find_same(scored.packed, self._masks):
+                scored.row[SAME_MASK] = found
+            self._masks[scored.row["prompt"]] = scored.packed
 
     def _count(self, row: ResultRow, histogram: Histogram | None) -> None:
         self.rows.append(row)
@@ -187,6 +202,19 @@ class ResultsLog:
         for row in self.scored:
             total.add(confusion_of(row))
         return {"giou": total.giou, "ciou": total.ciou}
+
+    @property
+    def same_masks(self) -> SameMasks:
+        """Pairs of prompts with the same mask."""
+        found = SameMasks()
+        for _, rows in groupby(self.rows, key=itemgetter("id")):
+            found.add(rows)
+        return found
+
+    @property
+    def unknown_phrases(self) -> dict[str, int]:
+        """Prompt that the model does not know -> number of rows."""
+        return dict(Counter(row["prompt"] for row in self.rows if row.get("unknown_phrase")))
 
     def refuse_copies(self) -> None:
         """Raise DataError if most predictions equal the ground truth to the pixel, which no model achieves."""

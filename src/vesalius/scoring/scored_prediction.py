@@ -14,6 +14,7 @@ from vesalius.errors import OutputError
 from vesalius.evaluation.calibration import Histogram, histogram
 from vesalius.evaluation.metrics import METRICS, score
 from vesalius.evaluation.overlap import confusion
+from vesalius.evaluation.same_masks import PackedMask
 from vesalius.scoring.results import ResultRow
 from vesalius.types import Prediction
 from vesalius.visualization import six_panels
@@ -39,6 +40,8 @@ class ScoringInput:
     """The evaluation folder; None: no figure is drawn."""
     figure: str = ""
     """Path of the figure, relative to `folder`."""
+    compared: bool = False
+    """Whether the image has several prompts, so that their masks are compared with each other."""
     color: Color = PHRASE_COLORS[0]
     """Color of the phrase in the figure."""
 
@@ -50,6 +53,8 @@ class ScoredPrediction:
     row: ResultRow
     histogram: Histogram | None
     """Pixel counts by probability and ground truth; None without probabilities."""
+    packed: PackedMask | None = None
+    """The predicted mask, if it is compared with those of other prompts."""
 
 
 def score_prediction(given: ScoringInput) -> ScoredPrediction:
@@ -62,6 +67,7 @@ def score_prediction(given: ScoringInput) -> ScoredPrediction:
         return _failed(given, prediction.error or "the prediction failed without a reason")
     try:
         mask = prediction.mask
+        packed = PackedMask.of(mask) if given.compared and prediction.status == "ok" else None
         scores = score(target, mask, spacing_mm=given.spacing_mm, within=roi)
         probability = prediction.probability
         counts = None if probability is None else histogram(probability, target, within=roi)
@@ -75,7 +81,7 @@ def score_prediction(given: ScoringInput) -> ScoredPrediction:
     counted = confusion(target, mask)
     sizes = (counted.tp + counted.fn, counted.tp + counted.fp, counted.tp)
     pixels = dict(zip(PIXEL_COUNTS, sizes, strict=True))
-    return ScoredPrediction(_row(given, prediction.status, figure, scores | pixels), counts)
+    return ScoredPrediction(_row(given, prediction.status, figure, scores | pixels), counts, packed)
 
 
 def _draw(
@@ -108,6 +114,8 @@ def _row(
     return {
         **given.identity,
         "status": status,
+        **({"phrase": given.prediction.phrase} if given.prediction.phrase else {}),
+        **({"unknown_phrase": True} if given.prediction.unknown_phrase else {}),
         "says_seg": given.prediction.says_seg,
         "answered": given.prediction.answered,
         "figure": figure,

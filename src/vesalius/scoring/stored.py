@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ class StoredLine(BaseModel):
     says_seg: bool | None = None
     answered: Any = ""
     error: str | None = None
+    phrase: str = ""
+    unknown_phrase: bool = False
     mask: Any = None
     probabilities: Any = None
     rle: Any = None
@@ -56,6 +59,7 @@ class _Lineage(BaseModel):
     training_images: int | None = None
     trained_on_unknown: bool | None = None
     hashes: str | None = None
+    phrases: list[str] | None = None
 
 
 class StoredRun(BaseModel):
@@ -117,6 +121,7 @@ class StoredPredictions(Segmenter):
             kind=card["kind"],
             fingerprint=card.get("fingerprint"),
             step=card.get("step"),
+            phrases=None if lineage.phrases is None else tuple(lineage.phrases),
             threshold=self.threshold,
             threshold_origin={"how": "unknown" if self.threshold is None else how},
             settings={
@@ -133,10 +138,14 @@ class StoredPredictions(Segmenter):
         )
 
     def predict(self, items: Sequence[Item]) -> list[Prediction]:
-        return [self._read(item, prompt) for item in items for prompt in item.prompts]
+        pairs = [(item, self._lines[item.id, prompt]) for item in items for prompt in item.prompts]
+        return [
+            replace(self._read(item, line), phrase=line.phrase, unknown_phrase=line.unknown_phrase)
+            for item, line in pairs
+        ]
 
-    def _read(self, item: Item, prompt: str) -> Prediction:
-        line = self._lines[item.id, prompt]
+    def _read(self, item: Item, line: StoredLine) -> Prediction:
+        prompt = line.prompt
         if line.status == "failed":
             return Prediction.failure(item.id, prompt, item.size, line.error or "the prediction failed")
         try:

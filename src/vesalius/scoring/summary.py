@@ -11,8 +11,10 @@ import numpy as np
 from vesalius.data.grouping import group_of
 from vesalius.evaluation.calibration import average_precision, brier_score, expected_calibration_error, reliability
 from vesalius.evaluation.metrics import METRICS
+from vesalius.evaluation.same_masks import describe_same
 from vesalius.evaluation.statistics import FEW_GROUPS, mean, summarize
 from vesalius.fonts import missing_font
+from vesalius.phrases import describe_unknown
 from vesalius.scoring.results import MAX_PROMPTS, ResultRow
 from vesalius.scoring.results_log import CURVE_THRESHOLDS, ResultsLog
 from vesalius.types import Sample
@@ -28,6 +30,8 @@ def numbers(results: ResultsLog, samples: Sequence[Sample]) -> dict[str, Any]:
         **summarize(results.rows, names),
         "seg_rate": sum(row["says_seg"] for row in scored) / len(scored) if scored else None,
         "answers": dict(Counter(row["answered"] for row in scored if row.get("answered"))),
+        "unknown_phrases": results.unknown_phrases,
+        "same_masks": results.same_masks.as_json(),
         "empty": results.cases,
         "referring": results.referring,
         "prompts": {}
@@ -45,6 +49,10 @@ def notes(results: ResultsLog, samples: Sequence[Sample]) -> list[str]:
         found.append(
             "Each image is treated as its own group; if several images show one patient, the intervals are too narrow."
         )
+    if unknown := results.unknown_phrases:
+        found.append(describe_unknown(unknown, len(results.rows)))
+    if same := describe_same(results.same_masks.as_json()):
+        found.append(same)
     groups = len({group_of(sample) for sample in samples})
     if 2 <= groups < FEW_GROUPS:
         found.append(f"With {groups} groups the intervals are rough and too narrow (docs/metrics.md).")

@@ -24,6 +24,7 @@ from vesalius.jobs.folder import predict_samples
 from vesalius.lineage import fingerprint_samples, hash_pixels
 from vesalius.mask_maps import LowRes
 from vesalius.models.cards import ThresholdOrigin, TtaGain
+from vesalius.phrases import list_phrases, unknown_prompts
 from vesalius.scoring.evaluate import MeasuredSegmenter
 from vesalius.scoring.results_log import CURVE_INDICES, CURVE_THRESHOLDS
 from vesalius.segmenter import Segmenter
@@ -76,6 +77,8 @@ class TuningResult:
     n_groups: int
     images: tuple[str, ...]
     """SHA-256 of the pixels of each image."""
+    unknown_phrases: tuple[str, ...] = ()
+    """Phrases of the data that the model does not know; the threshold may not fit its own phrases."""
     trials: tuple[TtaTrial, ...] = ()
     """One trial for each non-empty subset of the given views."""
 
@@ -124,7 +127,7 @@ def find_threshold(
         )
     samples = dataset.annotated().samples
     prompts = [prompt for sample in samples for prompt in sample.prompts]
-    segmenter.check_prompts(dict.fromkeys(prompts))
+    segmenter.note_prompts(dict.fromkeys(prompts))
     images = _hash_images(segmenter, samples)
     if tta:
         segmenter, tta = segmenter.with_views(tta, prompts)
@@ -157,6 +160,7 @@ def find_threshold(
         data_fingerprint=fingerprint_samples(samples),
         n_samples=len(samples),
         n_groups=len(set(groups)),
+        unknown_phrases=tuple(unknown_prompts(prompts, segmenter.description.phrases)),
         images=tuple(images),
         trials=_compare(plain[:, best], {choice: np.stack(values[choice]) for choice in choices[1:]}, groups),
     )
@@ -183,6 +187,11 @@ def summarize(tuned: TuningResult, target: Path, had_gain: bool) -> list[str]:
         lines.append("no significant gain: --tta stays disabled")
     elif had_gain:
         lines.append("--tta is disabled: its gain was measured at another threshold; tune with --tta again")
+    if tuned.unknown_phrases:
+        lines.append(
+            f"tuned on phrases that the model does not know: {list_phrases(tuned.unknown_phrases)}; the threshold may not "
+            "fit the phrases that it knows"
+        )
     return [*lines, f"{target}: evaluate it on images other than these"]
 
 
