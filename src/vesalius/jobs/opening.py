@@ -54,15 +54,7 @@ def load_predictor(
         return _open_ensemble(ref, {"tta": tta, "gpus": gpus}, shared, asked)
     if ref.is_baseline:
         refused = {"tiles": tiles, "tta": tta, "cache": cache, "gpus": gpus, "quantization": quantization}
-        for setting in (name for name, value in refused.items() if value):
-            raise SettingError(
-                f"{model}: {setting} is for text-prompted models; leave it out",
-                code="conflicting_settings",
-                field=setting,
-            )
-        from vesalius.inference.baselines import load_baseline
-
-        return load_baseline(ref, device=_usable(device), **asked)
+        return _open_baseline(ref, refused, device, asked)
     from vesalius.inference.official import OfficialPredictor
     from vesalius.models.checkpoint import open_model
     from vesalius.models.stored_model import fingerprint_model
@@ -81,6 +73,18 @@ def load_predictor(
         fingerprint=fingerprint_model(ref),
         **asked,
     )
+
+
+def _open_baseline(ref: ModelRef, refused: Mapping[str, Any], device: str | None, asked: Mapping[str, Any]) -> Baseline:
+    for setting in (name for name, value in refused.items() if value):
+        raise SettingError(
+            f"{ref.name}: {setting} is for text-prompted models; leave it out",
+            code="conflicting_settings",
+            field=setting,
+        )
+    from vesalius.inference.baselines import load_baseline
+
+    return load_baseline(ref, device=_usable(device), **asked)
 
 
 def _open_ensemble(

@@ -19,7 +19,6 @@ from vesalius.models.reference import ModelRef, resolve_model
 from vesalius.models.specs import ModelSpec
 from vesalius.models.stored_model import bundle_view, check_fit, fingerprint_model, shapes_of
 from vesalius.models.weights import FileWeights, Weights, open_weights
-from vesalius.phrases import list_phrases
 
 PART_NAMES = {
     "vlm": "vision-language model",
@@ -156,7 +155,7 @@ def summarize(facts: dict[str, Any], all: bool = False) -> list[str]:
         "stored as " + ", ".join(f"{dtype} ({count:,})" for dtype, count in facts["dtypes"].items()),
         f"folder: {facts['folder']} ({facts['layout']})",
         f"threshold: {facts['threshold']} ({facts['threshold_origin']['how']})",
-        "phrases: " + ("any (open vocabulary)" if facts["phrases"] is None else list_phrases(facts["phrases"])),
+        "phrases: " + ("any (open vocabulary)" if facts["phrases"] is None else ", ".join(facts["phrases"])),
     ]
     if facts["step"] is not None:
         images = facts["trained_on_images"]
