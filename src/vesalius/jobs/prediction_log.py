@@ -227,6 +227,7 @@ def _row(line: Line) -> Line:
     y, x = geometry.get("spacing_mm") or (None, None)
     return {
         **{name: line[name] for name in ("id", "prompt", "status")},
+        "unknown_phrase": line.get("unknown_phrase", False),
         **{name: geometry.get(name) for name in MEASURED},
         "spacing_y_mm": y,
         "spacing_x_mm": x,
