@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -21,9 +21,11 @@ from vesalius.errors import CheckpointError, ImageError, SettingError
 from vesalius.inference.official import OfficialPredictor
 from vesalius.inference.tiles import TileSettings
 from vesalius.inference.video import KEY_FRAMES, _Propagator, nearest_keys, read_prompts, spread
+from vesalius.jobs.opening import load_predictor
 from vesalius.models.batch import Batch
+from vesalius.models.cards import ModelCard
 from vesalius.models.generation import Answer
-from vesalius.segmenter import FramePredictions
+from vesalius.segmenter import FramePredictions, Propagation
 
 FRAMES = 7
 
@@ -220,3 +222,27 @@ def test_clips_and_models_that_do_not_fit_are_refused(
     monkeypatch.setattr(predictor.model.sam, "mem_dim", 32)
     with raises_code(CheckpointError, "invalid_model_config", "32 channels"):
         list(predictor.predict_video(clip[:1], ["blood vessel"]))
+
+
+def test_propagation_through_a_memory_with_random_weights_is_refused() -> None:
+    tiny = load_predictor("tiny")
+    for propagation in get_args(Propagation):
+        with raises_code(SettingError, "not_supported", "--propagation frames"):
+            tiny.check_video(8, propagation=propagation)
+        with raises_code(SettingError, "not_supported"):
+            tiny.predict_video([np.zeros((9, 9, 3), np.uint8)] * 2, ["blood vessel"], propagation=propagation)
+
+
+@pytest.mark.parametrize(
+    ("lineage", "random"),
+    [
+        ({"start": "random weights, seed 3", "data": "d"}, True),
+        ({"start": "tiny", "start_lineage": {"start": "random weights, seed 0"}}, True),
+        ({"start": "sa2va", "start_lineage": {"converted_from": "sa2va"}}, False),
+        ({"start": "bundles/mine", "start_lineage": {}}, False),
+        ({"converted_from": "ByteDance/Sa2VA-4B"}, False),
+        ({}, False),
+    ],
+)
+def test_memory_is_random_if_the_first_ancestor_was(lineage: dict[str, Any], random: bool) -> None:
+    assert ModelCard(kind="textseg", lineage=lineage).has_random_memory == random

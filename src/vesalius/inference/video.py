@@ -81,6 +81,13 @@ class VideoPredictor(Predictor):
     def _choose_keys(
         self, n_frames: int, propagation: Propagation, key_frames: Sequence[int], reprompt_every: int | None
     ) -> list[int] | None:
+        if self.model_card.has_random_memory:
+            raise SettingError(
+                f"{self.name}: was trained from random weights without clips, so its video memory is untrained and masks "
+                "cannot propagate; predict each frame (--propagation frames, the default)",
+                code="not_supported",
+                field="propagation",
+            )
         for name, flag, value in (
             ("tiles", "--tiles", self.tiles),
             ("test-time augmentation", "--tta", self.views),

@@ -14,6 +14,8 @@ from vesalius.models.config_files import read_json
 from vesalius.models.specs import ModelSpec, UNetSpec
 
 CARD = "vesalius.json"
+RANDOM_START = "random weights"
+"""Beginning of the entry `start` in the lineage of a model that was trained from random weights."""
 ADAPTER = "adapter"
 """Subfolder of a bundle with the LoRA adapter of its `vlm/`."""
 SOURCE = "source"
@@ -82,6 +84,14 @@ class ModelCard(Settings):
     tta: TtaGain | None = None
     """Gain that enables test-time augmentation; None if no significant gain was measured."""
     versions: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def has_random_memory(self) -> bool:
+        """Whether SAM 2's memory has random weights: the first model of the ancestry had, and training uses no memory."""
+        known: Any = self.lineage
+        while isinstance(known, dict) and "start_lineage" in known:
+            known = known["start_lineage"]
+        return isinstance(known, dict) and str(known.get("start", "")).startswith(RANDOM_START)
 
     @property
     def near_hashes(self) -> tuple[tuple[str, str], ...]:

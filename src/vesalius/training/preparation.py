@@ -15,7 +15,7 @@ from vesalius.data.decoders.frame_files import FrameReader
 from vesalius.data.perceptual_hash import encode_texture, hash_image
 from vesalius.errors import SettingError, TrainingError
 from vesalius.lineage import commit, hash_pixels, versions
-from vesalius.models.cards import ModelCard, ThresholdOrigin, near_fields
+from vesalius.models.cards import RANDOM_START, ModelCard, ThresholdOrigin, near_fields
 from vesalius.models.checkpoint import OpenedModel, merged, new_model, open_model
 from vesalius.models.reference import resolve_model
 from vesalius.models.stored_model import fingerprint_model
@@ -262,7 +262,7 @@ def _open_model(settings: RunSettings, resume: bool) -> tuple[OpenedModel, dict[
     if settings.init == "random" and not resume:
         if Path(settings.model).is_dir():
             raise conflict("init", f"random is supported for tiny only; {settings.model} has its own weights")
-        return new_model(settings.model, settings.seed), {"start": f"random weights, seed {settings.seed}"}
+        return new_model(settings.model, settings.seed), {"start": f"{RANDOM_START}, seed {settings.seed}"}
     folder = RunFolder(settings.out).last() if resume else resolve_model(settings.model).folder
     opened = open_model(folder)
     if opened.has_adapter and not resume:

@@ -17,7 +17,7 @@ from jaxtyping import Bool
 
 from vesalius.inference.baselines import UNetPredictor
 from vesalius.masks import Size
-from vesalius.models.cards import UNetCard
+from vesalius.models.cards import RANDOM_START, UNetCard
 from vesalius.models.reference import resolve_model
 from vesalius.models.specs import UNetShape
 from vesalius.models.stored_model import fingerprint_model
@@ -173,7 +173,7 @@ def open_unet_learner(
     the architecture in `unet` differs from the initial model's.
     """
     notes = [f"a U-Net has no text input: {UNUSED_SETTINGS} have no effect"]
-    origin: dict[str, Any] = {"start": f"random weights, seed {settings.seed}"}
+    origin: dict[str, Any] = {"start": f"{RANDOM_START}, seed {settings.seed}"}
     if resume:
         opened = open_unet(RunFolder(settings.out).last())
     elif settings.model == NAME:
