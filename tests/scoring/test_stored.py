@@ -18,6 +18,8 @@ from vesalius.errors import DataError, SettingError
 from vesalius.jobs.folder import write_predictions
 from vesalius.jobs.training_hashes import read_hashes, write_hashes
 from vesalius.lineage import hash_pixels
+from vesalius.models.cards import near_fields, read_card
+from vesalius.models.reference import resolve_model
 from vesalius.scoring import evaluate as scoring
 from vesalius.scoring.stored import StoredPredictions
 from vesalius.segmenter import ModelDescription
@@ -276,12 +278,38 @@ def test_hashes_are_stored_without_loss(tmp_path):
         "trained_on_unknown": True,
         "tuning_images": 1,
         "hashes": "training_images.npz",
+        "included": None,
     }
-    found = read_hashes(tmp_path / "training_images.npz")
+    found = read_hashes(tmp_path / "training_images.npz", None)
     assert found.training_images == ("0" * 64, "f" * 64) and found.tuning_images == ("a" * 64,)
     assert found.training_perceptual_hashes == described.training_perceptual_hashes
     assert found.training_texture_hashes == described.training_texture_hashes
     assert write_hashes(tmp_path / "none", ModelDescription("m", "fake"))["hashes"] is None
+
+
+def test_models_trained_from_tiny_store_only_the_hashes_of_their_own_images(tmp_path):
+    card = read_card(resolve_model("tiny").folder)
+    near = {
+        "training_perceptual_hashes": card.training_perceptual_hashes,
+        "training_texture_hashes": card.training_texture_hashes,
+    }
+    tiny = ModelDescription("tiny", "textseg", training_images=card.training_images, **near)
+    entry = write_hashes(tmp_path / "tiny", tiny)
+    assert entry["hashes"] is None and entry["training_images"] == 3600 and not (tmp_path / "tiny").exists()
+    assert set(read_hashes(None, entry["included"]).training_images) == set(card.training_images or ())
+
+    own = near_fields([*card.near_hashes, ("1" * 64, "")])
+    tuned = ModelDescription(
+        "mine", "textseg", training_images=(*(card.training_images or ()), "f" * 64), tuning_images=("a" * 64,), **own
+    )
+    entry = write_hashes(tmp_path, tuned)
+    path = tmp_path / "training_images.npz"
+    assert path.stat().st_size < 2000 and entry["training_images"] == 3601
+    found = read_hashes(path, entry["included"])
+    assert set(found.training_images) == set(tuned.training_images or ()) and found.tuning_images == ("a" * 64,)
+    assert found.near == {*card.near_hashes, ("1" * 64, "")} and found.complete
+    other = read_hashes(path, "0" * 64)  # predicted with another version of tiny
+    assert other.training_images == ("f" * 64,) and not other.complete
 
 
 def test_fingerprint_changes_with_the_predictions(tmp_path, stored):

@@ -105,7 +105,7 @@ class ModelCard(Settings):
         return self.training_images is None or self.trained_on_unknown
 
 
-def near_fields(hashes: Iterable[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
+def near_fields(hashes: Iterable[tuple[str, str]]) -> dict[str, Any]:
     """The fields of a card for (perceptual, texture) hashes, each once and sorted."""
     pairs = sorted(set(hashes))
     return {

@@ -59,6 +59,7 @@ class _Lineage(BaseModel):
     training_images: int | None = None
     trained_on_unknown: bool | None = None
     hashes: str | None = None
+    included: str | None = None
     phrases: list[str] | None = None
 
 
@@ -113,6 +114,7 @@ class StoredPredictions(Segmenter):
         how = "as predicted" if self._given is None else "given"
         lineage = self._run.lineage
         known = lineage.training_images is not None
+        unknown = not known if lineage.trained_on_unknown is None else lineage.trained_on_unknown
         # the views of test-time augmentation were chosen on the tuning images too
         tuned = self._given is None or self._run.settings.tta is not None
         card = {"name": self.folder.name, "kind": "predictions", **self._run.model}
@@ -131,7 +133,7 @@ class StoredPredictions(Segmenter):
                 "predictions_of_other_images": self._n_others,
             },
             training_images=self._hashes.training_images if known else None,
-            trained_on_unknown=not known if lineage.trained_on_unknown is None else lineage.trained_on_unknown,
+            trained_on_unknown=unknown or not self._hashes.complete,
             training_perceptual_hashes=self._hashes.training_perceptual_hashes,
             training_texture_hashes=self._hashes.training_texture_hashes,
             tuning_images=self._hashes.tuning_images if tuned else (),
@@ -235,12 +237,12 @@ class StoredPredictions(Segmenter):
 
 def _read_hashes(folder: Path, lineage: _Lineage) -> StoredHashes:
     """The hashes that run.json names; DataError if they are missing, damaged, or not as many as it states."""
-    hashes = StoredHashes() if lineage.hashes is None else read_hashes(_inside(folder, lineage.hashes))
+    hashes = read_hashes(None if lineage.hashes is None else _inside(folder, lineage.hashes), lineage.included)
     stated, found = lineage.training_images or 0, len(hashes.training_images)
-    if stated != found:
+    if hashes.complete and stated != found:
         raise DataError.at(
             folder / "run.json",
-            f"states {stated} training images, but {lineage.hashes or 'no file'} has the hashes of {found}; predict again",
+            f"states {stated} training images, but the hashes of {found} are known; predict again",
             code=INVALID,
         )
     return hashes
