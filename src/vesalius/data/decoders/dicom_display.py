@@ -9,39 +9,74 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from vesalius.data.decoders.limits import image_error
+from vesalius.window import Range
 
 GRAYS = ("MONOCHROME1", "MONOCHROME2")
 XRAY_CLASSES = ("1.2.840.10008.5.1.4.1.1.12.1", "1.2.840.10008.5.1.4.1.1.12.2", "1.2.840.10008.5.1.4.1.1.12.3")
 """SOP classes of angiography, fluoroscopy, and the retired biplane angiography."""
 
-Range = tuple[int, int]
+StoredRange = tuple[int, int]
+"""Lowest and highest stored value."""
 
 
-def gray_table(tags: Any, frame: int, dtype: np.dtype[Any], find_range: Callable[[], Range], where: str) -> np.ndarray:
-    """uint8 (256 or 65536,): the gray level of each stored value, indexed by its bits read as unsigned.
+@dataclass(frozen=True)
+class GrayTable:
+    """The display of the stored values of an image; the arrays are indexed by a value's bits read as unsigned."""
 
-    `find_range` returns the lowest and highest stored value; it is called only if the header states no window and
-    the image is deeper than 8 bits. Padding pixels are black. Raises ImageError, starting with `where`, for a window
-    or lookup table that cannot be applied.
+    levels: np.ndarray
+    """uint8 (256 or 65536,): gray level."""
+    window: Range | None
+    """Values after the modality transform that are black and white (or white and black for MONOCHROME1); None for a
+    lookup table, and for images of 8 bits without a window."""
+    outside: np.ndarray | None = None
+    """bool (256 or 65536,): whether the value is outside a window that the caller asked for; None under `auto`."""
+
+
+def gray_table(
+    tags: Any,
+    frame: int,
+    dtype: np.dtype[Any],
+    find_range: Callable[[], StoredRange],
+    where: str,
+    asked: Range | None = None,
+) -> GrayTable:
+    """The display of a frame with stored values of type `dtype`.
+
+    `asked` are values after the modality transform that replace the window of the header. `find_range` returns the
+    lowest and highest stored value; it is called only if there is no window and the image is deeper than 8 bits.
+    Padding pixels are black. Raises ImageError, starting with `where`, for a window or lookup table that cannot be
+    applied.
     """
     stored = np.arange(2 ** (8 * dtype.itemsize)).astype(f"u{dtype.itemsize}").view(dtype)
-    values = _apply_modality(tags, frame, stored, where)
-    gray = _apply_voi(tags, frame, values, where)
+    values = apply_modality(tags, frame, stored, where)
+    outside = None
+    gray: np.ndarray | None
+    if asked is None:
+        gray, shown = _apply_voi(tags, frame, values, where)
+    else:
+        gray, shown, outside = _stretch(values, *asked), asked, (values < asked[0]) | (values > asked[1])
     if gray is None:
-        low, high = _bits_range(tags) if int(tags.BitsStored) <= 8 else find_range()
-        shown = values[(stored >= low) & (stored <= high)]
-        floor, ceiling = (shown.min(), shown.max()) if shown.size else (0.0, 0.0)
-        gray = (values - floor) / (ceiling - floor) if ceiling > floor else np.zeros_like(values)
+        full = int(tags.BitsStored) <= 8
+        low, high = _bits_range(tags) if full else find_range()
+        inside = values[(stored >= low) & (stored <= high)]
+        limits = (float(inside.min()), float(inside.max())) if inside.size else (0.0, 0.0)
+        gray, shown = _stretch(values, *limits), None if full else limits
     if tags.PhotometricInterpretation == "MONOCHROME1" or tags.get("PresentationLUTShape") == "INVERSE":
         gray = 1 - gray
-    table = np.floor(np.clip(gray, 0, 1) * 255 + 0.5).astype(np.uint8)
-    table[is_padding(tags, stored)] = 0
-    return table
+    levels = np.floor(np.clip(gray, 0, 1) * 255 + 0.5).astype(np.uint8)
+    levels[is_padding(tags, stored)] = 0
+    return GrayTable(levels, shown, outside)
+
+
+def _stretch(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Gray levels from 0 at `low` to 1 at `high`; if they are equal, 1 above and 0 elsewhere."""
+    return (values - low) / (high - low) if high > low else (values > high).astype(np.float64)
 
 
 def is_padding(tags: Any, stored: np.ndarray) -> np.ndarray:
@@ -72,12 +107,13 @@ def functional_group(tags: Any, frame: int, keyword: str) -> Any:
     return None
 
 
-def _bits_range(tags: Any) -> Range:
+def _bits_range(tags: Any) -> StoredRange:
     bits = int(tags.BitsStored)
     return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if tags.PixelRepresentation else (0, 2**bits - 1)
 
 
-def _apply_modality(tags: Any, frame: int, stored: np.ndarray, where: str) -> np.ndarray:
+def apply_modality(tags: Any, frame: int, stored: np.ndarray, where: str) -> np.ndarray:
+    """Values after the modality transform, float64 in the shape of `stored`."""
     # their modality transform recovers X-ray intensity, not display values (PS3.4 N.2.1.1, PS3.17 FFF.2.3.1.3.4)
     if tags.get("SOPClassUID") in XRAY_CLASSES and tags.get("PixelIntensityRelationship") in ("LOG", "DISP"):
         return stored.astype(np.float64)
@@ -89,25 +125,32 @@ def _apply_modality(tags: Any, frame: int, stored: np.ndarray, where: str) -> np
     return stored * (1.0 if slope is None else slope) + (intercept or 0.0)
 
 
-def _apply_voi(tags: Any, frame: int, values: np.ndarray, where: str) -> np.ndarray | None:
-    """Gray level in [0, 1] of each value, by the first VOI table or window; None if the header states neither."""
+def _apply_voi(
+    tags: Any, frame: int, values: np.ndarray, where: str
+) -> tuple[np.ndarray | None, Range | None]:
+    """(gray level in [0, 1] of each value, window), by the first VOI table or window of the header.
+
+    The window is None for a table; both are None if the header states neither.
+    """
     stated = functional_group(tags, frame, "FrameVOILUTSequence") or tags
     if stated.get("VOILUTSequence"):
         found, bits = _look_up(tags, stated.VOILUTSequence[0], values, where)
-        return found / (2.0**bits - 1)
+        return found / (2.0**bits - 1), None
     center, width = (_number(stated, keyword, where) for keyword in ("WindowCenter", "WindowWidth"))
     if center is None and width is None:
-        return None
+        return None, None
     function = str(stated.get("VOILUTFunction") or "LINEAR")
     least = {"LINEAR": 1.0, "LINEAR_EXACT": 0.0, "SIGMOID": 0.0}.get(function)
     if center is None or width is None or least is None or width < least or width == 0:
         raise image_error(where, f"the window (center {center}, width {width}) cannot be applied", "invalid_window")
     if function == "SIGMOID":
-        return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700)))
+        shown = center - width / 2, center + width / 2
+        return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700))), shown
     if function == "LINEAR":
         center, width = center - 0.5, width - 1
+    shown = center - width / 2, center + width / 2
     # a window of width 0 is a threshold
-    return (values - center) / width + 0.5 if width else (values > center).astype(np.float64)
+    return (values - center) / width + 0.5 if width else (values > center).astype(np.float64), shown
 
 
 def _look_up(tags: Any, item: Any, values: np.ndarray, where: str) -> tuple[np.ndarray, int]:

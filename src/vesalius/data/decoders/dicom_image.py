@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 
 from vesalius.data.decoders import dicom_display as display
+from vesalius.data.decoders.decoded import Decoded, as_rgb, depth_of, show
 from vesalius.data.decoders.dicom_file import DicomImage, decode, opened
 from vesalius.data.decoders.limits import image_error, version_of
 from vesalius.masks import Size
+from vesalius.window import AUTO, MAX_SAMPLED, Range, Window
 
 SUFFIXES = (".dcm", ".dicom")
 
@@ -84,23 +86,33 @@ def count_frames(path: Path) -> int:
         return image.frames
 
 
-def read_frame(path: Path, index: int) -> UInt8[np.ndarray, "h w 3"]:
+def read_frame(path: Path, index: int, window: Window = AUTO) -> Decoded:
     """Frame `index` (from 0) as RGB, with the display transform of the header; no other frame is decoded.
 
     Gray values pass the modality transform and the first window, and are inverted for MONOCHROME1. Without a window,
     images of at most 8 bits show the full range of their bits, and deeper ones the range of values in the file (in at
-    most 64 evenly spread frames): the same range for all frames of a cine, but not for all files of a series.
-    Subtraction masks, overlays and color profiles are not applied. Raises ImageError if the file or its compression
-    cannot be read, or the image is deeper than 16 bits.
+    most 64 evenly spread frames): the same range for all frames of a cine, but not for all files of a series. A window
+    other than `auto` replaces that of the header, applies to values after the modality transform, and for colors to
+    each channel. Subtraction masks, overlays and color profiles are not applied. Raises ImageError if the file or its
+    compression cannot be read, or the image is deeper than 16 bits.
     """
     with opened(path) as image:
         tags = image.tags
         pixels = decode(image, index)
+        depth = depth_of(pixels.dtype, int(tags.BitsStored))
         if tags.PhotometricInterpretation not in display.GRAYS:
-            return np.ascontiguousarray(_to_color(image, pixels))
-        table = display.gray_table(tags, index, pixels.dtype, lambda: _find_range(*version_of(path)), str(path))
-        gray = table[pixels.view(f"u{pixels.dtype.itemsize}")]
-        return np.repeat(gray[:, :, None], 3, axis=2)
+            if window.kind != "auto":
+                return show(
+                    _to_color(image, pixels), window, path, lambda: _find_window(*version_of(path), window), depth
+                )
+            return Decoded(np.ascontiguousarray(_to_color(image, pixels)), None, depth)
+        asked = None if window.kind == "auto" else _find_window(*version_of(path), window)
+        table = display.gray_table(
+            tags, index, pixels.dtype, lambda: _find_range(*version_of(path)), str(path), asked
+        )
+        bits = pixels.view(f"u{pixels.dtype.itemsize}")
+        clipped = 0.0 if table.outside is None else float(table.outside[bits].mean())
+        return Decoded(as_rgb(table.levels[bits]), table.window, depth, clipped)
 
 
 class DicomDecoder:
@@ -109,9 +121,9 @@ class DicomDecoder:
     def __init__(self, path: Path) -> None:
         self.path, self.n_frames = path, count_frames(path)
 
-    def read(self, frame: int) -> UInt8[np.ndarray, "h w 3"]:
-        """RGB pixels of a frame; raises ImageError as `read_frame` does."""
-        return read_frame(self.path, frame)
+    def read(self, frame: int, window: Window = AUTO) -> Decoded:
+        """A frame as displayed; raises ImageError as `read_frame` does."""
+        return read_frame(self.path, frame, window)
 
     def close(self) -> None:
         """Do nothing, because no file stays open."""
@@ -168,18 +180,46 @@ def _to_color(image: DicomImage, pixels: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=64)
-def _find_range(path: Path, size: int, time_ns: int) -> display.Range:
+def _find_range(path: Path, size: int, time_ns: int) -> display.StoredRange:
     """Lowest and highest stored value except padding; (0, 0) if all pixels are padding."""
     low, high = [], []
+    for _, _, pixels in _without_padding(path):
+        low.append(int(pixels.min()))
+        high.append(int(pixels.max()))
+    return min(low, default=0), max(high, default=0)
+
+
+@lru_cache(maxsize=64)
+def _find_window(path: Path, size: int, time_ns: int, window: Window) -> Range:
+    """Values after the modality transform that a window other than `auto` shows as black and white."""
+    if window.kind == "range":
+        return window.low, window.high
+    values = [
+        pixels if pixels.ndim > 1 else display.apply_modality(image.tags, index, pixels, str(path))
+        for image, index, pixels in _without_padding(path, MAX_SAMPLED)
+    ]
+    if not values:
+        return 0.0, 0.0
+    return window.find_range(values, sum(part.size for part in values), path)
+
+
+def _without_padding(path: Path, sampled: int | None = None) -> Iterator[tuple[DicomImage, int, np.ndarray]]:
+    """(image, frame, its gray values without padding, or its colors) of at most `RANGE_FRAMES` evenly spread frames.
+
+    With `sampled`, about this many gray values of all frames together, evenly spread. Frames of padding alone are left
+    out.
+    """
     with opened(path) as image:
         steps = min(image.frames, RANGE_FRAMES)
+        stride = 1 if sampled is None else -(-steps * image.size[0] * image.size[1] // sampled) | 1
         for index in np.linspace(0, image.frames - 1, steps).round().astype(int).tolist():
             pixels = decode(image, index)
-            pixels = pixels[~display.is_padding(image.tags, pixels)]
+            if pixels.ndim > 2 or image.tags.PhotometricInterpretation not in display.GRAYS:
+                yield image, index, _to_color(image, pixels)
+                continue
+            pixels = pixels[~display.is_padding(image.tags, pixels)][::stride]
             if pixels.size:
-                low.append(int(pixels.min()))
-                high.append(int(pixels.max()))
-    return min(low, default=0), max(high, default=0)
+                yield image, index, pixels
 
 
 def _text(tags: Any, keyword: str) -> str:

@@ -1,4 +1,4 @@
-"""Multi-frame files (DICOM, NIfTI, video): detection by first bytes, frame counts, and reading of single frames."""
+"""Files with frames (DICOM, NIfTI, video, TIFF pages, animations): detection, frame counts, reading of single frames."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
 
-import numpy as np
-
 from vesalius.data.decoders import dicom_image as dicom
-from vesalius.data.decoders import nifti, video
+from vesalius.data.decoders import nifti, picture_series, video
+from vesalius.data.decoders.decoded import Decoded
 from vesalius.data.decoders.limits import Version, image_error, version_of
+from vesalius.data.decoders.picture import SUFFIXES as PICTURE_SUFFIXES
+from vesalius.window import AUTO, Window
 
 HEAD_BYTES = 512
 
@@ -23,8 +24,8 @@ class FrameDecoder(Protocol):
 
     n_frames: int
 
-    def read(self, frame: int) -> np.ndarray:
-        """RGB pixels, uint8 (h, w, 3), of a frame (from 0) as displayed."""
+    def read(self, frame: int, window: Window = AUTO) -> Decoded:
+        """A frame (from 0) as displayed under the window."""
 
     def close(self) -> None:
         """Close the file."""
@@ -49,6 +50,13 @@ KINDS: dict[str, FrameFile] = {
     "dicom": FrameFile(dicom.SUFFIXES, dicom.recognize, dicom.count_frames, dicom.DicomDecoder, dicom.frame_time_ms),
     "nifti": FrameFile(nifti.SUFFIXES, nifti.recognize, nifti.count_frames, nifti.NiftiDecoder, lambda path: None),
     "video": FrameFile(video.SUFFIXES, video.recognize, video.count_frames, video.VideoDecoder, video.frame_time_ms),
+    "pages": FrameFile(
+        picture_series.SUFFIXES,
+        picture_series.recognize,
+        picture_series.count_frames,
+        picture_series.SeriesDecoder,
+        picture_series.frame_time_ms,
+    ),
 }
 
 SUFFIXES = tuple(suffix for kind in KINDS.values() for suffix in kind.suffixes)
@@ -62,6 +70,15 @@ def kind_of(path: Path) -> FrameFile | None:
     except (OSError, ValueError):
         return None
     return next((kind for kind in KINDS.values() if kind.recognize(path, head)), None)
+
+
+def series_of(path: Path) -> FrameFile | None:
+    """As `kind_of`, but a file with a suffix of single images is opened only if that format may have several frames."""
+    suffix = path.suffix.lower()
+    if suffix in PICTURE_SUFFIXES and suffix not in picture_series.SUFFIXES:
+        return None
+    kind = kind_of(path)
+    return kind if suffix not in PICTURE_SUFFIXES or kind is KINDS["pages"] else None
 
 
 class FrameReader:
@@ -84,8 +101,8 @@ class FrameReader:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def read(self, path: Path, frame: int | None) -> np.ndarray | None:
-        """RGB pixels, uint8 (h, w, 3), of a frame; None if the file is none of `KINDS`.
+    def read(self, path: Path, frame: int | None, window: Window = AUTO) -> Decoded | None:
+        """A frame as displayed under the window; None if the file is none of `KINDS`.
 
         Raises ImageError if the file has no such frame, or has several frames and `frame` is None.
         """
@@ -100,7 +117,7 @@ class FrameReader:
                 raise image_error(
                     path, f"has {n} frames, so there is no frame {frame} (numbered from 0)", "frame_count_mismatch"
                 )
-            return decoder.read(frame or 0)
+            return decoder.read(frame or 0, window)
 
     def close(self) -> None:
         """Close all files; the reader may be used again."""

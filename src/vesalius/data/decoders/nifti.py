@@ -22,8 +22,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
+from vesalius.data.decoders.decoded import Decoded, as_rgb, depth_of
 from vesalius.data.decoders.limits import check_pixels, decoding, image_error, version_of
 from vesalius.extras import require
+from vesalius.window import AUTO, Range, Window, clipped_fraction
 
 SUFFIXES = (".nii", ".nii.gz")
 
@@ -106,16 +108,30 @@ class NiftiDecoder:
         spec = (volume.shape, volume.dtype, volume.offset, volume.slope, volume.intercept)
         self._voxels = _nibabel("nibabel.arrayproxy").ArrayProxy(self._file, spec)
 
-    def read(self, frame: int) -> UInt8[np.ndarray, "h w 3"]:
-        """A slice as RGB, as stored (axis 0 right, axis 1 down) with display gray levels; ImageError as `numbers`."""
+    def read(self, frame: int, window: Window = AUTO) -> Decoded:
+        """A slice as RGB, as stored (axis 0 right, axis 1 down) with display gray levels; ImageError as `numbers`.
+
+        `auto` is the window of the header, or the percentiles above. Other windows apply to the scaled values.
+        """
         numbers, volume = self.numbers(frame), self._volume
+        depth = depth_of(volume.dtype) if volume.dtype.fields is None else "8-bit"
         if volume.dtype.fields:
-            return np.ascontiguousarray(numbers).view(np.uint8).reshape(*numbers.shape, 3)
-        window = volume.window
-        if window is None and numbers.dtype != np.uint8:
-            window = _percentiles(*self._version)
-        gray = numbers if window is None else _apply_window(numbers, *window)
-        return np.repeat(gray[:, :, None], 3, axis=2)
+            numbers = np.ascontiguousarray(numbers).view(np.uint8).reshape(*numbers.shape, 3)
+        shown = self._range(window, numbers.dtype)
+        if shown is None:
+            return Decoded(as_rgb(numbers), None, depth)
+        clipped = 0.0 if window.kind == "auto" else clipped_fraction(numbers, shown)
+        return Decoded(as_rgb(_apply_window(numbers, *shown)), shown, depth, clipped)
+
+    def _range(self, window: Window, dtype: np.dtype[Any]) -> Range | None:
+        """Values shown as black and white; None if the stored values are gray levels or colors."""
+        if window.kind == "range":
+            return window.low, window.high
+        if window.kind == "percentile":
+            return _percentiles(*self._version, (window.low, window.high))
+        if self._volume.dtype.fields or (self._volume.window is None and dtype == np.uint8):
+            return None
+        return self._volume.window or _percentiles(*self._version, PERCENTILES)
 
     def numbers(self, index: int) -> Shaped[np.ndarray, "h w"]:
         """Voxel values of a slice, as stored, or scaled as float64 if the header states a slope and intercept.
@@ -203,25 +219,30 @@ def _read_shape(dim: list[int], path: Path) -> tuple[int, int, int]:
 
 
 @lru_cache(maxsize=1024)
-def _percentiles(path: Path, size: int, time_ns: int) -> tuple[float, float]:
+def _percentiles(path: Path, size: int, time_ns: int, limits: Range) -> Range:
     volume = _volume(path, size, time_ns)
     area = volume.shape[0] * volume.shape[1]
     # an odd stride visits all columns even if the row length is a power of two
     stride = -(-area * volume.shape[2] // MAX_SAMPLED) | 1
     decoder = NiftiDecoder(path)
     try:
-        parts = [decoder.numbers(index).ravel()[-index * area % stride :: stride] for index in range(decoder.n_frames)]
+        # the bytes of an RGB24 voxel are its values
+        parts = [_flat(decoder.numbers(index))[-index * area % stride :: stride] for index in range(decoder.n_frames)]
     finally:
         decoder.close()
     numbers = np.concatenate(parts)
     numbers = numbers[np.isfinite(numbers)]
     if not numbers.size:
         raise image_error(path, "has no finite voxel", "damaged_file")
-    low, high = np.percentile(numbers, PERCENTILES)
+    low, high = np.percentile(numbers, limits)
     return float(low), float(high)
 
 
-def _apply_window(numbers: np.ndarray, low: float, high: float) -> UInt8[np.ndarray, "h w"]:
+def _flat(numbers: np.ndarray) -> np.ndarray:
+    return numbers.ravel() if numbers.dtype.fields is None else np.ascontiguousarray(numbers).view(np.uint8).ravel()
+
+
+def _apply_window(numbers: np.ndarray, low: float, high: float) -> UInt8[np.ndarray, "h w *c"]:
     """Gray levels 0 to 255 of numbers; a window of width 0 is a threshold above which values are white."""
     with np.errstate(invalid="ignore", over="ignore"):
         gray = (numbers.astype(np.float64) - low) / (high - low) if low < high else numbers > high

@@ -20,8 +20,10 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from vesalius.data.decoders.containers import container_of, stated_bytes
+from vesalius.data.decoders.decoded import Decoded, show
 from vesalius.data.decoders.limits import check_pixels, decoding, image_error, version_of
 from vesalius.extras import require
+from vesalius.window import AUTO, Range, Window
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mpg", ".mpeg")
 
@@ -76,19 +78,25 @@ class VideoDecoder:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.index = path, _index(*version_of(path))
+        self.path, self._version = path, version_of(path)
+        self.index = _index(*self._version)
         self.n_frames = len(self.index.times)
         self._at = -1
         self._pictures: Iterator[Any]
         with decoding(path):
             self._rewind()
 
-    def read(self, frame: int) -> UInt8[np.ndarray, "h w 3"]:
-        """RGB pixels of a frame.
+    def read(self, frame: int, window: Window = AUTO) -> Decoded:
+        """A frame as displayed, in RGB.
 
         Raises ImageError if there is no such frame, or it is damaged, has more than 8 bits per channel or is partly
         transparent.
         """
+        pixels = self.pixels(frame)
+        return show(pixels, window, self.path, lambda: _find_range(*self._version, window))
+
+    def pixels(self, frame: int) -> UInt8[np.ndarray, "h w 3"]:
+        """RGB pixels of a frame as stored; ImageError as for `read`."""
         if not 0 <= frame < self.n_frames:
             raise image_error(
                 self.path, f"has {self.n_frames} frames, so there is no frame {frame}", "frame_count_mismatch"
@@ -151,6 +159,14 @@ class VideoDecoder:
                 arrived = arrived or picture.pts is None or picture.pts >= time
                 if arrived:
                     yield picture
+
+
+@lru_cache(maxsize=128)
+def _find_range(path: Path, size: int, time_ns: int, window: Window) -> Range:
+    """The range over all frames; decodes the file once."""
+    with closing(VideoDecoder(path)) as decoder:
+        frames = (decoder.pixels(frame) for frame in range(decoder.n_frames))
+        return window.find_range(frames, decoder.n_frames * decoder.pixels(0).size, path)
 
 
 @lru_cache(maxsize=128)
