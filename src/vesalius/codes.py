@@ -107,7 +107,7 @@ no_groups (warning): images have no patient or sequence, so each is its own grou
 invalid_group: --group is neither an annotation field nor a regular expression with a capture group | give an annotation field, `folder`, a DICOM attribute, or a regular expression with a capture group
 missing_group: the field or expression of --group yields no group for an image | give another field or a more general expression
 # orientation, duplicates and names of images
-exif_rotation (warning): an image has an EXIF orientation, so viewers rotate it and masks drawn in them do not fit | save it upright
+exif_rotation (warning): an image has an EXIF orientation and is read upright, but nothing states whether its masks were drawn on the upright image | look at the masks, and save the image upright if they fit the stored one
 alpha_channel (warning): an image has an alpha channel but is fully opaque | save it without alpha
 duplicate_image (warning): images of one split have the same pixels | keep the one with the better mask
 near_duplicate (warning): images of one split look almost the same | look at them: keep one, or give them the same group if they are frames of one patient

@@ -24,6 +24,7 @@ from vesalius.masks import Rle, Size
 from vesalius.notebook import check_picture, draw_figure, encode_png
 from vesalius.phrases import Match
 from vesalius.visualization import overlay_phrases
+from vesalius.window import AUTO, Range, Window
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -115,6 +116,8 @@ class Sample:
     size: Size | None = None
     spacing_mm: tuple[float, float] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    window: Window = AUTO
+    """How pixel values of more than 8 bits become gray levels."""
 
     def __post_init__(self) -> None:
         if self.masks is not None and len(self.masks) != len(self.prompts):
@@ -139,6 +142,8 @@ class Item:
     """Indices of prompts that training answers in words, because the object is not in the image."""
     turns: tuple[Turn, ...] = ()
     """Training conversation about the image, independent of the prompts."""
+    window: Range | None = None
+    """Stored values that the first frame shows as black and white; None if they are gray levels already."""
 
     def __post_init__(self) -> None:
         frames, masks = self.frames, self.masks

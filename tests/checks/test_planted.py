@@ -47,9 +47,10 @@ def no_image(set_: Any) -> None:
     set_.image(1).write_text("<html>404</html>")
 
 
-def sixteen_bits(set_: Any) -> None:
-    deep = pixels_of(set_.image(1))[:, :, 0].astype(np.uint16) * 16
-    rename(set_, "images/deep.png", Image.fromarray(deep))
+def no_number(set_: Any) -> None:
+    deep = pixels_of(set_.image(1))[:, :, 0].astype(np.float32)
+    deep[0, 0] = np.nan
+    rename(set_, "images/deep.tif", Image.fromarray(deep))
 
 
 def transparent(set_: Any) -> None:
@@ -158,7 +159,7 @@ PLANTS: dict[str, tuple[Plant, str, str]] = {
     "cut short": (cut_short, "unreadable_image", "entry 1"),
     "no bytes": (no_bytes, "unreadable_image", "entry 1"),
     "no image": (no_image, "unreadable_image", "entry 1"),
-    "16 bits": (sixteen_bits, "invalid_bit_depth", "entry 1"),
+    "a pixel without a number": (no_number, "not_finite_pixels", "entry 1"),
     "transparent": (transparent, "transparent_image", "entry 1"),
     "lost": (lost, "missing_image", "entry 1"),
     "elsewhere": (elsewhere, "outside_path", "entry 1"),

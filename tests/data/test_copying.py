@@ -95,7 +95,7 @@ def test_decoded_images_keep_pixels_and_no_metadata(tmp_path: Path, mode: str) -
 
 
 def test_an_image_with_another_suffix_becomes_png(tmp_path: Path) -> None:
-    image = picture(tmp_path / "a.webp", mode="RGB")
+    image = picture(tmp_path / "a.webp", mode="RGB").rename(tmp_path / "a.image")
     (placed,) = copy_images([Sample("a", image, (), None)], tmp_path / "out")
     assert placed.image.name == "a.png"
     np.testing.assert_array_equal(read_image(placed.image), read_image(image))

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vesalius.data.dataset import check_size
+from vesalius.data.dataset import check_size, load_image
 from vesalius.data.decoders.frame_files import FrameReader, kind_of
-from vesalius.data.decoders.picture import SUFFIXES
-from vesalius.data.images import read_image, read_mask
+from vesalius.data.decoders.picture import SUFFIXES, is_turned
+from vesalius.data.images import read_mask
 from vesalius.errors import ImageError, OutputError
 from vesalius.masks import Size, encode_rle
 from vesalius.types import Absent, MaskFile, MaskReference, RleMask, Sample
+from vesalius.window import AUTO
 
 
 def copy_images(
@@ -66,7 +67,7 @@ def _copy_image(sample: Sample, images: Path, name: str, decode: bool, copy: boo
             code="invalid_file_name",
         )
     decode = decode or _must_decode(sample)
-    pixels = read_image(sample.image, sample.frame, reader) if decode or _has_mask_files(sample) else None
+    pixels = load_image(sample, reader) if decode or _has_mask_files(sample) else None
     target = images / (name + (".png" if decode else sample.image.suffix))
     if pixels is not None:
         check_size(sample, (pixels.shape[0], pixels.shape[1]))
@@ -82,13 +83,14 @@ def _copy_image(sample: Sample, images: Path, name: str, decode: bool, copy: boo
             "two images have this name; give them names that differ in more than letter case",
             code="duplicate_id",
         ) from None
-    return replace(sample, id=name, image=target, frame=None)
+    return replace(sample, id=name, image=target, frame=None, window=AUTO if decode else sample.window)
 
 
 def _must_decode(sample: Sample) -> bool:
-    if sample.image.suffix.lower() not in SUFFIXES:
+    """True unless the file itself is what is displayed: one upright image, without a window that was asked for."""
+    if sample.image.suffix.lower() not in SUFFIXES or sample.frame is not None or sample.window != AUTO:
         return True
-    return sample.frame is not None or kind_of(sample.image) is not None
+    return kind_of(sample.image) is not None or is_turned(sample.image)
 
 
 def _has_mask_files(sample: Sample) -> bool:

@@ -8,21 +8,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int64, UInt8
 
+from vesalius.data.decoders.decoded import Decoded
+from vesalius.data.decoders.exif import SIDES_SWAPPED, UPRIGHT
 from vesalius.data.decoders.frame_files import FrameReader
+from vesalius.data.decoders.picture import decode
 from vesalius.data.formats import FORMATS, detect
 from vesalius.data.grouping import note_on_groups, regroup
-from vesalius.data.images import read_image, read_mask
+from vesalius.data.images import decode_image, read_mask
 from vesalius.data.source import Problems
-from vesalius.errors import AnnotationError, SettingError
+from vesalius.errors import AnnotationError, ImageError, SettingError
 from vesalius.masks import Size, decode_rle, polygon_error, rasterize
 from vesalius.names import count_of
 from vesalius.types import Absent, Item, MaskFile, MaskReference, Polygons, RleMask, Sample
+from vesalius.window import AUTO, Window
 
 LOSSY = (".jpg", ".jpeg")
 
@@ -74,12 +80,14 @@ def open_dataset(
     split: str | None = None,
     prompt: str | None = None,
     group: str | None = None,
+    window: Any = AUTO,
     problems: Problems = None,
 ) -> Dataset:
     """The dataset in a folder or annotation file.
 
     `split` picks `annotations.NAME.json` in a folder with several. `prompt` replaces every phrase, and is the phrase of
-    an image/mask folder. `group` assigns a patient or sequence to each image (`regroup`). Raises DataError for invalid
+    an image/mask folder. `group` assigns a patient or sequence to each image (`regroup`). `window`,
+    as `Window.parse` reads it, maps pixel values of more than 8 bits to gray levels. Raises DataError for invalid
     data, except for errors of single entries if `problems` collects them; SettingError for an argument that does not
     match the data.
     """
@@ -88,6 +96,7 @@ def open_dataset(
         raise SettingError(
             "the prompt is empty; name what to segment, for example 'blood vessel'", code="bad_value", field="prompt"
         )
+    shown = Window.of(window)
     kind, source, notes = detect(path, split)
     found = FORMATS[kind].read(source, prompt or "", problems)
     if problems is None:
@@ -101,15 +110,22 @@ def open_dataset(
         samples = [merge_phrases(replace(each, prompts=(prompt,) * len(each.prompts))) for each in samples]
     if group is not None:
         samples = regroup(samples, group)
+    if shown != AUTO:
+        samples = [replace(sample, window=shown) for sample in samples]
     notes.append(note_on_groups(samples))
     return Dataset(_name(source.path), kind, source.root, tuple(samples), tuple(notes), merged)
 
 
 def load_samples(
-    data: str | Path, *, split: str | None = None, prompt: str | None = None, group: str | None = None
+    data: str | Path,
+    *,
+    split: str | None = None,
+    prompt: str | None = None,
+    group: str | None = None,
+    window: Any = AUTO,
 ) -> list[Sample]:
     """The samples that `open_dataset` reads with the same arguments."""
-    return list(open_dataset(data, split=split, prompt=prompt, group=group).samples)
+    return list(open_dataset(data, split=split, prompt=prompt, group=group, window=window).samples)
 
 
 def load_item(sample: Sample, reader: FrameReader | None = None) -> Item:
@@ -119,16 +135,17 @@ def load_item(sample: Sample, reader: FrameReader | None = None) -> Item:
     AnnotationError, naming the entry, if masks do not match it: a different stated size, coordinates more than a pixel
     outside the image, an invalid RLE, or a mask file of another size.
     """
-    image = load_image(sample, reader)
+    decoded = decode_sample(sample, reader)
+    image = decoded.pixels
     size = image.shape[0], image.shape[1]
     check_size(sample, size)
     if sample.masks is None:
-        return Item(sample.id, image[None], sample.prompts)
+        return Item(sample.id, image[None], sample.prompts, window=decoded.window)
     masks = np.zeros((len(sample.prompts), 1, *size), dtype=bool)
     for index, objects in enumerate(sample.masks):
         for reference in objects:
             masks[index, 0] |= load_mask(reference, size, str(sample.source or sample.id))
-    return Item(sample.id, image[None], sample.prompts, masks)
+    return Item(sample.id, image[None], sample.prompts, masks, window=decoded.window)
 
 
 def load_items(samples: Iterable[Sample]) -> Iterator[Item]:
@@ -140,7 +157,34 @@ def load_items(samples: Iterable[Sample]) -> Iterator[Item]:
 
 def load_image(sample: Sample, reader: FrameReader | None = None) -> UInt8[np.ndarray, "h w 3"]:
     """RGB pixels of a sample; raises ImageError as `read_image` does."""
-    return read_image(sample.image, sample.frame, reader)
+    return decode_sample(sample, reader).pixels
+
+
+def decode_sample(sample: Sample, reader: FrameReader | None = None) -> Decoded:
+    """The image of a sample as displayed, with window, depth and orientation; raises ImageError as `read_image` does.
+
+    A photo is upright, unless its annotation states the size at which the file stores it: then it stays as stored,
+    because its masks were drawn so.
+    """
+    decoded = decode_image(sample.image, sample.frame, reader, sample.window)
+    if decoded.orientation in SIDES_SWAPPED:
+        upright = decoded.pixels.shape[0], decoded.pixels.shape[1]
+        if upright != upright[::-1] == stated_size(sample):
+            return replace(decoded, pixels=decoded.stored, orientation=UPRIGHT)
+    return decoded
+
+
+def stated_size(sample: Sample) -> Size | None:
+    """(h, w) of the image according to its annotation: stated there, or the size of the first mask; None if unknown."""
+    for objects in () if sample.size else sample.masks or ():
+        for each in objects:
+            if isinstance(each, RleMask):
+                return each.rle["size"][0], each.rle["size"][1]
+            if isinstance(each, MaskFile):
+                with suppress(ImageError):
+                    mask = decode(each.path)
+                    return mask.height, mask.width
+    return sample.size
 
 
 def check_polygons(sample: Sample) -> None:

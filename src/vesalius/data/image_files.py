@@ -6,8 +6,9 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vesalius.data.decoders import frame_files
 from vesalius.data.decoders.limits import missing_file
@@ -19,6 +20,7 @@ from vesalius.data.source import Source, unreadable
 from vesalius.errors import ImageError
 from vesalius.names import count_of, list_names
 from vesalius.types import Location, Sample
+from vesalius.window import AUTO, Window
 
 log = logging.getLogger(__name__)
 
@@ -30,14 +32,15 @@ class _Found(NamedTuple):
     ids: tuple[str, ...]
 
 
-def find_images(paths: Sequence[Path]) -> list[Sample]:
+def find_images(paths: Sequence[Path], window: Any = AUTO) -> list[Sample]:
     """Unannotated samples of image files, and of all images at any depth in folders, in the order of `paths`.
 
     A multi-frame file gives one sample for each frame, with the file as sequence. A file whose frames cannot be counted
     gives one sample, and reading it raises the reason. In a dataset folder only the images are taken, never the masks.
     An id is the path under the given folder, or the stem of a given file. Files with the same id keep their suffix
     (`a.png`, `a.jpg`); given files with the same name get the name of their folder as well (`p1__a.png`); a number
-    distinguishes the rest (`a.png-2`). Warnings name skipped files and a file given twice. Raises ImageError if a path
+    distinguishes the rest (`a.png-2`). `window`, as `Window.parse` reads it, maps pixel values of more than 8 bits to
+    gray levels. Warnings name skipped files and a file given twice. Raises ImageError if a path
     does not exist, a given folder cannot be read, or there is no image.
     """
     found: dict[Path, _Found] = {}
@@ -49,12 +52,14 @@ def find_images(paths: Sequence[Path]) -> list[Sample]:
     if not found:
         remedy = "give image files or folders of images"
         raise ImageError(f"no image was given; {remedy}", code="no_image", remedy=remedy)
-    return _make_samples(list(found.values()))
+    shown = Window.of(window)
+    samples = _make_samples(list(found.values()))
+    return samples if shown == AUTO else [replace(sample, window=shown) for sample in samples]
 
 
 def frames_of(file: Path, name: str) -> list[Sample]:
     """The samples of one file: id `name` for a single image, `frame_id(name, i)` for frame i of several."""
-    kind = None if file.suffix.lower() in SUFFIXES else frame_files.kind_of(file)
+    kind = frame_files.series_of(file)
     n = 1 if kind is None else kind.count_frames(file)
     if n == 1:
         return [Sample(name, file, prompts=(), masks=None, source=Location(file))]
@@ -119,7 +124,7 @@ def _list_folder(folder: Path) -> list[_Found]:
         raise Location(folder).error(
             "has no image",
             "no_image",
-            f"{', '.join(each[1:] for each in SUFFIXES)}, {', '.join(frame_files.KINDS)} are read",
+            f"{', '.join(each[1:] for each in SUFFIXES)}, DICOM, NIfTI and videos are read",
             kind=ImageError,
         )
     return found

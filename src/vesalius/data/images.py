@@ -9,35 +9,46 @@ import numpy as np
 from jaxtyping import Bool, Integer, UInt8
 from PIL import Image
 
+from vesalius.data.decoders.decoded import Decoded
 from vesalius.data.decoders.frame_files import FrameReader
 from vesalius.data.decoders.limits import image_error
 from vesalius.data.decoders.picture import SUFFIXES, decode, drop_alpha, read_picture
 from vesalius.errors import AnnotationError
 from vesalius.masks import Size
 from vesalius.types import Value
+from vesalius.window import AUTO, Window
 
 MASK_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
-def read_image(path: Path, frame: int | None = None, reader: FrameReader | None = None) -> UInt8[np.ndarray, "h w 3"]:
-    """RGB pixels of an 8-bit image file, or of one frame of a DICOM file, volume or video.
+def read_image(
+    path: Path, frame: int | None = None, reader: FrameReader | None = None, window: Window = AUTO
+) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB pixels of an image file, or of one frame of a DICOM file, volume, video, animation or TIFF with pages.
 
-    Pixels keep the stored orientation. A `reader` keeps the file open from one frame to the next. Raises ImageError,
-    naming the file, if it is missing, empty, truncated or not an image, has more than `MAX_PIXELS` pixels, more than 8
-    bits per channel (except DICOM and NIfTI, whose headers define the display), a partly transparent pixel, or no such
-    frame.
+    Photos are turned upright by their EXIF orientation. `window` maps values of more than 8 bits to gray levels; `auto`
+    is described in `Window`. A `reader` keeps the file open from one frame to the next. Raises ImageError, naming the
+    file, if it is missing, empty, truncated or not an image, has more than `MAX_PIXELS` pixels, a partly transparent
+    pixel, a pixel that is NaN or infinite (except NIfTI), or no such frame.
     """
-    if path.suffix.lower() not in SUFFIXES:
+    return decode_image(path, frame, reader, window).pixels
+
+
+def decode_image(
+    path: Path, frame: int | None = None, reader: FrameReader | None = None, window: Window = AUTO
+) -> Decoded:
+    """The pixels as for `read_image`, with the range of values that is shown, depth and orientation."""
+    if frame is not None or path.suffix.lower() not in SUFFIXES:
         if reader is not None:
-            pixels = reader.read(path, frame)
+            decoded = reader.read(path, frame, window)
         else:
             with FrameReader() as single:
-                pixels = single.read(path, frame)
-        if pixels is not None:
-            return pixels
+                decoded = single.read(path, frame, window)
+        if decoded is not None:
+            return decoded
     if frame:
         raise image_error(path, f"is a single image and has no frame {frame}", "frame_count_mismatch")
-    return read_picture(path)
+    return read_picture(path, window)
 
 
 def read_mask(

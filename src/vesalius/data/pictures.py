@@ -57,7 +57,7 @@ def as_pixels(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """RGB pixels of an image given as a path, bytes, a file object, a PIL image, an array or a tensor.
 
-    `frame` is the index of a frame, from 0, in a file with several. Raises ImageError as `read_image` does; SettingError
+    `frame` is the index of a frame, from 0, in a file with several; `window` maps values of more than 8 bits. Raises ImageError as `read_image` does; SettingError
     for a value that is no image, for arrays that `as_rgb` refuses, and for `frame` with pixels. `name` names an image
     without a path in messages.
     """
@@ -71,8 +71,8 @@ def as_pixels(
             )
         return as_rgb(image, window, name)
     if isinstance(image, bytes):
-        return _read_bytes(image, frame, name)
-    return read_image(Path(image), frame)
+        return _read_bytes(image, frame, window, name)
+    return read_image(Path(image), frame, window=window)
 
 
 def check_frame(frame: Any) -> int | None:
@@ -103,13 +103,13 @@ def picture_ids(images: Sequence[Any], frame: int | None = None) -> list[str]:
     return ids
 
 
-def _read_bytes(content: bytes, frame: int | None, name: str) -> np.ndarray:
+def _read_bytes(content: bytes, frame: int | None, window: Window, name: str) -> np.ndarray:
     # decoders of DICOM, volumes and video read files; without a suffix, a file is recognized by its content
     with tempfile.TemporaryDirectory(prefix="vesalius-") as folder:
         path = Path(folder) / "image"
         path.write_bytes(content)
         try:
-            return read_image(path, frame)
+            return read_image(path, frame, window=window)
         except VesaliusError as error:
             message = str(error).replace(str(path), name)
             raise type(error)(message, code=error.code, field=error.field, remedy=error.remedy) from error

@@ -67,7 +67,7 @@ def ramp(*values: int, dtype: str = "uint16") -> np.ndarray:
 
 def grays(path: Path, frame: int = 0) -> list[int]:
     """Gray levels of the first row; its three channels must be equal."""
-    pixels = dicom.read_frame(path, frame)
+    pixels = dicom.read_frame(path, frame).pixels
     assert pixels.dtype == np.uint8 and (pixels == pixels[:, :, :1]).all()
     return pixels[0, :, 0].tolist()
 
@@ -85,7 +85,7 @@ def test_files_of_pydicom_are_read_or_have_a_code(path: Path) -> None:
         assert refusal(path) == REFUSED[path.name]
     else:
         n = dicom.count_frames(path)
-        pixels = dicom.read_frame(path, n - 1)
+        pixels = dicom.read_frame(path, n - 1).pixels
         facts = dicom.read_facts(path)
         assert (n, facts.frames) == (SEVERAL.get(path.name, 1),) * 2
         assert pixels.dtype == np.uint8 and pixels.shape == (*facts.size, 3)
@@ -93,17 +93,17 @@ def test_files_of_pydicom_are_read_or_have_a_code(path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["RLE", "bigendian", "expb", "implicit", "jp2klossless", "jpeg_ls_lossless", "padded"])
 def test_an_image_is_the_same_in_every_transfer_syntax(name: str) -> None:
-    expected = dicom.read_frame(SHIPPED / "MR_small.dcm", 0)
-    np.testing.assert_array_equal(dicom.read_frame(SHIPPED / f"MR_small_{name}.dcm", 0), expected)
+    expected = dicom.read_frame(SHIPPED / "MR_small.dcm", 0).pixels
+    np.testing.assert_array_equal(dicom.read_frame(SHIPPED / f"MR_small_{name}.dcm", 0).pixels, expected)
 
 
 def test_colors_are_the_same_in_both_byte_orders_and_with_color_transforms() -> None:
-    little, big = (dicom.read_frame(SHIPPED / f"SC_rgb_small_odd{end}.dcm", 0) for end in ("", "_big_endian"))
+    little, big = (dicom.read_frame(SHIPPED / f"SC_rgb_small_odd{end}.dcm", 0).pixels for end in ("", "_big_endian"))
     np.testing.assert_array_equal(little, big)
-    eight, sixteen = (dicom.read_frame(SHIPPED / f"SC_rgb_rle{end}.dcm", 0) for end in ("", "_16bit"))
+    eight, sixteen = (dicom.read_frame(SHIPPED / f"SC_rgb_rle{end}.dcm", 0).pixels for end in ("", "_16bit"))
     np.testing.assert_array_equal(eight, sixteen)
-    jpeg = dicom.read_frame(SHIPPED / "SC_rgb_jpeg_dcmtk.dcm", 0).astype(int)
-    ybr = dicom.read_frame(SHIPPED / "SC_ybr_full_422_uncompressed.dcm", 0).astype(int)
+    jpeg = dicom.read_frame(SHIPPED / "SC_rgb_jpeg_dcmtk.dcm", 0).pixels.astype(int)
+    ybr = dicom.read_frame(SHIPPED / "SC_ybr_full_422_uncompressed.dcm", 0).pixels.astype(int)
     assert np.abs(jpeg - ybr).max() <= 1
 
 
@@ -114,7 +114,7 @@ def test_a_cine_is_read_frame_by_frame_in_every_syntax(syntax: str, tmp_path: Pa
     path = write_xa(tmp_path / "cine.dcm", frames, syntax)
     assert dicom.count_frames(path) == 3
     for i in (2, 0, 1):
-        apart = np.abs(dicom.read_frame(path, i)[:, :, 0].astype(int) - frames[i]).max()
+        apart = np.abs(dicom.read_frame(path, i).pixels[:, :, 0].astype(int) - frames[i]).max()
         assert apart <= {"jpeg baseline": 8, "jpeg 2000": 4}.get(syntax, 0)
 
 
@@ -124,7 +124,7 @@ def test_deep_values_are_the_same_in_every_syntax(syntax: str, dtype: str, tmp_p
     values = np.arange(40 * 36, dtype=dtype).reshape(1, 40, 36) * 2 - (900 if dtype == "int16" else 0)
     path = write_xa(tmp_path / "a.dcm", values, syntax, BitsStored=12, WindowCenter=300, WindowWidth=256)
     expected = np.clip((values[0] - 299.5) / 255 + 0.5, 0, 1) * 255
-    np.testing.assert_array_equal(dicom.read_frame(path, 0)[:, :, 0], np.floor(expected + 0.5))
+    np.testing.assert_array_equal(dicom.read_frame(path, 0).pixels[:, :, 0], np.floor(expected + 0.5))
 
 
 @pytest.mark.parametrize(
@@ -195,11 +195,11 @@ def test_a_transform_to_x_ray_intensity_is_not_displayed(tmp_path: Path) -> None
 def test_monochrome1_is_inverted(tmp_path: Path) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (1, 9, 7), dtype=np.uint8)
     window = {"WindowCenter": 100, "WindowWidth": 77}
-    plain = dicom.read_frame(write_xa(tmp_path / "a.dcm", frames, **window), 0)
+    plain = dicom.read_frame(write_xa(tmp_path / "a.dcm", frames, **window), 0).pixels
     inverse = dicom.read_frame(
         write_xa(tmp_path / "b.dcm", frames, PhotometricInterpretation="MONOCHROME1", **window), 0
-    )
-    shape = dicom.read_frame(write_xa(tmp_path / "c.dcm", frames, PresentationLUTShape="INVERSE", **window), 0)
+    ).pixels
+    shape = dicom.read_frame(write_xa(tmp_path / "c.dcm", frames, PresentationLUTShape="INVERSE", **window), 0).pixels
     assert (np.abs(255 - plain.astype(int) - inverse) <= 1).all()  # halves are rounded up on both sides
     np.testing.assert_array_equal(inverse, shape)
 
@@ -256,9 +256,9 @@ def test_palettes_and_colors_become_rgb(tmp_path: Path) -> None:
     path = write_xa(
         tmp_path / "a.dcm", ramp(0, 1, 7, dtype="uint8"), PhotometricInterpretation="PALETTE COLOR", **palette
     )
-    assert dicom.read_frame(path, 0)[0].tolist() == [[0, 16, 0], [255, 32, 0], [255, 32, 0]]
+    assert dicom.read_frame(path, 0).pixels[0].tolist() == [[0, 16, 0], [255, 32, 0], [255, 32, 0]]
     rgb = np.array([[[[1, 2, 3], [200, 100, 0]]]], dtype=np.uint8)
-    np.testing.assert_array_equal(dicom.read_frame(write_xa(tmp_path / "b.dcm", rgb), 0), rgb[0])
+    np.testing.assert_array_equal(dicom.read_frame(write_xa(tmp_path / "b.dcm", rgb), 0).pixels, rgb[0])
     cmyk = write_xa(tmp_path / "c.dcm", rgb, PhotometricInterpretation="CMYK")
     assert refusal(cmyk) == "unsupported_color_model"
 
@@ -418,7 +418,7 @@ def test_damage_gives_an_image_error_that_names_no_patient(data: st.DataObject, 
     for offset, value in data.draw(st.lists(st.tuples(at, st.integers(0, 255)), min_size=1, max_size=8)):
         content[offset] = value
     path.write_bytes(content[: data.draw(st.just(len(content)) | at)])
-    for read in (dicom.count_frames, lambda file: dicom.read_frame(file, 1).shape, dicom.read_facts):
+    for read in (dicom.count_frames, lambda file: dicom.read_frame(file, 1).pixels.shape, dicom.read_facts):
         try:
             found = read(path)
             assert not isinstance(found, tuple) or (len(found) == 3 and found[2] == 3)

@@ -87,7 +87,7 @@ def test_lossless_frames_come_back_exactly(clips: Path, name: str) -> None:
     assert video.count_frames(path) == N
     with closing(video.VideoDecoder(path)) as decoder:
         for i in (0, 1, 2, 29, 13, 13, 12, 5, 6):
-            np.testing.assert_array_equal(decoder.read(i), picture(i))
+            np.testing.assert_array_equal(decoder.read(i).pixels, picture(i))
     assert all((frame == picture(i)).all() for i, frame in enumerate(read_video(path)))
 
 
@@ -102,7 +102,7 @@ def test_lossy_frames_are_the_requested_ones_in_any_order(clips: Path, name: str
         assert abs(float(frame[3:13, 3:13].mean()) - min(8 * i, 255)) < 4  # the number of the frame
     with closing(video.VideoDecoder(path)) as decoder:
         for i in random.Random(0).choices(range(N), k=25):
-            np.testing.assert_array_equal(decoder.read(i), in_order[i])
+            np.testing.assert_array_equal(decoder.read(i).pixels, in_order[i])
 
 
 def test_a_video_is_recognized_by_its_bytes_under_any_name(clips: Path, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_a_reader_keeps_eight_files_open_and_closes_all_at_its_end(clips: Path, 
 
     with FrameReader() as reader:
         for path in paths:
-            np.testing.assert_array_equal(reader.read(path, 3), picture(3))
+            np.testing.assert_array_equal(reader.read(path, 3).pixels, picture(3))
         assert open_files() == reader.MAX_OPEN == 8
     assert open_files() == 0
 
@@ -207,13 +207,13 @@ def test_a_replaced_file_is_read_again(tmp_path: Path) -> None:
         write(tmp_path / "b.mkv", "ffv1", "bgr0", n=9)
         (tmp_path / "b.mkv").replace(path)
         assert video.count_frames(path) == 9
-        np.testing.assert_array_equal(reader.read(path, 8), picture(8))
+        np.testing.assert_array_equal(reader.read(path, 8).pixels, picture(8))
 
 
 def test_threads_share_a_reader(clips: Path) -> None:
     jobs = random.Random(1).choices(range(N), k=80)
     with FrameReader() as reader, ThreadPoolExecutor(4) as pool:
-        frames = list(pool.map(lambda i: reader.read(clips / "rgb264.mp4", i), jobs))
+        frames = list(pool.map(lambda i: reader.read(clips / "rgb264.mp4", i).pixels, jobs))
     assert all((frame == picture(i)).all() for i, frame in zip(jobs, frames, strict=True))
 
 

@@ -125,9 +125,7 @@ def apply_modality(tags: Any, frame: int, stored: np.ndarray, where: str) -> np.
     return stored * (1.0 if slope is None else slope) + (intercept or 0.0)
 
 
-def _apply_voi(
-    tags: Any, frame: int, values: np.ndarray, where: str
-) -> tuple[np.ndarray | None, Range | None]:
+def _apply_voi(tags: Any, frame: int, values: np.ndarray, where: str) -> tuple[np.ndarray | None, Range | None]:
     """(gray level in [0, 1] of each value, window), by the first VOI table or window of the header.
 
     The window is None for a table; both are None if the header states neither.

@@ -107,9 +107,7 @@ def read_frame(path: Path, index: int, window: Window = AUTO) -> Decoded:
                 )
             return Decoded(np.ascontiguousarray(_to_color(image, pixels)), None, depth)
         asked = None if window.kind == "auto" else _find_window(*version_of(path), window)
-        table = display.gray_table(
-            tags, index, pixels.dtype, lambda: _find_range(*version_of(path)), str(path), asked
-        )
+        table = display.gray_table(tags, index, pixels.dtype, lambda: _find_range(*version_of(path)), str(path), asked)
         bits = pixels.view(f"u{pixels.dtype.itemsize}")
         clipped = 0.0 if table.outside is None else float(table.outside[bits].mean())
         return Decoded(as_rgb(table.levels[bits]), table.window, depth, clipped)

@@ -6,7 +6,7 @@ Pillow decodes all of them, except 16-bit colors (`wide_colors`) and some pixel 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -23,9 +23,9 @@ from vesalius.data.decoders.wide_colors import is_wide, read_wide
 from vesalius.errors import ImageError
 from vesalius.window import AUTO, Range, Window
 
-FORMATS = ("PNG", "JPEG", "MPO", "BMP", "TIFF", "WEBP", "GIF", "PPM")
-"""Pillow's names of the formats that are read."""
-SUFFIXES = tuple(".png .apng .jpg .jpeg .jpe .jfif .bmp .tif .tiff .webp .gif .ppm .pgm .pbm .pnm".split())
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
+"""Pillow's names of the formats that are read; MPO is a JPEG."""
+SUFFIXES = tuple(".png .jpg .jpeg .jpe .jfif .bmp .tif .tiff .webp .gif .ppm .pgm .pbm .pnm".split())
 """Lower-case suffixes of image files; compared case-insensitively when a folder is searched."""
 
 RGB_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")
@@ -96,10 +96,15 @@ def open_pages(path: Path) -> Pages:
         if isinstance(error.__cause__, UnidentifiedImageError) and _is_tiff(path):
             return TiffPages(path)
         raise
-    if image.format == "TIFF" and needs_tifffile(image):
+    try:
+        with decoding(path):
+            if image.format != "TIFF" or not needs_tifffile(image):
+                return PillowPages(image, path)
+    except BaseException:
         image.close()
-        return TiffPages(path)
-    return PillowPages(image, path)
+        raise
+    image.close()
+    return TiffPages(path)
 
 
 class TiffPages:
@@ -129,8 +134,7 @@ class PillowPages:
         self._n = count_frames(image)
         self.frames = tuple(range(self._n))
         if self._n > 1 and self._is_tiff:
-            with decoding(path):
-                self.frames = tuple(page for page in range(self._n) if not self._is_reduced(page))
+            self.frames = tuple(page for page in range(self._n) if not self._is_reduced(page))
 
     def _is_reduced(self, page: int) -> bool:
         self._image.seek(page)
@@ -223,6 +227,18 @@ def _open(path: Path) -> Image.Image:
             raise image_error(path, f"has more than {MAX_PIXELS // 10**6} megapixels", "image_too_large") from error
     check_pixels(image.height, image.width, str(path))
     return image
+
+
+def is_turned(path: Path) -> bool:
+    """True if the EXIF orientation of an image file asks viewers to turn it; False if the file cannot be read."""
+    with suppress(ImageError), _open(path) as image:
+        if image.format == "TIFF":
+            return valid_orientation(image.tag_v2.get(TAG)) != UPRIGHT  # type: ignore[attr-defined]
+        if image.format == "PNG" and b"eXIf" in path.read_bytes():
+            with decoding(path):
+                image.load()  # the chunk may follow the pixels
+        return read_orientation(image.info.get("exif", b"")) != UPRIGHT
+    return False
 
 
 def _is_tiff(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Read image files with several frames: TIFF with several pages, and animations in GIF, WebP and PNG."""
+"""Read image files with several frames: TIFF with several pages, and animations in GIF and WebP."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ from vesalius.data.decoders.tiff_pages import MAGIC
 from vesalius.errors import ImageError
 from vesalius.window import AUTO, Range, Window
 
-SUFFIXES = (".tif", ".tiff", ".gif", ".webp", ".png", ".apng")
+SUFFIXES = (".tif", ".tiff", ".gif", ".webp")
 ANIMATED_WEBP = 2
 """Bit of the flags of an extended WebP header."""
 
 
 def recognize(path: Path, head: bytes) -> bool:
     """True for a file with more than one frame, given its first bytes; a damaged file is none."""
-    animated = head.startswith(b"\x89PNG") and b"acTL" in head
-    animated |= head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and bool(head[20] & ANIMATED_WEBP)
+    animated = head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and bool(head[20] & ANIMATED_WEBP)
     if not animated and not head.startswith((*MAGIC, b"GIF8")):
         return False
     try:
@@ -84,7 +83,7 @@ def _read_all(pages: Pages) -> Iterator[np.ndarray]:
 
 def frame_time_ms(path: Path) -> float | None:
     """Mean time between the frames of an animation in ms; None if the file does not state it, like all TIFF files."""
-    with decoding(path), Image.open(path, formats=("GIF", "WEBP", "PNG", "TIFF")) as image:
+    with decoding(path), Image.open(path, formats=("GIF", "WEBP", "TIFF")) as image:
         times = []
         for frame in range(count_frames(path) if image.format != "TIFF" else 0):
             image.seek(frame)

@@ -1,11 +1,13 @@
 """Read TIFF files with pixel types that Pillow does not have, by tifffile.
 
-These are 64-bit and 16-bit floats, float colors, signed 8 bits, and 16-bit colors in separate planes. Without
+They are 64-bit and 16-bit floats, float colors, signed 8 bits, 16-bit colors in separate planes, and some
+compressed files in the other byte order. Without
 imagecodecs, tifffile reads uncompressed, Deflate, PackBits, LZMA and Zstandard files.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from PIL import Image
 from vesalius.data.decoders.exif import TAG, valid_orientation
 from vesalius.data.decoders.limits import check_pixels, decoding, image_error
 
+NATIVE = b"II" if sys.byteorder == "little" else b"MM"
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 BITS, PHOTOMETRIC, PLANES, SAMPLE_FORMAT = 258, 262, 284, 339
 """Numbers of TIFF tags."""
@@ -33,7 +36,9 @@ def needs_tifffile(image: Image.Image) -> bool:
     bits, formats = max(tags.get(BITS, (1,))), set(tags.get(SAMPLE_FORMAT, (UNSIGNED,)))
     if bits <= 8:
         return not formats <= {UNSIGNED, UNDEFINED}
-    return not image.mode.startswith(("I", "F")) and tags.get(PLANES) == SEPARATE
+    if image.mode in ("I", "F"):  # libtiff decompresses to native byte order, and Pillow swaps it again
+        return tags.prefix != NATIVE and image.info["compression"] != "raw"
+    return not image.mode.startswith("I") and tags.get(PLANES) == SEPARATE
 
 
 def gray_type(image: Image.Image) -> np.dtype[Any]:
@@ -57,7 +62,11 @@ class TiffFile:
         self._path = path
         with decoding(path):
             self._file = tifffile.TiffFile(path)
-            self.frames = tuple(index for index, page in enumerate(self._file.pages) if not page.is_reduced)
+            try:
+                self.frames = tuple(index for index, page in enumerate(self._file.pages) if not page.is_reduced)
+            except BaseException:
+                self._file.close()
+                raise
 
     def read(self, page: int) -> tuple[Shaped[np.ndarray, "h w *c"], int, bool]:
         """(values, EXIF orientation, whether the lowest values are white) of a page.
@@ -73,7 +82,7 @@ class TiffFile:
             values = np.moveaxis(values, 0, 2)
         color = found.photometric == RGB and values.ndim == 3 and values.shape[2] == 3
         gray = found.photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO) and values.ndim == 2
-        if not color and not gray or values.dtype.kind not in "uif":
+        if not (color or gray) or values.dtype.kind not in "uif":
             wrong = f"has pixels of the type {values.dtype} with the color model {found.photometric}"
             raise image_error(self._path, wrong, "unsupported_color_model")
         orientation = found.tags.get(TAG)

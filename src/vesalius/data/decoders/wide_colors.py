@@ -33,8 +33,9 @@ def is_wide(image: Image.Image) -> bool:
     """True if the colors of an image that is not yet loaded have 16 bits, of which Pillow drops 8."""
     if image.mode.startswith("I"):
         return False
-    raw = raw_mode(image)
-    return ";16" in raw or (image.format == "PPM" and raw.isdecimal() and int(raw) > 255)
+    if image.format == "PPM":  # the second argument is the highest value
+        return any(isinstance(each, int) and each > 255 for tile in image.tile for each in tile.args)  # type: ignore[attr-defined]
+    return ";16" in raw_mode(image)
 
 
 def read_wide(open_image: Callable[[], Image.Image]) -> tuple[UInt16[np.ndarray, "h w c"], bytes] | None:
