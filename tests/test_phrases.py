@@ -139,7 +139,9 @@ def test_predict_marks_counts_and_evaluates_unknown_phrases(
     angiograms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     prompts = [word for prompt in ASKED for word in ("--prompt", prompt)]
-    code, summary, _ = run(capsys, "predict", "tiny", angiograms / "images", *prompts, "--save", "rle", "--out", tmp_path / "masks")
+    code, summary, _ = run(
+        capsys, "predict", "tiny", angiograms / "images", *prompts, "--save", "rle", "--out", tmp_path / "masks"
+    )
     assert code == 0
     assert [record.levelname for record in caplog.records if "does not know" in record.getMessage()] == ["WARNING"]
     assert [record for record in caplog.records if 'asked as "blood vessel"' in record.getMessage()]

@@ -185,7 +185,7 @@ process_killed: a worker process was killed, perhaps by the out-of-memory killer
 no_tta_gain: no gain of test-time augmentation was measured for the model | run vesalius tune with --tta, or remove --tta
 side_in_phrase: a phrase names a side, which a horizontal flip would swap | remove the view `flip` or --tta
 not_a_cache: a cache folder contains other files, or overlaps the output folder | name another folder
-unknown_phrase: the model was not trained on a phrase | use one of the phrases of the model's card
+unknown_phrase: a prompt is none of the phrases that the model was trained on (U-Nets, and --strict-phrases) | use one of the phrases of the model's card, or fine-tune the model
 # training
 no_run: a folder contains no run, or is a checkpoint inside a run | name the folder with config.yaml and log.jsonl
 no_checkpoint: a run has no checkpoint to resume from | start it anew with the command that began it, or continue from the best checkpoint

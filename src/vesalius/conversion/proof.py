@@ -12,6 +12,7 @@ from vesalius.conversion.prepare import Conversion, Training
 from vesalius.lineage import TensorHash, fingerprint_hashes, hash_file
 from vesalius.models.cards import CARD, read_card
 from vesalius.models.tensor_differences import SHOWN
+from vesalius.phrases import list_phrases
 
 
 def describe(conversion: Conversion) -> dict[str, Any]:
@@ -45,6 +46,7 @@ def _not_kept(conversion: Conversion) -> dict[str, Any]:
     card = read_card(conversion.model.folder)
     facts = {
         "threshold": None if card.threshold == 0.5 else card.threshold,
+        "phrases": list(card.phrases or ()),
         "training_images": len(card.training_images or ()),
         "tuning_images": len(card.tuning_images),
     }
@@ -94,7 +96,8 @@ def summarize(proof: Mapping[str, Any]) -> list[str]:
         f"configuration files: {len(proof['config_files']['verbatim'])} copied verbatim",
         *_by_reason("left out", proof["config_files"]["left_out"]),
         *(
-            f"not kept, because the official layout cannot store it: {name} {value}"
+            f"not kept, because the official layout cannot store it: {name} "
+            f"{list_phrases(value) if name == 'phrases' else value}"
             for name, value in proof["not_kept"].items()
         ),
     ]
