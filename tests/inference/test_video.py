@@ -24,6 +24,7 @@ from vesalius.inference.video import KEY_FRAMES, _Propagator, nearest_keys, read
 from vesalius.jobs.opening import load_predictor
 from vesalius.models.batch import Batch
 from vesalius.models.cards import ModelCard
+from vesalius.models.checkpoint import OpenedModel
 from vesalius.models.generation import Answer
 from vesalius.segmenter import FramePredictions, Propagation
 
@@ -53,6 +54,25 @@ def close(found: dict[int, np.ndarray], expected: dict[int, np.ndarray]) -> None
     assert found.keys() == expected.keys()
     for index, each in expected.items():
         np.testing.assert_allclose(found[index], each, atol=1e-3)
+
+
+def test_prompts_of_clips_are_compared_with_the_known_phrases(
+    predictor: OfficialPredictor, clip: list[np.ndarray], caplog: pytest.LogCaptureFixture
+) -> None:
+    card = predictor.model_card.changed(phrases=("disc", "field"))
+    knowing = OfficialPredictor(OpenedModel(predictor.model, predictor.processor, card), answer="force")
+    broken: list[Any] = [*clip[:2], Path("nowhere.png")]
+    frames = list(knowing.predict_video(broken, ["Discs", "unicorn"], propagation="official"))
+    for frame in frames:  # the last one has failed
+        answers = [(each.prompt, each.phrase, each.unknown_phrase) for each in frame.predictions]
+        assert answers == [("Discs", "disc", False), ("unicorn", "", True)]
+    assert frames[-1].predictions[1].status == "failed"
+    assert caplog.text.count("does not know") == 1
+    known = list(knowing.predict_video(clip[:2], ["disc"], propagation="official"))
+    np.testing.assert_array_equal(logits(known)[1], logits(frames[:2])[1])
+    knowing.strict_phrases = True
+    with raises_code(SettingError, "unknown_phrase"):
+        knowing.predict_video([Path("nowhere.png")], ["unicorn"])
 
 
 def test_official_propagation_equals_predict_forward(

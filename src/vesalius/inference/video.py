@@ -63,6 +63,7 @@ class VideoPredictor(Predictor):
         """
         if not prompts:
             raise SettingError("no prompt is given; give at least one", code="bad_value", field="prompts")
+        self.match_prompts(prompts)  # refuses, or notes, unknown phrases before any frame is read
         opened = open_clip(clip)
         keys = self._choose_keys(len(opened), propagation, key_frames, reprompt_every)
         return _predict(self, opened, prompts, keys)
