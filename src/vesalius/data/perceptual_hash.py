@@ -73,9 +73,9 @@ class KnownImages:
         near = np.flatnonzero(np.bitwise_count(self._bits ^ own).sum(axis=1) <= NEAR_BITS)
         known = [texture for i in near.tolist() if (texture := self._texture[i])]
         if known:
-            texture = np.array([np.frombuffer(each, np.int8) for each in (_texture_hash(pixels), *map(_decode, known))])
-            others = np.arange(1, len(texture))
-            if (_correlation(texture, np.zeros_like(others), others) >= NEAR_TEXTURE).any():
+            table = np.array([np.frombuffer(each, np.int8) for each in (_texture_hash(pixels), *map(_decode, known))])
+            others = np.arange(1, len(table))
+            if (_correlation(table, np.zeros_like(others), others) >= NEAR_TEXTURE).any():
                 return "near"
         return "unconfirmed" if len(known) < len(near) else None
 
