@@ -68,6 +68,7 @@ def metrics(rows: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
         "threshold_origin": {"how": "tuned", "metric": "dice"},
         **summarize(rows, NAMES),
         "seg_rate": 0.875,
+        "unknown_phrases": {},
         "empty": {"both_empty": 31, "false_alarm": 32, "total_miss": 33, "both": 34},
         "referring": {"giou": 0.421, "ciou": 0.432},
         "prompts": {each: summarize([one for one in rows if one["prompt"] == each], NAMES) for each in prompts},

@@ -72,6 +72,14 @@ def test_prompts_have_a_table_when_there_are_several(tmp_path):
     assert "| 冠状动脉血管 | 1 | 0 | 0 | 0.500 |" in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
+def test_unknown_phrases_are_marked_in_both_reports(tmp_path):
+    rows = [row(index, 0.5, prompt=prompt) for index, prompt in enumerate(("blood vessel", "unicorn"))]
+    text = " ".join(Tags(report(tmp_path, rows, unknown_phrases={"unicorn": 1})).text.split())
+
+    assert "unicorn unknown phrase" in text and "blood vessel unknown" not in text
+    assert "| unicorn (unknown phrase) |" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
 def test_long_lists_say_what_they_leave_out(tmp_path):
     rows = [row(index, 0.5, group=f"p{index:03}") for index in range(ROWS_SHOWN + 5)]
     text = Tags(report(tmp_path, rows)).text
