@@ -74,6 +74,7 @@ not_labelme: a JSON file in a LabelMe folder is not a LabelMe file | move it els
 phrase_count_mismatch: the numbers of phrases and masks of an entry differ | give one phrase for each object
 no_phrase: an object has no phrase | give it a phrase; use null as its mask if the object is not in the image
 unlabeled_image: an image has no annotation, so it cannot be used for training or scoring | annotate it, or remove it from the annotation file
+dataset_errors: a dataset has errors that vesalius check lists | correct them, by hand or with vesalius check --fix
 nothing_kept: check --fix would drop all images of a dataset or split | correct the listed errors by hand
 pseudonym_collision: two names have the same pseudonym | import again with a new key
 exposed_key: a key file is readable by other users | run chmod 600 on it

@@ -89,7 +89,7 @@ def inspect(
         raise SettingError(message, code="bad_value", field="num_workers")
     findings: list[Finding] = []
     parts: dict[str, Dataset] = {}
-    files = _find_parts(Path(data), split)
+    files = find_parts(Path(data), split)
     for name, file in files.items():
         problems: list[DataError] = []
         try:
@@ -132,7 +132,7 @@ def workers_for(n: int, num_workers: int | None) -> int:
     return 0 if n <= FEW else os.cpu_count() or 1
 
 
-def _find_parts(data: Path, split: str | None) -> dict[str, Path]:
+def find_parts(data: Path, split: str | None) -> dict[str, Path]:
     """Name of each split of a folder -> its annotation file; for a single file or split, the name is ""."""
     if split is not None or not data.is_dir():
         return {"": data}
