@@ -1,5 +1,6 @@
 # make demo: set up, then synth -> check -> train -> evaluate -> report on this machine (about 8 minutes on two cores)
 # make test: set up, then the fast tests       make test-slow: the slow ones       make check: all a contributor runs
+# make test-lowest: the fast tests with the lowest versions of all dependencies; make test-newest: with the newest ones
 # make docs: regenerate docs/settings.md and docs/errors.md
 # The packages are pinned in constraints.txt. torch is apart because its build depends on the machine:
 #   make setup TORCH=torch==2.13.0 TORCH_INDEX=<address of the wheel index for your CUDA or CPU build>
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 BROWSER ?= 1
 VALIDATORS := $(if $(filter 0,$(BROWSER)),,browser dicom-validator)
 
-.PHONY: setup browser dicom-validator demo test test-slow check fix docs
+.PHONY: setup browser dicom-validator demo test test-slow test-lowest test-newest check fix docs
 
 setup: $(VENV)/.ready
 
@@ -46,6 +47,15 @@ test: setup $(VALIDATORS)
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# 6 GB each: uv takes PyPI's torch, which on Linux is a CUDA build; the tests run on the CPU
+test-lowest: RESOLUTION := lowest-direct
+test-newest: RESOLUTION := highest
+test-lowest test-newest:
+	$(PYTHON) -m venv --clear .venv-$(RESOLUTION)
+	.venv-$(RESOLUTION)/bin/python -m pip install --quiet uv
+	.venv-$(RESOLUTION)/bin/uv pip install --quiet --python .venv-$(RESOLUTION)/bin/python --resolution $(RESOLUTION) --editable '.[test]'
+	.venv-$(RESOLUTION)/bin/python -m pytest
 
 check: setup $(VALIDATORS)
 	$(BIN)/ruff format --check .
