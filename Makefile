@@ -11,6 +11,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # BROWSER=0 leaves out installing Chromium and dicom3tools; the tests that need them are then skipped
 BROWSER ?= 1
+MAY_INSTALL := [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null
+SAY := $(MAY_INSTALL) && printf 'installing %s system-wide with apt-get, for the tests; BROWSER=0 leaves it out\n'
 VALIDATORS := $(if $(filter 0,$(BROWSER)),,browser dicom-validator)
 
 .PHONY: setup browser dicom-validator demo test test-slow test-lowest test-newest check fix docs
@@ -28,16 +30,16 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 # report pages are tested in a real browser; only root can install one, and without it those tests are skipped
 browser:
 	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
-	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && { timeout 200 apt-get install -y -qq chromium || { timeout 60 apt-get update -qq && timeout 200 apt-get install -y -qq chromium; }; } >/dev/null 2>&1; \
+	$(SAY) Chromium; if $(MAY_INSTALL) && { timeout 200 apt-get install -y -qq chromium || { timeout 60 apt-get update -qq && timeout 200 apt-get install -y -qq chromium; }; } >/dev/null 2>&1; \
 	then echo "installed Chromium for the tests of report pages"; \
-	else echo "NOTE: no Chromium and no right to install it: the tests of report pages in a browser are skipped"; fi
+	else echo "NOTE: no Chromium, and it could not be installed: the tests of report pages in a browser are skipped"; fi
 
 # DICOM segmentations are checked by an independent program; without it that test is skipped
 dicom-validator:
 	@command -v dciodvfy >/dev/null && exit 0; \
-	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && { timeout 200 apt-get install -y -qq dicom3tools || { timeout 60 apt-get update -qq && timeout 200 apt-get install -y -qq dicom3tools; }; } >/dev/null 2>&1; \
+	$(SAY) dicom3tools; if $(MAY_INSTALL) && { timeout 200 apt-get install -y -qq dicom3tools || { timeout 60 apt-get update -qq && timeout 200 apt-get install -y -qq dicom3tools; }; } >/dev/null 2>&1; \
 	then echo "installed dicom3tools for the test of DICOM segmentations"; \
-	else echo "NOTE: no dciodvfy and no right to install it: DICOM segmentations are not validated"; fi
+	else echo "NOTE: no dciodvfy, and it could not be installed: DICOM segmentations are not validated"; fi
 
 demo: setup
 	$(BIN)/python recipes/demo.py
