@@ -24,9 +24,11 @@ from vesalius.conversion import convert as convert_module
 from vesalius.conversion import parity
 from vesalius.conversion.convert import convert
 from vesalius.conversion.prepare import COPIED, Conversion
+from vesalius.conversion.proof import summarize
 from vesalius.errors import CheckpointError, OutputError, SettingError
+from vesalius.files import write_json
 from vesalius.lineage import fingerprint_weights
-from vesalius.models.cards import read_card
+from vesalius.models.cards import CARD, read_card
 from vesalius.models.checkpoint import open_model
 from vesalius.models.config_files import CONFIG, PROOF
 from vesalius.models.families.tokenizers import byte_tokenizer
@@ -232,7 +234,12 @@ def test_the_proof_accounts_for_every_key_and_parameter(official: Path, tmp_path
     n_parameters = sum(torch.Size(shape).numel() for shape in expected_shapes(spec).values())
     assert proof["parameters"]["total"] == n_parameters
     assert proof["base"] is None
+    card = read_card(tmp_path / "bundle")
+    assert card.phrases is None
+    write_json(tmp_path / "bundle" / CARD, card.changed(phrases=("vessel",)).model_dump(mode="json"))
     back = convert(tmp_path / "bundle", tmp_path / "back", to="sa2va", base=official)
+    assert back["not_kept"]["phrases"] == ["vessel"]
+    assert any('cannot store it: phrases "vessel"' in line for line in summarize(back))
     assert set(back["keys"]["dropped"].values()) == {COPIED}
     assert back["keys"]["read"] == len(expected_shapes(spec))
     assert (back["base"]["changed"], back["base"]["unchanged"]) == (0, len(written))

@@ -1,6 +1,7 @@
 """Whole runs: reference losses, exact resumption, validation, refused settings."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +16,8 @@ from vesalius.config import make_settings
 from vesalius.errors import OutputError, SettingError, TrainingError
 from vesalius.lineage import fingerprint_weights
 from vesalius.models import presets
-from vesalius.models.cards import read_card
-from vesalius.models.checkpoint import new_model, open_model
+from vesalius.models.cards import ModelCard, read_card
+from vesalius.models.checkpoint import new_model, open_model, save_bundle
 from vesalius.models.specs import ModelSpec
 from vesalius.synth import write_dataset
 from vesalius.training.context import Monitoring
@@ -136,6 +137,29 @@ def test_fine_tuning_inherits_the_training_images_of_its_start(data: Path, run: 
     assert set(first.training_images) < set(card.training_images or ())
     assert len(card.training_images or ()) == 8
     assert card.lineage["start_lineage"] == first.lineage
+
+
+def test_the_card_lists_the_phrases_of_the_last_run_unless_the_start_knows_any(
+    data: Path, run: Path, tmp_path: Path
+) -> None:
+    assert read_card(run / "best").phrases == ("blood vessel", "catheter")
+
+    def prepared(start: Path, name: str, **about: Any) -> tuple[ModelCard, list[str]]:
+        notes: list[str] = []
+        asked = settings(data, tmp_path / name, model=str(start), init="pretrained", **about)
+        return prepare(asked, join_processes("fp32"), Monitoring(notes.append)).card, notes
+
+    card, notes = prepared(run, "second", data={"train": data, "prompt": "vessel"})
+    assert card.phrases == ("vessel",)  # the phrases of the first run may have been erased
+    assert not [note for note in notes if "lack" in note]
+    write_dataset(tmp_path / "val", 1, seed=8, size=96)
+    file = tmp_path / "val" / "annotations.json"
+    file.write_text(file.read_text().replace('"blood vessel"', '"Blood Vessels"').replace('"catheter"', '"stent"'))
+    _, notes = prepared(run, "third", data={"train": data, "val": tmp_path / "val"})
+    assert [note for note in notes if 'the training data lack: "stent"' in note]
+    opened = open_model(run / "best")
+    save_bundle(tmp_path / "open", replace(opened, card=opened.card.changed(phrases=None)))
+    assert prepared(tmp_path / "open", "fourth")[0].phrases is None
 
 
 def factors(steps: int, warmup: float) -> list[float]:

@@ -110,7 +110,7 @@ def test_a_new_run_keeps_the_channels_of_its_own_phrases(data: Path, run: Path, 
     assert "channels of the U-Net: 1 kept; removed: catheter" in notes
     assert any("have no effect" in note for note in notes)
     before, after = read_any_card(run / "best"), read_any_card(second / "best")
-    assert after.spec.phrases == ("blood vessel",)
+    assert after.phrases == after.spec.phrases == ("blood vessel",)
     assert set(before.training_images or ()) < set(after.training_images or ())
     assert after.lineage["start_lineage"] == before.lineage
     wrong = asked.changed(unet={"widths": (4, 8, 32), "patch": 64}, out=tmp_path / "other")
