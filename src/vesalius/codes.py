@@ -181,7 +181,7 @@ no_space: a disk has too little free space for a result | free some space or cho
 not_supported: a model does not support a requested option | use a text-prompted model, or remove the option
 no_device: a device does not exist on this machine | name cpu, cuda or cuda:1
 does_not_fit: a model does not fit the memory of the given devices | apply one of the changes in the message
-different_request: the output folder holds an unfinished job with other settings | repeat its command to continue it, or choose another folder
+different_request: the output folder holds predictions, finished or not, with other settings | choose another folder, repeat its command, or add --overwrite
 process_killed: a worker process was killed, perhaps by the out-of-memory killer | repeat the command to continue
 no_tta_gain: no gain of test-time augmentation was measured for the model | run vesalius tune with --tta, or remove --tta
 side_in_phrase: a phrase names a side, which a horizontal flip would swap | remove the view `flip` or --tta

@@ -53,7 +53,7 @@ def lines_of(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
 
 
-def test_label_map_gives_shared_pixels_to_the_higher_probability(tmp_path: Path) -> None:
+def test_label_map_gives_common_pixels_to_the_higher_probability(tmp_path: Path) -> None:
     draw_squares(tmp_path / "in", 2)
     (tmp_path / "in" / "bad.png").write_bytes(b"nothing")
     write(tmp_path / "in", tmp_path / "out", ["labelmap"])

@@ -40,3 +40,25 @@ def test_damaged_files_of_a_folder_fail_alone(tmp_path: Path, capsys: pytest.Cap
     assert status.keys() - failed == {"000", "001.png", "001.jpg", "cine__0000", "cine__0001"}
     assert all((tmp_path / "out" / line["mask"]).is_file() for line in lines if line["status"] != "failed")
     assert capsys.readouterr().err.count("failed: ") == len(failed)
+
+
+def test_the_end_of_a_job_says_where_results_are_and_a_repetition_that_it_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw_squares(tmp_path / "in", 2)
+    predict(tmp_path / "in", tmp_path / "out")
+    first = capsys.readouterr().out
+    assert str(tmp_path / "out" / "overlays") in first and "evaluate --predictions" in first
+    predict(tmp_path / "in", tmp_path / "out")
+    assert "already done" in capsys.readouterr().out
+    predict(tmp_path / "in", "--threshold", "0.4", tmp_path / "out", code=1)
+    assert "--overwrite" in capsys.readouterr().err
+    predict(tmp_path / "in", "--threshold", "0.4", "--overwrite", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["settings"]["threshold"] == 0.4
+
+
+def test_a_job_that_segments_nothing_says_so_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in").mkdir()
+    Image.fromarray(np.full((64, 64), 90, np.uint8)).save(tmp_path / "in" / "flat.png")
+    predict(tmp_path / "in", "--threshold", "0.99", tmp_path / "out")
+    assert "nothing was segmented: 0 of 1" in capsys.readouterr().out.splitlines()[-1]

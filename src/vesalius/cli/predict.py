@@ -15,7 +15,7 @@ from vesalius.cli.parser import Parser, several_of
 from vesalius.names import count_of
 from vesalius.progress import Progress
 
-RESULTS = ("masks", "overlays", "labelmaps", "probs", "dicom", "volumes", "videos", "areas.csv", "predictions.jsonl")
+RESULTS = ("overlays", "masks", "labelmaps", "probs", "dicom", "volumes", "videos", "areas.csv", "predictions.jsonl")
 """Results in a prediction folder, in the order in which they are listed."""
 
 
@@ -128,8 +128,9 @@ def _report(summary: Result, out: Path) -> None:
     written = [f"{out / name}" for name in RESULTS if (out / name).exists()]
     print(f"written: {', '.join(written)}")
     if summary["segmented"]:
-        shown = out / "overlays" if (out / "overlays").exists() else out
-        print(f"next: look at {shown}; score them with: vesalius evaluate --predictions {out} DATA --out evaluation")
+        print(
+            f"next: look at {written[0]}; score them with: vesalius evaluate --predictions {out} DATA --out evaluation"
+        )
     elif summary["coverage"]["failed"] < sum(summary["coverage"].values()):
         print(_explain_nothing(summary))
 

@@ -137,8 +137,13 @@ def _measure(prediction: Prediction, sample: Sample) -> Line:
     from vesalius.evaluation.geometry import measure  # scikit-image takes 0.3 s
 
     spacing, source = find_spacing(sample)
-    measured = asdict(measure(prediction.mask, spacing))
+    measured = {name: _rounded(value) for name, value in asdict(measure(prediction.mask, spacing)).items()}
     return {**measured, "spacing_mm": None if spacing is None else list(spacing), "spacing_from": source}
+
+
+def _rounded(value: float | None) -> float | None:
+    """Six significant digits, which are more than a mask determines; whole numbers stay as they are."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _write_label_map(labels: UInt8[np.ndarray, "h w"], id: str, out: Path) -> str:
