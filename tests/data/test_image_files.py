@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from tests.codes import raises_code
 
+from vesalius.data.dataset import load_item
 from vesalius.data.image_files import find_images
 from vesalius.errors import ImageError
 
@@ -115,3 +116,23 @@ def test_folder_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "sub" / "notes.txt").touch()
     with raises_code(ImageError, "no_image"):
         find_images([tmp_path])
+
+
+@pytest.mark.parametrize("marker", ["predictions.jsonl", ".predictions.request.json", "samples.jsonl"])
+def test_results_inside_the_folder_are_left_out(tmp_path: Path, marker: str, caplog: pytest.LogCaptureFixture) -> None:
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "out" / "masks" / "a.png")
+    (tmp_path / "out" / marker).touch()
+    with caplog.at_level(logging.WARNING):
+        assert ids(tmp_path) == ["a"]
+    assert str(tmp_path / "out") in caplog.text
+    with raises_code(ImageError, "no_image"):
+        find_images([tmp_path / "out"])
+
+
+def test_images_without_their_suffix_are_known_by_content(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png").rename(tmp_path / "frame_1")
+    picture(tmp_path / "b.jpg").rename(tmp_path / "b.img")
+    (tmp_path / "notes").write_text("BMI")
+    assert ids(tmp_path) == ["b", "frame_1"]
+    assert all(load_item(sample).size == (4, 4) for sample in find_images([tmp_path]))

@@ -24,6 +24,11 @@ from vesalius.window import AUTO, Window
 
 log = logging.getLogger(__name__)
 
+HEADS = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"GIF8", b"\0\0\0\x0cjP  ")
+"""First bytes of PNG, JPEG, TIFF, GIF and JPEG 2000, for files without their suffix."""
+RESULT_MARKERS = frozenset({"predictions.jsonl", ".predictions.request.json", "samples.jsonl"})
+"""Files of finished and unfinished predictions and of evaluations, whose masks and overlays are no images to predict."""
+
 
 class _Found(NamedTuple):
     """An image file and its possible ids, the preferred one first."""
@@ -133,18 +138,23 @@ def _list_folder(folder: Path) -> list[_Found]:
 def _walk(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
     """All entries at any depth that are not folders, except hidden ones; links to folders are followed.
 
-    `above` are the real paths of the folders above, because a link may lead back to one of them. A subfolder that
-    cannot be listed is yielded itself: reading it as an image raises the reason.
+    Folders with predictions or an evaluation are left out; a warning names them. `above` are the real paths of the
+    folders above, because a link may lead back to one of them. A subfolder that cannot be listed is yielded itself:
+    reading it as an image raises the reason.
     """
     real = folder.resolve()
     if real in above:
         return
     try:
         with os.scandir(folder) as scanned:
-            names = [entry.name for entry in scanned if not entry.name.startswith(".")]
+            listed = [entry.name for entry in scanned]
     except OSError:
         yield folder
         return
+    if RESULT_MARKERS.intersection(listed):
+        log.warning("%s: skipped, because it is a result of Vesalius", folder)
+        return
+    names = [name for name in listed if not name.startswith(".")]
     entries = {name: _is_folder(folder / name) for name in names}
     chosen = _image_folders(folder, entries)
     if chosen:
@@ -170,17 +180,19 @@ def _image_folders(folder: Path, entries: dict[str, bool]) -> Collection[str]:
 
 
 def _is_image(path: Path) -> bool:
-    """True for an image, a multi-frame file, and a damaged file with the suffix of one.
+    """True for an image with any name, a multi-frame file, and a damaged file with the suffix of one.
 
     False for DICOM objects without an image, such as reports and segmentations.
     """
+    known = path.name.lower().endswith(frame_files.SUFFIXES)
     if path.suffix.lower() in SUFFIXES or _is_folder(path):
         return True
     if not is_file(path):
-        return path.name.lower().endswith(frame_files.SUFFIXES)
+        return known
     if frame_files.kind_of(path) is not None:
         return True
-    return path.name.lower().endswith(frame_files.SUFFIXES) and not _is_dicom(path)
+    head = _head(path)
+    return head.startswith(HEADS) or (known and not head.endswith(b"DICM"))
 
 
 def _is_folder(path: Path) -> bool:
@@ -198,12 +210,13 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _is_dicom(path: Path) -> bool:
+def _head(path: Path) -> bytes:
+    """The first 132 bytes, which end with DICM in a DICOM file; empty if the file cannot be read."""
     try:
         with path.open("rb") as file:
-            return file.read(132).endswith(b"DICM")
+            return file.read(132)
     except OSError:
-        return False
+        return b""
 
 
 def _valid(name: str) -> str:
