@@ -18,6 +18,7 @@ from jaxtyping import UInt8
 from vesalius.errors import SettingError
 from vesalius.phrases import describe_prompts
 from vesalius.types import Item, Prediction
+from vesalius.window import AUTO, Range, Window
 
 log = logging.getLogger(__name__)
 
@@ -65,11 +66,22 @@ class ModelDescription:
     """Texture hash of each image in `training_perceptual_hashes`, in its order; "" where it is unknown. Empty: all are."""
     tuning_images: Collection[str] = ()
     """SHA-256 of the pixels of each image on which the threshold or test-time augmentation was tuned."""
+    window: Window = AUTO
+    """Window of images that have none of their own."""
+    training_window: Window | None = None
+    """Window of the training images; None if it is unknown."""
 
     @property
     def card(self) -> dict[str, Any]:
         """`name`, `kind`, `fingerprint` and `step`: the model's entry in reports."""
         return {"name": self.name, "kind": self.kind, "fingerprint": self.fingerprint, "step": self.step}
+
+    @property
+    def window_note(self) -> str:
+        """A sentence if the window differs from that of training, else ""."""
+        if self.training_window in (None, self.window):
+            return ""
+        return f"The window ({self.window}) differs from that of training ({self.training_window})."
 
 
 @dataclass(frozen=True)
@@ -91,6 +103,8 @@ class FramePredictions:
     """None if the frame could not be read."""
     predictions: list[Prediction]
     """One for each prompt; their `id` is the frame's id."""
+    window: Range | None = None
+    """Stored values that are black and white in `pixels`; None if they are gray levels already."""
 
 
 class Described(ABC):

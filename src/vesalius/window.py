@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -130,6 +130,42 @@ class Window:
 
 AUTO = Window()
 """The default window."""
+
+
+@dataclass
+class ShownRanges:
+    """The ranges that the images of a job show, in total."""
+
+    n: int = 0
+    """Number of images with a range, the deep ones."""
+    black: Range = (math.inf, -math.inf)
+    """Lowest and highest value that is shown as black."""
+    white: Range = (math.inf, -math.inf)
+    """Lowest and highest value that is shown as white."""
+
+    def add(self, shown: Sequence[float]) -> None:
+        """Count the range of one image."""
+        low, high = shown
+        self.n += 1
+        self.black = min(self.black[0], low), max(self.black[1], low)
+        self.white = min(self.white[0], high), max(self.white[1], high)
+
+    def as_json(self) -> dict[str, Any]:
+        """`images`, `black` and `white`."""
+        return {"images": self.n, "black": list(self.black), "white": list(self.white)}
+
+
+def describe_ranges(counted: Mapping[str, Any], window: Any) -> str:
+    """One line about `ShownRanges.as_json` under a window."""
+
+    def words(ends: Sequence[float]) -> str:
+        return " to ".join(f"{each:g}" for each in dict.fromkeys(ends))
+
+    n = counted["images"]
+    return (
+        f"window {Window.parse(window)}: black at {words(counted['black'])}, white at {words(counted['white'])} "
+        f"({n} image{'s' * (n != 1)})"
+    )
 
 
 def to_8_bit(

@@ -56,6 +56,30 @@ def add_dataset_options(command: argparse.ArgumentParser) -> None:
     )
 
 
+class _WindowAction(argparse.Action):
+    """Reads the words of a window; other words are wrong usage."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        from vesalius.window import Window
+
+        try:
+            setattr(namespace, self.dest, Window.parse(values).plain)
+        except ValueError as error:
+            raise argparse.ArgumentError(self, str(error)) from error
+
+
+def add_window(command: argparse.ArgumentParser, default: str) -> None:
+    """Add --window."""
+    command.add_argument(
+        "--window",
+        nargs="+",
+        action=_WindowAction,
+        metavar=("auto", "LOW HIGH | percentile P Q"),
+        help="pixel values shown as black and white. auto: images of more than 8 bits from their lowest to their highest "
+        f"value, DICOM and NIfTI as their headers say; LOW HIGH, or percentile P Q, also for 8 bits; {default}",
+    )
+
+
 def add_num_workers(command: argparse.ArgumentParser, task: str) -> None:
     """Add --num-workers; `task` completes the help text "number of processes that ..."."""
     command.add_argument(
@@ -99,6 +123,7 @@ def add_prediction_options(command: Parser) -> None:
         help="size limit of the cache, such as 8GiB; least recently used entries are evicted",
     )
     command.needs("--cache-size", "--cache")
+    add_window(command, "default: the window of training")
 
 
 def add_mask_options(command: argparse.ArgumentParser) -> None:
@@ -136,7 +161,7 @@ def prediction_settings(args: argparse.Namespace) -> dict[str, Any]:
     from vesalius.inference.placement import parse_size
     from vesalius.inference.tiles import TileSettings
 
-    settings = given(args, "answer threshold batch_size tta gpus strict_phrases")
+    settings = given(args, "answer threshold batch_size tta gpus strict_phrases window")
     if "tiles" in args:
         settings["tiles"] = make_settings(TileSettings, {"sides": args.tiles}, "--tiles")
     if "cache" in args:

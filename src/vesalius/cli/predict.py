@@ -109,6 +109,7 @@ def run(args: argparse.Namespace) -> Result:
 def _report(summary: Result, out: Path) -> None:
     """Print coverage, where the results are, and what to do next."""
     from vesalius.evaluation.same_masks import describe_same
+    from vesalius.window import describe_ranges
 
     if summary["already_done"]:
         print(f"already done: {out} has the predictions of this command; --overwrite makes them again")
@@ -118,6 +119,10 @@ def _report(summary: Result, out: Path) -> None:
     print(f"{out}: {count_of(summary['n_images'], 'image')}: {counts}")
     if same := describe_same(summary["same_masks"]):
         print(same)
+    if "windows" in summary:
+        print(describe_ranges(summary["windows"], summary["window"]))
+    if summary["window_note"]:
+        print(summary["window_note"])
     if summary["answers"]:
         print("answers: " + ", ".join(f"{count} {origin}" for origin, count in summary["answers"].items()))
     spacing = summary.get("spacing", {})

@@ -10,14 +10,15 @@ from typing import Any, Self
 import numpy as np
 from jaxtyping import UInt8
 
-from vesalius.data.dataset import load_image
+from vesalius.data.dataset import decode_sample
 from vesalius.data.decoders.frame_files import FrameReader, kind_of
 from vesalius.data.image_files import find_images
-from vesalius.data.images import frame_id
+from vesalius.data.images import frame_id, with_window
 from vesalius.data.pictures import as_pixels
 from vesalius.errors import DataError, ImageError, SettingError
 from vesalius.masks import Size
 from vesalius.types import Sample
+from vesalius.window import AUTO, Range, Window
 
 
 class Clip:
@@ -26,12 +27,18 @@ class Clip:
     As a context manager, it closes the open video or volume on exit.
     """
 
-    def __init__(self, frames: Sequence[Any]) -> None:
-        """A clip of samples, paths, PIL images or uint8 arrays; SettingError if `frames` is empty."""
+    def __init__(self, frames: Sequence[Any], window: Window = AUTO) -> None:
+        """A clip of samples, paths, PIL images or arrays; SettingError if `frames` is empty.
+
+        `window` is that of frames that are not samples, or samples without a window of their own.
+        """
         if not len(frames):
             raise SettingError("the clip has no frames", code="bad_value", field="clip")
         self.frames = frames
         self.size: Size | None = None
+        self.windows: dict[int, Range | None] = {}
+        """Frame that was read -> stored values that are black and white; None if they are gray levels already."""
+        self._window = window
         self._reader = FrameReader()
         # only a list is inspected: another sequence may decode a frame on each access
         self._are_samples = isinstance(frames, list) and isinstance(frames[0], Sample)
@@ -52,7 +59,11 @@ class Clip:
     def read(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
         """Pixels of a frame; ImageError if it cannot be read or has another size."""
         frame = self.frames[index]
-        pixels = load_image(frame, self._reader) if isinstance(frame, Sample) else as_pixels(frame)
+        if isinstance(frame, Sample):
+            decoded = decode_sample(*with_window([frame], self._window), self._reader)
+            pixels, self.windows[index] = decoded.pixels, decoded.window
+        else:
+            pixels = as_pixels(frame, window=self._window)
         size = pixels.shape[0], pixels.shape[1]
         self.size = self.size or size
         if size != self.size:
@@ -76,19 +87,19 @@ class Clip:
         return found
 
 
-def open_clip(clip: str | Path | Sequence[Any]) -> Clip:
+def open_clip(clip: str | Path | Sequence[Any], window: Window = AUTO) -> Clip:
     """The clip in a multi-frame file, a folder of images, or a sequence of frames.
 
     Raises ImageError as `find_images` does; SettingError if a folder contains several clips.
     """
     if not isinstance(clip, str | Path):
-        return Clip(clip)
+        return Clip(clip, window)
     found = group_clips(find_images([Path(clip)]))
     if len(found) > 1:
         raise SettingError.at(
             clip, f"contains {len(found)} clips ({', '.join([*found][:3])}, ...); name one", code="bad_value"
         )
-    return Clip(next(iter(found.values())))
+    return Clip(next(iter(found.values())), window)
 
 
 def group_clips(samples: Sequence[Sample]) -> dict[str, list[Sample]]:

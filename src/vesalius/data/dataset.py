@@ -22,7 +22,7 @@ from vesalius.data.decoders.frame_files import FrameReader
 from vesalius.data.decoders.picture import decode
 from vesalius.data.formats import FORMATS, detect
 from vesalius.data.grouping import note_on_groups, regroup
-from vesalius.data.images import decode_image, read_mask
+from vesalius.data.images import decode_image, read_mask, with_window
 from vesalius.data.source import Problems
 from vesalius.errors import AnnotationError, ImageError, SettingError
 from vesalius.masks import Size, decode_rle, polygon_error, rasterize
@@ -110,8 +110,7 @@ def open_dataset(
         samples = [merge_phrases(replace(each, prompts=(prompt,) * len(each.prompts))) for each in samples]
     if group is not None:
         samples = regroup(samples, group)
-    if shown != AUTO:
-        samples = [replace(sample, window=shown) for sample in samples]
+    samples = with_window(samples, shown)
     notes.append(note_on_groups(samples))
     return Dataset(_name(source.path), kind, source.root, tuple(samples), tuple(notes), merged)
 

@@ -6,14 +6,13 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vesalius.data.decoders import frame_files
 from vesalius.data.decoders.limits import missing_file
 from vesalius.data.decoders.picture import SUFFIXES
-from vesalius.data.images import frame_id, sample_id
+from vesalius.data.images import frame_id, sample_id, with_window
 from vesalius.data.readers import maskfolder, nnunet
 from vesalius.data.readers.fields import is_file
 from vesalius.data.source import Source, unreadable
@@ -57,9 +56,7 @@ def find_images(paths: Sequence[Path], window: Any = AUTO) -> list[Sample]:
     if not found:
         remedy = "give image files or folders of images"
         raise ImageError(f"no image was given; {remedy}", code="no_image", remedy=remedy)
-    shown = Window.of(window)
-    samples = _make_samples(list(found.values()))
-    return samples if shown == AUTO else [replace(sample, window=shown) for sample in samples]
+    return with_window(_make_samples(list(found.values())), Window.of(window))
 
 
 def frames_of(file: Path, name: str) -> list[Sample]:

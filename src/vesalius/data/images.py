@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -15,7 +16,7 @@ from vesalius.data.decoders.limits import image_error
 from vesalius.data.decoders.picture import SUFFIXES, decode, drop_alpha, read_picture
 from vesalius.errors import AnnotationError
 from vesalius.masks import Size
-from vesalius.types import Value
+from vesalius.types import Sample, Value
 from vesalius.window import AUTO, Window
 
 MASK_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "I;16L", "I;16B", "I;16N")
@@ -49,6 +50,11 @@ def decode_image(
     if frame:
         raise image_error(path, f"is a single image and has no frame {frame}", "frame_count_mismatch")
     return read_picture(path, window)
+
+
+def with_window(samples: Iterable[Sample], window: Window) -> list[Sample]:
+    """The samples, of which those without a window of their own have this one."""
+    return [replace(each, window=window) if each.window == AUTO != window else each for each in samples]
 
 
 def read_mask(

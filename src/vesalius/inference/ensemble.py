@@ -118,6 +118,7 @@ def combine_cards(cards: Sequence[ModelCard]) -> ModelCard:
         threshold=float(np.mean([card.threshold for card in cards])),
         threshold_origin=ThresholdOrigin(how="mean of the members"),
         phrases=all_of(lambda card: card.phrases),
+        window=cards[0].window if len({card.window for card in cards}) == 1 else None,
         training_images=all_of(lambda card: card.training_images),
         trained_on_unknown=any(card.saw_unknown_images for card in cards),
         tuning_images=all_of(lambda card: card.tuning_images) or (),

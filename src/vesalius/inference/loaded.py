@@ -19,6 +19,7 @@ from vesalius.models.cards import ModelCard, TtaGain
 from vesalius.phrases import Match, describe_prompts, match, refuse_unknown
 from vesalius.segmenter import ModelDescription, Segmenter
 from vesalius.types import Item, Prediction
+from vesalius.window import AUTO, Window
 
 
 class LoadedSegmenter(Segmenter):
@@ -41,12 +42,14 @@ class LoadedSegmenter(Segmenter):
         name: str = "",
         fingerprint: str | None = None,
         gain: TtaGain | None = None,
+        window: Any = None,
         strict_phrases: bool = False,
     ) -> None:
         """`threshold` defaults to the card's, or with test-time augmentation to the one tuned for it (`gain`).
 
         With `strict_phrases` a prompt that is none of the card's phrases is refused (SettingError, `unknown_phrase`).
-        SettingError for a threshold outside (0, 1), and for a batch size below 1.
+        `window`, as `Window.parse` reads it, is that of images without one of their own; None: that of training if the
+        card states it, else `auto`. SettingError for a threshold outside (0, 1), and for a batch size below 1.
         """
         check_kind(batch_size, int, "batch_size", "a whole number")
         check_number(threshold, "threshold")
@@ -58,6 +61,7 @@ class LoadedSegmenter(Segmenter):
                 f"the threshold must lie between 0 and 1; got {threshold}", code="bad_value", field="threshold"
             )
         self.model_card = card
+        self.window = Window.of(window if window is not None else card.window or AUTO)
         self.gain = gain
         """Measured gain of test-time augmentation; None if it is off."""
         self._tuned_threshold = card.threshold if gain is None else gain.threshold
@@ -75,6 +79,13 @@ class LoadedSegmenter(Segmenter):
     @abstractmethod
     def _settings(self) -> dict[str, Any]:
         """All settings that change the masks, except threshold and cleaning."""
+
+    @property
+    def _window_settings(self) -> dict[str, Any]:
+        """The window, and that of training if it is another one."""
+        trained = self.model_card.window
+        other = {} if trained in (None, self.window) else {"training_window": trained.plain}
+        return {"window": self.window.plain, **other}
 
     @property
     def description(self) -> ModelDescription:
@@ -99,13 +110,15 @@ class LoadedSegmenter(Segmenter):
             phrases=card.phrases,
             threshold=self.threshold,
             threshold_origin=origin,
-            settings=cleaning | self._settings,
+            settings=cleaning | self._settings | self._window_settings,
             batch_size=self.batch_size,
             training_images=card.training_images,
             trained_on_unknown=card.saw_unknown_images,
             training_perceptual_hashes=card.training_perceptual_hashes,
             training_texture_hashes=card.training_texture_hashes,
             tuning_images=card.tuning_images if tuned else (),
+            window=self.window,
+            training_window=card.window,
         )
 
     def check_prompts(self, prompts: Iterable[str]) -> list[str]:
@@ -214,10 +227,10 @@ class LoadedSegmenter(Segmenter):
         self.match_prompts(prompts)
         named = iter(zip(images, picture_ids(images, frame), strict=True))
         while some := list(islice(named, self.batch_size)):
-            items = [Item(name, as_pixels(image, frame, name=name)[None], prompts) for image, name in some]
+            items = [Item(name, as_pixels(image, frame, self.window, name)[None], prompts) for image, name in some]
             found = iter(self._answer(items))
             for image, _ in some:
-                source = partial(as_pixels, image, frame)
+                source = partial(as_pixels, image, frame, self.window)
                 yield [replace(each, read_image=source) for each in islice(found, len(prompts))]
 
 

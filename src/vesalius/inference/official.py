@@ -53,8 +53,8 @@ class OfficialPredictor(VideoPredictor):
                 code="conflicting_settings",
                 field="tta",
             )
-        picture = None if image is None else Image.fromarray(as_pixels(image))
-        frames = [Image.fromarray(as_pixels(frame)) for frame in video or ()]
+        picture = None if image is None else Image.fromarray(as_pixels(image, window=self.window))
+        frames = [Image.fromarray(as_pixels(frame, window=self.window)) for frame in video or ()]
         parameter = next(self.model.parameters())
         batch = read_official_prompt(self.processor, text or "", picture, frames, past_text or "", mask_prompts or ())
         squares = batch.g_pixel_values

@@ -64,7 +64,7 @@ class VideoPredictor(Predictor):
         if not prompts:
             raise SettingError("no prompt is given; give at least one", code="bad_value", field="prompts")
         self.match_prompts(prompts)  # refuses, or notes, unknown phrases before any frame is read
-        opened = open_clip(clip)
+        opened = open_clip(clip, self.window)
         keys = self._choose_keys(len(opened), propagation, key_frames, reprompt_every)
         return _predict(self, opened, prompts, keys)
 
@@ -175,7 +175,7 @@ def _predict_frames(
         if isinstance(pixels, DataError):
             yield FramePredictions(index, None, answers.of_failure(name, pixels))
         else:
-            yield FramePredictions(index, pixels, answers.of_frame(name, masks))
+            yield FramePredictions(index, pixels, answers.of_frame(name, masks), clip.windows.pop(index, None))
 
 
 @dataclass(frozen=True)

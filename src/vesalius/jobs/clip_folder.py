@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from vesalius.data.clips import group_clips
+from vesalius.data.images import with_window
 from vesalius.errors import DataError, SettingError, UsageError
 from vesalius.jobs.folder import ITEM_ERRORS, Worker, fail_all, predict_and_write, write_predicted
 from vesalius.jobs.outputs import PredictedSample
@@ -35,7 +36,7 @@ def prepare_clips(
     With `frames` each frame is predicted independently, like any image, and only samples with a sequence belong to a
     clip. Otherwise the single images of a folder form a clip too. SettingError for conflicting settings.
     """
-    videos = "video" in save
+    videos, samples = "video" in save, with_window(samples, model.description.window)
     if videos and "masks" not in save:
         raise UsageError("--save video needs the masks; add masks to --save", code="conflicting_settings", field="save")
     if propagation == "frames":
@@ -122,7 +123,9 @@ class ClipSegmenter(Described):
         try:
             for found in self._segmenter.predict_video(clip, prompts, **self._settings):
                 frame = clip[found.index]
-                item = None if found.pixels is None else Item(frame.id, found.pixels[None], prompts)
+                item = (
+                    None if found.pixels is None else Item(frame.id, found.pixels[None], prompts, window=found.window)
+                )
                 early[found.index] = item, found.predictions
                 while due in early:
                     yield early.pop(due)

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from vesalius.data.dataset import load_item
 from vesalius.data.decoders.frame_files import FrameReader
+from vesalius.data.images import with_window
 from vesalius.errors import DataError, SettingError
 from vesalius.files import replace_folder, to_json
 from vesalius.jobs.dicom_segmentations import SegmentationFolder
@@ -120,6 +121,7 @@ def write_predictions(
     """
     check_request(prompts, save)
     model.note_prompts(prompts)
+    samples = with_window(samples, model.description.window)
     worker = worker or partial(predict_and_write, cast(Segmenter, model))
     request = _request(model.description, samples, prompts, save)
     if not overwrite:
@@ -150,7 +152,7 @@ def _run(
     with PredictionLog(out, request, samples, prompts, whole_files=whole_files) as log:
         if log.finished:
             on_progress(log.done)
-            return _result(_summary(model, log, len(samples)), log)
+            return _result(_summary(model, log, len(samples)), log, model.description)
         if outputs and log.done:
             outputs = _file_outputs(out, samples[log.done :], prompts, save, card)
         rest = (replace(sample, prompts=tuple(prompts), masks=None) for sample in islice(samples, log.done, None))
@@ -161,7 +163,7 @@ def _run(
                 on_progress(log.done)
         summary = _summary(model, log, len(samples))
         log.finish({**summary, **_run_settings(log.out, model.description, prompts, save)})
-        return _result(summary, log)
+        return _result(summary, log, model.description)
 
 
 FileOutput = tuple[str, SegmentationFolder | LabelVolumes]
@@ -192,10 +194,11 @@ def _complete(
     return {**{key: value for key, value in line.items() if key not in drop}, "model": card["fingerprint"]}
 
 
-def _result(summary: dict[str, Any], log: PredictionLog) -> dict[str, Any]:
+def _result(summary: dict[str, Any], log: PredictionLog, model: ModelDescription) -> dict[str, Any]:
     """The summary with what is not stored in `run.json`."""
     counts = log.counts
     told = {"failures": counts.failures, "refusal": counts.refusal, "already_done": log.finished}
+    told |= {"window": model.window.plain, "window_note": model.window_note}
     return {**summary, "out": str(log.out), **told}
 
 
@@ -211,6 +214,7 @@ def _summary(model: Described, log: PredictionLog, n_images: int) -> dict[str, A
         "batch_halved": model.usage.batch_halved,
         **({"cache": dict(model.usage.cache)} if model.usage.cache else {}),
         **({"spacing": dict(counts.spacings)} if counts.spacings else {}),
+        **({"windows": counts.windows.as_json()} if counts.windows.n else {}),
         "n_images": n_images,
     }
 
@@ -267,9 +271,11 @@ def _request(
     for sample in samples:
         try:
             state = sample.image.stat()
-            known = [sample.id, sample.frame, state.st_size, state.st_mtime_ns]
+            known: list[Any] = [sample.id, sample.frame, state.st_size, state.st_mtime_ns]
         except OSError:
             known = [sample.id, sample.frame]
+        if sample.window != model.window:
+            known.append(sample.window.plain)
         images.update(to_json(known).encode())
     return {
         "model": model.fingerprint or model.card,

@@ -34,6 +34,7 @@ def load_predictor(
     gpus: str | None = None,
     quantization: Quantized | None = None,
     strict_phrases: bool = False,
+    window: Any = None,
 ) -> OfficialPredictor | Baseline | Ensemble:
     """Open MODEL (a bundle, a run, folds, an official folder, or `tiny`) for prediction: float32 on CPU, bfloat16 on GPU.
 
@@ -41,14 +42,15 @@ def load_predictor(
     `tta` and `cache` are documented in `Predictor`. `gpus`, such as 2x24GiB, splits one model over several GPUs as
     `vesalius plan` proposes. `quantization` stores the matrices of the vision-language model with 8 or 4 bits per value
     and needs the extra `quantization`. `strict_phrases` refuses prompts that are none of the phrases in the model's card;
-    without it they are asked, logged once and marked (`Prediction.unknown_phrase`). The baselines, U-Net and `frangi`,
+    without it they are asked, logged once and marked (`Prediction.unknown_phrase`). `window` (auto, (low, high) or
+    ("percentile", p, q)) is that of images of more than 8 bits; by default that of training. The baselines, U-Net and `frangi`,
     always predict in float32 and ignore `answer`. The runs of several folds open as an ensemble, without `tta` and
     `gpus`. SettingError for a baseline with `tiles`, `tta`, `cache`, `gpus` or `quantization`, for a device that this
     machine does not have, and for GPUs that cannot hold the model.
     """
     ref = resolve_model(model)
     asked: dict[str, Any] = {"threshold": threshold, "cleaning": cleaning, "batch_size": batch_size}
-    asked["strict_phrases"] = strict_phrases
+    asked |= {"strict_phrases": strict_phrases, "window": window}
     if ref.kind == "ensemble":
         shared = {"answer": answer, "tiles": tiles, "cache": cache, "device": device, "quantization": quantization}
         return _open_ensemble(ref, {"tta": tta, "gpus": gpus}, shared, asked)

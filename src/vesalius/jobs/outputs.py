@@ -21,6 +21,7 @@ from vesalius.masks import encode_rle
 from vesalius.names import result_stems
 from vesalius.types import Item, Prediction, Sample
 from vesalius.visualization import overlay
+from vesalius.window import Range
 
 OUTPUT_KINDS = ("masks", "probs", "overlay", "labelmap", "rle", "table", "dicom", "nifti", "video")
 """masks: PNG 0/255; probs: float32 .npz; overlay: PNG of the image with its mask; labelmap: one PNG per image with a
@@ -87,7 +88,7 @@ def write_outputs(out: Path, save: Sequence[str], predicted: PredictedSample) ->
     lines = []
     stems = result_stems(sample.id, sample.prompts)
     for value, (prediction, name) in enumerate(zip(predictions, stems, strict=True), start=1):
-        line = _line(prediction)
+        line = _line(prediction, None if item is None else item.window)
         if item is not None and prediction.status != "failed":
             color = colors[prediction.prompt]
             line |= {**_write_files(prediction, item, out, name, save, color), **mapped}
@@ -114,7 +115,7 @@ def _mark_same(lines: Sequence[Line], predictions: Sequence[Prediction]) -> None
             earlier[prediction.prompt] = packed
 
 
-def _line(prediction: Prediction) -> Line:
+def _line(prediction: Prediction, window: Range | None) -> Line:
     line: Line = {
         "id": prediction.id,
         "prompt": prediction.prompt,
@@ -126,6 +127,7 @@ def _line(prediction: Prediction) -> Line:
         "answered": prediction.answered,
         "score": max(prediction.scores, default=None),
         "size": list(prediction.size),
+        "window": None if window is None else list(window),
     }
     if prediction.status == "failed":
         return {**line, "error": prediction.error}

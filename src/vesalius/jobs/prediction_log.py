@@ -22,6 +22,7 @@ from vesalius.files import SYSTEM_FILES, check_replaceable, hold_folder, prepare
 from vesalius.jobs.training_hashes import FILE as HASHES
 from vesalius.journal import Journal, read_journal
 from vesalius.types import Sample
+from vesalius.window import ShownRanges
 
 log = logging.getLogger(__name__)
 
@@ -67,12 +68,16 @@ class Counts:
     """Number of predictions with at least one pixel."""
     refusal: str = ""
     """Text of the first answer without [SEG]."""
+    windows: ShownRanges = field(default_factory=ShownRanges)
+    """Ranges of stored values that the images show."""
     spacings: Counter[str] = field(default_factory=Counter)
     """Source of the pixel spacing in the table -> number of predictions; "" if none is stated."""
 
     def add(self, lines: Sequence[Mapping[str, Any]], image: Path) -> None:
         """Count the lines of one image."""
         self.same_masks.add(lines)
+        if lines and lines[0].get("window"):
+            self.windows.add(lines[0]["window"])
         for line in lines:
             self.coverage[line["status"]] += 1
             if line.get("unknown_phrase"):

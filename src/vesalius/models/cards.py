@@ -12,6 +12,7 @@ from vesalius.config import Settings, make_settings
 from vesalius.errors import CheckpointError, SettingError
 from vesalius.models.config_files import read_json
 from vesalius.models.specs import ModelSpec, UNetSpec
+from vesalius.window import Window
 
 CARD = "vesalius.json"
 RANDOM_START = "random weights"
@@ -62,6 +63,8 @@ class ModelCard(Settings):
     kind: str
     threshold: float = Field(default=0.5, gt=0, lt=1)
     threshold_origin: ThresholdOrigin = ThresholdOrigin()
+    window: Window | None = None
+    """Window of the training images; None if it is unknown, as for official models."""
     phrases: tuple[str, ...] | None = None
     """Phrases of the last training run, for a model trained from random weights or from a model with such a list; None
     for an open vocabulary, as of official models and of models fine-tuned from them. Phrases of earlier runs are not
