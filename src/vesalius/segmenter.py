@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NoReturn
 
 import numpy as np
@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 
 from vesalius.errors import SettingError
 from vesalius.phrases import describe_prompts
-from vesalius.types import Item, Prediction
+from vesalius.types import Item, Prediction, Sample
 from vesalius.window import AUTO, Range, Window
 
 log = logging.getLogger(__name__)
@@ -75,6 +75,10 @@ class ModelDescription:
     def card(self) -> dict[str, Any]:
         """`name`, `kind`, `fingerprint` and `step`: the model's entry in reports."""
         return {"name": self.name, "kind": self.kind, "fingerprint": self.fingerprint, "step": self.step}
+
+    def as_trained(self, sample: Sample) -> Sample:
+        """The sample under the window of training, which the hashes of training images refer to."""
+        return replace(sample, window=self.training_window or AUTO)
 
     @property
     def window_note(self) -> str:

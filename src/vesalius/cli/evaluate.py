@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> Result:
     from vesalius.scoring.summary import list_numbers
 
     model, data = _model_and_data(args)
-    dataset = open_dataset(data, **given(args, "split prompt group"))
+    dataset = open_dataset(data, **given(args, "split prompt group window"))
     samples = dataset.samples[: vars(args).get("limit")]
     segmenter = _open(args, model, samples)
     with Progress(len(samples), "evaluate") as progress:

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> Result:
     from vesalius.scoring.tune import as_json, find_threshold, summarize
 
     target = check_target(args.model, vars(args).get("out"))
-    dataset = open_dataset(args.data, **given(args, "split prompt group"))
+    dataset = open_dataset(args.data, **given(args, "split prompt group window"))
     predictor = arguments.open_segmenter(args, args.model)
     with Progress(len(dataset.samples), "tune") as progress:
         tuned = find_threshold(predictor, dataset, **given(args, "metric tta"), on_progress=progress.reach)

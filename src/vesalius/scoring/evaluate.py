@@ -22,6 +22,7 @@ from typing import Any
 from vesalius.colors import Color, phrase_colors
 from vesalius.data.dataset import Dataset
 from vesalius.data.grouping import group_of
+from vesalius.data.images import with_window
 from vesalius.errors import DataError, ImageError, SettingError
 from vesalius.files import check_replaceable, prepare_folder, write_json
 from vesalius.jobs.folder import predict_samples
@@ -37,6 +38,7 @@ from vesalius.scoring.scored_prediction import ScoringInput, score_prediction
 from vesalius.scoring.summary import notes, numbers
 from vesalius.segmenter import ModelDescription, Segmenter, Usage
 from vesalius.types import Item, Prediction, Sample
+from vesalius.window import ShownRanges, describe_ranges
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +79,7 @@ def evaluate(
     check_replaceable(out, "evaluation", FILES, METRICS_FILE)
     processes = _processes(num_workers)
     dataset = _checked(segmenter, data if isinstance(data, Dataset) else Dataset.of(data), limit)
+    dataset = replace(dataset, samples=tuple(with_window(dataset.samples, segmenter.description.window)))
     samples = dataset.samples
     rois = None if roi is None else RoiMasks(Path(roi), samples)
     model = segmenter.description
@@ -93,6 +96,7 @@ def evaluate(
             "took_s": time.perf_counter() - started,
             "images_per_s": measured.images / measured.predict_s if measured.images else None,
             "notes": [
+                *_notes_on_windows(model, results.shown_ranges),
                 *leaks.notes,
                 *missing,
                 *_notes_on_usage(segmenter.usage),
@@ -188,6 +192,8 @@ def _inputs(
         for index, answer in enumerate(predictions):
             prediction = _failed(answer, error) if error else answer
             identity = {"id": sample.id, "group": group_of(sample), "prompt": prediction.prompt}
+            if item is not None and item.window is not None:
+                identity["window"] = list(item.window)
             if item is None or item.masks is None or prediction.status == "failed":
                 yield ScoringInput(identity, prediction)
                 continue
@@ -273,6 +279,11 @@ def _fingerprint(samples: Sequence[Sample]) -> tuple[str | None, list[str]]:
         return fingerprint_samples(samples), []
     except ImageError as error:  # the unreadable sample fails later, and the others are scored
         return None, [f"The data have no fingerprint: {error}"]
+
+
+def _notes_on_windows(model: ModelDescription, shown: ShownRanges) -> list[str]:
+    described = [describe_ranges(shown.as_json(), model.window).capitalize() + "."] if shown.n else []
+    return [*described, *([model.window_note] if model.window_note else [])]
 
 
 def _notes_on_usage(usage: Usage) -> list[str]:

@@ -46,7 +46,7 @@ def find_leaks(model: ModelDescription, samples: Sequence[Sample], allowed: bool
     with FrameReader() as reader:
         for sample in samples if trained or tuned or len(known) else ():
             try:
-                pixels = load_image(sample, reader)
+                pixels = load_image(model.as_trained(sample), reader)
             except ImageError:
                 continue
             name = hash_pixels(pixels)

@@ -26,6 +26,7 @@ from vesalius.files import hold_folder, prepare_folder, to_json, write_json
 from vesalius.journal import Journal, read_journal
 from vesalius.scoring.results import ROWS, ResultRow
 from vesalius.scoring.scored_prediction import ScoredPrediction
+from vesalius.window import ShownRanges
 
 log = logging.getLogger(__name__)
 
@@ -210,6 +211,14 @@ class ResultsLog:
         for _, rows in groupby(self.rows, key=itemgetter("id")):
             found.add(rows)
         return found
+
+    @property
+    def shown_ranges(self) -> ShownRanges:
+        """The ranges of stored values that the deep images show, each image once."""
+        shown = ShownRanges()
+        for window in {row["id"]: row["window"] for row in self.rows if row.get("window")}.values():
+            shown.add(window)
+        return shown
 
     @property
     def unknown_phrases(self) -> dict[str, int]:

@@ -17,6 +17,7 @@ import numpy as np
 from vesalius.data.dataset import Dataset, load_image
 from vesalius.data.decoders.frame_files import FrameReader
 from vesalius.data.grouping import group_of
+from vesalius.data.images import with_window
 from vesalius.errors import DataError, SettingError
 from vesalius.evaluation.calibration import curves, histogram
 from vesalius.evaluation.statistics import paired_bootstrap
@@ -125,7 +126,7 @@ def find_threshold(
         raise SettingError(
             f"metric {metric!r} cannot be tuned; choose from {', '.join(TUNABLE)}", code="unknown_metric"
         )
-    samples = dataset.annotated().samples
+    samples = with_window(dataset.annotated().samples, segmenter.description.window)
     prompts = [prompt for sample in samples for prompt in sample.prompts]
     segmenter.note_prompts(dict.fromkeys(prompts))
     images = _hash_images(segmenter, samples)
@@ -248,9 +249,10 @@ def _compare(plain: np.ndarray, tried: dict[Views, np.ndarray], groups: Sequence
 def _hash_images(segmenter: Segmenter, samples: Sequence[Sample]) -> list[str]:
     if not samples:
         raise DataError("there are no samples to tune the threshold on", code="no_samples")
+    model = segmenter.description
     with FrameReader() as reader:
-        images = [hash_pixels(load_image(sample, reader)) for sample in samples]
-    trained = set(segmenter.description.training_images or ())
+        images = [hash_pixels(load_image(model.as_trained(sample), reader)) for sample in samples]
+    trained = set(model.training_images or ())
     seen = [sample.id for sample, name in zip(samples, images, strict=True) if name in trained]
     if seen:
         raise DataError(

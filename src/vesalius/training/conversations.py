@@ -20,6 +20,7 @@ from vesalius.data.readers.fields import ForeignObject, find_image, kind, parse
 from vesalius.data.source import read_json
 from vesalius.lineage import fingerprint_samples
 from vesalius.types import Item, Location, Sample, Turn
+from vesalius.window import AUTO, Window
 
 IMAGE, SEG = "<image>", "[SEG]"
 
@@ -77,7 +78,7 @@ class ConversationFile:
         return hashlib.sha256(f"{images}\n{texts}".encode()).hexdigest()
 
 
-def read_conversations(path: Path) -> ConversationFile:
+def read_conversations(path: Path, window: Window = AUTO) -> ConversationFile:
     """Read a file of conversations; images are in its folder or in the subfolder `images/`.
 
     Messages must alternate between `human` and `gpt`. `<image>` must occur once, in the first message, and is removed,
@@ -97,7 +98,7 @@ def read_conversations(path: Path) -> ConversationFile:
         image, _ = find_image(entry.image, where, path.parent)
         where = Location(path, f"entry {index} ({entry.image})")
         # the file name and index are part of the id, and so of the fingerprint, because they determine the order
-        sample = Sample(f"{path.stem}, entry {index}", image, (), None, where)
+        sample = Sample(f"{path.stem}, entry {index}", image, (), None, where, window=window)
         conversations.append(Conversation(sample, _turns(entry.conversations, where)))
     counted = ", ".join(f"{key} ({count})" for key, count in unread.items())
     notes = (f"{path.name}: ignored keys: {counted}",) if unread else ()

@@ -12,15 +12,19 @@ from vesalius.errors import AnnotationError, SettingError
 from vesalius.files import check_outside
 from vesalius.training.settings import RunSettings, TrainingData, paths_of
 from vesalius.types import Sample
+from vesalius.window import AUTO, Window
 
 
-def open_data(settings: RunSettings, overfit: int | None) -> tuple[Dataset, Dataset | None]:
-    """Training and validation data; an overfit test uses the first `overfit` training samples for both."""
+def open_data(settings: RunSettings, overfit: int | None, window: Window = AUTO) -> tuple[Dataset, Dataset | None]:
+    """Training and validation data; an overfit test uses the first `overfit` training samples for both.
+
+    `window` is that of all images.
+    """
     data = settings.data
     for path in (*paths_of(data.train), *paths_of(data.val)):
         if path.is_dir():  # figures of a run inside would become images of the dataset
             check_outside(settings.out, path)
-    train_sets, val_sets = _open_all(data, "train"), _open_all(data, "val") if overfit is None else []
+    train_sets, val_sets = _open_all(data, "train", window), _open_all(data, "val", window) if overfit is None else []
     roots = list(dict.fromkeys(each.root.resolve() for each in (*train_sets, *val_sets)))
     several = len(train_sets) > 1 or len(val_sets) > 1
     names = _distinct_names(roots) if several else {}
@@ -37,12 +41,12 @@ def open_data(settings: RunSettings, overfit: int | None) -> tuple[Dataset, Data
     return train_set, train_set
 
 
-def _open_all(data: TrainingData, split: str) -> list[Dataset]:
+def _open_all(data: TrainingData, split: str, window: Window) -> list[Dataset]:
     """The annotated samples of each dataset: its split `split`, or all if it has no such split."""
     found = []
     for path in paths_of(data.train if split == "train" else data.val):
         name = split if (path / f"annotations.{split}.json").is_file() else None
-        found.append(open_dataset(path, split=name, prompt=data.prompt).annotated())
+        found.append(open_dataset(path, split=name, prompt=data.prompt, window=window).annotated())
     return found
 
 

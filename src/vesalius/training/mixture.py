@@ -22,6 +22,7 @@ from vesalius.lineage import fingerprint_samples
 from vesalius.masks import Size
 from vesalius.training.conversations import Conversation, ConversationFile, read_conversations
 from vesalius.types import Absent, Item, MaskFile, Sample
+from vesalius.window import AUTO, Window
 
 TaskName = Literal["segment", "negatives", "clips", "conversations"]
 T = TypeVar("T")
@@ -214,11 +215,13 @@ class Mixture:
             _check_one_size(frames, [sizes[frame.id] for frame in frames])
 
 
-def open_mixture(samples: Sequence[Sample], tasks: TaskSettings, conversations: Path | None, overfit: bool) -> Mixture:
-    """The mixture of a run; an overfit test has no extra tasks. Raises AnnotationError as `read_conversations` does."""
+def open_mixture(
+    samples: Sequence[Sample], tasks: TaskSettings, conversations: Path | None, overfit: bool, window: Window = AUTO
+) -> Mixture:
+    """The mixture of a run; `window` is that of the images of conversations; an overfit test has no extra tasks. Raises AnnotationError as `read_conversations` does."""
     if overfit:
         return Mixture(samples, TaskSettings(absent=tasks.absent))
-    return Mixture(samples, tasks, read_conversations(conversations) if conversations else None)
+    return Mixture(samples, tasks, read_conversations(conversations, window) if conversations else None)
 
 
 def load_clip(frames: Sequence[Sample], reader: FrameReader | None = None) -> Item:

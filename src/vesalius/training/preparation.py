@@ -35,6 +35,7 @@ from vesalius.training.settings import OptimSettings, RunSettings, conflict, pat
 from vesalius.training.sharding import is_sharded
 from vesalius.training.unet_learner import open_unet_learner, trains_unet
 from vesalius.types import Item
+from vesalius.window import AUTO, ShownRanges, Window, describe_ranges
 
 NearHashes = tuple[str, str]
 """Perceptual and texture hash of an image, by which near copies are found."""
@@ -62,9 +63,12 @@ def prepare(
     learner, card, origin = _open_learner(settings, resume, overfit, monitoring.on_note)
     if resume:
         overfit = card.lineage.get("overfit")
-    train_set, val_set = open_data(settings, overfit)
+    window = settings.data.window or card.window or AUTO
+    if resume:
+        _check_window(settings, card, window)
+    train_set, val_set = open_data(settings, overfit, window)
     conversations = settings.data.conversations
-    mixture = open_mixture(train_set.samples, settings.tasks, conversations, overfit is not None)
+    mixture = open_mixture(train_set.samples, settings.tasks, conversations, overfit is not None, window)
     for note in _describe(train_set, val_set, mixture):
         monitoring.on_note(note)
     images: dict[str, str] = {}
@@ -76,6 +80,7 @@ def prepare(
             card = _next_card(card, about)
         else:
             card = _first_card(card, {**origin, **about}, images.values(), hashes, mixture.phrases)
+    card = card.changed(window=window)
     if not resume and settings.projector == "fitted" and isinstance(learner, TextSegLearner):
         device = torch.device("cpu") if process.shards else process.device
         fit_projector(learner.opened, train_set.samples, device, settings.seed, monitoring.on_note)
@@ -94,6 +99,14 @@ def prepare(
         validation_samples=val_set.samples[: settings.validate_.limit] if val_set else (),
         monitoring=monitoring,
     )
+
+
+def _check_window(settings: RunSettings, card: ModelCard, window: Window) -> None:
+    """Raise TrainingError if a resumed run would read its images under another window than before."""
+    before = card.window or AUTO
+    if window != before:
+        message = f"data.window (it was {before}) cannot change in a resumed run; start a new run from its checkpoint"
+        raise TrainingError.at(settings.out, message, code="changed_setting", field="data.window")
 
 
 def _first_card(
@@ -203,7 +216,7 @@ def _read_all(
     samples = (*mixture.samples, *(val_set.samples if val_set else ()))
     for phrase in {prompt for sample in samples for prompt in sample.prompts}:
         learner.check_phrase(phrase)
-    images, hashes, sizes = {}, [], {}
+    images, hashes, sizes, shown = {}, [], {}, ShownRanges()
     with FrameReader() as reader:
         validated = [
             hash_pixels(load_item(sample, reader).frames[0]) for sample in (val_set.samples if val_set else ())
@@ -213,6 +226,10 @@ def _read_all(
             images[item.id], near = _hashes(item)
             sizes[item.id] = item.size
             hashes.append(near)
+            if item.window is not None:
+                shown.add(item.window)
+    if shown.n:
+        on_note(describe_ranges(shown.as_json(), mixture.samples[0].window))
     if shared := len(set(images.values()).intersection(validated)):
         on_note(f"{shared} validation images are also training images: scores will be too high")
     mixture.check_sizes(sizes)

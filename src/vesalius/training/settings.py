@@ -17,6 +17,7 @@ from vesalius.models.trainable import GROUPS, NEW_TOKENS, TrainableSettings
 from vesalius.names import read_synonyms
 from vesalius.training.losses import LossSettings
 from vesalius.training.mixture import TaskSettings
+from vesalius.window import Window
 
 SYNONYMS = read_synonyms("""
 model: base base_model backbone checkpoint pretrained init_model weights model_name
@@ -94,6 +95,10 @@ class TrainingData(Settings):
     """Phrase that replaces all phrases; all objects of an image are merged into one target."""
     conversations: Path | None = None
     """Conversations about images in LLaVA's format; `tasks.conversations` is their weight."""
+    window: Window | None = None
+    """Pixel values shown as black and white: `auto` (images of more than 8 bits from their lowest to their highest value,
+    DICOM and NIfTI as their headers say), [low, high], or [percentile, p, q]. The model stores it as the default of its
+    later predictions. None: the window of the initial model, or `auto`."""
 
 
 class OptimSettings(Settings):
