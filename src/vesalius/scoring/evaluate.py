@@ -79,7 +79,6 @@ def evaluate(
     check_replaceable(out, "evaluation", FILES, METRICS_FILE)
     processes = _processes(num_workers)
     dataset = _checked(segmenter, data if isinstance(data, Dataset) else Dataset.of(data), limit)
-    dataset = replace(dataset, samples=tuple(with_window(dataset.samples, segmenter.description.window)))
     samples = dataset.samples
     rois = None if roi is None else RoiMasks(Path(roi), samples)
     model = segmenter.description
@@ -237,7 +236,7 @@ def _processes(num_workers: int | None) -> int:
 
 
 def _checked(segmenter: Segmenter, dataset: Dataset, limit: int | None) -> Dataset:
-    """The first `limit` samples; DataError or SettingError if they cannot be scored or the segmenter refuses them."""
+    """The first `limit` samples, under the window of the model unless they have their own; DataError or SettingError if they cannot be scored or the segmenter refuses them."""
     if limit is not None and limit < 1:
         raise SettingError(f"limit must be 1 or more; got {limit}", code="bad_value", field="limit")
     dataset = dataset if limit is None else dataset.first(limit)
@@ -258,7 +257,7 @@ def _checked(segmenter: Segmenter, dataset: Dataset, limit: int | None) -> Datas
                 f"{sample.source or sample.id}: {error}", code="duplicate_prompt", field=sample.id
             ) from error
     segmenter.note_prompts(dict.fromkeys(prompt for sample in samples for prompt in sample.prompts))
-    return dataset
+    return replace(dataset, samples=tuple(with_window(samples, segmenter.description.window)))
 
 
 def _state(model: ModelDescription, samples: Sequence[Sample], settings: dict[str, Any]) -> dict[str, Any]:
