@@ -171,7 +171,7 @@ def test_evaluate_tune_and_compare_mark_unknown_phrases(
     page = (tmp_path / "liver" / "report.html").read_text(encoding="utf-8")
     assert "phrases that the model does not know" in page
     code, compared, _ = run(capsys, "compare", tmp_path / "liver", tmp_path / "again", "--out", tmp_path / "compared")
-    assert sum("does not know" in note for note in compared["notes"]) == 2  # type: ignore[attr-defined]
+    assert sum("does not know" in note for note in compared["notes"]) == 2
 
     caplog.clear()
     tune = ("tune", "tiny", angiograms, "--prompt", "liver", "--out", tmp_path / "bundle")
@@ -192,7 +192,7 @@ def test_strict_phrases_refuse_before_any_image_is_read(
     data = tmp_path / "images" if verb == "predict" else tmp_path
     command = (verb, "tiny", data, "--prompt", "unicorn", "--strict-phrases", "--out", tmp_path / "out")
     code, result, _ = run(capsys, *command)
-    assert (code, result["error"]["code"]) == (1, "unknown_phrase")  # type: ignore[index]
+    assert (code, result["error"]["code"]) == (1, "unknown_phrase")
     assert not (tmp_path / "out").exists()
 
 
