@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from tests.codes import raises_code
+from tests.segmenters import Bright, draw_squares
 
 from vesalius.cli.main import main
+from vesalius.data.image_files import find_images
 from vesalius.errors import SettingError
+from vesalius.jobs.folder import write_predictions
 from vesalius.jobs.opening import load_predictor
 from vesalius.models.reference import resolve_model
 from vesalius.phrases import describe_prompts, match, refuse_unknown
+from vesalius.segmenter import ModelDescription
 from vesalius.synth import write_dataset
+from vesalius.types import Item, Prediction
 
 TINY = ("blood vessel", "catheter", "optic disc")
 KNOWN = {phrase: phrase for phrase in TINY}
@@ -218,3 +224,45 @@ def test_python_marks_predictions_and_warns_once(caplog: pytest.LogCaptureFixtur
     assert caplog.text.count("does not know") == 1
     with raises_code(SettingError, "unknown_phrase"):
         load_predictor("tiny", device="cpu", strict_phrases=True)(image, "unicorn")
+
+
+class KnowsVessels(Bright):
+    """Gives every prompt the same mask, and lists one phrase."""
+
+    @property
+    def description(self) -> ModelDescription:
+        return replace(super().description, phrases=("vessel",))
+
+    def answer(self, item: Item, prompt: str) -> Prediction:
+        return super().answer(item, prompt).labeled(match(prompt, ("vessel",)))
+
+
+def test_counts_of_a_continued_job_are_those_of_the_whole_job(tmp_path: Path) -> None:
+    draw_squares(tmp_path / "in", 5)
+    (tmp_path / "in" / "001.png").write_bytes(b"broken")
+    images = find_images([tmp_path / "in"])
+    prompts = ("vessels", "liver")
+    with pytest.raises(KeyboardInterrupt):
+        write_predictions(KnowsVessels(1, stop_at="003"), images, prompts, tmp_path / "out")
+    continued = write_predictions(KnowsVessels(1), images, prompts, tmp_path / "out")
+    whole = write_predictions(KnowsVessels(1), images, prompts, tmp_path / "whole")
+    for summary in (continued, whole):
+        assert summary["unknown_phrases"] == {"liver": 5}  # also where the image is broken
+        assert summary["same_masks"] == [{"prompts": ["vessels", "liver"], "same": 4, "images": 4}]
+    failed = [line for line in lines_of(tmp_path / "out" / "predictions.jsonl") if line["status"] == "failed"]
+    assert [(line.get("phrase"), line.get("unknown_phrase")) for line in failed] == [("vessel", None), (None, True)]
+
+
+def test_prompts_with_the_same_mask_are_reported_for_every_model(
+    angiograms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("--prompt", "vessel", "--prompt", "bone", "--save", "rle")
+    code, summary, err = run(capsys, "predict", "frangi", angiograms / "images", *asked, "--out", tmp_path / "masks")
+    expected = [{"prompts": ["vessel", "bone"], "same": 2, "images": 2}]
+    assert (code, summary["same_masks"], summary["unknown_phrases"]) == (0, expected, {})
+    assert '"vessel" and "bone" on 2 of 2 images' in err
+    command = ("evaluate", "frangi", angiograms, "--num-workers", 0, "--limit", 1, "--out", tmp_path / "scores")
+    code, metrics, _ = run(capsys, *command)
+    assert metrics["same_masks"] == [{"prompts": ["blood vessel", "catheter"], "same": 1, "images": 1}]
+    assert any("same mask" in note for note in metrics["notes"])
+    assert "same_mask_as" in (tmp_path / "scores" / "samples.csv").read_text(encoding="utf-8-sig")

@@ -220,7 +220,7 @@ class Prediction:
 
     def labeled(self, matched: Match) -> Prediction:
         """The same prediction as the answer to the prompt that was given, marked with the phrase that was asked."""
-        if self.prompt == matched.prompt and not matched.unknown:
+        if not matched.phrase and not matched.unknown:
             return self
         return replace(self, prompt=matched.prompt, phrase=matched.phrase, unknown_phrase=matched.unknown)
 

@@ -105,6 +105,9 @@ def test_a_phrase_without_a_channel_is_refused_with_the_known_ones(unet: Path) -
     frame = np.zeros((32, 32, 3), np.uint8)
     with raises_code(SettingError, "unknown_phrase", '"liver"', '"vessel", "catheter"'):
         load_predictor(unet, device="cpu")(frame, "liver")
+    known, respelled = load_predictor(unet, device="cpu")(frame, ["catheter", "Catheters"])
+    assert (respelled.prompt, respelled.phrase) == ("Catheters", "catheter")
+    np.testing.assert_array_equal(known.logits, respelled.logits)
 
 
 def test_masks_are_cleaned(unet: Path) -> None:
