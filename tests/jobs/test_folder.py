@@ -59,7 +59,8 @@ def assert_complete(out: Path, masks: list[np.ndarray], prompts: tuple[str, ...]
         np.testing.assert_array_equal(decode_rle(line["rle"]), mask)
         with Image.open(out / line["mask"]) as written:
             np.testing.assert_array_equal(np.asarray(written) > 0, mask)
-    assert {path.name for path in out.iterdir()} == {"masks", "overlays", "predictions.jsonl", "run.json"}
+    folders = {"masks", "overlays", *(["combined_overlays"] if len(prompts) > 1 else [])}
+    assert {path.name for path in out.iterdir()} == {*folders, "predictions.jsonl", "run.json"}
     assert len(list((out / "masks").iterdir())) == len(lines)
     assert json.loads((out / "run.json").read_text())["coverage"]["ok"] == len(lines)
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from tests.codes import raises_code
 
+from vesalius.colors import PHRASE_COLORS
 from vesalius.data.image_files import find_images
 from vesalius.errors import SettingError
 from vesalius.jobs.folder import write_predictions
@@ -68,6 +69,21 @@ def test_label_map_gives_common_pixels_to_the_higher_probability(tmp_path: Path)
                 np.testing.assert_array_equal(np.asarray(picture), expected)
     assert json.loads((tmp_path / "out" / "labels.json").read_text()) == {"vessel": 1, "血管": 2}
     assert sorted(each.name for each in (tmp_path / "out" / "labelmaps").iterdir()) == ["000.png", "001.png"]
+
+
+def test_several_prompts_have_an_overlay_of_all_masks_with_a_legend(tmp_path: Path) -> None:
+    draw_squares(tmp_path / "in", 1)
+    (tmp_path / "in" / "bad.png").write_bytes(b"nothing")
+    write(tmp_path / "in", tmp_path / "out", ["overlay"])
+    for line in lines_of(tmp_path / "out"):
+        assert ("combined_overlay" in line) == (line["status"] == "ok")
+        if line["status"] == "ok":
+            with Image.open(tmp_path / "out" / line["combined_overlay"]) as picture:
+                pixels = np.asarray(picture)
+            assert pixels.shape[0] > SIDE and pixels.shape[1] == SIDE
+            assert {tuple(pixel) for pixel in pixels[:SIDE].reshape(-1, 3).tolist()} >= set(PHRASE_COLORS[:2])
+    write(tmp_path / "in", tmp_path / "one", ["overlay"], PROMPTS[:1])
+    assert not (tmp_path / "one" / "combined_overlays").exists()
 
 
 def test_labels_of_more_prompts_than_8_bits_are_refused(tmp_path: Path) -> None:

@@ -15,7 +15,10 @@ from vesalius.cli.parser import Parser, several_of
 from vesalius.names import count_of
 from vesalius.progress import Progress
 
-RESULTS = ("overlays", "masks", "labelmaps", "probs", "dicom", "volumes", "videos", "areas.csv", "predictions.jsonl")
+RESULTS = (
+    *("combined_overlays", "overlays", "masks", "labelmaps", "probs", "dicom", "volumes", "videos"),
+    *("areas.csv", "predictions.jsonl"),
+)
 """Results in a prediction folder, in the order in which they are listed."""
 
 

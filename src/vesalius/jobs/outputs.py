@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -20,13 +20,14 @@ from vesalius.jobs.prediction_log import FILES, Line
 from vesalius.masks import encode_rle
 from vesalius.names import result_stems
 from vesalius.types import Item, Prediction, Sample
-from vesalius.visualization import overlay
+from vesalius.visualization import overlay, overlay_phrases
 from vesalius.window import Range
 
 OUTPUT_KINDS = ("masks", "probs", "overlay", "labelmap", "rle", "table", "dicom", "nifti", "video")
-"""masks: PNG 0/255; probs: float32 .npz; overlay: PNG of the image with its mask; labelmap: one PNG per image with a
-value per prompt; rle: COCO RLE in `predictions.jsonl`; table: `areas.csv`; dicom: one segmentation object per DICOM
-file; nifti: one label volume per NIfTI file; video: overlay (MP4) and masks (MKV) of each clip."""
+"""masks: PNG 0/255; probs: float32 .npz; overlay: PNG of the image with its mask, and for
+several prompts a PNG with all masks and a legend; labelmap: one PNG per image with a value per prompt; rle: COCO RLE in
+`predictions.jsonl`; table: `areas.csv`; dicom: one segmentation object per DICOM file; nifti: one label volume per NIfTI
+file; video: overlay (MP4) and masks (MKV) of each clip."""
 MAX_LABELS = 255
 """Maximum number of prompts of a label map, which has 8 bits."""
 
@@ -85,6 +86,8 @@ def write_outputs(out: Path, save: Sequence[str], predicted: PredictedSample) ->
     answered = item is not None and any(each.status != "failed" for each in predictions)
     labels = label_map(predictions) if answered and {"labelmap", "nifti"} & set(save) else None
     mapped = {} if labels is None or "labelmap" not in save else {"labelmap": _write_label_map(labels, sample.id, out)}
+    if answered and item is not None and "overlay" in save and len(predictions) > 1:
+        mapped["combined_overlay"] = _write_combined_overlay(item, predictions, colors, out)
     lines = []
     stems = result_stems(sample.id, sample.prompts)
     for value, (prediction, name) in enumerate(zip(predictions, stems, strict=True), start=1):
@@ -152,6 +155,17 @@ def _write_label_map(labels: UInt8[np.ndarray, "h w"], id: str, out: Path) -> st
     name = f"{FILES['labelmap']}/{result_stems(id, ['labels'])[0]}.png"
     with replacing(out / name) as path:
         Image.fromarray(labels).save(path, format="PNG")
+    return name
+
+
+def _write_combined_overlay(
+    item: Item, predictions: Sequence[Prediction], colors: Mapping[str, Color], out: Path
+) -> str:
+    """Write the overlay of all prompts that did not fail, with a legend; returns its path relative to `out`."""
+    name = f"{FILES['combined_overlay']}/{result_stems(item.id, ['all'])[0]}.png"
+    masks = {each.prompt: each.mask for each in predictions if each.status != "failed"}
+    with replacing(out / name) as path:
+        overlay_phrases(item.frames[0], masks, colors).save(path, format="PNG", compress_level=1)
     return name
 
 

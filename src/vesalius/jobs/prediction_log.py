@@ -30,7 +30,14 @@ LINES = ".predictions.unfinished"
 REQUEST = ".predictions.request.json"
 RESULT = "predictions.jsonl"
 RUN = "run.json"
-FILES = {"mask": "masks", "probabilities": "probs", "overlay": "overlays", "labelmap": "labelmaps", "dicom": "dicom"}
+FILES = {
+    "mask": "masks",
+    "probabilities": "probs",
+    "overlay": "overlays",
+    "combined_overlay": "combined_overlays",
+    "labelmap": "labelmaps",
+    "dicom": "dicom",
+}
 """Key of a file path in a line -> folder of these files."""
 VIDEOS, VOLUMES = "videos", "volumes"
 """Folders of overlay videos and label volumes; each belongs to a whole clip or volume, so no line names it."""
