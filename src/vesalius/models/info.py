@@ -155,7 +155,7 @@ def summarize(facts: dict[str, Any], all: bool = False) -> list[str]:
         "stored as " + ", ".join(f"{dtype} ({count:,})" for dtype, count in facts["dtypes"].items()),
         f"folder: {facts['folder']} ({facts['layout']})",
         f"threshold: {facts['threshold']} ({facts['threshold_origin']['how']})",
-        "phrases: " + ("any (open vocabulary)" if facts["phrases"] is None else ", ".join(facts["phrases"])),
+        "phrases: " + ("any (open vocabulary)" if facts["phrases"] is None else ", ".join(facts["phrases"]) or "none"),
     ]
     if facts["step"] is not None:
         images = facts["trained_on_images"]
