@@ -24,7 +24,7 @@ from vesalius.training.settings import RunSettings
 
 TRAINING_PART = re.compile(r"annotations\.(fold(\d+))\.train\.json")
 
-Display = Callable[[RunSettings, str], AbstractContextManager[Mapping[str, Callable[[Any], None]]]]
+Display = Callable[[RunSettings, str], AbstractContextManager[dict[str, Any]]]
 """Opens the display of one fold, given its settings and name: `on_note`, `on_step` and `on_validation` of `train`."""
 
 
@@ -105,7 +105,7 @@ def _take(out: Path, names: list[str]) -> None:
         raise OutputError.at(out, "has the runs of other folds; choose another `out`", code="output_exists")
 
 
-def _train_one(fold: RunSettings, name: str, reports: Mapping[str, Callable[[Any], None]]) -> None:
+def _train_one(fold: RunSettings, name: str, reports: dict[str, Any]) -> None:
     if not (fold.out / "last").exists():
         train(fold, **reports)
     elif not find_changes(fold, RunFolder(fold.out)) and _is_finished(fold.out):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from vesalius.training.validation import summarize
 
 
 @contextmanager
-def shown(settings: RunSettings, label: str = "train") -> Iterator[dict[str, Callable[[Any], None]]]:
+def shown(settings: RunSettings, label: str = "train") -> Iterator[dict[str, Any]]:
     """Yield `on_note`, `on_step` and `on_validation` for `train` and `resume`, which display the run until the block ends.
 
     Notes and validations are printed. The progress line has the step, the time left, the last loss and the last value of
