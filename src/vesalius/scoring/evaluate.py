@@ -79,9 +79,8 @@ def evaluate(
     check_replaceable(out, "evaluation", FILES, METRICS_FILE)
     processes = _processes(num_workers)
     dataset = _checked(segmenter, data if isinstance(data, Dataset) else Dataset.of(data), limit)
-    samples = dataset.samples
+    samples, model = dataset.samples, segmenter.description
     rois = None if roi is None else RoiMasks(Path(roi), samples)
-    model = segmenter.description
     leaks = find_leaks(model, samples, allow_training_samples)
     settings = {**model.settings, "limit": limit, "figures": figures, **_describe_roi(rois)}
     fingerprint, missing = _fingerprint(samples)
