@@ -109,6 +109,10 @@ invalid_group: --group is neither an annotation field nor a regular expression w
 missing_group: the field or expression of --group yields no group for an image | give another field or a more general expression
 # orientation, duplicates and names of images
 exif_rotation (warning): an image has an EXIF orientation and is read upright, but nothing states whether its masks were drawn on the upright image | look at the masks, and save the image upright if they fit the stored one
+constant_image (warning): all pixels of an image have the same color | remove it, or check how it was exported
+few_gray_levels (warning): an image of more than 8 bits shows fewer than 16 gray levels | give the range of its values with --window, or remove it
+float_range (warning): an image of floats has values outside 0 to 1, so its lowest value is shown as black and its highest as white | give the same range to all images with --window, if they share a scale
+clipped_values (warning): more than half of the values of an image are outside the window that was given | give a window that fits the values, or auto
 alpha_channel (warning): an image has an alpha channel but is fully opaque | save it without alpha
 duplicate_image (warning): images of one split have the same pixels | keep the one with the better mask
 near_duplicate (warning): images of one split look almost the same | look at them: keep one, or give them the same group if they are frames of one patient

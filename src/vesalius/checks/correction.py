@@ -19,6 +19,7 @@ from scipy.ndimage import binary_dilation, label
 from vesalius.data.dataset import load_image, load_mask
 from vesalius.data.decoders.frame_files import FrameReader
 from vesalius.data.decoders.limits import MAX_PIXELS
+from vesalius.data.decoders.picture import is_turned
 from vesalius.data.images import read_mask
 from vesalius.errors import DataError, ImageError
 from vesalius.files import to_json
@@ -82,6 +83,8 @@ def correct(sample: Sample, reader: FrameReader | None = None) -> Correction:
         note("dropped", "image", str(error))
         return Correction(None, tuple(changes))
     size = image.shape[0], image.shape[1]
+    if sample.size is None and is_turned(sample.image):
+        sample = replace(sample, size=size)  # decides how the copy is turned
     if far := _find_far_points(sample, sample.size or size):
         note("dropped", "image", far)
         return Correction(None, tuple(changes), has_unknown_scale=True)

@@ -17,9 +17,14 @@ from vesalius.data.decoders.picture import SUFFIXES
 from vesalius.errors import DataError
 from vesalius.types import Finding, Sample
 
+FEW_LEVELS = 16
+"""Number of gray levels below which the range of a deep image is too narrow."""
+MUCH_CLIPPED = 0.5
+"""Fraction of values outside a given window above which it does not fit the image."""
 
-def check_image(sample: Sample, reader: FrameReader | None = None) -> tuple[np.ndarray | None, list[Finding]]:
-    """The pixels, uint8 (h, w, 3), or None if they cannot be read; and the findings about the image."""
+
+def check_image(sample: Sample, reader: FrameReader | None = None) -> tuple[Decoded | None, list[Finding]]:
+    """The image, or None if it cannot be read; and the findings about it."""
     try:
         decoded = decode_sample(sample, reader)
         single = sample.image.suffix.lower() in SUFFIXES
@@ -29,7 +34,24 @@ def check_image(sample: Sample, reader: FrameReader | None = None) -> tuple[np.n
     if sample.masks and _is_ambiguous(decoded, sample):
         message = "has an EXIF orientation and is read upright; nothing states whether its masks were drawn so"
         findings.append(sample_finding("exif_rotation", sample, message))
-    return decoded.pixels, findings
+    return decoded, findings + _check_values(decoded, sample)
+
+
+def _check_values(decoded: Decoded, sample: Sample) -> list[Finding]:
+    """Findings about the values of the pixels, and about the window that shows them."""
+    found: dict[str, str] = {}
+    shown = decoded.window
+    n_levels = int(np.count_nonzero(np.bincount(decoded.pixels.ravel(), minlength=256)))
+    if not np.ptp(decoded.pixels, axis=(0, 1)).any():
+        found["constant_image"] = "has the same color in all pixels"
+    elif shown is not None and n_levels < FEW_LEVELS:
+        found["few_gray_levels"] = f"shows {n_levels} gray levels from {shown[0]:g} to {shown[1]:g}"
+    picture = sample.image.suffix.lower() in SUFFIXES and sample.window.kind == "auto" and shown is not None
+    if shown is not None and picture and decoded.depth.endswith("float") and not 0 <= shown[0] <= shown[1] <= 1:
+        found["float_range"] = f"has values from {shown[0]:g} to {shown[1]:g}"
+    if decoded.clipped > MUCH_CLIPPED:
+        found["clipped_values"] = f"has {decoded.clipped:.0%} of its values outside the window {sample.window}"
+    return [sample_finding(code, sample, message) for code, message in found.items()]
 
 
 def _is_ambiguous(decoded: Decoded, sample: Sample) -> bool:

@@ -28,6 +28,7 @@ from vesalius.errors import DataError, SettingError
 from vesalius.masks import Size
 from vesalius.parallel import map_in_processes
 from vesalius.types import Finding, Polygons, Sample
+from vesalius.window import AUTO, ShownRanges, Window, describe_ranges
 
 SAMPLES_PER_JOB = 16
 """Maximum number of samples in a job, unless they are frames of one file."""
@@ -74,6 +75,7 @@ def inspect(
     split: str | None = None,
     prompt: str | None = None,
     group: str | None = None,
+    window: Any = AUTO,
     num_workers: int | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
@@ -93,7 +95,7 @@ def inspect(
     for name, file in files.items():
         problems: list[DataError] = []
         try:
-            parts[name] = open_dataset(file, split=split, prompt=prompt, group=group, problems=problems)
+            parts[name] = open_dataset(file, split=split, prompt=prompt, group=group, window=window, problems=problems)
         except DataError as error:
             if len(files) == 1:
                 raise
@@ -120,9 +122,20 @@ def inspect(
     counted = phrases.counts([sample for dataset in parts.values() for sample in dataset.samples])
     if usual:
         counted["overlapping"] = dict(usual)
+    counted |= _count_depths(measurements, Window.of(window))
     if len(parts) > 1:
         counted["splits"] = {name: len(dataset.samples) for name, dataset in parts.items()}
     return Report(parts, tuple(findings), counted, tuple(measurements))
+
+
+def _count_depths(measurements: Sequence[Measurement], window: Window) -> dict[str, Any]:
+    """`depth` (type of the stored values -> number of images), and `window`, one line, if there are deep images."""
+    shown = ShownRanges()
+    for each in measurements:
+        if each.window is not None:
+            shown.add(each.window)
+    depths = dict(Counter(each.depth for each in measurements if each.depth))
+    return {"depth": depths, **({"window": describe_ranges(shown.as_json(), window)} if shown.n else {})}
 
 
 def workers_for(n: int, num_workers: int | None) -> int:
@@ -179,14 +192,17 @@ def inspect_samples(job: tuple[str, list[Sample]]) -> list[SampleResult]:
 def inspect_sample(sample: Sample, split: str = "", reader: FrameReader | None = None) -> SampleResult:
     """Measurements and findings of one sample. Its image and masks are read once and released."""
     measurement = Measurement(sample.id, split, str(sample.image), sample.group, sample.sequence)
-    pixels, findings = check_image(sample, reader)
+    decoded, findings = check_image(sample, reader)
     if sample.masks is None:
         findings.append(sample_finding("unlabeled_image", sample, "has no annotation"))
-    if pixels is None:
+    if decoded is None:
         return SampleResult(measurement, tuple(findings))
+    pixels = decoded.pixels
     size = pixels.shape[0], pixels.shape[1]
     targets, overlaps, found = check_masks(sample, size)
-    measurement = replace(measurement, size=size, hashes=hash_image(pixels), targets=targets)
+    measurement = replace(
+        measurement, size=size, hashes=hash_image(pixels), depth=decoded.depth, window=decoded.window, targets=targets
+    )
     reach = _find_reach(sample, size) if any(each.code == "outside_image" for each in found) else None
     return SampleResult(measurement, (*findings, *found), find_drawn_size(sample, size), tuple(overlaps), reach)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from vesalius.data.perceptual_hash import ImageHashes
 from vesalius.masks import Size
+from vesalius.window import Range
 
 
 @dataclass(frozen=True)
@@ -37,5 +38,9 @@ class Measurement:
     size: Size | None = None
     """(h, w); None if the image cannot be read."""
     hashes: ImageHashes | None = None
+    depth: str = ""
+    """Type of the stored values, such as `8-bit` or `32-bit float`; "" if the image cannot be read."""
+    window: Range | None = None
+    """Stored values that are black and white; None if they are gray levels already."""
     targets: tuple[TargetMeasurement, ...] = ()
     """Empty if the sample is not annotated or a mask has another size."""

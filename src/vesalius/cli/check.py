@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vesalius.cli.arguments import DATA, Result, add_dataset_options, add_num_workers, given
+from vesalius.cli.arguments import DATA, Result, add_dataset_options, add_num_workers, add_window, given
 from vesalius.progress import Progress
 
 
@@ -13,6 +13,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("data", type=Path, metavar="DATA", help=DATA)
     add_dataset_options(command)
+    add_window(command, "default: auto")
     add_num_workers(command, "read images")
     add(
         "--report",
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> Result:
     if "fix" in args:
         fixes.check_folder(args.fix, args.data)
     with Progress(None, "check") as progress:
-        options = given(args, "split prompt group num_workers")
+        options = given(args, "split prompt group window num_workers")
         report = inspect(args.data, **options, on_progress=progress.reach_of)
     for line in summarize(report, every=args.verbose):
         print(line)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vesalius.curation.deidentification import Deidentifier
 from vesalius.data.copying import copy_images
@@ -22,6 +22,7 @@ from vesalius.errors import AnnotationError, SettingError, UsageError
 from vesalius.files import check_new, check_outside, replacing, write_json
 from vesalius.lineage import hash_file, versions
 from vesalius.types import MaskFile, Sample
+from vesalius.window import AUTO, Window
 
 MARKER = "import.json"
 
@@ -39,11 +40,14 @@ def import_dataset(
     prompt: str | None = None,
     split: str | None = None,
     group: str | None = None,
+    window: Any = AUTO,
     on_progress: Progress = lambda fraction: None,
 ) -> dict[str, Any]:
     """Write images to `out/images/`, the annotation in the format `to` (a key of `WRITERS`), and `import.json`.
 
-    Images without annotation become samples without masks. With `pseudonymize`, nothing that identifies a person gets
+    Images without annotation become samples without masks. A `window` other than `auto`, as `Window.parse` reads it,
+    makes every image an 8-bit PNG; under `auto`, image files of more than 8 bits stay as they are, while frames of files
+    and photos turned by EXIF become 8-bit PNG files. With `pseudonymize`, nothing that identifies a person gets
     into `out`, a message or the log: ids, groups and sequences are keyed pseudonyms, images are re-encoded, only
     `KEPT_METADATA` is kept, and DICOM files with headers by the basic profile are written to `out/dicom/`. The key and
     the mapping to the originals go to `OUT.key.json` beside `out`; `key` is the key file of an earlier import. Returns
@@ -51,6 +55,7 @@ def import_dataset(
     does not match the source, DataError if the source cannot be read; with `pseudonymize`, their messages quote nothing
     of the source.
     """
+    options = _Options(split, prompt, group, Window.of(window))
     if to not in WRITERS:
         raise SettingError(
             f"{to!r} is not an output format; choose one of {', '.join(WRITERS)}", code="bad_value", field="to"
@@ -63,7 +68,7 @@ def import_dataset(
     check_outside(out, source)
     check_new(out)
     if not pseudonymize:
-        dataset = _open(source, _is_annotated(source, split), split, prompt, group)
+        dataset = _open(source, _is_annotated(source, split), options)
         with replacing(out) as folder:
             copied = copy_images(dataset.samples, folder, on_progress=_scaled(on_progress, dataset.samples))
             notes = [*dataset.notes, *WRITERS[to](folder, copied)]
@@ -71,7 +76,7 @@ def import_dataset(
             write_json(folder / MARKER, record)
         return _summary(record, out)
     deidentifier = Deidentifier.create(out, key)
-    dataset = _open_hidden(deidentifier, source, split, prompt, group)
+    dataset = _open_hidden(deidentifier, source, options)
     with deidentifier.keeping_key(out), replacing(out) as folder:
         with deidentifier.hiding():
             copied = deidentifier.copy(dataset.samples, folder, _scaled(on_progress, dataset.samples))
@@ -97,26 +102,34 @@ def _is_annotated(path: Path, split: str | None) -> bool:
     return True
 
 
-def _open(path: Path, annotated: bool, split: str | None, prompt: str | None, group: str | None) -> Dataset:
+class _Options(NamedTuple):
+    """Arguments about the source."""
+
+    split: str | None
+    prompt: str | None
+    group: str | None
+    window: Window
+
+
+def _open(path: Path, annotated: bool, options: _Options) -> Dataset:
     """The dataset of the source; unannotated images become a dataset too."""
     if annotated:
-        return open_dataset(path, split=split, prompt=prompt, group=group)
-    samples = find_images([path])
-    if group is not None:
-        samples = regroup(samples, group)
+        return open_dataset(path, **options._asdict())
+    samples = find_images([path], options.window)
+    if options.group is not None:
+        samples = regroup(samples, options.group)
     root = path if path.is_dir() else path.parent
     note = f"no annotation was found: {len(samples)} images without masks"
     return Dataset(root.resolve().name, "images", root, tuple(samples), (note, note_on_groups(samples)))
 
 
-def _open_hidden(
-    deidentifier: Deidentifier, path: Path, split: str | None, prompt: str | None, group: str | None
-) -> Dataset:
+def _open_hidden(deidentifier: Deidentifier, path: Path, options: _Options) -> Dataset:
     """Open the dataset step by step, so that an error names the invalid argument but quotes nothing of the source."""
+    split, prompt, group, _ = options
     with deidentifier.hiding(_mismatch("--split", split)):
         deidentifier.annotated = _is_annotated(path, split)
     with deidentifier.hiding(_mismatch("--prompt", prompt)):
-        dataset = _open(path, deidentifier.annotated, split, prompt, None)
+        dataset = _open(path, deidentifier.annotated, options._replace(group=None))
     if group is None:
         return dataset
     with deidentifier.hiding(_mismatch("--group", group)):

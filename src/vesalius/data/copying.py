@@ -12,7 +12,7 @@ from PIL import Image
 
 from vesalius.data.dataset import check_size, load_image
 from vesalius.data.decoders.frame_files import FrameReader, kind_of
-from vesalius.data.decoders.picture import SUFFIXES, is_turned
+from vesalius.data.decoders.picture import SUFFIXES, is_turned, read_stored
 from vesalius.data.images import read_mask
 from vesalius.errors import ImageError, OutputError
 from vesalius.masks import Size, encode_rle
@@ -32,7 +32,8 @@ def copy_images(
     """Copy each image to `folder/images/`, named by its id; returns the samples with their new paths.
 
     Images are hard-linked, or copied if `copy` is set or linking fails. A frame of a multi-frame file, and an image with
-    a suffix not in `SUFFIXES`, is decoded and written as PNG, gray if its channels are equal. `decode` rewrites every
+    a suffix not in `SUFFIXES`, is decoded and written as PNG, gray if its channels are equal, and so is an image turned by EXIF, or with a window other
+    than `auto`. Such a copy has 8 bits, or 16 if it is a single gray 16-bit image under `auto`. `decode` rewrites every
     image in this way, which removes all file metadata. `names` maps old to new ids. Mask files become RLE. One image is
     in memory at a time; `on_progress` is called with the number of finished images. Raises ImageError for an unreadable
     or missing image, AnnotationError for a mask that does not match its image, OutputError for two images with the same
@@ -54,10 +55,20 @@ def copy_images(
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
-    """Write uint8 (h, w, 3) as PNG, gray if the three channels are equal; FileExistsError if the file exists."""
-    gray = (pixels == pixels[:, :, :1]).all()
+    """Write uint8 (h, w, 3), or uint16 (h, w), as PNG, gray if the channels are equal; FileExistsError if it exists."""
+    gray = pixels.ndim == 3 and (pixels == pixels[:, :, :1]).all()
     with path.open("xb") as file:
         Image.fromarray(pixels[:, :, 0] if gray else pixels).save(file, format="PNG")
+
+
+def _deep_gray(sample: Sample) -> np.ndarray | None:
+    """The values of a gray 16-bit picture, upright, uint16 (h, w), for a copy that keeps them; None for other images."""
+    if sample.frame is not None or sample.window != AUTO or sample.image.suffix.lower() not in SUFFIXES:
+        return None
+    stored = read_stored(sample.image)
+    if stored.values.dtype != np.uint16 or stored.values.ndim != 2:
+        return None
+    return 65535 - stored.values if stored.white_is_zero else stored.values
 
 
 def _copy_image(sample: Sample, images: Path, name: str, decode: bool, copy: bool, reader: FrameReader) -> Sample:
@@ -74,7 +85,9 @@ def _copy_image(sample: Sample, images: Path, name: str, decode: bool, copy: boo
         sample = replace(sample, masks=_read_mask_files(sample, (pixels.shape[0], pixels.shape[1])))
     try:
         if decode and pixels is not None:
-            write_png(target, pixels)
+            values = _deep_gray(sample)
+            same_way_up = values is not None and values.shape == pixels.shape[:2]
+            write_png(target, values if values is not None and same_way_up else pixels)
         else:
             _link(sample.image, target, copy)
     except FileExistsError:

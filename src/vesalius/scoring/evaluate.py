@@ -235,7 +235,10 @@ def _processes(num_workers: int | None) -> int:
 
 
 def _checked(segmenter: Segmenter, dataset: Dataset, limit: int | None) -> Dataset:
-    """The first `limit` samples, under the window of the model unless they have their own; DataError or SettingError if they cannot be scored or the segmenter refuses them."""
+    """The first `limit` samples, under the window of the model unless they have their own.
+
+    DataError or SettingError if they cannot be scored or the segmenter refuses them.
+    """
     if limit is not None and limit < 1:
         raise SettingError(f"limit must be 1 or more; got {limit}", code="bad_value", field="limit")
     dataset = dataset if limit is None else dataset.first(limit)

@@ -80,12 +80,17 @@ def read_picture(path: Path, window: Window = AUTO) -> Decoded:
     Raises ImageError as `open_pages` and `Pages.read`, and if the file has several frames, or a pixel that is NaN or
     infinite.
     """
+    stored = read_stored(path)
+    values = stored.values
+    return stored.show(window, path, lambda: window.find_range([values], values.size, path))
+
+
+def read_stored(path: Path) -> Stored:
+    """The values of an image file with one frame; raises ImageError as `read_picture` does."""
     with closing(open_pages(path)) as pages:
         if len(pages.frames) != 1:
             raise image_error(path, f"has {len(pages.frames)} frames", "multi_frame_file")
-        stored = pages.read(pages.frames[0])
-    values = stored.values
-    return stored.show(window, path, lambda: window.find_range([values], values.size, path))
+        return pages.read(pages.frames[0])
 
 
 def open_pages(path: Path) -> Pages:
