@@ -176,6 +176,7 @@ def test_evaluate_tune_and_compare_mark_unknown_phrases(
     assert [row["unknown_phrase"] for row in rows] == [True]
     page = (tmp_path / "liver" / "report.html").read_text(encoding="utf-8")
     assert "phrases that the model does not know" in page
+    assert "· unknown phrase" in page
     code, compared, _ = run(capsys, "compare", tmp_path / "liver", tmp_path / "again", "--out", tmp_path / "compared")
     assert sum("does not know" in note for note in compared["notes"]) == 2
 
@@ -219,6 +220,8 @@ def test_python_marks_predictions_and_warns_once(caplog: pytest.LogCaptureFixtur
     assert (respelled.prompt, respelled.phrase, respelled.unknown_phrase) == ("Catheters", "catheter", False)
     assert (unknown.prompt, unknown.phrase, unknown.unknown_phrase) == ("unicorn", "", True)
     np.testing.assert_array_equal(known.logits, respelled.logits)
+    assert (known.label, unknown.label) == ("catheter", "unicorn (unknown phrase)")
+    assert [", unknown phrase>" in repr(each) for each in (known, unknown)] == [False, True]
     assert caplog.text.count("does not know") == 1
     predictor(image, "unicorn")
     assert caplog.text.count("does not know") == 1

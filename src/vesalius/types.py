@@ -268,7 +268,13 @@ class Prediction:
     def __repr__(self) -> str:
         """Prompt, image, size, status and area: `<Prediction 'vessel' in 'frame': 512 x 512, ok, 9,731 px (3.7%)>`."""
         state = f"{self.status}, {self.error}" if self.status == "failed" else f"{self.status}, {self._area}"
-        return f"<Prediction {self.prompt!r} in {self.id!r}: {self.size[0]} x {self.size[1]}, {state}>"
+        unknown = ", unknown phrase" if self.unknown_phrase else ""
+        return f"<Prediction {self.prompt!r} in {self.id!r}: {self.size[0]} x {self.size[1]}, {state}{unknown}>"
+
+    @property
+    def label(self) -> str:
+        """Name of the mask in legends: the prompt, marked if it is an unknown phrase."""
+        return f"{self.prompt} (unknown phrase)" if self.unknown_phrase else self.prompt
 
     @checked
     def save(self, path: str | Path) -> Path:
@@ -309,7 +315,7 @@ class Prediction:
         Save it with `figure.savefig("figure.png")`. A notebook shows it. No state of pyplot is used or changed.
         """
         title = f"{self.status}, {self._area}"
-        return draw_figure(self._picture(image), self.prompt, self.mask, self.probability, title)
+        return draw_figure(self._picture(image), self.label, self.mask, self.probability, title)
 
     def _repr_png_(self) -> bytes | None:
         """The overlay for notebooks, reduced to 768 pixels; without an image the mask; None for a failed prediction."""

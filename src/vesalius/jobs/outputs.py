@@ -163,9 +163,11 @@ def _write_combined_overlay(
 ) -> str:
     """Write the overlay of all prompts that did not fail, with a legend; returns its path relative to `out`."""
     name = f"{FILES['combined_overlay']}/{result_stems(item.id, ['all'])[0]}.png"
-    masks = {each.prompt: each.mask for each in predictions if each.status != "failed"}
+    shown = [each for each in predictions if each.status != "failed"]
+    masks = {each.label: each.mask for each in shown}
+    by_label = {each.label: colors[each.prompt] for each in shown}
     with replacing(out / name) as path:
-        overlay_phrases(item.frames[0], masks, colors).save(path, format="PNG", compress_level=1)
+        overlay_phrases(item.frames[0], masks, by_label).save(path, format="PNG", compress_level=1)
     return name
 
 

@@ -93,6 +93,8 @@ def _draw(
     scores: Mapping[str, float | None],
 ) -> str:
     title = given.identity["id"] + (" · no [SEG]" if given.prediction.status == "no_seg" else "")
+    if given.prediction.unknown_phrase:
+        title += " · unknown phrase"
     picture = six_panels(
         image, target, mask, title=title, prompt=given.identity["prompt"], scores=scores, color=given.color
     )
