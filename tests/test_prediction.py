@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from tests.codes import raises_code
 
+from vesalius.colors import PHRASE_COLORS
 from vesalius.errors import OutputError, SettingError
 from vesalius.inference.baselines import FrangiFilter
 from vesalius.mask_maps import Full, Stored
@@ -77,6 +78,13 @@ def test_overlay_shows_the_mask_on_the_image() -> None:
     assert changed[MASK].all()
     assert not changed[30:].any()
     np.testing.assert_array_equal(np.asarray(NO_SEG.overlay(Image.fromarray(IMAGE))), IMAGE)
+
+
+def test_prompts_of_one_call_have_different_colors() -> None:
+    predictions = FrangiFilter(threshold=0.01)(IMAGE, ["artery", "vein"])
+    assert [each.color for each in predictions] == list(PHRASE_COLORS[:2])
+    drawn = np.asarray(predicted(color=PHRASE_COLORS[1]).overlay(IMAGE))
+    assert PHRASE_COLORS[1] in {tuple(pixel) for pixel in drawn.reshape(-1, 3).tolist()}
 
 
 def test_overlay_needs_an_image_of_the_same_size() -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from vesalius.arrays import as_rgb, is_in_memory
 from vesalius.calls import describe
+from vesalius.colors import Color
 from vesalius.errors import SettingError
 from vesalius.fonts import chart_families, drawable
 from vesalius.masks import Size
@@ -47,6 +48,7 @@ def draw_figure(
     mask: Bool[np.ndarray, "h w"],
     probability: Float32[np.ndarray, "h w"] | None,
     title: str,
+    color: Color,
 ) -> Figure:
     """A matplotlib figure: overlay with its legend, and the probabilities if they are known; pyplot is not used."""
     from matplotlib.figure import Figure
@@ -64,7 +66,7 @@ def draw_figure(
     figure = ShownFigure(figsize=(PANEL_INCHES * panels + 0.8 * (panels - 1), height), dpi=DPI, layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
     # the legend is drawn by Pillow, with a font that has the characters of the phrase
-    axes[0].imshow(overlay_phrases(picture, {prompt: mask}))
+    axes[0].imshow(overlay_phrases(picture, {prompt: mask}, {prompt: color}))
     axes[0].set_title(drawable(title), fontsize="medium", family=chart_families(title), parse_math=False)
     if probability is not None:
         shown = axes[1].imshow(probability, vmin=0, vmax=1, cmap="gray")

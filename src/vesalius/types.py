@@ -17,13 +17,14 @@ from PIL import Image
 
 from vesalius.calls import check_kind, checked
 from vesalius.codes import CODES
+from vesalius.colors import PHRASE_COLORS, Color
 from vesalius.errors import AnnotationError, DataError, SettingError
 from vesalius.files import replacing
 from vesalius.mask_maps import NO_MAPS, Full, LowRes, Maps
 from vesalius.masks import Rle, Size
 from vesalius.notebook import check_picture, draw_figure, encode_png
 from vesalius.phrases import Match
-from vesalius.visualization import overlay_phrases
+from vesalius.visualization import overlay
 from vesalius.window import AUTO, Range, Window
 
 if TYPE_CHECKING:
@@ -200,6 +201,8 @@ class Prediction:
     unknown_phrase: bool = False
     """True if the model lists the phrases it was trained on and `prompt` is none of them: the mask may show another
     structure. Always False for a model with an open vocabulary."""
+    color: Color = field(default=PHRASE_COLORS[0], repr=False, compare=False)
+    """Color of the phrase in overlays, RGB; prompts of one call have different colors."""
     read_image: Callable[[], np.ndarray] | None = field(default=None, repr=False, compare=False)
     """Reads the image again, uint8 (h, w, 3); None for predictions of items and of jobs, which keep no image."""
 
@@ -306,7 +309,7 @@ class Prediction:
         `image` is needed only for predictions of items and of jobs, which keep no image: a PIL image, array or tensor
         of the original size. SettingError without an image, for one of another size, and for a failed prediction.
         """
-        return overlay_phrases(self._picture(image), {self.prompt: self.mask}, legend=False)
+        return overlay(self._picture(image), self.mask, self.color)
 
     @checked
     def plot(self, image: Any = None) -> Figure:
@@ -315,7 +318,7 @@ class Prediction:
         Save it with `figure.savefig("figure.png")`. A notebook shows it. No state of pyplot is used or changed.
         """
         title = f"{self.status}, {self._area}"
-        return draw_figure(self._picture(image), self.label, self.mask, self.probability, title)
+        return draw_figure(self._picture(image), self.label, self.mask, self.probability, title, self.color)
 
     def _repr_png_(self) -> bytes | None:
         """The overlay for notebooks, reduced to 768 pixels; without an image the mask; None for a failed prediction."""

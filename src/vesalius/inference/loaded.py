@@ -13,6 +13,7 @@ import torch
 
 from vesalius.calls import check_kind, check_number, checked, describe
 from vesalius.cleaning import Cleaning
+from vesalius.colors import phrase_colors
 from vesalius.data.pictures import Picture, as_pixels, check_frame, held, is_picture, picture_ids
 from vesalius.errors import SettingError
 from vesalius.models.cards import ModelCard, TtaGain
@@ -225,13 +226,18 @@ class LoadedSegmenter(Segmenter):
     ) -> Iterator[list[Prediction]]:
         """The predictions for each image; at most `batch_size` images are in memory."""
         self.match_prompts(prompts)
+        chosen = phrase_colors(prompts)
+        colors = [chosen[prompt] for prompt in prompts]
         named = iter(zip(images, picture_ids(images, frame), strict=True))
         while some := list(islice(named, self.batch_size)):
             items = [Item(name, as_pixels(image, frame, self.window, name)[None], prompts) for image, name in some]
             found = iter(self._answer(items))
             for image, _ in some:
                 source = partial(as_pixels, image, frame, self.window)
-                yield [replace(each, read_image=source) for each in islice(found, len(prompts))]
+                yield [
+                    replace(prediction, read_image=source, color=color)
+                    for prediction, color in zip(islice(found, len(prompts)), colors, strict=True)
+                ]
 
 
 def check_prompt_list(prompts: Iterable[str]) -> tuple[str, ...]:
