@@ -366,6 +366,14 @@ def test_an_existing_output_is_refused_before_anything_is_done(tmp_path: Path) -
         import_dataset(source, tmp_path / "out")
     with raises_code(SettingError, "output_inside_data"):
         import_dataset(source, tmp_path)
+    with raises_code(OutputError, "output_exists", "out.key.json"):
+        import_dataset(source, tmp_path / "out", pseudonymize=True, overwrite=True)
+    import_dataset(source, tmp_path / "plain", to="masks")
+    import_dataset(source, tmp_path / "plain", overwrite=True)
+    assert {each.name for each in (tmp_path / "plain").iterdir()} == {"images", "annotations.json", "import.json"}
+    (tmp_path / "plain" / "notes.txt").touch()
+    with raises_code(OutputError, "not_replaceable", "notes.txt"):
+        import_dataset(source, tmp_path / "plain", overwrite=True)
     for inside in (source, source / "out"):
         with raises_code(SettingError, "output_inside_data"):
             import_dataset(source, inside)

@@ -61,6 +61,12 @@ def test_a_target_that_cannot_be_written_is_refused_before_tuning(tmp_path, bund
         check_target(tmp_path / "run", None)
     with raises_code(OutputError, "output_exists"):
         check_target(tmp_path / "run", tmp_path / "run")
+    with raises_code(OutputError, "not_replaceable"):
+        check_target(tmp_path / "run", tmp_path / "run", overwrite=True)
+    with raises_code(OutputError, "not_replaceable", "README.md"):
+        check_target("tiny", tmp_path / "run" / "best", overwrite=True)
+    (tmp_path / "run" / "best" / "README.md").unlink()
+    assert check_target("tiny", tmp_path / "run" / "best", overwrite=True) == tmp_path / "run" / "best"
     (tmp_path / "file").write_text("")
     with raises_code(OutputError, "write_failed"):
         check_target(tmp_path / "run", tmp_path / "file" / "bundle")

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ def test_bytes_do_not_depend_on_the_number_of_processes(settings: dict[str, obje
     for num_workers in (0, 2):
         write_dataset(tmp_path / str(num_workers), seed=3, size=64, num_workers=num_workers, **settings)  # type: ignore[arg-type]
     first, other = (bytes_of(tmp_path / str(num_workers)) for num_workers in (0, 2))
-    assert len(first) == 1 + settings["n"] * settings.get("frames", 1)  # type: ignore[operator]
+    assert len(first) == 2 + settings["n"] * settings.get("frames", 1)  # type: ignore[operator]
     assert other == first
 
 
@@ -71,7 +72,7 @@ def test_a_dataset_reads_back_as_it_was_drawn(tmp_path: Path) -> None:
     written = write_dataset(out, n=3, seed=4, size=96, on_progress=done.append)
     assert done == [1, 2, 3]
     assert (written.images, written.masks, written.absent) == (3, 6, 0)
-    assert sorted(path.name for path in out.iterdir()) == ["annotations.json", "images"]
+    assert sorted(path.name for path in out.iterdir()) == ["annotations.json", "images", "synth.json"]
     samples = load_samples(out)
     assert [sample.group for sample in samples] == ["tree_00000", "tree_00001", "tree_00002"]
     for index, sample in enumerate(samples):
@@ -155,6 +156,32 @@ def test_settings_out_of_bounds_are_refused(settings: dict[str, object], field: 
         write_dataset(tmp_path / "out", **{"n": 1, "size": 64, **settings})  # type: ignore[arg-type]
     assert caught.value.field == field
     assert list(tmp_path.iterdir()) == []
+
+
+def test_same_dataset_is_not_drawn_again_and_another_one_replaces_it_on_request(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = write_dataset(out, n=2, size=64, num_workers=0)
+    changed = (out / "images" / "synth_00000.png").stat().st_mtime_ns
+    again = write_dataset(out, n=2, size=64, num_workers=0)
+    assert again == replace(first, already_done=True)
+    assert (out / "images" / "synth_00000.png").stat().st_mtime_ns == changed
+    with raises_code(OutputError, "output_exists"):
+        write_dataset(out, n=3, size=64, num_workers=0)
+    assert write_dataset(out, n=3, size=64, num_workers=0, overwrite=True).images == 3
+    (out / "images" / "synth_00002.png").unlink()
+    with raises_code(OutputError, "output_exists"):
+        write_dataset(out, n=3, size=64, num_workers=0)
+    (out / "notes.txt").touch()
+    with raises_code(OutputError, "not_replaceable", "notes.txt"):
+        write_dataset(out, n=3, size=64, num_workers=0, overwrite=True)
+
+
+def test_dataset_of_the_user_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "annotations.json").write_text("[]")
+    with raises_code(OutputError, "not_replaceable", "synth.json"):
+        write_dataset(tmp_path, n=1, size=64, overwrite=True)
+    assert (tmp_path / "annotations.json").read_text() == "[]"
 
 
 def test_existing_content_is_refused_and_left_alone(tmp_path: Path) -> None:

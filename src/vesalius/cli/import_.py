@@ -5,7 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vesalius.cli.arguments import DATA, OUT, Result, add_dataset_options, add_window, defaults_of, given
+from vesalius.cli.arguments import (
+    DATA,
+    OUT,
+    Result,
+    add_dataset_options,
+    add_overwrite,
+    add_window,
+    defaults_of,
+    given,
+)
 from vesalius.progress import Progress
 
 
@@ -30,6 +39,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the .key.json of an earlier import: the same patients get the same pseudonyms",
     )
+    add_overwrite(command)
     add_dataset_options(command)
     add_window(command, "default: files of more than 8 bits stay as they are")
 
@@ -38,7 +48,7 @@ def run(args: argparse.Namespace) -> Result:
     """Write the dataset; returns its counts and notes."""
     from vesalius.curation.importing import import_dataset
 
-    options = given(args, "to pseudonymize key prompt split group window")
+    options = given(args, "to pseudonymize key prompt split group window overwrite")
     with Progress(1.0, "import", unit=None) as progress:
         result = import_dataset(args.source, args.out, **options, on_progress=progress.reach)
     for note in result["notes"]:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from vesalius.cli.arguments import OUT, Result, add_num_workers, defaults_of, given
+from vesalius.cli.arguments import OUT, Result, add_num_workers, add_overwrite, defaults_of, given
 from vesalius.progress import Progress
 
 
@@ -27,6 +27,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         default=default["phrases"],
         help="all: adds phrases that need language understanding, such as 'the widest vessel' or 'stenosis'",
     )
+    add_overwrite(command)
     add_num_workers(command, "generate images")
 
 
@@ -36,7 +37,11 @@ def run(args: argparse.Namespace) -> Result:
 
     settings = given(args, "seed size frames kind phrases")
     with Progress(args.n * args.frames, "synth") as progress:
-        written = write_dataset(args.out, args.n, **settings, **given(args, "num_workers"), on_progress=progress.reach)
+        written = write_dataset(
+            args.out, args.n, **settings, **given(args, "num_workers overwrite"), on_progress=progress.reach
+        )
+    if written.already_done:
+        print(f"already done: {args.out} has the dataset of this command; --overwrite makes it again")
     absent = f", {written.absent} absent phrases" if written.absent else ""
     print(f"{args.out}: {written.images} images, {written.masks} masks{absent}")
     return {"out": str(args.out), "n": args.n, **settings, **vars(written)}

@@ -31,6 +31,7 @@ def add_arguments(command: Parser) -> None:
         help="also measure test-time augmentation with each subset of these views; the best subset is enabled if its "
         "gain is significant",
     )
+    arguments.add_overwrite(command)
     arguments.add_dataset_options(command)
     arguments.add_prediction_options(command)
 
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> Result:
     from vesalius.models.threshold_store import check_target, store_threshold
     from vesalius.scoring.tune import as_json, find_threshold, summarize
 
-    target = check_target(args.model, vars(args).get("out"))
+    target = check_target(args.model, vars(args).get("out"), **given(args, "overwrite"))
     dataset = open_dataset(args.data, **given(args, "split prompt group window"))
     predictor = arguments.open_segmenter(args, args.model)
     with Progress(len(dataset.samples), "tune") as progress:

@@ -19,12 +19,14 @@ from vesalius.data.grouping import group_of, note_on_groups, regroup
 from vesalius.data.image_files import find_images
 from vesalius.data.writers.formats import WRITERS
 from vesalius.errors import AnnotationError, SettingError, UsageError
-from vesalius.files import check_new, check_outside, replacing, write_json
+from vesalius.files import check_new, check_outside, check_replaceable, replacing, write_json
 from vesalius.lineage import hash_file, versions
 from vesalius.types import MaskFile, Sample
 from vesalius.window import AUTO, Window
 
 MARKER = "import.json"
+NAMES = ("images", "masks", "dicom", "annotations.json", "classes.json", MARKER)
+"""Everything in the folder of an import; a folder with other content is never replaced."""
 
 Progress = Callable[[float], None]
 """Callback for the finished fraction, 0 to 1."""
@@ -41,6 +43,7 @@ def import_dataset(
     split: str | None = None,
     group: str | None = None,
     window: Any = AUTO,
+    overwrite: bool = False,
     on_progress: Progress = lambda fraction: None,
 ) -> dict[str, Any]:
     """Write images to `out/images/`, the annotation in the format `to` (a key of `WRITERS`), and `import.json`.
@@ -50,10 +53,10 @@ def import_dataset(
     and photos turned by EXIF become 8-bit PNG files. With `pseudonymize`, nothing that identifies a person gets
     into `out`, a message or the log: ids, groups and sequences are keyed pseudonyms, images are re-encoded, only
     `KEPT_METADATA` is kept, and DICOM files with headers by the basic profile are written to `out/dicom/`. The key and
-    the mapping to the originals go to `OUT.key.json` beside `out`; `key` is the key file of an earlier import. Returns
-    `import.json` without its samples. Raises OutputError if `out` or its key exists, SettingError for an argument that
-    does not match the source, DataError if the source cannot be read; with `pseudonymize`, their messages quote nothing
-    of the source.
+    the mapping to the originals go to `OUT.key.json` beside `out`; `key` is the key file of an earlier import.
+    `overwrite` replaces an earlier import when the new one is complete, but never a key. Returns `import.json` without
+    its samples. Raises OutputError if `out` or its key exists, SettingError for an argument that does not match the
+    source, DataError if the source cannot be read; with `pseudonymize`, their messages quote nothing of the source.
     """
     options = _Options(split, prompt, group, Window.of(window))
     if to not in WRITERS:
@@ -66,7 +69,10 @@ def import_dataset(
         )
     check_there(source)
     check_outside(out, source)
-    check_new(out)
+    if overwrite:
+        check_replaceable(out, "imported dataset", NAMES, MARKER)
+    else:
+        check_new(out, "name another folder, or replace an earlier import with --overwrite")
     if not pseudonymize:
         dataset = _open(source, _is_annotated(source, split), options)
         with replacing(out) as folder:

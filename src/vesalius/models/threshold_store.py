@@ -8,18 +8,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vesalius.errors import CheckpointError, OutputError
-from vesalius.files import check_new, prepare_folder, replacing, write_json
+from vesalius.files import check_new, check_replaceable, prepare_folder, replacing, write_json
 from vesalius.models.cards import CARD, ThresholdOrigin, TtaGain
 from vesalius.models.reference import ModelRef, resolve_model
 
 RUN_ONLY = {"train_state.json", "optimizer.safetensors", "average.pt", "README.md"}
 """Files of a run's checkpoint that are not copied: its training state, and the README with the old threshold."""
+NAMES = (CARD, *"vlm sam projector.safetensors unet.safetensors adapter source conversion.json recipe.yaml".split())
+"""Everything in a bundle that `tune` writes; a folder with other content, such as a checkpoint of a run, is never
+replaced."""
 
 
-def check_target(model: str | Path | ModelRef, out: Path | None) -> Path:
+def check_target(model: str | Path | ModelRef, out: Path | None, overwrite: bool = False) -> Path:
     """The bundle folder to write the tuned threshold to: `out`, or by default MODEL itself. Called before tuning starts.
 
-    CheckpointError if MODEL is not a bundle; OutputError if `out` exists already or the folder cannot be written.
+    CheckpointError if MODEL is not a bundle; OutputError if `out` exists already, unless `overwrite` and it is a bundle,
+    or if the folder cannot be written.
     """
     ref = resolve_model(model)
     folder = ref.folder
@@ -28,7 +32,10 @@ def check_target(model: str | Path | ModelRef, out: Path | None) -> Path:
             folder, "is in the official layout, which has no threshold; convert it to a bundle", code="wrong_model_kind"
         )
     if out is not None:
-        check_new(out)
+        if overwrite:
+            check_replaceable(out, "bundle", NAMES, CARD)
+        else:
+            check_new(out, "name another folder, or replace an earlier bundle with --overwrite")
         prepare_folder(out.resolve().parent)
         return out
     if ref.origin != "bundle":

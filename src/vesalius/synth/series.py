@@ -5,10 +5,12 @@ An image depends only on its settings, seed, index and frame: its bytes are the 
 
 from __future__ import annotations
 
+import json
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -19,7 +21,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from vesalius.config import Settings, make_settings
 from vesalius.data.writers import vesalius_json
-from vesalius.files import check_new, replacing
+from vesalius.files import check_new, check_replaceable, replacing, write_json
 from vesalius.masks import encode_rle
 from vesalius.parallel import map_in_processes
 from vesalius.synth import angiogram, fundus
@@ -30,6 +32,9 @@ from vesalius.types import Absent, Item, MaskReference, RleMask, Sample
 
 PROMPTS = angiogram.PHRASES
 SMALLEST_SIZE, LARGEST_SIZE = 64, 8192
+ANNOTATIONS, MARKER = "annotations.json", "synth.json"
+NAMES = ("images", ANNOTATIONS, MARKER)
+"""Everything in the folder of a synthetic dataset; a folder with other content is never replaced."""
 FRAMES_PER_JOB = 8
 """Maximum number of frames per job; each job generates the anatomy of its clip again."""
 MIN_PARALLEL = 32
@@ -47,6 +52,8 @@ class Written:
     masks: int
     absent: int
     """Number of (image, phrase) pairs with an absent object."""
+    already_done: bool = False
+    """True if the folder already had this dataset, and nothing was written."""
 
 
 class Series(Settings):
@@ -109,18 +116,26 @@ def write_dataset(
     kind: Kind = "coronary",
     phrases: Phrases = "default",
     num_workers: int | None = None,
+    overwrite: bool = False,
 ) -> Written:
     """Write a dataset of `n` images, or `n` clips of `frames` frames, with masks, atomically.
 
-    The files are `out/images/synth_00000.png ...` (`synth_00000_000.png ...` for clips) and `out/annotations.json`, where
-    the frames of a clip share `sequence`. `num_workers` is the number of processes (0: this process; None: one per core, or
+    The files are `out/images/synth_00000.png ...` (`synth_00000_000.png ...` for clips), `out/annotations.json`, where
+    the frames of a clip share `sequence`, and `out/synth.json` with settings and counts. A folder with the same settings
+    is left as it is; `overwrite` replaces a synthetic dataset when the new one is complete. `num_workers` is the number of processes (0: this process; None: one per core, or
     this process for fewer than `MIN_PARALLEL` images); it does not change the bytes. `on_progress` receives the number of
     images written. Raises SettingError for values outside the bounds of `DatasetSettings`, and OutputError if `out` exists
     and is not an empty folder.
     """
     values = {"seed": seed, "size": size, "frames": frames, "kind": kind, "phrases": phrases}
     series = make_settings(DatasetSettings, values | {"n": n, "num_workers": num_workers}, "synth")
-    check_new(out)
+    record = {"settings": values | {"n": n}, "vesalius": version("vesalius")}
+    if overwrite:
+        check_replaceable(out, "synthetic dataset", NAMES, MARKER)
+    elif written := _find_written(out, record):
+        return written
+    else:
+        check_new(out)
     jobs = (
         _Job(series, index, first, min(first + FRAMES_PER_JOB, frames))
         for index in range(n)
@@ -138,10 +153,25 @@ def write_dataset(
                 samples.append(replace(sample, image=path))
                 if on_progress is not None:
                     on_progress(len(samples))
-        vesalius_json.write(folder / "annotations.json", samples)
-    absent = sum(objects == (Absent(),) for sample in samples for objects in sample.masks or ())
-    asked = sum(len(sample.prompts) for sample in samples)
-    return Written(len(samples), asked - absent, absent)
+        vesalius_json.write(folder / ANNOTATIONS, samples)
+        absent = sum(objects == (Absent(),) for sample in samples for objects in sample.masks or ())
+        asked = sum(len(sample.prompts) for sample in samples)
+        written = Written(len(samples), asked - absent, absent)
+        counts = {"images": written.images, "masks": written.masks, "absent": written.absent}
+        write_json(folder / MARKER, {**record, "counts": counts})
+    return written
+
+
+def _find_written(out: Path, record: dict[str, Any]) -> Written | None:
+    """The counts of the dataset in `out`, if it has these settings and all its images."""
+    try:
+        found = json.loads((out / MARKER).read_text(encoding="utf-8"))
+        written = Written(**found.pop("counts"), already_done=True)
+        n_images = sum(1 for _ in (out / "images").iterdir())
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+        return None
+    whole = n_images == written.images and (out / ANNOTATIONS).is_file()
+    return written if whole and found == record else None
 
 
 def _series(**values: Any) -> Series:
