@@ -5,16 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vesalius.cli.arguments import (
-    DATA,
-    OUT,
-    Result,
-    add_dataset_options,
-    add_overwrite,
-    add_window,
-    defaults_of,
-    given,
-)
+from vesalius.cli.arguments import DATA, OUT, Result, add_dataset_options, add_overwrite, add_window, defaults_of, given
 from vesalius.progress import Progress
 
 
