@@ -69,10 +69,7 @@ def import_dataset(
         )
     check_there(source)
     check_outside(out, source)
-    if overwrite:
-        check_replaceable(out, "imported dataset", NAMES, MARKER)
-    else:
-        check_new(out, "name another folder, or replace an earlier import with --overwrite")
+    _check_target(out, overwrite)
     if not pseudonymize:
         dataset = _open(source, _is_annotated(source, split), options)
         with replacing(out) as folder:
@@ -95,6 +92,13 @@ def import_dataset(
         write_json(folder / MARKER, record)
         deidentifier.write_key()
     return _summary(record, out) | {"key": str(deidentifier.key_file)}
+
+
+def _check_target(out: Path, overwrite: bool) -> None:
+    if overwrite:
+        check_replaceable(out, "imported dataset", NAMES, MARKER)
+    else:
+        check_new(out, "name another folder, or replace an earlier import with --overwrite")
 
 
 def _is_annotated(path: Path, split: str | None) -> bool:
