@@ -68,8 +68,7 @@ def import_dataset(
             "--key needs --pseudonymize; add it, or leave --key out", code="conflicting_settings", field="key"
         )
     check_there(source)
-    check_outside(out, source)
-    _check_target(out, overwrite)
+    _check_target(out, source, overwrite)
     if not pseudonymize:
         dataset = _open(source, _is_annotated(source, split), options)
         with replacing(out) as folder:
@@ -94,7 +93,8 @@ def import_dataset(
     return _summary(record, out) | {"key": str(deidentifier.key_file)}
 
 
-def _check_target(out: Path, overwrite: bool) -> None:
+def _check_target(out: Path, source: Path, overwrite: bool) -> None:
+    check_outside(out, source)
     if overwrite:
         check_replaceable(out, "imported dataset", NAMES, MARKER)
     else:
