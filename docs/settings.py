@@ -22,6 +22,7 @@ from vesalius.inference.feature_cache import CacheSettings
 from vesalius.inference.fitting import PredictionSettings, TrainingSettings
 from vesalius.inference.tiles import TileSettings
 from vesalius.training.settings import RunSettings
+from vesalius.window import Window
 
 PAGE = Path(__file__).with_suffix(".md")
 HEAD = """# Settings
@@ -48,7 +49,14 @@ SECTIONS = {
         "`load_predictor(cache=CacheSettings(...))`; `--cache` and `--cache-size` set them.",
     ),
 }
-NAMES = {str: "text", Path: "path", bool: "true or false", int: "integer", float: "number"}
+NAMES = {
+    str: "text",
+    Path: "path",
+    bool: "true or false",
+    int: "integer",
+    float: "number",
+    Window: "auto, [low, high], [percentile, p, q]",
+}
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "length ≥"}
 
 
