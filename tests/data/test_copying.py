@@ -154,3 +154,16 @@ def test_a_file_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
     sample = Sample("a", picture(tmp_path / "a.png"), (), None)
     with raises_code(OutputError, "write_failed"):
         copy_images([sample], tmp_path / "out", {"a": "x" * 300})
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_photo_turned_by_exif_is_written_upright(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    (placed,) = copy_images([Sample("a", tmp_path / "a.png", (), None)], tmp_path / "out")
+    np.testing.assert_array_equal(read_image(placed.image), read_image(tmp_path / "a.png"))
+    with Image.open(placed.image) as image:
+        assert image.getexif().get(0x0112, 1) == 1
+        np.testing.assert_array_equal(np.asarray(image), read_image(placed.image))

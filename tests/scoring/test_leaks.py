@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from vesalius.scoring.leaks import LISTED, Leaks, find_leaks
 from vesalius.segmenter import ModelDescription
 from vesalius.synth.series import draw
 from vesalius.types import Sample
+from vesalius.window import Window
 
 
 def picture(seed: int) -> Image.Image:
@@ -162,3 +164,14 @@ def test_fine_tuned_model_whose_earlier_training_is_not_recorded(samples, FakeSe
     model.describe(training_images=(hash_pixels(read_image(samples[0].image)),))
     with raises_code(DataError, "training_leak"):
         find_leaks(model.description, samples, allowed=False)
+
+
+def test_images_are_compared_under_the_window_of_training(samples):
+    """Whatever the window of the evaluation is."""
+    window = Window("range", 20, 220)
+    trained = hash_pixels(read_image(samples[0].image, window=window))
+    model = ModelDescription("m", "m", training_images=(trained,), trained_on_unknown=False, training_window=window)
+    for shown in (Window(), Window("range", 0, 100)):
+        with raises_code(DataError, "training_leak", samples[0].id):
+            find_leaks(model, [replace(sample, window=shown) for sample in samples], False)
+    assert find_leaks(replace(model, training_window=None), samples, False).n_training == 0

@@ -13,12 +13,13 @@ from tests.codes import raises_code
 from tests.training.run_files import MakeSettings, lines
 
 from vesalius.errors import OutputError, SettingError, TrainingError
-from vesalius.models.cards import read_card
+from vesalius.models.cards import ModelCard, read_card
 from vesalius.training.context import Monitoring
 from vesalius.training.distributed import join_processes
 from vesalius.training.learner import TextSegLearner
 from vesalius.training.preparation import prepare
 from vesalius.training.run import read_run_settings, resume, train
+from vesalius.window import Window
 
 pytestmark = pytest.mark.usefixtures("small")
 
@@ -168,3 +169,29 @@ def test_contradicting_settings_are_refused_and_multipliers_of_frozen_components
 def test_runs_of_one_program_may_differ_in_precision() -> None:
     for precision in ("fp32", "bf16", "fp32"):
         assert join_processes(precision).accelerator.mixed_precision == ("bf16" if precision == "bf16" else "no")
+
+
+def test_the_card_stores_the_window_which_a_later_run_inherits_and_a_resumed_run_keeps(
+    plain_settings: MakeSettings, four_images: Path, run: Path, tmp_path: Path
+) -> None:
+    def prepared(resume: bool = False, **changes: Any) -> ModelCard:
+        return prepare(plain_settings(**changes), join_processes("fp32"), Monitoring(), resume=resume).card
+
+    window = {"train": four_images, "window": [10, 200]}
+    start = {"model": str(run / "last"), "init": "pretrained"}
+    assert read_card(run / "last").window == Window()
+    card = prepared(out=tmp_path / "second", data=window, **start)
+    assert card.window == Window("range", 10, 200)
+    # tiny has 8-bit images, whose hashes differ under a window
+    assert len(card.training_images or ()) == 8
+    with raises_code(TrainingError, "changed_setting", "it was auto"):
+        prepared(resume=True, out=run, data=window)
+    path = run / "last" / "vesalius.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "window": ["percentile", 1, 99]}))
+    assert prepared(out=tmp_path / "third", **start).window == Window("percentile", 1, 99)
+    assert prepared(out=tmp_path / "fourth", data={**window, "window": "auto"}, **start).window == Window()
+
+
+def test_an_impossible_window_in_a_recipe_is_named(plain_settings: MakeSettings, four_images: Path) -> None:
+    with raises_code(SettingError, "bad_value", "data.window", "9 5"):
+        plain_settings(four_images / "run", data={"train": four_images, "window": [9, 5]})

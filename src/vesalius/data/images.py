@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Integer, UInt8
@@ -23,16 +24,16 @@ MASK_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "I;16L", "I;16B",
 
 
 def read_image(
-    path: Path, frame: int | None = None, reader: FrameReader | None = None, window: Window = AUTO
+    path: Path, frame: int | None = None, reader: FrameReader | None = None, window: Any = AUTO
 ) -> UInt8[np.ndarray, "h w 3"]:
     """RGB pixels of an image file, or of one frame of a DICOM file, volume, video, animation or TIFF with pages.
 
-    Photos are turned upright by their EXIF orientation. `window` maps values of more than 8 bits to gray levels; `auto`
-    is described in `Window`. A `reader` keeps the file open from one frame to the next. Raises ImageError, naming the
+    Photos are turned upright by their EXIF orientation. `window`, as `Window.parse` reads it,
+    maps values of more than 8 bits to gray levels. A `reader` keeps the file open from one frame to the next. Raises ImageError, naming the
     file, if it is missing, empty, truncated or not an image, has more than `MAX_PIXELS` pixels, a partly transparent
     pixel, a pixel that is NaN or infinite (except NIfTI), or no such frame.
     """
-    return decode_image(path, frame, reader, window).pixels
+    return decode_image(path, frame, reader, Window.of(window)).pixels
 
 
 def decode_image(

@@ -292,6 +292,7 @@ def _run_settings(out: Path, model: ModelDescription, prompts: Sequence[str], sa
     """Entries of `run.json` in addition to the summary; writes the hashes of the model's training images beside it."""
     asked = {"prompts": list(prompts), "threshold": model.threshold, "save": list(save)}
     lineage = {**write_hashes(out, model), "phrases": None if model.phrases is None else list(model.phrases)}
+    lineage["window"] = None if model.training_window is None else model.training_window.plain
     return {"settings": {**model.settings, **asked}, "lineage": lineage, "versions": versions()}
 
 

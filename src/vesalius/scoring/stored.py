@@ -24,6 +24,7 @@ from vesalius.scoring.results import OPEN, ResultKey, duplicate, parse, read_byt
 from vesalius.scoring.roi import masks_by_id
 from vesalius.segmenter import ModelDescription, Segmenter
 from vesalius.types import Item, Prediction, Sample, Status
+from vesalius.window import AUTO, Window
 
 LISTED = 10
 INVALID = "invalid_prediction"
@@ -52,6 +53,7 @@ class _Settings(BaseModel):
     model_config = OPEN
     threshold: float | None = Field(default=None, gt=0, lt=1)
     tta: Any = None
+    window: Window = AUTO
 
 
 class _Lineage(BaseModel):
@@ -61,6 +63,7 @@ class _Lineage(BaseModel):
     hashes: str | None = None
     included: str | None = None
     phrases: list[str] | None = None
+    window: Window | None = None
 
 
 class StoredRun(BaseModel):
@@ -137,6 +140,8 @@ class StoredPredictions(Segmenter):
             training_perceptual_hashes=self._hashes.training_perceptual_hashes,
             training_texture_hashes=self._hashes.training_texture_hashes,
             tuning_images=self._hashes.tuning_images if tuned else (),
+            window=self._run.settings.window,
+            training_window=lineage.window,
         )
 
     def predict(self, items: Sequence[Item]) -> list[Prediction]:
