@@ -72,4 +72,5 @@ fix: setup
 
 docs: setup
 	$(BIN)/python -m vesalius.codes > docs/errors.md
+	$(BIN)/python -m vesalius.codes zh > docs/zh/errors.md
 	$(BIN)/python docs/settings.py

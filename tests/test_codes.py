@@ -10,7 +10,7 @@ import pytest
 
 import vesalius
 from vesalius import errors
-from vesalius.codes import CODES, Code, as_markdown
+from vesalius.codes import CODES, Code, as_chinese_markdown, as_markdown, chinese_codes
 
 SRC = Path(vesalius.__file__).parent
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,6 +49,20 @@ def test_every_error_in_the_source_is_given_a_code() -> None:
 def test_the_page_lists_the_table() -> None:
     """`python -m vesalius.codes > docs/errors.md` brings it up to date."""
     assert (ROOT / "docs" / "errors.md").read_text(encoding="utf-8") == as_markdown()
+
+
+def test_the_chinese_page_explains_every_code() -> None:
+    """`python -m vesalius.codes zh > docs/zh/errors.md` brings it up to date."""
+    chinese = chinese_codes()
+    assert {code: entry.severity for code, entry in chinese.items()} == {
+        code: entry.severity for code, entry in CODES.items()
+    }
+    assert list(chinese) == list(CODES)
+    assert (ROOT / "docs" / "zh" / "errors.md").read_text(encoding="utf-8") == as_chinese_markdown()
+    for code, entry in chinese.items():
+        for text, english in ((entry.meaning, CODES[code].meaning), (entry.remedy, CODES[code].remedy)):
+            assert re.search("[\u4e00-\u9fff]", text) and not text.endswith("。"), code
+            assert set(re.findall(r"`[^`]+`|--[a-z-]+", text)) == set(re.findall(r"`[^`]+`|--[a-z-]+", english)), code
 
 
 @pytest.mark.parametrize(("code", "entry"), CODES.items(), ids=CODES.keys())

@@ -1,12 +1,16 @@
 """The table of codes: a stable identifier for each kind of error and each kind of finding of `vesalius check`.
 
 Codes are public: `--json` prints them, reports store them, and scripts may compare them. Messages may change.
-`python -m vesalius.codes > docs/errors.md` writes the table as a page.
+`python -m vesalius.codes > docs/errors.md` writes the table as a page, `python -m vesalius.codes zh > docs/zh/errors.md` the
+Chinese one.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 Severity = Literal["error", "warning"]
@@ -231,9 +235,13 @@ nothing_to_compare: no metric or row has a score in all evaluations | evaluate a
 """Each line is `CODE: MEANING | REMEDY`, or `CODE (warning): MEANING | REMEDY`; a line with # is a section title."""
 
 
-def _read_table() -> dict[str, Code]:
+CHINESE_TABLE = Path(__file__).with_name("codes.zh.txt")
+"""The same lines in Chinese."""
+
+
+def _read_table(table: str) -> dict[str, Code]:
     codes: dict[str, Code] = {}
-    for line in _TABLE.strip().splitlines():
+    for line in table.strip().splitlines():
         if line.startswith("# "):
             continue
         name, _, text = line.partition(": ")
@@ -244,33 +252,47 @@ def _read_table() -> dict[str, Code]:
     return codes
 
 
-CODES = _read_table()
+CODES = _read_table(_TABLE)
 """All codes of errors and findings, in the order of docs/errors.md."""
+
+
+@lru_cache
+def chinese_codes() -> dict[str, Code]:
+    """All codes with their meanings and remedies in Chinese."""
+    return _read_table(CHINESE_TABLE.read_text(encoding="utf-8"))
 
 
 def as_markdown() -> str:
     """The table as Markdown, for docs/errors.md."""
-    lines = [
-        "# Codes of errors and findings",
-        "",
-        "Every error has a code, and so has every finding of `vesalius check`. Codes are stable; messages may change.",
-        '`--json` prints an error as `{"error": {"code", "message", "path", "field"}}`, with null for an unknown path or field.',
-    ]
-    for line in _TABLE.strip().splitlines():
+    head = """# Codes of errors and findings
+
+Every error has a code, and so has every finding of `vesalius check`. Codes are stable; messages may change.
+`--json` prints an error as `{"error": {"code", "message", "path", "field"}}`, with null for an unknown path or field."""
+    return _page(head, _TABLE, "| code | severity | meaning | remedy |", {"error": "error", "warning": "warning"})
+
+
+def as_chinese_markdown() -> str:
+    """The table in Chinese as Markdown, for docs/zh/errors.md."""
+    head = """# 错误与问题的代码
+
+错误信息是英文的，每个错误都有代码，`vesalius check` 发现的每个问题也有代码。在本页查找代码，即可看到中文的含义和处理办法。代码保持不变，错误信息的措辞可能改变。
+`--json` 把错误输出为 `{"error": {"code", "message", "path", "field"}}`；路径或字段未知时为 null。英文页：[errors.md](../errors.md)。"""
+    table = CHINESE_TABLE.read_text(encoding="utf-8")
+    return _page(head, table, "| 代码 | 程度 | 含义 | 处理办法 |", {"error": "错误", "warning": "警告"})
+
+
+def _page(head: str, table: str, columns: str, severities: dict[str, str]) -> str:
+    lines = [head]
+    codes = _read_table(table)
+    for line in table.strip().splitlines():
         if line.startswith("# "):
-            lines += [
-                "",
-                f"## {line[2].upper()}{line[3:]}",
-                "",
-                "| code | severity | meaning | remedy |",
-                "|---|---|---|---|",
-            ]
+            lines += ["", f"## {line[2].upper()}{line[3:]}", "", columns, "|---|---|---|---|"]
         else:
             code = line.partition(": ")[0].removesuffix(" (warning)")
-            entry = CODES[code]
-            lines.append(f"| `{code}` | {entry.severity} | {entry.meaning} | {entry.remedy} |")
+            entry = codes[code]
+            lines.append(f"| `{code}` | {severities[entry.severity]} | {entry.meaning} | {entry.remedy} |")
     return "\n".join([*lines, ""])
 
 
 if __name__ == "__main__":
-    print(as_markdown(), end="")
+    print(as_chinese_markdown() if sys.argv[1:] == ["zh"] else as_markdown(), end="")
