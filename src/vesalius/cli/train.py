@@ -37,7 +37,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add(
         "--find-lr",
         type=Path,
-        metavar="FILE.png",
+        metavar="PNG",
         help="learning rate finder: train briefly with an increasing learning rate, suggest a value and plot the loss; "
         "writes no run folder",
     )
