@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from vesalius.mask_maps import LowRes
     from vesalius.scoring.evaluate import evaluate
     from vesalius.segmenter import ModelDescription, Segmenter
-    from vesalius.training.run import resume, train
+    from vesalius.training.calls import resume, train
     from vesalius.types import Item, Prediction, Sample
+
+    __version__: str
 
 _HOME = {
     "Item": "vesalius.types",
@@ -34,8 +36,8 @@ _HOME = {
     "load_predictor": "vesalius.jobs.opening",
     "load_samples": "vesalius.data.dataset",
     "read_image": "vesalius.data.images",
-    "resume": "vesalius.training.run",
-    "train": "vesalius.training.run",
+    "resume": "vesalius.training.calls",
+    "train": "vesalius.training.calls",
 }
 
 __all__ = [
@@ -58,10 +60,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("vesalius")
     if name not in _HOME:
         raise AttributeError(f"module 'vesalius' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    """The public names, and those that every module has."""
+    return sorted([*__all__, "__version__", *(name for name in globals() if name.startswith("__"))])
