@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -210,3 +211,9 @@ def test_public_names_are_classes_and_functions_before_and_after_other_imports()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == 2 * vesalius.__all__
+
+
+def test_dir_lists_only_public_names() -> None:
+    names = [name for name in dir(vesalius) if not name.startswith("__")]
+    assert names == vesalius.__all__
+    assert vesalius.__version__ == version("vesalius")

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.codes import raises_code
 
+from vesalius.errors import SettingError
 from vesalius.mask_maps import LowRes
 from vesalius.types import Absent, Item, Prediction, Sample
 
@@ -36,7 +38,7 @@ def test_an_item_has_the_size_of_its_frames() -> None:
 
 @pytest.mark.parametrize("frames", [FRAMES[0], FRAMES.astype(np.float32), FRAMES[..., :1], FRAMES[:0], FRAMES[:, :0]])
 def test_frames_of_another_shape_or_dtype_are_refused(frames: np.ndarray) -> None:
-    with pytest.raises(ValueError, match=r"a: frames must be uint8 \(f, h, w, 3\); got"):
+    with raises_code(SettingError, "wrong_shape", "frames"):
         Item("a", frames, ())
 
 
@@ -50,7 +52,7 @@ def test_frames_of_another_shape_or_dtype_are_refused(frames: np.ndarray) -> Non
     ],
 )
 def test_masks_of_another_shape_or_dtype_are_refused(masks: np.ndarray) -> None:
-    with pytest.raises(ValueError, match=r"a: masks must be bool \(1, 2, 4, 5\); got"):
+    with raises_code(SettingError, "wrong_shape", "(1, 2, 4, 5)"):
         Item("a", FRAMES, ("x",), masks)
 
 

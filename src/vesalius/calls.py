@@ -6,7 +6,7 @@ import difflib
 import inspect
 from collections.abc import Callable
 from functools import wraps
-from numbers import Real
+from types import UnionType
 from typing import Any, ParamSpec, TypeVar
 
 from vesalius.errors import SettingError
@@ -42,16 +42,11 @@ def _wrong_call(name: str, signature: inspect.Signature, given: dict[str, Any], 
     return SettingError(f"{name}: {reason}; its arguments are {', '.join(known)}", code="bad_value")
 
 
-def check_kind(value: object, kinds: type | tuple[type, ...], name: str, expected: str) -> None:
-    """Raise SettingError `NAME must be EXPECTED` unless the value is an instance of `kinds`; None always passes."""
-    if value is not None and (not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool)):
+def check_kind(value: object, kinds: type | UnionType, name: str, expected: str) -> None:
+    """Raise SettingError `NAME must be EXPECTED` unless the value is an instance of `kinds`; a bool is no number."""
+    if not isinstance(value, kinds) or isinstance(value, bool):
         message = f"{name} must be {expected}; got {describe(value)}"
         raise SettingError(message, code="bad_value", field=name)
-
-
-def check_number(value: object, name: str) -> None:
-    """Raise SettingError unless the value is a real number or None; a bool is not a number."""
-    check_kind(value, Real, name, "a number")
 
 
 def describe(value: object) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image
 
-from vesalius.calls import check_kind, checked
+from vesalius.calls import check_kind, checked, describe
 from vesalius.codes import CODES
 from vesalius.colors import PHRASE_COLORS, Color
 from vesalius.errors import AnnotationError, DataError, SettingError
@@ -131,7 +131,10 @@ Turn = tuple[str, str]
 
 @dataclass(frozen=True)
 class Item:
-    """One image or clip in memory, with its prompts and, if known, the mask of each prompt."""
+    """One image or clip in memory, with its prompts and, if known, the mask of each prompt.
+
+    SettingError (code `wrong_shape`) for frames, prompts or masks of another type or shape.
+    """
 
     id: str
     frames: np.ndarray
@@ -148,13 +151,23 @@ class Item:
 
     def __post_init__(self) -> None:
         frames, masks = self.frames, self.masks
-        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
-            raise ValueError(f"{self.id}: frames must be uint8 (f, h, w, 3); got {frames.dtype} {frames.shape}")
+        if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
+            raise self._wrong("frames", "frames must be uint8 (f, h, w, 3)", frames)
+        if 0 in frames.shape:
+            raise self._wrong("frames", "frames must have pixels", frames)
+        if isinstance(self.prompts, str) or not all(isinstance(prompt, str) for prompt in self.prompts):
+            raise self._wrong("prompts", "prompts must be a tuple of phrases", self.prompts)
         expected = (len(self.prompts), *frames.shape[:3])
-        if masks is not None and (masks.dtype != np.bool_ or masks.shape != expected):
-            raise ValueError(f"{self.id}: masks must be bool {expected}; got {masks.dtype} {masks.shape}")
-        if masks is not None and (present := [index for index in self.absent if masks[index].any()]):
+        if masks is None:
+            return
+        if not isinstance(masks, np.ndarray) or masks.dtype != np.bool_ or masks.shape != expected:
+            raise self._wrong("masks", f"masks must be bool {expected}", masks)
+        if present := [index for index in self.absent if masks[index].any()]:
             raise ValueError(f"{self.id}: {self.prompts[present[0]]!r} is marked absent but has a mask")
+
+    def _wrong(self, name: str, expected: str, value: Any) -> SettingError:
+        got = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else describe(value)
+        return SettingError(f"{self.id}: {expected}; got {got}", code="wrong_shape", field=name)
 
     @property
     def size(self) -> Size:
@@ -229,14 +242,18 @@ class Prediction:
 
     @property
     def logits(self) -> np.ndarray:
-        """float32 (n, g, g) from the mask decoder, or (n, h, w) from a baseline; ValueError for tiles and stored masks."""
+        """float32 (n, g, g) from the mask decoder, or (n, h, w) from a baseline; SettingError for tiles and stored masks."""
         if not isinstance(self.maps, LowRes | Full):
-            raise ValueError(f"{self.id}: has no single map of logits")
+            message = f"{self.id}: tiles and stored masks have no single map of logits; use probabilities"
+            raise SettingError(message, code="not_supported", field="logits")
         return self.maps.logits
 
     @property
     def probabilities(self) -> np.ndarray:
-        """float32 (n, h, w) in [0, 1] at the original size; ValueError for stored masks without probabilities."""
+        """float32 (n, h, w) in [0, 1] at the original size; SettingError for stored masks without probabilities."""
+        if self.probability is None:
+            message = f"{self.id}: only the mask was stored; predict again with --save masks,probs"
+            raise SettingError(message, code="missing_probabilities", field="probabilities")
         return self.maps.probabilities(self.size)
 
     @property
@@ -288,7 +305,7 @@ class Prediction:
         the file cannot be written.
         """
         self._check_answered()
-        check_kind(path, (str, Path), "path", "a path ending in .png or .npz")
+        check_kind(path, str | Path, "path", "a path ending in .png or .npz")
         path = Path(path)
         kind = path.suffix.lower()
         if kind not in (".png", ".npz"):

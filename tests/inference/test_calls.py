@@ -13,10 +13,12 @@ import torch
 from PIL import Image
 from tests.codes import raises_code
 
+import vesalius
 from vesalius.data.pictures import as_pixels, picture_ids
 from vesalius.errors import ImageError, SettingError
 from vesalius.inference.baselines import FrangiFilter
 from vesalius.inference.official import OfficialPredictor
+from vesalius.synth import write_dataset
 from vesalius.types import Item
 
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -211,3 +213,32 @@ def test_settings_of_a_wrong_kind_are_refused() -> None:
     for name, value in (("threshold", "0.5"), ("batch_size", 2.5), ("batch_size", True), ("cleaning", 3)):
         with raises_code(SettingError, "bad_value", name):
             FrangiFilter(**{name: value})
+
+
+OPENINGS: dict[str, tuple[str, Callable[[], Any]]] = {
+    "no model": ("bad_value", vesalius.load_predictor),
+    "model None": ("bad_value", lambda: vesalius.load_predictor(None)),
+    "unknown name": ("unknown_setting", lambda: vesalius.load_predictor("frangi", treshold=0.3)),
+    "answer": ("bad_value", lambda: vesalius.load_predictor("tiny", answer="yes")),
+    "tiles": ("bad_value", lambda: vesalius.load_predictor("tiny", tiles=True)),
+    "data": ("bad_value", lambda: vesalius.load_samples(None)),
+    "sample": ("bad_value", lambda: vesalius.load_item("a.png")),
+    "evaluated model": ("bad_value", lambda: vesalius.evaluate(3, [], "out")),
+    "evaluated data": ("bad_value", lambda: vesalius.evaluate("frangi", [3], "out")),
+    "frames": ("wrong_shape", lambda: Item("a", NOISE, ("vessel",))),
+    "prompts": ("wrong_shape", lambda: Item("a", NOISE[None], "vessel")),
+}
+
+
+@pytest.mark.parametrize("name", OPENINGS)
+def test_wrong_arguments_of_public_functions_have_a_code(name: str) -> None:
+    code, call = OPENINGS[name]
+    with raises_code(SettingError, code):
+        call()
+
+
+def test_a_model_and_a_dataset_are_evaluated_by_name(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data", 2, seed=0, size=64, num_workers=0)
+    metrics = vesalius.evaluate("frangi", tmp_path / "data", tmp_path / "out", figures=False, num_workers=0)
+    assert metrics["model"]["name"] == "frangi"
+    assert metrics["data"]["n_samples"] == 2

@@ -165,7 +165,7 @@ def test_masks_of_a_clip_come_phrase_by_phrase(processor: Processor) -> None:
 
 
 def test_a_clip_is_refused_where_an_image_is_needed(processor: Processor) -> None:
-    with pytest.raises(ValueError, match="is a clip of 2 frames, not an image"):
+    with raises_code(SettingError, "wrong_shape", "2 frames"):
         processor([clip(2, "a")])
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int64, UInt8
 
+from vesalius.calls import check_kind, checked
 from vesalius.data.decoders.decoded import Decoded
 from vesalius.data.decoders.exif import SIDES_SWAPPED, UPRIGHT
 from vesalius.data.decoders.frame_files import FrameReader
@@ -115,6 +116,7 @@ def open_dataset(
     return Dataset(_name(source.path), kind, source.root, tuple(samples), tuple(notes), merged)
 
 
+@checked
 def load_samples(
     data: str | Path,
     *,
@@ -124,9 +126,11 @@ def load_samples(
     window: Any = AUTO,
 ) -> list[Sample]:
     """The samples that `open_dataset` reads with the same arguments."""
+    check_kind(data, str | Path, "data", "the path of a dataset")
     return list(open_dataset(data, split=split, prompt=prompt, group=group, window=window).samples)
 
 
+@checked
 def load_item(sample: Sample, reader: FrameReader | None = None) -> Item:
     """Pixels uint8 (1, h, w, 3) and, if annotated, masks bool (n, 1, h, w), one for each prompt.
 
@@ -134,6 +138,7 @@ def load_item(sample: Sample, reader: FrameReader | None = None) -> Item:
     AnnotationError, naming the entry, if masks do not match it: a different stated size, coordinates more than a pixel
     outside the image, an invalid RLE, or a mask file of another size.
     """
+    check_kind(sample, Sample, "sample", "a Sample, from load_samples")
     decoded = decode_sample(sample, reader)
     image = decoded.pixels
     size = image.shape[0], image.shape[1]

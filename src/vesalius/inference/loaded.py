@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from numbers import Real
 from typing import Any, overload
 
 import torch
 
-from vesalius.calls import check_kind, check_number, checked, describe
+from vesalius.calls import check_kind, checked, describe
 from vesalius.cleaning import Cleaning
 from vesalius.colors import phrase_colors
 from vesalius.data.pictures import Picture, as_pixels, check_frame, held, is_picture, picture_ids
@@ -53,8 +54,8 @@ class LoadedSegmenter(Segmenter):
         card states it, else `auto`. SettingError for a threshold outside (0, 1), and for a batch size below 1.
         """
         check_kind(batch_size, int, "batch_size", "a whole number")
-        check_number(threshold, "threshold")
-        check_kind(cleaning, Cleaning, "cleaning", "a Cleaning, from vesalius.cleaning")
+        check_kind(threshold, Real | None, "threshold", "a number between 0 and 1")
+        check_kind(cleaning, Cleaning | None, "cleaning", "a Cleaning, from vesalius.cleaning")
         if batch_size < 1:
             raise SettingError(f"batch_size must be at least 1; got {batch_size}", code="bad_value", field="batch_size")
         if threshold is not None and not 0 < threshold < 1:

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
+from vesalius.calls import check_kind, describe
 from vesalius.errors import SettingError
 from vesalius.inference.feature_cache import CacheSettings, FeatureCache
 from vesalius.inference.loaded import LoadedSegmenter, device_settings
@@ -65,6 +66,11 @@ class Predictor(LoadedSegmenter):
         **settings: Any,
     ) -> None:
         """`settings`: `threshold`, `cleaning`, `batch_size` and `fingerprint` as for `LoadedSegmenter`."""
+        if answer not in get_args(AnswerMode):
+            message = f"answer is one of {', '.join(get_args(AnswerMode))}; got {describe(answer)}"
+            raise SettingError(message, code="bad_value", field="answer")
+        check_kind(tiles, TileSettings | None, "tiles", "TileSettings, from vesalius.inference.tiles")
+        check_kind(cache, CacheSettings | None, "cache", "CacheSettings, from vesalius.inference.feature_cache")
         gain = find_gain(opened.card, tiles, name) if tta else None
         super().__init__(opened.card, name=name or opened.card.spec.name, gain=gain, **settings)
         self.model = opened.model

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vesalius.calls import checked
 from vesalius.errors import SettingError
 from vesalius.models.reference import ModelRef, resolve_model
 from vesalius.segmenter import AnswerMode
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from vesalius.models.quantization import Quantized
 
 
+@checked
 def load_predictor(
     model: str | Path | ModelRef,
     *,
@@ -41,12 +43,12 @@ def load_predictor(
     `threshold` defaults to the bundle's, `device` to a GPU if available. `answer`, `tiles`, `cleaning`, `batch_size`,
     `tta` and `cache` are documented in `Predictor`. `gpus`, such as 2x24GiB, splits one model over several GPUs as
     `vesalius plan` proposes. `quantization` stores the matrices of the vision-language model with 8 or 4 bits per value
-    and needs the extra `quantization`. `strict_phrases` refuses prompts that are none of the phrases in the model's card;
-    without it they are asked, logged once and marked (`Prediction.unknown_phrase`). `window` (auto, (low, high) or
-    ("percentile", p, q)) is that of images of more than 8 bits; by default that of training. The baselines, U-Net and `frangi`,
-    always predict in float32 and ignore `answer`. The runs of several folds open as an ensemble, without `tta` and
-    `gpus`. SettingError for a baseline with `tiles`, `tta`, `cache`, `gpus` or `quantization`, for a device that this
-    machine does not have, and for GPUs that cannot hold the model.
+    and needs the extra `quantization`. `strict_phrases` refuses prompts that are none of the phrases in the model's
+    card; without it they are asked, logged once and marked (`Prediction.unknown_phrase`). `window` ("auto", (low, high)
+    or ("percentile", p, q)) is that of images of more than 8 bits; by default that of training. The baselines, U-Net and
+    `frangi`, always predict in float32 and ignore `answer`. The runs of several folds open as an ensemble, without `tta`
+    and `gpus`. SettingError for a baseline with `tiles`, `tta`, `cache`, `gpus` or `quantization`, for a device that
+    this machine lacks, and for GPUs that cannot hold the model.
     """
     ref = resolve_model(model)
     asked: dict[str, Any] = {"threshold": threshold, "cleaning": cleaning, "batch_size": batch_size}
@@ -131,7 +133,7 @@ def _usable(device: str | None) -> str:
     """The device, by default a GPU if available; SettingError if it cannot be used."""
     import torch
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))  # a torch.device is accepted too
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:

@@ -142,7 +142,8 @@ class Processor:
     def preprocess(self, item: Item) -> PixelInputs:
         """The preprocessed image of an item; SettingError if its size does not suit the vision-language model."""
         if len(item.frames) > 1:
-            raise ValueError(f"{item.id}: is a clip of {len(item.frames)} frames, not an image")
+            message = f"{item.id}: is a clip of {len(item.frames)} frames; give its frames one by one, or predict_video"
+            raise SettingError(message, code="wrong_shape", field="frames")
         frame = Image.fromarray(item.frames[0])
         return PixelInputs(self.family.read_image(frame, self.spec), self.for_segmenter(frame))
 

@@ -11,6 +11,7 @@ from typing import Literal
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+from vesalius.calls import check_kind
 from vesalius.errors import CheckpointError
 from vesalius.models.cards import CARD, Card, UNetCard, check_text_prompted, read_any_card
 from vesalius.models.config_files import is_official, read_json
@@ -122,6 +123,7 @@ def resolve_model(model: str | Path | ModelRef, *, weights: bool = True) -> Mode
     weights on this machine. CheckpointError, naming the expected files, if there is no model; SettingError for an unknown
     name.
     """
+    check_kind(model, str | Path | ModelRef, "model", "a path, or a name such as tiny")
     if isinstance(model, ModelRef):
         return model
     name, path = str(model), Path(model)

@@ -19,13 +19,15 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from vesalius.calls import check_kind, checked, describe
 from vesalius.colors import Color, phrase_colors
-from vesalius.data.dataset import Dataset
+from vesalius.data.dataset import Dataset, open_dataset
 from vesalius.data.grouping import group_of
 from vesalius.data.images import with_window
 from vesalius.errors import DataError, ImageError, SettingError
 from vesalius.files import check_replaceable, prepare_folder, write_json
 from vesalius.jobs.folder import predict_samples
+from vesalius.jobs.opening import load_predictor
 from vesalius.lineage import fingerprint_samples, versions
 from vesalius.names import result_stems, short_hash
 from vesalius.parallel import map_in_processes
@@ -49,9 +51,10 @@ FILES = frozenset(
 """Files of an evaluation folder; a folder with any other file is not replaced."""
 
 
+@checked
 def evaluate(
-    segmenter: Segmenter,
-    data: Dataset | Sequence[Sample],
+    model: Segmenter | str | Path,
+    data: Dataset | Sequence[Sample] | str | Path,
     out: str | Path,
     *,
     limit: int | None = None,
@@ -61,40 +64,41 @@ def evaluate(
     allow_training_samples: bool = False,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
-    """Score the segmenter on a dataset, write the evaluation folder `out`, and return the content of metrics.json.
+    """Score a model on a dataset, write the evaluation folder `out`, and return the content of metrics.json.
 
-    If `coverage.failed` is above 0 the caller exits with 1. `limit` takes the first samples only; `roi` is a folder of
+    `model` is a predictor, or the name or path of a model; `data` a list of samples, or the path of a dataset. If
+    `coverage.failed` is above 0 the caller exits with 1. `limit` takes the first samples only; `roi` is a folder of
     region-of-interest masks named by id, and pixels outside the region are not scored; `num_workers` is the number of
     processes that score and draw (default: one per core; 0: this process does); `on_progress` gets the number of
-    samples done. `took_s` is the total time; `images_per_s` counts time in `predict` alone, and is None if no image was
-    predicted. An evaluation folder at `out` is replaced when the new one is complete; an interrupted evaluation
-    continues.
+    samples done. `took_s` is the total time; `images_per_s` counts time in `predict` alone, None if no image was
+    predicted. An evaluation at `out` is replaced when the new one is complete; an interrupted evaluation continues.
 
     OutputError if `out` exists and is not an evaluation, or cannot be written; SettingError for a limit below 1,
     num_workers below 0 and prompts that the segmenter refuses; DataError for samples without masks, for images that the
     model was trained on unless allowed, for images that its threshold was tuned on, and if most predictions equal their
     ground truth.
     """
-    out, started = Path(out).resolve(), time.perf_counter()
-    check_replaceable(out, "evaluation", FILES, METRICS_FILE)
+    out, started = _result_folder(out), time.perf_counter()
     processes = _processes(num_workers)
-    dataset = _checked(segmenter, data if isinstance(data, Dataset) else Dataset.of(data), limit)
-    samples, model = dataset.samples, segmenter.description
+    segmenter = _open_model(model)
+    dataset = _checked(segmenter, _open_data(data), limit)
+    samples = dataset.samples
     rois = None if roi is None else RoiMasks(Path(roi), samples)
-    leaks = find_leaks(model, samples, allow_training_samples)
-    settings = {**model.settings, "limit": limit, "figures": figures, **_describe_roi(rois)}
+    described = segmenter.description
+    leaks = find_leaks(described, samples, allow_training_samples)
+    settings = {**described.settings, "limit": limit, "figures": figures, **_describe_roi(rois)}
     fingerprint, missing = _fingerprint(samples)
     measured = MeasuredSegmenter(segmenter)
     ends = list(accumulate(len(sample.prompts) for sample in samples))
-    with ResultsLog(out, _state(model, samples, settings), ends) as results:
+    with ResultsLog(out, _state(described, samples, settings), ends) as results:
         _score_all(results, measured, samples, rois, figures, processes, on_progress)
         metrics = {
-            **_describe(model, dataset, fingerprint, leaks),
+            **_describe(described, dataset, fingerprint, leaks),
             **numbers(results, samples),
             "took_s": time.perf_counter() - started,
             "images_per_s": measured.images / measured.predict_s if measured.images else None,
             "notes": [
-                *_notes_on_windows(model, results.shown_ranges),
+                *_notes_on_windows(described, results.shown_ranges),
                 *leaks.notes,
                 *missing,
                 *_notes_on_usage(segmenter.usage),
@@ -234,11 +238,43 @@ def _processes(num_workers: int | None) -> int:
     return os.cpu_count() or 1 if num_workers is None else num_workers
 
 
+def _result_folder(out: str | Path) -> Path:
+    check_kind(out, str | Path, "out", "a path")
+    folder = Path(out).resolve()
+    check_replaceable(folder, "evaluation", FILES, METRICS_FILE)
+    return folder
+
+
+def _open_model(model: Segmenter | str | Path) -> Segmenter:
+    if isinstance(model, str | Path):
+        return load_predictor(model)
+    if not isinstance(model, Segmenter):
+        raise SettingError(
+            f"model is a predictor, or the name or path of a model; got {describe(model)}",
+            code="bad_value",
+            field="model",
+        )
+    return model
+
+
+def _open_data(data: Dataset | Sequence[Sample] | str | Path) -> Dataset:
+    if isinstance(data, str | Path):
+        return open_dataset(data)
+    if isinstance(data, Dataset):
+        return data
+    if not isinstance(data, Sequence) or not all(isinstance(each, Sample) for each in data):
+        raise SettingError(
+            f"data is a list of samples, or the path of a dataset; got {describe(data)}", code="bad_value", field="data"
+        )
+    return Dataset.of(data)
+
+
 def _checked(segmenter: Segmenter, dataset: Dataset, limit: int | None) -> Dataset:
     """The first `limit` samples, under the window of the model unless they have their own.
 
     DataError or SettingError if they cannot be scored or the segmenter refuses them.
     """
+    check_kind(limit, int | None, "limit", "a number of samples")
     if limit is not None and limit < 1:
         raise SettingError(f"limit must be 1 or more; got {limit}", code="bad_value", field="limit")
     dataset = dataset if limit is None else dataset.first(limit)

@@ -28,7 +28,7 @@ def train(recipe: str | Path | Mapping[str, Any] | RunSettings, *, overfit: int 
 
     >>> run = train("tiny", data={"train": "demo/train"}, steps=100, out="runs/mine")  # doctest: +SKIP
     """
-    check_kind(overfit, int, "overfit", "a number of samples")
+    check_kind(overfit, int | None, "overfit", "a number of samples")
     settings = _settings(recipe, changes)
     with shown(settings) as reports:
         return run.train(settings, overfit=overfit, **reports)
@@ -43,8 +43,7 @@ def resume(folder: str | Path, **changes: Any) -> Path:
 
     >>> run = resume("runs/mine", steps=200)  # doctest: +SKIP
     """
-    if not isinstance(folder, str | Path):
-        raise SettingError(f"folder is the path of a run; got {describe(folder)}", code="bad_value", field="folder")
+    check_kind(folder, str | Path, "folder", "the path of a run")
     if not Path(folder).is_dir():
         raise SettingError.at(folder, "is no run folder; name one that `train` wrote", code="no_run")
     settings = _settings(folder, changes).changed(out=Path(folder))
