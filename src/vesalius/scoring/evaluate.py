@@ -87,27 +87,12 @@ def evaluate(
     described = segmenter.description
     leaks = find_leaks(described, samples, allow_training_samples)
     settings = {**described.settings, "limit": limit, "figures": figures, **_describe_roi(rois)}
-    fingerprint, missing = _fingerprint(samples)
     measured = MeasuredSegmenter(segmenter)
     ends = list(accumulate(len(sample.prompts) for sample in samples))
     with ResultsLog(out, _state(described, samples, settings), ends) as results:
         _score_all(results, measured, samples, rois, figures, processes, on_progress)
-        metrics = {
-            **_describe(described, dataset, fingerprint, leaks),
-            **numbers(results, samples),
-            "took_s": time.perf_counter() - started,
-            "images_per_s": measured.images / measured.predict_s if measured.images else None,
-            "notes": [
-                *_notes_on_windows(described, results.shown_ranges),
-                *leaks.notes,
-                *missing,
-                *_notes_on_usage(segmenter.usage),
-                *notes(results, samples),
-                *dataset.notes,
-            ],
-            "settings": settings | {"batch_size": measured.description.batch_size, "num_workers": processes},
-            "versions": versions(),
-        }
+        used = settings | {"batch_size": measured.description.batch_size, "num_workers": processes}
+        metrics = _metrics(results, measured, dataset, leaks, used, started)
         write_json(results.folder / METRICS_FILE, metrics)
         write_report(results.folder, metrics, results.rows)
         results.finish()
@@ -124,6 +109,10 @@ class MeasuredSegmenter(Segmenter):
     @property
     def description(self) -> ModelDescription:
         return self._segmenter.description
+
+    @property
+    def usage(self) -> Usage:
+        return self._segmenter.usage
 
     def prepare(self, item: Item) -> Item:
         return self._segmenter.prepare(item)
@@ -333,6 +322,35 @@ def _notes_on_usage(usage: Usage) -> list[str]:
             f"Embeddings of {cache['read']} images were read from the cache; {cache['encoded']} were encoded{damaged}."
         )
     return notes
+
+
+def _metrics(
+    results: ResultsLog,
+    measured: MeasuredSegmenter,
+    dataset: Dataset,
+    leaks: Leaks,
+    settings: dict[str, Any],
+    started: float,
+) -> dict[str, Any]:
+    """The content of metrics.json."""
+    samples, described = dataset.samples, measured.description
+    fingerprint, missing = _fingerprint(samples)
+    return {
+        **_describe(described, dataset, fingerprint, leaks),
+        **numbers(results, samples),
+        "took_s": time.perf_counter() - started,
+        "images_per_s": measured.images / measured.predict_s if measured.images else None,
+        "notes": [
+            *_notes_on_windows(described, results.shown_ranges),
+            *leaks.notes,
+            *missing,
+            *_notes_on_usage(measured.usage),
+            *notes(results, samples),
+            *dataset.notes,
+        ],
+        "settings": settings,
+        "versions": versions(),
+    }
 
 
 def _describe_roi(rois: RoiMasks | None) -> dict[str, str | None]:
