@@ -173,3 +173,53 @@ def test_import_keeps_deep_files_and_a_window_makes_them_8_bits(tmp_path: Path) 
     for folder in ("kept", "shown", "hidden"):
         run("check", tmp_path / folder)
         assert all(load_item(sample).masks is not None for sample in load_samples(tmp_path / folder))
+
+
+def test_pages_and_animations_are_clips_of_one_job(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    base = np.random.default_rng(0).integers(0, 4000, (48, 64), dtype=np.uint16)
+    tifffile.imwrite(folder / "stack.tif", np.stack([base, base + 90]), photometric="minisblack")
+    frames = [Image.fromarray((base // (16 + i)).astype(np.uint8)) for i in range(3)]
+    frames[0].save(folder / "loop.gif", save_all=True, append_images=frames[1:], duration=100)
+    frames[0].save(folder / "still.webp", lossless=True)
+    run("predict", "frangi", folder, "--prompt", "vessel", "--out", tmp_path / "out")
+    lines = lines_of(tmp_path / "out")
+    assert list(lines) == ["loop__0000", "loop__0001", "loop__0002", "stack__0000", "stack__0001", "still"]
+    assert lines["stack__0000"]["window"] == lines["stack__0001"]["window"] == [base.min(), base.max() + 90]
+    assert {line["status"] for line in lines.values()} == {"ok"}
+
+
+def test_masks_of_turned_photos_match_the_upright_picture(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 64), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    Image.fromarray(np.rot90(pixels, -1)).save(tmp_path / "upright.png")
+    run("predict", "frangi", tmp_path, "--prompt", "vessel", "--out", tmp_path.with_name("masks"))
+    masks = masks_of(tmp_path.with_name("masks"))
+    assert masks["turned"].shape == (64, 40)
+    np.testing.assert_array_equal(masks["turned"], masks["upright"])
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_check_warns_of_masks_on_turned_photos_only_where_no_size_decides(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], orientation: int
+) -> None:
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (40, 64), dtype=np.uint8)).save(tmp_path / "images/a.png", exif=exif)
+    mask = np.zeros((40, 64), np.uint8)
+    mask[4:14, 5:50] = 255
+    Image.fromarray(mask).save(tmp_path / "masks/a.png")
+    run("check", tmp_path, "--prompt", "vessel", "--json")
+    findings = json.loads(capsys.readouterr().out.splitlines()[-1])["findings"]
+    assert ["exif_rotation" in {each["code"] for each in findings}] == [orientation == 3]
+    (sample,) = load_samples(tmp_path, prompt="vessel")
+    item = load_item(sample)
+    assert item.size == (40, 64)
+    assert item.masks is not None
+    np.testing.assert_array_equal(item.masks[0, 0], mask > 0)

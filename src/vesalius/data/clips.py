@@ -60,7 +60,8 @@ class Clip:
         """Pixels of a frame; ImageError if it cannot be read or has another size."""
         frame = self.frames[index]
         if isinstance(frame, Sample):
-            decoded = decode_sample(*with_window([frame], self._window), self._reader)
+            (sample,) = with_window([frame], self._window)
+            decoded = decode_sample(sample, self._reader)
             pixels, self.windows[index] = decoded.pixels, decoded.window
         else:
             pixels = as_pixels(frame, window=self._window)

@@ -182,7 +182,7 @@ def _inputs(
                 error = str(reason)
         for index, answer in enumerate(predictions):
             prediction = _failed(answer, error) if error else answer
-            identity = {"id": sample.id, "group": group_of(sample), "prompt": prediction.prompt}
+            identity: dict[str, Any] = {"id": sample.id, "group": group_of(sample), "prompt": prediction.prompt}
             if item is not None and item.window is not None:
                 identity["window"] = list(item.window)
             if item is None or item.masks is None or prediction.status == "failed":

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from vesalius.data.dataset import load_item
-from vesalius.data.decoders.picture import SUFFIXES
+from vesalius.data.decoders.picture import SUFFIXES, is_turned
 from vesalius.errors import TrainingError, VesaliusError
 from vesalius.inference.plan import make_plan
 from vesalius.masks import Size
@@ -137,10 +138,10 @@ def _size_of(sample: Sample) -> Size:
     """Image size (h, w), read from the file header if possible."""
     if sample.size is not None:
         return sample.size
-    if sample.image.suffix.lower() not in SUFFIXES:
-        return load_item(sample).size
-    with Image.open(sample.image) as image:
-        return image.height, image.width
+    if sample.image.suffix.lower() in SUFFIXES and not is_turned(sample.image):
+        with suppress(UnidentifiedImageError), Image.open(sample.image) as image:  # tifffile reads TIFF of floats
+            return image.height, image.width
+    return load_item(sample).size
 
 
 def _remedies(context: TrainingContext) -> str:

@@ -63,7 +63,8 @@ class TiffFile:
         with decoding(path):
             self._file = tifffile.TiffFile(path)
             try:
-                self.frames = tuple(index for index, page in enumerate(self._file.pages) if not page.is_reduced)
+                pages: Any = self._file.pages
+                self.frames = tuple(index for index, page in enumerate(pages) if not page.is_reduced)
             except BaseException:
                 self._file.close()
                 raise

@@ -5,9 +5,8 @@
 
 The label is the phrase. Shapes with the same label and `group_id` are one object. Points have (0, 0) at the outer
 corner of the first pixel, as in Vesalius, but the two points of a mask are the indices of its first and last pixel.
-LabelMe's own export also draws the outline, so its masks are half a pixel larger on every side. LabelMe rotates images
-by their EXIF tag and Vesalius does not, so the stated size of a rotated image differs. `imageData`, a copy of the
-image, is never read.
+LabelMe's own export also draws the outline, so its masks are half a pixel larger on every side. LabelMe and Vesalius
+turn images by their EXIF tag. `imageData`, a copy of the image, is never read.
 
 The key `vesalius`, which LabelMe preserves, holds fields that LabelMe does not have: `absent` (phrases that are not in
 the image), `group`, `sequence`, `frame`, `spacing_mm` as in the format `vesalius`, and metadata.
