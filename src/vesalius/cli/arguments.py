@@ -18,7 +18,7 @@ Result = dict[str, Any]
 """Result of a command, printed by `--json`; a value of `failed` other than 0 gives exit code 1."""
 
 MODEL = "bundle, run folder, official Sa2VA folder or hub id, or `tiny`"
-MODEL_OR_BASELINE = f"{MODEL}; baselines: a U-Net run, or `frangi`"
+MODEL_OR_BASELINE = f"{MODEL}; ensemble: output of `train --folds`; baselines: a U-Net run, or `frangi`"
 DATA = "dataset: an annotation file, or a folder of images and masks"
 OUT = "new folder for the result"
 
