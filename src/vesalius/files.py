@@ -133,7 +133,7 @@ def to_json(value: Any, indent: int | None = None) -> str:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
-    """Write rows under a header; None becomes an empty field, and numbers keep all their digits. Lists have texts.
+    """Write rows under a header; None becomes an empty field, and numbers keep all their digits. Items of a list are joined by `; `.
 
     `columns` is the header of a file without rows. The file begins with a byte order mark (Python's `utf-8-sig`):
     without one, Excel decodes UTF-8 in the machine's code page and garbles Chinese prompts. pandas and readr skip it.
@@ -143,7 +143,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[s
         writer = csv.DictWriter(file, fields)
         writer.writeheader()
         writer.writerows(
-            {key: "; ".join(value) if isinstance(value, list) else value for key, value in row.items()} for row in rows
+            {key: "; ".join(map(str, value)) if isinstance(value, list) else value for key, value in row.items()} for row in rows
         )
 
 

@@ -223,3 +223,18 @@ def test_check_warns_of_masks_on_turned_photos_only_where_no_size_decides(
     assert item.size == (40, 64)
     assert item.masks is not None
     np.testing.assert_array_equal(item.masks[0, 0], mask > 0)
+
+
+def test_an_evaluation_says_which_window_it_used(tmp_path: Path) -> None:
+    data = write_deep_dataset(tmp_path / "data")
+    run("evaluate", "frangi", data, "--prompt", "vessel", "--out", tmp_path / "out", "--num-workers", "0")
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["settings"]["window"] == "auto"
+    assert any("2 images" in note and "black at 100" in note for note in metrics["notes"])
+    rows = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
+    assert all(row["window"][0] < row["window"][1] for row in rows)
+    run("predict", "frangi", data, "--prompt", "vessel", "--out", tmp_path / "stored", "--window", "0", "5000")
+    words = ("evaluate", "--predictions", tmp_path / "stored", data, "--prompt", "vessel", "--num-workers", "0")
+    run(*words, "--out", tmp_path / "scores")
+    rows = [json.loads(line) for line in (tmp_path / "scores" / "samples.jsonl").read_text().splitlines()]
+    assert [row["window"] for row in rows] == [[0, 5000], [0, 5000]]
