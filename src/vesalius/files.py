@@ -143,7 +143,8 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[s
         writer = csv.DictWriter(file, fields)
         writer.writeheader()
         writer.writerows(
-            {key: "; ".join(map(str, value)) if isinstance(value, list) else value for key, value in row.items()} for row in rows
+            {key: "; ".join(map(str, value)) if isinstance(value, list) else value for key, value in row.items()}
+            for row in rows
         )
 
 
