@@ -46,8 +46,8 @@ def add_arguments(command: Parser) -> None:
         "--save",
         type=several_of(OUTPUT_KINDS),
         default=",".join(defaults_of(write_predictions)["save"]),
-        metavar=",".join(OUTPUT_KINDS),
-        help="output types to write, separated by commas",
+        metavar="TYPE,...",
+        help=f"output types to write, separated by commas: {', '.join(OUTPUT_KINDS)}",
     )
     arguments.add_overwrite(command)
     _add_video_options(command)
