@@ -23,11 +23,16 @@ from vesalius.masks import decode_rle
 
 from ..segmenters import Bright, draw_squares
 
-ANSWERED = {"cmyk": (30, 40), "long": (50, 20_000), "one": (1, 1), "tall": (300, 2)}
+ANSWERED = {
+    "cmyk": (30, 40),
+    "deep": (30, 40),
+    "deep_color": (4, 4),
+    "long": (50, 20_000),
+    "one": (1, 1),
+    "tall": (300, 2),
+}
 REFUSED = {
     "animated": "has 2 frames; save each as an image of its own",
-    "deep": "has pixels of more than 8 bits",
-    "deep_color": "has pixels of more than 8 bits (16-bit RGB)",
     "empty": "is empty (0 bytes)",
     "text": "cannot identify image file",
     "truncated": "cannot be decoded",

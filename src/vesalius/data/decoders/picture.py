@@ -28,6 +28,9 @@ FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 SUFFIXES = tuple(".png .jpg .jpeg .jpe .jfif .bmp .tif .tiff .webp .gif .ppm .pgm .pbm .pnm".split())
 """Lower-case suffixes of image files; compared case-insensitively when a folder is searched."""
 
+SERIES_SUFFIXES = (".tif", ".tiff", ".gif", ".webp")
+"""Suffixes of image files whose frames can be read one by one; an animated PNG is refused."""
+
 RGB_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")
 SUBFILE_TYPE, REDUCED = 254, 1
 """TIFF tag, and its bit for a page that is a smaller copy of another one."""
@@ -89,7 +92,8 @@ def read_stored(path: Path) -> Stored:
     """The values of an image file with one frame; raises ImageError as `read_picture` does."""
     with closing(open_pages(path)) as pages:
         if len(pages.frames) != 1:
-            raise image_error(path, f"has {len(pages.frames)} frames", "multi_frame_file")
+            remedy = "" if path.suffix.lower() in SERIES_SUFFIXES else "save each as an image of its own"
+            raise image_error(path, f"has {len(pages.frames)} frames", "multi_frame_file", remedy=remedy)
         return pages.read(pages.frames[0])
 
 

@@ -12,12 +12,12 @@ from PIL import Image
 
 from vesalius.data.decoders.decoded import Decoded
 from vesalius.data.decoders.limits import decoding, version_of
-from vesalius.data.decoders.picture import Pages, open_pages
+from vesalius.data.decoders.picture import SERIES_SUFFIXES, Pages, open_pages
 from vesalius.data.decoders.tiff_pages import MAGIC
 from vesalius.errors import ImageError
 from vesalius.window import AUTO, Range, Window
 
-SUFFIXES = (".tif", ".tiff", ".gif", ".webp")
+SUFFIXES = SERIES_SUFFIXES
 ANIMATED_WEBP = 2
 """Bit of the flags of an extended WebP header."""
 
