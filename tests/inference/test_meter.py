@@ -91,7 +91,7 @@ def test_a_prediction_allocates_the_counted_memory() -> None:
     frames = torch.zeros(1, 512, 512, 3, dtype=torch.uint8).numpy()
     items = [Item(str(i), frames, ("blood vessel",)) for i in range(2)]
     predictor.predict(items)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as events:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as events:
         predictor.predict(items)
     counted = measure_prediction(opened.card.spec, torch.float32, Workload(2, 1, (512, 512), 64), 0)
     assert counted.peak == pytest.approx(allocated(events), rel=0.1)
@@ -105,7 +105,7 @@ def bfloat16_scratch() -> float:
     """
     a, b = torch.ones(512, 256, dtype=torch.bfloat16), torch.ones(256, 512, dtype=torch.bfloat16)
     torch.mm(a, b)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as events:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as events:
         result = torch.mm(a, b)
     return allocated(events) / result.nbytes - 1
 
@@ -130,7 +130,7 @@ def test_a_training_step_allocates_the_counted_memory(preset: Preset, dtype: tor
         opened.model.zero_grad()
 
     step()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as events:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as events:
         step()
     counted = measure_training(opened.card.spec, dtype, Workload(2, 1, (512, 512), 64), what)
     pixels = sum(p.nbytes for p in (batch.pixel_values, *batch.g_pixel_values))  # made before

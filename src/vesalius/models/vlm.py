@@ -5,7 +5,6 @@ Families differ in image features and positions (`models/families`); everything 
 
 from __future__ import annotations
 
-import functools
 import inspect
 import sys
 from collections.abc import Iterator, Mapping
@@ -96,7 +95,6 @@ def run_language_model(
     return HiddenStates(last, before_norm[0].to(last.device) if seg_before_norm else last)
 
 
-@functools.cache
 def _cache_argument(language_model: type[PreTrainedModel]) -> str:
     """Name of the argument for the KV cache: transformers 5.24 renamed `past_key_values` to `cache`."""
     return "cache" if "cache" in inspect.signature(language_model.forward).parameters else "past_key_values"
