@@ -19,6 +19,7 @@ from vesalius.models.reference import ModelRef, resolve_model
 from vesalius.models.specs import ModelSpec
 from vesalius.models.stored_model import bundle_view, check_fit, fingerprint_model, shapes_of
 from vesalius.models.weights import FileWeights, Weights, open_weights
+from vesalius.window import Window
 
 PART_NAMES = {
     "vlm": "vision-language model",
@@ -85,6 +86,7 @@ def _describe_unet(folder: Path, card: UNetCard) -> dict[str, Any]:
 def _history(card: ModelCard, folder: Path) -> dict[str, Any]:
     return {
         "phrases": None if card.phrases is None else list(card.phrases),
+        "window": None if card.window is None else card.window.plain,
         "threshold": card.threshold,
         "threshold_origin": card.threshold_origin.model_dump(),
         "step": card.step,
@@ -160,7 +162,8 @@ def summarize(facts: dict[str, Any], all: bool = False) -> list[str]:
     if facts["step"] is not None:
         images = facts["trained_on_images"]
         known = "unknown images" if images is None else f"{images} images"
-        lines.append(f"training: step {facts['step']}, {known}")
+        window = f", window {Window.parse(facts['window'])}" if facts["window"] else ""
+        lines.append(f"training: step {facts['step']}, {known}{window}")
     known_origin = {name: value for name, value in facts["lineage"].items() if value is not None}
     if all:
         for name, value in known_origin.items():
