@@ -21,18 +21,20 @@ from vesalius.errors import OutputError
 from vesalius.jobs.folder import write_predictions
 from vesalius.masks import decode_rle
 
+from ..deep_files import write_png16
 from ..segmenters import Bright, draw_squares
 
 ANSWERED = {
     "cmyk": (30, 40),
     "deep": (30, 40),
-    "deep_color": (4, 4),
+    "deep_color": (30, 40),
     "long": (50, 20_000),
     "one": (1, 1),
     "tall": (300, 2),
 }
 REFUSED = {
     "animated": "has 2 frames; save each as an image of its own",
+    "endless": "1 of 1200 values are NaN or infinite",
     "empty": "is empty (0 bytes)",
     "text": "cannot identify image file",
     "truncated": "cannot be decoded",
@@ -56,21 +58,10 @@ def draw_bad_images(folder: Path) -> None:
     (folder / "truncated.png").write_bytes((folder / "truncated.png").read_bytes()[:5000])
     (folder / "empty.png").touch()
     (folder / "text.png").write_text("I am an image")
-    write_deep_color(folder / "deep_color.png")
-
-
-def write_deep_color(path: Path) -> None:
-    """A PNG of 16 bits a channel, which Pillow cannot write."""
-    import struct
-    import zlib
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    head = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
-    rows = b"".join(b"\0" + bytes(range(24)) for _ in range(4))
-    parts = [chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    write_png16(folder / "deep_color.png", rng.integers(0, 65536, (30, 40, 3), dtype=np.uint16))
+    endless = rng.random((30, 40), dtype=np.float32)
+    endless[7, 9] = np.inf
+    Image.fromarray(endless).save(folder / "endless.tif")
 
 
 def test_each_bad_image_fails_with_its_own_reason_and_the_others_are_predicted(
@@ -93,7 +84,7 @@ def test_each_bad_image_fails_with_its_own_reason_and_the_others_are_predicted(
     for name, reason in REFUSED.items():
         assert lines[name]["status"] == "failed" and reason in lines[name]["error"], lines[name]
         assert "rle" not in lines[name] and not (out / "masks" / f"{name}.png").exists()
-        assert f"failed: {tmp_path / 'in' / name}.png: " in printed.err
+        assert f"failed: {tmp_path / 'in' / name}." in printed.err
     assert result["coverage"]["failed"] == result["failed"] == len(REFUSED)
     assert sum(result["answers"].values()) == len(ANSWERED)
 
