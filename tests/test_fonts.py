@@ -106,7 +106,7 @@ def test_fonts_are_found_by_file_name_regular_weights_first(tmp_path: Path) -> N
     deja_vu, *found = fonts._find_faces((tmp_path, Path("/no/such/folder")))
     assert deja_vu.file is not None and deja_vu.file.name == "DejaVuSans.ttf"
     assert [face.file.name for face in found if face.file] == [names[2], names[3], names[1], names[0]]
-    assert {face.index for face in found} == {0}
+    assert {face.number for face in found} == {0}
     assert fonts._open_face(tmp_path / "msyh.ttc") is None
 
 
@@ -125,13 +125,13 @@ def test_charts_name_a_font_for_every_character(chinese_only: Path) -> None:
     assert chart_families("vessel") == ["DejaVu Sans"]
     assert chart_families("vessel 血管") == ["DejaVu Sans", chinese_only.stem]
     image, mask = np.zeros((16, 16, 3), np.uint8), np.ones((16, 16), bool)
-    figure = draw_figure(image, "血管", mask, None, "'血管' 8 动")  # a glyph that is missing would be a warning
+    figure = draw_figure(image, "血管", mask, None, "'血管' 8 动", (0, 114, 178))  # a glyph that is missing would be a warning
     FigureCanvasAgg(figure).draw()
     assert figure.axes[0].get_title() == "'血管' 8 \\u52a8"
 
 
 def test_a_collection_gives_its_font_for_simplified_chinese() -> None:
-    face = next((face for face in fonts._find_faces(fonts.FONT_FOLDERS) if face.index), None)
+    face = next((face for face in fonts._find_faces(fonts.FONT_FOLDERS) if face.number), None)
     if face is None:
         pytest.skip("no collection with a font for simplified Chinese is installed, such as fonts-noto-cjk")
     assert str(fonts._open_font(face, 12).getname()[0]).endswith(" SC")

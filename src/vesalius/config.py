@@ -126,7 +126,7 @@ def make_settings(kind: type[S], values: Mapping[str, Any], origin: str | Path) 
         raise SettingError(message, code="bad_value", path=path, field=name or None) from error
 
 
-def _nearest(kind: type[BaseModel], location: tuple[int | str, ...], value: Any) -> tuple[str, str]:
+def _nearest(kind: type[Settings], location: tuple[int | str, ...], value: Any) -> tuple[str, str]:
     """The full name of an unknown key, and a hint: the setting that it may mean, or the known keys of the section."""
     names = [str(part) for part in location]
     while isinstance(value, Mapping) and len(value) == 1:  # train.lr: the section is unknown, its key may be known
@@ -158,7 +158,7 @@ def _nearest(kind: type[BaseModel], location: tuple[int | str, ...], value: Any)
     return ".".join(names), hint or f"known keys: {', '.join(_keys(section))}"
 
 
-def _paths(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
+def _paths(kind: type[Settings], prefix: str = "") -> Iterator[str]:
     """Names of all settings with dots, such as optim.lr."""
     for name, annotation in _keys(kind).items():
         yield prefix + name
@@ -166,18 +166,18 @@ def _paths(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from _paths(section, f"{prefix}{name}.")
 
 
-def _section(annotation: Any) -> type[BaseModel] | None:
+def _section(annotation: Any) -> type[Settings] | None:
     """The settings class of a key, also if it may be null; None for a plain value."""
     kinds = (annotation, *get_args(annotation))
-    return next((each for each in kinds if isinstance(each, type) and issubclass(each, BaseModel)), None)
+    return next((each for each in kinds if isinstance(each, type) and issubclass(each, Settings)), None)
 
 
-def _keys(kind: type[BaseModel]) -> dict[str, Any]:
+def _keys(kind: type[Settings]) -> dict[str, Any]:
     """Key in YAML -> type of its value."""
     return {field.alias or name: field.annotation for name, field in kind.model_fields.items()}
 
 
-def _reason(kind: type[BaseModel], error: Any) -> str:
+def _reason(kind: type[Settings], error: Any) -> str:
     """What is wrong with a value: `expected a number greater than 0; got 'fast'`."""
     if error["type"] == "missing":
         return "is required"
@@ -192,7 +192,7 @@ def _reason(kind: type[BaseModel], error: Any) -> str:
     return f"expected {expected or str(error['msg']).removeprefix('Input should be ')}; got {shown}"
 
 
-def _expected(kind: type[BaseModel], location: Sequence[int | str]) -> str | None:
+def _expected(kind: type[Settings], location: Sequence[int | str]) -> str | None:
     """Description of the values of a key, such as `a number greater than 0`; None for a type without one."""
     annotation: Any = kind
     bounds: list[Any] = []

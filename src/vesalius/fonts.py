@@ -40,10 +40,10 @@ TEST_SIZE = 28
 
 
 class Face(NamedTuple):
-    """A font file, and the index of the font in a collection (.ttc); no file: Pillow's built-in Latin font."""
+    """A font file, and the number of the font in a collection (.ttc); no file: Pillow's built-in Latin font."""
 
     file: Path | None = None
-    index: int = 0
+    number: int = 0
 
 
 def missing_font(text: str) -> str | None:
@@ -176,7 +176,7 @@ def _open_face(file: Path) -> Face | None:
 
 @lru_cache(maxsize=64)
 def _open_font(face: Face, size: int) -> ImageFont.FreeTypeFont:
-    font = ImageFont.load_default(size) if face.file is None else ImageFont.truetype(face.file, size, index=face.index)
+    font = ImageFont.load_default(size) if face.file is None else ImageFont.truetype(face.file, size, index=face.number)
     if not isinstance(font, ImageFont.FreeTypeFont):
         raise ImportError("Pillow was built without FreeType; run: pip install --force-reinstall pillow")
     return font

@@ -89,7 +89,7 @@ class Progress:
         real: dict[int, _AboveBar] = {}
         for stream, redirect in ((sys.stdout, redirect_stdout), (sys.stderr, redirect_stderr)):
             above = real.setdefault(id(stream), _AboveBar(stream, self))
-            self._redirected.enter_context(redirect(above))  # type: ignore[arg-type]
+            self._redirected.enter_context(redirect(above))
         for handler in logging.getLogger().handlers:
             if isinstance(handler, logging.StreamHandler) and id(handler.stream) in real:
                 self._redirected.callback(handler.setStream, handler.setStream(real[id(handler.stream)]))
@@ -152,7 +152,7 @@ class _Bar(tqdm):
 
     @property
     def format_dict(self) -> dict[str, Any]:
-        found = super().format_dict
+        found: dict[str, Any] = dict(super().format_dict)
         found["values"] = fitting(self._values, found["ncols"], disp_len(f"{self.desc} 100 % || ") + NARROWEST_BAR)
         return found
 

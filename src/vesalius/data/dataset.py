@@ -50,7 +50,7 @@ class Dataset:
     """Ids of samples with several objects of the same phrase in the source."""
 
     @classmethod
-    def of(cls, samples: Sequence[Sample]) -> Dataset:
+    def of(cls, samples: Iterable[Sample]) -> Dataset:
         """A dataset of samples built in Python."""
         return cls("samples", "python", Path(), tuple(samples))
 

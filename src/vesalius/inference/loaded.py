@@ -144,12 +144,19 @@ class LoadedSegmenter(Segmenter):
                 self._matches[prompt] = match(prompt, self.model_card.phrases)
         return [self._matches[prompt] for prompt in given]
 
+    # a string is a sequence of strings, and bytes are a sequence: the first overload that fits is meant
     @overload
-    def __call__(self, image: Picture, prompt: str, *, frame: int | None = None) -> Prediction: ...
+    def __call__(  # type: ignore[overload-overlap]
+        self, image: Picture, prompt: str, *, frame: int | None = None
+    ) -> Prediction: ...
     @overload
-    def __call__(self, image: Picture, prompt: Sequence[str], *, frame: int | None = None) -> list[Prediction]: ...
+    def __call__(  # type: ignore[overload-overlap]
+        self, image: Picture, prompt: Sequence[str], *, frame: int | None = None
+    ) -> list[Prediction]: ...
     @overload
-    def __call__(self, image: Sequence[Picture], prompt: str, *, frame: int | None = None) -> list[Prediction]: ...
+    def __call__(  # type: ignore[overload-overlap]
+        self, image: Sequence[Picture], prompt: str, *, frame: int | None = None
+    ) -> list[Prediction]: ...
     @overload
     def __call__(
         self, image: Sequence[Picture], prompt: Sequence[str], *, frame: int | None = None
@@ -176,7 +183,9 @@ class LoadedSegmenter(Segmenter):
     @overload
     def predict(self, items: Sequence[Item]) -> list[Prediction]: ...
     @overload
-    def predict(self, items: Sequence[Picture], prompts: str, *, frame: int | None = None) -> list[Prediction]: ...
+    def predict(  # type: ignore[overload-overlap]
+        self, items: Sequence[Picture], prompts: str, *, frame: int | None = None
+    ) -> list[Prediction]: ...
     @overload
     def predict(
         self, items: Sequence[Picture], prompts: Sequence[str], *, frame: int | None = None
@@ -243,9 +252,8 @@ class LoadedSegmenter(Segmenter):
 
 def check_prompt_list(prompts: Iterable[str]) -> tuple[str, ...]:
     """The prompts as a tuple; SettingError if there is none, or one is not text or is blank."""
-    listed = (
-        tuple(prompts) if isinstance(prompts, Iterable) and not isinstance(prompts, bytes | Mapping) else (prompts,)
-    )
+    several = isinstance(prompts, Iterable) and not isinstance(prompts, bytes | Mapping)
+    listed: tuple[Any, ...] = tuple(prompts) if several else (prompts,)
     if not listed:
         raise SettingError("there is no prompt; give at least one", code="no_prompt", field="prompt")
     for prompt in listed:
