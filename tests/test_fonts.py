@@ -125,7 +125,9 @@ def test_charts_name_a_font_for_every_character(chinese_only: Path) -> None:
     assert chart_families("vessel") == ["DejaVu Sans"]
     assert chart_families("vessel 血管") == ["DejaVu Sans", chinese_only.stem]
     image, mask = np.zeros((16, 16, 3), np.uint8), np.ones((16, 16), bool)
-    figure = draw_figure(image, "血管", mask, None, "'血管' 8 动", (0, 114, 178))  # a glyph that is missing would be a warning
+    figure = draw_figure(
+        image, "血管", mask, None, "'血管' 8 动", (0, 114, 178)
+    )  # a glyph that is missing would be a warning
     FigureCanvasAgg(figure).draw()
     assert figure.axes[0].get_title() == "'血管' 8 \\u52a8"
 
