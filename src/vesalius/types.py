@@ -134,6 +134,9 @@ class Item:
     """One image or clip in memory, with its prompts and, if known, the mask of each prompt.
 
     SettingError (code `wrong_shape`) for frames, prompts or masks of another type or shape.
+
+    >>> Item("frame", np.zeros((1, 40, 60, 3), np.uint8), ("vessel", "wire")).size
+    (40, 60)
     """
 
     id: str
@@ -185,6 +188,12 @@ class Prediction:
 
     `maps` are stored as the model returns them. Masks and probabilities at the original size are computed on demand;
     only `masks` are cached, because the probabilities of 25 prompts at 3504 x 2336 would take 0.8 GB.
+
+    >>> prediction = Prediction("frame", "vessel", "no_seg", size=(40, 60))
+    >>> prediction
+    <Prediction 'vessel' in 'frame': 40 x 60, no_seg, 0 px (0.0%)>
+    >>> prediction.overlay(np.zeros((40, 60), np.uint8)).size
+    (60, 40)
     """
 
     id: str

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Integer, UInt8
 from PIL import Image
 
+from vesalius.calls import check_kind, checked
 from vesalius.data.decoders.decoded import Decoded
 from vesalius.data.decoders.frame_files import FrameReader
 from vesalius.data.decoders.limits import image_error
@@ -23,8 +24,9 @@ from vesalius.window import AUTO, Window
 MASK_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
+@checked
 def read_image(
-    path: Path, frame: int | None = None, reader: FrameReader | None = None, window: Any = AUTO
+    path: str | Path, frame: int | None = None, reader: FrameReader | None = None, window: Any = AUTO
 ) -> UInt8[np.ndarray, "h w 3"]:
     """RGB pixels of an image file, or of one frame of a DICOM file, volume, video, animation or TIFF with pages.
 
@@ -33,7 +35,8 @@ def read_image(
     file, if it is missing, empty, truncated or not an image, has more than `MAX_PIXELS` pixels, a partly transparent
     pixel, a pixel that is NaN or infinite (except NIfTI), or no such frame.
     """
-    return decode_image(path, frame, reader, Window.of(window)).pixels
+    check_kind(path, str | Path, "path", "the path of an image")
+    return decode_image(Path(path), frame, reader, Window.of(window)).pixels
 
 
 def decode_image(

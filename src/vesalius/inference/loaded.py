@@ -173,6 +173,13 @@ class LoadedSegmenter(Segmenter):
         file object, a PIL image, a NumPy array or a torch tensor (see `as_rgb`); `frame` is the index of a frame, from
         0, in files with several. The id of a prediction is the stem of the image's path. SettingError for an empty
         prompt, and for values that are no image; ImageError for an image that cannot be read.
+
+        >>> predictor = load_predictor("frangi")
+        >>> image = np.zeros((40, 60), np.uint8)
+        >>> predictor(image, "vessel")
+        <Prediction 'vessel' in 'image': 40 x 60, ok, 0 px (0.0%)>
+        >>> [[each.prompt for each in row] for row in predictor([image, image], ["vessel", "wire"])]
+        [['vessel', 'wire'], ['vessel', 'wire']]
         """
         images = [image] if is_picture(image) else _listed(image)
         prompts = check_prompt_list([prompt] if isinstance(prompt, str) else prompt)

@@ -106,7 +106,7 @@ def draw_clip(
 
 
 def write_dataset(
-    out: Path,
+    out: str | Path,
     n: int,
     seed: int = 0,
     size: int = REFERENCE_SIZE,
@@ -127,6 +127,7 @@ def write_dataset(
     images written. Raises SettingError for values outside the bounds of `DatasetSettings`, and OutputError if `out` exists
     and is not an empty folder.
     """
+    out = Path(out)
     values = {"seed": seed, "size": size, "frames": frames, "kind": kind, "phrases": phrases}
     series = make_settings(DatasetSettings, values | {"n": n, "num_workers": num_workers}, "synth")
     record = {"settings": values | {"n": n}, "vesalius": version("vesalius")}
