@@ -238,3 +238,15 @@ def test_an_evaluation_says_which_window_it_used(tmp_path: Path) -> None:
     run(*words, "--out", tmp_path / "scores")
     rows = [json.loads(line) for line in (tmp_path / "scores" / "samples.jsonl").read_text().splitlines()]
     assert [row["window"] for row in rows] == [[0, 5000], [0, 5000]]
+
+
+@pytest.mark.slow
+def test_a_threshold_tuned_under_another_window_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = bundle_with_window(tmp_path / "bundle", "auto")
+    data = write_deep_dataset(tmp_path / "data", 1)
+    words = ("tune", model, data, "--prompt", "blood vessel", "--window", "0", "5000", "--json", "--out")
+    run(*words, tmp_path / "tuned")
+    printed = capsys.readouterr()
+    assert json.loads(printed.out.splitlines()[-1])["window"] == [0, 5000]
+    assert "differs from that of training" in printed.err
+    assert json.loads((tmp_path / "tuned" / CARD).read_text())["window"] == "auto"

@@ -50,4 +50,6 @@ def run(args: argparse.Namespace) -> Result:
     store_threshold(args.model, target, tuned.threshold, tuned.origin, tuned.images, tuned.tta_gain)
     for line in summarize(tuned, target, had_gain=predictor.model_card.tta is not None):
         print(line)
-    return {**as_json(tuned), "bundle": str(target)}
+    if note := predictor.description.window_note:
+        print(f"{note} Predict with the same --window, because the threshold was tuned under it.")
+    return {**as_json(tuned), "window": predictor.window.plain, "bundle": str(target)}
