@@ -30,9 +30,9 @@ def read_image(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """RGB pixels of an image file, or of one frame of a DICOM file, volume, video, animation or TIFF with pages.
 
-    Photos are turned upright by their EXIF orientation. `window`, as `Window.parse` reads it,
-    maps values of more than 8 bits to gray levels. A `reader` keeps the file open from one frame to the next. Raises ImageError, naming the
-    file, if it is missing, empty, truncated or not an image, has more than `MAX_PIXELS` pixels, a partly transparent
+    Photos are turned upright by their EXIF orientation. `window`, as `Window.parse` reads it, maps values of more than 8
+    bits to gray levels. A `reader` keeps the file open from one frame to the next. Raises ImageError, naming the file, if
+    it is missing, empty, truncated or not an image, has more than `MAX_PIXELS` pixels, a partly transparent
     pixel, a pixel that is NaN or infinite (except NIfTI), or no such frame.
     """
     check_kind(path, str | Path, "path", "the path of an image")

@@ -57,9 +57,9 @@ def as_pixels(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """RGB pixels of an image given as a path, bytes, a file object, a PIL image, an array or a tensor.
 
-    `frame` is the index of a frame, from 0, in a file with several; `window` maps values of more than 8 bits. Raises ImageError as `read_image` does; SettingError
-    for a value that is no image, for arrays that `as_rgb` refuses, and for `frame` with pixels. `name` names an image
-    without a path in messages.
+    `frame` is the index of a frame, from 0, in a file with several; `window` maps values of more than 8 bits. Raises
+    ImageError as `read_image` does; SettingError for a value that is no image, for arrays that `as_rgb` refuses, and for
+    `frame` with pixels. `name` names an image without a path in messages.
     """
     image = held(image)
     if is_in_memory(image):

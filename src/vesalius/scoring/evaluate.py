@@ -251,11 +251,12 @@ def _open_data(data: Dataset | Sequence[Sample] | str | Path) -> Dataset:
         return open_dataset(data)
     if isinstance(data, Dataset):
         return data
-    if not isinstance(data, Sequence) or not all(isinstance(each, Sample) for each in data):
+    samples: list[Any] = list(data) if isinstance(data, Sequence) else []
+    if not isinstance(data, Sequence) or not all(isinstance(each, Sample) for each in samples):
         raise SettingError(
             f"data is a list of samples, or the path of a dataset; got {describe(data)}", code="bad_value", field="data"
         )
-    return Dataset.of(data)
+    return Dataset.of(samples)
 
 
 def _checked(segmenter: Segmenter, dataset: Dataset, limit: int | None) -> Dataset:
