@@ -44,9 +44,7 @@ def as_rgb(image: Any, window: Window = AUTO, name: str = "the image") -> UInt8[
     if isinstance(image, Image.Image):
         values = _from_pil(image, name)
     elif is_tensor(image):
-        tensor = image.detach().cpu()
-        # NumPy has no bfloat16
-        values = (tensor.float() if tensor.dtype.is_floating_point else tensor).numpy()
+        values = _from_tensor(image, name)
     else:
         values = np.asarray(image)
     if values.dtype.kind not in "buif":
@@ -58,7 +56,26 @@ def as_rgb(image: Any, window: Window = AUTO, name: str = "the image") -> UInt8[
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else np.ascontiguousarray(pixels)
 
 
+def _from_tensor(image: Any, name: str) -> np.ndarray:
+    try:
+        tensor = image.detach().cpu()
+        # NumPy has no bfloat16
+        return np.asarray((tensor.float() if tensor.dtype.is_floating_point else tensor).numpy())
+    except (TypeError, NotImplementedError, RuntimeError) as error:  # sparse, quantized, or without values (meta)
+        raise _refusal(name, f"is a tensor that NumPy cannot read ({error}); give a dense tensor") from error
+
+
 def _from_pil(image: Image.Image, name: str) -> np.ndarray:
+    try:
+        image.load()
+    except (AssertionError, ValueError) as error:
+        raise _refusal(name, "is a PIL image that was closed, or is damaged; open it again") from error
+    except (OSError, SyntaxError) as error:  # Pillow decodes a file when its pixels are needed
+        raise ImageError(
+            f"{name}: cannot be decoded ({error}); copy its file again from its source",
+            code="unreadable_image",
+            field="image",
+        ) from error
     try:
         if image.mode == "L" or image.mode.startswith(("I", "F")):
             return np.array(image)
@@ -66,12 +83,6 @@ def _from_pil(image: Image.Image, name: str) -> np.ndarray:
     except ValueError as error:  # Pillow cannot convert this mode
         raise ImageError(
             f"{name}: has the color mode {image.mode}; convert it to RGB", code="unsupported_color_model", field="image"
-        ) from error
-    except (OSError, SyntaxError) as error:  # Pillow decodes a file when its pixels are needed
-        raise ImageError(
-            f"{name}: cannot be decoded ({error}); copy its file again from its source",
-            code="unreadable_image",
-            field="image",
         ) from error
 
 

@@ -13,23 +13,33 @@ from vesalius.errors import SettingError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
     """The function with a SettingError for an unknown, missing or surplus argument."""
     signature = inspect.signature(function)
+    special = {"__call__": "predictor", "__init__": function.__qualname__.partition(".")[0]}
+    name = special.get(function.__name__, function.__name__)
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise _wrong_call(
-                function.__name__.replace("__call__", "predictor"), signature, kwargs, str(error)
-            ) from None
-        return function(*args, **kwargs)
+            return function(*args, **kwargs)
+        except TypeError:
+            try:  # only now, because types are built thousands of times
+                signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise _wrong_call(name, signature, kwargs, str(error)) from None
+            raise
 
     return call
+
+
+def checked_init(kind: type[T]) -> type[T]:
+    """The class with a constructor that is `checked`."""
+    setattr(kind, "__init__", checked(kind.__init__))  # noqa: B010, mypy forbids assigning to a method
+    return kind
 
 
 def _wrong_call(name: str, signature: inspect.Signature, given: dict[str, Any], reason: str) -> SettingError:
@@ -47,6 +57,12 @@ def check_kind(value: object, kinds: type | UnionType, name: str, expected: str)
     if not isinstance(value, kinds) or isinstance(value, bool):
         message = f"{name} must be {expected}; got {describe(value)}"
         raise SettingError(message, code="bad_value", field=name)
+
+
+def check_callable(value: object, name: str, expected: str) -> None:
+    """Raise SettingError `NAME must be EXPECTED` unless the value can be called."""
+    if not callable(value):
+        raise SettingError(f"{name} must be {expected}; got {describe(value)}", code="bad_value", field=name)
 
 
 def describe(value: object) -> str:

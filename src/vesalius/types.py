@@ -5,7 +5,7 @@ Sizes are (h, w); points are (x, y) in pixels of the original image. Values are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image
 
-from vesalius.calls import check_kind, checked, describe
+from vesalius.calls import check_kind, checked, checked_init, describe
 from vesalius.codes import CODES
 from vesalius.colors import PHRASE_COLORS, Color
 from vesalius.errors import AnnotationError, DataError, SettingError
@@ -94,6 +94,7 @@ class Location(NamedTuple):
         return kind(f"{self}: {wrong}", code=code, path=self.path, field=self.field or None, remedy=remedy)
 
 
+@checked_init
 @dataclass(frozen=True)
 class Sample:
     """One annotated image or frame on disk; its pixels and masks are not yet read.
@@ -129,6 +130,7 @@ Turn = tuple[str, str]
 """(question, answer) in a training conversation."""
 
 
+@checked_init
 @dataclass(frozen=True)
 class Item:
     """One image or clip in memory, with its prompts and, if known, the mask of each prompt.
@@ -158,7 +160,8 @@ class Item:
             raise self._wrong("frames", "frames must be uint8 (f, h, w, 3)", frames)
         if 0 in frames.shape:
             raise self._wrong("frames", "frames must have pixels", frames)
-        if isinstance(self.prompts, str) or not all(isinstance(prompt, str) for prompt in self.prompts):
+        listed = isinstance(self.prompts, Sequence) and not isinstance(self.prompts, str)
+        if not listed or not all(isinstance(prompt, str) for prompt in self.prompts):
             raise self._wrong("prompts", "prompts must be a tuple of phrases", self.prompts)
         expected = (len(self.prompts), *frames.shape[:3])
         if masks is None:
@@ -182,6 +185,7 @@ Cleaner = Callable[[Bool[np.ndarray, "h w"]], Bool[np.ndarray, "h w"]]
 """Post-processing of the mask of one object, such as a `Cleaning`."""
 
 
+@checked_init
 @dataclass(frozen=True)
 class Prediction:
     """The prediction for one prompt about one image.

@@ -101,6 +101,8 @@ WRONG: dict[str, tuple[type, str, Any]] = {
     "words": (SettingError, "bad_value", np.array([["a"]])),
     "complex": (SettingError, "bad_value", GRAY * 1j),
     "NaN": (ImageError, "not_finite_pixels", np.full((9, 9), np.nan)),
+    "sparse tensor": (SettingError, "bad_value", torch.zeros(9, 9).to_sparse()),
+    "tensor without values": (SettingError, "bad_value", torch.zeros(9, 9, device="meta")),
     "text file": (SettingError, "bad_value", io.StringIO("text")),
     "transparent array": (ImageError, "transparent_image", np.dstack([NOISE, GRAY])),
     "transparent PIL": (ImageError, "transparent_image", Image.new("RGBA", (9, 9))),
@@ -119,6 +121,26 @@ def test_what_is_no_image_is_refused_with_a_code(name: str) -> None:
     kind, code, image = WRONG[name]
     with raises_code(kind, code):
         FrangiFilter()(image, "vessel")
+
+
+def test_closed_files_and_images_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(NOISE).save(path)
+    with path.open("rb") as file:
+        pass
+    with Image.open(path) as image:
+        pass
+    for closed in (file, image):
+        with raises_code(SettingError, "bad_value"):
+            FrangiFilter()(closed, "vessel")
+
+
+def test_the_official_interface_refuses_wrong_arguments(small_predictor: OfficialPredictor) -> None:
+    with raises_code(SettingError, "unknown_setting"):
+        small_predictor.predict_forward(img=NOISE, text="<image>")
+    for wrong in ({"video": 3}, {"text": 3}, {"image": 3}):
+        with raises_code(SettingError, "bad_value"):
+            small_predictor.predict_forward(**wrong)
 
 
 def test_an_image_of_a_list_is_named_by_its_place() -> None:
@@ -141,6 +163,10 @@ CALLS: dict[str, tuple[str, Callable[[FrangiFilter], Any]]] = {
     "frame of text": ("bad_value", lambda p: p("a.png", "vessel", frame="0")),
     "negative frame": ("bad_value", lambda p: p("a.png", "vessel", frame=-1)),
     "predict without prompts": ("no_prompt", lambda p: p.predict([NOISE])),
+    "predict of items with prompts": (
+        "conflicting_settings",
+        lambda p: p.predict([Item("a", NOISE[None], ())], "vessel"),
+    ),
     "predict of one image": ("bad_value", lambda p: p.predict(NOISE, "vessel")),
 }
 
@@ -225,6 +251,23 @@ OPENINGS: dict[str, tuple[str, Callable[[], Any]]] = {
     "sample": ("bad_value", lambda: vesalius.load_item("a.png")),
     "evaluated model": ("bad_value", lambda: vesalius.evaluate(3, [], "out")),
     "evaluated data": ("bad_value", lambda: vesalius.evaluate("frangi", [3], "out")),
+    "dataset split": ("bad_value", lambda: vesalius.load_samples(".", split=3)),
+    "dataset prompt": ("bad_value", lambda: vesalius.load_samples(".", prompt=3)),
+    "dataset group": ("bad_value", lambda: vesalius.load_samples(".", group=3)),
+    "gpus": ("bad_value", lambda: vesalius.load_predictor("tiny", gpus=2)),
+    "quantization": ("bad_value", lambda: vesalius.load_predictor("tiny", quantization="3bit")),
+    "no path": ("bad_value", vesalius.read_image),
+    "path": ("bad_value", lambda: vesalius.read_image(NOISE)),
+    "frame": ("bad_value", lambda: vesalius.read_image("a.png", frame="0")),
+    "reader": ("bad_value", lambda: vesalius.read_image("a.png", reader=3)),
+    "unknown name of read_image": ("unknown_setting", lambda: vesalius.read_image("a.png", farme=0)),
+    "num_workers": ("bad_value", lambda: vesalius.evaluate("frangi", [], "out", num_workers="2")),
+    "on_progress": ("bad_value", lambda: vesalius.evaluate("frangi", [], "out", on_progress=3)),
+    "no item": ("bad_value", Item),
+    "unknown name of an item": ("unknown_setting", lambda: Item("a", NOISE[None], promts=("vessel",))),
+    "prompts None": ("wrong_shape", lambda: Item("a", NOISE[None], None)),
+    "sample without a path": ("bad_value", lambda: vesalius.Sample("a")),
+    "prediction without a prompt": ("bad_value", lambda: vesalius.Prediction("a")),
     "frames": ("wrong_shape", lambda: Item("a", NOISE, ("vessel",))),
     "prompts": ("wrong_shape", lambda: Item("a", NOISE[None], "vessel")),
 }

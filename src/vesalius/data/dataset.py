@@ -127,6 +127,9 @@ def load_samples(
 ) -> list[Sample]:
     """The samples that `open_dataset` reads with the same arguments."""
     check_kind(data, str | Path, "data", "the path of a dataset")
+    check_kind(split, str | None, "split", "the name of a split, such as train")
+    check_kind(prompt, str | None, "prompt", 'a phrase such as "blood vessel"')
+    check_kind(group, str | None, "group", "the name of a field, or a regular expression")
     return list(open_dataset(data, split=split, prompt=prompt, group=group, window=window).samples)
 
 
@@ -139,6 +142,7 @@ def load_item(sample: Sample, reader: FrameReader | None = None) -> Item:
     outside the image, an invalid RLE, or a mask file of another size.
     """
     check_kind(sample, Sample, "sample", "a Sample, from load_samples")
+    check_kind(reader, FrameReader | None, "reader", "a FrameReader")
     decoded = decode_sample(sample, reader)
     image = decoded.pixels
     size = image.shape[0], image.shape[1]

@@ -11,12 +11,12 @@ import numpy as np
 from jaxtyping import Bool, Integer, UInt8
 from PIL import Image
 
-from vesalius.calls import check_kind, checked
+from vesalius.calls import check_kind, checked, describe
 from vesalius.data.decoders.decoded import Decoded
 from vesalius.data.decoders.frame_files import FrameReader
 from vesalius.data.decoders.limits import image_error
 from vesalius.data.decoders.picture import SUFFIXES, decode, drop_alpha, read_picture
-from vesalius.errors import AnnotationError
+from vesalius.errors import AnnotationError, SettingError
 from vesalius.masks import Size
 from vesalius.types import Sample, Value
 from vesalius.window import AUTO, Window
@@ -36,7 +36,18 @@ def read_image(
     pixel, a pixel that is NaN or infinite (except NIfTI), or no such frame.
     """
     check_kind(path, str | Path, "path", "the path of an image")
-    return decode_image(Path(path), frame, reader, Window.of(window)).pixels
+    check_kind(reader, FrameReader | None, "reader", "a FrameReader")
+    return decode_image(Path(path), check_frame(frame), reader, Window.of(window)).pixels
+
+
+def check_frame(frame: Any) -> int | None:
+    """The index of a frame as an int, or None; SettingError for any other value and for a negative index."""
+    if frame is None:
+        return None
+    if isinstance(frame, bool) or not isinstance(frame, int | np.integer) or frame < 0:
+        message = f"frame is the index of a frame, from 0; got {describe(frame)}"
+        raise SettingError(message, code="bad_value", field="frame")
+    return int(frame)
 
 
 def decode_image(

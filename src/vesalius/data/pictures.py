@@ -15,7 +15,7 @@ from PIL import Image
 
 from vesalius.arrays import as_rgb, is_in_memory
 from vesalius.calls import describe
-from vesalius.data.images import frame_id, read_image, sample_id
+from vesalius.data.images import decode_image, frame_id, sample_id
 from vesalius.errors import SettingError, VesaliusError
 from vesalius.window import AUTO, Window
 
@@ -46,7 +46,11 @@ def held(image: Any) -> Any:
         )
     if is_in_memory(image) or isinstance(image, str | os.PathLike):
         return image
-    content = image.read() if hasattr(image, "read") else bytes(image)
+    try:
+        content = image.read() if hasattr(image, "read") else bytes(image)
+    except (OSError, ValueError) as error:  # closed, or not readable
+        message = f"the file object cannot be read ({error}); open the file again, or give its path"
+        raise SettingError(message, code="bad_value", field="image") from error
     if not isinstance(content, bytes):
         raise SettingError("a file object must be opened in binary mode", code="bad_value", field="image")
     return content
@@ -72,17 +76,7 @@ def as_pixels(
         return as_rgb(image, window, name)
     if isinstance(image, bytes):
         return _read_bytes(image, frame, window, name)
-    return read_image(Path(image), frame, window=window)
-
-
-def check_frame(frame: Any) -> int | None:
-    """The index of a frame as an int, or None; SettingError for any other value and for a negative index."""
-    if frame is None:
-        return None
-    if isinstance(frame, bool) or not isinstance(frame, int | np.integer) or frame < 0:
-        message = f"frame is the index of a frame, from 0; got {describe(frame)}"
-        raise SettingError(message, code="bad_value", field="frame")
-    return int(frame)
+    return decode_image(Path(image), frame, window=window).pixels
 
 
 def picture_ids(images: Sequence[Any], frame: int | None = None) -> list[str]:
@@ -109,7 +103,7 @@ def _read_bytes(content: bytes, frame: int | None, window: Window, name: str) ->
         path = Path(folder) / "image"
         path.write_bytes(content)
         try:
-            return read_image(path, frame, window=window)
+            return decode_image(path, frame, window=window).pixels
         except VesaliusError as error:
             message = str(error).replace(str(path), name)
             raise type(error)(message, code=error.code, field=error.field, remedy=error.remedy) from error

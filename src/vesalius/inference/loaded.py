@@ -15,7 +15,8 @@ import torch
 from vesalius.calls import check_kind, checked, describe
 from vesalius.cleaning import Cleaning
 from vesalius.colors import phrase_colors
-from vesalius.data.pictures import Picture, as_pixels, check_frame, held, is_picture, picture_ids
+from vesalius.data.images import check_frame
+from vesalius.data.pictures import Picture, as_pixels, held, is_picture, picture_ids
 from vesalius.errors import SettingError
 from vesalius.models.cards import ModelCard, TtaGain
 from vesalius.phrases import Match, describe_prompts, match, refuse_unknown
@@ -212,6 +213,9 @@ class LoadedSegmenter(Segmenter):
         prediction an image for one prompt, a list an image for a list of prompts. An empty list gives an empty list.
         """
         listed: list[Any] = _listed(items)
+        if prompts is not None and any(isinstance(each, Item) for each in listed):
+            message = "items have their own prompts; call predict(items), or give images with prompts"
+            raise SettingError(message, code="conflicting_settings", field="prompts")
         if prompts is not None:
             return self(listed, prompts, frame=frame)
         if wrong := [each for each in listed if not isinstance(each, Item)]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vesalius.calls import check_kind, checked
 from vesalius.data.pictures import Picture, as_pixels
 from vesalius.errors import SettingError
 from vesalius.inference.video import VideoPredictor
@@ -26,6 +27,7 @@ MAX_NEW_TOKENS = 2048
 class OfficialPredictor(VideoPredictor):
     """A text-prompted model for images and clips, with the official `predict_forward`; `load_predictor` returns it."""
 
+    @checked
     @torch.inference_mode()
     def predict_forward(
         self,
@@ -53,6 +55,8 @@ class OfficialPredictor(VideoPredictor):
                 code="conflicting_settings",
                 field="tta",
             )
+        check_kind(video, Sequence | None, "video", "a list of frames")
+        check_kind(text, str | None, "text", 'text such as "<image>Please segment the blood vessel."')
         picture = None if image is None else Image.fromarray(as_pixels(image, window=self.window))
         frames = [Image.fromarray(as_pixels(frame, window=self.window)) for frame in video or ()]
         parameter = next(self.model.parameters())

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vesalius.calls import checked
+from vesalius.calls import check_kind, checked, describe
 from vesalius.errors import SettingError
 from vesalius.models.reference import ModelRef, resolve_model
 from vesalius.segmenter import AnswerMode
@@ -51,6 +51,10 @@ def load_predictor(
     this machine lacks, and for GPUs that cannot hold the model.
     """
     ref = resolve_model(model)
+    check_kind(gpus, str | None, "gpus", "text such as 2x24GiB")
+    if quantization not in (None, "8bit", "4bit"):
+        message = f"quantization is one of 8bit, 4bit; got {describe(quantization)}"
+        raise SettingError(message, code="bad_value", field="quantization")
     asked: dict[str, Any] = {"threshold": threshold, "cleaning": cleaning, "batch_size": batch_size}
     asked |= {"strict_phrases": strict_phrases, "window": window}
     if ref.kind == "ensemble":

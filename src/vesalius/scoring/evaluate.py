@@ -19,7 +19,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from vesalius.calls import check_kind, checked, describe
+from vesalius.calls import check_callable, check_kind, checked, describe
 from vesalius.colors import Color, phrase_colors
 from vesalius.data.dataset import Dataset, open_dataset
 from vesalius.data.grouping import group_of
@@ -80,9 +80,11 @@ def evaluate(
     """
     out, started = _result_folder(out), time.perf_counter()
     processes = _processes(num_workers)
+    check_callable(on_progress, "on_progress", "a function of the number of samples done")
     segmenter = _open_model(model)
     dataset = _checked(segmenter, _open_data(data), limit)
     samples = dataset.samples
+    check_kind(roi, str | Path | None, "roi", "the path of a folder")
     rois = None if roi is None else RoiMasks(Path(roi), samples)
     described = segmenter.description
     leaks = find_leaks(described, samples, allow_training_samples)
@@ -222,6 +224,7 @@ def _figure_paths(samples: Sequence[Sample]) -> dict[ResultKey, str]:
 
 
 def _processes(num_workers: int | None) -> int:
+    check_kind(num_workers, int | None, "num_workers", "a number of processes")
     if num_workers is not None and num_workers < 0:
         raise SettingError(f"num_workers must be 0 or more; got {num_workers}", code="bad_value", field="num_workers")
     return os.cpu_count() or 1 if num_workers is None else num_workers
