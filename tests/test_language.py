@@ -19,7 +19,11 @@ import vesalius
 from vesalius.cli import main
 from vesalius.cli.help import cells, wrap
 from vesalius.cli.main import VERBS, build_parser
-from vesalius.language import catalog, current, speaking, translate
+from vesalius.evaluation.metrics import METRICS
+from vesalius.language import catalog, current, note, speaking, translate, translate_note
+from vesalius.scoring.comparison_report import ABOUT, VERDICTS
+from vesalius.scoring.report import EMPTY_MASKS, TEXTS
+from vesalius.scoring.tables import KINDS
 from vesalius.visualization import LEGEND
 
 SRC = Path(vesalius.__file__).parent
@@ -38,28 +42,80 @@ def texts_of_help(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 
 def constants_of(path: Path, only_translated: bool) -> Iterator[str]:
-    """The string constants of a module, or those that it passes to `translate`."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if only_translated and isinstance(node, ast.Call) and ast.unparse(node.func) in ("translate", "label"):
+    """The string constants of a module, or those that it passes to a function of `vesalius.language`, or to `label`."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    functions = {"label"} | {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "vesalius.language"
+        for alias in node.names
+    }
+    for node in ast.walk(tree):
+        if not only_translated and isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+        elif only_translated and isinstance(node, ast.Call) and ast.unparse(node.func) in functions - {"speaking"}:
+            keys = (
+                {id(each.slice) for each in ast.walk(node.args[0]) if isinstance(each, ast.Subscript)}
+                if node.args
+                else ()
+            )
             yield from (
                 each.value
-                for each in ast.walk(node.args[0])
-                if isinstance(each, ast.Constant) and isinstance(each.value, str)
+                for each in (ast.walk(node.args[0]) if node.args else ())
+                if isinstance(each, ast.Constant) and isinstance(each.value, str) and id(each) not in keys
             )
-        elif not only_translated and isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield node.value
 
 
 def texts_of_template(path: Path) -> Iterator[str]:
     """The constants with the filter `t`."""
     tree = Environment().parse(path.read_text(encoding="utf-8"))
     for each in tree.find_all(nodes.Filter):
-        if each.name == "t":
+        if each.name == "t" and not isinstance(each.node, nodes.Name):
             yield from (
                 constant.value
                 for constant in [each.node, *each.node.find_all(nodes.Const)]
                 if isinstance(constant, nodes.Const)
             )
+
+
+def english_in(path: Path) -> list[str]:
+    """English words of a template that are not translated: those outside tags, styles and expressions."""
+    source = re.sub(
+        r"{% block style %}.*?{% endblock %}|<style>.*?</style>", "", path.read_text("utf-8"), flags=re.DOTALL
+    )
+    data = "".join(f"{each.data}\0" for each in Environment().parse(source).find_all(nodes.TemplateData))
+    spoken = re.findall(r'(?:alt|aria-label|title)="([^"\0]*)', data)
+    return [
+        word
+        for text in [re.sub(r"<[^<>]*>", " ", data.replace("\0", "")), *spoken]
+        for word in re.findall(r"[A-Za-z]{3,}", text)
+        if word not in INTERNATIONAL
+    ]
+
+
+INTERNATIONAL = {"Dice", "IoU", "gIoU", "cIoU", "Holm", "augment"}
+"""Words in templates that are the same in Chinese: metrics, a test, a setting."""
+SHARED_TITLES = {"Dice", "IoU", "clDice", "HD95", "ASSD"} | {
+    f"NSD at {n} {unit}" for n in (1, 2) for unit in ("px", "mm")
+}
+"""Titles of metrics that are the same in Chinese."""
+COUNTED = {f"{{n}} {noun}{ending}" for noun in ("image", "group", "prediction") for ending in ("", "s")}
+"""Counts within notes."""
+
+
+def texts_of_tables() -> set[str]:
+    """Texts in tables of constants that the reports translate."""
+    return {
+        *(name for name, _ in LEGEND),
+        *(metric.title for metric in METRICS.values() if metric.title not in SHARED_TITLES),
+        *KINDS.values(),
+        *VERDICTS.values(),
+        ABOUT,
+        *TEXTS.values(),
+        *(text for name, _, score in EMPTY_MASKS for text in (name, score)),
+        *COUNTED,
+        *("error", "errors", "warning", "warnings", "images", "pairs", "objects", "absent", "groups"),
+    }
 
 
 MODULES, TEMPLATES = sorted(SRC.rglob("*.py")), sorted(SRC.rglob("*.html.jinja"))
@@ -72,15 +128,26 @@ def test_every_text_of_help_has_a_translation() -> None:
 def test_every_text_of_pages_and_figures_has_a_translation() -> None:
     texts = {text for path in MODULES for text in constants_of(path, only_translated=True)}
     texts |= {text for path in TEMPLATES for text in texts_of_template(path)}
-    texts |= {name for name, _ in LEGEND}
+    texts |= texts_of_tables()
     assert sorted(texts - catalog().keys()) == []
 
 
 def test_every_translation_is_used() -> None:
     used = {*texts_of_help(build_parser(VERBS))}
     used |= {text for path in MODULES for text in constants_of(path, only_translated=False)}
-    used |= {text for path in TEMPLATES for text in texts_of_template(path)}
+    used |= {text for path in TEMPLATES for text in texts_of_template(path)} | texts_of_tables()
     assert sorted(catalog().keys() - used) == []
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
+def test_templates_have_no_untranslated_text(path: Path) -> None:
+    assert english_in(path) == []
+
+
+def test_untranslated_text_of_a_template_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "page.html.jinja"
+    path.write_text('<p class="gray">{{ n }} new words</p><img alt="A vessel"><i title="{{ \'mean\' | t }}">Dice</i>')
+    assert english_in(path) == ["new", "words", "vessel"]
 
 
 @pytest.mark.parametrize(("english", "chinese"), catalog().items())
@@ -122,6 +189,16 @@ def test_values_are_filled_in_and_unknown_texts_stay() -> None:
         assert translate("{n} unknown words", n=3) == "3 unknown words"
         assert translate("random seed") == "随机种子"
     assert translate("random seed") == "random seed"
+
+
+def test_a_note_is_translated_with_its_counts_but_not_its_names() -> None:
+    said = note("{groups}; {images} without one, each its own group", groups="2 groups", images="1 image")
+    model = note("The model of {name} was trained on {n} of the images.", name="masks", n=3)
+    assert translate_note(said) == "2 groups; 1 image without one, each its own group"
+    with speaking("zh"):
+        assert translate_note(said) == "2 个组；1 幅图像没有分组，各自成组"
+        assert translate_note(model) == "masks 的模型训练时用过其中 3 幅图像。"
+        assert translate_note("a sentence of a reader") == "a sentence of a reader"
 
 
 @pytest.mark.parametrize("order", [["--lang", "zh", "--help"], ["--help", "--lang=zh"]])

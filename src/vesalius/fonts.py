@@ -15,7 +15,7 @@ from typing import NamedTuple
 from PIL import ImageDraw, ImageFont
 
 from vesalius.colors import Color
-from vesalius.language import translate
+from vesalius.language import note, translate
 
 FONT_FOLDERS = (
     Path("/usr/share/fonts"),
@@ -55,9 +55,11 @@ def missing_font(text: str) -> str | None:
     if not lacking:
         return None
     shown = "".join(lacking[:12]) + ("…" if len(lacking) > 12 else "")
-    return (
-        f"No font on this machine has the characters {shown}, so figures show them as codes like "
-        f"{_escape(lacking[0])}; install one, for example: apt install fonts-noto-cjk"
+    return note(
+        "No font on this machine has the characters {shown}, so figures show them as codes like {code}; install one, for "
+        "example: apt install fonts-noto-cjk",
+        shown=shown,
+        code=_escape(lacking[0]),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -33,6 +34,37 @@ def translate(text: str, **values: object) -> str:
     if current() == "zh":
         text = catalog().get(text, text)
     return text.format(**values) if values else text
+
+
+def note(text: str, **values: object) -> str:
+    """The English text with its values, for JSON and the terminal; a page shows `translate_note` of it."""
+    return text.format(**values)
+
+
+def translate_note(said: str) -> str:
+    """A sentence made by `note` in the current language, and so are counts in it; one without translation stays English."""
+    return catalog().get(said) or _translate_filled(said) if current() == "zh" else said
+
+
+def _translate_filled(said: str) -> str:
+    """The Chinese of a text whose values are filled in, or the text itself."""
+    for pattern, chinese in _patterns():
+        if found := pattern.fullmatch(said):
+            return chinese.format(**{name: _translate_filled(value) for name, value in found.groupdict().items()})
+    return said
+
+
+@lru_cache
+def _patterns() -> list[tuple[re.Pattern[str], str]]:
+    """(regular expression of an English text with values, its Chinese text); longest texts first, the most specific.
+
+    Texts of fewer than five letters, such as `{low} to {high}`, are left out, because they match names too.
+    """
+    return [
+        (re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>.*)", re.escape(english)), re.DOTALL), chinese)
+        for english, chinese in sorted(catalog().items(), key=lambda pair: -len(pair[0]))
+        if "{" in english and len(re.findall("[a-z]", re.sub(r"{\w+}", "", english))) >= 5
+    ]
 
 
 @lru_cache

@@ -18,6 +18,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from vesalius.language import current, translate, translate_note
+from vesalius.names import count_of
+
 JPEG_QUALITY = 80
 HTML = ".html.jinja"
 SCRIPT = Path(__file__).with_name("page.js")
@@ -26,8 +29,9 @@ SCRIPT = Path(__file__).with_name("page.js")
 def render(template: Path, values: Mapping[str, Any], **filters: Callable[..., Any]) -> str:
     """The template rendered with `values`; `filters` are functions for `value | name` in the template.
 
-    In a `.html.jinja` template every value is escaped, since ids, phrases and paths may contain HTML. Raises
-    jinja2.UndefinedError for a name without a value.
+    In a `.html.jinja` template every value is escaped, since ids, phrases and paths may contain HTML. The filters `t`
+    and `note` translate a text and a note into the current language. Raises jinja2.UndefinedError for a name without a
+    value.
     """
     environment = Environment(
         loader=FileSystemLoader([template.parent, Path(__file__).parent]),
@@ -37,16 +41,21 @@ def render(template: Path, values: Mapping[str, Any], **filters: Callable[..., A
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(plural=plural, **filters)
+    environment.filters.update(plural=plural, counted=counted, t=translate, note=translate_note, **filters)
     script = SCRIPT.read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-    environment.globals.update(script=Markup(script), script_hash=f"sha256-{digest}")
+    environment.globals.update(language=current(), script=Markup(script), script_hash=f"sha256-{digest}")
     return environment.get_template(template.name).render(values)
 
 
 def plural(n: int, one: str) -> str:
     """Singular or plural of a noun: `image` for n = 1, else `images`."""
     return one if n == 1 else one + "s"
+
+
+def counted(n: int, one: str) -> str:
+    """A count with its noun in the current language: `1 image`, `2 images`."""
+    return translate_note(count_of(n, one))
 
 
 def as_data_url(picture: Image.Image, width: int | None = None, format: Literal["jpeg", "png"] = "jpeg") -> str:

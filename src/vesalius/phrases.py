@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vesalius.errors import SettingError
+from vesalius.language import note
 from vesalius.names import list_names
 
 ARTICLES = ("the", "a", "an")
@@ -93,10 +94,17 @@ def refuse_unknown(prompts: Iterable[str], phrases: Collection[str] | None, mode
         )
 
 
-def describe_unknown(counts: Mapping[str, int], total: int) -> str:
-    """Sentence on the predictions of unknown phrases in a result; `counts` maps each unknown prompt to its number."""
+def describe_unknown(counts: Mapping[str, int], total: int, name: str = "") -> str:
+    """Sentence on the predictions of unknown phrases in a result; `counts` maps each unknown prompt to its number.
+
+    The sentence begins with the `name` of the result, if it is given.
+    """
     asked = list_names((f'"{prompt}"' for prompt in counts), LISTED)
-    return f"{sum(counts.values())} of {total} predictions are for phrases that the model does not know: {asked}."
+    said = {"n": sum(counts.values()), "total": total, "names": asked}
+    if name:
+        text = "{name}: {n} of {total} predictions are for phrases that the model does not know: {names}."
+        return note(text, name=name, **said)
+    return note("{n} of {total} predictions are for phrases that the model does not know: {names}.", **said)
 
 
 def list_phrases(phrases: Collection[str]) -> str:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from markupsafe import Markup
 
+from vesalius.language import translate
+
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 340, 42, 18, 10, 40
 """Width of the chart and its margins, in pixels."""
 BLUE, VERMILLION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
@@ -114,15 +116,24 @@ def histogram(values: Sequence[float], name: str, ticks: Ticks, *, of: str, writ
     plot.axes(ticks, [(0, "0"), (top, f"{top}")], name)
     for count, low, high in zip(counts.tolist(), edges[:-1].tolist(), edges[1:].tolist(), strict=True):
         if count:
-            plot.bar((low, high), (0, count), BLUE, f"{written(low)} to {written(high)}: {count}", inset=0.75)
+            ends = translate("{low} to {high}", low=written(low), high=written(high))
+            plot.bar((low, high), (0, count), BLUE, f"{ends}: {count}", inset=0.75)
     if not len(values):
-        return plot.svg(f"{name}: no values")
+        return plot.svg(translate("{name}: no values", name=name))
     mean = float(np.mean(values))
     plot.line([(mean, 0), (mean, top)], INK, 2, "5 4")
     low, middle, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
     return plot.svg(
-        f"Histogram of {name} of {len(values)} {of}: mean {written(mean)}, median {written(middle)}, "
-        f"half of them between {written(low)} and {written(high)}"
+        translate(
+            "Histogram of {name} of {n} {of}: mean {mean}, median {middle}, half of them between {low} and {high}",
+            name=name,
+            n=len(values),
+            of=of,
+            mean=written(mean),
+            middle=written(middle),
+            low=written(low),
+            high=written(high),
+        )
     )
 
 

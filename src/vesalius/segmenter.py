@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vesalius.errors import SettingError
+from vesalius.language import note
 from vesalius.phrases import describe_prompts
 from vesalius.types import Item, Prediction, Sample
 from vesalius.window import AUTO, Range, Window
@@ -85,7 +86,9 @@ class ModelDescription:
         """A sentence if the window differs from that of training, else ""."""
         if self.training_window in (None, self.window):
             return ""
-        return f"The window ({self.window}) differs from that of training ({self.training_window})."
+        return note(
+            "The window ({one}) differs from that of training ({two}).", one=self.window, two=self.training_window
+        )
 
 
 @dataclass(frozen=True)
@@ -126,8 +129,8 @@ class Described(ABC):
 
     def note_prompts(self, prompts: Iterable[str]) -> None:
         """Log the notes of `check_prompts` as warnings; SettingError as there."""
-        for note in self.check_prompts(prompts):
-            log.warning("%s", note)
+        for each in self.check_prompts(prompts):
+            log.warning("%s", each)
 
     def check_prompts(self, prompts: Iterable[str]) -> list[str]:
         """Notes for the user on prompts that are asked under another spelling or are unknown to the model.

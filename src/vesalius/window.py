@@ -12,6 +12,7 @@ import numpy as np
 
 from vesalius.codes import CODES
 from vesalius.errors import ImageError, SettingError
+from vesalius.language import note
 
 Range = tuple[float, float]
 """Values shown as black and as white. If they are equal, higher values are white and all others black."""
@@ -162,9 +163,12 @@ def describe_ranges(counted: Mapping[str, Any], window: Any) -> str:
         return " to ".join(f"{each:g}" for each in dict.fromkeys(ends))
 
     n = counted["images"]
-    return (
-        f"window {Window.parse(window)}: black at {words(counted['black'])}, white at {words(counted['white'])} "
-        f"({n} image{'s' * (n != 1)})"
+    return note(
+        "window {window}: black at {black}, white at {white} ({images})",
+        window=Window.parse(window),
+        black=words(counted["black"]),
+        white=words(counted["white"]),
+        images=f"{n} image{'s' * (n != 1)}",
     )
 
 

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from vesalius import plots
 from vesalius.checks.measurements import Measurement
+from vesalius.language import translate
 from vesalius.plots import BLUE, INK, VERMILLION, Plot, ticks_to
 
 MAX_ROWS = 24
@@ -37,23 +38,25 @@ def draw_distributions(
     middle = [width[1] for width in widths]
     top = ticks_to(max(middle, default=1.0))
     return [
-        ("Images by phrase", _counts(phrases, "phrases"), _more(phrases, "phrases")),
+        (translate("Images by phrase"), _counts(phrases), _more(phrases)),
         (
-            "Mask area as a fraction of the image",
+            translate("Mask area as a fraction of the image"),
             _fractions(drawn),
-            "Dot: median; line: 5th to 95th percentile. The axis is logarithmic; empty masks are excluded."
-            + _more(drawn, "phrases"),
+            translate("Dot: median; line: 5th to 95th percentile. The axis is logarithmic; empty masks are excluded.")
+            + _more(drawn),
         ),
         (
-            "Mask width along the skeleton",
-            plots.histogram(middle, "median width, px", top, of="masks", written=lambda value: f"{value:.1f}"),
-            "One value per mask; the dashed line is the mean.",
+            translate("Mask width along the skeleton"),
+            plots.histogram(
+                middle, translate("median width, px"), top, of=translate("masks"), written=lambda value: f"{value:.1f}"
+            ),
+            translate("One value per mask; the dashed line is the mean."),
         ),
-        ("Images by size, h x w", _counts(by_size, "sizes"), _more(by_size, "sizes")),
+        (translate("Images by size, h x w"), _counts(by_size), _more(by_size)),
     ]
 
 
-def _counts(counts: Mapping[str, int], of: str) -> Markup:
+def _counts(counts: Mapping[str, int]) -> Markup:
     """Horizontal bar chart of the count of each name."""
     rows = list(counts.items())[:MAX_ROWS]
     most = max(counts.values(), default=1)
@@ -61,7 +64,7 @@ def _counts(counts: Mapping[str, int], of: str) -> Markup:
     for row, (name, n) in enumerate(rows):
         plot.text(0, row, f"{_short(name)}: {n}", dy=14, anchor="start", color=INK)
         plot.bar((0, n), (row + 0.85, row + 0.5), BLUE, f"{name}: {n}")
-    return plot.svg("; ".join(f"{name}: {n}" for name, n in rows) or f"no {of}")
+    return plot.svg("; ".join(f"{name}: {n}" for name, n in rows) or translate("none"))
 
 
 def _fractions(fractions: Mapping[str, Sequence[float]]) -> Markup:
@@ -73,16 +76,24 @@ def _fractions(fractions: Mapping[str, Sequence[float]]) -> Markup:
     words = []
     for row, (name, values) in enumerate(rows):
         least, middle, most = np.quantile(values, (0.05, 0.5, 0.95)).tolist()
-        words.append(f"{name}: median {100 * middle:.3g} %, 90 % from {100 * least:.3g} to {100 * most:.3g} %")
+        words.append(
+            translate(
+                "{name}: median {middle} %, 90 % from {least} to {most} %",
+                name=name,
+                middle=f"{100 * middle:.3g}",
+                least=f"{100 * least:.3g}",
+                most=f"{100 * most:.3g}",
+            )
+        )
         plot.text(low, row, f"{_short(name)}: {100 * middle:.3g} %", dy=14, anchor="start", color=INK)
         ends = [max(low, math.log10(value)) for value in (least, middle, most)]
         plot.line([(ends[0], row + 0.68), (ends[2], row + 0.68)], BLUE, 3)
         plot.dot(ends[1], row + 0.68, 4.5, VERMILLION, words[-1])
-    return plot.svg("; ".join(words) or "no masks")
+    return plot.svg("; ".join(words) or translate("no masks"))
 
 
-def _more(names: Mapping[str, object], of: str) -> str:
-    return f" {MAX_ROWS} of {len(names)} {of} are shown." if len(names) > MAX_ROWS else ""
+def _more(names: Mapping[str, object]) -> str:
+    return translate(" {shown} of {n} are shown.", shown=MAX_ROWS, n=len(names)) if len(names) > MAX_ROWS else ""
 
 
 def _short(name: str) -> str:

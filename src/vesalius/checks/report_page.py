@@ -14,14 +14,16 @@ from PIL import Image
 
 from vesalius.checks import thumbnails
 from vesalius.checks.distributions import draw_distributions
-from vesalius.checks.findings import CODES, is_summary
+from vesalius.checks.findings import is_summary
 from vesalius.checks.inspection import Report, workers_for
 from vesalius.checks.names import SUFFIX, hide_persons
+from vesalius.codes import CODES, chinese_codes
 from vesalius.colors import Color, as_css, phrase_colors
 from vesalius.data.augment import AugmentSettings
 from vesalius.data.augment_figure import draw_examples
 from vesalius.errors import DataError
 from vesalius.files import check_outside, check_replaceable, replacing, write_json, write_text
+from vesalius.language import current
 from vesalius.pages import as_data_url, render
 from vesalius.parallel import map_in_processes
 from vesalius.types import Finding, Sample
@@ -199,7 +201,12 @@ def _anonymous(finding: Finding) -> Finding:
 
 
 def _by_code(findings: Sequence[Finding]) -> list[dict[str, Any]]:
-    """Per code, errors first: meaning, remedies, counts and the first `MAX_LISTED` findings."""
+    """Per code, errors first: meaning, remedies, counts and the first `MAX_LISTED` findings.
+
+    In Chinese the meaning and remedy are those of the code; the findings keep their English messages.
+    """
+    chinese = current() == "zh"
+    codes = chinese_codes() if chinese else CODES
     found: dict[str, list[Finding]] = {}
     for finding in findings:
         found.setdefault(finding.code, []).append(finding)
@@ -207,8 +214,8 @@ def _by_code(findings: Sequence[Finding]) -> list[dict[str, Any]]:
         {
             "code": code,
             "severity": its[0].severity,
-            "meaning": CODES[code].meaning,
-            "remedies": list(dict.fromkeys(finding.remedy for finding in its))[:3],
+            "meaning": codes[code].meaning,
+            "remedies": list(dict.fromkeys(codes[code].remedy if chinese else finding.remedy for finding in its))[:3],
             "n": sum(not is_summary(finding) for finding in its),
             "more": max(0, len(its) - MAX_LISTED),
             "shown": [_anonymous(finding) for finding in its[:MAX_LISTED]],

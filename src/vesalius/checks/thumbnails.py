@@ -15,6 +15,7 @@ from vesalius.data.dataset import load_image
 from vesalius.data.decoders.limits import MAX_PIXELS
 from vesalius.data.images import read_mask
 from vesalius.errors import DataError
+from vesalius.language import translate
 from vesalius.masks import Size, decode_rle
 from vesalius.types import Absent, MaskFile, MaskReference, Polygons, RleMask, Sample
 from vesalius.visualization import contour
@@ -76,7 +77,7 @@ def draw(sample: Sample, colors: Mapping[str, Color] | None = None) -> Thumbnail
                 undrawn.append(f"{prompt!r}: {error}")
     legend: tuple[tuple[Color, str], ...]
     if any(outline.scale != (1, 1) for outline in outlines):
-        legend = ((AS_STATED, "as stated"), (RESCALED, "rescaled to the image"))
+        legend = ((AS_STATED, translate("as stated")), (RESCALED, translate("rescaled to the image")))
     else:
         legend = tuple((colors[prompt], prompt) for prompt in sample.prompts)
     return Thumbnail(_draw(image, outlines), legend, tuple(undrawn))

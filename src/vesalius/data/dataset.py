@@ -26,6 +26,7 @@ from vesalius.data.grouping import note_on_groups, regroup
 from vesalius.data.images import decode_image, read_mask, with_window
 from vesalius.data.source import Problems
 from vesalius.errors import AnnotationError, ImageError, SettingError
+from vesalius.language import note
 from vesalius.masks import Size, decode_rle, polygon_error, rasterize
 from vesalius.names import count_of
 from vesalius.types import Absent, Item, MaskFile, MaskReference, Polygons, RleMask, Sample
@@ -69,10 +70,10 @@ class Dataset:
         """A dataset of the first `n` samples, with a note; the same dataset if there are not more."""
         if n >= len(self.samples):
             return self
-        note = f"only the first {n} of {len(self.samples)} samples"
+        only = note("only the first {n} of {total} samples", n=n, total=len(self.samples))
         kept = {sample.id for sample in self.samples[:n]}
         merged = tuple(name for name in self.merged if name in kept)
-        return replace(self, samples=self.samples[:n], notes=(*self.notes, note), merged=merged)
+        return replace(self, samples=self.samples[:n], notes=(*self.notes, only), merged=merged)
 
 
 def open_dataset(
@@ -107,7 +108,9 @@ def open_dataset(
     merged = tuple(before.id for before, after in zip(found, samples, strict=True) if before.prompts != after.prompts)
     notes += _notes(samples, merged)
     if prompt is not None and any(each.prompts != (prompt,) for each in samples if each.masks is not None):
-        notes.append(f"every phrase mapped to {prompt!r}: all objects of an image are one target")
+        notes.append(
+            note("every phrase mapped to {prompt}: all objects of an image are one target", prompt=repr(prompt))
+        )
         samples = [merge_phrases(replace(each, prompts=(prompt,) * len(each.prompts))) for each in samples]
     if group is not None:
         samples = regroup(samples, group)
@@ -280,13 +283,13 @@ def _notes(samples: list[Sample], merged: tuple[str, ...]) -> list[str]:
     notes = []
     lossy = sum(each.path.suffix.lower() in LOSSY for sample in samples for each in _mask_files(sample))
     if lossy:
-        notes.append(f"masks stored as JPEG, where every gray level above 0 counts as foreground: {lossy}")
+        notes.append(note("masks stored as JPEG, where every gray level above 0 counts as foreground: {n}", n=lossy))
     unknown = Counter(key for sample in samples for key in sample.metadata)
     if unknown:
         counted = ", ".join(f"{key} ({n} {'entry' if n == 1 else 'entries'})" for key, n in unknown.items())
-        notes.append(f"further keys kept as metadata: {counted}")
+        notes.append(note("further keys kept as metadata: {keys}", keys=counted))
     if merged:
-        notes.append(f"merged objects of the same phrase: {count_of(len(merged), 'image')}")
+        notes.append(note("merged objects of the same phrase: {images}", images=count_of(len(merged), "image")))
     return notes
 
 

@@ -12,6 +12,7 @@ from vesalius.data.decoders import dicom_image as dicom
 from vesalius.data.decoders.frame_files import HEAD_BYTES
 from vesalius.data.readers.dicom import pseudonym
 from vesalius.errors import SettingError
+from vesalius.language import note
 from vesalius.names import count_of
 from vesalius.types import Sample
 
@@ -65,9 +66,11 @@ def note_on_groups(samples: Sequence[Sample]) -> str:
     groups = {sample.group for sample in samples if sample.group is not None}
     alone = sum(sample.group is None for sample in samples)
     if not groups:
-        return "no groups are stated: each image is its own group"
-    rest = f"; {count_of(alone, 'image')} without one, each its own group" if alone else ""
-    return f"{count_of(len(groups), 'group')}{rest}"
+        return note("no groups are stated: each image is its own group")
+    named = count_of(len(groups), "group")
+    if not alone:
+        return named
+    return note("{groups}; {images} without one, each its own group", groups=named, images=count_of(alone, "image"))
 
 
 def is_dicom(path: Path) -> bool:

@@ -15,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from vesalius.language import note
 from vesalius.names import list_names
 
 SAME = 0.95
@@ -80,4 +81,5 @@ def describe_same(pairs: Sequence[Mapping[str, Any]]) -> str:
         f'"{each["prompts"][0]}" and "{each["prompts"][1]}" on {each["same"]} of {each["images"]} images'
         for each in pairs
     ]
-    return f"Prompts with the same mask (Dice > {SAME}): {list_names(said, LISTED, '; ')}." if said else ""
+    pairs_said = list_names(said, LISTED, "; ")
+    return note("Prompts with the same mask (Dice > {same}): {pairs}.", same=SAME, pairs=pairs_said) if said else ""

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from vesalius import plots
 from vesalius.evaluation.metrics import METRICS
+from vesalius.language import translate
 from vesalius.plots import (
     BLUE,
     BOTTOM,
@@ -45,7 +46,7 @@ def histogram(values: Sequence[float], name: str) -> Markup:
     """Histogram of a metric with its mean; the axis ends at 1 for ratios, else above the largest value."""
     is_ratio = METRICS[name].better == "higher"
     ticks = RATIO_TICKS if is_ratio else ticks_to(max(values, default=1.0))
-    return plots.histogram(values, title(name), ticks, of="predictions", written=number)
+    return plots.histogram(values, title(name), ticks, of=translate("predictions"), written=number)
 
 
 def bars(mean: Mapping[str, float | None], ci95: Mapping[str, Any], names: Sequence[str]) -> Markup:
@@ -55,7 +56,7 @@ def bars(mean: Mapping[str, float | None], ci95: Mapping[str, Any], names: Seque
     words = []
     for row, name in enumerate(names):
         value, ends = mean[name], ci95[name]
-        said = "undefined" if value is None else number(value) + (f" ({interval(ends)})" if ends else "")
+        said = translate("undefined") if value is None else number(value) + (f" ({interval(ends)})" if ends else "")
         words.append(f"{title(name)}: {said}")
         plot.text(0, row, words[-1], dy=16, anchor="start", color=INK)
         if value is None:
@@ -71,39 +72,55 @@ def bars(mean: Mapping[str, float | None], ci95: Mapping[str, Any], names: Seque
 def reliability(bins: Sequence[Mapping[str, Any]]) -> Markup:
     """Reliability diagram: observed foreground fraction by predicted probability; dots grow with the pixel count."""
     plot = Plot((0, 1), (0, 1), height=WIDTH - LEFT - RIGHT)
-    plot.axes(RATIO_TICKS, RATIO_TICKS, "predicted probability; vertical: observed fraction")
+    plot.axes(RATIO_TICKS, RATIO_TICKS, translate("predicted probability; vertical: observed fraction"))
     plot.line([(0, 0), (1, 1)], GRAY, 1.5, "5 4")
     full = [each for each in bins if each["pixels"]]
     plot.line([(each["mean_probability"], each["positive_fraction"]) for each in full], BLUE, 2)
     most = math.log10(max((10, *(each["pixels"] for each in full))))
     words = []
     for each in full:
-        words.append(f"predicted {each['mean_probability']:.2f}, observed {each['positive_fraction']:.2f}")
+        predicted, observed = f"{each['mean_probability']:.2f}", f"{each['positive_fraction']:.2f}"
+        words.append(translate("predicted {predicted}, observed {observed}", predicted=predicted, observed=observed))
         radius = 3 + 5 * math.log10(each["pixels"]) / most
-        plot.dot(
-            each["mean_probability"], each["positive_fraction"], radius, BLUE, f"{words[-1]}, {each['pixels']} pixels"
-        )
-    return plot.svg("Reliability diagram: " + "; ".join(words))
+        tip = translate("{words}, {n} pixels", words=words[-1], n=each["pixels"])
+        plot.dot(each["mean_probability"], each["positive_fraction"], radius, BLUE, tip)
+    return plot.svg(translate("Reliability diagram: ") + "; ".join(words))
 
 
 def thresholds(tried: Sequence[float], curves: Curves, threshold: float) -> Markup:
     """Curves of the metrics over thresholds, with the threshold in use as a vertical line."""
     plot = Plot((0, 1), (0, 1), height=220, bottom=BOTTOM + 44)
-    plot.axes(RATIO_TICKS, RATIO_TICKS, "threshold")
+    plot.axes(RATIO_TICKS, RATIO_TICKS, translate("threshold"))
     words = []
     for index, (name, color, dash) in enumerate(CURVE_STYLES):
         for run in _runs(tried, curves[name]):
             plot.line(run, color, 2.5, dash)
         best = _highest(tried, curves[name])
         if best:
-            words.append(f"{title(name)} is highest at {best[0]:.2f} with {number(best[1])}")
+            words.append(
+                translate(
+                    "{metric} is highest at {threshold} with {value}",
+                    metric=title(name),
+                    threshold=f"{best[0]:.2f}",
+                    value=number(best[1]),
+                )
+            )
         x, down = 0.5 * (index % 2), 0.25 + 0.09 * (index // 2)
         plot.line([(x, -down), (x + 0.13, -down)], color, 2.5, dash)
         plot.text(x + 0.15, -down, title(name), dy=4, anchor="start")
     plot.line([(threshold, 0), (threshold, 1)], INK, 1.5)
     dx, anchor = (-5, "end") if threshold > 0.5 else (5, "start")
-    plot.text(threshold, 1, f"in use: {threshold:.3g}", dx=dx, dy=10, anchor=anchor, color=INK)
-    return plot.svg(f"Threshold curves, {threshold:.3g} in use: " + "; ".join(words))
+    plot.text(
+        threshold,
+        1,
+        translate("in use: {threshold}", threshold=f"{threshold:.3g}"),
+        dx=dx,
+        dy=10,
+        anchor=anchor,
+        color=INK,
+    )
+    head = translate("Threshold curves, {threshold} in use: ", threshold=f"{threshold:.3g}")
+    return plot.svg(head + "; ".join(words))
 
 
 def better_threshold(

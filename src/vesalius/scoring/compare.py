@@ -19,6 +19,7 @@ from vesalius.errors import DataError, SettingError
 from vesalius.evaluation.metrics import METRICS
 from vesalius.evaluation.statistics import FEW_GROUPS, Column, PairedComparison, mean, paired_comparisons
 from vesalius.files import check_replaceable, prepare_folder, replacing
+from vesalius.language import note
 from vesalius.lineage import versions
 from vesalius.names import list_names
 from vesalius.phrases import describe_unknown
@@ -168,7 +169,9 @@ def _common_metrics(evaluations: Sequence[Evaluation], only: Sequence[str]) -> t
     every = dict.fromkeys(name for each in evaluations for name in each.metrics)
     lacking = {name: [each.name for each in evaluations if name not in each.metrics] for name in every}
     return shared, [
-        f"{name} is not compared: it is missing in {', '.join(names)}." for name, names in lacking.items() if names
+        note("{metric} is not compared: it is missing in {names}.", metric=name, names=", ".join(names))
+        for name, names in lacking.items()
+        if names
     ]
 
 
@@ -273,36 +276,56 @@ def _notes(evaluations: Sequence[Evaluation], prompts: Sequence[str], comparison
         differing = [name for name, _, _ in _different_settings(reference.facts, other.facts)]
         if differing:
             notes.append(
-                f"Settings that differ between {reference.name} and {other.name}: {len(differing)} "
-                f"({', '.join(differing)}); the report has their values."
+                note(
+                    "Settings that differ between {one} and {two}: {n} ({names}); the report has their values.",
+                    one=reference.name,
+                    two=other.name,
+                    n=len(differing),
+                    names=", ".join(differing),
+                )
             )
         same = reference.facts["model"].get("fingerprint")
         if same is not None and same == other.facts["model"].get("fingerprint"):
-            notes.append(f"{other.name} has the same weights as {reference.name}.")
+            notes.append(note("{one} has the same weights as {two}.", one=other.name, two=reference.name))
     for each in evaluations:
         trained = each.facts["data"].get("n_training_samples")
         if trained:
-            notes.append(f"The model of {each.name} was trained on {trained} of the images.")
+            notes.append(note("The model of {name} was trained on {n} of the images.", name=each.name, n=trained))
         unknown = Counter(row["prompt"] for row in each.rows.values() if row["unknown_phrase"])
         if unknown:
-            notes.append(f"{each.name}: {describe_unknown(unknown, len(each.rows))}")
+            notes.append(describe_unknown(unknown, len(each.rows), each.name))
     rows = reference.rows.values()
     if all(row["group"] == row["id"] for row in rows):
         notes.append(
-            "Each image is treated as its own group; if several images show one patient, the intervals are too "
-            "narrow and the p-values too small."
+            note(
+                "Each image is treated as its own group; if several images show one patient, the intervals are too "
+                "narrow and the p-values too small."
+            )
         )
     groups = len({row["group"] for row in rows})
     if groups < FEW_GROUPS:
-        notes.append(f"With {groups} groups the intervals are rough and too narrow (docs/metrics.md).")
+        notes.append(
+            note("With {groups} groups the intervals are rough and too narrow (docs/metrics.md).", groups=groups)
+        )
     tested = [each for each in comparisons if each["p"] is not None]
     if tested and len(tested) * 2.0 ** (1 - max(each["n_groups"] for each in tested)) >= ALPHA:
         notes.append(
-            f"No corrected p-value can fall below {ALPHA} here (groups: {groups}, tests: {len(tested)}); "
-            "compare fewer metrics, or evaluate more groups."
+            note(
+                "No corrected p-value can fall below {alpha} here (groups: {groups}, tests: {tests}); compare fewer "
+                "metrics, or evaluate more groups.",
+                alpha=ALPHA,
+                groups=groups,
+                tests=len(tested),
+            )
         )
     if len(prompts) > MAX_PROMPTS:
-        notes.append(f"Comparisons by prompt are left out: {len(prompts)} different prompts exceed {MAX_PROMPTS}.")
+        notes.append(
+            note(
+                "Comparisons by prompt are left out: {n} different prompts exceed {most}.",
+                n=len(prompts),
+                most=MAX_PROMPTS,
+            )
+        )
     return notes
 
 

@@ -10,15 +10,16 @@ from textwrap import wrap
 from typing import Any, Literal
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from PIL import Image
 
 from vesalius.files import replacing, to_json, write_csv, write_json, write_text
-from vesalius.fonts import chart_families, drawable
+from vesalius.fonts import chart_families, drawable, label
+from vesalius.language import speaking, translate
 from vesalius.pages import as_data_url, render
 from vesalius.scoring.tables import cell
 
@@ -43,7 +44,7 @@ VERDICTS = {
 ABOUT = (
     "Difference: mean over the pairs, with a cluster bootstrap interval. p: Wilcoxon signed-rank test on the group means; "
     "Holm: corrected for all tests on this page. r: matched-pairs rank-biserial correlation. d: Cohen's d of paired "
-    "groups. Pairs are left out if the metric is undefined in any evaluation. Better and worse: corrected p below "
+    "groups. Pairs are left out if the metric is undefined in any evaluation. Better and worse: corrected p below {alpha}."
 )
 
 Result = Mapping[str, Any]
@@ -63,21 +64,31 @@ def write_comparison(folder: Path, result: Result, headline: str, by_group: np.n
     draw_comparison(folder / "comparison.png", result, headline, by_group)
     with Image.open(folder / "comparison.png") as figure:
         picture = as_data_url(figure, format="png")
-    for name, template in (("comparison.md", "comparison.md.jinja"), ("report.html", "comparison.html.jinja")):
-        write_text(folder / name, _render(template, result, headline, picture))
+    with speaking("en"):
+        write_text(folder / "comparison.md", _render("comparison.md.jinja", result, headline, picture))
+    write_text(folder / "report.html", _render("comparison.html.jinja", result, headline, picture))
 
 
 def summarize(result: Result, headline: str) -> list[str]:
     """One sentence for each evaluation: its difference from the reference in the metric `headline`, over all prompts."""
-    title = result["metrics"][headline]["title"]
+    title = translate(result["metrics"][headline]["title"])
     sentences = []
     for row in result["comparisons"]:
         if row["prompt"] is None and row["metric"] == headline and row["n"]:
-            interval = "" if row["ci95"] is None else " (95 % CI {} to {})".format(*map(_signed, row["ci95"]))
+            interval = "" if row["ci95"] is None else translate(" (95 % CI {bounds})", bounds=_interval(row["ci95"]))
             sentences.append(
-                f"{row['evaluation']} against {result['reference']}: {title} {_number(row['mean'])} instead of "
-                f"{_number(row['mean_reference'])}, difference {_signed(row['difference'])}{interval}: "
-                f"{VERDICTS[row['verdict']]}."
+                translate(
+                    "{name} against {reference}: {metric} {mean} instead of {before}, difference {difference}{interval}: "
+                    "{verdict}.",
+                    name=row["evaluation"],
+                    reference=result["reference"],
+                    metric=title,
+                    mean=_number(row["mean"]),
+                    before=_number(row["mean_reference"]),
+                    difference=_signed(row["difference"]),
+                    interval=interval,
+                    verdict=translate(VERDICTS[row["verdict"]]),
+                )
             )
     return sentences
 
@@ -91,13 +102,17 @@ def _render(template: str, result: Result, headline: str, picture: str) -> str:
             (name, prompt, list(rows))
             for (name, prompt), rows in groupby(result["comparisons"], key=itemgetter("evaluation", "prompt"))
         ],
-        "verdicts": VERDICTS,
-        "failed": f"{n_failed} predictions failed in at least one evaluation and are left out of all numbers below.",
-        "about": f"{ABOUT}{result['settings']['alpha']}.",
+        "verdicts": {verdict: translate(text) for verdict, text in VERDICTS.items()},
+        "failed": translate(
+            "{n} predictions failed in at least one evaluation and are left out of all numbers below.", n=n_failed
+        ),
+        "about": translate(ABOUT, alpha=result["settings"]["alpha"]),
         "picture": picture,
     }
     path = Path(__file__).with_name(template)
-    return render(path, values, number=_number, signed=_signed, p_value=_p_value, cell=cell, json=to_json)
+    return render(
+        path, values, number=_number, signed=_signed, bounds=_interval, p_value=_p_value, cell=cell, json=to_json
+    )
 
 
 def _flat(comparison: Comparison) -> dict[str, Any]:
@@ -112,11 +127,14 @@ def draw_comparison(path: Path, result: Result, headline: str, by_group: np.ndar
 
     At least one metric must be defined. All prompts are pooled. Characters without a font are drawn as codes.
     """
-    with rc_context({"font.family": chart_families("".join(each["name"] for each in result["evaluations"]))}):
-        figure = _figure(result, headline, by_group)
-        FigureCanvasAgg(figure)
-        with replacing(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=110)
+    figure = _figure(result, headline, by_group)
+    FigureCanvasAgg(figure)
+    texts = figure.findobj(Text)
+    families = chart_families("".join(each.get_text() for each in texts))
+    for each in texts:
+        each.set_fontfamily(families)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
 
 
 def _figure(result: Result, headline: str, by_group: np.ndarray) -> Figure:
@@ -130,8 +148,10 @@ def _figure(result: Result, headline: str, by_group: np.ndarray) -> Figure:
     axes = left.subplots(len(panels), 1, height_ratios=[row + 1 for row in rows], squeeze=False)[:, 0]
     for axis, (unit, panel) in zip(axes, panels.items(), strict=True):
         _draw_differences(axis, unit, panel, result)
-    scope = ", all prompts" if len(result["prompts"]) > 1 else ""
-    left.suptitle(f"Difference from {reference}, with 95 % interval{scope}", parse_math=False)
+    scope = label(", all prompts") if len(result["prompts"]) > 1 else ""
+    left.suptitle(
+        label("Difference from {reference}, with 95 % interval", reference=reference) + scope, parse_math=False
+    )
     _draw_legend(left, others)
     upper = right.add_gridspec(2, 1, height_ratios=(GROUPS_HEIGHT, max(0.01, height - GROUPS_HEIGHT)))[0, 0]
     _draw_groups(right.add_subplot(upper), result["metrics"][headline]["title"], [reference, *others], by_group)
@@ -172,12 +192,14 @@ def _draw_differences(axis: Axes, unit: str, panel: Sequence[Comparison], result
     axis.axvline(0, color=INK, linewidth=1, zorder=0)
     axis.set_yticks(range(len(metrics)), [_label(result["metrics"][metric]) for metric in metrics])
     axis.set_ylim(len(metrics) - 0.5, -0.5)
-    axis.set_xlabel({"ratio": "difference of ratios", "count": "difference of counts"}.get(unit, f"difference, {unit}"))
+    names = {"ratio": label("difference of ratios"), "count": label("difference of counts")}
+    axis.set_xlabel(names.get(unit) or label("difference, {unit}", unit=unit))
     _tidy(axis, "x")
 
 
 def _label(metric: Mapping[str, Any]) -> str:
-    return f"{metric['title']} (lower is better)" if metric["better"] == "lower" else str(metric["title"])
+    title = label(metric["title"])
+    return title + label(" (lower is better)") if metric["better"] == "lower" else title
 
 
 def _draw_legend(figure: SubFigure, others: Sequence[str]) -> None:
@@ -185,7 +207,9 @@ def _draw_legend(figure: SubFigure, others: Sequence[str]) -> None:
         Line2D([], [], color=COLORS[i % len(COLORS)], marker=MARKERS[i % len(MARKERS)], label=name)
         for i, name in enumerate(others)
     ]
-    handles.append(Line2D([], [], color=GRAY, marker="o", markerfacecolor="white", label="hollow: not significant"))
+    handles.append(
+        Line2D([], [], color=GRAY, marker="o", markerfacecolor="white", label=label("hollow: not significant"))
+    )
     legend = figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)
@@ -201,7 +225,7 @@ def _draw_groups(axis: Axes, title: str, names: Sequence[str], by_group: np.ndar
         axis.plot(positions, by_group.mean(axis=0), color=INK, linewidth=3, marker="o", markersize=8)
     axis.set_xticks(positions, ["\n".join(wrap(name, 18)) for name in names], parse_math=False)
     axis.set_xlim(-0.3, len(names) - 0.7)
-    axis.set_title(f"{title} of {len(by_group)} groups; thick line: mean")
+    axis.set_title(label("{metric} of {n} groups; thick line: mean", metric=label(title), n=len(by_group)))
     _tidy(axis, "y")
 
 
@@ -225,6 +249,10 @@ def _number(value: float | None) -> str:
 def _signed(value: float | None, digits: int = 3) -> str:
     """The number with its sign; a minus sign (U+2212) is as wide as a plus."""
     return "–" if value is None else f"{value:+.{digits}f}".replace("-", "−")
+
+
+def _interval(ends: Sequence[float]) -> str:
+    return translate("{low} to {high}", low=_signed(ends[0]), high=_signed(ends[1]))
 
 
 def _p_value(value: float | None) -> str:

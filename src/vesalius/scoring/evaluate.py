@@ -28,6 +28,7 @@ from vesalius.errors import DataError, ImageError, SettingError
 from vesalius.files import check_replaceable, prepare_folder, write_json
 from vesalius.jobs.folder import predict_samples
 from vesalius.jobs.opening import load_predictor
+from vesalius.language import note
 from vesalius.lineage import fingerprint_samples, versions
 from vesalius.names import result_stems, short_hash
 from vesalius.parallel import map_in_processes
@@ -308,23 +309,28 @@ def _fingerprint(samples: Sequence[Sample]) -> tuple[str | None, list[str]]:
     try:
         return fingerprint_samples(samples), []
     except ImageError as error:  # the unreadable sample fails later, and the others are scored
-        return None, [f"The data have no fingerprint: {error}"]
+        return None, [note("The data have no fingerprint: {error}", error=error)]
 
 
 def _notes_on_windows(model: ModelDescription, shown: ShownRanges) -> list[str]:
-    described = [describe_ranges(shown.as_json(), model.window).capitalize() + "."] if shown.n else []
+    described = [describe_ranges(shown.as_json(), model.window)] if shown.n else []
     return [*described, *([model.window_note] if model.window_note else [])]
 
 
 def _notes_on_usage(usage: Usage) -> list[str]:
     notes = []
     if usage.batch_halved:
-        notes.append(f"Memory ran out, and the batch size was halved {usage.batch_halved} times.")
+        notes.append(note("Memory ran out, and the batch size was halved {n} times.", n=usage.batch_halved))
     if cache := usage.cache:
-        damaged = f", {cache['damaged']} of them because the entry was damaged" if cache["damaged"] else ""
         notes.append(
-            f"Embeddings of {cache['read']} images were read from the cache; {cache['encoded']} were encoded{damaged}."
+            note(
+                "Embeddings of {read} images were read from the cache; {encoded} were encoded.",
+                read=cache["read"],
+                encoded=cache["encoded"],
+            )
         )
+        if cache["damaged"]:
+            notes.append(note("Damaged entries of the cache that were encoded again: {n}.", n=cache["damaged"]))
     return notes
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from PIL import Image
 
-from vesalius.pages import as_data_url
+from vesalius.language import translate
+from vesalius.pages import as_data_url, counted
 from vesalius.scoring.results import ResultRow
 from vesalius.scoring.tables import interval, number
 from vesalius.visualization import crop_panels
@@ -28,18 +29,26 @@ def verdict(metrics: Mapping[str, Any], n_rows: int) -> str:
     """The result of an evaluation in one sentence: mean Dice with its interval, and the highest and lowest phrase."""
     dice, bounds = metrics["mean"]["dice"], metrics["ci95"]["dice"]
     if dice is None:
-        return "No prediction has a score."
-    n_scored = n_rows - metrics["coverage"]["failed"]
-    text = f"Mean Dice {number(dice)}"
-    if bounds:
-        text += f" (95 % CI {interval(bounds)})"
-    text += f" over {n_scored} {'prediction' if n_scored == 1 else 'predictions'}"
+        return translate("No prediction has a score.")
     means = {prompt: part["mean"]["dice"] for prompt, part in metrics["prompts"].items()}
     scored = {prompt: value for prompt, value in means.items() if value is not None}
-    if len(scored) < 2:
-        return f"{text}."
-    low, high = min(scored, key=scored.__getitem__), max(scored, key=scored.__getitem__)
-    return f"{text}: highest for “{high}” ({number(scored[high])}), lowest for “{low}” ({number(scored[low])})."
+    extremes = ""
+    if len(scored) >= 2:
+        low, high = min(scored, key=scored.__getitem__), max(scored, key=scored.__getitem__)
+        extremes = translate(
+            ": highest for “{high}” ({best}), lowest for “{low}” ({worst})",
+            high=high,
+            best=number(scored[high]),
+            low=low,
+            worst=number(scored[low]),
+        )
+    return translate(
+        "Mean Dice {dice}{interval} over {predictions}{extremes}.",
+        dice=number(dice),
+        interval=translate(" (95 % CI {bounds})", bounds=interval(bounds)) if bounds else "",
+        predictions=counted(n_rows - metrics["coverage"]["failed"], "prediction"),
+        extremes=extremes,
+    )
 
 
 def choose_examples(rows: Sequence[ResultRow]) -> Examples:
@@ -62,8 +71,12 @@ def _mean(rows: Sequence[ResultRow]) -> float:
 
 def _three(ranked: Sequence[ResultRow]) -> list[tuple[str, ResultRow]]:
     if len(ranked) == 1:
-        return [("Only prediction", ranked[0])]
-    cases = [("Worst", ranked[0]), ("Median", ranked[len(ranked) // 2]), ("Best", ranked[-1])]
+        return [(translate("Only prediction"), ranked[0])]
+    cases = [
+        (translate("Worst"), ranked[0]),
+        (translate("Median"), ranked[len(ranked) // 2]),
+        (translate("Best"), ranked[-1]),
+    ]
     return cases if len(ranked) > 2 else [cases[0], cases[2]]
 
 

@@ -9,6 +9,7 @@ from vesalius.data.dataset import load_image
 from vesalius.data.decoders.frame_files import FrameReader
 from vesalius.data.perceptual_hash import KnownImages
 from vesalius.errors import DataError, ImageError
+from vesalius.language import note
 from vesalius.lineage import hash_pixels
 from vesalius.names import list_names
 from vesalius.segmenter import ModelDescription
@@ -82,24 +83,37 @@ def _notes(
     notes = []
     if unknown and some_known:
         notes.append(
-            "Leaks were checked for the fine-tuning images only, because the images of the model's earlier training are "
-            "not recorded."
+            note(
+                "Leaks were checked for the fine-tuning images only, because the images of the model's earlier training "
+                "are not recorded."
+            )
         )
     elif unknown:
-        notes.append("The model does not record its training images, so leaks could not be checked.")
+        notes.append(note("The model does not record its training images, so leaks could not be checked."))
     if n_seen:
         notes.append(
-            f"The model was trained on {n_seen} of {n_samples} images, so the scores do not show its performance "
-            "on unseen images."
+            note(
+                "The model was trained on {seen} of {n} images, so the scores do not show its performance on unseen "
+                "images.",
+                seen=n_seen,
+                n=n_samples,
+            )
         )
     if near:
         notes.append(
-            f"Near-duplicates of training images: {len(near)}; check whether they show the same patients: "
-            f"{list_names(near, LISTED)}"
+            note(
+                "Near-duplicates of training images: {n}; check whether they show the same patients: {names}",
+                n=len(near),
+                names=list_names(near, LISTED),
+            )
         )
     if n_unconfirmed:
         notes.append(
-            f"{n_unconfirmed} of {n_samples} images have a perceptual hash similar to that of a training image; the model "
-            "has no texture hashes to confirm that they are near-duplicates."
+            note(
+                "{near} of {n} images have a perceptual hash similar to that of a training image; the model has no "
+                "texture hashes to confirm that they are near-duplicates.",
+                near=n_unconfirmed,
+                n=n_samples,
+            )
         )
     return notes

@@ -15,6 +15,7 @@ from PIL import Image
 from vesalius.colors import as_css, phrase_colors
 from vesalius.evaluation.centerline import WIDTHS
 from vesalius.files import write_csv, write_text
+from vesalius.language import speaking, translate
 from vesalius.pages import as_data_url, render
 from vesalius.scoring import charts
 from vesalius.scoring.examples import choose_examples, draw_example, verdict
@@ -50,10 +51,15 @@ TEXTS = {
         "Intervals resample whole groups (cluster bootstrap). Undefined: number of predictions without a value, "
         "left out of the mean. If one mask is empty, a distance is the image diagonal."
     ),
+    "about_calibration": (
+        "Thresholds: mean over predictions. Reliability: fraction of foreground pixels by predicted probability; a "
+        "calibrated model follows the dashed line, and larger dots stand for more pixels. Background pixels dominate Brier "
+        "score and calibration error of thin structures: compare them on the same data only."
+    ),
     "unscored": "No prediction has a score.",
     "uncalibrated": "The predictions have no probabilities, so calibration and threshold curves are missing.",
 }
-"""Sentences in both the HTML and the Markdown report."""
+"""Sentences of the HTML and the Markdown report."""
 
 Metrics = Mapping[str, Any]
 
@@ -67,30 +73,11 @@ def write_report(folder: Path, metrics: Metrics, rows: Sequence[ResultRow]) -> P
     groups = group_table(metrics["groups"], rows, list(metrics["mean"]))
     write_csv(folder / "samples.csv", rows)
     write_csv(folder / "groups.csv", groups, ("group", "predictions", "failed", *metrics["mean"]))
+    with speaking("en"):
+        write_text(folder / "report.md", _render("report.md.jinja", _values(metrics, rows, groups)))
     widths = [f"skeleton_recall_{width}" for width in WIDTHS]
     known = metrics["calibration"]
-    curves = known and (known["thresholds"], known["curves"], metrics["threshold"])
-    values = TEXTS | {
-        "m": metrics,
-        "rows": sorted(rows, key=_rank),
-        "groups": groups,
-        "kinds": by_kind(metrics["mean"]),
-        "headline": HEADLINE,
-        "of_groups": OF_GROUPS,
-        "widths": widths,
-        "better": curves and _better_threshold(*curves),
-        "verdict": verdict(metrics, len(rows)),
-        "examples": choose_examples(rows),
-        "n_phrases": len({row["prompt"] for row in rows}),
-        "failures": [row for row in rows if row["status"] == "failed"],
-        "sections": sections(rows),
-        "empty": EMPTY_MASKS,
-        "facts": [*metrics["settings"].items(), *metrics["versions"].items()],
-        "rows_shown": ROWS_SHOWN,
-        "groups_shown": GROUPS_SHOWN,
-        "groups_open": GROUPS_OPEN,
-    }
-    write_text(folder / "report.md", _render("report.md.jinja", values))
+    curves = _curves(metrics)
     drawn = {name: [row[name] for row in rows if row[name] is not None] for name in DRAWN}
     pictures = {
         "histograms": [charts.histogram(drawn[name], name) for name in DRAWN],
@@ -100,11 +87,42 @@ def write_report(folder: Path, metrics: Metrics, rows: Sequence[ResultRow]) -> P
         "picture": lambda row: _picture(folder / row["figure"]),
         "example": lambda row: draw_example(folder / row["figure"]),
         "colors": {name: as_css(color) for name, color in phrase_colors(row["prompt"] for row in rows).items()},
-        "legend": [(text, as_css(color)) for text, color in LEGEND],
+        "legend": [(translate(text), as_css(color)) for text, color in LEGEND],
     }
     path = folder / "report.html"
-    write_text(path, _render("report.html.jinja", values | pictures))
+    write_text(path, _render("report.html.jinja", _values(metrics, rows, groups) | pictures))
     return path
+
+
+def _curves(metrics: Metrics) -> tuple[Sequence[float], charts.Curves, float] | None:
+    """Arguments of `charts.thresholds`; None without probabilities."""
+    known = metrics["calibration"]
+    return (known["thresholds"], known["curves"], metrics["threshold"]) if known else None
+
+
+def _values(metrics: Metrics, rows: Sequence[ResultRow], groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The values of both templates, with sentences in the current language."""
+    curves = _curves(metrics)
+    return {
+        **{name: translate(text) for name, text in TEXTS.items()},
+        "m": metrics,
+        "rows": sorted(rows, key=_rank),
+        "groups": groups,
+        "kinds": by_kind(metrics["mean"]),
+        "headline": HEADLINE,
+        "of_groups": OF_GROUPS,
+        "better": _better_threshold(*curves) if curves else "",
+        "verdict": verdict(metrics, len(rows)),
+        "examples": choose_examples(rows),
+        "n_phrases": len({row["prompt"] for row in rows}),
+        "failures": [row for row in rows if row["status"] == "failed"],
+        "sections": sections(rows),
+        "empty": [(translate(name), case, translate(score)) for name, case, score in EMPTY_MASKS],
+        "facts": [*metrics["settings"].items(), *metrics["versions"].items()],
+        "rows_shown": ROWS_SHOWN,
+        "groups_shown": GROUPS_SHOWN,
+        "groups_open": GROUPS_OPEN,
+    }
 
 
 def sections(rows: Sequence[ResultRow]) -> list[tuple[str, list[ResultRow]]]:
@@ -115,13 +133,13 @@ def sections(rows: Sequence[ResultRow]) -> list[tuple[str, list[ResultRow]]]:
     """
     ranked = sorted((row for row in rows if row["dice"] is not None), key=_rank)
     if len(ranked) <= WORST:
-        return [("All predictions, worst first", ranked)] if ranked else []
+        return [(translate("All predictions, worst first"), ranked)] if ranked else []
     middle = (len(ranked) - MEDIAN) // 2
     worst = min(WORST, middle)
     return [
-        (f"Worst {worst}", ranked[:worst]),
-        (f"Median {MEDIAN}", ranked[middle : middle + MEDIAN]),
-        (f"Best {BEST}", ranked[-BEST:][::-1]),
+        (translate("Worst {n}", n=worst), ranked[:worst]),
+        (translate("Median {n}", n=MEDIAN), ranked[middle : middle + MEDIAN]),
+        (translate("Best {n}", n=BEST), ranked[-BEST:][::-1]),
     ]
 
 
@@ -131,10 +149,14 @@ def _better_threshold(tried: Sequence[float], curves: charts.Curves, threshold: 
     if found is None:
         return ""
     best, dice, now = found
-    return (
-        f"At a threshold of {best:.2f} the mean Dice would be {number(dice)} instead of {number(now)} at {threshold}. "
+    return translate(
+        "At a threshold of {best} the mean Dice would be {dice} instead of {now} at {threshold}. "
         "It was chosen on the evaluated images, so that Dice is too optimistic: tune the threshold on validation data "
-        "(vesalius tune)."
+        "(vesalius tune).",
+        best=f"{best:.2f}",
+        dice=number(dice),
+        now=number(now),
+        threshold=threshold,
     )
 
 

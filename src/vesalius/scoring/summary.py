@@ -14,6 +14,7 @@ from vesalius.evaluation.metrics import METRICS
 from vesalius.evaluation.same_masks import describe_same
 from vesalius.evaluation.statistics import FEW_GROUPS, mean, summarize
 from vesalius.fonts import missing_font
+from vesalius.language import note
 from vesalius.phrases import describe_unknown
 from vesalius.scoring.results import MAX_PROMPTS, ResultRow
 from vesalius.scoring.results_log import CURVE_THRESHOLDS, ResultsLog
@@ -47,7 +48,10 @@ def notes(results: ResultsLog, samples: Sequence[Sample]) -> list[str]:
     found = []
     if all(sample.group is None for sample in samples):
         found.append(
-            "Each image is treated as its own group; if several images show one patient, the intervals are too narrow."
+            note(
+                "Each image is treated as its own group; if several images show one patient, the intervals are too "
+                "narrow."
+            )
         )
     if unknown := results.unknown_phrases:
         found.append(describe_unknown(unknown, len(results.rows)))
@@ -55,17 +59,25 @@ def notes(results: ResultsLog, samples: Sequence[Sample]) -> list[str]:
         found.append(same)
     groups = len({group_of(sample) for sample in samples})
     if 2 <= groups < FEW_GROUPS:
-        found.append(f"With {groups} groups the intervals are rough and too narrow (docs/metrics.md).")
+        found.append(
+            note("With {groups} groups the intervals are rough and too narrow (docs/metrics.md).", groups=groups)
+        )
     prompts = len({row["prompt"] for row in results.rows})
     if prompts > MAX_PROMPTS:
-        found.append(f"Means by prompt are left out: {prompts} different prompts exceed {MAX_PROMPTS}.")
+        found.append(
+            note("Means by prompt are left out: {n} different prompts exceed {most}.", n=prompts, most=MAX_PROMPTS)
+        )
     scored, known = len(results.scored), results.n_with_probabilities
     if scored and not known:
-        found.append("The predictions have no probabilities, so calibration and threshold curves are missing.")
+        found.append(note("The predictions have no probabilities, so calibration and threshold curves are missing."))
     elif known < scored:
         found.append(
-            f"Only {known} of {scored} predictions have probabilities; calibration and threshold curves are "
-            "computed from those predictions."
+            note(
+                "Only {known} of {scored} predictions have probabilities; calibration and threshold curves are computed "
+                "from those predictions.",
+                known=known,
+                scored=scored,
+            )
         )
     written = {text for row in results.rows if row["figure"] for text in (row["id"], row["prompt"])}
     lacking = next(filter(None, map(missing_font, sorted(written))), None)

@@ -7,6 +7,7 @@ from typing import Any
 
 from vesalius.evaluation.metrics import METRICS, Metric
 from vesalius.evaluation.statistics import mean
+from vesalius.language import translate
 from vesalius.scoring.results import ResultRow
 
 KINDS = {"overlap": "Overlap", "topology": "Lines and topology", "distance": "Distances between boundaries"}
@@ -17,16 +18,19 @@ def by_kind(names: Iterable[str]) -> list[tuple[str, list[tuple[str, Metric]]]]:
     """Headings and the metrics below them, in the order of `METRICS`; kinds without metrics are left out."""
     known = set(names)
     tables = [
-        (heading, [(name, metric) for name, metric in METRICS.items() if name in known and metric.kind == kind])
+        (
+            translate(heading),
+            [(name, metric) for name, metric in METRICS.items() if name in known and metric.kind == kind],
+        )
         for kind, heading in KINDS.items()
     ]
     return [(heading, metrics) for heading, metrics in tables if metrics]
 
 
 def title(name: str) -> str:
-    """Title of a metric, with its unit: `HD95, px`."""
+    """Title of a metric in the current language, with its unit: `HD95, px`."""
     metric = METRICS[name]
-    return f"{metric.title}, {metric.unit}" if metric.unit else metric.title
+    return f"{translate(metric.title)}, {metric.unit}" if metric.unit else translate(metric.title)
 
 
 def number(value: float | None) -> str:
@@ -47,7 +51,7 @@ def number(value: float | None) -> str:
 
 def interval(value: Sequence[float] | None) -> str:
     """Both ends of an interval as text, or a dash for None."""
-    return "–" if value is None else f"{number(value[0])} to {number(value[1])}"
+    return "–" if value is None else translate("{low} to {high}", low=number(value[0]), high=number(value[1]))
 
 
 def cell(text: object) -> str:
