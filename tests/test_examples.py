@@ -33,7 +33,10 @@ def documented() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("name", "text"), documented(), ids=lambda value: value if len(value) < 40 else "")
-def test_examples_of_docstrings_give_what_they_show(name: str, text: str) -> None:
+def test_examples_of_docstrings_give_what_they_show(
+    name: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"np": np, **{each: getattr(vesalius, each) for each in vesalius.__all__}}
     example = doctest.DocTestParser().get_doctest(text, names, name, None, None)
     assert doctest.DocTestRunner(verbose=False).run(example).failed == 0

@@ -128,7 +128,13 @@ def load_samples(
     group: str | None = None,
     window: Any = AUTO,
 ) -> list[Sample]:
-    """The samples that `open_dataset` reads with the same arguments."""
+    """The samples that `open_dataset` reads with the same arguments.
+
+    >>> from vesalius.synth import write_dataset
+    >>> _ = write_dataset("angiograms", 2, size=64, num_workers=0)
+    >>> [sample.id for sample in load_samples("angiograms")]
+    ['synth_00000', 'synth_00001']
+    """
     check_kind(data, str | Path, "data", "the path of a dataset")
     check_kind(split, str | None, "split", "the name of a split, such as train")
     check_kind(prompt, str | None, "prompt", 'a phrase such as "blood vessel"')
@@ -143,6 +149,12 @@ def load_item(sample: Sample, reader: FrameReader | None = None) -> Item:
     A `reader` keeps videos and volumes open from one frame to the next. Raises ImageError if the image cannot be read;
     AnnotationError, naming the entry, if masks do not match it: a different stated size, coordinates more than a pixel
     outside the image, an invalid RLE, or a mask file of another size.
+
+    >>> from vesalius.synth import write_dataset
+    >>> _ = write_dataset("angiograms", 2, size=64, num_workers=0)
+    >>> item = load_item(load_samples("angiograms")[0])
+    >>> item.frames.shape, item.masks.shape
+    ((1, 64, 64, 3), (2, 1, 64, 64))
     """
     check_kind(sample, Sample, "sample", "a Sample, from load_samples")
     check_kind(reader, FrameReader | None, "reader", "a FrameReader")

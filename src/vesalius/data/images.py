@@ -34,6 +34,11 @@ def read_image(
     bits to gray levels. A `reader` keeps the file open from one frame to the next. Raises ImageError, naming the file, if
     it is missing, empty, truncated or not an image, has more than `MAX_PIXELS` pixels, a partly transparent
     pixel, a pixel that is NaN or infinite (except NIfTI), or no such frame.
+
+    >>> from vesalius.synth import write_dataset
+    >>> _ = write_dataset("angiograms", 2, size=64, num_workers=0)
+    >>> read_image("angiograms/images/synth_00000.png").shape
+    (64, 64, 3)
     """
     check_kind(path, str | Path, "path", "the path of an image")
     check_kind(reader, FrameReader | None, "reader", "a FrameReader")

@@ -49,12 +49,13 @@ def load_predictor(
     `frangi`, always predict in float32 and ignore `answer`. The runs of several folds open as an ensemble, without `tta`
     and `gpus`. SettingError for a baseline with `tiles`, `tta`, `cache`, `gpus` or `quantization`, for a device that
     this machine lacks, and for GPUs that cannot hold the model.
+
+    >>> predictor = load_predictor("tiny", device="cpu")
+    >>> predictor.description.phrases
+    ('blood vessel', 'catheter', 'optic disc')
     """
     ref = resolve_model(model)
-    check_kind(gpus, str | None, "gpus", "text such as 2x24GiB")
-    if quantization not in (None, "8bit", "4bit"):
-        message = f"quantization is one of 8bit, 4bit; got {describe(quantization)}"
-        raise SettingError(message, code="bad_value", field="quantization")
+    _check_kinds(gpus, quantization)
     asked: dict[str, Any] = {"threshold": threshold, "cleaning": cleaning, "batch_size": batch_size}
     asked |= {"strict_phrases": strict_phrases, "window": window}
     if ref.kind == "ensemble":
@@ -81,6 +82,13 @@ def load_predictor(
         fingerprint=fingerprint_model(ref),
         **asked,
     )
+
+
+def _check_kinds(gpus: object, quantization: object) -> None:
+    check_kind(gpus, str | None, "gpus", "text such as 2x24GiB")
+    if quantization not in (None, "8bit", "4bit"):
+        message = f"quantization is one of 8bit, 4bit; got {describe(quantization)}"
+        raise SettingError(message, code="bad_value", field="quantization")
 
 
 def _open_baseline(ref: ModelRef, refused: Mapping[str, Any], device: str | None, asked: Mapping[str, Any]) -> Baseline:

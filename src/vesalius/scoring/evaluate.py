@@ -78,6 +78,12 @@ def evaluate(
     num_workers below 0 and prompts that the segmenter refuses; DataError for samples without masks, for images that the
     model was trained on unless allowed, for images that its threshold was tuned on, and if most predictions equal their
     ground truth.
+
+    >>> from vesalius.synth import write_dataset
+    >>> _ = write_dataset("angiograms", 2, size=64, num_workers=0)
+    >>> metrics = evaluate("frangi", "angiograms", "evaluation", figures=False, num_workers=0)
+    >>> metrics["coverage"]
+    {'ok': 4, 'failed': 0, 'no_seg': 0}
     """
     out, started = _result_folder(out), time.perf_counter()
     processes = _processes(num_workers)
