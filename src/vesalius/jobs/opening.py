@@ -50,8 +50,7 @@ def load_predictor(
     and `gpus`. SettingError for a baseline with `tiles`, `tta`, `cache`, `gpus` or `quantization`, for a device that
     this machine lacks, and for GPUs that cannot hold the model.
 
-    >>> predictor = load_predictor("tiny", device="cpu")
-    >>> predictor.description.phrases
+    >>> load_predictor("tiny", device="cpu").description.phrases
     ('blood vessel', 'catheter', 'optic disc')
     """
     ref = resolve_model(model)
