@@ -186,6 +186,7 @@ parity_failed: source and result of a conversion give different outputs | check 
 verification_failed: the files that a conversion wrote differ from the source | check the disk and convert again
 no_space: a disk has too little free space for a result | free some space or choose another disk
 # prediction and memory planning
+invalid_point: a click is not ((x, y), True or False), is not finite, lies outside the image, or contradicts another | give points in pixels of the image
 not_supported: a model does not support a requested option | use a text-prompted model, or remove the option
 no_device: a device does not exist on this machine | name cpu, cuda or cuda:1
 does_not_fit: a model does not fit the memory of the given devices | apply one of the changes in the message

@@ -1,7 +1,7 @@
 """Mask maps: the masks of one answer's n objects, in their stored representation.
 
 `LowRes` (low-resolution logits of the mask decoder), `Tiled` (low-resolution logits of sliding windows), `Full` (logits
-at the original size) and `Stored` (masks from a file) all give masks and probabilities at the original size (h, w).
+at the original size), `Refined` (`Full` after clicks) and `Stored` (masks from a file) all give masks and probabilities at the original size (h, w).
 """
 
 from __future__ import annotations
@@ -140,6 +140,14 @@ class Full(Maps):
 
     def full_logits(self, size: Size) -> np.ndarray:
         return self.logits
+
+
+@dataclass(frozen=True)
+class Refined(Full):
+    """Logits float32 (1, h, w) of a prompt's mask after clicks, and the maps before the clicks."""
+
+    before: Maps
+    """The maps that the next correction starts from: of the model, without the changes near the clicks."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 from jaxtyping import UInt8
 
+from vesalius.clicks import Click
 from vesalius.errors import SettingError
 from vesalius.language import note
 from vesalius.phrases import describe_prompts
@@ -161,6 +162,10 @@ class Segmenter(Described):
         SettingError for a prompt or view that the model does not support; by default, always.
         """
         self._refuse("test-time augmentation is for text-prompted models")
+
+    def refine(self, prediction: Prediction, points: Sequence[Click]) -> Prediction:
+        """The prediction corrected by clicks; by default, SettingError (`not_supported`)."""
+        self._refuse("clicks correct only the masks of a text-prompted model")
 
     def check_video(
         self,

@@ -16,6 +16,7 @@ from jaxtyping import Bool
 from PIL import Image
 
 from vesalius.calls import check_kind, checked, checked_init, describe
+from vesalius.clicks import Click
 from vesalius.codes import CODES
 from vesalius.colors import PHRASE_COLORS, Color
 from vesalius.errors import AnnotationError, DataError, SettingError
@@ -209,7 +210,7 @@ class Prediction:
     maps: Maps = NO_MAPS
     """One map for each [SEG]; empty unless the status is ok."""
     scores: tuple[float, ...] = ()
-    """Predicted IoU of each mask, in [0, 1]; empty for stored masks."""
+    """Predicted IoU of each mask, in [0, 1]; empty for stored masks and after clicks on logits."""
     text: str = ""
     """The model's answer."""
     says_seg: bool = True
@@ -227,6 +228,8 @@ class Prediction:
     unknown_phrase: bool = False
     """True if the model lists the phrases it was trained on and `prompt` is none of them: the mask may show another
     structure. Always False for a model with an open vocabulary."""
+    points: tuple[Click, ...] = ()
+    """Clicks that corrected the mask (`predictor.refine`), in their order."""
     color: Color = field(default=PHRASE_COLORS[0], repr=False, compare=False)
     """Color of the phrase in overlays, RGB; prompts of one call have different colors."""
     read_image: Callable[[], np.ndarray] | None = field(default=None, repr=False, compare=False)

@@ -1,5 +1,6 @@
 """The segmenter on one image: equal to the official code, batched, differentiable."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from tests.models.numbers import close, random
-from transformers import Sam2VideoModel
+from transformers import Sam2Config, Sam2Model, Sam2VideoModel
 
 from vesalius.masks import resize_bilinear
-from vesalius.models.sam2 import Decoded, decode, encode_images, object_pointers, take_best
+from vesalius.models.hiera import use_own_encoder
+from vesalius.models.mask_decoder import use_own_decoder
+from vesalius.models.sam2 import Decoded, decode, decode_with_points, encode_images, object_pointers, take_best
 
 IMAGES = {"img_odd": "odd_517x389.png", "img_sq400": "square_400.png", "img_sq700_2seg": "square_700.png"}
 CASES = [
@@ -144,3 +147,42 @@ def test_half_precision_stays_near(small_sam: Sam2VideoModel) -> None:
     assert half.candidates.dtype == torch.bfloat16
     spread = full.candidates.std()
     assert (half.candidates.float() - full.candidates).abs().mean() < 0.1 * spread
+
+
+@pytest.mark.parametrize("with_mask", [False, True])
+@torch.no_grad()
+def test_points_without_seg_equal_the_image_model_of_transformers(small_sam: Sam2VideoModel, with_mask: bool) -> None:
+    config = small_sam.config
+    theirs = Sam2Model(
+        Sam2Config(
+            vision_config=config.vision_config.to_dict(),
+            prompt_encoder_config=config.prompt_encoder_config.to_dict(),
+            mask_decoder_config=config.mask_decoder_config.to_dict(),
+        )
+    ).eval()
+    # in float64, because random weights amplify the rounding of float32 to 1e-3
+    theirs.double()
+    small_sam.double()
+    assert theirs.load_state_dict(small_sam.state_dict(), strict=False).missing_keys == []
+    ours = copy.deepcopy(small_sam).eval()
+    use_own_encoder(ours)
+    use_own_decoder(ours)
+    pixels = random(1, 3, 128, 128).double()
+    logits = 8 * random(32, 32).double() if with_mask else None
+    points, positive = (
+        torch.tensor([[10.0, 20.0], [100.5, 64.25], [127.0, 0.0]]).double(),
+        torch.tensor([True, False, True]),
+    )
+    expected = theirs(
+        pixel_values=pixels,
+        input_points=points[None, None],
+        input_labels=positive[None, None].int(),
+        input_masks=None if logits is None else logits[None, None],
+    )
+    features = encode_images(ours, pixels)
+    decoded = decode_with_points(ours, features, torch.zeros(0, 128), points, positive, logits)
+    close(decoded.candidates, expected.pred_masks, 1e-5)
+    close(decoded.scores, expected.iou_scores, 1e-5)
+    close(decoded.object_scores, expected.object_score_logits[..., 0], 1e-5)
+    other = decode_with_points(ours, features, torch.zeros(0, 128), points, ~positive, logits)
+    assert (other.candidates - decoded.candidates).abs().max() > 1e-4

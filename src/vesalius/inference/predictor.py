@@ -11,10 +11,12 @@ from typing import Any, get_args
 
 import torch
 
-from vesalius.calls import check_kind, describe
+from vesalius.calls import check_kind, checked, describe
+from vesalius.clicks import Click
 from vesalius.errors import SettingError
 from vesalius.inference.feature_cache import CacheSettings, FeatureCache
 from vesalius.inference.loaded import LoadedSegmenter, device_settings
+from vesalius.inference.refinement import refine
 from vesalius.inference.tiles import TileSettings, decode_tiles
 from vesalius.inference.tta import check_phrases, check_whole_images, choose_views, decode_views, find_gain
 from vesalius.mask_maps import NO_MAPS, LowRes, Maps, Tiled
@@ -139,6 +141,21 @@ class Predictor(LoadedSegmenter):
         given = list(prompts)
         check_phrases(given, self.views)
         return super().check_prompts(given)
+
+    @checked
+    def refine(self, prediction: Prediction, points: Sequence[Click]) -> Prediction:
+        """A new prediction: the union of the prompt's objects, corrected by clicks; `prediction` is unchanged.
+
+        `prediction` comes from `predictor(image, prompt)`, or from an earlier `refine`, whose clicks remain in force.
+        `points` are ((x, y), True) in the structure and ((x, y), False) outside it, in pixels of the image. The mask has
+        every positive pixel and no negative one; its one object has the status ok, even if nothing is left of it.
+        Post-processing is applied before the clicks. SAM 2's point prompts are used where they are trained, with whole
+        images and without test-time augmentation; otherwise the logits near the clicks are changed.
+
+        SettingError for invalid points (`invalid_point`), for a failed prediction (`prediction_failed`), for one without
+        image (`no_image`), and for a prediction without [SEG] if no click is positive (`bad_value`).
+        """
+        return refine(self, prediction, points)
 
     def prepare(self, item: Item) -> Item:
         return Preprocessed(item.id, item.frames, item.prompts, inputs=self.processor.preprocess(item))

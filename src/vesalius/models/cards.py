@@ -91,6 +91,15 @@ class ModelCard(Settings):
     @property
     def has_random_memory(self) -> bool:
         """Whether SAM 2's memory has random weights: the first model of the ancestry had, and training uses no memory."""
+        return self._started_random
+
+    @property
+    def has_random_points(self) -> bool:
+        """Whether SAM 2's point and mask prompts have random weights: as for the memory, training uses none."""
+        return self._started_random
+
+    @property
+    def _started_random(self) -> bool:
         known: Any = self.lineage
         while isinstance(known, dict) and "start_lineage" in known:
             known = known["start_lineage"]

@@ -15,6 +15,9 @@ from torch.nn.functional import interpolate, linear
 from transformers import Sam2VideoModel
 from transformers.models.sam2.modeling_sam2 import Sam2VisionNeck
 
+MASK_LIMIT = 32.0
+"""Logits of a mask prompt are limited to +-32, as in SAM 2's image predictor."""
+
 
 @dataclass(frozen=True)
 class Features:
@@ -130,17 +133,48 @@ def decode_with_memory(sam: Sam2VideoModel, features: Features, remembered: torc
     return _decode(sam, remembered, fine, remembered.new_zeros(objects, 1, 0, channels))
 
 
+def decode_with_points(
+    sam: Sam2VideoModel,
+    features: Features,
+    embeddings: torch.Tensor,
+    points: torch.Tensor,
+    positive: torch.Tensor,
+    logits: torch.Tensor | None,
+) -> Decoded:
+    """Masks (1, 1, 3, ..) of one object on one image, from its [SEG] embeddings, points and an earlier mask.
+
+    `embeddings` float (k, c) may be empty; `points` float (p, 2) are (x, y) in pixels of the S x S input; `positive` bool
+    (p,); `logits` float (g, g) are those of the earlier mask, or None. The sparse prompts are the points, SAM 2's padding,
+    then the embeddings.
+    """
+    coarse = features.stride_16 + sam.no_memory_embedding.reshape(1, -1, 1, 1)
+    mask = None if logits is None else logits[None, None].clamp(-MASK_LIMIT, MASK_LIMIT).to(coarse.dtype)
+    sparse, dense = sam.prompt_encoder(points[None, None], positive[None, None].int(), None, mask)
+    sparse = torch.cat([sparse.to(coarse.dtype), embeddings[None, None].to(coarse.dtype)], dim=2)
+    return _decode_sparse(sam, coarse, [features.stride_4, features.stride_8], sparse, dense)
+
+
 def _decode(sam: Sam2VideoModel, coarse: torch.Tensor, fine: list[torch.Tensor], prompts: torch.Tensor) -> Decoded:
     """Masks for `prompts` (i, n, k, c) of k tokens each, on features of stride 16 and of the two finer strides."""
     images, objects = prompts.shape[:2]
     encoder = sam.prompt_encoder
     # SAM 2 adds two "not a point" tokens: its padding, and one for the absent point prompt
     no_points = encoder.not_a_point_embed.weight.expand(images, objects, 2, -1)
+    sparse = torch.cat([no_points, prompts.to(coarse.dtype)], dim=2)
+    dense = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand_as(coarse)
+    return _decode_sparse(sam, coarse, fine, sparse, dense)
+
+
+def _decode_sparse(
+    sam: Sam2VideoModel, coarse: torch.Tensor, fine: list[torch.Tensor], sparse: torch.Tensor, dense: torch.Tensor
+) -> Decoded:
+    """Masks for sparse prompts (i, n, k, c) and dense prompts (i, c, h, w)."""
+    images = sparse.shape[0]
     masks, scores, tokens, object_scores = sam.mask_decoder(
         image_embeddings=coarse,
         image_positional_embeddings=sam.get_image_wide_positional_embeddings().expand(images, -1, -1, -1),
-        sparse_prompt_embeddings=torch.cat([no_points, prompts.to(coarse.dtype)], dim=2),
-        dense_prompt_embeddings=encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand_as(coarse),
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
         multimask_output=True,
         high_resolution_features=fine,
     )
