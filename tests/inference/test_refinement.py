@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import ndimage
 from tests.codes import raises_code
 
 from vesalius import load_predictor
@@ -103,12 +102,11 @@ def test_cleaning_does_not_remove_a_click(opened: OpenedModel) -> None:
     assert base.area_px == 0
     refined = predictor.refine(base, [((30, 20), True)])
     assert is_right(refined)
-    assert ndimage.label(refined.mask, np.ones((3, 3)))[1] == 1
     assert is_right(predictor.refine(refined, [((5, 5), True)]))
 
 
 def test_tiles_are_corrected(opened: OpenedModel, with_points: None) -> None:
-    predictor = Predictor(opened, answer="force", tiles=TileSettings(size=32, overlap=0.25))
+    predictor = Predictor(opened, answer="force", tiles=TileSettings(sides=(32,)))
     refined = predictor.refine(predictor(IMAGE, "vessel"), [((10, 20), True), ((40, 30), False)])
     assert is_right(refined)
 

@@ -16,7 +16,14 @@ from vesalius.clicks import Click
 from vesalius.errors import SettingError
 from vesalius.inference.feature_cache import CacheSettings, FeatureCache
 from vesalius.inference.loaded import LoadedSegmenter, device_settings
-from vesalius.inference.refinement import refine
+from vesalius.inference.refinement import (
+    Decoded,
+    apply_clicks,
+    check_refinement,
+    decode_clicks,
+    empty_mask,
+    maps_before,
+)
 from vesalius.inference.tiles import TileSettings, decode_tiles
 from vesalius.inference.tta import check_phrases, check_whole_images, choose_views, decode_views, find_gain
 from vesalius.mask_maps import NO_MAPS, LowRes, Maps, Tiled
@@ -155,7 +162,26 @@ class Predictor(LoadedSegmenter):
         SettingError for invalid points (`invalid_point`), for a failed prediction (`prediction_failed`), for one without
         image (`no_image`), and for a prediction without [SEG] if no click is positive (`bad_value`).
         """
-        return refine(self, prediction, points)
+        image, clicks = check_refinement(prediction, points)
+        item = Item(prediction.id, image[None], (prediction.phrase or prediction.prompt,))
+        decoded = self._decode_clicks(prediction, item, clicks)
+        return apply_clicks(replace(prediction, cleaning=self.cleaning), image, clicks, decoded)
+
+    @torch.inference_mode()
+    def _decode_clicks(self, prediction: Prediction, item: Item, clicks: Sequence[Click]) -> Decoded:
+        before = maps_before(prediction)
+        # points prompt SAM 2 on the whole image, so maps of tiles and of averaged views are only changed near the clicks
+        whole = self.tiles is None and not self.views
+        if isinstance(before, LowRes) and whole and not self.model_card.has_random_points:
+            parameter = next(self.model.parameters())
+            batch = self.processor([item], answered=self.answer == "force").to(parameter.device, parameter.dtype)
+            seg = self.answer_batch(batch).seg.embedding
+            return decode_clicks(self.model, self.encode, batch.g_pixel_values[0], seg, clicks, before, item.size)
+        if len(before):
+            return before, ()
+        forced = copy(self)
+        forced.answer = "force"
+        return empty_mask(forced._predict_batch([item])[0], prediction.threshold), ()
 
     def prepare(self, item: Item) -> Item:
         return Preprocessed(item.id, item.frames, item.prompts, inputs=self.processor.preprocess(item))

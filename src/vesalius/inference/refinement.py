@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,42 +12,19 @@ from torch.nn.functional import interpolate
 from vesalius.calls import describe
 from vesalius.clicks import MARGIN, Click, check_clicks, correct, logit_of
 from vesalius.errors import SettingError
-from vesalius.mask_maps import Full, LowRes, Refined
+from vesalius.mask_maps import Full, LowRes, Maps, Refined
+from vesalius.masks import Size
 from vesalius.models.sam2 import decode_with_points, take_best
+from vesalius.models.textseg import Encode, TextSegModel
 from vesalius.notebook import check_picture
-from vesalius.types import Item, Prediction
+from vesalius.types import Prediction
 
-if TYPE_CHECKING:
-    from vesalius.inference.predictor import Predictor
-
-
-def refine(predictor: Predictor, prediction: Prediction, points: Sequence[Click]) -> Prediction:
-    """The prediction corrected by clicks, as `Predictor.refine` describes."""
-    image, clicks = _check(prediction, points)
-    before = prediction.maps.before if isinstance(prediction.maps, Refined) else prediction.maps
-    scores: tuple[float, ...] = ()
-    item = Item(prediction.id, image[None], (prediction.phrase or prediction.prompt,))
-    # points prompt SAM 2 on the whole image; maps of tiles and of averaged views are corrected directly
-    whole = isinstance(before, LowRes) and predictor.tiles is None and not predictor.views
-    if whole and not predictor.model_card.has_random_points:
-        before, scores = _decode_points(predictor, item, clicks, before)
-    elif not len(before):
-        before = _empty_mask(predictor, item, prediction.threshold)
-    plain = replace(
-        prediction,
-        status="ok",
-        maps=before,
-        scores=scores if len(scores) == len(before) else (),
-        cleaning=predictor.cleaning,
-        points=clicks,
-    )
-    logits = correct(_cleaned_logits(plain), image, clicks, prediction.threshold)
-    # cleaning could remove a clicked pixel, so it is not repeated
-    return replace(plain, maps=Refined(logits[None], before), scores=scores, cleaning=None)
+Decoded = tuple[Maps, tuple[float, ...]]
+"""The maps before the logits are changed near the clicks, and the predicted IoU if SAM 2 decoded them."""
 
 
-def _check(prediction: Prediction, points: Sequence[Click]) -> tuple[np.ndarray, tuple[Click, ...]]:
-    """The image and all clicks; SettingError as for `Predictor.refine`."""
+def check_refinement(prediction: Prediction, points: Sequence[Click]) -> tuple[np.ndarray, tuple[Click, ...]]:
+    """The image uint8 (h, w, 3) and all clicks, earlier ones first; SettingError as for `Predictor.refine`."""
     if not isinstance(prediction, Prediction):
         raise SettingError(
             f"refine corrects one prediction of predictor(image, prompt); got {describe(prediction)}",
@@ -74,42 +49,56 @@ def _check(prediction: Prediction, points: Sequence[Click]) -> tuple[np.ndarray,
     return check_picture(prediction.read_image(), prediction.size), clicks
 
 
-@torch.inference_mode()
-def _decode_points(
-    predictor: Predictor, item: Item, clicks: Sequence[Click], before: LowRes
-) -> tuple[LowRes, tuple[float, ...]]:
-    """The mask of SAM 2 for the [SEG] of the answer, the clicks and the mask before them, and its predicted IoU."""
-    processor, sam = predictor.processor, predictor.model.sam
-    parameter = next(predictor.model.parameters())
-    batch = processor([item], answered=predictor.answer == "force").to(parameter.device, parameter.dtype)
-    seg = predictor.answer_batch(batch).seg
-    side, (height, width) = processor.spec.sam_size, item.size
+def maps_before(prediction: Prediction) -> Maps:
+    """The model's maps of a prediction, without the changes near earlier clicks."""
+    return prediction.maps.before if isinstance(prediction.maps, Refined) else prediction.maps
+
+
+def decode_clicks(
+    model: TextSegModel,
+    encode: Encode,
+    square: torch.Tensor,
+    embeddings: torch.Tensor,
+    clicks: Sequence[Click],
+    before: LowRes,
+    size: Size,
+) -> Decoded:
+    """The mask of SAM 2 for [SEG] embeddings (k, c), clicks, and the mask before them, and its predicted IoU.
+
+    `square` float (3, S, S) is the image of `size` (h, w), resized; `before` may be empty.
+    """
+    side, (height, width) = square.shape[-1], size
     scaled = [(x * side / width, y * side / height) for (x, y), _ in clicks]
     earlier = None
     if len(before):
-        union = torch.from_numpy(before.logits.max(axis=0)).to(parameter.device)
+        union = torch.from_numpy(before.logits.max(axis=0)).to(square.device)
         cells = (side // 4, side // 4)
         earlier = interpolate(union[None, None], cells, mode="bilinear", antialias=True, align_corners=False)[0, 0]
     decoded = decode_with_points(
-        sam,
-        predictor.encode(sam, torch.stack(list(batch.g_pixel_values))),
-        seg.embedding,
-        torch.tensor(scaled, device=parameter.device),
-        torch.tensor([positive for _, positive in clicks], device=parameter.device),
+        model.sam,
+        encode(model.sam, square[None]),
+        embeddings,
+        torch.tensor(scaled, device=square.device),
+        torch.tensor([positive for _, positive in clicks], device=square.device),
         earlier,
     )
     best = take_best(decoded.candidates, decoded.scores)[0]
     return LowRes(best.float().cpu().numpy(), side), (float(decoded.scores.max()),)
 
 
-def _empty_mask(predictor: Predictor, item: Item, threshold: float) -> Full:
-    """Logits of the forced answer, all below the threshold: an empty mask that grows where the model expects one."""
-    forced = copy(predictor)
-    forced.answer = "force"
-    (answer,) = forced._predict_batch([item])
-    return Full(
-        np.minimum(answer.maps.full_logits(item.size).max(axis=0), np.float32(logit_of(threshold) - MARGIN))[None]
-    )
+def empty_mask(forced: Prediction, threshold: float) -> Full:
+    """Logits of a forced answer, all below the threshold: an empty mask that grows where the model expects one."""
+    most = np.float32(logit_of(threshold) - MARGIN)
+    return Full(np.minimum(forced.maps.full_logits(forced.size).max(axis=0), most)[None])
+
+
+def apply_clicks(prediction: Prediction, image: np.ndarray, clicks: tuple[Click, ...], decoded: Decoded) -> Prediction:
+    """The prediction of `decoded` with its union of objects cleaned, then changed near the clicks that it contradicts."""
+    before, scores = decoded
+    plain = replace(prediction, status="ok", maps=before, scores=(), points=clicks)
+    logits = correct(_cleaned_logits(plain), image, clicks, prediction.threshold)
+    # cleaning could remove a clicked pixel, so it is not repeated
+    return replace(plain, maps=Refined(logits[None], before), scores=scores, cleaning=None)
 
 
 def _cleaned_logits(prediction: Prediction) -> np.ndarray:
