@@ -44,15 +44,16 @@ def test_examples_of_docstrings_give_what_they_show(
 
 @pytest.mark.slow
 def test_examples_of_the_python_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_dataset(tmp_path / "demo" / "test", 2, seed=2, num_workers=0)
+    for seed, part in enumerate(("train", "val", "test")):
+        write_dataset(tmp_path / "demo" / part, 2, seed=seed, num_workers=0)
     first, second = sorted((tmp_path / "demo" / "test" / "images").iterdir())
     (tmp_path / "frame.png").write_bytes(first.read_bytes())
     (tmp_path / "other.png").write_bytes(second.read_bytes())
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     for block in blocks("docs/python.md", "python"):
-        if "Sa2VA-4B" not in block and " train(" not in block:  # a published model, and a long run
-            exec(block, names)
+        if "Sa2VA-4B" not in block:  # no published model is on this machine
+            exec(block.replace("steps=100", "steps=1").replace("steps=200", "steps=2"), names)
     assert (names["table"][1][0].id, names["table"][1][0].prompt) == ("other", "blood vessel")
     assert {each.name for each in Path("out").iterdir()} == {"mask.png", "overlay.png", "figure.png"}
 

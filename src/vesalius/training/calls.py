@@ -26,7 +26,8 @@ def train(recipe: str | Path | Mapping[str, Any] | RunSettings, *, overfit: int 
     stderr. SettingError for an unknown setting or a wrong value, DataError for data that cannot be used, TrainingError
     for a run that cannot start or learn, OutputError for a folder `out` that has another run.
 
-    >>> run = train("tiny", data={"train": "demo/train"}, minutes=None, steps=100, out="runs/mine")  # doctest: +SKIP
+    >>> recipe = {"model": "tiny", "trainable": "projector"}
+    >>> run = train(recipe, data={"train": "demo/train"}, steps=100, out="runs/mine")  # doctest: +SKIP
     """
     check_kind(overfit, int | None, "overfit", "a number of samples")
     settings = _settings(recipe, changes)
