@@ -95,9 +95,7 @@ def english_in(path: Path) -> list[str]:
 
 INTERNATIONAL = {"Dice", "IoU", "gIoU", "cIoU", "Holm", "augment"}
 """Words in templates that are the same in Chinese: metrics, a test, a setting."""
-SHARED_TITLES = {"Dice", "IoU", "clDice", "HD95", "ASSD"} | {
-    f"NSD at {n} {unit}" for n in (1, 2) for unit in ("px", "mm")
-}
+SHARED_TITLES = {"Dice", "IoU", "clDice", "HD95", "ASSD"}
 """Titles of metrics that are the same in Chinese."""
 COUNTED = {f"{{n}} {noun}{ending}" for noun in ("image", "group", "prediction") for ending in ("", "s")}
 """Counts within notes."""

@@ -30,7 +30,7 @@ def render(template: Path, values: Mapping[str, Any], **filters: Callable[..., A
     """The template rendered with `values`; `filters` are functions for `value | name` in the template.
 
     In a `.html.jinja` template every value is escaped, since ids, phrases and paths may contain HTML. The filters `t`
-    and `note` translate a text and a note into the current language. Raises jinja2.UndefinedError for a name without a
+    and `note` translate a text and a note into the current language; `colon` is its colon. Raises jinja2.UndefinedError for a name without a
     value.
     """
     environment = Environment(
@@ -44,7 +44,12 @@ def render(template: Path, values: Mapping[str, Any], **filters: Callable[..., A
     environment.filters.update(plural=plural, counted=counted, t=translate, note=translate_note, **filters)
     script = SCRIPT.read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-    environment.globals.update(language=current(), script=Markup(script), script_hash=f"sha256-{digest}")
+    environment.globals.update(
+        language=current(),
+        colon="：" if current() == "zh" else ": ",
+        script=Markup(script),
+        script_hash=f"sha256-{digest}",
+    )
     return environment.get_template(template.name).render(values)
 
 
