@@ -165,7 +165,7 @@ class Segmenter(Described):
 
     def refine(self, prediction: Prediction, points: Sequence[Click]) -> Prediction:
         """The prediction corrected by clicks; by default, SettingError (`not_supported`)."""
-        self._refuse("clicks correct only the masks of a text-prompted model")
+        self._refuse("clicks correct masks of a single text-prompted model")
 
     def check_video(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,14 @@ def is_right(prediction: Prediction) -> bool:
 
 
 @pytest.fixture(scope="module")
-def predictor(opened: OpenedModel) -> Predictor:
-    return Predictor(opened, answer="force")
+def untrained(opened: OpenedModel) -> OpenedModel:
+    """A model with random point prompts."""
+    return replace(opened, card=opened.card.model_copy(update={"lineage": {"start": RANDOM_START}}))
+
+
+@pytest.fixture(scope="module")
+def predictor(untrained: OpenedModel) -> Predictor:
+    return Predictor(untrained, answer="force")
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +88,11 @@ def test_sam_points_are_obeyed_and_give_a_score(predictor: Predictor, base: Pred
 
 @pytest.mark.parametrize("trained", [False, True])
 def test_an_answer_without_mask_needs_a_positive_click(
-    opened: OpenedModel, trained: bool, request: pytest.FixtureRequest
+    untrained: OpenedModel, trained: bool, request: pytest.FixtureRequest
 ) -> None:
     if trained:
         request.getfixturevalue("with_points")
-    predictor = Predictor(opened, answer="generate")
+    predictor = Predictor(untrained, answer="generate")
     none = predictor(IMAGE, "vessel")
     assert none.status == "no_seg"
     with raises_code(SettingError, "bad_value"):
@@ -96,8 +103,8 @@ def test_an_answer_without_mask_needs_a_positive_click(
     assert is_right(predictor.refine(refined, [((31, 40), True)]))
 
 
-def test_cleaning_does_not_remove_a_click(opened: OpenedModel) -> None:
-    predictor = Predictor(opened, answer="force", cleaning=Cleaning(drop_specks=4000), threshold=0.9)
+def test_cleaning_does_not_remove_a_click(untrained: OpenedModel) -> None:
+    predictor = Predictor(untrained, answer="force", cleaning=Cleaning(drop_specks=4000), threshold=0.9)
     base = predictor(IMAGE, "vessel")
     assert base.area_px == 0
     refined = predictor.refine(base, [((30, 20), True)])
@@ -131,7 +138,7 @@ def test_wrong_calls_are_refused(predictor: Predictor, base: Prediction) -> None
         frangi.refine(frangi(IMAGE, "vessel"), [((1, 1), True)])
 
 
-def test_points_are_random_where_the_model_began_with_random_weights(opened: OpenedModel) -> None:
+def test_points_are_random_where_the_model_began_with_random_weights() -> None:
     assert load_predictor("tiny").model_card.has_random_points
     assert ModelCard(kind="x", lineage={"start": f"{RANDOM_START} (seed 0)"}).has_random_points
     assert ModelCard(kind="x", lineage={"start_lineage": {"start": RANDOM_START}}).has_random_points
